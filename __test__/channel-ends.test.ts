@@ -28,7 +28,6 @@ test('a channel that cannot be watched is none, and its peer is told at once', (
     code: 'ERR_RINGFENCE_NO_SPACE',
     message: 'no descriptor is left',
   })
-  t.true(binding.told('close').length > 0)
   t.like(openArrived(binding.raw, HALF_OPEN, '@somewhere'), {
     code: 'NO_SPACE',
     message: 'no descriptor is left',
@@ -468,4 +467,59 @@ test.serial('a stream of a channel lets the event loop turn', async (t) => {
   t.deepEqual(binding.told('pullHeld'), [])
   await turns(2)
   t.true(binding.told('pullHeld').length > 0)
+})
+
+test.serial(
+  'a send that finds the end before its event loop was notified rejects, and is no unhandled rejection',
+  async (t) => {
+    for (const [code, answer, reason] of [
+      ['CLOSED', REFUSED, 'closed'],
+      ['PEER_LOST', REASONS.indexOf('exited'), 'exited'],
+      ['OBJECT_EXPOSED', 0, 'exposed'],
+      ['RING_CORRUPT', 0, 'corrupt'],
+    ] as const)
+      for (const size of [10, 20_000]) {
+        const { binding, channel } = open()
+        binding.fail(size === 10 ? 'flush' : 'send', code)
+        binding.answers['listen'] = answer
+        const unhandled: unknown[] = []
+        const hear = (error: unknown) => void unhandled.push(error)
+        process.on('unhandledRejection', hear)
+        void channel.send(Buffer.alloc(size))
+        await turns(2)
+        process.off('unhandledRejection', hear)
+        t.deepEqual(unhandled, [], code)
+        t.is(await channel.closed, reason)
+        await t.throwsAsync(channel.send('late'), { code: `ERR_RINGFENCE_${code}` })
+      }
+  },
+)
+
+test('no end of its own sending changes why a channel has ended', async (t) => {
+  for (const [reason, code] of [
+    ['exposed', 'OBJECT_EXPOSED'],
+    ['corrupt', 'RING_CORRUPT'],
+    ['exited', 'PEER_LOST'],
+  ] as const)
+    for (const order of ['end first', 'end last', 'after the peer’s end'] as const) {
+      const { binding, channel } = open({ busyPoll: 0, allowHalfOpen: false })
+      if (order === 'after the peer’s end') {
+        // Everything was read, and that is told once the channel has ended.
+        binding.from.ended = true
+        t.true(channel.readableEnded)
+      }
+      binding.ring.room = 0
+      void channel.send('waits')
+      const ending = order === 'end first' ? channel.end() : undefined
+      if (reason === 'corrupt') {
+        binding.fail('sendToken', 'RING_CORRUPT')
+        t.throws(() => channel.sendToken(1))
+      } else binding.end(reason, 1)
+      t.is(await channel.closed, reason)
+      await ending
+      if (order === 'end last') await channel.end()
+      if (order === 'after the peer’s end') t.is(await channel.receive(), null)
+      await t.throwsAsync(channel.send('late'), { code: `ERR_RINGFENCE_${code}` }, `${reason}, ${order}`)
+      await t.throwsAsync(channel.writable(), { code: `ERR_RINGFENCE_${code}` })
+    }
 })

@@ -1,12 +1,12 @@
 import { openSync, readFileSync, writeSync, closeSync } from 'node:fs'
 
 import test, { type ExecutionContext } from 'ava'
-import { join, RingfenceError, type Channel } from 'ringfence'
+import { join, member, RingfenceError, type Channel } from 'ringfence'
 
-import { addressOf, isBound, kinds, untilBound } from './support/address.js'
+import { abstractAddress, addressOf, isBound, kinds, untilBound } from './support/address.js'
 import { pattern } from './support/bytes.js'
-import { joinHere, pair, Partner } from './support/partner.js'
-import { isPending } from './support/until.js'
+import { joinHere, pair, Partner, type PartnerError } from './support/partner.js'
+import { isPending, turns, until } from './support/until.js'
 
 const closed = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_CLOSED' } as const
 const lost = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_PEER_LOST' } as const
@@ -90,22 +90,110 @@ for (const first of ['here', 'there'] as const) {
   )
 }
 
-test.serial('a send after an end of a channel that is closed is refused, and is no unhandled rejection', async (t) => {
-  for (const way of ['close', 'kill'] as const) {
+/** Rejections without a handler, of what a deed has begun. */
+async function unhandledOf(deed: () => void): Promise<unknown[]> {
+  const unhandled: unknown[] = []
+  const hear = (error: unknown) => void unhandled.push(error)
+  process.on('unhandledRejection', hear)
+  deed()
+  await turns(2)
+  process.off('unhandledRejection', hear)
+  return unhandled
+}
+
+test.serial('a send on a channel that has ended says why, and is no unhandled rejection', async (t) => {
+  for (const [way, error] of [
+    ['close', closed],
+    ['kill', lost],
+  ] as const) {
     const { channel, partner } = await pair(t)
     if (way === 'close') await channel.close()
     else await partner.kill()
     await channel.closed
-    await channel.end()
-    const unhandled: unknown[] = []
-    const hear = (error: unknown) => void unhandled.push(error)
-    process.on('unhandledRejection', hear)
-    void channel.send('late')
-    await new Promise((resolve) => setImmediate(resolve))
-    process.off('unhandledRejection', hear)
-    t.deepEqual(unhandled, [])
-    await t.throwsAsync(channel.send('late'), closed)
+    for (const end of [() => {}, () => channel.end()]) {
+      await end()
+      t.deepEqual(await unhandledOf(() => void channel.send('late')), [], way)
+      await nothingIsSent(t, channel, error)
+    }
   }
+})
+
+test.serial('a send that this side’s own end refuses is unhandled, as any mistake', async (t) => {
+  const { channel } = await pair(t)
+  await channel.end()
+  let late!: Promise<void>
+  t.is((await unhandledOf(() => void (late = channel.send('late')))).length, 1)
+  await t.throwsAsync(late, closed)
+})
+
+for (const kind of ['channel', 'typed channel'] as const) {
+  test.serial(`a ${kind} whose sends nobody waits for ends no process, whatever becomes of its peer`, async (t) => {
+    const ways: [title: string, deed: (channel: Channel) => unknown][] = [
+      ['end', (channel) => channel.end()],
+      ['close', (channel) => channel.close()],
+    ]
+    for (const [way, deed] of ways) {
+      const { channel, partner } = await pair(t, { options: { capacity: 4096 } })
+      await partner.run((kit, isTyped) => {
+        const { channel: there, keep, ringfence } = kit
+        const typed = there.with(ringfence.json<string>())
+        const send = () => {
+          // None of these promises has a handler.
+          if (isTyped) void typed.send('x'.repeat(400))
+          else void there.send('x'.repeat(400))
+          void there.writable(100)
+          keep['sent'] = ((keep['sent'] as number | undefined) ?? 0) + 1
+        }
+        keep['timer'] = setInterval(() => {
+          for (let number = 0; number < 10; number += 1) send()
+        }, 1)
+      }, kind === 'typed channel')
+      const sent = () => partner.run(({ keep }) => (keep['sent'] as number | undefined) ?? 0)
+      const buffered = () => partner.run(({ channel: there }) => there.bufferedAmount)
+      await until(async () => (await buffered()) > 4096, 'the ring is full')
+      await deed(channel)
+      // It is told of the end, with messages in line.
+      const told = await partner.run(({ channel: there }) => there.receive())
+      t.is(told, null, way)
+      const before = await sent()
+      await until(async () => (await sent()) > before + 50, 'it sends on')
+      const code = way === 'end' ? 'ERR_RINGFENCE_CLOSED' : /PEER_LOST|CLOSED/
+      const late = await t.throwsAsync<PartnerError>(partner.run(({ channel: there }) => there.send('late')))
+      t.regex(late!.code!, new RegExp(code), 'one that is waited for')
+      t.throws(() => channel.sendToken(-1), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
+      await channel.close()
+      await partner.run(({ channel: there }) => there.closed)
+      const after = await sent()
+      await until(async () => (await sent()) > after + 50, 'it sends on after the end')
+      await partner.run(({ keep }) => clearInterval(keep['timer'] as NodeJS.Timeout))
+      await partner.kill()
+    }
+  })
+}
+
+test.serial('what is sent while this side closes, or leaves, ends no process', async (t) => {
+  const { channel } = await pair(t, { options: { capacity: 4096 } })
+  fill(channel, 500)
+  const last = channel.send('last')
+  const lingering = channel.close({ linger: 60_000 })
+  t.deepEqual(await unhandledOf(() => void channel.send('late')), [])
+  await t.throwsAsync(channel.send('late'), closed)
+  await channel.close()
+  await t.throwsAsync(last, closed)
+  await lingering
+
+  const address = abstractAddress()
+  const membership = await member(address)
+  const partner = await Partner.start(t)
+  await partner.run(async (kit, where) => {
+    kit.keep['membership'] = await kit.ringfence.member(where)
+  }, address)
+  const partners = membership[Symbol.asyncIterator]()
+  const own = (await partners.next()).value as Channel
+  const leaving = membership.leave()
+  t.deepEqual(await unhandledOf(() => void own.send('late')), [])
+  await leaving
+  await t.throwsAsync(own.send('late'), closed)
 })
 
 test.serial('end resolves once everything that was sent before is in the ring', async (t) => {

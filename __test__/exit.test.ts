@@ -4,9 +4,10 @@ import { readdirSync } from 'node:fs'
 import { dirname } from 'node:path'
 
 import test from 'ava'
-import { subscribe } from 'ringfence'
+import { member, subscribe } from 'ringfence'
 
 import { namedAddress, untilBound } from './support/address.js'
+import { urlOf } from './support/inside.js'
 import { joinHere, Partner } from './support/partner.js'
 import type { Kit } from './support/partner-process.js'
 
@@ -172,4 +173,47 @@ test('many channels are one listener of the exit, and none of a closed one stays
     return { more: process.listenerCount('exit') - before, warnings }
   }, address)
   t.deepEqual(counts, { more: 1, warnings: [] })
+})
+
+test('a package that is loaded again and again is one listener of the exit, which each of its copies has', async (t) => {
+  const address = namedAddress(t)
+  const partner = await Partner.start(t)
+  partner.mayFail()
+  const more = await partner.run(
+    async (_, url, where) => {
+      const before = process.listenerCount('exit')
+      for (let copy = 0; copy < 12; copy += 1) {
+        const loaded = (await import(`${url}?copy=${copy}`)) as typeof import('ringfence')
+        await loaded.listen(`${where}.${copy}`)
+        const publisher = await loaded.publish(`${where}.${copy}.published`)
+        await publisher.send('one')
+      }
+      return process.listenerCount('exit') - before
+    },
+    urlOf('index.js'),
+    address,
+  )
+  t.is(more, 1)
+  t.true(readdirSync(dirname(address)).length >= 24)
+  void partner.run(() => process.exit(3))
+  t.deepEqual(await partner.exited, { code: 3, signal: null })
+  t.deepEqual(readdirSync(dirname(address)), [])
+})
+
+test('what a member has filled is in the ring before the exit has it leave', async (t) => {
+  const address = namedAddress(t)
+  const partner = await Partner.start(t)
+  partner.mayFail()
+  const here = await member(address)
+  t.teardown(() => here.leave())
+  void partner.run(async (kit, where) => {
+    const { value: channel } = await (await kit.ringfence.member(where))[Symbol.asyncIterator]().next()
+    channel!.fill(64, (bytes, offset) => {
+      bytes[offset] = 7
+      return 1
+    })
+    process.exit(3)
+  }, address)
+  const { value: channel } = await here[Symbol.asyncIterator]().next()
+  t.deepEqual(await channel!.receive(), Buffer.from([7]))
 })

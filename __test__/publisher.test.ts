@@ -250,13 +250,13 @@ test.serial('end sends what was sent before, and then the end', async (t) => {
   other.below.tell(FAILED)
   t.is(await other.publisher.closed, 'closed')
 
-  // One that is closed has nothing to end.
+  // One that is closed has nothing to end, and says so still.
   const third = await published(t)
   await third.publisher.close()
   third.below.since()
   await third.publisher.end()
   t.deepEqual(third.below.since(), [])
-  t.regex((await t.throwsAsync<Error>(third.publisher.send('late')))!.message, /has ended/)
+  t.regex((await t.throwsAsync<Error>(third.publisher.send('late')))!.message, /is closed/)
   const unhandled = new Set<unknown>()
   const hear = (error: unknown) => void unhandled.add(error)
   process.on('unhandledRejection', hear)
@@ -322,8 +322,11 @@ test.serial('who opens its memory ends it, and that is told', async (t) => {
     t.is(await one.closed, 'exposed')
     await turn()
     t.deepEqual(told, ['7 comes', 'gone: exposed', 'exposed'])
-    const error = await t.throwsAsync<RingfenceError>(publisher.send('late'), codeOf('OBJECT_EXPOSED'))
-    t.regex(error!.message, /the publisher is closed/)
+    for (const end of [() => {}, () => publisher.end()]) {
+      await end()
+      const error = await t.throwsAsync<RingfenceError>(publisher.send('late'), codeOf('OBJECT_EXPOSED'))
+      t.regex(error!.message, /the publisher is closed/)
+    }
   }
 })
 

@@ -517,3 +517,28 @@ test('an end lets those go who wait for all to be through', async (t) => {
   }
   t.deepEqual(idle.ring.got, [])
 })
+
+test.serial('a long line gets into the ring at the same cost for each message as a short one', async (t) => {
+  const message = pattern(0, 600)
+  const ways: [title: string, wait: (queue: Opened['queue']) => Promise<void>][] = [
+    ['sends', (queue) => queue.send(message)],
+    ['waits for room', (queue) => queue.writable(100)],
+  ]
+  /** Microseconds of this process's time that each takes, once there is room. */
+  const costOf = async (count: number, wait: (queue: Opened['queue']) => Promise<void>) => {
+    const { ring, queue } = open(4096)
+    fillBut(ring, queue, 16)
+    const waiting = Array.from({ length: count }, () => wait(queue))
+    ring.room = Infinity
+    const before = process.cpuUsage()
+    queue.pump()
+    await Promise.all(waiting)
+    const { user, system } = process.cpuUsage(before)
+    return (user + system) / count
+  }
+  for (const [title, wait] of ways) {
+    await costOf(5000, wait)
+    const [few, many] = [await costOf(5000, wait), await costOf(100_000, wait)]
+    t.true(many < 3 * Math.max(few, 2), `${title}: ${few} µs each of few, ${many} of many`)
+  }
+})

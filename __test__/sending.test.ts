@@ -484,3 +484,39 @@ for (const [size, most] of [
     t.true(fired, `${count} messages`)
   })
 }
+
+test.serial('what only looks like bytes is INVALID_ARGUMENT by the promise, and nothing is sent for it', async (t) => {
+  const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' }
+  const { channel, partner } = await pair(t)
+  const fail = () => {
+    throw new Error('of the caller')
+  }
+  const revoked = Proxy.revocable(new Uint8Array(8), {})
+  revoked.revoke()
+  const hostile: [title: string, message: object][] = [
+    ['a proxy of bytes', new Proxy(new Uint8Array(8), {})],
+    ['a proxy of a Buffer', new Proxy(Buffer.alloc(8), {})],
+    ['a proxy that throws', new Proxy({}, { getPrototypeOf: fail, get: fail })],
+    ['a proxy that was revoked', revoked.proxy],
+    ['an accessor that throws', Object.defineProperty(new Uint8Array(8), 'length', { get: fail })],
+    ['a class that throws', new (class extends Uint8Array { override get length(): number { return fail() as never } })(8)], // prettier-ignore
+    ['no bytes, of their prototype', Object.create(Uint8Array.prototype) as object],
+  ]
+  for (const [title, value] of hostile) {
+    const message = value as Uint8Array
+    await t.notThrowsAsync(channel.send('before'), title)
+    let sent!: Promise<void>
+    t.notThrows(() => (sent = channel.send(message)), title)
+    await t.throwsAsync(sent, invalid, title)
+    t.throws(() => channel.trySend(message), invalid, title)
+    await t.throwsAsync(channel.with({ encode: () => message, decode: () => 0 }).send(0), invalid, title)
+  }
+  // One that has another length than its own is sent as it is.
+  for (const length of ['8', 3n, -1, {}, NaN, 1e9]) {
+    const message = Object.defineProperty(Buffer.from('honest'), 'length', { value: length })
+    await channel.send(message)
+  }
+  await channel.send('last')
+  const there = await readThere(partner, hostile.length + 7)
+  t.deepEqual(there.map(String), [...hostile.map(() => 'before'), ...Array.from({ length: 6 }, () => 'honest'), 'last'])
+})

@@ -50,8 +50,6 @@ const exposed = () =>
   )
 const refusedHere = () =>
   new RingfenceError('CLOSED', 'the channel was closed: its peer is no longer who the policy asks for')
-/** This side has ended the channel: what a caller is told then is not the peer's doing. */
-const ENDED_HERE: ReadonlySet<() => RingfenceError> = new Set([closedHere, refusedHere])
 const endedHere = () => new RingfenceError('CLOSED', 'this side has ended its sending')
 const endedWithPeer = () =>
   new RingfenceError(
@@ -120,6 +118,8 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   /** What a call gets once the channel has ended. */
   #whyOver = closedHere
   #ending: Promise<void> | null = null
+  /** The peer has ended it, by its close or its exit: what it had sent before can still be read. */
+  #outlives = false
   /** How the peer was gone without having ended its sending, as the binding's `isCut` says. */
   #cut = 0
   /** The membership that made it closes it. */
@@ -452,7 +452,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   #endSending(why: () => RingfenceError): Promise<void> {
     if (this.#ending === null) {
       this.#whyEnded = why
-      this.#sendQueue.refuse(why)
+      this.#sendQueue.refuse(why, why === endedWithPeer)
       this.#ending = this.#sendQueue.empty().then(() => {
         this.#sendQueue.shut(why, false)
         if (this.#reason === null) this.#settle(this.#native.end(), this.#whyEnded)
@@ -468,7 +468,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   #endWithPeer(): void {
     if (this.#allowHalfOpen || this.#isCutNow() !== 0) return
     if (this.#reason === null) void this.#endSending(endedWithPeer)
-    else if (this.#ending === null && !ENDED_HERE.has(this.#whyOver)) this.#sendQueue.shut(endedWithPeer, true)
+    else if (this.#ending === null && this.#outlives) this.#sendQueue.shut(endedWithPeer, true)
   }
 
   /** What the peer had left is read, or nobody is to read it. */
@@ -607,7 +607,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   #depart(): () => void {
     if (this.#reason !== null) return () => {}
     this.#sendQueue.pump()
-    this.#sendQueue.refuse(closedHere)
+    this.#sendQueue.refuse(closedHere, true)
     this.#departing = true
     return () => this.#finish('closed', closedHere)
   }
@@ -640,8 +640,8 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       this.#finish('corrupt', () => new RingfenceError('RING_CORRUPT', error.message, { cause: error }))
     } else if (error.code === 'ERR_RINGFENCE_OBJECT_EXPOSED') {
       this.#finish('exposed', exposed)
-    } else if (error.code === 'ERR_RINGFENCE_PEER_LOST') {
-      // Noticed by a call before the event loop heard of it.
+    } else if (error.code === 'ERR_RINGFENCE_PEER_LOST' || error.code === 'ERR_RINGFENCE_CLOSED') {
+      // Noticed by a call before the event loop was notified.
       this.#hear()
     } else if (error.code === 'ERR_RINGFENCE_UNSUPPORTED') {
       this.#finish('closed', () => error)
@@ -652,6 +652,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   #finish(reason: CloseReason, unsendable: () => RingfenceError, outlives = false): void {
     if (this.#reason !== null) return
     this.#reason = reason
+    this.#outlives = outlives
     if (outlives) this.#native.outlive()
     else this.#native.close()
     this.#sendQueue.shut(unsendable, true)
@@ -671,16 +672,9 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
 /** A channel over what the binding has made. */
 export function openChannel(raw: RawChannel, settings: ChannelSettings, address: string | null): Channel {
-  const native = withOperations(raw)
-  try {
-    const channel = make(native, settings)
-    tellOpen(channel, address)
-    return channel
-  } catch (error) {
-    // There was no memory for it. The peer must be told now, and not when the garbage is collected.
-    native.close()
-    throw error
-  }
+  const channel = make(withOperations(raw), settings)
+  tellOpen(channel, address)
+  return channel
 }
 
 /** As {@link openChannel}, for one that has come by itself: where it cannot be had, that is a refusal like any other. */
@@ -688,6 +682,8 @@ export function openArrived(raw: RawChannel, settings: ChannelSettings, address:
   try {
     return openChannel(raw, settings, address)
   } catch (error) {
+    // The peer must be told now, and not when the garbage is collected.
+    withOperations(raw).close()
     const { message, code } = error as RingfenceError
     return { code: code.replace('ERR_RINGFENCE_', ''), message, identity: raw.peer } as Failure
   }

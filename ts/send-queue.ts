@@ -10,11 +10,13 @@
 import { isAnyArrayBuffer, isTypedArray, isUint8Array } from 'node:util/types'
 
 import { defer, within, type Deferred } from './deferred.js'
-import { fromFailure, invalid, show, type RingfenceError } from './errors.js'
+import { RingfenceError, fromFailure, invalid, show } from './errors.js'
+import { flushAtExit, noticeExit } from './exit.js'
 import { FlushPromise } from './flush-promise.js'
 import { allocate, allocateEmpty, allocateSharedEmpty } from './memory.js'
 import { FAILED, FLAGS, HEADER, WHOLE, type NativeSender } from './native.js'
 import { fairness } from './fairness.js'
+import { Line, Place } from './line.js'
 import { timers } from './timers.js'
 import type { BufferSource, Reservation } from './types.js'
 
@@ -48,6 +50,7 @@ const SCRATCH = 4096
 /** Looked up once: Node 20 looks for what typed arrays inherit in each call (3 ns of a `send`'s 17, measured). */
 const put = Uint8Array.prototype.set
 const lookAt = Uint8Array.prototype.at
+const lengthOf = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(Uint8Array.prototype), 'length')!.get!
 
 /** What `Buffer.write` calls for UTF-8, after it has looked at its arguments; half as dear as a Buffer of the text. */
 const writeText = (Buffer.prototype as unknown as { utf8Write(this: Buffer, text: string, at: number): number })
@@ -65,17 +68,25 @@ interface Told {
 }
 
 /** Something in line: records, or one message too long to be staged. */
-interface Parcel {
-  bytes: Uint8Array
-  packed: boolean
-  /** How much of it is in the ring. */
-  sent: number
-  told: Told[]
+class Parcel extends Place {
+  constructor(
+    readonly bytes: Uint8Array,
+    readonly packed: boolean,
+    /** Bytes of it that are in the ring. */
+    public sent: number,
+    readonly told: Told[],
+  ) {
+    super()
+  }
 }
 
 /** A caller that waits for room. */
-interface Asking extends Deferred {
-  size: number
+class Asking extends Place {
+  readonly told = defer()
+
+  constructor(readonly size: number) {
+    super()
+  }
 }
 
 export class SendQueue {
@@ -112,11 +123,11 @@ export class SendQueue {
   /** The last that is told after another, until it was. */
   #behind: Deferred | null = null
   /** In line before the arena. */
-  #line: Parcel[] = []
+  readonly #line = new Line<Parcel>()
   /** Payload in the arena and the line that is not in the ring yet. */
   #buffered = 0
   #spare: Uint8Array | null = null
-  #asking: Asking[] = []
+  readonly #asking = new Line<Asking>()
   #whenEmpty: (() => void)[] = []
   /** Sends that had to wait for room, and were told since how that ended. */
   #waits = 0
@@ -128,7 +139,9 @@ export class SendQueue {
   #full = 0
   /** Why nothing can be sent now: a reservation, or an end. */
   #shut: (() => RingfenceError) | null = null
-  /** The channel has ended, and says so itself. */
+  /** `#shut` is nothing that the caller has done: a rejection with it ends no process, though no handler was added. */
+  #isQuiet = false
+  /** The channel has ended, which `closed` tells. `#shut` says why, and stays. */
   #over = false
   /** A caller is filling memory in place. */
   #filling = false
@@ -145,6 +158,9 @@ export class SendQueue {
   /** Room that is worth another go, in bytes. */
   readonly #worthwhile: number
   readonly #failed: (error: RingfenceError) => void
+  readonly #process = noticeExit()
+  /** Messages that were filled are put into the ring as the process exits, since their caller has been promised that. */
+  #forgetExit: (() => void) | null = null
 
   /**
    * @param failed - Called with the failures of the binding that are not the caller's fault.
@@ -158,12 +174,11 @@ export class SendQueue {
     this.#enough = Math.min(ARENA, native.capacity / 8)
     this.#worthwhile = Math.min(native.capacity / 16, native.maxAtOnce)
     this.#failed = failed
-    hearOfExit()
   }
 
   /** Everything that was sent is in the ring. */
   get isEmpty(): boolean {
-    return this.#from === this.#to && this.#line.length === 0
+    return this.#from === this.#to && this.#line.isEmpty
   }
 
   /** Bytes of messages that are not in the ring yet. */
@@ -183,7 +198,7 @@ export class SendQueue {
   }
 
   #waiting(): number {
-    return this.#line.reduce((sum, { told }) => sum + told.length, this.#single.length)
+    return this.#line.places.reduce((sum, { told }) => sum + told.length, this.#single.length)
   }
 
   /** What is in line waits for room. */
@@ -205,19 +220,8 @@ export class SendQueue {
   }
 
   send(message: BufferSource | string): Promise<void> {
-    if (this.#shut === null && !this.#eager && message instanceof Uint8Array) {
-      const { length } = message
-      const at = this.#to
-      const next = at + HEADER + ((length + 7) & ~7)
-      // One without a byte may be one that was taken away.
-      if (length > 0 && length <= this.#stagedAtMost && next <= this.#sure) {
-        this.#words[at >>> 2] = length
-        this.#words[(at >>> 2) + 1] = FLAGS
-        put.call(this.#arena, message, at + HEADER)
-        this.#to = next
-        this.#buffered += length
-        return this.#shared === null ? this.#begin() : this.#shared.promise
-      }
+    if (this.#shut === null && !this.#eager && this.#takes(message)) {
+      return this.#shared === null ? this.#begin() : this.#shared.promise
     }
     if (typeof message === 'string' && this.#shut === null && !this.#eager) {
       // A character takes three bytes at most; those beyond the first 65,535 take two units of the string and four bytes.
@@ -233,6 +237,27 @@ export class SendQueue {
       }
     }
     return this.#sendOther(message)
+  }
+
+  /** Takes bytes into the arena that surely find room, as nearly all do. A proxy and an accessor of the caller's may throw here. */
+  #takes(message: unknown): boolean {
+    try {
+      if (!(message instanceof Uint8Array)) return false
+      const { length } = message
+      const at = this.#to
+      const next = at + HEADER + ((length + 7) & ~7)
+      // One without a byte may be one that was taken away.
+      if (typeof length !== 'number' || !(length > 0) || length > this.#stagedAtMost || next > this.#sure) return false
+      this.#words[at >>> 2] = length
+      this.#words[(at >>> 2) + 1] = FLAGS
+      put.call(this.#arena, message, at + HEADER)
+      this.#to = next
+      this.#buffered += length
+      return true
+    } catch {
+      // The other way in says what is wrong with it.
+      return false
+    }
   }
 
   /** The first message in the arena: those that follow, and surely find room, share its promise. */
@@ -268,11 +293,15 @@ export class SendQueue {
       }
       return this.#eager || length > this.#stagedAtMost ? this.#sendNow(bytes) : this.#stage(bytes)
     } catch (error) {
-      const broken = Promise.reject(error as Error)
-      // The channel's end is told by `closed`; that a call was wrong is told here alone.
-      if (this.#over && (error as RingfenceError).code !== 'ERR_RINGFENCE_INVALID_ARGUMENT') broken.catch(ignore)
-      return broken
+      return this.#rejects(error as Error)
     }
+  }
+
+  /** An end of the channel, or of the peer, needs no handler. That a call was wrong is told by its promise alone. */
+  #rejects(error: Error): Promise<never> {
+    const broken = Promise.reject(error)
+    if (this.#isQuiet && (error as RingfenceError).code !== 'ERR_RINGFENCE_INVALID_ARGUMENT') broken.catch(ignore)
+    return broken
   }
 
   /** Into the arena, whether the ring has room for it or not. */
@@ -348,12 +377,7 @@ export class SendQueue {
     own ??= this.#memoryFor(bytes.length)
     // What is in the ring is not looked at again.
     put.call(own, new Uint8Array(bytes.buffer, bytes.byteOffset + sent, bytes.length - sent), sent)
-    this.#line.push({
-      bytes: own,
-      packed: false,
-      sent,
-      told: [this.#toBeTold(bytes.length, told)],
-    })
+    this.#line.push(new Parcel(own, false, sent, [this.#toBeTold(bytes.length, told)]))
     this.#buffered += bytes.length - sent
     this.pump()
     return told.promise
@@ -387,7 +411,7 @@ export class SendQueue {
       }
       const copy = this.#memoryFor(this.#to - from)
       put.call(copy, this.#arena.subarray(from, this.#to))
-      this.#line.push({ bytes: copy, packed: true, sent: 0, told })
+      this.#line.push(new Parcel(copy, true, 0, told))
     }
     this.#from = this.#to = this.#sure = 0
     this.#shared = null
@@ -421,7 +445,7 @@ export class SendQueue {
     this.#words[(this.#to >>> 2) + 1] = FLAGS
     this.#to = start + ((length + 7) & ~7)
     this.#buffered += length
-    if (!this.#scheduled || exits) this.#flushSoon()
+    if (!this.#scheduled || this.#process.isExiting) this.#flushSoon()
     return true
   }
 
@@ -433,11 +457,11 @@ export class SendQueue {
   }
 
   #flushSoon(): void {
-    if (exits) {
+    if (this.#process.isExiting) {
       this.pump()
       return
     }
-    filled.add(this)
+    this.#forgetExit ??= flushAtExit(() => this.pump())
     this.#schedule()
   }
 
@@ -539,12 +563,12 @@ export class SendQueue {
         this.#native.reserve(size, OWN_MEMORY)
         throw this.#failure()
       }
-      const asking: Asking = { size, ...defer() }
+      const asking = new Asking(size)
       this.#asking.push(asking)
       this.pump()
-      return asking.promise
+      return asking.told.promise
     } catch (error) {
-      return Promise.reject(error as Error)
+      return this.#rejects(error as Error)
     }
   }
 
@@ -560,7 +584,7 @@ export class SendQueue {
    * there is nothing to wait for, and a caller goes on within its call.
    */
   linger(milliseconds: number, refusal: () => RingfenceError, over: Promise<unknown>): Promise<void> | null {
-    this.refuse(refusal)
+    this.refuse(refusal, true)
     const empty = this.empty()
     if (milliseconds <= 0 || this.isEmpty) return null
     return within(milliseconds, empty, over)
@@ -582,8 +606,7 @@ export class SendQueue {
 
   /** `false`: the ring is full, or something failed. */
   #pumpLine(): boolean {
-    while (this.#line.length > 0) {
-      const parcel = this.#line[0]!
+    for (let parcel = this.#line.first; parcel !== null; parcel = this.#line.first) {
       const { bytes, packed } = parcel
       this.#forgetRoom()
       const result = packed
@@ -660,8 +683,7 @@ export class SendQueue {
   }
 
   #pumpAsking(): void {
-    while (this.#asking.length > 0) {
-      const asking = this.#asking[0]!
+    for (let asking = this.#asking.first; asking !== null; asking = this.#asking.first) {
       const room = this.#native.hasRoom(asking.size)
       if (room === FAILED) {
         this.#fail()
@@ -673,7 +695,7 @@ export class SendQueue {
       }
       this.#asking.shift()
       this.#turns = 0
-      this.#tell(asking)
+      this.#tell(asking.told)
     }
   }
 
@@ -749,23 +771,26 @@ export class SendQueue {
   }
 
   /**
-   * Nothing is sent any more. Callers that wait are told why, and so are later calls. `over`: the channel has ended, which `closed`
-   * tells; a rejection without a handler then ends no process. That stays so, whatever end of this side's own sending comes after it.
+   * Nothing is sent any more: callers that wait are told why, and so are later calls.
+   *
+   * @param over - The channel has ended. No end of this side's own sending that comes after it changes the reason.
    */
   shut(why: () => RingfenceError, over: boolean): void {
+    if (this.#over && !over) return
     this.#shut = why
     this.#over ||= over
+    this.#isQuiet ||= over
     this.#waits = this.waits
     this.#isFullNoMore()
-    if (over) filled.delete(this)
-    const told = [...this.#line.flatMap((parcel) => parcel.told), ...this.#single].map((each) => each.told)
-    if (this.#shared !== null) told.push(this.#shared)
-    const waiting = [...told, ...this.#asking]
-    this.#line = []
+    if (over) this.#forgetExit?.()
+    const waiting: (FlushPromise | Deferred)[] = []
+    for (const { told } of this.#line.clear()) for (const each of told) waiting.push(each.told)
+    for (const { told } of this.#single) waiting.push(told)
+    if (this.#shared !== null) waiting.push(this.#shared)
+    for (const { told } of this.#asking.clear()) waiting.push(told)
     this.#buffered = 0
     this.#turning = false
     this.#spare = null
-    this.#asking = []
     this.#shared = null
     this.#single = []
     this.#from = this.#to = 0
@@ -773,33 +798,41 @@ export class SendQueue {
     if (waiting.length > 0) {
       const error = why()
       for (const each of waiting) {
-        if (over) each.promise.catch(ignore)
+        if (this.#isQuiet) each.promise.catch(ignore)
         each.reject(error)
       }
     }
     for (const empty of this.#whenEmpty.splice(0)) empty()
   }
 
-  /** Nothing new is sent any more; what was sent before goes on. */
-  refuse(why: () => RingfenceError): void {
+  /**
+   * Nothing new is sent any more; what was sent before goes on.
+   *
+   * @param isQuiet - This is nothing that the caller has done to its own sending: a later send needs no handler for its rejection.
+   */
+  refuse(why: () => RingfenceError, isQuiet: boolean): void {
+    if (this.#over) return
     this.#shut = why
+    this.#isQuiet ||= isQuiet
   }
 }
 
 /** By what it is and not by its class: one of another realm (node:vm) has another class. */
 function toBytes(message: unknown): Uint8Array {
-  if (isUint8Array(message) && message.length > 0) return message
   const isView = ArrayBuffer.isView(message)
   if (!isView && !isAnyArrayBuffer(message)) {
     throw invalid(`a message must be bytes (an ArrayBuffer or a view of one) or a string, not ${show(message)}`)
   }
   try {
     if (!isView) return new Uint8Array(message)
+    // A program may have put another length before the array's own.
+    if (isUint8Array(message) && message.length > 0 && message.length === lengthOf.call(message)) return message
     // One without a byte may be one whose memory is gone, which cannot be looked at. Any other view says so by itself.
     if (isTypedArray(message)) lookAt.call(message as Uint8Array, 0)
     return new Uint8Array(message.buffer, message.byteOffset, message.byteLength)
-  } catch {
-    throw invalid('the memory of the message was transferred elsewhere, or has become too short')
+  } catch (cause) {
+    const what = 'the memory of the message was transferred elsewhere, has become too short, or cannot be read'
+    throw new RingfenceError('INVALID_ARGUMENT', what, { cause })
   }
 }
 
@@ -819,22 +852,6 @@ function payloadOf(bytes: Uint8Array, from: number, to: number): number {
 export type Fill = (bytes: Uint8Array, offset: number, length: number) => number
 
 const filling = () => invalid('a message is being filled: send once that has returned')
-
-/** Of what waits in memory of this process as it exits, what was filled is in the ring by then: its caller was told that it went. */
-const filled = new Set<SendQueue>()
-let listens = false
-/** No promise is settled any more: a listener that comes behind this one may fill as well. */
-let exits = false
-
-/** Before anything is filled: a listener that is added while the others are called is not called itself. */
-function hearOfExit(): void {
-  if (listens) return
-  listens = true
-  process.on('exit', () => {
-    exits = true
-    for (const each of filled) each.pump()
-  })
-}
 
 /** Commits so many bytes, or cancels. Returns why that could not be. */
 type Finish = (length: number | null, scratch?: Uint8Array) => RingfenceError | null

@@ -7,7 +7,7 @@ import type { Codec } from '../codec.js'
 import { defer } from '../deferred.js'
 import { nowOpen, openNow, tellEvicted, tellRefused, tellSubscribed } from '../diagnostics.js'
 import { emit } from '../emit.js'
-import { RingfenceError, aborted, fromFailure, invalid } from '../errors.js'
+import { RingfenceError, fromFailure, invalid } from '../errors.js'
 import { atExit } from '../exit.js'
 import { runHandshakeAt, type Opening } from '../handshake.js'
 import { FAILED, REASONS, type Failure, type NativePublisher } from '../native.js'
@@ -196,7 +196,7 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
    */
   end(): Promise<void> {
     if (this.#ending === null) {
-      this.#queue.refuse(this.#over ? closedHere : endedHere)
+      this.#queue.refuse(endedHere, false)
       this.#ending = this.#queue.empty().then(() => {
         this.#queue.shut(endedHere, false)
         if (this.#over) return
@@ -341,13 +341,5 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
  * @throws {@link RingfenceError} as {@link listen}
  */
 export function publish(address: string, options: PublishOptions = {}): Promise<Publisher> {
-  return runHandshakeAt('publish', address, options, (native, opening) => {
-    try {
-      if (opening.signal?.aborted) throw aborted(opening.signal)
-      return make(address, native, opening)
-    } catch (error) {
-      native.close()
-      throw error
-    }
-  })
+  return runHandshakeAt('publish', address, options, (native, opening) => make(address, native, opening))
 }
