@@ -80,9 +80,10 @@ test('a queue that keeps the last ones has 16 of them, until there is a loop', a
 test('a loop that waits longest gets the next one, and one that was left gets none', async (t) => {
   const { queue, add } = queueOf(true)
   t.false(queue.hasLoop)
-  const [first, second] = [queue.iterator(), queue.iterator()]
-  t.true(queue.hasLoop)
+  const [first, second, unused] = [queue.iterator(), queue.iterator(), queue.iterator()]
+  t.false(queue.hasLoop, 'none has begun')
   const waits = [first.next(), second.next(), first.next()] as const
+  t.true(queue.hasLoop)
   t.true(await isPending(Promise.race(waits)))
   add(1, 1)
   t.deepEqual(await waits[0], value(1))
@@ -96,6 +97,19 @@ test('a loop that waits longest gets the next one, and one that was left gets no
   t.deepEqual(await waits[1], value(2))
   await second.return!()
   t.false(queue.hasLoop)
+  await unused.return!()
+  t.deepEqual(await unused.next(), over)
+  t.false(queue.hasLoop)
+})
+
+test('an iterator that is not used keeps no channel, and has nobody wait', async (t) => {
+  const { queue, paused, add } = queueOf(false)
+  const unused = queue.iterator()
+  add(1, 20)
+  t.deepEqual(paused, [])
+  t.deepEqual(await unused.next(), value(5), 'the last 16, as without one')
+  add(21, 22)
+  t.deepEqual(paused, [true])
 })
 
 test('at the end loops are over, after what waits', async (t) => {
@@ -104,10 +118,10 @@ test('at the end loops are over, after what waits', async (t) => {
   const waits = waiting.next()
   queue.end()
   t.deepEqual(await waits, over)
-  t.true(queue.hasLoop, 'the other was not told yet')
+  t.false(queue.hasLoop)
   add(1, 1)
   t.deepEqual(await other.next(), value(1))
-  t.true(queue.hasLoop)
+  t.true(queue.hasLoop, 'the other was not told yet')
   t.deepEqual(await other.next(), over)
   t.false(queue.hasLoop)
   queue.setTaker({ take: () => t.fail(), refusal: () => new Error('of a taker') })

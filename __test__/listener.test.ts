@@ -1,5 +1,6 @@
 // A listener over a binding of the test's own: who comes, who is told of it, and what is asked of the binding.
 
+import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { getEventListeners } from 'node:events'
 
 import test from 'ava'
@@ -145,10 +146,12 @@ test.serial(
     const { listener, standing } = await listens(t)
     const [first, second] = [comer(1), comer(2)]
     for (const { from } of [first, second]) from.come(Buffer.from('hello'))
-    standing.tell(first.raw)
-    const loop = listener[Symbol.asyncIterator]()
+    standing.tell(comer(0).raw)
+    const [loop, unused] = [listener[Symbol.asyncIterator](), listener[Symbol.asyncIterator]()]
+    void loop.next()
     t.throws(() => listener.messages(), { ...codeOf('INVALID_ARGUMENT'), message: /a loop over this listener/ })
     await loop.return!()
+    standing.tell(first.raw)
     const { hear } = heardOf(listener)
     t.throws(() => listener.messages(), toListeners)
     listener.off('connection', hear)
@@ -161,6 +164,7 @@ test.serial(
     standing.tell(second.raw)
     t.deepEqual((await others.next()).value![0].peer.pid, 2)
     await t.throwsAsync(next(listener), toMessages)
+    await t.throwsAsync(unused.next(), toMessages, 'an iterator that was there before, and not used')
     t.throws(() => listener.on('connection', () => {}), toMessages)
     const waits = messages.next()
     await listener.close()
@@ -213,6 +217,36 @@ test.serial('a close keeps the channels that somebody has, or closes them, and e
     standing.bell()
     t.deepEqual([standing.asked, events], [[], [null]], 'that was all')
   }
+})
+
+test.serial('a listener of an event closes the channel that it is told of, and all others', async (t) => {
+  const { listener, standing } = await listens(t)
+  const all = [comer(1), comer(2), comer(3)]
+  const sizes: number[] = []
+  listener.on('connection', (channel) => {
+    sizes.push(listener.size, listener.stats().open)
+    if (channel.peer.pid === 2) void listener.close({ channels: 'close' })
+  })
+  await Promise.resolve()
+  standing.tell(...all.map(({ raw }) => raw))
+  t.deepEqual(sizes, [1, 1, 2, 2])
+  t.deepEqual(
+    all.map((binding) => binding.told('close')),
+    [['close'], ['close'], []],
+    'the third comes too late, and is not asked for',
+  )
+  await turn()
+  t.is(listener.size, 0)
+
+  // As one who watches the process is told.
+  const watched = await listens(t)
+  const hear = () => void watched.listener.close()
+  subscribe('ringfence:channel:open', hear)
+  t.teardown(() => unsubscribe('ringfence:channel:open', hear))
+  const late = comer(4)
+  watched.standing.tell(late.raw)
+  t.deepEqual(late.told('close'), ['close'], 'nobody would take it any more')
+  t.is(watched.listener.size, 0)
 })
 
 test.serial(

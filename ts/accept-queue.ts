@@ -35,21 +35,26 @@ export class AcceptQueue {
     this.#setPaused = setPaused
   }
 
-  /** A loop over what comes. Once there is one, no channel is dropped. */
+  /** A loop over what comes. From its first `next` on it is under way, and no channel is dropped. */
   iterator(): AsyncIterator<Channel, undefined> {
-    this.#all = true
     const own = loop(
       () => this.#now(),
       () => this.#waiters.add(),
     )
-    let isOver = false
-    const over = () => {
-      if (!isOver) this.#loops -= 1
-      isOver = true
+    let state: 'new' | 'under way' | 'over' = 'new'
+    const begin = () => {
+      if (state !== 'new') return
+      state = 'under way'
+      this.#loops += 1
+      this.#all = true
     }
-    this.#loops += 1
+    const over = () => {
+      if (state === 'under way') this.#loops -= 1
+      state = 'over'
+    }
     return {
       async next() {
+        begin()
         try {
           const result = await own.next()
           if (result.done === true) over()

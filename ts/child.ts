@@ -121,7 +121,11 @@ function adopt(line: PrivateLine, pid: number, options: LineOptions): Promise<Ch
     line.close()
     return Promise.reject(fromFailure(failure))
   }
-  return handshake('spawn', (...given) => native.adopt(line, ...given), options).finally(() => line.close())
+  const channel = handshake('spawn', (...given) => native.adopt(line, ...given), options)
+  const close = () => line.close()
+  // The caller gets the handshake's own promise: no abort comes between the two.
+  channel.then(close, close)
+  return channel
 }
 
 /** Why there is no child. */

@@ -8,7 +8,7 @@ import type { Authorizer } from './authorize.js'
 import { Channel, openArrived, whenRead } from './channel.js'
 import { tellRefused } from './diagnostics.js'
 import { emit } from './emit.js'
-import { type RingfenceError, aborted, fromFailure, invalid } from './errors.js'
+import { type RingfenceError, fromFailure, invalid } from './errors.js'
 import { atExit } from './exit.js'
 import { runHandshakeAt, type Opening } from './handshake.js'
 import { FAILED, type Endpoints, type Failure, type NativeEndpoint, type RawChannel } from './native.js'
@@ -85,11 +85,7 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
       this.#resolveClosed = resolve
     })
     this.#acceptQueue = new AcceptQueue(keepsAll, (paused) => native.pause(paused ? 1 : 0))
-    if (native.watch(this.poll) === FAILED) {
-      const error = fromFailure(native.failure())
-      native.close()
-      throw error
-    }
+    if (native.watch(this.poll) === FAILED) throw fromFailure(native.failure())
     this.#stay = atExit(address, () => this.vacate())
   }
 
@@ -101,11 +97,11 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
   protected abstract next(): RawChannel | Failure | number
 
   /**
-   * There is a new channel.
+   * There is a new channel, which is among {@link open}.
    *
    * @internal
    */
-  protected abstract admitted(channel: Channel): void
+  protected admitted(_channel: Channel): void {}
 
   /**
    * The endpoint has ended by itself.
@@ -169,6 +165,15 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
     if (!emitter.listeners(event).includes(hear)) emitter.on(event, hear)
   }
 
+  /**
+   * The channels that are open now.
+   *
+   * @internal
+   */
+  protected get open(): ReadonlySet<Channel> {
+    return this.#open
+  }
+
   /** @internal */
   protected get isOver(): boolean {
     return this.#over
@@ -196,6 +201,12 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
       this.#refuse(channel)
       return
     }
+    // A subscriber of a diagnostics channel may have ended this endpoint just now.
+    if (this.#over) {
+      void channel.close()
+      return
+    }
+    // A listener of an event may call `close`, which is about this channel as well.
     this.#count(channel)
     this.#acceptQueue.add(channel)
     this.admitted(channel)
@@ -274,19 +285,12 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
   }
 }
 
-/** Runs what makes an endpoint; an abort that came meanwhile closes it again. */
-export function openEndpoint<Name extends 'listen' | 'member', Made>(
+/** Runs what makes an endpoint. */
+export function openEndpoint<Name extends 'listen' | 'member', Made extends AsyncDisposable>(
   name: Name,
   address: string,
   options: Options,
   make: (parts: EndpointParts<Endpoints[Name]>) => Made,
 ): Promise<Made> {
-  return runHandshakeAt(name, address, options, (native, opening) => {
-    const { signal } = opening
-    if (signal?.aborted) {
-      native.close()
-      throw aborted(signal)
-    }
-    return make({ address, native, opening })
-  })
+  return runHandshakeAt(name, address, options, (native, opening) => make({ address, native, opening }))
 }

@@ -3,7 +3,15 @@ import { tellRefused } from './diagnostics.js'
 import { RingfenceError, aborted, fromFailure, invalid, show } from './errors.js'
 import { atExit } from './exit.js'
 import { closeInspector } from './harden.js'
-import { native, type Endpoints, type Failure, type Given, type Joining } from './native.js'
+import {
+  native,
+  withOperations,
+  type Endpoints,
+  type Failure,
+  type Given,
+  type Joining,
+  type RawChannel,
+} from './native.js'
 import { channelSettings, checkOptions, type Call, type ChannelSettings } from './options.js'
 import type { Options } from './types.js'
 
@@ -17,33 +25,40 @@ export interface Opening {
   authorizer: Authorizer | undefined
 }
 
+/** What the binding makes of a handshake. */
+type Native = RawChannel | { close(): void }
+
 /** As {@link runHandshake}, at an address. */
-export async function runHandshakeAt<Name extends keyof Endpoints, Made>(
+export function runHandshakeAt<Name extends keyof Endpoints, Made extends AsyncDisposable>(
   name: Name,
   address: string,
   options: Options,
   open: (raw: Endpoints[Name], opening: Opening) => Made,
 ): Promise<Made> {
-  if (typeof address !== 'string') throw invalid(`address must be a string, not ${show(address)}`)
+  if (typeof address !== 'string') return Promise.reject(invalid(`address must be a string, not ${show(address)}`))
   const call = (...given: Given<Endpoints[Name]>) => native.begin(name, address, ...given)
   return runHandshake(name, call, options, open, address)
 }
 
-/** Starts a call that the binding runs on a thread of its own and that can be cancelled; `open` takes what it has made. */
-export async function runHandshake<Raw, Made>(
+/**
+ * Starts a call that the binding runs on a thread of its own and that can be cancelled; `open` makes of the outcome what the caller gets.
+ *
+ * The caller gets this very promise: an abort of the signal before it is settled rejects it, and closes what was made.
+ */
+export function runHandshake<Raw extends Native, Made extends AsyncDisposable>(
   name: Call,
   call: (...given: Given<Raw>) => Joining,
   options: Options,
   open: (raw: Raw, opening: Opening) => Made,
   address?: string,
 ): Promise<Made> {
-  const checked = checkOptions(name, options)
-  const settings = channelSettings(options)
-  const { signal } = options
-  if (signal?.aborted) throw aborted(signal)
-  if (checked.harden) closeInspector()
-  const authorizer = Authorizer.of(options.policy)
   return new Promise<Made>((resolve, reject) => {
+    const checked = checkOptions(name, options)
+    const settings = channelSettings(options)
+    const { signal } = options
+    if (signal?.aborted) throw aborted(signal)
+    if (checked.harden) closeInspector()
+    const authorizer = Authorizer.of(options.policy)
     const done = (failure: Failure | null, raw: Raw | null) => {
       signal?.removeEventListener('abort', cancel)
       stay?.()
@@ -54,9 +69,17 @@ export async function runHandshake<Raw, Made>(
         reject(error)
         return
       }
+      let made: Made | undefined
       try {
-        resolve(open(raw, { settings, signal, authorizer }))
+        if (signal?.aborted) throw aborted(signal)
+        made = open(raw, { settings, signal, authorizer })
+        // A subscriber of a diagnostics channel may have aborted it just now.
+        if (signal?.aborted) throw aborted(signal)
+        resolve(made)
       } catch (error) {
+        // The peer must be told now, and not when the garbage is collected.
+        if (made === undefined) closeNative(raw)
+        else void made[Symbol.asyncDispose]()
         reject(error)
       }
     }
@@ -67,6 +90,11 @@ export async function runHandshake<Raw, Made>(
     const stay = address === undefined || name === 'connect' ? undefined : atExit(address, () => joining.vacate())
     signal?.addEventListener('abort', cancel, { once: true })
   })
+}
+
+function closeNative(raw: Native): void {
+  if ('operate' in raw) withOperations(raw).close()
+  else raw.close()
 }
 
 /** A handshake needs a thread, and a descriptor by which it is cancelled: without them it cannot start. */

@@ -43,7 +43,6 @@ export interface ListenerEvents {
  */
 export class Listener extends Endpoint<ListenerEvents> {
   readonly #native: NativeListener
-  readonly #open = new Set<Channel>()
   readonly #signal: AbortSignal | undefined
   readonly #abort = () => void this.close()
   /** Reads from all channels, where `messages` was called. */
@@ -72,7 +71,7 @@ export class Listener extends Endpoint<ListenerEvents> {
 
   /** Channels that are open now, with those that no loop has taken yet. */
   get size(): number {
-    return this.#open.size
+    return this.open.size
   }
 
   /**
@@ -118,7 +117,7 @@ export class Listener extends Endpoint<ListenerEvents> {
     }
     const unclaimed = this.#end(null)
     // One that was not taken may have ended already, and keep what has come.
-    const leaving = new Set(channels === 'close' ? [...unclaimed, ...this.#open] : unclaimed)
+    const leaving = new Set(channels === 'close' ? [...unclaimed, ...this.open] : unclaimed)
     await Promise.all([...leaving].map((channel) => channel.close()))
   }
 
@@ -129,12 +128,6 @@ export class Listener extends Endpoint<ListenerEvents> {
   /** @internal */
   protected override next(): RawChannel | Failure | number {
     return this.#native.accept()
-  }
-
-  /** @internal */
-  protected override admitted(channel: Channel): void {
-    this.#open.add(channel)
-    void channel.closed.then(() => this.#open.delete(channel))
   }
 
   /** @internal */

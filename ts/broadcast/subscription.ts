@@ -328,15 +328,9 @@ function reader(native: NativeSubscription): ConstructorParameters<typeof Receiv
  */
 export function subscribe(address: string, options: SubscribeOptions = {}): Promise<Subscription> {
   return runHandshakeAt('subscribe', address, options, (native, { settings }) => {
-    try {
-      const subscription = make(native, settings)
-      nowOpen(subscription, address)
-      tellSubscribed(subscription, address, `a subscription (${subscription.delivery})`)
-      return subscription
-    } catch (error) {
-      // There was no memory for it. The publisher must be told now, and not when the garbage is collected.
-      native.close()
-      throw error
-    }
+    const subscription = make(native, settings)
+    nowOpen(subscription, address)
+    tellSubscribed(subscription, address, `a subscription (${subscription.delivery})`)
+    return subscription
   })
 }

@@ -1,0 +1,253 @@
+// A signal that is aborted as a handshake is through, and before its call has told so: the call rejects, and no side keeps a channel.
+
+import { existsSync, writeFileSync } from 'node:fs'
+import { join as inFolder } from 'node:path'
+import { inspect } from 'node:util'
+
+import test, { type ExecutionContext } from 'ava'
+import { connect, fromParent, join, listen, member, publish, spawn, subscribe, type Channel } from 'ringfence'
+
+import { abstractAddress, isBound, namedAddress, temporaryDirectory } from './support/address.js'
+import {
+  beginsHere,
+  native,
+  Published,
+  publish as publishHere,
+  Subscribed,
+  subscribe as subscribeHere,
+} from './support/binding.js'
+import { Partner } from './support/partner.js'
+import type { Kit } from './support/partner-process.js'
+import { codeOf } from './support/ring.js'
+import {
+  comer,
+  connect as connectHere,
+  join as joinHere,
+  listen as listenHere,
+  member as memberHere,
+  Standing,
+} from './support/standing.js'
+import { soon, standStillUntil, until } from './support/until.js'
+
+const aborted = { ...codeOf('ABORTED'), name: 'AbortError' }
+
+/** What the partner does at the address; what it has then is closed by this side. */
+type There = (kit: Kit, address: string) => Promise<unknown>
+
+const joins: There = async (kit, address) => void (kit.channel = await kit.join(address))
+const isMember: There = async (kit, address) => {
+  const membership = await kit.ringfence.member(address, { wait: true })
+  const { value } = await membership[Symbol.asyncIterator]().next()
+  kit.channel = value!
+}
+const listens: There = async (kit, address) => {
+  const listener = await kit.ringfence.listen(address)
+  const { value } = await listener[Symbol.asyncIterator]().next()
+  kit.channel = value!
+}
+const publishes: There = async (kit, address) => {
+  const publisher = await kit.ringfence.publish(address)
+  kit.keep['publisher'] = publisher
+  await new Promise((resolve) => publisher.once('subscriber', resolve))
+}
+
+const calls: [
+  title: string,
+  there: There,
+  begin: (address: string, signal: AbortSignal) => Promise<unknown>,
+  isHere: 'first' | 'last',
+][] = [
+  ['join, as the host', joins, (address, signal) => join(address, { signal }), 'first'],
+  ['join, as the guest', joins, (address, signal) => join(address, { signal }), 'last'],
+  ['connect', listens, (address, signal) => connect(address, { signal, wait: true }), 'last'],
+  ['member, as the guest', isMember, (address, signal) => member(address, { signal }), 'last'],
+  ['subscribe', publishes, (address, signal) => subscribe(address, { signal, wait: true }), 'last'],
+]
+
+for (const [title, there, begin, isHere] of calls)
+  test.serial(`an abort as the handshake is through rejects ${title}, and the peer is told of the end`, async (t) => {
+    const address = abstractAddress()
+    const partner = await Partner.start(t)
+    const through = inFolder(temporaryDirectory(t), 'through')
+    const over = new AbortController()
+    const comes = () =>
+      partner.run(
+        async (kit, code, where, file) => {
+          // oxlint-disable-next-line no-new-func
+          const come = new Function(`return (${code})`)() as There
+          await come(kit, where)
+          const { writeFileSync: write } = kit.require('node:fs') as typeof import('node:fs')
+          write(file, '')
+        },
+        there.toString(),
+        address,
+        through,
+      )
+    let opening!: Promise<unknown>
+    let coming: Promise<unknown>
+    if (isHere === 'first') {
+      opening = begin(address, over.signal)
+      await until(() => isBound(address), 'this side waits')
+      coming = comes()
+    } else {
+      coming = comes()
+      await until(() => isBound(address), 'the partner waits')
+      opening = begin(address, over.signal)
+    }
+    opening.catch(() => {})
+    standStillUntil(() => existsSync(through), 'the partner has a channel')
+    over.abort(new Error('enough'))
+    const error = await t.throwsAsync<Error>(opening, aborted)
+    t.is((error!.cause as Error).message, 'enough')
+    await coming
+    const end = partner.run((kit) => {
+      const publisher = kit.keep['publisher'] as import('ringfence').Publisher | undefined
+      if (publisher === undefined) return kit.channel.closed
+      return publisher.subscribers[0]?.closed ?? 'closed'
+    })
+    t.is(await soon(end, 'the end over there'), 'closed')
+  })
+
+for (const name of ['listen', 'publish', 'member'] as const)
+  test.serial(`an abort as it has the address rejects ${name}, and the address is free`, async (t) => {
+    const address = namedAddress(t)
+    const over = new AbortController()
+    const opening = { listen, publish, member }[name](address, { signal: over.signal })
+    opening.catch(() => {})
+    standStillUntil(() => existsSync(address), 'it is bound')
+    // It has no event of its own that it goes on after that, and either way it is no more.
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 100)
+    over.abort()
+    await t.throwsAsync(opening, aborted)
+    await until(() => !existsSync(address), 'the address is free')
+  })
+
+/** A child that has a channel with its parent; both ends say what becomes of them. */
+async function childOf(t: ExecutionContext, code: string, signal?: AbortSignal) {
+  const words = ['--input-type=module', '--eval', code]
+  const { child, channel } = spawn(
+    process.execPath,
+    words,
+    { stdio: ['ignore', 'pipe', 'inherit'] },
+    { signal, timeout: 60_000 },
+  )
+  t.teardown(() => void child.kill('SIGKILL'))
+  channel.catch(() => {})
+  let said = ''
+  child.stdout!.setEncoding('utf8').on('data', (text: string) => (said += text))
+  return { channel, said: () => said }
+}
+
+test.serial('an abort as the child has answered rejects spawn, and the child is told of the end', async (t) => {
+  const through = inFolder(temporaryDirectory(t), 'through')
+  const over = new AbortController()
+  const { channel, said } = await childOf(
+    t,
+    `import { fromParent } from 'ringfence'
+     import { writeFileSync } from 'node:fs'
+     const channel = await fromParent({ timeout: 60_000 })
+     writeFileSync(${JSON.stringify(through)}, '')
+     console.log('end:', await channel.closed)`,
+    over.signal,
+  )
+  standStillUntil(() => existsSync(through), 'the child has a channel')
+  over.abort()
+  await t.throwsAsync(channel, aborted)
+  await until(() => said().includes('end: closed'), 'the child is told')
+})
+
+test.serial('an abort as the parent has answered rejects fromParent, and the parent is told of the end', async (t) => {
+  const through = inFolder(temporaryDirectory(t), 'through')
+  const { channel, said } = await childOf(
+    t,
+    `import { fromParent } from 'ringfence'
+     import { existsSync } from 'node:fs'
+     const over = new AbortController()
+     const opening = fromParent({ timeout: 60_000, signal: over.signal })
+     while (!existsSync(${JSON.stringify(through)})) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 2)
+     over.abort()
+     await opening.then(() => console.log('open'), ({ code }) => console.log(code))
+     setInterval(() => {}, 1000)`,
+  )
+  const open = await channel
+  writeFileSync(through, '')
+  t.is(await soon(open.closed, 'the end'), 'closed')
+  await until(() => said() !== '', 'the child says what it was told')
+  t.is(said(), 'ERR_RINGFENCE_ABORTED\n')
+  await t.throwsAsync(fromParent({ signal: AbortSignal.abort() }), aborted)
+})
+
+interface Opening {
+  begin: (signal: AbortSignal) => Promise<{ readonly closed: Promise<unknown> }>
+  made: () => { below: object; closed: () => boolean }
+}
+
+/** Each call, over a binding of the test's own. */
+const openings: Record<string, Opening> = {
+  join: { begin: (signal) => joinHere('@somewhere', { signal }), made: aChannel },
+  connect: { begin: (signal) => connectHere('@somewhere', { signal }), made: aChannel },
+  listen: { begin: (signal) => listenHere('@somewhere', { signal }), made: aPlace },
+  member: { begin: (signal) => memberHere('@somewhere', { signal }), made: aPlace },
+  publish: { begin: (signal) => publishHere('@somewhere', { signal }), made: () => noted(new Published()) },
+  subscribe: { begin: (signal) => subscribeHere('@somewhere', { signal }), made: () => noted(new Subscribed()) },
+}
+
+function aChannel() {
+  const peer = comer()
+  return { below: peer.raw, closed: () => peer.told('close').length > 0 }
+}
+
+function aPlace() {
+  const standing = new Standing()
+  return { below: standing, closed: () => standing.since().includes('close') }
+}
+
+function noted(below: Published | Subscribed) {
+  return { below, closed: () => below.since().includes('close') }
+}
+
+for (const [title, { begin, made }] of Object.entries(openings))
+  test.serial(`${title} rejects by an abort up to the moment in which it resolves, and not after that`, async (t) => {
+    t.truthy(native)
+    const early = new AbortController()
+    const all = beginsHere(t)
+    const first = begin(early.signal)
+    const { below, closed } = made()
+    early.abort()
+    all[0]!.done(null, below)
+    await t.throwsAsync(first, aborted)
+    t.true(closed())
+
+    const late = new AbortController()
+    const second = begin(late.signal)
+    const other = made()
+    all[1]!.done(null, other.below)
+    // What the caller has is settled by now: there is no moment between this and an `await`.
+    t.notRegex(inspect(second), /^Promise { <pending>/)
+    t.false(other.closed())
+    const open = await second
+    late.abort()
+    // The signal of what stays at an address and has no `leave` closes it.
+    t.is(other.closed(), title === 'listen' || title === 'publish')
+    if (title === 'listen' || title === 'publish') await open.closed
+    else await (open as unknown as AsyncDisposable)[Symbol.asyncDispose]()
+  })
+
+test.serial('an abort by one who watches the process rejects as well', async (t) => {
+  const { subscribe: watch, unsubscribe } = await import('node:diagnostics_channel')
+  const over = new AbortController()
+  let opened: Channel | undefined
+  const hear = (message: unknown) => {
+    opened = (message as { channel: Channel }).channel
+    over.abort()
+  }
+  watch('ringfence:channel:open', hear)
+  t.teardown(() => unsubscribe('ringfence:channel:open', hear))
+  const all = beginsHere(t)
+  const opening = joinHere('@somewhere', { signal: over.signal })
+  const peer = comer()
+  all[0]!.done(null, peer.raw)
+  await t.throwsAsync(opening, aborted)
+  t.is(await opened!.closed, 'closed')
+  t.deepEqual(peer.told('close'), ['close'])
+})
