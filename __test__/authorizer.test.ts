@@ -98,8 +98,8 @@ test('what the callback throws lets none in, whatever it is, and is the cause', 
     [undefined, 'undefined'],
     [null, 'null'],
     [{}, 'an object'],
-    [hidden, 'one that cannot be shown'],
-    [proxy, 'one that cannot be shown'],
+    [hidden, 'a value that cannot be shown'],
+    [proxy, 'a value that cannot be shown'],
   ] as const) {
     for (const authorize of [
       () => {

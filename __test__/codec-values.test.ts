@@ -1,5 +1,7 @@
 // Codecs by themselves: bytes of a value, and the value of bytes. codec.test.ts has them on channels.
 
+import { createSecretKey, webcrypto } from 'node:crypto'
+import { open } from 'node:fs/promises'
 import v8 from 'node:v8'
 
 import test from 'ava'
@@ -141,4 +143,56 @@ test('a codec has two functions, and borrows where it says so or keeps nothing',
   t.false(borrows(own, {}))
   t.false(borrows(own, { borrow: false }))
   t.true(borrows(own, { borrow: true }))
+})
+
+/** Not among the types of Node. */
+const { Module, Memory } = (
+  globalThis as unknown as Record<'WebAssembly', Record<'Module' | 'Memory', new (of: object) => object>>
+).WebAssembly
+
+test('what does not leave its process is refused, wherever in the value it is', async (t) => {
+  const file = await open('/dev/null')
+  t.teardown(() => file.close())
+  const { port1 } = new MessageChannel()
+  t.teardown(() => port1.close())
+  const key = await webcrypto.subtle.generateKey({ name: 'AES-GCM', length: 128 }, true, ['encrypt'])
+  const none: Record<string, unknown> = {
+    'a WebAssembly.Module': new Module(Buffer.from('0061736d01000000', 'hex')),
+    'a WebAssembly.Memory': new Memory({ initial: 1 }),
+    'a CryptoKey': key,
+    'a KeyObject': createSecretKey(Buffer.alloc(16)),
+    'a FileHandle': file,
+    'a MessagePort': port1,
+    'a Blob': new Blob(['x']),
+    'a function': () => {},
+    'a symbol': Symbol('x'),
+    'a promise': Promise.resolve(),
+    'a WeakMap': new WeakMap(),
+    'shared memory': new SharedArrayBuffer(8),
+  }
+  const codec = structured()
+  for (const [title, value] of Object.entries(none)) {
+    const within = [
+      value,
+      { deep: [{ value }] },
+      new Map([['key', value]]),
+      [1, value, 2],
+      new Error('x', { cause: value }),
+    ]
+    for (const each of within) t.throws(() => encodeWith(codec, each), invalid, title)
+  }
+  // Far inside of a large value it is not looked for, and the bytes are no value.
+  const { [`a WebAssembly.Module`]: module } = none
+  const many = Array.from({ length: 1000 }, (_, number) => number)
+  for (const value of [
+    [...many, module],
+    [...many, { module }],
+    { many, module, after: 1, more: module },
+    { many, map: new Map<unknown, unknown>([['key', module], [1, 2], [module, module]]) }, // prettier-ignore
+    { many, set: new Set([module, 1]) },
+    { many, after: [module, { deep: module }, 2] },
+  ])
+    t.throws(() => decodeWith(codec, Buffer.from(encodeWith(codec, value) as Uint8Array)), malformed)
+  // And goes on after that.
+  t.deepEqual(codec.decode(Buffer.from(encodeWith(codec, { a: [1] }) as Uint8Array)), { a: [1] })
 })

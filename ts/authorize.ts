@@ -1,4 +1,4 @@
-import { show } from './errors.js'
+import { messageOf, show } from './errors.js'
 import type { Failure } from './native.js'
 import type { Identity, Policy } from './types.js'
 
@@ -45,7 +45,7 @@ export class Authorizer {
       found = show(verdict)
       this.#keep(id, new TypeError(`authorize must answer true or false, not ${found}`))
     } catch (error) {
-      found = `an exception: ${sentence(error)}`
+      found = `an exception: ${messageOf(error)}`
       this.#keep(id, error)
     }
     this.answer?.(id, FAILED, found)
@@ -63,14 +63,5 @@ export class Authorizer {
     const cause = this.#causes.get(question)
     this.#causes.delete(question)
     return cause
-  }
-}
-
-/** A thrown value may be anything, and reading it may throw again. */
-function sentence(thrown: unknown): string {
-  try {
-    return thrown instanceof Error ? String(thrown.message) : show(thrown)
-  } catch {
-    return 'one that cannot be shown'
   }
 }

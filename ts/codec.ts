@@ -3,7 +3,7 @@
 import { isAscii, isUtf8 } from 'node:buffer'
 import v8 from 'node:v8'
 
-import { RingfenceError, invalid, show } from './errors.js'
+import { RingfenceError, invalid, messageOf, show } from './errors.js'
 
 /**
  * How a value travels. One codec serves any number of channels. msgpackr, cbor-x and others fit in as they are.
@@ -75,7 +75,7 @@ export function structured<T = unknown>(): Codec<T> {
 }
 
 const STRUCTURED_CODEC: Codec<unknown> = {
-  encode: (value) => v8.serialize(value),
+  encode: serialize,
   decode: (bytes) => (hasDeserializer ? deserialize(bytes) : (v8.deserialize(Buffer.from(bytes)) as unknown)),
 }
 KEEPS_NOTHING.add(STRUCTURED_CODEC)
@@ -86,6 +86,45 @@ const OLDEST = 13
 
 // Bun has an engine, and a format, of its own.
 const hasDeserializer = process.versions.bun === undefined && typeof v8.DefaultDeserializer === 'function'
+
+/**
+ * As `v8.serialize`, which throws for what the engine cannot clone, but for a WebAssembly.Module: it writes nothing there, and so bytes that
+ * are no value.
+ */
+function serialize(value: unknown): Buffer {
+  const bytes = v8.serialize(value)
+  left = PARTS
+  if (hasModule(value)) throw new TypeError('a WebAssembly.Module does not leave its process')
+  return bytes
+}
+
+/**
+ * Parts of a value that are searched for a module: to search a large value takes as long as to serialize it. The receiver finds a module
+ * beyond these, since the counts in the bytes are too large then: MALFORMED (but for one that is an error's cause).
+ */
+const PARTS = 128
+/** Of these, in the search that is under way. */
+let left = 0
+
+function hasModule(value: unknown): boolean {
+  left -= 1
+  if (typeof value !== 'object' || value === null || left < 0 || ArrayBuffer.isView(value)) return false
+  if (Array.isArray(value)) {
+    for (let index = 0; index < value.length && left > 0; index += 1) if (hasModule(value[index])) return true
+    return false
+  }
+  let isEmpty = true
+  for (const key in value) {
+    isEmpty = false
+    if (hasModule((value as Record<string, unknown>)[key])) return true
+    if (left <= 0) return false
+  }
+  if (!isEmpty) return false
+  if (value instanceof Map) return hasModule([...value.keys()]) || hasModule([...value.values()])
+  if (value instanceof Set) return hasModule([...value])
+  if (value instanceof Error) return hasModule(value.cause)
+  return (value as { [Symbol.toStringTag]?: unknown })[Symbol.toStringTag] === 'WebAssembly.Module'
+}
 
 function deserialize(bytes: Buffer): unknown {
   // Older formats are read by code that no peer needs: one would have the reader take the whole message for one object's.
@@ -127,7 +166,7 @@ export function encodeWith<T>(codec: Codec<T>, value: T): Uint8Array | string {
   try {
     message = codec.encode(value)
   } catch (error) {
-    throw new RingfenceError('INVALID_ARGUMENT', `the value cannot be encoded: ${text(error)}`, { cause: error })
+    throw new RingfenceError('INVALID_ARGUMENT', `the value cannot be encoded: ${messageOf(error)}`, { cause: error })
   }
   if (typeof message === 'string' || ArrayBuffer.isView(message)) return message as Uint8Array | string
   throw encodesToNothing(value, message)
@@ -152,7 +191,7 @@ export function decodeWith<T>(codec: Codec<T>, bytes: Buffer): T {
 
 /** What is told of bytes that are no value. They are copied: a decoder may have been shown memory that is used again. */
 export function malformed(bytes: Buffer, cause: unknown): RingfenceError {
-  const what = `the peer has sent ${bytes.length} bytes that cannot be decoded: ${text(cause)}`
+  const what = `the peer has sent ${bytes.length} bytes that cannot be decoded: ${messageOf(cause)}`
   return new RingfenceError('MALFORMED', what, { cause, bytes: Buffer.concat([bytes]) })
 }
 
@@ -160,8 +199,4 @@ export function checkCodec(codec: unknown): void {
   const { encode, decode } = (codec ?? {}) as Partial<Codec<unknown>>
   if (typeof encode !== 'function' || typeof decode !== 'function')
     throw invalid(`a codec has the functions encode and decode, unlike ${show(codec)}`)
-}
-
-function text(error: unknown): string {
-  return error instanceof Error ? error.message : show(error)
 }

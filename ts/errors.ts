@@ -98,8 +98,26 @@ export function fromFailure(failure: Failure | null, thrown?: unknown): Ringfenc
 export function show(value: unknown): string {
   if (typeof value === 'string') return JSON.stringify(value)
   if (typeof value === 'function') return 'a function'
-  if (typeof value === 'object' && value !== null) return Array.isArray(value) ? 'an array' : 'an object'
+  if (typeof value === 'object' && value !== null) return isArray(value) ? 'an array' : 'an object'
   return String(value)
+}
+
+/** A proxy that was revoked has no kind. */
+function isArray(value: object): boolean {
+  try {
+    return Array.isArray(value)
+  } catch {
+    return false
+  }
+}
+
+/** The message of what a callback has thrown: anything, and reading it may throw again. */
+export function messageOf(thrown: unknown): string {
+  try {
+    return thrown instanceof Error ? String(thrown.message) : show(thrown)
+  } catch {
+    return 'a value that cannot be shown'
+  }
 }
 
 /** As {@link show}, of what should be a channel or a subscription: one of another copy of this package looks like any object. */
