@@ -1,10 +1,15 @@
 // What a program is told where there is no binding: which one is missing, on this system or on another. package.test.ts has a package
 // without one.
 
+import { execFile } from 'node:child_process'
+import { resolve } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
+
 import test, { type ExecutionContext } from 'ava'
 import { RingfenceError } from 'ringfence'
 
-import { insideOf } from './support/inside.js'
+import { insideOf, urlOf } from './support/inside.js'
 
 /** What the package does not export. */
 const { unsupported } = await insideOf<{
@@ -56,4 +61,31 @@ test.serial('where there is none for a system, it says what there is', (t) => {
   t.regex(reason(t), /^there is no binary of ringfence for linux-riscv64-gnu; there are ones for x64 and arm64, /)
   runningOn(t, { platform: 'darwin', arch: 'arm64' })
   t.is(reason(t), 'ringfence works on Linux, and this is darwin on arm64')
+})
+
+const run = promisify(execFile)
+
+test('where Node.js may not load the binding, that is said, and what to do', async (t) => {
+  const permission = process.allowedNodeEnvironmentFlags.has('--permission')
+    ? '--permission'
+    : '--experimental-permission'
+  const index = fileURLToPath(urlOf('index.js'))
+  const root = resolve(index, '../../..')
+  const script = `import { join } from ${JSON.stringify(index)}
+    await join('@nowhere').catch(({ code, message }) => console.log(code + ' ' + message))`
+  const reads = (...paths: string[]) => paths.map((path) => `--allow-fs-read=${path}`)
+  for (const [options, message] of [
+    [['--no-addons'], /was started with --no-addons\. Start it without/],
+    [[permission, ...reads('*')], /was started with --permission\. Start it with --allow-addons as well/],
+    [
+      [permission, ...reads(`${root}/dist/*`)],
+      /may not read .*--permission\. Start it with --allow-addons, and with --allow-fs-read/,
+    ],
+    [[permission, '--allow-addons', ...reads(`${root}/dist/*`)], /may not read .*--allow-fs-read/],
+  ] as const) {
+    const { stdout } = await run(process.execPath, ['--no-warnings', ...options, '--input-type=module', '-e', script])
+    t.regex(stdout, /^ERR_RINGFENCE_UNSUPPORTED this process may not /, options.join(' '))
+    t.regex(stdout, message, options.join(' '))
+    t.notRegex(stdout, /install/)
+  }
 })

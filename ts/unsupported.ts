@@ -7,14 +7,23 @@ const ARCHITECTURES = ['x64', 'arm64']
 export function unsupported<Binding extends object>(cause: unknown): Binding {
   return new Proxy({} as Binding, {
     get: () => () => {
-      throw new RingfenceError('UNSUPPORTED', reason(), { cause })
+      throw new RingfenceError('UNSUPPORTED', reason(cause), { cause })
     },
   })
 }
 
-function reason(): string {
+function reason(cause: unknown): string {
   const { platform, arch } = process
   if (platform !== 'linux') return `ringfence works on Linux, and this is ${platform} on ${arch}`
+  if (mayNotRead(cause))
+    return (
+      'this process may not read the binary of ringfence: it was started with --permission. Start it with --allow-addons, and with ' +
+      '--allow-fs-read for the folder of the package ringfence and of the package ringfence-linux-* beside it'
+    )
+  if (!mayLoad())
+    return hasPermissions()
+      ? 'this process may not load native addons, which ringfence is: it was started with --permission. Start it with --allow-addons as well'
+      : 'this process may not load native addons, which ringfence is: it was started with --no-addons. Start it without that option'
   const libc = isMusl() ? 'musl' : 'gnu'
   const name = `linux-${arch}-${libc}`
   const build = 'or build it from the sources, which takes Rust: npm ci && npm run build, in a clone of the repository'
@@ -23,6 +32,30 @@ function reason(): string {
         `(npm leaves it out with --omit=optional), ${build}`
     : `there is no binary of ringfence for ${name}; there are ones for ${ARCHITECTURES.join(' and ')}, each with ` +
         `glibc and musl: use one of these, ${build}`
+}
+
+/** Whether Node.js lets this process load native addons at all. The loader of the binding keeps the messages of errors, and not their codes. */
+function mayLoad(): boolean {
+  try {
+    process.dlopen({ exports: {} }, '/')
+    return true
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code !== 'ERR_DLOPEN_DISABLED'
+  }
+}
+
+function hasPermissions(): boolean {
+  return (process as { permission?: object }).permission !== undefined
+}
+
+/** Whether the permissions of this process were what kept the binding from loading. */
+function mayNotRead(cause: unknown): boolean {
+  if (!hasPermissions()) return false
+  for (let error = cause; error instanceof Error; error = error.cause) {
+    const { code, message } = error as NodeJS.ErrnoException
+    if (code === 'ERR_ACCESS_DENIED' || message.includes('Access to this API has been restricted')) return true
+  }
+  return false
 }
 
 function isMusl(): boolean {
