@@ -144,6 +144,10 @@ test('it is started, and keeps the process alive, from the first listener of mes
   port.ref()
   t.true(port.hasRef())
   t.deepEqual(asked(), ['unref', 'ref'])
+  port.close()
+  t.false(port.hasRef())
+  port.ref()
+  t.false(port.hasRef(), 'one that is closed keeps no process alive')
 })
 
 test('start takes messages without a listener, and once', async (t) => {

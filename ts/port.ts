@@ -393,7 +393,7 @@ export class Port implements MessagePortLike {
   }
 
   hasRef(): boolean {
-    return this.#hasRef
+    return this.#hasRef && this.#state === 'open'
   }
 
   /** Calls the listeners that there are now, but for those that one of them removes. */
