@@ -144,6 +144,7 @@ fn role() {
         }
         "in bursts" => as_in_bursts(arguments),
         "publishes" => as_publishes(arguments),
+        "ends in a way" => as_ends_in_a_way(arguments),
         "some" => as_some(arguments),
         "loops" => as_loops(arguments),
         "many" => as_many(arguments),
@@ -528,6 +529,84 @@ fn disconnect_gives_one_subscriber_the_rest_and_the_others_go_on() {
     }
     publisher.end();
     staying.expect("2000 from 1 to 2000, lost 0, closed");
+}
+
+/// The reason is known before what the publisher left was read, however it ended.
+#[test]
+fn why_it_has_ended_is_known_while_messages_are_unread() {
+    for (how, reason) in [
+        ("disconnects", GoneReason::Closed),
+        ("ends", GoneReason::Closed),
+        ("closes", GoneReason::Closed),
+        ("dies", GoneReason::Exited),
+        ("evicts", GoneReason::Evicted),
+    ] {
+        let (address, _directory) = fresh_address(false);
+        let mut publisher = Actor::start("ends in a way", &[&address.to_string(), how]);
+        publisher.expect("out");
+        let mut subscription = subscribe(&address, &options()).unwrap();
+        publisher.expect("published");
+        assert_eq!(subscription.close_reason(), None, "{how}");
+        publisher.go_on();
+        if how == "dies" {
+            publisher.kill();
+        } else {
+            publisher.expect("ended");
+        }
+        subscription
+            .poll_line()
+            .unwrap_or_else(|error| assert_eq!(error.code(), "EVICTED"));
+        assert_eq!(subscription.close_reason(), Some(reason), "{how}");
+        let mut into = [0; 1000];
+        for number in 1..=10 {
+            let received = subscription.receive(&mut into);
+            if reason == GoneReason::Evicted {
+                assert!(matches!(received, Err(Error::Evicted)), "{received:?}");
+                continue;
+            }
+            assert_eq!(received.unwrap(), Some(1000), "{how}");
+            assert_eq!(
+                (into[0], subscription.close_reason()),
+                (number, Some(reason)),
+                "{how}"
+            );
+        }
+        if reason != GoneReason::Evicted {
+            assert_eq!(subscription.receive(&mut into).unwrap(), None, "{how}");
+            assert_eq!(subscription.is_cut(), how == "closes" || how == "dies");
+        }
+        assert_eq!(subscription.close_reason(), Some(reason), "{how}");
+        if how != "dies" {
+            publisher.go_on();
+            publisher.finish();
+        }
+    }
+}
+
+fn as_ends_in_a_way(arguments: &[String]) {
+    let address: Address = arguments[0].parse().unwrap();
+    let options = options().stall(Duration::from_millis(1));
+    let mut publisher = publish(&address, &options).unwrap();
+    say("out");
+    let subscriber = next_subscriber(&publisher);
+    for number in 1..=10 {
+        publisher.send(&[number; 1000]).unwrap();
+    }
+    say("published");
+    wait_for_test();
+    match &*arguments[1] {
+        "disconnects" => subscriber.disconnect(),
+        "ends" => publisher.end(),
+        "closes" => publisher.close(),
+        "evicts" => {
+            while publisher.try_send(&[11; 1000]).unwrap() {}
+            assert_eq!(next_gone(&publisher).1, GoneReason::Evicted);
+        }
+        // It is killed.
+        _ => wait_for_test(),
+    }
+    say("ended");
+    wait_for_test();
 }
 
 #[test]

@@ -12,14 +12,17 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open},
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         resource::{Resource, getrlimit, setrlimit},
         signal::{Signal, kill},
+        stat::Mode,
         wait::{WaitStatus, waitpid},
     },
-    unistd::{ForkResult, Pid, alarm, fork, pause},
+    unistd::{ForkResult, Pid, alarm, fork, geteuid, pause},
 };
 use ringfence::{
     Address, AnySource, Error, GoneReason, Key, Listener, Merge, Merged, Message, PublisherEvent, Receiver,
@@ -32,6 +35,8 @@ use support::{
 
 /// Bytes of a ring that one turn may take, and the record that goes beyond it.
 const TURN: usize = 16 * 1024 + 1024;
+/// Bytes of a message that a reliable subscription is shown in the ring itself.
+const IN_PLACE: usize = 512;
 /// Bytes of the ring of a flood.
 const FLOOD: u64 = 1 << 20;
 
@@ -50,7 +55,10 @@ fn role() {
         "echo" => as_echo(&arguments),
         "has a child" => as_parent(&arguments),
         "publisher" => as_publisher(&arguments),
+        "overwrites" => as_overwrites(&arguments),
+        "is exposed" => as_exposed(&arguments),
         "reader" => read_asleep(&address()),
+        "reads what is wiped" => read_what_is_wiped(&arguments[0]),
         "counts barriers" => count_barriers(&address()),
         "forks" => fork_beside(&address()),
         "short" => be_short(&address()),
@@ -153,6 +161,43 @@ fn as_publisher(arguments: &[String]) {
     }
     say("published");
     publisher.end();
+    wait_for_test();
+}
+
+/// Publishes one long message, and writes over it when told to, once its subscriber is evicted.
+fn as_overwrites(arguments: &[String]) {
+    let options = small().stall(Duration::from_millis(1));
+    let mut publisher = publish(&address_in(arguments), &options).unwrap();
+    say("publishing");
+    assert!(matches!(publisher.next().unwrap(), PublisherEvent::Subscriber(_)));
+    publisher.send(&[1; IN_PLACE]).unwrap();
+    say("published");
+    wait_for_test();
+    for number in 2..=50 {
+        publisher.send(&[number; IN_PLACE]).unwrap();
+    }
+    say("overwritten");
+    wait_for_test();
+}
+
+/// Sends one long message, and says so once its memory was opened and wiped.
+fn as_exposed(arguments: &[String]) {
+    let address = address_in(arguments);
+    if arguments[1] == "channel" {
+        let (mut sender, mut receiver) = connect(&address, &small()).unwrap().split();
+        sender.send(&[1; IN_PLACE]).unwrap();
+        say("sent");
+        let ended = receiver.receive(&mut [0; 8]);
+        assert!(matches!(ended, Err(Error::ObjectExposed(_))), "{ended:?}");
+    } else {
+        let mut publisher = publish(&address, &small()).unwrap();
+        say("publishing");
+        assert!(matches!(publisher.next().unwrap(), PublisherEvent::Subscriber(_)));
+        publisher.send(&[1; IN_PLACE]).unwrap();
+        say("sent");
+        while publisher.next().is_ok() {}
+    }
+    say("wiped");
     wait_for_test();
 }
 
@@ -628,6 +673,114 @@ fn subscriptions_and_channels_are_read_as_one_and_an_evicted_one_leaves_with_tha
     }
     assert_eq!(last, (ticking, Err(GoneReason::Closed)));
     assert_eq!(merge.len(), 1);
+}
+
+/// What the merge drains while `disturb` runs in the first visit, with the bytes that the visitor saw after that.
+fn drain_disturbed<S: ringfence::Source>(
+    merge: &mut Merge<S>,
+    mut disturb: impl FnMut(),
+) -> (ringfence::Result<usize>, Vec<u8>) {
+    let mut seen = Vec::new();
+    let visit = |_, message: Message<'_>| {
+        disturb();
+        seen = message.to_vec();
+    };
+    (merge.drain(visit, 100), seen)
+}
+
+#[test]
+fn a_message_that_is_overwritten_during_its_visit_is_an_error_and_not_counted() {
+    let overwritten = || {
+        let (address, _) = fresh_address(false);
+        let publisher = Actor::start("overwrites", &[&address.to_string()]);
+        publisher.expect("publishing");
+        let subscription = subscribe(&address, &small()).unwrap();
+        publisher.expect("published");
+        (publisher, subscription)
+    };
+    fn check<S: ringfence::Source + std::fmt::Debug>(mut publisher: Actor, subscription: S) {
+        let mut merge = Merge::new().unwrap();
+        let from = merge.add(subscription).unwrap();
+        let (drained, seen) = drain_disturbed(&mut merge, || {
+            publisher.go_on();
+            publisher.expect("overwritten");
+        });
+        assert!(seen[0] > 1, "the first message is overwritten");
+        assert!(matches!(drained, Err(Error::Evicted)), "{drained:?}");
+        assert_eq!(merge.stats().messages_received, 0);
+        assert_eq!(merge.next_end(), Some((from, GoneReason::Evicted)));
+        assert_eq!(merge.drain(|_, _| panic!("nothing is left"), 100).unwrap(), 0);
+        publisher.go_on();
+        publisher.finish();
+    }
+    let (publisher, subscription) = overwritten();
+    check(publisher, subscription);
+    let (publisher, subscription) = overwritten();
+    check(publisher, AnySource::from(subscription));
+}
+
+/// Opens the ring of the peer, which this process has mapped to read.
+fn open_peers_ring() {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let ring = maps
+        .lines()
+        .find(|line| {
+            line.contains(" r--s ") && line.contains("/memfd:ringfence") && !line.contains("control")
+        })
+        .expect("the peer's ring");
+    let path = format!("/proc/self/map_files/{}", ring.split(' ').next().unwrap());
+    let opened = open(path.as_str(), OFlag::O_RDONLY | OFlag::O_NONBLOCK, Mode::empty());
+    assert_eq!(opened.unwrap_err(), Errno::EWOULDBLOCK);
+}
+
+#[test]
+fn a_message_that_is_wiped_during_its_visit_is_an_error_and_not_counted() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: it takes root to open what a process has mapped");
+        return;
+    }
+    // In a process of its own: the memory of other tests must stay closed.
+    for kind in ["channel", "subscription"] {
+        let reader = Actor::start("reads what is wiped", &[kind]);
+        reader.expect("OBJECT_EXPOSED, 0 received, exposed");
+        reader.finish();
+    }
+}
+
+/// In another process: has the message wiped that it visits, and says what the merge says of it.
+fn read_what_is_wiped(kind: &str) {
+    let (address, _) = fresh_address(false);
+    let mut merge: Merge<AnySource> = Merge::new().unwrap();
+    let (peer, from, _sender);
+    if kind == "channel" {
+        let listener = listen(&address, &small()).unwrap();
+        peer = Actor::start("is exposed", &[&address.to_string(), kind]);
+        let (sender, receiver) = accepted(&listener).split();
+        from = merge.add(receiver.into()).unwrap();
+        _sender = Some(sender);
+    } else {
+        peer = Actor::start("is exposed", &[&address.to_string(), kind]);
+        peer.expect("publishing");
+        let subscription = subscribe(&address, &small()).unwrap();
+        from = merge.add(subscription.into()).unwrap();
+        _sender = None;
+    }
+    peer.expect("sent");
+    let (drained, seen) = drain_disturbed(&mut merge, || {
+        open_peers_ring();
+        peer.expect("wiped");
+    });
+    assert_eq!(seen, [0; IN_PLACE]);
+    let code = drained.map_or_else(
+        |error| error.code().to_owned(),
+        |count| format!("{count} visited"),
+    );
+    let (key, reason) = merge.next_end().unwrap();
+    assert_eq!(key, from);
+    say(format!(
+        "{code}, {} received, {reason}",
+        merge.stats().messages_received
+    ));
 }
 
 /// In another process: reads asleep, and says what comes.

@@ -5,8 +5,8 @@ mod support;
 use std::time::Duration;
 
 use ringfence::{
-    Address, Arrival, ChannelStats, Delivery, Error, GoneReason, Merge, Policy, PublisherEvent, connect,
-    join, listen, publish, subscribe,
+    Address, Arrival, ChannelStats, Delivery, Error, GoneReason, Merge, Policy, PublisherEvent, Subscription,
+    connect, join, listen, publish, subscribe,
 };
 use support::{Actor, accepted, fresh_address, say, small, wait_for_test};
 
@@ -71,6 +71,31 @@ fn role() {
         "subscribes and never reads" => {
             let _subscription = subscribe(&address, &small()).unwrap();
             say("subscribed");
+            wait_for_test();
+        }
+        "evicts" => {
+            let options = small().stall(Duration::from_millis(1));
+            let mut publisher = publish(&address, &options).unwrap();
+            let subscriber = match publisher.next().unwrap() {
+                PublisherEvent::Subscriber(subscriber) => subscriber,
+                other => panic!("{other:?}"),
+            };
+            for _ in 0..3 {
+                publisher.send(&[7; 100]).unwrap();
+            }
+            // Its own position counts from a moment after the event. Until then it seems to have read nothing.
+            while subscriber.lag() == 0 {
+                std::thread::yield_now();
+            }
+            say("three");
+            wait_for_test();
+            // It is evicted though nothing is written over it: the ring holds all that it has not read.
+            while publisher.try_send(&[7; 100]).unwrap() {}
+            let (_gone, reason) = match publisher.next().unwrap() {
+                PublisherEvent::Gone(gone, reason) => (gone, reason),
+                other => panic!("{other:?}"),
+            };
+            say(reason.to_string());
             wait_for_test();
         }
         "joins" => {
@@ -269,6 +294,60 @@ fn a_publisher_that_waits_for_one_that_never_reads_counts_the_wait_and_the_evict
     assert!(stats.waited_micros > 0, "{stats:?}");
     assert_eq!(stats.published, full.published + 1);
     assert_eq!(stats.ring_used, 0, "none reads any more");
+}
+
+/// Each of these fails after an eviction, and hands nothing out.
+type Read = fn(&mut Subscription) -> ringfence::Result<()>;
+
+const READS: [(&str, Read); 7] = [
+    ("try_receive", |subscription| {
+        subscription.try_receive(&mut [0; 4096]).map(drop)
+    }),
+    ("receive", |subscription| {
+        subscription.receive(&mut [0; 4096]).map(drop)
+    }),
+    ("try_receive_vec", |subscription| {
+        subscription.try_receive_vec().map(drop)
+    }),
+    ("receive_vec", |subscription| subscription.receive_vec().map(drop)),
+    ("try_receive_packed", |subscription| {
+        subscription.try_receive_packed(&mut [0; 8192]).map(drop)
+    }),
+    ("try_receive_more_packed", |subscription| {
+        subscription.try_receive_more_packed(&mut [0; 8192]).map(drop)
+    }),
+    ("drain", |subscription| {
+        subscription
+            .drain(|_| panic!("nothing is handed out"), 100)
+            .map(drop)
+    }),
+];
+
+#[test]
+fn what_an_eviction_has_discarded_is_not_counted() {
+    for (name, read) in READS {
+        let (address, _kept) = fresh_address(false);
+        let mut actor = Actor::start("evicts", &[&address.to_string()]);
+        let mut subscription = subscribe(&address, &small().wait(true)).unwrap();
+        actor.expect("three");
+        for _ in 0..3 {
+            assert_eq!(subscription.receive(&mut [0; 100]).unwrap(), Some(100));
+        }
+        actor.go_on();
+        actor.expect("evicted");
+        let found = read(&mut subscription);
+        assert!(matches!(found, Err(Error::Evicted)), "{name}: {found:?}");
+        let stats = subscription.stats();
+        assert_eq!(
+            (stats.messages_received, stats.bytes_received, stats.lost),
+            (3, 300, 0),
+            "{name}"
+        );
+        assert_eq!((subscription.sequence(), subscription.lost()), (3, 0), "{name}");
+        assert_eq!(subscription.close_reason(), Some(GoneReason::Evicted), "{name}");
+        actor.go_on();
+        actor.finish();
+    }
 }
 
 #[test]

@@ -281,11 +281,19 @@ impl Receiver {
 
     fn gather_in_scratch(&mut self) -> Result<Option<usize>> {
         let gathered = self.consumer.gather_in(&mut self.scratch);
+        self.judge_gathered(gathered)
+    }
+
+    /// The size of a message whose last fragment was copied; it counts once that is found whole.
+    fn judge_gathered(&mut self, gathered: Result<Gathered>) -> Result<Option<usize>> {
         self.ring_if_published();
         let gathered = self.shared.judge(gathered)?;
         self.must_be_whole()?;
         match gathered {
-            Gathered::Whole(length) => Ok(Some(length)),
+            Gathered::Whole(size) => {
+                self.consumer.count();
+                Ok(Some(size))
+            }
             Gathered::Part | Gathered::Nothing => Ok(None),
         }
     }
@@ -297,10 +305,7 @@ impl Receiver {
             into,
         };
         let gathered = self.consumer.gather_in(&mut place);
-        self.ring_if_published();
-        let gathered = self.shared.judge(gathered)?;
-        self.must_be_whole()?;
-        let Gathered::Whole(length) = gathered else {
+        let Some(length) = self.judge_gathered(gathered)? else {
             return Ok(false);
         };
         into.extend_from_slice(self.scratch.bytes(length));
@@ -427,13 +432,11 @@ impl Receiver {
             place.copy_from_slice(self.scratch.bytes(so_far));
         }
         let gathered = self.consumer.gather(into);
-        self.ring_if_published();
-        let gathered = self.shared.judge(gathered)?;
-        self.must_be_whole()?;
+        let whole = self.judge_gathered(gathered)?;
         self.gathered = self.consumer.is_gathering();
-        Ok(match gathered {
-            Gathered::Whole(_) => Progress::Whole,
-            Gathered::Part | Gathered::Nothing => Progress::Part(self.consumer.gathered_so_far()),
+        Ok(match whole {
+            Some(_) => Progress::Whole,
+            None => Progress::Part(self.consumer.gathered_so_far()),
         })
     }
 
@@ -508,7 +511,10 @@ impl Receiver {
         let pulled = self.shared.judge(pulled)?;
         self.must_be_whole()?;
         match pulled {
-            Pulled::Bytes(bytes) => Ok(Packed::Bytes(bytes)),
+            Pulled::Bytes(bytes) => {
+                self.consumer.count();
+                Ok(Packed::Bytes(bytes))
+            }
             Pulled::Large(size) => Ok(Packed::Large(size)),
             Pulled::Nothing => {
                 self.not_received(Ok(None))?;
@@ -534,27 +540,36 @@ impl Receiver {
     /// ```
     ///
     /// # Errors
-    /// As [`Receiver::try_receive`]. [`Error::ObjectExposed`], or [`Error::Closed`] where this side was closed on another thread,
-    /// may also come after some visits: the peer has wiped its memory meanwhile, and the last of them may have seen zeros.
+    /// As [`Receiver::try_receive`]. With [`Error::ObjectExposed`], or [`Error::Closed`] if this side was closed on another thread, the
+    /// last visits may have seen zeros: the peer has wiped its memory in the meantime. Discard what they saw; [`Receiver::stats`] does
+    /// not count them.
     #[inline]
     pub fn drain(&mut self, visit: impl FnMut(Message<'_>), max: usize) -> Result<usize> {
-        self.visit(visit, max, ALL_THAT_IS_THERE)
-            .map(|visited| visited.count)
+        let Visited { count, dry } = self.visit(visit, max, ALL_THAT_IS_THERE);
+        dry.map(|_| count)
     }
 
-    /// As [`Receiver::drain`], for about so many bytes, which may have come meanwhile: a row of messages is as long as that allows if
+    /// As [`Receiver::drain`], for about `bytes` bytes, which need not be there yet: a row of messages is as long as that allows if
     /// all are like its first.
     #[inline]
-    pub(crate) fn visit(
+    pub(crate) fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Visited {
+        let mut count = 0;
+        let dry = self.visit_counting(&mut count, visit, max, bytes);
+        Visited { count, dry }
+    }
+
+    #[inline]
+    fn visit_counting(
         &mut self,
+        whole: &mut usize,
         mut visit: impl FnMut(Message<'_>),
         max: usize,
         bytes: u64,
-    ) -> Result<Visited> {
+    ) -> Result<bool> {
         self.check()?;
         self.must_not_be_gathering()?;
         if max > 0 && !self.consumer.is_gathering() && self.is_still_dry() {
-            return Ok(Visited { count: 0, dry: true });
+            return Ok(true);
         }
         let began = self.consumer.position();
         let mut count = 0;
@@ -589,6 +604,8 @@ impl Receiver {
                 count += self.consumer.visit_in_row(record, row, |peer, record| {
                     visit(Message::in_ring(peer, record.at, record.length, record.end));
                 });
+                self.must_be_whole()?;
+                self.consumer.count();
                 self.wake_if_worthwhile();
             } else {
                 if !self.visit_gathered(&mut visit)? {
@@ -597,10 +614,10 @@ impl Receiver {
                 }
                 count += 1;
             }
+            *whole = count;
         }
-        self.must_be_whole()?;
         self.tell();
-        Ok(Visited { count, dry })
+        Ok(dry)
     }
 
     /// Visits a message that comes in fragments, if all of it is there.
@@ -807,13 +824,13 @@ impl AsFd for Receiver {
     }
 }
 
-/// What [`Receiver::visit`] has done.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Visited {
-    /// Messages that were visited.
+/// The outcome of visits to several messages.
+#[derive(Debug)]
+pub struct Visited {
+    /// Visited messages that were found whole. The visitor may have seen more if the visits failed.
     pub(crate) count: usize,
-    /// It has ended since nothing more is there.
-    pub(crate) dry: bool,
+    /// Whether the visits stopped because nothing more is there.
+    pub(crate) dry: Result<bool>,
 }
 
 /// What [`Receiver::try_receive_packed`] found.

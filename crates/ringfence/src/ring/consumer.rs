@@ -134,6 +134,8 @@ pub(crate) struct Consumer<O, P> {
     /// Messages that were read since the tally was last told, and their bytes.
     messages: u64,
     bytes: u64,
+    /// Messages that the last call has read and the caller has not counted, and their bytes: see [`Consumer::count`].
+    unchecked: (u64, u64),
     tally: Arc<Tally>,
     /// What was counted before the messages that are held: see [`Consumer::pull_held`].
     before: (u64, u64),
@@ -173,6 +175,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
             told: None,
             messages: 0,
             bytes: 0,
+            unchecked: (0, 0),
             tally: Arc::default(),
             before: (0, 0),
         }
@@ -187,6 +190,13 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
     pub(crate) fn counted(&mut self) -> (u64, u64) {
         self.tell_tally();
         self.tally.get()
+    }
+
+    /// Counts what the last call has read. To be called once that was found whole: the producer may have wiped its ring in the meantime.
+    #[inline]
+    pub(crate) fn count(&mut self) {
+        let (messages, bytes) = mem::take(&mut self.unchecked);
+        self.tally.add(messages, bytes);
     }
 
     /// Looks how far the producer has written. A tail that goes backwards, or more than a ring ahead, is a lie.
@@ -418,7 +428,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
 
     /// Visits the whole message that [`Consumer::next_record`] returned, and those that stand behind it in a row as far
     /// as the ring is known: at most `max` of them, and not much more than a stride, after which the head is published.
-    /// Gets past each once it was visited, and returns how many there were.
+    /// Gets past each once it was visited, and returns how many there were. [`Consumer::count`] counts them.
     #[inline]
     pub(crate) fn visit_in_row(
         &mut self,
@@ -457,7 +467,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
             record = next;
         }
         self.fetched = fetched;
-        self.tally.add(count as u64, payload as u64);
+        self.unchecked = (count as u64, payload as u64);
         if head - self.published >= stride {
             self.publish();
         }
@@ -489,8 +499,8 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         self.gather_in(&mut Whole(into))
     }
 
-    /// As [`Consumer::gather`]. Where there is no room, that is the error of this call alone: what has not been copied is still in
-    /// the ring, and the next call goes on.
+    /// As [`Consumer::gather`]. If there is no room, that is the error of this call alone: what has not been copied is still in
+    /// the ring, and the next call goes on. [`Consumer::count`] counts the message once it is whole.
     pub(crate) fn gather_in(&mut self, into: &mut impl Place) -> Result<Gathered> {
         let told = self.told.filter(|(at, _)| *at == self.head);
         loop {
@@ -527,7 +537,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
             self.consume(record);
             self.publish();
             if record.flags & LAST != 0 {
-                self.tally.add(1, size as u64);
+                self.unchecked = (1, size as u64);
                 self.gathering = None;
                 return Ok(Gathered::Whole(size));
             }
@@ -535,7 +545,9 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         }
     }
 
-    /// Copies whole messages, packed, as many as are there and fit.
+    /// Copies whole messages, packed, as many as are there and fit. [`Consumer::count`] counts them.
+    ///
+    /// An error behind the first message is left to the next call, which finds it again: what was copied before it is sound.
     pub(crate) fn pull_packed(&mut self, into: &mut [u8]) -> Result<Pulled> {
         let pulled = self.pull(into, &Wanted::ALL)?;
         self.publish();
@@ -579,31 +591,29 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
 
     fn pull(&mut self, into: &mut [u8], wanted: &Wanted) -> Result<Pulled> {
         let mut end = 0;
+        self.unchecked = (0, 0);
         // Looks for what is published once, and not again for what has come meanwhile: a look that finds nothing tells the producer
         // how far this reader is, and what was copied may be held. Padding can be the last that is known.
         while end == 0 || self.head != self.tail {
             let next = if end == 0 {
-                self.next_record()?
+                self.next_record()
             } else {
-                self.look_for_record(false)?
+                self.look_for_record(false)
             };
-            let Some(record) = next else { break };
-            let packed = as_offset(packed_size(record.length as u64));
-            let left = &mut into[end..];
-            if record.flags != WHOLE || packed > left.len() || !wanted.is_met_by(record.length as u64) {
-                if end == 0 {
+            let pulled = match next {
+                Ok(Some(record)) if can_be_pulled(record, into.len() - end, wanted) => {
+                    self.pull_from(record, &mut into[end..], wanted)
+                }
+                Ok(Some(_)) if end == 0 => {
                     return Ok(self.next_size()?.map_or(Pulled::Nothing, Pulled::Large));
                 }
-                break;
-            }
-            if record.aligned {
-                let (head, payload) = left.split_at_mut(as_offset(HEADER));
-                head.copy_from_slice(&header(record.length as u64, WHOLE).to_le_bytes());
-                self.copy_packed(record.at..record.at + record.length, payload, record.end, wanted);
-                self.hand_out(record);
-                end += packed;
-            } else {
-                end += self.pull_run(left, record.end, wanted)?;
+                Ok(_) => break,
+                Err(error) => Err(error),
+            };
+            match pulled {
+                Ok(bytes) => end += bytes,
+                Err(error) if end == 0 => return Err(error),
+                Err(_) => break,
             }
         }
         Ok(if end > 0 {
@@ -611,6 +621,21 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         } else {
             Pulled::Nothing
         })
+    }
+
+    /// Copies this message, for which there is room, and maybe those that follow. Returns their bytes.
+    #[inline]
+    fn pull_from(&mut self, record: Record, into: &mut [u8], wanted: &Wanted) -> Result<usize> {
+        if !record.aligned {
+            return self.pull_run(into, record.end, wanted);
+        }
+        let (head, payload) = into.split_at_mut(as_offset(HEADER));
+        head.copy_from_slice(&header(record.length as u64, WHOLE).to_le_bytes());
+        self.copy_packed(record.at..record.at + record.length, payload, record.end, wanted);
+        self.skip(record.size);
+        self.unchecked.0 += 1;
+        self.unchecked.1 += record.length as u64;
+        Ok(as_offset(packed_size(record.length as u64)))
     }
 
     /// Copies a range of the ring to the beginning of `into`.
@@ -647,7 +672,10 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
                     break 'run;
                 }
                 if !self.follows(as_offset(length), flags) {
-                    return Err(self.unsound(as_offset(length), flags));
+                    if end == 0 {
+                        return Err(self.unsound(as_offset(length), flags));
+                    }
+                    break 'run;
                 }
                 if end + as_offset(size) > copied {
                     break;
@@ -657,10 +685,11 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
                 payload += length;
             }
         }
-        self.tally.add(messages, payload);
         if end == 0 {
             return Err(corrupt("a record changed while it was read".into()));
         }
+        self.unchecked.0 += messages;
+        self.unchecked.1 += payload;
         self.skip(end as u64);
         Ok(end)
     }
@@ -712,4 +741,11 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         *self = Self::new(own, peer, self.capacity, self.longest);
         self.tally = tally;
     }
+}
+
+/// Whether this is a whole message, for which there is room, and of a length that is wanted.
+#[inline]
+fn can_be_pulled(record: Record, room: usize, wanted: &Wanted) -> bool {
+    let length = record.length as u64;
+    record.flags == WHOLE && packed_size(length) <= room as u64 && wanted.is_met_by(length)
 }

@@ -431,8 +431,13 @@ impl<S: Source> Merge<S> {
     }
 
     /// Visits the messages that are there, of each source in turns and where they lie, at most `max`, and returns how many. The ends of
-    /// sources are told by [`Merge::next_end`] and [`Merge::try_receive`]. Errors as [`Receiver::drain`], but for what ends a
-    /// source.
+    /// sources are returned by [`Merge::next_end`] and [`Merge::try_receive`].
+    ///
+    /// # Errors
+    /// As [`Receiver::drain`], but what ends a source is an error only if it may have spoiled a visit: with [`Error::Evicted`],
+    /// [`Error::ObjectExposed`] or [`Error::Closed`] the last visits, all of one source, may have been of messages that were overwritten or
+    /// wiped in the meantime. Discard what they saw; [`Merge::stats`] does not count them. That source has left then, and the next
+    /// call goes on with the others.
     pub fn drain(&mut self, mut visit: impl FnMut(Key, Message<'_>), max: usize) -> Result<usize> {
         self.birth.check()?;
         let mut count = 0;
@@ -450,15 +455,20 @@ impl<S: Source> Merge<S> {
                 bytes += packed_size(message.len() as u64);
                 visit(from, message);
             };
-            let drained = self.seated(place).visit(visitor, VISITS.min(max - count), left);
+            let visited = self.seated(place).visit(visitor, VISITS.min(max - count), left);
             count += visits;
-            match drained {
+            match visited.dry {
                 Ok(true) => self.found_empty(place)?,
                 Ok(false) => {
                     let messages = u32::try_from(visits).unwrap_or(u32::MAX);
                     if self.turns.spend(messages, bytes) {
                         self.look_around();
                     }
+                }
+                // The visitor has these messages already, and must not take them for good ones.
+                Err(error) if visits > visited.count => {
+                    self.leave(place);
+                    return Err(error);
                 }
                 Err(error) => self.failed(place, error)?,
             }

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::{
     channel::reason::GoneReason,
-    channel::receiver::Receiver,
+    channel::receiver::{Receiver, Visited},
     channel::waiting::{Parking, SpinThenPark, Waits},
     error::{Error, Result},
     ring::message::Message,
@@ -34,13 +34,13 @@ pub trait Reading: Waits<For = ()> {
     /// As [`Receiver::try_receive_vec`].
     fn try_receive_vec(&mut self) -> Result<Option<Vec<u8>>>;
 
-    /// As [`Receiver::drain`], and ends as well once about so many bytes were visited. Whether it has ended since nothing more is there.
-    fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Result<bool>;
+    /// As [`Receiver::drain`], and stops as well once about `bytes` bytes were visited.
+    fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Visited;
 
     /// As [`Receiver::next_size`].
     fn next_size(&mut self) -> Result<Option<usize>>;
 
-    /// Why it has ended; `None` while it has not, and where the peer has ended its sending alone.
+    /// Why its channel has ended; `None` while it has not, also if the peer has ended its sending.
     fn end_reason(&self) -> Option<GoneReason>;
 
     /// What the line says is heard: a bell, or the end. `Process`: the peer's process has ended, as its pidfd says.
@@ -75,8 +75,8 @@ impl Reading for Receiver {
     }
 
     #[inline]
-    fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Result<bool> {
-        Receiver::visit(self, visit, max, bytes).map(|visited| visited.dry)
+    fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Visited {
+        Receiver::visit(self, visit, max, bytes)
     }
 
     fn next_size(&mut self) -> Result<Option<usize>> {

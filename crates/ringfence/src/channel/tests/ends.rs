@@ -12,6 +12,7 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 use super::*;
 use crate::{
     channel::ending::{END_TOLD, Handover},
+    channel::held::{Keep, pull_held},
     channel::own_phase::OwnPhase,
     channel::shared::{OnEnd, Shared},
     memory::access::Writable,
@@ -422,4 +423,65 @@ fn a_step_that_does_not_follow_is_not_written() {
         (own.step(), phase(&region)),
         (Step::Exposed, Some(Phase::EXPOSED))
     );
+}
+
+type Read = fn(&mut Receiver) -> Result<()>;
+
+/// The ways to read a message.
+const READS: [(&str, Read); 7] = [
+    ("try_receive", |receiver| {
+        receiver.try_receive(&mut [0; 4096]).map(drop)
+    }),
+    ("try_receive_vec", |receiver| receiver.try_receive_vec().map(drop)),
+    ("receive_part", |receiver| {
+        let size = receiver.next_size()?.expect("a message");
+        receiver.receive_part(&mut vec![0; size]).map(drop)
+    }),
+    ("try_receive_packed", |receiver| {
+        receiver.try_receive_packed(&mut [0; 4096]).map(drop)
+    }),
+    ("try_receive_more_packed", |receiver| {
+        receiver.try_receive_more_packed(&mut [0; 4096]).map(drop)
+    }),
+    ("pull_held", |receiver| {
+        pull_held(receiver, &mut [0; 4096], 0..=4096, Keep::Each).map(drop)
+    }),
+    ("drain", |receiver| receiver.drain(|_| (), 10).map(drop)),
+];
+
+/// A peer whose memory is exposed says so before it wipes it: what is read after that may be zeros.
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn a_message_that_may_have_been_wiped_is_an_error_and_not_counted() {
+    // One record, and two fragments.
+    for length in [100, 3000] {
+        for (name, read) in READS {
+            let (one, other) = pair(&Options::new());
+            let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
+            let region = sender.writing.as_ref().expect("open").producer.own().clone();
+            let message = bytes(1, length);
+            assert_eq!(sender.send_part(&message, 0).expect("open"), Progress::Whole);
+            let is_packed = name.contains("packed") || name == "pull_held";
+            if length > 2048 && is_packed {
+                // Fragments are none of theirs.
+                assert_eq!(
+                    receiver.try_receive_packed(&mut [0; 4096]).expect("open"),
+                    Packed::Large(length)
+                );
+                continue;
+            }
+            region.store(layout::PHASE, Phase::EXPOSED.word(), Ordering::Release);
+            let found = read(&mut receiver);
+            assert!(
+                matches!(found, Err(Error::ObjectExposed(_))),
+                "{name} {length}: {found:?}"
+            );
+            let stats = receiver.stats();
+            assert_eq!(
+                (stats.messages_received, stats.bytes_received),
+                (0, 0),
+                "{name} {length}"
+            );
+        }
+    }
 }

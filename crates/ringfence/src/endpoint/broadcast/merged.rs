@@ -3,7 +3,7 @@
 use crate::{
     channel::merge::source::{Reading, Source},
     channel::reason::GoneReason,
-    channel::receiver::Receiver,
+    channel::receiver::{Receiver, Visited},
     channel::waiting::{Parking, Waits},
     endpoint::broadcast::subscription::Subscription,
     error::Result,
@@ -32,7 +32,7 @@ const VISITS: usize = 4;
 pub enum AnySource {
     /// The receiving half of a channel.
     Receiver(Receiver),
-    /// What a subscriber has of its publisher.
+    /// The receiving half of a broadcast.
     Subscription(Subscription),
 }
 
@@ -60,21 +60,22 @@ impl Reading for Subscription {
         Subscription::try_receive_vec(self)
     }
 
-    fn visit(&mut self, mut visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Result<bool> {
-        let (mut count, mut spent) = (0, 0);
-        while count < max && spent < bytes {
-            let wanted = VISITS.min(max - count);
+    fn visit(&mut self, mut visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Visited {
+        let mut spent = 0;
+        let mut all = Visited {
+            count: 0,
+            dry: Ok(false),
+        };
+        while all.count < max && spent < bytes && matches!(all.dry, Ok(false)) {
             let visitor = |message: Message<'_>| {
                 spent += packed_size(message.len() as u64);
                 visit(message);
             };
-            let visited = self.drain(visitor, wanted)?;
-            count += visited;
-            if visited < wanted {
-                return Ok(true);
-            }
+            let visited = Subscription::visit(self, visitor, VISITS.min(max - all.count));
+            all.count += visited.count;
+            all.dry = visited.dry;
         }
-        Ok(false)
+        all
     }
 
     fn next_size(&mut self) -> Result<Option<usize>> {
@@ -82,7 +83,7 @@ impl Reading for Subscription {
     }
 
     fn end_reason(&self) -> Option<GoneReason> {
-        self.close_reason()
+        self.gone()
     }
 }
 
@@ -133,7 +134,7 @@ impl Reading for AnySource {
         of_either!(self, source => Reading::try_receive_vec(source))
     }
 
-    fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Result<bool> {
+    fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Visited {
         of_either!(self, source => Reading::visit(source, visit, max, bytes))
     }
 

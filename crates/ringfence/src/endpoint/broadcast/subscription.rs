@@ -1,4 +1,4 @@
-//! What a subscriber has of its publisher.
+//! The receiving half of a broadcast.
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
@@ -14,7 +14,7 @@ use crate::{
     channel::link::LOOKS_PER_GLANCE,
     channel::open::{Opened, open},
     channel::reason::GoneReason,
-    channel::receiver::{Packed, make_room},
+    channel::receiver::{Packed, Visited, make_room},
     channel::shared::Shared,
     channel::state::ChannelState,
     channel::verify::{Verified, Verifier},
@@ -35,7 +35,7 @@ use crate::{
     rendezvous::address::Address,
     ring::consumer::Pulled,
     ring::delivery::Delivery,
-    ring::fan_out::reader::{FanIn, Terms, View},
+    ring::fan_out::reader::{FanIn, Terms, Validity, View},
     ring::fan_out::readers::Held,
     ring::message::Message,
     wake::parking::{ParkingSpot, Sleeper, Waker},
@@ -74,7 +74,7 @@ pub fn subscribe(address: &Address, options: &Options) -> Result<Subscription> {
     }
 }
 
-/// What a subscriber has of its publisher: reads as a [`Receiver`](crate::Receiver) does.
+/// The receiving half of a broadcast: reads as a [`Receiver`](crate::Receiver) does.
 ///
 /// Dropping it closes it.
 ///
@@ -85,16 +85,12 @@ pub fn subscribe(address: &Address, options: &Options) -> Result<Subscription> {
 /// beginning.
 ///
 /// # Closing
-/// Once the publisher has ended, closed or died, what it has left is read, and then comes the end.
-/// [`Subscription::close_reason`] tells which it was.
+/// Once the publisher has ended the subscription, closed or died, [`Subscription::close_reason`] says which it was. The messages that it left
+/// can still be read, and then comes the end; those of an evicted subscription are lost.
 #[derive(Debug)]
 pub struct Subscription {
     shared: Arc<Shared>,
-    reader: FanIn<PeerRegion, OwnRegion>,
-    /// This side's control object, for as long as something is read.
-    own: OwnRegion,
-    /// The publisher's, of this subscriber.
-    control: PeerRegion,
+    reader: FanIn<PeerRegion, OwnRegion, Controls>,
     /// `None` once the publisher is gone, or the subscription has ended.
     bells: Option<Bells>,
     /// It has said by its phase that no more comes, and this side knows where reading ends.
@@ -132,6 +128,53 @@ pub struct SubscriptionStats {
     pub sleeps: u64,
 }
 
+/// The control objects of both sides, whose phases say whether the ring still holds what was sent.
+#[derive(Debug)]
+struct Controls {
+    shared: Arc<Shared>,
+    /// Mapped as long as the publisher is there.
+    own: OwnRegion,
+    /// The publisher's, of this subscriber. Mapped as long as something is read.
+    publishers: PeerRegion,
+}
+
+impl Controls {
+    #[cold]
+    fn finish(&self, end: ChannelState) -> Result<()> {
+        self.shared.finish(end);
+        self.shared.check()
+    }
+
+    /// Another thread has ended the subscription, or has noticed that the publisher is gone. What a publisher has left stays as it is.
+    #[cold]
+    fn ended_meanwhile(&self) -> Result<()> {
+        self.shared.wait_for_end();
+        if self.shared.peer_is_gone() {
+            return Ok(());
+        }
+        self.shared.check()
+    }
+}
+
+impl Validity for Controls {
+    /// Before the publisher wipes its ring, or overwrites what an evicted subscriber has not read, it stores that in its phase. If this side
+    /// has ended the subscription on another thread, the publisher may do so as well, but only after this side's own phase says so.
+    #[inline]
+    fn check(&self) -> Result<()> {
+        let publishers = self.publishers.load(layout::PHASE, Ordering::Relaxed);
+        if publishers == Phase::EXPOSED.word() {
+            return self.finish(ChannelState::ExposedAtPeer);
+        }
+        if publishers == Phase::EVICTED.word() {
+            return self.finish(ChannelState::EvictedByPeer);
+        }
+        if self.own.load(layout::PHASE, Ordering::Relaxed) > Phase::ENDED.word() {
+            return self.ended_meanwhile();
+        }
+        Ok(())
+    }
+}
+
 /// How this side sleeps, and wakes a publisher that waits for room.
 #[derive(Debug)]
 struct Bells {
@@ -145,7 +188,7 @@ impl Subscription {
         let Opened {
             shared,
             own,
-            peer: control,
+            peer: publishers,
             barriers,
             peer_capacity: capacity,
             longest_out: longest,
@@ -165,7 +208,12 @@ impl Subscription {
             delivery: options.delivery,
             held,
         };
-        let reader = FanIn::new(ring.clone(), own.clone(), terms);
+        let controls = Controls {
+            shared: Arc::clone(&shared),
+            own: own.clone(),
+            publishers,
+        };
+        let reader = FanIn::new(ring.clone(), own.clone(), controls, terms);
         let mut reader = shared.judge(reader)?;
         let began = reader.begin(options.from, now);
         shared.judge(began)?;
@@ -173,11 +221,9 @@ impl Subscription {
         Ok(Self {
             bells: Some(Bells {
                 sleeper: Sleeper::new(own.clone(), ring.clone(), spot, barriers),
-                waker: Waker::new(own.clone(), ring, ParkingSpot::WRITER, barriers),
+                waker: Waker::new(own, ring, ParkingSpot::WRITER, barriers),
             }),
             reader,
-            own,
-            control,
             end_known: false,
             cut: false,
             shared,
@@ -241,7 +287,7 @@ impl Subscription {
     /// What has come so far. The last figures stay after the end.
     pub fn stats(&self) -> SubscriptionStats {
         let (messages_received, bytes_received) = self.reader.counted();
-        let over = self.control.is_nowhere();
+        let over = self.controls().publishers.is_nowhere();
         SubscriptionStats {
             messages_received,
             bytes_received,
@@ -270,15 +316,20 @@ impl Subscription {
         self.verifier.clone()
     }
 
-    /// What keeps this side from reading: its own close, an eviction, or a lie. A publisher that is gone does not: what it has left
-    /// is still read.
+    #[inline]
+    fn controls(&self) -> &Controls {
+        self.reader.validity()
+    }
+
+    /// Errors if nothing may be read any more: after this side's own close, an eviction, or a protocol violation. What a publisher that is
+    /// gone has left is still read.
     #[inline]
     fn check(&mut self) -> Result<()> {
         if !self.shared.state.is(ChannelState::Open, Ordering::Relaxed) {
             return self.check_ended();
         }
-        // One that is disconnected gets what was published before, and no more, though the publisher goes on.
-        if !self.end_known && self.control.load(layout::PHASE, Ordering::Acquire) != Phase::OPEN.word() {
+        // A disconnected subscription gets what was published before, and no more, though the publisher goes on.
+        if !self.end_known && self.phase_word() != Phase::OPEN.word() {
             self.end_where_told();
         }
         Ok(())
@@ -306,24 +357,30 @@ impl Subscription {
             self.cut = !phase.is_ok_and(|phase| phase.ended);
             self.end_where_told();
             self.reader.settle();
-            self.own = OwnRegion::nowhere();
+            self.reader.validity_mut().own = OwnRegion::nowhere();
         }
     }
 
-    /// Lets go of all objects; there is nothing more to read.
+    /// Releases all objects; there is nothing more to read.
     fn let_go(&mut self) {
         self.bells = None;
-        if !self.control.is_nowhere() {
+        if !self.controls().publishers.is_nowhere() {
             self.last_lag = self.lag();
             self.reader.forget(PeerRegion::nowhere());
-            self.own = OwnRegion::nowhere();
-            self.control = PeerRegion::nowhere();
+            let controls = self.reader.validity_mut();
+            controls.own = OwnRegion::nowhere();
+            controls.publishers = PeerRegion::nowhere();
         }
+    }
+
+    #[inline]
+    fn phase_word(&self) -> u64 {
+        self.controls().publishers.load(layout::PHASE, Ordering::Acquire)
     }
 
     /// What the publisher says that it will still do.
     fn phase(&self) -> Result<Phase> {
-        let word = self.control.load(layout::PHASE, Ordering::Acquire);
+        let word = self.phase_word();
         Phase::from_word(word).ok_or_else(|| Error::RingCorrupt(format!("its phase is {word}")))
     }
 
@@ -331,36 +388,16 @@ impl Subscription {
     #[cold]
     fn end_where_told(&mut self) {
         self.end_known = true;
-        let word = self.control.load(layout::TAIL, Ordering::Acquire);
+        let word = self.controls().publishers.load(layout::TAIL, Ordering::Acquire);
         if word & END_TOLD != 0 {
             self.reader.end_at(word & !END_TOLD);
         }
     }
 
-    /// What was copied since the last look is what the publisher had sent: before it wipes its ring, or overwrites what a subscriber
-    /// that it has let go of has not read, it says so. And where this side has ended the subscription on another thread, the publisher
-    /// may do so as well, but not before this side's own phase has told it.
-    #[inline]
-    fn must_be_whole(&mut self) -> Result<()> {
+    /// As [`Validity::check`], of what was read since, where that was no message.
+    fn must_be_whole(&self) -> Result<()> {
         fence(Ordering::Acquire);
-        let publishers = self.control.load(layout::PHASE, Ordering::Relaxed);
-        if publishers == Phase::EXPOSED.word() {
-            return self.finish(ChannelState::ExposedAtPeer);
-        }
-        if publishers == Phase::EVICTED.word() {
-            return self.finish(ChannelState::EvictedByPeer);
-        }
-        if self.own.load(layout::PHASE, Ordering::Relaxed) > Phase::ENDED.word() {
-            self.shared.wait_for_end();
-            return self.check();
-        }
-        Ok(())
-    }
-
-    #[cold]
-    fn finish(&mut self, end: ChannelState) -> Result<()> {
-        self.shared.finish(end);
-        self.shared.check()
+        self.controls().check()
     }
 
     /// What the reader has found.
@@ -375,12 +412,12 @@ impl Subscription {
     #[cold]
     fn judge_error<T>(&mut self, error: Error) -> Result<T> {
         if matches!(error, Error::Evicted) {
-            // The ring is written over. If that is not because the publisher says so, it is all the same.
+            // The ring is overwritten, whether or not the publisher has said so.
             self.shared.wait_for_end();
             if let Ok(Phase::EXPOSED) = self.phase() {
-                self.finish(ChannelState::ExposedAtPeer)?;
+                self.controls().finish(ChannelState::ExposedAtPeer)?;
             }
-            self.finish(ChannelState::EvictedByPeer)?;
+            self.controls().finish(ChannelState::EvictedByPeer)?;
         }
         self.shared.judge(Err(error))
     }
@@ -395,8 +432,6 @@ impl Subscription {
         self.check()?;
         let received = self.reader.receive(into);
         let received = self.judge(received)?;
-        // Handed out is what was whole; a message that was not is an error in any case.
-        self.must_be_whole()?;
         if received.is_some() {
             self.tell();
         } else {
@@ -405,9 +440,10 @@ impl Subscription {
         Ok(received)
     }
 
-    /// What follows on a look that found nothing.
+    /// Follows a read that found nothing.
     #[cold]
     fn not_received(&mut self) -> Result<()> {
+        self.must_be_whole()?;
         self.tell();
         self.fruitless += 1;
         if self.fruitless >= LOOKS_PER_GLANCE {
@@ -500,11 +536,29 @@ impl Subscription {
         Ok(size)
     }
 
-    /// Visits the messages that are there, at most `max`, and returns how many: copies, but for those of more than some 500 bytes of a reliable
-    /// subscription, which are visited in the publisher's ring. Errors as [`Subscription::try_receive`]: with [`Error::Evicted`] also where
-    /// that happened during a visit in the ring, which may have seen bytes of a later message then and is not counted; with
-    /// [`Error::ObjectExposed`] also where the ring was wiped during the visits, so that the last of them may have seen zeros.
-    pub fn drain(&mut self, mut visit: impl FnMut(Message<'_>), max: usize) -> Result<usize> {
+    /// Visits the messages that are there, at most `max`, and returns how many.
+    ///
+    /// Messages of up to some 500 bytes, and all messages of a subscription that is not reliable, are copied and checked before their visit.
+    /// A reliable subscription is shown longer ones in the publisher's ring, and checks them after the visit.
+    ///
+    /// # Errors
+    /// As [`Subscription::try_receive`]. With [`Error::Evicted`], [`Error::ObjectExposed`] or [`Error::Closed`] the last visit may have
+    /// been of a message in the ring that was overwritten or wiped in the meantime: discard what it saw. [`Subscription::stats`] does not
+    /// count that message; those before it were whole, and count.
+    pub fn drain(&mut self, visit: impl FnMut(Message<'_>), max: usize) -> Result<usize> {
+        let Visited { count, dry } = self.visit(visit, max);
+        dry.map(|_| count)
+    }
+
+    /// As [`Subscription::drain`]; `dry` says whether fewer than `max` were there.
+    pub(super) fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize) -> Visited {
+        let before = self.reader.counted().0;
+        let dry = self.visit_all(visit, max);
+        let count = usize::try_from(self.reader.counted().0 - before).unwrap_or(usize::MAX);
+        Visited { count, dry }
+    }
+
+    fn visit_all(&mut self, mut visit: impl FnMut(Message<'_>), max: usize) -> Result<bool> {
         self.check()?;
         let visited = self.reader.visit(max, |view| {
             visit(match view {
@@ -513,13 +567,12 @@ impl Subscription {
             });
         });
         let count = self.judge(visited)?;
-        self.must_be_whole()?;
         if count == 0 {
             self.not_received()?;
         } else {
             self.tell();
         }
-        Ok(count)
+        Ok(count < max)
     }
 
     /// Copies whole messages, laid out as the ring has short ones, as many as are there and fit. Errors as
@@ -552,7 +605,6 @@ impl Subscription {
         self.check()?;
         let pulled = self.reader.pull_packed(into);
         let pulled = self.judge(pulled)?;
-        self.must_be_whole()?;
         Ok(match pulled {
             Pulled::Bytes(bytes) => Packed::Bytes(bytes),
             Pulled::Large(size) => Packed::Large(size),
@@ -672,7 +724,18 @@ impl Subscription {
     }
 
     /// Why it has ended; `None` while it has not. What the publisher left may still be there to read.
+    ///
+    /// [`GoneReason::Closed`] as soon as the publisher has disconnected this subscription, or has ended. A publisher that is gone is noticed
+    /// by the calls that read or wait, and by [`Subscription::poll_line`].
     pub fn close_reason(&self) -> Option<GoneReason> {
+        self.gone().or_else(|| {
+            let ended = Phase::from_word(self.phase_word()).is_some_and(|phase| phase.ended);
+            ended.then_some(GoneReason::Closed)
+        })
+    }
+
+    /// Why the channel with the publisher has ended. Not yet if the publisher waits until its last messages are read.
+    pub(super) fn gone(&self) -> Option<GoneReason> {
         self.shared.gone_reason()
     }
 }

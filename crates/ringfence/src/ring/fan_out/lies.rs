@@ -135,7 +135,7 @@ pub(crate) fn read_lies(
             sequence: told.sequence,
         },
     };
-    let mut victim = match FanIn::new(liar, OwnRegion::private(0), terms) {
+    let mut victim = match FanIn::new(liar, OwnRegion::private(0), (), terms) {
         Ok(victim) => victim,
         Err(error) => return Some(error),
     };
@@ -209,7 +209,7 @@ impl Stage {
             delivery: Delivery::Reliable,
             held: truth.0,
         };
-        let honest = FanIn::new(ring.clone(), OwnRegion::private(0), terms).expect("an honest publisher");
+        let honest = FanIn::new(ring.clone(), OwnRegion::private(0), (), terms).expect("an honest publisher");
         Self {
             publisher: FanOut::new(ring, Arc::clone(&readers), SMALLEST),
             readers,

@@ -51,6 +51,22 @@ pub(crate) enum View<'a, R> {
     InRing(&'a R, Record),
 }
 
+/// What the ring itself cannot say of a copy. Its floor tells whether a message was overwritten; only the two processes know whether the
+/// ring was wiped, or whether this reader was evicted.
+pub(crate) trait Validity {
+    /// Checks that what was just copied is what the publisher sent. Called behind an acquire fence, before the copy is handed out or
+    /// counted.
+    fn check(&self) -> Result<()>;
+}
+
+/// Of a ring that is never wiped.
+impl Validity for () {
+    #[inline]
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
 /// What both sides have agreed on.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Terms {
@@ -80,10 +96,14 @@ struct Walk {
     last: Option<Mark>,
 }
 
-/// The reading end: `R` is the publisher's ring object, and `C` this reader's control object.
+/// The reading end: `R` is the publisher's ring object, `C` this reader's control object, and `V` judges the copies.
+///
+/// A message counts, and the head moves past it, only once its copy was checked ([`FanIn::is_whole`]): a call that fails has handed out
+/// what the counters say, and no more.
 #[derive(Debug)]
-pub(crate) struct FanIn<R, C> {
+pub(crate) struct FanIn<R, C, V = ()> {
     ring: R,
+    validity: V,
     /// `None` once the writer looks at it no more.
     own: Option<C>,
     head_at: usize,
@@ -123,9 +143,9 @@ pub(crate) struct FanIn<R, C> {
     window: Vec<u8>,
 }
 
-impl<R: Readable, C: Writable> FanIn<R, C> {
-    /// Errors with [`Error::RingCorrupt`] where the publisher says what cannot be. To be followed by [`FanIn::begin`].
-    pub(crate) fn new(ring: R, own: C, terms: Terms) -> Result<Self> {
+impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
+    /// Errors with [`Error::RingCorrupt`] if the publisher says what cannot be. To be followed by [`FanIn::begin`].
+    pub(crate) fn new(ring: R, own: C, validity: V, terms: Terms) -> Result<Self> {
         let Held {
             slot,
             position,
@@ -140,6 +160,7 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
         own.store(head_of(slot), position, Ordering::Release);
         Ok(Self {
             ring,
+            validity,
             own: Some(own),
             head_at: head_of(slot),
             delivery: terms.delivery,
@@ -283,13 +304,14 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
         true
     }
 
-    /// Whether what was read from the head on was whole while it was read. Errors with [`Error::Evicted`] where the publisher has
-    /// gone past a reader for which it must wait.
+    /// Whether what was read from the head on was whole while it was read. Errors with [`Error::Evicted`] if the publisher has
+    /// overwritten what a reliable reader has not read, and as [`Validity::check`].
     #[inline]
     fn is_whole(&self) -> Result<bool> {
         self.ring.acquire_fence();
         let floor = self.ring.load(layout::FLOOR, Ordering::Relaxed);
         if floor <= self.head {
+            self.validity.check()?;
             return Ok(true);
         }
         self.overtaken()
@@ -574,10 +596,10 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
         Ok(None)
     }
 
-    /// Visits the messages that are there, at most `max`, and returns how many there were. Gets past each once it was visited.
+    /// Visits the messages that are there, at most `max`, and returns how many there were.
     ///
-    /// What is visited as a copy was whole. Errors with [`Error::Evicted`] also where a reliable reader was overtaken during a visit in the ring,
-    /// which may have seen other bytes then.
+    /// A copy is visited once it was found whole. A message in the ring is checked after its visit: if that fails, the visit may have seen
+    /// other bytes, the message is not counted, and the error is returned.
     pub(crate) fn visit(&mut self, max: usize, mut visit: impl FnMut(View<'_, R>)) -> Result<usize> {
         let stride = STRIDE.min(self.capacity / 4);
         let (mut count, mut overtaken) = (0, 0);
@@ -706,28 +728,19 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
     }
 
     /// Copies whole messages, packed, as many as are there and fit. They follow each other: what was lost, was lost before the first.
+    ///
+    /// An error behind the first message is left to the next call, which finds it again: what was copied before it is whole.
     pub(crate) fn pull_packed(&mut self, into: &mut [u8]) -> Result<Pulled> {
         let (mut end, mut overtaken) = (0, 0);
         // Looks for what is published once, and not again for what has come meanwhile.
         while (end == 0 || !self.is_through()) && overtaken < TRIES {
-            let Some((at, record)) = self.next()? else { break };
-            if end > 0 && self.passed_over > 0 {
-                break;
-            }
-            let left = &mut into[end..];
-            if as_offset(packed_size(record.length as u64)) > left.len() {
-                if end > 0 {
-                    break;
-                }
-                if self.is_whole_or_begin_again()? {
-                    return Ok(Pulled::Large(record.length));
-                }
-                overtaken += 1;
-                continue;
-            }
-            match self.pull(at, record, left)? {
-                0 => overtaken += 1,
-                bytes => end += bytes,
+            match self.pull_next(&mut into[end..], end == 0) {
+                Ok(Pulled::Bytes(0)) => overtaken += 1,
+                Ok(Pulled::Bytes(bytes)) => end += bytes,
+                Ok(Pulled::Nothing) => break,
+                Ok(large @ Pulled::Large(_)) => return Ok(large),
+                Err(error) if end == 0 => return Err(error),
+                Err(_) => break,
             }
         }
         self.publish();
@@ -735,6 +748,25 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
             Pulled::Bytes(end)
         } else {
             Pulled::Nothing
+        })
+    }
+
+    /// One step of [`FanIn::pull_packed`]: copies the next message, and maybe those that follow. No bytes: it was overtaken meanwhile.
+    #[inline]
+    fn pull_next(&mut self, into: &mut [u8], is_first: bool) -> Result<Pulled> {
+        let Some((at, record)) = self.next()? else {
+            return Ok(Pulled::Nothing);
+        };
+        if !is_first && self.passed_over > 0 {
+            return Ok(Pulled::Nothing);
+        }
+        if as_offset(packed_size(record.length as u64)) <= into.len() {
+            return self.pull(at, record, into).map(Pulled::Bytes);
+        }
+        Ok(match is_first {
+            false => Pulled::Nothing,
+            true if self.is_whole_or_begin_again()? => Pulled::Large(record.length),
+            true => Pulled::Bytes(0),
         })
     }
 
@@ -767,6 +799,15 @@ impl<R: Readable, C: Writable> FanIn<R, C> {
     #[inline]
     pub(crate) fn ring(&self) -> &R {
         &self.ring
+    }
+
+    #[inline]
+    pub(crate) fn validity(&self) -> &V {
+        &self.validity
+    }
+
+    pub(crate) fn validity_mut(&mut self) -> &mut V {
+        &mut self.validity
     }
 
     /// How far everything has been read.
@@ -825,8 +866,8 @@ fn run(record: Record, most: usize) -> usize {
 fn another_header() {}
 
 /// Messages of a run that are being handed out. The reader gets past them when this is dropped, also by a visit that panics.
-struct Passing<'a, R: Readable, C: Writable> {
-    reader: &'a mut FanIn<R, C>,
+struct Passing<'a, R: Readable, C: Writable, V: Validity> {
+    reader: &'a mut FanIn<R, C, V>,
     /// Where the run begins.
     at: u64,
     bytes: usize,
@@ -835,7 +876,7 @@ struct Passing<'a, R: Readable, C: Writable> {
     payload: usize,
 }
 
-impl<R: Readable, C: Writable> Drop for Passing<'_, R, C> {
+impl<R: Readable, C: Writable, V: Validity> Drop for Passing<'_, R, C, V> {
     fn drop(&mut self) {
         if self.count > 0 {
             let reader = &mut *self.reader;

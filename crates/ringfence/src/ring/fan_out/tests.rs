@@ -66,7 +66,7 @@ impl Hub {
         let control = OwnRegion::private(0);
         let seen = control.seen_by_peer();
         let terms = self.terms(delivery, held);
-        let mut reader = FanIn::new(self.ring.seen_by_peer(), control, terms).unwrap();
+        let mut reader = FanIn::new(self.ring.seen_by_peer(), control, (), terms).unwrap();
         self.readers.activate(held.number, seen, ());
         reader.begin(from, u64::MAX).unwrap();
         (held.number, reader)

@@ -338,6 +338,12 @@ fn a_record_too_long_is_corrupt_in_a_row_and_among_packed_ones_too() {
         words.record(16, length, WHOLE);
         words.tail(16 + packed_size(length));
         let found = if packed {
+            // The one before it is sound, and is handed out.
+            assert_eq!(
+                words.victim.pull_packed(&mut [0; 8192]).unwrap(),
+                Pulled::Bytes(16),
+                "{what}"
+            );
             words.victim.pull_packed(&mut [0; 8192]).map(drop)
         } else {
             let first = words.victim.next_record().unwrap().unwrap();

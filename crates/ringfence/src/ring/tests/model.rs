@@ -388,6 +388,7 @@ impl Rig {
             assert_eq!(self.pair.consumer.gathered_so_far(), front.written);
             return;
         }
+        self.pair.consumer.count();
         assert_eq!(gathered, Gathered::Whole(front.bytes.len()));
         assert!(self.gathering == front.bytes, "the message as it was sent");
         self.model.pop();
@@ -418,6 +419,7 @@ impl Rig {
                     );
                     model.pop();
                 });
+            self.pair.consumer.count();
             assert!((1..=most - seen).contains(&visited));
             seen += visited;
         }
@@ -427,6 +429,7 @@ impl Rig {
     fn pull(&mut self, room: usize) {
         let mut into = vec![0; room];
         let pulled = self.pair.consumer.pull_packed(&mut into).unwrap();
+        self.pair.consumer.count();
         if let Some(end) = self.pulled(pulled, room, usize::MAX) {
             self.pop_packed(&into[..end]);
         }
@@ -445,6 +448,7 @@ impl Rig {
         };
         let mut into = vec![0; room];
         let pulled = self.pair.consumer.pull_held(&mut into, &wanted).unwrap();
+        self.pair.consumer.count();
         let told = self.pair.consumer.published;
         let Some(end) = self.pulled(pulled, room, room / 2) else {
             return;
@@ -459,6 +463,7 @@ impl Rig {
         let mut again = vec![0; end - first];
         if end > first {
             let pulled = self.pair.consumer.pull_again(&mut again, first).unwrap();
+            self.pair.consumer.count();
             assert_eq!(pulled, Pulled::Bytes(again.len()));
         }
         assert_eq!(

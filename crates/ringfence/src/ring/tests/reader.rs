@@ -154,6 +154,8 @@ fn a_pull_takes_as_many_as_fit_whatever_part_of_a_run_the_buffer_is() {
             let mut into = vec![0; records * 80 + rest];
             let pulled = pair.consumer.pull_packed(&mut into).unwrap();
             assert_eq!(pulled, Pulled::Bytes(records * 80), "and {rest} bytes");
+            assert_eq!(pair.consumer.counted(), (0, 0), "it may have been wiped");
+            pair.consumer.count();
             assert_eq!(pair.consumer.counted(), (records as u64, records as u64 * 72));
             for record in into[..records * 80].chunks(80) {
                 assert_eq!(record[..8], header(72, WHOLE).to_le_bytes());

@@ -119,7 +119,7 @@ fn an_overtaken_reader_finds_the_last_message_before_what_was_given_back() {
         ring,
         writer: RefCell::new(Some(goes_on)),
     };
-    let mut reader = FanIn::new(ring, control, terms).unwrap();
+    let mut reader = FanIn::new(ring, control, (), terms).unwrap();
     let mut into = [0; 24];
     assert_eq!(reader.receive(&mut into).unwrap(), Some(24));
     assert_eq!((reader.sequence(), into.to_vec()), (504, bytes(504, 24)));

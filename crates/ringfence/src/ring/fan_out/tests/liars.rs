@@ -106,7 +106,7 @@ fn words(delivery: Delivery, held: Held) -> Words {
         delivery,
         held,
     };
-    let victim = FanIn::new(ring.seen_by_peer(), OwnRegion::private(0), terms).unwrap();
+    let victim = FanIn::new(ring.seen_by_peer(), OwnRegion::private(0), (), terms).unwrap();
     Words { ring, victim }
 }
 
@@ -146,7 +146,7 @@ fn beginnings_that_cannot_be_are_corrupt() {
             },
         };
         let ring = OwnRegion::private(SMALLEST).seen_by_peer();
-        let reader = FanIn::new(ring, OwnRegion::private(0), terms);
+        let reader = FanIn::new(ring, OwnRegion::private(0), (), terms);
         assert!(is_corrupt(&reader), "{position} {sequence}");
     }
 }

@@ -51,7 +51,7 @@ impl Hub {
             delivery,
             held,
         };
-        let reader = FanIn::new(ring, control.clone(), terms).unwrap();
+        let reader = FanIn::new(ring, control.clone(), (), terms).unwrap();
         assert!(self.readers.activate(held.number, control, ()));
         reader
     }

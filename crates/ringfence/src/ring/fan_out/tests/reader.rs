@@ -14,7 +14,7 @@ use crate::{
     memory::peer::PeerRegion,
     ring::consumer::Pulled,
     ring::delivery::{Delivery, StartFrom},
-    ring::fan_out::reader::{FanIn, TRIES, Terms, View},
+    ring::fan_out::reader::{FanIn, TRIES, Terms, Validity, View},
     ring::fan_out::readers::Held,
     ring::lies::{Liar, Lie},
     ring::record::{PADDING, WHOLE, header},
@@ -32,7 +32,7 @@ fn held(hub: &Hub, delivery: Delivery) -> Reader {
     let held = hub.readers.hold(delivery, StartFrom::Now).unwrap();
     let control = OwnRegion::private(0);
     let seen = control.seen_by_peer();
-    let reader = FanIn::new(hub.ring.seen_by_peer(), control, hub.terms(delivery, held)).unwrap();
+    let reader = FanIn::new(hub.ring.seen_by_peer(), control, (), hub.terms(delivery, held)).unwrap();
     assert!(hub.readers.activate(held.number, seen, ()));
     reader
 }
@@ -308,7 +308,7 @@ impl RunsAhead {
             delivery: Delivery::BestEffort,
             held: BEGINNING,
         };
-        FanIn::new(ring, OwnRegion::private(0), terms).unwrap()
+        FanIn::new(ring, OwnRegion::private(0), (), terms).unwrap()
     }
 
     fn copies(&self) -> usize {
@@ -412,7 +412,7 @@ fn a_second_record_that_no_honest_publisher_writes_is_corrupt_for_each_way_of_re
                     delivery,
                     held: BEGINNING,
                 };
-                let mut reader = FanIn::new(ring.seen_by_peer(), OwnRegion::private(0), terms).unwrap();
+                let mut reader = FanIn::new(ring.seen_by_peer(), OwnRegion::private(0), (), terms).unwrap();
                 for (at, word) in [
                     (layout::DATA, header(24, WHOLE)),
                     (layout::DATA + 32, header(length, flags)),
@@ -439,6 +439,77 @@ fn a_second_record_that_no_honest_publisher_writes_is_corrupt_for_each_way_of_re
             }
         }
     }
+}
+
+/// Finds this many copies good, and then none.
+struct Valid(Cell<u32>);
+
+impl Validity for Valid {
+    fn check(&self) -> Result<(), Error> {
+        match self.0.get().checked_sub(1) {
+            Some(left) => {
+                self.0.set(left);
+                Ok(())
+            }
+            None => Err(Error::Evicted),
+        }
+    }
+}
+
+/// A reader of so many messages of `length` bytes.
+fn judged(count: u64, length: usize, valid: u32) -> (Hub, FanIn<PeerRegion, OwnRegion, Valid>) {
+    let mut hub = Hub::new(1 << 16);
+    for number in 1..=count {
+        assert!(hub.send(&bytes(number, length)));
+    }
+    let terms = hub.terms(Delivery::Reliable, BEGINNING);
+    let (ring, own, valid) = (
+        hub.ring.seen_by_peer(),
+        OwnRegion::private(0),
+        Valid(Cell::new(valid)),
+    );
+    let reader = FanIn::new(ring, own, valid, terms).unwrap();
+    (hub, reader)
+}
+
+#[test]
+fn a_copy_that_is_not_valid_is_neither_handed_out_nor_counted() {
+    type Read = fn(&mut FanIn<PeerRegion, OwnRegion, Valid>) -> Result<(), Error>;
+    let reads: [(Read, usize); 5] = [
+        (|reader| reader.receive(&mut [0; 600]).map(drop), 24),
+        (|reader| reader.next_size().map(drop), 24),
+        (|reader| reader.pull_packed(&mut [0; 600]).map(drop), 24),
+        (
+            |reader| reader.visit(9, |_| panic!("it is checked before")).map(drop),
+            24,
+        ),
+        // The header is good, and what was visited in the ring is not.
+        (|reader| reader.visit(9, |_| ()).map(drop), 600),
+    ];
+    for (read, length) in reads {
+        let (_hub, mut reader) = judged(3, length, u32::from(length > 500));
+        assert!(matches!(read(&mut reader), Err(Error::Evicted)));
+        assert_eq!((reader.position(), reader.sequence(), reader.lost()), (0, 0, 0));
+        assert_eq!(reader.counted(), (0, 0));
+    }
+}
+
+/// An error in the middle of a call loses nothing that was copied before.
+#[test]
+fn what_was_whole_before_an_error_is_handed_out_and_the_error_is_the_next_call_s() {
+    // Copies of 8192 bytes.
+    let (_hub, mut reader) = judged(1000, 24, 2);
+    let mut into = vec![0; 32_000];
+    assert_eq!(reader.pull_packed(&mut into).unwrap(), Pulled::Bytes(2 * 8192));
+    assert_eq!(reader.counted(), (512, 512 * 24));
+    assert_eq!(walk_packed(&into[..2 * 8192]).len(), 512);
+    assert!(matches!(reader.pull_packed(&mut into), Err(Error::Evicted)));
+    assert_eq!(reader.counted(), (512, 512 * 24));
+    // One check before each visit in the ring, and one after it.
+    let (_hub, mut reader) = judged(3, 600, 3);
+    let mut visits = 0;
+    assert!(matches!(reader.visit(9, |_| visits += 1), Err(Error::Evicted)));
+    assert_eq!((visits, reader.counted()), (2, (1, 600)));
 }
 
 /// What a reader at `position`, which was overtaken in its first copy, answers to one call where its publisher tells this while it looks for a mark:
@@ -470,7 +541,7 @@ fn while_it_looks(held: Held, floor: u64, mark: (u64, u64), then: u64) -> Result
         delivery: Delivery::BestEffort,
         held,
     };
-    let mut reader = FanIn::new(ring, OwnRegion::private(0), terms).unwrap();
+    let mut reader = FanIn::new(ring, OwnRegion::private(0), (), terms).unwrap();
     reader.receive(&mut [0; 24])
 }
 
@@ -499,7 +570,7 @@ fn a_mark_has_room_for_its_messages_behind_the_head() {
             delivery: Delivery::BestEffort,
             held,
         };
-        let mut reader = FanIn::new(ring.seen_by_peer(), OwnRegion::private(0), terms).unwrap();
+        let mut reader = FanIn::new(ring.seen_by_peer(), OwnRegion::private(0), (), terms).unwrap();
         let set = |at, word| ring.store(at, word, Ordering::Release);
         for place in (0..as_offset(SMALLEST)).step_by(32) {
             set(layout::DATA + place, header(24, WHOLE));
