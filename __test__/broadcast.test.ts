@@ -8,7 +8,7 @@ import {
   connect,
   join,
   listen,
-  type merge,
+  merge as mergeOf,
   publish,
   Publisher,
   subscribe,
@@ -267,6 +267,119 @@ test('disconnect ends one subscriber, which gets what was published before', asy
   t.deepEqual({ count, wrong, error, reason }, { count: 100, wrong: '', error: '', reason: 'closed' })
 })
 
+/** How a publisher ends a subscription, in its own process, and the reason that both sides are told. */
+const endings = {
+  disconnect: 'closed',
+  end: 'closed',
+  close: 'closed',
+  kill: 'exited',
+  evict: 'evicted',
+} as const
+
+/** A publisher in another process that has sent five messages, and what has it end the subscription of this process. */
+async function toBeEnded(
+  t: ExecutionContext,
+  there: Partner,
+  ending: keyof typeof endings,
+  options: SubscribeOptions = {},
+) {
+  const address = abstractAddress()
+  await there.run(
+    async (kit, where, stall) => {
+      kit.keep['publisher'] = await kit.ringfence.publish(where, { capacity: 65_536, stall })
+    },
+    address,
+    ending === 'evict' ? 20 : 60_000,
+  )
+  const subscription = await subscribe(address, options)
+  t.teardown(() => subscription.close())
+  await there.run(async (kit) => {
+    const publisher = kit.keep['publisher'] as Publisher
+    await kit.until.until(() => publisher.subscribers.length === 1, 'the publisher knows of it')
+    for (let number = 0; number < 5; number += 1) await publisher.send(kit.bytes.pattern(number, 1000))
+  })
+  const end = async () => {
+    if (ending === 'kill') return there.kill()
+    return there.run(async (kit, way) => {
+      const publisher = kit.keep['publisher'] as Publisher
+      const [subscriber] = publisher.subscribers
+      if (way === 'disconnect') await subscriber!.disconnect()
+      // It resolves once all is read.
+      else if (way === 'end') void publisher.end()
+      else if (way === 'close') await publisher.close()
+      else {
+        while (publisher.trySend(kit.bytes.pattern(5, 1000)));
+        await subscriber!.closed
+      }
+    }, ending)
+  }
+  return { subscription, end }
+}
+
+for (const [ending, reason] of Object.entries(endings) as [keyof typeof endings, GoneReason][])
+  test(`closed is told after the publisher's ${ending}, though messages are unread, which can be read still`, async (t) => {
+    const there = await Partner.start(t)
+    for (const read of ending === 'kill' ? [1] : [0, 1, 5]) {
+      const { subscription, end } = await toBeEnded(t, there, ending)
+      for (let number = 0; number < read; number += 1)
+        t.true((await soon(subscription.receive(), 'a message'))!.equals(pattern(number, 1000)))
+      await end()
+      t.is(await soon(subscription.closed, `the end after ${read} messages`), reason)
+      const counts = () => [subscription.sequence, subscription.stats().messagesReceived]
+      t.deepEqual(counts(), [BigInt(read), read])
+      if (ending === 'evict') {
+        // What was fetched before is here. The rest is lost.
+        let number = read
+        const rest = (async () => {
+          for (; ; number += 1) t.true((await subscription.receive())!.equals(pattern(number, 1000)))
+        })()
+        await t.throwsAsync(rest, codeOf('EVICTED'))
+        t.deepEqual(counts(), [BigInt(number), number])
+        continue
+      }
+      for (let number = read; number < 5; number += 1) {
+        t.true((await subscription.receive())!.equals(pattern(number, 1000)))
+        t.deepEqual(counts(), [BigInt(number + 1), number + 1])
+      }
+      t.is(await subscription.receive(), null)
+      t.true(subscription.readableEnded)
+    }
+  })
+
+test('closed is told after a disconnect whatever the delivery is, and while a merge reads', async (t) => {
+  const there = await Partner.start(t)
+  for (const delivery of ['best-effort', 'latest'] as const) {
+    const { subscription, end } = await toBeEnded(t, there, 'disconnect', { delivery })
+    await end()
+    t.is(await soon(subscription.closed, 'the end'), 'closed')
+    const all: Buffer[] = []
+    for await (const message of subscription) all.push(message)
+    t.true(all.at(-1)!.equals(pattern(4, 1000)), delivery)
+    t.is(all.length, delivery === 'latest' ? 1 : 5)
+  }
+  const { subscription, end } = await toBeEnded(t, there, 'disconnect')
+  const merged = mergeOf([subscription])
+  await end()
+  t.is(await soon(subscription.closed, 'the end'), 'closed')
+  const all: Buffer[] = []
+  for await (const [, message] of merged) all.push(message)
+  t.is(all.length, 5)
+  // The publisher is told that it has read all, and lets go of it.
+  await there.run(async (kit) => {
+    const publisher = kit.keep['publisher'] as Publisher
+    await kit.until.until(() => publisher.stats().ringUsed === 0, 'nothing is kept for it')
+  })
+})
+
+test('what a close has discarded was not handed out', async (t) => {
+  const { subscription } = await toBeEnded(t, await Partner.start(t), 'close')
+  t.true((await subscription.receive())!.equals(pattern(0, 1000)))
+  const counts = () => [subscription.sequence, subscription.lost, subscription.stats().messagesReceived]
+  t.deepEqual(counts(), [1n, 0n, 1])
+  await subscription.close()
+  t.deepEqual(counts(), [1n, 0n, 1])
+})
+
 test('a publisher that is not any more what the policy asks for is cut off by verify, which tells so without a handler', async (t) => {
   const address = abstractAddress()
   const directory = temporaryDirectory(t)
@@ -453,7 +566,7 @@ test('a merge reads subscriptions beside channels', async (t) => {
   }
   t.deepEqual(
     await there.run(async (kit) => {
-      const merged = kit.keep['merge'] as ReturnType<typeof merge<Subscription>>
+      const merged = kit.keep['merge'] as ReturnType<typeof mergeOf<Subscription>>
       const next = [0, 0]
       for await (const [source, message] of merged) {
         const [index, number] = String(message).split(' ').map(Number) as [number, number]

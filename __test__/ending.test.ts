@@ -1,12 +1,12 @@
 import { openSync, readFileSync, writeSync, closeSync } from 'node:fs'
 
 import test, { type ExecutionContext } from 'ava'
-import { join, member, RingfenceError, type Channel } from 'ringfence'
+import { join, member, merge, RingfenceError, toPort, toWeb, type Channel, type Codec } from 'ringfence'
 
 import { abstractAddress, addressOf, isBound, kinds, untilBound } from './support/address.js'
 import { pattern } from './support/bytes.js'
-import { joinHere, pair, Partner, type PartnerError } from './support/partner.js'
-import { isPending, turns, until } from './support/until.js'
+import { joinHere, listenHere, pair, Partner, type PartnerError } from './support/partner.js'
+import { isPending, soon, turns, until } from './support/until.js'
 
 const closed = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_CLOSED' } as const
 const lost = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_PEER_LOST' } as const
@@ -586,4 +586,174 @@ test.serial('a peer that lies about what it has read is RING_CORRUPT as well', a
   t.is(await channel.closed, 'corrupt')
   await nothingIsSent(t, channel, corrupt)
   await nothingIsRead(t, channel, corrupt)
+})
+
+const text: Codec<string> = { encode: String, decode: (bytes) => Buffer.from(bytes).toString() }
+
+/** Reads to the end of the peer's messages, and returns them. */
+type ReadAll = (channel: Channel) => Promise<unknown[]>
+
+/** Reads again and again, as a loop of a program's own, until the channel has closed or `isOver` says so. */
+async function readAgain(channel: Channel, read: (found: (message: unknown) => void) => void, isOver = () => false) {
+  const all: unknown[] = []
+  let closes = false
+  void channel.closed.then(() => (closes = true))
+  const isDone = () => {
+    read((message) => void all.push(message))
+    return closes || isOver()
+  }
+  await until(isDone, 'the end is told')
+  return all
+}
+
+function tryAll(channel: { tryReceive(): unknown }, found: (message: unknown) => void): void {
+  for (let message = channel.tryReceive(); message !== null && message !== undefined; message = channel.tryReceive())
+    found(message)
+}
+
+const drainAll = (channel: Channel, found: (message: unknown) => void) =>
+  channel.drain((bytes, offset, length) => found(Buffer.from(bytes.subarray(offset, offset + length))))
+
+const iterated = async (messages: AsyncIterable<unknown>) => {
+  const all: unknown[] = []
+  for await (const message of messages) all.push(message)
+  return all
+}
+
+/** Each way to read a channel: all of them tell the end of the peer's sending. */
+const ways: Record<string, ReadAll> = {
+  receive: async (channel) => {
+    const all: unknown[] = []
+    for (let message = await channel.receive(); message; message = await channel.receive()) all.push(message)
+    return all
+  },
+  tryReceive: (channel) => readAgain(channel, (found) => tryAll(channel, found)),
+  'tryReceive and readableEnded': (channel) =>
+    readAgain(
+      channel,
+      (found) => {
+        const message = channel.tryReceive()
+        if (message !== null) found(message)
+      },
+      () => channel.readableEnded,
+    ),
+  drain: (channel) => readAgain(channel, (found) => drainAll(channel, found)),
+  'drain and readableEnded': (channel) =>
+    readAgain(
+      channel,
+      (found) => {
+        if (!channel.readableEnded) drainAll(channel, found)
+      },
+      () => channel.readableEnded,
+    ),
+  'readable and tryReceive': async (channel) => {
+    const all: unknown[] = []
+    while (await channel.readable()) all.push(channel.tryReceive())
+    return all
+  },
+  'for await': iterated,
+  'a typed for await': (channel) => iterated(channel.with(text)),
+  'a typed receive': async (channel) => {
+    const all: unknown[] = []
+    const typed = channel.with(text)
+    for (let message = await typed.receive(); message !== undefined; message = await typed.receive()) all.push(message)
+    return all
+  },
+  'a typed tryReceive': (channel) => readAgain(channel, (found) => tryAll(channel.with(text), found)),
+  'a typed tryReceive that borrows': (channel) =>
+    readAgain(channel, (found) => tryAll(channel.with(text, { borrow: true }), found)),
+  'a duplex': (channel) => iterated(channel.duplex()),
+  'a duplex by its events': (channel) =>
+    new Promise((resolve, reject) => {
+      const all: unknown[] = []
+      const stream = channel.duplex()
+      stream.on('data', (message) => all.push(message))
+      stream.on('error', reject)
+      stream.on('close', () => resolve(all))
+    }),
+  'web streams': (channel) => iterated(toWeb(channel).readable),
+  'a port': (channel) =>
+    new Promise((resolve) => {
+      const all: unknown[] = []
+      const port = toPort(channel, text)
+      port.on('message', (message) => all.push(message))
+      port.on('close', () => resolve(all))
+    }),
+  'a merge': async (channel) => (await iterated(merge([channel]))).map((found) => (found as [Channel, Buffer])[1]),
+  'a merge by drain': async (channel) => {
+    const all: unknown[] = []
+    const merged = merge([channel])
+    while (await merged.readable())
+      merged.drain((_, bytes, offset, length) => all.push(Buffer.from(bytes.subarray(offset, offset + length))))
+    return all
+  },
+}
+
+async function endsByItself(t: ExecutionContext, channel: Channel, partner: Partner, read: () => Promise<unknown[]>) {
+  await partner.run(async (kit) => {
+    await kit.channel.send('one')
+    await kit.channel.send('two')
+    await kit.channel.end()
+  })
+  const all = await soon(read(), 'the end of the messages')
+  t.is(all.join(), all.length === 1 ? 'onetwo' : 'one,two')
+  await t.throwsAsync(channel.send('late'), closed)
+  t.is(await soon(channel.closed, 'the end here'), 'closed')
+  t.is(
+    await soon(
+      partner.run((kit) => kit.channel.closed),
+      'the end there',
+    ),
+    'closed',
+  )
+}
+
+for (const [way, read] of Object.entries(ways))
+  test.serial(`a channel whose peer has ended closes by itself once that was told: by ${way}`, async (t) => {
+    const { channel, partner } = await pair(t)
+    await endsByItself(t, channel, partner, () => read(channel))
+  })
+
+test.serial('a channel whose peer has ended closes by itself once that was told: by messages()', async (t) => {
+  const address = addressOf('abstract', t)
+  const listener = await listenHere(t, address)
+  const partner = await Partner.start(t)
+  const messages = listener.messages()
+  await partner.connect(address)
+  await partner.run((kit) => kit.channel.send('zero'))
+  const first = await messages[Symbol.asyncIterator]().next()
+  const [channel] = first.value!
+  await endsByItself(t, channel, partner, async () => {
+    const all = iterated(messages)
+    await soon(channel.closed, 'the end of the channel')
+    await listener.close()
+    return (await all).map((found) => (found as [Channel, Buffer])[1])
+  })
+})
+
+test.serial('with allowHalfOpen no way of reading ends the sending', async (t) => {
+  for (const way of ['receive', 'tryReceive and readableEnded', 'drain and readableEnded', 'a merge']) {
+    const { channel, partner } = await pair(t, { here: { allowHalfOpen: true } })
+    await partner.run((kit) => kit.channel.end())
+    t.deepEqual(await ways[way]!(channel), [], way)
+    t.is(channel.tryReceive(), null)
+    await channel.send('still')
+    t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'still')
+  }
+})
+
+test.serial('a stream that still writes when its peer has ended sends all of that', async (t) => {
+  // Reading by `tryReceive` below the stream must not end the sending before the stream has.
+  const { channel, partner } = await pair(t, { options: { capacity: 4096 } })
+  const stream = channel.duplex()
+  await partner.run((kit) => kit.channel.end())
+  for (let number = 0; number < 20; number += 1) stream.write(pattern(number, 3000))
+  stream.resume()
+  const all = await partner.run(async (kit) => {
+    let bytes = 0
+    for await (const message of kit.channel) bytes += message.length
+    return bytes
+  })
+  t.is(all, 60_000)
+  t.is(await soon(channel.closed, 'the end'), 'closed')
 })

@@ -20,7 +20,7 @@ import { checkDrain, lingerOf, readerSignal, type ChannelSettings } from './opti
 import { PeerView } from './peer-view.js'
 import { SendQueue, type Fill } from './send-queue.js'
 import { registerSource } from './sources.js'
-import type { ChannelStats, Received } from './stats.js'
+import type { ChannelStats } from './stats.js'
 import { Tokens, toToken } from './tokens.js'
 // oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
 import { typedChannel, type TypedChannel } from './typed.js'
@@ -66,10 +66,11 @@ export let cutOff: (channel: Channel) => RingfenceError | undefined
 
 /** What another face of a channel tells of its end itself. */
 export interface Quiet {
-  /** As {@link Channel.readable}, which tells nothing. */
+  /** As {@link Channel.readable} and {@link Channel.tryReceive}, which end nothing here if the peer has ended. */
   readable(): Promise<boolean>
   /** A loop over the moments at which there is a message to take. It takes none, and ends once no more will come. */
   arrivals(): AsyncIterator<unknown, undefined>
+  tryReceive(): Buffer | null
   /** What a reader is told at the end where the peer is gone before it had ended its sending. */
   cutOff(): RingfenceError | undefined
   /** The end of the peer's sending was told. */
@@ -137,6 +138,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
           () => channel.#arrivedNow(),
           () => channel.#receiveBuffer.wait(false),
         ),
+      tryReceive: () => channel.#receiveBuffer.takeNow(),
       cutOff: () => channel.#cutOff(),
       told: () => channel.#endWithPeer(),
     })
@@ -152,7 +154,6 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
         ? {
             buffer: value.#receiveBuffer,
             reason: () => value.#reasonOfEnd(),
-            received: () => value.#received(value.#native.stats()),
           }
         : undefined,
     )
@@ -271,12 +272,15 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     return this.#sendQueue.bufferedAmount
   }
 
-  /** What has gone through so far, and how full the ring is. The last figures stay after the end. */
+  /**
+   * What has gone through so far, and how full the ring is. The visits of a `drain` count when it returns. The last figures stay after
+   * the end.
+   */
   stats(): ChannelStats {
     // What a caller has sent, and that found room, is in the ring by then.
     if (!this.#sendQueue.isEmpty) this.#sendQueue.pump()
     const figures = this.#native.stats()
-    const received = this.#received(figures)
+    const received = this.#receiveBuffer.received
     return {
       messagesSent: figures[0]!,
       bytesSent: figures[1]!,
@@ -284,17 +288,12 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       bytesReceived: received.bytes,
       waits: this.#sendQueue.waits,
       waitedMicros: this.#sendQueue.waitedMicros,
-      bellsRung: figures[4]!,
-      sleeps: figures[5]!,
-      ringUsed: figures[6]!,
-      ringCapacity: figures[7]!,
+      bellsRung: figures[2]!,
+      sleeps: figures[3]!,
+      ringUsed: figures[4]!,
+      ringCapacity: figures[5]!,
       staged: this.bufferedAmount,
     }
-  }
-
-  #received(figures: number[]): Received {
-    const { messages, bytes } = this.#receiveBuffer.notHandedOut
-    return { messages: figures[2]! - messages, bytes: figures[3]! - bytes }
   }
 
   /** Resolves when `trySend` or `reserve` of `size` bytes can succeed. Rejects as `trySend` throws. */
@@ -367,7 +366,10 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     return arrived === false ? null : arrived
   }
 
-  /** No more will come, and all was read. */
+  /**
+   * Whether no more will come and everything was read. Without `allowHalfOpen`, the call that finds this ends this side's
+   * sending, as the null of {@link Channel.receive} does.
+   */
   get readableEnded(): boolean {
     return this.#receiveBuffer.isEnded
   }
@@ -531,7 +533,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       },
       trySend: (message) => this.trySend(message),
       send: (message) => this.send(message),
-      tryReceive: () => this.tryReceive(),
+      tryReceive: () => receiveBuffer.takeNow(),
       readable: () => this.#readable(),
       end: (withPeer) => this.#endSending(withPeer ? endedWithPeer : endedHere),
       close: () => this.close(),

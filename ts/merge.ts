@@ -12,7 +12,7 @@ import { loop } from './loops.js'
 import { FIRST, HEADER, MORE, native } from './native.js'
 import { checkDrain, readerSignal } from './options.js'
 import { inletOf, type Inlet } from './sources.js'
-import type { MergeStats, Received } from './stats.js'
+import type { MergeStats } from './stats.js'
 import { Place, TURN, Turns } from './turns.js'
 // oxlint-disable-next-line import/no-cycle -- it imports types of this file alone
 import { typedMerge, type TypedMerge } from './typed-merge.js'
@@ -47,20 +47,11 @@ const closedHere = () => new RingfenceError('CLOSED', 'the merge is closed')
 class Entry<Source> extends Place {
   readonly source: Source
   readonly inlet: Inlet
-  /** What the source had received before it was added. */
-  readonly #before: Received
 
   constructor(source: Source, inlet: Inlet) {
     super()
     this.source = source
     this.inlet = inlet
-    this.#before = inlet.received()
-  }
-
-  /** What it has received since. */
-  get received(): Received {
-    const { messages, bytes } = this.inlet.received()
-    return { messages: messages - this.#before.messages, bytes: bytes - this.#before.bytes }
   }
 }
 
@@ -106,8 +97,9 @@ export class Merge<Source extends MergeSource = MergeSource>
   #closed = false
   /** Told to the first that asks once it is over. */
   #failure: Error | null = null
-  /** Of the sources that are not in it any more. */
-  readonly #past: Received = { messages: 0, bytes: 0 }
+  /** Messages that it has handed out, and their bytes. */
+  #messages = 0
+  #bytes = 0
 
   static {
     make = (held) => new Merge(KEY, held)
@@ -127,14 +119,9 @@ export class Merge<Source extends MergeSource = MergeSource>
     this.#held = held
   }
 
-  /** What it has handed out so far, of all sources that are or were in it. */
+  /** What it has handed out so far, of all sources that are or were in it. The visits of a `drain` count when it returns. */
   stats(): MergeStats {
-    let { messages, bytes } = this.#past
-    for (const { received } of this.#entries.values()) {
-      messages += received.messages
-      bytes += received.bytes
-    }
-    return { sources: this.size, messagesReceived: messages, bytesReceived: bytes }
+    return { sources: this.size, messagesReceived: this.#messages, bytesReceived: this.#bytes }
   }
 
   /** Sources in it. */
@@ -207,18 +194,25 @@ export class Merge<Source extends MergeSource = MergeSource>
     const begun = new Set<Entry<Source>>()
     const began = timers.now()
     let count = 0
-    for (let entry = turns.next; entry !== null && count < (max ?? Infinity); entry = turns.next) {
-      const own = entry
-      const visitor = (bytes: Uint8Array, offset: number, length: number) => {
-        count += 1
-        visit(own.source, bytes, offset, length)
-        // A visitor may delete the source, or close the merge.
-        if (own.line === null) throw LEFT
+    let payload = 0
+    try {
+      for (let entry = turns.next; entry !== null && count < (max ?? Infinity); entry = turns.next) {
+        const own = entry
+        const visitor = (bytes: Uint8Array, offset: number, length: number) => {
+          count += 1
+          payload += length
+          visit(own.source, bytes, offset, length)
+          // A visitor may delete the source, or close the merge.
+          if (own.line === null) throw LEFT
+        }
+        const round = begun.has(own) ? MORE : FIRST
+        begun.add(own)
+        this.#visit(own, visitor, max === undefined ? undefined : max - count, round)
+        if (max === undefined && fairness.isLong(began, timers.now())) break
       }
-      const round = begun.has(own) ? MORE : FIRST
-      begun.add(own)
-      this.#visit(own, visitor, max === undefined ? undefined : max - count, round)
-      if (max === undefined && fairness.isLong(began, timers.now())) break
+    } finally {
+      this.#messages += count
+      this.#bytes += payload
     }
     return count
   }
@@ -339,6 +333,8 @@ export class Merge<Source extends MergeSource = MergeSource>
         throw error
       }
       if (message !== null) {
+        this.#messages += 1
+        this.#bytes += message.length
         if (turns.spend(message.length + HEADER)) turns.lookAround(LOOKS, hasSomething)
         return [entry.source, message]
       }
@@ -372,9 +368,6 @@ export class Merge<Source extends MergeSource = MergeSource>
   }
 
   #remove(entry: Entry<Source>): void {
-    const { messages, bytes } = entry.received
-    this.#past.messages += messages
-    this.#past.bytes += bytes
     this.#turns.remove(entry)
     this.#entries.delete(entry.source)
     entry.inlet.buffer.giveBack()

@@ -101,10 +101,7 @@ export interface NativeChannel {
   endTokens(): void
   strayTokens(): number
   droppedTokens(): number
-  /**
-   * Messages and bytes sent; messages and bytes received, those that were fetched and not handed out included; bells rung; sleeps; bytes
-   * of the ring that are used, and of the ring. Also once it is closed.
-   */
+  /** Messages and bytes sent; bells rung; sleeps; bytes of the ring that are used, and of the ring. Also once it is closed. */
   stats(): number[]
   failure(): Failure | null
 }
@@ -196,7 +193,7 @@ export interface NativeSubscription extends NativeReader {
   /** `unread`: of the messages that were fetched last, those that were not handed out. */
   sequence(unread: number): bigint
   lost(unread: number): bigint
-  /** Messages and bytes fetched; the lag, in bytes; sleeps. Also once it is closed. */
+  /** The lag, in bytes; sleeps. Also once it is closed. */
   stats(): number[]
   watch(callback: () => void): number
   /** The line is watched no more. */

@@ -114,8 +114,11 @@ export class ReceiveBuffer {
   readonly #told: () => void
   /** This side has closed the channel. */
   #closed = false
-  /** What had been fetched by then, and is never handed out. */
-  #discarded: Received = { messages: 0, bytes: 0 }
+  /** Messages that had been fetched by then, and are never handed out. */
+  #discarded = 0
+  /** Messages that were handed out, and their bytes: counted here, since what was fetched may be discarded or taken away. */
+  #messages = 0
+  #bytes = 0
 
   /**
    * @param failed - Told what the binding's calls say.
@@ -155,12 +158,14 @@ export class ReceiveBuffer {
   /** Whether no more will come, and all was read. */
   get isEnded(): boolean {
     try {
-      return !this.#has(false) && this.#over !== null
+      if (this.#has(false) || this.#over === null) return false
     } catch (error) {
       // There is a message, and no memory for it: the call that receives it tells.
       if (isShortage(error)) return false
       throw error
     }
+    this.#tellIfEnded()
+    return true
   }
 
   #hasUnread(): boolean {
@@ -380,29 +385,27 @@ export class ReceiveBuffer {
     return answer > 0 ? true : this.#nothing(answer)
   }
 
-  /** Messages that were fetched, and not handed out. */
+  /** Messages that were fetched and not handed out, those included that this side's close has discarded. */
   get unread(): number {
-    let count = this.#large === null ? 0 : 1
-    for (let at = this.#at; at < this.#end; at += HEADER + ((this.#words[at >>> 2]! + 7) & ~7)) count += 1
-    return count
-  }
-
-  /** As {@link unread}, with what this side's close has discarded. */
-  get notHandedOut(): Received {
-    let { messages, bytes } = this.#discarded
-    if (this.#large !== null) {
-      messages += 1
-      bytes += this.#large.length
-    }
+    let count = this.#discarded + (this.#large === null ? 0 : 1)
     for (let at = this.#at; at < this.#end;) {
       const length = this.#words[at >>> 2]
       // The memory was transferred elsewhere.
       if (length === undefined) break
-      messages += 1
-      bytes += length
+      count += 1
       at += recordSize(length)
     }
-    return { messages, bytes }
+    return count
+  }
+
+  /** What was handed out so far; by visits that are running, once they end. */
+  get received(): Received {
+    return { messages: this.#messages, bytes: this.#bytes }
+  }
+
+  #count(messages: number, bytes: number): void {
+    this.#messages += messages
+    this.#bytes += bytes
   }
 
   #leaveRing(): void {
@@ -425,6 +428,7 @@ export class ReceiveBuffer {
     const end = start + length
     const message = this.#isOurs ? new BufferView(this.#whole, start, length) : this.#copy(start, end)
     this.#at = (end + 7) & ~7
+    this.#count(1, length)
     if (this.#at === this.#end && this.#held) this.#release()
     fairness.spend(this.#isWeak)
     return message
@@ -433,6 +437,7 @@ export class ReceiveBuffer {
   #takeLarge(large: Buffer): Buffer {
     const message = this.#own ? large : copyOf(large)
     this.#large = null
+    this.#count(1, large.length)
     fairness.spend(this.#isWeak)
     return message
   }
@@ -478,16 +483,28 @@ export class ReceiveBuffer {
     return false
   }
 
-  /** @throws {@link RingfenceError} INVALID_ARGUMENT where a merge reads: a direct read would take what the merge is to hand out. */
+  /** @throws {@link RingfenceError} INVALID_ARGUMENT if a merge reads: a direct read would take what the merge is to hand out. */
   mustBeFree(): void {
     if (this.#merged !== null) throw merged()
   }
 
-  tryReceive(): Buffer | null {
+  /** The next message, if there is one now. Its caller learns of the end elsewhere. */
+  takeNow(): Buffer | null {
     this.mustBeFree()
     const message = this.#take(false)
     if (message === null) this.#isOpen()
     return message
+  }
+
+  tryReceive(): Buffer | null {
+    const message = this.takeNow()
+    if (message === null) this.#tellIfEnded()
+    return message
+  }
+
+  /** The caller has found nothing: if none will come, it knows that now. */
+  #tellIfEnded(): void {
+    if (this.#over === 'ended') this.#told()
   }
 
   /** As {@link receiveNow}, for a loop: it ends where this side has closed the channel. */
@@ -533,7 +550,7 @@ export class ReceiveBuffer {
   drain(visit: Visit, max: number | undefined): number {
     this.mustBeFree()
     const count = this.#visit(visit, max, Infinity, FIRST)
-    if (count === 0 && max !== 0) this.#isOpen()
+    if (count === 0 && max !== 0 && !this.#isOpen()) this.#tellIfEnded()
     return count
   }
 
@@ -546,6 +563,7 @@ export class ReceiveBuffer {
   #visit(visit: Visit, max: number | undefined, bytes: number, fetched: number): number {
     const most = max ?? Infinity
     let count = 0
+    let payload = 0
     /** Messages until the next look at the clock; where that has been looked at, the first time. */
     let left = fairness.stride
     let began = 0
@@ -577,6 +595,7 @@ export class ReceiveBuffer {
         if (large !== null) {
           this.#large = null
           count += 1
+          payload += large.length
           left -= 1
           bytes -= large.length + HEADER
           visit(large, 0, large.length)
@@ -601,6 +620,7 @@ export class ReceiveBuffer {
             const next = at + HEADER + ((length + 7) & ~7)
             this.#at = next
             count += 1
+            payload += length
             visit(memory, at + HEADER, length)
             at = next
             // A visitor that reads, itself, may have changed all of this.
@@ -618,6 +638,7 @@ export class ReceiveBuffer {
       }
     } finally {
       this.#visitors -= 1
+      this.#count(count, payload)
       if (this.#held && this.#at === this.#end) this.#release()
       if (goesOn) this.#native.wake()
     }
@@ -740,7 +761,7 @@ export class ReceiveBuffer {
   /** This side has closed the channel: callers that wait are told the end, later calls the reason. */
   close(why: () => RingfenceError): void {
     this.#closed = true
-    this.#discarded = this.notHandedOut
+    this.#discarded = this.unread
     this.#over = 'ended'
     this.#at = this.#end = 0
     this.#held = false

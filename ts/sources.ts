@@ -2,7 +2,6 @@
 // other.
 
 import type { ReceiveBuffer } from './receive-buffer.js'
-import type { Received } from './stats.js'
 import type { GoneReason } from './types.js'
 
 /** A merge's way into a source. */
@@ -11,8 +10,6 @@ export interface Inlet {
   readonly buffer: ReceiveBuffer
   /** Why no more comes; to be asked once that is so. 'closed' as well where the peer has ended its sending alone. */
   reason(): GoneReason
-  /** What was handed out so far. */
-  received(): Received
 }
 
 /** The inlet of a value that is of one kind, else undefined. */

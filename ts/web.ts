@@ -42,7 +42,7 @@ export function toWeb(channel: Channel): WebStreams {
     {
       async pull(controller) {
         while (await quiet.readable()) {
-          const message = channel.tryReceive()
+          const message = quiet.tryReceive()
           if (message === null) continue
           controller.enqueue(message)
           return

@@ -106,7 +106,7 @@ export class Subscribed extends Noted {
   /** What the last look at the peer has found. */
   look: (failure: Failure | null, verified: object | null) => void = () => {}
   failing: Failure | null = null
-  figures = [10, 1000, 300, 4]
+  readonly figures = [300, 4]
 
   constructor(
     readonly delivery: 'reliable' | 'best-effort' | 'latest' = 'reliable',

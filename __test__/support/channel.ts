@@ -55,7 +55,7 @@ export class Binding {
   readonly peer = { pid: 1, uid: 2 }
   /** Answers by the name of what is asked; what is not here is asked of the rings, or is 0. */
   answers: Record<string, unknown> = {
-    stats: Array.from({ length: 8 }, () => 0),
+    stats: Array.from({ length: 6 }, () => 0),
     evidence: [],
   }
   heard!: () => void

@@ -28,13 +28,14 @@ export interface Buffered {
   readonly due: Promise<void> | null
   readonly isEnded: boolean
   readonly unread: number
-  readonly notHandedOut: { messages: number; bytes: number }
+  readonly received: { messages: number; bytes: number }
   readonly outlives: boolean
   readonly isDry: boolean
   readonly isThrough: boolean
   readonly isArmed: boolean
   keepAlive(alive: boolean): void
   mustBeFree(): void
+  takeNow(): Buffer | null
   tryReceive(): Buffer | null
   nextNow(): Buffer | null | undefined
   receiveNow(): Buffer | null | undefined

@@ -33,11 +33,6 @@ export class Source {
     if (this.buffer.isArmed) this.buffer.awake()
     return this
   }
-
-  get received(): { messages: number; bytes: number } {
-    const { messages, bytes } = this.buffer.notHandedOut
-    return { messages: this.ring.fetched.messages - messages, bytes: this.ring.fetched.bytes - bytes }
-  }
 }
 
 interface Insides {
@@ -58,9 +53,7 @@ export const [{ registerSource }, { merge, makeHeld, letEnd }, { native }] = awa
 ])
 
 registerSource((value) =>
-  value instanceof Source
-    ? { buffer: value.buffer, reason: () => value.reason, received: () => value.received }
-    : undefined,
+  value instanceof Source ? { buffer: value.buffer, reason: () => value.reason } : undefined,
 )
 
 export interface Merged extends Omit<Merge, 'add' | 'delete' | 'has' | 'receive' | 'drain' | 'on' | 'once'> {

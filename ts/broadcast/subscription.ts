@@ -10,7 +10,7 @@ import { checkDrain, readerSignal, type ChannelSettings } from '../options.js'
 import { PeerView } from '../peer-view.js'
 import { ReceiveBuffer, type Visit } from '../receive-buffer.js'
 import { registerSource } from '../sources.js'
-import type { Received, SubscriptionStats } from '../stats.js'
+import type { SubscriptionStats } from '../stats.js'
 import type { Delivery, Evidence, GoneReason, Identity, SubscribeOptions } from '../types.js'
 
 // oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
@@ -50,8 +50,8 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
   /** Bytes of the longest message that the publisher sends. */
   readonly maxMessageSize: number
   /**
-   * Resolves when it has ended, whichever side ended it. What the publisher had sent before can still be read, but for one that was
-   * evicted. Never rejects.
+   * Resolves when it has ended, whichever side ended it: also while messages are unread. What the publisher had sent before can still be
+   * read, unless it has evicted this subscriber. Never rejects.
    */
   readonly closed: Promise<GoneReason>
 
@@ -69,7 +69,6 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
         ? {
             buffer: value.#buffer,
             reason: () => value.#reasonOfEnd(),
-            received: () => value.#received(value.#native.stats()),
           }
         : undefined,
     )
@@ -122,22 +121,17 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
     return this.#native.sequence(this.#buffer.unread)
   }
 
-  /** What has come so far, and how far behind it is. The last figures stay after the end. */
+  /** What has come so far, and how far behind it is. The visits of a `drain` count when it returns. The last figures stay after the end. */
   stats(): SubscriptionStats {
     const figures = this.#native.stats()
-    const { messages, bytes } = this.#received(figures)
+    const { messages, bytes } = this.#buffer.received
     return {
       messagesReceived: messages,
       bytesReceived: bytes,
       lost: Number(this.lost),
-      lag: figures[2]!,
-      sleeps: figures[3]!,
+      lag: figures[0]!,
+      sleeps: figures[1]!,
     }
-  }
-
-  #received(figures: number[]): Received {
-    const { messages, bytes } = this.#buffer.notHandedOut
-    return { messages: figures[0]! - messages, bytes: figures[1]! - bytes }
   }
 
   /**

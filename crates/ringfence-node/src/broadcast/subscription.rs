@@ -187,20 +187,13 @@ fn lost(reading: &mut Reading, call: &mut Call) -> Answer {
     Answer::bigint(call.env, counts.lost)
 }
 
-/// Answers with the statistics so far, in the order of TypeScript's `Subscribed`. Fetched messages count even
-/// if not delivered.
+/// Answers with the statistics that the TypeScript side does not count itself.
 fn stats(reading: &mut Reading, call: &mut Call) -> Answer {
     if let Some(subscription) = &reading.subscription {
         reading.stats = subscription.stats();
     }
     let stats = &reading.stats;
-    let figures = [
-        stats.messages_received,
-        stats.bytes_received,
-        stats.lag,
-        stats.sleeps,
-    ];
-    Answer::numbers(call.env, &figures)
+    Answer::numbers(call.env, &[stats.lag, stats.sleeps])
 }
 
 /// Stops watching the line: the publisher has ended, and its remaining messages are read without it.

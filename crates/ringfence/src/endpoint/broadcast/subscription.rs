@@ -93,8 +93,11 @@ pub struct Subscription {
     reader: FanIn<PeerRegion, OwnRegion, Controls>,
     /// `None` once the publisher is gone, or the subscription has ended.
     bells: Option<Bells>,
-    /// It has said by its phase that no more comes, and this side knows where reading ends.
+    /// The publisher's phase was not [`Phase::OPEN`] at the last check, and this side knows where reading ends.
     end_known: bool,
+    /// That phase was the orderly end: what is there is all that the publisher sends to this subscriber. Never taken back, whatever a hostile
+    /// publisher stores later.
+    ended: bool,
     /// The publisher was gone before it had said that no more would come; known once there are no bells.
     cut: bool,
     verifier: Verifier,
@@ -225,6 +228,7 @@ impl Subscription {
             }),
             reader,
             end_known: false,
+            ended: false,
             cut: false,
             shared,
             verifier: opened.verifier,
@@ -384,10 +388,12 @@ impl Subscription {
         Phase::from_word(word).ok_or_else(|| Error::RingCorrupt(format!("its phase is {word}")))
     }
 
-    /// Reading ends where the publisher has said, if it has: it may go on for others. To be looked at after its phase.
+    /// Reading ends where the publisher has said, if it has: it may go on for others. To be called after its phase was found to have
+    /// changed.
     #[cold]
     fn end_where_told(&mut self) {
         self.end_known = true;
+        self.ended |= self.phase().is_ok_and(|phase| phase.ended);
         let word = self.controls().publishers.load(layout::TAIL, Ordering::Acquire);
         if word & END_TOLD != 0 {
             self.reader.end_at(word & !END_TOLD);
@@ -648,11 +654,11 @@ impl Subscription {
         }
         let phase = self.phase();
         let phase = self.shared.judge(phase)?;
-        if phase.is_open() {
+        if phase.is_open() && !self.ended {
             return Ok(false);
         }
         self.end_where_told();
-        // What was published before the publisher said that it ends is seen by a look after that.
+        // Check again: the publisher may have published more before it stored its phase.
         if self.has_message()? {
             return Ok(false);
         }
@@ -725,16 +731,13 @@ impl Subscription {
 
     /// Why it has ended; `None` while it has not. What the publisher left may still be there to read.
     ///
-    /// [`GoneReason::Closed`] as soon as the publisher has disconnected this subscription, or has ended. A publisher that is gone is noticed
-    /// by the calls that read or wait, and by [`Subscription::poll_line`].
+    /// Known once a call that reads, waits or polls the line has noticed it. [`GoneReason::Closed`] also if the publisher has disconnected
+    /// this subscription, or has ended, and waits until its last messages are read.
     pub fn close_reason(&self) -> Option<GoneReason> {
-        self.gone().or_else(|| {
-            let ended = Phase::from_word(self.phase_word()).is_some_and(|phase| phase.ended);
-            ended.then_some(GoneReason::Closed)
-        })
+        self.gone().or(self.ended.then_some(GoneReason::Closed))
     }
 
-    /// Why the channel with the publisher has ended. Not yet if the publisher waits until its last messages are read.
+    /// Why the channel with the publisher has ended. `None` while the publisher waits until its last messages are read.
     pub(super) fn gone(&self) -> Option<GoneReason> {
         self.shared.gone_reason()
     }
