@@ -302,14 +302,14 @@ async function toBeEnded(
     if (ending === 'kill') return there.kill()
     return there.run(async (kit, way) => {
       const publisher = kit.keep['publisher'] as Publisher
-      const [subscriber] = publisher.subscribers
-      if (way === 'disconnect') await subscriber!.disconnect()
+      const [own] = publisher.subscribers
+      if (way === 'disconnect') await own!.disconnect()
       // It resolves once all is read.
       else if (way === 'end') void publisher.end()
       else if (way === 'close') await publisher.close()
       else {
         while (publisher.trySend(kit.bytes.pattern(5, 1000)));
-        await subscriber!.closed
+        await own!.closed
       }
     }, ending)
   }

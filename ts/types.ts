@@ -146,9 +146,9 @@ export interface Options {
   /** Microseconds that a wait may spin on this thread before it sleeps (0). */
   busyPoll?: number
   /**
-   * What becomes of this side's sending once the peer has ended its own, and that was told here: by null, by false, by the end of a
-   * loop, by a stream's 'end'. Left out or false: this side ends too, after what it has sent before, and a later send is CLOSED. True:
-   * this side sends on, until {@link Channel.end}. As in node:net.
+   * What becomes of this side's sending once a read here has found that the peer has ended its own: by null, by false, by the end of a
+   * loop, by a stream's 'end', by {@link Channel.readableEnded}. Left out or false: this side ends too, after what it has sent before, and
+   * a later send is CLOSED. True: this side sends on, until {@link Channel.end}. As in node:net.
    */
   allowHalfOpen?: boolean
   /**

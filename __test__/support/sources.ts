@@ -52,9 +52,7 @@ export const [{ registerSource }, { merge, makeHeld, letEnd }, { native }] = awa
   inside('native.js'),
 ])
 
-registerSource((value) =>
-  value instanceof Source ? { buffer: value.buffer, reason: () => value.reason } : undefined,
-)
+registerSource((value) => (value instanceof Source ? { buffer: value.buffer, reason: () => value.reason } : undefined))
 
 export interface Merged extends Omit<Merge, 'add' | 'delete' | 'has' | 'receive' | 'drain' | 'on' | 'once'> {
   add(source: Source): Merged

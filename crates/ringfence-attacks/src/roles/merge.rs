@@ -1,12 +1,15 @@
 //! Collectors that obey orders. They read from two publishers, one of which floods, and report how many flood
 //! messages arrived before the other publisher's message.
 
-use std::time::Duration;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
-use ringfence::{Address, Error, Merge, Merged, Options, Subscription, subscribe};
+use ringfence::{Address, Error, Merge, Merged, Message, Options, Subscription, subscribe};
 
 use super::serve;
-use crate::plain_many;
+use crate::{actor::TIME_LIMIT, plain_many};
 
 /// Number of flood messages after which a collector gives up.
 const TOO_MUCH: usize = 100_000;
@@ -42,12 +45,18 @@ pub(super) fn plain() -> Result<(), String> {
 /// Runs a collector of ringfence.
 pub(super) fn fenced() -> Result<(), String> {
     let mut both = None;
+    let mut single = None;
     serve(|order| {
         Ok(match order {
             ["from", flooded, quiet] => {
                 both = Some(merge(flooded, quiet).map_err(|error| error.to_string())?);
                 "collecting".into()
             }
+            ["subscribe", address] => {
+                single = Some(merge_one(address).map_err(|error| error.to_string())?);
+                "subscribed".into()
+            }
+            ["visit"] => visit(single.as_mut().ok_or("collects nothing")?),
             ["hear"] => {
                 let (merge, quiet) = both.as_mut().ok_or("collects nothing")?;
                 let (mut before, mut into) = (0, vec![0; 64 * 1024]);
@@ -64,6 +73,33 @@ pub(super) fn fenced() -> Result<(), String> {
             other => return Err(format!("no such order: {other:?}")),
         })
     })
+}
+
+fn merge_one(address: &str) -> Result<Merge<Subscription>, Error> {
+    let mut merge = Merge::new()?;
+    merge.add(subscribe(&address.parse()?, &Options::new())?)?;
+    Ok(merge)
+}
+
+/// Looks at the first message until its first word is another.
+fn visit(merge: &mut Merge<Subscription>) -> String {
+    let end = Instant::now() + TIME_LIMIT;
+    let mut seen = None;
+    let visitor = |_, message: Message<'_>| {
+        let first = message.words().next();
+        println!("visiting");
+        seen = first;
+        while seen == first && Instant::now() < end {
+            thread::yield_now();
+            seen = message.words().next();
+        }
+    };
+    let outcome = match merge.drain(visitor, 10) {
+        Ok(count) => format!("{count} visited"),
+        Err(error) => error.code().into(),
+    };
+    let (seen, received) = (seen.unwrap_or_default(), merge.stats().messages_received);
+    format!("{outcome} after {seen}, {received} received")
 }
 
 fn merge(flooded: &str, quiet: &str) -> Result<(Merge<Subscription>, ringfence::Key), Error> {

@@ -476,6 +476,9 @@ fn lies_of_a_publisher() -> Vec<(&'static str, Vec<(usize, u64)>)> {
     ]
 }
 
+/// The phase of a publisher that has evicted this subscriber.
+const EVICTED: u64 = 6;
+
 /// Violations in a publisher's OFFER.
 const OFFERS: [&str; 3] = [
     "position=12",
@@ -588,4 +591,60 @@ impl FalsePublisher {
         self.peer.ask(&format!("publish {offer}"))?;
         self.victim.line()
     }
+}
+
+/// Bytes of a message that a reliable subscription is shown in the ring itself.
+const IN_PLACE: u64 = 1000;
+
+/// Row 58: a publisher overwrites a message while the visitor of a merge looks at it: after it has said that the subscriber is evicted, after it
+/// has moved its floor, or both.
+///
+/// What stops it: the floor and the phase are checked after each visit in the ring, and a visit that was not whole is an error of the
+/// merge's call.
+pub(super) fn overwrites_a_visit(stage: &Stage) -> Result<Report, Trouble> {
+    let [mut publisher, mut honest, mut forger] = plain_three(stage)?;
+    must(&mut publisher, "send-all 1", "all sent")?;
+    let at = plain_many::message_at(0) + 8;
+    must(&mut forger, &format!("write {at} another!"), "written")?;
+    let plain = match &*honest.ask("receive")? {
+        "got None" => Half::bit("the reader takes what was written over the message for the message"),
+        other => Half::held(other),
+    };
+    drop((publisher, honest, forger));
+
+    let (data, first) = (layout::DATA, layout::DATA + 8);
+    let floor = format!("store {} {}", layout::FLOOR, IN_PLACE + 8);
+    let evicted = format!("store-control {} {EVICTED}", layout::PHASE);
+    let ways = [&[&evicted][..], &[&floor], &[&evicted, &floor]];
+    for (number, way) in ways.iter().enumerate() {
+        let address = stage.address(&format!("overwrites-{number}"));
+        let mut peer = hand(stage)?;
+        must(&mut peer, &format!("listen {address}"), "listening")?;
+        let mut victim = actor(stage, "the collector", "collector", "ringfence")?;
+        victim.say(&format!("subscribe {address}"))?;
+        must(&mut peer, "publish", "published")?;
+        victim.expect("subscribed")?;
+        for (at, word) in [
+            (data, header(IN_PLACE, WHOLE)),
+            (first, 1),
+            (layout::TAIL, IN_PLACE + 8),
+        ] {
+            must(&mut peer, &format!("store {at} {word}"), "stored")?;
+        }
+        victim.say("visit")?;
+        victim.expect("visiting")?;
+        for order in *way {
+            must(&mut peer, order, "stored")?;
+        }
+        must(&mut peer, &format!("store {first} 2"), "stored")?;
+        let answer = victim.line()?;
+        if answer != "EVICTED after 2, 0 received" {
+            return Ok(Report::bitten(plain, format!("{way:?}: {answer}")));
+        }
+    }
+    Ok(Report {
+        plain,
+        ringfence: Half::held("EVICTED, and the message does not count"),
+        stopped_by: "the floor and the phase are checked after each visit in the ring",
+    })
 }

@@ -85,6 +85,7 @@ macro_rules! with_rows {
             55 row_55_false_alarm "SU" "sends a false alarm (SIGIO) to a process without free descriptors" true signals::false_alarm;
             56 row_56_fork "child" "forks without exec, and uses and drops the inherited handles" true fork::without_exec;
             57 row_57_bad_callback "NR" "has a callback that panics or never returns" true place::bad_callback;
+            58 row_58_overwrites_a_visit "MP" "publishes, and overwrites a message while a merge visits it" true broadcast::overwrites_a_visit;
         }
     };
 }

@@ -588,6 +588,7 @@ impl Receiver {
                 Ok(Some(record)) => record,
                 other => {
                     self.not_received(other)?;
+                    self.must_be_whole()?;
                     dry = true;
                     break;
                 }
