@@ -54,7 +54,7 @@ function tells(...channels: [before: Figures, more: Figures][]) {
 }
 
 const silent = { sent: null, flow: null, sleepsPerSecond: null }
-const none: Told = new Map()
+const unseen: Told = new Map()
 
 test('each channel is one pair: of a process as it is asked for, at an address from its host', (t) => {
   const address = '@x'
@@ -66,29 +66,29 @@ test('each channel is one pair: of a process as it is asked for, at an address f
     { writer: pid, reader: peer, capacity: 100, ...silent },
     { writer: peer, reader: pid, capacity: 200, ...silent },
   ]
-  t.deepEqual(pairsOf(1, processes, none), [{ pid: 1, peer: 2, address, streams: streams(1, 2) }])
-  t.deepEqual(pairsOf(2, processes, none), [
+  t.deepEqual(pairsOf(1, processes, unseen), [{ pid: 1, peer: 2, address, streams: streams(1, 2) }])
+  t.deepEqual(pairsOf(2, processes, unseen), [
     { pid: 2, peer: 1, address, streams: streams(2, 1) },
     { pid: 2, peer: 3, address, streams: streams(2, 3) },
   ])
   // Of 3 nothing is seen but what 2 shows.
   t.deepEqual(
-    pairsOf(address, processes, none).map(({ pid, peer }) => [pid, peer]),
+    pairsOf(address, processes, unseen).map(({ pid, peer }) => [pid, peer]),
     [
       [2, 1],
       [2, 3],
     ],
   )
-  t.deepEqual(pairsOf('@y', processes, none), [])
-  t.deepEqual(pairsOf(3, processes, none), [])
-  t.deepEqual(pairsOf(4, [seen(4, side(null, 'host'))], none), [])
+  t.deepEqual(pairsOf('@y', processes, unseen), [])
+  t.deepEqual(pairsOf(3, processes, unseen), [])
+  t.deepEqual(pairsOf(4, [seen(4, side(null, 'host'))], unseen), [])
 })
 
 test('where it is not known who is the host, the lower number comes first, and each is one pair still', (t) => {
   const address = '@x'
   const processes = [seen(5, side(6, null, { address })), seen(6, side(5, null, { address }))]
   t.deepEqual(
-    pairsOf(address, processes, none).map(({ pid }) => pid),
+    pairsOf(address, processes, unseen).map(({ pid }) => pid),
     [5],
   )
   const many = [
@@ -96,11 +96,11 @@ test('where it is not known who is the host, the lower number comes first, and e
     seen(8, side(7, 'publisher', { address, peerRingCapacity: 0 })),
   ]
   t.deepEqual(
-    pairsOf(address, many, none).map(({ pid, streams }) => [pid, streams.length]),
+    pairsOf(address, many, unseen).map(({ pid, streams }) => [pid, streams.length]),
     [[8, 1]],
   )
   t.deepEqual(
-    pairsOf(7, many, none).map(({ streams }) => streams),
+    pairsOf(7, many, unseen).map(({ streams }) => streams),
     [[{ writer: 8, reader: 7, capacity: 200, ...silent }]],
   )
 })
@@ -250,8 +250,8 @@ test('a publisher tells of all its subscribers at once, and of each of its rings
   t.deepEqual(pairsOf(2, processes, told), [{ pid: 2, peer: 1, address: '@p', streams: [stream(2, 3)] }])
   t.deepEqual(pairsOf(4, processes, told), [{ pid: 4, peer: 1, address: '@q', streams: [other] }])
   // Of one that tells nothing it is not known.
-  t.is(pairsOf(1, processes, none).length, 3)
-  t.is(pairsOf(4, processes, none).length, 1)
+  t.is(pairsOf(1, processes, unseen).length, 3)
+  t.is(pairsOf(4, processes, unseen).length, 1)
 })
 
 test('of the subscribers of a publisher, those that lag have its ring full, and it waits for the slowest', (t) => {

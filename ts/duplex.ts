@@ -1,9 +1,9 @@
 import { Duplex } from 'node:stream'
-import { timers } from './timers.js'
 
 import { within } from './deferred.js'
 import { throwLater } from './emit.js'
 import { fairness } from './fairness.js'
+import { timers } from './timers.js'
 
 /** Milliseconds in which a destroyed stream, or a closed port, still sends what was written before, if the peer does not read. */
 export const LINGER = 5000
@@ -68,11 +68,11 @@ class ChannelStream extends Duplex {
 
   /** As of a socket: emits 'timeout' after so many milliseconds in which nothing was read or written. 0: never. */
   setTimeout(milliseconds: number, callback?: () => void): this {
-    if (this.#idle !== null) clearTimeout(this.#idle)
+    if (this.#idle !== null) timers.clearTimeout(this.#idle)
     this.#idle = null
     if (callback !== undefined) this.removeListener('timeout', callback)
     if (milliseconds > 0 && !this.destroyed) {
-      this.#idle = setTimeout(() => this.emit('timeout'), milliseconds).unref()
+      this.#idle = timers.setTimeout(() => this.emit('timeout'), milliseconds).unref()
       if (callback !== undefined) this.once('timeout', callback)
     }
     return this
@@ -135,8 +135,8 @@ class ChannelStream extends Duplex {
   override _destroy(error: Error | null, done: Done): void {
     this.setTimeout(0)
     this.#leave(error).then(
-      () => process.nextTick(done, error),
-      (other: Error) => process.nextTick(done, error ?? other),
+      () => timers.nextTick(done, error),
+      (other: Error) => timers.nextTick(done, error ?? other),
     )
   }
 
@@ -222,7 +222,7 @@ class ChannelStream extends Duplex {
           const wantsMore = this.#pushed(message)
           if (wantsMore === false) return
           // The exception comes before the next chunk. A program that catches it reads on.
-          if (wantsMore === undefined) await new Promise<void>((resolve) => void setImmediate(resolve))
+          if (wantsMore === undefined) await new Promise<void>((resolve) => void timers.setImmediate(resolve))
         }
         if (message !== null || (await this.#channel.readable())) continue
         this.#end()
@@ -274,8 +274,8 @@ function asOfSocket(error: Error, syscall: 'read' | 'write'): Error {
 /** Calls back outside the promise: what a listener throws there is no rejection of it. */
 function callBack(promise: Promise<void>, done: Done): void {
   promise.then(
-    () => process.nextTick(done),
-    (error: Error) => process.nextTick(done, error),
+    () => timers.nextTick(done),
+    (error: Error) => timers.nextTick(done, error),
   )
 }
 
