@@ -489,7 +489,7 @@ fn a_decision_that_never_comes_costs_its_peer_the_deadline_and_others_nothing() 
     let (_actor, channel) = meet("stay", &with(policy.clone()).timeout(allowed));
     let error = channel.unwrap_err();
     assert!(
-        matches!(error, Error::HandshakeTimeout { step: "the answer of authorize", after } if after == allowed),
+        matches!(error, Error::HandshakeTimeout { step: "the answer of `authorize`", after } if after == allowed),
         "{error}"
     );
 
