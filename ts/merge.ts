@@ -119,7 +119,7 @@ export class Merge<Source extends MergeSource = MergeSource>
     this.#held = held
   }
 
-  /** What it has handed out so far, of all sources that are or were in it. The visits of a `drain` count when it returns. */
+  /** The messages that it has handed out so far, over all sources that are or were in it. The visits of a `drain` count when it returns. */
   stats(): MergeStats {
     return { sources: this.size, messagesReceived: this.#messages, bytesReceived: this.#bytes }
   }
@@ -178,8 +178,8 @@ export class Merge<Source extends MergeSource = MergeSource>
   }
 
   /**
-   * Visits the messages that are there now, of each source in turns. What comes meanwhile is left to the next call. The bytes
-   * are valid during the visit, and must not be transferred elsewhere.
+   * Visits the messages that are there now, of each source in turns. Messages that come in the meantime are left to the next call. The
+   * bytes are valid during the visit, and must not be transferred elsewhere.
    *
    * @param visit - What it throws is passed on; the message has been visited then, and the rest stays.
    * @param max - At most so many, however long that takes. Left out, visits end after about 2 ms, and the rest stays.

@@ -114,7 +114,7 @@ export class ReceiveBuffer {
   readonly #told: () => void
   /** This side has closed the channel. */
   #closed = false
-  /** Messages that had been fetched by then, and are never handed out. */
+  /** Fetched messages that the close of this side has discarded. */
   #discarded = 0
   /** Messages that were handed out, and their bytes: counted here, since what was fetched may be discarded or taken away. */
   #messages = 0
@@ -398,7 +398,7 @@ export class ReceiveBuffer {
     return count
   }
 
-  /** What was handed out so far; by visits that are running, once they end. */
+  /** The messages that were handed out so far, and their bytes. Running visits count when they end. */
   get received(): Received {
     return { messages: this.#messages, bytes: this.#bytes }
   }
@@ -476,7 +476,7 @@ export class ReceiveBuffer {
     this.#copied = to
   }
 
-  /** What is told where there is nothing to read. `true`: nothing now. */
+  /** Whether more may come, for a caller that has found nothing. @throws the reason, if that is no orderly end. */
   #isOpen(): boolean {
     if (this.#over === null) return true
     if (this.#over !== 'ended') throw this.#over()
@@ -580,7 +580,7 @@ export class ReceiveBuffer {
           try {
             there = this.#large !== null || this.#fetchToShow(false, fetched)
           } catch (error) {
-            // What was visited is told first. The message is there the next time as well.
+            // The caller must learn of its visits first. The next call finds the message again.
             if (count > 0 && isShortage(error)) break
             throw error
           } finally {
@@ -758,7 +758,7 @@ export class ReceiveBuffer {
     this.serve()
   }
 
-  /** This side has closed the channel: callers that wait are told the end, later calls the reason. */
+  /** This side has closed the channel: pending calls end, and later calls fail with the reason. */
   close(why: () => RingfenceError): void {
     this.#closed = true
     this.#discarded = this.unread

@@ -50,8 +50,8 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
   /** Bytes of the longest message that the publisher sends. */
   readonly maxMessageSize: number
   /**
-   * Resolves when it has ended, whichever side ended it: also while messages are unread. What the publisher had sent before can still be
-   * read, unless it has evicted this subscriber. Never rejects.
+   * Resolves when it has ended, whichever side ended it, also while messages are unread. They can still be read, unless the publisher has
+   * evicted this subscriber. Never rejects.
    */
   readonly closed: Promise<GoneReason>
 

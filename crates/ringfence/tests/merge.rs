@@ -4,7 +4,7 @@ mod support;
 
 use std::{
     collections::BTreeMap,
-    fs, mem,
+    fmt, fs, mem,
     os::fd::AsFd,
     panic::{AssertUnwindSafe, catch_unwind},
     thread,
@@ -688,35 +688,39 @@ fn drain_disturbed<S: ringfence::Source>(
     (merge.drain(visit, 100), seen)
 }
 
+/// A subscription with one message, and the publisher that overwrites that when told to.
+fn to_be_overwritten() -> (Actor, Subscription) {
+    let (address, _) = fresh_address(false);
+    let publisher = Actor::start("overwrites", &[&address.to_string()]);
+    publisher.expect("publishing");
+    let subscription = subscribe(&address, &small()).unwrap();
+    publisher.expect("published");
+    (publisher, subscription)
+}
+
+/// Has the message overwritten that a merge of this source visits.
+fn is_overwritten<S: ringfence::Source + fmt::Debug>(mut publisher: Actor, source: S) {
+    let mut merge = Merge::new().unwrap();
+    let from = merge.add(source).unwrap();
+    let (drained, seen) = drain_disturbed(&mut merge, || {
+        publisher.go_on();
+        publisher.expect("overwritten");
+    });
+    assert!(seen[0] > 1, "the first message is overwritten");
+    assert!(matches!(drained, Err(Error::Evicted)), "{drained:?}");
+    assert_eq!(merge.stats().messages_received, 0);
+    assert_eq!(merge.next_end(), Some((from, GoneReason::Evicted)));
+    assert_eq!(merge.drain(|_, _| panic!("nothing is left"), 100).unwrap(), 0);
+    publisher.go_on();
+    publisher.finish();
+}
+
 #[test]
 fn a_message_that_is_overwritten_during_its_visit_is_an_error_and_not_counted() {
-    let overwritten = || {
-        let (address, _) = fresh_address(false);
-        let publisher = Actor::start("overwrites", &[&address.to_string()]);
-        publisher.expect("publishing");
-        let subscription = subscribe(&address, &small()).unwrap();
-        publisher.expect("published");
-        (publisher, subscription)
-    };
-    fn check<S: ringfence::Source + std::fmt::Debug>(mut publisher: Actor, subscription: S) {
-        let mut merge = Merge::new().unwrap();
-        let from = merge.add(subscription).unwrap();
-        let (drained, seen) = drain_disturbed(&mut merge, || {
-            publisher.go_on();
-            publisher.expect("overwritten");
-        });
-        assert!(seen[0] > 1, "the first message is overwritten");
-        assert!(matches!(drained, Err(Error::Evicted)), "{drained:?}");
-        assert_eq!(merge.stats().messages_received, 0);
-        assert_eq!(merge.next_end(), Some((from, GoneReason::Evicted)));
-        assert_eq!(merge.drain(|_, _| panic!("nothing is left"), 100).unwrap(), 0);
-        publisher.go_on();
-        publisher.finish();
-    }
-    let (publisher, subscription) = overwritten();
-    check(publisher, subscription);
-    let (publisher, subscription) = overwritten();
-    check(publisher, AnySource::from(subscription));
+    let (publisher, subscription) = to_be_overwritten();
+    is_overwritten(publisher, subscription);
+    let (publisher, subscription) = to_be_overwritten();
+    is_overwritten(publisher, AnySource::from(subscription));
 }
 
 /// Opens the ring of the peer, which this process has mapped to read.

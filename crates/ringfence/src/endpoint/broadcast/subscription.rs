@@ -400,7 +400,7 @@ impl Subscription {
         }
     }
 
-    /// As [`Validity::check`], of what was read since, where that was no message.
+    /// As [`Validity::check`], after a read that found no message.
     fn must_be_whole(&self) -> Result<()> {
         fence(Ordering::Acquire);
         self.controls().check()

@@ -51,8 +51,8 @@ pub(crate) enum View<'a, R> {
     InRing(&'a R, Record),
 }
 
-/// What the ring itself cannot say of a copy. Its floor tells whether a message was overwritten; only the two processes know whether the
-/// ring was wiped, or whether this reader was evicted.
+/// Judges copies by more than the ring itself says. The floor shows whether a message was overwritten; whether the ring was wiped, or this
+/// reader evicted, is known outside of the ring.
 pub(crate) trait Validity {
     /// Checks that what was just copied is what the publisher sent. Called behind an acquire fence, before the copy is handed out or
     /// counted.
@@ -737,10 +737,9 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
             match self.pull_next(&mut into[end..], end == 0) {
                 Ok(Pulled::Bytes(0)) => overtaken += 1,
                 Ok(Pulled::Bytes(bytes)) => end += bytes,
-                Ok(Pulled::Nothing) => break,
                 Ok(large @ Pulled::Large(_)) => return Ok(large),
                 Err(error) if end == 0 => return Err(error),
-                Err(_) => break,
+                Ok(Pulled::Nothing) | Err(_) => break,
             }
         }
         self.publish();
