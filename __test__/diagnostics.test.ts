@@ -2,16 +2,26 @@
 
 import { execFile } from 'node:child_process'
 import { subscribe as watch, unsubscribe } from 'node:diagnostics_channel'
-import { copyFileSync, linkSync, realpathSync, writeFileSync } from 'node:fs'
+import type { EventEmitter } from 'node:events'
+import { copyFileSync, existsSync, linkSync, realpathSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 import test, { type ExecutionContext } from 'ava'
-import { publish, type Channel, type Identity, type Publisher, type RingfenceError, type Subscriber } from 'ringfence'
+import {
+  listen,
+  member,
+  publish,
+  type Channel,
+  type Identity,
+  type Publisher,
+  type RingfenceError,
+  type Subscriber,
+} from 'ringfence'
 
-import { abstractAddress, temporaryDirectory } from './support/address.js'
+import { abstractAddress, isBound, temporaryDirectory } from './support/address.js'
 import { urlOf } from './support/inside.js'
-import { listenHere, pair, Partner } from './support/partner.js'
-import { until } from './support/until.js'
+import { joinHere, listenHere, pair, Partner } from './support/partner.js'
+import { standStillUntil, until } from './support/until.js'
 
 /** What is told under a name, until the test ends. */
 function told<Message>(t: ExecutionContext, name: string): Message[] {
@@ -49,6 +59,81 @@ test.serial('each refusal tells whom, and which check', async (t) => {
   t.like(first, { address: listener.address, check: 'authorize' })
   t.is(first!.identity.pid, partner.pid)
   t.is(first!.error.code, 'ERR_RINGFENCE_PEER_REFUSED')
+})
+
+test.serial('the host of a pair tells of each guest that it refuses, once', async (t) => {
+  const refused = told<{ address: string; error: RingfenceError; identity: Identity; check: string }>(
+    t,
+    'ringfence:refused',
+  )
+  const thrown = new Error('of the callback')
+  const partners = [await Partner.start(t), await Partner.start(t), await Partner.start(t)] as const
+  const address = abstractAddress()
+  const answers = [
+    () => false,
+    () => {
+      throw thrown
+    },
+    () => true,
+  ]
+  const joining = joinHere(t, address, { policy: { authorize: () => answers.shift()!() } })
+  for (const partner of partners.slice(0, 2))
+    await t.throwsAsync(partner.join(address, { wait: true }), { code: 'ERR_RINGFENCE_PEER_REFUSED' })
+  await until(() => refused.length === 2, 'both refusals are told, while it waits')
+  await partners[2].join(address)
+  t.is((await joining).peer.pid, partners[2].pid)
+  t.deepEqual(
+    refused.map(({ address: where, check, identity }) => [where, check, identity.pid]),
+    partners.slice(0, 2).map(({ pid }) => [address, 'authorize', pid]),
+  )
+  t.is(refused[1]!.error.cause, thrown)
+})
+
+for (const name of ['member', 'publish', 'listen'] as const)
+  test.serial(`each of many refusals is told by ${name}, though its event loop stands still meanwhile`, async (t) => {
+    const refused = told<{ identity: Identity; check: string }>(t, 'ringfence:refused')
+    const address = abstractAddress()
+    const policy = { uid: 54321 }
+    const endpoint = await { member, publish, listen }[name](address, { policy })
+    t.teardown(() => endpoint[Symbol.asyncDispose]())
+    const events: unknown[] = []
+    ;(endpoint as EventEmitter).on('refused', (error) => events.push(error))
+    const partner = await Partner.start(t)
+    const through = join(temporaryDirectory(t), 'through')
+    const coming = partner.run(
+      async (kit, how, where, file) => {
+        const come = { member: 'member', publish: 'subscribe', listen: 'connect' } as const
+        for (let number = 0; number < 40; number += 1) await kit.ringfence[come[how]](where).catch(() => {})
+        const { writeFileSync: write } = kit.require('node:fs') as typeof import('node:fs')
+        write(file, '')
+      },
+      name,
+      address,
+      through,
+    )
+    standStillUntil(() => existsSync(through), 'all have come')
+    await coming
+    await until(() => refused.length === 40, 'each is told')
+    t.is(events.length, 40)
+    t.true(refused.every(({ identity, check }) => identity.pid === partner.pid && check === 'uid'))
+  })
+
+test('with NODE_DEBUG=ringfence the host of a pair prints whom it refuses', async (t) => {
+  const address = abstractAddress()
+  const script = `
+    import { join } from ${JSON.stringify(urlOf('index.js'))}
+    await join(${JSON.stringify(address)}, { policy: { authorize: () => false } })`
+  const env = { ...process.env, NODE_DEBUG: 'ringfence' }
+  const host = execFile(process.execPath, ['--input-type=module', '--eval', script], { env })
+  t.teardown(() => host.kill('SIGKILL'))
+  let printed = ''
+  host.stderr!.on('data', (text: string) => (printed += text))
+  await until(() => isBound(address), 'it waits')
+  const partner = await Partner.start(t)
+  await t.throwsAsync(partner.join(address), { code: 'ERR_RINGFENCE_PEER_REFUSED' })
+  const line = `process ${partner.pid} (uid ${process.geteuid!()}) was refused (ERR_RINGFENCE_PEER_REFUSED): authorize`
+  await until(() => printed.includes(line), 'it is printed')
+  t.true(printed.includes(`${address}: ${line}`))
 })
 
 test.serial('an eviction is told', async (t) => {

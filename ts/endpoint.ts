@@ -184,7 +184,10 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
     if (this.#over) return false
     const event = this.next()
     if (event === FAILED) {
-      const error = fromFailure(this.#native.failure())
+      const failure = this.#native.failure()
+      const error = fromFailure(failure, this.#authorizer?.causeOf(failure))
+      // A member that came anew, as a guest.
+      if (error.code === 'ERR_RINGFENCE_PEER_REFUSED') tellRefused(this.address, error)
       this.#acceptQueue.fail(error)
       this.failed(error)
       return false

@@ -83,7 +83,9 @@ export function runHandshake<Raw extends Native, Made extends AsyncDisposable>(
         reject(error)
       }
     }
-    const joining = start(call, checked, done, authorizer?.ask)
+    const refused = (refusal: Failure) =>
+      tellRefused(address ?? null, fromFailure(refusal, authorizer?.causeOf(refusal)))
+    const joining = start(call, checked, done, authorizer?.ask, name === 'join' ? refused : undefined)
     if (authorizer !== undefined) authorizer.answer = (...answer) => joining.answer(...answer)
     const cancel = () => joining.cancel()
     // `connect` never binds.

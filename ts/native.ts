@@ -231,11 +231,15 @@ export interface NativeMembership extends NativeEndpoint {
   vacate(): void
 }
 
-/** What everything that takes its time is begun with: options, what is told of the outcome, the policy's callback. */
+/**
+ * What everything that takes its time is begun with: options, what is told of the outcome, the policy's callback; and what is told of each
+ * guest that the host of a `join` refuses.
+ */
 export type Given<Raw> = [
   options: NativeOptions,
   done: (failure: Failure | null, made: Raw | null) => void,
   ask?: (id: number, identity: Identity) => void,
+  refused?: (failure: Failure) => void,
 ]
 
 /** What the binding makes at an address, by the name of the function that a user calls. */

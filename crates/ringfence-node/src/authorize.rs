@@ -3,20 +3,18 @@
 
 use std::{
     collections::HashMap,
-    ffi::c_void,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
 };
 
-use napi::{bindgen_prelude::*, sys};
+use napi::sys;
 use ringfence::Decision;
 
 use crate::{
     convert::{Identity, Thrown},
-    task,
-    threadsafe::Threadsafe,
+    notifier::{Notifier, argument},
 };
 
 /// Questions that JavaScript has not answered yet.
@@ -26,9 +24,10 @@ pub(crate) struct Questions {
     last: AtomicU32,
 }
 
-/// Asks JavaScript. The last policy that uses it drops it, which releases the JavaScript function.
+/// Asks JavaScript. The last policy that uses it drops it, which releases the JavaScript function. The call that
+/// waits for a channel keeps the event loop alive.
 pub(crate) struct Authorize {
-    threadsafe: Arc<Threadsafe>,
+    asks: Notifier<(u32, Identity)>,
     questions: Arc<Questions>,
 }
 
@@ -70,37 +69,13 @@ impl Authorize {
     /// `env` is the environment that runs now, on this thread. `callback` is a live function of it and must
     /// not throw.
     pub(crate) unsafe fn new(env: sys::napi_env, callback: sys::napi_value) -> napi::Result<Self> {
-        let authorize = Self {
-            threadsafe: Arc::default(),
-            questions: Arc::default(),
-        };
-        let context = Box::into_raw(Box::new((
-            Arc::clone(&authorize.threadsafe),
-            Arc::clone(&authorize.questions),
-        )));
-        // SAFETY: the caller guarantees env and callback. `forget` frees the context, which has the type it
-        // expects.
-        let function = unsafe {
-            task::create(
-                env,
-                callback,
-                "ringfence-authorize",
-                context.cast(),
-                forget,
-                deliver,
-            )
-        };
-        match function {
-            Ok(function) => authorize.threadsafe.take_over(function),
-            Err(error) => {
-                // SAFETY: no function was created, so nothing else frees the context.
-                drop(unsafe { Box::from_raw(context) });
-                return Err(error);
-            }
-        }
-        // The call that waits for a channel already keeps the event loop alive.
-        authorize.threadsafe.keep_alive(env, false);
-        Ok(authorize)
+        let questions = Arc::<Questions>::default();
+        // What is open once the function is gone is not answered.
+        let open = Arc::clone(&questions);
+        let gone = move || open.open().clear();
+        // SAFETY: passed on from the caller.
+        let asks = unsafe { Notifier::new(env, callback, "ringfence-authorize", question, gone) }?;
+        Ok(Self { asks, questions })
     }
 
     pub(crate) fn questions(&self) -> Arc<Questions> {
@@ -114,10 +89,7 @@ impl Authorize {
 
     fn ask(&self, identity: &ringfence::Identity, decision: Decision) {
         let id = self.questions.add(decision);
-        let question = Box::into_raw(Box::new((id, Identity::from(identity))));
-        if !self.threadsafe.send(question.cast()) {
-            // SAFETY: the question was not sent, so nothing else owns the box.
-            drop(unsafe { Box::from_raw(question) });
+        if !self.asks.send((id, Identity::from(identity))) {
             self.questions.answer(
                 id,
                 0,
@@ -127,41 +99,7 @@ impl Authorize {
     }
 }
 
-impl Drop for Authorize {
-    fn drop(&mut self) {
-        self.threadsafe.release();
-    }
-}
-
-type Context = (Arc<Threadsafe>, Arc<Questions>);
-
-/// Called when the function is freed or its environment ends: no open question will be answered.
-unsafe extern "C" fn forget(_env: sys::napi_env, data: *mut c_void, _hint: *mut c_void) {
-    // SAFETY: data is the box from `new`, and the engine calls this once.
-    let (threadsafe, questions) = *unsafe { Box::from_raw(data.cast::<Context>()) };
-    threadsafe.forget();
-    questions.open().clear();
-}
-
-unsafe extern "C" fn deliver(
-    env: sys::napi_env,
-    callback: sys::napi_value,
-    _context: *mut c_void,
-    data: *mut c_void,
-) {
-    // SAFETY: data is the box from `ask`, which the engine delivers once. If the environment is ending, env
-    // is null.
-    let (id, identity) = *unsafe { Box::from_raw(data.cast::<(u32, Identity)>()) };
-    if env.is_null() {
-        return;
-    }
-    // SAFETY: the engine calls this on the environment's thread, inside a handle scope.
-    unsafe {
-        let arguments = ToNapiValue::to_napi_value(env, id)
-            .and_then(|id| Ok([id, ToNapiValue::to_napi_value(env, identity)?]));
-        // On an error, JavaScript has run out of memory or is ending.
-        if let Ok(arguments) = arguments {
-            task::call(env, callback, &arguments);
-        }
-    }
+/// The callback's arguments.
+fn question(env: sys::napi_env, (id, identity): (u32, Identity)) -> napi::Result<Vec<sys::napi_value>> {
+    Ok(vec![argument(env, id)?, argument(env, identity)?])
 }

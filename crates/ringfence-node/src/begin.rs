@@ -18,8 +18,11 @@ use crate::{
     authorize::{Authorize, Questions},
     broadcast::{publisher, subscription},
     channel,
-    convert::Options,
-    membership, service,
+    convert::{Failure, Options},
+    handle::failure_of,
+    membership,
+    notifier::{Notifier, argument},
+    service,
     task::{self, Going},
 };
 
@@ -123,7 +126,7 @@ impl Joining {
 }
 
 /// Starts a blocking call at an address. `endpoint` names the function of the core, and `ask` is the policy's
-/// callback, if any.
+/// callback, if any. `refused` is called for each guest that the host of a `join` refuses.
 ///
 /// The callback `done` receives a failure, or null and the result: a channel, listener, membership, publisher
 /// or subscription. It is called once, asynchronously, and keeps the event loop alive until then.
@@ -131,7 +134,7 @@ impl Joining {
 /// # Errors
 /// Throws a plain `Error` if a thread or a function cannot be created.
 #[napi(
-    ts_args_type = "endpoint: string, address: string, options: Options, done: (failure: Failure | null, made: unknown) => void, ask?: (id: number, identity: Identity) => void"
+    ts_args_type = "endpoint: string, address: string, options: Options, done: (failure: Failure | null, made: unknown) => void, ask?: (id: number, identity: Identity) => void, refused?: (failure: Failure) => void"
 )]
 pub fn begin(
     env: Env,
@@ -140,6 +143,7 @@ pub fn begin(
     options: Options,
     done: Unknown<'_>,
     ask: Option<Unknown<'_>>,
+    refused: Option<Unknown<'_>>,
 ) -> napi::Result<Joining> {
     let given = Given {
         env,
@@ -148,7 +152,25 @@ pub fn begin(
         ask,
     };
     match endpoint.as_str() {
-        "join" => given.meet(&address, ("ringfence-join", ringfence::join, channel::to_object)),
+        "join" => {
+            let refusals = match refused {
+                // SAFETY: env is live, and the callback a value of it; what is no function is refused by the engine.
+                Some(refused) => Some(unsafe { refusals(env.raw(), refused.raw()) }?),
+                None => None,
+            };
+            let join = move |address: &ringfence::Address, options: &ringfence::Options| {
+                ringfence::binding::join_noticing(address, options, &|refused| {
+                    // Beyond that the event loop does not turn, and what is kept for it must not grow.
+                    if let Some(refusals) = refusals
+                        .as_ref()
+                        .filter(|refusals| refusals.pending() < MOST_PENDING)
+                    {
+                        refusals.send(failure_of(refused));
+                    }
+                })
+            };
+            given.meet(&address, ("ringfence-join", join, channel::to_object))
+        }
         "connect" => given.meet(
             &address,
             ("ringfence-connect", ringfence::connect, channel::to_object),
@@ -177,8 +199,18 @@ pub fn begin(
     }
 }
 
-/// A function of the core that waits at an address until its endpoint is open.
-type Meet<T> = fn(&ringfence::Address, &ringfence::Options) -> ringfence::Result<T>;
+/// Refusals that JavaScript has not been notified of; further ones are dropped.
+const MOST_PENDING: usize = 1024;
+
+/// Notifies JavaScript of refused guests.
+///
+/// # Safety
+/// As [`Notifier::new`].
+unsafe fn refusals(env: sys::napi_env, callback: sys::napi_value) -> napi::Result<Notifier<Failure>> {
+    let convert = |env, failure| Ok(vec![argument(env, failure)?]);
+    // SAFETY: passed on from the caller.
+    unsafe { Notifier::new(env, callback, "ringfence-refused", convert, || {}) }
+}
 
 /// Name of the thread, the blocking call, and the conversion of its result to a JavaScript object.
 type Way<M, T> = (
@@ -199,7 +231,10 @@ impl Given<'_> {
     fn meet<T: Send + 'static>(
         self,
         address: &str,
-        (name, meet, to_object): Way<Meet<T>, T>,
+        (name, meet, to_object): Way<
+            impl FnOnce(&ringfence::Address, &ringfence::Options) -> ringfence::Result<T> + Send + 'static,
+            T,
+        >,
     ) -> napi::Result<Joining> {
         // Resolve a relative path against the current directory of this call, which may change before the
         // thread runs.

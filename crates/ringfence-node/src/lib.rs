@@ -10,6 +10,7 @@ mod child;
 mod convert;
 mod handle;
 mod membership;
+mod notifier;
 mod poll;
 mod raw;
 mod reading;

@@ -56,6 +56,7 @@ pub mod binding {
     pub use crate::channel::held::{Keep, pull_again, pull_held, release};
     pub use crate::channel::merge::source::{announce, barrier, line, look_parked, spin};
     pub use crate::channel::reserved::{Keeper, Reserved};
+    pub use crate::endpoint::pair::join_noticing;
     pub use crate::harden::ignore_sigusr1;
     pub use crate::ring::record::{HEADER, WHOLE};
 }

@@ -5,14 +5,18 @@ mod support;
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Condvar, Mutex, Once, mpsc},
+    sync::{
+        Arc, Condvar, Mutex, Once,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use ringfence::{
     Address, Arrival, Audience, Broadcaster, Channel, Channels, Error, GoneReason, Listener, Policy,
-    PublisherEvent, connect, listen, member, publish, subscribe,
+    PublisherEvent, connect, join, listen, member, publish, subscribe,
 };
 use support::{Actor, TIME_LIMIT, accepted, fresh_address, handshakes_of, say, small, wait_for_test, wire};
 use tracing::{
@@ -45,6 +49,11 @@ fn role() {
             let listener = listen(&address, &small().policy(policy)).unwrap();
             say("listens");
             assert!(matches!(listener.accept().unwrap(), Arrival::Refused(_)));
+            wait_for_test();
+        }
+        "joins" => {
+            let joined = join(&address, &small());
+            say(if joined.is_ok() { "joined" } else { "refused" });
             wait_for_test();
         }
         "connects and leaves" => {
@@ -398,6 +407,62 @@ fn a_refusal_tells_whom_and_which_check_on_both_sides() {
     let told = hear("ringfence::refused", &address, |_| true);
     assert_eq!((told.get("role"), told.get("check")), ("guest", "authorize"));
     assert_eq!(told.get("by_peer"), "true");
+}
+
+/// The refusals that the host at this address has told of.
+fn refusals_at(address: &Address) -> Vec<Told> {
+    let address = address.to_string();
+    let is_one = |told: &&Told| {
+        told.target == "ringfence::refused" && told.get("address") == address && told.get("role") == "host"
+    };
+    ALL.lock().unwrap().iter().filter(is_one).cloned().collect()
+}
+
+#[test]
+fn the_host_of_a_pair_tells_once_of_each_guest_that_it_refuses() {
+    watch();
+    let (address, _kept) = fresh_address(false);
+    let asked = AtomicUsize::new(0);
+    let (is_asked, of_the_third) = mpsc::channel();
+    let (answer, answered) = mpsc::channel();
+    let (is_asked, answered) = (Mutex::new(is_asked), Mutex::new(answered));
+    // The first two are refused; the third waits for its answer.
+    let policy = Policy::default().authorize(move |_| {
+        let third = asked.fetch_add(1, Ordering::Relaxed) == 2;
+        if third {
+            is_asked.lock().unwrap().send(()).unwrap();
+            answered.lock().unwrap().recv().unwrap();
+        }
+        Ok::<_, Error>(third)
+    });
+    let host = {
+        let address = address.clone();
+        thread::spawn(move || join(&address, &small().policy(policy)).unwrap())
+    };
+    support::wait_for_host(&address);
+    let refused = [0; 2].map(|_| {
+        let actor = Actor::start("joins", &[&address.to_string()]);
+        actor.expect("refused");
+        actor
+    });
+    let guest = Actor::start("joins", &[&address.to_string()]);
+    of_the_third.recv_timeout(TIME_LIMIT).unwrap();
+    // These connect and say nothing: some have a thread when the place is taken, some wait for one, some in the backlog.
+    let silent = Actor::start("says nothing", &[&address.to_string()]);
+    silent.expect("silent");
+    answer.send(()).unwrap();
+    guest.expect("joined");
+    let channel = host.join().unwrap();
+    assert_eq!(channel.peer().pid, guest.pid());
+    let of = |pid: i32, code: &str| {
+        let is_one = |told: &&Told| told.get("peer_pid") == pid.to_string() && told.get("code") == code;
+        refusals_at(&address).iter().filter(is_one).count()
+    };
+    for actor in &refused {
+        assert_eq!(of(actor.pid(), "PEER_REFUSED"), 1);
+    }
+    assert_eq!(of(silent.pid(), "ADDRESS_OCCUPIED"), 30);
+    assert_eq!(refusals_at(&address).len(), 32);
 }
 
 #[test]

@@ -65,6 +65,9 @@ pub(crate) trait Host: Seats<Seat: Send> + Sync {
     /// This process cannot take newcomers in just now.
     fn hindered(&self, error: Error) -> ControlFlow<Self::End>;
 
+    /// A client got no channel. Called once for each, on the accepting thread, also for those that come too late for [`Host::refused`].
+    fn notice(&self, _refused: &Refused) {}
+
     /// Channels whose end wakes the acceptor as well.
     fn partners(&self) -> Vec<Partner> {
         Vec::new()
@@ -143,7 +146,7 @@ impl Acceptor<'_> {
             // Newcomers that have not got a seat are told so, and end.
             self.over.cancel();
             for newcomer in accepting.queue.waiting.drain(..) {
-                self.tell(&newcomer.turn_away(host.closed()));
+                self.tell(host, &newcomer.turn_away(host.closed()));
             }
             let left = leave(place, result);
             // A guest that was told READY has a channel, though this side takes no more newcomers in.
@@ -154,17 +157,31 @@ impl Acceptor<'_> {
                         let (parts, seat) = *passed;
                         let _ = host.ready(parts, seat);
                     }
-                    Outcome::Refused(refused) => self.tell(&refused),
-                    Outcome::Silent(_) => {}
+                    Outcome::Refused(refused) => self.tell(host, &refused),
+                    Outcome::Silent(newcomer) => self.tell(host, &newcomer.turn_away(host.closed())),
                 }
             }
             left
         })
     }
 
-    /// A newcomer got no channel.
-    fn tell(&self, refused: &Refused) {
+    /// Refuses a connection whose handshake does not begin.
+    pub(crate) fn turn_away<H: Host>(&self, host: &H, stream: OwnedFd, deadline: &Deadline, error: Error) {
+        let refused = match Newcomer::new(stream, deadline.clone(), self.address) {
+            Ok(newcomer) => newcomer.turn_away(error),
+            // The client learns it from the end of its connection.
+            Err(error) => Refused {
+                error,
+                identity: None,
+            },
+        };
+        self.tell(host, &refused);
+    }
+
+    /// A client got no channel.
+    fn tell<H: Host>(&self, host: &H, refused: &Refused) {
         trace::refused(self.address, "host", &refused.error, refused.identity.as_ref());
+        host.notice(refused);
     }
 
     /// On a thread of its own: looks at the newcomer, and goes through the handshake once it speaks.
@@ -359,7 +376,7 @@ impl<H: Host> Accepting<'_, '_, H> {
 
     /// A newcomer has not passed.
     fn refused(&self, refused: Refused) -> ControlFlow<H::End> {
-        self.acceptor.tell(&refused);
+        self.acceptor.tell(self.host, &refused);
         self.host.refused(refused)
     }
 

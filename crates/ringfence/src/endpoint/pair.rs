@@ -12,7 +12,6 @@ use crate::{
     evidence::Record,
     handshake::Seats,
     handshake::frame::Meeting,
-    handshake::line::refuse,
     handshake::parts::Parts,
     handshake::side::Side,
     identity::Credentials,
@@ -54,12 +53,24 @@ use crate::{
 /// has refused), [`Error::HandshakeTimeout`], [`Error::Protocol`], [`Error::PeerLost`] and [`Error::ObjectUnsound`]. Trouble of this
 /// process: [`Error::NoSpace`], [`Error::Unsupported`], [`Error::ObjectExposed`]; [`Error::Aborted`] when called off.
 pub fn join(address: &Address, options: &Options) -> Result<Channel> {
+    join_noticing(address, options, &|_| {})
+}
+
+/// As [`join`]. Calls `notice` for each guest that this process refuses as the host, on a thread that must not be blocked.
+///
+/// # Errors
+/// As [`join`].
+pub fn join_noticing(
+    address: &Address,
+    options: &Options,
+    notice: &(dyn Fn(&Refused) + Sync),
+) -> Result<Channel> {
     let options = &options.clone().checked()?;
     let address = &address.absolute();
     let deadline = Deadline::endless(options.cancel_token.iter().cloned().collect(), options.timeout);
     let mut backoff = Backoff::new(&deadline);
     loop {
-        match join_once(address, options, &deadline) {
+        match join_once(address, options, &deadline, notice) {
             Ok(Some(channel)) => return Ok(channel),
             // The host went away before it had answered: the first process to look is the next host.
             Ok(None) => backoff.hung_up(None)?,
@@ -71,10 +82,15 @@ pub fn join(address: &Address, options: &Options) -> Result<Channel> {
     }
 }
 
-fn join_once(address: &Address, options: &Options, deadline: &Deadline) -> Result<Option<Channel>> {
+fn join_once(
+    address: &Address,
+    options: &Options,
+    deadline: &Deadline,
+    notice: &(dyn Fn(&Refused) + Sync),
+) -> Result<Option<Channel>> {
     let mut record = Record::default();
     match election::meet(address, options.access()?, deadline, &mut record)? {
-        Met::Host(place) => host(address, options, deadline, place, &record).map(Some),
+        Met::Host(place) => host(address, options, deadline, (place, &record), notice).map(Some),
         Met::Guest(stream) => {
             let within = deadline.within(options.timeout);
             let parts = Side::new(address, options, &within, Meeting::Pair).guest(stream, record)?;
@@ -88,8 +104,8 @@ fn host(
     address: &Address,
     options: &Options,
     deadline: &Deadline,
-    place: Place,
-    record: &Record,
+    (place, record): (Place, &Record),
+    notice: &(dyn Fn(&Refused) + Sync),
 ) -> Result<Channel> {
     let acceptor = Acceptor {
         address,
@@ -104,13 +120,14 @@ fn host(
     let pair = Pair {
         address,
         taken: &AtomicBool::new(false),
+        notice,
     };
     // The claim is kept until all others have been told.
     let (parts, _claim, place) = acceptor.run(&pair, place, deadline, |place, result| {
         let (parts, claim) = result??;
         place.close(|stream| {
-            // A newcomer that does not listen learns it from the end of the connection.
-            refuse(stream, address.occupied("two processes share it already"));
+            let error = address.occupied("two processes share it already");
+            acceptor.turn_away(&pair, stream, deadline, error);
         })?;
         Ok::<_, Error>((parts, claim, place))
     })?;
@@ -121,6 +138,7 @@ fn host(
 struct Pair<'a> {
     address: &'a Address,
     taken: &'a AtomicBool,
+    notice: &'a (dyn Fn(&Refused) + Sync),
 }
 
 struct Claim<'a>(&'a AtomicBool);
@@ -187,5 +205,9 @@ impl<'a> Host for Pair<'a> {
 
     fn hindered(&self, error: Error) -> ControlFlow<Self::End> {
         ControlFlow::Break(Err(error))
+    }
+
+    fn notice(&self, refused: &Refused) {
+        (self.notice)(refused);
     }
 }

@@ -21,9 +21,10 @@ use crate::{
     sys::lock::Condvar,
 };
 
-/// Channels, and as many refusals, that the program has not asked for yet. With more channels than that no newcomer is taken
-/// in; further refusals are not told.
+/// Channels that the program has not asked for yet. With more than that no client is admitted.
 const MOST_PENDING: usize = 16;
+/// The same of refusals, of which a burst is pending while the program is busy. Further ones are dropped: a program need not take them.
+const MOST_REFUSALS: usize = 1024;
 
 /// The kind of endpoint that a [`Membership`](crate::Membership) is the handle of.
 #[derive(Debug, Default)]
@@ -102,7 +103,7 @@ impl Endpoint for Member {
 
     fn refused(shared: &Shared<Self>, refused: Refused) {
         let counts = |change: &Change| matches!(change, Change::Refused(_));
-        if shared.events.has_room(MOST_PENDING, 0, counts) {
+        if shared.events.has_room(MOST_REFUSALS, 0, counts) {
             shared.events.add(Change::Refused(refused));
         }
     }
