@@ -71,7 +71,7 @@ impl<V> BySlot<V> {
 
     #[inline]
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (usize, &mut V)> {
-        self.values.iter_mut().map(|value| (value.0, &mut value.1))
+        self.values.iter_mut().map(|(slot, value)| (*slot, value))
     }
 }
 

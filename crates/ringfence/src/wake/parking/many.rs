@@ -43,12 +43,12 @@ pub(crate) struct FanWaker<O, P, B> {
     own: O,
     /// The barriers that this process can make.
     barriers: Barriers,
+    /// The slots of the readers that can issue no barrier.
+    without_barriers: BySlot<()>,
     /// A fence after each publication: this process can make no barrier, or one of the readers cannot.
     always: bool,
     /// Publications for which this side will still make a fence.
     fences: u32,
-    /// The slots of the readers that can issue no barrier.
-    without_barriers: BySlot<()>,
     readers: BySlot<Row<P, B>>,
 }
 
@@ -85,13 +85,17 @@ impl<O: Writable, P: Readable, B> FanWaker<O, P, B> {
             compiler_fence(Ordering::SeqCst);
         }
         update(self);
-        for (_, row) in self.readers.iter_mut() {
+        let Self {
+            own, fences, readers, ..
+        } = self;
+        for (_, row) in readers.iter_mut() {
             let word = row.control.load(row.parked, Ordering::Relaxed);
-            if !word.is_multiple_of(2) && word != row.rung {
-                row.rung = word;
-                fence_for(&self.own, &mut self.fences, FENCED_AFTER_A_BELL);
-                ring(&row.bell);
+            if word.is_multiple_of(2) || word == row.rung {
+                continue;
             }
+            row.rung = word;
+            fence_for(own, fences, FENCED_AFTER_A_BELL);
+            ring(&row.bell);
         }
     }
 
