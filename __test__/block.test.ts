@@ -5,7 +5,7 @@ import test from 'ava'
 import { insideOf } from './support/inside.js'
 
 interface Block {
-  readonly size: number
+  readonly limit: number
   readonly least: number
   readonly most: number
   memory: Buffer
@@ -45,8 +45,8 @@ test('short messages and longer ones have blocks of their own, and no length fal
   t.is(long.least, short.most + 1)
   t.is(long.most, OWN)
   t.is(OWN, 4096, 'from there on a message has memory of its own')
-  t.is(short.size, 8192)
-  t.is(long.size, 8 * recordSize(OWN))
+  t.is(short.limit, 8192)
+  t.is(long.limit, 8 * recordSize(OWN))
 })
 
 test('a block has memory once it is asked for room, and other memory once that is used up', (t) => {
@@ -54,17 +54,27 @@ test('a block has memory once it is asked for room, and other memory once that i
   t.is(block.memory.length, 0)
   block.makeRoom(0)
   const first = block.memory
-  t.is(first.length, block.size)
+  t.is(first.length, block.limit)
   t.is(block.memory.buffer, block.whole)
   t.is(block.words.buffer, block.whole)
 
-  block.used = block.size - recordSize(100)
+  block.used = first.length - recordSize(100)
   block.makeRoom(100)
   t.is(block.memory, first, 'it has just enough')
-  t.is(block.used, block.size - recordSize(100))
+  t.is(block.used, first.length - recordSize(100))
   block.used += 8
   block.makeRoom(100)
   t.not(block.whole, first.buffer, 'another')
   t.is(block.used, 0)
-  t.is(block.memory.length, block.size)
+  t.is(block.memory.length, first.length)
+})
+
+test('each block is twice as large as the one before, so that a channel with few messages keeps little', (t) => {
+  const block = Block.long()
+  const sizes = Array.from({ length: 5 }, () => {
+    block.makeRoom(OWN)
+    block.used = block.memory.length
+    return block.memory.length
+  })
+  t.deepEqual(sizes, [8192, 16_384, 32_768, block.limit, block.limit])
 })

@@ -329,28 +329,36 @@ test.serial('the same where the kernel gives no memory (RLIMIT_AS)', async (t) =
   t.true(received)
 })
 
-test.serial('where there is no memory for a channel, join is NO_SPACE, and the peer hears of it', async (t) => {
-  const partner = await Partner.start(t)
-  const address = abstractAddress()
-  const joined = joinHere(t, address)
-  const code = await partner.run(async (kit, where: string) => {
-    const real = Buffer.allocUnsafeSlow
-    Buffer.allocUnsafeSlow = (size: number) => {
-      if (size > 100_000) throw new RangeError('Array buffer allocation failed')
-      return real(size)
-    }
-    try {
-      return await kit.join(where).then(
-        () => 'joined',
-        (error: RingfenceError) => error.code,
-      )
-    } finally {
-      Buffer.allocUnsafeSlow = real
-    }
-  }, address)
-  t.is(code, noSpace.code)
-  t.is(await (await joined).closed, 'closed')
-})
+test.serial(
+  'where there is no memory to gather or to show messages, that call is NO_SPACE, and the channel goes on',
+  async (t) => {
+    const { channel, partner } = await pair(t)
+    await channel.send('one')
+    const found = await partner.run(async (kit) => {
+      const { alloc, allocUnsafeSlow } = Buffer
+      const fail = () => {
+        throw new RangeError('Array buffer allocation failed')
+      }
+      const codeOf = (error: unknown) => String((error as RingfenceError).code)
+      const drained = () => {
+        try {
+          return String(kit.channel.drain(() => {}))
+        } catch (error) {
+          return codeOf(error)
+        }
+      }
+      Object.assign(Buffer, { alloc: fail, allocUnsafeSlow: fail })
+      try {
+        return [await kit.channel.send('lost').then(() => 'sent', codeOf), drained()]
+      } finally {
+        Object.assign(Buffer, { alloc, allocUnsafeSlow })
+        void kit.channel.send(`visited: ${drained()}`)
+      }
+    })
+    t.deepEqual(found, [noSpace.code, noSpace.code])
+    t.is(String(await soon(channel.receive(), 'the next message')), 'visited: 1')
+  },
+)
 
 test.serial('where there is no memory for a message that must wait, nothing of it is sent', async (t) => {
   const { channel, partner } = await pair(t, { there: { capacity: 65_536 } })

@@ -71,16 +71,23 @@ test.serial('an empty message comes into a block, and one of which a part is the
 })
 
 test.serial('messages come into a block until it is full, and then into another, of as many as fit', (t) => {
-  for (const [length, size] of [
-    [256, 8192],
-    [4096, 32_832],
+  for (const [length, size, before] of [
+    [256, 8192, 0],
+    // The first three are smaller.
+    [4096, 32_832, 1 + 3 + 7],
   ] as const) {
     const { ring, buffer } = bufferOver(new HeldRing())
+    for (let count = 0; count < before; count += 1) {
+      ring.come(pattern(count, length))
+      buffer.tryReceive()
+    }
+    ring.since()
+    ring.rooms.splice(0)
     const fit = Math.floor(size / (length + 8))
     ring.come(...patterns(0, ...Array.from({ length: 2 * fit + 1 }, () => length)))
     const all = Array.from({ length: 2 * fit + 1 }, () => buffer.tryReceive()!)
-    t.deepEqual(ring.since(), ['fetch', 'fetch', 'release', 'fetch', 'release', 'fetch'])
-    t.deepEqual(ring.rooms, [0, size, size, size])
+    t.deepEqual(ring.since().slice(-5), ['fetch', 'release', 'fetch', 'release', 'fetch'])
+    t.deepEqual(ring.rooms.slice(-3), [size, size, size])
     const blocks = all.map((message) => message.buffer)
     t.is(blocks[0]!.byteLength, size)
     t.true(blocks.every((block, index) => block === blocks[index - (index % fit)]))
@@ -96,7 +103,7 @@ test.serial('a subscription’s reader copies short messages together, and a lon
   t.deepEqual([ring.since(), ring.rooms.splice(0)], [['pull'], [32_768]], 'as much as stays in the cache')
   for (const [index, message] of all.entries()) t.true(message.equals(pattern(index, lengths[index]!)))
   const [first, second, third, fourth, fifth, sixth, seventh] = all.map((message) => message.buffer)
-  t.deepEqual([first!.byteLength, third!.byteLength, sixth!.byteLength], [8192, 32_832, 5000])
+  t.deepEqual([first!.byteLength, third!.byteLength, sixth!.byteLength], [8192, 8192, 5000])
   t.true(first === second && first === fifth && first === seventh && third === fourth && third !== first)
   t.deepEqual(
     [0, 1, 4, 6].map((index) => all[index]!.byteOffset),
@@ -321,6 +328,8 @@ for (const Kind of kinds)
     `${Kind.name}: where there is no memory for a message, the call is told, and nothing is lost`,
     async (t) => {
       const { ring, buffer, told } = bufferOver(new Kind())
+      // Memory to show messages in is there from the first look on.
+      t.deepEqual(shown(buffer), [])
       ring.come(...patterns(0, 10, 200_000, 20))
       t.is(withoutMemory(() => shown(buffer)).length, 1, 'what was visited is told first')
       for (const call of [

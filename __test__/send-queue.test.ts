@@ -49,6 +49,79 @@ test('one call carries at most 128 KiB', async (t) => {
   t.is(ring.got.length, 40)
 })
 
+/** Bytes of the memory out of which a turn's messages go, a hundred bytes each. */
+async function arenaOf({ ring, queue }: Opened, count: number): Promise<number> {
+  let bytes = 0
+  const { flush } = ring
+  ring.flush = (arena, from, to) => {
+    bytes = arena.length
+    return flush.call(ring, arena, from, to)
+  }
+  const before = ring.got.length
+  await Promise.all(small(count, 100).map((message) => queue.send(message)))
+  ring.flush = flush
+  if (ring.got.length !== before + count) throw new Error(`${ring.got.length - before} of ${count} have gone`)
+  return bytes
+}
+
+test.serial(
+  'memory for what is sent grows with what a turn sends, and has nothing of what was sent before',
+  async (t) => {
+    const opened = open(1 << 20)
+    // The first messages of a turn, those that just fit, and one more.
+    for (const [count, bytes] of [
+      [1, 4096],
+      [36, 4096],
+      [37, 8192],
+      [200, 32_768],
+      [1, 32_768],
+      [1100, 131_072],
+    ] as const)
+      t.is(await arenaOf(opened, count), bytes, String(count))
+    // What a caller leaves as it is in memory that it has not been shown before is 0.
+    const fresh = open(1 << 20)
+    const seen: number[] = []
+    for (const size of [3000, 8000]) {
+      fresh.queue.fill(size, (bytes, at, length) => {
+        seen.push(...bytes.subarray(at, at + length))
+        return bytes.subarray(at, at + length).fill(7).length
+      })
+    }
+    t.deepEqual([...new Set(seen)], [0])
+    t.deepEqual(
+      fresh.ring.got.map((message) => message.length),
+      [],
+    )
+    await fresh.queue.empty()
+    t.true(fresh.ring.got.every((message) => message.every((byte) => byte === 7)) && fresh.ring.got.length === 2)
+  },
+)
+
+test.serial(
+  'a bounded number of queues have a large arena, of which one without messages loses it first',
+  async (t) => {
+    const all = Array.from({ length: 40 }, () => open(1 << 20))
+    t.teardown(() => all.forEach(({ queue }) => queue.shut(() => new Error('the end of this test'), true)))
+    for (const each of all) t.is(await arenaOf(each, 1100), 131_072)
+    // The first eight have lost theirs; those of the others are as they were.
+    const sizes = await Promise.all(all.map((each) => arenaOf(each, 1)))
+    t.deepEqual(sizes, [...Array.from({ length: 8 }, () => 4096), ...Array.from({ length: 32 }, () => 131_072)])
+    // While messages wait in each of those, others go on with small ones, by more calls.
+    for (const { ring, queue } of all.slice(8)) {
+      ring.room = 0
+      queue.send(pattern(0, 10)).catch(() => {})
+    }
+    t.is(await arenaOf(all[0]!, 1100), 16_384)
+    // Where all queues wait, none of their messages is lost.
+    for (const { ring, queue } of all.slice(8)) {
+      ring.room = 1 << 20
+      queue.pump()
+      t.is(ring.got.length, 1102)
+    }
+    t.is(await arenaOf(all[0]!, 1100), 131_072)
+  },
+)
+
 test('a message that is staged leaves room for seven more, and none is staged that does not go at once', async (t) => {
   for (const [capacity, maxAtOnce, staged] of [
     [4096, 2048, 512],

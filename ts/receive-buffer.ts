@@ -36,6 +36,7 @@ const SCRATCH_KEPT = 16 * 1024 * 1024
 
 /** What a wait for readability finds. */
 const EMPTY = Buffer.alloc(0)
+const NO_WORDS = new Uint32Array(0)
 
 /** Looked up once, as in the send queue. */
 const put = Uint8Array.prototype.set
@@ -45,9 +46,9 @@ export type Visit = (bytes: Uint8Array, offset: number, length: number) => void
 export class ReceiveBuffer {
   readonly #native: NativeReader
   readonly #busy: boolean
-  /** What visitors are shown, and how much of it is used. */
-  #chunk: Buffer = allocateShared(CHUNK, 'what is received')
-  #chunkWords: Uint32Array = new Uint32Array(this.#chunk.buffer)
+  /** What visitors are shown, and how much of it is used. Empty before the first one, as a channel may have none. */
+  #chunk: Buffer = EMPTY
+  #chunkWords: Uint32Array = NO_WORDS
   #used = 0
   readonly #short = Block.short()
   readonly #long = Block.long()

@@ -20,8 +20,14 @@ import { Line, Place } from './line.js'
 import { timers } from './timers.js'
 import type { BufferSource, Reservation } from './types.js'
 
-/** Bytes of the staging arena: what one call carries at most. */
+/** Bytes of the largest staging arena: what one call carries at most. */
 const ARENA = 128 * 1024
+/** Bytes of the first one: a channel that sends little keeps little. It grows as the messages of one turn do not fit. */
+const FIRST_ARENA = 4 * 1024
+/** Any number of queues have an arena of this size; it holds the longest record. */
+const SMALL_ARENA = 16 * 1024
+/** So many queues have a larger one. The next one that needs it has the arena of the first of them freed, if nothing lies there. */
+const LARGE_ARENAS = 32
 /** Longer messages are copied once, straight into the ring. */
 const STAGED_AT_MOST = 8 * 1024
 
@@ -46,6 +52,10 @@ const TURNS = 8
 
 /** Below this the ring shows no memory of its own, as the binding has it: memory for one message is kept here. */
 const SCRATCH = 4096
+
+/** The arena of a queue that has sent nothing yet. */
+const NO_BYTES = Buffer.alloc(0)
+const NO_WORDS = new Uint32Array(0)
 
 /** Looked up once: Node 20 looks for what typed arrays inherit in each call (3 ns of a `send`'s 17, measured). */
 const put = Uint8Array.prototype.set
@@ -98,8 +108,10 @@ export class SendQueue {
   /** A record of the arena goes into the ring in one piece, and leaves a small ring room for more of them. */
   readonly #stagedAtMost: number
   /** Of zeros at first: a caller that fills in place may leave bytes as they are, and they go to the peer. */
-  readonly #arena: Buffer = allocateSharedEmpty(ARENA, 'what is sent')
-  readonly #words = new Uint32Array(this.#arena.buffer)
+  #arena: Buffer = NO_BYTES
+  #words: Uint32Array = NO_WORDS
+  /** What {@link large} has of this queue, once that had a large arena. */
+  #weak: WeakRef<SendQueue> | null = null
   /** The arena holds records from here… */
   #from = 0
   /** …to here. */
@@ -308,12 +320,12 @@ export class SendQueue {
   #stage(bytes: Uint8Array): Promise<void> {
     const { length } = bytes
     const size = HEADER + ((length + 7) & ~7)
-    let shared = this.#to + size <= this.#sure
+    let shared = this.#to + size <= this.#sure || this.#isSureInLarger(size)
     if (!shared) {
       if (!this.#armed && !this.#turning) this.pump()
+      this.#makeRoom(size)
       shared = this.isEmpty && this.#hasSureRoom(size)
       if (this.#shut !== null) throw this.#shut()
-      if (this.#to + size > ARENA) this.#clearArena()
     }
     const at = this.#to
     this.#words[at >>> 2] = length
@@ -330,6 +342,61 @@ export class SendQueue {
     return told.promise
   }
 
+  /** The arena is too short for a record, and the ring is not: the arena grows, and holds all of the turn. `false`: the ring may be full. */
+  #isSureInLarger(size: number): boolean {
+    if (this.#sure === 0 || this.#to + size > this.#room || !this.#growArena(size)) return false
+    this.#sure = Math.min(this.#room, this.#arena.length)
+    return true
+  }
+
+  /**
+   * Makes room for a record behind what lies in the arena, which is moved to the line if the arena cannot grow.
+   *
+   * @throws {@link RingfenceError} NO_SPACE
+   */
+  #makeRoom(size: number): void {
+    if (this.#shut !== null || this.#to + size <= this.#arena.length || this.#growArena(size)) return
+    this.#clearArena()
+    if (size > this.#arena.length) this.#growArena(size)
+  }
+
+  /** A larger arena, with the same records at the same places. `false`: it must not become so large. */
+  #growArena(size: number): boolean {
+    let length = Math.max(2 * this.#arena.length, FIRST_ARENA)
+    while (length < this.#to + size) length *= 2
+    if (length > ARENA || (length > SMALL_ARENA && !this.#mayBeLarge())) return false
+    let bytes: Buffer
+    try {
+      bytes = allocateSharedEmpty(length, 'what is sent')
+    } catch (error) {
+      // Each record fits a small arena, once what lies there is in the ring or in the line.
+      if (this.#arena.length < SMALL_ARENA) throw error
+      return false
+    }
+    put.call(bytes, this.#arena.subarray(this.#from, this.#to), this.#from)
+    this.#arena = bytes
+    this.#words = new Uint32Array(bytes.buffer)
+    return true
+  }
+
+  /** Whether the arena may be larger than those of any number of queues. */
+  #mayBeLarge(): boolean {
+    const self = (this.#weak ??= new WeakRef(this))
+    if (large.has(self)) return true
+    if (!isRoomForLarge()) return false
+    large.add(self)
+    return true
+  }
+
+  /** Frees the arena. `false`: something lies there. */
+  freeArena(): boolean {
+    if (this.#from < this.#to || this.#filling) return false
+    this.#arena = NO_BYTES
+    this.#words = NO_WORDS
+    this.#forgetRoom()
+    return true
+  }
+
   /** Asks how much room there is, with nothing in line. */
   #hasSureRoom(size: number): boolean {
     const room = this.#native.packedRoom(this.#stagedAtMost)
@@ -338,7 +405,7 @@ export class SendQueue {
       return false
     }
     this.#room = room
-    this.#sure = Math.min(room, ARENA)
+    this.#sure = Math.min(room, this.#arena.length)
     return size <= this.#sure
   }
 
@@ -451,9 +518,11 @@ export class SendQueue {
 
   #findsSureRoom(size: number): boolean {
     const needed = HEADER + ((size + 7) & ~7)
-    if (this.#to + needed <= this.#sure) return true
+    if (this.#to + needed <= this.#sure || this.#isSureInLarger(needed)) return true
     if (!this.isEmpty) this.pump()
-    return this.isEmpty && this.#hasSureRoom(needed)
+    if (!this.isEmpty) return false
+    this.#makeRoom(needed)
+    return this.#hasSureRoom(needed)
   }
 
   #flushSoon(): void {
@@ -657,7 +726,7 @@ export class SendQueue {
     // What is being filled lies behind, and stays there.
     if (this.#filling) return true
     this.#from = this.#to = 0
-    this.#sure = this.#room < this.#enough ? 0 : Math.min(this.#room, ARENA)
+    this.#sure = this.#room < this.#enough ? 0 : Math.min(this.#room, this.#arena.length)
     return true
   }
 
@@ -795,6 +864,8 @@ export class SendQueue {
     this.#single = []
     this.#from = this.#to = 0
     this.#forgetRoom()
+    if (this.#weak !== null) large.delete(this.#weak)
+    this.freeArena()
     if (waiting.length > 0) {
       const error = why()
       for (const each of waiting) {
@@ -815,6 +886,20 @@ export class SendQueue {
     this.#shut = why
     this.#isQuiet ||= isQuiet
   }
+}
+
+/** Queues with an arena above {@link SMALL_ARENA}, the one that has it for longest first. Weak: a channel goes with the garbage. */
+const large = new Set<WeakRef<SendQueue>>()
+
+/** Whether one more queue may have a large arena. The first queue that has one loses it if nothing lies there. */
+function isRoomForLarge(): boolean {
+  if (large.size < LARGE_ARENAS) return true
+  const first = large.values().next().value!
+  large.delete(first)
+  if (first.deref()?.freeArena() !== false) return true
+  // The next queue is tried the next time.
+  large.add(first)
+  return false
 }
 
 /** By what it is and not by its class: one of another realm (node:vm) has another class. */

@@ -1,0 +1,91 @@
+// What an idle channel of a service costs: memory that is the service's alone, beside the rings.
+
+import { readFileSync } from 'node:fs'
+
+import test, { type ExecutionContext } from 'ava'
+import type { Channel } from 'ringfence'
+
+import { abstractAddress } from './support/address.js'
+import { Partner } from './support/partner.js'
+
+/** KiB of each channel. It took 18 to 39 in the cases below, and 125 to 161 while each channel had memory for a large batch from the start. */
+const AT_MOST = 48
+/** Channels that come before the measurement, so that all that a process has once is there. */
+const BEFORE = 100
+const COUNT = 300
+
+/** KiB that a process shares with no other. */
+function privateOf({ pid }: Partner): number {
+  const rollup = readFileSync(`/proc/${pid}/smaps_rollup`, 'latin1')
+  const kib = (kind: string) => Number(new RegExp(`^Private_${kind}:\\s+(\\d+) kB$`, 'm').exec(rollup)![1])
+  return kib('Dirty') + kib('Clean')
+}
+
+/** The growth of a service by one channel with an agent, which sends so many messages of that size and gets an answer to each. */
+async function costOf(t: ExecutionContext, messages: number, size: number, how: 'loop' | 'drain'): Promise<number> {
+  const address = abstractAddress()
+  const capacity = 65_536
+  const [service, agents] = await Promise.all([
+    // V8 has young objects in memory that grows by megabytes, which are no channel's.
+    Partner.start(t, { node: ['--expose-gc', '--max-semi-space-size=1'] }),
+    Partner.start(t),
+  ])
+  await service.run(
+    async (kit, where, options, reads) => {
+      const listener = await kit.ringfence.listen(where, options)
+      kit.keep['listener'] = listener
+      const serve = async (channel: Channel) => {
+        if (reads === 'loop') for await (const message of channel) void channel.send(message)
+        else
+          while (await channel.readable())
+            channel.drain((bytes, at, length) => void channel.send(Buffer.from(bytes.subarray(at, at + length))))
+      }
+      listener.on('connection', (channel) => void serve(channel).catch(() => {}))
+    },
+    address,
+    { capacity, maxPeers: 1000 },
+    how,
+  )
+  const add = (count: number) =>
+    agents.run(
+      async (kit, where, options, [channels, rounds, length]) => {
+        for (let number = 0; number < channels; number += 1) {
+          const channel = await kit.ringfence.connect(where, options)
+          kit.keep[`channel of ${Object.keys(kit.keep).length}`] = channel
+          for (let round = 0; round < rounds; round += 1) {
+            void channel.send(Buffer.alloc(length, round))
+            await channel.receive()
+          }
+        }
+      },
+      address,
+      { capacity, timeout: 60_000 },
+      [count, messages, size] as const,
+    )
+  const collected = async () => {
+    await service.run(async () => {
+      // What a turn of the event loop holds is garbage in the next one.
+      for (let turn = 0; turn < 5; turn += 1) {
+        ;(globalThis as { gc?(): void }).gc!()
+        await new Promise((resolve) => setImmediate(resolve))
+      }
+    })
+    return privateOf(service)
+  }
+  await add(BEFORE)
+  const before = await collected()
+  await add(COUNT)
+  return ((await collected()) - before) / COUNT
+}
+
+for (const [what, messages, size, how] of [
+  ['that has sent nothing', 0, 0, 'loop'],
+  ['that was read by a loop', 20, 64, 'loop'],
+  ['with longer messages', 20, 1000, 'loop'],
+  ['that was drained', 20, 64, 'drain'],
+] as const)
+  test.serial(`an idle channel ${what} costs at most ${AT_MOST} KiB`, async (t) => {
+    const cost = await costOf(t, messages, size, how)
+    t.log(`${cost.toFixed(1)} KiB`)
+    t.true(cost > 1 && cost <= AT_MOST, `${cost} KiB`)
+  })
