@@ -1,4 +1,4 @@
-// What an idle channel of a service costs: memory that is the service's alone, beside the rings.
+// The cost of an idle channel of a service: the service's private memory, beside the rings.
 
 import { readFileSync } from 'node:fs'
 
@@ -21,7 +21,7 @@ function privateOf({ pid }: Partner): number {
   return kib('Dirty') + kib('Clean')
 }
 
-/** The growth of a service by one channel with an agent, which sends so many messages of that size and gets an answer to each. */
+/** The growth of a service by one channel. Its agent sends `messages` messages of `size` bytes, and gets an answer to each. */
 async function costOf(t: ExecutionContext, messages: number, size: number, how: 'loop' | 'drain'): Promise<number> {
   const address = abstractAddress()
   const capacity = 65_536
@@ -64,7 +64,7 @@ async function costOf(t: ExecutionContext, messages: number, size: number, how: 
     )
   const collected = async () => {
     await service.run(async () => {
-      // What a turn of the event loop holds is garbage in the next one.
+      // Objects that one turn of the event loop holds are garbage in the next one.
       for (let turn = 0; turn < 5; turn += 1) {
         ;(globalThis as { gc?(): void }).gc!()
         await new Promise((resolve) => setImmediate(resolve))

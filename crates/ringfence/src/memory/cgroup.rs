@@ -25,8 +25,8 @@ const V1: Version = Version {
     cache: "total_inactive_file ",
 };
 
-/// Not `memory.high`: the kernel slows a cgroup down that exceeds it, and kills nobody. A cgroup that has one is expected to be at it
-/// most of the time, and would get no ring at all.
+/// `memory.high` does not count: the kernel slows down a cgroup that exceeds it, and kills no process. A cgroup that has one is expected to
+/// be at it most of the time, and would get no ring at all.
 const V2: Version = Version {
     limit: "memory.max",
     used: "memory.current",
@@ -92,7 +92,7 @@ fn levels(mount: &Mount, group: &str) -> Vec<String> {
     levels
 }
 
-/// What one level has left. `None` if it has no limit.
+/// The remainder of one level. `None` if it has no limit.
 fn left_at(
     directory: &str,
     version: &Version,
