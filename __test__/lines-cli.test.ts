@@ -150,7 +150,7 @@ test.serial('who is refused, and who is let go of since it was too slow, is told
   }, address)
   await over
   t.is(errors.pieces.length, 2)
-  t.is(errors.pieces[1], `ringfence: process ${partner.pid} was too slow, and is let go of\n`)
+  t.is(errors.pieces[1], `ringfence: process ${partner.pid} was too slow, and was evicted\n`)
   await t.throwsAsync(publish({ address, file: '/nowhere/at/all' }), { code: 'ENOENT' })
 })
 
