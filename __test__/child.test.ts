@@ -141,7 +141,7 @@ test('a process that was left no line is told so', async (t) => {
 
 test('a child that ends before it has answered is lost', async (t) => {
   const { child: process, channel } = child(t, '', { stdio: 'ignore' })
-  await t.throwsAsync(channel, { code: 'ERR_RINGFENCE_PEER_LOST', message: /ended before|it left/ })
+  await t.throwsAsync(channel, { code: 'ERR_RINGFENCE_PEER_LOST', message: /ended before|it disconnected/ })
   if (process.exitCode === null) await once(process, 'exit')
   t.is(process.exitCode, 0)
 })

@@ -9,10 +9,9 @@ import { MessageChannel, receiveMessageOnPort } from 'node:worker_threads'
 import test from 'ava'
 import type { RingfenceError } from 'ringfence'
 
-import { abstractAddress } from './support/address.js'
 import { pattern } from './support/bytes.js'
 import { takeAway } from './support/memory.js'
-import { joinHere, pair, Partner } from './support/partner.js'
+import { pair, type Partner } from './support/partner.js'
 import { soon } from './support/until.js'
 
 const noSpace = { code: 'ERR_RINGFENCE_NO_SPACE' }

@@ -339,7 +339,10 @@ fn an_older_kernel_and_a_filter_of_system_calls_cost_what_they_must() {
     let tokens = channel.tokens();
     let error = tokens.send(1).unwrap_err();
     assert_eq!(error.code(), "UNSUPPORTED");
-    assert!(error.to_string().contains("loses part of a signal's data"), "{error}");
+    assert!(
+        error.to_string().contains("loses part of a signal's data"),
+        "{error}"
+    );
     assert_eq!(tokens.token_until(Instant::now() + TIME_LIMIT).unwrap(), Some(7));
     channel.close();
     other.expect("\"PEER_LOST\"");
