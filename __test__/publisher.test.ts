@@ -203,6 +203,19 @@ test.serial('one subscriber is looked at again, and let go of', async (t) => {
   below1.look({ code: 'PEER_REFUSED', message: 'another' }, null)
   await t.throwsAsync(refused, codeOf('PEER_REFUSED'))
   t.is(one.peer, identity as never)
+  const unhandled: unknown[] = []
+  const hear = (error: unknown) => void unhandled.push(error)
+  process.on('unhandledRejection', hear)
+  for (const code of ['CLOSED', 'PEER_LOST']) {
+    void one.verify()
+    below1.look({ code, message: 'it has gone' }, null)
+    const gone = one.verify()
+    below1.look({ code, message: 'it has gone' }, null)
+    await t.throwsAsync(gone, codeOf(code))
+  }
+  await turn()
+  process.off('unhandledRejection', hear)
+  t.deepEqual(unhandled, [], 'that it has gone is told by its end')
   below1.answer = FAILED
   await t.throwsAsync(one.verify(), codeOf('NO_SPACE'))
   const leaving = one.disconnect()

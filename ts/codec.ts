@@ -88,8 +88,8 @@ const OLDEST = 13
 const hasDeserializer = process.versions.bun === undefined && typeof v8.DefaultDeserializer === 'function'
 
 /**
- * As `v8.serialize`, which throws for what the engine cannot clone, but for a WebAssembly.Module: it writes nothing there, and so bytes that
- * are no value.
+ * Calls `v8.serialize`, which throws if it cannot clone something. A WebAssembly.Module is the exception: the engine writes nothing for it,
+ * and so bytes that are no value.
  */
 function serialize(value: unknown): Buffer {
   const bytes = v8.serialize(value)
@@ -99,8 +99,8 @@ function serialize(value: unknown): Buffer {
 }
 
 /**
- * Parts of a value that are searched for a module: to search a large value takes as long as to serialize it. The receiver finds a module
- * beyond these, since the counts in the bytes are too large then: MALFORMED (but for one that is an error's cause).
+ * Parts of a value that are searched for a module: to search a large value takes as long as to serialize it. The receiver rejects a
+ * module beyond these as MALFORMED, since the counts in the bytes do not match then; it does not notice one that is an error's cause.
  */
 const PARTS = 128
 /** Of these, in the search that is under way. */

@@ -209,7 +209,7 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
       void channel.close()
       return
     }
-    // A listener of an event may call `close`, which is about this channel as well.
+    // First: a listener of an event may call `close`, which must find this channel.
     this.#count(channel)
     this.#acceptQueue.add(channel)
     this.admitted(channel)

@@ -1,9 +1,9 @@
-// A process that ends by `process.exit` or an exception: Node tells no native library of it. What was promised to be in a ring is put
-// there, and the files beside a path are removed. The peers see a process that has exited, as after a kill; a member leaves.
+// Work for the exit of a process by `process.exit` or an exception, of which Node notifies no native library: messages are put into the
+// rings, then the files beside a path are removed. The peers see a process that has exited, as after a kill; a member leaves.
 
-/** What is to be called as this process, or this worker thread, exits. */
+/** The calls to make as this process, or this worker thread, exits. */
 interface AtExit {
-  /** No promise is settled any more: a listener of 'exit' may still send. */
+  /** From here on no promise settles, but another listener of 'exit' may still send. */
   isExiting: boolean
   /** Puts messages into rings. */
   readonly flush: Set<() => void>
@@ -33,7 +33,7 @@ function callAll(calls: Set<() => void>): void {
     try {
       call()
     } catch {
-      // The others must be called all the same, and no caller is left to be told.
+      // The other calls must still be made, and no caller is left to get the error.
     }
   }
   calls.clear()
@@ -44,18 +44,18 @@ function add(calls: Set<() => void>, call: () => void): () => void {
   return () => calls.delete(call)
 }
 
-/** Has `vacate` called as this process, or this worker thread, exits. Returns what takes that back. Keeps no process alive. */
+/** Calls `vacate` as this process, or this worker thread, exits. Returns a function that cancels this. Keeps no process alive. */
 export function atExit(address: string, vacate: () => void): () => void {
   // The kernel frees an abstract name.
   return address.startsWith('@') ? () => {} : add(atExitOfAll().vacate, vacate)
 }
 
-/** As {@link atExit}, for messages that were promised to be in the ring by then. */
+/** As {@link atExit}, for messages whose sender was promised that they are in the ring before the exit. */
 export function flushAtExit(flush: () => void): () => void {
   return add(atExitOfAll().flush, flush)
 }
 
-/** Has the exit noticed from now on. A listener that is added while others are called is not called itself. */
+/** Listens for the exit. To be called before it: Node does not call a listener that is added while others are called. */
 export function noticeExit(): { readonly isExiting: boolean } {
   return atExitOfAll()
 }

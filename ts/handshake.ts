@@ -25,7 +25,7 @@ export interface Opening {
   authorizer: Authorizer | undefined
 }
 
-/** What the binding makes of a handshake. */
+/** The outcome of a handshake, as the binding makes it. */
 type Native = RawChannel | { close(): void }
 
 /** As {@link runHandshake}, at an address. */
@@ -77,7 +77,7 @@ export function runHandshake<Raw extends Native, Made extends AsyncDisposable>(
         if (signal?.aborted) throw aborted(signal)
         resolve(made)
       } catch (error) {
-        // The peer must be told now, and not when the garbage is collected.
+        // The peer must be notified now, and not when the garbage is collected.
         if (made === undefined) closeNative(raw)
         else void made[Symbol.asyncDispose]()
         reject(error)

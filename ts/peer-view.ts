@@ -2,13 +2,35 @@ import { fromFailure, type RingfenceError } from './errors.js'
 import { FAILED, type NativeChannel } from './native.js'
 import type { Evidence, Identity } from './types.js'
 
-/** What `verify` alone tells of. All else is the end of what it was called on, whose `closed` tells of it as well. */
+/** The errors that only `verify` reports. All others are the end of the channel or subscription, which its `closed` reports as well. */
 const TOLD_BY_VERIFY: ReadonlySet<string> = new Set([
   'ERR_RINGFENCE_PEER_REFUSED',
   'ERR_RINGFENCE_NO_SPACE',
   'ERR_RINGFENCE_HANDSHAKE_TIMEOUT',
   'ERR_RINGFENCE_UNSUPPORTED',
 ])
+
+/** A verification under way. */
+export interface Verification {
+  readonly promise: Promise<Identity>
+  resolve(identity: Identity): void
+  /** With an end, which `closed` reports as well, the rejection needs no handler. */
+  reject(error: RingfenceError): void
+}
+
+export function beginVerification(): Verification {
+  let resolve!: (identity: Identity) => void
+  let fail!: (error: RingfenceError) => void
+  const promise = new Promise<Identity>((found, failed) => {
+    resolve = found
+    fail = failed
+  })
+  const reject = (error: RingfenceError) => {
+    if (!TOLD_BY_VERIFY.has(error.code)) promise.catch(() => {})
+    fail(error)
+  }
+  return { promise, resolve, reject }
+}
 
 /** The peer as it was last looked at, in the handshake or by `verify`. */
 export class PeerView {
@@ -33,30 +55,21 @@ export class PeerView {
   }
 
   /**
-   * Looks again. What only this call tells of is an unhandled rejection where the promise has no handler; the end is not.
+   * Checks the peer again.
    *
-   * @param over - What a caller is told where it has ended; `undefined` while it has not.
-   * @param hear - The core may have ended it, which the event loop may not have heard of yet.
+   * @param over - The error after the end; `undefined` before it.
+   * @param hear - Asks the core whether it has ended: the event loop may not have been notified yet.
    */
   verify(over: () => RingfenceError | undefined, hear: () => void): Promise<Identity> {
-    let resolve!: (identity: Identity) => void
-    let fail!: (error: RingfenceError) => void
-    const looking = new Promise<Identity>((found, failed) => {
-      resolve = found
-      fail = failed
-    })
-    const reject = (error: RingfenceError) => {
-      if (!TOLD_BY_VERIFY.has(error.code)) looking.catch(() => {})
-      fail(error)
-    }
+    const { promise, resolve, reject } = beginVerification()
     const ended = over()
     if (ended !== undefined) {
       reject(ended)
-      return looking
+      return promise
     }
     const started = this.#native.verify((failure, verified) => {
       const endedMeanwhile = over()
-      // Of what has ended nothing is told.
+      // After the end, the result of the check says nothing.
       if (verified !== null && endedMeanwhile === undefined) {
         this.peer = verified.identity
         this.#evidence = Object.freeze([...this.#evidenceOfHandshake(), ...verified.evidence])
@@ -67,6 +80,6 @@ export class PeerView {
       hear()
     })
     if (started === FAILED) reject(fromFailure(this.#native.failure()))
-    return looking
+    return promise
   }
 }

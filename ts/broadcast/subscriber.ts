@@ -1,5 +1,6 @@
 import { fromFailure, RingfenceError } from '../errors.js'
 import { FAILED, type NativeSubscriber } from '../native.js'
+import { beginVerification } from '../peer-view.js'
 import type { SubscriberStats } from '../stats.js'
 import type { Delivery, Evidence, GoneReason, Identity } from '../types.js'
 
@@ -68,20 +69,21 @@ export class Subscriber {
    *
    * @returns Who it is. Rejects with PEER_REFUSED where the policy does not hold any more, or this cannot be told: then it is let go of.
    * PEER_LOST where its process has ended; CLOSED once it has gone; NO_SPACE where there is no thread for the look; HANDSHAKE_TIMEOUT
-   * where its executable cannot be read within `timeout`.
+   * where its executable cannot be read within `timeout`. A rejection because it has gone is never an unhandled one, as with
+   * {@link Channel.verify}.
    */
   verify(): Promise<Identity> {
-    return new Promise((resolve, reject) => {
-      const started = this.#native.verify((failure, identity) => {
-        if (identity === null) {
-          reject(fromFailure(failure))
-          return
-        }
-        this.#peer = identity
-        resolve(identity)
-      })
-      if (started === FAILED) reject(fromFailure(this.#native.failure()))
+    const { promise, resolve, reject } = beginVerification()
+    const started = this.#native.verify((failure, identity) => {
+      if (identity === null) {
+        reject(fromFailure(failure))
+        return
+      }
+      this.#peer = identity
+      resolve(identity)
     })
+    if (started === FAILED) reject(fromFailure(this.#native.failure()))
+    return promise
   }
 
   /**
