@@ -115,6 +115,8 @@ function hasModule(value: unknown): boolean {
   }
   let isEmpty = true
   for (const key in value) {
+    // The engine writes own properties only.
+    if (!Object.hasOwn(value, key)) continue
     isEmpty = false
     if (hasModule((value as Record<string, unknown>)[key])) return true
     if (left <= 0) return false

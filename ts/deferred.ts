@@ -1,4 +1,5 @@
-import { timers } from './timers.js'
+import { LONGEST_TIMER, timers } from './timers.js'
+
 /** A promise that other code keeps, or breaks. */
 export interface Deferred {
   readonly promise: Promise<void>
@@ -19,7 +20,7 @@ export function defer(): Deferred {
 export async function within(milliseconds: number, ...those: Promise<unknown>[]): Promise<void> {
   let timer: NodeJS.Timeout | undefined
   const late = new Promise<void>((resolve) => {
-    timer = timers.setTimeout(resolve, Math.min(milliseconds, 2 ** 31 - 1))
+    timer = timers.setTimeout(resolve, Math.min(milliseconds, LONGEST_TIMER))
   })
   await Promise.race([...those, late])
   timers.clearTimeout(timer)

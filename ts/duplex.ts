@@ -3,7 +3,7 @@ import { Duplex } from 'node:stream'
 import { within } from './deferred.js'
 import { throwLater } from './emit.js'
 import { fairness } from './fairness.js'
-import { timers } from './timers.js'
+import { LONGEST_TIMER, timers } from './timers.js'
 
 /** Milliseconds in which a destroyed stream, or a closed port, still sends what was written before, if the peer does not read. */
 export const LINGER = 5000
@@ -72,7 +72,7 @@ class ChannelStream extends Duplex {
     this.#idle = null
     if (callback !== undefined) this.removeListener('timeout', callback)
     if (milliseconds > 0 && !this.destroyed) {
-      this.#idle = timers.setTimeout(() => this.emit('timeout'), milliseconds).unref()
+      this.#idle = timers.setTimeout(() => this.emit('timeout'), Math.min(milliseconds, LONGEST_TIMER)).unref()
       if (callback !== undefined) this.once('timeout', callback)
     }
     return this

@@ -307,6 +307,8 @@ export class Port implements MessagePortLike {
     if (event !== 'message' || this.#entries.message.length > 0) return
     this.unref()
     this.#stop()
+    // The listener that goes may be getting the last message now, and 'close' comes after it.
+    if (this.#isOver) timers.queueMicrotask(() => this.#closeIfRead())
   }
 
   start(): void {
@@ -380,6 +382,8 @@ export class Port implements MessagePortLike {
     this.#state = 'closed'
     this.#stop()
     this.#emit('close', undefined)
+    // A signal may outlive many ports.
+    for (const entries of Object.values(this.#entries)) for (const { forget } of entries) forget?.()
   }
 
   ref(): void {

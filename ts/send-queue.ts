@@ -215,7 +215,7 @@ export class SendQueue {
 
   /** What is in line waits for room. */
   #isFull(): void {
-    if (this.#fullSince !== null) return
+    if (this.#over || this.#fullSince !== null) return
     this.#fullSince = timers.now()
     this.#full += 1
   }
@@ -251,15 +251,16 @@ export class SendQueue {
     return this.#sendOther(message)
   }
 
-  /** Takes bytes into the arena that surely find room, as nearly all do. A proxy and an accessor of the caller's may throw here. */
+  /** Takes bytes into the arena that surely find room, as nearly all do. */
   #takes(message: unknown): boolean {
     try {
       if (!(message instanceof Uint8Array)) return false
-      const { length } = message
+      // Of the array itself: its own property may differ, and a proxy, whose traps could send while it is copied, throws here.
+      const length = lengthOf.call(message) as number
       const at = this.#to
       const next = at + HEADER + ((length + 7) & ~7)
       // One without a byte may be one that was taken away.
-      if (typeof length !== 'number' || !(length > 0) || length > this.#stagedAtMost || next > this.#sure) return false
+      if (length === 0 || length > this.#stagedAtMost || next > this.#sure) return false
       this.#words[at >>> 2] = length
       this.#words[(at >>> 2) + 1] = FLAGS
       put.call(this.#arena, message, at + HEADER)
@@ -267,7 +268,7 @@ export class SendQueue {
       this.#buffered += length
       return true
     } catch {
-      // The other way in says what is wrong with it.
+      // A proxy. `#sendOther` says what is wrong with it.
       return false
     }
   }
@@ -512,7 +513,7 @@ export class SendQueue {
     this.#words[(this.#to >>> 2) + 1] = FLAGS
     this.#to = start + ((length + 7) & ~7)
     this.#buffered += length
-    if (!this.#scheduled || this.#process.isExiting) this.#flushSoon()
+    if (!this.#scheduled || this.#forgetExit === null || this.#process.isExiting) this.#flushSoon()
     return true
   }
 

@@ -15,3 +15,6 @@ export const timers = {
   /** Milliseconds, as `performance.now`. */
   now: performance.now.bind(performance),
 }
+
+/** Milliseconds of the longest timer. Node fires a longer one after 1 ms. */
+export const LONGEST_TIMER = 2 ** 31 - 1

@@ -1,6 +1,7 @@
 //! The additions of a broadcast to a handshake: the ring that all subscribers of a publisher read.
 
 use std::{
+    fmt,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -44,15 +45,30 @@ pub(crate) struct PublishedRing {
     kept: Mutex<Option<Arc<KeptDescriptor>>>,
     /// In a forked child, a thread that does not exist there may hold the lock of the readers.
     birth: Birth,
+    on_release: OnRelease,
+}
+
+/// Wakes the sending thread, which may wait for the room that a released position kept.
+struct OnRelease(Box<dyn Fn() + Send + Sync>);
+
+impl fmt::Debug for OnRelease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnRelease")
+    }
 }
 
 impl PublishedRing {
-    /// Fails as [`Birth::now`] does.
-    pub(crate) fn new(readers: Arc<RingReaders>, kept: KeptDescriptor) -> Result<Self> {
+    /// Calls `on_release` whenever a subscriber's position is released. Fails as [`Birth::now`] does.
+    pub(crate) fn new(
+        readers: Arc<RingReaders>,
+        kept: KeptDescriptor,
+        on_release: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Self> {
         Ok(Self {
             readers,
             kept: Mutex::new(Some(Arc::new(kept))),
             birth: Birth::now()?,
+            on_release: OnRelease(Box::new(on_release)),
         })
     }
 
@@ -129,6 +145,7 @@ impl Drop for HeldStart {
     fn drop(&mut self) {
         if self.ring.birth.is_here() {
             self.ring.readers.release(self.held.number);
+            (self.ring.on_release.0)();
         }
     }
 }
@@ -202,7 +219,7 @@ mod tests {
     fn ring() -> PublishedRing {
         let object = memfd_create("ringfence-test", MFdFlags::MFD_CLOEXEC).unwrap();
         let readers = Readers::new(OwnRegion::private(4096), OwnRegion::nowhere(), 4);
-        PublishedRing::new(Arc::new(readers), KeptDescriptor::keep(object).unwrap()).unwrap()
+        PublishedRing::new(Arc::new(readers), KeptDescriptor::keep(object).unwrap(), || ()).unwrap()
     }
 
     fn deadline(time: Duration) -> Deadline {

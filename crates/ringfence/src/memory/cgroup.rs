@@ -15,14 +15,15 @@ use crate::{
 struct Version {
     limit: &'static str,
     used: &'static str,
-    /// In `memory.stat`: the cache of files that the kernel can free, of this level and those below it.
-    cache: &'static str,
+    /// In `memory.stat`: the caches of files that the kernel can free, of this level and those below it. MemAvailable in /proc/meminfo
+    /// counts both as well (proc(5)).
+    caches: [&'static str; 2],
 }
 
 const V1: Version = Version {
     limit: "memory.limit_in_bytes",
     used: "memory.usage_in_bytes",
-    cache: "total_inactive_file ",
+    caches: ["total_active_file ", "total_inactive_file "],
 };
 
 /// `memory.high` does not count: the kernel slows down a cgroup that exceeds it, and kills no process. A cgroup that has one is expected to
@@ -30,7 +31,7 @@ const V1: Version = Version {
 const V2: Version = Version {
     limit: "memory.max",
     used: "memory.current",
-    cache: "inactive_file ",
+    caches: ["active_file ", "inactive_file "],
 };
 
 /// The smallest remainder of all levels. `None` if none has a limit that can be seen. Errors if this process lacks the means to read.
@@ -108,15 +109,15 @@ fn left_at(
     };
     // Used memory includes the cache of files, most of which the kernel frees when asked.
     let stat = read(&format!("{directory}/memory.stat"))?.unwrap_or_default();
-    let cache = stat
-        .lines()
-        .find_map(|line| line.strip_prefix(version.cache)?.trim().parse::<u64>().ok());
+    let size_of = |cache: &str| {
+        stat.lines()
+            .find_map(|line| line.strip_prefix(cache)?.trim().parse::<u64>().ok())
+    };
+    let cache: u64 = version.caches.into_iter().filter_map(size_of).sum();
     let Some(used) = number(version.used)? else {
         return Ok(None);
     };
-    Ok(Some(
-        limit.saturating_sub(used.saturating_sub(cache.unwrap_or(0))),
-    ))
+    Ok(Some(limit.saturating_sub(used.saturating_sub(cache))))
 }
 
 #[cfg(test)]
@@ -152,7 +153,7 @@ mod tests {
                 .with(&format!("{directory}/memory.current"), &format!("{used}\n"))
                 .with(
                     &format!("{directory}/memory.stat"),
-                    "anon 7\nactive_file 9\ninactive_file 1000\n",
+                    "anon 7\nactive_file 400\ninactive_file 600\n",
                 )
         }
 
@@ -168,7 +169,7 @@ mod tests {
             )
             .with(
                 &format!("{directory}/memory.stat"),
-                "inactive_file 5\ntotal_cache 7\ntotal_inactive_file 1000\n",
+                "inactive_file 5\ntotal_cache 7\ntotal_active_file 400\ntotal_inactive_file 600\n",
             )
         }
 

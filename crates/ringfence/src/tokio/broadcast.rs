@@ -215,7 +215,9 @@ impl<T: AsRef<[u8]>> Sink<T> for Broadcaster {
         }
         let message = item.as_ref();
         if !this.inner.try_send(message)? {
-            this.kept = Some(copy_of(message)?);
+            // A message that cannot be kept does not wait.
+            let kept = copy_of(message).inspect_err(|_| this.inner.give_up())?;
+            this.kept = Some(kept);
         }
         Ok(())
     }

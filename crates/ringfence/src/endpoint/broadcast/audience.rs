@@ -332,12 +332,17 @@ impl Shared<Broadcast> {
         }
         self.tell(PublisherEvent::Subscriber(self.handle(&member)));
         let ends = link.doorbell.ends();
-        let watched = self.watches.add_patiently(number, &ends);
         let bell = ReaderBell {
             doorbell: Arc::downgrade(&link.doorbell),
             barriers,
         };
         let active = start.activate(control, bell);
+        // One that was evicted before may find that out by itself and hang up: it is not watched, since it was evicted all the same.
+        let watched = if active {
+            self.watches.add_patiently(number, &ends)
+        } else {
+            Ok(())
+        };
         let admitted = admit(&self.region, self.barriers, barriers);
         // It may have parked before the sender knew of it, and may have made room since: the sender has seen neither.
         link.doorbell.ring();

@@ -371,6 +371,9 @@ impl Broadcaster {
     fn send_late(&mut self, message: &[u8], deadline: Option<Instant>) -> Result<()> {
         let since = Instant::now();
         let sent = self.send_once_there_is_room(message, deadline);
+        if sent.is_err() {
+            self.give_up();
+        }
         self.waits += 1;
         self.waited += since.elapsed();
         sent
@@ -379,7 +382,6 @@ impl Broadcaster {
     fn send_once_there_is_room(&mut self, message: &[u8], deadline: Option<Instant>) -> Result<()> {
         loop {
             if !self.wait(message.len(), deadline)? {
-                self.give_up();
                 return Err(Error::TimedOut);
             }
             if self.try_send(message)? {

@@ -130,9 +130,11 @@ fn broadcast(
     let region = object.into_region();
     region.in_use(takes_barriers);
     let readers = Arc::new(Readers::new(region.clone(), OwnRegion::nowhere(), MOST_READERS));
+    let watches = Arc::new(Watches::new()?);
+    let sender = Arc::clone(&watches);
     Ok(Broadcast {
         limits: options.seats(),
-        ring: Arc::new(PublishedRing::new(readers, kept)?),
+        ring: Arc::new(PublishedRing::new(readers, kept, move || sender.wake_sender())?),
         region,
         capacity: options.capacity,
         barriers: if takes_barriers {
@@ -143,7 +145,7 @@ fn broadcast(
         state: AtomicState::open(Mark::new()?),
         ended: false.into(),
         sealed: false.into(),
-        watches: Arc::new(Watches::new()?),
+        watches,
         charging: Mutex::new(Charging::new(options.stall)),
         worker,
         evicted: 0.into(),

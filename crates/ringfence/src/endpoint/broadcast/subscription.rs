@@ -572,7 +572,7 @@ impl Subscription {
                 View::InRing(ring, record) => Message::in_ring(ring, record.at, record.length, record.end),
             });
         });
-        let count = self.judge(visited)?;
+        let count = self.judge(visited).inspect_err(|_| self.tell())?;
         if count == 0 {
             self.not_received()?;
         } else {

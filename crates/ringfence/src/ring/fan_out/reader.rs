@@ -600,7 +600,14 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
     ///
     /// A copy is visited once it was found whole. A message in the ring is checked after its visit: if that fails, the visit may have seen
     /// other bytes, the message is not counted, and the error is returned.
-    pub(crate) fn visit(&mut self, max: usize, mut visit: impl FnMut(View<'_, R>)) -> Result<usize> {
+    pub(crate) fn visit(&mut self, max: usize, visit: impl FnMut(View<'_, R>)) -> Result<usize> {
+        let visited = self.visit_up_to(max, visit);
+        // Also after an error: what was visited before it needs no room any longer.
+        self.publish();
+        visited
+    }
+
+    fn visit_up_to(&mut self, max: usize, mut visit: impl FnMut(View<'_, R>)) -> Result<usize> {
         let stride = STRIDE.min(self.capacity / 4);
         let (mut count, mut overtaken) = (0, 0);
         while count < max && overtaken < TRIES {
@@ -613,7 +620,6 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
                 self.publish();
             }
         }
-        self.publish();
         Ok(count)
     }
 

@@ -85,7 +85,7 @@ fn published() -> PublishedRing {
     let object = memfd_create("fuzzed", MFdFlags::MFD_CLOEXEC).expect("a memfd");
     let readers = Readers::new(OwnRegion::private(CAPACITY_MIN), OwnRegion::private(0), 4);
     let kept = KeptDescriptor::keep(object).expect("a descriptor in flight");
-    PublishedRing::new(Arc::new(readers), kept).expect("memory")
+    PublishedRing::new(Arc::new(readers), kept, || ()).expect("memory")
 }
 
 /// What is said in place of a frame.
