@@ -15,6 +15,7 @@
 //     node scripts/test.mjs nodes [--quick] the compiled tests on newer Nodes; needs `npm test` to have built them
 //     node scripts/test.mjs sanitizers [address | thread] [units | node | soak] [--minutes N]   under AddressSanitizer and ThreadSanitizer
 //     node scripts/test.mjs soak [OPTIONS]  everything at once at random; --minutes N, --seed S, --play N; needs a build
+//     node scripts/test.mjs suites [NAME …]  what other projects ask of streams and ports: HTTP, TLS, gRPC, SSH, RPC …; needs a build
 //     node scripts/test.mjs churn [CHANNELS] [KILLS] [SEED]  channels and kills, one after the other, until there were so many of both
 //     node scripts/test.mjs torture [N]     N worker threads, each terminated while it uses a channel; needs a build
 //
@@ -30,6 +31,7 @@ import { testFaceMutants } from './lib/face-mutants.mjs'
 import { testFuzz } from './lib/fuzz.mjs'
 import { testLoad } from './lib/load.mjs'
 import { testSanitizers } from './lib/sanitizers.mjs'
+import { testSuites } from './lib/suites.mjs'
 import {
   FETCH_LIMIT,
   addTarget,
@@ -319,6 +321,7 @@ await subcommand({
   nodes: testNodes,
   sanitizers: testSanitizers,
   soak: testSoak,
+  suites: testSuites,
   churn: testChurn,
   torture: testTorture,
 })

@@ -11,7 +11,7 @@ export const LINGER = 5000
 /** A chunk larger than this is sent in pieces, so that the peer reads the first while the next is written. */
 const PIECE = 256 * 1024
 
-/** What a stream needs of a channel. `channel.ts` imports this file, so this file cannot import it. */
+/** The part of a channel that a stream needs. `channel.ts` imports this file, so this file cannot import it. */
 interface MessageChannel {
   readonly allowHalfOpen: boolean
   readonly maxMessageSize: number
@@ -26,7 +26,7 @@ interface MessageChannel {
   /** `withPeer`: since the peer has ended its sending, and not since the program has said so. */
   end(withPeer: boolean): Promise<void>
   close(): Promise<void>
-  /** What the readable side is destroyed with where the peer is gone before it had ended its sending. */
+  /** The error to report if the peer is gone without having ended its sending; `undefined` after a clean end. */
   cutOff(): Error | undefined
   ref(): void
   unref(): void
@@ -40,8 +40,8 @@ export function toDuplex(channel: MessageChannel): Duplex {
 type Done = (error?: Error | null) => void
 
 /**
- * A stream calls listeners of the program from `push`, and from the callback of a write. What one of them throws must not become a
- * failure of the channel, nor the rejection of a promise: it is an uncaught exception, as with a socket.
+ * A stream calls listeners of the program from `push`, and from the callback of a write. An exception in one of them must become neither a
+ * failure of the channel nor the rejection of a promise: it is an uncaught exception, as with a socket.
  */
 class ChannelStream extends Duplex {
   readonly #channel: MessageChannel
@@ -66,7 +66,7 @@ class ChannelStream extends Duplex {
 
   // From here on: what agents and servers call on a socket.
 
-  /** As of a socket: emits 'timeout' after so many milliseconds in which nothing was read or written. 0: never. */
+  /** Emits 'timeout' each time that nothing was read or written for this long, as a socket does. 0: never. */
   setTimeout(milliseconds: number, callback?: () => void): this {
     if (this.#idle !== null) timers.clearTimeout(this.#idle)
     this.#idle = null

@@ -120,7 +120,7 @@ export class Port implements MessagePortLike {
   }) as Record<PortEvent, readonly Entry[]>
   /** The loop that waits for messages, while the port is started. */
   #loop: AsyncIterator<unknown, undefined> | null = null
-  /** The loop has ended, or has failed: it tells no further message. */
+  /** The loop has ended or failed: no further message follows. */
   #isThrough = false
   /** The channel has ended. */
   #isOver = false
@@ -326,7 +326,7 @@ export class Port implements MessagePortLike {
     void messages?.return!()
   }
 
-  /** A message stays in the channel until it is told: the port may be stopped at any moment before. */
+  /** Takes a message from the channel only to dispatch it at once: the port may be stopped at any moment before. */
   async #read(messages: AsyncIterator<unknown, undefined>): Promise<void> {
     while (this.#loop === messages) {
       try {
@@ -371,7 +371,7 @@ export class Port implements MessagePortLike {
     void this.channel.close({ linger: LINGER }).then(() => this.#tellClose())
   }
 
-  /** The end of the channel is told after everything that came: by a port that is started, or once it will be. */
+  /** Emits 'close' once the channel has ended and every message was dispatched. A stopped port does so after its next start. */
   #closeIfRead(): void {
     if (!this.#isOver) return
     if (this.#loop === null ? this.channel.readableEnded : this.#isThrough) this.#tellClose()
@@ -400,7 +400,7 @@ export class Port implements MessagePortLike {
     return this.#hasRef && this.#state === 'open'
   }
 
-  /** Calls the listeners that there are now, but for those that one of them removes. */
+  /** Calls the current listeners, except those that are removed in the meantime. */
   #emit(name: PortEvent, value: unknown): void {
     let event: Event | undefined
     for (const entry of this.#entries[name]) {
