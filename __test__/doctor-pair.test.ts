@@ -38,8 +38,8 @@ const cacheOf = (core: number, shared: string): Paper => {
 const all = () =>
   host(
     { ...observable(3, [written(1, 65_536), read(2, 8192)], '@a'), ...activity(3, 1) },
-    { ...observable(4, [read(1, 65_536), written(2, 8192), read(3, 4096)]), ...activity(4, 1) },
-    { ...observable(5, [written(3, 4096)]), ...activity(5, 2) },
+    { ...observable(4, [read(1, 65_536), written(2, 8192), read(3, 4096, '@p')]), ...activity(4, 1) },
+    { ...observable(5, [written(3, 4096, '@p')]), ...activity(5, 2) },
     { ...onPaper(6, [written(4, 4096), read(5, 4096)], '@b'), ...activity(6, 1) },
     { ...observable(7, [read(4, 4096), written(5, 4096)]), ...activity(7, 2) },
     {

@@ -144,9 +144,13 @@ async function print(chunks: AsyncIterable<Uint8Array>): Promise<void> {
 /** The stream of the channel would close it once it has ended; what ends it is what has been written. */
 async function* messages(channel: Channel, progress: Progress): AsyncGenerator<Uint8Array> {
   const stream = channel.duplex()
-  // Its errors are told by the loop.
-  for await (const chunk of stream.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
-    progress.add(chunk.length)
-    yield chunk
+  try {
+    for await (const chunk of stream.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
+      progress.add(chunk.length)
+      yield chunk
+    }
+  } catch (error) {
+    // A lost peer has the code of a socket there; the cause is the channel's own error, which has an exit code.
+    throw error instanceof Error && error.cause instanceof RingfenceError ? error.cause : error
   }
 }
