@@ -633,6 +633,36 @@ fn a_subscriber_that_is_evicted_before_it_is_ready_is_told_so() {
     );
 }
 
+/// Whether the thread of this number sleeps (proc_pid_stat(5)).
+fn sleeps(thread: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.starts_with('S')
+}
+
+/// It alone kept the ring full, and nothing else would wake the sender.
+#[test]
+fn a_subscriber_that_dies_in_its_handshake_wakes_the_sender() {
+    let (address, _kept) = fresh_address(false);
+    let options = small().stall(Duration::MAX);
+    let (mut sender, _audience) = publish(&address, &options).unwrap().split();
+    let mut subscriber = Actor::start("subscribes late", &[&address.to_string()]);
+    subscriber.expect("late");
+    while sender.try_send(&[0; 100]).unwrap() {}
+    let waiting = nix::unistd::gettid().as_raw();
+    let killer = thread::spawn(move || {
+        let deadline = Instant::now() + TIME_LIMIT;
+        while !sleeps(waiting) {
+            assert!(Instant::now() < deadline, "it does not wait");
+            thread::sleep(Duration::from_millis(1));
+        }
+        subscriber.kill();
+    });
+    let deadline = Instant::now() + TIME_LIMIT;
+    sender.send_until(&[0; 100], deadline).unwrap();
+    assert!(Instant::now() < deadline, "it was not woken");
+    killer.join().unwrap();
+}
+
 #[test]
 fn a_subscriber_that_is_evicted_after_the_last_check_is_told_so() {
     watch();
