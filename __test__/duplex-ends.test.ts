@@ -436,6 +436,9 @@ test('a stream that is destroyed ends its side, but with an error', async (t) =>
 })
 
 test('an idle stream tells so, each time that it becomes idle', async (t) => {
+  // The timer of a stream keeps no process alive, and neither does a channel over a fake binding.
+  const alive = setInterval(() => {}, 60_000)
+  t.teardown(() => clearInterval(alive))
   const { told, stream } = streamOf()
   let count = 0
   const first = new Promise((resolve) => stream.once('timeout', resolve))

@@ -495,6 +495,10 @@ test.serial('what only looks like bytes is INVALID_ARGUMENT by the promise, and 
   revoked.revoke()
   const hostile: [title: string, message: object][] = [
     ['a proxy of bytes', new Proxy(new Uint8Array(8), {})],
+    [
+      'a proxy that forwards',
+      new Proxy(new Uint8Array(8), { get: (bytes, key) => Reflect.get(bytes, key, bytes) as unknown }),
+    ],
     ['a proxy of a Buffer', new Proxy(Buffer.alloc(8), {})],
     ['a proxy that throws', new Proxy({}, { getPrototypeOf: fail, get: fail })],
     ['a proxy that was revoked', revoked.proxy],

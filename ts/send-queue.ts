@@ -255,8 +255,9 @@ export class SendQueue {
   #takes(message: unknown): boolean {
     try {
       if (!(message instanceof Uint8Array)) return false
-      // Of the array itself: its own property may differ, and a proxy, whose traps could send while it is copied, throws here.
-      const length = lengthOf.call(message) as number
+      const { length } = message
+      // The property may be the caller's own. A proxy throws here: its traps could send while it is copied.
+      if (length !== lengthOf.call(message)) return false
       const at = this.#to
       const next = at + HEADER + ((length + 7) & ~7)
       // One without a byte may be one that was taken away.
@@ -268,7 +269,7 @@ export class SendQueue {
       this.#buffered += length
       return true
     } catch {
-      // A proxy. `#sendOther` says what is wrong with it.
+      // `#sendOther` says what is wrong with it.
       return false
     }
   }
