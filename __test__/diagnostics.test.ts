@@ -18,7 +18,7 @@ import {
   type Subscriber,
 } from 'ringfence'
 
-import { abstractAddress, isBound, temporaryDirectory } from './support/address.js'
+import { abstractAddress, isBound, temporaryDirectory, untilBound } from './support/address.js'
 import { urlOf } from './support/inside.js'
 import { joinHere, listenHere, pair, Partner } from './support/partner.js'
 import { standStillUntil, until } from './support/until.js'
@@ -77,6 +77,7 @@ test.serial('the host of a pair tells of each guest that it refuses, once', asyn
     () => true,
   ]
   const joining = joinHere(t, address, { policy: { authorize: () => answers.shift()!() } })
+  await untilBound(address)
   for (const partner of partners.slice(0, 2))
     await t.throwsAsync(partner.join(address, { wait: true }), { code: 'ERR_RINGFENCE_PEER_REFUSED' })
   await until(() => refused.length === 2, 'both refusals are told, while it waits')
