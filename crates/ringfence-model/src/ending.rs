@@ -6,7 +6,7 @@
 
 use stateright::{Model, Property};
 
-#[path = "../../ringfence/src/memory/phase.rs"]
+#[path = "../../ringfence/src/region/phase.rs"]
 #[cfg_attr(
     not(test),
     expect(dead_code, reason = "the model uses only a part of the included code")

@@ -31,7 +31,7 @@
 //!   checker must find a violated property, and a test asserts that for each fault. A model that no fault
 //!   breaks proves nothing.
 //! - If possible, a model uses the code itself: `ending` includes the source file with the order of the
-//!   phases (`crates/ringfence/src/memory/phase.rs`).
+//!   phases (`crates/ringfence/src/region/phase.rs`).
 //!
 //! # What a model does not show
 //!

@@ -60,6 +60,7 @@ pub mod binding {
     pub use crate::harden::ignore_sigusr1;
     pub use crate::ring::record::{HEADER, WHOLE};
 }
+mod address;
 mod channel;
 mod doctor;
 mod endpoint;
@@ -69,10 +70,9 @@ mod fork;
 mod handshake;
 mod harden;
 mod identity;
-mod memory;
 mod options;
 mod peer;
-mod rendezvous;
+mod region;
 mod ring;
 mod signal;
 mod sys;
@@ -85,6 +85,7 @@ mod trace;
 mod wait;
 mod wake;
 
+pub use address::Address;
 /// The traits of plain data ([`Message::items`], [`Sender::reserve_items`]).
 pub use bytemuck;
 pub use channel::Channel;
@@ -119,13 +120,12 @@ pub use evidence::{Evidence, Outcome};
 pub use handshake::parts::Role;
 pub use harden::{harden, is_hardened};
 pub use identity::{Digest, Executable, Identity};
-pub use memory::backing::Backing;
-pub use memory::layout::CAPACITY_MIN;
 pub use options::{MAX_MESSAGE_SIZE, Options};
 pub use peer::authorize::Decision;
 pub use peer::namespace::Namespace;
 pub use peer::policy::{Policy, Program};
-pub use rendezvous::address::Address;
+pub use region::backing::Backing;
+pub use region::layout::CAPACITY_MIN;
 pub use ring::delivery::{Delivery, StartFrom};
 pub use ring::items::{Items, ReservedItems};
 pub use ring::message::{Message, Progress, Words};

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use crate::{
+    address::bound::Access,
     error::{Error, Result},
-    memory::backing::Backing,
-    memory::layout::{CAPACITY_MIN, region_size, round_capacity},
-    memory::room::check_room,
     peer::policy::Policy,
-    rendezvous::place::Access,
+    region::backing::Backing,
+    region::layout::{CAPACITY_MIN, region_size, round_capacity},
+    region::room::check_room,
     ring::delivery::{Delivery, StartFrom},
     signal::claim,
     wait::cancel::CancelToken,

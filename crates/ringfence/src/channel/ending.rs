@@ -9,9 +9,9 @@ use crate::{
     channel::state::ChannelState,
     error::{Error, Result},
     fork::inherited,
-    memory::access::{Readable, Writable},
-    memory::layout,
-    memory::phase::{Phase, Step},
+    region::access::{Readable, Writable},
+    region::layout,
+    region::phase::{Phase, Step},
     trace::Tie,
     wait::deadline::{Deadline, Woken},
 };

@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use crate::{
     channel::receiver::{Packed, Receiver},
     error::Result,
-    memory::layout::as_offset,
+    region::layout::as_offset,
     ring::consumer::Wanted,
     ring::record::packed_size,
 };

@@ -2,8 +2,8 @@
 
 use crate::{
     channel::open::Opened,
-    memory::own::OwnRegion,
-    memory::peer::PeerRegion,
+    region::own::OwnRegion,
+    region::peer::PeerRegion,
     wake::parking::{ParkingSpot, Sleeper, Waker},
 };
 

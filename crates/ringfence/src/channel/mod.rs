@@ -7,7 +7,7 @@
 //! fragments, `stats` is what both have done so far, `held` reads for the binding. `tokens`, `verify` and `partner` outlive the
 //! halves and keep no channel open. `merge` reads from the receiving halves of many channels.
 //!
-//! May import everything below: `handshake` (its parts), `ring`, `memory`, `wake`, `signal`. It never looks for a peer, and knows
+//! May import everything below: `handshake` (its parts), `ring`, `region`, `wake`, `signal`. It never looks for a peer, and knows
 //! no address.
 
 pub(crate) mod batch;

@@ -9,9 +9,9 @@ use crate::{
     evidence::Evidence,
     handshake::parts::Parts,
     identity::Identity,
-    memory::own::OwnRegion,
-    memory::peer::PeerRegion,
     options::Options,
+    region::own::OwnRegion,
+    region::peer::PeerRegion,
     signal::inbox::TokenInbox,
     wake::parking::Barriers,
 };

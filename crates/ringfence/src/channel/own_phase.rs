@@ -3,10 +3,10 @@
 use std::sync::atomic::Ordering;
 
 use crate::{
-    memory::access::Writable,
-    memory::layout,
-    memory::own::OwnRegion,
-    memory::phase::{Phase, Step},
+    region::access::Writable,
+    region::layout,
+    region::own::OwnRegion,
+    region::phase::{Phase, Step},
 };
 
 /// The one owner of the phase word of this side's region. It lies in [`Held`](crate::channel::shared::Held), under the lock of

@@ -6,7 +6,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use crate::{error::Error, memory::own::OwnRegion};
+use crate::{error::Error, region::own::OwnRegion};
 
 /// Room in the ring that is not tied to its [`Sender`](crate::Sender) by a borrow. The region stays mapped while this lives. Dropping it
 /// without a commit sends nothing, on whatever thread.

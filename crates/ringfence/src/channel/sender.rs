@@ -17,9 +17,9 @@ use crate::{
     channel::stats::ChannelStats,
     channel::waiting::{Parking, SpinThenPark, Waits},
     error::{Error, Result},
-    memory::layout::as_offset,
-    memory::own::OwnRegion,
-    memory::peer::PeerRegion,
+    region::layout::as_offset,
+    region::own::OwnRegion,
+    region::peer::PeerRegion,
     ring::message::Progress,
     ring::producer::Producer,
 };

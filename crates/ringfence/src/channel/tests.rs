@@ -24,10 +24,10 @@ use crate::{
     channel::sender::Sender,
     channel::state::ChannelState,
     error::{Error, Result},
-    memory::access::Readable,
-    memory::layout,
-    memory::own::OwnRegion,
     options::Options,
+    region::access::Readable,
+    region::layout,
+    region::own::OwnRegion,
     ring::message::{Message, Progress},
     ring::record::{HEADER, packed_size},
     testing::parts::{self, without_a_peer},
@@ -663,7 +663,7 @@ mod traced {
     use super::*;
     use crate::{
         channel::state::ChannelState,
-        memory::{access::Readable, layout},
+        region::{access::Readable, layout},
     };
 
     /// Is called for each event.

@@ -9,8 +9,8 @@ use std::{
 use crate::{
     channel::shared::{Held, Shared},
     error::{Error, Result},
-    memory::access::{Readable, Writable},
-    memory::layout,
+    region::access::{Readable, Writable},
+    region::layout,
     signal::claim::Claim,
     signal::inbox::TokenInbox,
     wake::doorbell::{self, Doorbell},

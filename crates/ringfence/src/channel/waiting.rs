@@ -15,8 +15,8 @@ use std::{
 use crate::{
     channel::shared::Shared,
     error::{Error, Result},
-    memory::own::OwnRegion,
-    memory::peer::PeerRegion,
+    region::own::OwnRegion,
+    region::peer::PeerRegion,
     wake::parking::Sleeper,
 };
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{memory::layout::region_size, options::Options, sys};
+use crate::{options::Options, region::layout::region_size, sys};
 
 /// Whether the promises that rest on something hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

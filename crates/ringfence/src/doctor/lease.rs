@@ -17,7 +17,7 @@ use nix::{
 use crate::{
     doctor::finding::{About, Finding, number_in},
     doctor::memfd::{again, failed, memfd},
-    memory::tripwire::Tripwire,
+    region::exposure::tripwire::Tripwire,
     signal::claim,
     sys,
 };

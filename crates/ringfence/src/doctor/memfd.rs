@@ -19,15 +19,15 @@ use nix::{
 
 use crate::{
     doctor::finding::{About, Finding, number_in},
-    memory::access::Writable,
-    memory::layout,
-    memory::layout::CAPACITY_MIN,
-    memory::layout::region_size,
-    memory::mapping::Mapping,
-    memory::own::OwnRegion,
-    memory::peer::PeerRegion,
-    memory::room::check_room,
-    memory::seals,
+    region::access::Writable,
+    region::layout,
+    region::layout::CAPACITY_MIN,
+    region::layout::region_size,
+    region::map::Mapping,
+    region::own::OwnRegion,
+    region::peer::PeerRegion,
+    region::room::check_room,
+    region::seals,
 };
 
 /// A memfd as the channel makes it: reopened, so that the kernel counts it among the open files.

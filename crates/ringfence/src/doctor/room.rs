@@ -7,7 +7,7 @@ use nix::{
 
 use crate::{
     doctor::finding::{About, Finding, bytes, default_region},
-    memory::room,
+    region::room,
 };
 
 const SHARED_MEMORY: About = About {

@@ -18,6 +18,8 @@ use std::{
 use nix::poll::PollFlags;
 
 use crate::{
+    address::Address,
+    address::bound::Place,
     channel::partner::Partner,
     error::{Error, Result},
     evidence::Record,
@@ -28,8 +30,6 @@ use crate::{
     handshake::side::Side,
     identity::{Credentials, Identity},
     options::Options,
-    rendezvous::address::Address,
-    rendezvous::place::Place,
     trace,
     wait::cancel::{Bell, CancelToken},
     wait::deadline::Deadline,

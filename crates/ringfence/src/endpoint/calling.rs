@@ -9,14 +9,14 @@ use std::{
 use nix::errno::Errno;
 
 use crate::{
+    address::Address,
+    address::election,
     endpoint::acceptor::OF_ONE_PROCESS,
     error::{Error, Result},
     evidence::Record,
     fork::PerProcess,
     handshake::parts::Parts,
     options::Options,
-    rendezvous::address::Address,
-    rendezvous::election,
     sys::lock::Mutex,
     wait::backoff::Backoff,
     wait::deadline::Deadline,

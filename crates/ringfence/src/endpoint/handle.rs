@@ -11,10 +11,10 @@ use std::{
 };
 
 use crate::{
+    address::Address,
     endpoint::ledger::EndpointStats,
     endpoint::shared::{Endpoint, Shared},
     error::{Error, Result},
-    rendezvous::address::Address,
     sys::lock::Mutex,
     wait::cancel::CancelToken,
     wait::deadline::Deadline,

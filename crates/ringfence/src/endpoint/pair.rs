@@ -6,6 +6,9 @@ use std::{
 };
 
 use crate::{
+    address::Address,
+    address::bound::Place,
+    address::election::{self, Met},
     channel::Channel,
     endpoint::acceptor::{Acceptor, Host, Refused},
     error::{Error, Result},
@@ -16,9 +19,6 @@ use crate::{
     handshake::side::Side,
     identity::Credentials,
     options::Options,
-    rendezvous::address::Address,
-    rendezvous::election::{self, Met},
-    rendezvous::place::Place,
     wait::backoff::Backoff,
     wait::cancel::{Bell, CancelToken},
     wait::deadline::Deadline,

@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    address::Address,
     channel::state::ChannelState,
     channel::{self, Channel},
     endpoint::acceptor::{Acceptor, Refused, SIDE_BY_SIDE},
@@ -24,7 +25,6 @@ use crate::{
     handshake::side::Side,
     identity::Credentials,
     options::{Options, SeatLimits},
-    rendezvous::address::Address,
 };
 
 /// Events that the program has not asked for yet: beyond that, newcomers wait in the kernel's backlog.

@@ -20,6 +20,7 @@ use std::{
 };
 
 use crate::{
+    address::Address,
     channel::Channel,
     channel::partner::Partner,
     endpoint::acceptor::Refused,
@@ -31,7 +32,6 @@ use crate::{
     handshake::parts::Parts,
     identity::Credentials,
     options::Options,
-    rendezvous::address::Address,
     sys::lock::{Mutex, MutexGuard},
     wait::cancel::Bell,
 };

@@ -1,13 +1,13 @@
 //! What stays at an address alone begins by taking it: a listener, and a publisher.
 
 use crate::{
+    address::Address,
+    address::bound::Place,
+    address::election,
     endpoint::handle::{Hold, Worker},
     error::{Error, Result},
     evidence::Record,
     options::Options,
-    rendezvous::address::Address,
-    rendezvous::election,
-    rendezvous::place::Place,
     wait::backoff::Backoff,
     wait::cancel::CancelToken,
     wait::deadline::Deadline,

@@ -20,10 +20,10 @@ use crate::{
     handshake::side::{Caller, RingRole, Side, Talk},
     harden,
     identity::Credentials,
-    memory::backing::Backing,
-    memory::layout::round_capacity,
     options::MAX_MESSAGE_SIZE,
     peer::proc::answered,
+    region::backing::Backing,
+    region::layout::round_capacity,
     sys::{self, uninterrupted},
 };
 

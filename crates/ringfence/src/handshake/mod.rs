@@ -5,7 +5,7 @@
 //! and `line` proves the sender of each frame. `parts` is the result. `broadcast` adds the ring of a
 //! publisher.
 //!
-//! May import `options`, `rendezvous`, `peer`, `memory`, `signal` and the modules below them. It never binds
+//! May import `options`, `address`, `peer`, `region`, `signal` and the modules below them. It never binds
 //! an address and never makes a channel.
 
 pub(crate) mod broadcast;

@@ -13,12 +13,12 @@ use crate::{
     handshake::parts::Unopened,
     handshake::side::{RingRole, Side, Talk},
     harden,
-    memory::accept::{Agreed, accept},
-    memory::access::{Readable, Writable},
-    memory::create::{SharedObject, Wanted},
-    memory::layout::{TAIL, as_offset, head_of, region_size},
-    memory::peer::PeerRegion,
     peer::process::Peer,
+    region::accept::{Agreed, accept},
+    region::access::{Readable, Writable},
+    region::create::{SharedObject, Wanted},
+    region::layout::{TAIL, as_offset, head_of, region_size},
+    region::peer::PeerRegion,
     signal::inbox::{OpenInbox, TokenSender},
 };
 

@@ -3,17 +3,17 @@
 use std::{fmt, os::fd::OwnedFd, sync::atomic::Ordering};
 
 use crate::{
+    address::inherit::Inheritance,
     evidence::Evidence,
     fork::Mark,
     handshake::broadcast::RingPart,
     identity::Identity,
-    memory::access::Writable,
-    memory::layout,
-    memory::own::OwnRegion,
-    memory::peer::PeerRegion,
-    memory::phase::{Phase, Step},
     peer::process::Peer,
-    rendezvous::inherit::Inheritance,
+    region::access::Writable,
+    region::layout,
+    region::own::OwnRegion,
+    region::peer::PeerRegion,
+    region::phase::{Phase, Step},
     signal::inbox::{OpenInbox, TokenSender},
     trace::Tie,
 };
@@ -108,7 +108,7 @@ impl Drop for Unopened {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::access::Readable;
+    use crate::region::access::Readable;
 
     #[test]
     fn a_region_without_a_channel_is_marked_as_closed() {

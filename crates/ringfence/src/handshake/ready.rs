@@ -3,13 +3,13 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::{
+    address::inherit::Inheritance,
     error::{Error, Result},
     handshake::frame::{Frame, TAKES_BARRIERS, check_echo},
     handshake::objects::Objects,
     handshake::parts::{Parts, Role},
     handshake::side::{RingRole, Side, Talk},
     identity::Identity,
-    rendezvous::inherit::Inheritance,
     trace::Tie,
 };
 

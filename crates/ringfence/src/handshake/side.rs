@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::{
+    address::Address,
     error::Error,
     evidence::Record,
     handshake::broadcast::PublishedRing,
@@ -14,7 +15,6 @@ use crate::{
     identity::{Credentials, Identity},
     options::Options,
     peer::process::Peer,
-    rendezvous::address::Address,
     sys,
     wait::deadline::Deadline,
 };

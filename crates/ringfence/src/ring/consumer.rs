@@ -8,9 +8,9 @@ use std::{
 
 use crate::{
     error::{Error, Result},
-    memory::access::{Readable, Writable},
-    memory::copy::{AHEAD, LINE},
-    memory::layout::{self, as_offset},
+    region::access::{Readable, Writable},
+    region::copy::{AHEAD, LINE},
+    region::layout::{self, as_offset},
     ring::pace::{distance, pause},
     ring::record::{
         FIRST, HEADER, LAST, PADDING, Record, WHOLE, corrupt, header, largest_record, packed_size, split,

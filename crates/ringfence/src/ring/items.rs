@@ -12,8 +12,8 @@ use std::{
 use bytemuck::Pod;
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
-use crate::memory::copy::has_wide_loads;
-use crate::{memory::copy::BLOCK, ring::message::Message};
+use crate::region::copy::has_wide_loads;
+use crate::{region::copy::BLOCK, ring::message::Message};
 
 /// A block of values in memory of this process, where none of them is too far from where its type must lie.
 #[repr(C, align(64))]
@@ -217,7 +217,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        memory::{access::Writable, layout, own::OwnRegion},
+        region::{access::Writable, layout, own::OwnRegion},
         ring::message::Message,
     };
 

@@ -15,9 +15,9 @@ use super::{
 };
 use crate::{
     error::Error,
-    memory::access::{Readable, Writable},
-    memory::layout::{self, CAPACITY_MIN as SMALLEST, as_offset},
-    memory::own::OwnRegion,
+    region::access::{Readable, Writable},
+    region::layout::{self, CAPACITY_MIN as SMALLEST, as_offset},
+    region::own::OwnRegion,
 };
 
 /// One answer to one look.

@@ -1,12 +1,12 @@
 //! A message where it lies, and how far one has got.
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
-use crate::memory::copy::{ROW, has_wide_loads};
+use crate::region::copy::{ROW, has_wide_loads};
 use crate::{
     error::{Error, Result},
-    memory::access::Readable,
-    memory::copy::BLOCK,
-    memory::peer::PeerRegion,
+    region::access::Readable,
+    region::copy::BLOCK,
+    region::peer::PeerRegion,
 };
 
 /// A message where it lies: in the peer's region, which the peer may write while it is read. So there is no slice of
@@ -344,7 +344,7 @@ pub enum Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{memory::access::Writable, memory::layout, memory::own::OwnRegion};
+    use crate::{region::access::Writable, region::layout, region::own::OwnRegion};
 
     /// What [`Message::words`] must yield of these bytes.
     fn words_of(bytes: &[u8]) -> Vec<u64> {

@@ -8,7 +8,7 @@
 //! producer keeps its tail and the last head that it saw, the consumer its head and the last tail that it saw. A shared word is
 //! read once into a local and checked there.
 //!
-//! May import `memory` and `error`. It never blocks, never makes a system call, and knows nothing of who the peer is.
+//! May import `region` and `error`. It never blocks, never makes a system call, and knows nothing of who the peer is.
 
 pub(crate) mod consumer;
 pub(crate) mod delivery;

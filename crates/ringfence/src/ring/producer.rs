@@ -4,9 +4,9 @@ use std::sync::{Arc, atomic::Ordering};
 
 use crate::{
     error::Result,
-    memory::access::{Readable, Writable},
-    memory::copy::LINE,
-    memory::layout::{self, as_offset},
+    region::access::{Readable, Writable},
+    region::copy::LINE,
+    region::layout::{self, as_offset},
     ring::message::Progress,
     ring::pace::pause,
     ring::record::{
@@ -16,7 +16,7 @@ use crate::{
     ring::tally::{STRETCH, Sum, Tally},
 };
 
-/// The writer takes lines that the reader has had back before it comes to them. Not as far ahead as [`AHEAD`](crate::memory::copy::AHEAD): with a
+/// The writer takes lines that the reader has had back before it comes to them. Not as far ahead as [`AHEAD`](crate::region::copy::AHEAD): with a
 /// full ring, the reader is not far from there.
 const BEFOREHAND: u64 = 1024;
 

@@ -8,8 +8,8 @@
 
 use crate::{
     error::{Error, Result},
-    memory::copy::LINE,
-    memory::layout::as_offset,
+    region::copy::LINE,
+    region::layout::as_offset,
 };
 
 /// Bytes of a record's header.

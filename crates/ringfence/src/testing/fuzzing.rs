@@ -19,7 +19,7 @@ pub use self::{
 };
 use crate::{
     handshake::frame::Frame,
-    memory::layout::CAPACITY_MIN,
+    region::layout::CAPACITY_MIN,
     ring::delivery::{Delivery, StartFrom},
     ring::fan_out::lies::{self as fan_out_lies, Call, Told, publish_among_lies},
     ring::lies::{Lie, Read, Write, read_lies, write_among_lies},

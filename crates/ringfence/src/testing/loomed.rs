@@ -14,8 +14,8 @@ use loom::{
 use nix::errno::Errno;
 
 use crate::{
-    memory::access::{Readable, Writable},
-    memory::layout::{self, MARKS, as_offset, head_of, mark_of, reader_parked_of},
+    region::access::{Readable, Writable},
+    region::layout::{self, MARKS, as_offset, head_of, mark_of, reader_parked_of},
 };
 
 /// The polled words are atomics. Those of the ring itself are plain memory: loom reports a thread that touches one of them

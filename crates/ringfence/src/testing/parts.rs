@@ -12,9 +12,9 @@ use crate::{
     handshake::broadcast::RingPart,
     handshake::parts::{Parts, Role, Unopened},
     identity::{Credentials, Identity},
-    memory::own::OwnRegion,
-    memory::peer::PeerRegion,
     peer::process::Peer,
+    region::own::OwnRegion,
+    region::peer::PeerRegion,
     signal::inbox::{OpenInbox, TokenAddress, TokenSender},
     trace::Tie,
 };

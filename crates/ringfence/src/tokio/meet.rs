@@ -5,10 +5,10 @@ use std::panic::resume_unwind;
 use tokio::task::spawn_blocking;
 
 use crate::{
+    address::Address,
     endpoint,
     error::{Error, Result},
     options::Options,
-    rendezvous::address::Address,
     tokio::broadcast::Subscription,
     tokio::channel::Channel,
     tokio::events::Membership,

@@ -13,7 +13,7 @@ use crate::{
     channel,
     channel::receiver::Receiver,
     error::{Error, Result},
-    memory::layout::as_offset,
+    region::layout::as_offset,
     tokio::line::Line,
     tokio::reader::poll_take_on,
     tokio::sender::poll_send,

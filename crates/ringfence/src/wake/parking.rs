@@ -14,8 +14,8 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 use crate::{
     error::{Error, Result},
-    memory::access::{Readable, Writable},
-    memory::layout,
+    region::access::{Readable, Writable},
+    region::layout,
 };
 
 /// Publications without a sleeper after which the publisher makes no fences any more. One fence takes some 20 ns, the

@@ -15,8 +15,8 @@ use crate::{
     channel::held::{Keep, pull_held},
     channel::own_phase::OwnPhase,
     channel::shared::{OnEnd, Shared},
-    memory::access::Writable,
-    memory::phase::{Phase, Step},
+    region::access::Writable,
+    region::phase::{Phase, Step},
     wait::deadline::Deadline,
 };
 

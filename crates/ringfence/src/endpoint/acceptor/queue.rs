@@ -8,11 +8,11 @@ use std::{
 use nix::sys::socket::{getsockopt, sockopt};
 
 use crate::{
+    address::Address,
     error::{Error, Result},
     handshake::line::refuse,
     handshake::side::Caller,
     identity::{Credentials, Identity},
-    rendezvous::address::Address,
     trace::Handshake,
     wait::deadline::{self, Deadline},
 };

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use crate::{
     channel::state::ChannelState, endpoint::broadcast::broadcaster::Broadcaster, error::Result,
-    handshake::broadcast::ReaderBell, memory::own::OwnRegion, memory::peer::PeerRegion,
+    handshake::broadcast::ReaderBell, region::own::OwnRegion, region::peer::PeerRegion,
     ring::fan_out::writer::FanOut,
 };
 

@@ -10,6 +10,7 @@ use std::{
 use bytemuck::Pod;
 
 use crate::{
+    address::Address,
     channel::reason::CloseReason,
     channel::reserved::Reserved,
     channel::state::AtomicState,
@@ -28,11 +29,10 @@ use crate::{
     error::{Error, Result},
     fork::Mark,
     handshake::broadcast::PublishedRing,
-    memory::create::{SharedObject, Wanted},
-    memory::kept::KeptDescriptor,
-    memory::own::OwnRegion,
     options::Options,
-    rendezvous::address::Address,
+    region::create::{SharedObject, Wanted},
+    region::kept::KeptDescriptor,
+    region::own::OwnRegion,
     ring::fan_out::readers::{MOST_READERS, Readers},
     ring::items::ReservedItems,
     signal::claim,

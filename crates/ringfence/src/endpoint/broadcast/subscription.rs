@@ -10,6 +10,7 @@ use std::{
 };
 
 use crate::{
+    address::Address,
     channel::ending::END_TOLD,
     channel::link::LOOKS_PER_GLANCE,
     channel::open::{Opened, open},
@@ -26,13 +27,12 @@ use crate::{
     handshake::frame::Meeting,
     handshake::side::Side,
     identity::Identity,
-    memory::access::Readable,
-    memory::layout::{self, as_offset},
-    memory::own::OwnRegion,
-    memory::peer::PeerRegion,
-    memory::phase::{Phase, Step},
     options::Options,
-    rendezvous::address::Address,
+    region::access::Readable,
+    region::layout::{self, as_offset},
+    region::own::OwnRegion,
+    region::peer::PeerRegion,
+    region::phase::{Phase, Step},
     ring::consumer::Pulled,
     ring::delivery::Delivery,
     ring::fan_out::reader::{FanIn, Terms, Validity, View},

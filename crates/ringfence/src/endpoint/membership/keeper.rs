@@ -5,6 +5,8 @@ use std::{os::fd::AsFd, sync::Arc};
 use nix::poll::PollFlags;
 
 use crate::{
+    address::bound::Place,
+    address::election::{self, Met},
     channel::Channel,
     channel::ending::Handover,
     channel::partner::Partner,
@@ -22,8 +24,6 @@ use crate::{
     handshake::parts::Role,
     handshake::side::Side,
     options::Options,
-    rendezvous::election::{self, Met},
-    rendezvous::place::Place,
     wait::backoff::Backoff,
     wait::cancel::CancelToken,
     wait::deadline::Deadline,

@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::{
+    address::bound::Place,
     channel::Channel,
     channel::partner::Partner,
     channel::shared,
@@ -17,7 +18,6 @@ use crate::{
     handshake::parts::{Parts, Role},
     identity::Credentials,
     options::Options,
-    rendezvous::place::Place,
     sys::lock::Condvar,
 };
 

@@ -20,6 +20,7 @@ use std::{
 };
 
 use crate::{
+    address::Address,
     channel::Channel,
     endpoint::handle::{Handle, Idle, Worker},
     endpoint::ledger::EndpointStats,
@@ -30,7 +31,6 @@ use crate::{
     error::Result,
     handshake::parts::Role,
     options::Options,
-    rendezvous::address::Address,
     wait::deadline::Deadline,
 };
 

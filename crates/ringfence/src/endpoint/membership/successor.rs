@@ -3,14 +3,14 @@
 use std::{fmt, mem, sync::Arc};
 
 use crate::{
+    address::bound::Place,
+    address::inherit::Inheritance,
     channel::shared::OnEnd,
     channel::state::ChannelState,
     endpoint::acceptor::Refused,
     endpoint::membership::member::{Member, Parted},
     endpoint::shared::{Endpoint, Shared},
     error::Error,
-    rendezvous::inherit::Inheritance,
-    rendezvous::place::Place,
 };
 
 /// A guest that takes its host's place once the host is gone.

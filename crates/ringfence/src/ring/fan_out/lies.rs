@@ -14,9 +14,9 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    memory::access::{Readable, Writable},
-    memory::layout::{self, CAPACITY_MIN as SMALLEST, as_offset},
-    memory::own::OwnRegion,
+    region::access::{Readable, Writable},
+    region::layout::{self, CAPACITY_MIN as SMALLEST, as_offset},
+    region::own::OwnRegion,
     ring::consumer::Pulled,
     ring::delivery::{Delivery, StartFrom},
     ring::lies::{Liar, Lie, Write, packed},

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::memory::{
+use crate::region::{
     access::{Readable, Writable},
     layout::{self, MARKS, mark_of},
 };
@@ -121,7 +121,7 @@ impl Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::own::OwnRegion;
+    use crate::region::own::OwnRegion;
 
     #[test]
     fn marks_lie_a_part_of_the_ring_apart_and_those_of_a_stretch_are_found() {

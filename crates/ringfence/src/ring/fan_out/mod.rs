@@ -11,7 +11,7 @@
 //!    judges nothing but what was whole, and only that can be corrupt.
 //! 3. The floor never passes the head of a reliable reader, nor what has been published. A reliable reader that finds itself below
 //!    the floor was evicted.
-//! 4. A *mark* is the position of a record and the number of messages before it. There are [`MARKS`](crate::memory::layout::MARKS)
+//! 4. A *mark* is the position of a record and the number of messages before it. There are [`MARKS`](crate::region::layout::MARKS)
 //!    of them, a part of the ring apart, and each is written once in a lap, after the floor has passed its old place. So
 //!    a mark that lies above the floor is whole, without a lock and without a version. A reader that was overtaken begins again at
 //!    one, and knows exactly how many messages it has lost.

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    memory::{
+    region::{
         access::{Readable, Writable},
         layout::{self, as_offset, head_of},
     },

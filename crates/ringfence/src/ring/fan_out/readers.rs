@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use super::marks::{Mark, Seen};
 use crate::{
     error::{Error, Result},
-    memory::{
+    region::{
         access::{Readable, Writable},
         layout::{self, as_offset, head_of},
     },
@@ -339,7 +339,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        memory::{own::OwnRegion, peer::PeerRegion},
+        region::{own::OwnRegion, peer::PeerRegion},
         ring::fan_out::writer::FanOut,
     };
 

@@ -18,10 +18,10 @@ use super::{
     writer::FanOut,
 };
 use crate::{
-    memory::access::Readable,
-    memory::layout::as_offset,
-    memory::own::OwnRegion,
-    memory::peer::PeerRegion,
+    region::access::Readable,
+    region::layout::as_offset,
+    region::own::OwnRegion,
+    region::peer::PeerRegion,
     ring::delivery::{Delivery, StartFrom},
     ring::record::{WHOLE, packed_size},
 };

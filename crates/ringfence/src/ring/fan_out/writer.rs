@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    memory::{
+    region::{
         access::{Readable, Writable},
         by_slot::BySlot,
         copy::LINE,

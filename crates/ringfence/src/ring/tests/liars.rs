@@ -7,9 +7,9 @@ use proptest::prelude::*;
 use super::{SMALLEST, header};
 use crate::{
     error::Error,
-    memory::access::{Readable, Writable},
-    memory::layout::{self, as_offset},
-    memory::own::OwnRegion,
+    region::access::{Readable, Writable},
+    region::layout::{self, as_offset},
+    region::own::OwnRegion,
     ring::consumer::{Consumer, Pulled, Wanted},
     ring::lies::{LONGEST, LOOKS, Lie, Read, Write, read_lies, write_among_lies},
     ring::producer::Producer,
@@ -68,7 +68,7 @@ proptest! {
 /// A region in which the words are what the test sets.
 struct Words {
     region: OwnRegion,
-    victim: Consumer<OwnRegion, crate::memory::peer::PeerRegion>,
+    victim: Consumer<OwnRegion, crate::region::peer::PeerRegion>,
 }
 
 fn words() -> Words {

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::{Pair, SMALLEST, bytes, packed, pair};
 use crate::{
-    memory::access::Readable,
-    memory::layout::{self, as_offset},
+    region::access::Readable,
+    region::layout::{self, as_offset},
     ring::consumer::{Gathered, Pulled, Wanted},
     ring::message::Progress,
     ring::record::{WHOLE, packed_size, padded, record_size},

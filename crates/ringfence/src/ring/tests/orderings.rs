@@ -4,7 +4,7 @@
 use loom::thread;
 
 use crate::{
-    memory::access::Readable,
+    region::access::Readable,
     ring::consumer::{Consumer, Gathered},
     ring::message::Progress,
     ring::producer::Producer,

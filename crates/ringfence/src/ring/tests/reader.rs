@@ -4,7 +4,7 @@ use std::{mem, sync::Arc};
 
 use super::{Pair, Pulled, SMALLEST, WHOLE, header, packed_size, pair};
 use crate::{
-    memory::{layout::as_offset, own::OwnRegion},
+    region::{layout::as_offset, own::OwnRegion},
     ring::consumer::Wanted,
     ring::tally::Tally,
 };

@@ -10,10 +10,10 @@ use std::{
 
 use super::{Pair, SMALLEST, bytes, packed, pair};
 use crate::{
-    memory::access::Readable,
-    memory::layout::as_offset,
-    memory::own::OwnRegion,
-    memory::peer::PeerRegion,
+    region::access::Readable,
+    region::layout::as_offset,
+    region::own::OwnRegion,
+    region::peer::PeerRegion,
     ring::consumer::{Gathered, Pulled},
     ring::message::Progress,
     ring::producer::Producer,

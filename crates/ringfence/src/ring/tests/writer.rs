@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use super::{Pair, SMALLEST, bytes, pair};
 use crate::{
-    memory::access::Writable, memory::layout, memory::own::OwnRegion, ring::lies::packed,
+    region::access::Writable, region::layout, region::own::OwnRegion, ring::lies::packed,
     ring::message::Progress, ring::producer::Producer, ring::record::LONG, ring::tally::Tally,
 };
 

@@ -25,14 +25,14 @@ use super::{
     object::{Drawn, odd},
 };
 use crate::{
+    address::Address,
     evidence::Record,
     handshake::frame::{Frame, Meeting, Nonce},
     handshake::line::settle_new_line,
     handshake::side::Side,
-    memory::backing::Backing,
-    memory::layout::CAPACITY_MIN,
     options::{MAX_MESSAGE_SIZE, Options},
-    rendezvous::address::Address,
+    region::backing::Backing,
+    region::layout::CAPACITY_MIN,
     signal::inbox::TokenAddress,
     sys,
     wait::deadline::Deadline,

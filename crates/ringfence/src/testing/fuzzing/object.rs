@@ -23,11 +23,11 @@ use nix::{
 use crate::{
     error::Error,
     evidence::Record,
-    memory::accept::{Agreed, accept},
-    memory::access::Readable,
-    memory::backing::Backing,
-    memory::layout::{self, CAPACITY_MIN, MAGIC, as_offset, region_size},
-    memory::seals,
+    region::accept::{Agreed, accept},
+    region::access::Readable,
+    region::backing::Backing,
+    region::layout::{self, CAPACITY_MIN, MAGIC, as_offset, region_size},
+    region::seals,
     sys::lease::take_lease,
 };
 

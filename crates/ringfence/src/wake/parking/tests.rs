@@ -11,9 +11,9 @@ use loom::{
 };
 
 use crate::{
-    memory::access::{Readable, Writable},
-    memory::layout,
-    memory::phase::Phase,
+    region::access::{Readable, Writable},
+    region::layout,
+    region::phase::Phase,
     ring::consumer::Consumer,
     ring::producer::Producer,
     testing::loomed::Region,

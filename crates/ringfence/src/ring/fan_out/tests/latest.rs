@@ -4,9 +4,9 @@ use std::{cell::RefCell, sync::atomic::Ordering};
 
 use super::{Hub, SMALLEST, bytes, receive};
 use crate::{
-    memory::access::{Readable, Writable},
-    memory::layout::{self, mark_of},
-    memory::own::OwnRegion,
+    region::access::{Readable, Writable},
+    region::layout::{self, mark_of},
+    region::own::OwnRegion,
     ring::delivery::{Delivery, StartFrom},
     ring::fan_out::reader::FanIn,
 };

@@ -7,10 +7,10 @@ use proptest::prelude::*;
 use super::{Hub, SMALLEST, bytes, seen};
 use crate::{
     error::Error,
-    memory::access::Writable,
-    memory::layout::{self, MARKS, as_offset, head_of, mark_of},
-    memory::own::OwnRegion,
-    memory::peer::PeerRegion,
+    region::access::Writable,
+    region::layout::{self, MARKS, as_offset, head_of, mark_of},
+    region::own::OwnRegion,
+    region::peer::PeerRegion,
     ring::consumer::Pulled,
     ring::delivery::{Delivery, StartFrom},
     ring::fan_out::lies::{Call, Told, publish_among_lies, read_lies},

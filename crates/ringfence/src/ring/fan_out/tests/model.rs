@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::{Hub, Reader, SMALLEST, bytes, seen, walk_packed};
 use crate::{
-    memory::access::Readable,
-    memory::layout::{self, as_offset},
+    region::access::Readable,
+    region::layout::{self, as_offset},
     ring::consumer::Pulled,
     ring::delivery::{Delivery, StartFrom},
     ring::lies::packed,

@@ -8,10 +8,10 @@ use std::{
 use super::{Hub, Reader, SMALLEST, bytes, receive, seen, walk_packed};
 use crate::{
     error::Error,
-    memory::access::{Readable, Writable},
-    memory::layout::{self, MARKS, as_offset, mark_of},
-    memory::own::OwnRegion,
-    memory::peer::PeerRegion,
+    region::access::{Readable, Writable},
+    region::layout::{self, MARKS, as_offset, mark_of},
+    region::own::OwnRegion,
+    region::peer::PeerRegion,
     ring::consumer::Pulled,
     ring::delivery::{Delivery, StartFrom},
     ring::fan_out::reader::{FanIn, TRIES, Terms, Validity, View},

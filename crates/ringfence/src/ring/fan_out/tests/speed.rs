@@ -7,9 +7,9 @@ use std::{hint::black_box, sync::Arc, thread, time::Instant};
 
 use super::{Hub, Reader, View, Writer};
 use crate::{
-    memory::access::Readable,
-    memory::own::OwnRegion,
-    memory::peer::PeerRegion,
+    region::access::Readable,
+    region::own::OwnRegion,
+    region::peer::PeerRegion,
     ring::consumer::Consumer,
     ring::delivery::{Delivery, StartFrom},
     ring::fan_out::readers::Readers,

@@ -10,7 +10,7 @@ use std::{
 
 use super::{Hub, Reader, SMALLEST, bytes, receive, seen, walk_packed};
 use crate::{
-    memory::layout::as_offset,
+    region::layout::as_offset,
     ring::consumer::Pulled,
     ring::delivery::{Delivery, StartFrom},
 };

@@ -11,9 +11,9 @@ use super::{
 };
 use crate::{
     error::Error,
-    memory::access::{Readable, Writable},
-    memory::layout::head_of,
-    memory::own::OwnRegion,
+    region::access::{Readable, Writable},
+    region::layout::head_of,
+    region::own::OwnRegion,
     ring::delivery::{Delivery, StartFrom},
     ring::lies::packed,
     ring::record::{FIRST, LONG, header},

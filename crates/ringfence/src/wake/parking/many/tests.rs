@@ -7,8 +7,8 @@ use loom::thread;
 
 use super::{FanWaker, RoomSleeper, Watched, admit, fence_for};
 use crate::{
-    memory::access::{Readable, Writable},
-    memory::layout::{self, head_of},
+    region::access::{Readable, Writable},
+    region::layout::{self, head_of},
     testing::loomed::Region,
     wake::parking::{
         Barriers, FENCED_AFTER_A_BELL, ParkingSpot, Sleeper, Waker,

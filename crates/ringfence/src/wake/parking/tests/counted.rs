@@ -11,8 +11,8 @@ use std::{
 use nix::errno::Errno;
 
 use crate::{
-    memory::access::{Readable, Writable},
-    memory::layout,
+    region::access::{Readable, Writable},
+    region::layout,
     wake::parking::{Barriers, FENCED_AFTER_A_BELL, ParkingSpot, Sleeper, Waker},
 };
 

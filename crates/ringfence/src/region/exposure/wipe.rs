@@ -10,11 +10,11 @@ use std::sync::{
 };
 
 use crate::{
-    memory::copy::opaque_wipe,
-    memory::hold::Hold,
-    memory::layout::{self, as_offset},
-    memory::storage::Storage,
-    memory::tripwire::Tripwire,
+    region::copy::opaque_wipe,
+    region::exposure::hold::Hold,
+    region::exposure::tripwire::Tripwire,
+    region::layout::{self, as_offset},
+    region::storage::Storage,
 };
 
 /// Not a valid position of a record, because those are multiples of eight.
@@ -22,7 +22,7 @@ const NOTHING_KEPT: u64 = u64::MAX;
 
 /// The memory of a region that this process owns. It is wiped before it is released.
 #[derive(Debug)]
-pub(super) struct OwnStorage {
+pub(in crate::region) struct OwnStorage {
     /// The first field, so that it is dropped first: the lease that it watches ends with the mapping.
     tripwire: OnceLock<Tripwire>,
     storage: Arc<Storage>,
@@ -36,7 +36,7 @@ pub(super) struct OwnStorage {
 }
 
 impl OwnStorage {
-    pub(super) fn new(storage: Storage, capacity: u64) -> Self {
+    pub(in crate::region) fn new(storage: Storage, capacity: u64) -> Self {
         Self {
             tripwire: OnceLock::new(),
             storage: Arc::new(storage),
@@ -47,7 +47,7 @@ impl OwnStorage {
         }
     }
 
-    pub(super) fn storage(&self) -> &Arc<Storage> {
+    pub(in crate::region) fn storage(&self) -> &Arc<Storage> {
         &self.storage
     }
 
@@ -55,36 +55,36 @@ impl OwnStorage {
         self.storage.base()
     }
 
-    pub(super) fn size(&self) -> usize {
+    pub(in crate::region) fn size(&self) -> usize {
         self.storage.size()
     }
 
     /// Keeps the tripwire while the object is mapped.
-    pub(super) fn guard(&self, tripwire: Tripwire) {
+    pub(in crate::region) fn guard(&self, tripwire: Tripwire) {
         // A region has one object, and one lease on it, so this is set once.
         let _ = self.tripwire.set(tripwire);
     }
 
-    pub(super) fn tripwire(&self) -> Option<&Tripwire> {
+    pub(in crate::region) fn tripwire(&self) -> Option<&Tripwire> {
         self.tripwire.get()
     }
 
     /// Records that the peer has the region. `barriers`: this process receives membarrier(2) and can issue
     /// it.
-    pub(super) fn in_use(&self, barriers: bool) {
+    pub(in crate::region) fn in_use(&self, barriers: bool) {
         self.hold.use_barriers(barriers);
         self.used.store(true, Ordering::Release);
     }
 
     /// Keeps the data from this position on, the peer's head, because the peer may still read it.
-    pub(super) fn keep_from(&self, head: u64) {
+    pub(in crate::region) fn keep_from(&self, head: u64) {
         self.kept_from.store(head, Ordering::Release);
     }
 
     /// Protects a range from being wiped, because the producer hands it out as a slice. It replaces the
     /// previous range, which is no longer written. Returns `false` if the ring is being wiped or was wiped.
     #[inline]
-    pub(super) fn hold(&self, at: usize, length: usize) -> bool {
+    pub(in crate::region) fn hold(&self, at: usize, length: usize) -> bool {
         if !Hold::is_short(length) {
             return self.hold_long(at, length);
         }
@@ -115,7 +115,7 @@ impl OwnStorage {
 
     /// Ends the protection of [`OwnStorage::hold`], after the slice was dropped.
     #[inline]
-    pub(super) fn let_go(&self) {
+    pub(in crate::region) fn let_go(&self) {
         let before = self.hold.clear();
         if before != 0 && self.hold.is_wiped() {
             self.wipe_late(before);
@@ -133,7 +133,7 @@ impl OwnStorage {
     }
 
     /// Wipes the ring now, even while the peer reads it.
-    pub(super) fn wipe(&self) {
+    pub(in crate::region) fn wipe(&self) {
         self.kept_from.store(NOTHING_KEPT, Ordering::Release);
         let held = self.hold.alarm();
         if self.capacity == 0 {
@@ -202,8 +202,8 @@ mod tests {
     };
 
     use super::*;
-    use crate::memory::layout::region_size;
-    use crate::memory::{
+    use crate::region::layout::region_size;
+    use crate::region::{
         access::{Readable, Writable},
         own::OwnRegion,
     };

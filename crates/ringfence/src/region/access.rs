@@ -10,7 +10,7 @@ use std::{
 use nix::errno::Errno;
 
 use crate::{
-    memory::copy::{AHEAD, AHEAD_OF_STORES, BLOCK, LINE, SMALL, prefetch_for_writing},
+    region::copy::{AHEAD, AHEAD_OF_STORES, BLOCK, LINE, SMALL, prefetch_for_writing},
     sys,
 };
 

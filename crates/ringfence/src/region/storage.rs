@@ -4,8 +4,8 @@ use std::{os::fd::AsFd, ptr::NonNull, sync::atomic::AtomicU64};
 
 use crate::{
     error::{Error, Result},
-    memory::layout::region_size,
-    memory::mapping::Mapping,
+    region::layout::region_size,
+    region::map::Mapping,
 };
 
 const _: () = assert!(

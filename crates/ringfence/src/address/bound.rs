@@ -19,10 +19,10 @@ use nix::{
 };
 
 use crate::{
+    address::Address,
+    address::files::{self, Files, Inode, inode, is_kind},
     error::{Check, Error, Refusal, Result},
     fork::{Birth, Withheld},
-    rendezvous::address::Address,
-    rendezvous::files::{self, Files, Inode, inode, is_kind},
     sys::{self, uninterrupted},
 };
 

@@ -15,11 +15,11 @@ use nix::{
 };
 
 use crate::{
+    address::Address,
+    address::bound::{Access, BACKLOG_OF_A_PAIR, BACKLOG_OF_A_SERVICE, Named, Place, mode_bits},
+    address::files::{Files, Lock, inode, is_kind},
     error::{Error, Result, is_shortage},
     evidence::Record,
-    rendezvous::address::Address,
-    rendezvous::files::{Files, Lock, inode, is_kind},
-    rendezvous::place::{Access, BACKLOG_OF_A_PAIR, BACKLOG_OF_A_SERVICE, Named, Place, mode_bits},
     sys::uninterrupted,
     wait::deadline::Deadline,
 };

@@ -11,7 +11,7 @@ use nix::{
 
 use crate::{
     error::{Error, Result, is_shortage},
-    memory::cgroup,
+    region::cgroup,
     sys,
 };
 

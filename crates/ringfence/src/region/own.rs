@@ -11,12 +11,12 @@ use std::{
 
 use crate::{
     error::Result,
-    memory::access::{Readable, Writable},
-    memory::copy::{SMALL, prefetch_for_writing},
-    memory::layout,
-    memory::storage::{Storage, map},
-    memory::tripwire::Tripwire,
-    memory::wipe::OwnStorage,
+    region::access::{Readable, Writable},
+    region::copy::{SMALL, prefetch_for_writing},
+    region::exposure::tripwire::Tripwire,
+    region::exposure::wipe::OwnStorage,
+    region::layout,
+    region::storage::{Storage, map},
 };
 
 /// The region that this process owns. It is mapped for reading and writing here and nowhere else.

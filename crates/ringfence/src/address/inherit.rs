@@ -14,12 +14,12 @@ use nix::{
 };
 
 use crate::{
+    address::Address,
+    address::bound::{BACKLOG_OF_A_PAIR, Named, Place},
+    address::files::{self, Files, inode, is_kind},
     error::{Check, Error, Refusal, Result},
     evidence::Record,
     fork::Withheld,
-    rendezvous::address::Address,
-    rendezvous::files::{self, Files, inode, is_kind},
-    rendezvous::place::{BACKLOG_OF_A_PAIR, Named, Place},
     sys::{self, uninterrupted},
 };
 

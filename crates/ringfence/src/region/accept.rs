@@ -15,10 +15,10 @@ use nix::{
 use crate::{
     error::{Error, Result},
     evidence::Record,
-    memory::backing::Backing,
-    memory::layout::region_size,
-    memory::peer::PeerRegion,
-    memory::seals,
+    region::backing::Backing,
+    region::layout::region_size,
+    region::peer::PeerRegion,
+    region::seals,
     sys::{self, uninterrupted},
 };
 

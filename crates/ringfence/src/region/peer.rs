@@ -14,14 +14,14 @@ use std::{
 };
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
-use crate::memory::copy::{BLOCK, ROW, load_pair, load_row};
+use crate::region::copy::{BLOCK, ROW, load_pair, load_row};
 use crate::{
     error::{Error, Result},
-    memory::access::Readable,
-    memory::copy::{Cache, SMALL, opaque_copy, prefetch},
-    memory::layout::{self, MAGIC},
-    memory::own::OwnRegion,
-    memory::storage::{Storage, map},
+    region::access::Readable,
+    region::copy::{Cache, SMALL, opaque_copy, prefetch},
+    region::layout::{self, MAGIC},
+    region::own::OwnRegion,
+    region::storage::{Storage, map},
 };
 
 /// The region that the peer owns, mapped for reading. Its content may change at any time, and must not be
@@ -115,7 +115,7 @@ impl PeerRegion {
     /// Reads consecutive words with wide loads.
     ///
     /// # Safety
-    /// The row lies in the region, and the processor has AVX2: see [`has_wide_loads`](crate::memory::copy::has_wide_loads).
+    /// The row lies in the region, and the processor has AVX2: see [`has_wide_loads`](crate::region::copy::has_wide_loads).
     #[target_feature(enable = "avx2")]
     #[inline]
     pub(crate) unsafe fn peek_row(&self, at: usize) -> [u64; ROW / 8] {
@@ -227,7 +227,7 @@ impl OwnRegion {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::access::Writable;
+    use crate::region::access::Writable;
 
     #[test]
     fn copies_of_every_length_and_offset_are_exact() {

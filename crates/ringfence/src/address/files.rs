@@ -14,8 +14,8 @@ use nix::{
 };
 
 use crate::{
+    address::Address,
     error::{Error, Result},
-    rendezvous::address::Address,
     sys::{self, uninterrupted},
 };
 

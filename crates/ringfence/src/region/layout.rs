@@ -24,7 +24,7 @@ pub(crate) const HEAD: usize = 256;
 pub(crate) const READER_PARKED: usize = 384;
 /// Odd while the owner sleeps until the ring has space.
 pub(crate) const WRITER_PARKED: usize = 512;
-/// The owner's state: see [`Phase`](crate::memory::phase::Phase).
+/// The owner's state: see [`Phase`](crate::region::phase::Phase).
 pub(crate) const PHASE: usize = 640;
 /// The number of tokens that the owner has sent.
 pub(crate) const TOKENS: usize = 768;

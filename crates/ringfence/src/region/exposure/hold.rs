@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{memory::layout::as_offset, sys};
+use crate::{region::layout::as_offset, sys};
 
 /// The number of bits for the length of a short range.
 const LENGTH: u32 = 20;
@@ -146,7 +146,7 @@ impl Hold {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::layout;
+    use crate::region::layout;
 
     #[test]
     fn a_range_survives_encoding_and_decoding() {

@@ -3,12 +3,11 @@
 //!
 //! `backing` is the kind of memory, `seals` are the seals of a memfd, and `room` checks whether memory is
 //! available (`cgroup` by the limits of cgroups). `create` makes an object, and `accept` checks an object that
-//! the peer made. `mapping` maps an object into this process. `layout` has the offsets of its words, `phase`
+//! the peer made. `map` maps an object into this process. `layout` has the offsets of its words, `phase`
 //! the meaning of one of them, and `by_slot` the state kept for each subscriber.
 //!
 //! `own` is the region that this process writes. `peer` is the region that it can only read. `access`, `copy`
-//! and `storage` are their tools. `wipe` erases the messages, except a range that `hold` marks as being
-//! written. `tripwire` detects that another process opens the object. `kept` keeps a descriptor where no
+//! and `storage` are their tools. `exposure` limits what another process could read, and `kept` keeps a descriptor where no
 //! process can open it.
 //!
 //! The numbered rules of hostile memory:
@@ -26,15 +25,13 @@ pub(crate) mod by_slot;
 mod cgroup;
 pub(crate) mod copy;
 pub(crate) mod create;
-mod hold;
+pub(crate) mod exposure;
 pub(crate) mod kept;
 pub(crate) mod layout;
-pub(crate) mod mapping;
+pub(crate) mod map;
 pub(crate) mod own;
 pub(crate) mod peer;
 pub(crate) mod phase;
 pub(crate) mod room;
 pub(crate) mod seals;
 mod storage;
-pub(crate) mod tripwire;
-mod wipe;
