@@ -27,7 +27,7 @@ interface Insides {
 }
 
 /** What the package does not export. */
-const { AcceptQueue } = await insideOf<Insides>('accept-queue.js')
+const { AcceptQueue } = await insideOf<Insides>('endpoint/accept-queue.js')
 
 const over = { done: true, value: undefined }
 /** It looks into none: numbers will do. */

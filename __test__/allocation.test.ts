@@ -16,7 +16,7 @@ interface Memory {
 }
 
 /** What the package does not export, as it is loaded where Buffers are made in that way. */
-const memoryOf = (way: string) => insideOf<Memory>(`memory.js?${way}`)
+const memoryOf = (way: string) => insideOf<Memory>(`channel/memory.js?${way}`)
 const memory = await memoryOf('')
 
 /** What a class of Buffers makes of its arguments, in place of what was asked for. */

@@ -16,7 +16,7 @@ interface Insides {
 }
 
 /** What the package does not export. */
-const { Authorizer } = await insideOf<Insides>('authorize.js')
+const { Authorizer } = await insideOf<Insides>('endpoint/authorize.js')
 
 const [NO, YES, FAILED] = [0, 1, 2]
 const identity = { pid: 1, uid: 2 } as unknown as Identity

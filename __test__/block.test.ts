@@ -22,7 +22,7 @@ interface Insides {
 }
 
 /** What the package does not export. */
-const { Block, OWN, recordSize } = await insideOf<Insides>('block.js')
+const { Block, OWN, recordSize } = await insideOf<Insides>('channel/block.js')
 
 test('a record is as long as its head and its message, in steps of 8 bytes', (t) => {
   const head = recordSize(0)

@@ -9,7 +9,7 @@ import { native } from './support/binding.js'
 import { insideOf } from './support/inside.js'
 import { codeOf } from './support/ring.js'
 
-const { spawn } = await insideOf<Pick<typeof import('ringfence'), 'spawn'>>('child.js')
+const { spawn } = await insideOf<Pick<typeof import('ringfence'), 'spawn'>>('endpoint/child.js')
 
 /** Has lines made so, until the test is over. */
 function linesAre(t: ExecutionContext, make: () => unknown): void {

@@ -17,7 +17,7 @@ interface Insides {
 }
 
 /** What the package does not export. */
-const { borrows, encodeWith, decodeWith, checkCodec } = await insideOf<Insides>('codec.js')
+const { borrows, encodeWith, decodeWith, checkCodec } = await insideOf<Insides>('adapters/codec.js')
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 const malformed = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_MALFORMED' } as const

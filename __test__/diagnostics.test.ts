@@ -186,7 +186,7 @@ test('with NODE_DEBUG=ringfence the story of each handshake is printed, by the s
 test('refusals, evictions and subscriptions are part of it: who, and why, as far as that is known', async (t) => {
   const inside = (file: string) => JSON.stringify(urlOf(file))
   const script = `
-    import { tellEvicted, tellRefused, tellSubscribed } from ${inside('diagnostics.js')}
+    import { tellEvicted, tellRefused, tellSubscribed } from ${inside('runtime/diagnostics.js')}
     import { RingfenceError } from ${inside('errors.js')}
     const peer = { pid: 12, uid: 34 }
     const evidence = [{ step: 'HELLO', check: 'uid', wanted: '1', found: '34', outcome: 'passed' }]

@@ -112,7 +112,7 @@ interface Insides {
 }
 
 /** What the package does not export. */
-const { toDuplex } = await insideOf<Insides>('duplex.js')
+const { toDuplex } = await insideOf<Insides>('adapters/duplex.js')
 
 function streamOf(settings: Settings = {}): { told: Told; stream: Duplex; asked: () => string[] } {
   const told = new Told(settings)

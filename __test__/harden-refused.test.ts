@@ -15,9 +15,9 @@ interface Insides {
 const inside = insideOf<Insides>
 
 const [{ harden }, { native }, { builtin }] = await Promise.all([
-  inside('harden.js'),
+  inside('runtime/harden.js'),
   inside('native.js'),
-  inside('builtin.js'),
+  inside('native.js'),
 ])
 
 interface Process {

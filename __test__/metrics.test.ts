@@ -21,9 +21,9 @@ interface Insides {
 const inside = insideOf<Insides>
 
 const [{ toMetrics: metricsOf }, { nowOpen, openNow }, { Listener }] = await Promise.all([
-  inside('metrics.js'),
-  inside('diagnostics.js'),
-  inside('service.js'),
+  inside('adapters/metrics.js'),
+  inside('runtime/diagnostics.js'),
+  inside('endpoint/service.js'),
 ])
 
 test('prom-client reads the figures of what is watched', async (t) => {

@@ -16,10 +16,10 @@ const { observe, observeIfAsked, observedAt, LONGEST } = await insideOf<{
   observeIfAsked(): void
   observedAt(pid: number): string
   LONGEST: number
-}>('observe.js')
-const { builtin } = await insideOf<{ builtin: object }>('builtin.js')
+}>('runtime/observe.js')
+const { builtin } = await insideOf<{ builtin: object }>('native.js')
 const { timers: runtime } = await insideOf<{ timers: Pick<typeof globalThis, 'setInterval' | 'clearInterval'> }>(
-  'timers.js',
+  'runtime/timers.js',
 )
 
 interface Snapshot {

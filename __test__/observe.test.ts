@@ -15,7 +15,7 @@ import { listenHere, nextOf, pair, Partner } from './support/partner.js'
 import { until } from './support/until.js'
 
 const cli = fileURLToPath(urlOf('cli.js'))
-const processesModule = urlOf('processes.js')
+const processesModule = urlOf('runtime/processes.js')
 
 interface Seen extends Partial<ChannelStats> {
   address: string | null

@@ -17,7 +17,8 @@ interface Insides {
 }
 
 /** What the package does not export. */
-const { checkOptions, channelSettings, checkDrain, lingerOf, readerSignal } = await insideOf<Insides>('options.js')
+const { checkOptions, channelSettings, checkDrain, lingerOf, readerSignal } =
+  await insideOf<Insides>('endpoint/options.js')
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 

@@ -20,7 +20,7 @@ interface PeerView {
   verify(over: () => RingfenceError | undefined, hear: () => void): Promise<Identity>
 }
 
-const { PeerView } = await insideOf<{ PeerView: new (native: object) => PeerView }>('peer-view.js')
+const { PeerView } = await insideOf<{ PeerView: new (native: object) => PeerView }>('channel/peer-view.js')
 const { FAILED } = await insideOf<{ FAILED: number }>('native.js')
 const { RingfenceError: Failed } = await insideOf<{ RingfenceError: typeof RingfenceError }>('errors.js')
 
@@ -101,7 +101,7 @@ test('what only a look tells of is not to be missed; of an end, closed tells as 
   const url = (file: string) => JSON.stringify(urlOf(file))
   const codes = ['PEER_REFUSED', 'NO_SPACE', 'HANDSHAKE_TIMEOUT', 'UNSUPPORTED', 'CLOSED', 'PEER_LOST', 'RING_CORRUPT']
   const script = `
-    import { PeerView } from ${url('peer-view.js')}
+    import { PeerView } from ${url('channel/peer-view.js')}
     import { RingfenceError } from ${url('errors.js')}
     process.on('unhandledRejection', ({ code }) => console.log(code))
     for (const code of ${JSON.stringify(codes)}) {

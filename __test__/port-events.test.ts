@@ -15,7 +15,7 @@ type Next = IteratorResult<unknown, undefined>
 /** What the package does not export. */
 const { Port } = await insideOf<{
   Port: new (channel: Channel, codec: Codec<unknown>, quiet: Told['quiet']) => MessagePortLike
-}>('port.js')
+}>('adapters/port.js')
 
 /** What a port sees of a channel. */
 class Told {

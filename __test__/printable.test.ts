@@ -9,7 +9,7 @@ interface Insides {
 }
 
 /** What the package does not export. */
-const { printable } = await insideOf<Insides>('printable.js')
+const { printable } = await insideOf<Insides>('runtime/printable.js')
 
 test('what moves the cursor, turns the direction or begins a line is shown by its number, and every letter as it is', (t) => {
   for (const text of ['', '/usr/bin/node', 'grüße  日本語 🦀 e\u0301 \u00a0', '\\u{1b}', '@a-b_c.d~e'])

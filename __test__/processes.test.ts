@@ -17,7 +17,7 @@ interface Seen {
 /** What the package does not export. */
 const { seenProcesses } = await insideOf<{
   seenProcesses(): Seen[]
-}>('processes.js')
+}>('runtime/processes.js')
 
 /** What is told of such a /proc. */
 function seenIn(proc: Paper): Seen[] {

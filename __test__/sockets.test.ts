@@ -19,7 +19,7 @@ interface Sockets {
 }
 
 /** What the package does not export. */
-const module = urlOf('sockets.js')
+const module = urlOf('runtime/sockets.js')
 const { listeningIn, listeningSockets, addressesOf, failIfShort } = (await import(module)) as Sockets
 
 const HEADER = 'Num       RefCount Protocol Flags    Type St Inode Path\n'

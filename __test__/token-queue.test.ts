@@ -16,12 +16,12 @@ interface Tokens {
 const { Tokens, toToken } = await insideOf<{
   Tokens: new (binding: Binding) => Tokens
   toToken(token: unknown): bigint
-}>('tokens.js')
+}>('channel/tokens.js')
 const { ENDED, FAILED } = await insideOf<{ ENDED: number; FAILED: number }>('native.js')
 const { fairness } = await insideOf<{
   fairness: { look(): number; readonly due: Promise<void> | null; readonly dueWeakly: Promise<void> | null }
-}>('fairness.js')
-const { timers } = await insideOf<{ timers: Pick<typeof globalThis, 'setImmediate'> }>('timers.js')
+}>('runtime/fairness.js')
+const { timers } = await insideOf<{ timers: Pick<typeof globalThis, 'setImmediate'> }>('runtime/timers.js')
 
 /** What the binding does, and all that it was asked but for tokens. */
 class Binding {

@@ -17,7 +17,7 @@ interface Fairness {
 
 const { timers } = await insideOf<{
   timers: Pick<typeof globalThis, 'setImmediate'> & { now(): number }
-}>('timers.js')
+}>('runtime/timers.js')
 
 /** What is called once the event loop has turned, and whether it keeps the process alive. */
 interface Immediate {
@@ -80,8 +80,8 @@ const { Place, Turns, TURN } = await insideOf<{
   Place: new () => object
   Turns: new () => Order
   TURN: number
-}>('turns.js')
-const { fairness: shared } = await insideOf<{ fairness: Fairness }>('fairness.js')
+}>('channel/turns.js')
+const { fairness: shared } = await insideOf<{ fairness: Fairness }>('runtime/fairness.js')
 
 class Numbered extends Place implements Source {
   constructor(readonly name: number) {

@@ -25,8 +25,8 @@ const typed = await insideOf<{
   ): TypedSubscription<T>
   TypedPublisher: Class
   TypedSubscription: Class
-}>('broadcast/typed.js')
-const { json } = await insideOf<{ json<T = unknown>(): Codec<T> }>('codec.js')
+}>('channel/typed-broadcast.js')
+const { json } = await insideOf<{ json<T = unknown>(): Codec<T> }>('adapters/codec.js')
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 

@@ -15,8 +15,8 @@ const { typedChannel, TypedChannel } = await insideOf<{
     now: () => Buffer | null | undefined,
   ): Typed<T>
   TypedChannel: new (...parts: unknown[]) => unknown
-}>('typed.js')
-const { json } = await insideOf<{ json<T = unknown>(): Codec<T> }>('codec.js')
+}>('channel/typed.js')
+const { json } = await insideOf<{ json<T = unknown>(): Codec<T> }>('adapters/codec.js')
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 const malformed = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_MALFORMED' } as const

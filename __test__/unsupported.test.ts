@@ -14,7 +14,7 @@ import { insideOf, urlOf } from './support/inside.js'
 /** What the package does not export. */
 const { unsupported } = await insideOf<{
   unsupported(cause: unknown): Record<string, () => never>
-}>('unsupported.js')
+}>('runtime/unsupported.js')
 
 /** A process has these, until the test is over. */
 function runningOn(t: ExecutionContext, parts: Partial<Record<'platform' | 'arch' | 'report', unknown>>): void {

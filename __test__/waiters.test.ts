@@ -37,18 +37,20 @@ interface Kept {
   reject(error: Error): void
 }
 
-const { Waiters } = await insideOf<{ Waiters: new () => List<string> }>('waiters.js')
+const { Waiters } = await insideOf<{ Waiters: new () => List<string> }>('channel/waiters.js')
 const { loop } = await insideOf<{
   loop(now: () => string | null | undefined, wait: () => Wait<string>): Required<AsyncIterator<string, undefined>>
-}>('loops.js')
-const { FlushPromise } = await insideOf<{ FlushPromise: new (flush: (of: Kept) => void) => Kept }>('flush-promise.js')
+}>('channel/loops.js')
+const { FlushPromise } = await insideOf<{ FlushPromise: new (flush: (of: Kept) => void) => Kept }>(
+  'channel/flush-promise.js',
+)
 const { within } = await insideOf<{
   within(milliseconds: number, ...those: Promise<unknown>[]): Promise<void>
-}>('deferred.js')
+}>('runtime/deferred.js')
 const { timers } = await insideOf<{
   timers: Pick<typeof globalThis, 'setTimeout' | 'clearTimeout'> & Pick<typeof process, 'nextTick'>
-}>('timers.js')
-const { emit } = await insideOf<{ emit(emitter: unknown, name: string, ...what: unknown[]): void }>('emit.js')
+}>('runtime/timers.js')
+const { emit } = await insideOf<{ emit(emitter: unknown, name: string, ...what: unknown[]): void }>('runtime/emit.js')
 
 const over = { done: true, value: undefined }
 

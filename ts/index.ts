@@ -4,19 +4,19 @@
  * @packageDocumentation
  */
 
-import { observeIfAsked } from './observe.js'
+import { observeIfAsked } from './runtime/observe.js'
 
-export { publish, Publisher, type PublisherEvents } from './broadcast/publisher.js'
-export { Subscriber } from './broadcast/subscriber.js'
-export { subscribe, Subscription } from './broadcast/subscription.js'
-export { TypedPublisher, TypedSubscription } from './broadcast/typed.js'
-export { Channel } from './channel.js'
-export { json, structured, type Codec, type CodecOptions } from './codec.js'
-export { doctor, type Diagnosis } from './doctor.js'
+export { publish, Publisher, type PublisherEvents } from './endpoint/publisher.js'
+export { Subscriber } from './endpoint/subscriber.js'
+export { subscribe, Subscription } from './channel/subscription.js'
+export { TypedPublisher, TypedSubscription } from './channel/typed-broadcast.js'
+export { Channel } from './channel/channel.js'
+export { json, structured, type Codec, type CodecOptions } from './adapters/codec.js'
+export { doctor, type Diagnosis } from './runtime/doctor.js'
 export { RingfenceError, type ErrorDetails, type ErrorName } from './errors.js'
-export { fromParent, spawn, type Spawned } from './child.js'
-export { harden } from './harden.js'
-export { merge, Merge, type EndOf, type MergeEvents, type MergeSource, type MergeVisit } from './merge.js'
+export { fromParent, spawn, type Spawned } from './endpoint/child.js'
+export { harden } from './runtime/harden.js'
+export { merge, Merge, type EndOf, type MergeEvents, type MergeSource, type MergeVisit } from './channel/merge.js'
 export {
   toMetrics,
   type MeterLike,
@@ -24,11 +24,11 @@ export {
   type Metrics,
   type MetricsSource,
   type PrometheusMetric,
-} from './metrics.js'
-export { observe, type Observation } from './observe.js'
-export { join } from './pair.js'
-export type { Visit } from './receive-buffer.js'
-export { toWeb, type WebStreams } from './web.js'
+} from './adapters/metrics.js'
+export { observe, type Observation } from './runtime/observe.js'
+export { join } from './endpoint/pair.js'
+export type { Visit } from './channel/receive-buffer.js'
+export { toWeb, type WebStreams } from './adapters/web.js'
 export {
   toPort,
   type MessagePortLike,
@@ -36,10 +36,10 @@ export {
   type PortEventListener,
   type PortListener,
   type PortMessageEvent,
-} from './port.js'
-export type { Fill } from './send-queue.js'
-export { connect, listen, Listener, type ListenerEvents } from './service.js'
-export { LEAVING, member, Membership, type MembershipEvents } from './membership.js'
+} from './adapters/port.js'
+export type { Fill } from './channel/send-queue.js'
+export { connect, listen, Listener, type ListenerEvents } from './endpoint/service.js'
+export { LEAVING, member, Membership, type MembershipEvents } from './endpoint/membership.js'
 export type { Finding } from './native.js'
 export type {
   ChannelStats,
@@ -49,9 +49,9 @@ export type {
   PublisherStats,
   SubscriberStats,
   SubscriptionStats,
-} from './stats.js'
-export { TypedChannel } from './typed.js'
-export { TypedMerge } from './typed-merge.js'
+} from './channel/stats.js'
+export { TypedChannel } from './channel/typed.js'
+export { TypedMerge } from './channel/typed-merge.js'
 export type {
   BufferSource,
   CloseReason,

@@ -39,10 +39,10 @@ const inside = insideOf<Insides>
 export const [{ native, FAILED, REASONS, REFUSED }, { openNow }, { subscribe }, { publish }, { merge }] =
   await Promise.all([
     inside('native.js'),
-    inside('diagnostics.js'),
-    inside('broadcast/subscription.js'),
-    inside('broadcast/publisher.js'),
-    inside('merge.js'),
+    inside('runtime/diagnostics.js'),
+    inside('channel/subscription.js'),
+    inside('endpoint/publisher.js'),
+    inside('channel/merge.js'),
   ])
 
 /** Has calls begin here, until the test is over. */

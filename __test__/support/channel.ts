@@ -32,7 +32,7 @@ export const { openChannel, openArrived, quietOf, depart } = await insideOf<{
   openArrived(raw: Raw, settings: Settings, address: string): Channel | { code: string; message: string }
   quietOf(channel: Channel): Quiet
   depart(channel: Channel): () => void
-}>('channel.js')
+}>('channel/channel.js')
 export const { ENDED, FAILED, REASONS, REFUSED, native } = await insideOf<{
   ENDED: number
   FAILED: number
@@ -43,7 +43,7 @@ export const { ENDED, FAILED, REASONS, REFUSED, native } = await insideOf<{
 const names = native.operations()
 export const { inletOf } = await insideOf<{
   inletOf(source: object): { readonly buffer: { readonly isWeak: boolean } } | undefined
-}>('sources.js')
+}>('channel/sources.js')
 
 export const HALF_OPEN: Settings = { busyPoll: 0, allowHalfOpen: true }
 

@@ -12,11 +12,11 @@ interface Insides {
   timers: typeof globalThis & { nextTick: typeof process.nextTick; now(): number }
 }
 
-const { timers } = await insideOf<Insides>('timers.js')
+const { timers } = await insideOf<Insides>('runtime/timers.js')
 timers.now = () => clock.now
 
 /** What the package does not export. */
-export const { fairness } = await insideOf<Insides>('fairness.js')
+export const { fairness } = await insideOf<Insides>('runtime/fairness.js')
 
 /** The event loop has just turned, and the clock is looked at again after the next message. */
 export async function rested(): Promise<void> {

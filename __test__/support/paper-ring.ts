@@ -26,7 +26,7 @@ export interface Queue {
 
 const { SendQueue } = await insideOf<{
   SendQueue: new (ring: Ring, eager: boolean, failed: (error: RingfenceError) => void) => Queue
-}>('send-queue.js')
+}>('channel/send-queue.js')
 export const { FAILED, FLAGS, HEADER, WHOLE } =
   await insideOf<Record<'FAILED' | 'FLAGS' | 'HEADER' | 'WHOLE', number>>('native.js')
 

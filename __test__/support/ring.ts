@@ -69,7 +69,7 @@ interface Insides {
 
 /** What the package does not export. */
 export const answers = await insideOf<Answers>('native.js')
-const { ReceiveBuffer } = await insideOf<Insides>('receive-buffer.js')
+const { ReceiveBuffer } = await insideOf<Insides>('channel/receive-buffer.js')
 const { FAILED, WHOLE, ENDED, OTHER, LARGE, FIRST, MORE, HEADER } = answers
 
 const recordSize = (length: number) => HEADER + ((length + 7) & ~7)

@@ -47,8 +47,8 @@ const inside = insideOf<Insides>
 
 /** What the package does not export. */
 export const [{ registerSource }, { merge, makeHeld, letEnd }, { native }] = await Promise.all([
-  inside('sources.js'),
-  inside('merge.js'),
+  inside('channel/sources.js'),
+  inside('channel/merge.js'),
   inside('native.js'),
 ])
 

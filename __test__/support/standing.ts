@@ -9,10 +9,10 @@ import { insideOf } from './inside.js'
 
 /** What the package does not export, and the calls beside it. */
 export const [{ listen, connect }, { member }, { join }, { atExit }] = await Promise.all([
-  insideOf<Pick<typeof import('ringfence'), 'listen' | 'connect'>>('service.js'),
-  insideOf<Pick<typeof import('ringfence'), 'member'>>('membership.js'),
-  insideOf<Pick<typeof import('ringfence'), 'join'>>('pair.js'),
-  insideOf<{ atExit(address: string, vacate: () => void): () => void }>('exit.js'),
+  insideOf<Pick<typeof import('ringfence'), 'listen' | 'connect'>>('endpoint/service.js'),
+  insideOf<Pick<typeof import('ringfence'), 'member'>>('endpoint/membership.js'),
+  insideOf<Pick<typeof import('ringfence'), 'join'>>('endpoint/pair.js'),
+  insideOf<{ atExit(address: string, vacate: () => void): () => void }>('runtime/exit.js'),
 ])
 
 /** What the process would call as it exits: it listens from the first time on that something is to be called. */

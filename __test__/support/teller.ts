@@ -12,7 +12,7 @@ export type Figures = Record<string, unknown>
 export const { observedAt, LONGEST } = await insideOf<{
   observedAt(pid: number): string
   LONGEST: number
-}>('observe.js')
+}>('runtime/observe.js')
 
 /** A process of this user that can be observed, with these lines in its map. */
 export function observable(pid: number, lines: string[] = [], ...addresses: string[]): Paper {

@@ -2,10 +2,10 @@
 
 import { once } from 'node:events'
 
-import { publish as bind, type Publisher } from '../broadcast/publisher.js'
-import { subscribe as connect } from '../broadcast/subscription.js'
-import type { Subscriber } from '../broadcast/subscriber.js'
-import { within } from '../deferred.js'
+import { publish as bind, type Publisher } from '../endpoint/publisher.js'
+import { subscribe as connect } from '../channel/subscription.js'
+import type { Subscriber } from '../endpoint/subscriber.js'
+import { within } from '../runtime/deferred.js'
 import { RingfenceError } from '../errors.js'
 import type { PublishOptions, SubscribeOptions } from '../types.js'
 import { write, written } from './output.js'

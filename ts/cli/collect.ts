@@ -1,8 +1,8 @@
 // `ringfence collect`: what many senders bring, line by line.
 
-import type { Channel } from '../channel.js'
-import { letEnd, makeHeld, type Merge } from '../merge.js'
-import { listen, type Listener } from '../service.js'
+import type { Channel } from '../channel/channel.js'
+import { letEnd, makeHeld, type Merge } from '../channel/merge.js'
+import { listen, type Listener } from '../endpoint/service.js'
 import type { CloseReason, ListenOptions } from '../types.js'
 import { Lines, LONGEST } from './lines.js'
 import { output, write, written } from './output.js'

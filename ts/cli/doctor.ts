@@ -1,4 +1,4 @@
-import { doctor } from '../doctor.js'
+import { doctor } from '../runtime/doctor.js'
 import { print } from './output.js'
 import { table } from './text.js'
 

@@ -3,11 +3,11 @@
 import { setMaxListeners } from 'node:events'
 import { statSync } from 'node:fs'
 
-import { subscribe, type Subscription } from '../broadcast/subscription.js'
-import { within } from '../deferred.js'
+import { subscribe, type Subscription } from '../channel/subscription.js'
+import { within } from '../runtime/deferred.js'
 import { RingfenceError } from '../errors.js'
-import { LONGEST, observedAt, observedPid, type Observed, type Snapshot } from '../observe.js'
-import { addressesOf, failIfShort, listeningSockets } from '../sockets.js'
+import { LONGEST, observedAt, observedPid, type Observed, type Snapshot } from '../runtime/observe.js'
+import { addressesOf, failIfShort, listeningSockets } from '../runtime/sockets.js'
 import { snapshotIn } from './snapshot.js'
 
 /** How long the first figures of a process are waited for, in milliseconds. */

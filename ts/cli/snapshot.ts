@@ -1,7 +1,7 @@
 // What a process tells of itself at its address for observers, as far as it can be believed: a process of the same user may publish
 // anything there. Who it is, the kernel has said; its figures are its own word, and are numbers.
 
-import { MOST_BEHIND, type Observed, type Snapshot } from '../observe.js'
+import { MOST_BEHIND, type Observed, type Snapshot } from '../runtime/observe.js'
 import type { Identity } from '../types.js'
 
 /** Channels of one process that are looked at: as many as one tells. */

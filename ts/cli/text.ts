@@ -1,6 +1,6 @@
 // Numbers and tables for people.
 
-import { printable } from '../printable.js'
+import { printable } from '../runtime/printable.js'
 import type { Evidence } from '../types.js'
 import { UsageError } from './exit.js'
 

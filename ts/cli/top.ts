@@ -1,7 +1,7 @@
 // Who has channels, and what goes through them.
 
-import { printable } from '../printable.js'
-import { seenProcesses } from '../processes.js'
+import { printable } from '../runtime/printable.js'
+import { seenProcesses } from '../runtime/processes.js'
 import { Sources, type Watched } from './observed.js'
 import { print } from './output.js'
 import { formatBytes, table } from './text.js'

@@ -1,9 +1,9 @@
 import { pipeline } from 'node:stream/promises'
 
-import { cutOff, type Channel } from '../channel.js'
+import { cutOff, type Channel } from '../channel/channel.js'
 import { RingfenceError, type ErrorName } from '../errors.js'
-import { join } from '../pair.js'
-import { connect } from '../service.js'
+import { join } from '../endpoint/pair.js'
+import { connect } from '../endpoint/service.js'
 import type { CloseReason, Options } from '../types.js'
 import { write, written } from './output.js'
 import { Progress } from './progress.js'

@@ -3,7 +3,7 @@
 import { existsSync, readFileSync, readdirSync } from 'node:fs'
 import { setTimeout as pause } from 'node:timers/promises'
 
-import { failIfShort } from '../../sockets.js'
+import { failIfShort } from '../../runtime/sockets.js'
 
 /** What a process did while it was looked at. */
 export interface Activity {

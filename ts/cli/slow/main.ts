@@ -1,7 +1,7 @@
 // Why is a running pair slow? What /proc shows of both processes, and what they tell themselves where they let themselves be observed.
 
-import { printable } from '../../printable.js'
-import { seenProcesses, type SeenProcess } from '../../processes.js'
+import { printable } from '../../runtime/printable.js'
+import { seenProcesses, type SeenProcess } from '../../runtime/processes.js'
 import { Sources } from '../observed.js'
 import { print } from '../output.js'
 import { table } from '../text.js'

@@ -1,7 +1,7 @@
 // Which messages go from whom to whom, and what the processes themselves tell of them.
 
-import type { Observed, Snapshot } from '../../observe.js'
-import type { SeenChannel, SeenProcess } from '../../processes.js'
+import type { Observed, Snapshot } from '../../runtime/observe.js'
+import type { SeenChannel, SeenProcess } from '../../runtime/processes.js'
 import type { Stream } from './findings.js'
 
 /** Two processes and their channel. */

@@ -1,0 +1,303 @@
+import { Duplex } from 'node:stream'
+
+import { within } from '../runtime/deferred.js'
+import { throwLater } from '../runtime/emit.js'
+import { fairness } from '../runtime/fairness.js'
+import { LONGEST_TIMER, timers } from '../runtime/timers.js'
+
+/** Milliseconds in which a destroyed stream, or a closed port, still sends what was written before, if the peer does not read. */
+export const LINGER = 5000
+
+/** A chunk larger than this is sent in pieces, so that the peer reads the first while the next is written. */
+const PIECE = 256 * 1024
+
+/** The part of a channel that a stream needs. `channel.ts` imports this file, so this file cannot import it. */
+interface MessageChannel {
+  readonly allowHalfOpen: boolean
+  readonly maxMessageSize: number
+  /** Bytes of the longest message that `trySend` takes. */
+  readonly maxAtOnce: number
+  /** What is waited for before more is read; null: nothing. */
+  readonly due: Promise<void> | null
+  trySend(message: Uint8Array): boolean
+  send(message: Uint8Array): Promise<void>
+  tryReceive(): Buffer | null
+  readable(): Promise<boolean>
+  /** `withPeer`: since the peer has ended its sending, and not since the program has said so. */
+  end(withPeer: boolean): Promise<void>
+  close(): Promise<void>
+  /** The error to report if the peer is gone without having ended its sending; `undefined` after a clean end. */
+  cutOff(): Error | undefined
+  ref(): void
+  unref(): void
+}
+
+/** The channel as a stream of bytes. */
+export function toDuplex(channel: MessageChannel): Duplex {
+  return new ChannelStream(channel)
+}
+
+type Done = (error?: Error | null) => void
+
+/**
+ * A stream calls listeners of the program from `push`, and from the callback of a write. An exception in one of them must become neither a
+ * failure of the channel nor the rejection of a promise: it is an uncaught exception, as with a socket.
+ */
+class ChannelStream extends Duplex {
+  readonly #channel: MessageChannel
+  readonly #piece: number
+  #reading = false
+  /** Ends once what the ring had no room for is in the ring. */
+  #sending: Promise<void> | null = null
+  /** The callback of the write that waits for that, until it is called… */
+  #done: Done | null = null
+  /** …and the bytes of that write. */
+  #waiting = 0
+  /** What the stream is destroyed with once everything that came before has been read. */
+  #failure: Error | undefined
+  /** Runs while nothing is read and nothing is written. */
+  #idle: NodeJS.Timeout | null = null
+
+  constructor(channel: MessageChannel) {
+    super({ allowHalfOpen: channel.allowHalfOpen })
+    this.#channel = channel
+    this.#piece = Math.min(PIECE, channel.maxMessageSize, channel.maxAtOnce)
+  }
+
+  // From here on: what agents and servers call on a socket.
+
+  /** Emits 'timeout' each time that nothing was read or written for this long, as a socket does. 0: never. */
+  setTimeout(milliseconds: number, callback?: () => void): this {
+    if (this.#idle !== null) timers.clearTimeout(this.#idle)
+    this.#idle = null
+    if (callback !== undefined) this.removeListener('timeout', callback)
+    if (milliseconds > 0 && !this.destroyed) {
+      this.#idle = timers.setTimeout(() => this.emit('timeout'), Math.min(milliseconds, LONGEST_TIMER)).unref()
+      if (callback !== undefined) this.once('timeout', callback)
+    }
+    return this
+  }
+
+  /** Does nothing: a write is in the ring at once. */
+  setNoDelay(): this {
+    return this
+  }
+
+  /** Does nothing: the kernel tells at once that the peer is gone. */
+  setKeepAlive(): this {
+    return this
+  }
+
+  ref(): this {
+    this.#channel.ref()
+    return this
+  }
+
+  unref(): this {
+    this.#channel.unref()
+    return this
+  }
+
+  override read(size?: number): unknown {
+    try {
+      return super.read(size)
+    } finally {
+      if (this.#failure !== undefined) this.#failOnceRead(this.#failure)
+    }
+  }
+
+  override _read(): void {
+    if (!this.#reading) void this.#fetch()
+  }
+
+  override _write(chunk: Uint8Array, _encoding: BufferEncoding, done: Done): void {
+    this.#write([chunk], done)
+  }
+
+  override _writev(chunks: { chunk: Uint8Array }[], done: Done): void {
+    this.#write(
+      chunks.map(({ chunk }) => chunk),
+      done,
+    )
+  }
+
+  override _final(done: Done): void {
+    callBack(this.#channel.end(this.readableEnded && !this.allowHalfOpen), done)
+  }
+
+  /** Node drops the writes that wait in a destroyed stream. They were written, so they are sent first. */
+  override destroy(error?: Error | null, callback?: (error: Error | null) => void): this {
+    if (!this.destroyed && (error === undefined || error === null)) this.#handOver()
+    // The callback is not among the types of Node.
+    return (super.destroy as (error?: Error | null, callback?: (error: Error | null) => void) => this)(error, callback)
+  }
+
+  override _destroy(error: Error | null, done: Done): void {
+    this.setTimeout(0)
+    this.#leave(error).then(
+      () => timers.nextTick(done, error),
+      (other: Error) => timers.nextTick(done, error ?? other),
+    )
+  }
+
+  /** Has the stream pass on all writes that it holds: it does so once the write before them is done. */
+  #handOver(): void {
+    while (this.writableCorked > 0) this.uncork()
+    const done = this.#done
+    if (done === null || this.writableLength === this.#waiting) return
+    this.#done = null
+    throwLater(done)
+  }
+
+  /** Without an error the peer reads all that was written, and then the end. */
+  async #leave(error: Error | null): Promise<void> {
+    if (error === null) await within(LINGER, this.#endWritten().catch(ignore))
+    await this.#channel.close()
+  }
+
+  async #endWritten(): Promise<void> {
+    await this.#sending
+    await this.#channel.end(this.readableEnded && !this.#channel.allowHalfOpen)
+  }
+
+  #write(chunks: readonly Uint8Array[], done: Done): void {
+    const pieces = gathered(chunks, this.#piece)
+    this.#idle?.refresh()
+    let next = 0
+    if (this.#sending === null) {
+      try {
+        for (; next < pieces.length && this.#channel.trySend(pieces[next]!); next += 1) fairness.spend()
+      } catch (error) {
+        done(asOfSocket(error as Error, 'write'))
+        return
+      }
+      if (next === pieces.length && fairness.due === null) {
+        done()
+        return
+      }
+    }
+    this.#sendLater(pieces, next, done)
+  }
+
+  /** There is no room for these pieces now, or the event loop is to have a turn before the stream writes more. */
+  #sendLater(pieces: readonly Uint8Array[], next: number, done: Done): void {
+    const sending = this.#sendAll(pieces, next, this.#sending ?? fairness.due)
+    this.#sending = sending
+    this.#done = done
+    this.#waiting = this.writableLength
+    const over = () => {
+      if (this.#sending === sending) this.#sending = null
+    }
+    sending.then(over, over)
+    callBack(sending, (error) => {
+      // A stream that is being destroyed has called it already.
+      if (this.#done !== done) return
+      this.#done = null
+      done(error && asOfSocket(error, 'write'))
+    })
+  }
+
+  async #sendAll(pieces: readonly Uint8Array[], next: number, before: Promise<void> | null): Promise<void> {
+    await before
+    for (let at = next; at < pieces.length; at += 1) {
+      await this.#channel.send(pieces[at]!)
+      this.#idle?.refresh()
+    }
+  }
+
+  /** Pushes messages until the stream has enough. */
+  async #fetch(): Promise<void> {
+    this.#reading = true
+    try {
+      while (!this.destroyed) {
+        // The stream asks for more from microtasks, in which no other event is handled.
+        const { due } = this.#channel
+        if (due !== null) {
+          await due
+          continue
+        }
+        const message = this.#channel.tryReceive()
+        // An empty chunk would say that nothing is there.
+        if (message !== null && message.length > 0) {
+          const wantsMore = this.#pushed(message)
+          if (wantsMore === false) return
+          // The exception comes before the next chunk. A program that catches it reads on.
+          if (wantsMore === undefined) await new Promise<void>((resolve) => void timers.setImmediate(resolve))
+        }
+        if (message !== null || (await this.#channel.readable())) continue
+        this.#end()
+        return
+      }
+    } catch (error) {
+      this.destroy(asOfSocket(error as Error, 'read'))
+    } finally {
+      this.#reading = false
+    }
+  }
+
+  /** Whether the stream wants more; undefined: a listener has thrown. */
+  #pushed(chunk: Buffer | null): boolean | undefined {
+    let wantsMore: boolean | undefined
+    this.#idle?.refresh()
+    throwLater(() => {
+      wantsMore = this.push(chunk)
+    })
+    return wantsMore
+  }
+
+  #end(): void {
+    const failure = this.#channel.cutOff()
+    if (failure === undefined) {
+      this.#pushed(null)
+      return
+    }
+    this.#failure = asOfSocket(failure, 'read')
+    this.#failOnceRead(this.#failure)
+  }
+
+  /** A destroyed stream drops what it has buffered, so it is destroyed only once that was read. */
+  #failOnceRead(failure: Error): void {
+    // A read that is running must return first.
+    if (this.readableLength === 0) timers.nextTick(() => this.destroy(failure))
+  }
+}
+
+function ignore(): void {}
+
+/** Agents and servers know a peer that is gone by the code that a socket has for it. Another error stays as it is. */
+function asOfSocket(error: Error, syscall: 'read' | 'write'): Error {
+  if ((error as NodeJS.ErrnoException).code !== 'ERR_RINGFENCE_PEER_LOST') return error
+  const code = syscall === 'read' ? 'ECONNRESET' : 'EPIPE'
+  return Object.assign(new Error(`${syscall} ${code}: ${error.message}`, { cause: error }), { code, syscall })
+}
+
+/** Calls back outside the promise: what a listener throws there is no rejection of it. */
+function callBack(promise: Promise<void>, done: Done): void {
+  promise.then(
+    () => timers.nextTick(done),
+    (error: Error) => timers.nextTick(done, error),
+  )
+}
+
+/** The chunks as messages of at most `most` bytes: short ones together, long ones in parts. */
+function gathered(chunks: readonly Uint8Array[], most: number): Uint8Array[] {
+  const pieces: Uint8Array[] = []
+  let short: Uint8Array[] = []
+  let size = 0
+  const gather = () => {
+    if (size > 0) pieces.push(short.length === 1 ? short[0]! : Buffer.concat(short, size))
+    short = []
+    size = 0
+  }
+  for (const chunk of chunks) {
+    if (size + chunk.length > most) gather()
+    if (chunk.length > most) {
+      for (let at = 0; at < chunk.length; at += most) pieces.push(chunk.subarray(at, at + most))
+    } else {
+      short.push(chunk)
+      size += chunk.length
+    }
+  }
+  gather()
+  return pieces
+}

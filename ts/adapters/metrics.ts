@@ -1,0 +1,247 @@
+// The figures as other systems read them: prom-client by objects that its registry takes, OpenTelemetry by observable instruments.
+
+import type { Publisher } from '../endpoint/publisher.js'
+import type { Subscription } from '../channel/subscription.js'
+import type { Channel } from '../channel/channel.js'
+import { addressOf, openNow, wasOpened } from '../runtime/diagnostics.js'
+import { invalid, show } from '../errors.js'
+import { Membership } from '../endpoint/membership.js'
+import { Merge } from '../channel/merge.js'
+import { Listener } from '../endpoint/service.js'
+import type { ChannelStats, ListenerStats, MergeStats, PublisherStats, SubscriptionStats } from '../channel/stats.js'
+
+/** What has figures of its own. */
+export type MetricsSource = Channel | Listener | Membership | Publisher | Subscription | Merge
+
+type Figure =
+  keyof ChannelStats | keyof ListenerStats | keyof PublisherStats | keyof SubscriptionStats | keyof MergeStats
+
+/** How one figure is told. */
+interface Definition {
+  figure: Figure
+  /** For Prometheus; in base units. */
+  prometheus: string
+  /** For OpenTelemetry. */
+  name: string
+  unit: string
+  help: string
+  type: 'counter' | 'gauge'
+  /** By which a figure is multiplied to be in that unit. */
+  scale: number
+}
+
+/** A figure, its names for Prometheus and for OpenTelemetry, its unit, what it is, and what makes that unit of it. */
+type Row = [figure: Figure, prometheus: string, name: string, unit: string, help: string, scale?: number]
+
+const COUNTERS: Row[] = [
+  [
+    'messagesSent',
+    'ringfence_messages_sent_total',
+    'messaging.client.sent.messages',
+    '{message}',
+    'Messages that were sent and are in the ring.',
+  ],
+  [
+    'published',
+    'ringfence_messages_published_total',
+    'messaging.client.sent.messages',
+    '{message}',
+    'Messages that were published.',
+  ],
+  [
+    'messagesReceived',
+    'ringfence_messages_received_total',
+    'messaging.client.consumed.messages',
+    '{message}',
+    'Messages that were handed out.',
+  ],
+  ['bytesSent', 'ringfence_sent_bytes_total', 'ringfence.sent', 'By', 'Bytes of the messages sent.'],
+  [
+    'bytesPublished',
+    'ringfence_published_bytes_total',
+    'ringfence.published',
+    'By',
+    'Bytes of the messages published.',
+  ],
+  ['bytesReceived', 'ringfence_received_bytes_total', 'ringfence.received', 'By', 'Bytes of the messages handed out.'],
+  ['waits', 'ringfence_waits_total', 'ringfence.waits', '{wait}', 'Sends that had to wait for room.'],
+  [
+    'waitedMicros',
+    'ringfence_waited_seconds_total',
+    'ringfence.waited',
+    's',
+    'For how long at least one send waited for room.',
+    1e-6,
+  ],
+  ['bellsRung', 'ringfence_bells_total', 'ringfence.bells', '{bell}', 'How often this side has woken its peer.'],
+  ['sleeps', 'ringfence_sleeps_total', 'ringfence.sleeps', '{sleep}', 'How often this side went to sleep.'],
+  ['lost', 'ringfence_messages_lost_total', 'ringfence.lost', '{message}', 'Messages that were passed over.'],
+  [
+    'evicted',
+    'ringfence_evicted_total',
+    'ringfence.evicted',
+    '{subscriber}',
+    'Subscribers that were let go of, since they were too slow.',
+  ],
+  ['accepted', 'ringfence_accepted_total', 'ringfence.accepted', '{channel}', 'Channels that were made.'],
+  ['refused', 'ringfence_refused_total', 'ringfence.refused', '{process}', 'Newcomers that got no channel.'],
+]
+
+const GAUGES: Row[] = [
+  ['open', 'ringfence_open_channels', 'ringfence.open', '{channel}', 'Channels that are open.'],
+  ['subscribers', 'ringfence_subscribers', 'ringfence.subscribers', '{subscriber}', 'Those that are subscribed.'],
+  ['sources', 'ringfence_merge_sources', 'ringfence.sources', '{source}', 'Sources of the merge.'],
+  ['ringUsed', 'ringfence_ring_used_bytes', 'ringfence.ring.used', 'By', 'Bytes of the ring that are not read.'],
+  ['ringCapacity', 'ringfence_ring_capacity_bytes', 'ringfence.ring.capacity', 'By', 'Bytes of the ring.'],
+  ['staged', 'ringfence_staged_bytes', 'ringfence.staged', 'By', 'Bytes that were sent and are not in the ring.'],
+  ['lag', 'ringfence_lag_bytes', 'ringfence.lag', 'By', 'Bytes that are published and not read.'],
+]
+
+function definitions(rows: Row[], type: 'counter' | 'gauge'): Definition[] {
+  return rows.map(([figure, prometheus, name, unit, help, scale = 1]) => {
+    return { figure, prometheus, name, unit, help, scale, type }
+  })
+}
+
+const DEFINITIONS: readonly Definition[] = [...definitions(COUNTERS, 'counter'), ...definitions(GAUGES, 'gauge')]
+
+/** Labels of a sample. */
+export type MetricLabels = Record<string, string>
+
+/** A metric as the registry of prom-client takes it (`registry.registerMetric`). */
+export interface PrometheusMetric {
+  name: string
+  help: string
+  type: 'counter' | 'gauge'
+  aggregator: 'sum'
+  /** What it is now. */
+  get(): Promise<{
+    name: string
+    help: string
+    type: 'counter' | 'gauge'
+    aggregator: 'sum'
+    values: { value: number; labels: MetricLabels }[]
+  }>
+  /** Does nothing: the figures are those of what is watched. */
+  reset(): void
+}
+
+/** As much of OpenTelemetry's Meter as is used. */
+export interface MeterLike {
+  createObservableCounter(name: string, options: { description: string; unit: string }): unknown
+  createObservableGauge(name: string, options: { description: string; unit: string }): unknown
+  addBatchObservableCallback(
+    // oxlint-disable-next-line typescript/no-explicit-any -- the observables of any version
+    callback: (result: { observe(observable: any, value: number, attributes: MetricLabels): void }) => void,
+    // oxlint-disable-next-line typescript/no-explicit-any
+    observables: any[],
+  ): void
+}
+
+/** What {@link toMetrics} gives. */
+export interface Metrics {
+  /** For prom-client: `for (const metric of toMetrics().prometheus) register.registerMetric(metric)`. */
+  readonly prometheus: readonly PrometheusMetric[]
+  /** For OpenTelemetry: makes the instruments, which read the figures when they are collected. */
+  observe(meter: MeterLike): void
+}
+
+interface Sample {
+  value: number
+  labels: MetricLabels
+}
+
+/**
+ * The figures of `stats()`, as prom-client and OpenTelemetry read them: in their units, under names of their conventions. Nothing is
+ * counted or kept for it: what is collected is read at that moment.
+ *
+ * @param sources - What is watched. None: every channel, publisher and subscription that is open in this process when it is read.
+ * @throws {@link RingfenceError} INVALID_ARGUMENT for what has no figures
+ */
+export function toMetrics(...sources: MetricsSource[]): Metrics {
+  for (const source of sources)
+    if (kindOf(source) === undefined)
+      throw invalid(
+        `toMetrics takes channels, listeners, memberships, publishers, subscriptions and merges, not ${show(source)}`,
+      )
+  const watched = () => (sources.length > 0 ? sources : ([...openNow.keys()] as MetricsSource[]))
+  return {
+    prometheus: DEFINITIONS.map((definition) => toPrometheus(definition, watched)),
+    observe: (meter) => observe(meter, watched),
+  }
+}
+
+function toPrometheus(definition: Definition, watched: () => MetricsSource[]): PrometheusMetric {
+  const { prometheus: name, help, type } = definition
+  const fixed = { name, help, type, aggregator: 'sum' } as const
+  const values = () => samplesOf(definition, watched(), labelsOf)
+  return { ...fixed, get: () => Promise.resolve({ ...fixed, values: values() }), reset: () => {} }
+}
+
+function labelsOf(source: MetricsSource, check: string | undefined): MetricLabels {
+  return {
+    kind: kindOf(source)!,
+    address: addressOf(source) ?? '',
+    ...('peer' in source ? { peer_pid: String(source.peer.pid) } : {}),
+    ...(check === undefined ? {} : { check }),
+  }
+}
+
+function observe(meter: MeterLike, watched: () => MetricsSource[]): void {
+  const instruments = new Map<string, unknown>()
+  for (const { name, help: description, unit, type } of DEFINITIONS) {
+    if (instruments.has(name)) continue
+    const options = { description, unit }
+    const made =
+      type === 'counter' ? meter.createObservableCounter(name, options) : meter.createObservableGauge(name, options)
+    instruments.set(name, made)
+  }
+  meter.addBatchObservableCallback(
+    (result) => {
+      const all = watched()
+      for (const definition of DEFINITIONS)
+        for (const { value, labels } of samplesOf(definition, all, attributesOf))
+          result.observe(instruments.get(definition.name), value, labels)
+    },
+    [...instruments.values()],
+  )
+}
+
+function attributesOf(source: MetricsSource, check: string | undefined): MetricLabels {
+  const address = addressOf(source)
+  return {
+    'messaging.system': 'ringfence',
+    ...(address === null ? {} : { 'messaging.destination.name': address }),
+    'ringfence.kind': kindOf(source)!,
+    ...('peer' in source ? { 'ringfence.peer.pid': String(source.peer.pid) } : {}),
+    ...(check === undefined ? {} : { 'ringfence.check': check }),
+  }
+}
+
+/** What shares all its labels is one sample, their sum: of two channels with one process, say. A second one would be taken in its place. */
+function samplesOf({ figure, scale }: Definition, sources: MetricsSource[], labelsFor: typeof labelsOf): Sample[] {
+  const samples = new Map<string, Sample>()
+  const add = (value: number, labels: MetricLabels) => {
+    const key = JSON.stringify(labels)
+    samples.set(key, { value: value + (samples.get(key)?.value ?? 0), labels })
+  }
+  for (const source of sources) {
+    const value = (source.stats() as Partial<Record<Figure, number | Record<string, number>>>)[figure]
+    if (typeof value === 'number') add(value * scale, labelsFor(source, undefined))
+    else for (const [check, count] of Object.entries(value ?? {})) add(count, labelsFor(source, check))
+  }
+  return [...samples.values()]
+}
+
+const KINDS = [
+  [Listener, 'listener'],
+  [Membership, 'membership'],
+  [Merge, 'merge'],
+] as const
+
+function kindOf(source: unknown): string | undefined {
+  if (!wasOpened(source)) return KINDS.find(([known]) => source instanceof known)?.[1]
+  // It may be of the other build, whose classes are others.
+  if ('role' in source) return 'channel'
+  return 'subscribers' in source ? 'publisher' : 'subscription'
+}

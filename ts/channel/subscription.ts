@@ -1,0 +1,330 @@
+// One to many, the reading side.
+
+import type { Codec, CodecOptions } from '../adapters/codec.js'
+import { nowOpen, openNow, tellSubscribed } from '../runtime/diagnostics.js'
+import { RingfenceError, fromFailure, invalid } from '../errors.js'
+import { runHandshakeAt } from '../endpoint/handshake.js'
+import { loop } from './loops.js'
+import { FAILED, REASONS, REFUSED, type NativeSubscription } from '../native.js'
+import { checkDrain, readerSignal, type ChannelSettings } from '../endpoint/options.js'
+import { PeerView } from './peer-view.js'
+import { ReceiveBuffer, type Visit } from './receive-buffer.js'
+import { registerSource } from './sources.js'
+import type { SubscriptionStats } from './stats.js'
+import type { Delivery, Evidence, GoneReason, Identity, SubscribeOptions } from '../types.js'
+
+// oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
+import { typedSubscription, type TypedSubscription } from './typed-broadcast.js'
+import { timers } from '../runtime/timers.js'
+
+/** Only {@link subscribe} makes subscriptions. */
+const KEY = Symbol('ringfence')
+let make: (native: NativeSubscription, settings: ChannelSettings) => Subscription
+
+const closedHere = () => new RingfenceError('CLOSED', 'the subscription is closed')
+const refusedHere = () =>
+  new RingfenceError('CLOSED', 'the subscription was closed: its publisher is no longer who the policy asks for')
+const exposed = () =>
+  new RingfenceError(
+    'OBJECT_EXPOSED',
+    'another process tried to open the shared memory of one of the two sides: it was wiped, and the subscription is closed',
+  )
+const evicted = () =>
+  new RingfenceError(
+    'EVICTED',
+    'the publisher has let go of this subscriber, which held it up for longer than its `stall` allows: read faster, take ' +
+      "a larger ring, or subscribe with the delivery 'best-effort' or 'latest'",
+  )
+
+/**
+ * What a publisher sends, as this process gets it. Reads as a channel does.
+ *
+ * `for await (const message of subscription)` yields messages until the publisher has ended; leaving the loop neither closes it nor
+ * loses a message. `await using` closes it. It keeps the process alive until {@link Subscription.unref}.
+ */
+export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
+  /** How messages come. */
+  readonly delivery: Delivery
+  /** Bytes of the publisher's ring. */
+  readonly capacity: number
+  /** Bytes of the longest message that the publisher sends. */
+  readonly maxMessageSize: number
+  /**
+   * Resolves when it has ended, whichever side ended it, also while messages are unread. They can still be read, unless the publisher has
+   * evicted this subscriber. Never rejects.
+   */
+  readonly closed: Promise<GoneReason>
+
+  readonly #native: NativeSubscription
+  readonly #buffer: ReceiveBuffer
+  readonly #view: PeerView
+  #reason: GoneReason | null = null
+  #whyOver = closedHere
+  #resolveClosed!: (reason: GoneReason) => void
+
+  static {
+    make = (native, settings) => new Subscription(KEY, native, settings)
+    registerSource((value) =>
+      #buffer in value
+        ? {
+            buffer: value.#buffer,
+            reason: () => value.#reasonOfEnd(),
+          }
+        : undefined,
+    )
+  }
+
+  private constructor(key: symbol, native: NativeSubscription, settings: ChannelSettings) {
+    if (key !== KEY) throw invalid('subscriptions are made by subscribe')
+    this.#native = native
+    this.#view = new PeerView(native)
+    this.delivery = native.delivery
+    this.capacity = native.capacity
+    this.maxMessageSize = native.maxMessageSize
+    this.closed = new Promise((resolve) => {
+      this.#resolveClosed = resolve
+    })
+    this.#buffer = new ReceiveBuffer(
+      reader(native),
+      settings.busyPoll > 0,
+      (error) => this.#failed(error),
+      // The reader that has found the end must return first.
+      () => timers.queueMicrotask(() => this.#hear()),
+      () => {},
+    )
+    if (native.watch(() => this.#hear()) === FAILED) throw fromFailure(native.failure())
+  }
+
+  /** Who the publisher was at the last look: when it was subscribed to, or by {@link Subscription.verify}. */
+  get peer(): Identity {
+    return this.#view.peer
+  }
+
+  /** Every check that was made on the way, in order, and those of the last {@link Subscription.verify}. */
+  get evidence(): readonly Evidence[] {
+    return this.#view.evidence
+  }
+
+  /**
+   * Messages that were published since it began and will never be handed out; counted when the next one is handed out. Always 0 where
+   * the delivery is 'reliable'. Messages handed out and lost together are `sequence`, less what it was at the beginning.
+   */
+  get lost(): bigint {
+    return this.#native.lost(this.#buffer.unread)
+  }
+
+  /**
+   * Number of the last message that was handed out, as the publisher counts; the first is 1. Before that, the number of the message after
+   * which the subscription began.
+   */
+  get sequence(): bigint {
+    return this.#native.sequence(this.#buffer.unread)
+  }
+
+  /** What has come so far, and how far behind it is. The visits of a `drain` count when it returns. The last figures stay after the end. */
+  stats(): SubscriptionStats {
+    const figures = this.#native.stats()
+    const { messages, bytes } = this.#buffer.received
+    return {
+      messagesReceived: messages,
+      bytesReceived: bytes,
+      lost: Number(this.lost),
+      lag: figures[0]!,
+      sleeps: figures[1]!,
+    }
+  }
+
+  /**
+   * The next message.
+   *
+   * @returns null: no more will come, and everything was read. Rejects with EVICTED, where the publisher has let go of this subscriber;
+   * CLOSED after this side's close; RING_CORRUPT; OBJECT_EXPOSED; ABORTED by the signal, which loses nothing.
+   */
+  async receive(options?: { signal?: AbortSignal }): Promise<Buffer | null> {
+    const signal = readerSignal(options)
+    const message = this.#buffer.receiveNow()
+    return message === undefined ? this.#buffer.wait(true, signal).promise : message
+  }
+
+  /**
+   * The next message, if there is one now.
+   *
+   * @throws {@link RingfenceError} as `receive` rejects
+   */
+  tryReceive(): Buffer | null {
+    return this.#buffer.tryReceive()
+  }
+
+  /**
+   * Visits the messages that are there now, in their order: see {@link Channel.drain}. The bytes are valid during the visit.
+   *
+   * @returns How many were visited.
+   * @throws {@link RingfenceError} as `receive` rejects
+   */
+  drain(visit: Visit, max?: number): number {
+    checkDrain(visit, max)
+    return this.#buffer.drain(visit, max)
+  }
+
+  /**
+   * Waits until there is something to read.
+   *
+   * @returns false: no more will come, and everything was read. Rejects as `receive`.
+   */
+  async readable(options?: { signal?: AbortSignal }): Promise<boolean> {
+    const signal = readerSignal(options)
+    const readable = this.#buffer.isReadableNow()
+    return readable ?? (await this.#buffer.wait(false, signal).promise) !== null
+  }
+
+  /** No more will come, and all was read. */
+  get readableEnded(): boolean {
+    return this.#buffer.isEnded
+  }
+
+  [Symbol.asyncIterator](): AsyncIterator<Buffer, undefined> {
+    return loop(
+      () => this.#buffer.nextNow(),
+      () => this.#buffer.wait(true),
+    )
+  }
+
+  /**
+   * This subscription with values for messages, as the codec reads them: see {@link Channel.with}.
+   *
+   * @throws {@link RingfenceError} INVALID_ARGUMENT for what is no codec
+   */
+  with<T>(codec: Codec<T>, options: CodecOptions = {}): TypedSubscription<T> {
+    return typedSubscription(this, codec, options, () => this.#buffer.nextNow())
+  }
+
+  /**
+   * Looks at the publisher's process again, now, and compares with the policy (`authorize` is not asked again): see
+   * {@link Channel.verify}.
+   */
+  verify(): Promise<Identity> {
+    return this.#view.verify(
+      () => (this.#reason === null ? undefined : this.#whyOver()),
+      () => this.#hear(),
+    )
+  }
+
+  /** Closes the subscription: what was not read is let go of. Resolves once everything is released. */
+  async close(): Promise<void> {
+    if (this.#reason !== null) {
+      if (this.#buffer.outlives) this.#buffer.close(closedHere)
+      return
+    }
+    this.#finish('closed', closedHere)
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  /** Keeps the process alive while it is open, as it does from the start. */
+  ref(): this {
+    this.#native.keepAlive(1)
+    this.#buffer.keepAlive(true)
+    return this
+  }
+
+  /** Does not keep the process alive. */
+  unref(): this {
+    this.#native.keepAlive(0)
+    this.#buffer.keepAlive(false)
+    return this
+  }
+
+  /** The line is readable. */
+  #hear(): void {
+    if (this.#reason !== null) return
+    const answer = this.#native.listen()
+    const reason = REASONS[answer] ?? null
+    if (reason === null) {
+      this.#native.disarm()
+      this.#buffer.awake()
+    } else if (answer === REFUSED) {
+      this.#finish(reason, refusedHere)
+    } else {
+      this.#gone(reason)
+    }
+  }
+
+  /** The core has ended it. */
+  #gone(reason: GoneReason): void {
+    if (reason === 'exposed') this.#finish(reason, exposed)
+    else if (reason === 'evicted') this.#finish(reason, evicted)
+    else if (reason === 'corrupt') this.#finish(reason, () => new RingfenceError('RING_CORRUPT', 'as was found before'))
+    else this.#finish(reason, closedHere, true)
+  }
+
+  /** Why a merge has come to the end: the event loop may not have heard of it yet. */
+  #reasonOfEnd(): GoneReason {
+    this.#hear()
+    return this.#reason ?? 'closed'
+  }
+
+  /** A call into the core has failed: what ends the subscription, ends it here. */
+  #failed(error: RingfenceError): void {
+    if (this.#reason !== null) return
+    if (error.code === 'ERR_RINGFENCE_RING_CORRUPT') {
+      this.#finish('corrupt', () => new RingfenceError('RING_CORRUPT', error.message, { cause: error }))
+    } else if (error.code === 'ERR_RINGFENCE_UNSUPPORTED') {
+      this.#finish('closed', () => error)
+    } else if (error.code !== 'ERR_RINGFENCE_NO_SPACE') {
+      // Noticed by a call before the event loop heard of it.
+      this.#hear()
+    }
+  }
+
+  /** `outlives`: what the publisher has left can still be read. */
+  #finish(reason: GoneReason, why: () => RingfenceError, outlives = false): void {
+    if (this.#reason !== null) return
+    this.#reason = reason
+    openNow.delete(this)
+    this.#whyOver = why
+    if (outlives) {
+      this.#native.outlive()
+      this.#buffer.outlive(() => this.#native.close())
+    } else {
+      this.#native.close()
+      if (why === closedHere || why === refusedHere) this.#buffer.close(why)
+      else this.#buffer.stop(why)
+    }
+    this.#resolveClosed(reason)
+  }
+}
+
+/** What the buffer reads by. Of the newest message alone, none is fetched before it is handed out: it would be an old one then. */
+function reader(native: NativeSubscription): ConstructorParameters<typeof ReceiveBuffer>[0] {
+  const own = {
+    pull: native.pull,
+    pullBusy: native.pullBusy,
+    wake: native.wake,
+    gather: native.gather,
+    armReader: native.armReader,
+    parkReader: native.parkReader,
+    lookParked: native.lookParked,
+    failure: native.failure,
+  }
+  return native.delivery === 'latest' ? { ...own, hasMessage: native.hasMessage } : own
+}
+
+/**
+ * Subscribes to what a publisher sends at an address. A process may subscribe several times.
+ *
+ * Where no process publishes it rejects with PEER_LOST, and where the publisher is full with ADDRESS_OCCUPIED; with the option `wait` it
+ * waits for the publisher to come, and for a seat. A delivery that the publisher does not offer is PEER_REFUSED, check `delivery`.
+ *
+ * @param address - As for {@link join}.
+ * @throws {@link RingfenceError} as {@link connect}
+ */
+export function subscribe(address: string, options: SubscribeOptions = {}): Promise<Subscription> {
+  return runHandshakeAt('subscribe', address, options, (native, { settings }) => {
+    const subscription = make(native, settings)
+    nowOpen(subscription, address)
+    tellSubscribed(subscription, address, `a subscription (${subscription.delivery})`)
+    return subscription
+  })
+}

@@ -1,0 +1,127 @@
+// The tokens of one channel, and the loops that wait for them.
+
+import { fromFailure, invalid, show } from '../errors.js'
+import { loop } from './loops.js'
+import { ENDED, FAILED, type NativeChannel } from '../native.js'
+import { fairness } from '../runtime/fairness.js'
+import { Waiters, type Wait } from './waiters.js'
+
+const LARGEST = 2n ** 64n - 1n
+
+/** The 64 bits that a caller means. */
+export function toToken(token: bigint | number): bigint {
+  if (typeof token === 'bigint' && token >= 0n && token <= LARGEST) return token
+  if (Number.isSafeInteger(token) && token >= 0) return BigInt(token)
+  throw invalid(
+    `a token must be a bigint from 0 to 2^64 - 1, or a whole number from 0 to 2^53 - 1, not ${show(token)}` +
+      (typeof token === 'bigint' ? 'n' : ''),
+  )
+}
+
+export class Tokens {
+  readonly #native: NativeChannel
+  readonly #waiters = new Waiters<bigint>()
+  #watched = false
+  /** The channel keeps no process alive: what comes of it neither. */
+  #isWeak = false
+  /** No more will come from the binding. */
+  #over = false
+  /** What had come when the channel ended, the next one last. */
+  #kept: bigint[] = []
+
+  constructor(native: NativeChannel) {
+    this.#native = native
+  }
+
+  /** Whether a turn of the event loop that is waited for keeps the process alive. */
+  keepAlive(alive: boolean): void {
+    this.#isWeak = !alive && !this.#over
+  }
+
+  /** What is waited for before more is handed out; null: nothing. */
+  get #due(): Promise<void> | null {
+    return this.#isWeak ? fairness.dueWeakly : fairness.due
+  }
+
+  iterate(): AsyncIterator<bigint, undefined> {
+    return loop(
+      () => this.#now(),
+      () => this.#wait(),
+    )
+  }
+
+  #now(): bigint | null | undefined {
+    fairness.spend(this.#isWeak)
+    return !this.#waiters.isEmpty || this.#due !== null ? undefined : this.#take()
+  }
+
+  #wait(): Wait<bigint> {
+    const wait = this.#waiters.add()
+    const due = this.#due
+    if (due === null) this.#watch()
+    else void due.then(() => this.#serveOrWatch())
+    return wait
+  }
+
+  /** For waits that began while the event loop was due to turn. */
+  #serveOrWatch(): void {
+    this.#serve()
+    if (!this.#waiters.isEmpty) this.#watch()
+  }
+
+  /** A token if there is one, `undefined` if one may come, `null` if none will. */
+  #take(): bigint | null | undefined {
+    if (this.#over) return this.#kept.pop() ?? null
+    const answer = this.#native.token()
+    if (typeof answer === 'bigint') return answer
+    if (answer !== ENDED) return undefined
+    this.#over = true
+    return null
+  }
+
+  #watch(): void {
+    if (this.#watched) return
+    if (this.#native.watchTokens(() => this.#heard()) === FAILED) {
+      const error = fromFailure(this.#native.failure())
+      this.#waiters.fail(() => error)
+      return
+    }
+    this.#watched = true
+  }
+
+  /** There is a token, or no more will come. */
+  #heard(): void {
+    if (!this.#waiters.isEmpty) {
+      this.#serve()
+      return
+    }
+    // Without a loop that takes it, the binding would call back again and again.
+    this.#watched = false
+    this.#native.unwatchTokens()
+  }
+
+  #serve(): void {
+    while (!this.#waiters.isEmpty) {
+      const token = this.#take()
+      if (token === undefined) return
+      this.#waiters.shift()!.found(token)
+    }
+  }
+
+  /** The channel has ended: what has come is handed out, and nothing more comes. */
+  stop(): void {
+    this.#serve()
+    const kept: bigint[] = []
+    for (let token = this.#take(); typeof token === 'bigint'; token = this.#take()) kept.push(token)
+    this.#kept = kept.reverse()
+    this.close()
+  }
+
+  /** Drops what has not been taken. */
+  close(): void {
+    this.#over = true
+    this.#isWeak = false
+    this.#native.endTokens()
+    this.#serve()
+  }
+}

@@ -1,0 +1,67 @@
+import { messageOf, show } from '../errors.js'
+import type { Failure } from '../native.js'
+import type { Identity, Policy } from '../types.js'
+
+type Decide = NonNullable<Policy['authorize']>
+
+/** Answers of the binding's `answer`. */
+const NO = 0
+const YES = 1
+const FAILED = 2
+
+/** Exceptions that are kept. No error is made for some newcomers that a host refuses, so the oldest exceptions are dropped. */
+const REMEMBERED = 256
+
+/** Asks the policy's callback for the binding. Keeps what the callback has thrown, as the cause of the error that follows. */
+export class Authorizer {
+  /** Takes the answers: the handshake, once it has started. */
+  answer: ((id: number, verdict: number, found: string) => void) | undefined
+  readonly #decide: Decide
+  readonly #causes = new Map<number, unknown>()
+
+  private constructor(policy: Policy, authorize: Decide) {
+    this.#decide = (identity) => authorize.call(policy, identity)
+  }
+
+  /** `undefined` for a policy without a callback. */
+  static of(policy: Policy | undefined): Authorizer | undefined {
+    return policy?.authorize === undefined ? undefined : new Authorizer(policy, policy.authorize)
+  }
+
+  /** The binding's question. Never throws. */
+  readonly ask = (id: number, identity: Identity): void => {
+    void this.#decideOn(id, identity)
+  }
+
+  async #decideOn(id: number, identity: Identity): Promise<void> {
+    let found: string
+    try {
+      // A callback in plain JavaScript may return anything.
+      const verdict: unknown = await this.#decide(identity)
+      if (typeof verdict === 'boolean') {
+        this.answer?.(id, verdict ? YES : NO, String(verdict))
+        return
+      }
+      found = show(verdict)
+      this.#keep(id, new TypeError(`authorize must answer true or false, not ${found}`))
+    } catch (error) {
+      found = `an exception: ${messageOf(error)}`
+      this.#keep(id, error)
+    }
+    this.answer?.(id, FAILED, found)
+  }
+
+  #keep(id: number, cause: unknown): void {
+    this.#causes.set(id, cause)
+    if (this.#causes.size > REMEMBERED) this.#causes.delete(this.#causes.keys().next().value as number)
+  }
+
+  /** What the callback threw, where that is behind a failure. */
+  causeOf(failure: Failure | null): unknown {
+    const question = failure?.question
+    if (question === undefined) return undefined
+    const cause = this.#causes.get(question)
+    this.#causes.delete(question)
+    return cause
+  }
+}

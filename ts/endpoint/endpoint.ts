@@ -1,0 +1,299 @@
+// The base of what stands at an address: a listener, a membership. They share their events, the queue of channels that no loop
+// has taken yet, the loop itself, and the end.
+
+import { EventEmitter } from 'node:events'
+
+import { AcceptQueue, type Taker } from './accept-queue.js'
+import type { Authorizer } from './authorize.js'
+import { Channel, openArrived, whenRead } from '../channel/channel.js'
+import { tellRefused } from '../runtime/diagnostics.js'
+import { emit } from '../runtime/emit.js'
+import { type RingfenceError, fromFailure, invalid } from '../errors.js'
+import { atExit } from '../runtime/exit.js'
+import { runHandshakeAt, type Opening } from './handshake.js'
+import { FAILED, type Endpoints, type Failure, type NativeEndpoint, type RawChannel } from '../native.js'
+import type { ChannelSettings } from './options.js'
+import { Pump } from '../runtime/pump.js'
+import { Sums, ofEnded, type ListenerStats } from '../channel/stats.js'
+import { timers } from '../runtime/timers.js'
+import type { Options } from '../types.js'
+
+/** Only this package makes endpoints. */
+export const KEY = Symbol('ringfence')
+
+/** What an endpoint is made from. */
+export interface EndpointParts<Native extends NativeEndpoint> {
+  address: string
+  native: Native
+  opening: Opening
+}
+
+/** The events of every endpoint. */
+interface EndpointEvents {
+  refused: [refusal: RingfenceError]
+  close: [reason: RingfenceError | null]
+}
+
+export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Events, unknown[]>>
+  extends EventEmitter<Events>
+  implements AsyncIterable<Channel>, AsyncDisposable
+{
+  /** Where it stands. */
+  readonly address: string
+  /**
+   * Resolves once it has ended: with null where this side has closed or left it, with the reason where it has ended by itself.
+   * It resolves without a loop and without a listener of `close` as well. Never rejects.
+   */
+  readonly closed: Promise<RingfenceError | null>
+
+  #resolveClosed!: (reason: RingfenceError | null) => void
+  readonly #native: NativeEndpoint
+  readonly #authorizer: Authorizer | undefined
+  readonly #settings: ChannelSettings
+  readonly #acceptQueue: AcceptQueue
+  #over = false
+  /** What it hears by of other listeners: `removeAllListeners` is about those of the program. */
+  readonly #hearing = new Map<'newListener' | 'removeListener', (name: unknown) => void>()
+  readonly #open = new Set<Channel>()
+  #accepted = 0
+  readonly #refused = new Map<string, number>()
+  /** Of the channels that have ended. */
+  readonly #past = new Sums()
+  /** Takes back what is to be done as the process exits. */
+  readonly #stay: () => void
+  /**
+   * Handles the events of the binding.
+   *
+   * @internal
+   */
+  protected readonly poll = new Pump(() => this.#handle()).run
+
+  /**
+   * @param made - What is told where the key is not {@link KEY}.
+   * @param keepsAll - No channel is dropped from the queue, from the start.
+   * @internal
+   */
+  protected constructor(key: symbol, made: string, parts: EndpointParts<NativeEndpoint>, keepsAll: boolean) {
+    super()
+    if (key !== KEY) throw invalid(made)
+    const { address, native, opening } = parts
+    this.address = address
+    this.#native = native
+    this.#authorizer = opening.authorizer
+    this.#settings = opening.settings
+    this.closed = new Promise((resolve) => {
+      this.#resolveClosed = resolve
+    })
+    this.#acceptQueue = new AcceptQueue(keepsAll, (paused) => native.pause(paused ? 1 : 0))
+    if (native.watch(this.poll) === FAILED) throw fromFailure(native.failure())
+    this.#stay = atExit(address, () => this.vacate())
+  }
+
+  /**
+   * The binding's next event: a channel, a refusal, 0 where there is none, `FAILED` where the endpoint has ended by itself.
+   *
+   * @internal
+   */
+  protected abstract next(): RawChannel | Failure | number
+
+  /**
+   * There is a new channel, which is among {@link open}.
+   *
+   * @internal
+   */
+  protected admitted(_channel: Channel): void {}
+
+  /**
+   * The endpoint has ended by itself.
+   *
+   * @internal
+   */
+  protected abstract failed(error: RingfenceError): void
+
+  /**
+   * Frees the address as the process exits.
+   *
+   * @internal
+   */
+  protected abstract vacate(): void
+
+  abstract [Symbol.asyncDispose](): Promise<void>
+
+  [Symbol.asyncIterator](): AsyncIterator<Channel, undefined> {
+    return this.#acceptQueue.iterator()
+  }
+
+  /** What has come so far, and what went through all channels that came of it. The last figures stay after the end. */
+  stats(): ListenerStats {
+    const sums = new Sums().add(this.#past.sums)
+    for (const channel of this.#open) sums.add(channel.stats())
+    const refused = Object.fromEntries(this.#refused)
+    return { open: this.#open.size, accepted: this.#accepted, refused, ...sums.sums }
+  }
+
+  /** Keeps the process alive while it is open, as it does from the start. */
+  ref(): this {
+    this.#native.keepAlive(1)
+    return this
+  }
+
+  /** Does not keep the process alive. */
+  unref(): this {
+    this.#native.keepAlive(0)
+    return this
+  }
+
+  /** As that of every emitter. By what this object hears of listeners that come and go, it goes on hearing. */
+  override removeAllListeners(...name: Parameters<EventEmitter<Events>['removeAllListeners']>): this {
+    super.removeAllListeners(...name)
+    for (const [event, hear] of this.#hearing) this.#listen(event, hear)
+    return this
+  }
+
+  /**
+   * Has it hear of listeners that come, or that go.
+   *
+   * @internal
+   */
+  protected hearOf(event: 'newListener' | 'removeListener', hear: (name: unknown) => void): void {
+    this.#hearing.set(event, hear)
+    this.#listen(event, hear)
+  }
+
+  #listen(event: string, hear: (name: unknown) => void): void {
+    const emitter = this as EventEmitter
+    if (!emitter.listeners(event).includes(hear)) emitter.on(event, hear)
+  }
+
+  /**
+   * The channels that are open now.
+   *
+   * @internal
+   */
+  protected get open(): ReadonlySet<Channel> {
+    return this.#open
+  }
+
+  /** @internal */
+  protected get isOver(): boolean {
+    return this.#over
+  }
+
+  /** Handles one event of the binding. */
+  #handle(): boolean {
+    if (this.#over) return false
+    const event = this.next()
+    if (event === FAILED) {
+      const failure = this.#native.failure()
+      const error = fromFailure(failure, this.#authorizer?.causeOf(failure))
+      // A member that came anew, as a guest.
+      if (error.code === 'ERR_RINGFENCE_PEER_REFUSED') tellRefused(this.address, error)
+      this.#acceptQueue.fail(error)
+      this.failed(error)
+      return false
+    }
+    if (typeof event === 'number') return false
+    if ('role' in event) this.#admit(event)
+    else this.#refuse(event)
+    return true
+  }
+
+  #admit(raw: RawChannel): void {
+    const channel = openArrived(raw, this.#settings, this.address)
+    if (!(channel instanceof Channel)) {
+      this.#refuse(channel)
+      return
+    }
+    // A subscriber of a diagnostics channel may have ended this endpoint just now.
+    if (this.#over) {
+      void channel.close()
+      return
+    }
+    // First: a listener of an event may call `close`, which must find this channel.
+    this.#count(channel)
+    this.#acceptQueue.add(channel)
+    this.admitted(channel)
+  }
+
+  #count(channel: Channel): void {
+    this.#accepted += 1
+    this.#open.add(channel)
+    void channel.closed.then(() => {
+      this.#open.delete(channel)
+      const atEnd = channel.stats()
+      this.#past.add(ofEnded(atEnd))
+      // What the peer has left is read yet.
+      whenRead(channel, () => this.#past.addRest(atEnd, channel.stats()))
+    })
+  }
+
+  #refuse(failure: Failure): void {
+    const error = fromFailure(failure, this.#authorizer?.causeOf(failure))
+    const by = error.check ?? error.code.slice('ERR_RINGFENCE_'.length)
+    this.#refused.set(by, (this.#refused.get(by) ?? 0) + 1)
+    tellRefused(this.address, error)
+    this.#tellOwn('refused', error)
+  }
+
+  /**
+   * Emits an event. What a listener throws must not keep later events from being told: it becomes an uncaught exception.
+   *
+   * @internal
+   */
+  protected tell<Name extends keyof Events & string>(name: Name, ...what: Events[Name]): void {
+    emit(this as EventEmitter, name, ...what)
+  }
+
+  #tellOwn<Name extends keyof EndpointEvents>(name: Name, ...what: EndpointEvents[Name]): void {
+    this.tell(name, ...(what as Events[Name]))
+  }
+
+  /**
+   * Hands the channels that come to the taker, in place of loops.
+   *
+   * @internal
+   */
+  protected setTaker(taker: Taker | null): void {
+    this.#acceptQueue.setTaker(taker)
+  }
+
+  /**
+   * @throws {@link RingfenceError} INVALID_ARGUMENT, with this reason, where a loop over it is under way.
+   * @internal
+   */
+  protected mustHaveNoLoop(why: string): void {
+    if (this.#acceptQueue.hasLoop) throw invalid(why)
+  }
+
+  /**
+   * Takes the channels that no loop has taken out of the queue.
+   *
+   * @internal
+   */
+  protected takeUnclaimed(): Channel[] {
+    return this.#acceptQueue.discard()
+  }
+
+  /**
+   * Ends loops, and tells of the end; once.
+   *
+   * @internal
+   */
+  protected finish(reason: RingfenceError | null): void {
+    this.#over = true
+    this.#stay()
+    this.#acceptQueue.end()
+    this.#resolveClosed(reason)
+    timers.queueMicrotask(() => this.#tellOwn('close', reason))
+  }
+}
+
+/** Runs what makes an endpoint. */
+export function openEndpoint<Name extends 'listen' | 'member', Made extends AsyncDisposable>(
+  name: Name,
+  address: string,
+  options: Options,
+  make: (parts: EndpointParts<Endpoints[Name]>) => Made,
+): Promise<Made> {
+  return runHandshakeAt(name, address, options, (native, opening) => make({ address, native, opening }))
+}

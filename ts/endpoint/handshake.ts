@@ -1,0 +1,112 @@
+import { Authorizer } from './authorize.js'
+import { tellRefused } from '../runtime/diagnostics.js'
+import { RingfenceError, aborted, fromFailure, invalid, show } from '../errors.js'
+import { atExit } from '../runtime/exit.js'
+import { closeInspector } from '../runtime/harden.js'
+import {
+  native,
+  withOperations,
+  type Endpoints,
+  type Failure,
+  type Given,
+  type Joining,
+  type RawChannel,
+} from '../native.js'
+import { channelSettings, checkOptions, type Call, type ChannelSettings } from './options.js'
+import type { Options } from '../types.js'
+
+// One handshake, from the call to what the binding has made: options, the policy's callback, abort, exit.
+
+/** What is known when the binding has made something. */
+export interface Opening {
+  /** Of the channel, or of each channel that comes. */
+  settings: ChannelSettings
+  signal: AbortSignal | undefined
+  authorizer: Authorizer | undefined
+}
+
+/** The outcome of a handshake, as the binding makes it. */
+type Native = RawChannel | { close(): void }
+
+/** As {@link runHandshake}, at an address. */
+export function runHandshakeAt<Name extends keyof Endpoints, Made extends AsyncDisposable>(
+  name: Name,
+  address: string,
+  options: Options,
+  open: (raw: Endpoints[Name], opening: Opening) => Made,
+): Promise<Made> {
+  if (typeof address !== 'string') return Promise.reject(invalid(`address must be a string, not ${show(address)}`))
+  const call = (...given: Given<Endpoints[Name]>) => native.begin(name, address, ...given)
+  return runHandshake(name, call, options, open, address)
+}
+
+/**
+ * Starts a call that the binding runs on a thread of its own and that can be cancelled; `open` makes of the outcome what the caller gets.
+ *
+ * The caller gets this very promise: an abort of the signal before it is settled rejects it, and closes what was made.
+ */
+export function runHandshake<Raw extends Native, Made extends AsyncDisposable>(
+  name: Call,
+  call: (...given: Given<Raw>) => Joining,
+  options: Options,
+  open: (raw: Raw, opening: Opening) => Made,
+  address?: string,
+): Promise<Made> {
+  return new Promise<Made>((resolve, reject) => {
+    const checked = checkOptions(name, options)
+    const settings = channelSettings(options)
+    const { signal } = options
+    if (signal?.aborted) throw aborted(signal)
+    if (checked.harden) closeInspector()
+    const authorizer = Authorizer.of(options.policy)
+    const done = (failure: Failure | null, raw: Raw | null) => {
+      signal?.removeEventListener('abort', cancel)
+      stay?.()
+      if (raw === null) {
+        const calledOff = failure?.code === 'ABORTED' && signal?.aborted
+        const error = calledOff ? aborted(signal) : fromFailure(failure, authorizer?.causeOf(failure))
+        if (error.code === 'ERR_RINGFENCE_PEER_REFUSED') tellRefused(address ?? null, error)
+        reject(error)
+        return
+      }
+      let made: Made | undefined
+      try {
+        if (signal?.aborted) throw aborted(signal)
+        made = open(raw, { settings, signal, authorizer })
+        // A subscriber of a diagnostics channel may have aborted it just now.
+        if (signal?.aborted) throw aborted(signal)
+        resolve(made)
+      } catch (error) {
+        // The peer must be notified now, and not when the garbage is collected.
+        if (made === undefined) closeNative(raw)
+        else void made[Symbol.asyncDispose]()
+        reject(error)
+      }
+    }
+    const refused = (refusal: Failure) =>
+      tellRefused(address ?? null, fromFailure(refusal, authorizer?.causeOf(refusal)))
+    const joining = start(call, checked, done, authorizer?.ask, name === 'join' ? refused : undefined)
+    if (authorizer !== undefined) authorizer.answer = (...answer) => joining.answer(...answer)
+    const cancel = () => joining.cancel()
+    // `connect` never binds.
+    const stay = address === undefined || name === 'connect' ? undefined : atExit(address, () => joining.vacate())
+    signal?.addEventListener('abort', cancel, { once: true })
+  })
+}
+
+function closeNative(raw: Native): void {
+  if ('operate' in raw) withOperations(raw).close()
+  else raw.close()
+}
+
+/** A handshake needs a thread, and a descriptor by which it is cancelled: without them it cannot start. */
+function start<Raw>(call: (...given: Given<Raw>) => Joining, ...given: Given<Raw>): Joining {
+  try {
+    return call(...given)
+  } catch (error) {
+    if (error instanceof RingfenceError) throw error
+    throw new RingfenceError('NO_SPACE', `the handshake cannot be started: ${(error as Error).message}`, {
+      cause: error,
+    })
+  }
+}

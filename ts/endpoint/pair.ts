@@ -1,0 +1,20 @@
+import { runHandshakeAt } from './handshake.js'
+import { openChannel, vacateAtExit, type Channel } from '../channel/channel.js'
+import type { JoinOptions } from '../types.js'
+
+/**
+ * Meets the other instance at an address. The first one binds it and waits, as the host; the second finds it bound
+ * and connects, as the guest; each proves to the other who it is. A third gets ADDRESS_OCCUPIED.
+ *
+ * @param address - A path (named Unix socket), or `@name` (abstract, which any process on this host may connect to
+ * or take first). At most 107 bytes.
+ * @throws {@link RingfenceError} INVALID_ARGUMENT, ADDRESS_INVALID, ADDRESS_OCCUPIED, PEER_REFUSED, PEER_LOST,
+ * HANDSHAKE_TIMEOUT, PROTOCOL, OBJECT_EXPOSED, OBJECT_UNSOUND, NO_SPACE, ABORTED, UNSUPPORTED
+ */
+export function join(address: string, options: JoinOptions = {}): Promise<Channel> {
+  return runHandshakeAt('join', address, options, (raw, { settings }) => {
+    const channel = openChannel(raw, settings, address)
+    if (channel.role === 'host') vacateAtExit(channel, address)
+    return channel
+  })
+}

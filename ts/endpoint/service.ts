@@ -1,0 +1,197 @@
+import { openChannel, type Channel } from '../channel/channel.js'
+import { Endpoint, KEY, openEndpoint, type EndpointParts } from './endpoint.js'
+import { invalid, show, type RingfenceError } from '../errors.js'
+import { runHandshakeAt } from './handshake.js'
+import { letEnd, makeHeld, type Merge } from '../channel/merge.js'
+import type { Failure, NativeListener, RawChannel } from '../native.js'
+import { plainObject } from './options.js'
+import { timers } from '../runtime/timers.js'
+import type { ConnectOptions, ListenOptions } from '../types.js'
+
+let make: (parts: EndpointParts<NativeListener>) => Listener
+
+const toListeners = () => "the channels of this listener go to its listeners of 'connection': no loop gets one"
+const toMessages = () => 'messages() reads the channels of this listener: neither a loop nor a listener gets one'
+
+/** What a {@link Listener} tells. */
+export interface ListenerEvents {
+  /**
+   * An agent has passed; this is the channel with it, and no loop gets it: as long as there is a listener of this event, a loop over
+   * the {@link Listener} is INVALID_ARGUMENT. Those that came before the listener was there are told as well, in their order.
+   */
+  connection: [channel: Channel]
+  /** A process came and got no channel. The listener goes on. */
+  refused: [refusal: RingfenceError]
+  /** It has stopped listening, and the address is free: it was closed (null), or has ended by itself, and this is why. */
+  close: [reason: RingfenceError | null]
+}
+
+/**
+ * A service at its address.
+ *
+ * `for await (const channel of listener)` yields a channel for each agent that has passed; leaving the loop does not close
+ * the listener, and several loops share what comes. The event `connection` is the other way to take them. An open listener keeps
+ * the process alive, as a `net.Server` does, until {@link Listener.unref}.
+ *
+ * The event `refused` tells of each process that came and got no channel: PEER_REFUSED with `check`, `wanted` and `found`,
+ * HANDSHAKE_TIMEOUT, PROTOCOL, PEER_LOST, ADDRESS_OCCUPIED where the service is full, or what failed in this process, such as
+ * NO_SPACE. The error has the `identity`, as far as it is known. What a listener of an event throws is an uncaught
+ * exception, as with any emitter, and keeps no later event from being told.
+ *
+ * The queue is bounded: once 16 channels wait here for a loop, newcomers wait at the address, and fail there at their own
+ * deadline. At most 64 handshakes that are under way then still end in channels.
+ */
+export class Listener extends Endpoint<ListenerEvents> {
+  readonly #native: NativeListener
+  readonly #signal: AbortSignal | undefined
+  readonly #abort = () => void this.close()
+  /** Reads from all channels, where `messages` was called. */
+  #merged: Merge<Channel> | null = null
+  /** Why it has ended by itself. */
+  #failure: RingfenceError | null = null
+
+  static {
+    make = (parts) => new Listener(KEY, parts)
+  }
+
+  private constructor(key: symbol, parts: EndpointParts<NativeListener>) {
+    super(key, 'listeners are made by listen', parts, true)
+    this.#native = parts.native
+    this.#signal = parts.opening.signal
+    this.#signal?.addEventListener('abort', this.#abort, { once: true })
+    // Told before the listener is there, which an error keeps it from.
+    this.hearOf('newListener', (name) => {
+      if (name === 'connection' && this.#merged !== null) throw invalid(toMessages())
+      if (name === 'connection') timers.queueMicrotask(() => this.#divert())
+    })
+    this.hearOf('removeListener', (name) => {
+      if (name === 'connection' && this.listenerCount('connection') === 0) this.setTaker(null)
+    })
+  }
+
+  /** Channels that are open now, with those that no loop has taken yet. */
+  get size(): number {
+    return this.open.size
+  }
+
+  /**
+   * The messages of all agents, as they come, each with the channel that it is of: see {@link Merge}. It takes the channels that wait
+   * for a loop and those that come from now on, so that a loop over the listener itself, or a listener of 'connection', is
+   * INVALID_ARGUMENT from here on; an agent that ends leaves by itself, and `channel.closed` tells why. Calls share what comes, and
+   * leaving a loop loses no message. It ends once the listener has closed and the last channel has ended; where the
+   * listener has ended by itself, the first that comes to the end is told why.
+   *
+   * @throws {@link RingfenceError} INVALID_ARGUMENT where a loop over the listener is under way, or there is a listener of
+   * 'connection'.
+   */
+  messages(): AsyncIterable<[Channel, Buffer]> {
+    const merged = (this.#merged ??= this.#mergeAll())
+    return { [Symbol.asyncIterator]: () => merged[Symbol.asyncIterator]() }
+  }
+
+  #mergeAll(): Merge<Channel> {
+    if (this.listenerCount('connection') > 0) throw invalid(toListeners())
+    this.mustHaveNoLoop('a loop over this listener gets its channels: leave it before messages() is called')
+    const merged = makeHeld()
+    if (this.isOver) letEnd(merged, this.#failure)
+    else {
+      this.setTaker({
+        take: (channel) => void merged.add(channel),
+        refusal: () => invalid(toMessages()),
+      })
+    }
+    return merged
+  }
+
+  /**
+   * Stops listening. Channels that were taken go on ('keep'), or are closed ('close'). Those that no loop has taken are closed
+   * either way. Their agents see that, and so do agents whose handshake is under way. Loops over the listener end.
+   *
+   * @returns A promise that resolves once the address is free, and closed channels have let go of everything.
+   */
+  async close(options: { channels?: 'keep' | 'close' } = {}): Promise<void> {
+    plainObject('options', options, ['channels'])
+    const { channels = 'keep' } = options
+    if (channels !== 'keep' && channels !== 'close') {
+      throw invalid(`channels must be 'keep' or 'close', not ${show(channels)}`)
+    }
+    const unclaimed = this.#end(null)
+    // One that was not taken may have ended already, and keep what has come.
+    const leaving = new Set(channels === 'close' ? [...unclaimed, ...this.open] : unclaimed)
+    await Promise.all([...leaving].map((channel) => channel.close()))
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  /** @internal */
+  protected override next(): RawChannel | Failure | number {
+    return this.#native.accept()
+  }
+
+  /** @internal */
+  protected override failed(error: RingfenceError): void {
+    this.#failure = error
+    for (const channel of this.#end(error)) void channel.close()
+  }
+
+  /** @internal */
+  protected override vacate(): void {
+    this.#native.close()
+  }
+
+  /** Channels go to the listeners of 'connection', as long as there are any. */
+  #divert(): void {
+    if (this.listenerCount('connection') === 0) return
+    this.setTaker({
+      take: (channel) => this.tell('connection', channel),
+      refusal: () => invalid(toListeners()),
+    })
+  }
+
+  /** Returns the channels that no loop will take any more. */
+  #end(reason: RingfenceError | null): Channel[] {
+    if (this.isOver) return []
+    this.#signal?.removeEventListener('abort', this.#abort)
+    this.#native.close()
+    const unclaimed = this.takeUnclaimed()
+    if (this.#merged !== null) letEnd(this.#merged, reason)
+    this.finish(reason)
+    return unclaimed
+  }
+}
+
+/**
+ * Binds an address for a service. Agents connect there with {@link connect}, each gets a channel and memory of its own, and
+ * what they have agreed on is that of {@link join}. Where another process has the address it rejects with ADDRESS_OCCUPIED, or
+ * waits for it with the option `wait`; a socket that a dead service has left is taken over. The mode and the group of a path
+ * are set before another process can reach it. Any process on this host may connect to an abstract name, or take it first.
+ *
+ * Handshakes run side by side, on threads of their own, each with the deadline of `timeout`. The signal closes the
+ * listener, as that of `net.Server` does: loops over it end.
+ *
+ * @param address - As for {@link join}.
+ * @throws {@link RingfenceError} INVALID_ARGUMENT, ADDRESS_INVALID, ADDRESS_OCCUPIED, NO_SPACE, ABORTED, UNSUPPORTED
+ */
+export function listen(address: string, options: ListenOptions = {}): Promise<Listener> {
+  return openEndpoint('listen', address, options, make)
+}
+
+/**
+ * Connects to the service at an address, which it never binds. A process may connect several times, and gets a channel
+ * each time.
+ *
+ * Where no service listens it rejects with PEER_LOST, and where the service is full with ADDRESS_OCCUPIED; with the option
+ * `wait` it waits for the service to come, and for a seat. What waiting does not solve is ADDRESS_INVALID: a directory
+ * that is missing, a file that is no socket, a socket that this process may not connect to.
+ *
+ * At most 16 handshakes of one process with one address are under way at a time; the others wait for their turn, and
+ * `timeout` counts from there. A process cannot connect to a service of its own (ADDRESS_OCCUPIED).
+ *
+ * @param address - As for {@link join}.
+ * @throws {@link RingfenceError} as {@link join}
+ */
+export function connect(address: string, options: ConnectOptions = {}): Promise<Channel> {
+  return runHandshakeAt('connect', address, options, (raw, { settings }) => openChannel(raw, settings, address))
+}

@@ -1,0 +1,101 @@
+// What is told to those who watch the process, and not to the program: node:diagnostics_channel, and NODE_DEBUG=ringfence. Where nobody
+// watches, it costs a look.
+
+import { channel as diagnostics } from 'node:diagnostics_channel'
+import { debuglog } from 'node:util'
+
+import type { RingfenceError } from '../errors.js'
+import { printable } from './printable.js'
+import type { Evidence, GoneReason, Identity } from '../types.js'
+
+const opened = diagnostics('ringfence:channel:open')
+const closed = diagnostics('ringfence:channel:close')
+const refused = diagnostics('ringfence:refused')
+const evicted = diagnostics('ringfence:evicted')
+
+const log = debuglog('ringfence')
+
+/** What has a peer that was checked. */
+export interface Checked {
+  readonly peer: Identity
+  readonly evidence: readonly Evidence[]
+}
+
+interface Opened {
+  now: Map<object, string | null>
+  addresses: WeakMap<object, string | null>
+}
+
+/** A program may load both builds of this package: what one has opened, the other tells of as well. */
+const OPENED: unique symbol = Symbol.for('ringfence.opened')
+const ofAllBuilds = globalThis as { [OPENED]?: Opened }
+const all = (ofAllBuilds[OPENED] ??= { now: new Map(), addresses: new WeakMap() })
+
+/** What is open in this process, and where it met its peer: null for a line without an address. */
+export const openNow = all.now
+
+/** Also of what has ended. */
+const { addresses } = all
+
+/** Whether it was opened by this package: a channel, a publisher or a subscription, of either build. */
+export function wasOpened(value: unknown): value is object {
+  return addresses.has(value as object)
+}
+
+/** Where something met its peer, or stands; null where that has no address. */
+export function addressOf(source: object): string | null {
+  return addresses.get(source) ?? ('address' in source ? String(source.address) : null)
+}
+
+/** Something is open. */
+export function nowOpen(made: object, address: string | null): void {
+  openNow.set(made, address)
+  addresses.set(made, address)
+}
+
+/** A channel is open. */
+export function tellOpen(channel: Checked & { role: string }, address: string | null): void {
+  nowOpen(channel, address)
+  if (opened.hasSubscribers) opened.publish({ channel, peer: channel.peer, address })
+  if (log.enabled) tellStory(channel, `${nameOf(address)}: a channel, this side is the ${channel.role}`)
+}
+
+/** It has ended. */
+export function tellClosed(channel: Checked, reason: GoneReason): void {
+  const address = openNow.get(channel)
+  openNow.delete(channel)
+  if (closed.hasSubscribers) closed.publish({ channel, peer: channel.peer, reason })
+  if (log.enabled) log('%s: the channel with process %d has ended: %s', nameOf(address), channel.peer.pid, reason)
+}
+
+/** A process came, or was come to, and there is no channel. */
+export function tellRefused(address: string | null, error: RingfenceError): void {
+  const { identity, check, wanted, found } = error
+  if (refused.hasSubscribers) refused.publish({ address, error, identity, check })
+  if (!log.enabled) return
+  const who = identity === undefined ? 'a process' : `process ${identity.pid} (uid ${identity.uid})`
+  const why = check === undefined ? error.message : `${check}: wanted ${wanted}, found ${found}`
+  log('%s: %s was refused (%s): %s', nameOf(address), who, error.code, printable(why))
+}
+
+/** A publisher has let go of a subscriber that was too slow. */
+export function tellEvicted(publisher: { address: string }, subscriber: Checked): void {
+  if (evicted.hasSubscribers) evicted.publish({ publisher, subscriber })
+  if (log.enabled) log('%s: the subscriber of process %d was evicted', publisher.address, subscriber.peer.pid)
+}
+
+/** A subscriber or a subscription has come of a handshake. */
+export function tellSubscribed(checked: Checked, address: string, what: string): void {
+  if (log.enabled) tellStory(checked, `${address}: ${what}`)
+}
+
+/** A handshake, by the steps of its evidence. */
+function tellStory({ peer, evidence }: Checked, what: string): void {
+  log('%s; the peer is process %d (uid %d)', what, peer.pid, peer.uid)
+  for (const { step, check, wanted, found, outcome } of evidence)
+    log('  %s, %s: wanted %s, found %s (%s)', step, check, printable(wanted), printable(found), outcome)
+}
+
+function nameOf(address: string | null | undefined): string {
+  return address ?? 'a private line'
+}

@@ -1,0 +1,64 @@
+import { RingfenceError } from '../errors.js'
+
+/** Where there are binaries: what `process.arch` says, and the C libraries. */
+const ARCHITECTURES = ['x64', 'arm64']
+
+/** Stands for a binding that could not be loaded: whatever is asked of it says why. */
+export function unsupported<Binding extends object>(cause: unknown): Binding {
+  return new Proxy({} as Binding, {
+    get: () => () => {
+      throw new RingfenceError('UNSUPPORTED', reason(cause), { cause })
+    },
+  })
+}
+
+function reason(cause: unknown): string {
+  const { platform, arch } = process
+  if (platform !== 'linux') return `ringfence works on Linux, and this is ${platform} on ${arch}`
+  if (mayNotRead(cause))
+    return (
+      'this process may not read the binary of ringfence: it was started with --permission. Start it with --allow-addons, and with ' +
+      '--allow-fs-read for the folder of the package ringfence and of the package ringfence-linux-* beside it'
+    )
+  if (!mayLoad())
+    return hasPermissions()
+      ? 'this process may not load native addons, which ringfence is: it was started with --permission. Start it with --allow-addons as well'
+      : 'this process may not load native addons, which ringfence is: it was started with --no-addons. Start it without that option'
+  const libc = isMusl() ? 'musl' : 'gnu'
+  const name = `linux-${arch}-${libc}`
+  const build = 'or build it from the sources, which takes Rust: npm ci && npm run build, in a clone of the repository'
+  return ARCHITECTURES.includes(arch)
+    ? `the binary of ringfence for ${name} is not there or does not load: install the package ringfence-${name} ` +
+        `(npm leaves it out with --omit=optional), ${build}`
+    : `there is no binary of ringfence for ${name}; there are ones for ${ARCHITECTURES.join(' and ')}, each with ` +
+        `glibc and musl: use one of these, ${build}`
+}
+
+/** Whether Node.js lets this process load native addons at all. The loader of the binding keeps the messages of errors, and not their codes. */
+function mayLoad(): boolean {
+  try {
+    process.dlopen({ exports: {} }, '/')
+    return true
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code !== 'ERR_DLOPEN_DISABLED'
+  }
+}
+
+function hasPermissions(): boolean {
+  return (process as { permission?: object }).permission !== undefined
+}
+
+/** Whether the permissions of this process were what kept the binding from loading. */
+function mayNotRead(cause: unknown): boolean {
+  if (!hasPermissions()) return false
+  for (let error = cause; error instanceof Error; error = error.cause) {
+    const { code, message } = error as NodeJS.ErrnoException
+    if (code === 'ERR_ACCESS_DENIED' || message.includes('Access to this API has been restricted')) return true
+  }
+  return false
+}
+
+function isMusl(): boolean {
+  const report = process.report?.getReport() as { header?: { glibcVersionRuntime?: string } } | undefined
+  return report?.header?.glibcVersionRuntime === undefined
+}
