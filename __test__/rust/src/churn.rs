@@ -31,8 +31,8 @@ use std::{
 
 use numbered::{Outcome, head, message};
 use ringfence::{
-    Address, Arrival, Audience, Broadcaster, CancelToken, Change, Channel, CloseReason, Error, GoneReason,
-    Listener, Membership, Options, PublisherEvent, connect, join, listen, member, publish, subscribe,
+    Address, Arrival, Audience, Broadcaster, CancelToken, Change, Channel, CloseReason, Error, Listener,
+    Membership, Options, PublisherEvent, connect, join, listen, member, publish, subscribe,
 };
 
 /// Nothing takes that long, on a machine that is used for other work as well.
@@ -577,7 +577,7 @@ impl Host {
         loop {
             match audience.next() {
                 Ok(PublisherEvent::Subscriber(_)) => self.subscriptions.fetch_add(1, SeqCst),
-                Ok(PublisherEvent::Gone(_, GoneReason::Closed | GoneReason::Exited)) => {
+                Ok(PublisherEvent::Gone(_, CloseReason::Closed | CloseReason::Exited)) => {
                     self.gone.fetch_add(1, SeqCst)
                 }
                 Ok(PublisherEvent::Gone(subscriber, reason)) => {

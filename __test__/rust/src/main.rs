@@ -20,7 +20,7 @@ use std::{
 };
 
 use ringfence::{
-    Address, Backing, Change, Channel, GoneReason, Message, Options, Packed, Policy, Progress,
+    Address, Backing, Change, Channel, CloseReason, Message, Options, Packed, Policy, Progress,
     PublisherEvent, Receiver, Sender, from_parent, join, member, publish, spawn, subscribe,
 };
 
@@ -134,7 +134,7 @@ fn publish_all(address: &Address, options: &Options, sizes: &[usize]) -> Outcome
     }
     publisher.end();
     while let Ok(event) = publisher.next() {
-        if !matches!(event, PublisherEvent::Gone(_, GoneReason::Closed)) {
+        if !matches!(event, PublisherEvent::Gone(_, CloseReason::Closed)) {
             return Err(format!("{event:?}").into());
         }
     }

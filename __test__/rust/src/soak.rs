@@ -27,9 +27,9 @@ use std::{
 };
 
 use ringfence::{
-    Address, Arrival, Backing, CancelToken, Change, Channel, Channels, CloseReason, Delivery, Error,
-    GoneReason, Merge, Merged, Options, Policy, Receiver, Sender, connect, from_parent, join, listen, member,
-    publish, spawn, subscribe,
+    Address, Arrival, Backing, CancelToken, Change, Channel, Channels, CloseReason, Delivery, Error, Merge,
+    Merged, Options, Policy, Receiver, Sender, connect, from_parent, join, listen, member, publish, spawn,
+    subscribe,
 };
 
 use numbered::{Outcome, head, message};
@@ -394,7 +394,7 @@ impl Actor {
                         self.write(
                             session,
                             Word::End,
-                            if reason == GoneReason::Exited {
+                            if reason == CloseReason::Exited {
                                 EXITED
                             } else {
                                 CLOSED
@@ -512,8 +512,8 @@ impl Actor {
             }
         }
         let end = match subscription.close_reason() {
-            Some(GoneReason::Closed) if is_reliable => CLOSED,
-            Some(GoneReason::Exited) if is_reliable => EXITED,
+            Some(CloseReason::Closed) if is_reliable => CLOSED,
+            Some(CloseReason::Exited) if is_reliable => EXITED,
             _ => BROKEN,
         };
         self.write(session, Word::End, end);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ringfence::{
-    Address, Arrival, Backing, Change, Channel, Channels, Error, Evidence, GoneReason, Listener, Options,
+    Address, Arrival, Backing, Change, Channel, Channels, CloseReason, Error, Evidence, Listener, Options,
     Policy, Publisher, PublisherEvent, StartFrom, Subscriber, connect, from_parent, join, listen, member,
     publish, spawn, subscribe,
 };
@@ -229,7 +229,7 @@ fn publishes(address: &Address, wanted: usize, codes: &mut Codes, evidence: &mut
     publish_all(&mut publisher, codes)?;
     while here > 0 {
         match publisher.next()? {
-            PublisherEvent::Gone(_, GoneReason::Closed) => here -= 1,
+            PublisherEvent::Gone(_, CloseReason::Closed) => here -= 1,
             PublisherEvent::Gone(_, reason) => return Err(Trouble::Coded("GONE", format!("{reason:?}"))),
             PublisherEvent::Refused(refused) => {
                 codes.0.push((refused.error.code(), refused.error.to_string()));

@@ -6,7 +6,7 @@
 )]
 
 use napi_derive::napi;
-use ringfence::{CloseReason, GoneReason, Verifier, binding};
+use ringfence::{CloseReason, Verifier, binding};
 
 /// The call failed: `failure()` returns the error.
 pub(crate) const FAILED: i32 = -1;
@@ -49,7 +49,7 @@ impl Ended {
     ];
 
     /// Returns the reason of something that has a verifier.
-    pub(crate) fn of(reason: Option<impl Into<Self>>, verifier: impl FnOnce() -> Verifier) -> Self {
+    pub(crate) fn of(reason: Option<CloseReason>, verifier: impl FnOnce() -> Verifier) -> Self {
         match reason {
             None => Self::No,
             Some(_) if verifier().has_refused() => Self::Refused,
@@ -80,18 +80,7 @@ impl From<CloseReason> for Ended {
             CloseReason::Closed => Self::Closed,
             CloseReason::Exited => Self::Exited,
             CloseReason::Corrupt => Self::Corrupt,
-            _ => Self::Exposed,
-        }
-    }
-}
-
-impl From<GoneReason> for Ended {
-    fn from(reason: GoneReason) -> Self {
-        match reason {
-            GoneReason::Closed => Self::Closed,
-            GoneReason::Exited => Self::Exited,
-            GoneReason::Corrupt => Self::Corrupt,
-            GoneReason::Evicted => Self::Evicted,
+            CloseReason::Evicted => Self::Evicted,
             _ => Self::Exposed,
         }
     }

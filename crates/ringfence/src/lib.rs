@@ -92,7 +92,7 @@ pub use channel::Channel;
 pub use channel::batch::Batch;
 pub use channel::merge::source::Source;
 pub use channel::merge::{Key, Merge, MergeStats, Merged, MergedVec, NotAdded};
-pub use channel::reason::{CloseReason, GoneReason};
+pub use channel::reason::CloseReason;
 pub use channel::receiver::{Packed, Receiver};
 pub use channel::reservation::Reservation;
 pub use channel::sender::Sender;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ringfence::{
-    Address, Delivery, Error, GoneReason, Options, Publisher, PublisherEvent, Subscriber, Subscription,
+    Address, CloseReason, Delivery, Error, Options, Publisher, PublisherEvent, Subscriber, Subscription,
     publish, subscribe,
 };
 
@@ -60,7 +60,7 @@ fn next_subscriber(publisher: &Publisher) -> Subscriber {
 }
 
 /// The next that goes, and why.
-fn next_gone(publisher: &Publisher) -> (Subscriber, GoneReason) {
+fn next_gone(publisher: &Publisher) -> (Subscriber, CloseReason) {
     loop {
         match publisher.next().unwrap() {
             PublisherEvent::Gone(subscriber, reason) => return (subscriber, reason),
@@ -296,7 +296,7 @@ fn every_reliable_subscriber_gets_every_message_in_order() {
         reader.finish();
     }
     let reasons: Vec<_> = (0..3).map(|_| next_gone(&publisher).1).collect();
-    assert_eq!(reasons, [GoneReason::Closed; 3]);
+    assert_eq!(reasons, [CloseReason::Closed; 3]);
     assert!(matches!(publisher.next(), Err(Error::Closed(_))));
     assert_eq!(publisher.close_reason(), Some(ringfence::CloseReason::Closed));
 }
@@ -342,7 +342,7 @@ fn a_dead_subscriber_is_let_go_of_while_the_publisher_sleeps_in_send() {
             reasons.push(reason);
         }
     }
-    assert_eq!(reasons, [GoneReason::Exited, GoneReason::Closed]);
+    assert_eq!(reasons, [CloseReason::Exited, CloseReason::Closed]);
 }
 
 #[test]
@@ -360,8 +360,8 @@ fn one_that_does_not_read_is_evicted_after_its_stall_and_is_told() {
     }
     assert!(start.elapsed() >= stall, "it was not waited for");
     let (gone, reason) = next_gone(&publisher);
-    assert_eq!((gone.peer().pid, reason), (slow.pid(), GoneReason::Evicted));
-    assert_eq!(gone.gone(), Some(GoneReason::Evicted));
+    assert_eq!((gone.peer().pid, reason), (slow.pid(), CloseReason::Evicted));
+    assert_eq!(gone.gone(), Some(CloseReason::Evicted));
     slow.go_on();
     slow.expect("0 from 0 to 0, lost 0, EVICTED");
     slow.finish();
@@ -421,7 +421,7 @@ fn a_try_that_was_refused_has_the_stall_run_on() {
     let mut publisher = publish(&address, &options().stall(Duration::from_millis(50))).unwrap();
     let _slow = subscriber("waits", &address, "reliable", "now");
     while publisher.try_send(&message(1, 1000)).unwrap() {}
-    assert_eq!(next_gone(&publisher).1, GoneReason::Evicted);
+    assert_eq!(next_gone(&publisher).1, CloseReason::Evicted);
     assert!(publisher.try_send(&message(1, 1000)).unwrap());
 }
 
@@ -515,7 +515,7 @@ fn disconnect_gives_one_subscriber_the_rest_and_the_others_go_on() {
         publisher.send(&message(number, 100)).unwrap();
     }
     left.disconnect();
-    assert_eq!(left.gone(), Some(GoneReason::Closed));
+    assert_eq!(left.gone(), Some(CloseReason::Closed));
     assert_eq!(publisher.subscribers().len(), 1);
     // More than the ring holds: what it has not read is kept all the same.
     let mut sent = 10;
@@ -535,11 +535,11 @@ fn disconnect_gives_one_subscriber_the_rest_and_the_others_go_on() {
 #[test]
 fn why_it_has_ended_is_known_while_messages_are_unread() {
     for (how, reason) in [
-        ("disconnects", GoneReason::Closed),
-        ("ends", GoneReason::Closed),
-        ("closes", GoneReason::Closed),
-        ("dies", GoneReason::Exited),
-        ("evicts", GoneReason::Evicted),
+        ("disconnects", CloseReason::Closed),
+        ("ends", CloseReason::Closed),
+        ("closes", CloseReason::Closed),
+        ("dies", CloseReason::Exited),
+        ("evicts", CloseReason::Evicted),
     ] {
         let (address, _directory) = fresh_address(false);
         let mut publisher = Actor::start("ends in a way", &[&address.to_string(), how]);
@@ -560,7 +560,7 @@ fn why_it_has_ended_is_known_while_messages_are_unread() {
         let mut into = [0; 1000];
         for number in 1..=10 {
             let received = subscription.receive(&mut into);
-            if reason == GoneReason::Evicted {
+            if reason == CloseReason::Evicted {
                 assert!(matches!(received, Err(Error::Evicted)), "{received:?}");
                 continue;
             }
@@ -571,7 +571,7 @@ fn why_it_has_ended_is_known_while_messages_are_unread() {
                 "{how}"
             );
         }
-        if reason != GoneReason::Evicted {
+        if reason != CloseReason::Evicted {
             assert_eq!(subscription.receive(&mut into).unwrap(), None, "{how}");
             assert_eq!(subscription.is_cut(), how == "closes" || how == "dies");
         }
@@ -600,7 +600,7 @@ fn as_ends_in_a_way(arguments: &[String]) {
         "closes" => publisher.close(),
         "evicts" => {
             while publisher.try_send(&[11; 1000]).unwrap() {}
-            assert_eq!(next_gone(&publisher).1, GoneReason::Evicted);
+            assert_eq!(next_gone(&publisher).1, CloseReason::Evicted);
         }
         // It is killed.
         _ => wait_for_test(),
@@ -800,7 +800,7 @@ fn one_subscribers_process_may_subscribe_many_times_and_each_is_counted() {
     many.expect("40 have 1000");
     many.finish();
     for _ in 0..40 {
-        assert_eq!(next_gone(&publisher).1, GoneReason::Closed);
+        assert_eq!(next_gone(&publisher).1, CloseReason::Closed);
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 use memmap2::{Mmap, MmapMut};
 use nix::sys::signal::{Signal, kill};
 use ringfence::{
-    Address, CloseReason, Error, GoneReason, Options, Policy, Publisher, PublisherEvent, publish, subscribe,
+    Address, CloseReason, Error, Options, Policy, Publisher, PublisherEvent, publish, subscribe,
 };
 use support::{
     Actor, STRANGER, Strangers, TIME_LIMIT, fresh_address, say, wait_for_test,
@@ -206,7 +206,7 @@ fn honest(address: &Address) -> Actor {
 }
 
 /// The next that goes, and why.
-fn next_gone(publisher: &Publisher) -> (i32, GoneReason) {
+fn next_gone(publisher: &Publisher) -> (i32, CloseReason) {
     loop {
         match publisher.next().unwrap() {
             PublisherEvent::Gone(subscriber, reason) => return (subscriber.peer().pid, reason),
@@ -255,7 +255,7 @@ fn one_that_lies_with_its_head_ends_itself_alone_in_every_direction() {
         fill(&mut publisher, &mut count);
         assert_eq!(
             next_gone(&publisher),
-            (liar.0.pid(), GoneReason::Corrupt),
+            (liar.0.pid(), CloseReason::Corrupt),
             "{lie}"
         );
         liar.ask("wait", "hung up");
@@ -272,7 +272,7 @@ fn one_that_lies_with_its_head_ends_itself_alone_in_every_direction() {
     }
     liar.ask("head +0", "said");
     fill(&mut publisher, &mut count);
-    assert_eq!(next_gone(&publisher), (liar.0.pid(), GoneReason::Corrupt));
+    assert_eq!(next_gone(&publisher), (liar.0.pid(), CloseReason::Corrupt));
     publisher.end();
     witness.expect(&format!("{count}, end, closed"));
 }
@@ -296,7 +296,7 @@ fn one_that_shows_two_positions_holds_the_publisher_up_no_longer_than_another_ma
     let (pid, reason) = next_gone(&publisher);
     assert_eq!(pid, liar.0.pid());
     assert!(
-        matches!(reason, GoneReason::Corrupt | GoneReason::Evicted),
+        matches!(reason, CloseReason::Corrupt | CloseReason::Evicted),
         "{reason}"
     );
     publisher.end();
@@ -366,8 +366,8 @@ fn a_process_that_opens_the_ring_ends_it_for_all_and_finds_nothing() {
     assert_eq!(
         gone,
         [
-            (witness.pid(), GoneReason::Exposed),
-            (hand.0.pid(), GoneReason::Exposed)
+            (witness.pid(), CloseReason::Exposed),
+            (hand.0.pid(), CloseReason::Exposed)
         ]
     );
     assert_eq!(publisher.close_reason(), Some(CloseReason::Exposed));
@@ -500,10 +500,10 @@ fn a_stopped_subscriber_is_evicted_and_a_zombie_let_go_of_at_once() {
     // Its parent does not wait for its end: it stays as a zombie.
     kill(nix::unistd::Pid::from_raw(zombie.pid()), Signal::SIGKILL).unwrap();
     // The publisher does nothing meanwhile.
-    assert_eq!(next_gone(&publisher), (zombie.pid(), GoneReason::Exited));
+    assert_eq!(next_gone(&publisher), (zombie.pid(), CloseReason::Exited));
     let mut count = 0;
     fill(&mut publisher, &mut count);
-    assert_eq!(next_gone(&publisher), (stopped.pid(), GoneReason::Evicted));
+    assert_eq!(next_gone(&publisher), (stopped.pid(), CloseReason::Evicted));
     publisher.end();
     witness.expect(&format!("{count}, end, closed"));
     stopped.resume();
@@ -532,7 +532,7 @@ fn a_subscriber_whose_own_object_is_opened_ends_alone() {
     let flags = nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_NONBLOCK;
     let found = nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty());
     assert_eq!(found.unwrap_err(), nix::errno::Errno::EWOULDBLOCK);
-    assert_eq!(next_gone(&publisher), (opened.pid(), GoneReason::Exposed));
+    assert_eq!(next_gone(&publisher), (opened.pid(), CloseReason::Exposed));
     let told = opened.hear();
     assert!(told.ends_with("OBJECT_EXPOSED, exposed"), "{told}");
     publisher.send(b"on").unwrap();

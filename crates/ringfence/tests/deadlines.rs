@@ -10,7 +10,7 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ringfence::{
-    Address, AnySource, Arrival, Channel, Error, ErrorKind, GoneReason, Merge, MergedVec, Progress, connect,
+    Address, AnySource, Arrival, Channel, CloseReason, Error, ErrorKind, Merge, MergedVec, Progress, connect,
     join, listen, publish, subscribe,
 };
 use support::{Actor, TIME_LIMIT, fresh_address, join_later, say, small, wait_for_host, wait_for_test};
@@ -262,7 +262,7 @@ fn a_merge_has_deadlines_and_memory_as_well() {
         actor.go_on();
         let (bytes, found) = (message(length), merge.receive_vec().unwrap());
         assert!(found == Some(MergedVec::Message { from, bytes }), "{length}");
-        let reason = GoneReason::Closed;
+        let reason = CloseReason::Closed;
         let end = merge.receive_vec().unwrap();
         assert_eq!(end, Some(MergedVec::Ended { from, reason }));
     }

@@ -25,7 +25,7 @@ use nix::{
     unistd::{ForkResult, Pid, alarm, fork, geteuid, pause},
 };
 use ringfence::{
-    Address, AnySource, Error, GoneReason, Key, Listener, Merge, Merged, Message, PublisherEvent, Receiver,
+    Address, AnySource, CloseReason, Error, Key, Listener, Merge, Merged, Message, PublisherEvent, Receiver,
     Sender, Subscription, connect, listen, publish, subscribe,
 };
 use support::{
@@ -375,9 +375,9 @@ fn each_of_100_sources_comes_in_its_order_and_leaves_after_its_last_message() {
                 assert_eq!(read[&from].1, 30, "it leaves after its last message");
                 let was_killed = killed.contains(&pids[&from]);
                 let wanted = if was_killed {
-                    GoneReason::Exited
+                    CloseReason::Exited
                 } else {
-                    GoneReason::Closed
+                    CloseReason::Closed
                 };
                 assert_eq!(reason, wanted);
                 assert!(merge.source(from).is_none() && merge.remove(from).is_none());
@@ -402,7 +402,7 @@ fn a_liar_leaves_and_costs_the_others_nothing() {
     let (mut speaker, honest) = scene.start(&mut merge, "speaker", &[]);
     liar.expect("lied");
     let mut room = [0; 64];
-    let reason = GoneReason::Corrupt;
+    let reason = CloseReason::Corrupt;
     assert_eq!(next(&mut merge, &mut room), Merged::Ended { from: lying, reason });
     speak(&mut speaker);
     let wanted = Merged::Message {
@@ -504,7 +504,7 @@ fn an_event_loop_of_the_program_s_own_hears_messages_and_ends() {
     merge.poll().unwrap();
     assert!(!merge.arm().unwrap());
     assert_eq!(merge.drain(|_, _| (), 10).unwrap(), 0);
-    assert_eq!(merge.next_end(), Some((key, GoneReason::Exited)));
+    assert_eq!(merge.next_end(), Some((key, CloseReason::Exited)));
     assert!(merge.is_ended() && !is_readable(&merge, PollTimeout::ZERO));
 }
 
@@ -527,7 +527,7 @@ fn a_source_whose_process_ends_leaves_though_a_child_has_its_line() {
     let told = merge.try_receive(&mut [0; 8]).unwrap();
     // Nothing else ends it, whatever was told.
     kill(child, Signal::SIGKILL).unwrap();
-    let (from, reason) = (key, GoneReason::Exited);
+    let (from, reason) = (key, CloseReason::Exited);
     assert_eq!(told, Some(Merged::Ended { from, reason }));
     // The other one rings, and is heard as before.
     speak(&mut speaker);
@@ -555,7 +555,7 @@ fn a_caller_that_only_ever_polls_notices_an_end() {
         found.extend(merge.try_receive(&mut [0; 64]).unwrap());
         assert!(Instant::now() < end, "no end is noticed");
     }
-    let reason = GoneReason::Exited;
+    let reason = CloseReason::Exited;
     assert_eq!(
         found,
         [
@@ -574,7 +574,7 @@ fn this_side_closes_a_source_from_another_thread_and_the_merge_goes_on() {
     let mut sender = scene.senders.remove(0);
     let closing = thread::spawn(move || sender.close());
     let merged = next(&mut merge, &mut [0; 64]);
-    let reason = GoneReason::Closed;
+    let reason = CloseReason::Closed;
     assert_eq!(merged, Merged::Ended { from: closed, reason });
     assert_eq!(merge.len(), 1);
     closing.join().unwrap();
@@ -605,7 +605,7 @@ fn a_thread_may_wait_for_room_in_a_channel_that_a_merge_reads() {
         assert_eq!(room[..4], number.to_le_bytes());
     }
     sending.join().unwrap();
-    let reason = GoneReason::Closed;
+    let reason = CloseReason::Closed;
     assert_eq!(next(&mut merge, &mut room), Merged::Ended { from: key, reason });
     echo.go_on();
     echo.finish();
@@ -654,7 +654,7 @@ fn subscriptions_and_channels_are_read_as_one_and_an_evicted_one_leaves_with_tha
         }
     };
     // Nothing was received before, and a ring that is written over is not read.
-    assert_eq!(next(&mut merge, 1), (evicted, Err(GoneReason::Evicted)));
+    assert_eq!(next(&mut merge, 1), (evicted, Err(CloseReason::Evicted)));
     ticker.go_on();
     for number in 0..3000_u64 {
         if number % 1000 == 500 {
@@ -671,7 +671,7 @@ fn subscriptions_and_channels_are_read_as_one_and_an_evicted_one_leaves_with_tha
     while last.0 == spoken {
         last = next(&mut merge, 1);
     }
-    assert_eq!(last, (ticking, Err(GoneReason::Closed)));
+    assert_eq!(last, (ticking, Err(CloseReason::Closed)));
     assert_eq!(merge.len(), 1);
 }
 
@@ -709,7 +709,7 @@ fn is_overwritten<S: ringfence::Source + fmt::Debug>(mut publisher: Actor, sourc
     assert!(seen[0] > 1, "the first message is overwritten");
     assert!(matches!(drained, Err(Error::Evicted)), "{drained:?}");
     assert_eq!(merge.stats().messages_received, 0);
-    assert_eq!(merge.next_end(), Some((from, GoneReason::Evicted)));
+    assert_eq!(merge.next_end(), Some((from, CloseReason::Evicted)));
     assert_eq!(merge.drain(|_, _| panic!("nothing is left"), 100).unwrap(), 0);
     publisher.go_on();
     publisher.finish();

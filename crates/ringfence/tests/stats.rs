@@ -5,8 +5,8 @@ mod support;
 use std::time::Duration;
 
 use ringfence::{
-    Address, Arrival, ChannelStats, Delivery, Error, GoneReason, Merge, Policy, PublisherEvent, Subscription,
-    connect, join, listen, publish, subscribe,
+    Address, Arrival, ChannelStats, CloseReason, Delivery, Error, Merge, Policy, PublisherEvent,
+    Subscription, connect, join, listen, publish, subscribe,
 };
 use support::{Actor, accepted, fresh_address, say, small, wait_for_test};
 
@@ -287,7 +287,7 @@ fn a_publisher_that_waits_for_one_that_never_reads_counts_the_wait_and_the_evict
     // It has room before the publisher counts that one as gone.
     assert!(matches!(
         publisher.next().unwrap(),
-        PublisherEvent::Gone(_, GoneReason::Evicted)
+        PublisherEvent::Gone(_, CloseReason::Evicted)
     ));
     let stats = publisher.stats();
     assert_eq!((stats.subscribers, stats.evicted, stats.waits), (0, 1, 1));
@@ -344,7 +344,7 @@ fn what_an_eviction_has_discarded_is_not_counted() {
             "{name}"
         );
         assert_eq!((subscription.sequence(), subscription.lost()), (3, 0), "{name}");
-        assert_eq!(subscription.close_reason(), Some(GoneReason::Evicted), "{name}");
+        assert_eq!(subscription.close_reason(), Some(CloseReason::Evicted), "{name}");
         actor.go_on();
         actor.finish();
     }

@@ -14,7 +14,7 @@ use nix::{
     unistd::{ForkResult, alarm, fork},
 };
 use ringfence::{
-    Address, AnySource, Arrival, Change, Error, GoneReason, MergedVec, PublisherEvent, listen, publish,
+    Address, AnySource, Arrival, Change, CloseReason, Error, MergedVec, PublisherEvent, listen, publish,
     tokio::{
         Channel, Listener, Merge, Publisher, Receiver, Sender, Subscription, connect, join, member, subscribe,
     },
@@ -364,7 +364,7 @@ fn a_publisher_and_its_subscribers_wait_as_tasks() {
         while let Some(event) = StreamExt::next(&mut audience).await {
             assert!(matches!(
                 event.unwrap(),
-                PublisherEvent::Gone(_, GoneReason::Closed)
+                PublisherEvent::Gone(_, CloseReason::Closed)
             ));
             gone += 1;
         }
@@ -429,7 +429,7 @@ fn a_subscription_that_waits_is_told_that_the_publisher_was_killed() {
         actor.kill();
         let (found, subscription): (_, Subscription) = waiting.await.unwrap();
         assert_eq!(found.unwrap(), None);
-        assert_eq!(subscription.get_ref().close_reason(), Some(GoneReason::Exited));
+        assert_eq!(subscription.get_ref().close_reason(), Some(CloseReason::Exited));
     });
 }
 
@@ -458,7 +458,7 @@ fn a_merge_waits_for_all_of_its_sources() {
         for (actor, from) in [(&mut told, pair), (&mut publisher, ticks)] {
             assert!(merge.next().now_or_never().is_none());
             actor.kill();
-            let reason = GoneReason::Exited;
+            let reason = CloseReason::Exited;
             let end = merge.next().await.transpose().unwrap();
             assert_eq!(end, Some(MergedVec::Ended { from, reason }));
         }

@@ -15,7 +15,7 @@ use std::{
 };
 
 use ringfence::{
-    Address, Arrival, Audience, Broadcaster, Channel, Channels, Error, GoneReason, Listener, Policy,
+    Address, Arrival, Audience, Broadcaster, Channel, Channels, CloseReason, Error, Listener, Policy,
     PublisherEvent, connect, join, listen, member, publish, subscribe,
 };
 use support::{Actor, TIME_LIMIT, accepted, fresh_address, handshakes_of, say, small, wait_for_test, wire};
@@ -478,7 +478,7 @@ fn an_eviction_is_told() {
         publisher.send(&[7; 256]).unwrap();
     }
     match publisher.next().unwrap() {
-        PublisherEvent::Gone(_, reason) => assert_eq!(reason, GoneReason::Evicted),
+        PublisherEvent::Gone(_, reason) => assert_eq!(reason, CloseReason::Evicted),
         other => panic!("{other:?}"),
     }
     let told = hear("ringfence::evicted", &address, |_| true);
@@ -604,7 +604,7 @@ fn one_that_was_evicted_has_that_reason_though_the_program_lets_go_of_it_meanwhi
     }
     assert!(matches!(
         audience.next().unwrap(),
-        PublisherEvent::Gone(_, GoneReason::Evicted)
+        PublisherEvent::Gone(_, CloseReason::Evicted)
     ));
     assert_eq!(broadcaster.stats().evicted, 1);
 }
@@ -687,7 +687,7 @@ fn a_subscriber_that_is_evicted_after_the_last_check_is_told_so() {
             &events,
             [
                 Ok(PublisherEvent::Subscriber(_)),
-                Ok(PublisherEvent::Gone(_, GoneReason::Evicted))
+                Ok(PublisherEvent::Gone(_, CloseReason::Evicted))
             ]
         ),
         "{events:?}"

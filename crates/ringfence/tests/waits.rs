@@ -17,9 +17,9 @@ use nix::{
     unistd::{ForkResult, Pid, fork, pause},
 };
 use ringfence::{
-    Address, AnySource, Channel, CloseReason, Error, GoneReason, Listener, Membership, Merge, Merged,
-    Options, Publisher, PublisherEvent, Receiver, Sender, Subscription, connect, from_parent, join, listen,
-    member, publish, subscribe,
+    Address, AnySource, Channel, CloseReason, Error, Listener, Membership, Merge, Merged, Options, Publisher,
+    PublisherEvent, Receiver, Sender, Subscription, connect, from_parent, join, listen, member, publish,
+    subscribe,
 };
 use support::{
     Actor, TIME_LIMIT, accepted, forbid, fresh_address, join_later, say, small, wait_for_host, wait_for_test,
@@ -179,7 +179,7 @@ fn receive(mut receiver: Receiver, way: Way) -> (CloseReason, bool) {
     (receiver.close_reason().unwrap(), receiver.is_cut())
 }
 
-fn receive_from(mut subscription: Subscription, way: Way) -> (GoneReason, bool) {
+fn receive_from(mut subscription: Subscription, way: Way) -> (CloseReason, bool) {
     if way == Way::Polls {
         assert!(subscription.arm().unwrap());
         polled(&subscription);
@@ -218,7 +218,7 @@ fn a_death_ends_the_wait_for_a_message_at_once() {
                     }
                     Own::Subscription(subscription) => {
                         let ended = in_time(&what, move || receive_from(subscription, way));
-                        assert_eq!(ended, (GoneReason::Exited, true), "{what}");
+                        assert_eq!(ended, (CloseReason::Exited, true), "{what}");
                     }
                 }
             });
@@ -263,7 +263,7 @@ fn the_death_of_a_subscriber_makes_room_at_once() {
                 other => drop(other.expect("an event")),
             }
         };
-        assert_eq!(gone, GoneReason::Exited, "{way:?}");
+        assert_eq!(gone, CloseReason::Exited, "{way:?}");
     }
 }
 
@@ -297,7 +297,7 @@ fn a_death_ends_the_wait_of_a_merge_at_once() {
             });
             actor.kill();
             let (found, rest) = waiting.join().unwrap();
-            let reason = GoneReason::Exited;
+            let reason = CloseReason::Exited;
             assert!(
                 matches!(found, Some(Merged::Ended { reason: found, .. }) if found == reason),
                 "{way:?}: {found:?}"
@@ -323,7 +323,7 @@ fn a_death_ends_the_wait_of_a_task_at_once() {
                     Own::Channel(channel, _kept) => {
                         let mut channel = ringfence::tokio::Channel::new(channel).unwrap();
                         assert_eq!(channel.receive(&mut [0; 8]).await.unwrap(), None);
-                        channel.get_mut().receiver().close_reason().map(GoneReason::from)
+                        channel.get_mut().receiver().close_reason()
                     }
                     Own::Subscription(subscription) => {
                         let mut subscription = ringfence::tokio::Subscription::new(subscription).unwrap();
@@ -333,7 +333,7 @@ fn a_death_ends_the_wait_of_a_task_at_once() {
                 }
             };
             let ended = tokio::time::timeout(TIME_LIMIT, waiting).await;
-            assert_eq!(ended.expect("it ends"), Some(GoneReason::Exited), "{kind}");
+            assert_eq!(ended.expect("it ends"), Some(CloseReason::Exited), "{kind}");
             killer.await.unwrap();
         });
     }

@@ -4,7 +4,7 @@
 use std::sync::atomic::{Ordering, fence};
 
 use crate::{
-    channel::reason::GoneReason,
+    channel::reason::CloseReason,
     channel::shared::{Held, OnEnd, Shared},
     channel::state::ChannelState,
     error::{Error, Result},
@@ -56,7 +56,7 @@ impl Held {
 #[derive(Debug)]
 pub(crate) struct Untold {
     tie: Tie,
-    reason: Option<GoneReason>,
+    reason: Option<CloseReason>,
     /// These are dropped in this order. Not under the lock: the last of a region or of a mailbox waits for the thread that hears alarms,
     /// and that may wait for the lock.
     _on_end: Option<Box<dyn OnEnd>>,
@@ -128,7 +128,7 @@ impl Shared {
         drop(guard);
         Some(Untold {
             tie: self.tie.clone(),
-            reason: self.gone_reason(),
+            reason: self.close_reason(),
             _on_end: on_end,
             _held: held,
         })
@@ -136,7 +136,7 @@ impl Shared {
 
     /// Those who watch the process hear of an end before the program does.
     fn tell_end(&self) {
-        if let Some(reason) = self.gone_reason() {
+        if let Some(reason) = self.close_reason() {
             self.tie.closed(&reason);
         }
     }

@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     channel::own_phase::OwnPhase,
-    channel::reason::{CloseReason, GoneReason},
+    channel::reason::CloseReason,
     channel::state::{AtomicState, ChannelState},
     channel::stats::Counters,
     error::Result,
@@ -192,11 +192,6 @@ impl Shared {
             self.notice();
         }
         Ok(())
-    }
-
-    /// As [`Shared::close_reason`], of a publisher or a subscription.
-    pub(crate) fn gone_reason(&self) -> Option<GoneReason> {
-        self.state.get().gone_reason()
     }
 
     pub(crate) fn close_reason(&self) -> Option<CloseReason> {

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::{
-    channel::reason::{CloseReason, GoneReason},
+    channel::reason::CloseReason,
     error::{Error, Result},
     fork::{Mark, inherited},
 };
@@ -49,25 +49,14 @@ impl ChannelState {
     pub(crate) fn close_reason(self) -> Option<CloseReason> {
         match self {
             Self::Open => None,
-            Self::ClosedHere
-            | Self::ClosedByPeer
-            | Self::LeftByPeer
-            | Self::Refused
-            | Self::Inherited
-            // A pair has no such end. A peer that says so all the same ends its channel by that.
-            | Self::Evicted
-            | Self::EvictedByPeer => Some(CloseReason::Closed),
+            Self::ClosedHere | Self::ClosedByPeer | Self::LeftByPeer | Self::Refused | Self::Inherited => {
+                Some(CloseReason::Closed)
+            }
             Self::PeerExited => Some(CloseReason::Exited),
             Self::Exposed | Self::ExposedAtPeer => Some(CloseReason::Exposed),
             Self::Corrupt => Some(CloseReason::Corrupt),
-        }
-    }
-
-    /// As [`ChannelState::close_reason`], where one side publishes.
-    pub(crate) fn gone_reason(self) -> Option<GoneReason> {
-        match self {
-            Self::Evicted | Self::EvictedByPeer => Some(GoneReason::Evicted),
-            other => other.close_reason().map(GoneReason::from),
+            // The peer of a pair never evicts. A hostile peer that stores this phase ends its channel with it.
+            Self::Evicted | Self::EvictedByPeer => Some(CloseReason::Evicted),
         }
     }
 
@@ -133,35 +122,25 @@ mod tests {
     use super::{ChannelState as State, *};
 
     #[test]
-    fn each_end_has_its_reason_for_either_kind_of_channel_and_its_error() {
+    fn each_end_has_its_reason_and_its_error() {
         let (closed, exited) = (Some(CloseReason::Closed), Some(CloseReason::Exited));
         let (exposed, corrupt) = (Some(CloseReason::Exposed), Some(CloseReason::Corrupt));
-        for (state, reason, gone, code) in [
-            (State::Inherited, closed, Some(GoneReason::Closed), "CLOSED"),
-            (State::Open, None, None, ""),
-            (State::ClosedHere, closed, Some(GoneReason::Closed), "CLOSED"),
-            (State::ClosedByPeer, closed, Some(GoneReason::Closed), "PEER_LOST"),
-            (State::PeerExited, exited, Some(GoneReason::Exited), "PEER_LOST"),
-            (State::Corrupt, corrupt, Some(GoneReason::Corrupt), "RING_CORRUPT"),
-            (State::Refused, closed, Some(GoneReason::Closed), "CLOSED"),
-            (
-                State::Exposed,
-                exposed,
-                Some(GoneReason::Exposed),
-                "OBJECT_EXPOSED",
-            ),
-            (
-                State::ExposedAtPeer,
-                exposed,
-                Some(GoneReason::Exposed),
-                "OBJECT_EXPOSED",
-            ),
-            (State::LeftByPeer, closed, Some(GoneReason::Closed), "PEER_LOST"),
-            (State::Evicted, closed, Some(GoneReason::Evicted), "CLOSED"),
-            (State::EvictedByPeer, closed, Some(GoneReason::Evicted), "EVICTED"),
+        let evicted = Some(CloseReason::Evicted);
+        for (state, reason, code) in [
+            (State::Inherited, closed, "CLOSED"),
+            (State::Open, None, ""),
+            (State::ClosedHere, closed, "CLOSED"),
+            (State::ClosedByPeer, closed, "PEER_LOST"),
+            (State::PeerExited, exited, "PEER_LOST"),
+            (State::Corrupt, corrupt, "RING_CORRUPT"),
+            (State::Refused, closed, "CLOSED"),
+            (State::Exposed, exposed, "OBJECT_EXPOSED"),
+            (State::ExposedAtPeer, exposed, "OBJECT_EXPOSED"),
+            (State::LeftByPeer, closed, "PEER_LOST"),
+            (State::Evicted, evicted, "CLOSED"),
+            (State::EvictedByPeer, evicted, "EVICTED"),
         ] {
             assert_eq!(state.close_reason(), reason, "{state:?}");
-            assert_eq!(state.gone_reason(), gone, "{state:?}");
             let checked = state.check();
             assert_eq!(checked.err().map_or("", |error| error.code()), code, "{state:?}");
         }

@@ -21,7 +21,7 @@ use nix::{
 
 use crate::{
     channel::link::LOOKS_PER_GLANCE,
-    channel::reason::GoneReason,
+    channel::reason::CloseReason,
     channel::receiver::Receiver,
     channel::waiting::{Awaited, Slept, SpinThenPark},
     error::{Error, Result},
@@ -71,8 +71,8 @@ pub enum Merged {
     Ended {
         /// The source that it was.
         from: Key,
-        /// Why. [`GoneReason::Closed`] as well where the peer has ended its sending alone.
-        reason: GoneReason,
+        /// Why. [`CloseReason::Closed`] as well where the peer has ended its sending alone.
+        reason: CloseReason,
     },
 }
 
@@ -91,7 +91,7 @@ pub enum MergedVec {
         /// The source that it was.
         from: Key,
         /// Why.
-        reason: GoneReason,
+        reason: CloseReason,
     },
 }
 
@@ -170,7 +170,7 @@ impl<S> From<Box<NotAdded<S>>> for Error {
 ///
 /// # Closing
 /// A source that has ended leaves after its last message, and [`Merged::Ended`] tells why. So does one whose peer has lied
-/// ([`GoneReason::Corrupt`]): that costs the others nothing. Once every source has ended or was removed, and all was told,
+/// ([`CloseReason::Corrupt`]): that costs the others nothing. Once every source has ended or was removed, and all was told,
 /// [`Merge::receive`] answers `None`; a merge that never had one waits. Dropping a merge drops its sources.
 ///
 /// # After a fork
@@ -182,7 +182,7 @@ pub struct Merge<S = Receiver> {
     turns: Turns,
     epoll: Epoll,
     birth: Birth,
-    ends: VecDeque<(Key, GoneReason)>,
+    ends: VecDeque<(Key, CloseReason)>,
     size: usize,
     had_one: bool,
     /// What those have received here that are not in it any more.
@@ -388,7 +388,7 @@ impl<S: Source> Merge<S> {
         &mut self,
         mut take: impl FnMut(&mut S) -> Result<Option<T>>,
         length: impl Fn(&T) -> usize,
-    ) -> Result<Option<std::result::Result<(Key, T), (Key, GoneReason)>>> {
+    ) -> Result<Option<std::result::Result<(Key, T), (Key, CloseReason)>>> {
         self.birth.check()?;
         loop {
             if let Some(end) = self.ends.pop_front() {
@@ -477,7 +477,7 @@ impl<S: Source> Merge<S> {
     }
 
     /// The next end of a source that was not returned yet, for a caller that reads with [`Merge::drain`]. `None` in a child.
-    pub fn next_end(&mut self) -> Option<(Key, GoneReason)> {
+    pub fn next_end(&mut self) -> Option<(Key, CloseReason)> {
         self.ends.pop_front().filter(|_| self.birth.is_here())
     }
 
@@ -600,7 +600,7 @@ impl<S: Source> Merge<S> {
         let Some(source) = self.take_out(place) else {
             return;
         };
-        let reason = source.end_reason().unwrap_or(GoneReason::Closed);
+        let reason = source.end_reason().unwrap_or(CloseReason::Closed);
         self.ends.push_back((key, reason));
     }
 

@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use crate::{
-    channel::reason::GoneReason,
+    channel::reason::CloseReason,
     channel::receiver::{Receiver, Visited},
     channel::waiting::{Parking, SpinThenPark, Waits},
     error::{Error, Result},
@@ -41,7 +41,7 @@ pub trait Reading: Waits<For = ()> {
     fn next_size(&mut self) -> Result<Option<usize>>;
 
     /// Why its channel has ended; `None` while it has not, also if the peer has ended its sending.
-    fn end_reason(&self) -> Option<GoneReason>;
+    fn end_reason(&self) -> Option<CloseReason>;
 
     /// What the line says is heard: a bell, or the end. `Process`: the peer's process has ended, as its pidfd says.
     fn hear(&mut self, waited: Waited) {
@@ -83,8 +83,8 @@ impl Reading for Receiver {
         Receiver::next_size(self)
     }
 
-    fn end_reason(&self) -> Option<GoneReason> {
-        self.close_reason().map(GoneReason::from)
+    fn end_reason(&self) -> Option<CloseReason> {
+        self.close_reason()
     }
 }
 

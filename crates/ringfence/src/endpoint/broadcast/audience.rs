@@ -21,7 +21,7 @@ use std::{
 use crate::{
     channel::ending::Untold,
     channel::open::open,
-    channel::reason::GoneReason,
+    channel::reason::CloseReason,
     channel::shared::{self as channel, OnEnd},
     channel::state::{AtomicState, ChannelState},
     channel::verify::{Verified, Verifier, WeakVerifier},
@@ -122,7 +122,7 @@ struct Member {
     evidence: Vec<Evidence>,
     verifier: WeakVerifier,
     link: Weak<channel::Shared>,
-    gone: OnceLock<GoneReason>,
+    gone: OnceLock<CloseReason>,
     /// The program is not told of it any more: that it has come was forgotten.
     untold: AtomicBool,
 }
@@ -162,7 +162,7 @@ impl Subscriber {
     }
 
     /// Why it has gone; `None` while it has not.
-    pub fn gone(&self) -> Option<GoneReason> {
+    pub fn gone(&self) -> Option<CloseReason> {
         self.member.gone.get().copied()
     }
 
@@ -192,8 +192,8 @@ impl Subscriber {
             // One that has ended otherwise, and is not told as gone yet, has that reason.
             let link = self.member.link.upgrade();
             let reason = link
-                .and_then(|link| link.gone_reason())
-                .unwrap_or(GoneReason::Closed);
+                .and_then(|link| link.close_reason())
+                .unwrap_or(CloseReason::Closed);
             publisher.gone(&self.member, reason);
         }
     }
@@ -215,7 +215,7 @@ pub enum PublisherEvent {
     /// A subscriber has come.
     Subscriber(Subscriber),
     /// It has gone.
-    Gone(Subscriber, GoneReason),
+    Gone(Subscriber, CloseReason),
     /// A newcomer was not let in. The publisher goes on.
     Refused(Refused),
 }
@@ -550,16 +550,16 @@ impl Shared<Broadcast> {
     }
 
     /// The program is told, once.
-    fn gone(self: &Arc<Self>, member: &Arc<Member>, reason: GoneReason) {
+    fn gone(self: &Arc<Self>, member: &Arc<Member>, reason: CloseReason) {
         if member.gone.set(reason).is_ok() {
-            if reason == GoneReason::Evicted {
+            if reason == CloseReason::Evicted {
                 self.evicted.fetch_add(1, Ordering::Relaxed);
             }
             self.tell(PublisherEvent::Gone(self.handle(member), reason));
         }
     }
 
-    fn let_go(self: &Arc<Self>, member: &Arc<Member>, reason: GoneReason) {
+    fn let_go(self: &Arc<Self>, member: &Arc<Member>, reason: CloseReason) {
         let seated = self.state().list.remove(&member.number);
         // Not under the lock.
         drop(seated);
@@ -674,7 +674,7 @@ impl Drop for Place {
         // Before the program is told: it may expect the next one at once.
         drop(self.seat.take());
         self.publisher.watches.remove(&self.ends);
-        let reason = self.end.gone_reason().unwrap_or(GoneReason::Closed);
+        let reason = self.end.close_reason().unwrap_or(CloseReason::Closed);
         self.publisher.let_go(&self.member, reason);
     }
 }
@@ -719,8 +719,8 @@ mod tests {
     fn whole_stays_and_refusals_are_forgotten_and_nothing_else() {
         let come = |one: &Subscriber| PublisherEvent::Subscriber(one.clone());
         let gone = |one: &Subscriber| {
-            let _ = one.member.gone.set(GoneReason::Closed);
-            PublisherEvent::Gone(one.clone(), GoneReason::Closed)
+            let _ = one.member.gone.set(CloseReason::Closed);
+            PublisherEvent::Gone(one.clone(), CloseReason::Closed)
         };
         let refused = Refused {
             error: Error::Aborted,
@@ -743,7 +743,7 @@ mod tests {
             assert_eq!(numbers(&pending), [('-', 1), ('+', 2)]);
         }
         // Its end may come a moment after it is known.
-        let _ = there.member.gone.set(GoneReason::Exited);
+        let _ = there.member.gone.set(CloseReason::Exited);
         drop(forget_oldest(&mut pending));
         assert_eq!(numbers(&pending), [('-', 1)]);
         assert!(there.member.untold.load(Ordering::Relaxed), "its end is not told");
@@ -759,10 +759,10 @@ mod tests {
         }
         // As each goes: that it has gone can be seen before it is told.
         for one in [&first, &second] {
-            one.member.gone.set(GoneReason::Closed).unwrap();
+            one.member.gone.set(CloseReason::Closed).unwrap();
         }
-        add(PublisherEvent::Gone(first, GoneReason::Closed), 2);
-        add(PublisherEvent::Gone(second, GoneReason::Closed), 2);
+        add(PublisherEvent::Gone(first, CloseReason::Closed), 2);
+        add(PublisherEvent::Gone(second, CloseReason::Closed), 2);
         let told: VecDeque<_> = std::iter::from_fn(|| events.try_next().unwrap()).collect();
         assert_eq!(numbers(&told), [('+', 2), ('-', 2)]);
     }

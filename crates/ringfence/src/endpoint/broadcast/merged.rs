@@ -2,7 +2,7 @@
 
 use crate::{
     channel::merge::source::{Reading, Source},
-    channel::reason::GoneReason,
+    channel::reason::CloseReason,
     channel::receiver::{Receiver, Visited},
     channel::waiting::{Parking, Waits},
     endpoint::broadcast::subscription::Subscription,
@@ -82,7 +82,7 @@ impl Reading for Subscription {
         Subscription::next_size(self)
     }
 
-    fn end_reason(&self) -> Option<GoneReason> {
+    fn end_reason(&self) -> Option<CloseReason> {
         self.gone()
     }
 }
@@ -142,7 +142,7 @@ impl Reading for AnySource {
         of_either!(self, source => Reading::next_size(source))
     }
 
-    fn end_reason(&self) -> Option<GoneReason> {
+    fn end_reason(&self) -> Option<CloseReason> {
         of_either!(self, source => Reading::end_reason(source))
     }
 }

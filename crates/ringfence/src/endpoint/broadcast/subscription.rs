@@ -14,7 +14,7 @@ use crate::{
     channel::ending::END_TOLD,
     channel::link::LOOKS_PER_GLANCE,
     channel::open::{Opened, open},
-    channel::reason::GoneReason,
+    channel::reason::CloseReason,
     channel::receiver::{Packed, Visited, make_room},
     channel::shared::Shared,
     channel::state::ChannelState,
@@ -731,15 +731,15 @@ impl Subscription {
 
     /// Why it has ended; `None` while it has not. What the publisher left may still be there to read.
     ///
-    /// Known once a call that reads, waits or polls the line has noticed it. [`GoneReason::Closed`] also if the publisher has disconnected
+    /// Known once a call that reads, waits or polls the line has noticed it. [`CloseReason::Closed`] also if the publisher has disconnected
     /// this subscription, or has ended, and waits until its last messages are read.
-    pub fn close_reason(&self) -> Option<GoneReason> {
-        self.gone().or(self.ended.then_some(GoneReason::Closed))
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.gone().or(self.ended.then_some(CloseReason::Closed))
     }
 
     /// Why the channel with the publisher has ended. `None` while the publisher waits until its last messages are read.
-    pub(super) fn gone(&self) -> Option<GoneReason> {
-        self.shared.gone_reason()
+    pub(super) fn gone(&self) -> Option<CloseReason> {
+        self.shared.close_reason()
     }
 }
 

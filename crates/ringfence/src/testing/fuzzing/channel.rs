@@ -329,7 +329,7 @@ impl Program {
             Error::RingCorrupt(_) => assert!(self.receiver.close_reason().is_some()),
             // Its phase may say so, true or not.
             Error::ObjectExposed(_) => assert_eq!(self.receiver.close_reason(), Some(CloseReason::Exposed)),
-            Error::Evicted => assert_eq!(self.receiver.close_reason(), Some(CloseReason::Closed)),
+            Error::Evicted => assert_eq!(self.receiver.close_reason(), Some(CloseReason::Evicted)),
             // The last two are of the script's own: buffers that are too small, and packed records that are none.
             Error::PeerLost(_)
             | Error::Closed(_)
