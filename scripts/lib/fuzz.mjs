@@ -46,7 +46,7 @@ function inputs(target) {
 
 /** What reads the bytes, the words and the objects of a peer. */
 const READERS = [
-  ...['ring', 'handshake', 'address/inherit.rs', 'channel/receiver.rs', 'channel/sender.rs', 'channel/ending.rs'],
+  ...['ring', 'handshake', 'address/inherit.rs', 'channel/receiver.rs', 'channel/sender.rs', 'channel/end.rs'],
   ...['accept', 'seals', 'peer', 'storage', 'map', 'copy', 'access', 'phase'].map((name) => `region/${name}.rs`),
   ...['signal/inbox.rs', 'sys/ancillary.rs', 'sys/lease.rs', 'wake/doorbell.rs', 'wake/parking.rs'],
 ]

@@ -1,31 +1,23 @@
 //! A channel: both directions between two processes.
 //!
-//! `open` begins one with what a handshake has left. `shared` is what both halves share, under its lock; `state` is the state,
-//! `ending` every way to the end, `reason` what a program is told of it, and `own_phase` the word that tells the peer. `sender` and
-//! `receiver` are the halves; `reservation` and `batch` are further ways to send, and `reserved` is room that is held
-//! without a borrow. `link` is what each half needs of the peer, `waiting` is how they sleep, `scratch` is memory for a message in
-//! fragments, `stats` is what both have done so far, `held` reads for the binding. `tokens`, `verify` and `partner` outlive the
-//! halves and keep no channel open. `merge` reads from the receiving halves of many channels.
+//! `open` makes a channel from the parts of a handshake. `end` holds the state that both halves share, and every way in which it
+//! ends. `sender` and `receiver` are the halves; `reservation`, `batch` and `reserved` are further ways to send. `waiting` is how
+//! the halves sleep, `scratch` is memory for a message in fragments, `stats` counts, `held` reads for the binding. `tokens` and
+//! `verify` outlive the halves and keep no channel open. `merge` reads from the receiving halves of many channels.
 //!
-//! May import everything below: `handshake` (its parts), `ring`, `region`, `wake`, `signal`. It never looks for a peer, and knows
-//! no address.
+//! May import everything below: `handshake` (its parts), `ring`, `region`, `wake`, `signal`. It never searches for a
+//! peer, and knows no address.
 
 pub(crate) mod batch;
-pub(crate) mod ending;
+pub(crate) mod end;
 pub(crate) mod held;
-pub(crate) mod link;
 pub(crate) mod merge;
 pub(crate) mod open;
-pub(crate) mod own_phase;
-pub(crate) mod partner;
-pub(crate) mod reason;
 pub(crate) mod receiver;
 pub(crate) mod reservation;
 pub(crate) mod reserved;
 pub(crate) mod scratch;
 pub(crate) mod sender;
-pub(crate) mod shared;
-pub(crate) mod state;
 pub(crate) mod stats;
 pub(crate) mod tokens;
 pub(crate) mod verify;
@@ -38,13 +30,11 @@ use std::{
 };
 
 use crate::{
-    channel::link::Link,
-    channel::open::{Opened, open},
+    channel::end::{ChannelState, OnEnd, Shared},
+    channel::open::{Link, Opened, open},
     channel::receiver::Receiver,
     channel::scratch::Scratch,
     channel::sender::{Begun, Sender, Writing},
-    channel::shared::{OnEnd, Shared},
-    channel::state::ChannelState,
     channel::stats::ChannelStats,
     channel::tokens::Tokens,
     channel::verify::{Verified, Verifier},

@@ -1,10 +1,9 @@
-//! From what a handshake leaves behind to an open channel, of which the halves are still to be made.
+//! Opens a channel from the parts that a handshake returns. The halves are made from what is opened.
 
 use std::sync::Arc;
 
 use crate::{
-    channel::own_phase::OwnPhase,
-    channel::shared::{Held, Line, OnEnd, Shared},
+    channel::end::{Held, Line, OnEnd, OwnPhase, Shared},
     channel::verify::Verifier,
     evidence::Evidence,
     handshake::parts::Parts,
@@ -13,8 +12,12 @@ use crate::{
     region::own::OwnRegion,
     region::peer::PeerRegion,
     signal::inbox::TokenInbox,
-    wake::parking::Barriers,
+    wake::parking::{Barriers, ParkingSpot, Sleeper, Waker},
 };
+
+/// A half that only polls checks the line after this many calls that found nothing, so that it notices the end of its peer
+/// without a system call each time.
+pub(crate) const LOOKS_PER_GLANCE: u32 = 4096;
 
 /// An open channel, and what its halves are made of.
 #[derive(Debug)]
@@ -27,15 +30,15 @@ pub(crate) struct Opened {
     pub(crate) own: OwnRegion,
     pub(crate) peer: PeerRegion,
     pub(crate) barriers: Barriers,
-    /// Bytes of this side's ring and of the peer's; 0: there is none.
+    /// Bytes of this side's ring and of the peer's. 0 if there is none.
     pub(crate) own_capacity: u64,
     pub(crate) peer_capacity: u64,
-    /// Bytes of the longest message that the peer takes, and that this side takes.
+    /// Bytes of the longest message that the peer accepts, and that this side accepts.
     pub(crate) longest_out: u64,
     pub(crate) longest_in: u64,
 }
 
-/// Opens a channel. The peer has this side's object by now: from here on the tripwire ends the channel.
+/// Opens a channel. The peer has this side's object already: from now on the tripwire ends the channel.
 pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Options) -> Opened {
     let (own, peer) = (parts.own.open(), parts.peer);
     let inbox = Arc::clone(parts.inbox.inbox());
@@ -72,5 +75,23 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         peer_capacity: parts.peer_capacity,
         longest_out: parts.longest_out,
         longest_in: parts.longest_in,
+    }
+}
+
+/// One half's means to sleep, and to wake the peer's other half.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) sleeper: Sleeper<OwnRegion, PeerRegion>,
+    pub(crate) waker: Waker<OwnRegion, PeerRegion>,
+}
+
+impl Link {
+    /// `sleeper` is the spot of this half, `waker` that of the peer's other half.
+    pub(crate) fn new(opened: &Opened, sleeper: ParkingSpot, waker: ParkingSpot) -> Self {
+        let barriers = opened.barriers;
+        Self {
+            sleeper: Sleeper::new(opened.own.clone(), opened.peer.clone(), sleeper, barriers),
+            waker: Waker::new(opened.own.clone(), opened.peer.clone(), waker, barriers),
+        }
     }
 }

@@ -10,11 +10,9 @@ use std::{
 };
 
 use crate::{
-    channel::link::{LOOKS_PER_GLANCE, Link},
-    channel::reason::CloseReason,
+    channel::end::{ChannelState, CloseReason, Shared},
+    channel::open::{LOOKS_PER_GLANCE, Link},
     channel::scratch::Scratch,
-    channel::shared::Shared,
-    channel::state::ChannelState,
     channel::stats::ChannelStats,
     channel::waiting::{Awaited, Parking, SpinThenPark, Waits},
     error::{Error, Result},
@@ -25,8 +23,7 @@ use crate::{
     region::peer::PeerRegion,
     region::phase::{Phase, Step},
     ring::consumer::{Consumer, Gathered, Place, Pulled},
-    ring::message::Progress,
-    ring::message::{Message, too_small},
+    ring::message::{Message, Progress, too_small},
     ring::record::{Record, WHOLE, packed_size},
 };
 

@@ -12,9 +12,9 @@ use std::ops::{Deref, DerefMut};
 use bytemuck::Pod;
 
 use crate::{
+    channel::end::Shared,
     channel::reserved::{Reserved, too_long},
     channel::sender::{Begun, Sender, Writing, ended},
-    channel::shared::Shared,
     error::{Error, Result},
     ring::items::ReservedItems,
 };

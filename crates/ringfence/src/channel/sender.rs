@@ -10,10 +10,8 @@ use std::{
 };
 
 use crate::{
-    channel::link::{LOOKS_PER_GLANCE, Link},
-    channel::reason::CloseReason,
-    channel::shared::Shared,
-    channel::state::ChannelState,
+    channel::end::{ChannelState, CloseReason, Shared},
+    channel::open::{LOOKS_PER_GLANCE, Link},
     channel::stats::ChannelStats,
     channel::waiting::{Parking, SpinThenPark, Waits},
     error::{Error, Result},

@@ -19,10 +19,10 @@ use proptest::{prelude::*, test_runner::Config};
 
 use crate::{
     channel::Channel,
+    channel::end::ChannelState,
     channel::receiver::{Packed, Receiver},
     channel::reserved::Reserved,
     channel::sender::Sender,
-    channel::state::ChannelState,
     error::{Error, Result},
     options::Options,
     region::access::Readable,
@@ -662,7 +662,7 @@ mod traced {
 
     use super::*;
     use crate::{
-        channel::state::ChannelState,
+        channel::end::ChannelState,
         region::{access::Readable, layout},
     };
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    channel::shared::{Held, Shared},
+    channel::end::{Held, Shared},
     error::{Error, Result},
     region::access::{Readable, Writable},
     region::layout,

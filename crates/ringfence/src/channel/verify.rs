@@ -6,8 +6,7 @@ use std::{
 };
 
 use crate::{
-    channel::shared::Shared,
-    channel::state::ChannelState,
+    channel::end::{ChannelState, Shared},
     error::{Error, Result},
     evidence::{Evidence, Record},
     identity::Identity,

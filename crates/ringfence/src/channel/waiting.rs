@@ -13,7 +13,7 @@ use std::{
 };
 
 use crate::{
-    channel::shared::Shared,
+    channel::end::Shared,
     error::{Error, Result},
     region::own::OwnRegion,
     region::peer::PeerRegion,

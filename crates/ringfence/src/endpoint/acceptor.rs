@@ -20,7 +20,7 @@ use nix::poll::PollFlags;
 use crate::{
     address::Address,
     address::bound::Place,
-    channel::partner::Partner,
+    channel::end::Partner,
     error::{Error, Result},
     evidence::Record,
     handshake::Seats,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    channel::partner::Partner,
+    channel::end::Partner,
     endpoint::acceptor::{Host, Refused},
     endpoint::shared::{Endpoint, Seat, Shared},
     error::{Error, Result},

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     channel::Channel,
-    channel::shared::Shared,
+    channel::end::Shared,
     channel::stats::{ChannelStats, Counters},
     error::Error,
 };

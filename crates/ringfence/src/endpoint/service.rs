@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     address::Address,
-    channel::state::ChannelState,
+    channel::end::ChannelState,
     channel::{self, Channel},
     endpoint::acceptor::{Acceptor, Refused, SIDE_BY_SIDE},
     endpoint::admission::Admission,
@@ -271,7 +271,7 @@ pub(crate) struct Service {
 #[derive(Debug, Default)]
 pub(crate) struct State {
     /// Channels that were made; some of them are over.
-    made: Vec<Weak<channel::shared::Shared>>,
+    made: Vec<Weak<channel::end::Shared>>,
     seats: TakenSeats,
 }
 
@@ -332,7 +332,7 @@ impl Shared<Service> {
         state.made.push(Arc::downgrade(channel.shared()));
     }
 
-    fn open_channels(&self) -> Vec<Arc<channel::shared::Shared>> {
+    fn open_channels(&self) -> Vec<Arc<channel::end::Shared>> {
         self.state().made.iter().filter_map(Weak::upgrade).collect()
     }
 

@@ -22,7 +22,7 @@ use std::{
 use crate::{
     address::Address,
     channel::Channel,
-    channel::partner::Partner,
+    channel::end::Partner,
     endpoint::acceptor::Refused,
     endpoint::events::{End, Events},
     endpoint::ledger::{EndpointStats, Ledger},

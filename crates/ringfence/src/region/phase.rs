@@ -1,7 +1,7 @@
 //! The state that the owner of a region announces, and the order in which it may change.
 //!
 //! This file knows nothing of memory, locks or processes, and imports nothing: the model of a channel's end
-//! (`crates/ringfence-model`) includes this source file. `OwnPhase` in `channel/own_phase.rs` documents who
+//! (`crates/ringfence-model`) includes this source file. `OwnPhase` in `channel/end.rs` documents who
 //! may change the word, and under which lock.
 
 /// The step at which the owner of a region is on its way out.

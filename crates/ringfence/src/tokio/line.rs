@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    channel::shared::Shared,
+    channel::end::Shared,
     channel::waiting::Waits,
     error::Result,
     tokio::watched::{Readable, Watched},

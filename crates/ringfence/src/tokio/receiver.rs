@@ -8,7 +8,7 @@ use std::{
 
 use futures_core::Stream;
 
-use crate::{channel, channel::reason::CloseReason, error::Result, tokio::line::Line, tokio::reader::Reader};
+use crate::{channel, channel::end::CloseReason, error::Result, tokio::line::Line, tokio::reader::Reader};
 
 /// The reading half of a channel, for tasks.
 ///

@@ -12,10 +12,8 @@ use tokio::task::coop;
 
 use crate::{
     channel,
-    channel::reason::CloseReason,
+    channel::end::{ChannelState, CloseReason, Shared},
     channel::receiver::make_room,
-    channel::shared::Shared,
-    channel::state::ChannelState,
     error::{Error, Result},
     ring::message::Progress,
     tokio::line::{Half, Line},

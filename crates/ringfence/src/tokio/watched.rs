@@ -14,7 +14,7 @@ use tokio::io::{
 };
 
 use crate::{
-    channel::shared::Shared,
+    channel::end::Shared,
     error::{Error, Result, errno},
     fork::Birth,
     wait::deadline::readable,

@@ -20,8 +20,8 @@ use nix::{
 };
 
 use crate::{
-    channel::link::LOOKS_PER_GLANCE,
-    channel::reason::CloseReason,
+    channel::end::CloseReason,
+    channel::open::LOOKS_PER_GLANCE,
     channel::receiver::Receiver,
     channel::waiting::{Awaited, Slept, SpinThenPark},
     error::{Error, Result},

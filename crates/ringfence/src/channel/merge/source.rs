@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use crate::{
-    channel::reason::CloseReason,
+    channel::end::CloseReason,
     channel::receiver::{Receiver, Visited},
     channel::waiting::{Parking, SpinThenPark, Waits},
     error::{Error, Result},

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::{
+    channel::end::Partner,
     channel::held::{Keep, pull_again, pull_held, release},
-    channel::partner::Partner,
     ring::lies::packed,
 };
 

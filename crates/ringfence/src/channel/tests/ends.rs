@@ -11,10 +11,8 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 
 use super::*;
 use crate::{
-    channel::ending::{END_TOLD, Handover},
+    channel::end::{END_TOLD, Handover, OnEnd, OwnPhase, Shared},
     channel::held::{Keep, pull_held},
-    channel::own_phase::OwnPhase,
-    channel::shared::{OnEnd, Shared},
     region::access::Writable,
     region::phase::{Phase, Step},
     wait::deadline::Deadline,
@@ -413,12 +411,12 @@ fn a_step_that_does_not_follow_is_not_written() {
     assert!(own.end_sending());
     assert_eq!((own.step(), phase(&region)), (Step::Open, Some(Phase::ENDED)));
     assert!(!own.end_sending(), "it was said");
-    assert!(own.take(Step::Left));
+    assert!(own.advance(Step::Left));
     let left = Phase::ENDED.then(Step::Left);
     assert_eq!((own.step(), phase(&region)), (Step::Left, left));
-    assert!(!own.take(Step::Closed) && !own.end_sending());
+    assert!(!own.advance(Step::Closed) && !own.end_sending());
     assert_eq!((own.step(), phase(&region)), (Step::Left, left));
-    assert!(own.take(Step::Exposed));
+    assert!(own.advance(Step::Exposed));
     assert_eq!(
         (own.step(), phase(&region)),
         (Step::Exposed, Some(Phase::EXPOSED))

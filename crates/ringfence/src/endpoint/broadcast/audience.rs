@@ -19,11 +19,8 @@ use std::{
 };
 
 use crate::{
-    channel::ending::Untold,
+    channel::end::{self as channel, AtomicState, ChannelState, CloseReason, OnEnd, Untold},
     channel::open::open,
-    channel::reason::CloseReason,
-    channel::shared::{self as channel, OnEnd},
-    channel::state::{AtomicState, ChannelState},
     channel::verify::{Verified, Verifier, WeakVerifier},
     endpoint::acceptor::Refused,
     endpoint::broadcast::stalls::Charging,

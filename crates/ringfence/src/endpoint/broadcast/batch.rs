@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::{
-    channel::state::ChannelState, endpoint::broadcast::broadcaster::Broadcaster, error::Result,
+    channel::end::ChannelState, endpoint::broadcast::broadcaster::Broadcaster, error::Result,
     handshake::broadcast::ReaderBell, region::own::OwnRegion, region::peer::PeerRegion,
     ring::fan_out::writer::FanOut,
 };

@@ -14,8 +14,7 @@ use std::{
 };
 
 use crate::{
-    channel::reason::CloseReason,
-    channel::state::ChannelState,
+    channel::end::{ChannelState, CloseReason},
     channel::waiting::{Slept, SpinThenPark},
     endpoint::broadcast::audience::Broadcast,
     endpoint::shared::Shared,

@@ -1,8 +1,8 @@
 //! A subscription as a source of a merge, alone or beside channels.
 
 use crate::{
+    channel::end::CloseReason,
     channel::merge::source::{Reading, Source},
-    channel::reason::CloseReason,
     channel::receiver::{Receiver, Visited},
     channel::waiting::{Parking, Waits},
     endpoint::broadcast::subscription::Subscription,

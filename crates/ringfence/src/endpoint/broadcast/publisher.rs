@@ -11,9 +11,8 @@ use bytemuck::Pod;
 
 use crate::{
     address::Address,
-    channel::reason::CloseReason,
+    channel::end::{AtomicState, CloseReason},
     channel::reserved::Reserved,
-    channel::state::AtomicState,
     endpoint::acceptor::{Acceptor, Refused},
     endpoint::admission::Admission,
     endpoint::broadcast::audience::{Broadcast, PublisherEvent, Subscriber, watch},
@@ -472,7 +471,7 @@ impl Admitting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::state::ChannelState;
+    use crate::channel::end::ChannelState;
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no sockets")]

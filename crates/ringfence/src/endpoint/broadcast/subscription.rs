@@ -11,13 +11,9 @@ use std::{
 
 use crate::{
     address::Address,
-    channel::ending::END_TOLD,
-    channel::link::LOOKS_PER_GLANCE,
-    channel::open::{Opened, open},
-    channel::reason::CloseReason,
+    channel::end::{ChannelState, CloseReason, END_TOLD, Shared},
+    channel::open::{LOOKS_PER_GLANCE, Opened, open},
     channel::receiver::{Packed, Visited, make_room},
-    channel::shared::Shared,
-    channel::state::ChannelState,
     channel::verify::{Verified, Verifier},
     channel::waiting::{Awaited, Parking, SpinThenPark, Waits},
     endpoint::calling::call,

@@ -8,8 +8,7 @@ use std::{
 use crate::{
     address::bound::Place,
     channel::Channel,
-    channel::partner::Partner,
-    channel::shared,
+    channel::end::{self, Partner},
     endpoint::acceptor::Refused,
     endpoint::membership::change::Change,
     endpoint::shared::{Endpoint, Seat, Shared},
@@ -136,7 +135,7 @@ impl Shared<Member> {
 
     /// The channel with the partner, if that is there still. Not to be called under the lock: a call that finds the end of the
     /// channel comes back with the lock.
-    pub(super) fn channel(&self) -> Option<Arc<shared::Shared>> {
+    pub(super) fn channel(&self) -> Option<Arc<end::Shared>> {
         self.partner()?.open()
     }
 

@@ -5,8 +5,7 @@ use std::{fmt, mem, sync::Arc};
 use crate::{
     address::bound::Place,
     address::inherit::Inheritance,
-    channel::shared::OnEnd,
-    channel::state::ChannelState,
+    channel::end::{ChannelState, OnEnd},
     endpoint::acceptor::Refused,
     endpoint::membership::member::{Member, Parted},
     endpoint::shared::{Endpoint, Shared},

@@ -20,7 +20,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use crate::{
     channel::Channel,
-    channel::reason::CloseReason,
+    channel::end::CloseReason,
     channel::receiver::{Packed, Receiver},
     channel::sender::Sender,
     error::Error,

@@ -1,0 +1,701 @@
+//! The state that both halves of a channel share, and every way in which a channel ends.
+//!
+//! A channel ends by a call on this side, by what the peer reports or does, or by what this side detects. Each of these calls
+//! [`Shared::finish`] or [`Shared::leave`], and the first call decides. The state has these owners:
+//! - [`Shared::held`]: any thread, under its own lock. It is emptied at the end, once.
+//! - the phase word of this side's region: [`OwnPhase`] alone, which lies in [`Held`] and so under the same lock.
+//! - [`Shared::state`]: under that lock, after the phase word. Calls read it without the lock.
+
+use std::{
+    fmt,
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering, fence},
+    },
+    time::Duration,
+};
+
+use nix::poll::PollFlags;
+
+use crate::{
+    channel::stats::Counters,
+    error::{Error, Result},
+    fork::{Mark, ProcessMutex, inherited},
+    handshake::parts::Role,
+    region::access::{Readable, Writable},
+    region::layout,
+    region::own::OwnRegion,
+    region::peer::PeerRegion,
+    region::phase::{Phase, Step},
+    signal::inbox::{OpenInbox, TokenSender},
+    sys::lock::MutexGuard,
+    trace::Tie,
+    wait::deadline::{Deadline, Woken},
+    wake::doorbell::{Doorbell, Ends},
+};
+
+/// Flag in the word that holds the position at which a subscriber stops reading: the position is set. Positions are multiples
+/// of eight.
+pub(crate) const END_TOLD: u64 = 1;
+
+/// Why a channel or a subscription has ended.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseReason {
+    /// One side closed it, or no side sends any more and everything was read.
+    Closed,
+    /// The peer's process exited without closing it.
+    Exited,
+    /// The peer violated the protocol.
+    Corrupt,
+    /// Another process tried to open the shared memory of either side. That memory is wiped, and unread messages are lost.
+    Exposed,
+    /// The subscriber delayed its publisher for longer than [`Options::stall`](crate::Options::stall) allows.
+    Evicted,
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Closed => "closed",
+            Self::Exited => "exited",
+            Self::Corrupt => "corrupt",
+            Self::Exposed => "exposed",
+            Self::Evicted => "evicted",
+        })
+    }
+}
+
+/// The state of a channel. Every state except the first two says which side ended the channel, and why.
+#[repr(u8)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChannelState {
+    /// The channel belongs to the process that this one was forked from.
+    Inherited = Mark::INHERITED,
+    Open = Mark::FRESH,
+    ClosedHere = 1,
+    ClosedByPeer,
+    PeerExited,
+    Corrupt,
+    Refused,
+    Exposed,
+    ExposedAtPeer,
+    LeftByPeer,
+    /// At a publisher.
+    Evicted,
+    /// At a subscriber.
+    EvictedByPeer,
+}
+
+impl ChannelState {
+    const ALL: [Self; 12] = [
+        Self::Inherited,
+        Self::Open,
+        Self::ClosedHere,
+        Self::ClosedByPeer,
+        Self::PeerExited,
+        Self::Corrupt,
+        Self::Refused,
+        Self::Exposed,
+        Self::ExposedAtPeer,
+        Self::LeftByPeer,
+        Self::Evicted,
+        Self::EvictedByPeer,
+    ];
+
+    /// The reason that the program gets. `None` while the channel is open.
+    pub(crate) fn close_reason(self) -> Option<CloseReason> {
+        match self {
+            Self::Open => None,
+            Self::ClosedHere | Self::ClosedByPeer | Self::LeftByPeer | Self::Refused | Self::Inherited => {
+                Some(CloseReason::Closed)
+            }
+            Self::PeerExited => Some(CloseReason::Exited),
+            Self::Exposed | Self::ExposedAtPeer => Some(CloseReason::Exposed),
+            Self::Corrupt => Some(CloseReason::Corrupt),
+            // The peer of a pair never evicts. A hostile peer that stores this phase ends its channel with it.
+            Self::Evicted | Self::EvictedByPeer => Some(CloseReason::Evicted),
+        }
+    }
+
+    /// The error of a call on an ended channel.
+    pub(crate) fn check(self) -> Result<()> {
+        Err(match self {
+            Self::Open => return Ok(()),
+            Self::Inherited => inherited(),
+            Self::ClosedHere => Error::Closed("the channel is closed"),
+            Self::ClosedByPeer => Error::PeerLost("it has closed the channel".into()),
+            Self::LeftByPeer => Error::PeerLost("it has left the address".into()),
+            // The kernel closes the line when its process ends, and when the process executes another program.
+            Self::PeerExited => {
+                Error::PeerLost("its process has ended, or executes another program now".into())
+            }
+            Self::Refused => {
+                Error::Closed("the channel was closed: its peer is no longer who the policy asks for")
+            }
+            Self::Exposed => Error::ObjectExposed(
+                "another process tried to open this side's memory, which was wiped; the channel is closed".into(),
+            ),
+            Self::ExposedAtPeer => Error::ObjectExposed(
+                "as the peer says, another process tried to open its memory, which it has wiped; the channel is closed"
+                    .into(),
+            ),
+            Self::Corrupt => Error::RingCorrupt("as was found before".into()),
+            Self::Evicted => Error::Closed("the subscriber was evicted"),
+            Self::EvictedByPeer => Error::Evicted,
+        })
+    }
+}
+
+/// A [`ChannelState`] in one byte, which every call reads. It reads as [`ChannelState::Inherited`] in a forked child.
+#[derive(Debug)]
+pub(crate) struct AtomicState(Mark);
+
+impl AtomicState {
+    /// The state of an open channel.
+    pub(crate) fn open(mark: Mark) -> Self {
+        Self(mark)
+    }
+
+    #[inline]
+    pub(crate) fn is(&self, state: ChannelState, ordering: Ordering) -> bool {
+        self.0.load(ordering) == state as u8
+    }
+
+    pub(crate) fn get(&self) -> ChannelState {
+        let byte = self.0.load(Ordering::Acquire);
+        ChannelState::ALL
+            .into_iter()
+            .find(|state| *state as u8 == byte)
+            .expect("only states are stored")
+    }
+
+    pub(crate) fn set(&self, state: ChannelState) {
+        self.0.store(state as u8, Ordering::Release);
+    }
+}
+
+/// The only writer of the phase word of this side's region. Of two threads that end the channel in different ways, the second
+/// finds the step of the first, and does not write a step that may not follow it. (Before the channel is open, and after a failed
+/// handshake, the writer is [`Unopened`](crate::handshake::parts::Unopened).)
+#[derive(Debug)]
+pub(crate) struct OwnPhase {
+    region: OwnRegion,
+    now: Phase,
+}
+
+impl OwnPhase {
+    /// The phase of a region whose word was never written.
+    pub(crate) fn of(region: &OwnRegion) -> Self {
+        Self {
+            region: region.clone(),
+            now: Phase::OPEN,
+        }
+    }
+
+    pub(crate) fn step(&self) -> Step {
+        self.now.step
+    }
+
+    /// Announces that nothing more will be sent. Returns `false` if that was announced before or may not follow.
+    pub(crate) fn end_sending(&mut self) -> bool {
+        self.write(self.now.ending())
+    }
+
+    /// Announces this step. Returns `false` and writes nothing if the step may not follow.
+    pub(crate) fn advance(&mut self, step: Step) -> bool {
+        self.write(self.now.then(step))
+    }
+
+    fn write(&mut self, next: Option<Phase>) -> bool {
+        let Some(next) = next else { return false };
+        self.now = next;
+        // Release: a peer that reads it also reads what was published before.
+        self.region.store(layout::PHASE, next.word(), Ordering::Release);
+        true
+    }
+}
+
+/// The state that both halves of a channel share within this process.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) role: Role,
+    /// Also held by a thread that waits for tokens, which does not keep the channel open.
+    pub(crate) doorbell: Arc<Doorbell>,
+    pub(crate) state: AtomicState,
+    pub(crate) sending_ended: AtomicBool,
+    pub(crate) receiving_ended: AtomicBool,
+    /// Released when the channel ends. Its lock also guards the phase word of this side's region and the number of its tokens.
+    pub(crate) held: ProcessMutex<Option<Held>>,
+    pub(crate) busy_poll: Duration,
+    /// Also held by the endpoint that adds up the figures of its channels.
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) tie: Tie,
+}
+
+/// A resource that a channel reserves until it ends, such as a pair's address or a seat of a service.
+pub(crate) trait OnEnd: fmt::Debug + Send {
+    /// Releases what other processes may have. Called with the final state, before the program and the peer are notified. Returns
+    /// whether this side goes on in its peer's place. The value is dropped once the peer can see the end.
+    fn end(&mut self, state: ChannelState) -> bool;
+}
+
+/// A value that is dropped, however the channel ends.
+impl<T: fmt::Debug + Send> OnEnd for Option<T> {
+    fn end(&mut self, _state: ChannelState) -> bool {
+        *self = None;
+        false
+    }
+}
+
+/// The private line of a channel, and the process at its other end.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) role: Role,
+    pub(crate) socket: OwnedFd,
+    pub(crate) pidfd: Option<Arc<OwnedFd>>,
+    /// Both processes accept membarrier(2).
+    pub(crate) barriers: bool,
+    pub(crate) tie: Tie,
+}
+
+/// The resources that a channel releases when it ends.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) own: OwnRegion,
+    pub(crate) phase: OwnPhase,
+    pub(crate) peer: PeerRegion,
+    pub(crate) inbox: OpenInbox,
+    pub(crate) token_sender: TokenSender,
+    /// Ended before the end can be seen: a process that sees it may join again at once.
+    pub(crate) on_end: Option<Box<dyn OnEnd>>,
+}
+
+impl Held {
+    /// Whether this side has left and waits for the peer's answer. After any other end, the lock holds nothing.
+    pub(super) fn has_left(&self) -> bool {
+        self.phase.step() != Step::Open
+    }
+
+    /// Keeps what the peer has not read. The head that it shows never runs ahead of its reading.
+    fn keep_unread(&self) {
+        self.own
+            .keep_from(self.peer.load(layout::HEAD, Ordering::Acquire));
+    }
+
+    /// Announces that another process tries to open this side's object, and wipes it.
+    fn expose(&mut self) {
+        if self.phase.advance(Step::Exposed) {
+            // A reader that copies wiped bytes finds the changed phase afterwards.
+            fence(Ordering::SeqCst);
+            self.own.wipe();
+        }
+    }
+}
+
+/// An end that is not reported yet. Dropping it notifies the tracing subscriber first, and then the program.
+#[derive(Debug)]
+pub(crate) struct Untold {
+    tie: Tie,
+    reason: Option<CloseReason>,
+    /// Dropped in this order, and not under the lock: dropping the last handle of a region or of a mailbox waits for the thread
+    /// that handles alarms, and that thread may wait for the lock.
+    _on_end: Option<Box<dyn OnEnd>>,
+    _held: Held,
+}
+
+impl Drop for Untold {
+    fn drop(&mut self) {
+        if let Some(reason) = &self.reason {
+            self.tie.closed(reason);
+        }
+    }
+}
+
+/// The owner of the place of a member that has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Handover {
+    /// The peer has it.
+    Taken,
+    /// The peer has it or will have it: it has not answered yet.
+    Unanswered,
+    /// There is no peer to take it.
+    NoSuccessor,
+}
+
+impl Shared {
+    /// Opens a channel whose peer has this side's object already. From now on the tripwire ends the channel.
+    pub(crate) fn open(line: Line, mark: Mark, held: Held, busy_poll: Duration) -> Arc<Self> {
+        let own = held.own.clone();
+        let birth = mark.birth();
+        let doorbell = Arc::new(Doorbell::new(line.socket, line.pidfd, birth));
+        let shared = Arc::new(Self {
+            role: line.role,
+            counters: Counters::new(doorbell.rung()),
+            doorbell,
+            state: AtomicState::open(mark),
+            sending_ended: AtomicBool::new(false),
+            receiving_ended: AtomicBool::new(false),
+            held: ProcessMutex::new(Some(held), birth),
+            busy_poll,
+            tie: line.tie,
+        });
+        // Before the alarm is set, which may end the channel at once.
+        shared.tie.opened(&shared.role);
+        own.in_use(line.barriers);
+        if let Some(tripwire) = own.tripwire() {
+            let shared = Arc::downgrade(&shared);
+            tripwire.on_alarm(move || {
+                let untold = shared.upgrade()?.end(ChannelState::Exposed)?;
+                Some(Box::new(move || drop(untold)))
+            });
+        }
+        shared
+    }
+
+    /// The error of a call on an ended channel.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.state.get().check()
+    }
+
+    pub(crate) fn close_reason(&self) -> Option<CloseReason> {
+        self.state.get().close_reason()
+    }
+
+    /// Whether the channel belongs to the process that this one was forked from.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.state.is(ChannelState::Inherited, Ordering::Relaxed)
+    }
+
+    /// Whether the peer has ended sending and everything was read. Never in a forked child, which has read nothing.
+    pub(crate) fn has_read_all(&self) -> bool {
+        self.receiving_ended.load(Ordering::Acquire) && !self.is_inherited()
+    }
+
+    /// The line, for an event loop that watches the peer's process as well: see [`Doorbell::line`].
+    pub(crate) fn line(&self) -> BorrowedFd<'_> {
+        self.doorbell.line()
+    }
+
+    /// The line, for an event loop that watches nothing else.
+    pub(crate) fn line_alone(&self) -> BorrowedFd<'_> {
+        // `arm` reports an error of this.
+        let _ = self.doorbell.poll_line_alone();
+        self.doorbell.line()
+    }
+
+    /// Keeps this until the channel ends. If the channel has ended already, `on_end` is called at once.
+    pub(crate) fn keep(&self, mut on_end: Box<dyn OnEnd>) {
+        if let Ok(mut guard) = self.held()
+            && let Some(held) = guard.as_mut()
+        {
+            held.on_end = Some(on_end);
+            return;
+        }
+        on_end.end(self.state.get());
+    }
+
+    /// Locks what the channel has until it ends. Fails in a forked child, which has none of it.
+    pub(super) fn held(&self) -> Result<MutexGuard<'_, Option<Held>>> {
+        self.held.lock()
+    }
+
+    /// Announces the end of sending. Returns `false` if the channel has ended already.
+    pub(crate) fn end_sending(&self) -> bool {
+        let Ok(mut guard) = self.held() else { return false };
+        guard.as_mut().is_some_and(|held| held.phase.end_sending())
+    }
+
+    /// Frees the address, and nothing else: see [`Sender::vacate`](crate::Sender::vacate).
+    pub(crate) fn vacate(&self) {
+        if let Ok(mut guard) = self.held() {
+            let on_end = guard.as_mut().and_then(|held| held.on_end.take());
+            // Dropping it may need this lock.
+            drop(guard);
+            drop(on_end);
+        }
+    }
+
+    /// The phase of the peer's region. `None` once this side has released the region.
+    pub(super) fn phase_of_peer(&self) -> Option<Phase> {
+        let held = self.held().ok()?;
+        Phase::from_word(held.as_ref()?.peer.load(layout::PHASE, Ordering::Acquire))
+    }
+
+    /// Called before a thread parks: see [`Doorbell::catch_up`].
+    pub(crate) fn catch_up(&self) {
+        if self.doorbell.catch_up() {
+            self.notice();
+        }
+    }
+
+    /// Called before an event loop waits: see [`Doorbell::arm`].
+    pub(crate) fn arm(&self) -> Result<()> {
+        if self.doorbell.arm()? {
+            self.notice();
+        }
+        Ok(())
+    }
+
+    /// Ends the channel, once. When this returns, the address is free, and the line is closed to both sides.
+    pub(crate) fn finish(&self, end: ChannelState) {
+        drop(self.end(end));
+    }
+
+    /// As [`Shared::finish`], but does not yet notify the program. When this returns, the ring is wiped if it was exposed, and the
+    /// peer is disconnected. Returns `None` if there is nothing to report.
+    pub(crate) fn end(&self, end: ChannelState) -> Option<Untold> {
+        match end {
+            // Does not wait for the peer's tokens: they are lost to a side that closes, and the wait would be for the thread that
+            // handles the alarm, which may be this one.
+            ChannelState::ClosedHere
+            | ChannelState::Refused
+            | ChannelState::Exposed
+            | ChannelState::Evicted => {}
+            // The peer may have been killed between a token and the update of their number.
+            ChannelState::PeerExited => self.hear_all(),
+            ChannelState::ClosedByPeer
+            | ChannelState::LeftByPeer
+            | ChannelState::ExposedAtPeer
+            | ChannelState::EvictedByPeer
+            | ChannelState::Corrupt => self.hear_out(),
+            // Not ends.
+            ChannelState::Open | ChannelState::Inherited => return None,
+        }
+        let mut guard = self.held().ok()?;
+        if let Some(held) = guard.as_mut().filter(|held| held.has_left()) {
+            // `leave` releases everything else.
+            if end == ChannelState::Exposed {
+                held.expose();
+            }
+            return None;
+        }
+        let mut held = guard.take()?;
+        let mut on_end = held.on_end.take();
+        let succeeds = on_end.as_mut().is_some_and(|on_end| on_end.end(end));
+        if end == ChannelState::Exposed {
+            held.expose();
+        } else {
+            if matches!(
+                end,
+                ChannelState::ClosedHere | ChannelState::Refused | ChannelState::Corrupt
+            ) {
+                held.keep_unread();
+            }
+            held.phase.advance(match end {
+                ChannelState::Evicted => Step::Evicted,
+                _ if succeeds => Step::Succeeds,
+                _ => Step::Closed,
+            });
+        }
+        self.state.set(end);
+        self.doorbell.hang_up();
+        drop(guard);
+        Some(Untold {
+            tie: self.tie.clone(),
+            reason: self.close_reason(),
+            _on_end: on_end,
+            _held: held,
+        })
+    }
+
+    /// As [`Shared::finish`], for a member that leaves its place to its peer: announces that, and waits for the answer until
+    /// `deadline`. In the meantime calls that send or receive here fail as on a closed channel.
+    pub(crate) fn leave(&self, deadline: &Deadline) -> Handover {
+        let Ok(mut guard) = self.held() else {
+            return Handover::NoSuccessor;
+        };
+        let Some(held) = guard.as_mut().filter(|held| !held.has_left()) else {
+            return Handover::NoSuccessor;
+        };
+        let mut on_end = held.on_end.take();
+        if let Some(on_end) = &mut on_end {
+            on_end.end(ChannelState::ClosedHere);
+        }
+        held.keep_unread();
+        self.state.set(ChannelState::ClosedHere);
+        held.phase.advance(Step::Left);
+        let peer = held.peer.clone();
+        self.doorbell.fall_silent();
+        drop(guard);
+        let ends = self.doorbell.ends();
+        let watched: Vec<_> = ends.watched().collect();
+        // A failed wait counts as one that timed out.
+        let answered = matches!(deadline.wait(&watched), Ok(Woken::Ready));
+        let phase = Phase::from_word(peer.load(layout::PHASE, Ordering::Acquire));
+        self.doorbell.hang_up();
+        // Kept until now for the alarm, which wipes it.
+        let held = self.held().map(|mut held| held.take());
+        // The tracing subscriber is notified before the program.
+        if let Some(reason) = self.close_reason() {
+            self.tie.closed(&reason);
+        }
+        drop((held, on_end));
+        match phase.map(|phase| phase.step) {
+            Some(Step::Succeeds) => Handover::Taken,
+            _ if answered => Handover::NoSuccessor,
+            _ => Handover::Unanswered,
+        }
+    }
+
+    /// Ends the channel if the line says that the peer is gone.
+    pub(crate) fn notice(&self) {
+        if self.is_inherited() || !self.doorbell.is_gone() {
+            return;
+        }
+        // An honest peer announces that it closes before it hangs up. A killed one has announced nothing.
+        self.finish(match self.phase_of_peer().map(|phase| phase.step) {
+            Some(Step::Closed | Step::Succeeds) => ChannelState::ClosedByPeer,
+            Some(Step::Left) => ChannelState::LeftByPeer,
+            Some(Step::Exposed) => ChannelState::ExposedAtPeer,
+            Some(Step::Evicted) => ChannelState::EvictedByPeer,
+            Some(Step::Open) | None => ChannelState::PeerExited,
+        });
+    }
+
+    pub(crate) fn finish_if_both_ended(&self) {
+        let both = self.sending_ended.load(Ordering::Acquire) && self.receiving_ended.load(Ordering::Acquire);
+        if both && !self.is_inherited() {
+            self.hear_out();
+            self.finish(ChannelState::ClosedHere);
+        }
+    }
+
+    /// Ends the channel if the result is a protocol violation of the peer.
+    pub(crate) fn judge<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(Error::RingCorrupt(_)) = &result {
+            if self.is_inherited() {
+                return Err(inherited());
+            }
+            // A peer wipes its memory when that was exposed, or when another thread of this side has ended the channel. What is read
+            // from wiped memory is no violation.
+            match self.phase_of_peer().map(|phase| phase.step) {
+                Some(Step::Exposed) => {
+                    self.finish(ChannelState::ExposedAtPeer);
+                    self.check()?;
+                }
+                // A publisher overwrites what an evicted subscriber has not read.
+                Some(Step::Evicted) => {
+                    self.finish(ChannelState::EvictedByPeer);
+                    self.check()?;
+                }
+                _ => {}
+            }
+            self.wait_for_end();
+            if !self.peer_is_gone() {
+                self.check()?;
+            }
+            self.finish(ChannelState::Corrupt);
+        }
+        result
+    }
+
+    /// Waits until a thread that is ending the channel has done so: the peer may see the end before the threads of this side do.
+    pub(crate) fn wait_for_end(&self) {
+        drop(self.held());
+    }
+
+    pub(crate) fn peer_is_gone(&self) -> bool {
+        matches!(
+            self.state.get(),
+            ChannelState::ClosedByPeer | ChannelState::PeerExited | ChannelState::LeftByPeer
+        )
+    }
+
+    /// Called by a publisher: this subscriber stops reading at this position of the ring, whatever is sent to the others. Must precede
+    /// the phase that announces the end to the subscriber.
+    pub(crate) fn end_reading_at(&self, position: u64) {
+        if let Ok(guard) = self.held()
+            && let Some(held) = guard.as_ref()
+        {
+            // The first position counts. Nothing else in this process writes the word.
+            if held.own.load(layout::TAIL, Ordering::Relaxed) & END_TOLD == 0 {
+                held.own
+                    .store(layout::TAIL, position | END_TOLD, Ordering::Release);
+            }
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.finish(ChannelState::ClosedHere);
+    }
+}
+
+/// A reference to a channel for a service or a membership, which does not keep the channel open.
+#[derive(Debug, Clone)]
+pub(crate) struct Partner {
+    shared: Weak<Shared>,
+    ends: Ends,
+}
+
+impl Partner {
+    pub(crate) fn of(shared: &Arc<Shared>) -> Self {
+        Self {
+            shared: Arc::downgrade(shared),
+            ends: shared.doorbell.ends(),
+        }
+    }
+
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Weak::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// The descriptors that become ready when the channel ends, and stay ready.
+    pub(crate) fn watched(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        self.ends.watched()
+    }
+
+    /// The channel, if it is still open.
+    pub(crate) fn open(&self) -> Option<Arc<Shared>> {
+        let shared = self.shared.upgrade()?;
+        shared.doorbell.look();
+        shared.notice();
+        shared.close_reason().is_none().then_some(shared)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ChannelState as State, *};
+
+    #[test]
+    fn each_state_has_its_reason_and_its_error() {
+        let (closed, exited) = (Some(CloseReason::Closed), Some(CloseReason::Exited));
+        let (exposed, corrupt) = (Some(CloseReason::Exposed), Some(CloseReason::Corrupt));
+        let evicted = Some(CloseReason::Evicted);
+        for (state, reason, code) in [
+            (State::Inherited, closed, "CLOSED"),
+            (State::Open, None, ""),
+            (State::ClosedHere, closed, "CLOSED"),
+            (State::ClosedByPeer, closed, "PEER_LOST"),
+            (State::PeerExited, exited, "PEER_LOST"),
+            (State::Corrupt, corrupt, "RING_CORRUPT"),
+            (State::Refused, closed, "CLOSED"),
+            (State::Exposed, exposed, "OBJECT_EXPOSED"),
+            (State::ExposedAtPeer, exposed, "OBJECT_EXPOSED"),
+            (State::LeftByPeer, closed, "PEER_LOST"),
+            (State::Evicted, evicted, "CLOSED"),
+            (State::EvictedByPeer, evicted, "EVICTED"),
+        ] {
+            assert_eq!(state.close_reason(), reason, "{state:?}");
+            let checked = state.check();
+            assert_eq!(checked.err().map_or("", |error| error.code()), code, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_state_that_was_set_is_read() {
+        let atomic = AtomicState::open(Mark::new().unwrap());
+        assert_eq!(atomic.get(), State::Open);
+        for state in State::ALL {
+            atomic.set(state);
+            assert_eq!(atomic.get(), state);
+            for other in State::ALL {
+                assert_eq!(atomic.is(other, Ordering::Acquire), other == state);
+            }
+        }
+    }
+}
