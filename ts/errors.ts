@@ -1,4 +1,5 @@
 import type { Failure } from '../../binding/index.cjs'
+// oxlint-disable-next-line import/no-cycle -- a type alone
 import type { Identity } from './types.js'
 
 /** What a {@link RingfenceError}'s code can say, behind `ERR_RINGFENCE_`. */

@@ -11,6 +11,7 @@ export { Subscriber } from './endpoint/subscriber.js'
 export { subscribe, Subscription } from './channel/subscription.js'
 export { TypedPublisher, TypedSubscription } from './channel/typed-broadcast.js'
 export { Channel } from './channel/channel.js'
+export type { Resource, ResourceEvents } from './channel/resource.js'
 export { json, structured, type Codec, type CodecOptions } from './adapters/codec.js'
 export { doctor, type Diagnosis } from './runtime/doctor.js'
 export { RingfenceError, type ErrorDetails, type ErrorName } from './errors.js'
@@ -55,6 +56,7 @@ export { TypedMerge } from './channel/typed-merge.js'
 export type {
   BufferSource,
   CloseReason,
+  Closed,
   ConnectOptions,
   Delivery,
   Evidence,

@@ -1,3 +1,6 @@
+// oxlint-disable-next-line import/no-cycle -- a type alone
+import type { RingfenceError } from './errors.js'
+
 /** What the kernel attested of a peer when it was looked at. */
 export interface Identity {
   /** Process id, in this process's pid namespace; 0 for a process that has none there, which `namespace: 'any'` lets in. */
@@ -206,6 +209,22 @@ export interface SubscribeOptions extends Omit<
   delivery?: Delivery
   /** Where to begin: with what is published from now on ('now', the default), with what the ring still holds, or with the last message. */
   from?: 'now' | 'oldest' | 'latest'
+}
+
+/** The end of a resource. */
+export interface Closed {
+  /**
+   * - 'closed': this side or the peer ended or closed it.
+   * - 'lost': the peer's process died, or the peer destroyed the channel or closed it before everything was flushed.
+   * - 'evicted': a publisher dropped this subscriber because it was too slow.
+   * - 'corrupt': the peer violated the protocol of the shared memory.
+   * - 'exposed': another process opened the shared memory, which was wiped.
+   * - 'refused': `verify` found that the peer no longer satisfies the policy.
+   * - 'failed': a local error.
+   */
+  readonly reason: 'closed' | 'lost' | 'evicted' | 'corrupt' | 'exposed' | 'refused' | 'failed'
+  /** The error behind the reason; absent if that is 'closed'. */
+  readonly error?: RingfenceError | undefined
 }
 
 /**

@@ -1,12 +1,12 @@
 import type { EventEmitter } from 'node:events'
 import { timers } from './timers.js'
 
-/** What a listener throws must not keep others from being told, nor later events: it becomes an uncaught exception. */
+/** Calls the listeners of an event. An error that one throws becomes an uncaught exception, and does not skip the others. */
 export function emit(emitter: EventEmitter, name: string, ...what: unknown[]): void {
-  throwLater(() => emitter.emit(name, ...what))
+  for (const listener of emitter.rawListeners(name)) throwLater(() => Reflect.apply(listener, emitter, what))
 }
 
-/** As {@link emit}, of any call of what the program has given. */
+/** Makes an uncaught exception of the error that a call throws. */
 export function throwLater(call: () => void): void {
   try {
     call()

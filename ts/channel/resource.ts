@@ -1,0 +1,111 @@
+// The life cycle that everything that stays open has in common.
+
+import { EventEmitter } from 'node:events'
+import { inspect } from 'node:util'
+
+import { RingfenceError, messageOf } from '../errors.js'
+import { emit } from '../runtime/emit.js'
+import { printable } from '../runtime/printable.js'
+import { timers } from '../runtime/timers.js'
+import type { Closed } from '../types.js'
+
+/** The event of every {@link Resource}. */
+export interface ResourceEvents {
+  /** Emitted once, after the end. */
+  close: [closed: Closed]
+}
+
+/**
+ * Something that stays open until this side closes it, or until it ends by itself.
+ *
+ * An open resource keeps the process alive until {@link Resource.unref}. `await using` closes it. An error that a listener throws is
+ * an uncaught exception, and prevents no other listener and no later event.
+ */
+export abstract class Resource<Events extends ResourceEvents & Record<keyof Events, unknown[]>>
+  extends EventEmitter<Events>
+  implements AsyncDisposable
+{
+  /** The address at which it was opened; null for a line between parent and child, and for a merge. */
+  readonly address: string | null
+  /** Resolves once it has ended, with the reason. Never rejects. */
+  readonly closed: Promise<Closed>
+
+  #resolveClosed!: (closed: Closed) => void
+  #ended: Closed | null = null
+
+  protected constructor(address: string | null) {
+    super()
+    this.address = address
+    this.closed = new Promise((resolve) => {
+      this.#resolveClosed = resolve
+    })
+  }
+
+  /** Flushes what was sent, ends cleanly and releases everything. Resolves once that is done. */
+  abstract close(options?: object): Promise<void>
+
+  /** Drops what is not in the ring yet, and releases everything. With an error, `closed` has the reason 'failed' and this error. */
+  abstract destroy(error?: Error): void
+
+  /** Keeps the process alive while it is open, which is the default. */
+  abstract ref(): this
+
+  /** Lets the process exit while it is open. */
+  abstract unref(): this
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  /**
+   * The end; null while the resource is open.
+   *
+   * @internal
+   */
+  protected get ended(): Closed | null {
+    return this.#ended
+  }
+
+  /**
+   * Marks it ended, resolves `closed`, and emits 'close' in a microtask. The first call counts.
+   *
+   * @internal
+   */
+  protected settle(closed: Closed): void {
+    if (this.#ended !== null) return
+    this.#ended = closed
+    this.#resolveClosed(closed)
+    timers.queueMicrotask(() => this.tell('close', ...([closed] as Events['close'])))
+  }
+
+  /**
+   * Emits an event.
+   *
+   * @internal
+   */
+  protected tell<Name extends keyof Events & string>(name: Name, ...what: Events[Name]): void {
+    emit(this as EventEmitter, name, ...what)
+  }
+
+  /**
+   * The role and the peer, which `util.inspect` shows between the address and the state.
+   *
+   * @internal
+   */
+  protected abstract summary(): string[]
+
+  /** One line for `util.inspect` and `console.log`. */
+  [inspect.custom](): string {
+    const where = this.address === null ? '' : ` at ${printable(this.address)}`
+    const reason = this.#ended?.reason ?? 'open'
+    const state = reason === 'open' || reason === 'closed' ? reason : `closed: ${reason}`
+    return `<${[this.constructor.name + where, ...this.summary(), state].join(', ')}>`
+  }
+}
+
+/** The end of a resource after `destroy(error)`. */
+export function destroyedBy(error: Error | undefined): Closed {
+  if (error === undefined) return { reason: 'closed' }
+  if (error instanceof RingfenceError) return { reason: 'failed', error }
+  return { reason: 'failed', error: new RingfenceError('CLOSED', `destroyed: ${messageOf(error)}`, { cause: error }) }
+}
