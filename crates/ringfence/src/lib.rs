@@ -53,14 +53,15 @@ compile_error!("ringfence is for 64-bit little-endian Linux");
 /// What the Node.js binding needs and a Rust program does not: no part of what this crate promises.
 #[doc(hidden)]
 pub mod binding {
+    pub use crate::api::pair::join_noticing;
     pub use crate::channel::held::{Keep, pull_again, pull_held, release};
     pub use crate::channel::merge::source::{announce, barrier, line, look_parked, spin};
     pub use crate::channel::reserved::{Keeper, Reserved};
-    pub use crate::endpoint::pair::join_noticing;
     pub use crate::harden::ignore_sigusr1;
     pub use crate::ring::record::{HEADER, WHOLE};
 }
 mod address;
+mod api;
 mod channel;
 mod doctor;
 mod endpoint;
@@ -69,6 +70,7 @@ mod evidence;
 mod fork;
 mod handshake;
 mod harden;
+mod host;
 mod identity;
 mod options;
 mod peer;
@@ -86,6 +88,11 @@ mod wait;
 mod wake;
 
 pub use address::Address;
+pub use api::child::{ChildLine, LINE_VARIABLE, ParentLine, from_parent, private_line, spawn};
+pub use api::member::{Membership, member};
+pub use api::pair::join;
+pub use api::publish::{Audience, Publisher, publish};
+pub use api::service::{Arrival, Channels, Listener, connect, listen};
 /// The traits of plain data ([`Message::items`], [`Sender::reserve_items`]).
 pub use bytemuck;
 pub use channel::Channel;
@@ -100,25 +107,20 @@ pub use channel::stats::ChannelStats;
 pub use channel::tokens::Tokens;
 pub use channel::verify::{Verified, Verifier};
 pub use doctor::{Diagnosis, Finding, Status, doctor};
-pub use endpoint::acceptor::Refused;
-pub use endpoint::broadcast::audience::{PublisherEvent, Subscriber};
 pub use endpoint::broadcast::batch::BroadcastBatch;
 pub use endpoint::broadcast::broadcaster::{Broadcaster, PublisherStats};
 pub use endpoint::broadcast::merged::AnySource;
-pub use endpoint::broadcast::publisher::{Audience, Publisher, publish};
 pub use endpoint::broadcast::room::Room;
 pub use endpoint::broadcast::subscription::{Subscription, SubscriptionStats, subscribe};
-pub use endpoint::child::{ChildLine, LINE_VARIABLE, ParentLine, from_parent, private_line, spawn};
-pub use endpoint::ledger::EndpointStats;
-pub use endpoint::membership::change::Change;
-pub use endpoint::membership::keeper::LEAVING;
-pub use endpoint::membership::{Membership, member};
-pub use endpoint::pair::join;
-pub use endpoint::service::{Arrival, Channels, Listener, connect, listen};
 pub use error::{Check, Error, ErrorKind, Refusal, Result};
 pub use evidence::{Evidence, Outcome};
 pub use handshake::parts::Role;
 pub use harden::{harden, is_hardened};
+pub use host::accept::Refused;
+pub use host::audience::{PublisherEvent, Subscriber};
+pub use host::ledger::EndpointStats;
+pub use host::membership::change::Change;
+pub use host::membership::keeper::LEAVING;
 pub use identity::{Digest, Executable, Identity};
 pub use options::{MAX_MESSAGE_SIZE, Options};
 pub use peer::authorize::Decision;

@@ -379,12 +379,12 @@ const HANDLES: [(&str, &[&str]); 13] = [
     ("channel/merge/mod.rs", &["merge"]),
     ("channel/tokens.rs", &["tokens"]),
     ("channel/verify.rs", &["verifier"]),
-    ("endpoint/service.rs", &["listener"]),
-    ("endpoint/membership/mod.rs", &["membership"]),
-    ("endpoint/child.rs", &["parent_line"]),
-    ("endpoint/broadcast/publisher.rs", &["publisher", "audience"]),
+    ("api/service.rs", &["listener"]),
+    ("api/member.rs", &["membership"]),
+    ("api/child.rs", &["parent_line"]),
+    ("api/publish.rs", &["publisher", "audience"]),
     ("endpoint/broadcast/broadcaster.rs", &["broadcaster"]),
-    ("endpoint/broadcast/audience.rs", &["subscriber"]),
+    ("host/audience.rs", &["subscriber"]),
     ("endpoint/broadcast/subscription.rs", &["subscription"]),
 ];
 

@@ -11,10 +11,11 @@ use futures_sink::Sink;
 use tokio::task::coop;
 
 use crate::{
+    api,
     channel::waiting::Waits,
     endpoint,
-    endpoint::broadcast::audience::PublisherEvent,
     error::{Error, Result},
+    host::audience::PublisherEvent,
     tokio::events::Audience,
     tokio::line::Line,
     tokio::reader::Reader,
@@ -54,7 +55,7 @@ impl Publisher {
     ///
     /// # Panics
     /// See [the module](crate::tokio#panics).
-    pub fn new(publisher: endpoint::broadcast::publisher::Publisher) -> Result<Self> {
+    pub fn new(publisher: api::publish::Publisher) -> Result<Self> {
         let (sender, audience) = publisher.split();
         Ok(Self {
             sender: Broadcaster::new(sender)?,

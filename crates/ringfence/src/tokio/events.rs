@@ -9,12 +9,12 @@ use std::{
 use futures_core::Stream;
 
 use crate::{
+    api,
+    api::service::Arrival,
     channel::Channel,
-    endpoint,
-    endpoint::broadcast::audience::PublisherEvent,
-    endpoint::membership::change::Change,
-    endpoint::service::Arrival,
     error::{Error, Result},
+    host::audience::PublisherEvent,
+    host::membership::change::Change,
     tokio::watched::Watched,
 };
 
@@ -84,7 +84,7 @@ impl<S: AsFd> Events<S> {
 /// Dropping it closes it: see [`crate::Listener`].
 #[derive(Debug)]
 pub struct Listener {
-    events: Events<endpoint::service::Listener>,
+    events: Events<api::service::Listener>,
 }
 
 impl Listener {
@@ -114,7 +114,7 @@ impl Listener {
     ///
     /// # Panics
     /// See [the module](crate::tokio#panics).
-    pub fn new(listener: endpoint::service::Listener) -> Result<Self> {
+    pub fn new(listener: api::service::Listener) -> Result<Self> {
         Ok(Self {
             events: Events::new(listener)?,
         })
@@ -125,16 +125,16 @@ impl Listener {
     /// # Errors
     /// As [`crate::Listener::accept`].
     pub async fn accept(&self) -> Result<Arrival> {
-        self.events.next(endpoint::service::Listener::try_accept).await
+        self.events.next(api::service::Listener::try_accept).await
     }
 
     /// The listener itself. Its waiting calls hold up the runtime's thread.
-    pub fn get_ref(&self) -> &endpoint::service::Listener {
+    pub fn get_ref(&self) -> &api::service::Listener {
         &self.events.source
     }
 
     /// The listener, no longer waited for by the runtime.
-    pub fn into_inner(self) -> endpoint::service::Listener {
+    pub fn into_inner(self) -> api::service::Listener {
         self.events.source
     }
 }
@@ -144,7 +144,7 @@ impl Stream for Listener {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let events = &mut self.get_mut().events;
-        events.poll_next(cx, endpoint::service::Listener::try_accept)
+        events.poll_next(cx, api::service::Listener::try_accept)
     }
 }
 
@@ -153,7 +153,7 @@ impl Stream for Listener {
 /// Dropping it leaves, and holds up the thread meanwhile: [`Membership::leave`] does so elsewhere.
 #[derive(Debug)]
 pub struct Membership {
-    events: Events<endpoint::membership::Membership>,
+    events: Events<api::member::Membership>,
 }
 
 impl Membership {
@@ -164,7 +164,7 @@ impl Membership {
     ///
     /// # Panics
     /// See [the module](crate::tokio#panics).
-    pub fn new(membership: endpoint::membership::Membership) -> Result<Self> {
+    pub fn new(membership: api::member::Membership) -> Result<Self> {
         Ok(Self {
             events: Events::new(membership)?,
         })
@@ -175,7 +175,7 @@ impl Membership {
     /// # Errors
     /// As [`crate::Membership::next`].
     pub async fn next(&self) -> Result<Change> {
-        self.events.next(endpoint::membership::Membership::try_next).await
+        self.events.next(api::member::Membership::try_next).await
     }
 
     /// Waits for the next partner, and passes over all other changes. Safe to cancel.
@@ -199,12 +199,12 @@ impl Membership {
     }
 
     /// The membership itself. Its waiting calls hold up the runtime's thread.
-    pub fn get_ref(&self) -> &endpoint::membership::Membership {
+    pub fn get_ref(&self) -> &api::member::Membership {
         &self.events.source
     }
 
     /// The membership, no longer waited for by the runtime.
-    pub fn into_inner(self) -> endpoint::membership::Membership {
+    pub fn into_inner(self) -> api::member::Membership {
         self.events.source
     }
 }
@@ -214,7 +214,7 @@ impl Stream for Membership {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let events = &mut self.get_mut().events;
-        events.poll_next(cx, endpoint::membership::Membership::try_next)
+        events.poll_next(cx, api::member::Membership::try_next)
     }
 }
 
@@ -223,7 +223,7 @@ impl Stream for Membership {
 /// Dropping it closes the publisher.
 #[derive(Debug)]
 pub struct Audience {
-    events: Events<endpoint::broadcast::publisher::Audience>,
+    events: Events<api::publish::Audience>,
 }
 
 impl Audience {
@@ -234,7 +234,7 @@ impl Audience {
     ///
     /// # Panics
     /// See [the module](crate::tokio#panics).
-    pub fn new(audience: endpoint::broadcast::publisher::Audience) -> Result<Self> {
+    pub fn new(audience: api::publish::Audience) -> Result<Self> {
         Ok(Self {
             events: Events::new(audience)?,
         })
@@ -245,18 +245,16 @@ impl Audience {
     /// # Errors
     /// As [`crate::Audience::next`].
     pub async fn next(&self) -> Result<PublisherEvent> {
-        self.events
-            .next(endpoint::broadcast::publisher::Audience::try_next)
-            .await
+        self.events.next(api::publish::Audience::try_next).await
     }
 
     /// The half itself. Its waiting calls hold up the runtime's thread.
-    pub fn get_ref(&self) -> &endpoint::broadcast::publisher::Audience {
+    pub fn get_ref(&self) -> &api::publish::Audience {
         &self.events.source
     }
 
     /// The half, no longer waited for by the runtime.
-    pub fn into_inner(self) -> endpoint::broadcast::publisher::Audience {
+    pub fn into_inner(self) -> api::publish::Audience {
         self.events.source
     }
 }
@@ -266,6 +264,6 @@ impl Stream for Audience {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let events = &mut self.get_mut().events;
-        events.poll_next(cx, endpoint::broadcast::publisher::Audience::try_next)
+        events.poll_next(cx, api::publish::Audience::try_next)
     }
 }

@@ -6,7 +6,7 @@ use tokio::task::spawn_blocking;
 
 use crate::{
     address::Address,
-    endpoint,
+    api, endpoint,
     error::{Error, Result},
     options::Options,
     tokio::broadcast::Subscription,
@@ -21,7 +21,7 @@ use crate::{
 /// # Errors
 /// As [`crate::join`], and as [`Channel::new`].
 pub async fn join(address: &Address, options: &Options) -> Result<Channel> {
-    Channel::new(away(address, options, endpoint::pair::join).await?)
+    Channel::new(away(address, options, api::pair::join).await?)
 }
 
 /// As [`crate::connect`]. Where the future is dropped, the waiting is called off, as in [`join`].
@@ -29,7 +29,7 @@ pub async fn join(address: &Address, options: &Options) -> Result<Channel> {
 /// # Errors
 /// As [`crate::connect`], and as [`Channel::new`].
 pub async fn connect(address: &Address, options: &Options) -> Result<Channel> {
-    Channel::new(away(address, options, endpoint::service::connect).await?)
+    Channel::new(away(address, options, api::service::connect).await?)
 }
 
 /// As [`crate::member()`]. Where the future is dropped, the waiting is called off, as in [`join`].
@@ -37,7 +37,7 @@ pub async fn connect(address: &Address, options: &Options) -> Result<Channel> {
 /// # Errors
 /// As [`crate::member()`], and as [`Membership::new`].
 pub async fn member(address: &Address, options: &Options) -> Result<Membership> {
-    Membership::new(away(address, options, endpoint::membership::member).await?)
+    Membership::new(away(address, options, api::member::member).await?)
 }
 
 /// As [`crate::subscribe`]. Where the future is dropped, the waiting is called off, as in [`join`].

@@ -16,11 +16,11 @@ use std::{
 use crate::{
     channel::end::{ChannelState, CloseReason},
     channel::waiting::{Slept, SpinThenPark},
-    endpoint::broadcast::audience::Broadcast,
-    endpoint::shared::Shared,
     error::{Error, Result},
     fork::inherited,
     handshake::broadcast::ReaderBell,
+    host::audience::Broadcast,
+    host::endpoint::Shared,
     region::layout::as_offset,
     region::own::OwnRegion,
     region::peer::PeerRegion,
@@ -131,7 +131,7 @@ fn wake_reader(doorbell: &Weak<Doorbell>) {
 }
 
 impl Broadcaster {
-    pub(super) fn new(shared: &Arc<Shared<Broadcast>>, longest: u64, busy_poll: Duration) -> Self {
+    pub(crate) fn new(shared: &Arc<Shared<Broadcast>>, longest: u64, busy_poll: Duration) -> Self {
         let (region, barriers) = (&shared.region, shared.barriers);
         Self {
             writing: Some(Writing {

@@ -12,9 +12,9 @@ use std::{
 
 use crate::{
     address::Address,
-    endpoint::ledger::EndpointStats,
-    endpoint::shared::{Endpoint, Shared},
     error::{Error, Result},
+    host::endpoint::{Endpoint, Shared},
+    host::ledger::EndpointStats,
     sys::lock::Mutex,
     wait::cancel::CancelToken,
     wait::deadline::Deadline,

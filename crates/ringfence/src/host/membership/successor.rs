@@ -6,14 +6,14 @@ use crate::{
     address::bound::Place,
     address::inherit::Inheritance,
     channel::end::{ChannelState, OnEnd},
-    endpoint::acceptor::Refused,
-    endpoint::membership::member::{Member, Parted},
-    endpoint::shared::{Endpoint, Shared},
     error::Error,
+    host::accept::Refused,
+    host::endpoint::{Endpoint, Shared},
+    host::membership::member::{Member, Parted},
 };
 
 /// A guest that takes its host's place once the host is gone.
-pub(super) struct Successor {
+pub(crate) struct Successor {
     shared: Arc<Shared<Member>>,
     succession: Succession,
 }
@@ -31,7 +31,7 @@ enum Succession {
 }
 
 impl Successor {
-    pub(super) fn new(shared: &Arc<Shared<Member>>, inheritance: Inheritance) -> Self {
+    pub(crate) fn new(shared: &Arc<Shared<Member>>, inheritance: Inheritance) -> Self {
         Self {
             shared: Arc::clone(shared),
             succession: Succession::Waiting(inheritance),

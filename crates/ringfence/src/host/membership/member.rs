@@ -9,12 +9,12 @@ use crate::{
     address::bound::Place,
     channel::Channel,
     channel::end::{self, Partner},
-    endpoint::acceptor::Refused,
-    endpoint::membership::change::Change,
-    endpoint::shared::{Endpoint, Seat, Shared},
     error::{Error, Result},
     handshake::frame::Meeting,
     handshake::parts::{Parts, Role},
+    host::accept::Refused,
+    host::endpoint::{Endpoint, Seat, Shared},
+    host::membership::change::Change,
     identity::Credentials,
     options::Options,
     sys::lock::Condvar,
@@ -35,20 +35,20 @@ pub(crate) struct Member {
 #[derive(Debug, Default)]
 pub(crate) struct State {
     /// `None` until there is a place.
-    pub(super) role: Option<Role>,
+    pub(crate) role: Option<Role>,
     /// There is a channel, as far as is known.
     partner: Option<Partner>,
     /// As the host: a guest has the seat, or will have it in a moment.
     taken: bool,
     /// As the guest: what the end of the channel has brought.
-    pub(super) parted: Option<Parted>,
+    pub(crate) parted: Option<Parted>,
     /// The listening socket, while this side takes guests.
     listener: Weak<OwnedFd>,
 }
 
 /// What has become of a guest.
 #[derive(Debug)]
-pub(super) enum Parted {
+pub(crate) enum Parted {
     /// Its host is gone, and the guest has the host's place.
     Successor(Place),
     /// Its host is there still, or the host's place could not be taken: the guest has no place.
@@ -122,25 +122,25 @@ impl Endpoint for Member {
 }
 
 impl Shared<Member> {
-    pub(super) fn take_role(&self, role: Role) {
+    pub(crate) fn take_role(&self, role: Role) {
         let former = self.state().role.replace(role);
         if former.is_some_and(|former| former != role) {
             self.events.add(Change::Role(role));
         }
     }
 
-    pub(super) fn partner(&self) -> Option<Partner> {
+    pub(crate) fn partner(&self) -> Option<Partner> {
         self.state().partner.clone()
     }
 
     /// The channel with the partner, if that is there still. Not to be called under the lock: a call that finds the end of the
     /// channel comes back with the lock.
-    pub(super) fn channel(&self) -> Option<Arc<end::Shared>> {
+    pub(crate) fn channel(&self) -> Option<Arc<end::Shared>> {
         self.partner()?.open()
     }
 
     /// Looks for the end of the channel, which no call on it may be there to notice.
-    pub(super) fn notice_end(&self) {
+    pub(crate) fn notice_end(&self) {
         let Some(partner) = self.partner() else { return };
         if partner.open().is_none() {
             // Unless the next has come meanwhile.
@@ -149,7 +149,7 @@ impl Shared<Member> {
         }
     }
 
-    pub(super) fn welcome(&self, channel: Channel) {
+    pub(crate) fn welcome(&self, channel: Channel) {
         self.count_accepted(&channel);
         self.state().partner = Some(Partner::of(channel.shared()));
         self.settled.notify_all();
@@ -158,7 +158,7 @@ impl Shared<Member> {
         self.notice_end();
     }
 
-    pub(super) fn part(&self, parted: Option<Parted>) {
+    pub(crate) fn part(&self, parted: Option<Parted>) {
         let mut state = self.state();
         state.partner = None;
         state.taken = false;
@@ -169,12 +169,12 @@ impl Shared<Member> {
     }
 
     /// This side takes guests at this socket, or does so no more.
-    pub(super) fn set_listener(&self, listener: Option<&Arc<OwnedFd>>) {
+    pub(crate) fn set_listener(&self, listener: Option<&Arc<OwnedFd>>) {
         self.state().listener = listener.map_or_else(Weak::new, Arc::downgrade);
     }
 
     /// Ends an accept that hangs.
-    pub(super) fn shut_listener(&self) {
+    pub(crate) fn shut_listener(&self) {
         let listener = self.state().listener.upgrade();
         if let Some(listener) = listener {
             Place::shut(&listener);

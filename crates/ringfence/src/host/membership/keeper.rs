@@ -9,17 +9,17 @@ use crate::{
     address::election::{self, Met},
     channel::Channel,
     channel::end::{ChannelState, Handover, OnEnd, Partner},
-    endpoint::acceptor::Acceptor,
-    endpoint::admission::Admission,
-    endpoint::events::End,
-    endpoint::handle::Hold,
-    endpoint::membership::member::{Member, Parted},
-    endpoint::membership::successor::Successor,
-    endpoint::shared::{Endpoint, Shared},
     error::{Check, Error, Result},
     evidence::Record,
     handshake::parts::Role,
     handshake::side::Side,
+    host::accept::Acceptor,
+    host::admit::Admission,
+    host::endpoint::{Endpoint, Shared},
+    host::events::End,
+    host::handle::Hold,
+    host::membership::member::{Member, Parted},
+    host::membership::successor::Successor,
     options::Options,
     wait::backoff::Backoff,
     wait::cancel::CancelToken,
@@ -32,24 +32,24 @@ use crate::{
 pub const LEAVING: u64 = u64::from_le_bytes(*b"leaving\0");
 
 /// Which part a member has, and what it holds of the address.
-pub(super) enum Position {
+pub(crate) enum Position {
     Host(Place, Record),
     Guest,
 }
 
 /// Keeps the place, on a thread of its own.
-pub(super) struct Keeper {
-    pub(super) shared: Arc<Shared<Member>>,
-    pub(super) options: Options,
+pub(crate) struct Keeper {
+    pub(crate) shared: Arc<Shared<Member>>,
+    pub(crate) options: Options,
     /// Ends with the membership.
-    pub(super) stay: Deadline,
+    pub(crate) stay: Deadline,
     /// The last field, so that it is dropped when all else is let go of.
-    pub(super) _hold: Hold,
+    pub(crate) _hold: Hold,
 }
 
 impl Keeper {
     /// Comes to the address, and comes again while those there come and go.
-    pub(super) fn arrive(&self, deadline: &Deadline) -> Result<Position> {
+    pub(crate) fn arrive(&self, deadline: &Deadline) -> Result<Position> {
         let mut backoff = Backoff::new(deadline);
         loop {
             match self.try_to_arrive(deadline) {
@@ -88,7 +88,7 @@ impl Keeper {
         Ok(Some(Position::Guest))
     }
 
-    pub(super) fn keep(self, mut position: Position) {
+    pub(crate) fn keep(self, mut position: Position) {
         let _told = self.shared.end_with_worker();
         loop {
             let next = match position {

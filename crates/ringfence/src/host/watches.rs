@@ -37,7 +37,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 /// The numbers of the subscribers that a wait has found. An array, since a sender waits for each message that finds no room.
 #[derive(Debug, Default)]
-pub(super) struct Numbers {
+pub(crate) struct Numbers {
     list: [u64; AT_ONCE],
     count: usize,
 }
@@ -102,7 +102,7 @@ impl Watch {
 
 /// Both, of one publisher.
 #[derive(Debug)]
-pub(super) struct Watches {
+pub(crate) struct Watches {
     ends: Watch,
     room: Watch,
     over: AtomicBool,
@@ -110,7 +110,7 @@ pub(super) struct Watches {
 
 impl Watches {
     /// Errors with [`Error::NoSpace`] where descriptors have run out.
-    pub(super) fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let new = || Watch::new().map_err(|errno| Error::system("what wakes a publisher (epoll)", errno));
         Ok(Self {
             ends: new()?,
@@ -121,7 +121,7 @@ impl Watches {
 
     /// From now on this subscriber wakes the threads. One that has gone already wakes the watcher at once. It has been told that
     /// it was let in, so a shortage that is over in a moment must not end it.
-    pub(super) fn add_patiently(&self, number: u64, ends: &Ends) -> Result<()> {
+    pub(crate) fn add_patiently(&self, number: u64, ends: &Ends) -> Result<()> {
         for _ in 1..TRIES {
             if self.add(number, ends).is_ok() {
                 return Ok(());
@@ -155,7 +155,7 @@ impl Watches {
     }
 
     /// What was not added is not there to be taken out.
-    pub(super) fn remove(&self, ends: &Ends) {
+    pub(crate) fn remove(&self, ends: &Ends) {
         let (line, pidfd) = ends.descriptors();
         let _ = self.room.epoll.delete(line);
         let _ = self.ends.epoll.delete(line);
@@ -165,7 +165,7 @@ impl Watches {
     }
 
     /// For the watcher: subscribers that may have gone. `None`: it has no more to do.
-    pub(super) fn wait_for_ends(&self, until: Option<Instant>) -> Option<Numbers> {
+    pub(crate) fn wait_for_ends(&self, until: Option<Instant>) -> Option<Numbers> {
         // A wait that fails has seen nothing, and without a watcher a publisher would never hear of an end again. One that goes
         // on failing does so because the program has closed what is not its own.
         let mut patience = Patience::pausing(PAUSE);
@@ -184,22 +184,22 @@ impl Watches {
     }
 
     /// For the sender: subscribers that have rung, or gone. `None`: the moment has passed.
-    pub(super) fn wait_for_room(&self, until: Option<Instant>) -> Result<Option<Numbers>> {
+    pub(crate) fn wait_for_room(&self, until: Option<Instant>) -> Result<Option<Numbers>> {
         self.room.wait(until)
     }
 
     /// Has the watcher look again.
-    pub(super) fn wake_watcher(&self) {
+    pub(crate) fn wake_watcher(&self) {
         self.ends.ring();
     }
 
     /// Has the sender look again.
-    pub(super) fn wake_sender(&self) {
+    pub(crate) fn wake_sender(&self) {
         self.room.ring();
     }
 
     /// The watcher has no more to do.
-    pub(super) fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.over.store(true, Ordering::Release);
         self.ends.ring();
     }

@@ -1,6 +1,6 @@
 //! What a membership tells the program.
 
-use crate::{channel::Channel, endpoint::acceptor::Refused, handshake::parts::Role};
+use crate::{channel::Channel, handshake::parts::Role, host::accept::Refused};
 
 /// What a [`Membership`](crate::Membership) tells.
 #[non_exhaustive]

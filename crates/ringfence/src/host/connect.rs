@@ -11,11 +11,11 @@ use nix::errno::Errno;
 use crate::{
     address::Address,
     address::election,
-    endpoint::acceptor::OF_ONE_PROCESS,
     error::{Error, Result},
     evidence::Record,
     fork::PerProcess,
     handshake::parts::Parts,
+    host::accept::OF_ONE_PROCESS,
     options::Options,
     sys::lock::Mutex,
     wait::backoff::Backoff,
@@ -27,7 +27,7 @@ use crate::{
 /// and by what: "listens", "service". `shake_hands` answers `None` where the host has gone without an answer.
 ///
 /// With [`Options::wait`] a host that is missing, full or about to go is waited for.
-pub(super) fn call(
+pub(crate) fn call(
     address: &Address,
     options: &Options,
     deed: (&str, &str),

@@ -1,9 +1,9 @@
 //! What stays at an address: a service, a membership, a publisher.
 //!
 //! It has four parts, and [`Shared`] is what they have in common:
-//! - the [`Handle`](crate::endpoint::handle::Handle), which the program holds;
+//! - the [`Handle`](crate::host::handle::Handle), which the program holds;
 //! - the worker thread, which keeps the address bound and takes newcomers in by an
-//!   [`Admission`](crate::endpoint::admission::Admission);
+//!   [`Admission`](crate::host::admit::Admission);
 //! - the threads of the handshakes;
 //! - the [`Seat`] of each channel that was made there.
 //!
@@ -23,13 +23,13 @@ use crate::{
     address::Address,
     channel::Channel,
     channel::end::Partner,
-    endpoint::acceptor::Refused,
-    endpoint::events::{End, Events},
-    endpoint::ledger::{EndpointStats, Ledger},
     error::{Error, Result},
     fork::{Birth, leave_torn},
     handshake::frame::Meeting,
     handshake::parts::Parts,
+    host::accept::Refused,
+    host::events::{End, Events},
+    host::ledger::{EndpointStats, Ledger},
     identity::Credentials,
     options::Options,
     sys::lock::{Mutex, MutexGuard},
@@ -115,7 +115,7 @@ impl<E: Endpoint> Shared<E> {
         }))
     }
 
-    /// For the threads of the endpoint, which a child does not have, and for the program by [`Handle::here`](crate::endpoint::handle::Handle::here):
+    /// For the threads of the endpoint, which a child does not have, and for the program by [`Handle::here`](crate::host::handle::Handle::here):
     /// in a child, the thread that had the lock at the fork is not there to release it.
     pub(crate) fn state(&self) -> MutexGuard<'_, E::State> {
         self.state.lock()
@@ -137,17 +137,17 @@ impl<E: Endpoint> Shared<E> {
     }
 
     /// A newcomer has this channel.
-    pub(super) fn count_accepted(&self, channel: &Channel) {
+    pub(crate) fn count_accepted(&self, channel: &Channel) {
         self.ledger.lock().accepted(channel);
     }
 
     /// A newcomer has none.
-    pub(super) fn count_refused(&self, error: &Error) {
+    pub(crate) fn count_refused(&self, error: &Error) {
         self.ledger.lock().refused(error);
     }
 
     /// What was counted so far, where so many channels are open.
-    pub(super) fn stats(&self, open: usize) -> EndpointStats {
+    pub(crate) fn stats(&self, open: usize) -> EndpointStats {
         self.ledger.lock().stats(open)
     }
 

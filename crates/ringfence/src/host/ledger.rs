@@ -30,7 +30,7 @@ pub struct EndpointStats {
 
 /// What is counted at an address.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
+pub(crate) struct Ledger {
     accepted: u64,
     refused: BTreeMap<String, u64>,
     made: Vec<(Weak<Shared>, Arc<Counters>)>,
@@ -40,7 +40,7 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// A newcomer has a channel.
-    pub(super) fn accepted(&mut self, channel: &Channel) {
+    pub(crate) fn accepted(&mut self, channel: &Channel) {
         self.accepted += 1;
         // Each that is over is looked at once.
         if self.made.len().is_power_of_two() {
@@ -52,7 +52,7 @@ impl Ledger {
     }
 
     /// A newcomer got none.
-    pub(super) fn refused(&mut self, error: &Error) {
+    pub(crate) fn refused(&mut self, error: &Error) {
         let by = match error.refusal() {
             // Not the name that a peer gives: it may make up another one each time, and each would stay.
             Some(refusal) => refusal.check.name(),
@@ -77,7 +77,7 @@ impl Ledger {
         });
     }
 
-    pub(super) fn stats(&mut self, open: usize) -> EndpointStats {
+    pub(crate) fn stats(&mut self, open: usize) -> EndpointStats {
         self.add_up();
         let mut channels = self.past;
         for (channel, counters) in &self.made {

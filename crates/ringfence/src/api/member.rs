@@ -8,11 +8,6 @@
 //! `member` is the state and the one seat, `keeper` the worker, `successor` a guest that takes its host's place, `change` what
 //! the program is told.
 
-pub(crate) mod change;
-pub(crate) mod keeper;
-pub(crate) mod member;
-pub(crate) mod successor;
-
 use std::{
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
@@ -22,14 +17,14 @@ use std::{
 use crate::{
     address::Address,
     channel::Channel,
-    endpoint::handle::{Handle, Idle, Worker},
-    endpoint::ledger::EndpointStats,
-    endpoint::membership::change::Change,
-    endpoint::membership::keeper::{Keeper, Position},
-    endpoint::membership::member::Member,
-    endpoint::shared::Shared,
     error::Result,
     handshake::parts::Role,
+    host::endpoint::Shared,
+    host::handle::{Handle, Idle, Worker},
+    host::ledger::EndpointStats,
+    host::membership::change::Change,
+    host::membership::keeper::{Keeper, Position},
+    host::membership::member::Member,
     options::Options,
     wait::deadline::Deadline,
 };

@@ -10,11 +10,11 @@ use std::{
 
 use crate::{
     channel::end::Partner,
-    endpoint::acceptor::{Host, Refused},
-    endpoint::shared::{Endpoint, Seat, Shared},
     error::{Error, Result},
     handshake::Seats,
     handshake::parts::Parts,
+    host::accept::{Host, Refused},
+    host::endpoint::{Endpoint, Seat, Shared},
     identity::Credentials,
     options::Options,
     trace,

@@ -22,19 +22,19 @@ use crate::{
     channel::end::{self as channel, AtomicState, ChannelState, CloseReason, OnEnd, Untold},
     channel::open::open,
     channel::verify::{Verified, Verifier, WeakVerifier},
-    endpoint::acceptor::Refused,
-    endpoint::broadcast::stalls::Charging,
-    endpoint::broadcast::watches::Watches,
-    endpoint::events::End,
-    endpoint::handle::Worker,
-    endpoint::seats::TakenSeats,
-    endpoint::shared::{Endpoint, Seat, Shared},
     error::{Error, Result},
     evidence::Evidence,
     fork::ProcessMutex,
     handshake::broadcast::{HeldStart, PublishedRing, ReaderBell, RingPart},
     handshake::frame::Meeting,
     handshake::parts::Parts,
+    host::accept::Refused,
+    host::endpoint::{Endpoint, Seat, Shared},
+    host::events::End,
+    host::handle::Worker,
+    host::seats::TakenSeats,
+    host::stalls::Charging,
+    host::watches::Watches,
     identity::{Credentials, Identity},
     options::{Options, SeatLimits},
     region::access::Readable,
@@ -54,25 +54,25 @@ const MOST_PENDING: usize = 4096;
 /// One to many.
 #[derive(Debug)]
 pub(crate) struct Broadcast {
-    pub(super) limits: SeatLimits,
-    pub(super) ring: Arc<PublishedRing>,
+    pub(crate) limits: SeatLimits,
+    pub(crate) ring: Arc<PublishedRing>,
     /// The ring object, as its owner sees it.
-    pub(super) region: OwnRegion,
-    pub(super) capacity: u64,
+    pub(crate) region: OwnRegion,
+    pub(crate) capacity: u64,
     /// What this process can do.
-    pub(super) barriers: Barriers,
+    pub(crate) barriers: Barriers,
     /// Of the publisher as a whole. Read by each call that sends.
-    pub(super) state: AtomicState,
+    pub(crate) state: AtomicState,
     /// Nothing more will be sent.
-    pub(super) ended: AtomicBool,
+    pub(crate) ended: AtomicBool,
     /// Newcomers are not let in any more, as the program wishes.
-    pub(super) sealed: AtomicBool,
-    pub(super) watches: Arc<Watches>,
-    pub(super) charging: Mutex<Charging>,
+    pub(crate) sealed: AtomicBool,
+    pub(crate) watches: Arc<Watches>,
+    pub(crate) charging: Mutex<Charging>,
     /// The thread that keeps the address.
-    pub(super) worker: Worker,
+    pub(crate) worker: Worker,
     /// Subscribers that were too slow.
-    pub(super) evicted: AtomicU64,
+    pub(crate) evicted: AtomicU64,
 }
 
 impl Drop for Broadcast {
@@ -376,7 +376,7 @@ impl Shared<Broadcast> {
     }
 
     /// Those that have come and not gone.
-    pub(super) fn subscribers(self: &Arc<Self>) -> Vec<Subscriber> {
+    pub(crate) fn subscribers(self: &Arc<Self>) -> Vec<Subscriber> {
         let state = self.state();
         let members = state.list.values().map(|seated| &seated.member);
         members
@@ -386,7 +386,7 @@ impl Shared<Broadcast> {
     }
 
     /// How many are subscribed, and how many were evicted.
-    pub(super) fn counts(&self) -> (usize, u64) {
+    pub(crate) fn counts(&self) -> (usize, u64) {
         let evicted = self.evicted.load(Ordering::Relaxed);
         if !self.is_here() {
             return (0, evicted);
@@ -409,13 +409,13 @@ impl Shared<Broadcast> {
     }
 
     /// The channel of a subscriber, if that has not ended.
-    pub(super) fn link(&self, number: u64) -> Option<Arc<channel::Shared>> {
+    pub(crate) fn link(&self, number: u64) -> Option<Arc<channel::Shared>> {
         let state = self.state();
         state.list.get(&number).map(|seated| Arc::clone(&seated.link))
     }
 
     /// Has a look whether a subscriber has gone. `rung`: takes its bells from the line.
-    pub(super) fn look_at(&self, number: u64, rung: bool) {
+    pub(crate) fn look_at(&self, number: u64, rung: bool) {
         if let Some(link) = self.link(number) {
             if rung {
                 link.doorbell.read_bells();
@@ -442,7 +442,7 @@ impl Shared<Broadcast> {
     }
 
     /// Each subscriber gets what is published by now, and then its end. The address is free when this returns.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         if !self.is_here() || self.ended.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -462,7 +462,7 @@ impl Shared<Broadcast> {
     }
 
     /// Lets no further subscriber in. The address is free, and no descriptor of the ring is left, when this returns.
-    pub(super) fn seal(&self) {
+    pub(crate) fn seal(&self) {
         self.sealed.store(true, Ordering::Release);
         self.worker.stop().cancel();
         self.worker.wait();
@@ -470,14 +470,14 @@ impl Shared<Broadcast> {
     }
 
     /// Ends all, once.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.seal();
         self.finish(ChannelState::ClosedHere);
     }
 
     /// Another process tries to open the ring: all subscribers can see it, and it is wiped, when this returns. What does the
     /// rest is returned.
-    pub(super) fn expose(self: Arc<Self>) -> Aftermath {
+    pub(crate) fn expose(self: Arc<Self>) -> Aftermath {
         self.sealed.store(true, Ordering::Release);
         // Not waited for, as this is the thread that hears alarms.
         self.worker.stop().cancel();
@@ -567,7 +567,7 @@ impl Shared<Broadcast> {
     }
 
     /// A message waits until all have read up to the goal.
-    pub(super) fn begin_stall(&self, goal: u64) {
+    pub(crate) fn begin_stall(&self, goal: u64) {
         let mut guard = self.charging.lock();
         let Charging { stalls, positions } = &mut *guard;
         self.ring.readers.reliable(positions);
@@ -579,7 +579,7 @@ impl Shared<Broadcast> {
     }
 
     /// It has found room, or is given up.
-    pub(super) fn end_stall(&self) {
+    pub(crate) fn end_stall(&self) {
         let Charging { stalls, positions } = &mut *self.charging.lock();
         self.ring.readers.reliable(positions);
         stalls.end(positions, Instant::now());
@@ -629,7 +629,7 @@ impl Shared<Broadcast> {
 }
 
 /// The watcher: lets go of subscribers that have gone, or are too slow. It ends with the publisher.
-pub(super) fn watch(watches: &Watches, publisher: &Weak<Shared<Broadcast>>) {
+pub(crate) fn watch(watches: &Watches, publisher: &Weak<Shared<Broadcast>>) {
     let mut until = None;
     while let Some(numbers) = watches.wait_for_ends(until) {
         let Some(publisher) = publisher.upgrade() else {
@@ -679,7 +679,7 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{endpoint::events::Events, fork::Birth, wait::cancel::Bell};
+    use crate::{fork::Birth, host::events::Events, wait::cancel::Bell};
 
     fn subscriber(number: u64) -> Subscriber {
         let member = Member {

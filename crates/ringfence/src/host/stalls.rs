@@ -20,19 +20,19 @@ use crate::ring::fan_out::readers::slot_of;
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// A reliable subscriber: its number, and how far it has read.
-pub(super) type Position = (u64, u64);
+pub(crate) type Position = (u64, u64);
 
 /// The accounts, and the memory for the positions that a check compares them with: under one lock, so that two positions of one
 /// subscriber are compared in the order in which they were read.
 #[derive(Debug)]
-pub(super) struct Charging {
-    pub(super) stalls: Stalls,
-    pub(super) positions: Vec<Position>,
+pub(crate) struct Charging {
+    pub(crate) stalls: Stalls,
+    pub(crate) positions: Vec<Position>,
 }
 
 impl Charging {
     /// `limit`: [`Duration::MAX`] is never.
-    pub(super) fn new(limit: Duration) -> Self {
+    pub(crate) fn new(limit: Duration) -> Self {
         Self {
             stalls: Stalls::new(limit),
             positions: Vec::new(),
@@ -43,7 +43,7 @@ impl Charging {
 /// The accounts of the reliable subscribers. The sending thread says when a message waits; the watcher evicts the subscribers whose time is
 /// up.
 #[derive(Debug)]
-pub(super) struct Stalls {
+pub(crate) struct Stalls {
     limit: Duration,
     waiting: Option<Waiting>,
     /// By slot.
@@ -84,15 +84,15 @@ impl Account {
 
 /// The result of a check.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(crate) struct Found {
     /// The subscribers whose time is up.
-    pub(super) over: Vec<u64>,
+    pub(crate) over: Vec<u64>,
     /// Those whose position has gone back.
-    pub(super) liars: Vec<u64>,
+    pub(crate) liars: Vec<u64>,
     /// A message waits, and no subscriber is in its way. The sender must be woken: a subscriber that made room may not have rung.
-    pub(super) may_go_on: bool,
+    pub(crate) may_go_on: bool,
     /// When to check again.
-    pub(super) next: Option<Instant>,
+    pub(crate) next: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -116,12 +116,12 @@ impl Stalls {
         }
     }
 
-    pub(super) fn limit(&self) -> Duration {
+    pub(crate) fn limit(&self) -> Duration {
         self.limit
     }
 
     /// A message waits until all have read up to the goal. Returns whether the watcher must be woken to check sooner than it would.
-    pub(super) fn begin(&mut self, goal: u64, positions: &[Position], tail: u64, now: Instant) -> bool {
+    pub(crate) fn begin(&mut self, goal: u64, positions: &[Position], tail: u64, now: Instant) -> bool {
         if self.limit == Duration::MAX {
             return false;
         }
@@ -136,7 +136,7 @@ impl Stalls {
     }
 
     /// The message has found room, or is given up.
-    pub(super) fn end(&mut self, positions: &[Position], now: Instant) {
+    pub(crate) fn end(&mut self, positions: &[Position], now: Instant) {
         if self.waiting.is_some() {
             let alarm = self.alarm;
             self.check(positions, now, None);
@@ -146,7 +146,7 @@ impl Stalls {
     }
 
     /// Returns whether no check can find anything until the next message waits.
-    pub(super) fn is_idle(&mut self) -> bool {
+    pub(crate) fn is_idle(&mut self) -> bool {
         let is_idle = self.waiting.is_none() && self.liars.is_empty();
         if is_idle {
             self.alarm = None;
@@ -155,7 +155,7 @@ impl Stalls {
     }
 
     /// The watcher's check.
-    pub(super) fn look(&mut self, positions: &[Position], now: Instant) -> Found {
+    pub(crate) fn look(&mut self, positions: &[Position], now: Instant) -> Found {
         let next = self.waiting.map(|waiting| Waiting {
             since: now,
             ..waiting
