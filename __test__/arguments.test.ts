@@ -10,7 +10,7 @@ const { UsageError } = (await moduleAt('exit')) as { UsageError: new () => Error
 
 const asked = (line: string) => ask(line === '' ? [] : line.split(' '))
 
-test('each command has what was said, and else what the help says', (t) => {
+test('each command takes its arguments, and else the defaults of its help', (t) => {
   const ring = { backing: undefined, capacity: undefined }
   const transfer = { address: '@x', file: undefined, evidence: false, options: ring }
   const publish = { ...transfer, raw: undefined, audience: 0, options: { ...ring, stall: undefined } }
@@ -22,9 +22,13 @@ test('each command has what was said, and else what the help says', (t) => {
     options: { delivery: undefined, from: undefined, wait: true },
   }
   const all: [line: string, wanted: object][] = [
-    ['--help', { command: 'help' }],
-    ['-h', { command: 'help' }],
-    ['send --help --json', { command: 'help' }],
+    ['--help', { command: 'help', of: undefined }],
+    ['-h', { command: 'help', of: undefined }],
+    ['help', { command: 'help', of: undefined }],
+    ['help send', { command: 'help', of: 'send' }],
+    ['help help', { command: 'help', of: 'help' }],
+    ['send --help', { command: 'help', of: 'send' }],
+    ['completion zsh', { command: 'completion', shell: 'zsh' }],
     ['--version', { command: 'version' }],
     ['-V nothing', { command: 'version' }],
     ['send @x', { command: 'send', timeout: undefined, how: transfer }],
@@ -41,6 +45,14 @@ test('each command has what was said, and else what the help says', (t) => {
       { command: 'send', timeout: undefined, how: { ...transfer, file: '-', options: { ...ring, backing: 'memfd' } } },
     ],
     ['send @x --timeout 2000000', { command: 'send', timeout: 2_000_000_000, how: transfer }],
+    ['send @x --timeout 250ms', { command: 'send', timeout: 250, how: transfer }],
+    ['send @x --timeout 3s', { command: 'send', timeout: 3000, how: transfer }],
+    ['send @x --timeout .5m', { command: 'send', timeout: 30_000, how: transfer }],
+    ['send @x --timeout 1h', { command: 'send', timeout: 3_600_000, how: transfer }],
+    ...['4MiB', '4mib', '4MB', '4M', '4m', '4096KiB', '4194304', '4194304B'].map((size): [string, object] => [
+      `send @x --capacity ${size}`,
+      { command: 'send', timeout: undefined, how: { ...transfer, options: { ...ring, capacity: 4 << 20 } } },
+    ]),
     ['collect @x', { command: 'collect', how: { address: '@x', evidence: false, options: ring } }],
     [
       'collect @x --capacity 1M --evidence --backing memfd',
@@ -88,12 +100,17 @@ test('each command has what was said, and else what the help says', (t) => {
   for (const [line, wanted] of all) t.deepEqual(asked(line), wanted as Record<string, unknown>, line)
 })
 
-const commands = 'send, receive, collect, publish, subscribe, ps, top, doctor'
+const commands = 'send, receive, collect, publish, subscribe, ps, top, doctor, completion, help'
 
 test('what cannot be understood is told, with what there is', (t) => {
   const all: [line: string, message: string | RegExp][] = [
-    ['', `say what to do: ${commands}`],
+    ['', `name a command: ${commands}`],
     ['listen @x', `there is no command listen: ${commands}`],
+    ['recieve @x', 'there is no command recieve: did you mean receive?'],
+    ['help dokter', 'there is no command dokter: did you mean doctor?'],
+    ['help listen', `there is no command listen: ${commands}`],
+    ['completion', 'completion takes a shell: bash, zsh, fish'],
+    ['completion constructor', 'completion takes a shell: bash, zsh, fish'],
     ['constructor @x --json', `there is no command constructor: ${commands}`],
     ['send', 'send needs an address'],
     ['subscribe --from latest', 'subscribe needs an address'],
@@ -103,21 +120,26 @@ test('what cannot be understood is told, with what there is', (t) => {
     ['ps @x', 'ps takes no address'],
     ['top @x file', 'top takes one address at most'],
     ['doctor @x file', 'doctor takes one process or address at most'],
-    ['collect @x --timeout 1', 'collect takes no --timeout: a signal ends it'],
-    ['publish @x --timeout 1', 'publish takes no --timeout: it is for send, receive, subscribe'],
-    ['collect @x --json', 'collect takes no --json: it is for ps, top, doctor'],
-    ['send @x --raw 1', 'send takes no --raw: it is for publish'],
-    ['send @x --backing disk', '--backing is memfd or shm, not disk'],
+    ['collect @x --timeout 1', 'collect takes no --timeout: it is an option of send, receive, subscribe'],
+    ['publish @x --timeout 1', 'publish takes no --timeout: it is an option of send, receive, subscribe'],
+    ['collect @x --json', 'collect takes no --json: it is an option of ps, top, doctor'],
+    ['send @x --raw 1', 'send takes no --raw: it is an option of publish'],
+    ['send @x --backing disk', '--backing takes memfd, shm, not disk'],
     ['receive @x --capacity much', /^a size is a number/],
     ['publish @x --raw 0', /^a size is a number/],
-    ['send @x --quick', /--quick/],
+    ['subscribe @x --delivery fast', '--delivery takes reliable, best-effort, latest, not fast'],
+    ['send @x --quick', 'send takes no --quick: --backing, --capacity, --timeout, --evidence'],
+    ['send @x -q', 'send takes no -q: --backing, --capacity, --timeout, --evidence'],
+    ['send @x --tiemout 3s', 'send takes no --tiemout: did you mean --timeout?'],
+    ['--hepl', 'there is no option --hepl: did you mean --help?'],
+    ['help --verbose', 'help takes no --verbose'],
     ['send @x --capacity', /--capacity/],
     ['send @x --evidence=yes', /--evidence/],
   ]
-  for (const seconds of ['0', '-1', 'soon', '2000001', 'NaN', 'Infinity'])
+  for (const time of ['0', '-1', 'soon', '2000001', 'NaN', 'Infinity', '3 s', '3d', 's', '1e3', '0x10'])
     all.push(
-      [`send @x --timeout=${seconds}`, `--timeout takes a number of seconds, not ${seconds}`],
-      [`publish @x --stall=${seconds}`, `--stall takes a number of seconds, not ${seconds}`],
+      [`send @x --timeout=${time.replace(' ', '\u00a0')}`, /^--timeout takes a time such as 250ms, 3s or 2m, not /],
+      [`publish @x --stall=${time.replace(' ', '\u00a0')}`, /^--stall takes a time such as 250ms, 3s or 2m, not /],
     )
   for (const count of ['0', '-1', '1.5', '01', '1e3', '1000000000000000', 'many', '12 '])
     for (const option of ['publish @x --audience', 'subscribe @x --count'])
@@ -131,7 +153,18 @@ test('what cannot be understood is told, with what there is', (t) => {
   }
 })
 
-test('an option that a command does not take is told, and not ignored', (t) => {
+test('each help fits into 80 columns, and names every command and option', async (t) => {
+  const { helpOf, overview } = (await moduleAt('help')) as { helpOf(name: string): string; overview(): string }
+  const { COMMANDS } = (await moduleAt('commands')) as { COMMANDS: Record<string, { flags: string[] }> }
+  const texts = [overview(), ...Object.keys(COMMANDS).map(helpOf)]
+  for (const line of texts.join('').split('\n')) t.true(line.length <= 80, line)
+  for (const [name, { flags }] of Object.entries(COMMANDS)) {
+    t.regex(overview(), new RegExp(`^ {2}ringfence ${name}\\b`, 'm'))
+    for (const flag of flags) t.regex(helpOf(name), new RegExp(`^ {2}--${flag}\\b`, 'm'))
+  }
+})
+
+test('an option that a command does not take is refused', (t) => {
   const takes: Record<string, string> = {
     send: 'backing capacity timeout evidence',
     receive: 'backing capacity timeout evidence',

@@ -1,6 +1,7 @@
 // The command line as a whole, within this process: what each command begins, what a signal does to it, and the code it ends with.
 // cli.test.ts runs it as a user does.
 
+import { execFileSync, spawnSync } from 'node:child_process'
 import { readFileSync, readdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
@@ -69,10 +70,37 @@ test.serial('--help names every command, and --version is that of the package', 
   t.deepEqual([help.complaints.text, help.ends, version.complaints.text, version.ends], ['', [], '', []])
 })
 
+test.serial('bash completes commands, options and their values', async (t) => {
+  const script = (await run(t, 'completion', 'bash')).output.text
+  const complete = (...words: string[]) => {
+    const asked = `COMP_WORDS=(${words.map((word) => `'${word}'`).join(' ')}); COMP_CWORD=${words.length - 1}; _ringfence`
+    return execFileSync('bash', ['-c', `${script}\n${asked}\necho "\${COMPREPLY[*]}"`], { encoding: 'utf8' }).trim()
+  }
+  t.is(complete('ringfence', 'su'), 'subscribe')
+  t.is(complete('ringfence', 'subscribe', '--c'), '--count')
+  t.is(complete('ringfence', 'subscribe', '--delivery', ''), 'reliable best-effort latest')
+  t.is(complete('ringfence', 'help', 'doc'), 'doctor')
+  t.is(complete('ringfence', 'send', '--help', 'a-file'), '')
+})
+
+for (const [shell, check] of [
+  ['zsh', '-n'],
+  ['fish', '--no-execute'],
+] as const)
+  test.serial(`the completion script for ${shell} names every command and option`, async (t) => {
+    const script = (await run(t, 'completion', shell)).output.text
+    for (const word of ['publish', 'no-newline', 'best-effort']) t.true(script.includes(word), word)
+    const file = join(temporaryDirectory(t), 'script')
+    writeFileSync(file, script)
+    const { error, status, stderr } = spawnSync(shell, [check, file], { encoding: 'utf8' })
+    if (error === undefined) t.is(status, 0, stderr)
+    else t.log(`${shell} is not installed: its syntax was not checked`)
+  })
+
 test.serial('what cannot be understood is told, with where to read on; another failure without that', async (t) => {
   const usage = await run(t, 'listen')
   await ended(usage.ends)
-  t.regex(usage.complaints.text, /^ringfence: there is no command listen: .*\nTry ringfence --help\.\n$/)
+  t.regex(usage.complaints.text, /^ringfence: there is no command listen: .*\nTry ringfence help\.\n$/)
   t.deepEqual(usage.ends, ['exit 2'])
   t.teardown(see(host()))
   const failure = await run(t, 'doctor', '7')

@@ -106,7 +106,7 @@ test('a line that is too long to be published is told as soon as that is known',
   t.deepEqual(found, ['ab'])
 })
 
-test('sizes are bytes, or K, M and G of them', (t) => {
+test('sizes are bytes, KiB, MiB or GiB', (t) => {
   const sizes = { '1': 1, '4096': 4096, '64K': 65_536, '64k': 65_536, '4M': 4_194_304, '1g': 1_073_741_824, '010': 10 }
   for (const [text, bytes] of Object.entries(sizes)) t.is(parseSize(text), bytes, text)
   for (const text of [
@@ -117,7 +117,8 @@ test('sizes are bytes, or K, M and G of them', (t) => {
     '+1',
     '1.5M',
     '1T',
-    '1KB',
+    '1iB',
+    '1KiBs',
     ' 1',
     '1 ',
     '1\n',
@@ -127,7 +128,7 @@ test('sizes are bytes, or K, M and G of them', (t) => {
   ]) {
     const error = t.throws(() => parseSize(text))
     t.true(error instanceof UsageError)
-    t.is(error.message, `a size is a number with K, M or G, not ${text}`)
+    t.is(error.message, `a size is a number of bytes, or of KiB, MiB or GiB (64KiB), not ${text}`)
   }
 })
 

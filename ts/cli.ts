@@ -9,74 +9,27 @@ import { publish, subscribe } from './cli/broadcast.js'
 import { collect } from './cli/collect.js'
 import { diagnose } from './cli/doctor.js'
 import { exitCode, UsageError } from './cli/exit.js'
+import { helpOf, overview, SHELLS } from './cli/help.js'
 import { explain } from './cli/slow/main.js'
 import { output, print } from './cli/output.js'
 import { tell } from './cli/text.js'
 import { ps, top } from './cli/top.js'
 import { receive, send } from './cli/transfer.js'
 
-const HELP = `ringfence: shared memory between two processes, and no other
-
-  ringfence send ADDRESS [FILE]       sends FILE (or standard input) to the process that receives at ADDRESS
-  ringfence receive ADDRESS [FILE]    receives into FILE (or standard output)
-  ringfence collect ADDRESS           writes what many send, line by line, to standard output, until SIGINT
-  ringfence publish ADDRESS [FILE]    publishes each line of FILE (or of standard input) to all that subscribe
-  ringfence subscribe ADDRESS         writes each message that is published at ADDRESS, and a newline
-  ringfence ps [--json]               which processes have channels, with whom, and how large their rings are
-  ringfence top [ADDRESS]             what goes through, of processes that run with RINGFENCE_OBSERVE=1 (--once, --json)
-  ringfence doctor [--json]           what this kernel offers, and what that means for the promises
-  ringfence doctor PID|ADDRESS        why the channels of that process, or at that address, are slow (--json)
-
-ADDRESS is a path, or @name for an abstract address. Either side may come first; collect comes before its senders. The other
-side must run as the same user, from the same executable.
-
-A subscriber that stops reading delays its publisher for --stall seconds at most; then the publisher evicts it. With the delivery
-best-effort or latest it never delays the publisher, and misses the messages that it is too slow for. publish exits after its input
-has ended, at the latest --stall seconds later: what it has published stays readable to its subscribers. If no process has
-subscribed, it says so on standard error and exits with 0.
-
-FILE is replaced once everything has come, by a file beside it (.FILE.….part until then); where the transfer fails it stays as it
-was. A device, a FIFO or what is open already (/dev/stdout) is written to as it is.
-
-collect writes whole lines, of up to 64 MiB; a sender's last one gets its newline. SIGINT and SIGTERM end it after what is there.
-
-  --backing memfd|shm    what the shared memory is made of (memfd); both sides must choose the same
-  --capacity SIZE        of the ring, with K, M or G (4M); the sender's counts
-  --timeout SECONDS      send, receive, subscribe: how long to wait for the other side, and before that for a reader
-                         of a FIFO (for ever)
-  --evidence             print every check that was made
-  --raw SIZE             publish: chunks of at most so many bytes instead of lines
-  --no-newline           subscribe: each message as it is
-  --audience COUNT       publish: waits for so many subscribers first (0)
-  --stall SECONDS        publish: how long a slow subscriber may hold it up (5)
-  --delivery HOW         subscribe: reliable, best-effort or latest (reliable)
-  --from WHERE           subscribe: now, oldest or latest (now)
-  --count COUNT          subscribe: ends after so many messages
-  --json                 doctor, ps, top: print what a program can read
-  --once                 top: prints the figures once, and ends
-  --help, --version
-
-Exit codes: 0 all went through; 1 another failure; 2 usage; 3 the address cannot be used or is taken; 4 the peer was
-refused, or refused us; 5 the peer was lost before everything had gone through; 6 no process came in time; 7 the peer does
-not keep to the protocol; 8 no room; 9 this system does not offer what is needed. If a signal ends it, a shell reports 128
-plus the signal's number. If the reader of its output leaves (| head), it ends by SIGPIPE and prints nothing, as other tools do.
-
-  tar c . | ringfence send @x                    ringfence receive @x | tar x
-  tail -f log | ringfence publish @log           ringfence subscribe @log | grep error
-  tail -f log | ringfence send @logs             ringfence collect @logs
-`
-
 async function main(): Promise<void> {
   const asked = ask(process.argv.slice(2))
   switch (asked.command) {
     case 'help':
-      print(HELP)
+      print(asked.of === undefined ? overview() : helpOf(asked.of))
       return
     case 'version': {
       const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))
       print(`${version}\n`)
       return
     }
+    case 'completion':
+      print(SHELLS[asked.shell]())
+      return
     case 'doctor':
       if (asked.target === undefined) diagnose(asked.json)
       else await explain(asked.target, asked.json)
@@ -171,7 +124,7 @@ function fail(error: unknown): void {
   if ((error as NodeJS.ErrnoException | null)?.code === 'EPIPE') return endByBrokenPipe()
   const message = error instanceof Error ? error.message : String(error)
   tell(message)
-  if (error instanceof UsageError) process.stderr.write('Try ringfence --help.\n')
+  if (error instanceof UsageError) process.stderr.write('Try ringfence help.\n')
   process.exit(exitCode(error))
 }
 

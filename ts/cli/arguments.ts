@@ -1,17 +1,22 @@
-// What was asked for on the command line. Nothing is done here.
+// Parses the command line. Nothing is done here.
 
 import { parseArgs } from 'node:util'
 
+import { nearest } from '../runtime/nearest.js'
 import type { Delivery } from '../types.js'
 import type { Publishing, Subscribing } from './broadcast.js'
 import type { Collection } from './collect.js'
+import { COMMANDS, COMMAND_NAMES, FLAGS, isCommand, type CommandName, type Flag, type FlagName } from './commands.js'
 import { UsageError } from './exit.js'
-import { parseSize } from './text.js'
+import { SHELLS } from './help.js'
+import { parseDuration, parseSize } from './text.js'
 import type { Transfer } from './transfer.js'
 
-/** A command, and what it takes. `timeout`: how long to wait for the other side, in milliseconds. */
+/** A command, and its arguments. `timeout`: how long to wait for the other side, in milliseconds. */
 export type Asked =
-  | { command: 'help' | 'version' }
+  | { command: 'help'; of: CommandName | undefined }
+  | { command: 'version' }
+  | { command: 'completion'; shell: keyof typeof SHELLS }
   | { command: 'send' | 'receive'; how: Transfer; timeout: number | undefined }
   | { command: 'collect'; how: Omit<Collection, 'stop'> }
   | { command: 'publish'; how: Publishing }
@@ -20,35 +25,22 @@ export type Asked =
   | { command: 'top'; address: string | undefined; json: boolean; once: boolean }
   | { command: 'doctor'; target: number | string | undefined; json: boolean }
 
-/** What each command takes. One that is ignored would be a limit, or a way of reading, that is relied on and not there. */
-const TAKEN = {
-  send: ['backing', 'capacity', 'timeout', 'evidence'],
-  receive: ['backing', 'capacity', 'timeout', 'evidence'],
-  collect: ['backing', 'capacity', 'evidence'],
-  publish: ['backing', 'capacity', 'evidence', 'raw', 'audience', 'stall'],
-  subscribe: ['timeout', 'evidence', 'delivery', 'from', 'count', 'no-newline'],
-  ps: ['json'],
-  top: ['json', 'once'],
-  doctor: ['json'],
-} as const satisfies Record<string, readonly string[]>
-
-type Command = keyof typeof TAKEN
-
-/** @throws {UsageError} for what cannot be understood. */
+/** @throws {UsageError} for arguments that cannot be understood. */
 export function ask(words: string[]): Asked {
-  const { values, positionals, tokens } = parse(words)
-  if (values.help) return { command: 'help' }
+  const { values, positionals } = parse(words)
   if (values.version) return { command: 'version' }
   const [command, address, file, ...rest] = positionals
-  if (!isCommand(command)) {
-    const known = Object.keys(TAKEN).join(', ')
-    throw new UsageError(
-      command === undefined ? `say what to do: ${known}` : `there is no command ${command}: ${known}`,
-    )
-  }
-  for (const token of tokens) if (token.kind === 'option') checkTaken(command, token.name)
+  if (values.help) return { command: 'help', of: isCommand(command) ? command : undefined }
+  if (!isCommand(command)) throw noCommand(command)
   const { json, once, evidence } = values
   switch (command) {
+    case 'help':
+      if (address !== undefined && !isCommand(address)) throw noCommand(address)
+      return { command, of: address }
+    case 'completion':
+      if (address === undefined || !Object.hasOwn(SHELLS, address))
+        throw new UsageError(`completion takes a shell: ${Object.keys(SHELLS).join(', ')}`)
+      return { command, shell: address as keyof typeof SHELLS }
     case 'doctor':
       if (file !== undefined) throw new UsageError('doctor takes one process or address at most')
       return { command, json, target: address !== undefined && /^\d+$/.test(address) ? Number(address) : address }
@@ -61,9 +53,9 @@ export function ask(words: string[]): Asked {
   }
   if (address === undefined) throw new UsageError(`${command} needs an address`)
   if (rest.length > 0) throw new UsageError(`${command} takes an address and at most one file`)
-  const timeout = parseSeconds('--timeout', values.timeout)
+  const timeout = parseTime('--timeout', values.timeout)
   const ring = {
-    backing: checkBacking(values.backing),
+    backing: values.backing as 'memfd' | 'shm' | undefined,
     capacity: values.capacity === undefined ? undefined : parseSize(values.capacity),
   }
   switch (command) {
@@ -76,13 +68,12 @@ export function ask(words: string[]): Asked {
     case 'publish': {
       const raw = values.raw === undefined ? undefined : parseSize(values.raw)
       const audience = parseCount('--audience', values.audience) ?? 0
-      const options = { ...ring, stall: parseSeconds('--stall', values.stall) }
+      const options = { ...ring, stall: parseTime('--stall', values.stall) }
       return { command, how: { address, file, raw, audience, evidence, options } }
     }
     case 'subscribe': {
       if (file !== undefined) throw new UsageError('subscribe writes to standard output, and takes no file')
       const count = parseCount('--count', values.count) ?? Infinity
-      // These are checked by the call itself, as any caller's.
       const delivery = values.delivery as Delivery | undefined
       const from = values.from as 'now' | 'oldest' | 'latest' | undefined
       const how = { address, count, raw: values['no-newline'], evidence, options: { delivery, from, wait: true } }
@@ -91,59 +82,67 @@ export function ask(words: string[]): Asked {
   }
 }
 
-/** What each object has by itself is none. */
-function isCommand(command: string | undefined): command is Command {
-  return command !== undefined && Object.hasOwn(TAKEN, command)
+function noCommand(name: string | undefined): UsageError {
+  const known = COMMAND_NAMES.join(', ')
+  if (name === undefined) return new UsageError(`name a command: ${known}`)
+  const meant = nearest(name, COMMAND_NAMES)
+  return new UsageError(`there is no command ${name}: ${meant === undefined ? known : `did you mean ${meant}?`}`)
 }
 
-function checkTaken(command: Command, option: string): void {
-  const isTaken = (by: string) => (TAKEN[by as Command] as readonly string[]).includes(option)
-  if (isTaken(command)) return
-  const others = Object.keys(TAKEN).filter(isTaken)
-  const why = command === 'collect' && option === 'timeout' ? 'a signal ends it' : `it is for ${others.join(', ')}`
-  throw new UsageError(`${command} takes no --${option}: ${why}`)
-}
+const OPTIONS = {
+  backing: { type: 'string' },
+  capacity: { type: 'string' },
+  timeout: { type: 'string' },
+  evidence: { type: 'boolean', default: false },
+  json: { type: 'boolean', default: false },
+  once: { type: 'boolean', default: false },
+  raw: { type: 'string' },
+  'no-newline': { type: 'boolean', default: false },
+  audience: { type: 'string' },
+  stall: { type: 'string' },
+  delivery: { type: 'string' },
+  from: { type: 'string' },
+  count: { type: 'string' },
+  help: { type: 'boolean', short: 'h', default: false },
+  version: { type: 'boolean', short: 'V', default: false },
+} as const satisfies Record<FlagName | 'help' | 'version', object>
 
 function parse(words: string[]) {
+  const how = { args: words, allowPositionals: true, tokens: true, options: OPTIONS } as const
+  const { positionals, tokens } = parseArgs({ ...how, strict: false })
+  const command = isCommand(positionals[0]) ? positionals[0] : undefined
+  for (const token of tokens) if (token.kind === 'option') checkFlag(command, token.name, token.rawName)
   try {
-    return parseArgs({
-      args: words,
-      allowPositionals: true,
-      tokens: true,
-      options: {
-        backing: { type: 'string' },
-        capacity: { type: 'string' },
-        timeout: { type: 'string' },
-        evidence: { type: 'boolean', default: false },
-        json: { type: 'boolean', default: false },
-        once: { type: 'boolean', default: false },
-        raw: { type: 'string' },
-        'no-newline': { type: 'boolean', default: false },
-        audience: { type: 'string' },
-        stall: { type: 'string' },
-        delivery: { type: 'string' },
-        from: { type: 'string' },
-        count: { type: 'string' },
-        help: { type: 'boolean', short: 'h', default: false },
-        version: { type: 'boolean', short: 'V', default: false },
-      },
-    })
+    const parsed = parseArgs(how)
+    for (const [name, value] of Object.entries(parsed.values)) checkValue(name as FlagName, value)
+    return parsed
   } catch (error) {
-    throw new UsageError((error as Error).message)
+    throw error instanceof UsageError ? error : new UsageError((error as Error).message)
   }
 }
 
-function checkBacking(backing: string | undefined): 'memfd' | 'shm' | undefined {
-  if (backing === undefined || backing === 'memfd' || backing === 'shm') return backing
-  throw new UsageError(`--backing is memfd or shm, not ${backing}`)
+/** A flag that was ignored would be a limit, or a way of reading, that the caller relies on. */
+function checkFlag(command: CommandName | undefined, name: string, shown: string): void {
+  if (name === 'help' || name === 'version') return
+  const flags: readonly string[] = command === undefined ? Object.keys(FLAGS) : COMMANDS[command].flags
+  if (flags.includes(name)) return
+  const meant = nearest(name, [...flags, 'help', 'version'])
+  const others = COMMAND_NAMES.filter((other) => (COMMANDS[other].flags as readonly string[]).includes(name))
+  const what = command === undefined ? `there is no option ${shown}` : `${command} takes no ${shown}`
+  if (others.length > 0) throw new UsageError(`${what}: it is an option of ${others.join(', ')}`)
+  const known = flags.map((flag) => `--${flag}`).join(', ')
+  throw new UsageError(`${what}${meant === undefined ? known && `: ${known}` : `: did you mean --${meant}?`}`)
 }
 
-/** In milliseconds. */
-function parseSeconds(option: string, text: string | undefined): number | undefined {
-  if (text === undefined) return undefined
-  const seconds = Number(text)
-  if (!(seconds > 0) || seconds > 2_000_000) throw new UsageError(`${option} takes a number of seconds, not ${text}`)
-  return Math.ceil(seconds * 1000)
+function checkValue(name: FlagName, value: unknown): void {
+  const { values }: Flag = FLAGS[name] ?? {}
+  if (values !== undefined && value !== undefined && !values.includes(value as string))
+    throw new UsageError(`--${name} takes ${values.join(', ')}, not ${value as string}`)
+}
+
+/** Milliseconds. */
+function parseTime(option: string, text: string | undefined): number | undefined {
+  return text === undefined ? undefined : parseDuration(option, text)
 }
 
 function parseCount(option: string, text: string | undefined): number | undefined {

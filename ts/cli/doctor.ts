@@ -1,8 +1,11 @@
+import { styleText } from 'node:util'
+
 import { doctor } from '../runtime/doctor.js'
 import { print } from './output.js'
 import { table } from './text.js'
 
 const MARKS = { good: 'good', limited: 'LIMITED', missing: 'MISSING' } as const
+const COLORS = { good: 'green', limited: 'yellow', missing: 'red' } as const
 
 /** Prints what the system offers. */
 export function diagnose(json: boolean): void {
@@ -17,7 +20,12 @@ export function diagnose(json: boolean): void {
   print(`${table(['', 'what', 'found'], rows, process.stdout.columns ?? 160)}\n`)
   for (const status of ['missing', 'limited', 'good'] as const) {
     const some = findings.filter((finding) => finding.status === status)
-    if (some.length > 0) print(`\n${MARKS[status]}\n`)
+    if (some.length > 0) print(`\n${colored(COLORS[status], MARKS[status])}\n`)
     for (const { title, meaning } of some) print(`  ${title}: ${meaning}\n`)
   }
+}
+
+/** Text in a color, on a terminal that has colors. Node reads NO_COLOR. */
+function colored(color: 'green' | 'yellow' | 'red', text: string): string {
+  return process.stdout.isTTY && process.stdout.hasColors() ? styleText(color, text) : text
 }

@@ -4,14 +4,26 @@ import { printable } from '../runtime/printable.js'
 import type { Evidence } from '../types.js'
 import { UsageError } from './exit.js'
 
-const UNITS: Record<string, number> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30 }
+const SIZES: Record<string, number> = { '': 1, k: 2 ** 10, m: 2 ** 20, g: 2 ** 30 }
 
-/** `64K`, `4M`, `1G` or plain bytes. */
+/** Bytes: `64KiB`, `4MiB`, `1GiB` (also `64K`), or a plain number. */
 export function parseSize(text: string): number {
-  const match = /^(\d+)([KMG]?)$/i.exec(text)
-  const bytes = match === null ? NaN : Number(match[1]) * UNITS[match[2]!.toUpperCase()]!
-  if (!Number.isSafeInteger(bytes) || bytes < 1) throw new UsageError(`a size is a number with K, M or G, not ${text}`)
+  const [, number, unit] = /^(\d+)(?:([kmg])(?:i?b)?|b)?$/i.exec(text) ?? []
+  const bytes = Number(number) * SIZES[unit?.toLowerCase() ?? '']!
+  if (!Number.isSafeInteger(bytes) || bytes < 1)
+    throw new UsageError(`a size is a number of bytes, or of KiB, MiB or GiB (64KiB), not ${text}`)
   return bytes
+}
+
+const TIMES: Record<string, number> = { ms: 1, s: 1000, '': 1000, m: 60_000, h: 3_600_000 }
+
+/** Milliseconds: `250ms`, `3s`, `2m`, `1h`, or a number of seconds. */
+export function parseDuration(option: string, text: string): number {
+  const [, number, unit] = /^(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h)?$/.exec(text) ?? []
+  const milliseconds = Number(number) * TIMES[unit ?? '']!
+  if (!(milliseconds > 0) || milliseconds > 2_000_000_000)
+    throw new UsageError(`${option} takes a time such as 250ms, 3s or 2m, not ${text}`)
+  return Math.ceil(milliseconds)
 }
 
 /** Bytes in the unit that fits. */
