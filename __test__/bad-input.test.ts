@@ -270,7 +270,7 @@ test.serial('a misspelt option of a later call is refused, and changes nothing',
   for (const call of [
     () => channel.close(misspelt),
     () => channel.receive(misspelt),
-    () => channel.readable(misspelt),
+    () => channel.waitReadable(misspelt),
     () => channel.receive(null as unknown as undefined),
   ])
     await t.throwsAsync(call, invalid)

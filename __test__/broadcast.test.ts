@@ -55,7 +55,7 @@ async function subscriber(
 }
 
 /** Over there: reads to the end, and tells what came. */
-function readAll(partner: Partner, by: 'for await' | 'receive' | 'drain') {
+function readAll(partner: Partner, by: 'for await' | 'receive' | 'receiveEach') {
   return partner.run(async (kit, way) => {
     const subscription = kit.keep['subscription'] as Subscription
     const began = subscription.sequence
@@ -77,8 +77,11 @@ function readAll(partner: Partner, by: 'for await' | 'receive' | 'drain') {
       else if (way === 'receive')
         for (let message = await subscription.receive(); message; message = await subscription.receive()) check(message)
       else
-        while (await subscription.readable())
-          subscription.drain((bytes, offset, length) => check(Buffer.from(bytes.subarray(offset, offset + length))), 5)
+        while (await subscription.waitReadable())
+          subscription.receiveEach(
+            (bytes, offset, length) => check(Buffer.from(bytes.subarray(offset, offset + length))),
+            5,
+          )
     } catch (thrown) {
       error = (thrown as RingfenceError).code
     }
@@ -109,7 +112,7 @@ test('each subscriber gets every message, in order, whichever way it reads, and 
   const address = abstractAddress()
   const publisher = await publishHere(t, address)
   const readers = await Promise.all(
-    (['for await', 'receive', 'drain'] as const).map(async (way) => ({
+    (['for await', 'receive', 'receiveEach'] as const).map(async (way) => ({
       way,
       there: await subscriber(t, address),
     })),
@@ -162,7 +165,7 @@ test('latest gives the newest message at the time of the call, though an older o
   const publisher = await publishHere(t, address)
   const there = await subscriber(t, address, { delivery: 'latest' })
   await publisher.send('old')
-  t.true(await there.run((kit) => (kit.keep['subscription'] as Subscription).readable()))
+  t.true(await there.run((kit) => (kit.keep['subscription'] as Subscription).waitReadable()))
   await publisher.send('new')
   t.is(await there.run(async (kit) => String(await (kit.keep['subscription'] as Subscription).receive())), 'new')
   t.is(await there.run((kit) => Number((kit.keep['subscription'] as Subscription).lost)), 1)
@@ -218,7 +221,7 @@ test('one that is stopped is let go of once its stall is over, is told so, and c
   // Long enough that the other, on a busy machine, never takes as long.
   const publisher = await publishHere(t, address, { stall: 2000 })
   const [stopped, other] = await Promise.all([subscriber(t, address), subscriber(t, address)])
-  const reading = readAll(other, 'drain')
+  const reading = readAll(other, 'receiveEach')
   const gone = once(publisher, 'gone') as Promise<[Subscriber, GoneReason]>
   await stopped.stop()
   await soon(send(publisher, 1, 3000), 'room')
@@ -496,7 +499,7 @@ test.serial(
       links.filter((link) => link.includes('memfd')),
       [],
     )
-    const reading = readAll(there, 'drain')
+    const reading = readAll(there, 'receiveEach')
     await send(publisher, 1, 1000)
     await publisher.end()
     t.is((await soon(reading, 'all')).count, 1000)

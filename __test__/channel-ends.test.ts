@@ -49,7 +49,7 @@ test('each end that the binding tells is told by closed, and by every call that 
   ]
   for (const [reason, code, message, way] of ends) {
     const { binding, channel } = open()
-    const waits = channel.writable(9)
+    const waits = channel.waitWritable(9)
     binding.ring.room = 0
     const sent = channel.send('waits')
     await waits
@@ -119,7 +119,7 @@ test('what was sent is on its way before anything is waited for, or looked at', 
   const deeds: [deed: (channel: Channel) => unknown, first: string][] = [
     [(channel) => channel.stats(), 'flush'],
     [(channel) => channel.receive(), 'flush'],
-    [(channel) => channel.readable(), 'flush'],
+    [(channel) => channel.waitReadable(), 'flush'],
     [(channel) => channel[Symbol.asyncIterator]().next(), 'flush'],
     [(channel) => channel.with(json())[Symbol.asyncIterator]().next(), 'flush'],
   ]
@@ -227,7 +227,7 @@ test('a close lets go of what a peer has left, also one that has waited for what
 test('a reader that finds the end ends this side too, but for a peer that was cut off, and half-open channels', async (t) => {
   const read = [
     (channel: Channel) => channel.receive(),
-    (channel: Channel) => channel.readable(),
+    (channel: Channel) => channel.waitReadable(),
     (channel: Channel) => channel[Symbol.asyncIterator]().next(),
     (channel: Channel) => Promise.resolve(quietOf(channel).told()),
   ]
@@ -249,7 +249,7 @@ test('a reader that finds the end ends this side too, but for a peer that was cu
     }
   const { binding, channel } = open({ ...HALF_OPEN, allowHalfOpen: false })
   binding.from.ended = true
-  t.false(await quietOf(channel).readable())
+  t.false(await quietOf(channel).waitReadable())
   t.deepEqual(binding.told('end'), [], 'who tells of the end itself, says when')
 })
 
@@ -521,6 +521,6 @@ test('no end of its own sending changes why a channel has ended', async (t) => {
       if (order === 'end last') await channel.end()
       if (order === 'after the peer’s end') t.is(await channel.receive(), null)
       await t.throwsAsync(channel.send('late'), { code: `ERR_RINGFENCE_${code}` }, `${reason}, ${order}`)
-      await t.throwsAsync(channel.writable(), { code: `ERR_RINGFENCE_${code}` })
+      await t.throwsAsync(channel.waitWritable(), { code: `ERR_RINGFENCE_${code}` })
     }
 })

@@ -381,7 +381,7 @@ test('a file that becomes shorter while it is sent is not taken for the whole', 
   const receiver = await Partner.start(t)
   await receiver.join(address)
   // The ring is full, and the sender has read no more than two chunks.
-  await receiver.run((kit) => kit.channel.readable())
+  await receiver.run((kit) => kit.channel.waitReadable())
   truncateSync(file, 1 << 20)
   const { ended, reason } = await receiver.run(async (kit) => {
     for await (const _ of kit.channel);

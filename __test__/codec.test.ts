@@ -48,15 +48,15 @@ test.serial('orders go there and come back as JSON, by every way to send and to 
   t.deepEqual(found, orders)
 
   t.true(typed.trySend(orders[0]!))
-  await typed.readable()
+  await typed.waitReadable()
   t.deepEqual(typed.tryReceive(), orders[0])
   t.is(typed.tryReceive(), undefined, 'nothing now')
 
   for (const order of orders) void typed.send(order)
   const drained: Order[] = []
   while (drained.length < orders.length) {
-    await typed.readable()
-    typed.drain((order) => drained.push(order))
+    await typed.waitReadable()
+    typed.receiveEach((order) => drained.push(order))
   }
   t.deepEqual(drained, orders)
 
@@ -192,7 +192,7 @@ for (const [name, codec, honest, cases] of [
       const { channel, partner } = await pair(t)
       const typed = channel.with(codec)
       const lines = cases.flatMap(([, bytes]) => [bytes, honest])
-      for (const way of ['receive', 'a waiting receive', 'tryReceive', 'drain', 'for await'] as const) {
+      for (const way of ['receive', 'a waiting receive', 'tryReceive', 'receiveEach', 'for await'] as const) {
         const sending = () =>
           partner.run(async (kit, all: Uint8Array[]) => {
             for (const line of all) await kit.channel.send(line)
@@ -219,10 +219,10 @@ for (const [name, codec, honest, cases] of [
           await expectAll(async () => (await loop.next()).value)
         }
         if (way === 'tryReceive') await expectAll(async () => typed.tryReceive())
-        if (way === 'drain') {
+        if (way === 'receiveEach') {
           await expectAll(async () => {
             let found: number | undefined
-            typed.drain((value) => {
+            typed.receiveEach((value) => {
               found = value
             }, 1)
             return found
@@ -247,8 +247,8 @@ test.serial('a decoder gets bytes of its own; one that borrows is shown memory t
     const kept: Uint8Array[] = []
     for (let number = 0; number < 20; number += 1) {
       await partner.run((kit, what: number) => kit.channel.send(Uint8Array.from([1, what])), number)
-      await typed.readable()
-      if (number % 2 === 0) typed.drain((value) => kept.push(value))
+      await typed.waitReadable()
+      if (number % 2 === 0) typed.receiveEach((value) => kept.push(value))
       else kept.push(typed.tryReceive()!)
     }
     const values = kept.map((value) => value[0])
@@ -268,8 +268,8 @@ test.serial('the bytes of what cannot be decoded stay, whatever is received late
     const kept: RingfenceError[] = []
     for (const line of sent) {
       await partner.run((kit, what: string) => kit.channel.send(what), line)
-      await typed.readable()
-      const take = kept.length % 2 === 0 ? () => typed.tryReceive() : () => typed.drain(() => {})
+      await typed.waitReadable()
+      const take = kept.length % 2 === 0 ? () => typed.tryReceive() : () => typed.receiveEach(() => {})
       kept.push(t.throws(take, malformed) as RingfenceError)
     }
     t.deepEqual(

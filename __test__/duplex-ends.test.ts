@@ -28,7 +28,7 @@ class Told {
   due: Promise<void> | null = null
   failure: Error | undefined
   /** What the calls of this name reject with. */
-  readonly fails: { send?: Error; end?: Error; close?: Error; readable?: Error } = {}
+  readonly fails: { send?: Error; end?: Error; close?: Error; waitReadable?: Error } = {}
   readonly messages: Buffer[] = []
   /** Readers that wait; how many did so at once. */
   waiting: (() => void)[] = []
@@ -74,9 +74,9 @@ class Told {
     return this.messages.shift() ?? null
   }
 
-  async readable(): Promise<boolean> {
-    this.asked.push('readable')
-    if (this.fails.readable !== undefined) throw this.fails.readable
+  async waitReadable(): Promise<boolean> {
+    this.asked.push('waitReadable')
+    if (this.fails.waitReadable !== undefined) throw this.fails.waitReadable
     while (this.messages.length === 0 && !this.#over) await new Promise<void>((resolve) => this.waiting.push(resolve))
     return this.messages.length > 0
   }
@@ -117,7 +117,7 @@ const { toDuplex } = await insideOf<Insides>('adapters/duplex.js')
 function streamOf(settings: Settings = {}): { told: Told; stream: Duplex; asked: () => string[] } {
   const told = new Told(settings)
   // What was asked since the last look, but for whether there is more.
-  const asked = () => told.asked.splice(0).filter((what) => what !== 'readable')
+  const asked = () => told.asked.splice(0).filter((what) => what !== 'waitReadable')
   return { told, stream: toDuplex(told), asked }
 }
 
@@ -383,10 +383,10 @@ test('a peer that was cut off is an error once everything before it was read', a
 
 test('a read that fails destroys the stream with its error', async (t) => {
   const { told, stream, asked } = streamOf()
-  told.fails.readable = new Error('no memory')
+  told.fails.waitReadable = new Error('no memory')
   const failed = once(stream, 'error')
   stream.read(0)
-  t.deepEqual(await failed, [told.fails.readable])
+  t.deepEqual(await failed, [told.fails.waitReadable])
   t.deepEqual(asked(), ['close'])
 })
 

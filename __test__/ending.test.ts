@@ -23,7 +23,7 @@ async function nothingIsSent(t: ExecutionContext, channel: Channel, error: { cod
   await t.throwsAsync(channel.send(pattern(0, 20_000)), error, 'send of more')
   t.throws(() => channel.trySend('late'), error, 'trySend')
   t.throws(() => channel.reserve(5), error, 'reserve')
-  await t.throwsAsync(channel.writable(), error, 'writable')
+  await t.throwsAsync(channel.waitWritable(), error, 'waitWritable')
 }
 
 /** Every way to read fails so; a loop ends, where this side has closed the channel. */
@@ -34,9 +34,9 @@ async function nothingIsRead(
   byThisSide = error === closed,
 ): Promise<void> {
   await t.throwsAsync(channel.receive(), error, 'receive')
-  await t.throwsAsync(channel.readable(), error, 'readable')
+  await t.throwsAsync(channel.waitReadable(), error, 'waitReadable')
   t.throws(() => channel.tryReceive(), error, 'tryReceive')
-  t.throws(() => channel.drain(() => {}), error, 'drain')
+  t.throws(() => channel.receiveEach(() => {}), error, 'receiveEach')
   const next = channel[Symbol.asyncIterator]().next()
   if (byThisSide) t.true((await next).done, 'for await')
   else await t.throwsAsync(next, error, 'for await')
@@ -141,7 +141,7 @@ for (const kind of ['channel', 'typed channel'] as const) {
           // None of these promises has a handler.
           if (isTyped) void typed.send('x'.repeat(400))
           else void there.send('x'.repeat(400))
-          void there.writable(100)
+          void there.waitWritable(100)
           keep['sent'] = ((keep['sent'] as number | undefined) ?? 0) + 1
         }
         keep['timer'] = setInterval(() => {
@@ -235,17 +235,17 @@ test.serial(
   },
 )
 
-test.serial('sends that wait when this side closes reject with CLOSED, and so does a writable', async (t) => {
+test.serial('sends that wait when this side closes reject with CLOSED, and so does a waitWritable', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   fill(channel)
   const waiting = [channel.send('x'.repeat(100)), channel.send(pattern(0, 9000)), channel.send(pattern(0, 100_000))]
-  const writable = channel.writable(1000)
+  const writable = channel.waitWritable(1000)
   t.true(await isPending(waiting[0]!))
   const over = channel.close()
   for (const send of waiting) await t.throwsAsync(send, closed)
   await t.throwsAsync(writable, closed)
   await over
-  t.is(await partner.run((kit) => kit.channel.drain(() => {}, Infinity)), 4)
+  t.is(await partner.run((kit) => kit.channel.receiveEach(() => {}, Infinity)), 4)
 })
 
 test.serial('close puts into the ring what was sent in the same tick and finds room', async (t) => {
@@ -314,7 +314,7 @@ test.serial('a linger is over when the peer goes', async (t) => {
 test.serial('a read that waits when this side closes is told the end, a later one CLOSED', async (t) => {
   const { channel, partner } = await pair(t)
   const waiting = channel.receive()
-  const readable = channel.readable()
+  const readable = channel.waitReadable()
   const iterator = channel[Symbol.asyncIterator]()
   const next = iterator.next()
   await channel.close()
@@ -359,7 +359,7 @@ for (const linger of [-1, NaN, '5', null, {}, 5n, Symbol('linger')]) {
 test.serial('once the peer has closed, sends that wait and sends that come are PEER_LOST', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   fill(channel)
-  const waiting = [channel.send('x'.repeat(100)), channel.send(pattern(0, 9000)), channel.writable(1000)]
+  const waiting = [channel.send('x'.repeat(100)), channel.send(pattern(0, 9000)), channel.waitWritable(1000)]
   t.true(await isPending(waiting[0]!))
   await partner.run(async (kit) => {
     await kit.channel.send('the last')
@@ -445,7 +445,7 @@ test.serial('a message that its sender was killed in does not arrive, those befo
 test.serial('sends that wait when the peer is killed reject with PEER_LOST', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   const waiting = [channel.send('x'.repeat(100)), channel.send(pattern(0, 9000)), channel.send(pattern(0, 1_000_000))]
-  const writable = channel.writable(1000)
+  const writable = channel.waitWritable(1000)
   await partner.kill()
   await Promise.allSettled(waiting)
   await t.throwsAsync(waiting[2]!, lost)
@@ -457,7 +457,7 @@ test.serial('sends that wait when the peer is killed reject with PEER_LOST', asy
 test.serial('a receive that waits when the peer is killed gets null', async (t) => {
   const { channel, partner } = await pair(t)
   const waiting = [channel.receive(), channel.receive()]
-  const readable = channel.readable()
+  const readable = channel.waitReadable()
   await partner.kill()
   t.deepEqual(await Promise.all(waiting), [null, null])
   t.false(await readable)
@@ -612,7 +612,7 @@ function tryAll(channel: { tryReceive(): unknown }, found: (message: unknown) =>
 }
 
 const drainAll = (channel: Channel, found: (message: unknown) => void) =>
-  channel.drain((bytes, offset, length) => found(Buffer.from(bytes.subarray(offset, offset + length))))
+  channel.receiveEach((bytes, offset, length) => found(Buffer.from(bytes.subarray(offset, offset + length))))
 
 const iterated = async (messages: AsyncIterable<unknown>) => {
   const all: unknown[] = []
@@ -637,8 +637,8 @@ const ways: Record<string, ReadAll> = {
       },
       () => channel.readableEnded,
     ),
-  drain: (channel) => readAgain(channel, (found) => drainAll(channel, found)),
-  'drain and readableEnded': (channel) =>
+  receiveEach: (channel) => readAgain(channel, (found) => drainAll(channel, found)),
+  'receiveEach and readableEnded': (channel) =>
     readAgain(
       channel,
       (found) => {
@@ -646,9 +646,9 @@ const ways: Record<string, ReadAll> = {
       },
       () => channel.readableEnded,
     ),
-  'readable and tryReceive': async (channel) => {
+  'waitReadable and tryReceive': async (channel) => {
     const all: unknown[] = []
-    while (await channel.readable()) all.push(channel.tryReceive())
+    while (await channel.waitReadable()) all.push(channel.tryReceive())
     return all
   },
   'for await': iterated,
@@ -680,11 +680,11 @@ const ways: Record<string, ReadAll> = {
       port.on('close', () => resolve(all))
     }),
   'a merge': async (channel) => (await iterated(merge([channel]))).map((found) => (found as [Channel, Buffer])[1]),
-  'a merge by drain': async (channel) => {
+  'a merge by receiveEach': async (channel) => {
     const all: unknown[] = []
     const merged = merge([channel])
-    while (await merged.readable())
-      merged.drain((_, bytes, offset, length) => all.push(Buffer.from(bytes.subarray(offset, offset + length))))
+    while (await merged.waitReadable())
+      merged.receiveEach((_, bytes, offset, length) => all.push(Buffer.from(bytes.subarray(offset, offset + length))))
     return all
   },
 }
@@ -732,7 +732,7 @@ test.serial('a channel whose peer has ended closes by itself once that was told:
 })
 
 test.serial('with allowHalfOpen no way of reading ends the sending', async (t) => {
-  for (const way of ['receive', 'tryReceive and readableEnded', 'drain and readableEnded', 'a merge']) {
+  for (const way of ['receive', 'tryReceive and readableEnded', 'receiveEach and readableEnded', 'a merge']) {
     const { channel, partner } = await pair(t, { here: { allowHalfOpen: true } })
     await partner.run((kit) => kit.channel.end())
     t.deepEqual(await ways[way]!(channel), [], way)

@@ -27,7 +27,7 @@ async function flood({ partner }: Pair, size: number): Promise<void> {
     while (channel.trySend(message));
     kit.keep['flood'] = (async () => {
       for (;;) {
-        await channel.writable(length)
+        await channel.waitWritable(length)
         while (channel.trySend(message));
       }
     })().catch(() => {})
@@ -74,24 +74,24 @@ const readers: Record<string, Loop> = {
     do await channel.receive()
     while (count())
   },
-  'readable and tryReceive': async (channel, count) => {
+  'waitReadable and tryReceive': async (channel, count) => {
     do {
-      await channel.readable()
+      await channel.waitReadable()
       channel.tryReceive()
     } while (count())
   },
-  'readable and drain': async (channel, count) => {
+  'waitReadable and receiveEach': async (channel, count) => {
     const visit = visitor(count)
     for (;;) {
-      await channel.readable()
-      channel.drain(visit)
+      await channel.waitReadable()
+      channel.receiveEach(visit)
     }
   },
-  'readable and a bounded drain': async (channel, count) => {
+  'waitReadable and a bounded receiveEach': async (channel, count) => {
     const visit = visitor(count)
     for (;;) {
-      await channel.readable()
-      channel.drain(visit, 50)
+      await channel.waitReadable()
+      channel.receiveEach(visit, 50)
     }
   },
   'a duplex and its data': (channel, count) =>
@@ -142,9 +142,9 @@ const senders: Record<string, Loop> = {
     do await channel.send(message)
     while (count())
   },
-  'writable and trySend': async (channel, count) => {
+  'waitWritable and trySend': async (channel, count) => {
     do {
-      await channel.writable(8)
+      await channel.waitWritable(8)
       channel.trySend('8 bytes!')
     } while (count())
   },
@@ -206,13 +206,13 @@ test.serial('an abort that a timer makes ends a loop of receive, though there is
   await both.channel.close()
 })
 
-test.serial('drain ends with what was there when it was called, however fast the peer sends', async (t) => {
+test.serial('receiveEach ends with what was there when it was called, however fast the peer sends', async (t) => {
   const both = await pair(t, { there: { capacity: 65_536 } })
   both.partner.mayFail()
   await flood(both, 1000)
   let visits = 0
   const endless = new Error('it does not end')
-  const count = both.channel.drain(() => {
+  const count = both.channel.receiveEach(() => {
     visits += 1
     // What was read makes room, and the partner has the time to fill it.
     const end = performance.now() + 0.1
@@ -224,7 +224,7 @@ test.serial('drain ends with what was there when it was called, however fast the
   await both.channel.close()
 })
 
-test.serial('drain without a limit leaves off in time, and the rest stays', async (t) => {
+test.serial('receiveEach without a limit leaves off in time, and the rest stays', async (t) => {
   const { channel, partner } = await pair(t, { there: { capacity: 1 << 20 } })
   const there = await partner.run((kit) => {
     let sent = 0
@@ -237,18 +237,18 @@ test.serial('drain without a limit leaves off in time, and the rest stays', asyn
     while (performance.now() < end);
     number += 1
   }
-  const first = channel.drain(visit)
+  const first = channel.receiveEach(visit)
   t.true(first > 0 && first < there, `${first} of ${there} messages, each for 0.1 ms`)
   while (number < there) {
-    t.true(await soon(channel.readable(), 'the rest'))
-    channel.drain(visit)
+    t.true(await soon(channel.waitReadable(), 'the rest'))
+    channel.receiveEach(visit)
   }
   t.is(number, there)
   await partner.run((kit) => kit.channel.end())
-  t.false(await channel.readable())
+  t.false(await channel.waitReadable())
 })
 
-test.serial('a drain with a limit visits that many, however long it takes', async (t) => {
+test.serial('a call of receiveEach with a limit visits that many, however long it takes', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run(async (kit) => {
     for (let number = 0; number < 300; number += 1) await kit.channel.send(kit.bytes.pattern(number, 100))
@@ -257,8 +257,8 @@ test.serial('a drain with a limit visits that many, however long it takes', asyn
     const end = performance.now() + 0.1
     while (performance.now() < end);
   }
-  t.is(channel.drain(slow, 100), 100)
-  t.is(channel.drain(slow, Infinity), 200)
+  t.is(channel.receiveEach(slow, 100), 100)
+  t.is(channel.receiveEach(slow, Infinity), 200)
 })
 
 test.serial('a stream is destroyed while it lets the event loop turn: it is over, and nothing fails', async (t) => {

@@ -40,7 +40,7 @@ test.serial(
         if (number % 5 === 4) await channel.send(message)
         else if (number % 5 === 3) void channel.send(message)
         // More room than is used, where half the ring has that.
-        else while (!channel.fill(Math.min(size + 9, 32_000), put(message))) await channel.writable(size + 9)
+        else while (!channel.fill(Math.min(size + 9, 32_000), put(message))) await channel.waitWritable(size + 9)
       }
       t.is(await there, 'all')
     }
@@ -55,7 +55,7 @@ test.serial('false where there is no room: the callback is not called, and nothi
   t.false(channel.fill(64, () => t.fail() as never))
   t.false(channel.fill(2000, () => t.fail() as never))
   t.is(await receivesPatterns(partner, filled), 'all')
-  await channel.writable(64)
+  await channel.waitWritable(64)
   t.true(channel.fill(64, put(pattern(filled, 64))))
 })
 
@@ -80,7 +80,7 @@ test.serial(
 test.serial('sending within it is INVALID_ARGUMENT; reading, and what was sent before, go on', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 65_536 } })
   await partner.run((kit) => kit.channel.send('to here'))
-  await channel.readable()
+  await channel.waitReadable()
   for (const size of [64, 10_000]) {
     void channel.send('before')
     const rejected: Promise<unknown>[] = []
@@ -88,7 +88,7 @@ test.serial('sending within it is INVALID_ARGUMENT; reading, and what was sent b
       t.throws(() => channel.trySend('x'), invalid)
       t.throws(() => channel.reserve(1), invalid)
       t.throws(() => channel.fill(1, () => 0), invalid)
-      rejected.push(t.throwsAsync(channel.send('x'), invalid), t.throwsAsync(channel.writable(), invalid))
+      rejected.push(t.throwsAsync(channel.send('x'), invalid), t.throwsAsync(channel.waitWritable(), invalid))
       if (size === 64) t.is(String(channel.tryReceive()), 'to here')
       void channel.receive({ signal: AbortSignal.abort() }).catch(() => {})
       bytes[offset] = 65
@@ -201,6 +201,6 @@ test.serial('bufferedAmount counts what is filled and not in the ring yet', asyn
   const fill = (from: Channel) => from.fill(64, () => 10)
   t.true(fill(channel))
   t.is(channel.bufferedAmount, 10)
-  await channel.writable()
+  await channel.waitWritable()
   t.is(channel.bufferedAmount, 0)
 })

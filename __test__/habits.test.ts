@@ -19,12 +19,12 @@ const halfOpen = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_CLOSED', mes
 /** Reads to the end, in one of the ways that tell of it. Runs in both processes. */
 async function readToTheEnd(channel: Channel, way: string): Promise<void> {
   if (way === 'receive') while ((await channel.receive()) !== null);
-  if (way === 'readable') while (await channel.readable()) channel.drain(() => {})
+  if (way === 'waitReadable') while (await channel.waitReadable()) channel.receiveEach(() => {})
   if (way === 'for await') for await (const message of channel) void message
   if (way === 'duplex') for await (const chunk of channel.duplex()) void chunk
 }
 
-for (const way of ['receive', 'readable', 'for await', 'duplex']) {
+for (const way of ['receive', 'waitReadable', 'for await', 'duplex']) {
   test.serial(`two processes that only read to the end, by ${way}, do not wait for each other`, async (t) => {
     const { channel, partner } = await pair(t)
     const there = partner.run(
@@ -77,7 +77,7 @@ test.serial(
     await t.throwsAsync(channel.send('late'), halfOpen)
     t.throws(() => channel.trySend('late'), halfOpen)
     t.throws(() => channel.reserve(1), halfOpen)
-    await t.throwsAsync(channel.writable(), halfOpen)
+    await t.throwsAsync(channel.waitWritable(), halfOpen)
     const lengths = await partner.run(async (kit) => {
       const found: number[] = []
       for await (const message of kit.channel) found.push(message.length)
@@ -112,7 +112,7 @@ test.serial('allowHalfOpen: true sends on after the end of the peer, until end',
   const { channel, partner } = await pair(t, { here: { allowHalfOpen: true } })
   await partner.run((kit) => kit.channel.end())
   t.is(await channel.receive(), null)
-  t.false(await channel.readable())
+  t.false(await channel.waitReadable())
   await channel.send('still here')
   t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'still here')
   await channel.end()
@@ -385,6 +385,6 @@ test.serial('an option that a call does not know is INVALID_ARGUMENT', async (t)
   }
   const { channel } = await pair(t)
   await t.throwsAsync(channel.receive({ sginal: undefined } as {}), invalid)
-  await t.throwsAsync(channel.readable({ timeout: 5 } as {}), invalid)
+  await t.throwsAsync(channel.waitReadable({ timeout: 5 } as {}), invalid)
   await t.throwsAsync(channel.close({ Linger: 5 } as {}), invalid)
 })

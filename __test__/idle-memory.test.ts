@@ -22,7 +22,12 @@ function privateOf({ pid }: Partner): number {
 }
 
 /** The growth of a service by one channel. Its agent sends `messages` messages of `size` bytes, and gets an answer to each. */
-async function costOf(t: ExecutionContext, messages: number, size: number, how: 'loop' | 'drain'): Promise<number> {
+async function costOf(
+  t: ExecutionContext,
+  messages: number,
+  size: number,
+  how: 'loop' | 'receiveEach',
+): Promise<number> {
   const address = abstractAddress()
   const capacity = 65_536
   const [service, agents] = await Promise.all([
@@ -37,8 +42,8 @@ async function costOf(t: ExecutionContext, messages: number, size: number, how: 
       const serve = async (channel: Channel) => {
         if (reads === 'loop') for await (const message of channel) void channel.send(message)
         else
-          while (await channel.readable())
-            channel.drain((bytes, at, length) => void channel.send(Buffer.from(bytes.subarray(at, at + length))))
+          while (await channel.waitReadable())
+            channel.receiveEach((bytes, at, length) => void channel.send(Buffer.from(bytes.subarray(at, at + length))))
       }
       listener.on('connection', (channel) => void serve(channel).catch(() => {}))
     },
@@ -82,7 +87,7 @@ for (const [what, messages, size, how] of [
   ['that has sent nothing', 0, 0, 'loop'],
   ['that was read by a loop', 20, 64, 'loop'],
   ['with longer messages', 20, 1000, 'loop'],
-  ['that was drained', 20, 64, 'drain'],
+  ['that was drained', 20, 64, 'receiveEach'],
 ] as const)
   test.serial(`an idle channel ${what} costs at most ${AT_MOST} KiB`, async (t) => {
     const cost = await costOf(t, messages, size, how)

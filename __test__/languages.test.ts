@@ -59,12 +59,12 @@ async function sendAll(channel: Channel): Promise<void> {
     if (size > CAPACITY / 2 || number % 3 === 0) {
       await channel.send(message)
     } else if (number % 3 === 1) {
-      while (!channel.trySend(message)) await channel.writable(size)
+      while (!channel.trySend(message)) await channel.waitWritable(size)
     } else {
       // More than is committed, where half a ring has room for that.
       const room = Math.min(size + 100, CAPACITY / 2)
       let reservation = channel.reserve(room)
-      for (; reservation === null; reservation = channel.reserve(room)) await channel.writable(room)
+      for (; reservation === null; reservation = channel.reserve(room)) await channel.waitWritable(room)
       reservation.bytes.set(message)
       reservation.commit(size)
     }
@@ -79,10 +79,10 @@ async function readAll(t: ExecutionContext, channel: Channel): Promise<void> {
     if (!wanted.equals(found)) t.fail(`message ${number}: ${found.length} bytes, not ${wanted.length}, or others`)
     number += 1
   }
-  while (await channel.readable()) {
+  while (await channel.waitReadable()) {
     const message = number % 4 === 0 ? await channel.receive() : channel.tryReceive()
     if (message !== null) check(message)
-    channel.drain((bytes, offset, length) => check(bytes.subarray(offset, offset + length)), number % 3)
+    channel.receiveEach((bytes, offset, length) => check(bytes.subarray(offset, offset + length)), number % 3)
     if (number % 5 === 0) {
       for await (const next of channel) {
         check(next)

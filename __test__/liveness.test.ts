@@ -131,7 +131,7 @@ for (const watcher of watchers) {
   })
 
   test.serial(`unref lets a process exit whose peer sends without end: its channel ${watcher} watches`, async (t) => {
-    for (const way of ['a loop', 'drain', 'a merge', 'a stream', 'tokens'] as const) {
+    for (const way of ['a loop', 'receiveEach', 'a merge', 'a stream', 'tokens'] as const) {
       const { channel, partner } = await pair(t, { partner: await watching(t, watcher) })
       while (channel.trySend(pattern(0, 64)));
       let isOver = false
@@ -153,7 +153,7 @@ for (const watcher of watchers) {
           else if (how === 'a merge') for await (const _ of kit.ringfence.merge([kit.channel])) work()
           else if (how === 'a stream') kit.channel.duplex().on('data', work)
           else if (how === 'tokens') for await (const _ of kit.channel.tokens()) work()
-          else while (await kit.channel.readable()) kit.channel.drain(work)
+          else while (await kit.channel.waitReadable()) kit.channel.receiveEach(work)
         })()
         // Beside it, the event loop turns as ever.
         return new Promise<void>((resolve) => setTimeout(resolve, 10))
@@ -242,7 +242,7 @@ test.serial('waiting for messages, for room and for a partner all at once leaves
   const waiting = [
     channel.receive(),
     channel.send(pattern(0, 100_000)).catch(() => {}),
-    channel.readable(),
+    channel.waitReadable(),
     joinHere(t, abstractAddress(), { signal: over.signal }).catch(() => {}),
   ]
   let turns = 0

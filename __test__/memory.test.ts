@@ -76,7 +76,7 @@ test.serial('what a visitor is shown, and takes away, is told, and the channel g
   const { channel, partner } = await pair(t)
   let visitorMayTake = true
   await patterns(partner, 0, 1, 100)
-  if (channel.drain((bytes) => void (visitorMayTake = takeAway(bytes))) === 1 && !visitorMayTake) {
+  if (channel.receiveEach((bytes) => void (visitorMayTake = takeAway(bytes))) === 1 && !visitorMayTake) {
     t.pass('this Node lets no visitor take the memory away')
     return
   }
@@ -84,7 +84,7 @@ test.serial('what a visitor is shown, and takes away, is told, and the channel g
   const visited: number[] = []
   const error = t.throws(
     () =>
-      channel.drain((bytes) => {
+      channel.receiveEach((bytes) => {
         visited.push(visited.length)
         if (visited.length === 4) takeAway(bytes)
       }),
@@ -95,7 +95,7 @@ test.serial('what a visitor is shown, and takes away, is told, and the channel g
   // The last of them: nothing is lost.
   await patterns(partner, 10, 1, 100)
   t.is(
-    channel.drain((bytes) => takeAway(bytes)),
+    channel.receiveEach((bytes) => takeAway(bytes)),
     1,
   )
   await patterns(partner, 11, 3, 100)
@@ -192,7 +192,7 @@ test.serial('memory that visitors have left messages in is taken away with a Buf
     if (number % 3 === 2) {
       const visit = (bytes: Uint8Array, offset: number, length: number) =>
         t.true(pattern(number, size).equals(bytes.subarray(offset, offset + length)), `visited ${number}`)
-      t.is(channel.drain(visit, 1), 1)
+      t.is(channel.receiveEach(visit, 1), 1)
     } else {
       const message = channel.tryReceive()!
       t.true(message.equals(pattern(number, size)), `message ${number} of ${size}`)
@@ -230,7 +230,7 @@ test.serial('where there is no memory for a message, that receive fails, and the
   })
   const failure = 'ERR_RINGFENCE_NO_SPACE: Array buffer allocation failed'
   type Try = (deed: () => unknown) => Promise<unknown>
-  for (const way of ['receive', 'readable', 'for await'] as const) {
+  for (const way of ['receive', 'waitReadable', 'for await'] as const) {
     // It waits, and the message comes.
     await partner.run((kit, how: typeof way) => {
       const attempt = kit.keep['error'] as Try
@@ -253,19 +253,19 @@ test.serial('where there is no memory for a message, that receive fails, and the
       const attempt = kit.keep['error'] as Try
       return {
         receive: await attempt(() => kit.channel.receive()),
-        readable: await attempt(() => kit.channel.readable()),
+        waitReadable: await attempt(() => kit.channel.waitReadable()),
         next: await attempt(() => kit.channel[Symbol.asyncIterator]().next()),
         tryReceive: await attempt(() => kit.channel.tryReceive()),
-        drain: await attempt(() => kit.channel.drain(() => {})),
+        receiveEach: await attempt(() => kit.channel.receiveEach(() => {})),
         ended: kit.channel.readableEnded,
       }
     })
     t.deepEqual(found, {
       receive: failure,
-      readable: failure,
+      waitReadable: failure,
       next: failure,
       tryReceive: failure,
-      drain: failure,
+      receiveEach: failure,
       ended: false,
     })
     // There is memory again.
@@ -341,7 +341,7 @@ test.serial(
       const codeOf = (error: unknown) => String((error as RingfenceError).code)
       const drained = () => {
         try {
-          return String(kit.channel.drain(() => {}))
+          return String(kit.channel.receiveEach(() => {}))
         } catch (error) {
           return codeOf(error)
         }

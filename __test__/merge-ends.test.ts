@@ -36,7 +36,7 @@ test.serial(
     t.false(isTold)
     t.is(await last, null)
     t.true(isTold, 'the end is told before the merge is over')
-    t.false(await merged.readable())
+    t.false(await merged.waitReadable())
     t.is(await merged.receive(), null)
     t.is(merged.size, 0)
   },
@@ -54,7 +54,7 @@ test.serial('one that ends while nobody reads leaves by itself, once all of it w
   await turns(2)
   t.deepEqual(ends, ['a'])
   t.is(visits(merged), 'b1')
-  t.deepEqual(ends, ['a'], 'not in the middle of a drain')
+  t.deepEqual(ends, ['a'], 'not in the middle of receiveEach')
   await turn()
   t.deepEqual(ends, ['a', 'b'])
   t.is(await merged.receive(), null)
@@ -64,7 +64,7 @@ test.serial('readers that wait are told what comes in the order of their calls, 
   const [a, b] = named('a', 'b') as [Source, Source]
   const merged = mergeOf(a, b)
   await calm()
-  const waits = [merged.receive(), merged.readable(), merged.receive(), merged.receive(), merged.readable()]
+  const waits = [merged.receive(), merged.waitReadable(), merged.receive(), merged.receive(), merged.waitReadable()]
   t.true(await isPending(Promise.race(waits)))
   a.say(2)
   t.is(((await waits[0]) as [Source, Buffer])[0], a)
@@ -85,7 +85,7 @@ test.serial(
   'a merge that never had a source is not over, and one that has lost its last is, until another comes',
   async (t) => {
     const merged = mergeOf()
-    const waits = [merged.receive(), merged.readable()]
+    const waits = [merged.receive(), merged.waitReadable()]
     t.true(await isPending(Promise.race(waits)))
     const [a, b] = named('a', 'b') as [Source, Source]
     merged.add(a.say())
@@ -94,7 +94,7 @@ test.serial(
     t.false(merged.delete(a))
     t.false(await waits[1], 'the last has left')
     t.is(await merged.receive(), null)
-    t.false(await merged.readable())
+    t.false(await merged.waitReadable())
     merged.add(b)
     t.true(await isPending(merged.receive()))
   },
@@ -153,15 +153,15 @@ test.serial(
     const [a, b] = named('a', 'b') as [Source, Source]
     const merged = mergeOf(a, b)
     const loop = (merged as unknown as AsyncIterable<unknown>)[Symbol.asyncIterator]()
-    const waits = [merged.receive(), merged.readable(), loop.next()]
+    const waits = [merged.receive(), merged.waitReadable(), loop.next()]
     t.true(await isPending(Promise.race(waits)))
     await merged.close()
     t.is(await waits[0], null)
     t.false(await waits[1])
     t.deepEqual(await waits[2], { done: true, value: undefined })
     await t.throwsAsync(merged.receive(), closed)
-    await t.throwsAsync(merged.readable(), closed)
-    t.throws(() => merged.drain(() => {}), closed)
+    await t.throwsAsync(merged.waitReadable(), closed)
+    t.throws(() => merged.receiveEach(() => {}), closed)
     t.throws(() => merged.add(a), closed)
     t.deepEqual(await loop.next(), { done: true, value: undefined })
     a.say()
@@ -219,7 +219,7 @@ test.serial(
         t.is(await waiting[1], null)
         t.is(await held.receive(), null)
       }
-    for (const way of ['receive', 'readable', 'loop'] as const) {
+    for (const way of ['receive', 'waitReadable', 'loop'] as const) {
       const failure = new Error('as a test says')
       const held = makeHeld() as unknown as Merged
       letEnd(held as never, failure)
@@ -227,7 +227,7 @@ test.serial(
       const first = way === 'loop' ? loop.next() : held[way]()
       t.is(await t.throwsAsync(first), failure, way)
       t.is(await held.receive(), null)
-      t.false(await held.readable())
+      t.false(await held.waitReadable())
       t.true((await loop.next()).done)
     }
   },

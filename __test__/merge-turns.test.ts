@@ -130,7 +130,7 @@ test.serial('those who wait have all sources ring by one barrier, and one source
   const merged = mergeOf(...many)
   let waiting = merged.receive()
   t.deepEqual([asked(many), barriers], [['park look', 'park look', 'park look'], 1])
-  void merged.readable().then(() => {})
+  void merged.waitReadable().then(() => {})
   t.deepEqual(asked(many), ['', '', ''], 'they will ring')
   b.say(2)
   t.is((await waiting)![0], b)
@@ -191,7 +191,7 @@ test.serial('a merge is asked no more than its sources have: a bell wakes its ow
   await reading
 })
 
-test.serial('drain visits one round of each source in turns, and no more than it may', async (t) => {
+test.serial('receiveEach visits one round of each source in turns, and no more than it may', async (t) => {
   const [a, b, c] = named('a', 'b', 'c') as [Source, Source, Source]
   const merged = mergeOf(a, b, c)
   await calm()
@@ -214,7 +214,7 @@ test.serial('drain visits one round of each source in turns, and no more than it
   t.is(visits(merged, undefined, more).length, 5)
   t.is(visits(merged, undefined, more).length, 5)
   // Those that wait to be rung are looked at as well.
-  const waiting = merged.readable()
+  const waiting = merged.waitReadable()
   t.true(a.buffer.isArmed)
   for (const source of [a, b, c]) source.ring.come(pattern(0, 10))
   t.is(visits(merged).length, 8)
@@ -222,7 +222,7 @@ test.serial('drain visits one round of each source in turns, and no more than it
   for (const { ring } of [a, b, c]) t.false(ring.owesWake)
 })
 
-test.serial('a drain without a limit ends after 2 ms, and one with a limit does not', async (t) => {
+test.serial('a call of receiveEach without a limit ends after 2 ms, and one with a limit does not', async (t) => {
   const [a, b] = named('a', 'b') as [Source, Source]
   const merged = mergeOf(a.say(40, 1000), b.say(40, 1000))
   await rested()
@@ -266,11 +266,11 @@ test.serial('a visitor may delete the source, close the merge, or throw: what it
   }
   // Its turn is over with that.
   t.is(
-    t.throws(() => merged.drain(fails)),
+    t.throws(() => merged.receiveEach(fails)),
     wrong,
   )
   t.is(
-    t.throws(() => merged.drain(fails)),
+    t.throws(() => merged.receiveEach(fails)),
     wrong,
   )
   t.is(visits(merged), 'a1 b1')
@@ -291,7 +291,7 @@ test.serial('a message that there is no memory for fails one call, and waits for
   await calm()
   await withoutMemory(() => t.throwsAsync(merged.receive(), codeOf('NO_SPACE')))
   t.is(await order(merged, 1), 'b1', 'the turn is the other’s')
-  t.true(await withoutMemory(() => merged.readable()), 'there is one, and the call that takes it tells')
+  t.true(await withoutMemory(() => merged.waitReadable()), 'there is one, and the call that takes it tells')
   t.throws(() => withoutMemory(() => visits(merged)), codeOf('NO_SPACE'))
   t.is(await order(merged, 1), 'a1')
 
@@ -325,7 +325,7 @@ test.serial(
     const [a] = named('a') as [Source]
     const merged = mergeOf(a.say(100, 10))
     const later = Promise.resolve('later')
-    for (const way of ['receive', 'readable'] as const) {
+    for (const way of ['receive', 'waitReadable'] as const) {
       await rested()
       let count = 0
       let call = merged[way]()
@@ -344,7 +344,7 @@ test.serial(
     await rested()
     clock.now += 3
     fairness.look()
-    const over = ended.readable()
+    const over = ended.waitReadable()
     t.is(await Promise.race([over, Promise.resolve().then(() => later)]), 'later')
     t.false(await over)
   },
@@ -360,7 +360,7 @@ test.serial('where no source keeps the process alive, no turn that is waited for
     a.buffer.keepAlive(false)
     b.buffer.keepAlive(!isWeak)
     const merged = mergeOf(a.say(3, 10), b)
-    for (const way of ['receive', 'readable'] as const) {
+    for (const way of ['receive', 'waitReadable'] as const) {
       await rested()
       await turn()
       const before = immediates()

@@ -81,7 +81,7 @@ async function bytesBefore(merged: Merge, wanted: Channel): Promise<number> {
 function drainedBefore(merged: Merge, wanted: Channel): number {
   let bytes = 0
   let before = Infinity
-  merged.drain((source, _bytes, _offset, length) => {
+  merged.receiveEach((source, _bytes, _offset, length) => {
     if (source === wanted) before = Math.min(before, bytes)
     bytes += length + 8
   }, Infinity)
@@ -195,10 +195,10 @@ test.serial('each message comes with its source, and each source in its order', 
   )
   // Every way to read, in turns.
   let turn = 0
-  while (await soon(merged.readable(), 'the next message')) {
+  while (await soon(merged.waitReadable(), 'the next message')) {
     turn += 1
     if (turn % 2 === 0)
-      merged.drain(
+      merged.receiveEach(
         (source, bytes, offset, length) => check(source, bytes.subarray(offset, offset + length)),
         1 + (turn % 7),
       )
@@ -311,10 +311,10 @@ test.serial('a source is read by one: a second merge and each direct read are re
   const merged = merge([channel])
   t.throws(() => merge([channel]), invalid)
   t.throws(() => channel.tryReceive(), invalid)
-  t.throws(() => channel.drain(() => {}), invalid)
+  t.throws(() => channel.receiveEach(() => {}), invalid)
   t.throws(() => channel.duplex(), invalid)
   await t.throwsAsync(channel.receive(), invalid)
-  await t.throwsAsync(channel.readable(), invalid)
+  await t.throwsAsync(channel.waitReadable(), invalid)
   await t.throwsAsync(async () => {
     for await (const _ of channel);
   }, invalid)
@@ -337,8 +337,8 @@ test.serial('a source is read by one: a second merge and each direct read are re
   await say(partner, 'after disposal')
   t.is(String(await channel.receive()), 'after disposal')
   await t.throwsAsync(other.receive(), closed)
-  await t.throwsAsync(other.readable(), closed)
-  t.throws(() => other.drain(() => {}), closed)
+  await t.throwsAsync(other.waitReadable(), closed)
+  t.throws(() => other.receiveEach(() => {}), closed)
   t.throws(() => other.add(channel), closed)
   for await (const _ of other) t.fail()
 })
@@ -360,10 +360,10 @@ test('what is no source, no option or no visitor is INVALID_ARGUMENT', async (t)
   t.throws(() => merge(null as never), invalid)
   t.throws(() => merge([{}] as never), invalid)
   t.throws(() => merge().add('a channel' as never), invalid)
-  t.throws(() => merge().drain(5 as never), invalid)
-  t.throws(() => merge().drain(() => {}, -1), invalid)
+  t.throws(() => merge().receiveEach(5 as never), invalid)
+  t.throws(() => merge().receiveEach(() => {}, -1), invalid)
   await t.throwsAsync(merge().receive({ sinal: 1 } as never), invalid)
-  await t.throwsAsync(merge().readable({ signal: {} as never }), invalid)
+  await t.throwsAsync(merge().waitReadable({ signal: {} as never }), invalid)
 })
 
 test.serial(
@@ -372,7 +372,7 @@ test.serial(
     const { channel, partner } = await pair(t)
     const merged = merge()
     const received = merged.receive()
-    const readable = merged.readable()
+    const readable = merged.waitReadable()
     t.true(await isPending(received))
     merged.add(channel)
     await say(partner, 'one')
@@ -383,7 +383,7 @@ test.serial(
     t.is(await merged.receive(), null)
     merged.add(channel)
     await say(partner, 'two')
-    t.true(await merged.readable())
+    t.true(await merged.waitReadable())
     t.is(String((await merged.receive())![1]), 'two')
   },
 )
@@ -411,7 +411,7 @@ test.serial('a visitor may delete the source that it visits, and close the merge
   const merged = merge(senders.map(({ channel }) => channel))
   const visits: string[] = []
   t.is(
-    merged.drain((source, bytes, offset, length) => {
+    merged.receiveEach((source, bytes, offset, length) => {
       visits.push(String(Buffer.from(bytes.subarray(offset, offset + length))))
       if (source === first.channel) merged.delete(source)
       // Without a limit visits end after a time, which a busy machine may take for these.
@@ -422,7 +422,7 @@ test.serial('a visitor may delete the source that it visits, and close the merge
   t.is(String(first.channel.tryReceive()), 'two')
   await say(second.partner, 'four', 'five')
   t.is(
-    merged.drain(() => void merged.close()),
+    merged.receiveEach(() => void merged.close()),
     1,
   )
   t.is(String(second.channel.tryReceive()), 'five')
@@ -430,35 +430,35 @@ test.serial('a visitor may delete the source that it visits, and close the merge
   const again = merge([first.channel])
   t.throws(
     () =>
-      again.drain(() => {
+      again.receiveEach(() => {
         throw wrong
       }),
     { is: wrong },
   )
   t.is(
-    again.drain(() => {}),
+    again.receiveEach(() => {}),
     0,
   )
 })
 
-test.serial('drain visits what is there now, of all, at most max', async (t) => {
+test.serial('receiveEach visits what is there now, of all, at most max', async (t) => {
   const { senders } = await service(t, 3)
   const merged = merge(senders.map(({ channel }) => channel))
   t.is(
-    merged.drain(() => t.fail()),
+    merged.receiveEach(() => t.fail()),
     0,
   )
   for (const { partner } of senders) await say(partner, 'a', 'b', 'c', 'd')
   t.is(
-    merged.drain(() => {}, 0),
+    merged.receiveEach(() => {}, 0),
     0,
   )
   t.is(
-    merged.drain(() => {}, 5),
+    merged.receiveEach(() => {}, 5),
     5,
   )
   t.is(
-    merged.drain(() => {}),
+    merged.receiveEach(() => {}),
     7,
   )
 })

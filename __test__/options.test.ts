@@ -11,13 +11,13 @@ type Any = Record<string, unknown>
 interface Insides {
   checkOptions(call: string, options: Any): Any
   channelSettings(options: Options): Any
-  checkDrain(visit: unknown, max: unknown): void
+  checkReceiveEach(visit: unknown, max: unknown): void
   lingerOf(options: unknown): number
   readerSignal(options: unknown): AbortSignal | undefined
 }
 
 /** What the package does not export. */
-const { checkOptions, channelSettings, checkDrain, lingerOf, readerSignal } =
+const { checkOptions, channelSettings, checkReceiveEach, lingerOf, readerSignal } =
   await insideOf<Insides>('endpoint/options.js')
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
@@ -222,13 +222,13 @@ test('an object of a class that says nothing is no policy, and no options', (t) 
   t.like(checkOptions('join', { policy: new OfOurUser() }), { policy: { uids: [7] } })
 })
 
-test('what drain, close and a call that waits are given is checked', (t) => {
+test('what receiveEach, close and a call that waits are given is checked', (t) => {
   const visit = () => {}
-  for (const max of [undefined, 0, 1, 0.5, Infinity]) t.notThrows(() => checkDrain(visit, max), String(max))
+  for (const max of [undefined, 0, 1, 0.5, Infinity]) t.notThrows(() => checkReceiveEach(visit, max), String(max))
   for (const max of [-1, NaN, '1', null, 1n])
-    t.throws(() => checkDrain(visit, max), { ...invalid, message: /^max must/ })
+    t.throws(() => checkReceiveEach(visit, max), { ...invalid, message: /^max must/ })
   for (const wrong of [undefined, null, {}, 'visit'])
-    t.throws(() => checkDrain(wrong, 1), { ...invalid, message: /^drain takes a function/ })
+    t.throws(() => checkReceiveEach(wrong, 1), { ...invalid, message: /^receiveEach takes a function/ })
 
   t.is(lingerOf({}), 0)
   for (const linger of [0, 0.5, 5000, Infinity]) t.is(lingerOf({ linger }), linger)

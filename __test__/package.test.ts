@@ -285,7 +285,7 @@ test.serial('a process that uses it and fails leaves no rejection unhandled', as
     })
     // Everything that waits inside, without a handler.
     kit.channel.duplex().on('error', () => {})
-    kit.channel.readable().catch(() => {})
+    kit.channel.waitReadable().catch(() => {})
     kit.keep['ended'] = kit.channel.end()
   })
   await channel.close()

@@ -42,11 +42,11 @@ async function play(
       }
       const atOnce = size <= Math.min(channel.capacity / 2, channel.maxMessageSize)
       if (way === 'trySend' && atOnce) {
-        while (!channel.trySend(bytes.pattern(number, size))) await channel.writable(size)
+        while (!channel.trySend(bytes.pattern(number, size))) await channel.waitWritable(size)
       } else if (way === 'reserve' && atOnce) {
         let reservation = channel.reserve(size)
         while (reservation === null) {
-          await channel.writable(size)
+          await channel.waitWritable(size)
           reservation = channel.reserve(size)
         }
         reservation.bytes.set(bytes.pattern(number, size))
@@ -70,8 +70,9 @@ async function play(
       const way = Math.floor(next() * 6)
       const message = way === 0 ? await channel.receive() : way === 1 ? channel.tryReceive() : null
       if (message !== null) note(message)
-      if (way === 2) channel.drain((all, offset, length) => note(all.subarray(offset, offset + length)), next() * 20)
-      if (way === 3) await channel.readable()
+      if (way === 2)
+        channel.receiveEach((all, offset, length) => note(all.subarray(offset, offset + length)), next() * 20)
+      if (way === 3) await channel.waitReadable()
       if (way === 4) await turn()
       if (way === 5) {
         let left = Math.ceil(next() * 4)

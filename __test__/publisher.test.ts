@@ -119,7 +119,7 @@ test.serial('messages go out by every way of sending, and figures have what was 
   t.is(publisher.bufferedAmount, 0)
   await publisher.with(json()).send({ four: 4 })
   t.is(publisher.sequence, 4n)
-  await publisher.writable(100)
+  await publisher.waitWritable(100)
   below.since()
   void publisher.sequence
   void publisher.stats()
@@ -130,7 +130,7 @@ test.serial('messages go out by every way of sending, and figures have what was 
   t.is(publisher.reserve(100), null)
   t.throws(() => publisher.reserve(-1), codeOf('INVALID_ARGUMENT'))
   const waiting = publisher.send('five')
-  const writable = publisher.writable(100)
+  const writable = publisher.waitWritable(100)
   for (let turns = 0; !below.armed && turns < 100; turns += 1) await turn()
   t.true(await isPending(Promise.race([waiting, writable])))
   t.is(publisher.stats().waits, 1)

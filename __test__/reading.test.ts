@@ -44,7 +44,7 @@ test.serial('receive gives the messages in their order, then null once the peer 
   t.is(await channel.receive(), null)
   t.is(channel.tryReceive(), null)
   t.is(
-    channel.drain(() => t.fail()),
+    channel.receiveEach(() => t.fail()),
     0,
   )
 })
@@ -68,10 +68,10 @@ test.serial('tryReceive gives a message that is there, or null', async (t) => {
   t.is(channel.tryReceive(), null)
 })
 
-test.serial('drain visits what is there, at most max, and returns how many', async (t) => {
+test.serial('receiveEach visits what is there, at most max, and returns how many', async (t) => {
   const { channel, partner } = await pair(t)
   t.is(
-    channel.drain(() => t.fail()),
+    channel.receiveEach(() => t.fail()),
     0,
   )
   await sendThere(partner, 10)
@@ -79,17 +79,17 @@ test.serial('drain visits what is there, at most max, and returns how many', asy
   const visit = (bytes: Uint8Array, offset: number, length: number) => {
     seen.push(Buffer.from(bytes.subarray(offset, offset + length)))
   }
-  t.is(channel.drain(visit, 0), 0)
-  t.is(channel.drain(visit, 3), 3)
-  t.is(channel.drain(visit, 1), 1)
-  t.is(channel.drain(visit, Infinity), 6)
+  t.is(channel.receiveEach(visit, 0), 0)
+  t.is(channel.receiveEach(visit, 3), 3)
+  t.is(channel.receiveEach(visit, 1), 1)
+  t.is(channel.receiveEach(visit, Infinity), 6)
   t.deepEqual(
     seen,
     Array.from({ length: 10 }, (_, number) => pattern(number, 100)),
   )
 })
 
-test.serial('drain visits large messages and fragments as well', async (t) => {
+test.serial('receiveEach visits large messages and fragments as well', async (t) => {
   const { channel, partner } = await pair(t, { there: { capacity: 65536 } })
   const sizes = [0, 10, 8000, 20_000, 32_768, 32_769, 200_000, 5, 140_000, 10_000]
   const sent = partner.run(async (kit, lengths: number[]) => {
@@ -97,8 +97,8 @@ test.serial('drain visits large messages and fragments as well', async (t) => {
   }, sizes)
   let next = 0
   while (next < sizes.length) {
-    await channel.readable()
-    channel.drain((bytes, offset, length) => {
+    await channel.waitReadable()
+    channel.receiveEach((bytes, offset, length) => {
       t.true(pattern(next, sizes[next]!).equals(bytes.subarray(offset, offset + length)), `${sizes[next]} bytes`)
       next += 1
     })
@@ -142,40 +142,46 @@ test.serial('leaving a for await neither closes the channel nor loses a message'
   t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'still open')
 })
 
-test.serial('receive, tryReceive, drain, readable and for await may be mixed, and nothing is lost', async (t) => {
-  const count = 4000
-  const { channel, partner } = await pair(t, { there: { capacity: 131_072 } })
-  const sent = sendThere(partner, count, 'mixed').then(() => partner.run((kit) => kit.channel.end()))
-  const next = random(2)
-  let number = 0
-  const check = (message: Uint8Array) => {
-    if (!pattern(number, message.length).equals(message)) throw new Error(`message ${number} is another`)
-    number += 1
-  }
-  while (!channel.readableEnded) {
-    const way = Math.floor(next() * 5)
-    if (way === 0) {
-      const message = await channel.receive()
-      if (message !== null) check(message)
-    } else if (way === 1) {
-      const message = channel.tryReceive()
-      if (message !== null) check(message)
-    } else if (way === 2) {
-      channel.drain((bytes, offset, length) => check(bytes.subarray(offset, offset + length)), Math.ceil(next() * 9))
-    } else if (way === 3) {
-      await channel.readable()
-    } else {
-      let left = Math.ceil(next() * 5)
-      for await (const message of channel) {
-        check(message)
-        left -= 1
-        if (left === 0) break
+test.serial(
+  'receive, tryReceive, receiveEach, waitReadable and for await may be mixed, and nothing is lost',
+  async (t) => {
+    const count = 4000
+    const { channel, partner } = await pair(t, { there: { capacity: 131_072 } })
+    const sent = sendThere(partner, count, 'mixed').then(() => partner.run((kit) => kit.channel.end()))
+    const next = random(2)
+    let number = 0
+    const check = (message: Uint8Array) => {
+      if (!pattern(number, message.length).equals(message)) throw new Error(`message ${number} is another`)
+      number += 1
+    }
+    while (!channel.readableEnded) {
+      const way = Math.floor(next() * 5)
+      if (way === 0) {
+        const message = await channel.receive()
+        if (message !== null) check(message)
+      } else if (way === 1) {
+        const message = channel.tryReceive()
+        if (message !== null) check(message)
+      } else if (way === 2) {
+        channel.receiveEach(
+          (bytes, offset, length) => check(bytes.subarray(offset, offset + length)),
+          Math.ceil(next() * 9),
+        )
+      } else if (way === 3) {
+        await channel.waitReadable()
+      } else {
+        let left = Math.ceil(next() * 5)
+        for await (const message of channel) {
+          check(message)
+          left -= 1
+          if (left === 0) break
+        }
       }
     }
-  }
-  t.is(number, count)
-  await sent
-})
+    t.is(number, count)
+    await sent
+  },
+)
 
 test.serial('a visitor that throws has had its message, and the rest stays', async (t) => {
   const { channel, partner } = await pair(t)
@@ -185,7 +191,7 @@ test.serial('a visitor that throws has had its message, and the rest stays', asy
   for (let number = 0; number < 7; number += 1) {
     const thrown = new Error('enough')
     const error = t.throws(() =>
-      channel.drain((bytes, offset, length) => {
+      channel.receiveEach((bytes, offset, length) => {
         t.true(pattern(number, length).equals(bytes.subarray(offset, offset + length)))
         seen.push(number)
         throw thrown
@@ -213,21 +219,21 @@ test.serial('a visitor may read, and what it was given stays as it is meanwhile'
     const within = (bytes: Uint8Array, offset: number, length: number) => {
       const mine = number
       const view = bytes.subarray(offset, offset + length)
-      take(view, 'drain')
+      take(view, 'receiveEach')
       if (mine % 3 === 0) {
         const message = channel.tryReceive()
         if (message !== null) take(message, 'tryReceive')
       }
-      if (mine % 7 === 0) channel.drain(within, 2)
-      if (mine % 10 === 0) void channel.readable()
+      if (mine % 7 === 0) channel.receiveEach(within, 2)
+      if (mine % 10 === 0) void channel.waitReadable()
       t.true(pattern(mine, size).equals(view), `number ${mine} has changed while it was visited`)
     }
-    channel.drain(within, Infinity)
+    channel.receiveEach(within, Infinity)
     t.is(number, count)
   }
 })
 
-test.serial('a visitor may drain in its turn, as deep as there are messages', async (t) => {
+test.serial('a visitor may call receiveEach in its turn, as deep as there are messages', async (t) => {
   const { channel, partner } = await pair(t)
   // More than one fetch brings, so that the next one is made while all of the last one is being visited.
   const count = 300
@@ -236,10 +242,10 @@ test.serial('a visitor may drain in its turn, as deep as there are messages', as
   const within = (bytes: Uint8Array, offset: number, length: number) => {
     const mine = number
     number += 1
-    channel.drain(within)
+    channel.receiveEach(within)
     t.true(pattern(mine, 2000).equals(bytes.subarray(offset, offset + length)), `number ${mine} has changed`)
   }
-  t.is(channel.drain(within), 1)
+  t.is(channel.receiveEach(within), 1)
   t.is(number, count)
 })
 
@@ -250,7 +256,7 @@ test.serial('a visitor may call receive: it gets the message after its own', asy
     await sayThere(partner, 'one', 'two', 'three', 'four')
     const visited: string[] = []
     const received: Promise<Buffer | null>[] = []
-    channel.drain((bytes, offset, length) => {
+    channel.receiveEach((bytes, offset, length) => {
       visited.push(Buffer.from(bytes).toString('utf8', offset, offset + length))
       const until = performance.now() + milliseconds
       while (performance.now() < until);
@@ -266,14 +272,14 @@ test.serial('a visitor may close the channel: it is visited no more', async (t) 
     const { channel, partner } = await pair(t)
     await sendThere(partner, 5, size)
     let visits = 0
-    const count = channel.drain((bytes, offset, length) => {
+    const count = channel.receiveEach((bytes, offset, length) => {
       visits += 1
       void channel.close()
       t.true(pattern(0, size).equals(bytes.subarray(offset, offset + length)))
     })
     t.deepEqual([count, visits], [1, 1])
     t.is(await channel.closed, 'closed')
-    t.throws(() => channel.drain(() => {}), { code: 'ERR_RINGFENCE_CLOSED' })
+    t.throws(() => channel.receiveEach(() => {}), { code: 'ERR_RINGFENCE_CLOSED' })
   }
 })
 
@@ -301,19 +307,19 @@ test.serial(
   },
 )
 
-test.serial('readable waits until there is something to read, and is false once no more will come', async (t) => {
+test.serial('waitReadable waits until there is something to read, and is false once no more will come', async (t) => {
   const { channel, partner } = await pair(t)
-  const readable = channel.readable()
+  const readable = channel.waitReadable()
   t.true(await isPending(readable))
   await sayThere(partner, 'one')
   t.true(await readable)
-  t.true(await channel.readable(), 'it reads nothing itself')
+  t.true(await channel.waitReadable(), 'it reads nothing itself')
   t.is(String(channel.tryReceive()), 'one')
-  const again = channel.readable()
+  const again = channel.waitReadable()
   t.true(await isPending(again))
   await partner.run((kit) => kit.channel.end())
   t.false(await again)
-  t.false(await channel.readable())
+  t.false(await channel.waitReadable())
 })
 
 test.serial('a message of which a part is there is neither received nor seen', async (t) => {
@@ -325,7 +331,7 @@ test.serial('a message of which a part is there is neither received nor seen', a
     looks += 1
     if (looks % 3 === 0)
       t.is(
-        channel.drain((_, offset, length) => t.is(length - offset, 40_000), 0),
+        channel.receiveEach((_, offset, length) => t.is(length - offset, 40_000), 0),
         0,
       )
     t.false(channel.readableEnded)
@@ -344,10 +350,10 @@ test.serial(
     const kept: Buffer[] = []
     for (let number = 0; number < 4; number += 1) {
       const sent = sendThere(partner, 1, size, number)
-      // The partner answers once it has filled the ring: a part of the message, which drain fetches.
+      // The partner answers once it has filled the ring: a part of the message, which receiveEach fetches.
       await partner.run(() => {})
       t.is(
-        channel.drain(() => t.fail('it cannot be whole')),
+        channel.receiveEach(() => t.fail('it cannot be whole')),
         0,
       )
       kept.push((await channel.receive())!)
@@ -366,15 +372,15 @@ test.serial('ended is true once no more will come and all was read', async (t) =
   await channel.receive()
   t.false(channel.readableEnded)
   t.is(
-    channel.drain(() => {}),
+    channel.receiveEach(() => {}),
     1,
   )
   t.true(channel.readableEnded)
 })
 
-test.serial('a signal calls off a receive or a readable, and no message is lost by it', async (t) => {
+test.serial('a signal calls off a receive or a waitReadable, and no message is lost by it', async (t) => {
   const { channel, partner } = await pair(t)
-  for (const way of ['receive', 'readable'] as const) {
+  for (const way of ['receive', 'waitReadable'] as const) {
     const over = new AbortController()
     const waiting = channel[way]({ signal: over.signal })
     t.true(await isPending(waiting))
@@ -459,7 +465,7 @@ test.serial(
 test.serial('receives that wait when the peer ends all get null', async (t) => {
   const { channel, partner } = await pair(t)
   const waiting = [channel.receive(), channel.receive(), channel.receive()]
-  const readable = channel.readable()
+  const readable = channel.waitReadable()
   await sayThere(partner, 'one')
   await partner.run((kit) => kit.channel.end())
   t.is(String(await waiting[0]), 'one')
@@ -474,7 +480,7 @@ test.serial('what was sent here is on its way before an answer is waited for', a
   })
   for (let number = 0; number < 200; number += 1) {
     void channel.send(`question ${number}`)
-    const answer = number % 2 === 0 ? await channel.receive() : (await channel.readable()) && channel.tryReceive()
+    const answer = number % 2 === 0 ? await channel.receive() : (await channel.waitReadable()) && channel.tryReceive()
     if (String(answer) !== `question ${number}`) return t.fail(`${String(answer)} answers question ${number}`)
   }
   await channel.end()
@@ -484,16 +490,17 @@ test.serial('what was sent here is on its way before an answer is waited for', a
 test.serial('arguments of the wrong type are INVALID_ARGUMENT, and nothing is lost by them', async (t) => {
   const { channel, partner } = await pair(t)
   await sayThere(partner, 'one')
-  for (const visit of [undefined, null, 5, 'visit', {}]) t.throws(() => channel.drain(visit as never), invalid)
-  for (const max of [NaN, -1, '3', null, {}]) t.throws(() => channel.drain(() => t.fail(), max as number), invalid)
+  for (const visit of [undefined, null, 5, 'visit', {}]) t.throws(() => channel.receiveEach(visit as never), invalid)
+  for (const max of [NaN, -1, '3', null, {}])
+    t.throws(() => channel.receiveEach(() => t.fail(), max as number), invalid)
   for (const signal of [5, 'signal', {}, null]) {
     await t.throwsAsync(channel.receive({ signal: signal as AbortSignal }), invalid)
-    await t.throwsAsync(channel.readable({ signal: signal as AbortSignal }), invalid)
+    await t.throwsAsync(channel.waitReadable({ signal: signal as AbortSignal }), invalid)
   }
   t.is(String(await channel.receive()), 'one')
 })
 
-for (const way of ['for await', 'receive', 'readable and drain'] as const) {
+for (const way of ['for await', 'receive', 'waitReadable and receiveEach'] as const) {
   test.serial(`a loop of ${way} that finds something each time lets the event loop turn`, async (t) => {
     const { channel, partner } = await pair(t, { there: { capacity: 16 << 20 } })
     const there = await partner.run((kit) => {
@@ -512,8 +519,8 @@ for (const way of ['for await', 'receive', 'readable and drain'] as const) {
       while (!enough()) await channel.receive()
     } else {
       while (!enough()) {
-        await channel.readable()
-        channel.drain(() => {}, 1)
+        await channel.waitReadable()
+        channel.receiveEach(() => {}, 1)
       }
     }
     t.true(fired, `${count} of ${there} messages`)

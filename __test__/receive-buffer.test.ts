@@ -157,7 +157,7 @@ test.serial('visitors are shown a whole chunk, and the peer is woken once they s
       ring.come(...patterns(20 + round, 100))
       t.is(buffer.tryReceive()!.length, 100)
       ring.come(...patterns(20 + round, 100))
-      buffer.drain((bytes) => chunks.add(bytes.buffer))
+      buffer.receiveEach((bytes) => chunks.add(bytes.buffer))
     }
     t.is(chunks.size, 1, 'the chunk is used again, whatever was received meanwhile')
     ring.since()
@@ -169,14 +169,14 @@ test.serial('visitors are shown a whole chunk, and the peer is woken once they s
       throw thrown
     }
     t.is(
-      t.throws(() => buffer.drain(fails)),
+      t.throws(() => buffer.receiveEach(fails)),
       thrown,
     )
     t.deepEqual(ring.since(), ['pull first', 'wake'])
   }
 })
 
-test.serial('what came while visitors were busy is left to the next drain', (t) => {
+test.serial('what came while visitors were busy is left to the next call of receiveEach', (t) => {
   const { ring, buffer } = bufferOver(new HeldRing())
   ring.come(...patterns(0, 10, 10))
   let visits = 0
@@ -184,15 +184,15 @@ test.serial('what came while visitors were busy is left to the next drain', (t) 
     visits += 1
     if (visits <= 2) ring.come(pattern(visits, 10))
   }
-  t.is(buffer.drain(visit), 2)
-  t.is(buffer.drain(visit), 2)
-  t.is(buffer.drain(visit), 0)
+  t.is(buffer.receiveEach(visit), 2)
+  t.is(buffer.receiveEach(visit), 2)
+  t.is(buffer.receiveEach(visit), 0)
 })
 
 test.serial('a visitor that drains in its turn is shown what is left of the chunk, or another', (t) => {
   const { ring, buffer } = bufferOver(new HeldRing())
   const fill = (bytes: number) => ring.come(pattern(0, bytes - 8))
-  const within = (then: () => void) => buffer.drain(() => then())
+  const within = (then: () => void) => buffer.receiveEach(() => then())
   for (const [used, next, rooms] of [
     [1000, 100, [131_072, 130_072]],
     // Just enough, and too little for more than a few.
@@ -222,7 +222,7 @@ test.serial('a visitor that reads on is shown what comes behind that', (t) => {
   const { ring, buffer } = bufferOver(new HeldRing())
   ring.come(...patterns(0, 100, 100, 100, 100))
   const seen: Buffer[] = []
-  const count = buffer.drain((bytes, offset, length) => {
+  const count = buffer.receiveEach((bytes, offset, length) => {
     seen.push(Buffer.from(bytes.subarray(offset, offset + length)))
     if (seen.length !== 2) return
     // Their copies lie in a block, and what comes next is put behind them: to where the visitor's next one stood in the chunk.
@@ -242,7 +242,7 @@ test.serial(
       ring.come(Buffer.alloc(length, length & 0xff))
       let memory: ArrayBufferLike | undefined
       t.is(
-        buffer.drain((bytes, offset, size) => {
+        buffer.receiveEach((bytes, offset, size) => {
           t.deepEqual([offset, size, bytes.length], [0, length, length])
           t.is(bytes[length - 1], length & 0xff)
           memory = bytes.buffer
@@ -265,10 +265,10 @@ test.serial(
 
     // Shown to a visitor that reads: what it reads is another's.
     ring.come(...patterns(0, 200_000, 200_000, 200_000))
-    buffer.drain((bytes) => {
+    buffer.receiveEach((bytes) => {
       const own = buffer.tryReceive()!
       t.true(own.equals(pattern(1, 200_000)))
-      buffer.drain((again) => t.true(pattern(2, 200_000).equals(again)), 1)
+      buffer.receiveEach((again) => t.true(pattern(2, 200_000).equals(again)), 1)
       t.true(pattern(0, 200_000).equals(bytes))
     }, 1)
     t.is(ring.left, 0)
@@ -347,7 +347,7 @@ for (const Kind of kinds)
       withoutMemory(() => buffer.outlive(() => (letGo += 1)))
       t.deepEqual([letGo, told], [0, []])
       t.is(
-        withoutMemory(() => buffer.drain(() => {}, 0)),
+        withoutMemory(() => buffer.receiveEach(() => {}, 0)),
         0,
       )
       t.true(buffer.tryReceive()!.equals(pattern(1, 200_000)))
@@ -398,7 +398,7 @@ test.serial(
     ring.come(pattern(1, 20))
     t.true(buffer.tryReceive()!.equals(pattern(1, 20)))
 
-    for (const way of ['receive', 'drain'] as const)
+    for (const way of ['receive', 'receiveEach'] as const)
       for (const [first, length] of [
         [200_000, 150_000],
         [150_000, 200_000],
@@ -415,7 +415,7 @@ test.serial(
         t.true(message.equals(pattern(3, length)), `${first}, then ${length}, by ${way}`)
       }
     ring.come(pattern(4, 10))
-    buffer.drain(() => ring.come(pattern(5, 10)), 1)
+    buffer.receiveEach(() => ring.come(pattern(5, 10)), 1)
     t.true(buffer.tryReceive()!.equals(pattern(5, 10)))
     ring.since()
     const waiting = buffer.wait(false)
@@ -474,27 +474,27 @@ test.serial(
 
   for (const Kind of kinds) {
     const other = bufferOver(new Kind())
-    const drain = () =>
-      other.buffer.drain((bytes, _, length) => {
+    const receiveEach = () =>
+      other.buffer.receiveEach((bytes, _, length) => {
         if (length === 104) takeAway(bytes)
       })
     other.ring.come(...patterns(0, 100, 104, 100, 96))
-    const error = t.throws(drain, invalid)
+    const error = t.throws(receiveEach, invalid)
     t.regex(error!.message, /with it 216 bytes of messages/)
     t.deepEqual(other.buffer.received, { messages: 2, bytes: 204 }, 'what it took along was never handed out')
     t.is(other.buffer.unread, 0)
     other.ring.come(...patterns(4, 104))
-    t.is(drain(), 1, 'with the last one nothing is lost')
+    t.is(receiveEach(), 1, 'with the last one nothing is lost')
     other.ring.come(pattern(4, 100))
-    t.is(other.buffer.drain(takeAway, 1), 1)
+    t.is(other.buffer.receiveEach(takeAway, 1), 1)
     other.ring.since()
     other.ring.come(pattern(5, 100))
     t.is(other.buffer.tryReceive()!.length, 100)
     t.false(other.ring.since().includes('gather'), 'there is another chunk, or a block')
     other.ring.come(pattern(6, 104))
-    t.is(drain(), 1)
+    t.is(receiveEach(), 1)
     other.ring.come(...patterns(5, 100, 104, 100))
-    t.throws(drain, invalid)
+    t.throws(receiveEach, invalid)
     other.ring.come(...patterns(8, 100, 104))
     t.true(other.buffer.tryReceive()!.equals(pattern(8, 100)), 'another chunk')
     t.true(takeAway(other.buffer.tryReceive()!))

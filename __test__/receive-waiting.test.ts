@@ -174,7 +174,7 @@ test.serial('a visitor that waits is served at once, though the event loop is du
   fairness.look()
   const visited: number[] = []
   let waiting: Promise<Buffer | null> | undefined
-  buffer.drain((_, __, length) => {
+  buffer.receiveEach((_, __, length) => {
     visited.push(length)
     waiting = buffer.wait(true).promise
   }, Infinity)
@@ -182,28 +182,28 @@ test.serial('a visitor that waits is served at once, though the event loop is du
   t.true((await waiting!)!.equals(pattern(1, 10)))
 })
 
-test.serial('a drain without a limit ends after 2 ms, and one with a limit does not', async (t) => {
+test.serial('a call of receiveEach without a limit ends after 2 ms, and one with a limit does not', async (t) => {
   const { ring, buffer } = bufferOver(new HeldRing())
   ring.come(...patterns(0, ...Array.from({ length: 100 }, () => 10)))
   const slowly = () => void (clock.now += 0.5)
   await rested()
-  t.is(buffer.drain(slowly), 5, 'a look at the clock after each, and 2 ms from the first to the last')
+  t.is(buffer.receiveEach(slowly), 5, 'a look at the clock after each, and 2 ms from the first to the last')
   await rested()
-  t.is(buffer.drain(slowly, 50), 50)
+  t.is(buffer.receiveEach(slowly, 50), 50)
   await rested()
-  t.is(buffer.drain(slowly), 5)
+  t.is(buffer.receiveEach(slowly), 5)
   await rested()
-  t.is(buffer.drain(slowly, Infinity), 40)
+  t.is(buffer.receiveEach(slowly, Infinity), 40)
   ring.come(...patterns(0, ...Array.from({ length: 10 }, () => 200_000)))
   await rested()
-  t.is(buffer.drain(slowly), 5, 'long ones count as well')
+  t.is(buffer.receiveEach(slowly), 5, 'long ones count as well')
   while (buffer.tryReceive() !== null);
   // It is looked at less often where messages take no time.
   ring.come(...patterns(0, ...Array.from({ length: 1000 }, () => 10)))
   await rested()
   const { looks } = fairness
   t.is(
-    buffer.drain(() => {}),
+    buffer.receiveEach(() => {}),
     1000,
   )
   t.true(fairness.looks - looks < 15, `${fairness.looks - looks} looks`)
@@ -235,7 +235,7 @@ for (const Kind of kinds)
       t.deepEqual(told, [])
       for (const [way, finds, wanted] of [
         ['tryReceive', () => buffer.tryReceive(), null],
-        ['drain', () => shown(buffer).length, 0],
+        ['receiveEach', () => shown(buffer).length, 0],
         ['isEnded', () => buffer.isEnded, true],
         ['receiveNow', () => buffer.receiveNow(), null],
         ['nextNow', () => buffer.nextNow(), null],
@@ -260,13 +260,13 @@ for (const Kind of kinds)
       () => buffer.tryReceive(),
       () => buffer.receiveNow(),
       () => buffer.isReadableNow(),
-      () => buffer.drain(() => {}),
-      () => buffer.drain(() => {}, 1),
+      () => buffer.receiveEach(() => {}),
+      () => buffer.receiveEach(() => {}, 1),
     ]
     for (const call of calls) t.throws(call, codeOf('RING_CORRUPT'))
     await t.throwsAsync(buffer.wait(true).promise, codeOf('RING_CORRUPT'))
     t.is(
-      buffer.drain(() => {}, 0),
+      buffer.receiveEach(() => {}, 0),
       0,
       'nothing was asked for',
     )
@@ -367,7 +367,7 @@ test.serial('a close lets go of all that was not handed out, which is not counte
       () => buffer.tryReceive(),
       () => buffer.receiveNow(),
       () => buffer.isReadableNow(),
-      () => buffer.drain(() => {}),
+      () => buffer.receiveEach(() => {}),
     ])
       t.throws(call, codeOf('CLOSED'))
     // Also where those who wait would be told later.
@@ -386,7 +386,7 @@ test.serial('a visitor that closes is visited no more, and nothing is let go of 
     const { ring, buffer } = bufferOver(new HeldRing())
     ring.come(...patterns(0, length, length, length))
     let visits = 0
-    buffer.drain(() => {
+    buffer.receiveEach(() => {
       visits += 1
       buffer.close(closedHere)
     })
@@ -396,7 +396,7 @@ test.serial('a visitor that closes is visited no more, and nothing is let go of 
 })
 
 test.serial('of a peer that has gone all is read, and then the ring is let go of, once', (t) => {
-  for (const way of ['receive', 'drain', 'close', 'fail'] as const) {
+  for (const way of ['receive', 'receiveEach', 'close', 'fail'] as const) {
     const { ring, buffer } = bufferOver(new HeldRing())
     let letGo = 0
     ring.come(...patterns(0, 10, 5000, 10))
@@ -411,9 +411,9 @@ test.serial('of a peer that has gone all is read, and then the ring is let go of
     if (way === 'receive') {
       for (const length of [10, 5000, 10]) t.is(buffer.tryReceive()!.length, length)
       t.true(buffer.isEnded)
-    } else if (way === 'drain') {
+    } else if (way === 'receiveEach') {
       // One more is on its way, and of the next round.
-      buffer.drain((_, __, length) => void (length === 5000 && ring.come(pattern(3, 20))))
+      buffer.receiveEach((_, __, length) => void (length === 5000 && ring.come(pattern(3, 20))))
       t.is(letGo, 0)
       t.is(shown(buffer).length, 1)
       t.true(buffer.isEnded)
@@ -458,7 +458,7 @@ test.serial('a merge reads what is lent to it, and nobody else, until it is give
   t.throws(() => buffer.lend(() => {}), invalid, 'a call waits')
   waiting.leave()
   ring.come(pattern(0, 10))
-  buffer.drain(() => t.throws(() => buffer.lend(() => {}), invalid), 1)
+  buffer.receiveEach(() => t.throws(() => buffer.lend(() => {}), invalid), 1)
   ring.come(...patterns(1, 10, 10, 10))
   buffer.lend(() => (told += 1))
   for (const call of [
@@ -468,7 +468,7 @@ test.serial('a merge reads what is lent to it, and nobody else, until it is give
     () => buffer.receiveNow(),
     () => buffer.nextNow(),
     () => buffer.isReadableNow(),
-    () => buffer.drain(() => {}),
+    () => buffer.receiveEach(() => {}),
   ])
     t.throws(call, invalid)
   ring.since()

@@ -85,7 +85,7 @@ test.serial(
       await t.throwsAsync(channel.send(pattern(0, 20_000)), invalid)
       t.throws(() => channel.trySend('no'), invalid)
       t.throws(() => channel.reserve(1), invalid)
-      await t.throwsAsync(channel.writable(), invalid)
+      await t.throwsAsync(channel.waitWritable(), invalid)
 
       await partner.run((kit) => kit.channel.send('read me'))
       t.is(String(await channel.receive()), 'read me')
@@ -113,7 +113,7 @@ test.serial('there is no reservation where there is no room, until the peer has 
   t.is(channel.reserve(1000), null)
   // No reservation is open now.
   t.false(channel.trySend(pattern(0, 1000)))
-  const writable = channel.writable(2048)
+  const writable = channel.waitWritable(2048)
   t.true(await isPending(writable))
   await readThere(partner, 4)
   await writable
@@ -320,7 +320,7 @@ test.serial('reservations fill a ring to its end and over it', async (t) => {
     const size = (number * 997) % 32_769
     let reservation = channel.reserve(size)
     while (reservation === null) {
-      await channel.writable(size)
+      await channel.waitWritable(size)
       reservation = channel.reserve(size)
     }
     const length = number % 3 === 0 ? size >> 1 : size

@@ -341,7 +341,7 @@ test('those that share a promise are told once they are in, whatever waits behin
     ring.unsure = 8192
     const size = 8192 - HEADER
     // The peer is to ring for one who asks for more.
-    const asks = queue.writable(400_000)
+    const asks = queue.waitWritable(400_000)
     await turns(MANY)
     const sent = small(isMoved ? 18 : 8, size).map((message) => queue.send(message))
     t.is(sent[3], sent[0])
@@ -463,7 +463,7 @@ test('what is too long is told so, also where others wait', async (t) => {
   t.throws(() => queue.trySend(new Uint8Array(2049)), failed)
   t.throws(() => queue.reserve(2049), failed)
   t.throws(() => queue.fill(2049, () => 1), failed)
-  await t.throwsAsync(queue.writable(2049), failed)
+  await t.throwsAsync(queue.waitWritable(2049), failed)
   ring.read(queue)
   await turns(MANY)
   await waits
@@ -471,15 +471,15 @@ test('what is too long is told so, also where others wait', async (t) => {
 
 test('those that ask for room are told in their order, each once there is as much', async (t) => {
   const { ring, queue } = open(4096)
-  await queue.writable(2048)
-  await queue.writable(0)
+  await queue.waitWritable(2048)
+  await queue.waitWritable(0)
   t.deepEqual(ring.told(), ['hasRoom 2048', 'hasRoom 0'])
   fillBut(ring, queue, 16)
   const told: number[] = []
-  const asking = [100, 1000, 10].map((size) => queue.writable(size).then(() => told.push(size)))
+  const asking = [100, 1000, 10].map((size) => queue.waitWritable(size).then(() => told.push(size)))
   await turns(MANY)
   t.deepEqual(ring.told().slice(-2), ['hasRoom 100', 'arm 100'])
-  const behind = queue.writable(20)
+  const behind = queue.waitWritable(20)
   await turns(MANY)
   ring.told()
   ring.read(queue, 200)
@@ -494,7 +494,7 @@ test('those that ask for room are told in their order, each once there is as muc
   // What was sent before comes first.
   fillBut(ring, queue, 16)
   const sent = queue.send(pattern(0, 100))
-  const room = queue.writable(10)
+  const room = queue.waitWritable(10)
   t.true(await isPending(room))
   ring.read(queue)
   await turns(MANY)
@@ -514,8 +514,8 @@ test('where the binding fails, the caller is told why, and whoever it serves; th
     ['reserve', ({ queue }) => queue.fill(1000, () => 1)],
     ['commit', ({ queue }) => queue.reserve(1)!.commit()],
     ['commit', ({ queue }) => queue.fill(1000, () => 1)],
-    ['hasRoom', ({ queue }) => queue.writable(1)],
-    ['arm', ({ queue }) => queue.writable(1000), true],
+    ['hasRoom', ({ queue }) => queue.waitWritable(1)],
+    ['arm', ({ queue }) => queue.waitWritable(1000), true],
     ['arm', ({ queue }) => queue.send(pattern(0, 100)), true],
     ['arm', ({ queue }) => queue.send(pattern(0, 1000)), true],
   ]
@@ -523,7 +523,7 @@ test('where the binding fails, the caller is told why, and whoever it serves; th
     const opened = open(4096, { ends: true })
     const { ring, queue, failures } = opened
     if (isFull) fillBut(ring, queue, 8)
-    const asked = queue.writable(2000)
+    const asked = queue.waitWritable(2000)
     const empty = queue.send('before').then(() => queue.empty())
     if (!isFull) {
       await empty
@@ -595,7 +595,7 @@ test.serial('a long line gets into the ring at the same cost for each message as
   const message = pattern(0, 600)
   const ways: [title: string, wait: (queue: Opened['queue']) => Promise<void>][] = [
     ['sends', (queue) => queue.send(message)],
-    ['waits for room', (queue) => queue.writable(100)],
+    ['waits for room', (queue) => queue.waitWritable(100)],
   ]
   /** Microseconds of this process's time that each takes, once there is room. */
   const costOf = async (count: number, wait: (queue: Opened['queue']) => Promise<void>) => {

@@ -232,33 +232,33 @@ test.serial('trySend does not overtake sends that wait', async (t) => {
   t.true(channel.trySend('now'))
 })
 
-test.serial('writable resolves when trySend and reserve of that size can succeed', async (t) => {
+test.serial('waitWritable resolves when trySend and reserve of that size can succeed', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
-  await channel.writable()
-  await channel.writable(2048)
+  await channel.waitWritable()
+  await channel.waitWritable(2048)
   fill(channel, 1000)
-  const some = channel.writable(1000)
-  const half = channel.writable(2048)
+  const some = channel.waitWritable(1000)
+  const half = channel.waitWritable(2048)
   t.true(await isPending(some))
   await readThere(partner, 4)
   await some
   t.true(channel.trySend(pattern(0, 1000)))
   await half
 
-  await partner.run((kit) => void kit.channel.drain(() => {}))
-  await channel.writable(2048)
+  await partner.run((kit) => void kit.channel.receiveEach(() => {}))
+  await channel.waitWritable(2048)
   const reservation = channel.reserve(2048)
   t.not(reservation, null)
   reservation!.cancel()
 })
 
-test.serial('a sender that uses writable and trySend alone gets everything through', async (t) => {
+test.serial('a sender that uses waitWritable and trySend alone gets everything through', async (t) => {
   const count = 5000
   const { channel, partner } = await pair(t, { here: { capacity: 8192 } })
   const received = receivesPatterns(partner, count)
   for (let number = 0; number < count; number += 1) {
     const message = pattern(number, (number * 37) % 4097)
-    while (!channel.trySend(message)) await channel.writable(message.length)
+    while (!channel.trySend(message)) await channel.waitWritable(message.length)
   }
   t.is(await received, 'all')
 })
@@ -271,7 +271,7 @@ test.serial('above what the peer takes, a message is MESSAGE_TOO_LARGE here, bef
   await t.throwsAsync(channel.send('x'.repeat(20_001)), tooLarge)
   t.throws(() => channel.trySend(message), tooLarge)
   t.throws(() => channel.reserve(20_001), tooLarge)
-  await t.throwsAsync(channel.writable(20_001), tooLarge)
+  await t.throwsAsync(channel.waitWritable(20_001), tooLarge)
 
   await channel.send(pattern(1, 20_000))
   t.true(channel.trySend(pattern(2, 20_000)))
@@ -292,7 +292,7 @@ test.serial('above half the ring, trySend and reserve are MESSAGE_TOO_LARGE, and
   const message = pattern(0, 2049)
   t.throws(() => channel.trySend(message), tooLarge)
   t.throws(() => channel.reserve(2049), tooLarge)
-  await t.throwsAsync(channel.writable(2049), tooLarge)
+  await t.throwsAsync(channel.waitWritable(2049), tooLarge)
   const sent = channel.send(message)
   t.deepEqual(await readThere(partner, 1), [message])
   await sent
@@ -406,7 +406,7 @@ test.serial(
       t.throws(() => channel.trySend(value as string), invalid, title)
     }
     for (const size of [-1, 1.5, NaN, Infinity, '5', null, 5n, Symbol('size'), {}]) {
-      await t.throwsAsync(channel.writable(size as number), invalid, String(typeof size))
+      await t.throwsAsync(channel.waitWritable(size as number), invalid, String(typeof size))
     }
 
     await channel.send('a message')
@@ -429,7 +429,7 @@ test.serial('millions of small messages arrive whole, each in its place', async 
       next += 1
     }
     while (next < wanted) {
-      if (kit.channel.drain(visit) === 0) await kit.channel.readable()
+      if (kit.channel.receiveEach(visit) === 0) await kit.channel.waitReadable()
     }
     return { next, wrong }
   }, count)

@@ -79,7 +79,7 @@ test('a ring that is full, and a reader that sleeps, is stopped, or works all th
 test('a sender that waits for room for much of the time', async (t) => {
   const { writer, reader } = await twoOf(t)
   // It reads what is there ten times a second, and the sender has filled the ring again by then.
-  await reader.run((kit) => void setInterval(() => kit.channel.drain(() => {}, 40), 100))
+  await reader.run((kit) => void setInterval(() => kit.channel.receiveEach(() => {}, 40), 100))
   await writer.run((kit) => {
     void (async () => {
       for (;;) await kit.channel.send(Buffer.alloc(1000))

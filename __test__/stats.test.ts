@@ -20,7 +20,7 @@ test('a channel counts what is in the ring and what was handed out, on both side
   const read = partner.run(async (kit, count: number) => {
     for (let number = 0; number < count - 2; number += 1) await kit.channel.receive()
     let visited = 0
-    while (visited < 2 && (await kit.channel.readable())) visited += kit.channel.drain(() => {})
+    while (visited < 2 && (await kit.channel.waitReadable())) visited += kit.channel.receiveEach(() => {})
     return kit.channel.stats()
   }, sizes.length)
   for (const size of sizes) await channel.send(Buffer.alloc(size))

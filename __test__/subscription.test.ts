@@ -56,9 +56,9 @@ test.serial('messages come by every way of reading, and the bell wakes those who
   ring.come(...patterns(0, 10, 10, 10, 10))
   t.true((await subscription.receive())!.equals(pattern(0, 10)))
   t.true(subscription.tryReceive()!.equals(pattern(1, 10)))
-  t.true(await subscription.readable())
+  t.true(await subscription.waitReadable())
   t.is(
-    subscription.drain((bytes, offset, length) => {
+    subscription.receiveEach((bytes, offset, length) => {
       t.true(pattern(2, 10).equals(bytes.subarray(offset, offset + length)))
     }, 1),
     1,
@@ -67,7 +67,7 @@ test.serial('messages come by every way of reading, and the bell wakes those who
   t.true((await loop.next()).value!.equals(pattern(3, 10)))
   t.is(subscription.tryReceive(), null)
 
-  const waits = [subscription.receive(), subscription.readable(), loop.next()] as const
+  const waits = [subscription.receive(), subscription.waitReadable(), loop.next()] as const
   t.true(await isPending(Promise.race(waits)))
   ring.come(...patterns(4, 10, 10))
   below.bell()
@@ -78,12 +78,12 @@ test.serial('messages come by every way of reading, and the bell wakes those who
   t.false(subscription.readableEnded)
 
   const over = new AbortController()
-  const called = [subscription.receive({ signal: over.signal }), subscription.readable({ signal: over.signal })]
+  const called = [subscription.receive({ signal: over.signal }), subscription.waitReadable({ signal: over.signal })]
   over.abort()
   for (const call of called) await t.throwsAsync(call as Promise<unknown>, codeOf('ABORTED'))
   await t.throwsAsync(subscription.receive({ signal: over.signal }), codeOf('ABORTED'))
-  await t.throwsAsync(subscription.readable({ signal: over.signal }), codeOf('ABORTED'))
-  t.throws(() => subscription.drain(5 as never), codeOf('INVALID_ARGUMENT'))
+  await t.throwsAsync(subscription.waitReadable({ signal: over.signal }), codeOf('ABORTED'))
+  t.throws(() => subscription.receiveEach(5 as never), codeOf('INVALID_ARGUMENT'))
   t.throws(() => subscription.with({} as never), codeOf('INVALID_ARGUMENT'))
 
   const values = subscription.with(json())
@@ -107,7 +107,7 @@ test.serial('of the newest message alone none is fetched by a look', async (t) =
   for (const delivery of ['latest', 'best-effort', 'reliable'] as const) {
     const { below, subscription } = await subscribed(t, new Subscribed(delivery))
     below.ring.come(pattern(0, 10))
-    t.true(await subscription.readable())
+    t.true(await subscription.waitReadable())
     t.deepEqual([below.since(), below.ring.since()], delivery === 'latest' ? [['has a message'], []] : [[], ['pull']])
     await subscription.close()
   }

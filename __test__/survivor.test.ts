@@ -60,11 +60,11 @@ for (const how of ['is killed', 'closes'] as const) {
         if (bytes.length !== sizes[number % sizes.length]) throw new Error(`${bytes.length} bytes`)
         number += 1
       }
-      while (await kit.channel.readable()) {
+      while (await kit.channel.waitReadable()) {
         check((await kit.channel.receive())!)
         const next = kit.channel.tryReceive()
         if (next !== null) check(next)
-        kit.channel.drain((bytes, offset, length) => check(bytes.subarray(offset, offset + length)), 3)
+        kit.channel.receiveEach((bytes, offset, length) => check(bytes.subarray(offset, offset + length)), 3)
         for await (const message of kit.channel) {
           check(message)
           break

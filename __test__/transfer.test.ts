@@ -193,7 +193,7 @@ test.serial('a file that has become shorter is an error, and its end is not told
     { file, options: { capacity: 65_536 } },
     { allowHalfOpen: true, capacity: 65_536 },
   )
-  await partner.run((kit) => kit.channel.readable())
+  await partner.run((kit) => kit.channel.waitReadable())
   truncateSync(file, 1 << 20)
   const reading = partner.run(async (kit) => {
     while ((await kit.channel.receive()) !== null);

@@ -48,7 +48,7 @@ function noted(calls: string[], properties: string[]) {
 
 test('a publisher of values is the publisher in all else', (t) => {
   const properties = ['address', 'capacity', 'maxMessageSize', 'sequence', 'subscribers', 'bufferedAmount', 'closed']
-  const calls = ['send', 'trySend', 'writable', 'end', 'seal', 'close', 'ref', 'unref']
+  const calls = ['send', 'trySend', 'waitWritable', 'end', 'seal', 'close', 'ref', 'unref']
   const { target, answers, asked } = noted(calls, properties)
   const publisher = target as unknown as Publisher
   const values = typed.typedPublisher(publisher, json())
@@ -56,7 +56,7 @@ test('a publisher of values is the publisher in all else', (t) => {
   for (const name of properties) t.is((values as unknown as typeof target)[name], answers[name], name)
   t.is(values.send({ a: 1 }), answers['send'] as never)
   t.is(values.trySend([2]), answers['trySend'] as never)
-  t.is(values.writable(3), answers['writable'] as never)
+  t.is(values.waitWritable(3), answers['waitWritable'] as never)
   t.is(values.end(), answers['end'] as never)
   t.is(values.seal(), answers['seal'] as never)
   t.is(values.close({ linger: 4 }), answers['close'] as never)
@@ -69,7 +69,7 @@ test('a publisher of values is the publisher in all else', (t) => {
   t.deepEqual(asked, [
     ['send', '{"a":1}'],
     ['trySend', '[2]'],
-    ['writable', 3],
+    ['waitWritable', 3],
     ['end'],
     ['seal'],
     ['close', { linger: 4 }],
@@ -83,14 +83,14 @@ test('a publisher of values is the publisher in all else', (t) => {
 
 test('a subscription of values is the subscription in all else', async (t) => {
   const properties = ['peer', 'evidence', 'delivery', 'lost', 'sequence', 'readableEnded', 'closed']
-  const calls = ['readable', 'verify', 'close', 'ref', 'unref']
+  const calls = ['waitReadable', 'verify', 'close', 'ref', 'unref']
   const { target, answers, asked } = noted(calls, properties)
   const there = ['1', '[2]', '{"three":3}', '"four"'].map((value) => Buffer.from(value))
   const signals: unknown[] = []
   Object.assign(target, {
     receive: async (options: unknown) => (signals.push(options), there.shift() ?? null),
     tryReceive: () => there.shift() ?? null,
-    drain: (visit: (bytes: Uint8Array, offset: number, length: number) => void, max: number) => {
+    receiveEach: (visit: (bytes: Uint8Array, offset: number, length: number) => void, max: number) => {
       const all = there.splice(0, max)
       for (const one of all) visit(one, 0, one.length)
       return all.length
@@ -107,7 +107,7 @@ test('a subscription of values is the subscription in all else', async (t) => {
   t.deepEqual(values.tryReceive(), [2])
   const seen: unknown[] = []
   t.is(
-    values.drain((value) => void seen.push(value), 1),
+    values.receiveEach((value) => void seen.push(value), 1),
     1,
   )
   t.deepEqual(seen, [{ three: 3 }])
@@ -115,13 +115,13 @@ test('a subscription of values is the subscription in all else', async (t) => {
   t.deepEqual(await loop.next(), { done: false, value: 'four' })
   t.deepEqual(await loop.next(), { done: true, value: undefined })
   t.deepEqual([values.tryReceive(), await values.receive()], [undefined, undefined])
-  t.is(values.readable(options), answers['readable'] as never)
+  t.is(values.waitReadable(options), answers['waitReadable'] as never)
   t.is(values.verify(), answers['verify'] as never)
   t.is(values.close(), answers['close'] as never)
   t.is(values[Symbol.asyncDispose](), answers['close'] as never)
   t.is(values.ref(), values)
   t.is(values.unref(), values)
-  t.deepEqual(asked, [['readable', options], ['verify'], ['close'], ['close'], ['ref'], ['unref']])
+  t.deepEqual(asked, [['waitReadable', options], ['verify'], ['close'], ['close'], ['ref'], ['unref']])
   const now = () => null
   t.throws(() => typed.typedSubscription(subscription, {} as never, {}, now), invalid)
   t.throws(() => typed.typedSubscription(subscription, json(), { borrows: 5 } as never, now), invalid)

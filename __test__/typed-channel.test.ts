@@ -49,7 +49,7 @@ function plain(...texts: string[]) {
     trySend: (message: unknown) => sent.push(message) > 1,
     receive: async () => next(),
     tryReceive: () => next(),
-    drain(visit: Visit, max = Infinity) {
+    receiveEach(visit: Visit, max = Infinity) {
       drains += 1
       let visits = 0
       while (visits < max && there.length > 0) {
@@ -86,7 +86,7 @@ function typedOver<T>(
 test('all that is not about values is the channel’s', async (t) => {
   const calls: unknown[][] = []
   const names = ['role', 'peer', 'evidence', 'capacity', 'maxMessageSize', 'bufferedAmount', 'readableEnded', 'closed']
-  const methods = ['writable', 'readable', 'verify', 'tokens', 'end', 'close']
+  const methods = ['waitWritable', 'waitReadable', 'verify', 'tokens', 'end', 'close']
   const channel: Record<string, unknown> = Object.fromEntries(names.map((name) => [name, { name }]))
   for (const name of [...methods, 'sendToken', 'ref', 'unref'])
     channel[name] = (...given: unknown[]) => {
@@ -103,7 +103,7 @@ test('all that is not about values is the channel’s', async (t) => {
   t.is(typed['ref']!(), typed)
   t.is(typed['unref']!(), typed)
   t.is((typed as unknown as Typed<unknown>)[Symbol.asyncDispose](), channel['of close'] as never)
-  const taking = new Set(['writable', 'readable', 'close'])
+  const taking = new Set(['waitWritable', 'waitReadable', 'close'])
   t.deepEqual(
     calls.map((call) => call.filter((each) => each !== undefined)),
     [
@@ -144,17 +144,17 @@ test('each way to read has the values; nothing there, and no more to come, are u
     const others = typedOver<unknown>(plain('1', '22', '333'), json(), options)
     const found: unknown[] = []
     t.is(
-      others.drain((value) => found.push(value), 2),
+      others.receiveEach((value) => found.push(value), 2),
       2,
     )
     t.deepEqual(found, [1, 22])
     t.is(
-      others.drain((value) => found.push(value)),
+      others.receiveEach((value) => found.push(value)),
       1,
     )
     t.deepEqual(found, [1, 22, 333])
-    t.throws(() => others.drain(undefined as never), invalid)
-    t.throws(() => others.drain(() => {}, -1), invalid)
+    t.throws(() => others.receiveEach(undefined as never), invalid)
+    t.throws(() => others.receiveEach(() => {}, -1), invalid)
   }
 })
 
@@ -162,7 +162,7 @@ test('a value that is drained is the visitor’s own, unless the codec borrows',
   for (const borrow of [false, true]) {
     const typed = typedOver(plain('first', 'second'), bytes, { borrow })
     const found: Uint8Array[] = []
-    typed.drain((value) => found.push(value))
+    typed.receiveEach((value) => found.push(value))
     t.deepEqual(found.map(String), ['first', 'second'])
     // Both lie in the same memory, two bytes of which are before them.
     t.is(found[0]!.buffer === found[1]!.buffer && found[1]!.byteOffset === found[0]!.byteOffset + 5, borrow)
@@ -170,7 +170,7 @@ test('a value that is drained is the visitor’s own, unless the codec borrows',
     const one = typedOver(channel, bytes, { borrow })
     t.is(String(one.tryReceive()), 'only')
     t.is(one.tryReceive(), undefined)
-    // What is shown alone is fetched as a drain does.
+    // What is shown alone is fetched as receiveEach does.
     t.is(channel.drains, borrow ? 2 : 0)
   }
 })
@@ -212,7 +212,7 @@ test('a codec that makes undefined of a message has not decoded it', async (t) =
   const error = await t.throwsAsync<RingfenceError>(typed.receive(), malformed)
   t.is(String(error!.bytes), 'a')
   t.throws(() => typed.tryReceive(), malformed)
-  t.throws(() => typed.drain(() => {}), malformed)
+  t.throws(() => typed.receiveEach(() => {}), malformed)
 })
 
 test('what is no codec, and what is no option of one, is told before anything is made', (t) => {

@@ -62,7 +62,7 @@ test('a value is encoded once, and every subscriber decodes it', async (t) => {
         if (way === 1)
           for (let tick = await subscription.receive(); tick !== undefined; tick = await subscription.receive())
             found.push(tick)
-        if (way === 2) while (await subscription.readable()) subscription.drain((tick) => found.push(tick))
+        if (way === 2) while (await subscription.waitReadable()) subscription.receiveEach((tick) => found.push(tick))
         return {
           found,
           ended: subscription.readableEnded,
@@ -146,10 +146,10 @@ test('a merge of values is read, and its sources come and go, in every way of a 
   t.is(typed.add(two.channel), typed)
   t.is(typed.size, 2)
   await say(one, '1', '2', '3')
-  t.true(await soon(typed.readable(), 'a message'))
+  t.true(await soon(typed.waitReadable(), 'a message'))
   const found: unknown[] = []
   const visit = (source: unknown, value: number) => void found.push(source === one.channel, value)
-  t.is(typed.drain(visit, 2), 2, 'no more than it is to')
+  t.is(typed.receiveEach(visit, 2), 2, 'no more than it is to')
   t.deepEqual(found, [true, 1, true, 2])
   const loop = typed[Symbol.asyncIterator]()
   const { done, value } = await loop.next()
@@ -170,7 +170,7 @@ test('a merge of values is read, and its sources come and go, in every way of a 
   t.is(String(await soon(two.channel.receive(), 'the message of the one that left')), '5')
 
   await one.partner.run(({ channel }) => channel.end())
-  t.false(await soon(typed.readable(), 'the end'))
+  t.false(await soon(typed.waitReadable(), 'the end'))
   t.is(await typed.receive(), undefined)
   t.deepEqual(await typed[Symbol.asyncIterator]().next(), over)
 })
@@ -200,7 +200,7 @@ test('values that a merge drains are the visitor’s to keep, unless the codec b
     const kept: Uint8Array[] = []
     let lent = 0
     t.is(
-      typed.drain((_, bytes) => {
+      typed.receiveEach((_, bytes) => {
         if (String(bytes) === sent[kept.length]) kept.push(bytes)
         if (bytes.buffer.byteLength > bytes.length) lent += 1
       }),

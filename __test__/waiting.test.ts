@@ -9,7 +9,7 @@ const MANY_LOOKS = 10_000
 
 test.serial('a receive that waits is not forgotten for looks that found nothing in between', async (t) => {
   const { channel, partner } = await pair(t)
-  for (const way of ['tryReceive', 'drain', 'trySend'] as const) {
+  for (const way of ['tryReceive', 'receiveEach', 'trySend'] as const) {
     const waiting = channel.receive()
     await partner.run((kit) => {
       setTimeout(() => void kit.channel.send('taken by a look'), 20)
@@ -19,7 +19,7 @@ test.serial('a receive that waits is not forgotten for looks that found nothing 
     if (way === 'trySend') while (channel.trySend(pattern(0, 100_000)));
     for (let look = 0; look < MANY_LOOKS; look += 1) {
       if (way === 'tryReceive') channel.tryReceive()
-      else if (way === 'drain') channel.drain(() => {})
+      else if (way === 'receiveEach') channel.receiveEach(() => {})
       else channel.trySend(pattern(0, 100_000))
     }
     await partner.run((kit) => kit.channel.send('for the one that waits'))
@@ -61,36 +61,39 @@ test.serial('a send that waits is not forgotten where the peer’s end is found'
 })
 
 for (const stop of ['at its limit', 'by an error'] as const) {
-  test.serial(`a drain that stops ${stop} lets a send that waits go on, however little was read`, async (t) => {
-    const { channel, partner } = await pair(t, { there: { capacity: 1 << 20 } })
-    await partner.run(async (kit) => {
-      const message = new Uint8Array(1000)
-      while (kit.channel.trySend(message));
-      kit.keep['sent'] = kit.channel.send(message)
-      // The sender looks again for some turns of its event loop before it has this side ring.
-      for (let turn = 0; turn < 100; turn += 1) await new Promise((resolve) => setImmediate(resolve))
-    })
-    if (stop === 'at its limit') {
-      t.is(
-        channel.drain(() => {}, 1),
-        1,
+  test.serial(
+    `a call of receiveEach that stops ${stop} lets a send that waits go on, however little was read`,
+    async (t) => {
+      const { channel, partner } = await pair(t, { there: { capacity: 1 << 20 } })
+      await partner.run(async (kit) => {
+        const message = new Uint8Array(1000)
+        while (kit.channel.trySend(message));
+        kit.keep['sent'] = kit.channel.send(message)
+        // The sender looks again for some turns of its event loop before it has this side ring.
+        for (let turn = 0; turn < 100; turn += 1) await new Promise((resolve) => setImmediate(resolve))
+      })
+      if (stop === 'at its limit') {
+        t.is(
+          channel.receiveEach(() => {}, 1),
+          1,
+        )
+      } else {
+        const thrown = new Error('of the visitor')
+        t.is(
+          t.throws(() =>
+            channel.receiveEach(() => {
+              throw thrown
+            }),
+          ),
+          thrown,
+        )
+      }
+      await soon(
+        partner.run(async (kit) => {
+          await kit.keep['sent']
+        }),
+        'the send',
       )
-    } else {
-      const thrown = new Error('of the visitor')
-      t.is(
-        t.throws(() =>
-          channel.drain(() => {
-            throw thrown
-          }),
-        ),
-        thrown,
-      )
-    }
-    await soon(
-      partner.run(async (kit) => {
-        await kit.keep['sent']
-      }),
-      'the send',
-    )
-  })
+    },
+  )
 }

@@ -191,7 +191,7 @@ test.serial('a message that another reader has taken is no chunk', async (t) => 
   const { channel, partner } = await pair(t)
   const reader = toWeb(channel).readable.getReader()
   await partner.run((kit) => kit.channel.send('one'))
-  await channel.readable()
+  await channel.waitReadable()
   const read = reader.read()
   t.is(String(channel.tryReceive()), 'one')
   await partner.run((kit) => kit.channel.send('two'))

@@ -116,8 +116,8 @@ test.serial(
             }
           }
           const read = async () => {
-            while (await channel.readable()) {
-              channel.drain(() => {}, 5)
+            while (await channel.waitReadable()) {
+              channel.receiveEach(() => {}, 5)
               await new Promise((resolve) => setImmediate(resolve))
             }
           }

@@ -163,9 +163,9 @@ async function receiveAll(channel, session) {
       }
     } else {
       let visited = 0
-      while (await channel.readable()) {
+      while (await channel.waitReadable()) {
         try {
-          channel.drain((bytes, offset, length) => {
+          channel.receiveEach((bytes, offset, length) => {
             reading.account(Buffer.from(bytes.buffer, bytes.byteOffset + offset, length))
             visited += 1
             if (has('throw') && visited % 7 === 0) throw new RangeError('thrown in a visit')

@@ -21,7 +21,7 @@ interface Settings {
 }
 
 interface Quiet {
-  readable(): Promise<boolean>
+  waitReadable(): Promise<boolean>
   cutOff(): Error | undefined
   told(): void
 }

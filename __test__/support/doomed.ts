@@ -61,14 +61,14 @@ switch (deed) {
       if (number % 100 === 0) await turn()
     }
   case 'draining':
-    while (await channel.readable()) {
-      channel.drain(() => {}, 3)
+    while (await channel.waitReadable()) {
+      channel.receiveEach(() => {}, 3)
       await turn()
     }
     break
   case 'reserving':
     for (;;) {
-      await channel.writable(5000)
+      await channel.waitWritable(5000)
       channel.reserve(5000)?.commit()
       channel.reserve(10)?.cancel()
       await turn()

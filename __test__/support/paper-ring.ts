@@ -16,7 +16,7 @@ export interface Queue {
   trySend(message: Uint8Array | string): boolean
   fill(size: number, write: Fill): boolean
   reserve(size: number): Reservation | null
-  writable(size: number): Promise<void>
+  waitWritable(size: number): Promise<void>
   empty(): Promise<void>
   linger(milliseconds: number, refusal: () => Error, over: Promise<unknown>): Promise<void> | null
   awake(): void

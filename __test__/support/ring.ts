@@ -41,7 +41,7 @@ export interface Buffered {
   receiveNow(): Buffer | null | undefined
   isReadableNow(): boolean | undefined
   wait(takes: boolean, signal?: AbortSignal): Wait
-  drain(visit: Visit, max?: number): number
+  receiveEach(visit: Visit, max?: number): number
   awake(): void
   serve(now?: boolean): void
   outlive(letGo: () => void): void
@@ -328,7 +328,7 @@ export function patterns(first: number, ...lengths: number[]): Buffer[] {
 /** What is there, as visitors are shown it. */
 export function shown(buffer: Buffered, max?: number): Buffer[] {
   const seen: Buffer[] = []
-  buffer.drain((bytes, offset, length) => seen.push(Buffer.from(bytes.subarray(offset, offset + length))), max)
+  buffer.receiveEach((bytes, offset, length) => seen.push(Buffer.from(bytes.subarray(offset, offset + length))), max)
   return seen
 }
 

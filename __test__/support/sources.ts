@@ -54,12 +54,12 @@ export const [{ registerSource }, { merge, makeHeld, letEnd }, { native }] = awa
 
 registerSource((value) => (value instanceof Source ? { buffer: value.buffer, reason: () => value.reason } : undefined))
 
-export interface Merged extends Omit<Merge, 'add' | 'delete' | 'has' | 'receive' | 'drain' | 'on' | 'once'> {
+export interface Merged extends Omit<Merge, 'add' | 'delete' | 'has' | 'receive' | 'receiveEach' | 'on' | 'once'> {
   add(source: Source): Merged
   delete(source: Source): boolean
   has(source: Source): boolean
   receive(options?: { signal?: AbortSignal }): Promise<[Source, Buffer] | null>
-  drain(visit: (source: Source, bytes: Uint8Array, offset: number, length: number) => void, max?: number): number
+  receiveEach(visit: (source: Source, bytes: Uint8Array, offset: number, length: number) => void, max?: number): number
   on(name: 'end', listener: (source: Source, reason: GoneReason) => void): this
 }
 
@@ -91,7 +91,7 @@ export function inShort(names: string[]): string {
 
 export function visits(merged: Merged, max?: number, each: (source: Source) => void = () => {}): string {
   const names: string[] = []
-  const count = merged.drain((source) => {
+  const count = merged.receiveEach((source) => {
     names.push(source.name)
     each(source)
   }, max)

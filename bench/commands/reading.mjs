@@ -17,7 +17,7 @@ const root = path.join(path.dirname(here), '../..')
 const text = { type: 'string' }
 export const options = {
   base: { ...text, default: '' },
-  ways: { ...text, default: 'for-await,receive,try-receive,drain' },
+  ways: { ...text, default: 'for-await,receive,try-receive,receive-each' },
   sizes: { ...text, default: '16,64,1024,4096,16384' },
   rounds: { ...text, default: '3' },
   turns: { ...text, default: '12' },
@@ -28,7 +28,7 @@ export const options = {
 export const help = `reading: CPU of a reader in Node for each message
 
   --base DIR,DIR       other trees, built (npm run build), to compare with; the first is the one that changes are told against
-  --ways a,b           of for-await, receive, try-receive, drain
+  --ways a,b           of for-await, receive, try-receive, receive-each
   --sizes 16,64        bytes of a message
   --rounds 3           processes, each of which runs every cell
   --turns 12           how often each tree has its turn in a process
@@ -66,15 +66,20 @@ export async function tryReceive(channel, count) {
   for (let left = count; left > 0; left -= 1) sum += channel.tryReceive()[0]
   return sum
 }
-export async function drain(channel, count) {
+export async function receiveEach(channel, count) {
   let sum = 0
   const visit = (bytes, offset) => {
     sum += bytes[offset]
   }
-  for (let left = count; left > 0;) left -= channel.drain(visit, left)
+  for (let left = count; left > 0;) left -= channel.receiveEach(visit, left)
   return sum
 }`
-const NAMES = { 'for-await': 'forAwait', receive: 'receive', 'try-receive': 'tryReceive', drain: 'drain' }
+const NAMES = {
+  'for-await': 'forAwait',
+  receive: 'receive',
+  'try-receive': 'tryReceive',
+  'receive-each': 'receiveEach',
+}
 
 const library = (tree) => import(pathToFileURL(path.join(tree, 'dist/esm/index.js')).href)
 

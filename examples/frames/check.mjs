@@ -1,6 +1,6 @@
 // What each reader of frames does with one.
 
-/** Counts frames, and adds up their pixels where `checked`. `look` is what `drain` takes. */
+/** Counts frames, and adds up their pixels where `checked`. `look` is what `receiveEach` takes. */
 export function checker({ width, height, checked }) {
   const bytesOfFrame = 16 + width * height * 4
   const state = { count: 0, started: 0, bytesOfFrame, look }

@@ -56,7 +56,7 @@ async function readOne() {
     signal: over.signal,
   })
   // The one copy is out of the ring, into memory that is this process's own.
-  while (await channel.readable()) channel.drain(state.look)
+  while (await channel.waitReadable()) channel.receiveEach(state.look)
   const seconds = (performance.now() - state.started) / 1000
   await channel.close()
   complete(state.count)

@@ -14,7 +14,7 @@ const subscription = await subscribe(address, {
   maxMessageSize: state.bytesOfFrame,
   wait: true,
 })
-while (await subscription.readable()) subscription.drain(state.look)
+while (await subscription.waitReadable()) subscription.receiveEach(state.look)
 process.send({ count: state.count, seconds: (performance.now() - state.started) / 1000 })
 await subscription.close()
 process.off('disconnect', orphaned)

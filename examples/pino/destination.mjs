@@ -82,7 +82,7 @@ class RingDestination extends EventEmitter {
     // It knows a writer by its first message, and so can tell one that has logged nothing yet that it ends.
     channel.trySend('')
     // A collector that is stopped ends its side, which nothing else does: it waits then for what this side sends until its own end.
-    const told = channel.readable().catch(() => {})
+    const told = channel.waitReadable().catch(() => {})
     void Promise.race([told, channel.closed]).then(() => this.#leave(channel))
   }
 

@@ -22,7 +22,7 @@ interface MessageChannel {
   trySend(message: Uint8Array): boolean
   send(message: Uint8Array): Promise<void>
   tryReceive(): Buffer | null
-  readable(): Promise<boolean>
+  waitReadable(): Promise<boolean>
   /** `withPeer`: since the peer has ended its sending, and not since the program has said so. */
   end(withPeer: boolean): Promise<void>
   close(): Promise<void>
@@ -224,7 +224,7 @@ class ChannelStream extends Duplex {
           // The exception comes before the next chunk. A program that catches it reads on.
           if (wantsMore === undefined) await new Promise<void>((resolve) => void timers.setImmediate(resolve))
         }
-        if (message !== null || (await this.#channel.readable())) continue
+        if (message !== null || (await this.#channel.waitReadable())) continue
         this.#end()
         return
       }

@@ -41,7 +41,7 @@ export function toWeb(channel: Channel): WebStreams {
   const readable = new builtin.webStreams.ReadableStream<Uint8Array>(
     {
       async pull(controller) {
-        while (await quiet.readable()) {
+        while (await quiet.waitReadable()) {
           const message = quiet.tryReceive()
           if (message === null) continue
           controller.enqueue(message)

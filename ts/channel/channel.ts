@@ -16,7 +16,7 @@ import {
   type NativeChannel,
   type RawChannel,
 } from '../native.js'
-import { checkDrain, lingerOf, readerSignal, type ChannelSettings } from '../endpoint/options.js'
+import { checkReceiveEach, lingerOf, readerSignal, type ChannelSettings } from '../endpoint/options.js'
 import { PeerView } from './peer-view.js'
 import { SendQueue, type Fill } from './send-queue.js'
 import { registerSource } from './sources.js'
@@ -66,8 +66,8 @@ export let cutOff: (channel: Channel) => RingfenceError | undefined
 
 /** What another face of a channel tells of its end itself. */
 export interface Quiet {
-  /** As {@link Channel.readable} and {@link Channel.tryReceive}, which end nothing here if the peer has ended. */
-  readable(): Promise<boolean>
+  /** As {@link Channel.waitReadable} and {@link Channel.tryReceive}, which end nothing here if the peer has ended. */
+  waitReadable(): Promise<boolean>
   /** A loop over the moments at which there is a message to take. It takes none, and ends once no more will come. */
   arrivals(): AsyncIterator<unknown, undefined>
   tryReceive(): Buffer | null
@@ -132,7 +132,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
     cutOff = (channel) => channel.#cutOff()
 
     quietOf = (channel) => ({
-      readable: () => channel.#readable(),
+      waitReadable: () => channel.#waitReadable(),
       arrivals: () =>
         loop<unknown>(
           () => channel.#arrivedNow(),
@@ -241,7 +241,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   }
 
   /**
-   * Has a message written in place, with no object for it: as {@link Channel.drain}, for writing.
+   * Has a message written in place, with no object for it: as {@link Channel.receiveEach}, for writing.
    *
    * @param size - Bytes that the message may have.
    * @param write - Called at once, where there is room, and else not at all: writes at most `length` bytes at `bytes[offset]`, and returns
@@ -273,7 +273,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   }
 
   /**
-   * What has gone through so far, and how full the ring is. The visits of a `drain` count when it returns. The last figures stay after
+   * What has gone through so far, and how full the ring is. The visits of a `receiveEach` count when it returns. The last figures stay after
    * the end.
    */
   stats(): ChannelStats {
@@ -297,8 +297,8 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   }
 
   /** Resolves when `trySend` or `reserve` of `size` bytes can succeed. Rejects as `trySend` throws. */
-  writable(size = 1): Promise<void> {
-    return this.#sendQueue.writable(size)
+  waitWritable(size = 1): Promise<void> {
+    return this.#sendQueue.waitWritable(size)
   }
 
   /**
@@ -324,21 +324,21 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
   /**
    * Visits the messages that are there now, in their order. What comes meanwhile is left to the next call, so that a loop of
-   * `readable` and `drain` lets the event loop turn, however fast the peer sends.
+   * `waitReadable` and `receiveEach` lets the event loop turn, however fast the peer sends.
    *
    * The bytes are valid during the visit, and must not be transferred elsewhere: the memory holds other messages as well.
    *
    * @param visit - What it throws is passed on; the message has been visited then, and the rest stays.
    * @param max - At most so many, however long that takes. Left out, visits end after about 2 ms, and the rest stays:
-   * {@link Channel.readable} resolves then once the event loop has turned. `Infinity` visits all that is there.
+   * {@link Channel.waitReadable} resolves then once the event loop has turned. `Infinity` visits all that is there.
    * @returns How many were visited.
    * @throws {@link RingfenceError} CLOSED after this side's close; RING_CORRUPT; NO_SPACE where there is no memory for the next
    * message, which stays and is tried again by the next call; INVALID_ARGUMENT where a visitor has transferred the memory
    * elsewhere all the same: what it took along is lost.
    */
-  drain(visit: Visit, max?: number): number {
-    checkDrain(visit, max)
-    return this.#receiveBuffer.drain(visit, max)
+  receiveEach(visit: Visit, max?: number): number {
+    checkReceiveEach(visit, max)
+    return this.#receiveBuffer.receiveEach(visit, max)
   }
 
   /**
@@ -346,20 +346,20 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    *
    * @returns false: no more will come, and everything was read. Rejects as `receive`.
    */
-  async readable(options?: { signal?: AbortSignal }): Promise<boolean> {
-    const readable = await this.#readable(readerSignal(options))
+  async waitReadable(options?: { signal?: AbortSignal }): Promise<boolean> {
+    const readable = await this.#waitReadable(readerSignal(options))
     if (!readable) this.#endWithPeer()
     return readable
   }
 
-  /** As {@link Channel.readable}, for a caller that tells of the end itself. */
-  async #readable(signal?: AbortSignal): Promise<boolean> {
+  /** As {@link Channel.waitReadable}, for a caller that tells of the end itself. */
+  async #waitReadable(signal?: AbortSignal): Promise<boolean> {
     this.#sendQueue.pump()
     const readable = this.#receiveBuffer.isReadableNow()
     return readable ?? (await this.#receiveBuffer.wait(false, signal).promise) !== null
   }
 
-  /** As {@link Channel.#readable} finds it, for a loop. */
+  /** As {@link Channel.#waitReadable} finds it, for a loop. */
   #arrivedNow(): true | null | undefined {
     if (!this.#sendQueue.isEmpty) this.#sendQueue.pump()
     const arrived = this.#receiveBuffer.arrivedNow()
@@ -534,7 +534,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       trySend: (message) => this.trySend(message),
       send: (message) => this.send(message),
       tryReceive: () => receiveBuffer.takeNow(),
-      readable: () => this.#readable(),
+      waitReadable: () => this.#waitReadable(),
       end: (withPeer) => this.#endSending(withPeer ? endedWithPeer : endedHere),
       close: () => this.close(),
       cutOff: () => this.#cutOff(),

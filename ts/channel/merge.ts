@@ -10,7 +10,7 @@ import { RingfenceError, invalid, show, showSource } from '../errors.js'
 import { fairness } from '../runtime/fairness.js'
 import { loop } from './loops.js'
 import { FIRST, HEADER, MORE, native } from '../native.js'
-import { checkDrain, readerSignal } from '../endpoint/options.js'
+import { checkReceiveEach, readerSignal } from '../endpoint/options.js'
 import { inletOf, type Inlet } from './sources.js'
 import type { MergeStats } from './stats.js'
 import { Place, TURN, Turns } from './turns.js'
@@ -119,7 +119,7 @@ export class Merge<Source extends MergeSource = MergeSource>
     this.#held = held
   }
 
-  /** The messages that it has handed out so far, over all sources that are or were in it. The visits of a `drain` count when it returns. */
+  /** The messages that it has handed out so far, over all sources that are or were in it. The visits of a `receiveEach` count when it returns. */
   stats(): MergeStats {
     return { sources: this.size, messagesReceived: this.#messages, bytesReceived: this.#bytes }
   }
@@ -184,10 +184,10 @@ export class Merge<Source extends MergeSource = MergeSource>
    * @param visit - What it throws is passed on; the message has been visited then, and the rest stays.
    * @param max - At most so many, however long that takes. Left out, visits end after about 2 ms, and the rest stays.
    * @returns How many were visited.
-   * @throws {@link RingfenceError} CLOSED once the merge is closed; else as {@link Channel.drain}, but for the end of a source.
+   * @throws {@link RingfenceError} CLOSED once the merge is closed; else as {@link Channel.receiveEach}, but for the end of a source.
    */
-  drain(visit: MergeVisit<Source>, max?: number): number {
-    checkDrain(visit, max)
+  receiveEach(visit: MergeVisit<Source>, max?: number): number {
+    checkReceiveEach(visit, max)
     if (this.#closed) throw closedHere()
     const turns = this.#turns
     turns.wakeAll()
@@ -243,7 +243,7 @@ export class Merge<Source extends MergeSource = MergeSource>
    *
    * @returns false: every source has ended or was deleted, and everything was read. Rejects as {@link Merge.receive}.
    */
-  async readable(options?: { signal?: AbortSignal }): Promise<boolean> {
+  async waitReadable(options?: { signal?: AbortSignal }): Promise<boolean> {
     const signal = readerSignal(options)
     if (this.#closed) throw closedHere()
     fairness.spend(this.#isWeak)

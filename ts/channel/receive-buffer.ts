@@ -548,7 +548,7 @@ export class ReceiveBuffer {
   }
 
   /** @param max - Undefined: no more than the event loop can spare the time for. */
-  drain(visit: Visit, max: number | undefined): number {
+  receiveEach(visit: Visit, max: number | undefined): number {
     this.mustBeFree()
     const count = this.#visit(visit, max, Infinity, FIRST)
     if (count === 0 && max !== 0 && !this.#isOpen()) this.#tellIfEnded()
@@ -803,7 +803,7 @@ export class ReceiveBuffer {
     return this.#has(false)
   }
 
-  /** As {@link drain}, as far as `bytes`; `round` is `FIRST`, or `MORE` for a round that has begun. Does not tell the end. */
+  /** As {@link receiveEach}, as far as `bytes`; `round` is `FIRST`, or `MORE` for a round that has begun. Does not tell the end. */
   visit(visit: Visit, max: number | undefined, bytes: number, round: number): number {
     return this.#visit(visit, max, bytes, round)
   }

@@ -625,7 +625,7 @@ export class SendQueue {
     return this.isEmpty
   }
 
-  writable(size: number): Promise<void> {
+  waitWritable(size: number): Promise<void> {
     try {
       if (!Number.isInteger(size) || size < 0)
         throw invalid(`a message's size must be a whole number, not ${show(size)}`)

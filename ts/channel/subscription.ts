@@ -6,7 +6,7 @@ import { RingfenceError, fromFailure, invalid } from '../errors.js'
 import { runHandshakeAt } from '../endpoint/handshake.js'
 import { loop } from './loops.js'
 import { FAILED, REASONS, REFUSED, type NativeSubscription } from '../native.js'
-import { checkDrain, readerSignal, type ChannelSettings } from '../endpoint/options.js'
+import { checkReceiveEach, readerSignal, type ChannelSettings } from '../endpoint/options.js'
 import { PeerView } from './peer-view.js'
 import { ReceiveBuffer, type Visit } from './receive-buffer.js'
 import { registerSource } from './sources.js'
@@ -121,7 +121,7 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
     return this.#native.sequence(this.#buffer.unread)
   }
 
-  /** What has come so far, and how far behind it is. The visits of a `drain` count when it returns. The last figures stay after the end. */
+  /** What has come so far, and how far behind it is. The visits of a `receiveEach` count when it returns. The last figures stay after the end. */
   stats(): SubscriptionStats {
     const figures = this.#native.stats()
     const { messages, bytes } = this.#buffer.received
@@ -156,14 +156,14 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
   }
 
   /**
-   * Visits the messages that are there now, in their order: see {@link Channel.drain}. The bytes are valid during the visit.
+   * Visits the messages that are there now, in their order: see {@link Channel.receiveEach}. The bytes are valid during the visit.
    *
    * @returns How many were visited.
    * @throws {@link RingfenceError} as `receive` rejects
    */
-  drain(visit: Visit, max?: number): number {
-    checkDrain(visit, max)
-    return this.#buffer.drain(visit, max)
+  receiveEach(visit: Visit, max?: number): number {
+    checkReceiveEach(visit, max)
+    return this.#buffer.receiveEach(visit, max)
   }
 
   /**
@@ -171,7 +171,7 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
    *
    * @returns false: no more will come, and everything was read. Rejects as `receive`.
    */
-  async readable(options?: { signal?: AbortSignal }): Promise<boolean> {
+  async waitReadable(options?: { signal?: AbortSignal }): Promise<boolean> {
     const signal = readerSignal(options)
     const readable = this.#buffer.isReadableNow()
     return readable ?? (await this.#buffer.wait(false, signal).promise) !== null

@@ -95,9 +95,9 @@ export class TypedPublisher<T> implements AsyncDisposable {
     return this.#encoder.trySend(value)
   }
 
-  /** As {@link Publisher.writable}: `size` in bytes. */
-  writable(size?: number): Promise<void> {
-    return this.publisher.writable(size)
+  /** As {@link Publisher.waitWritable}: `size` in bytes. */
+  waitWritable(size?: number): Promise<void> {
+    return this.publisher.waitWritable(size)
   }
 
   /** As {@link Publisher.end}. */
@@ -198,17 +198,17 @@ export class TypedSubscription<T> implements AsyncIterable<T>, AsyncDisposable {
   }
 
   /**
-   * As {@link Subscription.drain}; the values are the visitor's to keep.
+   * As {@link Subscription.receiveEach}; the values are the visitor's to keep.
    *
    * @throws {@link RingfenceError} also MALFORMED: that message counts as visited, and the next call goes on behind it.
    */
-  drain(visit: (value: T) => void, max?: number): number {
-    return this.#decoder.drain(visit, max)
+  receiveEach(visit: (value: T) => void, max?: number): number {
+    return this.#decoder.receiveEach(visit, max)
   }
 
-  /** As {@link Subscription.readable}. */
-  readable(options?: { signal?: AbortSignal }): Promise<boolean> {
-    return this.subscription.readable(options)
+  /** As {@link Subscription.waitReadable}. */
+  waitReadable(options?: { signal?: AbortSignal }): Promise<boolean> {
+    return this.subscription.waitReadable(options)
   }
 
   [Symbol.asyncIterator](): AsyncIterator<T, undefined> {

@@ -2,7 +2,7 @@
 
 import { borrows, decodeWith, malformed, type Codec, type CodecOptions } from '../adapters/codec.js'
 import { invalid } from '../errors.js'
-import { checkDrain } from '../endpoint/options.js'
+import { checkReceiveEach } from '../endpoint/options.js'
 // oxlint-disable-next-line import/no-cycle -- types alone
 import type { Merge, MergeSource } from './merge.js'
 import { checkWith } from './typed.js'
@@ -61,21 +61,21 @@ export class TypedMerge<Source extends MergeSource, T> implements AsyncIterable<
   }
 
   /**
-   * As {@link Merge.drain}; the values are the visitor's to keep.
+   * As {@link Merge.receiveEach}; the values are the visitor's to keep.
    *
    * @throws {@link RingfenceError} also MALFORMED: that message counts as visited, and the next call goes on behind it.
    */
-  drain(visit: (source: Source, value: T) => void, max?: number): number {
-    checkDrain(visit, max)
-    return this.merge.drain((source, bytes, offset, length) => {
+  receiveEach(visit: (source: Source, value: T) => void, max?: number): number {
+    checkReceiveEach(visit, max)
+    return this.merge.receiveEach((source, bytes, offset, length) => {
       const shown = Buffer.from(bytes.buffer, bytes.byteOffset + offset, length)
       visit(source, this.#decode(this.#lends ? shown : Buffer.concat([shown])))
     }, max)
   }
 
-  /** As {@link Merge.readable}. */
-  readable(options?: { signal?: AbortSignal }): Promise<boolean> {
-    return this.merge.readable(options)
+  /** As {@link Merge.waitReadable}. */
+  waitReadable(options?: { signal?: AbortSignal }): Promise<boolean> {
+    return this.merge.waitReadable(options)
   }
 
   [Symbol.asyncIterator](): AsyncIterator<[Source, T], undefined> {

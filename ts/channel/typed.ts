@@ -12,7 +12,7 @@ import {
   type CodecOptions,
 } from '../adapters/codec.js'
 import { invalid, show } from '../errors.js'
-import { checkDrain, plainObject } from '../endpoint/options.js'
+import { checkReceiveEach, plainObject } from '../endpoint/options.js'
 // oxlint-disable-next-line import/no-cycle -- a type alone
 import type { Channel } from './channel.js'
 import type { CloseReason, Evidence, Identity } from '../types.js'
@@ -30,8 +30,8 @@ export interface Sends {
 export interface Reads extends AsyncIterable<Buffer> {
   receive(options?: { signal?: AbortSignal }): Promise<Buffer | null>
   tryReceive(): Buffer | null
-  drain(visit: (bytes: Uint8Array, offset: number, length: number) => void, max?: number): number
-  readable(options?: { signal?: AbortSignal }): Promise<boolean>
+  receiveEach(visit: (bytes: Uint8Array, offset: number, length: number) => void, max?: number): number
+  waitReadable(options?: { signal?: AbortSignal }): Promise<boolean>
   readonly readableEnded: boolean
 }
 
@@ -104,15 +104,15 @@ export class Decoder<T> implements AsyncIterable<T> {
       return message === null ? undefined : this.#decode(message)
     }
     this.#found = undefined
-    this.#from.drain(this.#keep, 1)
+    this.#from.receiveEach(this.#keep, 1)
     const found = this.#found
     this.#found = undefined
     return found
   }
 
-  drain(visit: (value: T) => void, max?: number): number {
-    checkDrain(visit, max)
-    return this.#from.drain((bytes, offset, length) => {
+  receiveEach(visit: (value: T) => void, max?: number): number {
+    checkReceiveEach(visit, max)
+    return this.#from.receiveEach((bytes, offset, length) => {
       const shown = toBuffer(bytes, offset, length)
       visit(this.#decode(this.#lends ? shown : Buffer.concat([shown])))
     }, max)
@@ -253,9 +253,9 @@ export class TypedChannel<T> implements AsyncIterable<T>, AsyncDisposable {
     return this.#encoder.trySend(value)
   }
 
-  /** As {@link Channel.writable}: `size` in bytes. */
-  writable(size?: number): Promise<void> {
-    return this.channel.writable(size)
+  /** As {@link Channel.waitWritable}: `size` in bytes. */
+  waitWritable(size?: number): Promise<void> {
+    return this.channel.waitWritable(size)
   }
 
   /** As {@link Channel.receive}; undefined: no more will come. Rejects also with MALFORMED. */
@@ -273,17 +273,17 @@ export class TypedChannel<T> implements AsyncIterable<T>, AsyncDisposable {
   }
 
   /**
-   * As {@link Channel.drain}; the values are the visitor's to keep.
+   * As {@link Channel.receiveEach}; the values are the visitor's to keep.
    *
    * @throws {@link RingfenceError} also MALFORMED: that message counts as visited, and the next call goes on behind it.
    */
-  drain(visit: (value: T) => void, max?: number): number {
-    return this.#decoder.drain(visit, max)
+  receiveEach(visit: (value: T) => void, max?: number): number {
+    return this.#decoder.receiveEach(visit, max)
   }
 
-  /** As {@link Channel.readable}. */
-  readable(options?: { signal?: AbortSignal }): Promise<boolean> {
-    return this.channel.readable(options)
+  /** As {@link Channel.waitReadable}. */
+  waitReadable(options?: { signal?: AbortSignal }): Promise<boolean> {
+    return this.channel.waitReadable(options)
   }
 
   /** A loop ends with an error at what is MALFORMED, as a loop does; another goes on behind it. */

@@ -100,7 +100,7 @@ class Collector {
   async #addWhatIsThere(): Promise<void> {
     const there: [Channel, Buffer][] = []
     // The bytes are the visitor's for the visit alone.
-    this.#merged.drain((channel, bytes, offset, length) => {
+    this.#merged.receiveEach((channel, bytes, offset, length) => {
       there.push([channel, Buffer.from(bytes.subarray(offset, offset + length))])
     }, Infinity)
     for (const [channel, bytes] of there) await this.#add(channel, bytes)

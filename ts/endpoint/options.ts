@@ -114,9 +114,9 @@ export function readerSignal(options: { signal?: AbortSignal } | undefined): Abo
   return signal
 }
 
-/** Checks what `drain` is given. */
-export function checkDrain(visit: unknown, max: unknown): void {
-  if (typeof visit !== 'function') throw invalid(`drain takes a function, not ${show(visit)}`)
+/** Checks what `receiveEach` is given. */
+export function checkReceiveEach(visit: unknown, max: unknown): void {
+  if (typeof visit !== 'function') throw invalid(`receiveEach takes a function, not ${show(visit)}`)
   if (max !== undefined && (typeof max !== 'number' || !(max >= 0)))
     throw invalid(`max must be a number of messages, not ${show(max)}`)
 }

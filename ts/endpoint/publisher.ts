@@ -171,8 +171,8 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
   }
 
   /** Resolves when `trySend` or `reserve` of `size` bytes can succeed. Rejects as `trySend` throws. */
-  writable(size = 1): Promise<void> {
-    return this.#queue.writable(size)
+  waitWritable(size = 1): Promise<void> {
+    return this.#queue.waitWritable(size)
   }
 
   /**

@@ -23,7 +23,7 @@ const zmq = await load('../../deps/zeromq.mjs')
 const AWAIT_EVERY = 256 * 1024
 const address = (job) => `@${job.tag}`
 
-/** Reads `source` by `drain`, as a channel and a subscription are both read. */
+/** Reads `source` by `receiveEach`, as a channel and a subscription are both read. */
 function drained(source) {
   const reader = new Reader()
   return {
@@ -33,9 +33,9 @@ function drained(source) {
         total = add(total, reader.sum(memory, offset, length))
       }
       for (let n = 0; n < count;) {
-        const seen = source.drain(visit, count - n)
+        const seen = source.receiveEach(visit, count - n)
         n += seen
-        if (seen === 0) await source.readable()
+        if (seen === 0) await source.waitReadable()
       }
       return total
     },

@@ -58,7 +58,7 @@ async function open({ job }, mode) {
   async function tryAll(count) {
     for (let n = 0; n < count; n++) {
       fill(words, 0, words.length, n)
-      while (!channel.trySend(bytes)) await channel.writable(size)
+      while (!channel.trySend(bytes)) await channel.waitWritable(size)
     }
   }
 
@@ -75,7 +75,7 @@ async function open({ job }, mode) {
       fill(viewOf(memory), (memory.byteOffset + offset) / 8, words.length, n)
       return length
     }
-    for (; n < count; n++) while (!channel.fill(size, write)) await channel.writable(size)
+    for (; n < count; n++) while (!channel.fill(size, write)) await channel.waitWritable(size)
   }
 
   async function gatherAll(count) {
@@ -95,7 +95,7 @@ async function open({ job }, mode) {
   async function reserveAll(count) {
     for (let n = 0; n < count; n++) {
       let reservation
-      while ((reservation = channel.reserve(size)) === null) await channel.writable(size)
+      while ((reservation = channel.reserve(size)) === null) await channel.waitWritable(size)
       const memory = reservation.bytes
       fill(new Float64Array(memory.buffer, memory.byteOffset, size / 8), 0, size / 8, n)
       reservation.commit()
@@ -108,9 +108,9 @@ async function open({ job }, mode) {
       total = add(total, reader.sum(memory, offset, length))
     }
     for (let n = 0; n < count;) {
-      const seen = channel.drain(visit)
+      const seen = channel.receiveEach(visit)
       n += seen
-      if (seen === 0) await channel.readable()
+      if (seen === 0) await channel.waitReadable()
     }
     return total
   }
@@ -133,7 +133,7 @@ async function open({ job }, mode) {
       n++
     })
     const visit = (memory, offset, length) => frames.push(memory.subarray(offset, offset + length))
-    while (n < count) if (channel.drain(visit) === 0) await channel.readable()
+    while (n < count) if (channel.receiveEach(visit) === 0) await channel.waitReadable()
     return total
   }
 
