@@ -47,8 +47,8 @@ function inputs(target) {
 /** What reads the bytes, the words and the objects of a peer. */
 const READERS = [
   ...['ring', 'handshake', 'address/inherit.rs', 'channel/receiver.rs', 'channel/sender.rs', 'channel/end.rs'],
-  ...['accept', 'seals', 'peer', 'storage', 'map', 'copy', 'access', 'phase'].map((name) => `region/${name}.rs`),
-  ...['signal/inbox.rs', 'sys/ancillary.rs', 'sys/lease.rs', 'wake/doorbell.rs', 'wake/parking.rs'],
+  ...['accept', 'create', 'peer', 'map', 'copy', 'phase'].map((name) => `region/${name}.rs`),
+  ...['signal/inbox.rs', 'sys/socket.rs', 'sys/file.rs', 'wake/doorbell.rs', 'wake/parking.rs'],
 ]
 
 /** Of these folders, what belongs to tests. */

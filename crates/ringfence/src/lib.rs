@@ -126,7 +126,7 @@ pub use options::{MAX_MESSAGE_SIZE, Options};
 pub use peer::authorize::Decision;
 pub use peer::namespace::Namespace;
 pub use peer::policy::{Policy, Program};
-pub use region::backing::Backing;
+pub use region::create::Backing;
 pub use region::layout::CAPACITY_MIN;
 pub use ring::delivery::{Delivery, StartFrom};
 pub use ring::items::{Items, ReservedItems};
@@ -134,5 +134,5 @@ pub use ring::message::{Message, Progress, Words};
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub use testing::fuzzing;
-pub use wait::cancel::CancelToken;
+pub use wait::deadline::CancelToken;
 pub use wait::deadline::wait_readable;

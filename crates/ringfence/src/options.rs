@@ -6,12 +6,12 @@ use crate::{
     address::bound::Access,
     error::{Error, Result},
     peer::policy::Policy,
-    region::backing::Backing,
+    region::create::Backing,
     region::layout::{CAPACITY_MIN, region_size, round_capacity},
     region::room::check_room,
     ring::delivery::{Delivery, StartFrom},
     signal::claim,
-    wait::cancel::CancelToken,
+    wait::deadline::CancelToken,
 };
 
 /// The maximum message size, 2 GiB. It is well below the 4 GiB that one header can describe, so that no sum

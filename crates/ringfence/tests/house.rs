@@ -75,9 +75,8 @@ fn no_file_of_the_binding_takes_part_in_a_circle() {
 
 #[test]
 fn a_circle_and_an_import_are_found() {
-    let text =
-        "use crate::{\n    a::{self, B},\n    c::d::E,\n};\nfn f() { crate::g::h() }\n// use crate::no;\n";
-    let modules = ["a", "c::d", "g", "no"].map(str::to_owned).into();
+    let text = "use crate::{\n    a::{\n        self,\n        B,\n    },\n    c::{\n        d::E,\n    },\n};\nfn f() { crate::g::h() }\n// use crate::no;\n";
+    let modules = ["a", "c", "c::d", "g", "no"].map(str::to_owned).into();
     let found = imports_in(text, &modules);
     assert_eq!(found, ["a", "c::d", "g"].map(str::to_owned).into());
     let arrows = [("a", "b"), ("b", "c"), ("c", "a"), ("d", "a")];
@@ -222,6 +221,10 @@ fn imports_in(text: &str, modules: &BTreeSet<String>) -> BTreeSet<String> {
 
 /// The paths in a tree of imports that begins here: `a::{b, c::d}` are `a::b` and `a::c::d`.
 fn expand(prefix: &str, tree: &str, into: &mut Vec<String>) {
+    // Behind the last comma of a list.
+    if tree.is_empty() {
+        return;
+    }
     let end = tree
         .find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'))
         .unwrap_or(tree.len());

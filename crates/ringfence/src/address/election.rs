@@ -17,7 +17,7 @@ use nix::{
 use crate::{
     address::Address,
     address::bound::{Access, BACKLOG_OF_A_PAIR, BACKLOG_OF_A_SERVICE, Named, Place, mode_bits},
-    address::files::{Files, Lock, inode, is_kind},
+    address::bound::{Files, Lock, inode, is_kind},
     error::{Error, Result, is_shortage},
     evidence::Record,
     sys::uninterrupted,
@@ -311,7 +311,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::wait::cancel::CancelToken;
+    use crate::wait::deadline::CancelToken;
 
     const ACCESS: Access = Access {
         mode: 0o600,

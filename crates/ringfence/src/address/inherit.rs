@@ -15,8 +15,8 @@ use nix::{
 
 use crate::{
     address::Address,
+    address::bound::{self, Files, inode, is_kind},
     address::bound::{BACKLOG_OF_A_PAIR, Named, Place},
-    address::files::{self, Files, inode, is_kind},
     error::{Check, Error, Refusal, Result},
     evidence::Record,
     fork::Withheld,
@@ -88,7 +88,7 @@ impl Inheritance {
 /// Checks the lock that the host has passed. It must be the file next to the path, and locked through this
 /// same open file.
 fn named_of_host(address: &Address, path: &Path, lock: OwnedFd, record: &mut Record) -> Result<Named> {
-    let files = Files::of(path).map_err(|errno| files::cannot_open_directory(address, errno))?;
+    let files = Files::of(path).map_err(|errno| bound::cannot_open_directory(address, errno))?;
     let wanted = "the locked file beside the socket";
     let unseen = |errno: Errno| {
         Error::unless_short("inspecting the host's lock", errno, |errno| {
@@ -118,7 +118,7 @@ fn named_of_host(address: &Address, path: &Path, lock: OwnedFd, record: &mut Rec
 /// directory by another path, it is then unknown whether this was the socket of the address.
 fn is_left(bound: &UnixAddr) -> Result<bool, Errno> {
     match bound.path() {
-        Some(bound) if bound.is_absolute() => Ok(files::which(bound)?.is_none()),
+        Some(bound) if bound.is_absolute() => Ok(bound::which(bound)?.is_none()),
         _ => Ok(false),
     }
 }
@@ -132,8 +132,8 @@ fn is_at(bound: &UnixAddr, address: &Address) -> Result<bool, Errno> {
     match bound.path() {
         Some(bound) if bound == path => Ok(true),
         Some(bound) if bound.is_absolute() => {
-            let there = files::which(bound)?;
-            Ok(there.is_some() && there == files::which(path)?)
+            let there = bound::which(bound)?;
+            Ok(there.is_some() && there == bound::which(path)?)
         }
         _ => Ok(false),
     }

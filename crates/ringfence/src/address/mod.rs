@@ -1,7 +1,7 @@
 //! How two processes find each other at an address, before either knows who the other is.
 //!
-//! [`Address`] is the name. `election` decides which process binds it and which connects. `files` holds the
-//! directory and the lock of a path. `bound` is a bound address. `inherit` is the share of the host's place
+//! [`Address`] is the name. `election` decides which process binds it and which connects. `bound` is a bound
+//! address, with the directory and the lock of a path. `inherit` is the share of the host's place
 //! that the guest of a membership holds.
 //!
 //! May import `wait`, `fork`, `sys` and the modules that the whole crate shares. It never inspects a peer,
@@ -9,7 +9,6 @@
 
 pub(crate) mod bound;
 pub(crate) mod election;
-mod files;
 pub(crate) mod inherit;
 
 use std::{

@@ -35,7 +35,7 @@ use crate::{
     fork::Birth,
     handshake::frame::Meeting,
     handshake::line::settle_new_line,
-    handshake::side::Side,
+    handshake::parts::Side,
     options::Options,
     sys::{self, lock::Mutex},
     wait::deadline::{Deadline, Woken},

@@ -15,13 +15,13 @@ use crate::{
     handshake::Seats,
     handshake::frame::Meeting,
     handshake::parts::Parts,
-    handshake::side::Side,
+    handshake::parts::Side,
     host::accept::{Acceptor, Host, Refused},
     identity::Credentials,
     options::Options,
-    wait::backoff::Backoff,
-    wait::cancel::{Bell, CancelToken},
     wait::deadline::Deadline,
+    wait::deadline::{Bell, CancelToken},
+    wait::retry::Backoff,
 };
 
 /// Meets the other instance at an address and makes the channel between the two.

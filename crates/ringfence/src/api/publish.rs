@@ -29,15 +29,15 @@ use crate::{
     host::standing::Standing,
     host::watches::Watches,
     options::Options,
+    region::create::KeptDescriptor,
     region::create::{SharedObject, Wanted},
-    region::kept::KeptDescriptor,
     region::own::OwnRegion,
     ring::fan_out::readers::{MOST_READERS, Readers},
     ring::items::ReservedItems,
     signal::claim,
     sys,
     sys::lock::Mutex,
-    wait::own::{begin_own_thread, is_own_thread},
+    wait::threads::{begin_own_thread, is_own_thread},
     wake::parking::Barriers,
 };
 
@@ -101,8 +101,8 @@ fn broadcast(
     standing: &mut Standing,
 ) -> Result<Broadcast> {
     let Standing { record, deadline, .. } = standing;
-    let takes_barriers = sys::barrier::accept_barriers()
-        .and_then(|()| sys::barrier::issue_barrier())
+    let takes_barriers = sys::process::accept_barriers()
+        .and_then(|()| sys::process::issue_barrier())
         .is_ok();
     // Without subscribers, nothing else in /proc tells a publisher's ring from that of a pair.
     let name = [b"ringfence-published:".as_slice(), &address.bound_name()].concat();

@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     handshake::frame::Meeting,
     handshake::parts::Parts,
-    handshake::side::Side,
+    handshake::parts::Side,
     host::accept::{Acceptor, Refused, SIDE_BY_SIDE},
     host::admit::Admission,
     host::connect::call,

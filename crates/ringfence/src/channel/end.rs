@@ -23,7 +23,7 @@ use crate::{
     error::{Error, Result},
     fork::{Mark, ProcessMutex, inherited},
     handshake::parts::Role,
-    region::access::{Readable, Writable},
+    region::copy::{Readable, Writable},
     region::layout,
     region::own::OwnRegion,
     region::peer::PeerRegion,

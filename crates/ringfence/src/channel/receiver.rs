@@ -17,7 +17,7 @@ use crate::{
     channel::waiting::{Awaited, Parking, SpinThenPark, Waits},
     error::{Error, Result},
     identity::Identity,
-    region::access::Readable,
+    region::copy::Readable,
     region::layout,
     region::own::OwnRegion,
     region::peer::PeerRegion,

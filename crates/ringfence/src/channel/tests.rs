@@ -25,7 +25,7 @@ use crate::{
     channel::sender::Sender,
     error::{Error, Result},
     options::Options,
-    region::access::Readable,
+    region::copy::Readable,
     region::layout,
     region::own::OwnRegion,
     ring::message::{Message, Progress},
@@ -663,7 +663,7 @@ mod traced {
     use super::*;
     use crate::{
         channel::end::ChannelState,
-        region::{access::Readable, layout},
+        region::{copy::Readable, layout},
     };
 
     /// Is called for each event.

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     channel::end::{Held, Shared},
     error::{Error, Result},
-    region::access::{Readable, Writable},
+    region::copy::{Readable, Writable},
     region::layout,
     signal::claim::Claim,
     signal::inbox::TokenInbox,

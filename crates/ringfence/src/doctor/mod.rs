@@ -3,26 +3,16 @@
 //! Each probe does what a channel does, on objects of its own that are gone when it returns. What it finds is said
 //! in a sentence about the promises: a machine is not good or bad, but some promises rest on things that it lacks.
 //!
-//! `finding` is what a probe says. `memfd` and `lease` try the objects, `peers` what is known of a peer, `proc` what is seen of
-//! others, `room` the memory, `openness` who may look into this process, `identity` who it is, `limits` what it may have,
-//! `surroundings` its filter and its container.
+//! `objects` tries shared memory. `process` has what this process is, may do, and can learn of others.
 //!
 //! May import everything. Nothing imports it.
 
-mod finding;
-mod identity;
-mod lease;
-mod limits;
-mod memfd;
-mod openness;
-mod peers;
-mod proc;
-mod room;
-mod surroundings;
+mod objects;
+mod process;
 
-pub use finding::{Finding, Status};
+use std::fmt;
 
-use crate::sys;
+use crate::{options::Options, region::layout::region_size, sys};
 
 /// What [`doctor`] found.
 #[non_exhaustive]
@@ -49,34 +39,133 @@ pub fn doctor() -> Diagnosis {
             kernel
         },
         findings: vec![
-            memfd::memfd_seals(),
-            memfd::memfd_noexec(),
-            lease::memfd_lease(),
-            lease::shm_lease(),
-            lease::tripwire(),
-            peers::pidfd(),
-            peers::peer_pidfd(),
-            peers::peer_groups(),
-            peers::pidfd_information(),
-            peers::membarrier(),
-            proc::proc(),
-            proc::pid_namespace(),
-            room::shared_memory(),
-            room::memory(),
-            openness::ptrace_scope(),
-            openness::dumpable(),
-            identity::user(),
-            identity::label(),
-            identity::executable(),
-            limits::file_size(),
-            limits::descriptors(),
-            limits::signals(),
-            limits::tokens(),
-            openness::core(),
-            surroundings::seccomp(),
-            surroundings::container(),
+            objects::memfd_seals(),
+            objects::memfd_noexec(),
+            objects::memfd_lease(),
+            objects::shm_lease(),
+            objects::tripwire(),
+            process::pidfd(),
+            process::peer_pidfd(),
+            process::peer_groups(),
+            process::pidfd_information(),
+            process::membarrier(),
+            process::proc(),
+            process::pid_namespace(),
+            objects::shared_memory(),
+            objects::memory(),
+            process::ptrace_scope(),
+            process::dumpable(),
+            process::user(),
+            process::label(),
+            process::executable(),
+            process::file_size(),
+            process::descriptors(),
+            process::signals(),
+            process::tokens(),
+            process::core(),
+            process::seccomp(),
+            process::container(),
         ],
     }
+}
+
+/// Whether the promises that rest on something hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// They do.
+    Good,
+    /// They hold in part: the finding's meaning says which.
+    Limited,
+    /// They do not hold here.
+    Missing,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Good => "good",
+            Self::Limited => "limited",
+            Self::Missing => "missing",
+        })
+    }
+}
+
+/// One thing that was looked at.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Its name for programs: small letters and hyphens. Names are kept from version to version.
+    pub name: &'static str,
+    /// Its name for people.
+    pub title: &'static str,
+    /// Whether the promises that rest on it hold.
+    pub status: Status,
+    /// What was found.
+    pub found: String,
+    /// What that means for the promises, and what can be done about it.
+    pub meaning: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.title, self.status)
+    }
+}
+
+/// A finding with its constant parts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct About {
+    pub(super) name: &'static str,
+    pub(super) title: &'static str,
+}
+
+impl About {
+    pub(super) fn is(self, status: Status, found: impl Into<String>, meaning: impl Into<String>) -> Finding {
+        Finding {
+            name: self.name,
+            title: self.title,
+            status,
+            found: found.into(),
+            meaning: meaning.into(),
+        }
+    }
+
+    pub(super) fn good(self, found: impl Into<String>, meaning: impl Into<String>) -> Finding {
+        self.is(Status::Good, found, meaning)
+    }
+
+    pub(super) fn limited(self, found: impl Into<String>, meaning: impl Into<String>) -> Finding {
+        self.is(Status::Limited, found, meaning)
+    }
+
+    pub(super) fn missing(self, found: impl Into<String>, meaning: impl Into<String>) -> Finding {
+        self.is(Status::Missing, found, meaning)
+    }
+}
+
+pub(super) fn bytes(count: u64) -> String {
+    match count {
+        0..=1023 => format!("{count} bytes"),
+        1024..=1_048_575 => format!("{} KiB", count >> 10),
+        _ => format!("{} MiB", count >> 20),
+    }
+}
+
+/// The region of a ring with the default capacity.
+pub(super) fn default_region() -> u64 {
+    region_size(Options::default().capacity)
+}
+
+/// A line of /proc/self/status.
+pub(super) fn status_line(name: &str) -> Option<String> {
+    let text = sys::file::read_whole_text("/proc/self/status").ok()?;
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .map(|value| value.trim().to_owned())
+}
+
+pub(super) fn number_in(path: &str) -> Option<u64> {
+    sys::file::read_whole_text(path).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::{
     fork::{Birth, Withheld},
     handshake::frame::{Hello, Start},
     identity::Credentials,
-    region::kept::KeptDescriptor,
+    region::create::KeptDescriptor,
     region::own::OwnRegion,
     region::peer::PeerRegion,
     ring::delivery::{Delivery, StartFrom},

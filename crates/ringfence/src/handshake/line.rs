@@ -15,7 +15,7 @@ use crate::{
     identity::Credentials,
     sys::{
         self,
-        ancillary::{Control, Received},
+        socket::{Control, Received},
         uninterrupted,
     },
     wait::deadline::{Deadline, Woken},
@@ -44,7 +44,7 @@ pub(crate) fn send(
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<(), Errno> {
     let bytes = frame.encode();
-    let credentials = sys::ancillary::effective_credentials();
+    let credentials = sys::socket::effective_credentials();
     let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let mut control = vec![ControlMessage::ScmCredentials(&credentials)];
     if !raw.is_empty() {
@@ -209,7 +209,7 @@ impl Reader<'_> {
     /// Reads the next part as soon as it has arrived.
     fn read(&self, buffer: &mut [u8]) -> Result<Received> {
         loop {
-            match sys::ancillary::receive(self.socket, buffer) {
+            match sys::socket::receive(self.socket, buffer) {
                 Ok(received) => return Ok(received),
                 Err(Errno::EAGAIN) => match self.deadline.wait(&[(self.socket, PollFlags::POLLIN)])? {
                     Woken::Ready => {}
@@ -305,7 +305,7 @@ mod tests {
     }
 
     fn this_process() -> Credentials {
-        let own = sys::ancillary::effective_credentials();
+        let own = sys::socket::effective_credentials();
         Credentials {
             pid: own.pid(),
             uid: own.uid(),

@@ -1,21 +1,17 @@
 //! One handshake, from a connection to the parts of a channel: the order of the steps. Each step is a few
 //! lines here and is implemented in the module that it names.
 //!
-//! `side` is the state of one side. `hello`, `objects` and `ready` are the steps. `frame` encodes the bytes,
-//! and `line` proves the sender of each frame. `parts` is the result. `broadcast` adds the ring of a
-//! publisher.
+//! `steps` has the steps. `parts` has the state of one side and the result. `frame` encodes the bytes, and
+//! `line` proves the sender of each frame. `broadcast` adds the ring of a publisher.
 //!
 //! May import `options`, `address`, `peer`, `region`, `signal` and the modules below them. It never binds
 //! an address and never makes a channel.
 
 pub(crate) mod broadcast;
 pub(crate) mod frame;
-mod hello;
 pub(crate) mod line;
-mod objects;
 pub(crate) mod parts;
-mod ready;
-pub(crate) mod side;
+mod steps;
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -23,10 +19,10 @@ use crate::{
     error::{Error, Result},
     evidence::Record,
     handshake::broadcast::RingPart,
-    handshake::hello::{check_child, check_line, only_line},
     handshake::line::refuse,
+    handshake::parts::{Caller, Side, Talk},
     handshake::parts::{Parts, Role},
-    handshake::side::{Caller, Side, Talk},
+    handshake::steps::{check_child, check_line, only_line},
     identity::Credentials,
     peer::process::Peer,
     trace,

@@ -1,21 +1,35 @@
-//! The result of a handshake: everything that a channel is made of.
+//! The state of one side of a handshake, and the result: everything that a channel is made of.
 
-use std::{fmt, os::fd::OwnedFd, sync::atomic::Ordering};
+use std::{
+    fmt,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, atomic::Ordering},
+};
 
 use crate::{
-    address::inherit::Inheritance,
-    evidence::Evidence,
+    address::{Address, inherit::Inheritance},
+    error::Error,
+    evidence::{Evidence, Record},
     fork::Mark,
-    handshake::broadcast::RingPart,
-    identity::Identity,
+    handshake::{
+        broadcast::{PublishedRing, RingPart},
+        frame::{Hello, Meeting, Nonce},
+        line::Line,
+    },
+    identity::{Credentials, Identity},
+    options::Options,
     peer::process::Peer,
-    region::access::Writable,
-    region::layout,
-    region::own::OwnRegion,
-    region::peer::PeerRegion,
-    region::phase::{Phase, Step},
+    region::{
+        copy::Writable,
+        layout,
+        own::OwnRegion,
+        peer::PeerRegion,
+        phase::{Phase, Step},
+    },
     signal::inbox::{OpenInbox, TokenSender},
+    sys,
     trace::Tie,
+    wait::deadline::Deadline,
 };
 
 /// The role of this process at the rendezvous. Both roles have the same rights afterwards.
@@ -105,10 +119,135 @@ impl Drop for Unopened {
     }
 }
 
+/// One side of a handshake.
+pub(crate) struct Side<'a> {
+    pub(super) options: &'a Options,
+    pub(super) deadline: &'a Deadline,
+    pub(super) meeting: Meeting,
+    pub(super) address: String,
+    /// The descriptors that the host of a membership passes with READY.
+    pub(super) shares: &'a [Arc<OwnedFd>],
+    /// The address for which the guest of a membership receives those descriptors.
+    pub(super) inherits: Option<&'a Address>,
+    pub(super) role: RingRole<'a>,
+    /// This process can issue membarrier(2) and receives it, so a peer that goes to sleep costs no fence in
+    /// this side's sends.
+    pub(super) takes_barriers: bool,
+}
+
+/// Which side has a ring.
+#[derive(Clone, Copy)]
+pub(super) enum RingRole<'a> {
+    /// Each side has one, in its object.
+    Equal,
+    /// This side has one, which all its subscribers read.
+    Publisher(&'a Arc<PublishedRing>),
+    /// The other side has one.
+    Subscriber,
+}
+
+/// The process at the other end of a connection, which has passed the policy's first check.
+pub(crate) struct Caller {
+    pub(super) stream: OwnedFd,
+    pub(super) peer: Peer,
+    pub(crate) identity: Identity,
+    pub(super) record: Record,
+}
+
+/// A conversation on the private line with an identified process.
+pub(super) struct Talk {
+    pub(super) line: OwnedFd,
+    pub(super) peer: Peer,
+    /// The peer at its first inspection.
+    pub(super) identity: Identity,
+    pub(super) own: Nonce,
+    /// The peer's HELLO.
+    pub(super) hello: Hello,
+    pub(super) record: Record,
+}
+
+impl<'a> Side<'a> {
+    pub(crate) fn new(
+        address: &impl ToString,
+        options: &'a Options,
+        deadline: &'a Deadline,
+        meeting: Meeting,
+    ) -> Self {
+        let takes_barriers = sys::process::accept_barriers()
+            .and_then(|()| sys::process::issue_barrier())
+            .is_ok();
+        Self {
+            options,
+            deadline,
+            meeting,
+            address: address.to_string(),
+            shares: &[],
+            inherits: None,
+            role: RingRole::Equal,
+            takes_barriers,
+        }
+    }
+
+    /// Makes this the host of a membership, which passes these descriptors to its guest.
+    pub(crate) fn sharing(mut self, shares: &'a [Arc<OwnedFd>]) -> Self {
+        self.shares = shares;
+        self
+    }
+
+    /// Makes this the guest of a membership at this address.
+    pub(crate) fn inheriting(mut self, address: &'a Address) -> Self {
+        self.inherits = Some(address);
+        self
+    }
+
+    /// Makes this a publisher with this ring.
+    pub(crate) fn publishing(mut self, ring: Option<&'a Arc<PublishedRing>>) -> Self {
+        self.role = ring.map_or(self.role, RingRole::Publisher);
+        self
+    }
+
+    /// Makes this a subscriber.
+    pub(crate) fn subscribing(mut self) -> Self {
+        self.role = RingRole::Subscriber;
+        self
+    }
+
+    /// Returns the capacity of the ring that this side writes, or 0 if it writes none.
+    pub(super) fn own_ring(&self) -> u64 {
+        match self.role {
+            RingRole::Equal | RingRole::Publisher(_) => self.options.capacity,
+            RingRole::Subscriber => 0,
+        }
+    }
+
+    pub(super) fn line<'b>(&'b self, socket: &'b OwnedFd, speaker: Credentials) -> Line<'b> {
+        Line {
+            socket: socket.as_fd(),
+            speaker,
+            deadline: self.deadline,
+            address: &self.address,
+        }
+    }
+
+    pub(super) fn occupied(&self, by: &str) -> Error {
+        Error::AddressOccupied {
+            address: self.address.clone(),
+            by: by.into(),
+        }
+    }
+}
+
+impl AsFd for Caller {
+    /// The agreed socket. It is readable once the guest has sent something or has disconnected.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::region::access::Readable;
+    use crate::region::copy::Readable;
 
     #[test]
     fn a_region_without_a_channel_is_marked_as_closed() {

@@ -27,14 +27,14 @@ use crate::{
     handshake::broadcast::PublishedRing,
     handshake::frame::Meeting,
     handshake::parts::Parts,
-    handshake::side::Side,
+    handshake::parts::Side,
     identity::{Credentials, Identity},
     options::Options,
     trace,
-    wait::cancel::{Bell, CancelToken},
     wait::deadline::Deadline,
-    wait::own::begin_own_thread,
-    wait::patience::{Patience, RECOVERY},
+    wait::deadline::{Bell, CancelToken},
+    wait::retry::{Patience, RECOVERY},
+    wait::threads::begin_own_thread,
 };
 
 pub use queue::Refused;

@@ -37,7 +37,7 @@ use crate::{
     host::watches::Watches,
     identity::{Credentials, Identity},
     options::{Options, SeatLimits},
-    region::access::Readable,
+    region::copy::Readable,
     region::exposure::tripwire::Aftermath,
     region::layout,
     region::own::OwnRegion,
@@ -679,7 +679,7 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{fork::Birth, host::events::Events, wait::cancel::Bell};
+    use crate::{fork::Birth, host::events::Events, wait::deadline::Bell};
 
     fn subscriber(number: u64) -> Subscriber {
         let member = Member {

@@ -18,9 +18,9 @@ use crate::{
     host::accept::OF_ONE_PROCESS,
     options::Options,
     sys::lock::Mutex,
-    wait::backoff::Backoff,
     wait::deadline::Deadline,
-    wait::permits::Permits,
+    wait::retry::Backoff,
+    wait::threads::Permits,
 };
 
 /// Calls at an address until a handshake has come to its end. `deed` is what is not done there where no process answers,

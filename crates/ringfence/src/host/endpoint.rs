@@ -33,7 +33,7 @@ use crate::{
     identity::Credentials,
     options::Options,
     sys::lock::{Mutex, MutexGuard},
-    wait::cancel::Bell,
+    wait::deadline::Bell,
 };
 
 /// A kind of endpoint. The value is what such an endpoint has beside the state that changes.

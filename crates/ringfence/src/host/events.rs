@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Result},
     fork::{Birth, ProcessMutex},
     sys::lock::MutexGuard,
-    wait::cancel::Bell,
+    wait::deadline::Bell,
     wait::deadline::{Deadline, Woken},
 };
 

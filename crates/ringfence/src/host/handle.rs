@@ -16,9 +16,9 @@ use crate::{
     host::endpoint::{Endpoint, Shared},
     host::ledger::EndpointStats,
     sys::lock::Mutex,
-    wait::cancel::CancelToken,
+    wait::deadline::CancelToken,
     wait::deadline::Deadline,
-    wait::own::{begin_own_thread, is_own_thread},
+    wait::threads::{begin_own_thread, is_own_thread},
 };
 
 /// The program's handle of an endpoint. The public types ([`Listener`](crate::Listener), say) wrap it, and add what ends their

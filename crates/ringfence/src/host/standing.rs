@@ -8,9 +8,9 @@ use crate::{
     evidence::Record,
     host::handle::{Hold, Worker},
     options::Options,
-    wait::backoff::Backoff,
-    wait::cancel::CancelToken,
+    wait::deadline::CancelToken,
     wait::deadline::Deadline,
+    wait::retry::Backoff,
 };
 
 /// The address is taken, and no newcomer is let in yet.

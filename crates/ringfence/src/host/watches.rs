@@ -22,7 +22,7 @@ use nix::{
 use crate::{
     error::{Error, Result},
     wait::deadline::ready_by,
-    wait::patience::Patience,
+    wait::retry::Patience,
     wake::doorbell::Ends,
 };
 

@@ -22,7 +22,7 @@ use crate::{
     fork::Birth,
     identity::Identity,
     sys::lock::{Mutex, MutexGuard},
-    wait::cancel::Bell,
+    wait::deadline::Bell,
     wait::deadline::{Deadline, Woken},
 };
 

@@ -1,8 +1,8 @@
 //! The process at the other end: what the kernel says about it, and whether the policy accepts it.
 //!
-//! `process` asks the kernel. `namespace` compares the peer's namespaces with ours, `cgroup` finds a cgroup
-//! by its name, `hash` reads an executable's content, and `proc` reads the peer's files in /proc. `policy`
-//! compares the findings with the requirements. `authorize` calls the program's own callback last. The
+//! `process` asks the kernel. `namespace` compares the peer's namespaces with ours, finds a cgroup by its name,
+//! and reads the peer's files in /proc. `executable` reads an executable's content. `policy` compares the
+//! findings with the requirements. `authorize` calls the program's own callback last. The
 //! findings are plain data, defined in `identity` next to this folder.
 //!
 //! Two rules hold in every file. A failed lookup is a refusal. A local shortage (descriptors, memory) is a
@@ -11,9 +11,7 @@
 //! May import `wait`, `sys` and the modules that the whole crate shares. It never sends anything.
 
 pub(crate) mod authorize;
-mod cgroup;
-pub(crate) mod hash;
+pub(crate) mod executable;
 pub(crate) mod namespace;
 pub(crate) mod policy;
-pub(crate) mod proc;
 pub(crate) mod process;

@@ -14,10 +14,10 @@ use crate::{
     evidence::Record,
     identity::{Digest, Executable, Identity},
     peer::authorize::{self, Authorize, Decision},
-    peer::cgroup::{self, Numbers},
-    peer::hash::Content,
+    peer::executable::Content,
+    peer::namespace::{self, Numbers},
     peer::namespace::{Namespace, Standing},
-    peer::proc::{Told, answered},
+    peer::namespace::{Told, answered},
     peer::process::{self, Look, Peer, SAME_NAMESPACE},
     wait::deadline::Deadline,
 };
@@ -451,7 +451,7 @@ impl Policy {
                 return Ok(unseen(why));
             }
         };
-        let numbers = match number.map(|_| cgroup::numbers_of(wanted)).transpose()? {
+        let numbers = match number.map(|_| namespace::cgroup_numbers(wanted)).transpose()? {
             Some(Numbers::Told(numbers)) => Some(numbers),
             Some(Numbers::Untold(why)) => return Ok(unseen(why)),
             Some(Numbers::NotMounted) | None => None,

@@ -22,12 +22,12 @@ use crate::{
     error::{Check, Error, Refusal, Result},
     evidence::Record,
     identity::{Credentials, Executable, Identity},
-    peer::hash::{self, Content},
+    peer::executable::{self, Content},
     peer::namespace::{self, InProc, Namespace, Standing},
-    peer::proc::{Told, answered, read_text},
+    peer::namespace::{Told, answered, read_text},
     sys::{self, uninterrupted},
-    wait::aside,
     wait::deadline::Deadline,
+    wait::threads,
 };
 
 /// The peer process. While this value exists, every lookup refers to the process that connected (or
@@ -543,7 +543,7 @@ impl Look {
     /// file even if its name now belongs to another file.
     pub(crate) fn content(&mut self, deadline: &Deadline) -> Result<Content> {
         let (Some(directory), Some(executable)) = (&self.directory, &mut self.identity.executable) else {
-            return hash::unreadable(Errno::ENOENT);
+            return executable::unreadable(Errno::ENOENT);
         };
         // The peer hardened itself after the content was read, so it still executes the same program.
         if let (Err(_), Some(digest)) = (self.executable, executable.sha256) {
@@ -552,7 +552,7 @@ impl Look {
         let (directory, within) = (Arc::clone(directory), deadline.clone());
         let wanted = (executable.device, executable.inode);
         let read = move || content_of(&directory, wanted, &within);
-        let content = aside::ask(hash::READING, deadline, read)??;
+        let content = threads::ask(executable::READING, deadline, read)??;
         if let Content::Hash(digest) = content {
             executable.sha256 = Some(digest);
         }
@@ -590,13 +590,13 @@ fn content_of(directory: &OwnedFd, wanted: (u64, u64), deadline: &Deadline) -> R
     let (file, found) =
         match opened.and_then(|file| uninterrupted(|| fstat(&file)).map(|found| (file, found))) {
             Ok(opened) => opened,
-            Err(errno) => return hash::unreadable(errno),
+            Err(errno) => return executable::unreadable(errno),
         };
     if (found.st_dev, found.st_ino) != wanted {
         let why = "it executed another file during the check".into();
         return Ok(Content::Untold(why));
     }
-    hash::of(&file, &found, deadline)
+    executable::hash(&file, &found, deadline)
 }
 
 /// Inspects the executed file, with a time limit: following a link to a network mount whose server is gone
@@ -621,7 +621,7 @@ fn executable_of(directory: &Arc<OwnedFd>, deadline: &Deadline) -> Result<Told<E
         executable_at(directory, named)
     } else {
         let directory = Arc::clone(directory);
-        aside::ask("inspecting the peer's executable", deadline, move || {
+        threads::ask("inspecting the peer's executable", deadline, move || {
             executable_at(&directory, named)
         })?
     };
@@ -677,7 +677,7 @@ pub(crate) fn own_executable() -> Told<Executable> {
 /// the path may lie on a mount whose server is gone.
 pub(crate) fn named_executable(path: &Path, deadline: &Deadline) -> Result<Told<Executable>> {
     let path = path.to_owned();
-    aside::ask(
+    threads::ask(
         "inspecting an executable that the policy names",
         deadline,
         move || executable_behind(&path),

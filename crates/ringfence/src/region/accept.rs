@@ -15,10 +15,10 @@ use nix::{
 use crate::{
     error::{Error, Result},
     evidence::Record,
-    region::backing::Backing,
+    region::create::Backing,
+    region::create::{seal_names, wanted_seals},
     region::layout::region_size,
     region::peer::PeerRegion,
-    region::seals,
     sys::{self, uninterrupted},
 };
 
@@ -130,11 +130,11 @@ impl Checks<'_> {
     fn seals(&mut self, descriptor: &OwnedFd) -> Result<()> {
         let found = uninterrupted(|| fcntl(descriptor, FcntlArg::F_GET_SEALS))
             .map_err(|errno| unsound("seals", "a sealed memfd", errno))?;
-        let (found, wanted) = (SealFlag::from_bits_retain(found), seals::wanted());
+        let (found, wanted) = (SealFlag::from_bits_retain(found), wanted_seals());
         self.hold(
             "seals",
-            seals::names(wanted),
-            seals::names(found),
+            seal_names(wanted),
+            seal_names(found),
             found.contains(wanted),
         )
     }
@@ -147,7 +147,7 @@ impl Checks<'_> {
             format!("{:#o}", flags & libc::O_ACCMODE),
             flags & libc::O_ACCMODE == libc::O_RDWR,
         )?;
-        let leased = sys::lease::has_write_lease(descriptor)
+        let leased = sys::file::has_write_lease(descriptor)
             .map_err(|errno| unsound("lease", "F_WRLCK, held by the peer", errno))?;
         self.hold(
             "lease",
@@ -223,14 +223,14 @@ mod tests {
     #[test]
     fn a_valid_object_passes_every_check_and_its_content_is_checked_last() {
         let of_each = ["kind", "filesystem", "size", "memory", "owner", "names"];
-        let sealed = memfd(SIZE, true, seals::wanted());
+        let sealed = memfd(SIZE, true, wanted_seals());
         let passed = [&of_each[..], &["seals"]].concat();
         assert_eq!(
             looked_at(&sealed, agreed(Backing::Memfd)),
             (passed, Some("layout"))
         );
         let leased = shm();
-        sys::lease::take_lease(&leased).unwrap();
+        sys::file::take_lease(&leased).unwrap();
         let mut record = Record::default();
         assert!(accept(&sealed, &agreed(Backing::Memfd), &mut record).is_err());
         let kind = &record.into_list()[0];
@@ -247,14 +247,14 @@ mod tests {
         let named = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
         sized(named.as_file(), SIZE, true);
         let (sound, other) = (agreed(Backing::Memfd), agreed(Backing::Shm));
-        let sealed = || memfd(SIZE, true, seals::wanted());
+        let sealed = || memfd(SIZE, true, wanted_seals());
         let unleased = shm();
         let path = format!("/proc/self/fd/{}", unleased.as_raw_fd());
         for (object, agreed, check) in [
             (pipe().unwrap().0, sound, "kind"),
             (File::open("/dev/shm").unwrap().into(), sound, "kind"),
             (File::open("/proc/self/maps").unwrap().into(), sound, "filesystem"),
-            (memfd(SIZE + 4096, true, seals::wanted()), sound, "size"),
+            (memfd(SIZE + 4096, true, wanted_seals()), sound, "size"),
             (
                 sealed(),
                 Agreed {
@@ -271,7 +271,7 @@ mod tests {
                 },
                 "size",
             ),
-            (memfd(SIZE, false, seals::wanted()), sound, "memory"),
+            (memfd(SIZE, false, wanted_seals()), sound, "memory"),
             (
                 sealed(),
                 Agreed {

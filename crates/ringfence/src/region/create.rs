@@ -1,14 +1,20 @@
 //! An object of this process, made so that no other process has it.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::{
+    fmt,
+    io::IoSlice,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    str::FromStr,
+};
 
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, OFlag, fcntl, open},
+    fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open},
     libc::c_int,
     sys::{
         memfd::{MFdFlags, memfd_create},
         mman::{shm_open, shm_unlink},
+        socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair},
         stat::{Mode, fchmod, fstat},
     },
     unistd::geteuid,
@@ -18,13 +24,13 @@ use crate::{
     error::{Error, Result},
     evidence::Record,
     fork::Withheld,
-    region::backing::Backing,
-    region::exposure::tripwire::{Tripwire, refused},
-    region::layout::region_size,
-    region::own::OwnRegion,
-    region::room::{check_room, reserve},
-    region::seals,
-    sys,
+    region::{
+        exposure::tripwire::{Tripwire, refused},
+        layout::region_size,
+        own::OwnRegion,
+        room::{check_room, reserve},
+    },
+    sys::{self, socket::Control, uninterrupted},
     wait::deadline::{Deadline, Woken},
 };
 
@@ -112,7 +118,7 @@ impl SharedObject {
         let leased = Withheld::new(leased)?;
         reserve(leased.as_fd(), region_size(capacity), || has_time(deadline))?;
         let region = OwnRegion::map(&leased, capacity)?;
-        fcntl(&leased, FcntlArg::F_ADD_SEALS(seals::wanted()))
+        fcntl(&leased, FcntlArg::F_ADD_SEALS(wanted_seals()))
             .map_err(|errno| Error::system("sealing the memfd (Linux 5.1)", errno))?;
         let links = count_links(&leased)?;
         if links != 0 {
@@ -132,7 +138,7 @@ impl SharedObject {
             "object",
             "sealed",
             "no further writer, no shrinking, no growing",
-            seals::names(seals::wanted()),
+            seal_names(wanted_seals()),
         );
         region.guard(Tripwire::arm(&leased, signal)?);
         note_lease(Some(signal), record);
@@ -151,7 +157,7 @@ impl SharedObject {
         deadline: &Deadline,
         record: &mut Record,
     ) -> Result<Self> {
-        let random: [u8; 16] = sys::random::bytes().map_err(|errno| Error::system("random bytes", errno))?;
+        let random: [u8; 16] = sys::process::bytes().map_err(|errno| Error::system("random bytes", errno))?;
         let name = format!("/ringfence-{:032x}", u128::from_le_bytes(random));
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let descriptor = shm_open(name.as_str(), flags, Mode::empty())
@@ -178,7 +184,7 @@ impl SharedObject {
         );
         match signal {
             Some(signal) => region.guard(Tripwire::arm(&descriptor, signal)?),
-            None => sys::lease::take_lease(&descriptor).map_err(refused)?,
+            None => sys::file::take_lease(&descriptor).map_err(refused)?,
         }
         note_lease(signal, record);
         Ok(Self { descriptor, region })
@@ -267,13 +273,153 @@ fn has_time(deadline: &Deadline) -> Result<()> {
     }
 }
 
+/// The kind of shared memory. Both sides of a channel must choose the same.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backing {
+    /// memfd_create(2), sealed. It never has a name, and the peer can neither write, shrink nor grow it.
+    #[default]
+    Memfd,
+    /// shm_open(3) with mode 0 under a random name that is unlinked immediately. For a moment a process of
+    /// the same user can open it, and the peer could truncate it. The lease detects most processes that
+    /// opened it.
+    Shm,
+}
+
+impl Backing {
+    pub(crate) const fn number(self) -> u32 {
+        match self {
+            Self::Memfd => 1,
+            Self::Shm => 2,
+        }
+    }
+
+    pub(crate) fn from_number(number: u32) -> Option<Self> {
+        [Self::Memfd, Self::Shm]
+            .into_iter()
+            .find(|backing| backing.number() == number)
+    }
+}
+
+impl fmt::Display for Backing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Memfd => "memfd",
+            Self::Shm => "shm",
+        })
+    }
+}
+
+impl FromStr for Backing {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        [Self::Memfd, Self::Shm]
+            .into_iter()
+            .find(|backing| backing.to_string() == text)
+            .ok_or_else(|| Error::invalid(format!("backing must be 'memfd' or 'shm', not {text:?}")))
+    }
+}
+
+/// Returns the seals of an object: the owner's mapping stays writable, and no process can make another
+/// writable one.
+pub(crate) fn wanted_seals() -> SealFlag {
+    SealFlag::F_SEAL_FUTURE_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL
+}
+
+/// Returns the names of seals, as in fcntl(2), for the evidence.
+pub(super) fn seal_names(found: SealFlag) -> String {
+    /// F_SEAL_EXEC, which the kernel sets when it creates a memfd that can never be executed (Linux 6.3).
+    const EXEC: SealFlag = SealFlag::from_bits_retain(0x20);
+    let known = [
+        (SealFlag::F_SEAL_FUTURE_WRITE, "FUTURE_WRITE"),
+        (SealFlag::F_SEAL_WRITE, "WRITE"),
+        (SealFlag::F_SEAL_SHRINK, "SHRINK"),
+        (SealFlag::F_SEAL_GROW, "GROW"),
+        (SealFlag::F_SEAL_SEAL, "SEAL"),
+        (EXEC, "EXEC"),
+    ];
+    let set: Vec<_> = known
+        .iter()
+        .filter(|(seal, _)| found.contains(*seal))
+        .map(|(_, name)| *name)
+        .collect();
+    if set.is_empty() {
+        "none".into()
+    } else {
+        set.join("|")
+    }
+}
+
+// A descriptor that this process keeps where no path leads to it: in flight, in a socket of its own.
+//
+// A publisher passes its ring to each new subscriber as long as it accepts any. If the descriptor were in
+// the table, every process of the same user could open it again through `/proc/PID/fd`. A descriptor that
+// was sent on a socket and not received is in no table, and a socket cannot be opened through /proc.
+//
+// recvmsg(2) with `MSG_PEEK` installs a copy and leaves the message in the queue. Receiving it and sending
+// it back could lose it, if no descriptor is available in between.
+
+/// The kept descriptor. Dropping it closes it.
+#[derive(Debug)]
+pub(crate) struct KeptDescriptor {
+    /// Its queue holds one message, which is never received. No other end is open. A forked child closes its
+    /// copy.
+    socket: Withheld,
+}
+
+impl KeptDescriptor {
+    /// Keeps a copy of a descriptor, which counts against the user's limit of descriptors in flight
+    /// (unix(7)).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSpace`] if that limit is reached, or if no descriptor is available for the socket.
+    pub(crate) fn keep(descriptor: impl AsFd) -> Result<Self> {
+        const WHAT: &str = "keeping a descriptor for new subscribers";
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (sending, receiving) = socketpair(AddressFamily::Unix, SockType::Datagram, None, flags)
+            .map_err(|errno| Error::system(WHAT, errno))?;
+        let (sending, socket) = (Withheld::new(sending)?, Withheld::new(receiving)?);
+        let raw = [descriptor.as_fd().as_raw_fd()];
+        let control = [ControlMessage::ScmRights(&raw)];
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        uninterrupted(|| sendmsg::<()>(sending.as_raw_fd(), &[IoSlice::new(&[1])], &control, flags, None))
+            .map_err(|errno| Error::system(WHAT, errno))?;
+        // The message stays in the queue although its sender is closed.
+        drop(sending);
+        Ok(Self { socket })
+    }
+
+    /// Returns a copy, which is in this process's table until it is dropped. Fails with [`Error::NoSpace`] if
+    /// no descriptor is available now; a later call may succeed.
+    pub(crate) fn copy(&self) -> Result<OwnedFd> {
+        const WHAT: &str = "a copy of the descriptor that is kept for new subscribers";
+        let mut byte = [0];
+        let received =
+            sys::socket::peek(&*self.socket, &mut byte).map_err(|errno| Error::system(WHAT, errno))?;
+        let mut descriptors = received.descriptors;
+        match (received.control, descriptors.pop()) {
+            (Control::Expected, Some(copy)) => Ok(copy),
+            (Control::Short, _) => Err(Error::system(WHAT, Errno::EMFILE)),
+            // No other message was ever sent there.
+            _ => Err(Error::system(WHAT, Errno::EBADMSG)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::OpenOptionsExt as _;
 
     use nix::{
-        fcntl::{FdFlag, SealFlag},
+        fcntl::{FcntlArg, FdFlag, SealFlag, fcntl},
         libc,
+        sys::{
+            memfd::{MFdFlags, memfd_create},
+            resource::{Resource, getrlimit, setrlimit},
+            stat::fstat,
+        },
     };
 
     use super::*;
@@ -337,7 +483,7 @@ mod tests {
             assert!(link.to_str().unwrap().starts_with(name), "{link:?}");
             if backing == Backing::Memfd {
                 let seals = SealFlag::from_bits_retain(fcntl(&object, FcntlArg::F_GET_SEALS).unwrap());
-                assert!(seals.contains(seals::wanted()));
+                assert!(seals.contains(wanted_seals()));
                 // Kernels that support this seal set it at creation.
                 let never_executable = seals.bits() & 0x20 != 0;
                 assert_eq!(evidence[0].1 == "memfd, never executable", never_executable);
@@ -405,12 +551,97 @@ mod tests {
     /// The deadline and the cancel token of the handshake apply here too.
     #[test]
     fn a_deadline_and_a_cancel_token_end_the_reservation_of_memory() {
-        let cancel_token = crate::wait::cancel::CancelToken::new().unwrap();
+        let cancel_token = crate::wait::deadline::CancelToken::new().unwrap();
         let deadline = Deadline::endless(vec![cancel_token.clone()], std::time::Duration::from_secs(60));
         has_time(&deadline).unwrap();
         let late = deadline.within(std::time::Duration::ZERO);
         assert_eq!(has_time(&late).unwrap_err().code(), "HANDSHAKE_TIMEOUT");
         cancel_token.cancel();
         assert_eq!(has_time(&deadline).unwrap_err().code(), "ABORTED");
+    }
+
+    #[test]
+    fn each_backing_has_its_own_number_and_name() {
+        let known = [(1, "memfd", Backing::Memfd), (2, "shm", Backing::Shm)];
+        for (number, name, backing) in known {
+            assert_eq!(backing.number(), number);
+            assert_eq!(Backing::from_number(number), Some(backing));
+            assert_eq!(name.parse::<Backing>().unwrap(), backing);
+        }
+        for number in [0, 3, u32::MAX] {
+            assert_eq!(Backing::from_number(number), None);
+        }
+        assert_eq!("mem".parse::<Backing>().unwrap_err().code(), "INVALID_ARGUMENT");
+    }
+
+    #[test]
+    fn each_seal_is_named_and_the_wanted_ones_do_not_restrict_the_owner() {
+        assert_eq!(seal_names(SealFlag::empty()), "none");
+        assert_eq!(seal_names(SealFlag::from_bits_retain(0x20)), "EXEC");
+        assert_eq!(
+            seal_names(SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL),
+            "WRITE|SEAL"
+        );
+        assert_eq!(seal_names(wanted_seals()), "FUTURE_WRITE|SHRINK|GROW|SEAL");
+    }
+
+    fn object() -> OwnedFd {
+        memfd_create("ringfence-test", MFdFlags::MFD_CLOEXEC).unwrap()
+    }
+
+    /// Whether any descriptor of this process refers to that file.
+    fn is_open(inode: u64) -> bool {
+        std::fs::read_dir("/proc/self/fd").unwrap().any(|entry| {
+            let path = entry.unwrap().path();
+            std::fs::metadata(path).is_ok_and(|found| std::os::unix::fs::MetadataExt::ino(&found) == inode)
+        })
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    fn a_kept_descriptor_is_in_no_table_and_can_be_copied_repeatedly() {
+        let object = object();
+        let inode = fstat(&object).unwrap().st_ino;
+        let kept = KeptDescriptor::keep(&object).unwrap();
+        drop(object);
+        let flags = fcntl(&kept.socket, FcntlArg::F_GETFD).unwrap();
+        assert!(FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC));
+        for _ in 0..3 {
+            assert!(!is_open(inode));
+            let copy = kept.copy().unwrap();
+            assert_eq!(fstat(&copy).unwrap().st_ino, inode);
+            assert!(is_open(inode));
+        }
+        // Two copies at the same time.
+        let copies = [kept.copy().unwrap(), kept.copy().unwrap()];
+        assert_ne!(copies[0].as_raw_fd(), copies[1].as_raw_fd());
+    }
+
+    /// In a separate process, because the limit applies to the whole process, including other tests.
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no fork")]
+    fn a_kept_descriptor_survives_a_shortage_of_descriptors() {
+        use nix::{
+            sys::wait::WaitStatus,
+            sys::wait::waitpid,
+            unistd::{ForkResult, fork},
+        };
+        // SAFETY: the child makes only system calls and calls this crate's own code, and exits without
+        // returning.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Child => {
+                let kept = KeptDescriptor::keep(object()).unwrap();
+                let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+                setrlimit(Resource::RLIMIT_NOFILE, 0, hard).unwrap();
+                let short = kept.copy().is_err_and(|error| error.code() == "NO_SPACE");
+                setrlimit(Resource::RLIMIT_NOFILE, hard.min(1024), hard).unwrap();
+                let again = kept.copy().is_ok();
+                // SAFETY: _exit only ends this process.
+                unsafe { nix::libc::_exit(i32::from(!(short && again))) }
+            }
+            ForkResult::Parent { child } => {
+                assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
+            }
+        }
     }
 }

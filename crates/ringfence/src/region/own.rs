@@ -11,12 +11,12 @@ use std::{
 
 use crate::{
     error::Result,
-    region::access::{Readable, Writable},
+    region::copy::{Readable, Writable},
     region::copy::{SMALL, prefetch_for_writing},
     region::exposure::tripwire::Tripwire,
     region::exposure::wipe::OwnStorage,
     region::layout,
-    region::storage::{Storage, map},
+    region::map::{Storage, map},
 };
 
 /// The region that this process owns. It is mapped for reading and writing here and nowhere else.

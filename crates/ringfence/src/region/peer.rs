@@ -17,11 +17,11 @@ use std::{
 use crate::region::copy::{BLOCK, ROW, load_pair, load_row};
 use crate::{
     error::{Error, Result},
-    region::access::Readable,
+    region::copy::Readable,
     region::copy::{Cache, SMALL, opaque_copy, prefetch},
     region::layout::{self, MAGIC},
+    region::map::{Storage, map},
     region::own::OwnRegion,
-    region::storage::{Storage, map},
 };
 
 /// The region that the peer owns, mapped for reading. Its content may change at any time, and must not be
@@ -227,7 +227,7 @@ impl OwnRegion {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::region::access::Writable;
+    use crate::region::copy::Writable;
 
     #[test]
     fn copies_of_every_length_and_offset_are_exact() {

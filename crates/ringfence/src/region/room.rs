@@ -11,8 +11,10 @@ use nix::{
 
 use crate::{
     error::{Error, Result, is_shortage},
-    region::cgroup,
-    sys,
+    sys::{
+        self,
+        file::{MOUNTS, Mount, mounts_in},
+    },
 };
 
 /// Errors with [`Error::NoSpace`] where an object of this size would not find room.
@@ -63,7 +65,7 @@ fn least(read: impl Fn(&str) -> Result<String, Errno>) -> Result<Option<u64>, Er
             .ok()?
             .checked_mul(1024)
     });
-    Ok(machine.into_iter().chain(cgroup::left(read)?).min())
+    Ok(machine.into_iter().chain(left_in_cgroups(read)?).min())
 }
 
 /// How much is reserved at a time: at most, about a millisecond; at least, a page on every machine.
@@ -101,9 +103,124 @@ fn no_space(size: u64, reason: impl Into<String>) -> Error {
     }
 }
 
+// The memory that the cgroups of this process have left.
+//
+// A limit may stand at any level: of a slice, a pod, a container or a service. So each level from the process's own cgroup up to the root
+// of the mount is read, and the smallest remainder counts. In a cgroup namespace the root of the mount is the root of the
+// namespace, which has a limit of its own; the levels above it cannot be seen.
+
+/// The files of one level, and what they say if there is no limit.
+struct Version {
+    limit: &'static str,
+    used: &'static str,
+    /// In `memory.stat`: the caches of files that the kernel can free, of this level and those below it. MemAvailable in /proc/meminfo
+    /// counts both as well (proc(5)).
+    caches: [&'static str; 2],
+}
+
+const V1: Version = Version {
+    limit: "memory.limit_in_bytes",
+    used: "memory.usage_in_bytes",
+    caches: ["total_active_file ", "total_inactive_file "],
+};
+
+/// `memory.high` does not count: the kernel slows down a cgroup that exceeds it, and kills no process. A cgroup that has one is expected to
+/// be at it most of the time, and would get no ring at all.
+const V2: Version = Version {
+    limit: "memory.max",
+    used: "memory.current",
+    caches: ["active_file ", "inactive_file "],
+};
+
+/// The smallest remainder of all levels. `None` if none has a limit that can be seen. Errors if this process lacks the means to read.
+pub(super) fn left_in_cgroups(read: impl Fn(&str) -> Result<String, Errno>) -> Result<Option<u64>, Errno> {
+    let read = |path: &str| match read(path) {
+        Err(errno) if is_shortage(errno) => Err(errno),
+        other => Ok(other.ok()),
+    };
+    let (Some(groups), Some(mounts)) = (read("/proc/self/cgroup")?, read(MOUNTS)?) else {
+        return Ok(None);
+    };
+    let mut least: Option<u64> = None;
+    for mount in mounts_in(&mounts) {
+        let Some((version, group)) = group_at(&mount, &groups) else {
+            continue;
+        };
+        for directory in levels(&mount, group) {
+            if let Some(left) = left_at(&directory, version, read)? {
+                least = Some(least.map_or(left, |least| least.min(left)));
+            }
+        }
+    }
+    Ok(least)
+}
+
+/// The cgroup of this process in a mounted hierarchy that may limit memory, as /proc/self/cgroup names it (cgroups(7)).
+fn group_at<'a>(mount: &Mount, groups: &'a str) -> Option<(&'static Version, &'a str)> {
+    let has_memory = |controllers: &str| controllers.split(',').any(|controller| controller == "memory");
+    let mut groups = groups.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ':');
+        Some((parts.next()?, parts.next()?, parts.next()?))
+    });
+    match mount.kind.as_str() {
+        "cgroup2" => groups
+            .find_map(|(id, controllers, path)| (id == "0" && controllers.is_empty()).then_some((&V2, path))),
+        "cgroup" if has_memory(&mount.options) => {
+            groups.find_map(|(_, controllers, path)| has_memory(controllers).then_some((&V1, path)))
+        }
+        _ => None,
+    }
+}
+
+/// The directories of a cgroup and of those above it, as far as the mount shows them. None if the cgroup lies elsewhere.
+fn levels(mount: &Mount, group: &str) -> Vec<String> {
+    let root = mount.root.trim_end_matches('/');
+    let Some(below) = group.strip_prefix(root) else {
+        return Vec::new();
+    };
+    // Outside of this process's cgroup namespace, the kernel names a cgroup by a way that no directory has.
+    if !(below.is_empty() || below.starts_with('/')) || below.split('/').any(|part| part == "..") {
+        return Vec::new();
+    }
+    let mut directory = mount.point.trim_end_matches('/').to_owned();
+    let mut levels = vec![directory.clone()];
+    for part in below.split('/').filter(|part| !part.is_empty()) {
+        directory = format!("{directory}/{part}");
+        levels.push(directory.clone());
+    }
+    levels
+}
+
+/// The remainder of one level. `None` if it has no limit.
+fn left_at(
+    directory: &str,
+    version: &Version,
+    read: impl Fn(&str) -> Result<Option<String>, Errno>,
+) -> Result<Option<u64>, Errno> {
+    /// Version 1 has a number that no machine reaches, version 2 the word "max". The kernel need not add up the rest then.
+    const NO_LIMIT: u64 = 1 << 62;
+    let number = |name: &str| -> Result<Option<u64>, Errno> {
+        Ok(read(&format!("{directory}/{name}"))?.and_then(|text| text.trim().parse().ok()))
+    };
+    let Some(limit) = number(version.limit)?.filter(|limit| *limit < NO_LIMIT) else {
+        return Ok(None);
+    };
+    // Used memory includes the cache of files, most of which the kernel frees when asked.
+    let stat = read(&format!("{directory}/memory.stat"))?.unwrap_or_default();
+    let size_of = |cache: &str| {
+        stat.lines()
+            .find_map(|line| line.strip_prefix(cache)?.trim().parse::<u64>().ok())
+    };
+    let cache: u64 = version.caches.into_iter().filter_map(size_of).sum();
+    let Some(used) = number(version.used)? else {
+        return Ok(None);
+    };
+    Ok(Some(limit.saturating_sub(used.saturating_sub(cache))))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::fd::OwnedFd;
+    use std::{collections::HashMap, os::fd::OwnedFd};
 
     use nix::sys::{
         memfd::{MFdFlags, memfd_create},
@@ -204,5 +321,170 @@ mod tests {
         }
         // This process could not ask.
         assert_eq!(least(files(Err(Errno::EMFILE), "4000")), Err(Errno::EMFILE));
+    }
+
+    /// The files of a machine, by their paths.
+    #[derive(Clone, Default)]
+    struct Files(HashMap<String, Result<String, Errno>>);
+
+    impl Files {
+        fn new(group: &str, mounts: &str) -> Self {
+            Self::default()
+                .with("/proc/self/cgroup", group)
+                .with(MOUNTS, mounts)
+        }
+
+        fn with(mut self, path: &str, text: &str) -> Self {
+            self.0.insert(path.into(), Ok(text.into()));
+            self
+        }
+
+        fn failing(mut self, path: &str, errno: Errno) -> Self {
+            self.0.insert(path.into(), Err(errno));
+            self
+        }
+
+        /// A level of version 2, with a cache of 1,000 bytes.
+        fn v2(self, directory: &str, limit: &str, used: u64) -> Self {
+            self.with(&format!("{directory}/memory.max"), &format!("{limit}\n"))
+                .with(&format!("{directory}/memory.current"), &format!("{used}\n"))
+                .with(
+                    &format!("{directory}/memory.stat"),
+                    "anon 7\nactive_file 400\ninactive_file 600\n",
+                )
+        }
+
+        /// A level of version 1, with a cache of 1,000 bytes below it.
+        fn v1(self, directory: &str, limit: &str, used: u64) -> Self {
+            self.with(
+                &format!("{directory}/memory.limit_in_bytes"),
+                &format!("{limit}\n"),
+            )
+            .with(
+                &format!("{directory}/memory.usage_in_bytes"),
+                &format!("{used}\n"),
+            )
+            .with(
+                &format!("{directory}/memory.stat"),
+                "inactive_file 5\ntotal_cache 7\ntotal_active_file 400\ntotal_inactive_file 600\n",
+            )
+        }
+
+        fn left(&self) -> Result<Option<u64>, Errno> {
+            left_in_cgroups(|path| self.0.get(path).cloned().unwrap_or(Err(Errno::ENOENT)))
+        }
+    }
+
+    const UNIFIED: &str = "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+    const MEMORY: &str = "35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
+
+    #[test]
+    fn the_level_that_has_least_left_counts_wherever_it_is() {
+        let slice = "/sys/fs/cgroup/a.slice";
+        let service = "/sys/fs/cgroup/a.slice/b.service";
+        for (of_slice, of_service, wanted) in [
+            (("max", 0), ("max", 0), None),
+            (("max", 0), ("5000", 3000), Some(3000)),
+            (("5000", 3000), ("max", 0), Some(3000)),
+            (("5000", 3000), ("9000", 3000), Some(3000)),
+            (("9000", 3000), ("5000", 3000), Some(3000)),
+            // It may be the larger limit that is nearly reached.
+            (("9000", 9500), ("5000", 3000), Some(500)),
+            (("9000", 12_000), ("5000", 3000), Some(0)),
+        ] {
+            let files = Files::new("1:cpu:/x\n0::/a.slice/b.service\n", UNIFIED)
+                .v2(slice, of_slice.0, of_slice.1)
+                .v2(service, of_service.0, of_service.1);
+            assert_eq!(files.left(), Ok(wanted), "{of_slice:?} {of_service:?}");
+        }
+        // A level without the controller has no such files.
+        let files = Files::new("0::/a.slice/b.service\n", UNIFIED).v2(slice, "5000", 3000);
+        assert_eq!(files.left(), Ok(Some(3000)));
+    }
+
+    #[test]
+    fn version_1_has_a_hierarchy_of_its_own_with_the_memory_controller() {
+        let group = "9:name=systemd:/s\n4:cpu,memory:/pod/one\n1:cpuset:/x\n0::/u\n";
+        let mounts = format!(
+            "34 31 0:31 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n{MEMORY}{}",
+            UNIFIED.replace("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
+        );
+        let (pod, one) = ("/sys/fs/cgroup/memory/pod", "/sys/fs/cgroup/memory/pod/one");
+        let none = "9223372036854771712";
+        let files = Files::new(group, &mounts).v1("/sys/fs/cgroup/memory", none, 1 << 40);
+        assert_eq!(files.left(), Ok(None));
+        let files = files.v1(pod, "5000", 3000).v1(one, none, 3000);
+        assert_eq!(files.left(), Ok(Some(3000)));
+        assert_eq!(files.clone().v1(one, "4000", 3000).left(), Ok(Some(2000)));
+        // Both versions can limit a process; the controller is in one of them.
+        assert_eq!(
+            files.v2("/sys/fs/cgroup/unified/u", "1500", 2000).left(),
+            Ok(Some(500))
+        );
+    }
+
+    #[test]
+    fn in_a_container_the_root_that_it_sees_is_a_level_as_well() {
+        // With a cgroup namespace, and a mount that was made in it.
+        let files = Files::new("0::/\n", UNIFIED).v2("/sys/fs/cgroup", "5000", 3000);
+        assert_eq!(files.left(), Ok(Some(3000)));
+        // Without one: the container's cgroup lies at the mount point, and keeps its name of the host.
+        for (group, directory) in [
+            ("0::/docker/1f\n", "/sys/fs/cgroup"),
+            ("0::/docker/1f/job\n", "/sys/fs/cgroup/job"),
+        ] {
+            let mounts = "31 23 0:28 /docker/1f /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n";
+            let files = Files::new(group, mounts).v2(directory, "5000", 3000);
+            assert_eq!(files.left(), Ok(Some(3000)), "{group}");
+            assert_eq!(
+                files.v2("/sys/fs/cgroup", "4000", 4500).left(),
+                Ok(Some(500)),
+                "{group}"
+            );
+        }
+        let mounts = "35 31 0:32 /kubepods/pod1/c2 /mnt/memory ro - cgroup memory rw,memory\n";
+        let files = Files::new("4:memory:/kubepods/pod1/c2\n", mounts).v1("/mnt/memory", "5000", 3000);
+        assert_eq!(files.left(), Ok(Some(3000)));
+    }
+
+    #[test]
+    fn what_lies_outside_of_a_mount_is_not_looked_for_in_it() {
+        for (group, root) in [
+            // Beside the mount's root, or beside that of the cgroup namespace.
+            ("0::/docker/1f2\n", "/docker/1f"),
+            ("0::/other\n", "/docker"),
+            ("0::/../other\n", "/"),
+        ] {
+            let mounts = format!("31 23 0:28 {root} /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n");
+            let files = Files::new(group, &mounts)
+                .v2("/sys/fs/cgroup", "1", 0)
+                .v2("/sys/fs/cgroup/../other", "1", 0)
+                .v2("/sys/fs/cgroup2", "1", 0);
+            assert_eq!(files.left(), Ok(None), "{group} {root}");
+        }
+        // A mount from before the namespace was entered: both are named from the namespace's root.
+        let mounts = "31 23 0:28 /.. /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n";
+        let files = Files::new("0::/../other\n", mounts).v2("/sys/fs/cgroup/other", "5000", 3000);
+        assert_eq!(files.left(), Ok(Some(3000)));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_no_limit_unless_this_process_lacks_the_means() {
+        let directory = "/sys/fs/cgroup/a";
+        let files = Files::new("0::/a\n", UNIFIED).v2(directory, "5000", 3000);
+        let paths = ["/proc/self/cgroup", MOUNTS]
+            .into_iter()
+            .map(str::to_owned)
+            .chain(["memory.max", "memory.current"].map(|name| format!("{directory}/{name}")));
+        for path in paths {
+            let failing = |errno| files.clone().failing(&path, errno).left();
+            assert_eq!(failing(Errno::EACCES), Ok(None), "{path}");
+            assert_eq!(failing(Errno::EMFILE), Err(Errno::EMFILE), "{path}");
+        }
+        // Without the sum of the cache, none of it is taken for free.
+        let stat = format!("{directory}/memory.stat");
+        let failing = |errno| files.clone().failing(&stat, errno).left();
+        assert_eq!(failing(Errno::EACCES), Ok(Some(2000)));
+        assert_eq!(failing(Errno::ENOMEM), Err(Errno::ENOMEM));
     }
 }

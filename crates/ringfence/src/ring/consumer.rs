@@ -8,8 +8,8 @@ use std::{
 
 use crate::{
     error::{Error, Result},
-    region::access::{Readable, Writable},
     region::copy::{AHEAD, LINE},
+    region::copy::{Readable, Writable},
     region::layout::{self, as_offset},
     ring::pace::{distance, pause},
     ring::record::{

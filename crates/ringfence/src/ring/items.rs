@@ -217,7 +217,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        region::{access::Writable, layout, own::OwnRegion},
+        region::{copy::Writable, layout, own::OwnRegion},
         ring::message::Message,
     };
 

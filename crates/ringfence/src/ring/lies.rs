@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    region::access::{Readable, Writable},
+    region::copy::{Readable, Writable},
     region::layout::{self, CAPACITY_MIN as SMALLEST, as_offset},
     region::own::OwnRegion,
 };

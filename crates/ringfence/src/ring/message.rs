@@ -4,8 +4,8 @@
 use crate::region::copy::{ROW, has_wide_loads};
 use crate::{
     error::{Error, Result},
-    region::access::Readable,
     region::copy::BLOCK,
+    region::copy::Readable,
     region::peer::PeerRegion,
 };
 
@@ -344,7 +344,7 @@ pub enum Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{region::access::Writable, region::layout, region::own::OwnRegion};
+    use crate::{region::copy::Writable, region::layout, region::own::OwnRegion};
 
     /// What [`Message::words`] must yield of these bytes.
     fn words_of(bytes: &[u8]) -> Vec<u64> {

@@ -4,8 +4,8 @@ use std::sync::{Arc, atomic::Ordering};
 
 use crate::{
     error::Result,
-    region::access::{Readable, Writable},
     region::copy::LINE,
+    region::copy::{Readable, Writable},
     region::layout::{self, as_offset},
     ring::message::Progress,
     ring::pace::pause,

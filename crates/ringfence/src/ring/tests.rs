@@ -17,7 +17,7 @@ use super::{
     record::{ALIGNED, HEADER, LONG, WHOLE, header, packed_size},
 };
 use crate::{
-    region::access::Writable,
+    region::copy::Writable,
     region::layout::{self, as_offset},
     region::own::OwnRegion,
     region::peer::PeerRegion,
@@ -57,7 +57,7 @@ impl Pair {
         let record = self.consumer.next_record().expect("an honest ring")?;
         assert_eq!(record.flags, WHOLE, "a whole message");
         let mut into = vec![0; record.length];
-        crate::region::access::Readable::copy_out(self.consumer.peer(), record.at, &mut into);
+        crate::region::copy::Readable::copy_out(self.consumer.peer(), record.at, &mut into);
         self.consumer.consume(record);
         self.consumer.publish();
         Some(into)
@@ -159,7 +159,7 @@ fn a_record_like_the_last_one_is_read_no_further_than_what_is_published() {
     let first = pair.consumer.next_record().unwrap().expect("the first");
     let count = pair.consumer.visit_in_row(first, 10, |peer, record| {
         let mut into = vec![0; record.length];
-        crate::region::access::Readable::copy_out(peer, record.at, &mut into);
+        crate::region::copy::Readable::copy_out(peer, record.at, &mut into);
         visited.push(into);
     });
     assert_eq!((count, visited), (2, vec![bytes(0, 64), bytes(1, 64)]));

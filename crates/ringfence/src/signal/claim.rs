@@ -35,7 +35,7 @@ use crate::{
     fork::{Birth, PerProcess},
     sys::lock::{Condvar, Mutex, MutexGuard},
     sys::{self, signal::SignalInfo},
-    wait::own::begin_own_thread,
+    wait::threads::begin_own_thread,
 };
 
 /// A function that is called for received signals, on the thread that received them. A process has at most
@@ -365,7 +365,7 @@ impl fmt::Debug for Progress {
 
 impl Progress {
     fn new() -> Result<Self> {
-        let key = sys::random::bytes().map_err(|errno| Error::system("random bytes", errno))?;
+        let key = sys::process::bytes().map_err(|errno| Error::system("random bytes", errno))?;
         Ok(Self {
             key,
             state: Mutex::default(),

@@ -24,7 +24,7 @@ use crate::{
     signal::claim::{Claim, Handler, strays},
     sys::lock::{Mutex, MutexGuard},
     sys::{self, signal::SignalInfo},
-    wait::cancel::Bell,
+    wait::deadline::Bell,
 };
 
 /// The maximum number of tokens that wait for the program to take them.
@@ -209,7 +209,7 @@ impl OpenInbox {
     /// Opens an inbox for signals of this number, or of an unused one. Fails as [`Claim::new`] does.
     pub(crate) fn open(number: Option<i32>) -> Result<Self> {
         let claim = Claim::new(number, Handler::Queued(deliver))?;
-        let secret = sys::random::bytes().map_err(|errno| Error::system("random bytes", errno))?;
+        let secret = sys::process::bytes().map_err(|errno| Error::system("random bytes", errno))?;
         Self::register(claim.number, Secret(secret), Some(Arc::new(claim)))
     }
 

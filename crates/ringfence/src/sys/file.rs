@@ -69,6 +69,99 @@ pub(crate) fn unlock_file(file: impl AsFd) {
 /// change, so cached values are correct. The number is the same on every architecture.
 pub(crate) const WITHOUT_SERVER: c_int = 0x4000;
 
+/// `F_SETSIG` of fcntl(2), which libc does not define everywhere.
+const F_SETSIG: c_int = 10;
+
+/// `F_WRLCK`, whose type differs between C libraries.
+#[expect(clippy::cast_possible_truncation, reason = "the constant is 1")]
+const WRITE_LEASE: i16 = libc::F_WRLCK as i16;
+
+/// Takes a write lease (fcntl(2), `F_SETLEASE`). The kernel grants it only while no other process has the
+/// file open. Breaking the lease must send no signal, because the default, SIGIO, would terminate the
+/// process. The kernel makes the caller the signal's recipient, and that can be changed only afterwards.
+/// Until then breaking the lease sends SIGURG, which is ignored by default.
+pub(crate) fn take_lease(file: impl AsFd) -> Result<(), Errno> {
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: F_SETSIG takes an integer and touches no memory of ours.
+    Errno::result(unsafe { libc::fcntl(fd, F_SETSIG, libc::SIGURG) })?;
+    // SAFETY: F_SETLEASE takes an integer and touches no memory of ours.
+    Errno::result(unsafe { libc::fcntl(fd, libc::F_SETLEASE, c_int::from(WRITE_LEASE)) })?;
+    // SAFETY: F_SETOWN takes an integer and touches no memory of ours. 0 means no recipient.
+    Errno::result(unsafe { libc::fcntl(fd, libc::F_SETOWN, 0) })?;
+    Ok(())
+}
+
+/// Takes a write lease like [`take_lease`], and makes the kernel send a realtime signal to one thread of this
+/// process when another process opens the file. Because the signal is directed at a thread (`F_OWNER_TID`),
+/// it does not matter what other threads block.
+pub(crate) fn take_watched_lease(file: impl AsFd, thread: libc::pid_t, signal: c_int) -> Result<(), Errno> {
+    /// `F_SETOWN_EX` of fcntl(2), Linux 2.6.32, which libc does not define everywhere.
+    const F_SETOWN_EX: c_int = 15;
+    #[repr(C)]
+    struct Owner {
+        /// 0 means a thread, `F_OWNER_TID`.
+        kind: c_int,
+        thread: libc::pid_t,
+    }
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: F_SETSIG takes an integer and touches no memory of ours.
+    Errno::result(unsafe { libc::fcntl(fd, F_SETSIG, signal) })?;
+    let owner = Owner { kind: 0, thread };
+    // SAFETY: the kernel reads one f_owner_ex, and `owner` has its layout.
+    Errno::result(unsafe { libc::fcntl(fd, F_SETOWN_EX, &raw const owner) })?;
+    // The recipient is set already, so F_SETLEASE does not change it.
+    // SAFETY: F_SETLEASE takes an integer and touches no memory of ours.
+    Errno::result(unsafe { libc::fcntl(fd, libc::F_SETLEASE, c_int::from(WRITE_LEASE)) })?;
+    Ok(())
+}
+
+/// Whether this open file description has a write lease (`F_GETLEASE`).
+pub(crate) fn has_write_lease(file: impl AsFd) -> Result<bool, Errno> {
+    let number = file.as_fd().as_raw_fd();
+    // SAFETY: F_GETLEASE takes no argument and touches no memory of ours.
+    let kind = uninterrupted(|| Errno::result(unsafe { libc::fcntl(number, libc::F_GETLEASE) }))?;
+    Ok(kind == c_int::from(WRITE_LEASE))
+}
+
+/// One line of /proc/self/mountinfo (proc(5)).
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Mount {
+    /// The directory of the filesystem that lies at the mount point.
+    pub(crate) root: String,
+    pub(crate) point: String,
+    /// The type of the filesystem.
+    pub(crate) kind: String,
+    /// Options of the filesystem, separated by commas.
+    pub(crate) options: String,
+}
+
+pub(crate) const MOUNTS: &str = "/proc/self/mountinfo";
+
+/// The mounts in the text of [`MOUNTS`].
+pub(crate) fn mounts_in(text: &str) -> impl Iterator<Item = Mount> {
+    text.lines().filter_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let mut mount = mount.split(' ').skip(3).map(unescape);
+        let mut filesystem = filesystem.split(' ');
+        Some(Mount {
+            root: mount.next()?,
+            point: mount.next()?,
+            kind: filesystem.next()?.to_owned(),
+            options: filesystem.nth(1)?.to_owned(),
+        })
+    })
+}
+
+/// mountinfo writes blanks and backslashes as three octal digits.
+fn unescape(text: &str) -> String {
+    ["\\040", "\\011", "\\012", "\\134"]
+        .iter()
+        .zip([" ", "\t", "\n", "\\"])
+        .fold(text.to_owned(), |text, (code, character)| {
+            text.replace(code, character)
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use nix::unistd::{pipe2, write};
@@ -103,5 +196,25 @@ mod tests {
     fn a_file_that_is_not_utf8_is_an_error() {
         assert_eq!(read_in_pieces(&[b"NSpid:", b"\xff"]), Err(Errno::EINVAL));
         assert_eq!(read_whole_text("/proc/self/no such file"), Err(Errno::ENOENT));
+    }
+
+    #[test]
+    fn a_line_has_the_root_the_point_the_type_and_the_options() {
+        let text = "29 23 0:26 /a\\040b /mnt/c\\134d rw,nosuid shared:4 - cgroup2 cgroup2 rw\n\
+                30 23 0:27 / /mnt rw - cgroup cgroup rw,cpu,memory\n\
+                31 23 0:27 / /mnt rw\n";
+        let mount = |root: &str, point: &str, kind: &str, options: &str| Mount {
+            root: root.into(),
+            point: point.into(),
+            kind: kind.into(),
+            options: options.into(),
+        };
+        assert_eq!(
+            mounts_in(text).collect::<Vec<_>>(),
+            [
+                mount("/a b", "/mnt/c\\d", "cgroup2", "rw"),
+                mount("/", "/mnt", "cgroup", "rw,cpu,memory"),
+            ]
+        );
     }
 }

@@ -1,25 +1,19 @@
 //! System calls without a wrapper in nix, or whose wrapper hides something that matters here. Each module has
 //! one family of calls.
 //!
-//! `ancillary` reads the control messages of a socket, and `socket` sets its options. `file` has locks and
-//! flags of open files, and reads the kernel's text files. `lease` has the leases used by the tripwire.
-//! `signal` sends and receives signals. `process` has pidfds, `barrier` has system-wide memory barriers, and
-//! `random` has random bytes. Two modules make no system calls: `lock` is the standard library's lock without
-//! poisoning, and `mounts` parses the kernel's list of mounts.
+//! `socket` sets the options of a socket and reads its control messages. `file` has locks, flags and leases of
+//! open files, and reads the kernel's text files. `signal` sends and receives signals. `process` has pidfds,
+//! memory barriers and random bytes. `lock` makes no system call: it is the standard library's lock without
+//! poisoning.
 //!
 //! May import `identity` (credentials are plain data). Raw `libc` calls are made here and nowhere else. This
 //! module makes no decisions: it returns errors as the kernel reported them.
 
 use nix::errno::Errno;
 
-pub(crate) mod ancillary;
-pub(crate) mod barrier;
 pub(crate) mod file;
-pub(crate) mod lease;
 pub(crate) mod lock;
-pub(crate) mod mounts;
 pub(crate) mod process;
-pub(crate) mod random;
 pub(crate) mod signal;
 pub(crate) mod socket;
 

@@ -97,3 +97,48 @@ pub(crate) fn pidfd_info(pidfd: impl AsFd) -> Result<PidfdInfo, Errno> {
         cgroup: (info.mask & CGROUP != 0).then_some(info.cgroup),
     })
 }
+
+/// Commands of membarrier(2), Linux 4.16.
+const MEMBARRIER_GLOBAL_EXPEDITED: c_int = 1 << 1;
+const MEMBARRIER_REGISTER_GLOBAL_EXPEDITED: c_int = 1 << 2;
+
+fn membarrier(command: c_int) -> Result<(), Errno> {
+    // SAFETY: membarrier takes integers and touches no memory of ours.
+    Errno::result(unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) }).map(drop)
+}
+
+/// Registers this process to receive the barriers of other processes. Idempotent. The registration lasts as
+/// long as the process and costs nothing until a process issues a barrier. It lets a producer publish without
+/// a fence.
+pub(crate) fn accept_barriers() -> Result<(), Errno> {
+    membarrier(MEMBARRIER_REGISTER_GLOBAL_EXPEDITED)
+}
+
+/// Issues a full memory barrier on every running thread of every registered process.
+pub(crate) fn issue_barrier() -> Result<(), Errno> {
+    membarrier(MEMBARRIER_GLOBAL_EXPEDITED)
+}
+
+/// Whether the kernel supports the barriers that this crate uses (membarrier(2), `MEMBARRIER_CMD_QUERY`).
+pub(crate) fn knows_barriers() -> Result<bool, Errno> {
+    const QUERY: c_int = 0;
+    // SAFETY: membarrier takes integers and touches no memory of ours.
+    let known = Errno::result(unsafe { libc::syscall(libc::SYS_membarrier, QUERY, 0, 0) })?;
+    let wanted = i64::from(MEMBARRIER_GLOBAL_EXPEDITED | MEMBARRIER_REGISTER_GLOBAL_EXPEDITED);
+    Ok(known & wanted == wanted)
+}
+
+/// Returns random bytes (getrandom(2)), for nonces, secrets and the names of shared objects.
+pub(crate) fn bytes<const N: usize>() -> Result<[u8; N], Errno> {
+    let mut bytes = [0; N];
+    let mut filled = 0;
+    while filled < N {
+        // SAFETY: the array has N - filled bytes left from there on.
+        let count = unsafe { libc::getrandom(bytes.as_mut_ptr().add(filled).cast(), N - filled, 0) };
+        match Errno::result(count) {
+            Err(Errno::EINTR) => {}
+            other => filled += other?.cast_unsigned(),
+        }
+    }
+    Ok(bytes)
+}

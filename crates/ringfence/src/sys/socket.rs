@@ -1,12 +1,19 @@
 //! Sockets: options, properties of the peer, and the number of unread bytes.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::{
+    io::IoSliceMut,
+    mem,
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+};
 
 use nix::{
     errno::Errno,
     libc::{self, c_int, c_void},
     poll::PollFlags,
+    sys::socket::UnixCredentials,
 };
+
+use crate::{identity::Credentials, sys::uninterrupted};
 
 /// Prepares a socket for receiving frames: with the sender's credentials, and with no other control message
 /// except descriptors. Fails only if credentials cannot be enabled.
@@ -125,6 +132,175 @@ pub(crate) fn peer_label(socket: impl AsFd) -> Result<String, Errno> {
     let bytes = variable_option(socket, libc::SO_PEERSEC)?;
     let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
     Ok(String::from_utf8_lossy(&bytes[..end]).into_owned())
+}
+
+/// The result of one `recvmsg`.
+#[derive(Debug)]
+pub(crate) struct Received {
+    /// The number of bytes written into the buffer. 0 is the end of the stream.
+    pub(crate) bytes: usize,
+    pub(crate) credentials: Option<Credentials>,
+    /// Every descriptor that the sender passed, expected or not. Dropping them closes them.
+    pub(crate) descriptors: Vec<OwnedFd>,
+    pub(crate) control: Control,
+}
+
+/// The kind of control messages that arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Control {
+    /// At most credentials and descriptors.
+    Expected,
+    /// A message that this side has not requested. Any descriptor that it installed is already closed.
+    Unexpected { level: c_int, kind: c_int },
+    /// `MSG_CTRUNC`: the kernel could not deliver all of them.
+    Truncated,
+    /// `MSG_CTRUNC`, though the buffer had room for one more descriptor. So this process could not receive
+    /// it, because no descriptor number was free (net/core/scm.c: `scm_detach_fds` sets the flag for either
+    /// reason). That is not the sender's fault. Trying to open something now would not prove it: another
+    /// thread may have closed a descriptor in the meantime.
+    Short,
+}
+
+/// Returns the credentials for this process's messages: the effective ids, as `SO_PEERCRED` shows them. The
+/// kernel lets a process name its own pid and any of its real, effective and saved ids (unix(7)).
+pub(crate) fn effective_credentials() -> UnixCredentials {
+    UnixCredentials::from(libc::ucred {
+        pid: nix::unistd::getpid().as_raw(),
+        uid: nix::unistd::geteuid().as_raw(),
+        gid: nix::unistd::getegid().as_raw(),
+    })
+}
+
+/// Room for credentials, for a few more descriptors than any frame has, and for messages that the peer may
+/// have enabled on a socket that it also holds, so that they are recognized. The kernel installs as many
+/// descriptors as fit.
+const CONTROL: usize = 256;
+
+#[repr(align(8))]
+struct ControlBuffer([u8; CONTROL]);
+
+/// Takes ownership of the descriptors in a control message. The kernel has already installed them, so nothing
+/// else owns them. A descriptor that the kernel could not install has a negative number (`SCM_PIDFD`) and is
+/// skipped.
+///
+/// # Safety
+///
+/// The kernel has just written `size` bytes at `data`: the numbers of descriptors that it has installed for
+/// this call.
+unsafe fn own_descriptors(data: *const u8, size: usize) -> impl Iterator<Item = OwnedFd> {
+    (0..size / size_of::<c_int>()).filter_map(move |index| {
+        // SAFETY: the caller guarantees that the number lies within the data. Bytes need no alignment.
+        let number = unsafe { data.add(index * size_of::<c_int>()).cast::<[u8; 4]>().read() };
+        let number = c_int::from_ne_bytes(number);
+        // SAFETY: the caller guarantees that the descriptor was installed for this call, and nothing else
+        // owns it.
+        (number >= 0).then(|| unsafe { OwnedFd::from_raw_fd(number) })
+    })
+}
+
+/// Receives into `buffer` without blocking. nix's `recvmsg` fails if the control data was truncated, and then
+/// the caller cannot close the descriptors that were installed. Hence this function.
+pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
+    receive_with(socket, buffer, 0)
+}
+
+/// Does the same as [`receive`] without consuming the data: descriptors arrive as copies (`MSG_PEEK`,
+/// unix(7)).
+pub(crate) fn peek(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
+    receive_with(socket, buffer, libc::MSG_PEEK)
+}
+
+fn receive_with(socket: impl AsFd, buffer: &mut [u8], more: c_int) -> Result<Received, Errno> {
+    let mut control = ControlBuffer([0; CONTROL]);
+    let mut slice = IoSliceMut::new(buffer);
+    // SAFETY: all-zero bytes are a valid msghdr (null pointers, zero lengths).
+    let mut header: libc::msghdr = unsafe { mem::zeroed() };
+    header.msg_iov = (&raw mut slice).cast();
+    header.msg_iovlen = 1;
+    header.msg_control = control.0.as_mut_ptr().cast();
+    header.msg_controllen = CONTROL as _;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | libc::MSG_NOSIGNAL | more;
+    let count = uninterrupted(|| {
+        // SAFETY: the header points at one iovec over a buffer that is mutably borrowed for this call (std
+        // guarantees that IoSliceMut has that layout), and at a control buffer of the stated length.
+        Errno::result(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, flags) })
+    })?;
+    // A descriptor number has 4 bytes.
+    // SAFETY: CMSG_SPACE only calculates.
+    let one_more = unsafe { libc::CMSG_SPACE(4) } as usize;
+    let mut received = Received {
+        bytes: count.cast_unsigned(),
+        credentials: None,
+        descriptors: Vec::new(),
+        control: if header.msg_flags & libc::MSG_CTRUNC == 0 {
+            Control::Expected
+        } else if header.msg_controllen as usize + one_more <= CONTROL {
+            Control::Short
+        } else {
+            Control::Truncated
+        },
+    };
+    // SAFETY: the kernel has just filled the buffer that the header points at, and set msg_controllen to the
+    // number of bytes that it wrote.
+    unsafe { take_control(&header, &mut received) };
+    Ok(received)
+}
+
+/// Processes the control messages of one `recvmsg`. Every descriptor that they installed has an owner when
+/// this returns.
+///
+/// # Safety
+///
+/// The header points at a control buffer, aligned for its messages, which `recvmsg` has just filled, and
+/// states the number of bytes written there. This is called once per `recvmsg`, because it takes ownership of
+/// the installed descriptors.
+unsafe fn take_control(header: &libc::msghdr, received: &mut Received) {
+    /// Linux 6.5. The number is the same on every architecture; libc does not define it everywhere.
+    const SCM_PIDFD: c_int = 4;
+    // SAFETY: the caller guarantees that the kernel has filled the buffer and stated the length.
+    let mut cursor = unsafe { libc::CMSG_FIRSTHDR(header) };
+    while !cursor.is_null() {
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return null or a pointer to a whole header inside the control
+        // buffer, which is aligned for it.
+        let (level, kind, length) = unsafe {
+            (
+                (*cursor).cmsg_level,
+                (*cursor).cmsg_type,
+                (*cursor).cmsg_len as usize,
+            )
+        };
+        // SAFETY: as above; the data follows the header inside the buffer.
+        let data = unsafe { libc::CMSG_DATA(cursor) };
+        // SAFETY: CMSG_LEN only calculates.
+        let size = length.saturating_sub(unsafe { libc::CMSG_LEN(0) } as usize);
+        match (level, kind) {
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                // SAFETY: the kernel wrote `size` bytes of descriptor numbers at `data` in this call.
+                received
+                    .descriptors
+                    .extend(unsafe { own_descriptors(data, size) });
+            }
+            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) if size >= size_of::<libc::ucred>() => {
+                // SAFETY: the kernel wrote a whole ucred at `data`.
+                let ucred = unsafe { data.cast::<libc::ucred>().read_unaligned() };
+                received.credentials = Some(Credentials {
+                    pid: ucred.pid,
+                    uid: ucred.uid,
+                    gid: ucred.gid,
+                });
+            }
+            _ => {
+                if (level, kind) == (libc::SOL_SOCKET, SCM_PIDFD) {
+                    // The only other message that installs a descriptor, which is closed here.
+                    // SAFETY: the kernel wrote the number of one descriptor at `data` in this call.
+                    unsafe { own_descriptors(data, size) }.for_each(drop);
+                }
+                received.control = Control::Unexpected { level, kind };
+            }
+        }
+        // SAFETY: header and cursor belong to this buffer.
+        cursor = unsafe { libc::CMSG_NXTHDR(header, cursor) };
+    }
 }
 
 #[cfg(test)]

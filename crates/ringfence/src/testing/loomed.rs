@@ -14,7 +14,7 @@ use loom::{
 use nix::errno::Errno;
 
 use crate::{
-    region::access::{Readable, Writable},
+    region::copy::{Readable, Writable},
     region::layout::{self, MARKS, as_offset, head_of, mark_of, reader_parked_of},
 };
 

@@ -12,7 +12,7 @@ use crate::{
     tokio::broadcast::Subscription,
     tokio::channel::Channel,
     tokio::events::Membership,
-    wait::cancel::CancelToken,
+    wait::deadline::CancelToken,
 };
 
 /// As [`crate::join`]. Where the future is dropped, the waiting is called off (with a [`CancelToken`] of the program's own in

@@ -14,7 +14,7 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 use crate::{
     error::{Error, Result},
-    region::access::{Readable, Writable},
+    region::copy::{Readable, Writable},
     region::layout,
 };
 

@@ -110,7 +110,7 @@ pub fn announce(source: &mut impl Source) -> Result<bool> {
 
 /// See [`announce`].
 pub fn barrier() -> Result<()> {
-    sys::barrier::issue_barrier().map_err(|errno| Error::system("a memory barrier (membarrier)", errno))
+    sys::process::issue_barrier().map_err(|errno| Error::system("a memory barrier (membarrier)", errno))
 }
 
 /// See [`announce`]: `true` where there is nothing, and the peer will ring.

@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     channel::end::{END_TOLD, Handover, OnEnd, OwnPhase, Shared},
     channel::held::{Keep, pull_held},
-    region::access::Writable,
+    region::copy::Writable,
     region::phase::{Phase, Step},
     wait::deadline::Deadline,
 };

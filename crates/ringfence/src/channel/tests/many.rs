@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     channel::merge::source::{announce, look_parked},
     channel::merge::{Merge, Merged, MergedVec, NotAdded},
-    region::access::Writable,
+    region::copy::Writable,
 };
 
 /// A source of a merge, and the other end of its channel.

@@ -5,7 +5,7 @@ use std::{os::fd::AsFd, sync::atomic::Ordering};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::*;
-use crate::{channel::end::CloseReason, region::access::Writable, region::phase::Phase};
+use crate::{channel::end::CloseReason, region::copy::Writable, region::phase::Phase};
 
 /// Whether an event loop that has this descriptor would be woken.
 fn is_rung(half: &impl AsFd) -> bool {

@@ -11,7 +11,7 @@ use crate::{
     address::Address,
     error::{Error, Result},
     handshake::line::refuse,
-    handshake::side::Caller,
+    handshake::parts::Caller,
     identity::{Credentials, Identity},
     trace::Handshake,
     wait::deadline::{self, Deadline},

@@ -12,7 +12,7 @@ use crate::{
     error::{Check, Error, Result},
     evidence::Record,
     handshake::parts::Role,
-    handshake::side::Side,
+    handshake::parts::Side,
     host::accept::Acceptor,
     host::admit::Admission,
     host::endpoint::{Endpoint, Shared},
@@ -21,10 +21,10 @@ use crate::{
     host::membership::member::{Member, Parted},
     host::membership::successor::Successor,
     options::Options,
-    wait::backoff::Backoff,
-    wait::cancel::CancelToken,
+    wait::deadline::CancelToken,
     wait::deadline::Deadline,
-    wait::patience::Patience,
+    wait::retry::Backoff,
+    wait::retry::Patience,
 };
 
 /// The token by which a host says that it leaves, the bytes "leaving" and a zero: a hint, and no more, since the guest goes by

@@ -223,11 +223,11 @@ impl Tripwire {
         });
         watched.lock().add(&wire, Table::open)?;
         let tripwire = Self { wire, claim };
-        sys::lease::take_watched_lease(&object, tripwire.claim.thread, signal).map_err(refused)?;
+        sys::file::take_watched_lease(&object, tripwire.claim.thread, signal).map_err(refused)?;
         tripwire.wire.armed.store(true, Ordering::SeqCst);
         // Check again: a process may have opened the object between the lease and arming, and that alarm was
         // ignored.
-        if !sys::lease::has_write_lease(&object).map_err(refused)? {
+        if !sys::file::has_write_lease(&object).map_err(refused)? {
             // No alarm action is set yet, so nothing is returned.
             drop(tripwire.wire.trip());
         }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    region::access::{Readable, Writable},
+    region::copy::{Readable, Writable},
     region::layout::{self, CAPACITY_MIN as SMALLEST, as_offset},
     region::own::OwnRegion,
     ring::consumer::Pulled,

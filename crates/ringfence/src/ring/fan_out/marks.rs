@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::region::{
-    access::{Readable, Writable},
+    copy::{Readable, Writable},
     layout::{self, MARKS, mark_of},
 };
 

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     region::{
-        access::{Readable, Writable},
+        copy::{Readable, Writable},
         layout::{self, as_offset, head_of},
     },
     ring::{

@@ -14,7 +14,7 @@ use super::marks::{Mark, Seen};
 use crate::{
     error::{Error, Result},
     region::{
-        access::{Readable, Writable},
+        copy::{Readable, Writable},
         layout::{self, as_offset, head_of},
     },
     ring::delivery::{Delivery, StartFrom},

@@ -18,7 +18,7 @@ use super::{
     writer::FanOut,
 };
 use crate::{
-    region::access::Readable,
+    region::copy::Readable,
     region::layout::as_offset,
     region::own::OwnRegion,
     region::peer::PeerRegion,

@@ -10,9 +10,9 @@ use super::{
 use crate::{
     error::{Error, Result},
     region::{
-        access::{Readable, Writable},
-        by_slot::BySlot,
         copy::LINE,
+        copy::{Readable, Writable},
+        layout::BySlot,
         layout::{self, as_offset, head_of},
     },
     ring::{

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::{SMALLEST, header};
 use crate::{
     error::Error,
-    region::access::{Readable, Writable},
+    region::copy::{Readable, Writable},
     region::layout::{self, as_offset},
     region::own::OwnRegion,
     ring::consumer::{Consumer, Pulled, Wanted},

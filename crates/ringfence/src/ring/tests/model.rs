@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::{Pair, SMALLEST, bytes, packed, pair};
 use crate::{
-    region::access::Readable,
+    region::copy::Readable,
     region::layout::{self, as_offset},
     ring::consumer::{Gathered, Pulled, Wanted},
     ring::message::Progress,

@@ -4,7 +4,7 @@
 use loom::thread;
 
 use crate::{
-    region::access::Readable,
+    region::copy::Readable,
     ring::consumer::{Consumer, Gathered},
     ring::message::Progress,
     ring::producer::Producer,

@@ -10,7 +10,7 @@ use std::{
 
 use super::{Pair, SMALLEST, bytes, packed, pair};
 use crate::{
-    region::access::Readable,
+    region::copy::Readable,
     region::layout::as_offset,
     region::own::OwnRegion,
     region::peer::PeerRegion,

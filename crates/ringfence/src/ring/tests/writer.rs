@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use super::{Pair, SMALLEST, bytes, pair};
 use crate::{
-    region::access::Writable, region::layout, region::own::OwnRegion, ring::lies::packed,
+    region::copy::Writable, region::layout, region::own::OwnRegion, ring::lies::packed,
     ring::message::Progress, ring::producer::Producer, ring::record::LONG, ring::tally::Tally,
 };
 

@@ -22,7 +22,7 @@ use nix::{
 };
 
 use super::{guest, host};
-use crate::{handshake::line::settle_new_line, region::backing::Backing, sys};
+use crate::{handshake::line::settle_new_line, region::create::Backing, sys};
 
 /// In the environment of the other process: what it plays.
 const ROLE: &str = "RINGFENCE_FUZZED_PEER";

@@ -25,7 +25,7 @@ use crate::{
     channel::sender::Sender,
     error::Error,
     options::Options,
-    region::access::Writable,
+    region::copy::Writable,
     region::layout::{self, CAPACITY_MIN, as_offset, region_size},
     region::own::OwnRegion,
     region::peer::PeerRegion,

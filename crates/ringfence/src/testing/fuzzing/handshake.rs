@@ -24,11 +24,11 @@ use crate::{
     handshake::broadcast::PublishedRing,
     handshake::frame::{Code, Frame, Hello, Meeting, Nonce, Offer, Refuse, Start},
     handshake::line::{self, Line, settle_new_line},
-    handshake::side::Side,
+    handshake::parts::Side,
     identity::Credentials,
     options::{MAX_MESSAGE_SIZE, Options},
-    region::backing::Backing,
-    region::kept::KeptDescriptor,
+    region::create::Backing,
+    region::create::KeptDescriptor,
     region::layout::{CAPACITY_MIN, round_capacity},
     region::own::OwnRegion,
     ring::delivery::{Delivery, StartFrom},
@@ -331,7 +331,7 @@ fn own_pid() -> i32 {
 
 /// The next frame of this process, and what came with it.
 pub(super) fn frame_on(line: &OwnedFd, pid: i32) -> Option<(Frame, Vec<OwnedFd>)> {
-    let own = sys::ancillary::effective_credentials();
+    let own = sys::socket::effective_credentials();
     let deadline = Deadline::endless(Vec::new(), Duration::from_secs(600));
     let line = Line {
         socket: line.as_fd(),

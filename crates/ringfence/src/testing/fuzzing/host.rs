@@ -18,7 +18,7 @@ use super::{
 use crate::{
     error::Error,
     evidence::Record,
-    handshake::{Seats, frame::Meeting, side::Side},
+    handshake::{Seats, frame::Meeting, parts::Side},
     identity::Credentials,
     wait::deadline::Deadline,
 };

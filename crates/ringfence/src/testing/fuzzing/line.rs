@@ -66,7 +66,7 @@ fn listen(pieces: &[Piece]) {
     // No call waits: everything that will come is there, and so is the end.
     drop(theirs);
 
-    let own = sys::ancillary::effective_credentials();
+    let own = sys::socket::effective_credentials();
     let deadline = Deadline::endless(Vec::new(), Duration::from_secs(5));
     let line = Line {
         socket: ours.as_fd(),
@@ -108,7 +108,7 @@ fn listen(pieces: &[Piece]) {
 /// Sends the pieces, and returns how many there was room for.
 fn say(socket: &OwnedFd, pieces: &[Piece]) -> usize {
     let attached = File::open("/dev/null").expect("/dev/null");
-    let credentials = sys::ancillary::effective_credentials();
+    let credentials = sys::socket::effective_credentials();
     for (count, piece) in pieces.iter().enumerate() {
         let descriptors: Vec<RawFd> = vec![attached.as_raw_fd(); piece.descriptors];
         let mut control = vec![ControlMessage::ScmCredentials(&credentials)];

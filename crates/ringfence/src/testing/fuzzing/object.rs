@@ -24,11 +24,11 @@ use crate::{
     error::Error,
     evidence::Record,
     region::accept::{Agreed, accept},
-    region::access::Readable,
-    region::backing::Backing,
+    region::copy::Readable,
+    region::create::Backing,
+    region::create::wanted_seals,
     region::layout::{self, CAPACITY_MIN, MAGIC, as_offset, region_size},
-    region::seals,
-    sys::lease::take_lease,
+    sys::file::take_lease,
 };
 
 /// Of what has memory: more would be slow.
@@ -272,11 +272,11 @@ fn seal(object: &OwnedFd, script: &mut Unstructured<'_>) -> Result<bool> {
     let wanted = match script.int_in_range(0..=15)? {
         15 => SealFlag::from_bits_truncate(script.int_in_range(0..=31)?),
         // More than is asked for. It can be mapped for reading since Linux 6.7.
-        14 => seals::wanted() | SealFlag::F_SEAL_WRITE,
-        _ => seals::wanted(),
+        14 => wanted_seals() | SealFlag::F_SEAL_WRITE,
+        _ => wanted_seals(),
     };
     let sealed = fcntl(object, FcntlArg::F_ADD_SEALS(wanted)).is_ok();
-    Ok(sealed && wanted.contains(seals::wanted()))
+    Ok(sealed && wanted.contains(wanted_seals()))
 }
 
 /// The same object, for reading alone.

@@ -6,9 +6,9 @@ use std::sync::atomic::{Ordering, compiler_fence};
 use super::{Barriers, FENCED_AFTER_A_BELL, ParkingSpot};
 use crate::{
     error::{Error, Result},
-    region::access::{Readable, Writable},
-    region::by_slot::BySlot,
+    region::copy::{Readable, Writable},
     region::layout,
+    region::layout::BySlot,
 };
 
 impl ParkingSpot {

@@ -11,7 +11,7 @@ use loom::{
 };
 
 use crate::{
-    region::access::{Readable, Writable},
+    region::copy::{Readable, Writable},
     region::layout,
     region::phase::Phase,
     ring::consumer::Consumer,

@@ -4,7 +4,7 @@ use std::{cell::RefCell, sync::atomic::Ordering};
 
 use super::{Hub, SMALLEST, bytes, receive};
 use crate::{
-    region::access::{Readable, Writable},
+    region::copy::{Readable, Writable},
     region::layout::{self, mark_of},
     region::own::OwnRegion,
     ring::delivery::{Delivery, StartFrom},

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::{Hub, SMALLEST, bytes, seen};
 use crate::{
     error::Error,
-    region::access::Writable,
+    region::copy::Writable,
     region::layout::{self, MARKS, as_offset, head_of, mark_of},
     region::own::OwnRegion,
     region::peer::PeerRegion,

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::{Hub, Reader, SMALLEST, bytes, seen, walk_packed};
 use crate::{
-    region::access::Readable,
+    region::copy::Readable,
     region::layout::{self, as_offset},
     ring::consumer::Pulled,
     ring::delivery::{Delivery, StartFrom},

@@ -8,7 +8,7 @@ use std::{
 use super::{Hub, Reader, SMALLEST, bytes, receive, seen, walk_packed};
 use crate::{
     error::Error,
-    region::access::{Readable, Writable},
+    region::copy::{Readable, Writable},
     region::layout::{self, MARKS, as_offset, mark_of},
     region::own::OwnRegion,
     region::peer::PeerRegion,

@@ -7,7 +7,7 @@ use std::{hint::black_box, sync::Arc, thread, time::Instant};
 
 use super::{Hub, Reader, View, Writer};
 use crate::{
-    region::access::Readable,
+    region::copy::Readable,
     region::own::OwnRegion,
     region::peer::PeerRegion,
     ring::consumer::Consumer,

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    region::access::{Readable, Writable},
+    region::copy::{Readable, Writable},
     region::layout::head_of,
     region::own::OwnRegion,
     ring::delivery::{Delivery, StartFrom},

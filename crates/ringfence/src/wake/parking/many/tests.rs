@@ -7,7 +7,7 @@ use loom::thread;
 
 use super::{FanWaker, RoomSleeper, Watched, admit, fence_for};
 use crate::{
-    region::access::{Readable, Writable},
+    region::copy::{Readable, Writable},
     region::layout::{self, head_of},
     testing::loomed::Region,
     wake::parking::{

@@ -11,7 +11,7 @@ use std::{
 use nix::errno::Errno;
 
 use crate::{
-    region::access::{Readable, Writable},
+    region::copy::{Readable, Writable},
     region::layout,
     wake::parking::{Barriers, FENCED_AFTER_A_BELL, ParkingSpot, Sleeper, Waker},
 };

@@ -104,7 +104,7 @@ pub(crate) fn unreadable(errno: Errno) -> Result<Content> {
 }
 
 /// Hashes the file by reading it to its end. Fails if the wait was cancelled or the deadline has passed.
-pub(crate) fn of(file: &OwnedFd, stat: &FileStat, deadline: &Deadline) -> Result<Content> {
+pub(crate) fn hash(file: &OwnedFd, stat: &FileStat, deadline: &Deadline) -> Result<Content> {
     match uninterrupted(|| fstatfs(file)).map(|found| found.filesystem_type()) {
         Ok(FUSE_SUPER_MAGIC) => {
             return Ok(Content::Untold(
@@ -178,7 +178,7 @@ mod tests {
 
     fn of_path(path: &std::path::Path, time: Duration) -> Result<Digest> {
         let file = open(path);
-        match of(&file, &fstat(&file).unwrap(), &deadline(time))? {
+        match hash(&file, &fstat(&file).unwrap(), &deadline(time))? {
             Content::Hash(digest) => Ok(digest),
             Content::Untold(why) => panic!("{why}"),
         }

@@ -5,6 +5,7 @@
 //! when the filesystem answers, or with the process.
 
 use std::{
+    cell::Cell,
     os::fd::AsFd,
     sync::{
         atomic::{AtomicUsize, Ordering},
@@ -13,13 +14,19 @@ use std::{
     thread,
 };
 
-use nix::poll::PollFlags;
+use nix::{
+    errno::Errno,
+    poll::PollFlags,
+    sys::eventfd::{EfdFlags, EventFd},
+};
 
 use crate::{
     error::{Error, Result},
-    fork::PerProcess,
-    wait::cancel::Bell,
-    wait::deadline::{Deadline, Woken},
+    fork::{Birth, PerProcess},
+    wait::{
+        deadline::{Bell, Event},
+        deadline::{Deadline, Woken},
+    },
 };
 
 /// The maximum number of such calls at the same time in this process. Each holds a thread and two descriptors
@@ -91,4 +98,63 @@ pub(crate) fn ask<T: Send + 'static>(
             after: deadline.allowed,
         }),
     }
+}
+
+/// A number of permits. Waiting threads have no order. Holds one descriptor.
+#[derive(Debug)]
+pub(crate) struct Permits(Event);
+
+/// A permit, returned when dropped.
+#[derive(Debug)]
+pub(crate) struct Permit<'a>(&'a Event);
+
+impl Permits {
+    pub(crate) fn new(count: usize) -> Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_SEMAPHORE;
+        let birth = Birth::now()?;
+        EventFd::from_value_and_flags(u32::try_from(count).unwrap_or(u32::MAX), flags)
+            .map(|descriptor| Self(Event { descriptor, birth }))
+            .map_err(|errno| Error::system("a descriptor to count permits with", errno))
+    }
+
+    /// Waits for a permit.
+    pub(crate) fn acquire(&self, deadline: &Deadline) -> Result<Permit<'_>> {
+        loop {
+            deadline.wait(&[(self.0.descriptor.as_fd(), PollFlags::POLLIN)])?;
+            match self.0.descriptor.read() {
+                Ok(_) => return Ok(Permit(&self.0)),
+                // Another thread was faster.
+                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                Err(errno) => return Err(Error::system("waiting for a permit", errno)),
+            }
+        }
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        if self.0.birth.is_here() {
+            // Cannot fail: acquiring the permit has decremented the counter.
+            let _ = self.0.descriptor.write(1);
+        }
+    }
+}
+
+// The threads of this crate that call the program: its subscriber, with the feature `tracing`.
+//
+// The program may call back into this crate, and may drop a value that such a thread works for. So these
+// threads never wait for each other: a thread could end up waiting for itself.
+
+thread_local! {
+    static IS_OWN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Marks a thread of this crate. Must be called first on that thread.
+pub(crate) fn begin_own_thread() {
+    IS_OWN.set(true);
+}
+
+/// Whether this is a thread of this crate.
+pub(crate) fn is_own_thread() -> bool {
+    IS_OWN.get()
 }

@@ -1,7 +1,10 @@
-//! Step 4 of a handshake: the HELLOs, which agree on everything except the objects, and the private line,
-//! which carries all later frames.
+//! Steps 4 to 8 of a handshake: the HELLOs, which agree on everything except the objects, and the private line,
+//! which carries all later frames; the objects; the last check and READY.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::{
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    sync::atomic::Ordering,
+};
 
 use nix::{
     errno::Errno,
@@ -12,19 +15,31 @@ use nix::{
 };
 
 use crate::{
+    address::inherit::Inheritance,
     error::{Check, Error, Refusal, Result},
     evidence::Record,
-    handshake::broadcast,
-    handshake::frame::{self, Frame, HARDENS, Hello, Meeting, Nonce, TAKES_BARRIERS},
-    handshake::line::{self, Line, refuse, settle_line, settle_new_line},
-    handshake::side::{Caller, RingRole, Side, Talk},
+    fork::{Mark, Withheld},
+    handshake::{
+        broadcast::{self, Beginning, HeldStart, RingPart},
+        frame::{self, Frame, HARDENS, Hello, Meeting, Nonce, Offer, TAKES_BARRIERS, check_echo},
+        line::{self, Line, refuse, settle_line, settle_new_line},
+        parts::{Caller, RingRole, Side, Talk},
+        parts::{Parts, Role, Unopened},
+    },
     harden,
-    identity::Credentials,
+    identity::{Credentials, Identity},
     options::MAX_MESSAGE_SIZE,
-    peer::proc::answered,
-    region::backing::Backing,
-    region::layout::round_capacity,
+    peer::{namespace::answered, process::Peer},
+    region::{
+        accept::{Agreed, accept},
+        copy::{Readable, Writable},
+        create::{Backing, SharedObject, Wanted},
+        layout::{TAIL, as_offset, head_of, region_size, round_capacity},
+        peer::PeerRegion,
+    },
+    signal::inbox::{OpenInbox, TokenSender},
     sys::{self, uninterrupted},
+    trace::Tie,
 };
 
 impl Side<'_> {
@@ -323,7 +338,343 @@ pub(super) fn check_line(line: &OwnedFd, speaker: Credentials) -> Result<()> {
 }
 
 fn nonce() -> Result<Nonce> {
-    sys::random::bytes().map_err(|errno| Error::system("random bytes", errno))
+    sys::process::bytes().map_err(|errno| Error::system("random bytes", errno))
+}
+
+/// The objects that both sides have exchanged.
+pub(super) struct Objects {
+    pub(super) own: SharedObject,
+    pub(super) region: Unopened,
+    pub(super) peer: PeerRegion,
+    pub(super) ring: RingPart,
+    /// The receiver of the peer's tokens, and the sender of this side's.
+    pub(super) inbox: OpenInbox,
+    pub(super) token_sender: TokenSender,
+    /// For the state of the future channel. It is allocated before this side is ready, so that a lack of
+    /// memory fails the handshake.
+    pub(super) mark: Mark,
+}
+
+impl Side<'_> {
+    /// Runs steps 5 and 6: each side makes and passes its own object, and checks the peer's. In a broadcast
+    /// both objects are control objects, and the publisher passes its ring in addition.
+    pub(super) fn exchange(&self, talk: &mut Talk) -> Result<Objects> {
+        let Talk {
+            line,
+            peer,
+            own,
+            hello,
+            record,
+            ..
+        } = talk;
+        let options = self.options;
+        let line = self.line(line, peer.credentials);
+        peer.hardens = hello.features & HARDENS != 0;
+        self.close_off(record)?;
+        let inbox = OpenInbox::open(options.signal_number)?;
+        // A control object is as large as the smallest ring: its name tells them apart.
+        let (name, capacity): (&[u8], _) = match self.role {
+            RingRole::Equal => (b"ringfence", options.capacity),
+            RingRole::Publisher(_) | RingRole::Subscriber => (b"ringfence-control", 0),
+        };
+        let wanted = Wanted {
+            backing: options.backing,
+            name,
+            capacity,
+            signal: inbox.number(),
+            peer: peer.credentials.uid,
+        };
+        let object = SharedObject::create(&wanted, self.deadline, record)?;
+        let held = self.hold_start(hello)?;
+        let offer = Offer {
+            echo: hello.nonce,
+            size: region_size(self.own_ring()),
+            capacity: self.own_ring(),
+            tokens: inbox.address(),
+            start: held.as_ref().map(HeldStart::start).unwrap_or_default(),
+        };
+        self.send_offer(&line, offer, &object, record)?;
+        let (offer, descriptors) = self.expect_offer(&line, own, hello, record)?;
+        let agreed = Agreed {
+            backing: options.backing,
+            capacity: hello.capacity,
+            stated: offer.size,
+            owner: peer.credentials.uid,
+        };
+        let (region, ring) = self.accept_objects(&descriptors, agreed, &offer, record)?;
+        if let RingPart::Subscriber(_, Beginning { start, .. }) = &ring {
+            // Before READY, because the publisher reads it from then on.
+            let at = head_of(as_offset(start.slot.into()));
+            object.region.store(at, start.position, Ordering::Release);
+        }
+        object.check()?;
+        Ok(Objects {
+            region: Unopened::new(object.region.clone()),
+            own: object,
+            peer: region,
+            ring: held.map_or(ring, RingPart::Publisher),
+            inbox,
+            token_sender: token_sender(peer, &offer)?,
+            mark: Mark::new()?,
+        })
+    }
+
+    /// Hardens this process if the options ask for it. Both sides have inspected each other by this point,
+    /// because each sends its HELLO after its check. And no shared memory exists yet. So this is the moment
+    /// to close this process to others of its user.
+    fn close_off(&self, record: &mut Record) -> Result<()> {
+        if self.options.harden {
+            harden::harden()?;
+            record.passed(
+                "hello",
+                "hardened",
+                "this process, after its inspection and before it makes its object",
+                "not dumpable, no core",
+            );
+        } else if harden::is_hardened() {
+            record.not_asked("hello", "hardened", "this process: not dumpable");
+        } else {
+            record.not_asked("hello", "hardened", "this process: dumpable");
+        }
+        Ok(())
+    }
+
+    /// Reserves the starting position of a new subscriber, if this side is a publisher.
+    fn hold_start(&self, hello: &Hello) -> Result<Option<HeldStart>> {
+        let RingRole::Publisher(ring) = self.role else {
+            return Ok(None);
+        };
+        let (delivery, from) = broadcast::asks(hello)?;
+        ring.hold(delivery, from).map(Some)
+    }
+
+    /// Sends this side's OFFER with its object. A publisher passes its ring as well.
+    fn send_offer(
+        &self,
+        line: &Line<'_>,
+        offer: Offer,
+        object: &SharedObject,
+        record: &mut Record,
+    ) -> Result<()> {
+        let size = offer.size;
+        let offer = Frame::Offer(offer);
+        let count = if let RingRole::Publisher(ring) = self.role {
+            ring.pass_on(self.deadline, |copy| {
+                line.send(&offer, &[object.as_fd(), copy.as_fd()])
+            })?;
+            2
+        } else {
+            line.send(&offer, &[object.as_fd()])?;
+            1
+        };
+        record.passed(
+            "offer",
+            "sent",
+            descriptors_wanted(count),
+            format!("{size} bytes"),
+        );
+        Ok(())
+    }
+
+    /// Receives the peer's OFFER with its object and, from a publisher, the ring. Until they are mapped,
+    /// forked children do not inherit the descriptors.
+    fn expect_offer(
+        &self,
+        line: &Line<'_>,
+        own: &Nonce,
+        hello: &Hello,
+        record: &mut Record,
+    ) -> Result<(Offer, Vec<Withheld>)> {
+        let wanted = match self.role {
+            RingRole::Subscriber => 2,
+            RingRole::Equal | RingRole::Publisher(_) => 1,
+        };
+        let (frame, descriptors) = line.expect_with("the peer's OFFER", wanted)?;
+        let Frame::Offer(offer) = frame else {
+            return Err(Error::Protocol(
+                "expected an OFFER, received another frame".into(),
+            ));
+        };
+        check_echo(&offer.echo, own)?;
+        let found = descriptors.len();
+        if found != wanted {
+            return Err(Error::ObjectUnsound {
+                check: "descriptors",
+                wanted: wanted.to_string(),
+                found: found.to_string(),
+            });
+        }
+        let descriptors = descriptors
+            .into_iter()
+            .map(Withheld::new)
+            .collect::<Result<_>>()?;
+        if offer.capacity != hello.capacity {
+            return Err(Error::Protocol(format!(
+                "an OFFER of {} bytes after a HELLO of {}",
+                offer.capacity, hello.capacity
+            )));
+        }
+        record.passed(
+            "offer",
+            "received",
+            descriptors_wanted(wanted),
+            format!("{} bytes", offer.size),
+        );
+        Ok((offer, descriptors))
+    }
+
+    /// Checks and maps the objects of an OFFER. `agreed` describes the peer's ring, if it has one.
+    fn accept_objects(
+        &self,
+        descriptors: &[Withheld],
+        agreed: Agreed,
+        offer: &Offer,
+        record: &mut Record,
+    ) -> Result<(PeerRegion, RingPart)> {
+        let missing = || Error::Protocol("an OFFER without an object".into());
+        let first = descriptors.first().ok_or_else(missing)?;
+        let RingRole::Subscriber = self.role else {
+            return Ok((accept(first, &agreed, record)?, RingPart::Equal));
+        };
+        let second = descriptors.get(1).ok_or_else(missing)?;
+        let control = Agreed {
+            capacity: 0,
+            stated: region_size(0),
+            ..agreed
+        };
+        let region = accept(first, &control, record)?;
+        let ring = accept(second, &agreed, record)?;
+        let beginning = Beginning {
+            start: offer.start,
+            now: ring.load(TAIL, Ordering::Acquire),
+        };
+        Ok((region, RingPart::Subscriber(ring, beginning)))
+    }
+}
+
+fn token_sender(peer: &Peer, offer: &Offer) -> Result<TokenSender> {
+    let sender = TokenSender::new(peer.credentials.pid, offer.tokens)?;
+    // In another pid namespace, the number of the peer's thread would name a different thread here.
+    Ok(if peer.shares_numbers() {
+        sender
+    } else {
+        sender.out_of_reach()
+    })
+}
+
+fn descriptors_wanted(count: usize) -> &'static str {
+    if count == 1 {
+        "one descriptor, its size in a struct"
+    } else {
+        "two descriptors, the ring's size in a struct"
+    }
+}
+
+impl Side<'_> {
+    /// Runs step 7: checks that the process still exists and still satisfies the policy.
+    pub(super) fn look_finally(&self, talk: &mut Talk) -> Result<Identity> {
+        let Talk { peer, record, .. } = talk;
+        let identity = self.options.policy.check(peer, "final", self.deadline, record)?;
+        record.not_asked("final", "peer hardened", peer.openness());
+        Ok(identity)
+    }
+
+    /// Runs step 8.
+    pub(super) fn send_ready(&self, talk: &mut Talk) -> Result<()> {
+        let shares: Vec<_> = self.shares.iter().map(|share| share.as_fd()).collect();
+        self.line(&talk.line, talk.peer.credentials)
+            .send(&Frame::Ready(talk.hello.nonce), &shares)?;
+        talk.record
+            .passed("ready", "sent", "after everything else", "sent");
+        if !shares.is_empty() {
+            talk.record.passed(
+                "ready",
+                "passed on",
+                "the listening socket, and the lock beside a path",
+                format!("{} descriptors", shares.len()),
+            );
+        }
+        Ok(())
+    }
+
+    /// Waits for the host's READY. In a membership, READY carries the guest's share of the place.
+    pub(super) fn expect_inheritance(&self, talk: &mut Talk) -> Result<Option<Inheritance>> {
+        let Some(address) = self.inherits else {
+            self.expect_ready(talk, 0)?;
+            return Ok(None);
+        };
+        let descriptors = self.expect_ready(talk, Inheritance::count(address))?;
+        Inheritance::accept(address, descriptors, &mut talk.record).map(Some)
+    }
+
+    pub(super) fn expect_ready(&self, talk: &mut Talk, count: usize) -> Result<Vec<OwnedFd>> {
+        let line = self.line(&talk.line, talk.peer.credentials);
+        let (frame, descriptors) = line.receive("the peer's READY", count)?;
+        let echo = match frame {
+            Frame::Ready(echo) => echo,
+            // Only a publisher can evict this side, so the word counts only for a subscriber.
+            Frame::Refuse(refuse) if matches!(self.role, RingRole::Subscriber) && refuse.is_eviction() => {
+                return Err(Error::Evicted);
+            }
+            Frame::Refuse(refuse) => return Err(refuse.into_error(line.address)),
+            _ => return Err(Error::Protocol("expected READY, received another frame".into())),
+        };
+        if descriptors.len() != count {
+            return Err(Error::ObjectUnsound {
+                check: "descriptors",
+                wanted: format!("{count} with READY"),
+                found: descriptors.len().to_string(),
+            });
+        }
+        check_echo(&echo, &talk.own)?;
+        talk.record
+            .passed("ready", "received", "after everything else", "received");
+        Ok(descriptors)
+    }
+
+    pub(super) fn finish(
+        &self,
+        role: Role,
+        talk: Talk,
+        objects: Objects,
+        identity: Identity,
+        inheritance: Option<Inheritance>,
+    ) -> Parts {
+        let Talk {
+            line,
+            peer,
+            hello,
+            mut record,
+            ..
+        } = talk;
+        drop(objects.own);
+        record.passed(
+            "ready",
+            "descriptors",
+            "closed on this side; only the mappings remain",
+            "closed",
+        );
+        Parts {
+            role,
+            line,
+            process: peer.keep(),
+            tie: Tie::with(&self.address, &identity),
+            identity,
+            evidence: record.into_list(),
+            mark: objects.mark,
+            own: objects.region,
+            peer: objects.peer,
+            own_capacity: self.own_ring(),
+            peer_capacity: hello.capacity,
+            longest_out: hello.longest,
+            longest_in: self.options.longest(),
+            barriers: self.takes_barriers && hello.features & TAKES_BARRIERS != 0,
+            inbox: objects.inbox,
+            token_sender: objects.token_sender,
+            inheritance,
+            ring: objects.ring,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -346,7 +697,7 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no credentials of a socket")]
     fn a_line_is_a_connected_unix_stream_pair_made_by_the_sender() {
-        let own = sys::ancillary::effective_credentials();
+        let own = sys::socket::effective_credentials();
         let own = Credentials {
             pid: own.pid(),
             uid: own.uid(),

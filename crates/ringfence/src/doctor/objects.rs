@@ -1,0 +1,406 @@
+//! The object of the default backing: what its seals refuse, and that it is never executed.
+
+use std::{
+    os::fd::{AsRawFd, OwnedFd},
+    ptr::NonNull,
+    sync::{atomic::Ordering, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl, open},
+    libc,
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        mman::{ProtFlags, mprotect, shm_open, shm_unlink},
+        stat::Mode,
+        statfs::{TMPFS_MAGIC, statfs},
+        statvfs::statvfs,
+        uio::pwrite,
+    },
+    unistd::ftruncate,
+};
+
+use crate::{
+    doctor::{About, Finding, bytes, default_region, number_in},
+    region::{
+        copy::Writable,
+        create::wanted_seals,
+        exposure::tripwire::Tripwire,
+        layout::{self, CAPACITY_MIN, region_size},
+        map::Mapping,
+        own::OwnRegion,
+        peer::PeerRegion,
+        room::{self, check_room},
+    },
+    signal::claim,
+    sys,
+};
+
+/// A memfd as the channel makes it: reopened, so that the kernel counts it among the open files.
+pub(super) fn memfd() -> Result<OwnedFd, String> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let raw = memfd_create("ringfence-doctor", flags).map_err(failed("memfd_create"))?;
+    again(&raw, OFlag::O_RDWR).map_err(failed("reopening it through /proc/self/fd"))
+}
+
+/// What failed, and why.
+pub(super) fn failed(what: &'static str) -> impl FnOnce(Errno) -> String {
+    move |errno| format!("{what}: {}", errno.desc())
+}
+
+/// Opens the same object once more.
+pub(super) fn again(object: &OwnedFd, flags: OFlag) -> Result<OwnedFd, Errno> {
+    let path = format!("/proc/self/fd/{}", object.as_raw_fd());
+    open(path.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+const SEALS: About = About {
+    name: "memfd-seals",
+    title: "Sealed memory (memfd)",
+};
+
+pub(super) fn memfd_seals() -> Finding {
+    match sealed_against() {
+        Ok(open) if open.is_empty() => SEALS.good(
+            "a second writable mapping, mprotect, a write, shrinking, growing, punching a hole and further seals are \
+             refused; the first mapping still writes, and a reader sees it",
+            "with the memfd backing, a peer that has passed and turns hostile cannot write, cut or grow this side's \
+             memory",
+        ),
+        Ok(open) => SEALS.missing(
+            format!("possible in spite of the seals: {}", open.join(", ")),
+            "a peer could change this side's memory behind its back; share it only with processes that you trust as \
+             yourself",
+        ),
+        Err(why) => SEALS.missing(
+            why,
+            "the memfd backing cannot be used here; it takes Linux 5.1, files of more than 12 KiB (ulimit -f), and a \
+             sandbox that allows memfd_create and /proc/self/fd",
+        ),
+    }
+}
+
+/// Seals a throw-away memfd as the channel does. Returns the operations that are still possible and must not be.
+fn sealed_against() -> Result<Vec<&'static str>, String> {
+    let object = memfd()?;
+    let size = region_size(CAPACITY_MIN);
+    let length = libc::off_t::try_from(size).map_err(|error| error.to_string())?;
+    // The object is also grown, by a byte. Beyond the limit of file sizes the kernel would send SIGXFSZ, before it asks for the seals.
+    check_room(size + 1).map_err(|error| error.to_string())?;
+    ftruncate(&object, length).map_err(failed("ftruncate"))?;
+    let own = OwnRegion::map(&object, CAPACITY_MIN).map_err(|error| error.to_string())?;
+    fcntl(&object, FcntlArg::F_ADD_SEALS(wanted_seals())).map_err(failed("F_ADD_SEALS"))?;
+    let peer = PeerRegion::map(&object, CAPACITY_MIN).map_err(|error| error.to_string())?;
+
+    own.store(layout::DATA, 42, Ordering::Release);
+    let live = peer.peek(layout::DATA) == 42;
+    let mapping = Mapping::new(&object, 4096, false).map_err(failed("mapping it to read"))?;
+    let writable = NonNull::new(mapping.as_mut_ptr().cast()).is_some_and(|address| {
+        // SAFETY: the range is that mapping, which no other code knows of and none reads. If the call succeeds, it
+        // is writable until it is unmapped a few lines further down.
+        unsafe {
+            mprotect(
+                address,
+                mapping.len(),
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+            )
+        }
+        .is_ok()
+    });
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let tried = [
+        ("the owner's mapping writes nothing any more", !live),
+        (
+            "a second writable mapping",
+            Mapping::new(&object, 4096, true).is_ok(),
+        ),
+        ("making a mapping writable", writable),
+        ("writing", pwrite(&object, b"x", 0).is_ok()),
+        ("shrinking", ftruncate(&object, 0).is_ok()),
+        ("growing", ftruncate(&object, length + 1).is_ok()),
+        ("punching a hole", fallocate(&object, hole, 0, 4096).is_ok()),
+        (
+            "sealing further",
+            fcntl(&object, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE)).is_ok(),
+        ),
+    ];
+    Ok(tried
+        .into_iter()
+        .filter(|(_, done)| *done)
+        .map(|(what, _)| what)
+        .collect())
+}
+
+const NOEXEC: About = About {
+    name: "memfd-noexec",
+    title: "Memory that is never executed (MFD_NOEXEC_SEAL)",
+};
+
+pub(super) fn memfd_noexec() -> Finding {
+    /// Linux 6.3, of which nix has no names: the flag of memfd_create, and the seal that it sets.
+    const NOEXEC_SEAL: MFdFlags = MFdFlags::from_bits_retain(8);
+    const SEAL_EXEC: i32 = 0x20;
+    let sysctl = number_in("/proc/sys/vm/memfd_noexec");
+    let rule = match sysctl {
+        Some(2) => "vm.memfd_noexec=2: no other kind can be made",
+        Some(1) => "vm.memfd_noexec=1: the default for all",
+        Some(_) => "vm.memfd_noexec=0: for those who ask, as this does",
+        None => "no vm.memfd_noexec",
+    };
+    let flags = MFdFlags::MFD_CLOEXEC | NOEXEC_SEAL;
+    let sealed = memfd_create("ringfence-doctor", flags)
+        .and_then(|object| fcntl(&object, FcntlArg::F_GET_SEALS).map(|seals| seals & SEAL_EXEC != 0));
+    match sealed {
+        Ok(true) => NOEXEC.good(
+            format!("granted and sealed; {rule}"),
+            "what lies in shared memory cannot be executed through its descriptor",
+        ),
+        Ok(false) => NOEXEC.limited(
+            format!("granted, but not sealed; {rule}"),
+            "a process that has the descriptor may make the object executable; nothing else rests on it",
+        ),
+        Err(errno) => NOEXEC.limited(
+            format!("not granted: {} (Linux 6.3); {rule}", errno.desc()),
+            "the memory is made without it: a process that has the descriptor may execute what lies there; nothing else \
+             rests on it",
+        ),
+    }
+}
+
+const MEMFD_LEASE: About = About {
+    name: "memfd-lease",
+    title: "Write lease on a memfd",
+};
+
+pub(super) fn memfd_lease() -> Finding {
+    match memfd().and_then(|object| leased(&object)) {
+        Ok(found) => MEMFD_LEASE.good(
+            found,
+            "the kernel confirms that no other process has the object open when it is passed on, and keeps later openers \
+             waiting for the lease-break time",
+        ),
+        Err(why) => MEMFD_LEASE.missing(
+            why,
+            "the memfd backing cannot prove its object exclusive, so no channel is made; look for a sandbox that \
+             forbids fcntl(2) F_SETLEASE, or a /proc that cannot be read",
+        ),
+    }
+}
+
+const SHM_LEASE: About = About {
+    name: "shm-lease",
+    title: "Write lease on a shm_open object",
+};
+
+pub(super) fn shm_lease() -> Finding {
+    match shm_object().and_then(|object| leased(&object)) {
+        Ok(found) => SHM_LEASE.good(
+            found,
+            "with the shm backing, a process that got in before the lease is noticed, unless with O_PATH; the peer itself can \
+             write and cut the object: prefer memfd, which has no name and is sealed",
+        ),
+        Err(why) => SHM_LEASE.missing(
+            why,
+            "the shm backing cannot be used here; the memfd backing, which is the default, needs none of it",
+        ),
+    }
+}
+
+/// A shm object as the channel makes it, but with a mode that lets the probe open it once more.
+fn shm_object() -> Result<OwnedFd, String> {
+    let random: [u8; 16] = sys::process::bytes().map_err(failed("getrandom"))?;
+    let name = format!("/ringfence-doctor-{:032x}", u128::from_le_bytes(random));
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+    let object = shm_open(name.as_str(), flags, mode).map_err(failed("shm_open"))?;
+    shm_unlink(name.as_str()).map_err(failed("shm_unlink"))?;
+    Ok(object)
+}
+
+/// Tries whether a write lease tells that another process has an object open.
+fn leased(object: &OwnedFd) -> Result<String, String> {
+    let open = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+    let second = again(object, open).map_err(failed("opening it once more"))?;
+    match sys::file::take_lease(object) {
+        Err(Errno::EAGAIN) => {}
+        Ok(()) => return Err("granted although the object was open twice".into()),
+        Err(errno) => return Err(failed("F_SETLEASE")(errno)),
+    }
+    drop(second);
+    // A child that another thread of this process forks holds a copy of `second` until it execs.
+    let deadline = Instant::now() + Duration::from_secs(1);
+    while let Err(errno) = sys::file::take_lease(object) {
+        if errno != Errno::EAGAIN || Instant::now() >= deadline {
+            return Err(failed("F_SETLEASE on an object that no other process has open")(
+                errno,
+            ));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    if sys::file::has_write_lease(object) != Ok(true) {
+        return Err("granted, but F_GETLEASE does not show it".into());
+    }
+    match again(object, open) {
+        Err(Errno::EWOULDBLOCK) => {}
+        Ok(_) => return Err("granted, but a later opener is let in at once".into()),
+        Err(errno) => return Err(failed("opening it under the lease")(errno)),
+    }
+    let seconds = number_in("/proc/sys/fs/lease-break-time")
+        .map_or_else(|| "unknown".into(), |seconds| format!("{seconds} s"));
+    Ok(format!(
+        "granted alone, refused (EAGAIN) while a second open exists, later openers are kept waiting (lease-break \
+         time: {seconds})"
+    ))
+}
+
+const TRIPWIRE: About = About {
+    name: "tripwire",
+    title: "Alarm when a shared object is opened",
+};
+
+pub(super) fn tripwire() -> Finding {
+    match alarmed() {
+        Ok((number, true)) => TRIPWIRE.good(
+            format!("sounded (signal {number}) when the object was opened under its lease"),
+            "a process that opens the memory of a channel ends it: its owner wipes it first, and both sides see it (exposed)",
+        ),
+        Ok((number, false)) => TRIPWIRE.missing(
+            format!("signal {number} did not come within {} s", ALARM.as_secs()),
+            "a process that opens the memory of a channel is kept waiting for the lease-break time, and neither side is \
+             told; look for a \
+             sandbox that forbids fcntl(2) F_SETSIG or F_SETOWN_EX, or hides /proc/locks",
+        ),
+        Err(why) => TRIPWIRE.missing(
+            why,
+            "no channel is made",
+        ),
+    }
+}
+
+/// How long the probe waits for the alarm: the signal comes at once, to a thread that may have to wait for a processor.
+const ALARM: Duration = Duration::from_secs(2);
+
+/// Whether an alarm sounds when a process opens an object of this one's own, and by which signal.
+fn alarmed() -> Result<(i32, bool), String> {
+    let object = memfd()?;
+    let refused = |error: crate::Error| error.to_string();
+    let number = claim::unused().map_err(refused)?;
+    let wire = Tripwire::arm(&object, number).map_err(refused)?;
+    let (sounded, alarm) = mpsc::channel();
+    wire.on_alarm(move || {
+        // Without a receiver, no call waits any more.
+        let _ = sounded.send(());
+        None
+    });
+    match again(&object, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
+        Err(Errno::EWOULDBLOCK) => {}
+        Ok(_) => return Err("an opener is let in at once".into()),
+        Err(errno) => return Err(failed("opening it under the lease")(errno)),
+    }
+    Ok((number, alarm.recv_timeout(ALARM).is_ok()))
+}
+
+const SHARED_MEMORY: About = About {
+    name: "dev-shm",
+    title: "Room in /dev/shm",
+};
+
+pub(super) fn shared_memory() -> Finding {
+    let none =
+        "the shm backing cannot be used here; the memfd backing, which is the default, does not need it";
+    match statfs("/dev/shm").map(|found| found.filesystem_type()) {
+        Ok(TMPFS_MAGIC) => {}
+        Ok(_) => return SHARED_MEMORY.missing("it is no tmpfs", none),
+        Err(errno) => return SHARED_MEMORY.missing(errno.desc(), none),
+    }
+    let found = match statvfs("/dev/shm") {
+        Ok(found) => found,
+        Err(errno) => return SHARED_MEMORY.missing(errno.desc(), none),
+    };
+    let size = found.blocks().saturating_mul(found.fragment_size());
+    let free = found.blocks_available().saturating_mul(found.fragment_size());
+    let pair = default_region() * 2;
+    // A tmpfs that is mounted with size=0 has no limit but memory, and says so with no blocks.
+    let room = if size == 0 { pair } else { free };
+    let text = if size == 0 {
+        "no limit of its own".to_owned()
+    } else {
+        format!("{} free of {}", bytes(free), bytes(size))
+    };
+    if room >= pair {
+        SHARED_MEMORY.good(
+            text,
+            format!(
+                "a pair with the shm backing takes {} of it with default rings; memfd takes nothing of it",
+                bytes(pair)
+            ),
+        )
+    } else {
+        SHARED_MEMORY.limited(
+            text,
+            format!(
+                "the shm backing has no room for a pair with default rings ({}): give /dev/shm more (a container's \
+                 shm-size), ask for a smaller capacity, or use memfd, which takes nothing of it",
+                bytes(pair)
+            ),
+        )
+    }
+}
+
+const MEMORY: About = About {
+    name: "memory",
+    title: "Memory for a ring",
+};
+
+pub(super) fn memory() -> Finding {
+    let region = default_region();
+    let found = match room::available_memory() {
+        Ok(Some(available)) => format!("{} available to this process", bytes(available)),
+        Ok(None) => "neither /proc/meminfo nor the cgroup says".into(),
+        Err(errno) => format!("/proc/meminfo cannot be read: {}", errno.desc()),
+    };
+    match room::check_room(region) {
+        Ok(()) => MEMORY.good(
+            found,
+            format!(
+                "a ring takes all its memory at once ({} by default, at each side): what cannot be had is an error \
+                 when the channel is made, not a signal later",
+                bytes(region)
+            ),
+        ),
+        Err(error) => MEMORY.missing(
+            format!("{found}; {error}"),
+            format!(
+                "a default ring ({}) is refused with NO_SPACE; ask for a smaller capacity, or give this process more",
+                bytes(region)
+            ),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_probe_of_seals_sees_what_an_unsealed_object_allows() {
+        let object = memfd().unwrap();
+        ftruncate(&object, 4096).unwrap();
+        assert!(Mapping::new(&object, 4096, true).is_ok());
+        assert!(pwrite(&object, b"x", 0).is_ok());
+        assert!(ftruncate(&object, 0).is_ok());
+        assert_eq!(sealed_against(), Ok(vec![]));
+    }
+
+    #[test]
+    fn the_probe_of_leases_sees_a_second_open() {
+        let object = memfd().unwrap();
+        assert!(leased(&object).is_ok());
+        let object = memfd().unwrap();
+        let _second = again(&object, OFlag::O_RDONLY).unwrap();
+        assert!(leased(&object).unwrap_err().contains("no other process"));
+    }
+}

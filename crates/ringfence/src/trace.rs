@@ -1,0 +1,256 @@
+//! Events and spans for subscribers of the crate `tracing`: a feature, off by default.
+//!
+//! Without the feature, the same names exist and do nothing. With it, there are:
+//!
+//! | target | level | what | fields |
+//! | --- | --- | --- | --- |
+//! | `ringfence::handshake` | DEBUG | the span `handshake`, one per handshake | `address`, `role`, and at a host `peer_pid`, `peer_uid` |
+//! | `ringfence::handshake` | DEBUG | each check, as it is made | `step`, `check`, `wanted`, `found`, `outcome` |
+//! | `ringfence::channel` | INFO | `open`, `closed` | `address`, `peer_pid`, `peer_uid`; `role`; `reason` |
+//! | `ringfence::refused` | WARN | a process got no channel | `address`, `role`, `code`, `error`; of a known process `peer_pid`, `peer_uid`, `peer_gid`, `executable`; of a check `check`, `wanted`, `found`, `by_peer` |
+//! | `ringfence::evicted` | WARN | a subscriber was too slow | `address`, `peer_pid`, `peer_uid`, `lag` (bytes), `stall_millis` |
+//!
+//! May import `error` and the modules below it. A panic in a subscriber does not reach the caller, because it must not end a thread
+//! of this crate.
+
+#[cfg(not(feature = "tracing"))]
+pub(crate) use off::{Handshake, Tie, refused, step};
+#[cfg(feature = "tracing")]
+pub(crate) use on::{Handshake, Tie, refused, step};
+
+#[cfg(feature = "tracing")]
+mod on {
+    use std::{
+        fmt::Display,
+        panic::{AssertUnwindSafe, catch_unwind},
+        time::Duration,
+    };
+
+    use tracing::{Level, Span, debug_span, event, field::Empty, span::Entered};
+
+    use crate::{
+        error::Error,
+        identity::{Credentials, Identity},
+    };
+
+    const HANDSHAKE: &str = "ringfence::handshake";
+    const CHANNEL: &str = "ringfence::channel";
+    const REFUSED: &str = "ringfence::refused";
+    const EVICTED: &str = "ringfence::evicted";
+
+    /// Calls the subscriber. The panic hook has already reported a panic.
+    fn notify(call: impl FnOnce()) {
+        let _ = catch_unwind(AssertUnwindSafe(call));
+    }
+
+    /// The span of one handshake.
+    ///
+    /// Cloning, entering, leaving and dropping a span also call the subscriber, so each of them catches its panics.
+    #[derive(Debug)]
+    pub(crate) struct Handshake(Option<Span>);
+
+    impl Handshake {
+        pub(crate) fn begin(address: &impl Display, role: &'static str, who: Option<Credentials>) -> Self {
+            let span = catch_unwind(AssertUnwindSafe(|| {
+                let span = debug_span!(target: HANDSHAKE, "handshake", %address, role, peer_pid = Empty, peer_uid = Empty);
+                if let Some(who) = who {
+                    span.record("peer_pid", who.pid).record("peer_uid", who.uid);
+                }
+                span
+            }));
+            Self(span.ok())
+        }
+
+        pub(crate) fn within<T>(&self, steps: impl FnOnce() -> T) -> T {
+            let _entered = Within::enter(self.0.as_ref());
+            steps()
+        }
+    }
+
+    impl Clone for Handshake {
+        fn clone(&self) -> Self {
+            Self(catch_unwind(AssertUnwindSafe(|| self.0.clone())).unwrap_or_default())
+        }
+    }
+
+    impl Drop for Handshake {
+        fn drop(&mut self) {
+            let span = self.0.take();
+            notify(|| drop(span));
+        }
+    }
+
+    /// Keeps a span entered until it is dropped.
+    struct Within<'span>(Option<Entered<'span>>);
+
+    impl<'span> Within<'span> {
+        fn enter(span: Option<&'span Span>) -> Self {
+            Self(catch_unwind(AssertUnwindSafe(|| span.map(Span::enter))).unwrap_or_default())
+        }
+    }
+
+    impl Drop for Within<'_> {
+        fn drop(&mut self) {
+            let entered = self.0.take();
+            notify(|| drop(entered));
+        }
+    }
+
+    /// Reports a check that has not failed.
+    pub(crate) fn step(step: &str, check: &str, wanted: &str, found: &str, outcome: &str) {
+        notify(|| event!(target: HANDSHAKE, Level::DEBUG, step, check, wanted, found, outcome));
+    }
+
+    /// Reports that a process that connected, or was connected to, got no channel.
+    pub(crate) fn refused(
+        address: &impl Display,
+        role: &'static str,
+        error: &Error,
+        identity: Option<&Identity>,
+    ) {
+        let refusal = error.refusal();
+        let identity = refusal.and_then(|refusal| refusal.identity.as_ref()).or(identity);
+        let executable = identity.and_then(|identity| identity.executable.as_ref());
+        // A string, because a subscriber that prints lines quotes it. So a path cannot forge a line.
+        let executable = executable.map(|executable| executable.path.to_string_lossy());
+        notify(|| {
+            event!(
+                target: REFUSED,
+                Level::WARN,
+                %address,
+                role,
+                code = error.code(),
+                %error,
+                peer_pid = identity.map(|identity| identity.pid),
+                peer_uid = identity.map(|identity| identity.uid),
+                peer_gid = identity.map(|identity| identity.gid),
+                executable = executable.as_deref(),
+                check = refusal.map(|refusal| refusal.check.as_str()),
+                wanted = refusal.map(|refusal| refusal.wanted.as_str()),
+                found = refusal.map(|refusal| refusal.found.as_str()),
+                by_peer = refusal.map(|refusal| refusal.by_peer),
+                "a process got no channel"
+            );
+        });
+    }
+
+    /// The peer of a channel, and the address. Plain data, because a span would end in a forked child as well.
+    #[derive(Debug, Clone)]
+    pub(crate) struct Tie {
+        address: String,
+        pid: i32,
+        uid: u32,
+        gid: u32,
+    }
+
+    impl Tie {
+        pub(crate) fn with(address: &str, peer: &Identity) -> Self {
+            Self {
+                address: address.to_owned(),
+                pid: peer.pid,
+                uid: peer.uid,
+                gid: peer.gid,
+            }
+        }
+
+        pub(crate) fn opened(&self, role: &impl Display) {
+            let Self {
+                address, pid, uid, ..
+            } = self;
+            notify(
+                || event!(target: CHANNEL, Level::INFO, address, peer_pid = pid, peer_uid = uid, %role, "open"),
+            );
+        }
+
+        pub(crate) fn closed(&self, reason: &impl Display) {
+            let Self {
+                address, pid, uid, ..
+            } = self;
+            notify(
+                || event!(target: CHANNEL, Level::INFO, address, peer_pid = pid, peer_uid = uid, %reason, "closed"),
+            );
+        }
+
+        /// Reports that a later check of the peer has failed.
+        pub(crate) fn refused(&self, error: &Error) {
+            let Self { pid, uid, gid, .. } = *self;
+            let peer = Identity::of(Credentials { pid, uid, gid });
+            refused(&self.address, "peer", error, Some(&peer));
+        }
+
+        /// Reports that the subscriber has delayed its publisher for longer than `stall`.
+        pub(crate) fn evicted(&self, lag: u64, stall: Duration) {
+            let Self {
+                address, pid, uid, ..
+            } = self;
+            let stall_millis = u64::try_from(stall.as_millis()).unwrap_or(u64::MAX);
+            notify(|| {
+                event!(
+                    target: EVICTED, Level::WARN, address, peer_pid = pid, peer_uid = uid, lag, stall_millis,
+                    "a subscriber was too slow"
+                );
+            });
+        }
+    }
+}
+
+/// Without the feature nothing is stored and nothing is called.
+#[cfg(not(feature = "tracing"))]
+#[expect(clippy::unused_self, reason = "the signatures are those with the feature")]
+mod off {
+    use std::{fmt::Display, time::Duration};
+
+    use crate::{
+        error::Error,
+        identity::{Credentials, Identity},
+    };
+
+    #[derive(Debug, Clone)]
+    pub(crate) struct Handshake;
+
+    impl Handshake {
+        #[inline]
+        pub(crate) fn begin(_address: &impl Display, _role: &'static str, _who: Option<Credentials>) -> Self {
+            Self
+        }
+
+        #[inline]
+        pub(crate) fn within<T>(&self, steps: impl FnOnce() -> T) -> T {
+            steps()
+        }
+    }
+
+    #[inline]
+    pub(crate) fn step(_step: &str, _check: &str, _wanted: &str, _found: &str, _outcome: &str) {}
+
+    #[inline]
+    pub(crate) fn refused(
+        _address: &impl Display,
+        _role: &'static str,
+        _error: &Error,
+        _identity: Option<&Identity>,
+    ) {
+    }
+
+    #[derive(Debug, Clone)]
+    pub(crate) struct Tie;
+
+    impl Tie {
+        #[inline]
+        pub(crate) fn with(_address: &str, _peer: &Identity) -> Self {
+            Self
+        }
+
+        #[inline]
+        pub(crate) fn opened(&self, _role: &impl Display) {}
+
+        #[inline]
+        pub(crate) fn closed(&self, _reason: &impl Display) {}
+
+        #[inline]
+        pub(crate) fn refused(&self, _error: &Error) {}
+
+        #[inline]
+        pub(crate) fn evicted(&self, _lag: u64, _stall: Duration) {}
+    }
+}
