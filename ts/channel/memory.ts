@@ -1,4 +1,4 @@
-// Memory for what is received.
+// Memory for messages, sent and received.
 
 import { builtin } from '../native.js'
 import { RingfenceError } from '../errors.js'
@@ -79,4 +79,44 @@ function markShared(memory: Buffer): Buffer {
   markAsUntransferable(buffer)
   if (SHARED !== null) Object.setPrototypeOf(buffer, SHARED)
   return memory
+}
+
+/** Bytes of memory that is kept for the next copy: fresh memory costs more than the copy. */
+const SPARE_KEPT = 16 * 1024 * 1024
+
+/** Below this the ring shows no memory of its own, as the binding has it: memory for one message is kept here. */
+const SCRATCH = 4096
+
+/** Memory for copies of messages that wait, reused because no caller has ever seen it. */
+export class SpareMemory {
+  #spare: Uint8Array | null = null
+  #scratch: Uint8Array | null = null
+
+  /** Memory for a copy. Nothing is in it yet. @throws {@link RingfenceError} NO_SPACE */
+  copyOf(length: number): Uint8Array {
+    const spare = this.#spare
+    // Not much more than is needed: other messages cannot use it as long as this one waits.
+    if (spare === null || spare.length < length || spare.length > 2 * length) {
+      return allocate(length, 'a message that waits for room')
+    }
+    this.#spare = null
+    return spare.subarray(0, length)
+  }
+
+  /** The copy was sent. */
+  recycle(bytes: Uint8Array): void {
+    if (bytes.buffer.byteLength <= SPARE_KEPT) this.#spare = new Uint8Array(bytes.buffer)
+  }
+
+  /** Memory that a caller fills with one message. @throws {@link RingfenceError} NO_SPACE */
+  scratchFor(size: number): Uint8Array {
+    if (this.#scratch !== null && this.#scratch.length >= size) return this.#scratch
+    const scratch = allocateEmpty(Math.max(size, SCRATCH), 'a message')
+    if (size <= SCRATCH) this.#scratch = scratch
+    return scratch
+  }
+
+  free(): void {
+    this.#spare = null
+  }
 }

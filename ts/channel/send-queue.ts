@@ -9,27 +9,17 @@
 
 import { isAnyArrayBuffer, isTypedArray, isUint8Array } from 'node:util/types'
 
-import { defer, within, type Deferred } from '../runtime/deferred.js'
+import { defer, within } from '../runtime/deferred.js'
 import { RingfenceError, fromFailure, invalid, show } from '../errors.js'
 import { flushAtExit, noticeExit } from '../runtime/exit.js'
-import { FlushPromise } from './flush-promise.js'
-import { allocate, allocateEmpty, allocateSharedEmpty } from './memory.js'
-import { FAILED, FLAGS, HEADER, WHOLE, type NativeSender } from '../native.js'
+import { Arena, lengthOf, recordSize } from './arena.js'
+import { allocateEmpty, SpareMemory } from './memory.js'
+import { FAILED, HEADER, WHOLE, type NativeSender } from '../native.js'
 import { fairness } from '../runtime/fairness.js'
 import { Line, Place } from './line.js'
-import { timers } from '../runtime/timers.js'
+import { RoomWait } from './room-wait.js'
+import { SendPromises, type Pending } from './send-promises.js'
 import type { BufferSource, Reservation } from '../types.js'
-
-/** Bytes of the largest staging arena: what one call carries at most. */
-const ARENA = 128 * 1024
-/** Bytes of the first one: a channel that sends little keeps little. It grows as the messages of one turn do not fit. */
-const FIRST_ARENA = 4 * 1024
-/** Any number of queues have an arena of this size; it holds the longest record. */
-const SMALL_ARENA = 16 * 1024
-/** So many queues have a larger one. The next one that needs it has the arena of the first of them freed, if nothing lies there. */
-const LARGE_ARENAS = 32
-/** Longer messages are copied once, straight into the ring. */
-const STAGED_AT_MOST = 8 * 1024
 
 /**
  * For tests: 1 where the engine is not even asked whether JavaScript may be shown memory that is not its own. Electron
@@ -43,40 +33,9 @@ function ignore(): void {}
 /** The answer to a send whose message is in the ring already. */
 const SENT: Promise<void> = Promise.resolve()
 
-/**
- * Where the ring is full, this many turns of the event loop are let pass before the peer is asked to ring: to ask it costs
- * both processes several microseconds (membarrier(2) interrupts the peer, a byte on the line wakes this side), in which a
- * peer that reads makes much room.
- */
-const TURNS = 8
-
-/** Below this the ring shows no memory of its own, as the binding has it: memory for one message is kept here. */
-const SCRATCH = 4096
-
-/** The arena of a queue that has sent nothing yet. */
-const NO_BYTES = Buffer.alloc(0)
-const NO_WORDS = new Uint32Array(0)
-
 /** Looked up once: Node 20 looks for what typed arrays inherit in each call (3 ns of a `send`'s 17, measured). */
 const put = Uint8Array.prototype.set
 const lookAt = Uint8Array.prototype.at
-const lengthOf = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(Uint8Array.prototype), 'length')!.get!
-
-/** What `Buffer.write` calls for UTF-8, after it has looked at its arguments; half as dear as a Buffer of the text. */
-const writeText = (Buffer.prototype as unknown as { utf8Write(this: Buffer, text: string, at: number): number })
-  .utf8Write
-
-/** Bytes of memory that is kept for the next copy: fresh memory costs more than the copy. */
-const SPARE_KEPT = 16 * 1024 * 1024
-
-/** A promise, and where the last record ends that it is about. */
-interface Told {
-  end: number
-  told: Deferred
-  /** How often the ring had been full when it was made: another number by now, where it has waited since. -1: the ring was full. */
-  full: number
-}
-
 /** Something in line: records, or one message too long to be staged. */
 class Parcel extends Place {
   constructor(
@@ -84,7 +43,7 @@ class Parcel extends Place {
     readonly packed: boolean,
     /** Bytes of it that are in the ring. */
     public sent: number,
-    readonly told: Told[],
+    readonly promises: Pending[],
   ) {
     super()
   }
@@ -105,73 +64,27 @@ export class SendQueue {
   readonly #eager: boolean
   readonly #maxMessageSize: number
   readonly #maxAtOnce: number
-  /** A record of the arena goes into the ring in one piece, and leaves a small ring room for more of them. */
-  readonly #stagedAtMost: number
-  /** Of zeros at first: a caller that fills in place may leave bytes as they are, and they go to the peer. */
-  #arena: Buffer = NO_BYTES
-  #words: Uint32Array = NO_WORDS
-  /** What {@link large} has of this queue, once that had a large arena. */
-  #weak: WeakRef<SendQueue> | null = null
-  /** The arena holds records from here… */
-  #from = 0
-  /** …to here. */
-  #to = 0
-  /** Bytes of records that have room in the ring for sure, those in the arena included. */
-  #room = 0
-  /** Less than this, and the ring is asked again: the peer may have read meanwhile. */
-  readonly #enough: number
-  /** Records in the arena that end here or before share a promise. 0 where there are others already. */
-  #sure = 0
-  /** The promise that they share… */
-  #shared: FlushPromise | Deferred | null = null
-  /** …and where the last of them ends, once there are others behind it. */
-  #sharedEnd = 0
-  /** The promises of the others, in order. */
-  #single: Told[] = []
+  readonly #arena: Arena
+  readonly #promises = new SendPromises()
+  readonly #memory = new SpareMemory()
+  readonly #roomWait: RoomWait
   /** The arena is flushed in the next microtask. */
   #scheduled = false
-  /** The last promise that its flush settles: what comes behind is told after it. */
-  #settling: FlushPromise | null = null
-  /** The last that is told after another, until it was. */
-  #behind: Deferred | null = null
   /** In line before the arena. */
   readonly #line = new Line<Parcel>()
   /** Payload in the arena and the line that is not in the ring yet. */
   #buffered = 0
-  #spare: Uint8Array | null = null
   readonly #asking = new Line<Asking>()
   #whenEmpty: (() => void)[] = []
-  /** Sends that had to wait for room, and were told since how that ended. */
-  #waits = 0
-  /** For how long the ring was full with something in line, in milliseconds. */
-  #waited = 0
-  /** Since when it is; null: it is not. */
-  #fullSince: number | null = null
-  /** How often it was. */
-  #full = 0
   /** Why nothing can be sent now: a reservation, or an end. */
   #shut: (() => RingfenceError) | null = null
   /** `#shut` is nothing that the caller has done: a rejection with it ends no process, though no handler was added. */
   #isQuiet = false
   /** The channel has ended, which `closed` tells. `#shut` says why, and stays. */
   #over = false
-  /** A caller is filling memory in place. */
-  #filling = false
-  /** What it fills where that is neither the arena nor the ring itself. */
-  #scratch: Uint8Array | null = null
-  /** The peer will ring once it has read something. */
-  #armed = false
-  /** Turns that were let pass since something last found room. */
-  #turns = 0
-  /** Room for what is next, in bytes. */
-  #wanted = 0
-  /** A turn is let pass just now. */
-  #turning = false
-  /** Room that is worth another go, in bytes. */
-  readonly #worthwhile: number
   readonly #failed: (error: RingfenceError) => void
   readonly #process = noticeExit()
-  /** Messages that were filled are put into the ring as the process exits, since their caller has been promised that. */
+  /** Filled messages are put into the ring as the process exits: `fill` has promised that to their caller. */
   #forgetExit: (() => void) | null = null
 
   /**
@@ -182,15 +95,14 @@ export class SendQueue {
     this.#eager = eager
     this.#maxMessageSize = native.maxMessageSize
     this.#maxAtOnce = native.maxAtOnce
-    this.#stagedAtMost = Math.min(STAGED_AT_MOST, native.maxAtOnce, native.capacity / 8)
-    this.#enough = Math.min(ARENA, native.capacity / 8)
-    this.#worthwhile = Math.min(native.capacity / 16, native.maxAtOnce)
+    this.#arena = new Arena(native.capacity, native.maxAtOnce)
+    this.#roomWait = new RoomWait(native, () => this.pump())
     this.#failed = failed
   }
 
   /** Everything that was sent is in the ring. */
   get isEmpty(): boolean {
-    return this.#from === this.#to && this.#line.isEmpty
+    return this.#arena.isEmpty && this.#line.isEmpty
   }
 
   /** Bytes of messages that are not in the ring yet. */
@@ -200,88 +112,37 @@ export class SendQueue {
 
   /** How many sends had to wait for room, those that wait now included. */
   get waits(): number {
-    return this.#waits + (this.#fullSince === null ? 0 : this.#waiting())
+    return this.#promises.waits(this.#waiting())
   }
 
-  /** For how long, in microseconds: where several waited at once, once. */
+  /** For how long, in microseconds: concurrent waits count once. */
   get waitedMicros(): number {
-    const now = this.#fullSince === null ? 0 : timers.now() - this.#fullSince
-    return Math.round((this.#waited + now) * 1000)
+    return this.#promises.waitedMicros
   }
 
-  #waiting(): number {
-    return this.#line.places.reduce((sum, { told }) => sum + told.length, this.#single.length)
-  }
-
-  /** What is in line waits for room. */
-  #isFull(): void {
-    if (this.#over || this.#fullSince !== null) return
-    this.#fullSince = timers.now()
-    this.#full += 1
-  }
-
-  /** Nothing is in line any more. */
-  #isFullNoMore(): void {
-    if (this.#fullSince === null) return
-    this.#waited += timers.now() - this.#fullSince
-    this.#fullSince = null
-  }
-
-  #toBeTold(end: number, told: Deferred): Told {
-    return { end, told, full: this.#fullSince === null ? this.#full : -1 }
+  #waiting(): Pending[][] {
+    return this.#line.places.map(({ promises }) => promises)
   }
 
   send(message: BufferSource | string): Promise<void> {
-    if (this.#shut === null && !this.#eager && this.#takes(message)) {
-      return this.#shared === null ? this.#begin() : this.#shared.promise
-    }
-    if (typeof message === 'string' && this.#shut === null && !this.#eager) {
-      // A character takes three bytes at most; those beyond the first 65,535 take two units of the string and four bytes.
-      const most = 3 * message.length
-      const at = this.#to
-      if (most <= this.#stagedAtMost && at + HEADER + ((most + 7) & ~7) <= this.#sure) {
-        const length = writeText.call(this.#arena, message, at + HEADER)
-        this.#words[at >>> 2] = length
-        this.#words[(at >>> 2) + 1] = FLAGS
-        this.#to = at + HEADER + ((length + 7) & ~7)
+    if (this.#shut === null && !this.#eager) {
+      const length = typeof message === 'string' ? this.#arena.takeText(message) : this.#arena.take(message)
+      if (length >= 0) {
         this.#buffered += length
-        return this.#shared === null ? this.#begin() : this.#shared.promise
+        return this.#promises.shared ?? this.#begin()
       }
     }
     return this.#sendOther(message)
   }
 
-  /** Takes bytes into the arena that surely find room, as nearly all do. */
-  #takes(message: unknown): boolean {
-    try {
-      if (!(message instanceof Uint8Array)) return false
-      const { length } = message
-      // The property may be the caller's own. A proxy throws here: its traps could send while it is copied.
-      if (length !== lengthOf.call(message)) return false
-      const at = this.#to
-      const next = at + HEADER + ((length + 7) & ~7)
-      // One without a byte may be one that was taken away.
-      if (length === 0 || length > this.#stagedAtMost || next > this.#sure) return false
-      this.#words[at >>> 2] = length
-      this.#words[(at >>> 2) + 1] = FLAGS
-      put.call(this.#arena, message, at + HEADER)
-      this.#to = next
-      this.#buffered += length
-      return true
-    } catch {
-      // `#sendOther` says what is wrong with it.
-      return false
-    }
-  }
-
   /** The first message in the arena: those that follow, and surely find room, share its promise. */
   #begin(): Promise<void> {
-    if (this.#before !== fairness.due) {
+    if (this.#promises.before !== fairness.due) {
       this.#schedule()
-      return (this.#shared = defer()).promise
+      return this.#promises.share()
     }
     this.#scheduled = true
-    return (this.#shared = this.#settling = new FlushPromise(this.#flush)).promise
+    return this.#promises.shareFlush(this.#flush)
   }
 
   /** Not by `queueMicrotask`, which makes a resource of its own for each. */
@@ -293,7 +154,7 @@ export class SendQueue {
 
   readonly #flush = (): void => {
     this.#scheduled = false
-    if (this.#from < this.#to) this.pump()
+    if (!this.#arena.isEmpty) this.pump()
   }
 
   #sendOther(message: BufferSource | string): Promise<void> {
@@ -305,7 +166,7 @@ export class SendQueue {
         this.#native.send(bytes, 0)
         throw this.#failure()
       }
-      return this.#eager || length > this.#stagedAtMost ? this.#sendNow(bytes) : this.#stage(bytes)
+      return this.#eager || length > this.#arena.most ? this.#sendNow(bytes) : this.#stage(bytes)
     } catch (error) {
       return this.#rejects(error as Error)
     }
@@ -320,100 +181,45 @@ export class SendQueue {
 
   /** Into the arena, whether the ring has room for it or not. */
   #stage(bytes: Uint8Array): Promise<void> {
-    const { length } = bytes
-    const size = HEADER + ((length + 7) & ~7)
-    let shared = this.#to + size <= this.#sure || this.#isSureInLarger(size)
+    const arena = this.#arena
+    const size = recordSize(bytes.length)
+    let shared = arena.isSure(size)
     if (!shared) {
-      if (!this.#armed && !this.#turning) this.pump()
+      if (!this.#roomWait.isWaiting) this.pump()
       this.#makeRoom(size)
       shared = this.isEmpty && this.#hasSureRoom(size)
       if (this.#shut !== null) throw this.#shut()
     }
-    const at = this.#to
-    this.#words[at >>> 2] = length
-    this.#words[(at >>> 2) + 1] = FLAGS
-    this.#arena.set(bytes, at + HEADER)
-    this.#to = at + size
-    this.#buffered += length
-    if (shared) return this.#shared === null ? this.#begin() : this.#shared.promise
-    if (this.#single.length === 0) this.#sharedEnd = at
-    this.#sure = 0
-    const told = defer()
-    this.#single.push(this.#toBeTold(this.#to, told))
-    if (!this.#armed && !this.#turning) this.#schedule()
-    return told.promise
-  }
-
-  /** The arena is too short for a record, and the ring is not: the arena grows, and holds all of the turn. `false`: the ring may be full. */
-  #isSureInLarger(size: number): boolean {
-    if (this.#sure === 0 || this.#to + size > this.#room || !this.#growArena(size)) return false
-    this.#sure = Math.min(this.#room, this.#arena.length)
-    return true
+    const at = arena.to
+    arena.add(bytes)
+    this.#buffered += bytes.length
+    if (shared) return this.#promises.shared ?? this.#begin()
+    arena.sure = 0
+    const promise = this.#promises.single(at, arena.to)
+    if (!this.#roomWait.isWaiting) this.#schedule()
+    return promise
   }
 
   /**
-   * Makes room for a record behind what lies in the arena, which is moved to the line if the arena cannot grow.
+   * Makes room for a record behind the records in the arena, which move to the line if the arena cannot grow.
    *
    * @throws {@link RingfenceError} NO_SPACE
    */
   #makeRoom(size: number): void {
-    if (this.#shut !== null || this.#to + size <= this.#arena.length || this.#growArena(size)) return
+    const arena = this.#arena
+    if (this.#shut !== null || arena.to + size <= arena.bytes.length || arena.grow(size)) return
     this.#clearArena()
-    if (size > this.#arena.length) this.#growArena(size)
-  }
-
-  /** A larger arena, with the same records at the same places. `false`: it must not become so large. */
-  #growArena(size: number): boolean {
-    let length = Math.max(2 * this.#arena.length, FIRST_ARENA)
-    while (length < this.#to + size) length *= 2
-    if (length > ARENA || (length > SMALL_ARENA && !this.#mayBeLarge())) return false
-    let bytes: Buffer
-    try {
-      bytes = allocateSharedEmpty(length, 'what is sent')
-    } catch (error) {
-      // Each record fits a small arena, once what lies there is in the ring or in the line.
-      if (this.#arena.length < SMALL_ARENA) throw error
-      return false
-    }
-    put.call(bytes, this.#arena.subarray(this.#from, this.#to), this.#from)
-    this.#arena = bytes
-    this.#words = new Uint32Array(bytes.buffer)
-    return true
-  }
-
-  /** Whether the arena may be larger than those of any number of queues. */
-  #mayBeLarge(): boolean {
-    const self = (this.#weak ??= new WeakRef(this))
-    if (large.has(self)) return true
-    if (!isRoomForLarge()) return false
-    large.add(self)
-    return true
-  }
-
-  /** Frees the arena. `false`: something lies there. */
-  freeArena(): boolean {
-    if (this.#from < this.#to || this.#filling) return false
-    this.#arena = NO_BYTES
-    this.#words = NO_WORDS
-    this.#forgetRoom()
-    return true
+    if (size > arena.bytes.length) arena.grow(size)
   }
 
   /** Asks how much room there is, with nothing in line. */
   #hasSureRoom(size: number): boolean {
-    const room = this.#native.packedRoom(this.#stagedAtMost)
+    const room = this.#native.packedRoom(this.#arena.most)
     if (room === FAILED) {
       this.#fail()
       return false
     }
-    this.#room = room
-    this.#sure = Math.min(room, this.#arena.length)
-    return size <= this.#sure
-  }
-
-  /** Something else was written than the arena: what is known of the room does not hold any more. */
-  #forgetRoom(): void {
-    this.#room = this.#sure = 0
+    return this.#arena.setRoom(room, size)
   }
 
   /** Straight into the ring, if everything before it is there; else a copy in line. */
@@ -426,65 +232,42 @@ export class SendQueue {
     let sent = 0
     let own: Uint8Array | null = null
     if (this.isEmpty) {
-      this.#forgetRoom()
+      this.#arena.forgetRoom()
       // It may go in parts: where there is no memory for a copy of the rest, none of them must be in the ring. And the view must not
       // become longer between two of them, as one of shared memory may that another thread grows.
       if (bytes.length > this.#maxAtOnce) {
         bytes = new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length)
-        own = this.#memoryFor(bytes.length)
+        own = this.#memory.copyOf(bytes.length)
       }
       sent = this.#native.send(bytes, 0)
       if (sent === WHOLE) {
-        if (own !== null) this.#recycle(own)
+        if (own !== null) this.#memory.recycle(own)
         fairness.spend()
-        return this.#before ?? SENT
+        return this.#promises.before ?? SENT
       }
       if (sent === FAILED) throw this.#fail()
     }
     this.#clearArena()
-    const told = defer()
-    own ??= this.#memoryFor(bytes.length)
+    const pending = this.#promises.pending(bytes.length)
+    own ??= this.#memory.copyOf(bytes.length)
     // What is in the ring is not looked at again.
     put.call(own, new Uint8Array(bytes.buffer, bytes.byteOffset + sent, bytes.length - sent), sent)
-    this.#line.push(new Parcel(own, false, sent, [this.#toBeTold(bytes.length, told)]))
+    this.#line.push(new Parcel(own, false, sent, [pending]))
     this.#buffered += bytes.length - sent
     this.pump()
-    return told.promise
-  }
-
-  /** Memory for a copy of what waits, so that the caller may use its bytes again. Nothing is in it yet. */
-  #memoryFor(length: number): Uint8Array {
-    const spare = this.#spare
-    // Not much more than is needed: other messages cannot use it as long as this one waits.
-    if (spare === null || spare.length < length || spare.length > 2 * length) {
-      return allocate(length, 'a message that waits for room')
-    }
-    this.#spare = null
-    return spare.subarray(0, length)
-  }
-
-  /** The memory of a copy can be used again: no caller has ever seen it. */
-  #recycle(bytes: Uint8Array): void {
-    if (bytes.buffer.byteLength <= SPARE_KEPT) this.#spare = new Uint8Array(bytes.buffer)
+    return pending.promise.promise
   }
 
   /** Moves what is in the arena to the line, so that something else can come behind it. */
   #clearArena(): void {
-    const from = this.#from
-    if (from < this.#to) {
-      const told = this.#single.map((single) => ({ ...single, end: single.end - from }))
-      if (this.#shared !== null) {
-        const end = this.#single.length === 0 ? this.#to : this.#sharedEnd
-        // These have room, and wait for none.
-        told.unshift({ end: end - from, told: this.#shared, full: this.#full })
-      }
-      const copy = this.#memoryFor(this.#to - from)
-      put.call(copy, this.#arena.subarray(from, this.#to))
-      this.#line.push(new Parcel(copy, true, 0, told))
+    const { bytes, from, to } = this.#arena
+    const promises = this.#promises.moveFrom(from, to)
+    if (from < to) {
+      const copy = this.#memory.copyOf(to - from)
+      put.call(copy, bytes.subarray(from, to))
+      this.#line.push(new Parcel(copy, true, 0, promises))
     }
-    this.#from = this.#to = this.#sure = 0
-    this.#shared = null
-    this.#single = []
+    this.#arena.clear()
   }
 
   /** Checks what a caller wants to send, and that anything can be sent now. */
@@ -497,7 +280,7 @@ export class SendQueue {
   trySend(message: BufferSource | string): boolean {
     const bytes = this.#admit(message)
     if (bytes.length <= this.#maxAtOnce && !this.#isThrough()) return false
-    this.#forgetRoom()
+    this.#arena.forgetRoom()
     const sent = this.#native.trySend(bytes)
     if (sent === FAILED) throw this.#fail()
     return sent === 1
@@ -507,20 +290,18 @@ export class SendQueue {
     if (!Number.isInteger(size) || size < 0) throw invalid(`a message's size must be a whole number, not ${show(size)}`)
     if (this.#shut !== null) throw this.#shut()
     // Records in the arena surely find room; where that is not so, the ring is asked for this one.
-    if (this.#eager || size > this.#stagedAtMost || !this.#findsSureRoom(size)) return this.#fillReserved(size, write)
-    const start = this.#to + HEADER
-    const length = this.#filled(write, this.#arena, start, size)
-    this.#words[this.#to >>> 2] = length
-    this.#words[(this.#to >>> 2) + 1] = FLAGS
-    this.#to = start + ((length + 7) & ~7)
+    const arena = this.#arena
+    if (this.#eager || size > arena.most || !this.#findsSureRoom(size)) return this.#fillReserved(size, write)
+    const length = this.#filled(write, arena.bytes, arena.to + HEADER, size)
+    arena.finish(length)
     this.#buffered += length
     if (!this.#scheduled || this.#forgetExit === null || this.#process.isExiting) this.#flushSoon()
     return true
   }
 
   #findsSureRoom(size: number): boolean {
-    const needed = HEADER + ((size + 7) & ~7)
-    if (this.#to + needed <= this.#sure || this.#isSureInLarger(needed)) return true
+    const needed = recordSize(size)
+    if (this.#arena.isSure(needed)) return true
     if (!this.isEmpty) this.pump()
     if (!this.isEmpty) return false
     this.#makeRoom(needed)
@@ -539,13 +320,13 @@ export class SendQueue {
   /** Into the ring itself, where memory of it can be shown; else into memory that is copied there. */
   #fillReserved(size: number, write: Fill): boolean {
     if (size <= this.#maxAtOnce && !this.#isThrough()) return false
-    this.#forgetRoom()
+    this.#arena.forgetRoom()
     const reserved = this.#native.reserve(size, OWN_MEMORY)
     if (reserved === FAILED) throw this.#fail()
     if (reserved === 0) return false
     let committed = false
     try {
-      const own = reserved instanceof ArrayBuffer ? null : this.#scratchOf(size)
+      const own = reserved instanceof ArrayBuffer ? null : this.#memory.scratchFor(size)
       const length = this.#filled(write, own ?? new Uint8Array(reserved as ArrayBuffer), 0, size)
       committed = true
       if (this.#native.commit(length, own ?? undefined) === FAILED) throw this.#fail()
@@ -557,22 +338,15 @@ export class SendQueue {
     return true
   }
 
-  #scratchOf(size: number): Uint8Array {
-    if (this.#scratch !== null && this.#scratch.length >= size) return this.#scratch
-    const scratch = allocateEmpty(Math.max(size, SCRATCH), 'a message')
-    if (size <= SCRATCH) this.#scratch = scratch
-    return scratch
-  }
-
   /** Has the caller fill the bytes, and returns how many it has written. Meanwhile nothing else is sent. */
   #filled(write: Fill, bytes: Uint8Array, start: number, size: number): number {
-    this.#filling = true
+    this.#arena.isFilling = true
     this.#shut = filling
     let length: unknown
     try {
       length = write(bytes, start, size)
     } finally {
-      this.#filling = false
+      this.#arena.isFilling = false
       // The channel may have ended meanwhile, or this side its sending.
       if (this.#shut === filling) this.#shut = null
       else if (!this.#over) this.#schedule()
@@ -592,7 +366,7 @@ export class SendQueue {
       throw invalid(`a reservation's size must be a whole number, not ${show(size)}`)
     if (this.#shut !== null) throw this.#shut()
     if (size <= this.#maxAtOnce && !this.#isThrough()) return null
-    this.#forgetRoom()
+    this.#arena.forgetRoom()
     const reserved = this.#native.reserve(size, OWN_MEMORY)
     if (reserved === FAILED) throw this.#fail()
     if (reserved === 0) return null
@@ -663,14 +437,14 @@ export class SendQueue {
 
   /** The peer has rung. */
   awake(): void {
-    this.#armed = false
+    this.#roomWait.awake()
     this.pump()
   }
 
   /** Puts as much into the ring as there is room for, in order; has the peer ring for the rest. */
   pump(): void {
     if (!this.#pumpLine() || !this.#pumpArena()) return
-    this.#isFullNoMore()
+    this.#promises.isFree()
     if (this.#whenEmpty.length > 0) for (const empty of this.#whenEmpty.splice(0)) empty()
     this.#pumpAsking()
   }
@@ -679,7 +453,7 @@ export class SendQueue {
   #pumpLine(): boolean {
     for (let parcel = this.#line.first; parcel !== null; parcel = this.#line.first) {
       const { bytes, packed } = parcel
-      this.#forgetRoom()
+      this.#arena.forgetRoom()
       const result = packed
         ? this.#native.flush(bytes, parcel.sent, bytes.length)
         : this.#native.send(bytes, parcel.sent)
@@ -688,69 +462,45 @@ export class SendQueue {
       if (packed) parcel.sent += result
       else parcel.sent = result === WHOLE ? bytes.length : result
       this.#buffered -= packed ? payloadOf(bytes, before, parcel.sent) : parcel.sent - before
-      if (parcel.sent !== before) this.#turns = 0
-      if (packed) this.#tellUpTo(parcel.told, parcel.sent)
+      if (parcel.sent !== before) this.#roomWait.progress()
+      if (packed) this.#promises.keepUpTo(parcel.promises, parcel.sent)
       if (packed ? parcel.sent < bytes.length : result !== WHOLE) {
         const size = packed ? new DataView(bytes.buffer, bytes.byteOffset).getUint32(parcel.sent, true) : bytes.length
         if (this.#arm(size)) {
-          this.#isFull()
+          if (!this.#over) this.#promises.isFull()
           return false
         }
         continue
       }
       this.#line.shift()
-      this.#recycle(bytes)
-      this.#tellUpTo(parcel.told, bytes.length)
+      this.#memory.recycle(bytes)
+      this.#promises.keepUpTo(parcel.promises, bytes.length)
     }
     return true
   }
 
   #pumpArena(): boolean {
-    while (this.#from < this.#to) {
-      const taken = this.#native.flush(this.#arena, this.#from, this.#to)
+    const arena = this.#arena
+    while (!arena.isEmpty) {
+      const before = arena.from
+      const taken = this.#native.flush(arena.bytes, before, arena.to)
       if (taken === FAILED) return this.#giveUp()
-      if (taken !== 0) this.#turns = 0
-      const before = this.#from
-      this.#from += taken
-      this.#room -= taken
+      if (taken !== 0) this.#roomWait.progress()
+      arena.taken(taken)
       // The line is empty. What a flush takes is mostly all that waits, and need not be walked then.
-      if (this.#from === this.#to) this.#buffered = 0
-      else this.#buffered -= payloadOf(this.#arena, before, this.#from)
-      this.#tellArena()
-      if (this.#from < this.#to) {
-        this.#sure = 0
-        if (this.#arm(this.#words[this.#from >>> 2]!)) {
-          this.#isFull()
+      if (arena.isEmpty) this.#buffered = 0
+      else this.#buffered -= payloadOf(arena.bytes, before, arena.from)
+      this.#promises.keepArena(arena.from, arena.to)
+      if (!arena.isEmpty) {
+        arena.sure = 0
+        if (this.#arm(arena.words[arena.from >>> 2]!)) {
+          if (!this.#over) this.#promises.isFull()
           return false
         }
       }
     }
-    // What is being filled lies behind, and stays there.
-    if (this.#filling) return true
-    this.#from = this.#to = 0
-    this.#sure = this.#room < this.#enough ? 0 : Math.min(this.#room, this.#arena.length)
+    arena.restart()
     return true
-  }
-
-  /** Tells those whose records were taken from the arena. */
-  #tellArena(): void {
-    const shared = this.#shared
-    if (shared !== null && this.#from >= (this.#single.length === 0 ? this.#to : this.#sharedEnd)) {
-      this.#shared = null
-      this.#tell(shared)
-    }
-    this.#tellUpTo(this.#single, this.#from)
-  }
-
-  /** Tells those whose records end there or before, who are the first, and forgets them. */
-  #tellUpTo(those: Told[], sent: number): void {
-    let count = 0
-    while (count < those.length && those[count]!.end <= sent) count += 1
-    if (count === 0) return
-    for (const { told, full } of those.splice(0, count)) {
-      if (full !== this.#full) this.#waits += 1
-      this.#tell(told)
-    }
   }
 
   #pumpAsking(): void {
@@ -765,65 +515,17 @@ export class SendQueue {
         continue
       }
       this.#asking.shift()
-      this.#turns = 0
-      this.#tell(asking.told)
+      this.#roomWait.progress()
+      this.#promises.keep(asking.told)
     }
   }
 
-  /** Its message is in the ring: keeps the promise, after those that were made before it. */
-  #tell(told: FlushPromise | Deferred): void {
-    fairness.spend()
-    const isSettling = told === this.#settling
-    const before = isSettling ? fairness.due : this.#before
-    if (before === null) {
-      told.resolve()
-      return
-    }
-    if (!isSettling) this.#behind = told
-    const resolve = () => {
-      told.resolve()
-      if (this.#behind === told) this.#behind = null
-    }
-    before.then(resolve, resolve)
-  }
-
-  /** What a promise is kept after; null: it can be kept now. */
-  get #before(): Promise<void> | null {
-    if (this.#behind !== null) return this.#behind.promise
-    if (this.#settling === null) return fairness.due
-    if (!this.#settling.isSettled) return this.#settling.promise
-    this.#settling = null
-    return fairness.due
-  }
-
-  /** `true`: there is no room, and this side will look again, or the peer will ring once it has read something. */
+  /** `true`: there is no room, and `pump` is called again once there may be. */
   #arm(size: number): boolean {
-    if (this.#armed || this.#turning) return true
-    if (this.#turns < TURNS) {
-      this.#wanted = size
-      this.#turning = true
-      timers.setImmediate(this.#turn)
-      return true
-    }
-    this.#turns = 0
-    const armed = this.#native.armWriter(size)
-    if (armed === FAILED) {
-      this.#giveUp()
-      return true
-    }
-    this.#armed = armed === 1
-    return this.#armed
-  }
-
-  readonly #turn = (): void => {
-    if (!this.#turning) return
-    this.#turns += 1
-    if (this.#turns < TURNS && this.#native.hasRoom(Math.max(this.#wanted, this.#worthwhile)) === 0) {
-      timers.setImmediate(this.#turn)
-      return
-    }
-    this.#turning = false
-    this.pump()
+    const started = this.#roomWait.start(size)
+    if (started !== null) return started
+    this.#giveUp()
+    return true
   }
 
   #giveUp(): false {
@@ -851,23 +553,14 @@ export class SendQueue {
     this.#shut = why
     this.#over ||= over
     this.#isQuiet ||= over
-    this.#waits = this.waits
-    this.#isFullNoMore()
     if (over) this.#forgetExit?.()
-    const waiting: (FlushPromise | Deferred)[] = []
-    for (const { told } of this.#line.clear()) for (const each of told) waiting.push(each.told)
-    for (const { told } of this.#single) waiting.push(told)
-    if (this.#shared !== null) waiting.push(this.#shared)
+    const waiting = this.#promises.end(this.#waiting())
+    this.#line.clear()
     for (const { told } of this.#asking.clear()) waiting.push(told)
     this.#buffered = 0
-    this.#turning = false
-    this.#spare = null
-    this.#shared = null
-    this.#single = []
-    this.#from = this.#to = 0
-    this.#forgetRoom()
-    if (this.#weak !== null) large.delete(this.#weak)
-    this.freeArena()
+    this.#roomWait.stop()
+    this.#memory.free()
+    this.#arena.end()
     if (waiting.length > 0) {
       const error = why()
       for (const each of waiting) {
@@ -888,20 +581,6 @@ export class SendQueue {
     this.#shut = why
     this.#isQuiet ||= isQuiet
   }
-}
-
-/** Queues with an arena above {@link SMALL_ARENA}, the one that has it for longest first. Weak: a channel goes with the garbage. */
-const large = new Set<WeakRef<SendQueue>>()
-
-/** Whether one more queue may have a large arena. The first queue that has one loses it if nothing lies there. */
-function isRoomForLarge(): boolean {
-  if (large.size < LARGE_ARENAS) return true
-  const first = large.values().next().value!
-  large.delete(first)
-  if (first.deref()?.freeArena() !== false) return true
-  // The next queue is tried the next time.
-  large.add(first)
-  return false
 }
 
 /** By what it is and not by its class: one of another realm (node:vm) has another class. */

@@ -1,0 +1,78 @@
+// Waiting for room in a full ring: some turns of the event loop first, then a wakeup by the peer.
+
+import { FAILED, type NativeSender } from '../native.js'
+import { timers } from '../runtime/timers.js'
+
+/**
+ * Turns of the event loop before the peer is asked for a wakeup. Asking costs both processes several microseconds (membarrier(2) interrupts the
+ * peer, a byte on the line wakes this side), in which a peer that reads makes much room.
+ */
+const TURNS = 8
+
+/** The wait of one send queue for room. */
+export class RoomWait {
+  readonly #native: NativeSender
+  readonly #again: () => void
+  /** Room that is worth another attempt, in bytes. */
+  readonly #worthwhile: number
+  /** The peer sends a wakeup once it has read something. */
+  #armed = false
+  /** Turns since something last found room. */
+  #turns = 0
+  /** Room for the next message, in bytes. */
+  #wanted = 0
+  #turning = false
+
+  /** @param again - Called when there may be room. */
+  constructor(native: NativeSender, again: () => void) {
+    this.#native = native
+    this.#again = again
+    this.#worthwhile = Math.min(native.capacity / 16, native.maxAtOnce)
+  }
+
+  /** Whether `again` will be called. */
+  get isWaiting(): boolean {
+    return this.#armed || this.#turning
+  }
+
+  /** Something was sent. */
+  progress(): void {
+    this.#turns = 0
+  }
+
+  /** The peer has sent its wakeup. */
+  awake(): void {
+    this.#armed = false
+  }
+
+  /** `true`: there is no room, and `again` will be called. `false`: there may be room now. null: the binding has failed. */
+  start(size: number): boolean | null {
+    if (this.isWaiting) return true
+    if (this.#turns < TURNS) {
+      this.#wanted = size
+      this.#turning = true
+      timers.setImmediate(this.#turn)
+      return true
+    }
+    this.#turns = 0
+    const armed = this.#native.armWriter(size)
+    if (armed === FAILED) return null
+    this.#armed = armed === 1
+    return this.#armed
+  }
+
+  stop(): void {
+    this.#turning = false
+  }
+
+  readonly #turn = (): void => {
+    if (!this.#turning) return
+    this.#turns += 1
+    if (this.#turns < TURNS && this.#native.hasRoom(Math.max(this.#wanted, this.#worthwhile)) === 0) {
+      timers.setImmediate(this.#turn)
+      return
+    }
+    this.#turning = false
+    this.#again()
+  }
+}
