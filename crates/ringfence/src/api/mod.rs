@@ -1,5 +1,5 @@
-//! The public entry points, one file each, in the order in which a user meets them: `pair`, `service`, `publish`, `member`,
-//! `child`.
+//! The public entry points, one file each, in the order in which a user meets them: `pair`, `service`, `publish`, `subscribe`,
+//! `member`, `child`.
 //!
 //! May import every folder below it. Nothing below imports an entry point: a channel does not know how its two ends met.
 
@@ -8,3 +8,4 @@ pub(crate) mod member;
 pub(crate) mod pair;
 pub(crate) mod publish;
 pub(crate) mod service;
+pub(crate) mod subscribe;

@@ -6,11 +6,8 @@
 use std::ops::RangeInclusive;
 
 use crate::{
-    channel::receiver::{Packed, Receiver},
-    error::Result,
-    region::layout::as_offset,
-    ring::consumer::Wanted,
-    ring::record::packed_size,
+    channel::inbound::Packed, channel::receiver::Receiver, error::Result, region::layout::as_offset,
+    ring::consumer::Wanted, ring::record::packed_size,
 };
 
 /// Which messages can be had again.
@@ -52,7 +49,7 @@ pub fn pull_again(receiver: &mut Receiver, into: &mut [u8], passed: usize) -> Re
 
 /// Tells the peer that what was pulled is not needed any more, and wakes one that waits for room.
 pub fn release(receiver: &mut Receiver) {
-    if !receiver.shared.is_inherited() && receiver.consumer.publish() {
+    if !receiver.shared.is_inherited() && receiver.ring.consumer.publish() {
         receiver.wake_at_once();
     }
 }

@@ -1,7 +1,8 @@
 //! A channel: both directions between two processes.
 //!
 //! `open` makes a channel from the parts of a handshake. `end` holds the state that both halves share, and every way in which it
-//! ends. `sender` and `receiver` are the halves; `reservation`, `batch` and `reserved` are further ways to send. `waiting` is how
+//! ends. `sender` is the sending half; `reservation`, `batch` and `reserved` are further ways to send. `inbound` is the receiving half
+//! over either kind of ring: that of a pair (`receiver`) and that of a publisher (`subscription`). `waiting` is how
 //! the halves sleep, `scratch` is memory for a message in fragments, `stats` counts, `held` reads for the binding. `tokens` and
 //! `verify` outlive the halves and keep no channel open. `merge` reads from the receiving halves of many channels.
 //!
@@ -11,6 +12,7 @@
 pub(crate) mod batch;
 pub(crate) mod end;
 pub(crate) mod held;
+pub(crate) mod inbound;
 pub(crate) mod merge;
 pub(crate) mod open;
 pub(crate) mod receiver;
@@ -19,6 +21,7 @@ pub(crate) mod reserved;
 pub(crate) mod scratch;
 pub(crate) mod sender;
 pub(crate) mod stats;
+pub(crate) mod subscription;
 pub(crate) mod tokens;
 pub(crate) mod verify;
 pub(crate) mod waiting;
@@ -33,11 +36,10 @@ use crate::{
     channel::end::{ChannelState, OnEnd, Shared},
     channel::open::{Link, Opened, open},
     channel::receiver::Receiver,
-    channel::scratch::Scratch,
     channel::sender::{Begun, Sender, Writing},
     channel::stats::ChannelStats,
     channel::tokens::Tokens,
-    channel::verify::{Verified, Verifier},
+    channel::verify::{KnownPeer, Verifier},
     error::Result,
     evidence::Evidence,
     handshake::parts::{Parts, Role},
@@ -55,12 +57,8 @@ use crate::{
 pub struct Channel {
     sender: Sender,
     receiver: Receiver,
-    verifier: Verifier,
+    known: KnownPeer,
     tokens: Tokens,
-    identity: Arc<Identity>,
-    /// Of the handshake, so many; then of the last verification.
-    evidence: Vec<Evidence>,
-    of_handshake: usize,
 }
 
 impl Channel {
@@ -102,29 +100,13 @@ impl Channel {
             reservation: Arc::default(),
             fruitless: 0,
         };
-        let identity = Arc::new(identity);
-        let receiver = Receiver {
-            shared,
-            consumer,
-            link: Some(reading),
-            cut: false,
-            longest: longest_in,
-            peer: Arc::clone(&identity),
-            scratch: Scratch::default(),
-            gathered: false,
-            fruitless: 0,
-            dry_at: None,
-            woken: 0,
-            round: 0,
-        };
+        let known = KnownPeer::new(verifier, identity, evidence);
+        let peer = Arc::clone(known.identity());
         Self {
             sender,
-            receiver,
-            verifier,
+            receiver: Receiver::new(consumer, peer, reading, longest_in, shared),
+            known,
             tokens,
-            identity,
-            of_handshake: evidence.len(),
-            evidence,
         }
     }
 
@@ -139,12 +121,12 @@ impl Channel {
 
     /// The peer as it was when it was last looked at.
     pub fn peer(&self) -> &Identity {
-        &self.identity
+        self.known.identity()
     }
 
     /// Every check that was made on the way, in order; after [`Channel::verify`], those of the last one as well.
     pub fn evidence(&self) -> &[Evidence] {
-        &self.evidence
+        self.known.evidence()
     }
 
     /// Looks at the peer again, now, and compares what it finds with the policy that this channel was made with
@@ -156,16 +138,12 @@ impl Channel {
     /// # Errors
     /// As [`Verifier::verify`]. After [`Error::PeerRefused`](crate::Error::PeerRefused) the channel is closed.
     pub fn verify(&mut self) -> Result<&Identity> {
-        let Verified { identity, evidence } = self.verifier.verify()?;
-        self.identity = Arc::new(identity);
-        self.evidence.truncate(self.of_handshake);
-        self.evidence.extend(evidence);
-        Ok(&self.identity)
+        self.known.verify()
     }
 
     /// What looks at the peer again from another thread, and after [`Channel::split`].
     pub fn verifier(&self) -> Verifier {
-        self.verifier.clone()
+        self.known.verifier()
     }
 
     /// What sends the peer tokens, and takes those that come from it, from any thread and after [`Channel::split`].

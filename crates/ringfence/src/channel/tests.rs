@@ -20,7 +20,8 @@ use proptest::{prelude::*, test_runner::Config};
 use crate::{
     channel::Channel,
     channel::end::ChannelState,
-    channel::receiver::{Packed, Receiver},
+    channel::inbound::Packed,
+    channel::receiver::Receiver,
     channel::reserved::Reserved,
     channel::sender::Sender,
     error::{Error, Result},
@@ -627,7 +628,7 @@ fn a_time_that_no_clock_can_count_is_for_ever() {
 
 /// Bytes of memory that a message in fragments holds.
 fn scratch(receiver: &Receiver) -> usize {
-    receiver.scratch.size()
+    receiver.ring.scratch.size()
 }
 
 #[test]

@@ -40,6 +40,47 @@ impl WeakVerifier {
     }
 }
 
+/// What is known of the peer of an open channel: from the handshake, and from the last verification.
+#[derive(Debug)]
+pub(crate) struct KnownPeer {
+    verifier: Verifier,
+    identity: Arc<Identity>,
+    /// The checks of the handshake come first.
+    evidence: Vec<Evidence>,
+    of_handshake: usize,
+}
+
+impl KnownPeer {
+    pub(crate) fn new(verifier: Verifier, identity: Identity, evidence: Vec<Evidence>) -> Self {
+        Self {
+            verifier,
+            identity: Arc::new(identity),
+            of_handshake: evidence.len(),
+            evidence,
+        }
+    }
+
+    pub(crate) fn identity(&self) -> &Arc<Identity> {
+        &self.identity
+    }
+
+    pub(crate) fn evidence(&self) -> &[Evidence] {
+        &self.evidence
+    }
+
+    pub(crate) fn verify(&mut self) -> Result<&Identity> {
+        let Verified { identity, evidence } = self.verifier.verify()?;
+        self.identity = Arc::new(identity);
+        self.evidence.truncate(self.of_handshake);
+        self.evidence.extend(evidence);
+        Ok(&self.identity)
+    }
+
+    pub(crate) fn verifier(&self) -> Verifier {
+        self.verifier.clone()
+    }
+}
+
 #[derive(Debug)]
 struct Known {
     peer: Peer,

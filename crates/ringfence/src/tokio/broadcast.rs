@@ -6,19 +6,14 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use futures_core::Stream;
 use futures_sink::Sink;
 use tokio::task::coop;
 
 use crate::{
-    api,
-    channel::waiting::Waits,
-    endpoint,
+    api, endpoint,
     error::{Error, Result},
     host::audience::PublisherEvent,
     tokio::events::Audience,
-    tokio::line::Line,
-    tokio::reader::Reader,
     tokio::sender::copy_of,
     tokio::watched::Watched,
 };
@@ -232,73 +227,5 @@ impl<T: AsRef<[u8]>> Sink<T> for Broadcaster {
         ready!(this.poll_kept(cx))?;
         this.inner.end();
         Poll::Ready(Ok(()))
-    }
-}
-
-/// The receiving half of a broadcast, for tasks.
-///
-/// It is a [`Stream`] of messages in memory of their own, which ends after the last message. An error that ends it is its last item;
-/// after a local error ([`Error::NoSpace`]) it goes on. Every method is cancel safe.
-#[derive(Debug)]
-pub struct Subscription(Reader<endpoint::broadcast::subscription::Subscription>);
-
-impl Subscription {
-    /// Waits for what [`subscribe`](crate::subscribe) has made, in the runtime of the task that calls this.
-    ///
-    /// # Errors
-    /// [`Error::NoSpace`] where the runtime cannot watch so many descriptors. The subscription is closed then.
-    ///
-    /// # Panics
-    /// See [the module](crate::tokio#panics).
-    pub fn new(mut subscription: endpoint::broadcast::subscription::Subscription) -> Result<Self> {
-        let line = Line::new(subscription.parking().shared)?;
-        Ok(Self(Reader::new(line, subscription)))
-    }
-
-    /// The next message, into the beginning of `into`; waits until there is one. `None`: no more will come, and everything was read.
-    /// Safe to cancel.
-    ///
-    /// # Errors
-    /// As [`crate::Subscription::receive`].
-    pub async fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
-        self.0.take(|subscription| subscription.try_receive(into)).await
-    }
-
-    /// The next message, in memory of its own size; waits until there is one. `None`: no more will come, and everything was read.
-    /// Safe to cancel.
-    ///
-    /// # Errors
-    /// As [`crate::Subscription::receive_vec`].
-    pub async fn receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
-        let take = endpoint::broadcast::subscription::Subscription::try_receive_vec;
-        self.0.take(take).await
-    }
-
-    /// Closes the subscription. What was not read is let go of.
-    pub fn close(&mut self) {
-        self.0.inner.close();
-    }
-
-    /// The subscription itself: what was lost, the sequence.
-    pub fn get_ref(&self) -> &endpoint::broadcast::subscription::Subscription {
-        &self.0.inner
-    }
-
-    /// The subscription itself, for calls that do not wait: those that wait hold up the runtime's thread.
-    pub fn get_mut(&mut self) -> &mut endpoint::broadcast::subscription::Subscription {
-        &mut self.0.inner
-    }
-
-    /// The subscription, no longer waited for by the runtime.
-    pub fn into_inner(self) -> endpoint::broadcast::subscription::Subscription {
-        self.0.inner
-    }
-}
-
-impl Stream for Subscription {
-    type Item = Result<Vec<u8>>;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.get_mut().0.poll_next(cx)
     }
 }

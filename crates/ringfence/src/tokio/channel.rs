@@ -5,9 +5,8 @@ use std::{future::poll_fn, sync::Arc};
 use crate::{
     channel,
     error::Result,
+    tokio::inbound::{Receiver, poll_take_on},
     tokio::line::Line,
-    tokio::reader::poll_take_on,
-    tokio::receiver::Receiver,
     tokio::sender::{Sender, send_from},
     tokio::stream::ByteStream,
 };
@@ -74,7 +73,7 @@ impl Channel {
         let (sender, receiver) = self.inner.split();
         (
             Sender::new(Arc::clone(&self.line), sender),
-            Receiver::new(self.line, receiver),
+            Receiver::on(self.line, receiver),
         )
     }
 

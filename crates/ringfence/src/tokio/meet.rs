@@ -6,12 +6,12 @@ use tokio::task::spawn_blocking;
 
 use crate::{
     address::Address,
-    api, endpoint,
+    api,
     error::{Error, Result},
     options::Options,
-    tokio::broadcast::Subscription,
     tokio::channel::Channel,
     tokio::events::Membership,
+    tokio::inbound::Subscription,
     wait::deadline::CancelToken,
 };
 
@@ -45,7 +45,7 @@ pub async fn member(address: &Address, options: &Options) -> Result<Membership> 
 /// # Errors
 /// As [`crate::subscribe`], and as [`Subscription::new`].
 pub async fn subscribe(address: &Address, options: &Options) -> Result<Subscription> {
-    Subscription::new(away(address, options, endpoint::broadcast::subscription::subscribe).await?)
+    Subscription::new(away(address, options, api::subscribe::subscribe).await?)
 }
 
 /// Calls off what waits, when it is dropped.

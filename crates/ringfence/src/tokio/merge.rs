@@ -14,7 +14,7 @@ use crate::{
     channel::merge::{Merged, MergedVec},
     channel::receiver::Receiver,
     error::Result,
-    tokio::reader::poll_take,
+    tokio::inbound::poll_take,
     tokio::watched::Watched,
 };
 

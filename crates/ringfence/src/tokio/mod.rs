@@ -52,27 +52,26 @@
 //! sockets do.
 //!
 //! # The parts
-//! `watched` is a descriptor in the runtime's event loop, `line` that of a channel, for both of its halves; `reader` reads messages for
-//! tasks; `meet` makes channels; `channel`, `sender` and `receiver`, `stream`, `broadcast`, `merge` and `events` are the types. May
+//! `watched` is a descriptor in the runtime's event loop, `line` that of a channel, for both of its halves; `meet` makes channels;
+//! `channel`, `sender` and `inbound`, `stream`, `broadcast`, `merge` and `events` are the types. May
 //! import everything; nothing imports it.
 
 mod broadcast;
 mod channel;
 mod events;
+mod inbound;
 mod line;
 mod meet;
 mod merge;
-mod reader;
-mod receiver;
 mod sender;
 mod stream;
 mod watched;
 
-pub use broadcast::{Broadcaster, Publisher, Subscription};
+pub use broadcast::{Broadcaster, Publisher};
 pub use channel::Channel;
 pub use events::{Audience, Listener, Membership};
+pub use inbound::{Inbound, Receiver, Subscription};
 pub use meet::{connect, join, member, subscribe};
 pub use merge::Merge;
-pub use receiver::Receiver;
 pub use sender::Sender;
 pub use stream::ByteStream;

@@ -13,7 +13,7 @@ use tokio::task::coop;
 use crate::{
     channel,
     channel::end::{ChannelState, CloseReason, Shared},
-    channel::receiver::make_room,
+    channel::inbound::make_room,
     error::{Error, Result},
     ring::message::Progress,
     tokio::line::{Half, Line},

@@ -14,8 +14,8 @@ use crate::{
     channel::receiver::Receiver,
     error::{Error, Result},
     region::layout::as_offset,
+    tokio::inbound::poll_take_on,
     tokio::line::Line,
-    tokio::reader::poll_take_on,
     tokio::sender::poll_send,
 };
 

@@ -4,56 +4,58 @@ use std::os::fd::BorrowedFd;
 
 use crate::{
     channel::end::CloseReason,
-    channel::receiver::{Receiver, Visited},
+    channel::inbound::{Inbound, Inlet, Visited},
+    channel::receiver::Receiver,
+    channel::subscription::Subscription,
     channel::waiting::{Parking, SpinThenPark, Waits},
     error::{Error, Result},
     ring::message::Message,
     sys,
 };
 
-/// What a [`Merge`](crate::Merge) can read: a [`Receiver`], a [`Subscription`](crate::Subscription), and
-/// [`AnySource`](crate::AnySource) for both in one. No other crate makes sources.
+/// What a [`Merge`](crate::Merge) can read: a [`Receiver`], a [`Subscription`], and [`AnySource`] for both in one. No other crate makes
+/// sources.
 pub trait Source: Reading {}
 
-impl Source for Receiver {}
+impl<R: Inlet> Source for Inbound<R> {}
 
 /// A descriptor that a merge waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waited {
-    /// Readable once the peer has rung, or has gone.
+    /// Readable once the peer has sent a wakeup, or has disconnected.
     Line,
-    /// Readable once the peer's process has ended.
+    /// Readable once the peer's process has exited.
     Process,
 }
 
-/// How a merge reads a source. Not to be named outside of this crate, so that no other crate can make a source.
+/// How a merge reads a source. In a private module, so that no other crate can make a source.
 pub trait Reading: Waits<For = ()> {
-    /// As [`Receiver::try_receive`].
+    /// See [`Inbound::try_receive`].
     fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>>;
 
-    /// As [`Receiver::try_receive_vec`].
+    /// See [`Inbound::try_receive_vec`].
     fn try_receive_vec(&mut self) -> Result<Option<Vec<u8>>>;
 
-    /// As [`Receiver::drain`], and stops as well once about `bytes` bytes were visited.
+    /// Visits at most `max` messages, and stops once about `bytes` bytes were visited. See [`Inbound::drain`].
     fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Visited;
 
-    /// As [`Receiver::next_size`].
+    /// See [`Inbound::next_size`].
     fn next_size(&mut self) -> Result<Option<usize>>;
 
     /// Why its channel has ended; `None` while it has not, also if the peer has ended its sending.
     fn end_reason(&self) -> Option<CloseReason>;
 
-    /// What the line says is heard: a bell, or the end. `Process`: the peer's process has ended, as its pidfd says.
+    /// Reads the line after a descriptor became readable.
     fn hear(&mut self, waited: Waited) {
         if waited == Waited::Process {
             self.parking().shared.doorbell.look();
         }
-        // What the reader finds wrong is told when it reads.
+        // The next read reports an error again.
         let _ = self.read_line();
         self.unpark();
     }
 
-    /// What is waited for. Stays open as long as the source.
+    /// The descriptors to wait for. They stay open as long as the source.
     fn waited(&mut self) -> [Option<(BorrowedFd<'_>, Waited)>; 2] {
         let Parking { shared, .. } = self.parking();
         let process = shared.doorbell.pidfd();
@@ -64,46 +66,140 @@ pub trait Reading: Waits<For = ()> {
     }
 }
 
-impl Reading for Receiver {
+impl<R: Inlet> Reading for Inbound<R> {
     #[inline]
     fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
-        Receiver::try_receive(self, into)
+        Inbound::try_receive(self, into)
     }
 
     fn try_receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
-        Receiver::try_receive_vec(self)
+        Inbound::try_receive_vec(self)
     }
 
     #[inline]
     fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Visited {
-        Receiver::visit(self, visit, max, bytes)
+        Inbound::visit(self, visit, max, bytes)
     }
 
     fn next_size(&mut self) -> Result<Option<usize>> {
-        Receiver::next_size(self)
+        Inbound::next_size(self)
     }
 
     fn end_reason(&self) -> Option<CloseReason> {
-        self.close_reason()
+        self.shared.close_reason()
     }
 }
 
-/// For the binding: the descriptor that its event loop polls. Readable once the peer has rung, or has gone, or has died. Errors with
-/// [`Error::NoSpace`] if there is no descriptor or thread for the last of these.
+/// A source of a [`Merge`](crate::Merge) of channels and subscriptions.
+///
+/// ```no_run
+/// use ringfence::{AnySource, Merge, Options, join, subscribe};
+///
+/// # fn main() -> ringfence::Result<()> {
+/// let mut merge: Merge<AnySource> = Merge::new()?;
+/// let (sender, receiver) = join(&"/run/orders/pair.sock".parse()?, &Options::new())?.split();
+/// merge.add(receiver.into())?;
+/// merge.add(subscribe(&"/run/orders/prices.sock".parse()?, &Options::new())?.into())?;
+/// # drop(sender);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub enum AnySource {
+    /// The receiving half of a channel.
+    Receiver(Receiver),
+    /// The receiving half of a broadcast.
+    Subscription(Subscription),
+}
+
+impl From<Receiver> for AnySource {
+    fn from(receiver: Receiver) -> Self {
+        Self::Receiver(receiver)
+    }
+}
+
+impl From<Subscription> for AnySource {
+    fn from(subscription: Subscription) -> Self {
+        Self::Subscription(subscription)
+    }
+}
+
+/// Evaluates an expression for whichever source it is.
+macro_rules! of_either {
+    ($any:expr, $source:ident => $what:expr) => {
+        match $any {
+            AnySource::Receiver($source) => $what,
+            AnySource::Subscription($source) => $what,
+        }
+    };
+}
+
+impl Source for AnySource {}
+
+impl Waits for AnySource {
+    type For = ();
+
+    fn parking(&mut self) -> Parking<'_> {
+        of_either!(self, source => source.parking())
+    }
+
+    fn check(&mut self) -> Result<()> {
+        of_either!(self, source => Waits::check(source))
+    }
+
+    #[inline]
+    fn is_there(&mut self, (): ()) -> Result<bool> {
+        of_either!(self, source => source.has_message())
+    }
+
+    fn is_over(&mut self) -> Result<bool> {
+        of_either!(self, source => source.is_ended())
+    }
+
+    fn counted(&mut self) -> (u64, u64) {
+        of_either!(self, source => source.counted())
+    }
+}
+
+impl Reading for AnySource {
+    #[inline]
+    fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
+        of_either!(self, source => source.try_receive(into))
+    }
+
+    fn try_receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
+        of_either!(self, source => source.try_receive_vec())
+    }
+
+    fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Visited {
+        of_either!(self, source => source.visit(visit, max, bytes))
+    }
+
+    fn next_size(&mut self) -> Result<Option<usize>> {
+        of_either!(self, source => source.next_size())
+    }
+
+    fn end_reason(&self) -> Option<CloseReason> {
+        of_either!(self, source => source.end_reason())
+    }
+}
+
+/// For the binding: the descriptor that its event loop polls. Readable once the peer has sent a wakeup, has disconnected, or has died.
+/// Errors with [`Error::NoSpace`] if there is no descriptor or thread to notice the death with.
 pub fn line(source: &mut impl Source) -> Result<BorrowedFd<'_>> {
     let shared = source.parking().shared;
     shared.doorbell.poll_line_alone()?;
     Ok(shared.line())
 }
 
-/// For the binding, which sleeps in an event loop: spins as long as the options of the channel say. Whether there is something to
-/// read by now, or never will be.
+/// For the binding, which sleeps in an event loop: spins as long as the options of the channel allow. Returns whether there is something
+/// to read, or never will be.
 pub fn spin(source: &mut impl Source) -> Result<bool> {
     source.spin_until((), None)
 }
 
-/// For the binding, whose sources stand in many objects: parks in two halves, with one barrier between those of all. Whether this
-/// one needs it.
+/// For the binding, whose sources are many objects: the first half of parking. Returns whether this source needs the [`barrier`] before
+/// the second half ([`look_parked`]); one serves all sources.
 pub fn announce(source: &mut impl Source) -> Result<bool> {
     source.announce()
 }
@@ -113,7 +209,7 @@ pub fn barrier() -> Result<()> {
     sys::process::issue_barrier().map_err(|errno| Error::system("a memory barrier (membarrier)", errno))
 }
 
-/// See [`announce`]: `true` where there is nothing, and the peer will ring.
+/// See [`announce`]. `true`: nothing is there, and the peer will send a wakeup.
 pub fn look_parked(source: &mut impl Source) -> Result<bool> {
     source.look_parked(())
 }

@@ -165,12 +165,12 @@ fn memory_for_long_messages_is_kept_for_the_next_one_and_little_of_it_by_an_idle
         (17 * MIB, 0, 0),
     ] {
         pass(&mut sender, &mut receiver, &message[..length], &mut into);
-        assert_eq!(receiver.scratch.size(), kept, "{length}");
+        assert_eq!(receiver.ring.scratch.size(), kept, "{length}");
         assert_eq!(receiver.try_receive(&mut into).expect("open"), None);
-        assert_eq!(receiver.scratch.size(), idle, "{length}");
+        assert_eq!(receiver.ring.scratch.size(), idle, "{length}");
     }
     // Closed, it keeps none.
     pass(&mut sender, &mut receiver, &message[..MIB], &mut into);
     receiver.close();
-    assert_eq!(receiver.scratch.size(), 0);
+    assert_eq!(receiver.ring.scratch.size(), 0);
 }

@@ -198,7 +198,7 @@ fn the_last_word_of_the_peer_says_how_it_has_ended() {
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn a_receiver_that_has_told_the_end_keeps_no_memory_of_the_channel() {
-    let keeps = |receiver: &Receiver| !receiver.consumer.peer().is_nowhere();
+    let keeps = |receiver: &Receiver| !receiver.ring.consumer.peer().is_nowhere();
     let none = |receiver: &mut Receiver| {
         assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
     };

@@ -1,7 +1,6 @@
 //! One to many: one process publishes, and any number subscribe.
 //!
-//! `broadcaster` is the half of a publisher that sends (`room` and `batch` are further ways to send), and `subscription` what a
-//! subscriber has; `merged` is a subscription as a source of a merge.
+//! `broadcaster` is the sending half of a publisher; `room` and `batch` are further ways to send.
 //!
 //! The publisher writes one ring, once, however many read it. Between it and each subscriber there is a channel without a ring: a
 //! private line, and a control object of each side. So every subscriber is found dead, exposed, corrupt or closed as the peer of a
@@ -9,6 +8,4 @@
 
 pub(crate) mod batch;
 pub(crate) mod broadcaster;
-pub(crate) mod merged;
 pub(crate) mod room;
-pub(crate) mod subscription;

@@ -21,7 +21,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use crate::{
     channel::Channel,
     channel::end::CloseReason,
-    channel::receiver::{Packed, Receiver},
+    channel::inbound::Packed,
+    channel::receiver::Receiver,
     channel::sender::Sender,
     error::Error,
     options::Options,

@@ -1,0 +1,690 @@
+//! The receiving half of a channel or of a broadcast, over either kind of ring.
+//!
+//! [`Inbound`] has what both kinds share: how a half waits, wakes the peer, notices the end and releases the memory. An [`Inlet`] is one
+//! kind of ring: `receiver` has that of a pair, `subscription` that of a publisher.
+
+use std::{
+    fmt,
+    os::fd::{AsFd, BorrowedFd},
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+use crate::{
+    channel::end::{ChannelState, CloseReason, Shared},
+    channel::open::{LOOKS_PER_GLANCE, Link},
+    channel::waiting::{Awaited, Parking, SpinThenPark, Waits},
+    error::{Error, Result},
+    region::phase::{Phase, Step},
+    ring::message::Message,
+};
+
+/// In place of a number of bytes: everything that is in the ring when a visit starts.
+pub(super) const ALL_THAT_IS_THERE: u64 = u64::MAX;
+
+/// The reading end of one kind of ring. In a private module, so that no other crate implements it.
+pub trait Inlet: fmt::Debug + Sized {
+    /// Whether there is something to read. Loads the peer's tail only if everything known was read.
+    fn available(&mut self) -> Result<bool>;
+
+    /// Publishes how far everything was read. Returns whether the peer did not know.
+    fn publish(&mut self) -> bool;
+
+    /// How far everything was read.
+    fn position(&self) -> u64;
+
+    fn capacity(&self) -> u64;
+
+    /// Whether everything known was read. Does not load the peer's tail.
+    fn is_through(&self) -> bool;
+
+    /// How often the peer's tail was loaded.
+    fn looks(&self) -> u64;
+
+    /// Messages that were handed out, and the bytes of their payloads.
+    fn counted(&mut self) -> (u64, u64);
+
+    /// The phase word of the peer, loaded with acquire ordering.
+    fn phase_word(&self) -> u64;
+
+    /// Checks that what was copied from the ring since the last check is what the peer sent, and was not wiped or overwritten before.
+    /// Starts with an acquire fence.
+    fn check_copies(half: &Inbound<Self>) -> Result<()>;
+
+    /// Notices that the peer has ended this direction. Called before each read, so it must be cheap.
+    #[inline]
+    fn notice_end(&mut self) {}
+
+    /// Reads no further than where the peer ended this direction, if it did.
+    fn end_where_told(&mut self) {}
+
+    /// Whether the peer ended this direction in an orderly way, whatever it stores later.
+    #[inline]
+    fn has_ended(&self) -> bool {
+        false
+    }
+
+    /// The peer is gone: loads its tail for the last time, and releases this side's memory.
+    fn settle(&mut self);
+
+    /// Releases both sides' memory. Reads nothing any more.
+    fn forget(&mut self);
+
+    /// Nothing is there to read. Called after the peer was woken.
+    fn idle(&mut self) {}
+
+    /// See [`Inbound::try_receive`]. The channel was checked.
+    fn try_receive(half: &mut Inbound<Self>, into: &mut [u8]) -> Result<Option<usize>>;
+
+    /// See [`Inbound::try_receive_into`]. The channel was checked.
+    fn try_receive_into(half: &mut Inbound<Self>, into: &mut Vec<u8>) -> Result<bool>;
+
+    /// See [`Inbound::next_size`]. The channel was checked.
+    fn next_size(half: &mut Inbound<Self>) -> Result<Option<usize>>;
+
+    /// See [`Inbound::try_receive_packed`]. Checks the channel first.
+    fn receive_packed(half: &mut Inbound<Self>, into: &mut [u8]) -> Result<Packed>;
+
+    /// See [`Inbound::visit`]. Sets `count` to the number of visited messages that were found whole.
+    fn visit(
+        half: &mut Inbound<Self>,
+        count: &mut usize,
+        visit: impl FnMut(Message<'_>),
+        max: usize,
+        bytes: u64,
+    ) -> Result<bool>;
+}
+
+/// The receiving half of a channel ([`Receiver`](crate::Receiver)) or of a broadcast ([`Subscription`](crate::Subscription)).
+#[derive(Debug)]
+pub struct Inbound<R> {
+    pub(super) ring: R,
+    /// `None` once the peer is gone, or the channel has ended.
+    pub(super) link: Option<Link>,
+    /// The peer was gone before it had ended its sending. Set when the link is dropped.
+    cut: bool,
+    pub(super) longest: u64,
+    /// Reads that found nothing since the line was last read.
+    pub(super) fruitless: u32,
+    /// The position at which this half last checked whether the peer sleeps.
+    woken: u64,
+    /// How often the peer's tail had been loaded when the caller's round began.
+    round: u64,
+    /// Declared after the ring: a pair's consumer reports its last counts when it is dropped, and they count until this is dropped.
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl<R: Inlet> Inbound<R> {
+    pub(super) fn over(ring: R, link: Link, longest: u64, shared: Arc<Shared>) -> Self {
+        Self {
+            ring,
+            link: Some(link),
+            cut: false,
+            longest,
+            fruitless: 0,
+            woken: 0,
+            round: 0,
+            shared,
+        }
+    }
+
+    /// Returns the size of the longest message that can arrive, in bytes.
+    pub fn max_message_size(&self) -> u64 {
+        self.longest
+    }
+
+    /// Errors if nothing may be read any more: after this side's own close, an eviction, or a protocol violation. What a peer that is
+    /// gone has left is still read.
+    #[inline]
+    pub(super) fn check(&mut self) -> Result<()> {
+        if !self.shared.state.is(ChannelState::Open, Ordering::Relaxed) {
+            return self.check_ended();
+        }
+        self.ring.notice_end();
+        Ok(())
+    }
+
+    #[cold]
+    fn check_ended(&mut self) -> Result<()> {
+        if self.shared.peer_is_gone() {
+            self.settle();
+            if self.shared.receiving_ended.load(Ordering::Acquire) {
+                self.let_go();
+            }
+            return Ok(());
+        }
+        let readable = check_readable(&self.shared);
+        self.let_go();
+        readable
+    }
+
+    /// Releases this side's memory. The peer's stays mapped until everything in it was read.
+    fn settle(&mut self) {
+        if self.link.take().is_some() {
+            self.cut = self.seems_cut();
+            self.ring.settle();
+        }
+    }
+
+    /// Releases both sides' memory; there is nothing more to read.
+    fn let_go(&mut self) {
+        self.link = None;
+        self.ring.forget();
+    }
+
+    /// The state that the peer announces.
+    fn phase(&self) -> Result<Phase> {
+        let word = self.ring.phase_word();
+        Phase::from_word(word).ok_or_else(|| Error::RingCorrupt(format!("its phase is {word}")))
+    }
+
+    /// Whether the peer may have meant to send more, according to its phase.
+    fn seems_cut(&self) -> bool {
+        !self.phase().is_ok_and(|phase| phase.ended)
+    }
+
+    #[inline]
+    pub(super) fn check_copies(&self) -> Result<()> {
+        R::check_copies(self)
+    }
+
+    /// Ends the channel if the ring was found corrupt, or this half was evicted.
+    #[inline]
+    pub(super) fn judge<T>(&self, found: Result<T>) -> Result<T> {
+        match found {
+            Ok(found) => Ok(found),
+            Err(error) => self.judge_error(error),
+        }
+    }
+
+    #[cold]
+    fn judge_error<T>(&self, error: Error) -> Result<T> {
+        if matches!(error, Error::Evicted) {
+            // The ring is overwritten, whether or not the publisher has stored that.
+            self.shared.wait_for_end();
+            if let Ok(Phase::EXPOSED) = self.phase() {
+                end_as(&self.shared, ChannelState::ExposedAtPeer)?;
+            }
+            end_as(&self.shared, ChannelState::EvictedByPeer)?;
+        }
+        self.shared.judge(Err(error))
+    }
+
+    /// Follows a read that found nothing: wakes a peer that waits for room, and reads the line once in a while.
+    #[cold]
+    pub(super) fn found_nothing(&mut self) -> Result<()> {
+        self.check_copies()?;
+        self.wake_at_once();
+        self.ring.idle();
+        self.fruitless += 1;
+        if self.fruitless >= LOOKS_PER_GLANCE {
+            self.fruitless = 0;
+            self.shared.doorbell.look();
+            self.shared.notice();
+            self.check()?;
+        }
+        Ok(())
+    }
+
+    /// Publishes how far everything was read, and wakes a peer that waits for room.
+    #[inline]
+    pub(super) fn tell(&mut self) {
+        self.ring.publish();
+        self.wake_at_once();
+    }
+
+    #[inline]
+    pub(super) fn wake_at_once(&mut self) {
+        self.woken = self.ring.position();
+        self.ring_if_published();
+    }
+
+    #[inline]
+    pub(super) fn ring_if_published(&mut self) {
+        if self.link.as_mut().is_some_and(|link| link.waker.must_ring()) {
+            self.shared.doorbell.ring();
+        }
+    }
+
+    /// Wakes the peer only if there is much room since it was last checked.
+    #[inline]
+    pub(super) fn wake_if_worthwhile(&mut self) {
+        if self.ring.position().saturating_sub(self.woken) >= self.ring.capacity() / 4 {
+            self.wake_at_once();
+        }
+    }
+
+    /// Copies the next message to the beginning of `into`, and returns its length. `None`: nothing is there now (see
+    /// [`is_ended`](Inbound::is_ended)).
+    ///
+    /// # Errors
+    /// - [`Error::InvalidArgument`] if the message is longer than `into`, or is being read with `receive_part`. The message stays.
+    /// - [`Error::NoSpace`] if there is no memory to put the fragments of a message together. The message stays: the next call continues
+    ///   with it, and so does `receive_part`, in the caller's memory.
+    /// - [`Error::RingCorrupt`] if the peer violated the protocol.
+    /// - [`Error::ObjectExposed`] if another process tried to open the memory of either side.
+    /// - [`Error::Evicted`] if this subscription delayed its publisher for too long.
+    /// - [`Error::Closed`] after this side's close.
+    #[inline]
+    pub fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
+        self.check()?;
+        R::try_receive(self, into)
+    }
+
+    /// Waits for the next message, and copies it to the beginning of `into`. `None`: no more will come, and everything was read.
+    ///
+    /// # Errors
+    /// As [`try_receive`](Inbound::try_receive).
+    pub fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
+        self.take_by(None, |half| half.try_receive(into))
+    }
+
+    /// Like [`receive`](Inbound::receive), with a deadline.
+    ///
+    /// # Errors
+    /// As [`try_receive`](Inbound::try_receive), and [`Error::TimedOut`] at the deadline. No message is lost then.
+    ///
+    /// ```no_run
+    /// use std::time::{Duration, Instant};
+    ///
+    /// use ringfence::ErrorKind;
+    ///
+    /// # fn main() -> ringfence::Result<()> {
+    /// # let address: ringfence::Address = "@prices".parse()?;
+    /// # let (_sender, mut receiver) = ringfence::join(&address, &ringfence::Options::new())?.split();
+    /// let mut message = [0; 1024];
+    /// match receiver.receive_until(&mut message, Instant::now() + Duration::from_secs(1)) {
+    ///     Ok(Some(length)) => println!("{length} bytes"),
+    ///     Ok(None) => println!("the peer has ended"),
+    ///     Err(error) if error.kind() == ErrorKind::TimedOut => println!("nothing for a second"),
+    ///     Err(error) => return Err(error),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn receive_until(&mut self, into: &mut [u8], deadline: Instant) -> Result<Option<usize>> {
+        self.take_by(Some(deadline), |half| half.try_receive(into))
+    }
+
+    /// Returns the next message in memory of its own. `None`: nothing is there now (see [`is_ended`](Inbound::is_ended)).
+    ///
+    /// # Errors
+    /// As [`try_receive`](Inbound::try_receive), and [`Error::NoSpace`] if there is no memory for the message, which stays.
+    pub fn try_receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
+        let mut message = Vec::new();
+        Ok(self.try_receive_into(&mut message)?.then_some(message))
+    }
+
+    /// Like [`try_receive_vec`](Inbound::try_receive_vec), for a caller that reuses its memory. After `false`, the content of `into` is
+    /// unspecified.
+    #[inline]
+    pub(crate) fn try_receive_into(&mut self, into: &mut Vec<u8>) -> Result<bool> {
+        self.check()?;
+        R::try_receive_into(self, into)
+    }
+
+    /// Waits for the next message, and returns it in memory of its own. `None`: no more will come, and everything was read.
+    ///
+    /// A message longer than half of a pair's ring is put together first, in memory that grows with what has arrived. So a peer cannot
+    /// make this side allocate memory by announcing a long message.
+    ///
+    /// ```no_run
+    /// # fn main() -> ringfence::Result<()> {
+    /// # let address: ringfence::Address = "@prices".parse()?;
+    /// # let (_sender, mut receiver) = ringfence::join(&address, &ringfence::Options::new())?.split();
+    /// let mut all = Vec::new();
+    /// while let Some(message) = receiver.receive_vec()? {
+    ///     all.push(message); // a Vec<u8> of its own
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`try_receive_vec`](Inbound::try_receive_vec).
+    pub fn receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
+        self.take_by(None, Self::try_receive_vec)
+    }
+
+    /// Like [`receive_vec`](Inbound::receive_vec), with a deadline.
+    ///
+    /// # Errors
+    /// As [`try_receive_vec`](Inbound::try_receive_vec), and [`Error::TimedOut`] at the deadline. No message is lost then.
+    pub fn receive_vec_until(&mut self, deadline: Instant) -> Result<Option<Vec<u8>>> {
+        self.take_by(Some(deadline), Self::try_receive_vec)
+    }
+
+    /// Returns the size of the next message in bytes, once its beginning is there. `None`: nothing is there now. A subscription that is
+    /// not reliable may receive another message next.
+    ///
+    /// # Errors
+    /// As [`try_receive`](Inbound::try_receive).
+    pub fn next_size(&mut self) -> Result<Option<usize>> {
+        self.check()?;
+        R::next_size(self)
+    }
+
+    /// Visits the messages that are there, at most `max`, and returns how many there were. Messages that arrive during the call are
+    /// left to the next call, so it returns however fast the peer sends. A call that follows an earlier one with a smaller `max` may
+    /// visit messages of two checks.
+    ///
+    /// Messages are visited in the peer's memory, without a copy. A subscription copies messages of up to 500 bytes first, and all
+    /// messages if it is not reliable.
+    ///
+    /// ```no_run
+    /// # fn main() -> ringfence::Result<()> {
+    /// # let address: ringfence::Address = "@prices".parse()?;
+    /// # let (_sender, mut receiver) = ringfence::join(&address, &ringfence::Options::new())?.split();
+    /// let mut bytes = 0;
+    /// while receiver.wait(None)? && !receiver.is_ended()? {
+    ///     receiver.drain(|message| bytes += message.len(), 1000)?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`try_receive`](Inbound::try_receive). With [`Error::ObjectExposed`], [`Error::Evicted`] or [`Error::Closed`] (this side was
+    /// closed on another thread), the last visits may have been of memory that was wiped or overwritten in the meantime. Discard what
+    /// they saw; `stats` does not count them.
+    #[inline]
+    pub fn drain(&mut self, visit: impl FnMut(Message<'_>), max: usize) -> Result<usize> {
+        let Visited { count, dry } = self.visit(visit, max, ALL_THAT_IS_THERE);
+        dry.map(|_| count)
+    }
+
+    /// Like [`drain`](Inbound::drain), for about `bytes` bytes, which may arrive during the call.
+    #[inline]
+    pub(crate) fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Visited {
+        let mut count = 0;
+        let dry = match self.check() {
+            Ok(()) => R::visit(self, &mut count, visit, max, bytes),
+            Err(error) => Err(error),
+        };
+        Visited { count, dry }
+    }
+
+    /// Copies whole messages as packed records (see [`Sender::try_send_packed`](crate::Sender::try_send_packed)), as many as are there
+    /// and fit.
+    ///
+    /// # Errors
+    /// As [`try_receive`](Inbound::try_receive).
+    pub fn try_receive_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
+        let packed = R::receive_packed(self, into);
+        self.wake_at_once();
+        packed
+    }
+
+    /// Like [`try_receive_packed`](Inbound::try_receive_packed), for a caller that calls again at once. A peer that sleeps until there is
+    /// room is woken only if a quarter of the ring is free or nothing is left to read, because a wakeup costs both sides more than many
+    /// messages. A caller that stops before that must call [`wake`](Inbound::wake).
+    ///
+    /// # Errors
+    /// As [`try_receive`](Inbound::try_receive).
+    pub fn try_receive_more_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
+        let packed = R::receive_packed(self, into);
+        self.wake_if_worthwhile();
+        packed
+    }
+
+    /// Starts a round, for callers that read until nothing is there: it has the messages that are there now, however fast the peer
+    /// sends. [`is_round_over`](Inbound::is_round_over) returns when it is over.
+    pub fn begin_round(&mut self) {
+        self.round = self.ring.looks();
+    }
+
+    /// Returns whether everything was read that was there when the round began. Does not check whether more has arrived.
+    pub fn is_round_over(&self) -> bool {
+        self.ring.is_through() && self.ring.looks() != self.round
+    }
+
+    /// Wakes a peer that sleeps until there is room, if anything was read since it parked.
+    pub fn wake(&mut self) {
+        // Only here: each other call has dropped an inherited link in its check.
+        if !self.shared.is_inherited() {
+            self.wake_at_once();
+        }
+    }
+
+    /// Returns whether there is something to read now: a message, or the next fragment of a message.
+    ///
+    /// # Errors
+    /// As [`try_receive`](Inbound::try_receive).
+    pub fn has_message(&mut self) -> Result<bool> {
+        self.check()?;
+        let available = self.ring.available();
+        self.judge(available)
+    }
+
+    /// Returns whether no more will come, and everything was read.
+    ///
+    /// # Errors
+    /// As [`try_receive`](Inbound::try_receive).
+    pub fn is_ended(&mut self) -> Result<bool> {
+        if self.shared.has_read_all() {
+            return Ok(true);
+        }
+        if self.has_message()? {
+            return Ok(false);
+        }
+        if self.link.is_none() {
+            // The peer is gone, and everything that it left was read. What its memory contains no longer counts.
+            self.shared.receiving_ended.store(true, Ordering::Release);
+            self.let_go();
+            return Ok(true);
+        }
+        let phase = self.phase();
+        let phase = self.judge(phase)?;
+        if phase.is_open() && !self.ring.has_ended() {
+            return Ok(false);
+        }
+        self.ring.end_where_told();
+        // Check again: the peer may have published more before it stored its phase.
+        if self.has_message()? {
+            return Ok(false);
+        }
+        self.check_copies()?;
+        self.shared.hear_out();
+        self.shared.receiving_ended.store(true, Ordering::Release);
+        match phase.step {
+            Step::Closed | Step::Succeeds => self.shared.finish(ChannelState::ClosedByPeer),
+            Step::Left => self.shared.finish(ChannelState::LeftByPeer),
+            Step::Evicted => self.shared.finish(ChannelState::EvictedByPeer),
+            Step::Open | Step::Exposed => {}
+        }
+        self.shared.finish_if_both_ended();
+        // A program may keep this half for long without calling it again.
+        if !self.shared.state.is(ChannelState::Open, Ordering::Relaxed) {
+            self.settle();
+            self.let_go();
+        }
+        Ok(true)
+    }
+
+    /// Waits until there is something to read, or no more will come. `false`: the deadline has passed.
+    ///
+    /// # Errors
+    /// As [`try_receive`](Inbound::try_receive).
+    pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
+        self.wait_until((), deadline)
+    }
+
+    /// For event loops: announces that this half sleeps until there is something to read. `true`: nothing is there; wait until the line
+    /// ([`AsFd`]) is readable, then call [`poll_line`](Inbound::poll_line) and [`disarm`](Inbound::disarm). `false`: there is
+    /// something, or no more will come.
+    ///
+    /// # Errors
+    /// As [`try_receive`](Inbound::try_receive). [`Error::NoSpace`] also if another thread has slept in a call since before there was
+    /// an event loop, and no descriptor is left to notify the loop with.
+    pub fn arm(&mut self) -> Result<bool> {
+        self.arm_for(())
+    }
+
+    /// Announces that this half is awake.
+    pub fn disarm(&mut self) {
+        self.unpark();
+    }
+
+    /// Reads whatever has arrived on the line, and notices a peer that is gone. What it left can still be read, and its memory stays
+    /// mapped until then.
+    ///
+    /// # Errors
+    /// As [`try_receive`](Inbound::try_receive).
+    pub fn poll_line(&mut self) -> Result<()> {
+        self.read_line()
+    }
+
+    /// Like [`poll_line`](Inbound::poll_line), if the line is readable and did not report that it has ended: the line is read when
+    /// either half is armed next, so that an answer can go first, or by the next call of this. A line that is not read stays readable.
+    ///
+    /// # Errors
+    /// As [`try_receive`](Inbound::try_receive).
+    pub fn poll_line_later(&mut self) -> Result<()> {
+        self.leave_line()
+    }
+
+    /// Returns whether the peer is gone without having ended its sending: it may have meant to send more.
+    ///
+    /// The peer ends its sending with [`Sender::end`](crate::Sender::end) or [`Publisher::end`](crate::Publisher::end), and by dropping
+    /// its [`Sender`](crate::Sender) or [`Publisher`](crate::Publisher) while the channel is open. If its process exits before that, or
+    /// it closes the channel, or leaves the address, this returns `true`; [`close_reason`](Inbound::close_reason) distinguishes
+    /// [`CloseReason::Exited`] from [`CloseReason::Closed`]. `false` while the channel is open, and after this side's own close.
+    pub fn is_cut(&self) -> bool {
+        self.shared.peer_is_gone()
+            && if self.link.is_some() {
+                self.seems_cut()
+            } else {
+                self.cut
+            }
+    }
+
+    /// Closes the whole channel from this half. Unread messages are dropped.
+    pub fn close(&mut self) {
+        self.shared.finish(ChannelState::ClosedHere);
+        self.let_go();
+    }
+
+    /// Returns why the channel has ended, once a call that reads, waits or polls the line has noticed it. `None`: it has not. Unread
+    /// messages of the peer may remain.
+    ///
+    /// A subscription returns [`CloseReason::Closed`] also while a publisher that has ended, or has disconnected it, waits until the
+    /// last messages are read.
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        let ended = self.ring.has_ended().then_some(CloseReason::Closed);
+        self.shared.close_reason().or(ended)
+    }
+}
+
+impl<R: Inlet> Waits for Inbound<R> {
+    type For = ();
+
+    fn parking(&mut self) -> Parking<'_> {
+        Parking {
+            shared: &self.shared,
+            sleeper: self.link.as_mut().map(|link| &mut link.sleeper),
+        }
+    }
+
+    fn check(&mut self) -> Result<()> {
+        Inbound::check(self)
+    }
+
+    #[inline]
+    fn is_there(&mut self, (): ()) -> Result<bool> {
+        self.has_message()
+    }
+
+    fn is_over(&mut self) -> Result<bool> {
+        self.is_ended()
+    }
+
+    fn counted(&mut self) -> (u64, u64) {
+        self.ring.counted()
+    }
+}
+
+impl<R> AsFd for Inbound<R> {
+    /// For an event loop: readable once the peer has sent a wakeup, has disconnected, or has died. One thread of the process watches for
+    /// the death of all peers, because another process may hold a copy of a dead peer's socket.
+    ///
+    /// This is the private line. Both halves of a channel have the same one: one event loop waits for both, or for one of them while a
+    /// thread waits for the other (as in [`Sender::wait`](crate::Sender::wait)). Threads beside a loop cost the channel two descriptors,
+    /// created when the first of them waits. If a thread slept in a call when the loop started, the loop gets an epoll instance of its
+    /// own for the line (two more).
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.line_alone()
+    }
+}
+
+/// Errors if nothing may be read any more. What a peer that is gone has left is still read. If everything was read before this side
+/// closed, that is the end and no error.
+fn check_readable(shared: &Shared) -> Result<()> {
+    if shared.peer_is_gone() {
+        return Ok(());
+    }
+    match shared.check() {
+        Err(Error::Closed(_)) if shared.has_read_all() => Ok(()),
+        other => other,
+    }
+}
+
+#[cold]
+fn end_as(shared: &Shared, end: ChannelState) -> Result<()> {
+    shared.finish(end);
+    shared.check()
+}
+
+/// Compares the phases of both sides after a copy was made. `CAN_EVICT`: the peer can be a publisher.
+///
+/// Before the peer wipes its ring, or overwrites what an evicted subscriber has not read, it stores that in its phase. If another thread
+/// has ended the channel here, the peer may wipe its ring as well, but only after this side's own phase has changed.
+#[inline]
+pub(super) fn check_phases<const CAN_EVICT: bool>(shared: &Shared, peers: u64, own: u64) -> Result<()> {
+    if peers == Phase::EXPOSED.word() {
+        return end_as(shared, ChannelState::ExposedAtPeer);
+    }
+    if CAN_EVICT && peers == Phase::EVICTED.word() {
+        return end_as(shared, ChannelState::EvictedByPeer);
+    }
+    if own > Phase::ENDED.word() {
+        return ended_meanwhile(shared);
+    }
+    Ok(())
+}
+
+/// Another thread has ended the channel, or has noticed that the peer is gone.
+#[cold]
+fn ended_meanwhile(shared: &Shared) -> Result<()> {
+    shared.wait_for_end();
+    check_readable(shared)
+}
+
+/// Makes room for all of a message of `size` bytes.
+pub(crate) fn make_room(into: &mut Vec<u8>, size: usize) -> Result<()> {
+    let more = size.saturating_sub(into.len());
+    into.try_reserve_exact(more).map_err(|error| Error::NoSpace {
+        what: format!("a message of {size} bytes"),
+        reason: error.to_string(),
+    })
+}
+
+/// The outcome of visits to several messages.
+#[derive(Debug)]
+pub struct Visited {
+    /// Visited messages that were found whole. The visitor may have seen more if the visits failed.
+    pub(crate) count: usize,
+    /// Whether the visits stopped because nothing more is there.
+    pub(crate) dry: Result<bool>,
+}
+
+/// The outcome of [`Receiver::try_receive_packed`](crate::Receiver::try_receive_packed).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packed {
+    /// Whole messages were copied: this many bytes.
+    Bytes(usize),
+    /// The next message does not fit the buffer, is not wanted, or comes in fragments. Its size, for
+    /// [`Receiver::receive_part`](crate::Receiver::receive_part).
+    Large(usize),
+    /// Nothing is there.
+    Nothing,
+}

@@ -1,0 +1,414 @@
+//! The ring of a publisher, as a subscription reads it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
+    time::Duration,
+};
+
+use crate::{
+    channel::end::{END_TOLD, Shared},
+    channel::inbound::{ALL_THAT_IS_THERE, Inbound, Inlet, Packed, check_phases, make_room},
+    channel::open::{Link, Opened},
+    channel::verify::{KnownPeer, Verifier},
+    error::{Error, Result},
+    evidence::Evidence,
+    handshake::broadcast::Beginning,
+    identity::Identity,
+    options::Options,
+    region::copy::Readable,
+    region::layout::{self, as_offset},
+    region::own::OwnRegion,
+    region::peer::PeerRegion,
+    region::phase::Phase,
+    ring::consumer::Pulled,
+    ring::delivery::Delivery,
+    ring::fan_out::reader::{FanIn, Terms, Validity, View},
+    ring::fan_out::readers::Held,
+    ring::message::Message,
+    ring::record::HEADER,
+    wake::parking::{ParkingSpot, Sleeper, Waker},
+};
+
+/// Messages that are visited at once if a number of bytes was asked for: each is a copy, and the bytes are counted in between.
+const VISITS: usize = 4;
+
+/// The receiving half of a broadcast: reads as a [`Receiver`](crate::Receiver) does.
+///
+/// Dropping it closes it.
+///
+/// # Lagging
+/// A reliable subscription gets every message, and delays its publisher if it is a ring behind; one that does so for too long is evicted
+/// ([`Error::Evicted`]). With [`Delivery::BestEffort`] and [`Delivery::Latest`], messages that were overwritten or passed over are
+/// counted by [`Subscription::lost`]: messages handed out and lost together are [`Subscription::sequence`], less its first value.
+///
+/// # Closing
+/// Once the publisher has ended the subscription, closed or died, [`close_reason`](Inbound::close_reason) returns which it was. The
+/// messages that it left can still be read, and then comes the end; those of an evicted subscription are lost.
+pub type Subscription = Inbound<BroadcastInlet>;
+
+/// What a subscription has received since it was made, and how far behind it is.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SubscriptionStats {
+    /// Messages that were handed out.
+    pub messages_received: u64,
+    /// Bytes of their payloads.
+    pub bytes_received: u64,
+    /// See [`Subscription::lost`].
+    pub lost: u64,
+    /// Bytes that are published and not read. After the end: the last known value.
+    pub lag: u64,
+    /// How often this side has gone to sleep because there was no message.
+    pub sleeps: u64,
+}
+
+/// The ring of a publisher.
+#[derive(Debug)]
+pub struct BroadcastInlet {
+    reader: FanIn<PeerRegion, OwnRegion, Controls>,
+    /// The publisher's phase was not [`Phase::OPEN`] at the last check, and this side knows where reading ends.
+    end_known: bool,
+    /// That phase was the orderly end: what is there is all that the publisher sends to this subscriber. Never revoked, whatever a
+    /// hostile publisher stores later.
+    ended: bool,
+    known: KnownPeer,
+    /// The lag when the ring was unmapped.
+    last_lag: u64,
+}
+
+/// The control objects of both sides. Their phases tell whether the ring still holds what was sent.
+#[derive(Debug)]
+struct Controls {
+    shared: Arc<Shared>,
+    /// Mapped while the publisher is there.
+    own: OwnRegion,
+    /// The publisher's, of this subscriber. Mapped until everything was read.
+    publishers: PeerRegion,
+}
+
+impl Validity for Controls {
+    #[inline]
+    fn check(&self) -> Result<()> {
+        let publishers = self.publishers.load(layout::PHASE, Ordering::Relaxed);
+        let own = self.own.load(layout::PHASE, Ordering::Relaxed);
+        check_phases::<true>(&self.shared, publishers, own)
+    }
+}
+
+impl Subscription {
+    pub(crate) fn begin(
+        opened: Opened,
+        ring: PeerRegion,
+        beginning: Beginning,
+        options: &Options,
+    ) -> Result<Self> {
+        let Beginning { start, now } = beginning;
+        let Opened {
+            shared,
+            verifier,
+            identity,
+            evidence,
+            own,
+            peer: publishers,
+            barriers,
+            peer_capacity: capacity,
+            longest_out: longest,
+            ..
+        } = opened;
+        // It never sends.
+        shared.sending_ended.store(true, Ordering::Release);
+        let held = Held {
+            number: 0,
+            slot: as_offset(start.slot.into()),
+            position: start.position,
+            sequence: start.sequence,
+        };
+        let terms = Terms {
+            capacity,
+            longest,
+            delivery: options.delivery,
+            held,
+        };
+        let controls = Controls {
+            shared: Arc::clone(&shared),
+            own: own.clone(),
+            publishers,
+        };
+        let reader = FanIn::new(ring.clone(), own.clone(), controls, terms);
+        let mut reader = shared.judge(reader)?;
+        let began = reader.begin(options.from, now);
+        shared.judge(began)?;
+        let spot = ParkingSpot::reader_in(held.slot);
+        let link = Link {
+            sleeper: Sleeper::new(own.clone(), ring.clone(), spot, barriers),
+            waker: Waker::new(own, ring, ParkingSpot::WRITER, barriers),
+        };
+        let ring = BroadcastInlet {
+            reader,
+            end_known: false,
+            ended: false,
+            known: KnownPeer::new(verifier, identity, evidence),
+            last_lag: 0,
+        };
+        Ok(Self::over(ring, link, longest, shared))
+    }
+
+    /// Returns the publisher's identity at the last check.
+    pub fn peer(&self) -> &Identity {
+        self.ring.known.identity()
+    }
+
+    /// Returns the checks of the handshake, in order, and those of the last [`Subscription::verify`].
+    pub fn evidence(&self) -> &[Evidence] {
+        self.ring.known.evidence()
+    }
+
+    /// Returns which messages arrive.
+    pub fn delivery(&self) -> Delivery {
+        self.ring.reader.delivery()
+    }
+
+    /// Returns the size of the publisher's ring in bytes.
+    pub fn capacity(&self) -> u64 {
+        self.ring.reader.capacity()
+    }
+
+    /// Returns how many messages were published since the subscription began and will never be handed out. A lost message counts once a
+    /// later one is handed out.
+    pub fn lost(&self) -> u64 {
+        self.ring.reader.lost()
+    }
+
+    /// Returns the number of the last message that was handed out, as the publisher counts; the first is 1. Before that, the number of
+    /// the message after which the subscription began.
+    pub fn sequence(&self) -> u64 {
+        self.ring.reader.sequence()
+    }
+
+    /// Returns how many bytes are published and not read. 0 once nothing more is read, and in a forked child.
+    pub fn lag(&self) -> u64 {
+        self.ring.lag()
+    }
+
+    /// Returns what was received so far. The last figures stay after the end.
+    pub fn stats(&self) -> SubscriptionStats {
+        let ring = &self.ring;
+        let (messages_received, bytes_received) = ring.reader.counted();
+        let over = ring.controls().publishers.is_nowhere();
+        SubscriptionStats {
+            messages_received,
+            bytes_received,
+            lost: ring.reader.lost(),
+            lag: if over { ring.last_lag } else { ring.lag() },
+            sleeps: self.shared.counters.sleeps(),
+        }
+    }
+
+    /// Returns how long a wait spins before it sleeps ([`Options::busy_poll`]), for bindings that wait in their own way.
+    pub fn busy_poll(&self) -> Duration {
+        self.shared.busy_poll
+    }
+
+    /// Checks the publisher again, as [`Channel::verify`](crate::Channel::verify) does.
+    ///
+    /// # Errors
+    /// As [`Verifier::verify`].
+    pub fn verify(&mut self) -> Result<&Identity> {
+        self.ring.known.verify()
+    }
+
+    /// Returns a handle that checks the publisher again from another thread.
+    pub fn verifier(&self) -> Verifier {
+        self.ring.known.verifier()
+    }
+}
+
+impl BroadcastInlet {
+    #[inline]
+    fn controls(&self) -> &Controls {
+        self.reader.validity()
+    }
+
+    fn lag(&self) -> u64 {
+        if self.controls().shared.is_inherited() {
+            return 0;
+        }
+        let tail = self.reader.ring().load(layout::TAIL, Ordering::Acquire);
+        tail.saturating_sub(self.reader.position())
+    }
+}
+
+impl Inlet for BroadcastInlet {
+    #[inline]
+    fn available(&mut self) -> Result<bool> {
+        self.reader.available()
+    }
+
+    #[inline]
+    fn publish(&mut self) -> bool {
+        self.reader.publish()
+    }
+
+    #[inline]
+    fn position(&self) -> u64 {
+        self.reader.position()
+    }
+
+    #[inline]
+    fn capacity(&self) -> u64 {
+        self.reader.capacity()
+    }
+
+    #[inline]
+    fn is_through(&self) -> bool {
+        self.reader.is_through()
+    }
+
+    #[inline]
+    fn looks(&self) -> u64 {
+        self.reader.looks()
+    }
+
+    fn counted(&mut self) -> (u64, u64) {
+        self.reader.counted()
+    }
+
+    #[inline]
+    fn phase_word(&self) -> u64 {
+        self.controls().publishers.load(layout::PHASE, Ordering::Acquire)
+    }
+
+    #[inline]
+    fn check_copies(half: &Subscription) -> Result<()> {
+        fence(Ordering::Acquire);
+        half.ring.controls().check()
+    }
+
+    /// A disconnected subscription gets what was published before, and no more, though the publisher goes on.
+    #[inline]
+    fn notice_end(&mut self) {
+        if !self.end_known && self.phase_word() != Phase::OPEN.word() {
+            self.end_where_told();
+        }
+    }
+
+    #[cold]
+    fn end_where_told(&mut self) {
+        self.end_known = true;
+        self.ended |= Phase::from_word(self.phase_word()).is_some_and(|phase| phase.ended);
+        let word = self.controls().publishers.load(layout::TAIL, Ordering::Acquire);
+        if word & END_TOLD != 0 {
+            self.reader.end_at(word & !END_TOLD);
+        }
+    }
+
+    #[inline]
+    fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    fn settle(&mut self) {
+        self.end_where_told();
+        self.reader.settle();
+        self.reader.validity_mut().own = OwnRegion::nowhere();
+    }
+
+    fn forget(&mut self) {
+        if self.controls().publishers.is_nowhere() {
+            return;
+        }
+        self.last_lag = self.lag();
+        self.reader.forget(PeerRegion::nowhere());
+        let controls = self.reader.validity_mut();
+        controls.own = OwnRegion::nowhere();
+        controls.publishers = PeerRegion::nowhere();
+    }
+
+    #[inline]
+    fn try_receive(half: &mut Subscription, into: &mut [u8]) -> Result<Option<usize>> {
+        let received = half.ring.reader.receive(into);
+        let received = half.judge(received)?;
+        if received.is_some() {
+            half.tell();
+        } else {
+            half.found_nothing()?;
+        }
+        Ok(received)
+    }
+
+    fn try_receive_into(half: &mut Subscription, into: &mut Vec<u8>) -> Result<bool> {
+        while let Some(size) = half.next_size()? {
+            make_room(into, size)?;
+            into.resize(size, 0);
+            match half.try_receive(into) {
+                Ok(received) => {
+                    into.truncate(received.unwrap_or(0));
+                    return Ok(received.is_some());
+                }
+                // It was overwritten in the meantime, and the next message is longer.
+                Err(Error::InvalidArgument(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
+    fn next_size(half: &mut Subscription) -> Result<Option<usize>> {
+        let size = half.ring.reader.next_size();
+        let size = half.judge(size)?;
+        if size.is_none() {
+            half.found_nothing()?;
+        }
+        Ok(size)
+    }
+
+    fn receive_packed(half: &mut Subscription, into: &mut [u8]) -> Result<Packed> {
+        half.check()?;
+        let pulled = half.ring.reader.pull_packed(into);
+        Ok(match half.judge(pulled)? {
+            Pulled::Bytes(bytes) => Packed::Bytes(bytes),
+            Pulled::Large(size) => Packed::Large(size),
+            Pulled::Nothing => {
+                half.found_nothing()?;
+                Packed::Nothing
+            }
+        })
+    }
+
+    fn visit(
+        half: &mut Subscription,
+        count: &mut usize,
+        mut visit: impl FnMut(Message<'_>),
+        max: usize,
+        bytes: u64,
+    ) -> Result<bool> {
+        let (before, bytes_before) = half.ring.reader.counted();
+        let most = if bytes == ALL_THAT_IS_THERE { max } else { VISITS };
+        loop {
+            let at_once = most.min(max - *count);
+            let visited = half.ring.reader.visit(at_once, |view| {
+                visit(match view {
+                    View::Copy(bytes) => Message::gathered(bytes),
+                    View::InRing(ring, record) => {
+                        Message::in_ring(ring, record.at, record.length, record.end)
+                    }
+                });
+            });
+            let (messages, payload) = half.ring.reader.counted();
+            *count = usize::try_from(messages - before).unwrap_or(usize::MAX);
+            let visited = half.judge(visited).inspect_err(|_| half.tell())?;
+            if visited == 0 {
+                half.found_nothing()?;
+            } else {
+                half.tell();
+            }
+            let spent = payload - bytes_before + (messages - before) * HEADER;
+            if visited < at_once || *count >= max || spent >= bytes {
+                return Ok(visited < at_once);
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The receiving half of a channel or of a broadcast.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use futures_core::Stream;
+use tokio::task::coop;
+
+use crate::{
+    channel::end::CloseReason,
+    channel::inbound,
+    channel::inbound::Inlet,
+    channel::merge::source::Reading,
+    channel::receiver::PairInlet,
+    channel::subscription::BroadcastInlet,
+    channel::waiting::{Awaited, Waits},
+    error::Result,
+    tokio::line::{Half, Line},
+};
+
+/// The receiving half of a channel, for tasks. See [`Inbound`].
+pub type Receiver = Inbound<PairInlet>;
+
+/// The receiving half of a broadcast, for tasks. See [`Inbound`].
+pub type Subscription = Inbound<BroadcastInlet>;
+
+/// The receiving half of a channel ([`Receiver`]) or of a broadcast ([`Subscription`]), for tasks.
+///
+/// It is a [`Stream`] of messages in memory of their own, which ends after the last message. An error that ends the channel is its last
+/// item; after a local error ([`Error::NoSpace`](crate::Error::NoSpace)) it goes on. It ends the same way if the peer was killed:
+/// [`is_cut`](crate::Inbound::is_cut) tells. For bytes, use [`Channel::into_stream`](crate::tokio::Channel::into_stream), which reports a
+/// killed peer as an error, rather than a `StreamReader` over this.
+///
+/// Every method is cancel safe.
+#[derive(Debug)]
+pub struct Inbound<R> {
+    line: Arc<Line>,
+    inner: inbound::Inbound<R>,
+    /// The stream has returned the error that ended it.
+    failed: bool,
+}
+
+impl Subscription {
+    /// Waits for what [`subscribe`](crate::subscribe) has made, in the runtime of the task that calls this.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`](crate::Error::NoSpace) if the runtime cannot watch the descriptors. The subscription is closed then.
+    ///
+    /// # Panics
+    /// See [the module](crate::tokio#panics).
+    pub fn new(mut subscription: crate::channel::subscription::Subscription) -> Result<Self> {
+        let line = Line::new(subscription.parking().shared)?;
+        Ok(Self::on(line, subscription))
+    }
+}
+
+impl<R: Inlet> Inbound<R> {
+    pub(super) fn on(line: Arc<Line>, inner: inbound::Inbound<R>) -> Self {
+        Self {
+            line,
+            inner,
+            failed: false,
+        }
+    }
+
+    /// Waits for the next message, and copies it to the beginning of `into`. `None`: no more will come, and everything was read.
+    /// Cancel safe: an unread message is there for the next call.
+    ///
+    /// # Errors
+    /// As [`receive`](crate::Inbound::receive).
+    pub async fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
+        self.take(|half| half.try_receive(into)).await
+    }
+
+    /// Waits for the next message, and returns it in memory of its own. `None`: no more will come, and everything was read. Cancel safe.
+    ///
+    /// # Errors
+    /// As [`receive_vec`](crate::Inbound::receive_vec).
+    pub async fn receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
+        self.take(inbound::Inbound::try_receive_vec).await
+    }
+
+    /// Waits until there is something to read, for a caller that reads it in the peer's memory ([`drain`](crate::Inbound::drain), through
+    /// [`get_mut`](Inbound::get_mut)). `false`: no more will come. Cancel safe.
+    ///
+    /// # Errors
+    /// As [`wait`](crate::Inbound::wait).
+    pub async fn readable(&mut self) -> Result<bool> {
+        let there = self.take(|half| Ok(half.has_message()?.then_some(())));
+        Ok(there.await?.is_some())
+    }
+
+    /// What `take` finds, once it finds something. `None`: no more will come.
+    async fn take<T>(
+        &mut self,
+        mut take: impl FnMut(&mut inbound::Inbound<R>) -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
+        let Self { line, inner, .. } = self;
+        poll_fn(|cx| poll_take_on(line, inner, cx, &mut take)).await
+    }
+
+    /// Closes the whole channel from this half. Unread messages are dropped.
+    pub fn close(&mut self) {
+        self.inner.close();
+    }
+
+    /// Returns why the channel has ended; `None` while it has not. Unread messages of the peer may remain.
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.inner.close_reason()
+    }
+
+    /// The half itself.
+    pub fn get_ref(&self) -> &inbound::Inbound<R> {
+        &self.inner
+    }
+
+    /// The half itself, for calls that do not wait: those that wait block the runtime's thread.
+    pub fn get_mut(&mut self) -> &mut inbound::Inbound<R> {
+        &mut self.inner
+    }
+
+    /// The half, no longer waited for by the runtime.
+    pub fn into_inner(self) -> inbound::Inbound<R> {
+        self.inner
+    }
+}
+
+impl<R: Inlet + Unpin> Stream for Inbound<R> {
+    type Item = Result<Vec<u8>>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Self { line, inner, failed } = self.get_mut();
+        if *failed {
+            return Poll::Ready(None);
+        }
+        let found = ready!(poll_take_on(line, inner, cx, Reading::try_receive_vec));
+        // After a local error, unread messages of the peer are still there.
+        *failed = found.as_ref().is_err_and(|error| !error.is_local()) && inner.end_reason().is_some();
+        Poll::Ready(found.transpose())
+    }
+}
+
+/// Like [`poll_take`], for a half that waits on a line.
+pub(super) fn poll_take_on<R: Waits<For = ()>, T>(
+    line: &Line,
+    reader: &mut R,
+    cx: &mut Context<'_>,
+    take: impl FnMut(&mut R) -> Result<Option<T>>,
+) -> Poll<Result<Option<T>>> {
+    let poll_ready = |reader: &mut R, cx: &mut Context<'_>| line.poll_ready(Half::Receiver, reader, cx, ());
+    poll_take(reader, cx, take, poll_ready)
+}
+
+/// Polls for what `take` finds, once it finds something. `None`: no more will come.
+pub(super) fn poll_take<R: Awaited, T>(
+    reader: &mut R,
+    cx: &mut Context<'_>,
+    mut take: impl FnMut(&mut R) -> Result<Option<T>>,
+    mut poll_ready: impl FnMut(&mut R, &mut Context<'_>) -> Poll<Result<()>>,
+) -> Poll<Result<Option<T>>> {
+    let turn = ready!(coop::poll_proceed(cx));
+    loop {
+        let taken = take(reader)?;
+        if taken.is_some() || reader.is_through()? {
+            turn.made_progress();
+            return Poll::Ready(Ok(taken));
+        }
+        ready!(poll_ready(reader, cx))?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, StreamExt};
+    use tokio::runtime::Builder;
+
+    use crate::{error::Error, options::Options, ring::message::Progress, testing::parts, tokio::Channel};
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
+    fn a_stream_goes_on_after_a_local_error_though_the_peer_has_gone() {
+        let runtime = Builder::new_current_thread().enable_io().build().unwrap();
+        let _inside = runtime.enter();
+        let (own, peer) = parts::pair(4096, 20_000, &Options::new());
+        let (_sender, mut receiver) = Channel::new(own).unwrap().split();
+        let (mut sender, unread) = peer.split();
+        let (long, mut into, mut written) = ([7; 9000], [0; 9000], 0);
+        while let Progress::Part(bytes) = sender.send_part(&long, written).unwrap() {
+            written = bytes;
+            receiver.get_mut().receive_part(&mut into).unwrap();
+        }
+        assert!(sender.try_send(b"the next").unwrap());
+        drop((sender, unread));
+        receiver.get_mut().poll_line().unwrap();
+        assert!(receiver.close_reason().is_some());
+        let refused = receiver.next().now_or_never().unwrap().unwrap();
+        assert!(matches!(refused, Err(Error::InvalidArgument(_))), "{refused:?}");
+        assert_eq!(
+            receiver.get_mut().receive_part(&mut into).unwrap(),
+            Progress::Whole
+        );
+        let next = receiver.next().now_or_never().unwrap().transpose().unwrap();
+        assert_eq!(next.as_deref(), Some(&b"the next"[..]));
+        assert!(receiver.next().now_or_never().unwrap().is_none());
+    }
+}
