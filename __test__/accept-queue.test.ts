@@ -23,7 +23,11 @@ interface AcceptQueue {
 }
 
 interface Insides {
-  AcceptQueue: new (all: boolean, setPaused: (paused: boolean) => void) => AcceptQueue
+  AcceptQueue: new (
+    all: boolean,
+    setPaused: (paused: boolean) => void,
+    handedOut: (channel: Channel) => void,
+  ) => AcceptQueue
 }
 
 /** What the package does not export. */
@@ -36,19 +40,25 @@ const value = (number: number) => ({ done: false, value: channel(number) })
 
 function queueOf(all: boolean) {
   const paused: boolean[] = []
-  const queue = new AcceptQueue(all, (is) => paused.push(is))
+  const handedOut: Channel[] = []
+  const queue = new AcceptQueue(
+    all,
+    (is) => paused.push(is),
+    (one) => handedOut.push(one),
+  )
   const add = (from: number, to: number) => {
     for (let number = from; number <= to; number += 1) queue.add(channel(number))
   }
-  return { queue, paused, add }
+  return { queue, paused, handedOut, add }
 }
 
 test('channels wait for a loop in their order, and 16 of them have newcomers wait', async (t) => {
-  const { queue, paused, add } = queueOf(true)
+  const { queue, paused, handedOut, add } = queueOf(true)
   add(1, 15)
   t.deepEqual(paused, [])
   add(16, 17)
   t.deepEqual(paused, [true], 'told once')
+  t.deepEqual(handedOut, [])
   const loop = queue.iterator()
   t.deepEqual(await loop.next(), value(1))
   t.deepEqual(paused, [true])
@@ -58,6 +68,19 @@ test('channels wait for a loop in their order, and 16 of them have newcomers wai
   for (let number = 3; number <= 17; number += 1)
     t.deepEqual(await (number % 2 === 0 ? loop : other).next(), value(number))
   t.deepEqual(paused, [true, false])
+  const waits = loop.next()
+  add(18, 18)
+  await waits
+  add(19, 19)
+  queue.setTaker({ take: () => {}, refusal: () => new Error() })
+  add(20, 20)
+  queue.setTaker(null)
+  add(21, 21)
+  queue.discard()
+  t.deepEqual(
+    handedOut,
+    Array.from({ length: 20 }, (_, number) => channel(number + 1)),
+  )
 })
 
 test('a queue that keeps the last ones has 16 of them, until there is a loop', async (t) => {

@@ -190,7 +190,7 @@ test.serial('what is sent while this side closes, or leaves, ends no process', a
   }, address)
   const partners = membership[Symbol.asyncIterator]()
   const own = (await partners.next()).value as Channel
-  const leaving = membership.leave()
+  const leaving = membership.close()
   t.deepEqual(await unhandledOf(() => void own.send('late')), [])
   await leaving
   await t.throwsAsync(own.send('late'), closed)

@@ -205,7 +205,7 @@ test('what a member has filled is in the ring before the exit has it leave', asy
   const partner = await Partner.start(t)
   partner.mayFail()
   const here = await member(address)
-  t.teardown(() => here.leave())
+  t.teardown(() => here.close())
   void partner.run(async (kit, where) => {
     const { value: channel } = await (await kit.ringfence.member(where))[Symbol.asyncIterator]().next()
     channel!.fill(64, (bytes, offset) => {

@@ -49,7 +49,7 @@ function joinAndKeep(partner: Partner, address: string, how: 'join' | 'member' =
       await kit.channel.send(kit.keep.path === undefined ? 'again' : 'kept')
       if (kit.keep.path !== undefined) return
       await kit.channel.close()
-      await (kit.keep.membership as Membership | undefined)?.leave()
+      await (kit.keep.membership as Membership | undefined)?.close()
     }
   }
   return partner.run(meet, address, how)
@@ -98,7 +98,7 @@ test('a process that opens the shared memory ends the channel on both sides, and
 test('memory that was opened is told as that, though this side ends its sending before its event loop hears of it', async (t) => {
   const address = namedAddress(t)
   const here = await member(address, { capacity: 8 << 20 })
-  t.teardown(() => here.leave())
+  t.teardown(() => here.close())
   const partners = here[Symbol.asyncIterator]()
   const partner = await Partner.start(t)
   const keeping = joinAndKeep(partner, address, 'member')

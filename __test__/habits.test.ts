@@ -144,7 +144,7 @@ test.serial('agents of a service and members have the option as well', async (t)
 
   const place = abstractAddress()
   const membership = await member(place, { allowHalfOpen: true })
-  t.teardown(() => membership.leave())
+  t.teardown(() => membership.close())
   await partner.run(async (kit, where: string) => {
     const there = await kit.ringfence.member(where)
     await there.channel!.end()
@@ -286,7 +286,7 @@ test.serial(
     t.teardown(() => listener.close({ channels: 'close' }))
     const early = await Partner.start(t)
     await early.connect(address)
-    await until(() => listener.size === 1, 'the first is there')
+    await until(() => listener.channels.length === 1, 'the first is there')
     const waiting: number[] = []
     const take = (channel: Channel) => void waiting.push(channel.peer.pid)
     listener.on('connection', take)

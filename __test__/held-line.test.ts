@@ -93,7 +93,7 @@ test('of an agent', async (t) => {
 test('of a member', async (t) => {
   const address = abstractAddress()
   const membership: Membership = await member(address, patient)
-  t.teardown(() => membership.leave())
+  t.teardown(() => membership.close())
   const partner = await Partner.start(t)
   await partner.run(
     async (kit, where: string, options: object) => {

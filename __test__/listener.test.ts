@@ -2,9 +2,10 @@
 
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { getEventListeners } from 'node:events'
+import { inspect } from 'node:util'
 
 import test from 'ava'
-import type { Channel, ConnectOptions, Listener, RingfenceError } from 'ringfence'
+import { RingfenceError, type Channel, type ConnectOptions, type Listener } from 'ringfence'
 
 import { beginsHere } from './support/binding.js'
 import { FAILED } from './support/channel.js'
@@ -49,7 +50,7 @@ test.serial('each agent is a channel, each refusal is told, and both are counted
     channels.map(({ peer }) => peer.pid),
     [1, 2],
   )
-  t.is(listener.size, 2)
+  t.is(listener.channels.length, 2)
 
   first.answers['stats'] = figures(10)
   second.answers['stats'] = figures(100)
@@ -69,7 +70,7 @@ test.serial('each agent is a channel, each refusal is told, and both are counted
   first.from.ended = true
   first.end('closed', 1)
   await channels[0]!.closed
-  t.is(listener.size, 1)
+  t.is(listener.channels.length, 1)
   t.like(listener.stats(), { open: 1, accepted: 2, messagesSent: 110, messagesReceived: 1, ringCapacity: 64 })
   t.is(String(await channels[0]!.receive()), 'left')
   t.like(listener.stats(), { messagesReceived: 1 }, 'until all of it was read')
@@ -211,13 +212,13 @@ test.serial('a close keeps the channels that somebody has, or closes them, and e
       channels,
     )
     t.deepEqual(standing.since(), ['close'])
-    t.is(await listener.closed, null)
+    t.deepEqual(await listener.closed, { reason: 'closed' })
     t.deepEqual(await loop.next(), { done: true, value: undefined })
-    t.deepEqual(events, [null])
+    t.deepEqual(events, [{ reason: 'closed' }])
     await listener.close({ channels: 'close' })
     t.is(await value.closed, 'closed')
     standing.bell()
-    t.deepEqual([standing.asked, events], [[], [null]], 'that was all')
+    t.deepEqual([standing.asked, events], [[], [{ reason: 'closed' }]], 'that was all')
   }
 })
 
@@ -226,7 +227,7 @@ test.serial('a listener of an event closes the channel that it is told of, and a
   const all = [comer(1), comer(2), comer(3)]
   const sizes: number[] = []
   listener.on('connection', (channel) => {
-    sizes.push(listener.size, listener.stats().open)
+    sizes.push(listener.channels.length, listener.stats().open)
     if (channel.peer.pid === 2) void listener.close({ channels: 'close' })
   })
   await Promise.resolve()
@@ -238,7 +239,7 @@ test.serial('a listener of an event closes the channel that it is told of, and a
     'the third comes too late, and is not asked for',
   )
   await turn()
-  t.is(listener.size, 0)
+  t.is(listener.channels.length, 0)
 
   // As one who watches the process is told.
   const watched = await listens(t)
@@ -248,7 +249,7 @@ test.serial('a listener of an event closes the channel that it is told of, and a
   const late = comer(4)
   watched.standing.tell(late.raw)
   t.deepEqual(late.told('close'), ['close'], 'nobody would take it any more')
-  t.is(watched.listener.size, 0)
+  t.is(watched.listener.channels.length, 0)
 })
 
 test.serial(
@@ -264,7 +265,7 @@ test.serial(
     const second = await listens(t, { signal })
     second.standing.tell(comer(1).raw)
     controller.abort()
-    t.is(await second.listener.closed, null)
+    t.deepEqual(await second.listener.closed, { reason: 'closed' })
     t.deepEqual(second.standing.since(), ['close'])
 
     const late = new AbortController()
@@ -290,12 +291,13 @@ test.serial('a listener that ends by itself says why, and closes what nobody has
   t.is(((await loop.next()) as { value: Channel }).value.peer.pid, 1)
   for (const binding of [first, second]) binding.told()
   standing.fail()
-  const reason = await listener.closed
-  t.is(reason!.message, 'as the binding says')
+  const closed = await listener.closed
+  t.is(closed.reason, 'failed')
+  t.is(closed.error!.message, 'as the binding says')
   t.deepEqual(standing.since(), ['close'])
   t.deepEqual([first.told('close'), second.told('close')], [[], ['close']])
-  t.deepEqual(events, [reason])
-  t.is(await t.throwsAsync(loop.next()), reason as never)
+  t.deepEqual(events, [closed])
+  t.is(await t.throwsAsync(loop.next()), closed.error as never)
   await listener.close()
   standing.bell()
   t.deepEqual(standing.asked, [], 'nothing more is asked')
@@ -308,6 +310,66 @@ test.serial('a listener that ends by itself says why, and closes what nobody has
   const late = listener.messages()[Symbol.asyncIterator]()
   await t.throwsAsync(late.next(), { message: 'as the binding says' })
   t.deepEqual(await late.next(), { done: true, value: undefined })
+})
+
+test.serial('each channel that the program was given is followed by its disconnect', async (t) => {
+  const { listener, standing } = await listens(t)
+  const events: string[] = []
+  listener.on('disconnect', ({ peer }, { reason, error }) => events.push(`${peer.pid} ${reason} ${error?.code}`))
+  const [looped, told, unclaimed] = [comer(1), comer(2), comer(3)]
+  standing.tell(looped.raw)
+  await next(listener)
+  looped.end('exited', 1)
+  await turn()
+  t.deepEqual(events, ['1 lost ERR_RINGFENCE_PEER_LOST'])
+  // One that ends before the program has it: its connection comes first.
+  standing.tell(told.raw, unclaimed.raw)
+  told.end('closed', 1)
+  await turn()
+  t.is(events.length, 1)
+  listener.once('connection', ({ peer }) => events.push(`${peer.pid}`))
+  await turn()
+  t.deepEqual(events.slice(1), ['2', '2 closed undefined'])
+  await listener.close()
+  await turn()
+  t.is(events.length, 3, 'the program never had the third')
+})
+
+test.serial('destroy ends the listener and all channels at once', async (t) => {
+  for (const error of [undefined, new Error('why'), new RingfenceError('NO_SPACE', 'no room')]) {
+    const { listener, standing } = await listens(t)
+    const events: unknown[] = []
+    listener.on('close', (closed) => events.push(closed))
+    const all = [comer(1), comer(2)]
+    standing.tell(...all.map(({ raw }) => raw))
+    await next(listener)
+    for (const binding of all) binding.told()
+    listener.destroy(error)
+    listener.destroy()
+    await listener.close()
+    t.deepEqual(
+      all.map((binding) => binding.told('close')),
+      [['close'], ['close']],
+    )
+    t.deepEqual(standing.since(), ['close'])
+    const closed = await listener.closed
+    t.is(closed.reason, error === undefined ? 'closed' : 'failed')
+    t.true(closed.error === error || closed.error?.cause === error)
+    t.is(closed.error instanceof RingfenceError, error !== undefined)
+    t.deepEqual(events, [closed])
+  }
+})
+
+test.serial('util.inspect shows a listener in one line', async (t) => {
+  const { listener, standing } = await listens(t)
+  t.is(inspect(listener), '<Listener at @somewhere, 0 channels, open>')
+  standing.tell(comer(1).raw)
+  t.is(inspect({ listener }), '{ listener: <Listener at @somewhere, 1 channel, open> }')
+  await listener.close()
+  t.is(inspect(listener), '<Listener at @somewhere, 0 channels, closed>')
+  const failed = await listens(t, {}, '/a\nb')
+  failed.listener.destroy(new Error('why'))
+  t.is(inspect(failed.listener), '<Listener at /a\\u{a}b, 0 channels, closed: failed>')
 })
 
 test.serial('newcomers wait at the address while sixteen wait for a loop', async (t) => {

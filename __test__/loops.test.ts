@@ -91,7 +91,7 @@ test('a loop over a listener that is left while it waits gets no agent that no l
 test('a loop over a membership that is left while it waits gets no partner that no loop would serve', async (t) => {
   const address = abstractAddress()
   const membership = await member(address)
-  t.teardown(() => membership.leave())
+  t.teardown(() => membership.close())
   const partner = await Partner.start(t)
   const first = membership[Symbol.asyncIterator]()
   const left = first.next()

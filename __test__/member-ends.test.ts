@@ -1,9 +1,10 @@
-// A membership over a binding of the test's own: what it tells of partners, roles and tokens, and how it ends.
+// A membership over a binding of the test's own: its events, its role, and how it ends.
+
+import { inspect } from 'node:util'
 
 import test from 'ava'
-import type { Channel, Membership, RingfenceError } from 'ringfence'
+import type { Channel, Closed, Membership } from 'ringfence'
 
-import { ENDED, type Binding } from './support/channel.js'
 import { comer, exits, member, stays } from './support/standing.js'
 import { beginsHere } from './support/binding.js'
 import { codeOf } from './support/ring.js'
@@ -11,39 +12,17 @@ import { isPending, turn } from './support/until.js'
 
 const over = { done: true, value: undefined }
 
-/** What is told, in short. */
+const closedBy = ({ reason, error }: Closed) => (error === undefined ? reason : `${reason}: ${error.message}`)
+
+/** The events of a membership, in short. */
 function told(membership: Membership): string[] {
   const events: string[] = []
-  membership.on('channel', ({ peer }) => events.push(`channel ${peer.pid}`))
+  membership.on('connection', ({ peer }) => events.push(`channel ${peer.pid}`))
+  membership.on('disconnect', ({ peer }, { reason }) => events.push(`${reason} ${peer.pid}`))
   membership.on('role', (role) => events.push(role))
   membership.on('refused', ({ code }) => events.push(code))
-  membership.on('close', (reason) => events.push(`close ${reason?.message}`))
+  membership.on('close', (closed) => events.push(`close ${closedBy(closed)}`))
   return events
-}
-
-/** Tokens that the peer sends. */
-function tokensOf(binding: Binding) {
-  const waiting: bigint[] = []
-  let bell: (() => void) | null = null
-  let ended = false
-  Object.assign(binding.answers, {
-    token: () => waiting.shift() ?? (ended ? ENDED : 0),
-    watchTokens: (hear: () => void) => {
-      bell = hear
-      return 0
-    },
-    unwatchTokens: () => {
-      bell = null
-      return 0
-    },
-  })
-  return {
-    send(...tokens: bigint[]) {
-      waiting.push(...tokens)
-      while (bell !== null && waiting.length > 0) (bell as () => void)()
-    },
-    end: () => void (ended = true),
-  }
 }
 
 test.serial('what comes with the place is told once its caller can listen, and all in its order', async (t) => {
@@ -69,7 +48,8 @@ test.serial('what comes with the place is told once its caller can listen, and a
   t.is(membership.channel?.peer.pid, 2)
   next.end('exited', 1)
   await turn()
-  t.is(membership.channel, null)
+  t.deepEqual(events.slice(6), ['lost 1', 'lost 2'])
+  t.is(membership.channel, undefined)
 })
 
 test.serial('one that leaves closes its channel, and is through once the binding is', async (t) => {
@@ -85,20 +65,20 @@ test.serial('one that leaves closes its channel, and is through once the binding
       const loop = membership[Symbol.asyncIterator]()
       if (withPartner) await loop.next()
       const waits = loop.next()
-      const left = membership.leave()
-      t.is(membership.leave(), left, 'once')
+      const left = membership.close()
+      t.is(membership.close(), left, 'once')
       if (!leavesAtOnce) {
         t.true(await isPending(left))
-        if (channel !== null)
+        if (channel !== undefined)
           await t.throwsAsync(channel.send('late'), { ...codeOf('CLOSED'), message: 'the channel is closed' })
         standing.left!()
       }
       await left
       await sent
       t.deepEqual(await waits, over)
-      t.is(await membership.closed, null)
+      t.deepEqual(await membership.closed, { reason: 'closed' })
       if (withPartner) t.is(await channel!.closed, 'closed')
-      t.deepEqual(events, ['close undefined'])
+      t.deepEqual(events, [...(withPartner ? ['closed 1'] : []), 'close closed'])
       t.deepEqual(standing.since(), ['leave'])
       await membership[Symbol.asyncDispose]()
       standing.bell()
@@ -116,14 +96,14 @@ test.serial('channels that nobody has taken go with the place, and stay where it
     if (loses) {
       standing.fail()
       t.deepEqual(standing.since(), ['close'])
-      t.is((await membership.closed)?.message, 'as the binding says')
+      t.is(closedBy(await membership.closed), 'failed: as the binding says')
     } else await membership[Symbol.asyncDispose]()
-    t.is(events.at(-1), loses ? 'close as the binding says' : 'close undefined')
+    t.is(events.at(-1), loses ? 'close failed: as the binding says' : 'close closed')
     const loop = membership[Symbol.asyncIterator]()
     if (loses) {
       for (let pid = 2; pid < 18; pid += 1) t.is(((await loop.next()) as { value: Channel }).value.peer.pid, pid)
       await t.throwsAsync(loop.next(), { message: 'as the binding says' })
-      await membership.leave()
+      await membership.close()
       t.deepEqual(standing.since(), [], 'there is no place to leave')
     }
     t.deepEqual(await loop.next(), over)
@@ -135,84 +115,38 @@ test.serial('channels that nobody has taken go with the place, and stay where it
   const { membership, standing } = await stays(t)
   standing.tell(comer(1).raw)
   standing.leavesAtOnce = false
-  const left = membership.leave()
+  const left = membership.close()
   standing.fail()
   standing.left!()
   await left
-  t.is((await membership.closed)?.message, 'as the binding says')
+  t.is(closedBy(await membership.closed), 'failed: as the binding says')
   t.is(((await membership[Symbol.asyncIterator]().next()) as { value: Channel }).value.peer.pid, 1)
 })
 
-test.serial('tokens are events as long as somebody listens, and else the channel’s own', async (t) => {
+test.serial('destroy leaves the place at once, and does not wait for the partner', async (t) => {
   const partner = comer(1)
-  const tokens = tokensOf(partner)
-  const { membership, standing } = await stays(t)
+  const { membership, standing } = await stays(t, { events: [partner.raw] })
   await turn()
-  membership.once('token', () => t.fail())
-  membership.removeAllListeners('token')
-  standing.tell(partner.raw)
-  const heard: bigint[] = []
-  const hear = (token: bigint) => void heard.push(token)
-  membership.on('refused', () => {})
-  tokens.send(1n)
-  const loop = membership.channel!.tokens()[Symbol.asyncIterator]()
-  t.deepEqual(await loop.next(), { done: false, value: 1n }, 'nobody has listened')
-  membership.on('token', hear)
-  membership.on('token', hear)
-  tokens.send(2n, 3n)
-  await turn()
-  t.deepEqual(heard, [2n, 2n, 3n, 3n], 'each once for each')
-  membership.off('token', hear)
-  tokens.send(4n)
-  await turn()
-  t.deepEqual(heard.slice(4), [4n])
-  membership.off('token', hear)
-  tokens.send(5n, 6n)
-  t.deepEqual(
-    [await loop.next(), await loop.next()].map(({ value }) => value),
-    [5n, 6n],
-  )
-  // One that listens once has one.
-  tokens.send(7n, 8n)
-  t.deepEqual(await new Promise((resolve) => membership.once('token', resolve)), 7n)
-  t.deepEqual(await loop.next(), { done: false, value: 8n })
-
-  // The next partner's as well; the last ones of one that has gone are not lost by that.
-  membership.on('token', hear)
-  await turn()
-  const next = comer(2)
-  const nexts = tokensOf(next)
-  heard.length = 0
-  tokens.send(9n, 10n, 11n)
-  partner.end('closed', 1)
-  standing.tell(next.raw)
-  nexts.send(12n)
-  await turn()
-  nexts.send(13n)
-  await turn()
-  t.deepEqual(
-    heard.sort((a, b) => Number(a - b)),
-    [9n, 10n, 11n, 12n, 13n],
-  )
-  // Where tokens cannot be waited for, that is told.
-  const last = comer(3)
-  last.fail('watchTokens', 'NO_SPACE')
-  const refused = new Promise<RingfenceError>((resolve) => membership.once('refused', resolve))
-  standing.tell(last.raw)
-  t.is((await refused).code, 'ERR_RINGFENCE_NO_SPACE')
-  // A listener that comes between two partners.
-  last.end('exited', 1)
-  await turn()
-  t.is(membership.channel, null)
-  membership.on('token', hear)
-  await turn()
+  t.is(inspect(membership), '<Membership at @somewhere, host, peer 1, open>')
+  const events = told(membership)
+  const loop = membership[Symbol.asyncIterator]()
+  await loop.next()
+  partner.told()
+  membership.destroy(new Error('why'))
+  membership.destroy()
+  await membership.close()
+  t.deepEqual(standing.since(), ['close'])
+  t.deepEqual(partner.told('close'), ['close'])
+  t.deepEqual(await loop.next(), over)
+  t.deepEqual(events, ['closed 1', 'close failed: destroyed: why'])
+  t.is(inspect(membership), '<Membership at @somewhere, host, closed: failed>')
 })
 
 test.serial('a process that exits leaves its place, also to a partner, which may exit as well', async (t) => {
   const alone = await stays(t, { address: '/somewhere' })
   const followed = await stays(t, { address: '/somewhere', events: [comer(1).raw] })
   const left = await stays(t, { address: '/somewhere' })
-  await left.membership.leave()
+  await left.membership.close()
   for (const { standing } of [alone, followed, left]) standing.since()
   exits()
   t.deepEqual(

@@ -5,7 +5,7 @@ import { existsSync, readdirSync, writeFileSync } from 'node:fs'
 import { dirname } from 'node:path'
 
 import test, { type ExecutionContext } from 'ava'
-import { join, LEAVING, member, Membership, type Channel, type Options, type RingfenceError } from 'ringfence'
+import { join, member, Membership, type Channel, type Closed, type Options, type RingfenceError } from 'ringfence'
 
 import { abstractAddress, addressOf, isBound, kinds, namedAddress, untilBound } from './support/address.js'
 import { Partner } from './support/partner.js'
@@ -18,7 +18,7 @@ const small: Options = { capacity: 4096 }
 /** A member here, which leaves when the test ends. */
 async function memberHere(t: ExecutionContext, address: string, options: Options = small): Promise<Membership> {
   const membership = await member(address, options)
-  t.teardown(() => membership.leave())
+  t.teardown(() => membership.close())
   return membership
 }
 
@@ -35,9 +35,9 @@ async function memberThere(partner: Partner, address: string, options: Options =
     async (kit, where: string, how: Options) => {
       const membership = await kit.ringfence.member(where, how)
       const events: string[] = []
-      membership.on('channel', (channel) => events.push(`channel ${channel.role} ${channel.peer.pid}`))
+      membership.on('connection', (channel) => events.push(`channel ${channel.role} ${channel.peer.pid}`))
       membership.on('role', (role) => events.push(`role ${role}`))
-      membership.on('close', (reason) => events.push(`close ${reason === null ? '' : reason.code}`))
+      membership.on('close', ({ error }) => events.push(`close ${error === undefined ? '' : error.code}`))
       Object.assign(kit.keep, { membership, events })
       return membership.role
     },
@@ -48,11 +48,11 @@ async function memberThere(partner: Partner, address: string, options: Options =
 
 const roleThere = (partner: Partner) => partner.run((kit) => (kit.keep['membership'] as Membership).role)
 const eventsThere = (partner: Partner) => partner.run((kit) => kit.keep['events'] as string[])
-const leaveThere = (partner: Partner) => partner.run((kit) => (kit.keep['membership'] as Membership).leave())
+const leaveThere = (partner: Partner) => partner.run((kit) => (kit.keep['membership'] as Membership).close())
 const sayThere = (partner: Partner, words: string[]) =>
   partner.run(async (kit, all: string[]) => {
     const membership = kit.keep['membership'] as Membership
-    await kit.until.until(() => membership.channel !== null, 'it hears of its partner')
+    await kit.until.until(() => membership.channel !== undefined, 'it hears of its partner')
     await Promise.all(all.map((word) => membership.channel!.send(word)))
   }, words)
 
@@ -83,7 +83,7 @@ for (const kind of kinds) {
     t.deepEqual(await soon(role, 'the role'), ['host'])
     t.is(here.role, 'host')
     t.is(await channel.closed, 'closed')
-    t.is(here.channel, null)
+    t.is(here.channel, undefined)
     t.deepEqual(await readAll(channel), ['one', 'two'])
     t.deepEqual(await eventsThere(first), [`channel host ${process.pid}`, 'close '])
 
@@ -98,12 +98,12 @@ for (const kind of kinds) {
     await second.kill()
     t.is(await next.closed, 'exited')
     t.deepEqual(await readAll(next), ['three'])
-    t.is(here.channel, null)
+    t.is(here.channel, undefined)
 
     const third = await Partner.start(t)
     t.is(await memberThere(third, address), 'guest')
     await nextOf(here)
-    await here.leave()
+    await here.close()
     await until(async () => (await roleThere(third)) === 'host', 'the guest is the host')
     await leaveThere(third)
     t.false(isBound(address))
@@ -143,7 +143,7 @@ for (const kind of kinds) {
     t.is(refusal.identity.pid, third.pid)
     const patient = memberThere(third, address, { ...small, wait: true })
     t.true(await isPending(patient))
-    await here.leave()
+    await here.close()
     t.is(await soon(patient, 'its turn'), 'guest')
     t.is(await roleThere(second), 'host')
     t.is(await third.run((kit) => (kit.keep['membership'] as Membership).channel!.peer.pid), second.pid)
@@ -189,15 +189,15 @@ test.serial('leaving sends what was sent before, rejects what waits, and ends lo
   // Together they fit the ring; what comes behind does not.
   const fit = ['a', 'b', 'c'].map((word) => channel.send(word))
   const stuck = channel.send(new Uint8Array(20_000))
-  const leaving = here.leave()
-  t.is(here.leave(), leaving)
+  const leaving = here.close()
+  t.is(here.close(), leaving)
   await t.throwsAsync(channel.send('later'), { code: 'ERR_RINGFENCE_CLOSED' })
   await Promise.all(fit)
   await t.throwsAsync(stuck, { code: 'ERR_RINGFENCE_CLOSED' })
   await leaving
   await loop
-  t.deepEqual(await closed, [null])
-  t.is(here.channel, null)
+  t.deepEqual(await closed, [{ reason: 'closed' }])
+  t.is(here.channel, undefined)
   t.is(await channel.closed, 'closed')
   await t.throwsAsync(channel.receive(), { code: 'ERR_RINGFENCE_CLOSED' })
   t.deepEqual(await here[Symbol.asyncIterator]().next(), { done: true, value: undefined })
@@ -211,31 +211,6 @@ test.serial('leaving sends what was sent before, rejects what waits, and ends lo
   })
   t.deepEqual(words, ['a', 'b', 'c'])
   await until(async () => (await roleThere(partner)) === 'host', 'it has the address')
-})
-
-test.serial('tokens of each partner are events, and a host that leaves says so by one', async (t) => {
-  const address = abstractAddress()
-  const partner = await Partner.start(t)
-  await memberThere(partner, address)
-  const here = await memberHere(t, address)
-  await nextOf(here)
-  const heard: bigint[] = []
-  here.on('token', (token) => heard.push(token))
-  await until(async () => (await eventsThere(partner)).length === 1, 'they have met')
-  await partner.run((kit) => {
-    const { channel } = kit.keep['membership'] as Membership
-    for (const token of [1, 2n ** 64n - 1n]) channel!.sendToken(token)
-  })
-  await until(() => heard.length === 2, 'both tokens')
-  await leaveThere(partner)
-  await until(() => heard.length === 3, 'its farewell')
-  t.deepEqual(heard, [1n, 2n ** 64n - 1n, LEAVING])
-  const next = await Partner.start(t)
-  await memberThere(next, address)
-  await until(() => here.channel !== null, 'the next partner')
-  await next.run((kit) => (kit.keep['membership'] as Membership).channel!.sendToken(5))
-  await until(() => heard.length === 4, 'a token of the next one')
-  t.is(heard[3], 5n)
 })
 
 test.serial('a guest leaves, and the host takes the next; await using leaves', async (t) => {
@@ -308,7 +283,7 @@ test.serial('several loops share what comes, and a loop that is left leaves noth
   }
   const loops = [loop(), loop()]
   await until(() => met.length >= 10, 'it has come again and again')
-  await here.leave()
+  await here.close()
   await Promise.all(loops)
   t.true(met.every((pid) => pid === partner.pid))
 })
@@ -317,7 +292,7 @@ test.serial('where no loop has begun the last ones wait; from then on nothing is
   const address = abstractAddress()
   const here = await memberHere(t, address)
   let met = 0
-  here.on('channel', (channel) => {
+  here.on('connection', (channel) => {
     met += 1
     void channel.close()
   })
@@ -368,7 +343,7 @@ test.serial('a member meets members alone: PROTOCOL names both', async (t) => {
   const both = /one of a pair \(join\).*a member \(member\)|a member \(member\).*one of a pair \(join\)/
   await t.throwsAsync(stray.join(address, small), { code: 'ERR_RINGFENCE_PROTOCOL', message: both })
   t.regex(((await refused) as [Error])[0].message, both)
-  await here.leave()
+  await here.close()
   const over = new AbortController()
   const joining = join(address, { ...small, signal: over.signal })
   await untilBound(address)
@@ -390,11 +365,12 @@ test.serial('a guest whose host lets no process in any more loses its place, and
   const channel = await nextOf(here)
   const closed = once(here, 'close')
   await channel.close()
-  const [reason] = (await soon(closed, 'the end')) as [RingfenceError]
-  t.is(reason.code, 'ERR_RINGFENCE_PEER_REFUSED')
-  t.is(reason.check, 'authorize')
+  const [{ reason, error }] = (await soon(closed, 'the end')) as [Closed]
+  t.is(reason, 'failed')
+  t.is(error!.code, 'ERR_RINGFENCE_PEER_REFUSED')
+  t.is(error!.check, 'authorize')
   const iterator = here[Symbol.asyncIterator]()
-  await t.throwsAsync(iterator.next(), { is: reason })
+  await t.throwsAsync(iterator.next(), { is: error })
   t.deepEqual(await iterator.next(), { done: true, value: undefined })
 })
 
@@ -505,32 +481,38 @@ test.serial('a Node process follows a Rust process, and the other way round', as
   t.is(await second.hear(), `channel ${process.pid}`)
   // It greets first: a partner that has left cannot be greeted any more.
   t.is(String(await channel.receive()), 'hello')
-  await here.leave()
+  await here.close()
   t.is(await second.hear(), 'host')
 })
 
-test.serial('what a listener of an event throws is uncaught, and keeps no later event from being told', async (t) => {
-  const address = abstractAddress()
-  const here = await memberHere(t, address)
-  const there = await Partner.start(t)
-  const told = there.run(async (kit, where) => {
-    const uncaught: string[] = []
-    process.on('uncaughtException', (error) => uncaught.push(error.message))
-    const membership = await kit.ringfence.member(where)
-    membership.on('channel', () => {
-      throw new Error('a channel')
-    })
-    membership.on('token', (token) => {
-      throw new Error(`token ${token}`)
-    })
-    await kit.until.until(() => uncaught.length === 4, 'all four are told')
-    await membership.leave()
-    return { uncaught, closed: await membership.closed }
-  }, address)
-  const channel = await nextOf(here)
-  for (const token of [1, 2, 3]) channel.sendToken(token)
-  t.deepEqual(await told, { uncaught: ['a channel', 'token 1', 'token 2', 'token 3'], closed: null })
-})
+test.serial(
+  'an error that a listener throws is uncaught, and skips no other listener and no later event',
+  async (t) => {
+    const address = abstractAddress()
+    const here = await memberHere(t, address)
+    const there = await Partner.start(t)
+    const told = there.run(async (kit, where) => {
+      const uncaught: string[] = []
+      process.on('uncaughtException', (error) => uncaught.push(error.message))
+      const membership = await kit.ringfence.member(where)
+      membership.on('connection', () => {
+        throw new Error('a channel')
+      })
+      membership.on('connection', () => {
+        throw new Error('again')
+      })
+      membership.on('disconnect', (_, { reason }) => {
+        throw new Error(reason)
+      })
+      await kit.until.until(() => uncaught.length === 3, 'all listeners are called')
+      await membership.close()
+      return { uncaught, closed: await membership.closed }
+    }, address)
+    const channel = await nextOf(here)
+    await channel.close()
+    t.deepEqual(await told, { uncaught: ['a channel', 'again', 'closed'], closed: { reason: 'closed' } })
+  },
+)
 
 test('what a partner has left is read, though this side ends its sending before its event loop hears of the end', async (t) => {
   const address = namedAddress(t)

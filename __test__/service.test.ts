@@ -13,6 +13,7 @@ import {
   RingfenceError,
   subscribe,
   type Channel,
+  type Closed,
   type Identity,
   type Options,
 } from 'ringfence'
@@ -73,7 +74,7 @@ for (const kind of kinds) {
     const address = addressOf(kind, t)
     const listener = await listenHere(t, address, small)
     t.is(listener.address, address)
-    t.is(listener.size, 0)
+    t.is(listener.channels.length, 0)
     const agents = await startAgents(t, 4)
     await Promise.all(agents.map((agent) => agent.connect(address, small)))
     const channels = new Map<number, Channel>()
@@ -81,7 +82,7 @@ for (const kind of kinds) {
       channels.set(channel.peer.pid, channel)
       if (channels.size === agents.length) break
     }
-    t.is(listener.size, 4)
+    t.is(listener.channels.length, 4)
     for (const agent of agents) {
       const channel = channels.get(agent.pid)!
       t.is(channel.role, 'host')
@@ -97,7 +98,7 @@ for (const kind of kinds) {
     t.is(await channels.get(first!.pid)!.closed, 'closed')
     await second!.kill()
     t.is(await channels.get(second!.pid)!.closed, 'exited')
-    await until(() => listener.size === 2, 'the service has noticed')
+    await until(() => listener.channels.length === 2, 'the service has noticed')
     for (const agent of rest) t.is(await agent.run(ask, 'still there'), 'still there')
   })
 }
@@ -353,9 +354,9 @@ test.serial('a full service says so, and takes the next once one has left', asyn
   await first!.kill()
   await soon(patient, 'the seat of the killed one')
   await second!.run((kit) => kit.channel.close())
-  await until(() => listener.size === 1, 'the service has noticed')
+  await until(() => listener.channels.length === 1, 'the service has noticed')
   await third!.connect(address, small)
-  await until(() => listener.size === 2, 'the service counts the third')
+  await until(() => listener.channels.length === 2, 'the service counts the third')
 })
 
 for (const channels of ['keep', 'close', undefined] as const) {
@@ -367,7 +368,7 @@ for (const channels of ['keep', 'close', undefined] as const) {
     const channel = await nextOf(listener)
     t.teardown(() => channel.close())
     await unclaimed!.connect(address, small)
-    await until(() => listener.size === 2, 'both are connected')
+    await until(() => listener.channels.length === 2, 'both are connected')
     const closed = once(listener, 'close')
     const waiting = listen(address, { ...small, wait: true })
     await (channels === undefined ? listener.close() : listener.close({ channels }))
@@ -381,12 +382,12 @@ for (const channels of ['keep', 'close', undefined] as const) {
     } else {
       void echo(channel)
       t.is(await taken!.run(ask, 'still there'), 'still there')
-      t.is(listener.size, 1)
+      t.is(listener.channels.length, 1)
       // Those that were kept can still be closed with it.
       await listener.close({ channels: 'close' })
       t.is(await channel.closed, 'closed')
     }
-    t.is(listener.size, 0)
+    t.is(listener.channels.length, 0)
     await (await waiting).close()
     t.deepEqual(readdirSync(dirname(address)), [])
   })
@@ -516,9 +517,9 @@ test.serial('a listener without a loop takes in so many, and the rest when it is
     const all = Array.from({ length: 200 }, () => kit.ringfence.connect(where, { capacity: 4096, timeout: 60_000 }))
     kit.keep['channels'] = await Promise.all(all)
   }, address)
-  await until(() => listener.size >= 16, 'some are taken in')
+  await until(() => listener.channels.length >= 16, 'some are taken in')
   await new Promise((resolve) => setTimeout(resolve, 300))
-  t.true(listener.size <= 80, `${listener.size} are held for no loop`)
+  t.true(listener.channels.length <= 80, `${listener.channels.length} are held for no loop`)
   let count = 0
   for await (const channel of listener) {
     t.is(channel.peer.pid, agent.pid)
@@ -526,7 +527,7 @@ test.serial('a listener without a loop takes in so many, and the rest when it is
     if (count === 200) break
   }
   await connected
-  t.is(listener.size, 200)
+  t.is(listener.channels.length, 200)
 })
 
 test.serial('a listener keeps its process alive until unref, and again after ref', async (t) => {
@@ -646,7 +647,10 @@ test.serial('a thousand agents at once: all are answered, and nothing stays of t
   const [warmUp] = await startAgents(t, 1)
   await warmUp!.connect(address, small)
   await warmUp!.run((kit) => kit.channel.close())
-  await until(() => service.run((kit) => (kit.keep['listener'] as Listener).size === 0), 'the first has left')
+  await until(
+    () => service.run((kit) => (kit.keep['listener'] as Listener).channels.length === 0),
+    'the first has left',
+  )
   const before = await descriptors()
   // 4 processes with 245 channels each, and 20 with one.
   const many = await startAgents(t, 4)
@@ -667,7 +671,7 @@ test.serial('a thousand agents at once: all are answered, and nothing stays of t
   await Promise.all(connected)
   // An agent may know before the service's own event loop has heard of it.
   await until(
-    async () => (await service.run((kit) => (kit.keep['listener'] as Listener).size)) === 1000,
+    async () => (await service.run((kit) => (kit.keep['listener'] as Listener).channels.length)) === 1000,
     'the service has heard of all',
   )
   const talks = agents.map((agent) =>
@@ -692,7 +696,10 @@ test.serial('a thousand agents at once: all are answered, and nothing stays of t
   )
   await Promise.all(leaving)
   await until(async () => (await descriptors()) <= before, 'the service holds no more than before')
-  await until(async () => (await service.run((kit) => (kit.keep['listener'] as Listener).size)) === 0, 'all have left')
+  await until(
+    async () => (await service.run((kit) => (kit.keep['listener'] as Listener).channels.length)) === 0,
+    'all have left',
+  )
   t.deepEqual(await service.run((kit) => kit.keep['refused']), [])
 })
 
@@ -721,8 +728,8 @@ test.serial('a listener that was closed ends without a reason', async (t) => {
   const listener = await listen(abstractAddress())
   const event = once(listener, 'close')
   await listener.close()
-  t.is(await listener.closed, null)
-  t.deepEqual(await event, [null])
+  t.deepEqual(await listener.closed, { reason: 'closed' })
+  t.deepEqual(await event, [{ reason: 'closed' }])
 })
 
 test.serial('a listener that ends by itself says why, in closed, in the event and to its loops', async (t) => {
@@ -737,14 +744,19 @@ test.serial('a listener that ends by itself says why, in closed, in the event an
     })().catch((error: unknown) => error)
   }, address)
   const told = service.run(async (kit) => {
-    const all = [kit.keep['closed'], kit.keep['event'], kit.keep['loop']] as Promise<{ code: string } | null>[]
-    return Promise.all(all.map(async (one) => (await one)?.code))
+    const all = [kit.keep['closed'], kit.keep['event'], kit.keep['loop']] as [
+      Promise<Closed>,
+      Promise<Closed>,
+      Promise<RingfenceError>,
+    ]
+    const [closed, event, loop] = await Promise.all(all)
+    return [closed.reason, closed.error?.code, event.error?.code, loop.code]
   })
   // poll(2) refuses to watch more descriptors than the process may have.
   execFileSync('prlimit', [`--pid=${service.pid}`, '--nofile=1:'])
   const socket = connectSocket(address)
   socket.on('error', () => {})
   t.teardown(() => socket.destroy())
-  t.deepEqual(await soon(told, 'the end'), Array(3).fill('ERR_RINGFENCE_NO_SPACE'))
+  t.deepEqual(await soon(told, 'the end'), ['failed', ...Array<string>(3).fill('ERR_RINGFENCE_NO_SPACE')])
   await until(() => !isBound(address), 'the address is free')
 })

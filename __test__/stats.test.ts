@@ -170,7 +170,7 @@ test('a membership counts its partners', async (t) => {
   const address = abstractAddress()
   const { member } = await import('ringfence')
   const membership = await member(address)
-  t.teardown(() => membership.leave())
+  t.teardown(() => membership.close())
   const channels = membership[Symbol.asyncIterator]()
   const partner = await Partner.start(t)
   for (let round = 1; round <= 2; round += 1) {
@@ -183,7 +183,7 @@ test('a membership counts its partners', async (t) => {
     const channel = (await came).value!
     await channel.receive()
     t.like(membership.stats(), { open: 1, accepted: round, messagesReceived: round })
-    await partner.run((kit) => (kit.keep['membership'] as typeof membership).leave())
+    await partner.run((kit) => (kit.keep['membership'] as typeof membership).close())
     await channel.closed
   }
   await until(() => membership.stats().open === 0, 'the partner has left')

@@ -39,8 +39,9 @@ export {
   type PortMessageEvent,
 } from './adapters/port.js'
 export type { Fill } from './channel/send-queue.js'
-export { connect, listen, Listener, type ListenerEvents } from './endpoint/service.js'
-export { LEAVING, member, Membership, type MembershipEvents } from './endpoint/membership.js'
+export type { EndpointEvents } from './endpoint/endpoint.js'
+export { connect, listen, Listener } from './endpoint/service.js'
+export { member, Membership, type MembershipEvents } from './endpoint/membership.js'
 export type { Finding } from './native.js'
 export type {
   ChannelStats,

@@ -135,7 +135,7 @@ const deeds = {
       say(`channel ${channel.peer.pid}`)
       const isSpokenTo = await greet(channel).catch((error) => say(`over ${codeOf(error)}`))
       if (!isSpokenTo) continue
-      await membership.leave()
+      await membership.close()
       say('left')
       return
     }

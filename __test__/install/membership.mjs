@@ -18,6 +18,6 @@ for await (const channel of membership) {
     const answer = String(await channel.receive())
     if (answer !== 'heard') throw new Error(`number ${number} got ${answer}`)
   }
-  await membership.leave()
+  await membership.close()
   break
 }

@@ -225,7 +225,7 @@ async function collect() {
 
 async function stay() {
   const membership = await member(address, options)
-  const leave = () => void membership.leave().catch(() => {})
+  const leave = () => void membership.close().catch(() => {})
   signal.addEventListener('abort', leave)
   membership.on('refused', (error) => note(error))
   let left = 3
@@ -234,7 +234,7 @@ async function stay() {
     left -= 1
     if (left === 0 || signal.aborted) break
   }
-  await membership.leave()
+  await membership.close()
 }
 
 async function publishes() {

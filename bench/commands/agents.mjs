@@ -104,7 +104,7 @@ export async function run(values) {
   const started = performance.now()
   await all('connected')
   const connecting = performance.now() - started
-  const count = listener.size
+  const count = listener.channels.length
   await pause(1000)
   const connected = look()
   const talked = all('talked')

@@ -46,7 +46,7 @@ await someMore()
 over = true
 await client
 await stop(service, 'SIGTERM')
-await membership.leave()
+await membership.close()
 rmSync(directory, { recursive: true })
 
 console.log(`${RESTARTS} restarts, every other one by SIGKILL; the client was the ${roles.join(', then the ')}`)

@@ -14,7 +14,7 @@ let leaving = false
 process.on('SIGTERM', () => {
   // From here on the book is the next one's.
   leaving = true
-  void membership.leave()
+  void membership.close()
 })
 
 // What the one before this has left. It is gone, or this process would not have its place.

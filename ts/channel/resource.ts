@@ -7,7 +7,7 @@ import { RingfenceError, messageOf } from '../errors.js'
 import { emit } from '../runtime/emit.js'
 import { printable } from '../runtime/printable.js'
 import { timers } from '../runtime/timers.js'
-import type { Closed } from '../types.js'
+import type { Closed, GoneReason } from '../types.js'
 
 /** The event of every {@link Resource}. */
 export interface ResourceEvents {
@@ -101,6 +101,20 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
     const state = reason === 'open' || reason === 'closed' ? reason : `closed: ${reason}`
     return `<${[this.constructor.name + where, ...this.summary(), state].join(', ')}>`
   }
+}
+
+const ERRORS = {
+  exited: ['PEER_LOST', "the peer's process has ended, or executes another program now"],
+  corrupt: ['RING_CORRUPT', 'the peer violated the protocol of the shared memory'],
+  exposed: ['OBJECT_EXPOSED', 'another process opened the shared memory, which was wiped'],
+  evicted: ['EVICTED', 'the subscriber held the publisher up for longer than `stall` allows'],
+} as const
+
+/** The end of a peer, for the reason that the binding returns. */
+export function closedFor(reason: GoneReason): Closed {
+  if (reason === 'closed') return { reason }
+  const [code, message] = ERRORS[reason]
+  return { reason: reason === 'exited' ? 'lost' : reason, error: new RingfenceError(code, message) }
 }
 
 /** The end of a resource after `destroy(error)`. */

@@ -18,6 +18,8 @@ export interface Taker {
 export class AcceptQueue {
   /** Makes newcomers wait at the address, or lets them in again. */
   readonly #setPaused: (paused: boolean) => void
+  /** A loop or the taker gets the channel now. */
+  readonly #handedOut: (channel: Channel) => void
   /** No channel is dropped. Until a loop has begun, a membership keeps the last ones only. */
   #all: boolean
   #unclaimed: Channel[] = []
@@ -30,9 +32,10 @@ export class AcceptQueue {
   /** Why the endpoint has ended by itself: the first loop that asks is told. */
   #failure: RingfenceError | null = null
 
-  constructor(all: boolean, setPaused: (paused: boolean) => void) {
+  constructor(all: boolean, setPaused: (paused: boolean) => void, handedOut: (channel: Channel) => void) {
     this.#all = all
     this.#setPaused = setPaused
+    this.#handedOut = handedOut
   }
 
   /** A loop over what comes. From its first `next` on it is under way, and no channel is dropped. */
@@ -82,14 +85,20 @@ export class AcceptQueue {
     if (taker === null) return
     this.#waiters.fail(() => taker.refusal())
     // The taker may take itself back after each.
-    while (this.#taker === taker && this.#unclaimed.length > 0) taker.take(this.#unclaimed.shift()!)
+    while (this.#taker === taker && this.#unclaimed.length > 0) this.#take(taker, this.#unclaimed.shift()!)
     this.#pause()
+  }
+
+  #take(taker: Taker, channel: Channel): void {
+    taker.take(channel)
+    this.#handedOut(channel)
   }
 
   #now(): Channel | null | undefined {
     if (this.#taker !== null && !this.#over) throw this.#taker.refusal()
     const channel = this.#unclaimed.shift()
     if (channel !== undefined) {
+      this.#handedOut(channel)
       this.#pause()
       return channel
     }
@@ -103,11 +112,12 @@ export class AcceptQueue {
 
   add(channel: Channel): void {
     if (this.#taker !== null) {
-      this.#taker.take(channel)
+      this.#take(this.#taker, channel)
       return
     }
     const waiter = this.#waiters.shift()
     if (waiter !== undefined) {
+      this.#handedOut(channel)
       waiter.found(channel)
       return
     }

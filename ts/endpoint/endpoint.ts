@@ -1,13 +1,12 @@
-// The base of what stands at an address: a listener, a membership. They share their events, the queue of channels that no loop
-// has taken yet, the loop itself, and the end.
+// The base of listeners and memberships: their events, the queue of channels that no loop has taken yet, the loop itself, and the end.
 
-import { EventEmitter } from 'node:events'
+import type { EventEmitter } from 'node:events'
 
 import { AcceptQueue, type Taker } from './accept-queue.js'
 import type { Authorizer } from './authorize.js'
 import { Channel, openArrived, whenRead } from '../channel/channel.js'
+import { Resource, closedFor, type ResourceEvents } from '../channel/resource.js'
 import { tellRefused } from '../runtime/diagnostics.js'
-import { emit } from '../runtime/emit.js'
 import { type RingfenceError, fromFailure, invalid } from '../errors.js'
 import { atExit } from '../runtime/exit.js'
 import { runHandshakeAt, type Opening } from './handshake.js'
@@ -15,8 +14,7 @@ import { FAILED, type Endpoints, type Failure, type NativeEndpoint, type RawChan
 import type { ChannelSettings } from './options.js'
 import { Pump } from '../runtime/pump.js'
 import { Sums, ofEnded, type ListenerStats } from '../channel/stats.js'
-import { timers } from '../runtime/timers.js'
-import type { Options } from '../types.js'
+import type { Closed, Options } from '../types.js'
 
 /** Only this package makes endpoints. */
 export const KEY = Symbol('ringfence')
@@ -28,33 +26,31 @@ export interface EndpointParts<Native extends NativeEndpoint> {
   opening: Opening
 }
 
-/** The events of every endpoint. */
-interface EndpointEvents {
-  refused: [refusal: RingfenceError]
-  close: [reason: RingfenceError | null]
+/** The events of everything that peers connect to. */
+export interface EndpointEvents<Peer> extends ResourceEvents {
+  /** A peer has connected. */
+  connection: [peer: Peer]
+  /** A peer that the program was given has disconnected. It can follow `close`, if the peer outlives the endpoint. */
+  disconnect: [peer: Peer, closed: Closed]
+  /** A process was refused, or failed in its handshake. The error has its `identity`, as far as that is known. */
+  refused: [error: RingfenceError]
 }
 
-export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Events, unknown[]>>
-  extends EventEmitter<Events>
-  implements AsyncIterable<Channel>, AsyncDisposable
+export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<keyof Events, unknown[]>>
+  extends Resource<Events>
+  implements AsyncIterable<Channel>
 {
-  /** Where it stands. */
-  readonly address: string
-  /**
-   * Resolves once it has ended: with null where this side has closed or left it, with the reason where it has ended by itself.
-   * It resolves without a loop and without a listener of `close` as well. Never rejects.
-   */
-  readonly closed: Promise<RingfenceError | null>
+  declare readonly address: string
 
-  #resolveClosed!: (reason: RingfenceError | null) => void
   readonly #native: NativeEndpoint
   readonly #authorizer: Authorizer | undefined
   readonly #settings: ChannelSettings
   readonly #acceptQueue: AcceptQueue
-  #over = false
   /** What it hears by of other listeners: `removeAllListeners` is about those of the program. */
   readonly #hearing = new Map<'newListener' | 'removeListener', (name: unknown) => void>()
   readonly #open = new Set<Channel>()
+  /** Channels that the program was given. */
+  readonly #followed = new WeakSet<Channel>()
   #accepted = 0
   readonly #refused = new Map<string, number>()
   /** Of the channels that have ended. */
@@ -74,17 +70,17 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
    * @internal
    */
   protected constructor(key: symbol, made: string, parts: EndpointParts<NativeEndpoint>, keepsAll: boolean) {
-    super()
     if (key !== KEY) throw invalid(made)
     const { address, native, opening } = parts
-    this.address = address
+    super(address)
     this.#native = native
     this.#authorizer = opening.authorizer
     this.#settings = opening.settings
-    this.closed = new Promise((resolve) => {
-      this.#resolveClosed = resolve
-    })
-    this.#acceptQueue = new AcceptQueue(keepsAll, (paused) => native.pause(paused ? 1 : 0))
+    this.#acceptQueue = new AcceptQueue(
+      keepsAll,
+      (paused) => native.pause(paused ? 1 : 0),
+      (channel) => this.follow(channel),
+    )
     if (native.watch(this.poll) === FAILED) throw fromFailure(native.failure())
     this.#stay = atExit(address, () => this.vacate())
   }
@@ -117,8 +113,6 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
    */
   protected abstract vacate(): void
 
-  abstract [Symbol.asyncDispose](): Promise<void>
-
   [Symbol.asyncIterator](): AsyncIterator<Channel, undefined> {
     return this.#acceptQueue.iterator()
   }
@@ -131,13 +125,11 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
     return { open: this.#open.size, accepted: this.#accepted, refused, ...sums.sums }
   }
 
-  /** Keeps the process alive while it is open, as it does from the start. */
   ref(): this {
     this.#native.keepAlive(1)
     return this
   }
 
-  /** Does not keep the process alive. */
   unref(): this {
     this.#native.keepAlive(0)
     return this
@@ -174,14 +166,9 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
     return this.#open
   }
 
-  /** @internal */
-  protected get isOver(): boolean {
-    return this.#over
-  }
-
   /** Handles one event of the binding. */
   #handle(): boolean {
-    if (this.#over) return false
+    if (this.ended !== null) return false
     const event = this.next()
     if (event === FAILED) {
       const failure = this.#native.failure()
@@ -205,7 +192,7 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
       return
     }
     // A subscriber of a diagnostics channel may have ended this endpoint just now.
-    if (this.#over) {
+    if (this.ended !== null) {
       void channel.close()
       return
     }
@@ -236,15 +223,17 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
   }
 
   /**
-   * Emits an event. What a listener throws must not keep later events from being told: it becomes an uncaught exception.
+   * Emits 'disconnect' once the channel has ended; the program was given it.
    *
    * @internal
    */
-  protected tell<Name extends keyof Events & string>(name: Name, ...what: Events[Name]): void {
-    emit(this as EventEmitter, name, ...what)
+  protected follow(channel: Channel): void {
+    if (this.#followed.has(channel)) return
+    this.#followed.add(channel)
+    void channel.closed.then((reason) => this.#tellOwn('disconnect', channel, closedFor(reason)))
   }
 
-  #tellOwn<Name extends keyof EndpointEvents>(name: Name, ...what: EndpointEvents[Name]): void {
+  #tellOwn<Name extends keyof EndpointEvents<Channel>>(name: Name, ...what: EndpointEvents<Channel>[Name]): void {
     this.tell(name, ...(what as Events[Name]))
   }
 
@@ -275,16 +264,14 @@ export abstract class Endpoint<Events extends EndpointEvents & Record<keyof Even
   }
 
   /**
-   * Ends loops, and tells of the end; once.
+   * Ends the loops and the resource.
    *
    * @internal
    */
-  protected finish(reason: RingfenceError | null): void {
-    this.#over = true
+  protected finish(closed: Closed): void {
     this.#stay()
     this.#acceptQueue.end()
-    this.#resolveClosed(reason)
-    timers.queueMicrotask(() => this.#tellOwn('close', reason))
+    this.settle(closed)
   }
 }
 

@@ -1,54 +1,46 @@
 import { openChannel, type Channel } from '../channel/channel.js'
-import { Endpoint, KEY, openEndpoint, type EndpointParts } from './endpoint.js'
+import { Endpoint, KEY, openEndpoint, type EndpointEvents, type EndpointParts } from './endpoint.js'
 import { invalid, show, type RingfenceError } from '../errors.js'
+import { destroyedBy } from '../channel/resource.js'
 import { runHandshakeAt } from './handshake.js'
 import { letEnd, makeHeld, type Merge } from '../channel/merge.js'
 import type { Failure, NativeListener, RawChannel } from '../native.js'
 import { plainObject } from './options.js'
 import { timers } from '../runtime/timers.js'
-import type { ConnectOptions, ListenOptions } from '../types.js'
+import type { Closed, ConnectOptions, ListenOptions } from '../types.js'
 
 let make: (parts: EndpointParts<NativeListener>) => Listener
 
 const toListeners = () => "the channels of this listener go to its listeners of 'connection': no loop gets one"
 const toMessages = () => 'messages() reads the channels of this listener: neither a loop nor a listener gets one'
 
-/** What a {@link Listener} tells. */
-export interface ListenerEvents {
-  /**
-   * An agent has passed; this is the channel with it, and no loop gets it: as long as there is a listener of this event, a loop over
-   * the {@link Listener} is INVALID_ARGUMENT. Those that came before the listener was there are told as well, in their order.
-   */
-  connection: [channel: Channel]
-  /** A process came and got no channel. The listener goes on. */
-  refused: [refusal: RingfenceError]
-  /** It has stopped listening, and the address is free: it was closed (null), or has ended by itself, and this is why. */
-  close: [reason: RingfenceError | null]
-}
-
 /**
  * A service at its address.
  *
- * `for await (const channel of listener)` yields a channel for each agent that has passed; leaving the loop does not close
- * the listener, and several loops share what comes. The event `connection` is the other way to take them. An open listener keeps
- * the process alive, as a `net.Server` does, until {@link Listener.unref}.
+ * `for await (const channel of listener)` yields a channel for each client. Leaving the loop does not close the listener, and several
+ * loops share the channels. The other way to get them is the event `connection`: it is emitted for each channel, also for those that
+ * connected before the first listener of this event, and as long as there is one, a loop over the listener is INVALID_ARGUMENT.
  *
- * The event `refused` tells of each process that came and got no channel: PEER_REFUSED with `check`, `wanted` and `found`,
- * HANDSHAKE_TIMEOUT, PROTOCOL, PEER_LOST, ADDRESS_OCCUPIED where the service is full, or what failed in this process, such as
- * NO_SPACE. The error has the `identity`, as far as it is known. What a listener of an event throws is an uncaught
- * exception, as with any emitter, and keeps no later event from being told.
+ * The event `refused` reports each client that got no channel: PEER_REFUSED with `check`, `wanted` and `found`, HANDSHAKE_TIMEOUT,
+ * PROTOCOL, PEER_LOST, ADDRESS_OCCUPIED if the service is full, or a local error such as NO_SPACE.
  *
- * The queue is bounded: once 16 channels wait here for a loop, newcomers wait at the address, and fail there at their own
- * deadline. At most 64 handshakes that are under way then still end in channels.
+ * The queue is bounded: once 16 channels wait for a loop, further clients wait at the address, and fail there at their own time
+ * limit. Up to 64 handshakes that are already under way still end in channels.
+ *
+ * @example
+ * ```js
+ * const listener = await listen('/run/me/service')
+ * listener.on('connection', async (channel) => {
+ *   for await (const message of channel) await channel.send(message)
+ * })
+ * ```
  */
-export class Listener extends Endpoint<ListenerEvents> {
+export class Listener extends Endpoint<EndpointEvents<Channel>> {
   readonly #native: NativeListener
   readonly #signal: AbortSignal | undefined
   readonly #abort = () => void this.close()
   /** Reads from all channels, where `messages` was called. */
   #merged: Merge<Channel> | null = null
-  /** Why it has ended by itself. */
-  #failure: RingfenceError | null = null
 
   static {
     make = (parts) => new Listener(KEY, parts)
@@ -69,9 +61,9 @@ export class Listener extends Endpoint<ListenerEvents> {
     })
   }
 
-  /** Channels that are open now, with those that no loop has taken yet. */
-  get size(): number {
-    return this.open.size
+  /** The channels that are open now, also those that no loop has taken yet, in the order in which they were made. */
+  get channels(): readonly Channel[] {
+    return [...this.open]
   }
 
   /**
@@ -93,7 +85,7 @@ export class Listener extends Endpoint<ListenerEvents> {
     if (this.listenerCount('connection') > 0) throw invalid(toListeners())
     this.mustHaveNoLoop('a loop over this listener gets its channels: leave it before messages() is called')
     const merged = makeHeld()
-    if (this.isOver) letEnd(merged, this.#failure)
+    if (this.ended !== null) letEnd(merged, this.ended.error ?? null)
     else {
       this.setTaker({
         take: (channel) => void merged.add(channel),
@@ -115,14 +107,16 @@ export class Listener extends Endpoint<ListenerEvents> {
     if (channels !== 'keep' && channels !== 'close') {
       throw invalid(`channels must be 'keep' or 'close', not ${show(channels)}`)
     }
-    const unclaimed = this.#end(null)
+    const unclaimed = this.#end({ reason: 'closed' })
     // One that was not taken may have ended already, and keep what has come.
     const leaving = new Set(channels === 'close' ? [...unclaimed, ...this.open] : unclaimed)
     await Promise.all([...leaving].map((channel) => channel.close()))
   }
 
-  [Symbol.asyncDispose](): Promise<void> {
-    return this.close()
+  /** Stops listening, and destroys all channels. */
+  destroy(error?: Error): void {
+    const unclaimed = this.#end(destroyedBy(error))
+    for (const channel of new Set([...unclaimed, ...this.open])) void channel.close()
   }
 
   /** @internal */
@@ -132,13 +126,17 @@ export class Listener extends Endpoint<ListenerEvents> {
 
   /** @internal */
   protected override failed(error: RingfenceError): void {
-    this.#failure = error
-    for (const channel of this.#end(error)) void channel.close()
+    for (const channel of this.#end({ reason: 'failed', error })) void channel.close()
   }
 
   /** @internal */
   protected override vacate(): void {
     this.#native.close()
+  }
+
+  /** @internal */
+  protected override summary(): string[] {
+    return [this.open.size === 1 ? '1 channel' : `${this.open.size} channels`]
   }
 
   /** Channels go to the listeners of 'connection', as long as there are any. */
@@ -151,13 +149,13 @@ export class Listener extends Endpoint<ListenerEvents> {
   }
 
   /** Returns the channels that no loop will take any more. */
-  #end(reason: RingfenceError | null): Channel[] {
-    if (this.isOver) return []
+  #end(closed: Closed): Channel[] {
+    if (this.ended !== null) return []
     this.#signal?.removeEventListener('abort', this.#abort)
     this.#native.close()
     const unclaimed = this.takeUnclaimed()
-    if (this.#merged !== null) letEnd(this.#merged, reason)
-    this.finish(reason)
+    if (this.#merged !== null) letEnd(this.#merged, closed.error ?? null)
+    this.finish(closed)
     return unclaimed
   }
 }
