@@ -49,9 +49,9 @@ impl fmt::Display for Outcome {
 
 /// Collects [`Evidence`] in the order of the steps.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Record(Vec<Evidence>);
+pub(crate) struct EvidenceLog(Vec<Evidence>);
 
-impl Record {
+impl EvidenceLog {
     pub(crate) fn passed(
         &mut self,
         step: &'static str,

@@ -2,7 +2,7 @@
 //! descriptors, and none of the threads.
 //!
 //! All of it is its parent's still. So every static here is one for each process ([`PerProcess`]), every handle knows where
-//! it was made ([`Birth`], or a [`Mark`] that calls look at anyhow), a lock refuses a child ([`ProcessMutex`]), and in a child what
+//! it was made ([`Birth`], or a [`ForkMark`] that calls look at anyhow), a lock refuses a child ([`ProcessMutex`]), and in a child what
 //! was made before does nothing.
 //!
 //! A process is told from its children by a word that the kernel sets to zero in them (`MADV_WIPEONFORK`, Linux 4.14). Not
@@ -51,7 +51,7 @@ fn wiped_page() -> Result<NonNull<c_void>, Errno> {
     let page = unsafe { mmap_anonymous(None, length, access, MapFlags::MAP_PRIVATE) }?;
     // SAFETY: it is that mapping, which no other code knows; what is advised changes nothing in this process.
     if let Err(errno) = unsafe { madvise(page, PAGE, MmapAdvise::MADV_WIPEONFORK) } {
-        give_back(page);
+        unmap(page);
         return Err(errno);
     }
     Ok(page)
@@ -61,7 +61,7 @@ fn no_page(errno: Errno) -> Error {
     Error::system("memory that a forked child finds empty", errno)
 }
 
-fn give_back(page: NonNull<c_void>) {
+fn unmap(page: NonNull<c_void>) {
     // SAFETY: the mapping was just made, and there is no pointer into it. It fails for what is no mapping.
     let _ = unsafe { munmap(page, PAGE) };
 }
@@ -127,7 +127,7 @@ fn begin() -> Result<&'static AtomicU64, Errno> {
     let first = HERE.compare_exchange(ptr::null_mut(), made, Ordering::AcqRel, Ordering::Acquire);
     let word = first.map_or_else(
         |other| {
-            give_back(page);
+            unmap(page);
             other
         },
         |_| made,
@@ -185,8 +185,8 @@ impl<T: Default + Send + Sync + 'static> PerProcess<T> {
     }
 }
 
-/// A byte that reads as [`Mark::INHERITED`] in a child, so that a call that looks at it anyhow learns that as well.
-pub(crate) struct Mark {
+/// A byte that reads as [`ForkMark::INHERITED`] in a child, so that a call that looks at it anyhow learns that as well.
+pub(crate) struct ForkMark {
     cell: Cell,
     birth: Birth,
 }
@@ -202,7 +202,7 @@ unsafe impl Sync for Cell {}
 /// Bytes that are free, of pages that are never given back.
 static CELLS: PerProcess<Mutex<Vec<Cell>>> = PerProcess::new();
 
-impl Mark {
+impl ForkMark {
     /// What no mark says where it was made.
     pub(crate) const INHERITED: u8 = 0;
     /// What a new mark says.
@@ -229,7 +229,7 @@ impl Mark {
     }
 }
 
-impl Deref for Mark {
+impl Deref for ForkMark {
     type Target = AtomicU8;
 
     #[inline]
@@ -239,7 +239,7 @@ impl Deref for Mark {
     }
 }
 
-impl Drop for Mark {
+impl Drop for ForkMark {
     fn drop(&mut self) {
         if let Some(cells) = CELLS.existing().filter(|_| self.birth.is_here()) {
             cells.lock().push(self.cell);
@@ -247,7 +247,7 @@ impl Drop for Mark {
     }
 }
 
-impl fmt::Debug for Mark {
+impl fmt::Debug for ForkMark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.load(Ordering::Relaxed))
     }
@@ -326,7 +326,7 @@ impl<T: Send + Sync> Chores<T> {
     }
 
     /// One that is the caller's alone, and asks for nothing yet.
-    fn take(&self, idle: impl FnOnce() -> T) -> &'static T {
+    fn acquire(&self, idle: impl FnOnce() -> T) -> &'static T {
         if let Some(taken) = self.idle.existing().and_then(|idle| idle.lock().pop()) {
             return taken;
         }
@@ -349,7 +349,7 @@ impl<T: Send + Sync> Chores<T> {
     }
 
     /// By the process that has taken it, and once: it asks for nothing any more.
-    fn give_back(&self, idle: &'static T) {
+    fn release(&self, idle: &'static T) {
         if let Ok(others) = self.idle.get() {
             others.lock().push(idle);
         }
@@ -412,7 +412,7 @@ impl Withheld {
     /// Errors as [`Birth::now`].
     pub(crate) fn new(descriptor: OwnedFd) -> Result<Self> {
         let birth = Birth::now()?;
-        let noted = DESCRIPTORS.take(|| AtomicI32::new(-1));
+        let noted = DESCRIPTORS.acquire(|| AtomicI32::new(-1));
         noted.store(descriptor.as_raw_fd(), Ordering::Release);
         Ok(Self {
             descriptor: Arc::new(descriptor),
@@ -446,7 +446,7 @@ impl Drop for Withheld {
         if self.birth.is_here() {
             // Before it is closed: its number may be another's at once.
             self.noted.store(-1, Ordering::Release);
-            DESCRIPTORS.give_back(self.noted);
+            DESCRIPTORS.release(self.noted);
         } else {
             // It is closed already. One reference more than will ever be dropped.
             mem::forget(Arc::clone(&self.descriptor));
@@ -465,7 +465,7 @@ impl Hole {
     /// Errors where there is no memory to tell by.
     pub(crate) fn at(base: *mut u8, length: usize) -> Result<Self, Errno> {
         let birth = Birth::try_now()?;
-        let noted = MAPPINGS.take(|| (AtomicUsize::new(0), AtomicUsize::new(0)));
+        let noted = MAPPINGS.acquire(|| (AtomicUsize::new(0), AtomicUsize::new(0)));
         noted.1.store(length, Ordering::Relaxed);
         // A child that finds this finds the length as well.
         noted.0.store(base.expose_provenance(), Ordering::Release);
@@ -477,6 +477,6 @@ impl Hole {
     /// Before it is unmapped: the place may be another mapping's at once.
     pub(crate) fn close(&self) {
         self.noted.0.store(0, Ordering::Release);
-        MAPPINGS.give_back(self.noted);
+        MAPPINGS.release(self.noted);
     }
 }

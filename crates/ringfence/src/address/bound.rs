@@ -46,16 +46,16 @@ pub(crate) struct Access {
 
 /// An address that this process has bound. Dropping it frees the address and leaves nothing behind.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct BoundAddress {
     /// Dropped first: while the socket is open, no other file can get its inode, even if its file was
     /// removed.
-    pub(super) named: Option<Named>,
+    pub(super) named: Option<SocketFile>,
     pub(super) listener: Withheld,
     /// Another process owns the place, and this process holds only a share of it.
     pub(super) of_another: bool,
 }
 
-impl Drop for Place {
+impl Drop for BoundAddress {
     /// Shuts the listening socket. While another thread starts a program (posix_spawn(3), which runs no
     /// pthread_atfork(3) handlers), the child has a copy of the socket until it executes that program. The
     /// copy must not accept connections into its queue, because no process would ever accept them.
@@ -68,20 +68,20 @@ impl Drop for Place {
 
 /// The socket and the lock of a named address.
 #[derive(Debug)]
-pub(super) struct Named {
+pub(super) struct SocketFile {
     pub(super) files: Files,
     /// The identity of the socket's file, so that no other file is ever removed.
     socket: Option<Inode>,
     /// Held while the address is bound. A process that finds a socket without an answering host learns from
     /// the lock whether a host still exists.
     lock: Withheld,
-    /// The same as [`Place::of_another`].
+    /// The same as [`BoundAddress::of_another`].
     of_another: bool,
     /// A forked child must not remove its parent's files.
     birth: Birth,
 }
 
-impl Drop for Named {
+impl Drop for SocketFile {
     fn drop(&mut self) {
         if self.of_another || !self.birth.is_here() {
             return;
@@ -102,7 +102,7 @@ impl Drop for Named {
     }
 }
 
-impl Named {
+impl SocketFile {
     /// Makes the files of an address of which only the lock exists so far.
     pub(super) fn locked(files: Files, lock: OwnedFd) -> Result<Self> {
         Ok(Self {
@@ -211,7 +211,7 @@ pub(super) fn mode_bits(mode: u32) -> Mode {
     Mode::from_bits_truncate(mode as _)
 }
 
-impl AsFd for Place {
+impl AsFd for BoundAddress {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
     }
@@ -222,9 +222,9 @@ fn unseen(address: &Address) -> impl Fn(Errno) -> Error {
     |errno| address.invalid("its socket cannot be inspected", Some(errno))
 }
 
-impl Place {
+impl BoundAddress {
     /// Starts listening at a socket that this process has made and bound.
-    pub(super) fn open(listener: OwnedFd, named: Option<Named>, backlog: i32) -> Result<Self> {
+    pub(super) fn open(listener: OwnedFd, named: Option<SocketFile>, backlog: i32) -> Result<Self> {
         // Accepted sockets inherit this option, so data that a guest sends before it is accepted carries its
         // credentials.
         sys::socket::settle_new_line(&listener).map_err(|errno| Error::system("SO_PASSCRED", errno))?;
@@ -357,7 +357,7 @@ pub(super) enum Lock {
 impl Lock {
     /// Tries to lock the file next to a path. Creates the file if it is missing. Fails if a lock on that file
     /// would have no meaning.
-    pub(super) fn take(address: &Address, path: &Path) -> Result<Self> {
+    pub(super) fn acquire(address: &Address, path: &Path) -> Result<Self> {
         let files = match Files::of(path) {
             Ok(files) => files,
             Err(errno @ (Errno::EACCES | Errno::EPERM)) => return Ok(Self::Forbidden(errno)),
@@ -495,7 +495,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().join("socket");
         let lock = tempfile::tempfile().unwrap().into();
-        let mut named = Named::locked(Files::of(&place).unwrap(), lock).unwrap();
+        let mut named = SocketFile::locked(Files::of(&place).unwrap(), lock).unwrap();
         let _stranger = UnixListener::bind(&place).unwrap();
         symlink("circle", folder.path().join("circle")).unwrap();
         let path = folder.path().join("circle/socket");
@@ -513,8 +513,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let lock = || tempfile::tempfile().unwrap().into();
         let files = |name: &str| Files::of(&folder.path().join(name)).unwrap();
-        assert!(Named::shared(files("missing"), lock()).is_ok());
-        let error = Named::shared(files(&"x".repeat(300)), lock()).unwrap_err();
+        assert!(SocketFile::shared(files("missing"), lock()).is_ok());
+        let error = SocketFile::shared(files(&"x".repeat(300)), lock()).unwrap_err();
         assert_eq!(error.code(), "PEER_REFUSED", "{error}");
         assert!(error.to_string().contains("File name too long"), "{error}");
     }

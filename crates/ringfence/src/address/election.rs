@@ -16,10 +16,10 @@ use nix::{
 
 use crate::{
     address::Address,
-    address::bound::{Access, BACKLOG_OF_A_PAIR, BACKLOG_OF_A_SERVICE, Named, Place, mode_bits},
+    address::bound::{Access, BACKLOG_OF_A_PAIR, BACKLOG_OF_A_SERVICE, BoundAddress, SocketFile, mode_bits},
     address::bound::{Files, Lock, inode, is_kind},
     error::{Error, Result, is_shortage},
-    evidence::Record,
+    evidence::EvidenceLog,
     sys::uninterrupted,
     wait::deadline::Deadline,
 };
@@ -31,14 +31,14 @@ const LOOKS: u32 = 12;
 
 /// The result of meeting at an address.
 #[derive(Debug)]
-pub(crate) enum Met {
-    Host(Place),
+pub(crate) enum MeetOutcome {
+    Host(BoundAddress),
     Guest(OwnedFd),
 }
 
 /// The result of trying to bind an address.
-enum Taken {
-    Mine(Place),
+enum BindOutcome {
+    Mine(BoundAddress),
     /// Another process has bound it.
     Busy,
     /// Unknown: this process may not open the lock file.
@@ -52,26 +52,26 @@ pub(crate) fn meet(
     address: &Address,
     access: Access,
     deadline: &Deadline,
-    record: &mut Record,
-) -> Result<Met> {
+    record: &mut EvidenceLog,
+) -> Result<MeetOutcome> {
     let mut looks = 0;
     loop {
-        let forbidden = match take(address, access, BACKLOG_OF_A_PAIR)? {
-            Taken::Mine(place) => {
+        let forbidden = match try_bind(address, access, BACKLOG_OF_A_PAIR)? {
+            BindOutcome::Mine(place) => {
                 record.passed(
                     "rendezvous",
                     "role",
                     "the first to bind the address is the host",
                     "host: bound",
                 );
-                return Ok(Met::Host(place));
+                return Ok(MeetOutcome::Host(place));
             }
-            Taken::Answered(stream) => return Ok(Met::Guest(guest(stream, record))),
-            Taken::Busy => None,
-            Taken::Forbidden(errno) => Some(errno),
+            BindOutcome::Answered(stream) => return Ok(MeetOutcome::Guest(guest(stream, record))),
+            BindOutcome::Busy => None,
+            BindOutcome::Forbidden(errno) => Some(errno),
         };
         match reach(address) {
-            Ok(stream) => return Ok(Met::Guest(guest(stream, record))),
+            Ok(stream) => return Ok(MeetOutcome::Guest(guest(stream, record))),
             // The host does not listen yet, has just ended, or stopped listening because it has its partner.
             Err(Errno::ECONNREFUSED | Errno::ENOENT) if looks < LOOKS => {}
             // The lock is held, and the socket does not exist yet or was removed. The holder needs a few more
@@ -105,8 +105,8 @@ pub(crate) fn bind_alone(
     address: &Address,
     access: Access,
     deadline: &Deadline,
-    record: &mut Record,
-) -> Result<Place> {
+    record: &mut EvidenceLog,
+) -> Result<BoundAddress> {
     bind_within(LOOKS, address, access, deadline, record)
 }
 
@@ -119,13 +119,13 @@ fn bind_within(
     address: &Address,
     access: Access,
     deadline: &Deadline,
-    record: &mut Record,
-) -> Result<Place> {
+    record: &mut EvidenceLog,
+) -> Result<BoundAddress> {
     let mut looks = 0;
     loop {
         looks += 1;
-        match take(address, access, BACKLOG_OF_A_SERVICE)? {
-            Taken::Mine(place) => {
+        match try_bind(address, access, BACKLOG_OF_A_SERVICE)? {
+            BindOutcome::Mine(place) => {
                 record.passed(
                     "rendezvous",
                     "role",
@@ -134,10 +134,10 @@ fn bind_within(
                 );
                 return Ok(place);
             }
-            Taken::Busy if looks < most && address.place().is_none() => pause(looks, deadline)?,
-            Taken::Busy => return Err(address.occupied("another process has bound it")),
-            Taken::Answered(_) => return Err(address.occupied("another process answers at its socket")),
-            Taken::Forbidden(errno) => {
+            BindOutcome::Busy if looks < most && address.place().is_none() => pause(looks, deadline)?,
+            BindOutcome::Busy => return Err(address.occupied("another process has bound it")),
+            BindOutcome::Answered(_) => return Err(address.occupied("another process answers at its socket")),
+            BindOutcome::Forbidden(errno) => {
                 return Err(address.invalid(
                     "this process may not bind it (its lock file cannot be opened)",
                     Some(errno),
@@ -149,7 +149,11 @@ fn bind_within(
 
 /// Connects to the process that listens at the address, and never binds it. Returns `None` if no process
 /// listens.
-pub(crate) fn find(address: &Address, deadline: &Deadline, record: &mut Record) -> Result<Option<OwnedFd>> {
+pub(crate) fn find(
+    address: &Address,
+    deadline: &Deadline,
+    record: &mut EvidenceLog,
+) -> Result<Option<OwnedFd>> {
     let mut looks = 0;
     loop {
         match reach(address) {
@@ -201,7 +205,7 @@ fn crowded(deadline: &Deadline) -> Error {
     }
 }
 
-fn guest(stream: OwnedFd, record: &mut Record) -> OwnedFd {
+fn guest(stream: OwnedFd, record: &mut EvidenceLog) -> OwnedFd {
     record.passed(
         "rendezvous",
         "role",
@@ -230,30 +234,30 @@ fn reach(address: &Address) -> Result<OwnedFd, Errno> {
     }
 }
 
-fn take(address: &Address, access: Access, backlog: i32) -> Result<Taken> {
+fn try_bind(address: &Address, access: Access, backlog: i32) -> Result<BindOutcome> {
     match address.place() {
-        Some(path) => take_path(address, path, access, backlog),
-        None => take_name(address, backlog),
+        Some(path) => try_bind_path(address, path, access, backlog),
+        None => try_bind_name(address, backlog),
     }
 }
 
-fn take_name(address: &Address, backlog: i32) -> Result<Taken> {
+fn try_bind_name(address: &Address, backlog: i32) -> Result<BindOutcome> {
     let listener = new_listener()?;
     match bind(listener.as_raw_fd(), &address.to_socket()?) {
-        Ok(()) => Place::open(listener, None, backlog).map(Taken::Mine),
-        Err(Errno::EADDRINUSE) => Ok(Taken::Busy),
+        Ok(()) => BoundAddress::open(listener, None, backlog).map(BindOutcome::Mine),
+        Err(Errno::EADDRINUSE) => Ok(BindOutcome::Busy),
         Err(errno) => Err(address.invalid("it cannot be bound", Some(errno))),
     }
 }
 
-fn take_path(address: &Address, path: &Path, access: Access, backlog: i32) -> Result<Taken> {
-    let (files, lock) = match Lock::take(address, path)? {
+fn try_bind_path(address: &Address, path: &Path, access: Access, backlog: i32) -> Result<BindOutcome> {
+    let (files, lock) = match Lock::acquire(address, path)? {
         Lock::Held(files, lock) => (files, lock),
-        Lock::Busy => return Ok(Taken::Busy),
-        Lock::Forbidden(errno) => return Ok(Taken::Forbidden(errno)),
+        Lock::Busy => return Ok(BindOutcome::Busy),
+        Lock::Forbidden(errno) => return Ok(BindOutcome::Forbidden(errno)),
     };
     // From here on every failure removes what was made.
-    let mut named = Named::locked(files, lock)?;
+    let mut named = SocketFile::locked(files, lock)?;
     let listener = new_listener()?;
     // The mode that the socket's file gets at bind: sockfs passes on the mode of the socket's inode. Only the
     // owner's bits for now, so no other user can connect before the group is set.
@@ -275,18 +279,18 @@ fn take_path(address: &Address, path: &Path, access: Access, backlog: i32) -> Re
     bound.map_err(|errno| address.invalid("it cannot be bound", Some(errno)))?;
     named.find_socket(address, path, before)?;
     named.admit(address, access)?;
-    Place::open(listener, Some(named), backlog).map(Taken::Mine)
+    BoundAddress::open(listener, Some(named), backlog).map(BindOutcome::Mine)
 }
 
 /// Removes the socket of a host that has ended. The caller holds the lock. A program that ignores the lock
 /// may still listen there; then its connection is returned.
-fn clear_the_way(address: &Address, files: &Files) -> Result<Option<Taken>> {
+fn clear_the_way(address: &Address, files: &Files) -> Result<Option<BindOutcome>> {
     let found = files.look_at(&files.socket);
     if found.is_ok_and(|stat| !is_kind(&stat, SFlag::S_IFSOCK)) {
         return Err(no_socket(address));
     }
     match reach(address) {
-        Ok(stream) => Ok(Some(Taken::Answered(stream))),
+        Ok(stream) => Ok(Some(BindOutcome::Answered(stream))),
         Err(Errno::ECONNREFUSED) => {
             let stale = found.map(|stat| inode(&stat));
             match stale.and_then(|stale| files.remove(&files.socket, stale)) {
@@ -297,7 +301,7 @@ fn clear_the_way(address: &Address, files: &Files) -> Result<Option<Taken>> {
             }
         }
         Err(Errno::ENOENT) => Ok(None),
-        Err(Errno::EAGAIN) => Ok(Some(Taken::Busy)),
+        Err(Errno::EAGAIN) => Ok(Some(BindOutcome::Busy)),
         Err(errno) => Err(closed_to_us(address, errno)),
     }
 }
@@ -329,14 +333,14 @@ mod tests {
     }
 
     /// The descriptor that a child has until it executes its program.
-    fn copy(place: &Place) -> OwnedFd {
+    fn copy(place: &BoundAddress) -> OwnedFd {
         place.as_fd().try_clone_to_owned().unwrap()
     }
 
     #[test]
     fn a_copy_of_the_listening_socket_accepts_no_connections_once_the_host_has_closed_it() {
         let (address, deadline) = (address("copy"), deadline());
-        let record = &mut Record::default();
+        let record = &mut EvidenceLog::default();
         let place = bind_alone(&address, ACCESS, &deadline, record).unwrap();
         let _copy = copy(&place);
         assert!(find(&address, &deadline, record).unwrap().is_some());
@@ -354,7 +358,7 @@ mod tests {
     #[test]
     fn a_name_is_free_once_the_last_copy_of_its_socket_is_gone() {
         let (address, deadline) = (address("last"), deadline());
-        let record = &mut Record::default();
+        let record = &mut EvidenceLog::default();
         let place = bind_alone(&address, ACCESS, &deadline, record).unwrap();
         let copy = copy(&place);
         drop(place);

@@ -16,9 +16,9 @@ use nix::{
 use crate::{
     address::Address,
     address::bound::{self, Files, inode, is_kind},
-    address::bound::{BACKLOG_OF_A_PAIR, Named, Place},
+    address::bound::{BACKLOG_OF_A_PAIR, BoundAddress, SocketFile},
     error::{Check, Error, Refusal, Result},
-    evidence::Record,
+    evidence::EvidenceLog,
     fork::Withheld,
     sys::{self, uninterrupted},
 };
@@ -26,7 +26,7 @@ use crate::{
 /// The share of the host's place that the guest of a membership holds, so that it can take over when the host
 /// ends. Dropping it changes nothing at the address.
 #[derive(Debug)]
-pub(crate) struct Inheritance(Place);
+pub(crate) struct Inheritance(BoundAddress);
 
 impl Inheritance {
     /// The number of descriptors that the host passes for it.
@@ -35,7 +35,11 @@ impl Inheritance {
     }
 
     /// Accepts the descriptors that the host has passed, after checking each of them.
-    pub(crate) fn accept(address: &Address, descriptors: Vec<OwnedFd>, record: &mut Record) -> Result<Self> {
+    pub(crate) fn accept(
+        address: &Address,
+        descriptors: Vec<OwnedFd>,
+        record: &mut EvidenceLog,
+    ) -> Result<Self> {
         let mut descriptors = descriptors.into_iter();
         let (listener, lock) = (descriptors.next(), descriptors.next());
         let listener = listener.ok_or_else(|| Error::Protocol("READY without a listening socket".into()))?;
@@ -64,7 +68,7 @@ impl Inheritance {
             (None, None) => None,
             _ => return Err(Error::Protocol("READY with a missing or unexpected lock".into())),
         };
-        Ok(Self(Place {
+        Ok(Self(BoundAddress {
             named,
             listener: Withheld::new(listener)?,
             of_another: true,
@@ -73,8 +77,8 @@ impl Inheritance {
 
     /// Takes over the place of a host that has ended. From now on the kernel reports this process to a
     /// connecting guest. Connections that are already queued still refer to the old host: see
-    /// [`Place::send_away`].
-    pub(crate) fn take_over(self) -> Result<Place> {
+    /// [`BoundAddress::send_away`].
+    pub(crate) fn take_over(self) -> Result<BoundAddress> {
         let Self(mut place) = self;
         if let Some(named) = &place.named {
             named.must_be_there()?;
@@ -87,7 +91,12 @@ impl Inheritance {
 
 /// Checks the lock that the host has passed. It must be the file next to the path, and locked through this
 /// same open file.
-fn named_of_host(address: &Address, path: &Path, lock: OwnedFd, record: &mut Record) -> Result<Named> {
+fn named_of_host(
+    address: &Address,
+    path: &Path,
+    lock: OwnedFd,
+    record: &mut EvidenceLog,
+) -> Result<SocketFile> {
     let files = Files::of(path).map_err(|errno| bound::cannot_open_directory(address, errno))?;
     let wanted = "the locked file beside the socket";
     let unseen = |errno: Errno| {
@@ -111,7 +120,7 @@ fn named_of_host(address: &Address, path: &Path, lock: OwnedFd, record: &mut Rec
         return Err(Refusal::new(Check::Lock, wanted, found).into());
     }
     record.passed("ready", "lock", wanted, found);
-    Named::shared(files, lock)
+    SocketFile::shared(files, lock)
 }
 
 /// Whether a socket was bound at a path and its file has been removed. If the address leads to the same

@@ -31,7 +31,7 @@ use nix::{
 use crate::{
     channel::Channel,
     error::{Error, Result},
-    evidence::Record,
+    evidence::EvidenceLog,
     fork::Birth,
     handshake::frame::Meeting,
     handshake::line::settle_new_line,
@@ -203,7 +203,7 @@ impl ParentLine {
     pub fn channel(self, options: &Options) -> Result<Channel> {
         self.birth.check()?;
         let options = &options.clone().checked()?;
-        let mut record = Record::default();
+        let mut record = EvidenceLog::default();
         record.passed(
             "rendezvous",
             "line",
@@ -277,7 +277,7 @@ fn deadline(options: &Options) -> Deadline {
 pub fn from_parent(options: &Options) -> Result<Channel> {
     let options = &options.clone().checked()?;
     let line = take()?;
-    let mut record = Record::default();
+    let mut record = EvidenceLog::default();
     record.passed(
         "rendezvous",
         "line",

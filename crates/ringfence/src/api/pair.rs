@@ -7,12 +7,12 @@ use std::{
 
 use crate::{
     address::Address,
-    address::bound::Place,
-    address::election::{self, Met},
+    address::bound::BoundAddress,
+    address::election::{self, MeetOutcome},
     channel::Channel,
     error::{Error, Result},
-    evidence::Record,
-    handshake::Seats,
+    evidence::EvidenceLog,
+    handshake::Slots,
     handshake::frame::Meeting,
     handshake::parts::Parts,
     handshake::parts::Side,
@@ -20,7 +20,7 @@ use crate::{
     identity::Credentials,
     options::Options,
     wait::deadline::Deadline,
-    wait::deadline::{Bell, CancelToken},
+    wait::deadline::{CancelToken, Wakeup},
     wait::retry::Backoff,
 };
 
@@ -88,10 +88,10 @@ fn join_once(
     deadline: &Deadline,
     notice: &(dyn Fn(&Refused) + Sync),
 ) -> Result<Option<Channel>> {
-    let mut record = Record::default();
+    let mut record = EvidenceLog::default();
     match election::meet(address, options.access()?, deadline, &mut record)? {
-        Met::Host(place) => host(address, options, deadline, (place, &record), notice).map(Some),
-        Met::Guest(stream) => {
+        MeetOutcome::Host(place) => host(address, options, deadline, (place, &record), notice).map(Some),
+        MeetOutcome::Guest(stream) => {
             let within = deadline.within(options.timeout);
             let parts = Side::new(address, options, &within, Meeting::Pair).guest(stream, record)?;
             Ok(parts.map(|parts| Channel::assemble(parts, None, options)))
@@ -104,7 +104,7 @@ fn host(
     address: &Address,
     options: &Options,
     deadline: &Deadline,
-    (place, record): (Place, &Record),
+    (place, record): (BoundAddress, &EvidenceLog),
     notice: &(dyn Fn(&Refused) + Sync),
 ) -> Result<Channel> {
     let acceptor = Acceptor {
@@ -112,7 +112,7 @@ fn host(
         options,
         meeting: Meeting::Pair,
         record,
-        bell: &Bell::new()?,
+        bell: &Wakeup::new()?,
         shares: &[],
         ring: None,
         over: &CancelToken::new()?,
@@ -155,17 +155,17 @@ impl Pair<'_> {
     }
 }
 
-impl<'a> Seats for Pair<'a> {
-    type Seat = Claim<'a>;
+impl<'a> Slots for Pair<'a> {
+    type Slot = Claim<'a>;
 
-    fn ask(&self, _who: Credentials) -> Result<()> {
+    fn check_free(&self, _who: Credentials) -> Result<()> {
         if self.taken.load(Ordering::Acquire) {
             return Err(self.another_was_first());
         }
         Ok(())
     }
 
-    fn take(&self, _who: Credentials) -> Result<Claim<'a>> {
+    fn claim(&self, _who: Credentials) -> Result<Claim<'a>> {
         if self.taken.swap(true, Ordering::AcqRel) {
             return Err(self.another_was_first());
         }

@@ -17,7 +17,7 @@ use crate::{
     endpoint::broadcast::broadcaster::{Broadcaster, PublisherStats},
     endpoint::broadcast::room::Room,
     error::{Error, Result},
-    fork::Mark,
+    fork::ForkMark,
     handshake::broadcast::PublishedRing,
     host::accept::{Acceptor, Refused},
     host::admit::Admission,
@@ -29,8 +29,8 @@ use crate::{
     host::standing::Standing,
     host::watches::Watches,
     options::Options,
-    region::create::KeptDescriptor,
-    region::create::{SharedObject, Wanted},
+    region::create::InFlightDescriptor,
+    region::create::{ObjectSpec, SharedObject},
     region::own::OwnRegion,
     ring::fan_out::readers::{MOST_READERS, Readers},
     ring::items::ReservedItems,
@@ -106,7 +106,7 @@ fn broadcast(
         .is_ok();
     // Without subscribers, nothing else in /proc tells a publisher's ring from that of a pair.
     let name = [b"ringfence-published:".as_slice(), &address.bound_name()].concat();
-    let wanted = Wanted {
+    let wanted = ObjectSpec {
         backing: options.backing,
         name: &name,
         capacity: options.capacity,
@@ -118,7 +118,7 @@ fn broadcast(
     };
     let object = SharedObject::create(&wanted, &deadline.within(options.timeout), record)?;
     object.close_to_openers(record)?;
-    let kept = KeptDescriptor::keep(&object)?;
+    let kept = InFlightDescriptor::keep(&object)?;
     record.passed(
         "object",
         "kept",
@@ -141,7 +141,7 @@ fn broadcast(
         } else {
             Barriers::Both
         },
-        state: AtomicState::open(Mark::new()?),
+        state: AtomicState::open(ForkMark::new()?),
         ended: false.into(),
         sealed: false.into(),
         watches,

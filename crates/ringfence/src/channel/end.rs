@@ -21,7 +21,7 @@ use nix::poll::PollFlags;
 use crate::{
     channel::stats::Counters,
     error::{Error, Result},
-    fork::{Mark, ProcessMutex, inherited},
+    fork::{ForkMark, ProcessMutex, inherited},
     handshake::parts::Role,
     region::copy::{Readable, Writable},
     region::layout,
@@ -32,7 +32,7 @@ use crate::{
     sys::lock::MutexGuard,
     trace::Tie,
     wait::deadline::{Deadline, Woken},
-    wake::doorbell::{Doorbell, Ends},
+    wake::doorbell::{Doorbell, LineEnds},
 };
 
 /// Flag in the word that holds the position at which a subscriber stops reading: the position is set. Positions are multiples
@@ -72,8 +72,8 @@ impl fmt::Display for CloseReason {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChannelState {
     /// The channel belongs to the process that this one was forked from.
-    Inherited = Mark::INHERITED,
-    Open = Mark::FRESH,
+    Inherited = ForkMark::INHERITED,
+    Open = ForkMark::FRESH,
     ClosedHere = 1,
     ClosedByPeer,
     PeerExited,
@@ -150,11 +150,11 @@ impl ChannelState {
 
 /// A [`ChannelState`] in one byte, which every call reads. It reads as [`ChannelState::Inherited`] in a forked child.
 #[derive(Debug)]
-pub(crate) struct AtomicState(Mark);
+pub(crate) struct AtomicState(ForkMark);
 
 impl AtomicState {
     /// The state of an open channel.
-    pub(crate) fn open(mark: Mark) -> Self {
+    pub(crate) fn open(mark: ForkMark) -> Self {
         Self(mark)
     }
 
@@ -326,7 +326,7 @@ pub(crate) enum Handover {
 
 impl Shared {
     /// Opens a channel whose peer has this side's object already. From now on the tripwire ends the channel.
-    pub(crate) fn open(line: Line, mark: Mark, held: Held, busy_poll: Duration) -> Arc<Self> {
+    pub(crate) fn open(line: Line, mark: ForkMark, held: Held, busy_poll: Duration) -> Arc<Self> {
         let own = held.own.clone();
         let birth = mark.birth();
         let doorbell = Arc::new(Doorbell::new(line.socket, line.pidfd, birth));
@@ -438,7 +438,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Ends the channel, once. When this returns, the address is free, and the line is closed to both sides.
+    /// LineEnds the channel, once. When this returns, the address is free, and the line is closed to both sides.
     pub(crate) fn finish(&self, end: ChannelState) {
         drop(self.end(end));
     }
@@ -539,7 +539,7 @@ impl Shared {
         }
     }
 
-    /// Ends the channel if the line says that the peer is gone.
+    /// LineEnds the channel if the line says that the peer is gone.
     pub(crate) fn notice(&self) {
         if self.is_inherited() || !self.doorbell.is_gone() {
             return;
@@ -562,7 +562,7 @@ impl Shared {
         }
     }
 
-    /// Ends the channel if the result is a protocol violation of the peer.
+    /// LineEnds the channel if the result is a protocol violation of the peer.
     pub(crate) fn judge<T>(&self, result: Result<T>) -> Result<T> {
         if let Err(Error::RingCorrupt(_)) = &result {
             if self.is_inherited() {
@@ -628,7 +628,7 @@ impl Drop for Shared {
 #[derive(Debug, Clone)]
 pub(crate) struct Partner {
     shared: Weak<Shared>,
-    ends: Ends,
+    ends: LineEnds,
 }
 
 impl Partner {
@@ -688,7 +688,7 @@ mod tests {
 
     #[test]
     fn the_last_state_that_was_set_is_read() {
-        let atomic = AtomicState::open(Mark::new().unwrap());
+        let atomic = AtomicState::open(ForkMark::new().unwrap());
         assert_eq!(atomic.get(), State::Open);
         for state in State::ALL {
             atomic.set(state);

@@ -11,7 +11,7 @@ use crate::{
     error::{Error, Result},
     region::copy::{Readable, Writable},
     region::layout,
-    signal::claim::Claim,
+    signal::claim::SignalClaim,
     signal::inbox::TokenInbox,
     wake::doorbell::{self, Doorbell},
 };
@@ -72,7 +72,7 @@ impl Tokens {
 
     /// The next token, if one has come. `None`: not now, or no more will come (see [`Tokens::is_ended`]).
     pub fn try_token(&self) -> Option<u64> {
-        self.inbox.take()
+        self.inbox.pop()
     }
 
     /// The next token; sleeps until there is one. `None`: the channel has ended, and all were taken.
@@ -109,7 +109,7 @@ impl Tokens {
             if has_ended || self.is_ended() {
                 return Ok(None);
             }
-            let bell = self.inbox.bell()?;
+            let bell = self.inbox.wakeup()?;
             let woken = if seen_gone {
                 // What has ended the channel, or ends it now, rings.
                 doorbell::wait_for(bell, deadline)?
@@ -134,7 +134,7 @@ impl Tokens {
     /// # Errors
     /// [`Error::NoSpace`] where descriptors have run out.
     pub fn bell(&self) -> Result<BorrowedFd<'_>> {
-        self.inbox.bell()
+        self.inbox.wakeup()
     }
 
     /// How many tokens of this channel were dropped, since 65,536 that the program had not taken lay here already.
@@ -195,7 +195,7 @@ impl Shared {
         self.catch_up_with(|held| held.inbox.claim());
     }
 
-    fn catch_up_with(&self, late: impl FnOnce(&Held) -> Option<Arc<Claim>>) {
+    fn catch_up_with(&self, late: impl FnOnce(&Held) -> Option<Arc<SignalClaim>>) {
         let Ok(held) = self.held() else { return };
         let late = held.as_ref().and_then(late);
         // As in `finish`.

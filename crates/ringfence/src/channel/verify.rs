@@ -8,7 +8,7 @@ use std::{
 use crate::{
     channel::end::{ChannelState, Shared},
     error::{Error, Result},
-    evidence::{Evidence, Record},
+    evidence::{Evidence, EvidenceLog},
     identity::Identity,
     options::Options,
     peer::policy::Policy,
@@ -133,7 +133,7 @@ impl Verifier {
             policy,
             timeout,
         } = &*self.known;
-        let mut record = Record::default();
+        let mut record = EvidenceLog::default();
         let deadline = Deadline::endless(Vec::new(), *timeout).within(*timeout);
         let looked = policy.check(peer, "verify", &deadline, &mut record);
         // If the channel has ended meanwhile, that is the answer, whatever was found of the peer.

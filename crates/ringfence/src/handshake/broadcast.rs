@@ -11,7 +11,7 @@ use crate::{
     fork::{Birth, Withheld},
     handshake::frame::{Hello, Start},
     identity::Credentials,
-    region::create::KeptDescriptor,
+    region::create::InFlightDescriptor,
     region::own::OwnRegion,
     region::peer::PeerRegion,
     ring::delivery::{Delivery, StartFrom},
@@ -42,7 +42,7 @@ const SHORT_OF_DESCRIPTORS: Duration = Duration::from_millis(5);
 pub(crate) struct PublishedRing {
     pub(crate) readers: Arc<RingReaders>,
     /// `None` once no more subscribers are accepted.
-    kept: Mutex<Option<Arc<KeptDescriptor>>>,
+    kept: Mutex<Option<Arc<InFlightDescriptor>>>,
     /// In a forked child, a thread that does not exist there may hold the lock of the readers.
     birth: Birth,
     on_release: OnRelease,
@@ -61,7 +61,7 @@ impl PublishedRing {
     /// Calls `on_release` whenever a subscriber's position is released. Fails as [`Birth::now`] does.
     pub(crate) fn new(
         readers: Arc<RingReaders>,
-        kept: KeptDescriptor,
+        kept: InFlightDescriptor,
         on_release: impl Fn() + Send + Sync + 'static,
     ) -> Result<Self> {
         Ok(Self {
@@ -219,7 +219,12 @@ mod tests {
     fn ring() -> PublishedRing {
         let object = memfd_create("ringfence-test", MFdFlags::MFD_CLOEXEC).unwrap();
         let readers = Readers::new(OwnRegion::private(4096), OwnRegion::nowhere(), 4);
-        PublishedRing::new(Arc::new(readers), KeptDescriptor::keep(object).unwrap(), || ()).unwrap()
+        PublishedRing::new(
+            Arc::new(readers),
+            InFlightDescriptor::keep(object).unwrap(),
+            || (),
+        )
+        .unwrap()
     }
 
     fn deadline(time: Duration) -> Deadline {

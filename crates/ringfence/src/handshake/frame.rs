@@ -270,7 +270,7 @@ impl Frame {
     /// Decodes the kind and the body's length from a frame's head.
     pub(super) fn head(head: &[u8; HEAD]) -> Result<(u16, usize)> {
         let mut fields = Fields(head);
-        let magic: [u8; 8] = fields.take()?;
+        let magic: [u8; 8] = fields.array()?;
         if magic != MAGIC {
             return Err(Error::Protocol(format!(
                 "a frame begins with {magic:02x?} instead of {MAGIC:02x?}"
@@ -304,8 +304,8 @@ impl Frame {
         let frame = match kind {
             1 => {
                 let hello = Hello {
-                    nonce: fields.take()?,
-                    echo: fields.take()?,
+                    nonce: fields.array()?,
+                    echo: fields.array()?,
                     capacity: fields.u64()?,
                     longest: fields.u64()?,
                     backing: fields.u32()?,
@@ -317,10 +317,10 @@ impl Frame {
                 Self::Hello(hello)
             }
             2 => {
-                let (echo, size, capacity) = (fields.take()?, fields.u64()?, fields.u64()?);
+                let (echo, size, capacity) = (fields.array()?, fields.u64()?, fields.u64()?);
                 let (number, thread, mailbox) = (fields.u32()?, fields.u32()?, fields.u32()?);
                 fields.u32()?;
-                let secret = Secret(fields.take()?);
+                let secret = Secret(fields.array()?);
                 let start = Start {
                     position: fields.u64()?,
                     sequence: fields.u64()?,
@@ -340,7 +340,7 @@ impl Frame {
                     start,
                 })
             }
-            3 => Self::Ready(fields.take()?),
+            3 => Self::Ready(fields.array()?),
             _ => {
                 let number = fields.u16()?;
                 let code = Code::ALL.into_iter().find(|code| code.number() == number);
@@ -367,7 +367,7 @@ impl Frame {
 
 #[cfg(any(test, fuzzing))]
 impl Frame {
-    /// Decodes the first frame, as [`Line::expect`](crate::handshake::line::Line::expect) reads it. Returns
+    /// Decodes the first frame, as [`FrameLine::next_frame`](crate::handshake::line::FrameLine::next_frame) reads it. Returns
     /// the remaining bytes.
     pub(crate) fn decode(bytes: &[u8]) -> Result<(Self, &[u8])> {
         let short = || Error::Protocol("a frame ends early".into());
@@ -390,7 +390,7 @@ fn shorten(text: &str) -> &str {
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
-    fn take<const N: usize>(&mut self) -> Result<[u8; N]> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let (field, rest) = self
             .0
             .split_first_chunk()
@@ -400,15 +400,15 @@ impl Fields<'_> {
     }
 
     fn u16(&mut self) -> Result<u16> {
-        self.take().map(u16::from_le_bytes)
+        self.array().map(u16::from_le_bytes)
     }
 
     fn u32(&mut self) -> Result<u32> {
-        self.take().map(u32::from_le_bytes)
+        self.array().map(u32::from_le_bytes)
     }
 
     fn u64(&mut self) -> Result<u64> {
-        self.take().map(u64::from_le_bytes)
+        self.array().map(u64::from_le_bytes)
     }
 
     fn text(&mut self) -> Result<String> {

@@ -15,7 +15,7 @@ use crate::{
     identity::Credentials,
     sys::{
         self,
-        socket::{Control, Received},
+        socket::{ControlStatus, Received},
         uninterrupted,
     },
     wait::deadline::{Deadline, Woken},
@@ -26,7 +26,7 @@ const MOST_DESCRIPTORS: usize = 2;
 
 /// A stream socket on which frames are exchanged with one identified process, until a deadline.
 #[derive(Debug)]
-pub(crate) struct Line<'a> {
+pub(crate) struct FrameLine<'a> {
     pub(crate) socket: BorrowedFd<'a>,
     /// The process at the other end. Every part of every frame must carry these credentials.
     pub(crate) speaker: Credentials,
@@ -84,7 +84,7 @@ pub(crate) fn settle_new_line(socket: &OwnedFd) -> Result<()> {
     sys::socket::settle_new_line(socket).map_err(|errno| Error::system("SO_PASSCRED", errno))
 }
 
-impl Line<'_> {
+impl FrameLine<'_> {
     pub(crate) fn send(&self, frame: &Frame, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
         send(self.socket, frame, descriptors).map_err(|errno| match errno {
             // The peer has closed its end. If it sent a reason first, that is the error.
@@ -111,12 +111,12 @@ impl Line<'_> {
     }
 
     /// Receives the next frame, with at most one descriptor. A refusal is returned as an error.
-    pub(crate) fn expect(&self, step: &'static str) -> Result<(Frame, Vec<OwnedFd>)> {
-        self.expect_with(step, 1)
+    pub(crate) fn next_frame(&self, step: &'static str) -> Result<(Frame, Vec<OwnedFd>)> {
+        self.next_frame_with(step, 1)
     }
 
     /// Does the same with at most `most` descriptors.
-    pub(crate) fn expect_with(&self, step: &'static str, most: usize) -> Result<(Frame, Vec<OwnedFd>)> {
+    pub(crate) fn next_frame_with(&self, step: &'static str, most: usize) -> Result<(Frame, Vec<OwnedFd>)> {
         match self.receive(step, most)? {
             (Frame::Refuse(refuse), _) => Err(refuse.into_error(self.address)),
             other => Ok(other),
@@ -238,19 +238,19 @@ impl Reader<'_> {
     }
 
     /// Checks that the only control data are credentials, and no more descriptors than a frame may have.
-    fn check_control(&self, control: &Control) -> Result<()> {
+    fn check_control(&self, control: &ControlStatus) -> Result<()> {
         let step = self.step;
         match control {
-            Control::Expected if self.descriptors.len() <= MOST_DESCRIPTORS => Ok(()),
-            Control::Expected | Control::Truncated => Err(surplus(MOST_DESCRIPTORS)),
-            Control::Short => Err(Error::NoSpace {
+            ControlStatus::Expected if self.descriptors.len() <= MOST_DESCRIPTORS => Ok(()),
+            ControlStatus::Expected | ControlStatus::Truncated => Err(surplus(MOST_DESCRIPTORS)),
+            ControlStatus::Short => Err(Error::NoSpace {
                 what: format!("a descriptor that came with {step}"),
                 reason: "this process has reached its limit (RLIMIT_NOFILE), or a security module denies this descriptor"
                     .into(),
             }),
             // It results from an option of this side's own socket. Only a peer that holds that socket too can
             // have set the option.
-            Control::Unexpected { level, kind } => Err(Error::Protocol(format!(
+            ControlStatus::Unexpected { level, kind } => Err(Error::Protocol(format!(
                 "an unexpected control message (level {level}, type {kind}) came with {step}"
             ))),
         }
@@ -317,8 +317,8 @@ mod tests {
         Deadline::endless(Vec::new(), time).within(time)
     }
 
-    fn line<'a>(end: &'a OwnedFd, speaker: Credentials, deadline: &'a Deadline) -> Line<'a> {
-        Line {
+    fn line<'a>(end: &'a OwnedFd, speaker: Credentials, deadline: &'a Deadline) -> FrameLine<'a> {
+        FrameLine {
             socket: end.as_fd(),
             speaker,
             deadline,
@@ -339,18 +339,18 @@ mod tests {
         let deadline = within(FAR);
         let [here, there] = [&own, &peer].map(|end| line(end, this_process(), &deadline));
         here.send(&FRAME, &[]).unwrap();
-        let (frame, descriptors) = there.expect("a frame").unwrap();
+        let (frame, descriptors) = there.next_frame("a frame").unwrap();
         assert_eq!((frame, descriptors.len()), (FRAME, 0));
         for most in 1..=2 {
             let passed = vec![own.as_fd(); most];
             here.send(&FRAME, &passed).unwrap();
-            let (frame, descriptors) = there.expect_with("a frame", most).unwrap();
+            let (frame, descriptors) = there.next_frame_with("a frame", most).unwrap();
             assert_eq!((frame, descriptors.len()), (FRAME, most));
         }
         for (passed, most) in [(1, 0), (2, 1), (3, 2), (3, 3)] {
             let (own, peer) = ends();
             send(own.as_fd(), &FRAME, &vec![own.as_fd(); passed]).unwrap();
-            let refused = line(&peer, this_process(), &deadline).expect_with("a frame", most);
+            let refused = line(&peer, this_process(), &deadline).next_frame_with("a frame", most);
             let is_right = matches!(
                 refused,
                 Err(Error::ObjectUnsound {
@@ -383,7 +383,7 @@ mod tests {
         ] {
             let (here, there) = ends();
             send(here.as_fd(), &FRAME, &[]).unwrap();
-            let refused = line(&there, other, &deadline).expect("a frame");
+            let refused = line(&there, other, &deadline).next_frame("a frame");
             assert_eq!(refused.unwrap_err().code(), "PEER_REFUSED");
         }
         let (here, there) = ends();
@@ -405,10 +405,10 @@ mod tests {
             let deadline = within(FAR);
             let there = line(&there, this_process(), &deadline);
             for _ in 0..2 {
-                assert_eq!(there.expect("a frame").unwrap().0, FRAME);
+                assert_eq!(there.next_frame("a frame").unwrap().0, FRAME);
             }
             drop(here);
-            let left = there.expect("the next one").unwrap_err();
+            let left = there.next_frame("the next one").unwrap_err();
             assert!(
                 matches!(&left, Error::PeerLost(how) if how.contains("the next one")),
                 "{left}"
@@ -419,13 +419,13 @@ mod tests {
             send_bytes(here.as_raw_fd(), &bytes[..part], MsgFlags::empty()).unwrap();
             let deadline = within(Duration::from_millis(5));
             let late = line(&there, this_process(), &deadline)
-                .expect("a frame")
+                .next_frame("a frame")
                 .unwrap_err();
             assert_eq!(late.code(), "HANDSHAKE_TIMEOUT", "{part}");
             drop(here);
             let deadline = within(FAR);
             let left = line(&there, this_process(), &deadline)
-                .expect("a frame")
+                .next_frame("a frame")
                 .unwrap_err();
             assert_eq!(left.code(), "PEER_LOST", "{part}");
         }
@@ -438,7 +438,7 @@ mod tests {
         let (here, there) = ends();
         assert_eq!(refuse(&here, refusal()).code(), "PEER_REFUSED");
         let told = line(&there, this_process(), &deadline)
-            .expect("a frame")
+            .next_frame("a frame")
             .unwrap_err();
         assert_eq!(told.code(), "PEER_REFUSED");
         assert!(told.refusal().unwrap().by_peer);

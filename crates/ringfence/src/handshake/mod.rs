@@ -17,10 +17,10 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use crate::{
     error::{Error, Result},
-    evidence::Record,
+    evidence::EvidenceLog,
     handshake::broadcast::RingPart,
     handshake::line::refuse,
-    handshake::parts::{Caller, Side, Talk},
+    handshake::parts::{Caller, PeerSession, Side},
     handshake::parts::{Parts, Role},
     handshake::steps::{check_child, check_line, only_line},
     identity::Credentials,
@@ -29,15 +29,15 @@ use crate::{
 };
 
 /// Decides which of the guests that are ready for a channel get one: a pair has one slot, a service has many.
-pub(crate) trait Seats {
+pub(crate) trait Slots {
     /// Held by a guest while it has its slot. Dropping it frees the slot.
-    type Seat;
+    type Slot;
 
     /// Checks whether a slot is free for this process now. If not, the handshake need not start.
-    fn ask(&self, who: Credentials) -> Result<()>;
+    fn check_free(&self, who: Credentials) -> Result<()>;
 
     /// Claims a slot for a guest that has passed all checks, just before READY is sent to it.
-    fn take(&self, who: Credentials) -> Result<Self::Seat>;
+    fn claim(&self, who: Credentials) -> Result<Self::Slot>;
 
     /// Returns the error to send to a guest whose handshake the host has cancelled.
     fn closed(&self) -> Error;
@@ -46,7 +46,7 @@ pub(crate) trait Seats {
 impl Side<'_> {
     /// Runs steps 2 and 3: asks the kernel for the process at the other end, and checks it against the
     /// policy. Waits for no peer.
-    pub(crate) fn look_at(&self, stream: OwnedFd, mut record: Record) -> Result<Caller> {
+    pub(crate) fn look_at(&self, stream: OwnedFd, mut record: EvidenceLog) -> Result<Caller> {
         let looked = (|| {
             let namespace = self.options.policy.allowed_namespace();
             let peer = Peer::attest(&stream, namespace, &mut record)?;
@@ -69,26 +69,26 @@ impl Side<'_> {
     }
 
     /// Runs steps 4 to 8 as the host.
-    pub(crate) fn host<S: Seats>(&self, caller: Caller, seats: &S) -> Result<(Parts, S::Seat)> {
+    pub(crate) fn host<S: Slots>(&self, caller: Caller, slots: &S) -> Result<(Parts, S::Slot)> {
         let broken_off = |error| match error {
-            Error::Aborted => seats.closed(),
+            Error::Aborted => slots.closed(),
             error => error,
         };
         let who = caller.peer.credentials;
-        if let Err(error) = seats.ask(who) {
+        if let Err(error) = slots.check_free(who) {
             return Err(refuse(&caller, error));
         }
-        let talk = self.hello_of_guest(caller, broken_off)?;
-        self.agree_as_host(talk, || seats.take(who), broken_off)
+        let session = self.hello_of_guest(caller, broken_off)?;
+        self.agree_as_host(session, || slots.claim(who), broken_off)
     }
 
     /// Runs steps 2 to 8 as the parent.
-    pub(crate) fn parent(&self, stream: &OwnedFd, child: Option<i32>, record: Record) -> Result<Parts> {
+    pub(crate) fn parent(&self, stream: &OwnedFd, child: Option<i32>, record: EvidenceLog) -> Result<Parts> {
         self.told("host", || self.parent_of(stream, child, record))
     }
 
     /// Runs steps 2 to 8 as the guest. Returns `None` if the host has disconnected without an answer.
-    pub(crate) fn guest(&self, stream: OwnedFd, record: Record) -> Result<Option<Parts>> {
+    pub(crate) fn guest(&self, stream: OwnedFd, record: EvidenceLog) -> Result<Option<Parts>> {
         self.told("guest", || self.guest_at(stream, record))
     }
 
@@ -106,7 +106,7 @@ impl Side<'_> {
     /// The kernel reports this process as the creator of both ends of the socket that the child has
     /// inherited. So this side identifies the child by the credentials of its message, and by the line that
     /// the child creates and sends.
-    fn parent_of(&self, stream: &OwnedFd, child: Option<i32>, mut record: Record) -> Result<Parts> {
+    fn parent_of(&self, stream: &OwnedFd, child: Option<i32>, mut record: EvidenceLog) -> Result<Parts> {
         let result = (|| {
             let step = "the child's HELLO";
             let (speaker, frame, descriptors) =
@@ -118,7 +118,7 @@ impl Side<'_> {
             let peer = Peer::attest(&line, policy.allowed_namespace(), &mut record)?;
             let identity = policy.check(&peer, "executable", self.deadline, &mut record)?;
             let (own, hello) = self.answer(&line, &frame, speaker, &mut record)?;
-            Ok(Talk {
+            Ok(PeerSession {
                 line,
                 peer,
                 identity,
@@ -127,70 +127,70 @@ impl Side<'_> {
                 record,
             })
         })();
-        let talk = result.map_err(|error| refuse(stream, error))?;
-        let (parts, ()) = self.agree_as_host(talk, || Ok(()), |error| error)?;
+        let session = result.map_err(|error| refuse(stream, error))?;
+        let (parts, ()) = self.agree_as_host(session, || Ok(()), |error| error)?;
         Ok(parts)
     }
 
     /// Runs steps 5 to 8 as the host.
     fn agree_as_host<S>(
         &self,
-        mut talk: Talk,
-        take_seat: impl FnOnce() -> Result<S>,
+        mut session: PeerSession,
+        claim_slot: impl FnOnce() -> Result<S>,
         broken_off: impl Fn(Error) -> Error,
     ) -> Result<(Parts, S)> {
         let result = (|| {
-            self.authorize(&mut talk)?;
-            let objects = self.exchange(&mut talk)?;
+            self.authorize(&mut session)?;
+            let objects = self.exchange(&mut session)?;
             // The peer is checked twice: before this side waits for READY, and again after READY has arrived.
-            self.look_finally(&mut talk)?;
-            self.expect_ready(&mut talk, 0)?;
-            let identity = self.look_finally(&mut talk)?;
+            self.look_finally(&mut session)?;
+            self.receive_ready(&mut session, 0)?;
+            let identity = self.look_finally(&mut session)?;
             if let RingPart::Publisher(start) = &objects.ring {
                 start.check()?;
             }
-            let seat = take_seat()?;
-            self.send_ready(&mut talk)?;
-            Ok((objects, identity, seat))
+            let slot = claim_slot()?;
+            self.send_ready(&mut session)?;
+            Ok((objects, identity, slot))
         })();
         match result {
-            Ok((objects, identity, seat)) => {
-                Ok((self.finish(Role::Host, talk, objects, identity, None), seat))
+            Ok((objects, identity, slot)) => {
+                Ok((self.finish(Role::Host, session, objects, identity, None), slot))
             }
-            Err(error) => Err(refuse(&talk.line, broken_off(error))),
+            Err(error) => Err(refuse(&session.line, broken_off(error))),
         }
     }
 
-    fn guest_at(&self, stream: OwnedFd, record: Record) -> Result<Option<Parts>> {
+    fn guest_at(&self, stream: OwnedFd, record: EvidenceLog) -> Result<Option<Parts>> {
         let caller = match self.look_at(stream, record) {
             Ok(caller) => caller,
             // The socket of the previous host, which has ended.
             Err(Error::PeerLost(_)) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let Some(mut talk) = self.hello_of_host(caller)? else {
+        let Some(mut session) = self.hello_of_host(caller)? else {
             return Ok(None);
         };
         let result = (|| {
-            self.authorize(&mut talk)?;
-            let objects = self.exchange(&mut talk)?;
+            self.authorize(&mut session)?;
+            let objects = self.exchange(&mut session)?;
             // The peer is checked twice: before this side sends READY, and again after the host's READY has
             // arrived.
-            self.look_finally(&mut talk)?;
-            self.send_ready(&mut talk)?;
-            let inheritance = self.expect_inheritance(&mut talk)?;
-            let identity = self.look_finally(&mut talk)?;
+            self.look_finally(&mut session)?;
+            self.send_ready(&mut session)?;
+            let inheritance = self.receive_inheritance(&mut session)?;
+            let identity = self.look_finally(&mut session)?;
             Ok((objects, identity, inheritance))
         })();
         match result {
             Ok((objects, identity, inheritance)) => Ok(Some(self.finish(
                 Role::Guest,
-                talk,
+                session,
                 objects,
                 identity,
                 inheritance,
             ))),
-            Err(error) => Err(refuse(&talk.line, error)),
+            Err(error) => Err(refuse(&session.line, error)),
         }
     }
 }

@@ -9,12 +9,12 @@ use std::{
 use crate::{
     address::{Address, inherit::Inheritance},
     error::Error,
-    evidence::{Evidence, Record},
-    fork::Mark,
+    evidence::{Evidence, EvidenceLog},
+    fork::ForkMark,
     handshake::{
         broadcast::{PublishedRing, RingPart},
         frame::{Hello, Meeting, Nonce},
-        line::Line,
+        line::FrameLine,
     },
     identity::{Credentials, Identity},
     options::Options,
@@ -60,7 +60,7 @@ pub(crate) struct Parts {
     pub(crate) evidence: Vec<Evidence>,
     /// For the state of the future channel. It is allocated before this side is ready, so that a lack of
     /// memory fails the handshake.
-    pub(crate) mark: Mark,
+    pub(crate) mark: ForkMark,
     pub(crate) own: Unopened,
     pub(crate) peer: PeerRegion,
     pub(crate) own_capacity: u64,
@@ -151,11 +151,11 @@ pub(crate) struct Caller {
     pub(super) stream: OwnedFd,
     pub(super) peer: Peer,
     pub(crate) identity: Identity,
-    pub(super) record: Record,
+    pub(super) record: EvidenceLog,
 }
 
 /// A conversation on the private line with an identified process.
-pub(super) struct Talk {
+pub(super) struct PeerSession {
     pub(super) line: OwnedFd,
     pub(super) peer: Peer,
     /// The peer at its first inspection.
@@ -163,7 +163,7 @@ pub(super) struct Talk {
     pub(super) own: Nonce,
     /// The peer's HELLO.
     pub(super) hello: Hello,
-    pub(super) record: Record,
+    pub(super) record: EvidenceLog,
 }
 
 impl<'a> Side<'a> {
@@ -220,8 +220,8 @@ impl<'a> Side<'a> {
         }
     }
 
-    pub(super) fn line<'b>(&'b self, socket: &'b OwnedFd, speaker: Credentials) -> Line<'b> {
-        Line {
+    pub(super) fn line<'b>(&'b self, socket: &'b OwnedFd, speaker: Credentials) -> FrameLine<'b> {
+        FrameLine {
             socket: socket.as_fd(),
             speaker,
             deadline: self.deadline,

@@ -17,13 +17,13 @@ use nix::{
 use crate::{
     address::inherit::Inheritance,
     error::{Check, Error, Refusal, Result},
-    evidence::Record,
-    fork::{Mark, Withheld},
+    evidence::EvidenceLog,
+    fork::{ForkMark, Withheld},
     handshake::{
         broadcast::{self, Beginning, HeldStart, RingPart},
         frame::{self, Frame, HARDENS, Hello, Meeting, Nonce, Offer, TAKES_BARRIERS, check_echo},
-        line::{self, Line, refuse, settle_line, settle_new_line},
-        parts::{Caller, RingRole, Side, Talk},
+        line::{self, FrameLine, refuse, settle_line, settle_new_line},
+        parts::{Caller, PeerSession, RingRole, Side},
         parts::{Parts, Role, Unopened},
     },
     harden,
@@ -33,7 +33,7 @@ use crate::{
     region::{
         accept::{Agreed, accept},
         copy::{Readable, Writable},
-        create::{Backing, SharedObject, Wanted},
+        create::{Backing, ObjectSpec, SharedObject},
         layout::{TAIL, as_offset, head_of, region_size, round_capacity},
         peer::PeerRegion,
     },
@@ -46,7 +46,11 @@ impl Side<'_> {
     /// Runs step 4 as the host. The guest's HELLO arrives over the agreed socket with one end of a line, and
     /// the answer is sent on that line. The agreed socket is closed when this returns, because any process
     /// that knows the address can have it.
-    pub(super) fn hello_of_guest(&self, caller: Caller, broken_off: impl Fn(Error) -> Error) -> Result<Talk> {
+    pub(super) fn hello_of_guest(
+        &self,
+        caller: Caller,
+        broken_off: impl Fn(Error) -> Error,
+    ) -> Result<PeerSession> {
         let Caller {
             stream,
             peer,
@@ -54,14 +58,16 @@ impl Side<'_> {
             mut record,
         } = caller;
         let result = (|| {
-            let (frame, descriptors) = self.line(&stream, peer.credentials).expect("the guest's HELLO")?;
+            let (frame, descriptors) = self
+                .line(&stream, peer.credentials)
+                .next_frame("the guest's HELLO")?;
             let line = only_line(descriptors)?;
             check_line(&line, peer.credentials)?;
             let (own, hello) = self.answer(&line, &frame, peer.credentials, &mut record)?;
             Ok((line, own, hello))
         })();
         match result {
-            Ok((line, own, hello)) => Ok(Talk {
+            Ok((line, own, hello)) => Ok(PeerSession {
                 line,
                 peer,
                 identity,
@@ -75,7 +81,7 @@ impl Side<'_> {
 
     /// Runs step 4 as the guest. One end of a fresh socketpair is sent over the agreed socket. The answer
     /// arrives on the pair, from the process that the kernel named.
-    pub(super) fn hello_of_host(&self, caller: Caller) -> Result<Option<Talk>> {
+    pub(super) fn hello_of_host(&self, caller: Caller) -> Result<Option<PeerSession>> {
         let Caller {
             stream,
             peer,
@@ -99,7 +105,7 @@ impl Side<'_> {
                 errno => Err(Error::system("sending on the agreed socket", errno)),
             };
         }
-        let frame = match self.line(&line, peer.credentials).expect("the host's HELLO") {
+        let frame = match self.line(&line, peer.credentials).next_frame("the host's HELLO") {
             Ok((frame, descriptors)) if descriptors.is_empty() => frame,
             Ok(_) => return Err(Error::Protocol("descriptors with the host's HELLO".into())),
             // The host has closed its end of the line, or never received it. If it gave a reason, the reason
@@ -108,7 +114,7 @@ impl Side<'_> {
             Err(error) => return Err(error),
         };
         let hello = self.agree(&frame, own, &mut record)?;
-        Ok(Some(Talk {
+        Ok(Some(PeerSession {
             line,
             peer,
             identity,
@@ -124,7 +130,7 @@ impl Side<'_> {
         line: &OwnedFd,
         frame: &Frame,
         speaker: Credentials,
-        record: &mut Record,
+        record: &mut EvidenceLog,
     ) -> Result<(Nonce, Hello)> {
         settle_line(line)?;
         let hello = self.agree(frame, Nonce::default(), record)?;
@@ -170,7 +176,7 @@ impl Side<'_> {
     }
 
     /// Checks that the peer's HELLO is valid and agrees with this side's options.
-    fn agree(&self, frame: &Frame, echo: Nonce, record: &mut Record) -> Result<Hello> {
+    fn agree(&self, frame: &Frame, echo: Nonce, record: &mut EvidenceLog) -> Result<Hello> {
         let Frame::Hello(hello) = frame else {
             return Err(Error::Protocol("expected a HELLO, received another frame".into()));
         };
@@ -236,15 +242,17 @@ impl Side<'_> {
 
     /// Ends the first inspection with the policy's callback. The peer has passed all other checks, and its
     /// HELLO has proved that it holds the line. Nothing has been shared with it yet.
-    pub(super) fn authorize(&self, talk: &mut Talk) -> Result<()> {
-        let asked =
-            self.options
-                .policy
-                .ask(&talk.identity, talk.line.as_fd(), self.deadline, &mut talk.record);
+    pub(super) fn authorize(&self, session: &mut PeerSession) -> Result<()> {
+        let asked = self.options.policy.ask(
+            &session.identity,
+            session.line.as_fd(),
+            self.deadline,
+            &mut session.record,
+        );
         match asked {
             // The peer has disconnected in the meantime, and may have sent a reason.
             Err(error @ Error::PeerLost(_)) => {
-                let line = self.line(&talk.line, talk.peer.credentials);
+                let line = self.line(&session.line, session.peer.credentials);
                 Err(line.last_words().unwrap_or(error))
             }
             other => other,
@@ -276,7 +284,7 @@ fn agree_on_backing(own: Backing, number: u32) -> Result<()> {
 
 /// Reads the reason why the host closed the connection without taking the line. Returns `None` if the host
 /// has ended, is about to end, or has waited too long for this side. Then the caller retries the address.
-fn turned_away(agreed: &Line<'_>) -> Result<Option<Talk>> {
+fn turned_away(agreed: &FrameLine<'_>) -> Result<Option<PeerSession>> {
     match agreed.receive("the host's answer", 1) {
         Ok((Frame::Refuse(refuse), _)) if refuse.is_passing() => Ok(None),
         Ok((Frame::Refuse(refuse), _)) => Err(refuse.into_error(agreed.address)),
@@ -297,7 +305,7 @@ pub(super) fn only_line(mut descriptors: Vec<OwnedFd>) -> Result<OwnedFd> {
 
 /// Checks that the process that sends on an inherited socket is the one that was started, if that is known.
 /// (The children of that process inherit the socket too, until it has taken the socket.)
-pub(super) fn check_child(speaker: Credentials, child: Option<i32>, record: &mut Record) -> Result<()> {
+pub(super) fn check_child(speaker: Credentials, child: Option<i32>, record: &mut EvidenceLog) -> Result<()> {
     let found = format!("pid {}", speaker.pid);
     let Some(pid) = child else {
         record.not_asked("credentials", "child", found);
@@ -352,21 +360,21 @@ pub(super) struct Objects {
     pub(super) token_sender: TokenSender,
     /// For the state of the future channel. It is allocated before this side is ready, so that a lack of
     /// memory fails the handshake.
-    pub(super) mark: Mark,
+    pub(super) mark: ForkMark,
 }
 
 impl Side<'_> {
     /// Runs steps 5 and 6: each side makes and passes its own object, and checks the peer's. In a broadcast
     /// both objects are control objects, and the publisher passes its ring in addition.
-    pub(super) fn exchange(&self, talk: &mut Talk) -> Result<Objects> {
-        let Talk {
+    pub(super) fn exchange(&self, session: &mut PeerSession) -> Result<Objects> {
+        let PeerSession {
             line,
             peer,
             own,
             hello,
             record,
             ..
-        } = talk;
+        } = session;
         let options = self.options;
         let line = self.line(line, peer.credentials);
         peer.hardens = hello.features & HARDENS != 0;
@@ -377,7 +385,7 @@ impl Side<'_> {
             RingRole::Equal => (b"ringfence", options.capacity),
             RingRole::Publisher(_) | RingRole::Subscriber => (b"ringfence-control", 0),
         };
-        let wanted = Wanted {
+        let wanted = ObjectSpec {
             backing: options.backing,
             name,
             capacity,
@@ -394,7 +402,7 @@ impl Side<'_> {
             start: held.as_ref().map(HeldStart::start).unwrap_or_default(),
         };
         self.send_offer(&line, offer, &object, record)?;
-        let (offer, descriptors) = self.expect_offer(&line, own, hello, record)?;
+        let (offer, descriptors) = self.receive_offer(&line, own, hello, record)?;
         let agreed = Agreed {
             backing: options.backing,
             capacity: hello.capacity,
@@ -415,14 +423,14 @@ impl Side<'_> {
             ring: held.map_or(ring, RingPart::Publisher),
             inbox,
             token_sender: token_sender(peer, &offer)?,
-            mark: Mark::new()?,
+            mark: ForkMark::new()?,
         })
     }
 
     /// Hardens this process if the options ask for it. Both sides have inspected each other by this point,
     /// because each sends its HELLO after its check. And no shared memory exists yet. So this is the moment
     /// to close this process to others of its user.
-    fn close_off(&self, record: &mut Record) -> Result<()> {
+    fn close_off(&self, record: &mut EvidenceLog) -> Result<()> {
         if self.options.harden {
             harden::harden()?;
             record.passed(
@@ -451,10 +459,10 @@ impl Side<'_> {
     /// Sends this side's OFFER with its object. A publisher passes its ring as well.
     fn send_offer(
         &self,
-        line: &Line<'_>,
+        line: &FrameLine<'_>,
         offer: Offer,
         object: &SharedObject,
-        record: &mut Record,
+        record: &mut EvidenceLog,
     ) -> Result<()> {
         let size = offer.size;
         let offer = Frame::Offer(offer);
@@ -478,18 +486,18 @@ impl Side<'_> {
 
     /// Receives the peer's OFFER with its object and, from a publisher, the ring. Until they are mapped,
     /// forked children do not inherit the descriptors.
-    fn expect_offer(
+    fn receive_offer(
         &self,
-        line: &Line<'_>,
+        line: &FrameLine<'_>,
         own: &Nonce,
         hello: &Hello,
-        record: &mut Record,
+        record: &mut EvidenceLog,
     ) -> Result<(Offer, Vec<Withheld>)> {
         let wanted = match self.role {
             RingRole::Subscriber => 2,
             RingRole::Equal | RingRole::Publisher(_) => 1,
         };
-        let (frame, descriptors) = line.expect_with("the peer's OFFER", wanted)?;
+        let (frame, descriptors) = line.next_frame_with("the peer's OFFER", wanted)?;
         let Frame::Offer(offer) = frame else {
             return Err(Error::Protocol(
                 "expected an OFFER, received another frame".into(),
@@ -529,7 +537,7 @@ impl Side<'_> {
         descriptors: &[Withheld],
         agreed: Agreed,
         offer: &Offer,
-        record: &mut Record,
+        record: &mut EvidenceLog,
     ) -> Result<(PeerRegion, RingPart)> {
         let missing = || Error::Protocol("an OFFER without an object".into());
         let first = descriptors.first().ok_or_else(missing)?;
@@ -572,22 +580,23 @@ fn descriptors_wanted(count: usize) -> &'static str {
 
 impl Side<'_> {
     /// Runs step 7: checks that the process still exists and still satisfies the policy.
-    pub(super) fn look_finally(&self, talk: &mut Talk) -> Result<Identity> {
-        let Talk { peer, record, .. } = talk;
+    pub(super) fn look_finally(&self, session: &mut PeerSession) -> Result<Identity> {
+        let PeerSession { peer, record, .. } = session;
         let identity = self.options.policy.check(peer, "final", self.deadline, record)?;
         record.not_asked("final", "peer hardened", peer.openness());
         Ok(identity)
     }
 
     /// Runs step 8.
-    pub(super) fn send_ready(&self, talk: &mut Talk) -> Result<()> {
+    pub(super) fn send_ready(&self, session: &mut PeerSession) -> Result<()> {
         let shares: Vec<_> = self.shares.iter().map(|share| share.as_fd()).collect();
-        self.line(&talk.line, talk.peer.credentials)
-            .send(&Frame::Ready(talk.hello.nonce), &shares)?;
-        talk.record
+        self.line(&session.line, session.peer.credentials)
+            .send(&Frame::Ready(session.hello.nonce), &shares)?;
+        session
+            .record
             .passed("ready", "sent", "after everything else", "sent");
         if !shares.is_empty() {
-            talk.record.passed(
+            session.record.passed(
                 "ready",
                 "passed on",
                 "the listening socket, and the lock beside a path",
@@ -598,17 +607,17 @@ impl Side<'_> {
     }
 
     /// Waits for the host's READY. In a membership, READY carries the guest's share of the place.
-    pub(super) fn expect_inheritance(&self, talk: &mut Talk) -> Result<Option<Inheritance>> {
+    pub(super) fn receive_inheritance(&self, session: &mut PeerSession) -> Result<Option<Inheritance>> {
         let Some(address) = self.inherits else {
-            self.expect_ready(talk, 0)?;
+            self.receive_ready(session, 0)?;
             return Ok(None);
         };
-        let descriptors = self.expect_ready(talk, Inheritance::count(address))?;
-        Inheritance::accept(address, descriptors, &mut talk.record).map(Some)
+        let descriptors = self.receive_ready(session, Inheritance::count(address))?;
+        Inheritance::accept(address, descriptors, &mut session.record).map(Some)
     }
 
-    pub(super) fn expect_ready(&self, talk: &mut Talk, count: usize) -> Result<Vec<OwnedFd>> {
-        let line = self.line(&talk.line, talk.peer.credentials);
+    pub(super) fn receive_ready(&self, session: &mut PeerSession, count: usize) -> Result<Vec<OwnedFd>> {
+        let line = self.line(&session.line, session.peer.credentials);
         let (frame, descriptors) = line.receive("the peer's READY", count)?;
         let echo = match frame {
             Frame::Ready(echo) => echo,
@@ -626,8 +635,9 @@ impl Side<'_> {
                 found: descriptors.len().to_string(),
             });
         }
-        check_echo(&echo, &talk.own)?;
-        talk.record
+        check_echo(&echo, &session.own)?;
+        session
+            .record
             .passed("ready", "received", "after everything else", "received");
         Ok(descriptors)
     }
@@ -635,18 +645,18 @@ impl Side<'_> {
     pub(super) fn finish(
         &self,
         role: Role,
-        talk: Talk,
+        session: PeerSession,
         objects: Objects,
         identity: Identity,
         inheritance: Option<Inheritance>,
     ) -> Parts {
-        let Talk {
+        let PeerSession {
             line,
             peer,
             hello,
             mut record,
             ..
-        } = talk;
+        } = session;
         drop(objects.own);
         record.passed(
             "ready",

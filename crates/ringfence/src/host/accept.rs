@@ -19,11 +19,11 @@ use nix::poll::PollFlags;
 
 use crate::{
     address::Address,
-    address::bound::Place,
+    address::bound::BoundAddress,
     channel::end::Partner,
     error::{Error, Result},
-    evidence::Record,
-    handshake::Seats,
+    evidence::EvidenceLog,
+    handshake::Slots,
     handshake::broadcast::PublishedRing,
     handshake::frame::Meeting,
     handshake::parts::Parts,
@@ -32,8 +32,8 @@ use crate::{
     options::Options,
     trace,
     wait::deadline::Deadline,
-    wait::deadline::{Bell, CancelToken},
-    wait::retry::{Patience, RECOVERY},
+    wait::deadline::{CancelToken, Wakeup},
+    wait::retry::{RECOVERY, RetryBudget},
     wait::threads::begin_own_thread,
 };
 
@@ -49,7 +49,7 @@ const AT_ONE_LOOK: usize = SIDE_BY_SIDE;
 const GRACE: Duration = Duration::from_millis(50);
 
 /// What has the address: decides which newcomer gets a channel, and hears what became of each.
-pub(crate) trait Host: Seats<Seat: Send> + Sync {
+pub(crate) trait Host: Slots<Slot: Send> + Sync {
     /// What ends the accepting.
     type End;
 
@@ -57,7 +57,7 @@ pub(crate) trait Host: Seats<Seat: Send> + Sync {
     fn may_begin(&self, under_way: usize) -> bool;
 
     /// A guest has passed.
-    fn ready(&self, parts: Parts, seat: Self::Seat) -> ControlFlow<Self::End>;
+    fn ready(&self, parts: Parts, seat: Self::Slot) -> ControlFlow<Self::End>;
 
     /// A newcomer has not passed.
     fn refused(&self, refused: Refused) -> ControlFlow<Self::End>;
@@ -83,9 +83,9 @@ pub(crate) struct Acceptor<'a> {
     pub(crate) options: &'a Options,
     pub(crate) meeting: Meeting,
     /// What is in each channel's evidence before its newcomer has come.
-    pub(crate) record: &'a Record,
+    pub(crate) record: &'a EvidenceLog,
     /// Rung when [`Host::may_begin`] may answer otherwise.
-    pub(crate) bell: &'a Bell,
+    pub(crate) bell: &'a Wakeup,
     /// What a guest gets with READY.
     pub(crate) shares: &'a [Arc<OwnedFd>],
     /// Of a publisher.
@@ -108,9 +108,9 @@ impl Acceptor<'_> {
     pub(crate) fn run<H: Host, T>(
         &self,
         host: &H,
-        place: Place,
+        place: BoundAddress,
         deadline: &Deadline,
-        leave: impl FnOnce(Place, Result<H::End>) -> T,
+        leave: impl FnOnce(BoundAddress, Result<H::End>) -> T,
     ) -> T {
         thread::scope(|scope| {
             let (results, outcomes) = mpsc::channel();
@@ -124,21 +124,21 @@ impl Acceptor<'_> {
                 queue: Queue::default(),
                 recovered: Instant::now(),
             };
-            let mut patience = Patience::default();
+            let mut retries = RetryBudget::default();
             let result = loop {
                 match accepting.wait(&place, deadline) {
-                    Ok(()) => patience.renew(),
+                    Ok(()) => retries.renew(),
                     // A wait that has failed has seen nothing, and took no time. What it lacked may be there again in a moment, and nobody
                     // else lets newcomers in.
-                    Err(error) if patience.bears(&error) => {
+                    Err(error) if retries.should_retry(&error) => {
                         if let ControlFlow::Break(end) = accepting.hindered(error) {
                             break Ok(end);
                         }
-                        patience.pause();
+                        retries.pause();
                     }
                     Err(error) => break Err(error),
                 }
-                self.bell.hush();
+                self.bell.clear();
                 if let ControlFlow::Break(end) = accepting.look(&place) {
                     break Ok(end);
                 }
@@ -185,7 +185,7 @@ impl Acceptor<'_> {
     }
 
     /// On a thread of its own: looks at the newcomer, and goes through the handshake once it speaks.
-    fn shake_hands<H: Host>(&self, newcomer: Newcomer, host: &H) -> Outcome<H::Seat> {
+    fn shake_hands<H: Host>(&self, newcomer: Newcomer, host: &H) -> Outcome<H::Slot> {
         let Newcomer {
             who,
             stage,
@@ -225,8 +225,8 @@ struct Accepting<'scope, 'env, H: Host> {
     scope: &'scope thread::Scope<'scope, 'env>,
     /// Of newcomers: ends with the accepting.
     deadline: Deadline,
-    results: mpsc::Sender<(Credentials, Outcome<H::Seat>)>,
-    outcomes: mpsc::Receiver<(Credentials, Outcome<H::Seat>)>,
+    results: mpsc::Sender<(Credentials, Outcome<H::Slot>)>,
+    outcomes: mpsc::Receiver<(Credentials, Outcome<H::Slot>)>,
     queue: Queue,
     /// When to try again, after this process could not take newcomers in.
     recovered: Instant,
@@ -234,7 +234,7 @@ struct Accepting<'scope, 'env, H: Host> {
 
 impl<H: Host> Accepting<'_, '_, H> {
     /// Waits for a newcomer, a first word, an outcome, the end of a partner, or the end of a newcomer's time.
-    fn wait(&self, place: &Place, deadline: &Deadline) -> Result<()> {
+    fn wait(&self, place: &BoundAddress, deadline: &Deadline) -> Result<()> {
         let queue = &self.queue;
         let mut watched = vec![(self.acceptor.bell.as_fd(), PollFlags::POLLIN)];
         let partners = self.host.partners();
@@ -260,7 +260,7 @@ impl<H: Host> Accepting<'_, '_, H> {
     }
 
     /// Looks at everything that may have changed.
-    fn look(&mut self, place: &Place) -> ControlFlow<H::End> {
+    fn look(&mut self, place: &BoundAddress) -> ControlFlow<H::End> {
         self.host.look_round();
         while let Ok((who, outcome)) = self.outcomes.try_recv() {
             self.queue.has_ended(who);
@@ -296,7 +296,7 @@ impl<H: Host> Accepting<'_, '_, H> {
     }
 
     /// Takes newcomers from the kernel's backlog into the queue.
-    fn accept(&mut self, place: &Place) -> ControlFlow<H::End> {
+    fn accept(&mut self, place: &BoundAddress) -> ControlFlow<H::End> {
         for _ in 0..AT_ONE_LOOK {
             if self.queue.is_full() || !self.has_recovered() || !self.host.may_begin(self.queue.under_way()) {
                 break;
@@ -348,7 +348,7 @@ impl<H: Host> Accepting<'_, '_, H> {
                             .unwrap_or_else(|_| refused(defect(), Identity::of(who)));
                         // Without a receiver, the accepting is over, and the outcome is dropped.
                         let _ = results.send((who, outcome));
-                        bell.ring();
+                        bell.signal();
                     });
             match thread {
                 Ok(_) => {

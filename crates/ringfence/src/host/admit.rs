@@ -11,7 +11,7 @@ use std::{
 use crate::{
     channel::end::Partner,
     error::{Error, Result},
-    handshake::Seats,
+    handshake::Slots,
     handshake::parts::Parts,
     host::accept::{Host, Refused},
     host::endpoint::{Endpoint, Seat, Shared},
@@ -39,14 +39,14 @@ impl<'a, E: Endpoint> Admission<'a, E> {
     }
 }
 
-impl<E: Endpoint> Seats for Admission<'_, E> {
-    type Seat = Seat<E>;
+impl<E: Endpoint> Slots for Admission<'_, E> {
+    type Slot = Seat<E>;
 
-    fn ask(&self, who: Credentials) -> Result<()> {
+    fn check_free(&self, who: Credentials) -> Result<()> {
         E::ask(self.shared, who)
     }
 
-    fn take(&self, who: Credentials) -> Result<Seat<E>> {
+    fn claim(&self, who: Credentials) -> Result<Seat<E>> {
         self.shared.seat(who)
     }
 

@@ -43,7 +43,7 @@ use crate::{
     region::own::OwnRegion,
     ring::delivery::Delivery,
     sys::lock::Mutex,
-    wake::doorbell::Ends,
+    wake::doorbell::LineEnds,
     wake::parking::Barriers,
     wake::parking::many::admit,
 };
@@ -469,7 +469,7 @@ impl Shared<Broadcast> {
         self.ring.seal();
     }
 
-    /// Ends all, once.
+    /// LineEnds all, once.
     pub(crate) fn close(&self) {
         self.seal();
         self.finish(ChannelState::ClosedHere);
@@ -497,7 +497,7 @@ impl Shared<Broadcast> {
         }
     }
 
-    /// Ends the channel with each subscriber, once.
+    /// LineEnds the channel with each subscriber, once.
     fn end_channels(&self, end: ChannelState) -> Option<Vec<Untold>> {
         {
             let _state = self.state();
@@ -647,7 +647,7 @@ pub(crate) fn watch(watches: &Watches, publisher: &Weak<Shared<Broadcast>>) {
 struct Place {
     publisher: Arc<Shared<Broadcast>>,
     member: Arc<Member>,
-    ends: Ends,
+    ends: LineEnds,
     start: Option<HeldStart>,
     seat: Option<Seat<Broadcast>>,
     /// How its channel has ended.
@@ -679,7 +679,7 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{fork::Birth, host::events::Events, wait::deadline::Bell};
+    use crate::{fork::Birth, host::events::Events, wait::deadline::Wakeup};
 
     fn subscriber(number: u64) -> Subscriber {
         let member = Member {
@@ -748,7 +748,7 @@ mod tests {
 
     #[test]
     fn the_end_of_one_whose_coming_is_forgotten_as_it_goes_is_not_told() {
-        let events = Events::new(Bell::new().unwrap(), "closed").unwrap();
+        let events = Events::new(Wakeup::new().unwrap(), "closed").unwrap();
         let add = |event, most| events.add_at_most(event, most, forget_oldest, is_of_a_known_one);
         let [first, second] = [1, 2].map(subscriber);
         for one in [&first, &second] {

@@ -12,7 +12,7 @@ use crate::{
     address::Address,
     address::election,
     error::{Error, Result},
-    evidence::Record,
+    evidence::EvidenceLog,
     fork::PerProcess,
     handshake::parts::Parts,
     host::accept::OF_ONE_PROCESS,
@@ -31,7 +31,7 @@ pub(crate) fn call(
     address: &Address,
     options: &Options,
     deed: (&str, &str),
-    shake_hands: impl Fn(OwnedFd, Record, &Deadline) -> Result<Option<Parts>>,
+    shake_hands: impl Fn(OwnedFd, EvidenceLog, &Deadline) -> Result<Option<Parts>>,
 ) -> Result<Parts> {
     let deadline = Deadline::endless(options.cancel_token.iter().cloned().collect(), options.timeout);
     let mut backoff = Backoff::new(&deadline);
@@ -61,12 +61,12 @@ fn call_once(
     address: &Address,
     options: &Options,
     deadline: &Deadline,
-    shake_hands: &impl Fn(OwnedFd, Record, &Deadline) -> Result<Option<Parts>>,
+    shake_hands: &impl Fn(OwnedFd, EvidenceLog, &Deadline) -> Result<Option<Parts>>,
 ) -> Result<Tried> {
     let permits = permits(address)?;
     let _permit = permits.acquire(deadline)?;
     let within = &deadline.within(options.timeout);
-    let mut record = Record::default();
+    let mut record = EvidenceLog::default();
     let Some(stream) = election::find(address, within, &mut record)? else {
         return Ok(Tried::NoHost);
     };

@@ -33,7 +33,7 @@ use crate::{
     identity::Credentials,
     options::Options,
     sys::lock::{Mutex, MutexGuard},
-    wait::deadline::Bell,
+    wait::deadline::Wakeup,
 };
 
 /// A kind of endpoint. The value is what such an endpoint has beside the state that changes.
@@ -91,7 +91,7 @@ pub(crate) struct Shared<E: Endpoint> {
     state: Mutex<E::State>,
     pub(crate) events: Events<E::Event>,
     /// Rung when the worker should look again.
-    pub(crate) bell: Bell,
+    pub(crate) bell: Wakeup,
     /// Written by the program, read by the worker: newcomers wait in the kernel's backlog.
     paused: AtomicBool,
     /// A child has neither the worker nor a seat.
@@ -102,7 +102,7 @@ pub(crate) struct Shared<E: Endpoint> {
 
 impl<E: Endpoint> Shared<E> {
     pub(crate) fn new(address: Address, own: E) -> Result<Arc<Self>> {
-        let bell = Bell::new()?;
+        let bell = Wakeup::new()?;
         Ok(Arc::new(Self {
             address,
             state: Mutex::default(),
@@ -159,7 +159,7 @@ impl<E: Endpoint> Shared<E> {
     pub(crate) fn set_paused(&self, paused: bool) {
         self.paused.store(paused, Ordering::Release);
         if !paused {
-            self.bell.ring();
+            self.bell.signal();
         }
     }
 

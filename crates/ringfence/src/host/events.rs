@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Result},
     fork::{Birth, ProcessMutex},
     sys::lock::MutexGuard,
-    wait::deadline::Bell,
+    wait::deadline::Wakeup,
     wait::deadline::{Deadline, Woken},
 };
 
@@ -20,9 +20,9 @@ use crate::{
 pub(crate) struct Events<T> {
     state: ProcessMutex<State<T>>,
     /// Readable while there is an event to take, or the end.
-    bell: Bell,
+    bell: Wakeup,
     /// Rung when an event was taken after [`Events::has_room`] had found no room.
-    room: Bell,
+    room: Wakeup,
     /// What a call says after the end.
     closed: &'static str,
 }
@@ -62,10 +62,10 @@ impl<T> fmt::Debug for Events<T> {
 
 impl<T> Events<T> {
     /// `room` is the bell of the thread that adds events; `closed` is what a call says after the end.
-    pub(crate) fn new(room: Bell, closed: &'static str) -> Result<Self> {
+    pub(crate) fn new(room: Wakeup, closed: &'static str) -> Result<Self> {
         Ok(Self {
             state: ProcessMutex::new(State::default(), Birth::now()?),
-            bell: Bell::new()?,
+            bell: Wakeup::new()?,
             room,
             closed,
         })
@@ -82,13 +82,13 @@ impl<T> Events<T> {
         let event = state.pending.pop_front();
         if event.is_some() {
             if std::mem::take(&mut state.is_room_wanted) {
-                self.room.ring();
+                self.room.signal();
             }
             return Ok(event);
         }
         match &mut state.end {
             None => {
-                self.bell.hush();
+                self.bell.clear();
                 Ok(None)
             }
             // An error cannot be cloned, so it is told once.
@@ -139,7 +139,7 @@ impl<T> Events<T> {
         };
         drop(state);
         if unwanted.is_none() {
-            self.bell.ring();
+            self.bell.signal();
         }
         // Not under the lock, as in `discard`.
         drop((forgotten, unwanted));
@@ -159,7 +159,7 @@ impl<T> Events<T> {
         let Ok(mut state) = self.state() else { return };
         state.end.get_or_insert(end);
         drop(state);
-        self.bell.ring();
+        self.bell.signal();
     }
 
     /// Drops the events that are pending: the program will not take them.

@@ -1,4 +1,4 @@
-//! Seats of an endpoint that takes many: so many in all, so many of one process, and so many of one user.
+//! Slots of an endpoint that takes many: so many in all, so many of one process, and so many of one user.
 
 use std::{
     collections::{HashMap, hash_map::Entry},

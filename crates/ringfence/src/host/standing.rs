@@ -2,10 +2,10 @@
 
 use crate::{
     address::Address,
-    address::bound::Place,
+    address::bound::BoundAddress,
     address::election,
     error::{Error, Result},
-    evidence::Record,
+    evidence::EvidenceLog,
     host::handle::{Hold, Worker},
     options::Options,
     wait::deadline::CancelToken,
@@ -15,9 +15,9 @@ use crate::{
 
 /// The address is taken, and no newcomer is let in yet.
 pub(crate) struct Standing {
-    pub(crate) place: Place,
+    pub(crate) place: BoundAddress,
     /// How it was taken.
-    pub(crate) record: Record,
+    pub(crate) record: EvidenceLog,
     /// Ends once the program calls it off, or closes what stands there.
     pub(crate) deadline: Deadline,
     /// Cancelled once the accepting is over.
@@ -30,7 +30,7 @@ impl Standing {
     pub(crate) fn take(address: &Address, options: &Options) -> Result<(Self, Worker)> {
         let deadline = Deadline::endless(options.cancel_token.iter().cloned().collect(), options.timeout);
         let mut backoff = Backoff::new(&deadline);
-        let mut record = Record::default();
+        let mut record = EvidenceLog::default();
         let place = loop {
             match election::bind_alone(address, options.access()?, &deadline, &mut record) {
                 Err(Error::AddressOccupied { .. }) if options.wait => backoff.pause()?,

@@ -22,8 +22,8 @@ use nix::{
 use crate::{
     error::{Error, Result},
     wait::deadline::ready_by,
-    wait::retry::Patience,
-    wake::doorbell::Ends,
+    wait::retry::RetryBudget,
+    wake::doorbell::LineEnds,
 };
 
 /// The key of the descriptor that this process rings itself. No subscriber has this number.
@@ -121,7 +121,7 @@ impl Watches {
 
     /// From now on this subscriber wakes the threads. One that has gone already wakes the watcher at once. It has been told that
     /// it was let in, so a shortage that is over in a moment must not end it.
-    pub(crate) fn add_patiently(&self, number: u64, ends: &Ends) -> Result<()> {
+    pub(crate) fn add_patiently(&self, number: u64, ends: &LineEnds) -> Result<()> {
         for _ in 1..TRIES {
             if self.add(number, ends).is_ok() {
                 return Ok(());
@@ -132,7 +132,7 @@ impl Watches {
         self.add(number, ends)
     }
 
-    fn add(&self, number: u64, ends: &Ends) -> Result<()> {
+    fn add(&self, number: u64, ends: &LineEnds) -> Result<()> {
         let failed = |errno| Error::system("watching a subscriber (epoll)", errno);
         let (line, pidfd) = ends.descriptors();
         // Asked for no bells.
@@ -155,7 +155,7 @@ impl Watches {
     }
 
     /// What was not added is not there to be taken out.
-    pub(crate) fn remove(&self, ends: &Ends) {
+    pub(crate) fn remove(&self, ends: &LineEnds) {
         let (line, pidfd) = ends.descriptors();
         let _ = self.room.epoll.delete(line);
         let _ = self.ends.epoll.delete(line);
@@ -168,7 +168,7 @@ impl Watches {
     pub(crate) fn wait_for_ends(&self, until: Option<Instant>) -> Option<Numbers> {
         // A wait that fails has seen nothing, and without a watcher a publisher would never hear of an end again. One that goes
         // on failing does so because the program has closed what is not its own.
-        let mut patience = Patience::pausing(PAUSE);
+        let mut retries = RetryBudget::pausing(PAUSE);
         loop {
             if self.over.load(Ordering::Acquire) {
                 return None;
@@ -177,7 +177,7 @@ impl Watches {
                 Ok(numbers) => {
                     return (!self.over.load(Ordering::Acquire)).then(|| numbers.unwrap_or_default());
                 }
-                Err(error) if patience.bears(&error) => patience.pause(),
+                Err(error) if retries.should_retry(&error) => retries.pause(),
                 Err(_) => return None,
             }
         }

@@ -18,11 +18,11 @@ use nix::poll::PollFlags;
 
 use crate::{
     error::{Cause, Check, Error, Refusal, Result},
-    evidence::Record,
+    evidence::EvidenceLog,
     fork::Birth,
     identity::Identity,
     sys::lock::{Mutex, MutexGuard},
-    wait::deadline::Bell,
+    wait::deadline::Wakeup,
     wait::deadline::{Deadline, Woken},
 };
 
@@ -88,11 +88,11 @@ pub struct Decision {
 #[derive(Debug)]
 struct Question {
     answer: Mutex<Option<Answer>>,
-    answered: Bell,
+    answered: Wakeup,
 }
 
 /// The reason why a wait for an answer ended.
-enum Waited {
+enum AnswerWait {
     /// The question's wakeup was signalled.
     Rung,
     /// The peer has closed the connection.
@@ -101,18 +101,18 @@ enum Waited {
 }
 
 impl Question {
-    fn wait(&self, connection: BorrowedFd<'_>, deadline: &Deadline) -> Result<Waited> {
+    fn wait(&self, connection: BorrowedFd<'_>, deadline: &Deadline) -> Result<AnswerWait> {
         // With no events requested, poll reports only a hang-up.
         let hung_up = (connection, PollFlags::empty());
         let answered = (self.answered.as_fd(), PollFlags::POLLIN);
         Ok(match deadline.wait(&[answered, hung_up])? {
-            Woken::Late => Waited::Late,
-            Woken::Ready if self.answered.was_rung() => Waited::Rung,
-            Woken::Ready => Waited::Gone,
+            Woken::Late => AnswerWait::Late,
+            Woken::Ready if self.answered.take() => AnswerWait::Rung,
+            Woken::Ready => AnswerWait::Gone,
         })
     }
 
-    fn take(&self) -> Option<Answer> {
+    fn take_answer(&self) -> Option<Answer> {
         self.answer.lock().take()
     }
 }
@@ -162,7 +162,7 @@ impl Decision {
         if let Some(question) = question.filter(|question| question.answered.is_here()) {
             let mut given = question.answer.lock();
             given.get_or_insert(answer);
-            question.answered.ring();
+            question.answered.signal();
         }
     }
 }
@@ -236,7 +236,7 @@ impl Drop for Running {
         let waiting = std::mem::take(&mut calls.waiting);
         drop(calls);
         for question in waiting.iter().filter_map(Weak::upgrade) {
-            question.answered.ring();
+            question.answered.signal();
         }
     }
 }
@@ -272,25 +272,25 @@ impl Authorize {
         identity: &Identity,
         connection: BorrowedFd<'_>,
         deadline: &Deadline,
-        record: &mut Record,
+        record: &mut EvidenceLog,
     ) -> Result<()> {
         let question = Arc::new(Question {
             answer: Mutex::default(),
-            answered: Bell::new()?,
+            answered: Wakeup::new()?,
         });
         self.begin(&question, identity, connection, deadline)?;
         let answer = loop {
             match question.wait(connection, deadline)? {
-                Waited::Late => {
+                AnswerWait::Late => {
                     return Err(Error::HandshakeTimeout {
                         step: "the answer of `authorize`",
                         after: deadline.allowed,
                     });
                 }
-                Waited::Gone => break question.take(),
-                Waited::Rung => {
+                AnswerWait::Gone => break question.take_answer(),
+                AnswerWait::Rung => {
                     // A wakeup without an answer means that a thread has become free.
-                    if let Some(answer) = question.take() {
+                    if let Some(answer) = question.take_answer() {
                         break Some(answer);
                     }
                 }
@@ -335,9 +335,9 @@ impl Authorize {
             calls.waiting.push(Arc::downgrade(question));
             drop(calls);
             match question.wait(connection, deadline)? {
-                Waited::Rung => {}
-                Waited::Gone => return Err(left()),
-                Waited::Late => {
+                AnswerWait::Rung => {}
+                AnswerWait::Gone => return Err(left()),
+                AnswerWait::Late => {
                     return Err(Error::HandshakeTimeout {
                         step: "a thread for `authorize`, which calls that do not return occupy",
                         after: deadline.allowed,
@@ -407,7 +407,7 @@ mod tests {
     /// Asks about a peer that stays connected.
     fn ask(authorize: &Authorize, peer: &Identity, deadline: &Deadline) -> Result<()> {
         let (near, _far) = UnixStream::pair().unwrap();
-        authorize.ask(peer, near.as_fd(), deadline, &mut Record::default())
+        authorize.ask(peer, near.as_fd(), deadline, &mut EvidenceLog::default())
     }
 
     /// Returns the finding of a refusal and its cause.
@@ -486,7 +486,7 @@ mod tests {
         let (near, far) = UnixStream::pair().unwrap();
         thread::scope(|scope| {
             let asked = scope.spawn(|| {
-                let mut record = Record::default();
+                let mut record = EvidenceLog::default();
                 let asked = authorize.ask(&peer(11, 12), near.as_fd(), &time(), &mut record);
                 asked.map(|()| record.into_list())
             });
@@ -503,7 +503,7 @@ mod tests {
         assert!(!late.is_awaited());
         late.allow();
         drop(far);
-        let asked = authorize.ask(&peer(11, 12), near.as_fd(), &time(), &mut Record::default());
+        let asked = authorize.ask(&peer(11, 12), near.as_fd(), &time(), &mut EvidenceLog::default());
         assert_eq!(asked.unwrap_err().code(), "PEER_LOST");
         assert!(!decisions.recv().unwrap().is_awaited());
     }
@@ -558,7 +558,7 @@ mod tests {
             assert!(error.to_string().contains("calls that do not return"), "{error}");
             let (near, far) = UnixStream::pair().unwrap();
             drop(far);
-            let gone = authorize.ask(&peer(1, 1), near.as_fd(), &time(), &mut Record::default());
+            let gone = authorize.ask(&peer(1, 1), near.as_fd(), &time(), &mut EvidenceLog::default());
             assert_eq!(gone.unwrap_err().code(), "PEER_LOST");
             // Calls about other processes still run. The one that has returned here is the call about process
             // 2.

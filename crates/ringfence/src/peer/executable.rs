@@ -88,7 +88,7 @@ pub(crate) const READING: &str = "the SHA-256 of the peer's executable";
 pub(crate) enum Content {
     Hash(Digest),
     /// The hash is unknown, for this reason.
-    Untold(String),
+    Unknown(String),
 }
 
 /// Reports a content that the kernel does not let this process read. Fails if this process has run out of
@@ -97,7 +97,7 @@ pub(crate) fn unreadable(errno: Errno) -> Result<Content> {
     if error::is_shortage(errno) {
         return Err(Error::system("the content of the peer's executable", errno));
     }
-    Ok(Content::Untold(format!(
+    Ok(Content::Unknown(format!(
         "its content cannot be read: {}",
         errno.desc()
     )))
@@ -107,7 +107,7 @@ pub(crate) fn unreadable(errno: Errno) -> Result<Content> {
 pub(crate) fn hash(file: &OwnedFd, stat: &FileStat, deadline: &Deadline) -> Result<Content> {
     match uninterrupted(|| fstatfs(file)).map(|found| found.filesystem_type()) {
         Ok(FUSE_SUPER_MAGIC) => {
-            return Ok(Content::Untold(
+            return Ok(Content::Unknown(
                 "it lies on a filesystem that a process serves (FUSE), which may show each reader different content"
                     .into(),
             ));
@@ -180,7 +180,7 @@ mod tests {
         let file = open(path);
         match hash(&file, &fstat(&file).unwrap(), &deadline(time))? {
             Content::Hash(digest) => Ok(digest),
-            Content::Untold(why) => panic!("{why}"),
+            Content::Unknown(why) => panic!("{why}"),
         }
     }
 

@@ -71,7 +71,7 @@ impl FromStr for Namespace {
 
 /// How a process's namespaces compare with those of this process.
 #[derive(Debug, Clone)]
-pub(crate) struct Standing {
+pub(crate) struct NamespaceComparison {
     /// All visible namespaces are the same, and the pid namespace was visible.
     pub(crate) same: bool,
     /// The pid namespace is the same, so a process number means the same process to both.
@@ -79,7 +79,7 @@ pub(crate) struct Standing {
     pub(crate) found: String,
 }
 
-impl Standing {
+impl NamespaceComparison {
     fn other(found: impl Into<String>) -> Self {
         Self {
             same: false,
@@ -96,7 +96,7 @@ pub(crate) enum InProc {
     /// /proc does not list the process: no namespace that this /proc shows contains it.
     Absent,
     /// The number is unknown, for this reason.
-    Untold(String),
+    Unknown(String),
 }
 
 /// Parses the numbers of a process (proc(5), `NSpid`). They run from the namespace in which /proc was mounted
@@ -113,19 +113,19 @@ fn numbers(text: &str) -> Option<Vec<i32>> {
 
 /// The numbers of this process, as /proc shows them.
 enum OwnNumbers {
-    Told(Vec<i32>),
-    Untold(String),
+    Known(Vec<i32>),
+    Unknown(String),
 }
 
 fn own_numbers() -> Result<OwnNumbers> {
     const WHERE: &str = "/proc/self/status";
     let text = answered(WHERE, sys::file::read_whole_text(WHERE))?;
     Ok(match text.map(|text| numbers(&text)) {
-        Ok(Some(numbers)) => OwnNumbers::Told(numbers),
-        Ok(None) => OwnNumbers::Untold(format!(
+        Ok(Some(numbers)) => OwnNumbers::Known(numbers),
+        Ok(None) => OwnNumbers::Unknown(format!(
             "this kernel does not show the pid namespace of a process ({WHERE}, NSpid)"
         )),
-        Err(errno) => OwnNumbers::Untold(format!("{WHERE} cannot be read: {}", errno.desc())),
+        Err(errno) => OwnNumbers::Unknown(format!("{WHERE} cannot be read: {}", errno.desc())),
     })
 }
 
@@ -155,23 +155,27 @@ pub(crate) fn in_proc(pid: i32, pidfd: Option<&OwnedFd>) -> Result<InProc> {
 fn by_own(pid: i32, own: OwnNumbers) -> InProc {
     match own {
         _ if pid <= 0 => InProc::Absent,
-        OwnNumbers::Told(own) if own.len() == 1 => InProc::Number(pid),
-        OwnNumbers::Told(_) => {
-            InProc::Untold("/proc was mounted in another pid namespace than this process's".into())
+        OwnNumbers::Known(own) if own.len() == 1 => InProc::Number(pid),
+        OwnNumbers::Known(_) => {
+            InProc::Unknown("/proc was mounted in another pid namespace than this process's".into())
         }
-        OwnNumbers::Untold(why) => InProc::Untold(why),
+        OwnNumbers::Unknown(why) => InProc::Unknown(why),
     }
 }
 
 /// Compares the namespaces of process `pid` with our own. The result counts only if the process is still
 /// alive afterwards.
-pub(crate) fn standing(pid: i32, pidfd: Option<&OwnedFd>, directory: Option<&OwnedFd>) -> Result<Standing> {
+pub(crate) fn standing(
+    pid: i32,
+    pidfd: Option<&OwnedFd>,
+    directory: Option<&OwnedFd>,
+) -> Result<NamespaceComparison> {
     let own = match own_numbers()? {
-        OwnNumbers::Told(own) => own,
-        OwnNumbers::Untold(why) => return Ok(Standing::other(why)),
+        OwnNumbers::Known(own) => own,
+        OwnNumbers::Unknown(why) => return Ok(NamespaceComparison::other(why)),
     };
     if pid <= 0 {
-        return Ok(Standing::other(UNSEEN));
+        return Ok(NamespaceComparison::other(UNSEEN));
     }
     let mut found = pidfd.map(numbers_by_pidfd).transpose()?.flatten();
     if let (None, Some(directory)) = (&found, directory) {
@@ -182,7 +186,7 @@ pub(crate) fn standing(pid: i32, pidfd: Option<&OwnedFd>, directory: Option<&Own
         found = status.ok().as_deref().and_then(numbers);
     }
     let Some(found) = found else {
-        return Ok(Standing::other(
+        return Ok(NamespaceComparison::other(
             "neither its pidfd (Linux 5.5) nor /proc shows its pid namespace",
         ));
     };
@@ -191,23 +195,23 @@ pub(crate) fn standing(pid: i32, pidfd: Option<&OwnedFd>, directory: Option<&Own
     // A process that is visible from here lives in this namespace or below it, so equal depth means the same
     // namespace.
     if found.len() != own.len() || found.last() != Some(&pid) {
-        return Ok(Standing::other(format!(
+        return Ok(NamespaceComparison::other(format!(
             "a pid namespace below this process's (NSpid {shown}), whose creator can impersonate every process in it"
         )));
     }
     let (mut same, mut seen) = (true, vec![format!("the same pid namespace (NSpid {shown})")]);
     for (link, kind) in [("ns/pid", "pid namespace"), ("ns/user", "user namespace")] {
         match compare_link(link, directory)? {
-            Link::Same => seen.push(format!("the same {kind} ({link})")),
-            Link::None => {}
-            Link::Unseen => seen.push(format!("{link} cannot be seen")),
-            Link::Other(found) => {
+            NamespaceLink::Same => seen.push(format!("the same {kind} ({link})")),
+            NamespaceLink::None => {}
+            NamespaceLink::Unseen => seen.push(format!("{link} cannot be seen")),
+            NamespaceLink::Other(found) => {
                 same = false;
                 seen.push(format!("{kind}: {found} ({link})"));
             }
         }
     }
-    Ok(Standing {
+    Ok(NamespaceComparison {
         same,
         same_numbers: true,
         found: seen.join(", "),
@@ -217,7 +221,7 @@ pub(crate) fn standing(pid: i32, pidfd: Option<&OwnedFd>, directory: Option<&Own
 /// The finding about a peer without a process number here.
 pub(crate) const UNSEEN: &str = "a pid namespace that cannot be seen from here (pid 0)";
 
-enum Link {
+enum NamespaceLink {
     Same,
     /// The kernel does not have this kind of namespace.
     None,
@@ -227,7 +231,7 @@ enum Link {
     Other(String),
 }
 
-fn compare_link(link: &str, directory: Option<&OwnedFd>) -> Result<Link> {
+fn compare_link(link: &str, directory: Option<&OwnedFd>) -> Result<NamespaceLink> {
     let what = format!("the peer's namespace (/proc/PID/{link})");
     let own = answered(
         &what,
@@ -236,36 +240,36 @@ fn compare_link(link: &str, directory: Option<&OwnedFd>) -> Result<Link> {
     let identity = |file: FileStat| (file.st_dev, file.st_ino);
     let own = match own {
         Ok(own) => identity(own),
-        Err(Errno::ENOENT) => return Ok(Link::None),
+        Err(Errno::ENOENT) => return Ok(NamespaceLink::None),
         Err(errno) => {
-            return Ok(Link::Other(format!(
+            return Ok(NamespaceLink::Other(format!(
                 "this process's own is unreadable: {}",
                 errno.desc()
             )));
         }
     };
     let Some(directory) = directory else {
-        return Ok(Link::Unseen);
+        return Ok(NamespaceLink::Unseen);
     };
     Ok(
         match answered(
             &what,
             uninterrupted(|| fstatat(directory, link, AtFlags::empty())),
         )? {
-            Ok(found) if identity(found) == own => Link::Same,
-            Ok(_) => Link::Other("another".into()),
-            Err(Errno::EACCES | Errno::EPERM) => Link::Unseen,
-            Err(errno) => Link::Other(format!("unreadable: {}", errno.desc())),
+            Ok(found) if identity(found) == own => NamespaceLink::Same,
+            Ok(_) => NamespaceLink::Other("another".into()),
+            Err(Errno::EACCES | Errno::EPERM) => NamespaceLink::Unseen,
+            Err(errno) => NamespaceLink::Other(format!("unreadable: {}", errno.desc())),
         },
     )
 }
 
 /// A value that the kernel returned, or the errno with which it refused.
-pub(crate) type Told<T> = Result<T, Errno>;
+pub(crate) type KernelResult<T> = Result<T, Errno>;
 
 /// Passes on the kernel's answer, including a refusal. Fails if this process has run out of descriptors or
 /// memory, because then the kernel was never asked.
-pub(crate) fn answered<T>(what: &str, found: Told<T>) -> Result<Told<T>> {
+pub(crate) fn answered<T>(what: &str, found: KernelResult<T>) -> Result<KernelResult<T>> {
     match found {
         Err(errno) if error::is_shortage(errno) => Err(Error::system(what, errno)),
         found => Ok(found),
@@ -274,27 +278,27 @@ pub(crate) fn answered<T>(what: &str, found: Told<T>) -> Result<Told<T>> {
 
 /// Reads a whole file of a process's directory in /proc. Bytes that are not UTF-8 are replaced, because a
 /// process can put any bytes into its name.
-pub(crate) fn read_text(directory: &OwnedFd, name: &str) -> Told<String> {
+pub(crate) fn read_text(directory: &OwnedFd, name: &str) -> KernelResult<String> {
     let bytes = sys::file::read_whole(directory, name)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The numbers of the cgroups with a given name, found under the mounts of the cgroup filesystem (version 2).
 /// Usually at most one.
-pub(crate) enum Numbers {
-    Told(Vec<u64>),
+pub(crate) enum CgroupNumbers {
+    Known(Vec<u64>),
     /// The filesystem is not mounted where this process can see it.
     NotMounted,
     /// The lookup failed, for this reason.
-    Untold(String),
+    Unknown(String),
 }
 
 /// Looks up a cgroup by its name. On 64-bit systems a cgroup's number is the inode number of its directory.
-pub(crate) fn cgroup_numbers(name: &str) -> Result<Numbers> {
+pub(crate) fn cgroup_numbers(name: &str) -> Result<CgroupNumbers> {
     let mounts = match answered(MOUNTS, sys::file::read_whole_text(MOUNTS))? {
         Ok(mounts) => mounts,
         Err(errno) => {
-            return Ok(Numbers::Untold(format!(
+            return Ok(CgroupNumbers::Unknown(format!(
                 "{MOUNTS} cannot be read: {}",
                 errno.desc()
             )));
@@ -302,9 +306,9 @@ pub(crate) fn cgroup_numbers(name: &str) -> Result<Numbers> {
     };
     let found = numbers_below(hierarchies_in(&mounts), name);
     Ok(match answered("the cgroup that the policy names", found)? {
-        Ok(Some(numbers)) => Numbers::Told(numbers),
-        Ok(None) => Numbers::NotMounted,
-        Err(errno) => Numbers::Untold(format!(
+        Ok(Some(numbers)) => CgroupNumbers::Known(numbers),
+        Ok(None) => CgroupNumbers::NotMounted,
+        Err(errno) => CgroupNumbers::Unknown(format!(
             "the cgroup that the policy names cannot be inspected: {}",
             errno.desc()
         )),
@@ -393,15 +397,15 @@ mod tests {
 
     #[test]
     fn without_a_pidfd_a_number_counts_only_in_a_single_namespace() {
-        let told = |pid, own| by_own(pid, OwnNumbers::Told(own));
-        assert!(matches!(told(7, vec![5]), InProc::Number(7)));
-        assert!(matches!(told(7, vec![5, 1]), InProc::Untold(_)));
+        let known = |pid, own| by_own(pid, OwnNumbers::Known(own));
+        assert!(matches!(known(7, vec![5]), InProc::Number(7)));
+        assert!(matches!(known(7, vec![5, 1]), InProc::Unknown(_)));
         assert!(matches!(
-            by_own(7, OwnNumbers::Untold(String::new())),
-            InProc::Untold(_)
+            by_own(7, OwnNumbers::Unknown(String::new())),
+            InProc::Unknown(_)
         ));
         for unseen in [0, -1] {
-            assert!(matches!(told(unseen, vec![5]), InProc::Absent));
+            assert!(matches!(known(unseen, vec![5]), InProc::Absent));
             assert!(matches!(in_proc(unseen, None), Ok(InProc::Absent)));
         }
         // A reaped process no longer has a number.
@@ -423,13 +427,16 @@ mod tests {
         std::fs::write(place.path().join("ns/user"), "").unwrap();
         let other = open(place.path());
         for link in ["ns/pid", "ns/user"] {
-            assert!(matches!(compare_link(link, Some(&own)), Ok(Link::Same)));
-            assert!(matches!(compare_link(link, Some(&other)), Ok(Link::Other(_))));
-            assert!(matches!(compare_link(link, None), Ok(Link::Unseen)));
+            assert!(matches!(compare_link(link, Some(&own)), Ok(NamespaceLink::Same)));
+            assert!(matches!(
+                compare_link(link, Some(&other)),
+                Ok(NamespaceLink::Other(_))
+            ));
+            assert!(matches!(compare_link(link, None), Ok(NamespaceLink::Unseen)));
         }
         assert!(matches!(
             compare_link("ns/of no kind", Some(&own)),
-            Ok(Link::None)
+            Ok(NamespaceLink::None)
         ));
         let pidfd = sys::process::pidfd_open(Pid::this()).unwrap();
         let at = |directory| standing(getpid().as_raw(), Some(&pidfd), Some(directory)).unwrap();

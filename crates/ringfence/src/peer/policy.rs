@@ -11,13 +11,13 @@ use nix::unistd::{geteuid, getuid};
 
 use crate::{
     error::{Check, Error, Refusal, Result},
-    evidence::Record,
+    evidence::EvidenceLog,
     identity::{Digest, Executable, Identity},
     peer::authorize::{self, Authorize, Decision},
     peer::executable::Content,
-    peer::namespace::{self, Numbers},
-    peer::namespace::{Namespace, Standing},
-    peer::namespace::{Told, answered},
+    peer::namespace::{self, CgroupNumbers},
+    peer::namespace::{KernelResult, answered},
+    peer::namespace::{Namespace, NamespaceComparison},
     peer::process::{self, Look, Peer, SAME_NAMESPACE},
     wait::deadline::Deadline,
 };
@@ -33,12 +33,12 @@ enum Users {
 /// An executable that a [`Policy`] accepts: this process's own, a file, a content, or a file with a content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
-    file: Which,
+    file: ProgramFile,
     sha256: Option<Digest>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Which {
+enum ProgramFile {
     Any,
     Same,
     Path(PathBuf),
@@ -48,7 +48,7 @@ impl Program {
     /// The same file that this process executes (device and inode).
     pub const fn same() -> Self {
         Self {
-            file: Which::Same,
+            file: ProgramFile::Same,
             sha256: None,
         }
     }
@@ -57,7 +57,7 @@ impl Program {
     /// policy fails with [`Error::InvalidArgument`] if the path is relative.
     pub fn path(path: impl AsRef<Path>) -> Self {
         Self {
-            file: Which::Path(path.as_ref().to_owned()),
+            file: ProgramFile::Path(path.as_ref().to_owned()),
             sha256: None,
         }
     }
@@ -66,7 +66,7 @@ impl Program {
     /// permission for that file. A file served by a process (FUSE) is refused.
     pub const fn content(sha256: Digest) -> Self {
         Self {
-            file: Which::Any,
+            file: ProgramFile::Any,
             sha256: Some(sha256),
         }
     }
@@ -82,15 +82,15 @@ impl Program {
     /// policy's other programs still count. Fails if this process lacks the resources for the check.
     fn compare_file(&self, found: &Executable, own: &Own, deadline: &Deadline) -> Result<FileMatch> {
         let told = match &self.file {
-            Which::Any => return Ok(FileMatch::Yes),
-            Which::Same => match answered(INSPECTING, (**own).clone())? {
+            ProgramFile::Any => return Ok(FileMatch::Yes),
+            ProgramFile::Same => match answered(INSPECTING, (**own).clone())? {
                 Ok(own) => Ok(own),
                 Err(errno) => {
                     let why = format!("/proc/self/exe cannot be read: {}", errno.desc());
-                    return Ok(FileMatch::Untold(why));
+                    return Ok(FileMatch::Unknown(why));
                 }
             },
-            Which::Path(path) => answered(INSPECTING, process::named_executable(path, deadline)?)?,
+            ProgramFile::Path(path) => answered(INSPECTING, process::named_executable(path, deadline)?)?,
         };
         Ok(match told {
             Ok(file) if file.is_same_file(found) => FileMatch::Yes,
@@ -104,7 +104,7 @@ enum FileMatch {
     Yes,
     No,
     /// This process cannot inspect its own executable, for this reason.
-    Untold(String),
+    Unknown(String),
 }
 
 /// Names the operation in errors about files that the policy names.
@@ -112,7 +112,7 @@ const INSPECTING: &str = "inspecting the executables that the policy names";
 
 /// This process's own executable. It is inspected once, at the first comparison that needs it, so the
 /// evidence names exactly the file that was compared.
-type Own = LazyCell<Told<Executable>>;
+type Own = LazyCell<KernelResult<Executable>>;
 
 fn own() -> Own {
     LazyCell::new(process::own_executable)
@@ -120,23 +120,23 @@ fn own() -> Own {
 
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Named(self, &own()).fmt(f)
+        DisplayProgram(self, &own()).fmt(f)
     }
 }
 
 /// Formats a program for the evidence.
-struct Named<'a>(&'a Program, &'a Own);
+struct DisplayProgram<'a>(&'a Program, &'a Own);
 
-impl fmt::Display for Named<'_> {
+impl fmt::Display for DisplayProgram<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(Program { file, sha256 }, own) = self;
         match file {
-            Which::Any => f.write_str("any file")?,
-            Which::Same => match &***own {
+            ProgramFile::Any => f.write_str("any file")?,
+            ProgramFile::Same => match &***own {
                 Ok(own) => write!(f, "this process's own, {own}")?,
                 Err(_) => f.write_str("this process's own")?,
             },
-            Which::Path(path) => write!(f, "{}", path.display())?,
+            ProgramFile::Path(path) => write!(f, "{}", path.display())?,
         }
         match sha256 {
             Some(sha256) => write!(f, " with the SHA-256 {sha256}"),
@@ -321,7 +321,7 @@ impl Policy {
     /// directory.
     pub(crate) fn check_paths(&self) -> Result<()> {
         for program in self.executables.iter().flatten() {
-            if let Which::Path(path) = &program.file
+            if let ProgramFile::Path(path) = &program.file
                 && !path.is_absolute()
             {
                 return Err(Error::invalid(format!(
@@ -348,7 +348,7 @@ impl Policy {
         peer: &Peer,
         step: &'static str,
         deadline: &Deadline,
-        record: &mut Record,
+        record: &mut EvidenceLog,
     ) -> Result<Identity> {
         let mut look = peer.look(deadline)?;
         let mut compared = self.compare(&mut look, step, deadline, record);
@@ -369,7 +369,7 @@ impl Policy {
         identity: &Identity,
         connection: BorrowedFd<'_>,
         deadline: &Deadline,
-        record: &mut Record,
+        record: &mut EvidenceLog,
     ) -> Result<()> {
         let Some(authorize) = &self.authorize else {
             record.not_asked(authorize::STEP, Check::Authorize.name(), "no callback");
@@ -384,18 +384,18 @@ impl Policy {
         look: &mut Look,
         step: &'static str,
         deadline: &Deadline,
-        record: &mut Record,
+        record: &mut EvidenceLog,
     ) -> Result<()> {
         let mut note = |check: Check, finding| match finding {
-            Finding::NotAsked { found } => {
+            Comparison::NotAsked { found } => {
                 record.not_asked(step, check.name(), found);
                 Ok(())
             }
-            Finding::Passed { wanted, found } => {
+            Comparison::Passed { wanted, found } => {
                 record.passed(step, check.name(), wanted, found);
                 Ok(())
             }
-            Finding::Failed { wanted, found } => Err(Error::from(Refusal::new(check, wanted, found))),
+            Comparison::Failed { wanted, found } => Err(Error::from(Refusal::new(check, wanted, found))),
         };
         let (real, effective) = (getuid().as_raw(), geteuid().as_raw());
         note(Check::Uid, self.users.compare(look.identity.uid, real, effective))?;
@@ -407,22 +407,22 @@ impl Policy {
         note(Check::Executable, self.compare_executable(look, deadline)?)
     }
 
-    fn compare_namespace(&self, standing: &Standing) -> Finding {
+    fn compare_namespace(&self, standing: &NamespaceComparison) -> Comparison {
         let mut found = standing.found.clone();
         match self.namespace {
-            Namespace::Any => return Finding::NotAsked { found },
+            Namespace::Any => return Comparison::NotAsked { found },
             Namespace::Same if standing.same => {}
             Namespace::Same => found.push_str(
                 "; let the two share both namespaces, or let it in by the policy's `namespace`: any",
             ),
         }
-        Finding::compared(standing.same, SAME_NAMESPACE, found)
+        Comparison::compared(standing.same, SAME_NAMESPACE, found)
     }
 
-    fn compare_groups(&self, look: &Look) -> Finding {
+    fn compare_groups(&self, look: &Look) -> Comparison {
         let Identity { gid, groups, .. } = &look.identity;
         let Some(wanted) = &self.groups else {
-            return Finding::NotAsked {
+            return Comparison::NotAsked {
                 found: gid.to_string(),
             };
         };
@@ -432,18 +432,18 @@ impl Policy {
             (None, Ok(())) => gid.to_string(),
         };
         let has = |wanted| gid == wanted || groups.as_ref().is_some_and(|groups| groups.contains(wanted));
-        Finding::compared(wanted.iter().any(has), format!("one of {wanted:?}"), found)
+        Comparison::compared(wanted.iter().any(has), format!("one of {wanted:?}"), found)
     }
 
     /// Compares the cgroup by number if the kernel reports the peer's number and the cgroup filesystem is
     /// mounted here. A number names one cgroup, even if cgroups are removed and created under the same name.
     /// Otherwise compares the name that /proc shows.
-    fn compare_cgroup(&self, look: &Look) -> Result<Finding> {
+    fn compare_cgroup(&self, look: &Look) -> Result<Comparison> {
         let shown = look.cgroup_shown();
         let Some(wanted) = &self.cgroup else {
-            return Ok(Finding::NotAsked { found: shown });
+            return Ok(Comparison::NotAsked { found: shown });
         };
-        let unseen = |why: String| Finding::compared(false, wanted, format!("{shown}; {why}"));
+        let unseen = |why: String| Comparison::compared(false, wanted, format!("{shown}; {why}"));
         let number = match look.cgroup_number {
             Ok(number) => number,
             Err(errno) => {
@@ -452,41 +452,41 @@ impl Policy {
             }
         };
         let numbers = match number.map(|_| namespace::cgroup_numbers(wanted)).transpose()? {
-            Some(Numbers::Told(numbers)) => Some(numbers),
-            Some(Numbers::Untold(why)) => return Ok(unseen(why)),
-            Some(Numbers::NotMounted) | None => None,
+            Some(CgroupNumbers::Known(numbers)) => Some(numbers),
+            Some(CgroupNumbers::Unknown(why)) => return Ok(unseen(why)),
+            Some(CgroupNumbers::NotMounted) | None => None,
         };
         let Some((number, named)) = number.zip(numbers) else {
             let passed = look.identity.cgroup.as_ref() == Some(wanted);
-            return Ok(Finding::compared(passed, wanted, shown));
+            return Ok(Comparison::compared(passed, wanted, shown));
         };
         let asked = match named.first() {
             Some(first) => format!("{wanted}, number {first}"),
             None => format!("{wanted}, which does not exist"),
         };
         let found = format!("{shown}, number {number} by its pidfd");
-        Ok(Finding::compared(named.contains(&number), asked, found))
+        Ok(Comparison::compared(named.contains(&number), asked, found))
     }
 
-    fn compare_label(&self, look: &Look) -> Finding {
+    fn compare_label(&self, look: &Look) -> Comparison {
         let found = look.label_shown();
         match &self.label {
-            None => Finding::NotAsked { found },
-            Some(wanted) => Finding::compared(look.identity.label.as_ref() == Some(wanted), wanted, found),
+            None => Comparison::NotAsked { found },
+            Some(wanted) => Comparison::compared(look.identity.label.as_ref() == Some(wanted), wanted, found),
         }
     }
 
-    fn compare_executable(&self, look: &mut Look, deadline: &Deadline) -> Result<Finding> {
+    fn compare_executable(&self, look: &mut Look, deadline: &Deadline) -> Result<Comparison> {
         let shown = match &look.identity.executable {
             Some(found) => found.to_string(),
             None => look.executable_unreadable(),
         };
         let Some(wanted) = &self.executables else {
-            return Ok(Finding::NotAsked { found: shown });
+            return Ok(Comparison::NotAsked { found: shown });
         };
         let own = own();
         let Some(found) = look.identity.executable.clone() else {
-            return Ok(Finding::compared(false, one_of(wanted, &own), shown));
+            return Ok(Comparison::compared(false, one_of(wanted, &own), shown));
         };
         let mut contents = Vec::new();
         let mut passed = false;
@@ -495,27 +495,33 @@ impl Policy {
                 (FileMatch::No, _) => {}
                 (FileMatch::Yes, None) => passed = true,
                 (FileMatch::Yes, Some(sha256)) => contents.push(sha256),
-                (FileMatch::Untold(why), _) => {
-                    return Ok(Finding::compared(false, Named(program, &own).to_string(), why));
+                (FileMatch::Unknown(why), _) => {
+                    return Ok(Comparison::compared(
+                        false,
+                        DisplayProgram(program, &own).to_string(),
+                        why,
+                    ));
                 }
             }
         }
         // Read the content only if it decides: not if a file already matched, and not for the wrong file.
         if passed || contents.is_empty() {
-            return Ok(Finding::compared(passed, one_of(wanted, &own), shown));
+            return Ok(Comparison::compared(passed, one_of(wanted, &own), shown));
         }
         Ok(match look.content(deadline)? {
             Content::Hash(digest) => {
                 let shown = format!("{} with the SHA-256 {digest}", found.path.display());
-                Finding::compared(contents.contains(&digest), one_of(wanted, &own), shown)
+                Comparison::compared(contents.contains(&digest), one_of(wanted, &own), shown)
             }
-            Content::Untold(why) => Finding::compared(false, one_of(wanted, &own), format!("{found}: {why}")),
+            Content::Unknown(why) => {
+                Comparison::compared(false, one_of(wanted, &own), format!("{found}: {why}"))
+            }
         })
     }
 }
 
 impl Users {
-    fn compare(&self, uid: u32, real: u32, effective: u32) -> Finding {
+    fn compare(&self, uid: u32, real: u32, effective: u32) -> Comparison {
         match self {
             Self::Same => {
                 let wanted = if real == effective {
@@ -523,17 +529,17 @@ impl Users {
                 } else {
                     format!("{real} and {effective}, this process's real and effective uid, which differ")
                 };
-                Finding::compared(uid == real && uid == effective, wanted, uid.to_string())
+                Comparison::compared(uid == real && uid == effective, wanted, uid.to_string())
             }
             Self::OneOf(uids) => {
-                Finding::compared(uids.contains(&uid), format!("one of {uids:?}"), uid.to_string())
+                Comparison::compared(uids.contains(&uid), format!("one of {uids:?}"), uid.to_string())
             }
         }
     }
 }
 
 /// The result of one comparison.
-enum Finding {
+enum Comparison {
     /// The policy has no such requirement.
     NotAsked {
         found: String,
@@ -548,7 +554,7 @@ enum Finding {
     },
 }
 
-impl Finding {
+impl Comparison {
     fn compared(passed: bool, wanted: impl Into<String>, found: String) -> Self {
         let wanted = wanted.into();
         if passed {
@@ -562,7 +568,7 @@ impl Finding {
 fn one_of(programs: &[Program], own: &Own) -> String {
     let all: Vec<String> = programs
         .iter()
-        .map(|program| Named(program, own).to_string())
+        .map(|program| DisplayProgram(program, own).to_string())
         .collect();
     match &*all {
         [one] => one.clone(),
@@ -589,7 +595,7 @@ mod tests {
     /// This process, as seen from the other end of a socket.
     fn myself() -> Peer {
         let (near, _far) = UnixStream::pair().unwrap();
-        Peer::attest(&near, Namespace::Same, &mut Record::default()).unwrap()
+        Peer::attest(&near, Namespace::Same, &mut EvidenceLog::default()).unwrap()
     }
 
     fn look() -> Look {
@@ -597,18 +603,18 @@ mod tests {
     }
 
     fn check(policy: &Policy) -> Result<Vec<Evidence>> {
-        let mut record = Record::default();
+        let mut record = EvidenceLog::default();
         let identity = policy.check(&myself(), "a step", &time(), &mut record)?;
         assert_eq!(identity.pid.cast_unsigned(), std::process::id());
         Ok(record.into_list())
     }
 
     /// Returns whether the check passed, the required value and the found one. `None` if it was not required.
-    fn told(finding: Finding) -> (Option<bool>, String, String) {
+    fn told(finding: Comparison) -> (Option<bool>, String, String) {
         match finding {
-            Finding::NotAsked { found } => (None, String::new(), found),
-            Finding::Passed { wanted, found } => (Some(true), wanted, found),
-            Finding::Failed { wanted, found } => (Some(false), wanted, found),
+            Comparison::NotAsked { found } => (None, String::new(), found),
+            Comparison::Passed { wanted, found } => (Some(true), wanted, found),
+            Comparison::Failed { wanted, found } => (Some(false), wanted, found),
         }
     }
 
@@ -713,10 +719,10 @@ mod tests {
     #[test]
     fn an_unreadable_own_executable_accepts_no_peer() {
         let found = look().identity.executable.unwrap();
-        let same = |errno: fn() -> Told<Executable>| {
+        let same = |errno: fn() -> KernelResult<Executable>| {
             Program::same().compare_file(&found, &LazyCell::new(errno), &time())
         };
-        assert!(matches!(same(|| Err(Errno::EACCES)), Ok(FileMatch::Untold(_))));
+        assert!(matches!(same(|| Err(Errno::EACCES)), Ok(FileMatch::Unknown(_))));
         assert_eq!(same(|| Err(Errno::EMFILE)).err().unwrap().code(), "NO_SPACE");
         // A socket can be inspected, though it cannot be opened for reading.
         let directory = tempfile::tempdir().unwrap();
@@ -843,7 +849,7 @@ mod tests {
         let identity = look().identity;
         let (near, _far) = UnixStream::pair().unwrap();
         let ask = |policy: &Policy| {
-            let mut record = Record::default();
+            let mut record = EvidenceLog::default();
             let asked = policy.ask(&identity, std::os::fd::AsFd::as_fd(&near), &time(), &mut record);
             asked.map(|()| record.into_list())
         };

@@ -20,11 +20,11 @@ use nix::{
 
 use crate::{
     error::{Check, Error, Refusal, Result},
-    evidence::Record,
+    evidence::EvidenceLog,
     identity::{Credentials, Executable, Identity},
     peer::executable::{self, Content},
-    peer::namespace::{self, InProc, Namespace, Standing},
-    peer::namespace::{Told, answered, read_text},
+    peer::namespace::{self, InProc, Namespace, NamespaceComparison},
+    peer::namespace::{KernelResult, answered, read_text},
     sys::{self, uninterrupted},
     wait::deadline::Deadline,
     wait::threads,
@@ -41,7 +41,7 @@ pub(crate) struct Peer {
     /// refers to another process. Kept during the handshake, and afterwards only if there is no pidfd.
     directory: Option<Arc<OwnedFd>>,
     groups: Option<Vec<u32>>,
-    label: Told<String>,
+    label: KernelResult<String>,
     /// The executable that the policy first accepted.
     seen: OnceLock<Executable>,
     /// The peer has announced that it hardens itself: other processes of its user can no longer inspect it,
@@ -58,17 +58,17 @@ pub(crate) struct Peer {
 pub(crate) struct Look {
     pub(crate) identity: Identity,
     /// The peer's namespaces, compared with ours.
-    pub(crate) standing: Standing,
+    pub(crate) standing: NamespaceComparison,
     /// The reason why its supplementary groups are unknown.
     pub(crate) groups: Result<(), String>,
     /// `None` if /proc does not show the process to this one (`hidepid`, proc(5)).
     directory: Option<Arc<OwnedFd>>,
-    executable: Told<()>,
-    cgroup: Told<()>,
+    executable: KernelResult<()>,
+    cgroup: KernelResult<()>,
     /// The number of the peer's cgroup, from its pidfd. Unlike a name it cannot be reused by another cgroup.
     /// `None` before Linux 6.13.
-    pub(crate) cgroup_number: Told<Option<u64>>,
-    label: Told<()>,
+    pub(crate) cgroup_number: KernelResult<Option<u64>>,
+    label: KernelResult<()>,
 }
 
 /// The requirement of `namespace: 'same'`, for the evidence.
@@ -91,7 +91,11 @@ fn unless_short(check: Check, wanted: &str, errno: Errno) -> Error {
 
 /// Returns the credentials that the kernel has stored for the other end (`SO_PEERCRED`). They must name a
 /// process with a number here, and a mapped user.
-fn credentials(socket: BorrowedFd<'_>, namespace: Namespace, record: &mut Record) -> Result<Credentials> {
+fn credentials(
+    socket: BorrowedFd<'_>,
+    namespace: Namespace,
+    record: &mut EvidenceLog,
+) -> Result<Credentials> {
     let credentials = uninterrupted(|| getsockopt(&socket, sockopt::PeerCredentials))
         .map(|c| Credentials {
             pid: c.pid(),
@@ -159,7 +163,7 @@ fn pidfd(socket: BorrowedFd<'_>, pid: i32) -> Result<(Option<OwnedFd>, &'static 
 
 impl Peer {
     /// Asks the kernel which process is at the other end of a connected socket.
-    pub(crate) fn attest(socket: impl AsFd, namespace: Namespace, record: &mut Record) -> Result<Self> {
+    pub(crate) fn attest(socket: impl AsFd, namespace: Namespace, record: &mut EvidenceLog) -> Result<Self> {
         let socket = socket.as_fd();
         let credentials = credentials(socket, namespace, record)?;
         let (pidfd, whence) = pidfd(socket, credentials.pid)?;
@@ -240,7 +244,7 @@ impl Peer {
             InProc::Number(number) => number,
             InProc::Absent if self.pidfd.is_some() => return Ok(None),
             InProc::Absent => return Err(self.gone()),
-            InProc::Untold(why) => return Err(refuse(Check::Proc, "a /proc that shows the peer", why)),
+            InProc::Unknown(why) => return Err(refuse(Check::Proc, "a /proc that shows the peer", why)),
         };
         let path = format!("/proc/{number}");
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -378,7 +382,7 @@ impl Peer {
         &self,
         directory: Option<&Arc<OwnedFd>>,
         deadline: &Deadline,
-    ) -> Result<(Option<Executable>, Told<()>)> {
+    ) -> Result<(Option<Executable>, KernelResult<()>)> {
         let Some(directory) = directory else {
             return Ok((None, Err(Errno::ENOENT)));
         };
@@ -398,7 +402,7 @@ impl Peer {
     }
 
     /// Queries the pidfd. Returns `Ok(Ok(None))` before Linux 6.13, and for a process without a number here.
-    fn pidfd_info(&self) -> Result<Told<Option<sys::process::PidfdInfo>>> {
+    fn pidfd_info(&self) -> Result<KernelResult<Option<sys::process::PidfdInfo>>> {
         match self.pidfd.as_deref().map(sys::process::pidfd_info) {
             Some(Err(Errno::ESRCH | Errno::EREMOTE)) if self.credentials.pid == 0 => Ok(Ok(None)),
             Some(Err(Errno::ESRCH)) => Err(self.gone()),
@@ -430,7 +434,7 @@ impl Peer {
 
     /// Returns the supplementary groups that the peer had when it was attested and still has, or the reason
     /// why they are unknown.
-    fn groups_now(&self, status: &Told<String>) -> Result<Vec<u32>, String> {
+    fn groups_now(&self, status: &KernelResult<String>) -> Result<Vec<u32>, String> {
         let attested = self
             .groups
             .as_ref()
@@ -468,7 +472,7 @@ impl Peer {
 
     /// Whether other processes of its user may inspect the peer. If not, the files in its directory belong to
     /// root (proc(5)). For root's own processes this is unknown, and they count as dumpable.
-    fn is_dumpable(&self, directory: &OwnedFd) -> Told<bool> {
+    fn is_dumpable(&self, directory: &OwnedFd) -> KernelResult<bool> {
         let file = uninterrupted(|| fstatat(directory, "stat", AtFlags::empty()))?;
         Ok(file.st_uid == self.credentials.uid)
     }
@@ -594,7 +598,7 @@ fn content_of(directory: &OwnedFd, wanted: (u64, u64), deadline: &Deadline) -> R
         };
     if (found.st_dev, found.st_ino) != wanted {
         let why = "it executed another file during the check".into();
-        return Ok(Content::Untold(why));
+        return Ok(Content::Unknown(why));
     }
     executable::hash(&file, &found, deadline)
 }
@@ -606,7 +610,7 @@ fn content_of(directory: &OwnedFd, wanted: (u64, u64), deadline: &Deadline) -> R
 /// without a thread, which saves some 100 µs. The peer can forge that name, but it cannot make the call hang.
 /// The call skips filesystems that a user serves (FUSE; see [`sys::file::WITHOUT_SERVER`]). Mounting any
 /// other filesystem needs root, and root can hang this process anyway.
-fn executable_of(directory: &Arc<OwnedFd>, deadline: &Deadline) -> Result<Told<Executable>> {
+fn executable_of(directory: &Arc<OwnedFd>, deadline: &Deadline) -> Result<KernelResult<Executable>> {
     let named = match answered(
         "the peer's executable",
         uninterrupted(|| readlinkat(&**directory, "exe")),
@@ -630,7 +634,7 @@ fn executable_of(directory: &Arc<OwnedFd>, deadline: &Deadline) -> Result<Told<E
 
 /// Inspects the file behind `exe`. The kernel follows this link to the executed file even if that was
 /// renamed, replaced or unlinked (proc(5)).
-fn executable_at(directory: &OwnedFd, path: PathBuf) -> Told<Executable> {
+fn executable_at(directory: &OwnedFd, path: PathBuf) -> KernelResult<Executable> {
     let flags = AtFlags::from_bits_retain(sys::file::WITHOUT_SERVER);
     let file = uninterrupted(|| fstatat(directory, "exe", flags))?;
     Ok(Executable {
@@ -642,7 +646,7 @@ fn executable_at(directory: &OwnedFd, path: PathBuf) -> Told<Executable> {
 }
 
 /// Returns the numbers of a line of /proc/PID/status.
-fn numbers(status: &Told<String>, name: &str) -> Option<Vec<u32>> {
+fn numbers(status: &KernelResult<String>, name: &str) -> Option<Vec<u32>> {
     let line = status
         .as_ref()
         .ok()?
@@ -654,13 +658,13 @@ fn numbers(status: &Told<String>, name: &str) -> Option<Vec<u32>> {
 }
 
 /// Returns the effective id: the second of real, effective, saved and filesystem id.
-fn effective(status: &Told<String>, name: &str) -> Option<u32> {
+fn effective(status: &KernelResult<String>, name: &str) -> Option<u32> {
     numbers(status, name)?.get(1).copied()
 }
 
 /// Returns this process's own executable, to compare with. It is read without a time limit: if this process
 /// runs from a mount whose server is gone, it cannot continue anyway.
-pub(crate) fn own_executable() -> Told<Executable> {
+pub(crate) fn own_executable() -> KernelResult<Executable> {
     let flags = AtFlags::from_bits_retain(sys::file::WITHOUT_SERVER);
     let file = uninterrupted(|| fstatat(AT_FDCWD, "/proc/self/exe", flags))?;
     let path = uninterrupted(|| readlink("/proc/self/exe"))
@@ -675,7 +679,7 @@ pub(crate) fn own_executable() -> Told<Executable> {
 
 /// Returns the executable at a path that the policy names. Waits until `deadline`, because each directory of
 /// the path may lie on a mount whose server is gone.
-pub(crate) fn named_executable(path: &Path, deadline: &Deadline) -> Result<Told<Executable>> {
+pub(crate) fn named_executable(path: &Path, deadline: &Deadline) -> Result<KernelResult<Executable>> {
     let path = path.to_owned();
     threads::ask(
         "inspecting an executable that the policy names",
@@ -684,7 +688,7 @@ pub(crate) fn named_executable(path: &Path, deadline: &Deadline) -> Result<Told<
     )
 }
 
-fn executable_behind(path: &Path) -> Told<Executable> {
+fn executable_behind(path: &Path) -> KernelResult<Executable> {
     let file = uninterrupted(|| open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()))?;
     let found = uninterrupted(|| fstat(&file))?;
     Ok(Executable {
@@ -729,7 +733,7 @@ mod tests {
     /// This process, as seen from the other end of a socket.
     fn myself() -> Peer {
         let (near, _far) = UnixStream::pair().unwrap();
-        Peer::attest(&near, Namespace::Same, &mut Record::default()).unwrap()
+        Peer::attest(&near, Namespace::Same, &mut EvidenceLog::default()).unwrap()
     }
 
     /// Starts a child that runs until its standard input ends.
@@ -866,7 +870,7 @@ mod tests {
     #[test]
     fn only_groups_attested_and_still_held_count() {
         let mut peer = myself();
-        let status: Told<String> = Ok("Groups:\t9 10 \n".into());
+        let status: KernelResult<String> = Ok("Groups:\t9 10 \n".into());
         peer.groups = None;
         assert!(peer.groups_now(&status).is_err());
         for (attested, now) in [(vec![], vec![]), (vec![10, 11], vec![10]), (vec![11], vec![])] {
@@ -950,7 +954,7 @@ mod tests {
         let own = look.identity.executable.clone().unwrap();
         for wanted in [(own.device + 1, own.inode), (own.device, own.inode + 1)] {
             let content = content_of(&directory, wanted, &time()).unwrap();
-            assert!(matches!(content, Content::Untold(why) if why.contains("another file")));
+            assert!(matches!(content, Content::Unknown(why) if why.contains("another file")));
         }
         let Content::Hash(digest) = look.content(&time()).unwrap() else {
             panic!("the content of this process's own executable");
@@ -961,7 +965,7 @@ mod tests {
         look.directory = Some(Arc::new(std::fs::File::open("/").unwrap().into()));
         assert!(matches!(look.content(&time()), Ok(Content::Hash(found)) if found == digest));
         look.identity.executable = None;
-        assert!(matches!(look.content(&time()), Ok(Content::Untold(_))));
+        assert!(matches!(look.content(&time()), Ok(Content::Unknown(_))));
     }
 
     #[test]
@@ -1053,14 +1057,14 @@ mod tests {
 
     #[test]
     fn ids_in_proc_status_are_parsed_by_name() {
-        let status: Told<String> =
+        let status: KernelResult<String> =
             Ok("Name:\tUid: 7\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nShdPnd:\t0\n".into());
         assert_eq!(
             (effective(&status, "Uid:"), effective(&status, "Gid:")),
             (Some(2), Some(6))
         );
         assert_eq!(numbers(&status, "Groups:"), Some(vec![9, 10]));
-        let none: Told<String> = Ok("Groups:\t\n".into());
+        let none: KernelResult<String> = Ok("Groups:\t\n".into());
         assert_eq!(
             (numbers(&none, "Groups:"), effective(&none, "Uid:")),
             (Some(vec![]), None)

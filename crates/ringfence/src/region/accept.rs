@@ -14,7 +14,7 @@ use nix::{
 
 use crate::{
     error::{Error, Result},
-    evidence::Record,
+    evidence::EvidenceLog,
     region::create::Backing,
     region::create::{seal_names, wanted_seals},
     region::layout::region_size,
@@ -35,7 +35,7 @@ pub(crate) struct Agreed {
 }
 
 /// Checks the object that the peer passed, and maps it for reading.
-pub(crate) fn accept(descriptor: &OwnedFd, agreed: &Agreed, record: &mut Record) -> Result<PeerRegion> {
+pub(crate) fn accept(descriptor: &OwnedFd, agreed: &Agreed, record: &mut EvidenceLog) -> Result<PeerRegion> {
     let mut checks = Checks { record };
     let stat = uninterrupted(|| fstat(descriptor))
         .map_err(|errno| unsound("file", "a file that can be inspected", errno))?;
@@ -62,7 +62,7 @@ fn unsound(check: &'static str, wanted: &str, errno: Errno) -> Error {
 
 /// The checks, and the record of their results.
 struct Checks<'a> {
-    record: &'a mut Record,
+    record: &'a mut EvidenceLog,
 }
 
 impl Checks<'_> {
@@ -210,7 +210,7 @@ mod tests {
 
     /// Returns the checks that passed, and the one that failed.
     fn looked_at(object: &OwnedFd, agreed: Agreed) -> (Vec<&'static str>, Option<&'static str>) {
-        let mut record = Record::default();
+        let mut record = EvidenceLog::default();
         let failed = match accept(object, &agreed, &mut record) {
             Ok(_) => None,
             Err(Error::ObjectUnsound { check, .. }) => Some(check),
@@ -231,7 +231,7 @@ mod tests {
         );
         let leased = shm();
         sys::file::take_lease(&leased).unwrap();
-        let mut record = Record::default();
+        let mut record = EvidenceLog::default();
         assert!(accept(&sealed, &agreed(Backing::Memfd), &mut record).is_err());
         let kind = &record.into_list()[0];
         assert_eq!(

@@ -22,7 +22,7 @@ use nix::{
 
 use crate::{
     error::{Error, Result},
-    evidence::Record,
+    evidence::EvidenceLog,
     fork::Withheld,
     region::{
         exposure::tripwire::{Tripwire, refused},
@@ -30,7 +30,7 @@ use crate::{
         own::OwnRegion,
         room::{check_room, reserve},
     },
-    sys::{self, socket::Control, uninterrupted},
+    sys::{self, socket::ControlStatus, uninterrupted},
     wait::deadline::{Deadline, Woken},
 };
 
@@ -39,7 +39,7 @@ const TRIES: u32 = 8;
 
 /// The properties of the object to be made.
 #[derive(Debug)]
-pub(crate) struct Wanted<'a> {
+pub(crate) struct ObjectSpec<'a> {
     pub(crate) backing: Backing,
     /// The name of a memfd in /proc/PID/maps: at most 249 bytes (memfd_create(2)). `ringfence ps` reads it there; no
     /// peer does.
@@ -69,8 +69,12 @@ impl AsFd for SharedObject {
 impl SharedObject {
     /// Makes an object and proves that no other process has it. Reserving the memory of a large object takes
     /// time, which `deadline` limits.
-    pub(crate) fn create(wanted: &Wanted<'_>, deadline: &Deadline, record: &mut Record) -> Result<Self> {
-        let Wanted {
+    pub(crate) fn create(
+        wanted: &ObjectSpec<'_>,
+        deadline: &Deadline,
+        record: &mut EvidenceLog,
+    ) -> Result<Self> {
+        let ObjectSpec {
             backing,
             name,
             capacity,
@@ -95,7 +99,7 @@ impl SharedObject {
         capacity: u64,
         signal: c_int,
         deadline: &Deadline,
-        record: &mut Record,
+        record: &mut EvidenceLog,
     ) -> Result<Self> {
         /// MFD_NOEXEC_SEAL, Linux 6.3: the object can never be executed.
         const NOEXEC_SEAL: u32 = 8;
@@ -155,7 +159,7 @@ impl SharedObject {
         capacity: u64,
         signal: Option<c_int>,
         deadline: &Deadline,
-        record: &mut Record,
+        record: &mut EvidenceLog,
     ) -> Result<Self> {
         let random: [u8; 16] = sys::process::bytes().map_err(|errno| Error::system("random bytes", errno))?;
         let name = format!("/ringfence-{:032x}", u128::from_le_bytes(random));
@@ -193,7 +197,7 @@ impl SharedObject {
     /// Removes all permissions. Existing descriptors stay valid. A process of another user that has received
     /// one can no longer open the object again through its own /proc, and so cannot raise a false alarm. A
     /// process of the same user could restore the permission.
-    pub(crate) fn close_to_openers(&self, record: &mut Record) -> Result<()> {
+    pub(crate) fn close_to_openers(&self, record: &mut EvidenceLog) -> Result<()> {
         fchmod(&self.descriptor, Mode::empty())
             .map_err(|errno| Error::system("removing the permissions of the shared object", errno))?;
         record.passed("object", "mode", "0: no process may open it", "0");
@@ -227,7 +231,7 @@ fn until_unexposed<T>(mut make: impl FnMut() -> Result<T>) -> Result<T> {
     make()
 }
 
-fn note_lease(signal: Option<c_int>, record: &mut Record) {
+fn note_lease(signal: Option<c_int>, record: &mut EvidenceLog) {
     record.passed(
         "object",
         "lease",
@@ -362,13 +366,13 @@ pub(super) fn seal_names(found: SealFlag) -> String {
 
 /// The kept descriptor. Dropping it closes it.
 #[derive(Debug)]
-pub(crate) struct KeptDescriptor {
+pub(crate) struct InFlightDescriptor {
     /// Its queue holds one message, which is never received. No other end is open. A forked child closes its
     /// copy.
     socket: Withheld,
 }
 
-impl KeptDescriptor {
+impl InFlightDescriptor {
     /// Keeps a copy of a descriptor, which counts against the user's limit of descriptors in flight
     /// (unix(7)).
     ///
@@ -400,8 +404,8 @@ impl KeptDescriptor {
             sys::socket::peek(&*self.socket, &mut byte).map_err(|errno| Error::system(WHAT, errno))?;
         let mut descriptors = received.descriptors;
         match (received.control, descriptors.pop()) {
-            (Control::Expected, Some(copy)) => Ok(copy),
-            (Control::Short, _) => Err(Error::system(WHAT, Errno::EMFILE)),
+            (ControlStatus::Expected, Some(copy)) => Ok(copy),
+            (ControlStatus::Short, _) => Err(Error::system(WHAT, Errno::EMFILE)),
             // No other message was ever sent there.
             _ => Err(Error::system(WHAT, Errno::EBADMSG)),
         }
@@ -429,14 +433,14 @@ mod tests {
     }
 
     fn created(backing: Backing, capacity: u64, peer: u32) -> (SharedObject, Vec<(&'static str, String)>) {
-        let wanted = Wanted {
+        let wanted = ObjectSpec {
             backing,
             name: b"ringfence-test",
             capacity,
             signal: libc::SIGRTMIN() + 5,
             peer,
         };
-        let mut record = Record::default();
+        let mut record = EvidenceLog::default();
         let object = SharedObject::create(&wanted, &time(), &mut record).unwrap();
         let evidence = record.into_list().into_iter();
         (object, evidence.map(|one| (one.check, one.found)).collect())
@@ -487,7 +491,7 @@ mod tests {
                 // Kernels that support this seal set it at creation.
                 let never_executable = seals.bits() & 0x20 != 0;
                 assert_eq!(evidence[0].1 == "memfd, never executable", never_executable);
-                object.close_to_openers(&mut Record::default()).unwrap();
+                object.close_to_openers(&mut EvidenceLog::default()).unwrap();
                 assert_eq!(fstat(&object).unwrap().st_mode & 0o777, 0);
             }
         }
@@ -602,7 +606,7 @@ mod tests {
     fn a_kept_descriptor_is_in_no_table_and_can_be_copied_repeatedly() {
         let object = object();
         let inode = fstat(&object).unwrap().st_ino;
-        let kept = KeptDescriptor::keep(&object).unwrap();
+        let kept = InFlightDescriptor::keep(&object).unwrap();
         drop(object);
         let flags = fcntl(&kept.socket, FcntlArg::F_GETFD).unwrap();
         assert!(FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC));
@@ -630,7 +634,7 @@ mod tests {
         // returning.
         match unsafe { fork() }.unwrap() {
             ForkResult::Child => {
-                let kept = KeptDescriptor::keep(object()).unwrap();
+                let kept = InFlightDescriptor::keep(object()).unwrap();
                 let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
                 setrlimit(Resource::RLIMIT_NOFILE, 0, hard).unwrap();
                 let short = kept.copy().is_err_and(|error| error.code() == "NO_SPACE");

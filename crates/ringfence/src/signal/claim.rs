@@ -55,24 +55,24 @@ type Alarm = fn() -> Option<Duration>;
 
 /// The claimed numbers of a process, and the handlers of their signals.
 #[derive(Default)]
-struct Numbers {
+struct ClaimedSignals {
     threads: Mutex<Vec<SignalThread>>,
     alarms: OnceLock<Alarm>,
     queued: OnceLock<fn(&SignalInfo) -> bool>,
     strays: Strays,
 }
 
-static NUMBERS: PerProcess<Numbers> = PerProcess::new();
+static CLAIMED: PerProcess<ClaimedSignals> = PerProcess::new();
 
 /// Calls the alarm handler. Returns the time at which it must be called again, if it needs another call.
 fn alarm() -> Option<Instant> {
-    let alarm = NUMBERS.existing().and_then(|numbers| numbers.alarms.get())?;
+    let alarm = CLAIMED.existing().and_then(|numbers| numbers.alarms.get())?;
     Some(Instant::now() + alarm()?)
 }
 
 /// A claim on a number. Dropping the last one restores the number's disposition.
 #[derive(Debug)]
-pub(crate) struct Claim {
+pub(crate) struct SignalClaim {
     pub(crate) number: c_int,
     /// The id of the signal thread, at which senders direct their signals.
     pub(crate) thread: libc::pid_t,
@@ -80,7 +80,7 @@ pub(crate) struct Claim {
     pub(crate) carries_all: bool,
     /// Whether that was observed.
     hears_marks: bool,
-    progress: Arc<Progress>,
+    progress: Arc<ThreadProgress>,
     /// A forked child has a copy of the claim but not the thread.
     birth: Birth,
 }
@@ -92,7 +92,7 @@ struct SignalThread {
     carries_all: bool,
     hears_marks: bool,
     over: Arc<AtomicBool>,
-    progress: Arc<Progress>,
+    progress: Arc<ThreadProgress>,
     join: JoinHandle<()>,
 }
 
@@ -101,7 +101,7 @@ thread_local! {
     static HEARS: Cell<bool> = const { Cell::new(false) };
 }
 
-impl Numbers {
+impl ClaimedSignals {
     fn threads(&self) -> MutexGuard<'_, Vec<SignalThread>> {
         self.threads.lock()
     }
@@ -124,7 +124,7 @@ impl Strays {
 
 /// Returns the number of signals with this number that were for no channel of this process.
 pub(crate) fn strays(number: c_int) -> u64 {
-    let count = NUMBERS.existing().and_then(|numbers| numbers.strays.of(number));
+    let count = CLAIMED.existing().and_then(|numbers| numbers.strays.of(number));
     count.map_or(0, |count| count.load(Ordering::Relaxed))
 }
 
@@ -133,7 +133,7 @@ pub(crate) fn strays(number: c_int) -> u64 {
 /// signal thread.
 extern "C" fn count_stray(number: c_int) {
     // The data that this reads exists before the handler is installed, and is never freed.
-    if let Some(count) = NUMBERS.existing().and_then(|numbers| numbers.strays.of(number)) {
+    if let Some(count) = CLAIMED.existing().and_then(|numbers| numbers.strays.of(number)) {
         count.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -162,12 +162,12 @@ pub(crate) fn check(number: Option<c_int>) -> Result<()> {
         return unused().map(drop);
     };
     check_range(number)?;
-    check_claimable(&NUMBERS.get()?.threads(), number)
+    check_claimable(&CLAIMED.get()?.threads(), number)
 }
 
 /// Returns the number that a claim without a requested number would get now.
 pub(crate) fn unused() -> Result<c_int> {
-    let threads = NUMBERS.get()?.threads();
+    let threads = CLAIMED.get()?.threads();
     candidates()
         .find(|number| check_claimable(&threads, *number).is_ok())
         .ok_or_else(none_free)
@@ -214,7 +214,7 @@ fn check_free(number: c_int) -> Result<()> {
     )))
 }
 
-impl Claim {
+impl SignalClaim {
     /// Claims a number, or the first unused one if `number` is `None`. (For example, another copy of this
     /// crate in the same process may have the usual number.) From now on `listener` is called.
     ///
@@ -223,7 +223,7 @@ impl Claim {
     /// [`Error::InvalidArgument`] as for [`check`]. [`Error::NoSpace`] if no thread can be created.
     pub(crate) fn new(number: Option<c_int>, listener: Handler) -> Result<Self> {
         let birth = Birth::now()?;
-        let numbers = NUMBERS.get()?;
+        let numbers = CLAIMED.get()?;
         // A listener that was registered before is of the same kind, and so the same function.
         let _ = match listener {
             Handler::Alarm(alarm) => numbers.alarms.set(alarm).is_ok(),
@@ -257,7 +257,7 @@ impl Claim {
                 Ok(claim)
             }
             Err(error) => {
-                give_back(number);
+                restore_disposition(number);
                 Err(error)
             }
         }
@@ -287,9 +287,9 @@ impl Claim {
 }
 
 impl SignalThread {
-    fn claim(&mut self, birth: Birth) -> Claim {
+    fn claim(&mut self, birth: Birth) -> SignalClaim {
         self.claims += 1;
-        Claim {
+        SignalClaim {
             number: self.number,
             thread: self.thread,
             carries_all: self.carries_all,
@@ -300,10 +300,10 @@ impl SignalThread {
     }
 }
 
-impl Drop for Claim {
+impl Drop for SignalClaim {
     fn drop(&mut self) {
         // In a forked child, the number may have been claimed again.
-        let Some(numbers) = NUMBERS.existing().filter(|_| self.birth.is_here()) else {
+        let Some(numbers) = CLAIMED.existing().filter(|_| self.birth.is_here()) else {
             return;
         };
         let mut threads = numbers.threads();
@@ -318,7 +318,7 @@ impl Drop for Claim {
         thread.over.store(true, Ordering::Release);
         // SIGIO is not a realtime signal, so it needs no room in the queue. It is sent to that thread only.
         let told = sys::signal::signal_thread(thread.thread, libc::SIGIO);
-        give_back(self.number);
+        restore_disposition(self.number);
         drop(threads);
         // A handler that runs on a signal thread may drop the last claim of this or of another number. Then
         // the thread ends without being joined.
@@ -330,7 +330,7 @@ impl Drop for Claim {
 }
 
 /// Restores the default action, unless the program has installed its own handler in the meantime.
-fn give_back(number: c_int) {
+fn restore_disposition(number: c_int) {
     if sys::signal::disposition_of(number).is_ok_and(|found| found.sa_sigaction == own_handler()) {
         // A pending signal that no thread has taken yet would terminate the process. Ignoring the signal
         // first discards pending ones (sigaction(2)). The number was valid when it was claimed, so the kernel
@@ -342,28 +342,28 @@ fn give_back(number: c_int) {
 }
 
 /// The progress of a signal thread through the signals that are directed at it.
-struct Progress {
+struct ThreadProgress {
     /// The key in each mark of this process, so that a signal of another process is never taken for a mark.
     key: [u8; 16],
-    state: Mutex<State>,
+    state: Mutex<ProgressState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct ProgressState {
     asked: u64,
     reached: u64,
     /// The thread has ended.
     over: bool,
 }
 
-impl fmt::Debug for Progress {
+impl fmt::Debug for ThreadProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Progress").finish_non_exhaustive()
+        f.debug_struct("ThreadProgress").finish_non_exhaustive()
     }
 }
 
-impl Progress {
+impl ThreadProgress {
     fn new() -> Result<Self> {
         let key = sys::process::bytes().map_err(|errno| Error::system("random bytes", errno))?;
         Ok(Self {
@@ -373,7 +373,7 @@ impl Progress {
         })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ProgressState> {
         self.state.lock()
     }
 
@@ -421,7 +421,7 @@ impl Progress {
 }
 
 /// Marks the end of the thread, even after a panic, so that no caller waits for it any longer.
-struct Ending(Arc<Progress>);
+struct Ending(Arc<ThreadProgress>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
@@ -432,7 +432,7 @@ impl Drop for Ending {
 
 fn start(number: c_int) -> Result<SignalThread> {
     let over = Arc::new(AtomicBool::new(false));
-    let progress = Arc::new(Progress::new()?);
+    let progress = Arc::new(ThreadProgress::new()?);
     let (ready, started) = mpsc::channel();
     let told = Arc::clone(&over);
     let ending = Ending(Arc::clone(&progress));
@@ -500,7 +500,7 @@ pub(crate) fn carry_all() -> Result<bool, Errno> {
     thread.join().unwrap_or(Err(Errno::EAGAIN))
 }
 
-fn listen(number: c_int, over: &AtomicBool, progress: &Progress) {
+fn listen(number: c_int, over: &AtomicBool, progress: &ThreadProgress) {
     // The time of the next call of the alarm handler. Signals are handled in the meantime.
     let mut again: Option<Instant> = None;
     loop {
@@ -527,13 +527,13 @@ fn listen(number: c_int, over: &AtomicBool, progress: &Progress) {
     }
 }
 
-fn hear(heard: &SignalInfo, progress: &Progress, again: &mut Option<Instant>) {
+fn hear(heard: &SignalInfo, progress: &ThreadProgress, again: &mut Option<Instant>) {
     if heard.code > 0 {
         *again = alarm();
     } else if let Some(ticket) = progress.ticket(heard) {
         progress.reached(ticket);
     } else {
-        let queued = NUMBERS.existing().and_then(|numbers| numbers.queued.get());
+        let queued = CLAIMED.existing().and_then(|numbers| numbers.queued.get());
         if queued.is_none_or(|hear| !hear(heard)) {
             count_stray(heard.signal);
         }
@@ -542,7 +542,7 @@ fn hear(heard: &SignalInfo, progress: &Progress, again: &mut Option<Instant>) {
 
 /// Handles the signals that are queued now. The limit keeps a sender that queues continuously from blocking
 /// callers.
-fn empty(number: c_int, progress: &Progress, again: &mut Option<Instant>) {
+fn empty(number: c_int, progress: &ThreadProgress, again: &mut Option<Instant>) {
     /// More than the kernel queues for one user by default, on most machines.
     const MOST: usize = 1 << 17;
     for _ in 0..MOST {
@@ -570,22 +570,22 @@ mod tests {
     use crate::signal::inbox::OpenInbox;
 
     /// No other test in this process claims the first number, and none sends the second.
-    const NUMBERS: [c_int; 2] = [62, 63];
+    const CLAIMED: [c_int; 2] = [62, 63];
 
     #[test]
     fn catching_up_works_even_if_part_of_a_signal_is_lost() {
-        let open = OpenInbox::open(Some(NUMBERS[0])).unwrap();
+        let open = OpenInbox::open(Some(CLAIMED[0])).unwrap();
         let held = open.claim().unwrap();
         drop(open);
         let mut claim = Arc::into_inner(held).unwrap();
         assert!(claim.hears_marks && claim.carries_all);
         claim.hears_marks = false;
         // A mark that arrives under another number is not recognized as a mark.
-        claim.number = NUMBERS[1];
+        claim.number = CLAIMED[1];
         let (tell, told) = mpsc::channel();
         thread::spawn(move || {
             claim.catch_up();
-            claim.number = NUMBERS[0];
+            claim.number = CLAIMED[0];
             tell.send(claim)
         });
         told.recv_timeout(Duration::from_secs(60))

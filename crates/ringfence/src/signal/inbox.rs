@@ -21,10 +21,10 @@ use subtle::ConstantTimeEq as _;
 use crate::{
     error::{Error, Result},
     fork::{Birth, PerProcess, ProcessMutex},
-    signal::claim::{Claim, Handler, strays},
+    signal::claim::{Handler, SignalClaim, strays},
     sys::lock::{Mutex, MutexGuard},
     sys::{self, signal::SignalInfo},
-    wait::deadline::Bell,
+    wait::deadline::Wakeup,
 };
 
 /// The maximum number of tokens that wait for the program to take them.
@@ -37,15 +37,15 @@ pub(crate) struct TokenInbox {
     /// The inbox's number in this process.
     id: u32,
     secret: Secret,
-    state: ProcessMutex<State>,
+    state: ProcessMutex<TokenQueue>,
     /// The number of tokens that were dropped because the inbox was full.
     dropped: AtomicU64,
     /// Readable while a token waits or the inbox is closed.
-    bell: OnceLock<Bell>,
+    wakeup: OnceLock<Wakeup>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct TokenQueue {
     waiting: VecDeque<u64>,
     /// The number of tokens that arrived, including those that were dropped.
     heard: u64,
@@ -72,7 +72,7 @@ static OPEN: PerProcess<Mutex<Open>> = PerProcess::new();
 
 impl TokenInbox {
     /// Errors in a child, which takes no tokens of its parent's.
-    fn state(&self) -> Result<MutexGuard<'_, State>> {
+    fn state(&self) -> Result<MutexGuard<'_, TokenQueue>> {
         self.state.lock()
     }
 
@@ -84,25 +84,25 @@ impl TokenInbox {
             return;
         }
         state.waiting.push_back(token);
-        if let (1, Some(bell)) = (state.waiting.len(), self.bell.get()) {
-            bell.ring();
+        if let (1, Some(wakeup)) = (state.waiting.len(), self.wakeup.get()) {
+            wakeup.signal();
         }
     }
 
     fn end(&self) {
         let Ok(mut state) = self.state() else { return };
         state.over = true;
-        if let Some(bell) = self.bell.get() {
-            bell.ring();
+        if let Some(wakeup) = self.wakeup.get() {
+            wakeup.signal();
         }
     }
 
-    /// Takes the oldest waiting token.
-    pub(crate) fn take(&self) -> Option<u64> {
+    /// Removes and returns the oldest waiting token.
+    pub(crate) fn pop(&self) -> Option<u64> {
         let mut state = self.state().ok()?;
         let token = state.waiting.pop_front()?;
-        if let (true, false, Some(bell)) = (state.waiting.is_empty(), state.over, self.bell.get()) {
-            bell.hush();
+        if let (true, false, Some(wakeup)) = (state.waiting.is_empty(), state.over, self.wakeup.get()) {
+            wakeup.clear();
         }
         Some(token)
     }
@@ -115,20 +115,20 @@ impl TokenInbox {
 
     /// Returns a descriptor that is readable while a token waits or the inbox is closed. It is created at the
     /// first call.
-    pub(crate) fn bell(&self) -> Result<BorrowedFd<'_>> {
+    pub(crate) fn wakeup(&self) -> Result<BorrowedFd<'_>> {
         // Keep the lock, so that no token arrives between the check and the creation.
         let state = self.state()?;
-        let bell = if let Some(bell) = self.bell.get() {
-            bell
+        let wakeup = if let Some(wakeup) = self.wakeup.get() {
+            wakeup
         } else {
-            let bell = Bell::new()?;
+            let wakeup = Wakeup::new()?;
             if state.over || !state.waiting.is_empty() {
-                bell.ring();
+                wakeup.signal();
             }
-            self.bell.get_or_init(|| bell)
+            self.wakeup.get_or_init(|| wakeup)
         };
         drop(state);
-        Ok(bell.as_fd())
+        Ok(wakeup.as_fd())
     }
 
     /// Fails with [`Error::Closed`] in a forked child of the process that opened the inbox.
@@ -202,13 +202,13 @@ impl fmt::Debug for Secret {
 #[derive(Debug)]
 pub(crate) struct OpenInbox {
     inbox: Arc<TokenInbox>,
-    claim: Option<Arc<Claim>>,
+    claim: Option<Arc<SignalClaim>>,
 }
 
 impl OpenInbox {
-    /// Opens an inbox for signals of this number, or of an unused one. Fails as [`Claim::new`] does.
+    /// Opens an inbox for signals of this number, or of an unused one. Fails as [`SignalClaim::new`] does.
     pub(crate) fn open(number: Option<i32>) -> Result<Self> {
-        let claim = Claim::new(number, Handler::Queued(deliver))?;
+        let claim = SignalClaim::new(number, Handler::Queued(deliver))?;
         let secret = sys::process::bytes().map_err(|errno| Error::system("random bytes", errno))?;
         Self::register(claim.number, Secret(secret), Some(Arc::new(claim)))
     }
@@ -224,7 +224,7 @@ impl OpenInbox {
         Self::register(0, Secret([0; 16]), None).expect("memory")
     }
 
-    fn register(number: i32, secret: Secret, claim: Option<Arc<Claim>>) -> Result<Self> {
+    fn register(number: i32, secret: Secret, claim: Option<Arc<SignalClaim>>) -> Result<Self> {
         let birth = Birth::now()?;
         let mut open = OPEN.get()?.lock();
         while open.next == 0 || open.boxes.contains_key(&open.next) {
@@ -235,9 +235,9 @@ impl OpenInbox {
             number,
             id,
             secret,
-            state: ProcessMutex::new(State::default(), birth),
+            state: ProcessMutex::new(TokenQueue::default(), birth),
             dropped: AtomicU64::new(0),
-            bell: OnceLock::new(),
+            wakeup: OnceLock::new(),
         });
         open.boxes.insert(id, Arc::clone(&inbox));
         open.next = id.wrapping_add(1);
@@ -265,13 +265,13 @@ impl OpenInbox {
 
     /// Returns the claim that must catch up if the peer reports a different number of sent tokens than have
     /// arrived.
-    pub(crate) fn lags_behind(&self, sent: u64) -> Option<Arc<Claim>> {
+    pub(crate) fn lags_behind(&self, sent: u64) -> Option<Arc<SignalClaim>> {
         let heard = self.inbox.state().ok()?.heard;
         self.claim().filter(|_| heard != sent)
     }
 
     /// Returns the claim that delivers tokens to this inbox.
-    pub(crate) fn claim(&self) -> Option<Arc<Claim>> {
+    pub(crate) fn claim(&self) -> Option<Arc<SignalClaim>> {
         self.claim.clone()
     }
 }
@@ -431,7 +431,7 @@ mod tests {
         send(to_other, 4).unwrap();
         one.lags_behind(u64::MAX).unwrap().catch_up();
         assert!(one.lags_behind(3).is_none() && other.lags_behind(1).is_none());
-        let taken = |open: &OpenInbox| std::iter::from_fn(|| open.inbox().take()).collect::<Vec<_>>();
+        let taken = |open: &OpenInbox| std::iter::from_fn(|| open.inbox().pop()).collect::<Vec<_>>();
         assert_eq!(taken(&one), [0, u64::MAX, 3]);
         assert_eq!(taken(&other), [4]);
         assert_eq!(one.inbox().strays() - strays, 3);
@@ -479,7 +479,7 @@ mod tests {
         }
         assert_eq!(inbox.dropped(), 3);
         let mut wanted = 0;
-        while let Some(token) = inbox.take() {
+        while let Some(token) = inbox.pop() {
             assert_eq!(token, wanted);
             wanted += 1;
         }
@@ -492,21 +492,21 @@ mod tests {
         let open = OpenInbox::unreachable();
         let inbox = Arc::clone(open.inbox());
         let readable = || {
-            let mut polled = [PollFd::new(inbox.bell().unwrap(), PollFlags::POLLIN)];
+            let mut polled = [PollFd::new(inbox.wakeup().unwrap(), PollFlags::POLLIN)];
             poll(&mut polled, PollTimeout::ZERO).unwrap() == 1
         };
         inbox.put(1);
         // The descriptor is created while a token already waits.
         assert!(readable());
         inbox.put(2);
-        assert_eq!(inbox.take(), Some(1));
+        assert_eq!(inbox.pop(), Some(1));
         assert!(readable());
-        assert_eq!(inbox.take(), Some(2));
+        assert_eq!(inbox.pop(), Some(2));
         assert!(!readable());
         inbox.put(3);
         assert!(readable());
         drop(open);
-        assert_eq!(inbox.take(), Some(3));
+        assert_eq!(inbox.pop(), Some(3));
         assert!(readable() && inbox.is_over());
     }
 

@@ -142,12 +142,12 @@ pub(crate) struct Received {
     pub(crate) credentials: Option<Credentials>,
     /// Every descriptor that the sender passed, expected or not. Dropping them closes them.
     pub(crate) descriptors: Vec<OwnedFd>,
-    pub(crate) control: Control,
+    pub(crate) control: ControlStatus,
 }
 
 /// The kind of control messages that arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Control {
+pub(crate) enum ControlStatus {
     /// At most credentials and descriptors.
     Expected,
     /// A message that this side has not requested. Any descriptor that it installed is already closed.
@@ -233,11 +233,11 @@ fn receive_with(socket: impl AsFd, buffer: &mut [u8], more: c_int) -> Result<Rec
         credentials: None,
         descriptors: Vec::new(),
         control: if header.msg_flags & libc::MSG_CTRUNC == 0 {
-            Control::Expected
+            ControlStatus::Expected
         } else if header.msg_controllen as usize + one_more <= CONTROL {
-            Control::Short
+            ControlStatus::Short
         } else {
-            Control::Truncated
+            ControlStatus::Truncated
         },
     };
     // SAFETY: the kernel has just filled the buffer that the header points at, and set msg_controllen to the
@@ -295,7 +295,7 @@ unsafe fn take_control(header: &libc::msghdr, received: &mut Received) {
                     // SAFETY: the kernel wrote the number of one descriptor at `data` in this call.
                     unsafe { own_descriptors(data, size) }.for_each(drop);
                 }
-                received.control = Control::Unexpected { level, kind };
+                received.control = ControlStatus::Unexpected { level, kind };
             }
         }
         // SAFETY: header and cursor belong to this buffer.

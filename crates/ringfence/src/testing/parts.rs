@@ -8,7 +8,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 #[cfg(test)]
 use crate::{channel::Channel, options::Options};
 use crate::{
-    fork::Mark,
+    fork::ForkMark,
     handshake::broadcast::RingPart,
     handshake::parts::{Parts, Role, Unopened},
     identity::{Credentials, Identity},
@@ -38,7 +38,7 @@ pub(crate) fn without_a_peer(
         process: Peer::unknown(no_process),
         identity: Identity::of(no_process),
         evidence: Vec::new(),
-        mark: Mark::new().expect("memory"),
+        mark: ForkMark::new().expect("memory"),
         own: Unopened::new(own),
         peer,
         own_capacity: capacity,

@@ -101,9 +101,9 @@ pub struct Broadcaster {
 }
 
 /// When this is dropped, the message of a `send` no longer counts time against the subscribers. The message of the sink still does.
-struct Patience<'a>(&'a mut Broadcaster);
+struct RetryBudget<'a>(&'a mut Broadcaster);
 
-impl Drop for Patience<'_> {
+impl Drop for RetryBudget<'_> {
     fn drop(&mut self) {
         self.0.inner.disarm();
         if self.0.kept.is_none() {
@@ -134,10 +134,10 @@ impl Broadcaster {
     /// # Errors
     /// As [`crate::Broadcaster::send`].
     pub async fn send(&mut self, message: &[u8]) -> Result<()> {
-        let patience = Patience(self);
+        let retries = RetryBudget(self);
         poll_fn(|cx| {
-            ready!(patience.0.poll_kept(cx))?;
-            patience.0.poll_send(cx, message)
+            ready!(retries.0.poll_kept(cx))?;
+            retries.0.poll_send(cx, message)
         })
         .await
     }

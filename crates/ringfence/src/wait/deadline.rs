@@ -276,21 +276,21 @@ impl CancelToken {
     }
 }
 
-/// A wakeup between threads of this process, built on the same descriptor. [`Bell::ring`] makes it readable.
+/// A wakeup between threads of this process, built on the same descriptor. [`Wakeup::ring`] makes it readable.
 #[derive(Debug, Clone)]
-pub(crate) struct Bell(CancelToken);
+pub(crate) struct Wakeup(CancelToken);
 
-impl Bell {
+impl Wakeup {
     pub(crate) fn new() -> Result<Self> {
         CancelToken::new().map(Self)
     }
 
-    pub(crate) fn ring(&self) {
+    pub(crate) fn signal(&self) {
         self.0.cancel();
     }
 
     /// Clears the wakeup.
-    pub(crate) fn hush(&self) {
+    pub(crate) fn clear(&self) {
         if self.is_here() {
             // The read fails if nothing was signalled, which is fine.
             let _ = self.0.0.event.descriptor.read();
@@ -303,12 +303,12 @@ impl Bell {
     }
 
     /// Whether it was signalled. Clears the wakeup.
-    pub(crate) fn was_rung(&self) -> bool {
+    pub(crate) fn take(&self) -> bool {
         self.is_here() && self.0.0.event.descriptor.read().is_ok()
     }
 }
 
-impl AsFd for Bell {
+impl AsFd for Wakeup {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

@@ -66,18 +66,18 @@ const FAILURES: u32 = 100;
 /// The retry budget of a call that is repeated, and that may fail from a lack of something that becomes
 /// available again in a moment.
 #[derive(Debug)]
-pub(crate) struct Patience {
+pub(crate) struct RetryBudget {
     failures: u32,
     pause: Duration,
 }
 
-impl Default for Patience {
+impl Default for RetryBudget {
     fn default() -> Self {
         Self::pausing(RECOVERY)
     }
 }
 
-impl Patience {
+impl RetryBudget {
     pub(crate) const fn pausing(pause: Duration) -> Self {
         Self { failures: 0, pause }
     }
@@ -88,7 +88,7 @@ impl Patience {
     }
 
     /// Whether to retry after this error. A cancellation is never retried.
-    pub(crate) fn bears(&mut self, error: &Error) -> bool {
+    pub(crate) fn should_retry(&mut self, error: &Error) -> bool {
         self.failures += 1;
         !matches!(error, Error::Aborted) && self.failures <= FAILURES
     }

@@ -24,8 +24,8 @@ use crate::{
     error::{Error, Result},
     fork::{Birth, PerProcess},
     wait::{
-        deadline::{Bell, Event},
         deadline::{Deadline, Woken},
+        deadline::{Event, Wakeup},
     },
 };
 
@@ -38,15 +38,15 @@ const MOST: usize = 64;
 static UNDER_WAY: PerProcess<AtomicUsize> = PerProcess::new();
 
 /// Counts a call while this value exists, and wakes the caller when the call has ended, even by a panic.
-struct Call {
+struct CallInFlight {
     under_way: &'static AtomicUsize,
-    answered: Bell,
+    answered: Wakeup,
 }
 
-impl Drop for Call {
+impl Drop for CallInFlight {
     fn drop(&mut self) {
         self.under_way.fetch_sub(1, Ordering::AcqRel);
-        self.answered.ring();
+        self.answered.signal();
     }
 }
 
@@ -66,11 +66,11 @@ pub(crate) fn ask<T: Send + 'static>(
         what: format!("a thread that inspects a file ({what})"),
         reason,
     };
-    let answered = Bell::new()?;
+    let answered = Wakeup::new()?;
     let under_way = UNDER_WAY.get()?;
     let before = under_way.fetch_add(1, Ordering::AcqRel);
     // Dropping this on any path decrements the counter.
-    let call_under_way = Call {
+    let call_under_way = CallInFlight {
         under_way,
         answered: answered.clone(),
     };

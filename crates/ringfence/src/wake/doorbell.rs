@@ -17,7 +17,7 @@ use nix::{
 mod bells;
 mod beside;
 
-use bells::Bells;
+use bells::PeerWaker;
 use beside::{Heard, LoopPoll, ThreadPoll};
 
 use crate::{
@@ -43,10 +43,10 @@ const POLLS_BEFORE_A_READ: u32 = 32;
 #[derive(Debug)]
 pub(crate) struct Doorbell {
     line: Arc<OwnedFd>,
-    bells: Arc<Bells>,
+    bells: Arc<PeerWaker>,
     pidfd: Option<Arc<OwnedFd>>,
-    /// The line is read with this lock, but for a thread that sleeps in a read ([`Watch::Reads`]).
-    state: ProcessMutex<State>,
+    /// The line is read with this lock, but for a thread that sleeps in a read ([`WatchMode::Reads`]).
+    state: ProcessMutex<DoorbellState>,
     changed: Condvar,
     /// What the loop polls. Set once, by the thread that has the lock of the state, since the loop keeps it.
     lent: OnceLock<Lent>,
@@ -56,10 +56,10 @@ pub(crate) struct Doorbell {
 
 /// Each word is written under the lock.
 #[derive(Debug, Default)]
-struct State {
+struct DoorbellState {
     /// One thread waits on the line for all; the others wait for it. Written by that thread alone, when it parks and
     /// when it is awake again.
-    watch: Option<Watch>,
+    watch: Option<WatchMode>,
     /// How many those are: to wake none is a system call as well.
     waiting: usize,
     /// Grows with everything that came over the line, so that no thread sleeps through what another has read. Written by
@@ -75,13 +75,13 @@ struct State {
     looped: bool,
     /// That loop polls nothing but the line, so the peer's death must end it. Written as `looped`.
     polled_alone: bool,
-    /// Ends the line on the peer's death, for a thread in a read and for a loop. Written by whichever needs it first.
+    /// LineEnds the line on the peer's death, for a thread in a read and for a loop. Written by whichever needs it first.
     exit_watch: Option<ExitWatch>,
 }
 
 /// How a thread watches the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Watch {
+enum WatchMode {
     /// In a plain read, which takes the bell.
     Reads,
     /// In poll(2), which ends as long as a bell lies there.
@@ -96,7 +96,7 @@ enum Left {
     #[default]
     Nothing,
     /// A bell was heard and left there: the one that was woken has something better to do first.
-    Bells,
+    PeerWaker,
     /// One that all threads have been told of, for the loop.
     ForLoop,
 }
@@ -129,10 +129,10 @@ impl Doorbell {
     pub(crate) fn new(line: OwnedFd, pidfd: Option<Arc<OwnedFd>>, birth: Birth) -> Self {
         let line = Arc::new(line);
         Self {
-            bells: Bells::new(&line, birth),
+            bells: PeerWaker::new(&line, birth),
             line,
             pidfd,
-            state: ProcessMutex::new(State::default(), birth),
+            state: ProcessMutex::new(DoorbellState::default(), birth),
             changed: Condvar::new(),
             lent: OnceLock::new(),
             thread_poll: OnceLock::new(),
@@ -165,13 +165,13 @@ impl Doorbell {
         self.pidfd.as_ref().map(|pidfd| pidfd.as_fd())
     }
 
-    fn state(&self) -> Result<MutexGuard<'_, State>> {
+    fn state(&self) -> Result<MutexGuard<'_, DoorbellState>> {
         self.state.lock()
     }
 
     /// Has the peer's death end the line, also if another process holds the peer's end of it open. `false`: this system has no
     /// pidfds. Errors with [`Error::NoSpace`] if there is no descriptor or thread for that.
-    fn end_line_on_exit(&self, state: &mut State) -> Result<bool> {
+    fn end_line_on_exit(&self, state: &mut DoorbellState) -> Result<bool> {
         if state.exit_watch.is_none()
             && let Some(pidfd) = &self.pidfd
         {
@@ -181,11 +181,11 @@ impl Doorbell {
     }
 
     /// Wakes the threads that wait for what has changed.
-    fn wake(&self, state: &State) {
+    fn wake(&self, state: &DoorbellState) {
         if state.waiting > 0 {
             self.changed.notify_all();
         }
-        if state.watch == Some(Watch::Beside)
+        if state.watch == Some(WatchMode::Beside)
             && let Some(thread_poll) = self.thread_poll.get()
         {
             thread_poll.tell();
@@ -193,10 +193,10 @@ impl Doorbell {
     }
 
     /// What the loop polls: from the first time on the same.
-    fn lend(&self, state: &State) -> Result<BorrowedFd<'_>> {
+    fn lend(&self, state: &DoorbellState) -> Result<BorrowedFd<'_>> {
         if self.lent.get().is_none() {
             let lent = match state.watch {
-                Some(Watch::Reads) => Lent::Apart(LoopPoll::new(self.line.as_fd())?),
+                Some(WatchMode::Reads) => Lent::Apart(LoopPoll::new(self.line.as_fd())?),
                 _ => Lent::Line,
             };
             let _ = self.lent.set(lent);
@@ -212,13 +212,13 @@ impl Doorbell {
     }
 
     /// Something was heard, or the end.
-    fn note(&self, state: &mut State, gone: bool) {
+    fn note(&self, state: &mut DoorbellState, gone: bool) {
         state.gone |= gone;
         state.generation += 1;
         self.wake(state);
     }
 
-    /// Wakes the peer. Does not wait: see [`Bells::ring`].
+    /// Wakes the peer. Does not wait: see [`PeerWaker::ring`].
     #[cold]
     pub(crate) fn ring(&self) {
         self.bells.ring();
@@ -240,7 +240,7 @@ impl Doorbell {
         if state.polled_alone {
             self.end_line_on_exit(&mut state)?;
         }
-        if state.watch == Some(Watch::Reads) {
+        if state.watch == Some(WatchMode::Reads) {
             self.lend(&state)?;
             if self.apart().is_none() {
                 return Err(Error::system(
@@ -250,7 +250,7 @@ impl Doorbell {
             }
         }
         // A thread that watches as if there was no loop is woken by what lies there.
-        if state.left == Left::Nothing || matches!(state.watch, Some(Watch::Reads | Watch::Polls)) {
+        if state.left == Left::Nothing || matches!(state.watch, Some(WatchMode::Reads | WatchMode::Polls)) {
             return Ok(false);
         }
         self.read_all(&mut state, false);
@@ -264,11 +264,11 @@ impl Doorbell {
             .is_ok_and(|mut state| self.read_bells_with(&mut state))
     }
 
-    fn read_bells_with(&self, state: &mut State) -> bool {
+    fn read_bells_with(&self, state: &mut DoorbellState) -> bool {
         if let Some(loop_poll) = self.apart() {
             loop_poll.heard();
         }
-        if matches!(state.watch, Some(Watch::Reads | Watch::Polls)) {
+        if matches!(state.watch, Some(WatchMode::Reads | WatchMode::Polls)) {
             // That thread has gone to sleep as if there was no loop. Nothing but a bell wakes it, so it gets this one.
             let gone = self.has_ended();
             self.note(state, gone);
@@ -281,7 +281,7 @@ impl Doorbell {
     }
 
     /// Reads what is on the line, and tells the threads, unless they know of it.
-    fn read_all(&self, state: &mut State, to_its_end: bool) {
+    fn read_all(&self, state: &mut DoorbellState, to_its_end: bool) {
         let read = self.empty_line(to_its_end);
         let known = state.left == Left::ForLoop && read.bells == 1 && !read.ended;
         state.left = Left::Nothing;
@@ -294,14 +294,14 @@ impl Doorbell {
     /// for that. Where one was left there before, it reads.
     pub(crate) fn leave_bells(&self) {
         let Ok(mut state) = self.state() else { return };
-        if state.left == Left::Bells {
+        if state.left == Left::PeerWaker {
             self.read_bells_with(&mut state);
             return;
         }
         if let Some(loop_poll) = self.apart() {
             loop_poll.heard();
         }
-        state.left = Left::Bells;
+        state.left = Left::PeerWaker;
         self.note(&mut state, false);
     }
 
@@ -310,7 +310,7 @@ impl Doorbell {
     pub(crate) fn catch_up(&self) -> bool {
         let Ok(mut state) = self.state() else { return false };
         // The thread that watches the line does so with a bell of its own to wait for, and hears this one at once.
-        if state.left != Left::Bells || state.watch.is_some() {
+        if state.left != Left::PeerWaker || state.watch.is_some() {
             return false;
         }
         if state.looped {
@@ -322,8 +322,8 @@ impl Doorbell {
     }
 
     /// What tells of the peer's end and of nothing else, for a caller that waits for that alone.
-    pub(crate) fn ends(&self) -> Ends {
-        Ends {
+    pub(crate) fn ends(&self) -> LineEnds {
+        LineEnds {
             line: Arc::clone(&self.line),
             pidfd: self.pidfd.clone(),
         }
@@ -362,7 +362,7 @@ impl Doorbell {
     }
 
     /// Leaves one bell, since a line that holds one is readable. The end of the line is found by the wait that follows.
-    fn read_all_but_one(&self, state: &mut State) {
+    fn read_all_but_one(&self, state: &mut DoorbellState) {
         let mut bells = [0_u8; 512];
         for _ in 0..16 {
             // Where it cannot be told, nothing is read, and the next one sees to that.
@@ -444,8 +444,8 @@ impl Doorbell {
             state.watch = Some(watch);
             drop(state);
             let found = match thread_poll {
-                Some(thread_poll) => thread_poll.sleep(deadline).map(Found::from),
-                None if watch == Watch::Reads => Ok(self.read()),
+                Some(thread_poll) => thread_poll.sleep(deadline).map(WaitResult::from),
+                None if watch == WatchMode::Reads => Ok(self.read()),
                 None => self.poll(deadline),
             };
             state = self.state()?;
@@ -454,9 +454,9 @@ impl Doorbell {
                 state.gone |= found.gone;
                 state.generation += u64::from(found.rung);
                 if found.left {
-                    state.left = Left::Bells;
+                    state.left = Left::PeerWaker;
                 }
-                if found.rung && watch == Watch::Reads {
+                if found.rung && watch == WatchMode::Reads {
                     self.tell_the_loop();
                 }
             }
@@ -468,9 +468,9 @@ impl Doorbell {
 
     fn wait_for_the_watch<'a>(
         &self,
-        mut state: MutexGuard<'a, State>,
+        mut state: MutexGuard<'a, DoorbellState>,
         deadline: Option<Instant>,
-    ) -> MutexGuard<'a, State> {
+    ) -> MutexGuard<'a, DoorbellState> {
         state.waiting += 1;
         let mut state = match deadline {
             None => self.changed.wait(state),
@@ -492,24 +492,28 @@ impl Doorbell {
     }
 
     /// How this thread watches the line, and where, beside a loop.
-    fn choose(&self, state: &mut State, deadline: Option<Instant>) -> Result<(Watch, Option<&ThreadPoll>)> {
+    fn choose(
+        &self,
+        state: &mut DoorbellState,
+        deadline: Option<Instant>,
+    ) -> Result<(WatchMode, Option<&ThreadPoll>)> {
         if state.looped {
             if self.thread_poll.get().is_none() {
                 let pidfd = self.pidfd.as_ref().map(|pidfd| pidfd.as_fd());
                 let _ = self.thread_poll.set(ThreadPoll::new(self.line.as_fd(), pidfd)?);
             }
-            return Ok((Watch::Beside, self.thread_poll.get()));
+            return Ok((WatchMode::Beside, self.thread_poll.get()));
         }
         if deadline.is_none() && self.may_read(state) {
             // A call that leaves a bell there from now on says so again.
             state.left = Left::Nothing;
-            return Ok((Watch::Reads, None));
+            return Ok((WatchMode::Reads, None));
         }
-        Ok((Watch::Polls, None))
+        Ok((WatchMode::Polls, None))
     }
 
     /// Whether a wait may sleep in a read: the peer's death ends that, and no other waiter wants the bell.
-    fn may_read(&self, state: &mut State) -> bool {
+    fn may_read(&self, state: &mut DoorbellState) -> bool {
         match state.sleep {
             Sleep::Reading => return true,
             Sleep::Polling => return false,
@@ -532,7 +536,7 @@ impl Doorbell {
     }
 
     /// One system call where poll(2) takes two, and in the kernel the shorter way to sleep and to wake.
-    fn read(&self) -> Found {
+    fn read(&self) -> WaitResult {
         let mut bells = [0_u8; 64];
         let (rung, gone) = match recv(self.line.as_raw_fd(), &mut bells, MsgFlags::empty()) {
             Ok(0) => (false, true),
@@ -550,7 +554,7 @@ impl Doorbell {
                 (false, self.has_ended())
             }
         };
-        Found {
+        WaitResult {
             rung,
             left: false,
             gone,
@@ -564,7 +568,7 @@ impl Doorbell {
         }
     }
 
-    fn poll(&self, deadline: Option<Instant>) -> Result<Found> {
+    fn poll(&self, deadline: Option<Instant>) -> Result<WaitResult> {
         let mut polled = [
             PollFd::new(self.line.as_fd(), PollFlags::POLLIN | sys::socket::HUNG_UP),
             self.peers_process(),
@@ -579,7 +583,7 @@ impl Doorbell {
                     found.unwrap_or(PollFlags::POLLIN | sys::socket::HUNG_UP)
                 };
                 let rung = found(0).contains(PollFlags::POLLIN);
-                Ok(Found {
+                Ok(WaitResult {
                     rung,
                     left: rung,
                     // A bell is no sign of life: another process may hold the end of the line of a peer that is dead.
@@ -614,7 +618,7 @@ impl Doorbell {
         self.shut(Shutdown::Write);
     }
 
-    /// Ends the line from this side: the peer sees it, and so do the threads that wait in this process.
+    /// LineEnds the line from this side: the peer sees it, and so do the threads that wait in this process.
     pub(crate) fn hang_up(&self) {
         self.shut(Shutdown::Both);
     }
@@ -647,12 +651,12 @@ struct Emptied {
 
 /// See [`Doorbell::ends`]. Holds the line open, though no call uses it any more.
 #[derive(Debug, Clone)]
-pub(crate) struct Ends {
+pub(crate) struct LineEnds {
     line: Arc<OwnedFd>,
     pidfd: Option<Arc<OwnedFd>>,
 }
 
-impl Ends {
+impl LineEnds {
     /// The line, and what tells of the end of the peer's process.
     pub(crate) fn descriptors(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
         let pidfd = self.pidfd.as_ref();
@@ -673,14 +677,14 @@ impl Ends {
 
 /// What a wait has found.
 #[derive(Debug)]
-struct Found {
+struct WaitResult {
     rung: bool,
     /// The bell is on the line still.
     left: bool,
     gone: bool,
 }
 
-impl From<Heard> for Found {
+impl From<Heard> for WaitResult {
     fn from(Heard { rung, gone }: Heard) -> Self {
         Self {
             rung,

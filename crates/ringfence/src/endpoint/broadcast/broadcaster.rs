@@ -26,7 +26,7 @@ use crate::{
     region::peer::PeerRegion,
     ring::fan_out::writer::FanOut,
     wake::doorbell::Doorbell,
-    wake::parking::many::{FanWaker, RoomSleeper, Watched},
+    wake::parking::many::{FanWaker, RoomSleeper, SleepingReader},
 };
 
 /// What a publisher has done since it was made, and how full its ring is.
@@ -114,7 +114,7 @@ fn update_waker(
     ring: &mut FanOut<OwnRegion, PeerRegion, ReaderBell>,
 ) {
     for (slot, active) in ring.changes() {
-        let watched = active.map(|(control, bell)| Watched {
+        let watched = active.map(|(control, bell)| SleepingReader {
             control,
             barriers: bell.barriers,
             bell: bell.doorbell,

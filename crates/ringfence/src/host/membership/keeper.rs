@@ -5,12 +5,12 @@ use std::{os::fd::AsFd, sync::Arc};
 use nix::poll::PollFlags;
 
 use crate::{
-    address::bound::Place,
-    address::election::{self, Met},
+    address::bound::BoundAddress,
+    address::election::{self, MeetOutcome},
     channel::Channel,
     channel::end::{ChannelState, Handover, OnEnd, Partner},
     error::{Check, Error, Result},
-    evidence::Record,
+    evidence::EvidenceLog,
     handshake::parts::Role,
     handshake::parts::Side,
     host::accept::Acceptor,
@@ -24,7 +24,7 @@ use crate::{
     wait::deadline::CancelToken,
     wait::deadline::Deadline,
     wait::retry::Backoff,
-    wait::retry::Patience,
+    wait::retry::RetryBudget,
 };
 
 /// The token by which a host says that it leaves, the bytes "leaving" and a zero: a hint, and no more, since the guest goes by
@@ -33,7 +33,7 @@ pub const LEAVING: u64 = u64::from_le_bytes(*b"leaving\0");
 
 /// Which part a member has, and what it holds of the address.
 pub(crate) enum Position {
-    Host(Place, Record),
+    Host(BoundAddress, EvidenceLog),
     Guest,
 }
 
@@ -65,13 +65,13 @@ impl Keeper {
     /// `None`: the host that was there has gone without an answer.
     fn try_to_arrive(&self, deadline: &Deadline) -> Result<Option<Position>> {
         let Self { shared, options, .. } = self;
-        let mut record = Record::default();
+        let mut record = EvidenceLog::default();
         let stream = match election::meet(&shared.address, options.access()?, deadline, &mut record)? {
-            Met::Host(place) => {
+            MeetOutcome::Host(place) => {
                 shared.take_role(Role::Host);
                 return Ok(Some(Position::Host(place, record)));
             }
-            Met::Guest(stream) => stream,
+            MeetOutcome::Guest(stream) => stream,
         };
         let within = deadline.within(options.timeout);
         let side = Side::new(&shared.address, options, &within, Member::MEETING).inheriting(&shared.address);
@@ -111,7 +111,7 @@ impl Keeper {
     }
 
     /// Takes in partners, one after the other, until this process leaves (`None`).
-    fn host(&self, place: Place, record: &Record) -> Result<Option<Position>> {
+    fn host(&self, place: BoundAddress, record: &EvidenceLog) -> Result<Option<Position>> {
         let Self {
             shared,
             options,
@@ -162,7 +162,7 @@ impl Keeper {
     }
 
     /// No newcomer is taken in any more. The guest, if there is one, takes this place.
-    fn hand_over(&self, place: Place) {
+    fn hand_over(&self, place: BoundAddress) {
         let timeout = self.options.timeout;
         let answer = Deadline::endless(Vec::new(), timeout).within(timeout);
         let handover = self.shared.channel().map_or(Handover::NoSuccessor, |channel| {
@@ -179,7 +179,7 @@ impl Keeper {
     /// As a guest, until the channel has ended, or this process leaves (`None`).
     fn attend(&self) -> Result<Option<Position>> {
         let Self { shared, stay, .. } = self;
-        let mut patience = Patience::default();
+        let mut retries = RetryBudget::default();
         loop {
             shared.notice_end();
             let parted = shared.state().parted.take();
@@ -188,7 +188,7 @@ impl Keeper {
                     shared.take_role(Role::Host);
                     shared.set_listener(place.share().first());
                     place.send_away();
-                    let mut record = Record::default();
+                    let mut record = EvidenceLog::default();
                     record.passed(
                         "rendezvous",
                         "role",
@@ -205,8 +205,8 @@ impl Keeper {
             watched.extend(partner.iter().flat_map(Partner::watched));
             match stay.wait(&watched) {
                 Ok(_) => {
-                    patience.renew();
-                    shared.bell.hush();
+                    retries.renew();
+                    shared.bell.clear();
                 }
                 Err(Error::Aborted) => {
                     if let Some(open) = partner.and_then(|partner| partner.open()) {
@@ -214,7 +214,7 @@ impl Keeper {
                     }
                     return self.part();
                 }
-                Err(error) if patience.bears(&error) => patience.pause(),
+                Err(error) if retries.should_retry(&error) => retries.pause(),
                 Err(error) => return Err(error),
             }
         }
@@ -231,7 +231,7 @@ impl Keeper {
                 return Ok(None);
             }
             deadline.wait(&[(shared.bell.as_fd(), PollFlags::POLLIN)])?;
-            shared.bell.hush();
+            shared.bell.clear();
         }
     }
 
@@ -241,7 +241,7 @@ impl Keeper {
         let come = || {
             while !Member::has_room(shared, 0) || shared.is_paused() {
                 stay.wait(&[(shared.bell.as_fd(), PollFlags::POLLIN)])?;
-                shared.bell.hush();
+                shared.bell.clear();
             }
             self.arrive(stay)
         };
@@ -255,10 +255,10 @@ impl Keeper {
 
 /// Makes a call again that fails for want of what may be there in a moment, as long as that is borne, and as this side stays.
 fn patiently<T>(stay: &Deadline, call: impl Fn() -> Result<T>) -> Result<T> {
-    let mut patience = Patience::default();
+    let mut retries = RetryBudget::default();
     loop {
         match stay.look().and_then(|_| call()) {
-            Err(error @ Error::NoSpace { .. }) if patience.bears(&error) => patience.pause(),
+            Err(error @ Error::NoSpace { .. }) if retries.should_retry(&error) => retries.pause(),
             told => return told,
         }
     }

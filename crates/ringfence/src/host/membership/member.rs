@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    address::bound::Place,
+    address::bound::BoundAddress,
     channel::Channel,
     channel::end::{self, Partner},
     error::{Error, Result},
@@ -50,7 +50,7 @@ pub(crate) struct State {
 #[derive(Debug)]
 pub(crate) enum Parted {
     /// Its host is gone, and the guest has the host's place.
-    Successor(Place),
+    Successor(BoundAddress),
     /// Its host is there still, or the host's place could not be taken: the guest has no place.
     Lost,
 }
@@ -165,7 +165,7 @@ impl Shared<Member> {
         state.parted = parted;
         drop(state);
         self.settled.notify_all();
-        self.bell.ring();
+        self.bell.signal();
     }
 
     /// This side takes guests at this socket, or does so no more.
@@ -177,7 +177,7 @@ impl Shared<Member> {
     pub(crate) fn shut_listener(&self) {
         let listener = self.state().listener.upgrade();
         if let Some(listener) = listener {
-            Place::shut(&listener);
+            BoundAddress::shut(&listener);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::{fmt, mem, sync::Arc};
 
 use crate::{
-    address::bound::Place,
+    address::bound::BoundAddress,
     address::inherit::Inheritance,
     channel::end::{ChannelState, OnEnd},
     error::Error,
@@ -23,7 +23,7 @@ enum Succession {
     /// The host is there, as far as is known. This is what the guest needs to go on in its place.
     Waiting(Inheritance),
     /// The host is gone, and this process has its place.
-    Taken(Place),
+    Taken(BoundAddress),
     /// The host is gone, and this process could not take its place.
     Failed(Error),
     /// The channel has ended, and the host takes newcomers in.

@@ -39,7 +39,7 @@ use nix::{
 use crate::{
     error::{Error, Result, errno, is_shortage},
     fork::PerProcess,
-    signal::claim::{Claim, Handler},
+    signal::claim::{Handler, SignalClaim},
     sys,
     sys::lock::{Mutex, MutexGuard},
 };
@@ -56,7 +56,7 @@ pub(crate) type Aftermath = Box<dyn FnOnce() + Send>;
 #[derive(Debug)]
 pub(crate) struct Tripwire {
     wire: Arc<Wire>,
-    claim: Claim,
+    claim: SignalClaim,
 }
 
 struct Wire {
@@ -89,17 +89,17 @@ impl fmt::Debug for Wire {
 
 /// All wires of this process, and the table that shows their leases.
 #[derive(Debug, Default)]
-struct Watched {
+struct Wires {
     wires: Vec<Arc<Wire>>,
     /// Open while there are wires. `None` if this system has no such table. Then every alarm counts.
-    table: Option<Table>,
+    table: Option<LockTable>,
 }
 
-static WATCHED: PerProcess<Mutex<Watched>> = PerProcess::new();
+static WIRES: PerProcess<Mutex<Wires>> = PerProcess::new();
 
-impl Watched {
+impl Wires {
     /// Fails with [`Error::NoSpace`] if no descriptor or memory is available.
-    fn add(&mut self, wire: &Arc<Wire>, open: impl FnOnce() -> io::Result<Table>) -> Result<()> {
+    fn add(&mut self, wire: &Arc<Wire>, open: impl FnOnce() -> io::Result<LockTable>) -> Result<()> {
         if self.table.is_none() {
             self.table = match open() {
                 Ok(table) => Some(table),
@@ -130,8 +130,8 @@ impl Watched {
             .filter(|wire| {
                 let seen = match locks {
                     Some(Ok(locks)) => find(locks, &wire.place),
-                    Some(Err(_)) => Seen::Unread,
-                    None => Seen::Broken,
+                    Some(Err(_)) => LeaseState::Unread,
+                    None => LeaseState::Broken,
                 };
                 let believed = wire.weigh(seen, now);
                 again |= believed.is_none();
@@ -145,7 +145,7 @@ impl Watched {
 
 /// `/proc/locks`, open.
 #[derive(Debug)]
-struct Table(File);
+struct LockTable(File);
 
 /// The content of the table at one time.
 struct Locks {
@@ -154,7 +154,7 @@ struct Locks {
     whole: bool,
 }
 
-impl Table {
+impl LockTable {
     fn open() -> io::Result<Self> {
         let table = Self(File::open("/proc/locks")?);
         // The kernel allocates its buffer at the first read, and keeps it. One piece is enough: the table has a
@@ -207,8 +207,8 @@ impl Tripwire {
     pub(crate) fn arm(object: impl AsFd, signal: c_int) -> Result<Self> {
         let file =
             fstat(&object).map_err(|errno| Error::system("inspecting the shared object (fstat)", errno))?;
-        let claim = Claim::new(Some(signal), Handler::Alarm(look))?;
-        let watched = WATCHED.get()?;
+        let claim = SignalClaim::new(Some(signal), Handler::Alarm(look))?;
+        let watched = WIRES.get()?;
         let wire = Arc::new(Wire {
             place: format!(
                 "{:02x}:{:02x}:{}",
@@ -221,7 +221,7 @@ impl Tripwire {
             doubt: Mutex::default(),
             alarm: Mutex::new(None),
         });
-        watched.lock().add(&wire, Table::open)?;
+        watched.lock().add(&wire, LockTable::open)?;
         let tripwire = Self { wire, claim };
         sys::file::take_watched_lease(&object, tripwire.claim.thread, signal).map_err(refused)?;
         tripwire.wire.armed.store(true, Ordering::SeqCst);
@@ -254,7 +254,7 @@ impl Tripwire {
 impl Drop for Tripwire {
     fn drop(&mut self) {
         // A forked child's tripwires are never among its parent's wires.
-        if let Some(watched) = WATCHED.existing() {
+        if let Some(watched) = WIRES.existing() {
             watched.lock().remove(&self.wire);
         }
     }
@@ -270,14 +270,14 @@ impl Wire {
     }
 
     /// Whether the observation means that the object is being opened. `None` if that is still unknown.
-    fn weigh(&self, seen: Seen, now: Instant) -> Option<bool> {
+    fn weigh(&self, seen: LeaseState, now: Instant) -> Option<bool> {
         let mut doubt = self.doubt.lock();
-        if let Seen::Held | Seen::Broken = seen {
+        if let LeaseState::Held | LeaseState::Broken = seen {
             *doubt = Doubt::default();
-            return Some(seen == Seen::Broken);
+            return Some(seen == LeaseState::Broken);
         }
         let since = *doubt.since.get_or_insert(now);
-        doubt.missing += u32::from(seen == Seen::Missing);
+        doubt.missing += u32::from(seen == LeaseState::Missing);
         let time = now.duration_since(since);
         // A flood of signals causes checks that all see the same table, so the time counts too.
         let gone = doubt.missing >= LOOKS && time >= PAUSE * LOOKS / 2;
@@ -314,7 +314,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(20);
 
 /// The observation of a lease in one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Seen {
+enum LeaseState {
     /// The lease is unchanged.
     Held,
     /// Another process is breaking the lease, or has broken it.
@@ -330,8 +330,8 @@ enum Seen {
 fn look() -> Option<Duration> {
     let (tripped, again) = {
         // A wire in the list still has its mapping, and so the lease.
-        let watched = WATCHED.existing()?.lock();
-        let locks = watched.table.as_ref().map(Table::read);
+        let watched = WIRES.existing()?.lock();
+        let locks = watched.table.as_ref().map(LockTable::read);
         watched.weigh(locks.as_ref(), Instant::now())
     };
     // Wipe all regions before calling any other code, because callbacks may block.
@@ -343,8 +343,12 @@ fn look() -> Option<Duration> {
 }
 
 /// Searches the table for the lease of that object. Other kinds of locks on the same file are ignored.
-fn find(locks: &Locks, place: &str) -> Seen {
-    let mut seen = if locks.whole { Seen::Broken } else { Seen::Missing };
+fn find(locks: &Locks, place: &str) -> LeaseState {
+    let mut seen = if locks.whole {
+        LeaseState::Broken
+    } else {
+        LeaseState::Missing
+    };
     for line in locks.text.lines() {
         // "3: LEASE  ACTIVE    WRITE 879 00:01:587017 0 EOF", and "3: -> LEASE  BREAKER …" for an opener that
         // is blocked.
@@ -353,9 +357,9 @@ fn find(locks: &Locks, place: &str) -> Seen {
             continue;
         }
         if [fields.next(), fields.next()] != [Some("ACTIVE"), Some("WRITE")] {
-            return Seen::Broken;
+            return LeaseState::Broken;
         }
-        seen = Seen::Held;
+        seen = LeaseState::Held;
     }
     seen
 }
@@ -383,19 +387,19 @@ mod tests {
     fn the_table_of_locks_shows_which_leases_are_held() {
         for (place, seen) in [
             // A process that has a descriptor may lock the same file in other ways.
-            ("00:01:587017", Seen::Held),
+            ("00:01:587017", LeaseState::Held),
             // Being broken, downgraded to a read lease, and waited for.
-            ("00:01:587018", Seen::Broken),
-            ("00:01:587019", Seen::Broken),
-            ("00:01:587020", Seen::Broken),
+            ("00:01:587018", LeaseState::Broken),
+            ("00:01:587019", LeaseState::Broken),
+            ("00:01:587020", LeaseState::Broken),
         ] {
             assert_eq!(find(&locks(TABLE, true), place), seen, "{place}");
             assert_eq!(find(&locks(TABLE, false), place), seen, "{place}, in pieces");
         }
         // Missing lines.
-        assert_eq!(find(&locks(TABLE, true), "00:01:58701"), Seen::Broken);
-        assert_eq!(find(&locks(TABLE, false), "00:01:58701"), Seen::Missing);
-        assert_eq!(find(&locks("", true), "00:01:587017"), Seen::Broken);
+        assert_eq!(find(&locks(TABLE, true), "00:01:58701"), LeaseState::Broken);
+        assert_eq!(find(&locks(TABLE, false), "00:01:58701"), LeaseState::Missing);
+        assert_eq!(find(&locks("", true), "00:01:587017"), LeaseState::Broken);
     }
 
     fn wire(place: &str) -> Arc<Wire> {
@@ -416,25 +420,29 @@ mod tests {
         // Each time that the line is found again, counting restarts.
         for _ in 0..2 {
             for _ in 0..2 * LOOKS {
-                assert_eq!(wire.weigh(Seen::Missing, start), None, "no time has passed");
+                assert_eq!(wire.weigh(LeaseState::Missing, start), None, "no time has passed");
             }
-            assert_eq!(wire.weigh(Seen::Held, later), Some(false));
+            assert_eq!(wire.weigh(LeaseState::Held, later), Some(false));
         }
         for _ in 1..LOOKS {
-            assert_eq!(wire.weigh(Seen::Missing, start), None);
+            assert_eq!(wire.weigh(LeaseState::Missing, start), None);
         }
         let soon = start + PAUSE * LOOKS / 4;
         assert_eq!(
-            wire.weigh(Seen::Missing, soon),
+            wire.weigh(LeaseState::Missing, soon),
             None,
             "that many checks within a short time"
         );
-        assert_eq!(wire.weigh(Seen::Missing, later), Some(true), "it is gone");
-        assert_eq!(wire.weigh(Seen::Broken, start), Some(true), "seen to be broken");
+        assert_eq!(wire.weigh(LeaseState::Missing, later), Some(true), "it is gone");
+        assert_eq!(
+            wire.weigh(LeaseState::Broken, start),
+            Some(true),
+            "seen to be broken"
+        );
         // An unreadable table is tolerated while an opener is still blocked, but not forever.
-        assert_eq!(wire.weigh(Seen::Unread, start), None);
-        assert_eq!(wire.weigh(Seen::Unread, start + TIME_LIMIT / 2), None);
-        assert_eq!(wire.weigh(Seen::Unread, start + TIME_LIMIT), Some(true));
+        assert_eq!(wire.weigh(LeaseState::Unread, start), None);
+        assert_eq!(wire.weigh(LeaseState::Unread, start + TIME_LIMIT / 2), None);
+        assert_eq!(wire.weigh(LeaseState::Unread, start + TIME_LIMIT), Some(true));
     }
 
     #[test]
@@ -449,7 +457,7 @@ mod tests {
         ] {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(&vec![b'x'; bytes]).unwrap();
-            let locks = Table(file).read().unwrap();
+            let locks = LockTable(file).read().unwrap();
             assert_eq!((locks.text.len(), locks.whole), (bytes, whole));
         }
     }
@@ -458,7 +466,7 @@ mod tests {
         let read = |answers: Vec<io::Result<usize>>| {
             let mut answers = answers.into_iter();
             let mut read_up_to = 0;
-            Table::read_pieces(|piece, at| {
+            LockTable::read_pieces(|piece, at| {
                 assert_eq!(at, read_up_to);
                 let count = answers.next().unwrap()?;
                 piece[..count].fill(b'x');
@@ -488,7 +496,7 @@ mod tests {
             .collect();
         wires[2].armed.store(false, Ordering::SeqCst);
         wires[3].tripped.store(true, Ordering::SeqCst);
-        let watched = Watched {
+        let watched = Wires {
             wires: wires.clone(),
             table: None,
         };
@@ -506,7 +514,7 @@ mod tests {
         assert_eq!(weighed(Some(Err(io::ErrorKind::Other.into()))), (vec![], true));
         // Without a table, the signal counts.
         assert_eq!(weighed(None), (vec![0, 1, 4], false));
-        let held = Watched {
+        let held = Wires {
             wires: wires[..1].to_vec(),
             table: None,
         };
@@ -516,9 +524,9 @@ mod tests {
     #[test]
     fn the_table_is_open_while_wires_exist() {
         let (one, two) = (wire("1"), wire("2"));
-        let open = || Ok(Table(tempfile::tempfile().unwrap()));
+        let open = || Ok(LockTable(tempfile::tempfile().unwrap()));
         let failed = |kind: Errno| move || Err(io::Error::from(kind));
-        let mut watched = Watched::default();
+        let mut watched = Wires::default();
         let short = watched.add(&one, failed(Errno::EMFILE)).unwrap_err();
         assert_eq!((short.code(), watched.wires.len()), ("NO_SPACE", 0));
         // A system without such a table.
@@ -548,7 +556,7 @@ mod tests {
         let leased = File::options().read(true).write(true).open(&path).unwrap();
         let tripwire = Tripwire::arm(&leased, libc::SIGRTMIN() + 5).unwrap();
         let is_watched = |wire: &Arc<Wire>| {
-            let watched = WATCHED.existing().unwrap().lock();
+            let watched = WIRES.existing().unwrap().lock();
             watched.wires.iter().any(|other| Arc::ptr_eq(other, wire))
         };
         let wire = Arc::clone(&tripwire.wire);
@@ -573,6 +581,6 @@ mod tests {
         tripwire.on_alarm(alarm(tell));
         assert_eq!([told.try_recv(), told.try_recv()], [Ok("wiped"), Ok("reported")]);
         drop(tripwire);
-        assert!(WATCHED.existing().is_none() || !is_watched(&wire));
+        assert!(WIRES.existing().is_none() || !is_watched(&wire));
     }
 }

@@ -38,7 +38,7 @@ pub(in crate::region) struct OwnStorage {
     kept_from: AtomicU64,
     /// The peer has received the region, so the ring may contain data.
     used: AtomicBool,
-    hold: Hold,
+    hold: HeldRange,
 }
 
 impl OwnStorage {
@@ -49,7 +49,7 @@ impl OwnStorage {
             capacity,
             kept_from: AtomicU64::new(NOTHING_KEPT),
             used: AtomicBool::new(false),
-            hold: Hold::default(),
+            hold: HeldRange::default(),
         }
     }
 
@@ -91,7 +91,7 @@ impl OwnStorage {
     /// previous range, which is no longer written. Returns `false` if the ring is being wiped or was wiped.
     #[inline]
     pub(in crate::region) fn hold(&self, at: usize, length: usize) -> bool {
-        if !Hold::is_short(length) {
+        if !HeldRange::is_short(length) {
             return self.hold_long(at, length);
         }
         let before = self.hold.replace(at, length);
@@ -128,7 +128,7 @@ impl OwnStorage {
         }
     }
 
-    /// Wipes the range of a [`Hold`] word, which the wipe may have skipped.
+    /// Wipes the range of a [`HeldRange`] word, which the wipe may have skipped.
     #[cold]
     fn wipe_late(&self, word: u64) {
         if let Some((at, length)) = self.hold.read(word)
@@ -219,7 +219,7 @@ const LONG: usize = (1 << LENGTH) - 1;
 /// The range and the flag, as described above. A range is an offset in the region, a multiple of eight, and a
 /// length in bytes.
 #[derive(Debug, Default)]
-pub(super) struct Hold {
+pub(super) struct HeldRange {
     /// The offset divided by eight, above [`LENGTH`] bits of the length. 0 means no range, because no ring
     /// starts at offset 0.
     range: AtomicU64,
@@ -230,7 +230,7 @@ pub(super) struct Hold {
     has_barriers: AtomicBool,
 }
 
-impl Hold {
+impl HeldRange {
     pub(super) fn use_barriers(&self, can: bool) {
         self.has_barriers.store(can, Ordering::Relaxed);
     }
@@ -252,7 +252,7 @@ impl Hold {
         self.fence_of_producer();
     }
 
-    /// Called by the producer: sets a short range. Returns the previous word, for [`Hold::read`].
+    /// Called by the producer: sets a short range. Returns the previous word, for [`HeldRange::read`].
     #[inline]
     pub(super) fn replace(&self, at: usize, length: usize) -> u64 {
         let before = self.range.load(Ordering::Relaxed);
@@ -266,7 +266,7 @@ impl Hold {
         self.store(at, LONG);
     }
 
-    /// Called by the producer: removes the range. Returns the previous word for [`Hold::read`], or 0 if there
+    /// Called by the producer: removes the range. Returns the previous word for [`HeldRange::read`], or 0 if there
     /// was none.
     #[inline]
     pub(super) fn clear(&self) -> u64 {
@@ -533,16 +533,16 @@ mod tests {
 
     #[test]
     fn a_range_survives_encoding_and_decoding() {
-        let hold = Hold::default();
+        let hold = HeldRange::default();
         assert_eq!(hold.range(), None);
         for at in [8, layout::DATA + 8, (1 << 46) + layout::DATA + 56] {
             for length in [0, 1, 64, LONG - 1] {
-                assert!(Hold::is_short(length));
+                assert!(HeldRange::is_short(length));
                 hold.replace(at, length);
                 assert_eq!(hold.range(), Some((at, length)));
             }
             for length in [LONG, LONG + 1, 1 << 45] {
-                assert!(!Hold::is_short(length));
+                assert!(!HeldRange::is_short(length));
                 hold.clear();
                 hold.set_long(at, length);
                 assert_eq!(hold.range(), Some((at, length)));

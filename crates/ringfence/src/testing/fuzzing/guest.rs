@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     address::Address,
-    evidence::Record,
+    evidence::EvidenceLog,
     handshake::frame::{Frame, Meeting, Nonce},
     handshake::line::settle_new_line,
     handshake::parts::Side,
@@ -92,7 +92,7 @@ pub fn guest(bytes: &[u8]) {
         Comes::AsMember { .. } => side.inheriting(&address),
         Comes::Subscribing => side.subscribing(),
     };
-    let made = side.guest(begun.stream, Record::default());
+    let made = side.guest(begun.stream, EvidenceLog::default());
     judge(&made, begun.wrong.as_deref(), comes);
 }
 

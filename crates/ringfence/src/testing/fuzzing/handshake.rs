@@ -20,15 +20,15 @@ use super::{
     object::{Drawn, odd},
 };
 use crate::{
-    evidence::Record,
+    evidence::EvidenceLog,
     handshake::broadcast::PublishedRing,
     handshake::frame::{Code, Frame, Hello, Meeting, Nonce, Offer, Refuse, Start},
-    handshake::line::{self, Line, settle_new_line},
+    handshake::line::{self, FrameLine, settle_new_line},
     handshake::parts::Side,
     identity::Credentials,
     options::{MAX_MESSAGE_SIZE, Options},
     region::create::Backing,
-    region::create::KeptDescriptor,
+    region::create::InFlightDescriptor,
     region::layout::{CAPACITY_MIN, round_capacity},
     region::own::OwnRegion,
     ring::delivery::{Delivery, StartFrom},
@@ -60,7 +60,7 @@ pub fn handshake(bytes: &[u8]) {
     let (wrong, made) = thread::scope(|scope| {
         let wrong = child.wrong;
         let talk = scope.spawn(move || child.talk(&theirs, own_pid()));
-        let made = side.parent(&ours, None, Record::default()).map(drop);
+        let made = side.parent(&ours, None, EvidenceLog::default()).map(drop);
         drop(ours);
         // The scope waits for its end alone, and not for what a thread lets go of after that.
         talk.join().expect("the child");
@@ -84,7 +84,7 @@ pub(super) fn what_a_host_has(publishes: bool, backing: Backing) -> (Options, Op
 fn published() -> PublishedRing {
     let object = memfd_create("fuzzed", MFdFlags::MFD_CLOEXEC).expect("a memfd");
     let readers = Readers::new(OwnRegion::private(CAPACITY_MIN), OwnRegion::private(0), 4);
-    let kept = KeptDescriptor::keep(object).expect("a descriptor in flight");
+    let kept = InFlightDescriptor::keep(object).expect("a descriptor in flight");
     PublishedRing::new(Arc::new(readers), kept, || ()).expect("memory")
 }
 
@@ -333,7 +333,7 @@ fn own_pid() -> i32 {
 pub(super) fn frame_on(line: &OwnedFd, pid: i32) -> Option<(Frame, Vec<OwnedFd>)> {
     let own = sys::socket::effective_credentials();
     let deadline = Deadline::endless(Vec::new(), Duration::from_secs(600));
-    let line = Line {
+    let line = FrameLine {
         socket: line.as_fd(),
         speaker: Credentials {
             pid,

@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     error::Error,
-    evidence::Record,
-    handshake::{Seats, frame::Meeting, parts::Side},
+    evidence::EvidenceLog,
+    handshake::{Slots, frame::Meeting, parts::Side},
     identity::Credentials,
     wait::deadline::Deadline,
 };
@@ -65,7 +65,7 @@ pub fn host(bytes: &[u8]) {
         taken: Cell::new(0),
     };
     let made = side
-        .look_at(stream, Record::default())
+        .look_at(stream, EvidenceLog::default())
         .and_then(|caller| side.host(caller, &seats))
         .map(Some);
     judge(&made, wrong.as_deref(), meeting);
@@ -78,14 +78,14 @@ struct Few {
     taken: Cell<u32>,
 }
 
-impl Seats for Few {
-    type Seat = ();
+impl Slots for Few {
+    type Slot = ();
 
-    fn ask(&self, _: Credentials) -> crate::Result<()> {
+    fn check_free(&self, _: Credentials) -> crate::Result<()> {
         answer(self.refuses[0])
     }
 
-    fn take(&self, _: Credentials) -> crate::Result<()> {
+    fn claim(&self, _: Credentials) -> crate::Result<()> {
         answer(self.refuses[1])?;
         self.taken.set(self.taken.get() + 1);
         Ok(())

@@ -13,7 +13,7 @@ use nix::sys::socket::{
 };
 
 use crate::{
-    handshake::frame::Frame, handshake::line::Line, identity::Credentials, sys, wait::deadline::Deadline,
+    handshake::frame::Frame, handshake::line::FrameLine, identity::Credentials, sys, wait::deadline::Deadline,
 };
 
 /// A piece of the stream, and how many descriptors are sent with it.
@@ -68,7 +68,7 @@ fn listen(pieces: &[Piece]) {
 
     let own = sys::socket::effective_credentials();
     let deadline = Deadline::endless(Vec::new(), Duration::from_secs(5));
-    let line = Line {
+    let line = FrameLine {
         socket: ours.as_fd(),
         speaker: Credentials {
             pid: own.pid(),
@@ -87,7 +87,7 @@ fn listen(pieces: &[Piece]) {
     let mut rest = &stream[..];
     loop {
         let wanted = Frame::decode(rest);
-        match (line.expect("a frame"), wanted) {
+        match (line.next_frame("a frame"), wanted) {
             (Ok((frame, descriptors)), wanted) => {
                 let (wanted, after) = wanted.expect("a frame in the bytes that were sent");
                 assert_eq!(frame, wanted);

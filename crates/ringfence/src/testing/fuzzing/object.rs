@@ -22,7 +22,7 @@ use nix::{
 
 use crate::{
     error::Error,
-    evidence::Record,
+    evidence::EvidenceLog,
     region::accept::{Agreed, accept},
     region::copy::Readable,
     region::create::Backing,
@@ -43,7 +43,7 @@ pub fn object(bytes: &[u8]) {
         return;
     };
     let before = fstat(&drawn.object).map(|stat| stat.st_blocks);
-    let mut record = Record::default();
+    let mut record = EvidenceLog::default();
     let accepted = accept(&drawn.object, &drawn.agreed, &mut record);
     let after = fstat(&drawn.object).map(|stat| stat.st_blocks);
     assert_eq!(before, after, "a look takes no memory");

@@ -33,7 +33,7 @@ const PAUSES: [Duration; 2] = [Duration::from_micros(100), Duration::from_millis
 
 /// The bells of one line.
 #[derive(Debug)]
-pub(super) struct Bells {
+pub(super) struct PeerWaker {
     line: Arc<OwnedFd>,
     /// Written by a call that could not ring, and by the thread that rings for it; each under this lock alone.
     owed: ProcessMutex<Owed>,
@@ -51,14 +51,14 @@ struct Owed {
 
 /// What became of a try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tried {
+enum SendResult {
     /// The peer hears it, or there is no peer to hear it.
     Done,
     /// The kernel had no memory for it.
     Again,
 }
 
-impl Bells {
+impl PeerWaker {
     pub(super) fn new(line: &Arc<OwnedFd>, birth: Birth) -> Arc<Self> {
         Arc::new(Self {
             line: Arc::clone(line),
@@ -76,7 +76,7 @@ impl Bells {
         }
         self.rung.fetch_add(1, Ordering::Relaxed);
         for _ in 0..TRIES {
-            if self.try_once() == Tried::Done {
+            if self.try_once() == SendResult::Done {
                 return;
             }
             thread::yield_now();
@@ -108,7 +108,7 @@ impl Bells {
         let [mut pause, longest] = PAUSES;
         // Never an error: a child does not have this thread.
         while let Ok(failures) = self.owed().map(|owed| owed.failures) {
-            if self.try_once() == Tried::Again {
+            if self.try_once() == SendResult::Again {
                 thread::sleep(pause);
                 pause = (pause * 2).min(longest);
                 continue;
@@ -123,7 +123,7 @@ impl Bells {
     }
 
     /// The flag is per call, because the peer made the line and could change the mode of the descriptor that both share.
-    fn try_once(&self) -> Tried {
+    fn try_once(&self) -> SendResult {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         loop {
             match send(self.line.as_raw_fd(), &[1], flags) {
@@ -131,10 +131,10 @@ impl Bells {
                 // A full buffer (EAGAIN) holds bells that the peer has not heard yet. A peer that is gone is noticed where
                 // it matters: by the thread that waits, or reads the line.
                 Ok(_) | Err(Errno::EAGAIN | Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN) => {
-                    return Tried::Done;
+                    return SendResult::Done;
                 }
                 // The kernel has no memory, or a security module says no for now: the peer sleeps on, and nothing else wakes it.
-                Err(_) => return Tried::Again,
+                Err(_) => return SendResult::Again,
             }
         }
     }

@@ -23,7 +23,7 @@ impl ParkingSpot {
 
 /// One of several readers that may sleep, as their publisher knows it.
 #[derive(Debug)]
-pub(crate) struct Watched<P, B> {
+pub(crate) struct SleepingReader<P, B> {
     /// Its control object.
     pub(crate) control: P,
     /// The barriers that its process and this one can make together.
@@ -101,13 +101,13 @@ impl<O: Writable, P: Readable, B> FanWaker<O, P, B> {
 
     /// The reader that has this slot from now on; `None`: no reader that is through its handshake.
     #[cold]
-    pub(crate) fn watch(&mut self, slot: usize, reader: Option<Watched<P, B>>) {
+    pub(crate) fn watch(&mut self, slot: usize, reader: Option<SleepingReader<P, B>>) {
         match &reader {
             Some(reader) if reader.barriers == Barriers::Both => self.without_barriers.insert(slot, ()),
             _ => self.without_barriers.remove(slot),
         };
         self.always = self.barriers == Barriers::Both || !self.without_barriers.is_empty();
-        let Some(Watched { control, bell, .. }) = reader else {
+        let Some(SleepingReader { control, bell, .. }) = reader else {
             self.readers.remove(slot);
             return;
         };

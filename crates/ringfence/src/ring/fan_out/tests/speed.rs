@@ -17,7 +17,7 @@ use crate::{
     ring::producer::Producer,
     wake::parking::{
         Barriers, ParkingSpot, Waker,
-        many::{FanWaker, Watched},
+        many::{FanWaker, SleepingReader},
     },
 };
 
@@ -55,7 +55,7 @@ fn wake(hub: &mut Hub, (waker, known): &mut Waking) {
 #[cold]
 fn update(waker: &mut FanWaker<OwnRegion, PeerRegion, ()>, writer: &mut Writer) {
     for (slot, active) in writer.changes() {
-        let watched = active.map(|(control, bell)| Watched {
+        let watched = active.map(|(control, bell)| SleepingReader {
             control,
             barriers: Barriers::Sleeper,
             bell,

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use loom::thread;
 
-use super::{FanWaker, RoomSleeper, Watched, admit, fence_for};
+use super::{FanWaker, RoomSleeper, SleepingReader, admit, fence_for};
 use crate::{
     region::copy::{Readable, Writable},
     region::layout::{self, head_of},
@@ -26,7 +26,7 @@ fn publication(ring: &Region, publisher: &Region, reader: impl Fn(&Region) -> Re
     let lines: Vec<_> = (0..READERS).map(|_| Line::new()).collect();
     let mut waker = FanWaker::new(publisher.clone(), barriers);
     for slot in 0..READERS {
-        let reader = Watched {
+        let reader = SleepingReader {
             control: controls[slot].clone(),
             barriers,
             bell: lines[slot].clone(),
@@ -146,7 +146,7 @@ fn without_the_fences_of_its_readers_a_publisher_would_sleep_for_ever() {
 /// A reader in each slot, whose bell is the slot's number.
 fn watch(waker: &mut FanWaker<Words, Words, usize>, controls: &[Words], barriers: Barriers) {
     for (slot, control) in controls.iter().enumerate() {
-        let reader = Watched {
+        let reader = SleepingReader {
             control: control.clone(),
             barriers,
             bell: slot,
