@@ -46,7 +46,7 @@ use crate::{
     identity::Identity,
     options::Options,
     ring::consumer::Consumer,
-    ring::producer::Producer,
+    ring::spsc::SpscWriter,
     wake::parking::ParkingSpot,
 };
 
@@ -80,7 +80,7 @@ impl Channel {
             longest_in,
             ..
         } = opened;
-        let mut producer = Producer::new(own.clone(), peer.clone(), own_capacity);
+        let mut producer = SpscWriter::new(own.clone(), peer.clone(), own_capacity);
         producer.count_in(&shared.counters.sent);
         shared.counters.set_capacity(own_capacity);
         let mut consumer = Consumer::new(own, peer, peer_capacity, longest_in);

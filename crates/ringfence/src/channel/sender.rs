@@ -19,7 +19,7 @@ use crate::{
     region::own::OwnRegion,
     region::peer::PeerRegion,
     ring::message::Progress,
-    ring::producer::Producer,
+    ring::spsc::SpscWriter,
 };
 
 /// The writing half of a channel.
@@ -50,7 +50,7 @@ pub(crate) enum Begun {
 
 #[derive(Debug)]
 pub(crate) struct Writing {
-    pub(crate) producer: Producer<OwnRegion, PeerRegion>,
+    pub(crate) producer: SpscWriter<OwnRegion, PeerRegion>,
     pub(crate) link: Link,
     /// Here as well, so that a [`Reservation`](crate::Reservation) and a [`Batch`](crate::Batch) need no pointer but the one to this.
     pub(crate) shared: Arc<Shared>,
@@ -187,7 +187,7 @@ impl Sender {
 
     /// Lets go of the ring. What is known of it by then stays.
     fn let_go(&mut self) {
-        if let Some(writing) = self.writing.take()
+        if let Some(mut writing) = self.writing.take()
             && !self.shared.is_inherited()
         {
             self.shared.counters.set_used(writing.producer.used());

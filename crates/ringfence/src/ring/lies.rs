@@ -10,8 +10,8 @@ use std::{
 use super::{
     consumer::{Consumer, Gathered, Pulled, Wanted},
     message::Progress,
-    producer::Producer,
     record::{Record, WHOLE, header, packed_size},
+    spsc::SpscWriter,
 };
 use crate::{
     error::Error,
@@ -293,10 +293,10 @@ pub(crate) fn write_among_lies(lies: impl IntoIterator<Item = Lie>, writes: impl
     /// Longer than the ring: it travels in fragments.
     const LONG: [u8; 10_000] = [9; 10_000];
     let liar = Liar::new(OwnRegion::private(SMALLEST), SMALLEST, lies);
-    let mut producer = Producer::new(OwnRegion::private(SMALLEST), liar, SMALLEST);
+    let mut producer = SpscWriter::new(OwnRegion::private(SMALLEST), liar, SMALLEST);
     let mut part = None;
     for Write { size, kind } in writes {
-        producer.peer.begin();
+        producer.room.peer.begin();
         let payload = vec![7; as_offset(size)];
         let result = match (kind, part) {
             (3, _) | (_, Some(_)) => producer.push_part(&LONG, part.unwrap_or(0)).map(|progress| {
@@ -320,10 +320,13 @@ pub(crate) fn write_among_lies(lies: impl IntoIterator<Item = Lie>, writes: impl
             producer.publish();
         }
         assert!(
-            producer.tail - producer.head <= SMALLEST,
+            producer.ring.tail - producer.room.head <= SMALLEST,
             "never more than a ring ahead"
         );
-        assert!(producer.head <= producer.published() && producer.published() <= producer.tail);
+        assert!(
+            producer.room.head <= producer.ring.published()
+                && producer.ring.published() <= producer.ring.tail
+        );
         match result {
             Ok(()) => {}
             Err(Error::RingCorrupt(_)) => break,

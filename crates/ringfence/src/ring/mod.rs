@@ -1,12 +1,13 @@
-//! One direction of a channel: a ring of bytes, which one producer writes in its own region and one consumer reads.
+//! One direction of a channel: a ring of bytes, which one process writes in its own region.
 //!
-//! `record` is the one place that knows the layout of a record; `producer` writes records, `consumer` checks and reads them;
-//! `fan_out` is the ring of a publisher, which many read, and `delivery` is what a subscriber of it asks for; `pace` says when a side
-//! waits a moment; `message` is what the caller gets to see of a record, and `items` the values in it; `tally` counts what has gone through. `lies` is a hostile peer for the tests and the fuzzer.
+//! `record` is the only file that knows the layout of a record. `write` writes records, and asks a `Room` how far it may write: `spsc` is
+//! the room in the ring of a pair, `fan_out` has that in the ring of a publisher, which many read. `consumer` checks and reads the records
+//! of a pair. `delivery` is what a subscriber asks for. `pace` says when a side waits a moment. `message` is a record as the caller sees
+//! it, and `items` are the values in it. `tally` counts messages. `lies` is a hostile peer for the tests and the fuzzer.
 //!
-//! Positions are 64 bits wide and only grow; a position's place is its remainder by the capacity. What decides is private: the
-//! producer keeps its tail and the last head that it saw, the consumer its head and the last tail that it saw. A shared word is
-//! read once into a local and checked there.
+//! Positions are 64 bits wide and only grow. The offset of a position in the ring is its remainder by the capacity. Decisions are made on
+//! private copies: the writer keeps its tail and the last head that it read, the reader its head and the last tail that it read. A shared
+//! word is read once into a local and checked there.
 //!
 //! May import `region` and `error`. It never blocks, never makes a system call, and knows nothing of who the peer is.
 
@@ -18,8 +19,10 @@ pub(crate) mod items;
 pub(crate) mod lies;
 pub(crate) mod message;
 mod pace;
-pub(crate) mod producer;
 pub(crate) mod record;
+pub(crate) mod spsc;
 pub(crate) mod tally;
+pub(crate) mod write;
+
 #[cfg(test)]
 mod tests;

@@ -13,8 +13,8 @@ use super::{
     consumer::{Consumer, Gathered, Pulled, Wanted},
     lies::packed,
     message::Progress,
-    producer::Producer,
     record::{ALIGNED, HEADER, LONG, WHOLE, header, packed_size},
+    spsc::SpscWriter,
 };
 use crate::{
     region::copy::Writable,
@@ -25,7 +25,7 @@ use crate::{
 
 /// Both ends of one direction, on private memory.
 struct Pair {
-    producer: Producer<OwnRegion, PeerRegion>,
+    producer: SpscWriter<OwnRegion, PeerRegion>,
     consumer: Consumer<OwnRegion, PeerRegion>,
 }
 
@@ -36,7 +36,7 @@ fn pair(capacity: u64, longest: u64) -> Pair {
     let (writer, reader) = (OwnRegion::private(capacity), OwnRegion::private(SMALLEST));
     let (written, read) = (writer.seen_by_peer(), reader.seen_by_peer());
     Pair {
-        producer: Producer::new(writer, read, capacity),
+        producer: SpscWriter::new(writer, read, capacity),
         consumer: Consumer::new(reader, written, capacity, longest),
     }
 }
@@ -71,18 +71,23 @@ impl Pair {
 
     /// Moves both positions to a place in the ring, which is empty before and after.
     fn move_to(&mut self, place: u64) {
-        let goal = self.producer.tail.next_multiple_of(self.producer.capacity) + place;
+        let goal = self
+            .producer
+            .ring
+            .tail
+            .next_multiple_of(self.producer.ring.capacity)
+            + place;
         let mut steps = 0;
-        while self.producer.tail != goal {
-            let left = goal - self.producer.tail;
+        while self.producer.ring.tail != goal {
+            let left = goal - self.producer.ring.tail;
             // Near the end, the bytes of one record; before, a quarter of a ring, which any place has room for and which does
             // not begin at a line.
-            let payload = (left - HEADER).min(self.producer.capacity / 4).min(LONG - 8);
-            let before = self.producer.tail;
+            let payload = (left - HEADER).min(self.producer.ring.capacity / 4).min(LONG - 8);
+            let before = self.producer.ring.tail;
             assert!(self.send(&vec![1; as_offset(payload)]));
             assert!(self.take().is_some());
             assert!(
-                self.producer.tail > before && self.producer.tail <= goal,
+                self.producer.ring.tail > before && self.producer.ring.tail <= goal,
                 "it gets there"
             );
             steps += 1;
@@ -151,7 +156,7 @@ fn a_record_like_the_last_one_is_read_no_further_than_what_is_published() {
     for number in 0..4 {
         assert!(pair.producer.push(&bytes(number, 64)).unwrap());
     }
-    let tail = pair.producer.tail;
+    let tail = pair.producer.ring.tail;
     // Two and a half, says a liar.
     let own = pair.producer.own();
     own.store(layout::TAIL, tail - 2 * 72 + 40, Ordering::Release);
@@ -275,7 +280,7 @@ fn what_lies_past_the_end_of_the_ring_is_no_record() {
     for size in [2024, 2032] {
         assert!(pair.send(&vec![1; size - as_offset(HEADER)]) && pair.take().is_some());
     }
-    assert_eq!(pair.producer.tail, 2 * SMALLEST - 32);
+    assert_eq!(pair.producer.ring.tail, 2 * SMALLEST - 32);
     assert!(pair.producer.push(&[1; 24]).unwrap() && pair.producer.push(&[2; 16]).unwrap());
     pair.producer.publish();
     let mut into = [0; 200];

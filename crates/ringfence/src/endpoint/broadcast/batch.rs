@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use crate::{
     channel::end::ChannelState, endpoint::broadcast::broadcaster::Broadcaster, error::Result,
     handshake::broadcast::ReaderBell, region::own::OwnRegion, region::peer::PeerRegion,
-    ring::fan_out::writer::FanOut,
+    ring::fan_out::floor::FanOutWriter,
 };
 
 impl Broadcaster {
@@ -29,10 +29,10 @@ impl BroadcastBatch<'_> {
     pub fn push(&mut self, message: &[u8]) -> Result<bool> {
         self.let_go();
         self.sender.check_size(message.len())?;
-        if self.sender.writing()?.ring.push(message) {
+        if self.sender.writing()?.ring.push(message)? {
             return Ok(true);
         }
-        self.make_room(|ring| ring.push(message).then_some(()), message.len())
+        self.make_room(|ring| Ok(ring.push(message)?.then_some(())), message.len())
             .map(|pushed| pushed.is_some())
     }
 
@@ -63,7 +63,7 @@ impl BroadcastBatch<'_> {
     fn claim(&mut self, size: usize) -> Result<Option<usize>> {
         // There may be no range that takes the place of what was handed out before.
         self.let_go();
-        match self.sender.writing()?.ring.claim(size as u64) {
+        match self.sender.writing()?.ring.claim(size as u64)? {
             Some(at) => Ok(Some(at)),
             None => self.make_room(|ring| ring.claim(size as u64), size),
         }
@@ -73,11 +73,11 @@ impl BroadcastBatch<'_> {
     #[cold]
     fn make_room<T>(
         &mut self,
-        again: impl FnOnce(&mut FanOut<OwnRegion, PeerRegion, ReaderBell>) -> Option<T>,
+        again: impl FnOnce(&mut FanOutWriter<OwnRegion, PeerRegion, ReaderBell>) -> Result<Option<T>>,
         size: usize,
     ) -> Result<Option<T>> {
         self.sender.publish();
-        let found = again(&mut self.sender.writing()?.ring);
+        let found = again(&mut self.sender.writing()?.ring)?;
         if found.is_none() {
             self.sender.refused(size);
         }

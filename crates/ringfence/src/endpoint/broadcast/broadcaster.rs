@@ -24,7 +24,7 @@ use crate::{
     region::layout::as_offset,
     region::own::OwnRegion,
     region::peer::PeerRegion,
-    ring::fan_out::writer::FanOut,
+    ring::fan_out::floor::FanOutWriter,
     wake::doorbell::Doorbell,
     wake::parking::many::{FanWaker, RoomSleeper, SleepingReader},
 };
@@ -83,7 +83,7 @@ pub struct Broadcaster {
 
 #[derive(Debug)]
 pub(super) struct Writing {
-    pub(super) ring: FanOut<OwnRegion, PeerRegion, ReaderBell>,
+    pub(super) ring: FanOutWriter<OwnRegion, PeerRegion, ReaderBell>,
     waker: FanWaker<OwnRegion, PeerRegion, Weak<Doorbell>>,
     sleeper: RoomSleeper<OwnRegion>,
     /// The generation of the list of readers that the waker has.
@@ -111,7 +111,7 @@ impl Writing {
 #[cold]
 fn update_waker(
     waker: &mut FanWaker<OwnRegion, PeerRegion, Weak<Doorbell>>,
-    ring: &mut FanOut<OwnRegion, PeerRegion, ReaderBell>,
+    ring: &mut FanOutWriter<OwnRegion, PeerRegion, ReaderBell>,
 ) {
     for (slot, active) in ring.changes() {
         let watched = active.map(|(control, bell)| SleepingReader {
@@ -135,7 +135,7 @@ impl Broadcaster {
         let (region, barriers) = (&shared.region, shared.barriers);
         Self {
             writing: Some(Writing {
-                ring: FanOut::new(region.clone(), Arc::clone(&shared.ring.readers), shared.capacity),
+                ring: FanOutWriter::new(region.clone(), Arc::clone(&shared.ring.readers), shared.capacity),
                 waker: FanWaker::new(region.clone(), barriers),
                 sleeper: RoomSleeper::new(region.clone(), barriers),
                 known: 0,
@@ -168,7 +168,7 @@ impl Broadcaster {
     pub fn sequence(&self) -> u64 {
         self.writing
             .as_ref()
-            .map_or(self.sequence, |writing| writing.ring.sequence())
+            .map_or(self.sequence, |writing| writing.ring.counted().0)
     }
 
     /// What was published so far, and for how long it had to wait. The last figures stay after the end.
@@ -176,9 +176,9 @@ impl Broadcaster {
         if let Some(writing) = &mut self.writing
             && self.shared.is_here()
         {
-            self.bytes = writing.ring.bytes();
+            self.bytes = writing.ring.counted().1;
             self.used = writing.ring.used();
-            if let Some(lie) = writing.ring.lie() {
+            if let Some(lie) = writing.ring.violation() {
                 self.told_a_lie(lie);
             }
         }
@@ -197,8 +197,8 @@ impl Broadcaster {
 
     /// Lets go of the ring. What is known of it by then stays.
     fn keep_counts(&mut self, writing: &mut Writing) {
-        self.sequence = writing.ring.sequence();
-        self.bytes = writing.ring.bytes();
+        self.sequence = writing.ring.counted().0;
+        self.bytes = writing.ring.counted().1;
         // In a child the ring is not there.
         if self.shared.is_here() {
             self.used = writing.ring.used();
@@ -273,7 +273,7 @@ impl Broadcaster {
     pub fn try_send(&mut self, message: &[u8]) -> Result<bool> {
         self.check_size(message.len())?;
         let writing = self.writing()?;
-        if !writing.ring.push_now(message) {
+        if !writing.ring.push_now(message)? {
             return Ok(self.refused(message.len()));
         }
         self.sent();
@@ -298,7 +298,7 @@ impl Broadcaster {
         let Self { shared, writing, .. } = self;
         let Some(writing) = writing else { return };
         writing.wake(shared);
-        if let Some(lie) = writing.ring.lie() {
+        if let Some(lie) = writing.ring.violation() {
             self.told_a_lie(lie);
         }
         if self.stalled.is_some() {
@@ -313,7 +313,7 @@ impl Broadcaster {
             return false;
         };
         let goal = writing.ring.awaited(size as u64);
-        let lie = writing.ring.lie();
+        let lie = writing.ring.violation();
         if let Some(lie) = lie {
             self.told_a_lie(lie);
         }
@@ -338,14 +338,14 @@ impl Broadcaster {
 
     /// A subscriber has said of itself what cannot be: that ends its channel, and concerns no other.
     #[cold]
-    fn told_a_lie(&mut self, first: crate::ring::fan_out::writer::Lie) {
+    fn told_a_lie(&mut self, first: crate::ring::fan_out::floor::Violation) {
         let mut next = Some(first);
         while let Some(lie) = next {
             if let Some(link) = self.shared.link(lie.number) {
                 // It is told how it ended.
                 let _ = link.judge::<()>(Err(lie.error));
             }
-            next = self.writing.as_mut().and_then(|writing| writing.ring.lie());
+            next = self.writing.as_mut().and_then(|writing| writing.ring.violation());
         }
     }
 
@@ -423,8 +423,8 @@ impl Broadcaster {
     pub fn has_room(&mut self, size: usize) -> Result<bool> {
         self.check_size(size)?;
         let writing = self.writing()?;
-        let has_room = writing.ring.has_room(size as u64);
-        if let Some(lie) = writing.ring.lie() {
+        let has_room = writing.ring.has_room(size as u64)?;
+        if let Some(lie) = writing.ring.violation() {
             self.told_a_lie(lie);
             return self.has_room(size);
         }
@@ -436,8 +436,8 @@ impl Broadcaster {
     /// keeps what the ring holds, so that there is less room from then on, and maybe none: what does not go in then is told as ever.
     pub fn packed_room(&mut self, longest: usize) -> Result<usize> {
         let writing = self.writing()?;
-        let room = writing.ring.packed_room(longest as u64);
-        if let Some(lie) = writing.ring.lie() {
+        let room = writing.ring.packed_room(longest as u64)?;
+        if let Some(lie) = writing.ring.violation() {
             self.told_a_lie(lie);
             return self.packed_room(longest);
         }

@@ -58,7 +58,7 @@ impl Broadcaster {
     fn claim(&mut self, size: usize) -> Result<Option<usize>> {
         self.check_size(size)?;
         let writing = self.writing()?;
-        let claimed = writing.ring.claim(size as u64);
+        let claimed = writing.ring.claim(size as u64)?;
         if claimed.is_none() {
             self.refused(size);
         }

@@ -7,10 +7,10 @@ use std::{
 };
 
 use super::{
+    floor::FanOutWriter,
     largest_message,
     reader::{FanIn, Terms, View},
     readers::{Held, Readers},
-    writer::FanOut,
 };
 use crate::{
     error::{Error, Result},
@@ -177,7 +177,7 @@ impl Readable for Control {
 
 /// A publisher with two subscribers: one that lies, and one that does not and reads all of it.
 struct Stage {
-    publisher: FanOut<OwnRegion, Control, ()>,
+    publisher: FanOutWriter<OwnRegion, Control, ()>,
     readers: Arc<Readers<OwnRegion, Control, ()>>,
     liar: (Held, Rc<Liar>),
     honest: FanIn<OwnRegion, OwnRegion>,
@@ -211,7 +211,7 @@ impl Stage {
         };
         let honest = FanIn::new(ring.clone(), OwnRegion::private(0), (), terms).expect("an honest publisher");
         Self {
-            publisher: FanOut::new(ring, Arc::clone(&readers), SMALLEST),
+            publisher: FanOutWriter::new(ring, Arc::clone(&readers), SMALLEST),
             readers,
             liar,
             honest,
@@ -223,21 +223,21 @@ impl Stage {
 
     fn write(&mut self, size: u64, kind: u8) {
         let payload = vec![u8::try_from(self.sent % 251).expect("below 251"); as_offset(size)];
-        let there = self.publisher.has_room(size);
+        let there = self.publisher.has_room(size).expect("its own ring");
         match kind {
-            0 => self.sent += u64::from(self.publisher.push(&payload)),
+            0 => self.sent += u64::from(self.publisher.push(&payload).expect("its own ring")),
             1 => {
                 let packed = packed([payload.as_slice()]);
                 let taken = self.publisher.push_packed(&packed, SMALLEST);
                 self.sent += u64::from(taken.expect("whole records") > 0);
             }
-            2 => drop(self.publisher.packed_room(size)),
+            2 => drop(self.publisher.packed_room(size).expect("its own ring")),
             3 => {
                 let awaited = self.publisher.awaited(size);
                 assert!(!there || awaited.is_none());
             }
             _ => {
-                if let Some(at) = self.publisher.claim(size) {
+                if let Some(at) = self.publisher.claim(size).expect("its own ring") {
                     self.publisher.own_mut().copy_in(at, &payload);
                     self.publisher.finish(at, as_offset(size), as_offset(size));
                     self.sent += 1;
@@ -249,13 +249,13 @@ impl Stage {
 
     /// The liar is told of once, and counts no more.
     fn judge(&mut self) {
-        if let Some(lie) = self.publisher.lie() {
+        if let Some(lie) = self.publisher.violation() {
             assert!(!self.told && lie.number == self.liar.0.number, "the liar, once");
             assert!(matches!(lie.error, Error::RingCorrupt(_)));
             self.told = true;
             self.readers.release(lie.number);
         }
-        assert!(self.publisher.lie().is_none(), "nothing else is a lie");
+        assert!(self.publisher.violation().is_none(), "nothing else is a lie");
     }
 
     fn read(&mut self) {

@@ -1,6 +1,6 @@
 //! One to many: a ring that one publisher writes once, and that any number of subscribers read.
 //!
-//! `writer` is the publisher's end and `reader` a subscriber's. `readers` is the list of the subscribers, which one thread of the
+//! `floor` is the room for the publisher's writer, and `reader` the end of a subscriber. `readers` is the list of the subscribers, which one thread of the
 //! publisher changes while another sends. `marks` tells where records begin. A record is that of a pair, and always a whole message
 //! ([`largest_message`]).
 //!
@@ -19,12 +19,12 @@
 //! Like all of `ring`, this blocks never, makes no system call but one (see [`readers::Readers::activate`]), and believes nothing
 //! of what the other side writes.
 
+pub(crate) mod floor;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod lies;
 pub(crate) mod marks;
 pub(crate) mod reader;
 pub(crate) mod readers;
-pub(crate) mod writer;
 
 /// The largest message that a publisher with this ring can send: several must find room beside each other, and beside what a
 /// subscriber has not read yet.

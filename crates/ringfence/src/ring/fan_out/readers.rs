@@ -340,7 +340,7 @@ mod tests {
     use super::*;
     use crate::{
         region::{own::OwnRegion, peer::PeerRegion},
-        ring::fan_out::writer::FanOut,
+        ring::fan_out::floor::FanOutWriter,
     };
 
     /// Who compares positions with those that come after them would take it for a reader that has gone back.
@@ -396,12 +396,14 @@ mod tests {
     fn a_reader_whose_place_is_found_after_the_writer_has_taken_the_list_is_kept_from_there() {
         let ring = OwnRegion::private(4096);
         let readers = Arc::new(Readers::new(ring.clone(), OwnRegion::nowhere(), 1));
-        let mut writer = FanOut::<_, PeerRegion, ()>::new(ring, Arc::clone(&readers), 4096);
+        let mut writer = FanOutWriter::<_, PeerRegion, ()>::new(ring, Arc::clone(&readers), 4096);
         let (number, _) = readers.enter(Delivery::Reliable).unwrap();
         assert_eq!(writer.changes().count(), 0);
         assert!(readers.keep(number, 0));
         assert_eq!(writer.changes().count(), 1);
-        let sent = (0..400).take_while(|_| writer.push_now(&[7; 24])).count();
+        let sent = (0..400)
+            .take_while(|_| writer.push_now(&[7; 24]).unwrap())
+            .count();
         assert!(sent <= 128, "the ring has no more: {sent}");
         assert_eq!(writer.used(), sent as u64 * 32);
     }

@@ -12,8 +12,8 @@ use crate::{
     region::own::OwnRegion,
     ring::consumer::{Consumer, Pulled, Wanted},
     ring::lies::{LONGEST, LOOKS, Lie, Read, Write, read_lies, write_among_lies},
-    ring::producer::Producer,
     ring::record::{ALIGNED, FIRST, HEADER, LAST, PADDING, WHOLE, packed_size},
+    ring::spsc::SpscWriter,
     testing::chance::cases,
 };
 
@@ -139,15 +139,15 @@ fn heads_that_no_honest_reader_publishes_are_corrupt() {
         (0, 48),
     ] {
         let reader = OwnRegion::private(SMALLEST);
-        let mut producer = Producer::new(OwnRegion::private(SMALLEST), reader.seen_by_peer(), SMALLEST);
+        let mut producer = SpscWriter::new(OwnRegion::private(SMALLEST), reader.seen_by_peer(), SMALLEST);
         // 32 bytes published, and 16 more written that no reader can have read.
         assert!(producer.push(&[0; 24]).unwrap());
         producer.publish();
         assert!(producer.push(&[0; 8]).unwrap());
         reader.store(layout::HEAD, first, Ordering::Release);
-        let first_look = producer.look_at_head();
+        let first_look = producer.packed_room(0).map(drop);
         reader.store(layout::HEAD, second, Ordering::Release);
-        let found = first_look.and_then(|()| producer.look_at_head());
+        let found = first_look.and_then(|()| producer.packed_room(0).map(drop));
         assert!(
             matches!(found, Err(Error::RingCorrupt(_))),
             "{first} then {second}: {found:?}"

@@ -223,6 +223,7 @@ impl Rig {
     fn head(&self) -> u64 {
         self.pair
             .producer
+            .room
             .peer
             .load(layout::HEAD, std::sync::atomic::Ordering::Acquire)
     }
@@ -568,7 +569,7 @@ impl Rig {
         let own = self.pair.producer.own_mut();
         let tail = own.load(layout::TAIL, std::sync::atomic::Ordering::Acquire);
         assert_eq!(tail, self.model.published, "what the reader can see");
-        assert_eq!(self.pair.producer.tail, self.model.tail, "what is written");
+        assert_eq!(self.pair.producer.ring.tail, self.model.tail, "what is written");
         assert!(self.head() <= tail && self.model.tail - self.head() <= self.model.capacity);
     }
 

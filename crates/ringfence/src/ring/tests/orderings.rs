@@ -7,18 +7,18 @@ use crate::{
     region::copy::Readable,
     ring::consumer::{Consumer, Gathered},
     ring::message::Progress,
-    ring::producer::Producer,
     ring::record::WHOLE,
+    ring::spsc::SpscWriter,
     testing::loomed::Region,
 };
 
-type Writer = Producer<Region, Region>;
+type Writer = SpscWriter<Region, Region>;
 type Reader = Consumer<Region, Region>;
 
 fn ends(capacity: u64) -> (Writer, Reader) {
     let (written, read) = (Region::new(capacity), Region::new(capacity));
     (
-        Producer::new(written.clone(), read.clone(), capacity),
+        SpscWriter::new(written.clone(), read.clone(), capacity),
         Consumer::new(read, written, capacity, 1024),
     )
 }

@@ -16,8 +16,8 @@ use crate::{
     region::peer::PeerRegion,
     ring::consumer::{Gathered, Pulled},
     ring::message::Progress,
-    ring::producer::Producer,
     ring::record::{WHOLE, packed_size},
+    ring::spsc::SpscWriter,
 };
 
 /// The writer on its thread, and whether it has ended: all that it published can be seen then. (A thread's own
@@ -58,7 +58,7 @@ fn length(number: usize) -> usize {
 }
 
 /// Every seventh message travels in fragments of its own, every fifth in a packet of three.
-fn produce(mut producer: Producer<OwnRegion, PeerRegion>) {
+fn produce(mut producer: SpscWriter<OwnRegion, PeerRegion>) {
     let mut number = 0;
     while number < MESSAGES {
         if number.is_multiple_of(7) && number + 3 <= MESSAGES {

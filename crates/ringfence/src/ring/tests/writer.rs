@@ -5,13 +5,13 @@ use std::sync::{Arc, atomic::Ordering};
 use super::{Pair, SMALLEST, bytes, pair};
 use crate::{
     region::copy::Writable, region::layout, region::own::OwnRegion, ring::lies::packed,
-    ring::message::Progress, ring::producer::Producer, ring::record::LONG, ring::tally::Tally,
+    ring::message::Progress, ring::record::LONG, ring::spsc::SpscWriter, ring::tally::Tally,
 };
 
 #[test]
 fn each_way_to_write_counts_a_message_and_its_bytes() {
     let (own, peer) = (OwnRegion::private(SMALLEST), OwnRegion::private(SMALLEST));
-    let mut producer = Producer::new(own, peer.seen_by_peer(), SMALLEST);
+    let mut producer = SpscWriter::new(own, peer.seen_by_peer(), SMALLEST);
     let tally = Arc::new(Tally::default());
     producer.count_in(&tally);
     assert!(producer.push(&[7; 100]).unwrap());
@@ -28,7 +28,7 @@ fn each_way_to_write_counts_a_message_and_its_bytes() {
     while let Progress::Part(now) = producer.push_part(&message, written).unwrap() {
         written = now;
         assert_eq!(producer.counted(), (6, 216));
-        peer.store(layout::HEAD, producer.published(), Ordering::Release);
+        peer.store(layout::HEAD, producer.ring.published(), Ordering::Release);
     }
     assert!(written > 0);
     assert_eq!(producer.counted(), (7, 6216));
@@ -50,7 +50,7 @@ fn what_was_not_told_yet_is_told_when_the_producer_goes() {
 #[test]
 fn what_is_used_is_what_the_consumer_has_not_read_and_never_more_than_was_written() {
     let (own, peer) = (OwnRegion::private(SMALLEST), OwnRegion::private(SMALLEST));
-    let mut producer = Producer::new(own, peer.seen_by_peer(), SMALLEST);
+    let mut producer = SpscWriter::new(own, peer.seen_by_peer(), SMALLEST);
     assert_eq!(producer.used(), 0);
     for _ in 0..3 {
         assert!(producer.push_now(&[7; 24]).unwrap());
@@ -59,7 +59,7 @@ fn what_is_used_is_what_the_consumer_has_not_read_and_never_more_than_was_writte
     peer.store(layout::HEAD, 32, Ordering::Release);
     assert_eq!(producer.used(), 64);
     assert!(producer.has_room(24).unwrap());
-    producer.look_at_head().unwrap();
+    producer.packed_room(0).unwrap();
     // Lies, of which another call will tell.
     for head in [0, 8, 128, u64::MAX] {
         peer.store(layout::HEAD, head, Ordering::Release);

@@ -15,7 +15,7 @@ use crate::{
     region::layout,
     region::phase::Phase,
     ring::consumer::Consumer,
-    ring::producer::Producer,
+    ring::spsc::SpscWriter,
     testing::loomed::Region,
     wake::parking::{Barriers, ParkingSpot, Sleeper, Waker},
 };
@@ -73,7 +73,7 @@ const CAPACITY: u64 = 64;
 /// have places of their own, so one region serves both; each thread sees it through fences of its own.
 fn stream(region: &Region, reader: &Region, writer: &Region, messages: u64, barriers: Barriers, fences: u32) {
     let line = Line::new();
-    let mut producer = Producer::new(region.clone(), region.clone(), CAPACITY);
+    let mut producer = SpscWriter::new(region.clone(), region.clone(), CAPACITY);
     let mut waker = Waker::new(writer.clone(), writer.clone(), ParkingSpot::READER, barriers);
     if fences > 0 {
         waker.fence_for(fences);
@@ -152,7 +152,7 @@ fn a_reader_sees_what_was_published_before_the_writer_began_to_make_fences() {
     bounded().check(|| {
         let region = Region::new(CAPACITY);
         let line = Line::new();
-        let mut producer = Producer::new(region.clone(), region.clone(), CAPACITY);
+        let mut producer = SpscWriter::new(region.clone(), region.clone(), CAPACITY);
         let mut waker = Waker::new(
             region.clone(),
             region.clone(),
@@ -209,7 +209,7 @@ fn a_writer_that_sleeps_is_woken_once_there_is_room() {
         // Two records fill it.
         let region = Region::new(32);
         let line = Line::new();
-        let mut producer = Producer::new(region.clone(), region.clone(), 32);
+        let mut producer = SpscWriter::new(region.clone(), region.clone(), 32);
         assert!(producer.push(&[0; 8]).unwrap() && producer.push(&[1; 8]).unwrap());
         producer.publish();
         let mut consumer = Consumer::new(region.clone(), region.clone(), 32, 32);

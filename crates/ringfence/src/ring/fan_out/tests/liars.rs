@@ -348,7 +348,7 @@ fn a_head_that_lies_is_told_of_once_and_holds_the_writer_up_no_more() {
                         got += 1;
                     })
                     .unwrap();
-                if let Some(lie) = hub.writer.lie() {
+                if let Some(lie) = hub.writer.violation() {
                     assert_eq!(lie.number, held.number);
                     assert!(matches!(lie.error, Error::RingCorrupt(_)));
                     lies += 1;

@@ -123,7 +123,7 @@ impl Rig {
 
     /// A size in bytes: `size` says small ones by themselves, and large ones as millionths of the largest.
     fn length(&self, size: u64) -> usize {
-        let largest = self.hub.writer.largest_message();
+        let largest = self.hub.writer.largest_record();
         as_offset(if size < 1000 {
             size.min(largest)
         } else {
@@ -151,9 +151,9 @@ impl Rig {
 
     fn push(&mut self, message: &[u8]) -> bool {
         let must = self.is_idle();
-        let there = self.hub.writer.has_room(message.len() as u64);
+        let there = self.hub.writer.has_room(message.len() as u64).unwrap();
         let awaited = self.hub.writer.awaited(message.len() as u64);
-        let pushed = self.hub.writer.push(message);
+        let pushed = self.hub.writer.push(message).unwrap();
         assert_eq!(pushed, there, "{} bytes", message.len());
         assert!(pushed || !must, "{} bytes find room", message.len());
         if pushed {
@@ -172,7 +172,7 @@ impl Rig {
     fn publish(&mut self) {
         self.hub.writer.publish();
         self.published = self.written.len() as u64;
-        assert_eq!(self.hub.writer.sequence(), self.published);
+        assert_eq!(self.hub.writer.counted().0, self.published);
     }
 
     fn push_packed(&mut self, sizes: Vec<u64>) {
@@ -186,7 +186,7 @@ impl Rig {
         let all = taken == packed.len();
         for message in &messages {
             if taken == 0 {
-                assert!(all || !self.hub.writer.has_room(message.len() as u64));
+                assert!(all || !self.hub.writer.has_room(message.len() as u64).unwrap());
                 break;
             }
             taken -= as_offset(packed_size(message.len() as u64));
@@ -197,7 +197,7 @@ impl Rig {
 
     fn reserve(&mut self, size: u64, commit: Option<u64>) {
         let message = self.message(size);
-        let Some(at) = self.hub.writer.claim(message.len() as u64) else {
+        let Some(at) = self.hub.writer.claim(message.len() as u64).unwrap() else {
             return;
         };
         // SAFETY: the writer has just claimed the range, and claims nothing else before this borrow ends.
@@ -212,7 +212,7 @@ impl Rig {
 
     fn packed_room(&mut self, size: u64) {
         let longest = self.length(size);
-        let mut left = self.hub.writer.packed_room(longest as u64);
+        let mut left = self.hub.writer.packed_room(longest as u64).unwrap();
         let mut set = Vec::new();
         while left >= packed_size(longest as u64) {
             let length = [longest, longest / 3, longest.saturating_sub(9)][set.len() % 3];
@@ -443,7 +443,7 @@ impl Rig {
             Call::Publish => self.publish(),
             Call::Ask(size) => {
                 let length = self.length(size) as u64;
-                let there = self.hub.writer.has_room(length);
+                let there = self.hub.writer.has_room(length).unwrap();
                 assert!(there || !self.is_idle());
             }
             Call::PackedRoom(size) => self.packed_room(size),
@@ -472,7 +472,7 @@ impl Rig {
                 assert!(self.hub.readers.kept_from().unwrap() <= head);
             }
         }
-        assert!(self.hub.writer.lie().is_none(), "no reader lies");
+        assert!(self.hub.writer.violation().is_none(), "no reader lies");
     }
 
     /// Reads whatever is left.

@@ -10,16 +10,16 @@ use std::sync::Arc;
 use loom::thread;
 
 use super::super::{
+    floor::FanOutWriter,
     reader::{FanIn, Terms},
     readers::{Held, Readers},
-    writer::FanOut,
 };
 use crate::{
     ring::delivery::{Delivery, StartFrom},
     testing::loomed::Region,
 };
 
-type Writer = FanOut<Region, Region, ()>;
+type Writer = FanOutWriter<Region, Region, ()>;
 type Reader = FanIn<Region, Region>;
 
 /// Four records of a word each.
@@ -41,7 +41,7 @@ impl Hub {
     }
 
     fn writer(&self) -> Writer {
-        FanOut::new(self.ring.clone(), Arc::clone(&self.readers), CAPACITY)
+        FanOutWriter::new(self.ring.clone(), Arc::clone(&self.readers), CAPACITY)
     }
 
     fn read_by(&self, ring: Region, control: Region, (delivery, held): (Delivery, Held)) -> Reader {
@@ -71,7 +71,7 @@ fn bounded(preemptions: usize) -> loom::model::Builder {
 }
 
 fn send(writer: &mut Writer, number: u64) {
-    while !writer.push(&number.to_le_bytes()) {
+    while !writer.push(&number.to_le_bytes()).unwrap() {
         thread::yield_now();
     }
     writer.publish();
@@ -117,7 +117,7 @@ fn overtaken(
 ) {
     bounded(2).check(move || {
         let hub = Hub::new(true);
-        let mut writer = FanOut::new(publishes(&hub.ring), Arc::clone(&hub.readers), CAPACITY);
+        let mut writer = FanOutWriter::new(publishes(&hub.ring), Arc::clone(&hub.readers), CAPACITY);
         (1..=4).for_each(|number| send(&mut writer, number));
         let held = hub.readers.hold(delivery, StartFrom::Oldest).unwrap();
         let control = Region::of_subscriber(held.slot);
@@ -175,7 +175,7 @@ fn held(words: impl Fn(&Region) -> Region + Copy + Send + Sync + 'static) {
         assert_eq!(writer.changes().count(), 0);
         let thread = thread::spawn(move || {
             // Where the reader comes first, there is no room.
-            writer.push(&5_u64.to_le_bytes());
+            writer.push(&5_u64.to_le_bytes()).unwrap();
             writer.publish();
         });
         let mut reader = hub.join(control, Delivery::Reliable);

@@ -14,7 +14,7 @@ use crate::{
     ring::delivery::{Delivery, StartFrom},
     ring::fan_out::readers::Readers,
     ring::message::Message,
-    ring::producer::Producer,
+    ring::spsc::SpscWriter,
     wake::parking::{
         Barriers, ParkingSpot, Waker,
         many::{FanWaker, SleepingReader},
@@ -78,7 +78,7 @@ fn published(readers: usize, batch: usize, size: usize) -> f64 {
     for _ in 0..ROUNDS {
         let began = Instant::now();
         for number in 1..=count {
-            assert!(hub.writer.push(black_box(&message)));
+            assert!(hub.writer.push(black_box(&message)).unwrap());
             if number.is_multiple_of(batch) {
                 hub.writer.publish();
                 wake(&mut hub, &mut waker);
@@ -97,14 +97,14 @@ fn published(readers: usize, batch: usize, size: usize) -> f64 {
 }
 
 fn pair() -> (
-    Producer<OwnRegion, PeerRegion>,
+    SpscWriter<OwnRegion, PeerRegion>,
     Consumer<OwnRegion, PeerRegion>,
     Waker<OwnRegion, PeerRegion>,
 ) {
     let (writer, reader) = (OwnRegion::private(CAPACITY), OwnRegion::private(4096));
     let (written, read) = (writer.seen_by_peer(), reader.seen_by_peer());
     (
-        Producer::new(writer.clone(), read.clone(), CAPACITY),
+        SpscWriter::new(writer.clone(), read.clone(), CAPACITY),
         Consumer::new(reader, written, CAPACITY, CAPACITY),
         Waker::new(writer, read, ParkingSpot::READER, Barriers::Sleeper),
     )
@@ -200,7 +200,7 @@ fn of_reading_on_one_thread() {
             let mut best = f64::INFINITY;
             for _ in 0..ROUNDS {
                 for _ in 0..count {
-                    assert!(hub.writer.push(&message));
+                    assert!(hub.writer.push(&message).unwrap());
                 }
                 hub.writer.publish();
                 let began = Instant::now();
@@ -211,7 +211,7 @@ fn of_reading_on_one_thread() {
             println!("{size} B: {delivery}, visited {best:.2} ns a message");
             let received = quickest(count, || {
                 for _ in 0..count {
-                    assert!(hub.writer.push(&message));
+                    assert!(hub.writer.push(&message).unwrap());
                 }
                 hub.writer.publish();
                 while reader.receive(&mut into).unwrap().is_some() {
@@ -239,7 +239,7 @@ fn streamed(readers: usize, batch: usize, size: usize) -> (f64, f64) {
             let message = vec![7; size];
             let began = Instant::now();
             for number in 1..=MESSAGES {
-                while !hub.writer.push(&message) {
+                while !hub.writer.push(&message).unwrap() {
                     hub.writer.publish();
                     thread::yield_now();
                 }

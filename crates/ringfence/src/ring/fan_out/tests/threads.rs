@@ -94,11 +94,11 @@ fn run(kinds: &[(Delivery, By)]) {
         })
         .collect();
     for number in 1..=MESSAGES {
-        while !hub.writer.push(&bytes(number, length(number))) {
+        while !hub.writer.push(&bytes(number, length(number))).unwrap() {
             hub.writer.publish();
             thread::yield_now();
             assert!(
-                hub.writer.lie().is_none() && readers.iter().all(|reader| !reader.is_finished()),
+                hub.writer.violation().is_none() && readers.iter().all(|reader| !reader.is_finished()),
                 "all of them read, and none lies"
             );
         }

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use super::{
-    super::{readers::Readers, writer::FanOut},
+    super::{floor::FanOutWriter, readers::Readers},
     Hub, SMALLEST, bytes, receive,
 };
 use crate::{
@@ -26,7 +26,7 @@ fn packed_messages_are_counted_and_the_first_bad_one_ends_them() {
     assert_eq!(hub.writer.push_packed(&good, SMALLEST).unwrap(), good.len());
     assert_eq!(hub.writer.push_packed(&[], SMALLEST).unwrap(), 0);
     hub.writer.publish();
-    assert_eq!((hub.writer.sequence(), hub.writer.bytes()), (2, 23));
+    assert_eq!(hub.writer.counted(), (2, 23));
     let cut = &packed([&[7; 20][..]])[..16];
     let part = header(0, FIRST).to_le_bytes();
     let long = packed([&[7; 101][..]]);
@@ -47,15 +47,15 @@ fn packed_messages_are_counted_and_the_first_bad_one_ends_them() {
         assert_eq!(hub.writer.push_packed(&row, 100).unwrap(), good.len());
         assert!(hub.writer.publish());
     }
-    assert_eq!((hub.writer.sequence(), hub.writer.bytes()), (10, 5 * 23));
+    assert_eq!(hub.writer.counted(), (10, 5 * 23));
 }
 
 #[test]
 fn a_batch_that_fills_the_ring_waits_for_no_reader_before_it_is_published() {
     let mut hub = Hub::new(SMALLEST);
     let (_, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
-    while hub.writer.push(&[7; 24]) {}
-    assert!(!hub.writer.has_room(24));
+    while hub.writer.push(&[7; 24]).unwrap() {}
+    assert!(!hub.writer.has_room(24).unwrap());
     assert_eq!(hub.writer.awaited(24), None);
     assert!(hub.writer.publish());
     let awaited = hub.writer.awaited(24).expect("a reader is in the way");
@@ -82,7 +82,7 @@ fn the_room_for_packed_records_leaves_out_what_one_at_the_ring_s_end_or_at_a_lin
         (LONG, long(LONG)),
         (CAPACITY, long(CAPACITY / 8)),
     ] {
-        assert_eq!(hub.writer.packed_room(longest), room, "{longest}");
+        assert_eq!(hub.writer.packed_room(longest).unwrap(), room, "{longest}");
     }
 }
 
@@ -123,16 +123,16 @@ fn a_head_past_what_was_published_is_a_lie_and_stays_one_when_the_list_changes()
     assert!(hub.send(&[7; 24]) && hub.send(&[7; 24]));
     liar.store(head_of(held.slot), 32, Ordering::Release);
     assert_eq!(hub.writer.used(), 32);
-    assert!(hub.writer.lie().is_none());
+    assert!(hub.writer.violation().is_none());
     liar.store(head_of(held.slot), 72, Ordering::Release);
     assert_eq!(hub.writer.used(), 0, "nobody else is there");
-    assert_eq!(hub.writer.lie().expect("a lie").number, held.number);
+    assert_eq!(hub.writer.violation().expect("a lie").number, held.number);
     let (number, mut honest) = hub.join(Delivery::Reliable, StartFrom::Now);
     for message in 0..400 {
         assert!(hub.send(&bytes(message, 24)));
         assert_eq!(receive(&mut honest), Some(bytes(message, 24)));
     }
-    assert!(hub.writer.lie().is_none(), "it is told once");
+    assert!(hub.writer.violation().is_none(), "it is told once");
     // What the honest one has read since is known still, however the list changes.
     hub.readers.release(held.number);
     assert_eq!(hub.writer.used(), 0);
@@ -166,7 +166,7 @@ fn a_change_of_the_list_costs_the_writer_the_same_however_many_readers_there_are
     for delivery in Delivery::ALL {
         let ring = OwnRegion::private(SMALLEST);
         let readers = Arc::new(Readers::new(ring.clone(), OwnRegion::nowhere(), 1 << 20));
-        let mut writer = FanOut::new(ring, Arc::clone(&readers), SMALLEST);
+        let mut writer = FanOutWriter::new(ring, Arc::clone(&readers), SMALLEST);
         let steps = Arc::new(AtomicU64::new(0));
         let join = || {
             let held = readers.hold(delivery, StartFrom::Now).unwrap();
