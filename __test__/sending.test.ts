@@ -1,3 +1,4 @@
+import { getEventListeners } from 'node:events'
 import { runInNewContext } from 'node:vm'
 
 import test from 'ava'
@@ -250,6 +251,73 @@ test.serial('waitWritable resolves when trySend and reserve of that size can suc
   const reservation = channel.reserve(2048)
   t.not(reservation, null)
   reservation!.cancel()
+})
+
+/** A signal, and what a call is rejected with once it is aborted. */
+function abortable() {
+  const over = new AbortController()
+  const reason = new Error('enough')
+  return { options: { signal: over.signal }, abort: () => over.abort(reason), error: { name: 'AbortError' }, reason }
+}
+
+test.serial('an abort removes a message of which nothing is in the ring, and no other', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+  fill(channel, 1000)
+  const before = channel.send(pattern(4, 1000))
+  const called = abortable()
+  const small = channel.send('small', called.options)
+  const large = channel.send(pattern(5, 3000), called.options)
+  const behind = channel.send(pattern(6, 100))
+  const kept = channel.send(pattern(7, 100), { signal: new AbortController().signal })
+  t.is(channel.bufferedAmount, 1000 + 5 + 3000 + 200)
+  called.abort()
+  for (const removed of [small, large]) t.is((await t.throwsAsync(removed, called.error)).cause, called.reason)
+  t.is(getEventListeners(called.options.signal, 'abort').length, 0)
+  t.is(channel.bufferedAmount, 1000 + 200)
+  t.deepEqual((await readThere(partner, 7)).slice(4), [pattern(4, 1000), pattern(6, 100), pattern(7, 100)])
+  await Promise.all([before, behind, kept])
+  await t.throwsAsync(channel.send('aborted before', called.options), called.error)
+})
+
+test.serial(
+  'an abort does nothing to a message of which a part is in the ring, nor to one that was sent',
+  async (t) => {
+    const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+    const called = abortable()
+    await channel.send('sent', called.options)
+    const inParts = channel.send(pattern(1, 9000), called.options)
+    t.true(await isPending(inParts))
+    called.abort()
+    t.true(await isPending(inParts))
+    t.deepEqual(await readThere(partner, 2), [Buffer.from('sent'), pattern(1, 9000)])
+    await inParts
+  },
+)
+
+test.serial('an abort ends the waiting of waitWritable, end and verify', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+  fill(channel, 1000)
+  const calls: ((options: { signal: AbortSignal }) => Promise<unknown>)[] = [
+    (options) => channel.waitWritable(2048, options),
+    (options) => channel.verify(options),
+    (options) => channel.end(options),
+  ]
+  for (const call of calls) {
+    await t.throwsAsync(call({ signal: AbortSignal.abort() }), { name: 'AbortError' }, 'aborted before')
+    await t.throwsAsync(call({ signal: 5 as never }), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
+  }
+  const sent = channel.send(pattern(4, 1000))
+  for (const call of calls) {
+    const called = abortable()
+    const waiting = call(called.options)
+    called.abort()
+    t.is((await t.throwsAsync(waiting, called.error)).cause, called.reason)
+    t.is(getEventListeners(called.options.signal, 'abort').length, 0)
+  }
+  // The end itself stays.
+  await t.throwsAsync(channel.send('x'), { code: 'ERR_RINGFENCE_CLOSED' })
+  t.is((await lengthsThere(partner)).length, 5)
+  await sent
 })
 
 test.serial('a sender that uses waitWritable and trySend alone gets everything through', async (t) => {

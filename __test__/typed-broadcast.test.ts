@@ -67,7 +67,7 @@ test('a publisher of values is the publisher in all else', (t) => {
     typeof message === 'string' ? message : Buffer.from(message as Uint8Array).toString()
   for (const call of asked.slice(0, 2)) call[1] = text(call[1])
   t.deepEqual(asked, [
-    ['send', '{"a":1}'],
+    ['send', '{"a":1}', undefined],
     ['trySend', '[2]'],
     ['waitWritable', 3],
     ['end'],

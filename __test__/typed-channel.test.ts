@@ -103,7 +103,7 @@ test('all that is not about values is the channel’s', async (t) => {
   t.is(typed['ref']!(), typed)
   t.is(typed['unref']!(), typed)
   t.is((typed as unknown as Typed<unknown>)[Symbol.asyncDispose](), channel['of close'] as never)
-  const taking = new Set(['waitWritable', 'waitReadable', 'close'])
+  const taking = new Set(['waitWritable', 'waitReadable', 'verify', 'end', 'close'])
   t.deepEqual(
     calls.map((call) => call.filter((each) => each !== undefined)),
     [

@@ -1,6 +1,12 @@
 // oxlint-disable-next-line import/no-cycle -- a type alone
 import type { RingfenceError } from './errors.js'
 
+/** Options of a call that waits. */
+export interface WaitOptions {
+  /** Aborts the call, which rejects with an AbortError; its `cause` is the reason. An abort after the call has resolved does nothing. */
+  signal?: AbortSignal | undefined
+}
+
 /** What the kernel attested of a peer when it was looked at. */
 export interface Identity {
   /** Process id, in this process's pid namespace; 0 for a process that has none there, which `namespace: 'any'` lets in. */

@@ -4,6 +4,7 @@ import type { Codec, CodecOptions } from '../adapters/codec.js'
 import { toDuplex } from '../adapters/duplex.js'
 import { tellClosed, tellOpen } from '../runtime/diagnostics.js'
 import { RingfenceError, fromFailure, invalid, show } from '../errors.js'
+import { untilAborted } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
 import { ReceiveBuffer, type Visit } from './receive-buffer.js'
 import { loop } from './loops.js'
@@ -25,7 +26,7 @@ import { Tokens, toToken } from './tokens.js'
 // oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
 import { typedChannel, type TypedChannel } from './typed.js'
 import { timers } from '../runtime/timers.js'
-import type { BufferSource, CloseReason, Evidence, Identity, Reservation } from '../types.js'
+import type { BufferSource, CloseReason, Evidence, Identity, Reservation, WaitOptions } from '../types.js'
 
 const lost = (reason: CloseReason) =>
   new RingfenceError(
@@ -206,10 +207,11 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * A rejection because the channel has ended is never an unhandled one, as with {@link Channel.send}. PEER_REFUSED, NO_SPACE and
    * HANDSHAKE_TIMEOUT, which only this call tells of, are unhandled as usual, where the promise has no handler.
    */
-  verify(): Promise<Identity> {
+  verify(options?: WaitOptions): Promise<Identity> {
     return this.#view.verify(
       () => (this.#reason === null ? undefined : this.#whyOver()),
       () => this.#hear(),
+      options,
     )
   }
 
@@ -222,12 +224,14 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * the peer has gone; CLOSED after `end` or `close`; RING_CORRUPT; OBJECT_EXPOSED; INVALID_ARGUMENT for what is no message, and
    * while a reservation is open. A message whose promise `close` has rejected is not in the ring, and never will be.
    *
+   * An abort of `options.signal` removes a message of which no part is in the ring yet; after that it does nothing.
+   *
    * A rejection because the channel has ended is never an unhandled one: a program need not wait for each promise, since
    * {@link Channel.closed} tells of the end. What is wrong with the call itself (INVALID_ARGUMENT, MESSAGE_TOO_LARGE, CLOSED
    * after this side's `end` on an open channel) is unhandled as usual, where the promise has no handler.
    */
-  send(message: BufferSource | string): Promise<void> {
-    return this.#sendQueue.send(message)
+  send(message: BufferSource | string, options?: WaitOptions): Promise<void> {
+    return this.#sendQueue.send(message, options)
   }
 
   /**
@@ -297,8 +301,8 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   }
 
   /** Resolves when `trySend` or `reserve` of `size` bytes can succeed. Rejects as `trySend` throws. */
-  waitWritable(size = 1): Promise<void> {
-    return this.#sendQueue.waitWritable(size)
+  waitWritable(size = 1, options?: WaitOptions): Promise<void> {
+    return this.#sendQueue.waitWritable(size, options)
   }
 
   /**
@@ -307,7 +311,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * @returns null: no more will come, and everything was read.
    * Rejects with CLOSED after this side's close; RING_CORRUPT; OBJECT_EXPOSED, where what was not read is lost; ABORTED by the signal, which loses nothing.
    */
-  async receive(options?: { signal?: AbortSignal }): Promise<Buffer | null> {
+  async receive(options?: WaitOptions): Promise<Buffer | null> {
     const signal = readerSignal(options)
     const message = this.#receiveNow()
     return message === undefined ? this.#receiveBuffer.wait(true, signal).promise : message
@@ -346,7 +350,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    *
    * @returns false: no more will come, and everything was read. Rejects as `receive`.
    */
-  async waitReadable(options?: { signal?: AbortSignal }): Promise<boolean> {
+  async waitReadable(options?: WaitOptions): Promise<boolean> {
     const readable = await this.#waitReadable(readerSignal(options))
     if (!readable) this.#endWithPeer()
     return readable
@@ -446,9 +450,11 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * Sends no more; the other direction goes on. Resolves once everything that was sent before is in the ring, or the
    * channel has ended. Once both sides have ended, and everything was read here to the null behind it, the channel closes by itself;
    * a side that does not read on calls {@link Channel.close}.
+   *
+   * @param options - An abort ends the waiting. It does not undo the end.
    */
-  end(): Promise<void> {
-    return this.#endSending(endedHere)
+  end(options?: WaitOptions): Promise<void> {
+    return untilAborted(options, () => this.#endSending(endedHere))
   }
 
   #endSending(why: () => RingfenceError): Promise<void> {

@@ -16,7 +16,7 @@ import type { MergeStats } from './stats.js'
 import { Place, TURN, Turns } from './turns.js'
 // oxlint-disable-next-line import/no-cycle -- it imports types of this file alone
 import { typedMerge, type TypedMerge } from './typed-merge.js'
-import type { CloseReason, GoneReason } from '../types.js'
+import type { CloseReason, GoneReason, WaitOptions } from '../types.js'
 import { Waiters, type Wait } from './waiters.js'
 import { timers } from '../runtime/timers.js'
 
@@ -170,7 +170,7 @@ export class Merge<Source extends MergeSource = MergeSource>
    * Rejects with CLOSED once the merge is closed (a call that waits then is told null); ABORTED by the signal, which loses nothing;
    * NO_SPACE where there is no memory for the message, which stays and is tried again in its source's next turn.
    */
-  async receive(options?: { signal?: AbortSignal }): Promise<[Source, Buffer] | null> {
+  async receive(options?: WaitOptions): Promise<[Source, Buffer] | null> {
     const signal = readerSignal(options)
     if (this.#closed) throw closedHere()
     const message = this.#receiveNow()
@@ -243,7 +243,7 @@ export class Merge<Source extends MergeSource = MergeSource>
    *
    * @returns false: every source has ended or was deleted, and everything was read. Rejects as {@link Merge.receive}.
    */
-  async waitReadable(options?: { signal?: AbortSignal }): Promise<boolean> {
+  async waitReadable(options?: WaitOptions): Promise<boolean> {
     const signal = readerSignal(options)
     if (this.#closed) throw closedHere()
     fairness.spend(this.#isWeak)

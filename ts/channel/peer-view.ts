@@ -1,6 +1,7 @@
-import { fromFailure, type RingfenceError } from '../errors.js'
+import { readerSignal } from '../endpoint/options.js'
+import { aborted, fromFailure, type RingfenceError } from '../errors.js'
 import { FAILED, type NativeChannel } from '../native.js'
-import type { Evidence, Identity } from '../types.js'
+import type { Evidence, Identity, WaitOptions } from '../types.js'
 
 /** The errors that only `verify` reports. All others are the end of the channel or subscription, which its `closed` reports as well. */
 const TOLD_BY_VERIFY: ReadonlySet<string> = new Set([
@@ -10,26 +11,49 @@ const TOLD_BY_VERIFY: ReadonlySet<string> = new Set([
   'ERR_RINGFENCE_UNSUPPORTED',
 ])
 
-/** A verification under way. */
-export interface Verification {
-  readonly promise: Promise<Identity>
+/** A verification that a caller waits for. */
+interface Verification {
   resolve(identity: Identity): void
   /** With an end, which `closed` reports as well, the rejection needs no handler. */
   reject(error: RingfenceError): void
 }
 
-export function beginVerification(): Verification {
+/**
+ * Runs a verification.
+ *
+ * @param options - The caller's. An abort ends the waiting; the verification continues, and its result counts.
+ * @param start - Not called if the options are wrong, or their signal is aborted already.
+ */
+export function runVerification(
+  options: WaitOptions | undefined,
+  start: (verification: Verification) => void,
+): Promise<Identity> {
   let resolve!: (identity: Identity) => void
-  let fail!: (error: RingfenceError) => void
+  let fail!: (error: Error) => void
   const promise = new Promise<Identity>((found, failed) => {
     resolve = found
     fail = failed
   })
-  const reject = (error: RingfenceError) => {
-    if (!TOLD_BY_VERIFY.has(error.code)) promise.catch(() => {})
-    fail(error)
+  try {
+    const signal = readerSignal(options)
+    const abort = () => fail(aborted(signal!))
+    const forget = () => signal?.removeEventListener('abort', abort)
+    signal?.addEventListener('abort', abort, { once: true })
+    start({
+      resolve(identity) {
+        forget()
+        resolve(identity)
+      },
+      reject(error) {
+        forget()
+        if (!TOLD_BY_VERIFY.has(error.code)) promise.catch(() => {})
+        fail(error)
+      },
+    })
+  } catch (error) {
+    fail(error as Error)
   }
-  return { promise, resolve, reject }
+  return promise
 }
 
 /** The peer as it was last looked at, in the handshake or by `verify`. */
@@ -60,26 +84,26 @@ export class PeerView {
    * @param over - The error after the end; `undefined` before it.
    * @param hear - Asks the core whether it has ended: the event loop may not have been notified yet.
    */
-  verify(over: () => RingfenceError | undefined, hear: () => void): Promise<Identity> {
-    const { promise, resolve, reject } = beginVerification()
-    const ended = over()
-    if (ended !== undefined) {
-      reject(ended)
-      return promise
-    }
-    const started = this.#native.verify((failure, verified) => {
-      const endedMeanwhile = over()
-      // After the end, the result of the check says nothing.
-      if (verified !== null && endedMeanwhile === undefined) {
-        this.peer = verified.identity
-        this.#evidence = Object.freeze([...this.#evidenceOfHandshake(), ...verified.evidence])
-        resolve(verified.identity)
+  verify(over: () => RingfenceError | undefined, hear: () => void, options?: WaitOptions): Promise<Identity> {
+    return runVerification(options, ({ resolve, reject }) => {
+      const ended = over()
+      if (ended !== undefined) {
+        reject(ended)
         return
       }
-      reject(failure === null ? endedMeanwhile! : fromFailure(failure))
-      hear()
+      const started = this.#native.verify((failure, verified) => {
+        const endedMeanwhile = over()
+        // After the end, the result of the check says nothing.
+        if (verified !== null && endedMeanwhile === undefined) {
+          this.peer = verified.identity
+          this.#evidence = Object.freeze([...this.#evidenceOfHandshake(), ...verified.evidence])
+          resolve(verified.identity)
+          return
+        }
+        reject(failure === null ? endedMeanwhile! : fromFailure(failure))
+        hear()
+      })
+      if (started === FAILED) reject(fromFailure(this.#native.failure()))
     })
-    if (started === FAILED) reject(fromFailure(this.#native.failure()))
-    return promise
   }
 }

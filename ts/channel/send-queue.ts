@@ -10,7 +10,8 @@
 import { isAnyArrayBuffer, isTypedArray, isUint8Array } from 'node:util/types'
 
 import { defer, within } from '../runtime/deferred.js'
-import { RingfenceError, fromFailure, invalid, show } from '../errors.js'
+import { readerSignal } from '../endpoint/options.js'
+import { RingfenceError, aborted, fromFailure, invalid, show } from '../errors.js'
 import { flushAtExit, noticeExit } from '../runtime/exit.js'
 import { Arena, lengthOf, recordSize } from './arena.js'
 import { allocateEmpty, SpareMemory } from './memory.js'
@@ -19,7 +20,7 @@ import { fairness } from '../runtime/fairness.js'
 import { Line, Place } from './line.js'
 import { RoomWait } from './room-wait.js'
 import { SendPromises, type Pending } from './send-promises.js'
-import type { BufferSource, Reservation } from '../types.js'
+import type { BufferSource, Reservation, WaitOptions } from '../types.js'
 
 /**
  * For tests: 1 where the engine is not even asked whether JavaScript may be shown memory that is not its own. Electron
@@ -124,7 +125,8 @@ export class SendQueue {
     return this.#line.places.map(({ promises }) => promises)
   }
 
-  send(message: BufferSource | string): Promise<void> {
+  send(message: BufferSource | string, options?: WaitOptions): Promise<void> {
+    if (options !== undefined) return this.#sendOther(message, options)
     if (this.#shut === null && !this.#eager) {
       const length = typeof message === 'string' ? this.#arena.takeText(message) : this.#arena.take(message)
       if (length >= 0) {
@@ -157,8 +159,9 @@ export class SendQueue {
     if (!this.#arena.isEmpty) this.pump()
   }
 
-  #sendOther(message: BufferSource | string): Promise<void> {
+  #sendOther(message: BufferSource | string, options?: WaitOptions): Promise<void> {
     try {
+      const signal = readerSignal(options)
       const bytes = this.#admit(message)
       const { length } = bytes
       if (length > this.#maxMessageSize) {
@@ -166,7 +169,9 @@ export class SendQueue {
         this.#native.send(bytes, 0)
         throw this.#failure()
       }
-      return this.#eager || length > this.#arena.most ? this.#sendNow(bytes) : this.#stage(bytes)
+      // An abort can only remove a message that shares neither memory nor a promise with others.
+      const alone = this.#eager || length > this.#arena.most || signal !== undefined
+      return alone ? this.#sendNow(bytes, signal) : this.#stage(bytes)
     } catch (error) {
       return this.#rejects(error as Error)
     }
@@ -223,7 +228,7 @@ export class SendQueue {
   }
 
   /** Straight into the ring, if everything before it is there; else a copy in line. */
-  #sendNow(bytes: Uint8Array): Promise<void> {
+  #sendNow(bytes: Uint8Array, signal?: AbortSignal): Promise<void> {
     if (!this.isEmpty) {
       this.pump()
       // It may have found the end.
@@ -252,10 +257,30 @@ export class SendQueue {
     own ??= this.#memory.copyOf(bytes.length)
     // What is in the ring is not looked at again.
     put.call(own, new Uint8Array(bytes.buffer, bytes.byteOffset + sent, bytes.length - sent), sent)
-    this.#line.push(new Parcel(own, false, sent, [pending]))
+    const parcel = new Parcel(own, false, sent, [pending])
+    this.#line.push(parcel)
     this.#buffered += bytes.length - sent
+    if (signal !== undefined)
+      this.#onAbort(signal, pending.promise, () => {
+        if (parcel.sent > 0 || !this.#line.remove(parcel)) return false
+        this.#buffered -= bytes.length
+        return true
+      })
     this.pump()
     return pending.promise.promise
+  }
+
+  /** Rejects a promise once the signal is aborted, if `remove` can still remove what the promise is about. */
+  #onAbort(signal: AbortSignal, told: Pending['promise'], remove: () => boolean): void {
+    const abort = () => {
+      if (!remove()) return
+      told.reject(aborted(signal))
+      // What is next may find room.
+      this.pump()
+    }
+    const forget = () => signal.removeEventListener('abort', abort)
+    signal.addEventListener('abort', abort, { once: true })
+    told.promise.then(forget, forget)
   }
 
   /** Moves what is in the arena to the line, so that something else can come behind it. */
@@ -399,8 +424,9 @@ export class SendQueue {
     return this.isEmpty
   }
 
-  waitWritable(size: number): Promise<void> {
+  waitWritable(size: number, options?: WaitOptions): Promise<void> {
     try {
+      const signal = readerSignal(options)
       if (!Number.isInteger(size) || size < 0)
         throw invalid(`a message's size must be a whole number, not ${show(size)}`)
       if (this.#shut !== null) throw this.#shut()
@@ -410,6 +436,7 @@ export class SendQueue {
       }
       const asking = new Asking(size)
       this.#asking.push(asking)
+      if (signal !== undefined) this.#onAbort(signal, asking.told, () => this.#asking.remove(asking))
       this.pump()
       return asking.told.promise
     } catch (error) {

@@ -11,7 +11,7 @@ import { PeerView } from './peer-view.js'
 import { ReceiveBuffer, type Visit } from './receive-buffer.js'
 import { registerSource } from './sources.js'
 import type { SubscriptionStats } from './stats.js'
-import type { Delivery, Evidence, GoneReason, Identity, SubscribeOptions } from '../types.js'
+import type { Delivery, Evidence, GoneReason, Identity, SubscribeOptions, WaitOptions } from '../types.js'
 
 // oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
 import { typedSubscription, type TypedSubscription } from './typed-broadcast.js'
@@ -140,7 +140,7 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
    * @returns null: no more will come, and everything was read. Rejects with EVICTED, where the publisher has let go of this subscriber;
    * CLOSED after this side's close; RING_CORRUPT; OBJECT_EXPOSED; ABORTED by the signal, which loses nothing.
    */
-  async receive(options?: { signal?: AbortSignal }): Promise<Buffer | null> {
+  async receive(options?: WaitOptions): Promise<Buffer | null> {
     const signal = readerSignal(options)
     const message = this.#buffer.receiveNow()
     return message === undefined ? this.#buffer.wait(true, signal).promise : message
@@ -171,7 +171,7 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
    *
    * @returns false: no more will come, and everything was read. Rejects as `receive`.
    */
-  async waitReadable(options?: { signal?: AbortSignal }): Promise<boolean> {
+  async waitReadable(options?: WaitOptions): Promise<boolean> {
     const signal = readerSignal(options)
     const readable = this.#buffer.isReadableNow()
     return readable ?? (await this.#buffer.wait(false, signal).promise) !== null
@@ -202,10 +202,11 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
    * Looks at the publisher's process again, now, and compares with the policy (`authorize` is not asked again): see
    * {@link Channel.verify}.
    */
-  verify(): Promise<Identity> {
+  verify(options?: WaitOptions): Promise<Identity> {
     return this.#view.verify(
       () => (this.#reason === null ? undefined : this.#whyOver()),
       () => this.#hear(),
+      options,
     )
   }
 

@@ -15,14 +15,14 @@ import { invalid, show } from '../errors.js'
 import { checkReceiveEach, plainObject } from '../endpoint/options.js'
 // oxlint-disable-next-line import/no-cycle -- a type alone
 import type { Channel } from './channel.js'
-import type { CloseReason, Evidence, Identity } from '../types.js'
+import type { CloseReason, Evidence, Identity, WaitOptions } from '../types.js'
 
 /** Only `with` makes them. */
 const KEY = Symbol('ringfence')
 
 /** What sends messages. */
 export interface Sends {
-  send(message: Uint8Array | string): Promise<void>
+  send(message: Uint8Array | string, options?: WaitOptions): Promise<void>
   trySend(message: Uint8Array | string): boolean
 }
 
@@ -51,14 +51,14 @@ export class Encoder<T> {
     this.#codec = codec
   }
 
-  send(value: T): Promise<void> {
+  send(value: T, options?: WaitOptions): Promise<void> {
     let message: Uint8Array | string
     try {
       message = this.#encode(value)
     } catch (error) {
       return Promise.reject(error as Error)
     }
-    return this.#to.send(message)
+    return this.#to.send(message, options)
   }
 
   trySend(value: T): boolean {
@@ -240,8 +240,8 @@ export class TypedChannel<T> implements AsyncIterable<T>, AsyncDisposable {
    * As {@link Channel.send}. Rejects with INVALID_ARGUMENT, with the `cause`, where the value cannot be encoded, or encodes to
    * nothing (undefined, a function); nothing is sent then.
    */
-  send(value: T): Promise<void> {
-    return this.#encoder.send(value)
+  send(value: T, options?: WaitOptions): Promise<void> {
+    return this.#encoder.send(value, options)
   }
 
   /**
@@ -254,8 +254,8 @@ export class TypedChannel<T> implements AsyncIterable<T>, AsyncDisposable {
   }
 
   /** As {@link Channel.waitWritable}: `size` in bytes. */
-  waitWritable(size?: number): Promise<void> {
-    return this.channel.waitWritable(size)
+  waitWritable(size?: number, options?: WaitOptions): Promise<void> {
+    return this.channel.waitWritable(size, options)
   }
 
   /** As {@link Channel.receive}; undefined: no more will come. Rejects also with MALFORMED. */
@@ -292,8 +292,8 @@ export class TypedChannel<T> implements AsyncIterable<T>, AsyncDisposable {
   }
 
   /** As {@link Channel.verify}. */
-  verify(): Promise<Identity> {
-    return this.channel.verify()
+  verify(options?: WaitOptions): Promise<Identity> {
+    return this.channel.verify(options)
   }
 
   /** As {@link Channel.sendToken}. */
@@ -307,8 +307,8 @@ export class TypedChannel<T> implements AsyncIterable<T>, AsyncDisposable {
   }
 
   /** As {@link Channel.end}. */
-  end(): Promise<void> {
-    return this.channel.end()
+  end(options?: WaitOptions): Promise<void> {
+    return this.channel.end(options)
   }
 
   /** As {@link Channel.close}. */

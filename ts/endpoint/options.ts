@@ -4,7 +4,7 @@ import { isAbsolute } from 'node:path'
 
 import { aborted, invalid, show } from '../errors.js'
 import type { NativeOptions, NativeProgram } from '../native.js'
-import type { ExecutableFile, Options, Policy, PublishOptions, SubscribeOptions } from '../types.js'
+import type { ExecutableFile, Options, Policy, PublishOptions, SubscribeOptions, WaitOptions } from '../types.js'
 
 /** What all calls together take. */
 export type AllOptions = Options &
@@ -104,7 +104,7 @@ function kindOf(value: object): string {
 }
 
 /** What a call that waits is given: its signal, if it was not aborted before. */
-export function readerSignal(options: { signal?: AbortSignal } | undefined): AbortSignal | undefined {
+export function readerSignal(options: WaitOptions | undefined): AbortSignal | undefined {
   if (options === undefined) return undefined
   plainObject('options', options, ['signal'])
   const { signal } = options

@@ -4,7 +4,7 @@ import { EventEmitter } from 'node:events'
 
 import type { Authorizer } from './authorize.js'
 import type { Codec } from '../adapters/codec.js'
-import { defer } from '../runtime/deferred.js'
+import { defer, untilAborted } from '../runtime/deferred.js'
 import { nowOpen, openNow, tellEvicted, tellRefused, tellSubscribed } from '../runtime/diagnostics.js'
 import { emit } from '../runtime/emit.js'
 import { RingfenceError, fromFailure, invalid } from '../errors.js'
@@ -15,7 +15,7 @@ import { lingerOf } from './options.js'
 import { Pump } from '../runtime/pump.js'
 import { SendQueue } from '../channel/send-queue.js'
 import type { PublisherStats } from '../channel/stats.js'
-import type { BufferSource, GoneReason, PublishOptions, Reservation } from '../types.js'
+import type { BufferSource, GoneReason, PublishOptions, Reservation, WaitOptions } from '../types.js'
 import { makeSubscriber, tellGone, type Subscriber } from './subscriber.js'
 // oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
 import { typedPublisher, type TypedPublisher } from '../channel/typed-broadcast.js'
@@ -146,8 +146,8 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
    *
    * A rejection because the publisher has ended is never an unhandled one, as with a channel.
    */
-  send(message: BufferSource | string): Promise<void> {
-    return this.#queue.send(message)
+  send(message: BufferSource | string, options?: WaitOptions): Promise<void> {
+    return this.#queue.send(message, options)
   }
 
   /**
@@ -171,8 +171,8 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
   }
 
   /** Resolves when `trySend` or `reserve` of `size` bytes can succeed. Rejects as `trySend` throws. */
-  waitWritable(size = 1): Promise<void> {
-    return this.#queue.waitWritable(size)
+  waitWritable(size = 1, options?: WaitOptions): Promise<void> {
+    return this.#queue.waitWritable(size, options)
   }
 
   /**
@@ -194,7 +194,11 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
    * Sends no more. Each subscriber gets everything, then its end. Resolves once everything that was sent before is in the ring, and the
    * address is free; {@link Publisher.closed} tells when the last subscriber has read it.
    */
-  end(): Promise<void> {
+  end(options?: WaitOptions): Promise<void> {
+    return untilAborted(options, () => this.#end())
+  }
+
+  #end(): Promise<void> {
     if (this.#ending === null) {
       this.#queue.refuse(endedHere, false)
       this.#ending = this.#queue.empty().then(() => {

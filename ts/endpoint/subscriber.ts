@@ -1,8 +1,8 @@
 import { fromFailure, RingfenceError } from '../errors.js'
 import { FAILED, type NativeSubscriber } from '../native.js'
-import { beginVerification } from '../channel/peer-view.js'
+import { runVerification } from '../channel/peer-view.js'
 import type { SubscriberStats } from '../channel/stats.js'
-import type { Delivery, Evidence, GoneReason, Identity } from '../types.js'
+import type { Delivery, Evidence, GoneReason, Identity, WaitOptions } from '../types.js'
 
 /** Only a publisher makes subscribers. */
 const KEY = Symbol('ringfence')
@@ -72,18 +72,18 @@ export class Subscriber {
    * where its executable cannot be read within `timeout`. A rejection because it has gone is never an unhandled one, as with
    * {@link Channel.verify}.
    */
-  verify(): Promise<Identity> {
-    const { promise, resolve, reject } = beginVerification()
-    const started = this.#native.verify((failure, identity) => {
-      if (identity === null) {
-        reject(fromFailure(failure))
-        return
-      }
-      this.#peer = identity
-      resolve(identity)
+  verify(options?: WaitOptions): Promise<Identity> {
+    return runVerification(options, ({ resolve, reject }) => {
+      const started = this.#native.verify((failure, identity) => {
+        if (identity === null) {
+          reject(fromFailure(failure))
+          return
+        }
+        this.#peer = identity
+        resolve(identity)
+      })
+      if (started === FAILED) reject(fromFailure(this.#native.failure()))
     })
-    if (started === FAILED) reject(fromFailure(this.#native.failure()))
-    return promise
   }
 
   /**

@@ -1,4 +1,7 @@
+import { readerSignal } from '../endpoint/options.js'
+import { aborted } from '../errors.js'
 import { LONGEST_TIMER, timers } from './timers.js'
+import type { WaitOptions } from '../types.js'
 
 /** A promise that other code keeps, or breaks. */
 export interface Deferred {
@@ -14,6 +17,21 @@ export function defer(): Deferred {
     deferred.reject = reject
   })
   return deferred
+}
+
+/** Waits for a call until the signal of the options is aborted. The abort ends the waiting and not the call. */
+export function untilAborted<T>(options: WaitOptions | undefined, call: () => Promise<T>): Promise<T> {
+  if (options === undefined) return call()
+  return new Promise((resolve, reject) => {
+    const signal = readerSignal(options)
+    const promise = call()
+    promise.then(resolve, reject)
+    if (signal === undefined) return
+    const abort = () => reject(aborted(signal))
+    const forget = () => signal.removeEventListener('abort', abort)
+    signal.addEventListener('abort', abort, { once: true })
+    promise.then(forget, forget)
+  })
 }
 
 /** Resolves once one of these has, or so many milliseconds have passed. */
