@@ -294,7 +294,7 @@ fn consume(channel: Channel, sizes: &[usize]) -> Outcome {
     let mut room = vec![0; usize::try_from(receiver.max_message_size())?];
     while !receiver.is_ended()? {
         if !receiver.has_message()? {
-            receiver.wait(None)?;
+            receiver.wait_readable(None)?;
             continue;
         }
         turn += 1;
@@ -310,7 +310,7 @@ fn consume(channel: Channel, sizes: &[usize]) -> Outcome {
                 }
             }
             2 => {
-                receiver.drain(|message: Message<'_>| check(&message.to_vec()), 3)?;
+                receiver.receive_each(|message: Message<'_>| check(&message.to_vec()), 3)?;
             }
             _ => match receiver.try_receive_packed(&mut room)? {
                 Packed::Bytes(end) => {
@@ -324,7 +324,7 @@ fn consume(channel: Channel, sizes: &[usize]) -> Outcome {
                 }
                 Packed::Large(size) => {
                     while receiver.receive_part(&mut room[..size])? != Progress::Whole {
-                        receiver.wait(None)?;
+                        receiver.wait_readable(None)?;
                     }
                     check(&room[..size]);
                 }

@@ -407,7 +407,7 @@ impl Actor {
             if merge.is_empty() {
                 thread::sleep(Duration::from_millis(1));
             } else {
-                merge.wait(Some(Instant::now() + Duration::from_millis(5)))?;
+                merge.wait_readable(Some(Instant::now() + Duration::from_millis(5)))?;
             }
         }
         Ok(())

@@ -80,7 +80,7 @@ fn read(channel: &mut Channel, job: &Job) -> Result<f64> {
     let begun = Instant::now();
     while left > 0 {
         if job.batches {
-            left -= channel.receiver().drain(
+            left -= channel.receiver().receive_each(
                 |message| {
                     message.copy_to(&mut into).expect("it fits");
                 },

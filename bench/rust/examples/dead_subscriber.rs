@@ -38,7 +38,7 @@ fn read(address: &str) -> Result<()> {
     let mut subscription = subscribe(&address.parse::<Address>()?, &Options::new())?;
     let mut bytes = 0;
     loop {
-        subscription.drain(|message| bytes += message.len(), usize::MAX)?;
+        subscription.receive_each(|message| bytes += message.len(), usize::MAX)?;
     }
 }
 

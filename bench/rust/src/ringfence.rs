@@ -123,7 +123,7 @@ impl Contender for Side {
             }
         } else {
             while n < work.count {
-                let seen = self.receiver.drain(
+                let seen = self.receiver.receive_each(
                     |message| total = message.words().fold(total, u64::wrapping_add),
                     DRAIN,
                 )?;
@@ -214,7 +214,7 @@ impl<const W: usize> Contender for Run<W> {
     fn consume(&mut self, work: &Work, _: Measure) -> Result<u64> {
         let (mut n, mut total, mut others) = (0, 0u64, 0);
         while n < work.count {
-            let seen = self.0.receiver.drain(
+            let seen = self.0.receiver.receive_each(
                 |message| match sum_items::<W>(message) {
                     Some((count, sum)) => {
                         n += count;

@@ -7,7 +7,7 @@ use napi::{bindgen_prelude::*, sys};
 use napi_derive::napi;
 use ringfence::{
     ChannelStats, CloseReason, Progress, Receiver, Sender, Tokens, Verifier,
-    binding::{self, Keep},
+    binding::{self, Keep, PairInlet},
 };
 
 use crate::{
@@ -85,7 +85,9 @@ impl Sends for Endpoint {
 }
 
 impl Reads for Endpoint {
-    type Reader = Receiver;
+    type Ring = PairInlet;
+
+    const ALWAYS_WAKES: bool = false;
 
     fn reader(&mut self) -> ringfence::Result<&mut Receiver> {
         match &mut self.halves {

@@ -3,7 +3,10 @@
 use std::os::fd::AsRawFd;
 
 use napi::bindgen_prelude::*;
-use ringfence::{Packed, Receiver, Source, Subscription, Verifier, binding};
+use ringfence::{
+    Inbound, Packed, Verifier,
+    binding::{self, Inlet},
+};
 
 use crate::{
     answers::{ENDED, FIRST, LARGE, MORE},
@@ -13,70 +16,14 @@ use crate::{
     task,
 };
 
-/// What takes messages from a ring.
-pub(crate) trait Reader: Source {
-    /// Messages as the ring has them. `goes_on`: the caller calls again at once, or wakes the peer.
-    fn receive_packed(&mut self, into: &mut [u8], goes_on: bool) -> ringfence::Result<Packed>;
-    fn begin_round(&mut self);
-    fn is_round_over(&self) -> bool;
-    fn wake(&mut self);
-    fn is_ended(&mut self) -> ringfence::Result<bool>;
-    fn arm(&mut self) -> ringfence::Result<bool>;
-    fn poll_line(&mut self) -> ringfence::Result<()>;
-    fn poll_line_later(&mut self) -> ringfence::Result<()>;
-}
-
-/// Each has these calls under the same names.
-macro_rules! reader {
-    ($reader:ty, $receive_packed:expr) => {
-        impl Reader for $reader {
-            #[inline]
-            fn receive_packed(&mut self, into: &mut [u8], goes_on: bool) -> ringfence::Result<Packed> {
-                let receive_packed: fn(&mut Self, &mut [u8], bool) -> ringfence::Result<Packed> =
-                    $receive_packed;
-                receive_packed(self, into, goes_on)
-            }
-            fn begin_round(&mut self) {
-                <$reader>::begin_round(self);
-            }
-            fn is_round_over(&self) -> bool {
-                <$reader>::is_round_over(self)
-            }
-            fn wake(&mut self) {
-                <$reader>::wake(self);
-            }
-            fn is_ended(&mut self) -> ringfence::Result<bool> {
-                <$reader>::is_ended(self)
-            }
-            fn arm(&mut self) -> ringfence::Result<bool> {
-                <$reader>::arm(self)
-            }
-            fn poll_line(&mut self) -> ringfence::Result<()> {
-                <$reader>::poll_line(self)
-            }
-            fn poll_line_later(&mut self) -> ringfence::Result<()> {
-                <$reader>::poll_line_later(self)
-            }
-        }
-    };
-}
-
-reader!(Receiver, |receiver, into, goes_on| {
-    if goes_on {
-        receiver.try_receive_more_packed(into)
-    } else {
-        receiver.try_receive_packed(into)
-    }
-});
-// How far a subscriber has read is told each time: it may be all that the publisher waits for.
-reader!(Subscription, |subscription, into, _| subscription
-    .try_receive_packed(into));
-
 /// What JavaScript reads from.
 pub(crate) trait Reads: Object {
-    type Reader: Reader;
+    type Ring: Inlet;
 
-    fn reader(&mut self) -> ringfence::Result<&mut Self::Reader>;
+    /// Whether each call wakes the peer, also if the caller calls again at once. A publisher may wait only for this subscriber.
+    const ALWAYS_WAKES: bool;
+
+    fn reader(&mut self) -> ringfence::Result<&mut Inbound<Self::Ring>>;
 
     /// What looks at the peer again.
     fn verifier(&self) -> ringfence::Result<Verifier>;
@@ -93,7 +40,7 @@ pub(crate) trait Reads: Object {
 pub(crate) fn nothing<R: Reads>(reads: &mut R) -> Answer {
     let ended = reads
         .reader()
-        .and_then(Reader::is_ended)
+        .and_then(Inbound::is_ended)
         .map(|ended| if ended { ENDED } else { 0 });
     reads.answer(ended)
 }
@@ -114,9 +61,13 @@ pub(crate) fn pull<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
             _ => {}
         }
     }
-    let pulled = reads
-        .reader()
-        .and_then(|reader| reader.receive_packed(&mut arena[from..], goes_on != 0));
+    let pulled = reads.reader().and_then(|reader| {
+        if goes_on == 0 || R::ALWAYS_WAKES {
+            reader.try_receive_packed(&mut arena[from..])
+        } else {
+            reader.try_receive_more_packed(&mut arena[from..])
+        }
+    });
     told(reads, pulled)
 }
 
@@ -158,7 +109,7 @@ pub(crate) fn wake<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
 }
 
 pub(crate) fn arm_reader<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
-    let armed = reads.reader().and_then(Reader::arm).map(i32::from);
+    let armed = reads.reader().and_then(Inbound::arm).map(i32::from);
     reads.answer(armed)
 }
 

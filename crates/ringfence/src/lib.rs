@@ -25,7 +25,7 @@
 //!
 //! # What blocks, what allocates, what happens when it is full
 //! [`join`], [`connect`], [`member()`], [`Listener::accept`], [`Membership::next`], [`Membership::leave`], [`Sender::send`],
-//! [`Sender::wait`], [`Broadcaster::send`], [`Subscription::receive`], [`Receiver::receive`], [`Receiver::wait`], [`Merge::receive`], [`Merge::wait`] and [`Tokens::token`] block, and [`listen`] where it is to wait
+//! [`Sender::wait`], [`Broadcaster::send`], [`Subscription::receive`], [`Receiver::receive`], [`Receiver::wait_readable`], [`Merge::receive`], [`Merge::wait_readable`] and [`Tokens::token`] block, and [`listen`] where it is to wait
 //! for the address. Everything else returns at once.
 //!
 //! Sending and receiving allocate nothing per message. A channel makes what it needs to sleep and to visit messages once, when it is first
@@ -55,8 +55,11 @@ compile_error!("ringfence is for 64-bit little-endian Linux");
 pub mod binding {
     pub use crate::api::pair::join_noticing;
     pub use crate::channel::held::{Keep, pull_again, pull_held, release};
+    pub use crate::channel::inbound::Inlet;
     pub use crate::channel::merge::source::{announce, barrier, line, look_parked, spin};
+    pub use crate::channel::receiver::PairInlet;
     pub use crate::channel::reserved::{Keeper, Reserved};
+    pub use crate::channel::subscription::BroadcastInlet;
     pub use crate::harden::ignore_sigusr1;
     pub use crate::ring::record::{HEADER, WHOLE};
 }

@@ -457,10 +457,12 @@ macro_rules! reads {
                 "next_size",
                 |reader| while reader.next_size().unwrap().is_none() {},
             ),
-            ("wait", |reader| assert!(reader.wait(Some(far())).unwrap())),
+            ("wait", |reader| {
+                assert!(reader.wait_readable(Some(far())).unwrap())
+            }),
             ("drain", |reader| {
                 let mut sum = 0;
-                while reader.drain(|message| sum += message.len(), 10).unwrap() == 0 {}
+                while reader.receive_each(|message| sum += message.len(), 10).unwrap() == 0 {}
                 assert!(sum > 0);
             }),
             ("try_receive_packed", |reader| {
@@ -524,7 +526,7 @@ fn a_subscription_allocates_nothing() {
             subscription.receive(&mut into).unwrap();
         }
         // The buffer in which messages are visited is made once.
-        while subscription.drain(|_| (), 1).unwrap() == 0 {}
+        while subscription.receive_each(|_| (), 1).unwrap() == 0 {}
         for _ in 0..ROUNDS {
             for (name, call) in reads!(Subscription) {
                 table.count(&format!("{delivery}, {name}"), || call(&mut subscription));
@@ -548,7 +550,7 @@ fn a_merge_allocates_nothing() {
     let mut into = [0; 4096];
     for _ in 0..200 {
         merge.receive(&mut into).unwrap();
-        merge.drain(|_, _| (), 1).unwrap();
+        merge.receive_each(|_, _| (), 1).unwrap();
     }
     for _ in 0..100 {
         table.count("receive", || {
@@ -558,8 +560,8 @@ fn a_merge_allocates_nothing() {
             merge.receive_until(&mut into, far()).unwrap();
         });
         table.count("wait, drain", || {
-            assert!(merge.wait(Some(far())).unwrap());
-            merge.drain(|_, _| (), 10).unwrap();
+            assert!(merge.wait_readable(Some(far())).unwrap());
+            merge.receive_each(|_, _| (), 10).unwrap();
         });
     }
     table.check();

@@ -138,8 +138,8 @@ fn receive_all(receiver: &mut Receiver, way: Way, traffic: &Traffic, beat: &Atom
             }
             assert!(!receiver.is_ended().unwrap(), "the other process has failed");
             match way.of_message(number) {
-                Way::Thread => assert!(receiver.wait(None).unwrap()),
-                Way::Until => assert!(receiver.wait(far()).unwrap(), "no bell was heard"),
+                Way::Thread => assert!(receiver.wait_readable(None).unwrap()),
+                Way::Until => assert!(receiver.wait_readable(far()).unwrap(), "no bell was heard"),
                 way => {
                     if receiver.arm().unwrap() {
                         event_loop.wait(way, receiver);

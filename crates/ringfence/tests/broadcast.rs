@@ -230,7 +230,7 @@ fn as_loops(arguments: &[String]) {
     let mut count = 0;
     loop {
         count += subscription
-            .drain(|bytes| assert!(number(&bytes.to_vec()) > 0), 7)
+            .receive_each(|bytes| assert!(number(&bytes.to_vec()) > 0), 7)
             .unwrap();
         if subscription.is_ended().unwrap() {
             break;

@@ -198,12 +198,12 @@ fn use_subscription(subscription: &mut Subscription) {
     is_inherited(subscription.receive_vec_until(Instant::now()));
     is_inherited(subscription.try_receive_packed(&mut room));
     is_inherited(subscription.try_receive_more_packed(&mut room));
-    is_inherited(subscription.drain(|_| {}, 1));
+    is_inherited(subscription.receive_each(|_| {}, 1));
     is_inherited(subscription.next_size());
     is_inherited(subscription.has_message());
     is_inherited(subscription.is_ended());
     is_inherited(subscription.arm());
-    is_inherited(subscription.wait(None));
+    is_inherited(subscription.wait_readable(None));
     is_inherited(subscription.verify().map(drop));
     use_verifier(&subscription.verifier());
     assert!(subscription.close_reason().is_some());
@@ -264,11 +264,11 @@ fn use_receiver(receiver: &mut Receiver) {
     binding::release(receiver);
     is_inherited(binding::announce(receiver));
     is_inherited(binding::look_parked(receiver));
-    is_inherited(receiver.drain(|_| {}, 1));
+    is_inherited(receiver.receive_each(|_| {}, 1));
     is_inherited(receiver.next_size());
     is_inherited(receiver.has_message());
     is_inherited(receiver.is_ended());
-    is_inherited(receiver.wait(None));
+    is_inherited(receiver.wait_readable(None));
     is_inherited(receiver.arm());
     assert_eq!(receiver.close_reason(), Some(CloseReason::Closed));
     assert!(!receiver.is_cut());
@@ -321,8 +321,8 @@ fn use_merge(merge: &mut Merge<AnySource>, key: Key) {
     is_inherited(merge.receive_until(&mut room, Instant::now()));
     is_inherited(merge.receive_vec());
     is_inherited(merge.next_size());
-    is_inherited(merge.drain(|_, _| {}, 1));
-    is_inherited(merge.wait(None));
+    is_inherited(merge.receive_each(|_, _| {}, 1));
+    is_inherited(merge.wait_readable(None));
     is_inherited(merge.arm());
     is_inherited(merge.poll());
     assert_eq!(merge.next_end(), None);
@@ -558,7 +558,7 @@ fn channel(address: &Address, way: &str) {
     say(in_child(way, || {
         is_inherited(receiver.is_ended());
         is_inherited(receiver.receive_vec());
-        is_inherited(receiver.wait(None));
+        is_inherited(receiver.wait_readable(None));
     }));
     drop((sender, receiver));
     say("ended");
@@ -578,8 +578,8 @@ fn merge(address: &Address, way: &str) {
     sender.send(b"end").unwrap();
     // An end that is not told yet.
     while merge.source(ended).is_some() {
-        assert!(merge.wait(None).unwrap());
-        assert_eq!(merge.drain(|_, _| {}, 1).unwrap(), 0);
+        assert!(merge.wait_readable(None).unwrap());
+        assert_eq!(merge.receive_each(|_, _| {}, 1).unwrap(), 0);
     }
     say(in_child(way, || use_merge(&mut merge, key)));
     assert!(merge.next_end().is_some_and(|(key, _)| key == ended));

@@ -88,7 +88,7 @@ fn is_corrupt(what: &str, lies: &[Vec<(usize, u64)>]) {
             receiver.receive(&mut vec![0; LONGEST]).map(drop)
         }),
         ("drain", |receiver| {
-            receiver.drain(|message| drop(message.to_vec()), 10)?;
+            receiver.receive_each(|message| drop(message.to_vec()), 10)?;
             receiver.is_ended().map(drop)
         }),
         ("packed", |receiver| {
@@ -106,7 +106,7 @@ fn is_corrupt(what: &str, lies: &[Vec<(usize, u64)>]) {
             receiver.is_ended().map(drop)
         }),
         ("wait", |receiver| {
-            receiver.wait(None)?;
+            receiver.wait_readable(None)?;
             receiver.next_size()?;
             receiver.receive(&mut vec![0; LONGEST]).map(drop)
         }),

@@ -249,7 +249,7 @@ fn next(merge: &mut Merge, room: &mut [u8]) -> Merged {
         if let Some(merged) = merge.try_receive(room).unwrap() {
             return merged;
         }
-        assert!(merge.wait(Some(end)).unwrap(), "nothing comes");
+        assert!(merge.wait_readable(Some(end)).unwrap(), "nothing comes");
     }
 }
 
@@ -264,7 +264,7 @@ fn bytes_before(merge: &mut Merge, wanted: Key, way: &str) -> usize {
             }
             bytes += message.len() + 8;
         };
-        merge.drain(visit, 100_000).unwrap();
+        merge.receive_each(visit, 100_000).unwrap();
         return before.expect("it was heard");
     }
     let mut room = [0; 2048];
@@ -417,7 +417,7 @@ fn a_source_that_is_removed_is_handed_back_open_and_its_key_names_no_other() {
     let mut scene = Scene::new();
     let mut merge: Merge = Merge::new().unwrap();
     assert!(!merge.is_ended(), "it never had one");
-    assert!(!merge.wait(Some(Instant::now())).unwrap());
+    assert!(!merge.wait_readable(Some(Instant::now())).unwrap());
     let (mut first, key) = scene.start(&mut merge, "speaker", &[]);
     for _ in 0..3 {
         speak(&mut first);
@@ -492,7 +492,7 @@ fn an_event_loop_of_the_program_s_own_hears_messages_and_ends() {
     let mut visited = Vec::new();
     assert_eq!(
         merge
-            .drain(|from, message| visited.push((from, message.len())), 10)
+            .receive_each(|from, message| visited.push((from, message.len())), 10)
             .unwrap(),
         1
     );
@@ -503,7 +503,7 @@ fn an_event_loop_of_the_program_s_own_hears_messages_and_ends() {
     assert!(is_readable(&merge, PollTimeout::MAX));
     merge.poll().unwrap();
     assert!(!merge.arm().unwrap());
-    assert_eq!(merge.drain(|_, _| (), 10).unwrap(), 0);
+    assert_eq!(merge.receive_each(|_, _| (), 10).unwrap(), 0);
     assert_eq!(merge.next_end(), Some((key, CloseReason::Exited)));
     assert!(merge.is_ended() && !is_readable(&merge, PollTimeout::ZERO));
 }
@@ -642,7 +642,7 @@ fn subscriptions_and_channels_are_read_as_one_and_an_evicted_one_leaves_with_tha
         let mut visited = None;
         if way.is_multiple_of(2) {
             let visit = |key, message: Message<'_>| visited = Some((key, message.to_vec()));
-            if merge.drain(visit, 1).unwrap() == 1 {
+            if merge.receive_each(visit, 1).unwrap() == 1 {
                 let (key, message) = visited.expect("it was visited");
                 return (key, Ok(message));
             }
@@ -650,7 +650,7 @@ fn subscriptions_and_channels_are_read_as_one_and_an_evicted_one_leaves_with_tha
         match merge.try_receive(&mut room).unwrap() {
             Some(Merged::Message { from, length }) => return (from, Ok(room[..length].to_vec())),
             Some(Merged::Ended { from, reason }) => return (from, Err(reason)),
-            None => assert!(merge.wait(Some(end)).unwrap(), "nothing comes"),
+            None => assert!(merge.wait_readable(Some(end)).unwrap(), "nothing comes"),
         }
     };
     // Nothing was received before, and a ring that is written over is not read.
@@ -685,7 +685,7 @@ fn drain_disturbed<S: ringfence::Source>(
         disturb();
         seen = message.to_vec();
     };
-    (merge.drain(visit, 100), seen)
+    (merge.receive_each(visit, 100), seen)
 }
 
 /// A subscription with one message, and the publisher that overwrites that when told to.
@@ -710,7 +710,10 @@ fn is_overwritten<S: ringfence::Source + fmt::Debug>(mut publisher: Actor, sourc
     assert!(matches!(drained, Err(Error::Evicted)), "{drained:?}");
     assert_eq!(merge.stats().messages_received, 0);
     assert_eq!(merge.next_end(), Some((from, CloseReason::Evicted)));
-    assert_eq!(merge.drain(|_, _| panic!("nothing is left"), 100).unwrap(), 0);
+    assert_eq!(
+        merge.receive_each(|_, _| panic!("nothing is left"), 100).unwrap(),
+        0
+    );
     publisher.go_on();
     publisher.finish();
 }
@@ -895,9 +898,9 @@ fn use_inherited(mut merge: Merge, key: Key) {
     let is_closed = |error: Option<Error>| assert!(matches!(error, Some(Error::Closed(_))));
     is_closed(merge.try_receive(&mut [0; 64]).err());
     is_closed(merge.next_size().err());
-    is_closed(merge.drain(|_, _| (), 1).err());
+    is_closed(merge.receive_each(|_, _| (), 1).err());
     is_closed(merge.arm().err());
-    is_closed(merge.wait(None).err());
+    is_closed(merge.wait_readable(None).err());
     is_closed(merge.poll().err());
     assert!(merge.remove(key).is_none());
 }

@@ -271,7 +271,7 @@ fn a_reader_whose_channel_is_closed_meanwhile_is_not_handed_what_was_wiped() {
     let mut into = vec![0; MUCH];
     for round in 0..24 {
         let (mut sender, mut receiver) = join(&address, &small().wait(true)).unwrap().split();
-        assert!(receiver.wait(None).unwrap());
+        assert!(receiver.wait_readable(None).unwrap());
         into.fill(1);
         let found = thread::scope(|scope| {
             scope.spawn(move || sender.close());

@@ -318,7 +318,7 @@ const READS: [(&str, Read); 7] = [
     }),
     ("drain", |subscription| {
         subscription
-            .drain(|_| panic!("nothing is handed out"), 100)
+            .receive_each(|_| panic!("nothing is handed out"), 100)
             .map(drop)
     }),
 ];

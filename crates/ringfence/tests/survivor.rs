@@ -68,7 +68,7 @@ fn read_all(receiver: &mut Receiver) -> u64 {
             assert_eq!(message.len(), MESSAGE);
             count += 1;
         };
-        receiver.drain(drain, 3).unwrap();
+        receiver.receive_each(drain, 3).unwrap();
         if let Packed::Bytes(bytes) = receiver.try_receive_packed(&mut into).unwrap() {
             check(count, &into[8..bytes]);
             count += 1;
@@ -90,7 +90,7 @@ fn survive(address: &Address, then: &str) {
     setrlimit(Resource::RLIMIT_AS, size + LITTLE, hard).unwrap();
     say("ready");
     while receiver.close_reason().is_none() {
-        receiver.wait(None).unwrap();
+        receiver.wait_readable(None).unwrap();
         receiver.poll_line().unwrap();
         sender.poll_line();
     }
@@ -133,7 +133,7 @@ fn be_short(address: &Address, how: &str) {
     } else {
         // In the memory that there is.
         while receiver.receive_part(&mut into).unwrap() != Progress::Whole {
-            receiver.wait(None).unwrap();
+            receiver.wait_readable(None).unwrap();
         }
         setrlimit(Resource::RLIMIT_AS, hard, hard).unwrap();
     }
@@ -147,8 +147,8 @@ fn be_short(address: &Address, how: &str) {
             assert_eq!(message.len(), if visited == 0 { LONG } else { 5 });
             visited += 1;
         };
-        if receiver.drain(drain, 1).unwrap() == 0 {
-            receiver.wait(None).unwrap();
+        if receiver.receive_each(drain, 1).unwrap() == 0 {
+            receiver.wait_readable(None).unwrap();
         }
     }
     let kept = status("RssAnon").saturating_sub(before);

@@ -180,9 +180,9 @@ fn what_is_dropped_before_it_is_ready_loses_nothing() {
         }
         for _ in 0..2 {
             assert!(receiver.receive_vec().now_or_never().is_none());
-            assert!(receiver.readable().now_or_never().is_none());
+            assert!(receiver.wait_readable().now_or_never().is_none());
             actor.go_on();
-            assert!(receiver.readable().await.unwrap());
+            assert!(receiver.wait_readable().await.unwrap());
             assert_eq!(receiver.receive_vec().await.unwrap().unwrap(), b"said");
         }
         let mut sent = Vec::new();
@@ -255,7 +255,7 @@ fn a_task_that_always_finds_a_message_lets_the_others_have_their_turn() {
             let receiver = channel.get_mut().receiver();
             assert!(
                 receiver
-                    .wait(Some(std::time::Instant::now() + TIME_LIMIT))
+                    .wait_readable(Some(std::time::Instant::now() + TIME_LIMIT))
                     .unwrap()
             );
             assert_eq!(channel.receive_vec().await.unwrap().unwrap(), b"flood");

@@ -221,7 +221,7 @@ fn a_deadline_ends_a_wait_and_loses_nothing() {
         receiver.receive_until(&mut into, soon()),
         Err(Error::TimedOut)
     ));
-    assert!(!receiver.wait(Some(soon())).unwrap());
+    assert!(!receiver.wait_readable(Some(soon())).unwrap());
     other.go_on();
     let far = Instant::now() + TIME_LIMIT;
     assert_eq!(receiver.receive_until(&mut into, far).unwrap(), Some(4));
@@ -244,14 +244,18 @@ fn a_message_that_one_call_has_begun_another_ends() {
         |receiver| {
             let mut into = vec![0; receiver.next_size().unwrap().expect("under way")];
             while receiver.receive_part(&mut into).unwrap() != Progress::Whole {
-                receiver.wait(None).unwrap();
+                receiver.wait_readable(None).unwrap();
             }
             into
         },
         |receiver| {
             let mut found = Vec::new();
-            while receiver.drain(|message| found = message.to_vec(), 1).unwrap() == 0 {
-                receiver.wait(None).unwrap();
+            while receiver
+                .receive_each(|message| found = message.to_vec(), 1)
+                .unwrap()
+                == 0
+            {
+                receiver.wait_readable(None).unwrap();
             }
             found
         },
@@ -300,20 +304,20 @@ fn a_message_begun_in_the_callers_buffer_is_ended_there() {
     let mut other_buffer = vec![0; 100_000];
     for refused in [
         receiver.try_receive(&mut other_buffer).map(drop),
-        receiver.drain(|_| {}, 1).map(drop),
+        receiver.receive_each(|_| {}, 1).map(drop),
         receiver.try_receive_packed(&mut other_buffer).map(drop),
     ] {
         assert!(matches!(refused, Err(Error::InvalidArgument(_))), "{refused:?}");
     }
     other.go_on();
-    receiver.wait(None).unwrap();
+    receiver.wait_readable(None).unwrap();
     // One that is too small neither loses nor spoils it.
     assert!(matches!(
         receiver.receive_part(&mut [0; 10]),
         Err(Error::InvalidArgument(_))
     ));
     while receiver.receive_part(&mut into).unwrap() != Progress::Whole {
-        receiver.wait(None).unwrap();
+        receiver.wait_readable(None).unwrap();
     }
     assert!(into == message(1, 100_000));
     other.go_on();
@@ -357,7 +361,7 @@ fn a_message_longer_than_the_buffer_stays_where_it_is() {
     let (mut sender, mut receiver) = channel.split();
     for length in [600, 3000] {
         sender.send(&message(1, length)).unwrap();
-        receiver.wait(None).unwrap();
+        receiver.wait_readable(None).unwrap();
         assert_eq!(receiver.next_size().unwrap(), Some(length));
         assert!(matches!(
             receiver.try_receive(&mut [0; 100]),
@@ -445,9 +449,9 @@ fn what_is_used_after_its_close_says_so() {
         receiver.try_receive(&mut into).map(drop),
         receiver.try_receive_packed(&mut into).map(drop),
         receiver.receive_part(&mut into).map(drop),
-        receiver.drain(|_| {}, 1).map(drop),
+        receiver.receive_each(|_| {}, 1).map(drop),
         receiver.next_size().map(drop),
-        receiver.wait(None).map(drop),
+        receiver.wait_readable(None).map(drop),
     ] {
         assert!(matches!(closed, Err(Error::Closed(_))), "{closed:?}");
     }

@@ -333,7 +333,7 @@ fn poll_all(channels: &mut Channels, count: u64) -> Result<u64> {
     while n < count {
         let before = n;
         for (_, receiver) in &mut channels.ends {
-            n += receiver.drain(
+            n += receiver.receive_each(
                 |message| total = message.words().fold(total, u64::wrapping_add),
                 DRAIN,
             )? as u64;
@@ -349,7 +349,7 @@ fn merge_all(channels: &mut Channels, count: u64) -> Result<u64> {
     let merge = channels.merge()?;
     let (mut n, mut total) = (0, 0u64);
     while n < count {
-        let seen = merge.drain(
+        let seen = merge.receive_each(
             |_, message| total = message.words().fold(total, u64::wrapping_add),
             DRAIN,
         )?;
@@ -372,7 +372,7 @@ fn overhear_all(channels: &mut Channels, count: u64) -> Result<u64> {
             if most == 0 {
                 continue;
             }
-            let here = subscription.drain(
+            let here = subscription.receive_each(
                 |message| *total = message.words().fold(*total, u64::wrapping_add),
                 most,
             )?;

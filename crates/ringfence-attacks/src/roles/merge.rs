@@ -94,7 +94,7 @@ fn visit(merge: &mut Merge<Subscription>) -> String {
             seen = message.words().next();
         }
     };
-    let outcome = match merge.drain(visitor, 10) {
+    let outcome = match merge.receive_each(visitor, 10) {
         Ok(count) => format!("{count} visited"),
         Err(error) => error.code().into(),
     };

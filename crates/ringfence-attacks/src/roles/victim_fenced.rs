@@ -400,7 +400,7 @@ fn work(how: &str, writing: &mut Sender, reading: &mut Receiver, milliseconds: u
                     Ok(0)
                 }
             }),
-            _ => reading.drain(
+            _ => reading.receive_each(
                 |message: Message<'_>| {
                     // Read every word once, and copy.
                     std::hint::black_box(message.words().fold(0, u64::wrapping_add));

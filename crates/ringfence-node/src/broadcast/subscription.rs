@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 
 use napi::{bindgen_prelude::*, sys};
-use ringfence::{Subscription, SubscriptionStats, Verifier};
+use ringfence::{Subscription, SubscriptionStats, Verifier, binding::BroadcastInlet};
 
 use crate::{
     answers::{Ended, LARGE, OTHER, WHOLE},
@@ -54,7 +54,9 @@ impl Object for Reading {
 }
 
 impl Reads for Reading {
-    type Reader = Subscription;
+    type Ring = BroadcastInlet;
+
+    const ALWAYS_WAKES: bool = true;
 
     fn reader(&mut self) -> ringfence::Result<&mut Subscription> {
         self.subscription.as_mut().ok_or(CLOSED)

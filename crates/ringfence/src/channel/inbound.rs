@@ -33,6 +33,7 @@ pub trait Inlet: fmt::Debug + Sized {
     /// How far everything was read.
     fn position(&self) -> u64;
 
+    /// Bytes of the ring.
     fn capacity(&self) -> u64;
 
     /// Whether everything known was read. Does not load the peer's tail.
@@ -376,8 +377,8 @@ impl<R: Inlet> Inbound<R> {
     /// # let address: ringfence::Address = "@prices".parse()?;
     /// # let (_sender, mut receiver) = ringfence::join(&address, &ringfence::Options::new())?.split();
     /// let mut bytes = 0;
-    /// while receiver.wait(None)? && !receiver.is_ended()? {
-    ///     receiver.drain(|message| bytes += message.len(), 1000)?;
+    /// while receiver.wait_readable(None)? && !receiver.is_ended()? {
+    ///     receiver.receive_each(|message| bytes += message.len(), 1000)?;
     /// }
     /// # Ok(())
     /// # }
@@ -388,12 +389,12 @@ impl<R: Inlet> Inbound<R> {
     /// closed on another thread), the last visits may have been of memory that was wiped or overwritten in the meantime. Discard what
     /// they saw; `stats` does not count them.
     #[inline]
-    pub fn drain(&mut self, visit: impl FnMut(Message<'_>), max: usize) -> Result<usize> {
+    pub fn receive_each(&mut self, visit: impl FnMut(Message<'_>), max: usize) -> Result<usize> {
         let Visited { count, dry } = self.visit(visit, max, ALL_THAT_IS_THERE);
         dry.map(|_| count)
     }
 
-    /// Like [`drain`](Inbound::drain), for about `bytes` bytes, which may arrive during the call.
+    /// Like [`receive_each`](Inbound::receive_each), for about `bytes` bytes, which may arrive during the call.
     #[inline]
     pub(crate) fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Visited {
         let mut count = 0;
@@ -505,7 +506,7 @@ impl<R: Inlet> Inbound<R> {
     ///
     /// # Errors
     /// As [`try_receive`](Inbound::try_receive).
-    pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
+    pub fn wait_readable(&mut self, deadline: Option<Instant>) -> Result<bool> {
         self.wait_until((), deadline)
     }
 

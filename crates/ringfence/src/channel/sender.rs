@@ -503,7 +503,7 @@ impl AsFd for Sender {
     ///
     /// This is the private line, and both halves have the same:
     /// one event loop waits for both, or for one of them while a thread waits for the other (such as in
-    /// [`Receiver::wait`](crate::Receiver::wait)). Threads beside a loop cost the channel two descriptors, made when the first of
+    /// [`Receiver::wait_readable`](crate::Receiver::wait_readable)). Threads beside a loop cost the channel two descriptors, made when the first of
     /// them waits; where a thread slept in a call when the loop began, the loop gets an epoll of its own for the line (two more).
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.shared.line_alone()

@@ -68,7 +68,7 @@ fn values_of_one_size_are_one_message_in_place() {
         assert!(message.items::<u64>().is_none(), "36 bytes are no words");
         found.extend(message.items::<[u32; 3]>().expect("a run"));
     };
-    assert_eq!(receiver.drain(visit, 10).expect("open"), 1);
+    assert_eq!(receiver.receive_each(visit, 10).expect("open"), 1);
     assert_eq!(found, [[0, 7, !0], [1, 7, !1], [2, 7, !2]]);
     for many in [usize::try_from(CAPACITY).expect("small"), usize::MAX] {
         let error = sender
@@ -82,7 +82,7 @@ fn values_of_one_size_are_one_message_in_place() {
         assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
     }
     assert_eq!(
-        receiver.drain(|_| (), 10).expect("open"),
+        receiver.receive_each(|_| (), 10).expect("open"),
         0,
         "nothing else was sent"
     );
@@ -100,14 +100,14 @@ fn a_reader_that_only_polls_has_its_rounds_its_messages_and_its_end() {
             assert!(!receiver.is_round_over());
             assert_eq!(receiver.try_receive(&mut into).expect("open"), None);
             assert!(receiver.is_round_over());
-            assert_eq!(receiver.drain(|_| (), 9).expect("open"), 0);
+            assert_eq!(receiver.receive_each(|_| (), 9).expect("open"), 0);
         }
         assert!(sender.try_send(&number.to_le_bytes()).expect("open"));
         if number % 2 == 0 {
             assert_eq!(receiver.try_receive(&mut into).expect("open"), Some(8));
         } else {
             let visit = |message: Message<'_>| _ = message.copy_to(&mut into);
-            assert_eq!(receiver.drain(visit, 9).expect("open"), 1);
+            assert_eq!(receiver.receive_each(visit, 9).expect("open"), 1);
         }
         assert_eq!(u64::from_le_bytes(into), number);
     }
@@ -206,7 +206,7 @@ fn a_drain_ends_with_what_was_there() {
                 assert!(sender.try_send(&[0; 8]).expect("it is open"));
             }
         };
-        let drained = receiver.drain(visit, max).expect("it is open");
+        let drained = receiver.receive_each(visit, max).expect("it is open");
         assert_eq!(drained, visits);
         drained
     };
@@ -510,7 +510,7 @@ impl Both {
                 let mut seen = Vec::new();
                 let drained = self
                     .receiver
-                    .drain(|message| seen.push(message.try_to_vec().unwrap()), amount % 9);
+                    .receive_each(|message| seen.push(message.try_to_vec().unwrap()), amount % 9);
                 if let Some(count) = Self::heard(drained) {
                     assert_eq!(count, seen.len());
                     for message in seen {

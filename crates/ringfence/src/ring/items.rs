@@ -32,7 +32,7 @@ impl<'a> Message<'a> {
     /// # let address: ringfence::Address = "@prices".parse()?;
     /// # let (_sender, mut receiver) = ringfence::join(&address, &ringfence::Options::new())?.split();
     /// let mut sum = 0;
-    /// receiver.drain(
+    /// receiver.receive_each(
     ///     |message| match message.items::<[u64; 8]>() {
     ///         Some(items) => items.for_each(|item| sum += item[0]),
     ///         None => println!("{} bytes are not a run of such values", message.len()),

@@ -84,12 +84,12 @@ impl<R: Inlet> Inbound<R> {
         self.take(inbound::Inbound::try_receive_vec).await
     }
 
-    /// Waits until there is something to read, for a caller that reads it in the peer's memory ([`drain`](crate::Inbound::drain), through
+    /// Waits until there is something to read, for a caller that reads it in the peer's memory ([`receive_each`](crate::Inbound::receive_each), through
     /// [`get_mut`](Inbound::get_mut)). `false`: no more will come. Cancel safe.
     ///
     /// # Errors
-    /// As [`wait`](crate::Inbound::wait).
-    pub async fn readable(&mut self) -> Result<bool> {
+    /// As [`wait_readable`](crate::Inbound::wait_readable).
+    pub async fn wait_readable(&mut self) -> Result<bool> {
         let there = self.take(|half| Ok(half.has_message()?.then_some(())));
         Ok(there.await?.is_some())
     }

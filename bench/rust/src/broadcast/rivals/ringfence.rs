@@ -62,7 +62,7 @@ impl Subscribe for Subscription {
         let (mut n, mut total) = (0, 0u64);
         while n < work.count {
             let most = DRAIN.min((work.count - n) as usize);
-            let seen = self.drain(
+            let seen = self.receive_each(
                 |message| total = message.words().fold(total, u64::wrapping_add),
                 most,
             )?;
@@ -101,7 +101,7 @@ impl<const LATEST: bool> Subscribe for Lossy<LATEST> {
         let (mut next, mut wrong) = (0, 0);
         self.read = 0;
         while next < work.first_word(work.count) {
-            let seen = self.subscription.drain(
+            let seen = self.subscription.receive_each(
                 |message| {
                     let mut words = message.words();
                     let Some(first) = words.next() else { return };
@@ -170,7 +170,7 @@ impl<const W: usize> Subscribe for RunReader<W> {
         let (mut n, mut total, mut others) = (0, 0u64, 0);
         while n < work.count {
             let most = DRAIN.min((work.count - n) as usize / BATCH);
-            let seen = self.0.drain(
+            let seen = self.0.receive_each(
                 |message| match sum_items::<W>(message) {
                     Some((count, sum)) => {
                         n += count;
@@ -281,7 +281,7 @@ impl Subscribe for Pair {
     fn consume(&mut self, work: &Work, _: bool) -> Result<u64> {
         let (mut n, mut total) = (0, 0u64);
         while n < work.count {
-            let seen = self.receiver.drain(
+            let seen = self.receiver.receive_each(
                 |message| total = message.words().fold(total, u64::wrapping_add),
                 DRAIN.min((work.count - n) as usize),
             )?;

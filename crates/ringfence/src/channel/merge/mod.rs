@@ -347,7 +347,7 @@ impl<S: Source> Merge<S> {
     }
 
     /// The next message, into the beginning of `into`, or the end of a source; sleeps until there is one. `None`: no more will come
-    /// ([`Merge::is_ended`]). Errors as [`Merge::try_receive`], and as [`Merge::wait`].
+    /// ([`Merge::is_ended`]). Errors as [`Merge::try_receive`], and as [`Merge::wait_readable`].
     #[inline]
     pub fn receive(&mut self, into: &mut [u8]) -> Result<Option<Merged>> {
         self.take_by(None, |merge| merge.receive_ready(into))
@@ -434,11 +434,11 @@ impl<S: Source> Merge<S> {
     /// sources are returned by [`Merge::next_end`] and [`Merge::try_receive`].
     ///
     /// # Errors
-    /// As [`Receiver::drain`], but what ends a source is an error only if it may have spoiled a visit: with [`Error::Evicted`],
+    /// As [`Receiver::receive_each`], but what ends a source is an error only if it may have spoiled a visit: with [`Error::Evicted`],
     /// [`Error::ObjectExposed`] or [`Error::Closed`] the last visits, all of one source, may have been of messages that were overwritten or
     /// wiped in the meantime. Discard what they saw; [`Merge::stats`] does not count them. That source has left then, and the next
     /// call goes on with the others.
-    pub fn drain(&mut self, mut visit: impl FnMut(Key, Message<'_>), max: usize) -> Result<usize> {
+    pub fn receive_each(&mut self, mut visit: impl FnMut(Key, Message<'_>), max: usize) -> Result<usize> {
         self.birth.check()?;
         let mut count = 0;
         while count < max {
@@ -476,20 +476,20 @@ impl<S: Source> Merge<S> {
         Ok(count)
     }
 
-    /// The next end of a source that was not returned yet, for a caller that reads with [`Merge::drain`]. `None` in a child.
+    /// The next end of a source that was not returned yet, for a caller that reads with [`Merge::receive_each`]. `None` in a child.
     pub fn next_end(&mut self) -> Option<(Key, CloseReason)> {
         self.ends.pop_front().filter(|_| self.birth.is_here())
     }
 
     /// Sleeps until there is something to read, or an end to be told, or no more will come. `false`: the deadline has passed. Errors
     /// with [`Error::NoSpace`] and [`Error::Unsupported`] where the kernel does not let it wait, and the trouble is this side's own.
-    pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool> {
+    pub fn wait_readable(&mut self, deadline: Option<Instant>) -> Result<bool> {
         self.wait_until((), deadline)
     }
 
     /// For event loops: has every source ring that has nothing. `true`: there is nothing now; wait for the descriptor ([`AsFd`]) to
     /// be readable, then call [`Merge::poll`]. `false`: there is something to read, or an end to be told, or no more will
-    /// come. Errors as [`Merge::wait`].
+    /// come. Errors as [`Merge::wait_readable`].
     pub fn arm(&mut self) -> Result<bool> {
         self.birth.check()?;
         if self.has_ready()? {
@@ -519,7 +519,7 @@ impl<S: Source> Merge<S> {
         Ok(!self.has_ready()?)
     }
 
-    /// For event loops: hears what the sources' peers have said, if anything. Errors as [`Merge::wait`].
+    /// For event loops: hears what the sources' peers have said, if anything. Errors as [`Merge::wait_readable`].
     pub fn poll(&mut self) -> Result<()> {
         self.birth.check()?;
         self.hear(Some(Instant::now())).map(drop)
@@ -681,7 +681,7 @@ impl<S: Source> Awaited for Merge<S> {
     }
 
     fn sleep_until(&mut self, deadline: Option<Instant>) -> Result<bool> {
-        self.wait(deadline)
+        self.wait_readable(deadline)
     }
 }
 

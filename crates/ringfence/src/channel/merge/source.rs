@@ -36,7 +36,7 @@ pub trait Reading: Waits<For = ()> {
     /// See [`Inbound::try_receive_vec`].
     fn try_receive_vec(&mut self) -> Result<Option<Vec<u8>>>;
 
-    /// Visits at most `max` messages, and stops once about `bytes` bytes were visited. See [`Inbound::drain`].
+    /// Visits at most `max` messages, and stops once about `bytes` bytes were visited. See [`Inbound::receive_each`].
     fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Visited;
 
     /// See [`Inbound::next_size`].

@@ -138,7 +138,7 @@ fn pass(sender: &mut Sender, receiver: &mut Receiver, message: &[u8], into: &mut
         }
         assert_eq!(
             receiver
-                .drain(|_| panic!("a piece is no message"), 1)
+                .receive_each(|_| panic!("a piece is no message"), 1)
                 .expect("open"),
             0
         );

@@ -444,7 +444,7 @@ const READS: [(&str, Read); 7] = [
     ("pull_held", |receiver| {
         pull_held(receiver, &mut [0; 4096], 0..=4096, Keep::Each).map(drop)
     }),
-    ("drain", |receiver| receiver.drain(|_| (), 10).map(drop)),
+    ("drain", |receiver| receiver.receive_each(|_| (), 10).map(drop)),
 ];
 
 /// A peer whose memory is exposed says so before it wipes it: what is read after that may be zeros.

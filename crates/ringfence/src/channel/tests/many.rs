@@ -91,9 +91,9 @@ fn a_drain_of_several_sources_visits_no_more_than_it_may() {
             sources.push(source);
         }
         let mut visits = 0;
-        let drained = merge.drain(|_, _| visits += 1, max).expect("open");
+        let drained = merge.receive_each(|_, _| visits += 1, max).expect("open");
         assert_eq!((drained, visits), (max.min(6), max.min(6)));
-        assert_eq!(merge.drain(|_, _| (), 9).expect("open"), 6 - max.min(6));
+        assert_eq!(merge.receive_each(|_, _| (), 9).expect("open"), 6 - max.min(6));
     }
 }
 

@@ -306,7 +306,7 @@ fn what_is_read_while_the_peer_is_exposed_is_no_message() {
         visits += 1;
         region.store(layout::PHASE, Phase::EXPOSED.word(), Ordering::Release);
     };
-    let drained = receiver.drain(visit, 9);
+    let drained = receiver.receive_each(visit, 9);
     assert!(matches!(drained, Err(Error::ObjectExposed(_))), "{drained:?}");
     assert!(visits > 0);
     assert_eq!(receiver.close_reason(), Some(CloseReason::Exposed));
@@ -333,7 +333,7 @@ fn what_is_read_while_this_side_is_closed_on_another_thread_is_no_message() {
                 unwritten.close();
             }
         };
-        let drained = receiver.drain(visit, 9);
+        let drained = receiver.receive_each(visit, 9);
         if ends_sending {
             assert_eq!(drained.expect("it reads on"), 3);
         } else {

@@ -268,7 +268,7 @@ impl Program {
             }
             3 => {
                 let most = room % 300;
-                let drained = self.receiver.drain(
+                let drained = self.receiver.receive_each(
                     |message| {
                         assert!(message.len() as u64 <= LONGEST);
                         read_in_every_way(&message);
