@@ -1,0 +1,459 @@
+// Messages fetched from a ring, many with one call into the binding, and not handed out yet.
+//
+// One call copies as many records as fit into memory, and JavaScript walks them there. A visitor sees a chunk, which is reused. A caller that
+// wants a Buffer gets one that is never written again: a long message has memory of its own, and short ones share a block. So a message
+// that is kept keeps little else.
+//
+// A program may transfer a block with one of its messages (Node before 21 lets a stream of bytes do so). The messages behind it are not lost:
+// they are held in the ring until the last of them is handed out.
+
+import { fromFailure, invalid, type RingfenceError } from '../errors.js'
+import { ENDED, FAILED, HEADER, LARGE, OTHER, WHOLE, type NativeReader } from '../native.js'
+import { Block, OWN, recordSize } from './block.js'
+import { allocate, allocateShared, BufferView } from './memory.js'
+
+/** Bytes of the chunk: what one call carries at most. */
+const CHUNK = 128 * 1024
+/** The same if the records are copied out of it. */
+const NEAR = 32 * 1024
+/** With less room than this, a chunk that visitors use is left to them. */
+const ROOM = 8 * 1024
+/** Memory for large messages that is kept for the next visit. */
+const SCRATCH_KEPT = 16 * 1024 * 1024
+/**
+ * Bytes of messages that came several at a time, since the peer was last asked for a wakeup: with this many, more are likely on their way, and
+ * some turns of the event loop pass before the peer is asked again. Asking costs both processes several microseconds, and so does the wakeup.
+ * Messages that come one at a time are no such stream.
+ */
+const MUCH = 4 * 1024
+/** Turns that pass, with nothing found, before the peer is asked. */
+const TURNS = 8
+
+const EMPTY = Buffer.alloc(0)
+
+/** Looked up once, as in the send queue. */
+const put = Uint8Array.prototype.set
+
+/** Memory that visitors see, and that is reused. Empty before the first fetch: a channel may have no visitors. */
+class Chunk {
+  bytes: Buffer = EMPTY
+  words: Uint32Array = new Uint32Array(0)
+  used = 0
+
+  renew(): void {
+    this.bytes = allocateShared(CHUNK, 'what is received')
+    this.words = new Uint32Array(this.bytes.buffer)
+    this.used = 0
+  }
+}
+
+/** Blocks of short and of long messages. */
+class Blocks {
+  readonly short = Block.short()
+  readonly long = Block.long()
+  /** The block for the next messages: they are mostly like the last ones. */
+  current = this.short
+  /** Bytes of one of the last messages. */
+  length = 0
+
+  of(length: number): Block {
+    return length > this.short.most ? this.long : this.short
+  }
+}
+
+/** Records of the chunk, copied to memory that no visitor sees. */
+class Copies {
+  /** The last message had memory of its own, and so has the next one, likely. */
+  far = false
+  /** Records of the chunk are copied up to here… */
+  upTo = 0
+  #memory: Buffer = EMPTY
+  #whole = new ArrayBuffer(0)
+  /** …this number of bytes further on than in the copy. */
+  #shift = 0
+
+  /** A message of the chunk in memory of the caller's own. `end` is the end of the chunk's records. */
+  copy(chunk: Buffer, words: Uint32Array, start: number, length: number, end: number, blocks: Blocks): Buffer {
+    if (length > OWN) {
+      this.far = true
+      return copyOf(chunk.subarray(start, start + length))
+    }
+    // If the copy was transferred, the messages that were handed out went with it; the remainder is copied anew.
+    if (start > this.upTo || this.#memory.length === 0) this.#copyRun(chunk, words, start - HEADER, length, end, blocks)
+    return new BufferView(this.#whole, start - this.#shift, length)
+  }
+
+  /** Copies the record at `at` to a block, and those that follow, as far as they fit and belong there. */
+  #copyRun(chunk: Buffer, words: Uint32Array, at: number, length: number, end: number, blocks: Blocks): void {
+    const block = blocks.of(length)
+    block.makeRoom(length)
+    const { memory, used, least, most } = block
+    const last = Math.min(end, at + memory.length - used)
+    let to = at + recordSize(length)
+    while (to < last) {
+      const next = words[to >>> 2]!
+      const after = to + recordSize(next)
+      if (after > last || next < least || next > most) break
+      to = after
+    }
+    put.call(memory, chunk.subarray(at, to), used)
+    block.used = used + to - at
+    this.#memory = memory
+    this.#whole = block.whole
+    this.#shift = at - used
+    this.upTo = to
+  }
+}
+
+/** A message that is too large for a chunk or a block. */
+class LargeMessage {
+  /** The whole message. */
+  message: Buffer | null = null
+  /** Memory for a message that has not arrived in full. */
+  partial: Buffer | null = null
+  /** The memory can be given to the caller. */
+  own = false
+  #scratch: Buffer | null = null
+
+  begin(size: number, own: boolean): void {
+    this.own = own
+    this.partial = own ? allocate(size, 'a message') : this.#scratchFor(size)
+  }
+
+  #scratchFor(size: number): Buffer {
+    if (this.#scratch !== null && this.#scratch.length >= size) return this.#scratch.subarray(0, size)
+    this.#scratch = null
+    const scratch = allocate(size, 'a message')
+    if (size <= SCRATCH_KEPT) this.#scratch = scratch
+    return scratch
+  }
+
+  /** It has arrived, with this number of bytes. */
+  finish(length?: number): void {
+    this.message = length === undefined ? this.partial : this.partial!.subarray(0, length)
+    this.partial = null
+  }
+
+  /** Takes it out, in memory of the caller's own. */
+  take(): Buffer {
+    const message = this.own ? this.message! : copyOf(this.message!)
+    this.message = null
+    return message
+  }
+}
+
+/** Whether more messages are likely on their way. */
+export class Pace {
+  #bytes = 0
+  #turns = 0
+
+  /** Records have arrived, the first of which has `first` bytes. */
+  found(bytes: number, first: number): void {
+    this.#turns = 0
+    if (bytes > recordSize(first)) this.#bytes += bytes
+  }
+
+  /** Whether to let one more turn of the event loop pass before the peer is asked for a wakeup. */
+  waits(): boolean {
+    if (this.#bytes < MUCH || this.#turns >= TURNS) {
+      this.#bytes = this.#turns = 0
+      return false
+    }
+    this.#turns += 1
+    return true
+  }
+}
+
+/** What the owner of a {@link Fetched} is notified of. */
+export interface FetchEvents {
+  /** A call of the binding has failed. */
+  failed(error: RingfenceError): void
+  /** The peer has ended its sending, and everything is fetched. */
+  ended(): void
+}
+
+/** The messages that were fetched. Only its receive buffer reads from it. */
+export class Fetched {
+  readonly pace = new Pace()
+  readonly large = new LargeMessage()
+  /** The memory of the unread records: the chunk, or a block. */
+  memory: Buffer = EMPTY
+  words: Uint32Array = new Uint32Array(0)
+  /** Unread records from here… */
+  at = 0
+  /** …to here. */
+  end = 0
+  /** Visitors that are running: the memory that they see must not be written. */
+  visitors = 0
+  /** Why no more will come from the ring. */
+  over: 'ended' | (() => RingfenceError) | null = null
+  readonly #native: NativeReader
+  readonly #busy: boolean
+  readonly #events: FetchEvents
+  readonly #chunk = new Chunk()
+  readonly #blocks = new Blocks()
+  readonly #copies = new Copies()
+  /** The whole of {@link memory}: blocks and chunks stand at its start. */
+  #whole = new ArrayBuffer(0)
+  /** The records lie in a block: messages are handed out as they are. */
+  #isOurs = true
+  /** Start of the records that were fetched together. */
+  #start = 0
+  /** The ring still has them. */
+  #held = false
+  /** Messages were last read by visitors, so the next ones are likely to be as well. */
+  visited = false
+  /** The peer is gone, and its messages lie in the ring still: releases the ring, once nothing is left. */
+  release: (() => void) | null = null
+
+  constructor(native: NativeReader, busy: boolean, events: FetchEvents) {
+    this.#native = native
+    this.#busy = busy
+    this.#events = events
+  }
+
+  /** Whether fetched messages are unread. */
+  get hasUnread(): boolean {
+    return this.at < this.end || this.large.message !== null
+  }
+
+  /** Their number. */
+  get count(): number {
+    let count = this.large.message === null ? 0 : 1
+    for (let at = this.at; at < this.end;) {
+      const length = this.words[at >>> 2]
+      // The memory was transferred.
+      if (length === undefined) break
+      count += 1
+      at += recordSize(length)
+    }
+    return count
+  }
+
+  /** Whether there is something to read. Checks the ring if nothing is fetched. */
+  has(spin: boolean): boolean {
+    if (this.#native.hasMessage !== undefined) return this.hasUnread || this.#find(this.#native.hasMessage())
+    return this.hasUnread || (this.visited ? this.fetchToShow(spin) : this.#fetch(spin, 1))
+  }
+
+  /** Whether there is a message, which is not fetched yet. */
+  #find(answer: number): boolean {
+    if (this.over !== null) return false
+    return answer > 0 ? true : this.nothing(answer)
+  }
+
+  /** The next message, in memory of the caller's own. @throws {@link RingfenceError} NO_SPACE */
+  take(spin: boolean): Buffer | null {
+    this.visited = false
+    if (this.at === this.end) {
+      if (this.large.message === null && !this.#fetch(spin, 0)) return null
+      if (this.large.message !== null) return this.large.take()
+    }
+    const length = this.words[this.at >>> 2]
+    if (length === undefined) return this.fetchAgain() ? this.take(spin) : null
+    const start = this.at + HEADER
+    const message = this.#isOurs
+      ? new BufferView(this.#whole, start, length)
+      : this.#copies.copy(this.memory, this.words, start, length, this.end, this.#blocks)
+    this.at = (start + length + 7) & ~7
+    this.releaseIfRead()
+    return message
+  }
+
+  /** Everything that was fetched is read: the ring may reuse its room. */
+  releaseIfRead(): void {
+    if (!this.#held || this.at !== this.end) return
+    this.#held = false
+    this.#native.release!()
+  }
+
+  /**
+   * Fetches records to be handed out. `alone` of 0: the first message is handed out at once.
+   *
+   * @throws {@link RingfenceError} NO_SPACE if there is no memory for a message, which stays where it is.
+   */
+  #fetch(spin: boolean, alone: number): boolean {
+    if (this.#native.pullHeld === undefined) return this.#fetchToCopy(spin)
+    if (this.over !== null) return false
+    if (this.large.partial !== null) return this.#gather()
+    const blocks = this.#blocks
+    let block = blocks.current
+    // A block that was never used is made once there is a message.
+    if (block.used > 0) block.makeRoom(blocks.length)
+    const { used, least, most } = block
+    let answer =
+      spin && this.#busy
+        ? this.#native.pullHeldBusy!(block.memory, used, least, most, alone)
+        : this.#native.pullHeld(block.memory, used, least, most, alone)
+    const length = LARGE - answer
+    if (length >= 0 && length <= OWN) {
+      // The message is of the other kind, or does not fit.
+      blocks.current = block = blocks.of(length)
+      block.makeRoom(length)
+      answer = this.#native.pullHeld(block.memory, block.used, block.least, block.most, alone)
+    }
+    if (answer <= 0) return this.#fetchOther(answer, true)
+    this.#useBlock(block, answer)
+    this.#held = alone === 1 || answer > recordSize(blocks.length)
+    return true
+  }
+
+  /** This number of bytes of records is in a block. */
+  #useBlock(block: Block, bytes: number): void {
+    this.memory = block.memory
+    this.words = block.words
+    this.#whole = block.whole
+    this.#isOurs = true
+    this.#start = this.at = block.used
+    this.end = block.used += bytes
+    this.#blocks.length = block.words[this.at >>> 2]!
+    this.pace.found(bytes, this.#blocks.length)
+  }
+
+  /** As `#fetch`, to be shown to visitors. `goesOn`: the caller is a visitor, who will fetch until nothing is there, or wake the peer. */
+  fetchToShow(spin: boolean, goesOn = 0): boolean {
+    if (this.over !== null) return false
+    if (this.large.partial !== null) return this.#gather()
+    const chunk = this.#chunk
+    if (this.visitors === 0) {
+      // A visitor has transferred the chunk: nothing is lost, since all was read.
+      if (chunk.bytes.length === 0) chunk.renew()
+      chunk.used = 0
+    } else if (chunk.bytes.length - chunk.used < ROOM) {
+      chunk.renew()
+    }
+    let answer =
+      spin && this.#busy
+        ? this.#native.pullBusy(chunk.bytes, chunk.used, goesOn)
+        : this.#native.pull(chunk.bytes, chunk.used, goesOn)
+    if (answer <= LARGE && chunk.used > 0 && LARGE - answer + HEADER <= CHUNK) {
+      // It may fit an empty chunk.
+      chunk.renew()
+      answer = this.#native.pull(chunk.bytes, 0, goesOn)
+    }
+    if (answer <= 0) return this.#fetchOther(answer, this.visitors > 0)
+    this.#useShown(answer)
+    return true
+  }
+
+  /**
+   * As `#fetch`, from a ring that holds nothing for this reader: a message is copied out of the chunk before it is handed out, and so are
+   * those behind it.
+   */
+  #fetchToCopy(spin: boolean): boolean {
+    if (this.visitors > 0) return this.fetchToShow(spin)
+    if (this.over !== null) return false
+    if (this.large.partial !== null) return this.#gather()
+    const chunk = this.#chunk
+    if (chunk.bytes.length === 0) chunk.renew()
+    // What is copied twice must stay in the processor's cache, and longer messages are not copied twice.
+    const into = chunk.bytes.subarray(0, this.#copies.far ? HEADER + OWN : NEAR)
+    const answer = spin && this.#busy ? this.#native.pullBusy(into, 0, 0) : this.#native.pull(into, 0, 0)
+    this.#copies.far = answer <= LARGE
+    if (answer <= 0) return this.#fetchOther(answer, true)
+    chunk.used = 0
+    this.#useShown(answer)
+    return true
+  }
+
+  /** This number of bytes of records is in the chunk. */
+  #useShown(bytes: number): void {
+    const chunk = this.#chunk
+    this.memory = chunk.bytes
+    this.words = chunk.words
+    this.#isOurs = this.#held = false
+    this.at = this.#copies.upTo = chunk.used
+    this.end = chunk.used += bytes
+    this.pace.found(bytes, this.words[this.at >>> 2]!)
+  }
+
+  /** No records have arrived: a large message starts, or nothing is there. `own`: it goes into memory that can be given away. */
+  #fetchOther(answer: number, own: boolean): boolean {
+    if (answer > LARGE) return this.nothing(answer)
+    this.large.begin(LARGE - answer, own)
+    return this.#gather()
+  }
+
+  /**
+   * The memory of the unread messages was transferred. Messages of a block are fetched once more.
+   *
+   * @throws {@link RingfenceError} INVALID_ARGUMENT if a visitor has transferred the chunk, and they are lost.
+   */
+  fetchAgain(): boolean {
+    const bytes = this.end - this.at
+    if (this.#held) {
+      const passed = this.at - this.#start
+      const block = this.#blocks.current
+      block.memory = EMPTY
+      block.makeRoom(this.#blocks.length)
+      const answer = this.#native.pullAgain!(block.memory.subarray(0, bytes), passed)
+      if (answer > 0) {
+        this.#useBlock(block, answer)
+        this.#start -= passed
+        return true
+      }
+      this.at = this.end
+      return this.#fetchOther(answer, true)
+    }
+    this.at = this.end
+    this.#chunk.renew()
+    throw invalid(
+      'a visitor has transferred the memory that it was shown, and with it ' +
+        `${bytes} bytes of messages that came behind its own: copy what is to be transferred`,
+    )
+  }
+
+  #gather(): boolean {
+    const { large } = this
+    const answer = this.#native.gather(large.partial!)
+    if (answer === WHOLE) {
+      large.finish()
+      return true
+    }
+    if (answer <= LARGE) {
+      // Another message, which is shorter: the publisher has overtaken a subscriber that it does not wait for.
+      large.finish(LARGE - answer)
+      return true
+    }
+    if (answer === OTHER) {
+      large.partial = null
+      return large.own ? this.#fetch(false, 0) : this.fetchToShow(false)
+    }
+    return this.nothing(answer)
+  }
+
+  /** Nothing has arrived: maybe nothing ever will. */
+  nothing(answer: number): false {
+    if (answer === ENDED) {
+      this.over = 'ended'
+      // The remainder of a message that was under way will not come; no call was promised it.
+      this.large.partial = null
+      this.#events.ended()
+    } else if (answer === FAILED) {
+      const error = fromFailure(this.#native.failure())
+      this.over = () => error
+      this.#events.failed(error)
+    }
+    if (this.over !== null) this.releaseRing()
+    return false
+  }
+
+  releaseRing(): void {
+    const { release } = this
+    this.release = null
+    release?.()
+  }
+
+  /** Drops all messages. */
+  clear(): void {
+    this.at = this.end = 0
+    this.#held = false
+    this.large.message = this.large.partial = null
+  }
+}
+
+function copyOf(message: Buffer): Buffer {
+  const copy = allocate(message.length, 'a message')
+  put.call(copy, message)
+  return copy
+}
