@@ -45,9 +45,9 @@ use crate::{
 /// between them.
 pub const LINE_VARIABLE: &str = "RINGFENCE_LINE";
 
-/// Starts a program that gets one end of a private line, which no other process has.
+/// Starts a program that inherits one end of a private line. No other process has that end.
 ///
-/// The program calls [`from_parent`], and this process [`ParentLine::channel`] meanwhile. The rest of the command (arguments,
+/// The program calls [`from_parent`], and this process calls [`ParentLine::channel`]. The rest of the command (arguments,
 /// environment, standard input and output) stays as it was. The caller waits for the child, as with [`Command::spawn`].
 ///
 /// ```no_run
@@ -66,7 +66,7 @@ pub const LINE_VARIABLE: &str = "RINGFENCE_LINE";
 /// ```
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] where the program cannot be started; [`Error::NoSpace`].
+/// [`Error::InvalidArgument`] if the program cannot be started; [`Error::NoSpace`].
 pub fn spawn(mut command: Command) -> Result<(Child, ParentLine)> {
     let (mut line, childs) = private_line()?;
     command.env(LINE_VARIABLE, childs.value(childs.as_fd().as_raw_fd()));
@@ -78,7 +78,7 @@ pub fn spawn(mut command: Command) -> Result<(Child, ParentLine)> {
     unsafe { command.pre_exec(inherit) };
     let program = command.get_program().to_owned();
     let started = command.spawn();
-    // With the child's end, which is the child's alone from here on: its end is then the line's.
+    // Drops this process's copy of the child's end: when the child exits, the line ends.
     drop(command);
     let mut child = started.map_err(|error| {
         let what = format!("starting {}", program.display());
@@ -100,11 +100,11 @@ pub fn spawn(mut command: Command) -> Result<(Child, ParentLine)> {
     Ok((child, line))
 }
 
-/// A line between this process and a child that is to be started: for a program that starts its child in a way of its own.
+/// Creates a line between this process and a child that is to be started, for a program that starts its child by other means.
 /// Other programs call [`spawn`].
 ///
 /// # Errors
-/// [`Error::NoSpace`] where descriptors have run out.
+/// [`Error::NoSpace`] if descriptors have run out.
 pub fn private_line() -> Result<(ParentLine, ChildLine)> {
     let birth = Birth::now()?;
     let (line, childs) = socketpair(
@@ -114,7 +114,7 @@ pub fn private_line() -> Result<(ParentLine, ChildLine)> {
         SockFlag::SOCK_CLOEXEC,
     )
     .map_err(|errno| Error::system("a private line", errno))?;
-    // Whatever the child says is stamped with its credentials, however early it says it.
+    // From the first byte on, the kernel adds the child's credentials.
     settle_new_line(&line)?;
     settle_new_line(&childs)?;
     let inode = fstat(&childs)
@@ -130,19 +130,19 @@ pub fn private_line() -> Result<(ParentLine, ChildLine)> {
     ))
 }
 
-/// The parent's end of a line. When it is dropped, the child is told that its parent will not answer.
+/// The parent's end of a line. Dropping it makes the child's handshake fail.
 #[derive(Debug)]
 pub struct ParentLine {
     line: OwnedFd,
     child: Option<Started>,
-    /// A forked child of this process has a copy, and must not speak in this process's place.
+    /// A forked child of this process has a copy, and must not use it.
     birth: Birth,
 }
 
 #[derive(Debug)]
 struct Started {
     pid: i32,
-    /// `None` before Linux 5.3: then the line's end tells of the child's, unless another holds that end as well.
+    /// `None` before Linux 5.3: then the child's end shows as the end of the line, unless another process holds that end as well.
     pidfd: Option<OwnedFd>,
 }
 
@@ -155,7 +155,7 @@ pub struct ChildLine {
 }
 
 impl ChildLine {
-    /// What the child finds in [`LINE_VARIABLE`], where it has this end at descriptor `number`.
+    /// The value of [`LINE_VARIABLE`] for a child that has this end at descriptor `number`.
     pub fn value(&self, number: RawFd) -> String {
         format!("{number}:{}", self.inode)
     }
@@ -189,8 +189,8 @@ impl ParentLine {
 
     /// The channel with the child, once that has called [`from_parent`]. This side is the host.
     ///
-    /// The policy is the same as everywhere: by default the child must run this very executable, as this user. Where
-    /// another program was started, the policy must name it ([`Policy::executables`](crate::Policy::executables)), and
+    /// The policy is the same as everywhere: by default the child must run this very executable, as this user. If another program was
+    /// started, the policy must name it ([`Policy::executables`](crate::Policy::executables)), and
     /// the child's must name this one.
     ///
     /// Blocks until the child has answered: [`Options::timeout`] is for its start, up to its first word, and anew for the
@@ -218,7 +218,7 @@ impl ParentLine {
         Ok(Channel::assemble(parts, None, options))
     }
 
-    /// Waits until something was said on the line, or the child has ended.
+    /// Waits for the child's first byte, or its exit.
     fn wait(&self, deadline: &Deadline) -> Result<()> {
         let pidfd = self.child.as_ref().and_then(|child| child.pidfd.as_ref());
         let mut awaited = vec![(self.line.as_fd(), PollFlags::POLLIN)];
@@ -229,7 +229,7 @@ impl ParentLine {
                 after: deadline.allowed,
             });
         }
-        // What it said before it ended is looked at all the same: it may be why.
+        // Reads what the child sent before it ended: it may be the reason.
         let said = Deadline::endless(Vec::new(), deadline.allowed)
             .within(Duration::ZERO)
             .wait(&awaited[..1])?;
@@ -308,7 +308,8 @@ fn take() -> Result<OwnedFd> {
             "it is {value:?}, and not a descriptor and a socket's inode"
         ))
     })?;
-    // Who takes it at this moment has it. In a child that was forked just then nobody lets go of the lock, and the line is its parent's.
+    // A held lock means that another thread is taking the line, or that this process was forked at such a moment: then the line is its
+    // parent's.
     let taken = TAKEN.try_lock().filter(|taken| **taken != inode);
     let mut taken = taken.ok_or_else(|| invalid("this process has taken its line already".into()))?;
     let other = |found: &str| {

@@ -1,12 +1,4 @@
-//! Members of an address: two that share it, and keep it while one of them goes and another comes.
-//!
-//! The host passes its guest, with READY, the listening socket and the open lock file. So when the host leaves, or is
-//! killed, there is no moment in which the address is free: its guest has it already, and calls listen(2) again, from
-//! which moment on the kernel names the guest to a process that connects. A host that leaves takes no newcomer in any more, says
-//! so in its region, and waits for the guest's answer before it lets go: the last of the two to go removes what is there.
-//!
-//! `member` is the state and the one seat, `keeper` the worker, `successor` a guest that takes its host's place, `change` what
-//! the program is told.
+//! Members of an address: two processes share it, and keep it while one of them is replaced.
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
@@ -19,57 +11,53 @@ use crate::{
     channel::Channel,
     error::Result,
     handshake::parts::Role,
-    host::endpoint::Shared,
-    host::handle::{Handle, Idle, Worker},
-    host::ledger::EndpointStats,
-    host::membership::change::Change,
-    host::membership::keeper::{Keeper, Position},
-    host::membership::member::Member,
+    host::admit::EndpointStats,
+    host::endpoint::{Endpoint, Handle, Idle, Worker},
+    host::membership::{Change, Member, MemberWorker, Position},
     options::Options,
     wait::deadline::Deadline,
 };
 
-/// What the end of a membership may take beyond [`Options::timeout`], which it may wait for its partner's answer.
+/// The time that leaving may take beyond [`Options::timeout`], which limits the wait for the partner's answer.
 const ENOUGH: Duration = Duration::from_secs(30);
 
-/// Takes a place at an address, and keeps it while partners come and go.
+/// Takes a place at an address, and keeps it while partners are replaced.
 ///
-/// Two hold an address, as with [`join`](crate::join): the first to come is the host, the second its guest, and they
-/// have a channel. When the guest goes, the host takes the next. When the host goes, by [`Membership::leave`] or by its
-/// death, the guest is the host from that moment on, and takes the next; no other process can take the address in between. So
+/// Two processes hold an address, as with [`join`](crate::join): the first is the host, the second its guest, and they have a
+/// channel. When the guest leaves, the host accepts the next one. When the host leaves, by [`Membership::leave`] or because it was
+/// killed, the guest becomes the host at once, and accepts the next guest; no other process can take the address in between. So
 /// one of the two may be replaced at any time, while the other stays.
 ///
-/// Returns once a place is held: for a host at once, for a guest with the channel, which is the first
-/// [`Change`] then. With [`Options::wait`] it waits for a place where two hold the address already.
-/// [`Options::cancel_token`] ends that waiting; the membership is no longer tied to it. A member meets members alone: a process
-/// that comes by `join` or `connect` gets [`Error::Protocol`](crate::Error::Protocol).
+/// Returns once a place is held: for a host at once, for a guest with the channel, which is then the first [`Change`]. With
+/// [`Options::wait`], waits for a place if two members hold the address already. [`Options::cancel_token`] cancels that waiting,
+/// and not the membership. Members accept members only: a process that calls `join` or `connect` gets
+/// [`Error::Protocol`](crate::Error::Protocol).
 ///
-/// A guest that is let in gets the listening socket, and the lock beside a path. So one that turns hostile can keep others
-/// from the address; it cannot make them believe that it is another.
+/// An accepted guest gets the listening socket, and the lock beside a path. A guest that turns hostile can therefore keep others
+/// from the address. It cannot pretend to be another process.
 ///
-/// One thread of this crate's own keeps the place; a handshake under way has one as well.
+/// One thread of this crate keeps the place; each running handshake has another.
 ///
 /// # Errors
-/// As [`join`](crate::join): [`AddressOccupied`](crate::Error::AddressOccupied) where two hold the address, without
-/// [`Options::wait`]; [`NoSpace`](crate::Error::NoSpace) also where there is no thread for it.
+/// As [`join`](crate::join): [`AddressOccupied`](crate::Error::AddressOccupied) if two members hold the address, without
+/// [`Options::wait`]; [`NoSpace`](crate::Error::NoSpace) also if no thread can be started.
 pub fn member(address: &Address, options: &Options) -> Result<Membership> {
     let mut options = options.clone().checked()?;
     let deadline = Deadline::endless(options.cancel_token.take().into_iter().collect(), options.timeout);
-    let shared = Shared::new(address.absolute(), Member::default())?;
-    let (worker, hold) = Worker::new()?;
+    let endpoint = Endpoint::new(address.absolute(), &options, Member::default())?;
+    let (worker, release) = Worker::new()?;
     let timeout = options.timeout;
-    let keeper = Keeper {
-        shared: Arc::clone(&shared),
+    let keeper = MemberWorker {
+        endpoint: Arc::clone(&endpoint),
         options,
         stay: Deadline::endless(vec![worker.stop().clone()], timeout),
-        _hold: hold,
+        _release: release,
     };
-    // Before there is a place: what could not be kept is not taken, and no partner has seen this process come.
-    let run = |(keeper, position): (Keeper, Position)| keeper.keep(position);
+    let run = |(keeper, position): (MemberWorker, Position)| keeper.keep(position);
     let thread = Idle::spawn("ringfence-member", "a thread for the membership", run)?;
     let arrived = keeper.arrive(&deadline);
     let membership = Membership {
-        handle: Handle::new(address, &shared),
+        handle: Handle::new(address, &endpoint),
         worker,
         late: timeout.saturating_add(ENOUGH),
     };
@@ -80,11 +68,11 @@ pub fn member(address: &Address, options: &Options) -> Result<Membership> {
             thread.dismiss();
             return Err(error);
         }
-    }
+    };
     Ok(membership)
 }
 
-/// A place at an address, kept while partners come and go.
+/// A place at an address, kept while partners are replaced.
 ///
 /// ```no_run
 /// use ringfence::{Address, Change, Options, member};
@@ -104,37 +92,39 @@ pub fn member(address: &Address, options: &Options) -> Result<Membership> {
 /// # fn serve(channel: ringfence::Channel) {}
 /// ```
 ///
-/// A partner's channel ends like any other; what was sent before that is still read there, while the next partner comes.
-/// A member that closes its channel without leaving keeps its place: a host waits for the next, a guest comes anew. The same
+/// A partner's channel ends like any other. Messages sent before that can still be read, also after the next partner has joined.
+/// A member that closes its channel without leaving keeps its place: a host waits for the next guest, a guest joins again. The same
 /// holds after a channel that was corrupt or exposed.
 ///
-/// While 16 channels wait to be taken from it, no further partner is let in. Dropping it leaves.
+/// If the program has not taken 16 channels, no further partner is admitted. Dropping the membership leaves.
 #[derive(Debug)]
 pub struct Membership {
     handle: Handle<Member>,
     worker: Worker,
-    /// After this, what keeps the worker does so for ever.
+    /// The time limit for the worker's end, after which its accept is taken to hang.
     late: Duration,
 }
 
 impl Membership {
-    /// Where the place is.
+    /// The address of the place.
     pub fn address(&self) -> &Address {
         self.handle.address()
     }
 
-    /// Which part this process has now.
+    /// The role of this process now.
     pub fn role(&self) -> Role {
-        let role = self.handle.here().map(|shared| shared.state().role);
+        let role = self.handle.here().map(|endpoint| endpoint.state().role);
         role.ok().flatten().unwrap_or(Role::Guest)
     }
 
-    /// Whether there is a partner at present.
+    /// Whether there is a partner now.
     pub fn has_partner(&self) -> bool {
-        self.handle.here().is_ok_and(|shared| shared.channel().is_some())
+        self.handle
+            .here()
+            .is_ok_and(|endpoint| endpoint.channel().is_some())
     }
 
-    /// What has come so far, and what went through the channels with all partners.
+    /// The number of accepted and refused partners, and the sums over all channels.
     pub fn stats(&self) -> EndpointStats {
         let open = usize::from(self.has_partner());
         self.handle.stats(open)
@@ -143,14 +133,15 @@ impl Membership {
     /// Waits for the next change.
     ///
     /// # Errors
-    /// If the place was lost, with what it was lost by, once: a guest that came anew may have been refused, or have found the
-    /// address occupied, or this process has lacked memory or descriptors for ten seconds. [`Error::Closed`](crate::Error::Closed) after
-    /// that, and in a forked child. [`Error::NoSpace`](crate::Error::NoSpace) also where this call cannot wait (poll(2)): then it can be made again.
+    /// Once, the error by which the place was lost: a guest that joined again may have been refused, or have found the address
+    /// occupied, or this process was short of memory or descriptors for ten seconds. [`Error::Closed`](crate::Error::Closed) after
+    /// that, and in a forked child. [`Error::NoSpace`](crate::Error::NoSpace) also if this call cannot wait (poll(2)): then it can be
+    /// repeated.
     pub fn next(&self) -> Result<Change> {
         self.handle.next()
     }
 
-    /// The same, with a deadline. `None`: the deadline has passed.
+    /// As [`Membership::next`]. Returns `None` at the deadline.
     ///
     /// # Errors
     /// As [`Membership::next`].
@@ -158,7 +149,7 @@ impl Membership {
         self.handle.next_until(deadline)
     }
 
-    /// The next change, if there is one now.
+    /// Returns the next change, if there is one now.
     ///
     /// # Errors
     /// As [`Membership::next`].
@@ -166,7 +157,7 @@ impl Membership {
         self.handle.try_next()
     }
 
-    /// Waits for the next partner, and passes over all other changes. `None`: the deadline has passed.
+    /// Waits for the next partner, and drops all other changes. Returns `None` at the deadline.
     ///
     /// # Errors
     /// As [`Membership::next`].
@@ -180,21 +171,21 @@ impl Membership {
         }
     }
 
-    /// Lets newcomers wait in the kernel's backlog. Handshakes under way go on.
+    /// Lets clients wait in the kernel's backlog. Running handshakes go on.
     pub fn pause(&self) {
         self.handle.set_paused(true);
     }
 
-    /// Takes newcomers in again.
+    /// Accepts clients again.
     pub fn resume(&self) {
         self.handle.set_paused(false);
     }
 
-    /// Closes the channel, if there is a partner, and hands the address over to it: it is the host when this returns. The
-    /// last to leave removes what is at the address.
+    /// Closes the channel, if there is a partner, and passes the address to the partner, which is the host when this returns. The last
+    /// member to leave removes the files.
     ///
-    /// A partner that does not answer (its process was stopped, say) is waited for as long as [`Options::timeout`] says; it
-    /// finds the address its own once it goes on.
+    /// Waits up to [`Options::timeout`] for a partner that does not answer (its process was stopped, for example); the partner has the
+    /// address once it goes on.
     pub fn leave(self) {
         drop(self);
     }
@@ -203,16 +194,16 @@ impl Membership {
 impl Drop for Membership {
     fn drop(&mut self) {
         let Self { handle, worker, .. } = self;
-        // In a child: the place is its parent's, and the worker is not here.
-        let Ok(shared) = handle.here() else { return };
+        // A forked child has neither the place nor the worker.
+        let Ok(endpoint) = handle.here() else { return };
         worker.stop().cancel();
         if !worker.wait_at_most(self.late) {
-            // The mode of the listening socket is its partner's to change as well, who may hang this side's accept by it.
-            shared.shut_listener();
+            // The partner can make the listening socket blocking, and so make this side's accept hang.
+            endpoint.shut_listener();
             worker.wait();
         }
-        // A channel that the program has not taken holds `shared`, which holds the channel.
-        shared.events.discard();
+        // Breaks a cycle: a channel that the program has not taken holds the endpoint, which holds the channel.
+        endpoint.events.discard();
     }
 }
 

@@ -1,4 +1,4 @@
-//! A pair: the first of two to come is the host, the other its guest.
+//! A pair: the first of two processes is the host, the second its guest.
 
 use std::{
     ops::ControlFlow,
@@ -24,14 +24,14 @@ use crate::{
     wait::retry::Backoff,
 };
 
-/// Meets the other instance at an address and makes the channel between the two.
+/// Meets another process at an address, and opens a channel between the two.
 ///
-/// The first instance binds the address and waits, as the host; the second finds it bound and connects, as the
-/// guest. Both look at each other, each passes the other an object of its own to read, and both check again before
-/// either trusts the channel. A third gets [`Error::AddressOccupied`].
+/// The first process binds the address and waits, as the host; the second finds it bound and connects, as the guest. Each checks
+/// the other, passes it an object of its own to read, and checks it again before it trusts the channel. A third process gets
+/// [`Error::AddressOccupied`].
 ///
-/// Blocks until a partner has come and has passed; [`Options::cancel_token`] ends that. A newcomer that fails, or takes
-/// longer than [`Options::timeout`], is turned away. Others are looked at meanwhile as well as afterwards.
+/// Blocks until a partner has passed; [`Options::cancel_token`] cancels that. A client that fails, or takes longer than
+/// [`Options::timeout`], is refused. Other clients are served in the meantime and afterwards.
 ///
 /// ```no_run
 /// use ringfence::{Address, Options, join};
@@ -48,10 +48,10 @@ use crate::{
 /// ```
 ///
 /// # Errors
-/// [`Error::AddressOccupied`] where two share the address, without [`Options::wait`]; [`Error::AddressInvalid`];
+/// [`Error::AddressOccupied`] if two processes share the address, without [`Options::wait`]; [`Error::AddressInvalid`];
 /// [`Error::InvalidArgument`] for options that contradict each other. As a guest also [`Error::PeerRefused`] (either side's policy
-/// has refused), [`Error::HandshakeTimeout`], [`Error::Protocol`], [`Error::PeerLost`] and [`Error::ObjectUnsound`]. Trouble of this
-/// process: [`Error::NoSpace`], [`Error::Unsupported`], [`Error::ObjectExposed`]; [`Error::Aborted`] when called off.
+/// has refused), [`Error::HandshakeTimeout`], [`Error::Protocol`], [`Error::PeerLost`] and [`Error::ObjectUnsound`]. Local errors:
+/// [`Error::NoSpace`], [`Error::Unsupported`], [`Error::ObjectExposed`]; [`Error::Aborted`] when cancelled.
 pub fn join(address: &Address, options: &Options) -> Result<Channel> {
     join_noticing(address, options, &|_| {})
 }
@@ -72,9 +72,9 @@ pub fn join_noticing(
     loop {
         match join_once(address, options, &deadline, notice) {
             Ok(Some(channel)) => return Ok(channel),
-            // The host went away before it had answered: the first process to look is the next host.
+            // The host hung up without an answer: the first process to try again is the next host.
             Ok(None) => backoff.hung_up(None)?,
-            // The same after it had answered: for a process that waits for a place, nothing has changed.
+            // The host closed after its answer. A process that waits for a place tries again.
             Err(error @ Error::PeerLost(_)) if options.wait => backoff.hung_up(Some(error))?,
             Err(Error::AddressOccupied { .. }) if options.wait => backoff.pause()?,
             Err(error) => return Err(error),
@@ -99,7 +99,7 @@ fn join_once(
     }
 }
 
-/// Holds the address until a guest has passed; the first to be ready takes the place.
+/// Holds the address until a guest has passed. The first guest that is ready gets the place.
 fn host(
     address: &Address,
     options: &Options,
@@ -122,28 +122,28 @@ fn host(
         taken: &AtomicBool::new(false),
         notice,
     };
-    // The claim is kept until all others have been told.
-    let (parts, _claim, place) = acceptor.run(&pair, place, deadline, |place, result| {
-        let (parts, claim) = result??;
+    // The seat is kept until all other clients are refused.
+    let (parts, _seat, place) = acceptor.run(&pair, place, deadline, |place, result| {
+        let (parts, seat) = result??;
         place.close(|stream| {
             let error = address.occupied("two processes share it already");
             acceptor.turn_away(&pair, stream, deadline, error);
         })?;
-        Ok::<_, Error>((parts, claim, place))
+        Ok::<_, Error>((parts, seat, place))
     })?;
     Ok(Channel::assemble(parts, Some(Box::new(Some(place))), options))
 }
 
-/// The one place beside the host.
+/// The host of a pair, which has one seat.
 struct Pair<'a> {
     address: &'a Address,
     taken: &'a AtomicBool,
     notice: &'a (dyn Fn(&Refused) + Sync),
 }
 
-struct Claim<'a>(&'a AtomicBool);
+struct OnlySeat<'a>(&'a AtomicBool);
 
-impl Drop for Claim<'_> {
+impl Drop for OnlySeat<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
     }
@@ -156,7 +156,7 @@ impl Pair<'_> {
 }
 
 impl<'a> Slots for Pair<'a> {
-    type Slot = Claim<'a>;
+    type Slot = OnlySeat<'a>;
 
     fn check_free(&self, _who: Credentials) -> Result<()> {
         if self.taken.load(Ordering::Acquire) {
@@ -165,11 +165,11 @@ impl<'a> Slots for Pair<'a> {
         Ok(())
     }
 
-    fn claim(&self, _who: Credentials) -> Result<Claim<'a>> {
+    fn claim(&self, _who: Credentials) -> Result<OnlySeat<'a>> {
         if self.taken.swap(true, Ordering::AcqRel) {
             return Err(self.another_was_first());
         }
-        Ok(Claim(self.taken))
+        Ok(OnlySeat(self.taken))
     }
 
     fn closed(&self) -> Error {
@@ -182,28 +182,28 @@ impl<'a> Slots for Pair<'a> {
 }
 
 impl<'a> Host for Pair<'a> {
-    type End = Result<(Parts, Claim<'a>)>;
+    type End = Result<(Parts, OnlySeat<'a>)>;
 
     fn may_begin(&self, _under_way: usize) -> bool {
         true
     }
 
-    fn ready(&self, parts: Parts, claim: Claim<'a>) -> ControlFlow<Self::End> {
-        ControlFlow::Break(Ok((parts, claim)))
+    fn ready(&self, parts: Parts, seat: OnlySeat<'a>) -> ControlFlow<Self::End> {
+        ControlFlow::Break(Ok((parts, seat)))
     }
 
     fn refused(&self, refused: Refused) -> ControlFlow<Self::End> {
         match refused.error {
-            // Trouble of this side, which would meet the next newcomer as well.
+            // Local errors, which the next client would meet as well.
             error @ (Error::NoSpace { .. }
             | Error::Unsupported { .. }
             | Error::InvalidArgument(_)
-            | Error::ObjectExposed(_)) => self.hindered(error),
+            | Error::ObjectExposed(_)) => self.failed(error),
             _ => ControlFlow::Continue(()),
         }
     }
 
-    fn hindered(&self, error: Error) -> ControlFlow<Self::End> {
+    fn failed(&self, error: Error) -> ControlFlow<Self::End> {
         ControlFlow::Break(Err(error))
     }
 

@@ -1,9 +1,9 @@
-//! What a program calls to publish.
+//! A publisher: one process writes each message once, and any number of processes read it.
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
-    sync::{Arc, atomic::Ordering},
-    thread::{self, JoinHandle},
+    sync::{Arc, Weak, atomic::Ordering},
+    thread::JoinHandle,
     time::Instant,
 };
 
@@ -19,92 +19,78 @@ use crate::{
     error::{Error, Result},
     fork::ForkMark,
     handshake::broadcast::PublishedRing,
-    host::accept::{Acceptor, Refused},
-    host::admit::Admission,
+    host::accept::Refused,
     host::audience::{Broadcast, PublisherEvent, Subscriber, watch},
-    host::endpoint::{Endpoint, Shared},
+    host::endpoint::{BoundAlone, Endpoint, Handle, Idle, Worker},
     host::events::End,
-    host::handle::{Handle, Idle, Worker},
     host::stalls::Charging,
-    host::standing::Standing,
     host::watches::Watches,
     options::Options,
-    region::create::InFlightDescriptor,
-    region::create::{ObjectSpec, SharedObject},
+    region::create::{InFlightDescriptor, ObjectSpec, SharedObject},
     region::own::OwnRegion,
     ring::fan_out::readers::{MOST_READERS, Readers},
     ring::items::ReservedItems,
     signal::claim,
     sys,
     sys::lock::Mutex,
-    wait::threads::{begin_own_thread, is_own_thread},
+    wait::threads::is_own_thread,
     wake::parking::Barriers,
 };
 
-/// Binds an address to publish there. Any number of processes [`subscribe`](crate::subscribe), as many as
-/// [`Options::max_peers`] allows, and each is let in by the same handshake as an agent of a service.
+/// Binds an address to publish there. Up to [`Options::max_peers`] processes [`subscribe`](crate::subscribe), each by the same
+/// handshake as an agent of a service.
 ///
-/// The publisher writes one ring of [`Options::capacity`] bytes, once, however many read it. A subscriber owns a small object with its
-/// position in the ring, and can write nothing else: it can lie about itself alone, and can neither see the others nor slow them
-/// beyond [`Options::stall`].
+/// The publisher writes one ring of [`Options::capacity`] bytes, once for all subscribers. A subscriber owns a small object with its
+/// position in the ring, and can write nothing else: it can misreport its own position only, and can neither see the others nor
+/// delay them beyond [`Options::stall`].
 ///
-/// Where another process has the address: [`Error::AddressOccupied`], or with [`Options::wait`], waits until it is free.
-/// [`Options::cancel_token`] ends that waiting, and afterwards the publishing. Errors with [`Error::InvalidArgument`] for
+/// If another process has the address, fails with [`Error::AddressOccupied`], or with [`Options::wait`], waits until it is free.
+/// [`Options::cancel_token`] cancels that waiting, and afterwards the publishing. Fails with [`Error::InvalidArgument`] for
 /// [`Backing::Shm`](crate::Backing::Shm), and for a [`Options::max_message_size`] above an eighth of the ring; with
-/// [`Error::NoSpace`] where there is no memory for the ring, or no descriptor.
+/// [`Error::NoSpace`] if there is no memory for the ring, or no descriptor.
 ///
-/// Beside the thread that keeps the address, a publisher has one that lets go of subscribers. Each subscriber takes two
-/// descriptors.
+/// A publisher has two threads: one keeps the address, the other watches subscribers. Each subscriber takes two descriptors.
 pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
     let options = options.clone().checked_to_publish()?;
-    let (given, address) = (address, &address.absolute());
-    let (mut standing, worker) = Standing::take(address, &options)?;
-    let own = broadcast(address, &options, worker, &mut standing)?;
-    let shared = Shared::new(address.clone(), own)?;
-    let weak = Arc::downgrade(&shared);
-    if let Some(tripwire) = shared.region.tripwire() {
+    let (given, address) = (address, address.absolute());
+    let (mut bound, worker) = BoundAlone::new(&address, options)?;
+    let broadcast = broadcast(&address, worker, &mut bound)?;
+    let endpoint = Endpoint::new(address, &bound.options, broadcast)?;
+    let weak = Arc::downgrade(&endpoint);
+    if let Some(tripwire) = endpoint.region.tripwire() {
         let publisher = weak.clone();
-        tripwire.on_alarm(move || publisher.upgrade().map(Shared::expose));
+        tripwire.on_alarm(move || publisher.upgrade().map(Endpoint::expose));
     }
-    let thread = Idle::spawn("ringfence-accept", "a thread for the publisher", Admitting::run)?;
-    let wakers = Arc::clone(&shared.watches);
-    let watcher = thread::Builder::new()
-        .name("ringfence-watch".into())
-        .spawn(move || {
-            begin_own_thread();
-            watch(&wakers, &weak);
-        })
-        .map_err(|error| Error::NoSpace {
-            what: "a thread that lets go of subscribers".into(),
-            reason: error.to_string(),
-        })?;
+    let thread = Idle::spawn("ringfence-accept", "a thread for the publisher", accept)?;
+    let watcher = Idle::spawn(
+        "ringfence-watch",
+        "a thread that watches subscribers",
+        |(watches, publisher): (Arc<Watches>, Weak<_>)| watch(&watches, &publisher),
+    )?;
+    let watcher = watcher.start((Arc::clone(&endpoint.watches), weak));
     let publisher = Publisher {
-        sender: Broadcaster::new(&shared, options.longest(), options.busy_poll),
+        sender: Broadcaster::new(&endpoint, bound.options.longest(), bound.options.busy_poll),
         audience: Audience {
-            handle: Handle::new(given, &shared),
+            handle: Handle::new(given, &endpoint),
             watcher: Some(watcher),
         },
     };
-    thread.start(Admitting {
-        shared,
-        options,
-        standing,
-    });
+    thread.start((endpoint, bound));
     Ok(publisher)
 }
 
-/// The ring object, and what the threads of the publisher share beside it.
-fn broadcast(
-    address: &Address,
-    options: &Options,
-    worker: Worker,
-    standing: &mut Standing,
-) -> Result<Broadcast> {
-    let Standing { record, deadline, .. } = standing;
+/// Creates the ring object, and what the threads of the publisher share in addition to it.
+fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Result<Broadcast> {
+    let BoundAlone {
+        record,
+        deadline,
+        options,
+        ..
+    } = bound;
     let takes_barriers = sys::process::accept_barriers()
         .and_then(|()| sys::process::issue_barrier())
         .is_ok();
-    // Without subscribers, nothing else in /proc tells a publisher's ring from that of a pair.
+    // Without subscribers, only the name tells a publisher's ring from that of a pair in /proc.
     let name = [b"ringfence-published:".as_slice(), &address.bound_name()].concat();
     let wanted = ObjectSpec {
         backing: options.backing,
@@ -125,14 +111,13 @@ fn broadcast(
         "in flight, in no table of descriptors",
         "a socket of the publisher's own",
     );
-    // From here on it is in no table.
+    // From here on it is in no table of descriptors.
     let region = object.into_region();
     region.in_use(takes_barriers);
     let readers = Arc::new(Readers::new(region.clone(), OwnRegion::nowhere(), MOST_READERS));
     let watches = Arc::new(Watches::new()?);
     let sender = Arc::clone(&watches);
     Ok(Broadcast {
-        limits: options.seats(),
         ring: Arc::new(PublishedRing::new(readers, kept, move || sender.wake_sender())?),
         region,
         capacity: options.capacity,
@@ -151,7 +136,7 @@ fn broadcast(
     })
 }
 
-/// One that publishes at an address: both halves together.
+/// A publisher at its address: the sending half and the audience together.
 ///
 /// ```no_run
 /// use ringfence::{Address, Options, publish};
@@ -168,14 +153,14 @@ fn broadcast(
 /// ```
 ///
 /// # What blocks
-/// [`Publisher::send`], [`Publisher::wait`] and [`Publisher::next`] block, and [`Publisher::seal`] until the handshakes under way
-/// have broken off. Everything else returns at once.
+/// [`Publisher::send`], [`Publisher::wait`] and [`Publisher::next`] block, and [`Publisher::seal`] until the running handshakes are
+/// cancelled. Everything else returns at once.
 ///
-/// # Who is let go of
-/// A subscriber that has died is let go of within 10 ms, also while the publisher sleeps in a send. One that holds the publisher up
-/// for longer than [`Options::stall`] is evicted.
+/// # Disconnected and slow subscribers
+/// A subscriber that has died is released within 10 ms, also while the publisher sleeps in a send. A subscriber that delays the
+/// publisher for longer than [`Options::stall`] is evicted.
 ///
-/// Dropping it ends it: what is in the ring stays readable to the subscribers.
+/// Dropping the publisher ends it. Subscribers can still read what is in the ring.
 #[derive(Debug)]
 pub struct Publisher {
     sender: Broadcaster,
@@ -193,12 +178,12 @@ impl Publisher {
         &mut self.sender
     }
 
-    /// The half that sees the subscribers.
+    /// The half that is notified of subscribers.
     pub fn audience(&self) -> &Audience {
         &self.audience
     }
 
-    /// Where it publishes.
+    /// The address at which it publishes.
     pub fn address(&self) -> &Address {
         self.audience.address()
     }
@@ -303,16 +288,16 @@ impl Publisher {
 }
 
 impl AsFd for Publisher {
-    /// Readable when [`Publisher::try_next`] has an event, or the end. What wakes a sender that waits for room is
-    /// [`Publisher::sender`]'s.
+    /// Readable when [`Publisher::try_next`] has an event, or the end. The descriptor that wakes a sender is that of
+    /// [`Publisher::sender`].
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.audience.as_fd()
     }
 }
 
-/// The half of a [`Publisher`] that sees who comes and goes, on any thread.
+/// The half of a [`Publisher`] that is notified of subscribers, on any thread.
 ///
-/// A program need not take the events: of those that it does not take, the last 4,096 are kept.
+/// A program need not take the events. The last 4,096 that it does not take are kept.
 ///
 /// Dropping it closes the publisher.
 #[derive(Debug)]
@@ -322,80 +307,80 @@ pub struct Audience {
 }
 
 impl Audience {
-    /// Where it publishes.
+    /// The address at which it publishes.
     pub fn address(&self) -> &Address {
         self.handle.address()
     }
 
-    /// Those that are subscribed now, in no order.
+    /// The connected subscribers, in no particular order.
     pub fn subscribers(&self) -> Vec<Subscriber> {
         self.handle
             .here()
-            .map_or_else(|_| Vec::new(), Shared::subscribers)
+            .map_or_else(|_| Vec::new(), Endpoint::subscribers)
     }
 
-    /// Waits for the next event. Errors with [`Error::Closed`] once the publisher is closed, or has ended and the last subscriber
-    /// has gone, with [`Error::Aborted`] once it was called off, and with [`Error::NoSpace`] where this call cannot wait (poll(2)): then it
-    /// can be made again.
+    /// Waits for the next event. Fails with [`Error::Closed`] once the publisher is closed, or has ended and the last subscriber has
+    /// disconnected, with [`Error::Aborted`] once it is cancelled, and with [`Error::NoSpace`] if this call cannot wait (poll(2)): then
+    /// it can be repeated.
     pub fn next(&self) -> Result<PublisherEvent> {
         self.handle.next()
     }
 
-    /// As [`Audience::next`]. `None`: the deadline has passed.
+    /// As [`Audience::next`]. Returns `None` at the deadline.
     pub fn next_until(&self, deadline: Option<Instant>) -> Result<Option<PublisherEvent>> {
         self.handle.next_until(deadline)
     }
 
-    /// The next event, if there is one now. Errors as [`Audience::next`].
+    /// Returns the next event, if there is one now. Fails as [`Audience::next`].
     pub fn try_next(&self) -> Result<Option<PublisherEvent>> {
         self.handle.try_next()
     }
 
-    /// Lets newcomers wait in the kernel's backlog. Handshakes under way, 64 at most, go on.
+    /// Lets clients wait in the kernel's backlog. Running handshakes, 64 at most, go on.
     pub fn pause(&self) {
         self.handle.set_paused(true);
     }
 
-    /// Takes newcomers in again.
+    /// Accepts clients again.
     pub fn resume(&self) {
         self.handle.set_paused(false);
     }
 
-    /// Lets no further subscriber in, for good: handshakes under way break off, and the address is free. No descriptor of the ring is left in
-    /// this process when this returns. Those that are subscribed go on.
+    /// Admits no further subscribers: running handshakes are cancelled. When this returns, the address is free, and no descriptor of the
+    /// ring is left in this process. Connected subscribers stay.
     pub fn seal(&self) {
-        if let Ok(shared) = self.handle.here() {
-            shared.seal();
+        if let Ok(endpoint) = self.handle.here() {
+            endpoint.seal();
         }
     }
 
-    /// Ends the publisher. What is in the ring stays readable to the subscribers, which then get their end. The address is free
-    /// when this returns.
+    /// Ends the publisher. Subscribers can still read what is in the ring, and then get the end. The address is free when this
+    /// returns.
     pub fn close(&self) {
-        if let Ok(shared) = self.handle.here() {
-            shared.close();
+        if let Ok(endpoint) = self.handle.here() {
+            endpoint.close();
         }
     }
 
-    /// Why the publisher has ended; `None` while it has not. One that has sent its last is over once the last subscriber has read
-    /// all of it, or has gone.
+    /// The reason why the publisher has ended; `None` while it has not. After [`Broadcaster::end`], it ends once the last subscriber
+    /// has read everything or disconnected.
     pub fn close_reason(&self) -> Option<CloseReason> {
-        let shared = self.handle.here();
-        shared.map_or(Some(CloseReason::Closed), |shared| {
-            shared.state.get().close_reason()
+        let endpoint = self.handle.here();
+        endpoint.map_or(Some(CloseReason::Closed), |endpoint| {
+            endpoint.state.get().close_reason()
         })
     }
 }
 
 impl Drop for Audience {
     fn drop(&mut self) {
-        let Ok(shared) = self.handle.here() else { return };
-        shared.close();
-        shared.events.discard();
+        let Ok(endpoint) = self.handle.here() else { return };
+        endpoint.close();
+        endpoint.events.discard();
         if let Some(watcher) = self.watcher.take()
             && !is_own_thread()
         {
-            // A panic of that thread has been told where it happened.
+            // A panic of that thread was reported where it happened.
             let _ = watcher.join();
         }
     }
@@ -408,62 +393,26 @@ impl AsFd for Audience {
     }
 }
 
-/// What the worker takes newcomers in with.
-struct Admitting {
-    shared: Arc<Shared<Broadcast>>,
-    options: Options,
-    standing: Standing,
-}
-
-impl Admitting {
-    fn run(self) {
-        let Self {
-            shared,
-            options,
-            standing,
-        } = self;
-        let Standing {
-            place,
-            record,
-            deadline,
-            over,
-            hold,
-        } = standing;
-        let acceptor = Acceptor {
-            address: &shared.address,
-            options: &options,
-            meeting: Broadcast::MEETING,
-            record: &record,
-            bell: &shared.bell,
-            shares: &[],
-            ring: Some(&shared.ring),
-            over: &over,
-        };
-        let admission = Admission::new(&shared, &options);
-        let error = acceptor.run(&admission, place, &deadline, |place, result| {
-            drop(place);
-            let (Ok(error) | Err(error)) = result;
-            error
-        });
-        // The handshakes are over, and with them their copies of the ring's descriptor.
-        drop(hold);
-        if shared.sealed.load(Ordering::Acquire) {
-            return;
+/// The worker of a publisher.
+fn accept((endpoint, bound): (Arc<Endpoint<Broadcast>>, BoundAlone)) {
+    let (error, release) = bound.accept(&endpoint, |error, release| (error, release));
+    // The handshakes are over, and with them their copies of the ring's descriptor.
+    drop(release);
+    if endpoint.sealed.load(Ordering::Acquire) {
+        return;
+    }
+    match error {
+        // Cancelled by the program.
+        Error::Aborted => {
+            endpoint.events.end(End::Failed(Error::Aborted));
+            endpoint.close();
         }
-        match error {
-            // Called off by the program.
-            Error::Aborted => {
-                shared.events.end(End::Failed(Error::Aborted));
-                shared.close();
-            }
-            // Newcomers are let in no more. Those that are here lose nothing.
-            error => {
-                shared.ring.seal();
-                shared.events.add(PublisherEvent::Refused(Refused {
-                    error,
-                    identity: None,
-                }));
-            }
+        // No further clients are accepted. The connected subscribers lose nothing.
+        error => {
+            endpoint.ring.seal();
+            endpoint
+                .events
+                .add(PublisherEvent::Refused(Refused::local(error)));
         }
     }
 }

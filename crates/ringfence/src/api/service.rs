@@ -2,76 +2,64 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
-    sync::{Arc, Weak},
+    sync::Arc,
     time::Instant,
 };
 
 use crate::{
     address::Address,
+    channel::Channel,
     channel::end::ChannelState,
-    channel::{self, Channel},
     error::{Error, Result},
     handshake::frame::Meeting,
-    handshake::parts::Parts,
-    handshake::parts::Side,
-    host::accept::{Acceptor, Refused, SIDE_BY_SIDE},
-    host::admit::Admission,
+    handshake::parts::{Parts, Side},
+    host::accept::{Refused, SIDE_BY_SIDE},
+    host::admit::EndpointStats,
     host::connect::call,
-    host::endpoint::{Endpoint, Seat, Shared},
+    host::endpoint::{BoundAlone, Endpoint, EndpointKind, Handle, Idle, SeatGuard, Worker},
     host::events::End,
-    host::handle::{Handle, Idle, Worker},
-    host::ledger::EndpointStats,
-    host::seats::TakenSeats,
-    host::standing::Standing,
     identity::Credentials,
-    options::{Options, SeatLimits},
+    options::Options,
 };
 
-/// Events that the program has not asked for yet: beyond that, newcomers wait in the kernel's backlog.
+/// The number of events that the program has not taken yet. If it is reached, clients wait in the kernel's backlog.
 const MOST_PENDING: usize = SIDE_BY_SIDE;
 
-/// Binds an address for a service. Agents [`connect`] there, as many as [`Options::max_peers`] allows, and each gets a
-/// channel and memory of its own.
+/// Binds an address for a service. Agents [`connect`] there, up to [`Options::max_peers`], and each gets a channel and memory of
+/// its own.
 ///
-/// The mode and the group of a path are set before any process can reach it. A socket that a dead service has left is taken
-/// over. With [`Options::wait`] it waits for an address that another process has. [`Options::cancel_token`] ends that waiting,
-/// and afterwards the listening.
+/// The mode and the group of a path are set before any process can reach it. A socket that a dead service has left is replaced.
+/// With [`Options::wait`], waits for an address that another process has. [`Options::cancel_token`] cancels that waiting, and
+/// afterwards the listening.
 ///
-/// Handshakes run on threads of the listener's, side by side, each with the deadline of [`Options::timeout`]: a newcomer that
-/// fails, is slow or says nothing costs the others nothing. An open channel has no thread, and holds two descriptors: a thousand
-/// agents take an `RLIMIT_NOFILE` above 3,000 (getrlimit(2)), of which 900 are for handshakes and newcomers.
+/// Handshakes run side by side on threads of the listener, each with the deadline of [`Options::timeout`]: a client that fails, is
+/// slow or is silent does not delay the others. An open channel has no thread, and holds two descriptors: a thousand agents need
+/// an `RLIMIT_NOFILE` above 3,000 (getrlimit(2)), of which 900 are for handshakes and waiting clients.
 ///
 /// # Errors
-/// [`Error::AddressOccupied`] where another process has the address, without [`Options::wait`]; [`Error::AddressInvalid`];
-/// [`Error::InvalidArgument`] for options that contradict each other; [`Error::NoSpace`]; [`Error::Aborted`] when called off.
+/// [`Error::AddressOccupied`] if another process has the address, without [`Options::wait`]; [`Error::AddressInvalid`];
+/// [`Error::InvalidArgument`] for options that contradict each other; [`Error::NoSpace`]; [`Error::Aborted`] when cancelled.
 pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
     let options = options.clone().checked()?;
-    let (given, address) = (address, &address.absolute());
-    let (standing, worker) = Standing::take(address, &options)?;
-    let own = Service {
-        limits: options.seats(),
-    };
-    let shared = Shared::new(address.clone(), own)?;
-    let thread = Idle::spawn("ringfence-accept", "a thread for the listener", Listening::run)?;
+    let (given, address) = (address, address.absolute());
+    let (bound, worker) = BoundAlone::new(&address, options)?;
+    let endpoint = Endpoint::new(address, &bound.options, Service)?;
+    let thread = Idle::spawn("ringfence-accept", "a thread for the listener", accept)?;
     let listener = Listener {
-        handle: Handle::new(given, &shared),
+        handle: Handle::new(given, &endpoint),
         worker,
     };
-    thread.start(Listening {
-        shared,
-        options,
-        standing,
-    });
+    thread.start((endpoint, bound));
     Ok(listener)
 }
 
 /// Connects to the service at an address, which it never binds. A process may connect several times, and gets a channel
 /// each time.
 ///
-/// With [`Options::wait`] it waits for a service to come, and for a seat where the service is full. [`Options::cancel_token`] ends
-/// the waiting.
+/// With [`Options::wait`], waits for a service to listen, and for a seat if the service is full. [`Options::cancel_token`]
+/// cancels the waiting.
 ///
-/// At most 16 handshakes of one process with one address are under way at a time. A call beyond that waits for its turn, and
+/// One process runs at most 16 handshakes with one address at a time. A further call waits for its turn, and
 /// [`Options::timeout`] counts from there.
 ///
 /// ```no_run
@@ -79,7 +67,7 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
 ///
 /// # fn main() -> ringfence::Result<()> {
 /// let address: Address = "/run/orders/service.sock".parse()?;
-/// // Waits for the service to come, and for a seat.
+/// // Waits for the service to listen, and for a seat.
 /// let (mut sender, _receiver) = connect(&address, &Options::new().wait(true))?.split();
 /// sender.send(b"hello")?;
 /// # Ok(())
@@ -87,9 +75,9 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
 /// ```
 ///
 /// # Errors
-/// Without [`Options::wait`]: [`Error::PeerLost`] where no process listens, [`Error::AddressOccupied`] where the service is full. In
-/// any case [`Error::AddressInvalid`] for what waiting does not mend (a directory that is missing, a socket that this process may
-/// not connect to); else as the guest of [`join`](crate::join).
+/// Without [`Options::wait`]: [`Error::PeerLost`] if no process listens, [`Error::AddressOccupied`] if the service is full. In
+/// any case [`Error::AddressInvalid`] for what waiting cannot fix (a missing directory, a socket that this process may not connect
+/// to); otherwise as the guest of [`join`](crate::join).
 pub fn connect(address: &Address, options: &Options) -> Result<Channel> {
     let options = options.clone().checked()?;
     let address = &address.absolute();
@@ -126,8 +114,8 @@ pub fn connect(address: &Address, options: &Options) -> Result<Channel> {
 /// # fn serve(channel: ringfence::Channel) {}
 /// ```
 ///
-/// It holds at most 64 channels and refusals that the program has not taken yet. Beyond that newcomers wait in the kernel's
-/// backlog, and one that is not taken in fails at its deadline with [`Error::HandshakeTimeout`].
+/// It holds at most 64 channels and refusals that the program has not taken yet. Further clients wait in the kernel's backlog, and
+/// fail at their deadline with [`Error::HandshakeTimeout`].
 ///
 /// Dropping it closes it, with [`Channels::Keep`].
 #[derive(Debug)]
@@ -136,7 +124,7 @@ pub struct Listener {
     worker: Worker,
 }
 
-/// What became of a process that came to a [`Listener`].
+/// An event of a [`Listener`].
 #[non_exhaustive]
 #[expect(
     clippy::large_enum_variant,
@@ -146,7 +134,7 @@ pub struct Listener {
 pub enum Arrival {
     /// An agent has passed.
     Accepted(Channel),
-    /// A newcomer has not passed. The listener goes on.
+    /// A client was refused. The listener goes on.
     Refused(Refused),
 }
 
@@ -156,29 +144,28 @@ impl From<Refused> for Arrival {
     }
 }
 
-/// What becomes of a listener's channels when it closes.
+/// Whether a listener that closes also closes its channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Channels {
-    /// Those that were accepted go on.
+    /// Accepted channels stay open.
     Keep,
     /// They are closed.
     Close,
 }
 
 impl Listener {
-    /// Where it listens.
+    /// The address at which it listens.
     pub fn address(&self) -> &Address {
         self.handle.address()
     }
 
-    /// Channels that are open now, those that the program has not accepted yet included. A channel counts until it was closed, or
-    /// a call on it has noticed that its peer is gone; a full listener looks for itself.
+    /// The number of open channels, including those that the program has not accepted yet. A channel counts until it is closed, or a
+    /// call on it has noticed that its peer is gone; a full listener checks by itself.
     pub fn size(&self) -> usize {
-        let size = self.handle.here().map(|shared| shared.state().seats.count());
-        size.unwrap_or(0)
+        self.handle.here().map_or(0, |endpoint| endpoint.seats_taken())
     }
 
-    /// What has come so far, and what went through all of its channels.
+    /// The number of accepted and refused clients, and the sums over all channels.
     pub fn stats(&self) -> EndpointStats {
         self.handle.stats(self.size())
     }
@@ -186,14 +173,14 @@ impl Listener {
     /// Waits for the next arrival.
     ///
     /// # Errors
-    /// [`Error::Closed`] once the listener was closed, and in a forked child; [`Error::Aborted`] once it was called off; once
-    /// [`Error::NoSpace`] or [`Error::Unsupported`] where its own wait has failed for ten seconds, after which it is closed. The same where
-    /// this call cannot wait (poll(2)): then it can be made again.
+    /// [`Error::Closed`] once the listener is closed, and in a forked child; [`Error::Aborted`] once it is cancelled; once
+    /// [`Error::NoSpace`] or [`Error::Unsupported`] if its own wait has failed for ten seconds, after which it is closed. The same if
+    /// this call cannot wait (poll(2)): then it can be repeated.
     pub fn accept(&self) -> Result<Arrival> {
         self.handle.next()
     }
 
-    /// As [`Listener::accept`], up to a deadline, when it errors with [`Error::TimedOut`]. No arrival is lost by that.
+    /// As [`Listener::accept`]. Fails with [`Error::TimedOut`] at the deadline. No arrival is lost by that.
     ///
     /// ```no_run
     /// use std::time::{Duration, Instant};
@@ -214,7 +201,7 @@ impl Listener {
         self.handle.next_until(Some(deadline))?.ok_or(Error::TimedOut)
     }
 
-    /// The next arrival, if there is one now.
+    /// Returns the next arrival, if there is one now.
     ///
     /// # Errors
     /// As [`Listener::accept`].
@@ -222,27 +209,27 @@ impl Listener {
         self.handle.try_next()
     }
 
-    /// Lets newcomers wait in the kernel's backlog. Handshakes under way, 64 at most, go on.
+    /// Lets clients wait in the kernel's backlog. Running handshakes, 64 at most, go on.
     pub fn pause(&self) {
         self.handle.set_paused(true);
     }
 
-    /// Takes newcomers in again.
+    /// Accepts clients again.
     pub fn resume(&self) {
         self.handle.set_paused(false);
     }
 
-    /// Listens no more: the address is free when this returns. Newcomers with a handshake under way, and agents that the program
-    /// has not accepted yet, are told so, and their channels are closed.
+    /// Stops listening: the address is free when this returns. Clients with a running handshake, and agents that the program has not
+    /// accepted yet, are refused or closed.
     pub fn close(&self, channels: Channels) {
         let Self { handle, worker } = self;
-        // In a child: the address is its parent's, and the worker that would say that it is free is not here.
-        let Ok(shared) = handle.here() else { return };
-        shared.end(End::Closed);
+        // A forked child has neither the address nor the worker.
+        let Ok(endpoint) = handle.here() else { return };
+        endpoint.end(End::Closed);
         worker.stop().cancel();
         worker.wait();
         if channels == Channels::Close {
-            for channel in shared.open_channels() {
+            for channel in endpoint.channels() {
                 channel.finish(ChannelState::ClosedHere);
             }
         }
@@ -264,131 +251,51 @@ impl AsFd for Listener {
 
 /// The kind of endpoint that a [`Listener`] is the handle of.
 #[derive(Debug)]
-pub(crate) struct Service {
-    limits: SeatLimits,
-}
+pub(crate) struct Service;
 
-#[derive(Debug, Default)]
-pub(crate) struct State {
-    /// Channels that were made; some of them are over.
-    made: Vec<Weak<channel::end::Shared>>,
-    seats: TakenSeats,
-}
-
-impl Endpoint for Service {
+impl EndpointKind for Service {
     const MEETING: Meeting = Meeting::Service;
+    const NAME: &'static str = "service";
     const CLOSED: &'static str = "the listener is closed";
     const BREAKS_OFF: &'static str = "the service has closed";
-    type State = State;
+    type State = ();
     type Event = Arrival;
 
-    fn ask(shared: &Shared<Self>, who: Credentials) -> Result<()> {
-        if shared.check_seats(who).is_err() {
-            shared.notice_ends();
-        }
-        shared.check_seats(who)
+    fn check_free(endpoint: &Endpoint<Self>, who: Credentials) -> Result<()> {
+        endpoint.check_seats(who).or_else(|_| {
+            // Agents may have left while no call on their channel noticed.
+            for channel in endpoint.channels() {
+                channel.doorbell.look();
+                channel.notice();
+            }
+            endpoint.check_seats(who)
+        })
     }
 
-    fn take(shared: &Shared<Self>, who: Credentials) -> Result<()> {
-        Self::ask(shared, who)?;
-        let mut state = shared.state();
-        shared.check_seats_in(&state, who)?;
-        state.seats.take(who);
-        Ok(())
+    fn has_room(endpoint: &Endpoint<Self>, under_way: usize) -> bool {
+        endpoint.events.has_room(MOST_PENDING, under_way, |_| true)
     }
 
-    fn give_back(shared: &Shared<Self>, who: Credentials) {
-        shared.state().seats.give_back(who);
-    }
-
-    fn has_room(shared: &Shared<Self>, under_way: usize) -> bool {
-        shared.events.has_room(MOST_PENDING, under_way, |_| true)
-    }
-
-    fn ready(shared: &Arc<Shared<Self>>, parts: Parts, seat: Seat<Self>, options: &Options) {
+    fn ready(endpoint: &Arc<Endpoint<Self>>, parts: Parts, seat: SeatGuard<Self>, options: &Options) {
         let channel = Channel::assemble(parts, Some(Box::new(Some(seat))), options);
-        shared.remember(&channel);
-        shared.count_accepted(&channel);
-        shared.events.add(Arrival::Accepted(channel));
+        endpoint.count_accepted(&channel);
+        endpoint.events.add(Arrival::Accepted(channel));
     }
 }
 
-impl Shared<Service> {
-    /// Errors where there is no seat for a process now.
-    fn check_seats(&self, who: Credentials) -> Result<()> {
-        self.check_seats_in(&self.state(), who)
-    }
-
-    fn check_seats_in(&self, state: &State, who: Credentials) -> Result<()> {
-        let refusal = state.seats.refusal(&self.limits, who, "service");
-        refusal.map_or(Ok(()), |by| Err(self.address.occupied(by)))
-    }
-
-    fn remember(&self, channel: &Channel) {
-        let mut state = self.state();
-        if state.made.len() > 2 * state.seats.count() + 16 {
-            state.made.retain(|channel| channel.strong_count() > 0);
-        }
-        state.made.push(Arc::downgrade(channel.shared()));
-    }
-
-    fn open_channels(&self) -> Vec<Arc<channel::end::Shared>> {
-        self.state().made.iter().filter_map(Weak::upgrade).collect()
-    }
-
-    /// Looks for agents that have left while no call on their channel was there to notice.
-    fn notice_ends(&self) {
-        for channel in self.open_channels() {
-            channel.doorbell.look();
-            channel.notice();
-        }
-    }
-
-    /// The listening is over: the program takes no more of what has come, and nothing more comes.
+impl Endpoint<Service> {
+    /// Ends the listening: drops the events that the program has not taken.
     fn end(&self, end: End) {
         self.events.end(end);
         self.events.discard();
     }
 }
 
-/// What the worker takes newcomers in with.
-struct Listening {
-    shared: Arc<Shared<Service>>,
-    options: Options,
-    standing: Standing,
-}
-
-impl Listening {
-    fn run(self) {
-        let Self {
-            shared,
-            options,
-            standing,
-        } = self;
-        let Standing {
-            place,
-            record,
-            deadline,
-            over,
-            hold,
-        } = standing;
-        let _told = shared.end_with_worker();
-        let acceptor = Acceptor {
-            address: &shared.address,
-            options: &options,
-            meeting: Service::MEETING,
-            record: &record,
-            bell: &shared.bell,
-            shares: &[],
-            ring: None,
-            over: &over,
-        };
-        let admission = Admission::new(&shared, &options);
-        acceptor.run(&admission, place, &deadline, |place, result| {
-            drop(place);
-            let (Ok(error) | Err(error)) = result;
-            shared.end(End::Failed(error));
-            drop(hold);
-        });
-    }
+/// The worker of a listener.
+fn accept((endpoint, bound): (Arc<Endpoint<Service>>, BoundAlone)) {
+    let _told = endpoint.end_with_worker();
+    bound.accept(&endpoint, |error, release| {
+        endpoint.end(End::Failed(error));
+        drop(release);
+    });
 }

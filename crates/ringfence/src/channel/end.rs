@@ -438,7 +438,7 @@ impl Shared {
         Ok(())
     }
 
-    /// LineEnds the channel, once. When this returns, the address is free, and the line is closed to both sides.
+    /// Ends the channel, once. When this returns, the address is free, and the line is closed to both sides.
     pub(crate) fn finish(&self, end: ChannelState) {
         drop(self.end(end));
     }
@@ -539,7 +539,7 @@ impl Shared {
         }
     }
 
-    /// LineEnds the channel if the line says that the peer is gone.
+    /// Ends the channel if the line says that the peer is gone.
     pub(crate) fn notice(&self) {
         if self.is_inherited() || !self.doorbell.is_gone() {
             return;
@@ -562,7 +562,7 @@ impl Shared {
         }
     }
 
-    /// LineEnds the channel if the result is a protocol violation of the peer.
+    /// Ends the channel if the result is a protocol violation of the peer.
     pub(crate) fn judge<T>(&self, result: Result<T>) -> Result<T> {
         if let Err(Error::RingCorrupt(_)) = &result {
             if self.is_inherited() {

@@ -1,21 +1,22 @@
-//! Runs handshakes side by side at a bound address. A peer that stays silent never delays the others.
+//! Accepts clients at a bound address, and runs their handshakes side by side. A silent client never delays the others.
 //!
-//! A handshake under way has a thread, of which there is a bound. A newcomer that has said nothing yet has none: it waits in
-//! a queue, and where that is full, the one that has been silent for longest gives way. No process and no user can have all
-//! threads to itself. A newcomer that finds the queue full waits in the kernel's backlog.
-
-mod queue;
+//! Each running handshake has a thread, and the number of these is limited. A client that has sent nothing yet has no thread: it
+//! waits in a queue, and if the queue is full, the client that has been silent for longest is dropped. No process and no user can
+//! occupy all threads. If the queue has no room, clients wait in the kernel's backlog.
 
 use std::{
     ops::ControlFlow,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
-use nix::poll::PollFlags;
+use nix::{
+    poll::PollFlags,
+    sys::socket::{getsockopt, sockopt},
+};
 
 use crate::{
     address::Address,
@@ -26,46 +27,73 @@ use crate::{
     handshake::Slots,
     handshake::broadcast::PublishedRing,
     handshake::frame::Meeting,
-    handshake::parts::Parts,
-    handshake::parts::Side,
+    handshake::line::refuse,
+    handshake::parts::{Caller, Parts, Side},
     identity::{Credentials, Identity},
     options::Options,
-    trace,
-    wait::deadline::Deadline,
-    wait::deadline::{CancelToken, Wakeup},
+    trace::{self, Handshake},
+    wait::deadline::{self, CancelToken, Deadline, Wakeup},
     wait::retry::{RECOVERY, RetryBudget},
     wait::threads::begin_own_thread,
 };
 
-pub use queue::Refused;
-use queue::{Newcomer, Queue, Stage};
-pub(crate) use queue::{OF_ONE_PROCESS, SIDE_BY_SIDE};
-
-/// Newcomers that one look takes from the kernel's backlog. One who comes again as soon as it was turned away fills that as fast as it is
-/// emptied, and meanwhile nobody would hear of outcomes, of who is late, and of the end.
-const AT_ONE_LOOK: usize = SIDE_BY_SIDE;
-/// How long a handshake's thread waits for the guest's first word. An honest guest speaks as soon as it has looked at the
-/// host.
+/// The number of handshakes that run at a time, each with a thread.
+pub(crate) const SIDE_BY_SIDE: usize = 64;
+/// The number of these that one user's processes may have.
+const OF_ONE_USER: usize = 48;
+/// The number of these that one process may have. `connect` respects it.
+pub(crate) const OF_ONE_PROCESS: usize = 16;
+/// The number of connections of one process that wait or run a handshake. An honest process stays far below.
+const AT_MOST_OF_ONE_PROCESS: usize = 32;
+/// The number of connections that wait, with up to three descriptors each.
+const LONGEST: usize = 128;
+/// The number of connections accepted in one turn. A client that reconnects in a loop refills the backlog as fast as it is emptied,
+/// and must not starve outcomes, deadlines and the end.
+const AT_ONE_TURN: usize = SIDE_BY_SIDE;
+/// The time that a handshake's thread waits for the client's first frame. An honest client sends it as soon as it has checked the host.
 const GRACE: Duration = Duration::from_millis(50);
 
-/// What has the address: decides which newcomer gets a channel, and hears what became of each.
+/// A client that did not get a channel, or a local error that keeps this process from accepting clients.
+#[non_exhaustive]
+#[derive(Debug)]
+pub struct Refused {
+    /// The reason: [`Error::PeerRefused`] (with the check, the expected and the found value), [`Error::HandshakeTimeout`],
+    /// [`Error::Protocol`], [`Error::PeerLost`], [`Error::AddressOccupied`] if the service is full, or a local error such as
+    /// [`Error::NoSpace`].
+    pub error: Error,
+    /// What is known of the client: at least pid, uid and gid. `None` for a local error that concerns no client.
+    pub identity: Option<Identity>,
+}
+
+impl Refused {
+    /// A local error that concerns no client.
+    pub(crate) fn local(error: Error) -> Self {
+        Self {
+            error,
+            identity: None,
+        }
+    }
+}
+
+/// The owner of an address: decides which client gets a channel, and is notified of each outcome.
 pub(crate) trait Host: Slots<Slot: Send> + Sync {
-    /// What ends the accepting.
+    /// The result that ends the accepting.
     type End;
 
-    /// Whether one more handshake may begin, besides those under way.
+    /// Whether one more handshake may start, in addition to those that run.
     fn may_begin(&self, under_way: usize) -> bool;
 
-    /// A guest has passed.
+    /// A client has passed.
     fn ready(&self, parts: Parts, seat: Self::Slot) -> ControlFlow<Self::End>;
 
-    /// A newcomer has not passed.
+    /// A client was refused.
     fn refused(&self, refused: Refused) -> ControlFlow<Self::End>;
 
-    /// This process cannot take newcomers in just now.
-    fn hindered(&self, error: Error) -> ControlFlow<Self::End>;
+    /// A local error keeps this process from accepting clients at present.
+    fn failed(&self, error: Error) -> ControlFlow<Self::End>;
 
-    /// A client got no channel. Called once for each, on the accepting thread, also for those that come too late for [`Host::refused`].
+    /// A client got no channel. Called once for each, on the accepting thread, also for those that are too late for
+    /// [`Host::refused`].
     fn notice(&self, _refused: &Refused) {}
 
     /// Channels whose end wakes the acceptor as well.
@@ -73,8 +101,8 @@ pub(crate) trait Host: Slots<Slot: Send> + Sync {
         Vec::new()
     }
 
-    /// The acceptor was woken, by anything.
-    fn look_round(&self) {}
+    /// Called whenever the acceptor wakes.
+    fn woken(&self) {}
 }
 
 /// A bound address, and how handshakes are made there.
@@ -82,29 +110,39 @@ pub(crate) struct Acceptor<'a> {
     pub(crate) address: &'a Address,
     pub(crate) options: &'a Options,
     pub(crate) meeting: Meeting,
-    /// What is in each channel's evidence before its newcomer has come.
+    /// The evidence that each channel starts with.
     pub(crate) record: &'a EvidenceLog,
-    /// Rung when [`Host::may_begin`] may answer otherwise.
+    /// Rung when [`Host::may_begin`] may have changed.
     pub(crate) bell: &'a Wakeup,
-    /// What a guest gets with READY.
+    /// Descriptors that a client gets with READY.
     pub(crate) shares: &'a [Arc<OwnedFd>],
-    /// Of a publisher.
+    /// The ring of a publisher.
     pub(crate) ring: Option<&'a Arc<PublishedRing>>,
-    /// Cancelled once the accepting is over. Made before the address is kept: without it no newcomer could be let in.
+    /// Cancelled at the end of the accepting. Created before the address is bound, so that this cannot fail later.
     pub(crate) over: &'a CancelToken,
 }
 
-/// What has become of a newcomer on its thread.
-enum Outcome<S> {
-    /// It has passed the policy, and has not said anything yet.
-    Silent(Newcomer),
+/// The result of a handshake's thread.
+enum Attempt<S> {
+    /// The client has passed the policy, and has sent nothing yet.
+    Silent(Client),
     Ready(Box<(Parts, S)>),
     Refused(Box<Refused>),
 }
 
+impl<S> Attempt<S> {
+    fn refused(error: Error, identity: Identity) -> Self {
+        let checked = error.refusal().and_then(|refusal| refusal.identity.clone());
+        Self::Refused(Box::new(Refused {
+            error,
+            identity: Some(checked.unwrap_or(identity)),
+        }))
+    }
+}
+
 impl Acceptor<'_> {
-    /// Takes newcomers in until the host has what it wants, or the waiting is called off. Then `leave` says what becomes of
-    /// the place, before the handshakes are waited for that break off.
+    /// Accepts clients until the host ends it, or the waiting is cancelled. Then calls `leave` with the bound place and the result,
+    /// before unfinished handshakes are joined.
     pub(crate) fn run<H: Host, T>(
         &self,
         host: &H,
@@ -128,10 +166,9 @@ impl Acceptor<'_> {
             let result = loop {
                 match accepting.wait(&place, deadline) {
                     Ok(()) => retries.renew(),
-                    // A wait that has failed has seen nothing, and took no time. What it lacked may be there again in a moment, and nobody
-                    // else lets newcomers in.
+                    // Retries transient errors: nothing else accepts clients here.
                     Err(error) if retries.should_retry(&error) => {
-                        if let ControlFlow::Break(end) = accepting.hindered(error) {
+                        if let ControlFlow::Break(end) = accepting.failed(error) {
                             break Ok(end);
                         }
                         retries.pause();
@@ -139,69 +176,65 @@ impl Acceptor<'_> {
                     Err(error) => break Err(error),
                 }
                 self.bell.clear();
-                if let ControlFlow::Break(end) = accepting.look(&place) {
+                if let ControlFlow::Break(end) = accepting.turn(&place) {
                     break Ok(end);
                 }
             };
-            // Newcomers that have not got a seat are told so, and end.
+            // Handshakes without a seat fail with `Slots::closed`.
             self.over.cancel();
-            for newcomer in accepting.queue.waiting.drain(..) {
-                self.tell(host, &newcomer.turn_away(host.closed()));
+            for client in accepting.queue.waiting.drain(..) {
+                self.report(host, &client.refuse(host.closed()));
             }
             let left = leave(place, result);
-            // A guest that was told READY has a channel, though this side takes no more newcomers in.
+            // A client that got READY has a channel, although this side accepts no further clients.
             drop(accepting.results);
             for (_, outcome) in accepting.outcomes {
                 match outcome {
-                    Outcome::Ready(passed) => {
+                    Attempt::Ready(passed) => {
                         let (parts, seat) = *passed;
                         let _ = host.ready(parts, seat);
                     }
-                    Outcome::Refused(refused) => self.tell(host, &refused),
-                    Outcome::Silent(newcomer) => self.tell(host, &newcomer.turn_away(host.closed())),
+                    Attempt::Refused(refused) => self.report(host, &refused),
+                    Attempt::Silent(client) => self.report(host, &client.refuse(host.closed())),
                 }
             }
             left
         })
     }
 
-    /// Refuses a connection whose handshake does not begin.
+    /// Refuses a connection without a handshake.
     pub(crate) fn turn_away<H: Host>(&self, host: &H, stream: OwnedFd, deadline: &Deadline, error: Error) {
-        let refused = match Newcomer::new(stream, deadline.clone(), self.address) {
-            Ok(newcomer) => newcomer.turn_away(error),
-            // The client learns it from the end of its connection.
-            Err(error) => Refused {
-                error,
-                identity: None,
-            },
+        let refused = match Client::new(stream, deadline.clone(), self.address) {
+            Ok(client) => client.refuse(error),
+            // The client notices the end of its connection.
+            Err(error) => Refused::local(error),
         };
-        self.tell(host, &refused);
+        self.report(host, &refused);
     }
 
-    /// A client got no channel.
-    fn tell<H: Host>(&self, host: &H, refused: &Refused) {
+    fn report<H: Host>(&self, host: &H, refused: &Refused) {
         trace::refused(self.address, "host", &refused.error, refused.identity.as_ref());
         host.notice(refused);
     }
 
-    /// On a thread of its own: looks at the newcomer, and goes through the handshake once it speaks.
-    fn shake_hands<H: Host>(&self, newcomer: Newcomer, host: &H) -> Outcome<H::Slot> {
-        let Newcomer {
+    /// On a thread of its own: checks the client's process, and runs the handshake once the client has sent something.
+    fn shake_hands<H: Host>(&self, client: Client, host: &H) -> Attempt<H::Slot> {
+        let Client {
             who,
             stage,
             deadline,
             handshake,
-        } = newcomer;
+        } = client;
         let side = Side::new(self.address, self.options, &deadline, self.meeting)
             .sharing(self.shares)
             .publishing(self.ring);
         let caller = match stage {
             Stage::Silent(caller) => caller,
             Stage::Fresh(stream) => match handshake.within(|| side.look_at(stream, self.record.clone())) {
-                Err(error) => return refused(error, Identity::of(who)),
+                Err(error) => return Attempt::refused(error, Identity::of(who)),
                 Ok(caller) if deadline.is_spoken_to(caller.as_fd(), GRACE) => Box::new(caller),
                 Ok(caller) => {
-                    return Outcome::Silent(Newcomer {
+                    return Attempt::Silent(Client {
                         who,
                         stage: Stage::Silent(Box::new(caller)),
                         deadline,
@@ -212,65 +245,59 @@ impl Acceptor<'_> {
         };
         let identity = caller.identity.clone();
         match handshake.within(|| side.host(*caller, host)) {
-            Ok(passed) => Outcome::Ready(Box::new(passed)),
-            Err(error) => refused(error, identity),
+            Ok(passed) => Attempt::Ready(Box::new(passed)),
+            Err(error) => Attempt::refused(error, identity),
         }
     }
 }
 
-/// The state of [`Acceptor::run`].
+/// The state of [`Acceptor::run`], owned by the accepting thread.
 struct Accepting<'scope, 'env, H: Host> {
     acceptor: &'env Acceptor<'env>,
     host: &'env H,
     scope: &'scope thread::Scope<'scope, 'env>,
-    /// Of newcomers: ends with the accepting.
+    /// The deadline of clients, which ends with the accepting.
     deadline: Deadline,
-    results: mpsc::Sender<(Credentials, Outcome<H::Slot>)>,
-    outcomes: mpsc::Receiver<(Credentials, Outcome<H::Slot>)>,
+    results: mpsc::Sender<(Credentials, Attempt<H::Slot>)>,
+    outcomes: mpsc::Receiver<(Credentials, Attempt<H::Slot>)>,
     queue: Queue,
-    /// When to try again, after this process could not take newcomers in.
+    /// When to accept again after a local error.
     recovered: Instant,
 }
 
 impl<H: Host> Accepting<'_, '_, H> {
-    /// Waits for a newcomer, a first word, an outcome, the end of a partner, or the end of a newcomer's time.
+    /// Waits for a connection, a first frame, an outcome, the end of a partner, or a client's deadline.
     fn wait(&self, place: &BoundAddress, deadline: &Deadline) -> Result<()> {
         let queue = &self.queue;
         let mut watched = vec![(self.acceptor.bell.as_fd(), PollFlags::POLLIN)];
         let partners = self.host.partners();
         watched.extend(partners.iter().flat_map(Partner::watched));
-        let mut until = queue
-            .waiting
-            .iter()
-            .filter_map(|newcomer| newcomer.deadline.moment())
-            .min();
+        let deadlines = queue.waiting.iter().filter_map(|client| client.deadline.moment());
+        let mut until = deadlines.min();
         if !self.has_recovered() {
             until = Some(until.map_or(self.recovered, |until| until.min(self.recovered)));
         } else if self.host.may_begin(queue.under_way()) {
             if !queue.is_full() {
                 watched.push((place.as_fd(), PollFlags::POLLIN));
             }
-            let may_speak = queue
-                .waiting
-                .iter()
-                .filter(|newcomer| queue.may_begin(newcomer.who));
-            watched.extend(may_speak.map(|newcomer| (newcomer.as_fd(), PollFlags::POLLIN)));
+            let may_send = queue.waiting.iter().filter(|client| queue.may_begin(client.who));
+            watched.extend(may_send.map(|client| (client.as_fd(), PollFlags::POLLIN)));
         }
         deadline.until(until).wait(&watched).map(drop)
     }
 
-    /// Looks at everything that may have changed.
-    fn look(&mut self, place: &BoundAddress) -> ControlFlow<H::End> {
-        self.host.look_round();
+    /// Handles everything that may have changed.
+    fn turn(&mut self, place: &BoundAddress) -> ControlFlow<H::End> {
+        self.host.woken();
         while let Ok((who, outcome)) = self.outcomes.try_recv() {
             self.queue.has_ended(who);
             match outcome {
-                Outcome::Silent(newcomer) => self.queue.waiting.push(newcomer),
-                Outcome::Ready(passed) => {
+                Attempt::Silent(client) => self.queue.waiting.push(client),
+                Attempt::Ready(passed) => {
                     let (parts, seat) = *passed;
                     self.host.ready(parts, seat)?;
                 }
-                Outcome::Refused(refused) => self.refused(*refused)?,
+                Attempt::Refused(refused) => self.refused(*refused)?,
             }
         }
         for late in self.queue.late() {
@@ -281,11 +308,11 @@ impl<H: Host> Accepting<'_, '_, H> {
             };
             self.refused(late.give_up(step, after))?;
         }
-        // Those who are in come first: one more might have no descriptor, each time, and they would wait until their time is over.
+        // Start queued handshakes before accepting more: descriptors may be short, and a new connection must not take them each time.
         self.begin()?;
         self.accept(place)?;
         self.begin()?;
-        // One look may have brought many of them: until there is room, nobody looks at who else has come.
+        // A full queue accepts nothing, so make room.
         while self.queue.is_full()
             && let Some(silent) = self.queue.most_silent()
         {
@@ -295,71 +322,69 @@ impl<H: Host> Accepting<'_, '_, H> {
         ControlFlow::Continue(())
     }
 
-    /// Takes newcomers from the kernel's backlog into the queue.
+    /// Moves connections from the kernel's backlog into the queue.
     fn accept(&mut self, place: &BoundAddress) -> ControlFlow<H::End> {
-        for _ in 0..AT_ONE_LOOK {
+        for _ in 0..AT_ONE_TURN {
             if self.queue.is_full() || !self.has_recovered() || !self.host.may_begin(self.queue.under_way()) {
                 break;
             }
             match place.accept() {
-                Ok(Some(stream)) => match self.admit(stream) {
-                    Ok(newcomer) => self.queue.waiting.push(newcomer),
+                Ok(Some(stream)) => match self.enqueue(stream) {
+                    Ok(client) => self.queue.waiting.push(client),
                     Err(refused) => self.refused(*refused)?,
                 },
                 Ok(None) => break,
-                Err(error) => self.hindered(error)?,
+                Err(error) => self.failed(error)?,
             }
         }
         ControlFlow::Continue(())
     }
 
-    /// A newcomer for the queue, unless its process has too many there.
-    fn admit(&self, stream: OwnedFd) -> Result<Newcomer, Box<Refused>> {
+    /// Refuses a process that has too many connections in the queue.
+    fn enqueue(&self, stream: OwnedFd) -> Result<Client, Box<Refused>> {
         let deadline = self.deadline.within(self.acceptor.options.timeout);
-        let newcomer = Newcomer::new(stream, deadline, self.acceptor.address).map_err(|error| {
-            let identity = None;
-            Box::new(Refused { error, identity })
-        })?;
-        match self.queue.refusal(newcomer.who) {
-            Some(by) => Err(Box::new(newcomer.turn_away(self.acceptor.address.occupied(by)))),
-            None => Ok(newcomer),
+        let client = Client::new(stream, deadline, self.acceptor.address)
+            .map_err(|error| Box::new(Refused::local(error)))?;
+        match self.queue.refusal(client.who) {
+            Some(by) => Err(Box::new(client.refuse(self.acceptor.address.occupied(by)))),
+            None => Ok(client),
         }
     }
 
-    /// Begins the handshakes that may begin.
+    /// Starts the handshakes that may start.
     fn begin(&mut self) -> ControlFlow<H::End> {
         while self.has_recovered()
             && self.host.may_begin(self.queue.under_way())
-            && let Some(newcomer) = self.queue.next()
+            && let Some(client) = self.queue.next()
         {
-            let who = newcomer.who;
+            let who = client.who;
             let (acceptor, host) = (self.acceptor, self.host);
             let (results, bell) = (self.results.clone(), acceptor.bell.clone());
-            // A closure that gets no thread is dropped, and what it holds with it: the newcomer is handed over afterwards.
-            let (hand_over, handed) = mpsc::sync_channel::<Newcomer>(1);
+            // If no thread can be started, its closure is dropped with all that it holds, so the client is passed afterwards.
+            let (hand_over, handed) = mpsc::sync_channel::<Client>(1);
             let thread =
                 thread::Builder::new()
                     .name("ringfence-host".into())
                     .spawn_scoped(self.scope, move || {
                         begin_own_thread();
-                        let Ok(newcomer) = handed.recv() else { return };
-                        // A thread that is gone without an outcome would count as under way for ever.
-                        let outcome = catch_unwind(AssertUnwindSafe(|| acceptor.shake_hands(newcomer, host)))
-                            .unwrap_or_else(|_| refused(defect(), Identity::of(who)));
-                        // Without a receiver, the accepting is over, and the outcome is dropped.
+                        let Ok(client) = handed.recv() else { return };
+                        // A thread that ended without an outcome would count as running for ever.
+                        let outcome = catch_unwind(AssertUnwindSafe(|| acceptor.shake_hands(client, host)))
+                            .unwrap_or_else(|_| Attempt::refused(defect(), Identity::of(who)));
+                        // If the accepting is over, nothing receives the outcome, and it is dropped.
                         let _ = results.send((who, outcome));
                         bell.signal();
                     });
             match thread {
                 Ok(_) => {
                     self.queue.has_begun(who);
-                    // The thread waits for this alone, and so it is there.
-                    let _ = hand_over.send(newcomer);
+                    // Cannot fail: the thread waits for it.
+                    let _ = hand_over.send(client);
                 }
                 Err(error) => {
-                    // Its turn comes again, as long as its time is not over.
-                    self.queue.waiting.insert(0, newcomer);
-                    return self.hindered(Error::NoSpace {
+                    // It is tried again until its deadline.
+                    self.queue.waiting.insert(0, client);
+                    return self.failed(Error::NoSpace {
                         what: "a thread for a handshake".into(),
                         reason: error.to_string(),
                     });
@@ -369,25 +394,24 @@ impl<H: Host> Accepting<'_, '_, H> {
         ControlFlow::Continue(())
     }
 
-    /// Whether it is time to try again, after this process could not take newcomers in.
+    /// Whether enough time has passed since the last local error.
     fn has_recovered(&self) -> bool {
         Instant::now() >= self.recovered
     }
 
-    /// A newcomer has not passed.
     fn refused(&self, refused: Refused) -> ControlFlow<H::End> {
-        self.acceptor.tell(self.host, &refused);
+        self.acceptor.report(self.host, &refused);
         self.host.refused(refused)
     }
 
-    /// This process can take no newcomer in (for want of descriptors, say). It tries again a little later.
-    fn hindered(&mut self, error: Error) -> ControlFlow<H::End> {
+    /// A local error (no descriptors, for example) keeps this process from accepting. It tries again a little later.
+    fn failed(&mut self, error: Error) -> ControlFlow<H::End> {
         self.recovered = Instant::now() + RECOVERY;
-        self.host.hindered(error)
+        self.host.failed(error)
     }
 }
 
-/// A handshake has panicked, which no peer can make it do.
+/// The error of a handshake that has panicked, which no peer can cause.
 fn defect() -> Error {
     Error::Unsupported {
         what: "a defect of ringfence itself, please report it (a handshake has panicked)".into(),
@@ -395,10 +419,146 @@ fn defect() -> Error {
     }
 }
 
-fn refused<S>(error: Error, identity: Identity) -> Outcome<S> {
-    let looked = error.refusal().and_then(|refusal| refusal.identity.clone());
-    Outcome::Refused(Box::new(Refused {
-        error,
-        identity: Some(looked.unwrap_or(identity)),
-    }))
+/// A process that has connected, and has no thread.
+struct Client {
+    who: Credentials,
+    stage: Stage,
+    /// The deadline of its handshake.
+    deadline: Deadline,
+    handshake: Handshake,
+}
+
+/// The progress of a client's handshake.
+enum Stage {
+    /// Its process was not checked yet.
+    Fresh(OwnedFd),
+    /// Its process has passed, and its HELLO has not arrived.
+    Silent(Box<Caller>),
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.stage {
+            Stage::Fresh(stream) => stream.as_fd(),
+            Stage::Silent(caller) => caller.as_fd(),
+        }
+    }
+}
+
+impl Client {
+    /// Asks the kernel for the process at the other end: enough to count its connections.
+    fn new(stream: OwnedFd, deadline: Deadline, address: &Address) -> Result<Self> {
+        let credentials = getsockopt(&stream, sockopt::PeerCredentials)
+            .map_err(|errno| Error::system("SO_PEERCRED of a client", errno))?;
+        let who = Credentials {
+            pid: credentials.pid(),
+            uid: credentials.uid(),
+            gid: credentials.gid(),
+        };
+        Ok(Self {
+            who,
+            stage: Stage::Fresh(stream),
+            deadline,
+            handshake: Handshake::begin(address, "host", Some(who)),
+        })
+    }
+
+    fn give_up(self, step: &'static str, after: Duration) -> Refused {
+        self.refuse(Error::HandshakeTimeout { step, after })
+    }
+
+    /// Sends the client the error, if it still listens.
+    fn refuse(self, error: Error) -> Refused {
+        let identity = match &self.stage {
+            Stage::Fresh(_) => Identity::of(self.who),
+            Stage::Silent(caller) => caller.identity.clone(),
+        };
+        Refused {
+            error: refuse(self.as_fd(), error),
+            identity: Some(identity),
+        }
+    }
+}
+
+/// The clients whose handshake has not started, and the processes with which handshakes run.
+#[derive(Default)]
+struct Queue {
+    waiting: Vec<Client>,
+    under_way: Vec<Credentials>,
+}
+
+impl Queue {
+    fn under_way(&self) -> usize {
+        self.under_way.len()
+    }
+
+    fn is_full(&self) -> bool {
+        self.waiting.len() >= LONGEST
+    }
+
+    /// Whether one more handshake with this process may start.
+    fn may_begin(&self, who: Credentials) -> bool {
+        let count = |same: fn(&Credentials, &Credentials) -> bool| {
+            self.under_way.iter().filter(|other| same(other, &who)).count()
+        };
+        self.under_way.len() < SIDE_BY_SIDE
+            && count(|one, other| one.uid == other.uid) < OF_ONE_USER
+            && count(|one, other| one.pid == other.pid) < OF_ONE_PROCESS
+    }
+
+    /// The reason why this process may have no further connection here, if any.
+    fn refusal(&self, who: Credentials) -> Option<String> {
+        let waiting = self.waiting.iter().map(|client| &client.who);
+        let all = waiting.chain(&self.under_way);
+        let has = all.filter(|other| other.pid == who.pid).count();
+        (has >= AT_MOST_OF_ONE_PROCESS).then(|| {
+            format!(
+                "process {} has {AT_MOST_OF_ONE_PROCESS} handshakes under way already",
+                who.pid
+            )
+        })
+    }
+
+    fn has_begun(&mut self, who: Credentials) {
+        self.under_way.push(who);
+    }
+
+    fn has_ended(&mut self, who: Credentials) {
+        if let Some(index) = self.under_way.iter().position(|other| *other == who) {
+            self.under_way.swap_remove(index);
+        }
+    }
+
+    /// Removes the first client whose handshake may start: its process is still to be checked, or it has sent something.
+    fn next(&mut self) -> Option<Client> {
+        let readable = self.readable();
+        let index = self
+            .waiting
+            .iter()
+            .zip(&readable)
+            .position(|(client, readable)| {
+                (*readable || matches!(client.stage, Stage::Fresh(_))) && self.may_begin(client.who)
+            })?;
+        Some(self.waiting.remove(index))
+    }
+
+    /// Removes the client that has been silent for longest.
+    fn most_silent(&mut self) -> Option<Client> {
+        let readable = self.readable();
+        let mut clients = self.waiting.iter().zip(&readable);
+        let index =
+            clients.position(|(client, readable)| !readable && matches!(client.stage, Stage::Silent(_)))?;
+        Some(self.waiting.remove(index))
+    }
+
+    /// Removes the clients whose deadline has passed.
+    fn late(&mut self) -> Vec<Client> {
+        self.waiting
+            .extract_if(.., |client| !client.deadline.is_left())
+            .collect()
+    }
+
+    fn readable(&self) -> Vec<bool> {
+        deadline::readable(self.waiting.iter().map(AsFd::as_fd))
+    }
 }

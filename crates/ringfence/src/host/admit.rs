@@ -1,98 +1,198 @@
-//! How newcomers are taken in at an endpoint: the same for a service, a membership and a publisher.
+//! The seats of an endpoint, and what is counted there: open seats by process and user, accepted and refused clients.
 
 use std::{
-    ops::ControlFlow,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    hash::Hash,
+    sync::{Arc, Weak},
 };
 
 use crate::{
-    channel::end::Partner,
-    error::{Error, Result},
-    handshake::Slots,
-    handshake::parts::Parts,
-    host::accept::{Host, Refused},
-    host::endpoint::{Endpoint, Seat, Shared},
+    channel::Channel,
+    channel::end::Shared,
+    channel::stats::{ChannelStats, Counters},
+    error::Error,
     identity::Credentials,
-    options::Options,
-    trace,
+    options::SeatLimits,
 };
 
-/// Asks the endpoint who gets a seat, and tells it what became of each newcomer.
-pub(crate) struct Admission<'a, E: Endpoint> {
-    shared: &'a Arc<Shared<E>>,
-    options: &'a Options,
-    /// The program was told that this process cannot take newcomers in just now. It tries again many times a second, and tells
-    /// once.
-    told_hindered: AtomicBool,
+/// The seats that are taken: in all, by process, and by user.
+#[derive(Debug, Default)]
+pub(crate) struct TakenSeats {
+    all: usize,
+    of_process: HashMap<i32, usize>,
+    of_user: HashMap<u32, usize>,
 }
 
-impl<'a, E: Endpoint> Admission<'a, E> {
-    pub(crate) fn new(shared: &'a Arc<Shared<E>>, options: &'a Options) -> Self {
-        Self {
-            shared,
-            options,
-            told_hindered: AtomicBool::new(false),
+impl TakenSeats {
+    pub(crate) fn count(&self) -> usize {
+        self.all
+    }
+
+    /// The reason why a process gets no seat now, if any. `host` names the endpoint: "service".
+    pub(crate) fn refusal(&self, limits: &SeatLimits, who: Credentials, host: &str) -> Option<String> {
+        let (all, of_process, of_user) = (limits.all, limits.of_process, limits.of_user(who.uid));
+        let has = |taken: Option<&usize>| taken.copied().unwrap_or(0);
+        if self.all >= all {
+            Some(format!("the {host} is full, with {all} at once"))
+        } else if has(self.of_user.get(&who.uid)) >= of_user {
+            Some(format!(
+                "user {} has {of_user} of the {host}'s channels, and one user may have no more at once \
+                 (maxPeersPerUser)",
+                who.uid
+            ))
+        } else if has(self.of_process.get(&who.pid)) >= of_process {
+            Some(format!(
+                "process {} has {of_process} of the {host}'s channels, and one process may have no more at once \
+                 (maxPeersPerProcess)",
+                who.pid
+            ))
+        } else {
+            None
+        }
+    }
+
+    pub(crate) fn add(&mut self, who: Credentials) {
+        self.all += 1;
+        *self.of_process.entry(who.pid).or_default() += 1;
+        *self.of_user.entry(who.uid).or_default() += 1;
+    }
+
+    /// Reverts one [`TakenSeats::add`].
+    pub(crate) fn remove(&mut self, who: Credentials) {
+        self.all -= 1;
+        decrement(&mut self.of_process, who.pid);
+        decrement(&mut self.of_user, who.uid);
+    }
+}
+
+fn decrement<K: Eq + Hash>(seats: &mut HashMap<K, usize>, key: K) {
+    if let Entry::Occupied(mut taken) = seats.entry(key) {
+        *taken.get_mut() -= 1;
+        if *taken.get() == 0 {
+            taken.remove();
         }
     }
 }
 
-impl<E: Endpoint> Slots for Admission<'_, E> {
-    type Slot = Seat<E>;
+/// The counts of a service or a membership since it was created.
+#[non_exhaustive]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EndpointStats {
+    /// Channels that are open now, including those that the program has not accepted yet.
+    pub open: usize,
+    /// Channels that were made.
+    pub accepted: u64,
+    /// Refused clients, counted by the check that failed (`uid`, `executable`, …), or if it was not a check, by the error's code
+    /// ([`Error::code`]). `other` is a check of the peer's that this version does not know.
+    pub refused: BTreeMap<String, u64>,
+    /// The sums over all channels that were made, as each has reported them last (see [`Sender::stats`](crate::Sender::stats)).
+    /// `ring_used`, `ring_capacity` and `staged` count open channels only.
+    pub channels: ChannelStats,
+}
 
-    fn check_free(&self, who: Credentials) -> Result<()> {
-        E::ask(self.shared, who)
+/// The channels of an endpoint, and its counts.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    accepted: u64,
+    refused: BTreeMap<String, u64>,
+    made: Vec<(Weak<Shared>, Arc<Counters>)>,
+    /// The sums of the channels whose halves are dropped.
+    past: ChannelStats,
+}
+
+impl Ledger {
+    /// A client has a channel.
+    pub(crate) fn accepted(&mut self, channel: &Channel) {
+        self.accepted += 1;
+        // At powers of two, so that the cost per channel stays constant.
+        if self.made.len().is_power_of_two() {
+            self.sum_up();
+        }
+        let shared = channel.shared();
+        self.made
+            .push((Arc::downgrade(shared), Arc::clone(&shared.counters)));
     }
 
-    fn claim(&self, who: Credentials) -> Result<Seat<E>> {
-        self.shared.seat(who)
+    /// A client has no channel.
+    pub(crate) fn refused(&mut self, error: &Error) {
+        let by = match error.refusal() {
+            // Not the name that a peer sends: it may invent a new one each time, and each would stay.
+            Some(refusal) => refusal.check.name(),
+            None => error.code(),
+        };
+        if let Some(count) = self.refused.get_mut(by) {
+            *count += 1;
+        } else {
+            self.refused.insert(by.to_owned(), 1);
+        }
     }
 
-    fn closed(&self) -> Error {
-        Error::Closed(E::BREAKS_OFF)
+    /// The channels that were made and are not dropped.
+    pub(crate) fn channels(&self) -> Vec<Arc<Shared>> {
+        self.made
+            .iter()
+            .filter_map(|(channel, _)| channel.upgrade())
+            .collect()
+    }
+
+    /// Adds the figures of dropped channels, which do not change any further, to `past`.
+    fn sum_up(&mut self) {
+        let Self { made, past, .. } = self;
+        made.retain(|(channel, counters)| {
+            let is_there = channel.strong_count() > 0;
+            if !is_there {
+                *past += of_ended(counters.told());
+            }
+            is_there
+        });
+    }
+
+    pub(crate) fn stats(&mut self, open: usize) -> EndpointStats {
+        self.sum_up();
+        let mut channels = self.past;
+        for (channel, counters) in &self.made {
+            let told = counters.told();
+            let is_open = channel
+                .upgrade()
+                .is_some_and(|channel| channel.close_reason().is_none());
+            channels += if is_open { told } else { of_ended(told) };
+        }
+        EndpointStats {
+            open,
+            accepted: self.accepted,
+            refused: self.refused.clone(),
+            channels,
+        }
     }
 }
 
-impl<E: Endpoint> Host for Admission<'_, E> {
-    /// Trouble on this side that trying again does not mend.
-    type End = Error;
-
-    fn may_begin(&self, under_way: usize) -> bool {
-        E::has_room(self.shared, under_way) && !self.shared.is_paused()
+/// Drops the figures that describe an open channel only.
+fn of_ended(stats: ChannelStats) -> ChannelStats {
+    ChannelStats {
+        ring_used: 0,
+        ring_capacity: 0,
+        staged: 0,
+        ..stats
     }
+}
 
-    fn ready(&self, parts: Parts, seat: Seat<E>) -> ControlFlow<Error> {
-        self.told_hindered.store(false, Ordering::Relaxed);
-        E::ready(self.shared, parts, seat, self.options);
-        ControlFlow::Continue(())
-    }
+#[cfg(test)]
+mod tests {
+    use super::Ledger;
+    use crate::error::{Check, Error, Refusal};
 
-    fn refused(&self, refused: Refused) -> ControlFlow<Error> {
-        self.told_hindered.store(false, Ordering::Relaxed);
-        self.shared.count_refused(&refused.error);
-        E::refused(self.shared, refused);
-        ControlFlow::Continue(())
-    }
-
-    fn hindered(&self, error: Error) -> ControlFlow<Error> {
-        if E::is_final(&error) {
-            return ControlFlow::Break(error);
+    #[test]
+    fn names_that_a_peer_invents_are_counted_as_other() {
+        let mut ledger = Ledger::default();
+        for number in 0..1000 {
+            let said = Refusal::by_peer(format!("made up {number}"), String::new(), String::new());
+            ledger.refused(&said.into());
         }
-        if !self.told_hindered.swap(true, Ordering::Relaxed) {
-            trace::refused(&self.shared.address, "host", &error, None);
-            let identity = None;
-            E::refused(self.shared, Refused { error, identity });
-        }
-        ControlFlow::Continue(())
-    }
-
-    fn partners(&self) -> Vec<Partner> {
-        E::partners(self.shared)
-    }
-
-    fn look_round(&self) {
-        E::look_round(self.shared);
+        ledger.refused(&Refusal::by_peer("uid".into(), String::new(), String::new()).into());
+        ledger.refused(&Refusal::new(Check::Uid, "1000", "1001").into());
+        ledger.refused(&Error::Aborted);
+        let refused: Vec<_> = ledger.stats(0).refused.into_iter().collect();
+        let expected = [("ABORTED", 1), ("other", 1000), ("uid", 2)];
+        assert_eq!(refused, expected.map(|(by, count)| (by.to_owned(), count)));
     }
 }

@@ -1,12 +1,12 @@
-//! The subscribers of a publisher, as its threads share them.
+//! The kind of endpoint behind a [`Publisher`](crate::Publisher): the subscribers, as the threads of the publisher share them.
 //!
-//! Each subscriber is a channel without a ring. Whatever ends that channel (its death, a lie, an eviction, this side's close, on
-//! whatever thread) drops its [`Place`], and that lets go of all that the publisher has of it: so there is one way out. The place is
-//! dropped after the subscriber's control object says how it ended, and only then may what it has not read be overwritten.
+//! Each subscriber is a channel without a ring. Anything that ends that channel, on any thread (the subscriber's death, a protocol
+//! violation, an eviction, this side's close), drops its [`SubscriberGuard`], which releases everything that the publisher has of
+//! the subscriber. The guard is dropped after the subscriber's control object shows the end, and only then may its unread messages
+//! be overwritten.
 //!
-//! Who writes what: the list and the seats, each thread, under the lock of the endpoint's state. The state of the publisher as a whole,
-//! each thread that ends it, under the same lock. What the subscribers are charged, the sender and the watcher, under a lock of
-//! its own.
+//! Owners: any thread writes the list, under the lock of the endpoint's state. Any thread that ends the publisher writes its
+//! state as a whole, under the same lock. The sender and the watcher write the charges, under a lock of their own.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -29,14 +29,12 @@ use crate::{
     handshake::frame::Meeting,
     handshake::parts::Parts,
     host::accept::Refused,
-    host::endpoint::{Endpoint, Seat, Shared},
+    host::endpoint::{Endpoint, EndpointKind, SeatGuard, Worker},
     host::events::End,
-    host::handle::Worker,
-    host::seats::TakenSeats,
     host::stalls::Charging,
     host::watches::Watches,
-    identity::{Credentials, Identity},
-    options::{Options, SeatLimits},
+    identity::Identity,
+    options::Options,
     region::copy::Readable,
     region::exposure::tripwire::Aftermath,
     region::layout,
@@ -48,37 +46,36 @@ use crate::{
     wake::parking::many::admit,
 };
 
-/// Events that the program has not taken: beyond that, those are forgotten that it can do without ([`forget_oldest`]).
+/// The number of events that the program has not taken. If it is reached, [`forget_oldest`] drops an event that it can do without.
 const MOST_PENDING: usize = 4096;
 
-/// One to many.
+/// The kind of endpoint that a [`Publisher`](crate::Publisher) is the handle of.
 #[derive(Debug)]
 pub(crate) struct Broadcast {
-    pub(crate) limits: SeatLimits,
     pub(crate) ring: Arc<PublishedRing>,
-    /// The ring object, as its owner sees it.
+    /// The ring object, mapped by its owner.
     pub(crate) region: OwnRegion,
     pub(crate) capacity: u64,
-    /// What this process can do.
+    /// Whether this process supports membarrier(2).
     pub(crate) barriers: Barriers,
-    /// Of the publisher as a whole. Read by each call that sends.
+    /// The state of the publisher as a whole. Read by each call that sends.
     pub(crate) state: AtomicState,
     /// Nothing more will be sent.
     pub(crate) ended: AtomicBool,
-    /// Newcomers are not let in any more, as the program wishes.
+    /// The program has closed the publisher to further subscribers.
     pub(crate) sealed: AtomicBool,
     pub(crate) watches: Arc<Watches>,
     pub(crate) charging: Mutex<Charging>,
     /// The thread that keeps the address.
     pub(crate) worker: Worker,
-    /// Subscribers that were too slow.
+    /// The number of evicted subscribers.
     pub(crate) evicted: AtomicU64,
 }
 
 impl Drop for Broadcast {
     fn drop(&mut self) {
         if self.state.is(ChannelState::Inherited, Ordering::Relaxed) {
-            // In a child: another thread of the parent may have been changing these at the moment of the fork.
+            // In a forked child: another thread of the parent may have been changing these at the fork.
             let nothing = Charging::new(Duration::MAX);
             mem::forget(mem::replace(self.charging.get_mut(), nothing));
             mem::forget(Arc::clone(&self.ring));
@@ -87,48 +84,47 @@ impl Drop for Broadcast {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct State {
-    seats: TakenSeats,
+pub(crate) struct AudienceState {
     /// By number.
     list: BTreeMap<u64, Seated>,
-    /// Subscribers that were listed, and whose end the program was not told yet.
+    /// The number of subscribers that were listed, and whose end was not reported to the program yet.
     untold_ends: usize,
-    /// The publisher has ended, and so have the channels with all that were listed then.
+    /// The publisher has ended, and so have the channels of all subscribers that were listed then.
     is_over: bool,
 }
 
 /// A subscriber whose channel has not ended.
 #[derive(Debug)]
 struct Seated {
-    member: Arc<Member>,
+    member: Arc<SubscriberRecord>,
     link: Arc<channel::Shared>,
-    /// Not the member's: a program may keep that one for long, and this keeps a descriptor of the subscriber's process.
+    /// Not in the record, which a program may keep for long: this keeps a descriptor of the subscriber's process.
     _verifier: Verifier,
 }
 
-/// What is known of a subscriber, also after its end.
+/// The properties of a subscriber, also after its end.
 #[derive(Debug)]
-struct Member {
-    /// Of this subscriber and no other of the publisher's.
+struct SubscriberRecord {
+    /// Unique among the publisher's subscribers.
     number: u64,
     delivery: Delivery,
-    /// As it was in the handshake.
+    /// The identity in the handshake.
     identity: Identity,
-    /// As the last [`Subscriber::verify`] found it.
+    /// The identity at the last [`Subscriber::verify`].
     verified: ProcessMutex<Option<Identity>>,
     evidence: Vec<Evidence>,
     verifier: WeakVerifier,
     link: Weak<channel::Shared>,
     gone: OnceLock<CloseReason>,
-    /// The program is not told of it any more: that it has come was forgotten.
+    /// The event of its connection was dropped, so its end is not reported either.
     untold: AtomicBool,
 }
 
-/// A subscriber, as its publisher sees it. Clones are the same subscriber. It does not keep the subscriber, nor the publisher open.
+/// A subscriber, as its publisher sees it. Clones are the same subscriber. It keeps neither the subscriber nor the publisher open.
 #[derive(Debug, Clone)]
 pub struct Subscriber {
-    member: Arc<Member>,
-    publisher: Weak<Shared<Broadcast>>,
+    member: Arc<SubscriberRecord>,
+    publisher: Weak<Endpoint<Broadcast>>,
 }
 
 impl Subscriber {
@@ -145,12 +141,12 @@ impl Subscriber {
         &self.member.evidence
     }
 
-    /// What it has asked for.
+    /// The delivery that it has asked for.
     pub fn delivery(&self) -> Delivery {
         self.member.delivery
     }
 
-    /// Bytes that are published and that it has not read, as it says. 0 once it has gone.
+    /// The number of published bytes that it has not read, as it reports. 0 once it has disconnected.
     pub fn lag(&self) -> u64 {
         match self.publisher() {
             Some(publisher) if self.gone().is_none() => publisher.ring.readers.lag(self.member.number),
@@ -158,7 +154,7 @@ impl Subscriber {
         }
     }
 
-    /// Why it has gone; `None` while it has not.
+    /// The reason why it has disconnected; `None` while it is connected.
     pub fn gone(&self) -> Option<CloseReason> {
         self.member.gone.get().copied()
     }
@@ -168,8 +164,8 @@ impl Subscriber {
         Arc::ptr_eq(&self.member, &other.member)
     }
 
-    /// Looks at its process again, and compares what it finds with the publisher's policy. Errors as
-    /// [`Verifier::verify`](crate::Verifier::verify): one that is not any more who it must be is let go of.
+    /// Checks its process against the publisher's policy again. Fails as [`Verifier::verify`](crate::Verifier::verify): a subscriber
+    /// that no longer passes is disconnected.
     pub fn verify(&self) -> Result<Identity> {
         if self.member.gone.get().is_some() {
             return Err(Error::Closed("the subscriber has gone"));
@@ -181,12 +177,12 @@ impl Subscriber {
         Ok(identity)
     }
 
-    /// Lets go of it: 'closed' on both sides. What was published before is still read there: until it is, a reliable one can hold the
-    /// publisher up, for its [`Options::stall`](crate::Options::stall), and its seat is taken.
+    /// Disconnects it: 'closed' on both sides. It can still read what was published before. Until it has, it still occupies a seat,
+    /// and a reliable subscriber can delay the publisher for up to [`Options::stall`](crate::Options::stall).
     pub fn disconnect(&self) {
         if let Some(publisher) = self.publisher() {
             publisher.end_one(&self.member);
-            // One that has ended otherwise, and is not told as gone yet, has that reason.
+            // If it has ended in another way that is not reported yet, that reason counts.
             let link = self.member.link.upgrade();
             let reason = link
                 .and_then(|link| link.close_reason())
@@ -195,13 +191,13 @@ impl Subscriber {
         }
     }
 
-    /// `None` once the publisher has gone, and in a child.
-    fn publisher(&self) -> Option<Arc<Shared<Broadcast>>> {
+    /// `None` once the publisher is dropped, and in a forked child.
+    fn publisher(&self) -> Option<Arc<Endpoint<Broadcast>>> {
         self.publisher.upgrade().filter(|publisher| publisher.is_here())
     }
 }
 
-/// What has happened at a [`Publisher`](crate::Publisher).
+/// An event of a [`Publisher`](crate::Publisher).
 #[non_exhaustive]
 #[expect(
     clippy::large_enum_variant,
@@ -209,11 +205,11 @@ impl Subscriber {
 )]
 #[derive(Debug)]
 pub enum PublisherEvent {
-    /// A subscriber has come.
+    /// A subscriber has connected.
     Subscriber(Subscriber),
-    /// It has gone.
+    /// A subscriber has disconnected.
     Gone(Subscriber, CloseReason),
-    /// A newcomer was not let in. The publisher goes on.
+    /// A client was refused. The publisher goes on.
     Refused(Refused),
 }
 
@@ -223,8 +219,9 @@ impl From<Refused> for PublisherEvent {
     }
 }
 
-/// Takes out the oldest of the events that a program can do without: a refusal, or that a subscriber has come and has gone. Not that one
-/// has come which is there still, nor that one has gone which the program knows: of those there are no more than there were at a time.
+/// Removes the oldest event that a program can do without: a refusal, or the two events of a subscriber that has connected and
+/// disconnected. The connection of a subscriber that is still connected stays, and so does the end of one that the program knows:
+/// their number is limited by the number of subscribers.
 fn forget_oldest(pending: &mut VecDeque<PublisherEvent>) -> (Option<PublisherEvent>, Option<PublisherEvent>) {
     let oldest = pending.iter().position(|event| match event {
         PublisherEvent::Subscriber(subscriber) => subscriber.gone().is_some(),
@@ -243,7 +240,7 @@ fn forget_oldest(pending: &mut VecDeque<PublisherEvent>) -> (Option<PublisherEve
     (forgotten, end)
 }
 
-/// Not the end of a subscriber whose coming was forgotten. Under the lock of the events, as the forgetting is.
+/// `false` for the end of a subscriber whose connection was dropped. Called under the lock of the events, as [`forget_oldest`] is.
 fn is_of_a_known_one(event: &PublisherEvent) -> bool {
     match event {
         PublisherEvent::Gone(subscriber, _) => !subscriber.member.untold.load(Ordering::Relaxed),
@@ -251,62 +248,48 @@ fn is_of_a_known_one(event: &PublisherEvent) -> bool {
     }
 }
 
-impl Endpoint for Broadcast {
+impl EndpointKind for Broadcast {
     const MEETING: Meeting = Meeting::Broadcast;
+    const NAME: &'static str = "publisher";
     const CLOSED: &'static str = "the publisher is closed";
     const BREAKS_OFF: &'static str = "the publisher lets no more subscribers in";
-    type State = State;
+    type State = AudienceState;
     type Event = PublisherEvent;
 
-    fn ask(shared: &Shared<Self>, who: Credentials) -> Result<()> {
-        shared.check_seats(&shared.state(), who)
-    }
-
-    fn take(shared: &Shared<Self>, who: Credentials) -> Result<()> {
-        let mut state = shared.state();
-        shared.check_seats(&state, who)?;
-        state.seats.take(who);
-        Ok(())
-    }
-
-    fn give_back(shared: &Shared<Self>, who: Credentials) {
-        shared.state().seats.give_back(who);
-    }
-
-    fn has_room(_shared: &Shared<Self>, _under_way: usize) -> bool {
-        // A program need not take its events: see `MOST_PENDING`.
-        true
-    }
-
-    fn ready(shared: &Arc<Shared<Self>>, mut parts: Parts, seat: Seat<Self>, options: &Options) {
-        // A handshake as a publisher has no other.
+    fn ready(endpoint: &Arc<Endpoint<Self>>, mut parts: Parts, seat: SeatGuard<Self>, options: &Options) {
+        // The handshake of a publisher returns no other part.
         if let RingPart::Publisher(start) = mem::replace(&mut parts.ring, RingPart::Equal) {
-            shared.let_in(parts, start, seat, options);
+            endpoint.admit(parts, start, seat, options);
         }
     }
 
-    fn refused(shared: &Shared<Self>, refused: Refused) {
-        shared.tell(refused.into());
+    fn refused(endpoint: &Endpoint<Self>, refused: Refused) {
+        endpoint.report(refused.into());
+    }
+
+    fn ring(&self) -> Option<&Arc<PublishedRing>> {
+        Some(&self.ring)
     }
 }
 
-impl Shared<Broadcast> {
-    fn check_seats(&self, state: &State, who: Credentials) -> Result<()> {
-        let refusal = state.seats.refusal(&self.limits, who, "publisher");
-        refusal.map_or(Ok(()), |by| Err(self.address.occupied(by)))
-    }
-
-    fn tell(&self, event: PublisherEvent) {
+impl Endpoint<Broadcast> {
+    fn report(&self, event: PublisherEvent) {
         self.events
             .add_at_most(event, MOST_PENDING, forget_oldest, is_of_a_known_one);
     }
 
-    /// A newcomer was told READY.
-    fn let_in(self: &Arc<Self>, parts: Parts, start: HeldStart, seat: Seat<Broadcast>, options: &Options) {
+    /// A client has got READY.
+    fn admit(
+        self: &Arc<Self>,
+        parts: Parts,
+        start: HeldStart,
+        seat: SeatGuard<Broadcast>,
+        options: &Options,
+    ) {
         let (number, delivery) = (start.held.number, start.delivery);
         let opened = open(parts, None, options);
         let (link, control, barriers) = (opened.shared, opened.peer, opened.barriers);
-        let member = Arc::new(Member {
+        let member = Arc::new(SubscriberRecord {
             number,
             delivery,
             identity: opened.identity,
@@ -327,24 +310,24 @@ impl Shared<Broadcast> {
             state.list.insert(number, seated);
             state.untold_ends += 1;
         }
-        self.tell(PublisherEvent::Subscriber(self.handle(&member)));
+        self.report(PublisherEvent::Subscriber(self.handle(&member)));
         let ends = link.doorbell.ends();
         let bell = ReaderBell {
             doorbell: Arc::downgrade(&link.doorbell),
             barriers,
         };
         let active = start.activate(control, bell);
-        // One that was evicted before may find that out by itself and hang up: it is not watched, since it was evicted all the same.
+        // A subscriber that was evicted before this may have hung up already, so it is not watched.
         let watched = if active {
             self.watches.add_patiently(number, &ends)
         } else {
             Ok(())
         };
         let admitted = admit(&self.region, self.barriers, barriers);
-        // It may have parked before the sender knew of it, and may have made room since: the sender has seen neither.
+        // It may have parked or made room before the sender knew of it.
         link.doorbell.ring();
         self.watches.wake_sender();
-        let place = Place {
+        let guard = SubscriberGuard {
             publisher: Arc::clone(self),
             member: Arc::clone(&member),
             ends,
@@ -352,11 +335,11 @@ impl Shared<Broadcast> {
             seat: Some(seat),
             end: ChannelState::ClosedHere,
         };
-        // From here on, whatever ends the channel lets go of all this. Where something has ended it already, that is now.
-        link.keep(Box::new(place));
+        // From here on, the end of the channel releases all this. If the channel has ended already, that is now.
+        link.keep(Box::new(guard));
         match self.state.get() {
             ChannelState::Open if !active => link.finish(ChannelState::Evicted),
-            // One whose end nothing would tell of is not kept.
+            // Without a watch, its end would go unnoticed.
             ChannelState::Open if watched.is_err() || admitted.is_err() => {
                 link.finish(ChannelState::ClosedHere);
             }
@@ -368,14 +351,14 @@ impl Shared<Broadcast> {
         }
     }
 
-    fn handle(self: &Arc<Self>, member: &Arc<Member>) -> Subscriber {
+    fn handle(self: &Arc<Self>, member: &Arc<SubscriberRecord>) -> Subscriber {
         Subscriber {
             member: Arc::clone(member),
             publisher: Arc::downgrade(self),
         }
     }
 
-    /// Those that have come and not gone.
+    /// The connected subscribers.
     pub(crate) fn subscribers(self: &Arc<Self>) -> Vec<Subscriber> {
         let state = self.state();
         let members = state.list.values().map(|seated| &seated.member);
@@ -385,7 +368,7 @@ impl Shared<Broadcast> {
             .collect()
     }
 
-    /// How many are subscribed, and how many were evicted.
+    /// The number of connected and of evicted subscribers.
     pub(crate) fn counts(&self) -> (usize, u64) {
         let evicted = self.evicted.load(Ordering::Relaxed);
         if !self.is_here() {
@@ -414,7 +397,7 @@ impl Shared<Broadcast> {
         state.list.get(&number).map(|seated| Arc::clone(&seated.link))
     }
 
-    /// Has a look whether a subscriber has gone. `rung`: takes its bells from the line.
+    /// Checks whether a subscriber has disconnected. `rung`: reads its bells from the line.
     pub(crate) fn look_at(&self, number: u64, rung: bool) {
         if let Some(link) = self.link(number) {
             if rung {
@@ -426,13 +409,13 @@ impl Shared<Broadcast> {
         }
     }
 
-    /// How far everything is published.
+    /// The position up to which everything is published.
     fn tail(&self) -> u64 {
         self.region.load(layout::TAIL, Ordering::Acquire)
     }
 
-    /// A subscriber gets what is published by now, and then its end.
-    fn end_one(&self, member: &Member) {
+    /// Ends one subscriber after what is published now.
+    fn end_one(&self, member: &SubscriberRecord) {
         if let Some(link) = member.link.upgrade() {
             link.end_reading_at(self.tail());
             if link.end_sending() {
@@ -441,7 +424,7 @@ impl Shared<Broadcast> {
         }
     }
 
-    /// Each subscriber gets what is published by now, and then its end. The address is free when this returns.
+    /// Ends each subscriber after what is published now. The address is free when this returns.
     pub(crate) fn end(&self) {
         if !self.is_here() || self.ended.swap(true, Ordering::AcqRel) {
             return;
@@ -461,7 +444,7 @@ impl Shared<Broadcast> {
         self.finish_if_over();
     }
 
-    /// Lets no further subscriber in. The address is free, and no descriptor of the ring is left, when this returns.
+    /// Admits no further subscribers. When this returns, the address is free and no descriptor of the ring is left.
     pub(crate) fn seal(&self) {
         self.sealed.store(true, Ordering::Release);
         self.worker.stop().cancel();
@@ -469,35 +452,35 @@ impl Shared<Broadcast> {
         self.ring.seal();
     }
 
-    /// LineEnds all, once.
+    /// Ends the publisher, once.
     pub(crate) fn close(&self) {
         self.seal();
         self.finish(ChannelState::ClosedHere);
     }
 
-    /// Another process tries to open the ring: all subscribers can see it, and it is wiped, when this returns. What does the
-    /// rest is returned.
+    /// Called when another process tries to open the ring. When this returns, all subscribers can see that, and the ring is wiped.
+    /// Returns a function that notifies the program.
     pub(crate) fn expose(self: Arc<Self>) -> Aftermath {
         self.sealed.store(true, Ordering::Release);
-        // Not waited for, as this is the thread that hears alarms.
+        // Does not wait for it: this is the thread that handles alarms.
         self.worker.stop().cancel();
         self.ring.seal();
         let untold = self.end_channels(ChannelState::Exposed);
         self.region.wipe();
         Box::new(move || {
             if let Some(untold) = untold {
-                self.finish_telling(untold);
+                self.finish_reporting(untold);
             }
         })
     }
 
     fn finish(&self, end: ChannelState) {
         if let Some(untold) = self.end_channels(end) {
-            self.finish_telling(untold);
+            self.finish_reporting(untold);
         }
     }
 
-    /// LineEnds the channel with each subscriber, once.
+    /// Ends the channel with each subscriber, once.
     fn end_channels(&self, end: ChannelState) -> Option<Vec<Untold>> {
         {
             let _state = self.state();
@@ -506,7 +489,7 @@ impl Shared<Broadcast> {
             }
             self.state.set(end);
         }
-        // What they have not read stays; an alarm wipes it all the same.
+        // Keeps what they have not read. An alarm wipes it all the same.
         if let Some(kept) = self.ring.readers.kept_from() {
             self.region.keep_from(kept);
         }
@@ -519,16 +502,16 @@ impl Shared<Broadcast> {
         Some(ends.collect())
     }
 
-    fn finish_telling(&self, untold: Vec<Untold>) {
+    fn finish_reporting(&self, untold: Vec<Untold>) {
         drop(untold);
-        self.end_events_once_told(|state| state.is_over = true);
+        self.end_events_once_reported(|state| state.is_over = true);
         self.watches.stop();
         self.watches.wake_sender();
     }
 
-    /// Changes what is left to be told, and ends the events where that is nothing. Another thread may be letting a subscriber in, or
-    /// ending one, as the publisher ends: then the events end with what it tells.
-    fn end_events_once_told(&self, change: impl FnOnce(&mut State)) {
+    /// Changes what is still to be reported, and ends the events if that is nothing. If another thread is admitting or ending a
+    /// subscriber while the publisher ends, the events end after its report.
+    fn end_events_once_reported(&self, change: impl FnOnce(&mut AudienceState)) {
         let is_told = {
             let mut state = self.state();
             change(&mut state);
@@ -539,34 +522,34 @@ impl Shared<Broadcast> {
         }
     }
 
-    /// Nothing more is sent, and the last has read it or gone.
+    /// Ends the publisher once nothing more is sent and the last subscriber has read everything or disconnected.
     fn finish_if_over(&self) {
         if self.ended.load(Ordering::Acquire) && self.state().list.is_empty() {
             self.finish(ChannelState::ClosedHere);
         }
     }
 
-    /// The program is told, once.
-    fn gone(self: &Arc<Self>, member: &Arc<Member>, reason: CloseReason) {
+    /// Reports the end of a subscriber to the program, once.
+    fn gone(self: &Arc<Self>, member: &Arc<SubscriberRecord>, reason: CloseReason) {
         if member.gone.set(reason).is_ok() {
             if reason == CloseReason::Evicted {
                 self.evicted.fetch_add(1, Ordering::Relaxed);
             }
-            self.tell(PublisherEvent::Gone(self.handle(member), reason));
+            self.report(PublisherEvent::Gone(self.handle(member), reason));
         }
     }
 
-    fn let_go(self: &Arc<Self>, member: &Arc<Member>, reason: CloseReason) {
+    fn release(self: &Arc<Self>, member: &Arc<SubscriberRecord>, reason: CloseReason) {
         let seated = self.state().list.remove(&member.number);
-        // Not under the lock.
+        // Dropped without the lock.
         drop(seated);
         self.gone(member, reason);
-        self.end_events_once_told(|state| state.untold_ends -= 1);
+        self.end_events_once_reported(|state| state.untold_ends -= 1);
         self.watches.wake_sender();
         self.finish_if_over();
     }
 
-    /// A message waits until all have read up to the goal.
+    /// A message waits until all subscribers have read up to the goal.
     pub(crate) fn begin_stall(&self, goal: u64) {
         let mut guard = self.charging.lock();
         let Charging { stalls, positions } = &mut *guard;
@@ -578,7 +561,7 @@ impl Shared<Broadcast> {
         }
     }
 
-    /// It has found room, or is given up.
+    /// The message has found room, or is given up.
     pub(crate) fn end_stall(&self) {
         let Charging { stalls, positions } = &mut *self.charging.lock();
         self.ring.readers.reliable(positions);
@@ -598,7 +581,7 @@ impl Shared<Broadcast> {
         drop(guard);
         for link in found.liars.iter().filter_map(|number| self.link(*number)) {
             let what = "it has shown two positions, of which the later one is lower";
-            // It is told how it ended.
+            // Ends the channel with this reason.
             let _ = link.judge::<()>(Err(Error::RingCorrupt(what.into())));
         }
         for number in &found.over {
@@ -628,8 +611,8 @@ impl Shared<Broadcast> {
     }
 }
 
-/// The watcher: lets go of subscribers that have gone, or are too slow. It ends with the publisher.
-pub(crate) fn watch(watches: &Watches, publisher: &Weak<Shared<Broadcast>>) {
+/// The watcher: notices subscribers that have disconnected, and evicts those that are too slow. It ends with the publisher.
+pub(crate) fn watch(watches: &Watches, publisher: &Weak<Endpoint<Broadcast>>) {
     let mut until = None;
     while let Some(numbers) = watches.wait_for_ends(until) {
         let Some(publisher) = publisher.upgrade() else {
@@ -642,47 +625,47 @@ pub(crate) fn watch(watches: &Watches, publisher: &Weak<Shared<Broadcast>>) {
     }
 }
 
-/// All that the publisher has of a subscriber, as long as its channel is open.
+/// Everything that the publisher has of a subscriber while its channel is open.
 #[derive(Debug)]
-struct Place {
-    publisher: Arc<Shared<Broadcast>>,
-    member: Arc<Member>,
+struct SubscriberGuard {
+    publisher: Arc<Endpoint<Broadcast>>,
+    member: Arc<SubscriberRecord>,
     ends: LineEnds,
     start: Option<HeldStart>,
-    seat: Option<Seat<Broadcast>>,
-    /// How its channel has ended.
+    seat: Option<SeatGuard<Broadcast>>,
+    /// The final state of its channel.
     end: ChannelState,
 }
 
-impl OnEnd for Place {
+impl OnEnd for SubscriberGuard {
     fn end(&mut self, state: ChannelState) -> bool {
         self.end = state;
         false
     }
 }
 
-impl Drop for Place {
-    /// The subscriber can see by now how it has ended: what it has not read may be overwritten.
+impl Drop for SubscriberGuard {
+    /// The subscriber can see the end already, so its unread messages may be overwritten.
     fn drop(&mut self) {
         if !self.publisher.is_here() {
             return;
         }
         drop(self.start.take());
-        // Before the program is told: it may expect the next one at once.
+        // Before the program is notified, which may expect the next subscriber at once.
         drop(self.seat.take());
         self.publisher.watches.remove(&self.ends);
         let reason = self.end.close_reason().unwrap_or(CloseReason::Closed);
-        self.publisher.let_go(&self.member, reason);
+        self.publisher.release(&self.member, reason);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{fork::Birth, host::events::Events, wait::deadline::Wakeup};
+    use crate::{fork::Birth, host::events::Events, identity::Credentials, wait::deadline::Wakeup};
 
     fn subscriber(number: u64) -> Subscriber {
-        let member = Member {
+        let member = SubscriberRecord {
             number,
             delivery: Delivery::Reliable,
             identity: Identity::of(Credentials {
@@ -723,7 +706,7 @@ mod tests {
             error: Error::Aborted,
             identity: None,
         };
-        // The program was told before that the first has come; the second is there.
+        // The connection of the first was reported before; the second is still connected.
         let [known, there, short] = [1, 2, 3].map(subscriber);
         let mut pending = VecDeque::from([
             gone(&known),
@@ -754,7 +737,7 @@ mod tests {
         for one in [&first, &second] {
             add(PublisherEvent::Subscriber(one.clone()), 2);
         }
-        // As each goes: that it has gone can be seen before it is told.
+        // Each disconnects: this can be seen before it is reported.
         for one in [&first, &second] {
             one.member.gone.set(CloseReason::Closed).unwrap();
         }

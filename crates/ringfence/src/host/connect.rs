@@ -1,4 +1,4 @@
-//! How a process reaches a host that stays at its address: an agent its service, a subscriber its publisher.
+//! Connects to a host that stays at its address: an agent to its service, a subscriber to its publisher.
 
 use std::{
     collections::HashMap,
@@ -23,10 +23,10 @@ use crate::{
     wait::threads::Permits,
 };
 
-/// Calls at an address until a handshake has come to its end. `deed` is what is not done there where no process answers,
-/// and by what: "listens", "service". `shake_hands` answers `None` where the host has gone without an answer.
+/// Connects to an address until a handshake is complete. `deed` names the host in an error: "listens", "service". `shake_hands`
+/// returns `None` if the host hung up without an answer.
 ///
-/// With [`Options::wait`] a host that is missing, full or about to go is waited for.
+/// With [`Options::wait`], waits for a host that is missing, full or about to close.
 pub(crate) fn call(
     address: &Address,
     options: &Options,
@@ -37,20 +37,22 @@ pub(crate) fn call(
     let mut backoff = Backoff::new(&deadline);
     loop {
         match call_once(address, options, &deadline, &shake_hands) {
-            Ok(Tried::Through(parts)) => return Ok(*parts),
-            // It closes, and the next try finds no host.
-            Ok(Tried::HungUp) => backoff.hung_up(None)?,
-            // It has closed, or ended, in the middle of the handshake. The next host may be there already.
+            Ok(ConnectAttempt::Ready(parts)) => return Ok(*parts),
+            // The host is closing, and the next attempt finds no host.
+            Ok(ConnectAttempt::HungUp) => backoff.hung_up(None)?,
+            // The host closed or exited during the handshake. The next host may be there already.
             Err(error @ Error::PeerLost(_)) if options.wait => backoff.hung_up(Some(error))?,
-            Ok(Tried::NoHost) | Err(Error::AddressOccupied { .. }) if options.wait => backoff.pause()?,
-            Ok(Tried::NoHost) => return Err(no_host(address, deed)),
+            Ok(ConnectAttempt::NoHost) | Err(Error::AddressOccupied { .. }) if options.wait => {
+                backoff.pause()?;
+            }
+            Ok(ConnectAttempt::NoHost) => return Err(no_host(address, deed)),
             Err(error) => return Err(error),
         }
     }
 }
 
-enum Tried {
-    Through(Box<Parts>),
+enum ConnectAttempt {
+    Ready(Box<Parts>),
     /// No process has the address.
     NoHost,
     /// The host hung up without an answer.
@@ -62,20 +64,22 @@ fn call_once(
     options: &Options,
     deadline: &Deadline,
     shake_hands: &impl Fn(OwnedFd, EvidenceLog, &Deadline) -> Result<Option<Parts>>,
-) -> Result<Tried> {
+) -> Result<ConnectAttempt> {
     let permits = permits(address)?;
     let _permit = permits.acquire(deadline)?;
     let within = &deadline.within(options.timeout);
     let mut record = EvidenceLog::default();
     let Some(stream) = election::find(address, within, &mut record)? else {
-        return Ok(Tried::NoHost);
+        return Ok(ConnectAttempt::NoHost);
     };
     let parts = shake_hands(stream, record, within)?;
-    Ok(parts.map_or(Tried::HungUp, |parts| Tried::Through(Box::new(parts))))
+    Ok(parts.map_or(ConnectAttempt::HungUp, |parts| {
+        ConnectAttempt::Ready(Box::new(parts))
+    }))
 }
 
-/// The turns of this process's handshakes as a guest at an address: a host refuses a process that has more under way.
-/// Another address has its own, since its host may be slow, or may not answer at all.
+/// Limits the handshakes that this process runs as a guest at an address: a host refuses a process that runs more. Each address
+/// has its own limit, since another host may be slow or silent.
 fn permits(address: &Address) -> Result<Arc<Permits>> {
     static PERMITS: PerProcess<Mutex<HashMap<Address, Weak<Permits>>>> = PerProcess::new();
     let all = PERMITS.get()?;
@@ -83,7 +87,7 @@ fn permits(address: &Address) -> Result<Arc<Permits>> {
     if let Some(permits) = all.get(address).and_then(Weak::upgrade) {
         return Ok(permits);
     }
-    // Without those that no call uses any more.
+    // Removes the permits that no call uses.
     all.retain(|_, permits| permits.strong_count() > 0);
     let made = Arc::new(Permits::new(OF_ONE_PROCESS)?);
     all.insert(address.clone(), Arc::downgrade(&made));

@@ -1,226 +1,556 @@
-//! What stays at an address: a service, a membership, a publisher.
+//! An endpoint stays bound at an address: a service, a membership, or a publisher.
 //!
-//! It has four parts, and [`Shared`] is what they have in common:
-//! - the [`Handle`](crate::host::handle::Handle), which the program holds;
-//! - the worker thread, which keeps the address bound and takes newcomers in by an
-//!   [`Admission`](crate::host::admit::Admission);
-//! - the threads of the handshakes;
-//! - the [`Seat`] of each channel that was made there.
+//! An [`Endpoint`] is shared by the [`Handle`] that the program holds, the worker thread that keeps the address and accepts clients
+//! by an [`Admission`], the threads of the handshakes, and the [`SeatGuard`] of each channel that was made there. A [`EndpointKind`] says
+//! what differs: the state, who gets a seat, and what becomes of a client that has passed.
 //!
-//! An [`Endpoint`] is a kind of these: it says what its own state is, who gets a seat, and what becomes of a newcomer that has
-//! passed.
+//! Each piece of state has a lock of its own: `state` (written by the kind), `seats` (by handshakes and by the ends of channels) and
+//! `ledger` (by the accepting thread). A thread that holds `ledger` may take one of the others, since it may drop a channel.
 
 use std::{
     fmt,
-    ops::Deref,
+    ops::{ControlFlow, Deref},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc::{self, RecvTimeoutError},
     },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use crate::{
     address::Address,
+    address::bound::BoundAddress,
+    address::election,
     channel::Channel,
-    channel::end::Partner,
+    channel::end::{Partner, Shared},
     error::{Error, Result},
+    evidence::EvidenceLog,
     fork::{Birth, leave_torn},
+    handshake::Slots,
+    handshake::broadcast::PublishedRing,
     handshake::frame::Meeting,
     handshake::parts::Parts,
-    host::accept::Refused,
+    host::accept::{Acceptor, Host, Refused},
+    host::admit::{EndpointStats, Ledger, TakenSeats},
     host::events::{End, Events},
-    host::ledger::{EndpointStats, Ledger},
     identity::Credentials,
-    options::Options,
+    options::{Options, SeatLimits},
     sys::lock::{Mutex, MutexGuard},
-    wait::deadline::Wakeup,
+    trace,
+    wait::deadline::{CancelToken, Deadline, Wakeup},
+    wait::retry::Backoff,
+    wait::threads::{begin_own_thread, is_own_thread},
 };
 
-/// A kind of endpoint. The value is what such an endpoint has beside the state that changes.
-pub(crate) trait Endpoint: fmt::Debug + Send + Sync + Sized + 'static {
-    /// What processes meet for here.
+/// A kind of endpoint. The value is what the kind has in addition to its locked state.
+pub(crate) trait EndpointKind: fmt::Debug + Send + Sync + Sized + 'static {
     const MEETING: Meeting;
-    /// What a call on the handle says after the end.
+    /// The name in errors: "service".
+    const NAME: &'static str;
+    /// The error of a call on the handle after the end.
     const CLOSED: &'static str;
-    /// What a guest is told whose handshake breaks off because the endpoint does not go on.
+    /// The error of a client whose handshake is cancelled because the endpoint closes.
     const BREAKS_OFF: &'static str;
 
-    /// What changes, under the lock of [`Shared::state`].
+    /// The state under the lock of [`Endpoint::state`].
     type State: Default + fmt::Debug + Send;
-    /// What the program is told.
+    /// The events that the program takes.
     type Event: From<Refused> + fmt::Debug + Send;
 
-    /// Whether there would be a seat for this process now, so that a handshake is worth its while.
-    fn ask(shared: &Shared<Self>, who: Credentials) -> Result<()>;
-
-    /// Takes a seat for this process, if there is one.
-    fn take(shared: &Shared<Self>, who: Credentials) -> Result<()>;
-
-    /// The seat is free again.
-    fn give_back(shared: &Shared<Self>, who: Credentials);
-
-    /// Whether the program takes its events, so that one more newcomer may be looked at besides those under way.
-    fn has_room(shared: &Shared<Self>, under_way: usize) -> bool;
-
-    /// A newcomer has passed.
-    fn ready(shared: &Arc<Shared<Self>>, parts: Parts, seat: Seat<Self>, options: &Options);
-
-    /// A newcomer has not passed, or this process could not take it in.
-    fn refused(shared: &Shared<Self>, refused: Refused) {
-        shared.events.add(refused.into());
+    /// Checks whether there is a seat for this process now. If not, the handshake need not start.
+    fn check_free(endpoint: &Endpoint<Self>, who: Credentials) -> Result<()> {
+        endpoint.check_seats(who)
     }
 
-    /// Whether trouble on this side ends the accepting. Else it is tried again.
+    /// Takes a seat for this process.
+    fn claim(endpoint: &Endpoint<Self>, who: Credentials) -> Result<()> {
+        Self::check_free(endpoint, who)?;
+        let mut seats = endpoint.seats.lock();
+        endpoint.check_seats_in(&seats, who)?;
+        seats.add(who);
+        Ok(())
+    }
+
+    /// Frees a seat of this process.
+    fn release(endpoint: &Endpoint<Self>, who: Credentials) {
+        endpoint.seats.lock().remove(who);
+    }
+
+    /// Whether one more handshake may start in addition to those that run. `false` while the program does not take its events.
+    fn has_room(_endpoint: &Endpoint<Self>, _under_way: usize) -> bool {
+        true
+    }
+
+    /// A client has passed.
+    fn ready(endpoint: &Arc<Endpoint<Self>>, parts: Parts, seat: SeatGuard<Self>, options: &Options);
+
+    /// A client was refused, or a local error keeps this process from accepting.
+    fn refused(endpoint: &Endpoint<Self>, refused: Refused) {
+        endpoint.events.add(refused.into());
+    }
+
+    /// Whether a local error ends the accepting. If not, it is tried again.
     fn is_final(_error: &Error) -> bool {
         false
     }
 
-    /// The acceptor was woken, by anything: looks for ends of channels that no call has noticed.
-    fn look_round(_shared: &Shared<Self>) {}
+    /// Called whenever the acceptor wakes: notices ends of channels that no call has noticed.
+    fn woken(_endpoint: &Endpoint<Self>) {}
 
-    /// Channels whose end the acceptor waits for as well.
-    fn partners(_shared: &Shared<Self>) -> Vec<Partner> {
+    /// Channels whose end wakes the acceptor as well.
+    fn partners(_endpoint: &Endpoint<Self>) -> Vec<Partner> {
         Vec::new()
+    }
+
+    /// The ring of a publisher.
+    fn ring(&self) -> Option<&Arc<PublishedRing>> {
+        None
     }
 }
 
-/// What all parts of an endpoint have in common. It derefs to the endpoint's own part.
+/// The part of an endpoint that its threads and channels share. It derefs to its kind.
 #[derive(Debug)]
-pub(crate) struct Shared<E: Endpoint> {
+pub(crate) struct Endpoint<K: EndpointKind> {
     pub(crate) address: Address,
-    state: Mutex<E::State>,
-    pub(crate) events: Events<E::Event>,
-    /// Rung when the worker should look again.
-    pub(crate) bell: Wakeup,
-    /// Written by the program, read by the worker: newcomers wait in the kernel's backlog.
-    paused: AtomicBool,
-    /// A child has neither the worker nor a seat.
-    birth: Birth,
+    limits: SeatLimits,
+    state: Mutex<K::State>,
+    seats: Mutex<TakenSeats>,
     ledger: Mutex<Ledger>,
-    own: E,
+    pub(crate) events: Events<K::Event>,
+    /// Rung when the worker must check again.
+    pub(crate) bell: Wakeup,
+    /// Written by the program, read by the worker: connections wait in the kernel's backlog.
+    paused: AtomicBool,
+    /// A forked child has neither the worker nor a seat.
+    birth: Birth,
+    kind: K,
 }
 
-impl<E: Endpoint> Shared<E> {
-    pub(crate) fn new(address: Address, own: E) -> Result<Arc<Self>> {
+impl<K: EndpointKind> Endpoint<K> {
+    pub(crate) fn new(address: Address, options: &Options, kind: K) -> Result<Arc<Self>> {
         let bell = Wakeup::new()?;
         Ok(Arc::new(Self {
             address,
+            limits: options.seats(),
             state: Mutex::default(),
-            events: Events::new(bell.clone(), E::CLOSED)?,
+            seats: Mutex::default(),
+            ledger: Mutex::default(),
+            events: Events::new(bell.clone(), K::CLOSED)?,
             bell,
             paused: AtomicBool::new(false),
             birth: Birth::now()?,
-            ledger: Mutex::default(),
-            own,
+            kind,
         }))
     }
 
-    /// For the threads of the endpoint, which a child does not have, and for the program by [`Handle::here`](crate::host::handle::Handle::here):
-    /// in a child, the thread that had the lock at the fork is not there to release it.
-    pub(crate) fn state(&self) -> MutexGuard<'_, E::State> {
+    /// Called by the threads of the endpoint, which a forked child does not have, and by the program through [`Handle::here`]: the
+    /// thread that held the lock at the fork cannot release it in the child.
+    pub(crate) fn state(&self) -> MutexGuard<'_, K::State> {
         self.state.lock()
     }
 
-    /// The process that made it.
+    /// The process that created the endpoint.
     pub(crate) fn birth(&self) -> Birth {
         self.birth
     }
 
-    /// Whether this is the process that made it, and not a child of that.
+    /// Whether this process created the endpoint, and is not a forked child of it.
     pub(crate) fn is_here(&self) -> bool {
         self.birth.is_here()
     }
 
-    /// Errors with [`Error::Closed`] in a child.
-    pub(crate) fn check(&self) -> Result<()> {
-        self.birth.check()
+    pub(crate) fn seats_taken(&self) -> usize {
+        self.seats.lock().count()
     }
 
-    /// A newcomer has this channel.
+    /// Fails if there is no seat for a process now.
+    pub(crate) fn check_seats(&self, who: Credentials) -> Result<()> {
+        self.check_seats_in(&self.seats.lock(), who)
+    }
+
+    fn check_seats_in(&self, seats: &TakenSeats, who: Credentials) -> Result<()> {
+        let refusal = seats.refusal(&self.limits, who, K::NAME);
+        refusal.map_or(Ok(()), |by| Err(self.address.occupied(by)))
+    }
+
+    /// A client has this channel.
     pub(crate) fn count_accepted(&self, channel: &Channel) {
         self.ledger.lock().accepted(channel);
     }
 
-    /// A newcomer has none.
-    pub(crate) fn count_refused(&self, error: &Error) {
-        self.ledger.lock().refused(error);
-    }
-
-    /// What was counted so far, where so many channels are open.
-    pub(crate) fn stats(&self, open: usize) -> EndpointStats {
-        self.ledger.lock().stats(open)
+    /// The channels that were accepted and are not dropped.
+    pub(crate) fn channels(&self) -> Vec<Arc<Shared>> {
+        self.ledger.lock().channels()
     }
 
     pub(crate) fn is_paused(&self) -> bool {
         self.paused.load(Ordering::Acquire)
     }
 
-    /// Lets incoming connections wait in the kernel's backlog, or accepts them again.
-    pub(crate) fn set_paused(&self, paused: bool) {
-        self.paused.store(paused, Ordering::Release);
-        if !paused {
-            self.bell.signal();
-        }
-    }
-
-    /// A seat for a process, until it is dropped.
-    pub(crate) fn seat(self: &Arc<Self>, who: Credentials) -> Result<Seat<E>> {
-        E::take(self, who)?;
-        Ok(Seat {
-            shared: Arc::clone(self),
-            who,
-        })
-    }
-
-    /// However the worker ends, by a panic as well: when this is dropped, the program that waits for events is told.
-    pub(crate) fn end_with_worker(self: &Arc<Self>) -> EndWithWorker<E> {
+    /// Returns a guard for the worker: however the worker ends, also by a panic, dropping it notifies the program.
+    pub(crate) fn end_with_worker(self: &Arc<Self>) -> EndWithWorker<K> {
         EndWithWorker(Arc::clone(self))
     }
 }
 
-impl<E: Endpoint> Deref for Shared<E> {
-    type Target = E;
+impl<K: EndpointKind> Deref for Endpoint<K> {
+    type Target = K;
 
-    fn deref(&self) -> &E {
-        &self.own
+    fn deref(&self) -> &K {
+        &self.kind
     }
 }
 
-impl<E: Endpoint> Drop for Shared<E> {
+impl<K: EndpointKind> Drop for Endpoint<K> {
     fn drop(&mut self) {
         if !self.is_here() {
             leave_torn(&mut self.state);
+            leave_torn(&mut self.seats);
             leave_torn(&mut self.ledger);
         }
     }
 }
 
-/// See [`Shared::end_with_worker`].
-pub(crate) struct EndWithWorker<E: Endpoint>(Arc<Shared<E>>);
+/// See [`Endpoint::end_with_worker`].
+pub(crate) struct EndWithWorker<K: EndpointKind>(Arc<Endpoint<K>>);
 
-impl<E: Endpoint> Drop for EndWithWorker<E> {
+impl<K: EndpointKind> Drop for EndWithWorker<K> {
     fn drop(&mut self) {
-        // An end that was told before this one counts.
+        // An earlier end counts.
         self.0.events.end(End::Closed);
     }
 }
 
-/// The seat of a guest that has passed, for as long as its channel is open.
-pub(crate) struct Seat<E: Endpoint> {
-    shared: Arc<Shared<E>>,
+/// The seat of a client that has passed, held while its channel is open.
+pub(crate) struct SeatGuard<K: EndpointKind> {
+    endpoint: Arc<Endpoint<K>>,
     who: Credentials,
 }
 
-impl<E: Endpoint> fmt::Debug for Seat<E> {
+impl<K: EndpointKind> fmt::Debug for SeatGuard<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Seat({})", self.shared.address)
+        write!(f, "SeatGuard({})", self.endpoint.address)
     }
 }
 
-impl<E: Endpoint> Drop for Seat<E> {
+impl<K: EndpointKind> Drop for SeatGuard<K> {
     fn drop(&mut self) {
-        if self.shared.is_here() {
-            E::give_back(&self.shared, self.who);
+        if self.endpoint.is_here() {
+            K::release(&self.endpoint, self.who);
         }
+    }
+}
+
+/// Accepts clients for an endpoint, on its worker thread.
+pub(crate) struct Admission<'a, K: EndpointKind> {
+    endpoint: &'a Arc<Endpoint<K>>,
+    options: &'a Options,
+    /// The program was notified of a local error. The acceptor retries many times a second, and the program is notified once.
+    failing: AtomicBool,
+}
+
+impl<'a, K: EndpointKind> Admission<'a, K> {
+    pub(crate) fn new(endpoint: &'a Arc<Endpoint<K>>, options: &'a Options) -> Self {
+        Self {
+            endpoint,
+            options,
+            failing: AtomicBool::new(false),
+        }
+    }
+
+    /// See [`Acceptor::run`]. A client gets the descriptors `shares` with READY. `over` is cancelled at the end of the accepting.
+    pub(crate) fn run<T>(
+        &self,
+        (place, record): (BoundAddress, &EvidenceLog),
+        shares: &[Arc<OwnedFd>],
+        over: &CancelToken,
+        deadline: &Deadline,
+        leave: impl FnOnce(BoundAddress, Result<Error>) -> T,
+    ) -> T {
+        let acceptor = Acceptor {
+            address: &self.endpoint.address,
+            options: self.options,
+            meeting: K::MEETING,
+            record,
+            bell: &self.endpoint.bell,
+            shares,
+            ring: self.endpoint.ring(),
+            over,
+        };
+        acceptor.run(self, place, deadline, leave)
+    }
+}
+
+impl<K: EndpointKind> Slots for Admission<'_, K> {
+    type Slot = SeatGuard<K>;
+
+    fn check_free(&self, who: Credentials) -> Result<()> {
+        K::check_free(self.endpoint, who)
+    }
+
+    fn claim(&self, who: Credentials) -> Result<SeatGuard<K>> {
+        K::claim(self.endpoint, who)?;
+        Ok(SeatGuard {
+            endpoint: Arc::clone(self.endpoint),
+            who,
+        })
+    }
+
+    fn closed(&self) -> Error {
+        Error::Closed(K::BREAKS_OFF)
+    }
+}
+
+impl<K: EndpointKind> Host for Admission<'_, K> {
+    /// A permanent local error.
+    type End = Error;
+
+    fn may_begin(&self, under_way: usize) -> bool {
+        K::has_room(self.endpoint, under_way) && !self.endpoint.is_paused()
+    }
+
+    fn ready(&self, parts: Parts, seat: SeatGuard<K>) -> ControlFlow<Error> {
+        self.failing.store(false, Ordering::Relaxed);
+        K::ready(self.endpoint, parts, seat, self.options);
+        ControlFlow::Continue(())
+    }
+
+    fn refused(&self, refused: Refused) -> ControlFlow<Error> {
+        self.failing.store(false, Ordering::Relaxed);
+        self.endpoint.ledger.lock().refused(&refused.error);
+        K::refused(self.endpoint, refused);
+        ControlFlow::Continue(())
+    }
+
+    fn failed(&self, error: Error) -> ControlFlow<Error> {
+        if K::is_final(&error) {
+            return ControlFlow::Break(error);
+        }
+        if !self.failing.swap(true, Ordering::Relaxed) {
+            trace::refused(&self.endpoint.address, "host", &error, None);
+            K::refused(self.endpoint, Refused::local(error));
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn partners(&self) -> Vec<Partner> {
+        K::partners(self.endpoint)
+    }
+
+    fn woken(&self) {
+        K::woken(self.endpoint);
+    }
+}
+
+/// An address that this process alone has bound, and does not accept clients at yet.
+pub(crate) struct BoundAlone {
+    place: BoundAddress,
+    /// The evidence of the binding.
+    pub(crate) record: EvidenceLog,
+    /// Cancelled by the program's token, and by [`Worker::stop`].
+    pub(crate) deadline: Deadline,
+    pub(crate) options: Options,
+    /// Cancelled at the end of the accepting.
+    over: CancelToken,
+    release: ReleaseGuard,
+}
+
+impl BoundAlone {
+    /// Binds an absolute address. With [`Options::wait`], waits until it is free.
+    pub(crate) fn new(address: &Address, options: Options) -> Result<(Self, Worker)> {
+        let deadline = Deadline::endless(options.cancel_token.iter().cloned().collect(), options.timeout);
+        let mut backoff = Backoff::new(&deadline);
+        let mut record = EvidenceLog::default();
+        let place = loop {
+            match election::bind_alone(address, options.access()?, &deadline, &mut record) {
+                Err(Error::AddressOccupied { .. }) if options.wait => backoff.pause()?,
+                other => break other?,
+            }
+        };
+        let (worker, release) = Worker::new()?;
+        let bound = Self {
+            place,
+            record,
+            deadline: deadline.or(worker.stop()),
+            options,
+            over: CancelToken::new()?,
+            release,
+        };
+        Ok((bound, worker))
+    }
+
+    /// Accepts clients until that is cancelled or fails. `closed` is called with the error once the address is free, before unfinished
+    /// handshakes are joined. [`Worker::wait`] returns once the guard is dropped.
+    pub(crate) fn accept<K: EndpointKind, T>(
+        self,
+        endpoint: &Arc<Endpoint<K>>,
+        closed: impl FnOnce(Error, ReleaseGuard) -> T,
+    ) -> T {
+        let admission = Admission::new(endpoint, &self.options);
+        let bound = (self.place, &self.record);
+        admission.run(bound, &[], &self.over, &self.deadline, |place, result| {
+            drop(place);
+            let (Ok(error) | Err(error)) = result;
+            closed(error, self.release)
+        })
+    }
+}
+
+/// The program's handle of an endpoint, wrapped by the public types such as [`Listener`](crate::Listener).
+#[derive(Debug)]
+pub(crate) struct Handle<K: EndpointKind> {
+    /// The address as the program passed it.
+    address: Address,
+    /// Accessed through [`Handle::here`] only: its locks are not for a forked child.
+    endpoint: Arc<Endpoint<K>>,
+}
+
+impl<K: EndpointKind> Handle<K> {
+    pub(crate) fn new(address: &Address, endpoint: &Arc<Endpoint<K>>) -> Self {
+        Self {
+            address: address.clone(),
+            endpoint: Arc::clone(endpoint),
+        }
+    }
+
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Fails with [`Error::Closed`] in a forked child.
+    pub(crate) fn here(&self) -> Result<&Arc<Endpoint<K>>> {
+        self.endpoint.birth.check()?;
+        Ok(&self.endpoint)
+    }
+
+    /// Waits for the next event. Returns `None` at the deadline. Fails in a forked child, and with what has ended the events.
+    pub(crate) fn next_until(&self, moment: Option<Instant>) -> Result<Option<K::Event>> {
+        let deadline = Deadline::endless(Vec::new(), Duration::ZERO).until(moment);
+        self.here()?.events.wait(&deadline)
+    }
+
+    /// Waits for the next event.
+    pub(crate) fn next(&self) -> Result<K::Event> {
+        loop {
+            if let Some(event) = self.next_until(None)? {
+                return Ok(event);
+            }
+        }
+    }
+
+    /// Returns the next event, if there is one now.
+    pub(crate) fn try_next(&self) -> Result<Option<K::Event>> {
+        self.here()?.events.try_next()
+    }
+
+    /// Returns the counts, if `open` channels are open now.
+    pub(crate) fn stats(&self, open: usize) -> EndpointStats {
+        self.here().map_or_else(
+            |_| EndpointStats::default(),
+            |endpoint| endpoint.ledger.lock().stats(open),
+        )
+    }
+
+    /// Lets incoming connections wait in the kernel's backlog, or accepts them again.
+    pub(crate) fn set_paused(&self, paused: bool) {
+        if let Ok(endpoint) = self.here() {
+            endpoint.paused.store(paused, Ordering::Release);
+            if !paused {
+                endpoint.bell.signal();
+            }
+        }
+    }
+}
+
+impl<K: EndpointKind> AsFd for Handle<K> {
+    /// Readable when [`Handle::try_next`] has an event, or the end.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.endpoint.events.as_fd()
+    }
+}
+
+/// The thread that keeps the address, as the handle sees it.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    stop: CancelToken,
+    /// Receives nothing: it is disconnected when the worker drops its [`ReleaseGuard`].
+    released: Mutex<mpsc::Receiver<()>>,
+}
+
+/// Dropped by the worker when it has released the address.
+#[derive(Debug)]
+pub(crate) struct ReleaseGuard(
+    #[expect(dead_code, reason = "dropping it disconnects the worker's handle")] mpsc::Sender<()>,
+);
+
+impl Worker {
+    pub(crate) fn new() -> Result<(Self, ReleaseGuard)> {
+        let (release, released) = mpsc::channel();
+        let worker = Self {
+            stop: CancelToken::new()?,
+            released: Mutex::new(released),
+        };
+        Ok((worker, ReleaseGuard(release)))
+    }
+
+    /// Cancels the worker, if its deadline has this token.
+    pub(crate) fn stop(&self) -> &CancelToken {
+        &self.stop
+    }
+
+    /// Waits until the worker has released the address. Returns at once on a thread of this crate, which a tracing subscriber may be
+    /// called on: the worker may be waiting for that thread.
+    pub(crate) fn wait(&self) {
+        if !is_own_thread() {
+            let _ = self.released.lock().recv();
+        }
+    }
+
+    /// As [`Worker::wait`], with a time limit. Returns `false` if it has passed.
+    pub(crate) fn wait_at_most(&self, time: Duration) -> bool {
+        is_own_thread() || self.released.lock().recv_timeout(time) != Err(RecvTimeoutError::Timeout)
+    }
+}
+
+/// A thread that waits for its work. An endpoint starts its threads before it can be seen at its address, so that a shortage of
+/// threads is an error of the call that creates it.
+pub(crate) struct Idle<W> {
+    begin: mpsc::Sender<W>,
+    thread: JoinHandle<()>,
+}
+
+impl<W: Send + 'static> Idle<W> {
+    /// `name` is the thread's, `what` describes it in an error: "a thread for ...".
+    pub(crate) fn spawn(name: &str, what: &str, run: fn(W)) -> Result<Self> {
+        let (begin, beginning) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name(name.into())
+            .spawn(move || {
+                begin_own_thread();
+                if let Ok(work) = beginning.recv() {
+                    run(work);
+                }
+            })
+            .map_err(|error| Error::NoSpace {
+                what: what.into(),
+                reason: error.to_string(),
+            })?;
+        Ok(Self { begin, thread })
+    }
+
+    pub(crate) fn start(self, work: W) -> JoinHandle<()> {
+        // Cannot fail: the thread waits for it.
+        let _ = self.begin.send(work);
+        self.thread
+    }
+
+    /// Ends the thread without work. It has ended when this returns.
+    pub(crate) fn dismiss(self) {
+        drop(self.begin);
+        // It has run nothing that could panic.
+        let _ = self.thread.join();
     }
 }

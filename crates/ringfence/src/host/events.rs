@@ -1,4 +1,4 @@
-//! What has happened at an endpoint and the program has not asked for yet, in order. The end comes last.
+//! The events of an endpoint that the program has not taken yet, in order. The end is last.
 
 use std::{
     collections::VecDeque,
@@ -16,32 +16,32 @@ use crate::{
     wait::deadline::{Deadline, Woken},
 };
 
-/// A queue of events. Threads of this crate add to it, and the program takes from it.
+/// A queue of events. Threads of this crate add events, and the program takes them.
 pub(crate) struct Events<T> {
-    state: ProcessMutex<State<T>>,
-    /// Readable while there is an event to take, or the end.
+    queue: ProcessMutex<Queue<T>>,
+    /// Readable while there is an event, or the end.
     bell: Wakeup,
-    /// Rung when an event was taken after [`Events::has_room`] had found no room.
+    /// Rung when an event is taken after [`Events::has_room`] returned `false`.
     room: Wakeup,
-    /// What a call says after the end.
+    /// The error of a call after the end.
     closed: &'static str,
 }
 
-struct State<T> {
+struct Queue<T> {
     pending: VecDeque<T>,
-    /// A thread waits until an event is taken.
+    /// A thread waits for an event to be taken.
     is_room_wanted: bool,
     end: Option<End>,
 }
 
-/// Why no more events will come.
+/// The reason why no further events follow.
 #[derive(Debug)]
 pub(crate) enum End {
     Closed,
     Failed(Error),
 }
 
-impl<T> Default for State<T> {
+impl<T> Default for Queue<T> {
     fn default() -> Self {
         Self {
             pending: VecDeque::new(),
@@ -52,7 +52,7 @@ impl<T> Default for State<T> {
 }
 
 impl<T> fmt::Debug for Events<T> {
-    /// Takes no lock: a thread that formats a handle may hold one, and in a child there may be none to release it.
+    /// Takes no lock: the calling thread may hold it, and in a forked child nothing may release it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Events")
             .field("bell", &self.bell)
@@ -61,37 +61,38 @@ impl<T> fmt::Debug for Events<T> {
 }
 
 impl<T> Events<T> {
-    /// `room` is the bell of the thread that adds events; `closed` is what a call says after the end.
+    /// `room` is the bell of the thread that adds events, `closed` the error of a call after the end.
     pub(crate) fn new(room: Wakeup, closed: &'static str) -> Result<Self> {
         Ok(Self {
-            state: ProcessMutex::new(State::default(), Birth::now()?),
+            queue: ProcessMutex::new(Queue::default(), Birth::now()?),
             bell: Wakeup::new()?,
             room,
             closed,
         })
     }
 
-    /// Errors in a child: the events are its parent's.
-    fn state(&self) -> Result<MutexGuard<'_, State<T>>> {
-        self.state.lock()
+    /// Fails in a forked child: the events are its parent's.
+    fn queue(&self) -> Result<MutexGuard<'_, Queue<T>>> {
+        self.queue.lock()
     }
 
-    /// The next event, if there is one now. After the last one, the end: [`Error::Closed`], or once the error that it was.
+    /// Returns the next event, if there is one now. After the last event, fails with [`Error::Closed`], or once with the error that
+    /// ended the events.
     pub(crate) fn try_next(&self) -> Result<Option<T>> {
-        let mut state = self.state()?;
-        let event = state.pending.pop_front();
+        let mut queue = self.queue()?;
+        let event = queue.pending.pop_front();
         if event.is_some() {
-            if std::mem::take(&mut state.is_room_wanted) {
+            if std::mem::take(&mut queue.is_room_wanted) {
                 self.room.signal();
             }
             return Ok(event);
         }
-        match &mut state.end {
+        match &mut queue.end {
             None => {
                 self.bell.clear();
                 Ok(None)
             }
-            // An error cannot be cloned, so it is told once.
+            // An error cannot be cloned, so it is returned once.
             Some(end) => Err(match std::mem::replace(end, End::Closed) {
                 End::Closed => Error::Closed(self.closed),
                 End::Failed(Error::Aborted) => {
@@ -103,7 +104,7 @@ impl<T> Events<T> {
         }
     }
 
-    /// Waits for the next event. `None`: the deadline has passed.
+    /// Waits for the next event. Returns `None` at the deadline.
     pub(crate) fn wait(&self, deadline: &Deadline) -> Result<Option<T>> {
         loop {
             if let Some(event) = self.try_next()? {
@@ -115,12 +116,12 @@ impl<T> Events<T> {
         }
     }
 
-    /// After the end, the event is dropped.
+    /// Adds an event. After the end, it is dropped.
     pub(crate) fn add(&self, event: T) {
         self.add_at_most(event, usize::MAX, |_| (), |_| true);
     }
 
-    /// As [`Events::add`]. Where so many are pending already, `forget` takes some out: for what a program need not take. After that, and
+    /// As [`Events::add`], for events that a program need not take. If `most` events are pending, `forget` removes some. After that, and
     /// under the same lock, an event that is not `wanted` is dropped.
     pub(crate) fn add_at_most<D>(
         &self,
@@ -129,43 +130,43 @@ impl<T> Events<T> {
         forget: impl FnOnce(&mut VecDeque<T>) -> D,
         wanted: impl FnOnce(&T) -> bool,
     ) {
-        let Ok(mut state) = self.state() else { return };
-        let forgotten = (state.pending.len() >= most).then(|| forget(&mut state.pending));
-        let unwanted = if state.end.is_none() && wanted(&event) {
-            state.pending.push_back(event);
+        let Ok(mut queue) = self.queue() else { return };
+        let forgotten = (queue.pending.len() >= most).then(|| forget(&mut queue.pending));
+        let unwanted = if queue.end.is_none() && wanted(&event) {
+            queue.pending.push_back(event);
             None
         } else {
             Some(event)
         };
-        drop(state);
+        drop(queue);
         if unwanted.is_none() {
             self.bell.signal();
         }
-        // Not under the lock, as in `discard`.
+        // Dropped without the lock, as in `discard`.
         drop((forgotten, unwanted));
     }
 
-    /// Whether one more event may come, besides those that are `coming`, where at most `most` that count may be pending. If
-    /// not, the bell `room` rings once an event was taken.
+    /// Whether one more event may be added in addition to those that are `coming`, if at most `most` that count may be pending. If
+    /// not, the bell `room` rings once an event is taken.
     pub(crate) fn has_room(&self, most: usize, coming: usize, counts: impl Fn(&T) -> bool) -> bool {
-        let Ok(mut state) = self.state() else { return false };
-        let pending = state.pending.iter().filter(|event| counts(event)).count();
-        state.is_room_wanted |= pending + coming >= most;
+        let Ok(mut queue) = self.queue() else { return false };
+        let pending = queue.pending.iter().filter(|event| counts(event)).count();
+        queue.is_room_wanted |= pending + coming >= most;
         pending + coming < most
     }
 
-    /// No more events will come. The first end counts.
+    /// Ends the events. The first end counts.
     pub(crate) fn end(&self, end: End) {
-        let Ok(mut state) = self.state() else { return };
-        state.end.get_or_insert(end);
-        drop(state);
+        let Ok(mut queue) = self.queue() else { return };
+        queue.end.get_or_insert(end);
+        drop(queue);
         self.bell.signal();
     }
 
-    /// Drops the events that are pending: the program will not take them.
+    /// Drops the pending events, which the program will not take.
     pub(crate) fn discard(&self) {
-        let pending = self.state().map(|mut state| std::mem::take(&mut state.pending));
-        // Not under the lock: a channel that is dropped here may come back to these events.
+        let pending = self.queue().map(|mut queue| std::mem::take(&mut queue.pending));
+        // Dropped without the lock: dropping a channel may add an event.
         drop(pending);
     }
 }

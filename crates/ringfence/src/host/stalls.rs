@@ -7,8 +7,8 @@
 //! A charge is forgotten once the subscriber has read everything that was published when it was last charged. A position only grows,
 //! so the next check finds this whenever it is made: no check has to fall between the catching up and the next full ring.
 //!
-//! A position is the subscriber's own word, and one that shows the sender another than the watcher would never be charged. So the highest
-//! that either has seen is kept: a lower one is a lie.
+//! A subscriber reports its own position, and one that reports different positions to the sender and to the watcher would never be
+//! charged. So the highest position that either has read is kept: a lower one is a protocol violation.
 //!
 //! A check costs a few steps for each reliable subscriber, and allocates nothing: the sender makes two for each message that waits.
 
@@ -84,7 +84,7 @@ impl Account {
 
 /// The result of a check.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct StallCheck {
     /// The subscribers whose time is up.
     pub(crate) over: Vec<u64>,
     /// Those whose position has gone back.
@@ -155,7 +155,7 @@ impl Stalls {
     }
 
     /// The watcher's check.
-    pub(crate) fn look(&mut self, positions: &[Position], now: Instant) -> Found {
+    pub(crate) fn look(&mut self, positions: &[Position], now: Instant) -> StallCheck {
         let next = self.waiting.map(|waiting| Waiting {
             since: now,
             ..waiting
@@ -169,7 +169,7 @@ impl Stalls {
                 over.push(*number);
             }
         }
-        Found {
+        StallCheck {
             over,
             liars: std::mem::take(&mut self.liars),
             may_go_on: self.waiting.is_some() && behind == 0,
@@ -241,8 +241,8 @@ mod tests {
         (Stalls::new(5 * SECOND), Instant::now())
     }
 
-    fn found(over: &[u64], next: Option<Instant>) -> Found {
-        Found {
+    fn found(over: &[u64], next: Option<Instant>) -> StallCheck {
+        StallCheck {
             over: over.to_vec(),
             liars: Vec::new(),
             may_go_on: false,

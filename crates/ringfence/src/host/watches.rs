@@ -1,7 +1,7 @@
-//! What wakes a publisher's threads: the ends of its subscribers, and their bells.
+//! Wakes the threads of a publisher when a subscriber disconnects or rings.
 //!
-//! Two epolls look at the same lines. That of the watcher hears of ends alone, so it takes no bell from the sender. That of the
-//! sender hears bells; a program's event loop can wait for it, since an epoll can be polled itself.
+//! Two epoll instances watch the same lines. The watcher's reports ends only, so it takes no bell from the sender. The sender's
+//! reports bells; a program's event loop can wait for it, since an epoll instance can be polled itself.
 
 use std::{
     ops::Deref,
@@ -26,23 +26,23 @@ use crate::{
     wake::doorbell::LineEnds,
 };
 
-/// The key of the descriptor that this process rings itself. No subscriber has this number.
+/// The key of the descriptor that this process rings. No subscriber has this number.
 const OWN: u64 = 0;
 /// The largest number of events that one wait returns.
 const AT_ONCE: usize = 32;
 
-/// How often a subscriber is added and a bell rung, and how long the kernel is left alone after a failure.
+/// The number of tries to add a subscriber or to ring, and the pause after a failure.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The numbers of the subscribers that a wait has found. An array, since a sender waits for each message that finds no room.
 #[derive(Debug, Default)]
-pub(crate) struct Numbers {
+pub(crate) struct SubscriberNumbers {
     list: [u64; AT_ONCE],
     count: usize,
 }
 
-impl Deref for Numbers {
+impl Deref for SubscriberNumbers {
     type Target = [u64];
 
     fn deref(&self) -> &[u64] {
@@ -50,15 +50,15 @@ impl Deref for Numbers {
     }
 }
 
-/// One of the two.
+/// An epoll instance, and a descriptor that wakes it.
 #[derive(Debug)]
-struct Watch {
+struct EpollWatch {
     epoll: Epoll,
-    /// Rung from within this process.
+    /// Rung by threads of this process.
     bell: EventFd,
 }
 
-impl Watch {
+impl EpollWatch {
     fn new() -> Result<Self, Errno> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
@@ -67,8 +67,7 @@ impl Watch {
     }
 
     fn ring(&self) {
-        // The kernel has no reason to refuse, but what filters system calls may have one, and a sleeper that is not rung for sleeps
-        // on.
+        // The kernel does not refuse this, but a filter of system calls may, and the sleeper would sleep on.
         let mut left = TRIES;
         while left > 0 && self.bell.write(1).is_err() {
             left -= 1;
@@ -76,7 +75,7 @@ impl Watch {
     }
 
     /// Waits for events. Returns the numbers of their subscribers, or `None` if the deadline has passed.
-    fn wait(&self, until: Option<Instant>) -> Result<Option<Numbers>> {
+    fn wait(&self, until: Option<Instant>) -> Result<Option<SubscriberNumbers>> {
         let mut events = [EpollEvent::empty(); AT_ONCE];
         let mut count = 0;
         let ready = ready_by(until, |timeout| {
@@ -86,7 +85,7 @@ impl Watch {
         if !ready.map_err(|errno| Error::poll("waiting for subscribers", errno))? {
             return Ok(None);
         }
-        let mut numbers = Numbers::default();
+        let mut numbers = SubscriberNumbers::default();
         for event in &events[..count] {
             if event.data() == OWN {
                 // An error means that nothing is left to read.
@@ -100,18 +99,18 @@ impl Watch {
     }
 }
 
-/// Both, of one publisher.
+/// Both epoll instances of a publisher.
 #[derive(Debug)]
 pub(crate) struct Watches {
-    ends: Watch,
-    room: Watch,
+    ends: EpollWatch,
+    room: EpollWatch,
     over: AtomicBool,
 }
 
 impl Watches {
-    /// Errors with [`Error::NoSpace`] where descriptors have run out.
+    /// Fails with [`Error::NoSpace`] if descriptors have run out.
     pub(crate) fn new() -> Result<Self> {
-        let new = || Watch::new().map_err(|errno| Error::system("what wakes a publisher (epoll)", errno));
+        let new = || EpollWatch::new().map_err(|errno| Error::system("watching subscribers (epoll)", errno));
         Ok(Self {
             ends: new()?,
             room: new()?,
@@ -119,8 +118,8 @@ impl Watches {
         })
     }
 
-    /// From now on this subscriber wakes the threads. One that has gone already wakes the watcher at once. It has been told that
-    /// it was let in, so a shortage that is over in a moment must not end it.
+    /// Watches a subscriber. If it has disconnected already, the watcher wakes at once. It has got READY, so a transient shortage must
+    /// not end it.
     pub(crate) fn add_patiently(&self, number: u64, ends: &LineEnds) -> Result<()> {
         for _ in 1..TRIES {
             if self.add(number, ends).is_ok() {
@@ -135,7 +134,7 @@ impl Watches {
     fn add(&self, number: u64, ends: &LineEnds) -> Result<()> {
         let failed = |errno| Error::system("watching a subscriber (epoll)", errno);
         let (line, pidfd) = ends.descriptors();
-        // Asked for no bells.
+        // No bells.
         let hung_up = EpollFlags::EPOLLRDHUP;
         self.ends
             .epoll
@@ -154,7 +153,7 @@ impl Watches {
             .map_err(failed)
     }
 
-    /// What was not added is not there to be taken out.
+    /// Stops watching a subscriber, also one that was not added completely.
     pub(crate) fn remove(&self, ends: &LineEnds) {
         let (line, pidfd) = ends.descriptors();
         let _ = self.room.epoll.delete(line);
@@ -164,10 +163,10 @@ impl Watches {
         }
     }
 
-    /// For the watcher: subscribers that may have gone. `None`: it has no more to do.
-    pub(crate) fn wait_for_ends(&self, until: Option<Instant>) -> Option<Numbers> {
-        // A wait that fails has seen nothing, and without a watcher a publisher would never hear of an end again. One that goes
-        // on failing does so because the program has closed what is not its own.
+    /// Called by the watcher: waits for subscribers that may have disconnected. `None` once the publisher has ended.
+    pub(crate) fn wait_for_ends(&self, until: Option<Instant>) -> Option<SubscriberNumbers> {
+        // Retries: without a watcher, a publisher would never notice an end again. A wait fails for good only if the program has closed
+        // the descriptor.
         let mut retries = RetryBudget::pausing(PAUSE);
         loop {
             if self.over.load(Ordering::Acquire) {
@@ -183,22 +182,22 @@ impl Watches {
         }
     }
 
-    /// For the sender: subscribers that have rung, or gone. `None`: the moment has passed.
-    pub(crate) fn wait_for_room(&self, until: Option<Instant>) -> Result<Option<Numbers>> {
+    /// Called by the sender: waits for subscribers that have rung or disconnected. `None` if the moment has passed.
+    pub(crate) fn wait_for_room(&self, until: Option<Instant>) -> Result<Option<SubscriberNumbers>> {
         self.room.wait(until)
     }
 
-    /// Has the watcher look again.
+    /// Makes the watcher check again.
     pub(crate) fn wake_watcher(&self) {
         self.ends.ring();
     }
 
-    /// Has the sender look again.
+    /// Makes the sender check again.
     pub(crate) fn wake_sender(&self) {
         self.room.ring();
     }
 
-    /// The watcher has no more to do.
+    /// Ends the watcher.
     pub(crate) fn stop(&self) {
         self.over.store(true, Ordering::Release);
         self.ends.ring();
@@ -206,7 +205,7 @@ impl Watches {
 }
 
 impl AsFd for Watches {
-    /// Readable when the sender is to look again.
+    /// Readable when the sender must check again.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.room.epoll.0.as_fd()
     }

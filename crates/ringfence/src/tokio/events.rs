@@ -14,7 +14,7 @@ use crate::{
     channel::Channel,
     error::{Error, Result},
     host::audience::PublisherEvent,
-    host::membership::change::Change,
+    host::membership::Change,
     tokio::watched::Watched,
 };
 

@@ -75,7 +75,7 @@ struct DoorbellState {
     looped: bool,
     /// That loop polls nothing but the line, so the peer's death must end it. Written as `looped`.
     polled_alone: bool,
-    /// LineEnds the line on the peer's death, for a thread in a read and for a loop. Written by whichever needs it first.
+    /// Ends the line on the peer's death, for a thread in a read and for a loop. Written by whichever needs it first.
     exit_watch: Option<ExitWatch>,
 }
 
@@ -618,7 +618,7 @@ impl Doorbell {
         self.shut(Shutdown::Write);
     }
 
-    /// LineEnds the line from this side: the peer sees it, and so do the threads that wait in this process.
+    /// Ends the line from this side: the peer sees it, and so do the threads that wait in this process.
     pub(crate) fn hang_up(&self) {
         self.shut(Shutdown::Both);
     }

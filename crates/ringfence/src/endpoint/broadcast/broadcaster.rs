@@ -20,7 +20,7 @@ use crate::{
     fork::inherited,
     handshake::broadcast::ReaderBell,
     host::audience::Broadcast,
-    host::endpoint::Shared,
+    host::endpoint::Endpoint,
     region::layout::as_offset,
     region::own::OwnRegion,
     region::peer::PeerRegion,
@@ -61,7 +61,7 @@ const CHARGED_AGAIN: Duration = Duration::from_millis(5);
 /// the list of subscribers needs room for a longer one.
 #[derive(Debug)]
 pub struct Broadcaster {
-    pub(super) shared: Arc<Shared<Broadcast>>,
+    pub(super) shared: Arc<Endpoint<Broadcast>>,
     /// `None` once nothing more is sent.
     pub(super) writing: Option<Writing>,
     pub(super) longest: u64,
@@ -93,7 +93,7 @@ pub(super) struct Writing {
 impl Writing {
     /// Wakes the readers that sleep, after a publication.
     #[inline]
-    fn wake(&mut self, shared: &Shared<Broadcast>) {
+    fn wake(&mut self, shared: &Endpoint<Broadcast>) {
         let Self {
             ring, waker, known, ..
         } = self;
@@ -131,7 +131,7 @@ fn wake_reader(doorbell: &Weak<Doorbell>) {
 }
 
 impl Broadcaster {
-    pub(crate) fn new(shared: &Arc<Shared<Broadcast>>, longest: u64, busy_poll: Duration) -> Self {
+    pub(crate) fn new(shared: &Arc<Endpoint<Broadcast>>, longest: u64, busy_poll: Duration) -> Self {
         let (region, barriers) = (&shared.region, shared.barriers);
         Self {
             writing: Some(Writing {

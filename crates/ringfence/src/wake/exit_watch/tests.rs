@@ -15,7 +15,7 @@ use nix::{sys::epoll::Epoll, unistd::Pid};
 use super::*;
 use crate::sys;
 
-/// LineEnds a test that has failed already.
+/// Ends a test that has failed already.
 const FAR: Duration = Duration::from_secs(60);
 
 /// A process that does nothing, and a line that its death ends. Its end of the line is held here.

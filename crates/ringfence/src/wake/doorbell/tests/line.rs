@@ -30,7 +30,7 @@ use crate::{
     wake::doorbell::{Doorbell, POLLS_BEFORE_A_READ, Sleep},
 };
 
-/// LineEnds a test that has failed already.
+/// Ends a test that has failed already.
 const FAR: Duration = Duration::from_secs(60);
 
 fn line() -> (Doorbell, OwnedFd) {
