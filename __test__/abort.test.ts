@@ -129,7 +129,7 @@ async function childOf(t: ExecutionContext, code: string, signal?: AbortSignal) 
     process.execPath,
     words,
     { stdio: ['ignore', 'pipe', 'inherit'] },
-    { signal, timeout: 60_000 },
+    { signal, handshakeTimeout: 60_000 },
   )
   t.teardown(() => void child.kill('SIGKILL'))
   channel.catch(() => {})
@@ -145,7 +145,7 @@ test.serial('an abort as the child has answered rejects spawn, and the child is 
     t,
     `import { fromParent } from 'ringfence'
      import { writeFileSync } from 'node:fs'
-     const channel = await fromParent({ timeout: 60_000 })
+     const channel = await fromParent({ handshakeTimeout: 60_000 })
      writeFileSync(${JSON.stringify(through)}, '')
      console.log('end:', await channel.closed)`,
     over.signal,
@@ -163,7 +163,7 @@ test.serial('an abort as the parent has answered rejects fromParent, and the par
     `import { fromParent } from 'ringfence'
      import { existsSync } from 'node:fs'
      const over = new AbortController()
-     const opening = fromParent({ timeout: 60_000, signal: over.signal })
+     const opening = fromParent({ handshakeTimeout: 60_000, signal: over.signal })
      while (!existsSync(${JSON.stringify(through)})) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 2)
      over.abort()
      await opening.then(() => console.log('open'), ({ code }) => console.log(code))

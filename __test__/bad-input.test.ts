@@ -31,10 +31,10 @@ const wrong: Record<string, unknown[]> = {
   maxMessageSize: [0, -1, 1.5, NaN, Infinity, 2 ** 31 + 1, '1', null],
   mode: [-1, 0o1000, 1.5, '600', null, NaN],
   group: [-1, 1.5, 2 ** 32 - 1, '', 'a\0b', 'no-such-group-anywhere', null, {}, true],
-  timeout: [0, -1, NaN, Infinity, '5', null, 5n],
+  handshakeTimeout: [0, -1, NaN, Infinity, '5', null, 5n],
   signal: [5, 'signal', {}, null, new EventTarget()],
   wait: [1, 'yes', null, {}],
-  busyPoll: [-1, 1.5, NaN, Infinity, '5', null],
+  busyPollMicros: [-1, 1.5, NaN, Infinity, '5', null],
   policy: [
     5,
     'same',
@@ -85,7 +85,7 @@ const wrong: Record<string, unknown[]> = {
 for (const [name, values] of Object.entries(wrong)) {
   test.serial(`the option ${name} is checked: what it cannot be is INVALID_ARGUMENT, and says its name`, async (t) => {
     // What is not refused must not wait for a peer.
-    const ends = name === 'timeout' ? { signal: AbortSignal.abort() } : { timeout: 1000 }
+    const ends = name === 'handshakeTimeout' ? { signal: AbortSignal.abort() } : { handshakeTimeout: 1000 }
     for (const value of values) {
       const options = { ...ends, [name]: value } as Options
       const error = await t.throwsAsync(join(namedAddress(t), options), invalid, describe(value))

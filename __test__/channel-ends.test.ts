@@ -503,7 +503,7 @@ test('no end of its own sending changes why a channel has ended', async (t) => {
   ] as const)
     for (const order of ['end first', 'end last', 'after the peer’s end'] as const) {
       const code = reason === 'exited' && order === 'after the peer’s end' ? 'CLOSED' : codeOfEnd
-      const { binding, channel } = open({ busyPoll: 0, allowHalfOpen: false })
+      const { binding, channel } = open({ busyPollMicros: 0, allowHalfOpen: false })
       if (order === 'after the peer’s end') {
         // This ends the sending of this side, before the peer exits.
         binding.from.ended = true

@@ -19,7 +19,7 @@ const script = (code: string) => ['--input-type=module', '--eval', code]
 
 const ECHO = `
   import { fromParent } from 'ringfence'
-  const channel = await fromParent({ timeout: 60_000 })
+  const channel = await fromParent({ handshakeTimeout: 60_000 })
   for await (const message of channel) await channel.send(message)
   await channel.end()
 `
@@ -27,7 +27,7 @@ const SILENT = `console.log('here'); setInterval(() => {}, 1000)`
 /** Says what comes of it. */
 const TELL = `
   import { fromParent } from 'ringfence'
-  await fromParent({ timeout: 60_000 }).then(
+  await fromParent({ handshakeTimeout: 60_000 }).then(
     (channel) => console.log('a channel as', channel.role),
     (error) => console.log(error.code, error.message),
   )
@@ -45,7 +45,7 @@ const sockets = (pid: number | undefined) =>
     .filter((target) => target.startsWith('socket:'))
 
 /** Many processes start at the same time here, on whatever machine that is. */
-const PATIENT: Options = { timeout: 60_000 }
+const PATIENT: Options = { handshakeTimeout: 60_000 }
 
 /** Starts one, and has it ended with the test. */
 function child(t: ExecutionContext, code: string, spawnOptions: SpawnOptions = {}, options?: Options): Spawned {
@@ -82,7 +82,7 @@ test('a parent and its child have a channel, with the evidence of any other', as
 test("the standard descriptors, a channel of Node's and the environment are as they were asked for", async (t) => {
   const code = `
     import { fromParent } from 'ringfence'
-    const channel = await fromParent({ timeout: 60_000 })
+    const channel = await fromParent({ handshakeTimeout: 60_000 })
     process.send('by IPC')
     console.log(process.env.GIVEN, process.env.PATH)
     await channel.send(process.argv.length.toString())
@@ -102,7 +102,7 @@ test("the standard descriptors, a channel of Node's and the environment are as t
 
 test('the arguments may be left out, as in child_process', async (t) => {
   const file = join(temporaryDirectory(t), 'echo.js')
-  writeFileSync(file, `import('ringfence').then(({ fromParent }) => fromParent({ timeout: 60_000 }))`)
+  writeFileSync(file, `import('ringfence').then(({ fromParent }) => fromParent({ handshakeTimeout: 60_000 }))`)
   for (const given of [[], [undefined], [null]]) {
     // Node without arguments runs what it finds on its standard input.
     const code = openSync(file, 'r')
@@ -122,7 +122,7 @@ test('the arguments may be left out, as in child_process', async (t) => {
 test('the line is taken once, and closed in the child after that', async (t) => {
   const code = `
     import { fromParent } from 'ringfence'
-    const channel = await fromParent({ timeout: 60_000 })
+    const channel = await fromParent({ handshakeTimeout: 60_000 })
     const again = await fromParent().catch((error) => error)
     await channel.send(again.code + ' ' + again.message)
     await channel.receive()
@@ -147,10 +147,15 @@ test('a child that ends before it has answered is lost', async (t) => {
 })
 
 test('a child that never answers is waited for until the deadline, or until called off', async (t) => {
-  const late = child(t, SILENT, { stdio: 'ignore' }, { timeout: 20 })
+  const late = child(t, SILENT, { stdio: 'ignore' }, { handshakeTimeout: 20 })
   await t.throwsAsync(late.channel, { code: 'ERR_RINGFENCE_HANDSHAKE_TIMEOUT', message: /the child's HELLO/ })
   const over = new AbortController()
-  const calledOff = child(t, SILENT, { stdio: ['ignore', 'pipe', 'inherit'] }, { signal: over.signal, timeout: 1e6 })
+  const calledOff = child(
+    t,
+    SILENT,
+    { stdio: ['ignore', 'pipe', 'inherit'] },
+    { signal: over.signal, handshakeTimeout: 1e6 },
+  )
   await once(calledOff.child.stdout!, 'data')
   over.abort('enough')
   const error = await t.throwsAsync(calledOff.channel, { code: 'ERR_RINGFENCE_ABORTED' })
@@ -278,7 +283,7 @@ test('a shell that executes the program in its own place has passed the line on'
 test("children that are started at the same time get nothing of each other's lines", async (t) => {
   const count = 6
   const lines = Array.from({ length: count }, () => {
-    const spawned = child(t, SILENT, { stdio: ['ignore', 'pipe', 'ignore'] }, { timeout: 1e6 })
+    const spawned = child(t, SILENT, { stdio: ['ignore', 'pipe', 'ignore'] }, { handshakeTimeout: 1e6 })
     const plain = start(process.execPath, script(SILENT), { stdio: ['ignore', 'pipe', 'ignore'] })
     t.teardown(() => plain.kill('SIGKILL'))
     return { spawned, plain }
@@ -324,7 +329,7 @@ test('a child learns that its parent was killed', async (t) => {
   const partner = await Partner.start(t)
   await partner.run(
     async ({ ringfence }, node: string, words: string[]) => {
-      const { channel } = ringfence.spawn(node, words, { stdio: 'ignore' }, { timeout: 60_000 })
+      const { channel } = ringfence.spawn(node, words, { stdio: 'ignore' }, { handshakeTimeout: 60_000 })
       await (await channel).receive()
     },
     process.execPath,
@@ -332,7 +337,7 @@ test('a child learns that its parent was killed', async (t) => {
       ...script(`
         import { writeFileSync, renameSync } from 'node:fs'
         import { fromParent } from 'ringfence'
-        const channel = await fromParent({ timeout: 60_000 })
+        const channel = await fromParent({ handshakeTimeout: 60_000 })
         await channel.send('here')
         const last = await channel.receive()
         writeFileSync(${JSON.stringify(told)} + '.new', last + ' ' + (await channel.closed))
@@ -371,7 +376,7 @@ test('a Node parent and a Rust child, each naming the other', async (t) => {
 test('a Rust parent and a Node child, each naming the other', async (t) => {
   const code = `
     import { fromParent } from 'ringfence'
-    const channel = await fromParent({ timeout: 60_000, policy: { executable: ${JSON.stringify(rustPartner)} } })
+    const channel = await fromParent({ handshakeTimeout: 60_000, policy: { executable: ${JSON.stringify(rustPartner)} } })
     await channel.send('from Node')
     const answer = await channel.receive()
     if (String(answer) !== 'from Node' || channel.role !== 'guest') throw new Error('an echo as ' + channel.role)

@@ -153,7 +153,7 @@ const senders: Record<string, Loop> = {
 for (const [way, send] of Object.entries(senders)) {
   test.serial(`${way}: the event loop turns while there is always room`, async (t) => {
     // All of it fits: nothing that the peer does makes this side wait.
-    const { channel } = await pair(t, { here: { capacity: 256 << 20 }, options: { timeout: 60_000 } })
+    const { channel } = await pair(t, { here: { capacity: 256 << 20 }, options: { handshakeTimeout: 60_000 } })
     const heard = new Listening()
     let count = 0
     await send(channel, () => {

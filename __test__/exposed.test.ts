@@ -139,18 +139,18 @@ test('memory that was opened is told as that, though this side ends its sending 
 })
 
 test('the number of the tripwire’s signal is a realtime signal that the process does not use', async (t) => {
-  for (const signalNumber of [10, 65, 0, 50.5, '50' as unknown as number]) {
-    await t.throwsAsync(join(abstractAddress(), { signalNumber }), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
+  for (const realtimeSignal of [10, 65, 0, 50.5, '50' as unknown as number]) {
+    await t.throwsAsync(join(abstractAddress(), { realtimeSignal }), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
   }
   // A process that ignores a signal hands that down to the program that it becomes.
   const partner = await Partner.start(t, { through: ['env', '--ignore-signal=51', '--'] })
-  await t.throwsAsync(partner.join(abstractAddress(), { signalNumber: 51 }), {
+  await t.throwsAsync(partner.join(abstractAddress(), { realtimeSignal: 51 }), {
     code: 'ERR_RINGFENCE_INVALID_ARGUMENT',
     message: /signal 51 is in use: this process ignores it/,
   })
   const address = abstractAddress()
-  const joined = joinHere(t, address, { signalNumber: 51 })
-  await partner.join(address, { signalNumber: 52 })
+  const joined = joinHere(t, address, { realtimeSignal: 51 })
+  await partner.join(address, { realtimeSignal: 52 })
   const number = (evidence: readonly { check: string; found: string }[]) =>
     evidence.find(({ check }) => check === 'tripwire')?.found
   t.is(number((await joined).evidence), 'by signal 51')

@@ -30,8 +30,8 @@ function readAll(partner: Partner): Promise<Buffer[]> {
 test.serial(
   'what is filled arrives, in order with what is sent by other calls, through many laps of the ring',
   async (t) => {
-    for (const busyPoll of [0, 50]) {
-      const { channel, partner } = await pair(t, { here: { capacity: 65_536, busyPoll } })
+    for (const busyPollMicros of [0, 50]) {
+      const { channel, partner } = await pair(t, { here: { capacity: 65_536, busyPollMicros } })
       const count = 5000
       const there = receivesPatterns(partner, count)
       for (let number = 0; number < count; number += 1) {

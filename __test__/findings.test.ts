@@ -111,7 +111,7 @@ test('a reader that is woken for nearly each message, by what it tells or by wha
     [{ sleepsPerSecond: 0 }, 501, 'good', 'the reader sleeps 0 times a second'],
   ] as const) {
     const finding = judgeWakeUps({ ...quiet, ...stream }, { ...works, sleepsPerSecond: seen })
-    says(t, finding, ['wake-ups', status, [1, 2], found], status === 'slow' ? 'busyPoll' : 'few messages')
+    says(t, finding, ['wake-ups', status, [1, 2], found], status === 'slow' ? 'busyPollMicros' : 'few messages')
   }
 })
 

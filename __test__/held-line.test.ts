@@ -42,7 +42,7 @@ async function hold(t: ExecutionContext, partner: Partner): Promise<void> {
   endWithTest(t, holders)
 }
 
-const patient = { timeout: 60_000 }
+const patient = { handshakeTimeout: 60_000 }
 
 /** The reason for which the channel ends, and the result of a wait for a message. */
 async function endOf(channel: Channel): Promise<unknown[]> {
@@ -113,7 +113,7 @@ test('of a parent', async (t) => {
   const code = `
     import { createRequire } from 'node:module'
     import { fromParent } from 'ringfence'
-    const channel = await fromParent({ timeout: 60_000 })
+    const channel = await fromParent({ handshakeTimeout: 60_000 })
     const startHolders = ${startHolders.toString()}
     await channel.send(JSON.stringify(startHolders(createRequire(process.cwd() + '/'))))
     setInterval(() => {}, 1000)

@@ -64,7 +64,7 @@ async function costOf(
         }
       },
       address,
-      { capacity, timeout: 60_000 },
+      { capacity, handshakeTimeout: 60_000 },
       [count, messages, size] as const,
     )
   const collected = async () => {

@@ -433,7 +433,7 @@ test.serial('a process that exits frees the address of a path, and not of one th
 
 test.serial('an agent has a channel of the service’s address', async (t) => {
   const all = beginsHere(t)
-  const opening = connect('/somewhere', { timeout: 5 } satisfies ConnectOptions)
+  const opening = connect('/somewhere', { handshakeTimeout: 5 } satisfies ConnectOptions)
   await Promise.resolve()
   t.like(all[0], { name: 'connect', address: '/somewhere' })
   exits()

@@ -479,8 +479,8 @@ test.serial('this side closes a source: it leaves, and the merge goes on', async
 test.serial('100 sources of ten processes, of which each ends in its own way', async (t) => {
   const address = abstractAddress()
   // A hundred handshakes at once take their time where the machine is busy.
-  const timeout = 60_000
-  const listener = await listenHere(t, address, { timeout })
+  const handshakeTimeout = 60_000
+  const listener = await listenHere(t, address, { handshakeTimeout })
   const partners = await Promise.all(Array.from({ length: 10 }, () => Partner.start(t)))
   const merged = merge()
   const taking = (async () => {
@@ -490,7 +490,7 @@ test.serial('100 sources of ten processes, of which each ends in its own way', a
     partners.map((partner) =>
       partner.run(async (kit, where: string) => {
         const all = await Promise.all(
-          Array.from({ length: 10 }, () => kit.ringfence.connect(where, { capacity: 4096, timeout: 60_000 })),
+          Array.from({ length: 10 }, () => kit.ringfence.connect(where, { capacity: 4096, handshakeTimeout: 60_000 })),
         )
         kit.keep['all'] = all
         for (const [index, channel] of all.entries())

@@ -219,7 +219,7 @@ test.serial('a process that is stopped is waited for as long as there is patienc
   const finding = sources.find()
   await turns(2)
   const [call] = handshakes.all
-  t.like(call!.options, { timeout: 50, maxMessageSize: LONGEST, policy: { executables: undefined } })
+  t.like(call!.options, { handshakeTimeout: 50, maxMessageSize: LONGEST, policy: { executables: undefined } })
   t.true(await isPending(finding))
   await sources.find()
   t.is(handshakes.all.length, 1, 'it is asked once')

@@ -37,16 +37,16 @@ const takers: Record<string, [value: unknown, calls?: string]> = {
   policy: [{}],
   mode: [0o660, 'join member listen publish'],
   group: ['adm', 'join member listen publish'],
-  timeout: [5],
+  handshakeTimeout: [5],
   signal: [new AbortController().signal],
   wait: [true, 'join member listen connect publish subscribe'],
   maxPeers: [3, 'listen publish'],
   maxPeersPerProcess: [4, 'listen publish'],
   maxPeersPerUser: [5, 'listen publish'],
-  busyPoll: [7],
+  busyPollMicros: [7],
   allowHalfOpen: [true, 'join member listen connect spawn fromParent'],
   harden: [false],
-  signalNumber: [40],
+  realtimeSignal: [40],
   stall: [250, 'publish'],
   deliveries: [['latest'], 'publish'],
   delivery: ['best-effort', 'subscribe'],
@@ -87,12 +87,12 @@ const edges: Record<string, { from?: unknown[]; not: unknown[] }> = {
   maxPeerCapacity: { from: [1, Number.MAX_SAFE_INTEGER], not: [0, 1.5, '1'] },
   mode: { from: [0, 0o777], not: [-1, 0o1000] },
   group: { from: [0, 2 ** 32 - 2], not: [-1, 2 ** 32 - 1] },
-  timeout: { from: [Number.MIN_VALUE, 0.5, 2 ** 31], not: [0, -1, 2 ** 31 + 1, NaN, '5'] },
+  handshakeTimeout: { from: [Number.MIN_VALUE, 0.5, 2 ** 31], not: [0, -1, 2 ** 31 + 1, NaN, '5'] },
   maxPeers: { from: [1, Number.MAX_SAFE_INTEGER], not: [0, 1.5, null] },
   maxPeersPerProcess: { from: [1, Number.MAX_SAFE_INTEGER], not: [0, 1.5, null] },
   maxPeersPerUser: { from: [1, Number.MAX_SAFE_INTEGER], not: [0, 1.5, null] },
-  busyPoll: { from: [0, 60_000_000], not: [-1, 60_000_001] },
-  signalNumber: { from: [1, 64], not: [0, 65, 1.5] },
+  busyPollMicros: { from: [0, 60_000_000], not: [-1, 60_000_001] },
+  realtimeSignal: { from: [1, 64], not: [0, 65, 1.5] },
   stall: { from: [0, 0.5, Infinity], not: [-1, NaN, '5', null] },
   deliveries: {
     from: [['reliable'], ['reliable', 'best-effort', 'latest']],
@@ -194,8 +194,8 @@ test('options and a policy are objects', (t) => {
 })
 
 test('a channel keeps how long it spins and whether it sends on', (t) => {
-  t.deepEqual(channelSettings({}), { busyPoll: 0, allowHalfOpen: false })
-  t.deepEqual(channelSettings({ busyPoll: 5, allowHalfOpen: true }), { busyPoll: 5, allowHalfOpen: true })
+  t.deepEqual(channelSettings({}), { busyPollMicros: 0, allowHalfOpen: false })
+  t.deepEqual(channelSettings({ busyPollMicros: 5, allowHalfOpen: true }), { busyPollMicros: 5, allowHalfOpen: true })
 })
 
 test('an object of a class that says nothing is no policy, and no options', (t) => {

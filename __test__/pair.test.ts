@@ -160,7 +160,7 @@ test.serial('a channel is no longer tied to the signal of its join', async (t) =
 
 test.serial('the timeout is for a handshake, not for a partner to come', async (t) => {
   const over = new AbortController()
-  const joined = join(abstractAddress(), { timeout: 20, signal: over.signal })
+  const joined = join(abstractAddress(), { handshakeTimeout: 20, signal: over.signal })
   // There is no event for "it did not give up": ten times the timeout has to do.
   await pause(200)
   t.true(await isPending(joined))
@@ -175,7 +175,7 @@ for (const kind of kinds) {
     void silent.join(address)
     await untilBound(address)
     await silent.stop()
-    const error = await t.throwsAsync(join(address, { timeout: 100 }), {
+    const error = await t.throwsAsync(join(address, { handshakeTimeout: 100 }), {
       instanceOf: RingfenceError,
       code: 'ERR_RINGFENCE_HANDSHAKE_TIMEOUT',
     })
@@ -206,7 +206,7 @@ test.serial('a guest that is silent does not hold the place of the next one', as
 
 test.serial('a guest that is silent is let go after the timeout, and the host waits on', async (t) => {
   const address = namedAddress(t)
-  const joined = joinHere(t, address, { timeout: 100 })
+  const joined = joinHere(t, address, { handshakeTimeout: 100 })
   await untilBound(address)
   const silent = await Partner.start(t)
   await silent.run(async (kit, where: string) => {

@@ -335,7 +335,7 @@ test.serial('authorize is not asked about a process that has failed before', asy
 test.serial(
   'authorize that never answers is HANDSHAKE_TIMEOUT for its peer, and others are served meanwhile',
   async (t) => {
-    const { joining } = await asked(t, () => new Promise(() => {}), { timeout: 1000 })
+    const { joining } = await asked(t, () => new Promise(() => {}), { handshakeTimeout: 1000 })
     const error = await t.throwsAsync(joining, { code: 'ERR_RINGFENCE_HANDSHAKE_TIMEOUT' })
     t.regex(error?.message ?? '', /authorize/)
 
@@ -346,7 +346,7 @@ test.serial(
         return pid === first ? new Promise(() => {}) : true
       },
     }
-    const { hosting, guesting, address } = await meet(t, policy, {}, { options: { timeout: 60_000 } })
+    const { hosting, guesting, address } = await meet(t, policy, {}, { options: { handshakeTimeout: 60_000 } })
     await until(() => first !== undefined, 'the first is asked about')
     const next = await Partner.start(t)
     await next.join(address)
@@ -367,7 +367,7 @@ test.serial('a signal ends the waiting for authorize, and a late answer changes 
           answer = resolve
         })
       },
-      { signal: over.signal, timeout: 60_000 },
+      { signal: over.signal, handshakeTimeout: 60_000 },
     ).then(({ joining }) => joining.catch((error) => (t.context = error)))
   })
   await called
@@ -385,7 +385,7 @@ test.serial('a process may exit, and a worker be terminated, while authorize is 
   const guest = await Partner.start(t)
   guest.mayFail()
   const left = guest.run((kit, where: string) => {
-    void kit.join(where, { timeout: 60_000, policy: { authorize: () => process.exit(7) } })
+    void kit.join(where, { handshakeTimeout: 60_000, policy: { authorize: () => process.exit(7) } })
   }, address)
   await left
   t.deepEqual(await soon(guest.exited, 'its exit'), { code: 7, signal: null })
@@ -402,7 +402,7 @@ test.serial('a process may exit, and a worker be terminated, while authorize is 
     const program = `
       const { parentPort, workerData } = require('node:worker_threads')
       const { join } = require(workerData.package)
-      join(workerData.place, { timeout: 60000, policy: { authorize: () => {
+      join(workerData.place, { handshakeTimeout: 60000, policy: { authorize: () => {
         parentPort.postMessage('asked')
         if (workerData.late) return new Promise((resolve) => setImmediate(resolve, true))
         return new Promise(() => {})

@@ -18,7 +18,7 @@ interface Script {
   steps: Step[]
   reading: number
   capacity: number
-  busyPoll: number
+  busyPollMicros: number
 }
 
 /** Plays a script on a channel, and returns what it has received: the same text runs on both sides. */
@@ -120,7 +120,7 @@ const scripts = fc.constantFrom(4096, 8192, 65_536).chain((capacity) =>
     ),
     reading: fc.nat(),
     capacity: fc.constant(capacity),
-    busyPoll: fc.constantFrom(0, 0, 0, 20),
+    busyPollMicros: fc.constantFrom(0, 0, 0, 20),
   }),
 ) as fc.Arbitrary<Script>
 
@@ -137,7 +137,7 @@ test.serial('whatever either side sends in whatever way, the other receives just
         async (kit, where: string, script: Script) => {
           const channel = await kit.join(where, {
             capacity: script.capacity,
-            busyPoll: script.busyPoll,
+            busyPollMicros: script.busyPollMicros,
             allowHalfOpen: true,
           })
           return (kit.keep['play'] as typeof play)(channel, script, kit.bytes)
@@ -147,7 +147,7 @@ test.serial('whatever either side sends in whatever way, the other receives just
       )
       const channel = await joinHere(t, address, {
         capacity: mine.capacity,
-        busyPoll: mine.busyPoll,
+        busyPollMicros: mine.busyPollMicros,
         allowHalfOpen: true,
       })
       const both = Promise.all([play(channel, mine, { pattern, random }), there])

@@ -144,10 +144,10 @@ test.serial('messages go out by every way of sending, and figures have what was 
 })
 
 test.serial('it spins where the option says so: each message goes out at once', async (t) => {
-  for (const busyPoll of [0, 5]) {
-    const { below, publisher } = await published(t, new Published(), { busyPoll })
+  for (const busyPollMicros of [0, 5]) {
+    const { below, publisher } = await published(t, new Published(), { busyPollMicros })
     void publisher.send('one').catch(() => {})
-    t.is(below.since().includes('send'), busyPoll > 0)
+    t.is(below.since().includes('send'), busyPollMicros > 0)
     await publisher.close()
   }
 })

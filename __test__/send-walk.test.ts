@@ -145,7 +145,7 @@ for (const [capacity, longest] of [
   [2 ** 21, 30_000],
 ] as const)
   for (const eager of [false, true])
-    test(`whatever is sent, in whatever way: a ring of ${capacity}${eager ? ', with busyPoll' : ''}`, async (t) => {
+    test(`whatever is sent, in whatever way: a ring of ${capacity}${eager ? ', with busyPollMicros' : ''}`, async (t) => {
       for (let seed = 0; seed < 4; seed += 1) {
         const walk = new Walk(capacity, longest, capacity + seed, eager)
         await walk.go(600)

@@ -514,8 +514,8 @@ test.serial('millions of small messages arrive whole, each in its place', async 
   t.deepEqual(await received, { next: count, wrong: 0 })
 })
 
-test.serial('with busyPoll messages go back and forth as without', async (t) => {
-  const { channel, partner } = await pair(t, { options: { busyPoll: 50 } })
+test.serial('with busyPollMicros messages go back and forth as without', async (t) => {
+  const { channel, partner } = await pair(t, { options: { busyPollMicros: 50 } })
   const echo = partner.run(async (kit) => {
     for await (const message of kit.channel) await kit.channel.send(message)
   })

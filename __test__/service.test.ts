@@ -225,7 +225,7 @@ test.serial(
 
 test.serial('a process that connects and says nothing is refused at the deadline, and delays no other', async (t) => {
   const address = namedAddress(t)
-  const listener = await listenHere(t, address, { ...small, timeout: 2000 })
+  const listener = await listenHere(t, address, { ...small, handshakeTimeout: 2000 })
   const silent = await Partner.start(t)
   await silent.run((kit, where: string) => {
     const { connect: open } = kit.require('node:net') as typeof import('node:net')
@@ -254,10 +254,10 @@ test.serial('authorize decides about each agent of a service, later if it will, 
       return new Promise<boolean>((resolve) => answers.set(pid, resolve))
     },
   }
-  const listener = await listenHere(t, address, { ...small, timeout: 60_000, policy })
+  const listener = await listenHere(t, address, { ...small, handshakeTimeout: 60_000, policy })
   const refused = refusals(listener)
   const [first, second, third] = await startAgents(t, 3)
-  const patient = { ...small, timeout: 60_000 }
+  const patient = { ...small, handshakeTimeout: 60_000 }
   const joining = [first!, second!, third!].map((agent) => agent.connect(address, patient))
   await until(() => answers.size === 3, 'all three are asked about')
   answers.get(third!.pid)!(true)
@@ -514,7 +514,9 @@ test.serial('a listener without a loop takes in so many, and the rest when it is
   const listener = await listenHere(t, address, small)
   const agent = await Partner.start(t)
   const connected = agent.run(async (kit, where: string) => {
-    const all = Array.from({ length: 200 }, () => kit.ringfence.connect(where, { capacity: 4096, timeout: 60_000 }))
+    const all = Array.from({ length: 200 }, () =>
+      kit.ringfence.connect(where, { capacity: 4096, handshakeTimeout: 60_000 }),
+    )
     kit.keep['channels'] = await Promise.all(all)
   }, address)
   await until(() => listener.channels.length >= 16, 'some are taken in')
@@ -626,7 +628,7 @@ test.serial('a thousand agents at once: all are answered, and nothing stays of t
   const address = abstractAddress()
   const service = await Partner.start(t, { node: ['--expose-gc'] })
   await service.run(async (kit, where: string) => {
-    const listener = await kit.ringfence.listen(where, { capacity: 4096, timeout: 60_000 })
+    const listener = await kit.ringfence.listen(where, { capacity: 4096, handshakeTimeout: 60_000 })
     kit.keep['listener'] = listener
     kit.keep['refused'] = []
     listener.on('refused', (error) => (kit.keep['refused'] as string[]).push(error.message))
@@ -660,7 +662,7 @@ test.serial('a thousand agents at once: all are answered, and nothing stays of t
   const connected = agents.map((agent, index) =>
     agent.run(
       async (kit, where: string, count: number) => {
-        const options = { capacity: 4096, timeout: 60_000 }
+        const options = { capacity: 4096, handshakeTimeout: 60_000 }
         const all = Array.from({ length: count }, () => kit.ringfence.connect(where, options))
         kit.keep['channels'] = await Promise.all(all)
       },

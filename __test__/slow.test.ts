@@ -174,7 +174,7 @@ test('a reader that is woken for each message', async (t) => {
       }
     })().catch(() => {})
   })
-  const often = await untilFound(writer.pid, 'wake-ups', [writer.pid, reader.pid], /busyPoll/)
+  const often = await untilFound(writer.pid, 'wake-ups', [writer.pid, reader.pid], /busyPollMicros/)
   t.regex(often.found, /^the reader sleeps \d+ times a second, for \d+ messages$/)
 })
 

@@ -36,7 +36,7 @@ test.serial('it has what the handshake has made, and is open until it ends', asy
   await subscription.close()
   below.bell()
   t.deepEqual(below.since(), [], 'it is asked no more')
-  t.throws(() => Reflect.construct(subscription.constructor, [Symbol('ringfence'), below, { busyPoll: 0 }]), {
+  t.throws(() => Reflect.construct(subscription.constructor, [Symbol('ringfence'), below, { busyPollMicros: 0 }]), {
     ...codeOf('INVALID_ARGUMENT'),
     message: /made by subscribe/,
   })
@@ -93,10 +93,10 @@ test.serial('messages come by every way of reading, and the bell wakes those who
 })
 
 test.serial('it spins where the option says so', async (t) => {
-  for (const busyPoll of [0, 5]) {
-    const { below, subscription } = await subscribed(t, new Subscribed(), { busyPoll })
+  for (const busyPollMicros of [0, 5]) {
+    const { below, subscription } = await subscribed(t, new Subscribed(), { busyPollMicros })
     const waiting = subscription.receive()
-    t.is(below.ring.since()[0], busyPoll > 0 ? 'pull busily' : 'pull')
+    t.is(below.ring.since()[0], busyPollMicros > 0 ? 'pull busily' : 'pull')
     await subscription[Symbol.asyncDispose]()
     t.is(await subscription.closed, 'closed')
     t.is(await waiting, null)

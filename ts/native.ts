@@ -47,7 +47,7 @@ export interface NativeChannel {
    * that is so once what was there at the last `FIRST` is through, though more may have come.
    */
   pull(into: Uint8Array, from: number, goesOn: number): number
-  /** As `pull`, spinning as long as the channel's `busyPoll` says. */
+  /** As `pull`, spinning as long as the channel's `busyPollMicros` says. */
   pullBusy(into: Uint8Array, from: number, goesOn: number): number
   /**
    * As `pull`, of messages from `least` to `most` bytes alone: another one answers `LARGE - size`. What came can be had again by

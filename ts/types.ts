@@ -125,7 +125,7 @@ export interface Options {
    * Milliseconds that one handshake may take with a partner that has come (5,000). `leave` of a membership waits as long for
    * its partner's answer.
    */
-  timeout?: number
+  handshakeTimeout?: number
   /**
    * Ends the waiting for a channel or for a place, which are no longer tied to it once they are there. Closes a listener.
    */
@@ -133,7 +133,7 @@ export interface Options {
   /**
    * Where the place is taken, or a service is full, wait for it instead of failing with ADDRESS_OCCUPIED. Where no service
    * listens, or the service ends in the middle of a handshake, wait for the service to come (false). A peer that hangs up each
-   * time, for as long as `timeout` says, is PEER_LOST all the same.
+   * time, for as long as `handshakeTimeout` says, is PEER_LOST all the same.
    */
   wait?: boolean
   /**
@@ -153,7 +153,7 @@ export interface Options {
    */
   maxPeersPerUser?: number
   /** Microseconds that a wait may spin on this thread before it sleeps (0). */
-  busyPoll?: number
+  busyPollMicros?: number
   /**
    * What becomes of this side's sending once a read here has found that the peer has ended its own: by null, by false, by the end of a
    * loop, by a stream's 'end', by {@link Channel.readableEnded}. Left out or false: this side ends too, after what it has sent before, and
@@ -171,7 +171,7 @@ export interface Options {
    * tokens come (the first from 50 on that this process does not use); 34 to 64 with most C libraries. No other part of the
    * process gets it. One that this process uses itself, or ignores, is INVALID_ARGUMENT.
    */
-  signalNumber?: number
+  realtimeSignal?: number
 }
 
 /** What {@link listen} takes. */

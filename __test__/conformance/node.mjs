@@ -12,7 +12,7 @@ const [deed, address, executable, capacity, longest, sizes = ''] = process.argv.
 const options = {
   capacity: Number(capacity),
   maxMessageSize: Number(longest),
-  timeout: 60_000,
+  handshakeTimeout: 60_000,
   policy: { executable },
   ...(deed === 'shm' ? { backing: 'shm' } : {}),
 }

@@ -120,7 +120,7 @@ if (has('throw')) {
     return true
   }
 }
-const common = { policy, timeout: 20_000, signal }
+const common = { policy, handshakeTimeout: 20_000, signal }
 const capacity = more.find((word) => word.startsWith('capacity='))?.slice('capacity='.length)
 const options = {
   ...common,

@@ -16,7 +16,7 @@ export interface Raw {
 }
 
 interface Settings {
-  busyPoll: number
+  busyPollMicros: number
   allowHalfOpen: boolean
 }
 
@@ -45,7 +45,7 @@ export const { inletOf } = await insideOf<{
   inletOf(source: object): { readonly buffer: { readonly isWeak: boolean } } | undefined
 }>('channel/sources.js')
 
-export const HALF_OPEN: Settings = { busyPoll: 0, allowHalfOpen: true }
+export const HALF_OPEN: Settings = { busyPollMicros: 0, allowHalfOpen: true }
 
 /** What the binding answers, and what it was asked. */
 export class Binding {

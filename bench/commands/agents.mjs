@@ -36,7 +36,7 @@ const script = fileURLToPath(import.meta.url)
 async function crowd({ address, agents, processes, capacity }) {
   const each = Math.ceil(agents / processes)
   const channels = await Promise.all(
-    Array.from({ length: each }, () => connect(address, { capacity, timeout: 60_000 })),
+    Array.from({ length: each }, () => connect(address, { capacity, handshakeTimeout: 60_000 })),
   )
   process.send('connected')
   for await (const [order] of orders()) {
@@ -84,7 +84,7 @@ export async function run(values) {
     Object.entries(values).map(([name, value]) => [name, Number(value)]),
   )
   const address = `@ringfence-agents-${process.pid}`
-  const listener = await listen(address, { capacity, timeout: 60_000 })
+  const listener = await listen(address, { capacity, handshakeTimeout: 60_000 })
   listener.on('refused', (refusal) => console.error(refusal.message))
   const serving = (async () => {
     for await (const channel of listener) {

@@ -10,7 +10,7 @@ import build from 'pino-abstract-transport'
 import { ringDestination } from './destination.mjs'
 
 /** Those of a destination that can be handed to a thread. */
-const OPTIONS = new Set(['address', 'patience', 'capacity', 'maxMessageSize', 'policy', 'timeout', 'wait'])
+const OPTIONS = new Set(['address', 'patience', 'capacity', 'maxMessageSize', 'policy', 'handshakeTimeout', 'wait'])
 
 export default async function transport(options) {
   // pino adds some of its own to those that the program gives.

@@ -2,7 +2,7 @@
 
 import { subscribe } from 'ringfence'
 
-const subscription = await subscribe(process.argv[2], { timeout: 10_000 })
+const subscription = await subscribe(process.argv[2], { handshakeTimeout: 10_000 })
 let read = 0
 let started = 0
 let last = 0

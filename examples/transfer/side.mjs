@@ -9,7 +9,7 @@ import { join } from 'ringfence'
 
 const [, , task, address, backing, file] = process.argv
 // Half open: the receiver's own end says that everything is written, and comes after the sender's.
-const channel = await join(address, { backing, timeout: 10_000, allowHalfOpen: true })
+const channel = await join(address, { backing, handshakeTimeout: 10_000, allowHalfOpen: true })
 const { role, peer, evidence } = channel
 process.send({ role, pid: process.pid, peer, evidence })
 

@@ -162,7 +162,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
 
   private constructor(key: symbol, native: NativeChannel, settings: ChannelSettings) {
     if (key !== KEY) throw invalid('channels are made by join, connect, listen and member')
-    const { busyPoll, allowHalfOpen } = settings
+    const { busyPollMicros, allowHalfOpen } = settings
     this.#native = native
     this.#allowHalfOpen = allowHalfOpen
     this.role = native.role
@@ -173,10 +173,10 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       this.#resolveClosed = resolve
     })
     const failed = (error: RingfenceError) => this.#failed(error)
-    this.#sendQueue = new SendQueue(native, busyPoll > 0, failed)
+    this.#sendQueue = new SendQueue(native, busyPollMicros > 0, failed)
     this.#receiveBuffer = new ReceiveBuffer(
       native,
-      busyPoll > 0,
+      busyPollMicros > 0,
       failed,
       () => this.#mayBeOver(),
       () => this.#endWithPeer(),
@@ -202,7 +202,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * @returns Who the peer is. Rejects with PEER_REFUSED where the policy does not hold any more, or this cannot be told:
    * then the channel is closed at once, and what it held is discarded. PEER_LOST where the peer has gone, or executes
    * another program; CLOSED after this side's close; RING_CORRUPT; NO_SPACE where there is no thread for it; HANDSHAKE_TIMEOUT where
-   * the peer's executable cannot be read within `timeout`: these two say nothing of the peer, and the channel stays open.
+   * the peer's executable cannot be read within `handshakeTimeout`: these two say nothing of the peer, and the channel stays open.
    *
    * A rejection because the channel has ended is never an unhandled one, as with {@link Channel.send}. PEER_REFUSED, NO_SPACE and
    * HANDSHAKE_TIMEOUT, which only this call tells of, are unhandled as usual, where the promise has no handler.
@@ -434,7 +434,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
   }
 
   /**
-   * How many signals of this channel's number (`signalNumber`) this process has been sent, since it began, that were no token
+   * How many signals of this channel's number (`realtimeSignal`) this process has been sent, since it began, that were no token
    * of any of its channels: another process has made them up, or has sent them to a channel that had ended.
    */
   get strayTokens(): number {

@@ -75,7 +75,7 @@ export let letEnd: (held: Merge<Channel>, failure: Error | null) => void
  * source's own reading calls throw or reject with INVALID_ARGUMENT; it can send, be verified and be closed as ever.
  *
  * `for await (const [source, message] of merge)` ends once every source has ended; leaving the loop loses no message. What a listener of
- * an event throws is an uncaught exception. Several calls that wait are served in their order. `busyPoll` of a source has no
+ * an event throws is an uncaught exception. Several calls that wait are served in their order. `busyPollMicros` of a source has no
  * effect on a merge.
  */
 export class Merge<Source extends MergeSource = MergeSource>

@@ -86,7 +86,7 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
     })
     this.#buffer = new ReceiveBuffer(
       reader(native),
-      settings.busyPoll > 0,
+      settings.busyPollMicros > 0,
       (error) => this.#failed(error),
       // The reader that has found the end must return first.
       () => timers.queueMicrotask(() => this.#hear()),

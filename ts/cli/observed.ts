@@ -186,7 +186,7 @@ export class Sources {
       from: 'latest',
       policy: { uid: 'same' },
       maxMessageSize: LONGEST,
-      timeout: this.#patience,
+      handshakeTimeout: this.#patience,
       signal: this.#over.signal,
     })
       .catch((error: unknown) => {

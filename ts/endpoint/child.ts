@@ -14,7 +14,7 @@ export interface Spawned {
   /**
    * The channel, once the child has called {@link fromParent}. This side is the host. Rejects as {@link join} does, and with
    * - PEER_LOST where the child ends before it has answered;
-   * - HANDSHAKE_TIMEOUT where it has not answered within `timeout`, which counts from the start to the child's first word, and
+   * - HANDSHAKE_TIMEOUT where it has not answered within `handshakeTimeout`, which counts from the start to the child's first word, and
    *   again for the handshake;
    * - PEER_REFUSED where another process answers, to which the child has passed the line;
    * - INVALID_ARGUMENT where the command cannot be started; NO_SPACE where this process lacks what that takes.

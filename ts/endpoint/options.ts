@@ -22,16 +22,16 @@ const KNOWN = [
   'policy',
   'mode',
   'group',
-  'timeout',
+  'handshakeTimeout',
   'signal',
   'wait',
   'maxPeers',
   'maxPeersPerProcess',
   'maxPeersPerUser',
-  'busyPoll',
+  'busyPollMicros',
   'allowHalfOpen',
   'harden',
-  'signalNumber',
+  'realtimeSignal',
   'stall',
   'deliveries',
   'delivery',
@@ -41,7 +41,7 @@ const KNOWN = [
 /** What a channel's JavaScript keeps of its options. */
 export interface ChannelSettings {
   /** Microseconds that a wait may spin. */
-  readonly busyPoll: number
+  readonly busyPollMicros: number
   /** This side sends on where the peer has ended its sending. */
   readonly allowHalfOpen: boolean
 }
@@ -212,16 +212,16 @@ export function checkOptions(call: Call, options: AllOptions): NativeOptions {
     policy,
     mode,
     group,
-    timeout,
+    handshakeTimeout,
     signal,
     wait,
     maxPeers,
     maxPeersPerProcess,
     maxPeersPerUser,
-    busyPoll,
+    busyPollMicros,
     allowHalfOpen,
     harden,
-    signalNumber,
+    realtimeSignal,
     stall,
     deliveries,
     delivery,
@@ -257,14 +257,14 @@ export function checkOptions(call: Call, options: AllOptions): NativeOptions {
     mode: mode === undefined ? undefined : integer('mode', mode, 0, 0o777),
     group: typeof group === 'number' ? integer('group', group, 0, LARGEST_ID) : undefined,
     groupName: group === undefined || typeof group === 'number' ? undefined : text('group', group),
-    timeout: checkTimeout(timeout),
+    handshakeTimeout: checkHandshakeTimeout(handshakeTimeout),
     wait,
     maxPeers: size('maxPeers', maxPeers, Number.MAX_SAFE_INTEGER),
     maxPeersPerProcess: size('maxPeersPerProcess', maxPeersPerProcess, Number.MAX_SAFE_INTEGER),
     maxPeersPerUser: size('maxPeersPerUser', maxPeersPerUser, Number.MAX_SAFE_INTEGER),
-    busyPoll: busyPoll === undefined ? undefined : integer('busyPoll', busyPoll, 0, 60_000_000),
+    busyPollMicros: busyPollMicros === undefined ? undefined : integer('busyPollMicros', busyPollMicros, 0, 60_000_000),
     harden,
-    signalNumber: signalNumber === undefined ? undefined : integer('signalNumber', signalNumber, 1, 64),
+    realtimeSignal: realtimeSignal === undefined ? undefined : integer('realtimeSignal', realtimeSignal, 1, 64),
     stall,
     deliveries,
     delivery,
@@ -274,8 +274,8 @@ export function checkOptions(call: Call, options: AllOptions): NativeOptions {
 }
 
 /** Of options that were checked. */
-export function channelSettings({ busyPoll = 0, allowHalfOpen = false }: Options): ChannelSettings {
-  return { busyPoll, allowHalfOpen }
+export function channelSettings({ busyPollMicros = 0, allowHalfOpen = false }: Options): ChannelSettings {
+  return { busyPollMicros, allowHalfOpen }
 }
 
 /** Whether it is a list of some of these, of one at least. */
@@ -283,12 +283,12 @@ function isListOf(value: unknown, known: ReadonlySet<unknown>): boolean {
   return Array.isArray(value) && value.length > 0 && value.every((one) => known.has(one))
 }
 
-function checkTimeout(timeout: unknown): number | undefined {
-  if (timeout === undefined) return undefined
-  if (typeof timeout !== 'number' || !(timeout > 0) || timeout > 2 ** 31) {
-    throw invalid(`timeout must be a number of milliseconds above 0, not ${show(timeout)}`)
+function checkHandshakeTimeout(handshakeTimeout: unknown): number | undefined {
+  if (handshakeTimeout === undefined) return undefined
+  if (typeof handshakeTimeout !== 'number' || !(handshakeTimeout > 0) || handshakeTimeout > 2 ** 31) {
+    throw invalid(`handshakeTimeout must be a number of milliseconds above 0, not ${show(handshakeTimeout)}`)
   }
-  return timeout
+  return handshakeTimeout
 }
 
 /**

@@ -98,7 +98,7 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
     this.closed = new Promise((resolve) => {
       this.#resolveClosed = resolve
     })
-    this.#queue = new SendQueue(native, opening.settings.busyPoll > 0, (error) => this.#failed(error))
+    this.#queue = new SendQueue(native, opening.settings.busyPollMicros > 0, (error) => this.#failed(error))
     if (native.watch(this.#poll) === FAILED || native.watchRoom(() => this.#hear()) === FAILED) {
       throw fromFailure(native.failure())
     }

@@ -166,7 +166,7 @@ export class Listener extends Endpoint<EndpointEvents<Channel>> {
  * waits for it with the option `wait`; a socket that a dead service has left is taken over. The mode and the group of a path
  * are set before another process can reach it. Any process on this host may connect to an abstract name, or take it first.
  *
- * Handshakes run side by side, on threads of their own, each with the deadline of `timeout`. The signal closes the
+ * Handshakes run side by side, on threads of their own, each with the deadline of `handshakeTimeout`. The signal closes the
  * listener, as that of `net.Server` does: loops over it end.
  *
  * @param address - As for {@link join}.
@@ -185,7 +185,7 @@ export function listen(address: string, options: ListenOptions = {}): Promise<Li
  * that is missing, a file that is no socket, a socket that this process may not connect to.
  *
  * At most 16 handshakes of one process with one address are under way at a time; the others wait for their turn, and
- * `timeout` counts from there. A process cannot connect to a service of its own (ADDRESS_OCCUPIED).
+ * `handshakeTimeout` counts from there. A process cannot connect to a service of its own (ADDRESS_OCCUPIED).
  *
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} as {@link join}

@@ -69,7 +69,7 @@ export class Subscriber {
    *
    * @returns Who it is. Rejects with PEER_REFUSED where the policy does not hold any more, or this cannot be told: then it is let go of.
    * PEER_LOST where its process has ended; CLOSED once it has gone; NO_SPACE where there is no thread for the look; HANDSHAKE_TIMEOUT
-   * where its executable cannot be read within `timeout`. A rejection because it has gone is never an unhandled one, as with
+   * where its executable cannot be read within `handshakeTimeout`. A rejection because it has gone is never an unhandled one, as with
    * {@link Channel.verify}.
    */
   verify(options?: WaitOptions): Promise<Identity> {

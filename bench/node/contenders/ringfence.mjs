@@ -30,8 +30,8 @@ function viewOf({ buffer }) {
 async function open({ job }, mode) {
   let capacity = job.capacity
   while (capacity < 4 * job.size) capacity *= 2
-  const busyPoll = job.measure === 'rtt-polled' ? BUSY_POLL : 0
-  const channel = await join(`@${job.tag}`, { capacity, busyPoll })
+  const busyPollMicros = job.measure === 'rtt-polled' ? BUSY_POLL : 0
+  const channel = await join(`@${job.tag}`, { capacity, busyPollMicros })
   const reader = new Reader()
   const { size } = job
   const { words, bytes } = message(size)

@@ -237,7 +237,7 @@ pub struct Options {
     /// Name of a group.
     pub group_name: Option<String>,
     /// Milliseconds.
-    pub timeout: Option<f64>,
+    pub handshake_timeout: Option<f64>,
     /// Whether to wait for the address.
     pub wait: Option<bool>,
     /// Number of channels of a service.
@@ -247,11 +247,11 @@ pub struct Options {
     /// Number of these channels with one user.
     pub max_peers_per_user: Option<f64>,
     /// Microseconds.
-    pub busy_poll: Option<f64>,
+    pub busy_poll_micros: Option<f64>,
     /// Whether to make this process inaccessible to others of its user during the handshake.
     pub harden: Option<bool>,
     /// Realtime signal of the tripwire.
-    pub signal_number: Option<i32>,
+    pub realtime_signal: Option<i32>,
     /// Milliseconds; Infinity for never.
     pub stall: Option<f64>,
     /// Deliveries that subscribers may ask for.
@@ -305,7 +305,7 @@ impl Options {
         if let Some(name) = &self.group_name {
             options = options.group_name(name);
         }
-        if let Some(timeout) = self.timeout {
+        if let Some(timeout) = self.handshake_timeout {
             options = options.timeout(std::time::Duration::from_micros(whole(timeout * 1000.0)));
         }
         let count = |count: f64| usize::try_from(whole(count)).unwrap_or(usize::MAX);
@@ -318,10 +318,10 @@ impl Options {
         if let Some(most) = self.max_peers_per_user {
             options = options.max_peers_per_user(count(most));
         }
-        if let Some(busy_poll) = self.busy_poll {
+        if let Some(busy_poll) = self.busy_poll_micros {
             options = options.busy_poll(std::time::Duration::from_micros(whole(busy_poll)));
         }
-        if let Some(number) = self.signal_number {
+        if let Some(number) = self.realtime_signal {
             options = options.signal_number(number);
         }
         if let Some(stall) = self.stall {

@@ -89,7 +89,7 @@ pub(crate) fn pull_busy<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
     spin(reads, call, pull)
 }
 
-/// If nothing is there, pulls again once there is, or the time is over that the option `busyPoll` allows.
+/// If nothing is there, pulls again once there is, or the time is over that the option `busyPollMicros` allows.
 pub(crate) fn spin<R: Reads>(reads: &mut R, call: &mut Call, pull: Function<R>) -> Answer {
     match pull(reads, call) {
         Answer::Number(0.0) => {}

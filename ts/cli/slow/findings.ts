@@ -134,7 +134,7 @@ export function judgeWakeUps(stream: Stream, activity: Activity | undefined): Ai
   const isOften = sleeps > MANY && (flow === null || sleeps > FOR_EACH * flow.messagesPerSecond)
   if (isOften) {
     const meaning =
-      'it is woken for nearly each message, which costs both some microseconds: send several at a time, or have the reader wait a while before it sleeps (busyPoll)'
+      'it is woken for nearly each message, which costs both some microseconds: send several at a time, or have the reader wait a while before it sleeps (busyPollMicros)'
     return { ...about, status: 'slow', found, meaning }
   }
   return { ...about, status: 'good', found, meaning: 'few messages wake it' }
