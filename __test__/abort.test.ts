@@ -29,7 +29,7 @@ import {
 } from './support/standing.js'
 import { soon, standStillUntil, until } from './support/until.js'
 
-const aborted = { ...codeOf('ABORTED'), name: 'AbortError' }
+const aborted = { ...codeOf('ABORT_ERR'), name: 'AbortError' }
 
 /** What the partner does at the address; what it has then is closed by this side. */
 type There = (kit: Kit, address: string) => Promise<unknown>
@@ -173,7 +173,7 @@ test.serial('an abort as the parent has answered rejects fromParent, and the par
   writeFileSync(through, '')
   t.is(await soon(open.closed, 'the end'), 'closed')
   await until(() => said() !== '', 'the child says what it was told')
-  t.is(said(), 'ERR_RINGFENCE_ABORTED\n')
+  t.is(said(), 'ABORT_ERR\n')
   await t.throwsAsync(fromParent({ signal: AbortSignal.abort() }), aborted)
 })
 

@@ -9,6 +9,7 @@ import { RingfenceError, type Channel, type Identity, type JoinOptions } from 'r
 import { beginsHere, native, type Begun } from './support/binding.js'
 import { codeOf } from './support/ring.js'
 import { comer, connect, exits, join } from './support/standing.js'
+import { until } from './support/until.js'
 
 /** A call that is under way. */
 async function begins(t: ExecutionContext, options: JoinOptions = {}, call = join, address = '/somewhere') {
@@ -47,7 +48,7 @@ test.serial('a host that exits frees its address, a guest leaves it to the host,
   // One that has failed has nothing to free.
   const { begun, opening } = await begins(t)
   begun.done({ code: 'ABORTED', message: 'as the binding says' }, null)
-  await t.throwsAsync(opening, { ...codeOf('ABORTED'), message: 'as the binding says' })
+  await t.throwsAsync(opening, { ...codeOf('ABORT_ERR'), message: 'as the binding says' })
   exits()
   t.deepEqual(begun.asked, [])
 })
@@ -65,7 +66,7 @@ test.serial('a signal calls a call off, for its own reason, and is let go of wit
     else
       await t.throwsAsync(
         opening,
-        { ...codeOf('ABORTED'), message: 'as the binding says' },
+        { ...codeOf('ABORT_ERR'), message: 'as the binding says' },
         'the signal has not said so',
       )
     t.is(listeners(), 0)
@@ -75,13 +76,34 @@ test.serial('a signal calls a call off, for its own reason, and is let go of wit
   over.abort(reason)
   t.deepEqual([called.begun.asked, failing.begun.asked], [['cancel'], ['cancel']])
   called.begun.done({ code: 'ABORTED', message: 'as the binding says' }, null)
-  const error = await t.throwsAsync<RingfenceError>(called.opening, codeOf('ABORTED'))
+  const error = await t.throwsAsync<RingfenceError>(called.opening, codeOf('ABORT_ERR'))
   t.is(error!.cause, reason)
   failing.begun.done({ code: 'PROTOCOL', message: 'as the binding says' }, null)
   await t.throwsAsync(failing.opening, codeOf('PROTOCOL'), 'it has failed by itself before')
   const all = beginsHere(t)
-  await t.throwsAsync(join('/somewhere', { signal }), codeOf('ABORTED'))
+  await t.throwsAsync(join('/somewhere', { signal }), codeOf('ABORT_ERR'))
   t.deepEqual(all, [], 'nothing is begun')
+})
+
+test.serial('a call that has not succeeded within its timeout is cancelled, and closes what came late', async (t) => {
+  for (const made of [false, true]) {
+    const { begun, opening } = await begins(t, { timeout: 1 })
+    const error = t.throwsAsync<RingfenceError>(opening, codeOf('TIMEOUT'))
+    await until(() => begun.asked.includes('cancel'), 'it is cancelled')
+    const late = comer()
+    if (made) begun.done(null, late.raw)
+    else begun.done({ code: 'ABORTED', message: 'as the binding says' }, null)
+    t.is((await error)!.message, 'join did not succeed within its timeout of 1 ms')
+    t.is(late.told('close').length, made ? 1 : 0)
+  }
+  const failing = await begins(t, { timeout: 1 })
+  await until(() => failing.begun.asked.includes('cancel'), 'it is cancelled')
+  failing.begun.done({ code: 'PROTOCOL', message: 'as the binding says' }, null)
+  await t.throwsAsync(failing.opening, codeOf('PROTOCOL'), 'it has failed by itself before')
+  const { begun, opening } = await begins(t, { timeout: 1e9 })
+  begun.done(null, comer().raw)
+  await opening
+  t.deepEqual(begun.asked, [])
 })
 
 test.serial('a refusal is told to those who watch the process, with what the callback has thrown', async (t) => {

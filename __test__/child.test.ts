@@ -158,7 +158,7 @@ test('a child that never answers is waited for until the deadline, or until call
   )
   await once(calledOff.child.stdout!, 'data')
   over.abort('enough')
-  const error = await t.throwsAsync(calledOff.channel, { code: 'ERR_RINGFENCE_ABORTED' })
+  const error = await t.throwsAsync(calledOff.channel, { code: 'ABORT_ERR' })
   t.is(error?.cause, 'enough')
   // It is the caller's, still.
   t.is(calledOff.child.exitCode, null)
@@ -166,7 +166,7 @@ test('a child that never answers is waited for until the deadline, or until call
 
 test('a child that is called off before it was started learns that at once', async (t) => {
   const { child: started, channel } = spawn(process.execPath, script(TELL), {}, { signal: AbortSignal.abort() })
-  await t.throwsAsync(channel, { code: 'ERR_RINGFENCE_ABORTED' })
+  await t.throwsAsync(channel, { code: 'ABORT_ERR' })
   t.regex(await text(started.stdout!), /PEER_LOST/)
   // By then the line is closed, and not once garbage is collected.
   const partner = await Partner.start(t)
@@ -207,7 +207,7 @@ test('a child whose parent has called it off is told that its parent does not an
     { stdio: ['ignore', 'pipe', 'inherit'] },
     { signal: AbortSignal.abort() },
   )
-  await t.throwsAsync(channel, { code: 'ERR_RINGFENCE_ABORTED' })
+  await t.throwsAsync(channel, { code: 'ABORT_ERR' })
   t.regex(await text(process.stdout!), /^ERR_RINGFENCE_PEER_LOST/)
 })
 

@@ -59,7 +59,7 @@ test('an error has a code, a sentence and a name, and what is known beside them'
   t.is(malformed.bytes, bytes)
   t.false(Object.keys(malformed).includes('bytes'), 'a log has no room for the message')
   t.is(malformed.name, 'RingfenceError')
-  t.is(new RingfenceError('ABORTED', 'called off').name, 'AbortError')
+  t.like(new RingfenceError('ABORT_ERR', 'called off'), { name: 'AbortError', code: 'ABORT_ERR' })
 })
 
 test('a failure of the binding becomes the error that it names', (t) => {
@@ -68,7 +68,9 @@ test('a failure of the binding becomes the error that it names', (t) => {
   const error = fromFailure({ ...failure, cause: 'why' })
   t.true(error instanceof RingfenceError)
   const { check, wanted, found } = failure
-  t.like(error, { code: 'ERR_RINGFENCE_PEER_REFUSED', message: 'refused', check, wanted, found, identity })
+  t.like(error, { code: 'ERR_RINGFENCE_PEER_REFUSED', check, wanted, found, identity })
+  t.regex(error.message, /^refused; to accept this user, .* uid: 'any'$/)
+  t.is(fromFailure({ ...failure, check: 'authorize' }).message, 'refused')
   t.true(error.cause instanceof Error)
   t.is((error.cause as Error).message, 'why')
   t.false('cause' in fromFailure(failure))

@@ -201,7 +201,7 @@ test.serial('an abort that a timer makes ends a loop of receive, though there is
       work()
     }
   })
-  t.is(error?.code, 'ERR_RINGFENCE_ABORTED', `after ${count} messages`)
+  t.is(error?.code, 'ABORT_ERR', `after ${count} messages`)
   t.is(getEventListeners(over.signal, 'abort').length, 0)
   await both.channel.close()
 })

@@ -1,7 +1,7 @@
 import { existsSync, writeFileSync } from 'node:fs'
 
 import test from 'ava'
-import { join, member, type Channel, type Membership } from 'ringfence'
+import { join, member, type Channel, type Evidence, type Membership } from 'ringfence'
 
 import { abstractAddress, namedAddress } from './support/address.js'
 import { joinHere, Partner } from './support/partner.js'
@@ -151,8 +151,7 @@ test('the number of the tripwire’s signal is a realtime signal that the proces
   const address = abstractAddress()
   const joined = joinHere(t, address, { realtimeSignal: 51 })
   await partner.join(address, { realtimeSignal: 52 })
-  const number = (evidence: readonly { check: string; found: string }[]) =>
-    evidence.find(({ check }) => check === 'tripwire')?.found
+  const number = (evidence: readonly Evidence[]) => evidence.find(({ check }) => check === 'tripwire')?.found
   t.is(number((await joined).evidence), 'by signal 51')
   t.is(number(await partner.run(({ channel }) => channel.evidence)), 'by signal 52')
 })

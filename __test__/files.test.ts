@@ -320,7 +320,7 @@ test('a FIFO is written to once it has a reader; a signal calls off the waiting'
   t.true(await isPending(waiting))
   never.abort()
   await t.throwsAsync(waiting, {
-    code: 'ERR_RINGFENCE_ABORTED',
+    code: 'ABORT_ERR',
     message: `no process came to read from ${fifo} in time`,
   })
   const opening = openTarget(fifo)

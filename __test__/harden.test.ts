@@ -157,7 +157,7 @@ test('hardened before, two meet under a policy that asks for what can be seen', 
   const [host, guest] = await Promise.all([start(t), start(t)])
   await Promise.all([host, guest].map((partner) => partner.run(({ ringfence }) => ringfence.harden())))
   const address = abstractAddress()
-  const policy = { uid: 'same' as const }
+  const policy = { executable: 'any' as const }
   await Promise.all([host.join(address, { policy }), guest.join(address, { policy })])
   await host.run(({ channel }) => channel.send('still'))
   t.is(await guest.run(async ({ channel }) => String(await channel.receive())), 'still')

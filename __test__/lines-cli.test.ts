@@ -233,7 +233,7 @@ test.serial('a publisher that does not come in time is told, and so is what is w
   const address = abstractAddress()
   const options = { wait: true, signal: AbortSignal.timeout(1) }
   await t.throwsAsync(subscribe({ address, options }), {
-    code: 'ERR_RINGFENCE_ABORTED',
+    code: 'ABORT_ERR',
     message: `no process published at ${address} in time`,
   })
   await t.throwsAsync(subscribe({ address, options: { delivery: 'twice' as 'latest' } }), {

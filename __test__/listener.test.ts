@@ -276,7 +276,7 @@ test.serial(
     late.abort()
     t.deepEqual(all[0]!.asked, ['cancel'])
     all[0]!.done(null, standing)
-    await t.throwsAsync(opening, codeOf('ABORTED'))
+    await t.throwsAsync(opening, codeOf('ABORT_ERR'))
     t.deepEqual(standing.since(), ['close'])
   },
 )

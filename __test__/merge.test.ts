@@ -254,7 +254,7 @@ test.serial('what a killed source had sent is read, then its end is told, and th
 test.serial('a source that has ended leaves by itself, though no call reads', async (t) => {
   const { channel, partner } = await pair(t)
   const merged = merge([channel])
-  t.is(await merged.receive({ signal: AbortSignal.timeout(1) }).catch((error) => error.code), 'ERR_RINGFENCE_ABORTED')
+  t.is(await merged.receive({ signal: AbortSignal.timeout(1) }).catch((error) => error.code), 'ABORT_ERR')
   const ended = new Promise((resolve) => merged.once('end', (...end) => resolve(end)))
   await partner.kill()
   t.deepEqual(await soon(ended, 'the end'), [channel, 'exited'])
@@ -395,7 +395,7 @@ test.serial('several that wait are served in their order, and an abort loses not
   const calls = [merged.receive(), merged.receive({ signal: over.signal }), merged.receive(), merged.receive()]
   t.true(await isPending(calls[0]!))
   over.abort()
-  await t.throwsAsync(calls[1]!, { code: 'ERR_RINGFENCE_ABORTED' })
+  await t.throwsAsync(calls[1]!, { code: 'ABORT_ERR' })
   await say(senders[0]!.partner, 'one')
   t.is(String((await calls[0]!)![1]), 'one')
   await say(senders[1]!.partner, 'two')

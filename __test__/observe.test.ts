@@ -225,7 +225,7 @@ test('top believes no process more than its figures, and is put out by none', as
     await partner.run(
       async (kit, told, pid) => {
         const address = `@ringfence-observe-${pid ?? process.pid}`
-        const publisher = await kit.ringfence.publish(address, { policy: { uid: 'same' } })
+        const publisher = await kit.ringfence.publish(address, { policy: { executable: 'any' } })
         kit.keep['publisher'] = publisher
         const tell = () => publisher.trySend(JSON.stringify(told))
         publisher.on('subscriber', tell)

@@ -37,6 +37,7 @@ const takers: Record<string, [value: unknown, calls?: string]> = {
   policy: [{}],
   mode: [0o660, 'join member listen publish'],
   group: ['adm', 'join member listen publish'],
+  timeout: [7],
   handshakeTimeout: [5],
   signal: [new AbortController().signal],
   wait: [true, 'join member listen connect publish subscribe'],
@@ -55,9 +56,9 @@ const takers: Record<string, [value: unknown, calls?: string]> = {
 
 /** What JavaScript keeps, or the binding has by another name. */
 const elsewhere: Record<string, Any> = {
-  group: { groupName: 'adm' },
   policy: { policy: {} },
   signal: {},
+  timeout: {},
   allowHalfOpen: {},
 }
 
@@ -66,7 +67,9 @@ test('each call takes its options, and hands them to the binding', (t) => {
     for (const call of calls) {
       const what = `${name} of ${call}`
       if (taking !== undefined && !taking.split(' ').includes(call)) {
-        const message = `${call} takes no option ${name}: it is for ${taking.replaceAll(' ', ', ')}`
+        const message = new RegExp(
+          `^${call} takes no option ${name}: it is for ${taking.replaceAll(' ', ', ')}; the nearest one is `,
+        )
         t.throws(() => checkOptions(call, { [name]: value }), { ...invalid, message }, what)
         t.notThrows(() => checkOptions(call, { [name]: undefined }), what)
         continue
@@ -87,6 +90,7 @@ const edges: Record<string, { from?: unknown[]; not: unknown[] }> = {
   maxPeerCapacity: { from: [1, Number.MAX_SAFE_INTEGER], not: [0, 1.5, '1'] },
   mode: { from: [0, 0o777], not: [-1, 0o1000] },
   group: { from: [0, 2 ** 32 - 2], not: [-1, 2 ** 32 - 1] },
+  timeout: { not: [0, -1, 2 ** 31 + 1, NaN, Infinity, '5', null] },
   handshakeTimeout: { from: [Number.MIN_VALUE, 0.5, 2 ** 31], not: [0, -1, 2 ** 31 + 1, NaN, '5'] },
   maxPeers: { from: [1, Number.MAX_SAFE_INTEGER], not: [0, 1.5, null] },
   maxPeersPerProcess: { from: [1, Number.MAX_SAFE_INTEGER], not: [0, 1.5, null] },
@@ -121,7 +125,7 @@ test('what is at the edge of an option is taken, and what is beyond is refused b
 
 test('a group is a number or a name', (t) => {
   t.deepEqual(given('join', { group: 5 }), { group: 5, useLibuv: true })
-  t.deepEqual(given('join', { group: 'adm' }), { groupName: 'adm', useLibuv: true })
+  t.deepEqual(given('join', { group: 'adm' }), { group: 'adm', useLibuv: true })
   t.throws(() => checkOptions('join', { group: null }), invalid)
 })
 
@@ -131,10 +135,12 @@ const policyOf = (policy: Any) => {
 }
 const SHA = '0123456789abcdefABCDEF'.padEnd(64, '0')
 
-test('the binding is given what a policy asks for, and nothing in its place', (t) => {
+test('a policy is merged with the defaults, and only any drops a check', (t) => {
   const policies: [Any, Any][] = [
     [{}, {}],
     [{ uid: 'same' }, {}],
+    [{ uid: 'any' }, { anyUid: true }],
+    [{ executable: 'any' }, { executables: undefined }],
     [{ uid: 0 }, { uids: [0] }],
     [{ uid: [1, 2 ** 32 - 2] }, { uids: [1, 2 ** 32 - 2] }],
     [{ gid: 0 }, { gids: [0] }],
@@ -146,11 +152,14 @@ test('the binding is given what a policy asks for, and nothing in its place', (t
     [{ executable: { path: '/a', sha256: SHA } }, { executables: [{ same: false, path: '/a', sha256: SHA }] }],
     [{ cgroup: '/a' }, { cgroup: '/a' }],
     [{ label: 'a' }, { label: 'a' }],
-    [{ namespace: 'same' }, { namespace: 'same' }],
     [{ namespace: 'any' }, { namespace: 'any' }],
     [{ authorize: () => true }, {}],
   ]
-  for (const [policy, expected] of policies) t.deepEqual(policyOf(policy), expected, JSON.stringify(policy))
+  const defaults = { executables: [{ same: true }], namespace: 'same' }
+  for (const [policy, expected] of policies) {
+    const merged = Object.entries({ ...defaults, ...expected }).filter(([, value]) => value !== undefined)
+    t.deepEqual(policyOf(policy), Object.fromEntries(merged), JSON.stringify(policy))
+  }
 })
 
 test('what a policy cannot ask for is refused, and the sentence says what it is about', (t) => {
@@ -163,12 +172,14 @@ test('what a policy cannot ask for is refused, and the sentence says what it is 
     [{ gid: 2 ** 32 - 1 }, /^gid must be a whole number/],
     [{ executable: [] }, /^executable must name at least one/],
     [{ executable: null }, /^executable must be an object/],
+    [{ executable: ['same', 'any'] }, /^executable must be an absolute path/],
+    [{ uid: ['any'] }, /^uid must be a whole number/],
     [{ executable: 'node' }, /^executable must be an absolute path/],
     [{ executable: '' }, /^executable must be a string that is not empty/],
     [{ executable: { path: '/a' } }, /^sha256 of an executable must be 64/],
     [{ executable: { sha256: SHA, path: 'node' } }, /^path of an executable must be an absolute path/],
     [{ executable: { sha256: SHA, path: null } }, /^path of an executable must be a string/],
-    [{ executable: { sha256: SHA, other: 1 } }, /^executable has no property "other": path, sha256/],
+    [{ executable: { sha256: SHA, other: 1 } }, /^executable has no property "other"; the nearest one is path/],
     [{ executable: { sha256: `${SHA}0` } }, /^sha256/],
     [{ executable: { sha256: `0${SHA}` } }, /^sha256/],
     [{ executable: { sha256: SHA.slice(1) } }, /^sha256/],
@@ -177,12 +188,34 @@ test('what a policy cannot ask for is refused, and the sentence says what it is 
     [{ cgroup: '' }, /^cgroup must be a string/],
     [{ cgroup: 'a\0' }, /^cgroup must be a string/],
     [{ label: null }, /^label must be a string/],
-    [{ namespace: '' }, /^namespace must be 'same' or 'any'/],
+    [{ namespace: '' }, /^namespace must be 'same' or 'any', not ""$/],
     [{ authorize: null }, /^authorize must be a function/],
-    [{ user: 'same' }, /^policy has no property "user": uid, gid, executable, cgroup, label, namespace, authorize/],
+    [{ user: 'same' }, /^policy has no property "user"; the nearest one is uid$/],
   ]
   for (const [policy, message] of policies)
     t.throws(() => policyOf(policy), { ...invalid, message }, JSON.stringify(policy))
+})
+
+test('a misspelt option is refused, with the nearest one of that call', (t) => {
+  const misspelt: [call: string, name: string, nearest: string][] = [
+    ['join', 'busyPoll', 'busyPollMicros'],
+    ['join', 'timeOut', 'timeout'],
+    ['join', 'max_message_size', 'maxMessageSize'],
+    ['listen', 'maxPeer', 'maxPeers'],
+    ['listen', 'maxPeerPerProcess', 'maxPeersPerProcess'],
+    ['connect', 'sginal', 'signal'],
+    ['connect', 'hardne', 'harden'],
+    ['subscribe', 'form', 'from'],
+    ['subscribe', 'deliveries', 'delivery'],
+    ['publish', 'delivery', 'deliveries'],
+    ['fromParent', 'maxPeerCapacities', 'maxPeerCapacity'],
+    ['subscribe', 'toString', 'policy'],
+  ]
+  for (const [call, name, nearest] of misspelt) {
+    const message = new RegExp(`^${call} takes no option ${name}\\b.*; the nearest one is ${nearest}$`)
+    t.throws(() => checkOptions(call, { [name]: 1 }), { ...invalid, message }, `${call} ${name}`)
+  }
+  t.notThrows(() => checkOptions('join', { busyPoll: undefined }), 'undefined is as if it were left out')
 })
 
 test('options and a policy are objects', (t) => {
@@ -234,7 +267,10 @@ test('what receiveEach, close and a call that waits are given is checked', (t) =
   for (const linger of [0, 0.5, 5000, Infinity]) t.is(lingerOf({ linger }), linger)
   for (const linger of [-1, NaN, '5', null])
     t.throws(() => lingerOf({ linger }), { ...invalid, message: /^linger must/ })
-  t.throws(() => lingerOf({ lingr: 5 }), { ...invalid, message: /^options has no property "lingr": linger/ })
+  t.throws(() => lingerOf({ lingr: 5 }), {
+    ...invalid,
+    message: /^options has no property "lingr"; the nearest one is linger$/,
+  })
   t.throws(() => lingerOf(null), invalid)
 
   const { signal } = new AbortController()
@@ -245,7 +281,10 @@ test('what receiveEach, close and a call that waits are given is checked', (t) =
   for (const wrong of [null, {}, 'signal', new EventTarget()])
     t.throws(() => readerSignal({ signal: wrong }), { ...invalid, message: /^signal must be an AbortSignal/ })
   t.throws(() => readerSignal(null), invalid)
-  t.throws(() => readerSignal({ sginal: signal }), { ...invalid, message: /no property "sginal": signal/ })
+  t.throws(() => readerSignal({ sginal: signal }), {
+    ...invalid,
+    message: /no property "sginal"; the nearest one is signal$/,
+  })
   const reason = new Error('enough')
   const called = t.throws(() => readerSignal({ signal: AbortSignal.abort(reason) }), { name: 'AbortError' })
   t.is(called?.cause, reason)

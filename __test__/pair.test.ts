@@ -2,7 +2,7 @@ import { getEventListeners } from 'node:events'
 import { setTimeout as pause } from 'node:timers/promises'
 
 import test from 'ava'
-import { join, RingfenceError } from 'ringfence'
+import { connect, join, RingfenceError, subscribe } from 'ringfence'
 
 import { abstractAddress, addressOf, backings, isBound, kinds, namedAddress, untilBound } from './support/address.js'
 import { joinHere, pair, Partner } from './support/partner.js'
@@ -104,28 +104,31 @@ for (const kind of kinds) {
     t.is(next.peer.pid, third.pid)
   })
 
-  test.serial(`at ${an} address an aborted join is ABORTED with the reason, and lets go of the address`, async (t) => {
-    const address = addressOf(kind, t)
-    const over = new AbortController()
-    const joined = join(address, { signal: over.signal })
-    await untilBound(address)
-    t.is(getEventListeners(over.signal, 'abort').length, 1)
-    const reason = new Error('enough')
-    over.abort(reason)
-    const error = await t.throwsAsync(joined, { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_ABORTED' })
+  test.serial(
+    `at ${an} address an aborted join is an AbortError with the reason, and lets go of the address`,
+    async (t) => {
+      const address = addressOf(kind, t)
+      const over = new AbortController()
+      const joined = join(address, { signal: over.signal })
+      await untilBound(address)
+      t.is(getEventListeners(over.signal, 'abort').length, 1)
+      const reason = new Error('enough')
+      over.abort(reason)
+      const error = await t.throwsAsync(joined, { instanceOf: RingfenceError, code: 'ABORT_ERR' })
 
-    t.is(error?.cause, reason)
-    t.false(isBound(address))
-    t.is(getEventListeners(over.signal, 'abort').length, 0)
-  })
+      t.is(error?.cause, reason)
+      t.false(isBound(address))
+      t.is(getEventListeners(over.signal, 'abort').length, 0)
+    },
+  )
 }
 
-test.serial('a signal that was aborted before is ABORTED before anything is bound', async (t) => {
+test.serial('a signal that was aborted before is an AbortError before anything is bound', async (t) => {
   const address = abstractAddress()
   const reason = new Error('never mind')
   const joined = join(address, { signal: AbortSignal.abort(reason) })
   t.false(isBound(address))
-  const error = await t.throwsAsync(joined, { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_ABORTED' })
+  const error = await t.throwsAsync(joined, { instanceOf: RingfenceError, code: 'ABORT_ERR' })
   t.is(error?.cause, reason)
 })
 
@@ -135,12 +138,12 @@ test.serial('a signal also ends the waiting for a place that is taken', async (t
   const waiting = join(address, { wait: true, signal: over.signal })
   t.true(await isPending(waiting))
   over.abort()
-  await t.throwsAsync(waiting, { code: 'ERR_RINGFENCE_ABORTED' })
+  await t.throwsAsync(waiting, { code: 'ABORT_ERR' })
 })
 
 test.serial('AbortSignal.timeout ends the waiting for a partner', async (t) => {
   const error = await t.throwsAsync(join(abstractAddress(), { signal: AbortSignal.timeout(20) }), {
-    code: 'ERR_RINGFENCE_ABORTED',
+    code: 'ABORT_ERR',
   })
   t.is((error!.cause as Error).name, 'TimeoutError')
 })
@@ -158,14 +161,35 @@ test.serial('a channel is no longer tied to the signal of its join', async (t) =
   t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'still here')
 })
 
-test.serial('the timeout is for a handshake, not for a partner to come', async (t) => {
+for (const kind of kinds) {
+  test.serial(`timeout limits the whole call, waiting included, and frees the ${kind} address`, async (t) => {
+    const address = addressOf(kind, t)
+    const error = await t.throwsAsync<RingfenceError>(join(address, { timeout: 20 }), {
+      instanceOf: RingfenceError,
+      code: 'ERR_RINGFENCE_TIMEOUT',
+    })
+    t.regex(error!.message, /^join did not succeed within its timeout of 20 ms$/)
+    t.false(isBound(address))
+    const waiting = { wait: true, timeout: 20 }
+    await t.throwsAsync(connect(address, waiting), { code: 'ERR_RINGFENCE_TIMEOUT' })
+    await t.throwsAsync(subscribe(address, waiting), { code: 'ERR_RINGFENCE_TIMEOUT' })
+  })
+}
+
+test.serial('a timeout that is not reached leaves the channel alone', async (t) => {
+  const { channel, partner } = await pair(t, { here: { timeout: 1e9 } })
+  await channel.send('still here')
+  t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'still here')
+})
+
+test.serial('the handshakeTimeout is for a handshake, not for a partner to come', async (t) => {
   const over = new AbortController()
   const joined = join(abstractAddress(), { handshakeTimeout: 20, signal: over.signal })
   // There is no event for "it did not give up": ten times the timeout has to do.
   await pause(200)
   t.true(await isPending(joined))
   over.abort()
-  await t.throwsAsync(joined, { code: 'ERR_RINGFENCE_ABORTED' })
+  await t.throwsAsync(joined, { code: 'ABORT_ERR' })
 })
 
 for (const kind of kinds) {
@@ -318,5 +342,5 @@ test.serial('joining does not keep the event loop from turning', async (t) => {
   await until(() => turns > 20, 'timers have fired while no guest came')
   t.true(await isPending(joined))
   over.abort()
-  await t.throwsAsync(joined, { code: 'ERR_RINGFENCE_ABORTED' })
+  await t.throwsAsync(joined, { code: 'ABORT_ERR' })
 })

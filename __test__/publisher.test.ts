@@ -70,7 +70,7 @@ test.serial('one that cannot be watched is closed at once, and so is one that wa
   over.abort()
   t.deepEqual(all[0]!.asked, ['cancel'])
   all[0]!.done(null, below)
-  await t.throwsAsync(publishing, codeOf('ABORTED'))
+  await t.throwsAsync(publishing, codeOf('ABORT_ERR'))
   t.deepEqual(below.asked, ['close'])
 })
 

@@ -8,7 +8,7 @@ import { pair, type Partner } from './support/partner.js'
 import { isPending } from './support/until.js'
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
-const aborted = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_ABORTED' } as const
+const aborted = { instanceOf: RingfenceError, code: 'ABORT_ERR' } as const
 
 /** Has the partner send messages `first` to `first + count - 1`, of a size or of sizes that differ, and then answer. */
 function sendThere(partner: Partner, count: number, size: number | 'mixed' = 100, first = 0): Promise<void> {
@@ -411,7 +411,7 @@ test.serial('an abort that comes with the message loses neither', async (t) => {
       if (!message!.equals(pattern(received, 10))) return t.fail(`message ${received} is another`)
       received += 1
     } catch (error) {
-      t.is((error as RingfenceError).code, 'ERR_RINGFENCE_ABORTED')
+      t.is((error as RingfenceError).code, 'ABORT_ERR')
     }
   }
   return sent.then(() => t.pass())

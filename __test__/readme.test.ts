@@ -97,7 +97,7 @@ test('the options of docs/options.md are taken', async (t) => {
   t.deepEqual(await exited, [1, null])
   const said = []
   for await (const line of { [Symbol.asyncIterator]: () => complaints }) said.push(line)
-  t.regex(said.join('\n'), /ERR_RINGFENCE_ABORTED/)
+  t.regex(said.join('\n'), /ABORT_ERR/)
 })
 
 test('the service goes on where one of its agents is killed', async (t) => {

@@ -171,7 +171,7 @@ test.serial('joins that fail leave nothing behind', async (t) => {
   await fail(2)
   const before = await holdings(partner)
   t.deepEqual(await fail(60), [
-    'ERR_RINGFENCE_ABORTED',
+    'ABORT_ERR',
     'ERR_RINGFENCE_ADDRESS_INVALID',
     'ERR_RINGFENCE_ADDRESS_OCCUPIED',
     'ERR_RINGFENCE_NO_SPACE',

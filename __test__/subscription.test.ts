@@ -80,9 +80,9 @@ test.serial('messages come by every way of reading, and the bell wakes those who
   const over = new AbortController()
   const called = [subscription.receive({ signal: over.signal }), subscription.waitReadable({ signal: over.signal })]
   over.abort()
-  for (const call of called) await t.throwsAsync(call as Promise<unknown>, codeOf('ABORTED'))
-  await t.throwsAsync(subscription.receive({ signal: over.signal }), codeOf('ABORTED'))
-  await t.throwsAsync(subscription.waitReadable({ signal: over.signal }), codeOf('ABORTED'))
+  for (const call of called) await t.throwsAsync(call as Promise<unknown>, codeOf('ABORT_ERR'))
+  await t.throwsAsync(subscription.receive({ signal: over.signal }), codeOf('ABORT_ERR'))
+  await t.throwsAsync(subscription.waitReadable({ signal: over.signal }), codeOf('ABORT_ERR'))
   t.throws(() => subscription.receiveEach(5 as never), codeOf('INVALID_ARGUMENT'))
   t.throws(() => subscription.with({} as never), codeOf('INVALID_ARGUMENT'))
 

@@ -251,7 +251,7 @@ test('a script learns by the exit code what has failed', (t) => {
     CLOSED: 5,
     EVICTED: 5,
     HANDSHAKE_TIMEOUT: 6,
-    ABORTED: 6,
+    TIMEOUT: 6,
     PROTOCOL: 7,
     OBJECT_EXPOSED: 7,
     OBJECT_UNSOUND: 7,

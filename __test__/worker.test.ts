@@ -75,7 +75,7 @@ test.serial('two threads of one process are no pair: ADDRESS_OCCUPIED', async (t
   const error = await exited.then(String, (thrown: { code: string }) => thrown.code)
   t.is(error, 'ERR_RINGFENCE_ADDRESS_OCCUPIED')
   over.abort()
-  await t.throwsAsync(joined, { code: 'ERR_RINGFENCE_ABORTED' })
+  await t.throwsAsync(joined, { code: 'ABORT_ERR' })
 })
 
 test.serial('a worker that is terminated lets go of the address, and its peer notices', async (t) => {

@@ -2,7 +2,7 @@ import type { Failure } from '../../binding/index.cjs'
 // oxlint-disable-next-line import/no-cycle -- a type alone
 import type { Identity } from './types.js'
 
-/** What a {@link RingfenceError}'s code can say, behind `ERR_RINGFENCE_`. */
+/** The part of a {@link RingfenceError}'s code behind `ERR_RINGFENCE_`. */
 export type ErrorName =
   | 'INVALID_ARGUMENT'
   | 'ADDRESS_INVALID'
@@ -10,6 +10,7 @@ export type ErrorName =
   | 'PEER_REFUSED'
   | 'PEER_LOST'
   | 'HANDSHAKE_TIMEOUT'
+  | 'TIMEOUT'
   | 'PROTOCOL'
   | 'OBJECT_EXPOSED'
   | 'OBJECT_UNSOUND'
@@ -18,9 +19,11 @@ export type ErrorName =
   | 'MALFORMED'
   | 'NO_SPACE'
   | 'CLOSED'
-  | 'ABORTED'
   | 'UNSUPPORTED'
   | 'EVICTED'
+
+/** The code of a {@link RingfenceError}: that of Node's own errors for an abort by a signal. */
+export type ErrorCode = `ERR_RINGFENCE_${ErrorName}` | 'ABORT_ERR'
 
 /** What a {@link RingfenceError} knows beyond its code and sentence. */
 export interface ErrorDetails {
@@ -42,8 +45,8 @@ export interface ErrorDetails {
 const BRAND = Symbol.for('ringfence.RingfenceError')
 
 /**
- * Every refusal: a code that a program can switch on, and a sentence that a person can act on. The `name` of ABORTED is
- * 'AbortError', as that of Node's own.
+ * The error of every call: a code for programs, and a sentence for people. An abort by a signal has the `name` 'AbortError', the `code`
+ * 'ABORT_ERR' and the signal's reason as `cause`, as in Node.
  */
 export class RingfenceError extends Error {
   static {
@@ -57,8 +60,8 @@ export class RingfenceError extends Error {
     return typeof value === 'object' && value !== null && BRAND in value
   }
 
-  /** `ERR_RINGFENCE_` and the kind of error. */
-  readonly code: `ERR_RINGFENCE_${ErrorName}`
+  /** `ERR_RINGFENCE_` and the kind of error, or `ABORT_ERR`. */
+  readonly code: ErrorCode
   /** For PEER_REFUSED and OBJECT_UNSOUND: the check that failed. */
   declare readonly check?: string
   /** What the check asked for. */
@@ -70,11 +73,11 @@ export class RingfenceError extends Error {
   /** For MALFORMED: the message. It is no property that is listed, so that a log of the error has no room for it. */
   declare readonly bytes?: Buffer
 
-  constructor(name: ErrorName, message: string, details: ErrorDetails = {}) {
+  constructor(name: ErrorName | 'ABORT_ERR', message: string, details: ErrorDetails = {}) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause })
-    this.code = `ERR_RINGFENCE_${name}`
-    // By this name programs tell that they have called something off themselves, whatever it was.
-    if (name === 'ABORTED') Object.defineProperty(this, 'name', { value: 'AbortError' })
+    this.code = name === 'ABORT_ERR' ? name : `ERR_RINGFENCE_${name}`
+    // Programs recognize an abort of their own by this name.
+    if (name === 'ABORT_ERR') Object.defineProperty(this, 'name', { value: 'AbortError' })
     for (const key of ['check', 'wanted', 'found', 'identity'] as const) {
       if (details[key] !== undefined) Object.defineProperty(this, key, { value: details[key], enumerable: true })
     }
@@ -86,13 +89,30 @@ export class RingfenceError extends Error {
 export function fromFailure(failure: Failure | null, thrown?: unknown): RingfenceError {
   if (failure === null) return new RingfenceError('UNSUPPORTED', 'the native binding failed without a reason')
   const { code, message, cause, check, wanted, found, identity } = failure
-  return new RingfenceError(code as ErrorName, message, {
+  const name = code === 'ABORTED' ? 'ABORT_ERR' : (code as ErrorName)
+  const advice = name === 'PEER_REFUSED' ? adviceFor(check) : undefined
+  return new RingfenceError(name, advice === undefined ? message : `${message}; ${advice}`, {
     cause: thrown ?? (cause === undefined ? undefined : new Error(cause)),
     check,
     wanted,
     found,
     identity,
   })
+}
+
+/** What to write in the policy that refused, if the peer is one that it should accept. */
+const ADVICE: Record<string, string> = {
+  uid: "to accept this user, name the uid in the policy's `uid`, or write uid: 'any'",
+  namespace: "to accept a peer in another namespace, write namespace: 'any' in the policy",
+  executable:
+    "to accept this program, name its path in the policy's `executable`, or write executable: 'any', which a peer of another user or a hardened one needs",
+  gid: "to accept this group, name it in the policy's `gid`, or leave `gid` out",
+  cgroup: "to accept this cgroup, name it in the policy's `cgroup`, or leave `cgroup` out",
+  label: "to accept this label, name it in the policy's `label`, or leave `label` out",
+}
+
+function adviceFor(check: string | undefined): string | undefined {
+  return check !== undefined && Object.hasOwn(ADVICE, check) ? ADVICE[check] : undefined
 }
 
 /** A value as a sentence names it: any value, since it is about the wrong ones. */
@@ -141,5 +161,5 @@ export function invalid(message: string): RingfenceError {
 }
 
 export function aborted(signal: AbortSignal): RingfenceError {
-  return new RingfenceError('ABORTED', 'the waiting was called off', { cause: signal.reason })
+  return new RingfenceError('ABORT_ERR', 'The operation was aborted', { cause: signal.reason })
 }

@@ -32,65 +32,89 @@ export interface Identity {
   executable?: { path: string; device: string; inode: string; sha256?: string }
 }
 
-/** One check made on the way to a channel. */
+/** One check of the peer, made on the way to a channel or by `verify`. */
 export interface Evidence {
-  /**
-   * The step of the handshake: rendezvous, credentials, executable, hello, object, offer, final, ready; or
-   * verify, for a later look.
-   */
-  step: string
-  /** What was looked at. */
-  check: string
-  /** What it had to be. */
-  wanted: string
-  /** What it was. */
-  found: string
-  /** Whether it had to be so and is, or was only noted, since the policy or the kernel leaves it open. */
-  outcome: 'passed' | 'not-asked'
+  /** The step of the handshake: rendezvous, credentials, executable, hello, object, offer, final, ready; or verify. */
+  readonly step: string
+  /** The property that was checked. */
+  readonly check: string
+  /** The value that the check required. Absent if the policy does not check the property. */
+  readonly wanted?: string | undefined
+  /** The value that the check found. */
+  readonly found?: string | undefined
+  /** `'not-asked'`: only recorded, because the policy does not check it. */
+  readonly outcome: 'passed' | 'not-asked'
 }
 
 /** An executable by its content. */
 export interface ExecutableFile {
-  /** The file as well: its absolute path, compared by device and inode ('same': this process's own). Left out: any file. */
-  path?: string
+  /** Requires this file as well: an absolute path, compared by device and inode, or `'same'`. Without it, any file passes. */
+  path?: string | undefined
   /**
-   * 64 hexadecimal digits, as sha256sum prints them: what is read through /proc/PID/exe, which takes permission to read
-   * the file. It says what the file holds, and nothing of what was loaded beside it.
+   * SHA-256 of the file, 64 hexadecimal digits as `sha256sum` prints them. It is read through /proc/PID/exe, which takes permission
+   * to read the file. It covers the file alone, and no library that the process has loaded.
    */
   sha256: string
 }
 
 /**
- * Who the peer must be. Without one: `{ uid: 'same', namespace: 'same', executable: 'same' }`. One that is given replaces that
- * whole: a uid or a namespace left out means 'same', anything else left out is not looked at, and the evidence says so. All
- * checks must hold, and one that cannot be made is a refusal.
+ * The requirements on the peer. All checks must pass, and a check that cannot be made refuses the peer.
+ *
+ * A policy is merged with the defaults `{ uid: 'same', namespace: 'same', executable: 'same' }`. Only `'any'` drops one of these checks.
+ *
+ * @example
+ * ```ts
+ * // Any program of user 1001. The executable of another user's process is not visible, so this check must be dropped.
+ * await connect('/run/orders.sock', { policy: { uid: 1001, executable: 'any' } })
+ * ```
  */
 export interface Policy {
-  /** The peer's effective uid. */
-  uid?: 'same' | number | number[]
-  /** One of these must be its effective gid or among its supplementary groups. */
-  gid?: number | number[]
   /**
-   * What it executes: the file, by its absolute path and compared by device and inode ('same': this process's own), or its
-   * content. Of another
-   * user's process, and of a hardened one, it can be seen by CAP_SYS_PTRACE alone: ask for uid, gid, cgroup or label.
+   * The peer's effective uid. `'same'`: this process's own.
+   *
+   * @defaultValue 'same'
    */
-  executable?: 'same' | string | ExecutableFile | ('same' | string | ExecutableFile)[]
-  /** Its very cgroup (version 2), as /proc/PID/cgroup names it. */
-  cgroup?: string
-  /** Its security label when it connected or listened. */
-  label?: string
+  uid?: 'same' | 'any' | number | readonly number[] | undefined
   /**
-   * 'same' (the default): it lives in this process's pid namespace, and in its user namespace as far as that can be seen; else
-   * PEER_REFUSED, `namespace`. 'any': it may live in another, as in another container. Then the kernel's word for its process
-   * number proves nothing: any process of its user in its pid namespace can speak for it. Of a peer whose namespace cannot be
-   * seen from here, the executable, the cgroup and supplementary groups cannot be looked at.
+   * One of these must be the peer's effective gid or one of its supplementary groups.
+   *
+   * @defaultValue not checked
    */
-  namespace?: 'same' | 'any'
+  gid?: number | readonly number[] | undefined
   /**
-   * Asked last, about a peer that has passed everything else, before anything is shared with it, on both sides. What it
-   * throws or rejects with, and what is no boolean, refuses the peer; the error has it as its `cause`. It has the
-   * handshake's deadline (HANDSHAKE_TIMEOUT), and others are served meanwhile. `verify` does not ask it again.
+   * The program that the peer executes: `'same'` as this process, the absolute path of a file (compared by device and inode), or a
+   * content. The executable of another user's process, and of a hardened one, is visible with CAP_SYS_PTRACE alone: write
+   * `executable: 'any'` and require a uid, gid, cgroup or label.
+   *
+   * @defaultValue 'same'
+   */
+  executable?: 'same' | 'any' | string | ExecutableFile | readonly ('same' | string | ExecutableFile)[] | undefined
+  /**
+   * The peer's cgroup (version 2), exactly as /proc/PID/cgroup names it.
+   *
+   * @defaultValue not checked
+   */
+  cgroup?: string | undefined
+  /**
+   * The peer's security label at the time when it connected or listened.
+   *
+   * @defaultValue not checked
+   */
+  label?: string | undefined
+  /**
+   * `'same'`: the peer lives in this process's pid namespace, and in its user namespace as far as that is visible. `'any'`: the peer
+   * may live in another one, such as another container. The kernel's statement about its process id then proves nothing: any process of
+   * its user in its pid namespace can answer in its place. The executable, the cgroup and supplementary groups of a peer in a namespace
+   * that is not visible from here cannot be checked.
+   *
+   * @defaultValue 'same'
+   */
+  namespace?: 'same' | 'any' | undefined
+  /**
+   * Decides last, about a peer that has passed all other checks, before anything is shared with it. Both sides call it. An exception, a
+   * rejection, and a result that is no boolean refuse the peer; the error has the exception as its `cause`. It must answer before the
+   * handshake's deadline, else the handshake fails with HANDSHAKE_TIMEOUT. Other peers are served in the meantime. `verify` does not
+   * call it again.
    */
   authorize?(identity: Identity): boolean | Promise<boolean>
 }
@@ -99,122 +123,190 @@ export interface Policy {
 export type BufferSource = ArrayBufferView | ArrayBuffer
 
 /**
- * What a process wants of a channel: everything that a call takes. Each call has a type of its own ({@link JoinOptions},
- * {@link MemberOptions}, {@link ListenOptions}, {@link ConnectOptions}, {@link LineOptions}); what a call does not take is
- * INVALID_ARGUMENT.
+ * The options that calls have in common. Each call has a type of its own ({@link JoinOptions}, {@link MemberOptions},
+ * {@link ListenOptions}, {@link ConnectOptions}, {@link LineOptions}, {@link ChildOptions}, {@link PublishOptions},
+ * {@link SubscribeOptions}). An option that a call does not take is INVALID_ARGUMENT, and the error names the nearest one that it takes.
  */
 export interface Options {
-  /** What the shared memory is made of ('memfd'). Both sides must choose the same. */
-  backing?: 'memfd' | 'shm'
-  /** Bytes of the ring that this side writes (4 MiB); rounded up to a power of two of at least 4096. */
-  capacity?: number
-  /** Bytes of the longest message that this side will receive (64 MiB); at most 2 GiB. */
-  maxMessageSize?: number
   /**
-   * Bytes of the largest ring that the peer may bring (1 GiB), at least 4096. This side maps that ring, so the peer's choice
-   * takes address space here. A peer whose ring is larger is refused before anything is shared: PROTOCOL, which names both.
+   * Milliseconds for the whole call, waiting included. After that the call rejects with TIMEOUT and leaves nothing behind.
+   *
+   * @defaultValue no limit
    */
-  maxPeerCapacity?: number
-  /** Who the peer must be. */
-  policy?: Policy
-  /** Permission bits of a named socket (0o600), whatever the umask. */
-  mode?: number
+  timeout?: number | undefined
+  /**
+   * Milliseconds for one handshake, from the moment when the peer has connected. `leave` of a membership waits as long for its
+   * partner's answer.
+   *
+   * @defaultValue 5000
+   */
+  handshakeTimeout?: number | undefined
+  /**
+   * Aborts the call: it rejects with an AbortError (`code` 'ABORT_ERR', `cause` the signal's reason) and leaves nothing behind. An abort
+   * after the call has resolved does nothing, except that it closes a listener or a publisher.
+   */
+  signal?: AbortSignal | undefined
+  /**
+   * `connect` and `subscribe`: wait until the address is served and has room. `join`, `member`, `listen` and `publish`: wait until the
+   * address is free. Without it the call fails with ADDRESS_OCCUPIED or PEER_LOST. A peer that hangs up each time for as long as
+   * `handshakeTimeout` is PEER_LOST in either case.
+   *
+   * @defaultValue false
+   */
+  wait?: boolean | undefined
+  /**
+   * The kind of shared memory. Both sides must choose the same.
+   *
+   * @defaultValue 'memfd'
+   */
+  backing?: 'memfd' | 'shm' | undefined
+  /**
+   * Bytes of the ring that this side writes. Rounded up to a power of two of at least 4096.
+   *
+   * @defaultValue 4194304 (4 MiB)
+   */
+  capacity?: number | undefined
+  /**
+   * Bytes of the longest message that this side receives; at most 2 GiB.
+   *
+   * @defaultValue 67108864 (64 MiB)
+   */
+  maxMessageSize?: number | undefined
+  /**
+   * Bytes of the largest ring that the peer may bring, at least 4096. This side maps that ring. A peer with a larger ring is refused
+   * before anything is shared: PROTOCOL, and the error names both sizes.
+   *
+   * @defaultValue 1073741824 (1 GiB)
+   */
+  maxPeerCapacity?: number | undefined
+  /**
+   * The requirements on the peer, merged with the defaults.
+   *
+   * @defaultValue the same user, namespace and executable
+   */
+  policy?: Policy | undefined
+  /**
+   * Permission bits of a named socket, whatever the umask is.
+   *
+   * @defaultValue 0o600
+   */
+  mode?: number | undefined
   /** Group of a named socket: its name or number. */
-  group?: number | string
+  group?: number | string | undefined
   /**
-   * Milliseconds that one handshake may take with a partner that has come (5,000). `leave` of a membership waits as long for
-   * its partner's answer.
+   * Microseconds that a wait may spin on this thread before it sleeps.
+   *
+   * @defaultValue 0
    */
-  handshakeTimeout?: number
+  busyPollMicros?: number | undefined
   /**
-   * Ends the waiting for a channel or for a place, which are no longer tied to it once they are there. Closes a listener.
+   * Whether this side goes on sending after a read has reached the end of what the peer sends, as in node:net. If false, this side ends
+   * as well, after everything that it has sent before, and a later send is CLOSED. If true, it sends on until {@link Channel.end}.
+   *
+   * @defaultValue false
    */
-  signal?: AbortSignal
+  allowHalfOpen?: boolean | undefined
   /**
-   * Where the place is taken, or a service is full, wait for it instead of failing with ADDRESS_OCCUPIED. Where no service
-   * listens, or the service ends in the middle of a handshake, wait for the service to come (false). A peer that hangs up each
-   * time, for as long as `handshakeTimeout` says, is PEER_LOST all the same.
+   * Makes this process inaccessible to other processes of its user (see {@link harden}) during the handshake: after both sides have
+   * checked each other's executable, and before the shared memory is made. It stays so, whatever becomes of the handshake. SIGUSR1 is
+   * ignored from the call on.
+   *
+   * @defaultValue false
    */
-  wait?: boolean
+  harden?: boolean | undefined
   /**
-   * `listen`: channels that may be open at a time (no limit). Further agents get ADDRESS_OCCUPIED until one of those
-   * connected leaves.
+   * Number of the realtime signal that reports attempts to open this side's memory and that carries the peer's tokens; 34 to 64 with most
+   * C libraries. No other part of the process may use it. A signal that this process handles or ignores is INVALID_ARGUMENT.
+   *
+   * @defaultValue the first from 50 on that is unused
    */
-  maxPeers?: number
-  /**
-   * `listen`: of these, channels with one process (seven eighths of `maxPeers`, rounded up: all where that is below 8; no limit
-   * without it). So no agent can take all seats: its next one gets ADDRESS_OCCUPIED.
-   */
-  maxPeersPerProcess?: number
-  /**
-   * `listen`: of these, channels with the processes of one user, this process's own included. By default all for this
-   * process's own user, and for another user three quarters of `maxPeers`, rounded up: all where that is below 4, or where the
-   * policy lets in one user alone; no limit without it. The next one gets ADDRESS_OCCUPIED.
-   */
-  maxPeersPerUser?: number
-  /** Microseconds that a wait may spin on this thread before it sleeps (0). */
-  busyPollMicros?: number
-  /**
-   * What becomes of this side's sending once a read here has found that the peer has ended its own: by null, by false, by the end of a
-   * loop, by a stream's 'end', by {@link Channel.readableEnded}. Left out or false: this side ends too, after what it has sent before, and
-   * a later send is CLOSED. True: this side sends on, until {@link Channel.end}. As in node:net.
-   */
-  allowHalfOpen?: boolean
-  /**
-   * Close this process to others of its user (see {@link harden}) within the handshake: after both sides have looked at
-   * each other's executable, and before the shared memory is made (false). It stays so, whatever becomes of the
-   * handshake. SIGUSR1 is ignored from the call on.
-   */
-  harden?: boolean
-  /**
-   * The realtime signal by which the kernel tells that a process tries to open this side's memory, and by which the peer's
-   * tokens come (the first from 50 on that this process does not use); 34 to 64 with most C libraries. No other part of the
-   * process gets it. One that this process uses itself, or ignores, is INVALID_ARGUMENT.
-   */
-  realtimeSignal?: number
+  realtimeSignal?: number | undefined
 }
 
-/** What {@link listen} takes. */
-export interface ListenOptions extends Options {}
+/** Options of {@link join}. */
+export interface JoinOptions extends Options {}
 
-/** What {@link join} takes: two processes share the address, so there is no number of peers to limit. */
-export interface JoinOptions extends Omit<Options, 'maxPeers' | 'maxPeersPerProcess' | 'maxPeersPerUser'> {}
+/** Options of {@link member}. */
+export interface MemberOptions extends Options {}
 
-/** What {@link member} takes: the same as {@link join}. */
-export interface MemberOptions extends JoinOptions {}
+/** Options of {@link connect}. The socket's file belongs to the service. */
+export interface ConnectOptions extends Omit<Options, 'mode' | 'group'> {}
 
-/** What {@link connect} takes: the socket's file is the service's. */
-export interface ConnectOptions extends Omit<JoinOptions, 'mode' | 'group'> {}
-
-/** What {@link spawn} and {@link fromParent} take: a private line has no address to wait at. */
+/** Options of {@link fromParent}. A private line has no address to wait for. */
 export interface LineOptions extends Omit<ConnectOptions, 'wait'> {}
 
+/** Options of {@link spawn}. */
+export interface ChildOptions extends LineOptions {}
+
+/** Options of {@link listen}. */
+export interface ListenOptions extends Options {
+  /**
+   * Channels that may be open at a time. Further clients get ADDRESS_OCCUPIED until one disconnects.
+   *
+   * @defaultValue no limit
+   */
+  maxPeers?: number | undefined
+  /**
+   * Of these, channels with one process. Further ones get ADDRESS_OCCUPIED.
+   *
+   * @defaultValue seven eighths of `maxPeers`, rounded up; all if `maxPeers` is below 8
+   */
+  maxPeersPerProcess?: number | undefined
+  /**
+   * Of these, channels with the processes of one user, this process's own included. Further ones get ADDRESS_OCCUPIED.
+   *
+   * @defaultValue three quarters of `maxPeers`, rounded up, for another user; all for this process's own user, if `maxPeers` is below 4,
+   * or if the policy accepts one user alone
+   */
+  maxPeersPerUser?: number | undefined
+}
+
 /**
- * How messages reach a subscriber. 'reliable': every message, in order, or the end says why not. 'best-effort': what the publisher
- * overwrites before it was read is passed over, and counted. 'latest': only the newest message that was not seen.
+ * How messages reach a subscriber. 'reliable': every message, in order, or the end says why not. 'best-effort': messages that the
+ * publisher overwrote before they were read are skipped and counted. 'latest': only the newest unread message.
  */
 export type Delivery = 'reliable' | 'best-effort' | 'latest'
 
-/** What {@link publish} takes. A subscriber has no ring of its own, so there is none to limit; nothing is received. */
-export interface PublishOptions extends Omit<ListenOptions, 'maxPeerCapacity' | 'allowHalfOpen'> {
+/** Options of {@link publish}. A subscriber has no ring of its own, and a publisher receives nothing. */
+export interface PublishOptions extends Omit<ListenOptions, 'backing' | 'maxPeerCapacity' | 'allowHalfOpen'> {
   /**
-   * Milliseconds for which one reliable subscriber may hold the publisher up, in all, until it has caught up (5,000); then it is
-   * evicted. It has caught up once it has read everything that was published when it last held the publisher up. Infinity: never.
+   * The kind of shared memory.
+   *
+   * @defaultValue 'memfd'
    */
-  stall?: number
-  /** What subscribers may ask for (all three). */
-  deliveries?: Delivery[]
+  backing?: 'memfd' | undefined
+  /**
+   * Milliseconds for which one reliable subscriber may delay the publisher, in all, until it has caught up; then it is evicted. It has
+   * caught up once it has read everything that was published when it last delayed the publisher. Infinity: never evicted.
+   *
+   * @defaultValue 5000
+   */
+  stall?: number | undefined
+  /**
+   * The deliveries that subscribers may choose.
+   *
+   * @defaultValue all three
+   */
+  deliveries?: readonly Delivery[] | undefined
 }
 
-/** What {@link subscribe} takes. */
+/** Options of {@link subscribe}. */
 export interface SubscribeOptions extends Omit<
   ConnectOptions,
   'backing' | 'capacity' | 'maxPeerCapacity' | 'allowHalfOpen'
 > {
-  /** How messages come ('reliable'). */
-  delivery?: Delivery
-  /** Where to begin: with what is published from now on ('now', the default), with what the ring still holds, or with the last message. */
-  from?: 'now' | 'oldest' | 'latest'
+  /**
+   * How messages reach this subscriber.
+   *
+   * @defaultValue 'reliable'
+   */
+  delivery?: Delivery | undefined
+  /**
+   * The first message: the next one that is published, the oldest one that the ring still holds, or the latest one.
+   *
+   * @defaultValue 'now'
+   */
+  from?: 'now' | 'oldest' | 'latest' | undefined
 }
 
 /** The end of a resource. */

@@ -3,7 +3,7 @@
 import { json, publish, subscribe } from 'ringfence'
 
 const [role, address, number] = process.argv.slice(2)
-const options = { policy: { uid: 'same' }, signal: AbortSignal.timeout(60_000) }
+const options = { policy: { executable: 'any' }, signal: AbortSignal.timeout(60_000) }
 /** More than the ring holds, so that the publisher has waited for room. */
 const COUNT = 3000
 const made = (count) => ({ count, text: 'x'.repeat((37 * count) % 1000) })

@@ -89,7 +89,7 @@ class Reading {
   }
 }
 
-const MAY_BE = new Set(['AbortError', 'ABORTED'])
+const MAY_BE = new Set(['AbortError', 'ABORT_ERR'])
 const MUST_NOT_BE = new Set([
   'RING_CORRUPT',
   'OBJECT_UNSOUND',

@@ -5,7 +5,7 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 
 import type { ExecutionContext } from 'ava'
-import { join, listen, type Channel, type Listener, type Options } from 'ringfence'
+import { join, listen, type Channel, type Listener, type ListenOptions, type Options } from 'ringfence'
 
 import { abstractAddress } from './address.js'
 import { reachable } from './others.js'
@@ -224,7 +224,7 @@ export function joinHere(t: ExecutionContext, address: string, options: Options 
 }
 
 /** Listens, and has the listener and its channels closed when the test ends. */
-export async function listenHere(t: ExecutionContext, address: string, options: Options = {}): Promise<Listener> {
+export async function listenHere(t: ExecutionContext, address: string, options: ListenOptions = {}): Promise<Listener> {
   const listener = await listen(address, options)
   t.teardown(() => listener.close({ channels: 'close' }))
   return listener

@@ -335,4 +335,4 @@ export function shown(buffer: Buffered, max?: number): Buffer[] {
 /** The rings of which every message is read. */
 export const kinds = [HeldRing, Ring] as const
 
-export const codeOf = (name: string) => ({ code: `ERR_RINGFENCE_${name}` })
+export const codeOf = (name: string) => ({ code: name === 'ABORT_ERR' ? name : `ERR_RINGFENCE_${name}` })

@@ -6,8 +6,9 @@ import { harden, join } from 'ringfence'
 harden()
 
 const channel = await join('/run/orders/agent.sock', {
-  // The service's user, which has a number of its own. Its policy, in turn: { uid: <this user's>, gid: <the launcher's> }.
-  policy: { uid: 990 },
+  // The service's user, which has a number of its own. Its policy, in turn:
+  // { uid: <this user's>, executable: 'any', gid: <the launcher's> }.
+  policy: { uid: 990, executable: 'any' },
 })
 await channel.send('launched')
 console.log(String(await channel.receive()))

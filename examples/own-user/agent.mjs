@@ -8,7 +8,7 @@ harden()
 
 const uid = Number(execFileSync('/usr/bin/id', ['-u', 'orders'], { encoding: 'utf8' }))
 const channel = await join('/run/orders/agent.sock', {
-  policy: { uid, cgroup: '/system.slice/orders.service' },
+  policy: { uid, executable: 'any', cgroup: '/system.slice/orders.service' },
 })
 await channel.send('one of each')
 console.log(String(await channel.receive()))

@@ -309,7 +309,7 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
    * The next message.
    *
    * @returns null: no more will come, and everything was read.
-   * Rejects with CLOSED after this side's close; RING_CORRUPT; OBJECT_EXPOSED, where what was not read is lost; ABORTED by the signal, which loses nothing.
+   * Rejects with CLOSED after this side's close; RING_CORRUPT; OBJECT_EXPOSED, where what was not read is lost; AbortError by the signal, which loses nothing.
    */
   async receive(options?: WaitOptions): Promise<Buffer | null> {
     const signal = readerSignal(options)

@@ -167,7 +167,7 @@ export class Merge<Source extends MergeSource = MergeSource>
    * The next message, and which source it is of.
    *
    * @returns null: every source has ended or was deleted, and everything was read. A merge that never had one waits for it.
-   * Rejects with CLOSED once the merge is closed (a call that waits then is told null); ABORTED by the signal, which loses nothing;
+   * Rejects with CLOSED once the merge is closed (a call that waits then is told null); AbortError by the signal, which loses nothing;
    * NO_SPACE where there is no memory for the message, which stays and is tried again in its source's next turn.
    */
   async receive(options?: WaitOptions): Promise<[Source, Buffer] | null> {

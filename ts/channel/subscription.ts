@@ -138,7 +138,7 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
    * The next message.
    *
    * @returns null: no more will come, and everything was read. Rejects with EVICTED, where the publisher has let go of this subscriber;
-   * CLOSED after this side's close; RING_CORRUPT; OBJECT_EXPOSED; ABORTED by the signal, which loses nothing.
+   * CLOSED after this side's close; RING_CORRUPT; OBJECT_EXPOSED; AbortError by the signal, which loses nothing.
    */
   async receive(options?: WaitOptions): Promise<Buffer | null> {
     const signal = readerSignal(options)

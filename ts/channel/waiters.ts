@@ -72,7 +72,7 @@ export class Waiters<Value> {
     return this.#line.places.some((waiter) => waiter.takes)
   }
 
-  /** @param signal - Its abort rejects the wait with ABORTED. */
+  /** @param signal - Its abort rejects the wait with an AbortError. */
   add(signal?: AbortSignal, takes = true): Wait<Value> {
     const waiter = new Waiter<Value>(takes, signal)
     this.#line.push(waiter)

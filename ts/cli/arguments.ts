@@ -2,7 +2,7 @@
 
 import { parseArgs } from 'node:util'
 
-import { nearest } from '../runtime/nearest.js'
+import { misspelt } from '../runtime/nearest.js'
 import type { Delivery } from '../types.js'
 import type { Publishing, Subscribing } from './broadcast.js'
 import type { Collection } from './collect.js'
@@ -68,7 +68,9 @@ export function ask(words: string[]): Asked {
     case 'publish': {
       const raw = values.raw === undefined ? undefined : parseSize(values.raw)
       const audience = parseCount('--audience', values.audience) ?? 0
-      const options = { ...ring, stall: parseTime('--stall', values.stall) }
+      // Checked by the call itself, as that of any caller.
+      const backing = ring.backing as 'memfd' | undefined
+      const options = { ...ring, backing, stall: parseTime('--stall', values.stall) }
       return { command, how: { address, file, raw, audience, evidence, options } }
     }
     case 'subscribe': {
@@ -85,7 +87,7 @@ export function ask(words: string[]): Asked {
 function noCommand(name: string | undefined): UsageError {
   const known = COMMAND_NAMES.join(', ')
   if (name === undefined) return new UsageError(`name a command: ${known}`)
-  const meant = nearest(name, COMMAND_NAMES)
+  const meant = misspelt(name, COMMAND_NAMES)
   return new UsageError(`there is no command ${name}: ${meant === undefined ? known : `did you mean ${meant}?`}`)
 }
 
@@ -126,7 +128,7 @@ function checkFlag(command: CommandName | undefined, name: string, shown: string
   if (name === 'help' || name === 'version') return
   const flags: readonly string[] = command === undefined ? Object.keys(FLAGS) : COMMANDS[command].flags
   if (flags.includes(name)) return
-  const meant = nearest(name, [...flags, 'help', 'version'])
+  const meant = misspelt(name, [...flags, 'help', 'version'])
   const others = COMMAND_NAMES.filter((other) => (COMMANDS[other].flags as readonly string[]).includes(name))
   const what = command === undefined ? `there is no option ${shown}` : `${command} takes no ${shown}`
   if (others.length > 0) throw new UsageError(`${what}: it is an option of ${others.join(', ')}`)

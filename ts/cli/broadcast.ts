@@ -150,8 +150,8 @@ async function* chunks(input: AsyncIterable<Buffer>, size: number): AsyncGenerat
 export async function subscribe({ address, count, raw, evidence, options }: Subscribing): Promise<void> {
   mustBeOpen(1, 'output', 'open it (>/dev/null where that is meant)')
   await using subscription = await connect(address, options).catch((error: unknown) => {
-    const late = error instanceof RingfenceError && error.code === 'ERR_RINGFENCE_ABORTED'
-    throw late ? new RingfenceError('ABORTED', `no process published at ${address} in time`, { cause: error }) : error
+    const late = error instanceof RingfenceError && error.code === 'ABORT_ERR'
+    throw late ? new RingfenceError('TIMEOUT', `no process published at ${address} in time`, { cause: error }) : error
   })
   if (evidence)
     process.stderr.write(`publisher is process ${subscription.peer.pid}\n${evidenceTable(subscription.evidence)}\n`)

@@ -12,7 +12,7 @@ const CODES: Record<ErrorName, number> = {
   CLOSED: 5,
   EVICTED: 5,
   HANDSHAKE_TIMEOUT: 6,
-  ABORTED: 6,
+  TIMEOUT: 6,
   PROTOCOL: 7,
   OBJECT_EXPOSED: 7,
   OBJECT_UNSOUND: 7,
@@ -28,5 +28,6 @@ const CODES: Record<ErrorName, number> = {
 export function exitCode(error: unknown): number {
   if (error instanceof UsageError) return 2
   if (!(error instanceof RingfenceError)) return 1
+  if (error.code === 'ABORT_ERR') return 6
   return CODES[error.code.slice('ERR_RINGFENCE_'.length) as ErrorName] ?? 1
 }

@@ -33,7 +33,7 @@ export async function writeFifo(path: string, signal: AbortSignal | undefined): 
       if ((error as NodeJS.ErrnoException).code !== 'ENXIO') throw error
     }
     await pause(PERIOD, undefined, { signal }).catch((error: unknown) => {
-      throw new RingfenceError('ABORTED', `no process came to read from ${path} in time`, { cause: error })
+      throw new RingfenceError('TIMEOUT', `no process came to read from ${path} in time`, { cause: error })
     })
   }
 }

@@ -184,7 +184,7 @@ export class Sources {
     const subscription = await subscribe(observedAt(pid), {
       delivery: 'latest',
       from: 'latest',
-      policy: { uid: 'same' },
+      policy: { executable: 'any' },
       maxMessageSize: LONGEST,
       handshakeTimeout: this.#patience,
       signal: this.#over.signal,

@@ -59,8 +59,8 @@ export function evidenceTable(evidence: readonly Evidence[], width?: number): st
     outcome === 'passed' ? 'ok' : '-',
     step,
     check,
-    shorten(found, 50),
-    shorten(wanted, 60),
+    shorten(found ?? '', 50),
+    shorten(wanted ?? '', 60),
   ])
   return table(['', 'step', 'check', 'found', 'wanted'], rows, width)
 }

@@ -120,8 +120,8 @@ function is(error: unknown, name: ErrorName): boolean {
 /** The receiver says that all is written by its own end, long after the sender's: so neither ends because the other has. */
 async function meet(address: string, options: Options, evidence: boolean): Promise<Channel> {
   const channel = await join(address, { ...options, allowHalfOpen: true }).catch((error: unknown) => {
-    const late = is(error, 'ABORTED')
-    throw late ? new RingfenceError('ABORTED', `no process came to ${address} in time`, { cause: error }) : error
+    const late = error instanceof RingfenceError && error.code === 'ABORT_ERR'
+    throw late ? new RingfenceError('TIMEOUT', `no process came to ${address} in time`, { cause: error }) : error
   })
   return shown(channel, evidence)
 }

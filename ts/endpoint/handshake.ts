@@ -12,6 +12,7 @@ import {
   type Joining,
   type RawChannel,
 } from '../native.js'
+import { LONGEST_TIMER, timers } from '../runtime/timers.js'
 import { channelSettings, checkOptions, type Call, type ChannelSettings } from './options.js'
 import type { Options } from '../types.js'
 
@@ -41,9 +42,9 @@ export function runHandshakeAt<Name extends keyof Endpoints, Made extends AsyncD
 }
 
 /**
- * Starts a call that the binding runs on a thread of its own and that can be cancelled; `open` makes of the outcome what the caller gets.
+ * Starts a call that the binding runs on a thread of its own and that can be cancelled. `open` makes what the caller gets of the outcome.
  *
- * The caller gets this very promise: an abort of the signal before it is settled rejects it, and closes what was made.
+ * The caller gets this very promise. An abort or the end of `timeout` before it is settled rejects it, and closes what was made.
  */
 export function runHandshake<Raw extends Native, Made extends AsyncDisposable>(
   name: Call,
@@ -55,26 +56,28 @@ export function runHandshake<Raw extends Native, Made extends AsyncDisposable>(
   return new Promise<Made>((resolve, reject) => {
     const checked = checkOptions(name, options)
     const settings = channelSettings(options)
-    const { signal } = options
+    const { signal, timeout } = options
     if (signal?.aborted) throw aborted(signal)
     if (checked.harden) closeInspector()
     const authorizer = Authorizer.of(options.policy)
+    let late: RingfenceError | undefined
+    const calledOff = () => (signal?.aborted ? aborted(signal) : late)
     const done = (failure: Failure | null, raw: Raw | null) => {
       signal?.removeEventListener('abort', cancel)
+      timers.clearTimeout(timer)
       stay?.()
       if (raw === null) {
-        const calledOff = failure?.code === 'ABORTED' && signal?.aborted
-        const error = calledOff ? aborted(signal) : fromFailure(failure, authorizer?.causeOf(failure))
+        const error = (failure?.code === 'ABORTED' && calledOff()) || fromFailure(failure, authorizer?.causeOf(failure))
         if (error.code === 'ERR_RINGFENCE_PEER_REFUSED') tellRefused(address ?? null, error)
         reject(error)
         return
       }
       let made: Made | undefined
       try {
-        if (signal?.aborted) throw aborted(signal)
+        throwIfAny(calledOff())
         made = open(raw, { settings, signal, authorizer })
         // A subscriber of a diagnostics channel may have aborted it just now.
-        if (signal?.aborted) throw aborted(signal)
+        throwIfAny(calledOff())
         resolve(made)
       } catch (error) {
         // The peer must be notified now, and not when the garbage is collected.
@@ -88,10 +91,19 @@ export function runHandshake<Raw extends Native, Made extends AsyncDisposable>(
     const joining = start(call, checked, done, authorizer?.ask, name === 'join' ? refused : undefined)
     if (authorizer !== undefined) authorizer.answer = (...answer) => joining.answer(...answer)
     const cancel = () => joining.cancel()
+    const expire = () => {
+      late = new RingfenceError('TIMEOUT', `${name} did not succeed within its timeout of ${timeout} ms`)
+      cancel()
+    }
+    const timer = timeout === undefined ? undefined : timers.setTimeout(expire, Math.min(timeout, LONGEST_TIMER))
     // `connect` never binds.
     const stay = address === undefined || name === 'connect' ? undefined : atExit(address, () => joining.vacate())
     signal?.addEventListener('abort', cancel, { once: true })
   })
+}
+
+function throwIfAny(error: Error | undefined): void {
+  if (error !== undefined) throw error
 }
 
 function closeNative(raw: Native): void {

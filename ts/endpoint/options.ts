@@ -1,94 +1,189 @@
-// Checks the types of what a caller passed. The core checks ranges that depend on the system.
+// The options of every call: which call takes which, what they may be, and what the binding gets of them. The core checks ranges that
+// depend on the system.
 
 import { isAbsolute } from 'node:path'
 
 import { aborted, invalid, show } from '../errors.js'
 import type { NativeOptions, NativeProgram } from '../native.js'
-import type { ExecutableFile, Options, Policy, PublishOptions, SubscribeOptions, WaitOptions } from '../types.js'
+import { nearest } from '../runtime/nearest.js'
+import type {
+  ChildOptions,
+  ConnectOptions,
+  Delivery,
+  ExecutableFile,
+  JoinOptions,
+  LineOptions,
+  ListenOptions,
+  MemberOptions,
+  Options,
+  Policy,
+  PublishOptions,
+  SubscribeOptions,
+  WaitOptions,
+} from '../types.js'
 
-/** What all calls together take. */
-export type AllOptions = Options &
-  Pick<PublishOptions, 'stall' | 'deliveries'> &
-  Pick<SubscribeOptions, 'delivery' | 'from'>
+/** The calls that take options, and their types. */
+interface OptionsOf {
+  join: JoinOptions
+  member: MemberOptions
+  listen: ListenOptions
+  connect: ConnectOptions
+  spawn: ChildOptions
+  fromParent: LineOptions
+  publish: PublishOptions
+  subscribe: SubscribeOptions
+}
 
-const DELIVERIES: ReadonlySet<unknown> = new Set(['reliable', 'best-effort', 'latest'])
-const BEGINNINGS: ReadonlySet<unknown> = new Set(['now', 'oldest', 'latest'])
+export type Call = keyof OptionsOf
 
-const KNOWN = [
-  'backing',
-  'capacity',
-  'maxMessageSize',
-  'maxPeerCapacity',
-  'policy',
-  'mode',
-  'group',
-  'handshakeTimeout',
-  'signal',
-  'wait',
-  'maxPeers',
-  'maxPeersPerProcess',
-  'maxPeersPerUser',
-  'busyPollMicros',
-  'allowHalfOpen',
-  'harden',
-  'realtimeSignal',
-  'stall',
-  'deliveries',
-  'delivery',
-  'from',
-] as const satisfies (keyof AllOptions)[]
+type OptionName = { [C in Call]: keyof OptionsOf[C] }[Call]
+
+/** The calls whose type has an option. */
+type Taking<Name> = { [C in Call]: Name extends keyof OptionsOf[C] ? C : never }[Call]
+
+/** `native`: checks the value and returns what the binding gets, under the same name. `local`: checks a value that stays here. */
+type Declared<Name> = { readonly calls: readonly Taking<Name>[] } & (Name extends keyof NativeOptions
+  ? { native(name: string, value: unknown): NativeOptions[Name] }
+  : { local(name: string, value: unknown): unknown })
+
+type Table = { readonly [Name in OptionName]: Declared<Name> }
+
+/** Options that a call's type has and that the table does not give to that call. */
+type Forgotten<T extends Table> = {
+  [Name in OptionName]: [Exclude<Taking<Name>, T[Name]['calls'][number]>] extends [never] ? never : Name
+}[OptionName]
+
+/** Compiles only for a table that agrees with the calls' types. */
+function declare<const T extends Table>(table: T & Record<Forgotten<T>, 'is taken by more calls'>): T {
+  return table
+}
+
+const PAIRS = ['join', 'member', 'listen', 'connect', 'spawn', 'fromParent'] as const
+const ALL = [...PAIRS, 'publish', 'subscribe'] as const
+const HOSTS = ['join', 'member', 'listen', 'publish'] as const
+const SERVICES = ['listen', 'publish'] as const
+
+/** The largest number that a uid or gid can be: the kernel keeps the next one for "none". */
+const LARGEST_ID = 2 ** 32 - 2
+
+const DELIVERIES = ['reliable', 'best-effort', 'latest'] as const satisfies Delivery[]
+
+const count = (name: string, value: unknown) => integer(name, value, 1, Number.MAX_SAFE_INTEGER)
+const bytes = count
+const flag = (name: string, value: unknown) => {
+  if (typeof value !== 'boolean') throw invalid(`${name} must be true or false, not ${show(value)}`)
+  return value
+}
+
+/** Each option is declared here, and nowhere else. */
+const OPTIONS = declare({
+  timeout: { calls: ALL, local: milliseconds },
+  handshakeTimeout: { calls: ALL, native: milliseconds },
+  signal: { calls: ALL, local: abortSignal },
+  wait: { calls: ['join', 'member', 'listen', 'connect', 'publish', 'subscribe'], native: flag },
+  backing: {
+    calls: [...PAIRS, 'publish'],
+    native: (name, value) => oneOf(name, value, ['memfd', 'shm']),
+  },
+  capacity: { calls: [...PAIRS, 'publish'], native: bytes },
+  maxMessageSize: { calls: ALL, native: (name, value) => integer(name, value, 1, 2 ** 31) },
+  maxPeerCapacity: { calls: PAIRS, native: bytes },
+  policy: { calls: ALL, native: (_, value) => checkPolicy(value as Policy) },
+  mode: { calls: HOSTS, native: (name, value) => integer(name, value, 0, 0o777) },
+  group: {
+    calls: HOSTS,
+    native: (name, value) => (typeof value === 'number' ? integer(name, value, 0, LARGEST_ID) : text(name, value)),
+  },
+  busyPollMicros: { calls: ALL, native: (name, value) => integer(name, value, 0, 60_000_000) },
+  allowHalfOpen: { calls: PAIRS, local: flag },
+  harden: { calls: ALL, native: flag },
+  realtimeSignal: { calls: ALL, native: (name, value) => integer(name, value, 1, 64) },
+  maxPeers: { calls: SERVICES, native: count },
+  maxPeersPerProcess: { calls: SERVICES, native: count },
+  maxPeersPerUser: { calls: SERVICES, native: count },
+  stall: {
+    calls: ['publish'],
+    native: (name, value) => {
+      if (typeof value !== 'number' || !(value >= 0))
+        throw invalid(`${name} must be a number of milliseconds, not ${show(value)}`)
+      return value
+    },
+  },
+  deliveries: {
+    calls: ['publish'],
+    native: (name, value) => {
+      if (!Array.isArray(value) || value.length === 0 || !value.every((one) => DELIVERIES.includes(one)))
+        throw invalid(`${name} must be a list of ${either(DELIVERIES)}, not ${show(value)}`)
+      return value
+    },
+  },
+  delivery: { calls: ['subscribe'], native: (name, value) => oneOf(name, value, DELIVERIES) },
+  from: { calls: ['subscribe'], native: (name, value) => oneOf(name, value, ['now', 'oldest', 'latest']) },
+})
+
+/** The options of each call. */
+const NAMES = Object.fromEntries(
+  ALL.map((call) => [call, namesOf(OPTIONS).filter((name) => callsOf(name).includes(call))]),
+) as Record<Call, OptionName[]>
+
+function callsOf(name: OptionName): readonly Call[] {
+  return OPTIONS[name].calls
+}
+
+function namesOf<T extends object>(table: T): (keyof T)[] {
+  return Object.keys(table) as (keyof T)[]
+}
 
 /** What a channel's JavaScript keeps of its options. */
 export interface ChannelSettings {
   /** Microseconds that a wait may spin. */
   readonly busyPollMicros: number
-  /** This side sends on where the peer has ended its sending. */
+  /** This side continues to send after the peer has ended its sending. */
   readonly allowHalfOpen: boolean
 }
 
-/** The calls that take options. */
-export type Call = 'join' | 'member' | 'listen' | 'connect' | 'spawn' | 'fromParent' | 'publish' | 'subscribe'
-
-/** Options that not every call takes. If they were ignored elsewhere, a caller would rely on a limit or a mode that is not set. */
-const TAKEN_BY: { [name in keyof AllOptions]?: readonly Call[] } = {
-  backing: ['join', 'member', 'listen', 'connect', 'spawn', 'fromParent', 'publish'],
-  capacity: ['join', 'member', 'listen', 'connect', 'spawn', 'fromParent', 'publish'],
-  maxPeerCapacity: ['join', 'member', 'listen', 'connect', 'spawn', 'fromParent'],
-  mode: ['join', 'member', 'listen', 'publish'],
-  group: ['join', 'member', 'listen', 'publish'],
-  wait: ['join', 'member', 'listen', 'connect', 'publish', 'subscribe'],
-  allowHalfOpen: ['join', 'member', 'listen', 'connect', 'spawn', 'fromParent'],
-  maxPeers: ['listen', 'publish'],
-  maxPeersPerProcess: ['listen', 'publish'],
-  maxPeersPerUser: ['listen', 'publish'],
-  stall: ['publish'],
-  deliveries: ['publish'],
-  delivery: ['subscribe'],
-  from: ['subscribe'],
+/** Of options that were checked. */
+export function channelSettings({ busyPollMicros = 0, allowHalfOpen = false }: Options): ChannelSettings {
+  return { busyPollMicros, allowHalfOpen }
 }
 
-const KNOWN_OF_POLICY = [
-  'uid',
-  'gid',
-  'executable',
-  'cgroup',
-  'label',
-  'namespace',
-  'authorize',
-] as const satisfies (keyof Policy)[]
-
-/** The largest number that a uid or gid can be: the kernel keeps the next one for "none". */
-const LARGEST_ID = 2 ** 32 - 2
+/** Throws INVALID_ARGUMENT for an option that the call does not take, and for a value that the option cannot have. */
+export function checkOptions(call: Call, options: Options): NativeOptions {
+  const known = NAMES[call]
+  checkObject('options', options, known, (name) => {
+    const takers = Object.hasOwn(OPTIONS, name) ? `: it is for ${callsOf(name as OptionName).join(', ')}` : ''
+    return `${call} takes no option ${name}${takers}`
+  })
+  const checked: Partial<Record<OptionName, unknown>> & NativeOptions = { useLibuv: usesLibuv() }
+  for (const name of known) {
+    const value: unknown = (options as Record<string, unknown>)[name]
+    if (value === undefined) continue
+    const option = OPTIONS[name]
+    if ('native' in option) checked[name] = option.native(name, value) as never
+    else option.local(name, value)
+  }
+  return checked
+}
 
 /** Throws INVALID_ARGUMENT for what is no object, has other properties than these, or is an object of a class and has none of them. */
 export function plainObject(what: string, value: unknown, known: readonly string[]): void {
+  checkObject(what, value, known, (name) => `${what} has no property ${JSON.stringify(name)}`)
+}
+
+function checkObject(
+  what: string,
+  value: unknown,
+  known: readonly string[],
+  unknown: (name: string) => string,
+): asserts value is object {
   if (typeof value !== 'object' || value === null) throw invalid(`${what} must be an object, not ${show(value)}`)
-  // A promise that was not awaited, a Map, an AbortSignal by itself: each would say nothing, and a policy that says nothing asks for little.
+  // A promise that was not awaited, a Map or an AbortSignal sets no option, and was meant to set one.
   if (!isPlain(value) && !known.some((key) => key in value))
     throw invalid(`${what} must be an object that has some of ${known.join(', ')}, not ${kindOf(value)}`)
-  for (const key of Object.keys(value)) {
+  for (const [name, given] of Object.entries(value)) {
     // A misspelt option that is ignored would be a check that is never made.
-    if (!known.includes(key)) throw invalid(`${what} has no property ${JSON.stringify(key)}: ${known.join(', ')}`)
+    if (given !== undefined && !known.includes(name))
+      throw invalid(`${unknown(name)}; the nearest one is ${nearest(name, known)}`)
   }
 }
 
@@ -109,7 +204,7 @@ export function readerSignal(options: WaitOptions | undefined): AbortSignal | un
   plainObject('options', options, ['signal'])
   const { signal } = options
   if (signal === undefined) return undefined
-  if (!(signal instanceof AbortSignal)) throw invalid('signal must be an AbortSignal')
+  abortSignal('signal', signal)
   if (signal.aborted) throw aborted(signal)
   return signal
 }
@@ -122,7 +217,7 @@ export function checkReceiveEach(visit: unknown, max: unknown): void {
 }
 
 /** What `close` is given: milliseconds for sends that are still pending. */
-export function lingerOf(options: { linger?: number }): number {
+export function lingerOf(options: { linger?: number | undefined }): number {
   plainObject('options', options, ['linger'])
   const { linger = 0 } = options
   if (typeof linger !== 'number' || !(linger >= 0)) {
@@ -152,8 +247,33 @@ function absolute(name: string, value: unknown): string {
   return path
 }
 
-function list<T>(value: T | T[]): T[] {
-  return Array.isArray(value) ? value : [value]
+function abortSignal(name: string, value: unknown): void {
+  if (!(value instanceof AbortSignal)) throw invalid(`${name} must be an AbortSignal, not ${show(value)}`)
+}
+
+function callback(name: string, value: unknown): void {
+  if (typeof value !== 'function') throw invalid(`${name} must be a function, not ${show(value)}`)
+}
+
+function milliseconds(name: string, value: unknown): number {
+  if (typeof value !== 'number' || !(value > 0) || value > 2 ** 31)
+    throw invalid(`${name} must be a number of milliseconds above 0, not ${show(value)}`)
+  return value
+}
+
+function oneOf<const T extends string>(name: string, value: unknown, allowed: readonly T[]): T {
+  if (!allowed.includes(value as T)) throw invalid(`${name} must be ${either(allowed)}, not ${show(value)}`)
+  return value as T
+}
+
+/** `'a', 'b' or 'c'` */
+function either(names: readonly string[]): string {
+  const quoted = names.map((name) => `'${name}'`)
+  return `${quoted.slice(0, -1).join(', ')} or ${quoted.at(-1)}`
+}
+
+function list<T>(value: T | readonly T[]): readonly T[] {
+  return Array.isArray(value) ? value : [value as T]
 }
 
 function ids(name: string, value: unknown): number[] {
@@ -176,119 +296,33 @@ function program(value: string | ExecutableFile): NativeProgram {
     : { same: false, path: absolute('path of an executable', path), sha256 }
 }
 
+/** The names of a policy's parts, for the sentences about others. */
+const POLICY = namesOf({
+  uid: 1,
+  gid: 1,
+  executable: 1,
+  cgroup: 1,
+  label: 1,
+  namespace: 1,
+  authorize: 1,
+} satisfies Record<keyof Policy, 1>)
+
+/** A part that is left out has its default; only `'any'` drops a check that is made by default. */
 function checkPolicy(policy: Policy): NonNullable<NativeOptions['policy']> {
-  plainObject('policy', policy, KNOWN_OF_POLICY)
-  const { uid, gid, executable, cgroup, label, namespace, authorize } = policy
-  const programs = executable === undefined ? undefined : list(executable).map(program)
-  if (programs?.length === 0) throw invalid('executable must name at least one')
-  if (authorize !== undefined && typeof authorize !== 'function') {
-    throw invalid(`authorize must be a function, not ${show(authorize)}`)
-  }
-  if (namespace !== undefined && namespace !== 'same' && namespace !== 'any') {
-    throw invalid(`namespace must be 'same' or 'any', not ${show(namespace)}`)
-  }
+  plainObject('policy', policy, POLICY)
+  const { uid = 'same', gid, executable = 'same', cgroup, label, namespace = 'same', authorize } = policy
+  const programs = executable === 'any' ? undefined : list(executable).map(program)
+  if (programs?.length === 0) throw invalid("executable must name at least one; 'any' drops the check")
+  if (authorize !== undefined) callback('authorize', authorize)
   return {
-    uids: uid === undefined || uid === 'same' ? undefined : ids('uid', uid),
+    anyUid: uid === 'any' ? true : undefined,
+    uids: uid === 'same' || uid === 'any' ? undefined : ids('uid', uid),
     gids: gid === undefined ? undefined : ids('gid', gid),
     executables: programs,
     cgroup: cgroup === undefined ? undefined : text('cgroup', cgroup),
     label: label === undefined ? undefined : text('label', label),
-    namespace,
+    namespace: oneOf('namespace', namespace, ['same', 'any']),
   }
-}
-
-/** Throws INVALID_ARGUMENT for what is not as {@link Options} says, or is no option of this call. */
-export function checkOptions(call: Call, options: AllOptions): NativeOptions {
-  plainObject('options', options, KNOWN)
-  for (const [name, calls] of Object.entries(TAKEN_BY)) {
-    if (options[name as keyof AllOptions] !== undefined && !calls.includes(call))
-      throw invalid(`${call} takes no option ${name}: it is for ${calls.join(', ')}`)
-  }
-  const {
-    backing,
-    capacity,
-    maxMessageSize,
-    maxPeerCapacity,
-    policy,
-    mode,
-    group,
-    handshakeTimeout,
-    signal,
-    wait,
-    maxPeers,
-    maxPeersPerProcess,
-    maxPeersPerUser,
-    busyPollMicros,
-    allowHalfOpen,
-    harden,
-    realtimeSignal,
-    stall,
-    deliveries,
-    delivery,
-    from,
-  } = options
-  if (stall !== undefined && (typeof stall !== 'number' || !(stall >= 0)))
-    throw invalid(`stall must be a number of milliseconds, not ${show(stall)}`)
-  if (deliveries !== undefined && !isListOf(deliveries, DELIVERIES))
-    throw invalid(`deliveries must be a list of 'reliable', 'best-effort' and 'latest', not ${show(deliveries)}`)
-  if (delivery !== undefined && !DELIVERIES.has(delivery))
-    throw invalid(`delivery must be 'reliable', 'best-effort' or 'latest', not ${show(delivery)}`)
-  if (from !== undefined && !BEGINNINGS.has(from))
-    throw invalid(`from must be 'now', 'oldest' or 'latest', not ${show(from)}`)
-  if (backing !== undefined && backing !== 'memfd' && backing !== 'shm') {
-    throw invalid(`backing must be 'memfd' or 'shm', not ${show(backing)}`)
-  }
-  if (wait !== undefined && typeof wait !== 'boolean') throw invalid(`wait must be true or false, not ${show(wait)}`)
-  for (const [name, flag] of Object.entries({ harden, allowHalfOpen })) {
-    if (flag !== undefined && typeof flag !== 'boolean')
-      throw invalid(`${name} must be true or false, not ${show(flag)}`)
-  }
-  if (signal !== undefined && !(signal instanceof AbortSignal)) {
-    throw invalid(`signal must be an AbortSignal, not ${show(signal)}`)
-  }
-  const size = (name: string, value: number | undefined, most: number) =>
-    value === undefined ? undefined : integer(name, value, 1, most)
-  return {
-    backing,
-    capacity: size('capacity', capacity, Number.MAX_SAFE_INTEGER),
-    maxMessageSize: size('maxMessageSize', maxMessageSize, 2 ** 31),
-    maxPeerCapacity: size('maxPeerCapacity', maxPeerCapacity, Number.MAX_SAFE_INTEGER),
-    policy: policy === undefined ? undefined : checkPolicy(policy),
-    mode: mode === undefined ? undefined : integer('mode', mode, 0, 0o777),
-    group: typeof group === 'number' ? integer('group', group, 0, LARGEST_ID) : undefined,
-    groupName: group === undefined || typeof group === 'number' ? undefined : text('group', group),
-    handshakeTimeout: checkHandshakeTimeout(handshakeTimeout),
-    wait,
-    maxPeers: size('maxPeers', maxPeers, Number.MAX_SAFE_INTEGER),
-    maxPeersPerProcess: size('maxPeersPerProcess', maxPeersPerProcess, Number.MAX_SAFE_INTEGER),
-    maxPeersPerUser: size('maxPeersPerUser', maxPeersPerUser, Number.MAX_SAFE_INTEGER),
-    busyPollMicros: busyPollMicros === undefined ? undefined : integer('busyPollMicros', busyPollMicros, 0, 60_000_000),
-    harden,
-    realtimeSignal: realtimeSignal === undefined ? undefined : integer('realtimeSignal', realtimeSignal, 1, 64),
-    stall,
-    deliveries,
-    delivery,
-    from,
-    useLibuv: usesLibuv(),
-  }
-}
-
-/** Of options that were checked. */
-export function channelSettings({ busyPollMicros = 0, allowHalfOpen = false }: Options): ChannelSettings {
-  return { busyPollMicros, allowHalfOpen }
-}
-
-/** Whether it is a list of some of these, of one at least. */
-function isListOf(value: unknown, known: ReadonlySet<unknown>): boolean {
-  return Array.isArray(value) && value.length > 0 && value.every((one) => known.has(one))
-}
-
-function checkHandshakeTimeout(handshakeTimeout: unknown): number | undefined {
-  if (handshakeTimeout === undefined) return undefined
-  if (typeof handshakeTimeout !== 'number' || !(handshakeTimeout > 0) || handshakeTimeout > 2 ** 31) {
-    throw invalid(`handshakeTimeout must be a number of milliseconds above 0, not ${show(handshakeTimeout)}`)
-  }
-  return handshakeTimeout
 }
 
 /**

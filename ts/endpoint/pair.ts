@@ -9,7 +9,7 @@ import type { JoinOptions } from '../types.js'
  * @param address - A path (named Unix socket), or `@name` (abstract, which any process on this host may connect to
  * or take first). At most 107 bytes.
  * @throws {@link RingfenceError} INVALID_ARGUMENT, ADDRESS_INVALID, ADDRESS_OCCUPIED, PEER_REFUSED, PEER_LOST,
- * HANDSHAKE_TIMEOUT, PROTOCOL, OBJECT_EXPOSED, OBJECT_UNSOUND, NO_SPACE, ABORTED, UNSUPPORTED
+ * HANDSHAKE_TIMEOUT, PROTOCOL, OBJECT_EXPOSED, OBJECT_UNSOUND, NO_SPACE, TIMEOUT, UNSUPPORTED; AbortError by the signal
  */
 export function join(address: string, options: JoinOptions = {}): Promise<Channel> {
   return runHandshakeAt('join', address, options, (raw, { settings }) => {

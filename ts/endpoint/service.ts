@@ -170,7 +170,8 @@ export class Listener extends Endpoint<EndpointEvents<Channel>> {
  * listener, as that of `net.Server` does: loops over it end.
  *
  * @param address - As for {@link join}.
- * @throws {@link RingfenceError} INVALID_ARGUMENT, ADDRESS_INVALID, ADDRESS_OCCUPIED, NO_SPACE, ABORTED, UNSUPPORTED
+ * @throws {@link RingfenceError} INVALID_ARGUMENT, ADDRESS_INVALID, ADDRESS_OCCUPIED, NO_SPACE, TIMEOUT, UNSUPPORTED;
+ * AbortError by the signal
  */
 export function listen(address: string, options: ListenOptions = {}): Promise<Listener> {
   return openEndpoint('listen', address, options, make)

@@ -93,7 +93,7 @@ export function tellSubscribed(checked: Checked, address: string, what: string):
 function tellStory({ peer, evidence }: Checked, what: string): void {
   log('%s; the peer is process %d (uid %d)', what, peer.pid, peer.uid)
   for (const { step, check, wanted, found, outcome } of evidence)
-    log('  %s, %s: wanted %s, found %s (%s)', step, check, printable(wanted), printable(found), outcome)
+    log('  %s, %s: wanted %s, found %s (%s)', step, check, printable(wanted ?? ''), printable(found ?? ''), outcome)
 }
 
 function nameOf(address: string | null | undefined): string {

@@ -1,33 +1,42 @@
-/** The known name with the fewest typing errors away from `name`; undefined if none is close. */
-export function nearest(name: string, known: Iterable<string>): string | undefined {
-  // A third of the letters may differ: `--tiemout` is a typing error, `--help` is no misspelt `--json`.
-  let least = Math.max(1, Math.floor(name.length / 3)) + 1
-  let found: string | undefined
-  for (const candidate of known) {
-    const distance = distanceBetween(name.toLowerCase(), candidate.toLowerCase())
-    if (distance < least) [least, found] = [distance, candidate]
-  }
-  return found
+/** The name with the smallest distance to `word`; undefined if there is no name. */
+export function nearest(word: string, names: Iterable<string>): string | undefined {
+  return within(Infinity, word, names)
 }
 
-/** Letters to insert, delete, replace, or swap with their neighbour. */
+/** The name that `word` misspells; undefined if none is close enough. A third of the letters may differ. */
+export function misspelt(word: string, names: Iterable<string>): string | undefined {
+  return within(Math.max(1, Math.floor(word.length / 3)), word, names)
+}
+
+function within(most: number, word: string, names: Iterable<string>): string | undefined {
+  let best: string | undefined
+  let least = Infinity
+  for (const name of names) {
+    const distance = distanceBetween(word.slice(0, LONGEST).toLowerCase(), name.toLowerCase())
+    if (distance <= most && distance < least) [best, least] = [name, distance]
+  }
+  return best
+}
+
+/** Characters that are compared, since the time grows with their number. */
+const LONGEST = 64
+
+/** Characters to insert, delete, replace, or swap with their neighbour. A word that is continued differs by less than two of these. */
 function distanceBetween(one: string, other: string): number {
-  const rows = [Array.from({ length: other.length + 1 }, (_, column) => column)]
+  if (one !== other && one !== '' && (other.startsWith(one) || one.startsWith(other)))
+    return Math.min(Math.abs(one.length - other.length), 1.5)
+  let beforeLast: number[] = []
+  let last = Array.from({ length: other.length + 1 }, (_, column) => column)
   for (let row = 1; row <= one.length; row += 1) {
     const cells = [row]
     for (let column = 1; column <= other.length; column += 1) {
-      const isSame = one[row - 1] === other[column - 1]
-      let cell = Math.min(
-        rows[row - 1]![column]! + 1,
-        cells[column - 1]! + 1,
-        rows[row - 1]![column - 1]! + (isSame ? 0 : 1),
-      )
+      const replaced = last[column - 1]! + (one[row - 1] === other[column - 1] ? 0 : 1)
       const isSwapped =
         row > 1 && column > 1 && one[row - 1] === other[column - 2] && one[row - 2] === other[column - 1]
-      if (isSwapped) cell = Math.min(cell, rows[row - 2]![column - 2]! + 1)
-      cells.push(cell)
+      const swapped = isSwapped ? beforeLast[column - 2]! + 1 : Infinity
+      cells.push(Math.min(last[column]! + 1, cells[column - 1]! + 1, replaced, swapped))
     }
-    rows.push(cells)
+    ;[beforeLast, last] = [last, cells]
   }
-  return rows[one.length]![other.length]!
+  return last[other.length]!
 }

@@ -131,7 +131,7 @@ async function begin(over: () => void): Promise<Observation> {
     capacity: CAPACITY,
     deliveries: ['latest', 'best-effort'],
     // The command line may be another program than this one.
-    policy: { uid: 'same' },
+    policy: { executable: 'any' },
   })
   publisher.unref()
   // It is no business of the program's.

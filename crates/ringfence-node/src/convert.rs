@@ -7,6 +7,7 @@
 
 use std::fmt;
 
+use napi::Either;
 use napi_derive::napi;
 
 /// An error: its code without prefix, its sentence, and the compared values if it is a refusal.
@@ -205,6 +206,8 @@ pub struct Program {
 pub struct Policy {
     /// Allowed uids. Default: this process's own.
     pub uids: Option<Vec<u32>>,
+    /// Whether the uid is not checked.
+    pub any_uid: Option<bool>,
     /// Allowed gids. Default: not checked.
     pub gids: Option<Vec<u32>>,
     /// Allowed executables. Default: not checked.
@@ -232,10 +235,8 @@ pub struct Options {
     pub policy: Option<Policy>,
     /// Permission bits.
     pub mode: Option<u32>,
-    /// A gid.
-    pub group: Option<u32>,
-    /// Name of a group.
-    pub group_name: Option<String>,
+    /// A gid, or the name of a group.
+    pub group: Option<Either<u32, String>>,
     /// Milliseconds.
     pub handshake_timeout: Option<f64>,
     /// Whether to wait for the address.
@@ -299,11 +300,10 @@ impl Options {
         if let Some(mode) = self.mode {
             options = options.mode(mode);
         }
-        if let Some(group) = self.group {
-            options = options.group(group);
-        }
-        if let Some(name) = &self.group_name {
-            options = options.group_name(name);
+        match &self.group {
+            Some(Either::A(gid)) => options = options.group(*gid),
+            Some(Either::B(name)) => options = options.group_name(name),
+            None => {}
         }
         if let Some(timeout) = self.handshake_timeout {
             options = options.timeout(std::time::Duration::from_micros(whole(timeout * 1000.0)));
@@ -352,6 +352,9 @@ impl Policy {
         let mut policy = ringfence::Policy::new();
         if let Some(uids) = &self.uids {
             policy = policy.uids(uids.clone());
+        }
+        if self.any_uid == Some(true) {
+            policy = policy.any_uid();
         }
         if let Some(gids) = &self.gids {
             policy = policy.gids(gids.clone());

@@ -28,6 +28,7 @@ enum Users {
     /// The peer's uid equals this process's real and effective uid.
     Same,
     OneOf(Vec<u32>),
+    Any,
 }
 
 /// An executable that a [`Policy`] accepts: this process's own, a file, a content, or a file with a content.
@@ -215,6 +216,13 @@ impl Policy {
         self
     }
 
+    /// Accepts a peer of any user. The evidence records its uid.
+    #[must_use]
+    pub fn any_uid(mut self) -> Self {
+        self.users = Users::Any;
+        self
+    }
+
     /// Sets the namespaces in which the peer may live. [`Namespace::Same`] means this process's own. The
     /// kernel stamps each message of a handshake with the sender's process number. A process with
     /// `CAP_SYS_ADMIN` over the sender's pid namespace can forge that number, and any user has that
@@ -310,6 +318,7 @@ impl Policy {
         match &self.users {
             Users::Same => true,
             Users::OneOf(uids) => uids.iter().all(|uid| uid == &uids[0]),
+            Users::Any => false,
         }
     }
 
@@ -534,6 +543,9 @@ impl Users {
             Self::OneOf(uids) => {
                 Comparison::compared(uids.contains(&uid), format!("one of {uids:?}"), uid.to_string())
             }
+            Self::Any => Finding::NotAsked {
+                found: uid.to_string(),
+            },
         }
     }
 }
@@ -752,6 +764,8 @@ mod tests {
             assert!(wanted.starts_with("7 and 8, "), "{wanted}");
         }
         assert_eq!(told(Users::OneOf(vec![8]).compare(7, 7, 7)).0, Some(false));
+        let (passed, _, found) = told(Users::Any.compare(7, 8, 9));
+        assert_eq!((passed, found.as_str()), (None, "7"));
     }
 
     #[test]
@@ -826,6 +840,7 @@ mod tests {
             (Policy::new().uids([1, 1]), true),
             (Policy::new().uids([1, 2]), false),
             (Policy::new().uids([1, 2, 1]), false),
+            (Policy::new().any_uid(), false),
         ] {
             assert_eq!(policy.is_for_one_user(), one, "{policy:?}");
         }
