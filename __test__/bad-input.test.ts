@@ -291,6 +291,9 @@ test.serial('a misspelt option of a later call is refused, and changes nothing',
   await partner.run((kit) => kit.channel.send('open still'))
   t.is(String(await channel.receive()), 'open still')
   const listener = await listenHere(t, abstractAddress())
-  await t.throwsAsync(() => listener.close(misspelt), { ...invalid, message: /no property "lingr"; the nearest one is channels/ })
+  await t.throwsAsync(() => listener.close(misspelt), {
+    ...invalid,
+    message: /no property "lingr"; the nearest one is channels/,
+  })
   listener.unref()
 })

@@ -106,7 +106,7 @@ async function send(
   for (let number = from; number <= to; number += 1) await publisher.send(numbered(number, length(number)))
 }
 
-const codeOf = (code: string) => ({ code: `ERR_RINGFENCE_${code}` })
+const codeOf = (code: string) => ({ code: code === 'ABORT_ERR' ? code : `ERR_RINGFENCE_${code}` })
 
 test('each subscriber gets every message, in order, whichever way it reads, and then the end', async (t) => {
   const address = abstractAddress()

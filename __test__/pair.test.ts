@@ -213,8 +213,8 @@ test.serial('a guest that is silent does not hold the place of the next one', as
   await untilBound(address)
   const silent = await Partner.start(t)
   await silent.run(async (kit, where: string) => {
-    const { connect } = kit.require('node:net') as typeof import('node:net')
-    const socket = connect(where)
+    const net = kit.require('node:net') as typeof import('node:net')
+    const socket = net.connect(where)
     socket.on('error', () => {})
     kit.keep['over'] = new Promise((resolve) => socket.on('close', resolve))
     socket.resume()
@@ -234,8 +234,8 @@ test.serial('a guest that is silent is let go after the timeout, and the host wa
   await untilBound(address)
   const silent = await Partner.start(t)
   await silent.run(async (kit, where: string) => {
-    const { connect } = kit.require('node:net') as typeof import('node:net')
-    const socket = connect(where)
+    const net = kit.require('node:net') as typeof import('node:net')
+    const socket = net.connect(where)
     socket.on('error', () => {})
     socket.resume()
     await new Promise((resolve) => socket.on('close', resolve))
