@@ -543,7 +543,7 @@ impl Users {
             Self::OneOf(uids) => {
                 Comparison::compared(uids.contains(&uid), format!("one of {uids:?}"), uid.to_string())
             }
-            Self::Any => Finding::NotAsked {
+            Self::Any => Comparison::NotAsked {
                 found: uid.to_string(),
             },
         }
