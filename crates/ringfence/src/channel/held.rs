@@ -1,27 +1,27 @@
-//! How the binding reads into memory that JavaScript hands out at once, and may take away.
+//! Reads for the binding, into memory that JavaScript hands out at once and may detach.
 //!
-//! Several messages lie in one block there. Where a program has the block detached by one of them, those that it has not asked for yet
-//! must not be lost. So their records are held in the ring, which the peer does not write before it is told that they were read.
+//! Several messages share one block there. If a program detaches the block through one of them, the others must not be lost. So their
+//! records are held in the ring: the peer does not overwrite them until this side publishes that they were read.
 
 use std::ops::RangeInclusive;
 
 use crate::{
     channel::inbound::Packed, channel::receiver::Receiver, error::Result, region::layout::as_offset,
-    ring::consumer::Wanted, ring::record::packed_size,
+    ring::consumer::WantedLengths, ring::record::packed_size,
 };
 
-/// Which messages can be had again.
+/// The messages that [`pull_again`] can return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
     /// Each of them.
     Each,
-    /// One that comes alone cannot: the caller hands it out before any program runs.
+    /// All unless it is a single one, which the caller hands out before any program runs.
     Several,
 }
 
-/// As [`Receiver::try_receive_packed`], of messages of `lengths` alone, into memory that was not used lately. The peer is told by
-/// [`release`] that they were read: once the caller has no more use for them, and at the latest by the next call to receive. Until then
-/// [`pull_again`] has them. That goes for at most a quarter of the ring, or one message.
+/// Like [`Receiver::try_receive_packed`], only for messages of `lengths`, into memory that was not used lately. They are held until
+/// [`release`], or until the next call that receives: until then [`pull_again`] returns them. At most a quarter of the ring is held, or
+/// one message.
 pub fn pull_held(
     receiver: &mut Receiver,
     into: &mut [u8],
@@ -29,7 +29,7 @@ pub fn pull_held(
     keep: Keep,
 ) -> Result<Packed> {
     release(receiver);
-    let wanted = Wanted {
+    let wanted = WantedLengths {
         least: *lengths.start() as u64,
         most: *lengths.end() as u64,
         fresh: true,
@@ -41,13 +41,13 @@ pub fn pull_held(
     Ok(packed)
 }
 
-/// Copies once more what [`pull_held`] has copied, but for the first `passed` bytes: whole messages, as many as fit. Errors as
-/// [`Receiver::try_receive`]; with [`Error::RingCorrupt`](crate::Error::RingCorrupt) also where the peer has written over it.
+/// Copies the held messages again, without the first `passed` bytes: whole messages, as many as fit. Errors as
+/// [`Receiver::try_receive`], and with [`Error::RingCorrupt`](crate::Error::RingCorrupt) if the peer has overwritten them.
 pub fn pull_again(receiver: &mut Receiver, into: &mut [u8], passed: usize) -> Result<Packed> {
     receiver.receive_records(|consumer| consumer.pull_again(into, passed))
 }
 
-/// Tells the peer that what was pulled is not needed any more, and wakes one that waits for room.
+/// Publishes that the held messages were read, and wakes a peer that waits for room.
 pub fn release(receiver: &mut Receiver) {
     if !receiver.shared.is_inherited() && receiver.ring.consumer.publish() {
         receiver.wake_at_once();

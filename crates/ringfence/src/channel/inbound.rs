@@ -30,7 +30,7 @@ pub trait Inlet: fmt::Debug + Sized {
     /// Publishes how far everything was read. Returns whether the peer did not know.
     fn publish(&mut self) -> bool;
 
-    /// How far everything was read.
+    /// The position up to which everything was read.
     fn position(&self) -> u64;
 
     /// Bytes of the ring.
@@ -39,7 +39,7 @@ pub trait Inlet: fmt::Debug + Sized {
     /// Whether everything known was read. Does not load the peer's tail.
     fn is_through(&self) -> bool;
 
-    /// How often the peer's tail was loaded.
+    /// The number of times that the peer's tail was loaded.
     fn looks(&self) -> u64;
 
     /// Messages that were handed out, and the bytes of their payloads.
@@ -68,7 +68,7 @@ pub trait Inlet: fmt::Debug + Sized {
     /// The peer is gone: loads its tail for the last time, and releases this side's memory.
     fn settle(&mut self);
 
-    /// Releases both sides' memory. Reads nothing any more.
+    /// Releases both sides' memory: reading is over.
     fn forget(&mut self);
 
     /// Nothing is there to read. Called after the peer was woken.
@@ -109,7 +109,7 @@ pub struct Inbound<R> {
     pub(super) fruitless: u32,
     /// The position at which this half last checked whether the peer sleeps.
     woken: u64,
-    /// How often the peer's tail had been loaded when the caller's round began.
+    /// The value of [`Inlet::looks`] when the caller's round began.
     round: u64,
     /// Declared after the ring: a pair's consumer reports its last counts when it is dropped, and they count until this is dropped.
     pub(crate) shared: Arc<Shared>,
@@ -134,8 +134,7 @@ impl<R: Inlet> Inbound<R> {
         self.longest
     }
 
-    /// Errors if nothing may be read any more: after this side's own close, an eviction, or a protocol violation. What a peer that is
-    /// gone has left is still read.
+    /// Errors after this side's own close, an eviction, or a protocol violation. The leftovers of a peer that is gone are still read.
     #[inline]
     pub(super) fn check(&mut self) -> Result<()> {
         if !self.shared.state.is(ChannelState::Open, Ordering::Relaxed) {
@@ -469,7 +468,7 @@ impl<R: Inlet> Inbound<R> {
             return Ok(false);
         }
         if self.link.is_none() {
-            // The peer is gone, and everything that it left was read. What its memory contains no longer counts.
+            // The peer is gone, and everything that it left was read. Its memory is not checked again.
             self.shared.receiving_ended.store(true, Ordering::Release);
             self.let_go();
             return Ok(true);
@@ -526,7 +525,7 @@ impl<R: Inlet> Inbound<R> {
         self.unpark();
     }
 
-    /// Reads whatever has arrived on the line, and notices a peer that is gone. What it left can still be read, and its memory stays
+    /// Reads whatever has arrived on the line, and notices a peer that is gone. Its leftovers can still be read, and its memory stays
     /// mapped until then.
     ///
     /// # Errors
@@ -617,8 +616,8 @@ impl<R> AsFd for Inbound<R> {
     }
 }
 
-/// Errors if nothing may be read any more. What a peer that is gone has left is still read. If everything was read before this side
-/// closed, that is the end and no error.
+/// Errors if the channel has ended in a way that forbids reading. The leftovers of a peer that is gone are still read. If everything was
+/// read before this side closed, that is the end and no error.
 fn check_readable(shared: &Shared) -> Result<()> {
     if shared.peer_is_gone() {
         return Ok(());

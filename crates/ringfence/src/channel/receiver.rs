@@ -17,7 +17,7 @@ use crate::{
     region::layout,
     region::own::OwnRegion,
     region::peer::PeerRegion,
-    ring::consumer::{Consumer, Gathered, Place, Pulled},
+    ring::consumer::{Consumer, FragmentBuffer, Gathered, Pulled},
     ring::message::Progress,
     ring::message::{Message, too_small},
     ring::record::{Record, WHOLE, packed_size},
@@ -430,7 +430,7 @@ struct WithRoom<'a> {
     into: &'a mut Vec<u8>,
 }
 
-impl Place for WithRoom<'_> {
+impl FragmentBuffer for WithRoom<'_> {
     fn room(&mut self, size: usize, from: usize, to: usize) -> Result<&mut [u8]> {
         if to == size {
             make_room(self.into, size)?;

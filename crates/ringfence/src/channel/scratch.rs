@@ -8,7 +8,7 @@ use memmap2::{MmapMut, RemapOptions};
 
 use crate::{
     error::{Error, Result},
-    ring::consumer::Place,
+    ring::consumer::FragmentBuffer,
 };
 
 #[derive(Debug, Default)]
@@ -20,7 +20,7 @@ impl Scratch {
         self.0.as_ref().map_or(0, |map| map.len())
     }
 
-    /// What has come of the message: at most as much as there was room made for.
+    /// The first `length` bytes of the message, for which there was room made.
     pub(crate) fn bytes(&self, length: usize) -> &[u8] {
         self.0.as_ref().map_or(&[], |map| &map[..length])
     }
@@ -46,11 +46,11 @@ impl Scratch {
     }
 }
 
-impl Place for Scratch {
+impl FragmentBuffer for Scratch {
     fn room(&mut self, size: usize, from: usize, to: usize) -> Result<&mut [u8]> {
         let there = self.size();
         if there < to {
-            // Twice as much each time, for fewer calls; but where that cannot be had, what is needed.
+            // Double the size for fewer calls. If that fails, only what is needed.
             let wanted = to.max(2 * there).min(size);
             self.grow(wanted)
                 .or_else(|_| self.grow(to))

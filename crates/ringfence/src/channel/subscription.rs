@@ -49,7 +49,7 @@ const VISITS: usize = 4;
 /// messages that it left can still be read, and then comes the end; those of an evicted subscription are lost.
 pub type Subscription = Inbound<BroadcastInlet>;
 
-/// What a subscription has received since it was made, and how far behind it is.
+/// Counts of a subscription since it was made, and its lag.
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SubscriptionStats {
@@ -61,7 +61,7 @@ pub struct SubscriptionStats {
     pub lost: u64,
     /// Bytes that are published and not read. After the end: the last known value.
     pub lag: u64,
-    /// How often this side has gone to sleep because there was no message.
+    /// The number of times that this side has gone to sleep because there was no message.
     pub sleeps: u64,
 }
 
@@ -287,7 +287,7 @@ impl Inlet for BroadcastInlet {
         half.ring.controls().check()
     }
 
-    /// A disconnected subscription gets what was published before, and no more, though the publisher goes on.
+    /// A disconnected subscription reads up to the position where the publisher ended it, though the publisher goes on.
     #[inline]
     fn notice_end(&mut self) {
         if !self.end_known && self.phase_word() != Phase::OPEN.word() {

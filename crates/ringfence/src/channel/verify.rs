@@ -31,7 +31,7 @@ pub(crate) struct WeakVerifier {
 }
 
 impl WeakVerifier {
-    /// `None`: nothing keeps it any more.
+    /// `None` once it was dropped.
     pub(crate) fn upgrade(&self) -> Option<Verifier> {
         Some(Verifier {
             known: self.known.upgrade()?,
@@ -88,7 +88,7 @@ struct Known {
     timeout: Duration,
 }
 
-/// What a [`Verifier`] has found.
+/// The result of a verification.
 #[non_exhaustive]
 #[derive(Debug, Clone)]
 pub struct Verified {
@@ -119,10 +119,10 @@ impl Verifier {
 
     /// Looks at the peer now, and compares with the policy that the channel was made with: the process is alive, has
     /// the user and group that were attested at first, and is what the policy asks for. Its label is the one attested
-    /// at first, and the policy's callback is not asked again: that was asked about a newcomer.
+    /// at first, and the policy's callback is not asked again: it is meant for the handshake.
     ///
     /// # Errors
-    /// [`Error::PeerRefused`] if the policy does not hold any more, or this cannot be told: then the channel is closed.
+    /// [`Error::PeerRefused`] if the peer violates the policy now, or that cannot be checked: then the channel is closed.
     /// [`Error::PeerLost`] if the peer is gone, [`Error::Closed`] after this side's close, [`Error::RingCorrupt`].
     /// [`Error::NoSpace`] where this process has run out of descriptors or memory, [`Error::HandshakeTimeout`] where the peer's
     /// executable cannot be read within [`Options::timeout`]: then the peer was not looked at, and the channel lives.
@@ -136,7 +136,7 @@ impl Verifier {
         let mut record = EvidenceLog::default();
         let deadline = Deadline::endless(Vec::new(), *timeout).within(*timeout);
         let looked = policy.check(peer, "verify", &deadline, &mut record);
-        // If the channel has ended meanwhile, that is the answer, whatever was found of the peer.
+        // If the channel has ended in the meantime, that error comes first.
         self.check_open()?;
         if let (Err(error @ Error::PeerRefused(_)), Some(shared)) = (&looked, self.shared.upgrade()) {
             // It is cut off before those who watch the process hear why: that may take them long.

@@ -1,4 +1,4 @@
-//! How a half of a channel, or a subscription, sleeps until there is something for it: a message, or room for one.
+//! Waiting of a half of a channel, or of a subscription, for a message or for room.
 //!
 //! Two orders must be kept. The check that finds nothing comes after the word that says that this side sleeps, with a barrier between
 //! them (`wake::parking`). And what is heard on the line counts from before that check: a bell that another thread takes from the line
@@ -20,14 +20,14 @@ use crate::{
     wake::parking::Sleeper,
 };
 
-/// What sleeps on a channel's line. Not to be named outside of this crate, as the sources that build on it.
+/// A half that sleeps on a channel's line. In a private module, so that no other crate implements it.
 pub trait Waits {
-    /// What it sleeps for. Of a message there is no more to be said; of room, for how many bytes.
+    /// The thing that it sleeps for: a message, or room for a number of bytes.
     type For: Copy;
 
     fn parking(&mut self) -> Parking<'_>;
 
-    /// What is in the way of any sleep: the end, or a lie.
+    /// Errors if the channel has ended or is corrupt.
     fn check(&mut self) -> Result<()>;
 
     /// Whether there is now what it sleeps for.
@@ -50,7 +50,7 @@ pub trait Waits {
         self.park_for(what)
     }
 
-    /// As [`Waits::arm_for`], for a caller who has caught up.
+    /// Like [`Waits::arm_for`], for a caller that has caught up.
     fn park_for(&mut self, what: Self::For) -> Result<bool> {
         self.check()?;
         let Some(sleeper) = self.parking().sleeper else {
@@ -111,15 +111,15 @@ pub trait Waits {
     }
 }
 
-/// What one needs to sleep.
+/// The parts of a half that it needs to sleep.
 #[derive(Debug)]
 pub struct Parking<'a> {
     pub(crate) shared: &'a Arc<Shared>,
-    /// `None` once the peer is gone, or the channel has ended: nobody would ring.
+    /// `None` once the peer is gone, or the channel has ended: no wakeup would arrive.
     pub(crate) sleeper: Option<&'a mut Sleeper<OwnRegion, PeerRegion>>,
 }
 
-/// What is read until it ends: one ring, or many.
+/// A reader of one ring, or of many.
 pub(crate) trait Awaited {
     /// Whether no more will come, and everything was read.
     fn is_through(&mut self) -> Result<bool>;
@@ -127,7 +127,7 @@ pub(crate) trait Awaited {
     /// Sleeps until there is something to read, or no more will come. `false`: the deadline has passed.
     fn sleep_until(&mut self, deadline: Option<Instant>) -> Result<bool>;
 
-    /// What `take` finds, once it finds something. `None`: no more will come.
+    /// Waits until `take` finds something. `None`: no more will come.
     #[inline]
     fn take_by<T>(
         &mut self,
@@ -160,7 +160,7 @@ impl<R: Waits<For = ()>> Awaited for R {
 
 /// Checks between two reads of the clock, which costs as much as many of them.
 const CHECKS_PER_CLOCK: u32 = 64;
-/// How often a wait that spins asks the kernel whether the peer has died. The call costs a thousandth of that time.
+/// The interval at which a wait that spins asks the kernel whether the peer has died. The call costs a thousandth of that time.
 const GLANCE: Duration = Duration::from_millis(1);
 
 /// A wait that spins first and then sleeps. Each thread that waits on a ring does so by [`SpinThenPark::wait_until`].
@@ -168,7 +168,7 @@ pub(crate) trait SpinThenPark {
     /// See [`Waits::For`].
     type For: Copy;
 
-    /// How long a wait spins before it sleeps.
+    /// The time for which a wait spins before it sleeps.
     fn spin_time(&mut self) -> Duration;
 
     /// Whether it is there now. Asked without a pause, so it makes no system call.
@@ -233,7 +233,7 @@ pub(crate) trait SpinThenPark {
     }
 }
 
-/// Why a wait does not sleep any more.
+/// The reason why a wait has stopped sleeping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Slept {
     /// It is there, or never will be.

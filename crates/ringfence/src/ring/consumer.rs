@@ -1,4 +1,4 @@
-//! The reading end of a ring. It believes nothing that it reads.
+//! The reading end of a ring. It validates everything that it reads.
 
 use std::{
     mem,
@@ -18,10 +18,10 @@ use crate::{
     ring::tally::Tally,
 };
 
-/// A consumer is in full stream once it has read this much, of which every look that finds the ring empty takes back
-/// half: a conversation of questions and answers never comes near it, and must not pay for the distance.
+/// A consumer streams once it has read this many bytes. Each check that finds the ring empty halves the number, so a dialog of questions
+/// and answers never streams, and does not pay for the distance.
 const STREAM: u64 = 4096;
-/// What is remembered of a stream: it is forgotten after a few empty looks.
+/// The most bytes that count: a few checks that find nothing end a stream.
 const STREAM_MEMORY: u64 = 64 * 1024;
 /// While many records are read in one go, the head is published in strides: each publication takes the line from a
 /// producer that waits for room.
@@ -45,16 +45,16 @@ pub(crate) enum Gathered {
     Nothing,
 }
 
-/// Where the pieces of a message are put together.
-pub(crate) trait Place {
-    /// Room for the bytes from one offset to another of a message of this size. The pieces come in order.
+/// Memory in which the fragments of a message are put together.
+pub(crate) trait FragmentBuffer {
+    /// Returns room for the bytes from one offset to another of a message of this size. The fragments come in order.
     fn room(&mut self, size: usize, from: usize, to: usize) -> Result<&mut [u8]>;
 }
 
 /// A buffer that must hold all of the message.
 struct Whole<'a>(&'a mut [u8]);
 
-impl Place for Whole<'_> {
+impl FragmentBuffer for Whole<'_> {
     fn room(&mut self, size: usize, from: usize, to: usize) -> Result<&mut [u8]> {
         let room = self.0.len();
         self.0.get_mut(from..to).filter(|_| room >= size).ok_or_else(|| {
@@ -65,9 +65,9 @@ impl Place for Whole<'_> {
     }
 }
 
-/// Which messages a caller pulls, and where to.
+/// The messages that a caller pulls, and the kind of memory.
 #[derive(Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct WantedLengths {
     /// Bytes of the shortest.
     pub(crate) least: u64,
     /// Bytes of the longest.
@@ -76,7 +76,7 @@ pub(crate) struct Wanted {
     pub(crate) fresh: bool,
 }
 
-impl Wanted {
+impl WantedLengths {
     const ALL: Self = Self {
         least: 0,
         most: u64::MAX,
@@ -108,17 +108,17 @@ pub(crate) struct Consumer<O, P> {
     capacity: u64,
     /// The longest message that this side takes.
     longest: u64,
-    /// How far everything has been read.
+    /// The position up to which everything was read.
     pub(super) head: u64,
     /// The head that the producer can see.
     pub(super) published: u64,
-    /// The producer's tail when it was last looked at.
+    /// The last loaded tail of the producer.
     pub(super) tail: u64,
-    /// How often the tail was looked at.
+    /// The number of loads of the tail.
     looks: u64,
     /// A record that ends here or before is there, and stands where it may: the tail, or this lap's end and overhang.
     until: u64,
-    /// The last word of a producer that has gone, in place of its tail, which another process may still write.
+    /// The last tail of a producer that is gone. Another process may still write its memory.
     last: Option<u64>,
     /// The stream that is being read began here: what was read since the ring was last found empty, and half of what was remembered
     /// then. A place and no count, which each message would have to add to.
@@ -129,20 +129,20 @@ pub(crate) struct Consumer<O, P> {
     fetched: u64,
     /// The message whose fragments are being read: its size, and how much of it has been read.
     gathering: Option<(usize, usize)>,
-    /// The size that the reader was told of the message at this position, and has made room for.
+    /// The size that was returned for the message at this position, and for which the caller has made room.
     told: Option<(u64, usize)>,
-    /// Messages that were read since the tally was last told, and their bytes.
+    /// Messages that were read since the tally was updated, and their bytes.
     messages: u64,
     bytes: u64,
     /// Messages that the last call has read and the caller has not counted, and their bytes: see [`Consumer::count`].
     unchecked: (u64, u64),
     tally: Arc<Tally>,
-    /// What was counted before the messages that are held: see [`Consumer::pull_held`].
+    /// The counts before the messages that are held: see [`Consumer::pull_held`].
     before: (u64, u64),
 }
 
 impl<O, P> Consumer<O, P> {
-    /// Tells the tally what was read since it was last told.
+    /// Adds to the tally what was read since its last update.
     fn tell_tally(&mut self) {
         self.tally
             .add(mem::take(&mut self.messages), mem::take(&mut self.bytes));
@@ -199,7 +199,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         self.tally.add(messages, bytes);
     }
 
-    /// Looks how far the producer has written. A tail that goes backwards, or more than a ring ahead, is a lie.
+    /// Loads the producer's tail. A tail that goes backwards, or more than a ring ahead, is a protocol violation.
     pub(super) fn look_at_tail(&mut self) -> Result<()> {
         let tail = match self.last {
             None => self.peer.load(layout::TAIL, Ordering::Acquire),
@@ -216,18 +216,18 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         Ok(())
     }
 
-    /// How often the producer's tail was looked at.
+    /// The number of loads of the producer's tail.
     #[inline]
     pub(crate) fn looks(&self) -> u64 {
         self.looks
     }
 
-    /// Whether nothing has come since a look at the ring found it empty: the least that a look can be, for a reader that looks again and
-    /// again. Not in full stream, where it must keep its distance. Counts as a look where nothing has come; where something has,
-    /// [`Consumer::next_record`] looks once more, and judges it.
+    /// Whether nothing has arrived since the ring was found empty: the cheapest check, for a reader that polls. Always `false` while
+    /// streaming, because the reader must keep its distance. Counts as a load of the tail if nothing has arrived; otherwise
+    /// [`Consumer::next_record`] loads it again, and validates it.
     #[inline]
     pub(crate) fn is_still_empty(&mut self) -> bool {
-        debug_assert!(self.is_through(), "what is known to be there is not looked for");
+        debug_assert!(self.is_through(), "a known record is not searched");
         if self.is_close && self.streamed() >= STREAM {
             return false;
         }
@@ -318,8 +318,8 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         layout::DATA + as_offset(self.head & (self.capacity - 1))
     }
 
-    /// Asks for lines that will soon be read, if they are written: those behind `fetched`, and not far from `head`,
-    /// where a record of this size stands. Returns how far that went. Of long records, those who read them ask.
+    /// Prefetches lines that will soon be read, if they are written: those behind `fetched` and near `head`, the position of a record of
+    /// this size. Returns the new end of prefetched lines. The copy of a long record prefetches its own lines.
     #[inline]
     fn fetch(&self, head: u64, size: u64, mut fetched: u64, lap: u64) -> u64 {
         debug_assert!(fetched >= head, "nothing is asked for that was read");
@@ -488,7 +488,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
             // Checked when the message is begun.
             as_offset(self.peer.load(record.at, Ordering::Relaxed).min(self.longest))
         };
-        // It is read again then: what was told here is what it must be.
+        // The header is read again then, and must have the same size.
         self.told = Some((self.head, size));
         Ok(Some(size))
     }
@@ -501,7 +501,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
 
     /// As [`Consumer::gather`]. If there is no room, that is the error of this call alone: what has not been copied is still in
     /// the ring, and the next call goes on. [`Consumer::count`] counts the message once it is whole.
-    pub(crate) fn gather_in(&mut self, into: &mut impl Place) -> Result<Gathered> {
+    pub(crate) fn gather_in(&mut self, into: &mut impl FragmentBuffer) -> Result<Gathered> {
         let told = self.told.filter(|(at, _)| *at == self.head);
         loop {
             let Some(record) = self.next_record()? else {
@@ -549,15 +549,15 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
     ///
     /// An error behind the first message is left to the next call, which finds it again: what was copied before it is sound.
     pub(crate) fn pull_packed(&mut self, into: &mut [u8]) -> Result<Pulled> {
-        let pulled = self.pull(into, &Wanted::ALL)?;
+        let pulled = self.pull(into, &WantedLengths::ALL)?;
         self.publish();
         Ok(pulled)
     }
 
-    /// As [`Consumer::pull_packed`], of messages of the lengths that are wanted. The producer is told by the next
-    /// [`Consumer::publish`] alone: until then the same can be had again by [`Consumer::pull_again`]. That is at most a quarter of the
-    /// ring, or one message.
-    pub(crate) fn pull_held(&mut self, into: &mut [u8], wanted: &Wanted) -> Result<Pulled> {
+    /// As [`Consumer::pull_packed`], of messages of the lengths that are wanted. They are held until the
+    /// next [`Consumer::publish`]: until then [`Consumer::pull_again`] returns them again. At most a quarter of the ring is held, or one
+    /// message.
+    pub(crate) fn pull_held(&mut self, into: &mut [u8], wanted: &WantedLengths) -> Result<Pulled> {
         self.publish();
         self.before = self.counted();
         let Some(first) = self.next_record()? else {
@@ -586,14 +586,14 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
             left -= size(&record);
             self.hand_out(record);
         }
-        self.pull(into, &Wanted::ALL)
+        self.pull(into, &WantedLengths::ALL)
     }
 
-    fn pull(&mut self, into: &mut [u8], wanted: &Wanted) -> Result<Pulled> {
+    fn pull(&mut self, into: &mut [u8], wanted: &WantedLengths) -> Result<Pulled> {
         let mut end = 0;
         self.unchecked = (0, 0);
-        // Looks for what is published once, and not again for what has come meanwhile: a look that finds nothing tells the producer
-        // how far this reader is, and what was copied may be held. Padding can be the last that is known.
+        // Loads the tail at most once: a second load that finds nothing would publish the head, but the copied records may be held.
+        // Padding can be the last known record.
         while end == 0 || self.head != self.tail {
             let next = if end == 0 {
                 self.next_record()
@@ -625,7 +625,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
 
     /// Copies this message, for which there is room, and maybe those that follow. Returns their bytes.
     #[inline]
-    fn pull_from(&mut self, record: Record, into: &mut [u8], wanted: &Wanted) -> Result<usize> {
+    fn pull_from(&mut self, record: Record, into: &mut [u8], wanted: &WantedLengths) -> Result<usize> {
         if !record.aligned {
             return self.pull_run(into, record.end, wanted);
         }
@@ -640,7 +640,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
 
     /// Copies a range of the ring to the beginning of `into`.
     #[inline]
-    fn copy_packed(&self, from: Range<usize>, into: &mut [u8], end: usize, wanted: &Wanted) {
+    fn copy_packed(&self, from: Range<usize>, into: &mut [u8], end: usize, wanted: &WantedLengths) {
         if wanted.fresh {
             self.peer.copy_out_fresh(from, into, end);
         } else {
@@ -650,7 +650,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
 
     /// Copies records that lie in the ring as packed ones do, headers and all, and only then looks at the headers, in the
     /// copy: what is handed over is what was checked. The first has been found to be one.
-    fn pull_run(&mut self, into: &mut [u8], until: usize, wanted: &Wanted) -> Result<usize> {
+    fn pull_run(&mut self, into: &mut [u8], until: usize, wanted: &WantedLengths) -> Result<usize> {
         let place = self.head & (self.capacity - 1);
         let rest = as_offset(self.capacity - place);
         let there = as_offset(self.tail - self.head).min(rest + layout::OVERHANG);
@@ -704,7 +704,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         &self.peer
     }
 
-    /// How far everything has been read.
+    /// The position up to which everything was read.
     #[inline]
     pub(crate) fn position(&self) -> u64 {
         self.head
@@ -721,21 +721,20 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
         self.gathering.is_some()
     }
 
-    /// How much of the message under way has been read.
+    /// Bytes of the message under way that were read.
     pub(crate) fn gathered_so_far(&self) -> usize {
         self.gathering.map_or(0, |(_, read)| read)
     }
 
-    /// The producer has gone: looks at its tail for the last time, and tells no peer any more how far everything was read.
-    /// What is there is read where it lies. A child that the producer has forked may have the same memory and go on
-    /// writing there: the records are checked as ever, and nothing is read behind this tail. A tail that is a lie is found
-    /// behind what was known to be there, at each look.
+    /// The producer is gone: loads its tail for the last time, and publishes the head nowhere. The leftovers are read in its memory. A child
+    /// that the producer has forked may share that memory and go on writing: the records are validated as always, and nothing behind this
+    /// tail is read. An invalid tail is found at each later check.
     pub(crate) fn settle(&mut self, own: O) {
         self.last = Some(self.peer.load(layout::TAIL, Ordering::Acquire));
         self.own = own;
     }
 
-    /// Reads nothing any more.
+    /// Reading is over.
     pub(crate) fn forget(&mut self, own: O, peer: P) {
         let tally = Arc::clone(&self.tally);
         *self = Self::new(own, peer, self.capacity, self.longest);
@@ -745,7 +744,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
 
 /// Whether this is a whole message, for which there is room, and of a length that is wanted.
 #[inline]
-fn can_be_pulled(record: Record, room: usize, wanted: &Wanted) -> bool {
+fn can_be_pulled(record: Record, room: usize, wanted: &WantedLengths) -> bool {
     let length = record.length as u64;
     record.flags == WHOLE && packed_size(length) <= room as u64 && wanted.is_met_by(length)
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    consumer::{Consumer, Gathered, Pulled, Wanted},
+    consumer::{Consumer, Gathered, Pulled, WantedLengths},
     message::Progress,
     record::{Record, WHOLE, header, packed_size},
     spsc::SpscWriter,
@@ -238,7 +238,7 @@ fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Err
             if victim.is_gathering() {
                 return Ok(());
             }
-            let wanted = Wanted {
+            let wanted = WantedLengths {
                 least: 0,
                 most: LONGEST / 2,
                 fresh: true,

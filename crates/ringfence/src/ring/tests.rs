@@ -10,7 +10,7 @@ mod writer;
 use std::sync::atomic::Ordering;
 
 use super::{
-    consumer::{Consumer, Gathered, Pulled, Wanted},
+    consumer::{Consumer, Gathered, Pulled, WantedLengths},
     lies::packed,
     message::Progress,
     record::{ALIGNED, HEADER, LONG, WHOLE, header, packed_size},
@@ -192,7 +192,7 @@ fn messages_that_are_held_stay_where_only_padding_follows_them() {
     assert!(pair.send(b"one") && pair.send(b"two"));
     assert!(pair.producer.claim(2000).unwrap().is_some());
     assert!(pair.producer.publish());
-    let wanted = Wanted {
+    let wanted = WantedLengths {
         least: 0,
         most: 64,
         fresh: true,

@@ -94,7 +94,7 @@ impl<R: Inlet> Inbound<R> {
         Ok(there.await?.is_some())
     }
 
-    /// What `take` finds, once it finds something. `None`: no more will come.
+    /// Waits until `take` finds something. `None`: no more will come.
     async fn take<T>(
         &mut self,
         mut take: impl FnMut(&mut inbound::Inbound<R>) -> Result<Option<T>>,

@@ -31,12 +31,12 @@ use crate::{
     wait::deadline::ready_by,
 };
 
-use source::{Reading, Source, Waited, barrier};
-use turns::{Line, Turns};
+use source::{PolledFd, Reading, Source, barrier};
+use turns::{SourceQueue, Turns};
 
-/// Of the sources that have nothing, so many of each kind are looked at after each turn.
+/// The number of idle sources of each kind that are checked after each turn.
 const LOOKS: usize = 4;
-/// Messages that are visited in one go, before the turn is looked at.
+/// Messages that are visited at once, before the turn is checked.
 const VISITS: usize = 128;
 /// Events that are taken from the kernel at a time.
 const EVENTS: usize = 64;
@@ -57,12 +57,12 @@ impl Key {
     }
 }
 
-/// What a [`Merge`] has received.
+/// A message or an end that a [`Merge`] has received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Merged {
     /// A message, in the beginning of the buffer.
     Message {
-        /// The source that it is of.
+        /// The source of the message.
         from: Key,
         /// Its bytes.
         length: usize,
@@ -76,12 +76,12 @@ pub enum Merged {
     },
 }
 
-/// What a [`Merge`] has received, a message in memory of its own.
+/// Like [`Merged`], with the message in memory of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MergedVec {
     /// A message.
     Message {
-        /// The source that it is of.
+        /// The source of the message.
         from: Key,
         /// Its bytes.
         bytes: Vec<u8>,
@@ -95,7 +95,7 @@ pub enum MergedVec {
     },
 }
 
-/// What a [`Merge`] has done since it was made.
+/// Counts of a [`Merge`] since it was made.
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MergeStats {
@@ -107,12 +107,12 @@ pub struct MergeStats {
     pub bytes_received: u64,
 }
 
-/// A source that could not be added, and why. It is handed back.
+/// A source that could not be added, and the reason. The source is returned.
 #[derive(Debug)]
 pub struct NotAdded<S> {
     /// The source.
     pub source: S,
-    /// What was in the way.
+    /// The reason.
     pub error: Error,
 }
 
@@ -170,14 +170,14 @@ impl<S> From<Box<NotAdded<S>>> for Error {
 ///
 /// # Closing
 /// A source that has ended leaves after its last message, and [`Merged::Ended`] tells why. So does one whose peer has lied
-/// ([`CloseReason::Corrupt`]): that costs the others nothing. Once every source has ended or was removed, and all was told,
-/// [`Merge::receive`] answers `None`; a merge that never had one waits. Dropping a merge drops its sources.
+/// ([`CloseReason::Corrupt`]): that costs the others nothing. Once every source has ended or was removed, and each end was
+/// returned, [`Merge::receive`] returns `None`; a merge that never had a source waits. Dropping a merge drops its sources.
 ///
 /// # After a fork
 /// In a child each call that can fail fails with [`Error::Closed`], and dropping it does nothing to the parent.
 #[derive(Debug)]
 pub struct Merge<S = Receiver> {
-    seats: Vec<Seat<S>>,
+    slots: Vec<SourceSlot<S>>,
     free: Vec<usize>,
     turns: Turns,
     epoll: Epoll,
@@ -185,19 +185,19 @@ pub struct Merge<S = Receiver> {
     ends: VecDeque<(Key, CloseReason)>,
     size: usize,
     had_one: bool,
-    /// What those have received here that are not in it any more.
+    /// Counts of the sources that have left.
     past: (u64, u64),
-    /// Looks at all sources that found nothing.
+    /// Checks of all sources that found nothing.
     fruitless: u32,
 }
 
-/// A place for a source.
+/// A slot for a source.
 #[derive(Debug)]
-struct Seat<S> {
+struct SourceSlot<S> {
     source: Option<S>,
-    /// What it had received before it was added.
+    /// Its counts when it was added.
     before: (u64, u64),
-    /// How many sources have had it: part of the key.
+    /// The number of sources that have had this slot: part of the key.
     generation: u32,
 }
 
@@ -207,7 +207,7 @@ impl<S: Source> Merge<S> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .map_err(|errno| Error::system("a descriptor for a merge (epoll_create1)", errno))?;
         Ok(Self {
-            seats: Vec::new(),
+            slots: Vec::new(),
             free: Vec::new(),
             turns: Turns::default(),
             epoll,
@@ -226,8 +226,8 @@ impl<S: Source> Merge<S> {
         if let Err(error) = self.birth.check() {
             return Err(Box::new(NotAdded { source, error }));
         }
-        let place = self.free.last().copied().unwrap_or(self.seats.len());
-        let generation = self.seats.get(place).map_or(0, |seat| seat.generation);
+        let place = self.free.last().copied().unwrap_or(self.slots.len());
+        let generation = self.slots.get(place).map_or(0, |slot| slot.generation);
         let key = Key::new(place, generation);
         if let Err(errno) = watch(&self.epoll, &mut source, key) {
             unwatch(&self.epoll, &mut source);
@@ -235,18 +235,18 @@ impl<S: Source> Merge<S> {
             return Err(Box::new(NotAdded { source, error }));
         }
         let before = source.counted();
-        let seat = Seat {
+        let slot = SourceSlot {
             source: Some(source),
             before,
             generation,
         };
         match self.free.pop() {
-            Some(place) => self.seats[place] = seat,
-            None => self.seats.push(seat),
+            Some(place) => self.slots[place] = slot,
+            None => self.slots.push(slot),
         }
         self.size += 1;
         self.had_one = true;
-        self.turns.push(Line::Fresh, place);
+        self.turns.push(SourceQueue::Fresh, place);
         Ok(key)
     }
 
@@ -263,10 +263,10 @@ impl<S: Source> Merge<S> {
     }
 
     fn take_out(&mut self, place: usize) -> Option<S> {
-        let seat = self.seats.get_mut(place)?;
-        let mut source = seat.source.take()?;
-        self.past = sum(self.past, since(seat.before, source.counted()));
-        seat.generation = seat.generation.wrapping_add(1);
+        let slot = self.slots.get_mut(place)?;
+        let mut source = slot.source.take()?;
+        self.past = sum(self.past, since(slot.before, source.counted()));
+        slot.generation = slot.generation.wrapping_add(1);
         self.turns.remove(place);
         self.free.push(place);
         self.size -= 1;
@@ -276,20 +276,20 @@ impl<S: Source> Merge<S> {
 
     /// A source that is in it.
     pub fn source(&self, key: Key) -> Option<&S> {
-        let seat = self.seats.get(key.place())?;
-        seat.source.as_ref().filter(|_| self.key(key.place()) == key)
+        let slot = self.slots.get(key.place())?;
+        slot.source.as_ref().filter(|_| self.key(key.place()) == key)
     }
 
     fn key(&self, place: usize) -> Key {
-        Key::new(place, self.seats[place].generation)
+        Key::new(place, self.slots[place].generation)
     }
 
-    /// What it has handed out so far, over all sources that are or were in it.
+    /// Returns its counts so far, over all sources that are or were in it.
     pub fn stats(&mut self) -> MergeStats {
         let mut all = self.past;
-        for seat in &mut self.seats {
-            if let Some(source) = &mut seat.source {
-                all = sum(all, since(seat.before, source.counted()));
+        for slot in &mut self.slots {
+            if let Some(source) = &mut slot.source {
+                all = sum(all, since(slot.before, source.counted()));
             }
         }
         MergeStats {
@@ -299,7 +299,7 @@ impl<S: Source> Merge<S> {
         }
     }
 
-    /// How many sources are in it.
+    /// Returns the number of sources.
     pub fn len(&self) -> usize {
         self.size
     }
@@ -309,16 +309,16 @@ impl<S: Source> Merge<S> {
         self.size == 0
     }
 
-    /// Whether no more will come: every source has ended or was removed, there was one, and all ends were told.
+    /// Returns whether no more will come: there was a source, every source has ended or was removed, and each end was returned.
     pub fn is_ended(&self) -> bool {
         self.had_one && self.size == 0 && self.ends.is_empty()
     }
 
-    fn seated(&mut self, place: usize) -> &mut S {
-        self.seats[place]
+    fn queued(&mut self, place: usize) -> &mut S {
+        self.slots[place]
             .source
             .as_mut()
-            .expect("who stands in a line has a seat")
+            .expect("a queued source has a slot")
     }
 
     /// The next message, into the beginning of `into`, or the end of a source. `None`: nothing is there now (see
@@ -381,7 +381,7 @@ impl<S: Source> Merge<S> {
         }))
     }
 
-    /// What `take` finds at the next source whose turn it is, and which that is; or an end that was not told yet.
+    /// Returns what `take` finds at the source whose turn it is, with its key, or an end that was not returned yet.
     #[inline]
     #[expect(clippy::type_complexity, reason = "for the two functions above alone")]
     fn take_ready<T>(
@@ -397,7 +397,7 @@ impl<S: Source> Merge<S> {
             let Some(place) = self.turns.next() else {
                 return Ok(None);
             };
-            match take(self.seated(place)) {
+            match take(self.queued(place)) {
                 Ok(Some(taken)) => {
                     let from = self.key(place);
                     if self.turns.spend(1, packed_size(length(&taken) as u64)) {
@@ -422,7 +422,7 @@ impl<S: Source> Merge<S> {
                 }
                 return Ok(None);
             };
-            match self.seated(place).next_size() {
+            match self.queued(place).next_size() {
                 Ok(Some(size)) => return Ok(Some((self.key(place), size))),
                 Ok(None) => self.found_empty(place)?,
                 Err(error) => self.failed(place, error)?,
@@ -455,7 +455,7 @@ impl<S: Source> Merge<S> {
                 bytes += packed_size(message.len() as u64);
                 visit(from, message);
             };
-            let visited = self.seated(place).visit(visitor, VISITS.min(max - count), left);
+            let visited = self.queued(place).visit(visitor, VISITS.min(max - count), left);
             count += visits;
             match visited.dry {
                 Ok(true) => self.found_empty(place)?,
@@ -465,7 +465,7 @@ impl<S: Source> Merge<S> {
                         self.look_around();
                     }
                 }
-                // The visitor has these messages already, and must not take them for good ones.
+                // The visitor has seen messages that must be discarded.
                 Err(error) if visits > visited.count => {
                     self.leave(place);
                     return Err(error);
@@ -481,14 +481,14 @@ impl<S: Source> Merge<S> {
         self.ends.pop_front().filter(|_| self.birth.is_here())
     }
 
-    /// Sleeps until there is something to read, or an end to be told, or no more will come. `false`: the deadline has passed. Errors
-    /// with [`Error::NoSpace`] and [`Error::Unsupported`] where the kernel does not let it wait, and the trouble is this side's own.
+    /// Waits until there is something to read, or an end to return, or no more will come. `false`: the deadline has passed. Errors
+    /// with [`Error::NoSpace`] or [`Error::Unsupported`] if the kernel refuses to wait, which is a local error.
     pub fn wait_readable(&mut self, deadline: Option<Instant>) -> Result<bool> {
         self.wait_until((), deadline)
     }
 
-    /// For event loops: has every source ring that has nothing. `true`: there is nothing now; wait for the descriptor ([`AsFd`]) to
-    /// be readable, then call [`Merge::poll`]. `false`: there is something to read, or an end to be told, or no more will
+    /// For event loops: parks every idle source, so that its peer sends a wakeup. `true`: nothing is there; wait until the descriptor
+    /// ([`AsFd`]) is readable, then call [`Merge::poll`]. `false`: there is something to read, or an end to return, or no more will
     /// come. Errors as [`Merge::wait_readable`].
     pub fn arm(&mut self) -> Result<bool> {
         self.birth.check()?;
@@ -496,10 +496,10 @@ impl<S: Source> Merge<S> {
             return Ok(false);
         }
         let mut needs_barrier = false;
-        let mut next = self.turns.first(Line::Resting);
+        let mut next = self.turns.first(SourceQueue::Resting);
         while let Some(place) = next {
             next = self.turns.behind(place);
-            match self.seated(place).announce() {
+            match self.queued(place).announce() {
                 Ok(needs) => needs_barrier |= needs,
                 Err(error) => self.failed(place, error)?,
             }
@@ -507,11 +507,11 @@ impl<S: Source> Merge<S> {
         if needs_barrier {
             barrier()?;
         }
-        let mut next = self.turns.first(Line::Resting);
+        let mut next = self.turns.first(SourceQueue::Resting);
         while let Some(place) = next {
             next = self.turns.behind(place);
-            match self.seated(place).look_parked(()) {
-                Ok(true) => self.turns.push(Line::Armed, place),
+            match self.queued(place).look_parked(()) {
+                Ok(true) => self.turns.push(SourceQueue::Armed, place),
                 Ok(false) => self.turns.wake(place),
                 Err(error) => self.failed(place, error)?,
             }
@@ -519,13 +519,13 @@ impl<S: Source> Merge<S> {
         Ok(!self.has_ready()?)
     }
 
-    /// For event loops: hears what the sources' peers have said, if anything. Errors as [`Merge::wait_readable`].
+    /// For event loops: reads the lines that are readable. Errors as [`Merge::wait_readable`].
     pub fn poll(&mut self) -> Result<()> {
         self.birth.check()?;
         self.hear(Some(Instant::now())).map(drop)
     }
 
-    /// Waits until a source has rung or gone, and takes the events. `false`: the deadline has passed.
+    /// Waits until a line is readable, and reads it. `false`: the deadline has passed.
     fn hear(&mut self, deadline: Option<Instant>) -> Result<bool> {
         let mut events = [EpollEvent::empty(); EVENTS];
         let mut count = 0;
@@ -536,26 +536,26 @@ impl<S: Source> Merge<S> {
         .map_err(|errno| Error::system("waiting for the sources of a merge (epoll_wait)", errno))?;
         for event in &events[..count] {
             let key = Key(event.data() & !PROCESS);
-            // It may have left for an event before this one.
+            // An event before this one may have removed it.
             if self.source(key).is_none() {
                 continue;
             }
             let waited = if event.data() & PROCESS == 0 {
-                Waited::Line
+                PolledFd::Line
             } else {
-                Waited::Process
+                PolledFd::Process
             };
-            self.seated(key.place()).hear(waited);
+            self.queued(key.place()).hear(waited);
             self.turns.wake(key.place());
         }
         Ok(count > 0)
     }
 
-    /// Whether there is something to be told, or one of those that are ready has something to read: the others rest after this.
+    /// Whether there is an end to return, or a ready source has something to read. The other ready sources rest after this.
     fn has_ready(&mut self) -> Result<bool> {
         self.birth.check()?;
         while let Some(place) = self.turns.next() {
-            match self.seated(place).is_there(()) {
+            match self.queued(place).is_there(()) {
                 Ok(true) => return Ok(true),
                 Ok(false) => self.found_empty(place)?,
                 Err(error) => self.failed(place, error)?,
@@ -564,9 +564,9 @@ impl<S: Source> Merge<S> {
         Ok(!self.ends.is_empty() || self.is_ended())
     }
 
-    /// A source whose turn it is has nothing: it rests, or has ended.
+    /// Follows a turn of a source that had nothing: it rests, or has ended.
     fn found_empty(&mut self, place: usize) -> Result<()> {
-        match self.seated(place).is_over() {
+        match self.queued(place).is_over() {
             Ok(true) => self.leave(place),
             Ok(false) => self.turns.found_empty(place, false),
             Err(error) => self.failed(place, error)?,
@@ -574,17 +574,17 @@ impl<S: Source> Merge<S> {
         Ok(())
     }
 
-    /// What ends a source is no error of the merge's.
+    /// An error that ends a source is not an error of the merge.
     #[cold]
     fn failed(&mut self, place: usize, error: Error) -> Result<()> {
         match error {
-            // It has its turn still: a caller with more room gets the same message.
+            // Its turn goes on: a caller with more room gets the same message.
             Error::InvalidArgument(_) => Err(error),
             Error::NoSpace { .. } => {
                 self.turns.end_turn();
                 Err(error)
             }
-            _ if self.seated(place).end_reason().is_some() => {
+            _ if self.queued(place).end_reason().is_some() => {
                 self.leave(place);
                 Ok(())
             }
@@ -604,9 +604,9 @@ impl<S: Source> Merge<S> {
         self.ends.push_back((key, reason));
     }
 
-    /// A few of those that have nothing may have something by now.
+    /// Checks a few of the idle sources.
     fn look_around(&mut self) {
-        for line in [Line::Resting, Line::Armed] {
+        for line in [SourceQueue::Resting, SourceQueue::Armed] {
             for _ in 0..LOOKS {
                 let Some(place) = self.turns.first(line) else {
                     break;
@@ -620,16 +620,16 @@ impl<S: Source> Merge<S> {
         }
     }
 
-    /// Whether one of those that have nothing has something by now: where none is ready.
+    /// Checks all idle sources, because none is ready. Returns whether one has something.
     fn look_at_all(&mut self) -> Result<bool> {
         self.fruitless += 1;
         let glances = self.fruitless >= LOOKS_PER_GLANCE;
         if glances {
-            // A caller that only ever polls notices an end as well.
+            // So a caller that only ever polls notices an end.
             self.fruitless = 0;
             self.hear(Some(Instant::now()))?;
         }
-        for line in [Line::Resting, Line::Armed] {
+        for line in [SourceQueue::Resting, SourceQueue::Armed] {
             let mut next = self.turns.first(line);
             while let Some(place) = next {
                 next = self.turns.behind(place);
@@ -641,9 +641,9 @@ impl<S: Source> Merge<S> {
         Ok(self.turns.next().is_some())
     }
 
-    /// Whether a source that had nothing has a message, or has ended. What is wrong with it is told in its turn.
+    /// Whether a source that had nothing has a message, or has ended. Its next turn returns its error.
     fn looks_ready(&mut self, place: usize) -> bool {
-        self.seated(place).is_ready(()).unwrap_or(true)
+        self.queued(place).is_ready(()).unwrap_or(true)
     }
 }
 
@@ -651,7 +651,7 @@ impl<S: Source> SpinThenPark for Merge<S> {
     type For = ();
 
     fn spin_time(&mut self) -> Duration {
-        let sources = self.seats.iter_mut().filter_map(|seat| seat.source.as_mut());
+        let sources = self.slots.iter_mut().filter_map(|slot| slot.source.as_mut());
         sources.map(S::spin_time).max().unwrap_or(Duration::ZERO)
     }
 
@@ -686,7 +686,7 @@ impl<S: Source> Awaited for Merge<S> {
 }
 
 impl<S> AsFd for Merge<S> {
-    /// Readable when a source's peer has rung, or has gone: see [`Merge::arm`].
+    /// Readable when a source's peer has sent a wakeup, or has disconnected. See [`Merge::arm`].
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.0.as_fd()
     }
@@ -695,8 +695,8 @@ impl<S> AsFd for Merge<S> {
 fn watch(epoll: &Epoll, source: &mut impl Source, key: Key) -> std::result::Result<(), Errno> {
     for (descriptor, waited) in source.waited().into_iter().flatten() {
         let (flags, word) = match waited {
-            Waited::Line => (EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, key.0),
-            Waited::Process => (EpollFlags::EPOLLIN, key.0 | PROCESS),
+            PolledFd::Line => (EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, key.0),
+            PolledFd::Process => (EpollFlags::EPOLLIN, key.0 | PROCESS),
         };
         epoll.add(descriptor, EpollEvent::new(flags, word))?;
     }
@@ -705,7 +705,7 @@ fn watch(epoll: &Epoll, source: &mut impl Source, key: Key) -> std::result::Resu
 
 fn unwatch(epoll: &Epoll, source: &mut impl Source) {
     for (descriptor, _) in source.waited().into_iter().flatten() {
-        // It was not added, where this fails.
+        // Fails if it was not added.
         let _ = epoll.delete(descriptor);
     }
 }

@@ -1,4 +1,4 @@
-//! What a merge can read.
+//! The sources of a merge.
 
 use std::os::fd::BorrowedFd;
 
@@ -13,7 +13,7 @@ use crate::{
     sys,
 };
 
-/// What a [`Merge`](crate::Merge) can read: a [`Receiver`], a [`Subscription`], and [`AnySource`] for both in one. No other crate makes
+/// A source of a [`Merge`](crate::Merge): a [`Receiver`], a [`Subscription`], or [`AnySource`] for both in one. No other crate makes
 /// sources.
 pub trait Source: Reading {}
 
@@ -21,14 +21,14 @@ impl<R: Inlet> Source for Inbound<R> {}
 
 /// A descriptor that a merge waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Waited {
+pub enum PolledFd {
     /// Readable once the peer has sent a wakeup, or has disconnected.
     Line,
     /// Readable once the peer's process has exited.
     Process,
 }
 
-/// How a merge reads a source. In a private module, so that no other crate can make a source.
+/// The calls with which a merge reads a source. In a private module, so that no other crate can make a source.
 pub trait Reading: Waits<For = ()> {
     /// See [`Inbound::try_receive`].
     fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>>;
@@ -42,12 +42,12 @@ pub trait Reading: Waits<For = ()> {
     /// See [`Inbound::next_size`].
     fn next_size(&mut self) -> Result<Option<usize>>;
 
-    /// Why its channel has ended; `None` while it has not, also if the peer has ended its sending.
+    /// The reason why its channel has ended; `None` while it has not, also if the peer has ended its sending.
     fn end_reason(&self) -> Option<CloseReason>;
 
     /// Reads the line after a descriptor became readable.
-    fn hear(&mut self, waited: Waited) {
-        if waited == Waited::Process {
+    fn hear(&mut self, waited: PolledFd) {
+        if waited == PolledFd::Process {
             self.parking().shared.doorbell.look();
         }
         // The next read reports an error again.
@@ -56,12 +56,12 @@ pub trait Reading: Waits<For = ()> {
     }
 
     /// The descriptors to wait for. They stay open as long as the source.
-    fn waited(&mut self) -> [Option<(BorrowedFd<'_>, Waited)>; 2] {
+    fn waited(&mut self) -> [Option<(BorrowedFd<'_>, PolledFd)>; 2] {
         let Parking { shared, .. } = self.parking();
         let process = shared.doorbell.pidfd();
         [
-            Some((shared.line(), Waited::Line)),
-            process.map(|pidfd| (pidfd, Waited::Process)),
+            Some((shared.line(), PolledFd::Line)),
+            process.map(|pidfd| (pidfd, PolledFd::Process)),
         ]
     }
 }

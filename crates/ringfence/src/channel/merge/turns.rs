@@ -1,42 +1,42 @@
-//! Whose turn it is among the sources of a merge. No source is read here: this file has the order alone.
+//! The order in which a merge reads its sources. This file reads none of them.
 //!
-//! A source that may have something is ready, and the ready ones take turns: so many bytes, or so long. One that was found empty
-//! rests, and is looked at now and then, or rings (it is armed). One that has something again has its turn next, once: it is fresh. A
-//! fresh source that is empty again joins the end of the ready ones, not those that rest, so that one which sends a little each
-//! time cannot always come first (as fq_codel does with the flows of a network).
+//! A source that may have something is ready, and the ready sources take turns, limited in bytes and in time. A source that was found
+//! empty rests and is checked once in a while, or it is armed and its peer sends a wakeup. A source that has something again is fresh: it
+//! has the next turn, once. A fresh source that is empty again joins the end of the ready ones and does not rest. So a source that sends
+//! a little each time cannot always be the first (fq_codel treats the flows of a network alike).
 
 use std::time::{Duration, Instant};
 
 /// Bytes of a turn, about: it ends with the message that reaches it.
 const TURN: u64 = 16 * 1024;
-/// A turn ends after this time as well: where each message takes long, few bytes are many.
+/// A turn also ends after this time, because a visit of a short message may take long.
 const LONG: Duration = Duration::from_micros(500);
-/// Messages between two looks at the clock, which takes as long as several messages.
+/// Messages between two reads of the clock, which take as long as several messages.
 const PER_LOOK: u32 = 16;
 
-/// Where a source stands.
+/// The queue of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Line {
+pub(super) enum SourceQueue {
     Fresh,
     Ready,
-    /// Found empty, and will not ring.
+    /// Found empty. Its peer sends no wakeup.
     Resting,
-    /// Found empty, and will ring.
+    /// Found empty. Its peer sends a wakeup.
     Armed,
 }
 
-const LINES: usize = 4;
+const QUEUES: usize = 4;
 
-/// One source's place: in one line, or in none.
+/// The position of one source: in one queue, or in none.
 #[derive(Debug, Clone, Copy, Default)]
-struct Place {
-    line: Option<Line>,
+struct QueueNode {
+    queue: Option<SourceQueue>,
     before: Option<usize>,
     behind: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Ends {
+struct QueueEnds {
     first: Option<usize>,
     last: Option<usize>,
 }
@@ -46,7 +46,7 @@ struct Ends {
 struct Turn {
     place: usize,
     left: u64,
-    /// When the clock was first looked at.
+    /// The first read of the clock.
     began: Option<Instant>,
     until_look: u32,
 }
@@ -54,16 +54,18 @@ struct Turn {
 /// The order of the sources, each by the number of its place.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    places: Vec<Place>,
-    lines: [Ends; LINES],
+    places: Vec<QueueNode>,
+    queues: [QueueEnds; QUEUES],
     turn: Option<Turn>,
 }
 
 impl Turns {
-    /// Whose turn it is. `None`: no source may have anything.
+    /// Returns the source whose turn it is. `None`: no source may have anything.
     #[inline]
     pub(super) fn next(&mut self) -> Option<usize> {
-        let next = self.first(Line::Fresh).or(self.first(Line::Ready))?;
+        let next = self
+            .first(SourceQueue::Fresh)
+            .or(self.first(SourceQueue::Ready))?;
         if self.turn.is_none_or(|turn| turn.place != next) {
             self.turn = Some(Turn {
                 place: next,
@@ -80,7 +82,7 @@ impl Turns {
         self.turn.map_or(0, |turn| turn.left)
     }
 
-    /// The source whose turn it is has handed out so many messages of so many bytes in all. Whether its turn is over.
+    /// Charges the turn for messages that were handed out. Returns whether it is over.
     #[inline]
     pub(super) fn spend(&mut self, messages: u32, bytes: u64) -> bool {
         let Some(turn) = &mut self.turn else {
@@ -99,32 +101,39 @@ impl Turns {
         if let Some(turn) = self.turn.take()
             && self.is_ready(turn.place)
         {
-            self.push(Line::Ready, turn.place);
+            self.push(SourceQueue::Ready, turn.place);
         }
     }
 
-    /// It may have something, which was not so: it comes next.
+    /// A source without anything may have something now: it has the next turn.
     pub(super) fn wake(&mut self, place: usize) {
         if !self.is_ready(place) {
-            self.push(Line::Fresh, place);
+            self.push(SourceQueue::Fresh, place);
         }
     }
 
     /// The source whose turn it is was found empty.
     pub(super) fn found_empty(&mut self, place: usize, is_armed: bool) {
         self.forget_turn_of(place);
-        let is_fresh = self.line_of(place) == Some(Line::Fresh);
-        if is_fresh && self.first(Line::Ready).is_some() {
-            self.push(Line::Ready, place);
+        let is_fresh = self.queue_of(place) == Some(SourceQueue::Fresh);
+        if is_fresh && self.first(SourceQueue::Ready).is_some() {
+            self.push(SourceQueue::Ready, place);
         } else {
             self.rest(place, is_armed);
         }
     }
 
-    /// It has nothing.
+    /// The source has nothing.
     pub(super) fn rest(&mut self, place: usize, is_armed: bool) {
         self.forget_turn_of(place);
-        self.push(if is_armed { Line::Armed } else { Line::Resting }, place);
+        self.push(
+            if is_armed {
+                SourceQueue::Armed
+            } else {
+                SourceQueue::Resting
+            },
+            place,
+        );
     }
 
     pub(super) fn remove(&mut self, place: usize) {
@@ -139,50 +148,53 @@ impl Turns {
     }
 
     pub(super) fn is_ready(&self, place: usize) -> bool {
-        matches!(self.line_of(place), Some(Line::Fresh | Line::Ready))
+        matches!(
+            self.queue_of(place),
+            Some(SourceQueue::Fresh | SourceQueue::Ready)
+        )
     }
 
-    pub(super) fn first(&self, line: Line) -> Option<usize> {
-        self.lines[line as usize].first
+    pub(super) fn first(&self, queue: SourceQueue) -> Option<usize> {
+        self.queues[queue as usize].first
     }
 
-    /// The one behind, in the same line.
+    /// The next source in the same queue.
     pub(super) fn behind(&self, place: usize) -> Option<usize> {
         self.places[place].behind
     }
 
-    /// To the end of a line, from wherever it stood.
-    pub(super) fn push(&mut self, line: Line, place: usize) {
+    /// Moves a source to the end of a queue.
+    pub(super) fn push(&mut self, queue: SourceQueue, place: usize) {
         if self.places.len() <= place {
-            self.places.resize(place + 1, Place::default());
+            self.places.resize(place + 1, QueueNode::default());
         }
         self.take_out(place);
-        let before = self.lines[line as usize].last.replace(place);
+        let before = self.queues[queue as usize].last.replace(place);
         match before {
             Some(before) => self.places[before].behind = Some(place),
-            None => self.lines[line as usize].first = Some(place),
+            None => self.queues[queue as usize].first = Some(place),
         }
-        self.places[place] = Place {
-            line: Some(line),
+        self.places[place] = QueueNode {
+            queue: Some(queue),
             before,
             behind: None,
         };
     }
 
-    fn line_of(&self, place: usize) -> Option<Line> {
-        self.places.get(place).and_then(|place| place.line)
+    fn queue_of(&self, place: usize) -> Option<SourceQueue> {
+        self.places.get(place).and_then(|place| place.queue)
     }
 
     fn take_out(&mut self, place: usize) {
-        let Some(line) = self.line_of(place) else { return };
-        let Place { before, behind, .. } = std::mem::take(&mut self.places[place]);
+        let Some(queue) = self.queue_of(place) else { return };
+        let QueueNode { before, behind, .. } = std::mem::take(&mut self.places[place]);
         match before {
             Some(before) => self.places[before].behind = behind,
-            None => self.lines[line as usize].first = behind,
+            None => self.queues[queue as usize].first = behind,
         }
         match behind {
             Some(behind) => self.places[behind].before = before,
-            None => self.lines[line as usize].last = before,
+            None => self.queues[queue as usize].last = before,
         }
     }
 }
@@ -205,7 +217,7 @@ mod tests {
     fn of(sources: usize) -> Turns {
         let mut turns = Turns::default();
         for place in 0..sources {
-            turns.push(Line::Ready, place);
+            turns.push(SourceQueue::Ready, place);
         }
         turns
     }

@@ -1,4 +1,4 @@
-//! A subscriber's end of the ring. It believes nothing that it reads, and judges nothing that was not whole.
+//! A subscriber's end of the ring. It validates everything that it reads, after it has checked that the copy was whole.
 
 use std::{mem, sync::atomic::Ordering};
 
@@ -22,18 +22,18 @@ use crate::{
     },
 };
 
-/// As the reader of a pair: it is in full stream once it has read this much, of which every look that finds nothing takes back half.
+/// As in the reader of a pair: it streams once it has read this many bytes. Each check that finds nothing halves the number.
 const STREAM: u64 = 4096;
-/// What is remembered of a stream.
+/// The most bytes that count.
 const STREAM_MEMORY: u64 = 64 * 1024;
 /// While many records are read in one go, the head is published in strides.
 const STRIDE: u64 = 64 * 1024;
 
-/// Bytes of records that are copied in one go, before the floor is looked at and their headers are.
+/// Bytes of records that are copied at once, before the floor and their headers are checked.
 const RUN: usize = 8192;
 
-/// How often one call begins again where it was overtaken. Then it says that nothing is there, and the next call goes on: a
-/// publisher must not keep it for ever.
+/// The number of times that a call starts again after it was overtaken. Then it returns that nothing is there, and the next call goes on:
+/// a fast publisher must not block it forever.
 pub(super) const TRIES: u32 = 16;
 
 /// No position is as far as this: at 10 GB/s a ring would get there in 14 years. So no sum of two of them overflows.
@@ -47,7 +47,7 @@ const IN_PLACE: u64 = 512;
 pub(crate) enum View<'a, R> {
     /// A copy that was whole.
     Copy(&'a [u8]),
-    /// Where it lies in the ring, which may change.
+    /// A record in the ring, which may change during the visit.
     InRing(&'a R, Record),
 }
 
@@ -67,28 +67,28 @@ impl Validity for () {
     }
 }
 
-/// What both sides have agreed on.
+/// The result of the handshake.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Terms {
     pub(crate) capacity: u64,
     /// The longest message that this side takes.
     pub(crate) longest: u64,
     pub(crate) delivery: Delivery,
-    /// As the publisher says: checked here.
+    /// Announced by the publisher, and validated here.
     pub(crate) held: Held,
 }
 
-/// What lies at a position, as the ring says. Not to be believed before [`FanIn::is_whole`].
-enum Found {
+/// The content of the ring at a position. Invalid unless [`FanIn::is_whole`] holds afterwards.
+enum Scanned {
     /// A message, and the position of its record.
     Message(u64, Record),
     /// Padding at most, up to here.
     Nothing(u64),
-    /// What no honest writer writes.
+    /// No correct writer writes this.
     Unsound(String),
 }
 
-/// What a walk over the records has passed: believed.
+/// The result of a walk over the records, validated.
 struct Walk {
     /// The position behind it, and the messages before that.
     end: Mark,
@@ -98,34 +98,33 @@ struct Walk {
 
 /// The reading end: `R` is the publisher's ring object, `C` this reader's control object, and `V` judges the copies.
 ///
-/// A message counts, and the head moves past it, only once its copy was checked ([`FanIn::is_whole`]): a call that fails has handed out
-/// what the counters say, and no more.
+/// A message counts, and the head moves past it, only once its copy was checked ([`FanIn::is_whole`]): the counters
+/// are right also after a call that fails.
 #[derive(Debug)]
 pub(crate) struct FanIn<R, C, V = ()> {
     ring: R,
     validity: V,
-    /// `None` once the writer looks at it no more.
+    /// `None` once the writer is gone.
     own: Option<C>,
     head_at: usize,
     delivery: Delivery,
     capacity: u64,
     longest: u64,
-    /// How far everything has been read.
+    /// The position up to which everything was read.
     head: u64,
     /// Messages before the head.
     passed: u64,
     /// The head that the publisher can see.
     published: u64,
-    /// The publisher's tail when it was last looked at.
+    /// The last loaded tail of the publisher.
     tail: u64,
-    /// The last word of a publisher that has gone, in place of its tail.
+    /// The last tail of a publisher that is gone.
     last: Option<u64>,
-    /// Where reading ends, though the publisher may go on for others.
+    /// The end of reading, though the publisher may go on for others.
     end: u64,
-    /// How often the tail was looked at.
+    /// The number of loads of the tail.
     looks: u64,
-    /// A record at the head that ends here or before is there, and stands where it may. Never past the end and overhang of the lap in which
-    /// the head is. 0: it must be looked for.
+    /// A record at the head that ends here or before is there, and stands where it may. At most the end and overhang of the head's lap. 0: unknown.
     until: u64,
     /// Messages that were lost, up to the last that was handed out.
     lost: u64,
@@ -226,13 +225,13 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
         (self.sequence() - self.began - self.lost, self.bytes)
     }
 
-    /// Looks how far the publisher has written. A tail that goes backwards, or more than a ring past the floor, is a lie.
+    /// Loads the publisher's tail. A tail that goes backwards, or more than a ring past the floor, is a protocol violation.
     fn look_at_tail(&mut self) -> Result<()> {
         let tail = match self.last {
             None => self.ring.load(layout::TAIL, Ordering::Acquire),
             Some(tail) => tail,
         };
-        // After the tail: a floor that has gone on meanwhile is only further.
+        // After the tail: the floor only grows.
         let floor = self.ring.load(layout::FLOOR, Ordering::Acquire);
         self.looks += 1;
         self.set_tail(tail, floor)
@@ -279,7 +278,7 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
         Ok(there > 0)
     }
 
-    /// How often the publisher's tail was looked at.
+    /// The number of loads of the publisher's tail.
     #[inline]
     pub(crate) fn looks(&self) -> u64 {
         self.looks
@@ -325,7 +324,7 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
         }
     }
 
-    /// As [`FanIn::is_whole`]. Where it was not, goes to a mark, if there is one.
+    /// Like [`FanIn::is_whole`]. If it was not whole, goes to a mark, if there is one.
     #[inline]
     fn is_whole_or_begin_again(&mut self) -> Result<bool> {
         if self.is_whole()? {
@@ -394,9 +393,9 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
         Ok(())
     }
 
-    /// What lies at this position.
+    /// Returns the content of the ring at this position.
     #[inline]
-    fn find(&self, mut at: u64) -> Found {
+    fn find(&self, mut at: u64) -> Scanned {
         let end = self.visible();
         while at < end {
             let place = at & (self.capacity - 1);
@@ -408,11 +407,11 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
             let record = Record::new(offset, length, flags, layout::DATA + as_offset(until - lap));
             let fits = at + record.size <= until;
             if fits && record.flags == WHOLE && length <= self.longest {
-                return Found::Message(at, record);
+                return Scanned::Message(at, record);
             }
             // Padding goes before a record that begins the next lap, and never lies at its beginning.
             if !fits || flags != PADDING || record.size != rest || place == 0 {
-                return Found::Unsound(format!(
+                return Scanned::Unsound(format!(
                     "a record of {length} bytes with flags {flags:#x}, where {} are published and {rest} are left (longest message {})",
                     end - at,
                     self.longest
@@ -420,10 +419,10 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
             }
             at += record.size;
         }
-        Found::Nothing(at)
+        Scanned::Nothing(at)
     }
 
-    /// Walks from the head over what is there, as far as `until`. `None`: it was overtaken meanwhile, and has gone to a mark (`last`: the last one).
+    /// Walks from the head over the records up to `until`. `None`: it was overtaken, and has gone to a mark (`last`: the last one).
     fn walk(&mut self, last: bool, until: u64) -> Result<Option<Walk>> {
         let end = self.visible().min(until);
         if end.saturating_sub(self.head) > self.capacity {
@@ -438,7 +437,7 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
         };
         while walk.end.position < end {
             match self.find(walk.end.position) {
-                Found::Message(at, record) => {
+                Scanned::Message(at, record) => {
                     walk.last = Some(Mark {
                         position: at,
                         ..walk.end
@@ -448,8 +447,8 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
                         sequence: walk.end.sequence + 1,
                     };
                 }
-                Found::Nothing(at) => walk.end.position = at,
-                Found::Unsound(what) => return self.not_walked(last, &what),
+                Scanned::Nothing(at) => walk.end.position = at,
+                Scanned::Unsound(what) => return self.not_walked(last, &what),
             }
         }
         if self.is_whole()? {
@@ -500,7 +499,7 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
                 continue;
             }
             match self.find(self.head) {
-                Found::Message(at, record) => {
+                Scanned::Message(at, record) => {
                     // Of the lap in which the head is: padding may lie between them.
                     self.until = 0;
                     if self.delivery != Delivery::Latest && at == self.head {
@@ -509,12 +508,12 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
                     }
                     return Ok(Some((at, record)));
                 }
-                Found::Nothing(at) => {
+                Scanned::Nothing(at) => {
                     if self.is_whole_or_begin_again()? {
                         self.head = at;
                     }
                 }
-                Found::Unsound(what) => {
+                Scanned::Unsound(what) => {
                     if self.is_whole_or_begin_again()? {
                         return Err(corrupt(what));
                     }
@@ -524,7 +523,7 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
         Ok(None)
     }
 
-    /// Passes over all messages but the last. `false`: it was overtaken meanwhile.
+    /// Skips all messages except the last. `false`: it was overtaken.
     fn skip_to_last(&mut self) -> Result<bool> {
         self.look_at_tail()?;
         if self.visible() - self.head > self.capacity / 8 {
@@ -623,7 +622,7 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
         Ok(count)
     }
 
-    /// Visits this message, and maybe those that follow. 0: it was overtaken meanwhile.
+    /// Visits this message, and maybe those that follow. 0: it was overtaken.
     #[inline]
     fn visit_from(
         &mut self,
@@ -738,7 +737,7 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
     /// An error behind the first message is left to the next call, which finds it again: what was copied before it is whole.
     pub(crate) fn pull_packed(&mut self, into: &mut [u8]) -> Result<Pulled> {
         let (mut end, mut overtaken) = (0, 0);
-        // Looks for what is published once, and not again for what has come meanwhile.
+        // Loads the tail once, and leaves later messages to the next call.
         while (end == 0 || !self.is_through()) && overtaken < TRIES {
             match self.pull_next(&mut into[end..], end == 0) {
                 Ok(Pulled::Bytes(0)) => overtaken += 1,
@@ -756,7 +755,7 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
         })
     }
 
-    /// One step of [`FanIn::pull_packed`]: copies the next message, and maybe those that follow. No bytes: it was overtaken meanwhile.
+    /// One step of [`FanIn::pull_packed`]: copies the next message, and maybe those that follow. No bytes: it was overtaken.
     #[inline]
     fn pull_next(&mut self, into: &mut [u8], is_first: bool) -> Result<Pulled> {
         let Some((at, record)) = self.next()? else {
@@ -775,7 +774,7 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
         })
     }
 
-    /// Copies this message, for which there is room, and maybe those that follow. 0: it was overtaken meanwhile.
+    /// Copies this message, for which there is room, and maybe those that follow. 0: it was overtaken.
     fn pull(&mut self, at: u64, record: Record, into: &mut [u8]) -> Result<usize> {
         if self.is_single(record) {
             let (head, payload) = into.split_at_mut(as_offset(HEADER));
@@ -815,7 +814,7 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
         &mut self.validity
     }
 
-    /// How far everything has been read.
+    /// The position up to which everything was read.
     #[inline]
     pub(crate) fn position(&self) -> u64 {
         self.head
@@ -833,7 +832,7 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
 
     /// Reading ends at this position, as the publisher says, though it may go on for others.
     pub(crate) fn end_at(&mut self, position: u64) {
-        // What it says is believed by nothing: no record ends anywhere else.
+        // Records end at multiples of eight. Nothing else depends on this position.
         self.end = position & !7;
         self.until = 0;
     }
@@ -847,7 +846,7 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
         self.own = None;
     }
 
-    /// Reads nothing any more. `nothing`: a ring in which all words are 0. The numbers stay.
+    /// Reading is over. `nothing`: a ring in which all words are 0. The counters stay.
     pub(crate) fn forget(&mut self, nothing: R) {
         self.ring = nothing;
         self.own = None;
@@ -859,7 +858,7 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
     }
 }
 
-/// Bytes to be copied from this record's header on, of at most so many: as many records as there are room for, should all have its size.
+/// Returns how many bytes to copy from this record's header on, at most `most`: as many records as fit if all have its size.
 #[inline]
 fn run(record: Record, most: usize) -> usize {
     let bytes = (record.end - (record.at - as_offset(HEADER))).min(most);
@@ -873,7 +872,7 @@ fn another_header() {}
 /// Messages of a run that are being handed out. The reader gets past them when this is dropped, also by a visit that panics.
 struct Passing<'a, R: Readable, C: Writable, V: Validity> {
     reader: &'a mut FanIn<R, C, V>,
-    /// Where the run begins.
+    /// The position of the run.
     at: u64,
     bytes: usize,
     count: usize,

@@ -10,7 +10,7 @@ use crate::{
     region::copy::{Readable, Writable},
     region::layout::{self, as_offset},
     region::own::OwnRegion,
-    ring::consumer::{Consumer, Pulled, Wanted},
+    ring::consumer::{Consumer, Pulled, WantedLengths},
     ring::lies::{LONGEST, LOOKS, Lie, Read, Write, read_lies, write_among_lies},
     ring::record::{ALIGNED, FIRST, HEADER, LAST, PADDING, WHOLE, packed_size},
     ring::spsc::SpscWriter,
@@ -428,7 +428,7 @@ fn a_last_lie_is_found_behind_what_was_known_to_be_there_and_is_not_forgotten() 
 
 #[test]
 fn what_changes_before_it_is_had_again_is_corrupt_or_what_is_there() {
-    let wanted = Wanted {
+    let wanted = WantedLengths {
         least: 0,
         most: 64,
         fresh: true,
@@ -469,7 +469,7 @@ fn what_changes_before_it_is_had_again_is_corrupt_or_what_is_there() {
 #[test]
 fn a_record_that_is_had_again_ends_where_its_lap_does() {
     const LENGTH: u64 = 904;
-    let wanted = Wanted {
+    let wanted = WantedLengths {
         least: 0,
         most: 1024,
         fresh: true,

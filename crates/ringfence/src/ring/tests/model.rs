@@ -8,7 +8,7 @@ use super::{Pair, SMALLEST, bytes, packed, pair};
 use crate::{
     region::copy::Readable,
     region::layout::{self, as_offset},
-    ring::consumer::{Gathered, Pulled, Wanted},
+    ring::consumer::{Gathered, Pulled, WantedLengths},
     ring::message::Progress,
     ring::record::{WHOLE, packed_size, padded, record_size},
     testing::chance::cases,
@@ -442,7 +442,7 @@ impl Rig {
         if self.pair.consumer.is_gathering() {
             return;
         }
-        let wanted = Wanted {
+        let wanted = WantedLengths {
             least: 0,
             most: room as u64 / 2,
             fresh: true,

@@ -5,7 +5,7 @@ use std::{mem, sync::Arc};
 use super::{Pair, Pulled, SMALLEST, WHOLE, header, packed_size, pair};
 use crate::{
     region::{layout::as_offset, own::OwnRegion},
-    ring::consumer::Wanted,
+    ring::consumer::WantedLengths,
     ring::tally::Tally,
 };
 
@@ -173,7 +173,7 @@ fn a_pull_of_messages_of_some_lengths_ends_before_the_first_of_another() {
             assert!(pair.producer.push(&vec![1; length]).unwrap());
         }
         pair.producer.publish();
-        let wanted = Wanted {
+        let wanted = WantedLengths {
             least,
             most,
             fresh: true,
