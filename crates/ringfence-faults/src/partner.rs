@@ -116,7 +116,7 @@ impl Course {
 }
 
 fn of_any_namespace() -> Policy {
-    Policy::new().namespace(Namespace::Any)
+    Policy::new().any_executable().namespace(Namespace::Any)
 }
 
 /// Connects from a thread that has an additional group. The kernel keeps groups per thread and reports those

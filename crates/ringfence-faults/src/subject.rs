@@ -316,7 +316,7 @@ pub(crate) const DROPPED_GROUP: u32 = 4_000_000_003;
 
 /// Returns a policy that no peer of these scenarios meets. For `authorize`, the callback refuses.
 fn unmet(check: &str) -> Outcome<Policy> {
-    let policy = Policy::new();
+    let policy = Policy::new().any_executable();
     Ok(match check {
         "uid" => policy.uids([4_000_000_001]),
         "gid" => policy.gids([4_000_000_002]),

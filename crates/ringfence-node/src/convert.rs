@@ -359,10 +359,13 @@ impl Policy {
         if let Some(gids) = &self.gids {
             policy = policy.gids(gids.clone());
         }
-        if let Some(programs) = &self.executables {
-            let programs: ringfence::Result<Vec<_>> = programs.iter().map(Program::to_core).collect();
-            policy = policy.programs(programs?);
-        }
+        policy = match &self.executables {
+            Some(programs) => {
+                let programs: ringfence::Result<Vec<_>> = programs.iter().map(Program::to_core).collect();
+                policy.programs(programs?)
+            }
+            None => policy.any_executable(),
+        };
         if let Some(cgroup) = &self.cgroup {
             policy = policy.cgroup(cgroup);
         }

@@ -82,7 +82,7 @@ impl Default for Options {
             capacity: 4 << 20,
             max_message_size: None,
             max_peer_capacity: 1 << 30,
-            policy: Policy::default(),
+            policy: Policy::new(),
             mode: 0o600,
             group: None,
             timeout: Duration::from_secs(5),
@@ -440,7 +440,7 @@ mod tests {
             let seats = options.seats();
             (seats.of_process, seats.of_user(own), seats.of_user(own + 1))
         };
-        let several = || Options::new().policy(Policy::new().uids([own, own + 1]));
+        let several = || Options::new().policy(Policy::new().any_executable().uids([own, own + 1]));
         for (peers, wanted) in [
             (1, (1, 1, 1)),
             (3, (3, 3, 3)),
@@ -453,7 +453,10 @@ mod tests {
         // The policy accepts no other user, so no slot needs to be reserved.
         assert_eq!(of(Options::new().max_peers(1000)), (875, 1000, 1000));
         assert_eq!(
-            of(several().max_peers(1000).policy(Policy::new().uids([own + 1]))).2,
+            of(several()
+                .max_peers(1000)
+                .policy(Policy::new().any_executable().uids([own + 1])))
+            .2,
             1000
         );
         // Requested limits override the defaults.

@@ -47,7 +47,7 @@ fn role() {
     match role.as_str() {
         // An honest one, which says in the end what it got.
         "honest" => {
-            let any_user = Policy::new().uids([0, STRANGER]);
+            let any_user = Policy::new().any_executable().uids([0, STRANGER]);
             let options = options().policy(any_user);
             let mut subscription = subscribe(&address(), &options).unwrap();
             say("in");
@@ -419,7 +419,7 @@ fn an_alarm_leaves_nothing_of_a_batch_that_finds_no_room() {
 fn another_users_subscriber_cannot_open_the_ring_it_was_passed_and_sets_off_no_alarm() {
     let Some(strangers) = Strangers::new() else { return };
     let (address, _directory) = fresh_address(false);
-    let any_user = Policy::new().uids([0, STRANGER]);
+    let any_user = Policy::new().any_executable().uids([0, STRANGER]);
     let mut publisher = publish(&address, &options().policy(any_user)).unwrap();
     let hand = strangers.start("hand", &address);
     hand.expect("offered");

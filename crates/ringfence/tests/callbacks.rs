@@ -61,12 +61,12 @@ fn a_panic_in_a_callback_refuses_its_peer_and_is_told_and_nothing_else_happens()
             let panics = Arc::clone(&panics);
             let decide = move || assert!(!panics.load(Ordering::Acquire), "as this test wants it");
             if later {
-                Policy::default().authorize_later(move |_, decision| {
+                Policy::new().authorize_later(move |_, decision| {
                     decide();
                     decision.allow();
                 })
             } else {
-                Policy::default().authorize(move |_| {
+                Policy::new().authorize(move |_| {
                     decide();
                     Ok::<_, Error>(true)
                 })
@@ -116,7 +116,7 @@ fn callbacks_that_never_return_have_so_many_threads_and_others_go_on() {
     let about = Arc::new(AtomicI32::new(0));
     let begun = Arc::new(AtomicUsize::new(0));
     let released = Arc::new((Mutex::new(false), Condvar::new()));
-    let policy = Policy::default().authorize_later({
+    let policy = Policy::new().authorize_later({
         let (about, begun, released) = (Arc::clone(&about), Arc::clone(&begun), Arc::clone(&released));
         move |peer, decision| {
             if peer.pid == about.load(Ordering::Acquire) {

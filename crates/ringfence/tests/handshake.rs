@@ -460,7 +460,7 @@ fn another_user_is_refused_and_the_host_goes_on() {
     .unwrap();
     let copy = directory.path().join("copy");
     support::copy_of_this_executable(&copy);
-    let options = small().policy(Policy::new());
+    let options = small().policy(Policy::new().any_executable());
     let host = join_later(&address, &options);
     wait_for_host(&address);
     let mut command = std::process::Command::new("setpriv");

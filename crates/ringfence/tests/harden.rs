@@ -23,7 +23,7 @@ fn role() {
                 harden().unwrap();
                 options
             }
-            "uid alone" => options.policy(Policy::new()),
+            "uid alone" => options.policy(Policy::new().any_executable()),
             _ => unreachable!("{argument}"),
         };
     }

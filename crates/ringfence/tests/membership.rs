@@ -49,7 +49,12 @@ fn role() {
     let address = || address_in(&arguments);
     match role.as_str() {
         "member" => obey(&address(), &small()),
-        "stranger" => obey(&address(), &small().policy(Policy::new().uids([0])).wait(true)),
+        "stranger" => obey(
+            &address(),
+            &small()
+                .policy(Policy::new().any_executable().uids([0]))
+                .wait(true),
+        ),
         "patient" => obey(&address(), &small().wait(true)),
         "sleeper" => as_sleeper(&arguments),
         "short of threads" => as_short_of_threads(&arguments),
@@ -120,7 +125,7 @@ fn as_sleeper(arguments: &[String]) {
 /// Tries to be a member with one thread more each time, until that is enough.
 fn as_short_of_threads(arguments: &[String]) {
     let address = address_in(arguments);
-    let options = small().policy(Policy::new().uids([0]));
+    let options = small().policy(Policy::new().any_executable().uids([0]));
     let before = (traces(), threads());
     let mut failures = 0;
     let (_, hard) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
@@ -599,7 +604,9 @@ fn a_guest_of_another_user_follows_as_well() {
         return;
     };
     let address = strangers.address();
-    let options = small().mode(0o666).policy(Policy::new().uids([STRANGER]));
+    let options = small()
+        .mode(0o666)
+        .policy(Policy::new().any_executable().uids([STRANGER]));
     let come = |role| {
         let own = member(&address, &options).unwrap();
         assert_eq!(own.role(), role);
@@ -954,7 +961,11 @@ fn a_member_that_cannot_be_one_has_taken_no_place() {
     // A user of its own: the limit is one of all threads of a user.
     let uid = STRANGER + 1000 + std::process::id() % 10_000;
     let (address, _keep) = fresh_address(false);
-    let host = member(&address, &small().policy(Policy::new().uids([uid, 0]))).unwrap();
+    let host = member(
+        &address,
+        &small().policy(Policy::new().any_executable().uids([uid, 0])),
+    )
+    .unwrap();
     let short = strangers.start_as(uid, "short of threads", &[&address.to_string()]);
     let mut partner = host
         .partner(Some(Instant::now() + TIME_LIMIT))

@@ -4,7 +4,7 @@ mod support;
 
 use std::{path::Path, process::Command};
 
-use ringfence::{Address, Channel, Error, Namespace, Options, Policy, join};
+use ringfence::{Address, Channel, Error, Namespace, Options, Policy, Program, join};
 use support::{
     Actor, STRANGER, Strangers, fresh_address, join_later, say, small, wait_for_host, wait_for_test,
 };
@@ -16,16 +16,18 @@ const GROUP: u32 = 64711;
 
 /// `uid=1 gid=2 cgroup=/a any executable`, each where it is wanted.
 fn policy(words: &str) -> Policy {
-    words.split_whitespace().fold(Policy::new(), |policy, word| {
-        match word.split_once('=').unwrap_or((word, "")) {
-            ("uid", uid) => policy.uids([uid.parse::<u32>().unwrap()]),
-            ("gid", gid) => policy.gids([gid.parse::<u32>().unwrap()]),
-            ("cgroup", name) => policy.cgroup(name),
-            ("any", _) => policy.namespace(Namespace::Any),
-            ("executable", _) => policy.same_executable(),
-            other => unreachable!("{other:?}"),
-        }
-    })
+    words
+        .split_whitespace()
+        .fold(Policy::new().any_executable(), |policy, word| {
+            match word.split_once('=').unwrap_or((word, "")) {
+                ("uid", uid) => policy.uids([uid.parse::<u32>().unwrap()]),
+                ("gid", gid) => policy.gids([gid.parse::<u32>().unwrap()]),
+                ("cgroup", name) => policy.cgroup(name),
+                ("any", _) => policy.namespace(Namespace::Any),
+                ("executable", _) => policy.programs([Program::same()]),
+                other => unreachable!("{other:?}"),
+            }
+        })
 }
 
 fn options(words: &str) -> Options {

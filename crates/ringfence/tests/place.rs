@@ -43,7 +43,10 @@ fn role() {
             Err(error) => say(format!("{} {error}", error.code())),
         },
         // As another user, who would take root for its partner.
-        "stranger" => match join(&address(), &small().policy(Policy::new().uids([0]))) {
+        "stranger" => match join(
+            &address(),
+            &small().policy(Policy::new().any_executable().uids([0])),
+        ) {
             Ok(channel) => {
                 say(format!("{} of {}", channel.role(), channel.peer().uid));
                 wait_for_test();
@@ -539,7 +542,9 @@ fn who_waits_goes_on_when_its_host_ends_in_the_middle_of_a_handshake() {
 
 /// Any executable, since theirs is a copy.
 fn of_users(uids: &[u32]) -> Options {
-    small().mode(0o666).policy(Policy::new().uids(uids))
+    small()
+        .mode(0o666)
+        .policy(Policy::new().any_executable().uids(uids))
 }
 
 #[test]

@@ -38,11 +38,11 @@ fn role() {
     let address: Address = arguments[0].parse().unwrap();
     // The uid that it takes for its partner's, where that is another than its own.
     let policy = match arguments.get(1).filter(|text| !text.is_empty()) {
-        Some(uid) => Policy::new().uids([uid.parse::<u32>().unwrap()]),
-        None => Policy::new(),
+        Some(uid) => Policy::new().any_executable().uids([uid.parse::<u32>().unwrap()]),
+        None => Policy::new().any_executable(),
     };
     let policy = match role.as_str() {
-        "same executable" | "verify" => policy.same_executable(),
+        "same executable" | "verify" => policy.programs([Program::same()]),
         _ => policy,
     };
     if role == "hardened" {
@@ -259,7 +259,7 @@ fn another_user_is_told_the_check_alone() {
     let cancel_token = CancelToken::new().unwrap();
     let host = join_later(
         &address,
-        &with(Policy::new().uids([4711])).cancel_token(cancel_token.clone()),
+        &with(Policy::new().any_executable().uids([4711])).cancel_token(cancel_token.clone()),
     );
     wait_for_host(&address);
     let stranger = Actor::run(as_user(STRANGER, &copy), "stay", &[&address.to_string(), "0"]);
@@ -281,7 +281,11 @@ fn a_supplementary_group_counts_as_long_as_it_is_had() {
         .arg("--groups=4711,4712")
         .arg(std::env::current_exe().unwrap());
     let actor = Actor::run(command, "leave groups", &[&address.to_string()]);
-    let (mut actor, channel) = host_of(actor, &address, &with(Policy::new().gids([1, 4712])));
+    let (mut actor, channel) = host_of(
+        actor,
+        &address,
+        &with(Policy::new().any_executable().gids([1, 4712])),
+    );
     let mut channel = channel.unwrap();
     assert_eq!(channel.peer().groups, Some(vec![4711, 4712]));
     actor.expect("joined");
@@ -348,7 +352,7 @@ fn a_cgroup_is_compared_by_its_number_and_looked_at_again() {
         "/".into(),
         one.name[1..].into(),
     ] {
-        let (_actor, channel) = enter(Policy::new().cgroup(&wrong));
+        let (_actor, channel) = enter(Policy::new().any_executable().cgroup(&wrong));
         let (check, wanted, found) = refused(channel);
         assert_eq!(check, "cgroup");
         assert!(
@@ -356,7 +360,7 @@ fn a_cgroup_is_compared_by_its_number_and_looked_at_again() {
             "{wanted} / {found}"
         );
     }
-    let (actor, channel) = enter(Policy::new().cgroup(&one.name));
+    let (actor, channel) = enter(Policy::new().any_executable().cgroup(&one.name));
     let mut channel = channel.unwrap();
     assert_eq!(channel.peer().cgroup.as_deref(), Some(&*one.name));
     let looked = channel
@@ -389,7 +393,10 @@ fn a_cgroup_is_compared_by_its_number_and_looked_at_again() {
 
 #[test]
 fn a_label_that_cannot_be_told_is_a_refusal_that_says_so() {
-    let (_actor, channel) = meet("stay", &with(Policy::new().label("no process has this")));
+    let (_actor, channel) = meet(
+        "stay",
+        &with(Policy::new().any_executable().label("no process has this")),
+    );
     let (check, wanted, found) = refused(channel);
     assert_eq!(
         (check.as_str(), wanted.as_str()),
@@ -402,7 +409,7 @@ fn a_label_that_cannot_be_told_is_a_refusal_that_says_so() {
 fn authorize_is_asked_last_and_its_no_and_its_failures_are_refusals() {
     // As the guest. Yes: once, about who it is.
     let asked = Arc::new(Mutex::new(Vec::new()));
-    let policy = Policy::new().authorize({
+    let policy = Policy::new().any_executable().authorize({
         let asked = Arc::clone(&asked);
         move |identity| {
             asked.lock().unwrap().push(identity.pid);
@@ -421,20 +428,26 @@ fn authorize_is_asked_last_and_its_no_and_its_failures_are_refusals() {
     assert!(first("authorize") < first("sent"), "{steps:?}");
     drop(channel);
 
-    let no = Policy::new().authorize(|_| Ok::<_, Error>(false));
+    let no = Policy::new()
+        .any_executable()
+        .authorize(|_| Ok::<_, Error>(false));
     let (_actor, channel) = meet("stay", &with(no));
     assert_eq!(
         refused(channel),
         ("authorize".into(), "true".into(), "false".into())
     );
 
-    let error = Policy::new().authorize(|_| Err("the directory is down"));
+    let error = Policy::new()
+        .any_executable()
+        .authorize(|_| Err("the directory is down"));
     let (_actor, channel) = meet("stay", &with(error));
     let error = channel.unwrap_err();
     assert_eq!(error.refusal().unwrap().found, "an error: the directory is down");
     assert_eq!(error.source().unwrap().to_string(), "the directory is down");
 
-    let panics = Policy::new().authorize(|_| -> Result<bool, Error> { panic!("as this test wants it") });
+    let panics = Policy::new()
+        .any_executable()
+        .authorize(|_| -> Result<bool, Error> { panic!("as this test wants it") });
     let (_actor, channel) = meet("stay", &with(panics));
     assert_eq!(refused(channel).2, "a panic: as this test wants it");
 
@@ -456,7 +469,7 @@ fn authorize_is_asked_last_and_its_no_and_its_failures_are_refusals() {
 fn a_decision_that_never_comes_costs_its_peer_the_deadline_and_others_nothing() {
     let kept: Arc<Mutex<Vec<Decision>>> = Arc::default();
     let number = AtomicU32::new(0);
-    let policy = Policy::new().authorize_later({
+    let policy = Policy::new().any_executable().authorize_later({
         let kept = Arc::clone(&kept);
         move |_, decision| match number.fetch_add(1, Ordering::Relaxed) {
             0 => kept.lock().unwrap().push(decision),
@@ -481,7 +494,7 @@ fn a_decision_that_never_comes_costs_its_peer_the_deadline_and_others_nothing() 
     drop(channel);
 
     // The guest: up to its deadline.
-    let policy = Policy::new().authorize_later({
+    let policy = Policy::new().any_executable().authorize_later({
         let kept = Arc::clone(&kept);
         move |_, decision| kept.lock().unwrap().push(decision)
     });
@@ -509,7 +522,7 @@ fn a_decision_that_never_comes_costs_its_peer_the_deadline_and_others_nothing() 
 
 #[test]
 fn a_verification_tells_who_the_peer_is_now() {
-    let (mut actor, channel) = meet("stay", &with(Policy::default()));
+    let (mut actor, channel) = meet("stay", &with(Policy::new()));
     let mut channel = channel.unwrap();
     let before = channel.evidence().len();
     for _ in 0..3 {
@@ -564,7 +577,10 @@ fn a_peer_that_became_another_user_is_cut_off() {
     if !root() {
         return;
     }
-    let (mut actor, channel) = meet("change user", &with(Policy::new().uids([0, STRANGER])));
+    let (mut actor, channel) = meet(
+        "change user",
+        &with(Policy::new().any_executable().uids([0, STRANGER])),
+    );
     let mut channel = channel.unwrap();
     actor.expect("joined");
     actor.go_on();
@@ -584,7 +600,7 @@ fn a_peer_that_became_another_user_is_cut_off() {
 
 #[test]
 fn a_peer_that_executes_another_program_is_cut_off() {
-    let options = with(Policy::default());
+    let options = with(Policy::new());
     let (host, channel) = meet("execute", &options);
     is_cut_off(host, channel.unwrap());
     let (address, _keep) = fresh_address(false);

@@ -74,7 +74,7 @@ fn role() {
 fn as_agent(role: &str, arguments: &[String]) {
     let options = match role {
         "agent" => small(),
-        _ => small().policy(Policy::new().uids([0])),
+        _ => small().policy(Policy::new().any_executable().uids([0])),
     };
     match connect(&address_in(arguments), &options) {
         Ok(channel) => {
@@ -193,7 +193,7 @@ fn as_service(arguments: &[String]) {
 fn as_greedy(arguments: &[String]) {
     let options = match arguments.get(1) {
         None => small(),
-        Some(uid) => small().policy(Policy::new().uids([uid.parse().unwrap()])),
+        Some(uid) => small().policy(Policy::new().any_executable().uids([uid.parse().unwrap()])),
     };
     let mut channels = Vec::new();
     let error = loop {
@@ -220,7 +220,7 @@ fn as_calls(arguments: &[String]) {
 /// Closes while its policy's callback is asked, and comes again when it is told to.
 fn as_closes_while_it_is_asked(arguments: &[String]) {
     let (asked, question) = mpsc::channel();
-    let policy = Policy::default().authorize_later(move |_, decision| asked.send(decision).unwrap());
+    let policy = Policy::new().authorize_later(move |_, decision| asked.send(decision).unwrap());
     let listener = listen(&address_in(arguments), &small().policy(policy)).unwrap();
     say("listening");
     let unanswered = question.recv().unwrap();
@@ -608,7 +608,7 @@ fn another_user_cannot_have_all_seats_of_a_service() {
     let Some(strangers) = Strangers::new() else { return };
     let (address, _keep) = fresh_address(false);
     let text = address.to_string();
-    let policy = Policy::new().uids([0, STRANGER]);
+    let policy = Policy::new().any_executable().uids([0, STRANGER]);
     let listener = listen(&address, &small().max_peers(16).policy(policy)).unwrap();
     let first = strangers.start_as(STRANGER, "greedy", &[&text, "0"]);
     let answer = first.hear();
@@ -842,7 +842,9 @@ fn agents_of_two_users_talk_while_a_third_is_refused() {
     let Some(strangers) = Strangers::new() else { return };
     let (first, second, third) = (STRANGER, STRANGER + 1, STRANGER + 2);
     for address in [strangers.address(), fresh_address(false).0] {
-        let options = small().mode(0o666).policy(Policy::new().uids([first, second]));
+        let options = small()
+            .mode(0o666)
+            .policy(Policy::new().any_executable().uids([first, second]));
         let listener = listen(&address, &options).unwrap();
         let text = address.to_string();
         let agents = [first, second].map(|uid| strangers.start_as(uid, "any agent", &[&text]));

@@ -193,7 +193,7 @@ fn a_service_sums_up_its_channels_also_those_that_are_over() {
 #[test]
 fn a_refusal_is_counted_by_its_check() {
     let (address, _kept) = fresh_address(false);
-    let policy = Policy::default().authorize(|_| Ok::<_, Error>(false));
+    let policy = Policy::new().authorize(|_| Ok::<_, Error>(false));
     let listener = listen(&address, &small().policy(policy)).unwrap();
     let _actor = Actor::start("sends three", &[&address.to_string()]);
     match listener.accept().unwrap() {

@@ -161,7 +161,7 @@ fn as_execute(address: &Address) {
 }
 
 fn as_stranger(address: &Address) {
-    let options = small().policy(Policy::new().uids([0]));
+    let options = small().policy(Policy::new().any_executable().uids([0]));
     let channel = join(address, &options).unwrap();
     let tokens = channel.tokens();
     say(format!("{:?}", tokens.token().unwrap()));
@@ -694,7 +694,7 @@ fn another_user_is_sent_tokens_by_root_alone() {
         .capacity(4096)
         .timeout(TIME_LIMIT)
         .mode(0o666)
-        .policy(Policy::new().uids([STRANGER]));
+        .policy(Policy::new().any_executable().uids([STRANGER]));
     let joining = support::join_later(&address, &options);
     wait_for_host(&address);
     let mut stranger = strangers.start("stranger", &address);

@@ -45,7 +45,7 @@ fn role() {
             wait_for_test();
         }
         "refuses" => {
-            let policy = Policy::default().authorize(|_| Ok::<_, Error>(false));
+            let policy = Policy::new().authorize(|_| Ok::<_, Error>(false));
             let listener = listen(&address, &small().policy(policy)).unwrap();
             say("listens");
             assert!(matches!(listener.accept().unwrap(), Arrival::Refused(_)));
@@ -376,7 +376,7 @@ fn a_member_that_leaves_tells_of_the_end_of_its_channel() {
 fn a_refusal_tells_whom_and_which_check_on_both_sides() {
     watch();
     let (address, _kept) = fresh_address(false);
-    let policy = Policy::default().authorize(|_| Ok::<_, Error>(false));
+    let policy = Policy::new().authorize(|_| Ok::<_, Error>(false));
     let listener = listen(&address, &small().policy(policy)).unwrap();
     let actor = Actor::start("connects", &[&address.to_string()]);
     let refused = match listener.accept().unwrap() {
@@ -427,7 +427,7 @@ fn the_host_of_a_pair_tells_once_of_each_guest_that_it_refuses() {
     let (answer, answered) = mpsc::channel();
     let (is_asked, answered) = (Mutex::new(is_asked), Mutex::new(answered));
     // The first two are refused; the third waits for its answer.
-    let policy = Policy::default().authorize(move |_| {
+    let policy = Policy::new().authorize(move |_| {
         let third = asked.fetch_add(1, Ordering::Relaxed) == 2;
         if third {
             is_asked.lock().unwrap().send(()).unwrap();

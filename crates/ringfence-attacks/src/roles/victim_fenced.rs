@@ -340,12 +340,12 @@ pub(super) fn parse(options: &[&str]) -> Result<Options, String> {
             Some(("timeout", milliseconds)) => parsed.timeout(Duration::from_millis(number(milliseconds)?)),
             Some(("stall", milliseconds)) => parsed.stall(Duration::from_millis(number(milliseconds)?)),
             Some(("peers", count)) => parsed.max_peers(number(count)?),
-            Some(("authorize", how)) => parsed.policy(Policy::default().authorize_later(misbehave(how)?)),
-            Some(("policy", "uid")) => parsed.policy(Policy::new()),
-            Some(("policy", "executable")) => parsed.policy(Policy::default()),
-            Some(("namespace", "any")) => parsed.policy(Policy::default().namespace(Namespace::Any)),
-            Some(("gid", gid)) => parsed.policy(Policy::new().gids([number(gid)?])),
-            Some(("uid", uid)) => parsed.policy(Policy::new().uids([number(uid)?])),
+            Some(("authorize", how)) => parsed.policy(Policy::new().authorize_later(misbehave(how)?)),
+            Some(("policy", "uid")) => parsed.policy(Policy::new().any_executable()),
+            Some(("policy", "executable")) => parsed.policy(Policy::new()),
+            Some(("namespace", "any")) => parsed.policy(Policy::new().namespace(Namespace::Any)),
+            Some(("gid", gid)) => parsed.policy(Policy::new().any_executable().gids([number(gid)?])),
+            Some(("uid", uid)) => parsed.policy(Policy::new().any_executable().uids([number(uid)?])),
             _ => return Err(format!("no such option: {option}")),
         };
     }

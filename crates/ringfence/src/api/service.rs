@@ -99,7 +99,7 @@ pub fn connect(address: &Address, options: &Options) -> Result<Channel> {
 ///
 /// # fn main() -> ringfence::Result<()> {
 /// let address: Address = "/run/orders/service.sock".parse()?;
-/// let options = Options::new().mode(0o666).policy(Policy::new().uids([1001, 1002]));
+/// let options = Options::new().mode(0o666).policy(Policy::new().any_executable().uids([1001, 1002]));
 /// let listener = listen(&address, &options)?;
 /// loop {
 ///     match listener.accept()? {

@@ -149,10 +149,9 @@ impl fmt::Display for DisplayProgram<'_> {
 /// The requirements that a peer's [`Identity`] must satisfy before anything is shared. All checks must pass.
 /// A check that cannot be made is a refusal that says so, never a pass.
 ///
-/// [`Policy::default`] requires the same uid and the same executable. [`Policy::new`] requires the same uid
-/// only, and each method adds a requirement. A property without a requirement is not checked, and the
-/// evidence records that. The exception is the namespace: every policy requires the same one unless
-/// [`Policy::namespace`] changes that.
+/// [`Policy::new`] requires the same uid, the same namespaces and the same executable. Each method replaces one
+/// requirement or adds one. Only [`Policy::any_executable`] and [`Namespace::Any`] drop a requirement. A property
+/// without a requirement is not checked, and the evidence records that.
 ///
 /// Between different uids the kernel enforces this boundary. Within one uid it does not: a process of the
 /// same user can be made to run the same executable with other code in it. The crate's front page lists what
@@ -191,18 +190,18 @@ pub struct Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self::new().same_executable()
+        Self::new()
     }
 }
 
 impl Policy {
-    /// Requires the same uid and the same namespaces, and nothing else.
+    /// Requires the same uid, the same namespaces, and the same executable (device and inode).
     pub fn new() -> Self {
         Self {
             users: Users::Same,
             namespace: Namespace::Same,
             groups: None,
-            executables: None,
+            executables: Some(vec![Program::same()]),
             cgroup: None,
             label: None,
             authorize: None,
@@ -245,10 +244,12 @@ impl Policy {
         self
     }
 
-    /// Requires the peer to execute the same file that this process executes (device and inode).
+    /// Accepts a peer that executes any file. A peer of another user usually needs this, because its executable
+    /// cannot be seen without `CAP_SYS_PTRACE`.
     #[must_use]
-    pub fn same_executable(self) -> Self {
-        self.programs([Program::same()])
+    pub fn any_executable(mut self) -> Self {
+        self.executables = None;
+        self
     }
 
     /// Requires the peer to execute one of these files, compared by device and inode at the time of the
@@ -638,10 +639,13 @@ mod tests {
         let zeros = Digest::from(ZEROS);
         let new = Policy::new;
         for (policy, asked) in [
-            (new(), &[][..]),
+            // A part that is left out has its default. Only `any` drops a check.
+            (new(), &["executable"][..]),
             (Policy::default(), &["executable"]),
-            (new().uids([uid + 1, uid]), &[]),
-            (new().gids([gid + 1, gid]), &["gid"]),
+            (new().any_executable(), &[]),
+            (new().uids([uid + 1, uid]), &["executable"]),
+            (new().gids([gid + 1, gid]), &["gid", "executable"]),
+            (new().gids([gid]).any_executable(), &["gid"]),
             (new().executables([Path::new("/bin/sh"), &own]), &["executable"]),
             (
                 new()
@@ -689,7 +693,7 @@ mod tests {
             (new().label("no process has this"), "label"),
             (new().executables(["/bin/sh"]), "executable"),
             (new().executables(["/there/is/no/such/file"]), "executable"),
-            (new().same_executable().programs([]), "executable"),
+            (new().programs([]), "executable"),
             (
                 new().programs([Program::same().with_content(zeros)]),
                 "executable",
@@ -709,7 +713,7 @@ mod tests {
     #[test]
     fn only_the_content_of_a_matching_file_is_read() {
         let compared = |policy: Policy| told(policy.compare_executable(&mut look(), &time()).unwrap());
-        let (passed, wanted, _) = compared(Policy::default());
+        let (passed, wanted, _) = compared(Policy::new());
         assert_eq!(passed, Some(true));
         assert!(wanted.starts_with("this process's own, /"), "{wanted}");
         let pinned = Program::path("/bin/sh").with_content(Digest::from(ZEROS));

@@ -528,7 +528,7 @@ impl Look {
         match self.executable {
             Err(Errno::EACCES | Errno::EPERM) if uid != geteuid().as_raw() => format!(
                 "unreadable: process {pid} is another user's (uid {uid}), whose executable is visible only with CAP_SYS_PTRACE; \
-                 ask for uid, gid, cgroup or label instead"
+                 let the policy's executable be any, and ask for uid, gid, cgroup or label instead"
             ),
             Err(Errno::EACCES | Errno::EPERM) => format!(
                 "unreadable: process {pid} is hardened (not dumpable), or has other groups or more capabilities than \
