@@ -12,15 +12,13 @@ use bytemuck::Pod;
 use crate::{
     address::Address,
     channel::end::{AtomicState, CloseReason},
-    channel::reserved::Reserved,
-    endpoint::broadcast::batch::BroadcastBatch,
-    endpoint::broadcast::broadcaster::{Broadcaster, PublisherStats},
-    endpoint::broadcast::room::Room,
+    channel::reserve::{Batch, Reservation, Reserved},
     error::{Error, Result},
     fork::ForkMark,
     handshake::broadcast::PublishedRing,
     host::accept::Refused,
     host::audience::{Broadcast, PublisherEvent, Subscriber, watch},
+    host::broadcaster::{Broadcaster, PublisherStats},
     host::endpoint::{BoundAlone, Endpoint, Handle, Idle, Worker},
     host::events::End,
     host::stalls::Charging,
@@ -28,6 +26,7 @@ use crate::{
     options::Options,
     region::create::{InFlightDescriptor, ObjectSpec, SharedObject},
     region::own::OwnRegion,
+    ring::fan_out::FanOut,
     ring::fan_out::readers::{MOST_READERS, Readers},
     ring::items::ReservedItems,
     signal::claim,
@@ -69,7 +68,7 @@ pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
     )?;
     let watcher = watcher.start((Arc::clone(&endpoint.watches), weak));
     let publisher = Publisher {
-        sender: Broadcaster::new(&endpoint, bound.options.longest(), bound.options.busy_poll),
+        sender: Broadcaster::publishing(&endpoint, bound.options.longest(), bound.options.busy_poll),
         audience: Audience {
             handle: Handle::new(given, &endpoint),
             watcher: Some(watcher),
@@ -226,13 +225,16 @@ impl Publisher {
 
     /// See [`Broadcaster::reserve`].
     #[inline]
-    pub fn reserve(&mut self, size: usize) -> Result<Option<Room<'_>>> {
+    pub fn reserve(&mut self, size: usize) -> Result<Option<Reservation<'_, FanOut>>> {
         self.sender.reserve(size)
     }
 
     /// See [`Broadcaster::reserve_items`].
     #[inline]
-    pub fn reserve_items<T: Pod>(&mut self, count: usize) -> Result<Option<ReservedItems<Room<'_>, T>>> {
+    pub fn reserve_items<T: Pod>(
+        &mut self,
+        count: usize,
+    ) -> Result<Option<ReservedItems<Reservation<'_, FanOut>, T>>> {
         self.sender.reserve_items(count)
     }
 
@@ -242,7 +244,7 @@ impl Publisher {
     }
 
     /// See [`Broadcaster::batch`].
-    pub fn batch(&mut self) -> Result<BroadcastBatch<'_>> {
+    pub fn batch(&mut self) -> Result<Batch<'_, FanOut>> {
         self.sender.batch()
     }
 

@@ -9,15 +9,14 @@
 //! May import everything below: `handshake` (its parts), `ring`, `region`, `wake`, `signal`. It never searches for a
 //! peer, and knows no address.
 
-pub(crate) mod batch;
 pub(crate) mod end;
 pub(crate) mod held;
 pub(crate) mod inbound;
 pub(crate) mod merge;
 pub(crate) mod open;
+pub(crate) mod outbound;
 pub(crate) mod receiver;
-pub(crate) mod reservation;
-pub(crate) mod reserved;
+pub(crate) mod reserve;
 pub(crate) mod scratch;
 pub(crate) mod sender;
 pub(crate) mod stats;
@@ -35,8 +34,9 @@ use std::{
 use crate::{
     channel::end::{ChannelState, OnEnd, Shared},
     channel::open::{Link, Opened, open},
+    channel::outbound::Writing,
     channel::receiver::Receiver,
-    channel::sender::{Begun, Sender, Writing},
+    channel::sender::Sender,
     channel::stats::ChannelStats,
     channel::tokens::Tokens,
     channel::verify::{KnownPeer, Verifier},
@@ -80,26 +80,18 @@ impl Channel {
             longest_in,
             ..
         } = opened;
-        let mut producer = SpscWriter::new(own.clone(), peer.clone(), own_capacity);
-        producer.count_in(&shared.counters.sent);
+        let mut ring = SpscWriter::new(own.clone(), peer.clone(), own_capacity);
+        ring.count_in(&shared.counters.sent);
         shared.counters.set_capacity(own_capacity);
         let mut consumer = Consumer::new(own, peer, peer_capacity, longest_in);
         consumer.count_in(&shared.counters.received);
         let tokens = Tokens::new(&shared, inbox);
-        let sender = Sender {
+        let writing = Writing {
+            ring,
+            link: writing,
             shared: Arc::clone(&shared),
-            writing: Some(Writing {
-                producer,
-                link: writing,
-                shared: Arc::clone(&shared),
-            }),
-            capacity: own_capacity,
-            longest: longest_out,
-            at_once: longest_out.min(own_capacity / 2),
-            begun: Begun::Nothing,
-            reservation: Arc::default(),
-            fruitless: 0,
         };
+        let sender = Sender::new(writing, own_capacity, longest_out, ());
         let known = KnownPeer::new(verifier, identity, evidence);
         let peer = Arc::clone(known.identity());
         Self {

@@ -83,6 +83,8 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
 pub(crate) struct Link {
     pub(crate) sleeper: Sleeper<OwnRegion, PeerRegion>,
     pub(crate) waker: Waker<OwnRegion, PeerRegion>,
+    /// Calls of a sending half that found no room since it last checked the line.
+    pub(super) fruitless: u32,
 }
 
 impl Link {
@@ -92,6 +94,13 @@ impl Link {
         Self {
             sleeper: Sleeper::new(opened.own.clone(), opened.peer.clone(), sleeper, barriers),
             waker: Waker::new(opened.own.clone(), opened.peer.clone(), waker, barriers),
+            fruitless: 0,
         }
+    }
+
+    /// A call has found no room. Returns whether the line must be checked now: see [`LOOKS_PER_GLANCE`].
+    pub(crate) fn must_check_line(&mut self) -> bool {
+        self.fruitless = (self.fruitless + 1) % LOOKS_PER_GLANCE;
+        self.fruitless == 0
     }
 }

@@ -145,6 +145,7 @@ impl Subscription {
         let link = Link {
             sleeper: Sleeper::new(own.clone(), ring.clone(), spot, barriers),
             waker: Waker::new(own, ring, ParkingSpot::WRITER, barriers),
+            fruitless: 0,
         };
         let ring = BroadcastInlet {
             reader,

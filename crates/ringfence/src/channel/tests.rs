@@ -22,7 +22,7 @@ use crate::{
     channel::end::ChannelState,
     channel::inbound::Packed,
     channel::receiver::Receiver,
-    channel::reserved::Reserved,
+    channel::reserve::Reserved,
     channel::sender::Sender,
     error::{Error, Result},
     options::Options,
@@ -135,7 +135,7 @@ fn exposable() -> (Sender, OwnRegion, impl Fn()) {
     let (one, _other) = pair(&Options::new());
     let (sender, _unread) = one.split();
     let writing = sender.writing.as_ref().expect("open");
-    let (region, shared) = (writing.producer.own().clone(), Arc::clone(&sender.shared));
+    let (region, shared) = (writing.ring.own().clone(), Arc::clone(&sender.shared));
     (sender, region, move || shared.finish(ChannelState::Exposed))
 }
 

@@ -3,14 +3,15 @@
 //! `endpoint` is what the handle, the worker thread, the handshakes and the channels of one address share. `accept` runs the
 //! handshakes of an address side by side, `admit` counts seats and clients, and `events` queues events until the program takes them.
 //! `membership` and `audience` are the kinds of endpoint that need more than that: members that replace each other, and the
-//! subscribers of a publisher, with the threads that watch them (`watches`) and the time that they may take (`stalls`). `connect`
-//! is the other side: it connects to a host that stays.
+//! subscribers of a publisher, with the threads that watch them (`watches`) and the time that they may take (`stalls`). `broadcaster`
+//! is the sending half of a publisher. `connect` is the other side: it connects to a host that stays.
 //!
 //! May import `channel` and everything below it. The public entry points are in `api`.
 
 pub(crate) mod accept;
 pub(crate) mod admit;
 pub(crate) mod audience;
+pub(crate) mod broadcaster;
 pub(crate) mod connect;
 pub(crate) mod endpoint;
 pub(crate) mod events;

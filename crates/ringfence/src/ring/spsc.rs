@@ -13,6 +13,10 @@ use crate::{
     ring::write::{Room, Writer, Written},
 };
 
+/// The kind of ring that one process writes and one reads.
+#[derive(Debug)]
+pub struct Spsc;
+
 /// The writing end of a pair's ring.
 pub(crate) type SpscWriter<O, P> = Writer<O, PeerHead<P>>;
 

@@ -67,11 +67,11 @@ mod sender;
 mod stream;
 mod watched;
 
-pub use broadcast::{Broadcaster, Publisher};
+pub use broadcast::Publisher;
 pub use channel::Channel;
 pub use events::{Audience, Listener, Membership};
 pub use inbound::{Inbound, Receiver, Subscription};
 pub use meet::{connect, join, member, subscribe};
 pub use merge::Merge;
-pub use sender::Sender;
+pub use sender::{Broadcaster, Outbound, Sender};
 pub use stream::ByteStream;

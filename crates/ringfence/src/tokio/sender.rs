@@ -1,6 +1,11 @@
-//! The writing half of a channel.
+//! The sending half of a channel or of a publisher, for tasks.
+#![expect(
+    private_bounds,
+    reason = "programs use the kinds of a ring that this crate has"
+)]
 
 use std::{
+    fmt::Debug,
     future::poll_fn,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
@@ -11,25 +16,35 @@ use futures_sink::Sink;
 use tokio::task::coop;
 
 use crate::{
-    channel,
-    channel::end::{ChannelState, CloseReason, Shared},
+    channel::end::{ChannelState, CloseReason},
     channel::inbound::make_room,
+    channel::outbound::{self, Outlet},
+    channel::{self, sender},
     error::{Error, Result},
+    host::broadcaster,
+    ring::fan_out::FanOut,
     ring::message::Progress,
+    ring::spsc::Spsc,
     tokio::line::{Half, Line},
+    tokio::watched::Watched,
 };
 
-/// The writing half of a channel, for tasks.
+/// The sending half of a channel ([`Sender`]) or of a publisher ([`Broadcaster`]), for tasks.
 ///
 /// It is a [`Sink`] of everything that is bytes. The sink accepts a message (`feed` returns `Ok`) after every check has passed, and
 /// keeps a copy of it if the ring has no room. A refused message is not kept: its error is returned once, and the next call works.
-/// Every method that sends, and [`Sender::room`], first sends the message that the sink keeps.
+/// Every method that sends, and [`Outbound::room`], first sends the message that the sink keeps.
 ///
-/// Dropping a sender ends the sending, as [`Sender::end`] does. If the sink still keeps a message, dropping closes the channel instead:
-/// to the peer it must not look as if all had been sent. `flush` or `close` first.
+/// The sink keeps its message through local errors: [`Error::NoSpace`] and [`Error::Unsupported`], and [`Error::InvalidArgument`]
+/// while a reservation is open. If the sending has ended, or the channel has, the next call that would send the kept message drops it
+/// and returns the error.
+///
+/// Dropping it ends the sending, as [`Outbound::end`] does. If the sink of a channel still keeps a message, dropping closes the channel
+/// instead: to the peer it must not look as if all had been sent. The sink of a publisher loses its message then. `flush` or `close` first.
 ///
 /// # Cancel safety
-/// A future that is dropped before it is ready leaves this behind:
+/// A publisher publishes each message whole: if `send` is cancelled, its message was not published, and no longer counts time against
+/// the subscribers. At a channel, a future that is dropped before it is ready leaves this behind:
 ///
 /// | call | what happens to its message |
 /// | --- | --- |
@@ -48,38 +63,128 @@ use crate::{
 /// | `send`, `try_send` and `feed`, and `send_rest` of a message of another length | [`Error::InvalidArgument`]; nothing else changes |
 /// | `flush` | `Ok`: the sink keeps no message |
 /// | `close`, [`end`](Sender::end) | the sending ends; the peer never gets the message |
-///
-/// The sink keeps its message through local errors: [`Error::NoSpace`] and [`Error::Unsupported`], and [`Error::InvalidArgument`]
-/// while a reservation is open. If the sending has ended, or the channel has, the next call that would send the kept message drops it
-/// and returns the error.
 #[derive(Debug)]
-pub struct Sender {
-    line: Arc<Line>,
+pub struct Outbound<R: TaskOutlet> {
+    line: R::Line,
     /// Before `inner`, whose drop would end the sending.
-    kept: Kept,
-    inner: channel::sender::Sender,
+    kept: Kept<R>,
+    inner: outbound::Outbound<R>,
+}
+
+/// The sending half of a channel, for tasks.
+pub type Sender = Outbound<Spsc>;
+
+/// The sending half of a publisher, for tasks.
+pub type Broadcaster = Outbound<FanOut>;
+
+/// A kind of ring, as a task needs it that sends.
+pub(super) trait TaskOutlet: Outlet {
+    /// Wakes the task.
+    type Line: Debug;
+
+    /// This half is awake: the last poll may have left it parked.
+    fn unpark(inner: &mut outbound::Outbound<Self>);
+
+    /// Waits until a message of `size` bytes may find room.
+    fn poll_room(
+        line: &Self::Line,
+        inner: &mut outbound::Outbound<Self>,
+        cx: &mut Context<'_>,
+        size: usize,
+    ) -> Poll<Result<()>>;
+
+    /// The message that waits for room is not sent.
+    fn give_up(inner: &mut outbound::Outbound<Self>);
+
+    /// The message that the sink keeps is lost.
+    fn lose(shared: &Self::Shared);
+}
+
+impl TaskOutlet for Spsc {
+    type Line = Arc<Line>;
+
+    fn unpark(_inner: &mut sender::Sender) {}
+
+    fn poll_room(
+        line: &Arc<Line>,
+        inner: &mut sender::Sender,
+        cx: &mut Context<'_>,
+        size: usize,
+    ) -> Poll<Result<()>> {
+        line.poll_ready(Half::Sender, inner, cx, size)
+    }
+
+    fn give_up(_inner: &mut sender::Sender) {}
+
+    fn lose(shared: &channel::end::Shared) {
+        if !shared.sending_ended.load(Ordering::Acquire) {
+            shared.finish(ChannelState::ClosedHere);
+        }
+    }
+}
+
+impl TaskOutlet for FanOut {
+    type Line = Watched;
+
+    fn unpark(inner: &mut broadcaster::Broadcaster) {
+        inner.disarm();
+    }
+
+    /// Returns after each wakeup: a try that is refused charges the subscribers that are in the way.
+    fn poll_room(
+        line: &Watched,
+        inner: &mut broadcaster::Broadcaster,
+        cx: &mut Context<'_>,
+        size: usize,
+    ) -> Poll<Result<()>> {
+        if inner.arm(size)? {
+            let readable = ready!(line.poll(cx))?;
+            inner.poll_line();
+            readable.may_be_read(&*inner);
+            inner.disarm();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn give_up(inner: &mut broadcaster::Broadcaster) {
+        inner.give_up();
+    }
+
+    fn lose(_shared: &Self::Shared) {}
 }
 
 /// The message that the sink keeps. Set by `start_send` alone, after the crate's half has accepted the message, so that it refuses no
 /// part of it later. Only `poll_kept` and `try_kept` put more of it into the ring and clear this. A message of `send` is never here,
 /// and is begun only while there is none here.
 #[derive(Debug)]
-struct Kept {
+struct Kept<R: TaskOutlet> {
     /// Its bytes, and how many of them are in the ring.
     message: Option<(Vec<u8>, usize)>,
-    shared: Arc<Shared>,
+    shared: Arc<R::Shared>,
 }
 
-impl Drop for Kept {
+impl<R: TaskOutlet> Drop for Kept<R> {
     fn drop(&mut self) {
-        if self.message.is_some() && !self.shared.sending_ended.load(Ordering::Acquire) {
-            self.shared.finish(ChannelState::ClosedHere);
+        if self.message.is_some() {
+            R::lose(&self.shared);
         }
     }
 }
 
-impl Sender {
-    pub(super) fn new(line: Arc<Line>, inner: channel::sender::Sender) -> Self {
+/// When this is dropped, the message of a `send` no longer waits. The message of the sink still does.
+struct Waiting<'a, R: TaskOutlet>(&'a mut Outbound<R>);
+
+impl<R: TaskOutlet> Drop for Waiting<'_, R> {
+    fn drop(&mut self) {
+        R::unpark(&mut self.0.inner);
+        if self.0.kept.message.is_none() {
+            R::give_up(&mut self.0.inner);
+        }
+    }
+}
+
+impl<R: TaskOutlet> Outbound<R> {
+    fn with_line(line: R::Line, inner: outbound::Outbound<R>) -> Self {
         Self {
             line,
             kept: Kept {
@@ -95,37 +200,29 @@ impl Sender {
     /// # Cancel safety
     /// If the future is dropped before it is ready, nothing of a message of up to [`max_at_once`](crate::Sender::max_at_once) bytes was
     /// sent. A longer message may be under way: [`Sender::under_way`] tells, and [`Sender::send_rest`] finishes it. Other messages are
-    /// refused until then.
+    /// refused until then. A publisher has no such messages.
     ///
     /// # Errors
     /// As [`crate::Sender::send`].
     pub async fn send(&mut self, message: &[u8]) -> Result<()> {
-        self.send_kept().await?;
-        send_from(&self.line, &mut self.inner, message, 0).await
+        self.send_from(message, |_| 0).await
     }
 
-    /// Finishes a message whose [`Sender::send`] was cancelled. Pass the same message. If none of it is in the ring, this sends all of
-    /// it.
-    ///
-    /// # Cancel safety
-    /// As [`Sender::send`]: call it again with the same message.
-    ///
-    /// # Errors
-    /// As [`Sender::send`], and [`Error::InvalidArgument`] for a message of another length than the one under way.
-    pub async fn send_rest(&mut self, message: &[u8]) -> Result<()> {
-        self.send_kept().await?;
+    /// Sends the kept message, and then this one, of which the first `written` bytes are in the ring.
+    async fn send_from(
+        &mut self,
+        message: &[u8],
+        written: impl FnOnce(&outbound::Outbound<R>) -> usize,
+    ) -> Result<()> {
+        let waiting = Waiting(self);
+        poll_fn(|cx| waiting.0.poll_kept(cx)).await?;
         // After the sink's own message, whose progress this would be.
-        let written = self.inner.under_way().unwrap_or(0);
-        send_from(&self.line, &mut self.inner, message, written).await
-    }
-
-    /// Returns the number of bytes in the ring of a message whose [`Sender::send`] was cancelled, or `None` if nothing of it was sent.
-    /// ([`crate::Sender::under_way`] counts the message that the sink keeps as well.)
-    pub fn under_way(&self) -> Option<usize> {
-        match self.kept.message {
-            Some(_) => None,
-            None => self.inner.under_way(),
-        }
+        let mut written = written(&waiting.0.inner);
+        poll_fn(|cx| {
+            let Self { line, inner, .. } = &mut *waiting.0;
+            poll_send(line, inner, cx, (message, &mut written))
+        })
+        .await
     }
 
     /// Puts a message into the ring. `false`: there is no room now, or none for the message that the sink keeps.
@@ -137,24 +234,28 @@ impl Sender {
     }
 
     /// Waits until a message of `size` bytes finds room, for a caller that writes it in place
-    /// ([`crate::Sender::reserve`], by [`Sender::get_mut`]) or in a batch. For a message that travels in fragments, waits until the
+    /// ([`crate::Sender::reserve`], by [`Outbound::get_mut`]) or in a batch. For a message that travels in fragments, waits until the
     /// next fragment finds room. Cancel safe.
     ///
     /// # Errors
-    /// As [`Sender::send`].
+    /// As [`Outbound::send`].
     pub async fn room(&mut self, size: usize) -> Result<()> {
-        self.send_kept().await?;
-        poll_fn(|cx| self.line.poll_ready(Half::Sender, &mut self.inner, cx, size)).await
+        poll_fn(|cx| self.poll_kept(cx)).await?;
+        let Self { line, inner, .. } = self;
+        poll_fn(|cx| {
+            R::unpark(inner);
+            while !inner.has_room(size)? {
+                ready!(R::poll_room(line, inner, cx, size))?;
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
     }
 
-    async fn send_kept(&mut self) -> Result<()> {
-        poll_fn(|cx| self.poll_kept(cx)).await
-    }
-
-    /// Sends the message that the sink keeps, as far as there is room. Whether all of it is in the ring.
+    /// Sends the message that the sink keeps, as far as there is room. Returns whether all of it is in the ring.
     fn try_kept(&mut self) -> Result<bool> {
         while let Some((message, written)) = &mut self.kept.message {
-            match self.inner.send_part(message, *written) {
+            match R::send_part(&mut self.inner, message, *written) {
                 Ok(Progress::Part(bytes)) if bytes > *written => *written = bytes,
                 Ok(Progress::Part(_)) => return Ok(false),
                 sent => self.finish_kept(sent.map(drop))?,
@@ -179,43 +280,87 @@ impl Sender {
         sent
     }
 
-    /// Ends the sending; the other direction goes on. See [`crate::Sender::end`]. A message that the sink keeps is lost, and the next
-    /// `flush` or `close` says so with [`Error::Closed`]: use `close` of the [`Sink`] instead, which sends it first.
+    /// Ends the sending. See [`crate::Sender::end`]. A message that the sink keeps is lost, and the next
+    /// `flush` or `close` fails with [`Error::Closed`]: use `close` of the [`Sink`] instead, which sends it first.
     pub fn end(&mut self) {
         self.inner.end();
+    }
+
+    /// Why the channel or the publisher has ended; `None` while it has not.
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.inner.close_reason()
+    }
+
+    /// The crate's own half.
+    pub fn get_ref(&self) -> &outbound::Outbound<R> {
+        &self.inner
+    }
+
+    /// The crate's own half, for calls that do not wait: those that wait block the runtime's thread. A message that is sent through it
+    /// overtakes one that the sink keeps, or is refused if that is under way: `flush` first.
+    pub fn get_mut(&mut self) -> &mut outbound::Outbound<R> {
+        &mut self.inner
+    }
+
+    /// The crate's own half, which the runtime no longer watches. A message that the sink keeps is lost: `flush` first. If that message
+    /// is under way, the half refuses others until [`crate::Sender::send_part`] has finished it.
+    pub fn into_inner(mut self) -> outbound::Outbound<R> {
+        self.kept.message = None;
+        self.inner
+    }
+}
+
+impl Sender {
+    pub(super) fn new(line: Arc<Line>, inner: sender::Sender) -> Self {
+        Self::with_line(line, inner)
+    }
+
+    /// Finishes a message whose [`Sender::send`] was cancelled. Pass the same message. If none of it is in the ring, this sends all of
+    /// it.
+    ///
+    /// # Cancel safety
+    /// As [`Sender::send`]: call it again with the same message.
+    ///
+    /// # Errors
+    /// As [`Sender::send`], and [`Error::InvalidArgument`] for a message of another length than the one under way.
+    pub async fn send_rest(&mut self, message: &[u8]) -> Result<()> {
+        self.send_from(message, |inner| inner.under_way().unwrap_or(0))
+            .await
+    }
+
+    /// Returns the number of bytes in the ring of a message whose [`Sender::send`] was cancelled, or `None` if nothing of it was sent.
+    /// ([`crate::Sender::under_way`] counts the message that the sink keeps as well.)
+    pub fn under_way(&self) -> Option<usize> {
+        match self.kept.message {
+            Some(_) => None,
+            None => self.inner.under_way(),
+        }
     }
 
     /// Closes the whole channel from this half.
     pub fn close(&mut self) {
         self.inner.close();
     }
+}
 
-    /// Why the channel has ended; `None` while it has not.
-    pub fn close_reason(&self) -> Option<CloseReason> {
-        self.inner.close_reason()
-    }
-
-    /// The crate's own half.
-    pub fn get_ref(&self) -> &channel::sender::Sender {
-        &self.inner
-    }
-
-    /// The crate's own half, for calls that do not wait: those that wait block the runtime's thread. A message that is sent through it
-    /// overtakes one that the sink keeps, or is refused if that is under way: `flush` first.
-    pub fn get_mut(&mut self) -> &mut channel::sender::Sender {
-        &mut self.inner
-    }
-
-    /// The crate's own half, which the runtime no longer watches. A message that the sink keeps is lost: `flush` first. If that message
-    /// is under way, the half refuses others until [`crate::Sender::send_part`] has finished it.
-    pub fn into_inner(mut self) -> channel::sender::Sender {
-        self.kept.message = None;
-        self.inner
+impl Broadcaster {
+    /// Waits for it in the runtime of the task that calls this.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] if the runtime cannot watch one more descriptor. The sending is ended then.
+    ///
+    /// # Panics
+    /// See [the module](crate::tokio#panics).
+    pub fn new(broadcaster: broadcaster::Broadcaster) -> Result<Self> {
+        Ok(Self::with_line(Watched::copy_of(&broadcaster)?, broadcaster))
     }
 }
 
 /// Each item is a message.
-impl<T: AsRef<[u8]>> Sink<T> for Sender {
+impl<R: TaskOutlet, T: AsRef<[u8]>> Sink<T> for Outbound<R>
+where
+    Self: Unpin,
+{
     type Error = Error;
 
     fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
@@ -223,20 +368,21 @@ impl<T: AsRef<[u8]>> Sink<T> for Sender {
     }
 
     fn start_send(self: Pin<&mut Self>, item: T) -> Result<()> {
-        let this = self.get_mut();
-        if this.kept.message.is_some() {
+        let Self { kept, inner, .. } = self.get_mut();
+        if kept.message.is_some() {
             return Err(Error::invalid("the sink was not ready (poll_ready)"));
         }
         let message = item.as_ref();
-        let at_once = message.len() as u64 <= this.inner.max_at_once();
-        if at_once && this.inner.try_send(message)? {
+        let at_once = message.len() as u64 <= inner.limits.at_once;
+        if at_once && inner.try_send(message)? {
             return Ok(());
         }
         // A message that is too large is refused before it is copied, and none is in the ring before there is a copy of it.
-        this.inner.has_room(message.len())?;
-        let copy = copy_of(message)?;
-        if let Progress::Part(written) = this.inner.send_part(&copy, 0)? {
-            this.kept.message = Some((copy, written));
+        inner.has_room(message.len())?;
+        // A message that cannot be kept does not wait.
+        let copy = copy_of(message).inspect_err(|_| R::give_up(inner))?;
+        if let Progress::Part(written) = R::send_part(inner, &copy, 0)? {
+            kept.message = Some((copy, written));
         }
         Ok(())
     }
@@ -254,7 +400,7 @@ impl<T: AsRef<[u8]>> Sink<T> for Sender {
 }
 
 /// The copy of a message that a sink keeps while there is no room.
-pub(super) fn copy_of(message: &[u8]) -> Result<Vec<u8>> {
+fn copy_of(message: &[u8]) -> Result<Vec<u8>> {
     let mut copy = Vec::new();
     make_room(&mut copy, message.len())?;
     copy.extend_from_slice(message);
@@ -263,31 +409,32 @@ pub(super) fn copy_of(message: &[u8]) -> Result<Vec<u8>> {
 
 /// Sends a message from the byte `written` on: the first ones are in the ring.
 pub(super) async fn send_from(
-    line: &Line,
-    sender: &mut channel::sender::Sender,
+    line: &Arc<Line>,
+    sender: &mut sender::Sender,
     message: &[u8],
     mut written: usize,
 ) -> Result<()> {
     poll_fn(|cx| poll_send(line, sender, cx, (message, &mut written))).await
 }
 
-/// As [`send_from`], for a caller that keeps the message.
-pub(super) fn poll_send(
-    line: &Line,
-    sender: &mut channel::sender::Sender,
+/// Sends like [`send_from`], for a caller that keeps the message.
+pub(super) fn poll_send<R: TaskOutlet>(
+    line: &R::Line,
+    inner: &mut outbound::Outbound<R>,
     cx: &mut Context<'_>,
     (message, written): (&[u8], &mut usize),
 ) -> Poll<Result<()>> {
     let turn = ready!(coop::poll_proceed(cx));
+    R::unpark(inner);
     loop {
-        match sender.send_part(message, *written)? {
+        match R::send_part(inner, message, *written)? {
             Progress::Whole => {
                 turn.made_progress();
                 return Poll::Ready(Ok(()));
             }
             Progress::Part(bytes) => *written = bytes,
         }
-        ready!(line.poll_ready(Half::Sender, sender, cx, message.len()))?;
+        ready!(R::poll_room(line, inner, cx, message.len()))?;
     }
 }
 

@@ -456,7 +456,7 @@ fn a_message_that_may_have_been_wiped_is_an_error_and_not_counted() {
         for (name, read) in READS {
             let (one, other) = pair(&Options::new());
             let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
-            let region = sender.writing.as_ref().expect("open").producer.own().clone();
+            let region = sender.writing.as_ref().expect("open").ring.own().clone();
             let message = bytes(1, length);
             assert_eq!(sender.send_part(&message, 0).expect("open"), Progress::Whole);
             let is_packed = name.contains("packed") || name == "pull_held";

@@ -297,7 +297,7 @@ fn what_is_read_while_the_peer_is_exposed_is_no_message() {
         unwritten: _unwritten,
         mut receiver,
     } = ends();
-    let region = sender.writing.as_ref().expect("open").producer.own().clone();
+    let region = sender.writing.as_ref().expect("open").ring.own().clone();
     for _ in 0..3 {
         assert!(sender.try_send(&[7; 8]).expect("open"));
     }

@@ -26,6 +26,10 @@ pub(crate) mod marks;
 pub(crate) mod reader;
 pub(crate) mod readers;
 
+/// The kind of ring that a publisher writes and its subscribers read.
+#[derive(Debug)]
+pub struct FanOut;
+
 /// The largest message that a publisher with this ring can send: several must find room beside each other, and beside what a
 /// subscriber has not read yet.
 #[inline]

@@ -1,0 +1,469 @@
+//! The sending half of a channel or of a publisher: [`Outbound`], for every kind of ring.
+//!
+//! `reserve` has further ways to send. An [`Outlet`] is one kind of ring: it says how such a half waits for room and wakes its readers: `sender` does so
+//! for a pair, `host/broadcaster.rs` for a publisher.
+#![expect(
+    private_bounds,
+    reason = "programs use the kinds of a ring that this crate has"
+)]
+
+use std::{
+    fmt::Debug,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use crate::{
+    channel::end::{AtomicState, ChannelState, CloseReason},
+    channel::waiting::SpinThenPark,
+    error::{Error, Result},
+    region::layout::as_offset,
+    region::own::OwnRegion,
+    ring::message::Progress,
+    ring::write::{Room, Writer},
+};
+
+/// The sending half of a channel ([`Sender`](crate::Sender)) or of a publisher ([`Broadcaster`](crate::Broadcaster)).
+///
+/// "No room" means that the peer, or a reliable subscriber, has not read far enough. At a publisher, time then counts against the
+/// subscribers in the way ([`Options::stall`](crate::Options::stall)), until a message finds room.
+#[derive(Debug)]
+pub struct Outbound<R: Outlet> {
+    pub(crate) shared: Arc<R::Shared>,
+    /// `None` once this half has ended.
+    pub(crate) writing: Option<Writing<R>>,
+    pub(crate) limits: Limits,
+    pub(super) begun: Begun,
+    /// Whether there is a [`Reserved`](crate::channel::reserve::Reserved) that may be written. It stores `false` when it is dropped.
+    pub(super) reservation: Arc<AtomicBool>,
+    pub(crate) own: R::Own,
+}
+
+/// The writing end of one kind of ring.
+pub(crate) trait Outlet: Debug + Sized {
+    /// The state that this half shares with the rest of its channel or publisher.
+    type Shared: Debug;
+    /// How far the ring may be written.
+    type Room: Room<OwnRegion> + Debug;
+    /// Wakes the readers, and waits for them.
+    type Link: Debug;
+    /// State of this half alone, also after its end.
+    type Own: Debug;
+
+    /// The error after the end of this half.
+    const ENDED: &'static str;
+    /// The reason why a message is longer than the longest.
+    const TOO_LONG: &'static str;
+    /// Publishing a batch may make room for more of it.
+    const PUBLISHING_MAKES_ROOM: bool;
+
+    fn state(shared: &Self::Shared) -> &AtomicState;
+
+    /// Returns the error of a call if the channel has ended.
+    fn check(shared: &Self::Shared) -> Result<()>;
+
+    /// Waits until a thread that is about to end the channel has done so.
+    fn wait_for_end(_shared: &Self::Shared) {}
+
+    /// Wakes the readers that sleep, after a publication.
+    fn published(writing: &mut Writing<Self>);
+
+    /// Ends the channel of a reader that has violated the protocol.
+    fn judge<T>(writing: &mut Writing<Self>, result: Result<T>) -> Result<T>;
+
+    /// A message of this size has found no room.
+    fn refused(writing: &mut Writing<Self>, size: usize);
+
+    /// Writes a message, or as much of it as there is room for.
+    fn send_part(outbound: &mut Outbound<Self>, message: &[u8], written: usize) -> Result<Progress>;
+
+    /// A call has waited for room since then. `failed`: its message is given up.
+    fn waited(outbound: &mut Outbound<Self>, since: Instant, failed: bool);
+
+    /// Drops the ring. The figures that are known of it stay.
+    fn release(outbound: &mut Outbound<Self>);
+
+    /// See [`Outbound::end`].
+    fn end(outbound: &mut Outbound<Self>);
+}
+
+/// The bytes of the ring and of its messages.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) capacity: u64,
+    /// Of the longest message.
+    pub(crate) longest: u64,
+    /// Of the longest message that is one record.
+    pub(crate) at_once: u64,
+    /// See [`Outlet::TOO_LONG`].
+    too_long: &'static str,
+}
+
+impl Limits {
+    fn new<R: Outlet>(capacity: u64, longest: u64) -> Self {
+        Self {
+            capacity,
+            longest,
+            at_once: longest.min(R::Room::largest_record(capacity)),
+            too_long: R::TOO_LONG,
+        }
+    }
+
+    #[inline]
+    pub(super) fn check(&self, size: usize, limit: u64) -> Result<()> {
+        if size as u64 <= limit {
+            return Ok(());
+        }
+        Err(self.too_large(size, limit))
+    }
+
+    #[cold]
+    fn too_large(&self, size: usize, limit: u64) -> Error {
+        let reason = if limit < self.longest {
+            "half the ring; send takes longer ones, in fragments"
+        } else {
+            self.too_long
+        };
+        Error::MessageTooLarge { size, limit, reason }
+    }
+}
+
+/// An operation that must be finished before anything else is sent, because the ring's next bytes belong to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Begun {
+    Nothing,
+    /// A [`Reserved`](crate::channel::reserve::Reserved), which may have been dropped already.
+    Reservation,
+    /// A message of the first number of bytes. The second number of them are in the ring.
+    Message(usize, usize),
+}
+
+/// The ring, and everything that a [`Reservation`](crate::Reservation) and a [`Batch`](crate::Batch) need: they have no other pointer.
+#[derive(Debug)]
+pub(crate) struct Writing<R: Outlet> {
+    pub(crate) ring: Writer<OwnRegion, R::Room>,
+    pub(crate) link: R::Link,
+    pub(crate) shared: Arc<R::Shared>,
+}
+
+impl<R: Outlet> Writing<R> {
+    /// Publishes what was written.
+    #[inline]
+    pub(crate) fn publish(&mut self) {
+        if self.ring.publish() {
+            R::published(self);
+        }
+    }
+
+    /// Sends a message that was claimed and filled.
+    #[inline]
+    pub(super) fn finish(&mut self, at: usize, claimed: usize, length: usize) {
+        self.ring.finish_now(at, claimed, length);
+        R::published(self);
+    }
+
+    /// A batch or a reservation may outlive its channel: nothing more is written into a ring that an alarm has wiped, or that nobody
+    /// reads.
+    #[inline]
+    pub(super) fn check_open(&self) -> Result<()> {
+        if R::state(&self.shared).is(ChannelState::Open, Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(why_not::<R>(&self.shared))
+    }
+
+    /// Protects the range that was claimed from a wipe while the caller writes it. Fails if the ring is wiped.
+    #[inline]
+    pub(super) fn hold(&self, at: usize, size: usize) -> Result<()> {
+        if self.ring.own().hold(at, size) {
+            return Ok(());
+        }
+        Err(exposed::<R>(&self.shared))
+    }
+}
+
+/// The error if nothing can be sent.
+#[cold]
+fn why_not<R: Outlet>(shared: &R::Shared) -> Error {
+    R::check(shared).err().unwrap_or(Error::Closed(R::ENDED))
+}
+
+#[cold]
+fn exposed<R: Outlet>(shared: &R::Shared) -> Error {
+    R::wait_for_end(shared);
+    why_not::<R>(shared)
+}
+
+impl<R: Outlet> Outbound<R> {
+    pub(crate) fn new(writing: Writing<R>, capacity: u64, longest: u64, own: R::Own) -> Self {
+        Self {
+            shared: Arc::clone(&writing.shared),
+            writing: Some(writing),
+            limits: Limits::new::<R>(capacity, longest),
+            begun: Begun::Nothing,
+            reservation: Arc::default(),
+            own,
+        }
+    }
+
+    /// Bytes of the ring.
+    pub fn capacity(&self) -> u64 {
+        self.limits.capacity
+    }
+
+    /// Bytes of the longest message: what the peer accepts; at a publisher, at most an eighth of the ring.
+    pub fn max_message_size(&self) -> u64 {
+        self.limits.longest
+    }
+
+    /// The ring, if something new may be sent now.
+    #[inline]
+    pub(crate) fn writing(&mut self) -> Result<&mut Writing<R>> {
+        if self.begun != Begun::Nothing && self.is_open() {
+            self.must_have_ended(false)?;
+        }
+        self.writing_on()
+    }
+
+    /// The ring, if this half may still write: also to continue a message that is under way.
+    #[inline]
+    pub(super) fn writing_on(&mut self) -> Result<&mut Writing<R>> {
+        if !self.is_open() {
+            return Err(self.why_not());
+        }
+        if self.begun == Begun::Reservation {
+            self.must_have_ended(true)?;
+        }
+        self.writing.as_mut().ok_or(Error::Closed(R::ENDED))
+    }
+
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        R::state(&self.shared).is(ChannelState::Open, Ordering::Relaxed) && self.writing.is_some()
+    }
+
+    /// What was begun must be finished, except for a message that the caller `continues`.
+    #[cold]
+    fn must_have_ended(&mut self, continues: bool) -> Result<()> {
+        match self.begun {
+            // Acquire: what was written there was written before the bytes belong to another message.
+            Begun::Reservation if self.reservation.load(Ordering::Acquire) => Err(still_reserved()),
+            Begun::Message(size, written) if !continues => Err(still_under_way(size, written)),
+            Begun::Message(..) => Ok(()),
+            Begun::Nothing | Begun::Reservation => {
+                self.begun = Begun::Nothing;
+                Ok(())
+            }
+        }
+    }
+
+    #[cold]
+    fn why_not(&mut self) -> Error {
+        R::release(self);
+        why_not::<R>(&self.shared)
+    }
+
+    /// Puts a message into the ring. `false`: there is no room now.
+    ///
+    /// # Errors
+    /// [`Error::MessageTooLarge`] above [`Sender::max_at_once`](crate::Sender::max_at_once), at a publisher above
+    /// [`Outbound::max_message_size`]; [`Error::PeerLost`] once the peer is known to be gone; [`Error::Closed`] after
+    /// [`Outbound::end`] or close; [`Error::RingCorrupt`]; [`Error::ObjectExposed`] if another process has tried to open the memory of
+    /// either side.
+    #[inline]
+    pub fn try_send(&mut self, message: &[u8]) -> Result<bool> {
+        self.limits.check(message.len(), self.limits.at_once)?;
+        let writing = self.writing()?;
+        match writing.ring.push_now(message) {
+            Ok(true) => {
+                R::published(writing);
+                Ok(true)
+            }
+            other => self.not_sent(other, message.len()),
+        }
+    }
+
+    /// The ring had no room for a message of this size, or a reader has violated the protocol.
+    #[cold]
+    pub(super) fn not_sent(&mut self, result: Result<bool>, size: usize) -> Result<bool> {
+        if let Some(writing) = &mut self.writing {
+            R::judge(writing, result)?;
+            R::refused(writing, size);
+        }
+        // The peer may be known to be gone since.
+        if self.is_open() {
+            return Ok(false);
+        }
+        Err(self.why_not())
+    }
+
+    /// Puts whole messages into the ring, laid out as short ones are there: each an eight-byte header (length u32, and
+    /// the flags 3 as u32, little-endian), its bytes, and zeros up to a multiple of eight. One publication for all.
+    /// Returns how many bytes of `packed` were taken; the remainder found no room.
+    ///
+    /// # Errors
+    /// As [`Outbound::try_send`], and [`Error::InvalidArgument`] for bytes in another layout. If these are not the first, the messages
+    /// before them are taken, and the next call fails.
+    pub fn try_send_packed(&mut self, packed: &[u8]) -> Result<usize> {
+        let longest = self.limits.longest;
+        let writing = self.writing()?;
+        let result = writing.ring.push_packed(packed, longest);
+        writing.publish();
+        let taken = R::judge(writing, result)?;
+        if taken < packed.len() {
+            let next = packed[taken..].first_chunk::<4>();
+            let size = next.map_or(0, |length| as_offset(u32::from_le_bytes(*length).into()));
+            R::refused(writing, size.min(as_offset(longest)));
+            if taken == 0 && !self.is_open() {
+                return Err(self.why_not());
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Returns whether a message of `size` bytes would find room now. Of a message that travels in fragments, whether its next fragment
+    /// would.
+    ///
+    /// # Errors
+    /// As [`Outbound::send`].
+    pub fn has_room(&mut self, size: usize) -> Result<bool> {
+        let Limits {
+            capacity,
+            longest,
+            at_once,
+            ..
+        } = self.limits;
+        self.limits.check(size, longest)?;
+        let size = size as u64;
+        let wanted = if size <= at_once { size } else { capacity / 8 };
+        let writing = self.writing_on()?;
+        let result = writing.ring.has_room(wanted);
+        R::judge(writing, result)
+    }
+
+    /// Returns the number of bytes of packed records (see [`Outbound::try_send_packed`]), of messages of at most `longest` bytes each,
+    /// that certainly find room now: all of them are taken, in one call or in several, as long as nothing else is sent in between. For
+    /// callers that promise for many messages at once.
+    ///
+    /// A reliable subscriber that connects later and starts at the oldest message keeps the messages in the ring. Then there is less
+    /// room, and `try_send_packed` returns as much.
+    ///
+    /// # Errors
+    /// As [`Outbound::try_send`].
+    pub fn packed_room(&mut self, longest: usize) -> Result<usize> {
+        let writing = self.writing()?;
+        let room = writing.ring.packed_room(longest as u64);
+        R::judge(writing, room).map(as_offset)
+    }
+
+    /// Sends no more. Messages in the ring stay readable.
+    ///
+    /// At a channel, the other direction continues. Once both sides have ended and this one has read everything, the channel closes by
+    /// itself. At a publisher, each subscriber gets all that was sent, and then its end; the address is free when this returns.
+    pub fn end(&mut self) {
+        R::end(self);
+    }
+
+    /// Why the channel or the publisher has ended; `None` while it has not.
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        R::state(&self.shared).get().close_reason()
+    }
+}
+
+impl<R: Outlet> Outbound<R>
+where
+    Self: SpinThenPark<For = usize>,
+{
+    /// Puts a message into the ring, in fragments if necessary, and sleeps while there is no room.
+    ///
+    /// # Errors
+    /// As [`Outbound::try_send`], but [`Error::MessageTooLarge`] only above [`Outbound::max_message_size`]. If the peer is lost while
+    /// the message is under way, none of it counts as sent. If the waiting fails ([`Error::NoSpace`]), the message may be
+    /// under way: [`Sender::under_way`](crate::Sender::under_way) tells, and [`Sender::send_part`](crate::Sender::send_part) continues it.
+    pub fn send(&mut self, message: &[u8]) -> Result<()> {
+        self.send_by(message, None)
+    }
+
+    /// Sends like [`Outbound::send`], up to a deadline, and then fails with [`Error::TimedOut`]. Nothing was sent then, unless
+    /// [`Sender::under_way`](crate::Sender::under_way) reports that a part of the message is in the ring, which never happens to one of at
+    /// most [`Sender::max_at_once`](crate::Sender::max_at_once) bytes: [`Sender::send_part`](crate::Sender::send_part) continues it, and
+    /// nothing else is sent before.
+    ///
+    /// ```no_run
+    /// use std::time::{Duration, Instant};
+    ///
+    /// use ringfence::Error;
+    ///
+    /// # fn main() -> ringfence::Result<()> {
+    /// # let address: ringfence::Address = "@prices".parse()?;
+    /// # let (mut sender, _receiver) = ringfence::join(&address, &ringfence::Options::new())?.split();
+    /// match sender.send_until(b"hello", Instant::now() + Duration::from_millis(100)) {
+    ///     Err(Error::TimedOut) => println!("the peer does not read, and its ring is full"),
+    ///     other => other?,
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn send_until(&mut self, message: &[u8], deadline: Instant) -> Result<()> {
+        self.send_by(message, Some(deadline))
+    }
+
+    fn send_by(&mut self, message: &[u8], deadline: Option<Instant>) -> Result<()> {
+        match R::send_part(self, message, 0)? {
+            Progress::Whole => Ok(()),
+            Progress::Part(written) => self.send_late(message, written, deadline),
+        }
+    }
+
+    /// Waits for room, after there was none.
+    #[cold]
+    fn send_late(&mut self, message: &[u8], written: usize, deadline: Option<Instant>) -> Result<()> {
+        let since = Instant::now();
+        let sent = self.send_rest(message, written, deadline);
+        R::waited(self, since, sent.is_err());
+        sent
+    }
+
+    fn send_rest(&mut self, message: &[u8], mut written: usize, deadline: Option<Instant>) -> Result<()> {
+        loop {
+            if !self.wait(message.len(), deadline)? {
+                return Err(Error::TimedOut);
+            }
+            match R::send_part(self, message, written)? {
+                Progress::Whole => return Ok(()),
+                Progress::Part(bytes) => written = bytes,
+            }
+        }
+    }
+
+    /// Sleeps until [`Outbound::has_room`] of that size. `false`: the deadline has passed.
+    ///
+    /// # Errors
+    /// As [`Outbound::send`].
+    pub fn wait(&mut self, size: usize, deadline: Option<Instant>) -> Result<bool> {
+        self.wait_until(size, deadline)
+    }
+}
+
+impl<R: Outlet> Drop for Outbound<R> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+#[cold]
+fn still_reserved() -> Error {
+    Error::invalid(
+        "a reservation is open: commit or cancel it first (one that was forgotten keeps this half from sending until it ends)",
+    )
+}
+
+#[cold]
+pub(super) fn still_under_way(size: usize, written: usize) -> Error {
+    Error::invalid(format!(
+        "a message of {size} bytes is under way, {written} of which are in the ring: go on with it (send_part)"
+    ))
+}

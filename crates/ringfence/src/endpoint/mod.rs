@@ -1,3 +1,0 @@
-//! A publisher's sending half and a subscription.
-
-pub(crate) mod broadcast;

@@ -1,0 +1,377 @@
+//! The sending half of a publisher.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    channel::end::{AtomicState, ChannelState},
+    channel::outbound::{Outbound, Outlet, Writing},
+    channel::waiting::{Slept, SpinThenPark},
+    error::{Error, Result},
+    fork::inherited,
+    handshake::broadcast::ReaderBell,
+    host::audience::Broadcast,
+    host::endpoint::Endpoint,
+    region::own::OwnRegion,
+    region::peer::PeerRegion,
+    ring::fan_out::FanOut,
+    ring::fan_out::floor::{FanOutWriter, Floor},
+    ring::message::Progress,
+    wake::doorbell::Doorbell,
+    wake::parking::many::{FanWaker, RoomSleeper, SleepingReader},
+};
+
+/// What a publisher has done since it was made, and how full its ring is.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PublisherStats {
+    /// Messages that were published.
+    pub published: u64,
+    /// Bytes of their payloads.
+    pub bytes_published: u64,
+    /// Current subscribers.
+    pub subscribers: usize,
+    /// Subscribers that were evicted because they had held the publisher up for longer than [`Options::stall`](crate::Options::stall).
+    pub evicted: u64,
+    /// Calls of [`Broadcaster::send`] that had to wait for room.
+    pub waits: u64,
+    /// How long they waited, in microseconds.
+    pub waited_micros: u64,
+    /// Bytes of the ring that the slowest reliable subscriber has not read; 0 if there is none. After the end: as it was then.
+    pub ring_used: u64,
+    /// Bytes of the ring.
+    pub ring_capacity: u64,
+}
+
+/// A program that tries in a loop, without a wait, has the subscribers in its way charged no more often than this.
+const CHARGED_AGAIN: Duration = Duration::from_millis(5);
+
+/// The half of a [`Publisher`](crate::Publisher) that sends. It can live on another thread than the other half, the
+/// [`Audience`](crate::Audience): subscribers are accepted concurrently.
+///
+/// A message is written once, whatever the number of subscribers. Sending allocates nothing, unless the first message after a change of
+/// the list of subscribers needs memory for a longer one.
+pub type Broadcaster = Outbound<FanOut>;
+
+/// Wakes the subscribers that sleep, and charges those that are in the way.
+#[derive(Debug)]
+pub(crate) struct FanLink {
+    waker: FanWaker<OwnRegion, PeerRegion, Weak<Doorbell>>,
+    sleeper: RoomSleeper<OwnRegion>,
+    /// The generation of the list of readers that the waker has.
+    known: u64,
+    /// A message was refused, and none has been sent since: the position that all must have read, so that it finds room, and the time of
+    /// the last charge.
+    stalled: Option<(u64, Instant)>,
+}
+
+/// State of a broadcaster beside its ring.
+#[derive(Debug, Default)]
+pub(crate) struct Figures {
+    busy_poll: Duration,
+    /// The published messages and the bytes of their payloads, as last known.
+    published: (u64, u64),
+    /// Unread bytes of the ring, as last known.
+    used: u64,
+    waits: u64,
+    waited: Duration,
+}
+
+impl Outlet for FanOut {
+    type Shared = Endpoint<Broadcast>;
+    type Room = Floor<OwnRegion, PeerRegion, ReaderBell>;
+    type Link = FanLink;
+    type Own = Figures;
+
+    const ENDED: &'static str = "the publisher has ended: it sends no more";
+    const TOO_LONG: &'static str =
+        "what the publisher was made for: an eighth of its ring, or its max_message_size";
+    const PUBLISHING_MAKES_ROOM: bool = true;
+
+    #[inline]
+    fn state(shared: &Endpoint<Broadcast>) -> &AtomicState {
+        &shared.state
+    }
+
+    fn check(shared: &Endpoint<Broadcast>) -> Result<()> {
+        match shared.state.get() {
+            ChannelState::Open => Ok(()),
+            ChannelState::Inherited => Err(inherited()),
+            ChannelState::Exposed => Err(Error::ObjectExposed(
+                "another process tried to open the publisher's ring, which was wiped; the publisher is closed"
+                    .into(),
+            )),
+            _ => Err(Error::Closed("the publisher is closed")),
+        }
+    }
+
+    #[expect(
+        clippy::inline_always,
+        reason = "in a program that publishes at two places the compiler would make a call of it: 2.5 ns of 10 for each message"
+    )]
+    #[inline(always)]
+    fn published(writing: &mut Writing<Self>) {
+        let Writing { ring, link, shared } = writing;
+        let FanLink { waker, known, .. } = link;
+        let update = |waker: &mut FanWaker<_, _, _>| {
+            let generation = shared.ring.readers.generation();
+            if generation != *known {
+                *known = generation;
+                update_waker(waker, ring);
+            }
+        };
+        waker.wake(update, wake_reader);
+        end_violators(writing);
+        if writing.link.stalled.is_some() {
+            give_up(writing);
+        }
+    }
+
+    fn judge<T>(writing: &mut Writing<Self>, result: Result<T>) -> Result<T> {
+        end_violators(writing);
+        result
+    }
+
+    fn refused(writing: &mut Writing<Self>, size: usize) {
+        let goal = writing.ring.awaited(size as u64);
+        end_violators(writing);
+        // A message that is longer than the one before waits for more.
+        if let Some(goal) = goal
+            && writing
+                .link
+                .stalled
+                .is_none_or(|(before, at)| goal > before || at.elapsed() >= CHARGED_AGAIN)
+        {
+            charge(writing, goal);
+        }
+    }
+
+    fn send_part(outbound: &mut Broadcaster, message: &[u8], _written: usize) -> Result<Progress> {
+        let sent = outbound.try_send(message)?;
+        Ok(if sent { Progress::Whole } else { Progress::Part(0) })
+    }
+
+    fn waited(outbound: &mut Broadcaster, since: Instant, failed: bool) {
+        if failed {
+            outbound.give_up();
+        }
+        outbound.own.waits += 1;
+        outbound.own.waited += since.elapsed();
+    }
+
+    fn release(outbound: &mut Broadcaster) {
+        // In a forked child the ring is not mapped.
+        if outbound.shared.is_here() {
+            outbound.give_up();
+            outbound.read_figures();
+            outbound.writing = None;
+        }
+    }
+
+    fn end(outbound: &mut Broadcaster) {
+        if outbound.shared.is_here() {
+            if let Some(writing) = &mut outbound.writing {
+                give_up(writing);
+                writing.publish();
+            }
+            Self::release(outbound);
+            outbound.shared.end();
+        }
+    }
+}
+
+#[cold]
+fn update_waker(
+    waker: &mut FanWaker<OwnRegion, PeerRegion, Weak<Doorbell>>,
+    ring: &mut FanOutWriter<OwnRegion, PeerRegion, ReaderBell>,
+) {
+    for (slot, active) in ring.changes() {
+        let watched = active.map(|(control, bell)| SleepingReader {
+            control,
+            barriers: bell.barriers,
+            bell: bell.doorbell,
+        });
+        waker.watch(slot, watched);
+    }
+}
+
+#[cold]
+fn wake_reader(doorbell: &Weak<Doorbell>) {
+    if let Some(doorbell) = doorbell.upgrade() {
+        doorbell.ring();
+    }
+}
+
+/// Ends the channel of each subscriber that has violated the protocol. This concerns no other subscriber.
+#[inline]
+fn end_violators(writing: &mut Writing<FanOut>) {
+    while let Some(violation) = writing.ring.violation() {
+        if let Some(link) = writing.shared.link(violation.number) {
+            // The subscriber gets the reason of its end.
+            let _ = link.judge::<()>(Err(violation.error));
+        }
+    }
+}
+
+/// Charges the subscribers that are in the way. To be called while this half is awake, each time that it has found no room: a subscriber
+/// that shows a sleeping sender, and so the watcher, that it has read is judged by what it shows now.
+fn charge(writing: &mut Writing<FanOut>, goal: u64) {
+    let goal = writing.link.stalled.map_or(goal, |(before, _)| before.max(goal));
+    writing.link.stalled = Some((goal, Instant::now()));
+    writing.shared.begin_stall(goal);
+}
+
+#[cold]
+fn give_up(writing: &mut Writing<FanOut>) {
+    if writing.link.stalled.take().is_some() && writing.shared.is_here() {
+        writing.shared.end_stall();
+    }
+}
+
+impl Broadcaster {
+    pub(crate) fn publishing(shared: &Arc<Endpoint<Broadcast>>, longest: u64, busy_poll: Duration) -> Self {
+        let (region, barriers, capacity) = (&shared.region, shared.barriers, shared.capacity);
+        let writing = Writing {
+            ring: FanOutWriter::new(region.clone(), Arc::clone(&shared.ring.readers), capacity),
+            link: FanLink {
+                waker: FanWaker::new(region.clone(), barriers),
+                sleeper: RoomSleeper::new(region.clone(), barriers),
+                known: 0,
+                stalled: None,
+            },
+            shared: Arc::clone(shared),
+        };
+        let figures = Figures {
+            busy_poll,
+            ..Figures::default()
+        };
+        Self::new(writing, capacity, longest, figures)
+    }
+
+    /// Messages that were published.
+    pub fn sequence(&self) -> u64 {
+        let writing = self.writing.as_ref();
+        let (messages, _) = writing.map_or(self.own.published, |writing| writing.ring.counted());
+        messages
+    }
+
+    /// What was published so far, and for how long it had to wait. The last figures stay after the end.
+    pub fn stats(&mut self) -> PublisherStats {
+        if self.shared.is_here() {
+            self.read_figures();
+        }
+        let (subscribers, evicted) = self.shared.counts();
+        let Figures {
+            published,
+            used,
+            waits,
+            waited,
+            ..
+        } = self.own;
+        PublisherStats {
+            published: self.sequence(),
+            bytes_published: published.1,
+            subscribers,
+            evicted,
+            waits,
+            waited_micros: u64::try_from(waited.as_micros()).unwrap_or(u64::MAX),
+            ring_used: used,
+            ring_capacity: self.capacity(),
+        }
+    }
+
+    fn read_figures(&mut self) {
+        if let Some(writing) = &mut self.writing {
+            self.own.published = writing.ring.counted();
+            self.own.used = writing.ring.used();
+            end_violators(writing);
+        }
+    }
+
+    /// Gives up the message that was refused, so that no time counts against the subscribers.
+    pub fn give_up(&mut self) {
+        if let Some(writing) = &mut self.writing {
+            give_up(writing);
+        }
+    }
+
+    /// Checks the subscribers that have woken this half, or have gone. Returns whether any was awaited.
+    fn check_subscribers(&self, found: Option<&[u64]>) -> bool {
+        for number in found.into_iter().flatten() {
+            self.shared.look_at(*number, true);
+        }
+        found.is_some()
+    }
+
+    /// For event loops: reports that this half sleeps until a message of `size` bytes finds room. `true`: it does not now; wait for
+    /// the descriptor ([`AsFd`]) to be readable, then call [`Broadcaster::poll_line`] and [`Broadcaster::disarm`]. `false`: there is
+    /// room. Errors as [`Broadcaster::try_send`].
+    pub fn arm(&mut self, size: usize) -> Result<bool> {
+        let Writing { ring, link, .. } = self.writing()?;
+        link.sleeper.park(ring.reliable_controls())?;
+        let room = self.has_room(size);
+        if !matches!(room, Ok(false)) {
+            self.disarm();
+        }
+        room.map(|room| !room)
+    }
+
+    /// Reports that this half is awake.
+    pub fn disarm(&mut self) {
+        if let Some(writing) = &mut self.writing
+            && self.shared.is_here()
+        {
+            writing.link.sleeper.unpark();
+        }
+    }
+
+    /// Reads the wakeups of the subscribers, and releases those that have gone.
+    pub fn poll_line(&mut self) {
+        if self.shared.is_here() {
+            // If this fails, nothing was read, and the wakeups stay.
+            let found = self.shared.watches.wait_for_room(Some(Instant::now()));
+            self.check_subscribers(found.unwrap_or_default().as_deref());
+        }
+    }
+}
+
+/// The watcher notices subscribers that have died, and then their room is free: a thread that spins finds it in the ring.
+impl SpinThenPark for Broadcaster {
+    type For = usize;
+
+    fn spin_time(&mut self) -> Duration {
+        self.own.busy_poll
+    }
+
+    fn is_found(&mut self, size: usize) -> Result<bool> {
+        self.has_room(size)
+    }
+
+    fn park_until(&mut self, size: usize, deadline: Option<Instant>) -> Result<Slept> {
+        if !self.arm(size)? {
+            return Ok(Slept::Ready);
+        }
+        let found = self.shared.watches.wait_for_room(deadline);
+        self.disarm();
+        let woken = found.map(|found| self.check_subscribers(found.as_deref()));
+        if self.has_room(size)? {
+            return Ok(Slept::Ready);
+        }
+        if let Some(writing) = &mut self.writing
+            && let Some((goal, _)) = writing.link.stalled
+        {
+            charge(writing, goal);
+        }
+        Ok(if woken? { Slept::Woken } else { Slept::Late })
+    }
+}
+
+impl AsFd for Broadcaster {
+    /// Readable when a subscriber has made room and woken this half, or one has gone. For [`Broadcaster::arm`].
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.watches.as_fd()
+    }
+}
