@@ -1,8 +1,9 @@
 //! A channel: both directions between two processes.
 //!
 //! `open` makes a channel from the parts of a handshake. `end` holds the state that both halves share, and every way in which it
-//! ends. `sender` is the sending half; `reservation`, `batch` and `reserved` are further ways to send. `inbound` is the receiving half
-//! over either kind of ring: that of a pair (`receiver`) and that of a publisher (`subscription`). `waiting` is how
+//! ends. `outbound` is the sending half over either kind of ring: that of a pair (`sender`) and that of a publisher
+//! (`host/broadcaster.rs`). `reserve` has further ways to send. `inbound` is the receiving half over either kind of ring: that of a pair
+//! (`receiver`) and that of a publisher (`subscription`). `waiting` is how
 //! the halves sleep, `scratch` is memory for a message in fragments, `stats` counts, `held` reads for the binding. `tokens` and
 //! `verify` outlive the halves and keep no channel open. `merge` reads from the receiving halves of many channels.
 //!
