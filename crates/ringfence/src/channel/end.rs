@@ -3,7 +3,7 @@
 //! A channel ends by a call on this side, by what the peer reports or does, or by what this side detects. Each of these calls
 //! [`Shared::finish`] or [`Shared::leave`], and the first call decides. The state has these owners:
 //! - [`Shared::held`]: any thread, under its own lock. It is emptied at the end, once.
-//! - the phase word of this side's region: [`OwnPhase`] alone, which lies in [`Held`] and so under the same lock.
+//! - the phase word of this side's region: [`OwnPhase`] alone, which lies in [`Resources`] and so under the same lock.
 //! - [`Shared::state`]: under that lock, after the phase word. Calls read it without the lock.
 
 use std::{
@@ -227,7 +227,7 @@ pub(crate) struct Shared {
     pub(crate) sending_ended: AtomicBool,
     pub(crate) receiving_ended: AtomicBool,
     /// Released when the channel ends. Its lock also guards the phase word of this side's region and the number of its tokens.
-    pub(crate) held: ProcessMutex<Option<Held>>,
+    pub(crate) held: ProcessMutex<Option<Resources>>,
     pub(crate) busy_poll: Duration,
     /// Also held by the endpoint that adds up the figures of its channels.
     pub(crate) counters: Arc<Counters>,
@@ -251,7 +251,7 @@ impl<T: fmt::Debug + Send> OnEnd for Option<T> {
 
 /// The private line of a channel, and the process at its other end.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct LineParts {
     pub(crate) role: Role,
     pub(crate) socket: OwnedFd,
     pub(crate) pidfd: Option<Arc<OwnedFd>>,
@@ -262,7 +262,7 @@ pub(crate) struct Line {
 
 /// The resources that a channel releases when it ends.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct Resources {
     pub(crate) own: OwnRegion,
     pub(crate) phase: OwnPhase,
     pub(crate) peer: PeerRegion,
@@ -272,7 +272,7 @@ pub(crate) struct Held {
     pub(crate) on_end: Option<Box<dyn OnEnd>>,
 }
 
-impl Held {
+impl Resources {
     /// Whether this side has left and waits for the peer's answer. After any other end, the lock holds nothing.
     pub(super) fn has_left(&self) -> bool {
         self.phase.step() != Step::Open
@@ -302,7 +302,7 @@ pub(crate) struct Untold {
     /// Dropped in this order, and not under the lock: dropping the last handle of a region or of a mailbox waits for the thread
     /// that handles alarms, and that thread may wait for the lock.
     _on_end: Option<Box<dyn OnEnd>>,
-    _held: Held,
+    _held: Resources,
 }
 
 impl Drop for Untold {
@@ -326,7 +326,7 @@ pub(crate) enum Handover {
 
 impl Shared {
     /// Opens a channel whose peer has this side's object already. From now on the tripwire ends the channel.
-    pub(crate) fn open(line: Line, mark: ForkMark, held: Held, busy_poll: Duration) -> Arc<Self> {
+    pub(crate) fn open(line: LineParts, mark: ForkMark, held: Resources, busy_poll: Duration) -> Arc<Self> {
         let own = held.own.clone();
         let birth = mark.birth();
         let doorbell = Arc::new(Doorbell::new(line.socket, line.pidfd, birth));
@@ -397,7 +397,7 @@ impl Shared {
     }
 
     /// Locks what the channel has until it ends. Fails in a forked child, which has none of it.
-    pub(super) fn held(&self) -> Result<MutexGuard<'_, Option<Held>>> {
+    pub(super) fn held(&self) -> Result<MutexGuard<'_, Option<Resources>>> {
         self.held.lock()
     }
 

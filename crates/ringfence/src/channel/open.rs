@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    channel::end::{Held, Line, OnEnd, OwnPhase, Shared},
+    channel::end::{LineParts, OnEnd, OwnPhase, Resources, Shared},
     channel::verify::Verifier,
     evidence::Evidence,
     handshake::parts::Parts,
@@ -42,14 +42,14 @@ pub(crate) struct Opened {
 pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Options) -> Opened {
     let (own, peer) = (parts.own.open(), parts.peer);
     let inbox = Arc::clone(parts.inbox.inbox());
-    let line = Line {
+    let line = LineParts {
         role: parts.role,
         socket: parts.line,
         pidfd: parts.process.pidfd(),
         barriers: parts.barriers,
         tie: parts.tie,
     };
-    let held = Held {
+    let held = Resources {
         own: own.clone(),
         phase: OwnPhase::of(&own),
         peer: peer.clone(),

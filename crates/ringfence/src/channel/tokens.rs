@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    channel::end::{Held, Shared},
+    channel::end::{Resources, Shared},
     error::{Error, Result},
     region::copy::{Readable, Writable},
     region::layout,
@@ -185,7 +185,7 @@ impl Shared {
     /// What the peer has announced has come when this returns. Before any end is told: the peer announces nothing after it
     /// has said how it ends.
     pub(crate) fn hear_out(&self) {
-        self.catch_up_with(|Held { inbox, peer, .. }| {
+        self.catch_up_with(|Resources { inbox, peer, .. }| {
             inbox.lags_behind(peer.load(layout::TOKENS, Ordering::Acquire))
         });
     }
@@ -195,7 +195,7 @@ impl Shared {
         self.catch_up_with(|held| held.inbox.claim());
     }
 
-    fn catch_up_with(&self, late: impl FnOnce(&Held) -> Option<Arc<SignalClaim>>) {
+    fn catch_up_with(&self, late: impl FnOnce(&Resources) -> Option<Arc<SignalClaim>>) {
         let Ok(held) = self.held() else { return };
         let late = held.as_ref().and_then(late);
         // As in `finish`.

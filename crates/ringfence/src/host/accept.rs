@@ -229,19 +229,21 @@ impl Acceptor<'_> {
             .sharing(self.shares)
             .publishing(self.ring);
         let caller = match stage {
-            Stage::Silent(caller) => caller,
-            Stage::Fresh(stream) => match handshake.within(|| side.look_at(stream, self.record.clone())) {
-                Err(error) => return Attempt::refused(error, Identity::of(who)),
-                Ok(caller) if deadline.is_spoken_to(caller.as_fd(), GRACE) => Box::new(caller),
-                Ok(caller) => {
-                    return Attempt::Silent(Client {
-                        who,
-                        stage: Stage::Silent(Box::new(caller)),
-                        deadline,
-                        handshake,
-                    });
+            ClientStage::Silent(caller) => caller,
+            ClientStage::Fresh(stream) => {
+                match handshake.within(|| side.look_at(stream, self.record.clone())) {
+                    Err(error) => return Attempt::refused(error, Identity::of(who)),
+                    Ok(caller) if deadline.is_spoken_to(caller.as_fd(), GRACE) => Box::new(caller),
+                    Ok(caller) => {
+                        return Attempt::Silent(Client {
+                            who,
+                            stage: ClientStage::Silent(Box::new(caller)),
+                            deadline,
+                            handshake,
+                        });
+                    }
                 }
-            },
+            }
         };
         let identity = caller.identity.clone();
         match handshake.within(|| side.host(*caller, host)) {
@@ -303,8 +305,8 @@ impl<H: Host> Accepting<'_, '_, H> {
         for late in self.queue.late() {
             let after = late.deadline.allowed;
             let step = match late.stage {
-                Stage::Fresh(_) => "a thread of the host's for the handshake",
-                Stage::Silent(_) => "the guest's HELLO",
+                ClientStage::Fresh(_) => "a thread of the host's for the handshake",
+                ClientStage::Silent(_) => "the guest's HELLO",
             };
             self.refused(late.give_up(step, after))?;
         }
@@ -422,14 +424,14 @@ fn defect() -> Error {
 /// A process that has connected, and has no thread.
 struct Client {
     who: Credentials,
-    stage: Stage,
+    stage: ClientStage,
     /// The deadline of its handshake.
     deadline: Deadline,
     handshake: Handshake,
 }
 
 /// The progress of a client's handshake.
-enum Stage {
+enum ClientStage {
     /// Its process was not checked yet.
     Fresh(OwnedFd),
     /// Its process has passed, and its HELLO has not arrived.
@@ -439,8 +441,8 @@ enum Stage {
 impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.stage {
-            Stage::Fresh(stream) => stream.as_fd(),
-            Stage::Silent(caller) => caller.as_fd(),
+            ClientStage::Fresh(stream) => stream.as_fd(),
+            ClientStage::Silent(caller) => caller.as_fd(),
         }
     }
 }
@@ -457,7 +459,7 @@ impl Client {
         };
         Ok(Self {
             who,
-            stage: Stage::Fresh(stream),
+            stage: ClientStage::Fresh(stream),
             deadline,
             handshake: Handshake::begin(address, "host", Some(who)),
         })
@@ -470,8 +472,8 @@ impl Client {
     /// Sends the client the error, if it still listens.
     fn refuse(self, error: Error) -> Refused {
         let identity = match &self.stage {
-            Stage::Fresh(_) => Identity::of(self.who),
-            Stage::Silent(caller) => caller.identity.clone(),
+            ClientStage::Fresh(_) => Identity::of(self.who),
+            ClientStage::Silent(caller) => caller.identity.clone(),
         };
         Refused {
             error: refuse(self.as_fd(), error),
@@ -537,7 +539,7 @@ impl Queue {
             .iter()
             .zip(&readable)
             .position(|(client, readable)| {
-                (*readable || matches!(client.stage, Stage::Fresh(_))) && self.may_begin(client.who)
+                (*readable || matches!(client.stage, ClientStage::Fresh(_))) && self.may_begin(client.who)
             })?;
         Some(self.waiting.remove(index))
     }
@@ -546,8 +548,8 @@ impl Queue {
     fn most_silent(&mut self) -> Option<Client> {
         let readable = self.readable();
         let mut clients = self.waiting.iter().zip(&readable);
-        let index =
-            clients.position(|(client, readable)| !readable && matches!(client.stage, Stage::Silent(_)))?;
+        let index = clients
+            .position(|(client, readable)| !readable && matches!(client.stage, ClientStage::Silent(_)))?;
         Some(self.waiting.remove(index))
     }
 

@@ -18,7 +18,7 @@ use crate::{
 
 /// A queue of events. Threads of this crate add events, and the program takes them.
 pub(crate) struct Events<T> {
-    queue: ProcessMutex<Queue<T>>,
+    queue: ProcessMutex<EventQueue<T>>,
     /// Readable while there is an event, or the end.
     bell: Wakeup,
     /// Rung when an event is taken after [`Events::has_room`] returned `false`.
@@ -27,7 +27,7 @@ pub(crate) struct Events<T> {
     closed: &'static str,
 }
 
-struct Queue<T> {
+struct EventQueue<T> {
     pending: VecDeque<T>,
     /// A thread waits for an event to be taken.
     is_room_wanted: bool,
@@ -41,7 +41,7 @@ pub(crate) enum End {
     Failed(Error),
 }
 
-impl<T> Default for Queue<T> {
+impl<T> Default for EventQueue<T> {
     fn default() -> Self {
         Self {
             pending: VecDeque::new(),
@@ -64,7 +64,7 @@ impl<T> Events<T> {
     /// `room` is the bell of the thread that adds events, `closed` the error of a call after the end.
     pub(crate) fn new(room: Wakeup, closed: &'static str) -> Result<Self> {
         Ok(Self {
-            queue: ProcessMutex::new(Queue::default(), Birth::now()?),
+            queue: ProcessMutex::new(EventQueue::default(), Birth::now()?),
             bell: Wakeup::new()?,
             room,
             closed,
@@ -72,7 +72,7 @@ impl<T> Events<T> {
     }
 
     /// Fails in a forked child: the events are its parent's.
-    fn queue(&self) -> Result<MutexGuard<'_, Queue<T>>> {
+    fn queue(&self) -> Result<MutexGuard<'_, EventQueue<T>>> {
         self.queue.lock()
     }
 

@@ -3,7 +3,8 @@
 //! `record` is the only file that knows the layout of a record. `write` writes records, and asks a `Room` how far it may write: `spsc` is
 //! the room in the ring of a pair, `fan_out` has that in the ring of a publisher, which many read. `consumer` checks and reads the records
 //! of a pair. `delivery` is what a subscriber asks for. `pace` says when a side waits a moment. `message` is a record as the caller sees
-//! it, and `items` are the values in it. `tally` counts messages. `lies` is a hostile peer for the tests and the fuzzer.
+//! it, and `items` are the values in it. `tally` counts messages. `lies`, in the folder
+//! of the test support, is a hostile peer.
 //!
 //! Positions are 64 bits wide and only grow. The offset of a position in the ring is its remainder by the capacity. Decisions are made on
 //! private copies: the writer keeps its tail and the last head that it read, the reader its head and the last tail that it read. A shared
@@ -16,6 +17,7 @@ pub(crate) mod delivery;
 pub(crate) mod fan_out;
 pub(crate) mod items;
 #[cfg(any(test, fuzzing))]
+#[path = "../testing/lies.rs"]
 pub(crate) mod lies;
 pub(crate) mod message;
 mod pace;

@@ -21,6 +21,7 @@
 
 pub(crate) mod floor;
 #[cfg(any(test, fuzzing))]
+#[path = "../../testing/fan_out_lies.rs"]
 pub(crate) mod lies;
 pub(crate) mod marks;
 pub(crate) mod reader;
