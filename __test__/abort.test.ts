@@ -48,7 +48,7 @@ const listens: There = async (kit, address) => {
 const publishes: There = async (kit, address) => {
   const publisher = await kit.ringfence.publish(address)
   kit.keep['publisher'] = publisher
-  await new Promise((resolve) => publisher.once('subscriber', resolve))
+  await new Promise((resolve) => publisher.once('connection', resolve))
 }
 
 const calls: [
@@ -103,7 +103,7 @@ for (const [title, there, begin, isHere] of calls)
     const end = partner.run((kit) => {
       const publisher = kit.keep['publisher'] as import('ringfence').Publisher | undefined
       if (publisher === undefined) return kit.channel.closed
-      return publisher.subscribers[0]?.closed ?? 'closed'
+      return publisher.subscribers[0]?.closed.then(({ reason }) => reason) ?? 'closed'
     })
     t.is(await soon(end, 'the end over there'), 'closed')
   })

@@ -148,7 +148,7 @@ test.serial('an eviction is told', async (t) => {
   await until(() => publisher.subscribers.length === 1, 'the subscriber is known')
   const [subscriber] = publisher.subscribers
   for (let number = 0; number < 20; number += 1) await publisher.send(Buffer.alloc(400))
-  t.is(await subscriber!.closed, 'evicted')
+  t.is((await subscriber!.closed).reason, 'evicted')
   t.deepEqual(evicted, [{ publisher, subscriber }])
   t.is(publisher.stats().evicted, 1)
 })

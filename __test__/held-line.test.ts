@@ -154,9 +154,9 @@ test('of a publisher', async (t) => {
     kit.keep['subscription'] = await kit.ringfence.subscribe(where)
   }, address)
   await hold(t, partner)
-  const gone = soon(once(publisher, 'gone'), 'its end')
+  const gone = soon(once(publisher, 'disconnect'), 'its end')
   await partner.kill()
-  t.is((await gone)[1], 'exited')
+  t.is((await gone)[1].reason, 'lost')
 })
 
 test('and one that has ended its sending before has ended cleanly', async (t) => {

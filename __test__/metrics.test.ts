@@ -152,9 +152,9 @@ async function told(...sources: never[]) {
 
 test('a figure is told in its unit, with what it is of', async (t) => {
   const peer = { pid: 12 }
-  const channel = opened({ messagesSent: 3, waitedMicros: 1_500_000, staged: 7 }, '@a', { role: 'host', peer })
+  const channel = opened({ messagesSent: 3, waitedMicros: 1_500_000, queuedBytes: 7 }, '@a', { role: 'host', peer })
   const line = opened({ messagesSent: 4 }, null, { role: 'guest', peer })
-  const publisher = opened({ published: 5 }, '@b', { subscribers: [] })
+  const publisher = opened({ messagesSent: 5 }, '@b', { subscribers: [] })
   const subscription = opened({ lag: 6 }, '@c', { peer })
   const listener = Object.create(Listener.prototype, {
     stats: { value: () => ({ refused: { uid: 2, NO_SPACE: 1 }, open: 0 }) },
@@ -167,15 +167,15 @@ test('a figure is told in its unit, with what it is of', async (t) => {
     'counter ringfence_messages_sent_total': [
       [3, ofChannel],
       [4, { ...ofChannel, address: '' }],
+      [5, { kind: 'publisher', address: '@b' }],
     ],
-    'counter ringfence_messages_published_total': [[5, { kind: 'publisher', address: '@b' }]],
     'counter ringfence_waited_seconds_total': [[1.5, ofChannel]],
     'counter ringfence_refused_total': [
       [2, { ...ofListener, check: 'uid' }],
       [1, { ...ofListener, check: 'NO_SPACE' }],
     ],
-    'gauge ringfence_open_channels': [[0, ofListener]],
-    'gauge ringfence_staged_bytes': [[7, ofChannel]],
+    'gauge ringfence_open_peers': [[0, ofListener]],
+    'gauge ringfence_queued_bytes': [[7, ofChannel]],
     'gauge ringfence_lag_bytes': [[6, { kind: 'subscription', address: '@c', peer_pid: '12' }]],
   })
   const of = (kind: string, address?: string, more: object = {}) => {
@@ -190,12 +190,12 @@ test('a figure is told in its unit, with what it is of', async (t) => {
       [5, of('publisher', '@b')],
     ],
     'counter ringfence.waited in s': [[1.5, of('channel', '@a', withPeer)]],
-    'counter ringfence.refused in {process}': [
+    'counter ringfence.refused in {peer}': [
       [2, of('listener', '@d', { 'ringfence.check': 'uid' })],
       [1, of('listener', '@d', { 'ringfence.check': 'NO_SPACE' })],
     ],
-    'gauge ringfence.open in {channel}': [[0, of('listener', '@d')]],
-    'gauge ringfence.staged in By': [[7, of('channel', '@a', withPeer)]],
+    'gauge ringfence.open in {peer}': [[0, of('listener', '@d')]],
+    'gauge ringfence.queued in By': [[7, of('channel', '@a', withPeer)]],
     'gauge ringfence.lag in By': [[6, of('subscription', '@c', withPeer)]],
   })
   t.is(new Set(all).size, all.length, 'what two figures are told by is made once')

@@ -111,11 +111,14 @@ test.serial('each thing that is open is told with its figures, and keeps its num
   }
   const peer = { pid: 12 }
   // As many lag as are named, and one more; the slowest are named first.
-  const subscribers = [3, 9, 0, 6, 8, 7, 2, 4, 1, 5].map((lag) => ({ lag, peer: { pid: 100 + lag } }))
+  const subscribers = [3, 9, 0, 6, 8, 7, 2, 4, 1, 5].map((lag) => ({
+    stats: () => ({ lag }),
+    peer: { pid: 100 + lag },
+  }))
   const behind = [9, 8, 7, 6, 5, 4, 3, 2].map((lag) => [100 + lag, lag])
   open({ role: 'guest', peer, stats: () => ({ messagesSent: 1 }) }, '@a')
-  open({ subscribers, stats: () => ({ published: 2 }) }, '@b')
-  open({ subscribers: [], stats: () => ({ published: 3 }) }, null)
+  open({ subscribers, stats: () => ({ messagesSent: 2 }) }, '@b')
+  open({ subscribers: [], stats: () => ({ messagesSent: 3 }) }, null)
   open({ peer, stats: () => ({ lag: 4 }) }, '@c')
   const tell = () => {
     below.tell(new Newcomer(1))
@@ -129,8 +132,8 @@ test.serial('each thing that is open is told with its figures, and keeps its num
   const ids = channels.map(({ id }) => id)
   t.deepEqual(channels as object[], [
     { id: ids[0], address: '@a', peer: 12, role: 'guest', messagesSent: 1 },
-    { id: ids[1], address: '@b', peer: null, role: 'publisher', published: 2, lag: 9, behind },
-    { id: ids[2], address: null, peer: null, role: 'publisher', published: 3, lag: 0, behind: [] },
+    { id: ids[1], address: '@b', peer: null, role: 'publisher', messagesSent: 2, lag: 9, behind },
+    { id: ids[2], address: null, peer: null, role: 'publisher', messagesSent: 3, lag: 0, behind: [] },
     { id: ids[3], address: '@c', peer: 12, role: 'subscriber', lag: 4 },
   ])
   t.true(ids.every((id, index) => id > 0 && !ids.slice(0, index).includes(id)))

@@ -228,7 +228,7 @@ test('top believes no process more than its figures, and is put out by none', as
         const publisher = await kit.ringfence.publish(address, { policy: { executable: 'any' } })
         kit.keep['publisher'] = publisher
         const tell = () => publisher.trySend(JSON.stringify(told))
-        publisher.on('subscriber', tell)
+        publisher.on('connection', tell)
         setInterval(tell, 50).unref()
       },
       lie,
@@ -311,7 +311,7 @@ test('a process that has loaded both builds is observed as one, and so are its f
     const observations = await Promise.all(builds.map((build) => build.observe()))
     const labels = await Promise.all(
       builds.map(async ({ toMetrics }) => {
-        const metric = toMetrics().prometheus.find(({ name }) => name === 'ringfence_subscribers')!
+        const metric = toMetrics().prometheus.find(({ name }) => name === 'ringfence_open_peers')!
         return (await metric.get()).values.map((sample) => `${sample.labels['kind']} ${sample.labels['address']}`)
       }),
     )

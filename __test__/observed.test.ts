@@ -102,12 +102,12 @@ test.serial(
 
     // Close behind the last one: it is compared with the first still. A publisher's figures go into the same rates.
     clock.now += 10
-    const publisher = { ...channel, peer: null, role: 'publisher', address: '@p', messagesSent: 1000, published: 1100 }
-    await teller!.tell(5000, { ...publisher, bytesPublished: 2000 }, { ...figures(7), id: 2 })
+    const publisher = { ...channel, peer: null, role: 'publisher', address: '@p', messagesSent: 2100 }
+    await teller!.tell(5000, { ...publisher, bytesSent: 2000 }, { ...figures(7), id: 2 })
     t.deepEqual(sources.watched()[0]!.channels, [
       {
         ...publisher,
-        bytesPublished: 2000,
+        bytesSent: 2000,
         messagesSentPerSecond: 500,
         bytesSentPerSecond: 250,
         messagesReceivedPerSecond: -50,

@@ -52,16 +52,7 @@ test.serial('import and require give the same names', (t) => {
     'toPort',
     'toWeb',
   ]
-  const classes = [
-    'Channel',
-    'Listener',
-    'Membership',
-    'Merge',
-    'Publisher',
-    'RingfenceError',
-    'Subscriber',
-    'Subscription',
-  ]
+  const classes = ['Channel', 'Listener', 'Membership', 'Merge', 'Publisher', 'RingfenceError', 'Subscription']
   const typed = ['TypedChannel', 'TypedMerge', 'TypedPublisher', 'TypedSubscription']
   const names = [...classes, ...typed, ...functions].sort()
   t.deepEqual(Object.keys(ringfence).sort(), names)

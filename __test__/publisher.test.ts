@@ -1,6 +1,7 @@
 // A publisher by itself: what it asks of its binding, what it tells, and each end. broadcast.test.ts has one with subscribers.
 
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
+import { inspect } from 'node:util'
 
 import test, { type ExecutionContext } from 'ava'
 import { json, type Publisher, type PublishOptions, type RingfenceError, type Subscriber } from 'ringfence'
@@ -14,10 +15,10 @@ import { isPending, turn, until } from './support/until.js'
 async function published(t: ExecutionContext, below = new Published(), options: PublishOptions = {}) {
   const publisher = await begun(t, below, (address) => publish(address, options))
   const told: string[] = []
-  publisher.on('subscriber', (one) => told.push(`${one.peer.pid} comes`))
-  publisher.on('gone', (_, reason) => told.push(`gone: ${reason}`))
+  publisher.on('connection', (one) => told.push(`${one.peer.pid} comes`))
+  publisher.on('disconnect', (_, { reason }) => told.push(`gone: ${reason}`))
   publisher.on('refused', (error) => told.push(error.code))
-  publisher.on('close', (reason) => told.push(reason))
+  publisher.on('close', (closed) => told.push(closed.reason))
   return { below, publisher, told }
 }
 
@@ -34,7 +35,7 @@ test.serial('it has what the binding has made, and is open until it is closed', 
   const closing = publisher.close()
   t.deepEqual(below.since(), ['close'], 'at once, where nothing waits')
   await closing
-  t.is(await publisher.closed, 'closed')
+  t.is((await publisher.closed).reason, 'closed')
   t.false(openNow.has(publisher))
   await turn()
   t.deepEqual(told, ['closed'])
@@ -79,7 +80,7 @@ test.serial('its signal closes it, and is let go of with it', async (t) => {
   const { signal } = over
   const { below, publisher } = await published(t, new Published(), { signal })
   over.abort()
-  t.is(await publisher.closed, 'closed')
+  t.is((await publisher.closed).reason, 'closed')
   t.deepEqual(below.since(), ['close'])
   const listeners: string[] = []
   const other = new AbortController()
@@ -108,12 +109,15 @@ test.serial('messages go out by every way of sending, and figures have what was 
   t.is(publisher.bufferedAmount, 5)
   const { waits, waitedMicros, ...rest } = publisher.stats()
   t.deepEqual(rest, {
-    published: 3,
-    bytesPublished: 1000,
-    subscribers: 0,
+    open: 0,
+    accepted: 0,
+    refused: {},
+    messagesSent: 3,
+    bytesSent: 1000,
     evicted: 2,
     ringUsed: 65_536 - below.room,
     ringCapacity: 65_536,
+    queuedBytes: 0,
   })
   t.deepEqual([waits, waitedMicros], [0, 0])
   t.is(publisher.bufferedAmount, 0)
@@ -157,9 +161,9 @@ test.serial('subscribers come and go, and each is told why', async (t) => {
   const newcomers = [1, 2, 3, 4].map((number) => new Newcomer(number))
   below.tell(...newcomers)
   t.is(publisher.subscribers.length, 4)
-  t.is(publisher.stats().subscribers, 4)
+  t.is(publisher.stats().open, 4)
   const [first, second, third, fourth] = publisher.subscribers as [Subscriber, Subscriber, Subscriber, Subscriber]
-  t.deepEqual([first.delivery, first.lag, first.stats()], ['reliable', 50, { lag: 50 }])
+  t.deepEqual([first.delivery, first.stats()], ['reliable', { lag: 50 }])
   t.is(first.evidence, first.evidence)
   t.true(Object.isFrozen(first.evidence))
   t.deepEqual(newcomers[0]!.asked, ['evidence'])
@@ -171,20 +175,21 @@ test.serial('subscribers come and go, and each is told why', async (t) => {
   t.deepEqual(publisher.subscribers, [third, fourth])
   t.is(evicted.length, 1)
   t.is(evicted[0], second, 'those who watch the process hear of it')
-  t.deepEqual([await second.closed, await first.closed], ['evicted', 'exited'])
-  t.deepEqual([first.lag, third.lag], [0, 50])
+  t.deepEqual([(await second.closed).reason, (await first.closed).reason], ['evicted', 'lost'])
+  t.deepEqual([first.stats(), third.stats()], [{ lag: 0 }, { lag: 50 }])
   below.tell({ gone: 3, reason: 0 })
-  t.is(await third.closed, 'closed')
+  t.is((await third.closed).reason, 'closed')
   below.tell({ code: 'PEER_REFUSED', message: 'another', check: 'uid' })
   t.deepEqual(told.splice(0), [
     ...newcomers.map(() => '7 comes'),
     'gone: evicted',
-    'gone: exited',
+    'gone: lost',
     'gone: closed',
     'ERR_RINGFENCE_PEER_REFUSED',
   ])
+  t.like(publisher.stats(), { open: 1, accepted: 4, refused: { uid: 1 } })
   await publisher.close()
-  t.is(await fourth.closed, 'closed')
+  t.is((await fourth.closed).reason, 'closed')
   await turn()
   t.deepEqual(told, ['gone: closed', 'closed'])
 })
@@ -248,7 +253,7 @@ test.serial('end sends what was sent before, and then the end', async (t) => {
   await waiting
   await ending
   t.deepEqual(below.since().slice(-2), ['end', 'close'])
-  t.is(await publisher.closed, 'closed')
+  t.is((await publisher.closed).reason, 'closed')
   t.regex((await t.throwsAsync<Error>(publisher.send('late'), codeOf('CLOSED')))!.message, /has ended/)
 
   const other = await published(t)
@@ -261,7 +266,7 @@ test.serial('end sends what was sent before, and then the end', async (t) => {
   t.regex(((await new Promise((resolve) => process.once('unhandledRejection', resolve))) as Error).message, message)
   await t.throwsAsync(late, { message })
   other.below.tell(FAILED)
-  t.is(await other.publisher.closed, 'closed')
+  t.is((await other.publisher.closed).reason, 'closed')
 
   // One that is closed has nothing to end, and says so still.
   const third = await published(t)
@@ -293,7 +298,7 @@ test.serial('what waits when it is closed has as long as linger says', async (t)
   below.roomBell()
   await waiting
   await closing
-  t.is(await publisher.closed, 'closed')
+  t.is((await publisher.closed).reason, 'closed')
 
   const other = await published(t)
   other.below.room = 4
@@ -320,6 +325,28 @@ test.serial('seal is asked once, and again where it has failed', async (t) => {
   await sealing
 })
 
+test.serial('destroy drops what is not in the ring, and ends the publisher at once', async (t) => {
+  const { below, publisher, told } = await published(t)
+  below.tell(new Newcomer(1))
+  t.is(inspect(publisher), '<Publisher at @somewhere, 1 subscriber, open>')
+  const [one] = publisher.subscribers as [Subscriber]
+  below.room = 4
+  const lost = publisher.send('before')
+  await turn()
+  below.since()
+  const why = new Error('why')
+  publisher.destroy(why)
+  publisher.destroy()
+  await t.throwsAsync(lost, codeOf('CLOSED'))
+  t.deepEqual(below.since(), ['close'])
+  const { reason: ended, error } = await publisher.closed
+  t.deepEqual([ended, error!.cause], ['failed', why])
+  t.deepEqual(await one.closed, { reason: 'closed' })
+  await turn()
+  t.deepEqual(told, ['7 comes', 'gone: closed', 'failed'])
+  t.is(inspect(publisher), '<Publisher at @somewhere, 0 subscribers, closed: failed>')
+})
+
 test.serial('who opens its memory ends it, and that is told', async (t) => {
   for (const way of ['the binding tells', 'a reason', 'a call fails'] as const) {
     const { below, publisher, told } = await published(t)
@@ -331,8 +358,8 @@ test.serial('who opens its memory ends it, and that is told', async (t) => {
       below.answers.send = FAILED
       t.throws(() => publisher.trySend('one'), codeOf('OBJECT_EXPOSED'))
     } else below.tell(FAILED)
-    t.is(await publisher.closed, 'exposed', way)
-    t.is(await one.closed, 'exposed')
+    t.is((await publisher.closed).reason, 'exposed', way)
+    t.is((await one.closed).reason, 'exposed')
     await turn()
     t.deepEqual(told, ['7 comes', 'gone: exposed', 'exposed'])
     for (const end of [() => {}, () => publisher.end()]) {
@@ -354,7 +381,8 @@ test.serial('a call that fails ends it where that is its end, and nowhere else',
     below.answers.send = FAILED
     t.throws(() => publisher.trySend('one'), codeOf(code))
     if (ends) {
-      t.is(await publisher.closed, 'closed')
+      const { reason: ended, error } = await publisher.closed
+      t.deepEqual([ended, error?.code], code === 'CLOSED' ? ['closed', undefined] : ['failed', `ERR_RINGFENCE_${code}`])
       const late = await t.throwsAsync<Error>(publisher.send('late'), codeOf('CLOSED'))
       t.regex(late!.message, /the publisher is closed/)
     } else t.true(await isPending(publisher.closed))
@@ -362,7 +390,7 @@ test.serial('a call that fails ends it where that is its end, and nowhere else',
   }
 })
 
-test.serial('what a listener throws keeps no later event from being told', async (t) => {
+test.serial('an error that a listener throws skips no other listener and no later event', async (t) => {
   const { below, publisher, told } = await published(t)
   const thrown: string[] = []
   const hear = (error: Error) => void thrown.push(error.message)
@@ -373,12 +401,12 @@ test.serial('what a listener throws keeps no later event from being told', async
     process.off('uncaughtException', hear)
     for (const other of others) process.on('uncaughtException', other)
   })
-  publisher.prependListener('subscriber', () => {
+  publisher.prependListener('connection', () => {
     throw new Error('of a listener')
   })
   below.tell(new Newcomer(1), { gone: 1, reason: reason('exited') })
   await turn()
-  t.deepEqual([thrown, told], [['of a listener'], ['gone: exited']])
+  t.deepEqual([thrown, told], [['of a listener'], ['7 comes', 'gone: lost']])
   t.is(publisher.subscribers.length, 0)
   await (publisher satisfies Publisher).close()
 })

@@ -155,7 +155,7 @@ test('the example of one to many: a subscriber gets what is sent once its publis
   ]).split('// a subscriber')
   const ticks = `
     async function* ticks() {
-      await new Promise((resolve) => publisher.once('subscriber', resolve))
+      await new Promise((resolve) => publisher.once('connection', resolve))
       yield* ['one', 'two']
     }`
   const [publisher, subscriber] = [

@@ -194,7 +194,7 @@ test('figures that come in quick succession, since others look as well, are no r
       const snapshot = { executable: process.execPath, at: 100 * rounds + isClose, channels: [channel] }
       if (publisher.trySend(JSON.stringify(snapshot))) told += 1
     }
-    publisher.on('subscriber', tell)
+    publisher.on('connection', tell)
     setInterval(tell, 50).unref()
   }, writer.pid)
   const { found } = findingOf(await findings(writer.pid), 'wake-ups', writer.pid, reader.pid)

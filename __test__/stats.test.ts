@@ -13,7 +13,7 @@ test('a channel counts what is in the ring and what was handed out, on both side
   const { channel, partner } = await pair(t)
   const untouched = channel.stats()
   t.like(untouched, { messagesSent: 0, bytesSent: 0, messagesReceived: 0, bytesReceived: 0, waits: 0, waitedMicros: 0 })
-  t.like(untouched, { ringUsed: 0, ringCapacity: channel.capacity, staged: 0 })
+  t.like(untouched, { ringUsed: 0, ringCapacity: channel.capacity, queuedBytes: 0 })
 
   const sizes = [0, 1, 64, 2047, 2048, 9000, channel.capacity]
   const bytes = sizes.reduce((sum, size) => sum + size, 0)
@@ -24,7 +24,7 @@ test('a channel counts what is in the ring and what was handed out, on both side
     return kit.channel.stats()
   }, sizes.length)
   for (const size of sizes) await channel.send(Buffer.alloc(size))
-  t.like(channel.stats(), { messagesSent: sizes.length, bytesSent: bytes, staged: 0 })
+  t.like(channel.stats(), { messagesSent: sizes.length, bytesSent: bytes, queuedBytes: 0 })
   t.like(await read, { messagesReceived: sizes.length, bytesReceived: bytes, messagesSent: 0 })
 
   t.true(channel.trySend('now'))
@@ -63,19 +63,19 @@ test('a send that finds no room is a wait, and what was rejected is not in the r
   const { channel, partner } = await pair(t, { options: { capacity: 4096 } })
   while (channel.trySend(Buffer.alloc(500)));
   const full = channel.stats()
-  t.like(full, { waits: 0, staged: 0 })
+  t.like(full, { waits: 0, queuedBytes: 0 })
   const waiting = [channel.send(Buffer.alloc(500)), channel.send(Buffer.alloc(500))]
   await until(() => channel.stats().sleeps > full.sleeps, 'the sender sleeps')
   const asleep = channel.stats()
-  t.like(asleep, { waits: 2, staged: 1000, messagesSent: full.messagesSent })
+  t.like(asleep, { waits: 2, queuedBytes: 1000, messagesSent: full.messagesSent })
   await partner.run(async (kit, count: number) => {
     for (let number = 0; number < count; number += 1) await kit.channel.receive()
   }, full.messagesSent + 2)
   await Promise.all(waiting)
   const after = channel.stats()
-  t.like(after, { waits: 2, staged: 0, messagesSent: full.messagesSent + 2 })
+  t.like(after, { waits: 2, queuedBytes: 0, messagesSent: full.messagesSent + 2 })
   t.true(after.waitedMicros > 0)
-  t.true((await statsThere(partner)).bellsRung > 0, 'the reader has woken the sender')
+  t.true((await statsThere(partner)).wakeupsSent > 0, 'the reader has woken the sender')
   await channel.send('at once')
   t.is(channel.stats().waits, 2)
 
@@ -84,7 +84,7 @@ test('a send that finds no room is a wait, and what was rejected is not in the r
   const never = channel.send(Buffer.alloc(500))
   await channel.close()
   await t.throwsAsync(never, { code: 'ERR_RINGFENCE_CLOSED' })
-  t.like(channel.stats(), { messagesSent, waits: 3, staged: 0 })
+  t.like(channel.stats(), { messagesSent, waits: 3, queuedBytes: 0 })
 })
 
 test('a listener counts who came and who was refused, and sums up its channels', async (t) => {
@@ -129,7 +129,15 @@ test('a publisher and a subscription count each on its side', async (t) => {
   await until(() => publisher.subscribers.length === 1, 'the subscriber is known')
   for (let number = 0; number < 5; number += 1) await publisher.send(Buffer.alloc(100))
   const published = publisher.stats()
-  t.like(published, { published: 5, bytesPublished: 500, subscribers: 1, evicted: 0, waits: 0, ringCapacity: 65_536 })
+  t.like(published, {
+    messagesSent: 5,
+    bytesSent: 500,
+    open: 1,
+    accepted: 1,
+    evicted: 0,
+    waits: 0,
+    ringCapacity: 65_536,
+  })
   t.is(published.ringUsed, publisher.subscribers[0]!.stats().lag)
   const read = (count: number) =>
     partner.run(async (kit, wanted) => {
@@ -141,7 +149,7 @@ test('a publisher and a subscription count each on its side', async (t) => {
   t.like(await read(3), { messagesReceived: 5, bytesReceived: 500, lag: 0 })
   await until(() => publisher.stats().ringUsed === 0, 'all is read')
   await publisher.close()
-  t.like(publisher.stats(), { published: 5, bytesPublished: 500, evicted: 0, ringCapacity: 65_536 })
+  t.like(publisher.stats(), { messagesSent: 5, bytesSent: 500, open: 0, accepted: 1, evicted: 0, ringCapacity: 65_536 })
   const last = await partner.run(async (kit) => {
     const subscription = kit.keep['subscription'] as Subscription
     await subscription.receive()
@@ -209,8 +217,8 @@ test('the newest alone: what was passed over is lost, and counted', async (t) =>
 
 test('the names of all figures', async (t) => {
   const ofChannel = [
-    ...['messagesSent', 'bytesSent', 'messagesReceived', 'bytesReceived', 'waits', 'waitedMicros', 'bellsRung'],
-    ...['sleeps', 'ringUsed', 'ringCapacity', 'staged'],
+    ...['messagesSent', 'bytesSent', 'messagesReceived', 'bytesReceived', 'waits', 'waitedMicros', 'wakeupsSent'],
+    ...['sleeps', 'ringUsed', 'ringCapacity', 'queuedBytes'],
   ]
   const namesOf = (stats: object) => Object.keys(stats).sort()
   const { channel } = await pair(t)
@@ -222,7 +230,8 @@ test('the names of all figures', async (t) => {
   t.deepEqual(
     namesOf(publisher.stats()),
     [
-      ...['published', 'bytesPublished', 'subscribers', 'evicted', 'waits', 'waitedMicros', 'ringUsed', 'ringCapacity'],
+      ...['open', 'accepted', 'refused', 'messagesSent', 'bytesSent', 'evicted', 'waits', 'waitedMicros'],
+      ...['ringUsed', 'ringCapacity', 'queuedBytes'],
     ].sort(),
   )
   const partner = await Partner.start(t)
@@ -245,11 +254,11 @@ test('a publisher counts whom it has evicted, and the sends that had to wait', a
   await partner.stop()
   while (publisher.trySend(Buffer.alloc(200)));
   const full = publisher.stats()
-  t.like(full, { subscribers: 1, evicted: 0, waits: 0, waitedMicros: 0 })
+  t.like(full, { open: 1, evicted: 0, waits: 0, waitedMicros: 0 })
   await publisher.send(Buffer.alloc(200))
-  await until(() => publisher.stats().subscribers === 0, 'it is gone')
+  await until(() => publisher.stats().open === 0, 'it is gone')
   const after = publisher.stats()
-  t.like(after, { evicted: 1, waits: 1, published: full.published + 1 })
+  t.like(after, { evicted: 1, waits: 1, messagesSent: full.messagesSent + 1 })
   t.true(after.waitedMicros > 0)
   partner.goOn()
 })

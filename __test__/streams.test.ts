@@ -213,7 +213,7 @@ test('a publisher tells of all its subscribers at once, and of each of its rings
     seen(2, subscribed(1)),
     seen(4, subscribed(1, 4000)),
   ]
-  const figures = { peer: null, role: 'publisher', published: 10, bytesPublished: 100 }
+  const figures = { peer: null, role: 'publisher', messagesSent: 10, bytesSent: 100 }
   const told: Told = new Map([
     [
       1,
@@ -222,11 +222,11 @@ test('a publisher tells of all its subscribers at once, and of each of its rings
         [{ id: 5, peer: 9, role: 'host', address: '@h', ringCapacity: 100, messagesSent: 1 }, {}],
         [
           { ...figures, id: 1, address: '@p', ringCapacity: 100 },
-          { published: 2, bytesPublished: 8 },
+          { messagesSent: 2, bytesSent: 8 },
         ],
         [
           { ...figures, id: 2, address: '@q', ringCapacity: 4000 },
-          { published: 4, bytesPublished: 80 },
+          { messagesSent: 4, bytesSent: 80 },
         ],
       ),
     ],

@@ -170,7 +170,7 @@ const one: [Figures[], Figures[]] = [
   ],
 ]
 const two: [Figures[], Figures[]] = [
-  [channel(1, {}), { id: 2, address: null, peer: null, role: 'publisher', published: 0, bytesPublished: 0 }],
+  [channel(1, {}), { id: 2, address: null, peer: null, role: 'publisher', messagesSent: 0, bytesSent: 0 }],
   [
     channel(1, { address: '@\u001b[2J', ringUsed: 800, ringCapacity: 1000, lost: 3 }),
     {
@@ -178,9 +178,9 @@ const two: [Figures[], Figures[]] = [
       address: null,
       peer: null,
       role: 'publisher',
-      published: 20,
-      bytesPublished: 60,
-      subscribers: 4,
+      messagesSent: 20,
+      bytesSent: 60,
+      open: 4,
       lag: 4096,
       waits: 9,
       evicted: 2,

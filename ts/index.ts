@@ -6,8 +6,8 @@
 
 import { observeIfAsked } from './runtime/observe.js'
 
-export { publish, Publisher, type PublisherEvents } from './endpoint/publisher.js'
-export { Subscriber } from './endpoint/subscriber.js'
+export { publish, Publisher } from './endpoint/publisher.js'
+export type { Subscriber } from './endpoint/subscriber.js'
 export { subscribe, Subscription } from './channel/subscription.js'
 export { TypedPublisher, TypedSubscription } from './channel/typed-broadcast.js'
 export { Channel } from './channel/channel.js'
@@ -45,6 +45,7 @@ export { member, Membership, type MembershipEvents } from './endpoint/membership
 export type { Finding } from './native.js'
 export type {
   ChannelStats,
+  EndpointStats,
   ListenerStats,
   MembershipStats,
   MergeStats,

@@ -185,9 +185,9 @@ const deeds = {
     const publisher = await publish(address, { ...options, stall: 2000 })
     say('bound')
     publisher.on('refused', (error) => say(codeOf(error)))
-    publisher.on('gone', (_, reason) => say(reason))
+    publisher.on('disconnect', (_, { reason }) => say(reason))
     let sending = Promise.resolve()
-    publisher.on('subscriber', (subscriber) => {
+    publisher.on('connection', (subscriber) => {
       say('in')
       sending = sending.then(async () => {
         for (const [number, size] of lengths.entries()) await publisher.send(pattern(number, size))

@@ -12,11 +12,11 @@ if (role === 'publisher') {
   const publisher = await publish(address, { ...options, capacity: 1 << 16 })
   const typed = publisher.with(json())
   await new Promise((resolve) => {
-    publisher.on('subscriber', () => publisher.subscribers.length === Number(number) && resolve())
+    publisher.on('connection', () => publisher.subscribers.length === Number(number) && resolve())
   })
   for (let count = 1; count <= COUNT; count += 1) await typed.send(made(count))
   await publisher.end()
-  const reason = await publisher.closed
+  const { reason } = await publisher.closed
   if (reason !== 'closed') throw new Error(`the publisher was closed as ${reason}`)
 } else {
   const subscription = await subscribe(address, { ...options, wait: true })

@@ -244,7 +244,7 @@ async function publishes() {
   publisher.on('refused', (error) => note(error))
   const close = () => void publisher.close().catch(() => {})
   signal.addEventListener('abort', close)
-  const subscriber = new Promise((resolve) => publisher.once('subscriber', resolve))
+  const subscriber = new Promise((resolve) => publisher.once('connection', resolve))
   for (let number = 0; number < Number(count); number += 1) {
     await patiently(() => publisher.send(message(id, session, number, false)))
     write(session, SENT, number + 1)

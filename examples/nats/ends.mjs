@@ -18,7 +18,7 @@ const PACE = count / 3000
 const programs = {
   async publish() {
     const publisher = await publish(address)
-    await once(publisher, 'subscriber')
+    await once(publisher, 'connection')
     for await (const number of paced(0)) await publisher.send(String(number))
     // It has more to say some day.
     await once(process, 'SIGTERM')

@@ -70,7 +70,7 @@ async function publishIn() {
   const audience = Number(values.audience)
   for await (const { data, done } of lane.messages()) {
     // What is published without a subscriber is lost.
-    while (publisher.subscribers.length < audience) await once(publisher, 'subscriber')
+    while (publisher.subscribers.length < audience) await once(publisher, 'connection')
     await publisher.send(data)
     carries()
     // It is in the ring, where it outlives this process.

@@ -73,7 +73,7 @@ class Mesh extends EventEmitter {
     // One for each place.
     setMaxListeners(0, this.#closing.signal)
     // What this worker has said before, the newcomer has not heard: it must learn of each namespace.
-    publisher.on('subscriber', () => {
+    publisher.on('connection', () => {
       for (const adapter of this.#adapters.values()) adapter.greet()
     })
   }
@@ -162,7 +162,7 @@ class Mesh extends EventEmitter {
       gone.has(subscription) || this.#publisher.subscribers.some(({ peer }) => peer.pid === subscription.peer.pid)
     while (!subscriptions.every(hears)) {
       try {
-        await once(this.#publisher, 'subscriber', { signal: deadline })
+        await once(this.#publisher, 'connection', { signal: deadline })
       } catch {
         // One that does not listen holds up no other.
         return

@@ -36,10 +36,10 @@ export async function broadcast(address) {
 
 async function run(publisher, readers, signal) {
   // A message that is sent after a subscriber has come reaches it.
-  while (publisher.subscribers.length < readers.length) await once(publisher, 'subscriber', { signal })
+  while (publisher.subscribers.length < readers.length) await once(publisher, 'connection', { signal })
   for (const reader of readers) {
     const seen = publisher.subscribers.find(({ peer }) => peer.pid === reader.child.pid)
-    void seen.closed.then((reason) => reader.gone(reason))
+    void seen.closed.then(({ reason }) => reader.gone(reason))
   }
   const started = performance.now()
   const held = await publishTo(publisher, readers, { started, signal })
@@ -51,7 +51,7 @@ async function run(publisher, readers, signal) {
   const [reading, stopped, killed] = ends
   if (BigInt(reading.read) !== publisher.sequence || reading.lost !== 0n || reading.reason !== 'closed')
     throw new Error('the subscriber that only reads has not got everything')
-  if (stopped.reason !== 'evicted' || killed.reason !== 'exited')
+  if (stopped.reason !== 'evicted' || killed.reason !== 'lost')
     throw new Error(`the one that was stopped was ${stopped.reason}, and the one that was killed ${killed.reason}`)
 }
 

@@ -42,13 +42,6 @@ const COUNTERS: Row[] = [
     'Messages that were sent and are in the ring.',
   ],
   [
-    'published',
-    'ringfence_messages_published_total',
-    'messaging.client.sent.messages',
-    '{message}',
-    'Messages that were published.',
-  ],
-  [
     'messagesReceived',
     'ringfence_messages_received_total',
     'messaging.client.consumed.messages',
@@ -56,13 +49,6 @@ const COUNTERS: Row[] = [
     'Messages that were handed out.',
   ],
   ['bytesSent', 'ringfence_sent_bytes_total', 'ringfence.sent', 'By', 'Bytes of the messages sent.'],
-  [
-    'bytesPublished',
-    'ringfence_published_bytes_total',
-    'ringfence.published',
-    'By',
-    'Bytes of the messages published.',
-  ],
   ['bytesReceived', 'ringfence_received_bytes_total', 'ringfence.received', 'By', 'Bytes of the messages handed out.'],
   ['waits', 'ringfence_waits_total', 'ringfence.waits', '{wait}', 'Sends that had to wait for room.'],
   [
@@ -73,7 +59,13 @@ const COUNTERS: Row[] = [
     'For how long at least one send waited for room.',
     1e-6,
   ],
-  ['bellsRung', 'ringfence_bells_total', 'ringfence.bells', '{bell}', 'How often this side has woken its peer.'],
+  [
+    'wakeupsSent',
+    'ringfence_wakeups_sent_total',
+    'ringfence.wakeups',
+    '{wakeup}',
+    'How often this side has woken its peer.',
+  ],
   ['sleeps', 'ringfence_sleeps_total', 'ringfence.sleeps', '{sleep}', 'How often this side went to sleep.'],
   ['lost', 'ringfence_messages_lost_total', 'ringfence.lost', '{message}', 'Messages that were passed over.'],
   [
@@ -81,19 +73,18 @@ const COUNTERS: Row[] = [
     'ringfence_evicted_total',
     'ringfence.evicted',
     '{subscriber}',
-    'Subscribers that were let go of, since they were too slow.',
+    'Subscribers that were evicted because they were too slow.',
   ],
-  ['accepted', 'ringfence_accepted_total', 'ringfence.accepted', '{channel}', 'Channels that were made.'],
-  ['refused', 'ringfence_refused_total', 'ringfence.refused', '{process}', 'Newcomers that got no channel.'],
+  ['accepted', 'ringfence_accepted_total', 'ringfence.accepted', '{peer}', 'Peers that were accepted.'],
+  ['refused', 'ringfence_refused_total', 'ringfence.refused', '{peer}', 'Peers that were refused.'],
 ]
 
 const GAUGES: Row[] = [
-  ['open', 'ringfence_open_channels', 'ringfence.open', '{channel}', 'Channels that are open.'],
-  ['subscribers', 'ringfence_subscribers', 'ringfence.subscribers', '{subscriber}', 'Those that are subscribed.'],
+  ['open', 'ringfence_open_peers', 'ringfence.open', '{peer}', 'Peers that are connected.'],
   ['sources', 'ringfence_merge_sources', 'ringfence.sources', '{source}', 'Sources of the merge.'],
   ['ringUsed', 'ringfence_ring_used_bytes', 'ringfence.ring.used', 'By', 'Bytes of the ring that are not read.'],
   ['ringCapacity', 'ringfence_ring_capacity_bytes', 'ringfence.ring.capacity', 'By', 'Bytes of the ring.'],
-  ['staged', 'ringfence_staged_bytes', 'ringfence.staged', 'By', 'Bytes that were sent and are not in the ring.'],
+  ['queuedBytes', 'ringfence_queued_bytes', 'ringfence.queued', 'By', 'Bytes that were sent and are not in the ring.'],
   ['lag', 'ringfence_lag_bytes', 'ringfence.lag', 'By', 'Bytes that are published and not read.'],
 ]
 

@@ -292,11 +292,11 @@ export class Channel implements AsyncIterable<Buffer>, AsyncDisposable {
       bytesReceived: received.bytes,
       waits: this.#sendQueue.waits,
       waitedMicros: this.#sendQueue.waitedMicros,
-      bellsRung: figures[2]!,
+      wakeupsSent: figures[2]!,
       sleeps: figures[3]!,
       ringUsed: figures[4]!,
       ringCapacity: figures[5]!,
-      staged: this.bufferedAmount,
+      queuedBytes: this.bufferedAmount,
     }
   }
 

@@ -1,4 +1,6 @@
-// What can be seen of what is open: plain numbers, which cost nothing before they are asked for.
+// The figures of everything that is open. Reading them costs something; nothing is computed before.
+
+import type { RingfenceError } from '../errors.js'
 
 /** What a channel has done since it was made, and how full its ring is. The last figures stay after its end. */
 export interface ChannelStats {
@@ -15,7 +17,7 @@ export interface ChannelStats {
   /** For how long at least one of them waited, in microseconds. */
   waitedMicros: number
   /** How often this side has woken its peer. */
-  bellsRung: number
+  wakeupsSent: number
   /** How often this side has gone to sleep, for want of messages or of room. */
   sleeps: number
   /** Bytes of this side's ring that the peer has not read; after the end, as it was when it was last known. */
@@ -23,46 +25,46 @@ export interface ChannelStats {
   /** Bytes of this side's ring. */
   ringCapacity: number
   /** Bytes of messages that were sent and are not in the ring yet. */
-  staged: number
+  queuedBytes: number
 }
 
-/**
- * What has come to an address since it was bound, and the sums of all channels that came of it; `ringUsed`, `ringCapacity` and
- * `staged` of those alone that are open.
- */
-export interface ListenerStats extends ChannelStats {
-  /** Channels that are open now. */
+/** The peers that have connected to an address, or tried to. */
+export interface EndpointStats {
+  /** Peers that are connected now. */
   open: number
-  /** Channels that were made. */
+  /** Peers that were accepted so far. */
   accepted: number
   /**
-   * Newcomers that got no channel: how many, by the check that failed (`uid`, `executable`, …), or where it was no check by the error's
-   * code, without `ERR_RINGFENCE_`; `other` for a check of the peer's that this version does not know.
+   * Peers that were refused so far: their number by the check that failed (`uid`, `executable`, …), else by the code of the error,
+   * without `ERR_RINGFENCE_`. `other` is a check by the peer that this version does not know.
    */
   refused: Record<string, number>
 }
 
-/** As of a listener, over all partners that came. */
-export type MembershipStats = ListenerStats
+/** The peers of a listener, and the sums over all of its channels; `ringUsed`, `ringCapacity` and `queuedBytes` over the open ones. */
+export interface ListenerStats extends ChannelStats, EndpointStats {}
 
-/** What a publisher has done since it was made, and how full its ring is. The last figures stay after its end. */
-export interface PublisherStats {
-  /** Messages that were published. */
-  published: number
+/** As of a listener, over all partners. */
+export interface MembershipStats extends ChannelStats, EndpointStats {}
+
+/** The subscribers of a publisher, what it has sent, and how full its ring is. After the end, the last figures remain. */
+export interface PublisherStats extends EndpointStats {
+  /** Messages that are in the ring, or were. */
+  messagesSent: number
   /** Bytes of their payloads. */
-  bytesPublished: number
-  /** Those that are subscribed now. */
-  subscribers: number
-  /** Subscribers that were let go of since they had held it up for longer than `stall`. */
+  bytesSent: number
+  /** Subscribers that were evicted because they delayed the publisher for longer than `stall`. */
   evicted: number
   /** Calls of `send` that had to wait for room, those that wait now included. */
   waits: number
-  /** For how long at least one of them waited, in microseconds. */
+  /** Microseconds for which at least one of them waited. */
   waitedMicros: number
-  /** Bytes of the ring that the slowest reliable subscriber has not read; 0 where there is none. */
+  /** Bytes of the ring that the slowest reliable subscriber has not read; 0 without one. */
   ringUsed: number
   /** Bytes of the ring. */
   ringCapacity: number
+  /** Bytes of messages that were sent and are not in the ring yet. */
+  queuedBytes: number
 }
 
 /** What a publisher sees of a subscriber. */
@@ -108,11 +110,11 @@ const NOTHING: Readonly<ChannelStats> = {
   bytesReceived: 0,
   waits: 0,
   waitedMicros: 0,
-  bellsRung: 0,
+  wakeupsSent: 0,
   sleeps: 0,
   ringUsed: 0,
   ringCapacity: 0,
-  staged: 0,
+  queuedBytes: 0,
 }
 
 const FIGURES = Object.keys(NOTHING) as (keyof ChannelStats)[]
@@ -137,7 +139,22 @@ export class Sums {
   }
 }
 
-/** Without what an ended channel does not have any more. */
+/** Counts the peers of an endpoint. */
+export class PeerCounts {
+  accepted = 0
+  readonly #refused = new Map<string, number>()
+
+  refuse({ check, code }: RingfenceError): void {
+    const by = check ?? code.slice('ERR_RINGFENCE_'.length)
+    this.#refused.set(by, (this.#refused.get(by) ?? 0) + 1)
+  }
+
+  stats(open: number): EndpointStats {
+    return { open, accepted: this.accepted, refused: Object.fromEntries(this.#refused) }
+  }
+}
+
+/** Without the figures that a channel no longer has after its end. */
 export function ofEnded(stats: ChannelStats): ChannelStats {
-  return { ...stats, ringUsed: 0, ringCapacity: 0, staged: 0 }
+  return { ...stats, ringUsed: 0, ringCapacity: 0, queuedBytes: 0 }
 }

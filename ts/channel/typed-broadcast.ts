@@ -3,7 +3,7 @@
 import type { Codec, CodecOptions } from '../adapters/codec.js'
 import { invalid } from '../errors.js'
 import { Decoder, Encoder, checkWith, type Now } from './typed.js'
-import type { Delivery, Evidence, GoneReason, Identity } from '../types.js'
+import type { Closed, Delivery, Evidence, GoneReason, Identity } from '../types.js'
 // oxlint-disable-next-line import/no-cycle -- a type alone
 import type { Publisher } from '../endpoint/publisher.js'
 import type { Subscriber } from '../endpoint/subscriber.js'
@@ -74,7 +74,7 @@ export class TypedPublisher<T> implements AsyncDisposable {
   }
 
   /** As {@link Publisher.closed}. */
-  get closed(): Promise<'closed' | 'exposed'> {
+  get closed(): Promise<Closed> {
     return this.publisher.closed
   }
 

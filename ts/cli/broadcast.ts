@@ -9,7 +9,7 @@ import { within } from '../runtime/deferred.js'
 import { RingfenceError } from '../errors.js'
 import type { PublishOptions, SubscribeOptions } from '../types.js'
 import { write, written } from './output.js'
-import { exposed, mustBeOpen, openSource, readUntil } from './source.js'
+import { mustBeOpen, openSource, readUntil } from './source.js'
 import { evidenceTable, tell } from './text.js'
 
 /** One run of `publish`. */
@@ -50,19 +50,19 @@ export async function publish({ address, file, raw, audience, evidence, options 
   try {
     const publisher = await bind(address, options)
     let [published, hasAudience] = [0, false]
-    publisher.on('subscriber', (subscriber) => {
+    publisher.on('connection', (subscriber) => {
       hasAudience = true
       if (evidence)
         process.stderr.write(`subscriber is process ${subscriber.peer.pid}\n${evidenceTable(subscriber.evidence)}\n`)
     })
-    publisher.on('gone', ({ peer }, reason) => {
+    publisher.on('disconnect', ({ peer }, { reason }) => {
       if (reason === 'evicted') tell(`process ${peer.pid} was too slow, and was evicted`)
     })
     publisher.on('refused', (refusal) => tell(refusal.message))
     await hasCome(audience, publisher)
     const input = readUntil(
       source,
-      publisher.closed.then((reason) => (reason === 'exposed' ? exposed() : undefined)),
+      publisher.closed.then(({ error }) => error),
     )
     const messages = raw === undefined ? lines(input, publisher.maxMessageSize) : chunks(input, raw)
     for await (const message of messages) {
@@ -82,12 +82,12 @@ export async function publish({ address, file, raw, audience, evidence, options 
 /** So many subscribers: none come to a publisher that has ended, and nothing else would keep this process waiting. */
 async function hasCome(audience: number, publisher: Publisher): Promise<void> {
   let isOver = false
-  const over = publisher.closed.then((reason) => {
+  const over = publisher.closed.then(({ error }) => {
     isOver = true
-    mustNotBeExposed(reason)
+    if (error !== undefined) throw error
   })
   over.catch(() => {})
-  while (!isOver && publisher.subscribers.length < audience) await Promise.race([once(publisher, 'subscriber'), over])
+  while (!isOver && publisher.subscribers.length < audience) await Promise.race([once(publisher, 'connection'), over])
 }
 
 async function finish(publisher: Publisher, stall: number): Promise<void> {
@@ -96,21 +96,17 @@ async function finish(publisher: Publisher, stall: number): Promise<void> {
   for (const { peer } of reliableOf(publisher))
     tell(`process ${peer.pid} has not read everything after ${stall / 1000} s: what is left stays readable to it`)
   await publisher.close()
-  mustNotBeExposed(await publisher.closed)
+  const { error } = await publisher.closed
+  if (error !== undefined) throw error
 }
 
 /** Resolves once each reliable subscriber has read everything, or has gone. */
 async function readByReliable(publisher: Publisher): Promise<void> {
-  while (reliableOf(publisher).length > 0) await once(publisher, 'gone')
+  while (reliableOf(publisher).length > 0) await once(publisher, 'disconnect')
 }
 
 function reliableOf(publisher: Publisher): Subscriber[] {
   return publisher.subscribers.filter(({ delivery }) => delivery === 'reliable')
-}
-
-/** Also one whose memory was opened has an end that is told. */
-function mustNotBeExposed(reason: 'closed' | 'exposed'): void {
-  if (reason === 'exposed') throw exposed()
 }
 
 /** Whole lines, without their newline. What comes behind the last newline is one as well, unless it is nothing. */

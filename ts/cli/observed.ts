@@ -112,14 +112,13 @@ class Source {
 }
 
 function ratesOf(before: Observed | undefined, now: Observed, seconds: number): Rates {
-  const rate = (...figures: (keyof Observed)[]) => {
+  const rate = (figure: keyof Observed) => {
     if (before === undefined || !(seconds > 0)) return 0
-    const sum = (of: Observed) => figures.reduce((all, figure) => all + Number(of[figure] ?? 0), 0)
-    return (sum(now) - sum(before)) / seconds
+    return (Number(now[figure] ?? 0) - Number(before[figure] ?? 0)) / seconds
   }
   return {
-    messagesSentPerSecond: rate('messagesSent', 'published'),
-    bytesSentPerSecond: rate('bytesSent', 'bytesPublished'),
+    messagesSentPerSecond: rate('messagesSent'),
+    bytesSentPerSecond: rate('bytesSent'),
     messagesReceivedPerSecond: rate('messagesReceived'),
     bytesReceivedPerSecond: rate('bytesReceived'),
   }

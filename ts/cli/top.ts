@@ -64,7 +64,7 @@ function screen(watched: Watched[], order: string): string {
   const cells = rows.map((row) => [
     String(row.pid),
     String(row.role),
-    row.peer === null ? `${row.subscribers ?? 0} subscribers` : String(row.peer),
+    row.peer === null ? `${row.open ?? 0} subscribers` : String(row.peer),
     row.messagesSentPerSecond.toFixed(0),
     `${formatBytes(Math.round(row.bytesSentPerSecond))}/s`,
     row.messagesReceivedPerSecond.toFixed(0),

@@ -13,7 +13,7 @@ import { runHandshakeAt, type Opening } from './handshake.js'
 import { FAILED, type Endpoints, type Failure, type NativeEndpoint, type RawChannel } from '../native.js'
 import type { ChannelSettings } from './options.js'
 import { Pump } from '../runtime/pump.js'
-import { Sums, ofEnded, type ListenerStats } from '../channel/stats.js'
+import { PeerCounts, Sums, ofEnded, type ListenerStats } from '../channel/stats.js'
 import type { Closed, Options } from '../types.js'
 
 /** Only this package makes endpoints. */
@@ -51,8 +51,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
   readonly #open = new Set<Channel>()
   /** Channels that the program was given. */
   readonly #followed = new WeakSet<Channel>()
-  #accepted = 0
-  readonly #refused = new Map<string, number>()
+  readonly #counts = new PeerCounts()
   /** Of the channels that have ended. */
   readonly #past = new Sums()
   /** Takes back what is to be done as the process exits. */
@@ -121,8 +120,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
   stats(): ListenerStats {
     const sums = new Sums().add(this.#past.sums)
     for (const channel of this.#open) sums.add(channel.stats())
-    const refused = Object.fromEntries(this.#refused)
-    return { open: this.#open.size, accepted: this.#accepted, refused, ...sums.sums }
+    return { ...this.#counts.stats(this.#open.size), ...sums.sums }
   }
 
   ref(): this {
@@ -203,7 +201,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
   }
 
   #count(channel: Channel): void {
-    this.#accepted += 1
+    this.#counts.accepted += 1
     this.#open.add(channel)
     void channel.closed.then(() => {
       this.#open.delete(channel)
@@ -216,8 +214,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
 
   #refuse(failure: Failure): void {
     const error = fromFailure(failure, this.#authorizer?.causeOf(failure))
-    const by = error.check ?? error.code.slice('ERR_RINGFENCE_'.length)
-    this.#refused.set(by, (this.#refused.get(by) ?? 0) + 1)
+    this.#counts.refuse(error)
     tellRefused(this.address, error)
     this.#tellOwn('refused', error)
   }

@@ -1,37 +1,23 @@
-// One to many, the sending side: a queue of what is to be sent over one ring, and the events of those who read it.
-
-import { EventEmitter } from 'node:events'
+// One to many, the sending side: one ring, the queue of messages that are not in it yet, and the subscribers that read it.
 
 import type { Authorizer } from './authorize.js'
 import type { Codec } from '../adapters/codec.js'
 import { defer, untilAborted } from '../runtime/deferred.js'
 import { nowOpen, openNow, tellEvicted, tellRefused, tellSubscribed } from '../runtime/diagnostics.js'
-import { emit } from '../runtime/emit.js'
+import type { EndpointEvents } from './endpoint.js'
 import { RingfenceError, fromFailure, invalid } from '../errors.js'
 import { atExit } from '../runtime/exit.js'
 import { runHandshakeAt, type Opening } from './handshake.js'
 import { FAILED, REASONS, type Failure, type NativePublisher } from '../native.js'
 import { lingerOf } from './options.js'
 import { Pump } from '../runtime/pump.js'
+import { Resource, closedFor, destroyedBy } from '../channel/resource.js'
 import { SendQueue } from '../channel/send-queue.js'
-import type { PublisherStats } from '../channel/stats.js'
-import type { BufferSource, GoneReason, PublishOptions, Reservation, WaitOptions } from '../types.js'
-import { makeSubscriber, tellGone, type Subscriber } from './subscriber.js'
+import { PeerCounts, type PublisherStats } from '../channel/stats.js'
+import type { BufferSource, Closed, PublishOptions, Reservation, WaitOptions } from '../types.js'
+import { closeSubscriber, makeSubscriber, type Subscriber } from './subscriber.js'
 // oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
 import { typedPublisher, type TypedPublisher } from '../channel/typed-broadcast.js'
-import { timers } from '../runtime/timers.js'
-
-/** What a {@link Publisher} emits. */
-export interface PublisherEvents {
-  /** A subscriber has come. */
-  subscriber: [subscriber: Subscriber]
-  /** It has gone, and this is why. */
-  gone: [subscriber: Subscriber, reason: GoneReason]
-  /** A newcomer was not let in; `identity` says who it is, as far as that is known. The publisher goes on. */
-  refused: [refusal: RingfenceError]
-  /** It has ended. */
-  close: [reason: 'closed' | 'exposed']
-}
 
 /** Only {@link publish} makes publishers. */
 const KEY = Symbol('ringfence')
@@ -46,33 +32,32 @@ const exposed = () =>
   )
 
 /**
- * One process that publishes, for any number of subscribers. Each message is written once, into one ring that all of them read.
+ * One process that publishes to any number of subscribers. Each message is written once, into one ring that all of them read.
  *
- * Each subscriber passes the same handshake as an agent of a service. It can write nothing but its own position, so it can neither
- * see nor disturb another one; one that is 'reliable' and slow holds the publisher up for `stall` milliseconds at most.
+ * Each subscriber passes the same handshake as a client of a service. It can write nothing but its own position, so it can neither
+ * see nor disturb another subscriber. A 'reliable' subscriber that is slow delays the publisher for up to `stall` milliseconds.
  *
- * An open publisher keeps the process alive until {@link Publisher.unref}. `await using` closes it.
+ * After {@link Publisher.end}, the publisher closes once the last subscriber has read everything or has disconnected.
+ *
+ * @example
+ * ```js
+ * const publisher = await publish('/run/me/prices')
+ * publisher.on('connection', ({ peer }) => console.log(`process ${peer.pid} has subscribed`))
+ * await publisher.send('message')
+ * ```
  */
-export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDisposable {
-  /** Where it publishes. */
-  readonly address: string
+export class Publisher extends Resource<EndpointEvents<Subscriber>> {
+  declare readonly address: string
   /** Bytes of its ring. */
   readonly capacity: number
   /** Bytes of the longest message: an eighth of the ring, or less where the option says so. */
   readonly maxMessageSize: number
-  /**
-   * Resolves once it has ended: by {@link Publisher.close}; after {@link Publisher.end}, once the last subscriber has read everything or
-   * has gone; or since another process tried to open its memory ('exposed'). Never rejects.
-   */
-  readonly closed: Promise<'closed' | 'exposed'>
-
   readonly #native: NativePublisher
   readonly #queue: SendQueue
   readonly #authorizer: Authorizer | undefined
   readonly #signal: AbortSignal | undefined
   readonly #subscribers = new Map<number, Subscriber>()
-  #resolveClosed!: (reason: 'closed' | 'exposed') => void
-  #over = false
+  readonly #counts = new PeerCounts()
   /** Handles the events of the binding. */
   readonly #poll = new Pump(() => this.#handle()).run
   #ending: Promise<void> | null = null
@@ -87,51 +72,48 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
 
   /** @internal */
   private constructor(key: symbol, address: string, native: NativePublisher, opening: Opening) {
-    super()
     if (key !== KEY) throw invalid('publishers are made by publish')
-    this.address = address
+    super(address)
     this.capacity = native.capacity
     this.maxMessageSize = native.maxMessageSize
     this.#native = native
     this.#authorizer = opening.authorizer
     this.#signal = opening.signal
-    this.closed = new Promise((resolve) => {
-      this.#resolveClosed = resolve
-    })
     this.#queue = new SendQueue(native, opening.settings.busyPollMicros > 0, (error) => this.#failed(error))
     if (native.watch(this.#poll) === FAILED || native.watchRoom(() => this.#hear()) === FAILED) {
       throw fromFailure(native.failure())
     }
-    // The end of the process is no close: the subscribers find that it has exited.
+    // Subscribers must see a lost publisher if the process exits, and not a clean end.
     this.#stay = atExit(address, () => native.vacate())
     nowOpen(this, address)
     this.#signal?.addEventListener('abort', this.#abort, { once: true })
   }
 
-  /** Messages published. */
+  /** The number of messages sent. */
   get sequence(): bigint {
     // What a caller has sent, and that found room, is in the ring by then.
-    if (!this.#over && !this.#queue.isEmpty) this.#queue.pump()
+    if (this.ended === null && !this.#queue.isEmpty) this.#queue.pump()
     return this.#native.sequence()
   }
 
-  /** What was published so far, and how full the ring is. The last figures stay after the end. */
+  /** What was sent so far, how full the ring is, and the subscribers. After the end, the last figures remain. */
   stats(): PublisherStats {
-    if (!this.#over && !this.#queue.isEmpty) this.#queue.pump()
+    if (this.ended === null && !this.#queue.isEmpty) this.#queue.pump()
     const figures = this.#native.stats()
     return {
-      published: figures[0]!,
-      bytesPublished: figures[1]!,
-      subscribers: this.#subscribers.size,
+      ...this.#counts.stats(this.#subscribers.size),
+      messagesSent: figures[0]!,
+      bytesSent: figures[1]!,
       evicted: figures[2]!,
       waits: this.#queue.waits,
       waitedMicros: this.#queue.waitedMicros,
       ringUsed: figures[3]!,
       ringCapacity: figures[4]!,
+      queuedBytes: this.bufferedAmount,
     }
   }
 
-  /** Those that are subscribed now, in the order in which they came. */
+  /** The subscribers that are connected now, in the order in which they connected. */
   get subscribers(): readonly Subscriber[] {
     return [...this.#subscribers.values()]
   }
@@ -203,7 +185,7 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
       this.#queue.refuse(endedHere, false)
       this.#ending = this.#queue.empty().then(() => {
         this.#queue.shut(endedHere, false)
-        if (this.#over) return
+        if (this.ended !== null) return
         this.#native.end()
         this.#poll()
       })
@@ -216,7 +198,7 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
    * left in this process once it resolves. Those that are subscribed go on.
    */
   seal(): Promise<void> {
-    if (this.#over) return Promise.resolve()
+    if (this.ended !== null) return Promise.resolve()
     if (this.#sealing === null) {
       const sealed = defer()
       // One that has failed is no seal: the next call tries again.
@@ -234,23 +216,22 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
    */
   async close(options: { linger?: number } = {}): Promise<void> {
     const linger = lingerOf(options)
-    if (this.#over) return
+    if (this.ended !== null) return
     const lingering = this.#queue.linger(linger, closedHere, this.closed)
     if (lingering !== null) await lingering
-    this.#finish('closed', closedHere)
+    this.#finish({ reason: 'closed' }, closedHere)
   }
 
-  [Symbol.asyncDispose](): Promise<void> {
-    return this.close()
+  /** Drops the messages that are not in the ring yet, and closes the publisher at once. */
+  destroy(error?: Error): void {
+    this.#finish(destroyedBy(error), closedHere)
   }
 
-  /** Keeps the process alive while it is open, as it does from the start. */
   ref(): this {
     this.#native.keepAlive(1)
     return this
   }
 
-  /** Does not keep the process alive. */
   unref(): this {
     this.#native.keepAlive(0)
     return this
@@ -258,7 +239,7 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
 
   /** A subscriber has made room, or is gone. */
   #hear(): void {
-    if (this.#over) return
+    if (this.ended !== null) return
     this.#native.listen()
     this.#native.disarm()
     this.#queue.awake()
@@ -266,7 +247,7 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
 
   /** Handles one event of the binding. */
   #handle(): boolean {
-    if (this.#over) return false
+    if (this.ended !== null) return false
     const event = this.#native.next()
     if (event === FAILED) {
       this.#ended(fromFailure(this.#native.failure()))
@@ -276,62 +257,66 @@ export class Publisher extends EventEmitter<PublisherEvents> implements AsyncDis
     if ('number' in event) {
       const subscriber = makeSubscriber(event)
       this.#subscribers.set(event.number, subscriber)
+      this.#counts.accepted += 1
       tellSubscribed(subscriber, this.address, `a subscriber (${subscriber.delivery})`)
-      this.#tell('subscriber', subscriber)
+      this.tell('connection', subscriber)
     } else if ('gone' in event) {
-      this.#gone(event.gone, REASONS[event.reason] ?? 'closed')
+      this.#disconnected(event.gone, closedFor(REASONS[event.reason] ?? 'closed'))
     } else {
       this.#refused(event)
     }
     return true
   }
 
-  #gone(number: number, reason: GoneReason): void {
+  #disconnected(number: number, closed: Closed): void {
     const subscriber = this.#subscribers.get(number)
     if (subscriber === undefined) return
     this.#subscribers.delete(number)
-    tellGone(subscriber, reason)
-    if (reason === 'evicted') tellEvicted(this, subscriber)
-    this.#tell('gone', subscriber, reason)
+    closeSubscriber(subscriber, closed)
+    if (closed.reason === 'evicted') tellEvicted(this, subscriber)
+    this.tell('disconnect', subscriber, closed)
   }
 
   #refused(failure: Failure): void {
     const error = fromFailure(failure, this.#authorizer?.causeOf(failure))
+    this.#counts.refuse(error)
     tellRefused(this.address, error)
-    this.#tell('refused', error)
-  }
-
-  /** What a listener throws must not keep later events from being told: it becomes an uncaught exception. */
-  #tell<Name extends keyof PublisherEvents>(name: Name, ...what: PublisherEvents[Name]): void {
-    emit(this as EventEmitter, name, ...what)
+    this.tell('refused', error)
   }
 
   /** The core has ended it. */
   #ended(error: RingfenceError): void {
     if (error.code === 'ERR_RINGFENCE_OBJECT_EXPOSED' || REASONS[this.#native.reason()] === 'exposed') {
-      this.#finish('exposed', exposed)
+      this.#finish({ reason: 'exposed', error: exposed() }, exposed)
+    } else if (error.code === 'ERR_RINGFENCE_CLOSED') {
+      this.#finish({ reason: 'closed' }, this.#ending === null ? closedHere : endedHere)
     } else {
-      this.#finish('closed', this.#ending === null ? closedHere : endedHere)
+      this.#finish({ reason: 'failed', error }, closedHere)
     }
   }
 
   /** A call into the core has failed: what ends the publisher, ends it here. */
   #failed(error: RingfenceError): void {
     const ends = ['ERR_RINGFENCE_OBJECT_EXPOSED', 'ERR_RINGFENCE_CLOSED', 'ERR_RINGFENCE_UNSUPPORTED']
-    if (!this.#over && ends.includes(error.code)) this.#ended(error)
+    if (this.ended === null && ends.includes(error.code)) this.#ended(error)
   }
 
-  #finish(reason: 'closed' | 'exposed', unsendable: () => RingfenceError): void {
-    if (this.#over) return
-    this.#over = true
+  #finish(closed: Closed, unsendable: () => RingfenceError): void {
+    if (this.ended !== null) return
+    this.settle(closed)
     openNow.delete(this)
     this.#signal?.removeEventListener('abort', this.#abort)
     this.#native.close()
     this.#stay()
     this.#queue.shut(unsendable, true)
-    for (const number of [...this.#subscribers.keys()]) this.#gone(number, reason)
-    this.#resolveClosed(reason)
-    timers.queueMicrotask(() => this.#tell('close', reason))
+    const subscribersEnd: Closed = closed.reason === 'exposed' ? closed : { reason: 'closed' }
+    for (const number of [...this.#subscribers.keys()]) this.#disconnected(number, subscribersEnd)
+  }
+
+  /** @internal */
+  protected override summary(): string[] {
+    const { size } = this.#subscribers
+    return [size === 1 ? '1 subscriber' : `${size} subscribers`]
   }
 }
 

@@ -2,35 +2,35 @@ import { fromFailure, RingfenceError } from '../errors.js'
 import { FAILED, type NativeSubscriber } from '../native.js'
 import { runVerification } from '../channel/peer-view.js'
 import type { SubscriberStats } from '../channel/stats.js'
-import type { Delivery, Evidence, GoneReason, Identity, WaitOptions } from '../types.js'
+import type { Closed, Delivery, Evidence, Identity, WaitOptions } from '../types.js'
 
 /** Only a publisher makes subscribers. */
 const KEY = Symbol('ringfence')
 
-/** A subscriber of this process's publisher, which has come. */
+/** Makes the handle of a subscriber; only a publisher calls it. */
 export let makeSubscriber: (native: NativeSubscriber) => Subscriber
 
-/** It has gone. */
-export let tellGone: (subscriber: Subscriber, reason: GoneReason) => void
+/** Marks a subscriber as disconnected. */
+export let closeSubscriber: (subscriber: Subscriber, closed: Closed) => void
 
-/** A subscriber, as its publisher sees it. */
+/** A subscriber of a publisher in this process. */
 export class Subscriber {
   /** What it asked for. */
   readonly delivery: Delivery
-  /** Resolves with the reason once it has gone. Never rejects. */
-  readonly closed: Promise<GoneReason>
+  /** Resolves once it has disconnected, with the reason. Never rejects. */
+  readonly closed: Promise<Closed>
 
   readonly #native: NativeSubscriber
   #peer: Identity
   #evidence: readonly Evidence[] | null = null
   #gone = false
-  #resolveClosed!: (reason: GoneReason) => void
+  #resolveClosed!: (closed: Closed) => void
 
   static {
     makeSubscriber = (native) => new Subscriber(KEY, native)
-    tellGone = (subscriber, reason) => {
+    closeSubscriber = (subscriber, closed) => {
       subscriber.#gone = true
-      subscriber.#resolveClosed(reason)
+      subscriber.#resolveClosed(closed)
     }
   }
 
@@ -54,14 +54,9 @@ export class Subscriber {
     return (this.#evidence ??= Object.freeze(this.#native.evidence()))
   }
 
-  /** Bytes that are published and that it has not read, as it says. 0 once it has gone. */
-  get lag(): number {
-    return this.#gone ? 0 : this.#native.lag()
-  }
-
-  /** How far behind it is. */
+  /** The number of bytes that it has not read; 0 once it has disconnected. */
   stats(): SubscriberStats {
-    return { lag: this.lag }
+    return { lag: this.#gone ? 0 : this.#native.lag() }
   }
 
   /**

@@ -77,7 +77,7 @@ function describe(open: Channel | Publisher | Subscription): Omit<Observed, 'id'
   if ('role' in open) return { peer: open.peer.pid, role: open.role, ...open.stats() }
   if ('subscribers' in open) {
     const behind = open.subscribers
-      .map(({ peer, lag }): [number, number] => [peer.pid, lag])
+      .map((subscriber): [number, number] => [subscriber.peer.pid, subscriber.stats().lag])
       .filter(([, lag]) => lag > 0)
       .sort(([, one], [, other]) => other - one)
     const lag = behind[0]?.[1] ?? 0
@@ -149,11 +149,11 @@ async function begin(over: () => void): Promise<Observation> {
     timers.clearInterval(timer)
     timer = undefined
   }
-  publisher.on('subscriber', () => {
+  publisher.on('connection', () => {
     tell()
     timer ??= timers.setInterval(tell, INTERVAL).unref()
   })
-  publisher.on('gone', () => {
+  publisher.on('disconnect', () => {
     if (publisher.subscribers.length === 0) rest()
   })
   const end = () => {

@@ -93,9 +93,7 @@ function toldOf(
 ): Omit<Stream, 'writer' | 'reader' | 'capacity'> {
   return {
     sent: sending && sentTo(reader, sending, reading),
-    flow:
-      flowOf(sending, ['messagesSent', 'published'], ['bytesSent', 'bytesPublished']) ??
-      flowOf(reading, ['messagesReceived'], ['bytesReceived']),
+    flow: flowOf(sending, 'messagesSent', 'bytesSent') ?? flowOf(reading, 'messagesReceived', 'bytesReceived'),
     sleepsPerSecond: reading && grown(reading, 'sleeps') / reading.seconds,
   }
 }
@@ -114,16 +112,15 @@ function sentTo(reader: number, sending: Figures, reading: Figures | null): Stre
   return { used, usedBefore, waiting: isWaitedFor ? waiting : 0 }
 }
 
-type Figure = 'messagesSent' | 'published' | 'bytesSent' | 'bytesPublished' | 'messagesReceived' | 'bytesReceived'
+type Figure = 'messagesSent' | 'bytesSent' | 'messagesReceived' | 'bytesReceived'
 
 /** Where nothing went through meanwhile, as large as all were that went before. */
-function flowOf(side: Figures | null, messages: Figure[], bytes: Figure[]): Stream['flow'] {
-  if (side === null) return null
-  const sum = (of: Observed, figures: Figure[]) => figures.reduce((all, figure) => all + Number(of[figure] ?? 0), 0)
-  const count = sum(side.now, messages)
-  if (count === 0) return null
-  const recent = count - sum(side.before, messages)
-  const size = recent > 0 ? (sum(side.now, bytes) - sum(side.before, bytes)) / recent : sum(side.now, bytes) / count
+function flowOf(side: Figures | null, messages: Figure, bytes: Figure): Stream['flow'] {
+  const count = Number(side?.now[messages] ?? 0)
+  if (side === null || count === 0) return null
+  const recent = count - Number(side.before[messages] ?? 0)
+  const all = Number(side.now[bytes] ?? 0)
+  const size = recent > 0 ? (all - Number(side.before[bytes] ?? 0)) / recent : all / count
   return { messagesPerSecond: recent / side.seconds, size }
 }
 
