@@ -24,7 +24,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::Trouble;
+use crate::RowError;
 
 /// The time limit for an answer that must come. It is generous, because the machine may be busy.
 pub const TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -51,12 +51,12 @@ pub struct Actor {
 
 impl Actor {
     /// Starts `command`. `name` identifies it in error messages.
-    pub fn start(name: &'static str, command: &mut Command) -> Result<Self, Trouble> {
+    pub fn start(name: &'static str, command: &mut Command) -> Result<Self, RowError> {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .map_err(|error| Trouble::wrong(format!("{name} could not be started: {error}")))?;
+            .map_err(|error| RowError::wrong(format!("{name} could not be started: {error}")))?;
         let (orders, answers) = (child.stdin.take(), child.stdout.take());
         let (sender, lines) = mpsc::channel();
         if let Some(answers) = answers {
@@ -83,15 +83,15 @@ impl Actor {
     }
 
     /// Sends an order.
-    pub fn say(&mut self, order: &str) -> Result<(), Trouble> {
+    pub fn say(&mut self, order: &str) -> Result<(), RowError> {
         let name = self.name;
         let orders = self
             .orders
             .as_mut()
-            .ok_or_else(|| Trouble::wrong(format!("{name} no longer accepts orders")))?;
+            .ok_or_else(|| RowError::wrong(format!("{name} no longer accepts orders")))?;
         orders
             .write_all(format!("{order}\n").as_bytes())
-            .map_err(|error| Trouble::wrong(format!("could not send {order:?} to {name}: {error}")))
+            .map_err(|error| RowError::wrong(format!("could not send {order:?} to {name}: {error}")))
     }
 
     /// Waits for a line, or for the end of the process.
@@ -112,10 +112,10 @@ impl Actor {
     }
 
     /// Waits for a line that must come.
-    pub fn line(&mut self) -> Result<String, Trouble> {
+    pub fn line(&mut self) -> Result<String, RowError> {
         match self.hear(TIME_LIMIT) {
             Heard::Line(line) => Ok(line),
-            other => Err(Trouble::wrong(format!(
+            other => Err(RowError::wrong(format!(
                 "expected an answer from {}, got {other:?}",
                 self.name
             ))),
@@ -123,11 +123,11 @@ impl Actor {
     }
 
     /// Waits for a line that starts with `start`, and returns the rest.
-    pub fn expect(&mut self, start: &str) -> Result<String, Trouble> {
+    pub fn expect(&mut self, start: &str) -> Result<String, RowError> {
         let line = self.line()?;
         match line.strip_prefix(start) {
             Some(rest) => Ok(rest.trim().to_owned()),
-            None => Err(Trouble::wrong(format!(
+            None => Err(RowError::wrong(format!(
                 "expected {start:?} from {}, got {line:?}",
                 self.name
             ))),
@@ -135,7 +135,7 @@ impl Actor {
     }
 
     /// Sends an order and returns the answer.
-    pub fn ask(&mut self, order: &str) -> Result<String, Trouble> {
+    pub fn ask(&mut self, order: &str) -> Result<String, RowError> {
         self.say(order)?;
         self.line()
     }
@@ -150,7 +150,7 @@ impl Actor {
     }
 
     /// Waits until the process is a zombie, and does not reap it.
-    pub fn leave_as_zombie(&self) -> Result<(), Trouble> {
+    pub fn leave_as_zombie(&self) -> Result<(), RowError> {
         let end = Instant::now() + TIME_LIMIT;
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
         loop {
@@ -159,7 +159,7 @@ impl Actor {
                 Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 other => {
-                    return Err(Trouble::wrong(format!(
+                    return Err(RowError::wrong(format!(
                         "{} did not become a zombie: {other:?}",
                         self.name
                     )));
@@ -169,13 +169,13 @@ impl Actor {
     }
 
     /// Stops it with SIGSTOP, as any process of the same user can.
-    pub fn freeze(&self) -> Result<(), Trouble> {
-        let refused = |errno| Trouble::wrong(format!("{} could not be stopped: {errno}", self.name));
+    pub fn freeze(&self) -> Result<(), RowError> {
+        let refused = |errno| RowError::wrong(format!("{} could not be stopped: {errno}", self.name));
         kill(self.pid(), Signal::SIGSTOP).map_err(refused)?;
         let end = Instant::now() + TIME_LIMIT;
         while !is_stopped(self.pid()) {
             if Instant::now() > end {
-                return Err(Trouble::wrong(format!("{} did not stop", self.name)));
+                return Err(RowError::wrong(format!("{} did not stop", self.name)));
             }
             thread::sleep(Duration::from_millis(1));
         }
@@ -183,9 +183,9 @@ impl Actor {
     }
 
     /// Continues it.
-    pub fn thaw(&self) -> Result<(), Trouble> {
+    pub fn thaw(&self) -> Result<(), RowError> {
         kill(self.pid(), Signal::SIGCONT)
-            .map_err(|errno| Trouble::wrong(format!("{} could not be continued: {errno}", self.name)))
+            .map_err(|errno| RowError::wrong(format!("{} could not be continued: {errno}", self.name)))
     }
 
     /// Kills it.

@@ -40,53 +40,53 @@ pub struct Row {
     /// Whether it must harm the plain program. (Some attacks are in the table because they must fail.)
     pub bites_plain: bool,
     /// Carries out the attack on both programs.
-    pub run: fn(&Stage) -> Result<Report, Trouble>,
+    pub run: fn(&Stage) -> Result<Report, RowError>,
 }
 
 /// The outcome of an attack.
 #[derive(Debug)]
 pub struct Report {
     /// On the plain program.
-    pub plain: Half,
+    pub plain: Outcome,
     /// On ringfence.
-    pub ringfence: Half,
+    pub ringfence: Outcome,
     /// The defence that stopped it in ringfence.
     pub stopped_by: &'static str,
 }
 
 /// The outcome of an attack on one of the two programs.
 #[derive(Debug)]
-pub struct Half {
+pub struct Outcome {
     /// Whether it did harm.
-    pub bit: bool,
+    pub succeeded: bool,
     /// The observation.
     pub seen: String,
 }
 
 impl Report {
     /// Makes the report of an attack that harmed ringfence.
-    fn bitten(plain: Half, seen: impl Into<String>) -> Self {
+    fn with_harm(plain: Outcome, seen: impl Into<String>) -> Self {
         Self {
             plain,
-            ringfence: Half::bit(seen),
+            ringfence: Outcome::succeeded(seen),
             stopped_by: "nothing",
         }
     }
 }
 
-impl Half {
+impl Outcome {
     /// Makes an outcome with harm.
-    pub fn bit(seen: impl Into<String>) -> Self {
+    pub fn succeeded(seen: impl Into<String>) -> Self {
         Self {
-            bit: true,
+            succeeded: true,
             seen: seen.into(),
         }
     }
 
     /// Makes an outcome without harm: the attack failed as promised.
-    pub fn held(seen: impl Into<String>) -> Self {
+    pub fn failed(seen: impl Into<String>) -> Self {
         Self {
-            bit: false,
+            succeeded: false,
             seen: seen.into(),
         }
     }
@@ -94,7 +94,7 @@ impl Half {
 
 /// The reason why a row has no report.
 #[derive(Debug)]
-pub enum Trouble {
+pub enum RowError {
     /// Neither harm nor the promised failure happened, so the row fails.
     Wrong(String),
     /// The row needs another user, which only root can provide.
@@ -105,14 +105,14 @@ pub enum Trouble {
     Later(&'static str),
 }
 
-impl Trouble {
+impl RowError {
     /// Makes the error for an unexpected result.
     pub fn wrong(what: impl Into<String>) -> Self {
         Self::Wrong(what.into())
     }
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for RowError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Wrong(what) => write!(f, "FAILED: {what}"),
@@ -124,15 +124,15 @@ impl fmt::Display for Trouble {
 }
 
 /// Runs one row with copies of `executable`.
-pub fn play(row: &Row, executable: &Path) -> Result<Report, Trouble> {
+pub fn play(row: &Row, executable: &Path) -> Result<Report, RowError> {
     (row.run)(&Stage::new(executable)?)
 }
 
 /// Whether a row's outcome is the promised one. Rows that could not run are shown, and are no failure.
-pub fn is_as_promised(row: &Row, outcome: &Result<Report, Trouble>) -> bool {
+pub fn is_as_promised(row: &Row, outcome: &Result<Report, RowError>) -> bool {
     match outcome {
-        Ok(report) => report.plain.bit == row.bites_plain && !report.ringfence.bit,
-        Err(trouble) => !matches!(trouble, Trouble::Wrong(_)),
+        Ok(report) => report.plain.succeeded == row.bites_plain && !report.ringfence.succeeded,
+        Err(trouble) => !matches!(trouble, RowError::Wrong(_)),
     }
 }
 
@@ -156,8 +156,12 @@ pub fn print_table(executable: &Path, numbers: &[u8]) -> bool {
                 ringfence,
                 stopped_by,
             }) => {
-                let mark = |half: &Half| if half.bit { "BITES: " } else { "" };
-                let stopped_by = if ringfence.bit { "nothing" } else { stopped_by };
+                let mark = |outcome: &Outcome| if outcome.succeeded { "BITES: " } else { "" };
+                let stopped_by = if ringfence.succeeded {
+                    "nothing"
+                } else {
+                    stopped_by
+                };
                 println!(
                     "| {number} | {who} | {attack} | {}{} | {}{} | {stopped_by} |",
                     mark(plain),

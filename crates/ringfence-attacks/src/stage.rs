@@ -13,7 +13,7 @@ use std::{
 
 use nix::unistd::geteuid;
 
-use crate::{Trouble, actor::Actor};
+use crate::{RowError, actor::Actor};
 
 /// The user of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Stage {
     ///
     /// If run by root, all protected programs and all attackers run as unprivileged users. Root may do
     /// anything, so an attack by root would prove nothing.
-    pub fn new(executable: &Path) -> Result<Self, Trouble> {
+    pub fn new(executable: &Path) -> Result<Self, RowError> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!(
             "ringfence-attacks-{}-{}",
@@ -92,7 +92,7 @@ impl Stage {
             Ok(())
         };
         set().map_err(|error| {
-            Trouble::wrong(format!("{} could not be set up: {error}", stage.dir.display()))
+            RowError::wrong(format!("{} could not be set up: {error}", stage.dir.display()))
         })?;
         Ok(stage)
     }
@@ -132,9 +132,9 @@ impl Stage {
 
     /// Starts a process as root that connects as the agent with the launcher's group, and then drops that
     /// group.
-    pub fn spawn_leaver(&self, address: &str) -> Result<Actor, Trouble> {
+    pub fn spawn_leaver(&self, address: &str) -> Result<Actor, RowError> {
         if !self.root {
-            return Err(Trouble::NeedsRoot);
+            return Err(RowError::NeedsRoot);
         }
         let (uid, group) = (AGENT.to_string(), LAUNCHER.to_string());
         let mut command = Command::new(self.program(Program::Genuine));
@@ -143,14 +143,14 @@ impl Stage {
     }
 
     /// Makes a setgid copy of the genuine executable, which runs with another group. Needs root.
-    pub fn launcher(&self) -> Result<PathBuf, Trouble> {
+    pub fn launcher(&self) -> Result<PathBuf, RowError> {
         self.set_to_group(&self.program(Program::Genuine))
     }
 
     /// Makes a setgid copy of any program.
-    pub fn set_to_group(&self, program: &Path) -> Result<PathBuf, Trouble> {
+    pub fn set_to_group(&self, program: &Path) -> Result<PathBuf, RowError> {
         if !self.root {
-            return Err(Trouble::NeedsRoot);
+            return Err(RowError::NeedsRoot);
         }
         let path = self.dir.join("launcher");
         let make = || -> std::io::Result<()> {
@@ -158,16 +158,16 @@ impl Stage {
             chown(&path, None, Some(LAUNCHER))?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o2755))
         };
-        make().map_err(|error| Trouble::wrong(format!("{}: {error}", path.display())))?;
+        make().map_err(|error| RowError::wrong(format!("{}: {error}", path.display())))?;
         Ok(path)
     }
 
     /// Returns the first Node in `PATH`, or a copy of it if the agent cannot reach it.
-    pub fn node(&self) -> Result<PathBuf, Trouble> {
+    pub fn node(&self) -> Result<PathBuf, RowError> {
         let found = env::split_paths(&env::var_os("PATH").unwrap_or_default())
             .map(|directory| directory.join("node"))
             .find_map(|path| fs::canonicalize(path).ok())
-            .ok_or_else(|| Trouble::Skipped("needs node".into()))?;
+            .ok_or_else(|| RowError::Skipped("needs node".into()))?;
         if !self.root || is_open_to_all(&found) {
             return Ok(found);
         }
@@ -176,20 +176,20 @@ impl Stage {
             copy(&found, &path)?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
         };
-        make().map_err(|error| Trouble::wrong(format!("{}: {error}", path.display())))?;
+        make().map_err(|error| RowError::wrong(format!("{}: {error}", path.display())))?;
         Ok(path)
     }
 
     /// Returns the entry point of the npm package, in a copy that the agent can reach wherever this
     /// repository is.
-    pub fn package(&self) -> Result<PathBuf, Trouble> {
+    pub fn package(&self) -> Result<PathBuf, RowError> {
         let (own, path) = (
             Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")),
             self.dir.join("package"),
         );
         let (face, copied) = (own.join("dist/esm/index.js"), path.join("dist/esm/index.js"));
         if !face.exists() {
-            return Err(Trouble::Skipped("needs the output of `npm run build`".into()));
+            return Err(RowError::Skipped("needs the output of `npm run build`".into()));
         }
         if !path.exists() {
             let make = || -> std::io::Result<()> {
@@ -200,7 +200,7 @@ impl Stage {
                 // Independent of the umask.
                 run(Command::new("chmod").args(["-R", "a+rX"]).arg(&path))
             };
-            make().map_err(|error| Trouble::wrong(format!("{}: {error}", path.display())))?;
+            make().map_err(|error| RowError::wrong(format!("{}: {error}", path.display())))?;
         }
         Ok(copied)
     }
@@ -213,7 +213,7 @@ impl Stage {
         program: &Path,
         args: &[&str],
         environment: &[(&str, &str)],
-    ) -> Result<Actor, Trouble> {
+    ) -> Result<Actor, RowError> {
         let mut command = self.as_agent(program, environment);
         Actor::start(name, command.args(args).current_dir("/"))
     }
@@ -225,7 +225,7 @@ impl Stage {
         program: &Path,
         args: &[&str],
         environment: &[(&str, &str)],
-    ) -> Result<Actor, Trouble> {
+    ) -> Result<Actor, RowError> {
         let mut command = self.as_agent(program, environment);
         Actor::start(name, command.arg("role").args(args).current_dir(self.private()))
     }
@@ -240,7 +240,7 @@ impl Stage {
     }
 
     /// Starts a process through a role that puts it into its own namespace.
-    pub fn spawn_in(&self, name: &'static str, space: Space, args: &[&str]) -> Result<Actor, Trouble> {
+    pub fn spawn_in(&self, name: &'static str, space: Space, args: &[&str]) -> Result<Actor, RowError> {
         let genuine = self.program(Program::Genuine);
         let mut command = Command::new(&genuine);
         command.current_dir("/").arg("role");
@@ -253,7 +253,7 @@ impl Stage {
             }
             Space::OwnPids if self.root => drop(command.args(["own-pids", &AGENT.to_string()])),
             Space::HiddenProc if self.root => drop(command.args(["hidden-proc", &AGENT.to_string()])),
-            Space::OwnPids | Space::HiddenProc => return Err(Trouble::NeedsRoot),
+            Space::OwnPids | Space::HiddenProc => return Err(RowError::NeedsRoot),
         }
         Actor::start(name, command.arg(&genuine).arg("role").args(args))
     }
@@ -265,11 +265,11 @@ impl Stage {
         who: Who,
         program: Program,
         args: &[&str],
-    ) -> Result<Actor, Trouble> {
+    ) -> Result<Actor, RowError> {
         Actor::start(name, self.command(who, program, args)?.current_dir("/"))
     }
 
-    fn command(&self, who: Who, program: Program, args: &[&str]) -> Result<Command, Trouble> {
+    fn command(&self, who: Who, program: Program, args: &[&str]) -> Result<Command, RowError> {
         let mut command = Command::new(self.program(program));
         command.arg("role").args(args);
         match (who, self.root) {
@@ -277,20 +277,20 @@ impl Stage {
             (Who::Agent, true) => drop(command.uid(AGENT).gid(AGENT)),
             (Who::Stranger, true) => drop(command.uid(STRANGER).gid(STRANGER)),
             (Who::Agent, false) => {}
-            (Who::Stranger, false) => return Err(Trouble::NeedsRoot),
+            (Who::Stranger, false) => return Err(RowError::NeedsRoot),
         }
         Ok(command)
     }
 
     /// Makes a `/dev/shm` of the given size that only processes started through it see. So a full one does
     /// not disturb another row, and everything in it comes from this row.
-    pub fn own_shm(&self, bytes: u64) -> Result<OwnShm<'_>, Trouble> {
+    pub fn own_shm(&self, bytes: u64) -> Result<OwnShm<'_>, RowError> {
         self.own_mounts(bytes, &[])
     }
 
     /// Does the same, and mounts a filesystem with a copy of the executable, called `program`, at each of
     /// `places`.
-    pub fn own_mounts(&self, bytes: u64, places: &[&Path]) -> Result<OwnShm<'_>, Trouble> {
+    pub fn own_mounts(&self, bytes: u64, places: &[&Path]) -> Result<OwnShm<'_>, RowError> {
         let mut command = Command::new(self.program(Program::Genuine));
         command.args([
             "role",
@@ -302,7 +302,7 @@ impl Stage {
         let mut keeper = Actor::start("the keeper of /dev/shm", &mut command)?;
         let answer = keeper.line()?;
         if answer != "mounted" {
-            return Err(Trouble::Skipped(format!(
+            return Err(RowError::Skipped(format!(
                 "needs root or unprivileged user namespaces ({answer})"
             )));
         }
@@ -325,12 +325,12 @@ pub struct OwnShm<'stage> {
 
 impl OwnShm<'_> {
     /// Starts a process as the agent that sees this `/dev/shm`.
-    pub fn spawn(&self, name: &'static str, program: Program, args: &[&str]) -> Result<Actor, Trouble> {
+    pub fn spawn(&self, name: &'static str, program: Program, args: &[&str]) -> Result<Actor, RowError> {
         self.spawn_at(name, &self.stage.program(program), args)
     }
 
     /// Does the same with any executable.
-    pub fn spawn_at(&self, name: &'static str, program: &Path, args: &[&str]) -> Result<Actor, Trouble> {
+    pub fn spawn_at(&self, name: &'static str, program: &Path, args: &[&str]) -> Result<Actor, RowError> {
         let mut command = Command::new(self.stage.program(Program::Genuine));
         command.args(["role", "within", &self.keeper.pid().to_string()]);
         // 0 keeps the user.

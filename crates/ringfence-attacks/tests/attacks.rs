@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use ringfence_attacks::{ROWS, Trouble, play};
+use ringfence_attacks::{ROWS, RowError, play};
 
 fn row(number: u8) {
     let row = ROWS
@@ -16,13 +16,17 @@ fn row(number: u8) {
     match play(row, Path::new(env!("CARGO_BIN_EXE_ringfence-attacks"))) {
         Ok(report) => {
             assert_eq!(
-                report.plain.bit, row.bites_plain,
+                report.plain.succeeded, row.bites_plain,
                 "the plain program: {}",
                 report.plain.seen
             );
-            assert!(!report.ringfence.bit, "ringfence: {}", report.ringfence.seen);
+            assert!(
+                !report.ringfence.succeeded,
+                "ringfence: {}",
+                report.ringfence.seen
+            );
         }
-        Err(Trouble::Wrong(what)) => panic!("{what}"),
+        Err(RowError::Wrong(what)) => panic!("{what}"),
         // Written to stderr directly: the output of the macros is shown for failures only, and a skipped row must be seen.
         Err(trouble) => writeln!(stderr(), "row {number}, {}: {trouble}", row.attack).expect("stderr"),
     }

@@ -24,7 +24,7 @@ const SIDE_BY_SIDE: usize = 12;
 /// all calls.
 const CONTROLS: usize = 3;
 
-struct Wish {
+struct Arguments {
     seconds: Option<u64>,
     cases: usize,
     seed: u64,
@@ -45,15 +45,15 @@ pub(crate) fn main(words: &[&str]) -> ExitCode {
     if let ["case", scenario, call, first, error] = words {
         return one(&own, scenario, call, first, error);
     }
-    let Some(wish) = Wish::parse(words) else {
+    let Some(arguments) = Arguments::parse(words) else {
         eprintln!(
             "usage: ringfence-faults [--seconds N] [--cases N] [--seed S] [--only TEXT] | case SCENARIO CALL NUMBER[+]|all[+] ERROR"
         );
         return ExitCode::from(2);
     };
     let mut wrong = Vec::new();
-    let known = learn(&own, &wish.only, &mut wrong);
-    let cases = draw(&known, wish.seed);
+    let known = learn(&own, &arguments.only, &mut wrong);
+    let cases = draw(&known, arguments.seed);
     for known in &known {
         let mut counts: Vec<_> = known
             .counts
@@ -72,12 +72,14 @@ pub(crate) fn main(words: &[&str]) -> ExitCode {
         "{} scenarios, {} cases, seed {}",
         known.len(),
         cases.len(),
-        wish.seed
+        arguments.seed
     );
     let started = Instant::now();
-    let end = wish.seconds.map(|seconds| started + Duration::from_secs(seconds));
+    let end = arguments
+        .seconds
+        .map(|seconds| started + Duration::from_secs(seconds));
     let finding = Finding::default();
-    let next = Mutex::new(cases.iter().take(wish.cases));
+    let next = Mutex::new(cases.iter().take(arguments.cases));
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     thread::scope(|scope| {
         for _ in 0..SIDE_BY_SIDE * cores {
@@ -95,9 +97,9 @@ pub(crate) fn main(words: &[&str]) -> ExitCode {
     finding.tell(cases.len(), started.elapsed(), wrong)
 }
 
-impl Wish {
+impl Arguments {
     fn parse(words: &[&str]) -> Option<Self> {
-        let mut wish = Self {
+        let mut arguments = Self {
             seconds: None,
             cases: usize::MAX,
             seed: u64::from(std::process::id()),
@@ -105,14 +107,14 @@ impl Wish {
         };
         for pair in words.chunks(2) {
             match pair {
-                ["--seconds", number] => wish.seconds = Some(number.parse().ok()?),
-                ["--cases", number] => wish.cases = number.parse().ok()?,
-                ["--seed", number] => wish.seed = number.parse().ok()?,
-                ["--only", text] => (*text).clone_into(&mut wish.only),
+                ["--seconds", number] => arguments.seconds = Some(number.parse().ok()?),
+                ["--cases", number] => arguments.cases = number.parse().ok()?,
+                ["--seed", number] => arguments.seed = number.parse().ok()?,
+                ["--only", text] => (*text).clone_into(&mut arguments.only),
                 _ => return None,
             }
         }
-        Some(wish)
+        Some(arguments)
     }
 }
 

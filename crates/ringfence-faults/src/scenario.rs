@@ -182,7 +182,7 @@ impl std::fmt::Display for Fault {
 
 /// Report of a process.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Said {
+pub(crate) struct ProcessReport {
     pub(crate) codes: Vec<String>,
     pub(crate) evidence: BTreeSet<String>,
     pub(crate) counts: BTreeMap<usize, u32>,
@@ -197,8 +197,8 @@ pub(crate) struct Said {
 /// Result of a case.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Result {
-    pub(crate) subject: Said,
-    pub(crate) partners: Vec<Said>,
+    pub(crate) subject: ProcessReport,
+    pub(crate) partners: Vec<ProcessReport>,
     pub(crate) wrong: Vec<String>,
 }
 
@@ -267,7 +267,7 @@ impl Actor {
     }
 
     /// Waits for the process to end, and returns its report.
-    fn finish(mut self, who: &str, wrong: &mut Vec<String>) -> Said {
+    fn finish(mut self, who: &str, wrong: &mut Vec<String>) -> ProcessReport {
         drop(self.child.stdin.take());
         let text = self.output.recv_timeout(LIMIT).unwrap_or_else(|_| {
             wrong.push(format!("{who} hangs: {}", waits_of(self.child.id())));
@@ -275,18 +275,18 @@ impl Actor {
             self.output.recv_timeout(LIMIT).unwrap_or_default()
         });
         let status = self.child.wait();
-        let said = Said::parse(&text);
-        wrong.extend(said.wrong.iter().map(|what| format!("{who}: {what}")));
-        if !said.is_done {
+        let report = ProcessReport::parse(&text);
+        wrong.extend(report.wrong.iter().map(|what| format!("{who}: {what}")));
+        if !report.is_done {
             let end = status.map_or_else(|error| error.to_string(), |status| status.to_string());
             let complaint: Vec<&str> = text.lines().filter(|line| line.starts_with("stderr ")).collect();
             wrong.push(format!("{who} ended early ({end}): {}", complaint.join(" | ")));
         }
         // A run without a fault reports everything that is left, and none of it is an error.
-        for (kind, count) in said.left.iter().filter(|_| self.is_compared) {
+        for (kind, count) in report.left.iter().filter(|_| self.is_compared) {
             wrong.push(format!("{who} left behind: {count} × {kind}"));
         }
-        said
+        report
     }
 }
 
@@ -316,9 +316,9 @@ fn waits_of(pid: u32) -> String {
     found.join(", ")
 }
 
-impl Said {
+impl ProcessReport {
     fn parse(text: &str) -> Self {
-        let mut said = Self::default();
+        let mut report = Self::default();
         for line in text.lines() {
             let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
             let pair = || {
@@ -326,28 +326,28 @@ impl Said {
                 Some((left.to_owned(), right.parse::<u32>().ok()?))
             };
             match word {
-                "code" => said.codes.push(rest.to_owned()),
-                "evidence" => drop(said.evidence.insert(rest.to_owned())),
+                "code" => report.codes.push(rest.to_owned()),
+                "evidence" => drop(report.evidence.insert(rest.to_owned())),
                 "count" => {
                     if let Some((row, count)) = pair() {
-                        said.counts.insert(row.parse().unwrap_or(usize::MAX), count);
+                        report.counts.insert(row.parse().unwrap_or(usize::MAX), count);
                     }
                 }
-                "unknown" => said.unknown.push(rest.to_owned()),
+                "unknown" => report.unknown.push(rest.to_owned()),
                 "left" => {
                     if let Some((kind, count)) = pair() {
-                        said.left.insert(kind, count as usize);
+                        report.left.insert(kind, count as usize);
                     }
                 }
                 // A parent reports for a second child too, if the first one had an error.
-                "hits" => said.hits += rest.parse().unwrap_or(0),
-                "whole" => said.whole = rest.parse().unwrap_or(0),
-                "wrong" => said.wrong.push(rest.to_owned()),
-                "done" => said.is_done = true,
+                "hits" => report.hits += rest.parse().unwrap_or(0),
+                "whole" => report.whole = rest.parse().unwrap_or(0),
+                "wrong" => report.wrong.push(rest.to_owned()),
+                "done" => report.is_done = true,
                 _ => {}
             }
         }
-        said
+        report
     }
 
     /// Returns the first code of all attempts, or "well".
@@ -417,13 +417,13 @@ pub(crate) fn play(own: &Path, scenario: &Scenario, fault: Option<Fault>, allowe
     partners.extend(others.iter().map(start_partner));
     result.subject = subject.finish("the subject", &mut result.wrong);
     for partner in partners {
-        let said = partner.finish("the partner", &mut result.wrong);
-        if said.whole == 0 && !scenario.must_refuse() {
+        let report = partner.finish("the partner", &mut result.wrong);
+        if report.whole == 0 && !scenario.must_refuse() {
             result
                 .wrong
                 .push("the partner had no complete conversation".into());
         }
-        result.partners.push(said);
+        result.partners.push(report);
     }
     for entry in fs::read_dir(folder.path()).into_iter().flatten().flatten() {
         result.wrong.push(format!(

@@ -23,7 +23,7 @@ use crate::{
     membership,
     notifier::{Notifier, argument},
     service,
-    task::{self, Going},
+    task::{self, Release},
 };
 
 /// A value that can be taken out once. JavaScript's garbage collector may run late; a descriptor in here must
@@ -78,7 +78,7 @@ impl<T: Send + 'static> Undelivered<T> {
 struct Rest<T> {
     under_way: UnderWay,
     /// Disconnected once the thread has stored its result.
-    over: Going,
+    over: Release,
     undelivered: Undelivered<T>,
 }
 
@@ -145,7 +145,7 @@ pub fn begin(
     ask: Option<Unknown<'_>>,
     refused: Option<Unknown<'_>>,
 ) -> napi::Result<Joining> {
-    let given = Given {
+    let given = AsyncCall {
         env,
         options,
         done,
@@ -220,14 +220,14 @@ type Way<M, T> = (
 );
 
 /// Arguments that JavaScript passes to every asynchronous call.
-pub(crate) struct Given<'env> {
+pub(crate) struct AsyncCall<'env> {
     pub(crate) env: Env,
     pub(crate) options: Options,
     pub(crate) done: Unknown<'env>,
     pub(crate) ask: Option<Unknown<'env>>,
 }
 
-impl Given<'_> {
+impl AsyncCall<'_> {
     fn meet<T: Send + 'static>(
         self,
         address: &str,

@@ -12,7 +12,7 @@ use napi_derive::napi;
 use ringfence::{ChildLine, ParentLine};
 
 use crate::{
-    begin::{Given, Joining},
+    begin::{AsyncCall, Joining},
     channel,
     convert::{Failure, Options},
 };
@@ -89,7 +89,7 @@ pub fn adopt(
         .take()
         .ok_or_else(|| napi::Error::from_reason("the line was already used"))?;
     let meet = move |options: &ringfence::Options| parent.channel(options);
-    Given {
+    AsyncCall {
         env,
         options,
         done,
@@ -112,7 +112,7 @@ pub fn from_parent(
     ask: Option<Unknown<'_>>,
 ) -> napi::Result<Joining> {
     let meet = ringfence::from_parent;
-    Given {
+    AsyncCall {
         env,
         options,
         done,

@@ -14,31 +14,31 @@ use crate::{
     channel,
     handle::{Handle, Object, failure, failure_of, keep_alive},
     raw::{Answer, Call, Function, State, add_functions, new_object, set_property},
-    task::{self, Going},
+    task::{self, Release},
 };
 
-struct Seat {
+struct MembershipState {
     /// `None` once the address was left.
     membership: Option<ringfence::Membership>,
     /// The leave in progress, which may not be finished.
-    going: Option<Going>,
+    going: Option<Release>,
     handle: Handle,
 }
 
-impl State for Seat {
+impl State for MembershipState {
     fn panicked(&mut self) {
         self.let_go();
         self.handle.panicked("the membership was left");
     }
 }
 
-impl Object for Seat {
+impl Object for MembershipState {
     fn handle(&mut self) -> &mut Handle {
         &mut self.handle
     }
 }
 
-impl Seat {
+impl MembershipState {
     /// Takes the membership out and stops watching it.
     fn take(&mut self) -> Option<ringfence::Membership> {
         // Stop first, because a watched descriptor must not be closed.
@@ -63,7 +63,7 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for MembershipState {
     fn drop(&mut self) {
         self.leave_at_once();
     }
@@ -71,7 +71,7 @@ impl Drop for Seat {
 
 /// Answers with the next change: a channel, a role, or the failure of a refused client. Answers 0 if there is
 /// none now.
-fn next(seat: &mut Seat, call: &mut Call) -> Answer {
+fn next(seat: &mut MembershipState, call: &mut Call) -> Answer {
     let Some(membership) = &seat.membership else {
         return Answer::from(0);
     };
@@ -92,7 +92,7 @@ fn next(seat: &mut Seat, call: &mut Call) -> Answer {
     seat.handle.made(made, "a change")
 }
 
-fn watch(seat: &mut Seat, call: &mut Call) -> Answer {
+fn watch(seat: &mut MembershipState, call: &mut Call) -> Answer {
     let Some(membership) = &seat.membership else {
         return Answer::from(0);
     };
@@ -103,7 +103,7 @@ fn watch(seat: &mut Seat, call: &mut Call) -> Answer {
 }
 
 /// Argument: 1 to let new clients wait, 0 to accept them.
-fn pause(seat: &mut Seat, call: &mut Call) -> Answer {
+fn pause(seat: &mut MembershipState, call: &mut Call) -> Answer {
     match &seat.membership {
         Some(membership) if call.size(0) != 0 => membership.pause(),
         Some(membership) => membership.resume(),
@@ -114,7 +114,7 @@ fn pause(seat: &mut Seat, call: &mut Call) -> Answer {
 
 /// Leaves on a thread, because it waits for the partner's answer. Answers 1 if the callback will be called,
 /// later and once, and 0 if the address was already left.
-fn leave(seat: &mut Seat, call: &mut Call) -> Answer {
+fn leave(seat: &mut MembershipState, call: &mut Call) -> Answer {
     let Some(membership) = seat.take() else {
         return Answer::from(0);
     };
@@ -138,18 +138,18 @@ fn leave(seat: &mut Seat, call: &mut Call) -> Answer {
     Answer::from(i32::from(started.is_ok()))
 }
 
-fn close(seat: &mut Seat, _call: &mut Call) -> Answer {
+fn close(seat: &mut MembershipState, _call: &mut Call) -> Answer {
     seat.let_go();
     Answer::Nothing
 }
 
-fn vacate(seat: &mut Seat, _call: &mut Call) -> Answer {
+fn vacate(seat: &mut MembershipState, _call: &mut Call) -> Answer {
     seat.leave_at_once();
     Answer::Nothing
 }
 
 /// Functions of the JavaScript object.
-const FUNCTIONS: [(&CStr, Function<Seat>); 8] = [
+const FUNCTIONS: [(&CStr, Function<MembershipState>); 8] = [
     (c"next", next),
     (c"watch", watch),
     (c"pause", pause),
@@ -176,7 +176,7 @@ pub(crate) unsafe fn to_object(
         let role = ToNapiValue::to_napi_value(env, membership.role().to_string())?;
         set_property(env, object, c"role", role)?;
     }
-    let seat = Seat {
+    let seat = MembershipState {
         membership: Some(membership),
         going: None,
         handle: Handle::new(use_libuv),

@@ -15,26 +15,26 @@ use crate::{
     raw::{Answer, Call, Function, State, add_functions, new_object},
 };
 
-struct Reception {
+struct ListenerState {
     /// `None` once the listener is closed.
     listener: Option<ringfence::Listener>,
     handle: Handle,
 }
 
-impl State for Reception {
+impl State for ListenerState {
     fn panicked(&mut self) {
         self.let_go();
         self.handle.panicked("the listener was closed");
     }
 }
 
-impl Object for Reception {
+impl Object for ListenerState {
     fn handle(&mut self) -> &mut Handle {
         &mut self.handle
     }
 }
 
-impl Reception {
+impl ListenerState {
     fn let_go(&mut self) {
         // Stop first, because a watched descriptor must not be closed.
         self.handle.stop();
@@ -45,7 +45,7 @@ impl Reception {
     }
 }
 
-impl Drop for Reception {
+impl Drop for ListenerState {
     fn drop(&mut self) {
         self.let_go();
     }
@@ -53,7 +53,7 @@ impl Drop for Reception {
 
 /// Answers with the next event: a channel, or the failure of a refused client. Answers 0 if there is none
 /// now.
-fn accept(reception: &mut Reception, call: &mut Call) -> Answer {
+fn accept(reception: &mut ListenerState, call: &mut Call) -> Answer {
     let Some(listener) = &reception.listener else {
         return Answer::from(0);
     };
@@ -74,7 +74,7 @@ fn accept(reception: &mut Reception, call: &mut Call) -> Answer {
 }
 
 /// Argument: 1 to let new clients wait, 0 to accept them.
-fn pause(reception: &mut Reception, call: &mut Call) -> Answer {
+fn pause(reception: &mut ListenerState, call: &mut Call) -> Answer {
     match &reception.listener {
         Some(listener) if call.size(0) != 0 => listener.pause(),
         Some(listener) => listener.resume(),
@@ -83,7 +83,7 @@ fn pause(reception: &mut Reception, call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
-fn watch(reception: &mut Reception, call: &mut Call) -> Answer {
+fn watch(reception: &mut ListenerState, call: &mut Call) -> Answer {
     let Some(listener) = &reception.listener else {
         return Answer::from(0);
     };
@@ -93,13 +93,13 @@ fn watch(reception: &mut Reception, call: &mut Call) -> Answer {
     unsafe { reception.handle.watch(call, events) }
 }
 
-fn close(reception: &mut Reception, _call: &mut Call) -> Answer {
+fn close(reception: &mut ListenerState, _call: &mut Call) -> Answer {
     reception.let_go();
     Answer::Nothing
 }
 
 /// Functions of the JavaScript object.
-const FUNCTIONS: [(&CStr, Function<Reception>); 6] = [
+const FUNCTIONS: [(&CStr, Function<ListenerState>); 6] = [
     (c"accept", accept),
     (c"pause", pause),
     (c"watch", watch),
@@ -119,7 +119,7 @@ pub(crate) unsafe fn to_object(
 ) -> napi::Result<sys::napi_value> {
     // SAFETY: env is live.
     let object = unsafe { new_object(env) }?;
-    let reception = Reception {
+    let reception = ListenerState {
         listener: Some(listener),
         handle: Handle::new(use_libuv),
     };

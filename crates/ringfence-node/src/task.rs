@@ -24,11 +24,11 @@ use crate::{convert::Failure, raw::check, threadsafe::Threadsafe};
 const A_MOMENT: Duration = Duration::from_secs(1);
 
 /// A release in progress; disconnected once it is complete.
-pub(crate) type Going = mpsc::Receiver<()>;
+pub(crate) type Release = mpsc::Receiver<()>;
 
 /// Drops a value at an address on a thread, without waiting: the partner may be slow, and the event loop must
 /// not block.
-pub(crate) fn let_go(made: impl Send + 'static) -> Going {
+pub(crate) fn let_go(made: impl Send + 'static) -> Release {
     let (going, gone) = mpsc::channel();
     let leave = move || {
         drop(made);
@@ -39,7 +39,7 @@ pub(crate) fn let_go(made: impl Send + 'static) -> Going {
     gone
 }
 
-pub(crate) fn wait_a_moment(for_it: &Going) {
+pub(crate) fn wait_a_moment(for_it: &Release) {
     // Nothing is ever sent: the channel disconnects, or the wait times out.
     let _ = for_it.recv_timeout(A_MOMENT);
 }

@@ -1,14 +1,14 @@
-//! What a child that was forked has of this crate, as long as it executes nothing: a copy of all that lies in memory, the
-//! descriptors, and none of the threads.
+//! Protection of a forked child that has not executed another program. It has a copy of the parent's memory and
+//! descriptors, and none of the parent's threads.
 //!
-//! All of it is its parent's still. So every static here is one for each process ([`PerProcess`]), every handle knows where
-//! it was made ([`Birth`], or a [`ForkMark`] that calls look at anyhow), a lock refuses a child ([`ProcessMutex`]), and in a child what
-//! was made before does nothing.
+//! Everything that the parent made still belongs to the parent. So each process has its own statics
+//! ([`PerProcess`]), every handle knows the process that made it ([`Birth`], or a [`ForkMark`] in a word that calls
+//! read anyway), and a lock refuses a child ([`ProcessMutex`]). In a child, handles of the parent do nothing.
 //!
-//! A process is told from its children by a word that the kernel sets to zero in them (`MADV_WIPEONFORK`, Linux 4.14). Not
-//! by its number: a child in a new pid namespace may have the same, and so may a grandchild. Nor by pthread_atfork(3) alone,
-//! which a raw clone(2) passes over. What that is used for is what a child is better off without: descriptors that hold
-//! an address or an object ([`Withheld`]), and holes where the mappings were ([`Hole`]).
+//! A word that the kernel sets to zero in children (`MADV_WIPEONFORK`, Linux 4.14) distinguishes a process from its
+//! children. A process number would not: a child in a new pid namespace may have the same number. A raw clone(2)
+//! bypasses pthread_atfork(3), so its handlers only do work that a child can live without: they close descriptors
+//! that hold an address or an object ([`Withheld`]), and fill the holes where the mappings were ([`Hole`]).
 
 use std::{
     fmt, mem,
@@ -37,13 +37,13 @@ use crate::{
     },
 };
 
-/// What a call on something that was a parent's says.
+/// The error of a call on a handle that the parent made.
 pub(crate) const INHERITED: &str = "it belongs to the process that this one was forked from; make one here";
 
-/// Bytes of a mapping that a child finds empty. The kernel rounds up where pages are larger.
+/// The size of a mapping that is wiped in a child. The kernel rounds it up if pages are larger.
 const PAGE: usize = 4096;
 
-/// Memory that reads as zeros in a child. It is there for as long as the process is.
+/// Maps memory that reads as zeros in a child. It is never unmapped.
 fn wiped_page() -> Result<NonNull<c_void>, Errno> {
     let length = NonZeroUsize::new(PAGE).ok_or(Errno::EINVAL)?;
     let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -72,12 +72,12 @@ static HERE: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
 /// The number of the last process that has made something, of this one and those that it descends from.
 static BEGUN: AtomicU64 = AtomicU64::new(0);
 
-/// In which process something was made: this one, or one that it was forked from.
+/// The process that made a value: this one, or one from which it was forked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Birth(u64);
 
 impl Birth {
-    /// For what is made now. Errors with [`Error::NoSpace`].
+    /// Returns this process. Fails with [`Error::NoSpace`] if there is no memory to mark it with.
     pub(crate) fn now() -> Result<Self> {
         Self::try_now().map_err(no_page)
     }
@@ -103,7 +103,7 @@ impl Birth {
         here().is_some_and(|word| word.load(Ordering::Relaxed) == self.0)
     }
 
-    /// Errors with [`Error::Closed`] where it was made in another.
+    /// Fails with [`Error::Closed`] if it was made in another process.
     pub(crate) fn check(self) -> Result<()> {
         if self.is_here() { Ok(()) } else { Err(inherited()) }
     }
@@ -132,7 +132,7 @@ fn begin() -> Result<&'static AtomicU64, Errno> {
         },
         |_| made,
     );
-    // Where it cannot be had, a child keeps a few descriptors longer than it need.
+    // Best effort: without it, a child leaks a few descriptors.
     if !TOLD.swap(true, Ordering::AcqRel) {
         let _ = sys::process::in_each_child(in_child);
     }
@@ -140,8 +140,8 @@ fn begin() -> Result<&'static AtomicU64, Errno> {
     Ok(unsafe { &*word })
 }
 
-/// A static of which each process has its own, made when it is first asked for. What its parent had is neither looked at
-/// nor dropped: another thread may have been changing it at the moment of the fork, and holds its lock for ever.
+/// A static with one value per process, made on first use. The parent's value is neither read nor dropped, because
+/// another thread may have been changing it at the moment of the fork, and holds its lock forever.
 pub(crate) struct PerProcess<T>(AtomicPtr<Of<T>>);
 
 struct Of<T> {
@@ -154,7 +154,7 @@ impl<T: Default + Send + Sync + 'static> PerProcess<T> {
         Self(AtomicPtr::new(ptr::null_mut()))
     }
 
-    /// Errors as [`Birth::now`].
+    /// Fails as [`Birth::now`] does.
     pub(crate) fn get(&self) -> Result<&'static T> {
         let birth = Birth::now()?;
         loop {
@@ -177,7 +177,7 @@ impl<T: Default + Send + Sync + 'static> PerProcess<T> {
         }
     }
 
-    /// The same for a thread that ends something. `None`: this process has made none.
+    /// Returns the value if this process has made one.
     pub(crate) fn existing(&self) -> Option<&'static T> {
         // SAFETY: as in `get`.
         let of = unsafe { self.0.load(Ordering::Acquire).as_ref() }?;
@@ -185,7 +185,8 @@ impl<T: Default + Send + Sync + 'static> PerProcess<T> {
     }
 }
 
-/// A byte that reads as [`ForkMark::INHERITED`] in a child, so that a call that looks at it anyhow learns that as well.
+/// A byte that reads as [`ForkMark::INHERITED`] in a child. It doubles as the state that calls read anyway, so the check
+/// costs them nothing.
 pub(crate) struct ForkMark {
     cell: Cell,
     birth: Birth,
@@ -199,13 +200,13 @@ unsafe impl Send for Cell {}
 // SAFETY: as above.
 unsafe impl Sync for Cell {}
 
-/// Bytes that are free, of pages that are never given back.
+/// Free bytes, in pages that are never unmapped.
 static CELLS: PerProcess<Mutex<Vec<Cell>>> = PerProcess::new();
 
 impl ForkMark {
-    /// What no mark says where it was made.
+    /// The value of a mark in a child. The process that made it never stores this value.
     pub(crate) const INHERITED: u8 = 0;
-    /// What a new mark says.
+    /// The value of a new mark.
     pub(crate) const FRESH: u8 = u8::MAX;
 
     /// The process that made it.
@@ -291,18 +292,18 @@ impl<T: Default> Drop for ProcessMutex<T> {
     }
 }
 
-/// In a child: leaks a value that another thread was changing at the moment of the fork.
+/// In a child, leaks a value that another thread was changing at the moment of the fork.
 pub(crate) fn leave_torn<T: Default>(guarded: &mut Mutex<T>) {
     if guarded.is_held() {
         mem::forget(mem::take(guarded.get_mut()));
     }
 }
 
-/// What is to be done in each child, without a lock and without memory: it runs between a fork and its return, where
-/// another thread of the parent may have held any (pthread_atfork(3)).
+/// A list of work for each child. A child does it between the fork and its return, so it may not lock or allocate:
+/// another thread of the parent may have held any lock at the fork (pthread_atfork(3)).
 struct Chores<T: 'static> {
     all: AtomicPtr<Chore<T>>,
-    /// Those of this process that ask for nothing now. A child looks through all, and not at these.
+    /// The entries of this process that are free. A child visits all entries and does not read this list.
     idle: PerProcess<Mutex<Vec<&'static T>>>,
 }
 
@@ -314,7 +315,7 @@ struct Chore<T: 'static> {
 /// A descriptor, or -1.
 static DESCRIPTORS: Chores<AtomicI32> = Chores::new();
 
-/// A mapping, or 0 and whatever.
+/// The address and the length of a mapping. If the address is 0, the length means nothing.
 static MAPPINGS: Chores<(AtomicUsize, AtomicUsize)> = Chores::new();
 
 impl<T: Send + Sync> Chores<T> {
@@ -325,7 +326,7 @@ impl<T: Send + Sync> Chores<T> {
         }
     }
 
-    /// One that is the caller's alone, and asks for nothing yet.
+    /// Returns an entry for the caller alone, which is free or new.
     fn acquire(&self, idle: impl FnOnce() -> T) -> &'static T {
         if let Some(taken) = self.idle.existing().and_then(|idle| idle.lock().pop()) {
             return taken;
@@ -348,7 +349,7 @@ impl<T: Send + Sync> Chores<T> {
         }
     }
 
-    /// By the process that has taken it, and once: it asks for nothing any more.
+    /// Frees an entry. Must be called once, by the process that acquired it, after clearing it.
     fn release(&self, idle: &'static T) {
         if let Ok(others) = self.idle.get() {
             others.lock().push(idle);
@@ -358,14 +359,14 @@ impl<T: Send + Sync> Chores<T> {
     fn iter(&self) -> impl Iterator<Item = &'static T> {
         let mut next = self.all.load(Ordering::Acquire);
         std::iter::from_fn(move || {
-            // SAFETY: null, or one that was leaked, and is not changed any more but for what is atomic in it.
+            // SAFETY: null, or an entry that was leaked and in which only atomics change.
             let chore = unsafe { next.as_ref() }?;
             next = chore.next;
             Some(&chore.what)
         })
     }
 
-    /// In a child: what its parent had noted is not its own to take.
+    /// Starts an empty list in a child, because the entries belong to the parent.
     fn begin_anew(&self) {
         self.all.store(ptr::null_mut(), Ordering::Release);
     }
@@ -375,7 +376,7 @@ extern "C" fn in_child() {
     for descriptor in DESCRIPTORS.iter() {
         let number = descriptor.swap(-1, Ordering::Relaxed);
         if number >= 0 {
-            // It is this process's own copy, of which no thread here knows any more.
+            // It is this process's own copy, and no thread here uses it.
             let _ = close(number);
         }
     }
@@ -387,20 +388,21 @@ extern "C" fn in_child() {
     MAPPINGS.begin_anew();
 }
 
-/// Where a mapping was that a child does not get, it finds zeros of its own. Else its next mapping could come to lie
-/// there, and a reservation, say, that was open at the fork would write into it.
+/// Maps zeros in a child where the parent had a mapping that the child does not get. Otherwise the kernel could place
+/// the child's next mapping there, and a reservation that was open at the fork would write into it.
 fn fill(base: usize, length: usize) {
     let (Some(base), Some(length)) = (NonZeroUsize::new(base), NonZeroUsize::new(length)) else {
         return;
     };
     let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED_NOREPLACE;
     let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    // SAFETY: what is mapped there already stays. A kernel that takes the place for a wish maps some pages elsewhere.
+    // SAFETY: an existing mapping stays. A kernel without MAP_FIXED_NOREPLACE treats the address as a hint, and maps
+    // the pages elsewhere.
     let _ = unsafe { mmap_anonymous(Some(base), length, access, flags) };
 }
 
-/// A descriptor of which a child keeps no copy, since that would hold what its parent has let go of: an address, a lock, an
-/// object.
+/// A descriptor of which a child keeps no copy. The copy would hold an address, a lock or an object that the parent has
+/// released.
 #[derive(Debug)]
 pub(crate) struct Withheld {
     descriptor: Arc<OwnedFd>,
@@ -421,7 +423,7 @@ impl Withheld {
         })
     }
 
-    /// Not in a child, which has no copy.
+    /// Whether this process has the descriptor. A child has no copy.
     pub(crate) fn is_here(&self) -> bool {
         self.birth.is_here()
     }
@@ -444,17 +446,17 @@ impl AsFd for Withheld {
 impl Drop for Withheld {
     fn drop(&mut self) {
         if self.birth.is_here() {
-            // Before it is closed: its number may be another's at once.
+            // Before it is closed, because another thread may get its number immediately afterwards.
             self.noted.store(-1, Ordering::Release);
             DESCRIPTORS.release(self.noted);
         } else {
-            // It is closed already. One reference more than will ever be dropped.
+            // It is closed already. The additional reference keeps the number from being closed again.
             mem::forget(Arc::clone(&self.descriptor));
         }
     }
 }
 
-/// What is left in a child where this process has a mapping that it does not get.
+/// Registers a mapping that a child does not get, so that the child fills the hole.
 #[derive(Debug)]
 pub(crate) struct Hole {
     noted: &'static (AtomicUsize, AtomicUsize),
@@ -462,7 +464,7 @@ pub(crate) struct Hole {
 }
 
 impl Hole {
-    /// Errors where there is no memory to tell by.
+    /// Fails if there is no memory for the registration.
     pub(crate) fn at(base: *mut u8, length: usize) -> Result<Self, Errno> {
         let birth = Birth::try_now()?;
         let noted = MAPPINGS.acquire(|| (AtomicUsize::new(0), AtomicUsize::new(0)));
@@ -474,7 +476,7 @@ impl Hole {
 }
 
 impl Hole {
-    /// Before it is unmapped: the place may be another mapping's at once.
+    /// Must be called before the mapping is unmapped, because another mapping may get its address immediately afterwards.
     pub(crate) fn close(&self) {
         self.noted.0.store(0, Ordering::Release);
         MAPPINGS.release(self.noted);

@@ -8,7 +8,7 @@ use std::{
 
 use super::{Heard, TIME_LIMIT, hand, must};
 use crate::{
-    Half, Report, Trouble,
+    Outcome, Report, RowError,
     actor::Actor,
     plain_many,
     protocol::layout,
@@ -20,12 +20,12 @@ const CAPACITY: u64 = 64 * 1024;
 /// Far more messages than a ring holds.
 const MANY: &str = "500";
 
-fn actor(stage: &Stage, name: &'static str, role: &'static str, of: &str) -> Result<Actor, Trouble> {
+fn actor(stage: &Stage, name: &'static str, role: &'static str, of: &str) -> Result<Actor, RowError> {
     stage.spawn(name, Who::Agent, Program::Genuine, &[role, of])
 }
 
 /// Starts a publisher of the plain program.
-fn plain_publisher(stage: &Stage, address: &str, options: &str) -> Result<Actor, Trouble> {
+fn plain_publisher(stage: &Stage, address: &str, options: &str) -> Result<Actor, RowError> {
     let mut publisher = actor(stage, "the publisher", "publisher", "plain")?;
     must(
         &mut publisher,
@@ -36,7 +36,7 @@ fn plain_publisher(stage: &Stage, address: &str, options: &str) -> Result<Actor,
 }
 
 /// Starts a publisher, an honest and a hostile subscriber of the plain program.
-fn plain_three(stage: &Stage) -> Result<[Actor; 3], Trouble> {
+fn plain_three(stage: &Stage) -> Result<[Actor; 3], RowError> {
     let address = stage.address("plain");
     let publisher = plain_publisher(stage, &address, "")?;
     let mut honest = actor(stage, "the honest subscriber", "subscriber", "plain")?;
@@ -48,17 +48,17 @@ fn plain_three(stage: &Stage) -> Result<[Actor; 3], Trouble> {
 }
 
 /// Checks whether the publisher of the plain program can still send.
-fn plain_sends(publisher: &mut Actor) -> Result<Half, Trouble> {
+fn plain_sends(publisher: &mut Actor) -> Result<Outcome, RowError> {
     let answer = publisher.ask(&format!("send-all {MANY}"))?;
     Ok(if answer == "all sent" {
-        Half::held(answer)
+        Outcome::failed(answer)
     } else {
-        Half::bit(format!("it can no longer send to any subscriber: {answer}"))
+        Outcome::succeeded(format!("it can no longer send to any subscriber: {answer}"))
     })
 }
 
 /// Starts a ringfence publisher and an honest subscriber.
-fn fenced_two(stage: &Stage, address: &str, options: &str) -> Result<(Actor, Actor), Trouble> {
+fn fenced_two(stage: &Stage, address: &str, options: &str) -> Result<(Actor, Actor), RowError> {
     let mut publisher = actor(stage, "the publisher", "publisher", "ringfence")?;
     must(
         &mut publisher,
@@ -71,7 +71,7 @@ fn fenced_two(stage: &Stage, address: &str, options: &str) -> Result<(Actor, Act
     Ok((publisher, honest))
 }
 
-fn subscribe(subscriber: &mut Actor, address: &str, delivery: &str) -> Result<(), Trouble> {
+fn subscribe(subscriber: &mut Actor, address: &str, delivery: &str) -> Result<(), RowError> {
     must(
         subscriber,
         &format!("subscribe {address} {delivery} now"),
@@ -79,12 +79,12 @@ fn subscribe(subscriber: &mut Actor, address: &str, delivery: &str) -> Result<()
     )
 }
 
-fn comes(publisher: &mut Actor, who: &Actor) -> Result<(), Trouble> {
+fn comes(publisher: &mut Actor, who: &Actor) -> Result<(), RowError> {
     must(publisher, "event", &format!("came {}", who.pid()))
 }
 
 /// Starts a hostile ringfence subscriber.
-fn hostile(stage: &Stage, publisher: &mut Actor, address: &str) -> Result<Actor, Trouble> {
+fn hostile(stage: &Stage, publisher: &mut Actor, address: &str) -> Result<Actor, RowError> {
     let mut hostile = hand(stage)?;
     must(&mut hostile, &format!("subscribe {address}"), "subscribed")?;
     comes(publisher, &hostile)?;
@@ -96,8 +96,8 @@ fn hostile(stage: &Stage, publisher: &mut Actor, address: &str) -> Result<Actor,
 fn goes_on(
     publisher: &mut Actor,
     honest: &mut Actor,
-    meanwhile: impl FnOnce() -> Result<(), Trouble>,
-) -> Result<Result<(), String>, Trouble> {
+    meanwhile: impl FnOnce() -> Result<(), RowError>,
+) -> Result<Result<(), String>, RowError> {
     publisher.say(&format!("send-all {MANY}"))?;
     honest.say(&format!("read-all {MANY}"))?;
     meanwhile()?;
@@ -117,7 +117,7 @@ fn goes_on(
 ///
 /// Defence: each subscriber's head is a word in its own object, compared with its earlier value and
 /// with what was published. A violation ends that subscriber's channel.
-pub(super) fn lying_head(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn lying_head(stage: &Stage) -> Result<Report, RowError> {
     let [mut publisher, honest, mut liar] = plain_three(stage)?;
     let lie = format!("store {} {}", plain_many::head_of(1), 1_u64 << 40);
     must(&mut liar, &lie, "stored")?;
@@ -135,7 +135,7 @@ pub(super) fn lying_head(stage: &Stage) -> Result<Report, Trouble> {
             _ => must(&mut liar, &format!("head {lie}"), "stored"),
         })?;
         if let Err(harm) = told {
-            return Ok(Report::bitten(plain, format!("{lie}: {harm}")));
+            return Ok(Report::with_harm(plain, format!("{lie}: {harm}")));
         }
         // A subscriber that shows a higher position at each check is not detected, and has not delayed the
         // publisher.
@@ -146,13 +146,13 @@ pub(super) fn lying_head(stage: &Stage) -> Result<Report, Trouble> {
         // If the sender does not check again in time, the subscriber is evicted for its stall instead.
         let event = publisher.ask("event")?;
         if ![format!("gone {pid} corrupt"), format!("gone {pid} evicted")].contains(&event) {
-            return Err(Trouble::wrong(format!("{lie}: {event}")));
+            return Err(RowError::wrong(format!("{lie}: {event}")));
         }
         must(&mut publisher, "close", "closed")?;
     }
     Ok(Report {
         plain,
-        ringfence: Half::held(format!(
+        ringfence: Outcome::failed(format!(
             "each of {} false heads removes only the liar ('corrupt' or 'evicted') or is never read; the honest subscriber gets all",
             lies.len()
         )),
@@ -166,7 +166,7 @@ pub(super) fn lying_head(stage: &Stage) -> Result<Report, Trouble> {
 /// Defence: the time for which it delays the publisher is added up, until a check finds that it no
 /// longer does. The watcher checks from time to time whether the sender sleeps although there is space. A
 /// dead subscriber is noticed through its pidfd.
-pub(super) fn slow(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn slow(stage: &Stage) -> Result<Report, RowError> {
     let [mut publisher, honest, hostile_one] = plain_three(stage)?;
     let plain = plain_sends(&mut publisher)?;
     drop((publisher, honest, hostile_one));
@@ -199,13 +199,13 @@ pub(super) fn slow(stage: &Stage) -> Result<Report, Trouble> {
             _ => Ok(()),
         })?;
         if let Err(harm) = told {
-            return Ok(Report::bitten(plain, format!("{how}: {harm}")));
+            return Ok(Report::with_harm(plain, format!("{how}: {harm}")));
         }
         must(&mut publisher, "event", &gone)?;
     }
     Ok(Report {
         plain,
-        ringfence: Half::held(
+        ringfence: Outcome::failed(
             "evicted after its stall; a dead one is removed; the honest subscriber gets all",
         ),
         stopped_by: "the stall covers all waits together; a watcher polls each pidfd",
@@ -215,14 +215,14 @@ pub(super) fn slow(stage: &Stage) -> Result<Report, Trouble> {
 /// Row 48: a subscriber writes into the ring that all read, truncates it, or removes its pages.
 ///
 /// Defence: the ring is a memfd that is sealed against new writers and against changes of its size.
-pub(super) fn writes_to_all(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn writes_to_all(stage: &Stage) -> Result<Report, RowError> {
     let [mut publisher, mut honest, mut forger] = plain_three(stage)?;
     must(&mut publisher, "send-all 1", "all sent")?;
     let at = plain_many::message_at(0) + 8;
     must(&mut forger, &format!("write {at} forged!!"), "written")?;
     let plain = match &*honest.ask("receive")? {
-        "got None" => Half::bit("another subscriber reads what the attacker wrote"),
-        other => Half::held(other),
+        "got None" => Outcome::succeeded("another subscriber reads what the attacker wrote"),
+        other => Outcome::failed(other),
     };
     drop((publisher, honest, forger));
 
@@ -242,21 +242,21 @@ pub(super) fn writes_to_all(stage: &Stage) -> Result<Report, Trouble> {
     ] {
         let answer = forger.ask(order)?;
         if answer != wanted {
-            return Ok(Report::bitten(plain, format!("{order}: {answer}")));
+            return Ok(Report::with_harm(plain, format!("{order}: {answer}")));
         }
     }
     must(&mut forger, "head far", "stored")?;
     if let Err(harm) = goes_on(&mut publisher, &mut honest, || Ok(()))? {
-        return Ok(Report::bitten(plain, harm));
+        return Ok(Report::with_harm(plain, harm));
     }
     Ok(Report {
         plain,
-        ringfence: Half::held("EPERM or EACCES for each attempt; the honest subscriber gets all"),
+        ringfence: Outcome::failed("EPERM or EACCES for each attempt; the honest subscriber gets all"),
         stopped_by: "F_SEAL_FUTURE_WRITE, F_SEAL_SHRINK, F_SEAL_GROW; mode 0",
     })
 }
 
-fn insider(stage: &Stage, how: &str, victim: &Actor, name: &str) -> Result<Actor, Trouble> {
+fn insider(stage: &Stage, how: &str, victim: &Actor, name: &str) -> Result<Actor, RowError> {
     let args = ["insider", how, &victim.pid().to_string(), name];
     stage.spawn("the insider", Who::Agent, Program::Other, &args)
 }
@@ -266,24 +266,25 @@ fn insider(stage: &Stage, how: &str, victim: &Actor, name: &str) -> Result<Actor
 ///
 /// Defence: the descriptor is in no table, but in flight to the publisher itself. Descriptors that were
 /// passed on are covered by the owner's lease: opening one ends all channels.
-pub(super) fn publishers_descriptor(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn publishers_descriptor(stage: &Stage) -> Result<Report, RowError> {
     let [mut publisher, honest, hostile_one] = plain_three(stage)?;
     let mut attacker = insider(stage, "open", &publisher, "/memfd:plain-many")?;
     attacker.expect("opened")?;
     must(&mut publisher, "send-all 1", "all sent")?;
-    let plain =
-        Half::bit("the descriptor stays open as long as the publisher lives, and can be opened for writing");
+    let plain = Outcome::succeeded(
+        "the descriptor stays open as long as the publisher lives, and can be opened for writing",
+    );
     drop((publisher, honest, hostile_one));
 
     let address = stage.address("ringfence");
     let (mut publisher, mut honest) = fenced_two(stage, &address, "")?;
     let mut opener = hostile(stage, &mut publisher, &address)?;
     let table = format!("/proc/{}/fd", publisher.pid());
-    let entries = fs::read_dir(&table).map_err(|error| Trouble::wrong(format!("{table}: {error}")))?;
+    let entries = fs::read_dir(&table).map_err(|error| RowError::wrong(format!("{table}: {error}")))?;
     for entry in entries.filter_map(Result::ok) {
         let target = fs::read_link(entry.path()).unwrap_or_default();
         if target.to_string_lossy().contains("memfd") {
-            return Ok(Report::bitten(plain, format!("it holds {}", target.display())));
+            return Ok(Report::with_harm(plain, format!("it holds {}", target.display())));
         }
     }
     must(&mut publisher, "send-all 10", "all sent")?;
@@ -292,7 +293,10 @@ pub(super) fn publishers_descriptor(stage: &Stage) -> Result<Report, Trouble> {
     // A subscriber opens the descriptor that it was passed, as its user may.
     let answer = opener.ask("expose-theirs")?;
     if answer != "EAGAIN" {
-        return Ok(Report::bitten(plain, format!("opened by a subscriber: {answer}")));
+        return Ok(Report::with_harm(
+            plain,
+            format!("opened by a subscriber: {answer}"),
+        ));
     }
     for (actor, order) in [(&mut honest, "read 20000"), (&mut publisher, "send more")] {
         must_end_exposed(actor, order)?;
@@ -301,7 +305,7 @@ pub(super) fn publishers_descriptor(stage: &Stage) -> Result<Report, Trouble> {
     let end = Instant::now() + TIME_LIMIT;
     while opener.ask("find-theirs topsecret")? != "absent" {
         if Instant::now() > end {
-            return Ok(Report::bitten(plain, "the memory was not wiped"));
+            return Ok(Report::with_harm(plain, "the memory was not wiped"));
         }
     }
     let address = stage.address("hardened");
@@ -309,12 +313,12 @@ pub(super) fn publishers_descriptor(stage: &Stage) -> Result<Report, Trouble> {
     for (how, wanted) in [("open", "EACCES"), ("getfd", "EPERM")] {
         let answer = insider(stage, how, &publisher, "memfd")?.line()?;
         if answer != wanted {
-            return Ok(Report::bitten(plain, format!("hardened, {how}: {answer}")));
+            return Ok(Report::with_harm(plain, format!("hardened, {how}: {answer}")));
         }
     }
     Ok(Report {
         plain,
-        ringfence: Half::held(
+        ringfence: Outcome::failed(
             "the publisher holds no descriptor; a subscriber's: EAGAIN, 'exposed' for all, wiped. Hardened: EACCES, EPERM",
         ),
         stopped_by: "the descriptor is kept in flight in a socket; the lease and its tripwire; harden()",
@@ -322,7 +326,7 @@ pub(super) fn publishers_descriptor(stage: &Stage) -> Result<Report, Trouble> {
 }
 
 /// Asks again until the alarm has taken effect.
-fn must_end_exposed(actor: &mut Actor, order: &str) -> Result<(), Trouble> {
+fn must_end_exposed(actor: &mut Actor, order: &str) -> Result<(), RowError> {
     let end = Instant::now() + TIME_LIMIT;
     loop {
         let answer = actor.ask(order)?;
@@ -330,7 +334,7 @@ fn must_end_exposed(actor: &mut Actor, order: &str) -> Result<(), Trouble> {
             return must(actor, "reason", "exposed");
         }
         if Instant::now() > end {
-            return Err(Trouble::wrong(format!("{order}: {answer}")));
+            return Err(RowError::wrong(format!("{order}: {answer}")));
         }
     }
 }
@@ -339,7 +343,7 @@ fn must_end_exposed(actor: &mut Actor, order: &str) -> Result<(), Trouble> {
 ///
 /// Defence: another user is refused before anything is waited for. The thread that admits is not the
 /// one that sends.
-pub(super) fn stranger_floods(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn stranger_floods(stage: &Stage) -> Result<Report, RowError> {
     let crowd = |address: &str| {
         let args = ["attacker", "crowd", address, "40"];
         stage.spawn("the crowd", Who::Stranger, Program::Other, &args)
@@ -351,8 +355,8 @@ pub(super) fn stranger_floods(stage: &Stage) -> Result<Report, Trouble> {
     let mut honest = actor(stage, "the honest subscriber", "subscriber", "plain")?;
     let order = format!("subscribe {address} 0 greeting");
     let plain = match honest.try_ask(&order, Duration::from_secs(1)) {
-        Heard::Line(line) => Half::held(line),
-        _ => Half::bit("it waits for the first stranger's greeting, and admits no subscriber"),
+        Heard::Line(line) => Outcome::failed(line),
+        _ => Outcome::succeeded("it waits for the first stranger's greeting, and admits no subscriber"),
     };
 
     let address = stage.address("ringfence");
@@ -364,7 +368,7 @@ pub(super) fn stranger_floods(stage: &Stage) -> Result<Report, Trouble> {
         subscribe(&mut late, &address, "best-effort")
     })?;
     if let Err(harm) = told {
-        return Ok(Report::bitten(plain, harm));
+        return Ok(Report::with_harm(plain, harm));
     }
     let mut refused = 0;
     loop {
@@ -374,12 +378,12 @@ pub(super) fn stranger_floods(stage: &Stage) -> Result<Report, Trouble> {
         } else if event == format!("came {}", late.pid()) {
             break;
         } else {
-            return Err(Trouble::wrong(event));
+            return Err(RowError::wrong(event));
         }
     }
     Ok(Report {
         plain,
-        ringfence: Half::held(format!(
+        ringfence: Outcome::failed(format!(
             "{refused} connections refused before a subscriber was admitted among them; the subscribers get all"
         )),
         stopped_by: "the credentials from the kernel are checked first; admission has its own thread",
@@ -393,7 +397,7 @@ const VISITS: usize = 1000;
 ///
 /// Defence: everything that the publisher keeps for a subscription is released with it, and the list of
 /// subscribers is separate from the sending path.
-pub(super) fn come_and_go(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn come_and_go(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let mut publisher = plain_publisher(stage, &address, "")?;
     let args = ["attacker", "crowd", &address, "8"];
@@ -412,7 +416,7 @@ pub(super) fn come_and_go(stage: &Stage) -> Result<Report, Trouble> {
             must(&mut visitor, &format!("come-and-go {address} 100"), "no error")
         })?;
         if let Err(harm) = told {
-            return Ok(Report::bitten(plain, harm));
+            return Ok(Report::with_harm(plain, harm));
         }
     }
     drop(visitor);
@@ -422,14 +426,14 @@ pub(super) fn come_and_go(stage: &Stage) -> Result<Report, Trouble> {
     }
     let after = publisher.ask("descriptors")?;
     if before != after || publisher.ask("subscribers")? != "1" {
-        return Ok(Report::bitten(
+        return Ok(Report::with_harm(
             plain,
             format!("{before} descriptors before, {after} after"),
         ));
     }
     Ok(Report {
         plain,
-        ringfence: Half::held(format!(
+        ringfence: Outcome::failed(format!(
             "{VISITS} visits leave nothing behind; the honest subscriber gets all"
         )),
         stopped_by: "one code path releases everything that the publisher holds for a subscriber",
@@ -494,24 +498,24 @@ const STORMS: u64 = 18;
 ///
 /// Defence: the same as for a pair (row 33). Data that may have been overwritten is not judged before
 /// the floor shows that it was complete.
-pub(super) fn lying_publisher(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn lying_publisher(stage: &Stage) -> Result<Report, RowError> {
     let (mut host, mut guest) = super::ring::plain_and_hand(stage, &stage.address("plain"))?;
     let (data, tail) = (crate::plain::data_of(1, super::SIZE), crate::plain::tail_of(1));
     must(&mut guest, &format!("store {data} {}", u32::MAX - 16), "stored")?;
     must(&mut guest, &format!("store {tail} 16"), "stored")?;
     let plain = match host.try_ask("receive 10000", TIME_LIMIT) {
-        Heard::Ended(how) => Half::bit(format!("a reader reads out of bounds: {how}")),
+        Heard::Ended(how) => Outcome::succeeded(format!("a reader reads out of bounds: {how}")),
         Heard::Line(answer) if answer.starts_with("got 4294967279") => {
-            Half::bit("a reader reads out of bounds")
+            Outcome::succeeded("a reader reads out of bounds")
         }
-        other => Half::held(format!("{other:?}")),
+        other => Outcome::failed(format!("{other:?}")),
     };
 
     let mut liar = FalsePublisher::new(stage)?;
     for offer in OFFERS {
         let answer = liar.meet("reliable", offer)?;
         if !answer.starts_with("error RING_CORRUPT") {
-            return Ok(Report::bitten(plain, format!("{offer}: {answer}")));
+            return Ok(Report::with_harm(plain, format!("{offer}: {answer}")));
         }
     }
     let lies = lies_of_a_publisher();
@@ -526,7 +530,7 @@ pub(super) fn lying_publisher(stage: &Stage) -> Result<Report, Trouble> {
         must(&mut liar.peer, "ring", "rung")?;
         match liar.victim.try_ask("read 20000", TIME_LIMIT) {
             Heard::Line(line) if line.starts_with("error RING_CORRUPT") => {}
-            other => return Ok(Report::bitten(plain, format!("{lie}: {other:?}"))),
+            other => return Ok(Report::with_harm(plain, format!("{lie}: {other:?}"))),
         }
     }
     for seed in 0..STORMS {
@@ -539,7 +543,7 @@ pub(super) fn lying_publisher(stage: &Stage) -> Result<Report, Trouble> {
         match &answer {
             Heard::Line(line) if known.iter().any(|start| line.starts_with(start)) => {}
             other => {
-                return Ok(Report::bitten(
+                return Ok(Report::with_harm(
                     plain,
                     format!("storm {seed}, {delivery}: {other:?}"),
                 ));
@@ -548,7 +552,7 @@ pub(super) fn lying_publisher(stage: &Stage) -> Result<Report, Trouble> {
     }
     Ok(Report {
         plain,
-        ringfence: Half::held(format!(
+        ringfence: Outcome::failed(format!(
             "RING_CORRUPT for each of {} false values; the process survives {STORMS} storms",
             lies.len() + OFFERS.len()
         )),
@@ -556,11 +560,11 @@ pub(super) fn lying_publisher(stage: &Stage) -> Result<Report, Trouble> {
     })
 }
 
-fn must_be_in(answer: &str) -> Result<(), Trouble> {
+fn must_be_in(answer: &str) -> Result<(), RowError> {
     if answer == "subscribed" {
         Ok(())
     } else {
-        Err(Trouble::wrong(answer))
+        Err(RowError::wrong(answer))
     }
 }
 
@@ -572,7 +576,7 @@ struct FalsePublisher {
 }
 
 impl FalsePublisher {
-    fn new(stage: &Stage) -> Result<Self, Trouble> {
+    fn new(stage: &Stage) -> Result<Self, RowError> {
         let address = stage.address("liar");
         let mut peer = hand(stage)?;
         must(&mut peer, &format!("listen {address}"), "listening")?;
@@ -585,7 +589,7 @@ impl FalsePublisher {
     }
 
     /// Makes one subscription, and returns the result of the call.
-    fn meet(&mut self, delivery: &str, offer: &str) -> Result<String, Trouble> {
+    fn meet(&mut self, delivery: &str, offer: &str) -> Result<String, RowError> {
         let order = format!("subscribe {} {delivery} now", self.address);
         self.victim.say(&order)?;
         self.peer.ask(&format!("publish {offer}"))?;
@@ -601,14 +605,16 @@ const IN_PLACE: u64 = 1000;
 ///
 /// What stops it: the floor and the phase are checked after each visit in the ring, and a visit that was not whole is an error of the
 /// merge's call.
-pub(super) fn overwrites_a_visit(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn overwrites_a_visit(stage: &Stage) -> Result<Report, RowError> {
     let [mut publisher, mut honest, mut forger] = plain_three(stage)?;
     must(&mut publisher, "send-all 1", "all sent")?;
     let at = plain_many::message_at(0) + 8;
     must(&mut forger, &format!("write {at} another!"), "written")?;
     let plain = match &*honest.ask("receive")? {
-        "got None" => Half::bit("the reader takes what was written over the message for the message"),
-        other => Half::held(other),
+        "got None" => {
+            Outcome::succeeded("the reader takes what was written over the message for the message")
+        }
+        other => Outcome::failed(other),
     };
     drop((publisher, honest, forger));
 
@@ -639,12 +645,12 @@ pub(super) fn overwrites_a_visit(stage: &Stage) -> Result<Report, Trouble> {
         must(&mut peer, &format!("store {first} 2"), "stored")?;
         let answer = victim.line()?;
         if answer != "EVICTED after 2, 0 received" {
-            return Ok(Report::bitten(plain, format!("{way:?}: {answer}")));
+            return Ok(Report::with_harm(plain, format!("{way:?}: {answer}")));
         }
     }
     Ok(Report {
         plain,
-        ringfence: Half::held("EVICTED, and the message does not count"),
+        ringfence: Outcome::failed("EVICTED, and the message does not count"),
         stopped_by: "the floor and the phase are checked after each visit in the ring",
     })
 }

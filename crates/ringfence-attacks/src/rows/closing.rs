@@ -7,7 +7,7 @@ use super::{
     signals::{NUMBERS, QUEUE, plain_heir},
 };
 use crate::{
-    Half, Report, Trouble,
+    Outcome, Report, RowError,
     actor::{Actor, Heard, TIME_LIMIT},
     protocol::layout,
     stage::Stage,
@@ -55,7 +55,7 @@ const DEEDS: [(&str, &str); 3] = [
 ///
 /// Defence: each side's phase is in its own memory, written after its messages, and is read before the
 /// end of the line counts. A member that leaves hands over the address.
-pub(super) fn at_every_moment(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn at_every_moment(stage: &Stage) -> Result<Report, RowError> {
     let plain = {
         // It uses a signal, for which the queue needs space.
         let _turn = QUEUE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -68,21 +68,21 @@ pub(super) fn at_every_moment(stage: &Stage) -> Result<Report, Trouble> {
     );
     for _ in 0..BATCHES {
         if let Some(wrong) = ends(&mut one, &mut other, &address)? {
-            return Ok(Report::bitten(plain, wrong));
+            return Ok(Report::with_harm(plain, wrong));
         }
     }
     let address = stage.address("place");
     for round in 0..LEAVES {
         if let Some(wrong) = leaves(&mut one, &mut other, &format!("{address}-{round}"))? {
-            return Ok(Report::bitten(plain, format!("round {round}: {wrong}")));
+            return Ok(Report::with_harm(plain, format!("round {round}: {wrong}")));
         }
     }
     if let Some(wrong) = lies(stage)? {
-        return Ok(Report::bitten(plain, wrong));
+        return Ok(Report::with_harm(plain, wrong));
     }
     Ok(Report {
         plain,
-        ringfence: Half::held(
+        ringfence: Outcome::failed(
             "the actual end is always reported, all messages before it are read, and there is one host",
         ),
         stopped_by: "the phase in each side's memory, which is read before the closed line counts as an end",
@@ -90,7 +90,7 @@ pub(super) fn at_every_moment(stage: &Stage) -> Result<Report, Trouble> {
 }
 
 /// Shows how a plain program handles a peer that exits at the worst moment.
-fn plain_close(stage: &Stage) -> Result<Half, Trouble> {
+fn plain_close(stage: &Stage) -> Result<Outcome, RowError> {
     let (mut host, mut guest) = plain_heir(stage, &stage.address("plain"))?;
     // The first half of the guest's check.
     must(&mut guest, "receive 0", "nothing")?;
@@ -104,7 +104,7 @@ fn plain_close(stage: &Stage) -> Result<Half, Trouble> {
     match host.hear(TIME_LIMIT) {
         Heard::Ended(how) if how == "exit status: 0" => {}
         other => {
-            return Err(Trouble::wrong(format!(
+            return Err(RowError::wrong(format!(
                 "expected the host to exit, got {other:?}"
             )));
         }
@@ -112,16 +112,16 @@ fn plain_close(stage: &Stage) -> Result<Half, Trouble> {
     // The second half.
     let answer = guest.ask("look-at-peer")?;
     Ok(if answer == "exited, 4 bytes unread" {
-        Half::bit(
+        Outcome::succeeded(
             "an orderly end is reported as 'exited', the last message is lost, and there are two hosts for a while",
         )
     } else {
-        Half::held(answer)
+        Outcome::failed(answer)
     })
 }
 
 /// Lets both end a batch of channels. Returns what was reported wrongly.
-fn ends(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<String>, Trouble> {
+fn ends(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<String>, RowError> {
     let count = WAYS.len() * ROUNDS;
     let (ones, others): (Vec<&str>, Vec<&str>) = WAYS.into_iter().unzip();
     one.say(&format!("end-channels {address} {count} {}", ones.join(",")))?;
@@ -135,7 +135,7 @@ fn ends(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<Stri
 
 /// A manual peer sends a message, announces a phase and hangs up, at about the moment at which the host
 /// closes, half-closes or reads. The host then hosts again at the same address. Returns what was wrong.
-fn lies(stage: &Stage) -> Result<Option<String>, Trouble> {
+fn lies(stage: &Stage) -> Result<Option<String>, RowError> {
     let address = stage.address("lies");
     let mut host = fenced(stage, "the host")?;
     for (deed, answer) in DEEDS {
@@ -183,7 +183,7 @@ fn lies(stage: &Stage) -> Result<Option<String>, Trouble> {
 }
 
 /// One of two members leaves, or both do, at about the moment of the other's close. Returns what was wrong.
-fn leaves(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<String>, Trouble> {
+fn leaves(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<String>, RowError> {
     let come = format!("member {address}");
     must(one, &come, "member host")?;
     must(other, &come, "member guest")?;
@@ -234,7 +234,7 @@ fn leaves(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<St
 }
 
 /// Gives two members their channel.
-fn meet(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
+fn meet(host: &mut Actor, guest: &mut Actor) -> Result<(), RowError> {
     for member in [&mut *host, &mut *guest] {
         loop {
             next(member, "channel")?;
@@ -249,14 +249,14 @@ fn meet(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
 }
 
 /// Skips to the event that starts like this. Channels or handshakes that a leave cut short may precede it.
-fn next(member: &mut Actor, wanted: &str) -> Result<(), Trouble> {
+fn next(member: &mut Actor, wanted: &str) -> Result<(), RowError> {
     loop {
         let change = member.ask("change 10000")?;
         if change.starts_with(wanted) {
             return Ok(());
         }
         if !change.starts_with("channel") && !change.starts_with("refused PEER_LOST") {
-            return Err(Trouble::wrong(format!("expected {wanted:?}, got {change:?}")));
+            return Err(RowError::wrong(format!("expected {wanted:?}, got {change:?}")));
         }
     }
 }
@@ -269,7 +269,7 @@ fn at_once(
     other: &mut Actor,
     other_order: &str,
     other_answer: &str,
-) -> Result<(), Trouble> {
+) -> Result<(), RowError> {
     one.say(order)?;
     other.say(other_order)?;
     one.expect(answer)?;

@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf, process::Command};
 
 use super::{SIZE, fenced_host, hand, must, plain_host};
 use crate::{
-    Half, Report, Trouble,
+    Outcome, Report, RowError,
     actor::Actor,
     stage::{Program, Stage, Who},
 };
@@ -16,12 +16,12 @@ pub(super) const DOCUMENTED: &str =
     "default policy: admitted, as documented; with a setgid launcher's gid in the policy: PEER_REFUSED (gid)";
 
 /// Starts a host that requires the launcher's group. Returns it with the launcher.
-fn guarded_host(stage: &Stage, address: &str) -> Result<(Actor, PathBuf), Trouble> {
+fn guarded_host(stage: &Stage, address: &str) -> Result<(Actor, PathBuf), RowError> {
     let launcher = stage.launcher()?;
     let mut probe = stage.spawn_at("the launched", &launcher, &["victim", "ringfence"], &[])?;
     let group = probe.ask("egid")?;
     if group != stage.launcher_group().to_string() {
-        return Err(Trouble::Skipped(format!(
+        return Err(RowError::Skipped(format!(
             "setgid has no effect in {}",
             launcher.display()
         )));
@@ -37,7 +37,7 @@ fn launched_gets_in(
     launcher: &std::path::Path,
     address: &str,
     environment: &[(&str, &str)],
-) -> Result<(), Trouble> {
+) -> Result<(), RowError> {
     let mut guest = stage.spawn_at(
         "the launched guest",
         launcher,
@@ -55,20 +55,20 @@ fn launched_gets_in(
 ///
 /// Promise: the executable alone proves nothing within one user. With a setgid launcher, the group
 /// is the proof: the kernel does not give it to a program that is traced during its exec (execve(2)).
-pub(super) fn traced(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn traced(stage: &Stage) -> Result<Report, RowError> {
     let genuine = stage.program(Program::Genuine).display().to_string();
     let trace = |program: &str, kind: &str| {
         let args = ["insider", "trace", program, "role", "victim", kind];
         let mut traced = stage.spawn("the traced guest", Who::Agent, Program::Other, &args)?;
         traced.expect("tracing")?;
-        Ok::<_, Trouble>(traced)
+        Ok::<_, RowError>(traced)
     };
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "")?;
     let mut guest = trace(&genuine, "plain")?;
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
     host.expect("joined host")?;
-    let plain = Half::bit("a traced program is admitted");
+    let plain = Outcome::succeeded("a traced program is admitted");
 
     let address = stage.address("default");
     let mut host = fenced_host(stage, &address, "")?;
@@ -81,12 +81,15 @@ pub(super) fn traced(stage: &Stage) -> Result<Report, Trouble> {
     let mut guest = trace(&launcher.display().to_string(), "ringfence")?;
     let answer = guest.ask(&format!("join {address} policy=uid"))?;
     if !answer.starts_with("error PEER_REFUSED check=gid by_peer=true") {
-        return Ok(Report::bitten(plain, format!("with gid in the policy: {answer}")));
+        return Ok(Report::with_harm(
+            plain,
+            format!("with gid in the policy: {answer}"),
+        ));
     }
     launched_gets_in(stage, &mut host, &launcher, &address, &[])?;
     Ok(Report {
         plain,
-        ringfence: Half::held(DOCUMENTED),
+        ringfence: Outcome::failed(DOCUMENTED),
         stopped_by: "the kernel ignores setgid for a traced program",
     })
 }
@@ -94,21 +97,21 @@ pub(super) fn traced(stage: &Stage) -> Result<Report, Trouble> {
 /// Row 10: the loader puts the attacker's library into the genuine program before its main runs (ld.so(8)).
 ///
 /// Promise: as in row 9. For a setgid program the loader ignores `LD_PRELOAD`.
-pub(super) fn preloaded(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn preloaded(stage: &Stage) -> Result<Report, RowError> {
     let library = injected_library(stage)?.display().to_string();
     let genuine = stage.program(Program::Genuine);
     let environment = [("LD_PRELOAD", &*library)];
     let inject = |kind: &str| {
         let mut guest = stage.spawn_at("the injected guest", &genuine, &["victim", kind], &environment)?;
         guest.expect("injected")?;
-        Ok::<_, Trouble>(guest)
+        Ok::<_, RowError>(guest)
     };
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "")?;
     let mut guest = inject("plain")?;
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
     host.expect("joined host")?;
-    let plain = Half::bit("a program with injected code is admitted");
+    let plain = Outcome::succeeded("a program with injected code is admitted");
 
     let address = stage.address("default");
     let mut host = fenced_host(stage, &address, "")?;
@@ -121,21 +124,24 @@ pub(super) fn preloaded(stage: &Stage) -> Result<Report, Trouble> {
     let mut guest = inject("ringfence")?;
     let answer = guest.ask(&format!("join {address} policy=uid"))?;
     if !answer.starts_with("error PEER_REFUSED check=gid by_peer=true") {
-        return Ok(Report::bitten(plain, format!("with gid in the policy: {answer}")));
+        return Ok(Report::with_harm(
+            plain,
+            format!("with gid in the policy: {answer}"),
+        ));
     }
     // The launcher with the same environment: nothing is injected.
     launched_gets_in(stage, &mut host, &launcher, &address, &environment)?;
     Ok(Report {
         plain,
-        ringfence: Half::held(DOCUMENTED),
+        ringfence: Outcome::failed(DOCUMENTED),
         stopped_by: "the loader ignores LD_PRELOAD for a setgid program",
     })
 }
 
 /// Compiles a library that prints a line when it is loaded.
-fn injected_library(stage: &Stage) -> Result<PathBuf, Trouble> {
+fn injected_library(stage: &Stage) -> Result<PathBuf, RowError> {
     if cfg!(target_env = "musl") {
-        return Err(Trouble::Skipped(
+        return Err(RowError::Skipped(
             "this executable is linked statically and has no loader".into(),
         ));
     }
@@ -145,7 +151,7 @@ fn injected_library(stage: &Stage) -> Result<PathBuf, Trouble> {
     );
     let text = "#include <unistd.h>\n\
                 __attribute__((constructor)) static void injected(void) { if (write(1, \"injected\\n\", 9)) {} }\n";
-    fs::write(&source, text).map_err(|error| Trouble::wrong(error.to_string()))?;
+    fs::write(&source, text).map_err(|error| RowError::wrong(error.to_string()))?;
     let compiled = Command::new("cc")
         .args(["-shared", "-fPIC", "-o"])
         .args([&library, &source])
@@ -153,7 +159,7 @@ fn injected_library(stage: &Stage) -> Result<PathBuf, Trouble> {
     if compiled.is_ok_and(|status| status.success()) {
         return Ok(library);
     }
-    Err(Trouble::Skipped("needs a C compiler (cc)".into()))
+    Err(RowError::Skipped("needs a C compiler (cc)".into()))
 }
 
 /// Row 13: in its own user namespace, a process may choose the file that counts as its executable
@@ -162,14 +168,14 @@ fn injected_library(stage: &Stage) -> Result<PathBuf, Trouble> {
 ///
 /// Defence: this is possible only in another user namespace, and a peer must live in this process's
 /// user namespace if that is visible. It is visible for every process whose executable is visible.
-pub(super) fn worn(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn worn(stage: &Stage) -> Result<Report, RowError> {
     let genuine = stage.program(Program::Genuine).display().to_string();
     let wear = |then: &[&str]| {
         let args = [&["insider", "wear", &genuine], then].concat();
         let mut attacker = stage.spawn("the wearer", Who::Agent, Program::Other, &args)?;
         match &*attacker.line()? {
             "worn" => Ok(attacker),
-            other => Err(Trouble::Skipped(format!(
+            other => Err(RowError::Skipped(format!(
                 "the executable cannot be changed here: {other}"
             ))),
         }
@@ -181,13 +187,13 @@ pub(super) fn worn(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     must(&mut host, "send secret", "sent")?;
     must(&mut thief, "find secret", "found")?;
-    let plain = Half::bit("another program is admitted and reads what is sent");
+    let plain = Outcome::succeeded("another program is admitted and reads what is sent");
 
     let address = stage.address("default");
     let _host = fenced_host(stage, &address, "")?;
     let answer = wear(&["attacker", "knock", &address])?.line()?;
     if !answer.starts_with("refuse 2 namespace ") {
-        return Ok(Report::bitten(
+        return Ok(Report::with_harm(
             plain,
             format!("with the default policy: {answer}"),
         ));
@@ -203,12 +209,15 @@ pub(super) fn worn(stage: &Stage) -> Result<Report, Trouble> {
     let (mut host, launcher) = guarded_host(stage, &address)?;
     let answer = wear(&["attacker", "knock", &address])?.line()?;
     if !answer.starts_with("refuse 2 namespace ") {
-        return Ok(Report::bitten(plain, format!("with gid in the policy: {answer}")));
+        return Ok(Report::with_harm(
+            plain,
+            format!("with gid in the policy: {answer}"),
+        ));
     }
     launched_gets_in(stage, &mut host, &launcher, &address, &[])?;
     Ok(Report {
         plain,
-        ringfence: Half::held(
+        ringfence: Outcome::failed(
             "PEER_REFUSED (namespace); with a policy that allows any namespace: admitted, as documented",
         ),
         stopped_by: "it needs a user namespace of its own, which the policy refuses",
@@ -219,7 +228,7 @@ pub(super) fn worn(stage: &Stage) -> Result<Report, Trouble> {
 /// program.
 ///
 /// Promise: as in row 9.
-pub(super) fn other_script(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn other_script(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "")?;
     let args = ["hand", "plain", "guest", &address];
@@ -228,7 +237,7 @@ pub(super) fn other_script(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     must(&mut host, "send secret", "sent")?;
     must(&mut other, "find secret", "found")?;
-    let plain = Half::bit("it is admitted and reads what is sent");
+    let plain = Outcome::succeeded("it is admitted and reads what is sent");
 
     let address = stage.address("default");
     let mut host = fenced_host(stage, &address, "")?;
@@ -241,12 +250,15 @@ pub(super) fn other_script(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut other, &format!("connect {address}"), "connected")?;
     let answer = other.ask("hear")?;
     if !answer.starts_with("refuse 2 gid ") {
-        return Ok(Report::bitten(plain, format!("with gid in the policy: {answer}")));
+        return Ok(Report::with_harm(
+            plain,
+            format!("with gid in the policy: {answer}"),
+        ));
     }
     launched_gets_in(stage, &mut host, &launcher, &address, &[])?;
     Ok(Report {
         plain,
-        ringfence: Half::held(DOCUMENTED),
+        ringfence: Outcome::failed(DOCUMENTED),
         stopped_by: "the group of a launcher that starts only one script",
     })
 }

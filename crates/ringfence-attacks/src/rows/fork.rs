@@ -1,13 +1,13 @@
 //! A forked child that does not execute another program.
 
 use super::{SIZE, fenced, must, plain, plain_host, talks};
-use crate::{Half, Report, Trouble, stage::Stage};
+use crate::{Outcome, Report, RowError, stage::Stage};
 
 /// Row 56: a program forks, and the child continues with its copy of the parent's state and drops it, as a
 /// forgotten destructor would. The child of the plain program talks to the guest in the parent's place.
 ///
 /// Defence: everything made before the fork belongs to the parent, and does nothing in the child.
-pub(super) fn without_exec(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn without_exec(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "")?;
     let mut guest = plain(stage, "the guest")?;
@@ -17,9 +17,9 @@ pub(super) fn without_exec(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("ended well")?;
     let answer = guest.ask("receive 10000")?;
     let plain = if answer == "got 10 the-childs" {
-        Half::bit("the child speaks to the peer as its parent")
+        Outcome::succeeded("the child speaks to the peer as its parent")
     } else {
-        Half::held(answer)
+        Outcome::failed(answer)
     };
 
     let address = stage.address("ringfence");
@@ -32,11 +32,11 @@ pub(super) fn without_exec(stage: &Stage) -> Result<Report, Trouble> {
         let parent = if host_forks { &mut host } else { &mut guest };
         let said = parent.ask("in-child")?;
         if !said.starts_with("child error CLOSED") {
-            return Ok(Report::bitten(plain, said));
+            return Ok(Report::with_harm(plain, said));
         }
         let ended = parent.line()?;
         if ended != "ended well" {
-            return Ok(Report::bitten(plain, ended));
+            return Ok(Report::with_harm(plain, ended));
         }
         // Both continue as if nothing had happened: the first message that each receives is the other's.
         talks(&mut host, &mut guest)?;
@@ -46,7 +46,9 @@ pub(super) fn without_exec(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut guest, "change 10000", "role host")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("CLOSED in the child; the parent, its peer and the address are unaffected"),
+        ringfence: Outcome::failed(
+            "CLOSED in the child; the parent, its peer and the address are unaffected",
+        ),
         stopped_by: "every handle knows the process that created it",
     })
 }

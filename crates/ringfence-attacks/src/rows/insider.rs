@@ -6,7 +6,7 @@ use super::{
     plain, plain_host, plain_pair,
 };
 use crate::{
-    Half, Report, Trouble,
+    Outcome, Report, RowError,
     actor::Actor,
     plain::data_of,
     protocol::layout,
@@ -18,7 +18,7 @@ const PLAIN: &str = "/dev/shm/plain-";
 /// ringfence's object.
 const FENCED: &str = "/memfd:ringfence";
 
-fn insider(stage: &Stage, args: &[&str]) -> Result<Actor, Trouble> {
+fn insider(stage: &Stage, args: &[&str]) -> Result<Actor, RowError> {
     stage.spawn(
         "the insider",
         Who::Agent,
@@ -28,13 +28,13 @@ fn insider(stage: &Stage, args: &[&str]) -> Result<Actor, Trouble> {
 }
 
 /// Requires that the attacker sees what the host sends.
-fn shows_secret(host: &mut Actor, attacker: &mut Actor) -> Result<(), Trouble> {
+fn shows_secret(host: &mut Actor, attacker: &mut Actor) -> Result<(), RowError> {
     must(host, "send secret", "sent")?;
     must(attacker, "find secret", "found")
 }
 
 /// Starts a ringfence host in the middle of a handshake, with its object open, and the guest that delays it.
-fn waiting_host(stage: &Stage, address: &str, options: &str) -> Result<(Actor, Actor), Trouble> {
+fn waiting_host(stage: &Stage, address: &str, options: &str) -> Result<(Actor, Actor), RowError> {
     let host = fenced_host(stage, address, options)?;
     let mut guest = hand(stage)?;
     must(&mut guest, &format!("connect {address}"), "connected")?;
@@ -45,7 +45,7 @@ fn waiting_host(stage: &Stage, address: &str, options: &str) -> Result<(Actor, A
 }
 
 /// Lets the delaying guest continue, and checks that the channel works.
-fn goes_on(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
+fn goes_on(host: &mut Actor, guest: &mut Actor) -> Result<(), RowError> {
     must(guest, "offer sound", "said")?;
     must(guest, "ready", "said")?;
     must(guest, "hear", "ready")?;
@@ -56,7 +56,7 @@ fn goes_on(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
 
 /// Lets the delaying guest continue after another process has tried to open the host's object. Then no
 /// channel is made, or it ends soon.
-fn ends_exposed(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
+fn ends_exposed(host: &mut Actor, guest: &mut Actor) -> Result<(), RowError> {
     must(guest, "offer sound", "")?;
     // The host may already have hung up.
     guest.ask("ready")?;
@@ -67,7 +67,7 @@ fn ends_exposed(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
     if answer.starts_with("error OBJECT_EXPOSED") {
         return Ok(());
     }
-    Err(Trouble::wrong(format!(
+    Err(RowError::wrong(format!(
         "the host did not report the exposure: {answer}"
     )))
 }
@@ -79,7 +79,7 @@ fn ends_exposed(host: &mut Actor, guest: &mut Actor) -> Result<(), Trouble> {
 /// Defence: a memfd has no such moment. With shm, the lease stays while the object is mapped, and the
 /// kernel blocks the process that opens it (fcntl(2)). The owner is notified, wipes the object, and closes
 /// the channel.
-pub(super) fn path_descriptor(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn path_descriptor(stage: &Stage) -> Result<Report, RowError> {
     let shm = stage.own_shm(1 << 20)?;
     let plain = window_of_plain(stage, &shm, "watcher")?;
 
@@ -95,25 +95,28 @@ pub(super) fn path_descriptor(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     let seen = watcher.ask("count")?;
     if seen != "0" {
-        return Ok(Report::bitten(plain, format!("memfd: {seen} objects appeared")));
+        return Ok(Report::with_harm(
+            plain,
+            format!("memfd: {seen} objects appeared"),
+        ));
     }
     drop(watcher);
 
     let (mut attacker, mut host, mut guest, exposed) = window_of_shm(stage, &shm, "watcher")?;
     if exposed {
-        return Err(Trouble::wrong("the lease must not notice an O_PATH descriptor"));
+        return Err(RowError::wrong("the lease must not notice an O_PATH descriptor"));
     }
     must(&mut host, "send secret", "sent")?;
     match &*attacker.ask("find secret")? {
         "EAGAIN" => {}
-        other => return Ok(Report::bitten(plain, format!("shm: {other}"))),
+        other => return Ok(Report::with_harm(plain, format!("shm: {other}"))),
     }
     is_exposed(&mut host)?;
     // The peer still has it mapped, so it can search it.
     match &*guest.ask("find-theirs secret")? {
         "absent" => {}
         other => {
-            return Ok(Report::bitten(
+            return Ok(Report::with_harm(
                 plain,
                 format!("shm: the memory was not wiped: {other}"),
             ));
@@ -121,7 +124,7 @@ pub(super) fn path_descriptor(stage: &Stage) -> Result<Report, Trouble> {
     }
     Ok(Report {
         plain,
-        ringfence: Half::held("memfd: nothing appears; shm: EAGAIN, 'exposed', and the memory is wiped"),
+        ringfence: Outcome::failed("memfd: nothing appears; shm: EAGAIN, 'exposed', and the memory is wiped"),
         stopped_by: "a memfd has no name; shm: the lease and its tripwire",
     })
 }
@@ -131,22 +134,22 @@ pub(super) fn path_descriptor(stage: &Stage) -> Result<Report, Trouble> {
 ///
 /// Defence: hardening closes the directory (EACCES, proc(5)). Without it, the lease blocks the open and
 /// notifies the holder.
-pub(super) fn proc_fd(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn proc_fd(stage: &Stage) -> Result<Report, RowError> {
     let plain = opened(stage, &["open"])?;
     let (host, _guest) = waiting_host(stage, &stage.address("hardened"), "harden")?;
     let answer = insider(stage, &["open", &host.pid().to_string(), FENCED])?.line()?;
     if answer != "EACCES" {
-        return Ok(Report::bitten(plain, format!("hardened: {answer}")));
+        return Ok(Report::with_harm(plain, format!("hardened: {answer}")));
     }
     let (mut host, mut guest) = waiting_host(stage, &stage.address("ringfence"), "")?;
     let answer = insider(stage, &["open", &host.pid().to_string(), FENCED])?.line()?;
     if answer != "EAGAIN" {
-        return Ok(Report::bitten(plain, answer));
+        return Ok(Report::with_harm(plain, answer));
     }
     ends_exposed(&mut host, &mut guest)?;
     Ok(Report {
         plain,
-        ringfence: Half::held("hardened: EACCES; otherwise EAGAIN, and the host reports 'exposed'"),
+        ringfence: Outcome::failed("hardened: EACCES; otherwise EAGAIN, and the host reports 'exposed'"),
         stopped_by: "harden(): /proc/PID/fd is inaccessible; otherwise the lease and its tripwire",
     })
 }
@@ -156,23 +159,23 @@ pub(super) fn proc_fd(stage: &Stage) -> Result<Report, Trouble> {
 ///
 /// Defence: after hardening the call fails with EPERM, because it needs the permission to trace the
 /// process.
-pub(super) fn getfd(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn getfd(stage: &Stage) -> Result<Report, RowError> {
     let plain = opened(stage, &["getfd"])?;
     let (mut host, mut guest) = waiting_host(stage, &stage.address("hardened"), "harden")?;
     let answer = insider(stage, &["getfd", &host.pid().to_string(), FENCED])?.line()?;
     if answer != "EPERM" {
-        return Ok(Report::bitten(plain, format!("hardened: {answer}")));
+        return Ok(Report::with_harm(plain, format!("hardened: {answer}")));
     }
     goes_on(&mut host, &mut guest)?;
     Ok(Report {
         plain,
-        ringfence: Half::held("hardened: EPERM for every number (not hardened: as documented)"),
+        ringfence: Outcome::failed("hardened: EPERM for every number (not hardened: as documented)"),
         stopped_by: "harden(): not dumpable, so no process of the same user may trace it",
     })
 }
 
 /// Tries `how` on a host of the plain program while it holds its object's descriptor.
-fn opened(stage: &Stage, how: &[&str]) -> Result<Half, Trouble> {
+fn opened(stage: &Stage, how: &[&str]) -> Result<Outcome, RowError> {
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "")?;
     let mut attacker = insider(stage, &[how, &[&host.pid().to_string(), PLAIN]].concat())?;
@@ -181,7 +184,9 @@ fn opened(stage: &Stage, how: &[&str]) -> Result<Half, Trouble> {
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
     host.expect("joined host")?;
     shows_secret(&mut host, &mut attacker)?;
-    Ok(Half::bit("the object is opened and read, and can be written"))
+    Ok(Outcome::succeeded(
+        "the object is opened and read, and can be written",
+    ))
 }
 
 /// Row 5: an `O_PATH` descriptor is taken through /proc/PID/fd during the handshake, and opened long after
@@ -190,7 +195,7 @@ fn opened(stage: &Stage, how: &[&str]) -> Result<Half, Trouble> {
 /// Defence: the lease belongs to the open file, which exists as long as the mapping (mmap(2)). The
 /// owner is notified, wipes the object, and closes the channel. After hardening, no such descriptor can be
 /// obtained.
-pub(super) fn kept_path(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn kept_path(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "")?;
     let mut attacker = insider(stage, &["keep-path", &host.pid().to_string(), PLAIN])?;
@@ -200,7 +205,7 @@ pub(super) fn kept_path(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     must(&mut attacker, "reopen", "opened")?;
     shows_secret(&mut host, &mut attacker)?;
-    let plain = Half::bit("the object is opened and read");
+    let plain = Outcome::succeeded("the object is opened and read");
 
     let (mut host, mut guest) = waiting_host(stage, &stage.address("ringfence"), "")?;
     let mut attacker = insider(stage, &["keep-path", &host.pid().to_string(), FENCED])?;
@@ -210,14 +215,14 @@ pub(super) fn kept_path(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut guest, "find-theirs secret", "found")?;
     match &*attacker.ask("reopen")? {
         "EAGAIN" => {}
-        other => return Ok(Report::bitten(plain, other)),
+        other => return Ok(Report::with_harm(plain, other)),
     }
     is_exposed(&mut host)?;
     // The peer still has it mapped, so it can search it.
     match &*guest.ask("find-theirs secret")? {
         "absent" => {}
         other => {
-            return Ok(Report::bitten(
+            return Ok(Report::with_harm(
                 plain,
                 format!("the memory was not wiped: {other}"),
             ));
@@ -226,11 +231,11 @@ pub(super) fn kept_path(stage: &Stage) -> Result<Report, Trouble> {
     let (host, _guest) = waiting_host(stage, &stage.address("hardened"), "harden")?;
     let answer = insider(stage, &["keep-path", &host.pid().to_string(), FENCED])?.line()?;
     if answer != "EACCES" {
-        return Ok(Report::bitten(plain, format!("hardened: {answer}")));
+        return Ok(Report::with_harm(plain, format!("hardened: {answer}")));
     }
     Ok(Report {
         plain,
-        ringfence: Half::held(
+        ringfence: Outcome::failed(
             "EAGAIN; the host reports 'exposed', and the memory is wiped. Hardened: EACCES",
         ),
         stopped_by: "the lease and its tripwire outlive the descriptor",
@@ -241,27 +246,27 @@ pub(super) fn kept_path(stage: &Stage) -> Result<Report, Trouble> {
 /// terminates the holder (fcntl(2), signal(7)).
 ///
 /// Defence: the lease uses another signal, which goes to a thread that waits for it.
-pub(super) fn lease_break(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn lease_break(stage: &Stage) -> Result<Report, RowError> {
     let mut host = plain_host(stage, &stage.address("plain"), "keep-lease")?;
     let mut attacker = insider(stage, &["open", &host.pid().to_string(), PLAIN])?;
     attacker.expect("EAGAIN")?;
     let plain = match host.hear(super::TIME_LIMIT) {
-        Heard::Ended(how) => Half::bit(format!("killed: {how}")),
-        other => Half::held(format!("{other:?}")),
+        Heard::Ended(how) => Outcome::succeeded(format!("killed: {how}")),
+        other => Outcome::failed(format!("{other:?}")),
     };
     let (mut host, mut guest) = waiting_host(stage, &stage.address("ringfence"), "")?;
     let mut attacker = insider(stage, &["open", &host.pid().to_string(), FENCED])?;
     attacker.expect("EAGAIN")?;
     match host.try_ask("pid", super::TIME_LIMIT) {
         Heard::Line(pid) if pid == host.pid().to_string() => {}
-        other => return Ok(Report::bitten(plain, format!("{other:?}"))),
+        other => return Ok(Report::with_harm(plain, format!("{other:?}"))),
     }
     ends_exposed(&mut host, &mut guest)?;
     let pid = host.pid().to_string();
     must(&mut host, "pid", &pid)?;
     Ok(Report {
         plain,
-        ringfence: Half::held("EAGAIN for the attacker; the host survives and reports 'exposed'"),
+        ringfence: Outcome::failed("EAGAIN for the attacker; the host survives and reports 'exposed'"),
         stopped_by: "a thread waits for the lease's signal, which therefore does not kill",
     })
 }
@@ -270,7 +275,7 @@ pub(super) fn lease_break(stage: &Stage) -> Result<Report, Trouble> {
 /// (proc(5), ptrace(2), process_vm_readv(2)).
 ///
 /// Defence: after hardening, EACCES and EPERM.
-pub(super) fn memory(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn memory(stage: &Stage) -> Result<Report, RowError> {
     let (mut host, _guest) = plain_pair(stage, &stage.address("plain"))?;
     let mut attacker = insider(stage, &["read-memory", &host.pid().to_string(), "secret"])?;
     attacker.expect("reading")?;
@@ -278,7 +283,7 @@ pub(super) fn memory(stage: &Stage) -> Result<Report, Trouble> {
     attacker.expect("found")?;
     // EFAULT means that access was allowed and nothing is mapped at the address.
     insider(stage, &["attach", &host.pid().to_string()])?.expect("attached Some(EFAULT)")?;
-    let plain = Half::bit("the attacker reads the message in its memory, and attaches to it");
+    let plain = Outcome::succeeded("the attacker reads the message in its memory, and attaches to it");
 
     let (mut host, mut guest) = super::fenced_pair(stage, &stage.address("ringfence"), "harden")?;
     must(&mut host, "send secret", "sent")?;
@@ -290,14 +295,14 @@ pub(super) fn memory(stage: &Stage) -> Result<Report, Trouble> {
         ] {
             let answer = insider(stage, how)?.line()?;
             if answer != wanted {
-                return Ok(Report::bitten(plain, format!("{}: {answer}", how[0])));
+                return Ok(Report::with_harm(plain, format!("{}: {answer}", how[0])));
             }
         }
     }
     must(&mut guest, "receive 10000", "got 6 secret")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("hardened: mem EACCES, ptrace EPERM, process_vm_readv EPERM"),
+        ringfence: Outcome::failed("hardened: mem EACCES, ptrace EPERM, process_vm_readv EPERM"),
         stopped_by: "harden(): not dumpable",
     })
 }
@@ -307,11 +312,11 @@ pub(super) fn memory(stage: &Stage) -> Result<Report, Trouble> {
 /// and is dumped by default (core(5)).
 ///
 /// Defence: mappings are `MADV_DONTDUMP` (madvise(2)). After hardening, there is no core.
-pub(super) fn core_dump(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn core_dump(stage: &Stage) -> Result<Report, RowError> {
     let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
     let pattern = pattern.trim();
     if pattern.starts_with('|') || pattern.contains('/') {
-        return Err(Trouble::Skipped(format!(
+        return Err(RowError::Skipped(format!(
             "cores are not written to the working directory here ({pattern})"
         )));
     }
@@ -336,9 +341,13 @@ pub(super) fn core_dump(stage: &Stage) -> Result<Report, Trouble> {
         "written",
     )?;
     let plain = match &*dump(&host)? {
-        "found" => Half::bit("the message is in the core"),
-        "no core" => return Err(Trouble::Skipped("no core is written here (a hard limit?)".into())),
-        _ => Half::held("it is not in the core"),
+        "found" => Outcome::succeeded("the message is in the core"),
+        "no core" => {
+            return Err(RowError::Skipped(
+                "no core is written here (a hard limit?)".into(),
+            ));
+        }
+        _ => Outcome::failed("it is not in the core"),
     };
 
     for (options, wanted) in [("", "absent"), ("harden", "no core")] {
@@ -355,12 +364,12 @@ pub(super) fn core_dump(stage: &Stage) -> Result<Report, Trouble> {
         )?;
         let answer = dump(&host)?;
         if answer != wanted {
-            return Ok(Report::bitten(plain, format!("{options}: {answer}")));
+            return Ok(Report::with_harm(plain, format!("{options}: {answer}")));
         }
     }
     Ok(Report {
         plain,
-        ringfence: Half::held("it is not in the core; hardened: no core"),
+        ringfence: Outcome::failed("it is not in the core; hardened: no core"),
         stopped_by: "MADV_DONTDUMP; harden(): not dumpable, no core",
     })
 }

@@ -6,7 +6,7 @@ use super::{
     Heard, SIZE, fenced_host, hand, honest_guest, hostile_channel, must, plain, ring::plain_and_hand,
 };
 use crate::{
-    Half, Report, Trouble,
+    Outcome, Report, RowError,
     stage::{Program, Stage, Who},
 };
 
@@ -16,15 +16,15 @@ use crate::{
 /// Defence: all waits of a handshake share one deadline, and clients are served in parallel. On a
 /// channel, every call on the line is individually non-blocking (`MSG_DONTWAIT`). Received bytes are read and
 /// discarded, and descriptors are never installed (recv instead of recvmsg).
-pub(super) fn rude(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn rude(stage: &Stage) -> Result<Report, RowError> {
     let plain = half_a_struct(stage)?;
     silent_newcomers(stage)?;
     if let Some(harm) = rude_on_a_channel(stage)? {
-        return Ok(Report::bitten(plain, harm));
+        return Ok(Report::with_harm(plain, harm));
     }
     Ok(Report {
         plain,
-        ringfence: Half::held(
+        ringfence: Outcome::failed(
             "HANDSHAKE_TIMEOUT for silent clients, others are served in the meantime; an open channel is unaffected",
         ),
         stopped_by: "deadlines; MSG_DONTWAIT in every call; the line's bytes carry no information",
@@ -32,7 +32,7 @@ pub(super) fn rude(stage: &Stage) -> Result<Report, Trouble> {
 }
 
 /// Runs a plain guest against a host that passes half of the required data.
-fn half_a_struct(stage: &Stage) -> Result<Half, Trouble> {
+fn half_a_struct(stage: &Stage) -> Result<Outcome, RowError> {
     let address = stage.address("plain");
     let mut host = stage.spawn(
         "the hostile host",
@@ -45,13 +45,13 @@ fn half_a_struct(stage: &Stage) -> Result<Half, Trouble> {
     guest.say(&format!("join {address} {SIZE}"))?;
     host.expect("passed")?;
     Ok(match guest.hear(Duration::from_secs(1)) {
-        Heard::Silence => Half::bit("waits forever for the rest of a struct"),
-        other => Half::held(format!("{other:?}")),
+        Heard::Silence => Outcome::succeeded("waits forever for the rest of a struct"),
+        other => Outcome::failed(format!("{other:?}")),
     })
 }
 
 /// Tests silent clients and half a HELLO: others are served in the meantime, and the deadline ends both.
-fn silent_newcomers(stage: &Stage) -> Result<(), Trouble> {
+fn silent_newcomers(stage: &Stage) -> Result<(), RowError> {
     let address = stage.address("silent");
     let mut host = fenced_host(stage, &address, "timeout=700")?;
     let (mut silent, mut halting) = (hand(stage)?, hand(stage)?);
@@ -64,7 +64,7 @@ fn silent_newcomers(stage: &Stage) -> Result<(), Trouble> {
     let timely = late > Duration::from_millis(600) && late < Duration::from_secs(10);
     let told = |answer: &str| answer.starts_with("refuse 5 HANDSHAKE_TIMEOUT");
     if !(told(&answers.0) && told(&answers.1) && timely) {
-        return Err(Trouble::wrong(format!(
+        return Err(RowError::wrong(format!(
             "expected HANDSHAKE_TIMEOUT in time for silent clients, got {answers:?} after {late:?}"
         )));
     }
@@ -74,7 +74,7 @@ fn silent_newcomers(stage: &Stage) -> Result<(), Trouble> {
 }
 
 /// Returns the harm done on a channel, if any.
-fn rude_on_a_channel(stage: &Stage) -> Result<Option<String>, Trouble> {
+fn rude_on_a_channel(stage: &Stage) -> Result<Option<String>, RowError> {
     let address = stage.address("rude");
     let (mut host, mut peer) = hostile_channel(stage, &address, "", "keep=1")?;
     let before = host.ask("descriptors")?;
@@ -117,21 +117,21 @@ fn rude_on_a_channel(stage: &Stage) -> Result<Option<String>, Trouble> {
 ///
 /// Defence: a full ring is a result (`false` of `try_send`) or a wait, and a wait ends with the
 /// channel.
-pub(super) fn never_reads(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn never_reads(stage: &Stage) -> Result<Report, RowError> {
     let (mut host, _guest) = plain_and_hand(stage, &stage.address("plain"))?;
     let plain = match host.try_ask("send-all 100", Duration::from_secs(1)) {
-        Heard::Silence => Half::bit("the producer waits forever"),
-        other => Half::held(format!("{other:?}")),
+        Heard::Silence => Outcome::succeeded("the producer waits forever"),
+        other => Outcome::failed(format!("{other:?}")),
     };
     let (mut host, _peer) = hostile_channel(stage, &stage.address("ringfence"), "", "")?;
     must(&mut host, "stuff 100", "full")?;
     let answer = host.ask("stuck-close")?;
     if !(answer.starts_with("closed at once") && answer.contains("error CLOSED")) {
-        return Ok(Report::bitten(plain, answer));
+        return Ok(Report::with_harm(plain, answer));
     }
     Ok(Report {
         plain,
-        ringfence: Half::held("the ring is full; close() ends another thread's wait at once (CLOSED)"),
+        ringfence: Outcome::failed("the ring is full; close() ends another thread's wait at once (CLOSED)"),
         stopped_by: "backpressure; waits end with the channel",
     })
 }
@@ -141,7 +141,7 @@ pub(super) fn never_reads(stage: &Stage) -> Result<Report, Trouble> {
 ///
 /// Defence: the option is reset before the first read. A peer that sets it again is detected by the
 /// first unexpected control message: the received descriptors are closed, and the handshake ends.
-pub(super) fn pidfds(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn pidfds(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let mut victim = plain(stage, "the victim")?;
     victim.say(&format!("take-line {address}"))?;
@@ -150,11 +150,11 @@ pub(super) fn pidfds(stage: &Stage) -> Result<Report, Trouble> {
     let mut attacker = stage.spawn("the attacker", Who::Agent, Program::Genuine, &args)?;
     match &*attacker.line()? {
         "said" => {}
-        other => return Err(Trouble::Skipped(format!("needs Linux 6.5: {other}"))),
+        other => return Err(RowError::Skipped(format!("needs Linux 6.5: {other}"))),
     }
     let plain = match &*victim.line()? {
-        "left 0" => Half::held("no descriptor is left"),
-        left => Half::bit(format!("64 bytes on a line leave {left} descriptors open")),
+        "left 0" => Outcome::failed("no descriptor is left"),
+        left => Outcome::succeeded(format!("64 bytes on a line leave {left} descriptors open")),
     };
 
     let address = stage.address("ringfence");
@@ -179,16 +179,16 @@ pub(super) fn pidfds(stage: &Stage) -> Result<Report, Trouble> {
         }
         if Instant::now() > end {
             let seen = format!("{answer}; {left} descriptors, {before} before");
-            return Ok(Report::bitten(plain, seen));
+            return Ok(Report::with_harm(plain, seen));
         }
     }
     if !(answer.starts_with("refuse 3 ") && answer.contains("control message")) {
-        return Err(Trouble::wrong(answer));
+        return Err(RowError::wrong(answer));
     }
     honest_guest(stage, &mut host, &address, "")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("PROTOCOL; no descriptor is left; the host accepts the next client"),
+        ringfence: Outcome::failed("PROTOCOL; no descriptor is left; the host accepts the next client"),
         stopped_by: "every received descriptor is owned at once, and an unexpected one ends the handshake",
     })
 }

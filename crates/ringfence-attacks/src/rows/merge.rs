@@ -2,7 +2,7 @@
 
 use super::must;
 use crate::{
-    Half, Report, Trouble,
+    Outcome, Report, RowError,
     actor::Actor,
     stage::{Program, Stage, Who},
 };
@@ -13,7 +13,7 @@ const RING: &str = "capacity=1048576";
 /// Starts a publisher that floods and has already filled its ring, and another one that sends one message.
 /// Returns the number of messages that the full ring holds, and the number of flood messages that their
 /// reader has read before that one message. The flood continues in the meantime.
-fn heard_after(stage: &Stage, of: &'static str, options: &str) -> Result<(usize, usize), Trouble> {
+fn heard_after(stage: &Stage, of: &'static str, options: &str) -> Result<(usize, usize), RowError> {
     let spawn = |name, role| stage.spawn(name, Who::Agent, Program::Genuine, &[role, of]);
     let [loud, quiet] = ["loud", "quiet"].map(|part| stage.address(&format!("{of}-{part}")));
     let mut flooder = spawn("the flooder", "publisher")?;
@@ -29,36 +29,36 @@ fn heard_after(stage: &Stage, of: &'static str, options: &str) -> Result<(usize,
     let before = before
         .strip_prefix("heard after ")
         .and_then(|count| count.parse().ok())
-        .ok_or_else(|| Trouble::wrong(before.clone()))?;
+        .ok_or_else(|| RowError::wrong(before.clone()))?;
     Ok((filled, before))
 }
 
-fn filled(flooder: &mut Actor) -> Result<usize, Trouble> {
+fn filled(flooder: &mut Actor) -> Result<usize, RowError> {
     flooder.say("fill")?;
     let count = flooder.expect("filled")?;
-    count.parse().map_err(|_| Trouble::wrong(count))
+    count.parse().map_err(|_| RowError::wrong(count))
 }
 
 /// Row 54: one source of a merge always has more messages than are read.
 ///
 /// Defence: a turn is limited in bytes, and a quiet source gets the next turn.
-pub(super) fn floods_one_source(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn floods_one_source(stage: &Stage) -> Result<Report, RowError> {
     let (filled, before) = heard_after(stage, "plain", "")?;
     let seen = format!("the quiet source is read after {before} messages; the ring holds {filled}");
     let plain = if before < filled {
-        Half::held(seen)
+        Outcome::failed(seen)
     } else {
-        Half::bit(seen)
+        Outcome::succeeded(seen)
     };
     let (filled, before) = heard_after(stage, "ringfence", RING)?;
     let seen = format!("the quiet source is read after {before} messages; the ring holds {filled}");
     // A few turns of 16 KiB. Without turns all messages would come first.
     if before > filled / 8 {
-        return Ok(Report::bitten(plain, seen));
+        return Ok(Report::with_harm(plain, seen));
     }
     Ok(Report {
         plain,
-        ringfence: Half::held(seen),
+        ringfence: Outcome::failed(seen),
         stopped_by: "sources take turns of about 16 KiB, and the quiet one is next",
     })
 }

@@ -2,7 +2,7 @@
 //! ringfence.
 
 use crate::{
-    Row, Trouble,
+    Row, RowError,
     actor::{Actor, Heard, TIME_LIMIT},
     stage::{Program, Stage, Who},
 };
@@ -109,17 +109,17 @@ with_rows!(list);
 const SIZE: usize = 64 * 1024;
 
 /// Starts an instance of the plain program.
-fn plain(stage: &Stage, name: &'static str) -> Result<Actor, Trouble> {
+fn plain(stage: &Stage, name: &'static str) -> Result<Actor, RowError> {
     stage.spawn(name, Who::Agent, Program::Genuine, &["victim", "plain"])
 }
 
 /// Starts an instance of a program that uses ringfence.
-fn fenced(stage: &Stage, name: &'static str) -> Result<Actor, Trouble> {
+fn fenced(stage: &Stage, name: &'static str) -> Result<Actor, RowError> {
     stage.spawn(name, Who::Agent, Program::Genuine, &["victim", "ringfence"])
 }
 
 /// Starts a ringfence peer that performs each protocol step by hand.
-fn hand(stage: &Stage) -> Result<Actor, Trouble> {
+fn hand(stage: &Stage) -> Result<Actor, RowError> {
     stage.spawn(
         "the hostile peer",
         Who::Agent,
@@ -129,18 +129,18 @@ fn hand(stage: &Stage) -> Result<Actor, Trouble> {
 }
 
 /// Gives an order and requires an answer that starts with `wanted`.
-fn must(actor: &mut Actor, order: &str, wanted: &str) -> Result<(), Trouble> {
+fn must(actor: &mut Actor, order: &str, wanted: &str) -> Result<(), RowError> {
     let answer = actor.ask(order)?;
     if answer.starts_with(wanted) {
         return Ok(());
     }
-    Err(Trouble::wrong(format!(
+    Err(RowError::wrong(format!(
         "expected {wanted:?} as the answer to {order:?}, got {answer:?}"
     )))
 }
 
 /// Starts a pair of the plain program.
-fn plain_pair(stage: &Stage, address: &str) -> Result<(Actor, Actor), Trouble> {
+fn plain_pair(stage: &Stage, address: &str) -> Result<(Actor, Actor), RowError> {
     let (mut host, mut guest) = (plain(stage, "the host")?, plain(stage, "the guest")?);
     host.say(&format!("join {address} {SIZE} listening"))?;
     host.expect("listening")?;
@@ -150,7 +150,7 @@ fn plain_pair(stage: &Stage, address: &str) -> Result<(Actor, Actor), Trouble> {
 }
 
 /// Starts a host of the plain program that already listens.
-fn plain_host(stage: &Stage, address: &str, options: &str) -> Result<Actor, Trouble> {
+fn plain_host(stage: &Stage, address: &str, options: &str) -> Result<Actor, RowError> {
     let mut host = plain(stage, "the host")?;
     host.say(&format!("join {address} {SIZE} listening {options}"))?;
     host.expect("listening")?;
@@ -158,20 +158,20 @@ fn plain_host(stage: &Stage, address: &str, options: &str) -> Result<Actor, Trou
 }
 
 /// Starts a ringfence host that already waits for its guest.
-fn fenced_host(stage: &Stage, address: &str, options: &str) -> Result<Actor, Trouble> {
+fn fenced_host(stage: &Stage, address: &str, options: &str) -> Result<Actor, RowError> {
     let mut host = fenced(stage, "the host")?;
     host_again(&mut host, address, options)?;
     Ok(host)
 }
 
 /// Makes the same process the host at another address.
-fn host_again(host: &mut Actor, address: &str, options: &str) -> Result<(), Trouble> {
+fn host_again(host: &mut Actor, address: &str, options: &str) -> Result<(), RowError> {
     must(host, &format!("join-aside {address} {options}"), "joining")?;
-    crate::post::wait_for_listener(address).map_err(Trouble::Wrong)
+    crate::post::wait_for_listener(address).map_err(RowError::Wrong)
 }
 
 /// Starts an honest ringfence pair.
-fn fenced_pair(stage: &Stage, address: &str, options: &str) -> Result<(Actor, Actor), Trouble> {
+fn fenced_pair(stage: &Stage, address: &str, options: &str) -> Result<(Actor, Actor), RowError> {
     let mut host = fenced_host(stage, address, options)?;
     let guest = honest_guest(stage, &mut host, address, options)?;
     Ok((host, guest))
@@ -179,12 +179,12 @@ fn fenced_pair(stage: &Stage, address: &str, options: &str) -> Result<(Actor, Ac
 
 /// Starts an honest guest at a waiting host (whatever happened to the host before), and checks that the
 /// channel works.
-fn honest_guest(stage: &Stage, host: &mut Actor, address: &str, options: &str) -> Result<Actor, Trouble> {
+fn honest_guest(stage: &Stage, host: &mut Actor, address: &str, options: &str) -> Result<Actor, RowError> {
     let mut guest = fenced(stage, "the honest guest")?;
     must(&mut guest, &format!("join {address} {options}"), "joined guest")?;
     let peer = host.expect("joined host")?;
     if peer != format!("pid={}", guest.pid()) {
-        return Err(Trouble::wrong(format!(
+        return Err(RowError::wrong(format!(
             "the host has {peer} instead of the honest guest"
         )));
     }
@@ -193,7 +193,7 @@ fn honest_guest(stage: &Stage, host: &mut Actor, address: &str, options: &str) -
 }
 
 /// Sends a message in each direction.
-fn talks(one: &mut Actor, other: &mut Actor) -> Result<(), Trouble> {
+fn talks(one: &mut Actor, other: &mut Actor) -> Result<(), RowError> {
     must(one, "send there", "sent")?;
     must(other, "receive 10000", "got 5 there")?;
     must(other, "send back", "sent")?;
@@ -201,7 +201,7 @@ fn talks(one: &mut Actor, other: &mut Actor) -> Result<(), Trouble> {
 }
 
 /// Requires that the channel has ended because another process tried to open this side's memory.
-fn is_exposed(actor: &mut Actor) -> Result<(), Trouble> {
+fn is_exposed(actor: &mut Actor) -> Result<(), RowError> {
     must(actor, "receive 10000", "error OBJECT_EXPOSED")?;
     must(actor, "reason", "exposed")
 }
@@ -212,7 +212,7 @@ fn hostile_channel(
     address: &str,
     options: &str,
     hand_options: &str,
-) -> Result<(Actor, Actor), Trouble> {
+) -> Result<(Actor, Actor), RowError> {
     let mut host = fenced_host(stage, address, options)?;
     let mut hand = hand(stage)?;
     must(&mut hand, &format!("channel {address} {hand_options}"), "channel")?;

@@ -4,7 +4,7 @@ use std::{fs, net::TcpListener, path::Path};
 
 use super::{Heard, TIME_LIMIT, fenced_host, must};
 use crate::{
-    Half, Report, Trouble,
+    Outcome, Report, RowError,
     actor::Actor,
     stage::{Program, Stage, Who},
 };
@@ -16,10 +16,10 @@ fn program(
     node: &Path,
     flags: &[&str],
     environment: &[(&str, &str)],
-) -> Result<Actor, Trouble> {
+) -> Result<Actor, RowError> {
     let script = stage.shared().join("program.mjs");
     fs::write(&script, include_str!("../roles/program.mjs"))
-        .map_err(|error| Trouble::wrong(error.to_string()))?;
+        .map_err(|error| RowError::wrong(error.to_string()))?;
     let face = stage.package()?.display().to_string();
     let script = script.display().to_string();
     let arguments = [flags, &[&*script]].concat();
@@ -27,7 +27,7 @@ fn program(
     stage.spawn_other(name, node, &arguments, &environment)
 }
 
-fn attacker(stage: &Stage, who: Who, args: &[&str]) -> Result<String, Trouble> {
+fn attacker(stage: &Stage, who: Who, args: &[&str]) -> Result<String, RowError> {
     stage
         .spawn(
             "the attacker",
@@ -39,11 +39,11 @@ fn attacker(stage: &Stage, who: Who, args: &[&str]) -> Result<String, Trouble> {
 }
 
 /// Returns a port of the loopback interface that is free now.
-fn free_port() -> Result<String, Trouble> {
+fn free_port() -> Result<String, RowError> {
     TcpListener::bind(("127.0.0.1", 0))
         .and_then(|listener| listener.local_addr())
         .map(|address| address.port().to_string())
-        .map_err(|error| Trouble::wrong(error.to_string()))
+        .map_err(|error| RowError::wrong(error.to_string()))
 }
 
 /// Row 12: SIGUSR1 makes Node open its inspector on port 9229 of the loopback interface, dumpable or not.
@@ -51,7 +51,7 @@ fn free_port() -> Result<String, Trouble> {
 /// everything, whatever its user.
 ///
 /// Defence: hardening ignores SIGUSR1.
-pub(super) fn inspector(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn inspector(stage: &Stage) -> Result<Report, RowError> {
     let node = stage.node()?;
     let port = free_port()?;
     let flag = format!("--inspect-port={port}");
@@ -74,9 +74,9 @@ pub(super) fn inspector(stage: &Stage) -> Result<Report, Trouble> {
     opener.expect("open")?;
     let answer = attacker(stage, reader, &["inspector-read", &port, "globalThis.secret"])?;
     let plain = if answer == "read topsecret" {
-        Half::bit("the attacker reads a variable through the inspector")
+        Outcome::succeeded("the attacker reads a variable through the inspector")
     } else {
-        Half::held(answer)
+        Outcome::failed(answer)
     };
     victim.kill();
 
@@ -85,17 +85,17 @@ pub(super) fn inspector(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut victim, "harden", "hardened")?;
     let answer = attacker(stage, Who::Agent, &["inspector-knock", &pid])?;
     if answer != "knocked" {
-        return Err(Trouble::wrong(answer));
+        return Err(RowError::wrong(answer));
     }
     // An ignored signal is discarded when it is sent, so it has no later effect.
     must(&mut victim, "pid", &pid)?;
     let answer = attacker(stage, reader, &["inspector-read", &port, "globalThis.secret"])?;
     if answer != "ConnectionRefused" {
-        return Ok(Report::bitten(plain, answer));
+        return Ok(Report::with_harm(plain, answer));
     }
     Ok(Report {
         plain,
-        ringfence: Half::held("hardened: no port opens"),
+        ringfence: Outcome::failed("hardened: no port opens"),
         stopped_by: "harden(): SIGUSR1 is ignored",
     })
 }
@@ -105,11 +105,11 @@ pub(super) fn inspector(stage: &Stage) -> Result<Report, Trouble> {
 ///
 /// Promise: as in row 9, the executable proves nothing within one user. In a setgid program Node
 /// ignores `NODE_OPTIONS` (secure execution, getauxval(3) `AT_SECURE`).
-pub(super) fn injected(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn injected(stage: &Stage) -> Result<Report, RowError> {
     let node = stage.node()?;
     let module = stage.shared().join("injected.cjs");
     let text = "console.log('injected')\nsetTimeout(() => console.log('read ' + globalThis.secret), 0)\n";
-    fs::write(&module, text).map_err(|error| Trouble::wrong(error.to_string()))?;
+    fs::write(&module, text).map_err(|error| RowError::wrong(error.to_string()))?;
     // Quoted, because the directory of temporary files may have a blank in its name.
     let options = format!("\"--require={}\"", module.display());
     let environment = [("NODE_OPTIONS", &*options)];
@@ -117,15 +117,15 @@ pub(super) fn injected(stage: &Stage) -> Result<Report, Trouble> {
         let mut guest = program(stage, "the injected guest", &node, &[], &environment)?;
         guest.expect("injected")?;
         guest.expect("read")?;
-        Ok::<_, Trouble>(guest)
+        Ok::<_, RowError>(guest)
     };
     inject()?;
-    let plain = Half::bit("injected code runs in the genuine program");
+    let plain = Outcome::succeeded("injected code runs in the genuine program");
 
     let address = stage.address("default");
     let mut host = program(stage, "the host", &node, &[], &[])?;
     host.say(&format!("join {address}"))?;
-    crate::post::wait_for_listener(&address).map_err(Trouble::Wrong)?;
+    crate::post::wait_for_listener(&address).map_err(RowError::Wrong)?;
     let mut guest = inject()?;
     must(&mut guest, &format!("join {address}"), "joined guest")?;
     host.expect("joined host")?;
@@ -135,14 +135,17 @@ pub(super) fn injected(stage: &Stage) -> Result<Report, Trouble> {
     let policy = r#"{"uid":"same"}"#;
     let mut probe = program(stage, "the launched", &launcher, &[], &[])?;
     if probe.ask("egid")? != stage.launcher_group().to_string() {
-        return Err(Trouble::Skipped("setgid has no effect here".into()));
+        return Err(RowError::Skipped("setgid has no effect here".into()));
     }
     let address = stage.address("guarded");
     let mut host = fenced_host(stage, &address, &format!("gid={}", stage.launcher_group()))?;
     let mut guest = inject()?;
     let answer = guest.ask(&format!("join {address} {policy}"))?;
     if !answer.starts_with("error ERR_RINGFENCE_PEER_REFUSED check=gid") {
-        return Ok(Report::bitten(plain, format!("with gid in the policy: {answer}")));
+        return Ok(Report::with_harm(
+            plain,
+            format!("with gid in the policy: {answer}"),
+        ));
     }
     // The launcher with the same environment: nothing is injected.
     let mut guest = program(stage, "the launched guest", &launcher, &[], &environment)?;
@@ -150,7 +153,7 @@ pub(super) fn injected(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     Ok(Report {
         plain,
-        ringfence: Half::held(super::face::DOCUMENTED),
+        ringfence: Outcome::failed(super::face::DOCUMENTED),
         stopped_by: "Node ignores NODE_OPTIONS in a setgid program",
     })
 }
@@ -160,7 +163,7 @@ pub(super) fn injected(stage: &Stage) -> Result<Report, Trouble> {
 ///
 /// Defence: a decoder's exception becomes the error of that call, with the bytes attached, and the next
 /// call continues. No decoder gets memory that the peer can still write.
-pub(super) fn made_up(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn made_up(stage: &Stage) -> Result<Report, RowError> {
     let node = stage.node()?;
     let path = stage.shared().join("plain.sock").display().to_string();
     let mut victim = program(stage, "the victim", &node, &[], &[])?;
@@ -168,8 +171,8 @@ pub(super) fn made_up(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut victim, &format!("listen-plain {path}"), "listening")?;
     must(&mut hostile, &format!("send-plain {path}"), "sent")?;
     let plain = match victim.hear(TIME_LIMIT) {
-        Heard::Ended(how) => Half::bit(format!("one malformed line ends the process ({how})")),
-        other => Half::held(format!("{other:?}")),
+        Heard::Ended(how) => Outcome::succeeded(format!("one malformed line ends the process ({how})")),
+        other => Outcome::failed(format!("{other:?}")),
     };
 
     let mut seen = Vec::new();
@@ -177,7 +180,7 @@ pub(super) fn made_up(stage: &Stage) -> Result<Report, Trouble> {
         let address = stage.address(codec);
         let mut victim = program(stage, "the victim", &node, &[], &[])?;
         victim.say(&format!("join {address}"))?;
-        crate::post::wait_for_listener(&address).map_err(Trouble::Wrong)?;
+        crate::post::wait_for_listener(&address).map_err(RowError::Wrong)?;
         let mut hostile = program(stage, "the hostile peer", &node, &[], &[])?;
         must(&mut hostile, &format!("join {address}"), "joined guest")?;
         victim.expect("joined host")?;
@@ -186,7 +189,7 @@ pub(super) fn made_up(stage: &Stage) -> Result<Report, Trouble> {
         match victim.try_ask(&format!("refused {codec} {count}"), TIME_LIMIT) {
             Heard::Line(line) if line == format!("refused {count}") => {}
             other => {
-                return Ok(Report::bitten(
+                return Ok(Report::with_harm(
                     plain,
                     format!("{codec}, {count} messages: {other:?}"),
                 ));
@@ -198,7 +201,7 @@ pub(super) fn made_up(stage: &Stage) -> Result<Report, Trouble> {
     }
     Ok(Report {
         plain,
-        ringfence: Half::held(format!(
+        ringfence: Outcome::failed(format!(
             "each is MALFORMED ({}), and the next value is read",
             seen.join(", ")
         )),

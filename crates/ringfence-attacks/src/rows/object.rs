@@ -7,7 +7,7 @@ use super::{
     ring::plain_and_hand, talks,
 };
 use crate::{
-    Half, Report, Trouble,
+    Outcome, Report, RowError,
     actor::Actor,
     plain::tail_of,
     stage::{OwnShm, Program, Stage, Who},
@@ -23,7 +23,7 @@ const TRIES: u32 = 50;
 /// Defence: a memfd is never in a directory, and lies on an internal filesystem to which no link can be
 /// made (EXDEV). With shm, the link count must be 0 after the unlink; otherwise the object is discarded
 /// unused.
-pub(super) fn hard_link(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn hard_link(stage: &Stage) -> Result<Report, RowError> {
     let shm = stage.own_shm(1 << 20)?;
     let plain = window_of_plain(stage, &shm, "linker")?;
 
@@ -35,7 +35,7 @@ pub(super) fn hard_link(stage: &Stage) -> Result<Report, Trouble> {
         must(&mut host, "send secret", "sent")?;
         must(&mut guest, "find-theirs secret", "found")?;
         if attacker.ask("find secret")? != "absent" {
-            return Ok(Report::bitten(plain, "shm: the link leads to the channel"));
+            return Ok(Report::with_harm(plain, "shm: the link leads to the channel"));
         }
         format!("shm: {count} linked objects discarded, the channel has another")
     };
@@ -48,18 +48,18 @@ pub(super) fn hard_link(stage: &Stage) -> Result<Report, Trouble> {
     ] {
         let answer = guest.ask(&format!("link-theirs {path}"))?;
         if answer != "EXDEV" {
-            return Ok(Report::bitten(plain, format!("memfd: a link is {answer}")));
+            return Ok(Report::with_harm(plain, format!("memfd: a link is {answer}")));
         }
     }
     Ok(Report {
         plain,
-        ringfence: Half::held(format!("memfd: EXDEV; {shm_half}")),
+        ringfence: Outcome::failed(format!("memfd: EXDEV; {shm_half}")),
         stopped_by: "a memfd never has a name; shm: st_nlink must be 0",
     })
 }
 
 /// Starts an attacker that grabs whatever its victim creates in /dev/shm while it has a name.
-fn at_the_window(shm: &OwnShm<'_>, role: &str, victim: &Actor) -> Result<Actor, Trouble> {
+fn at_the_window(shm: &OwnShm<'_>, role: &str, victim: &Actor) -> Result<Actor, RowError> {
     let args = ["attacker", role, &victim.pid().to_string()];
     let mut attacker = shm.spawn("the attacker", Program::Other, &args)?;
     attacker.expect("watching")?;
@@ -67,7 +67,7 @@ fn at_the_window(shm: &OwnShm<'_>, role: &str, victim: &Actor) -> Result<Actor, 
 }
 
 /// Repeats the attack on the plain program until it succeeds.
-pub(super) fn window_of_plain(stage: &Stage, shm: &OwnShm<'_>, role: &str) -> Result<Half, Trouble> {
+pub(super) fn window_of_plain(stage: &Stage, shm: &OwnShm<'_>, role: &str) -> Result<Outcome, RowError> {
     for attempt in 0..TRIES {
         let address = stage.address(&format!("plain-{attempt}"));
         let mut host = shm.spawn("the host", Program::Genuine, &["victim", "plain"])?;
@@ -83,11 +83,11 @@ pub(super) fn window_of_plain(stage: &Stage, shm: &OwnShm<'_>, role: &str) -> Re
         host.expect("joined host")?;
         must(&mut host, "send secret", "sent")?;
         return Ok(match &*attacker.ask("find secret")? {
-            "found" => Half::bit("the object is opened later and read, and can be written"),
-            other => Half::held(other),
+            "found" => Outcome::succeeded("the object is opened later and read, and can be written"),
+            other => Outcome::failed(other),
         });
     }
-    Ok(Half::held(format!("not in {TRIES} tries")))
+    Ok(Outcome::failed(format!("not in {TRIES} tries")))
 }
 
 /// Repeats the attack on ringfence's shm backing. Returns the attacker, the host, its guest, and whether the
@@ -96,7 +96,7 @@ pub(super) fn window_of_shm(
     stage: &Stage,
     shm: &OwnShm<'_>,
     role: &str,
-) -> Result<(Actor, Actor, Actor, bool), Trouble> {
+) -> Result<(Actor, Actor, Actor, bool), RowError> {
     for attempt in 0..TRIES {
         let address = stage.address(&format!("shm-{attempt}"));
         let mut host = shm.spawn("the host", Program::Genuine, &["victim", "ringfence"])?;
@@ -123,7 +123,7 @@ pub(super) fn window_of_shm(
         }
         return Ok((attacker, host, guest, exposed));
     }
-    Err(Trouble::wrong("the attacker got no object"))
+    Err(RowError::wrong("the attacker got no object"))
 }
 
 /// Row 30: the peer has the object's descriptor, and shrinks the object. A process that touches a page beyond
@@ -131,19 +131,19 @@ pub(super) fn window_of_shm(
 ///
 /// Defence: the seals `F_SEAL_SHRINK`, `F_SEAL_GROW` and, for holes, `F_SEAL_FUTURE_WRITE` (fcntl(2)).
 /// An shm object cannot be sealed: with that backing, the two sides must trust each other in this respect.
-pub(super) fn truncate(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn truncate(stage: &Stage) -> Result<Report, RowError> {
     let (mut host, mut guest) = plain_and_hand(stage, &stage.address("plain"))?;
     must(&mut guest, "truncate", "truncated")?;
     let plain = match died(&mut host, "send more") {
-        Heard::Ended(how) if how == "SIGBUS" => Half::bit("SIGBUS"),
-        other => Half::held(format!("{other:?}")),
+        Heard::Ended(how) if how == "SIGBUS" => Outcome::succeeded("SIGBUS"),
+        other => Outcome::failed(format!("{other:?}")),
     };
 
     let (mut host, mut guest) = hostile_channel(stage, &stage.address("memfd"), "", "")?;
     for order in ["shrink-theirs", "grow-theirs", "punch-theirs", "shrink-own"] {
         let answer = guest.ask(order)?;
         if answer != "EPERM" {
-            return Ok(Report::bitten(plain, format!("{order}: {answer}")));
+            return Ok(Report::with_harm(plain, format!("{order}: {answer}")));
         }
     }
     must(&mut host, "stuff 100", "full")?;
@@ -164,7 +164,7 @@ pub(super) fn truncate(stage: &Stage) -> Result<Report, Trouble> {
     };
     Ok(Report {
         plain,
-        ringfence: Half::held(format!("memfd: EPERM; {shm}")),
+        ringfence: Outcome::failed(format!("memfd: EPERM; {shm}")),
         stopped_by: "seals: SHRINK, GROW, FUTURE_WRITE",
     })
 }
@@ -174,12 +174,12 @@ pub(super) fn truncate(stage: &Stage) -> Result<Report, Trouble> {
 ///
 /// Defence: fallocate(2) when the object is made. If there is no space, the error is reported then
 /// (`NO_SPACE`); otherwise the space is reserved. A memfd does not lie on that filesystem at all.
-pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, RowError> {
     let shm = stage.own_shm(2 << 20)?;
     let fill = || {
         let mut filler = shm.spawn("the filler", Program::Other, &["attacker", "filler"])?;
         filler.expect("filled")?;
-        Ok::<_, Trouble>(filler)
+        Ok::<_, RowError>(filler)
     };
     let victim = |name: &'static str, kind: &str| shm.spawn(name, Program::Genuine, &["victim", kind]);
 
@@ -192,8 +192,8 @@ pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     let mut filler = fill()?;
     let plain = match died(&mut host, "send more") {
-        Heard::Ended(how) if how == "SIGBUS" => Half::bit("SIGBUS at the first message"),
-        other => Half::held(format!("{other:?}")),
+        Heard::Ended(how) if how == "SIGBUS" => Outcome::succeeded("SIGBUS at the first message"),
+        other => Outcome::failed(format!("{other:?}")),
     };
 
     // A full filesystem is an error when the object is made.
@@ -204,7 +204,7 @@ pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, Trouble> {
     let told = guest.ask(&format!("join {address} backing=shm"))?;
     let answer = host.line()?;
     if !answer.starts_with("error NO_SPACE") || !told.starts_with("error ") {
-        return Err(Trouble::wrong(format!(
+        return Err(RowError::wrong(format!(
             "expected NO_SPACE from the host, got {answer}; its guest: {told}"
         )));
     }
@@ -220,7 +220,7 @@ pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, Trouble> {
     for (name, actor) in [("host", &mut host), ("guest", &mut guest)] {
         let answer = actor.try_ask("stuff 100", super::TIME_LIMIT);
         if answer != Heard::Line("full".into()) {
-            return Ok(Report::bitten(
+            return Ok(Report::with_harm(
                 plain,
                 format!("the {name} filling its ring: {answer:?}"),
             ));
@@ -242,7 +242,7 @@ pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, Trouble> {
     talks(&mut host, &mut guest)?;
     Ok(Report {
         plain,
-        ringfence: Half::held("shm: NO_SPACE on creation, never later; memfd: not on that filesystem"),
+        ringfence: Outcome::failed("shm: NO_SPACE on creation, never later; memfd: not on that filesystem"),
         stopped_by: "fallocate before anything is passed",
     })
 }
@@ -253,7 +253,7 @@ pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, Trouble> {
 /// `F_SEAL_FUTURE_WRITE` after mapping it (memfd_create(2), fcntl(2)). The kernel then allows no other
 /// writable mapping, whether through this descriptor, through a new one, or by changing a mapping's
 /// protection.
-pub(super) fn write_what_it_reads(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn write_what_it_reads(stage: &Stage) -> Result<Report, RowError> {
     let (mut host, mut guest) = plain_and_hand(stage, &stage.address("plain"))?;
     must(&mut host, "send first", "sent")?;
     // The host's own tail.
@@ -263,8 +263,8 @@ pub(super) fn write_what_it_reads(stage: &Stage) -> Result<Report, Trouble> {
         "stored",
     )?;
     let plain = match &*host.ask("send second")? {
-        "full" => Half::bit("the host's own tail is overwritten: it can no longer send"),
-        other => Half::held(other),
+        "full" => Outcome::succeeded("the host's own tail is overwritten: it can no longer send"),
+        other => Outcome::failed(other),
     };
 
     let (mut host, mut guest) = hostile_channel(stage, &stage.address("ringfence"), "", "")?;
@@ -279,7 +279,7 @@ pub(super) fn write_what_it_reads(stage: &Stage) -> Result<Report, Trouble> {
     ] {
         let answer = guest.ask(order)?;
         if !wanted.contains(&&*answer) {
-            return Ok(Report::bitten(plain, format!("{order}: {answer}")));
+            return Ok(Report::with_harm(plain, format!("{order}: {answer}")));
         }
         seen.push(format!("{order} {answer}"));
     }
@@ -289,13 +289,13 @@ pub(super) fn write_what_it_reads(stage: &Stage) -> Result<Report, Trouble> {
     // writing.
     let answer = guest.ask("reopen-theirs")?;
     if answer != "EAGAIN" {
-        return Ok(Report::bitten(plain, format!("reopen-theirs: {answer}")));
+        return Ok(Report::with_harm(plain, format!("reopen-theirs: {answer}")));
     }
     super::is_exposed(&mut host)?;
     seen.push("reopen-theirs EAGAIN, and the channel ends".into());
     Ok(Report {
         plain,
-        ringfence: Half::held(seen.join(", ")),
+        ringfence: Outcome::failed(seen.join(", ")),
         stopped_by: "F_SEAL_FUTURE_WRITE: only the owner's first mapping is writable",
     })
 }
@@ -305,12 +305,12 @@ pub(super) fn write_what_it_reads(stage: &Stage) -> Result<Report, Trouble> {
 /// Defence: the receiver asks the kernel what it received, whatever the peer states. It must be exactly
 /// one descriptor, a regular file on tmpfs, of the agreed size, owned by the peer's uid, without a name,
 /// sealed, and with the agreed layout. Surplus descriptors are closed.
-pub(super) fn unsound(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn unsound(stage: &Stage) -> Result<Report, RowError> {
     let harm = unsound_for_plain(stage)?;
     let plain = if harm.is_empty() {
-        Half::held("everything was refused")
+        Outcome::failed("everything was refused")
     } else {
-        Half::bit(harm.join(", "))
+        Outcome::succeeded(harm.join(", "))
     };
 
     let address = stage.address("ringfence");
@@ -325,7 +325,7 @@ pub(super) fn unsound(stage: &Stage) -> Result<Report, Trouble> {
         Err(hole) => holes.push(hole),
     }
     if !holes.is_empty() {
-        return Ok(Report::bitten(plain, holes.join("; ")));
+        return Ok(Report::with_harm(plain, holes.join("; ")));
     }
     must(&mut guest, "hang-up", "hung up")?;
     // A refused client is notified a moment before the host closes its descriptors.
@@ -336,7 +336,7 @@ pub(super) fn unsound(stage: &Stage) -> Result<Report, Trouble> {
             break;
         }
         if Instant::now() > end {
-            return Ok(Report::bitten(
+            return Ok(Report::with_harm(
                 plain,
                 format!("{before} descriptors before, {after} after"),
             ));
@@ -345,7 +345,7 @@ pub(super) fn unsound(stage: &Stage) -> Result<Report, Trouble> {
     honest_guest(stage, &mut host, &address, "")?;
     Ok(Report {
         plain,
-        ringfence: Half::held(format!(
+        ringfence: Outcome::failed(format!(
             "OBJECT_UNSOUND or PROTOCOL for each of {refused} kinds, and no descriptor leaks"
         )),
         stopped_by: "the receiver asks the kernel for the object's type, size and seals",
@@ -353,7 +353,7 @@ pub(super) fn unsound(stage: &Stage) -> Result<Report, Trouble> {
 }
 
 /// Returns the harm that each kind of object does to a guest of the plain program.
-fn unsound_for_plain(stage: &Stage) -> Result<Vec<String>, Trouble> {
+fn unsound_for_plain(stage: &Stage) -> Result<Vec<String>, RowError> {
     let mut harm = Vec::new();
     for (kind, then) in [
         ("short", "receive 100"),
@@ -385,7 +385,7 @@ fn unsound_for_plain(stage: &Stage) -> Result<Vec<String>, Trouble> {
 
 /// Tries invalid objects, with the check that must detect each. Returns the number of refused ones, and
 /// descriptions of those that were accepted.
-fn unsound_objects(guest: &mut Actor, address: &str) -> Result<(usize, Vec<String>), Trouble> {
+fn unsound_objects(guest: &mut Actor, address: &str) -> Result<(usize, Vec<String>), RowError> {
     let (mut refused, mut holes) = (0, Vec::new());
     for (kind, check) in [
         ("directory", "kind"),
@@ -427,7 +427,7 @@ fn unsound_objects(guest: &mut Actor, address: &str) -> Result<(usize, Vec<Strin
                 "an object without memory is accepted; the receiver provides {taken} bytes for it"
             ));
         } else {
-            return Err(Trouble::wrong(format!(
+            return Err(RowError::wrong(format!(
                 "expected {kind} to be refused for its {check}, got {answer}"
             )));
         }
@@ -441,7 +441,7 @@ fn unsound_lines(
     host: &mut Actor,
     guest: &mut Actor,
     address: &str,
-) -> Result<Result<usize, String>, Trouble> {
+) -> Result<Result<usize, String>, RowError> {
     let kinds = [
         "none",
         "file",
@@ -480,7 +480,7 @@ fn unsound_lines(
 ///
 /// Defence: every descriptor is made close-on-exec by the call that creates it (`SOCK_CLOEXEC`,
 /// `MFD_CLOEXEC`, `MSG_CMSG_CLOEXEC`), and mappings are `MADV_DONTFORK` (madvise(2)).
-pub(super) fn inheritance(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn inheritance(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let (mut host, mut guest) = (plain(stage, "the host")?, plain(stage, "the guest")?);
     must(&mut guest, "child", "[]")?;
@@ -491,9 +491,9 @@ pub(super) fn inheritance(stage: &Stage) -> Result<Report, Trouble> {
     guest.expect("joined guest")?;
     let mapped = guest.ask("fork")?;
     let plain = if inherited == "[]" {
-        Half::held("nothing")
+        Outcome::failed("nothing")
     } else {
-        Half::bit(format!("the object's descriptor; mappings: {mapped}"))
+        Outcome::succeeded(format!("the object's descriptor; mappings: {mapped}"))
     };
 
     // Start a child at every step of a handshake at which the host waits.
@@ -515,7 +515,7 @@ pub(super) fn inheritance(stage: &Stage) -> Result<Report, Trouble> {
         }
         let inherited = host.ask("child")?;
         if inherited != "[]" {
-            return Ok(Report::bitten(plain, format!("{when}: {inherited}")));
+            return Ok(Report::with_harm(plain, format!("{when}: {inherited}")));
         }
     }
     must(&mut guest, "ready", "said")?;
@@ -523,7 +523,7 @@ pub(super) fn inheritance(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     let (inherited, mapped) = (host.ask("child")?, host.ask("fork")?);
     if (&*inherited, &*mapped) != ("[]", "[]") {
-        return Ok(Report::bitten(
+        return Ok(Report::with_harm(
             plain,
             format!("on the channel: {inherited} {mapped}"),
         ));
@@ -532,14 +532,14 @@ pub(super) fn inheritance(stage: &Stage) -> Result<Report, Trouble> {
     let (_host, mut guest) = fenced_pair(stage, &stage.address("pair"), "")?;
     let (inherited, mapped) = (guest.ask("child")?, guest.ask("fork")?);
     if (&*inherited, &*mapped) != ("[]", "[]") {
-        return Ok(Report::bitten(
+        return Ok(Report::with_harm(
             plain,
             format!("in the guest: {inherited} {mapped}"),
         ));
     }
     Ok(Report {
         plain,
-        ringfence: Half::held("no descriptor and no mapping at any step"),
+        ringfence: Outcome::failed("no descriptor and no mapping at any step"),
         stopped_by: "close-on-exec from creation on; MADV_DONTFORK",
     })
 }

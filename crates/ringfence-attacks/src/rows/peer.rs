@@ -2,7 +2,7 @@
 
 use super::{SIZE, fenced_host, fenced_pair, hand, honest_guest, must, plain, plain_pair};
 use crate::{
-    Half, Report, Trouble,
+    Outcome, Report, RowError,
     stage::{Program, Stage, Who},
 };
 
@@ -15,7 +15,7 @@ use crate::{
 /// of its own. The kernel stamps every message with its sender (unix(7), `SCM_CREDENTIALS`), which must be
 /// the process that connected. Claiming to be another process needs CAP_SYS_ADMIN over the sender's pid
 /// namespace (row 40).
-pub(super) fn borrowed_face(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn borrowed_face(stage: &Stage) -> Result<Report, RowError> {
     let genuine = stage.program(Program::Genuine).display().to_string();
     let attacker = |address: &str, victim: &str| {
         let args = ["attacker", "connect-then-exec", address, victim, &genuine];
@@ -32,14 +32,14 @@ pub(super) fn borrowed_face(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     must(&mut host, "send secret", "sent")?;
     must(&mut thief, "find secret", "found")?;
-    let plain = Half::bit("the helper gets the object and reads what is sent");
+    let plain = Outcome::succeeded("the helper gets the object and reads what is sent");
 
     let address = stage.address("ringfence");
     let mut host = fenced_host(stage, &address, "")?;
     let mut thief = attacker(&address, &host.pid().to_string())?;
     let attempt = thief.expect("forged")?;
     if attempt != "Err(EPERM), own Ok(112)" {
-        return Err(Trouble::wrong(format!("the attack itself failed: {attempt}")));
+        return Err(RowError::wrong(format!("the attack itself failed: {attempt}")));
     }
     let got = thief.line()?;
     let over_line = thief.line()?;
@@ -47,12 +47,12 @@ pub(super) fn borrowed_face(stage: &Stage) -> Result<Report, Trouble> {
         && got.ends_with(", 0 descriptors")
         && over_line == "end, 0 descriptors")
     {
-        return Ok(Report::bitten(plain, format!("{got}; {over_line}")));
+        return Ok(Report::with_harm(plain, format!("{got}; {over_line}")));
     }
     honest_guest(stage, &mut host, &address, "")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("PEER_REFUSED (line); the host accepts the next client"),
+        ringfence: Outcome::failed("PEER_REFUSED (line); the host accepts the next client"),
         stopped_by: "every message carries its sender's credentials, which must match those of the connecting process",
     })
 }
@@ -64,13 +64,13 @@ pub(super) fn borrowed_face(stage: &Stage) -> Result<Report, Trouble> {
 ///
 /// Defence: a pidfd polls readable once its process has ended, reaped or not (pidfd_open(2)). And the
 /// line, which only the two processes hold, ends with either of them.
-pub(super) fn zombie(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn zombie(stage: &Stage) -> Result<Report, RowError> {
     let (mut host, mut guest) = plain_pair(stage, &stage.address("plain"))?;
     guest.kill();
     guest.leave_as_zombie()?;
     must(&mut host, "alive", "alive")?;
     must(&mut host, "receive 100", "nothing")?;
-    let plain = Half::bit("signal 0 reports it as alive; the host keeps waiting");
+    let plain = Outcome::succeeded("signal 0 reports it as alive; the host keeps waiting");
 
     let address = stage.address("ringfence");
     let (mut host, mut guest) = fenced_pair(stage, &address, "")?;
@@ -79,7 +79,7 @@ pub(super) fn zombie(stage: &Stage) -> Result<Report, Trouble> {
     guest.leave_as_zombie()?;
     let (ended, sent, reason) = (host.line()?, host.ask("send more")?, host.ask("reason")?);
     if ended != "end" || !sent.starts_with("error PEER_LOST") || reason != "exited" {
-        return Err(Trouble::wrong(format!(
+        return Err(RowError::wrong(format!(
             "receive: {ended}, send: {sent}, reason: {reason}"
         )));
     }
@@ -95,7 +95,7 @@ pub(super) fn zombie(stage: &Stage) -> Result<Report, Trouble> {
     if (&*ended, &*reason) != ("end", "exited") {
         let seen =
             format!("an accomplice that keeps ringing hides the death: receive: {ended}, reason: {reason}");
-        return Ok(Report::bitten(plain, seen));
+        return Ok(Report::with_harm(plain, seen));
     }
 
     // The same in the moment before the host inspects it.
@@ -113,7 +113,7 @@ pub(super) fn zombie(stage: &Stage) -> Result<Report, Trouble> {
     honest_guest(stage, &mut host, &address, "")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("PEER_LOST, 'exited'; a client that is already dead is skipped"),
+        ringfence: Outcome::failed("PEER_LOST, 'exited'; a client that is already dead is skipped"),
         stopped_by: "the line closes, and the pidfd is polled; signal 0 is not used",
     })
 }
@@ -124,7 +124,7 @@ pub(super) fn zombie(stage: &Stage) -> Result<Report, Trouble> {
 /// Defence: an honest peer's line is close-on-exec, so an exec ends the channel. A hostile peer can
 /// keep the line, but it is checked again after its object has arrived, and then its executable is a
 /// different one.
-pub(super) fn turncoat(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn turncoat(stage: &Stage) -> Result<Report, RowError> {
     let other = stage.program(Program::Other).display().to_string();
     let address = stage.address("plain");
     let mut host = plain(stage, "the host")?;
@@ -136,14 +136,14 @@ pub(super) fn turncoat(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     must(&mut host, "send secret", "sent")?;
     must(&mut turncoat, "find secret", "found")?;
-    let plain = Half::bit("another program gets the object and reads it");
+    let plain = Outcome::succeeded("another program gets the object and reads it");
 
     let address = stage.address("honest");
     let (mut host, mut guest) = fenced_pair(stage, &address, "")?;
     must(&mut guest, &format!("exec {other}"), "[]")?;
     let (ended, reason) = (host.ask("receive 20000")?, host.ask("reason")?);
     if (&*ended, &*reason) != ("end", "exited") {
-        return Err(Trouble::wrong(format!("after an exec: {ended}, {reason}")));
+        return Err(RowError::wrong(format!("after an exec: {ended}, {reason}")));
     }
 
     let address = stage.address("hostile");
@@ -159,12 +159,12 @@ pub(super) fn turncoat(stage: &Stage) -> Result<Report, Trouble> {
     host.thaw()?;
     let answer = hand.line()?;
     if !(answer.starts_with("refuse 2 executable ") && answer.ends_with(", 0 descriptors")) {
-        return Ok(Report::bitten(plain, answer));
+        return Ok(Report::with_harm(plain, answer));
     }
     honest_guest(stage, &mut host, &address, "")?;
     Ok(Report {
         plain,
-        ringfence: Half::held(
+        ringfence: Outcome::failed(
             "an honest peer's exec ends the channel; a hostile one's: PEER_REFUSED (executable)",
         ),
         stopped_by: "the line is close-on-exec; the executable is checked again at the end",
@@ -174,7 +174,7 @@ pub(super) fn turncoat(stage: &Stage) -> Result<Report, Trouble> {
 /// Row 21: a process of another user connects to an abstract address, which has no permissions.
 ///
 /// Defence: the uid that the kernel attests. The host continues with the next client.
-pub(super) fn stranger(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn stranger(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let mut host = plain(stage, "the host")?;
     host.say(&format!("join {address} {SIZE} tell listening"))?;
@@ -189,9 +189,9 @@ pub(super) fn stranger(stage: &Stage) -> Result<Report, Trouble> {
     };
     let got = knock(&address)?.line()?;
     let plain = if got == "nothing" {
-        Half::held("refused")
+        Outcome::failed("refused")
     } else {
-        Half::bit(got)
+        Outcome::succeeded(got)
     };
     host.expect("refused")?;
 
@@ -199,12 +199,12 @@ pub(super) fn stranger(stage: &Stage) -> Result<Report, Trouble> {
     let mut host = fenced_host(stage, &address, "")?;
     let got = knock(&address)?.line()?;
     if !(got.starts_with("refuse 2 uid ") && got.ends_with(", 0 descriptors")) {
-        return Ok(Report::bitten(plain, got));
+        return Ok(Report::with_harm(plain, got));
     }
     honest_guest(stage, &mut host, &address, "")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("PEER_REFUSED (uid); the host accepts the next client"),
+        ringfence: Outcome::failed("PEER_REFUSED (uid); the host accepts the next client"),
         stopped_by: "the uid that the kernel attests (SO_PEERCRED)",
     })
 }
@@ -214,13 +214,13 @@ pub(super) fn stranger(stage: &Stage) -> Result<Report, Trouble> {
 ///
 /// Defence: the host's HELLO must arrive over the guest's own line, with the credentials of the process
 /// that listened. The guest passes nothing before that.
-pub(super) fn false_host(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn false_host(stage: &Stage) -> Result<Report, RowError> {
     let genuine = stage.program(Program::Genuine).display().to_string();
     let squat = |address: &str| {
         let args = ["attacker", "listen-then-exec", address, &genuine];
         let mut attacker = stage.spawn("the false host", Who::Agent, Program::Other, &args)?;
         attacker.expect("listening")?;
-        Ok::<_, Trouble>(attacker)
+        Ok::<_, RowError>(attacker)
     };
     let address = stage.address("plain");
     let mut thief = squat(&address)?;
@@ -229,7 +229,7 @@ pub(super) fn false_host(stage: &Stage) -> Result<Report, Trouble> {
     thief.expect("passed")?;
     must(&mut guest, "send secret", "sent")?;
     must(&mut thief, "find secret", "found")?;
-    let plain = Half::bit("the guest maps the helper's object and writes its messages there");
+    let plain = Outcome::succeeded("the guest maps the helper's object and writes its messages there");
 
     let address = stage.address("ringfence");
     let mut thief = squat(&address)?;
@@ -239,14 +239,14 @@ pub(super) fn false_host(stage: &Stage) -> Result<Report, Trouble> {
     let got = thief.line()?;
     if !joined.starts_with("error PEER_REFUSED check=line by_peer=false") || !got.ends_with(" 0 descriptors")
     {
-        return Ok(Report::bitten(
+        return Ok(Report::with_harm(
             plain,
             format!("the guest: {joined}; the helper: {got}"),
         ));
     }
     Ok(Report {
         plain,
-        ringfence: Half::held("PEER_REFUSED (line); nothing was passed"),
+        ringfence: Outcome::failed("PEER_REFUSED (line); nothing was passed"),
         stopped_by: "the answer must come over the private line, from the process that listened",
     })
 }
@@ -260,10 +260,10 @@ const LARGEST_PID_MAX: u64 = 70_000;
 /// Defence: a pidfd refers to the process, not to its number. The kernel provides it with the socket
 /// (`SO_PEERPIDFD`, Linux 6.5). Values read about the process count only between two checks that find it
 /// alive.
-pub(super) fn wrap(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn wrap(stage: &Stage) -> Result<Report, RowError> {
     let text = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
     if text.trim().parse().is_ok_and(|most: u64| most > LARGEST_PID_MAX) {
-        return Err(Trouble::Skipped(format!(
+        return Err(RowError::Skipped(format!(
             "cycling through {} pids takes too long",
             text.trim()
         )));
@@ -276,7 +276,7 @@ pub(super) fn wrap(stage: &Stage) -> Result<Report, Trouble> {
         // The time depends on starting that many processes.
         match attacker.hear(super::TIME_LIMIT * 2) {
             crate::actor::Heard::Line(line) if line.starts_with("wrapped") => Ok(attacker),
-            other => Err(Trouble::wrong(format!(
+            other => Err(RowError::wrong(format!(
                 "could not cycle through the pids: {other:?}"
             ))),
         }
@@ -288,19 +288,19 @@ pub(super) fn wrap(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     must(&mut host, "send secret", "sent")?;
     must(&mut thief, "find secret", "found")?;
-    let plain = Half::bit("the process that holds the dead process's socket gets the object");
+    let plain = Outcome::succeeded("the process that holds the dead process's socket gets the object");
 
     let address = stage.address("ringfence");
     let mut host = fenced_host(stage, &address, "")?;
     let mut thief = attacker(&address, &host.pid().to_string())?;
     let got = thief.line()?;
     if got != "nothing" && !(got.starts_with("refuse 5 PEER_LOST") && got.ends_with(" 0 descriptors")) {
-        return Ok(Report::bitten(plain, got));
+        return Ok(Report::with_harm(plain, got));
     }
     honest_guest(stage, &mut host, &address, "")?;
     Ok(Report {
         plain,
-        ringfence: Half::held(
+        ringfence: Outcome::failed(
             "PEER_LOST: disconnected, and nothing was passed; the host accepts the next client",
         ),
         stopped_by: "the pidfd of the socket's peer; the peer must be alive before and after each check",
@@ -311,7 +311,7 @@ pub(super) fn wrap(stage: &Stage) -> Result<Report, Trouble> {
 /// descriptors. The program then checks a healthy peer.
 ///
 /// Defence: a check for which no descriptor is available has found out nothing, and is a local error.
-pub(super) fn without_descriptors(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn without_descriptors(stage: &Stage) -> Result<Report, RowError> {
     const LOOK: &str = "look-without-descriptors";
     let address = stage.address("plain");
     let mut host = super::plain_host(stage, &address, "")?;
@@ -319,8 +319,8 @@ pub(super) fn without_descriptors(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
     host.expect("joined host")?;
     let plain = match &*host.ask(LOOK)? {
-        "cut off" => Half::bit("the peer is considered dead and is disconnected"),
-        answer => Half::held(answer),
+        "cut off" => Outcome::succeeded("the peer is considered dead and is disconnected"),
+        answer => Outcome::failed(answer),
     };
 
     let address = stage.address("ringfence");
@@ -330,12 +330,12 @@ pub(super) fn without_descriptors(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     let answer = host.ask(LOOK)?;
     if !answer.starts_with("error NO_SPACE ") {
-        return Ok(Report::bitten(plain, answer));
+        return Ok(Report::with_harm(plain, answer));
     }
     super::talks(&mut host, &mut guest)?;
     Ok(Report {
         plain,
-        ringfence: Half::held("NO_SPACE as a local error; the channel stays open"),
+        ringfence: Outcome::failed("NO_SPACE as a local error; the channel stays open"),
         stopped_by: "a local error is not mistaken for a finding about the peer",
     })
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Heard, SIZE, fenced, fenced_host, honest_guest, must, plain, plain_host, talks};
 use crate::{
-    Half, Report, Trouble,
+    Outcome, Report, RowError,
     actor::Actor,
     stage::{Program, Stage, Who},
 };
@@ -15,7 +15,7 @@ use crate::{
 /// Defence: the guest checks the host just as the host checks the guest, and reports the process that
 /// it found. In a directory that only the user may enter, another user cannot bind a path (EACCES); such an
 /// address is the one to choose.
-pub(super) fn squatter(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn squatter(stage: &Stage) -> Result<Report, RowError> {
     let squat = |address: &str, who: Who| {
         stage.spawn(
             "the squatter",
@@ -29,8 +29,10 @@ pub(super) fn squatter(stage: &Stage) -> Result<Report, Trouble> {
     squatter.expect("listening")?;
     let mut client = plain(stage, "the client")?;
     let plain = match &*client.ask(&format!("join {address} {SIZE}"))? {
-        answer if answer.starts_with("error uid") => Half::bit("the client refuses it, but has no service"),
-        answer => Half::bit(answer),
+        answer if answer.starts_with("error uid") => {
+            Outcome::succeeded("the client refuses it, but has no service")
+        }
+        answer => Outcome::succeeded(answer),
     };
 
     let address = stage.address("ringfence");
@@ -40,24 +42,24 @@ pub(super) fn squatter(stage: &Stage) -> Result<Report, Trouble> {
     let answer = client.ask(&format!("join {address}"))?;
     let who = format!("process {}", squatter.pid());
     if !answer.starts_with("error PEER_REFUSED check=uid by_peer=false") || !answer.contains(&who) {
-        return Ok(Report::bitten(plain, answer));
+        return Ok(Report::with_harm(plain, answer));
     }
 
     let path = stage.private().join("named.sock").display().to_string();
     let refused = squat(&path, Who::Stranger)?.line()?;
     if refused != "failed listen: EACCES: Permission denied" {
-        return Ok(Report::bitten(
+        return Ok(Report::with_harm(
             plain,
             format!("a path in a private directory: {refused}"),
         ));
     }
     let mut host = fenced(stage, "the host")?;
     must(&mut host, &format!("join-aside {path}"), "joining")?;
-    crate::post::wait_for_listener(&path).map_err(Trouble::Wrong)?;
+    crate::post::wait_for_listener(&path).map_err(RowError::Wrong)?;
     honest_guest(stage, &mut host, &path, "")?;
     Ok(Report {
         plain,
-        ringfence: Half::held(
+        ringfence: Outcome::failed(
             "abstract: PEER_REFUSED with the squatter's pid; a path: EACCES for the other user",
         ),
         stopped_by: "both sides check each other; the directory's mode",
@@ -69,7 +71,7 @@ pub(super) fn squatter(stage: &Stage) -> Result<Report, Trouble> {
 ///
 /// Defence: connecting needs write permission on the socket's file (unix(7)), which only the owner has
 /// from its creation, whatever the umask. An abstract name has no such file.
-pub(super) fn backlog(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn backlog(stage: &Stage) -> Result<Report, RowError> {
     let crowd = |address: &str| {
         stage.spawn(
             "the crowd",
@@ -85,26 +87,26 @@ pub(super) fn backlog(stage: &Stage) -> Result<Report, Trouble> {
     let there = strangers.expect("crowd")?;
     let mut guest = plain(stage, "the guest")?;
     let plain = match guest.try_ask(&format!("join {address} {SIZE}"), Duration::from_secs(1)) {
-        Heard::Silence => Half::bit(format!("the guest cannot connect (crowd: {there})")),
-        other => Half::held(format!("{other:?}")),
+        Heard::Silence => Outcome::succeeded(format!("the guest cannot connect (crowd: {there})")),
+        other => Outcome::failed(format!("{other:?}")),
     };
 
     // In a directory that everyone may enter, so only the socket's mode counts.
     let path = stage.shared().join("named.sock").display().to_string();
     let mut host = fenced(stage, "the host")?;
     must(&mut host, &format!("join-aside {path}"), "joining")?;
-    crate::post::wait_for_listener(&path).map_err(Trouble::Wrong)?;
+    crate::post::wait_for_listener(&path).map_err(RowError::Wrong)?;
     host.freeze()?;
     let mut strangers = crowd(&path)?;
     let there = strangers.expect("crowd")?;
     host.thaw()?;
     if there != "0 EACCES" {
-        return Ok(Report::bitten(plain, format!("a crowd of {there}")));
+        return Ok(Report::with_harm(plain, format!("a crowd of {there}")));
     }
     honest_guest(stage, &mut host, &path, "")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("a path: EACCES for the other user"),
+        ringfence: Outcome::failed("a path: EACCES for the other user"),
         stopped_by: "the socket file has mode 0600 from creation on",
     })
 }
@@ -114,7 +116,7 @@ pub(super) fn backlog(stage: &Stage) -> Result<Report, Trouble> {
 ///
 /// Defence: the first guest that completes a handshake gets the place, not the first that connects.
 /// Handshakes run in parallel, and each has a deadline.
-pub(super) fn silent_crowd(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn silent_crowd(stage: &Stage) -> Result<Report, RowError> {
     let crowd = |address: &str, count: &str| {
         stage.spawn(
             "the crowd",
@@ -132,8 +134,10 @@ pub(super) fn silent_crowd(stage: &Stage) -> Result<Report, Trouble> {
     guest.say(&format!("join {address} {SIZE}"))?;
     let plain = match guest.hear(Duration::from_secs(1)) {
         // It is the host of its own address now, and waits for a guest that waits elsewhere.
-        Heard::Silence => Half::bit("the silent client occupies the host; the honest one finds no peer"),
-        other => Half::bit(format!(
+        Heard::Silence => {
+            Outcome::succeeded("the silent client occupies the host; the honest one finds no peer")
+        }
+        other => Outcome::succeeded(format!(
             "the silent client occupies the host; the honest one: {other:?}"
         )),
     };
@@ -148,7 +152,7 @@ pub(super) fn silent_crowd(stage: &Stage) -> Result<Report, Trouble> {
         let start = std::time::Instant::now();
         honest_guest(stage, &mut host, &address, "")?;
         if start.elapsed() > Duration::from_secs(10) {
-            return Ok(Report::bitten(
+            return Ok(Report::with_harm(
                 plain,
                 format!("{count} silent clients block it for {:?}", start.elapsed()),
             ));
@@ -156,18 +160,18 @@ pub(super) fn silent_crowd(stage: &Stage) -> Result<Report, Trouble> {
     }
     Ok(Report {
         plain,
-        ringfence: Half::held(
+        ringfence: Outcome::failed(
             "the honest client connects next to 8 silent ones, and after the timeout of 40",
         ),
         stopped_by: "concurrent handshakes, each with a deadline; a client becomes the peer only at READY",
     })
 }
 
-fn must_be(found: &str, wanted: &str) -> Result<(), Trouble> {
+fn must_be(found: &str, wanted: &str) -> Result<(), RowError> {
     if found == wanted {
         Ok(())
     } else {
-        Err(Trouble::wrong(format!("{found:?} instead of {wanted:?}")))
+        Err(RowError::wrong(format!("{found:?} instead of {wanted:?}")))
     }
 }
 
@@ -179,7 +183,7 @@ const RACES: usize = 1000;
 ///
 /// Defence: a lock file next to the socket shows whether its owner is alive (flock(2) ends with its
 /// holder). Only the process that has the lock may remove stale files.
-pub(super) fn stale_race(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn stale_race(stage: &Stage) -> Result<Report, RowError> {
     let path = stage.private().join("plain.sock").display().to_string();
     let (mut one, mut two) = (fenced(stage, "the first")?, fenced(stage, "the second")?);
     must(&mut one, &format!("stale {path}"), "stale")?;
@@ -189,9 +193,9 @@ pub(super) fn stale_race(stage: &Stage) -> Result<Report, Trouble> {
         second.ask(&format!("join {path} {SIZE}"))?,
     );
     let plain = if answers.0.starts_with("error connect") && answers.1.starts_with("error connect") {
-        Half::bit("neither becomes the host because of the stale file")
+        Outcome::succeeded("neither becomes the host because of the stale file")
     } else {
-        Half::held(format!("{answers:?}"))
+        Outcome::failed(format!("{answers:?}"))
     };
 
     let path = stage.private().join("ringfence.sock").display().to_string();
@@ -207,7 +211,7 @@ pub(super) fn stale_race(stage: &Stage) -> Result<Report, Trouble> {
             (Some("joined host"), Some("joined guest")) => hosts[0] += 1,
             (Some("joined guest"), Some("joined host")) => hosts[1] += 1,
             _ => {
-                return Ok(Report::bitten(
+                return Ok(Report::with_harm(
                     plain,
                     format!("race {round}: {first} and {second}"),
                 ));
@@ -220,7 +224,7 @@ pub(super) fn stale_race(stage: &Stage) -> Result<Report, Trouble> {
     }
     Ok(Report {
         plain,
-        ringfence: Half::held(format!(
+        ringfence: Outcome::failed(format!(
             "{RACES} races, each with one host and one guest ({} to {})",
             hosts[0], hosts[1]
         )),
@@ -236,7 +240,7 @@ const SEATS: usize = 16;
 ///
 /// Defence: one process may have seven eighths of the slots (`maxPeersPerProcess`), so that others find
 /// one.
-pub(super) fn greedy(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn greedy(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "")?;
     let mut greedy = plain(stage, "the greedy client")?;
@@ -244,8 +248,10 @@ pub(super) fn greedy(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     let mut guest = plain(stage, "the guest")?;
     let plain = match guest.try_ask(&format!("join {address} {SIZE}"), Duration::from_secs(1)) {
-        Heard::Silence => Half::bit("the greedy client has the only slot; the honest one waits forever"),
-        other => Half::bit(format!(
+        Heard::Silence => {
+            Outcome::succeeded("the greedy client has the only slot; the honest one waits forever")
+        }
+        other => Outcome::succeeded(format!(
             "the greedy client has the only slot; the honest one: {other:?}"
         )),
     };
@@ -262,18 +268,18 @@ pub(super) fn greedy(stage: &Stage) -> Result<Report, Trouble> {
     let mut agent = fenced(stage, "the honest agent")?;
     let honest = agent.ask(&format!("connect {address} 1"))?;
     if honest != "connected 1 no error" {
-        return Ok(Report::bitten(
+        return Ok(Report::with_harm(
             plain,
             format!("{answer}; the honest agent: {honest}"),
         ));
     }
     if !answer.starts_with("connected 14 error ADDRESS_OCCUPIED") || !answer.contains("one process may have")
     {
-        return Ok(Report::bitten(plain, answer));
+        return Ok(Report::with_harm(plain, answer));
     }
     Ok(Report {
         plain,
-        ringfence: Half::held(format!(
+        ringfence: Outcome::failed(format!(
             "14 of {SEATS} slots, then ADDRESS_OCCUPIED with the limit; the honest agent connects"
         )),
         stopped_by: "a slot limit for each process and each user",
@@ -285,7 +291,7 @@ pub(super) fn greedy(stage: &Stage) -> Result<Report, Trouble> {
 ///
 /// Defence: a callback runs on its own thread, and the number of threads is limited. A panic counts as
 /// a refusal, and silence ends at the deadline.
-pub(super) fn bad_callback(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn bad_callback(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "hang")?;
     let mut other = stage.spawn(
@@ -298,8 +304,10 @@ pub(super) fn bad_callback(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("refused")?;
     let mut guest = plain(stage, "the guest")?;
     let plain = match guest.try_ask(&format!("join {address} {SIZE}"), Duration::from_secs(1)) {
-        Heard::Silence => Half::bit("the host's callback does not return; the honest guest waits forever"),
-        other => Half::held(format!("{other:?}")),
+        Heard::Silence => {
+            Outcome::succeeded("the host's callback does not return; the honest guest waits forever")
+        }
+        other => Outcome::failed(format!("{other:?}")),
     };
 
     for (how, code) in [
@@ -313,12 +321,12 @@ pub(super) fn bad_callback(stage: &Stage) -> Result<Report, Trouble> {
         let mut bad = fenced(stage, "the checked agent")?;
         let answer = bad.ask(&format!("connect {address} 20"))?;
         if !answer.starts_with(&format!("connected 0 {code}")) {
-            return Ok(Report::bitten(plain, format!("{how}: {answer}")));
+            return Ok(Report::with_harm(plain, format!("{how}: {answer}")));
         }
         let mut agent = fenced(stage, "the honest agent")?;
         let honest = agent.ask(&format!("connect {address} 1"))?;
         if honest != "connected 1 no error" {
-            return Ok(Report::bitten(
+            return Ok(Report::with_harm(
                 plain,
                 format!("{how}; the honest agent: {honest}"),
             ));
@@ -327,14 +335,14 @@ pub(super) fn bad_callback(stage: &Stage) -> Result<Report, Trouble> {
     }
     Ok(Report {
         plain,
-        ringfence: Half::held(
+        ringfence: Outcome::failed(
             "20 panics: PEER_REFUSED; 20 hanging callbacks: the deadline; the honest agent connects",
         ),
         stopped_by: "callbacks run on their own, limited threads, and the handshake has a deadline",
     })
 }
 
-fn close_both(one: &mut Actor, other: &mut Actor) -> Result<(), Trouble> {
+fn close_both(one: &mut Actor, other: &mut Actor) -> Result<(), RowError> {
     must(one, "close", "closed")?;
     must(other, "close", "closed")
 }

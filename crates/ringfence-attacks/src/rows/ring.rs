@@ -2,7 +2,7 @@
 
 use super::{Heard, died, hand, hostile_channel, must, plain};
 use crate::{
-    Half, Report, Trouble,
+    Outcome, Report, RowError,
     actor::Actor,
     plain::{data_of, tail_of},
     protocol::layout,
@@ -12,7 +12,7 @@ use crate::{
 use super::SIZE;
 
 /// Starts a host of the plain program and a guest that performs each step by hand.
-pub(super) fn plain_and_hand(stage: &Stage, address: &str) -> Result<(Actor, Actor), Trouble> {
+pub(super) fn plain_and_hand(stage: &Stage, address: &str) -> Result<(Actor, Actor), RowError> {
     let mut host = plain(stage, "the host")?;
     host.say(&format!("join {address} {SIZE} listening"))?;
     host.expect("listening")?;
@@ -123,7 +123,7 @@ fn lies_of_a_consumer() -> Vec<(&'static str, Vec<(usize, u64)>)> {
 ///
 /// Defence: every word is read once into a local and checked against facts that this process knows
 /// itself. A violation ends the channel (`RING_CORRUPT`), and the process continues.
-pub(super) fn lies(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn lies(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let (mut host, mut guest) = plain_and_hand(stage, &address)?;
     // A record of four gigabytes in a ring of thirty kilobytes.
@@ -134,9 +134,11 @@ pub(super) fn lies(stage: &Stage) -> Result<Report, Trouble> {
     )?;
     must(&mut guest, &format!("store {} 16", tail_of(1)), "stored")?;
     let plain = match died(&mut host, "receive 10000") {
-        Heard::Ended(how) => Half::bit(format!("reads out of bounds: {how}")),
-        Heard::Line(answer) if answer.starts_with("got 4294967279") => Half::bit("reads out of bounds"),
-        other => Half::held(format!("{other:?}")),
+        Heard::Ended(how) => Outcome::succeeded(format!("reads out of bounds: {how}")),
+        Heard::Line(answer) if answer.starts_with("got 4294967279") => {
+            Outcome::succeeded("reads out of bounds")
+        }
+        other => Outcome::failed(format!("{other:?}")),
     };
 
     let mut pair = Liar {
@@ -148,15 +150,15 @@ pub(super) fn lies(stage: &Stage) -> Result<Report, Trouble> {
     let named = pair.at_rest()?;
     for round in 0..STORMS + SIZES {
         if let Err(harm) = pair.storm(round)? {
-            return Ok(Report::bitten(plain, harm));
+            return Ok(Report::with_harm(plain, harm));
         }
     }
     if pair.host.ask("pid")? != pid {
-        return Err(Trouble::wrong("the host is another process"));
+        return Err(RowError::wrong("the host is another process"));
     }
     Ok(Report {
         plain,
-        ringfence: Half::held(format!(
+        ringfence: Outcome::failed(format!(
             "RING_CORRUPT for each of {named} false values; the process survives {} storms",
             STORMS + SIZES
         )),
@@ -172,7 +174,7 @@ struct Liar<'stage> {
 }
 
 impl Liar<'_> {
-    fn channel(&mut self, name: &str) -> Result<(), Trouble> {
+    fn channel(&mut self, name: &str) -> Result<(), RowError> {
         let address = self.stage.address(name);
         super::host_again(&mut self.host, &address, "")?;
         must(&mut self.peer, &format!("channel {address}"), "channel")?;
@@ -180,21 +182,21 @@ impl Liar<'_> {
     }
 
     /// Stores the values and requires that the host reports the violation.
-    fn found(&mut self, lie: &str, stores: &[(usize, u64)], order: &str) -> Result<(), Trouble> {
+    fn found(&mut self, lie: &str, stores: &[(usize, u64)], order: &str) -> Result<(), RowError> {
         for (at, value) in stores {
             must(&mut self.peer, &format!("store {at} {value}"), "stored")?;
         }
         let answer = self.host.try_ask(order, super::TIME_LIMIT);
         match &answer {
             Heard::Line(found) if found.starts_with("error RING_CORRUPT") => {}
-            other => return Err(Trouble::wrong(format!("{lie}: {other:?}"))),
+            other => return Err(RowError::wrong(format!("{lie}: {other:?}"))),
         }
         must(&mut self.host, "reason", "corrupt")?;
         must(&mut self.host, "close", "closed")
     }
 
     /// Tries every violation separately. Returns their number.
-    fn at_rest(&mut self) -> Result<usize, Trouble> {
+    fn at_rest(&mut self) -> Result<usize, RowError> {
         let mut count = 0;
         for (lies, order) in [
             (lies_of_a_producer(), "receive 300"),
@@ -216,7 +218,7 @@ impl Liar<'_> {
 
     /// Changes words while the host reads, in one of the ways to read. Returns an inner `Err` with the harm,
     /// if any.
-    fn storm(&mut self, round: usize) -> Result<Result<(), String>, Trouble> {
+    fn storm(&mut self, round: usize) -> Result<Result<(), String>, RowError> {
         let (how, number, time) = if round < STORMS {
             // Not a multiple of five: those are about sizes.
             (
@@ -256,7 +258,7 @@ const SIZES: usize = 40;
 /// that works on the shared memory itself reads twice and gets two results.
 ///
 /// Defence: `receive` returns a copy in the receiver's private memory.
-pub(super) fn double_fetch(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn double_fetch(stage: &Stage) -> Result<Report, RowError> {
     let (mut host, mut guest) = plain_and_hand(stage, &stage.address("plain"))?;
     let data = data_of(1, SIZE);
     must(&mut guest, &format!("store {data} 8"), "stored")?;
@@ -265,8 +267,8 @@ pub(super) fn double_fetch(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut host, "receive 10000", "got 8 allowed!")?;
     must(&mut guest, &format!("write {} deadly!!", data + 4), "written")?;
     let plain = match &*host.ask("again")? {
-        "got 8 deadly!!" => Half::bit("the message changes between its check and its use"),
-        other => Half::held(other),
+        "got 8 deadly!!" => Outcome::succeeded("the message changes between its check and its use"),
+        other => Outcome::failed(other),
     };
 
     let (mut host, mut guest) = hostile_channel(stage, &stage.address("ringfence"), "", "")?;
@@ -283,8 +285,8 @@ pub(super) fn double_fetch(stage: &Stage) -> Result<Report, Trouble> {
         "stored",
     )?;
     let ringfence = match &*host.ask("again")? {
-        "got 8 allowed!" => Half::held("the message does not change"),
-        other => Half::bit(other),
+        "got 8 allowed!" => Outcome::failed("the message does not change"),
+        other => Outcome::succeeded(other),
     };
     Ok(Report {
         plain,
@@ -302,7 +304,7 @@ const LITTLE: u64 = 32 << 20;
 ///
 /// Defence: a ring above `max_peer_capacity` is refused in HELLO, before anything is made or mapped.
 /// The data of a dead peer is read in place, without a copy.
-pub(super) fn heavy(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn heavy(stage: &Stage) -> Result<Report, RowError> {
     let (mut host, mut guest) = plain_and_hand(stage, &stage.address("plain"))?;
     must(&mut host, &format!("limit-memory {LITTLE}"), "limited")?;
     must(
@@ -312,10 +314,10 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, Trouble> {
     )?;
     must(&mut guest, &format!("store {} 16", tail_of(1)), "stored")?;
     let plain = match died(&mut host, "receive 10000") {
-        Heard::Ended(how) => Half::bit(format!(
+        Heard::Ended(how) => Outcome::succeeded(format!(
             "allocates as much memory as the peer claims, and is killed: {how}"
         )),
-        other => Half::held(format!("{other:?}")),
+        other => Outcome::failed(format!("{other:?}")),
     };
 
     let address = stage.address("ringfence");
@@ -326,7 +328,7 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, Trouble> {
     let refused = peer.ask("hear-acceptor")?;
     for number in [1_u64 << 40, 1 << 30] {
         if !refused.starts_with("refuse 3") || !refused.contains(&number.to_string()) {
-            return Ok(Report::bitten(plain, format!("a ring of 1 TiB: {refused}")));
+            return Ok(Report::with_harm(plain, format!("a ring of 1 TiB: {refused}")));
         }
     }
     let ring = 256_u64 << 20;
@@ -341,7 +343,7 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, Trouble> {
     let count: u64 = filled
         .strip_prefix("filled ")
         .and_then(|count| count.parse().ok())
-        .ok_or_else(|| Trouble::wrong(filled.clone()))?;
+        .ok_or_else(|| RowError::wrong(filled.clone()))?;
     let before = own_memory(&mut host)?;
     must(&mut host, &format!("limit-memory {LITTLE}"), "limited")?;
     // Dropping it kills it.
@@ -350,7 +352,7 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, Trouble> {
         match host.try_ask("receive 10000", super::TIME_LIMIT) {
             Heard::Line(line) if line.starts_with(&format!("got {length} ")) => {}
             other => {
-                return Ok(Report::bitten(
+                return Ok(Report::with_harm(
                     plain,
                     format!("message {index} of {count}: {other:?}"),
                 ));
@@ -360,7 +362,7 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, Trouble> {
         if index == 0 {
             let grown = own_memory(&mut host)?.saturating_sub(before);
             if grown >= LITTLE {
-                return Ok(Report::bitten(plain, format!("{grown} bytes were copied")));
+                return Ok(Report::with_harm(plain, format!("{grown} bytes were copied")));
             }
         }
     }
@@ -368,14 +370,14 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut host, "reason", "exited")?;
     Ok(Report {
         plain,
-        ringfence: Half::held(format!(
+        ringfence: Outcome::failed(format!(
             "a ring of 1 TiB: {refused}; {count} messages of a dead peer were read in place"
         )),
         stopped_by: "max_peer_capacity; a mapping survives its owner's exit",
     })
 }
 
-fn own_memory(actor: &mut Actor) -> Result<u64, Trouble> {
+fn own_memory(actor: &mut Actor) -> Result<u64, RowError> {
     let answer = actor.ask("own-memory")?;
-    answer.parse().map_err(|_| Trouble::wrong(answer))
+    answer.parse().map_err(|_| RowError::wrong(answer))
 }

@@ -7,7 +7,7 @@ use std::{
 
 use super::{SIZE, fenced, must, plain, plain_host};
 use crate::{
-    Half, Report, Trouble,
+    Outcome, Report, RowError,
     actor::{Actor, Heard},
     plain::LEAVING,
     stage::{Program, Stage, Who},
@@ -21,13 +21,13 @@ pub(super) static QUEUE: Mutex<()> = Mutex::new(());
 /// Longer than any of them needs for a wrong reaction.
 const WHILE: Duration = Duration::from_secs(1);
 
-fn attacker(stage: &Stage, words: &[&str]) -> Result<Actor, Trouble> {
+fn attacker(stage: &Stage, words: &[&str]) -> Result<Actor, RowError> {
     let words: Vec<_> = ["attacker"].iter().chain(words).copied().collect();
     stage.spawn("the attacker", Who::Agent, Program::Genuine, &words)
 }
 
 /// Starts a pair of the plain program whose guest waits for the announcement to take over the address.
-pub(super) fn plain_heir(stage: &Stage, address: &str) -> Result<(Actor, Actor), Trouble> {
+pub(super) fn plain_heir(stage: &Stage, address: &str) -> Result<(Actor, Actor), RowError> {
     let mut host = plain_host(stage, address, "")?;
     let mut guest = plain(stage, "the guest")?;
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
@@ -41,7 +41,7 @@ pub(super) fn plain_heir(stage: &Stage, address: &str) -> Result<(Actor, Actor),
 }
 
 /// Starts two members with a channel between them.
-fn members(stage: &Stage, address: &str) -> Result<(Actor, Actor), Trouble> {
+fn members(stage: &Stage, address: &str) -> Result<(Actor, Actor), RowError> {
     let (mut host, mut guest) = (fenced(stage, "the host")?, fenced(stage, "the guest")?);
     must(&mut host, &format!("member {address}"), "member host")?;
     must(&mut guest, &format!("member {address}"), "member guest")?;
@@ -52,7 +52,7 @@ fn members(stage: &Stage, address: &str) -> Result<(Actor, Actor), Trouble> {
 }
 
 /// Makes the host leave and its guest take over, and lets a third member join.
-fn hands_over(stage: &Stage, host: &mut Actor, guest: &mut Actor, address: &str) -> Result<(), Trouble> {
+fn hands_over(stage: &Stage, host: &mut Actor, guest: &mut Actor, address: &str) -> Result<(), RowError> {
     must(host, "leave", "left")?;
     must(guest, "change 10000", "role host")?;
     let mut third = fenced(stage, "the third")?;
@@ -68,7 +68,7 @@ fn hands_over(stage: &Stage, host: &mut Actor, guest: &mut Actor, address: &str)
 ///
 /// Defence: a leaving host announces that in its own memory, which no other process can write, and ends
 /// the private line.
-pub(super) fn forged_farewell(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn forged_farewell(stage: &Stage) -> Result<Report, RowError> {
     let _turn = QUEUE.lock().unwrap_or_else(PoisonError::into_inner);
     let address = stage.address("plain");
     let (mut host, mut guest) = plain_heir(stage, &address)?;
@@ -86,9 +86,9 @@ pub(super) fn forged_farewell(stage: &Stage) -> Result<Report, Trouble> {
     let plain = match guest.hear(WHILE) {
         Heard::Line(line) if line == "took over" => {
             must(&mut host, "alive", "alive")?;
-            Half::bit("the guest takes over the address while its host is still alive")
+            Outcome::succeeded("the guest takes over the address while its host is still alive")
         }
-        other => Half::held(format!("{other:?}")),
+        other => Outcome::failed(format!("{other:?}")),
     };
 
     let address = stage.address("ringfence");
@@ -101,7 +101,7 @@ pub(super) fn forged_farewell(stage: &Stage) -> Result<Report, Trouble> {
         let change = member.ask("change 500")?;
         let now = member.ask("role")?;
         if change != "nothing" || now != role {
-            return Ok(Report::bitten(
+            return Ok(Report::with_harm(
                 plain,
                 format!("{change}, and the role of the {role} is {now}"),
             ));
@@ -111,7 +111,7 @@ pub(super) fn forged_farewell(stage: &Stage) -> Result<Report, Trouble> {
     hands_over(stage, &mut host, &mut guest, &address)?;
     Ok(Report {
         plain,
-        ringfence: Half::held("nothing happens; when the host leaves, its guest takes over"),
+        ringfence: Outcome::failed("nothing happens; when the host leaves, its guest takes over"),
         stopped_by: "the host announces that it leaves in its memory and on the private line",
     })
 }
@@ -121,7 +121,7 @@ pub(super) fn forged_farewell(stage: &Stage) -> Result<Report, Trouble> {
 /// guest that it leaves, so the address has no owner afterwards.
 ///
 /// Defence: the line reports it.
-pub(super) fn flooded_queue(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn flooded_queue(stage: &Stage) -> Result<Report, RowError> {
     let _turn = QUEUE.lock().unwrap_or_else(PoisonError::into_inner);
     let address = stage.address("plain");
     let (mut host, mut guest) = plain_heir(stage, &address)?;
@@ -130,10 +130,10 @@ pub(super) fn flooded_queue(stage: &Stage) -> Result<Report, Trouble> {
     let told = host.ask(&format!("farewell {}", NUMBERS.0))?;
     host.kill();
     let plain = match guest.hear(WHILE) {
-        Heard::Silence if told.starts_with("error EAGAIN") => {
-            Half::bit("the host cannot announce that it leaves, and no process takes over the address")
-        }
-        other => Half::held(format!("{told}, then {other:?}")),
+        Heard::Silence if told.starts_with("error EAGAIN") => Outcome::succeeded(
+            "the host cannot announce that it leaves, and no process takes over the address",
+        ),
+        other => Outcome::failed(format!("{told}, then {other:?}")),
     };
     drop(flood);
 
@@ -144,7 +144,7 @@ pub(super) fn flooded_queue(stage: &Stage) -> Result<Report, Trouble> {
     hands_over(stage, &mut host, &mut guest, &address)?;
     Ok(Report {
         plain,
-        ringfence: Half::held("the guest takes over from its host as usual"),
+        ringfence: Outcome::failed("the guest takes over from its host as usual"),
         stopped_by: "the announcement uses the private line, not a signal",
     })
 }
@@ -154,7 +154,7 @@ pub(super) fn flooded_queue(stage: &Stage) -> Result<Report, Trouble> {
 /// plain program, which has no such thread, is terminated.
 ///
 /// Defence: the table of locks, which is kept open, shows that the lease is unchanged.
-pub(super) fn false_alarm(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn false_alarm(stage: &Stage) -> Result<Report, RowError> {
     /// The number of signals; each causes a check.
     const ALARMS: u32 = 20;
     let sigio = |victim: &Actor| {
@@ -164,8 +164,8 @@ pub(super) fn false_alarm(stage: &Stage) -> Result<Report, Trouble> {
     let (mut host, _guest) = super::plain_pair(stage, &stage.address("plain"))?;
     sigio(&host)?;
     let plain = match host.hear(super::TIME_LIMIT) {
-        Heard::Ended(how) => Half::bit(format!("killed: {how}")),
-        other => Half::held(format!("{other:?}")),
+        Heard::Ended(how) => Outcome::succeeded(format!("killed: {how}")),
+        other => Outcome::failed(format!("{other:?}")),
     };
 
     let (mut host, mut guest) = super::fenced_pair(stage, &stage.address("ringfence"), "")?;
@@ -175,13 +175,16 @@ pub(super) fn false_alarm(stage: &Stage) -> Result<Report, Trouble> {
         // The thread takes the signal before it sleeps again, and a wipe would end the channel.
         let answer = guest.ask("receive 20")?;
         if answer != "nothing" {
-            return Ok(Report::bitten(plain, format!("{answer}, after {alarm} signals")));
+            return Ok(Report::with_harm(
+                plain,
+                format!("{answer}, after {alarm} signals"),
+            ));
         }
         super::talks(&mut host, &mut guest)?;
     }
     Ok(Report {
         plain,
-        ringfence: Half::held("nothing happens, and the channel stays open"),
+        ringfence: Outcome::failed("nothing happens, and the channel stays open"),
         stopped_by: "/proc/locks, which is held open, decides",
     })
 }

@@ -2,7 +2,7 @@
 
 use super::{SIZE, must};
 use crate::{
-    Half, Report, Trouble,
+    Outcome, Report, RowError,
     stage::{Program, Space, Stage, Who},
 };
 
@@ -10,10 +10,10 @@ use crate::{
 /// both files the same number.
 ///
 /// Defence: device and inode are compared (inode(7)).
-pub(super) fn same_inode(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn same_inode(stage: &Stage) -> Result<Report, RowError> {
     let (one, two) = (stage.private().join("one"), stage.private().join("two"));
     for place in [&one, &two] {
-        std::fs::create_dir(place).map_err(|error| Trouble::wrong(error.to_string()))?;
+        std::fs::create_dir(place).map_err(|error| RowError::wrong(error.to_string()))?;
     }
     let mounts = stage.own_mounts(1 << 20, &[&one, &two])?;
     let (genuine, other) = (one.join("program"), two.join("program"));
@@ -24,9 +24,9 @@ pub(super) fn same_inode(stage: &Stage) -> Result<Report, Trouble> {
     let mut thief = mounts.spawn_at("the other program", &other, &["attacker", "knock", &address])?;
     let plain = match &*thief.line()? {
         answer if answer.starts_with("holding") => {
-            Half::bit("the object is passed if only st_ino is compared")
+            Outcome::succeeded("the object is passed if only st_ino is compared")
         }
-        answer => Half::held(answer),
+        answer => Outcome::failed(answer),
     };
 
     let address = stage.address("ringfence");
@@ -36,13 +36,13 @@ pub(super) fn same_inode(stage: &Stage) -> Result<Report, Trouble> {
     must(&mut thief, &format!("connect {address}"), "connected")?;
     let answer = thief.ask("hear")?;
     if !answer.starts_with("refuse 2 executable ") {
-        return Ok(Report::bitten(plain, answer));
+        return Ok(Report::with_harm(plain, answer));
     }
     let mut guest = mounts.spawn_at("the honest guest", &genuine, &["victim", "ringfence"])?;
     must(&mut guest, &format!("join {address}"), "joined guest")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("PEER_REFUSED (executable); the host accepts the next client"),
+        ringfence: Outcome::failed("PEER_REFUSED (executable); the host accepts the next client"),
         stopped_by: "device and inode are compared",
     })
 }
@@ -52,12 +52,12 @@ pub(super) fn same_inode(stage: &Stage) -> Result<Report, Trouble> {
 /// distinguish them. Here it is not, and only the uid is checked.)
 ///
 /// Defence: the overflow uid belongs to no user, and is always refused.
-pub(super) fn unmapped(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn unmapped(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let mut host = stage.spawn_in("the host", Space::UnmappedUsers, &["victim", "plain"])?;
     host.say(&format!("join {address} {SIZE} uid-only listening tell"))?;
     if let Some(why) = host.line()?.strip_prefix("failed ") {
-        return Err(Trouble::Skipped(why.to_owned()));
+        return Err(RowError::Skipped(why.to_owned()));
     }
     let knock = |address: &str| {
         stage.spawn(
@@ -69,9 +69,9 @@ pub(super) fn unmapped(stage: &Stage) -> Result<Report, Trouble> {
     };
     let plain = match &*knock(&address)?.line()? {
         answer if answer.starts_with("holding") => {
-            Half::bit("the object is passed to another user: both read as the overflow uid")
+            Outcome::succeeded("the object is passed to another user: both read as the overflow uid")
         }
-        answer => Half::held(answer),
+        answer => Outcome::failed(answer),
     };
 
     let address = stage.address("ringfence");
@@ -80,7 +80,7 @@ pub(super) fn unmapped(stage: &Stage) -> Result<Report, Trouble> {
     let answer = knock(&address)?.line()?;
     // An unmapped process cannot even stamp a message, so it cannot send a reason.
     if answer != "nothing" && !answer.starts_with("refuse 2 uid ") {
-        return Ok(Report::bitten(plain, answer));
+        return Ok(Report::with_harm(plain, answer));
     }
     must(&mut host, "pid", "")?;
     // In the other direction, the reason is visible.
@@ -91,11 +91,11 @@ pub(super) fn unmapped(stage: &Stage) -> Result<Report, Trouble> {
     let mut guest = stage.spawn_in("the guest", Space::UnmappedUsers, &["victim", "ringfence"])?;
     let answer = guest.ask(&format!("join {address} policy=uid"))?;
     if !answer.starts_with("error PEER_REFUSED check=uid by_peer=false") {
-        return Ok(Report::bitten(plain, answer));
+        return Ok(Report::with_harm(plain, answer));
     }
     Ok(Report {
         plain,
-        ringfence: Half::held("PEER_REFUSED (uid), whatever the policy"),
+        ringfence: Outcome::failed("PEER_REFUSED (uid), whatever the policy"),
         stopped_by: "the overflow uid is never admitted",
     })
 }
@@ -105,7 +105,7 @@ pub(super) fn unmapped(stage: &Stage) -> Result<Report, Trouble> {
 /// group to others. (The plain program is saved because there is no /proc/0.)
 ///
 /// Defence: such a peer is refused before anything else is checked.
-pub(super) fn pid_zero(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn pid_zero(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let mut host = stage.spawn_in("the host", Space::OwnPids, &["victim", "plain"])?;
     host.say(&format!("join {address} {SIZE} listening tell"))?;
@@ -119,8 +119,8 @@ pub(super) fn pid_zero(stage: &Stage) -> Result<Report, Trouble> {
         )
     };
     let plain = match &*knock(&address)?.line()? {
-        "nothing" => Half::held("refused, because there is no /proc/0"),
-        answer => Half::bit(answer),
+        "nothing" => Outcome::failed("refused, because there is no /proc/0"),
+        answer => Outcome::succeeded(answer),
     };
 
     let address = stage.address("ringfence");
@@ -128,12 +128,12 @@ pub(super) fn pid_zero(stage: &Stage) -> Result<Report, Trouble> {
     super::host_again(&mut host, &address, "policy=uid")?;
     let answer = knock(&address)?.line()?;
     if !(answer.starts_with("refuse 2 namespace ") && answer.ends_with(" 0 descriptors")) {
-        return Ok(Report::bitten(plain, answer));
+        return Ok(Report::with_harm(plain, answer));
     }
     must(&mut host, "pid", "1")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("PEER_REFUSED (namespace), unless the policy allows it"),
+        ringfence: Outcome::failed("PEER_REFUSED (namespace), unless the policy allows it"),
         stopped_by: "a peer must live in the same pid namespace",
     })
 }
@@ -144,14 +144,14 @@ pub(super) fn pid_zero(stage: &Stage) -> Result<Report, Trouble> {
 ///
 /// Defence: a peer must live in this process's own pid namespace, whose processes cannot be
 /// impersonated from below.
-pub(super) fn namesake(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn namesake(stage: &Stage) -> Result<Report, RowError> {
     let genuine = stage.program(Program::Genuine).display().to_string();
     let attacker = |how: &str, address: &str| {
         let args = ["attacker", "namesake", how, address, &genuine];
         let mut attacker = stage.spawn("the namesake", Who::Agent, Program::Other, &args)?;
         match &*attacker.line()? {
             "genuine" => Ok(attacker),
-            other => Err(Trouble::Skipped(format!(
+            other => Err(RowError::Skipped(format!(
                 "needs unprivileged namespaces: {other}"
             ))),
         }
@@ -165,7 +165,7 @@ pub(super) fn namesake(stage: &Stage) -> Result<Report, Trouble> {
     host.expect("joined host")?;
     must(&mut host, "send secret", "sent")?;
     must(&mut thief, "find secret", "found")?;
-    let plain = Half::bit("another process gets the object and reads what is sent");
+    let plain = Outcome::succeeded("another process gets the object and reads what is sent");
 
     let address = stage.address("ringfence");
     let mut host = super::fenced_host(stage, &address, "")?;
@@ -178,16 +178,16 @@ pub(super) fn namesake(stage: &Stage) -> Result<Report, Trouble> {
         must(&mut thief, "hear", "offer")?;
         must(&mut thief, "offer sound", "said")?;
         must(&mut thief, "ready", "said")?;
-        return Ok(Report::bitten(plain, thief.ask("hear")?));
+        return Ok(Report::with_harm(plain, thief.ask("hear")?));
     }
     let answer = thief.ask("hear-acceptor")?;
     if !answer.starts_with("refuse 2 namespace ") {
-        return Ok(Report::bitten(plain, answer));
+        return Ok(Report::with_harm(plain, answer));
     }
     super::honest_guest(stage, &mut host, &address, "")?;
     Ok(Report {
         plain,
-        ringfence: Half::held("PEER_REFUSED (namespace); the host accepts the next client"),
+        ringfence: Outcome::failed("PEER_REFUSED (namespace); the host accepts the next client"),
         stopped_by: "a peer must live in the same pid namespace",
     })
 }
@@ -197,7 +197,7 @@ pub(super) fn namesake(stage: &Stage) -> Result<Report, Trouble> {
 ///
 /// Defence: the group counts only if the check has seen that the peer still has it. A check that cannot
 /// be made is a refusal.
-pub(super) fn dropped_group(stage: &Stage) -> Result<Report, Trouble> {
+pub(super) fn dropped_group(stage: &Stage) -> Result<Report, RowError> {
     let group = stage.launcher_group();
     let address = stage.address("plain");
     let host = super::plain_host(stage, &address, &format!("uid-only group={group}"))?;
@@ -207,9 +207,9 @@ pub(super) fn dropped_group(stage: &Stage) -> Result<Report, Trouble> {
     host.thaw()?;
     let plain = match &*leaver.line()? {
         answer if answer.starts_with("holding") => {
-            Half::bit("a process that no longer has the group gets the object")
+            Outcome::succeeded("a process that no longer has the group gets the object")
         }
-        answer => Half::held(answer),
+        answer => Outcome::failed(answer),
     };
 
     let mut seen = stage.spawn("the host", Who::Agent, Program::Genuine, &["victim", "ringfence"])?;
@@ -223,12 +223,12 @@ pub(super) fn dropped_group(stage: &Stage) -> Result<Report, Trouble> {
         host.thaw()?;
         let answer = leaver.line()?;
         if !(answer.starts_with("refuse 2 gid ") && answer.ends_with(" 0 descriptors")) {
-            return Ok(Report::bitten(plain, format!("{part}: {answer}")));
+            return Ok(Report::with_harm(plain, format!("{part}: {answer}")));
         }
     }
     Ok(Report {
         plain,
-        ringfence: Half::held("PEER_REFUSED (gid), also where /proc hides the peer"),
+        ringfence: Outcome::failed("PEER_REFUSED (gid), also where /proc hides the peer"),
         stopped_by: "a check that cannot be made is a refusal",
     })
 }

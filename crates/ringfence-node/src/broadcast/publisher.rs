@@ -23,7 +23,7 @@ use crate::{
     task,
 };
 
-struct Publishing {
+struct PublisherState {
     /// `None` once the publisher is closed.
     sender: Option<Broadcaster>,
     audience: Option<Arc<Audience>>,
@@ -43,7 +43,7 @@ struct Publishing {
 
 const CLOSED: ringfence::Error = ringfence::Error::Closed("the publisher is closed");
 
-impl Sends for Publishing {
+impl Sends for PublisherState {
     type Writer = Broadcaster;
 
     fn sender(&mut self) -> ringfence::Result<&mut Broadcaster> {
@@ -55,20 +55,20 @@ impl Sends for Publishing {
     }
 }
 
-impl State for Publishing {
+impl State for PublisherState {
     fn panicked(&mut self) {
         self.let_go();
         self.handle.panicked("the publisher was closed");
     }
 }
 
-impl Object for Publishing {
+impl Object for PublisherState {
     fn handle(&mut self) -> &mut Handle {
         &mut self.handle
     }
 }
 
-impl Publishing {
+impl PublisherState {
     fn let_go(&mut self) {
         // Stop first, because a watched descriptor must not be closed.
         self.handle.stop();
@@ -94,7 +94,7 @@ impl Publishing {
     }
 }
 
-impl Drop for Publishing {
+impl Drop for PublisherState {
     fn drop(&mut self) {
         self.let_go();
     }
@@ -102,7 +102,7 @@ impl Drop for Publishing {
 
 /// Answers with the next event: a subscriber, `{ gone, reason }` with an ended subscriber's number, or the
 /// failure of a refused client. Answers 0 if there is none now.
-fn next(publishing: &mut Publishing, call: &mut Call) -> Answer {
+fn next(publishing: &mut PublisherState, call: &mut Call) -> Answer {
     let Some(audience) = &publishing.audience else {
         return publishing.fail(CLOSED);
     };
@@ -146,7 +146,7 @@ unsafe fn gone(env: sys::napi_env, number: u32, reason: Ended) -> napi::Result<s
     Ok(object)
 }
 
-fn disarm(publishing: &mut Publishing, _call: &mut Call) -> Answer {
+fn disarm(publishing: &mut PublisherState, _call: &mut Call) -> Answer {
     if let Some(sender) = &mut publishing.sender {
         sender.disarm();
     }
@@ -154,7 +154,7 @@ fn disarm(publishing: &mut Publishing, _call: &mut Call) -> Answer {
 }
 
 /// Reads the subscribers' notifications, and checks for ended subscribers. Answers like `reason`.
-fn listen(publishing: &mut Publishing, call: &mut Call) -> Answer {
+fn listen(publishing: &mut PublisherState, call: &mut Call) -> Answer {
     if let Some(sender) = &mut publishing.sender {
         sender.poll_line();
     }
@@ -162,7 +162,7 @@ fn listen(publishing: &mut Publishing, call: &mut Call) -> Answer {
 }
 
 /// Answers with the reason why the publisher has ended, or 0 while it is open.
-fn reason(publishing: &mut Publishing, _call: &mut Call) -> Answer {
+fn reason(publishing: &mut PublisherState, _call: &mut Call) -> Answer {
     let ended = match &publishing.audience {
         None => Ended::Closed,
         Some(audience) => audience.close_reason().map_or(Ended::No, Ended::from),
@@ -171,7 +171,7 @@ fn reason(publishing: &mut Publishing, _call: &mut Call) -> Answer {
 }
 
 /// Answers with the number of published messages, as a bigint.
-fn sequence(publishing: &mut Publishing, call: &mut Call) -> Answer {
+fn sequence(publishing: &mut PublisherState, call: &mut Call) -> Answer {
     let sequence = publishing
         .sender
         .as_ref()
@@ -180,7 +180,7 @@ fn sequence(publishing: &mut Publishing, call: &mut Call) -> Answer {
 }
 
 /// Answers with the statistics so far, in the order of TypeScript's `Published`.
-fn stats(publishing: &mut Publishing, call: &mut Call) -> Answer {
+fn stats(publishing: &mut PublisherState, call: &mut Call) -> Answer {
     if let Some(sender) = &mut publishing.sender {
         publishing.stats = sender.stats();
     }
@@ -195,7 +195,7 @@ fn stats(publishing: &mut Publishing, call: &mut Call) -> Answer {
     Answer::numbers(call.env, &figures)
 }
 
-fn end(publishing: &mut Publishing, call: &mut Call) -> Answer {
+fn end(publishing: &mut PublisherState, call: &mut Call) -> Answer {
     if let Some(sender) = &mut publishing.sender {
         sender.end();
     }
@@ -204,7 +204,7 @@ fn end(publishing: &mut Publishing, call: &mut Call) -> Answer {
 
 /// Seals on a thread, because it waits for handshakes in progress. The callback receives two nulls, once,
 /// asynchronously.
-fn seal(publishing: &mut Publishing, call: &mut Call) -> Answer {
+fn seal(publishing: &mut PublisherState, call: &mut Call) -> Answer {
     let Some(audience) = publishing.audience.clone() else {
         return publishing.fail(CLOSED);
     };
@@ -217,14 +217,14 @@ fn seal(publishing: &mut Publishing, call: &mut Call) -> Answer {
 }
 
 /// Frees the address and leaves the subscribers as they are, because the process is exiting.
-fn vacate(publishing: &mut Publishing, _call: &mut Call) -> Answer {
+fn vacate(publishing: &mut PublisherState, _call: &mut Call) -> Answer {
     if let Some(audience) = &publishing.audience {
         audience.seal();
     }
     Answer::Nothing
 }
 
-fn watch(publishing: &mut Publishing, call: &mut Call) -> Answer {
+fn watch(publishing: &mut PublisherState, call: &mut Call) -> Answer {
     let Some(audience) = &publishing.audience else {
         return publishing.fail(CLOSED);
     };
@@ -235,7 +235,7 @@ fn watch(publishing: &mut Publishing, call: &mut Call) -> Answer {
 }
 
 /// Does not keep the event loop alive, since the publisher does.
-fn watch_room(publishing: &mut Publishing, call: &mut Call) -> Answer {
+fn watch_room(publishing: &mut PublisherState, call: &mut Call) -> Answer {
     let line = match publishing.sender() {
         Ok(sender) => sender.as_fd().as_raw_fd(),
         Err(error) => return publishing.fail(error),
@@ -252,14 +252,14 @@ fn watch_room(publishing: &mut Publishing, call: &mut Call) -> Answer {
     }
 }
 
-fn close(publishing: &mut Publishing, call: &mut Call) -> Answer {
+fn close(publishing: &mut PublisherState, call: &mut Call) -> Answer {
     cancel_open(publishing, call.env);
     publishing.let_go();
     Answer::Nothing
 }
 
 /// Functions of the JavaScript object.
-const FUNCTIONS: [(&CStr, Function<Publishing>); 23] = [
+const FUNCTIONS: [(&CStr, Function<PublisherState>); 23] = [
     (c"flush", flush),
     (c"send", send),
     (c"trySend", try_send),
@@ -308,7 +308,7 @@ pub(crate) unsafe fn to_object(
         unsafe { set_number(env, object, name, size) }?;
     }
     let (sender, audience) = publisher.split();
-    let publishing = Publishing {
+    let publishing = PublisherState {
         sender: Some(sender),
         audience: Some(Arc::new(audience)),
         handle: Handle::new(use_libuv),

@@ -12,35 +12,35 @@ use crate::{
     task,
 };
 
-struct Known {
+struct SubscriberState {
     subscriber: Subscriber,
     handle: Handle,
 }
 
-impl State for Known {
+impl State for SubscriberState {
     fn panicked(&mut self) {
         self.handle.panicked("the subscriber is unchanged");
     }
 }
 
-impl Object for Known {
+impl Object for SubscriberState {
     fn handle(&mut self) -> &mut Handle {
         &mut self.handle
     }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "sizes of memory are below 2^53")]
-fn lag(known: &mut Known, _call: &mut Call) -> Answer {
+fn lag(known: &mut SubscriberState, _call: &mut Call) -> Answer {
     Answer::Number(known.subscriber.lag() as f64)
 }
 
-fn evidence(known: &mut Known, call: &mut Call) -> Answer {
+fn evidence(known: &mut SubscriberState, call: &mut Call) -> Answer {
     Answer::value(call.env, Evidence::list(known.subscriber.evidence()))
 }
 
 /// Checks the subscriber again, on a thread, because hashing an executable may take long. The callback
 /// receives a failure, or null and the identity. It is called once, asynchronously.
-fn verify(known: &mut Known, call: &mut Call) -> Answer {
+fn verify(known: &mut SubscriberState, call: &mut Call) -> Answer {
     let subscriber = known.subscriber.clone();
     known.handle.later(
         call,
@@ -55,13 +55,13 @@ fn verify(known: &mut Known, call: &mut Call) -> Answer {
     )
 }
 
-fn disconnect(known: &mut Known, _call: &mut Call) -> Answer {
+fn disconnect(known: &mut SubscriberState, _call: &mut Call) -> Answer {
     known.subscriber.disconnect();
     Answer::Nothing
 }
 
 /// Functions of the JavaScript object.
-const FUNCTIONS: [(&CStr, Function<Known>); 5] = [
+const FUNCTIONS: [(&CStr, Function<SubscriberState>); 5] = [
     (c"lag", lag),
     (c"evidence", evidence),
     (c"verify", verify),
@@ -93,7 +93,7 @@ pub(super) unsafe fn to_object(
             ToNapiValue::to_napi_value(env, delivery)?,
         )?;
     }
-    let known = Known {
+    let known = SubscriberState {
         subscriber,
         handle: Handle::new(true),
     };

@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-struct Reading {
+struct SubscriptionState {
     /// `None` once the subscription is closed.
     subscription: Option<Subscription>,
     handle: Handle,
@@ -40,20 +40,20 @@ struct Counts {
 
 const CLOSED: ringfence::Error = ringfence::Error::Closed("the subscription is closed");
 
-impl State for Reading {
+impl State for SubscriptionState {
     fn panicked(&mut self) {
         self.let_go();
         self.handle.panicked("the subscription was closed");
     }
 }
 
-impl Object for Reading {
+impl Object for SubscriptionState {
     fn handle(&mut self) -> &mut Handle {
         &mut self.handle
     }
 }
 
-impl Reads for Reading {
+impl Reads for SubscriptionState {
     type Ring = BroadcastInlet;
 
     const ALWAYS_WAKES: bool = true;
@@ -85,7 +85,7 @@ impl Reads for Reading {
     }
 }
 
-impl Reading {
+impl SubscriptionState {
     /// Returns the counts of delivered messages, if `unread` of the last fetched messages were not delivered
     /// yet.
     fn counts(&self, unread: u64) -> Counts {
@@ -118,7 +118,7 @@ impl Reading {
     }
 }
 
-impl Drop for Reading {
+impl Drop for SubscriptionState {
     fn drop(&mut self) {
         self.let_go();
     }
@@ -127,7 +127,7 @@ impl Drop for Reading {
 /// Reads a message that did not fit into `pull`'s memory, into memory of its size. The publisher may have
 /// overwritten it in the meantime. Then the next message has another size. The answer is `OTHER`, or `LARGE -
 /// size` if a shorter message was read.
-fn gather(reading: &mut Reading, call: &mut Call) -> Answer {
+fn gather(reading: &mut SubscriptionState, call: &mut Call) -> Answer {
     // SAFETY: the slice is used within this call only, and requested once.
     let into = unsafe { call.bytes(0) };
     let size = reading.reader().and_then(Subscription::next_size);
@@ -156,7 +156,7 @@ fn gather(reading: &mut Reading, call: &mut Call) -> Answer {
 }
 
 /// Answers 1 if there is a message now. Otherwise answers as `pull` does without a message.
-fn has_message(reading: &mut Reading, _call: &mut Call) -> Answer {
+fn has_message(reading: &mut SubscriptionState, _call: &mut Call) -> Answer {
     match reading.reader().and_then(Subscription::has_message) {
         Ok(true) => Answer::from(1),
         Ok(false) => nothing(reading),
@@ -164,7 +164,7 @@ fn has_message(reading: &mut Reading, _call: &mut Call) -> Answer {
     }
 }
 
-fn disarm(reading: &mut Reading, _call: &mut Call) -> Answer {
+fn disarm(reading: &mut SubscriptionState, _call: &mut Call) -> Answer {
     if let Some(subscription) = &mut reading.subscription {
         subscription.disarm();
     }
@@ -173,24 +173,24 @@ fn disarm(reading: &mut Reading, _call: &mut Call) -> Answer {
 
 /// Reads the line, or arranges a later read. Answers 0 while the subscription is open. Unread messages may
 /// remain after it has closed.
-fn listen(reading: &mut Reading, _call: &mut Call) -> Answer {
+fn listen(reading: &mut SubscriptionState, _call: &mut Call) -> Answer {
     hear(reading);
     reading.reason()
 }
 
 /// Argument: the number of messages of the last fetch that were not delivered yet.
-fn sequence(reading: &mut Reading, call: &mut Call) -> Answer {
+fn sequence(reading: &mut SubscriptionState, call: &mut Call) -> Answer {
     let counts = reading.counts(call.size(0) as u64);
     Answer::bigint(call.env, counts.sequence)
 }
 
-fn lost(reading: &mut Reading, call: &mut Call) -> Answer {
+fn lost(reading: &mut SubscriptionState, call: &mut Call) -> Answer {
     let counts = reading.counts(call.size(0) as u64);
     Answer::bigint(call.env, counts.lost)
 }
 
 /// Answers with the statistics that the TypeScript side does not count itself.
-fn stats(reading: &mut Reading, call: &mut Call) -> Answer {
+fn stats(reading: &mut SubscriptionState, call: &mut Call) -> Answer {
     if let Some(subscription) = &reading.subscription {
         reading.stats = subscription.stats();
     }
@@ -199,18 +199,18 @@ fn stats(reading: &mut Reading, call: &mut Call) -> Answer {
 }
 
 /// Stops watching the line: the publisher has ended, and its remaining messages are read without it.
-fn outlive(reading: &mut Reading, _call: &mut Call) -> Answer {
+fn outlive(reading: &mut SubscriptionState, _call: &mut Call) -> Answer {
     reading.handle.stop();
     Answer::Nothing
 }
 
-fn close(reading: &mut Reading, _call: &mut Call) -> Answer {
+fn close(reading: &mut SubscriptionState, _call: &mut Call) -> Answer {
     reading.let_go();
     Answer::Nothing
 }
 
 /// Functions of the JavaScript object.
-const FUNCTIONS: [(&CStr, Function<Reading>); 20] = [
+const FUNCTIONS: [(&CStr, Function<SubscriptionState>); 20] = [
     (c"pull", pull),
     (c"pullBusy", pull_busy),
     (c"wake", wake),
@@ -268,7 +268,7 @@ pub(crate) unsafe fn to_object(
         sequence: subscription.sequence(),
         lost: subscription.lost(),
     };
-    let reading = Reading {
+    let reading = SubscriptionState {
         evidence: subscription.evidence().to_vec(),
         subscription: Some(subscription),
         handle: Handle::new(use_libuv),

@@ -1,7 +1,7 @@
-//! What this kernel, this machine and this process offer, found out by trying.
+//! Tests what this kernel, this machine and this process offer, by trying it.
 //!
-//! Each probe does what a channel does, on objects of its own that are gone when it returns. What it finds is said
-//! in a sentence about the promises: a machine is not good or bad, but some promises rest on things that it lacks.
+//! Each probe does what a channel does, on its own objects, which are gone when it returns. Its finding is a sentence
+//! about the promises, because some promises depend on features that a machine may lack.
 //!
 //! `objects` tries shared memory. `process` has what this process is, may do, and can learn of others.
 //!
@@ -14,7 +14,7 @@ use std::fmt;
 
 use crate::{options::Options, region::layout::region_size, sys};
 
-/// What [`doctor`] found.
+/// The result of [`doctor`].
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnosis {
@@ -27,7 +27,7 @@ pub struct Diagnosis {
 /// Tries what this kernel offers to this process, and says what that means for the promises.
 ///
 /// Harmless, and leaves nothing behind: no descriptor, no mapping, no file, no state of the process. Takes a few
-/// milliseconds. What is missing is a finding, never an error.
+/// milliseconds. A missing feature is a finding, never an error.
 pub fn doctor() -> Diagnosis {
     let read =
         |name: &str| sys::file::read_whole_text(&format!("/proc/sys/kernel/{name}")).unwrap_or_default();
@@ -100,9 +100,9 @@ pub struct Finding {
     pub title: &'static str,
     /// Whether the promises that rest on it hold.
     pub status: Status,
-    /// What was found.
+    /// The observation.
     pub found: String,
-    /// What that means for the promises, and what can be done about it.
+    /// The meaning for the promises, and what can be done about it.
     pub meaning: String,
 }
 
@@ -236,7 +236,7 @@ mod tests {
         }
     }
 
-    /// What a channel of the default backing cannot do without: a machine on which the other tests pass has it.
+    /// The default backing needs these features, so a machine on which the other tests pass has them.
     #[test]
     fn what_the_default_needs_is_good_where_channels_can_be_made() {
         let diagnosis = doctor();
@@ -246,7 +246,7 @@ mod tests {
         }
     }
 
-    /// Alone in a process: other tests open and close things meanwhile.
+    /// In a separate process, because other tests open and close descriptors concurrently.
     #[test]
     fn nothing_is_left_behind() {
         const ALONE: &str = "RINGFENCE_DOCTOR_ALONE";

@@ -46,7 +46,7 @@ pub(super) fn memfd() -> Result<OwnedFd, String> {
     again(&raw, OFlag::O_RDWR).map_err(failed("reopening it through /proc/self/fd"))
 }
 
-/// What failed, and why.
+/// The failed call, and the reason.
 pub(super) fn failed(what: &'static str) -> impl FnOnce(Errno) -> String {
     move |errno| format!("{what}: {}", errno.desc())
 }
@@ -280,7 +280,7 @@ pub(super) fn tripwire() -> Finding {
     }
 }
 
-/// How long the probe waits for the alarm: the signal comes at once, to a thread that may have to wait for a processor.
+/// The time limit of the wait for the alarm. The signal is sent immediately, but the thread may wait for a processor.
 const ALARM: Duration = Duration::from_secs(2);
 
 /// Whether an alarm sounds when a process opens an object of this one's own, and by which signal.
@@ -291,7 +291,7 @@ fn alarmed() -> Result<(i32, bool), String> {
     let wire = Tripwire::arm(&object, number).map_err(refused)?;
     let (sounded, alarm) = mpsc::channel();
     wire.on_alarm(move || {
-        // Without a receiver, no call waits any more.
+        // Without a receiver, no call waits for the result.
         let _ = sounded.send(());
         None
     });

@@ -1,4 +1,4 @@
-//! What the kernel says of a peer on a socket, and what two processes can agree on.
+//! Probes of this process: its identity, its limits and its confinement, and what the kernel reports about a peer.
 
 use std::{
     fs,
@@ -165,7 +165,7 @@ pub(super) fn proc() -> Finding {
     }
 }
 
-/// The option that hides other users' processes, where it is in force (proc(5)).
+/// The mount option that hides other users' processes, if it is in effect (proc(5)).
 fn hidepid() -> Option<String> {
     let text = sys::file::read_whole_text("/proc/self/mountinfo").ok()?;
     // proc(5), mountinfo: the fifth field is the mount point; what is mounted last hides the others.
@@ -396,8 +396,8 @@ const DESCRIPTORS: About = About {
     title: "Open files (RLIMIT_NOFILE)",
 };
 
-/// What a host holds while as many handshakes run side by side as it allows (64, at most eight descriptors each), and as
-/// many newcomers wait (128, at most three each).
+/// The descriptors that a host holds at its limits: 64 handshakes in parallel with at most eight each, and 128 waiting
+/// clients with at most three each.
 const DESCRIPTORS_WANTED: u64 = 896;
 
 pub(super) fn descriptors() -> Finding {
