@@ -106,7 +106,7 @@ test.serial('an option that is no option of the call is INVALID_ARGUMENT, and sa
     member: [(options) => member(address, options), ['maxPeers']],
     connect: [(options) => connect(address, options), ['maxPeers', 'maxPeersPerProcess', 'mode', 'group']],
     fromParent: [(options) => fromParent(options), ['maxPeers', 'mode', 'group', 'wait']],
-    spawn: [(options) => spawn(process.execPath, [], {}, options), ['maxPeers', 'mode', 'group', 'wait']],
+    spawn: [(options) => spawn(process.execPath, [], options), ['maxPeers', 'mode', 'group', 'wait']],
   }
   const given: ListenOptions = {
     maxPeers: 3,

@@ -1,5 +1,6 @@
 // The line that a child inherits, over a binding of the test's own: what fails before there is a channel, and where the child finds it.
 
+import type { ChildProcess } from 'node:child_process'
 import { text } from 'node:stream/consumers'
 
 import test, { type ExecutionContext } from 'ava'
@@ -18,7 +19,7 @@ function linesAre(t: ExecutionContext, make: () => unknown): void {
   t.teardown(() => (native['privateLine'] = privateLine))
 }
 
-test.serial('where no line can be made there is no child, and why is told', (t) => {
+test.serial('where no line can be made there is no child, and why is told', async (t) => {
   const short = new Error('no descriptor')
   const own = new RingfenceError('UNSUPPORTED', 'no binding')
   for (const [thrown, code, cause] of [
@@ -28,23 +29,36 @@ test.serial('where no line can be made there is no child, and why is told', (t) 
     linesAre(t, () => {
       throw thrown
     })
-    const error = t.throws<RingfenceError>(() => spawn('/bin/true'), codeOf(code))
-    t.is(error.cause, cause)
+    const error = await t.throwsAsync<RingfenceError>(spawn('/bin/true'), codeOf(code))
+    t.is(error!.cause, cause)
   }
 })
 
 test.serial('the line is the first descriptor behind the standard ones, however few of those are named', async (t) => {
   for (const stdio of [undefined, 'pipe', ['ignore'], ['ignore', 'pipe'], ['ignore', 'pipe', 'ignore']] as const) {
     const asked: unknown[] = []
+    const { adopt } = native
+    native['adopt'] = (_line: unknown, _options: unknown, done: (failure: unknown, raw: null) => void) => {
+      adopted = () => done({ code: 'PROTOCOL', message: 'as the binding says' }, null)
+      return { cancel() {}, vacate() {}, answer() {} }
+    }
+    t.teardown(() => (native['adopt'] = adopt))
+    let adopted!: () => void
     linesAre(t, () => ({
       descriptor: 'ignore',
       variable: (number: number) => ['LINE', `line ${number}`],
-      started: (pid: number) => (asked.push(pid), { code: 'PEER_LOST', message: 'as the binding says' }),
+      started: (pid: number) => (asked.push(pid), null),
       close: () => void asked.push('close'),
     }))
-    const { child, channel } = spawn('/bin/sh', ['-c', 'echo "$LINE"'], { stdio: stdio as never })
+    let child!: ChildProcess
+    const spawned = spawn('/bin/sh', ['-c', 'echo "$LINE"'], {
+      spawn: { stdio: stdio as never },
+      onSpawn: (started) => (child = started),
+    })
+    const error = t.throwsAsync(spawned, { message: 'as the binding says' })
     t.is(await text(child.stdout!), 'line 3\n', String(stdio))
-    await t.throwsAsync(channel, { ...codeOf('PEER_LOST'), message: 'as the binding says' })
+    adopted()
+    await error
     t.deepEqual(asked, [child.pid, 'close'])
   }
 })

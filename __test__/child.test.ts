@@ -1,13 +1,13 @@
 // A child that inherits a private line: no address, and no other process in its place.
 
-import childProcess, { spawn as start, type SpawnOptions } from 'node:child_process'
+import childProcess, { spawn as start, type ChildProcess, type SpawnOptions } from 'node:child_process'
 import { EventEmitter, once } from 'node:events'
 import { closeSync, existsSync, openSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
 
 import test, { type ExecutionContext } from 'ava'
-import { fromParent, spawn, type Options, type RingfenceError, type Spawned } from 'ringfence'
+import { fromParent, spawn, type ChildOptions, type LineOptions, type RingfenceError } from 'ringfence'
 
 import { temporaryDirectory } from './support/address.js'
 import { Partner } from './support/partner.js'
@@ -45,17 +45,27 @@ const sockets = (pid: number | undefined) =>
     .filter((target) => target.startsWith('socket:'))
 
 /** Many processes start at the same time here, on whatever machine that is. */
-const PATIENT: Options = { handshakeTimeout: 60_000 }
+const PATIENT: LineOptions = { handshakeTimeout: 60_000 }
 
 /** Starts one, and has it ended with the test. */
-function child(t: ExecutionContext, code: string, spawnOptions: SpawnOptions = {}, options?: Options): Spawned {
-  const spawned = spawn(process.execPath, script(code), spawnOptions, { ...PATIENT, ...options })
+function child(t: ExecutionContext, code: string, settings: SpawnOptions = {}, options?: LineOptions) {
+  const begun = begin(process.execPath, script(code), { ...PATIENT, ...options, spawn: settings })
   t.teardown(async () => {
-    if (spawned.child.exitCode !== null || spawned.child.signalCode !== null) return
-    spawned.child.kill('SIGKILL')
-    await once(spawned.child, 'exit')
+    if (begun.child.exitCode !== null || begun.child.signalCode !== null) return
+    begun.child.kill('SIGKILL')
+    await once(begun.child, 'exit')
   })
-  return spawned
+  return begun
+}
+
+/** The child at once, and the channel once it is there. */
+function begin(command: string, words: readonly string[], options: ChildOptions) {
+  let started!: ChildProcess
+  const channel = spawn(command, words, { ...options, onSpawn: (process) => (started = process) }).then(
+    (spawned) => spawned.channel,
+  )
+  channel.catch(() => {})
+  return { child: started, channel }
 }
 
 test('a parent and its child have a channel, with the evidence of any other', async (t) => {
@@ -100,23 +110,19 @@ test("the standard descriptors, a channel of Node's and the environment are as t
   t.is(await output, 'given undefined\n')
 })
 
-test('the arguments may be left out, as in child_process', async (t) => {
+test('the arguments may be left out, and the outcome is disposable', async (t) => {
   const file = join(temporaryDirectory(t), 'echo.js')
   writeFileSync(file, `import('ringfence').then(({ fromParent }) => fromParent({ handshakeTimeout: 60_000 }))`)
-  for (const given of [[], [undefined], [null]]) {
-    // Node without arguments runs what it finds on its standard input.
-    const code = openSync(file, 'r')
-    const words = [...given, { stdio: [code, 'ignore', 'inherit'] }, PATIENT] as unknown as [SpawnOptions, Options]
-    const { child: one, channel } = spawn(process.execPath, ...words)
-    t.teardown(() => one.kill('SIGKILL'))
-    closeSync(code)
-    const open = await channel
-    t.is(open.peer.pid, one.pid!)
-    await open.close()
-  }
-  const wrong = { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' }
-  t.throws(() => spawn('true', 'an argument' as never), wrong)
-  t.throws(() => spawn('true', {} as never, {}, {}), wrong)
+  // Node without arguments runs what it finds on its standard input.
+  const code = openSync(file, 'r')
+  const settings: SpawnOptions = { stdio: [code, 'ignore', 'inherit'] }
+  const spawned = await spawn(process.execPath, undefined, { ...PATIENT, spawn: settings })
+  closeSync(code)
+  t.is(spawned.channel.peer.pid, spawned.child.pid!)
+  const exited = once(spawned.child, 'exit')
+  await spawned[Symbol.asyncDispose]()
+  await exited
+  t.is(await spawned.channel.closed, 'closed')
 })
 
 test('the line is taken once, and closed in the child after that', async (t) => {
@@ -139,16 +145,49 @@ test('a process that was left no line is told so', async (t) => {
   await t.throwsAsync(fromParent(), { code: 'ERR_RINGFENCE_ADDRESS_INVALID', message: /no parent has left/ })
 })
 
-test('a child that ends before it has answered is lost', async (t) => {
-  const { child: process, channel } = child(t, '', { stdio: 'ignore' })
-  await t.throwsAsync(channel, { code: 'ERR_RINGFENCE_PEER_LOST', message: /ended before|it disconnected/ })
-  if (process.exitCode === null) await once(process, 'exit')
-  t.is(process.exitCode, 0)
+test('a child that exits before it has answered is CHILD_EXITED, with all that is known of its exit', async (t) => {
+  const exits: [code: string, exitCode: number | null, signalCode: string | null, stderr: string | undefined][] = [
+    ['', 0, null, undefined],
+    ['process.exitCode = 7', 7, null, undefined],
+    [`process.kill(process.pid, 'SIGKILL')`, null, 'SIGKILL', undefined],
+    [`process.stderr.write('x'.repeat(5000) + 'the end'); process.exitCode = 1`, 1, null, `${'x'.repeat(4089)}the end`],
+  ]
+  for (const [code, exitCode, signalCode, stderr] of exits) {
+    const { child: process, channel } = child(t, code, { stdio: ['ignore', 'ignore', stderr ? 'pipe' : 'ignore'] })
+    const error = await t.throwsAsync<RingfenceError>(channel, { code: 'ERR_RINGFENCE_CHILD_EXITED' })
+    t.is(error!.exitCode, exitCode)
+    t.is(error!.signalCode, signalCode)
+    t.is(error!.stderr, stderr)
+    t.regex(error!.message, /^the child, process \d+, exited (with code \d|by SIGKILL) before the handshake$/)
+    t.deepEqual([process.exitCode, process.signalCode], [exitCode, signalCode])
+  }
 })
 
-test('a child that never answers is waited for until the deadline, or until called off', async (t) => {
+test('a child may fill its pipes before it answers, and nothing of that is lost', async (t) => {
+  const code = `
+    import { writeSync } from 'node:fs'
+    const part = Buffer.alloc(50_000, 'x')
+    for (const fd of [1, 2])
+      for (let left = 300_000; left > 0; )
+        try {
+          left -= writeSync(fd, part, 0, Math.min(left, part.length))
+        } catch {}
+  ${ECHO}`
+  const { child: process, channel } = child(t, code, { stdio: ['ignore', 'pipe', 'pipe'] })
+  const open = await channel
+  const output = Promise.all([text(process.stdout!), text(process.stderr!)])
+  await open.close()
+  t.deepEqual(
+    (await output).map(({ length }) => length),
+    [300_000, 300_000],
+  )
+})
+
+test('a child that never answers is killed at the deadline, and at the abort', async (t) => {
   const late = child(t, SILENT, { stdio: 'ignore' }, { handshakeTimeout: 20 })
   await t.throwsAsync(late.channel, { code: 'ERR_RINGFENCE_HANDSHAKE_TIMEOUT', message: /the child's HELLO/ })
+  const slow = child(t, SILENT, { stdio: 'ignore' }, { handshakeTimeout: 1e6, timeout: 20 })
+  await t.throwsAsync(slow.channel, { code: 'ERR_RINGFENCE_TIMEOUT' })
   const over = new AbortController()
   const calledOff = child(
     t,
@@ -160,29 +199,26 @@ test('a child that never answers is waited for until the deadline, or until call
   over.abort('enough')
   const error = await t.throwsAsync(calledOff.channel, { code: 'ABORT_ERR' })
   t.is(error?.cause, 'enough')
-  // It is the caller's, still.
-  t.is(calledOff.child.exitCode, null)
+  for (const { child: process } of [late, slow, calledOff])
+    await until(() => process.signalCode === 'SIGKILL', 'the child is killed')
 })
 
-test('a child that is called off before it was started learns that at once', async (t) => {
-  const { child: started, channel } = spawn(process.execPath, script(TELL), {}, { signal: AbortSignal.abort() })
-  await t.throwsAsync(channel, { code: 'ABORT_ERR' })
-  t.regex(await text(started.stdout!), /PEER_LOST/)
-  // By then the line is closed, and not once garbage is collected.
-  const partner = await Partner.start(t)
-  const left = await partner.run(async ({ ringfence, require }) => {
-    const { readdirSync: list } = require('node:fs') as typeof import('node:fs')
-    const call = async () => {
-      const spawned = ringfence.spawn('/bin/true', { stdio: 'ignore' }, { signal: AbortSignal.abort() })
-      await spawned.channel.catch(() => {})
-    }
-    // What is made once stays.
-    await call()
-    const before = list('/proc/self/fd').length
-    await call()
-    return list('/proc/self/fd').length - before
-  })
-  t.is(left, 0)
+test('a signal that was aborted before starts nothing', async (t) => {
+  const onSpawn = () => t.fail()
+  const aborting = spawn(process.execPath, [], { signal: AbortSignal.abort('before'), onSpawn })
+  t.is((await t.throwsAsync(aborting, { code: 'ABORT_ERR' }))?.cause, 'before')
+})
+
+test('an exception of onSpawn kills the child, and is what spawn rejects with', async (t) => {
+  let started!: ChildProcess
+  const thrown = new Error('of the callback')
+  const settings: SpawnOptions = { stdio: 'ignore' }
+  const onSpawn = (process: ChildProcess) => {
+    started = process
+    throw thrown
+  }
+  t.is(await t.throwsAsync(spawn(process.execPath, script(SILENT), { spawn: settings, onSpawn })), thrown)
+  await until(() => started.signalCode === 'SIGKILL', 'the child is killed')
 })
 
 test.serial('a user who may have no process more is told NO_SPACE', async (t) => {
@@ -194,27 +230,17 @@ test.serial('a user who may have no process more is told NO_SPACE', async (t) =>
     setImmediate(() => none.emit('error', Object.assign(new Error('spawn EAGAIN'), { code: 'EAGAIN' })))
     return none
   }) as unknown as typeof own
-  await t.throwsAsync(spawn('/bin/true').channel, {
+  await t.throwsAsync(spawn('/bin/true'), {
     code: 'ERR_RINGFENCE_NO_SPACE',
     message: /cannot be started: spawn EAGAIN/,
   })
 })
 
-test('a child whose parent has called it off is told that its parent does not answer', async (t) => {
-  const { child: process, channel } = child(
-    t,
-    TELL,
-    { stdio: ['ignore', 'pipe', 'inherit'] },
-    { signal: AbortSignal.abort() },
-  )
-  await t.throwsAsync(channel, { code: 'ABORT_ERR' })
-  t.regex(await text(process.stdout!), /^ERR_RINGFENCE_PEER_LOST/)
-})
-
 test('a command that cannot be started', async (t) => {
-  const { child: process, channel } = spawn('/no/such/program')
-  t.is(process.pid, undefined)
-  const error = await t.throwsAsync<RingfenceError>(channel, { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
+  const onSpawn = () => t.fail()
+  const error = await t.throwsAsync<RingfenceError>(spawn('/no/such/program', [], { onSpawn }), {
+    code: 'ERR_RINGFENCE_INVALID_ARGUMENT',
+  })
   t.regex(error?.message ?? '', /no\/such\/program/)
   t.like(error?.cause, { code: 'ENOENT' })
 })
@@ -225,9 +251,10 @@ test('a child that this process has no descriptors to start is NO_SPACE, and the
     import { spawn } from 'ringfence'
     const most = []
     const tell = async () => {
-      const { child, channel } = spawn('/bin/true', { stdio: 'ignore' })
-      const { code, cause } = await channel.catch((error) => error)
-      return [code, cause?.code, child.pid === undefined]
+      let started = false
+      const onSpawn = () => (started = true)
+      const { code, cause } = await spawn('/bin/true', [], { spawn: { stdio: 'ignore' }, onSpawn }).catch((error) => error)
+      return [code, cause?.code, !started]
     }
     const told = [await tell()]
     try {
@@ -255,25 +282,34 @@ test('a child that this process has no descriptors to start is NO_SPACE, and the
   t.true(others.some(([, cause]) => cause === 'EMFILE'))
 })
 
-test('what is wrong in the options is told before anything is started', (t) => {
-  t.throws(() => spawn('true', [], {}, { capacity: -1 }), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
-  t.throws(() => spawn('true', [], null as never), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
-  t.throws(() => spawn(7 as never), { code: 'ERR_INVALID_ARG_TYPE' })
+test('what is wrong in the arguments is told before anything is started', async (t) => {
+  const wrong = { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' }
+  const onSpawn = () => t.fail()
+  await t.throwsAsync(spawn('true', [], { capacity: -1, onSpawn }), wrong)
+  await t.throwsAsync(spawn('true', [], { stdio: 'ignore', onSpawn } as never), {
+    ...wrong,
+    message: /no option stdio/,
+  })
+  await t.throwsAsync(spawn('true', [], { spawn: null, onSpawn } as never), wrong)
+  await t.throwsAsync(spawn('true', [], { onSpawn: 5 } as never), wrong)
+  await t.throwsAsync(spawn('true', 'an argument' as never, { onSpawn }), wrong)
+  await t.throwsAsync(spawn(7 as never, [], { onSpawn }), { code: 'ERR_INVALID_ARG_TYPE' })
 })
 
 test('a process to which a child passes its line is refused', async (t) => {
   // Node's own descriptors are close-on-exec for what it starts; a shell's are not.
   const code = `${process.execPath} --input-type=module --eval "$0" & wait`
-  const shell = spawn('/bin/sh', ['-c', code, TELL], { stdio: ['ignore', 'pipe', 'inherit'] }, PATIENT)
+  const shell = begin('/bin/sh', ['-c', code, TELL], { ...PATIENT, spawn: { stdio: ['ignore', 'pipe', 'inherit'] } })
+  const output = text(shell.child.stdout!)
   const error = await t.throwsAsync<RingfenceError>(shell.channel, { code: 'ERR_RINGFENCE_PEER_REFUSED' })
   t.is(error?.check, 'child')
   t.is(error?.wanted, `pid ${shell.child.pid}, the process that was started`)
-  t.regex(await text(shell.child.stdout!), /^ERR_RINGFENCE_PEER_REFUSED/)
+  t.regex(await output, /^ERR_RINGFENCE_PEER_REFUSED/)
 })
 
 test('a shell that executes the program in its own place has passed the line on', async (t) => {
   const code = `exec ${process.execPath} --input-type=module --eval "$0"`
-  const shell = spawn('/bin/sh', ['-c', code, TELL], { stdio: ['ignore', 'pipe', 'inherit'] }, PATIENT)
+  const shell = begin('/bin/sh', ['-c', code, TELL], { ...PATIENT, spawn: { stdio: ['ignore', 'pipe', 'inherit'] } })
   const open = await shell.channel
   t.is(open.peer.pid, shell.child.pid!)
   await open.close()
@@ -308,11 +344,12 @@ test('nothing is left of lines that came to nothing', async (t) => {
     const { readdirSync: list } = require('node:fs') as typeof import('node:fs')
     const { once: event } = require('node:events') as typeof import('node:events')
     const attempt = async () => {
-      const { child: ended, channel } = ringfence.spawn('/bin/true', [], { stdio: 'ignore' })
-      const exited = event(ended, 'exit')
-      await channel.catch(() => {})
+      let exited: Promise<unknown> | undefined
+      const onSpawn = (ended: ChildProcess) => void (exited = event(ended, 'exit'))
+      await ringfence.spawn('/bin/true', [], { spawn: { stdio: 'ignore' }, onSpawn }).catch(() => {})
       await exited
-      await ringfence.spawn('/no/such/program').channel.catch(() => {})
+      await ringfence.spawn('/no/such/program').catch(() => {})
+      await ringfence.spawn('/bin/true', [], { signal: AbortSignal.abort() }).catch(() => {})
     }
     // What is made once stays.
     await attempt()
@@ -329,8 +366,8 @@ test('a child learns that its parent was killed', async (t) => {
   const partner = await Partner.start(t)
   await partner.run(
     async ({ ringfence }, node: string, words: string[]) => {
-      const { channel } = ringfence.spawn(node, words, { stdio: 'ignore' }, { handshakeTimeout: 60_000 })
-      await (await channel).receive()
+      const { channel } = await ringfence.spawn(node, words, { handshakeTimeout: 60_000, spawn: { stdio: 'ignore' } })
+      await channel.receive()
     },
     process.execPath,
     [
@@ -353,18 +390,12 @@ test('a child learns that its parent was killed', async (t) => {
 test('a Node parent and a Rust child, each naming the other', async (t) => {
   const words = ['echo', 'parent', process.execPath, '8192', '100000']
   const stdio: SpawnOptions['stdio'] = ['ignore', 'pipe', 'inherit']
-  const refused = spawn(rustPartner, words, { stdio }, PATIENT)
-  await t.throwsAsync(refused.channel, { code: 'ERR_RINGFENCE_PEER_REFUSED', message: /executable/ })
-  t.regex(await text(refused.child.stdout!), /^PEER_REFUSED/)
+  const refused = spawn(rustPartner, words, { ...PATIENT, spawn: { stdio } })
+  await t.throwsAsync(refused, { code: 'ERR_RINGFENCE_PEER_REFUSED', message: /executable/ })
 
-  const { child: rust, channel } = spawn(
-    rustPartner,
-    words,
-    { stdio },
-    { ...PATIENT, policy: { executable: rustPartner } },
-  )
+  const policy = { executable: rustPartner }
+  const { child: rust, channel: open } = await spawn(rustPartner, words, { ...PATIENT, policy, spawn: { stdio } })
   const output = text(rust.stdout!)
-  const open = await channel
   await open.send('x'.repeat(50_000))
   t.is((await open.receive())?.length, 50_000)
   await open.end()

@@ -160,8 +160,8 @@ test('with NODE_DEBUG=ringfence the story of each handshake is printed, by the s
     import { fileURLToPath } from 'node:url'
     if (process.argv[2] === 'child') await (await fromParent()).closed
     else {
-      const { child, channel } = spawn(process.execPath, [process.argv[1], 'child'], { stdio: 'ignore' })
-      await (await channel).close()
+      const { child, channel } = await spawn(process.execPath, [process.argv[1], 'child'], { spawn: { stdio: 'ignore' } })
+      await channel.close()
       child.ref()
     }`
   const file = `${temporaryDirectory(t)}/story.mjs`
@@ -231,8 +231,8 @@ test('what a peer has named itself moves no cursor in that story', async (t) => 
   const script = `
     import { spawn, fromParent } from ${JSON.stringify(index)}
     const code = "const { fromParent } = await import(" + ${JSON.stringify(JSON.stringify(index))} + "); await (await fromParent()).closed"
-    const { channel } = spawn(process.env.NAMED, ['--input-type=module', '-e', code], { stdio: 'ignore' })
-    await channel.then((made) => made.close(), () => {})`
+    const words = ['--input-type=module', '-e', code]
+    await spawn(process.env.NAMED, words, { spawn: { stdio: 'ignore' } }).then(({ channel }) => channel.close(), () => {})`
   const env = { ...process.env, NODE_DEBUG: 'ringfence', NAMED: named }
   const story = await new Promise<string>((resolve, reject) => {
     const words = ['--input-type=module', '-e', script]

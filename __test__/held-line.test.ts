@@ -118,14 +118,11 @@ test('of a parent', async (t) => {
     await channel.send(JSON.stringify(startHolders(createRequire(process.cwd() + '/'))))
     setInterval(() => {}, 1000)
   `
-  const { child, channel } = spawn(
-    process.execPath,
-    ['--input-type=module', '--eval', code],
-    { stdio: ['ignore', 'ignore', 'inherit'] },
-    patient,
-  )
+  const { child, channel: open } = await spawn(process.execPath, ['--input-type=module', '--eval', code], {
+    ...patient,
+    spawn: { stdio: ['ignore', 'ignore', 'inherit'] },
+  })
   t.teardown(() => child.kill('SIGKILL'))
-  const open = await channel
   endWithTest(t, JSON.parse(String(await open.receive())) as number[])
   const ended = endOf(open)
   child.kill('SIGKILL')

@@ -252,6 +252,7 @@ test('a script learns by the exit code what has failed', (t) => {
     EVICTED: 5,
     HANDSHAKE_TIMEOUT: 6,
     TIMEOUT: 6,
+    CHILD_EXITED: 5,
     PROTOCOL: 7,
     OBJECT_EXPOSED: 7,
     OBJECT_UNSOUND: 7,

@@ -11,6 +11,7 @@ export type ErrorName =
   | 'PEER_LOST'
   | 'HANDSHAKE_TIMEOUT'
   | 'TIMEOUT'
+  | 'CHILD_EXITED'
   | 'PROTOCOL'
   | 'OBJECT_EXPOSED'
   | 'OBJECT_UNSOUND'
@@ -37,6 +38,12 @@ export interface ErrorDetails {
   found?: string
   /** The refused peer, as far as it is known. */
   identity?: Identity
+  /** The exit code of the child; null if a signal ended it. */
+  exitCode?: number | null | undefined
+  /** The signal that ended the child; null if it exited. */
+  signalCode?: string | null | undefined
+  /** The last 4 KiB of the child's standard error, if it is piped. */
+  stderr?: string | undefined
   /** The message that could not be decoded. */
   bytes?: Buffer
 }
@@ -70,6 +77,12 @@ export class RingfenceError extends Error {
   declare readonly found?: string
   /** The refused peer, as far as it is known. */
   declare readonly identity?: Identity
+  /** For CHILD_EXITED: the exit code; null if a signal ended the child. */
+  declare readonly exitCode?: number | null
+  /** For CHILD_EXITED: the signal that ended the child; null if it exited. */
+  declare readonly signalCode?: string | null
+  /** For CHILD_EXITED: the last 4 KiB of standard error, if it is piped. */
+  declare readonly stderr?: string
   /** For MALFORMED: the message. It is no property that is listed, so that a log of the error has no room for it. */
   declare readonly bytes?: Buffer
 
@@ -78,7 +91,7 @@ export class RingfenceError extends Error {
     this.code = name === 'ABORT_ERR' ? name : `ERR_RINGFENCE_${name}`
     // Programs recognize an abort of their own by this name.
     if (name === 'ABORT_ERR') Object.defineProperty(this, 'name', { value: 'AbortError' })
-    for (const key of ['check', 'wanted', 'found', 'identity'] as const) {
+    for (const key of ['check', 'wanted', 'found', 'identity', 'exitCode', 'signalCode', 'stderr'] as const) {
       if (details[key] !== undefined) Object.defineProperty(this, key, { value: details[key], enumerable: true })
     }
     if (details.bytes !== undefined) Object.defineProperty(this, 'bytes', { value: details.bytes })

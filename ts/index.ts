@@ -57,6 +57,7 @@ export { TypedChannel } from './channel/typed.js'
 export { TypedMerge } from './channel/typed-merge.js'
 export type {
   BufferSource,
+  ChildOptions,
   CloseReason,
   Closed,
   ConnectOptions,

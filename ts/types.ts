@@ -1,3 +1,5 @@
+import type { ChildProcess, SpawnOptions } from 'node:child_process'
+
 // oxlint-disable-next-line import/no-cycle -- a type alone
 import type { RingfenceError } from './errors.js'
 
@@ -116,7 +118,7 @@ export interface Policy {
    * handshake's deadline, else the handshake fails with HANDSHAKE_TIMEOUT. Other peers are served in the meantime. `verify` does not
    * call it again.
    */
-  authorize?(identity: Identity): boolean | Promise<boolean>
+  authorize?: ((identity: Identity) => boolean | Promise<boolean>) | undefined
 }
 
 /** Bytes of any kind: an ArrayBuffer, or a view of one. What a Buffer, a typed array or a DataView does not show is not sent. */
@@ -236,7 +238,12 @@ export interface ConnectOptions extends Omit<Options, 'mode' | 'group'> {}
 export interface LineOptions extends Omit<ConnectOptions, 'wait'> {}
 
 /** Options of {@link spawn}. */
-export interface ChildOptions extends LineOptions {}
+export interface ChildOptions extends LineOptions {
+  /** Options of `child_process.spawn`. */
+  spawn?: SpawnOptions | undefined
+  /** Called right after the start, before the handshake. If it throws, the child is killed and the call rejects with the exception. */
+  onSpawn?: ((child: ChildProcess) => void) | undefined
+}
 
 /** Options of {@link listen}. */
 export interface ListenOptions extends Options {

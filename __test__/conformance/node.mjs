@@ -42,7 +42,8 @@ function pattern(number, length) {
 async function meet() {
   if (address === 'parent') return fromParent(options)
   if (!address.startsWith('child:')) return join(address, options)
-  return spawn(executable, [address.slice(6)], { stdio: ['ignore', 'inherit', 'inherit'] }, options).channel
+  const stdio = ['ignore', 'inherit', 'inherit']
+  return (await spawn(executable, [address.slice(6)], { ...options, spawn: { stdio } })).channel
 }
 
 async function echo(channel) {

@@ -302,10 +302,11 @@ async function bringsUp() {
   const [node, rust] = policy.executable
   const command = number % 2 === 0 ? [node, new URL(import.meta.url).pathname] : [rust]
   const stdio = ['ignore', 'inherit', 'inherit']
-  const { channel, child } = spawn(command[0], [...command.slice(1), ...words], { stdio }, options)
-  const exit = new Promise((resolve) => child.once('exit', resolve))
+  let exit
+  const onSpawn = (child) => (exit = new Promise((resolve) => child.once('exit', resolve)))
   try {
-    await converse(await channel)
+    const started = await spawn(command[0], [...command.slice(1), ...words], { ...options, spawn: { stdio }, onSpawn })
+    await converse(started.channel)
   } finally {
     await exit
   }

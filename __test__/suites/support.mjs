@@ -32,10 +32,10 @@ export async function suite(url, peers, { small = SMALLEST, ...more } = {}) {
   const declare = (title, capacity, peer, act, given) =>
     nodeTest(title, { timeout: LIMIT }, async () => {
       const command = [fileURLToPath(url), 'peer', peer, JSON.stringify({ capacity, ...more }), JSON.stringify(given)]
-      const started = spawn(process.execPath, command, { stdio: 'inherit' }, { capacity, ...more })
+      const started = await spawn(process.execPath, command, { capacity, ...more, spawn: { stdio: 'inherit' } })
       const exited = once(started.child, 'exit')
       try {
-        const channel = await started.channel
+        const { channel } = started
         await act(channel, started.child)
         await channel.close()
         const [code, signal] = await exited

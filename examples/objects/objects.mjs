@@ -18,9 +18,10 @@ const tenths = {
 await (process.argv[2] === 'child' ? child() : parent())
 
 async function parent() {
-  const started = spawn(process.execPath, [fileURLToPath(import.meta.url), 'child'], { stdio: 'inherit' })
+  const self = fileURLToPath(import.meta.url)
+  const started = await spawn(process.execPath, [self, 'child'], { spawn: { stdio: 'inherit' } })
+  const { channel } = started
   const exited = once(started.child, 'exit')
-  const channel = await started.channel
 
   // One channel, and a codec for each kind of message. Here both sides know what comes when.
   const orders = channel.with(json())

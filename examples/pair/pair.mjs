@@ -9,9 +9,9 @@ await (process.argv[2] === 'child' ? child() : parent())
 
 async function parent() {
   const self = fileURLToPath(import.meta.url)
-  const started = spawn(process.execPath, [self, 'child'], { stdio: 'inherit' })
+  const started = await spawn(process.execPath, [self, 'child'], { spawn: { stdio: 'inherit' } })
+  const { channel } = started
   const exited = once(started.child, 'exit')
-  const channel = await started.channel
 
   console.log(`parent ${process.pid}: my child is process ${channel.peer.pid}, and this is why I believe it:`)
   for (const { step, check, wanted, found } of channel.evidence) {

@@ -51,9 +51,9 @@ async function serve() {
 
 async function call(name) {
   const self = fileURLToPath(import.meta.url)
-  const started = spawn(process.execPath, [self, name, 'child'], { stdio: 'inherit' })
+  const started = await spawn(process.execPath, [self, name, 'child'], { spawn: { stdio: 'inherit' } })
   const exited = once(started.child, 'exit')
-  const { remote } = ways[name](await started.channel, undefined, { timeout: 60_000 })
+  const { remote } = ways[name](started.channel, undefined, { timeout: 60_000 })
   console.log(`${name}: 2 + 3 is ${await remote.add(2, 3)}`)
   const failure = await remote.fail().catch((error) => error)
   console.log(`${name}: the other side threw "${failure.message}"`)

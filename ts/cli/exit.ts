@@ -13,6 +13,7 @@ const CODES: Record<ErrorName, number> = {
   EVICTED: 5,
   HANDSHAKE_TIMEOUT: 6,
   TIMEOUT: 6,
+  CHILD_EXITED: 5,
   PROTOCOL: 7,
   OBJECT_EXPOSED: 7,
   OBJECT_UNSOUND: 7,

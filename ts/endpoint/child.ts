@@ -1,94 +1,102 @@
 import type { ChildProcess, SpawnOptions } from 'node:child_process'
+import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
+import type { Readable } from 'node:stream'
 
 import { runHandshake } from './handshake.js'
 import { openChannel, type Channel } from '../channel/channel.js'
-import { RingfenceError, fromFailure, invalid, isShort, show } from '../errors.js'
+import { RingfenceError, aborted, fromFailure, invalid, isShort, show } from '../errors.js'
 import { builtin, native, type Given, type Joining, type RawChannel, type PrivateLine } from '../native.js'
+import { timers } from '../runtime/timers.js'
 import { checkOptions, type Call } from './options.js'
-import type { LineOptions } from '../types.js'
+import type { ChildOptions, LineOptions } from '../types.js'
 
-/** A child process, and the channel with it. */
-export interface Spawned {
-  /** As `child_process.spawn` returns it. The caller owns it: the end of the channel does not end the child. */
-  child: ChildProcess
-  /**
-   * The channel, once the child has called {@link fromParent}. This side is the host. Rejects as {@link join} does, and with
-   * - PEER_LOST where the child ends before it has answered;
-   * - HANDSHAKE_TIMEOUT where it has not answered within `handshakeTimeout`, which counts from the start to the child's first word, and
-   *   again for the handshake;
-   * - PEER_REFUSED where another process answers, to which the child has passed the line;
-   * - INVALID_ARGUMENT where the command cannot be started; NO_SPACE where this process lacks what that takes.
-   */
-  channel: Promise<Channel>
+/** A child process and the channel with it. */
+export interface Spawned extends AsyncDisposable {
+  /** As `child_process.spawn` returns it. The end of the channel does not end the child. */
+  readonly child: ChildProcess
+  /** This side is the host. */
+  readonly channel: Channel
+  /** Closes the channel, then ends the child with SIGTERM if it still runs. */
+  [Symbol.asyncDispose](): Promise<void>
 }
 
+/** Bytes of the end of standard error that an error has. */
+const TAIL = 4096
+/** Bytes of output that are kept for a caller that does not read yet. A child that writes more during the handshake waits. */
+const KEPT = 1 << 20
+/** Milliseconds for which the end of standard error is awaited after the exit: a descendant of the child may hold it open. */
+const LAST_WORDS = 200
+
 /**
- * Starts a child that inherits one end of a private line. There is no address that another process could take first or connect
- * to. The child calls {@link fromParent}.
+ * Starts a child that inherits one end of a private line, and resolves once the child has called {@link fromParent} and the handshake is
+ * done. There is no address that another process could take first or connect to. A rejected call has killed the child, if it was started.
  *
- * Without a policy the child must run the same executable as this process, which for a script is
- * `spawn(process.execPath, ['script.js'])`. Another program must be named, here and there:
- * `{ policy: { executable: '/path/to/program' } }`.
+ * By default the child must run the same executable as this process, which for a script is `spawn(process.execPath, ['script.js'])`.
+ * Another program must be named in the policy, here and there. A shell is a process of its own, and the child is then refused, unless the
+ * shell replaces itself with the program (`exec`).
  *
- * @param command - As for `child_process.spawn`, and so are the next two, of which the arguments may be left out. A `shell` is a process of its own, and the
- * child is then refused, unless the shell executes it in its own place (`exec`).
- * @throws {@link RingfenceError} INVALID_ARGUMENT, NO_SPACE, UNSUPPORTED; and what `child_process.spawn` throws
+ * @example
+ * ```ts
+ * await using started = await spawn(process.execPath, ['worker.js'], { spawn: { stdio: 'inherit' } })
+ * await started.channel.send('job')
+ * ```
+ *
+ * @param command - As for `child_process.spawn`, and so is `args`.
+ * @throws CHILD_EXITED if the child has exited before the handshake, with `exitCode`, `signalCode` and, if piped, the last 4 KiB of
+ * `stderr`; HANDSHAKE_TIMEOUT if the child has not called `fromParent` within `handshakeTimeout`, which counts from the start, and again
+ * for the handshake; TIMEOUT; PEER_REFUSED if the policy is not satisfied or another process answers to which the child has passed the
+ * line; PEER_LOST if the child has closed the line and lives; INVALID_ARGUMENT if the command cannot be started; NO_SPACE if this process
+ * lacks memory, descriptors or the right to one process more; AbortError by the signal, which starts nothing if it was aborted before;
+ * and what `child_process.spawn` and `onSpawn` throw.
  */
-export function spawn(
+export async function spawn(
   command: string,
-  args?: readonly string[],
-  spawnOptions?: SpawnOptions,
-  options?: LineOptions,
-): Spawned
-export function spawn(command: string, spawnOptions: SpawnOptions, options?: LineOptions): Spawned
-export function spawn(command: string, ...given: unknown[]): Spawned {
-  const first = given[0] ?? []
-  if (!Array.isArray(first)) given.unshift([])
-  const [args, spawnOptions = {}, options = {}, more] = given as [
-    readonly string[],
-    SpawnOptions?,
-    LineOptions?,
-    unknown?,
-  ]
-  if (more !== undefined)
-    throw invalid(`spawn takes arguments, spawnOptions and options, and not ${show(more)} besides`)
-  return spawnWith(command, args ?? [], spawnOptions, options)
-}
-
-function spawnWith(
-  command: string,
-  args: readonly string[],
-  spawnOptions: SpawnOptions,
-  options: LineOptions,
-): Spawned {
-  // Before there is a child, which would wait in vain.
+  args: readonly string[] = [],
+  options: ChildOptions = {},
+): Promise<Spawned> {
   checkOptions('spawn', options)
-  if (typeof spawnOptions !== 'object' || spawnOptions === null) {
-    throw invalid(`spawnOptions must be an object, not ${show(spawnOptions)}`)
-  }
-  const line = privateLine()
-  try {
-    const stdio = [...standard(spawnOptions.stdio), line.descriptor]
-    const [name, value] = line.variable(stdio.length - 1)!
-    const env = { ...(spawnOptions.env ?? process.env), [name!]: value }
-    const child = builtin.childProcess.spawn(command, args, { ...spawnOptions, stdio, env })
-    const channel = child.pid === undefined ? notStarted(line, command, child) : adopt(line, child.pid, options)
-    // A caller that uses the child alone must not be ended by an unhandled rejection.
-    channel.catch(() => {})
-    return { child, channel }
-  } catch (error) {
+  if (!Array.isArray(args)) throw invalid(`args must be an array, not ${show(args)}`)
+  const { signal, onSpawn } = options
+  if (signal?.aborted) throw aborted(signal)
+  const { child, line } = start(command, args, options.spawn)
+  if (child.pid === undefined) {
     line.close()
-    throw lacksRoom(error as Error) ? cannotStart(command, error as Error) : error
+    const [cause] = (await once(child, 'error').catch((error: unknown) => [error])) as [Error]
+    throw cannotStart(command, cause)
+  }
+  // The handshake may fail before the exit is awaited.
+  const exited = new Promise<void>((resolve) => child.once('exit', () => resolve()))
+  const output = drain(child)
+  try {
+    onSpawn?.(child)
+    const channel = await adopt(line, child.pid, options)
+    return { child, channel, [Symbol.asyncDispose]: () => dispose(child, channel) }
+  } catch (error) {
+    const wasExiting = isExiting(child)
+    child.kill('SIGKILL')
+    if (!wasExiting || !isSilence(error)) throw error
+    await exited
+    throw await childExited(child, output.tail, error)
+  } finally {
+    line.close()
+    output.release()
   }
 }
 
 /**
- * The channel with the parent, in a process that was started by {@link spawn}, or by the same function in Rust. This
- * side is the guest. It works once in a process. Call it early: until then a process that is started here by other means
- * than Node's may inherit the line as well, though the parent refuses it.
+ * The channel with the parent, in a process that was started by {@link spawn}, or by the same function in Rust. This side is the guest.
+ * It works once in a process. Call it early: until then a process that is started here by other means than Node's may inherit the line
+ * as well, though the parent refuses it.
  *
- * @throws {@link RingfenceError} as {@link join}; ADDRESS_INVALID in a process that has inherited no line, or has taken it
- * already; PEER_LOST where the parent has gone.
+ * @example
+ * ```ts
+ * const channel = await fromParent()
+ * for await (const job of channel) await channel.send(`done: ${job}`)
+ * ```
+ *
+ * @throws ADDRESS_INVALID in a process that has inherited no line, or has taken it already; PEER_LOST if the parent has exited; and as
+ * {@link join}
  */
 export function fromParent(options: LineOptions = {}): Promise<Channel> {
   return handshake('fromParent', (...given) => native.fromParent(...given), options)
@@ -96,6 +104,19 @@ export function fromParent(options: LineOptions = {}): Promise<Channel> {
 
 function handshake(name: Call, call: (...given: Given<RawChannel>) => Joining, options: LineOptions): Promise<Channel> {
   return runHandshake(name, call, options, (raw, { settings }) => openChannel(raw, settings, null))
+}
+
+function start(command: string, args: readonly string[], settings: SpawnOptions = {}) {
+  const line = privateLine()
+  try {
+    const stdio = [...standard(settings.stdio), line.descriptor]
+    const [name, value] = line.variable(stdio.length - 1)!
+    const env = { ...(settings.env ?? process.env), [name!]: value }
+    return { line, child: builtin.childProcess.spawn(command, args, { ...settings, stdio, env }) as ChildProcess }
+  } catch (error) {
+    line.close()
+    throw lacksRoom(error as Error) ? cannotStart(command, error as Error) : error
+  }
 }
 
 function privateLine(): PrivateLine {
@@ -116,21 +137,78 @@ function standard(stdio: SpawnOptions['stdio']): Exclude<SpawnOptions['stdio'], 
 
 function adopt(line: PrivateLine, pid: number, options: LineOptions): Promise<Channel> {
   const failure = line.started(pid)
-  if (failure !== null) {
-    line.close()
-    return Promise.reject(fromFailure(failure))
-  }
-  const channel = handshake('spawn', (...given) => native.adopt(line, ...given), options)
-  const close = () => line.close()
-  // The caller gets the handshake's own promise: no abort comes between the two.
-  channel.then(close, close)
-  return channel
+  if (failure !== null) return Promise.reject(fromFailure(failure))
+  return handshake('spawn', (...given) => native.adopt(line, ...given), options)
 }
 
-/** Why there is no child. */
-async function notStarted(line: PrivateLine, command: string, child: ChildProcess): Promise<never> {
-  line.close()
-  throw cannotStart(command, await new Promise<Error>((resolve) => child.once('error', resolve)))
+async function dispose(child: ChildProcess, channel: Channel): Promise<void> {
+  await channel.close()
+  if (child.exitCode === null && child.signalCode === null) child.kill()
+}
+
+/**
+ * Reads the child's output ahead of the caller, who has it only once `spawn` has resolved: a child that fills a pipe would never get to
+ * its handshake. The streams keep what was read. Remembers the end of standard error.
+ */
+function drain({ stdout, stderr }: ChildProcess): { tail(): string | undefined; release(): void } {
+  let tail = Buffer.alloc(0)
+  const releases = [stdout, stderr].map((stream) => {
+    if (!stream) return undefined
+    const { push } = stream
+    stream.push = (chunk: unknown, encoding?: BufferEncoding) => {
+      if (stream === stderr && Buffer.isBuffer(chunk)) tail = Buffer.concat([tail, chunk]).subarray(-TAIL)
+      return push.call(stream, chunk, encoding) || stream.readableLength < KEPT
+    }
+    // The stream's own method again, which is that of its class.
+    return () => void delete (stream as Partial<Readable>).push
+  })
+  return {
+    tail: () => (stderr ? tail.toString() : undefined),
+    release: () => releases.forEach((release) => release?.()),
+  }
+}
+
+/** Whether a failed handshake says no more than that nothing was heard from the child. */
+function isSilence(error: unknown): boolean {
+  const { code } = error as RingfenceError
+  return code === 'ERR_RINGFENCE_PEER_LOST' || code === 'ERR_RINGFENCE_HANDSHAKE_TIMEOUT'
+}
+
+/** PF_EXITING of the kernel. */
+const EXITING = 4
+
+/** Whether the child has exited, or its exit has begun: the kernel closes its end of the line before its parent is notified. */
+function isExiting({ pid, exitCode, signalCode }: ChildProcess): boolean {
+  if (exitCode !== null || signalCode !== null) return true
+  try {
+    // The name in parentheses may contain anything.
+    const [, stat] = readFileSync(`/proc/${pid}/stat`, 'latin1').split(/\) (?!.*\))/s)
+    const [state, , , , , , flags] = stat!.split(' ')
+    return state === 'Z' || state === 'X' || (Number(flags) & EXITING) !== 0
+  } catch {
+    return false
+  }
+}
+
+async function childExited(
+  child: ChildProcess,
+  tail: () => string | undefined,
+  cause: unknown,
+): Promise<RingfenceError> {
+  const { pid, exitCode, signalCode, stderr } = child
+  if (stderr && !stderr.closed) {
+    let timer: NodeJS.Timeout | undefined
+    const late = new Promise<void>((resolve) => (timer = timers.setTimeout(resolve, LAST_WORDS)))
+    await Promise.race([once(stderr, 'close').catch(() => {}), late])
+    timers.clearTimeout(timer)
+  }
+  const how = signalCode === null ? `with code ${exitCode}` : `by ${signalCode}`
+  return new RingfenceError('CHILD_EXITED', `the child, process ${pid}, exited ${how} before the handshake`, {
+    cause,
+    exitCode,
+    signalCode,
+    stderr: tail(),
+  })
 }
 
 /** Whether this process lacks what a child takes, the right to one process more (EAGAIN) included. */

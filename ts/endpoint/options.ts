@@ -118,6 +118,8 @@ const OPTIONS = declare({
     },
   },
   delivery: { calls: ['subscribe'], native: (name, value) => oneOf(name, value, DELIVERIES) },
+  spawn: { calls: ['spawn'], local: object },
+  onSpawn: { calls: ['spawn'], local: callback },
   from: { calls: ['subscribe'], native: (name, value) => oneOf(name, value, ['now', 'oldest', 'latest']) },
 })
 
@@ -249,6 +251,10 @@ function absolute(name: string, value: unknown): string {
 
 function abortSignal(name: string, value: unknown): void {
   if (!(value instanceof AbortSignal)) throw invalid(`${name} must be an AbortSignal, not ${show(value)}`)
+}
+
+function object(name: string, value: unknown): void {
+  if (typeof value !== 'object' || value === null) throw invalid(`${name} must be an object, not ${show(value)}`)
 }
 
 function callback(name: string, value: unknown): void {
