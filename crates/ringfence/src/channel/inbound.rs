@@ -77,7 +77,7 @@ pub trait Inlet: fmt::Debug + Sized {
     /// See [`Inbound::try_receive`]. The channel was checked.
     fn try_receive(half: &mut Inbound<Self>, into: &mut [u8]) -> Result<Option<usize>>;
 
-    /// See [`Inbound::try_receive_into`]. The channel was checked.
+    /// See `Inbound::try_receive_into`. The channel was checked.
     fn try_receive_into(half: &mut Inbound<Self>, into: &mut Vec<u8>) -> Result<bool>;
 
     /// See [`Inbound::next_size`]. The channel was checked.
@@ -86,7 +86,7 @@ pub trait Inlet: fmt::Debug + Sized {
     /// See [`Inbound::try_receive_packed`]. Checks the channel first.
     fn receive_packed(half: &mut Inbound<Self>, into: &mut [u8]) -> Result<Packed>;
 
-    /// See [`Inbound::visit`]. Sets `count` to the number of visited messages that were found whole.
+    /// See `Inbound::visit`. Sets `count` to the number of visited messages that were found whole.
     fn visit(
         half: &mut Inbound<Self>,
         count: &mut usize,

@@ -46,7 +46,7 @@ pub struct Outbound<R: Outlet> {
 pub(crate) trait Outlet: Debug + Sized {
     /// The state that this half shares with the rest of its channel or publisher.
     type Shared: Debug;
-    /// How far the ring may be written.
+    /// The room for new records.
     type Room: Room<OwnRegion> + Debug;
     /// Wakes the readers, and waits for them.
     type Link: Debug;
@@ -165,8 +165,8 @@ impl<R: Outlet> Writing<R> {
         R::published(self);
     }
 
-    /// A batch or a reservation may outlive its channel: nothing more is written into a ring that an alarm has wiped, or that nobody
-    /// reads.
+    /// A batch or a reservation may outlive its channel: it then writes nothing into a ring that an alarm has wiped, or that has
+    /// no reader.
     #[inline]
     pub(super) fn check_open(&self) -> Result<()> {
         if R::state(&self.shared).is(ChannelState::Open, Ordering::Relaxed) {
@@ -245,7 +245,7 @@ impl<R: Outlet> Outbound<R> {
         R::state(&self.shared).is(ChannelState::Open, Ordering::Relaxed) && self.writing.is_some()
     }
 
-    /// What was begun must be finished, except for a message that the caller `continues`.
+    /// Checks that the operation that was begun is finished. A message that the caller `continues` need not be.
     #[cold]
     fn must_have_ended(&mut self, continues: bool) -> Result<()> {
         match self.begun {
@@ -359,7 +359,7 @@ impl<R: Outlet> Outbound<R> {
         R::judge(writing, room).map(as_offset)
     }
 
-    /// Sends no more. Messages in the ring stay readable.
+    /// Ends the sending. Messages in the ring stay readable.
     ///
     /// At a channel, the other direction continues. Once both sides have ended and this one has read everything, the channel closes by
     /// itself. At a publisher, each subscriber gets all that was sent, and then its end; the address is free when this returns.

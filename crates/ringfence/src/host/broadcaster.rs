@@ -24,7 +24,7 @@ use crate::{
     wake::parking::many::{FanWaker, RoomSleeper, SleepingReader},
 };
 
-/// What a publisher has done since it was made, and how full its ring is.
+/// The counters of a publisher since it was made, and the state of its ring.
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PublisherStats {
@@ -38,7 +38,7 @@ pub struct PublisherStats {
     pub evicted: u64,
     /// Calls of [`Broadcaster::send`] that had to wait for room.
     pub waits: u64,
-    /// How long they waited, in microseconds.
+    /// The time that they waited, in microseconds.
     pub waited_micros: u64,
     /// Bytes of the ring that the slowest reliable subscriber has not read; 0 if there is none. After the end: as it was then.
     pub ring_used: u64,
@@ -258,7 +258,7 @@ impl Broadcaster {
         messages
     }
 
-    /// What was published so far, and for how long it had to wait. The last figures stay after the end.
+    /// Returns the counters so far. The last figures stay after the end.
     pub fn stats(&mut self) -> PublisherStats {
         if self.shared.is_here() {
             self.read_figures();

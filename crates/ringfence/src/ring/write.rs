@@ -121,8 +121,8 @@ impl<O> Written<O> {
 pub(crate) struct Writer<O, R> {
     pub(super) ring: Written<O>,
     pub(super) room: R,
-    /// A record that ends at this position or before it has room where it is. Never past the room that is known, nor past this lap's
-    /// end and overhang.
+    /// A record that ends at this position or before it has room where it is. At most the end of the known room, and the end of this
+    /// lap and its overhang.
     until: u64,
 }
 
