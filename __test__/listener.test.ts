@@ -193,7 +193,7 @@ test.serial('a close keeps the channels that somebody has, or closes them, and e
     const { listener, standing } = await listens(t)
     const events: unknown[] = []
     listener.on('close', (reason) => events.push(reason))
-    for (const wrong of [{ channels: 'all' }, { chanels: 'keep' }])
+    for (const wrong of [{ channels: 'all' }, { chanels: 'keep' }, { linger: -1 }])
       await t.throwsAsync(listener.close(wrong as object), codeOf('INVALID_ARGUMENT'))
     const all = [comer(1), comer(2), comer(3)]
     standing.tell(...all.map(({ raw }) => raw))
@@ -333,6 +333,22 @@ test.serial('each channel that the program was given is followed by its disconne
   await listener.close()
   await turn()
   t.is(events.length, 3, 'the program never had the third')
+})
+
+test.serial('a close that closes channels flushes what was sent, for as long as linger says', async (t) => {
+  const { listener, standing } = await listens(t)
+  const agent = comer(1)
+  standing.tell(agent.raw)
+  const { value } = await next(listener)
+  agent.ring.room = 0
+  const waiting = value.send('before')
+  const closing = listener.close({ channels: 'close', linger: 60_000 })
+  t.deepEqual(standing.since(), ['close'], 'the address is free at once')
+  t.true(await isPending(closing))
+  agent.ring.room = 65_536
+  agent.heard()
+  await waiting
+  await closing
 })
 
 test.serial('destroy ends the listener and all channels at once', async (t) => {

@@ -5,7 +5,7 @@ import { destroyedBy } from '../channel/resource.js'
 import { runHandshakeAt } from './handshake.js'
 import { letEnd, makeHeld, type Merge } from '../channel/merge.js'
 import type { Failure, NativeListener, RawChannel } from '../native.js'
-import { plainObject } from './options.js'
+import { lingerOf, plainObject } from './options.js'
 import { timers } from '../runtime/timers.js'
 import type { Closed, ConnectOptions, ListenOptions } from '../types.js'
 
@@ -96,21 +96,24 @@ export class Listener extends Endpoint<EndpointEvents<Channel>> {
   }
 
   /**
-   * Stops listening. Channels that were taken go on ('keep'), or are closed ('close'). Those that no loop has taken are closed
-   * either way. Their agents see that, and so do agents whose handshake is under way. Loops over the listener end.
+   * Stops listening, and ends the loops over the listener. Handshakes under way break off.
    *
-   * @returns A promise that resolves once the address is free, and closed channels have let go of everything.
+   * @param options.channels - 'keep' (the default) leaves the channels open that the program has; 'close' closes them. Channels that
+   *   no loop has taken are closed in any case.
+   * @param options.linger - Milliseconds for which the channels that are closed may flush what was sent.
+   * @returns A promise that resolves once the address is free, and the closed channels have released everything.
    */
-  async close(options: { channels?: 'keep' | 'close' } = {}): Promise<void> {
-    plainObject('options', options, ['channels'])
+  async close(options: { channels?: 'keep' | 'close' | undefined; linger?: number | undefined } = {}): Promise<void> {
+    plainObject('options', options, ['channels', 'linger'])
     const { channels = 'keep' } = options
+    const linger = lingerOf({ linger: options.linger })
     if (channels !== 'keep' && channels !== 'close') {
       throw invalid(`channels must be 'keep' or 'close', not ${show(channels)}`)
     }
     const unclaimed = this.#end({ reason: 'closed' })
     // One that was not taken may have ended already, and keep what has come.
     const leaving = new Set(channels === 'close' ? [...unclaimed, ...this.open] : unclaimed)
-    await Promise.all([...leaving].map((channel) => channel.close()))
+    await Promise.all([...leaving].map((channel) => channel.close({ linger })))
   }
 
   /** Stops listening, and destroys all channels. */
