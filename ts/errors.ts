@@ -26,15 +26,15 @@ export type ErrorName =
 /** The code of a {@link RingfenceError}: that of Node's own errors for an abort by a signal. */
 export type ErrorCode = `ERR_RINGFENCE_${ErrorName}` | 'ABORT_ERR'
 
-/** What a {@link RingfenceError} knows beyond its code and sentence. */
+/** The properties of a {@link RingfenceError} beyond its code and sentence. */
 export interface ErrorDetails {
   /** The error or reason behind it. */
   cause?: unknown
   /** The check that failed. */
   check?: string
-  /** What the check asked for. */
+  /** The value that the check required. */
   wanted?: string
-  /** What it found. */
+  /** The value that the check found. */
   found?: string
   /** The refused peer, as far as it is known. */
   identity?: Identity
@@ -71,9 +71,9 @@ export class RingfenceError extends Error {
   readonly code: ErrorCode
   /** For PEER_REFUSED and OBJECT_UNSOUND: the check that failed. */
   declare readonly check?: string
-  /** What the check asked for. */
+  /** The value that the check required. */
   declare readonly wanted?: string
-  /** What it found. */
+  /** The value that the check found. */
   declare readonly found?: string
   /** The refused peer, as far as it is known. */
   declare readonly identity?: Identity
@@ -164,7 +164,7 @@ export function showSource(value: unknown): string {
     : show(value)
 }
 
-/** Whether the system says that this process lacks descriptors or memory: no fault of anybody else's. */
+/** Whether the error of a system call means that this process lacks descriptors or memory. */
 export function isShort(code: unknown): boolean {
   return code === 'EMFILE' || code === 'ENFILE' || code === 'ENOMEM'
 }

@@ -9,7 +9,7 @@ export interface WaitOptions {
   signal?: AbortSignal | undefined
 }
 
-/** What the kernel attested of a peer when it was looked at. */
+/** The properties of a peer that the kernel attested at the last check. */
 export interface Identity {
   /** Process id, in this process's pid namespace; 0 for a process that has none there, which `namespace: 'any'` lets in. */
   pid: number
@@ -18,18 +18,17 @@ export interface Identity {
   /** Effective group id. */
   gid: number
   /**
-   * Supplementary groups that it had at first and still has. Left out where the kernel does not tell them (before Linux 4.13),
-   * or where those that it has now cannot be seen (`hidepid`).
+   * Supplementary groups that the peer had when it connected and still has. Absent if the kernel does not report them (before Linux
+   * 4.13), or if its current ones are not visible (`hidepid`).
    */
   groups?: number[]
   /** The cgroup (version 2), as /proc/PID/cgroup names it. */
   cgroup?: string
-  /** The security label, where a security module gives one. */
+  /** The security label, if a security module assigns one. */
   label?: string
   /**
-   * The executable, where it can be read. What counts is device and inode, in decimal as
-   * `fs.statSync(path, { bigint: true })` has them; the path is for people. `sha256` is there
-   * where the policy asked for it.
+   * The executable, if it can be read. Device and inode identify it, in decimal as `fs.statSync(path, { bigint: true })` has them; the
+   * path is for display. `sha256` is present if the policy requires a content.
    */
   executable?: { path: string; device: string; inode: string; sha256?: string }
 }
@@ -121,7 +120,7 @@ export interface Policy {
   authorize?: ((identity: Identity) => boolean | Promise<boolean>) | undefined
 }
 
-/** Bytes of any kind: an ArrayBuffer, or a view of one. What a Buffer, a typed array or a DataView does not show is not sent. */
+/** Bytes of any kind: an ArrayBuffer, or a view of one. Only the bytes within a view are sent. */
 export type BufferSource = ArrayBufferView | ArrayBuffer
 
 /**
@@ -269,7 +268,7 @@ export interface ListenOptions extends Options {
 }
 
 /**
- * How messages reach a subscriber. 'reliable': every message, in order, or the end says why not. 'best-effort': messages that the
+ * The way in which messages reach a subscriber. 'reliable': every message, in order, or the end says why not. 'best-effort': messages that the
  * publisher overwrote before they were read are skipped and counted. 'latest': only the newest unread message.
  */
 export type Delivery = 'reliable' | 'best-effort' | 'latest'
@@ -303,7 +302,7 @@ export interface SubscribeOptions extends Omit<
   'backing' | 'capacity' | 'maxPeerCapacity' | 'allowHalfOpen'
 > {
   /**
-   * How messages reach this subscriber.
+   * The way in which messages reach this subscriber.
    *
    * @defaultValue 'reliable'
    */

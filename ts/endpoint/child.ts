@@ -147,8 +147,8 @@ async function dispose(child: ChildProcess, channel: Channel): Promise<void> {
 }
 
 /**
- * Reads the child's output ahead of the caller, who has it only once `spawn` has resolved: a child that fills a pipe would never get to
- * its handshake. The streams keep what was read. Remembers the end of standard error.
+ * Reads the child's output before the caller does, since the caller gets the child once `spawn` has resolved. Otherwise a child that fills
+ * a pipe would never reach its handshake. The streams keep the bytes. Remembers the end of standard error.
  */
 function drain({ stdout, stderr }: ChildProcess): { tail(): string | undefined; release(): void } {
   let tail = Buffer.alloc(0)

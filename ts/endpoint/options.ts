@@ -136,7 +136,7 @@ function namesOf<T extends object>(table: T): (keyof T)[] {
   return Object.keys(table) as (keyof T)[]
 }
 
-/** What a channel's JavaScript keeps of its options. */
+/** The options that a channel keeps in JavaScript. */
 export interface ChannelSettings {
   /** Microseconds that a wait may spin. */
   readonly busyPollMicros: number
@@ -200,7 +200,7 @@ function kindOf(value: object): string {
   return typeof name === 'string' && name !== '' ? `one of class ${name}` : show(value)
 }
 
-/** What a call that waits is given: its signal, if it was not aborted before. */
+/** The signal of a call that waits. Throws an AbortError if it was aborted before. */
 export function readerSignal(options: WaitOptions | undefined): AbortSignal | undefined {
   if (options === undefined) return undefined
   plainObject('options', options, ['signal'])
@@ -218,7 +218,7 @@ export function checkReceiveEach(visit: unknown, max: unknown): void {
     throw invalid(`max must be a number of messages, not ${show(max)}`)
 }
 
-/** What `close` is given: milliseconds for sends that are still pending. */
+/** Milliseconds for which `close` waits for pending sends. */
 export function lingerOf(options: { linger?: number | undefined }): number {
   plainObject('options', options, ['linger'])
   const { linger = 0 } = options
