@@ -26,7 +26,7 @@ CODES = {
     "INVALID_ARGUMENT", "ADDRESS_INVALID", "ADDRESS_OCCUPIED", "PEER_REFUSED", "PEER_LOST", "HANDSHAKE_TIMEOUT", "PROTOCOL",
     "OBJECT_EXPOSED", "OBJECT_UNSOUND", "RING_CORRUPT", "MESSAGE_TOO_LARGE", "EVICTED", "NO_SPACE", "UNSUPPORTED",
 }
-ENDS = {"closed", "exited", "corrupt", "exposed", "evicted"}
+ENDS = {"closed", "lost", "exited", "corrupt", "exposed", "evicted"}
 #: It was found in the handshake. That a channel came of it would be wrong.
 FOUND = {"PROTOCOL", "PEER_LOST", "OBJECT_UNSOUND", "PEER_REFUSED", "OBJECT_EXPOSED"}
 HONEST = "came again, and was served"
