@@ -183,7 +183,7 @@ test.serial('a channel is half-open where its options say so', async (t) => {
     peer.from.ended = true
     begun.done(null, peer.raw)
     const channel: Channel = await opening
-    t.is(await channel.receive(), null)
+    t.is(await channel.receive(), undefined)
     t.deepEqual(peer.told('end'), allowHalfOpen ? [] : ['end'])
   }
 })

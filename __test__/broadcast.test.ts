@@ -183,7 +183,7 @@ test('a late one begins with the last message, or with what the ring holds, or w
       const subscription = kit.keep['subscription'] as Subscription
       const before = Number(subscription.sequence)
       const first = subscription.tryReceive()
-      const sequence = first === null ? 0 : first.readUInt32LE()
+      const sequence = first === undefined ? 0 : first.readUInt32LE()
       await subscription.close()
       return { before, first: sequence }
     })
@@ -213,7 +213,7 @@ test('what was published survives the publisher: all is read, then the end is to
     const message = await soon(subscription.receive(), `message ${number}`)
     if (!message!.equals(pattern(number, 100))) return t.fail(`message ${number} is another`)
   }
-  t.is(await soon(subscription.receive(), 'the end'), null)
+  t.is(await soon(subscription.receive(), 'the end'), undefined)
   return t.is(await subscription.closed, 'exited')
 })
 
@@ -346,7 +346,7 @@ for (const [ending, reason] of Object.entries(endings) as [keyof typeof endings,
         t.true((await subscription.receive())!.equals(pattern(number, 1000)))
         t.deepEqual(counts(), [BigInt(number + 1), number + 1])
       }
-      t.is(await subscription.receive(), null)
+      t.is(await subscription.receive(), undefined)
       t.true(subscription.readableEnded)
     }
   })
@@ -694,7 +694,7 @@ test('an AbortSignal ends the waiting, and closes a publisher; await using close
     await subscriber(t, address, {}, there)
     await until(() => next.subscribers.length === 1, 'the publisher knows of it')
   }
-  t.is(await there.run((kit) => (kit.keep['subscription'] as Subscription).receive()), null)
+  t.is(await there.run((kit) => (kit.keep['subscription'] as Subscription).receive()), undefined)
   await until(() => !isBound(address), 'the address is free')
 })
 

@@ -158,9 +158,9 @@ test('both sides have ended: the channel closes once the end was read', async (t
   t.true(await isPending(channel.closed))
   binding.from.ended = true
   binding.answers['listen'] = REASONS.indexOf('closed')
-  t.is(await channel.receive(), null)
+  t.is(await channel.receive(), undefined)
   t.is(await channel.closed, 'closed')
-  t.is(await channel.receive(), null)
+  t.is(await channel.receive(), undefined)
   await t.throwsAsync(channel.send('late'), { code: 'ERR_RINGFENCE_CLOSED', message: /has ended its sending/ })
 })
 
@@ -180,7 +180,7 @@ test('what a peer has left is read, and then let go of; nothing is read of a rin
     t.deepEqual([String(await waits), String(await channel.receive())], ['one', 'two'])
     t.is((await channel.receive())?.length, 20_000)
     t.deepEqual(binding.told(...ways), [])
-    t.is(await channel.receive(), null)
+    t.is(await channel.receive(), undefined)
     t.deepEqual(binding.told(...ways), ['close'])
   }
   const { binding, channel } = open()
@@ -261,19 +261,19 @@ test('why nothing is sent is told by the last word of the peer, whichever was he
   ended.binding.from.come(bytes('last'))
   ended.binding.end('closed', 0)
   await t.throwsAsync(ended.channel.send('late'), lost)
-  for (let left = await ended.channel.receive(); left !== null;) left = await ended.channel.receive()
+  for (let left = await ended.channel.receive(); left !== undefined;) left = await ended.channel.receive()
   await t.throwsAsync(ended.channel.send('late'), withPeer)
   // The same with a peer that was cut off, also where the binding has nothing to tell of it any more.
   const cut = open(notHalfOpen)
   cut.binding.from.ended = true
   cut.binding.end('closed', 2)
   cut.binding.answers['isCut'] = 0
-  t.is(await cut.channel.receive(), null)
+  t.is(await cut.channel.receive(), undefined)
   await t.throwsAsync(cut.channel.send('late'), lost)
   // A reader, then the end of all.
   const both = open(notHalfOpen)
   both.binding.from.ended = true
-  t.is(await both.channel.receive(), null)
+  t.is(await both.channel.receive(), undefined)
   both.binding.end('closed', 0)
   t.is(await both.channel.closed, 'closed')
   await t.throwsAsync(both.channel.send('late'), withPeer)
@@ -282,7 +282,7 @@ test('why nothing is sent is told by the last word of the peer, whichever was he
   await own.channel.end()
   own.binding.from.ended = true
   own.binding.end('closed', 0)
-  t.is(await own.channel.receive(), null)
+  t.is(await own.channel.receive(), undefined)
   await t.throwsAsync(own.channel.send('late'), lost)
   // What this side has done itself is no doing of the peer's.
   for (const deed of [
@@ -292,7 +292,7 @@ test('why nothing is sent is told by the last word of the peer, whichever was he
     const here = open(notHalfOpen)
     const waits = here.channel.receive()
     deed(here)
-    t.is(await waits, null)
+    t.is(await waits, undefined)
     await t.throwsAsync(here.channel.send('late'), {
       code: 'ERR_RINGFENCE_CLOSED',
       message: /^the channel (is|was) closed/,
@@ -351,7 +351,7 @@ test('who reads the last word of the peer looks at the line, once this side has 
   // Not before: the peer may listen still.
   const { binding, channel } = open()
   binding.from.ended = true
-  t.is(await channel.receive(), null)
+  t.is(await channel.receive(), undefined)
   await turn()
   t.deepEqual(binding.told('listen'), [])
   // The bell of a send that waits may be read with it.
@@ -362,7 +362,7 @@ test('who reads the last word of the peer looks at the line, once this side has 
   await turns(20)
   waiting.binding.ring.room = 65_536
   waiting.binding.from.ended = true
-  t.is(waiting.channel.tryReceive(), null)
+  t.is(waiting.channel.tryReceive(), undefined)
   await sent
   // One that has closed meanwhile looks at nothing.
   const gone = open()
@@ -379,7 +379,7 @@ test('who reads the last word of the peer looks at the line, once this side has 
   both.binding.from.ended = true
   both.binding.answers['listen'] = REASONS.indexOf('closed')
   both.binding.told()
-  t.is(await both.channel.receive(), null)
+  t.is(await both.channel.receive(), undefined)
   await both.channel.closed
   t.deepEqual(both.binding.told('listen', 'disarm'), ['listen'])
 })
@@ -396,7 +396,7 @@ test('a channel whose member leaves sends what was sent before, and is closed by
     binding.from.come(bytes('left'))
     if (told) binding.end('exited', 1)
     else over()
-    t.is(await waits, null)
+    t.is(await waits, undefined)
     t.is(await channel.closed, told ? 'exited' : 'closed')
     t.deepEqual(binding.told(...ways), ['close'])
     await t.throwsAsync(channel.receive(), closed)
@@ -424,7 +424,7 @@ test('a merge tells why a channel has ended, and ends this side with it', async 
     if (reason !== null) binding.answers['listen'] = REASONS.indexOf(reason)
     binding.answers['isCut'] = reason === 'exited' ? 1 : 0
     t.deepEqual(await merged.receive(), [channel, bytes('last')])
-    t.is(await merged.receive(), null)
+    t.is(await merged.receive(), undefined)
     t.deepEqual(ends, [true, reason ?? 'closed'])
     await t.throwsAsync(channel.send('late'), reason === 'exited' ? lost : withPeer)
   }
@@ -519,7 +519,7 @@ test('no end of its own sending changes why a channel has ended', async (t) => {
       t.is(await channel.closed, reason)
       await ending
       if (order === 'end last') await channel.end()
-      if (order === 'after the peer’s end') t.is(await channel.receive(), null)
+      if (order === 'after the peer’s end') t.is(await channel.receive(), undefined)
       await t.throwsAsync(channel.send('late'), { code: `ERR_RINGFENCE_${code}` }, `${reason}, ${order}`)
       await t.throwsAsync(channel.waitWritable(), { code: `ERR_RINGFENCE_${code}` })
     }

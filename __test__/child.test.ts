@@ -384,7 +384,7 @@ test('a child learns that its parent was killed', async (t) => {
   )
   await partner.kill()
   await until(() => existsSync(told), 'the child has told of its parent')
-  t.is(readFileSync(told, 'utf8'), 'null exited')
+  t.is(readFileSync(told, 'utf8'), 'undefined exited')
 })
 
 test('a Node parent and a Rust child, each naming the other', async (t) => {
@@ -399,7 +399,7 @@ test('a Node parent and a Rust child, each naming the other', async (t) => {
   await open.send('x'.repeat(50_000))
   t.is((await open.receive())?.length, 50_000)
   await open.end()
-  t.is(await open.receive(), null)
+  t.is(await open.receive(), undefined)
   t.is(await open.closed, 'closed')
   t.is(await output, `guest ${process.pid}\nover closed\n`)
 })

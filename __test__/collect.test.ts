@@ -199,7 +199,7 @@ test('a receiver that closes, and has not said that it has all, is a failure for
   await joining
   await partner.run(async (kit) => {
     // The end of the sender was read.
-    while ((await kit.channel.receive()) !== null);
+    while ((await kit.channel.receive()) !== undefined);
     await kit.channel.close()
   })
   t.deepEqual(await sending, [5, null])

@@ -104,7 +104,10 @@ for (const name of ['member', 'publish', 'listen'] as const)
     const coming = partner.run(
       async (kit, how, where, file) => {
         const come = { member: 'member', publish: 'subscribe', listen: 'connect' } as const
-        for (let number = 0; number < 40; number += 1) await kit.ringfence[come[how]](where).catch(() => {})
+        for (let number = 0; number < 40; number += 1) {
+          const call = kit.ringfence[come[how]] as (where: string) => Promise<unknown>
+          await call(where).catch(() => {})
+        }
         const { writeFileSync: write } = kit.require('node:fs') as typeof import('node:fs')
         write(file, '')
       },

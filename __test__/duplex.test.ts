@@ -312,7 +312,7 @@ test.serial('what a listener throws is an uncaught exception, and the stream goe
   for (const chunk of chunks) await channel.send(chunk)
   for (let got = 0; got < 100_000;) got += (await channel.receive())!.length
   await channel.end()
-  t.is(await channel.receive(), null)
+  t.is(await channel.receive(), undefined)
   const { uncaught, bytes, reason } = await there
   t.true(bytes.equals(Buffer.concat(chunks)))
   t.is(reason, 'closed')
@@ -358,7 +358,7 @@ test.serial('a listener that throws ends a program that does not catch it, befor
   void channel.send('two')
   t.is((await partner.exited).code, 1)
   t.is(String(await channel.receive()), 'one')
-  t.is(await channel.receive(), null)
+  t.is(await channel.receive(), undefined)
 })
 
 test.serial('destroy closes the channel: the peer reads what was written, and then the end', async (t) => {

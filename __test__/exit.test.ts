@@ -102,7 +102,7 @@ for (const [way, end, code] of ends) {
     t.deepEqual(await partner.exited, { code, signal: null })
     t.deepEqual(readdirSync(dirname(address)), [])
     t.is(String(await subscription.receive()), 'the last')
-    t.is(await subscription.receive(), null)
+    t.is(await subscription.receive(), undefined)
     t.is(await subscription.closed, 'exited')
   })
 }

@@ -4,7 +4,7 @@ import { once } from 'node:events'
 import { createContext, runInContext } from 'node:vm'
 
 import test from 'ava'
-import { connect, listen, member, RingfenceError, type BufferSource, type Channel, type Options } from 'ringfence'
+import { connect, listen, member, RingfenceError, type MessageInput, type Channel, type Options } from 'ringfence'
 
 import { abstractAddress } from './support/address.js'
 import { pattern } from './support/bytes.js'
@@ -18,7 +18,7 @@ const halfOpen = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_CLOSED', mes
 
 /** Reads to the end, in one of the ways that tell of it. Runs in both processes. */
 async function readToTheEnd(channel: Channel, way: string): Promise<void> {
-  if (way === 'receive') while ((await channel.receive()) !== null);
+  if (way === 'receive') while ((await channel.receive()) !== undefined);
   if (way === 'waitReadable') while (await channel.waitReadable()) channel.receiveEach(() => {})
   if (way === 'for await') for await (const message of channel) void message
   if (way === 'duplex') for await (const chunk of channel.duplex()) void chunk
@@ -52,14 +52,14 @@ test.serial('two that have both ended stay open until one reads on to the end', 
   await channel.end()
   await partner.run((kit) => kit.channel.end())
   t.true(await isPending(channel.closed))
-  t.is(await channel.receive(), null)
+  t.is(await channel.receive(), undefined)
   t.is(await soon(channel.closed, 'the end here'), 'closed')
   // What was sent last is still there for the other side.
   const there = await partner.run(async (kit) => {
     const message = String(await kit.channel.receive())
     return [message, await kit.channel.receive(), await kit.channel.closed]
   })
-  t.deepEqual(there, ['wanted', null, 'closed'])
+  t.deepEqual(there, ['wanted', undefined, 'closed'])
 })
 
 test.serial(
@@ -73,7 +73,7 @@ test.serial(
     t.is(String(await channel.receive()), 'last')
     // The peer has ended, and no read has told so yet.
     const sent = [channel.send(pattern(0, 50_000)), channel.send('behind it')]
-    t.is(await channel.receive(), null)
+    t.is(await channel.receive(), undefined)
     await t.throwsAsync(channel.send('late'), halfOpen)
     t.throws(() => channel.trySend('late'), halfOpen)
     t.throws(() => channel.reserve(1), halfOpen)
@@ -96,14 +96,14 @@ test.serial('a later send names the option also where the peer is gone by then',
   await partner.run((kit) => kit.channel.end())
   await partner.kill()
   t.is(await channel.closed, 'exited')
-  t.is(await channel.receive(), null)
+  t.is(await channel.receive(), undefined)
   await t.throwsAsync(channel.send('late'), halfOpen)
 })
 
 test.serial('a peer that was cut off is PEER_LOST to a send, and no end that was told', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.kill()
-  t.is(await channel.receive(), null)
+  t.is(await channel.receive(), undefined)
   await channel.closed
   await t.throwsAsync(channel.send('late'), { code: 'ERR_RINGFENCE_PEER_LOST' })
 })
@@ -111,12 +111,12 @@ test.serial('a peer that was cut off is PEER_LOST to a send, and no end that was
 test.serial('allowHalfOpen: true sends on after the end of the peer, until end', async (t) => {
   const { channel, partner } = await pair(t, { here: { allowHalfOpen: true } })
   await partner.run((kit) => kit.channel.end())
-  t.is(await channel.receive(), null)
+  t.is(await channel.receive(), undefined)
   t.false(await channel.waitReadable())
   await channel.send('still here')
   t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'still here')
   await channel.end()
-  t.is(await partner.run((kit) => kit.channel.receive()), null)
+  t.is(await partner.run((kit) => kit.channel.receive()), undefined)
   t.is(await channel.closed, 'closed')
 })
 
@@ -127,7 +127,7 @@ test.serial("a stream has the channel's allowHalfOpen: a write at 'end' goes thr
   stream.on('end', () => stream.write('in the nick of time'))
   stream.resume()
   t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'in the nick of time')
-  t.is(await partner.run((kit) => kit.channel.receive()), null)
+  t.is(await partner.run((kit) => kit.channel.receive()), undefined)
   t.is(await channel.closed, 'closed')
   await t.throwsAsync(channel.send('late'), halfOpen)
 })
@@ -139,7 +139,7 @@ test.serial('agents of a service and members have the option as well', async (t)
   t.teardown(() => listener.close({ channels: 'close' }))
   const [agent] = await Promise.all([listener[Symbol.asyncIterator]().next(), partner.connect(service)])
   await partner.run((kit) => kit.channel.end())
-  t.is(await agent.value!.receive(), null)
+  t.is(await agent.value!.receive(), undefined)
   await agent.value!.send('open')
 
   const place = abstractAddress()
@@ -150,7 +150,7 @@ test.serial('agents of a service and members have the option as well', async (t)
     await there.channel!.end()
   }, place)
   const next = await membership[Symbol.asyncIterator]().next()
-  t.is(await next.value!.receive(), null)
+  t.is(await next.value!.receive(), undefined)
   await next.value!.send('open')
 })
 
@@ -202,15 +202,15 @@ test.serial('a reservation that goes out of use is cancelled, and one that was c
   committed[Symbol.dispose]()
   t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'AAAA')
   await channel.end()
-  t.is(await partner.run((kit) => kit.channel.receive()), null)
+  t.is(await partner.run((kit) => kit.channel.receive()), undefined)
 })
 
-// BufferSource
+// MessageInput
 
-test.serial('any BufferSource is a message: what a view shows, byte for byte', async (t) => {
+test.serial('any MessageInput is a message: what a view shows, byte for byte', async (t) => {
   const { channel, partner } = await pair(t)
   const bytes = Uint8Array.from([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15])
-  const sources: [BufferSource, number, number][] = [
+  const sources: [MessageInput, number, number][] = [
     [bytes.buffer, 0, 16],
     [new DataView(bytes.buffer, 3, 5), 3, 8],
     [new Uint16Array(bytes.buffer, 2, 3), 2, 8],

@@ -159,10 +159,10 @@ test('of a publisher', async (t) => {
 test('and one that has ended its sending before has ended cleanly', async (t) => {
   const { channel, partner } = await pair(t, { options: { ...patient, allowHalfOpen: true } })
   await partner.run((kit) => kit.channel.end())
-  t.is(await soon(channel.receive(), 'its end'), null)
+  t.is(await soon(channel.receive(), 'its end'), undefined)
   await hold(t, partner)
   const closed = soon(channel.closed, 'the end of the channel')
   await partner.kill()
   t.is(await closed, 'exited')
-  t.is(await channel.receive(), null)
+  t.is(await channel.receive(), undefined)
 })

@@ -64,7 +64,7 @@ async function sendAll(channel: Channel): Promise<void> {
       // More than is committed, where half a ring has room for that.
       const room = Math.min(size + 100, CAPACITY / 2)
       let reservation = channel.reserve(room)
-      for (; reservation === null; reservation = channel.reserve(room)) await channel.waitWritable(room)
+      for (; reservation === undefined; reservation = channel.reserve(room)) await channel.waitWritable(room)
       reservation.bytes.set(message)
       reservation.commit(size)
     }
@@ -81,7 +81,7 @@ async function readAll(t: ExecutionContext, channel: Channel): Promise<void> {
   }
   while (await channel.waitReadable()) {
     const message = number % 4 === 0 ? await channel.receive() : channel.tryReceive()
-    if (message !== null) check(message)
+    if (message !== undefined) check(message)
     channel.receiveEach((bytes, offset, length) => check(bytes.subarray(offset, offset + length)), number % 3)
     if (number % 5 === 0) {
       for await (const next of channel) {
@@ -100,7 +100,7 @@ for (const kind of kinds) {
       await sendAll(channel)
       await channel.end()
       t.is(await rust.hear(), `read ${SIZES.length}`)
-      t.is(await channel.receive(), null)
+      t.is(await channel.receive(), undefined)
       t.is(await channel.closed, 'closed')
       t.is(await rust.hear(), 'over closed')
       t.deepEqual(await rust.exited, [0, null])
@@ -150,7 +150,7 @@ for (const role of ['host', 'guest'] as const) {
 test('each end learns that the other has closed', async (t) => {
   const closes = await meet(t, ['abstract', 'guest'], { deed: 'close' })
   await closes.channel.send('now')
-  t.is(await closes.channel.receive(), null)
+  t.is(await closes.channel.receive(), undefined)
   t.is(await closes.channel.closed, 'closed')
 
   const isClosed = await meet(t, ['abstract', 'guest'], { deed: 'consume' })
@@ -166,7 +166,7 @@ test('what a killed Rust process had sent is read, and then its end', async (t) 
   await rust.kill()
   t.is(await channel.closed, 'exited')
   for (const [number, size] of sizes.entries()) t.deepEqual(await channel.receive(), pattern(number, size))
-  t.is(await channel.receive(), null)
+  t.is(await channel.receive(), undefined)
 })
 
 test('what a killed Node process had sent is read by Rust, and then its end', async (t) => {

@@ -322,7 +322,7 @@ test.serial('a sender that closes or is killed has its last line written, and co
   await another.run(async (kit) => {
     await kit.channel.send('another')
     await kit.channel.end()
-    while ((await kit.channel.receive()) !== null);
+    while ((await kit.channel.receive()) !== undefined);
   })
   stop.abort()
   await over

@@ -74,7 +74,7 @@ test.serial('each agent is a channel, each refusal is told, and both are counted
   t.like(listener.stats(), { open: 1, accepted: 2, messagesSent: 110, messagesReceived: 1, ringCapacity: 64 })
   t.is(String(await channels[0]!.receive()), 'left')
   t.like(listener.stats(), { messagesReceived: 1 }, 'until all of it was read')
-  t.is(await channels[0]!.receive(), null)
+  t.is(await channels[0]!.receive(), undefined)
   await Promise.resolve()
   t.like(listener.stats(), { messagesReceived: 2, bytesReceived: 9 })
   await channels[1]!.close()

@@ -126,7 +126,7 @@ for (const watcher of watchers) {
     })
     t.deepEqual(await soon(partner.letGo(), 'its exit'), { code: 0, signal: null })
     t.is(String(await second.channel.receive()), 'goodbye')
-    t.is(await second.channel.receive(), null)
+    t.is(await second.channel.receive(), undefined)
     t.regex(await second.channel.closed, /^(closed|exited)$/)
   })
 
@@ -172,7 +172,7 @@ for (const watcher of watchers) {
     await Promise.all([partner.join(address), other.join(address)])
     const waiting = partner.run(async (kit) => [await kit.channel.receive(), await kit.channel.closed])
     await other.kill()
-    t.deepEqual(await soon(waiting, 'its end'), [null, 'exited'])
+    t.deepEqual(await soon(waiting, 'its end'), [undefined, 'exited'])
   })
 }
 
@@ -186,13 +186,13 @@ async function echoing(t: Parameters<typeof Partner.start>[0], watcher: Watcher)
   const partner = await watching(t, watcher)
   await partner.run((kit) => {
     const { join } = kit
-    kit.join = async (...given) => {
-      const channel = await join(...given)
+    kit.join = (async (address: string, options?: object) => {
+      const channel = await join(address, options)
       void (async () => {
         for await (const message of channel) await channel.send(message)
       })()
       return channel
-    }
+    }) as typeof join
   })
   return partner
 }

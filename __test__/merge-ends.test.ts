@@ -34,10 +34,10 @@ test.serial(
     merged.on('end', () => (isTold = true))
     const last = merged.receive()
     t.false(isTold)
-    t.is(await last, null)
+    t.is(await last, undefined)
     t.true(isTold, 'the end is told before the merge is over')
     t.false(await merged.waitReadable())
-    t.is(await merged.receive(), null)
+    t.is(await merged.receive(), undefined)
     t.is(merged.size, 0)
   },
 )
@@ -57,7 +57,7 @@ test.serial('one that ends while nobody reads leaves by itself, once all of it w
   t.deepEqual(ends, ['a'], 'not in the middle of receiveEach')
   await turn()
   t.deepEqual(ends, ['a', 'b'])
-  t.is(await merged.receive(), null)
+  t.is(await merged.receive(), undefined)
 })
 
 test.serial('readers that wait are told what comes in the order of their calls, and then the end', async (t) => {
@@ -78,7 +78,7 @@ test.serial('readers that wait are told what comes in the order of their calls, 
   b.end()
   t.is(((await waits[3]) as [Source, Buffer])[0], b)
   t.false(await waits[4])
-  t.is(await late, null)
+  t.is(await late, undefined)
 })
 
 test.serial(
@@ -93,7 +93,7 @@ test.serial(
     merged.delete(a)
     t.false(merged.delete(a))
     t.false(await waits[1], 'the last has left')
-    t.is(await merged.receive(), null)
+    t.is(await merged.receive(), undefined)
     t.false(await merged.waitReadable())
     merged.add(b)
     t.true(await isPending(merged.receive()))
@@ -105,7 +105,7 @@ test.serial('that no source is left keeps the process alive until it is told', a
   t.teardown(() => clearInterval(alive))
   const [a] = named('a') as [Source]
   const merged = mergeOf(a.end())
-  t.is(await merged.receive(), null)
+  t.is(await merged.receive(), undefined)
   await rested()
   await turn()
   // The event loop is due for those who keep nothing alive.
@@ -115,7 +115,7 @@ test.serial('that no source is left keeps the process alive until it is told', a
   const before = immediates()
   const over = merged.receive()
   t.is(immediates() - before, 1)
-  t.is(await over, null)
+  t.is(await over, undefined)
 })
 
 test.serial('figures are of what the merge has handed out, of sources that have left as well', async (t) => {
@@ -156,7 +156,7 @@ test.serial(
     const waits = [merged.receive(), merged.waitReadable(), loop.next()]
     t.true(await isPending(Promise.race(waits)))
     await merged.close()
-    t.is(await waits[0], null)
+    t.is(await waits[0], undefined)
     t.false(await waits[1])
     t.deepEqual(await waits[2], { done: true, value: undefined })
     await t.throwsAsync(merged.receive(), closed)
@@ -214,10 +214,10 @@ test.serial(
           t.true(await isPending(last))
           continue
         }
-        if (failure === null) t.is(await waiting[0], null)
+        if (failure === null) t.is(await waiting[0], undefined)
         else t.is(await t.throwsAsync(waiting[0]), failure)
-        t.is(await waiting[1], null)
-        t.is(await held.receive(), null)
+        t.is(await waiting[1], undefined)
+        t.is(await held.receive(), undefined)
       }
     for (const way of ['receive', 'waitReadable', 'loop'] as const) {
       const failure = new Error('as a test says')
@@ -226,7 +226,7 @@ test.serial(
       const loop = (held as unknown as AsyncIterable<unknown>)[Symbol.asyncIterator]()
       const first = way === 'loop' ? loop.next() : held[way]()
       t.is(await t.throwsAsync(first), failure, way)
-      t.is(await held.receive(), null)
+      t.is(await held.receive(), undefined)
       t.false(await held.waitReadable())
       t.true((await loop.next()).done)
     }

@@ -176,7 +176,7 @@ test.serial('a merge is asked no more than its sources have: a bell wakes its ow
   const merged = mergeOf(...sources)
   const received: string[] = []
   const reading = (async () => {
-    for (let message = await merged.receive(); message !== null; message = await merged.receive())
+    for (let message = await merged.receive(); message !== undefined; message = await merged.receive())
       received.push(message[0].name)
   })()
   for (const { ring } of sources) ring.since()
@@ -340,7 +340,7 @@ test.serial(
     // An end is not told before its turn either.
     const [b] = named('b') as [Source]
     const ended = mergeOf(b.end())
-    t.is(await ended.receive(), null)
+    t.is(await ended.receive(), undefined)
     await rested()
     clock.now += 3
     fairness.look()

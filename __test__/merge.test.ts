@@ -204,7 +204,7 @@ test.serial('each message comes with its source, and each source in its order', 
       )
     else {
       const message = await merged.receive()
-      if (message !== null) check(...message)
+      if (message !== undefined) check(...message)
     }
     if (turn % 5 === 0)
       for await (const [source, message] of merged) {
@@ -222,7 +222,7 @@ test.serial('each message comes with its source, and each source in its order', 
     ],
   )
   t.is(merged.size, 0)
-  t.is(await merged.receive(), null)
+  t.is(await merged.receive(), undefined)
   await Promise.all(sending)
 })
 
@@ -247,7 +247,7 @@ test.serial('what a killed source had sent is read, then its end is told, and th
   await say(other.partner, 'still here')
   t.deepEqual(told(senders, (await waiting)!), [1, 'still here'])
   await other.partner.run((kit) => kit.channel.close())
-  t.is(await soon(merged.receive(), 'the end'), null)
+  t.is(await soon(merged.receive(), 'the end'), undefined)
   t.deepEqual(ends[1], [1, 'closed', 0])
 })
 
@@ -333,7 +333,7 @@ test.serial('a source is read by one: a second merge and each direct read are re
   t.is(String((await other.receive())![1]), 'three')
   const waiting = other.receive()
   await other[Symbol.asyncDispose]()
-  t.is(await waiting, null)
+  t.is(await waiting, undefined)
   await say(partner, 'after disposal')
   t.is(String(await channel.receive()), 'after disposal')
   await t.throwsAsync(other.receive(), closed)
@@ -380,7 +380,7 @@ test.serial(
     t.true(await isPending(readable))
     merged.delete(channel)
     t.false(await readable)
-    t.is(await merged.receive(), null)
+    t.is(await merged.receive(), undefined)
     merged.add(channel)
     await say(partner, 'two')
     t.true(await merged.waitReadable())

@@ -2,7 +2,7 @@
 // in bad-input.test.ts.
 
 import test from 'ava'
-import { RingfenceError, type Options } from 'ringfence'
+import { json, RingfenceError, type Options } from 'ringfence'
 
 import { insideOf } from './support/inside.js'
 
@@ -227,8 +227,10 @@ test('options and a policy are objects', (t) => {
 })
 
 test('a channel keeps how long it spins and whether it sends on', (t) => {
-  t.deepEqual(channelSettings({}), { busyPollMicros: 0, allowHalfOpen: false })
-  t.deepEqual(channelSettings({ busyPollMicros: 5, allowHalfOpen: true }), { busyPollMicros: 5, allowHalfOpen: true })
+  t.deepEqual(channelSettings({}), { busyPollMicros: 0, allowHalfOpen: false, codec: undefined })
+  const codec = json()
+  const settings = { busyPollMicros: 5, allowHalfOpen: true, codec }
+  t.deepEqual(channelSettings(settings), settings)
 })
 
 test('an object of a class that says nothing is no policy, and no options', (t) => {

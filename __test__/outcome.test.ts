@@ -33,7 +33,7 @@ function numbersThere(partner: Partner, count = Infinity): Promise<number[]> {
     const numbers: number[] = []
     while (numbers.length < wanted) {
       const message = await kit.channel.receive()
-      if (message === null) break
+      if (message === undefined) break
       numbers.push(message.readUInt32LE())
     }
     return numbers

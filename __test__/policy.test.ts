@@ -504,7 +504,7 @@ test.serial('a peer that is not any more what the policy asks for is cut off by 
   t.regex(error?.found ?? '', /deleted/)
   t.is(error?.identity?.pid, partner.pid)
   t.is(await channel.closed, 'closed')
-  t.is(await reading, null)
+  t.is(await reading, undefined)
   for (const call of [() => channel.send('no'), () => channel.receive(), () => channel.verify()]) {
     await t.throwsAsync(call(), { code: 'ERR_RINGFENCE_CLOSED', message: /no longer who the policy asks for/ })
   }
@@ -545,7 +545,7 @@ test.serial('a peer that executes another program is cut off', async (t) => {
   t.is(realpathSync(`/proc/${partner.pid}/exe`), rustPartner)
   await channel.send('now')
   t.is(await soon(channel.closed, 'the end'), 'exited')
-  t.is(await channel.receive(), null)
+  t.is(await channel.receive(), undefined)
   await t.throwsAsync(channel.verify(), { code: 'ERR_RINGFENCE_PEER_LOST', message: /another program/ })
   // It lives, and is the peer of no process.
   t.not(realpathSync(`/proc/${partner.pid}/exe`), rustPartner)

@@ -98,7 +98,7 @@ class Told {
           this.end()
         },
       },
-      tryReceive: { value: () => this.#messages.shift() ?? null },
+      tryReceive: { value: () => this.#messages.shift() ?? undefined },
     }
     return Object.create(null, properties) as Channel
   }

@@ -45,7 +45,7 @@ async function play(
         while (!channel.trySend(bytes.pattern(number, size))) await channel.waitWritable(size)
       } else if (way === 'reserve' && atOnce) {
         let reservation = channel.reserve(size)
-        while (reservation === null) {
+        while (reservation === undefined) {
           await channel.waitWritable(size)
           reservation = channel.reserve(size)
         }
@@ -68,8 +68,8 @@ async function play(
     const next = bytes.random(script.reading)
     while (!channel.readableEnded) {
       const way = Math.floor(next() * 6)
-      const message = way === 0 ? await channel.receive() : way === 1 ? channel.tryReceive() : null
-      if (message !== null) note(message)
+      const message = way === 0 ? await channel.receive() : way === 1 ? channel.tryReceive() : undefined
+      if (message !== undefined) note(message)
       if (way === 2)
         channel.receiveEach((all, offset, length) => note(all.subarray(offset, offset + length)), next() * 20)
       if (way === 3) await channel.waitReadable()

@@ -131,7 +131,7 @@ test.serial('messages go out by every way of sending, and figures have what was 
 
   below.room = 4
   t.false(publisher.trySend('five'))
-  t.is(publisher.reserve(100), null)
+  t.is(publisher.reserve(100), undefined)
   t.throws(() => publisher.reserve(-1), codeOf('INVALID_ARGUMENT'))
   const waiting = publisher.send('five')
   const writable = publisher.waitWritable(100)

@@ -33,16 +33,16 @@ function sayThere(partner: Partner, ...texts: string[]): Promise<void> {
   }, texts)
 }
 
-test.serial('receive gives the messages in their order, then null once the peer has ended', async (t) => {
+test.serial('receive gives the messages in their order, then undefined once the peer has ended', async (t) => {
   const { channel, partner } = await pair(t)
   await sayThere(partner, 'one', 'two', 'three')
   await partner.run((kit) => kit.channel.end())
   const texts = []
   for (let count = 0; count < 3; count += 1) texts.push(String(await channel.receive()))
   t.deepEqual(texts, ['one', 'two', 'three'])
-  t.is(await channel.receive(), null)
-  t.is(await channel.receive(), null)
-  t.is(channel.tryReceive(), null)
+  t.is(await channel.receive(), undefined)
+  t.is(await channel.receive(), undefined)
+  t.is(channel.tryReceive(), undefined)
   t.is(
     channel.receiveEach(() => t.fail()),
     0,
@@ -59,13 +59,13 @@ test.serial('receive waits for a message that comes later', async (t) => {
   }
 })
 
-test.serial('tryReceive gives a message that is there, or null', async (t) => {
+test.serial('tryReceive gives a message that is there, or undefined', async (t) => {
   const { channel, partner } = await pair(t)
-  t.is(channel.tryReceive(), null)
+  t.is(channel.tryReceive(), undefined)
   await sayThere(partner, 'one', 'two')
   t.is(String(channel.tryReceive()), 'one')
   t.is(String(channel.tryReceive()), 'two')
-  t.is(channel.tryReceive(), null)
+  t.is(channel.tryReceive(), undefined)
 })
 
 test.serial('receiveEach visits what is there, at most max, and returns how many', async (t) => {
@@ -158,10 +158,10 @@ test.serial(
       const way = Math.floor(next() * 5)
       if (way === 0) {
         const message = await channel.receive()
-        if (message !== null) check(message)
+        if (message !== undefined) check(message)
       } else if (way === 1) {
         const message = channel.tryReceive()
-        if (message !== null) check(message)
+        if (message !== undefined) check(message)
       } else if (way === 2) {
         channel.receiveEach(
           (bytes, offset, length) => check(bytes.subarray(offset, offset + length)),
@@ -200,7 +200,7 @@ test.serial('a visitor that throws has had its message, and the rest stays', asy
     t.is(error, thrown)
   }
   t.is(seen.length, 7)
-  t.is(channel.tryReceive(), null)
+  t.is(channel.tryReceive(), undefined)
 })
 
 test.serial('a visitor may read, and what it was given stays as it is meanwhile', async (t) => {
@@ -222,7 +222,7 @@ test.serial('a visitor may read, and what it was given stays as it is meanwhile'
       take(view, 'receiveEach')
       if (mine % 3 === 0) {
         const message = channel.tryReceive()
-        if (message !== null) take(message, 'tryReceive')
+        if (message !== undefined) take(message, 'tryReceive')
       }
       if (mine % 7 === 0) channel.receiveEach(within, 2)
       if (mine % 10 === 0) void channel.waitReadable()
@@ -255,7 +255,7 @@ test.serial('a visitor may call receive: it gets the message after its own', asy
     const { channel, partner } = await pair(t)
     await sayThere(partner, 'one', 'two', 'three', 'four')
     const visited: string[] = []
-    const received: Promise<Buffer | null>[] = []
+    const received: Promise<Buffer | undefined>[] = []
     channel.receiveEach((bytes, offset, length) => {
       visited.push(Buffer.from(bytes).toString('utf8', offset, offset + length))
       const until = performance.now() + milliseconds
@@ -326,8 +326,8 @@ test.serial('a message of which a part is there is neither received nor seen', a
   const { channel, partner } = await pair(t, { there: { capacity: 4096 } })
   const sent = partner.run((kit) => kit.channel.send(kit.bytes.pattern(0, 40_000)))
   let looks = 0
-  let message: Buffer | null = null
-  while (message === null) {
+  let message: Buffer | undefined
+  while (message === undefined) {
     looks += 1
     if (looks % 3 === 0)
       t.is(
@@ -336,7 +336,7 @@ test.serial('a message of which a part is there is neither received nor seen', a
       )
     t.false(channel.readableEnded)
     message = channel.tryReceive()
-    if (message === null) await new Promise((resolve) => setImmediate(resolve))
+    if (message === undefined) await new Promise((resolve) => setImmediate(resolve))
   }
   t.deepEqual(message, pattern(0, 40_000))
   await sent
@@ -462,14 +462,14 @@ test.serial(
   },
 )
 
-test.serial('receives that wait when the peer ends all get null', async (t) => {
+test.serial('receives that wait when the peer ends all get undefined', async (t) => {
   const { channel, partner } = await pair(t)
   const waiting = [channel.receive(), channel.receive(), channel.receive()]
   const readable = channel.waitReadable()
   await sayThere(partner, 'one')
   await partner.run((kit) => kit.channel.end())
   t.is(String(await waiting[0]), 'one')
-  t.deepEqual(await Promise.all(waiting.slice(1)), [null, null])
+  t.deepEqual(await Promise.all(waiting.slice(1)), [undefined, undefined])
   t.false(await readable)
 })
 

@@ -31,7 +31,7 @@ function scribble(bytes: Uint8Array, size: number): void {
 
 function reserve(channel: Channel, size: number) {
   const reservation = channel.reserve(size)
-  if (reservation === null) throw new Error(`no room for ${size} bytes`)
+  if (reservation === undefined) throw new Error(`no room for ${size} bytes`)
   return reservation
 }
 
@@ -54,7 +54,7 @@ test.serial('nothing is sent before the commit', async (t) => {
   for (const size of sizes) {
     const reservation = reserve(channel, size)
     reservation.bytes.fill(1)
-    t.is(await partner.run((kit) => kit.channel.tryReceive()), null)
+    t.is(await partner.run((kit) => kit.channel.tryReceive()), undefined)
     reservation.commit()
     t.is(await partner.run((kit) => kit.channel.tryReceive()?.length), size)
   }
@@ -110,7 +110,7 @@ test.serial('a reservation waits behind what was sent before it', async (t) => {
 test.serial('there is no reservation where there is no room, until the peer has read', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   while (channel.trySend(pattern(0, 1000)));
-  t.is(channel.reserve(1000), null)
+  t.is(channel.reserve(1000), undefined)
   // No reservation is open now.
   t.false(channel.trySend(pattern(0, 1000)))
   const writable = channel.waitWritable(2048)
@@ -241,7 +241,7 @@ test.serial('the bytes of an open reservation may be kept over a close, which ca
     scribble(reservation.bytes, size)
     t.throws(() => reservation.commit(), closed)
     reservation.cancel()
-    t.is(await partner.run((kit) => kit.channel.receive()), null)
+    t.is(await partner.run((kit) => kit.channel.receive()), undefined)
   }
 })
 
@@ -276,7 +276,7 @@ test.serial('an open reservation is cancelled where this side ends', async (t) =
   await channel.end()
   t.throws(() => reservation.commit(), closed)
   const received = partner.run(async (kit) => [String(await kit.channel.receive()), await kit.channel.receive()])
-  t.deepEqual(await received, ['before', null])
+  t.deepEqual(await received, ['before', undefined])
 })
 
 test.serial('bytes that were transferred elsewhere cancel the reservation: INVALID_ARGUMENT', async (t) => {
@@ -319,7 +319,7 @@ test.serial('reservations fill a ring to its end and over it', async (t) => {
   for (let number = 0; number < count; number += 1) {
     const size = (number * 997) % 32_769
     let reservation = channel.reserve(size)
-    while (reservation === null) {
+    while (reservation === undefined) {
       await channel.waitWritable(size)
       reservation = channel.reserve(size)
     }

@@ -73,8 +73,8 @@ async function meetAndPart(partners: Partner[], address: string, backing: 'memfd
           // In turn one side closes, then the other, and then both end.
           if (round % 3 === closes) await channel.close()
           else if (round % 3 === 2) await channel.end()
-          else while ((await channel.receive()) !== null);
-          if (round % 3 === 2) while ((await channel.receive()) !== null);
+          else while ((await channel.receive()) !== undefined);
+          if (round % 3 === 2) while ((await channel.receive()) !== undefined);
           await channel.closed
         }
       },

@@ -421,7 +421,7 @@ test('what is written in place lies among what is staged where it surely finds r
   t.deepEqual(ring.told(), ['packedRoom 8192', 'reserve 100'])
   const waits = queue.send(pattern(5, 100))
   for (const size of [0, 8193]) t.false(queue.fill(size, fails))
-  t.is(queue.reserve(0), null)
+  t.is(queue.reserve(0), undefined)
   t.false(queue.trySend(''))
   t.false(ring.told().some((what) => /^(reserve|trySend)/.test(what)))
   ring.read(queue)
@@ -457,7 +457,7 @@ test('what is too long is told so, also where others wait', async (t) => {
   const waits = queue.send('waits')
   const failed = { code: 'ERR_RINGFENCE_RING_CORRUPT' }
   t.false(queue.trySend(new Uint8Array(2048)))
-  t.is(queue.reserve(2048), null)
+  t.is(queue.reserve(2048), undefined)
   t.false(queue.fill(2048, () => 1))
   t.false(ring.told().some((what) => /^(reserve|trySend)/.test(what)))
   t.throws(() => queue.trySend(new Uint8Array(2049)), failed)

@@ -75,7 +75,7 @@ class Walk {
   #reserve(): boolean {
     const message = this.#message(Math.min(this.longest, this.ring.maxAtOnce))
     const reservation = this.queue.reserve(message.length)
-    if (reservation === null) return false
+    if (reservation === undefined) return false
     reservation.bytes.set(message)
     if (this.#below(4) === 0) return (reservation.cancel(), false)
     reservation.commit()

@@ -476,7 +476,7 @@ test.serial('connect says that no service listens, or waits for the service', as
   })
   // What is there is no socket, and will not become one: `wait` does not wait for it.
   for (const file of [dirname(address), '/dev/null'])
-    for (const call of [connect, subscribe])
+    for (const call of [connect, subscribe] as ((where: string, options: object) => Promise<unknown>)[])
       await t.throwsAsync(call(file, { wait: true, signal: AbortSignal.timeout(30_000) }), {
         code: 'ERR_RINGFENCE_ADDRESS_INVALID',
         message: /not a socket/,
@@ -611,7 +611,7 @@ test.serial('a service in a worker may be terminated at any moment, 60 times', a
           const channel = await kit.ringfence.connect(where, { capacity: 16_384, wait: true })
           for (let round = 0; round < 20; round += 1) {
             void channel.send('x'.repeat(round * 100)).catch(() => {})
-            if ((await channel.receive()) === null) break
+            if ((await channel.receive()) === undefined) break
           }
           await channel.close()
           kit.keep['talks'] = ((kit.keep['talks'] as number) ?? 0) + 1

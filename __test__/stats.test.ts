@@ -43,7 +43,7 @@ test('a channel counts what is in the ring and what was handed out, on both side
   // What is left is read after the end, and counts.
   await partner.run(async (kit) => {
     await kit.channel.closed
-    while ((await kit.channel.receive()) !== null);
+    while ((await kit.channel.receive()) !== undefined);
   })
   t.like(await statsThere(partner), { messagesReceived: sizes.length + 3, bytesReceived: bytes + 15 })
 })
@@ -112,7 +112,7 @@ test('a listener counts who came and who was refused, and sums up its channels',
   await channels[0]!.closed
   t.like(listener.stats(), { open: 1, accepted: 2, messagesReceived: 2, ringCapacity: channels[1]!.capacity })
   t.is(String(await channels[0]!.receive()), 'left behind')
-  t.is(await channels[0]!.receive(), null)
+  t.is(await channels[0]!.receive(), undefined)
   await until(() => listener.stats().messagesReceived === 3, 'it counts')
   await listener.close({ channels: 'close' })
   t.like(listener.stats(), { open: 0, accepted: 2, messagesReceived: 3, bytesReceived: 19, ringCapacity: 0 })

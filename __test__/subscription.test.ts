@@ -65,7 +65,7 @@ test.serial('messages come by every way of reading, and the bell wakes those who
   )
   const loop = subscription[Symbol.asyncIterator]()
   t.true((await loop.next()).value!.equals(pattern(3, 10)))
-  t.is(subscription.tryReceive(), null)
+  t.is(subscription.tryReceive(), undefined)
 
   const waits = [subscription.receive(), subscription.waitReadable(), loop.next()] as const
   t.true(await isPending(Promise.race(waits)))
@@ -99,7 +99,7 @@ test.serial('it spins where the option says so', async (t) => {
     t.is(below.ring.since()[0], busyPollMicros > 0 ? 'pull busily' : 'pull')
     await subscription[Symbol.asyncDispose]()
     t.is(await subscription.closed, 'closed')
-    t.is(await waiting, null)
+    t.is(await waiting, undefined)
   }
 })
 
@@ -145,13 +145,13 @@ for (const name of ['closed', 'exited'] as const)
         t.throws(() => subscription.tryReceive(), codeOf('CLOSED'))
       } else {
         t.is((await subscription.receive())!.length, 10)
-        t.is(await subscription.receive(), null)
+        t.is(await subscription.receive(), undefined)
         t.true(subscription.readableEnded)
       }
       t.deepEqual(below.since(), ['close'])
       await subscription[Symbol.asyncDispose]()
       t.deepEqual(below.since(), [])
-      if (!close) t.is(await subscription.receive(), null, 'its end stays an end')
+      if (!close) t.is(await subscription.receive(), undefined, 'its end stays an end')
     }
   })
 
@@ -203,7 +203,7 @@ test.serial('a publisher that is refused by a later look ends it as a close does
   below.bell()
   t.is(await subscription.closed, 'closed')
   t.deepEqual(below.since(), ['listen', 'close'])
-  t.is(await waiting, null)
+  t.is(await waiting, undefined)
   const error = t.throws(() => subscription.tryReceive(), codeOf('CLOSED'))
   t.regex(error!.message, /no longer who the policy asks for/)
   await t.throwsAsync(subscription.verify(), { message: /no longer who the policy asks for/ })
@@ -240,7 +240,7 @@ test.serial('a reader that finds the end returns first, and then the publisherâ€
   const { below, subscription } = await subscribed(t)
   below.ring.ended = true
   below.heard = reason('closed')
-  t.is(subscription.tryReceive(), null)
+  t.is(subscription.tryReceive(), undefined)
   t.deepEqual(below.since(), [])
   t.is(await subscription.closed, 'closed')
   t.deepEqual(below.since(), ['listen', 'outlive', 'close'])
@@ -277,7 +277,7 @@ test.serial('it keeps the process alive until unref, and so does what it reads',
     t.deepEqual(below.since(), [told])
     await turns(20)
     below.ring.come(...patterns(0, 3000, 3000))
-    while (subscription.tryReceive() !== null);
+    while (subscription.tryReceive() !== undefined);
     const before = immediates()
     const waiting = subscription.receive()
     t.is(immediates() - before, call === 'ref' ? 1 : 0)
@@ -299,7 +299,7 @@ test.serial('a merge reads it, and is told why it has ended though the line was 
     const ended = once(merged, 'end')
     below.ring.ended = true
     if (name !== undefined) below.heard = reason(name)
-    t.is(await merged.receive(), null)
+    t.is(await merged.receive(), undefined)
     t.deepEqual((await ended)[1], name ?? 'closed')
     await turn()
   }

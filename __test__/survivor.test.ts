@@ -63,7 +63,7 @@ for (const how of ['is killed', 'closes'] as const) {
       while (await kit.channel.waitReadable()) {
         check((await kit.channel.receive())!)
         const next = kit.channel.tryReceive()
-        if (next !== null) check(next)
+        if (next !== undefined) check(next)
         kit.channel.receiveEach((bytes, offset, length) => check(bytes.subarray(offset, offset + length)), 3)
         for await (const message of kit.channel) {
           check(message)
@@ -72,7 +72,7 @@ for (const how of ['is killed', 'closes'] as const) {
       }
       return [number, kit.channel.readableEnded, await kit.channel.receive(), kit.channel.tryReceive()]
     }, SIZES)
-    t.deepEqual(found, [count, true, null, null])
+    t.deepEqual(found, [count, true, undefined, undefined])
     t.is((await holdings(survivor))[1], 0, 'everything was read')
   })
 }

@@ -122,7 +122,7 @@ test('a loop that waits has the next token, though another asks before the wait 
     await new Promise((resolve) => setTimeout(resolve, 50))
     await there.send('both are sent')
   })
-  standStillUntil(() => channel.tryReceive() !== null, 'the tokens are sent')
+  standStillUntil(() => channel.tryReceive() !== undefined, 'the tokens are sent')
   const asks = channel.tokens()[Symbol.asyncIterator]().next()
   t.is((await soon(waits, 'the first token')).value, 1n)
   t.is((await soon(asks, 'the second token')).value, 2n)

@@ -94,7 +94,7 @@ test.serial('a sender is told that all is here once it is written, and not befor
   for (let number = 0; number < 10; number += 1) await partner.run(() => {})
   t.true(await isPending(told))
   output.goOn()
-  t.is(await told, null)
+  t.is(await told, undefined)
   await over
   t.is(output.text, 'of a few bytes')
 })
@@ -137,7 +137,7 @@ test.serial('a file is sent to its end, and the sender waits for the word of the
   const { partner, over } = await met(t, send, { file })
   const length = await partner.run(async (kit) => {
     let bytes = 0
-    for (let message; (message = await kit.channel.receive()) !== null;) bytes += message.length
+    for (let message; (message = await kit.channel.receive()) !== undefined;) bytes += message.length
     return bytes
   })
   t.is(length, 600_000)
@@ -153,7 +153,7 @@ test.serial(
     for (const how of ['close', 'kill'] as const) {
       const { partner, over } = await met(t, send, { file: fileOf(t, 'all of it') })
       await partner.run(async (kit) => {
-        while ((await kit.channel.receive()) !== null);
+        while ((await kit.channel.receive()) !== undefined);
       })
       await (how === 'kill' ? partner.kill() : partner.run((kit) => kit.channel.close()))
       await t.throwsAsync(soon(over, 'its end'), {
@@ -196,7 +196,7 @@ test.serial('a file that has become shorter is an error, and its end is not told
   await partner.run((kit) => kit.channel.waitReadable())
   truncateSync(file, 1 << 20)
   const reading = partner.run(async (kit) => {
-    while ((await kit.channel.receive()) !== null);
+    while ((await kit.channel.receive()) !== undefined);
   })
   await t.throwsAsync(over, { message: /^\/.* has become shorter while it was sent: \d+ bytes of 2097152$/ })
   t.true(await isPending(reading))
@@ -248,7 +248,7 @@ test.serial('on a terminal the progress is drawn, and its last line stays', asyn
   const errors = takeOutput(t, 'stderr', { isTTY: true })
   const { partner, over } = await met(t, send, { file: fileOf(t, 'x'.repeat(1000)) })
   await partner.run(async (kit) => {
-    while ((await kit.channel.receive()) !== null);
+    while ((await kit.channel.receive()) !== undefined);
     await kit.channel.end()
   })
   await over

@@ -1,17 +1,7 @@
 // Values from one to many, and from many to one.
 
 import test from 'ava'
-import {
-  json,
-  merge,
-  publish,
-  RingfenceError,
-  structured,
-  TypedMerge,
-  TypedPublisher,
-  TypedSubscription,
-  type Codec,
-} from 'ringfence'
+import { json, merge, Publisher, publish, RingfenceError, structured, Subscription, type Codec } from 'ringfence'
 
 import { abstractAddress } from './support/address.js'
 import { pair, Partner, type Pair } from './support/partner.js'
@@ -34,6 +24,21 @@ const say = ({ partner }: Pair, ...texts: string[]) =>
     for (const word of words) await kit.channel.send(word)
   }, texts)
 
+test('the option codec makes everything of values from the start', async (t) => {
+  const address = abstractAddress()
+  await using publisher = await publish(address, { codec: json<Tick>() })
+  const partner = await Partner.start(t)
+  const there = partner.run(async (kit, where: string) => {
+    const subscription = await kit.ringfence.subscribe(where, { codec: kit.ringfence.json<Tick>() })
+    return [await subscription.receive(), await subscription.receive()]
+  }, address)
+  await until(() => publisher.subscribers.length === 1, 'it has come')
+  await publisher.send({ price: 7 })
+  await publisher.end()
+  t.deepEqual(await there, [{ price: 7 }, undefined])
+  await t.throwsAsync(publish(address, { codec: {} as Codec<Tick> }), invalid)
+})
+
 interface Tick {
   price: number
 }
@@ -51,7 +56,10 @@ test('a value is encoded once, and every subscriber decodes it', async (t) => {
     decode: json<Tick>().decode,
   }
   const ticks = publisher.with(counting)
-  t.true(ticks instanceof TypedPublisher)
+  t.true(ticks instanceof Publisher)
+  t.is(ticks.address, publisher.address)
+  let subscribed = 0
+  ticks.on('connection', () => (subscribed += 1))
   const partners = await Promise.all([Partner.start(t), Partner.start(t), Partner.start(t)])
   const there = partners.map((partner, index) =>
     partner.run(
@@ -78,6 +86,7 @@ test('a value is encoded once, and every subscriber decodes it', async (t) => {
   for (const value of values) await ticks.send(value)
   await t.throwsAsync(publisher.with(json()).send(undefined), invalid)
   t.throws(() => publisher.with(json()).trySend(5n), invalid)
+  t.deepEqual([subscribed, ticks.subscribers.length, ticks.sequence, ticks.stats().messagesSent], [3, 3, 100n, 100])
   await ticks.end()
   for (const each of there) t.deepEqual(await each, { found: values, ended: true, sequence: 100 })
   t.is(encoded, 100)
@@ -91,7 +100,7 @@ test('a subscription tells what is malformed, for one call', async (t) => {
   }, address)
   const { subscribe } = await import('ringfence')
   const subscription = (await subscribe(address)).with(json<number>())
-  t.true(subscription instanceof TypedSubscription)
+  t.true(subscription instanceof Subscription)
   t.teardown(() => subscription.close())
   await partner.run(async (kit) => {
     for (const text of ['1', '{', '2']) await (kit.keep['publisher'] as import('ringfence').Publisher).send(text)
@@ -103,13 +112,13 @@ test('a subscription tells what is malformed, for one call', async (t) => {
   t.is(String((error as RingfenceError).bytes), '{')
   t.is(await subscription.receive(), 2)
   t.is(subscription.tryReceive(), undefined)
-  t.throws(() => subscription.subscription.with({} as Codec<number>), invalid)
+  t.throws(() => subscription.with({} as Codec<number>), invalid)
 })
 
 test('a merge has values with the source that each is of', async (t) => {
   const pairs = await Promise.all([pair(t), pair(t)])
-  const typed = merge(pairs.map(({ channel }) => channel)).with(structured<Map<string, number>>())
-  t.true(typed instanceof TypedMerge)
+  const channels = pairs.map(({ channel }) => channel.with(structured<Map<string, number>>()))
+  const typed = merge(channels)
   for (const [index, { partner }] of pairs.entries()) {
     await partner.run(async (kit, number: number) => {
       const there = kit.channel.with(kit.ringfence.structured<Map<string, number>>())
@@ -118,7 +127,7 @@ test('a merge has values with the source that each is of', async (t) => {
       await there.end()
     }, index)
   }
-  const found = new Map<unknown, number[]>(pairs.map(({ channel }) => [channel, []]))
+  const found = new Map<unknown, number[]>(channels.map((channel) => [channel, []]))
   let malformed = 0
   for (;;) {
     try {
@@ -142,19 +151,21 @@ test('a merge has values with the source that each is of', async (t) => {
 
 test('a merge of values is read, and its sources come and go, in every way of a merge', async (t) => {
   const [one, two] = await Promise.all([pair(t), pair(t)])
-  const typed = merge([one.channel]).with(json<number>())
-  t.is(typed.add(two.channel), typed)
+  const [first, second] = [one.channel.with(json<number>()), two.channel.with(json<number>())]
+  const typed = merge([first])
+  t.throws(() => typed.add(one.channel as never), invalid)
+  t.is(typed.add(second), typed)
   t.is(typed.size, 2)
   await say(one, '1', '2', '3')
   t.true(await soon(typed.waitReadable(), 'a message'))
   const found: unknown[] = []
-  const visit = (source: unknown, value: number) => void found.push(source === one.channel, value)
+  const visit = (source: unknown, value: number) => void found.push(source === first, value)
   t.is(typed.receiveEach(visit, 2), 2, 'no more than it is to')
   t.deepEqual(found, [true, 1, true, 2])
   const loop = typed[Symbol.asyncIterator]()
   const { done, value } = await loop.next()
   t.false(done)
-  t.is(value?.[0], one.channel)
+  t.is(value?.[0], first)
   t.is(value?.[1], 3)
   const waits = loop.next()
   t.true(await isPending(waits))
@@ -163,8 +174,8 @@ test('a merge of values is read, and its sources come and go, in every way of a 
   await say(two, '4')
   t.is((await soon(typed.receive(), 'what comes after the loop'))?.[1], 4)
 
-  t.true(typed.delete(two.channel))
-  t.false(typed.delete(two.channel))
+  t.true(typed.delete(second))
+  t.false(typed.delete(second))
   t.is(typed.size, 1)
   await say(two, '5')
   t.is(String(await soon(two.channel.receive(), 'the message of the one that left')), '5')
@@ -178,7 +189,7 @@ test('a merge of values is read, and its sources come and go, in every way of a 
 test('closing a merge of values hands its sources back', async (t) => {
   for (const how of ['close', Symbol.asyncDispose] as const) {
     const one = await pair(t)
-    const typed = merge([one.channel]).with(json())
+    const typed = merge([one.channel.with(json())])
     await typed[how]()
     t.is(typed.size, 0)
     await t.throwsAsync(typed.receive(), { code: 'ERR_RINGFENCE_CLOSED' })
@@ -187,36 +198,31 @@ test('closing a merge of values hands its sources back', async (t) => {
   }
 })
 
-test('values that a merge drains are the visitor’s to keep, unless the codec borrows', async (t) => {
+test('values that a merge drains are the visitor’s to keep', async (t) => {
   const { poolSize } = Buffer
   t.teardown(() => void (Buffer.poolSize = poolSize))
   // Else a small copy lies in memory that the engine shares out.
   Buffer.poolSize = 0
-  for (const borrow of [false, true]) {
-    const one = await pair(t)
-    const typed = merge([one.channel]).with(plain, { borrow })
-    const sent = ['first', 'second']
-    await say(one, ...sent)
-    const kept: Uint8Array[] = []
-    let lent = 0
-    t.is(
-      typed.receiveEach((_, bytes) => {
-        if (String(bytes) === sent[kept.length]) kept.push(bytes)
-        if (bytes.buffer.byteLength > bytes.length) lent += 1
-      }),
-      2,
-    )
-    t.deepEqual(kept.length, 2, 'each is what was sent')
-    t.is(lent, borrow ? 2 : 0, 'which is the ring’s memory')
-  }
+  const one = await pair(t)
+  const typed = merge([one.channel.with(plain)])
+  const sent = ['first', 'second']
+  await say(one, ...sent)
+  const kept: Uint8Array[] = []
+  let lent = 0
+  t.is(
+    typed.receiveEach((_, bytes) => {
+      if (String(bytes) === sent[kept.length]) kept.push(bytes)
+      if (bytes.buffer.byteLength > bytes.length) lent += 1
+    }),
+    2,
+  )
+  t.deepEqual(kept.length, 2, 'each is what was sent')
+  t.is(lent, 0, 'none is the ring’s memory')
 })
 
-test('only with makes a merge of values, and a codec that makes nothing of a message is told so', async (t) => {
+test('a merge reports a codec that makes nothing of a message', async (t) => {
   const one = await pair(t)
-  const merged = merge([one.channel])
-  const Made = TypedMerge as unknown as new (...parts: unknown[]) => unknown
-  t.throws(() => new Made(Symbol('another'), merged, json(), false), invalid)
-  const nothing = merged.with({ encode: () => '', decode: () => undefined })
+  const nothing = merge([one.channel.with({ encode: () => '', decode: () => undefined })])
   await say(one, 'something')
   const error = await t.throwsAsync(nothing.receive(), {
     code: 'ERR_RINGFENCE_MALFORMED',

@@ -183,7 +183,7 @@ test.serial('a writer that lets go ends this side where the readable has ended, 
   await write('two')
   t.deepEqual(await partner.run(async (kit) => [String(await kit.channel.receive()), await kit.channel.receive()]), [
     'two',
-    null,
+    undefined,
   ])
 })
 

@@ -9,15 +9,22 @@ import { observeIfAsked } from './runtime/observe.js'
 export { publish, Publisher } from './endpoint/publisher.js'
 export type { Subscriber } from './endpoint/subscriber.js'
 export { subscribe, Subscription } from './channel/subscription.js'
-export { TypedPublisher, TypedSubscription } from './channel/typed-broadcast.js'
 export { Channel } from './channel/channel.js'
 export type { Resource, ResourceEvents } from './channel/resource.js'
-export { json, structured, type Codec, type CodecOptions } from './adapters/codec.js'
+export { json, structured, type Codec } from './adapters/codec.js'
 export { doctor, type Diagnosis } from './runtime/doctor.js'
 export { RingfenceError, type ErrorDetails, type ErrorName } from './errors.js'
 export { fromParent, spawn, type Spawned } from './endpoint/child.js'
 export { harden } from './runtime/harden.js'
-export { merge, Merge, type EndOf, type MergeEvents, type MergeSource, type MergeVisit } from './channel/merge.js'
+export {
+  merge,
+  Merge,
+  type EndOf,
+  type MergeEvents,
+  type MergeSource,
+  type MergeVisit,
+  type MessageOf,
+} from './channel/merge.js'
 export {
   toMetrics,
   type MeterLike,
@@ -28,7 +35,6 @@ export {
 } from './adapters/metrics.js'
 export { observe, type Observation } from './runtime/observe.js'
 export { join } from './endpoint/pair.js'
-export type { Visit } from './channel/receive-buffer.js'
 export { toWeb, type WebStreams } from './adapters/web.js'
 export {
   toPort,
@@ -53,10 +59,7 @@ export type {
   SubscriberStats,
   SubscriptionStats,
 } from './channel/stats.js'
-export { TypedChannel } from './channel/typed.js'
-export { TypedMerge } from './channel/typed-merge.js'
 export type {
-  BufferSource,
   ChildOptions,
   CloseReason,
   Closed,
@@ -70,11 +73,14 @@ export type {
   LineOptions,
   ListenOptions,
   MemberOptions,
+  Message,
+  MessageInput,
   Options,
   Policy,
   PublishOptions,
   Reservation,
   SubscribeOptions,
+  Visit,
 } from './types.js'
 
 observeIfAsked()

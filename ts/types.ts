@@ -120,8 +120,16 @@ export interface Policy {
   authorize?: ((identity: Identity) => boolean | Promise<boolean>) | undefined
 }
 
-/** Bytes of any kind: an ArrayBuffer, or a view of one. Only the bytes within a view are sent. */
-export type BufferSource = ArrayBufferView | ArrayBuffer
+/** A received message. */
+export type Message = Buffer
+
+/** What can be sent: text, or bytes of any kind. Only the bytes within a view are sent. */
+export type MessageInput = string | ArrayBufferView | ArrayBuffer
+
+/** Called for each message, with bytes that are valid during the call only; for each value if the messages are values. */
+export type Visit<In = Message> = [In] extends [Message]
+  ? (bytes: Uint8Array, offset: number, length: number) => void
+  : (value: In) => void
 
 /**
  * The options that calls have in common. Each call has a type of its own ({@link JoinOptions}, {@link MemberOptions},

@@ -56,21 +56,21 @@ async function call(channel) {
   await channel.send('hello')
   const found = await channel.receive()
   await channel.end()
-  while ((await channel.receive()) !== null);
+  while ((await channel.receive()) !== undefined);
   const reason = await channel.closed
   return found?.toString() === 'hello' ? `answered, ${reason}` : reason
 }
 
 async function greet(channel) {
   await channel.send('hello')
-  return (await channel.receive()) !== null
+  return (await channel.receive()) !== undefined
 }
 
 async function read(delivery) {
   const { capacity: _, ...wanted } = options
   const subscription = await subscribe(address, { ...wanted, delivery, from: 'oldest' })
   let count = 0
-  while ((await subscription.receive()) !== null) count += 1
+  while ((await subscription.receive()) !== undefined) count += 1
   return `${count} read, ${subscription.lost} lost, ${await subscription.closed}`
 }
 
@@ -80,7 +80,7 @@ async function hearOut(channel) {
   const counting = (async () => {
     for await (const _ of channel.tokens()) tokens += 1
   })()
-  while ((await channel.receive()) !== null);
+  while ((await channel.receive()) !== undefined);
   const reason = await channel.closed
   await counting
   return `${tokens} tokens, ${reason}`

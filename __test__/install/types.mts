@@ -20,7 +20,6 @@ import {
   type MessagePortLike,
   type Options,
   type SubscribeOptions,
-  type TypedChannel,
 } from 'ringfence'
 
 export async function first(address: string, options: Options): Promise<string | null> {
@@ -43,7 +42,7 @@ interface Order {
 
 /** The codec says what the values are; no more is undefined, and null is a value. */
 export async function ordersOf(channel: Channel, own: Codec<Order>): Promise<number> {
-  const orders: TypedChannel<Order> = channel.with(json<Order>())
+  const orders: Channel<Order, Order> = channel.with(json<Order>())
   await orders.send({ id: 1, note: null })
   // @ts-expect-error -- it is no Order
   void orders.send({ id: '1', note: null })

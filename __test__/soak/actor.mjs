@@ -158,7 +158,7 @@ async function receiveAll(channel, session) {
     } else if (session % 3 === 1) {
       for (;;) {
         const found = await patiently(() => channel.receive())
-        if (found === null) break
+        if (found === undefined) break
         reading.account(found)
       }
     } else {
@@ -271,7 +271,7 @@ async function subscribes() {
   try {
     for (;;) {
       const found = await patiently(() => subscription.receive())
-      if (found === null) break
+      if (found === undefined) break
       handedOut += 1n
       const passedOver = Number(subscription.lost - lost)
       lost = subscription.lost

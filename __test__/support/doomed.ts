@@ -52,7 +52,7 @@ say('joined')
 switch (deed) {
   case 'joining':
   case 'waiting':
-    while ((await channel.receive()) !== null);
+    while ((await channel.receive()) !== undefined);
     break
   case 'sending':
     for (let number = 0; ; number += 1) {

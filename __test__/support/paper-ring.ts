@@ -15,7 +15,7 @@ export interface Queue {
   send(message: Uint8Array | string): Promise<void>
   trySend(message: Uint8Array | string): boolean
   fill(size: number, write: Fill): boolean
-  reserve(size: number): Reservation | null
+  reserve(size: number): Reservation | undefined
   waitWritable(size: number): Promise<void>
   empty(): Promise<void>
   linger(milliseconds: number, refusal: () => Error, over: Promise<unknown>): Promise<void> | null

@@ -52,13 +52,15 @@ export const [{ registerSource }, { merge, makeHeld, letEnd }, { native }] = awa
   inside('native.js'),
 ])
 
-registerSource((value) => (value instanceof Source ? { buffer: value.buffer, reason: () => value.reason } : undefined))
+registerSource((value) =>
+  value instanceof Source ? { buffer: value.buffer, values: null, reason: () => value.reason } : undefined,
+)
 
 export interface Merged extends Omit<Merge, 'add' | 'delete' | 'has' | 'receive' | 'receiveEach' | 'on' | 'once'> {
   add(source: Source): Merged
   delete(source: Source): boolean
   has(source: Source): boolean
-  receive(options?: { signal?: AbortSignal }): Promise<[Source, Buffer] | null>
+  receive(options?: { signal?: AbortSignal }): Promise<[Source, Buffer] | undefined>
   receiveEach(visit: (source: Source, bytes: Uint8Array, offset: number, length: number) => void, max?: number): number
   on(name: 'end', listener: (source: Source, reason: GoneReason) => void): this
 }

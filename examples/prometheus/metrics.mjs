@@ -130,7 +130,7 @@ class Collection {
   #newest(subscription) {
     try {
       const message = subscription.tryReceive()
-      if (message !== null) this.#workers.set(subscription, message)
+      if (message !== undefined) this.#workers.set(subscription, message)
     } catch {
       // It has ended in this moment: what it has said last counts for this once.
     }

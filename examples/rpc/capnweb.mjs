@@ -18,7 +18,7 @@ class ChannelTransport {
 
   async receive() {
     const message = await this.#channel.receive()
-    if (message === null) throw new Error('the peer has gone')
+    if (message === undefined) throw new Error('the peer has gone')
     return message.toString()
   }
 

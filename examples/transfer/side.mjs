@@ -26,7 +26,7 @@ if (task === 'send') {
   }
   await channel.end()
   // The receiver ends its side when it has written everything; until then, nothing is done.
-  if ((await channel.receive()) !== null) throw new Error('the receiver answered')
+  if ((await channel.receive()) !== undefined) throw new Error('the receiver answered')
 } else {
   const sink = createWriteStream(file)
   for await (const message of channel) {

@@ -13,25 +13,16 @@ import { RingfenceError, invalid, messageOf, show } from '../errors.js'
 export interface Codec<T> {
   /** The value as a message. What it returns is copied before it is called again. */
   encode(value: T): Uint8Array | string
-  /** The value of a message, which is the codec's own to keep; with `{ borrow: true }` it is valid during the call alone. */
+  /** Returns the value of a message. The bytes are the codec's own to keep. */
   decode(bytes: Buffer): T
-}
-
-/** What {@link Channel.with} takes beside a codec. */
-export interface CodecOptions {
-  /**
-   * The decoder is shown the memory that messages are fetched into, where that saves a copy (false). It must not keep the bytes, nor
-   * anything that shows them: they are another message's after the call.
-   */
-  borrow?: boolean
 }
 
 /** Codecs of this package: they keep nothing of the bytes that they are shown. */
 const KEEPS_NOTHING = new WeakSet<object>()
 
 /** Whether a codec may be shown memory that is used again. */
-export function borrows(codec: Codec<unknown>, { borrow = false }: CodecOptions): boolean {
-  return borrow || KEEPS_NOTHING.has(codec)
+export function borrows(codec: object): boolean {
+  return KEEPS_NOTHING.has(codec)
 }
 
 /**

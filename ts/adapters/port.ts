@@ -111,7 +111,7 @@ export function toPort(channel: Channel, codec: Codec<unknown> = structured()): 
 export class Port implements MessagePortLike {
   readonly channel: Channel
   readonly #codec: Codec<unknown>
-  readonly #quiet: Quiet
+  readonly #quiet: Quiet<Buffer>
   /** No prototype: `toString` is no event. The lists are never changed in place, so that one can be dispatched while it changes. */
   readonly #entries = Object.assign(Object.create(null) as object, {
     message: [],
@@ -127,7 +127,7 @@ export class Port implements MessagePortLike {
   #hasRef = false
   #state: 'open' | 'closing' | 'closed' = 'open'
 
-  constructor(channel: Channel, codec: Codec<unknown>, quiet: Quiet) {
+  constructor(channel: Channel, codec: Codec<unknown>, quiet: Quiet<Buffer>) {
     this.channel = channel
     this.#codec = codec
     this.#quiet = quiet
@@ -339,7 +339,7 @@ export class Port implements MessagePortLike {
           break
         }
         const message = this.channel.tryReceive()
-        if (message !== null) this.#tellMessage(message)
+        if (message !== undefined) this.#tellMessage(message)
       } catch (error) {
         this.#emit('messageerror', error)
         // Without memory for a message, it is still in the channel. Else another reader has the channel, or it has ended.

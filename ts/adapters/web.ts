@@ -6,14 +6,14 @@ import type { ReadableStream, WritableStream } from 'node:stream/web'
 import { Channel, quietOf } from '../channel/channel.js'
 import { invalid, showSource } from '../errors.js'
 import { timers } from '../runtime/timers.js'
-import type { BufferSource } from '../types.js'
+import type { MessageInput } from '../types.js'
 
 /** Both directions of a channel as web streams. */
 export interface WebStreams {
   /** The messages that come. */
   readable: ReadableStream<Uint8Array>
   /** Takes messages. */
-  writable: WritableStream<BufferSource | string>
+  writable: WritableStream<MessageInput>
 }
 
 /** For a promise whose rejection is told elsewhere. */
@@ -43,7 +43,7 @@ export function toWeb(channel: Channel): WebStreams {
       async pull(controller) {
         while (await quiet.waitReadable()) {
           const message = quiet.tryReceive()
-          if (message === null) continue
+          if (message === undefined) continue
           controller.enqueue(message)
           return
         }
@@ -58,7 +58,7 @@ export function toWeb(channel: Channel): WebStreams {
     // A message that was taken in advance would be lost by a reader that leaves.
     { highWaterMark: 0 },
   )
-  const writable = new builtin.webStreams.WritableStream<BufferSource | string>({
+  const writable = new builtin.webStreams.WritableStream<MessageInput>({
     start(controller) {
       fail = (error) => controller.error(error)
       // A stream asks for its abort once the write, or the end, that is under way is over: one that waits for room would not be.

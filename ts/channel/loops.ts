@@ -5,25 +5,31 @@ import type { Wait } from './waiters.js'
 const OVER: IteratorResult<never, undefined> = { done: true, value: undefined }
 
 /**
- * A loop. One that is left while it waits takes no value: a destroyed stream has called next() ahead, and a value that came for
- * it then would be lost.
+ * Returns an iterator. One that is left while it waits takes nothing: a destroyed stream has called next() ahead, and what arrived for it
+ * then would be lost.
  *
- * @param now - What is there now; `undefined` where it must be waited for, `null` where no more will come.
+ * @param now - Returns what is there now; `undefined` if it must be waited for, `null` at the end.
+ * @param decode - Makes the value of what arrived. An error fails that call of next() alone.
  */
-export function loop<Value>(
-  now: () => Value | null | undefined,
-  wait: () => Wait<Value>,
+export function loop<Raw, Value = Raw>(
+  now: () => Raw | null | undefined,
+  wait: () => Wait<Raw>,
+  decode?: (raw: Raw) => Value,
 ): AsyncIterator<Value, undefined> {
-  const waiting = new Set<Wait<Value>>()
+  const waiting = new Set<Wait<Raw>>()
+  const toResult = (raw: Raw | null): IteratorResult<Value, undefined> => {
+    if (raw === null) return OVER
+    return { done: false, value: decode === undefined ? (raw as unknown as Value) : decode(raw) }
+  }
   let left = false
   // Apart from next(), which would be slower by its closures even where there is nothing to wait for.
   const later = (): Promise<IteratorResult<Value, undefined>> => {
     const own = wait()
     waiting.add(own)
     return own.promise.then(
-      (value) => {
+      (raw) => {
         waiting.delete(own)
-        return toResult(value)
+        return toResult(raw)
       },
       (error: unknown) => {
         waiting.delete(own)
@@ -35,8 +41,8 @@ export function loop<Value>(
     next() {
       if (left) return Promise.resolve(OVER)
       try {
-        const value = now()
-        if (value !== undefined) return Promise.resolve(toResult(value))
+        const raw = now()
+        if (raw !== undefined) return Promise.resolve(toResult(raw))
       } catch (error) {
         return Promise.reject(error as Error)
       }
@@ -48,8 +54,4 @@ export function loop<Value>(
       return Promise.resolve(OVER)
     },
   }
-}
-
-function toResult<Value>(value: Value | null): IteratorResult<Value, undefined> {
-  return value === null ? OVER : { done: false, value }
 }

@@ -4,7 +4,6 @@ import { EventEmitter } from 'node:events'
 
 import type { Subscription } from './subscription.js'
 import type { Channel } from './channel.js'
-import type { Codec, CodecOptions } from '../adapters/codec.js'
 import { emit } from '../runtime/emit.js'
 import { RingfenceError, invalid, show, showSource } from '../errors.js'
 import { fairness } from '../runtime/fairness.js'
@@ -14,17 +13,19 @@ import { checkReceiveEach, readerSignal } from '../endpoint/options.js'
 import { inletOf, type Inlet } from './sources.js'
 import type { MergeStats } from './stats.js'
 import { Place, TURN, Turns } from './turns.js'
-// oxlint-disable-next-line import/no-cycle -- it imports types of this file alone
-import { typedMerge, type TypedMerge } from './typed-merge.js'
-import type { CloseReason, GoneReason, WaitOptions } from '../types.js'
+import type { CloseReason, GoneReason, Message, WaitOptions } from '../types.js'
 import { Waiters, type Wait } from './waiters.js'
 import { timers } from '../runtime/timers.js'
 
 /** What a {@link Merge} reads. */
-export type MergeSource = Channel | Subscription
+// oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
+export type MergeSource = Channel<any, any> | Subscription<any>
+
+/** What a source of a {@link Merge} hands out. */
+export type MessageOf<Source> = Source extends Channel<infer In, infer _> | Subscription<infer In> ? In : never
 
 /** Why a source has ended: no channel is evicted. */
-export type EndOf<Source> = Source extends Subscription ? GoneReason : CloseReason
+export type EndOf<Source> = Source extends Subscription<never> ? GoneReason : CloseReason
 
 /** What a {@link Merge} tells. */
 export interface MergeEvents<Source> {
@@ -32,8 +33,10 @@ export interface MergeEvents<Source> {
   end: [source: Source, reason: EndOf<Source>]
 }
 
-/** As a channel's, with the source first. */
-export type MergeVisit<Source> = (source: Source, bytes: Uint8Array, offset: number, length: number) => void
+/** As {@link Visit}, with the source first. */
+export type MergeVisit<Source, In = Message> = [In] extends [Message]
+  ? (source: Source, bytes: Uint8Array, offset: number, length: number) => void
+  : (source: Source, value: In) => void
 
 /** Of the sources that have nothing, so many of each kind are looked at after each turn. */
 const LOOKS = 4
@@ -78,13 +81,13 @@ export let letEnd: (held: Merge<Channel>, failure: Error | null) => void
  * an event throws is an uncaught exception. Several calls that wait are served in their order. `busyPollMicros` of a source has no
  * effect on a merge.
  */
-export class Merge<Source extends MergeSource = MergeSource>
+export class Merge<Source extends MergeSource = Channel | Subscription, In = Message>
   extends EventEmitter<MergeEvents<Source>>
-  implements AsyncIterable<[Source, Buffer]>, AsyncDisposable
+  implements AsyncIterable<[Source, In]>, AsyncDisposable
 {
   readonly #entries = new Map<Source, Entry<Source>>()
   readonly #turns = new Turns<Entry<Source>>()
-  readonly #waiters = new Waiters<[Source, Buffer]>()
+  readonly #waiters = new Waiters<[Source, In]>()
   /** Ends that are to be told in the next microtask: a listener must not run while a message is on its way to its reader. */
   #untold: MergeEvents<Source>['end'][] = []
   /** It is looked after in the next microtask. */
@@ -170,11 +173,12 @@ export class Merge<Source extends MergeSource = MergeSource>
    * Rejects with CLOSED once the merge is closed (a call that waits then is told null); AbortError by the signal, which loses nothing;
    * NO_SPACE where there is no memory for the message, which stays and is tried again in its source's next turn.
    */
-  async receive(options?: WaitOptions): Promise<[Source, Buffer] | null> {
+  async receive(options?: WaitOptions): Promise<[Source, In] | undefined> {
     const signal = readerSignal(options)
     if (this.#closed) throw closedHere()
-    const message = this.#receiveNow()
-    return message === undefined ? this.#wait(true, signal).promise : message
+    let message = this.#receiveNow()
+    if (message === undefined) message = await this.#wait(true, signal).promise
+    return message ?? undefined
   }
 
   /**
@@ -186,7 +190,7 @@ export class Merge<Source extends MergeSource = MergeSource>
    * @returns How many were visited.
    * @throws {@link RingfenceError} CLOSED once the merge is closed; else as {@link Channel.receiveEach}, but for the end of a source.
    */
-  receiveEach(visit: MergeVisit<Source>, max?: number): number {
+  receiveEach(visit: MergeVisit<Source, In>, max?: number): number {
     checkReceiveEach(visit, max)
     if (this.#closed) throw closedHere()
     const turns = this.#turns
@@ -201,7 +205,9 @@ export class Merge<Source extends MergeSource = MergeSource>
         const visitor = (bytes: Uint8Array, offset: number, length: number) => {
           count += 1
           payload += length
-          visit(own.source, bytes, offset, length)
+          const { values } = own.inlet
+          if (values === null) (visit as MergeVisit<Source>)(own.source, bytes, offset, length)
+          else (visit as MergeVisit<Source, unknown>)(own.source, values.decodeShown(bytes, offset, length))
           // A visitor may delete the source, or close the merge.
           if (own.line === null) throw LEFT
         }
@@ -252,20 +258,11 @@ export class Merge<Source extends MergeSource = MergeSource>
     return (await this.#wait(false, signal).promise) !== null
   }
 
-  [Symbol.asyncIterator](): AsyncIterator<[Source, Buffer], undefined> {
+  [Symbol.asyncIterator](): AsyncIterator<[Source, In], undefined> {
     return loop(
       () => (this.#closed ? null : this.#receiveNow()),
       () => this.#wait(true),
     )
-  }
-
-  /**
-   * This merge with values for messages, as the codec reads them: see {@link Channel.with}.
-   *
-   * @throws {@link RingfenceError} INVALID_ARGUMENT for what is no codec
-   */
-  with<T>(codec: Codec<T>, options: CodecOptions = {}): TypedMerge<Source, T> {
-    return typedMerge(this, codec, options)
   }
 
   /** Hands every source back, open. Calls that wait are told that no more will come. Loops over the merge end. */
@@ -306,7 +303,7 @@ export class Merge<Source extends MergeSource = MergeSource>
   }
 
   /** A message if there is one, `undefined` if one must be waited for, `null` if none will come. */
-  #receiveNow(): [Source, Buffer] | null | undefined {
+  #receiveNow(): [Source, In] | null | undefined {
     if (!this.#waiters.isEmpty || this.#due !== null) return undefined
     const message = this.#take()
     if (message !== null) return message
@@ -315,14 +312,14 @@ export class Merge<Source extends MergeSource = MergeSource>
     return null
   }
 
-  #wait(takes: boolean, signal?: AbortSignal): Wait<[Source, Buffer]> {
+  #wait(takes: boolean, signal?: AbortSignal): Wait<[Source, In]> {
     const wait = this.#waiters.add(signal, takes)
     this.#serve()
     return wait
   }
 
   /** The next message of those that are ready. */
-  #take(): [Source, Buffer] | null {
+  #take(): [Source, In] | null {
     const turns = this.#turns
     for (let entry = turns.next; entry !== null; entry = turns.next) {
       let message: Buffer | null
@@ -336,7 +333,8 @@ export class Merge<Source extends MergeSource = MergeSource>
         this.#messages += 1
         this.#bytes += message.length
         if (turns.spend(message.length + HEADER)) turns.lookAround(LOOKS, hasSomething)
-        return [entry.source, message]
+        const { values } = entry.inlet
+        return [entry.source, (values === null ? message : values.decode(message)) as In]
       }
       this.#foundEmpty(entry)
     }
@@ -405,7 +403,7 @@ export class Merge<Source extends MergeSource = MergeSource>
         this.#defer(due)
         return
       }
-      let message: [Source, Buffer] | null = null
+      let message: [Source, In] | null = null
       let there = false
       try {
         if (waiter.takes) message = this.#take()
@@ -495,10 +493,12 @@ function hasSomething(entry: Entry<unknown>): boolean {
  * @param channels - Those that are in it from the start; more may come by {@link Merge.add}.
  * @throws {@link RingfenceError} INVALID_ARGUMENT for what is no source, or is read already; then none of them is taken.
  */
-export function merge<Source extends MergeSource = MergeSource>(channels: Iterable<Source> = []): Merge<Source> {
+export function merge<Source extends MergeSource = Channel | Subscription>(
+  channels: Iterable<Source> = [],
+): Merge<Source, MessageOf<Source>> {
   if (typeof channels !== 'object' || channels === null || !(Symbol.iterator in channels))
     throw invalid(`merge takes channels, as an array or another iterable, not ${show(channels)}`)
-  const merged = make(false) as unknown as Merge<Source>
+  const merged = make(false) as unknown as Merge<Source, MessageOf<Source>>
   try {
     for (const channel of channels) merged.add(channel)
   } catch (error) {

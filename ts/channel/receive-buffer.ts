@@ -5,14 +5,13 @@ import { fairness } from '../runtime/fairness.js'
 import { Fetched } from './fetch.js'
 import { FAILED, FIRST, HEADER, MORE, type NativeReader } from '../native.js'
 import type { Received } from './stats.js'
+import type { Visit } from '../types.js'
 import { Waiters, type Wait } from './waiters.js'
 import { afterWeakTurn } from '../runtime/weak-turn.js'
 import { timers } from '../runtime/timers.js'
 
 /** What a wait for readability finds. */
 const EMPTY = Buffer.alloc(0)
-
-export type Visit = (bytes: Uint8Array, offset: number, length: number) => void
 
 export class ReceiveBuffer {
   readonly #native: NativeReader

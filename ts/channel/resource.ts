@@ -4,7 +4,7 @@ import { EventEmitter } from 'node:events'
 import { inspect } from 'node:util'
 
 import { RingfenceError, messageOf } from '../errors.js'
-import { emit } from '../runtime/emit.js'
+import { emit, forward } from '../runtime/emit.js'
 import { printable } from '../runtime/printable.js'
 import { timers } from '../runtime/timers.js'
 import type { Closed, GoneReason } from '../types.js'
@@ -32,10 +32,21 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
 
   #resolveClosed!: (closed: Closed) => void
   #ended: Closed | null = null
+  /** The resource that this one is a view of, and which has the state of both. */
+  readonly #root: Resource<Events> | null
 
-  protected constructor(address: string | null) {
+  /** @param from - The address; or a resource, of which the new one is a view with values for messages. */
+  protected constructor(from: string | null | Resource<Events>) {
     super()
-    this.address = address
+    if (from instanceof Resource) {
+      this.#root = from.#root ?? from
+      this.address = from.address
+      this.closed = from.closed
+      forward(this.#root as EventEmitter, this as EventEmitter)
+      return
+    }
+    this.#root = null
+    this.address = from
     this.closed = new Promise((resolve) => {
       this.#resolveClosed = resolve
     })
@@ -63,7 +74,7 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
    * @internal
    */
   protected get ended(): Closed | null {
-    return this.#ended
+    return (this.#root ?? this).#ended
   }
 
   /**
@@ -97,7 +108,7 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
   /** One line for `util.inspect` and `console.log`. */
   [inspect.custom](): string {
     const where = this.address === null ? '' : ` at ${printable(this.address)}`
-    const reason = this.#ended?.reason ?? 'open'
+    const reason = this.ended?.reason ?? 'open'
     const state = reason === 'open' || reason === 'closed' ? reason : `closed: ${reason}`
     return `<${[this.constructor.name + where, ...this.summary(), state].join(', ')}>`
   }

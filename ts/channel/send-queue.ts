@@ -20,7 +20,7 @@ import { fairness } from '../runtime/fairness.js'
 import { Line, Place } from './line.js'
 import { RoomWait } from './room-wait.js'
 import { SendPromises, type Pending } from './send-promises.js'
-import type { BufferSource, Reservation, WaitOptions } from '../types.js'
+import type { MessageInput, Reservation, WaitOptions } from '../types.js'
 
 /**
  * For tests: 1 where the engine is not even asked whether JavaScript may be shown memory that is not its own. Electron
@@ -125,7 +125,7 @@ export class SendQueue {
     return this.#line.places.map(({ promises }) => promises)
   }
 
-  send(message: BufferSource | string, options?: WaitOptions): Promise<void> {
+  send(message: MessageInput, options?: WaitOptions): Promise<void> {
     if (options !== undefined) return this.#sendOther(message, options)
     if (this.#shut === null && !this.#eager) {
       const length = typeof message === 'string' ? this.#arena.takeText(message) : this.#arena.take(message)
@@ -159,7 +159,7 @@ export class SendQueue {
     if (!this.#arena.isEmpty) this.pump()
   }
 
-  #sendOther(message: BufferSource | string, options?: WaitOptions): Promise<void> {
+  #sendOther(message: MessageInput, options?: WaitOptions): Promise<void> {
     try {
       const signal = readerSignal(options)
       const bytes = this.#admit(message)
@@ -296,13 +296,13 @@ export class SendQueue {
   }
 
   /** Checks what a caller wants to send, and that anything can be sent now. */
-  #admit(message: BufferSource | string): Uint8Array {
+  #admit(message: MessageInput): Uint8Array {
     const bytes = typeof message === 'string' ? Buffer.from(message, 'utf8') : toBytes(message)
     if (this.#shut !== null) throw this.#shut()
     return bytes
   }
 
-  trySend(message: BufferSource | string): boolean {
+  trySend(message: MessageInput): boolean {
     const bytes = this.#admit(message)
     if (bytes.length <= this.#maxAtOnce && !this.#isThrough()) return false
     this.#arena.forgetRoom()
@@ -386,15 +386,15 @@ export class SendQueue {
     return length
   }
 
-  reserve(size: number): Reservation | null {
+  reserve(size: number): Reservation | undefined {
     if (!Number.isInteger(size) || size < 0)
       throw invalid(`a reservation's size must be a whole number, not ${show(size)}`)
     if (this.#shut !== null) throw this.#shut()
-    if (size <= this.#maxAtOnce && !this.#isThrough()) return null
+    if (size <= this.#maxAtOnce && !this.#isThrough()) return undefined
     this.#arena.forgetRoom()
     const reserved = this.#native.reserve(size, OWN_MEMORY)
     if (reserved === FAILED) throw this.#fail()
-    if (reserved === 0) return null
+    if (reserved === 0) return undefined
     const open = () => invalid('a reservation is open: commit or cancel it first')
     const finish: Finish = (length, scratch) => {
       // An end of the channel that came meanwhile has cancelled it.

@@ -2,12 +2,15 @@
 // other.
 
 import type { ReceiveBuffer } from './receive-buffer.js'
+import type { Values } from './values.js'
 import type { GoneReason } from '../types.js'
 
 /** A merge's way into a source. */
 export interface Inlet {
   /** What the source has received. */
   readonly buffer: ReceiveBuffer
+  /** Makes values of its messages; null: they are bytes. */
+  readonly values: Values<unknown> | null
   /** Why no more comes; to be asked once that is so. 'closed' as well where the peer has ended its sending alone. */
   reason(): GoneReason
 }

@@ -1,6 +1,6 @@
 // One to many, the reading side.
 
-import type { Codec, CodecOptions } from '../adapters/codec.js'
+import type { Codec } from '../adapters/codec.js'
 import { nowOpen, openNow, tellSubscribed } from '../runtime/diagnostics.js'
 import { RingfenceError, fromFailure, invalid } from '../errors.js'
 import { runHandshakeAt } from '../endpoint/handshake.js'
@@ -8,18 +8,26 @@ import { loop } from './loops.js'
 import { FAILED, REASONS, REFUSED, type NativeSubscription } from '../native.js'
 import { checkReceiveEach, readerSignal, type ChannelSettings } from '../endpoint/options.js'
 import { PeerView } from './peer-view.js'
-import { ReceiveBuffer, type Visit } from './receive-buffer.js'
+import { ReceiveBuffer } from './receive-buffer.js'
 import { registerSource } from './sources.js'
 import type { SubscriptionStats } from './stats.js'
-import type { Delivery, Evidence, GoneReason, Identity, SubscribeOptions, WaitOptions } from '../types.js'
-
-// oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
-import { typedSubscription, type TypedSubscription } from './typed-broadcast.js'
+import { Values } from './values.js'
+import type {
+  Delivery,
+  Evidence,
+  GoneReason,
+  Identity,
+  Message,
+  SubscribeOptions,
+  Visit,
+  WaitOptions,
+} from '../types.js'
 import { timers } from '../runtime/timers.js'
 
 /** Only {@link subscribe} makes subscriptions. */
 const KEY = Symbol('ringfence')
-let make: (native: NativeSubscription, settings: ChannelSettings) => Subscription
+// oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
+let make: (native: NativeSubscription, settings: ChannelSettings) => Subscription<any>
 
 const closedHere = () => new RingfenceError('CLOSED', 'the subscription is closed')
 const refusedHere = () =>
@@ -36,13 +44,118 @@ const evicted = () =>
       "a larger ring, or subscribe with the delivery 'best-effort' or 'latest'",
   )
 
+/** A subscription below its public class: the buffer, and how it ends. A subscription of values shares it. */
+class SubscriptionCore {
+  readonly native: NativeSubscription
+  readonly buffer: ReceiveBuffer
+  readonly view: PeerView
+  readonly closed: Promise<GoneReason>
+  #reason: GoneReason | null = null
+  #whyOver = closedHere
+  #resolveClosed!: (reason: GoneReason) => void
+  readonly #onEnd: () => void
+
+  /** @param onEnd - Called once, when the subscription has ended. */
+  constructor(native: NativeSubscription, settings: ChannelSettings, onEnd: () => void) {
+    this.native = native
+    this.#onEnd = onEnd
+    this.view = new PeerView(native)
+    this.closed = new Promise((resolve) => {
+      this.#resolveClosed = resolve
+    })
+    this.buffer = new ReceiveBuffer(
+      reader(native),
+      settings.busyPollMicros > 0,
+      (error) => this.#failed(error),
+      // The reader that has found the end must return first.
+      () => timers.queueMicrotask(() => this.hear()),
+      () => {},
+    )
+    if (native.watch(() => this.hear()) === FAILED) throw fromFailure(native.failure())
+  }
+
+  /** The error of a call after the end; `undefined` before it. */
+  get over(): RingfenceError | undefined {
+    return this.#reason === null ? undefined : this.#whyOver()
+  }
+
+  keepAlive(alive: boolean): void {
+    this.native.keepAlive(alive ? 1 : 0)
+    this.buffer.keepAlive(alive)
+  }
+
+  close(): void {
+    if (this.#reason === null) this.#finish('closed', closedHere)
+    else if (this.buffer.outlives) this.buffer.close(closedHere)
+  }
+
+  /** The line is readable. */
+  hear(): void {
+    if (this.#reason !== null) return
+    const answer = this.native.listen()
+    const reason = REASONS[answer] ?? null
+    if (reason === null) {
+      this.native.disarm()
+      this.buffer.awake()
+    } else if (answer === REFUSED) {
+      this.#finish(reason, refusedHere)
+    } else {
+      this.#gone(reason)
+    }
+  }
+
+  /** The core has ended it. */
+  #gone(reason: GoneReason): void {
+    if (reason === 'exposed') this.#finish(reason, exposed)
+    else if (reason === 'evicted') this.#finish(reason, evicted)
+    else if (reason === 'corrupt') this.#finish(reason, () => new RingfenceError('RING_CORRUPT', 'as was found before'))
+    else this.#finish(reason, closedHere, true)
+  }
+
+  /** Why a merge has come to the end: the event loop may not have heard of it yet. */
+  reasonOfEnd(): GoneReason {
+    this.hear()
+    return this.#reason ?? 'closed'
+  }
+
+  /** A call into the core has failed: what ends the subscription, ends it here. */
+  #failed(error: RingfenceError): void {
+    if (this.#reason !== null) return
+    if (error.code === 'ERR_RINGFENCE_RING_CORRUPT') {
+      this.#finish('corrupt', () => new RingfenceError('RING_CORRUPT', error.message, { cause: error }))
+    } else if (error.code === 'ERR_RINGFENCE_UNSUPPORTED') {
+      this.#finish('closed', () => error)
+    } else if (error.code !== 'ERR_RINGFENCE_NO_SPACE') {
+      // Noticed by a call before the event loop heard of it.
+      this.hear()
+    }
+  }
+
+  /** `outlives`: what the publisher has left can still be read. */
+  #finish(reason: GoneReason, why: () => RingfenceError, outlives = false): void {
+    if (this.#reason !== null) return
+    this.#reason = reason
+    this.#whyOver = why
+    if (outlives) {
+      this.native.outlive()
+      this.buffer.outlive(() => this.native.close())
+    } else {
+      this.native.close()
+      if (why === closedHere || why === refusedHere) this.buffer.close(why)
+      else this.buffer.stop(why)
+    }
+    this.#resolveClosed(reason)
+    this.#onEnd()
+  }
+}
+
 /**
  * What a publisher sends, as this process gets it. Reads as a channel does.
  *
  * `for await (const message of subscription)` yields messages until the publisher has ended; leaving the loop neither closes it nor
  * loses a message. `await using` closes it. It keeps the process alive until {@link Subscription.unref}.
  */
-export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
+export class Subscription<In = Message> implements AsyncIterable<In>, AsyncDisposable {
   /** How messages come. */
   readonly delivery: Delivery
   /** Bytes of the publisher's ring. */
@@ -55,54 +168,44 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
    */
   readonly closed: Promise<GoneReason>
 
-  readonly #native: NativeSubscription
+  readonly #core: SubscriptionCore
   readonly #buffer: ReceiveBuffer
-  readonly #view: PeerView
-  #reason: GoneReason | null = null
-  #whyOver = closedHere
-  #resolveClosed!: (reason: GoneReason) => void
+  /** Makes values of messages; null: the messages are bytes. */
+  readonly #values: Values<unknown> | null
 
   static {
-    make = (native, settings) => new Subscription(KEY, native, settings)
+    make = (native, settings) => {
+      const core = new SubscriptionCore(native, settings, () => openNow.delete(subscription))
+      const subscription = new Subscription(KEY, core, settings.codec === undefined ? null : new Values(settings.codec))
+      return subscription
+    }
     registerSource((value) =>
-      #buffer in value
-        ? {
-            buffer: value.#buffer,
-            reason: () => value.#reasonOfEnd(),
-          }
+      #core in value
+        ? { buffer: value.#buffer, values: value.#values, reason: () => value.#core.reasonOfEnd() }
         : undefined,
     )
   }
 
-  private constructor(key: symbol, native: NativeSubscription, settings: ChannelSettings) {
+  private constructor(key: symbol, core: SubscriptionCore, values: Values<unknown> | null) {
     if (key !== KEY) throw invalid('subscriptions are made by subscribe')
-    this.#native = native
-    this.#view = new PeerView(native)
+    const { native } = core
+    this.#core = core
+    this.#buffer = core.buffer
+    this.#values = values
     this.delivery = native.delivery
     this.capacity = native.capacity
     this.maxMessageSize = native.maxMessageSize
-    this.closed = new Promise((resolve) => {
-      this.#resolveClosed = resolve
-    })
-    this.#buffer = new ReceiveBuffer(
-      reader(native),
-      settings.busyPollMicros > 0,
-      (error) => this.#failed(error),
-      // The reader that has found the end must return first.
-      () => timers.queueMicrotask(() => this.#hear()),
-      () => {},
-    )
-    if (native.watch(() => this.#hear()) === FAILED) throw fromFailure(native.failure())
+    this.closed = core.closed
   }
 
   /** Who the publisher was at the last look: when it was subscribed to, or by {@link Subscription.verify}. */
   get peer(): Identity {
-    return this.#view.peer
+    return this.#core.view.peer
   }
 
   /** Every check that was made on the way, in order, and those of the last {@link Subscription.verify}. */
   get evidence(): readonly Evidence[] {
-    return this.#view.evidence
+    return this.#core.view.evidence
   }
 
   /**
@@ -110,7 +213,7 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
    * the delivery is 'reliable'. Messages handed out and lost together are `sequence`, less what it was at the beginning.
    */
   get lost(): bigint {
-    return this.#native.lost(this.#buffer.unread)
+    return this.#core.native.lost(this.#buffer.unread)
   }
 
   /**
@@ -118,12 +221,12 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
    * which the subscription began.
    */
   get sequence(): bigint {
-    return this.#native.sequence(this.#buffer.unread)
+    return this.#core.native.sequence(this.#buffer.unread)
   }
 
   /** What has come so far, and how far behind it is. The visits of a `receiveEach` count when it returns. The last figures stay after the end. */
   stats(): SubscriptionStats {
-    const figures = this.#native.stats()
+    const figures = this.#core.native.stats()
     const { messages, bytes } = this.#buffer.received
     return {
       messagesReceived: messages,
@@ -135,24 +238,39 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
   }
 
   /**
-   * The next message.
+   * Receives the next message.
    *
-   * @returns null: no more will come, and everything was read. Rejects with EVICTED, where the publisher has let go of this subscriber;
-   * CLOSED after this side's close; RING_CORRUPT; OBJECT_EXPOSED; AbortError by the signal, which loses nothing.
+   * @returns `undefined` after the end: no more will arrive, and everything was read. Rejects with EVICTED if the publisher has evicted
+   * this subscriber; CLOSED after this side's close; RING_CORRUPT; OBJECT_EXPOSED; MALFORMED, with the `bytes`, for a message that the codec
+   * cannot decode; AbortError by the signal, which loses nothing.
    */
-  async receive(options?: WaitOptions): Promise<Buffer | null> {
+  receive(options?: WaitOptions): Promise<In | undefined> {
+    if (this.#values === null) return this.#receive(options) as Promise<In | undefined>
+    return this.#receiveValue(this.#values, options) as Promise<In | undefined>
+  }
+
+  async #receive(options?: WaitOptions): Promise<Buffer | undefined> {
     const signal = readerSignal(options)
-    const message = this.#buffer.receiveNow()
-    return message === undefined ? this.#buffer.wait(true, signal).promise : message
+    let message = this.#buffer.receiveNow()
+    if (message === undefined) message = await this.#buffer.wait(true, signal).promise
+    return message ?? undefined
+  }
+
+  async #receiveValue(values: Values<unknown>, options?: WaitOptions): Promise<unknown> {
+    const message = await this.#receive(options)
+    return message === undefined ? undefined : values.decode(message)
   }
 
   /**
-   * The next message, if there is one now.
+   * Receives the next message if there is one now.
    *
+   * @returns `undefined` if there is none.
    * @throws {@link RingfenceError} as `receive` rejects
    */
-  tryReceive(): Buffer | null {
-    return this.#buffer.tryReceive()
+  tryReceive(): In | undefined {
+    const message = this.#buffer.tryReceive()
+    if (message === null) return undefined
+    return (this.#values === null ? message : this.#values.decode(message)) as In
   }
 
   /**
@@ -161,9 +279,10 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
    * @returns How many were visited.
    * @throws {@link RingfenceError} as `receive` rejects
    */
-  receiveEach(visit: Visit, max?: number): number {
+  receiveEach(visit: Visit<In>, max?: number): number {
     checkReceiveEach(visit, max)
-    return this.#buffer.receiveEach(visit, max)
+    const visitor = this.#values === null ? (visit as Visit) : this.#values.visitor(visit as (value: unknown) => void)
+    return this.#buffer.receiveEach(visitor, max)
   }
 
   /**
@@ -182,20 +301,22 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
     return this.#buffer.isEnded
   }
 
-  [Symbol.asyncIterator](): AsyncIterator<Buffer, undefined> {
-    return loop(
+  [Symbol.asyncIterator](): AsyncIterator<In, undefined> {
+    const values = this.#values
+    return loop<Buffer, In>(
       () => this.#buffer.nextNow(),
       () => this.#buffer.wait(true),
+      values === null ? undefined : (message) => values.decode(message) as In,
     )
   }
 
   /**
-   * This subscription with values for messages, as the codec reads them: see {@link Channel.with}.
+   * Returns the same subscription with values for messages, as the codec decodes them: see {@link Channel.with}.
    *
-   * @throws {@link RingfenceError} INVALID_ARGUMENT for what is no codec
+   * @throws {@link RingfenceError} INVALID_ARGUMENT if it is no codec
    */
-  with<T>(codec: Codec<T>, options: CodecOptions = {}): TypedSubscription<T> {
-    return typedSubscription(this, codec, options, () => this.#buffer.nextNow())
+  with<T>(codec: Codec<T>): Subscription<T> {
+    return new Subscription<T>(KEY, this.#core, new Values(codec) as Values<unknown>)
   }
 
   /**
@@ -203,97 +324,32 @@ export class Subscription implements AsyncIterable<Buffer>, AsyncDisposable {
    * {@link Channel.verify}.
    */
   verify(options?: WaitOptions): Promise<Identity> {
-    return this.#view.verify(
-      () => (this.#reason === null ? undefined : this.#whyOver()),
-      () => this.#hear(),
+    return this.#core.view.verify(
+      () => this.#core.over,
+      () => this.#core.hear(),
       options,
     )
   }
 
   /** Closes the subscription: what was not read is let go of. Resolves once everything is released. */
   async close(): Promise<void> {
-    if (this.#reason !== null) {
-      if (this.#buffer.outlives) this.#buffer.close(closedHere)
-      return
-    }
-    this.#finish('closed', closedHere)
+    this.#core.close()
   }
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close()
   }
 
-  /** Keeps the process alive while it is open, as it does from the start. */
+  /** Keeps the process alive while it is open, which is the default. */
   ref(): this {
-    this.#native.keepAlive(1)
-    this.#buffer.keepAlive(true)
+    this.#core.keepAlive(true)
     return this
   }
 
-  /** Does not keep the process alive. */
+  /** Lets the process exit while it is open. */
   unref(): this {
-    this.#native.keepAlive(0)
-    this.#buffer.keepAlive(false)
+    this.#core.keepAlive(false)
     return this
-  }
-
-  /** The line is readable. */
-  #hear(): void {
-    if (this.#reason !== null) return
-    const answer = this.#native.listen()
-    const reason = REASONS[answer] ?? null
-    if (reason === null) {
-      this.#native.disarm()
-      this.#buffer.awake()
-    } else if (answer === REFUSED) {
-      this.#finish(reason, refusedHere)
-    } else {
-      this.#gone(reason)
-    }
-  }
-
-  /** The core has ended it. */
-  #gone(reason: GoneReason): void {
-    if (reason === 'exposed') this.#finish(reason, exposed)
-    else if (reason === 'evicted') this.#finish(reason, evicted)
-    else if (reason === 'corrupt') this.#finish(reason, () => new RingfenceError('RING_CORRUPT', 'as was found before'))
-    else this.#finish(reason, closedHere, true)
-  }
-
-  /** Why a merge has come to the end: the event loop may not have heard of it yet. */
-  #reasonOfEnd(): GoneReason {
-    this.#hear()
-    return this.#reason ?? 'closed'
-  }
-
-  /** A call into the core has failed: what ends the subscription, ends it here. */
-  #failed(error: RingfenceError): void {
-    if (this.#reason !== null) return
-    if (error.code === 'ERR_RINGFENCE_RING_CORRUPT') {
-      this.#finish('corrupt', () => new RingfenceError('RING_CORRUPT', error.message, { cause: error }))
-    } else if (error.code === 'ERR_RINGFENCE_UNSUPPORTED') {
-      this.#finish('closed', () => error)
-    } else if (error.code !== 'ERR_RINGFENCE_NO_SPACE') {
-      // Noticed by a call before the event loop heard of it.
-      this.#hear()
-    }
-  }
-
-  /** `outlives`: what the publisher has left can still be read. */
-  #finish(reason: GoneReason, why: () => RingfenceError, outlives = false): void {
-    if (this.#reason !== null) return
-    this.#reason = reason
-    openNow.delete(this)
-    this.#whyOver = why
-    if (outlives) {
-      this.#native.outlive()
-      this.#buffer.outlive(() => this.#native.close())
-    } else {
-      this.#native.close()
-      if (why === closedHere || why === refusedHere) this.#buffer.close(why)
-      else this.#buffer.stop(why)
-    }
-    this.#resolveClosed(reason)
   }
 }
 
@@ -321,6 +377,8 @@ function reader(native: NativeSubscription): ConstructorParameters<typeof Receiv
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} as {@link connect}
  */
+export function subscribe<T>(address: string, options: SubscribeOptions & { codec: Codec<T> }): Promise<Subscription<T>>
+export function subscribe(address: string, options?: SubscribeOptions): Promise<Subscription>
 export function subscribe(address: string, options: SubscribeOptions = {}): Promise<Subscription> {
   return runHandshakeAt('subscribe', address, options, (native, { settings }) => {
     const subscription = make(native, settings)

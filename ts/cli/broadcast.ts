@@ -156,7 +156,7 @@ export async function subscribe({ address, count, raw, evidence, options }: Subs
   try {
     while (left > 0) {
       const message = await subscription.receive()
-      if (message === null) break
+      if (message === undefined) break
       left -= 1
       // One write, so that lines of several writers to one pipe stay whole.
       await write([raw ? message : Buffer.concat([message, newline])])

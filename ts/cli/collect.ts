@@ -55,7 +55,7 @@ class Collector {
     try {
       for (;;) {
         const next = await this.#merged.receive({ signal: stop })
-        if (next === null) return
+        if (next === undefined) return
         await this.#add(...next)
       }
     } catch (error) {

@@ -61,7 +61,7 @@ async function sendAll(channel: Channel, source: Source, answer: Promise<unknown
 
 /** Rejects where the peer sends something. Never resolves. */
 async function mustNotSend(answer: Promise<unknown>, address: string): Promise<never> {
-  if ((await answer) !== null)
+  if ((await answer) !== undefined)
     throw new RingfenceError('PROTOCOL', `the process at ${address} sends as well, and neither would receive`)
   return new Promise(() => {})
 }

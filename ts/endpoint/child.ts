@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs'
 import type { Readable } from 'node:stream'
 
 import { runHandshake } from './handshake.js'
+import type { Codec } from '../adapters/codec.js'
 import { openChannel, type Channel } from '../channel/channel.js'
 import { RingfenceError, aborted, fromFailure, invalid, isShort, show } from '../errors.js'
 import { builtin, native, type Given, type Joining, type RawChannel, type PrivateLine } from '../native.js'
@@ -98,6 +99,8 @@ export async function spawn(
  * @throws ADDRESS_INVALID in a process that has inherited no line, or has taken it already; PEER_LOST if the parent has exited; and as
  * {@link join}
  */
+export function fromParent<T>(options: LineOptions & { codec: Codec<T> }): Promise<Channel<T, T>>
+export function fromParent(options?: LineOptions): Promise<Channel>
 export function fromParent(options: LineOptions = {}): Promise<Channel> {
   return handshake('fromParent', (...given) => native.fromParent(...given), options)
 }

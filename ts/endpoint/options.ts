@@ -3,6 +3,7 @@
 
 import { isAbsolute } from 'node:path'
 
+import { checkCodec, type Codec } from '../adapters/codec.js'
 import { aborted, invalid, show } from '../errors.js'
 import type { NativeOptions, NativeProgram } from '../native.js'
 import { nearest } from '../runtime/nearest.js'
@@ -22,16 +23,19 @@ import type {
   WaitOptions,
 } from '../types.js'
 
+/** Options of a call whose messages may be values. */
+type Coded<Taken> = Taken & { codec?: Codec<unknown> | undefined }
+
 /** The calls that take options, and their types. */
 interface OptionsOf {
-  join: JoinOptions
-  member: MemberOptions
-  listen: ListenOptions
-  connect: ConnectOptions
-  spawn: ChildOptions
-  fromParent: LineOptions
-  publish: PublishOptions
-  subscribe: SubscribeOptions
+  join: Coded<JoinOptions>
+  member: Coded<MemberOptions>
+  listen: Coded<ListenOptions>
+  connect: Coded<ConnectOptions>
+  spawn: Coded<ChildOptions>
+  fromParent: Coded<LineOptions>
+  publish: Coded<PublishOptions>
+  subscribe: Coded<SubscribeOptions>
 }
 
 export type Call = keyof OptionsOf
@@ -96,6 +100,7 @@ const OPTIONS = declare({
   },
   busyPollMicros: { calls: ALL, native: (name, value) => integer(name, value, 0, 60_000_000) },
   allowHalfOpen: { calls: PAIRS, local: flag },
+  codec: { calls: ALL, local: (_, value) => checkCodec(value) },
   harden: { calls: ALL, native: flag },
   realtimeSignal: { calls: ALL, native: (name, value) => integer(name, value, 1, 64) },
   maxPeers: { calls: SERVICES, native: count },
@@ -142,11 +147,13 @@ export interface ChannelSettings {
   readonly busyPollMicros: number
   /** This side continues to send after the peer has ended its sending. */
   readonly allowHalfOpen: boolean
+  /** Makes values of messages; without one, messages are bytes. */
+  readonly codec?: Codec<unknown> | undefined
 }
 
 /** Of options that were checked. */
-export function channelSettings({ busyPollMicros = 0, allowHalfOpen = false }: Options): ChannelSettings {
-  return { busyPollMicros, allowHalfOpen }
+export function channelSettings({ busyPollMicros = 0, allowHalfOpen = false, codec }: Coded<Options>): ChannelSettings {
+  return { busyPollMicros, allowHalfOpen, codec }
 }
 
 /** Throws INVALID_ARGUMENT for an option that the call does not take, and for a value that the option cannot have. */

@@ -1,5 +1,6 @@
 import { runHandshakeAt } from './handshake.js'
 import { openChannel, vacateAtExit, type Channel } from '../channel/channel.js'
+import type { Codec } from '../adapters/codec.js'
 import type { JoinOptions } from '../types.js'
 
 /**
@@ -11,6 +12,8 @@ import type { JoinOptions } from '../types.js'
  * @throws {@link RingfenceError} INVALID_ARGUMENT, ADDRESS_INVALID, ADDRESS_OCCUPIED, PEER_REFUSED, PEER_LOST,
  * HANDSHAKE_TIMEOUT, PROTOCOL, OBJECT_EXPOSED, OBJECT_UNSOUND, NO_SPACE, TIMEOUT, UNSUPPORTED; AbortError by the signal
  */
+export function join<T>(address: string, options: JoinOptions & { codec: Codec<T> }): Promise<Channel<T, T>>
+export function join(address: string, options?: JoinOptions): Promise<Channel>
 export function join(address: string, options: JoinOptions = {}): Promise<Channel> {
   return runHandshakeAt('join', address, options, (raw, { settings }) => {
     const channel = openChannel(raw, settings, address)

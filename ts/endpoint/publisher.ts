@@ -14,14 +14,15 @@ import { Pump } from '../runtime/pump.js'
 import { Resource, closedFor, destroyedBy } from '../channel/resource.js'
 import { SendQueue } from '../channel/send-queue.js'
 import { PeerCounts, type PublisherStats } from '../channel/stats.js'
-import type { BufferSource, Closed, PublishOptions, Reservation, WaitOptions } from '../types.js'
+import type { Closed, MessageInput, PublishOptions, Reservation, WaitOptions } from '../types.js'
 import { closeSubscriber, makeSubscriber, type Subscriber } from './subscriber.js'
-// oxlint-disable-next-line import/no-cycle -- it imports the type of this file alone
-import { typedPublisher, type TypedPublisher } from '../channel/typed-broadcast.js'
+import { Values } from '../channel/values.js'
 
 /** Only {@link publish} makes publishers. */
 const KEY = Symbol('ringfence')
-let make: (address: string, native: NativePublisher, opening: Opening) => Publisher
+// oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
+type AnyPublisher = Publisher<any>
+let make: (address: string, native: NativePublisher, opening: Opening) => AnyPublisher
 
 const closedHere = () => new RingfenceError('CLOSED', 'the publisher is closed')
 const endedHere = () => new RingfenceError('CLOSED', 'the publisher has ended: it sends no more')
@@ -46,7 +47,7 @@ const exposed = () =>
  * await publisher.send('message')
  * ```
  */
-export class Publisher extends Resource<EndpointEvents<Subscriber>> {
+export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subscriber>> {
   declare readonly address: string
   /** Bytes of its ring. */
   readonly capacity: number
@@ -54,6 +55,10 @@ export class Publisher extends Resource<EndpointEvents<Subscriber>> {
   readonly maxMessageSize: number
   readonly #native: NativePublisher
   readonly #queue: SendQueue
+  /** Makes messages of values; null: the messages are bytes. */
+  readonly #values: Values<unknown> | null
+  /** The publisher that this one was made from by {@link Publisher.with}, and which has the state of both. */
+  readonly #root: AnyPublisher | null
   readonly #authorizer: Authorizer | undefined
   readonly #signal: AbortSignal | undefined
   readonly #subscribers = new Map<number, Subscriber>()
@@ -67,16 +72,34 @@ export class Publisher extends Resource<EndpointEvents<Subscriber>> {
   readonly #abort = () => void this.close()
 
   static {
-    make = (address, native, opening) => new Publisher(KEY, address, native, opening)
+    make = (address, native, opening) => {
+      const { codec } = opening.settings
+      return new Publisher(KEY, address, native, codec === undefined ? null : new Values(codec), opening)
+    }
   }
 
   /** @internal */
-  private constructor(key: symbol, address: string, native: NativePublisher, opening: Opening) {
+  private constructor(
+    key: symbol,
+    address: string,
+    native: NativePublisher,
+    values: Values<unknown> | null,
+    from: Opening | AnyPublisher,
+  ) {
     if (key !== KEY) throw invalid('publishers are made by publish')
-    super(address)
+    super(from instanceof Publisher ? from : address)
     this.capacity = native.capacity
     this.maxMessageSize = native.maxMessageSize
     this.#native = native
+    this.#values = values
+    if (from instanceof Publisher) {
+      this.#root = from.#root ?? from
+      this.#queue = from.#queue
+      this.#stay = () => {}
+      return
+    }
+    const opening = from
+    this.#root = null
     this.#authorizer = opening.authorizer
     this.#signal = opening.signal
     this.#queue = new SendQueue(native, opening.settings.busyPollMicros > 0, (error) => this.#failed(error))
@@ -98,6 +121,7 @@ export class Publisher extends Resource<EndpointEvents<Subscriber>> {
 
   /** What was sent so far, how full the ring is, and the subscribers. After the end, the last figures remain. */
   stats(): PublisherStats {
+    if (this.#root !== null) return this.#root.stats()
     if (this.ended === null && !this.#queue.isEmpty) this.#queue.pump()
     const figures = this.#native.stats()
     return {
@@ -115,7 +139,7 @@ export class Publisher extends Resource<EndpointEvents<Subscriber>> {
 
   /** The subscribers that are connected now, in the order in which they connected. */
   get subscribers(): readonly Subscriber[] {
-    return [...this.#subscribers.values()]
+    return [...(this.#root ?? this).#subscribers.values()]
   }
 
   /**
@@ -128,8 +152,9 @@ export class Publisher extends Resource<EndpointEvents<Subscriber>> {
    *
    * A rejection because the publisher has ended is never an unhandled one, as with a channel.
    */
-  send(message: BufferSource | string, options?: WaitOptions): Promise<void> {
-    return this.#queue.send(message, options)
+  send(message: Out, options?: WaitOptions): Promise<void> {
+    if (this.#values === null) return this.#queue.send(message as MessageInput, options)
+    return this.#values.send(this.#queue, message, options)
   }
 
   /**
@@ -138,17 +163,17 @@ export class Publisher extends Resource<EndpointEvents<Subscriber>> {
    * @returns Whether there was room.
    * @throws {@link RingfenceError} as `send` rejects
    */
-  trySend(message: BufferSource | string): boolean {
-    return this.#queue.trySend(message)
+  trySend(message: Out): boolean {
+    return this.#queue.trySend(this.#values === null ? (message as MessageInput) : this.#values.encode(message))
   }
 
   /**
    * Room in the ring itself for a message, to be filled in place and committed. One at a time.
    *
-   * @returns null where there is no room now.
+   * @returns `undefined` if there is no room now.
    * @throws {@link RingfenceError} as `trySend`
    */
-  reserve(size: number): Reservation | null {
+  reserve(size: number): Reservation | undefined {
     return this.#queue.reserve(size)
   }
 
@@ -163,8 +188,8 @@ export class Publisher extends Resource<EndpointEvents<Subscriber>> {
    *
    * @throws {@link RingfenceError} INVALID_ARGUMENT for what is no codec
    */
-  with<T>(codec: Codec<T>): TypedPublisher<T> {
-    return typedPublisher(this, codec)
+  with<T>(codec: Codec<T>): Publisher<T> {
+    return new Publisher<T>(KEY, this.address, this.#native, new Values(codec) as Values<unknown>, this)
   }
 
   /** Bytes of messages that were sent and are not in the ring yet. */
@@ -177,7 +202,7 @@ export class Publisher extends Resource<EndpointEvents<Subscriber>> {
    * address is free; {@link Publisher.closed} tells when the last subscriber has read it.
    */
   end(options?: WaitOptions): Promise<void> {
-    return untilAborted(options, () => this.#end())
+    return untilAborted(options, () => (this.#root ?? this).#end())
   }
 
   #end(): Promise<void> {
@@ -198,6 +223,7 @@ export class Publisher extends Resource<EndpointEvents<Subscriber>> {
    * left in this process once it resolves. Those that are subscribed go on.
    */
   seal(): Promise<void> {
+    if (this.#root !== null) return this.#root.seal()
     if (this.ended !== null) return Promise.resolve()
     if (this.#sealing === null) {
       const sealed = defer()
@@ -215,6 +241,7 @@ export class Publisher extends Resource<EndpointEvents<Subscriber>> {
    * @returns A promise that resolves once everything is released, and the address is free.
    */
   async close(options: { linger?: number } = {}): Promise<void> {
+    if (this.#root !== null) return this.#root.close(options)
     const linger = lingerOf(options)
     if (this.ended !== null) return
     const lingering = this.#queue.linger(linger, closedHere, this.closed)
@@ -224,7 +251,7 @@ export class Publisher extends Resource<EndpointEvents<Subscriber>> {
 
   /** Drops the messages that are not in the ring yet, and closes the publisher at once. */
   destroy(error?: Error): void {
-    this.#finish(destroyedBy(error), closedHere)
+    ;(this.#root ?? this).#finish(destroyedBy(error), closedHere)
   }
 
   ref(): this {
@@ -329,6 +356,8 @@ export class Publisher extends Resource<EndpointEvents<Subscriber>> {
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} as {@link listen}
  */
+export function publish<T>(address: string, options: PublishOptions & { codec: Codec<T> }): Promise<Publisher<T>>
+export function publish(address: string, options?: PublishOptions): Promise<Publisher>
 export function publish(address: string, options: PublishOptions = {}): Promise<Publisher> {
   return runHandshakeAt('publish', address, options, (native, opening) => make(address, native, opening))
 }

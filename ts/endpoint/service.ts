@@ -1,3 +1,4 @@
+import type { Codec } from '../adapters/codec.js'
 import { openChannel, type Channel } from '../channel/channel.js'
 import { Endpoint, KEY, openEndpoint, type EndpointEvents, type EndpointParts } from './endpoint.js'
 import { invalid, show, type RingfenceError } from '../errors.js'
@@ -194,6 +195,8 @@ export function listen(address: string, options: ListenOptions = {}): Promise<Li
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} as {@link join}
  */
+export function connect<T>(address: string, options: ConnectOptions & { codec: Codec<T> }): Promise<Channel<T, T>>
+export function connect(address: string, options?: ConnectOptions): Promise<Channel>
 export function connect(address: string, options: ConnectOptions = {}): Promise<Channel> {
   return runHandshakeAt('connect', address, options, (raw, { settings }) => openChannel(raw, settings, address))
 }

@@ -95,7 +95,7 @@ async function open({ job }, mode) {
   async function reserveAll(count) {
     for (let n = 0; n < count; n++) {
       let reservation
-      while ((reservation = channel.reserve(size)) === null) await channel.waitWritable(size)
+      while ((reservation = channel.reserve(size)) === undefined) await channel.waitWritable(size)
       const memory = reservation.bytes
       fill(new Float64Array(memory.buffer, memory.byteOffset, size / 8), 0, size / 8, n)
       reservation.commit()

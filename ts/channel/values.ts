@@ -1,0 +1,61 @@
+// Values over a sender and a reader of messages: what a codec makes of a message, with the errors of both directions.
+
+import {
+  borrows,
+  checkCodec,
+  decodeWith,
+  encodesToNothing,
+  encodeWith,
+  malformed,
+  type Codec,
+} from '../adapters/codec.js'
+import type { Visit, WaitOptions } from '../types.js'
+import type { SendQueue } from './send-queue.js'
+
+/** The two directions of a codec. */
+export class Values<T> {
+  readonly #codec: Codec<T>
+  readonly #borrows: boolean
+
+  /** @throws {@link RingfenceError} INVALID_ARGUMENT if it is no codec */
+  constructor(codec: Codec<T>) {
+    checkCodec(codec)
+    this.#codec = codec
+    this.#borrows = borrows(codec)
+  }
+
+  /** @throws {@link RingfenceError} INVALID_ARGUMENT if the value cannot be encoded, or encodes to nothing */
+  encode(value: T): Uint8Array | string {
+    // The receiver would take undefined for the end, whatever a codec makes of it.
+    if (value === undefined) throw encodesToNothing(value, undefined)
+    return encodeWith(this.#codec, value)
+  }
+
+  /** Encodes and sends. */
+  send(queue: SendQueue, value: T, options?: WaitOptions): Promise<void> {
+    try {
+      return queue.send(this.encode(value), options)
+    } catch (error) {
+      return Promise.reject(error as Error)
+    }
+  }
+
+  /** @throws {@link RingfenceError} MALFORMED */
+  decode(bytes: Buffer): T {
+    const value = decodeWith(this.#codec, bytes)
+    // It would be taken for the end.
+    if (value === undefined) throw malformed(bytes, new TypeError('the codec returned undefined'))
+    return value
+  }
+
+  /** Decodes a message in memory that is used again. A codec that may keep its bytes gets a copy. */
+  decodeShown(bytes: Uint8Array, offset: number, length: number): T {
+    const shown = Buffer.from(bytes.buffer, bytes.byteOffset + offset, length)
+    return this.decode(this.#borrows ? shown : Buffer.concat([shown]))
+  }
+
+  /** A visitor of messages for a visitor of values. */
+  visitor(visit: (value: T) => void): Visit {
+    return (bytes, offset, length) => visit(this.decodeShown(bytes, offset, length))
+  }
+}
