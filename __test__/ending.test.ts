@@ -1,7 +1,7 @@
 import { openSync, readFileSync, writeSync, closeSync } from 'node:fs'
 
 import test, { type ExecutionContext } from 'ava'
-import { join, member, merge, RingfenceError, toPort, toWeb, type Channel, type Codec } from 'ringfence'
+import { join, member, merge, RingfenceError, type Channel, type Codec } from 'ringfence'
 
 import { abstractAddress, addressOf, isBound, kinds, untilBound } from './support/address.js'
 import { pattern } from './support/bytes.js'
@@ -668,11 +668,11 @@ const ways: Record<string, ReadAll> = {
       stream.on('error', reject)
       stream.on('close', () => resolve(all))
     }),
-  'web streams': (channel) => iterated(toWeb(channel).readable),
+  'web streams': (channel) => iterated(channel.readable),
   'a port': (channel) =>
     new Promise((resolve) => {
       const all: unknown[] = []
-      const port = toPort(channel, text)
+      const port = channel.with(text).port()
       port.on('message', (message) => all.push(message))
       port.on('close', () => resolve(all))
     }),

@@ -6,7 +6,7 @@ import { runInNewContext } from 'node:vm'
 import { MessageChannel } from 'node:worker_threads'
 
 import test, { type ExecutionContext } from 'ava'
-import { json, RingfenceError, toPort, type Channel, type Codec, type MessagePortLike } from 'ringfence'
+import { json, RingfenceError, type Codec, type MessagePortLike } from 'ringfence'
 
 import { pair, type Pair } from './support/partner.js'
 import { isPending, soon, until } from './support/until.js'
@@ -17,7 +17,7 @@ const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUM
 async function ports(t: ExecutionContext, settings = {}): Promise<Pair & { port: MessagePortLike }> {
   const made = await pair(t, settings)
   await made.partner.run((kit) => {
-    const port = kit.ringfence.toPort(kit.channel)
+    const port = kit.channel.port()
     port.on('message', (value) => port.postMessage(value))
     const said: string[] = []
     port.on('close', () => said.push('close'))
@@ -25,7 +25,7 @@ async function ports(t: ExecutionContext, settings = {}): Promise<Pair & { port:
     kit.keep['said'] = said
     kit.keep['port'] = port
   })
-  return { ...made, port: toPort(made.channel) }
+  return { ...made, port: made.channel.port() }
 }
 
 const values: unknown[] = [1, 'text', null, undefined, { a: [1n, new Map([[1, new Date(0)]])] }, new Uint8Array([1, 2])]
@@ -57,7 +57,7 @@ test.serial('values go there and come back, to on, once, addEventListener and on
 
 test.serial('it starts with the first listener, whichever way, and stops with the last; nothing is lost', async (t) => {
   const { channel, partner } = await pair(t)
-  const port = toPort(channel, json())
+  const port = channel.with(json()).port()
   t.false(port.hasRef(), 'without a listener it keeps no process alive')
   for (let number = 0; number < 10; number += 1)
     await partner.run((kit, what: number) => kit.channel.send(String(what)), number)
@@ -136,7 +136,7 @@ test.serial('a peer that was killed: what it had posted comes, then close', asyn
 
 test.serial('close comes without a listener of messages as well, and to onclose', async (t) => {
   const { channel, partner } = await pair(t)
-  const port = toPort(channel)
+  const port = channel.port()
   const closed = new Promise<string>((resolve) => {
     port.onclose = ({ type }) => resolve(type)
   })
@@ -187,7 +187,7 @@ test.serial('what is posted while the program holds a reservation is told not to
 
 test.serial('what is malformed is a messageerror, and the next message comes', async (t) => {
   const { channel, partner } = await pair(t)
-  const port = toPort(channel, json())
+  const port = channel.with(json()).port()
   const found: unknown[] = []
   port.on('message', (value: unknown) => found.push(value))
   port.on('messageerror', (error: RingfenceError) => found.push(error.code))
@@ -229,7 +229,7 @@ test.serial('a listener that is removed a moment after it was called costs no me
   await partner.run(async (kit, numbers: number[]) => {
     await Promise.all(numbers.map((value) => kit.channel.send(JSON.stringify(value))))
   }, wanted)
-  const port = toPort(channel, json())
+  const port = channel.with(json()).port()
   const found: number[] = []
   const first = (value: number) => {
     found.push(value)
@@ -247,7 +247,7 @@ test.serial('a listener that throws keeps no other from being called, and no mes
   const there = partner.run(async (kit) => {
     const uncaught: string[] = []
     process.on('uncaughtException', (error) => uncaught.push(error.message))
-    const port = kit.ringfence.toPort(kit.channel, kit.ringfence.json())
+    const port = kit.channel.with(kit.ringfence.json()).port()
     const found: unknown[] = []
     port.on('message', (value: number) => {
       throw new Error(`at ${value}`)
@@ -288,7 +288,7 @@ test.serial('a process that only listens lives as long as the port, as with a Me
 
   const { channel, partner } = await pair(t)
   await partner.run((kit) => {
-    const port = kit.ringfence.toPort(kit.channel)
+    const port = kit.channel.port()
     port.on('message', () => {})
     port.on('close', () => (process.exitCode = 7))
   })
@@ -299,11 +299,11 @@ test.serial('a process that only listens lives as long as the port, as with a Me
   t.is((await soon(exited, 'its end')).code, 7)
 })
 
-test('what is no channel, no codec and no listener is INVALID_ARGUMENT', async (t) => {
-  for (const value of [undefined, null, {}, 5]) t.throws(() => toPort(value as unknown as Channel), invalid)
+test('what is no codec and no listener is INVALID_ARGUMENT', async (t) => {
   const { channel } = await pair(t)
-  for (const codec of [null, {}, 'json']) t.throws(() => toPort(channel, codec as unknown as Codec<unknown>), invalid)
-  const port = toPort(channel)
+  for (const codec of [null, {}, 'json'])
+    t.throws(() => channel.with(codec as unknown as Codec<unknown>).port(), invalid)
+  const port = channel.port()
   t.throws(() => port.on('message', undefined as never), invalid)
   t.notThrows(() => port.addEventListener('message', null))
   t.notThrows(() => port.off('message', () => {}))
@@ -312,12 +312,12 @@ test('what is no channel, no codec and no listener is INVALID_ARGUMENT', async (
 test.serial('one that is closed in the middle of what a peer has left tells its close', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run(async (kit) => {
-    const port = kit.ringfence.toPort(kit.channel)
+    const port = kit.channel.port()
     for (const value of [1, 2, 3]) port.postMessage(value)
     port.close()
     await kit.channel.closed
   })
-  const port = toPort(channel)
+  const port = channel.port()
   t.is(await soon(channel.closed, 'the end of the peer'), 'closed')
   const closed = once(port as never, 'close')
   const found: unknown[] = []

@@ -35,15 +35,7 @@ export {
 } from './adapters/metrics.js'
 export { observe, type Observation } from './runtime/observe.js'
 export { join } from './endpoint/pair.js'
-export { toWeb, type WebStreams } from './adapters/web.js'
-export {
-  toPort,
-  type MessagePortLike,
-  type PortEvent,
-  type PortEventListener,
-  type PortListener,
-  type PortMessageEvent,
-} from './adapters/port.js'
+export type { MessagePortLike, PortEvent, PortEventListener, PortListener, PortMessageEvent } from './adapters/port.js'
 export type { Fill } from './channel/send-queue.js'
 export type { EndpointEvents } from './endpoint/endpoint.js'
 export { connect, listen, Listener } from './endpoint/service.js'

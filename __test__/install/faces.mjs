@@ -1,6 +1,6 @@
 // The other faces of a channel, each by two that do the same: values, a port, web streams.
 
-import { join, json, structured, toPort, toWeb } from 'ringfence'
+import { join, json, structured } from 'ringfence'
 
 const [face, address] = process.argv.slice(2)
 const channel = await join(address, { signal: AbortSignal.timeout(60_000) })
@@ -21,7 +21,7 @@ const faces = {
     await channel.close({ linger: 5000 })
   },
   async port() {
-    const port = toPort(channel)
+    const port = channel.port()
     const closed = new Promise((resolve) => port.on('close', resolve))
     const found = []
     const all = new Promise((resolve) => port.on('message', (value) => found.push(value) === 2 && resolve()))
@@ -33,7 +33,7 @@ const faces = {
     await closed
   },
   async web() {
-    const { readable, writable } = toWeb(channel)
+    const { readable, writable } = channel
     const parts = ['{"order":', '', '1}']
     const source = new ReadableStream({
       start(controller) {

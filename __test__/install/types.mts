@@ -9,8 +9,6 @@ import {
   RingfenceError,
   structured,
   subscribe,
-  toPort,
-  toWeb,
   type Channel,
   type CloseReason,
   type Codec,
@@ -54,9 +52,9 @@ export async function ordersOf(channel: Channel, own: Codec<Order>): Promise<num
 }
 
 export async function otherFaces(channel: Channel): Promise<void> {
-  const { readable, writable } = toWeb(channel)
+  const { readable, writable } = channel
   await readable.pipeTo(writable)
-  const port: MessagePortLike = toPort(channel, json())
+  const port: MessagePortLike = channel.with(json()).port()
   port.on('message', (value: Order) => port.postMessage(value.id))
   const sent: boolean = channel.fill(64, (bytes, offset, length) => bytes.fill(0, offset, offset + length).length)
   using reservation = channel.reserve(4)

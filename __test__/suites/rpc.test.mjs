@@ -5,7 +5,6 @@ import assert from 'node:assert/strict'
 import { createBirpc } from 'birpc'
 import { newMessagePortRpcSession, RpcTarget } from 'capnweb'
 import * as comlink from 'comlink'
-import { toPort } from 'ringfence'
 import * as rpc from 'vscode-jsonrpc/node'
 
 import { failure, suite } from './support.mjs'
@@ -16,7 +15,7 @@ const lines = {
     return rpc.createMessageConnection(new rpc.StreamMessageReader(stream), new rpc.StreamMessageWriter(stream))
   },
   port(channel) {
-    const port = toPort(channel)
+    const port = channel.port()
     return rpc.createMessageConnection(new rpc.PortMessageReader(port), new rpc.PortMessageWriter(port))
   },
 }
@@ -88,7 +87,7 @@ const { test } = await suite(import.meta.url, {
     connection.listen()
   },
   birpc(channel) {
-    const port = toPort(channel)
+    const port = channel.port()
     const remote = createBirpc(
       { ...functions, asks: (value) => remote.double(value), tell: (value) => void remote.told.asEvent(value) },
       { post: (message) => port.postMessage(message), on: (listener) => port.on('message', listener) },
@@ -100,10 +99,10 @@ const { test } = await suite(import.meta.url, {
       value: 5,
       deep: { value: 6 },
     })
-    comlink.expose(callable, toPort(channel))
+    comlink.expose(callable, channel.port())
   },
   capnweb(channel) {
-    newMessagePortRpcSession(toPort(channel), new Target())
+    newMessagePortRpcSession(channel.port(), new Target())
   },
 })
 
@@ -174,7 +173,7 @@ for (const line of Object.keys(lines)) {
 
 const birpc = (title, act) =>
   test(`birpc: ${title}`, 'birpc', async (channel, child) => {
-    const port = toPort(channel)
+    const port = channel.port()
     const told = []
     const remote = createBirpc(
       { double: (value) => value * 2, told: (value) => void told.push(value) },
@@ -218,7 +217,7 @@ birpc('a peer that is killed rejects all calls', async (remote, _, child) => {
 
 const overComlink = (title, act) =>
   test(`comlink: ${title}`, 'comlink', async (channel) => {
-    const port = toPort(channel)
+    const port = channel.port()
     const remote = comlink.wrap(port)
     await act(remote)
     port.close()
@@ -250,7 +249,7 @@ overComlink('an object by reference', async (remote) => {
 
 const overCapnweb = (title, act) =>
   test(`capnweb: ${title}`, 'capnweb', async (channel, child) => {
-    const port = toPort(channel)
+    const port = channel.port()
     const remote = newMessagePortRpcSession(port)
     await act(remote, child, port)
     remote[Symbol.dispose]()

@@ -1,14 +1,13 @@
 // birpc over a channel: calls both ways, by functions of either side.
 
 import { createBirpc } from 'birpc'
-import { toPort } from 'ringfence'
 
 /**
  * The other side's functions. `timeout`: milliseconds that a call may take. birpc has a `$close` for a line that is cut: every call that
  * is pending rejects then.
  */
 export function birpc(channel, functions, { timeout = 60_000, codec } = {}) {
-  const port = toPort(channel, codec)
+  const port = (codec === undefined ? channel : channel.with(codec)).port()
   const remote = createBirpc(functions, {
     post: (message) => port.postMessage(message),
     on: (listener) => port.on('message', listener),

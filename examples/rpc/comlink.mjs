@@ -2,7 +2,6 @@
 // process can hand to another. Both are mended here, around the endpoint that it is given.
 
 import * as comlink from 'comlink'
-import { toPort } from 'ringfence'
 
 /** One of several conversations over one port: the main object's, and one for each callback. */
 class Lane {
@@ -71,7 +70,7 @@ class Link {
     this.timeout = timeout
     // Each side numbers the callbacks that it passes.
     this.#next = channel.role === 'host' ? 2 : 1
-    this.#port = toPort(channel, codec)
+    this.#port = (codec === undefined ? channel : channel.with(codec)).port()
     this.#port.on('message', ({ lane, message }) => this.lane(lane).hear(message))
     this.#port.on('close', () => {
       this.closed = true

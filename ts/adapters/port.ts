@@ -1,10 +1,11 @@
 // A channel as a MessagePort: for libraries that speak over one.
 
-import { Channel, quietOf, type Quiet } from '../channel/channel.js'
-import { checkCodec, decodeWith, encodeWith, structured, type Codec } from './codec.js'
+// oxlint-disable-next-line import/no-cycle -- types alone
+import type { Channel, Quiet } from '../channel/channel.js'
+import { decodeWith, encodeWith, type Codec } from './codec.js'
 import { LINGER } from './duplex.js'
 import { throwLater } from '../runtime/emit.js'
-import { RingfenceError, invalid, show, showSource } from '../errors.js'
+import { RingfenceError, invalid, show } from '../errors.js'
 import { timers } from '../runtime/timers.js'
 
 /** Bytes that may wait for a peer that does not read: `postMessage` can make no caller wait, and memory must end somewhere. */
@@ -74,7 +75,7 @@ export interface MessagePortLike {
   unref(): void
   hasRef(): boolean
   /** The channel itself. */
-  readonly channel: Channel
+  readonly channel: Channel<unknown, unknown>
 }
 
 /** A listener, and how it is called. */
@@ -90,26 +91,11 @@ interface Entry {
   forget?: () => void
 }
 
-/**
- * A channel as a MessagePort of Node's: for comlink, birpc, capnweb and others that speak over one. It reads the channel: nothing else may.
- *
- * As with Node's: a listener of 'message', of whichever kind, starts it and keeps the process alive; without one the port keeps no
- * process alive, and what comes stays in the ring, so that the peer waits. A message that cannot be decoded is the event 'messageerror'.
- * Once the channel has ended, and all that came was told, comes 'close': within a second where the peer was killed. What a listener throws is an
- * uncaught exception.
- *
- * @param codec - {@link structured} where none is given, as a MessagePort has it. Use {@link json} where the peer may turn hostile.
- * @throws {@link RingfenceError} INVALID_ARGUMENT for what is no channel, and for what is no codec
- */
-export function toPort(channel: Channel, codec: Codec<unknown> = structured()): MessagePortLike {
-  if (!(channel instanceof Channel)) throw invalid(`toPort takes a channel, not ${showSource(channel)}`)
-  checkCodec(codec)
-  return new Port(channel, codec, quietOf(channel))
-}
-
-/** Tests make one over a channel of their own; programs call {@link toPort}. */
+/** A channel as a MessagePort: see {@link Channel.port}. */
 export class Port implements MessagePortLike {
-  readonly channel: Channel
+  readonly channel: Channel<unknown, unknown>
+  /** The same channel, with messages of bytes. */
+  readonly #raw: Channel
   readonly #codec: Codec<unknown>
   readonly #quiet: Quiet<Buffer>
   /** No prototype: `toString` is no event. The lists are never changed in place, so that one can be dispatched while it changes. */
@@ -127,8 +113,14 @@ export class Port implements MessagePortLike {
   #hasRef = false
   #state: 'open' | 'closing' | 'closed' = 'open'
 
-  constructor(channel: Channel, codec: Codec<unknown>, quiet: Quiet<Buffer>) {
+  constructor(
+    raw: Channel,
+    codec: Codec<unknown>,
+    quiet: Quiet<Buffer>,
+    channel: Channel<unknown, unknown> = raw as never,
+  ) {
     this.channel = channel
+    this.#raw = raw
     this.#codec = codec
     this.#quiet = quiet
     channel.unref()
@@ -149,7 +141,7 @@ export class Port implements MessagePortLike {
     if (this.#state !== 'open') return
     const message = encodeWith(this.#codec, value)
     this.#mustFit(message)
-    this.channel.send(message).catch((error: RingfenceError) => {
+    this.#raw.send(message).catch((error: RingfenceError) => {
       // The end is told by 'close'. What else has gone wrong must not pass unseen.
       if (!TOLD_BY_CLOSE.has(error.code)) this.#emit('messageerror', error)
     })
@@ -338,7 +330,7 @@ export class Port implements MessagePortLike {
           void this.channel.close({ linger: LINGER })
           break
         }
-        const message = this.channel.tryReceive()
+        const message = this.#raw.tryReceive()
         if (message !== undefined) this.#tellMessage(message)
       } catch (error) {
         this.#emit('messageerror', error)

@@ -1,79 +1,129 @@
-// A channel as web streams: one chunk a message.
+// Channels, subscriptions, merges and publishers as web streams: one chunk a message.
 
 import { builtin } from '../native.js'
-import type { ReadableStream, WritableStream } from 'node:stream/web'
+import type { ReadableStreamDefaultController } from 'node:stream/web'
 
-import { Channel, quietOf } from '../channel/channel.js'
-import { invalid, showSource } from '../errors.js'
 import { timers } from '../runtime/timers.js'
-import type { MessageInput } from '../types.js'
 
-/** Both directions of a channel as web streams. */
-export interface WebStreams {
-  /** The messages that come. */
-  readable: ReadableStream<Uint8Array>
-  /** Takes messages. */
-  writable: WritableStream<MessageInput>
+/** What a readable stream reads. */
+export interface WebSource<In> {
+  /** Whether there is a message; `false` at the end. Does not end this side. */
+  waitReadable(): Promise<boolean>
+  /** Does not end this side. */
+  tryReceive(): In | undefined
+  /** The error to report at the end if the peer disconnected before it had ended its sending. */
+  cutOff?(): Error | undefined
+  /** The end was reported, and no writer holds the writable stream. */
+  told?(): void
+  close(): Promise<void>
 }
 
-/** For a promise whose rejection is told elsewhere. */
+/** What a writable stream writes to. */
+export interface WebSink<Out> {
+  readonly closed: Promise<unknown>
+  send(message: Out): Promise<void>
+  /** Rejects with the reason that nothing can be sent any more. */
+  waitWritable(size: number): Promise<void>
+  end(): Promise<void>
+  close(): Promise<void>
+}
+
+/** For a promise whose rejection is reported elsewhere. */
 function ignore(): void {}
 
-/**
- * A channel as web streams, one chunk a message, in both directions: empty messages are chunks too.
- *
- * A message is taken from the channel when the reader asks for it and not before, and a write is done once it is in the ring: so
- * backpressure is the channel's. The readable ends where the peer has ended its sending, and errors with PEER_LOST, after all that came, where
- * the peer is gone before that. `close()` of the writable ends this side's sending; without `allowHalfOpen` so does the end of the readable,
- * unless a writer or a pipe holds the writable, which then has the last word. `cancel()` and `abort()` close the channel, both ways.
- *
- * @throws {@link RingfenceError} INVALID_ARGUMENT for what is no channel
- */
-export function toWeb(channel: Channel): WebStreams {
-  if (!(channel instanceof Channel)) throw invalid(`toWeb takes a channel, not ${showSource(channel)}`)
-  const quiet = quietOf(channel)
-  let fail: (error: unknown) => void = ignore
-  let told = false
-  // What a pipe has still on its way goes before this side ends.
-  const endIfFree = () => {
-    if (told && !writable.locked) quiet.told()
+/** The web streams of one object, made on first use. */
+export class WebStreams<In, Out> {
+  readonly #source: WebSource<In> | null
+  readonly #sink: WebSink<Out> | null
+  #readable: ReadableStream<In> | null = null
+  #writable: WritableStream<Out> | null = null
+  /** The end of the readable stream was reported. */
+  #told = false
+
+  constructor(source: WebSource<In> | null, sink: WebSink<Out> | null) {
+    this.#source = source
+    this.#sink = sink
   }
-  const readable = new builtin.webStreams.ReadableStream<Uint8Array>(
-    {
-      async pull(controller) {
-        while (await quiet.waitReadable()) {
-          const message = quiet.tryReceive()
-          if (message === undefined) continue
-          controller.enqueue(message)
-          return
-        }
-        const cutOff = quiet.cutOff()
-        if (cutOff === undefined) controller.close()
-        else controller.error(cutOff)
-        told = true
-        endIfFree()
+
+  get readable(): ReadableStream<In> {
+    return (this.#readable ??= this.#makeReadable(this.#source!))
+  }
+
+  get writable(): WritableStream<Out> {
+    return (this.#writable ??= this.#makeWritable(this.#sink!))
+  }
+
+  /** Ends this side after the peer. A writer or a pipe that holds the writable stream may still have something to send. */
+  #endIfFree(): void {
+    if (this.#told && this.#writable?.locked !== true) this.#source!.told?.()
+  }
+
+  #makeReadable(source: WebSource<In>): ReadableStream<In> {
+    let isOver = false
+    let isWatching = false
+    const finish = (controller: ReadableStreamDefaultController<In>) => {
+      if (isOver) return
+      isOver = true
+      const cutOff = source.cutOff?.()
+      if (cutOff === undefined) controller.close()
+      else controller.error(cutOff)
+      this.#told = true
+      this.#endIfFree()
+    }
+    // Reports the end to a reader that does not read.
+    const watch = async (controller: ReadableStreamDefaultController<In>) => {
+      if (isWatching) return
+      isWatching = true
+      try {
+        if (!(await source.waitReadable())) finish(controller)
+      } catch {
+        // The next read reports it.
+      } finally {
+        isWatching = false
+      }
+    }
+    return new builtin.webStreams.ReadableStream<In>(
+      {
+        start: (controller) => void watch(controller as ReadableStreamDefaultController<In>),
+        async pull(controller) {
+          while (await source.waitReadable()) {
+            const message = source.tryReceive()
+            if (message === undefined) continue
+            controller.enqueue(message)
+            void watch(controller as ReadableStreamDefaultController<In>)
+            return
+          }
+          finish(controller as ReadableStreamDefaultController<In>)
+        },
+        cancel: () => {
+          isOver = true
+          return source.close()
+        },
       },
-      cancel: () => channel.close(),
-    },
-    // A message that was taken in advance would be lost by a reader that leaves.
-    { highWaterMark: 0 },
-  )
-  const writable = new builtin.webStreams.WritableStream<MessageInput>({
-    start(controller) {
-      fail = (error) => controller.error(error)
-      // A stream asks for its abort once the write, or the end, that is under way is over: one that waits for room would not be.
-      // (Its signal is not among the types of Node.)
-      const { signal } = controller as typeof controller & { signal: AbortSignal }
-      signal.addEventListener('abort', () => void channel.close())
-    },
-    async write(chunk) {
-      await channel.send(chunk)
-      if (told) timers.setImmediate(endIfFree)
-    },
-    close: () => channel.end(),
-    abort: () => channel.close(),
-  })
-  // A writer that waits for nothing is told as well that there is no one left to write to.
-  void channel.closed.then(() => channel.send('').catch(fail))
-  return { readable, writable }
+      // A message that was taken in advance would be lost if the reader leaves.
+      { highWaterMark: 0 },
+    ) as unknown as ReadableStream<In>
+  }
+
+  #makeWritable(sink: WebSink<Out>): WritableStream<Out> {
+    let fail: (error: unknown) => void = ignore
+    const writable = new builtin.webStreams.WritableStream<Out>({
+      start(controller) {
+        fail = (error) => controller.error(error)
+        // Node asks for the abort only after the write, or the end, that is in progress: one that waits for room would delay it.
+        // (The signal is not among the types of Node.)
+        const { signal } = controller as typeof controller & { signal: AbortSignal }
+        signal.addEventListener('abort', () => void sink.close())
+      },
+      write: async (chunk) => {
+        await sink.send(chunk)
+        if (this.#told) timers.setImmediate(() => this.#endIfFree())
+      },
+      close: () => sink.end(),
+      abort: () => sink.close(),
+    })
+    // A writer that has nothing to write is told that nothing can be sent any more.
+    void sink.closed.then(() => sink.waitWritable(0).catch(fail))
+    return writable as unknown as WritableStream<Out>
+  }
 }

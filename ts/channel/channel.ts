@@ -1,7 +1,10 @@
 import type { Duplex } from 'node:stream'
 
-import type { Codec } from '../adapters/codec.js'
+import { structured, type Codec } from '../adapters/codec.js'
 import { toDuplex } from '../adapters/duplex.js'
+// oxlint-disable-next-line import/no-cycle -- it imports types of this file alone
+import { Port, type MessagePortLike } from '../adapters/port.js'
+import { WebStreams } from '../adapters/web.js'
 import { tellClosed, tellOpen } from '../runtime/diagnostics.js'
 import { invalid, show, type RingfenceError } from '../errors.js'
 import { untilAborted } from '../runtime/deferred.js'
@@ -90,6 +93,7 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
   readonly #buffer: ReceiveBuffer
   /** Makes values of messages; null: the messages are bytes. */
   readonly #values: Values<unknown> | null
+  #streams: WebStreams<In, Out> | null = null
 
   static {
     depart = (channel) => channel.#core.depart()
@@ -440,6 +444,60 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
       ref: () => this.ref(),
       unref: () => this.unref(),
     })
+  }
+
+  #web(): WebStreams<In, Out> {
+    if (this.#streams !== null) return this.#streams
+    const quiet = quietOf(this)
+    const sink = {
+      closed: this.closed,
+      send: (message: Out) => this.send(message),
+      waitWritable: (size: number) => this.waitWritable(size),
+      end: () => this.end(),
+      close: () => this.close(),
+    }
+    return (this.#streams = new WebStreams<In, Out>({ ...quiet, close: sink.close }, sink))
+  }
+
+  /**
+   * A web stream with one chunk for each message, made on first use. A message is taken from the channel when the stream's reader asks for
+   * it, so the backpressure is the channel's. The stream ends after the peer's end, and errors with PEER_LOST, after all messages, if the
+   * peer disconnected before it had ended its sending. `cancel()` closes the channel.
+   *
+   * With {@link Channel.writable} the channel is a pair of streams: `readable.pipeThrough(channel)`, and `pipeline` of `node:stream`
+   * takes a channel as a source and as a destination.
+   *
+   * @example
+   * await channel.readable.pipeThrough(new TextDecoderStream()).pipeTo(sink)
+   */
+  get readable(): ReadableStream<In> {
+    return this.#web().readable
+  }
+
+  /**
+   * A web stream that sends a message for each chunk, made on first use. A write is done once its message is in the ring. `close()` ends
+   * this side's sending, `abort()` closes the channel. Without `allowHalfOpen` the end of {@link Channel.readable} ends this side too, unless
+   * a writer or a pipe holds the stream.
+   */
+  get writable(): WritableStream<Out> {
+    return this.#web().writable
+  }
+
+  /**
+   * The channel as a MessagePort of Node's, for comlink, birpc, capnweb and other libraries that use one. The port reads the channel:
+   * nothing else may. Values travel as the channel's codec encodes them, or else as {@link structured} does, which is for trusted peers:
+   * use `channel.with(json()).port()` if the peer may turn hostile.
+   *
+   * A listener of 'message' starts the port and keeps the process alive. Without one, messages stay in the ring, and the peer waits. A
+   * message that cannot be decoded is the event 'messageerror'. 'close' follows the last message once the channel has ended. An error that a
+   * listener throws is an uncaught exception.
+   */
+  port(): MessagePortLike {
+    this.#buffer.mustBeFree()
+    const raw = this.#values === null ? this : new Channel(KEY, this.#core, null)
+    const bytes = raw as unknown as Channel
+    const codec = this.#values?.codec ?? structured()
+    return new Port(bytes, codec, quietOf(bytes) as Quiet<Buffer>, this as unknown as Channel<unknown, unknown>)
   }
 
   /** Keeps the process alive while the channel is open, which is the default. */

@@ -4,6 +4,7 @@ import { EventEmitter } from 'node:events'
 
 import type { Subscription } from './subscription.js'
 import type { Channel } from './channel.js'
+import { WebStreams } from '../adapters/web.js'
 import { emit } from '../runtime/emit.js'
 import { RingfenceError, invalid, show, showSource } from '../errors.js'
 import { fairness } from '../runtime/fairness.js'
@@ -98,6 +99,7 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
   #hadOne = false
   #held: boolean
   #closed = false
+  #streams: WebStreams<[Source, In], never> | null = null
   /** Told to the first that asks once it is over. */
   #failure: Error | null = null
   /** Messages that it has handed out, and their bytes. */
@@ -182,6 +184,23 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
   }
 
   /**
+   * Receives the next message if there is one now, with its source.
+   *
+   * @returns `undefined` if there is none.
+   * @throws {@link RingfenceError} CLOSED once the merge is closed; NO_SPACE as `receive` rejects.
+   */
+  tryReceive(): [Source, In] | undefined {
+    if (this.#closed) throw closedHere()
+    this.#turns.wakeAll()
+    return this.#take() ?? undefined
+  }
+
+  /** Whether every source has ended or was deleted, and everything was read. */
+  get readableEnded(): boolean {
+    return this.#isOver
+  }
+
+  /**
    * Visits the messages that are there now, of each source in turns. Messages that come in the meantime are left to the next call. The
    * bytes are valid during the visit, and must not be transferred elsewhere.
    *
@@ -256,6 +275,16 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
     if (this.#due === null && this.#has()) return true
     if (this.#due === null && this.#isOver) return this.#throwFailure() ?? false
     return (await this.#wait(false, signal).promise) !== null
+  }
+
+  /** A web stream with one chunk for each message, made on first use: see {@link Channel.readable}. `cancel()` closes the merge. */
+  get readable(): ReadableStream<[Source, In]> {
+    const source = {
+      waitReadable: () => this.waitReadable(),
+      tryReceive: () => this.tryReceive(),
+      close: () => this.close(),
+    }
+    return (this.#streams ??= new WebStreams<[Source, In], never>(source, null)).readable
   }
 
   [Symbol.asyncIterator](): AsyncIterator<[Source, In], undefined> {

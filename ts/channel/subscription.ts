@@ -1,6 +1,9 @@
 // One to many, the reading side.
 
+import { Readable } from 'node:stream'
+
 import type { Codec } from '../adapters/codec.js'
+import { WebStreams } from '../adapters/web.js'
 import { nowOpen, openNow, tellSubscribed } from '../runtime/diagnostics.js'
 import { RingfenceError, fromFailure, invalid } from '../errors.js'
 import { runHandshakeAt } from '../endpoint/handshake.js'
@@ -172,6 +175,7 @@ export class Subscription<In = Message> implements AsyncIterable<In>, AsyncDispo
   readonly #buffer: ReceiveBuffer
   /** Makes values of messages; null: the messages are bytes. */
   readonly #values: Values<unknown> | null
+  #streams: WebStreams<In, never> | null = null
 
   static {
     make = (native, settings) => {
@@ -338,6 +342,21 @@ export class Subscription<In = Message> implements AsyncIterable<In>, AsyncDispo
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close()
+  }
+
+  /** A web stream with one chunk for each message, made on first use: see {@link Channel.readable}. `cancel()` closes the subscription. */
+  get readable(): ReadableStream<In> {
+    const source = {
+      waitReadable: () => this.waitReadable(),
+      tryReceive: () => this.tryReceive(),
+      close: () => this.close(),
+    }
+    return (this.#streams ??= new WebStreams<In, never>(source, null)).readable
+  }
+
+  /** A stream in object mode, with one chunk for each message. Its end leaves the subscription open. */
+  stream(): Readable {
+    return Readable.from(this, { highWaterMark: 1 })
   }
 
   /** Keeps the process alive while it is open, which is the default. */

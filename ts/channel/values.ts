@@ -14,13 +14,13 @@ import type { SendQueue } from './send-queue.js'
 
 /** The two directions of a codec. */
 export class Values<T> {
-  readonly #codec: Codec<T>
+  readonly codec: Codec<T>
   readonly #borrows: boolean
 
   /** @throws {@link RingfenceError} INVALID_ARGUMENT if it is no codec */
   constructor(codec: Codec<T>) {
     checkCodec(codec)
-    this.#codec = codec
+    this.codec = codec
     this.#borrows = borrows(codec)
   }
 
@@ -28,7 +28,7 @@ export class Values<T> {
   encode(value: T): Uint8Array | string {
     // The receiver would take undefined for the end, whatever a codec makes of it.
     if (value === undefined) throw encodesToNothing(value, undefined)
-    return encodeWith(this.#codec, value)
+    return encodeWith(this.codec, value)
   }
 
   /** Encodes and sends. */
@@ -42,7 +42,7 @@ export class Values<T> {
 
   /** @throws {@link RingfenceError} MALFORMED */
   decode(bytes: Buffer): T {
-    const value = decodeWith(this.#codec, bytes)
+    const value = decodeWith(this.codec, bytes)
     // It would be taken for the end.
     if (value === undefined) throw malformed(bytes, new TypeError('the codec returned undefined'))
     return value

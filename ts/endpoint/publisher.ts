@@ -2,6 +2,7 @@
 
 import type { Authorizer } from './authorize.js'
 import type { Codec } from '../adapters/codec.js'
+import { WebStreams } from '../adapters/web.js'
 import { defer, untilAborted } from '../runtime/deferred.js'
 import { nowOpen, openNow, tellEvicted, tellRefused, tellSubscribed } from '../runtime/diagnostics.js'
 import type { EndpointEvents } from './endpoint.js'
@@ -57,6 +58,7 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
   readonly #queue: SendQueue
   /** Makes messages of values; null: the messages are bytes. */
   readonly #values: Values<unknown> | null
+  #streams: WebStreams<never, Out> | null = null
   /** The publisher that this one was made from by {@link Publisher.with}, and which has the state of both. */
   readonly #root: AnyPublisher | null
   readonly #authorizer: Authorizer | undefined
@@ -190,6 +192,21 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
    */
   with<T>(codec: Codec<T>): Publisher<T> {
     return new Publisher<T>(KEY, this.address, this.#native, new Values(codec) as Values<unknown>, this)
+  }
+
+  /**
+   * A web stream that publishes a message for each chunk, made on first use: see {@link Channel.writable}. `close()` ends the publisher,
+   * `abort()` closes it.
+   */
+  get writable(): WritableStream<Out> {
+    const sink = {
+      closed: this.closed,
+      send: (message: Out) => this.send(message),
+      waitWritable: (size: number) => this.waitWritable(size),
+      end: () => this.end(),
+      close: () => this.close(),
+    }
+    return (this.#streams ??= new WebStreams<never, Out>(null, sink)).writable
   }
 
   /** Bytes of messages that were sent and are not in the ring yet. */

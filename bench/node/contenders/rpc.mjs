@@ -54,7 +54,7 @@ async function lineOver(transport, { side, job, child, port }) {
     return { post: (message) => end.send(message), on: (hear) => end.on('message', hear) }
   }
   const channel = await ringfence.join(`@${job.tag}`)
-  const own = ringfence.toPort(channel)
+  const own = channel.port()
   return { post: (message) => own.postMessage(message), on: (hear) => own.on('message', hear), channel }
 }
 
