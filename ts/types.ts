@@ -9,6 +9,16 @@ export interface WaitOptions {
   signal?: AbortSignal | undefined
 }
 
+/** Options of `batches`. */
+export interface BatchOptions extends WaitOptions {
+  /**
+   * Messages of one batch at most.
+   *
+   * @defaultValue 1,024
+   */
+  max?: number | undefined
+}
+
 /** The properties of a peer that the kernel attested at the last check. */
 export interface Identity {
   /** Process id, in this process's pid namespace; 0 for a process that has none there, which `namespace: 'any'` lets in. */

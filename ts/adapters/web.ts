@@ -7,8 +7,12 @@ import { timers } from '../runtime/timers.js'
 
 /** What a readable stream reads. */
 export interface WebSource<In> {
-  /** Whether there is a message; `false` at the end. Does not end this side. */
-  waitReadable(): Promise<boolean>
+  /**
+   * Whether there is a message; `false` at the end. Does not end this side.
+   *
+   * @param reader - Identifies the reader, of which one may wait. `null` waits beside any reader.
+   */
+  waitReadable(reader: object | null): Promise<boolean>
   /** Does not end this side. */
   tryReceive(): In | undefined
   /** The error to report at the end if the peer disconnected before it had ended its sending. */
@@ -75,7 +79,7 @@ export class WebStreams<In, Out> {
       if (isWatching) return
       isWatching = true
       try {
-        if (!(await source.waitReadable())) finish(controller)
+        if (!(await source.waitReadable(null))) finish(controller)
       } catch {
         // The next read reports it.
       } finally {
@@ -86,7 +90,7 @@ export class WebStreams<In, Out> {
       {
         start: (controller) => void watch(controller as ReadableStreamDefaultController<In>),
         async pull(controller) {
-          while (await source.waitReadable()) {
+          while (await source.waitReadable(this)) {
             const message = source.tryReceive()
             if (message === undefined) continue
             controller.enqueue(message)

@@ -127,10 +127,10 @@ export class ChannelCore {
   }
 
   /** For a caller that reports the end itself. */
-  async waitReadable(signal?: AbortSignal): Promise<boolean> {
+  async waitReadable(signal?: AbortSignal, reader?: object | null): Promise<boolean> {
     this.queue.pump()
     const readable = this.buffer.isReadableNow()
-    return readable ?? (await this.buffer.wait(false, signal).promise) !== null
+    return readable ?? (await this.buffer.wait(false, signal, reader).promise) !== null
   }
 
   /** As {@link waitReadable} finds it, for a loop. */

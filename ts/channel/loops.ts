@@ -1,6 +1,15 @@
 // Loops over what comes: `for await`, and other callers of next() and return().
 
+import { checkBatches } from '../endpoint/options.js'
+import { aborted } from '../errors.js'
+import type { BatchOptions } from '../types.js'
 import type { Wait } from './waiters.js'
+
+/** An iterator of messages that can be iterated and disposed of. */
+export interface Loop<Value> extends AsyncIterator<Value, undefined>, AsyncDisposable {
+  return(): Promise<IteratorResult<Value, undefined>>
+  [Symbol.asyncIterator](): this
+}
 
 const OVER: IteratorResult<never, undefined> = { done: true, value: undefined }
 
@@ -13,9 +22,9 @@ const OVER: IteratorResult<never, undefined> = { done: true, value: undefined }
  */
 export function loop<Raw, Value = Raw>(
   now: () => Raw | null | undefined,
-  wait: () => Wait<Raw>,
+  wait: (reader: object) => Wait<Raw>,
   decode?: (raw: Raw) => Value,
-): AsyncIterator<Value, undefined> {
+): Loop<Value> {
   const waiting = new Set<Wait<Raw>>()
   const toResult = (raw: Raw | null): IteratorResult<Value, undefined> => {
     if (raw === null) return OVER
@@ -24,7 +33,7 @@ export function loop<Raw, Value = Raw>(
   let left = false
   // Apart from next(), which would be slower by its closures even where there is nothing to wait for.
   const later = (): Promise<IteratorResult<Value, undefined>> => {
-    const own = wait()
+    const own = wait(self)
     waiting.add(own)
     return own.promise.then(
       (raw) => {
@@ -37,21 +46,68 @@ export function loop<Raw, Value = Raw>(
       },
     )
   }
-  return {
+  const self: Loop<Value> = {
     next() {
       if (left) return Promise.resolve(OVER)
       try {
         const raw = now()
-        if (raw !== undefined) return Promise.resolve(toResult(raw))
+        return raw === undefined ? later() : Promise.resolve(toResult(raw))
       } catch (error) {
         return Promise.reject(error as Error)
       }
-      return later()
     },
     return() {
       left = true
       for (const own of waiting) own.leave()
       return Promise.resolve(OVER)
     },
+    [Symbol.asyncIterator]: () => self,
+    async [Symbol.asyncDispose]() {
+      await self.return()
+    },
   }
+  return self
+}
+
+/** What {@link batchLoop} reads. */
+export interface BatchSource<Raw, Value> {
+  /** As for {@link loop}. */
+  now(): Raw | null | undefined
+  /** The next message if there is one now and the event loop is not due; else null. */
+  more(): Raw | null
+  wait(reader: object, signal: AbortSignal | undefined): Wait<Raw>
+  decode(raw: Raw): Value
+}
+
+/** An iterator of arrays of at least one and at most `max` values. */
+export function batchLoop<Raw, Value>(
+  source: BatchSource<Raw, Value>,
+  options: BatchOptions | undefined,
+): Loop<Value[]> {
+  const { signal, max } = checkBatches(options)
+  /** The error behind the last batch. */
+  let failure: { error: unknown } | null = null
+  const decode = (first: Raw): Value[] => {
+    const batch = [source.decode(first)]
+    try {
+      while (batch.length < max) {
+        const raw = source.more()
+        if (raw === null) break
+        batch.push(source.decode(raw))
+      }
+    } catch (error) {
+      failure = { error }
+    }
+    return batch
+  }
+  const now = () => {
+    if (failure !== null) {
+      const { error } = failure
+      failure = null
+      throw error
+    }
+    if (signal?.aborted) throw aborted(signal)
+    return source.now()
+  }
+  return loop(now, (reader) => source.wait(reader, signal), decode)
 }

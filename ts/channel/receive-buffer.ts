@@ -171,8 +171,8 @@ export class ReceiveBuffer {
   }
 
   /** Waits for a message (`takes`), or until there is one; called once `receiveNow` has found none. */
-  wait(takes: boolean, signal?: AbortSignal): Wait<Buffer> {
-    const wait = this.#waiters.add(signal, takes)
+  wait(takes: boolean, signal?: AbortSignal, reader: object | null = this): Wait<Buffer> {
+    const wait = this.#waiters.addReader(reader, signal, takes)
     // A visitor that reads gets the message after its own, also where the event loop is due: its drain would visit that one otherwise.
     this.serve(this.#fetched.visitors > 0)
     return wait

@@ -1,6 +1,6 @@
 // Callers that wait for a channel, a message or a token: the first that came is the first served.
 
-import { aborted } from '../errors.js'
+import { aborted, invalid, type RingfenceError } from '../errors.js'
 import { Line, Place } from './line.js'
 
 /** One wait, as the caller sees it. */
@@ -16,14 +16,16 @@ export class Waiter<Value> extends Place implements Wait<Value> {
   readonly promise: Promise<Value | null>
   /** Takes the value; false: only wants to know that there is one. */
   readonly takes: boolean
+  readonly reader: object | null
   #resolve!: (value: Value | null) => void
   #reject!: (error: Error) => void
   /** Removes the listener of the signal. */
   #forget: (() => void) | null = null
 
-  constructor(takes: boolean, signal: AbortSignal | undefined) {
+  constructor(takes: boolean, signal: AbortSignal | undefined, reader: object | null) {
     super()
     this.takes = takes
+    this.reader = reader
     this.promise = new Promise((resolve, reject) => {
       this.#resolve = resolve
       this.#reject = reject
@@ -74,7 +76,23 @@ export class Waiters<Value> {
 
   /** @param signal - Its abort rejects the wait with an AbortError. */
   add(signal?: AbortSignal, takes = true): Wait<Value> {
-    const waiter = new Waiter<Value>(takes, signal)
+    return this.#push(new Waiter<Value>(takes, signal, null))
+  }
+
+  /**
+   * As {@link add}, for one of the readers of which only one may wait.
+   *
+   * @param reader - Identifies the reader. `null` waits beside any reader.
+   * @throws {@link RingfenceError} INVALID_ARGUMENT if another reader waits.
+   */
+  addReader(reader: object | null, signal: AbortSignal | undefined, takes: boolean): Wait<Value> {
+    if (reader !== null)
+      for (let other = this.#line.first; other !== null; other = other.behind)
+        if (other.reader !== null && other.reader !== reader) throw secondReader()
+    return this.#push(new Waiter<Value>(takes, signal, reader))
+  }
+
+  #push(waiter: Waiter<Value>): Wait<Value> {
     this.#line.push(waiter)
     return waiter
   }
@@ -98,4 +116,11 @@ export class Waiters<Value> {
   fail(error: () => Error): void {
     for (const waiter of this.#line.clear()) waiter.failed(error())
   }
+}
+
+function secondReader(): RingfenceError {
+  return invalid(
+    'another reader waits for the next message: read in one place only (one loop, stream or port, or calls of `receive`), and leave a loop ' +
+      'before you read elsewhere',
+  )
 }

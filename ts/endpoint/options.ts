@@ -21,6 +21,7 @@ import type {
   PublishOptions,
   SubscribeOptions,
   WaitOptions,
+  BatchOptions,
 } from '../types.js'
 
 /** Options of a call whose messages may be values. */
@@ -223,6 +224,13 @@ export function checkReceiveEach(visit: unknown, max: unknown): void {
   if (typeof visit !== 'function') throw invalid(`receiveEach takes a function, not ${show(visit)}`)
   if (max !== undefined && (typeof max !== 'number' || !(max >= 0)))
     throw invalid(`max must be a number of messages, not ${show(max)}`)
+}
+
+/** What `batches` is given. */
+export function checkBatches(options: BatchOptions = {}): { signal: AbortSignal | undefined; max: number } {
+  plainObject('options', options, ['signal', 'max'])
+  const { signal, max = 1024 } = options
+  return { signal: readerSignal(signal === undefined ? undefined : { signal }), max: integer('max', max, 1, 2 ** 32) }
 }
 
 /** Milliseconds for which `close` waits for pending sends. */
