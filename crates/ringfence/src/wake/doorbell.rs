@@ -1,5 +1,5 @@
-//! The private line as a bell: rung for a peer that sleeps, waited on by the threads of this process. It also tells of the
-//! peer's death.
+//! The private line as a doorbell: a byte on it wakes a peer that sleeps, and the threads of this process wait on it. Its
+//! end shows the peer's death.
 
 use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -29,14 +29,14 @@ use crate::{
     wake::exit_watch::ExitWatch,
 };
 
-/// Waits that poll, before those that follow read instead. A read saves 1.4 µs; the thread that it takes costs 60 to 210 µs,
-/// begun and ended, and 1.5 µs for each further channel (measured on the same two cores).
+/// The number of waits that poll before later waits read instead. A read saves 1.4 µs. The exit watch that it needs costs
+/// 60 to 210 µs for its thread, and 1.5 µs for each further channel (measured on the same two cores).
 const POLLS_BEFORE_A_READ: u32 = 32;
 
-/// The line itself: shared by all that wait in this process, which are threads in a call, and an event loop of the program's.
+/// The line, shared by all waiters of this process: threads in a call, and the program's event loop.
 ///
-/// A bell does not say for which half of the channel it is. So each bell is told to all: to threads by `generation`, to the
-/// loop by lying on the line until it has read it, or a half is armed next.
+/// A wakeup does not name the half of the channel that it is for. So every waiter is notified of each wakeup: threads by
+/// `generation`, the loop by the byte, which stays on the line until the loop has read it or a half is armed next.
 ///
 /// A forked child must neither read nor end its parent's line. There each method does nothing and reports that the peer is gone, or
 /// fails with [`Error::Closed`].
@@ -45,75 +45,75 @@ pub(crate) struct Doorbell {
     line: Arc<OwnedFd>,
     bells: Arc<PeerWaker>,
     pidfd: Option<Arc<OwnedFd>>,
-    /// The line is read with this lock, but for a thread that sleeps in a read ([`WatchMode::Reads`]).
+    /// Guards reads of the line too, except the read of a thread that sleeps in it ([`WatchMode::Reads`]).
     state: ProcessMutex<DoorbellState>,
     changed: Condvar,
-    /// What the loop polls. Set once, by the thread that has the lock of the state, since the loop keeps it.
+    /// The descriptor that the loop polls. Set once, under the lock of the state, because the loop keeps it.
     lent: OnceLock<Lent>,
-    /// Where threads sleep from the moment at which there is a loop. Set once, in the same way.
+    /// The descriptor on which threads sleep once a loop exists. Set once, in the same way.
     thread_poll: OnceLock<ThreadPoll>,
 }
 
-/// Each word is written under the lock.
+/// Each field is written under the lock.
 #[derive(Debug, Default)]
 struct DoorbellState {
-    /// One thread waits on the line for all; the others wait for it. Written by that thread alone, when it parks and
-    /// when it is awake again.
+    /// The mode of the one thread that waits on the line; all others wait for that thread. Only that thread writes it, when
+    /// it parks and when it wakes.
     watch: Option<WatchMode>,
-    /// How many those are: to wake none is a system call as well.
+    /// The number of threads that wait for it. Notifying no thread would also cost a system call.
     waiting: usize,
-    /// Grows with everything that came over the line, so that no thread sleeps through what another has read. Written by
-    /// the thread that has heard it, and by the loop.
+    /// Grows with each wakeup that arrives, so that no thread sleeps through one that another thread has read. Written by
+    /// the thread that received it, and by the loop.
     generation: u64,
     /// Written by the thread or loop that leaves or reads it.
     left: Left,
-    /// The peer has closed its end, or is dead, or this side has shut the line. Never taken back.
+    /// The peer has closed its end or died, or this side has shut the line. Never reset.
     gone: bool,
     /// Written by the thread that is about to park, and by the one whose read has failed.
     sleep: Sleep,
-    /// The program waits for a half in an event loop, or has done so. Written by the loop, never taken back.
+    /// The program waits for a half in an event loop, or has done so. Written by the loop, never reset.
     looped: bool,
-    /// That loop polls nothing but the line, so the peer's death must end it. Written as `looped`.
+    /// The loop polls only the line, so the peer's death must end the line. Written as `looped`.
     polled_alone: bool,
     /// Ends the line on the peer's death, for a thread in a read and for a loop. Written by whichever needs it first.
     exit_watch: Option<ExitWatch>,
 }
 
-/// How a thread watches the line.
+/// The way in which a thread watches the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WatchMode {
-    /// In a plain read, which takes the bell.
+    /// In a plain read, which consumes the wakeup.
     Reads,
-    /// In poll(2), which ends as long as a bell lies there.
+    /// In poll(2), which returns while a wakeup is on the line.
     Polls,
-    /// In the epoll that threads have beside a loop.
+    /// In the epoll that threads use while a loop exists.
     Beside,
 }
 
-/// What is on the line, as far as is known.
+/// The known content of the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Left {
     #[default]
     Nothing,
-    /// A bell was heard and left there: the one that was woken has something better to do first.
-    PeerWaker,
-    /// One that all threads have been told of, for the loop.
+    /// A wakeup that was noticed and not read, because the woken thread handles the message first.
+    Wakeup,
+    /// A wakeup that is left for the loop. All threads are already notified.
     ForLoop,
 }
 
-/// What the program's event loop was given to poll.
+/// The descriptor that the program's event loop polls.
 #[derive(Debug)]
 enum Lent {
     Line,
     Apart(LoopPoll),
 }
 
-/// How the thread that watches the line sleeps while there is no loop.
+/// The way in which the watching thread sleeps while there is no loop.
 #[derive(Debug, Clone, Copy)]
 enum Sleep {
-    /// In poll(2), so many times still.
+    /// In poll(2), for this number of waits.
     NotYet(u32),
-    /// In a plain read where there is no deadline, which sees no more than the line.
+    /// In a plain read if there is no deadline. A read sees only the line.
     Reading,
     /// In poll(2), from now on.
     Polling,
@@ -145,15 +145,15 @@ impl Doorbell {
             return self.line.as_fd();
         };
         state.looped = true;
-        // Where descriptors have run out, the read that is under way may take the loop's bell: `arm` errors until it has ended.
+        // Without descriptors, a read in progress may consume the loop's wakeup. `arm` fails until that read has ended.
         self.lend(&state).unwrap_or_else(|_| {
             let _ = self.lent.set(Lent::Line);
             self.line.as_fd()
         })
     }
 
-    /// From now on the [`Doorbell::line`] is readable as well once the peer's process has ended: for an event loop that polls nothing
-    /// else. Errors with [`Error::NoSpace`]; then [`Doorbell::arm`] tries again.
+    /// Makes the [`Doorbell::line`] readable once the peer's process has ended, for an event loop that polls nothing else.
+    /// If this fails with [`Error::NoSpace`], [`Doorbell::arm`] tries again.
     pub(crate) fn poll_line_alone(&self) -> Result<()> {
         let mut state = self.state()?;
         state.polled_alone = true;
@@ -169,8 +169,8 @@ impl Doorbell {
         self.state.lock()
     }
 
-    /// Has the peer's death end the line, also if another process holds the peer's end of it open. `false`: this system has no
-    /// pidfds. Errors with [`Error::NoSpace`] if there is no descriptor or thread for that.
+    /// Makes the peer's death end the line, even if another process holds the peer's end of it open. Returns `false` if this
+    /// system has no pidfds. Fails with [`Error::NoSpace`] if there is no descriptor or thread for the watch.
     fn end_line_on_exit(&self, state: &mut DoorbellState) -> Result<bool> {
         if state.exit_watch.is_none()
             && let Some(pidfd) = &self.pidfd
@@ -180,7 +180,7 @@ impl Doorbell {
         Ok(state.exit_watch.is_some())
     }
 
-    /// Wakes the threads that wait for what has changed.
+    /// Wakes the threads that wait for a change.
     fn wake(&self, state: &DoorbellState) {
         if state.waiting > 0 {
             self.changed.notify_all();
@@ -192,7 +192,7 @@ impl Doorbell {
         }
     }
 
-    /// What the loop polls: from the first time on the same.
+    /// Returns the descriptor for the loop to poll, which never changes after the first call.
     fn lend(&self, state: &DoorbellState) -> Result<BorrowedFd<'_>> {
         if self.lent.get().is_none() {
             let lent = match state.watch {
@@ -211,29 +211,29 @@ impl Doorbell {
         }
     }
 
-    /// Something was heard, or the end.
+    /// Records a wakeup or the end of the line.
     fn note(&self, state: &mut DoorbellState, gone: bool) {
         state.gone |= gone;
         state.generation += 1;
         self.wake(state);
     }
 
-    /// Wakes the peer. Does not wait: see [`PeerWaker::ring`].
+    /// Wakes the peer. Does not block: see [`PeerWaker::ring`].
     #[cold]
     pub(crate) fn ring(&self) {
         self.bells.ring();
     }
 
-    /// How often this side has rung.
+    /// The number of wakeups that this side has sent.
     pub(crate) fn rung(&self) -> &Arc<AtomicU64> {
         self.bells.rung()
     }
 
-    /// For the loop, before it waits for a half: reads what was left on the line, since after the half has parked the line may
-    /// hold the bell that is waited for. Whether anything was read.
+    /// Prepares the loop's wait for a half: reads old wakeups, because after the half has parked, a wakeup on the line may be
+    /// the expected one. Returns whether anything was read.
     ///
-    /// Errors with [`Error::NoSpace`] if a thread would take that bell and there is no descriptor to tell the loop with, or if the
-    /// loop would not be told of the peer's death.
+    /// Fails with [`Error::NoSpace`] if no descriptor is available to notify the loop of a wakeup that a thread consumes, or of
+    /// the peer's death.
     pub(crate) fn arm(&self) -> Result<bool> {
         let mut state = self.state()?;
         state.looped = true;
@@ -249,7 +249,7 @@ impl Doorbell {
                 ));
             }
         }
-        // A thread that watches as if there was no loop is woken by what lies there.
+        // A thread that watches as if no loop existed is woken by the leftover wakeup.
         if state.left == Left::Nothing || matches!(state.watch, Some(WatchMode::Reads | WatchMode::Polls)) {
             return Ok(false);
         }
@@ -257,8 +257,7 @@ impl Doorbell {
         Ok(true)
     }
 
-    /// For the loop: reads whatever came over the line and returns whether the peer is still there. What the bytes say does
-    /// not matter: they are bells.
+    /// For the loop: reads all wakeups and returns whether the peer still exists. The values of the bytes mean nothing.
     pub(crate) fn read_bells(&self) -> bool {
         self.state()
             .is_ok_and(|mut state| self.read_bells_with(&mut state))
@@ -269,18 +268,18 @@ impl Doorbell {
             loop_poll.heard();
         }
         if matches!(state.watch, Some(WatchMode::Reads | WatchMode::Polls)) {
-            // That thread has gone to sleep as if there was no loop. Nothing but a bell wakes it, so it gets this one.
+            // That thread sleeps as if no loop existed. Only a wakeup on the line wakes it, so it gets this one.
             let gone = self.has_ended();
             self.note(state, gone);
         } else {
-            // To its end: an event loop may tell of that once only (libuv stops to watch what has failed, as a line does whose
-            // peer has left bells unread), and a bell may lie before it.
+            // Read to the end of the line: an event loop may report the end only once (libuv stops watching a descriptor that
+            // has failed, as a line whose peer left wakeups unread does), and wakeups may precede the end.
             self.read_all(state, true);
         }
         !state.gone
     }
 
-    /// Reads what is on the line, and tells the threads, unless they know of it.
+    /// Reads the line and notifies the threads, unless they are already notified.
     fn read_all(&self, state: &mut DoorbellState, to_its_end: bool) {
         let read = self.empty_line(to_its_end);
         let known = state.left == Left::ForLoop && read.bells == 1 && !read.ended;
@@ -290,27 +289,26 @@ impl Doorbell {
         }
     }
 
-    /// As [`Doorbell::read_bells`], but leaves the bell on the line until a half is armed, so that an answer need not wait
-    /// for that. Where one was left there before, it reads.
+    /// As [`Doorbell::read_bells`], but leaves the wakeup on the line until a half is armed, so that an answer need not wait
+    /// for the read. If a wakeup was left before, it reads.
     pub(crate) fn leave_bells(&self) {
         let Ok(mut state) = self.state() else { return };
-        if state.left == Left::PeerWaker {
+        if state.left == Left::Wakeup {
             self.read_bells_with(&mut state);
             return;
         }
         if let Some(loop_poll) = self.apart() {
             loop_poll.heard();
         }
-        state.left = Left::PeerWaker;
+        state.left = Left::Wakeup;
         self.note(&mut state, false);
     }
 
-    /// For a thread, before it parks: reads what was left on the line, but for one bell where a loop may need that. Whether
-    /// anything was done.
+    /// For a thread, before it parks: reads old wakeups. Leaves one if a loop may need it. Returns whether anything was done.
     pub(crate) fn catch_up(&self) -> bool {
         let Ok(mut state) = self.state() else { return false };
-        // The thread that watches the line does so with a bell of its own to wait for, and hears this one at once.
-        if state.left != Left::PeerWaker || state.watch.is_some() {
+        // The thread that watches the line waits for a wakeup anyway, and notices this one immediately.
+        if state.left != Left::Wakeup || state.watch.is_some() {
             return false;
         }
         if state.looped {
@@ -321,7 +319,7 @@ impl Doorbell {
         true
     }
 
-    /// What tells of the peer's end and of nothing else, for a caller that waits for that alone.
+    /// The descriptors that show only the peer's end, for a caller that waits for nothing else.
     pub(crate) fn ends(&self) -> LineEnds {
         LineEnds {
             line: Arc::clone(&self.line),
@@ -329,7 +327,7 @@ impl Doorbell {
         }
     }
 
-    /// Notices a peer that is gone, and leaves every bell where it is: a thread may be waiting for it.
+    /// Checks whether the peer is gone. Reads no wakeup, because a thread may be waiting for it.
     pub(crate) fn look(&self) {
         if self.has_ended() {
             self.set_gone();
@@ -348,12 +346,12 @@ impl Doorbell {
             PollFd::new(self.line.as_fd(), sys::socket::HUNG_UP),
             self.peers_process(),
         ];
-        // A poll that fails has seen nothing; the next one will.
+        // A failed poll has seen nothing. The next one will.
         poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
-    /// Ready once the peer's process has ended: the line ends with it, unless another process holds the peer's end of that open. Without a
-    /// pidfd, the line once more, since a list of a fixed length needs no allocation.
+    /// Becomes ready once the peer's process has ended. The line alone is not enough, because another process may hold the
+    /// peer's end open. Without a pidfd this is the line again, because a list of a fixed length needs no allocation.
     fn peers_process(&self) -> PollFd<'_> {
         match &self.pidfd {
             Some(pidfd) => PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
@@ -361,11 +359,11 @@ impl Doorbell {
         }
     }
 
-    /// Leaves one bell, since a line that holds one is readable. The end of the line is found by the wait that follows.
+    /// Leaves one wakeup, which keeps the line readable. The following wait finds the end of the line.
     fn read_all_but_one(&self, state: &mut DoorbellState) {
         let mut bells = [0_u8; 512];
         for _ in 0..16 {
-            // Where it cannot be told, nothing is read, and the next one sees to that.
+            // If the count is unknown, nothing is read. The next call tries again.
             let Ok(count) = sys::socket::unread(&*self.line) else {
                 break;
             };
@@ -386,13 +384,14 @@ impl Doorbell {
         self.note(state, false);
     }
 
-    /// Where the line's end need not be known, what is left after a read that was not full is the next one's affair.
+    /// Reads all wakeups. Unless `to_its_end` is set, it stops after a read that did not fill the buffer, which may miss the end
+    /// of the line.
     fn empty_line(&self, to_its_end: bool) -> Emptied {
         let mut bells = [0_u8; 512];
         let mut emptied = Emptied::default();
-        // A peer that rings faster than this reads does not keep this thread here: the line stays readable.
+        // Bounded, so that a peer that sends faster than this reads cannot keep this thread here. The line stays readable.
         for _ in 0..16 {
-            // recv, not recvmsg: what descriptors a hostile peer attaches are dropped by the kernel uninstalled.
+            // recv, not recvmsg: the kernel drops descriptors that a hostile peer attaches, and installs none.
             match recv(self.line.as_raw_fd(), &mut bells, MsgFlags::MSG_DONTWAIT) {
                 Ok(0) => emptied.ended = true,
                 Ok(count) => {
@@ -402,14 +401,14 @@ impl Doorbell {
                     }
                 }
                 Err(Errno::EINTR) => continue,
-                // Nothing was read, and nothing is known of the peer. The line stays readable.
+                // Nothing was read, and this does not concern the peer. The line stays readable.
                 Err(errno) if errno == Errno::EAGAIN || is_shortage(errno) => {}
-                // A peer that has left bells unread resets the line, and a security module of this side's may forbid the read.
+                // A peer that left wakeups unread resets the line. A security module on this side may also forbid the read.
                 Err(_) => emptied.ended = self.has_ended(),
             }
             return emptied;
         }
-        // More lies there than an honest peer rings, and the end may be behind it.
+        // The line holds more than an honest peer sends, and its end may follow.
         emptied.ended = to_its_end && self.has_ended();
         emptied
     }
@@ -418,15 +417,15 @@ impl Doorbell {
         self.state().map_or(true, |state| state.gone)
     }
 
-    /// What has been heard so far: to be asked before parking, and given to [`Doorbell::wait`].
+    /// The current generation. Must be read before parking, and passed to [`Doorbell::wait`].
     pub(crate) fn generation(&self) -> u64 {
         self.state().map_or(0, |state| state.generation)
     }
 
-    /// Waits until something is heard after `generation`, or the peer is gone, or the deadline has passed (`false`). Where it does
-    /// not read, it leaves the bell on the line, for [`Doorbell::catch_up`].
+    /// Waits until a wakeup arrives after `generation`, or the peer is gone, or the deadline has passed (`false`). If the
+    /// thread does not sleep in a read, it leaves the wakeup on the line for [`Doorbell::catch_up`].
     ///
-    /// Errors with [`Error::NoSpace`] where there are not the descriptors to wait with.
+    /// Fails with [`Error::NoSpace`] if no descriptors are available for the wait.
     pub(crate) fn wait(&self, generation: u64, deadline: Option<Instant>) -> Result<bool> {
         let mut state = self.state()?;
         loop {
@@ -454,13 +453,13 @@ impl Doorbell {
                 state.gone |= found.gone;
                 state.generation += u64::from(found.rung);
                 if found.left {
-                    state.left = Left::PeerWaker;
+                    state.left = Left::Wakeup;
                 }
                 if found.rung && watch == WatchMode::Reads {
                     self.tell_the_loop();
                 }
             }
-            // The threads that wait for this one look for themselves now, and one of them takes over the line.
+            // The threads that wait for this one re-check now, and one of them takes over the line.
             self.wake(&state);
             found?;
         }
@@ -483,15 +482,15 @@ impl Doorbell {
         state
     }
 
-    /// This thread has taken a bell that may be the loop's, if there is one by now. There was none when it parked, and
-    /// `lend` and `arm` have found it asleep since.
+    /// Notifies the loop of a wakeup that this thread has consumed. There was no loop when the thread parked, but `lend` or
+    /// `arm` may have created one since.
     fn tell_the_loop(&self) {
         if let Some(loop_poll) = self.apart() {
             loop_poll.tell();
         }
     }
 
-    /// How this thread watches the line, and where, beside a loop.
+    /// Chooses the way in which this thread watches the line, and the epoll if a loop exists.
     fn choose(
         &self,
         state: &mut DoorbellState,
@@ -505,14 +504,14 @@ impl Doorbell {
             return Ok((WatchMode::Beside, self.thread_poll.get()));
         }
         if deadline.is_none() && self.may_read(state) {
-            // A call that leaves a bell there from now on says so again.
+            // A later call that leaves a wakeup records that again.
             state.left = Left::Nothing;
             return Ok((WatchMode::Reads, None));
         }
         Ok((WatchMode::Polls, None))
     }
 
-    /// Whether a wait may sleep in a read: the peer's death ends that, and no other waiter wants the bell.
+    /// Whether a wait may sleep in a read: the peer's death ends the read, and no other waiter needs the wakeup.
     fn may_read(&self, state: &mut DoorbellState) -> bool {
         match state.sleep {
             Sleep::Reading => return true,
@@ -528,14 +527,14 @@ impl Doorbell {
         reads
     }
 
-    /// Lets a read of the line wait. Every other call on the line says for itself that it does not.
+    /// Makes reads of the line block. All other calls on the line pass MSG_DONTWAIT.
     fn may_block(&self) -> Option<()> {
         let flags = fcntl(&*self.line, FcntlArg::F_GETFL).ok()?;
         let blocking = OFlag::from_bits_retain(flags) - OFlag::O_NONBLOCK;
         fcntl(&*self.line, FcntlArg::F_SETFL(blocking)).ok().map(drop)
     }
 
-    /// One system call where poll(2) takes two, and in the kernel the shorter way to sleep and to wake.
+    /// Sleeps in a read: one system call instead of the two of poll(2), and a shorter way to sleep and wake in the kernel.
     fn read(&self) -> WaitResult {
         let mut bells = [0_u8; 64];
         let (rung, gone) = match recv(self.line.as_raw_fd(), &mut bells, MsgFlags::empty()) {
@@ -543,8 +542,8 @@ impl Doorbell {
             Ok(_) => (true, false),
             Err(Errno::EINTR) => (false, false),
             Err(errno) if errno == Errno::EAGAIN || is_shortage(errno) => {
-                // The guest, which made the line, may have kept what both share, and has changed its mode or given it a timeout. Or
-                // the kernel is short of memory, and says nothing of the peer.
+                // The guest made the line, and may have changed the mode or the timeout of the open file that both share. Or the
+                // kernel is short of memory, which does not concern the peer.
                 self.read_no_more();
                 (false, false)
             }
@@ -561,7 +560,7 @@ impl Doorbell {
         }
     }
 
-    /// From now on, threads that wait poll the line.
+    /// Makes later waits poll the line.
     fn read_no_more(&self) {
         if let Ok(mut state) = self.state() {
             state.sleep = Sleep::Polling;
@@ -586,7 +585,7 @@ impl Doorbell {
                 Ok(WaitResult {
                     rung,
                     left: rung,
-                    // A bell is no sign of life: another process may hold the end of the line of a peer that is dead.
+                    // A wakeup is no sign of life: another process may hold a dead peer's end of the line.
                     gone: !(found(0) - PollFlags::POLLIN).is_empty() || !found(1).is_empty(),
                 })
             }
@@ -594,11 +593,11 @@ impl Doorbell {
         }
     }
 
-    /// Waits until `other` is readable, or the peer is gone, or the deadline has passed (`false`). Leaves every bell where it
-    /// is. Returns at once where the peer is gone, however that was found: the caller may not have been told.
+    /// Waits until `other` is readable, or the peer is gone, or the deadline has passed (`false`). Reads no wakeup. Returns
+    /// immediately if the peer is already gone, because the caller may not know.
     pub(crate) fn wait_beside(&self, other: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
         self.state.birth().check()?;
-        // POLLHUP is told without being asked for.
+        // POLLHUP is reported without being requested.
         let mut polled = [
             PollFd::new(other, PollFlags::POLLIN),
             PollFd::new(self.line.as_fd(), PollFlags::empty()),
@@ -613,26 +612,26 @@ impl Doorbell {
         Ok(true)
     }
 
-    /// Says no more on the line: the peer sees its end, and can still answer by ending it from its side.
+    /// Shuts the line for writing: the peer sees its end, and can still end it from its side as an answer.
     pub(crate) fn fall_silent(&self) {
         self.shut(Shutdown::Write);
     }
 
-    /// Ends the line from this side: the peer sees it, and so do the threads that wait in this process.
+    /// Shuts the line in both directions. The peer notices, and so do the waiting threads of this process.
     pub(crate) fn hang_up(&self) {
         self.shut(Shutdown::Both);
     }
 
     fn shut(&self, how: Shutdown) {
         if self.state.birth().is_here() {
-            // A line that is not connected any more is hung up already.
+            // A line that is no longer connected has already ended.
             let _ = shutdown(self.line.as_raw_fd(), how);
             self.set_gone();
         }
     }
 }
 
-/// As [`Doorbell::wait_beside`], for what is waited for once the peer is known to be gone.
+/// As [`Doorbell::wait_beside`], once the peer is known to be gone.
 pub(crate) fn wait_for(descriptor: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
     poll_for_token(&mut [PollFd::new(descriptor, PollFlags::POLLIN)], deadline)
 }
@@ -642,14 +641,14 @@ fn poll_for_token(polled: &mut [PollFd<'_>], deadline: Option<Instant>) -> Resul
     ready.map_err(|errno| Error::poll("waiting for a token", errno))
 }
 
-/// What was read of the line.
+/// The result of reading the line.
 #[derive(Debug, Default)]
 struct Emptied {
     bells: usize,
     ended: bool,
 }
 
-/// See [`Doorbell::ends`]. Holds the line open, though no call uses it any more.
+/// See [`Doorbell::ends`]. Keeps the line open even if no call uses it.
 #[derive(Debug, Clone)]
 pub(crate) struct LineEnds {
     line: Arc<OwnedFd>,
@@ -657,15 +656,15 @@ pub(crate) struct LineEnds {
 }
 
 impl LineEnds {
-    /// The line, and what tells of the end of the peer's process.
+    /// The line, and the pidfd of the peer's process.
     pub(crate) fn descriptors(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
         let pidfd = self.pidfd.as_ref();
         (self.line.as_fd(), pidfd.map(|pidfd| pidfd.as_fd()))
     }
 
-    /// To be polled. No bell makes any of this ready, so that a thread that waits here takes none from another.
+    /// The descriptors and events to poll. Wakeups do not make them ready, so a thread that waits here takes none from others.
     pub(crate) fn watched(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
-        // Also where the peer has ended its direction alone, as one does that leaves.
+        // Also ready if the peer has ended only its direction, as a leaving peer does.
         let line = (self.line.as_fd(), sys::socket::HUNG_UP);
         let pidfd = self
             .pidfd
@@ -675,11 +674,11 @@ impl LineEnds {
     }
 }
 
-/// What a wait has found.
+/// The result of a wait.
 #[derive(Debug)]
 struct WaitResult {
     rung: bool,
-    /// The bell is on the line still.
+    /// The wakeup is still on the line.
     left: bool,
     gone: bool,
 }

@@ -1,5 +1,5 @@
-//! The death of a peer, for what watches nothing but the line: a thread that sleeps in a plain read of it, and an event loop
-//! that polls it. Another process may hold the peer's end of the line open, and then the line does not end with the peer.
+//! Ends the line when the peer's process ends, for waiters that watch only the line: a thread in a plain read, and an event
+//! loop. Without this, the line would stay open if another process holds the peer's end.
 //!
 //! One thread of the process sleeps on the pidfds of all such peers. When one dies, the thread shuts its line for reading. That
 //! ends the read, and makes the line readable, as the end of the line does. So the thread does not need to know the waiters. It starts with
@@ -48,20 +48,20 @@ struct Watcher {
 
 static WATCHER: PerProcess<Mutex<Option<Watcher>>> = PerProcess::new();
 
-/// Never given twice, unlike a descriptor's number: what the thread has just heard of a line that is let go of meanwhile
-/// is not taken for another's.
+/// The next key. Keys are never reused, unlike descriptor numbers, so an event of a line that was just dropped is never
+/// attributed to another line.
 static KEYS: AtomicU64 = AtomicU64::new(OVER + 1);
 
 /// The key of the descriptor that ends the thread.
 const OVER: u64 = 0;
 
-/// How often in a row the thread's wait may fail before it is given up.
+/// The maximum number of consecutive failures of the thread's wait.
 const FAILURES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(10);
 
 impl ExitWatch {
-    /// From now on, the end of that process ends the line; at once if the process has ended already. Errors with
-    /// [`Error::NoSpace`] if no descriptors are left, or no thread can be started.
+    /// Makes the end of that process end the line, immediately if the process has already ended. Fails with
+    /// [`Error::NoSpace`] if no descriptor or thread is available.
     pub(crate) fn over(line: &Arc<OwnedFd>, pidfd: &Arc<OwnedFd>) -> Result<Self> {
         let failed = |errno| Error::system("watching for the end of the peer's process", errno);
         let mut guard = WATCHER.get()?.lock();
@@ -74,12 +74,12 @@ impl ExitWatch {
             key: KEYS.fetch_add(1, Ordering::Relaxed),
             pidfd: Arc::clone(pidfd),
         };
-        // It stays readable, and is told once.
+        // A pidfd stays readable, so request one event only.
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
         let added = watcher
             .epoll
             .add(&**pidfd, EpollEvent::new(flags, exit_watch.key));
-        // Also if that has failed: dropping it, without the lock, ends a thread that has nothing else to watch.
+        // Also after a failure: dropping it without the lock ends a thread that has nothing else to watch.
         watcher.lines.insert(exit_watch.key, Arc::clone(line));
         drop(guard);
         added.map(|()| exit_watch).map_err(failed)
@@ -92,11 +92,11 @@ impl Drop for ExitWatch {
             return;
         };
         let Some(watcher) = guard.as_mut() else { return };
-        // None of a child's is among those that were its parent's.
+        // A forked child's lines are never registered here.
         if watcher.lines.remove(&self.key).is_none() {
             return;
         }
-        // It was not added, where this fails.
+        // Fails if it was not added.
         let _ = watcher.epoll.delete(&*self.pidfd);
         if !watcher.lines.is_empty() {
             return;
@@ -104,7 +104,7 @@ impl Drop for ExitWatch {
         let Some(watcher) = guard.take() else { return };
         drop(guard);
         if watcher.over.write(1).is_ok() {
-            // A panic of that thread has been told where it happened.
+            // The panic hook has already reported a panic of that thread.
             let _ = watcher.join.join();
         }
     }
@@ -130,8 +130,9 @@ impl Watcher {
 }
 
 fn watch(epoll: &Epoll) {
-    // The program's handlers are not to run here. Where that cannot be had, they do no harm either. Realtime signals are let
-    // in: those that another process sends to this thread would be queued for good, and count against RLIMIT_SIGPENDING.
+    // Best effort: the program's signal handlers should not run on this thread. Realtime signals stay unblocked,
+    // because a blocked one that another process sends to this thread would stay queued and count against
+    // RLIMIT_SIGPENDING.
     let _ = Signal::iterator().collect::<SigSet>().thread_block();
     let mut events = [EpollEvent::empty(); 16];
     let mut failures = 0;
@@ -139,8 +140,8 @@ fn watch(epoll: &Epoll) {
         let count = match epoll.wait(&mut events, EpollTimeout::NONE) {
             Ok(count) => count,
             Err(Errno::EINTR) => continue,
-            // A wait that fails has seen nothing, and without this thread a death would never be heard of again. One that goes
-            // on failing does so because the program has closed what is not its own.
+            // Retry, because without this thread no death would be noticed again. A wait that keeps failing does so because the
+            // program has closed a descriptor of this crate.
             Err(_) if failures < FAILURES => {
                 failures += 1;
                 thread::sleep(PAUSE);
@@ -160,7 +161,7 @@ fn watch(epoll: &Epoll) {
                 .as_ref()
                 .and_then(|watcher| watcher.lines.get(&event.data()));
             if let Some(line) = line {
-                // One that is not connected any more has ended already. What was rung before is read first.
+                // A line that is no longer connected has already ended. Earlier wakeups are read first.
                 let _ = shutdown(line.as_raw_fd(), Shutdown::Read);
             }
         }

@@ -1,12 +1,11 @@
-//! The orderings that keep a message and a sleeper from passing each other by.
+//! The memory orderings that prevent a lost wakeup.
 //!
-//! A sleeper says so in a word of its own region, looks once more, and then waits on the private line.
-//! The other side looks at that word after each publication, and sends one byte if it finds the sleeper there. Between
-//! the two stores and the two looks there must be a full barrier on both sides, or both could miss each other. On
-//! the side that publishes, that barrier would cost more than the message: so where both processes take
-//! membarrier(2), the sleeper can issue it for both. That in turn interrupts a publisher that is running, and costs more
-//! than a hundred fences; so a publisher that has to ring often makes its own fences, and says so in a word of its
-//! region, where the sleeper finds that there is nothing for it to issue.
+//! A sleeper sets a word in its own region, re-checks the ring, and then waits on the private line. The other side reads that
+//! word after each publication, and sends one byte if the sleeper is parked. Each side needs a full barrier between its store
+//! and its load, or both could miss each other. On the publishing side, the barrier would cost more than the message. So if
+//! both processes support membarrier(2), the sleeper issues it for both. A membarrier interrupts a running publisher and costs
+//! more than a hundred fences. So a publisher that wakes its peer often makes its own fences, and sets a word in its region
+//! that tells the sleeper not to issue a barrier.
 
 pub(crate) mod many;
 
@@ -18,35 +17,35 @@ use crate::{
     region::layout,
 };
 
-/// Publications without a sleeper after which the publisher makes no fences any more. One fence takes some 20 ns, the
+/// The number of publications without a sleeper after which the publisher stops making fences. One fence takes some 20 ns, the
 /// sleeper's barrier 9 µs (both measured on two cores of an AMD EPYC under KVM).
 const FENCED_AFTER_A_BELL: u32 = 64;
 
-/// Who makes the barrier between a publication and the look at the sleeper's word.
+/// The side that makes the barrier between a publication and the read of the sleeper's word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Barriers {
-    /// Each side its own, every time.
+    /// Each side makes its own, every time.
     Both,
-    /// The sleeper, for both, when it goes to sleep; unless the publisher says that it makes its own.
+    /// The sleeper makes one for both when it goes to sleep, unless the publisher announces its own fences.
     Sleeper,
 }
 
-/// What is slept for, and where the two sides tell each other.
+/// The words of one direction of waiting.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ParkingSpot {
-    /// In the sleeper's region: odd while it sleeps, or is about to.
+    /// In the sleeper's region: odd while it sleeps or is about to.
     parked: usize,
-    /// In the publisher's: 1 while it makes a fence after each publication.
+    /// In the publisher's region: 1 while it makes a fence after each publication.
     fenced: usize,
 }
 
 impl ParkingSpot {
-    /// A reader sleeps, until there is something to read.
+    /// A reader that sleeps until there is something to read.
     pub(crate) const READER: Self = Self {
         parked: layout::READER_PARKED,
         fenced: layout::TAIL_FENCED,
     };
-    /// A writer sleeps, until there is room.
+    /// A writer that sleeps until there is room.
     pub(crate) const WRITER: Self = Self {
         parked: layout::WRITER_PARKED,
         fenced: layout::HEAD_FENCED,
@@ -74,7 +73,7 @@ impl<O: Writable, P: Readable> Sleeper<O, P> {
         }
     }
 
-    /// Says that this side is about to sleep. After this, and before sleeping, it must look once more.
+    /// Announces that this side is about to sleep. The caller must re-check the ring afterwards, before it sleeps.
     pub(crate) fn park(&mut self) -> Result<()> {
         if self.announce() {
             self.own
@@ -84,19 +83,19 @@ impl<O: Writable, P: Readable> Sleeper<O, P> {
         Ok(())
     }
 
-    /// As [`Sleeper::park`], for a caller that sleeps for many at once: where this answers `true`, one barrier must be made for all of
-    /// them ([`barrier_for_all`](Readable::barrier_for_all)) before it looks once more.
+    /// As [`Sleeper::park`], for a caller that sleeps on many channels. If any call returns `true`, the caller must issue one
+    /// barrier for all of them ([`barrier_for_all`](Readable::barrier_for_all)) before it re-checks.
     pub(crate) fn announce(&mut self) -> bool {
-        // A new number each time, so that the bell is rung once for each time, and not for each message.
+        // A new number each time, so that the peer sends one wakeup per park, and not one per message.
         self.sequence = (self.sequence + 1) | 1;
         self.own.store(self.spot.parked, self.sequence, Ordering::Release);
         self.own.full_fence();
-        // Acquire: what the peer published before it began to make fences is seen by the look that follows. A peer that
-        // stops making them, and is not seen to, sees that this side sleeps. A lie costs the liar alone its bell.
+        // Acquire: the following re-check sees everything that the peer published before it started making fences. A peer
+        // that stopped making fences unnoticed sees that this side sleeps. A peer that lies here only loses its own wakeup.
         self.barriers == Barriers::Sleeper && self.peer.load(self.spot.fenced, Ordering::Acquire) != 1
     }
 
-    /// Says that this side is awake.
+    /// Announces that this side is awake.
     pub(crate) fn unpark(&mut self) {
         if self.sequence % 2 == 1 {
             self.sequence += 1;
@@ -105,7 +104,7 @@ impl<O: Writable, P: Readable> Sleeper<O, P> {
     }
 }
 
-/// The publisher's side: looks at the sleeper's word.
+/// The publisher's side, which reads the sleeper's word.
 #[derive(Debug)]
 pub(crate) struct Waker<O, P> {
     own: O,
@@ -113,7 +112,7 @@ pub(crate) struct Waker<O, P> {
     spot: ParkingSpot,
     rung: u64,
     barriers: Barriers,
-    /// Publications for which this side will still make a fence.
+    /// The number of publications for which this side will still make a fence.
     fences: u32,
 }
 
@@ -129,7 +128,7 @@ impl<O: Writable, P: Readable> Waker<O, P> {
         }
     }
 
-    /// Whether the peer sleeps and has not been rung for since it parked. To be asked after a publication.
+    /// Whether the peer sleeps and no wakeup was sent since it parked. Must be called after a publication.
     #[inline]
     pub(crate) fn must_ring(&mut self) -> bool {
         if self.barriers == Barriers::Both {
@@ -137,8 +136,8 @@ impl<O: Writable, P: Readable> Waker<O, P> {
         } else if self.fences > 0 {
             self.make_fence();
         } else {
-            // The processor may still be holding the publication back: the sleeper's barrier flushes it out. Only
-            // the compiler must keep the order.
+            // The publication may still be in the store buffer. The sleeper's barrier flushes it, so only the compiler must
+            // keep the order.
             compiler_fence(Ordering::SeqCst);
         }
         let word = self.peer.load(self.spot.parked, Ordering::Relaxed);
@@ -153,17 +152,17 @@ impl<O: Writable, P: Readable> Waker<O, P> {
     fn make_fence(&mut self) {
         self.fences -= 1;
         if self.fences == 0 {
-            // Before the fence: a sleeper that does not see it yet is seen by the look that follows.
+            // Before the fence, so that the following load sees a sleeper that does not see this store yet.
             self.own.store(self.spot.fenced, 0, Ordering::Relaxed);
         }
         self.peer.full_fence();
     }
 
-    /// Makes a fence after each of so many publications, and says so.
+    /// Makes a fence after each of this number of publications, and announces that.
     #[cold]
     fn fence_for(&mut self, publications: u32) {
         if self.fences == 0 {
-            // Release: a process that sees it sees what was published without a fence.
+            // Release: a process that sees this store also sees the publications that were made without a fence.
             self.own.store(self.spot.fenced, 1, Ordering::Release);
         }
         self.fences = publications;

@@ -1,9 +1,9 @@
-//! Sending bells to the peer, also those for which the kernel had no memory at first.
+//! Sends wakeups to the peer, and retries those that the kernel had no memory for.
 //!
-//! A bell is rung once for each time that the peer parks. If one got lost, the peer would sleep with a message before
-//! it, and this side, which has said all it has to say, would wait for the answer. So a bell that could not be sent is
-//! owed, until it was sent or the line has ended. A few tries are made at once. Then a thread goes on with it, since the
-//! sender may be an event loop, which must not wait.
+//! One wakeup is sent each time that the peer parks. If it were lost, the peer would sleep although it has a message, and
+//! this side would wait for the answer. So a wakeup that could not be sent is owed until it is sent or the line has ended. A
+//! few attempts are made immediately. Then a thread continues, because the sender may be an event loop, which must not
+//! block.
 
 use std::{
     os::fd::{AsRawFd, OwnedFd},
@@ -26,35 +26,35 @@ use crate::{
     sys::lock::MutexGuard,
 };
 
-/// Tries of the call that rings, before a thread goes on.
+/// The number of attempts that the calling thread makes.
 const TRIES: u32 = 16;
-/// The pauses of that thread: the shortest, which doubles each time, and the longest.
+/// The pauses of the retry thread: the first, which doubles each time, and the longest.
 const PAUSES: [Duration; 2] = [Duration::from_micros(100), Duration::from_millis(10)];
 
-/// The bells of one line.
+/// The sender of wakeups on one line.
 #[derive(Debug)]
 pub(super) struct PeerWaker {
     line: Arc<OwnedFd>,
-    /// Written by a call that could not ring, and by the thread that rings for it; each under this lock alone.
+    /// Written under this lock by a call that failed to send, and by the retry thread.
     owed: ProcessMutex<Owed>,
-    /// How often this side has rung.
+    /// The number of wakeups that this side has sent.
     rung: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
 struct Owed {
-    /// How often a bell could not be sent. A call that sends one afterwards has made up for all that there were before.
+    /// The number of failed sends. One later wakeup makes up for all of them.
     failures: u64,
-    /// There is a thread that will send one.
+    /// A retry thread is running.
     carried: bool,
 }
 
-/// What became of a try.
+/// The result of one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SendResult {
-    /// The peer hears it, or there is no peer to hear it.
+    /// The wakeup was sent, or the peer is gone.
     Done,
-    /// The kernel had no memory for it.
+    /// The kernel had no memory.
     Again,
 }
 
@@ -67,8 +67,8 @@ impl PeerWaker {
         })
     }
 
-    /// Wakes the peer. Does not wait for the peer, and waits for memory only if no thread can be started to do that. Does
-    /// nothing in a child: the peer is its parent's.
+    /// Wakes the peer. Never waits for the peer, and waits for memory only if no retry thread can be started. Does nothing in
+    /// a forked child, because the peer belongs to its parent.
     #[cold]
     pub(super) fn ring(self: &Arc<Self>) {
         if !self.owed.birth().is_here() {
@@ -103,10 +103,10 @@ impl PeerWaker {
         self.owed.lock()
     }
 
-    /// Sends what is owed. This ends: the kernel gets memory, or either side ends the line, which `close` does as well.
+    /// Sends the owed wakeup. Terminates, because the kernel gets memory or either side ends the line, as `close` does.
     fn carry(&self) {
         let [mut pause, longest] = PAUSES;
-        // Never an error: a child does not have this thread.
+        // Never fails, because a forked child does not have this thread.
         while let Ok(failures) = self.owed().map(|owed| owed.failures) {
             if self.try_once() == SendResult::Again {
                 thread::sleep(pause);
@@ -114,7 +114,7 @@ impl PeerWaker {
                 continue;
             }
             let Ok(mut owed) = self.owed() else { return };
-            // A call that has failed since may have published after this bell was heard.
+            // A call that has failed since then may have published after the peer received this wakeup.
             if owed.failures == failures {
                 owed.carried = false;
                 return;
@@ -122,14 +122,14 @@ impl PeerWaker {
         }
     }
 
-    /// The flag is per call, because the peer made the line and could change the mode of the descriptor that both share.
+    /// Passes MSG_DONTWAIT with each call, because the peer could change the mode of the open file that both share.
     fn try_once(&self) -> SendResult {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         loop {
             match send(self.line.as_raw_fd(), &[1], flags) {
                 Err(Errno::EINTR) => {}
-                // A full buffer (EAGAIN) holds bells that the peer has not heard yet. A peer that is gone is noticed where
-                // it matters: by the thread that waits, or reads the line.
+                // A full buffer (EAGAIN) holds wakeups that the peer has not read yet. The thread that waits on the line or
+                // reads it notices a peer that is gone.
                 Ok(_) | Err(Errno::EAGAIN | Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN) => {
                     return SendResult::Done;
                 }

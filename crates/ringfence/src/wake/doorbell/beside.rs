@@ -1,8 +1,8 @@
-//! What a channel has where threads and an event loop wait for the same line, and no other channel has.
+//! Additional descriptors for a channel whose line both threads and an event loop wait for.
 //!
-//! An event loop polls the line itself, and is woken as long as a bell lies there. So a thread beside it takes no bell that the
-//! loop may need, and must not spin on one that stays: it sleeps in an epoll that tells of each bell once. In turn it would
-//! sleep through a bell that the loop takes before this thread has a core: so the loop says what it has taken.
+//! An event loop polls the line itself, and wakes while a wakeup is on it. A thread must not consume a wakeup that the loop
+//! may need, and must not spin on one that stays. So it sleeps in an epoll that reports each wakeup once (EPOLLET). The
+//! thread could miss a wakeup that the loop reads before the thread runs, so the loop notifies it.
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
@@ -22,7 +22,7 @@ use crate::{
     wait::deadline::ready_by,
 };
 
-/// What an event of an epoll is about.
+/// The source of an epoll event.
 const LINE: u64 = 0;
 const PEER: u64 = 1;
 const TOLD: u64 = 2;
@@ -31,16 +31,16 @@ fn counter() -> Result<EventFd, Errno> {
     EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
 }
 
-/// Where a thread sleeps that leaves every bell where it is.
+/// The epoll of a thread that leaves every wakeup on the line.
 #[derive(Debug)]
 pub(super) struct ThreadPoll {
     epoll: Epoll,
-    /// Written by a thread that has something to tell the one that sleeps here, and never read: each write is an event.
+    /// Written to wake the thread that sleeps here, and never read: each write is an event.
     told: EventFd,
 }
 
 impl ThreadPoll {
-    /// Errors with [`Error::NoSpace`] where the two descriptors are not to be had.
+    /// Fails with [`Error::NoSpace`] if the two descriptors are not available.
     pub(super) fn new(line: BorrowedFd<'_>, pidfd: Option<BorrowedFd<'_>>) -> Result<Self> {
         let made = || -> Result<Self, Errno> {
             let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
@@ -48,7 +48,7 @@ impl ThreadPoll {
             let once = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
             epoll.add(line, EpollEvent::new(once | EpollFlags::EPOLLRDHUP, LINE))?;
             epoll.add(&told, EpollEvent::new(once, TOLD))?;
-            // The line ends with the peer, unless another process holds the peer's end of it open.
+            // The line alone is not enough, because another process may hold the peer's end open.
             if let Some(pidfd) = pidfd {
                 epoll.add(pidfd, EpollEvent::new(EpollFlags::EPOLLIN, PEER))?;
             }
@@ -59,11 +59,11 @@ impl ThreadPoll {
 
     /// Wakes the thread that sleeps here, or the next one.
     pub(super) fn tell(&self) {
-        // It is full after 2^64 times, and an event all the same.
+        // A failed write to a full counter would still be an event.
         let _ = self.told.write(1);
     }
 
-    /// Sleeps until something happens that has not been heard yet, or the time is over.
+    /// Sleeps until a new event or the deadline.
     pub(super) fn sleep(&self, deadline: Option<Instant>) -> Result<Heard> {
         let mut events = [EpollEvent::empty(); 3];
         let mut count = 0;
@@ -77,7 +77,7 @@ impl ThreadPoll {
             match event.data() {
                 LINE => {
                     heard.rung = event.events().contains(EpollFlags::EPOLLIN);
-                    // A bell is no sign of life.
+                    // A wakeup is no sign of life.
                     heard.gone |= !(event.events() - EpollFlags::EPOLLIN).is_empty();
                 }
                 PEER => heard.gone = true,
@@ -88,19 +88,19 @@ impl ThreadPoll {
     }
 }
 
-/// What a sleep has heard.
+/// The events of one sleep.
 #[derive(Debug, Default)]
 pub(super) struct Heard {
     pub(super) rung: bool,
     pub(super) gone: bool,
 }
 
-/// What an event loop polls instead of the line, where a thread slept in a read of that before there was a loop: nothing ends
-/// such a read but a bell, which it takes, and which may be the loop's.
+/// The epoll that an event loop polls instead of the line if a thread already sleeps in a read of the line. Only a wakeup
+/// ends that read, which consumes it, and it may be the loop's.
 #[derive(Debug)]
 pub(super) struct LoopPoll {
     epoll: Epoll,
-    /// Written by the thread that has taken a bell, and read by the loop: it is readable until then.
+    /// Written by the thread that has consumed a wakeup. It stays readable until the loop reads it.
     taken: EventFd,
 }
 
@@ -117,15 +117,15 @@ impl LoopPoll {
         made().map_err(|errno| Error::system("an event loop beside a thread that reads the line", errno))
     }
 
-    /// A bell was taken that may be the loop's.
+    /// Notifies the loop of a consumed wakeup, which may be the loop's.
     pub(super) fn tell(&self) {
         // As above.
         let _ = self.taken.write(1);
     }
 
-    /// The loop has heard of what was taken.
+    /// Clears the notification.
     pub(super) fn heard(&self) {
-        // Nothing was taken, where this fails.
+        // The read fails if there is no notification.
         let _ = self.taken.read();
     }
 }

@@ -1,3 +1,3 @@
-//! The line: who waits on it, who reads the bells, and how its end is noticed.
+//! Tests of the line: its waiters, the readers of wakeups, and its end.
 
 mod line;

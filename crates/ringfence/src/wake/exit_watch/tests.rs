@@ -1,4 +1,4 @@
-//! The thread that hears of deaths. That a death ends a read is tested with the line: `wake/doorbell/tests`.
+//! The thread that notices deaths. `wake/doorbell/tests` test that a death ends a read.
 
 use std::{
     fs::File,

@@ -1,5 +1,5 @@
-//! The same as `parking`, for a publisher with several readers: one word says that it makes fences, one barrier serves all of its readers,
-//! and each reader's word has its own place.
+//! The same as `parking`, for a publisher with several readers. One word announces its fences, one barrier serves all
+//! readers, and each reader has its own word.
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl ParkingSpot {
-    /// The reader in this place among several sleeps. The publisher's word is one for all of them.
+    /// One of several readers, in this slot. They share the publisher's word.
     pub(crate) const fn reader_in(slot: usize) -> Self {
         Self {
             parked: layout::reader_parked_of(slot),
@@ -21,7 +21,7 @@ impl ParkingSpot {
     }
 }
 
-/// One of several readers that may sleep, as their publisher knows it.
+/// The publisher's record of one reader that may sleep.
 #[derive(Debug)]
 pub(crate) struct SleepingReader<P, B> {
     /// Its control object.
@@ -32,7 +32,7 @@ pub(crate) struct SleepingReader<P, B> {
     pub(crate) bell: B,
 }
 
-/// The publisher's side, where several readers may sleep: it makes one barrier for a publication, and one look at each reader.
+/// The publisher's side for several readers: one barrier per publication, and one load per reader.
 ///
 /// # New readers
 /// The list of readers is read after the barrier, as their words are. So if a new reader did not find a publication before it slept, the
@@ -73,7 +73,7 @@ impl<O: Writable, P: Readable, B> FanWaker<O, P, B> {
         }
     }
 
-    /// Calls `ring` with the bell of each reader that sleeps and has not been woken since it parked. To be called after a publication.
+    /// Calls `ring` with the bell of each reader that sleeps and has not been woken since it parked. Must be called after a publication.
     /// `update` is called once before that, and passes on the changes of the list of readers ([`FanWaker::watch`]).
     #[inline]
     pub(crate) fn wake(&mut self, update: impl FnOnce(&mut Self), mut ring: impl FnMut(&B)) {
@@ -99,7 +99,7 @@ impl<O: Writable, P: Readable, B> FanWaker<O, P, B> {
         }
     }
 
-    /// The reader that has this slot from now on; `None`: no reader that is through its handshake.
+    /// Sets the reader of this slot. `None` means that no reader has finished its handshake.
     #[cold]
     pub(crate) fn watch(&mut self, slot: usize, reader: Option<SleepingReader<P, B>>) {
         match &reader {
@@ -112,9 +112,9 @@ impl<O: Writable, P: Readable, B> FanWaker<O, P, B> {
             return;
         };
         if self.always {
-            // For the publication before this call: it was made without, and a new reader makes its own alone.
+            // For the publication before this call, which was made without a fence. A new reader makes only its own barrier.
             self.own.full_fence();
-            // The others need not issue a barrier then.
+            // The other readers then need not issue a barrier.
             fence_for(&self.own, &mut self.fences, FENCED_AFTER_A_BELL);
         }
         let row = Row {
@@ -136,7 +136,7 @@ impl<O: Writable, P: Readable, B> FanWaker<O, P, B> {
     }
 }
 
-/// Makes a fence after each of this number of publications, and says so.
+/// Makes a fence after each of this number of publications, and announces that.
 #[cold]
 fn fence_for(own: &impl Writable, fences: &mut u32, publications: u32) {
     if *fences == 0 {
@@ -145,9 +145,9 @@ fn fence_for(own: &impl Writable, fences: &mut u32, publications: u32) {
     *fences = publications;
 }
 
-/// A reader has been entered in the list of a [`FanWaker`], and is told so only after this. Where it cannot issue a barrier, this
-/// process does once: what was published before it is what the reader finds, and what is published after it is followed by
-/// a look at the new list.
+/// Must be called after a reader was added to the list of a [`FanWaker`], and before the reader is notified of that. If the
+/// reader cannot issue a barrier, this process issues one: the reader finds everything that was published before it, and the
+/// publisher reads the new list after everything that it publishes later.
 pub(crate) fn admit(own: &impl Readable, ours: Barriers, readers: Barriers) -> Result<()> {
     if ours == Barriers::Both || readers == Barriers::Sleeper {
         return Ok(());
@@ -156,7 +156,7 @@ pub(crate) fn admit(own: &impl Readable, ours: Barriers, readers: Barriers) -> R
         .map_err(|errno| Error::system("a memory barrier (membarrier)", errno))
 }
 
-/// A publisher that sleeps until its readers have made room: one word, which all of them look at, and one barrier.
+/// A publisher that sleeps until its readers have made room: one word, which all readers load, and one barrier.
 #[derive(Debug)]
 pub(crate) struct RoomSleeper<O> {
     own: O,
@@ -174,8 +174,8 @@ impl<O: Writable> RoomSleeper<O> {
         }
     }
 
-    /// Says that this side is about to sleep. After this, and before sleeping, it must look once more. `readers`: the control objects
-    /// of those that can make room.
+    /// Announces that this side is about to sleep. The caller must re-check the ring afterwards, before it sleeps. `readers` are
+    /// the control objects of the readers that can make room.
     pub(crate) fn park<'a, P: Readable + 'a>(
         &mut self,
         readers: impl IntoIterator<Item = &'a P>,
@@ -184,7 +184,7 @@ impl<O: Writable> RoomSleeper<O> {
         self.own
             .store(layout::WRITER_PARKED, self.sequence, Ordering::Release);
         self.own.full_fence();
-        // Acquire: as where there is one peer.
+        // Acquire: as with one peer.
         let issue = self.barriers == Barriers::Sleeper
             && readers
                 .into_iter()
@@ -197,7 +197,7 @@ impl<O: Writable> RoomSleeper<O> {
         Ok(())
     }
 
-    /// Says that this side is awake.
+    /// Announces that this side is awake.
     pub(crate) fn unpark(&mut self) {
         if self.sequence % 2 == 1 {
             self.sequence += 1;

@@ -1,5 +1,5 @@
-//! No wake-up is lost, in whatever order memory lets the two sides see each other. Where one were lost, both threads
-//! of the model would wait for ever, which loom reports. Loom switches stacks by itself, which Miri does not follow.
+//! No wakeup is lost in any order that the memory model allows. If one were lost, both threads of the model would wait
+//! forever, which loom reports. Loom switches stacks itself, which Miri does not support.
 
 pub(super) mod counted;
 
@@ -20,7 +20,7 @@ use crate::{
     wake::parking::{Barriers, ParkingSpot, Sleeper, Waker},
 };
 
-/// What the private line is to both: bytes that stay until they are read.
+/// A model of the private line: bytes that stay until they are read.
 #[derive(Clone)]
 pub(super) struct Line(Arc<(Mutex<u32>, Condvar)>);
 
@@ -43,7 +43,7 @@ impl Line {
     }
 }
 
-/// As both halves of a channel wait: park, look once more, and only then sleep.
+/// Waits as both halves of a channel do: parks, re-checks, and only then sleeps.
 pub(super) fn sleep_until(
     sleeper: &mut Sleeper<Region, Region>,
     line: &Line,
@@ -133,7 +133,7 @@ fn without_the_ringers_fence_a_reader_would_sleep_for_ever() {
     });
 }
 
-/// A writer that makes its own fences, and no more after so many, meets a reader that relies on them.
+/// A writer that stops making its own fences meets a reader that relies on them.
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
 fn a_reader_that_trusts_the_writers_fences_is_woken_for_each_message() {

@@ -44,7 +44,7 @@ fn close(peer: OwnedFd, doorbell: &Doorbell) {
     drop(peer);
     let line = doorbell.line.as_fd();
     let limit = PollTimeout::try_from(FAR).unwrap();
-    // POLLHUP is told unasked.
+    // POLLHUP is reported without being requested.
     assert_eq!(poll(&mut [PollFd::new(line, PollFlags::empty())], limit), Ok(1));
 }
 
@@ -149,13 +149,13 @@ impl Drop for Sleeper<'_> {
     }
 }
 
-/// What poll(2) is made of, where the kernel has no such call of its own (arm64).
+/// The system call of poll(2). Some kernels have only ppoll(2) (arm64).
 #[cfg(target_arch = "x86_64")]
 const POLL: libc::c_long = libc::SYS_poll;
 #[cfg(not(target_arch = "x86_64"))]
 const POLL: libc::c_long = libc::SYS_ppoll;
 
-/// What epoll_wait(2) is made of.
+/// The system calls of epoll_wait(2).
 #[cfg(target_arch = "x86_64")]
 const EPOLL: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_epoll_pwait];
 #[cfg(not(target_arch = "x86_64"))]
@@ -187,7 +187,7 @@ fn a_bell_rung_before_the_wait_is_not_slept_through() {
     let generation = doorbell.generation();
     ring(&peer);
     assert!(doorbell.wait(generation, far()).unwrap());
-    // Nor is one that another thread has read meanwhile.
+    // Nor is a wakeup lost that another thread has read in the meantime.
     let generation = doorbell.generation();
     ring(&peer);
     assert!(doorbell.read_bells());
@@ -211,7 +211,7 @@ fn a_deadline_that_passes_is_no_bell() {
 #[test]
 fn an_end_of_the_line_wakes_and_stays() {
     let (doorbell, peer) = line();
-    // What was rung before the end is read, and the end is noticed behind it.
+    // The wakeup before the end is read, and then the end is noticed.
     ring(&peer);
     drop(peer);
     while !doorbell.is_gone() {
@@ -237,7 +237,7 @@ fn a_wait_beside_the_line_tells_of_an_end_that_another_thread_has_seen() {
     let (doorbell, peer) = line();
     let (silent, _kept) = nix::unistd::pipe().unwrap();
     close(peer, &doorbell);
-    // As a thread that sends does, which may not have told anybody by now.
+    // As a sending thread does, which may not have notified the waiters yet.
     doorbell.look();
     assert!(doorbell.is_gone());
     assert!(
@@ -424,7 +424,7 @@ fn a_thread_that_waits_often_reads_the_bell_at_once() {
     ring(&end);
     assert!(doorbell.wait(doorbell.generation(), far()).unwrap());
     assert!(unread(&doorbell));
-    // What was left there is heard once more, and not left any longer.
+    // The leftover wakeup is reported once more, and then consumed.
     assert!(doorbell.wait(doorbell.generation(), None).unwrap());
     assert!(!doorbell.catch_up());
 }
@@ -563,14 +563,14 @@ fn a_bell_that_a_loop_takes_wakes_the_thread_beside_it() {
     assert!(!doorbell.arm().unwrap());
     thread::scope(|scope| {
         let sleeper = Sleeper::asleep_in_one_of(scope, &doorbell, EPOLL);
-        // Rung and taken in one moment, as far as the thread can see: it has no core meanwhile, or finds the line empty.
+        // Sent and consumed in one moment from the thread's view: it does not run in between, or finds the line empty.
         let state = doorbell.state().unwrap();
         ring(&peer);
         drop(state);
         assert!(doorbell.read_bells());
         sleeper.must_wake();
     });
-    // Where the loop was quicker, the thread believes that it has left a bell there.
+    // If the loop was faster, the thread assumes that it has left a wakeup there.
     assert!(doorbell.read_bells());
     // Nothing but the loop's word.
     thread::scope(|scope| {
@@ -640,7 +640,7 @@ fn a_loop_that_begins_beside_a_thread_that_sleeps_gets_its_bell_and_leaves_the_t
             if !begins_with_arm {
                 assert!(!doorbell.arm().unwrap());
             }
-            // It may be for either. The loop hears of it though the thread takes it.
+            // It may be for either. The loop is notified although the thread consumes it.
             ring(&end);
             sleeper.must_wake();
             assert!(readable(polled));
@@ -658,7 +658,7 @@ fn a_loop_that_begins_beside_a_thread_that_sleeps_gets_its_bell_and_leaves_the_t
             assert!(doorbell.read_bells());
             sleeper.must_wake();
         });
-        // Where the thread was first, it has left it there.
+        // If the thread was first, it has left the wakeup there.
         assert!(doorbell.read_bells());
         // From now on no thread sleeps so.
         thread::scope(|scope| {
@@ -723,8 +723,8 @@ fn a_bell_is_rung_once_and_counted() {
     }
 }
 
-/// An event loop is told once of a line that was reset, which is one whose peer had left a bell unread. Before the end lies more than an
-/// honest peer has ever rung.
+/// An event loop reports a reset line only once. A line is reset if the peer left a wakeup unread. Before the end lies more
+/// than an honest peer ever sends.
 #[test]
 fn the_end_behind_much_that_is_no_bell_is_found_by_one_look() {
     for (pieces, reset) in [(1, false), (1, true), (40, false), (40, true)] {

@@ -1,5 +1,5 @@
-//! What each call says in its words, and which fences and barriers it makes for that: one too few loses a wake-up in an order that a
-//! test may not meet, one too many costs more than the message.
+//! The stores, fences and barriers of each call. A missing one loses a wakeup in an order that a test may not meet, and an
+//! additional one costs more than the message.
 
 use std::{
     cell::{Cell, RefCell},
