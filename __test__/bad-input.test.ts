@@ -293,7 +293,7 @@ test.serial('a misspelt option of a later call is refused, and changes nothing',
   const listener = await listenHere(t, abstractAddress())
   await t.throwsAsync(() => listener.close(misspelt), {
     ...invalid,
-    message: /no property "lingr"; the nearest one is channels/,
+    message: /no property "lingr"; the nearest one is linger/,
   })
   listener.unref()
 })
