@@ -372,7 +372,7 @@ test.serial('destroy closes the channel: the peer reads what was written, and th
     await kit.channel.receive(),
     await kit.channel.closed,
   ])
-  t.deepEqual(there, ['written', null, 'closed'])
+  t.deepEqual(there, ['written', undefined, 'closed'])
 })
 
 test.serial('destroy with an error closes the channel, and the error is the stream’s', async (t) => {
