@@ -112,7 +112,7 @@ function hasLease(pid: number): boolean {
       closeSync(openSync(`${maps}/${ring}`, 'r'))
       const { code, complaints } = await soon(publisher.done, 'its failure')
       t.is(code, 7)
-      t.regex(complaints, /another process tried to open the shared memory/)
+      t.regex(complaints, /another process tried to open the publisher's shared memory/)
     }
   },
 )
@@ -145,9 +145,11 @@ test('a late subscriber gets the last line at once with --from latest', async (t
 async function publishToStopped(t: ExecutionContext, subscribers: string[][], ...how: string[]) {
   const address = abstractAddress()
   const publisher = run(t, 'publish', address, '--evidence', '--audience', String(subscribers.length + 1), ...how)
-  const stopped = subscribers.map((words) => run(t, 'subscribe', address, ...words))
-  for (const { child } of stopped) {
-    await until(() => publisher.complaints().includes(`subscriber is process ${child.pid}\n`), 'it has subscribed')
+  const stopped = subscribers.map((words) => run(t, 'subscribe', address, '--evidence', ...words))
+  for (const { child, complaints } of stopped) {
+    await until(() => publisher.complaints().includes(`subscriber is process ${child.pid}\n`), 'it has connected')
+    // One that is stopped within its handshake finds no publisher later, and waits for the next one.
+    await until(() => complaints().includes(`publisher is process ${publisher.child.pid}\n`), 'it has subscribed')
     child.kill('SIGSTOP')
   }
   const other = run(t, 'subscribe', address)
@@ -168,15 +170,15 @@ test('a publisher ends after its input, though subscribers that it never waits f
   t.deepEqual(told, [])
   // What was published is there for them still.
   const [all, last] = await soon(Promise.all(stopped.map(({ done }) => done)), 'their ends')
-  t.deepEqual(all, { code: 0, output: content, complaints: '' })
+  t.like(all, { code: 0, output: content })
   t.true(last!.output.endsWith('line 9999\n'))
 })
 
 test('a publisher waits for a reliable subscriber that is stopped for its stall, and what is left stays readable', async (t) => {
-  const { content, stopped, told } = await publishToStopped(t, [[]], '--stall', '0.3')
-  const notRead = `process ${stopped[0]!.child.pid} has not read everything after 0.3 s: what is left stays readable to it`
+  const { content, stopped, told } = await publishToStopped(t, [[]], '--stall', '3')
+  const notRead = `process ${stopped[0]!.child.pid} has not read everything after 3 s: what is left stays readable to it`
   t.deepEqual(told, [`ringfence: ${notRead}`])
-  t.deepEqual(await soon(stopped[0]!.done, 'its end'), { code: 0, output: content, complaints: '' })
+  t.like(await soon(stopped[0]!.done, 'its end'), { code: 0, output: content })
 })
 
 test('a publisher says so where nobody has subscribed', async (t) => {
@@ -195,11 +197,11 @@ test('a publisher says so where nobody has subscribed', async (t) => {
 
 test('what cannot be understood is a usage error', async (t) => {
   for (const [words, said] of [
-    [['subscribe', '@x', '--delivery', 'twice'], /delivery must be/],
-    [['subscribe', '@x', '--from', 'then'], /from must be/],
+    [['subscribe', '@x', '--delivery', 'twice'], /--delivery takes reliable/],
+    [['subscribe', '@x', '--from', 'then'], /--from takes now/],
     [['subscribe', '@x', 'file'], /takes no file/],
     [['publish', '@x', '--backing', 'shm'], /memfd/],
-    [['send', '@x', '--count', '5'], /send takes no --count: it is for subscribe/],
+    [['send', '@x', '--count', '5'], /send takes no --count: it is an option of subscribe/],
   ] as const) {
     const { code, complaints } = await soon(run(t, ...words).done, 'its failure')
     t.is(code, 2, words.join(' '))

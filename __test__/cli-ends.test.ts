@@ -55,6 +55,10 @@ const exposed = {
   ...codeOf('OBJECT_EXPOSED'),
   message: 'another process tried to open the shared memory, which was wiped',
 }
+const exposedPublisher = {
+  ...codeOf('OBJECT_EXPOSED'),
+  message: "another process tried to open the publisher's shared memory: it was wiped, and the publisher is closed",
+}
 
 /** The publisher ends by itself. */
 function endBy(below: Published, reason: 'exposed' | 'closed'): void {
@@ -69,21 +73,21 @@ test.serial('publish whose memory is opened says so: before its audience, before
   waiting.below.tell(new Newcomer(1))
   t.true(await isPending(waiting.over))
   endBy(waiting.below, 'exposed')
-  await t.throwsAsync(soon(waiting.over, 'its end'), exposed)
+  await t.throwsAsync(soon(waiting.over, 'its end'), exposedPublisher)
 
   const reading = await publishing(t, { file: fifo })
   say('one\n')
   await until(() => reading.below.sent === 1, 'a line is published')
   t.true(await isPending(reading.over))
   endBy(reading.below, 'exposed')
-  await t.throwsAsync(soon(reading.over, 'its end'), exposed)
+  await t.throwsAsync(soon(reading.over, 'its end'), exposedPublisher)
 
   const ending = await publishing(t, { file: '/dev/null', audience: 1 })
   ending.below.tell(new Newcomer(1))
   await until(() => ending.below.asked.includes('end'), 'it ends')
   t.true(await isPending(ending.over))
   endBy(ending.below, 'exposed')
-  await t.throwsAsync(soon(ending.over, 'its end'), exposed)
+  await t.throwsAsync(soon(ending.over, 'its end'), exposedPublisher)
 })
 
 test.serial('publish that has ended by itself waits for no audience, and fails at the next line', async (t) => {

@@ -53,7 +53,7 @@ test.serial(
     )!
     t.regex(output, new RegExp(`^process \\d+, reading +${published} +[\\d,]+ +0 +no +closed$`, 'm'))
     t.regex(output, /^process \d+, stopped +[\d,]+ +[\d,]+ +0 +yes +evicted +\d+ ms after SIGSTOP$/m)
-    t.regex(output, /^process \d+, killed +≥ [\d,]+ +[\d,]+ +0 +no +exited +\d+ ms after SIGKILL$/m)
+    t.regex(output, /^process \d+, killed +≥ [\d,]+ +[\d,]+ +0 +no +lost +\d+ ms after SIGKILL$/m)
   },
 )
 

@@ -320,7 +320,7 @@ test('a FIFO is written to once it has a reader; a signal calls off the waiting'
   t.true(await isPending(waiting))
   never.abort()
   await t.throwsAsync(waiting, {
-    code: 'ABORT_ERR',
+    code: 'ERR_RINGFENCE_TIMEOUT',
     message: `no process came to read from ${fifo} in time`,
   })
   const opening = openTarget(fifo)

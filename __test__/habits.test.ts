@@ -384,7 +384,7 @@ test.serial('an option that a call does not know is INVALID_ARGUMENT', async (t)
     await t.throwsAsync(joinHere(t, address, { allowHalfOpen } as unknown as Options), invalid)
   }
   const { channel } = await pair(t)
-  await t.throwsAsync(channel.receive({ sginal: undefined } as {}), invalid)
+  await t.throwsAsync(channel.receive({ sginal: 5 } as {}), invalid)
   await t.throwsAsync(channel.waitReadable({ timeout: 5 } as {}), invalid)
   await t.throwsAsync(channel.close({ Linger: 5 } as {}), invalid)
 })

@@ -233,7 +233,7 @@ test.serial('a publisher that does not come in time is told, and so is what is w
   const address = abstractAddress()
   const options = { wait: true, signal: AbortSignal.timeout(1) }
   await t.throwsAsync(subscribe({ address, options }), {
-    code: 'ABORT_ERR',
+    code: 'ERR_RINGFENCE_TIMEOUT',
     message: `no process published at ${address} in time`,
   })
   await t.throwsAsync(subscribe({ address, options: { delivery: 'twice' as 'latest' } }), {
@@ -266,7 +266,7 @@ async function collecting(t: ExecutionContext, more: Partial<Collection> = {}) {
         async (kit, [own, call, words]: [string, 'send', [string]]) => {
           const found = kit.keep[own] as typeof kit.channel
           const answer: unknown = await found[call](...words)
-          return answer === null ? 'the end' : answer
+          return answer === undefined ? 'the end' : answer
         },
         [name, what as 'send', given as [string]] as [string, 'send', [string]],
       )

@@ -207,7 +207,7 @@ test.serial('where nobody comes in time, and where the address cannot be, that i
     const address = abstractAddress()
     const options = { signal: AbortSignal.timeout(1) }
     await t.throwsAsync(run({ address, file: '/dev/null', options }), {
-      code: 'ABORT_ERR',
+      code: 'ERR_RINGFENCE_TIMEOUT',
       message: `no process came to ${address} in time`,
     })
     const directory = temporaryDirectory(t)
