@@ -46,7 +46,15 @@ function inputs(target) {
 
 /** What reads the bytes, the words and the objects of a peer. */
 const READERS = [
-  ...['ring', 'handshake', 'address/inherit.rs', 'channel/inbound.rs', 'channel/receiver.rs', 'channel/sender.rs', 'channel/end.rs'],
+  ...[
+    'ring',
+    'handshake',
+    'address/inherit.rs',
+    'channel/inbound.rs',
+    'channel/receiver.rs',
+    'channel/sender.rs',
+    'channel/end.rs',
+  ],
   ...['accept', 'create', 'peer', 'map', 'copy', 'phase'].map((name) => `region/${name}.rs`),
   ...['signal/inbox.rs', 'sys/socket.rs', 'sys/file.rs', 'wake/doorbell.rs', 'wake/parking.rs'],
 ]
