@@ -132,7 +132,7 @@ pub(super) fn injected(stage: &Stage) -> Result<Report, RowError> {
 
     // The group that only a launcher gives: here a setgid copy of Node.
     let launcher = stage.set_to_group(&node)?;
-    let policy = r#"{"uid":"same"}"#;
+    let policy = r#"{"uid":"same","executable":"any"}"#;
     let mut probe = program(stage, "the launched", &launcher, &[], &[])?;
     if probe.ask("egid")? != stage.launcher_group().to_string() {
         return Err(RowError::Skipped("setgid has no effect here".into()));
