@@ -1,54 +1,54 @@
-// Staging memory of a send queue: short messages are gathered here as records, and one call into the binding copies them into the ring.
+// The staging memory of a send queue. It gathers short messages as records, and one call into the binding copies them into the ring.
 
 import { FLAGS, HEADER } from '../native.js'
 import { allocateSharedEmpty } from './memory.js'
 
-/** Bytes of the largest arena: what one call carries at most. */
+/** Bytes of the largest arena: the most that one call carries. */
 export const ARENA = 128 * 1024
-/** Bytes of the first one: a channel that sends little keeps little. It grows as the messages of one turn do not fit. */
+/** Bytes of the first arena, small for channels that send little. The arena grows when the messages of one turn do not fit. */
 const FIRST_ARENA = 4 * 1024
-/** Any number of queues have an arena of this size; it holds the longest record. */
+/** Any number of queues may have an arena of this size. It holds the longest record. */
 const SMALL_ARENA = 16 * 1024
-/** So many queues have a larger one. The next one that needs it has the arena of the first of them freed, if nothing lies there. */
+/** The number of queues that may have a larger arena. Above it, the oldest large arena is freed if it is empty. */
 const LARGE_ARENAS = 32
 /** Longer messages are copied once, straight into the ring. */
 const STAGED_AT_MOST = 8 * 1024
 
-/** The arena of a queue that has sent nothing yet. */
+/** The arena of a queue that has sent nothing. */
 const NO_BYTES = Buffer.alloc(0)
 const NO_WORDS = new Uint32Array(0)
 
-/** Looked up once: Node 20 looks up what typed arrays inherit in each call (3 ns of a `send`'s 17, measured). */
+/** Cached: Node 20 walks the prototype chain of typed arrays in each call (3 ns of a `send`'s 17, measured). */
 const put = Uint8Array.prototype.set
 export const lengthOf = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(Uint8Array.prototype), 'length')!.get!
 
-/** What `Buffer.write` calls for UTF-8, after it has checked its arguments; half as expensive as a Buffer of the text. */
+/** The UTF-8 writer behind `Buffer.write`, without its argument checks. It costs half as much as a Buffer made from the text. */
 const writeText = (Buffer.prototype as unknown as { utf8Write(this: Buffer, text: string, at: number): number })
   .utf8Write
 
-/** Bytes of a record with so many bytes of payload. */
+/** Bytes of a record with a payload of this length. */
 export const recordSize = (length: number): number => HEADER + ((length + 7) & ~7)
 
-/** Records that wait to be copied into the ring. Only its send queue writes to it. */
+/** Records that wait to be copied into the ring. Only the send queue writes to it. */
 export class Arena {
-  /** Zeros at first: a caller that fills in place may leave bytes as they are, and they go to the peer. */
+  /** Zero-filled: a caller that fills in place may leave bytes unwritten, and they are sent to the peer. */
   bytes: Buffer = NO_BYTES
   words: Uint32Array = NO_WORDS
-  /** Records lie from here… */
+  /** Start of the records. */
   from = 0
-  /** …to here. */
+  /** End of the records. */
   to = 0
-  /** Bytes of records that have room in the ring for sure, those in the arena included. */
+  /** Bytes of records that are certain to fit into the ring, those in the arena included. */
   room = 0
-  /** Records that end here or before share a promise. 0 once there are others. */
+  /** Records that end at or before this offset are certain to fit and share a promise. 0 once a record has its own promise. */
   sure = 0
-  /** A caller is filling memory in place: the arena stays where it is. */
+  /** A caller is filling memory in place, so the arena must not move. */
   isFilling = false
-  /** Payload bytes of a message that is staged at most: a record leaves a small ring room for more of them. */
+  /** The longest payload that is staged, in bytes. The limit lets a small ring hold several records. */
   readonly most: number
   /** With less room than this, the ring is asked again: the peer may have read in the meantime. */
   readonly #enough: number
-  /** The member of {@link large}, once this arena was large. */
+  /** This arena's reference in {@link large}; null until the arena is large. */
   #weak: WeakRef<Arena> | null = null
 
   constructor(capacity: number, maxAtOnce: number) {
@@ -60,16 +60,16 @@ export class Arena {
     return this.from === this.to
   }
 
-  /** Stages bytes that surely find room, as nearly all do. Returns their number, or -1 if they are not staged. */
+  /** Stages bytes that are certain to fit, as nearly all do. Returns their number, or -1 if they are not staged. */
   take(message: unknown): number {
     try {
       if (!(message instanceof Uint8Array)) return -1
       const { length } = message
-      // The property may be the caller's own. A proxy throws here: its traps could send while it is copied.
+      // The program may have shadowed `length`. A proxy throws here: its traps could send during the copy.
       if (length !== lengthOf.call(message)) return -1
       const at = this.to
       const next = at + HEADER + ((length + 7) & ~7)
-      // An array without a byte may be one that was transferred.
+      // An empty array may be a detached one.
       if (length === 0 || length > this.most || next > this.sure) return -1
       this.words[at >>> 2] = length
       this.words[(at >>> 2) + 1] = FLAGS
@@ -77,14 +77,14 @@ export class Arena {
       this.to = next
       return length
     } catch {
-      // The slow path says what is wrong with it.
+      // The slow path throws a precise error.
       return -1
     }
   }
 
-  /** As {@link take}, of text. */
+  /** Does the same as {@link take} for text. */
   takeText(text: string): number {
-    // A character takes three bytes at most; those beyond the first 65,535 take two units of the string and four bytes.
+    // A UTF-16 unit takes at most three bytes. A character outside the BMP takes two units and four bytes.
     const most = 3 * text.length
     const at = this.to
     if (most > this.most || at + recordSize(most) > this.sure) return -1
@@ -93,13 +93,13 @@ export class Arena {
     return length
   }
 
-  /** Stages bytes for which there is room in the arena. */
+  /** Stages bytes that fit into the arena. */
   add(bytes: Uint8Array): void {
     this.bytes.set(bytes, this.to + HEADER)
     this.finish(bytes.length)
   }
 
-  /** The payload of the next record is there. */
+  /** Writes the header of the next record, whose payload is in place. */
   finish(length: number): void {
     const at = this.to
     this.words[at >>> 2] = length
@@ -107,7 +107,7 @@ export class Arena {
     this.to = at + recordSize(length)
   }
 
-  /** Whether a record has room here and in the ring, maybe in a larger arena. `false`: the ring may be full. */
+  /** Whether a record fits into the arena, which may grow, and into the ring. `false`: the ring may be full. */
   isSure(size: number): boolean {
     if (this.to + size <= this.sure) return true
     if (this.sure === 0 || this.to + size > this.room || !this.grow(size)) return false
@@ -115,27 +115,27 @@ export class Arena {
     return true
   }
 
-  /** The ring has room for so many bytes. Whether that is enough for a record. */
+  /** Records the ring's free bytes. Returns whether a record of this size fits. */
   setRoom(room: number, size: number): boolean {
     this.room = room
     this.sure = Math.min(room, this.bytes.length)
     return size <= this.sure
   }
 
-  /** Something else was written to the ring than the arena: what is known of the room no longer holds. */
+  /** Forgets the known room: a write that bypassed the arena has used some of it. */
   forgetRoom(): void {
     this.room = this.sure = 0
   }
 
-  /** A flush has copied so many bytes of records into the ring. */
+  /** Accounts for records of this many bytes that a flush has copied into the ring. */
   taken(bytes: number): void {
     this.from += bytes
     this.room -= bytes
   }
 
-  /** Everything is in the ring: the next record stands at the start. */
+  /** Moves to the start of the memory. Everything is in the ring. */
   restart(): void {
-    // A record that is being filled lies behind, and stays there.
+    // A record that is being filled lies behind, and must stay there.
     if (this.isFilling) return
     this.from = this.to = 0
     this.sure = this.room < this.#enough ? 0 : Math.min(this.room, this.bytes.length)
@@ -147,7 +147,7 @@ export class Arena {
   }
 
   /**
-   * A larger arena, with the same records at the same places. `false`: it must not become so large.
+   * Grows the arena and keeps the records at their offsets. `false`: the arena must not become that large.
    *
    * @throws {@link RingfenceError} NO_SPACE
    */
@@ -159,7 +159,7 @@ export class Arena {
     try {
       bytes = allocateSharedEmpty(length, 'what is sent')
     } catch (error) {
-      // Each record fits a small arena, once the records before it are in the ring or in line.
+      // Each record fits into a small arena, once earlier records are in the ring or in line.
       if (this.bytes.length < SMALL_ARENA) throw error
       return false
     }
@@ -169,7 +169,7 @@ export class Arena {
     return true
   }
 
-  /** Whether it may be larger than the arenas of any number of queues. */
+  /** Whether the arena may exceed {@link SMALL_ARENA}. */
   #mayBeLarge(): boolean {
     const self = (this.#weak ??= new WeakRef(this))
     if (large.has(self)) return true
@@ -187,7 +187,7 @@ export class Arena {
     return true
   }
 
-  /** The queue has ended. */
+  /** Drops the records and frees the memory: the queue has ended. */
   end(): void {
     this.from = this.to = 0
     this.forgetRoom()
@@ -196,16 +196,16 @@ export class Arena {
   }
 }
 
-/** Arenas above {@link SMALL_ARENA}, the oldest first. Weak: a channel goes with the garbage. */
+/** Arenas above {@link SMALL_ARENA}, the oldest first. Weak, so that channels can be garbage-collected. */
 const large = new Set<WeakRef<Arena>>()
 
-/** Whether one more arena may be large. The oldest large one is freed if nothing lies there. */
+/** Whether one more arena may be large. Frees the oldest large arena if it is empty. */
 function isRoomForLarge(): boolean {
   if (large.size < LARGE_ARENAS) return true
   const first = large.values().next().value!
   large.delete(first)
   if (first.deref()?.free() !== false) return true
-  // The next arena is tried the next time.
+  // The next call tries the next arena.
   large.add(first)
   return false
 }

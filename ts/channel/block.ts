@@ -1,12 +1,12 @@
-// Memory that several messages share which are handed out as Buffers.
+// Memory that is shared by several messages that callers get as Buffers.
 
 import { allocateShared } from './memory.js'
 import { HEADER } from '../native.js'
 
-/** A longer message has memory of its own. Node's own Buffers have the same limit, half of `Buffer.poolSize`. */
+/** Longer messages have memory of their own. Node's own Buffers have the same limit, half of `Buffer.poolSize`. */
 export const OWN = 4 * 1024
 
-/** Bytes of a record that stands in a block. */
+/** Bytes of a record in a block. */
 export function recordSize(length: number): number {
   return HEADER + ((length + 7) & ~7)
 }
@@ -15,15 +15,16 @@ export function recordSize(length: number): number {
 const FIRST = 8 * 1024
 
 /**
- * A block, and the next one once it is used up. What is written to it is never written again.
+ * A block, which is replaced by a new one once it is used up. Written memory is never overwritten.
  *
- * To make one costs as much as to copy 8 KiB, whatever its size, and a message that is kept keeps a whole one: so short messages have
- * blocks of their own. Each block is twice as large as the one before it, up to the limit: a channel with few messages keeps little.
+ * Allocating a block of any size costs as much as copying 8 KiB. A message that a caller keeps also keeps its whole block alive, so short
+ * messages have separate blocks. Each block is twice as large as the one before it, up to the limit: a channel with few messages uses
+ * little memory.
  */
 export class Block {
   memory: Buffer = Buffer.alloc(0)
   words: Uint32Array = new Uint32Array(0)
-  /** What both show. */
+  /** The memory behind both views. */
   whole = new ArrayBuffer(0)
   used = 0
 
@@ -32,9 +33,9 @@ export class Block {
   private constructor(
     /** Bytes of the largest block. */
     readonly limit: number,
-    /** Bytes of the shortest message that is put here. */
+    /** Bytes of the shortest message that is stored here. */
     readonly least: number,
-    /** And of the longest. */
+    /** Bytes of the longest message that is stored here. */
     readonly most: number,
   ) {}
 
@@ -42,14 +43,14 @@ export class Block {
     return new Block(FIRST, 0, 256)
   }
 
-  /** Eight of the longest fit. */
+  /** A block that holds at least eight messages of the maximum length. */
   static long(): Block {
     return new Block(8 * recordSize(OWN), 257, OWN)
   }
 
-  /** Has room for a message of this length. @throws {@link RingfenceError} NO_SPACE */
+  /** Makes room for a message of this length. @throws {@link RingfenceError} NO_SPACE */
   makeRoom(length: number): void {
-    // Nothing has room in one that was transferred elsewhere.
+    // A detached block has length 0, so it never has room.
     if (recordSize(length) <= this.memory.length - this.used) return
     this.memory = allocateShared(this.#size, 'a message')
     this.#size = Math.min(2 * this.#size, this.limit)

@@ -1,40 +1,40 @@
-// Messages fetched from a ring, many with one call into the binding, and not handed out yet.
+// Messages that were fetched from a ring, many with one call into the binding, and not handed out yet.
 //
-// One call copies as many records as fit into memory, and JavaScript walks them there. A visitor sees a chunk, which is reused. A caller that
-// wants a Buffer gets one that is never written again: a long message has memory of its own, and short ones share a block. So a message
-// that is kept keeps little else.
+// One call copies as many records as fit into memory, and JavaScript walks them there. Visitors see a chunk, which is reused. A caller that
+// wants a Buffer gets one whose memory is never overwritten: a long message has its own memory, and short messages share a block. So a
+// message that a caller keeps keeps little other memory alive.
 //
-// A program may transfer a block with one of its messages (Node before 21 lets a stream of bytes do so). The messages behind it are not lost:
-// they are held in the ring until the last of them is handed out.
+// A program may transfer a block with one of its messages (Node before 21 lets a byte stream do so). The messages behind it are not lost:
+// the ring holds them until the last of them is handed out.
 
 import { fromFailure, invalid, type RingfenceError } from '../errors.js'
 import { ENDED, FAILED, HEADER, LARGE, OTHER, WHOLE, type NativeReader } from '../native.js'
 import { Block, OWN, recordSize } from './block.js'
 import { allocate, allocateShared, BufferView } from './memory.js'
 
-/** Bytes of the chunk: what one call carries at most. */
+/** Bytes of the chunk: the most that one call carries. */
 const CHUNK = 128 * 1024
-/** The same if the records are copied out of it. */
+/** The same limit if records are copied out of the chunk. */
 const NEAR = 32 * 1024
-/** With less room than this, a chunk that visitors use is left to them. */
+/** If a chunk that visitors still use has less room than this, a new chunk is allocated. */
 const ROOM = 8 * 1024
-/** Memory for large messages that is kept for the next visit. */
+/** The largest memory for large messages, in bytes, that is kept for the next visit. */
 const SCRATCH_KEPT = 16 * 1024 * 1024
 /**
- * Bytes of messages that came several at a time, since the peer was last asked for a wakeup: with this many, more are likely on their way, and
- * some turns of the event loop pass before the peer is asked again. Asking costs both processes several microseconds, and so does the wakeup.
- * Messages that come one at a time are no such stream.
+ * Bytes of messages that arrived in groups since the peer was last asked for a wakeup. From this number on, more are likely on their way,
+ * and some turns of the event loop pass before the peer is asked again. Asking costs both processes several microseconds, and so does the
+ * wakeup. Messages that arrive one at a time do not count.
  */
 const MUCH = 4 * 1024
-/** Turns that pass, with nothing found, before the peer is asked. */
+/** Turns that pass without a message before the peer is asked. */
 const TURNS = 8
 
 const EMPTY = Buffer.alloc(0)
 
-/** Looked up once, as in the send queue. */
+/** Cached, as in the send queue. */
 const put = Uint8Array.prototype.set
 
-/** Memory that visitors see, and that is reused. Empty before the first fetch: a channel may have no visitors. */
+/** Reused memory that visitors see. Empty before the first fetch: a channel may have no visitors. */
 class Chunk {
   bytes: Buffer = EMPTY
   words: Uint32Array = new Uint32Array(0)
@@ -51,9 +51,9 @@ class Chunk {
 class Blocks {
   readonly short = Block.short()
   readonly long = Block.long()
-  /** The block for the next messages: they are mostly like the last ones. */
+  /** The block for the next messages, which are likely to be as long as the last ones. */
   current = this.short
-  /** Bytes of one of the last messages. */
+  /** Payload bytes of the first message of the last fetch. */
   length = 0
 
   of(length: number): Block {
@@ -61,29 +61,29 @@ class Blocks {
   }
 }
 
-/** Records of the chunk, copied to memory that no visitor sees. */
+/** Records of the chunk, copied to memory that visitors do not see. */
 class Copies {
-  /** The last message had memory of its own, and so has the next one, likely. */
+  /** The last message had its own memory, so the next one is likely to need it too. */
   far = false
-  /** Records of the chunk are copied up to here… */
+  /** The chunk's records are copied up to this offset. */
   upTo = 0
   #memory: Buffer = EMPTY
   #whole = new ArrayBuffer(0)
-  /** …this number of bytes further on than in the copy. */
+  /** Offset of a record in the chunk minus its offset in the copy. */
   #shift = 0
 
-  /** A message of the chunk in memory of the caller's own. `end` is the end of the chunk's records. */
+  /** Returns a message of the chunk in the caller's own memory. `end` is the end of the chunk's records. */
   copy(chunk: Buffer, words: Uint32Array, start: number, length: number, end: number, blocks: Blocks): Buffer {
     if (length > OWN) {
       this.far = true
       return copyOf(chunk.subarray(start, start + length))
     }
-    // If the copy was transferred, the messages that were handed out went with it; the remainder is copied anew.
+    // If the copy was transferred, the messages that were handed out went with it. The remainder is copied anew.
     if (start > this.upTo || this.#memory.length === 0) this.#copyRun(chunk, words, start - HEADER, length, end, blocks)
     return new BufferView(this.#whole, start - this.#shift, length)
   }
 
-  /** Copies the record at `at` to a block, and those that follow, as far as they fit and belong there. */
+  /** Copies the record at `at` to a block, with the records behind it that fit and belong in the same block. */
   #copyRun(chunk: Buffer, words: Uint32Array, at: number, length: number, end: number, blocks: Blocks): void {
     const block = blocks.of(length)
     block.makeRoom(length)
@@ -105,13 +105,13 @@ class Copies {
   }
 }
 
-/** A message that is too large for a chunk or a block. */
+/** A message that does not fit a chunk or a block. */
 class LargeMessage {
-  /** The whole message. */
+  /** The complete message. */
   message: Buffer | null = null
-  /** Memory for a message that has not arrived in full. */
+  /** Memory for a message that has not fully arrived. */
   partial: Buffer | null = null
-  /** The memory can be given to the caller. */
+  /** The memory can be handed to the caller. */
   own = false
   #scratch: Buffer | null = null
 
@@ -128,13 +128,13 @@ class LargeMessage {
     return scratch
   }
 
-  /** It has arrived, with this number of bytes. */
+  /** Marks the message complete, with this number of bytes. */
   finish(length?: number): void {
     this.message = length === undefined ? this.partial : this.partial!.subarray(0, length)
     this.partial = null
   }
 
-  /** Takes it out, in memory of the caller's own. */
+  /** Removes and returns the message, in the caller's own memory. */
   take(): Buffer {
     const message = this.own ? this.message! : copyOf(this.message!)
     this.message = null
@@ -147,7 +147,7 @@ export class Pace {
   #bytes = 0
   #turns = 0
 
-  /** Records have arrived, the first of which has `first` bytes. */
+  /** Records have arrived, and the first has a payload of `first` bytes. */
   found(bytes: number, first: number): void {
     this.#turns = 0
     if (bytes > recordSize(first)) this.#bytes += bytes
@@ -164,28 +164,28 @@ export class Pace {
   }
 }
 
-/** What the owner of a {@link Fetched} is notified of. */
+/** The events that the owner of a {@link Fetched} handles. */
 export interface FetchEvents {
-  /** A call of the binding has failed. */
+  /** A call into the binding has failed. */
   failed(error: RingfenceError): void
-  /** The peer has ended its sending, and everything is fetched. */
+  /** The peer has ended its sending, and everything was fetched. */
   ended(): void
 }
 
-/** The messages that were fetched. Only its receive buffer reads from it. */
+/** The fetched messages. Only the receive buffer reads from it. */
 export class Fetched {
   readonly pace = new Pace()
   readonly large = new LargeMessage()
   /** The memory of the unread records: the chunk, or a block. */
   memory: Buffer = EMPTY
   words: Uint32Array = new Uint32Array(0)
-  /** Unread records from here… */
+  /** Start of the unread records. */
   at = 0
-  /** …to here. */
+  /** End of the unread records. */
   end = 0
-  /** Visitors that are running: the memory that they see must not be written. */
+  /** The number of running visitors. The memory that they see must not be written. */
   visitors = 0
-  /** Why no more will come from the ring. */
+  /** Why the ring will have no more messages. */
   over: 'ended' | (() => RingfenceError) | null = null
   readonly #native: NativeReader
   readonly #busy: boolean
@@ -193,17 +193,17 @@ export class Fetched {
   readonly #chunk = new Chunk()
   readonly #blocks = new Blocks()
   readonly #copies = new Copies()
-  /** The whole of {@link memory}: blocks and chunks stand at its start. */
+  /** The memory behind {@link memory}: blocks and chunks start at its offset 0. */
   #whole = new ArrayBuffer(0)
-  /** The records lie in a block: messages are handed out as they are. */
+  /** The records are in a block, so messages are handed out without a copy. */
   #isOurs = true
   /** Start of the records that were fetched together. */
   #start = 0
-  /** The ring still has them. */
+  /** The ring still holds these records. */
   #held = false
   /** Messages were last read by visitors, so the next ones are likely to be as well. */
   visited = false
-  /** The peer is gone, and its messages lie in the ring still: releases the ring, once nothing is left. */
+  /** Releases the ring once nothing is unread. Set after the peer is gone and its messages are still in the ring. */
   release: (() => void) | null = null
 
   constructor(native: NativeReader, busy: boolean, events: FetchEvents) {
@@ -217,7 +217,7 @@ export class Fetched {
     return this.at < this.end || this.large.message !== null
   }
 
-  /** Their number. */
+  /** The number of fetched messages that are unread. */
   get count(): number {
     let count = this.large.message === null ? 0 : 1
     for (let at = this.at; at < this.end;) {
@@ -236,13 +236,13 @@ export class Fetched {
     return this.hasUnread || (this.visited ? this.fetchToShow(spin) : this.#fetch(spin, 1))
   }
 
-  /** Whether there is a message, which is not fetched yet. */
+  /** Whether the ring has a message, according to the binding's answer. Does not fetch it. */
   #find(answer: number): boolean {
     if (this.over !== null) return false
     return answer > 0 ? true : this.nothing(answer)
   }
 
-  /** The next message, in memory of the caller's own. @throws {@link RingfenceError} NO_SPACE */
+  /** Returns the next message, in the caller's own memory. @throws {@link RingfenceError} NO_SPACE */
   take(spin: boolean): Buffer | null {
     this.visited = false
     if (this.at === this.end) {
@@ -260,7 +260,7 @@ export class Fetched {
     return message
   }
 
-  /** Everything that was fetched is read: the ring may reuse its room. */
+  /** Lets the ring reuse its room once everything that was fetched is read. */
   releaseIfRead(): void {
     if (!this.#held || this.at !== this.end) return
     this.#held = false
@@ -268,7 +268,7 @@ export class Fetched {
   }
 
   /**
-   * Fetches records to be handed out. `alone` of 0: the first message is handed out at once.
+   * Fetches records to be handed out. If `alone` is 0, the first message is handed out at once.
    *
    * @throws {@link RingfenceError} NO_SPACE if there is no memory for a message, which stays where it is.
    */
@@ -278,7 +278,7 @@ export class Fetched {
     if (this.large.partial !== null) return this.#gather()
     const blocks = this.#blocks
     let block = blocks.current
-    // A block that was never used is made once there is a message.
+    // A block that was never used is allocated once there is a message.
     if (block.used > 0) block.makeRoom(blocks.length)
     const { used, least, most } = block
     let answer =
@@ -287,7 +287,7 @@ export class Fetched {
         : this.#native.pullHeld(block.memory, used, least, most, alone)
     const length = LARGE - answer
     if (length >= 0 && length <= OWN) {
-      // The message is of the other kind, or does not fit.
+      // The message belongs in the other block, or does not fit.
       blocks.current = block = blocks.of(length)
       block.makeRoom(length)
       answer = this.#native.pullHeld(block.memory, block.used, block.least, block.most, alone)
@@ -298,7 +298,7 @@ export class Fetched {
     return true
   }
 
-  /** This number of bytes of records is in a block. */
+  /** Reads from a block that has received this number of bytes. */
   #useBlock(block: Block, bytes: number): void {
     this.memory = block.memory
     this.words = block.words
@@ -310,13 +310,13 @@ export class Fetched {
     this.pace.found(bytes, this.#blocks.length)
   }
 
-  /** As `#fetch`, to be shown to visitors. `goesOn`: the caller is a visitor, who will fetch until nothing is there, or wake the peer. */
+  /** Does the same as `#fetch`, for visitors. `goesOn`: the caller fetches until nothing is left, or wakes the peer. */
   fetchToShow(spin: boolean, goesOn = 0): boolean {
     if (this.over !== null) return false
     if (this.large.partial !== null) return this.#gather()
     const chunk = this.#chunk
     if (this.visitors === 0) {
-      // A visitor has transferred the chunk: nothing is lost, since all was read.
+      // A visitor has transferred the chunk. Nothing is lost, since everything was read.
       if (chunk.bytes.length === 0) chunk.renew()
       chunk.used = 0
     } else if (chunk.bytes.length - chunk.used < ROOM) {
@@ -327,7 +327,7 @@ export class Fetched {
         ? this.#native.pullBusy(chunk.bytes, chunk.used, goesOn)
         : this.#native.pull(chunk.bytes, chunk.used, goesOn)
     if (answer <= LARGE && chunk.used > 0 && LARGE - answer + HEADER <= CHUNK) {
-      // It may fit an empty chunk.
+      // It may fit into an empty chunk.
       chunk.renew()
       answer = this.#native.pull(chunk.bytes, 0, goesOn)
     }
@@ -337,8 +337,8 @@ export class Fetched {
   }
 
   /**
-   * As `#fetch`, from a ring that holds nothing for this reader: a message is copied out of the chunk before it is handed out, and so are
-   * those behind it.
+   * Does the same as `#fetch` for a ring that holds nothing for this reader. A message is copied out of the chunk before it is handed out,
+   * with the messages behind it.
    */
   #fetchToCopy(spin: boolean): boolean {
     if (this.visitors > 0) return this.fetchToShow(spin)
@@ -346,7 +346,7 @@ export class Fetched {
     if (this.large.partial !== null) return this.#gather()
     const chunk = this.#chunk
     if (chunk.bytes.length === 0) chunk.renew()
-    // What is copied twice must stay in the processor's cache, and longer messages are not copied twice.
+    // Data that is copied twice must stay in the CPU cache. Longer messages are not copied twice.
     const into = chunk.bytes.subarray(0, this.#copies.far ? HEADER + OWN : NEAR)
     const answer = spin && this.#busy ? this.#native.pullBusy(into, 0, 0) : this.#native.pull(into, 0, 0)
     this.#copies.far = answer <= LARGE
@@ -356,7 +356,7 @@ export class Fetched {
     return true
   }
 
-  /** This number of bytes of records is in the chunk. */
+  /** Reads from the chunk, which has received this number of bytes. */
   #useShown(bytes: number): void {
     const chunk = this.#chunk
     this.memory = chunk.bytes
@@ -367,7 +367,7 @@ export class Fetched {
     this.pace.found(bytes, this.words[this.at >>> 2]!)
   }
 
-  /** No records have arrived: a large message starts, or nothing is there. `own`: it goes into memory that can be given away. */
+  /** Handles an answer other than records: a large message starts, or there is nothing. `own`: use memory that can be handed out. */
   #fetchOther(answer: number, own: boolean): boolean {
     if (answer > LARGE) return this.nothing(answer)
     this.large.begin(LARGE - answer, own)
@@ -375,9 +375,9 @@ export class Fetched {
   }
 
   /**
-   * The memory of the unread messages was transferred. Messages of a block are fetched once more.
+   * Recovers after the memory of the unread messages was transferred. Messages of a block are fetched once more.
    *
-   * @throws {@link RingfenceError} INVALID_ARGUMENT if a visitor has transferred the chunk, and they are lost.
+   * @throws {@link RingfenceError} INVALID_ARGUMENT if a visitor has transferred the chunk, which loses its messages.
    */
   fetchAgain(): boolean {
     const bytes = this.end - this.at
@@ -411,7 +411,7 @@ export class Fetched {
       return true
     }
     if (answer <= LARGE) {
-      // Another message, which is shorter: the publisher has overtaken a subscriber that it does not wait for.
+      // A different, shorter message: the publisher has overtaken a subscriber that it does not wait for.
       large.finish(LARGE - answer)
       return true
     }
@@ -422,11 +422,11 @@ export class Fetched {
     return this.nothing(answer)
   }
 
-  /** Nothing has arrived: maybe nothing ever will. */
+  /** Handles an answer without a message. There may never be another one. */
   nothing(answer: number): false {
     if (answer === ENDED) {
       this.over = 'ended'
-      // The remainder of a message that was under way will not come; no call was promised it.
+      // The remainder of a partial message will not arrive. No call was promised it.
       this.large.partial = null
       this.#events.ended()
     } else if (answer === FAILED) {

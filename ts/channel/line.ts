@@ -1,4 +1,4 @@
-// Members in a row, of which any can leave at once.
+// A linked list whose members can leave at any time.
 
 /** A member of at most one {@link Line}. */
 export class Place {
@@ -10,12 +10,12 @@ export class Place {
   behind: this | null = null
 }
 
-/** A doubly linked list. An array takes time proportional to its length for each member that leaves at its front. */
+/** A doubly linked list. In an array, removing a member near the front takes time proportional to its length. */
 export class Line<Kind extends Place> {
   first: Kind | null = null
   #last: Kind | null = null
 
-  /** Moves it to the end, from the line that it was in. */
+  /** Appends a member, after removing it from its current line. */
   push(place: Kind): void {
     place.line?.remove(place)
     place.line = this
@@ -25,7 +25,7 @@ export class Line<Kind extends Place> {
     this.#last = place
   }
 
-  /** Whether it was in this line. */
+  /** Removes a member. Returns whether it was in this line. */
   remove(place: Kind): boolean {
     if (place.line !== this) return false
     if (place.before === null) this.first = place.behind
@@ -40,14 +40,14 @@ export class Line<Kind extends Place> {
     return this.first === null
   }
 
-  /** Takes the first out. */
+  /** Removes and returns the first member. */
   shift(): Kind | null {
     const { first } = this
     if (first !== null) this.remove(first)
     return first
   }
 
-  /** Takes all out, in their order. */
+  /** Removes and returns all members, in their order. */
   clear(): Kind[] {
     const { places } = this
     for (const place of places) this.remove(place)
@@ -60,7 +60,7 @@ export class Line<Kind extends Place> {
     return places
   }
 
-  /** Moves all of them to the end of another line. */
+  /** Moves all members to the end of another line. */
   moveTo(other: Line<Kind>): void {
     for (let place = this.first; place !== null; place = this.first) other.push(place)
   }

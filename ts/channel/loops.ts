@@ -1,4 +1,4 @@
-// Loops over what comes: `for await`, and other callers of next() and return().
+// Iterators over incoming values, for `for await` and other callers of next() and return().
 
 import { checkBatches } from '../endpoint/options.js'
 import { aborted } from '../errors.js'
@@ -14,11 +14,11 @@ export interface Loop<Value> extends AsyncIterator<Value, undefined>, AsyncDispo
 const OVER: IteratorResult<never, undefined> = { done: true, value: undefined }
 
 /**
- * Returns an iterator. One that is left while it waits takes nothing: a destroyed stream has called next() ahead, and what arrived for it
- * then would be lost.
+ * Returns an iterator. `return()` cancels the pending calls of next(), which then take nothing. A destroyed stream has called next() ahead,
+ * and the message that arrived for that call would be lost.
  *
- * @param now - Returns what is there now; `undefined` if it must be waited for, `null` at the end.
- * @param decode - Makes the value of what arrived. An error fails that call of next() alone.
+ * @param now - Returns the next value; `undefined` if the caller must wait for it, `null` at the end.
+ * @param decode - Converts a raw value. An error fails only that call of next().
  */
 export function loop<Raw, Value = Raw>(
   now: () => Raw | null | undefined,
@@ -31,7 +31,7 @@ export function loop<Raw, Value = Raw>(
     return { done: false, value: decode === undefined ? (raw as unknown as Value) : decode(raw) }
   }
   let left = false
-  // Apart from next(), which would be slower by its closures even where there is nothing to wait for.
+  // Kept out of next(): the closures would slow it down even if it does not wait.
   const later = (): Promise<IteratorResult<Value, undefined>> => {
     const own = wait(self)
     waiting.add(own)
@@ -69,23 +69,23 @@ export function loop<Raw, Value = Raw>(
   return self
 }
 
-/** What {@link batchLoop} reads. */
+/** The source of a {@link batchLoop}. */
 export interface BatchSource<Raw, Value> {
-  /** As for {@link loop}. */
+  /** Does the same as `now` of {@link loop}. */
   now(): Raw | null | undefined
-  /** The next message if there is one now and the event loop is not due; else null. */
+  /** Returns the next message if there is one now and the event loop is not due; otherwise null. */
   more(): Raw | null
   wait(reader: object, signal: AbortSignal | undefined): Wait<Raw>
   decode(raw: Raw): Value
 }
 
-/** An iterator of arrays of at least one and at most `max` values. */
+/** Returns an iterator of arrays of at least one and at most `max` values. */
 export function batchLoop<Raw, Value>(
   source: BatchSource<Raw, Value>,
   options: BatchOptions | undefined,
 ): Loop<Value[]> {
   const { signal, max } = checkBatches(options)
-  /** The error behind the last batch. */
+  /** An error that occurred after the last batch had values. The next call throws it. */
   let failure: { error: unknown } | null = null
   const decode = (first: Raw): Value[] => {
     const batch = [source.decode(first)]

@@ -3,12 +3,12 @@
 import { builtin } from '../native.js'
 import { RingfenceError } from '../errors.js'
 
-/** @throws {@link RingfenceError} NO_SPACE where the engine has none, with the engine's own error as the cause. */
+/** @throws {@link RingfenceError} NO_SPACE if the engine cannot allocate, with the engine's error as the cause. */
 export function allocate(size: number, what: string): Buffer {
   return tried(size, what, (bytes) => Buffer.allocUnsafeSlow(bytes))
 }
 
-/** As {@link allocate}, of zeros: for what a peer may be sent though nothing was written there. */
+/** Does the same as {@link allocate}, zero-filled: for memory that may be sent to a peer without having been written. */
 export function allocateEmpty(size: number, what: string): Uint8Array {
   return tried(size, what, (bytes) => new Uint8Array(bytes))
 }
@@ -21,22 +21,22 @@ function tried<Memory>(size: number, what: string, make: (size: number) => Memor
   }
 }
 
-/** A Buffer of memory that is there. */
+/** A constructor of Buffers over existing memory. */
 type View = new (memory: ArrayBuffer, from: number, length: number) => Buffer
 
-/** As {@link View}, by a call that every engine has. */
+/** A {@link View} that every engine supports. */
 const viewed = function (memory: ArrayBuffer, from: number, length: number): Buffer {
   return Buffer.from(memory, from, length)
 } as unknown as View
 
 /**
- * Node makes its Buffers by a class that has no name of its own, and that says what a slice of one is to be made by. Asked directly it
- * takes a third of what `subarray` takes (19 ns and 55, Node 20). Where it is not that class, nothing is made by it.
+ * Node's internal class for Buffers, which is not exported but available as `Symbol.species`. Its constructor takes a third of the time of
+ * `subarray` (19 ns and 55, Node 20). If the species is anything else, `Buffer.from` is used.
  */
 export const BufferView: View = bufferClass((Buffer as { [Symbol.species]?: unknown })[Symbol.species]) ?? viewed
 
 function bufferClass(species: unknown): View | undefined {
-  // Its constructor is not to be called any more.
+  // Calling the constructor of Buffer is deprecated.
   if (species === Buffer) return undefined
   try {
     const made = new (species as View)(new ArrayBuffer(16), 8, 4)
@@ -50,22 +50,22 @@ function refuse(): never {
   throw new TypeError('this memory holds other messages as well: copy the message, and transfer the copy')
 }
 
-/** What shared memory inherits from, where the engine can transfer: properties of each one's own take as long as all the rest. */
+/** The prototype of shared memory, or null if the engine cannot transfer. Own properties on each buffer would double its cost. */
 const SHARED: object | null =
   'transfer' in ArrayBuffer.prototype
     ? Object.create(ArrayBuffer.prototype, { transfer: { value: refuse }, transferToFixedLength: { value: refuse } })
     : null
 
 /**
- * Memory that several messages lie in: a program that transfers one of them elsewhere would take the others along. The engine sees to
- * that for `postMessage` and `structuredClone`, where it knows the mark (Node does); `ArrayBuffer.prototype.transfer` is
- * covered by hand. Neither keeps a program from it that is bent on it.
+ * Allocates memory that several messages share: a program that transfers one of them would detach the others as well. Engines with
+ * `markAsUntransferable` (Node has it) prevent that for `postMessage` and `structuredClone`; `ArrayBuffer.prototype.transfer` is
+ * overridden. A determined program can bypass both.
  */
 export function allocateShared(size: number, what: string): Buffer {
   return markShared(allocate(size, what))
 }
 
-/** As {@link allocateShared}, of zeros. */
+/** Does the same as {@link allocateShared}, zero-filled. */
 export function allocateSharedEmpty(size: number, what: string): Buffer {
   return markShared(tried(size, what, (bytes) => Buffer.alloc(bytes)))
 }
@@ -74,28 +74,28 @@ let markAsUntransferable: ((memory: ArrayBufferLike) => void) | undefined
 
 function markShared(memory: Buffer): Buffer {
   const { buffer } = memory
-  // Where the engine has no such function, nothing is marked.
+  // Engines without this function leave the memory unmarked.
   markAsUntransferable ??= builtin.threads.markAsUntransferable ?? (() => {})
   markAsUntransferable(buffer)
   if (SHARED !== null) Object.setPrototypeOf(buffer, SHARED)
   return memory
 }
 
-/** Bytes of memory that is kept for the next copy: fresh memory costs more than the copy. */
+/** The largest memory, in bytes, that is kept for the next copy: fresh memory costs more than the copy. */
 const SPARE_KEPT = 16 * 1024 * 1024
 
-/** Below this the ring shows no memory of its own, as the binding has it: memory for one message is kept here. */
+/** Below this size the binding does not expose ring memory, so memory for one message is kept here. */
 const SCRATCH = 4096
 
-/** Memory for copies of messages that wait, reused because no caller has ever seen it. */
+/** Memory for copies of messages that wait. It can be reused because no caller ever sees it. */
 export class SpareMemory {
   #spare: Uint8Array | null = null
   #scratch: Uint8Array | null = null
 
-  /** Memory for a copy. Nothing is in it yet. @throws {@link RingfenceError} NO_SPACE */
+  /** Returns uninitialized memory for a copy. @throws {@link RingfenceError} NO_SPACE */
   copyOf(length: number): Uint8Array {
     const spare = this.#spare
-    // Not much more than is needed: other messages cannot use it as long as this one waits.
+    // At most twice the size that is needed: other messages cannot use the memory while this one waits.
     if (spare === null || spare.length < length || spare.length > 2 * length) {
       return allocate(length, 'a message that waits for room')
     }
@@ -103,12 +103,12 @@ export class SpareMemory {
     return spare.subarray(0, length)
   }
 
-  /** The copy was sent. */
+  /** Keeps the memory of a copy that was sent. */
   recycle(bytes: Uint8Array): void {
     if (bytes.buffer.byteLength <= SPARE_KEPT) this.#spare = new Uint8Array(bytes.buffer)
   }
 
-  /** Memory that a caller fills with one message. @throws {@link RingfenceError} NO_SPACE */
+  /** Returns memory that a caller fills with one message. @throws {@link RingfenceError} NO_SPACE */
   scratchFor(size: number): Uint8Array {
     if (this.#scratch !== null && this.#scratch.length >= size) return this.#scratch
     const scratch = allocateEmpty(Math.max(size, SCRATCH), 'a message')
