@@ -43,56 +43,54 @@ export let vacateAtExit: (channel: AnyChannel, address: string) => void
 /** The error to report if the peer disconnected without having ended its sending; `undefined` after a clean end. */
 export let cutOff: (channel: AnyChannel) => RingfenceError | undefined
 
-/** For adapters, which report the end of a channel themselves. */
+/** Channel operations for adapters, which report the end of a channel themselves. */
 export interface Quiet<In> {
-  /** As {@link Channel.waitReadable}, but does not end this side if the peer has ended. */
+  /** Does the same as {@link Channel.waitReadable}, but does not end this side if the peer has ended. */
   waitReadable(reader?: object | null): Promise<boolean>
-  /** A loop over the moments at which there is a message to take. It takes none, and ends once no more will arrive. */
+  /** Returns a loop that yields whenever a message is available. It takes no message, and finishes once no more will arrive. */
   arrivals(): AsyncIterator<unknown, undefined>
-  /** As {@link Channel.tryReceive}, but does not end this side if the peer has ended. */
+  /** Does the same as {@link Channel.tryReceive}, but does not end this side if the peer has ended. */
   tryReceive(): In | undefined
   /** The error to report at the end if the peer disconnected before it had ended its sending. */
   cutOff(): RingfenceError | undefined
-  /** The end of the peer's sending was reported. */
+  /** Must be called after the end of the peer's sending was reported. */
   told(): void
 }
 
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
 export let quietOf: <In>(channel: Channel<In, any>) => Quiet<In>
 
-/** Calls back once what the peer left was read or dropped; not at all if it left nothing. */
+/** Calls back once the messages that the peer left were read or dropped; never if it left none. */
 export let whenRead: (channel: AnyChannel, callback: () => void) => void
 
 /** Flushes pending messages and rejects new ones. Returns a function that marks the channel closed. */
 export let depart: (channel: AnyChannel) => () => void
 
 /**
- * Both directions between this process and its peer.
+ * A bidirectional connection between this process and its peer.
  *
- * `for await (const message of channel)` yields messages until the peer's end; leaving the loop neither closes the
- * channel nor loses a message. `await using` closes it. An open channel keeps the process alive, as a socket does,
- * until {@link Channel.unref}.
+ * `for await (const message of channel)` yields messages until the peer's end. Leaving the loop neither closes the channel nor loses a
+ * message. `await using` closes the channel. An open channel keeps the process alive, as a socket does, until {@link Channel.unref}.
  *
- * With the option `codec`, and from {@link Channel.with}, its messages are values.
+ * With the option `codec`, and if made by {@link Channel.with}, the channel's messages are values.
  */
 export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<In>, AsyncDisposable {
   /** The role of this process at the rendezvous. Both sides have the same rights afterwards. */
   readonly role: 'host' | 'guest'
   /** Bytes of the ring that this side writes. */
   readonly capacity: number
-  /** Bytes of the longest message that this side may send; the peer sets it. */
+  /** Bytes of the longest message that this side may send. The peer sets this limit. */
   readonly maxMessageSize: number
   /**
-   * Resolves when the channel has ended, whichever side ended it, and has released everything, the address included. What the
-   * peer sent before can still be read: its memory stays mapped until it is read, or {@link Channel.close} is called.
-   * Never rejects.
+   * Resolves when the channel has ended, whichever side ended it, and has released everything, the address included. Messages that the peer
+   * sent before can still be read: their memory stays mapped until they are read, or {@link Channel.close} is called. Never rejects.
    */
   readonly closed: Promise<CloseReason>
 
   readonly #core: ChannelCore
   readonly #queue: SendQueue
   readonly #buffer: ReceiveBuffer
-  /** Makes values of messages; null: the messages are bytes. */
+  /** Converts messages to values; null: the messages are bytes. */
   readonly #values: Values<unknown> | null
   #streams: WebStreams<In, Out> | null = null
 
@@ -141,27 +139,27 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
     this.closed = core.closed
   }
 
-  /** The peer's identity at the last check: when the channel was made, or by {@link Channel.verify}. */
+  /** The peer's identity at the last check, in the handshake or by {@link Channel.verify}. */
   get peer(): Identity {
     return this.#core.view.peer
   }
 
-  /** Every check of the handshake, in order, and those of the last {@link Channel.verify}. */
+  /** Every check of the handshake, in order, and the checks of the last {@link Channel.verify}. */
   get evidence(): readonly Evidence[] {
     return this.#core.view.evidence
   }
 
   /**
-   * Checks the peer again, now, and compares with the policy that the channel was made with (`authorize` is not called
-   * again). {@link Channel.peer} and {@link Channel.evidence} are then those of this check.
+   * Checks the peer again now, against the policy that the channel was made with. `authorize` is not called again. {@link Channel.peer} and
+   * {@link Channel.evidence} then show the results of this check.
    *
-   * @returns The peer's identity. Rejects with PEER_REFUSED if the policy no longer holds, or the check cannot be made:
-   * then the channel is closed at once, and what it held is discarded. PEER_LOST if the peer has exited, or executes
-   * another program; CLOSED after this side's close; RING_CORRUPT; NO_SPACE if there is no thread for it; HANDSHAKE_TIMEOUT if
-   * the peer's executable cannot be read within `handshakeTimeout`: these two say nothing about the peer, and the channel stays open.
+   * @returns The peer's identity. Rejects with PEER_REFUSED if the policy no longer holds, or the check cannot be made: the channel is then
+   * closed at once, and its unread messages are discarded. PEER_LOST if the peer has exited, or executes another program; CLOSED after this
+   * side's close; RING_CORRUPT; NO_SPACE if there is no thread for the check; HANDSHAKE_TIMEOUT if the peer's executable cannot be read
+   * within `handshakeTimeout`. NO_SPACE and HANDSHAKE_TIMEOUT say nothing about the peer, and the channel stays open.
    *
-   * A rejection because the channel has ended is never an unhandled one, as with {@link Channel.send}. PEER_REFUSED, NO_SPACE and
-   * HANDSHAKE_TIMEOUT, which only this call reports, are unhandled as usual if the promise has no handler.
+   * If the channel has ended, the rejection needs no handler, as with {@link Channel.send}. PEER_REFUSED, NO_SPACE and HANDSHAKE_TIMEOUT,
+   * which only this call reports, need one as usual.
    */
   verify(options?: WaitOptions): Promise<Identity> {
     return this.#core.view.verify(
@@ -172,20 +170,19 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
   }
 
   /**
-   * Sends a message, in fragments if necessary. Copies before it returns. Strings are sent as UTF-8; of a view, the bytes that it
-   * shows.
+   * Sends a message, in fragments if necessary. The message is copied before the call returns. Strings are sent as UTF-8. For a
+   * view, the bytes that it shows are sent.
    *
-   * @returns A promise that resolves once the message is in the ring, where it survives this process: await it
-   * to not outrun the peer. It rejects with MESSAGE_TOO_LARGE above {@link Channel.maxMessageSize}; PEER_LOST once
-   * the peer is gone; CLOSED after `end` or `close`; RING_CORRUPT; OBJECT_EXPOSED; INVALID_ARGUMENT for anything that is no message
-   * or cannot be encoded (with the `cause`), and while a reservation is open. A message whose promise `close` has rejected is not in
-   * the ring, and never will be.
+   * @returns A promise that resolves once the message is in the ring, which outlives this process. Await it to avoid outrunning the
+   * peer. It rejects with MESSAGE_TOO_LARGE above {@link Channel.maxMessageSize}; PEER_LOST once the peer is gone; CLOSED after `end` or
+   * `close`; RING_CORRUPT; OBJECT_EXPOSED; INVALID_ARGUMENT for a value that is not a message or cannot be encoded (with the `cause`), and
+   * while a reservation is open. A message whose promise `close` has rejected is not in the ring, and never will be.
    *
-   * An abort of `options.signal` removes a message of which no part is in the ring yet; after that it does nothing.
+   * An abort of `options.signal` removes the message if no part of it is in the ring yet. After that it has no effect.
    *
-   * A rejection because the channel has ended is never an unhandled one: a program need not await each promise, since
-   * {@link Channel.closed} reports the end. A mistake in the call itself (INVALID_ARGUMENT, MESSAGE_TOO_LARGE, CLOSED
-   * after this side's `end` on an open channel) is unhandled as usual if the promise has no handler.
+   * If the channel has ended, the rejection needs no handler: a program need not await each promise, since {@link Channel.closed} reports
+   * the end. A mistake in the call itself (INVALID_ARGUMENT, MESSAGE_TOO_LARGE, CLOSED after this side's `end` on an open channel) is an
+   * unhandled rejection as usual if the promise has no handler.
    */
   send(message: Out, options?: WaitOptions): Promise<void> {
     if (this.#values === null) return this.#queue.send(message as MessageInput, options)
@@ -193,26 +190,26 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
   }
 
   /**
-   * Puts a message into the ring now.
+   * Puts a message into the ring if there is room now.
    *
    * @returns Whether there was room.
-   * @throws {@link RingfenceError} as `send` rejects, but MESSAGE_TOO_LARGE above half the capacity already.
+   * @throws {@link RingfenceError} as `send` rejects, but MESSAGE_TOO_LARGE already above half the capacity.
    */
   trySend(message: Out): boolean {
     return this.#queue.trySend(this.#values === null ? (message as MessageInput) : this.#values.encode(message))
   }
 
   /**
-   * Has a message written in place, with no object for it: as {@link Channel.receiveEach}, for writing.
+   * Lets a function write a message in place, without an object for it. The counterpart of {@link Channel.receiveEach}.
    *
-   * @param size - Bytes that the message may have.
-   * @param write - Called at once, where there is room, and else not at all: writes at most `length` bytes at `bytes[offset]`, and returns
-   * how many the message has. It must write nowhere else, keep nothing of `bytes`, and send nothing (INVALID_ARGUMENT). Bytes that
-   * it counts and has not written are zeros, or of a message that this side sent to the peer before. What it throws is passed on,
-   * and nothing is sent.
-   * @returns Whether there was room. The message goes with the others that this turn of the program fills and sends: it is in the ring
-   * before the program's next wait is over, and before the process exits.
-   * @throws {@link RingfenceError} as `trySend`; INVALID_ARGUMENT also where `write` returns no whole number from 0 to `length`
+   * @param size - The maximum length of the message in bytes.
+   * @param write - Called synchronously if there is room, otherwise not at all. Writes at most `length` bytes at `bytes[offset]`, and
+   * returns the message's length. It must write nowhere else, keep no reference to `bytes`, and send nothing (INVALID_ARGUMENT). Bytes that
+   * it counts but has not written are zeros, or part of a message that this side sent to the peer before. If it throws, `fill` rethrows the
+   * error and sends nothing.
+   * @returns Whether there was room. The message is sent with the others of this turn of the program. It is in the ring before the
+   * program's next wait is over, and before the process exits.
+   * @throws {@link RingfenceError} as `trySend`; INVALID_ARGUMENT also if `write` does not return a whole number from 0 to `length`
    */
   fill(size: number, write: Fill): boolean {
     if (typeof write !== 'function') throw invalid(`fill takes a function, not ${show(write)}`)
@@ -220,7 +217,7 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
   }
 
   /**
-   * Room in the ring itself for a message, to be filled in place and committed. One at a time.
+   * Reserves room for a message in the ring itself, to be filled in place and committed. Only one reservation may be open at a time.
    *
    * @returns `undefined` if there is no room now.
    * @throws {@link RingfenceError} as `trySend`
@@ -229,14 +226,14 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
     return this.#queue.reserve(size)
   }
 
-  /** Bytes of messages that were sent and are not in the ring yet; 0 once the channel has ended. */
+  /** Bytes of messages that were sent but are not in the ring yet; 0 once the channel has ended. */
   get bufferedAmount(): number {
     return this.#queue.bufferedAmount
   }
 
   /**
-   * What has gone through so far, and how full the ring is. The visits of a `receiveEach` count when it returns. The last figures stay after
-   * the end.
+   * Counters of this channel and the fill level of its ring. The visits of a `receiveEach` count when it returns. The last figures stay
+   * available after the end.
    */
   stats(): ChannelStats {
     return this.#core.stats()
@@ -252,7 +249,8 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
    *
    * @returns `undefined` after the end: no more will arrive, and everything was read.
    * Rejects with CLOSED after this side's close; RING_CORRUPT; OBJECT_EXPOSED, after which unread messages are lost; MALFORMED, with the
-   * `bytes`, for a message that the codec cannot decode: the next call gets the next message; AbortError by the signal, which loses nothing.
+   * `bytes`, for a message that the codec cannot decode (the next call returns the next message); AbortError if the signal is aborted,
+   * which loses no message.
    */
   receive(options?: WaitOptions): Promise<In | undefined> {
     if (this.#values === null) return this.#receive(options) as Promise<In | undefined>
@@ -287,20 +285,19 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
   }
 
   /**
-   * Visits the messages that are there now, in their order. What comes meanwhile is left to the next call, so that a loop of
+   * Visits the messages that are available now, in order. Messages that arrive during the call are left to the next call. So a loop of
    * `waitReadable` and `receiveEach` lets the event loop turn, however fast the peer sends.
    *
-   * The bytes are valid during the visit, and must not be transferred elsewhere: the memory holds other messages as well. A channel of
-   * values passes the visitor each value, which it may keep.
+   * The bytes are valid during the visit, and must not be transferred: the memory holds other messages as well. A channel of values passes
+   * the visitor each value, which it may keep.
    *
-   * @param visit - What it throws is passed on; the message has been visited then, and the rest stays.
-   * @param max - At most so many, however long that takes. Left out, visits end after about 2 ms, and the rest stays:
-   * {@link Channel.waitReadable} resolves then once the event loop has turned. `Infinity` visits all that is there.
-   * @returns How many were visited.
+   * @param visit - If it throws, the error is passed on: the current message counts as visited, and the others stay unread.
+   * @param max - The maximum number of messages, however long that takes. By default, visits stop after about 2 ms, and the other messages
+   * stay unread: {@link Channel.waitReadable} then resolves once the event loop has turned. `Infinity` visits all available messages.
+   * @returns The number of visited messages.
    * @throws {@link RingfenceError} CLOSED after this side's close; RING_CORRUPT; MALFORMED, after which the next call continues behind that
-   * message; NO_SPACE if there is no memory for the next
-   * message, which stays and is tried again by the next call; INVALID_ARGUMENT where a visitor has transferred the memory
-   * elsewhere all the same: what it took along is lost.
+   * message; NO_SPACE if there is no memory for the next message, which the next call tries again; INVALID_ARGUMENT if a visitor has
+   * transferred the memory, which loses the other messages in it.
    */
   receiveEach(visit: Visit<In>, max?: number): number {
     checkReceiveEach(visit, max)
@@ -309,9 +306,9 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
   }
 
   /**
-   * Waits until there is something to read.
+   * Waits until a message is available.
    *
-   * @returns false: no more will come, and everything was read. Rejects as `receive`.
+   * @returns `false` if no more messages will arrive and everything was read. Rejects as `receive`.
    */
   async waitReadable(options?: WaitOptions): Promise<boolean> {
     const readable = await this.#core.waitReadable(readerSignal(options))
@@ -320,16 +317,16 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
   }
 
   /**
-   * Whether no more will come and everything was read. Without `allowHalfOpen`, the call that finds this ends this side's
-   * sending, as the `undefined` of {@link Channel.receive} does.
+   * Whether no more messages will arrive and everything was read. Without `allowHalfOpen`, the first access that returns `true` ends this
+   * side's sending, as the `undefined` of {@link Channel.receive} does.
    */
   get readableEnded(): boolean {
     return this.#buffer.isEnded
   }
 
   /**
-   * Yields arrays of messages: at least one, and at most `max` of those that are there. For loops that want speed: one promise for each
-   * array, and not for each message.
+   * Yields arrays of at least one and at most `max` available messages. Meant for fast loops: it needs one promise for each array instead
+   * of one for each message.
    *
    * @example
    * for await (const messages of channel.batches()) for (const message of messages) handle(message)
@@ -349,7 +346,7 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
     )
   }
 
-  /** A loop ends with an error at a message that cannot be decoded; another loop continues behind that message. */
+  /** A message that cannot be decoded ends the loop with an error. Another loop continues behind that message. */
   [Symbol.asyncIterator](): Loop<In> {
     const values = this.#values
     return loop<Buffer, In>(
@@ -360,8 +357,8 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
   }
 
   /**
-   * Returns the same channel with values for messages, as the codec encodes and decodes them: {@link json}, {@link structured}, or a codec of
-   * your own. A channel may have several, and be used itself at the same time; each message goes to the first reader.
+   * Returns the same channel with values as messages, encoded and decoded by the codec: {@link json}, {@link structured}, or a custom one.
+   * A channel may have several such views, and may be used directly at the same time. Each message goes to the first reader.
    *
    * @throws {@link RingfenceError} INVALID_ARGUMENT if it is no codec
    */
@@ -370,58 +367,59 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
   }
 
   /**
-   * Sends the peer a token: a number of 64 bits beside the messages, as a realtime signal, which the peer has however full
-   * the rings are, and whatever it is busy with. Returns once the kernel has it. See {@link Channel.tokens}.
+   * Sends the peer a token: a 64-bit number, separate from the messages, in a realtime signal. It reaches the peer however full the rings
+   * are, and however busy the peer is. Returns once the kernel has accepted it. See {@link Channel.tokens}.
    *
    * @param token - A bigint from 0 to 2^64 - 1, or a safe integer from 0.
-   * @throws {@link RingfenceError} INVALID_ARGUMENT; NO_SPACE where the peer's queue of signals is full (RLIMIT_SIGPENDING
-   * of its user); UNSUPPORTED where this process may not send the peer a signal (another user's, without CAP_KILL), or the
-   * peer's system does not hand on all that comes with one; PEER_LOST once the peer has gone; CLOSED after this side's
-   * close; RING_CORRUPT; OBJECT_EXPOSED.
+   * @throws {@link RingfenceError} INVALID_ARGUMENT; NO_SPACE if the peer's signal queue is full (RLIMIT_SIGPENDING of its user);
+   * UNSUPPORTED if this process may not send the peer a signal (another user's, without CAP_KILL), or the peer's system does not pass on
+   * all data of a signal; PEER_LOST once the peer is gone; CLOSED after this side's close; RING_CORRUPT; OBJECT_EXPOSED.
    */
   sendToken(token: bigint | number): void {
     this.#core.sendToken(toToken(token))
   }
 
   /**
-   * The tokens that the peer sends, in its order; in no order with its messages. Several loops share them, and leaving one
-   * loses none. Ends when the channel has ended, after what has come; at once where this side has closed it. Up to 65,536
-   * wait here for a loop; further ones are counted in {@link Channel.droppedTokens}. Waiting for one does not keep the process
-   * alive, which the open channel does. Rejects with NO_SPACE where there is no descriptor to wait with.
+   * The tokens from the peer, in the order in which it sent them. Their order relative to its messages is undefined. Several loops share
+   * the tokens, and leaving a loop loses none.
    *
-   * Each was sent by the peer: its signal carries a secret that only the private line has carried.
+   * The loop ends when the channel has ended and the tokens that had arrived were read; at once if this side has closed the channel. Up to
+   * 65,536 tokens wait here for a loop. Further tokens are dropped and counted in {@link Channel.droppedTokens}. Waiting for a token does
+   * not keep the process alive, but the open channel does. Rejects with NO_SPACE if there is no descriptor to wait with.
+   *
+   * Each token was sent by the peer: its signal carries a secret that was sent only over the private line.
    */
   tokens(): AsyncIterable<bigint> {
     return { [Symbol.asyncIterator]: () => this.#core.tokens.iterate() }
   }
 
   /**
-   * How many signals of this channel's number (`realtimeSignal`) this process has been sent, since it began, that were no token
-   * of any of its channels: another process has made them up, or has sent them to a channel that had ended.
+   * The number of signals with this channel's number (`realtimeSignal`) that this process has received since it started and that were not
+   * tokens of any of its channels. Another process forged them, or sent them to a channel that had ended.
    */
   get strayTokens(): number {
     return this.#core.native.strayTokens()
   }
 
-  /** How many tokens of this channel were dropped, since 65,536 waited already. */
+  /** The number of this channel's tokens that were dropped because 65,536 were already waiting. */
   get droppedTokens(): number {
     return this.#core.native.droppedTokens()
   }
 
   /**
-   * Sends no more; the other direction goes on. Resolves once everything that was sent before is in the ring, or the
-   * channel has ended. Once both sides have ended, and everything was read here to the `undefined` behind it, the channel closes by itself;
-   * a side that does not read on calls {@link Channel.close}.
+   * Ends this side's sending; the other direction stays open. Resolves once everything that was sent before is in the ring, or the channel
+   * has ended. The channel closes itself once both sides have ended and this side has read everything, up to the final `undefined`. A side
+   * that stops reading earlier must call {@link Channel.close}.
    *
-   * @param options - An abort ends the waiting. It does not undo the end.
+   * @param options - An abort ends only the waiting. It does not undo the end.
    */
   end(options?: WaitOptions): Promise<void> {
     return untilAborted(options, () => this.#core.end())
   }
 
   /**
-   * Closes the channel. What is in the ring stays readable to the peer. Sends that are still pending have `linger`
-   * milliseconds (0), then they reject with CLOSED.
+   * Closes the channel. The peer can still read what is in the ring. Pending sends have `linger` milliseconds (default 0), and then reject
+   * with CLOSED.
    *
    * @returns A promise that resolves once everything is released.
    */
@@ -434,16 +432,16 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
   }
 
   /**
-   * The channel as a stream of bytes. Borders of messages are not kept, empty messages are skipped, and `end()` ends the sending.
+   * The channel as a byte stream. Message boundaries are not kept, empty messages are skipped, and `end()` ends this side's sending.
    *
-   * - `destroy()` sends what was written before, ends the sending and closes the channel, as `end()` and `destroy()` of a socket do. If
-   *   the peer does not read, that takes 5 s at most; then the rest is lost, and the peer's stream fails.
+   * - `destroy()` sends what was written before, ends the sending and closes the channel, as `end()` and `destroy()` of a socket do. If the
+   *   peer does not read, that takes at most 5 s. Then the remainder is lost, and the peer's stream fails.
    * - `destroy(error)` closes the channel at once. The peer's stream fails.
-   * - The readable side fails with code 'ECONNRESET', after everything that has arrived, if the peer is gone before it ended its sending:
-   *   its process has ended, or it has closed the channel without an end. The end of what was read may be missing then. A write that the
-   *   peer can no longer read fails with 'EPIPE'. The `cause` of both is the PEER_LOST of the channel.
-   * - What a listener throws is an uncaught exception.
-   * - It has what agents and servers call on a socket: `setTimeout`, `setKeepAlive`, `setNoDelay`, `ref` and `unref`.
+   * - The readable side fails with code 'ECONNRESET' if the peer is gone before it ended its sending: its process has exited, or it has
+   *   closed the channel without an end. The failure comes after all data that has arrived, and the last data may be missing. A write that
+   *   the peer can no longer read fails with 'EPIPE'. The `cause` of both is the channel's PEER_LOST.
+   * - An error that a listener throws is an uncaught exception.
+   * - It has the methods that agents and servers call on a socket: `setTimeout`, `setKeepAlive`, `setNoDelay`, `ref` and `unref`.
    * - `allowHalfOpen` is the channel's.
    */
   duplex(): Duplex {
@@ -485,7 +483,7 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
 
   /**
    * A web stream with one chunk for each message, made on first use. A message is taken from the channel when the stream's reader asks for
-   * it, so the backpressure is the channel's. The stream ends after the peer's end, and errors with PEER_LOST, after all messages, if the
+   * it, so the backpressure is the channel's. The stream ends after the peer's end. It errors with PEER_LOST, after all messages, if the
    * peer disconnected before it had ended its sending. `cancel()` closes the channel.
    *
    * With {@link Channel.writable} the channel is a pair of streams: `readable.pipeThrough(channel)`, and `pipeline` of `node:stream`
@@ -500,21 +498,21 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
 
   /**
    * A web stream that sends a message for each chunk, made on first use. A write is done once its message is in the ring. `close()` ends
-   * this side's sending, `abort()` closes the channel. Without `allowHalfOpen` the end of {@link Channel.readable} ends this side too, unless
-   * a writer or a pipe holds the stream.
+   * this side's sending, and `abort()` closes the channel. Without `allowHalfOpen`, the end of {@link Channel.readable} ends this side too,
+   * unless a writer or a pipe holds the stream.
    */
   get writable(): WritableStream<Out> {
     return this.#web().writable
   }
 
   /**
-   * The channel as a MessagePort of Node's, for comlink, birpc, capnweb and other libraries that use one. The port reads the channel:
-   * nothing else may. Values travel as the channel's codec encodes them, or else as {@link structured} does, which is for trusted peers:
-   * use `channel.with(json()).port()` if the peer may turn hostile.
+   * The channel as a Node `MessagePort`, for comlink, birpc, capnweb and other libraries that use one. Only the port may then read the
+   * channel. Values are encoded by the channel's codec, or else by {@link structured}, which is for trusted peers: use
+   * `channel.with(json()).port()` if the peer may turn hostile.
    *
    * A listener of 'message' starts the port and keeps the process alive. Without one, messages stay in the ring, and the peer waits. A
-   * message that cannot be decoded is the event 'messageerror'. 'close' follows the last message once the channel has ended. An error that a
-   * listener throws is an uncaught exception.
+   * message that cannot be decoded is reported by 'messageerror'. 'close' follows the last message once the channel has ended. An error
+   * that a listener throws is an uncaught exception.
    */
   port(): MessagePortLike {
     this.#buffer.mustBeFree()
@@ -537,19 +535,19 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
   }
 }
 
-/** A channel over what the binding has made. */
+/** Opens a channel over the binding's object. */
 export function openChannel(raw: RawChannel, settings: ChannelSettings, address: string | null): AnyChannel {
   const channel = make(withOperations(raw), settings)
   tellOpen(channel, address)
   return channel
 }
 
-/** As {@link openChannel}, for one that has come by itself: where it cannot be had, that is a refusal like any other. */
+/** Opens a channel for an incoming connection. A failure is reported like any other refusal. */
 export function openArrived(raw: RawChannel, settings: ChannelSettings, address: string): AnyChannel | Failure {
   try {
     return openChannel(raw, settings, address)
   } catch (error) {
-    // The peer must be told now, and not when the garbage is collected.
+    // The peer must be notified now, not when the garbage is collected.
     withOperations(raw).close()
     const { message, code } = error as RingfenceError
     return { code: code.replace('ERR_RINGFENCE_', ''), message, identity: raw.peer } as Failure

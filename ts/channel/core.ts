@@ -1,5 +1,5 @@
-// A channel below its public class: the queue, the buffer, the tokens, and how it ends. A channel of values shares it with the channel
-// that it was made from.
+// The shared state of a channel: the queue, the buffer, the tokens, and how it ends. A channel of values shares it with the channel that it
+// was made from.
 
 import { RingfenceError, fromFailure } from '../errors.js'
 import { FAILED, REASONS, REFUSED, type NativeChannel } from '../native.js'
@@ -50,18 +50,18 @@ export class ChannelCore {
   #resolveClosed!: (reason: CloseReason) => void
   readonly #onEnd: (reason: CloseReason) => void
   #reason: CloseReason | null = null
-  /** The error of a send once this side has ended its sending. */
+  /** The error of sends after this side has ended its sending. */
   #whyEnded = endedHere
-  /** The error of a call once the channel has ended. */
+  /** The error of calls after the channel has ended. */
   #whyOver = closedHere
   #ending: Promise<void> | null = null
-  /** The peer ended the channel, by its close or its exit: what it sent before can still be read. */
+  /** The peer ended the channel by closing it or exiting, so its earlier messages can still be read. */
   #outlives = false
-  /** How the peer disconnected without having ended its sending, as the binding's `isCut` answers. */
+  /** The final result of the binding's `isCut`: how the peer disconnected without having ended its sending; 0 if it did not. */
   #cut = 0
-  /** The membership that made it closes it. */
+  /** The membership that made this channel is closing it. */
   #departing = false
-  /** Called once what the peer left was read or dropped; not called if it left nothing. */
+  /** Called once the messages that the peer left were read or dropped; never called if it left none. */
   whenRead: (() => void) | null = null
 
   /** @param onEnd - Called once, when the channel has ended. */
@@ -93,7 +93,7 @@ export class ChannelCore {
   }
 
   stats(): ChannelStats {
-    // Messages that found room are in the ring before the figures are read.
+    // Puts messages into the ring that have room there, before the figures are read.
     if (!this.queue.isEmpty) this.queue.pump()
     const figures = this.native.stats()
     const { messages, bytes } = this.buffer.received
@@ -112,15 +112,15 @@ export class ChannelCore {
     }
   }
 
-  // Reading. Messages that were sent before must be on their way before an answer is waited for.
+  // Reading. Sends that are still staged must go out before this side waits for an answer.
 
-  /** A message if there is one, `undefined` if one must be waited for, `null` if no more will arrive. */
+  /** Returns a message if there is one, `undefined` if the caller must wait for it, `null` if no more will arrive. */
   receiveNow(): Buffer | null | undefined {
     if (!this.queue.isEmpty) this.queue.pump()
     return this.buffer.receiveNow()
   }
 
-  /** As {@link receiveNow}, for a loop: it ends if this side has closed the channel. */
+  /** Does the same as {@link receiveNow}, for a loop: it ends if this side has closed the channel. */
   nextNow(): Buffer | null | undefined {
     if (!this.queue.isEmpty) this.queue.pump()
     return this.buffer.nextNow()
@@ -133,14 +133,14 @@ export class ChannelCore {
     return readable ?? (await this.buffer.wait(false, signal, reader).promise) !== null
   }
 
-  /** As {@link waitReadable} finds it, for a loop. */
+  /** Does the check of {@link waitReadable} without waiting, for a loop. */
   arrivedNow(): true | null | undefined {
     if (!this.queue.isEmpty) this.queue.pump()
     const arrived = this.buffer.arrivedNow()
     return arrived === false ? null : arrived
   }
 
-  // How it ends.
+  // The end of the channel.
 
   /** Ends this side's sending. */
   end(): Promise<void> {
@@ -164,7 +164,7 @@ export class ChannelCore {
     return this.#ending
   }
 
-  /** A caller was told that no more messages will arrive. A channel that the peer cut off has no direction left to end. */
+  /** Handles that a caller has seen the end of the peer's messages. If the peer cut the channel off, there is no direction left to end. */
   endWithPeer(): void {
     if (this.allowHalfOpen || this.#isCutNow() !== 0) return
     if (this.#reason === null) void this.#endSending(endedWithPeer)
@@ -176,12 +176,12 @@ export class ChannelCore {
       const lingering = this.queue.linger(linger, closedHere, this.closed)
       if (lingering !== null) await lingering
     }
-    // Nobody will read what the peer left.
+    // The messages that the peer left will not be read.
     if (this.#reason === null) this.#finish('closed', closedHere)
     else if (this.buffer.outlives) this.buffer.close(closedHere)
   }
 
-  /** The binding closes it from another thread soon. Returns a function that marks the channel closed. */
+  /** Prepares for a close by the binding from another thread. Returns a function that marks the channel closed. */
   depart(): () => void {
     if (this.#reason !== null) return () => {}
     this.queue.pump()
@@ -217,24 +217,24 @@ export class ChannelCore {
     return this.#reason === null ? this.native.isCut() : this.#cut
   }
 
-  /** What the peer left was read, or nobody will read it. */
+  /** Releases the ring: the messages that the peer left were read or dropped. */
   #letGo(): void {
     this.native.close()
     const notify = this.whenRead
     this.whenRead = null
-    // The reader that takes the last message must have it first.
+    // The reader of the last message must get it first.
     if (notify !== null) timers.queueMicrotask(notify)
   }
 
-  /** The line is readable. */
+  /** Handles that the line is readable. */
   hear(): void {
     if (this.#reason !== null) return
-    // The error of a send must not depend on which of the two ends was noticed first.
+    // The error of a send must not depend on which side's end was noticed first.
     this.#settle(this.native.listen(), this.#whyEnded === endedWithPeer ? endedWithPeer : undefined)
     if (this.#reason === null) this.#wake()
   }
 
-  /** The peer has woken this side: everything that waits is re-checked. */
+  /** Re-checks everything that waits: the peer has woken this side. */
   #wake(): void {
     this.native.disarm()
     this.queue.awake()
@@ -242,10 +242,10 @@ export class ChannelCore {
   }
 
   /**
-   * Handles the core's answer whether it has ended the channel. The core may notice the peer's end on a thread of its own before the event
-   * loop is notified: what the peer left is then still read.
+   * Ends the channel if the core's answer says so. The core may notice the peer's end on its own thread before the event loop is notified.
+   * The messages that the peer left are still read then.
    *
-   * @param unsendable - The error of a send from then on; by default that of the reason.
+   * @param unsendable - The error of later sends; by default that of the reason.
    */
   #settle(answer: number, unsendable?: () => RingfenceError): void {
     const reason = reasonOf(answer)
@@ -264,38 +264,38 @@ export class ChannelCore {
     if (this.#ending !== null) timers.queueMicrotask(() => this.#checkEnd())
   }
 
-  /** Both sides may have ended. */
+  /** Checks whether both sides have ended. */
   #checkEnd(): void {
     if (this.#reason !== null) return
     this.#settle(this.native.listen(), this.#whyEnded)
-    // The line was read: a wakeup that was meant for a waiting send does not come twice.
+    // The line was read, so a wakeup for a waiting send would not come again.
     if (this.#reason === null) this.#wake()
   }
 
-  /** Why a merge has come to the end. The event loop may not be notified yet; a peer may have ended its sending alone. */
+  /** Returns why the source of a merge has ended. The event loop may not be notified yet, or the peer may have ended only its sending. */
   reasonOfEnd(): CloseReason {
     this.hear()
     const reason = this.#reason ?? 'closed'
-    // A merge reports it.
+    // The merge reports the end.
     this.endWithPeer()
     return reason
   }
 
-  /** A call into the core has failed: an error that ends the channel ends it here. */
+  /** Handles a failed call into the core. An error that ends the channel there ends it here as well. */
   #failed(error: RingfenceError): void {
     if (error.code === 'ERR_RINGFENCE_RING_CORRUPT') {
       this.#finish('corrupt', () => new RingfenceError('RING_CORRUPT', error.message, { cause: error }))
     } else if (error.code === 'ERR_RINGFENCE_OBJECT_EXPOSED') {
       this.#finish('exposed', exposed)
     } else if (error.code === 'ERR_RINGFENCE_PEER_LOST' || error.code === 'ERR_RINGFENCE_CLOSED') {
-      // A call noticed it before the event loop was notified.
+      // A call noticed the end before the event loop was notified.
       this.hear()
     } else if (error.code === 'ERR_RINGFENCE_UNSUPPORTED') {
       this.#finish('closed', () => error)
     }
   }
 
-  /** @param outlives - What the peer left can still be read. */
+  /** @param outlives - The messages that the peer left can still be read. */
   #finish(reason: CloseReason, unsendable: () => RingfenceError, outlives = false): void {
     if (this.#reason !== null) return
     this.#reason = reason
