@@ -1,4 +1,4 @@
-// Many to one: reads from many sources, in turns, and waits for all of them at once.
+// Many to one: reads from many sources in turns, and waits for all of them at once.
 
 import { EventEmitter } from 'node:events'
 
@@ -18,28 +18,28 @@ import type { CloseReason, GoneReason, Message, WaitOptions, BatchOptions } from
 import { Waiters, type Wait } from './waiters.js'
 import { timers } from '../runtime/timers.js'
 
-/** What a {@link Merge} reads. */
+/** A source that a {@link Merge} can read. */
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
 export type MergeSource = Channel<any, any> | Subscription<any>
 
-/** What a source of a {@link Merge} hands out. */
+/** The messages of a source of a {@link Merge}. */
 export type MessageOf<Source> = Source extends Channel<infer In, infer _> | Subscription<infer In> ? In : never
 
-/** Why a source has ended: no channel is evicted. */
+/** The reason why a source has ended. Channels are never evicted. */
 export type EndOf<Source> = Source extends Subscription<never> ? GoneReason : CloseReason
 
-/** What a {@link Merge} tells. */
+/** The events of a {@link Merge}. */
 export interface MergeEvents<Source> {
   /** A source has ended, and has left the merge after its last message. */
   end: [source: Source, reason: EndOf<Source>]
 }
 
-/** As {@link Visit}, with the source first. */
+/** A {@link Visit} with the source as the first argument. */
 export type MergeVisit<Source, In = Message> = [In] extends [Message]
   ? (source: Source, bytes: Uint8Array, offset: number, length: number) => void
   : (source: Source, value: In) => void
 
-/** Of the sources that have nothing, so many of each kind are looked at after each turn. */
+/** The number of empty sources that are checked after each turn, in each of the two lists (resting and armed). */
 const LOOKS = 4
 
 /** Only this package makes merges. */
@@ -47,7 +47,7 @@ const KEY = Symbol('ringfence')
 
 const closedHere = () => new RingfenceError('CLOSED', 'the merge is closed')
 
-/** One source in a merge. */
+/** A source of a merge, with its state there. */
 class Entry<Source> extends Place {
   readonly source: Source
   readonly inlet: Inlet
@@ -59,28 +59,27 @@ class Entry<Source> extends Place {
   }
 }
 
-/** Thrown by a visitor's wrapper, to end the visits of a source that has left. */
+/** Thrown by the visitor's wrapper to stop the visits of a source that has left the merge. */
 const LEFT = Symbol('left')
 
 let make: (held: boolean) => Merge
 
-/** A merge that goes on though all its sources have ended, until {@link letEnd}. */
+/** Makes a merge that stays open after all its sources have ended, until {@link letEnd}. */
 export let makeHeld: () => Merge<Channel>
 
-/** Has a held merge end once its sources have. `failure`: what the first that asks is told then. */
+/** Lets a held merge end once its sources have ended. `failure`: the error for the first caller after that. */
 export let letEnd: (held: Merge<Channel>, failure: Error | null) => void
 
 /**
- * Reads from many sources as one: each message comes with the source that it is of, whose `peer` is proven.
+ * Reads from many sources as one. Each message comes with its source, whose `peer` is proven.
  *
- * The sources take turns of about 16 KiB, so that one that floods holds up no other; one that was quiet has its turn next. The
- * messages of each source stay in their order. A source that has ended leaves by itself, after its last message, and the event
- * `end` tells why; also one whose peer has lied ('corrupt'), which costs the others nothing. While a merge reads a source, the
- * source's own reading calls throw or reject with INVALID_ARGUMENT; it can send, be verified and be closed as ever.
+ * The sources take turns of about 16 KiB, so a source that floods does not delay the others. A source that was quiet has its turn next. The
+ * messages of each source stay in order. A source that has ended leaves the merge after its last message, and the event `end` reports the
+ * reason. So does a source whose peer violated the protocol ('corrupt'), without affecting the others. While a merge reads a source, the
+ * source's own reading calls throw or reject with INVALID_ARGUMENT. Sending, verifying and closing it still work.
  *
- * `for await (const [source, message] of merge)` ends once every source has ended; leaving the loop loses no message. What a listener of
- * an event throws is an uncaught exception. Several calls that wait are served in their order. `busyPollMicros` of a source has no
- * effect on a merge.
+ * `for await (const [source, message] of merge)` ends once every source has ended. Leaving the loop loses no message. An error that a
+ * listener throws is an uncaught exception. Calls that wait are served in order. `busyPollMicros` of a source has no effect on a merge.
  */
 export class Merge<Source extends MergeSource = Channel | Subscription, In = Message>
   extends EventEmitter<MergeEvents<Source>>
@@ -89,20 +88,20 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
   readonly #entries = new Map<Source, Entry<Source>>()
   readonly #turns = new Turns<Entry<Source>>()
   readonly #waiters = new Waiters<[Source, In]>()
-  /** Ends that are to be told in the next microtask: a listener must not run while a message is on its way to its reader. */
+  /** Ends to report in the next microtask: a listener must not run while a message is on its way to its reader. */
   #untold: MergeEvents<Source>['end'][] = []
-  /** It is looked after in the next microtask. */
+  /** The sources and callers are attended to in the next microtask. */
   #scheduled = false
-  /** Those who wait are looked after once the event loop has turned. */
+  /** Waiting callers are served once the event loop has turned. */
   #deferred = false
-  /** There is, or was, a source: once there is none, it is over. */
+  /** The merge has or had a source. It is over once it has none again. */
   #hadOne = false
   #held: boolean
   #closed = false
   #streams: WebStreams<[Source, In], never> | null = null
-  /** Told to the first that asks once it is over. */
+  /** The error for the first caller after the merge is over. */
   #failure: Error | null = null
-  /** Messages that it has handed out, and their bytes. */
+  /** The number of messages handed out, and their bytes. */
   #messages = 0
   #bytes = 0
 
@@ -124,21 +123,21 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
     this.#held = held
   }
 
-  /** The messages that it has handed out so far, over all sources that are or were in it. The visits of a `receiveEach` count when it returns. */
+  /** The messages handed out so far, over all current and former sources. The visits of a `receiveEach` count when it returns. */
   stats(): MergeStats {
     return { sources: this.size, messagesReceived: this.#messages, bytesReceived: this.#bytes }
   }
 
-  /** Sources in it. */
+  /** The number of sources. */
   get size(): number {
     return this.#entries.size
   }
 
   /**
-   * Reads from a source as well. One that is in this merge already stays as it is; one that has ended leaves at once.
+   * Adds a source. A source that is already in this merge is left unchanged. One that has ended leaves at once.
    *
-   * @throws {@link RingfenceError} INVALID_ARGUMENT for what is no source, and for one that another merge reads, or a call that waits;
-   * CLOSED once the merge is closed.
+   * @throws {@link RingfenceError} INVALID_ARGUMENT for a value that is not a source, or a source that another merge or a waiting call
+   * reads; CLOSED once the merge is closed.
    */
   add(source: Source): this {
     if (this.#closed) throw closedHere()
@@ -154,7 +153,7 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
     return this
   }
 
-  /** Hands a source back, open: what it has not handed out is there to read. Whether it was in this merge. */
+  /** Removes a source, which stays open and keeps its unread messages. Returns whether it was in this merge. */
   delete(source: Source): boolean {
     const entry = this.#entries.get(source)
     if (entry === undefined) return false
@@ -163,17 +162,17 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
     return true
   }
 
-  /** Whether a source is in it. */
+  /** Whether a source is in this merge. */
   has(source: Source): boolean {
     return this.#entries.has(source)
   }
 
   /**
-   * The next message, and which source it is of.
+   * Receives the next message, with its source.
    *
-   * @returns null: every source has ended or was deleted, and everything was read. A merge that never had one waits for it.
-   * Rejects with CLOSED once the merge is closed (a call that waits then is told null); AbortError by the signal, which loses nothing;
-   * NO_SPACE where there is no memory for the message, which stays and is tried again in its source's next turn.
+   * @returns `undefined` if every source has ended or was deleted, and everything was read. A merge that never had a source waits for one.
+   * Rejects with CLOSED once the merge is closed (calls that already wait resolve with `undefined`); AbortError if the signal is aborted,
+   * which loses no message; NO_SPACE if there is no memory for the message, which is tried again in its source's next turn.
    */
   async receive(options?: WaitOptions): Promise<[Source, In] | undefined> {
     const signal = readerSignal(options)
@@ -201,13 +200,15 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
   }
 
   /**
-   * Visits the messages that are there now, of each source in turns. Messages that come in the meantime are left to the next call. The
-   * bytes are valid during the visit, and must not be transferred elsewhere.
+   * Visits the messages that are available now, of each source in turns. Messages that arrive during the call are left to the next call.
+   * The bytes are valid during the visit, and must not be transferred.
    *
-   * @param visit - What it throws is passed on; the message has been visited then, and the rest stays.
-   * @param max - At most so many, however long that takes. Left out, visits end after about 2 ms, and the rest stays.
-   * @returns How many were visited.
-   * @throws {@link RingfenceError} CLOSED once the merge is closed; else as {@link Channel.receiveEach}, but for the end of a source.
+   * @param visit - If it throws, the error is passed on: the current message counts as visited, and the others stay unread.
+   * @param max - The maximum number of messages, however long that takes. By default, visits stop after about 2 ms, and the other messages
+   * stay unread.
+   * @returns The number of visited messages.
+   * @throws {@link RingfenceError} CLOSED once the merge is closed; otherwise as {@link Channel.receiveEach}, except that a source's end
+   * does not throw.
    */
   receiveEach(visit: MergeVisit<Source, In>, max?: number): number {
     checkReceiveEach(visit, max)
@@ -227,7 +228,7 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
           const { values } = own.inlet
           if (values === null) (visit as MergeVisit<Source>)(own.source, bytes, offset, length)
           else (visit as MergeVisit<Source, unknown>)(own.source, values.decodeShown(bytes, offset, length))
-          // A visitor may delete the source, or close the merge.
+          // A visitor may delete the source or close the merge.
           if (own.line === null) throw LEFT
         }
         const round = begun.has(own) ? MORE : FIRST
@@ -242,7 +243,7 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
     return count
   }
 
-  /** One turn of a source. */
+  /** Runs one turn of a source. */
   #visit(
     entry: Entry<Source>,
     visitor: (bytes: Uint8Array, offset: number, length: number) => void,
@@ -264,9 +265,9 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
   }
 
   /**
-   * Waits until there is something to read.
+   * Waits until a message is available.
    *
-   * @returns false: every source has ended or was deleted, and everything was read. Rejects as {@link Merge.receive}.
+   * @returns `false` if every source has ended or was deleted, and everything was read. Rejects as {@link Merge.receive}.
    */
   async waitReadable(options?: WaitOptions): Promise<boolean> {
     return this.#waitReadable(readerSignal(options))
@@ -291,8 +292,8 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
   }
 
   /**
-   * Yields arrays of messages: at least one, and at most `max` of those that are there. For loops that want speed: one promise for each
-   * array, and not for each message.
+   * Yields arrays of at least one and at most `max` available messages. Meant for fast loops: it needs one promise for each array instead
+   * of one for each message.
    *
    * @example
    * for await (const messages of merge.batches()) for (const message of messages) handle(message)
@@ -318,7 +319,7 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
     )
   }
 
-  /** Hands every source back, open. Calls that wait are told that no more will come. Loops over the merge end. */
+  /** Removes every source, which stays open. Waiting calls resolve as at the end, and loops over the merge end. */
   close(): Promise<void> {
     if (!this.#closed) {
       this.#closed = true
@@ -332,19 +333,19 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
     return this.close()
   }
 
-  /** No source keeps the process alive, and to read them does not either. That no source is left is told in any case. */
+  /** Whether no source keeps the process alive, so that reading does not either. False without sources: their end is always reported. */
   get #isWeak(): boolean {
     for (const { inlet } of this.#entries.values()) if (!inlet.buffer.isWeak) return false
     return this.#entries.size > 0
   }
 
-  /** What is waited for before more is handed out; null: nothing. */
+  /** The turn of the event loop to await before more is handed out; null if none is due. */
   get #due(): Promise<void> | null {
     const due = fairness.dueWeakly
     return due === null || this.#isWeak ? due : fairness.due
   }
 
-  /** No more will come. */
+  /** Whether no more messages will come. */
   get #isOver(): boolean {
     return this.#closed || (this.#hadOne && !this.#held && this.#entries.size === 0 && this.#untold.length === 0)
   }
@@ -355,7 +356,7 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
     if (failure !== null) throw failure
   }
 
-  /** A message if there is one, `undefined` if one must be waited for, `null` if none will come. */
+  /** Returns a message if there is one, `undefined` if the caller must wait for it, `null` if none will come. */
   #receiveNow(): [Source, In] | null | undefined {
     if (!this.#waiters.isEmpty || this.#due !== null) return undefined
     const message = this.#take()
@@ -371,7 +372,7 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
     return wait
   }
 
-  /** The next message of those that are ready. */
+  /** Takes the next message of the ready sources. */
   #take(): [Source, In] | null {
     const turns = this.#turns
     for (let entry = turns.next; entry !== null; entry = turns.next) {
@@ -394,7 +395,7 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
     return null
   }
 
-  /** Whether one of those that are ready has something. */
+  /** Whether a ready source has something. */
   #has(): boolean {
     const turns = this.#turns
     for (let entry = turns.next; entry !== null; entry = turns.next) {
@@ -410,10 +411,10 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
     else this.#turns.foundEmpty(entry, buffer.isArmed)
   }
 
-  /** A source has ended, and all was read. */
+  /** Removes a source that has ended and was read to its end. */
   #leave(entry: Entry<Source>): void {
     this.#remove(entry)
-    // Asked once it has been handed back: the answer may be the channel's end, which tells its reader.
+    // The reason is read after the source was released: reading it may end the channel, which notifies the channel's reader.
     this.#untold.push([entry.source, entry.inlet.reason() as EndOf<Source>])
     this.#schedule()
   }
@@ -424,13 +425,13 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
     entry.inlet.buffer.giveBack()
   }
 
-  /** A source has rung, or has ended. */
+  /** Handles that a source was woken or has ended. */
   #told(entry: Entry<Source>): void {
     this.#turns.wake(entry)
     this.#schedule()
   }
 
-  /** Later, since what has an event is in the middle of telling it. */
+  /** Runs in a microtask, because the source is still in the middle of its own event. */
   #schedule(): void {
     if (this.#scheduled) return
     this.#scheduled = true
@@ -441,13 +442,13 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
   }
 
   #attend(): void {
-    // Also without a reader: one that has ended leaves by itself.
+    // A source that has ended leaves even if no caller reads the merge.
     for (const entry of this.#turns.fresh) if (entry.inlet.buffer.isThrough) this.#leave(entry)
     for (const end of this.#untold.splice(0)) emit(this as EventEmitter, 'end', ...end)
     this.#serve()
   }
 
-  /** Gives what is there to the callers that wait, and has the sources ring for the rest. */
+  /** Hands available messages to the waiting callers, and asks the sources for a wakeup if more callers wait. */
   #serve(): void {
     for (let waiter = this.#waiters.first; waiter !== undefined; waiter = this.#waiters.first) {
       const due = this.#due
@@ -462,7 +463,7 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
         if (waiter.takes) message = this.#take()
         else there = this.#has()
       } catch (error) {
-        // The error is this one's: the others are told what they find.
+        // The error belongs to this caller. The others continue.
         if (this.#waiters.remove(waiter)) waiter.failed(error as Error)
         continue
       }
@@ -476,7 +477,7 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
     }
   }
 
-  /** No more will come for the callers that wait. */
+  /** Ends the waiting calls: no more messages will come. */
   #tellOver(): void {
     const failure = this.#failure
     this.#failure = null
@@ -493,7 +494,7 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
     })
   }
 
-  /** Has those ring that have nothing and would not. Whether one of them has something after all. */
+  /** Asks the peers of resting sources for a wakeup. Returns whether one of these sources has something already. */
   #arm(): boolean {
     const resting = this.#turns.resting
     if (resting.length === 0) return false
@@ -510,10 +511,10 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
   }
 }
 
-/** What a wait for readability finds. */
+/** The value of a wait that only checks for readability. */
 const THERE = [null, null] as never
 
-/** Has the peers of all ring. Between two looks of each there must be a memory barrier, and one serves all of them. */
+/** Asks the peers of all sources for a wakeup. Each source needs a memory barrier between two checks, and one barrier serves all. */
 function armAll(inlets: Inlet[]): void {
   if (inlets.length === 1) {
     inlets[0]!.buffer.arm()
@@ -521,7 +522,7 @@ function armAll(inlets: Inlet[]): void {
   }
   let barrier = false
   for (const { buffer } of inlets) if (buffer.park()) barrier = true
-  // Where it cannot be had, each fails by itself, and says so.
+  // If the shared barrier fails, each source arms separately and reports its own failure.
   const single = barrier && native.barrier() !== null
   for (const { buffer } of inlets) {
     if (single) buffer.arm()
@@ -529,13 +530,13 @@ function armAll(inlets: Inlet[]): void {
   }
 }
 
-/** Whether its turn is worth having: also where it has ended, or has a message that there is no memory for. */
+/** Whether a source needs a turn: it has a message, has ended, or has a message that there is no memory for. */
 function hasSomething(entry: Entry<unknown>): boolean {
   const { buffer } = entry.inlet
   try {
     return buffer.hasMessage() || buffer.isThrough
   } catch {
-    // The call that takes the message tells.
+    // The call that takes the message reports the error.
     return true
   }
 }
@@ -543,8 +544,9 @@ function hasSomething(entry: Entry<unknown>): boolean {
 /**
  * Reads from many channels as one: see {@link Merge}.
  *
- * @param channels - Those that are in it from the start; more may come by {@link Merge.add}.
- * @throws {@link RingfenceError} INVALID_ARGUMENT for what is no source, or is read already; then none of them is taken.
+ * @param channels - The initial sources. {@link Merge.add} adds more.
+ * @throws {@link RingfenceError} INVALID_ARGUMENT for a value that is not a source, or a source that is already read. No source is added
+ * then.
  */
 export function merge<Source extends MergeSource = Channel | Subscription>(
   channels: Iterable<Source> = [],

@@ -11,10 +11,10 @@ const TOLD_BY_VERIFY: ReadonlySet<string> = new Set([
   'ERR_RINGFENCE_UNSUPPORTED',
 ])
 
-/** A verification that a caller waits for. */
+/** A verification that a caller awaits. */
 interface Verification {
   resolve(identity: Identity): void
-  /** With an end, which `closed` reports as well, the rejection needs no handler. */
+  /** If the error is an end, which `closed` reports as well, the rejection needs no handler. */
   reject(error: RingfenceError): void
 }
 
@@ -56,11 +56,11 @@ export function runVerification(
   return promise
 }
 
-/** The peer as it was last looked at, in the handshake or by `verify`. */
+/** The peer at its last check, in the handshake or by `verify`. */
 export class PeerView {
   peer: Identity
   readonly #native: Pick<NativeChannel, 'evidence' | 'verify' | 'failure'>
-  /** Fetched when it is first asked for. */
+  /** Fetched on first use. */
   #ofHandshake: readonly Evidence[] | null = null
   #evidence: readonly Evidence[] | null = null
 
@@ -69,7 +69,7 @@ export class PeerView {
     this.peer = native.peer
   }
 
-  /** Every check of the handshake, and those of the last look. */
+  /** Every check of the handshake, and those of the last `verify`. */
   get evidence(): readonly Evidence[] {
     return (this.#evidence ??= this.#evidenceOfHandshake())
   }
@@ -93,7 +93,7 @@ export class PeerView {
       }
       const started = this.#native.verify((failure, verified) => {
         const endedMeanwhile = over()
-        // After the end, the result of the check says nothing.
+        // After the end, the result of the check no longer counts.
         if (verified !== null && endedMeanwhile === undefined) {
           this.peer = verified.identity
           this.#evidence = Object.freeze([...this.#evidenceOfHandshake(), ...verified.evidence])

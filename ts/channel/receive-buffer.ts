@@ -1,4 +1,4 @@
-// Hands fetched messages out: to callers that wait, to visitors, to a merge.
+// Hands fetched messages to waiting callers, to visitors, or to a merge.
 
 import { RingfenceError, invalid } from '../errors.js'
 import { fairness } from '../runtime/fairness.js'
@@ -10,7 +10,7 @@ import { Waiters, type Wait } from './waiters.js'
 import { afterWeakTurn } from '../runtime/weak-turn.js'
 import { timers } from '../runtime/timers.js'
 
-/** What a wait for readability finds. */
+/** The value of a wait that only checks for readability. */
 const EMPTY = Buffer.alloc(0)
 
 export class ReceiveBuffer {
@@ -18,29 +18,29 @@ export class ReceiveBuffer {
   readonly #fetched: Fetched
   readonly #waiters = new Waiters<Buffer>()
   #armed = false
-  /** A turn of the event loop passes just now before the peer is asked for a wakeup. */
+  /** One turn of the event loop is passing before the peer is asked for a wakeup. */
   #turning = false
-  /** The source keeps no process alive: reading from it does not either, however much arrives. */
+  /** The source keeps no process alive, so reading from it does not either, however many messages arrive. */
   #isWeak = false
   /** Waiting callers are served once the event loop has turned. */
   #deferred = false
-  /** Notified of events if a merge reads, and not the caller; null: the caller reads. */
+  /** Called on events while a merge reads the source; null if the program reads it directly. */
   #merged: (() => void) | null = null
-  /** The last visits ended because there was nothing more. */
+  /** The last visits stopped because nothing was left. */
   #dry = false
   readonly #told: () => void
   /** This side has closed the channel. */
   #closed = false
-  /** Fetched messages that the close of this side has discarded. */
+  /** The number of fetched messages that this side's close has discarded. */
   #discarded = 0
-  /** Messages that were handed out, and their bytes: counted here, since fetched ones may be discarded or transferred. */
+  /** Messages handed out, and their bytes. They are counted here, since fetched messages may be discarded or transferred. */
   #messages = 0
   #bytes = 0
 
   /**
-   * @param failed - Told what the binding's calls say.
-   * @param ended - Told once the peer has said that no more will come, and everything was fetched.
-   * @param told - Told each time that a caller that wanted a message is told so.
+   * @param failed - Called with the error of a failed call into the binding.
+   * @param ended - Called once the peer has ended its sending and everything was fetched.
+   * @param told - Called each time that a caller wanted a message and found the end.
    */
   constructor(
     native: NativeReader,
@@ -54,28 +54,28 @@ export class ReceiveBuffer {
     this.#told = told
   }
 
-  /** Whether a turn of the event loop that is waited for keeps the process alive. */
+  /** Sets whether awaiting a turn of the event loop keeps the process alive. */
   keepAlive(alive: boolean): void {
-    // What a peer has left is no more than a ring, and is read to its end.
+    // The messages that a peer has left fill at most one ring, and are read to the end.
     this.#isWeak = !alive && this.#fetched.over === null && this.#fetched.release === null
   }
 
-  /** Whether what it reads keeps no process alive. */
+  /** Whether reading from the source keeps no process alive. */
   get isWeak(): boolean {
     return this.#isWeak
   }
 
-  /** What is waited for before more is handed out; null: nothing. */
+  /** The turn of the event loop to await before more is handed out; null if none is due. */
   get due(): Promise<void> | null {
     return this.#isWeak ? fairness.dueWeakly : fairness.due
   }
 
-  /** Whether no more will come, and all was read. */
+  /** Whether no more messages will come and everything was read. */
   get isEnded(): boolean {
     try {
       if (this.#fetched.has(false) || this.#fetched.over === null) return false
     } catch (error) {
-      // There is a message, and no memory for it: the call that receives it tells.
+      // There is a message, but no memory for it: the call that receives it reports that.
       if (isShortage(error)) return false
       throw error
     }
@@ -83,12 +83,12 @@ export class ReceiveBuffer {
     return true
   }
 
-  /** Messages that were fetched and not handed out, those included that this side's close has discarded. */
+  /** The number of fetched messages that were not handed out, those included that this side's close has discarded. */
   get unread(): number {
     return this.#discarded + this.#fetched.count
   }
 
-  /** The messages that were handed out so far, and their bytes. Running visits count when they end. */
+  /** The messages handed out so far, and their bytes. Running visits count when they end. */
   get received(): Received {
     return { messages: this.#messages, bytes: this.#bytes }
   }
@@ -98,7 +98,7 @@ export class ReceiveBuffer {
     this.#bytes += bytes
   }
 
-  /** The next message, in memory of the caller's own. */
+  /** Takes the next message, in the caller's own memory. */
   #take(spin: boolean): Buffer | null {
     const message = this.#fetched.take(spin)
     if (message !== null) {
@@ -108,19 +108,19 @@ export class ReceiveBuffer {
     return message
   }
 
-  /** Whether more may come, for a caller that has found nothing. @throws the reason, if that is no orderly end. */
+  /** Whether more may come, for a caller that found nothing. @throws the reason, if the end was not orderly. */
   #isOpen(): boolean {
     if (this.#fetched.over === null) return true
     if (this.#fetched.over !== 'ended') throw this.#fetched.over()
     return false
   }
 
-  /** @throws {@link RingfenceError} INVALID_ARGUMENT if a merge reads: a direct read would take what the merge is to hand out. */
+  /** @throws {@link RingfenceError} INVALID_ARGUMENT if a merge reads: a direct read would take the merge's message. */
   mustBeFree(): void {
     if (this.#merged !== null) throw merged()
   }
 
-  /** The next message, if there is one now. Its caller learns of the end elsewhere. */
+  /** Takes the next message if there is one now. The caller detects the end by other means. */
   takeNow(): Buffer | null {
     this.mustBeFree()
     const message = this.#take(false)
@@ -134,17 +134,17 @@ export class ReceiveBuffer {
     return message
   }
 
-  /** The caller has found nothing: if none will come, it knows that now. */
+  /** Reports the end to the owner: the caller that found nothing now knows it. */
   #tellIfEnded(): void {
     if (this.#fetched.over === 'ended') this.#told()
   }
 
-  /** As {@link receiveNow}, for a loop: it ends where this side has closed the channel. */
+  /** Does the same as {@link receiveNow}, for a loop: it ends if this side has closed the channel. */
   nextNow(): Buffer | null | undefined {
     return this.#closed ? null : this.receiveNow()
   }
 
-  /** A message if there is one, `undefined` if one must be waited for, `null` if none will come. */
+  /** Returns a message if there is one, `undefined` if the caller must wait for it, `null` if none will come. */
   receiveNow(): Buffer | null | undefined {
     this.mustBeFree()
     if (this.#closed) this.#isOpen()
@@ -156,7 +156,7 @@ export class ReceiveBuffer {
     return null
   }
 
-  /** As {@link isReadableNow}, for a loop: it ends if this side has closed the channel. */
+  /** Does the same as {@link isReadableNow}, for a loop: it ends if this side has closed the channel. */
   arrivedNow(): boolean | undefined {
     return this.#closed ? false : this.isReadableNow()
   }
@@ -170,15 +170,15 @@ export class ReceiveBuffer {
     return this.#isOpen() ? undefined : false
   }
 
-  /** Waits for a message (`takes`), or until there is one; called once `receiveNow` has found none. */
+  /** Waits for a message (`takes`), or until there is one. Called once `receiveNow` has found none. */
   wait(takes: boolean, signal?: AbortSignal, reader: object | null = this): Wait<Buffer> {
     const wait = this.#waiters.addReader(reader, signal, takes)
-    // A visitor that reads gets the message after its own, also where the event loop is due: its drain would visit that one otherwise.
+    // A visitor that receives gets the message behind its own even if the event loop is due. Otherwise its `receiveEach` would visit it.
     this.serve(this.#fetched.visitors > 0)
     return wait
   }
 
-  /** @param max - Undefined: no more than the event loop can spare the time for. */
+  /** @param max - By default, as many as the event loop can spare the time for. */
   receiveEach(visit: Visit, max: number | undefined): number {
     this.mustBeFree()
     const count = this.#visit(visit, max, Infinity, FIRST)
@@ -187,17 +187,17 @@ export class ReceiveBuffer {
   }
 
   /**
-   * Visits what is there.
+   * Visits the messages that are available.
    *
-   * @param bytes - No further message is visited once so many have been.
-   * @param round - `FIRST`, or `MORE` where the round began in an earlier call.
+   * @param bytes - Visits stop once this number of bytes was visited.
+   * @param round - `FIRST`, or `MORE` if the round began in an earlier call.
    */
   #visit(visit: Visit, max: number | undefined, bytes: number, round: number): number {
     const fetched = this.#fetched
     const most = max ?? Infinity
     let count = 0
     let payload = 0
-    /** Messages until the next look at the clock; where that has been looked at, the first time. */
+    /** Messages until the next clock check. `began` is the time of the first check, or 0. */
     let left = fairness.stride
     let began = 0
     let goesOn = false
@@ -207,13 +207,13 @@ export class ReceiveBuffer {
     try {
       while (count < most && bytes > 0) {
         if (fetched.at === fetched.end) {
-          // Between two visits of the outermost visitor the chunk is not looked at.
+          // Between two visits of the outermost visitor no visitor sees the chunk, so it may be overwritten.
           fetched.visitors -= 1
           let there: boolean
           try {
             there = fetched.large.message !== null || fetched.fetchToShow(false, round)
           } catch (error) {
-            // The caller must learn of its visits first. The next call finds the message again.
+            // The caller must get the count of its visits first. The next call finds the message again.
             if (count > 0 && isShortage(error)) break
             throw error
           } finally {
@@ -236,8 +236,8 @@ export class ReceiveBuffer {
           const memory = fetched.memory
           const words = fetched.words
           const start = fetched.at
-          // Small integers, as long as nothing is limited: `most` and `bytes` are numbers of another kind to the engine where they are
-          // infinite, and what is made of them is converted for each message.
+          // Keeps the loop's bounds small integers. `most` and `bytes` may be infinite, which makes them doubles to the engine: bounds
+          // derived from them would need a conversion for each message.
           let end = fetched.end
           if (bytes < end - start) end = start + bytes
           let stop = count + left
@@ -256,7 +256,7 @@ export class ReceiveBuffer {
             payload += length
             visit(memory, at + HEADER, length)
             at = next
-            // A visitor that reads, itself, may have changed all of this.
+            // The visitor may itself have read messages and changed all of this.
             if (fetched.at !== next || fetched.memory !== memory) break
           }
           left -= count - begin
@@ -279,13 +279,13 @@ export class ReceiveBuffer {
     return count
   }
 
-  /** The peer has rung. */
+  /** Handles a wakeup from the peer. */
   awake(): void {
     this.#armed = false
     this.serve()
   }
 
-  /** Gives what is there to the callers that wait, and has the peer ring for the rest. `now`: also where the event loop is due. */
+  /** Hands messages to waiting callers, and asks the peer for a wakeup if more callers wait. `now`: even if the event loop is due. */
   serve(now = false): void {
     if (this.#merged !== null) {
       this.#merged()
@@ -303,7 +303,7 @@ export class ReceiveBuffer {
         if (waiter.takes) message = this.#take(false)
         else there = this.#fetched.has(false)
       } catch (error) {
-        // The error is this one's: the others are told what they find.
+        // The error belongs to this caller. The others continue.
         if (this.#waiters.remove(waiter)) waiter.failed(error as Error)
         continue
       }
@@ -323,7 +323,7 @@ export class ReceiveBuffer {
     }
   }
 
-  /** Whether this side looks once more, by itself, before it has the peer ring. */
+  /** Whether this side re-checks the ring on its own before it asks the peer for a wakeup. */
   #looksAgain(): boolean {
     if (this.#turning) return true
     if (!this.#fetched.pace.waits()) return false
@@ -347,10 +347,10 @@ export class ReceiveBuffer {
     })
   }
 
-  /** No more will come for the callers that wait. */
+  /** Ends the waiting calls: no more messages will come. */
   #tellEnd(): void {
     const over = this.#fetched.over!
-    // The binding may know that this side has cut the peer off before it has been told here: that is an end as any close.
+    // The binding may report that this side has cut the peer off before this object is notified. That is an end like any close.
     if (over === 'ended' || over().code === 'ERR_RINGFENCE_CLOSED') {
       if (over === 'ended' && this.#waiters.hasTaker) this.#told()
       this.#waiters.end()
@@ -358,29 +358,29 @@ export class ReceiveBuffer {
   }
 
   /**
-   * The peer has gone. What it has left is read where it lies, when it is asked for: a copy would take as much memory as the peer
-   * likes. `letGo` is called once, when nothing is left, or it may not be read any more.
+   * Keeps the messages readable that a peer has left behind. They are read in place, on demand: a copy would let the peer decide how much
+   * memory is used. `letGo` is called once, when nothing is left or reading is no longer allowed.
    */
   outlive(letGo: () => void): void {
     this.#fetched.release = letGo
     this.#armed = this.#isWeak = false
     this.serve()
     try {
-      // Where nothing is left, that is known at once.
+      // Detects at once if nothing is left.
       if (this.#fetched.over === null) this.#fetched.has(false)
     } catch (error) {
-      // There is a message, and no memory for it: the call that receives it tells.
+      // There is a message, but no memory for it: the call that receives it reports that.
       if (!isShortage(error)) throw error
     }
     if (this.#fetched.over !== null) this.#fetched.releaseRing()
   }
 
-  /** Whether something may be left of a peer that has gone. */
+  /** Whether a peer that is gone may have left messages. */
   get outlives(): boolean {
     return this.#fetched.release !== null
   }
 
-  /** The channel has ended: what was not fetched before will not come. Where that is no end, `why` says so. */
+  /** Ends the buffer with the channel. No more will be fetched; `why` gives the error, unless the end was orderly. */
   stop(why: () => RingfenceError): void {
     this.#fetched.over ??= why
     this.#isWeak = false
@@ -399,13 +399,13 @@ export class ReceiveBuffer {
     this.#merged?.()
   }
 
-  // From here on: what a merge reads by.
+  // The interface for merges.
 
   /**
-   * A merge reads from now on, and not the caller.
+   * Lets a merge read from now on, instead of the program.
    *
    * @param told - Called when there may be something to read, or no more will come. It must not read at once.
-   * @throws {@link RingfenceError} INVALID_ARGUMENT where it is read already.
+   * @throws {@link RingfenceError} INVALID_ARGUMENT if the source is already being read.
    */
   lend(told: () => void): void {
     this.mustBeFree()
@@ -414,12 +414,12 @@ export class ReceiveBuffer {
     this.#merged = told
   }
 
-  /** The caller reads again. */
+  /** Lets the program read again. */
   giveBack(): void {
     this.#merged = null
   }
 
-  /** The next message; null where there is none now, or none will come ({@link isThrough}). @throws as {@link #fetch} */
+  /** Takes the next message; null if there is none now, or none will come ({@link isThrough}). @throws as {@link #fetch} */
   take(): Buffer | null {
     return this.#take(false)
   }
@@ -429,32 +429,34 @@ export class ReceiveBuffer {
     return this.#fetched.has(false)
   }
 
-  /** As {@link receiveEach}, as far as `bytes`; `round` is `FIRST`, or `MORE` for a round that has begun. Does not tell the end. */
+  /**
+   * Does the same as {@link receiveEach}, up to `bytes`. `round` is `FIRST`, or `MORE` in a round that has begun. Does not report the end.
+   */
   visit(visit: Visit, max: number | undefined, bytes: number, round: number): number {
     return this.#visit(visit, max, bytes, round)
   }
 
-  /** Whether the last {@link visit} ended since there was nothing more, or nothing more of its round. */
+  /** Whether the last {@link visit} stopped because nothing was left, or nothing of its round. */
   get isDry(): boolean {
     return this.#dry
   }
 
-  /** Whether it is known that no more will come, and all was read. Does not look into the ring. */
+  /** Whether it is known that no more will come, and everything was read. Does not check the ring. */
   get isThrough(): boolean {
     return this.#fetched.over !== null && !this.#fetched.hasUnread
   }
 
-  /** Whether the peer will ring once there is something to read. */
+  /** Whether the peer will send a wakeup once there is something to read. */
   get isArmed(): boolean {
     return this.#armed
   }
 
-  /** Has the peer ring once there is something. Whether that is so: where not, there is something, or no more will come. */
+  /** Asks the peer for a wakeup. Returns whether one will come: if not, there is something to read, or no more will come. */
   arm(): boolean {
     return this.#armBy(this.#native.armReader())
   }
 
-  /** The first half of {@link arm}, for a merge that arms many. Whether a barrier must be made before the second. */
+  /** The first half of {@link arm}, for a merge that arms many sources. Returns whether a memory barrier must precede the second half. */
   park(): boolean {
     const answer = this.#native.parkReader()
     if (answer === FAILED) this.#fetched.nothing(FAILED)

@@ -1,4 +1,4 @@
-// The life cycle that everything that stays open has in common.
+// The life cycle that all resources share.
 
 import { EventEmitter } from 'node:events'
 import { inspect } from 'node:util'
@@ -16,10 +16,10 @@ export interface ResourceEvents {
 }
 
 /**
- * Something that stays open until this side closes it, or until it ends by itself.
+ * An object that stays open until this side closes it, or until it ends for another reason.
  *
- * An open resource keeps the process alive until {@link Resource.unref}. `await using` closes it. An error that a listener throws is
- * an uncaught exception, and prevents no other listener and no later event.
+ * An open resource keeps the process alive until {@link Resource.unref}. `await using` closes it. An error that a listener throws is an
+ * uncaught exception, and affects no other listener and no later event.
  */
 export abstract class Resource<Events extends ResourceEvents & Record<keyof Events, unknown[]>>
   extends EventEmitter<Events>
@@ -27,15 +27,15 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
 {
   /** The address at which it was opened; null for a line between parent and child, and for a merge. */
   readonly address: string | null
-  /** Resolves once it has ended, with the reason. Never rejects. */
+  /** Resolves once the resource has ended, with the reason. Never rejects. */
   readonly closed: Promise<Closed>
 
   #resolveClosed!: (closed: Closed) => void
   #ended: Closed | null = null
-  /** The resource that this one is a view of, and which has the state of both. */
+  /** The resource that this one is a view of. It holds the state of both. */
   readonly #root: Resource<Events> | null
 
-  /** @param from - The address; or a resource, of which the new one is a view with values for messages. */
+  /** @param from - The address; or the resource of which the new one is a view with values as messages. */
   protected constructor(from: string | null | Resource<Events>) {
     super()
     if (from instanceof Resource) {
@@ -55,7 +55,9 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
   /** Flushes what was sent, ends cleanly and releases everything. Resolves once that is done. */
   abstract close(options?: object): Promise<void>
 
-  /** Drops what is not in the ring yet, and releases everything. With an error, `closed` has the reason 'failed' and this error. */
+  /**
+   * Drops everything that is not in the ring yet, and releases everything. With an error, `closed` has the reason 'failed' and this error.
+   */
   abstract destroy(error?: Error): void
 
   /** Keeps the process alive while it is open, which is the default. */
@@ -78,7 +80,7 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
   }
 
   /**
-   * Marks it ended, resolves `closed`, and emits 'close' in a microtask. The first call counts.
+   * Marks the resource as ended, resolves `closed`, and emits 'close' in a microtask. Only the first call counts.
    *
    * @internal
    */
@@ -121,14 +123,14 @@ const ERRORS = {
   evicted: ['EVICTED', 'the subscriber held the publisher up for longer than `stall` allows'],
 } as const
 
-/** The end of a peer, for the reason that the binding returns. */
+/** Returns the end of a peer for the reason that the binding returns. */
 export function closedFor(reason: GoneReason): Closed {
   if (reason === 'closed') return { reason }
   const [code, message] = ERRORS[reason]
   return { reason: reason === 'exited' ? 'lost' : reason, error: new RingfenceError(code, message) }
 }
 
-/** The end of a resource after `destroy(error)`. */
+/** Returns the end of a resource after `destroy(error)`. */
 export function destroyedBy(error: Error | undefined): Closed {
   if (error === undefined) return { reason: 'closed' }
   if (error instanceof RingfenceError) return { reason: 'failed', error }

@@ -1,11 +1,11 @@
-// Waiting for room in a full ring: some turns of the event loop first, then a wakeup by the peer.
+// Waits for room in a full ring: some turns of the event loop first, then a wakeup by the peer.
 
 import { FAILED, type NativeSender } from '../native.js'
 import { timers } from '../runtime/timers.js'
 
 /**
- * Turns of the event loop before the peer is asked for a wakeup. Asking costs both processes several microseconds (membarrier(2) interrupts the
- * peer, a byte on the line wakes this side), in which a peer that reads makes much room.
+ * Turns of the event loop before the peer is asked for a wakeup. Asking costs both processes several microseconds: membarrier(2) interrupts
+ * the peer, and a byte on the line wakes this side. A peer that reads makes much room in that time.
  */
 const TURNS = 8
 
@@ -13,11 +13,11 @@ const TURNS = 8
 export class RoomWait {
   readonly #native: NativeSender
   readonly #again: () => void
-  /** Room that is worth another attempt, in bytes. */
+  /** The least room that is worth another attempt, in bytes. */
   readonly #worthwhile: number
-  /** The peer sends a wakeup once it has read something. */
+  /** The peer will send a wakeup once it has read something. */
   #armed = false
-  /** Turns since something last found room. */
+  /** Turns since the last successful send. */
   #turns = 0
   /** Room for the next message, in bytes. */
   #wanted = 0
@@ -40,12 +40,12 @@ export class RoomWait {
     this.#turns = 0
   }
 
-  /** The peer has sent its wakeup. */
+  /** Handles the peer's wakeup. */
   awake(): void {
     this.#armed = false
   }
 
-  /** `true`: there is no room, and `again` will be called. `false`: there may be room now. null: the binding has failed. */
+  /** Starts waiting. `true`: `again` will be called. `false`: there may be room now. null: the binding has failed. */
   start(size: number): boolean | null {
     if (this.isWaiting) return true
     if (this.#turns < TURNS) {
