@@ -1,55 +1,55 @@
-// The promises of messages that wait to be sent: which messages share one, and in which order they are kept.
+// The promises of messages that wait to be sent: which messages share a promise, and in which order the promises resolve.
 
 import { defer, type Deferred } from '../runtime/deferred.js'
 import { fairness } from '../runtime/fairness.js'
 import { timers } from '../runtime/timers.js'
 import { FlushPromise } from './flush-promise.js'
 
-/** A promise, and where the last record ends that it covers. */
+/** A promise, and the offset where the last record that it covers ends. */
 export interface Pending {
   end: number
   promise: FlushPromise | Deferred
-  /** {@link SendPromises.full} when it was made: another number later, if it has waited since. -1: the ring was full. */
+  /** {@link SendPromises.full} when the promise was made. A different value later means that the send waited. -1: the ring was full. */
   full: number
 }
 
 /** The promises of one send queue. */
 export class SendPromises {
-  /** The promise that the first records of the arena share… */
+  /** The promise that the first records of the arena share. */
   #shared: FlushPromise | Deferred | null = null
-  /** …and where the last of these records ends, once others follow. */
+  /** The offset where the records of the shared promise end. Set once other records follow. */
   #sharedEnd = 0
   /** The promises of the other records, in order. */
   #single: Pending[] = []
-  /** The last promise that a flush settles: later ones are kept after it. */
+  /** The last promise that a flush settles. Later promises resolve after it. */
   #settling: FlushPromise | null = null
-  /** The last promise that is kept after another, until it is kept. */
+  /** The last promise that resolves after an earlier one, until it has resolved. */
   #behind: Deferred | null = null
-  /** Sends that had to wait for room, and have ended since. */
+  /** Finished sends that had to wait for room. */
   #waits = 0
-  /** How long the ring was full with something in line, in milliseconds. */
+  /** Milliseconds for which the ring was full while messages waited. */
   #waited = 0
-  /** Since when it is full; null: it is not. */
+  /** The time since when the ring is full; null if it is not full. */
   #fullSince: number | null = null
-  /** How often it was. */
+  /** The number of times that the ring became full. */
   #full = 0
 
-  /** The promise that records share which surely find room; null: none has one yet. */
+  /** The promise that records with certain room share; null if there is none yet. */
   get shared(): Promise<void> | null {
     return this.#shared === null ? null : this.#shared.promise
   }
 
-  /** Makes the shared promise. It runs the flush in the next microtask, and is kept by it. */
+  /** Makes the shared promise. It runs the flush in the next microtask, and settles with it. */
   shareFlush(flush: () => void): Promise<void> {
     return (this.#shared = this.#settling = new FlushPromise(flush)).promise
   }
 
-  /** Makes the shared promise. The flush is scheduled already. */
+  /** Makes the shared promise. The flush is already scheduled. */
   share(): Promise<void> {
     return (this.#shared = defer()).promise
   }
 
-  /** A promise of its own for the record from `start` to `end`, which may have to wait. */
+  /** Makes a separate promise for the record from `start` to `end`, which may have to wait. */
   single(start: number, end: number): Promise<void> {
     if (this.#single.length === 0) this.#sharedEnd = start
     const pending = this.pending(end)
@@ -57,17 +57,17 @@ export class SendPromises {
     return pending.promise.promise
   }
 
-  /** A new promise. */
+  /** Makes a new promise. */
   pending(end: number): Pending {
     return { end, promise: defer(), full: this.#fullSince === null ? this.#full : -1 }
   }
 
-  /** Takes out the promises of the arena's records, counted from `from`. */
+  /** Removes and returns the promises of the arena's records, with offsets relative to `from`. */
   moveFrom(from: number, to: number): Pending[] {
     const moved = this.#single.map((single) => ({ ...single, end: single.end - from }))
     if (this.#shared !== null) {
       const end = this.#single.length === 0 ? to : this.#sharedEnd
-      // These have room, and wait for none.
+      // The records of the shared promise have room, and wait for none.
       moved.unshift({ end: end - from, promise: this.#shared, full: this.#full })
     }
     this.#shared = null
@@ -75,7 +75,7 @@ export class SendPromises {
     return moved
   }
 
-  /** The arena's records before `from` are in the ring. */
+  /** Resolves promises of the arena's records before `from`, which are in the ring. */
   keepArena(from: number, to: number): void {
     const shared = this.#shared
     if (shared !== null && from >= (this.#single.length === 0 ? to : this.#sharedEnd)) {
@@ -85,7 +85,7 @@ export class SendPromises {
     this.keepUpTo(this.#single, from)
   }
 
-  /** Keeps the first promises, those whose records end there or before, and forgets them. */
+  /** Resolves and removes the promises whose records end at or before `sent`. */
   keepUpTo(list: Pending[], sent: number): void {
     let count = 0
     while (count < list.length && list[count]!.end <= sent) count += 1
@@ -96,7 +96,7 @@ export class SendPromises {
     }
   }
 
-  /** The message is in the ring: keeps its promise, after those that were made before it. */
+  /** Resolves the promise of a message that is in the ring, after the promises that were made before it. */
   keep(promise: FlushPromise | Deferred): void {
     fairness.spend()
     const isSettling = promise === this.#settling
@@ -113,7 +113,7 @@ export class SendPromises {
     before.then(resolve, resolve)
   }
 
-  /** The promise that a new one is kept after; null: it can be kept now. */
+  /** The promise after which a new one resolves; null: it can resolve now. */
   get before(): Promise<void> | null {
     if (this.#behind !== null) return this.#behind.promise
     if (this.#settling === null) return fairness.due
@@ -122,33 +122,33 @@ export class SendPromises {
     return fairness.due
   }
 
-  /** A message waits for room. */
+  /** Notes that a message waits for room. */
   isFull(): void {
     if (this.#fullSince !== null) return
     this.#fullSince = timers.now()
     this.#full += 1
   }
 
-  /** Nothing waits for room any longer. */
+  /** Notes that nothing waits for room any longer. */
   isFree(): void {
     if (this.#fullSince === null) return
     this.#waited += timers.now() - this.#fullSince
     this.#fullSince = null
   }
 
-  /** How many sends had to wait for room, those in `line` that wait now included. */
+  /** The number of sends that had to wait for room, including those in `line` that wait now. */
   waits(line: readonly Pending[][]): number {
     if (this.#fullSince === null) return this.#waits
     return line.reduce((sum, { length }) => sum + length, this.#waits + this.#single.length)
   }
 
-  /** How long they waited, in microseconds: concurrent waits count once. */
+  /** Microseconds for which at least one send waited. */
   get waitedMicros(): number {
     const now = this.#fullSince === null ? 0 : timers.now() - this.#fullSince
     return Math.round((this.#waited + now) * 1000)
   }
 
-  /** The queue has ended: takes out all promises, those in `line` first. */
+  /** Removes and returns all promises, those in `line` first: the queue has ended. */
   end(line: readonly Pending[][]): (FlushPromise | Deferred)[] {
     this.#waits = this.waits(line)
     this.isFree()

@@ -1,11 +1,11 @@
-// Messages that wait to be sent, in the order of the calls, and the promises that are kept once they are in the ring.
+// Messages that wait to be sent, in the order of the calls, and their promises.
 //
-// Small messages are written as records into an arena, which one call into the binding copies into the ring: the
-// call costs more than the message. Where the ring is full, what is left waits in line, behind what came before it.
+// Small messages are written as records into an arena, which one call into the binding copies into the ring: the call costs more than the
+// message. If the ring is full, the remainder waits in line, behind earlier messages.
 //
-// A promise resolves once its message is in the ring, and rejects only where it never will be. Messages share a promise where the
-// ring surely has room for all of them: only this side writes there, and the peer only makes room, so they go in together. A
-// message that may have to wait has a promise of its own, since it may be the last that gets in before the channel is closed.
+// A promise resolves once its message is in the ring, and rejects only if it never will be. Messages share a promise if the ring is certain
+// to have room for all of them. Only this side writes there, and the peer only frees room, so they are written together. A message that may
+// have to wait has a promise of its own, since it may be the last one to fit before the channel is closed.
 
 import { isAnyArrayBuffer, isTypedArray, isUint8Array } from 'node:util/types'
 
@@ -23,26 +23,26 @@ import { SendPromises, type Pending } from './send-promises.js'
 import type { MessageInput, Reservation, WaitOptions } from '../types.js'
 
 /**
- * For tests: 1 where the engine is not even asked whether JavaScript may be shown memory that is not its own. Electron
- * answers no, and there a reservation is a copy.
+ * For tests: 1 disables external memory without asking the engine whether it allows it. Electron does not, and a reservation is a copy
+ * there.
  */
 const OWN_MEMORY = process.env['RINGFENCE_NO_EXTERNAL_BUFFERS'] === '1' ? 1 : 0
 
-/** For a promise whose rejection tells nothing new: a caller need not handle it. */
+/** Marks a rejection as handled: its reason is reported elsewhere as well. */
 function ignore(): void {}
 
-/** The answer to a send whose message is in the ring already. */
+/** The result of a send whose message is already in the ring. */
 const SENT: Promise<void> = Promise.resolve()
 
-/** Looked up once: Node 20 looks for what typed arrays inherit in each call (3 ns of a `send`'s 17, measured). */
+/** Cached: Node 20 walks the prototype chain of typed arrays in each call (3 ns of a `send`'s 17, measured). */
 const put = Uint8Array.prototype.set
 const lookAt = Uint8Array.prototype.at
-/** Something in line: records, or one message too long to be staged. */
+/** An entry of the line: records, or one message that is too long to be staged. */
 class Parcel extends Place {
   constructor(
     readonly bytes: Uint8Array,
     readonly packed: boolean,
-    /** Bytes of it that are in the ring. */
+    /** The number of its bytes that are in the ring. */
     public sent: number,
     readonly promises: Pending[],
   ) {
@@ -61,7 +61,7 @@ class Asking extends Place {
 
 export class SendQueue {
   readonly #native: NativeSender
-  /** Every message goes into the ring at once: its sender spins for the answer. */
+  /** Every message is written to the ring at once, because the sender spins for the answer. */
   readonly #eager: boolean
   readonly #maxMessageSize: number
   readonly #maxAtOnce: number
@@ -71,26 +71,24 @@ export class SendQueue {
   readonly #roomWait: RoomWait
   /** The arena is flushed in the next microtask. */
   #scheduled = false
-  /** In line before the arena. */
+  /** Entries that are written before the arena. */
   readonly #line = new Line<Parcel>()
-  /** Payload in the arena and the line that is not in the ring yet. */
+  /** Payload bytes in the arena and the line that are not in the ring yet. */
   #buffered = 0
   readonly #asking = new Line<Asking>()
   #whenEmpty: (() => void)[] = []
-  /** Why nothing can be sent now: a reservation, or an end. */
+  /** Returns why nothing can be sent now: a reservation, or an end. */
   #shut: (() => RingfenceError) | null = null
-  /** `#shut` is nothing that the caller has done: a rejection with it ends no process, though no handler was added. */
+  /** `#shut` was not caused by the caller, so rejections with it need no handler and do not end the process. */
   #isQuiet = false
-  /** The channel has ended, which `closed` tells. `#shut` says why, and stays. */
+  /** The channel has ended, as `closed` reports. `#shut` has the reason, and no longer changes. */
   #over = false
   readonly #failed: (error: RingfenceError) => void
   readonly #process = noticeExit()
-  /** Filled messages are put into the ring as the process exits: `fill` has promised that to their caller. */
+  /** Cancels the flush at exit, which puts filled messages into the ring as `fill` promises its caller. */
   #forgetExit: (() => void) | null = null
 
-  /**
-   * @param failed - Called with the failures of the binding that are not the caller's fault.
-   */
+  /** @param failed - Called with failures of the binding that are not the caller's fault. */
   constructor(native: NativeSender, eager: boolean, failed: (error: RingfenceError) => void) {
     this.#native = native
     this.#eager = eager
@@ -101,7 +99,7 @@ export class SendQueue {
     this.#failed = failed
   }
 
-  /** Everything that was sent is in the ring. */
+  /** Whether everything that was sent is in the ring. */
   get isEmpty(): boolean {
     return this.#arena.isEmpty && this.#line.isEmpty
   }
@@ -111,12 +109,12 @@ export class SendQueue {
     return this.#buffered
   }
 
-  /** How many sends had to wait for room, those that wait now included. */
+  /** The number of sends that had to wait for room, including those that wait now. */
   get waits(): number {
     return this.#promises.waits(this.#waiting())
   }
 
-  /** For how long, in microseconds: concurrent waits count once. */
+  /** Microseconds for which at least one send waited. */
   get waitedMicros(): number {
     return this.#promises.waitedMicros
   }
@@ -137,7 +135,7 @@ export class SendQueue {
     return this.#sendOther(message)
   }
 
-  /** The first message in the arena: those that follow, and surely find room, share its promise. */
+  /** Makes the promise of the first message in the arena. Later messages with certain room share it. */
   #begin(): Promise<void> {
     if (this.#promises.before !== fairness.due) {
       this.#schedule()
@@ -147,7 +145,7 @@ export class SendQueue {
     return this.#promises.shareFlush(this.#flush)
   }
 
-  /** Not by `queueMicrotask`, which makes a resource of its own for each. */
+  /** Schedules the flush by a promise: `queueMicrotask` would make an async resource for each call. */
   #schedule(): void {
     if (this.#scheduled) return
     this.#scheduled = true
@@ -165,7 +163,7 @@ export class SendQueue {
       const bytes = this.#admit(message)
       const { length } = bytes
       if (length > this.#maxMessageSize) {
-        // The binding checks sizes first, and says whose limit it is.
+        // The binding checks sizes first, and its error names the side that sets the limit.
         this.#native.send(bytes, 0)
         throw this.#failure()
       }
@@ -177,14 +175,14 @@ export class SendQueue {
     }
   }
 
-  /** An end of the channel, or of the peer, needs no handler. That a call was wrong is told by its promise alone. */
+  /** A rejection for an end of the channel or peer needs no handler. A wrong call is reported only by its promise, which needs one. */
   #rejects(error: Error): Promise<never> {
     const broken = Promise.reject(error)
     if (this.#isQuiet && (error as RingfenceError).code !== 'ERR_RINGFENCE_INVALID_ARGUMENT') broken.catch(ignore)
     return broken
   }
 
-  /** Into the arena, whether the ring has room for it or not. */
+  /** Puts a message into the arena, whether or not the ring has room for it. */
   #stage(bytes: Uint8Array): Promise<void> {
     const arena = this.#arena
     const size = recordSize(bytes.length)
@@ -206,7 +204,7 @@ export class SendQueue {
   }
 
   /**
-   * Makes room for a record behind the records in the arena, which move to the line if the arena cannot grow.
+   * Makes room in the arena for another record. If the arena cannot grow, its records move to the line.
    *
    * @throws {@link RingfenceError} NO_SPACE
    */
@@ -217,7 +215,7 @@ export class SendQueue {
     if (size > arena.bytes.length) arena.grow(size)
   }
 
-  /** Asks how much room there is, with nothing in line. */
+  /** Asks the ring for its room. The line must be empty. */
   #hasSureRoom(size: number): boolean {
     const room = this.#native.packedRoom(this.#arena.most)
     if (room === FAILED) {
@@ -227,19 +225,19 @@ export class SendQueue {
     return this.#arena.setRoom(room, size)
   }
 
-  /** Straight into the ring, if everything before it is there; else a copy in line. */
+  /** Writes to the ring if all earlier messages are there; otherwise puts a copy in line. */
   #sendNow(bytes: Uint8Array, signal?: AbortSignal): Promise<void> {
     if (!this.isEmpty) {
       this.pump()
-      // It may have found the end.
+      // `pump` may have found the end.
       if (this.#shut !== null) throw this.#shut()
     }
     let sent = 0
     let own: Uint8Array | null = null
     if (this.isEmpty) {
       this.#arena.forgetRoom()
-      // It may go in parts: where there is no memory for a copy of the rest, none of them must be in the ring. And the view must not
-      // become longer between two of them, as one of shared memory may that another thread grows.
+      // The message may be sent in parts. Its copy is allocated first: without memory for the remainder, no part may be in the ring. The
+      // view of fixed length does not change between two parts, though another thread may grow shared memory.
       if (bytes.length > this.#maxAtOnce) {
         bytes = new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length)
         own = this.#memory.copyOf(bytes.length)
@@ -255,7 +253,7 @@ export class SendQueue {
     this.#clearArena()
     const pending = this.#promises.pending(bytes.length)
     own ??= this.#memory.copyOf(bytes.length)
-    // What is in the ring is not looked at again.
+    // The part that is in the ring is not read again.
     put.call(own, new Uint8Array(bytes.buffer, bytes.byteOffset + sent, bytes.length - sent), sent)
     const parcel = new Parcel(own, false, sent, [pending])
     this.#line.push(parcel)
@@ -270,12 +268,12 @@ export class SendQueue {
     return pending.promise.promise
   }
 
-  /** Rejects a promise once the signal is aborted, if `remove` can still remove what the promise is about. */
+  /** Rejects a promise once the signal is aborted, if `remove` can still remove the promise's message or caller. */
   #onAbort(signal: AbortSignal, told: Pending['promise'], remove: () => boolean): void {
     const abort = () => {
       if (!remove()) return
       told.reject(aborted(signal))
-      // What is next may find room.
+      // The next message or caller may find room.
       this.pump()
     }
     const forget = () => signal.removeEventListener('abort', abort)
@@ -283,7 +281,7 @@ export class SendQueue {
     told.promise.then(forget, forget)
   }
 
-  /** Moves what is in the arena to the line, so that something else can come behind it. */
+  /** Moves the arena's records to the line, so that another entry can follow them. */
   #clearArena(): void {
     const { bytes, from, to } = this.#arena
     const promises = this.#promises.moveFrom(from, to)
@@ -295,7 +293,7 @@ export class SendQueue {
     this.#arena.clear()
   }
 
-  /** Checks what a caller wants to send, and that anything can be sent now. */
+  /** Checks a message, and that messages can be sent now. */
   #admit(message: MessageInput): Uint8Array {
     const bytes = typeof message === 'string' ? Buffer.from(message, 'utf8') : toBytes(message)
     if (this.#shut !== null) throw this.#shut()
@@ -314,7 +312,7 @@ export class SendQueue {
   fill(size: number, write: Fill): boolean {
     if (!Number.isInteger(size) || size < 0) throw invalid(`a message's size must be a whole number, not ${show(size)}`)
     if (this.#shut !== null) throw this.#shut()
-    // Records in the arena surely find room; where that is not so, the ring is asked for this one.
+    // A record in the arena is certain to fit. If the arena has no such room, the ring itself is asked for room for this message.
     const arena = this.#arena
     if (this.#eager || size > arena.most || !this.#findsSureRoom(size)) return this.#fillReserved(size, write)
     const length = this.#filled(write, arena.bytes, arena.to + HEADER, size)
@@ -342,7 +340,7 @@ export class SendQueue {
     this.#schedule()
   }
 
-  /** Into the ring itself, where memory of it can be shown; else into memory that is copied there. */
+  /** Fills memory of the ring itself if it can be exposed, or else a scratch buffer that is copied there. */
   #fillReserved(size: number, write: Fill): boolean {
     if (size <= this.#maxAtOnce && !this.#isThrough()) return false
     this.#arena.forgetRoom()
@@ -356,14 +354,14 @@ export class SendQueue {
       committed = true
       if (this.#native.commit(length, own ?? undefined) === FAILED) throw this.#fail()
     } finally {
-      // On a channel that has ended meanwhile it is cancelled already.
+      // If the channel has ended in the meantime, the reservation is already cancelled.
       if (!committed && !this.#over) this.#native.cancel()
     }
     this.pump()
     return true
   }
 
-  /** Has the caller fill the bytes, and returns how many it has written. Meanwhile nothing else is sent. */
+  /** Lets the caller fill the bytes, and returns how many it has written. Nothing else can be sent during the call. */
   #filled(write: Fill, bytes: Uint8Array, start: number, size: number): number {
     this.#arena.isFilling = true
     this.#shut = filling
@@ -372,7 +370,7 @@ export class SendQueue {
       length = write(bytes, start, size)
     } finally {
       this.#arena.isFilling = false
-      // The channel may have ended meanwhile, or this side its sending.
+      // In the meantime the channel may have ended, or this side its sending.
       if (this.#shut === filling) this.#shut = null
       else if (!this.#over) this.#schedule()
     }
@@ -397,7 +395,7 @@ export class SendQueue {
     if (reserved === 0) return undefined
     const open = () => invalid('a reservation is open: commit or cancel it first')
     const finish: Finish = (length, scratch) => {
-      // An end of the channel that came meanwhile has cancelled it.
+      // If the channel has ended in the meantime, the reservation is already cancelled.
       if (this.#shut !== open) return this.#shut!()
       this.#shut = null
       if (length === null) this.#native.cancel()
@@ -409,7 +407,7 @@ export class SendQueue {
     try {
       made = new Reserved(reserved instanceof ArrayBuffer ? reserved : null, size, finish)
     } catch (error) {
-      // There is no memory for it. A reservation that the caller does not have would never be committed, nor cancelled.
+      // There is no memory for it. A reservation that the caller never gets would be neither committed nor cancelled.
       this.#native.cancel()
       throw error
     }
@@ -417,7 +415,7 @@ export class SendQueue {
     return made
   }
 
-  /** Whether a message sent now would be the next one in the ring. */
+  /** Whether a message that is sent now would be the next one in the ring. */
   #isThrough(): boolean {
     if (!this.isEmpty) this.pump()
     if (this.#shut !== null) throw this.#shut()
@@ -452,8 +450,8 @@ export class SendQueue {
   }
 
   /**
-   * Refuses what is sent from here on, and waits for what was sent before, at most so many milliseconds, or until it is `over`. null:
-   * there is nothing to wait for, and a caller goes on within its call.
+   * Rejects new messages, and waits for earlier ones for at most this many milliseconds, or until `over` settles. null: there is nothing to
+   * wait for, so the caller can continue synchronously.
    */
   linger(milliseconds: number, refusal: () => RingfenceError, over: Promise<unknown>): Promise<void> | null {
     this.refuse(refusal, true)
@@ -462,13 +460,13 @@ export class SendQueue {
     return within(milliseconds, empty, over)
   }
 
-  /** The peer has rung. */
+  /** Handles a wakeup from the peer. */
   awake(): void {
     this.#roomWait.awake()
     this.pump()
   }
 
-  /** Puts as much into the ring as there is room for, in order; has the peer ring for the rest. */
+  /** Puts messages into the ring, in order, as far as there is room. Asks the peer for a wakeup if some are left. */
   pump(): void {
     if (!this.#pumpLine() || !this.#pumpArena()) return
     this.#promises.isFree()
@@ -476,7 +474,7 @@ export class SendQueue {
     this.#pumpAsking()
   }
 
-  /** `false`: the ring is full, or something failed. */
+  /** Puts the line into the ring. `false`: the ring is full, or something failed. */
   #pumpLine(): boolean {
     for (let parcel = this.#line.first; parcel !== null; parcel = this.#line.first) {
       const { bytes, packed } = parcel
@@ -514,7 +512,7 @@ export class SendQueue {
       if (taken === FAILED) return this.#giveUp()
       if (taken !== 0) this.#roomWait.progress()
       arena.taken(taken)
-      // The line is empty. What a flush takes is mostly all that waits, and need not be walked then.
+      // The line is empty here. A flush mostly takes all records, which need not be walked then.
       if (arena.isEmpty) this.#buffered = 0
       else this.#buffered -= payloadOf(arena.bytes, before, arena.from)
       this.#promises.keepArena(arena.from, arena.to)
@@ -571,9 +569,9 @@ export class SendQueue {
   }
 
   /**
-   * Nothing is sent any more: callers that wait are told why, and so are later calls.
+   * Rejects waiting callers and later calls: nothing more is sent.
    *
-   * @param over - The channel has ended. No end of this side's own sending that comes after it changes the reason.
+   * @param over - The channel has ended. A later end of this side's own sending does not change the reason.
    */
   shut(why: () => RingfenceError, over: boolean): void {
     if (this.#over && !over) return
@@ -599,9 +597,9 @@ export class SendQueue {
   }
 
   /**
-   * Nothing new is sent any more; what was sent before goes on.
+   * Rejects new messages. Earlier messages are still sent.
    *
-   * @param isQuiet - This is nothing that the caller has done to its own sending: a later send needs no handler for its rejection.
+   * @param isQuiet - The caller did not end its own sending, so the rejections of later sends need no handler.
    */
   refuse(why: () => RingfenceError, isQuiet: boolean): void {
     if (this.#over) return
@@ -610,7 +608,7 @@ export class SendQueue {
   }
 }
 
-/** By what it is and not by its class: one of another realm (node:vm) has another class. */
+/** Checks the internal type instead of the class: values of another realm (node:vm) have other classes. */
 function toBytes(message: unknown): Uint8Array {
   const isView = ArrayBuffer.isView(message)
   if (!isView && !isAnyArrayBuffer(message)) {
@@ -618,9 +616,9 @@ function toBytes(message: unknown): Uint8Array {
   }
   try {
     if (!isView) return new Uint8Array(message)
-    // A program may have put another length before the array's own.
+    // The program may have shadowed `length`.
     if (isUint8Array(message) && message.length > 0 && message.length === lengthOf.call(message)) return message
-    // One without a byte may be one whose memory is gone, which cannot be looked at. Any other view says so by itself.
+    // An empty typed array may be detached, in which case `at` throws. Other views throw on their own.
     if (isTypedArray(message)) lookAt.call(message as Uint8Array, 0)
     return new Uint8Array(message.buffer, message.byteOffset, message.byteLength)
   } catch (cause) {
@@ -629,7 +627,7 @@ function toBytes(message: unknown): Uint8Array {
   }
 }
 
-/** Payload of whole records, which lie there from `from` to `to`. */
+/** The payload bytes of whole records between `from` and `to`. */
 function payloadOf(bytes: Uint8Array, from: number, to: number): number {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
   let sum = 0
@@ -641,12 +639,12 @@ function payloadOf(bytes: Uint8Array, from: number, to: number): number {
   return sum
 }
 
-/** Fills `bytes` from `offset` on with at most `length` bytes, and returns how many it has written. */
+/** Fills at most `length` bytes of `bytes` from `offset` on, and returns how many it has written. */
 export type Fill = (bytes: Uint8Array, offset: number, length: number) => number
 
 const filling = () => invalid('a message is being filled: send once that has returned')
 
-/** Commits so many bytes, or cancels. Returns why that could not be. */
+/** Commits this number of bytes, or cancels. Returns the error if that fails. */
 type Finish = (length: number | null, scratch?: Uint8Array) => RingfenceError | null
 
 class Reserved implements Reservation {
@@ -669,7 +667,7 @@ class Reserved implements Reservation {
       throw invalid(`commit takes a length from 0 to ${this.#size}, not ${show(length)}`)
     }
     this.#open = false
-    // The channel's end takes the bytes away as well, and is what is told then.
+    // The channel's end detaches the bytes as well, and its error takes precedence.
     const taken = this.bytes.length !== this.#size
     const error = taken ? this.#finish(null) : this.#finish(length, this.#scratch ? this.bytes : undefined)
     if (error !== null) throw error
@@ -679,7 +677,7 @@ class Reserved implements Reservation {
   cancel(): void {
     if (!this.#open) return
     this.#open = false
-    // A channel that has ended has cancelled it already. An exception here would hide the one that led here.
+    // If the channel has ended, the reservation is already cancelled. An exception here would hide the original one.
     this.#finish(null)
   }
 

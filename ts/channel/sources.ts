@@ -1,21 +1,21 @@
-// What a merge can read. Each class whose objects have messages registers here how a merge gets at them, so that neither imports the
+// The registry of sources for merges. Each class with messages registers here how a merge accesses them, so that neither side imports the
 // other.
 
 import type { ReceiveBuffer } from './receive-buffer.js'
 import type { Values } from './values.js'
 import type { GoneReason } from '../types.js'
 
-/** A merge's way into a source. */
+/** The interface through which a merge reads a source. */
 export interface Inlet {
-  /** What the source has received. */
+  /** The messages that the source has received. */
   readonly buffer: ReceiveBuffer
-  /** Makes values of its messages; null: they are bytes. */
+  /** Converts messages to values; null: the messages are bytes. */
   readonly values: Values<unknown> | null
-  /** Why no more comes; to be asked once that is so. 'closed' as well where the peer has ended its sending alone. */
+  /** Returns why no more messages will come; only valid once that is so. 'closed' also if the peer has only ended its sending. */
   reason(): GoneReason
 }
 
-/** The inlet of a value that is of one kind, else undefined. */
+/** Returns the inlet of a value of one kind, or `undefined` for other values. */
 type Kind = (value: object) => Inlet | undefined
 
 const kinds: Kind[] = []
@@ -25,7 +25,7 @@ export function registerSource(kind: Kind): void {
   kinds.push(kind)
 }
 
-/** The inlet of a value; undefined for what is no source. */
+/** Returns the inlet of a value, or `undefined` if the value is not a source. */
 export function inletOf(value: unknown): Inlet | undefined {
   if (typeof value !== 'object' || value === null) return undefined
   for (const kind of kinds) {

@@ -1,10 +1,10 @@
-// The figures of everything that is open. Reading them costs something; nothing is computed before.
+// The figures of open resources. They are computed when they are read.
 
 import type { RingfenceError } from '../errors.js'
 
-/** What a channel has done since it was made, and how full its ring is. The last figures stay after its end. */
+/** Counters of a channel since it was made, and the fill level of its ring. The last figures stay available after its end. */
 export interface ChannelStats {
-  /** Messages that were sent and are in the ring. One that failed, or was given up, is not counted. */
+  /** Messages that were sent and are in the ring. Failed and abandoned ones are not counted. */
   messagesSent: number
   /** Bytes of their payloads. */
   bytesSent: number
@@ -12,19 +12,19 @@ export interface ChannelStats {
   messagesReceived: number
   /** Bytes of their payloads. */
   bytesReceived: number
-  /** Calls of `send` that had to wait for room, those that wait now included. */
+  /** Calls of `send` that had to wait for room, including those that wait now. */
   waits: number
-  /** For how long at least one of them waited, in microseconds. */
+  /** Microseconds for which at least one of them waited. */
   waitedMicros: number
-  /** How often this side has woken its peer. */
+  /** The number of times that this side woke its peer. */
   wakeupsSent: number
-  /** How often this side has gone to sleep, for want of messages or of room. */
+  /** The number of times that this side went to sleep, to wait for messages or for room. */
   sleeps: number
-  /** Bytes of this side's ring that the peer has not read; after the end, as it was when it was last known. */
+  /** Bytes of this side's ring that the peer has not read; after the end, the last known value. */
   ringUsed: number
   /** Bytes of this side's ring. */
   ringCapacity: number
-  /** Bytes of messages that were sent and are not in the ring yet. */
+  /** Bytes of messages that were sent but are not in the ring yet. */
   queuedBytes: number
 }
 
@@ -35,27 +35,27 @@ export interface EndpointStats {
   /** Peers that were accepted so far. */
   accepted: number
   /**
-   * Peers that were refused so far: their number by the check that failed (`uid`, `executable`, …), else by the code of the error,
-   * without `ERR_RINGFENCE_`. `other` is a check by the peer that this version does not know.
+   * Peers that were refused so far, by the check that failed (`uid`, `executable`, …), or else by the error code without `ERR_RINGFENCE_`.
+   * `other` is a check by the peer that this version does not know.
    */
   refused: Record<string, number>
 }
 
-/** The peers of a listener, and the sums over all of its channels; `ringUsed`, `ringCapacity` and `queuedBytes` over the open ones. */
+/** The peers of a listener, and sums over all its channels; for `ringUsed`, `ringCapacity` and `queuedBytes` over the open ones. */
 export interface ListenerStats extends ChannelStats, EndpointStats {}
 
-/** As of a listener, over all partners. */
+/** The same figures as of a listener, over all partners. */
 export interface MembershipStats extends ChannelStats, EndpointStats {}
 
-/** The subscribers of a publisher, what it has sent, and how full its ring is. After the end, the last figures remain. */
+/** The subscribers of a publisher, its sent messages, and the fill level of its ring. The last figures stay available after the end. */
 export interface PublisherStats extends EndpointStats {
-  /** Messages that are in the ring, or were. */
+  /** Messages that were put into the ring. */
   messagesSent: number
   /** Bytes of their payloads. */
   bytesSent: number
   /** Subscribers that were evicted because they delayed the publisher for longer than `stall`. */
   evicted: number
-  /** Calls of `send` that had to wait for room, those that wait now included. */
+  /** Calls of `send` that had to wait for room, including those that wait now. */
   waits: number
   /** Microseconds for which at least one of them waited. */
   waitedMicros: number
@@ -63,41 +63,41 @@ export interface PublisherStats extends EndpointStats {
   ringUsed: number
   /** Bytes of the ring. */
   ringCapacity: number
-  /** Bytes of messages that were sent and are not in the ring yet. */
+  /** Bytes of messages that were sent but are not in the ring yet. */
   queuedBytes: number
 }
 
-/** What a publisher sees of a subscriber. */
+/** The publisher's figures for one subscriber. */
 export interface SubscriberStats {
-  /** Bytes that are published and that it has not read. */
+  /** Bytes that were published and that the subscriber has not read. */
   lag: number
 }
 
-/** What a subscription has done since it was made, and how far behind it is. The last figures stay after its end. */
+/** Counters of a subscription since it was made, and how far it lags behind. The last figures stay available after its end. */
 export interface SubscriptionStats {
   /** Messages that were handed out. */
   messagesReceived: number
   /** Bytes of their payloads. */
   bytesReceived: number
-  /** Messages that were published since it began and will never be handed out. */
+  /** Messages that were published since the subscription began and will never be handed out. */
   lost: number
-  /** Bytes that are published and not read. */
+  /** Bytes that were published and not read. */
   lag: number
-  /** How often this side has gone to sleep, for want of messages. */
+  /** The number of times that this side went to sleep, to wait for messages. */
   sleeps: number
 }
 
-/** What a merge has done since it was made. */
+/** Counters of a merge since it was made. */
 export interface MergeStats {
-  /** Sources in it now. */
+  /** The current number of sources. */
   sources: number
-  /** Messages that it has handed out, of whichever source. */
+  /** Messages handed out, from all sources. */
   messagesReceived: number
   /** Bytes of their payloads. */
   bytesReceived: number
 }
 
-/** What has come, and its bytes. */
+/** The number of received messages, and their bytes. */
 export interface Received {
   messages: number
   bytes: number
@@ -119,7 +119,7 @@ const NOTHING: Readonly<ChannelStats> = {
 
 const FIGURES = Object.keys(NOTHING) as (keyof ChannelStats)[]
 
-/** Sums of channels. */
+/** The sums over several channels. */
 export class Sums {
   readonly #sums = { ...NOTHING }
 
@@ -128,7 +128,7 @@ export class Sums {
     return this
   }
 
-  /** What was received since `before`, of a channel that has ended. */
+  /** Adds the messages that were received since `before`, for a channel that has ended. */
   addRest(before: ChannelStats, now: ChannelStats): void {
     this.#sums.messagesReceived += now.messagesReceived - before.messagesReceived
     this.#sums.bytesReceived += now.bytesReceived - before.bytesReceived
@@ -154,7 +154,7 @@ export class PeerCounts {
   }
 }
 
-/** Without the figures that a channel no longer has after its end. */
+/** Clears the figures that a channel no longer has after its end. */
 export function ofEnded(stats: ChannelStats): ChannelStats {
   return { ...stats, ringUsed: 0, ringCapacity: 0, queuedBytes: 0 }
 }

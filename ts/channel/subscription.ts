@@ -1,4 +1,4 @@
-// One to many, the reading side.
+// One to many: the receiving side.
 
 import { Readable } from 'node:stream'
 
@@ -48,7 +48,7 @@ const evicted = () =>
       "a larger ring, or subscribe with the delivery 'best-effort' or 'latest'",
   )
 
-/** A subscription below its public class: the buffer, and how it ends. A subscription of values shares it. */
+/** The shared state of a subscription: the buffer, and how it ends. A subscription of values shares it. */
 class SubscriptionCore {
   readonly native: NativeSubscription
   readonly buffer: ReceiveBuffer
@@ -93,7 +93,7 @@ class SubscriptionCore {
     else if (this.buffer.outlives) this.buffer.close(closedHere)
   }
 
-  /** The line is readable. */
+  /** Handles that the line is readable. */
   hear(): void {
     if (this.#reason !== null) return
     const answer = this.native.listen()
@@ -108,7 +108,7 @@ class SubscriptionCore {
     }
   }
 
-  /** The core has ended it. */
+  /** Handles that the core has ended the subscription. */
   #gone(reason: GoneReason): void {
     if (reason === 'exposed') this.#finish(reason, exposed)
     else if (reason === 'evicted') this.#finish(reason, evicted)
@@ -116,13 +116,13 @@ class SubscriptionCore {
     else this.#finish(reason, closedHere, true)
   }
 
-  /** Why a merge has come to the end: the event loop may not have heard of it yet. */
+  /** Returns why the source of a merge has ended. The event loop may not be notified yet. */
   reasonOfEnd(): GoneReason {
     this.hear()
     return this.#reason ?? 'closed'
   }
 
-  /** A call into the core has failed: what ends the subscription, ends it here. */
+  /** Handles a failed call into the core. An error that ends the subscription there ends it here as well. */
   #failed(error: RingfenceError): void {
     if (this.#reason !== null) return
     if (error.code === 'ERR_RINGFENCE_RING_CORRUPT') {
@@ -130,12 +130,12 @@ class SubscriptionCore {
     } else if (error.code === 'ERR_RINGFENCE_UNSUPPORTED') {
       this.#finish('closed', () => error)
     } else if (error.code !== 'ERR_RINGFENCE_NO_SPACE') {
-      // Noticed by a call before the event loop heard of it.
+      // A call noticed the end before the event loop was notified.
       this.hear()
     }
   }
 
-  /** `outlives`: what the publisher has left can still be read. */
+  /** `outlives`: the messages that the publisher left can still be read. */
   #finish(reason: GoneReason, why: () => RingfenceError, outlives = false): void {
     if (this.#reason !== null) return
     this.#reason = reason
@@ -154,27 +154,27 @@ class SubscriptionCore {
 }
 
 /**
- * What a publisher sends, as this process gets it. Reads as a channel does.
+ * The receiving half of a broadcast. It is read like a channel.
  *
- * `for await (const message of subscription)` yields messages until the publisher has ended; leaving the loop neither closes it nor
- * loses a message. `await using` closes it. It keeps the process alive until {@link Subscription.unref}.
+ * `for await (const message of subscription)` yields messages until the publisher has ended. Leaving the loop neither closes the
+ * subscription nor loses a message. `await using` closes it. An open subscription keeps the process alive until {@link Subscription.unref}.
  */
 export class Subscription<In = Message> implements AsyncIterable<In>, AsyncDisposable {
-  /** How messages come. */
+  /** The delivery mode. */
   readonly delivery: Delivery
   /** Bytes of the publisher's ring. */
   readonly capacity: number
-  /** Bytes of the longest message that the publisher sends. */
+  /** Bytes of the longest message that the publisher may send. */
   readonly maxMessageSize: number
   /**
-   * Resolves when it has ended, whichever side ended it, also while messages are unread. They can still be read, unless the publisher has
-   * evicted this subscriber. Never rejects.
+   * Resolves when the subscription has ended, whichever side ended it, even if messages are unread. They can still be read, unless the
+   * publisher has evicted this subscriber. Never rejects.
    */
   readonly closed: Promise<GoneReason>
 
   readonly #core: SubscriptionCore
   readonly #buffer: ReceiveBuffer
-  /** Makes values of messages; null: the messages are bytes. */
+  /** Converts messages to values; null: the messages are bytes. */
   readonly #values: Values<unknown> | null
   #streams: WebStreams<In, never> | null = null
 
@@ -203,33 +203,35 @@ export class Subscription<In = Message> implements AsyncIterable<In>, AsyncDispo
     this.closed = core.closed
   }
 
-  /** Who the publisher was at the last look: when it was subscribed to, or by {@link Subscription.verify}. */
+  /** The publisher's identity at the last check, in the handshake or by {@link Subscription.verify}. */
   get peer(): Identity {
     return this.#core.view.peer
   }
 
-  /** Every check that was made on the way, in order, and those of the last {@link Subscription.verify}. */
+  /** Every check of the handshake, in order, and the checks of the last {@link Subscription.verify}. */
   get evidence(): readonly Evidence[] {
     return this.#core.view.evidence
   }
 
   /**
-   * Messages that were published since it began and will never be handed out; counted when the next one is handed out. Always 0 where
-   * the delivery is 'reliable'. Messages handed out and lost together are `sequence`, less what it was at the beginning.
+   * Messages that were published since the subscription began and will never be handed out. Counted when the next message is handed out.
+   * Always 0 with delivery 'reliable'. The messages handed out and the lost ones add up to the increase of `sequence` since the start.
    */
   get lost(): bigint {
     return this.#core.native.lost(this.#buffer.unread)
   }
 
   /**
-   * Number of the last message that was handed out, as the publisher counts; the first is 1. Before that, the number of the message after
-   * which the subscription began.
+   * The number of the last message that was handed out, in the publisher's count, which starts at 1. Before the first message, the number
+   * of the message after which the subscription began.
    */
   get sequence(): bigint {
     return this.#core.native.sequence(this.#buffer.unread)
   }
 
-  /** What has come so far, and how far behind it is. The visits of a `receiveEach` count when it returns. The last figures stay after the end. */
+  /**
+   * Counters of this subscription, and its lag. The visits of a `receiveEach` count when it returns. The last figures stay after the end.
+   */
   stats(): SubscriptionStats {
     const figures = this.#core.native.stats()
     const { messages, bytes } = this.#buffer.received
@@ -246,8 +248,8 @@ export class Subscription<In = Message> implements AsyncIterable<In>, AsyncDispo
    * Receives the next message.
    *
    * @returns `undefined` after the end: no more will arrive, and everything was read. Rejects with EVICTED if the publisher has evicted
-   * this subscriber; CLOSED after this side's close; RING_CORRUPT; OBJECT_EXPOSED; MALFORMED, with the `bytes`, for a message that the codec
-   * cannot decode; AbortError by the signal, which loses nothing.
+   * this subscriber; CLOSED after this side's close; RING_CORRUPT; OBJECT_EXPOSED; MALFORMED, with the `bytes`, for a message that the
+   * codec cannot decode; AbortError if the signal is aborted, which loses no message.
    */
   receive(options?: WaitOptions): Promise<In | undefined> {
     if (this.#values === null) return this.#receive(options) as Promise<In | undefined>
@@ -279,9 +281,9 @@ export class Subscription<In = Message> implements AsyncIterable<In>, AsyncDispo
   }
 
   /**
-   * Visits the messages that are there now, in their order: see {@link Channel.receiveEach}. The bytes are valid during the visit.
+   * Visits the messages that are available now, in order: see {@link Channel.receiveEach}. The bytes are valid during the visit.
    *
-   * @returns How many were visited.
+   * @returns The number of visited messages.
    * @throws {@link RingfenceError} as `receive` rejects
    */
   receiveEach(visit: Visit<In>, max?: number): number {
@@ -291,9 +293,9 @@ export class Subscription<In = Message> implements AsyncIterable<In>, AsyncDispo
   }
 
   /**
-   * Waits until there is something to read.
+   * Waits until a message is available.
    *
-   * @returns false: no more will come, and everything was read. Rejects as `receive`.
+   * @returns `false` if no more messages will arrive and everything was read. Rejects as `receive`.
    */
   async waitReadable(options?: WaitOptions): Promise<boolean> {
     return this.#waitReadable(readerSignal(options))
@@ -304,14 +306,14 @@ export class Subscription<In = Message> implements AsyncIterable<In>, AsyncDispo
     return readable ?? (await this.#buffer.wait(false, signal, reader).promise) !== null
   }
 
-  /** No more will come, and all was read. */
+  /** Whether no more messages will arrive and everything was read. */
   get readableEnded(): boolean {
     return this.#buffer.isEnded
   }
 
   /**
-   * Yields arrays of messages: at least one, and at most `max` of those that are there. For loops that want speed: one promise for each
-   * array, and not for each message.
+   * Yields arrays of at least one and at most `max` available messages. Meant for fast loops: it needs one promise for each array instead
+   * of one for each message.
    *
    * @example
    * for await (const messages of subscription.batches()) for (const message of messages) handle(message)
@@ -342,7 +344,7 @@ export class Subscription<In = Message> implements AsyncIterable<In>, AsyncDispo
   }
 
   /**
-   * Returns the same subscription with values for messages, as the codec decodes them: see {@link Channel.with}.
+   * Returns the same subscription with values as messages, decoded by the codec: see {@link Channel.with}.
    *
    * @throws {@link RingfenceError} INVALID_ARGUMENT if it is no codec
    */
@@ -350,10 +352,7 @@ export class Subscription<In = Message> implements AsyncIterable<In>, AsyncDispo
     return new Subscription<T>(KEY, this.#core, new Values(codec) as Values<unknown>)
   }
 
-  /**
-   * Looks at the publisher's process again, now, and compares with the policy (`authorize` is not asked again): see
-   * {@link Channel.verify}.
-   */
+  /** Checks the publisher's process again now, against the policy. `authorize` is not called again. See {@link Channel.verify}. */
   verify(options?: WaitOptions): Promise<Identity> {
     return this.#core.view.verify(
       () => this.#core.over,
@@ -362,7 +361,7 @@ export class Subscription<In = Message> implements AsyncIterable<In>, AsyncDispo
     )
   }
 
-  /** Closes the subscription: what was not read is let go of. Resolves once everything is released. */
+  /** Closes the subscription and drops unread messages. Resolves once everything is released. */
   async close(): Promise<void> {
     this.#core.close()
   }
@@ -381,25 +380,25 @@ export class Subscription<In = Message> implements AsyncIterable<In>, AsyncDispo
     return (this.#streams ??= new WebStreams<In, never>(source, null)).readable
   }
 
-  /** A stream in object mode, with one chunk for each message. Its end leaves the subscription open. */
+  /** A Node stream in object mode with one chunk for each message. Its end leaves the subscription open. */
   stream(): Readable {
     return Readable.from(this, { highWaterMark: 1 })
   }
 
-  /** Keeps the process alive while it is open, which is the default. */
+  /** Keeps the process alive while the subscription is open, which is the default. */
   ref(): this {
     this.#core.keepAlive(true)
     return this
   }
 
-  /** Lets the process exit while it is open. */
+  /** Lets the process exit while the subscription is open. */
   unref(): this {
     this.#core.keepAlive(false)
     return this
   }
 }
 
-/** What the buffer reads by. Of the newest message alone, none is fetched before it is handed out: it would be an old one then. */
+/** The functions that the buffer reads with. With delivery 'latest', a message fetched ahead would be outdated when it is handed out. */
 function readerOf(native: NativeSubscription): ConstructorParameters<typeof ReceiveBuffer>[0] {
   const own = {
     pull: native.pull,
@@ -415,10 +414,11 @@ function readerOf(native: NativeSubscription): ConstructorParameters<typeof Rece
 }
 
 /**
- * Subscribes to what a publisher sends at an address. A process may subscribe several times.
+ * Subscribes to a publisher at an address. A process may subscribe several times.
  *
- * Where no process publishes it rejects with PEER_LOST, and where the publisher is full with ADDRESS_OCCUPIED; with the option `wait` it
- * waits for the publisher to come, and for a seat. A delivery that the publisher does not offer is PEER_REFUSED, check `delivery`.
+ * Rejects with PEER_LOST if no process publishes there, and with ADDRESS_OCCUPIED if the publisher is full. With the option `wait`, it
+ * waits for the publisher to start and for a free slot instead. Rejects with PEER_REFUSED, check `delivery`, if the publisher does not
+ * offer the requested delivery.
  *
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} as {@link connect}

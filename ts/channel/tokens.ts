@@ -1,4 +1,4 @@
-// The tokens of one channel, and the loops that wait for them.
+// The tokens of one channel, and the loops that read them.
 
 import { fromFailure, invalid, show } from '../errors.js'
 import { loop } from './loops.js'
@@ -8,7 +8,7 @@ import { Waiters, type Wait } from './waiters.js'
 
 const LARGEST = 2n ** 64n - 1n
 
-/** The 64 bits that a caller means. */
+/** Converts a caller's token to 64 bits. */
 export function toToken(token: bigint | number): bigint {
   if (typeof token === 'bigint' && token >= 0n && token <= LARGEST) return token
   if (Number.isSafeInteger(token) && token >= 0) return BigInt(token)
@@ -22,23 +22,23 @@ export class Tokens {
   readonly #native: NativeChannel
   readonly #waiters = new Waiters<bigint>()
   #watched = false
-  /** The channel keeps no process alive: what comes of it neither. */
+  /** The channel keeps no process alive, so reading its tokens does not either. */
   #isWeak = false
-  /** No more will come from the binding. */
+  /** No more tokens will come from the binding. */
   #over = false
-  /** What had come when the channel ended, the next one last. */
+  /** The tokens that were unread when the channel ended, the next one last. */
   #kept: bigint[] = []
 
   constructor(native: NativeChannel) {
     this.#native = native
   }
 
-  /** Whether a turn of the event loop that is waited for keeps the process alive. */
+  /** Sets whether awaiting a turn of the event loop keeps the process alive. */
   keepAlive(alive: boolean): void {
     this.#isWeak = !alive && !this.#over
   }
 
-  /** What is waited for before more is handed out; null: nothing. */
+  /** The turn of the event loop to await before more is handed out; null if none is due. */
   get #due(): Promise<void> | null {
     return this.#isWeak ? fairness.dueWeakly : fairness.due
   }
@@ -63,13 +63,13 @@ export class Tokens {
     return wait
   }
 
-  /** For waits that began while the event loop was due to turn. */
+  /** Serves a wait that began while the event loop was due to turn. */
   #serveOrWatch(): void {
     this.#serve()
     if (!this.#waiters.isEmpty) this.#watch()
   }
 
-  /** A token if there is one, `undefined` if one may come, `null` if none will. */
+  /** Returns a token if there is one, `undefined` if one may come, `null` if none will. */
   #take(): bigint | null | undefined {
     if (this.#over) return this.#kept.pop() ?? null
     const answer = this.#native.token()
@@ -89,13 +89,13 @@ export class Tokens {
     this.#watched = true
   }
 
-  /** There is a token, or no more will come. */
+  /** Handles that there is a token, or that no more will come. */
   #heard(): void {
     if (!this.#waiters.isEmpty) {
       this.#serve()
       return
     }
-    // Without a loop that takes it, the binding would call back again and again.
+    // No loop takes the token, so the binding would call back repeatedly.
     this.#watched = false
     this.#native.unwatchTokens()
   }
@@ -108,7 +108,7 @@ export class Tokens {
     }
   }
 
-  /** The channel has ended: what has come is handed out, and nothing more comes. */
+  /** Keeps the tokens that have arrived, to be handed out: the channel has ended. */
   stop(): void {
     this.#serve()
     const kept: bigint[] = []
@@ -117,7 +117,7 @@ export class Tokens {
     this.close()
   }
 
-  /** Drops what has not been taken. */
+  /** Drops unread tokens. */
   close(): void {
     this.#over = true
     this.#isWeak = false

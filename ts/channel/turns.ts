@@ -1,33 +1,33 @@
-// Whose turn it is among the sources of a merge. No source is read here: this file has the order alone.
+// The order in which the sources of a merge take turns. This file reads no source.
 //
-// A source that may have something is ready, and the ready ones take turns: so many bytes, or so long. One that was found empty rests,
-// and is looked at now and then, or rings. One that has something again has its turn next, once: it is fresh. A fresh source that is
-// empty again joins the end of the ready ones, not those that rest, so that one which sends a little each time cannot always come first
-// (as fq_codel does with the flows of a network).
+// A source that may have something is ready. The ready sources take turns, which are limited in bytes and in time. A source that was found
+// empty rests until a periodic check or a wakeup. A source that has something again is fresh: it has the next turn, once. A fresh source
+// that is empty again joins the end of the ready sources instead of resting. Otherwise a source that sends a little each time would always
+// come first (fq_codel treats the flows of a network the same way).
 
 import { fairness } from '../runtime/fairness.js'
 import { Line, type Place } from './line.js'
 
 export { Place } from './line.js'
 
-/** Bytes of a turn, about: a turn ends with the message that reaches it. */
+/** The approximate size of a turn in bytes: a turn ends with the message that reaches it. */
 export const TURN = 16 * 1024
-/** Looks at the clock after which a turn ends as well: a handler that is slow makes few messages long. */
+/** Clock checks after which a turn ends as well: with a slow handler, a few messages take long. */
 const LOOKS = 2
 
 export class Turns<Kind extends Place> {
   readonly #fresh = new Line<Kind>()
   readonly #ready = new Line<Kind>()
-  /** Found empty, and will not ring. */
+  /** Sources that were found empty and will not send a wakeup. */
   readonly #resting = new Line<Kind>()
-  /** Found empty, and will ring. */
+  /** Sources that were found empty and will send a wakeup. */
   readonly #armed = new Line<Kind>()
-  /** Who has the turn, and what is left of it. */
+  /** The source that has the turn, with the remaining bytes of the turn. */
   #current: Kind | null = null
   #left = 0
   #began = 0
 
-  /** Whose turn it is; null: none may have anything. */
+  /** The source that has the next turn; null if no source may have anything. */
   get next(): Kind | null {
     const next = this.#fresh.first ?? this.#ready.first
     if (next !== this.#current && next !== null) {
@@ -38,7 +38,7 @@ export class Turns<Kind extends Place> {
     return next
   }
 
-  /** The one whose turn it is has handed out so many bytes. Whether its turn is over. */
+  /** Accounts for bytes that the current source has handed out. Returns whether its turn is over. */
   spend(bytes: number): boolean {
     this.#left -= bytes
     if (this.#left > 0 && fairness.looks - this.#began < LOOKS) return false
@@ -46,7 +46,7 @@ export class Turns<Kind extends Place> {
     return true
   }
 
-  /** The turn is over. */
+  /** Ends the current turn. */
   end(): void {
     const current = this.#current
     this.#current = null
@@ -57,19 +57,19 @@ export class Turns<Kind extends Place> {
     return place.line === this.#fresh || place.line === this.#ready
   }
 
-  /** It may have something, which was not so: it comes next. */
+  /** Gives a source the next turn, if it was not ready before: it may have something now. */
   wake(place: Kind): void {
     if (!this.isReady(place)) this.#fresh.push(place)
   }
 
-  /** The one whose turn it is was found empty. */
+  /** Handles that the source that has the turn was found empty. */
   foundEmpty(place: Kind, isArmed: boolean): void {
     if (place === this.#current) this.#current = null
     if (place.line === this.#fresh && this.#ready.first !== null) this.#ready.push(place)
     else this.rest(place, isArmed)
   }
 
-  /** It has nothing. */
+  /** Marks a source as empty. */
   rest(place: Kind, isArmed: boolean): void {
     if (place === this.#current) this.#current = null
     const line = isArmed ? this.#armed : this.#resting
@@ -81,13 +81,13 @@ export class Turns<Kind extends Place> {
     place.line?.remove(place)
   }
 
-  /** All are to be looked at. */
+  /** Makes all sources ready, to be checked. */
   wakeAll(): void {
     this.#resting.moveTo(this.#ready)
     this.#armed.moveTo(this.#ready)
   }
 
-  /** Looks at a few of those that have nothing, those first that were not looked at for longest. */
+  /** Checks a few empty sources, starting with those that were not checked for longest. */
   lookAround(count: number, hasSomething: (place: Kind) => boolean): void {
     for (const line of [this.#resting, this.#armed]) {
       for (let looks = 0; looks < count; looks += 1) {
@@ -99,12 +99,12 @@ export class Turns<Kind extends Place> {
     }
   }
 
-  /** Those that have had an event since they were last found empty. */
+  /** The sources that have had an event since they were last found empty. */
   get fresh(): Kind[] {
     return this.#fresh.places
   }
 
-  /** Those that have nothing and will not ring. */
+  /** The sources that are empty and will not send a wakeup. */
   get resting(): Kind[] {
     return this.#resting.places
   }

@@ -1,4 +1,4 @@
-// Values over a sender and a reader of messages: what a codec makes of a message, with the errors of both directions.
+// A codec between the program and a queue or buffer of messages, with the errors of both directions.
 
 import {
   borrows,
@@ -12,7 +12,7 @@ import {
 import type { Visit, WaitOptions } from '../types.js'
 import type { SendQueue } from './send-queue.js'
 
-/** The two directions of a codec. */
+/** Encodes and decodes messages with a codec. */
 export class Values<T> {
   readonly codec: Codec<T>
   readonly #borrows: boolean
@@ -26,12 +26,12 @@ export class Values<T> {
 
   /** @throws {@link RingfenceError} INVALID_ARGUMENT if the value cannot be encoded, or encodes to nothing */
   encode(value: T): Uint8Array | string {
-    // The receiver would take undefined for the end, whatever a codec makes of it.
+    // The receiver would take undefined for the end, however the codec encodes it.
     if (value === undefined) throw encodesToNothing(value, undefined)
     return encodeWith(this.codec, value)
   }
 
-  /** Encodes and sends. */
+  /** Encodes and sends a value. */
   send(queue: SendQueue, value: T, options?: WaitOptions): Promise<void> {
     try {
       return queue.send(this.encode(value), options)
@@ -43,18 +43,18 @@ export class Values<T> {
   /** @throws {@link RingfenceError} MALFORMED */
   decode(bytes: Buffer): T {
     const value = decodeWith(this.codec, bytes)
-    // It would be taken for the end.
+    // undefined would be taken for the end.
     if (value === undefined) throw malformed(bytes, new TypeError('the codec returned undefined'))
     return value
   }
 
-  /** Decodes a message in memory that is used again. A codec that may keep its bytes gets a copy. */
+  /** Decodes a message in reused memory. Codecs that may keep the bytes get a copy. */
   decodeShown(bytes: Uint8Array, offset: number, length: number): T {
     const shown = Buffer.from(bytes.buffer, bytes.byteOffset + offset, length)
     return this.decode(this.#borrows ? shown : Buffer.concat([shown]))
   }
 
-  /** A visitor of messages for a visitor of values. */
+  /** Returns a visitor of messages that calls a visitor of values. */
   visitor(visit: (value: T) => void): Visit {
     return (bytes, offset, length) => visit(this.decodeShown(bytes, offset, length))
   }

@@ -1,25 +1,25 @@
-// Callers that wait for a channel, a message or a token: the first that came is the first served.
+// Callers that wait for a channel, a message or a token. They are served in the order of their calls.
 
 import { aborted, invalid, type RingfenceError } from '../errors.js'
 import { Line, Place } from './line.js'
 
-/** One wait, as the caller sees it. */
+/** One wait, for the caller. */
 export interface Wait<Value> {
-  /** null: no more will come, or the wait was left. */
+  /** Resolves with null if no more will come, or the wait was left. */
   readonly promise: Promise<Value | null>
-  /** Ends the wait: what comes next is for others. */
+  /** Ends the wait. The next value goes to another caller. */
   leave(): void
 }
 
-/** One wait, as the owner of the values sees it. */
+/** One wait, for the owner of the values. */
 export class Waiter<Value> extends Place implements Wait<Value> {
   readonly promise: Promise<Value | null>
-  /** Takes the value; false: only wants to know that there is one. */
+  /** Whether the caller takes the value; if false, it only checks that there is one. */
   readonly takes: boolean
   readonly reader: object | null
   #resolve!: (value: Value | null) => void
   #reject!: (error: Error) => void
-  /** Removes the listener of the signal. */
+  /** Removes the abort listener from the signal. */
   #forget: (() => void) | null = null
 
   constructor(takes: boolean, signal: AbortSignal | undefined, reader: object | null) {
@@ -64,12 +64,12 @@ export class Waiters<Value> {
     return this.#line.isEmpty
   }
 
-  /** The one that has waited longest. */
+  /** The caller that has waited longest. */
   get first(): Waiter<Value> | undefined {
     return this.#line.first ?? undefined
   }
 
-  /** Whether one of them wants the value itself. */
+  /** Whether a caller takes the value. */
   get hasTaker(): boolean {
     return this.#line.places.some((waiter) => waiter.takes)
   }
@@ -80,9 +80,9 @@ export class Waiters<Value> {
   }
 
   /**
-   * As {@link add}, for one of the readers of which only one may wait.
+   * Does the same as {@link add}, for a reader. Only one reader may wait at a time.
    *
-   * @param reader - Identifies the reader. `null` waits beside any reader.
+   * @param reader - Identifies the reader. `null` may wait alongside any reader.
    * @throws {@link RingfenceError} INVALID_ARGUMENT if another reader waits.
    */
   addReader(reader: object | null, signal: AbortSignal | undefined, takes: boolean): Wait<Value> {
@@ -97,22 +97,22 @@ export class Waiters<Value> {
     return waiter
   }
 
-  /** Takes out the one that has waited longest. */
+  /** Removes and returns the caller that has waited longest. */
   shift(): Waiter<Value> | undefined {
     return this.#line.shift() ?? undefined
   }
 
-  /** Whether it was still waiting. */
+  /** Removes a caller. Returns whether it was still waiting. */
   remove(waiter: Waiter<Value>): boolean {
     return this.#line.remove(waiter)
   }
 
-  /** No more will come. */
+  /** Ends all waits with null: no more will come. */
   end(): void {
     for (const waiter of this.#line.clear()) waiter.found(null)
   }
 
-  /** @param error - Called for each, so that each stack is the caller's own. */
+  /** @param error - Called for each waiter, so that each error has its own stack. */
   fail(error: () => Error): void {
     for (const waiter of this.#line.clear()) waiter.failed(error())
   }
