@@ -1,4 +1,4 @@
-// Values as messages: how one becomes bytes, and bytes one again.
+// Codecs: the conversion of values to bytes and back.
 
 import { isAscii, isUtf8 } from 'node:buffer'
 import v8 from 'node:v8'
@@ -6,47 +6,48 @@ import v8 from 'node:v8'
 import { RingfenceError, invalid, messageOf, show } from '../errors.js'
 
 /**
- * How a value travels. One codec serves any number of channels. msgpackr, cbor-x and others fit in as they are.
+ * Encodes values as messages and decodes them. One codec serves any number of channels. msgpackr, cbor-x and similar codecs can be used
+ * directly.
  *
- * What `decode` throws is told as MALFORMED, and what `encode` throws as INVALID_ARGUMENT; neither ends the channel.
+ * Errors from `decode` are reported as MALFORMED, and errors from `encode` as INVALID_ARGUMENT. Neither ends the channel.
  */
 export interface Codec<T> {
-  /** The value as a message. What it returns is copied before it is called again. */
+  /** Returns the value as a message. The result is copied before the next call. */
   encode(value: T): Uint8Array | string
-  /** Returns the value of a message. The bytes are the codec's own to keep. */
+  /** Returns the value of a message. The codec may keep the bytes. */
   decode(bytes: Buffer): T
 }
 
-/** Codecs of this package: they keep nothing of the bytes that they are shown. */
+/** The codecs of this package, which keep no reference to the bytes that they decode. */
 const KEEPS_NOTHING = new WeakSet<object>()
 
-/** Whether a codec may be shown memory that is used again. */
+/** Whether a codec may decode from memory that is reused. */
 export function borrows(codec: object): boolean {
   return KEEPS_NOTHING.has(codec)
 }
 
 /**
- * Values as JSON.stringify writes and JSON.parse reads them. Safe with any peer: what is no UTF-8, or no JSON, or has something behind it,
- * is MALFORMED. `T` is what the program expects, and is not checked.
+ * Encodes with JSON.stringify and decodes with JSON.parse. Safe with any peer: invalid UTF-8, invalid JSON and trailing data are MALFORMED.
+ * `T` is the type that the program expects, and is not checked.
  */
 export function json<T = unknown>(): Codec<T> {
   return JSON_CODEC as Codec<T>
 }
 
 const JSON_CODEC: Codec<unknown> = {
-  // Undefined where JSON has no word for the value, which the caller looks for.
+  // Returns undefined for values that JSON cannot represent. The caller checks for that.
   encode: (value) => JSON.stringify(value),
   decode: (bytes) => JSON.parse(toText(bytes as Buffer & Slices)) as unknown,
 }
 KEEPS_NOTHING.add(JSON_CODEC)
 
-/** What `toString` calls, after it has looked at its arguments. */
+/** The functions behind `toString`, without its argument checks. */
 interface Slices {
   latin1Slice(): string
   utf8Slice(): string
 }
 
-/** Node would put marks of replacement where the bytes are no UTF-8, and so make two messages one. */
+/** Decodes UTF-8 strictly. Node would insert replacement characters, so different messages could decode to the same text. */
 function toText(bytes: Buffer & Slices): string {
   if (isAscii(bytes)) return bytes.latin1Slice()
   if (!isUtf8(bytes)) throw new SyntaxError('the bytes are no UTF-8')
@@ -54,12 +55,12 @@ function toText(bytes: Buffer & Slices): string {
 }
 
 /**
- * Values as the structured clone has them, in the engine's own format (`v8.serialize`): Map, Set, Date, RegExp, Error, bigints, typed
- * arrays, references within the value. Both sides must run the same kind of engine, and the receiver no older one.
+ * Encodes as a structured clone, in the engine's own format (`v8.serialize`): Map, Set, Date, RegExp, Error, bigints, typed arrays,
+ * references within the value. Both sides must run the same kind of engine, and the receiver's must not be older.
  *
- * **For peers that are trusted.** The bytes of a hostile peer are refused or decoded; they crash nothing and corrupt nothing, which is
- * fuzzed. But the engine's decoder was not made against an enemy: a small message may take long to decode, and much memory. Use
- * {@link json} where the peer may turn hostile.
+ * **Only for trusted peers.** The bytes of a hostile peer are refused or decoded; they crash nothing and corrupt nothing, which is fuzzed.
+ * But the engine's decoder is not hardened: a small message may take much time and memory to decode. Use {@link json} if the peer may turn
+ * hostile.
  */
 export function structured<T = unknown>(): Codec<T> {
   return STRUCTURED_CODEC as Codec<T>
@@ -71,16 +72,16 @@ const STRUCTURED_CODEC: Codec<unknown> = {
 }
 KEEPS_NOTHING.add(STRUCTURED_CODEC)
 
-/** The first byte of what V8 writes, and the oldest format with all kinds that V8 writes today: that of Node 20 is 15. */
+/** The first byte that V8 writes, and the oldest format with all kinds that V8 writes today. The format of Node 20 is 15. */
 const MARK = 0xff
 const OLDEST = 13
 
-// Bun has an engine, and a format, of its own.
+// Bun has a different engine with its own format.
 const hasDeserializer = process.versions.bun === undefined && typeof v8.DefaultDeserializer === 'function'
 
 /**
  * Calls `v8.serialize`, which throws if it cannot clone something. A WebAssembly.Module is the exception: the engine writes nothing for it,
- * and so bytes that are no value.
+ * so the bytes cannot be decoded.
  */
 function serialize(value: unknown): Buffer {
   const bytes = v8.serialize(value)
@@ -90,11 +91,12 @@ function serialize(value: unknown): Buffer {
 }
 
 /**
- * Parts of a value that are searched for a module: to search a large value takes as long as to serialize it. The receiver rejects a
- * module beyond these as MALFORMED, since the counts in the bytes do not match then; it does not notice one that is an error's cause.
+ * The number of parts of a value that are searched for a module: searching a large value takes as long as serializing it. The receiver
+ * rejects a module beyond these parts as MALFORMED, since the counts in the bytes do not match then. It does not notice a module that is an
+ * error's cause.
  */
 const PARTS = 128
-/** Of these, in the search that is under way. */
+/** The parts that the current search may still visit. */
 let left = 0
 
 function hasModule(value: unknown): boolean {
@@ -106,7 +108,7 @@ function hasModule(value: unknown): boolean {
   }
   let isEmpty = true
   for (const key in value) {
-    // The engine writes own properties only.
+    // The engine writes only own properties.
     if (!Object.hasOwn(value, key)) continue
     isEmpty = false
     if (hasModule((value as Record<string, unknown>)[key])) return true
@@ -120,7 +122,7 @@ function hasModule(value: unknown): boolean {
 }
 
 function deserialize(bytes: Buffer): unknown {
-  // Older formats are read by code that no peer needs: one would have the reader take the whole message for one object's.
+  // Older formats use code that no peer needs. With one of them, the reader would take the whole message as part of one object.
   if (bytes[0] !== MARK || bytes[1] === undefined || bytes[1] < OLDEST || bytes[1] >= 0x80)
     throw new SyntaxError('the bytes do not begin as those of v8.serialize do')
   const deserializer = new OwnDeserializer(bytes)
@@ -131,7 +133,7 @@ function deserialize(bytes: Buffer): unknown {
   return value
 }
 
-/** Typed arrays that show the message's memory are made the receiver's own. */
+/** Copies typed arrays, which would otherwise share the message's memory. */
 class OwnDeserializer extends (hasDeserializer
   ? v8.DefaultDeserializer
   : (Object as unknown as typeof v8.DefaultDeserializer)) {
@@ -153,7 +155,7 @@ const HOST_OBJECT: unknown = hasDeserializer
   ? (v8.DefaultDeserializer.prototype as unknown as { _readHostObject: unknown })._readHostObject
   : undefined
 
-/** @throws {@link RingfenceError} INVALID_ARGUMENT where the value is no message, with what the codec threw as the cause. */
+/** @throws {@link RingfenceError} INVALID_ARGUMENT if the value cannot be a message, with the codec's error as the cause. */
 export function encodeWith<T>(codec: Codec<T>, value: T): Uint8Array | string {
   let message: unknown
   try {
@@ -165,7 +167,7 @@ export function encodeWith<T>(codec: Codec<T>, value: T): Uint8Array | string {
   throw encodesToNothing(value, message)
 }
 
-/** What is told of a value of which the codec has made no message. */
+/** Returns the error for a value that the codec has not turned into a message. */
 export function encodesToNothing(value: unknown, made: unknown): RingfenceError {
   const cause = new TypeError(`a message is bytes or a string, and not ${show(made)}`)
   return new RingfenceError('INVALID_ARGUMENT', `the value encodes to nothing that can be sent: ${show(value)}`, {
@@ -182,7 +184,7 @@ export function decodeWith<T>(codec: Codec<T>, bytes: Buffer): T {
   }
 }
 
-/** What is told of bytes that are no value. They are copied: a decoder may have been shown memory that is used again. */
+/** Returns the error for bytes that cannot be decoded. It has a copy of them, since the decoder may have read reused memory. */
 export function malformed(bytes: Buffer, cause: unknown): RingfenceError {
   const what = `the peer has sent ${bytes.length} bytes that cannot be decoded: ${messageOf(cause)}`
   return new RingfenceError('MALFORMED', what, { cause, bytes: Buffer.concat([bytes]) })

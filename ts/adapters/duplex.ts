@@ -5,34 +5,34 @@ import { throwLater } from '../runtime/emit.js'
 import { fairness } from '../runtime/fairness.js'
 import { LONGEST_TIMER, timers } from '../runtime/timers.js'
 
-/** Milliseconds in which a destroyed stream, or a closed port, still sends what was written before, if the peer does not read. */
+/** Milliseconds that a destroyed stream or closed port may take to send earlier writes to a peer that does not read. */
 export const LINGER = 5000
 
-/** A chunk larger than this is sent in pieces, so that the peer reads the first while the next is written. */
+/** A larger chunk is sent in pieces, so that the peer reads the first while the next is written. */
 const PIECE = 256 * 1024
 
-/** The part of a channel that a stream needs. `channel.ts` imports this file, so this file cannot import it. */
+/** The part of a channel that a stream needs. `channel.ts` imports this file, which therefore cannot import it. */
 interface MessageChannel {
   readonly allowHalfOpen: boolean
   readonly maxMessageSize: number
   /** Bytes of the longest message that `trySend` takes. */
   readonly maxAtOnce: number
-  /** What is waited for before more is read; null: nothing. */
+  /** The turn of the event loop to await before more is read; null if none is due. */
   readonly due: Promise<void> | null
   trySend(message: Uint8Array): boolean
   send(message: Uint8Array): Promise<void>
   tryReceive(): Buffer | null
   waitReadable(): Promise<boolean>
-  /** `withPeer`: since the peer has ended its sending, and not since the program has said so. */
+  /** `withPeer`: this side ends because the peer has ended its sending, not because the program asked for it. */
   end(withPeer: boolean): Promise<void>
   close(): Promise<void>
-  /** The error to report if the peer is gone without having ended its sending; `undefined` after a clean end. */
+  /** The error to report if the peer disconnected without having ended its sending; `undefined` after a clean end. */
   cutOff(): Error | undefined
   ref(): void
   unref(): void
 }
 
-/** The channel as a stream of bytes. */
+/** Returns the channel as a byte stream. */
 export function toDuplex(channel: MessageChannel): Duplex {
   return new ChannelStream(channel)
 }
@@ -40,22 +40,22 @@ export function toDuplex(channel: MessageChannel): Duplex {
 type Done = (error?: Error | null) => void
 
 /**
- * A stream calls listeners of the program from `push`, and from the callback of a write. An exception in one of them must become neither a
- * failure of the channel nor the rejection of a promise: it is an uncaught exception, as with a socket.
+ * A channel as a stream. Node calls the program's listeners from `push` and from a write's callback. An exception in one of them must be an
+ * uncaught exception, as with a socket. It must neither fail the channel nor reject a promise.
  */
 class ChannelStream extends Duplex {
   readonly #channel: MessageChannel
   readonly #piece: number
   #reading = false
-  /** Ends once what the ring had no room for is in the ring. */
+  /** Settles once the data that did not fit is in the ring, or failed. */
   #sending: Promise<void> | null = null
-  /** The callback of the write that waits for that, until it is called… */
+  /** The callback of the write that waits for that. Null once it was called. */
   #done: Done | null = null
-  /** …and the bytes of that write. */
+  /** The bytes of that write. */
   #waiting = 0
-  /** What the stream is destroyed with once everything that came before has been read. */
+  /** The error to destroy the stream with, once all earlier data was read. */
   #failure: Error | undefined
-  /** Runs while nothing is read and nothing is written. */
+  /** Runs while nothing is read or written. */
   #idle: NodeJS.Timeout | null = null
 
   constructor(channel: MessageChannel) {
@@ -64,9 +64,9 @@ class ChannelStream extends Duplex {
     this.#piece = Math.min(PIECE, channel.maxMessageSize, channel.maxAtOnce)
   }
 
-  // From here on: what agents and servers call on a socket.
+  // The socket methods that agents and servers call.
 
-  /** Emits 'timeout' each time that nothing was read or written for this long, as a socket does. 0: never. */
+  /** Emits 'timeout' whenever nothing was read or written for this long, as a socket does. 0: never. */
   setTimeout(milliseconds: number, callback?: () => void): this {
     if (this.#idle !== null) timers.clearTimeout(this.#idle)
     this.#idle = null
@@ -78,12 +78,12 @@ class ChannelStream extends Duplex {
     return this
   }
 
-  /** Does nothing: a write is in the ring at once. */
+  /** Does nothing: a write goes into the ring at once. */
   setNoDelay(): this {
     return this
   }
 
-  /** Does nothing: the kernel tells at once that the peer is gone. */
+  /** Does nothing: the kernel reports at once that the peer is gone. */
   setKeepAlive(): this {
     return this
   }
@@ -125,10 +125,10 @@ class ChannelStream extends Duplex {
     callBack(this.#channel.end(this.readableEnded && !this.allowHalfOpen), done)
   }
 
-  /** Node drops the writes that wait in a destroyed stream. They were written, so they are sent first. */
+  /** Sends pending writes before the stream is destroyed. Node would drop them. */
   override destroy(error?: Error | null, callback?: (error: Error | null) => void): this {
     if (!this.destroyed && (error === undefined || error === null)) this.#handOver()
-    // The callback is not among the types of Node.
+    // Node's types lack the callback.
     return (super.destroy as (error?: Error | null, callback?: (error: Error | null) => void) => this)(error, callback)
   }
 
@@ -140,7 +140,7 @@ class ChannelStream extends Duplex {
     )
   }
 
-  /** Has the stream pass on all writes that it holds: it does so once the write before them is done. */
+  /** Makes the stream pass on all writes that it holds. It does so once the write before them is done. */
   #handOver(): void {
     while (this.writableCorked > 0) this.uncork()
     const done = this.#done
@@ -149,7 +149,7 @@ class ChannelStream extends Duplex {
     throwLater(done)
   }
 
-  /** Without an error the peer reads all that was written, and then the end. */
+  /** Closes the channel. Without an error, the peer first reads all data that was written, and then the end. */
   async #leave(error: Error | null): Promise<void> {
     if (error === null) await within(LINGER, this.#endWritten().catch(ignore))
     await this.#channel.close()
@@ -179,7 +179,7 @@ class ChannelStream extends Duplex {
     this.#sendLater(pieces, next, done)
   }
 
-  /** There is no room for these pieces now, or the event loop is to have a turn before the stream writes more. */
+  /** Sends pieces that have no room now, or that must wait until the event loop has turned. */
   #sendLater(pieces: readonly Uint8Array[], next: number, done: Done): void {
     const sending = this.#sendAll(pieces, next, this.#sending ?? fairness.due)
     this.#sending = sending
@@ -190,7 +190,7 @@ class ChannelStream extends Duplex {
     }
     sending.then(over, over)
     callBack(sending, (error) => {
-      // A stream that is being destroyed has called it already.
+      // A stream that is being destroyed has already called it.
       if (this.#done !== done) return
       this.#done = null
       done(error && asOfSocket(error, 'write'))
@@ -210,18 +210,18 @@ class ChannelStream extends Duplex {
     this.#reading = true
     try {
       while (!this.destroyed) {
-        // The stream asks for more from microtasks, in which no other event is handled.
+        // The stream asks for more from microtasks, during which no other event is handled.
         const { due } = this.#channel
         if (due !== null) {
           await due
           continue
         }
         const message = this.#channel.tryReceive()
-        // An empty chunk would say that nothing is there.
+        // An empty chunk would mean that no data is available.
         if (message !== null && message.length > 0) {
           const wantsMore = this.#pushed(message)
           if (wantsMore === false) return
-          // The exception comes before the next chunk. A program that catches it reads on.
+          // The exception must be raised before the next chunk. A program that catches it continues to read.
           if (wantsMore === undefined) await new Promise<void>((resolve) => void timers.setImmediate(resolve))
         }
         if (message !== null || (await this.#channel.waitReadable())) continue
@@ -235,7 +235,7 @@ class ChannelStream extends Duplex {
     }
   }
 
-  /** Whether the stream wants more; undefined: a listener has thrown. */
+  /** Pushes a chunk. Returns whether the stream wants more; undefined if a listener has thrown. */
   #pushed(chunk: Buffer | null): boolean | undefined {
     let wantsMore: boolean | undefined
     this.#idle?.refresh()
@@ -255,23 +255,23 @@ class ChannelStream extends Duplex {
     this.#failOnceRead(this.#failure)
   }
 
-  /** A destroyed stream drops what it has buffered, so it is destroyed only once that was read. */
+  /** Destroys the stream once its buffered data was read: a destroyed stream drops it. */
   #failOnceRead(failure: Error): void {
-    // A read that is running must return first.
+    // A read in progress must return first.
     if (this.readableLength === 0) timers.nextTick(() => this.destroy(failure))
   }
 }
 
 function ignore(): void {}
 
-/** Agents and servers know a peer that is gone by the code that a socket has for it. Another error stays as it is. */
+/** Converts PEER_LOST to the error code of a socket, which agents and servers know. Other errors are unchanged. */
 function asOfSocket(error: Error, syscall: 'read' | 'write'): Error {
   if ((error as NodeJS.ErrnoException).code !== 'ERR_RINGFENCE_PEER_LOST') return error
   const code = syscall === 'read' ? 'ECONNRESET' : 'EPIPE'
   return Object.assign(new Error(`${syscall} ${code}: ${error.message}`, { cause: error }), { code, syscall })
 }
 
-/** Calls back outside the promise: what a listener throws there is no rejection of it. */
+/** Calls back outside the promise, so that an error of a listener does not reject it. */
 function callBack(promise: Promise<void>, done: Done): void {
   promise.then(
     () => timers.nextTick(done),
@@ -279,7 +279,7 @@ function callBack(promise: Promise<void>, done: Done): void {
   )
 }
 
-/** The chunks as messages of at most `most` bytes: short ones together, long ones in parts. */
+/** Returns the chunks as messages of at most `most` bytes: short chunks are joined, and long ones are split. */
 function gathered(chunks: readonly Uint8Array[], most: number): Uint8Array[] {
   const pieces: Uint8Array[] = []
   let short: Uint8Array[] = []

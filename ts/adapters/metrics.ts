@@ -1,4 +1,4 @@
-// The figures as other systems read them: prom-client by objects that its registry takes, OpenTelemetry by observable instruments.
+// Exports the figures to monitoring systems: as prom-client metrics, and as observable instruments of OpenTelemetry.
 
 import type { Publisher } from '../endpoint/publisher.js'
 import type { Subscription } from '../channel/subscription.js'
@@ -10,27 +10,27 @@ import { Merge } from '../channel/merge.js'
 import { Listener } from '../endpoint/service.js'
 import type { ChannelStats, ListenerStats, MergeStats, PublisherStats, SubscriptionStats } from '../channel/stats.js'
 
-/** What has figures of its own. */
+/** The objects that have figures. */
 export type MetricsSource = Channel | Listener | Membership | Publisher | Subscription | Merge
 
 type Figure =
   keyof ChannelStats | keyof ListenerStats | keyof PublisherStats | keyof SubscriptionStats | keyof MergeStats
 
-/** How one figure is told. */
+/** The definition of one metric. */
 interface Definition {
   figure: Figure
-  /** For Prometheus; in base units. */
+  /** The Prometheus name, in base units. */
   prometheus: string
-  /** For OpenTelemetry. */
+  /** The OpenTelemetry name. */
   name: string
   unit: string
   help: string
   type: 'counter' | 'gauge'
-  /** By which a figure is multiplied to be in that unit. */
+  /** The factor that converts the figure to the unit. */
   scale: number
 }
 
-/** A figure, its names for Prometheus and for OpenTelemetry, its unit, what it is, and what makes that unit of it. */
+/** A figure, its names for Prometheus and OpenTelemetry, its unit, its description, and the factor that converts it to the unit. */
 type Row = [figure: Figure, prometheus: string, name: string, unit: string, help: string, scale?: number]
 
 const COUNTERS: Row[] = [
@@ -99,13 +99,13 @@ const DEFINITIONS: readonly Definition[] = [...definitions(COUNTERS, 'counter'),
 /** Labels of a sample. */
 export type MetricLabels = Record<string, string>
 
-/** A metric as the registry of prom-client takes it (`registry.registerMetric`). */
+/** A metric as prom-client's registry expects it (`registry.registerMetric`). */
 export interface PrometheusMetric {
   name: string
   help: string
   type: 'counter' | 'gauge'
   aggregator: 'sum'
-  /** What it is now. */
+  /** Returns the current values. */
   get(): Promise<{
     name: string
     help: string
@@ -113,11 +113,11 @@ export interface PrometheusMetric {
     aggregator: 'sum'
     values: { value: number; labels: MetricLabels }[]
   }>
-  /** Does nothing: the figures are those of what is watched. */
+  /** Does nothing: the figures belong to the watched objects. */
   reset(): void
 }
 
-/** As much of OpenTelemetry's Meter as is used. */
+/** The part of OpenTelemetry's Meter that is used. */
 export interface MeterLike {
   createObservableCounter(name: string, options: { description: string; unit: string }): unknown
   createObservableGauge(name: string, options: { description: string; unit: string }): unknown
@@ -129,11 +129,11 @@ export interface MeterLike {
   ): void
 }
 
-/** What {@link toMetrics} gives. */
+/** The result of {@link toMetrics}. */
 export interface Metrics {
   /** For prom-client: `for (const metric of toMetrics().prometheus) register.registerMetric(metric)`. */
   readonly prometheus: readonly PrometheusMetric[]
-  /** For OpenTelemetry: makes the instruments, which read the figures when they are collected. */
+  /** For OpenTelemetry: creates the instruments, which read the figures at each collection. */
   observe(meter: MeterLike): void
 }
 
@@ -143,11 +143,11 @@ interface Sample {
 }
 
 /**
- * The figures of `stats()`, as prom-client and OpenTelemetry read them: in their units, under names of their conventions. Nothing is
- * counted or kept for it: what is collected is read at that moment.
+ * Exports the figures of `stats()` to prom-client and OpenTelemetry, in their units and naming conventions. Nothing is counted or stored
+ * for this: the figures are read at each collection.
  *
- * @param sources - What is watched. None: every channel, publisher and subscription that is open in this process when it is read.
- * @throws {@link RingfenceError} INVALID_ARGUMENT for what has no figures
+ * @param sources - The objects to watch. By default, every channel, publisher and subscription that is open in this process at that time.
+ * @throws {@link RingfenceError} INVALID_ARGUMENT for a value that has no figures
  */
 export function toMetrics(...sources: MetricsSource[]): Metrics {
   for (const source of sources)
@@ -209,7 +209,9 @@ function attributesOf(source: MetricsSource, check: string | undefined): MetricL
   }
 }
 
-/** What shares all its labels is one sample, their sum: of two channels with one process, say. A second one would be taken in its place. */
+/**
+ * Sums up the sources with equal labels, such as two channels with one process. A second sample with these labels would replace the first.
+ */
 function samplesOf({ figure, scale }: Definition, sources: MetricsSource[], labelsFor: typeof labelsOf): Sample[] {
   const samples = new Map<string, Sample>()
   const add = (value: number, labels: MetricLabels) => {
@@ -232,7 +234,7 @@ const KINDS = [
 
 function kindOf(source: unknown): string | undefined {
   if (!wasOpened(source)) return KINDS.find(([known]) => source instanceof known)?.[1]
-  // It may be of the other build, whose classes are others.
+  // The object may come from the other build, which has different classes.
   if ('role' in source) return 'channel'
   return 'subscribers' in source ? 'publisher' : 'subscription'
 }

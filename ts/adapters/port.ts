@@ -1,4 +1,4 @@
-// A channel as a MessagePort: for libraries that speak over one.
+// A channel as a MessagePort, for libraries that communicate over one.
 
 // oxlint-disable-next-line import/no-cycle -- types alone
 import type { Channel, Quiet } from '../channel/channel.js'
@@ -8,13 +8,13 @@ import { throwLater } from '../runtime/emit.js'
 import { RingfenceError, invalid, show } from '../errors.js'
 import { timers } from '../runtime/timers.js'
 
-/** Bytes that may wait for a peer that does not read: `postMessage` can make no caller wait, and memory must end somewhere. */
+/** Bytes that may wait for a peer that does not read. `postMessage` cannot make its caller wait, so this limits the memory. */
 const MOST_WAITING = 256 * 1024 * 1024
 
-/** Milliseconds until a message that there was no memory for is tried again. */
+/** Milliseconds until the next attempt to read a message that there was no memory for. */
 const PAUSE = 50
 
-/** Of what `send` rejects with, what the end of the channel tells as well. */
+/** The errors of `send` that the end of the channel reports as well. */
 const TOLD_BY_CLOSE: ReadonlySet<string> = new Set([
   'ERR_RINGFENCE_CLOSED',
   'ERR_RINGFENCE_PEER_LOST',
@@ -25,31 +25,31 @@ const TOLD_BY_CLOSE: ReadonlySet<string> = new Set([
 /** The events of a port. */
 export type PortEvent = 'message' | 'messageerror' | 'close'
 
-/** As an event target hands it out: `data` is the message, or what is wrong with it. */
+/** The event that an event target dispatches: `data` is the message, or the error. */
 export interface PortMessageEvent extends Event {
   readonly data: unknown
 }
 
-/** What `on` takes: the message itself, the error, or nothing. */
+/** A listener for `on`. It gets the message itself, the error, or nothing. */
 // oxlint-disable-next-line typescript/no-explicit-any -- it is what the other side has sent, and the listener says what it expects
 export type PortListener = (value: any) => void
 
-/** What `addEventListener` takes. */
+/** A listener for `addEventListener`. */
 // oxlint-disable-next-line typescript/no-explicit-any -- as with an event target of the web's
 export type PortEventListener = ((event: any) => void) | { handleEvent(event: any): void }
 
-/** What a channel is to code that was written for a MessagePort of Node's. */
+/** A channel with the interface of a Node `MessagePort`. */
 export interface MessagePortLike {
   /**
-   * Sends a value, in the order of the calls. Never waits. After `close`, or once the peer has gone, it does nothing. What could not be
-   * sent after all, since the program holds a reservation of the channel or is filling a message, is told by 'messageerror'.
+   * Sends a value, in the order of the calls. Never waits. Does nothing after `close`, or once the peer is gone. If a value cannot be sent
+   * because the program holds a reservation of the channel or is filling a message, 'messageerror' reports it.
    *
-   * @param transfer - Nothing, or an empty list: memory cannot be handed to another process.
-   * @throws {@link RingfenceError} INVALID_ARGUMENT for what cannot be encoded, and for a list that is not empty; MESSAGE_TOO_LARGE;
-   * NO_SPACE where the peer has not read for so long that 256 MiB wait.
+   * @param transfer - Nothing, or an empty list: memory cannot be transferred to another process.
+   * @throws {@link RingfenceError} INVALID_ARGUMENT for a value that cannot be encoded, and for a list that is not empty;
+   * MESSAGE_TOO_LARGE; NO_SPACE if 256 MiB are waiting because the peer does not read.
    */
   postMessage(value: unknown, transfer?: readonly unknown[] | { transfer?: readonly unknown[] }): void
-  /** A listener of 'message' starts the port, and keeps the process alive until it is removed. */
+  /** Adds a listener. A listener of 'message' starts the port, and keeps the process alive until it is removed. */
   on(event: PortEvent, listener: PortListener): this
   once(event: PortEvent, listener: PortListener): this
   off(event: PortEvent, listener: PortListener): this
@@ -57,7 +57,7 @@ export interface MessagePortLike {
   removeListener(event: PortEvent, listener: PortListener): this
   removeAllListeners(event?: PortEvent): this
   listenerCount(event: PortEvent): number
-  /** As `on`, for listeners that take an event. */
+  /** Does the same as `on`, for listeners that take an event. */
   addEventListener(
     event: string,
     listener: PortEventListener | null,
@@ -67,24 +67,24 @@ export interface MessagePortLike {
   onmessage: ((event: PortMessageEvent) => void) | null
   onmessageerror: ((event: PortMessageEvent) => void) | null
   onclose: ((event: Event) => void) | null
-  /** Takes messages, whether there is a listener or not. */
+  /** Starts taking messages, even without a listener. */
   start(): void
-  /** What was posted before is sent, for at most 5 s where the peer does not read; nothing more is told but 'close'. */
+  /** Closes the port. Earlier values are still sent, for at most 5 s if the peer does not read. Only 'close' is emitted after that. */
   close(): void
   ref(): void
   unref(): void
   hasRef(): boolean
-  /** The channel itself. */
+  /** The underlying channel. */
   readonly channel: Channel<unknown, unknown>
 }
 
 /** A listener, and how it is called. */
 interface Entry {
   readonly listener: PortListener | PortEventListener
-  /** It takes an event, and not the value. */
+  /** The listener takes an event instead of the value. */
   readonly takesEvent: boolean
   readonly once: boolean
-  /** The value of `onmessage` and its like. */
+  /** The listener was assigned to `onmessage` or a similar property. */
   readonly isHandler: boolean
   isRemoved: boolean
   /** Stops watching the signal that the listener was added with. */
@@ -94,11 +94,13 @@ interface Entry {
 /** A channel as a MessagePort: see {@link Channel.port}. */
 export class Port implements MessagePortLike {
   readonly channel: Channel<unknown, unknown>
-  /** The same channel, with messages of bytes. */
+  /** The same channel, with bytes as messages. */
   readonly #raw: Channel
   readonly #codec: Codec<unknown>
   readonly #quiet: Quiet<Buffer>
-  /** No prototype: `toString` is no event. The lists are never changed in place, so that one can be dispatched while it changes. */
+  /**
+   * Has no prototype, so that `toString` is not an event. The lists are never changed in place: a list may change while it is dispatched.
+   */
   readonly #entries = Object.assign(Object.create(null) as object, {
     message: [],
     messageerror: [],
@@ -142,12 +144,12 @@ export class Port implements MessagePortLike {
     const message = encodeWith(this.#codec, value)
     this.#mustFit(message)
     this.#raw.send(message).catch((error: RingfenceError) => {
-      // The end is told by 'close'. What else has gone wrong must not pass unseen.
+      // The end is reported by 'close'. Other errors must not go unnoticed.
       if (!TOLD_BY_CLOSE.has(error.code)) this.#emit('messageerror', error)
     })
   }
 
-  /** `send` would tell later, and no caller of a port is there to hear it then. */
+  /** Checks the size now: `send` would report it only later, when the caller can no longer handle it. */
   #mustFit(message: Uint8Array | string): void {
     const { maxMessageSize, bufferedAmount } = this.channel
     const size = Buffer.byteLength(message)
@@ -240,7 +242,7 @@ export class Port implements MessagePortLike {
     return (this.#entries[event].find(({ isHandler }) => isHandler)?.listener ?? null) as PortListener | null
   }
 
-  /** A new handler takes the place of the one before among the listeners. */
+  /** Sets a handler. It takes the previous handler's place among the listeners. */
   #handle(event: PortEvent, handler: PortListener | null): void {
     if (typeof handler !== 'function') {
       this.#remove(event, ({ isHandler }) => isHandler)
@@ -257,7 +259,7 @@ export class Port implements MessagePortLike {
     this.#entries[event] = entries.map((each) => (each === before ? entry : each))
   }
 
-  /** Adds a listener; `undefined`: it is one already, or there is no such event. Node's port takes each listener once as well. */
+  /** Adds a listener. `undefined`: it was added before, or there is no such event. Node's port also adds each listener only once. */
   #add(
     event: PortEvent,
     listener: PortListener | PortEventListener,
@@ -267,7 +269,7 @@ export class Port implements MessagePortLike {
     if (typeof listener !== 'function' && (!takesEvent || typeof listener !== 'object'))
       throw invalid(`a listener must be a function, not ${show(listener)}`)
     const entries = this.#entries[event]
-    // As with any emitter, a program may listen for an event that never comes.
+    // As with any emitter, a program may listen for an event that is never emitted.
     if (entries === undefined || entries.some((entry) => !entry.isHandler && entry.listener === listener))
       return undefined
     const entry: Entry = { listener, takesEvent, once, isHandler: false, isRemoved: false }
@@ -299,7 +301,7 @@ export class Port implements MessagePortLike {
     if (event !== 'message' || this.#entries.message.length > 0) return
     this.unref()
     this.#stop()
-    // The listener that goes may be getting the last message now, and 'close' comes after it.
+    // The removed listener may be handling the last message now, and 'close' comes after it.
     if (this.#isOver) timers.queueMicrotask(() => this.#closeIfRead())
   }
 
@@ -318,14 +320,14 @@ export class Port implements MessagePortLike {
     void messages?.return!()
   }
 
-  /** Takes a message from the channel only to dispatch it at once: the port may be stopped at any moment before. */
+  /** Takes a message from the channel only to dispatch it at once: the port may be stopped at any earlier moment. */
   async #read(messages: AsyncIterator<unknown, undefined>): Promise<void> {
     while (this.#loop === messages) {
       try {
         const { done } = await messages.next()
         if (this.#loop !== messages) return
         if (done) {
-          // A port has no half that stays open.
+          // A port has no half-open state.
           this.#quiet.told()
           void this.channel.close({ linger: LINGER })
           break
@@ -334,7 +336,7 @@ export class Port implements MessagePortLike {
         if (message !== undefined) this.#tellMessage(message)
       } catch (error) {
         this.#emit('messageerror', error)
-        // Without memory for a message, it is still in the channel. Else another reader has the channel, or it has ended.
+        // Without memory for a message, it is still in the channel. Otherwise another reader has the channel, or the channel has ended.
         if ((error as RingfenceError).code !== 'ERR_RINGFENCE_NO_SPACE') break
         await new Promise((resolve) => timers.setTimeout(resolve, PAUSE))
       }
@@ -359,7 +361,7 @@ export class Port implements MessagePortLike {
     if (this.#state !== 'open') return
     this.#state = 'closing'
     this.#stop()
-    // The channel may have ended before with unread messages, which kept the port open.
+    // The channel may have ended before. Unread messages then kept the port open.
     void this.channel.close({ linger: LINGER }).then(() => this.#tellClose())
   }
 
@@ -374,7 +376,7 @@ export class Port implements MessagePortLike {
     this.#state = 'closed'
     this.#stop()
     this.#emit('close', undefined)
-    // A signal may outlive many ports.
+    // Stop watching the signals, which may outlive many ports.
     for (const entries of Object.values(this.#entries)) for (const { forget } of entries) forget?.()
   }
 
@@ -392,7 +394,7 @@ export class Port implements MessagePortLike {
     return this.#hasRef && this.#state === 'open'
   }
 
-  /** Calls the current listeners, except those that are removed in the meantime. */
+  /** Calls the current listeners, except those that are removed during the dispatch. */
   #emit(name: PortEvent, value: unknown): void {
     let event: Event | undefined
     for (const entry of this.#entries[name]) {

@@ -1,32 +1,32 @@
-// Channels, subscriptions, merges and publishers as web streams: one chunk a message.
+// Channels, subscriptions, merges and publishers as web streams, with one chunk for each message.
 
 import { builtin } from '../native.js'
 import type { ReadableStreamDefaultController } from 'node:stream/web'
 
 import { timers } from '../runtime/timers.js'
 
-/** What a readable stream reads. */
+/** The source of a readable stream. */
 export interface WebSource<In> {
   /**
-   * Whether there is a message; `false` at the end. Does not end this side.
+   * Waits for a message. Resolves with `false` at the end. Does not end this side.
    *
-   * @param reader - Identifies the reader, of which one may wait. `null` waits beside any reader.
+   * @param reader - Identifies the reader. Only one may wait at a time. `null` may wait alongside any reader.
    */
   waitReadable(reader: object | null): Promise<boolean>
-  /** Does not end this side. */
+  /** Takes a message if there is one now. Does not end this side. */
   tryReceive(): In | undefined
   /** The error to report at the end if the peer disconnected before it had ended its sending. */
   cutOff?(): Error | undefined
-  /** The end was reported, and no writer holds the writable stream. */
+  /** Called once the end was reported and no writer holds the writable stream. */
   told?(): void
   close(): Promise<void>
 }
 
-/** What a writable stream writes to. */
+/** The destination of a writable stream. */
 export interface WebSink<Out> {
   readonly closed: Promise<unknown>
   send(message: Out): Promise<void>
-  /** Rejects with the reason that nothing can be sent any more. */
+  /** Waits for room. Rejects with the reason once nothing can be sent. */
   waitWritable(size: number): Promise<void>
   end(): Promise<void>
   close(): Promise<void>
@@ -57,7 +57,7 @@ export class WebStreams<In, Out> {
     return (this.#writable ??= this.#makeWritable(this.#sink!))
   }
 
-  /** Ends this side after the peer. A writer or a pipe that holds the writable stream may still have something to send. */
+  /** Ends this side after the peer, unless a writer or a pipe holds the writable stream: it may still have something to send. */
   #endIfFree(): void {
     if (this.#told && this.#writable?.locked !== true) this.#source!.told?.()
   }
@@ -114,8 +114,8 @@ export class WebStreams<In, Out> {
     const writable = new builtin.webStreams.WritableStream<Out>({
       start(controller) {
         fail = (error) => controller.error(error)
-        // Node asks for the abort only after the write, or the end, that is in progress: one that waits for room would delay it.
-        // (The signal is not among the types of Node.)
+        // Node calls abort() only after the write or close in progress, which a full ring would delay. The signal is immediate. (Node's
+        // types lack it.)
         const { signal } = controller as typeof controller & { signal: AbortSignal }
         signal.addEventListener('abort', () => void sink.close())
       },
@@ -126,7 +126,7 @@ export class WebStreams<In, Out> {
       close: () => sink.end(),
       abort: () => sink.close(),
     })
-    // A writer that has nothing to write is told that nothing can be sent any more.
+    // Errors the writable stream once nothing can be sent, even without a pending write.
     void sink.closed.then(() => sink.waitWritable(0).catch(fail))
     return writable as unknown as WritableStream<Out>
   }
