@@ -135,7 +135,7 @@ export class Arena {
 
   /** Moves to the start of the memory. Everything is in the ring. */
   restart(): void {
-    // A record that is being filled lies behind, and must stay there.
+    // A record that is being filled follows, and must stay there.
     if (this.isFilling) return
     this.from = this.to = 0
     this.sure = this.room < this.#enough ? 0 : Math.min(this.room, this.bytes.length)

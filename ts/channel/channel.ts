@@ -207,8 +207,8 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
    * returns the message's length. It must write nowhere else, keep no reference to `bytes`, and send nothing (INVALID_ARGUMENT). Bytes that
    * it counts but has not written are zeros, or part of a message that this side sent to the peer before. If it throws, `fill` rethrows the
    * error and sends nothing.
-   * @returns Whether there was room. The message is sent with the others of this turn of the program. It is in the ring before the
-   * program's next wait is over, and before the process exits.
+   * @returns Whether there was room. The message is sent together with others that this turn of the program fills or sends. It is
+   * in the ring before the program's next wait is over, and before the process exits.
    * @throws {@link RingfenceError} as `trySend`; INVALID_ARGUMENT also if `write` does not return a whole number from 0 to `length`
    */
   fill(size: number, write: Fill): boolean {

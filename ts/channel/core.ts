@@ -164,7 +164,7 @@ export class ChannelCore {
     return this.#ending
   }
 
-  /** Handles that a caller has seen the end of the peer's messages. If the peer cut the channel off, there is no direction left to end. */
+  /** Called when a caller has seen the end of the peer's messages. If the peer cut the channel off, there is no direction left to end. */
   endWithPeer(): void {
     if (this.allowHalfOpen || this.#isCutNow() !== 0) return
     if (this.#reason === null) void this.#endSending(endedWithPeer)
@@ -226,7 +226,7 @@ export class ChannelCore {
     if (notify !== null) timers.queueMicrotask(notify)
   }
 
-  /** Handles that the line is readable. */
+  /** Called when the line is readable. */
   hear(): void {
     if (this.#reason !== null) return
     // The error of a send must not depend on which side's end was noticed first.

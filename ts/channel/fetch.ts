@@ -2,7 +2,7 @@
 //
 // One call copies as many records as fit into memory, and JavaScript walks them there. Visitors see a chunk, which is reused. A caller that
 // wants a Buffer gets one whose memory is never overwritten: a long message has its own memory, and short messages share a block. So a
-// message that a caller keeps keeps little other memory alive.
+// message that is kept keeps little other memory alive.
 //
 // A program may transfer a block with one of its messages (Node before 21 lets a byte stream do so). The messages behind it are not lost:
 // the ring holds them until the last of them is handed out.
@@ -78,7 +78,7 @@ class Copies {
       this.far = true
       return copyOf(chunk.subarray(start, start + length))
     }
-    // If the copy was transferred, the messages that were handed out went with it. The remainder is copied anew.
+    // If the copy was transferred, the messages that were handed out went with it. The remainder is copied again.
     if (start > this.upTo || this.#memory.length === 0) this.#copyRun(chunk, words, start - HEADER, length, end, blocks)
     return new BufferView(this.#whole, start - this.#shift, length)
   }

@@ -345,7 +345,7 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
     return due === null || this.#isWeak ? due : fairness.due
   }
 
-  /** Whether no more messages will come. */
+  /** Whether no more messages will arrive. */
   get #isOver(): boolean {
     return this.#closed || (this.#hadOne && !this.#held && this.#entries.size === 0 && this.#untold.length === 0)
   }
@@ -356,7 +356,7 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
     if (failure !== null) throw failure
   }
 
-  /** Returns a message if there is one, `undefined` if the caller must wait for it, `null` if none will come. */
+  /** Returns a message if there is one, `undefined` if the caller must wait for it, `null` if none will arrive. */
   #receiveNow(): [Source, In] | null | undefined {
     if (!this.#waiters.isEmpty || this.#due !== null) return undefined
     const message = this.#take()
@@ -425,7 +425,7 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
     entry.inlet.buffer.giveBack()
   }
 
-  /** Handles that a source was woken or has ended. */
+  /** Called when a source was woken or has ended. */
   #told(entry: Entry<Source>): void {
     this.#turns.wake(entry)
     this.#schedule()
@@ -477,7 +477,7 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
     }
   }
 
-  /** Ends the waiting calls: no more messages will come. */
+  /** Ends the waiting calls: no more messages will arrive. */
   #tellOver(): void {
     const failure = this.#failure
     this.#failure = null

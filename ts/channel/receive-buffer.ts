@@ -70,7 +70,7 @@ export class ReceiveBuffer {
     return this.#isWeak ? fairness.dueWeakly : fairness.due
   }
 
-  /** Whether no more messages will come and everything was read. */
+  /** Whether no more messages will arrive and everything was read. */
   get isEnded(): boolean {
     try {
       if (this.#fetched.has(false) || this.#fetched.over === null) return false
@@ -108,7 +108,7 @@ export class ReceiveBuffer {
     return message
   }
 
-  /** Whether more may come, for a caller that found nothing. @throws the reason, if the end was not orderly. */
+  /** Whether more may arrive, for a caller that found nothing. @throws the reason, if the end was not orderly. */
   #isOpen(): boolean {
     if (this.#fetched.over === null) return true
     if (this.#fetched.over !== 'ended') throw this.#fetched.over()
@@ -144,7 +144,7 @@ export class ReceiveBuffer {
     return this.#closed ? null : this.receiveNow()
   }
 
-  /** Returns a message if there is one, `undefined` if the caller must wait for it, `null` if none will come. */
+  /** Returns a message if there is one, `undefined` if the caller must wait for it, `null` if none will arrive. */
   receiveNow(): Buffer | null | undefined {
     this.mustBeFree()
     if (this.#closed) this.#isOpen()
@@ -347,7 +347,7 @@ export class ReceiveBuffer {
     })
   }
 
-  /** Ends the waiting calls: no more messages will come. */
+  /** Ends the waiting calls: no more messages will arrive. */
   #tellEnd(): void {
     const over = this.#fetched.over!
     // The binding may report that this side has cut the peer off before this object is notified. That is an end like any close.
@@ -404,7 +404,7 @@ export class ReceiveBuffer {
   /**
    * Lets a merge read from now on, instead of the program.
    *
-   * @param told - Called when there may be something to read, or no more will come. It must not read at once.
+   * @param told - Called when there may be something to read, or no more will arrive. It must not read at once.
    * @throws {@link RingfenceError} INVALID_ARGUMENT if the source is already being read.
    */
   lend(told: () => void): void {
@@ -419,7 +419,7 @@ export class ReceiveBuffer {
     this.#merged = null
   }
 
-  /** Takes the next message; null if there is none now, or none will come ({@link isThrough}). @throws as {@link #fetch} */
+  /** Takes the next message; null if there is none now, or none will arrive ({@link isThrough}). @throws as {@link #fetch} */
   take(): Buffer | null {
     return this.#take(false)
   }
@@ -441,7 +441,7 @@ export class ReceiveBuffer {
     return this.#dry
   }
 
-  /** Whether it is known that no more will come, and everything was read. Does not check the ring. */
+  /** Whether it is known that no more will arrive, and everything was read. Does not check the ring. */
   get isThrough(): boolean {
     return this.#fetched.over !== null && !this.#fetched.hasUnread
   }
@@ -451,7 +451,7 @@ export class ReceiveBuffer {
     return this.#armed
   }
 
-  /** Asks the peer for a wakeup. Returns whether one will come: if not, there is something to read, or no more will come. */
+  /** Asks the peer for a wakeup. Returns whether one will arrive: if not, there is something to read, or no more will arrive. */
   arm(): boolean {
     return this.#armBy(this.#native.armReader())
   }

@@ -11,7 +11,7 @@ export interface Inlet {
   readonly buffer: ReceiveBuffer
   /** Converts messages to values; null: the messages are bytes. */
   readonly values: Values<unknown> | null
-  /** Returns why no more messages will come; only valid once that is so. 'closed' also if the peer has only ended its sending. */
+  /** Returns why no more messages will arrive; only valid once that is so. 'closed' also if the peer has only ended its sending. */
   reason(): GoneReason
 }
 

@@ -93,7 +93,7 @@ class SubscriptionCore {
     else if (this.buffer.outlives) this.buffer.close(closedHere)
   }
 
-  /** Handles that the line is readable. */
+  /** Called when the line is readable. */
   hear(): void {
     if (this.#reason !== null) return
     const answer = this.native.listen()
@@ -108,7 +108,7 @@ class SubscriptionCore {
     }
   }
 
-  /** Handles that the core has ended the subscription. */
+  /** Called when the core has ended the subscription. */
   #gone(reason: GoneReason): void {
     if (reason === 'exposed') this.#finish(reason, exposed)
     else if (reason === 'evicted') this.#finish(reason, evicted)

@@ -24,7 +24,7 @@ export class Tokens {
   #watched = false
   /** The channel keeps no process alive, so reading its tokens does not either. */
   #isWeak = false
-  /** No more tokens will come from the binding. */
+  /** No more tokens will arrive from the binding. */
   #over = false
   /** The tokens that were unread when the channel ended, the next one last. */
   #kept: bigint[] = []
@@ -69,7 +69,7 @@ export class Tokens {
     if (!this.#waiters.isEmpty) this.#watch()
   }
 
-  /** Returns a token if there is one, `undefined` if one may come, `null` if none will. */
+  /** Returns a token if there is one, `undefined` if one may arrive, `null` if none will. */
   #take(): bigint | null | undefined {
     if (this.#over) return this.#kept.pop() ?? null
     const answer = this.#native.token()
@@ -89,7 +89,7 @@ export class Tokens {
     this.#watched = true
   }
 
-  /** Handles that there is a token, or that no more will come. */
+  /** Called when there is a token, or no more will arrive. */
   #heard(): void {
     if (!this.#waiters.isEmpty) {
       this.#serve()

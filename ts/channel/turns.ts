@@ -62,7 +62,7 @@ export class Turns<Kind extends Place> {
     if (!this.isReady(place)) this.#fresh.push(place)
   }
 
-  /** Handles that the source that has the turn was found empty. */
+  /** Called when the source that has the turn was found empty. */
   foundEmpty(place: Kind, isArmed: boolean): void {
     if (place === this.#current) this.#current = null
     if (place.line === this.#fresh && this.#ready.first !== null) this.#ready.push(place)

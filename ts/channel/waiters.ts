@@ -5,7 +5,7 @@ import { Line, Place } from './line.js'
 
 /** One wait, for the caller. */
 export interface Wait<Value> {
-  /** Resolves with null if no more will come, or the wait was left. */
+  /** Resolves with null if no more will arrive, or the wait was left. */
   readonly promise: Promise<Value | null>
   /** Ends the wait. The next value goes to another caller. */
   leave(): void
@@ -107,7 +107,7 @@ export class Waiters<Value> {
     return this.#line.remove(waiter)
   }
 
-  /** Ends all waits with null: no more will come. */
+  /** Ends all waits with null: no more will arrive. */
   end(): void {
     for (const waiter of this.#line.clear()) waiter.found(null)
   }
