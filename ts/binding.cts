@@ -1,6 +1,5 @@
-// The native binding, or what kept it from loading: a module that imports it unconditionally could not be imported
-// where there is none, and an application that is developed on another system depends on it all the same. CommonJS
-// in both builds, since a failing import cannot be caught before the importing module runs.
+// Loads the native binding, or keeps the error. An application that is developed on a system without a binding must still be able to
+// import this package. CommonJS in both builds, because a static import that fails cannot be caught.
 
 type Native = typeof import('../../binding/index.cjs')
 type Report = { readonly header?: { readonly glibcVersionRuntime?: string } }
@@ -11,7 +10,7 @@ function load(): Loaded {
   try {
     return { binding: require('../../binding/index.cjs') as Native }
   } catch (error) {
-    // The loader goes by the system's ldd; a Node that brings its C library along is of another mind, and knows.
+    // The loader detects the C library from the system's ldd. A Node with its own C library may use another one, and reports it.
     try {
       return { binding: require(`ringfence-linux-${process.arch}-${libraryOfNode()}`) as Native }
     } catch {
@@ -21,20 +20,20 @@ function load(): Loaded {
 }
 
 function libraryOfNode(): string {
-  // Elsewhere than on Linux there is no package to be found, and making the report takes its time.
+  // The report takes time, and other systems have no package anyway.
   const report = process.platform === 'linux' ? (process.report?.getReport() as Report | undefined) : undefined
   return report?.header?.glibcVersionRuntime === undefined ? 'musl' : 'gnu'
 }
 
 /**
- * Modules of Node's own, by `require`, which ES modules do not have: `process.getBuiltinModule` is missing before 20.16 and from 21 to
- * 22.2. In this file, since one more of its kind takes as long to load as all of its content.
+ * Node's own modules, loaded by `require`, which ES modules do not have. `process.getBuiltinModule` is missing before 20.16 and from 21
+ * to 22.2. They are in this file because loading another CommonJS file takes as long as loading all of this one.
  */
 const builtin = {
   get childProcess() {
     return require('node:child_process') as typeof import('node:child_process')
   },
-  /** Throws where there is none: a runtime may be built without. */
+  /** Throws if the runtime was built without an inspector. */
   get inspector() {
     return require('node:inspector') as Inspector
   },

@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-// The command line. What it prints for people goes to standard error; standard output is the data's.
+// The command line. Messages for people go to standard error; standard output carries only data.
 
 import { readFileSync } from 'node:fs'
 import { constants } from 'node:os'
@@ -61,7 +61,7 @@ async function main(): Promise<void> {
   }
 }
 
-/** With a signal that calls off the waiting for the other side. */
+/** Adds a signal that aborts the wait for the other side after `timeout`. */
 function inTime<How extends { options: { signal?: AbortSignal | undefined } }>({ how, timeout }: Timed<How>): How {
   if (timeout === undefined) return how
   return { ...how, options: { ...how.options, signal: AbortSignal.timeout(timeout) } }
@@ -72,14 +72,14 @@ interface Timed<How> {
   timeout: number | undefined
 }
 
-/** The part of a file is removed as the process exits; a signal without a listener would leave it there. */
+/** Turns a signal into an exit, which removes a partly written file. Without a listener, the signal would leave that file behind. */
 function endAtOnceBy(...signals: EndingSignal[]): void {
   for (const signal of signals) process.once(signal, () => endBy(signal))
 }
 
 type EndingSignal = 'SIGINT' | 'SIGTERM' | 'SIGHUP' | 'SIGPIPE'
 
-/** The first signal ends the collecting in good order, the second at once. */
+/** The first signal stops `collect` gracefully, the second one immediately. */
 function stopBySignal(): AbortSignal {
   const stop = new AbortController()
   for (const signal of ['SIGINT', 'SIGTERM'] as const) {
@@ -93,21 +93,21 @@ function stopBySignal(): AbortSignal {
 }
 
 /**
- * Ends the process by a signal that no listener handles any longer. `process.exit` would wait for a thread that reads from a device,
- * possibly for ever; the signal ends the process at once.
+ * Terminates the process by a signal that has no listener any longer. `process.exit` would wait, possibly forever, for a thread that
+ * reads from a device. The signal terminates the process immediately.
  */
 function endBy(signal: EndingSignal): void {
   const code = 128 + constants.signals[signal]
   process.exitCode = code
   process.emit('exit', code)
   process.kill(process.pid, signal)
-  // The kernel does not end the first process of a container by a signal.
+  // The kernel does not deliver the default action of a signal to the first process of a container.
   process.exit(code)
 }
 
 /**
- * The reader of the output has left (`ringfence receive @x | head`). Other tools die of SIGPIPE then, without a word. Node ignores that
- * signal; adding and removing a listener restores its default action.
+ * Dies of SIGPIPE, silently like other tools, because the reader of the output has exited (`ringfence receive @x | head`). Node ignores
+ * that signal; adding and removing a listener restores its default action.
  */
 function endByBrokenPipe(): void {
   const listener = () => {}
@@ -116,7 +116,7 @@ function endByBrokenPipe(): void {
 }
 
 for (const stream of new Set([process.stdout, output()])) stream.on('error', fail)
-// Standard error is for people: the data goes on without it.
+// A failed write to standard error must not stop the transfer of data.
 process.stderr.on('error', () => {})
 
 function fail(error: unknown): void {

@@ -23,7 +23,7 @@ export type ErrorName =
   | 'UNSUPPORTED'
   | 'EVICTED'
 
-/** The code of a {@link RingfenceError}: that of Node's own errors for an abort by a signal. */
+/** The code of a {@link RingfenceError}. An abort by a signal has the same code as in Node. */
 export type ErrorCode = `ERR_RINGFENCE_${ErrorName}` | 'ABORT_ERR'
 
 /** The properties of a {@link RingfenceError} beyond its code and sentence. */
@@ -48,12 +48,12 @@ export interface ErrorDetails {
   bytes?: Buffer
 }
 
-/** Known to every copy of this package in the process. */
+/** Shared by all copies of this package in the process. */
 const BRAND = Symbol.for('ringfence.RingfenceError')
 
 /**
- * The error of every call: a code for programs, and a sentence for people. An abort by a signal has the `name` 'AbortError', the `code`
- * 'ABORT_ERR' and the signal's reason as `cause`, as in Node.
+ * The error that every call throws or rejects with. It has a code for programs and a message for people. An abort by a signal has the
+ * `name` 'AbortError', the `code` 'ABORT_ERR' and the signal's reason as `cause`, as in Node.
  */
 export class RingfenceError extends Error {
   static {
@@ -61,7 +61,7 @@ export class RingfenceError extends Error {
     Object.defineProperty(RingfenceError.prototype, BRAND, { value: true })
   }
 
-  /** A program may load both builds of this package, and each has a class: an error of either is one of both. */
+  /** A program may load both builds of this package, and each has its own class. An error of either is an instance of both. */
   static override [Symbol.hasInstance](value: unknown): boolean {
     if (this !== RingfenceError) return Function.prototype[Symbol.hasInstance].call(this, value)
     return typeof value === 'object' && value !== null && BRAND in value
@@ -83,13 +83,13 @@ export class RingfenceError extends Error {
   declare readonly signalCode?: string | null
   /** For CHILD_EXITED: the last 4 KiB of standard error, if it is piped. */
   declare readonly stderr?: string
-  /** For MALFORMED: the message. It is no property that is listed, so that a log of the error has no room for it. */
+  /** For MALFORMED: the message. Not enumerable, so that logging the error does not print it. */
   declare readonly bytes?: Buffer
 
   constructor(name: ErrorName | 'ABORT_ERR', message: string, details: ErrorDetails = {}) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause })
     this.code = name === 'ABORT_ERR' ? name : `ERR_RINGFENCE_${name}`
-    // Programs recognize an abort of their own by this name.
+    // Programs recognize their own aborts by this name.
     if (name === 'ABORT_ERR') Object.defineProperty(this, 'name', { value: 'AbortError' })
     for (const key of ['check', 'wanted', 'found', 'identity', 'exitCode', 'signalCode', 'stderr'] as const) {
       if (details[key] !== undefined) Object.defineProperty(this, key, { value: details[key], enumerable: true })
@@ -98,7 +98,7 @@ export class RingfenceError extends Error {
   }
 }
 
-/** The error that the binding's failure stands for; `thrown` is what was thrown in JavaScript and is behind it. */
+/** Converts a failure of the binding to an error. `thrown` is the JavaScript exception that caused it, if any. */
 export function fromFailure(failure: Failure | null, thrown?: unknown): RingfenceError {
   if (failure === null) return new RingfenceError('UNSUPPORTED', 'the native binding failed without a reason')
   const { code, message, cause, check, wanted, found, identity } = failure
@@ -113,7 +113,7 @@ export function fromFailure(failure: Failure | null, thrown?: unknown): Ringfenc
   })
 }
 
-/** What to write in the policy that refused, if the peer is one that it should accept. */
+/** Advice for each check: how to change the policy so that it accepts the peer. */
 const ADVICE: Record<string, string> = {
   uid: "to accept this user, name the uid in the policy's `uid`, or write uid: 'any'",
   namespace: "to accept a peer in another namespace, write namespace: 'any' in the policy",
@@ -128,7 +128,7 @@ function adviceFor(check: string | undefined): string | undefined {
   return check !== undefined && Object.hasOwn(ADVICE, check) ? ADVICE[check] : undefined
 }
 
-/** A value as a sentence names it: any value, since it is about the wrong ones. */
+/** Describes a value in an error message. Accepts any value, since messages are mostly about invalid ones. */
 export function show(value: unknown): string {
   if (typeof value === 'string') return JSON.stringify(value)
   if (typeof value === 'function') return 'a function'
@@ -136,7 +136,7 @@ export function show(value: unknown): string {
   return String(value)
 }
 
-/** A proxy that was revoked has no kind. */
+/** `Array.isArray` throws for a revoked proxy. */
 function isArray(value: object): boolean {
   try {
     return Array.isArray(value)
@@ -145,7 +145,7 @@ function isArray(value: object): boolean {
   }
 }
 
-/** The message of what a callback has thrown: anything, and reading it may throw again. */
+/** The message of an exception that a callback threw. A callback may throw any value, and reading it may throw again. */
 export function messageOf(thrown: unknown): string {
   try {
     return thrown instanceof Error ? String(thrown.message) : show(thrown)
@@ -154,7 +154,10 @@ export function messageOf(thrown: unknown): string {
   }
 }
 
-/** As {@link show}, of what should be a channel or a subscription: one of another copy of this package looks like any object. */
+/**
+ * Like {@link show}, for a value that should be a channel or a subscription. It recognizes one of another copy of this package, which
+ * `show` would only call an object.
+ */
 export function showSource(value: unknown): string {
   const like = value as { constructor?: { name?: unknown }; evidence?: unknown } | null | undefined
   const name = like?.constructor?.name
@@ -164,7 +167,7 @@ export function showSource(value: unknown): string {
     : show(value)
 }
 
-/** Whether the error of a system call means that this process lacks descriptors or memory. */
+/** Whether the error code of a system call means that this process lacks descriptors or memory. */
 export function isShort(code: unknown): boolean {
   return code === 'EMFILE' || code === 'ENFILE' || code === 'ENOMEM'
 }

@@ -1,4 +1,4 @@
-// The native binding's functions and answers. What a caller sees is made of them in the other files.
+// The native binding's functions and return values. The other files build the public API on them.
 
 // oxlint-disable-next-line import/default -- what a CommonJS module exports is the default
 import loaded from './binding.cjs'
@@ -14,104 +14,108 @@ import type {
 import type { Delivery, Evidence, GoneReason, Identity } from './types.js'
 
 /**
- * Modules of Node that few programs need, each loaded on first use: loading all of them takes half as long as loading the package.
+ * Node modules that few programs need, each loaded on first use. Loading all of them takes half as long as loading the package.
  */
 export const { builtin } = loaded
 
 export type { Failure, Joining, NativeOptions, NativeProgram, PrivateLine }
 
-/** What a later look at the peer has found. */
+/** The result of `verify`. */
 export interface Verified {
   identity: Identity
   evidence: Evidence[]
 }
 
-/** The functions of an open channel. Those that answer with a number say with a negative one that it is no size. */
+/** The functions of an open channel. If a function returns a number, a negative one is a status and not a size. */
 export interface NativeChannel {
   readonly role: 'host' | 'guest'
   readonly peer: Identity
   readonly capacity: number
   readonly maxMessageSize: number
   readonly maxAtOnce: number
-  /** Of the handshake. To be asked for once; the binding keeps nothing of it then. */
+  /** The evidence of the handshake. Call it once only: the binding then drops its copy. */
   evidence(): Evidence[]
-  /** Bytes of whole records taken from `arena[from..to]`. */
+  /** Returns the number of bytes taken from `arena[from..to]`, in whole records. */
   flush(arena: Uint8Array, from: number, to: number): number
-  /** `WHOLE`, or how many bytes of the message are in the ring. */
+  /** Returns `WHOLE`, or the number of bytes of the message that are in the ring. */
   send(message: Uint8Array, written: number): number
-  /** 1 or 0. */
+  /** Returns 1 if the message was sent, and 0 if there was no room. */
   trySend(message: Uint8Array): number
   /**
-   * Bytes of whole records put at `into[from..]`; 0, `ENDED`, or `LARGE - size`. `goesOn` of `FIRST` or `MORE`: a peer that
-   * waits for room is not woken for a little of it, unless nothing is left; a caller that stops before that calls `wake`. With `MORE`
-   * that is so once what was there at the last `FIRST` is through, though more may have come.
+   * Copies whole records to `into[from..]` and returns the number of bytes; or 0, `ENDED` or `LARGE - size`.
+   *
+   * If `goesOn` is `FIRST` or `MORE`, the caller promises to read until nothing is left. A peer that waits for room is then not woken for
+   * a little room. A caller that stops earlier calls `wake`. `FIRST` starts a round of the messages that are in the ring now. `MORE`
+   * wakes the peer and returns 0 at the end of that round, even if more messages have arrived.
    */
   pull(into: Uint8Array, from: number, goesOn: number): number
-  /** As `pull`, spinning as long as the channel's `busyPollMicros` says. */
+  /** Like `pull`, but if nothing is there, spins for up to the channel's `busyPollMicros` first. */
   pullBusy(into: Uint8Array, from: number, goesOn: number): number
   /**
-   * As `pull`, of messages from `least` to `most` bytes alone: another one answers `LARGE - size`. What came can be had again by
-   * `pullAgain`, until `release`, which must be called, or the next pull; `alone` of 0: not so where one came alone.
+   * Like `pull`, but only for messages of `least` to `most` bytes. For any other message it returns `LARGE - size`.
+   *
+   * `pullAgain` returns the same records again until `release` or the next pull. The caller must call `release`. If `alone` is 0, a single
+   * message is not held.
    */
   pullHeld(into: Uint8Array, from: number, least: number, most: number, alone: number): number
-  /** As `pullHeld`, spinning. */
+  /** Like `pullHeld`, but spins like `pullBusy`. */
   pullHeldBusy(into: Uint8Array, from: number, least: number, most: number, alone: number): number
-  /** Puts once more what `pullHeld` has put somewhere, but for the first `passed` bytes, as much as fits. */
+  /** Copies the records of the last `pullHeld` again, without the first `passed` bytes, as far as they fit. */
   pullAgain(into: Uint8Array, passed: number): number
   release(): void
   wake(): void
-  /** `WHOLE`, `ENDED`, or how many bytes of the message are there. */
+  /** Returns `WHOLE`, `ENDED`, or the number of bytes of the message received so far. */
   gather(into: Uint8Array): number
   hasRoom(size: number): number
-  /** Bytes of records of an arena that `flush` will surely take, where no message of them is longer than `longest`. */
+  /** Bytes of records that `flush` is guaranteed to take, if no message among them is longer than `longest`. */
   packedRoom(longest: number): number
-  /** 1: armed, the line will ring; 0: there is room. */
+  /** Returns 1 if armed: the line wakes this side later. Returns 0 if there is room. */
   armWriter(size: number): number
-  /** 1: armed, the line will ring; 0: there is something to read, or no more will come. */
+  /** Returns 1 if armed: the line wakes this side later. Returns 0 if there is something to read, or nothing more will arrive. */
   armReader(): number
-  /** The first half of `armReader`: 1 where `barrier` must be called before the second, `lookParked`; else 0. */
+  /** The first half of `armReader`. Returns 1 if `barrier` must be called before the second half, `lookParked`; else 0. */
   parkReader(): number
-  /** Answers as `armReader`. */
+  /** The second half of `armReader`; returns the same values. */
   lookParked(): number
   disarm(): void
-  /** Reads the line and tells why the channel has ended, as an index of `REASONS`; 0 while it has not. */
+  /** Reads the line. Returns why the channel has ended, as an index of `REASONS`; 0 while it is open. */
   listen(): number
   /**
-   * Whether the peer is gone without having said that it sends no more: 0 no, 1 its process has ended, 2 it has closed the
-   * channel, or left the address.
+   * Whether the peer disconnected without ending its sending: 0 if not, 1 if its process has exited, 2 if it has closed the channel or
+   * left the address.
    */
   isCut(): number
-  /** 0: no room; 1: fill memory of your own; else the reserved memory, which `own` of 1 forbids. */
+  /** Returns 0 if there is no room; 1 if the caller must fill its own memory, as always if `own` is 1; else the reserved memory. */
   reserve(size: number, own: number): number | ArrayBuffer
   commit(length: number, scratch?: Uint8Array): number
   cancel(): void
   end(): number
   close(): void
-  /** Closes all but the reading of what the peer has left, for which `pull` and `gather` go on. Then `close`. */
+  /** Closes the channel, except that `pull` and `gather` still read the peer's unread messages. `close` must follow. */
   outlive(): void
-  /** Frees the address, and nothing else. */
+  /** Frees the address and leaves the channel as it is. */
   vacate(): void
   watch(callback: () => void): number
   keepAlive(alive: number): void
-  /** 0: the callback is called later, once. */
+  /** Returns 0 if the callback will be called, later and once. */
   verify(callback: (failure: Failure | null, verified: Verified | null) => void): number
-  /** The token as 64 bits. */
+  /** Sends a token of 64 bits. */
   sendToken(token: bigint): number
-  /** The next token; 0: none now; `ENDED`. */
+  /** Returns the next token; 0 if there is none now; `ENDED` if no more will arrive. */
   token(): bigint | number
-  /** The callback is called again and again while there is a token, or `ENDED` to be told. Keeps nothing alive. */
+  /** Calls the callback repeatedly while `token` would return a token or `ENDED`. Does not keep the event loop alive. */
   watchTokens(callback: () => void): number
   unwatchTokens(): void
-  /** What has come is let go of. */
+  /** Stops receiving tokens, and drops those that were not read. */
   endTokens(): void
   strayTokens(): number
   droppedTokens(): number
-  /** Messages and bytes sent; bells rung; sleeps; bytes of the ring that are used, and of the ring. Also once it is closed. */
+  /** Messages sent, bytes sent, wakeups sent, sleeps, used bytes of the ring, capacity of the ring. Also works after `close`. */
   stats(): number[]
   failure(): Failure | null
 }
 
-/** A channel as the binding makes it: one function does it all, since each function takes a KiB of memory. */
+/** A channel as the binding makes it. A single function performs all operations, since each function takes 1 KiB of memory. */
 export interface RawChannel {
   readonly role: 'host' | 'guest'
   readonly peer: Identity
@@ -121,7 +125,7 @@ export interface RawChannel {
   operate(operation: number, a?: unknown, b?: unknown, c?: unknown, d?: unknown, e?: unknown): unknown
 }
 
-/** By what messages are sent: a channel, and a publisher. */
+/** The sending functions that channels and publishers share. */
 export type NativeSender = Pick<
   NativeChannel,
   | 'capacity'
@@ -139,7 +143,7 @@ export type NativeSender = Pick<
   | 'failure'
 >
 
-/** By what messages are read: a channel, and a subscription. */
+/** The reading functions that channels and subscriptions share. */
 export interface NativeReader
   extends
     Pick<
@@ -147,7 +151,7 @@ export interface NativeReader
       'pull' | 'pullBusy' | 'wake' | 'gather' | 'armReader' | 'parkReader' | 'lookParked' | 'failure'
     >,
     Partial<Pick<NativeChannel, 'pullHeld' | 'pullHeldBusy' | 'pullAgain' | 'release'>> {
-  /** Where a message is not to be fetched before it is handed out: 1 where there is one, else as `pull`. */
+  /** Present if messages must not be fetched before they are handed out. Returns 1 if there is a message, else as `pull`. */
   hasMessage?(): number
 }
 
@@ -158,30 +162,33 @@ export interface NativeSubscriber {
   readonly delivery: Delivery
   lag(): number
   evidence(): Evidence[]
-  /** 0: the callback is called later, once. */
+  /** Returns 0 if the callback will be called, later and once. */
   verify(callback: (failure: Failure | null, identity: Identity | null) => void): number
   disconnect(): void
   failure(): Failure | null
 }
 
 export interface NativePublisher extends NativeSender {
-  /** A subscriber; which one is gone, and why, as an index of `REASONS`; why a newcomer was refused. 0: none now; `FAILED`: the end. */
+  /**
+   * Returns the next event: a new subscriber; the number of a subscriber that disconnected, with an index of `REASONS`; or the reason why
+   * a client was refused. Returns 0 if there is none now, and `FAILED` once the publisher has ended.
+   */
   next(): NativeSubscriber | { gone: number; reason: number } | Failure | number
   disarm(): void
-  /** Takes what the subscribers have said. As `reason`. */
+  /** Reads the notifications of the subscribers. Returns the same values as `reason`. */
   listen(): number
-  /** Why it has ended, as an index of `REASONS`. */
+  /** Why the publisher has ended, as an index of `REASONS`. */
   reason(): number
   sequence(): bigint
-  /** Messages and bytes published; evicted; bytes of the ring that are used, and of the ring. Also once it is closed. */
+  /** Messages published, bytes published, evictions, used bytes of the ring, capacity of the ring. Also works after `close`. */
   stats(): number[]
   end(): number
-  /** 0: the callback is called later, once. */
+  /** Returns 0 if the callback will be called, later and once. */
   seal(callback: () => void): number
-  /** Frees the address, and lets the subscribers be: the process ends. */
+  /** Frees the address and leaves the subscribers as they are, because the process is exiting. */
   vacate(): void
   watch(callback: () => void): number
-  /** The callback is called where a subscriber has made room. Keeps nothing alive. */
+  /** Calls the callback when a subscriber has made room. Does not keep the event loop alive. */
   watchRoom(callback: () => void): number
   keepAlive(alive: number): void
   close(): void
@@ -195,13 +202,13 @@ export interface NativeSubscription extends NativeReader {
   hasMessage(): number
   disarm(): void
   listen(): number
-  /** `unread`: of the messages that were fetched last, those that were not handed out. */
+  /** @param unread - Messages of the last fetch that were not handed out yet. */
   sequence(unread: number): bigint
   lost(unread: number): bigint
-  /** The lag, in bytes; sleeps. Also once it is closed. */
+  /** The lag in bytes, and sleeps. Also works after `close`. */
   stats(): number[]
   watch(callback: () => void): number
-  /** The line is watched no more. */
+  /** Stops watching the line. */
   outlive(): void
   keepAlive(alive: number): void
   verify(callback: (failure: Failure | null, verified: Verified | null) => void): number
@@ -209,36 +216,36 @@ export interface NativeSubscription extends NativeReader {
   close(): void
 }
 
-/** The functions of everything that stands at an address. */
+/** The functions that listeners and memberships share. */
 export interface NativeEndpoint {
-  /** 1: newcomers wait; 0: they are taken in. */
+  /** 1 lets new clients wait, 0 accepts them. */
   pause(paused: number): void
   watch(callback: () => void): number
   keepAlive(alive: number): void
-  /** Ends it, and does not tell when that is done. */
+  /** Closes the endpoint. Does not report when this is done. */
   close(): void
   failure(): Failure | null
 }
 
 export interface NativeListener extends NativeEndpoint {
-  /** A channel, or why a peer was refused; 0 where there is no event, `FAILED` once it has ended. */
+  /** Returns a channel, or why a peer was refused; 0 if there is no event, `FAILED` once the listener has ended. */
   accept(): RawChannel | Failure | number
 }
 
 export interface NativeMembership extends NativeEndpoint {
-  /** At first. */
+  /** The initial role. */
   readonly role: 'host' | 'guest'
-  /** A channel, another role, or why a peer was refused; 0 where nothing has changed, `FAILED` once the place is lost. */
+  /** Returns a channel, the new role, or why a peer was refused; 0 if there is no event, `FAILED` once the membership is lost. */
   next(): RawChannel | 'host' | 'guest' | Failure | number
-  /** 1: the callback is called later, once; 0: it is done. */
+  /** Returns 1 if the callback will be called, later and once; 0 if the address was already left. */
   leave(callback: () => void): number
-  /** Leaves, and waits a moment until that is done. */
+  /** Leaves the address, and waits briefly until this is done. */
   vacate(): void
 }
 
 /**
- * What everything that takes its time is begun with: options, what is told of the outcome, the policy's callback; and what is told of each
- * guest that the host of a `join` refuses.
+ * The arguments of every call that runs a handshake: the options, the callback for the outcome, the policy's callback, and a callback for
+ * each guest that the host of a `join` refuses.
  */
 export type Given<Raw> = [
   options: NativeOptions,
@@ -247,7 +254,7 @@ export type Given<Raw> = [
   refused?: (failure: Failure) => void,
 ]
 
-/** What the binding makes at an address, by the name of the function that a user calls. */
+/** The object that the binding makes at an address, for each public function. */
 export interface Endpoints {
   join: RawChannel
   connect: RawChannel
@@ -265,54 +272,54 @@ interface Binding {
   operations(): string[]
   answers(): Answers
   harden(): Failure | null
-  /** Memory barriers for all channels that were parked, in one system call: null, or why that cannot be had. */
+  /** Runs the memory barrier for all parked channels in one system call. Returns null, or why the call failed. */
   barrier(): Failure | null
   ignoreSigusr1(): Failure | null
   doctor(): { kernel: string; findings: Finding[] }
 }
 
-/** One thing that `doctor` looked at. */
+/** One check of `doctor`. */
 export interface Finding {
-  /** Its name for programs. */
+  /** The name for programs. */
   name: string
-  /** Its name for people. */
+  /** The name for people. */
   title: string
-  /** Whether the promises that rest on it hold. */
+  /** Whether the guarantees that depend on it hold. */
   status: 'good' | 'limited' | 'missing'
-  /** What was found. */
+  /** The state that was found. */
   found: string
-  /** What that means for the promises. */
+  /** The consequence for the guarantees. */
   meaning: string
 }
 
-/** Where the binding could not be loaded, each call of it throws UNSUPPORTED, which says why. */
+/** If the binding could not be loaded, each call throws UNSUPPORTED with the reason. */
 export const native: Binding = 'binding' in loaded ? (loaded.binding as unknown as Binding) : unsupported(loaded.error)
 
-// Where the binding could not be loaded there is no channel that could answer.
+// If the binding could not be loaded, there are no channels and these values are never compared.
 const answers = 'binding' in loaded ? native.answers() : ({ reasons: [] as string[] } as unknown as Answers)
 
-/** `failure()` knows more. */
+/** The call failed; `failure()` returns the reason. */
 export const FAILED = answers.failed
-/** A message is through. */
+/** The whole message was sent or received. */
 export const WHOLE = answers.whole
-/** No more will come, and everything was read. */
+/** Everything was read, and nothing more will arrive. */
 export const ENDED = answers.ended
-/** Another message is next than the one that memory was made for. */
+/** The next message is not the one that the memory was allocated for. */
 export const OTHER = answers.other
-/** A message that does not fit: its size is `LARGE - answer`. */
+/** A message does not fit. Its size is `LARGE - answer`. */
 export const LARGE = answers.large
 
-/** What `pull` is told of what comes after it. */
+/** Values of `goesOn`: whether the caller of `pull` continues or starts a round. */
 export const MORE = answers.more
 export const FIRST = answers.first
 
-/** Bytes of a record's header, and its flags for a whole message. */
+/** The size of a record's header in bytes, and the header's flags for a whole message. */
 export const HEADER = answers.header
 export const FLAGS = answers.flags
 
-/** Why a channel has ended, as `listen` and `end` tell it by number; the first is that it has not. */
+/** Why a channel has ended, by the number that `listen` and `end` return. The first entry means that it is open. */
 export const REASONS = answers.reasons as readonly (GoneReason | undefined)[]
-/** The end that this side has made, since a later look has refused the peer. */
+/** This side closed the channel because `verify` refused the peer. */
 export const REFUSED = answers.refused
 
 class Operations {
@@ -343,7 +350,7 @@ function named(operation: number): Operation {
 
 let known = false
 
-/** A function for each operation, of which all channels have the same. */
+/** Wraps a channel so that it has a method for each operation. All channels share the methods. */
 export function withOperations(raw: RawChannel): NativeChannel {
   if (!known) {
     for (const [operation, name] of native.operations().entries())

@@ -21,7 +21,7 @@ export interface BatchOptions extends WaitOptions {
 
 /** The properties of a peer that the kernel attested at the last check. */
 export interface Identity {
-  /** Process id, in this process's pid namespace; 0 for a process that has none there, which `namespace: 'any'` lets in. */
+  /** Process id in this process's pid namespace. 0 for a process that is not visible there, which only `namespace: 'any'` accepts. */
   pid: number
   /** Effective user id. */
   uid: number
@@ -45,7 +45,7 @@ export interface Identity {
 
 /** One check of the peer, made on the way to a channel or by `verify`. */
 export interface Evidence {
-  /** The step of the handshake: rendezvous, credentials, executable, hello, object, offer, final, ready; or verify. */
+  /** The step of the handshake (rendezvous, credentials, executable, hello, object, offer, final or ready), or verify. */
   readonly step: string
   /** The property that was checked. */
   readonly check: string
@@ -62,8 +62,8 @@ export interface ExecutableFile {
   /** Requires this file as well: an absolute path, compared by device and inode, or `'same'`. Without it, any file passes. */
   path?: string | undefined
   /**
-   * SHA-256 of the file, 64 hexadecimal digits as `sha256sum` prints them. It is read through /proc/PID/exe, which takes permission
-   * to read the file. It covers the file alone, and no library that the process has loaded.
+   * SHA-256 of the file, 64 hexadecimal digits as `sha256sum` prints them. The file is read through /proc/PID/exe, which requires
+   * permission to read it. The hash covers only the file, not the libraries that the process has loaded.
    */
   sha256: string
 }
@@ -94,8 +94,8 @@ export interface Policy {
   gid?: number | readonly number[] | undefined
   /**
    * The program that the peer executes: `'same'` as this process, the absolute path of a file (compared by device and inode), or a
-   * content. The executable of another user's process, and of a hardened one, is visible with CAP_SYS_PTRACE alone: write
-   * `executable: 'any'` and require a uid, gid, cgroup or label.
+   * content. The executable of another user's process, or of a hardened process, is visible only with CAP_SYS_PTRACE. For such peers,
+   * write `executable: 'any'` and require a uid, gid, cgroup or label.
    *
    * @defaultValue 'same'
    */
@@ -114,18 +114,18 @@ export interface Policy {
   label?: string | undefined
   /**
    * `'same'`: the peer lives in this process's pid namespace, and in its user namespace as far as that is visible. `'any'`: the peer
-   * may live in another one, such as another container. The kernel's statement about its process id then proves nothing: any process of
-   * its user in its pid namespace can answer in its place. The executable, the cgroup and supplementary groups of a peer in a namespace
-   * that is not visible from here cannot be checked.
+   * may live in another one, such as another container. Its process id then proves nothing: any process of its user in its pid namespace
+   * can answer in its place. The executable, cgroup and supplementary groups of a peer in a namespace that is not visible from here
+   * cannot be checked.
    *
    * @defaultValue 'same'
    */
   namespace?: 'same' | 'any' | undefined
   /**
    * Decides last, about a peer that has passed all other checks, before anything is shared with it. Both sides call it. An exception, a
-   * rejection, and a result that is no boolean refuse the peer; the error has the exception as its `cause`. It must answer before the
-   * handshake's deadline, else the handshake fails with HANDSHAKE_TIMEOUT. Other peers are served in the meantime. `verify` does not
-   * call it again.
+   * rejection, or a result that is not a boolean refuses the peer; the error has the exception as its `cause`. The callback must answer
+   * before the handshake's deadline, or the handshake fails with HANDSHAKE_TIMEOUT. Other peers are served in the meantime. `verify`
+   * does not call it again.
    */
   authorize?: ((identity: Identity) => boolean | Promise<boolean>) | undefined
 }
@@ -133,7 +133,7 @@ export interface Policy {
 /** A received message. */
 export type Message = Buffer
 
-/** What can be sent: text, or bytes of any kind. Only the bytes within a view are sent. */
+/** The types that can be sent: text, or bytes of any kind. Only the bytes within a view are sent. */
 export type MessageInput = string | ArrayBufferView | ArrayBuffer
 
 /** Called for each message, with bytes that are valid during the call only; for each value if the messages are values. */
@@ -142,7 +142,7 @@ export type Visit<In = Message> = [In] extends [Message]
   : (value: In) => void
 
 /**
- * The options that calls have in common. Each call has a type of its own ({@link JoinOptions}, {@link MemberOptions},
+ * The options that calls have in common. Each call has its own type ({@link JoinOptions}, {@link MemberOptions},
  * {@link ListenOptions}, {@link ConnectOptions}, {@link LineOptions}, {@link ChildOptions}, {@link PublishOptions},
  * {@link SubscribeOptions}). An option that a call does not take is INVALID_ARGUMENT, and the error names the nearest one that it takes.
  */
@@ -154,7 +154,7 @@ export interface Options {
    */
   timeout?: number | undefined
   /**
-   * Milliseconds for one handshake, from the moment when the peer has connected. `leave` of a membership waits as long for its
+   * Milliseconds for one handshake, counted from when the peer has connected. `close` of a membership waits up to the same time for its
    * partner's answer.
    *
    * @defaultValue 5000
@@ -167,8 +167,8 @@ export interface Options {
   signal?: AbortSignal | undefined
   /**
    * `connect` and `subscribe`: wait until the address is served and has room. `join`, `member`, `listen` and `publish`: wait until the
-   * address is free. Without it the call fails with ADDRESS_OCCUPIED or PEER_LOST. A peer that hangs up each time for as long as
-   * `handshakeTimeout` is PEER_LOST in either case.
+   * address is free. Without it the call fails with ADDRESS_OCCUPIED or PEER_LOST. In either case the call fails with PEER_LOST if the
+   * peer disconnects on every attempt for `handshakeTimeout`.
    *
    * @defaultValue false
    */
@@ -192,8 +192,8 @@ export interface Options {
    */
   maxMessageSize?: number | undefined
   /**
-   * Bytes of the largest ring that the peer may bring, at least 4096. This side maps that ring. A peer with a larger ring is refused
-   * before anything is shared: PROTOCOL, and the error names both sizes.
+   * Bytes of the largest ring that the peer may have, at least 4096. This side maps that ring. A peer with a larger ring is refused
+   * with PROTOCOL before anything is shared, and the error names both sizes.
    *
    * @defaultValue 1073741824 (1 GiB)
    */
@@ -205,12 +205,12 @@ export interface Options {
    */
   policy?: Policy | undefined
   /**
-   * Permission bits of a named socket, whatever the umask is.
+   * Permission bits of a named socket. The umask does not change them.
    *
    * @defaultValue 0o600
    */
   mode?: number | undefined
-  /** Group of a named socket: its name or number. */
+  /** Group of a named socket, by name or number. */
   group?: number | string | undefined
   /**
    * Microseconds that a wait may spin on this thread before it sleeps.
@@ -219,22 +219,22 @@ export interface Options {
    */
   busyPollMicros?: number | undefined
   /**
-   * Whether this side goes on sending after a read has reached the end of what the peer sends, as in node:net. If false, this side ends
-   * as well, after everything that it has sent before, and a later send is CLOSED. If true, it sends on until {@link Channel.end}.
+   * Whether this side may still send after it has read the peer's last message, as in node:net. If false, this side then ends as well,
+   * after flushing what it has already sent, and a later `send` rejects with CLOSED. If true, it may send until {@link Channel.end}.
    *
    * @defaultValue false
    */
   allowHalfOpen?: boolean | undefined
   /**
    * Makes this process inaccessible to other processes of its user (see {@link harden}) during the handshake: after both sides have
-   * checked each other's executable, and before the shared memory is made. It stays so, whatever becomes of the handshake. SIGUSR1 is
-   * ignored from the call on.
+   * checked each other's executable, and before the shared memory is created. The process stays hardened even if the handshake fails.
+   * SIGUSR1 is ignored from the call on.
    *
    * @defaultValue false
    */
   harden?: boolean | undefined
   /**
-   * Number of the realtime signal that reports attempts to open this side's memory and that carries the peer's tokens; 34 to 64 with most
+   * Number of the realtime signal that reports attempts to open this side's memory and carries the peer's tokens; 34 to 64 with most
    * C libraries. No other part of the process may use it. A signal that this process handles or ignores is INVALID_ARGUMENT.
    *
    * @defaultValue the first from 50 on that is unused
@@ -271,13 +271,13 @@ export interface ListenOptions extends Options {
    */
   maxPeers?: number | undefined
   /**
-   * Of these, channels with one process. Further ones get ADDRESS_OCCUPIED.
+   * Of these, how many one process may have open. Further ones get ADDRESS_OCCUPIED.
    *
    * @defaultValue seven eighths of `maxPeers`, rounded up; all if `maxPeers` is below 8
    */
   maxPeersPerProcess?: number | undefined
   /**
-   * Of these, channels with the processes of one user, this process's own included. Further ones get ADDRESS_OCCUPIED.
+   * Of these, how many the processes of one user may have open; this process's own user counts too. Further ones get ADDRESS_OCCUPIED.
    *
    * @defaultValue three quarters of `maxPeers`, rounded up, for another user; all for this process's own user, if `maxPeers` is below 4,
    * or if the policy accepts one user alone
@@ -286,8 +286,11 @@ export interface ListenOptions extends Options {
 }
 
 /**
- * The way in which messages reach a subscriber. 'reliable': every message, in order, or the end says why not. 'best-effort': messages that the
- * publisher overwrote before they were read are skipped and counted. 'latest': only the newest unread message.
+ * The way in which messages reach a subscriber.
+ *
+ * - 'reliable': every message, in order; otherwise the subscription ends with the reason.
+ * - 'best-effort': messages that the publisher overwrote before they were read are skipped and counted.
+ * - 'latest': only the newest unread message.
  */
 export type Delivery = 'reliable' | 'best-effort' | 'latest'
 
@@ -300,8 +303,8 @@ export interface PublishOptions extends Omit<ListenOptions, 'backing' | 'maxPeer
    */
   backing?: 'memfd' | undefined
   /**
-   * Milliseconds for which one reliable subscriber may delay the publisher, in all, until it has caught up; then it is evicted. It has
-   * caught up once it has read everything that was published when it last delayed the publisher. Infinity: never evicted.
+   * Milliseconds in total for which one reliable subscriber may delay the publisher before it is evicted. The count starts anew once the
+   * subscriber has caught up: it has read everything that was published when it last delayed the publisher. Infinity: never evicted.
    *
    * @defaultValue 5000
    */
@@ -350,26 +353,29 @@ export interface Closed {
 }
 
 /**
- * Why a channel has ended: it was closed by either side (or by itself, when both had ended and everything was read), the peer's
- * process exited without closing it, its ring was corrupt, or a process tried to open the shared memory of either side, which
- * was then wiped.
+ * Why a channel has ended.
+ *
+ * - 'closed': either side closed it, or it closed after both sides had ended and everything was read.
+ * - 'exited': the peer's process exited without closing it.
+ * - 'corrupt': the peer's ring was corrupt.
+ * - 'exposed': a process tried to open the shared memory of either side, which was then wiped.
  */
 export type CloseReason = 'closed' | 'exited' | 'corrupt' | 'exposed'
 
-/** Why a subscriber has gone: as a channel's end, or since it held its publisher up for too long. */
+/** Why a subscriber has disconnected: as for a channel, or because it delayed its publisher for too long. */
 export type GoneReason = CloseReason | 'evicted'
 
-/** Room in the ring for one message. `using` cancels one that was not committed. */
+/** Room in the ring for one message. `using` cancels a reservation that was not committed. */
 export interface Reservation extends Disposable {
-  /** The memory to fill. Not to be used after commit or cancel. */
+  /** The memory to fill. Do not use it after `commit` or `cancel`. */
   readonly bytes: Uint8Array
   /**
    * Sends the first `length` bytes (all).
    *
-   * @throws {@link RingfenceError} INVALID_ARGUMENT if that is more than was reserved, or the reservation is not open
-   * any more; as `send` rejects, where the channel has ended meanwhile.
+   * @throws {@link RingfenceError} INVALID_ARGUMENT if `length` is larger than the reservation, or the reservation is no longer open; if
+   * the channel has ended in the meantime, as `send` rejects.
    */
   commit(length?: number): void
-  /** Sends nothing. Never throws, also where the channel has ended meanwhile. */
+  /** Sends nothing. Never throws, even if the channel has ended in the meantime. */
   cancel(): void
 }
