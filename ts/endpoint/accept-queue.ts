@@ -1,4 +1,4 @@
-// Channels that no loop has taken yet, and loops that wait for one. Several loops share what comes; each channel goes to one of them.
+// Queues channels that no loop has taken yet, and loops that wait for one. Several loops share the channels; each goes to one loop.
 
 import type { Channel } from '../channel/channel.js'
 import type { RingfenceError } from '../errors.js'
@@ -8,28 +8,28 @@ import { Waiters } from '../channel/waiters.js'
 /** Channels that may wait here for a loop. */
 const UNCLAIMED = 16
 
-/** What takes all channels that come, in place of loops. */
+/** Receives all channels instead of the loops. */
 export interface Taker {
   take(channel: Channel): void
-  /** What a loop is told meanwhile. */
+  /** The error for a loop that asks for a channel while the taker is set. */
   refusal(): RingfenceError
 }
 
 export class AcceptQueue {
-  /** Makes newcomers wait at the address, or lets them in again. */
+  /** Lets clients wait at the address, or accepts them again. */
   readonly #setPaused: (paused: boolean) => void
-  /** A loop or the taker gets the channel now. */
+  /** Called when a loop or the taker gets a channel. */
   readonly #handedOut: (channel: Channel) => void
-  /** No channel is dropped. Until a loop has begun, a membership keeps the last ones only. */
+  /** Whether no channel may be dropped. Until its first loop starts, a membership keeps only the last channels. */
   #all: boolean
   #unclaimed: Channel[] = []
   readonly #waiters = new Waiters<Channel>()
   #taker: Taker | null = null
-  /** Loops that have begun, and were neither left nor ended. */
+  /** Loops that are in progress. */
   #loops = 0
   #paused = false
   #over = false
-  /** Why the endpoint has ended by itself: the first loop that asks is told. */
+  /** The error that ended the endpoint. The first loop that asks gets it. */
   #failure: RingfenceError | null = null
 
   constructor(all: boolean, setPaused: (paused: boolean) => void, handedOut: (channel: Channel) => void) {
@@ -38,7 +38,7 @@ export class AcceptQueue {
     this.#handedOut = handedOut
   }
 
-  /** A loop over what comes. From its first `next` on it is under way, and no channel is dropped. */
+  /** A loop over the channels. From its first `next` on it counts as in progress, and no channel is dropped. */
   iterator(): AsyncIterator<Channel, undefined> {
     const own = loop(
       () => this.#now(),
@@ -74,17 +74,17 @@ export class AcceptQueue {
     }
   }
 
-  /** Whether a loop is under way. */
+  /** Whether a loop is in progress. */
   get hasLoop(): boolean {
     return this.#loops > 0
   }
 
-  /** Hands all that waits and all that comes to the taker; to loops again, where there is none. */
+  /** Hands all queued and all later channels to the taker. `null` hands later channels to loops again. */
   setTaker(taker: Taker | null): void {
     this.#taker = taker
     if (taker === null) return
     this.#waiters.fail(() => taker.refusal())
-    // The taker may take itself back after each.
+    // The taker may remove itself after each channel.
     while (this.#taker === taker && this.#unclaimed.length > 0) this.#take(taker, this.#unclaimed.shift()!)
     this.#pause()
   }
@@ -133,20 +133,20 @@ export class AcceptQueue {
     this.#setPaused(paused)
   }
 
-  /** The endpoint has ended by itself: the loop that has waited longest is told why, else the first that asks. */
+  /** Reports the error that ended the endpoint to the loop that has waited longest, else to the first that asks. */
   fail(error: RingfenceError): void {
     const first = this.#waiters.shift()
     if (first === undefined) this.#failure = error
     else first.failed(error)
   }
 
-  /** No more will come. */
+  /** No more channels will arrive. */
   end(): void {
     this.#over = true
     this.#waiters.end()
   }
 
-  /** Takes out what no loop has taken. */
+  /** Removes and returns the channels that no loop has taken. */
   discard(): Channel[] {
     return this.#unclaimed.splice(0)
   }

@@ -9,12 +9,12 @@ const NO = 0
 const YES = 1
 const FAILED = 2
 
-/** Exceptions that are kept. No error is made for some newcomers that a host refuses, so the oldest exceptions are dropped. */
+/** Exceptions that are kept. A host makes no error for some clients that it refuses, so the oldest exceptions are dropped. */
 const REMEMBERED = 256
 
-/** Asks the policy's callback for the binding. Keeps what the callback has thrown, as the cause of the error that follows. */
+/** Calls the policy's callback for the binding. Keeps the callback's exceptions as causes of the errors that follow. */
 export class Authorizer {
-  /** Takes the answers: the handshake, once it has started. */
+  /** Receives the answers. Set once the handshake has started. */
   answer: ((id: number, verdict: number, found: string) => void) | undefined
   readonly #decide: Decide
   readonly #causes = new Map<number, unknown>()
@@ -28,7 +28,7 @@ export class Authorizer {
     return policy?.authorize === undefined ? undefined : new Authorizer(policy, policy.authorize)
   }
 
-  /** The binding's question. Never throws. */
+  /** Called by the binding. Never throws. */
   readonly ask = (id: number, identity: Identity): void => {
     void this.#decideOn(id, identity)
   }
@@ -56,7 +56,7 @@ export class Authorizer {
     if (this.#causes.size > REMEMBERED) this.#causes.delete(this.#causes.keys().next().value as number)
   }
 
-  /** What the callback threw, where that is behind a failure. */
+  /** The callback's exception, if that caused the failure. */
   causeOf(failure: Failure | null): unknown {
     const question = failure?.question
     if (question === undefined) return undefined

@@ -14,28 +14,28 @@ import type { ChildOptions, LineOptions } from '../types.js'
 
 /** A child process and the channel with it. */
 export interface Spawned extends AsyncDisposable {
-  /** As `child_process.spawn` returns it. The end of the channel does not end the child. */
+  /** The return value of `child_process.spawn`. Closing the channel does not terminate the child. */
   readonly child: ChildProcess
   /** This side is the host. */
   readonly channel: Channel
-  /** Closes the channel, then ends the child with SIGTERM if it still runs. */
+  /** Closes the channel, then terminates the child with SIGTERM if it still runs. */
   [Symbol.asyncDispose](): Promise<void>
 }
 
-/** Bytes of the end of standard error that an error has. */
+/** Bytes from the end of standard error that an error includes. */
 const TAIL = 4096
-/** Bytes of output that are kept for a caller that does not read yet. A child that writes more during the handshake waits. */
+/** Bytes of output that are buffered until the caller reads. A child that writes more during the handshake blocks. */
 const KEPT = 1 << 20
-/** Milliseconds for which the end of standard error is awaited after the exit: a descendant of the child may hold it open. */
+/** Milliseconds to wait for the end of standard error after the exit. A descendant of the child may hold it open. */
 const LAST_WORDS = 200
 
 /**
- * Starts a child that inherits one end of a private line, and resolves once the child has called {@link fromParent} and the handshake is
- * done. There is no address that another process could take first or connect to. A rejected call has killed the child, if it was started.
+ * Starts a child that inherits one end of a private line. Resolves once the child has called {@link fromParent} and the handshake is
+ * done. There is no address that another process could take first or connect to. If the call rejects, it has killed a started child.
  *
  * By default the child must run the same executable as this process, which for a script is `spawn(process.execPath, ['script.js'])`.
- * Another program must be named in the policy, here and there. A shell is a process of its own, and the child is then refused, unless the
- * shell replaces itself with the program (`exec`).
+ * Another program must be named in the policies of both sides. If a shell starts the program as its child, the handshake refuses that
+ * process; the shell must replace itself with the program (`exec`).
  *
  * @example
  * ```ts
@@ -46,10 +46,10 @@ const LAST_WORDS = 200
  * @param command - As for `child_process.spawn`, and so is `args`.
  * @throws CHILD_EXITED if the child has exited before the handshake, with `exitCode`, `signalCode` and, if piped, the last 4 KiB of
  * `stderr`; HANDSHAKE_TIMEOUT if the child has not called `fromParent` within `handshakeTimeout`, which counts from the start, and again
- * for the handshake; TIMEOUT; PEER_REFUSED if the policy is not satisfied or another process answers to which the child has passed the
- * line; PEER_LOST if the child has closed the line and lives; INVALID_ARGUMENT if the command cannot be started; NO_SPACE if this process
- * lacks memory, descriptors or the right to one process more; AbortError by the signal, which starts nothing if it was aborted before;
- * and what `child_process.spawn` and `onSpawn` throw.
+ * for the handshake; TIMEOUT; PEER_REFUSED if the policy is not satisfied, or if the child has passed the line to another process, which
+ * answers; PEER_LOST if the child has closed the line and still runs; INVALID_ARGUMENT if the command cannot be started; NO_SPACE if this
+ * process lacks memory or descriptors, or may not start another process; AbortError by the signal, which starts nothing if it was aborted
+ * before; and the exceptions of `child_process.spawn` and `onSpawn`.
  */
 export async function spawn(
   command: string,
@@ -86,9 +86,9 @@ export async function spawn(
 }
 
 /**
- * The channel with the parent, in a process that was started by {@link spawn}, or by the same function in Rust. This side is the guest.
- * It works once in a process. Call it early: until then a process that is started here by other means than Node's may inherit the line
- * as well, though the parent refuses it.
+ * Opens the channel to the parent, in a process that was started by {@link spawn} or by its counterpart in Rust. This side is the guest.
+ * It can be called once per process. Call it early: until then, processes that are started other than by Node may inherit the line too.
+ * The parent refuses such processes.
  *
  * @example
  * ```ts
@@ -96,7 +96,7 @@ export async function spawn(
  * for await (const job of channel) await channel.send(`done: ${job}`)
  * ```
  *
- * @throws ADDRESS_INVALID in a process that has inherited no line, or has taken it already; PEER_LOST if the parent has exited; and as
+ * @throws ADDRESS_INVALID in a process that has inherited no line or has already used it; PEER_LOST if the parent has exited; and as
  * {@link join}
  */
 export function fromParent<T>(options: LineOptions & { codec: Codec<T> }): Promise<Channel<T, T>>
@@ -131,7 +131,7 @@ function privateLine(): PrivateLine {
   }
 }
 
-/** The child's descriptors as a list with a place for each of the three standard ones. */
+/** The child's `stdio` as a list with an entry for each of the three standard descriptors. */
 function standard(stdio: SpawnOptions['stdio']): Exclude<SpawnOptions['stdio'], string | undefined> {
   if (!Array.isArray(stdio)) return [stdio, stdio, stdio]
   const missing = Array.from({ length: Math.max(0, 3 - stdio.length) }, () => undefined)
@@ -150,8 +150,8 @@ async function dispose(child: ChildProcess, channel: Channel): Promise<void> {
 }
 
 /**
- * Reads the child's output before the caller does, since the caller gets the child once `spawn` has resolved. Otherwise a child that fills
- * a pipe would never reach its handshake. The streams keep the bytes. Remembers the end of standard error.
+ * Reads the child's output before the caller can, since the caller gets the child only once `spawn` has resolved. Otherwise a child that
+ * fills a pipe would never reach its handshake. The streams buffer the bytes. Also keeps the end of standard error.
  */
 function drain({ stdout, stderr }: ChildProcess): { tail(): string | undefined; release(): void } {
   let tail = Buffer.alloc(0)
@@ -162,7 +162,7 @@ function drain({ stdout, stderr }: ChildProcess): { tail(): string | undefined; 
       if (stream === stderr && Buffer.isBuffer(chunk)) tail = Buffer.concat([tail, chunk]).subarray(-TAIL)
       return push.call(stream, chunk, encoding) || stream.readableLength < KEPT
     }
-    // The stream's own method again, which is that of its class.
+    // Uncovers the method of the stream's class.
     return () => void delete (stream as Partial<Readable>).push
   })
   return {
@@ -171,16 +171,16 @@ function drain({ stdout, stderr }: ChildProcess): { tail(): string | undefined; 
   }
 }
 
-/** Whether a failed handshake says no more than that nothing was heard from the child. */
+/** Whether a handshake failed only because the child did not answer. */
 function isSilence(error: unknown): boolean {
   const { code } = error as RingfenceError
   return code === 'ERR_RINGFENCE_PEER_LOST' || code === 'ERR_RINGFENCE_HANDSHAKE_TIMEOUT'
 }
 
-/** PF_EXITING of the kernel. */
+/** The kernel's PF_EXITING. */
 const EXITING = 4
 
-/** Whether the child has exited, or its exit has begun: the kernel closes its end of the line before its parent is notified. */
+/** Whether the child has exited or is exiting. The kernel closes the child's end of the line before it notifies the parent. */
 function isExiting({ pid, exitCode, signalCode }: ChildProcess): boolean {
   if (exitCode !== null || signalCode !== null) return true
   try {
@@ -214,7 +214,7 @@ async function childExited(
   })
 }
 
-/** Whether this process lacks what a child takes, the right to one process more (EAGAIN) included. */
+/** Whether this process lacks the resources for a child. EAGAIN: it may not start another process. */
 function lacksRoom({ code }: NodeJS.ErrnoException): boolean {
   return isShort(code) || code === 'EAGAIN'
 }

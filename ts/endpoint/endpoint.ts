@@ -1,4 +1,4 @@
-// The base of listeners and memberships: their events, the queue of channels that no loop has taken yet, the loop itself, and the end.
+// The base class of listeners and memberships: their events, the accept queue and its loops, and the end.
 
 import type { EventEmitter } from 'node:events'
 
@@ -19,7 +19,7 @@ import type { Closed, Options } from '../types.js'
 /** Only this package makes endpoints. */
 export const KEY = Symbol('ringfence')
 
-/** What an endpoint is made from. */
+/** The constructor arguments of an endpoint. */
 export interface EndpointParts<Native extends NativeEndpoint> {
   address: string
   native: Native
@@ -30,7 +30,7 @@ export interface EndpointParts<Native extends NativeEndpoint> {
 export interface EndpointEvents<Peer> extends ResourceEvents {
   /** A peer has connected. */
   connection: [peer: Peer]
-  /** A peer that the program was given has disconnected. It can follow `close`, if the peer outlives the endpoint. */
+  /** A peer whose channel the program has received has disconnected. It can follow `close`, if the peer outlives the endpoint. */
   disconnect: [peer: Peer, closed: Closed]
   /** A process was refused, or failed in its handshake. The error has its `identity`, as far as that is known. */
   refused: [error: RingfenceError]
@@ -46,15 +46,15 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
   readonly #authorizer: Authorizer | undefined
   readonly #settings: ChannelSettings
   readonly #acceptQueue: AcceptQueue
-  /** What it hears by of other listeners: `removeAllListeners` is about those of the program. */
+  /** This class's own listeners. `removeAllListeners` must remove only the program's. */
   readonly #hearing = new Map<'newListener' | 'removeListener', (name: unknown) => void>()
   readonly #open = new Set<Channel>()
-  /** Channels that the program was given. */
+  /** Channels that the program has received. */
   readonly #followed = new WeakSet<Channel>()
   readonly #counts = new PeerCounts()
-  /** Of the channels that have ended. */
+  /** Sums over the channels that have ended. */
   readonly #past = new Sums()
-  /** Takes back what is to be done as the process exits. */
+  /** Cancels the work registered for the exit of the process. */
   readonly #stay: () => void
   /**
    * Handles the events of the binding.
@@ -64,8 +64,8 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
   protected readonly poll = new Pump(() => this.#handle()).run
 
   /**
-   * @param made - What is told where the key is not {@link KEY}.
-   * @param keepsAll - No channel is dropped from the queue, from the start.
+   * @param made - The error message if the key is not {@link KEY}.
+   * @param keepsAll - Whether the queue drops no channel even before the first loop.
    * @internal
    */
   protected constructor(key: symbol, made: string, parts: EndpointParts<NativeEndpoint>, keepsAll: boolean) {
@@ -85,21 +85,21 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
   }
 
   /**
-   * The binding's next event: a channel, a refusal, 0 where there is none, `FAILED` where the endpoint has ended by itself.
+   * The binding's next event: a channel, a refusal, 0 if there is none, or `FAILED` if an error has ended the endpoint.
    *
    * @internal
    */
   protected abstract next(): RawChannel | Failure | number
 
   /**
-   * There is a new channel, which is among {@link open}.
+   * Called for each new channel, after it was added to {@link open}.
    *
    * @internal
    */
   protected admitted(_channel: Channel): void {}
 
   /**
-   * The endpoint has ended by itself.
+   * Called when an error has ended the endpoint.
    *
    * @internal
    */
@@ -116,7 +116,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
     return this.#acceptQueue.iterator()
   }
 
-  /** What has come so far, and what went through all channels that came of it. The last figures stay after the end. */
+  /** The peers so far, and the sums over all of their channels. After the end, the last figures remain. */
   stats(): ListenerStats {
     const sums = new Sums().add(this.#past.sums)
     for (const channel of this.#open) sums.add(channel.stats())
@@ -133,7 +133,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
     return this
   }
 
-  /** As that of every emitter. By what this object hears of listeners that come and go, it goes on hearing. */
+  /** Like that of every emitter, but keeps the listeners that this object itself has added. */
   override removeAllListeners(...name: Parameters<EventEmitter<Events>['removeAllListeners']>): this {
     super.removeAllListeners(...name)
     for (const [event, hear] of this.#hearing) this.#listen(event, hear)
@@ -141,7 +141,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
   }
 
   /**
-   * Has it hear of listeners that come, or that go.
+   * Calls `hear` when a listener is added or removed, even after `removeAllListeners`.
    *
    * @internal
    */
@@ -171,7 +171,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
     if (event === FAILED) {
       const failure = this.#native.failure()
       const error = fromFailure(failure, this.#authorizer?.causeOf(failure))
-      // A member that came anew, as a guest.
+      // A member that reconnected as a guest was refused.
       if (error.code === 'ERR_RINGFENCE_PEER_REFUSED') tellRefused(this.address, error)
       this.#acceptQueue.fail(error)
       this.failed(error)
@@ -189,12 +189,12 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
       this.#refuse(channel)
       return
     }
-    // A subscriber of a diagnostics channel may have ended this endpoint just now.
+    // A subscriber of a diagnostics channel may just have closed this endpoint.
     if (this.ended !== null) {
       void channel.close()
       return
     }
-    // First: a listener of an event may call `close`, which must find this channel.
+    // Before any event: a listener may call `close`, which must find this channel.
     this.#count(channel)
     this.#acceptQueue.add(channel)
     this.admitted(channel)
@@ -207,7 +207,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
       this.#open.delete(channel)
       const atEnd = channel.stats()
       this.#past.add(ofEnded(atEnd))
-      // What the peer has left is read yet.
+      // The peer's unread messages are still read after the end.
       whenRead(channel, () => this.#past.addRest(atEnd, channel.stats()))
     })
   }
@@ -220,7 +220,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
   }
 
   /**
-   * Emits 'disconnect' once the channel has ended; the program was given it.
+   * Emits 'disconnect' once the channel has ended. Called when the program has received the channel.
    *
    * @internal
    */
@@ -235,7 +235,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
   }
 
   /**
-   * Hands the channels that come to the taker, in place of loops.
+   * Hands the channels to the taker instead of the loops.
    *
    * @internal
    */
@@ -244,7 +244,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
   }
 
   /**
-   * @throws {@link RingfenceError} INVALID_ARGUMENT, with this reason, where a loop over it is under way.
+   * @throws {@link RingfenceError} INVALID_ARGUMENT, with this reason, if a loop over this endpoint is in progress.
    * @internal
    */
   protected mustHaveNoLoop(why: string): void {
@@ -252,7 +252,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
   }
 
   /**
-   * Takes the channels that no loop has taken out of the queue.
+   * Removes and returns the channels that no loop has taken.
    *
    * @internal
    */
@@ -272,7 +272,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
   }
 }
 
-/** Runs what makes an endpoint. */
+/** Runs the call that makes an endpoint. */
 export function openEndpoint<Name extends 'listen' | 'member', Made extends AsyncDisposable>(
   name: Name,
   address: string,

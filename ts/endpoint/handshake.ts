@@ -16,11 +16,11 @@ import { LONGEST_TIMER, timers } from '../runtime/timers.js'
 import { channelSettings, checkOptions, type Call, type ChannelSettings } from './options.js'
 import type { Options } from '../types.js'
 
-// One handshake, from the call to what the binding has made: options, the policy's callback, abort, exit.
+// Runs one handshake from the call to its outcome: options, the policy's callback, abort and exit.
 
-/** What is known when the binding has made something. */
+/** The state of a call that the object it makes needs. */
 export interface Opening {
-  /** Of the channel, or of each channel that comes. */
+  /** The settings of the channel, or of each channel that is accepted. */
   settings: ChannelSettings
   signal: AbortSignal | undefined
   authorizer: Authorizer | undefined
@@ -29,7 +29,7 @@ export interface Opening {
 /** The outcome of a handshake, as the binding makes it. */
 type Native = RawChannel | { close(): void }
 
-/** As {@link runHandshake}, at an address. */
+/** Like {@link runHandshake}, at an address. */
 export function runHandshakeAt<Name extends keyof Endpoints, Made extends AsyncDisposable>(
   name: Name,
   address: string,
@@ -42,9 +42,9 @@ export function runHandshakeAt<Name extends keyof Endpoints, Made extends AsyncD
 }
 
 /**
- * Starts a call that the binding runs on a thread of its own and that can be cancelled. `open` makes what the caller gets of the outcome.
+ * Starts a call that the binding runs on its own thread and that can be cancelled. `open` makes the caller's result from the outcome.
  *
- * The caller gets this very promise. An abort or the end of `timeout` before it is settled rejects it, and closes what was made.
+ * The caller must get this very promise. An abort or the end of `timeout` before it is settled rejects it and closes the outcome.
  */
 export function runHandshake<Raw extends Native, Made extends AsyncDisposable>(
   name: Call,
@@ -76,11 +76,11 @@ export function runHandshake<Raw extends Native, Made extends AsyncDisposable>(
       try {
         throwIfAny(calledOff())
         made = open(raw, { settings, signal, authorizer })
-        // A subscriber of a diagnostics channel may have aborted it just now.
+        // A subscriber of a diagnostics channel may just have aborted the call.
         throwIfAny(calledOff())
         resolve(made)
       } catch (error) {
-        // The peer must be notified now, and not when the garbage is collected.
+        // The peer must be notified now, not at the next garbage collection.
         if (made === undefined) closeNative(raw)
         else void made[Symbol.asyncDispose]()
         reject(error)
@@ -111,7 +111,7 @@ function closeNative(raw: Native): void {
   else raw.close()
 }
 
-/** A handshake needs a thread, and a descriptor by which it is cancelled: without them it cannot start. */
+/** Starts a handshake. Fails with NO_SPACE without a thread for it, or a descriptor to cancel it by. */
 function start<Raw>(call: (...given: Given<Raw>) => Joining, ...given: Given<Raw>): Joining {
   try {
     return call(...given)

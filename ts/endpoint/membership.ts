@@ -10,7 +10,7 @@ let make: (parts: EndpointParts<NativeMembership>) => Membership
 
 /** The events of a {@link Membership}. */
 export interface MembershipEvents extends EndpointEvents<Channel> {
-  /** The host has left, and this process, which was its guest, is the host now. */
+  /** The host has left, and this process, formerly its guest, is now the host. */
   role: [role: 'host' | 'guest']
 }
 
@@ -38,7 +38,7 @@ export class Membership extends Endpoint<MembershipEvents> {
   #role: 'host' | 'guest'
   #channel: Channel | undefined
   #closing: Promise<void> | null = null
-  /** The first events; null once they were emitted. */
+  /** Events that are held back; null once they were emitted. */
   #untold: (() => void)[] | null = []
 
   static {
@@ -49,7 +49,7 @@ export class Membership extends Endpoint<MembershipEvents> {
     super(key, 'memberships are made by member', parts, false)
     this.#native = parts.native
     this.#role = parts.native.role
-    // A guest starts with a channel. The caller of `member` can add listeners only a turn later: keep the first events until then.
+    // A guest starts with a channel. The caller of `member` can add listeners only one turn later: hold events back until then.
     this.poll()
     timers.setImmediate(() => {
       const untold = this.#untold!
@@ -58,7 +58,7 @@ export class Membership extends Endpoint<MembershipEvents> {
     })
   }
 
-  /** Which part this process has now. */
+  /** The current role of this process. */
   get role(): 'host' | 'guest' {
     return this.#role
   }
@@ -69,7 +69,7 @@ export class Membership extends Endpoint<MembershipEvents> {
   }
 
   /**
-   * Closes the channel, and leaves the address to the partner, if there is one. The last to leave removes the file at the address.
+   * Closes the channel, and hands the address to the partner, if there is one. The last member to leave removes the file at the address.
    * Loops over the membership end.
    *
    * @returns A promise that resolves once everything is released and the partner has taken the address over. If the partner does not
@@ -123,7 +123,7 @@ export class Membership extends Endpoint<MembershipEvents> {
   }
 
   /**
-   * The place was lost. What has come is still there to be taken.
+   * The membership was lost. Loops still get the queued channels.
    *
    * @internal
    */
@@ -133,7 +133,8 @@ export class Membership extends Endpoint<MembershipEvents> {
   }
 
   /**
-   * To a partner as well: one that ends in the same moment would count on this one, and both would leave the files there.
+   * Leaves the address even if there is a partner. If the partner exits at the same moment, it relies on this process to remove the files,
+   * and otherwise neither would.
    *
    * @internal
    */
@@ -155,17 +156,17 @@ export class Membership extends Endpoint<MembershipEvents> {
 }
 
 /**
- * Takes a place at an address, and keeps it while partners come and go. Two processes hold an address, as with {@link join}: the
- * first is the host, the second its guest, and they have a channel. When the guest goes, the host takes the next. When the host
- * goes, by {@link Membership.close} or by its death, the guest is the host from that moment on, and takes the next; no other
+ * Takes a place at an address, and keeps it while partners connect and disconnect. Two processes hold an address, as with {@link join}:
+ * the first is the host, the second its guest, and they share a channel. When the guest disconnects, the host accepts the next one. When
+ * the host leaves, by {@link Membership.close} or by its exit, the guest becomes the host at once and accepts the next guest. No other
  * process can take the address in between.
  *
- * Resolves once a place is held: for a host at once, for a guest with the channel. Where two hold the address it rejects with
- * ADDRESS_OCCUPIED, or with the option `wait` waits for a place. The signal ends that waiting; the membership is not tied to
- * it. Members meet members alone: `join` and `connect` fail here with PROTOCOL, which says so.
+ * Resolves once this process holds a place: immediately for a host, with the channel for a guest. If two processes hold the address, the
+ * call rejects with ADDRESS_OCCUPIED, or waits for a place with the option `wait`. The signal aborts only that wait, and has no effect on
+ * the membership. Members connect only to members: `join` and `connect` at this address fail with PROTOCOL.
  *
- * A guest that is let in gets the listening socket, and the lock beside a path. A hostile guest can keep others from the address;
- * it cannot take the identity of another process.
+ * An accepted guest receives the listening socket and, for a path, the lock file. A hostile guest can block the address for others, but
+ * cannot take the identity of another process.
  *
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} as {@link join}

@@ -1,4 +1,4 @@
-// The options of every call: which call takes which, what they may be, and what the binding gets of them. The core checks ranges that
+// The options of every call: which call takes which, their valid values, and what is passed to the binding. The core checks ranges that
 // depend on the system.
 
 import { isAbsolute } from 'node:path'
@@ -46,19 +46,19 @@ type OptionName = { [C in Call]: keyof OptionsOf[C] }[Call]
 /** The calls whose type has an option. */
 type Taking<Name> = { [C in Call]: Name extends keyof OptionsOf[C] ? C : never }[Call]
 
-/** `native`: checks the value and returns what the binding gets, under the same name. `local`: checks a value that stays here. */
+/** `native` checks the value and returns what the binding gets under the same name. `local` checks a value that is used only here. */
 type Declared<Name> = { readonly calls: readonly Taking<Name>[] } & (Name extends keyof NativeOptions
   ? { native(name: string, value: unknown): NativeOptions[Name] }
   : { local(name: string, value: unknown): unknown })
 
 type Table = { readonly [Name in OptionName]: Declared<Name> }
 
-/** Options that a call's type has and that the table does not give to that call. */
+/** Options that the type of a call has and that the table does not list for that call. */
 type Forgotten<T extends Table> = {
   [Name in OptionName]: [Exclude<Taking<Name>, T[Name]['calls'][number]>] extends [never] ? never : Name
 }[OptionName]
 
-/** Compiles only for a table that agrees with the calls' types. */
+/** Compiles only if the table agrees with the types of the calls. */
 function declare<const T extends Table>(table: T & Record<Forgotten<T>, 'is taken by more calls'>): T {
   return table
 }
@@ -68,7 +68,7 @@ const ALL = [...PAIRS, 'publish', 'subscribe'] as const
 const HOSTS = ['join', 'member', 'listen', 'publish'] as const
 const SERVICES = ['listen', 'publish'] as const
 
-/** The largest number that a uid or gid can be: the kernel keeps the next one for "none". */
+/** The largest uid or gid. The kernel reserves the next number for "none". */
 const LARGEST_ID = 2 ** 32 - 2
 
 const DELIVERIES = ['reliable', 'best-effort', 'latest'] as const satisfies Delivery[]
@@ -148,11 +148,11 @@ export interface ChannelSettings {
   readonly busyPollMicros: number
   /** This side continues to send after the peer has ended its sending. */
   readonly allowHalfOpen: boolean
-  /** Makes values of messages; without one, messages are bytes. */
+  /** Converts between messages and values; without one, messages are bytes. */
   readonly codec?: Codec<unknown> | undefined
 }
 
-/** Of options that were checked. */
+/** The settings in options that were already checked. */
 export function channelSettings({ busyPollMicros = 0, allowHalfOpen = false, codec }: Coded<Options>): ChannelSettings {
   return { busyPollMicros, allowHalfOpen, codec }
 }
@@ -175,7 +175,7 @@ export function checkOptions(call: Call, options: Options): NativeOptions {
   return checked
 }
 
-/** Throws INVALID_ARGUMENT for what is no object, has other properties than these, or is an object of a class and has none of them. */
+/** Throws INVALID_ARGUMENT for a value that is not an object, has other properties, or is an instance of a class and has none of them. */
 export function plainObject(what: string, value: unknown, known: readonly string[]): void {
   checkObject(what, value, known, (name) => `${what} has no property ${JSON.stringify(name)}`)
 }
@@ -187,17 +187,17 @@ function checkObject(
   unknown: (name: string) => string,
 ): asserts value is object {
   if (typeof value !== 'object' || value === null) throw invalid(`${what} must be an object, not ${show(value)}`)
-  // A promise that was not awaited, a Map or an AbortSignal sets no option, and was meant to set one.
+  // A promise that was not awaited, a Map or an AbortSignal is a mistake: it would set no option.
   if (!isPlain(value) && !known.some((key) => key in value))
     throw invalid(`${what} must be an object that has some of ${known.join(', ')}, not ${kindOf(value)}`)
   for (const [name, given] of Object.entries(value)) {
-    // A misspelt option that is ignored would be a check that is never made.
+    // Ignoring a misspelt option could drop a check.
     if (given !== undefined && !known.includes(name))
       throw invalid(`${unknown(name)}; the nearest one is ${nearest(name, known)}`)
   }
 }
 
-/** By what is behind it, since an object of another realm (node:vm) has another class. */
+/** Judges by the prototype chain, since an object of another realm (node:vm) has another `Object`. */
 function isPlain(value: object): boolean {
   const prototype: unknown = Object.getPrototypeOf(value)
   return prototype === null || Object.getPrototypeOf(prototype) === null
@@ -208,7 +208,7 @@ function kindOf(value: object): string {
   return typeof name === 'string' && name !== '' ? `one of class ${name}` : show(value)
 }
 
-/** The signal of a call that waits. Throws an AbortError if it was aborted before. */
+/** Returns the signal of a call that waits. Throws an AbortError if it is already aborted. */
 export function readerSignal(options: WaitOptions | undefined): AbortSignal | undefined {
   if (options === undefined) return undefined
   plainObject('options', options, ['signal'])
@@ -219,14 +219,14 @@ export function readerSignal(options: WaitOptions | undefined): AbortSignal | un
   return signal
 }
 
-/** Checks what `receiveEach` is given. */
+/** Checks the arguments of `receiveEach`. */
 export function checkReceiveEach(visit: unknown, max: unknown): void {
   if (typeof visit !== 'function') throw invalid(`receiveEach takes a function, not ${show(visit)}`)
   if (max !== undefined && (typeof max !== 'number' || !(max >= 0)))
     throw invalid(`max must be a number of messages, not ${show(max)}`)
 }
 
-/** What `batches` is given. */
+/** Checks the options of `batches`, and fills in the default. */
 export function checkBatches(options: BatchOptions = {}): { signal: AbortSignal | undefined; max: number } {
   plainObject('options', options, ['signal', 'max'])
   const { signal, max = 1024 } = options
@@ -257,7 +257,7 @@ function text(name: string, value: unknown): string {
   return value
 }
 
-/** An absolute path: a relative one would name another program, or none, in another working directory. */
+/** Requires an absolute path. A relative one would name another program, or none, in another working directory. */
 function absolute(name: string, value: unknown): string {
   const path = text(name, value)
   if (!isAbsolute(path)) throw invalid(`${name} must be an absolute path, not ${show(path)}`)
@@ -317,7 +317,7 @@ function program(value: string | ExecutableFile): NativeProgram {
     : { same: false, path: absolute('path of an executable', path), sha256 }
 }
 
-/** The names of a policy's parts, for the sentences about others. */
+/** The property names of a policy. */
 const POLICY = namesOf({
   uid: 1,
   gid: 1,
@@ -328,7 +328,7 @@ const POLICY = namesOf({
   authorize: 1,
 } satisfies Record<keyof Policy, 1>)
 
-/** A part that is left out has its default; only `'any'` drops a check that is made by default. */
+/** Checks a policy. A missing property has its default; only `'any'` drops a check that is made by default. */
 function checkPolicy(policy: Policy): NonNullable<NativeOptions['policy']> {
   plainObject('policy', policy, POLICY)
   const { uid = 'same', gid, executable = 'same', cgroup, label, namespace = 'same', authorize } = policy
@@ -347,8 +347,8 @@ function checkPolicy(policy: Policy): NonNullable<NativeOptions['policy']> {
 }
 
 /**
- * Two runtimes export libuv's functions without their behaviour, and only the runtime's own name tells: Bun ends the process when
- * they are called, and Deno's poll handle calls back once and never again.
+ * Whether the runtime implements libuv. Bun and Deno export libuv's functions without their behaviour, which only the runtime's name
+ * reveals: Bun terminates the process when they are called, and Deno's poll handle calls back only once.
  */
 function usesLibuv(): boolean {
   return process.versions.bun === undefined && process.versions.deno === undefined

@@ -4,11 +4,11 @@ import type { Codec } from '../adapters/codec.js'
 import type { JoinOptions } from '../types.js'
 
 /**
- * Meets the other instance at an address. The first one binds it and waits, as the host; the second finds it bound
- * and connects, as the guest; each proves to the other who it is. A third gets ADDRESS_OCCUPIED.
+ * Connects to the other instance at an address. The first process binds the address and waits, as the host. The second finds it bound and
+ * connects, as the guest. Each proves its identity to the other. A third process gets ADDRESS_OCCUPIED.
  *
- * @param address - A path (named Unix socket), or `@name` (abstract, which any process on this host may connect to
- * or take first). At most 107 bytes.
+ * @param address - A path (named Unix socket), or `@name` (abstract, which any process on this host may connect to or bind first). At
+ * most 107 bytes.
  * @throws {@link RingfenceError} INVALID_ARGUMENT, ADDRESS_INVALID, ADDRESS_OCCUPIED, PEER_REFUSED, PEER_LOST,
  * HANDSHAKE_TIMEOUT, PROTOCOL, OBJECT_EXPOSED, OBJECT_UNSOUND, NO_SPACE, TIMEOUT, UNSUPPORTED; AbortError by the signal
  */

@@ -1,4 +1,4 @@
-// One to many, the sending side: one ring, the queue of messages that are not in it yet, and the subscribers that read it.
+// The sending half of a broadcast: one ring, the queue of messages that are not in it yet, and the subscribers that read it.
 
 import type { Authorizer } from './authorize.js'
 import type { Codec } from '../adapters/codec.js'
@@ -34,10 +34,10 @@ const exposed = () =>
   )
 
 /**
- * One process that publishes to any number of subscribers. Each message is written once, into one ring that all of them read.
+ * The sending half of a broadcast to any number of subscribers. Each message is written once, into one ring that all of them read.
  *
- * Each subscriber passes the same handshake as a client of a service. It can write nothing but its own position, so it can neither
- * see nor disturb another subscriber. A 'reliable' subscriber that is slow delays the publisher for up to `stall` milliseconds.
+ * Each subscriber passes the same handshake as a client of a service. It can write only its own position, so it can neither see nor
+ * disturb another subscriber. A slow 'reliable' subscriber delays the publisher for up to `stall` milliseconds.
  *
  * After {@link Publisher.end}, the publisher closes once the last subscriber has read everything or has disconnected.
  *
@@ -50,16 +50,16 @@ const exposed = () =>
  */
 export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subscriber>> {
   declare readonly address: string
-  /** Bytes of its ring. */
+  /** Bytes of the ring. */
   readonly capacity: number
-  /** Bytes of the longest message: an eighth of the ring, or less where the option says so. */
+  /** Bytes of the longest message: an eighth of the ring, or less if the option is smaller. */
   readonly maxMessageSize: number
   readonly #native: NativePublisher
   readonly #queue: SendQueue
-  /** Makes messages of values; null: the messages are bytes. */
+  /** Converts values to messages; null if messages are bytes. */
   readonly #values: Values<unknown> | null
   #streams: WebStreams<never, Out> | null = null
-  /** The publisher that this one was made from by {@link Publisher.with}, and which has the state of both. */
+  /** The publisher that this one was made from by {@link Publisher.with}. It holds the state of both. */
   readonly #root: AnyPublisher | null
   readonly #authorizer: Authorizer | undefined
   readonly #signal: AbortSignal | undefined
@@ -69,7 +69,7 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
   readonly #poll = new Pump(() => this.#handle()).run
   #ending: Promise<void> | null = null
   #sealing: Promise<void> | null = null
-  /** Takes back what is to be done as the process exits. */
+  /** Cancels the work registered for the exit of the process. */
   readonly #stay: () => void
   readonly #abort = () => void this.close()
 
@@ -108,7 +108,7 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
     if (native.watch(this.#poll) === FAILED || native.watchRoom(() => this.#hear()) === FAILED) {
       throw fromFailure(native.failure())
     }
-    // Subscribers must see a lost publisher if the process exits, and not a clean end.
+    // If the process exits, subscribers must see a lost publisher and not a clean end.
     this.#stay = atExit(address, () => native.vacate())
     nowOpen(this, address)
     this.#signal?.addEventListener('abort', this.#abort, { once: true })
@@ -116,12 +116,12 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
 
   /** The number of messages sent. */
   get sequence(): bigint {
-    // What a caller has sent, and that found room, is in the ring by then.
+    // Messages that were sent and for which there is room count already.
     if (this.ended === null && !this.#queue.isEmpty) this.#queue.pump()
     return this.#native.sequence()
   }
 
-  /** What was sent so far, how full the ring is, and the subscribers. After the end, the last figures remain. */
+  /** Statistics of the messages, the ring and the subscribers. After the end, the last figures remain. */
   stats(): PublisherStats {
     if (this.#root !== null) return this.#root.stats()
     if (this.ended === null && !this.#queue.isEmpty) this.#queue.pump()
@@ -148,11 +148,11 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
    * Sends a message to all subscribers. Copies before it returns. Strings are sent as UTF-8.
    *
    * @returns A promise that resolves once the message is in the ring: at once without reliable subscribers, else when the slowest of
-   * them has made room. A message is published once, and survives this process. Rejects with MESSAGE_TOO_LARGE above
-   * {@link Publisher.maxMessageSize}; CLOSED after `end` or `close`; OBJECT_EXPOSED; INVALID_ARGUMENT for what is no message, and while a
-   * reservation is open.
+   * them has made room. A message in the ring is published and survives this process. Rejects with MESSAGE_TOO_LARGE above
+   * {@link Publisher.maxMessageSize}; CLOSED after `end` or `close`; OBJECT_EXPOSED; INVALID_ARGUMENT for a value that is not a message,
+   * and while a reservation is open.
    *
-   * A rejection because the publisher has ended is never an unhandled one, as with a channel.
+   * A rejection because the publisher has ended never counts as unhandled, as with a channel.
    */
   send(message: Out, options?: WaitOptions): Promise<void> {
     if (this.#values === null) return this.#queue.send(message as MessageInput, options)
@@ -160,7 +160,7 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
   }
 
   /**
-   * Puts a message into the ring now.
+   * Puts a message into the ring if there is room now.
    *
    * @returns Whether there was room.
    * @throws {@link RingfenceError} as `send` rejects
@@ -170,7 +170,7 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
   }
 
   /**
-   * Room in the ring itself for a message, to be filled in place and committed. One at a time.
+   * Reserves room for one message in the ring itself, to be filled in place and committed. Only one reservation can be open at a time.
    *
    * @returns `undefined` if there is no room now.
    * @throws {@link RingfenceError} as `trySend`
@@ -185,10 +185,10 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
   }
 
   /**
-   * This publisher with values for messages, as the codec makes them: see {@link Channel.with}. Each is encoded once for all
-   * subscribers.
+   * Returns this publisher with values instead of bytes, encoded by the codec: see {@link Channel.with}. Each value is encoded once for
+   * all subscribers.
    *
-   * @throws {@link RingfenceError} INVALID_ARGUMENT for what is no codec
+   * @throws {@link RingfenceError} INVALID_ARGUMENT if the argument is not a codec
    */
   with<T>(codec: Codec<T>): Publisher<T> {
     return new Publisher<T>(KEY, this.address, this.#native, new Values(codec) as Values<unknown>, this)
@@ -215,8 +215,8 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
   }
 
   /**
-   * Sends no more. Each subscriber gets everything, then its end. Resolves once everything that was sent before is in the ring, and the
-   * address is free; {@link Publisher.closed} tells when the last subscriber has read it.
+   * Ends the sending. Each subscriber still gets every message, then its end. Resolves once everything that was sent before is in the ring
+   * and the address is free. {@link Publisher.closed} resolves once the last subscriber has read everything.
    */
   end(options?: WaitOptions): Promise<void> {
     return untilAborted(options, () => (this.#root ?? this).#end())
@@ -236,15 +236,15 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
   }
 
   /**
-   * Lets no further subscriber in, for good. Handshakes that are under way break off, the address is free, and no descriptor of the ring is
-   * left in this process once it resolves. Those that are subscribed go on.
+   * Accepts no further subscribers, permanently. Handshakes in progress are aborted; connected subscribers are not affected. Once the
+   * promise resolves, the address is free and this process has no descriptor of the ring.
    */
   seal(): Promise<void> {
     if (this.#root !== null) return this.#root.seal()
     if (this.ended !== null) return Promise.resolve()
     if (this.#sealing === null) {
       const sealed = defer()
-      // One that has failed is no seal: the next call tries again.
+      // After a failure, the next call tries again.
       if (this.#native.seal(sealed.resolve) === FAILED) return Promise.reject(fromFailure(this.#native.failure()))
       this.#sealing = sealed.promise
     }
@@ -252,8 +252,8 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
   }
 
   /**
-   * Closes the publisher. What is in the ring stays readable to the subscribers, which then get their end, and the reason 'closed'. Sends
-   * that are still pending have `linger` milliseconds (0), then they reject with CLOSED.
+   * Closes the publisher. Subscribers can still read the messages in the ring; then they end with the reason 'closed'. Pending sends have
+   * `linger` milliseconds (default 0) to complete, then they reject with CLOSED.
    *
    * @returns A promise that resolves once everything is released, and the address is free.
    */
@@ -281,7 +281,7 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
     return this
   }
 
-  /** A subscriber has made room, or is gone. */
+  /** A subscriber has made room or disconnected. */
   #hear(): void {
     if (this.ended !== null) return
     this.#native.listen()
@@ -328,7 +328,7 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
     this.tell('refused', error)
   }
 
-  /** The core has ended it. */
+  /** The core has ended the publisher. */
   #ended(error: RingfenceError): void {
     if (error.code === 'ERR_RINGFENCE_OBJECT_EXPOSED' || REASONS[this.#native.reason()] === 'exposed') {
       this.#finish({ reason: 'exposed', error: exposed() }, exposed)
@@ -339,7 +339,7 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
     }
   }
 
-  /** A call into the core has failed: what ends the publisher, ends it here. */
+  /** A call into the core has failed. Some errors end the publisher. */
   #failed(error: RingfenceError): void {
     const ends = ['ERR_RINGFENCE_OBJECT_EXPOSED', 'ERR_RINGFENCE_CLOSED', 'ERR_RINGFENCE_UNSUPPORTED']
     if (this.ended === null && ends.includes(error.code)) this.#ended(error)
@@ -365,8 +365,8 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
 }
 
 /**
- * Binds an address, at which any number of processes {@link subscribe}. Each message that is sent reaches all of them, and is written
- * once. Where another process has the address it rejects with ADDRESS_OCCUPIED, or waits for it with the option `wait`.
+ * Binds an address at which any number of processes can {@link subscribe}. Each message is written once and reaches all of them. If another
+ * process has the address, the call rejects with ADDRESS_OCCUPIED, or waits for the address with the option `wait`.
  *
  * The memory is a memfd: `backing: 'shm'` is INVALID_ARGUMENT, since every subscriber could write a shm object.
  *

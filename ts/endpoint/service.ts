@@ -19,14 +19,14 @@ const toMessages = () => 'messages() reads the channels of this listener: neithe
  * A service at its address.
  *
  * `for await (const channel of listener)` yields a channel for each client. Leaving the loop does not close the listener, and several
- * loops share the channels. The other way to get them is the event `connection`: it is emitted for each channel, also for those that
- * connected before the first listener of this event, and as long as there is one, a loop over the listener is INVALID_ARGUMENT.
+ * loops share the channels. The event `connection` is the alternative. It is emitted for each channel, including those that connected
+ * before the first listener of the event. As long as the event has a listener, a loop over this object fails with INVALID_ARGUMENT.
  *
  * The event `refused` reports each client that got no channel: PEER_REFUSED with `check`, `wanted` and `found`, HANDSHAKE_TIMEOUT,
  * PROTOCOL, PEER_LOST, ADDRESS_OCCUPIED if the service is full, or a local error such as NO_SPACE.
  *
- * The queue is bounded: once 16 channels wait for a loop, further clients wait at the address, and fail there at their own time
- * limit. Up to 64 handshakes that are already under way still end in channels.
+ * The queue is bounded: once 16 channels wait for a loop, further clients wait at the address until their own timeout. Up to 64
+ * handshakes that are already in progress still result in channels.
  *
  * @example
  * ```js
@@ -40,7 +40,7 @@ export class Listener extends Endpoint<EndpointEvents<Channel>> {
   readonly #native: NativeListener
   readonly #signal: AbortSignal | undefined
   readonly #abort = () => void this.close()
-  /** Reads from all channels, where `messages` was called. */
+  /** Reads from all channels, once `messages` was called. */
   #merged: Merge<Channel> | null = null
 
   static {
@@ -52,7 +52,7 @@ export class Listener extends Endpoint<EndpointEvents<Channel>> {
     this.#native = parts.native
     this.#signal = parts.opening.signal
     this.#signal?.addEventListener('abort', this.#abort, { once: true })
-    // Told before the listener is there, which an error keeps it from.
+    // 'newListener' is emitted before the listener is added, so that an error prevents the addition.
     this.hearOf('newListener', (name) => {
       if (name === 'connection' && this.#merged !== null) throw invalid(toMessages())
       if (name === 'connection') timers.queueMicrotask(() => this.#divert())
@@ -62,20 +62,20 @@ export class Listener extends Endpoint<EndpointEvents<Channel>> {
     })
   }
 
-  /** The channels that are open now, also those that no loop has taken yet, in the order in which they were made. */
+  /** The open channels in the order in which they were made, including those that no loop has taken yet. */
   get channels(): readonly Channel[] {
     return [...this.open]
   }
 
   /**
-   * The messages of all agents, as they come, each with the channel that it is of: see {@link Merge}. It takes the channels that wait
-   * for a loop and those that come from now on, so that a loop over the listener itself, or a listener of 'connection', is
-   * INVALID_ARGUMENT from here on; an agent that ends leaves by itself, and `channel.closed` tells why. Calls share what comes, and
-   * leaving a loop loses no message. It ends once the listener has closed and the last channel has ended; where the
-   * listener has ended by itself, the first that comes to the end is told why.
+   * The messages of all clients as they arrive, each with its channel: see {@link Merge}.
    *
-   * @throws {@link RingfenceError} INVALID_ARGUMENT where a loop over the listener is under way, or there is a listener of
-   * 'connection'.
+   * It takes the queued channels and all later ones. From this call on, a loop over the listener itself or a listener of 'connection' is
+   * INVALID_ARGUMENT. A channel that ends is removed, and `channel.closed` has the reason. Several calls share the messages, and leaving a
+   * loop loses none. The loop ends once the listener has closed and the last channel has ended. If an error has ended the listener, the
+   * first loop that reaches the end rejects with it.
+   *
+   * @throws {@link RingfenceError} INVALID_ARGUMENT if a loop over the listener is in progress, or 'connection' has a listener.
    */
   messages(): AsyncIterable<[Channel, Buffer]> {
     const merged = (this.#merged ??= this.#mergeAll())
@@ -97,11 +97,11 @@ export class Listener extends Endpoint<EndpointEvents<Channel>> {
   }
 
   /**
-   * Stops listening, and ends the loops over the listener. Handshakes under way break off.
+   * Stops listening, and ends the loops over the listener. Handshakes in progress are aborted.
    *
-   * @param options.channels - 'keep' (the default) leaves the channels open that the program has; 'close' closes them. Channels that
-   *   no loop has taken are closed in any case.
-   * @param options.linger - Milliseconds for which the channels that are closed may flush what was sent.
+   * @param options.channels - 'keep' (the default) leaves open the channels that the program has received; 'close' closes them. Channels
+   *   that no loop has taken are closed in any case.
+   * @param options.linger - Milliseconds for which closed channels may flush pending sends.
    * @returns A promise that resolves once the address is free, and the closed channels have released everything.
    */
   async close(options: { channels?: 'keep' | 'close' | undefined; linger?: number | undefined } = {}): Promise<void> {
@@ -112,7 +112,7 @@ export class Listener extends Endpoint<EndpointEvents<Channel>> {
       throw invalid(`channels must be 'keep' or 'close', not ${show(channels)}`)
     }
     const unclaimed = this.#end({ reason: 'closed' })
-    // One that was not taken may have ended already, and keep what has come.
+    // A channel in the queue may have ended already, and still hold unread messages.
     const leaving = new Set(channels === 'close' ? [...unclaimed, ...this.open] : unclaimed)
     await Promise.all([...leaving].map((channel) => channel.close({ linger })))
   }
@@ -143,7 +143,7 @@ export class Listener extends Endpoint<EndpointEvents<Channel>> {
     return [this.open.size === 1 ? '1 channel' : `${this.open.size} channels`]
   }
 
-  /** Channels go to the listeners of 'connection', as long as there are any. */
+  /** Hands channels to the listeners of 'connection' as long as there are any. */
   #divert(): void {
     if (this.listenerCount('connection') === 0) return
     this.setTaker({
@@ -152,7 +152,7 @@ export class Listener extends Endpoint<EndpointEvents<Channel>> {
     })
   }
 
-  /** Returns the channels that no loop will take any more. */
+  /** Ends the listener. Returns the channels that no loop has taken. */
   #end(closed: Closed): Channel[] {
     if (this.ended !== null) return []
     this.#signal?.removeEventListener('abort', this.#abort)
@@ -165,13 +165,15 @@ export class Listener extends Endpoint<EndpointEvents<Channel>> {
 }
 
 /**
- * Binds an address for a service. Agents connect there with {@link connect}, each gets a channel and memory of its own, and
- * what they have agreed on is that of {@link join}. Where another process has the address it rejects with ADDRESS_OCCUPIED, or
- * waits for it with the option `wait`; a socket that a dead service has left is taken over. The mode and the group of a path
- * are set before another process can reach it. Any process on this host may connect to an abstract name, or take it first.
+ * Binds an address for a service. Clients connect to it with {@link connect}. Each client gets its own channel and memory, with the same
+ * guarantees as {@link join}.
  *
- * Handshakes run side by side, on threads of their own, each with the deadline of `handshakeTimeout`. The signal closes the
- * listener, as that of `net.Server` does: loops over it end.
+ * If another process has the address, the call rejects with ADDRESS_OCCUPIED, or waits for the address with the option `wait`. A socket
+ * that a dead service has left behind is replaced. The mode and group of a path are set before another process can reach it. Any process
+ * on this host may connect to an abstract name, or bind it first.
+ *
+ * Handshakes run concurrently, each on its own thread and with its own deadline of `handshakeTimeout`. The signal closes the listener, as
+ * with `net.Server`, and loops over it end.
  *
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} INVALID_ARGUMENT, ADDRESS_INVALID, ADDRESS_OCCUPIED, NO_SPACE, TIMEOUT, UNSUPPORTED;
@@ -182,15 +184,14 @@ export function listen(address: string, options: ListenOptions = {}): Promise<Li
 }
 
 /**
- * Connects to the service at an address, which it never binds. A process may connect several times, and gets a channel
- * each time.
+ * Connects to the service at an address. Never binds the address. A process may connect several times, and gets a channel each time.
  *
- * Where no service listens it rejects with PEER_LOST, and where the service is full with ADDRESS_OCCUPIED; with the option
- * `wait` it waits for the service to come, and for a seat. What waiting does not solve is ADDRESS_INVALID: a directory
- * that is missing, a file that is no socket, a socket that this process may not connect to.
+ * If no service listens, the call rejects with PEER_LOST; if the service is full, with ADDRESS_OCCUPIED. With the option `wait` it waits
+ * in both cases. Problems that waiting cannot solve are ADDRESS_INVALID: a missing directory, a file that is not a socket, a socket that
+ * this process may not connect to.
  *
- * At most 16 handshakes of one process with one address are under way at a time; the others wait for their turn, and
- * `handshakeTimeout` counts from there. A process cannot connect to a service of its own (ADDRESS_OCCUPIED).
+ * At most 16 handshakes of one process with one address run at a time. Others are queued, and their `handshakeTimeout` starts when they
+ * leave the queue. A process cannot connect to its own service (ADDRESS_OCCUPIED).
  *
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} as {@link join}

@@ -7,17 +7,17 @@ import type { Closed, Delivery, Evidence, Identity, WaitOptions } from '../types
 /** Only a publisher makes subscribers. */
 const KEY = Symbol('ringfence')
 
-/** Makes the handle of a subscriber; only a publisher calls it. */
+/** Makes the handle of a subscriber. Only publishers call it. */
 export let makeSubscriber: (native: NativeSubscriber) => Subscriber
 
 /** Marks a subscriber as disconnected. */
 export let closeSubscriber: (subscriber: Subscriber, closed: Closed) => void
 
-/** A subscriber of a publisher in this process. */
+/** A subscriber, as its publisher sees it. */
 export class Subscriber {
-  /** What it asked for. */
+  /** The delivery that the subscriber chose. */
   readonly delivery: Delivery
-  /** Resolves once it has disconnected, with the reason. Never rejects. */
+  /** Resolves with the reason once the subscriber has disconnected. Never rejects. */
   readonly closed: Promise<Closed>
 
   readonly #native: NativeSubscriber
@@ -44,28 +44,28 @@ export class Subscriber {
     })
   }
 
-  /** Who it was at the last look: when it came, or by {@link Subscriber.verify}. */
+  /** The subscriber's identity at the last check: in the handshake or by {@link Subscriber.verify}. */
   get peer(): Identity {
     return this.#peer
   }
 
-  /** Every check of its handshake, in order. */
+  /** All checks of the handshake, in order. */
   get evidence(): readonly Evidence[] {
     return (this.#evidence ??= Object.freeze(this.#native.evidence()))
   }
 
-  /** The number of bytes that it has not read; 0 once it has disconnected. */
+  /** The number of bytes that the subscriber has not read; 0 once it has disconnected. */
   stats(): SubscriberStats {
     return { lag: this.#gone ? 0 : this.#native.lag() }
   }
 
   /**
-   * Looks at its process again, now, and compares with the publisher's policy (`authorize` is not asked again).
+   * Checks the subscriber's process against the publisher's policy again. Does not call `authorize` again.
    *
-   * @returns Who it is. Rejects with PEER_REFUSED where the policy does not hold any more, or this cannot be told: then it is let go of.
-   * PEER_LOST where its process has ended; CLOSED once it has gone; NO_SPACE where there is no thread for the look; HANDSHAKE_TIMEOUT
-   * where its executable cannot be read within `handshakeTimeout`. A rejection because it has gone is never an unhandled one, as with
-   * {@link Channel.verify}.
+   * @returns The subscriber's current identity. Rejects with PEER_REFUSED, and disconnects the subscriber, if it no longer satisfies the
+   * policy or cannot be checked; PEER_LOST if its process has exited; CLOSED once it has disconnected; NO_SPACE if no thread can be started
+   * for the check; HANDSHAKE_TIMEOUT if its executable cannot be read within `handshakeTimeout`. A rejection because it has disconnected
+   * never counts as unhandled, as with {@link Channel.verify}.
    */
   verify(options?: WaitOptions): Promise<Identity> {
     return runVerification(options, ({ resolve, reject }) => {
@@ -82,8 +82,8 @@ export class Subscriber {
   }
 
   /**
-   * Lets go of it: 'closed' on both sides. What was published before is still read there: until it is, a reliable one can hold the
-   * publisher up, for its `stall`, and its seat is taken. Resolves once the publisher counts it no more.
+   * Disconnects the subscriber, with the reason 'closed' on both sides. The subscriber can still read the messages published before. Until
+   * it has, it occupies a slot, and a reliable subscriber can delay the publisher for up to `stall`. Resolves once the slot is free.
    */
   async disconnect(): Promise<void> {
     if (this.#gone) return
