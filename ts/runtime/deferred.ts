@@ -3,7 +3,7 @@ import { aborted } from '../errors.js'
 import { LONGEST_TIMER, timers } from './timers.js'
 import type { WaitOptions } from '../types.js'
 
-/** A promise that other code keeps, or breaks. */
+/** A promise that other code resolves or rejects. */
 export interface Deferred {
   readonly promise: Promise<void>
   resolve(): void
@@ -19,7 +19,7 @@ export function defer(): Deferred {
   return deferred
 }
 
-/** Waits for a call until the signal of the options is aborted. The abort ends the waiting and not the call. */
+/** Waits for a call until the signal of the options is aborted. The abort ends only the wait, not the call. */
 export function untilAborted<T>(options: WaitOptions | undefined, call: () => Promise<T>): Promise<T> {
   if (options === undefined) return call()
   return new Promise((resolve, reject) => {
@@ -34,7 +34,7 @@ export function untilAborted<T>(options: WaitOptions | undefined, call: () => Pr
   })
 }
 
-/** Resolves once one of these has, or so many milliseconds have passed. */
+/** Resolves once one of the promises has resolved, or after `milliseconds`. */
 export async function within(milliseconds: number, ...those: Promise<unknown>[]): Promise<void> {
   let timer: NodeJS.Timeout | undefined
   const late = new Promise<void>((resolve) => {

@@ -1,5 +1,4 @@
-// What is told to those who watch the process, and not to the program: node:diagnostics_channel, and NODE_DEBUG=ringfence. Where nobody
-// watches, it costs a look.
+// Events for observers of the process: node:diagnostics_channel and NODE_DEBUG=ringfence. Without an observer, each costs one check.
 
 import { channel as diagnostics } from 'node:diagnostics_channel'
 import { debuglog } from 'node:util'
@@ -15,7 +14,7 @@ const evicted = diagnostics('ringfence:evicted')
 
 const log = debuglog('ringfence')
 
-/** What has a peer that was checked. */
+/** An object with a checked peer: a channel, a subscriber or a subscription. */
 export interface Checked {
   readonly peer: Identity
   readonly evidence: readonly Evidence[]
@@ -26,41 +25,41 @@ interface Opened {
   addresses: WeakMap<object, string | null>
 }
 
-/** A program may load both builds of this package: what one has opened, the other tells of as well. */
+/** Shared by both builds of this package, since a program may load both: each also reports what the other has opened. */
 const OPENED: unique symbol = Symbol.for('ringfence.opened')
 const ofAllBuilds = globalThis as { [OPENED]?: Opened }
 const all = (ofAllBuilds[OPENED] ??= { now: new Map(), addresses: new WeakMap() })
 
-/** What is open in this process, and where it met its peer: null for a line without an address. */
+/** The open objects of this process, each with the address at which it met its peer; null for a line without an address. */
 export const openNow = all.now
 
-/** Also of what has ended. */
+/** The addresses of all objects, including those that have ended. */
 const { addresses } = all
 
-/** Whether it was opened by this package: a channel, a publisher or a subscription, of either build. */
+/** Whether the value is a channel, a publisher or a subscription that either build of this package has opened. */
 export function wasOpened(value: unknown): value is object {
   return addresses.has(value as object)
 }
 
-/** Where something met its peer, or stands; null where that has no address. */
+/** The address at which an object met its peer or listens; null if it has none. */
 export function addressOf(source: object): string | null {
   return addresses.get(source) ?? ('address' in source ? String(source.address) : null)
 }
 
-/** Something is open. */
+/** Records that an object is open. */
 export function nowOpen(made: object, address: string | null): void {
   openNow.set(made, address)
   addresses.set(made, address)
 }
 
-/** A channel is open. */
+/** Reports that a channel is open. */
 export function tellOpen(channel: Checked & { role: string }, address: string | null): void {
   nowOpen(channel, address)
   if (opened.hasSubscribers) opened.publish({ channel, peer: channel.peer, address })
   if (log.enabled) tellStory(channel, `${nameOf(address)}: a channel, this side is the ${channel.role}`)
 }
 
-/** It has ended. */
+/** Reports that a channel has ended. */
 export function tellClosed(channel: Checked, reason: GoneReason): void {
   const address = openNow.get(channel)
   openNow.delete(channel)
@@ -68,7 +67,7 @@ export function tellClosed(channel: Checked, reason: GoneReason): void {
   if (log.enabled) log('%s: the channel with process %d has ended: %s', nameOf(address), channel.peer.pid, reason)
 }
 
-/** A process came, or was come to, and there is no channel. */
+/** Reports a handshake in which the peer was refused, on the listening or the connecting side. */
 export function tellRefused(address: string | null, error: RingfenceError): void {
   const { identity, check, wanted, found } = error
   if (refused.hasSubscribers) refused.publish({ address, error, identity, check })
@@ -78,18 +77,18 @@ export function tellRefused(address: string | null, error: RingfenceError): void
   log('%s: %s was refused (%s): %s', nameOf(address), who, error.code, printable(why))
 }
 
-/** A publisher has let go of a subscriber that was too slow. */
+/** Reports that a publisher has evicted a subscriber that was too slow. */
 export function tellEvicted(publisher: { address: string }, subscriber: Checked): void {
   if (evicted.hasSubscribers) evicted.publish({ publisher, subscriber })
   if (log.enabled) log('%s: the subscriber of process %d was evicted', publisher.address, subscriber.peer.pid)
 }
 
-/** A subscriber or a subscription has come of a handshake. */
+/** Reports that a handshake has resulted in a subscriber or a subscription. */
 export function tellSubscribed(checked: Checked, address: string, what: string): void {
   if (log.enabled) tellStory(checked, `${address}: ${what}`)
 }
 
-/** A handshake, by the steps of its evidence. */
+/** Logs a handshake step by step, from its evidence. */
 function tellStory({ peer, evidence }: Checked, what: string): void {
   log('%s; the peer is process %d (uid %d)', what, peer.pid, peer.uid)
   for (const { step, check, wanted, found, outcome } of evidence)

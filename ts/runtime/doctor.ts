@@ -1,14 +1,14 @@
 import { native, type Finding } from '../native.js'
 
-/** What {@link doctor} found. */
+/** The result of {@link doctor}. */
 export interface Diagnosis {
   /** The kernel's name and version. */
   kernel: string
-  /** One entry for each thing that the promises rest on. */
+  /** One entry for each feature that the guarantees depend on. */
   findings: Finding[]
 }
 
-/** Tries what this kernel offers, and says what that means for the promises. Leaves nothing behind. */
+/** Tests the features of this kernel, and reports what they mean for the guarantees. Leaves nothing behind. */
 export function doctor(): Diagnosis {
   return native.doctor()
 }

@@ -1,12 +1,12 @@
 import type { EventEmitter } from 'node:events'
 import { timers } from './timers.js'
 
-/** Calls the listeners of an event. An error that one throws becomes an uncaught exception, and does not skip the others. */
+/** Calls the listeners of an event. An error thrown by one becomes an uncaught exception, and the other listeners are still called. */
 export function emit(emitter: EventEmitter, name: string, ...what: unknown[]): void {
   for (const listener of emitter.rawListeners(name)) throwLater(() => Reflect.apply(listener, emitter, what))
 }
 
-/** Emits the events of one emitter on another as well, from the first listener there on. */
+/** Also emits the events of one emitter on another, for each event that has had a listener there. */
 export function forward(from: EventEmitter, to: EventEmitter): void {
   const names = new Set<string | symbol>()
   to.on('newListener', (name: string | symbol) => {
@@ -16,7 +16,7 @@ export function forward(from: EventEmitter, to: EventEmitter): void {
   })
 }
 
-/** Makes an uncaught exception of the error that a call throws. */
+/** Makes the call. Turns an error that it throws into an uncaught exception. */
 export function throwLater(call: () => void): void {
   try {
     call()

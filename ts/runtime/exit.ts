@@ -1,9 +1,9 @@
-// Work for the exit of a process by `process.exit` or an exception, of which Node notifies no native library: messages are put into the
-// rings, then the files beside a path are removed. The peers see a process that has exited, as after a kill; a member leaves.
+// Work for the exit of a process by `process.exit` or an exception, of which Node does not notify native libraries. Messages are put into
+// the rings, then the files beside a path are removed. The peers see a process that has exited, as after a kill; a member leaves.
 
 /** The calls to make as this process, or this worker thread, exits. */
 interface AtExit {
-  /** From here on no promise settles, but another listener of 'exit' may still send. */
+  /** Whether the exit has started. Promises no longer settle, but another listener of 'exit' may still send. */
   isExiting: boolean
   /** Puts messages into rings. */
   readonly flush: Set<() => void>
@@ -11,11 +11,14 @@ interface AtExit {
   readonly vacate: Set<() => void>
 }
 
-/** For all copies of this package, since a program may load it anew for each of its tests, and Node warns of more than ten listeners. */
+/**
+ * Shared by all copies of this package. A program may load a new copy for each of its tests, and Node warns about more than ten
+ * listeners.
+ */
 const AT_EXIT: unique symbol = Symbol.for('ringfence.atExit')
 const ofAllCopies = process as { [AT_EXIT]?: AtExit }
 
-/** Listens from the first call on. */
+/** Returns the shared state. The first call adds the listener of 'exit'. */
 function atExitOfAll(): AtExit {
   const known = ofAllCopies[AT_EXIT]
   if (known !== undefined) return known
@@ -44,18 +47,18 @@ function add(calls: Set<() => void>, call: () => void): () => void {
   return () => calls.delete(call)
 }
 
-/** Calls `vacate` as this process, or this worker thread, exits. Returns a function that cancels this. Keeps no process alive. */
+/** Calls `vacate` when this process or worker thread exits. Returns a function that cancels this. Does not keep the process alive. */
 export function atExit(address: string, vacate: () => void): () => void {
   // The kernel frees an abstract name.
   return address.startsWith('@') ? () => {} : add(atExitOfAll().vacate, vacate)
 }
 
-/** As {@link atExit}, for messages whose sender was promised that they are in the ring before the exit. */
+/** Like {@link atExit}, for messages that are guaranteed to be in the ring before the exit. */
 export function flushAtExit(flush: () => void): () => void {
   return add(atExitOfAll().flush, flush)
 }
 
-/** Listens for the exit. To be called before it: Node does not call a listener that is added while others are called. */
+/** Listens for the exit. Must be called before it: Node does not call a listener that is added while 'exit' is emitted. */
 export function noticeExit(): { readonly isExiting: boolean } {
   return atExitOfAll()
 }

@@ -1,48 +1,48 @@
 import { afterWeakTurn } from './weak-turn.js'
 import { timers } from './timers.js'
 
-/** Milliseconds that may pass in promises alone, before timers, signals and other sockets have their turn. */
+/** Milliseconds that may pass in microtasks alone before timers, signals and other sockets are served. */
 const BUDGET = 2
-/** Milliseconds after which the clock is looked at again, about. */
+/** Approximate milliseconds between two reads of the clock. */
 const SLICE = 0.25
-/** Messages that may go by before the clock is looked at: where each takes long, fewer do. */
+/** Maximum number of messages between two reads of the clock. If each message takes long, the number is smaller. */
 const MOST = 256
 
 /**
- * Lets the event loop turn. A loop that awaits what is there already goes on in microtasks. Meanwhile no timer fires, and no
- * signal and no abort is handled. So every 2 ms a promise is kept back until the event loop has turned.
+ * Keeps the event loop turning. A loop that awaits messages that are already there runs only in microtasks, and in the meantime no timer
+ * fires and no signal or abort is handled. So every 2 ms a promise is held back until the event loop has turned.
  *
- * The budget is one for the whole thread, since the event loop is one: two channels that are read side by side share it.
+ * There is one budget for the whole thread, as there is one event loop. Channels that are read concurrently share it.
  */
 class Fairness {
-  /** Messages until the next look at the clock. */
+  /** Messages until the next read of the clock. */
   #left = 1
   #stride = 1
   #looked = timers.now()
-  /** When the loop is known to have turned. It may have turned since: then one turn too many is waited for. */
+  /** When the event loop last turned, as far as known. If it has turned since, one turn too many is waited for. */
   #since = this.#looked
   #due: Promise<void> | null = null
-  /** Where the turn is waited for by those alone who keep no process alive. */
+  /** Set as long as no waiter for the turn may keep the process alive. */
   #weak: NodeJS.Immediate | null = null
   #looks = 0
 
-  /** A message was handed out, taken over, or asked for. `isWeak`: by one that keeps no process alive. */
+  /** Counts a message that was handed out, accepted or requested. `isWeak`: the caller must not keep the process alive. */
   spend(isWeak = false): void {
     this.#left -= 1
     if (this.#left <= 0) this.look(isWeak)
   }
 
-  /** Messages that may be handed out in one go before {@link look} is to be called. */
+  /** Messages that may be handed out in a row before {@link look} must be called. */
   get stride(): number {
     return this.#stride
   }
 
-  /** How often the clock was looked at: every quarter of a millisecond, about, and more often where messages are handled fast. */
+  /** The number of clock reads so far: about one every quarter of a millisecond, and more if messages are handled fast. */
   get looks(): number {
     return this.#looks
   }
 
-  /** Looks at the clock, which is returned. `isWeak` as in {@link spend}. */
+  /** Reads the clock and returns the time. `isWeak` as in {@link spend}. */
   look(isWeak = false): number {
     this.#looks += 1
     const now = timers.now()
@@ -65,12 +65,12 @@ class Fairness {
     return now
   }
 
-  /** Whether so much time has passed between two looks that a caller which goes on without a promise should stop. */
+  /** Whether a caller that does not await a promise has used up the budget between two reads of the clock, and should stop. */
   isLong(from: number, now: number): boolean {
     return now - from >= BUDGET
   }
 
-  /** What to wait for before a promise is kept; null: nothing. */
+  /** The promise to wait for before another one is resolved; null if there is none. */
   get due(): Promise<void> | null {
     if (this.#weak !== null) {
       this.#weak.ref()
@@ -79,7 +79,7 @@ class Fairness {
     return this.#due
   }
 
-  /** As {@link due}, for one that keeps no process alive by its waiting. */
+  /** Like {@link due}, for a caller whose wait must not keep the process alive. */
   get dueWeakly(): Promise<void> | null {
     return this.#due
   }

@@ -2,24 +2,23 @@ import { RingfenceError, fromFailure, invalid } from '../errors.js'
 import { builtin, native, type Failure } from '../native.js'
 
 /**
- * Closes this process, for as long as it runs, to other processes of the same user: no /proc/PID/mem, no ptrace, no
- * copying of descriptors (pidfd_getfd), no core file, and SIGUSR1 does not open the inspector any more. May be called at
- * any time and more than once; on the main thread, which alone knows who listens to signals and whether the inspector is
- * open. Root may still do anything.
+ * Makes this process inaccessible to other processes of the same user for as long as it runs: no /proc/PID/mem, no ptrace, no copying of
+ * descriptors (pidfd_getfd), no core file, and SIGUSR1 no longer opens the inspector. May be called at any time and more than once. Must
+ * be called on the main thread: only that knows the listeners of signals and whether the inspector is open. Root is not restricted.
  *
- * The executable of a process that is closed cannot be looked up by a peer of the same user, so where a policy asks for
- * it, as the default does, call this after the channels are made, or use the option `harden` of `join`. A program that
- * listens to SIGUSR1 itself keeps it: its listener keeps the inspector shut.
+ * A peer of the same user cannot look up the executable of a hardened process. If a policy checks it, as the default does, call this after
+ * the channels are made, or use the option `harden` of `join`. If the program listens to SIGUSR1 itself, its listener stays, and also keeps
+ * the inspector closed.
  *
- * @throws {@link RingfenceError} INVALID_ARGUMENT where the inspector is open already, or in a worker thread; UNSUPPORTED,
- * also where the runtime does not tell whether its inspector is open
+ * @throws {@link RingfenceError} INVALID_ARGUMENT if the inspector is already open, or in a worker thread; UNSUPPORTED, also if the runtime
+ * does not report whether its inspector is open
  */
 export function harden(): void {
   closeInspector()
   must(native.harden())
 }
 
-/** Keeps the inspector closed. The rest of hardening may come later, within a handshake. */
+/** Keeps the inspector closed. The other steps of hardening may follow later, within a handshake. */
 export function closeInspector(): void {
   if (!builtin.threads.isMainThread) {
     throw invalid('a worker thread cannot harden the process: it sees neither the inspector nor who listens to SIGUSR1')
@@ -34,7 +33,7 @@ export function closeInspector(): void {
   if (process.listenerCount('SIGUSR1') === 0) must(native.ignoreSigusr1())
 }
 
-/** The address of the open inspector. A process that cannot tell whether it is open cannot be hardened. */
+/** The URL of the open inspector. Throws if the runtime does not report it, since the process then cannot be hardened. */
 function openInspector(): string | undefined {
   // This runtime was built without an inspector.
   if (process.features.inspector === false) return undefined

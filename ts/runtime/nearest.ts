@@ -18,10 +18,10 @@ function within(most: number, word: string, names: Iterable<string>): string | u
   return best
 }
 
-/** Characters that are compared, since the time grows with their number. */
+/** Maximum number of characters that are compared, since the time grows with their number. */
 const LONGEST = 64
 
-/** Characters to insert, delete, replace, or swap with their neighbour. A word that is continued differs by less than two of these. */
+/** The number of characters to insert, delete, replace, or swap with their neighbour. A mere prefix or extension counts as 1.5 at most. */
 function distanceBetween(one: string, other: string): number {
   if (one !== other && one !== '' && (other.startsWith(one) || one.startsWith(other)))
     return Math.min(Math.abs(one.length - other.length), 1.5)

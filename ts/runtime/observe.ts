@@ -1,4 +1,5 @@
-// A process lets its own user look at its figures while it runs: over a publisher, which holds nobody up and keeps no process alive.
+// Lets other processes of the same user read this process's statistics while it runs. They are published by a publisher that neither waits
+// for its subscribers nor keeps the process alive.
 
 import { builtin } from '../native.js'
 import { publish, type Publisher } from '../endpoint/publisher.js'
@@ -8,53 +9,53 @@ import { openNow } from './diagnostics.js'
 import { timers } from './timers.js'
 import type { ChannelStats, PublisherStats, SubscriptionStats } from '../channel/stats.js'
 
-/** How often the figures are told while a process looks, in milliseconds. */
+/** Milliseconds between two snapshots while a process observes this one. */
 const INTERVAL = 500
-/** Of the ring: a message has an eighth of that at most. */
+/** Bytes of the ring. A message may have an eighth of that. */
 const CAPACITY = 4 * 1024 * 1024
-/** Bytes of a message of figures, at most. */
+/** Bytes of the longest snapshot. */
 export const LONGEST = CAPACITY / 8
-/** Things in one message, each of less than 1 KiB, so that all of them fit. */
+/** Maximum number of entries in one snapshot. Each has less than 1 KiB, so that all of them fit. */
 const MOST = 500
-/** Subscribers that a publisher names as behind. */
+/** Maximum number of lagging subscribers that are listed for a publisher. */
 export const MOST_BEHIND = 8
 
-/** Where a process tells its figures. */
+/** The address at which a process publishes its statistics. */
 export const observedAt = (pid: number): string => `@ringfence-observe-${pid}`
 
-/** The process that tells its figures at an address; null for any other address. */
+/** The process that publishes its statistics at an address; null for any other address. */
 export function observedPid(address: string): number | null {
   const pid = Number(/^@ringfence-observe-(\d+)$/.exec(address)?.[1])
   return pid > 0 ? pid : null
 }
 
-/** A channel, a publisher or a subscription, with its figures. */
+/** A channel, a publisher or a subscription, with its statistics. */
 export interface Observed extends Partial<ChannelStats & PublisherStats & SubscriptionStats> {
-  /** Of this one and no other of its process. */
+  /** Unique within the process. */
   id: number
   address: string | null
-  /** The process at the other end; null for a publisher, which has many. */
+  /** The process at the other end; null for a publisher, which may have many. */
   peer: number | null
   role: 'host' | 'guest' | 'publisher' | 'subscriber'
-  /** Of a publisher: the subscribers that lag, the slowest first, at most {@link MOST_BEHIND}, with the bytes that they lag. */
+  /** For a publisher: up to {@link MOST_BEHIND} lagging subscribers, the slowest first, with their lag in bytes. */
   behind?: [pid: number, lag: number][]
 }
 
-/** What a process tells of itself. */
+/** The statistics that a process publishes about itself. */
 export interface Snapshot {
   pid: number
   uid: number
   executable: string
-  /** When it was taken, in milliseconds of a clock that does not jump. */
+  /** When it was taken, in milliseconds of a monotonic clock. */
   at: number
   channels: Observed[]
-  /** How many there are besides. */
+  /** The number of entries that were left out. */
   more: number
 }
 
-/** The figures of this process can be looked at; {@link Observation.close} ends that. */
+/** The observability of this process, until {@link Observation.close}. */
 export interface Observation extends AsyncDisposable {
-  /** Where they are published. */
+  /** The address at which the statistics are published. */
   readonly address: string
   close(): Promise<void>
 }
@@ -98,21 +99,21 @@ function snapshot(): Snapshot {
   }
 }
 
-/** A program may load both builds of this package, and its process has one address for both. */
+/** Shared by both builds of this package, since a program may load both and the process has only one address. */
 const OBSERVING: unique symbol = Symbol.for('ringfence.observing')
 const ofAllBuilds = globalThis as { [OBSERVING]?: Promise<Observation> | undefined }
 
 /**
- * Lets processes of the same user look at the figures of this one, with `ringfence top`: they are published, while one looks, at the
- * abstract address `@ringfence-observe-PID`. `RINGFENCE_OBSERVE=1` in the environment does the same from the start. It keeps no process
- * alive, and costs nothing while no process looks but the memory of a ring (4 MiB). Called again, it answers the same.
+ * Lets processes of the same user read the statistics of this one, with `ringfence top`. While a process subscribes, they are published at
+ * the abstract address `@ringfence-observe-PID`. `RINGFENCE_OBSERVE=1` in the environment does the same from the start. This does not keep
+ * the process alive. While no process subscribes, it costs only the memory of a ring (4 MiB). Further calls return the same promise.
  *
- * @throws {@link RingfenceError} as {@link publish}; ADDRESS_OCCUPIED also in a worker thread, where another thread of the process is observed
+ * @throws {@link RingfenceError} as {@link publish}; ADDRESS_OCCUPIED also in a worker thread if another thread of the process is observed
  */
 export function observe(): Promise<Observation> {
   const observing = ofAllBuilds[OBSERVING]
   if (observing !== undefined) return observing
-  // One that is over must not take the next one's place away.
+  // An observation that has ended must not remove its successor.
   const forget = () => {
     if (ofAllBuilds[OBSERVING] === begun) ofAllBuilds[OBSERVING] = undefined
   }
@@ -124,26 +125,26 @@ export function observe(): Promise<Observation> {
   return begun
 }
 
-/** @param over - Called once the figures are told no more. */
+/** @param over - Called once the observation has ended. */
 async function begin(over: () => void): Promise<Observation> {
   const address = observedAt(process.pid)
   const publisher = await publish(address, {
     capacity: CAPACITY,
     deliveries: ['latest', 'best-effort'],
-    // The command line may be another program than this one.
+    // The command line may run another executable than this program.
     policy: { executable: 'any' },
   })
   publisher.unref()
-  // It is no business of the program's.
+  // The statistics list only what the program has opened.
   openNow.delete(publisher)
   const tell = () => {
     try {
       if (publisher.subscribers.length > 0) publisher.trySend(JSON.stringify(snapshot()))
     } catch {
-      // It has ended, and the event loop has not heard of it yet, or there is no memory: nothing that a program may be put out by.
+      // The publisher has ended and the event loop was not notified yet, or there is no memory. Neither may disturb the program.
     }
   }
-  // Only while one looks: a process that is idle is not woken.
+  // The timer runs only while a process subscribes, so that an idle process is not woken.
   let timer: NodeJS.Timeout | undefined
   const rest = () => {
     timers.clearInterval(timer)
@@ -160,7 +161,7 @@ async function begin(over: () => void): Promise<Observation> {
     rest()
     over()
   }
-  // Also where another process has opened its memory.
+  // The publisher also ends if another process opens its memory.
   void publisher.closed.then(end)
   const close = () => {
     end()
@@ -169,7 +170,7 @@ async function begin(over: () => void): Promise<Observation> {
   return { address, close, [Symbol.asyncDispose]: close }
 }
 
-/** For a process that was started with `RINGFENCE_OBSERVE=1`. */
+/** Observes a process that was started with `RINGFENCE_OBSERVE=1`. */
 export function observeIfAsked(): void {
   if (process.env['RINGFENCE_OBSERVE'] !== '1' || !builtin.threads.isMainThread) return
   observe().catch((error: Error) => process.emitWarning(`RINGFENCE_OBSERVE: ${error.message}`))

@@ -1,5 +1,5 @@
-// Which processes of this host have channels, as /proc shows it. No memory is opened, and no process is stopped or asked: who maps which
-// object can be read without either, and sets off no tripwire.
+// Finds the processes of this host that have channels, from /proc. The memory maps alone show which process maps which object. No memory
+// is opened, which would trip a tripwire, and no process is stopped or queried.
 
 import { readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs'
 
@@ -7,17 +7,20 @@ import { isShort } from '../errors.js'
 import { observedAt, observedPid } from './observe.js'
 import { addressesOf, failIfShort, listeningSockets, type Listening } from './sockets.js'
 
-/** A channel of a process, as others see it. */
+/** A channel of a process, as other processes can see it. */
 export interface SeenChannel {
-  /** Where it met its peer, where that can be told: as long as one of the two keeps one address alone. */
+  /** The address at which it met its peer. Known only while the two processes together listen at exactly one address; else null. */
   address: string | null
-  /** The process that has the other end; null if it cannot be seen (/proc shows other users' to root alone), or for a publisher without subscribers. */
+  /**
+   * The process at the other end. null if it is not visible (/proc shows other users' processes only to root), or for a publisher without
+   * subscribers.
+   */
   peer: number | null
-  /** The process's part; of a publisher's ring the writer, or one that reads it. */
+  /** The role of the process; null if unknown. */
   role: 'host' | 'guest' | 'publisher' | 'subscriber' | null
   /** Bytes of the ring that the process writes; 0 for a subscriber. */
   ringCapacity: number
-  /** Bytes of the ring that it reads; 0 for a publisher, and where it cannot be told. */
+  /** Bytes of the ring that the process reads; 0 for a publisher, or if unknown. */
   peerRingCapacity: number
 }
 
@@ -25,52 +28,52 @@ export interface SeenChannel {
 export interface SeenProcess {
   pid: number
   uid: number
-  /** null where it cannot be read. */
+  /** null if it cannot be read. */
   executable: string | null
-  /** When the process began, in milliseconds since 1970. */
+  /** When the process started, in milliseconds since 1970. */
   since: number
   channels: SeenChannel[]
 }
 
-/** Bytes beside the ring: the words that both look at, and one page behind it. */
+/** Bytes of an object in addition to the ring: the words that both sides read, and one page after the ring. */
 const BESIDE = 8192
 
 /** A mapping of an object of this package. */
 interface Mapped {
   inode: string
   capacity: number
-  /** The owner alone writes. With the backing shm as well, as far as its mapping goes. */
+  /** Whether the process maps the object writable. Only the owner does, also with the backing shm. */
   writes: boolean
-  /** Of a publisher's ring: the address, in the publisher's own words. */
+  /** For a publisher's ring: the address that the publisher claims. */
   publishedAt: string | null
 }
 
 interface Looked {
   pid: number
   mapped: Mapped[]
-  /** Addresses at which it listens. */
+  /** Addresses at which the process listens. */
   addresses: string[]
 }
 
-/** Who writes and who reads each object, by its number. */
+/** The writer and the readers of each object, by inode. */
 interface Host {
   owners: Map<string, Looked>
-  /** Of all that have an owner, in their owners' order. */
+  /** The index of each object that has an owner, in the order of the owners. */
   places: Map<string, number>
   readers: Map<string, Looked[]>
 }
 
 /**
- * A line of a process's map: from, to, rights, the device and the inode, the name. A control object, which holds no ring, has a name of
- * its own, and a publisher's ring the address in its name.
+ * A line of /proc/PID/maps: start, end, permissions, device and inode, name. A control object holds no ring; its name is different and does
+ * not match. The name of a publisher's ring contains the address.
  */
 const LINE =
   /^([0-9a-f]+)-([0-9a-f]+) r([w-])\S+ \S+ (\S+ \d+) +(?:\/memfd:ringfence(?:-published:([^]+))?|\/dev\/shm\/ringfence\S*) \(deleted\)$/
 
 /**
- * The processes of this host that have channels, as far as this user may see.
+ * The processes of this host that have channels, as far as this user may see them.
  *
- * @throws {@link RingfenceError} NO_SPACE: this process lacks what it takes to look at them.
+ * @throws {@link RingfenceError} NO_SPACE if this process lacks descriptors or memory
  */
 export function seenProcesses(): SeenProcess[] {
   const listening = listeningSockets()
@@ -102,12 +105,12 @@ function pids(): number[] {
   }
 }
 
-/** null: it has no channel, or may not be looked at, or is gone. */
+/** Returns null if the process has no channel, may not be inspected, or has exited. */
 function look(pid: number, listening: Listening): Looked | null {
   try {
     const mapped = mappedBy(readFileSync(`/proc/${pid}/maps`, 'latin1'))
     if (mapped.length === 0) return null
-    // The program meets no peer at the address of its figures.
+    // The address for statistics belongs to this package and not to the program.
     return { pid, mapped, addresses: addressesOf(pid, listening).filter((address) => address !== observedAt(pid)) }
   } catch (error) {
     failIfShort(error)
@@ -115,15 +118,15 @@ function look(pid: number, listening: Listening): Looked | null {
   }
 }
 
-/** The rings in a process's map. One that is mapped in several pieces is one. */
+/** The rings in a process's memory map. The pieces of one object are merged. */
 function mappedBy(maps: string): Mapped[] {
   const found = new Map<string, Mapped>()
-  // The kernel escapes a new line in a file's name, which any user may choose, and nothing else: only a new line ends a line.
+  // Any user may choose a file's name. The kernel escapes a newline in it and nothing else, so only a newline ends a line here.
   for (const line of maps.split('\n')) {
     const [, from, to, right, inode, name] = LINE.exec(line) ?? []
     if (inode === undefined) continue
     const publishedAt = name === undefined ? null : Buffer.from(name, 'latin1').toString().replaceAll('\\012', '\n')
-    // The figures that a process tells of itself are no channel of the program.
+    // The ring that publishes a process's statistics is not a channel of the program.
     if (publishedAt !== null && observedPid(publishedAt) !== null) continue
     const mapped = found.get(inode) ?? { inode, capacity: -BESIDE, writes: false, publishedAt }
     mapped.capacity += parseInt(to!, 16) - parseInt(from!, 16)
@@ -141,7 +144,7 @@ function aboutProcess(pid: number): Omit<SeenProcess, 'channels'> | null {
     try {
       executable = readlinkSync(`/proc/${pid}/exe`)
     } catch (error) {
-      // Else it is closed to this user.
+      // Any other error means that this user may not read it.
       if (isShort((error as NodeJS.ErrnoException).code)) throw error
     }
     return { pid, uid, executable, since }
@@ -151,22 +154,22 @@ function aboutProcess(pid: number): Omit<SeenProcess, 'channels'> | null {
   }
 }
 
-/** Ticks of a second, as /proc has them on every processor that this package is built for. */
+/** Clock ticks per second in /proc, on every processor that this package is built for. */
 const TICKS = 100
 
 function beganAt(pid: number): number {
   const stat = readFileSync(`/proc/${pid}/stat`, 'latin1')
-  // The name, which may hold anything, ends at the last bracket; from there on the begin is the 20th word.
+  // The name may contain anything and ends at the last parenthesis. After it, the start time is the 20th word.
   const ticks = Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19])
   const boot = Number(/^btime (\d+)$/m.exec(readFileSync('/proc/stat', 'latin1'))![1])
   return (boot + ticks / TICKS) * 1000
 }
 
-/** A channel is a ring of each of two processes that the other one reads. A publisher's ring has any number of readers. */
+/** A channel consists of two rings: each process writes one and the other reads it. A publisher's ring has any number of readers. */
 function channelsOf(process: Looked, { owners, places, readers }: Host): SeenChannel[] {
   const readersOf = (inode: string) => readers.get(inode) ?? []
   const placeOf = ({ inode }: Mapped) => places.get(inode) ?? 0
-  /** Rings of others that this one reads, which are taken one by one: in their owners' order, as those pair them. */
+  /** Other processes' rings that this one reads. Each is paired once, in the order of the owners, so that both sides pair them alike. */
   const others = process.mapped.filter(({ writes }) => !writes).sort((one, other) => placeOf(one) - placeOf(other))
   const channels: SeenChannel[] = []
   for (const { inode, capacity: ringCapacity, publishedAt } of process.mapped.filter(({ writes }) => writes)) {
@@ -195,7 +198,7 @@ function channelsOf(process: Looked, { owners, places, readers }: Host): SeenCha
     channels.push({
       address: owner === undefined ? null : isPublished ? ifBound(publishedAt, owner) : addressFor(owner, process),
       peer: owner?.pid ?? null,
-      // Else it is what a peer has left that is gone, or whose own ring this process does not write any longer.
+      // Otherwise the ring is left over from a peer that has exited, or this process no longer maps its own ring of the channel.
       role: isPublished ? 'subscriber' : null,
       ringCapacity: 0,
       peerRingCapacity: capacity,
@@ -204,12 +207,12 @@ function channelsOf(process: Looked, { owners, places, readers }: Host): SeenCha
   return channels
 }
 
-/** An address in a publisher's own words, if the kernel says that it listens there. */
+/** The address that a publisher claims, if the kernel confirms that it listens there. */
 function ifBound(address: string, { addresses }: Looked): string | null {
   return addresses.includes(address) ? address : null
 }
 
-/** The address of two: that of the one that listens, if it is one alone. */
+/** The address at which one of two processes listens, if there is exactly one. */
 function addressFor(one: Looked, other: Looked): string | null {
   const [first, ...more] = [...new Set([...one.addresses, ...other.addresses])]
   return first === undefined || more.length > 0 ? null : first

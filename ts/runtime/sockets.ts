@@ -1,4 +1,4 @@
-// Which Unix sockets listen, and where, as the kernel lists them.
+// Finds the listening Unix sockets and their addresses in the kernel's tables.
 
 import { readFileSync, readdirSync, readlinkSync } from 'node:fs'
 
@@ -7,15 +7,15 @@ import { RingfenceError, isShort } from '../errors.js'
 /** Links of descriptors (`socket:[…]`) to the addresses at which their sockets listen. */
 export type Listening = ReadonlyMap<string, string>
 
-/** Number, references, protocol, flags, type, state and inode, and the name where there is one, whatever characters that has. */
+/** Number, references, protocol, flags, type, state, inode, and an optional name with any characters. */
 const LINE = /^[0-9a-f]+: [0-9A-F]{8} [0-9A-F]{8} ([0-9A-F]{8}) [0-9A-F]{4} [0-9A-F]{2} +(\d+)(?: (.*))?$/s
-/** Among the flags: it listens. */
+/** The flag of a listening socket. */
 const LISTENS = 0x10000
 
 /**
- * The sockets with a name that listen in this network namespace.
+ * The named sockets that listen in this network namespace.
  *
- * @throws {@link RingfenceError} NO_SPACE: this process lacks what it takes to look.
+ * @throws {@link RingfenceError} NO_SPACE if this process lacks descriptors or memory
  */
 export function listeningSockets(): Listening {
   try {
@@ -27,13 +27,13 @@ export function listeningSockets(): Listening {
 }
 
 /**
- * Those in the kernel's table. A name is printed as it is, new lines included, and any user may take a name that holds what looks like
- * a line: of a socket that two lines say different things of, none is believed.
+ * The listening sockets in the kernel's table. The kernel prints names verbatim, newlines included, and any user may choose a name that
+ * contains a forged line. If two lines contradict each other about a socket, that socket is ignored.
  */
 export function listeningIn(table: string): Listening {
   const told = new Map<string, { flags: number; name: string }>()
   const doubtful = new Set<string>()
-  /** The lines, each with what follows of its name. */
+  /** The entries, each with the continuation lines of its name. */
   const whole: { flags: number; inode: string; name: string }[] = []
   for (const line of table.split('\n').slice(1, -1)) {
     const [, flags, inode, name = ''] = LINE.exec(line) ?? []
@@ -43,7 +43,7 @@ export function listeningIn(table: string): Listening {
   }
   for (const { flags, inode, name } of whole) {
     const before = told.get(inode) ?? { flags, name }
-    // The kernel may list one twice, where others come and go while it is read.
+    // The kernel may list a socket twice if others are opened or closed during the read.
     if (before.flags !== flags || before.name !== name) doubtful.add(inode)
     told.set(inode, before)
   }
@@ -54,9 +54,9 @@ export function listeningIn(table: string): Listening {
 }
 
 /**
- * The addresses at which a process listens. Not those of another network namespace, of whose sockets the table says nothing.
+ * The addresses at which a process listens. Returns none for a process in another network namespace, whose sockets the table does not list.
  *
- * @throws what /proc answers where it is gone, or closed to this user.
+ * @throws The error of /proc if the process has exited, or this user may not inspect it.
  */
 export function addressesOf(pid: number, listening: Listening): string[] {
   if (readlinkSync(`/proc/${pid}/ns/net`) !== readlinkSync('/proc/self/ns/net')) return []
@@ -66,14 +66,14 @@ export function addressesOf(pid: number, listening: Listening): string[] {
       const address = listening.get(readlinkSync(`/proc/${pid}/fd/${descriptor}`))
       if (address !== undefined) addresses.add(address)
     } catch (error) {
-      // Else it was closed meanwhile.
+      // Any other error means that the descriptor was closed in the meantime.
       if (isShort((error as NodeJS.ErrnoException).code)) throw error
     }
   }
   return [...addresses]
 }
 
-/** What this process lacks to look at another one says nothing of that. */
+/** Throws NO_SPACE for an error of this process's own limits, which says nothing about the inspected process. */
 export function failIfShort(error: unknown): void {
   const { code, message } = error as NodeJS.ErrnoException
   if (isShort(code))

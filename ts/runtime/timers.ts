@@ -1,5 +1,5 @@
-// The timers and the clock of the runtime, as they were when this package was loaded. Test tools replace the global ones (node:test,
-// jest, sinon), and a channel must go on where those stand still.
+// The timers and the clock of the runtime, as they were when this package was loaded. Test tools (node:test, jest, sinon) replace the
+// global ones, and a channel must keep working while those are frozen.
 
 const { setTimeout, clearTimeout, setInterval, clearInterval, setImmediate, queueMicrotask } = globalThis
 
@@ -12,7 +12,7 @@ export const timers = {
   setImmediate,
   queueMicrotask,
   nextTick: process.nextTick.bind(process),
-  /** Milliseconds, as `performance.now`. */
+  /** Milliseconds, as of `performance.now`. */
   now: performance.now.bind(performance),
 }
 

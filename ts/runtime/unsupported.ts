@@ -1,9 +1,9 @@
 import { RingfenceError } from '../errors.js'
 
-/** Where there are binaries: what `process.arch` says, and the C libraries. */
+/** Values of `process.arch` for which there are binaries, each with glibc and musl. */
 const ARCHITECTURES = ['x64', 'arm64']
 
-/** Stands for a binding that could not be loaded: whatever is asked of it says why. */
+/** A substitute for a binding that could not be loaded. Each of its functions throws the reason. */
 export function unsupported<Binding extends object>(cause: unknown): Binding {
   return new Proxy({} as Binding, {
     get: () => () => {
@@ -34,7 +34,10 @@ function reason(cause: unknown): string {
         `glibc and musl: use one of these, ${build}`
 }
 
-/** Whether Node.js lets this process load native addons at all. The loader of the binding keeps the messages of errors, and not their codes. */
+/**
+ * Whether Node.js allows this process to load native addons at all. Tested anew, because the loader of the binding keeps the messages of
+ * errors but not their codes.
+ */
 function mayLoad(): boolean {
   try {
     process.dlopen({ exports: {} }, '/')
@@ -48,7 +51,7 @@ function hasPermissions(): boolean {
   return (process as { permission?: object }).permission !== undefined
 }
 
-/** Whether the permissions of this process were what kept the binding from loading. */
+/** Whether the binding did not load because of this process's permissions. */
 function mayNotRead(cause: unknown): boolean {
   if (!hasPermissions()) return false
   for (let error = cause; error instanceof Error; error = error.cause) {

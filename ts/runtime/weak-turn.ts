@@ -1,14 +1,14 @@
-// A turn of the event loop that is waited for and keeps no process alive.
+// Waits for a turn of the event loop without keeping the process alive.
 
 import { builtin } from '../native.js'
 import { timers } from './timers.js'
 
-/** What is posted here wakes the event loop, as long as something else keeps it going. */
+/** A message posted here wakes the event loop, as long as something else keeps the loop alive. */
 let waker: { postMessage(nothing: null): void } | undefined
 
 /**
- * Calls back once the event loop has turned; not at all where nothing else keeps the process alive. An immediate without a reference
- * alone is not enough: the loop would sleep before it, for as long as it has no other work.
+ * Calls back once the event loop has turned. Never calls back if nothing else keeps the process alive. An unreferenced immediate alone is
+ * not enough: the loop would sleep before it for as long as it has no other work.
  */
 export function afterWeakTurn(call: () => void): NodeJS.Immediate {
   const immediate = timers.setImmediate(call).unref()
