@@ -1,4 +1,4 @@
-// Parses the command line. Nothing is done here.
+// Parses the command line, without side effects.
 
 import { parseArgs } from 'node:util'
 
@@ -12,7 +12,7 @@ import { SHELLS } from './help.js'
 import { parseDuration, parseSize } from './text.js'
 import type { Transfer } from './transfer.js'
 
-/** A command, and its arguments. `timeout`: how long to wait for the other side, in milliseconds. */
+/** A command and its arguments. `timeout` is the number of milliseconds to wait for the other side. */
 export type Asked =
   | { command: 'help'; of: CommandName | undefined }
   | { command: 'version' }
@@ -25,7 +25,7 @@ export type Asked =
   | { command: 'top'; address: string | undefined; json: boolean; once: boolean }
   | { command: 'doctor'; target: number | string | undefined; json: boolean }
 
-/** @throws {UsageError} for arguments that cannot be understood. */
+/** @throws {UsageError} for invalid arguments. */
 export function ask(words: string[]): Asked {
   const { values, positionals } = parse(words)
   if (values.version) return { command: 'version' }
@@ -68,7 +68,7 @@ export function ask(words: string[]): Asked {
     case 'publish': {
       const raw = values.raw === undefined ? undefined : parseSize(values.raw)
       const audience = parseCount('--audience', values.audience) ?? 0
-      // Checked by the call itself, as that of any caller.
+      // The call itself checks the value, as for any caller.
       const backing = ring.backing as 'memfd' | undefined
       const options = { ...ring, backing, stall: parseTime('--stall', values.stall) }
       return { command, how: { address, file, raw, audience, evidence, options } }
@@ -123,7 +123,7 @@ function parse(words: string[]) {
   }
 }
 
-/** A flag that was ignored would be a limit, or a way of reading, that the caller relies on. */
+/** Rejects a flag that the command does not take. The caller may rely on the limit or the mode that it sets. */
 function checkFlag(command: CommandName | undefined, name: string, shown: string): void {
   if (name === 'help' || name === 'version') return
   const flags: readonly string[] = command === undefined ? Object.keys(FLAGS) : COMMANDS[command].flags

@@ -1,4 +1,4 @@
-// `publish` and `subscribe`: lines, or chunks, from one process to many.
+// `publish` and `subscribe`: lines or chunks from one process to many.
 
 import { once } from 'node:events'
 
@@ -15,11 +15,11 @@ import { evidenceTable, tell } from './text.js'
 /** One run of `publish`. */
 export interface Publishing {
   address: string
-  /** Standard input where left out. */
+  /** Standard input if undefined. */
   file: string | undefined
-  /** Bytes of a chunk; lines where left out. */
+  /** Bytes of a chunk; if undefined, messages are lines. */
   raw: number | undefined
-  /** Subscribers that are waited for before the first message. */
+  /** The number of subscribers to wait for before the first message. */
   audience: number
   evidence: boolean
   options: PublishOptions
@@ -28,9 +28,9 @@ export interface Publishing {
 /** One run of `subscribe`. */
 export interface Subscribing {
   address: string
-  /** Messages after which it ends. */
+  /** The number of messages after which it ends. */
   count: number
-  /** Messages are written as they are, without a newline behind each. */
+  /** Whether messages are written without a newline after each. */
   raw: boolean
   evidence: boolean
   options: SubscribeOptions
@@ -42,8 +42,8 @@ const NEWLINE = 0x0a
 const STALL = 5000
 
 /**
- * Publishes each line, or chunk. Ends once every reliable subscriber has read the last one, or after `stall`. What is published by then
- * stays readable to all subscribers after this process has exited, so nothing is lost to one that is slower.
+ * Publishes each line or chunk. Ends once every reliable subscriber has read the last message, or after `stall`. Published messages stay
+ * readable after this process has exited, so a slower subscriber loses nothing.
  */
 export async function publish({ address, file, raw, audience, evidence, options }: Publishing): Promise<void> {
   const source = await openSource(file)
@@ -79,7 +79,7 @@ export async function publish({ address, file, raw, audience, evidence, options 
   }
 }
 
-/** So many subscribers: none come to a publisher that has ended, and nothing else would keep this process waiting. */
+/** Waits for `audience` subscribers, or until the publisher has closed: then no subscriber can connect any longer. */
 async function hasCome(audience: number, publisher: Publisher): Promise<void> {
   let isOver = false
   const over = publisher.closed.then(({ error }) => {
@@ -100,7 +100,7 @@ async function finish(publisher: Publisher, stall: number): Promise<void> {
   if (error !== undefined) throw error
 }
 
-/** Resolves once each reliable subscriber has read everything, or has gone. */
+/** Resolves once each reliable subscriber has read everything or has disconnected. */
 async function readByReliable(publisher: Publisher): Promise<void> {
   while (reliableOf(publisher).length > 0) await once(publisher, 'disconnect')
 }
@@ -109,7 +109,7 @@ function reliableOf(publisher: Publisher): Subscriber[] {
   return publisher.subscribers.filter(({ delivery }) => delivery === 'reliable')
 }
 
-/** Whole lines, without their newline. What comes behind the last newline is one as well, unless it is nothing. */
+/** Whole lines without their newline. Bytes after the last newline, if any, are a line too. */
 export async function* lines(input: AsyncIterable<Buffer>, longest: number): AsyncGenerator<Buffer> {
   let begun: Buffer[] = []
   let length = 0
@@ -137,12 +137,12 @@ export async function* lines(input: AsyncIterable<Buffer>, longest: number): Asy
   if (length > 0) yield Buffer.concat(begun)
 }
 
-/** Pieces of at most so many bytes, as soon as they come: what a terminal or a log writes is not held back. */
+/** Pieces of at most `size` bytes, as soon as they arrive, so that output of a terminal or a log is not delayed. */
 async function* chunks(input: AsyncIterable<Buffer>, size: number): AsyncGenerator<Buffer> {
   for await (const chunk of input) for (let at = 0; at < chunk.length; at += size) yield chunk.subarray(at, at + size)
 }
 
-/** Writes each message to standard output, until the publisher has ended or enough have come. */
+/** Writes each message to standard output, until the publisher has ended or `count` messages have arrived. */
 export async function subscribe({ address, count, raw, evidence, options }: Subscribing): Promise<void> {
   mustBeOpen(1, 'output', 'open it (>/dev/null where that is meant)')
   await using subscription = await connect(address, options).catch((error: unknown) => {
@@ -158,11 +158,11 @@ export async function subscribe({ address, count, raw, evidence, options }: Subs
       const message = await subscription.receive()
       if (message === undefined) break
       left -= 1
-      // One write, so that lines of several writers to one pipe stay whole.
+      // A single write keeps the lines of several writers to one pipe whole.
       await write([raw ? message : Buffer.concat([message, newline])])
     }
   } finally {
-    // What came before an end that is a failure was published.
+    // Messages that arrived before a failure must still be written.
     await written()
   }
   const { lost } = subscription

@@ -1,4 +1,4 @@
-// `ringfence collect`: what many senders bring, line by line.
+// `ringfence collect`: merges the output of many senders line by line.
 
 import type { Channel } from '../channel/channel.js'
 import { letEnd, makeHeld, type Merge } from '../channel/merge.js'
@@ -14,20 +14,20 @@ export interface Collection {
   address: string
   evidence: boolean
   options: ListenOptions
-  /** Its abort ends the collecting, after what is there. */
+  /** Stops the collector after it has written everything that is in the rings. */
   stop: AbortSignal
 }
 
 /**
- * Writes the lines of all senders to standard output, whole ones, until it is stopped. A sender is told that all of it is here once
- * its last line is written. The last line of one that has not ended it gets its newline.
+ * Writes the lines of all senders to standard output, each as a whole, until it is stopped. Confirms to each sender that everything has
+ * arrived, once the sender's last line is written. If that line has no newline, one is added.
  */
 export async function collect({ address, evidence, options, stop }: Collection): Promise<void> {
   mustBeOpen(1, 'output', 'open it (>/dev/null where that is meant)')
-  // A sender is told the end of this side once all of it is written, long after its own.
+  // The end of this side confirms to a sender that everything is written, long after the sender's own end.
   const listener = await listen(address, { ...options, allowHalfOpen: true })
   listener.on('refused', ({ code, message, identity }) => {
-    // `send` comes as one of a pair at first.
+    // `send` first tries to connect as one of a pair.
     if (code !== 'ERR_RINGFENCE_PROTOCOL')
       tell(`refused ${identity ? `process ${identity.pid}` : 'a process'}: ${message}`)
   })
@@ -66,7 +66,7 @@ class Collector {
     for (const channel of [...this.#lines.keys()]) await this.#finish(channel)
   }
 
-  /** Takes the senders that come, until the listener has closed. */
+  /** Accepts senders until the listener has closed. */
   async #accept(listener: Listener): Promise<void> {
     try {
       for await (const channel of listener) {
@@ -77,7 +77,7 @@ class Collector {
       }
       letEnd(this.#merged, null)
     } catch (error) {
-      // Those who are there may go on for long.
+      // Connected senders may continue for a long time, so report the failure now.
       tell(`no sender can come any more: ${(error as Error).message}`)
       letEnd(this.#merged, error as Error)
     }
@@ -92,14 +92,14 @@ class Collector {
       this.#lines.delete(channel)
       await channel.close()
     }
-    // All of them before there is any wait: the last line of a sender that ends meanwhile is written then.
+    // Must write all lines before the first wait: during it, the last line of a sender that ends is written.
     await write(whole)
   }
 
-  /** All that lies in the rings. */
+  /** Writes everything that is in the rings. */
   async #addWhatIsThere(): Promise<void> {
     const there: [Channel, Buffer][] = []
-    // The bytes are the visitor's for the visit alone.
+    // The bytes are valid only during the visit.
     this.#merged.receiveEach((channel, bytes, offset, length) => {
       there.push([channel, Buffer.from(bytes.subarray(offset, offset + length))])
     }, Infinity)
@@ -112,14 +112,14 @@ class Collector {
     this.#finish(channel).catch((error: unknown) => letEnd(this.#merged, error as Error))
   }
 
-  /** Writes a sender's last line, and tells it that all is written. */
+  /** Writes a sender's last line, and confirms to the sender that everything is written. */
   async #finish(channel: Channel): Promise<void> {
     const lines = this.#lines.get(channel)
     if (lines === undefined) return
     this.#lines.delete(channel)
     output().write(lines.rest())
     await written()
-    // One that has more to send, or may have sent more meanwhile, must not take it for all.
+    // A sender that has not ended may have sent more. It must not get the confirmation.
     if (channel.readableEnded) await channel.end()
     else await channel.close()
   }

@@ -1,10 +1,10 @@
-// The commands and their options, from which parsing, help and shell completion follow.
+// The commands and their options. The parser, the help and the shell completion are generated from them.
 
 /** An option of the command line. */
 export interface Flag {
-  /** What it takes, as the help shows it; undefined: it takes no value. */
+  /** The placeholder of its value in the help; undefined if it takes no value. */
   readonly value?: string
-  /** The values that it takes, if they can be listed. */
+  /** Its valid values, if they can be listed. */
   readonly values?: readonly string[]
   readonly text: string
 }
@@ -148,7 +148,7 @@ export type CommandName = keyof typeof COMMANDS
 
 export const COMMAND_NAMES = Object.keys(COMMANDS) as CommandName[]
 
-/** Names that every object has from its prototype are no commands. */
+/** Whether a command has this name. Names from the prototype of every object are not commands. */
 export function isCommand(name: string | undefined): name is CommandName {
   return name !== undefined && Object.hasOwn(COMMANDS, name)
 }

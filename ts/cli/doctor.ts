@@ -7,7 +7,7 @@ import { table } from './text.js'
 const MARKS = { good: 'good', limited: 'LIMITED', missing: 'MISSING' } as const
 const COLORS = { good: 'green', limited: 'yellow', missing: 'red' } as const
 
-/** Prints what the system offers. */
+/** Prints the result of `doctor`. */
 export function diagnose(json: boolean): void {
   const diagnosis = doctor()
   if (json) {
@@ -25,7 +25,7 @@ export function diagnose(json: boolean): void {
   }
 }
 
-/** Text in a color, on a terminal that has colors. Node reads NO_COLOR. */
+/** Colors text if standard output is a terminal with colors. Node honors NO_COLOR. */
 function colored(color: 'green' | 'yellow' | 'red', text: string): string {
   return process.stdout.isTTY && process.stdout.hasColors() ? styleText(color, text) : text
 }

@@ -1,6 +1,6 @@
 import { RingfenceError, type ErrorName } from '../errors.js'
 
-/** What was asked for cannot be understood. */
+/** The command line is invalid. */
 export class UsageError extends Error {}
 
 const CODES: Record<ErrorName, number> = {
@@ -19,13 +19,13 @@ const CODES: Record<ErrorName, number> = {
   OBJECT_UNSOUND: 7,
   RING_CORRUPT: 7,
   MALFORMED: 7,
-  // A line has no room in the ring: that is no fault of a peer's.
+  // A line does not fit into the ring, which is not the peer's fault.
   MESSAGE_TOO_LARGE: 8,
   NO_SPACE: 8,
   UNSUPPORTED: 9,
 }
 
-/** What a script learns of a failure. */
+/** The exit code for an error. */
 export function exitCode(error: unknown): number {
   if (error instanceof UsageError) return 2
   if (!(error instanceof RingfenceError)) return 1

@@ -1,5 +1,5 @@
-// FIFOs and pipes that have a name. A call that opens one, reads from it or writes to it waits for the process at its other side, on a
-// thread that nothing ends: an exit of this process would wait for that thread. So all of that is left to the event loop.
+// FIFOs and named pipes. A blocking open, read or write waits for the process at the other side, on a thread that cannot be stopped. The
+// exit of this process would wait for that thread. So this module uses non-blocking calls and the event loop.
 
 import { constants, openSync } from 'node:fs'
 import { stat } from 'node:fs/promises'
@@ -8,22 +8,22 @@ import { setTimeout as pause } from 'node:timers/promises'
 
 import { RingfenceError } from '../errors.js'
 
-/** Milliseconds between two looks for a reader: the kernel does not tell when one comes. */
+/** Milliseconds between two checks for a reader. The kernel does not notify a writer of one. */
 const PERIOD = 20
 
-/** Whether a path leads to a FIFO. One that leads nowhere does not. */
+/** Whether a path leads to a FIFO. False if nothing is there. */
 export async function isFifo(path: string): Promise<boolean> {
   const found = await stat(path).catch(() => undefined)
   return found?.isFIFO() === true
 }
 
-/** Opens a FIFO to read from. Its first byte, or its end, comes once a process has opened it to write. */
+/** Opens a FIFO for reading. Its first byte or its end arrives once a process has opened it for writing. */
 export function readFifo(path: string): Socket {
   const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK)
   return new Socket({ fd, readable: true, writable: false })
 }
 
-/** Opens a FIFO to write to, once a process has opened it to read. */
+/** Opens a FIFO for writing, once a process has opened it for reading. */
 export async function writeFifo(path: string, signal: AbortSignal | undefined): Promise<Socket> {
   for (;;) {
     try {

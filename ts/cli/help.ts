@@ -1,10 +1,10 @@
-// Help and completion scripts, made from the table of commands. No line is longer than 80 columns.
+// Generates the help and the completion scripts from the table of commands. No line is longer than 80 columns.
 
 import { COMMANDS, COMMAND_NAMES, FLAGS, type Command, type CommandName, type Flag, type FlagName } from './commands.js'
 
 const WIDTH = 80
 
-/** Words in lines, the first after `lead`, the others indented as far. */
+/** Wraps text. The first line starts with `lead`, and the others are indented to the same column. */
 function wrap(text: string, lead = ''): string {
   const lines: string[] = []
   let line = lead
@@ -18,7 +18,7 @@ function wrap(text: string, lead = ''): string {
   return [...lines, line.trimEnd()].join('\n')
 }
 
-/** Rows of a name and its explanation. */
+/** Formats rows of a name and its explanation. */
 function rows(list: readonly (readonly [string, string])[]): string {
   const width = Math.max(...list.map(([name]) => name.length)) + 4
   return list.map(([name, text]) => wrap(text, `  ${name}`.padEnd(width))).join('\n')

@@ -1,22 +1,22 @@
-// Whole lines, out of what comes in pieces.
+// Assembles whole lines from pieces.
 
-/** Bytes of the longest line that is put together. */
+/** Bytes of the longest line that is assembled. */
 export const LONGEST = 64 << 20
 
 const NEWLINE = 0x0a
 
 /** The lines of one sender. */
 export class Lines {
-  /** The beginning of a line, in the order in which it came. */
+  /** The pieces of an unfinished line, in order. */
   #beginning: Buffer[] = []
   #size = 0
 
-  /** Bytes of the line that has begun. */
+  /** Bytes of the unfinished line. */
   get size(): number {
     return this.#size
   }
 
-  /** Takes what has come, and returns what is whole: nothing, or one or more lines. Keeps the bytes. */
+  /** Adds received bytes, and returns the lines that are now whole, if any. Keeps references to the bytes. */
   add(bytes: Buffer): Buffer[] {
     const end = bytes.lastIndexOf(NEWLINE) + 1
     const whole = end === 0 ? [] : [...this.#beginning, bytes.subarray(0, end)]
@@ -31,7 +31,7 @@ export class Lines {
     return whole
   }
 
-  /** The line that has begun, with its newline; empty where there is none. */
+  /** Returns the unfinished line with a newline added; empty if there is none. */
   rest(): Buffer {
     const rest = this.#size === 0 ? [] : [...this.#beginning, Buffer.of(NEWLINE)]
     this.#beginning = []

@@ -1,4 +1,4 @@
-// The figures of processes that let themselves be observed: read from their publishers, as `observe` in ts/observe.ts fills them.
+// Reads the statistics of observable processes from the publishers that `observe` (ts/runtime/observe.ts) creates.
 
 import { setMaxListeners } from 'node:events'
 import { statSync } from 'node:fs'
@@ -10,22 +10,22 @@ import { LONGEST, observedAt, observedPid, type Observed, type Snapshot } from '
 import { addressesOf, failIfShort, listeningSockets } from '../runtime/sockets.js'
 import { snapshotIn } from './snapshot.js'
 
-/** How long the first figures of a process are waited for, in milliseconds. */
+/** Milliseconds to wait for the first snapshots of a process. */
 const PATIENCE = 10_000
 
 /**
- * How far apart two snapshots are at least that are compared, in milliseconds: half of what a process lets pass between two. Each process that
- * begins to look has it tell one more, at once, and of a millisecond no rate can be told.
+ * Minimum milliseconds between two snapshots that are compared: half of a process's interval. Each new observer makes the process publish
+ * one more snapshot immediately, and no rate can be computed from a millisecond.
  */
 const APART = 250
 
 /**
- * A process that tells nothing for so many milliseconds, though it is looked at, is stopped or busy: nothing goes through meanwhile, and its
- * last rates are no rates any more.
+ * An observed process that publishes nothing for this many milliseconds is stopped or busy. Its last rates are out of date, and are shown
+ * as 0.
  */
 const SILENT = 3000
 
-/** What goes through in a second. */
+/** Messages and bytes per second. */
 interface Rates {
   messagesSentPerSecond: number
   bytesSentPerSecond: number
@@ -33,7 +33,7 @@ interface Rates {
   bytesReceivedPerSecond: number
 }
 
-/** A process, and what goes through its channels. */
+/** A process, and the traffic of its channels. */
 export interface Watched {
   pid: number
   uid: number
@@ -41,19 +41,19 @@ export interface Watched {
   channels: (Observed & Rates)[]
 }
 
-/** A process that tells its figures: what came last, and what it is compared with. */
+/** An observable process: its last snapshot, and the one that it is compared with. */
 class Source {
   readonly #subscription: Subscription
   #before: Snapshot | null = null
-  /** What the next ones are compared with, once they are far enough from it. */
+  /** The snapshot that becomes `#before` once a snapshot at least `APART` later has arrived. */
   #next: Snapshot | null = null
-  /** When that came, by the clock of this process: the other's may stand still. */
+  /** When `#next` arrived, by this process's clock. The other process's clock may stand still. */
   #came = -Infinity
   #now: Snapshot | null = null
-  /** When something came last. */
+  /** When the last snapshot arrived. */
   #told = 0
   isOver = false
-  /** Resolves once two have come that can be compared, or no more will. */
+  /** Resolves once two comparable snapshots have arrived, or no more will arrive. */
   readonly ready: Promise<void>
 
   constructor(subscription: Subscription) {
@@ -76,7 +76,7 @@ class Source {
         if (this.#before !== null) ready()
       }
     } catch {
-      // It is not looked at any more.
+      // An error ends the observation of this process.
     }
     this.isOver = true
   }
@@ -85,16 +85,16 @@ class Source {
     return this.#subscription.close()
   }
 
-  /** Two to be compared; null: there are none yet, or by its clock no time has passed between them. */
+  /** Two snapshots to compare; null if there are none yet, or no time has passed between them by the process's clock. */
   get lastTwo(): { before: Snapshot; now: Snapshot } | null {
     const before = this.#before
     if (before === null) return null
-    // One has come after that.
+    // `#now` is set before `#before`.
     const now = this.#now!
     return now.at <= before.at ? null : { before, now }
   }
 
-  /** null: nothing has come. */
+  /** Returns null if no snapshot has arrived. */
   watched(address: string | undefined): Watched | null {
     if (this.#now === null) return null
     const { pid, uid, executable, at, channels } = this.#now
@@ -125,8 +125,8 @@ function ratesOf(before: Observed | undefined, now: Observed, seconds: number): 
 }
 
 /**
- * Processes of this user that tell their figures, as the kernel lists their addresses. Any user may take such an address, and as many as it
- * likes: where another process has it, that is not asked.
+ * The observable processes of this user, found by the kernel's list of addresses. Any user may bind any number of these addresses. If
+ * another process than the named one has an address, it is skipped.
  */
 function observedPids(): number[] {
   const listening = listeningSockets()
@@ -139,37 +139,37 @@ function observedPids(): number[] {
       return addressesOf(pid, listening).includes(observedAt(pid))
     } catch (error) {
       failIfShort(error)
-      // A hardened one does not show what it has open, and is asked.
+      // A hardened process hides its descriptors. The handshake shows whether it is the right one.
       return (error as NodeJS.ErrnoException).code === 'EACCES'
     }
   }
 }
 
-/** The processes of this user that tell their figures. */
+/** The observable processes of this user. */
 export class Sources {
   readonly #sources = new Map<number, Source>()
-  /** Handshakes that are under way. */
+  /** Processes with a handshake in progress. */
   readonly #coming = new Set<number>()
   readonly #over = new AbortController()
   readonly #patience: number
 
-  /** `patience`: how long a process may take that is stopped, or busy with something else. */
+  /** @param patience - Milliseconds to wait for a process that is stopped or busy. */
   constructor(patience = PATIENCE) {
     this.#patience = patience
-    // Every handshake listens to it.
+    // Every handshake adds a listener.
     setMaxListeners(0, this.#over.signal)
   }
 
   /**
-   * Looks for processes that have come, of these if they are named, and forgets those that have gone.
+   * Connects to new observable processes (only to those in `only`, if given), and removes those that have disconnected.
    *
-   * @throws {@link RingfenceError} NO_SPACE: not all could be looked at.
+   * @throws {@link RingfenceError} NO_SPACE if this process lacks the resources to inspect all of them
    */
   async find(only?: ReadonlySet<number>): Promise<void> {
     for (const [pid, source] of this.#sources) {
       if (!source.isOver) continue
       this.#sources.delete(pid)
-      // One that tells no figures goes on with what it tells.
+      // The subscription may still be open: reading also ends at a malformed snapshot.
       await source.close()
     }
     const isFresh = (pid: number) => !this.#sources.has(pid) && !this.#coming.has(pid) && only?.has(pid) !== false
@@ -179,7 +179,7 @@ export class Sources {
 
   async #come(pid: number): Promise<void> {
     this.#coming.add(pid)
-    // Another user's process refuses, and so does one that ends just now.
+    // A process of another user refuses this one, and a process that is exiting fails. Both are skipped.
     const subscription = await subscribe(observedAt(pid), {
       delivery: 'latest',
       from: 'latest',
@@ -194,7 +194,7 @@ export class Sources {
       })
       .finally(() => this.#coming.delete(pid))
     if (subscription === null) return
-    // Any process of this user may have taken the address of another one.
+    // Any process of this user may have bound the address of another process.
     if (subscription.peer.pid !== pid || this.#over.signal.aborted) await subscription.close()
     else this.#sources.set(pid, new Source(subscription))
   }
@@ -211,7 +211,7 @@ export class Sources {
     return all.sort((one, other) => one.pid - other.pid)
   }
 
-  /** Of each process, by its number, two snapshots to be compared. */
+  /** Two snapshots to compare for each process, by process id. */
   lastTwo(): Map<number, { before: Snapshot; now: Snapshot }> {
     const all = [...this.#sources].map(([pid, { lastTwo }]) => [pid, lastTwo] as const)
     return new Map(all.filter((entry): entry is [number, { before: Snapshot; now: Snapshot }] => entry[1] !== null))

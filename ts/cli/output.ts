@@ -1,22 +1,22 @@
-// Standard output: every command writes there through this module alone.
+// Standard output. All commands write to it through this module.
 
 import { once } from 'node:events'
 import { fstatSync, writeSync } from 'node:fs'
 import { Writable } from 'node:stream'
 
-/** null: standard output is no file. */
+/** null if standard output is not a regular file. */
 let file: Writable | null | undefined
 
 /**
- * The stream of standard output. If it is a file, Node's own stream takes a partial write (a disk that gets full, RLIMIT_FSIZE) for a
- * whole one. This stream writes the remainder, or fails with the reason.
+ * The stream of standard output. For a file, Node's own stream treats a partial write (a full disk, RLIMIT_FSIZE) as a complete one. This
+ * stream writes the remainder, or fails with the reason.
  */
 export function output(): Writable {
   if (file === undefined) file = fstatSync(1).isFile() ? new Writable({ write: writeToFile }) : null
   return file ?? process.stdout
 }
 
-/** Writes at once, as Node does: a signal that ends this process loses nothing. */
+/** Writes synchronously, like Node, so that a signal that terminates this process loses nothing. */
 function writeToFile(bytes: Buffer, _encoding: unknown, done: (error?: Error) => void): void {
   try {
     for (let at = 0; at < bytes.length;) at += writeSync(1, bytes, at)
@@ -26,19 +26,19 @@ function writeToFile(bytes: Buffer, _encoding: unknown, done: (error?: Error) =>
   }
 }
 
-/** Writes text for people or programs. A write that fails ends the process: see ts/cli.ts. */
+/** Writes text for people or programs. A failed write ends the process: see ts/cli.ts. */
 export function print(text: string): void {
   output().write(text)
 }
 
-/** Writes parts, all of them before it waits. Resolves once there is room for more. */
+/** Writes all parts before it waits. Resolves once there is room for more. */
 export async function write(parts: Iterable<Uint8Array>): Promise<void> {
   let goesOn = true
   for (const part of parts) goesOn = output().write(part)
   if (!goesOn) await once(output(), 'drain')
 }
 
-/** Resolves once everything is written: an exit before that would lose what waits for a slow reader. */
+/** Resolves once everything is written. An earlier exit would lose output that waits for a slow reader. */
 export function written(): Promise<void> {
   return new Promise((resolve, reject) => output().write('', (error) => (error ? reject(error) : resolve())))
 }

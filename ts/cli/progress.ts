@@ -1,10 +1,10 @@
 import { formatBytes } from './text.js'
 
 const WIDTH = 30
-/** Milliseconds between two drawings: smooth, and no work beside the transfer. */
+/** Milliseconds between two updates: smooth, and little work compared with the transfer. */
 const PERIOD = 100
 
-/** A progress bar on a terminal; nothing elsewhere. */
+/** A progress bar if standard error is a terminal; otherwise nothing is shown. */
 export class Progress {
   readonly #started = performance.now()
   readonly #total: number | undefined
@@ -12,13 +12,13 @@ export class Progress {
   #drawn = 0
   bytes = 0
 
-  /** @param total - Bytes to come, where that is known. */
+  /** @param total - Total number of bytes, if known. */
   constructor(total: number | undefined, shown = process.stderr.isTTY) {
     this.#total = total
     this.#shown = shown
   }
 
-  /** So many bytes more have gone through. */
+  /** Counts bytes that were transferred. */
   add(bytes: number): void {
     this.bytes += bytes
     if (!this.#shown) return
@@ -28,7 +28,7 @@ export class Progress {
     process.stderr.write(`\r${this.line()}\x1b[K`)
   }
 
-  /** Where it stands. */
+  /** The current state as one line. */
   line(): string {
     const rate = `${formatBytes(this.bytes / this.seconds)}/s`
     if (!this.#total) return `${formatBytes(this.bytes)}  ${rate}`
@@ -42,7 +42,7 @@ export class Progress {
     return Math.max(performance.now() - this.#started, 0.001) / 1000
   }
 
-  /** Leaves the last state standing: what is told next has a line of its own. */
+  /** Leaves the last state on its own line, so that later messages start on a new one. */
   done(): void {
     if (this.#shown) process.stderr.write(`\r${this.line()}\x1b[K\n`)
   }

@@ -1,12 +1,12 @@
-// What a process tells of itself at its address for observers, as far as it can be believed: a process of the same user may publish
-// anything there. Who it is, the kernel has said; its figures are its own word, and are numbers.
+// Validates the snapshots of observable processes, since a process of the same user may publish anything. The kernel attests the process's
+// identity. Its statistics are self-reported; they are only checked to be numbers.
 
 import { MOST_BEHIND, type Observed, type Snapshot } from '../runtime/observe.js'
 import type { Identity } from '../types.js'
 
-/** Channels of one process that are looked at: as many as one tells. */
+/** Maximum number of channels of one process, the same as in `observe`. */
 const MOST = 500
-/** Characters of an address: a socket's has at most 107 bytes, and the @. */
+/** Maximum number of characters of an address: a socket's has up to 107 bytes, plus the @. */
 const LONGEST = 108
 
 const ROLES: ReadonlySet<unknown> = new Set(['host', 'guest', 'publisher', 'subscriber'])
@@ -30,9 +30,9 @@ const FIGURES = [
 ] as const satisfies (keyof Observed)[]
 
 /**
- * The snapshot in a message of a process, of which the kernel has said who it is.
+ * Parses a snapshot. The process and user ids come from the identity that the kernel attested.
  *
- * @throws {Error} for what is none.
+ * @throws {Error} if the message is not a valid snapshot
  */
 export function snapshotIn(message: Buffer, { pid, uid, executable }: Identity): Snapshot {
   const told = JSON.parse(message.toString()) as Record<string, unknown> | null
@@ -42,14 +42,14 @@ export function snapshotIn(message: Buffer, { pid, uid, executable }: Identity):
     pid,
     uid,
     executable: executable?.path ?? path.slice(0, 4096),
-    // Whole milliseconds: what is divided by their difference stays a number.
+    // Whole milliseconds, so that dividing by a difference of two yields a finite number.
     at: Math.round(at),
     channels: channels.slice(0, MOST).map(observedIn),
     more: Math.max(0, channels.length - MOST),
   }
 }
 
-/** Only what is known is taken over. */
+/** Copies only known properties. */
 function observedIn(told: unknown): Observed {
   if (typeof told !== 'object' || told === null) throw new Error('no figures')
   const { id, address, peer, role, behind, ...rest } = told as Record<string, unknown>

@@ -1,4 +1,4 @@
-// What is sent or published: a file, a FIFO or standard input.
+// The input of `send` and `publish`: a file, a FIFO or standard input.
 
 import { constants, fstatSync, readFileSync, statSync } from 'node:fs'
 import { open } from 'node:fs/promises'
@@ -13,15 +13,15 @@ const NAME_A_FILE = 'name a FILE (/dev/null where that is meant)'
 /** Bytes read from a file at a time. */
 const CHUNK = 256 * 1024
 
-/** What is sent. */
+/** The data to send. */
 export interface Source {
-  /** Bytes, where that is known. */
+  /** The number of bytes, if known. */
   size(): Promise<number | undefined>
   read(): Readable
   close(): Promise<void>
 }
 
-/** Before any peer is met: a file that is missing, or cannot be read, is no concern of theirs. */
+/** Opens a source. Call it before any handshake: a missing or unreadable file must not involve a peer. */
 export async function openSource(path: string | undefined): Promise<Source> {
   const size = async () => undefined
   if (path === undefined) {
@@ -33,7 +33,7 @@ export async function openSource(path: string | undefined): Promise<Source> {
     return { size, read: () => fifo, close: async () => void fifo.destroy() }
   }
   const file = await open(path, 'r')
-  // A directory can be opened, and the first read of it fails.
+  // Opening a directory succeeds, and only the first read fails.
   if ((await file.stat()).isDirectory()) {
     await file.close()
     throw new Error(`${path} is a directory: \`tar c ${path} | ringfence send …\` sends what is in it`)
@@ -49,15 +49,16 @@ export async function openSource(path: string | undefined): Promise<Source> {
 }
 
 /**
- * What is read, to its end.
+ * Reads a source to its end.
  *
- * @param over - Why nobody is there to have it any more, once that is so: standard input must not be waited for then.
+ * @param over - Resolves once the destination has ended. If it resolves with an error, reading fails with it, and does not wait for
+ *   standard input.
  */
 export async function* readUntil(source: Source, over: Promise<Error | undefined>): AsyncGenerator<Buffer> {
   const stream = source.read()
   let reading = true
   void over.then((why) => {
-    // Of one that was read to its end the error would be told to nobody.
+    // Once the stream was read to its end, no handler is left for the error.
     if (reading && why !== undefined) stream.destroy(why)
   })
   try {
@@ -72,8 +73,8 @@ export function exposed(): RingfenceError {
 }
 
 /**
- * Node opens /dev/null, to read and to write, in place of a standard descriptor that is closed. What is received would be lost, and
- * nothing would be sent as if that was all. A shell's `>/dev/null` and `</dev/null` open it for one of the two.
+ * Throws if a standard descriptor was closed when this process started. Node then opens /dev/null for reading and writing in its place:
+ * received data would be lost, or an empty input would be sent. A shell's `>/dev/null` and `</dev/null` open it for only one of the two.
  */
 export function mustBeOpen(fd: 0 | 1, what: 'input' | 'output', remedy = NAME_A_FILE): void {
   if (fstatSync(fd).rdev !== statSync('/dev/null').rdev) return

@@ -1,4 +1,4 @@
-// The file that is received into: what was there stays until everything has come.
+// The output file of `receive`. An existing file stays unchanged until everything has arrived.
 
 import { randomBytes } from 'node:crypto'
 import { rmSync, type Stats } from 'node:fs'
@@ -8,37 +8,37 @@ import type { Writable } from 'node:stream'
 
 import { isFifo, writeFifo } from './fifo.js'
 
-/** Links that are followed, as the kernel does. */
+/** Maximum number of symbolic links to follow, the same as in the kernel. */
 const LINKS = 40
-/** Of the target's name in that of the temporary file: a name has at most 255 bytes. */
+/** Characters of the target's name that the temporary file's name includes. A name may have at most 255 bytes. */
 const NAME = 40
 
 export interface Target {
-  /** Where it is written to. Closes what it was opened for when it ends. */
+  /** The stream to write to. Closes the file when it ends. */
   sink: Writable
-  /** Everything has come: it is what the path names from here on. */
+  /** Call once everything has arrived. Puts the new file at the path. */
   keep(): Promise<void>
-  /** Closes it. What was not kept is removed. */
+  /** Closes the target, and removes a file that was not kept. */
   close(): Promise<void>
 }
 
 /**
- * Opens a target for writing. A regular file, or none, is written beside it, under another name, until `keep`; a device, a
- * FIFO or what is open already (`/dev/stdout`) is written to as it is. Where the process exits before, nothing stays behind.
+ * Opens a target for writing. If the path names a regular file or nothing, the data goes to a temporary file beside it until `keep`. If the
+ * process exits earlier, the temporary file is removed. A device, a FIFO or an open file (`/dev/stdout`) is written to directly.
  *
- * @param signal - Calls off the waiting for a FIFO's reader.
+ * @param signal - Aborts the wait for a FIFO's reader.
  */
 export async function openTarget(path: string, signal: AbortSignal | undefined): Promise<Target> {
   const place = await follow(path)
   const old = place === null ? undefined : await stat(place).catch(ifMissing)
   if (place === null || (old !== undefined && !old.isFile())) return openAsItIs(path, signal)
-  // No file can be put there in the end, when all has come.
+  // Fail now: no file could be put at such a path after the transfer.
   if (old === undefined && (place === '' || place.endsWith('/'))) throw new Error(`${path || "''"} names no file`)
-  // Who may not write the old one may not replace it either, though the directory would allow it.
+  // Without write permission for the old file, a user may not replace it either, even if the directory's permissions allow it.
   if (old !== undefined) await access(place, constants.W_OK)
   const name = `.${basename(place).slice(0, NAME)}.${randomBytes(6).toString('hex')}.part`
   const temporary = join(dirname(place), name)
-  // O_EXCL: a file that another process has put there is not written to.
+  // 'wx' is O_EXCL: never writes to a file that another process has created.
   const file = await open(temporary, 'wx', old === undefined ? 0o666 : 0o600)
   const remove = () => rmSync(temporary, { force: true })
   process.on('exit', remove)
@@ -66,8 +66,8 @@ async function openAsItIs(path: string, signal: AbortSignal | undefined): Promis
 }
 
 /**
- * Where a path leads, also where nothing is there yet. null: to something that is open, as `/dev/stdout` and the shell's `>(…)`
- * do. Such a link's text names nothing, or not the open file itself, which a rename would not replace.
+ * Follows the symbolic links of a path, whose target may not exist yet. Returns null for a link to an open file, as `/dev/stdout` and the
+ * shell's `>(…)` are. The text of such a link does not name the open file itself, so a rename could not replace it.
  */
 async function follow(path: string): Promise<string | null> {
   const proc = (await lstat('/proc').catch(ifMissing))?.dev
@@ -78,11 +78,11 @@ async function follow(path: string): Promise<string | null> {
     if (found.dev === proc) return null
     place = resolve(dirname(place), await readlink(place))
   }
-  // Too many: the next call says so.
+  // Too many links: the next system call fails with the reason.
   return path
 }
 
-/** The owner, group and mode of the file that it will replace. */
+/** Copies the owner, group and mode of the file that will be replaced. */
 async function takeAfter(file: FileHandle, old: Stats): Promise<void> {
   const mine = await file.stat()
   let mode = old.mode & 0o7777
@@ -90,7 +90,7 @@ async function takeAfter(file: FileHandle, old: Stats): Promise<void> {
     try {
       await file.chown(old.uid, old.gid)
     } catch {
-      // Another group than the old one's gets no more than all users have.
+      // The owner or group could not be copied. The group then gets only the permissions of all users.
       mode = (mode & 0o707) | ((mode & 0o007) << 3)
     }
   }

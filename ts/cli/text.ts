@@ -1,4 +1,4 @@
-// Numbers and tables for people.
+// Parses and formats numbers and tables for people.
 
 import { printable } from '../runtime/printable.js'
 import type { Evidence } from '../types.js'
@@ -6,7 +6,7 @@ import { UsageError } from './exit.js'
 
 const SIZES: Record<string, number> = { '': 1, k: 2 ** 10, m: 2 ** 20, g: 2 ** 30 }
 
-/** Bytes: `64KiB`, `4MiB`, `1GiB` (also `64K`), or a plain number. */
+/** Parses a number of bytes: `64KiB`, `4MiB`, `1GiB` (also `64K`), or a plain number. */
 export function parseSize(text: string): number {
   const [, number, unit] = /^(\d+)(?:([kmg])(?:i?b)?|b)?$/i.exec(text) ?? []
   const bytes = Number(number) * SIZES[unit?.toLowerCase() ?? '']!
@@ -17,7 +17,7 @@ export function parseSize(text: string): number {
 
 const TIMES: Record<string, number> = { ms: 1, s: 1000, '': 1000, m: 60_000, h: 3_600_000 }
 
-/** Milliseconds: `250ms`, `3s`, `2m`, `1h`, or a number of seconds. */
+/** Parses a duration to milliseconds: `250ms`, `3s`, `2m`, `1h`, or a number of seconds. */
 export function parseDuration(option: string, text: string): number {
   const [, number, unit] = /^(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h)?$/.exec(text) ?? []
   const milliseconds = Number(number) * TIMES[unit ?? '']!
@@ -26,7 +26,7 @@ export function parseDuration(option: string, text: string): number {
   return Math.ceil(milliseconds)
 }
 
-/** Bytes in the unit that fits. */
+/** Formats a number of bytes in a suitable unit. */
 export function formatBytes(bytes: number): string {
   for (const [unit, size] of [
     ['GB', 1e9],
@@ -38,12 +38,12 @@ export function formatBytes(bytes: number): string {
   return `${Math.round(bytes)} B`
 }
 
-/** One line for people, on standard error. */
+/** Writes one line for people to standard error. */
 export function tell(line: string): void {
   process.stderr.write(`ringfence: ${printable(line)}\n`)
 }
 
-/** Rows under headings, columns as wide as they must be, the last one cut to the width. */
+/** Formats rows under headings. Columns are as wide as their content, and the last one is cut to the width. */
 export function table(headings: string[], rows: string[][], width = process.stderr.columns ?? 160): string {
   const widths = headings.map((heading, column) => Math.max(heading.length, ...rows.map((row) => row[column]!.length)))
   const line = (cells: string[]) => {
@@ -53,7 +53,7 @@ export function table(headings: string[], rows: string[][], width = process.stde
   return [line(headings), line(widths.map((size) => '─'.repeat(size))), ...rows.map(line)].join('\n')
 }
 
-/** The checks that were made, for the log and the audit. What was only noted has a dash, so that it is not taken for checked. */
+/** Formats the checks of a handshake for logs and audits. A property that was only recorded has a dash instead of `ok`. */
 export function evidenceTable(evidence: readonly Evidence[], width?: number): string {
   const rows = evidence.map(({ step, check, wanted, found, outcome }) => [
     outcome === 'passed' ? 'ok' : '-',

@@ -1,4 +1,4 @@
-// Who has channels, and what goes through them.
+// `ps` and `top`: the processes that have channels, and the traffic of these.
 
 import { printable } from '../runtime/printable.js'
 import { seenProcesses } from '../runtime/processes.js'
@@ -20,7 +20,7 @@ export function ps(json: boolean): void {
       executable ?? '?',
       new Date(since).toISOString().slice(0, 19),
       role ?? '?',
-      // A publisher without a subscriber has no peer; any other channel has one, which this user may not see.
+      // A publisher without a subscriber has no peer (`-`). Any other channel has one that this user may not see (`?`).
       String(peer ?? (role === 'publisher' ? '-' : '?')),
       formatBytes(ringCapacity),
       address ?? '?',
@@ -30,7 +30,7 @@ export function ps(json: boolean): void {
   print(`${shown(headings, rows)}\n`)
 }
 
-/** Executables and addresses are named by others. */
+/** Escapes the cells: other processes choose the names of executables and addresses. */
 function shown(headings: string[], rows: string[][]): string {
   return table(
     headings,
@@ -39,12 +39,12 @@ function shown(headings: string[], rows: string[][]): string {
   )
 }
 
-/** How often the screen is drawn, and processes are looked for, in milliseconds. */
+/** Milliseconds between two updates of the screen and of the list of processes. */
 const INTERVAL = 1000
 
 type Row = Watched['channels'][number] & { pid: number }
 
-/** Keys, and what they sort by. */
+/** The sort orders, by key. */
 const ORDERS: Record<string, { name: string; by: (row: Row) => number }> = {
   m: { name: 'messages', by: (row) => row.messagesSentPerSecond + row.messagesReceivedPerSecond },
   b: { name: 'bytes', by: (row) => row.bytesSentPerSecond + row.bytesReceivedPerSecond },
@@ -95,7 +95,7 @@ function screen(watched: Watched[], order: string): string {
   return `${watched.length} processes, sorted by ${name} (${keys.join(', ')}, q quit)\n${shown(headings, cells)}\n`
 }
 
-/** Shows what goes through, of the processes of this user that let it be seen. */
+/** Shows the traffic of this user's observable processes. */
 export async function top(
   address: string | undefined,
   { once, json }: { once: boolean; json: boolean },
@@ -122,11 +122,11 @@ export async function top(
     fail = reject
     if (!isInteractive) return
     stdin.setRawMode(true).setEncoding('utf8')
-    // Also if a signal ends this process: ts/cli.ts emits 'exit' before that.
+    // Also runs if a signal terminates this process: ts/cli.ts emits 'exit' first.
     process.once('exit', restore)
     stdin.on('data', (keys: string) => {
       for (const key of keys) {
-        // Control-C is a key here.
+        // In raw mode, Control-C is a key and sends no signal.
         if (key === 'q' || key === '\u0003') resolve()
         if (key in ORDERS) {
           order = key
@@ -137,7 +137,7 @@ export async function top(
   })
   show()
   const timer = setInterval(() => {
-    // A newcomer that says nothing keeps the others from no screen.
+    // Not awaited: a new process that does not answer must not delay the screen.
     sources.find().catch(fail)
     show()
   }, INTERVAL)

@@ -11,22 +11,22 @@ import { exposed, mustBeOpen, openSource, readUntil, type Source } from './sourc
 import { openTarget } from './target.js'
 import { evidenceTable } from './text.js'
 
-/** One run of the command line. */
+/** One run of `send` or `receive`. */
 export interface Transfer {
   address: string
-  /** Standard input or output where left out. */
+  /** Standard input or output if undefined. */
   file: string | undefined
   evidence: boolean
   options: Options
 }
 
-/** Sends a file, or standard input, and waits until the other side has all of it. */
+/** Sends a file or standard input, and waits until the other side has everything. */
 export async function send({ address, file, evidence, options }: Transfer): Promise<void> {
-  // Before the handshake: a file that is missing is no concern of the peer.
+  // Before the handshake: a missing file must not involve the peer.
   const source = await openSource(file)
   try {
     const channel = await meetOrConnect(address, options, evidence)
-    // Asked for at once: of two that send, neither would read, and both would wait for room for ever.
+    // Read from the start: if both sides sent and neither read, both would wait for room forever.
     const answer = channel.receive()
     await Promise.race([sendAll(channel, source, answer, file), mustNotSend(answer, address)])
   } finally {
@@ -43,15 +43,15 @@ async function sendAll(channel: Channel, source: Source, answer: Promise<unknown
       await channel.send(chunk)
       progress.add(chunk.length)
     }
-    // The receiver is not to take it for the whole: this process ends without having ended its sending.
+    // The receiver must not accept a partial file, so this process exits without ending its sending.
     if (size !== undefined && progress.bytes < size) {
       throw new Error(`${file} has become shorter while it was sent: ${progress.bytes} bytes of ${size}`)
     }
     await channel.end()
-    // The receiver ends its side once it has written everything; then the channel closes by itself.
+    // The receiver ends its side once it has written everything. The channel then closes automatically.
     await answer
     const reason = await channel.closed
-    // One that closes without that has not.
+    // A receiver that closes without ending its side has not written everything.
     if (reason !== 'closed' || cutOff(channel) !== undefined)
       throw endedBy(reason, 'the receiver left before it had said that it has everything')
   } finally {
@@ -59,21 +59,21 @@ async function sendAll(channel: Channel, source: Source, answer: Promise<unknown
   }
 }
 
-/** Rejects where the peer sends something. Never resolves. */
+/** Rejects if the peer sends something. Must never resolve. */
 async function mustNotSend(answer: Promise<unknown>, address: string): Promise<never> {
   if ((await answer) !== undefined)
     throw new RingfenceError('PROTOCOL', `the process at ${address} sends as well, and neither would receive`)
   return new Promise(() => {})
 }
 
-/** What the end of a channel is told as. */
+/** The error for the end of a channel. */
 function endedBy(reason: CloseReason, lost: string): RingfenceError {
   if (reason === 'exposed') return exposed()
   if (reason === 'corrupt') return new RingfenceError('RING_CORRUPT', 'the peer has spoilt the shared memory')
   return new RingfenceError('PEER_LOST', lost)
 }
 
-/** Receives into a file, which is there once all has come, or to standard output. */
+/** Receives to standard output, or to a file that appears once everything has arrived. */
 export async function receive({ address, file, evidence, options }: Transfer): Promise<void> {
   if (file === undefined) mustBeOpen(1, 'output')
   const target = file === undefined ? undefined : await openTarget(file, options.signal)
@@ -82,10 +82,10 @@ export async function receive({ address, file, evidence, options }: Transfer): P
     const progress = new Progress(undefined)
     try {
       const chunks = messages(channel, progress)
-      // Before the sender is told that all is here.
+      // Before this side's end confirms to the sender that everything has arrived.
       if (target === undefined) await print(chunks)
       else {
-        // It closes the file: one whose stream does not would never be closed, and a later failure never told.
+        // The sink must close the file at its end. Otherwise the file would stay open, and a late failure would not be reported.
         await pipeline(chunks, target.sink)
         await target.keep()
       }
@@ -98,7 +98,7 @@ export async function receive({ address, file, evidence, options }: Transfer): P
   }
 }
 
-/** A receiver, as one of a pair; where a service stands at the address, that is a collector. */
+/** Connects to a receiver as one of a pair. If the address belongs to a service, connects to it as a collector. */
 async function meetOrConnect(address: string, options: Options, evidence: boolean): Promise<Channel> {
   try {
     return await meet(address, options, evidence)
@@ -107,7 +107,7 @@ async function meetOrConnect(address: string, options: Options, evidence: boolea
     try {
       return shown(await connect(address, { ...options, allowHalfOpen: true }), evidence)
     } catch (other) {
-      // What stands there is neither, or speaks another version.
+      // The process at the address is neither, or speaks another version.
       throw is(other, 'PROTOCOL') ? error : other
     }
   }
@@ -117,7 +117,7 @@ function is(error: unknown, name: ErrorName): boolean {
   return error instanceof RingfenceError && error.code === `ERR_RINGFENCE_${name}`
 }
 
-/** The receiver says that all is written by its own end, long after the sender's: so neither ends because the other has. */
+/** Joins a pair. The receiver's end confirms that everything is written, long after the sender's end, so half-open channels are allowed. */
 async function meet(address: string, options: Options, evidence: boolean): Promise<Channel> {
   const channel = await join(address, { ...options, allowHalfOpen: true }).catch((error: unknown) => {
     const late = error instanceof RingfenceError && error.code === 'ABORT_ERR'
@@ -132,7 +132,7 @@ function shown(channel: Channel, evidence: boolean): Channel {
   return channel
 }
 
-/** Writes to standard output. Where that fails in the middle, what has come by then is there. */
+/** Writes to standard output. After a failure, everything that arrived before it is still written. */
 async function print(chunks: AsyncIterable<Uint8Array>): Promise<void> {
   try {
     for await (const chunk of chunks) await write([chunk])
@@ -141,7 +141,7 @@ async function print(chunks: AsyncIterable<Uint8Array>): Promise<void> {
   }
 }
 
-/** The stream of the channel would close it once it has ended; what ends it is what has been written. */
+/** The received messages. Does not end the channel at their end, since this side ends it only once everything is written. */
 async function* messages(channel: Channel, progress: Progress): AsyncGenerator<Uint8Array> {
   const stream = channel.duplex()
   try {
@@ -150,7 +150,7 @@ async function* messages(channel: Channel, progress: Progress): AsyncGenerator<U
       yield chunk
     }
   } catch (error) {
-    // A lost peer has the code of a socket there; the cause is the channel's own error, which has an exit code.
+    // The stream reports a lost peer with the code of a socket error. Its cause is the channel's own error, which maps to an exit code.
     throw error instanceof Error && error.cause instanceof RingfenceError ? error.cause : error
   }
 }

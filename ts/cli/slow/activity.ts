@@ -1,40 +1,40 @@
-// What processes do for a moment, as /proc shows it: which cores they run on, how busy they are, and how often they wake.
+// Samples processes from /proc for a moment: the cores on which they run, how busy they are, and how often they sleep.
 
 import { existsSync, readFileSync, readdirSync } from 'node:fs'
 import { setTimeout as pause } from 'node:timers/promises'
 
 import { failIfShort } from '../../runtime/sockets.js'
 
-/** What a process did while it was looked at. */
+/** The activity of a process while it was sampled. */
 export interface Activity {
-  /** SIGSTOP or a debugger keeps it from running. */
+  /** Whether SIGSTOP or a debugger keeps it from running. */
   isStopped: boolean
-  /** For how much of the time its threads ran, or waited for a core: 2 is two threads all the time. */
+  /** The share of the time for which its threads ran or waited for a core, summed over the threads: 2 is two threads all the time. */
   busy: number
-  /** The core on which it ran for longest, or where it has not run, on which it was seen last. */
+  /** The core on which it ran for longest; if it has not run, the core on which it was last seen. */
   core: number
-  /** Its main thread may run on no other core. */
+  /** Whether its main thread may run on only one core. */
   isPinned: boolean
-  /** How often its threads went to sleep by themselves, in a second. */
+  /** Voluntary sleeps of its threads per second. */
   sleepsPerSecond: number
 }
 
-/** How often the cores are looked at, and how many times. */
+/** Milliseconds between two samples, and the number of samples after the first. */
 const STEP = 60
 const STEPS = 10
 
 interface Thread {
-  /** Nanoseconds on a core, and in wait for one. */
+  /** Nanoseconds on a core (`ran`) and waiting for one (`delayed`). */
   ran: number
   delayed: number
   core: number
   sleeps: number
-  /** A letter, as /proc has it. */
+  /** The state letter from /proc. */
   state: string
   isPinned: boolean
 }
 
-/** Looks at processes for a bit more than half a second. One that has gone meanwhile is left out. */
+/** Samples processes for a little over half a second. Omits processes that have exited in the meantime. */
 export async function watchProcesses(pids: readonly number[]): Promise<Map<number, Activity>> {
   const begun = performance.now()
   const looks = new Map(pids.map((pid) => [pid, [threadsOf(pid)]]))
@@ -75,7 +75,7 @@ function activityOf(pid: number, looks: Map<number, Thread>[], seconds: number):
   }
 }
 
-/** The threads of a process by their numbers; none where it is gone, or closed to this user. */
+/** The threads of a process by thread id; none if the process has exited or this user may not inspect it. */
 function threadsOf(pid: number): Map<number, Thread> {
   const threads = new Map<number, Thread>()
   const directory = `/proc/${pid}/task`
@@ -86,7 +86,7 @@ function threadsOf(pid: number): Map<number, Thread> {
   return threads
 }
 
-/** @throws {@link RingfenceError} NO_SPACE: this process lacks what it takes to look. */
+/** @throws {@link RingfenceError} NO_SPACE if this process lacks descriptors or memory */
 function unlessGone<Found>(look: () => Found): Found | null {
   try {
     return look()
@@ -98,7 +98,7 @@ function unlessGone<Found>(look: () => Found): Found | null {
 
 function threadAt(directory: string): Thread {
   const stat = readFileSync(`${directory}/stat`, 'latin1')
-  // The words behind the name, which may hold anything, and ends at the last bracket.
+  // The words after the name. The name may contain anything and ends at the last parenthesis.
   const words = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
   const status = readFileSync(`${directory}/status`, 'latin1')
   return {
@@ -111,8 +111,10 @@ function threadAt(directory: string): Thread {
 }
 
 /**
- * In nanoseconds where the kernel counts them, else in ticks of ten milliseconds, without the wait. That it does is not seen by a thread that
- * has just gone: of the two counts one is no time after the other.
+ * The times in nanoseconds if the kernel counts them; otherwise from ticks of ten milliseconds, without the waiting time.
+ *
+ * Decides by this process's own schedstat: for a thread that has just exited, a missing file must not select ticks, because the two counts
+ * must not be mixed.
  */
 function timesAt(directory: string, words: string[]): Pick<Thread, 'ran' | 'delayed'> {
   if (!existsSync('/proc/self/schedstat')) return { ran: (Number(words[11]) + Number(words[12])) * 10e6, delayed: 0 }

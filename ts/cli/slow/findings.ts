@@ -1,21 +1,21 @@
-// Why a channel is slow: the rules by which what was seen is judged. Each threshold stands here, with its reason.
+// The rules that decide why a channel is slow. All thresholds are defined here, with their reasons.
 
 import { formatBytes } from '../text.js'
 import type { Activity } from './activity.js'
 import type { Bounded, Distance } from './machine.js'
 
-/** What was looked at. */
+/** The subject of a check. */
 export type Subject = 'cores' | 'ring' | 'reader' | 'wake-ups' | 'sizes' | 'shm' | 'memory'
 
-/** One thing that was looked at, of a pair. */
+/** The result of one check of a pair. */
 export interface Ailment {
   check: Subject
-  /** `slow`: it costs time, or soon will. `unknown`: it could not be looked at. */
+  /** `slow`: it costs time, or soon will. `unknown`: it could not be checked. */
   status: 'good' | 'slow' | 'unknown'
-  /** Whom it is about: a process, or the process that sends and the one that reads. */
+  /** The processes concerned: one process, or the sender and the reader. */
   processes: number[]
   found: string
-  /** What that means, and what to do. */
+  /** The consequence, and what to do. */
   meaning: string
 }
 
@@ -26,30 +26,30 @@ export interface Stream {
   /** Bytes of the ring. */
   capacity: number
   /**
-   * The writer's figures, if it lets itself be observed: bytes that this reader has not read, and the share of the time for which the
-   * writer waited for this reader.
+   * The writer's statistics, if it is observable: bytes that this reader has not read, now and before, and the share of the time for which
+   * the writer waited for this reader.
    */
   sent: { used: number; usedBefore: number; waiting: number } | null
-  /** By either side: messages a second, and bytes of one. null: neither lets itself be observed, or nothing went through. */
+  /** Messages per second, and bytes per message, from either side. null if neither is observable, or nothing was ever sent. */
   flow: { messagesPerSecond: number; size: number } | null
-  /** How often the reader went to sleep on this channel, in a second; null where it does not tell. */
+  /** Sleeps of the reader on this channel per second; null if the reader is not observable. */
   sleepsPerSecond: number | null
 }
 
-/** A ring above this is as good as full: the next message of its size may not fit. */
+/** A ring filled above this share counts as full: the next message may not fit. */
 const FULL = 0.75
-/** A sender that is held up for less of its time is not slow by it. */
+/** A sender that waits for a smaller share of its time is not slowed down noticeably. */
 const HELD_UP = 0.1
-/** A process that works for less of its time does not work on what it reads, and one above does all the time. */
+/** Below the first share of its time, a reader does not work on its messages. Above the second, it works all the time. */
 const [IDLE, BUSY] = [0.1, 0.7]
-/** Below this, what each message costs is not felt. */
+/** Below this number per second, the cost per message does not matter. */
 const MANY = 500
-/** A reader that sleeps for more of its messages is woken for nearly each. */
+/** A reader that sleeps more often than this per message is woken for nearly every message. */
 const FOR_EACH = 0.5
-/** Bytes of the header in front of each message. */
+/** Bytes of the header before each message. */
 const HEADER = 8
 
-/** The cores on which two processes run. */
+/** Checks the cores on which two processes run. */
 export function judgeCores(processes: number[], both: [Activity, Activity], distance: Distance): Ailment {
   const about = { check: 'cores' as const, processes }
   const found = `cores ${both[0].core} and ${both[1].core}: ${distance}`
@@ -75,7 +75,7 @@ export function judgeCores(processes: number[], both: [Activity, Activity], dist
   }
 }
 
-/** How full the ring is, and whose fault that is. */
+/** Checks how full the ring is, and which side is the cause. */
 export function judgeRing({ writer, reader, capacity, sent }: Stream): Ailment {
   const about = { check: 'ring' as const, processes: [writer, reader] }
   if (sent === null) {
@@ -98,7 +98,7 @@ function isFull({ capacity, sent }: Pick<Stream, 'capacity' | 'sent'>): boolean 
   return Math.min(sent.used, sent.usedBefore) > FULL * capacity || sent.waiting > HELD_UP
 }
 
-/** What the process does that is to read. */
+/** Checks whether the reader is running and working. */
 export function judgeReader(stream: Stream, activity: Activity | undefined): Ailment {
   const { reader } = stream
   const about = { check: 'reader' as const, processes: [reader] }
@@ -121,7 +121,7 @@ export function judgeReader(stream: Stream, activity: Activity | undefined): Ail
   return { ...about, status: 'good', found, meaning: 'it is there to read' }
 }
 
-/** How often the reader must be woken. */
+/** Checks how often the reader must be woken. */
 export function judgeWakeUps(stream: Stream, activity: Activity | undefined): Ailment {
   const { writer, reader, flow } = stream
   const about = { check: 'wake-ups' as const, processes: [writer, reader] }
@@ -140,7 +140,7 @@ export function judgeWakeUps(stream: Stream, activity: Activity | undefined): Ai
   return { ...about, status: 'good', found, meaning: 'few messages wake it' }
 }
 
-/** How large messages are, beside their header and beside the ring. */
+/** Compares the size of messages with that of their headers and of the ring. */
 export function judgeSizes({ writer, reader, capacity, flow }: Stream): Ailment {
   const about = { check: 'sizes' as const, processes: [writer, reader] }
   if (flow === null) {
@@ -164,7 +164,7 @@ export function judgeSizes({ writer, reader, capacity, flow }: Stream): Ailment 
   return { ...about, status: 'good', found, meaning: 'many fit into the ring' }
 }
 
-/** /dev/shm, of a process that has rings there. */
+/** Checks the free space of /dev/shm for a process that has rings there. */
 export function judgeShm(pid: number, rings: number, shm: Bounded | null): Ailment {
   const about = { check: 'shm' as const, processes: [pid] }
   if (rings === 0) {
@@ -184,10 +184,10 @@ export function judgeShm(pid: number, rings: number, shm: Bounded | null): Ailme
   return { ...about, status: 'good', found, meaning: 'there is room' }
 }
 
-/** From here on the kernel takes memory back, and writes to disk, while a message is copied. */
+/** Above this share of the limit, the kernel reclaims memory and writes to disk while a message is copied. */
 const NEAR_LIMIT = 0.9
 
-/** The memory cgroup. */
+/** Checks the limit of the memory cgroup. */
 export function judgeMemory(pid: number, group: (Bounded & { path: string }) | null): Ailment {
   const about = { check: 'memory' as const, processes: [pid] }
   if (group === null) {

@@ -1,16 +1,16 @@
-// The machine under a channel: how far apart two cores are, and how much memory is left.
+// Reads the state of the machine: how far apart two cores are, and how much memory is left.
 
 import { readFileSync, readdirSync, statfsSync } from 'node:fs'
 
-/** How far a cache line travels between two cores. */
+/** The distance that a cache line travels between two cores. */
 export type Distance = 'same core' | 'near' | 'far' | 'unknown'
 
-/** Where the kernel tells of itself. Another place is for tests: a machine is as it is. */
+/** The directories of the kernel's files. Tests pass other ones to simulate other machines. */
 export interface Places {
   sys: string
 }
 
-/** Whether two cores share their last cache, as the kernel knows it. Under a hypervisor that may be made up. */
+/** Whether two cores share their last-level cache, as the kernel reports it. A hypervisor may report a fictitious topology. */
 export function distanceOf(one: number, other: number, { sys }: Places): Distance {
   if (one === other) return 'same core'
   const [mine, theirs] = [lastCacheOf(one, sys), lastCacheOf(other, sys)]
@@ -18,7 +18,7 @@ export function distanceOf(one: number, other: number, { sys }: Places): Distanc
   return coresIn(mine).has(other) && coresIn(theirs).has(one) ? 'near' : 'far'
 }
 
-/** The cores that share a core's last cache, as a list; null where the kernel does not tell. */
+/** The cores that share a core's last-level cache, in the kernel's list format; null if the kernel does not report it. */
 function lastCacheOf(core: number, sys: string): string | null {
   const directory = `${sys}/devices/system/cpu/cpu${core}/cache`
   try {
@@ -34,7 +34,7 @@ function lastCacheOf(core: number, sys: string): string | null {
   }
 }
 
-/** `0-3,8` as 0, 1, 2, 3 and 8. */
+/** Parses the kernel's list format: `0-3,8` is 0, 1, 2, 3 and 8. */
 function coresIn(list: string): Set<number> {
   const cores = new Set<number>()
   for (const part of list.split(',')) {
@@ -44,13 +44,13 @@ function coresIn(list: string): Set<number> {
   return cores
 }
 
-/** Bytes of something that is bounded. */
+/** The limit and the usage of a resource in bytes. */
 export interface Bounded {
   limit: number
   used: number
 }
 
-/** /dev/shm as a process sees it; null where it has no bound, or this user may not look. */
+/** /dev/shm as a process sees it; null if it has no limit, or this user may not inspect it. */
 export function shmOf(pid: number): Bounded | null {
   try {
     const { bsize, blocks, bavail } = statfsSync(`/proc/${pid}/root/dev/shm`)
@@ -60,7 +60,7 @@ export function shmOf(pid: number): Bounded | null {
   }
 }
 
-/** Bytes of a process's rings that lie in /dev/shm: those of its channels with the backing shm. */
+/** Bytes of a process's rings in /dev/shm, from its channels with the backing shm. */
 export function ringsInShm(pid: number): number {
   try {
     let bytes = 0
@@ -74,7 +74,7 @@ export function ringsInShm(pid: number): number {
   }
 }
 
-/** The tightest memory cgroup of a process, of its own and those above it; null where none has a limit. */
+/** The tightest memory cgroup among a process's own and its ancestors; null if none has a limit. */
 export function memoryGroupOf(pid: number, { sys }: Places): (Bounded & { path: string }) | null {
   let tightest: (Bounded & { path: string }) | null = null
   for (const group of memoryGroupsOf(pid, sys)) {
@@ -93,7 +93,7 @@ function* memoryGroupsOf(pid: number, sys: string): Generator<Bounded & { path: 
   }
 }
 
-/** Of the second version one for all, of the first one for memory alone. */
+/** The cgroup hierarchies that can limit memory: the unified one of version 2, and the memory hierarchy of version 1. */
 function* hierarchiesOf(pid: number, sys: string) {
   let groups: string
   try {
@@ -115,7 +115,7 @@ function* hierarchiesOf(pid: number, sys: string) {
   }
 }
 
-/** Above this a limit is none: the first version has no word for that but the largest number. */
+/** A larger limit means no limit: cgroup version 1 can only express that as the largest number. */
 const NO_LIMIT = 2 ** 60
 
 function boundedAt(directory: string, names: { limit: string; used: string }): Bounded | null {

@@ -1,4 +1,4 @@
-// Why is a running pair slow? What /proc shows of both processes, and what they tell themselves where they let themselves be observed.
+// Finds out why a running pair is slow, from /proc and, if the processes are observable, from their own statistics.
 
 import { printable } from '../../runtime/printable.js'
 import { seenProcesses, type SeenProcess } from '../../runtime/processes.js'
@@ -19,22 +19,22 @@ import {
 import { distanceOf, memoryGroupOf, ringsInShm, shmOf, type Places } from './machine.js'
 import { pairsOf, type Pair } from './streams.js'
 
-/** How long the figures of a process are waited for, in milliseconds: one that is stopped tells none, and that is what is found. */
+/** Milliseconds to wait for the statistics of a process. A stopped process publishes none, and that is then the finding. */
 const PATIENCE = 3000
 
-/** Two processes with a channel, and what was found of it. */
+/** Two processes with a channel, and the findings about it. */
 export interface DiagnosedPair {
   address: string | null
   processes: number[]
   findings: Ailment[]
 }
 
-/** Looks at a running pair for a second or two. */
+/** Examines a running pair for a second or two. */
 export async function diagnosePair(
   target: number | string,
   places: Places = { sys: '/sys' },
 ): Promise<{ processes: SeenProcess[]; pairs: DiagnosedPair[] }> {
-  // Before this process looks at anything: it would be seen as a subscriber.
+  // List the channels before this process subscribes to any statistics, or it would be listed as a subscriber.
   const processes = seenProcesses()
   const sources = new Sources(PATIENCE)
   const concerned = concernedBy(target, processes)
@@ -50,7 +50,7 @@ export async function diagnosePair(
   }
 }
 
-/** Those whose figures are asked for: a process and its peers; all, where one of them may have met its peer at the address. */
+/** The processes whose statistics are needed: a process and its peers; for an address all, since any may have met its peer there. */
 function concernedBy(target: number | string, processes: SeenProcess[]): Set<number> {
   const isIt = ({ pid, channels }: SeenProcess) =>
     typeof target === 'string' || pid === target || channels.some(({ peer }) => peer === target)

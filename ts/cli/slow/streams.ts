@@ -1,4 +1,4 @@
-// Which messages go from whom to whom, and what the processes themselves tell of them.
+// Matches the streams of messages between processes with the statistics that the processes publish.
 
 import type { Observed, Snapshot } from '../../runtime/observe.js'
 import type { SeenChannel, SeenProcess } from '../../runtime/processes.js'
@@ -12,17 +12,17 @@ export interface Pair {
   streams: Stream[]
 }
 
-/** The figures of processes, by their numbers: two that each has told, with some time between them. */
+/** Two snapshots of each process, taken some time apart, by process id. */
 export type Told = Map<number, { before: Snapshot; now: Snapshot }>
 
-/** The figures of one side of a channel. */
+/** The statistics of one side of a channel. */
 interface Figures {
   before: Observed
   now: Observed
   seconds: number
 }
 
-/** The channels of a process, or those at an address. Other users' processes are no part of them. */
+/** The channels of a process, or those at an address, without the processes of other users. */
 export function pairsOf(target: number | string, processes: SeenProcess[], told: Told): Pair[] {
   const pairs: Pair[] = []
   const taken = new Set<Observed>()
@@ -31,13 +31,13 @@ export function pairsOf(target: number | string, processes: SeenProcess[], told:
     for (const channel of channels) {
       const { peer } = channel
       if (peer === null) continue
-      // Each channel is found twice, once at each side.
+      // Each channel is listed twice, once for each side.
       if (typeof target === 'number' ? pid !== target : seen.has(peer) && !comesFirst(pid, peer, channel)) continue
       const { role, ringCapacity, peerRingCapacity } = channel
       const own = role === 'publisher' ? publisherOf(pid, ringCapacity, told) : figuresOf(pid, peer, told, taken)
       const theirs =
         role === 'subscriber' ? publisherOf(peer, peerRingCapacity, told) : figuresOf(peer, pid, told, taken)
-      // A pair has released its address; the processes themselves know where they met.
+      // A pair has released its address. The processes' own statistics include it.
       const address = channel.address ?? own?.now.address ?? theirs?.now.address ?? null
       if (typeof target === 'string' && address !== target) continue
       pairs.push({ pid, peer, address, streams: streamsOf(pid, peer, channel, [own, theirs]) })
@@ -51,14 +51,14 @@ function comesFirst(pid: number, peer: number, { role }: SeenChannel): boolean {
   return role === 'host' || role === 'publisher'
 }
 
-/** The figures of a process for its channel with another process, if they were not used for another channel. */
+/** A process's statistics of a channel with another process. Each entry is used for only one channel. */
 function figuresOf(pid: number, peer: number, told: Told, taken: Set<Observed>): Figures | null {
   const figures = bothOf(told.get(pid), (one) => one.peer === peer && !taken.has(one))
   if (figures !== null) taken.add(figures.now)
   return figures
 }
 
-/** The figures of a process for its publisher whose ring has this size. All subscribers share them. */
+/** A process's statistics of its publisher whose ring has this size. All subscribers share them. */
 function publisherOf(pid: number, capacity: number, told: Told): Figures | null {
   return bothOf(told.get(pid), (one) => one.role === 'publisher' && one.ringCapacity === capacity)
 }
@@ -114,7 +114,7 @@ function sentTo(reader: number, sending: Figures, reading: Figures | null): Stre
 
 type Figure = 'messagesSent' | 'bytesSent' | 'messagesReceived' | 'bytesReceived'
 
-/** Where nothing went through meanwhile, as large as all were that went before. */
+/** The rate and the size of messages. If none was sent between the snapshots, the size is the average of all earlier messages. */
 function flowOf(side: Figures | null, messages: Figure, bytes: Figure): Stream['flow'] {
   const count = Number(side?.now[messages] ?? 0)
   if (side === null || count === 0) return null
