@@ -120,7 +120,7 @@ for (const stream of new Set([process.stdout, output()])) stream.on('error', fai
 process.stderr.on('error', () => {})
 
 function fail(error: unknown): void {
-  // Only a write to a pipe or a socket fails with EPIPE; a channel's errors have codes of their own.
+  // Only a write to a pipe or a socket fails with EPIPE; a channel's errors have their own codes.
   if ((error as NodeJS.ErrnoException | null)?.code === 'EPIPE') return endByBrokenPipe()
   const message = error instanceof Error ? error.message : String(error)
   tell(message)

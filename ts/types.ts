@@ -271,16 +271,17 @@ export interface ListenOptions extends Options {
    */
   maxPeers?: number | undefined
   /**
-   * Of these, how many one process may have open. Further ones get ADDRESS_OCCUPIED.
+   * Channels that one process may have open at a time. Further ones get ADDRESS_OCCUPIED.
    *
    * @defaultValue seven eighths of `maxPeers`, rounded up; all if `maxPeers` is below 8
    */
   maxPeersPerProcess?: number | undefined
   /**
-   * Of these, how many the processes of one user may have open; this process's own user counts too. Further ones get ADDRESS_OCCUPIED.
+   * Channels that all processes of one user may have open at a time. This also applies to this process's own user. Further ones get
+   * ADDRESS_OCCUPIED.
    *
    * @defaultValue three quarters of `maxPeers`, rounded up, for another user; all for this process's own user, if `maxPeers` is below 4,
-   * or if the policy accepts one user alone
+   * or if the policy accepts only one user
    */
   maxPeersPerUser?: number | undefined
 }

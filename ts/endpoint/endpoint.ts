@@ -141,7 +141,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
   }
 
   /**
-   * Calls `hear` when a listener is added or removed, even after `removeAllListeners`.
+   * Calls `hear` for each listener that is added or removed, depending on `event`, even after `removeAllListeners`.
    *
    * @internal
    */

@@ -22,7 +22,7 @@ export interface MembershipEvents extends EndpointEvents<Channel> {
  * the partner sent before can still be read while the next partner connects. A process that closes only the channel keeps its place,
  * and so does the partner.
  *
- * The channel keeps the process alive as well, and has an `unref` of its own.
+ * The channel also keeps the process alive, and has its own `unref`.
  *
  * Before the first loop, the last 16 channels are kept for it. From then on no channel is dropped: once 16 channels wait for a loop,
  * further partners wait at the address.

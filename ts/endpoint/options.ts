@@ -80,7 +80,7 @@ const flag = (name: string, value: unknown) => {
   return value
 }
 
-/** Each option is declared here, and nowhere else. */
+/** The declarations of all options. */
 const OPTIONS = declare({
   timeout: { calls: ALL, local: milliseconds },
   handshakeTimeout: { calls: ALL, native: milliseconds },
