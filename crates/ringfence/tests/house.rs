@@ -57,6 +57,29 @@ fn imports_of_the_core_run_down() {
 }
 
 #[test]
+fn no_name_comes_from_the_crate_root() {
+    let source = source("ringfence");
+    let mut files = Vec::new();
+    collect(&source, &source, &mut files);
+    let wrong: Vec<String> = files
+        .iter()
+        .flat_map(|(name, path)| {
+            let text = fs::read_to_string(path).expect("a source file");
+            let from_root = |path: &String| path.starts_with(char::is_uppercase);
+            let found: Vec<String> = crate_paths(&text).into_iter().filter(from_root).collect();
+            found
+                .into_iter()
+                .map(move |path| format!("{name} takes crate::{path}"))
+        })
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "lib.rs stands above every module:\n{}",
+        wrong.join("\n")
+    );
+}
+
+#[test]
 fn no_file_of_the_core_takes_part_in_a_circle() {
     let circles = circles(&imports(&source("ringfence")));
     assert!(circles.is_empty(), "circles: {circles:#?}");
@@ -203,8 +226,14 @@ fn collect(source: &Path, folder: &Path, into: &mut Vec<(String, PathBuf)>) {
     }
 }
 
-/// What a file imports of these modules. Its own tests do not count, nor do comments.
+/// What a file imports of these modules.
 fn imports_in(text: &str, modules: &BTreeSet<String>) -> BTreeSet<String> {
+    let paths = crate_paths(text);
+    paths.iter().filter_map(|path| module_of(path, modules)).collect()
+}
+
+/// The paths behind `crate::` in a file, without its own tests and its comments.
+fn crate_paths(text: &str) -> Vec<String> {
     let text = text.split("#[cfg(test)]\nmod ").next().expect("a part");
     let code: String = text
         .lines()
@@ -215,7 +244,7 @@ fn imports_in(text: &str, modules: &BTreeSet<String>) -> BTreeSet<String> {
     for (at, _) in code.match_indices("crate::") {
         expand("", &code[at + "crate::".len()..], &mut paths);
     }
-    paths.iter().filter_map(|path| module_of(path, modules)).collect()
+    paths
 }
 
 /// The paths in a tree of imports that begins here: `a::{b, c::d}` are `a::b` and `a::c::d`.

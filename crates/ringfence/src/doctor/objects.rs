@@ -286,7 +286,7 @@ const ALARM: Duration = Duration::from_secs(2);
 /// Whether an alarm sounds when a process opens an object of this one's own, and by which signal.
 fn alarmed() -> Result<(i32, bool), String> {
     let object = memfd()?;
-    let refused = |error: crate::Error| error.to_string();
+    let refused = |error: crate::error::Error| error.to_string();
     let number = claim::unused().map_err(refused)?;
     let wire = Tripwire::arm(&object, number).map_err(refused)?;
     let (sounded, alarm) = mpsc::channel();
