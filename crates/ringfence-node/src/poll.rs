@@ -1,10 +1,10 @@
-//! How the event loop learns that a line is readable.
+//! Reports to the event loop that a line is readable.
 //!
-//! Where the process has libuv (Node, Electron), a poll handle on the loop itself: one system call from the bell to
-//! JavaScript. It is closed by an asynchronous cleanup hook when its environment ends, for which the engine waits,
-//! so that a worker thread can be terminated at any moment. Where there is no libuv (Bun and Deno name the functions, but
-//! the one ends the process when they are called, and the other's poll handle calls back only once), a thread waits, and
-//! a thread-safe function carries the events.
+//! If the process has libuv (Node, Electron), a poll handle on the loop itself watches the line: one system
+//! call from the wakeup to JavaScript. An asynchronous cleanup hook closes the handle when its environment
+//! ends. The engine waits for that hook, so a worker thread can be terminated at any moment. Otherwise a
+//! thread waits, and a thread-safe function carries the events. Bun and Deno export libuv's functions, but
+//! Bun ends the process when they are called, and a poll handle in Deno calls back only once.
 
 use std::{
     cell::Cell,
@@ -31,7 +31,7 @@ type UvHandle = c_void;
 type PollCallback = unsafe extern "C" fn(*mut UvHandle, c_int, c_int);
 type CloseCallback = unsafe extern "C" fn(*mut UvHandle);
 
-/// The functions of libuv that are used, as found in this process.
+/// The functions of libuv that are used, resolved in this process.
 #[derive(Clone, Copy)]
 struct Libuv {
     handle_size: unsafe extern "C" fn(c_int) -> usize,
@@ -46,7 +46,7 @@ struct Libuv {
 }
 
 fn symbol(name: &CStr) -> Option<*mut c_void> {
-    // SAFETY: dlsym with RTLD_DEFAULT looks through what is loaded and calls nothing.
+    // SAFETY: dlsym with RTLD_DEFAULT searches the loaded libraries and calls nothing.
     let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr().cast::<c_char>()) };
     (!address.is_null()).then_some(address)
 }
@@ -59,8 +59,8 @@ impl Libuv {
     }
 
     fn look_up() -> Option<Self> {
-        // SAFETY: each symbol is transmuted to the type that libuv's headers declare for it; those have not changed
-        // since libuv 1.19 (2018), which every Node that we run on is newer than.
+        // SAFETY: each symbol is transmuted to the type that libuv's headers declare for it. Those have not
+        // changed since libuv 1.19 (2018), and every supported Node is newer than that.
         unsafe {
             Some(Self {
                 handle_size: mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int) -> usize>(symbol(
@@ -98,19 +98,21 @@ impl Libuv {
     }
 }
 
-/// Watches a descriptor and calls a JavaScript function, on its own thread, whenever it is readable or has ended.
+/// Watches a descriptor and calls a JavaScript function, on the function's own thread, when the descriptor is
+/// readable or has ended.
 pub(crate) enum Poll {
     Loop(LoopPoll),
     Thread(ThreadPoll),
 }
 
 impl Poll {
-    /// Starts to watch. The function is called without arguments; it must read what there is. Keeps the event loop
-    /// alive until [`Poll::unref`].
+    /// Starts to watch. The function is called without arguments, and must read all that is there. Keeps the
+    /// event loop alive until [`Poll::unref`].
     ///
     /// # Safety
-    /// `env` is the environment that runs now, on this thread; `callback` a live function of it. The descriptor
-    /// stays open until it is dropped, which stops it: the function is not called again.
+    /// `env` is the environment that runs now, on this thread, and `callback` a live function of it. The
+    /// descriptor stays open until the poll is dropped. Dropping it stops the watch: the function is not
+    /// called again.
     pub(crate) unsafe fn start(
         env: sys::napi_env,
         descriptor: c_int,
@@ -125,18 +127,18 @@ impl Poll {
         }
     }
 
-    /// Whether the function was called for a bell, and this was not asked since. Then the line may be left unread: while it is,
-    /// the function is called again, soon and for nothing more than that. Where it was called for the line's end as well,
-    /// that is told by reading it.
+    /// Returns whether the function was called for a wakeup since the last call of this. If so, the line may
+    /// be left unread: the event loop calls the function again soon, for no other reason. If the line has
+    /// also ended, reading it reports that.
     pub(crate) fn was_rung(&self) -> bool {
         match self {
             Self::Loop(LoopPoll(poll)) => poll.rung.take(),
-            // A message to the event loop each time.
+            // The thread would post a message to the event loop each time.
             Self::Thread(_) => false,
         }
     }
 
-    /// Whether it keeps the event loop alive.
+    /// Sets whether the watch keeps the event loop alive.
     pub(crate) fn keep_alive(&self, env: sys::napi_env, alive: bool) {
         match self {
             Self::Loop(poll) => poll.keep_alive(alive),
@@ -189,7 +191,7 @@ impl LoopPoll {
         // SAFETY: the loop is this thread's, the handle as large as libuv says, and the descriptor open.
         let status = unsafe { (libuv.poll_init)(event_loop.cast(), handle, descriptor) };
         if status != 0 {
-            // SAFETY: libuv does not know of it after a failed init.
+            // SAFETY: libuv keeps no reference to the handle after a failed init.
             unsafe { std::alloc::dealloc(handle.cast(), layout) };
             return Err(napi::Error::from_reason(format!(
                 "the event loop does not watch the line (libuv error {status})"
@@ -205,7 +207,7 @@ impl LoopPoll {
             hook: Cell::new(ptr::null_mut()),
             rung: Cell::new(false),
         });
-        // The handle's own share of the state, given back when libuv has closed it.
+        // The handle's own share of the state, released when libuv has closed the handle.
         // SAFETY: the handle is initialised.
         unsafe { (libuv.set_data)(handle, Rc::into_raw(Rc::clone(&poll)).cast_mut().cast()) };
         let poll = Self(poll);
@@ -223,7 +225,8 @@ impl LoopPoll {
         check(status, "an async context")?;
         poll.0.context.set(context);
         let data = Rc::as_ptr(&poll.0).cast_mut().cast();
-        // SAFETY: the state outlives the hook: the handle's share of it is given back after the hook is removed.
+        // SAFETY: the state outlives the hook: the handle's share of it is released after the hook is
+        // removed.
         let status =
             unsafe { sys::napi_add_async_cleanup_hook(env, Some(environment_ends), data, &raw mut hook) };
         check(status, "a cleanup hook")?;
@@ -273,7 +276,7 @@ impl LoopState {
 
 unsafe extern "C" fn readable(handle: *mut UvHandle, status: c_int, events: c_int) {
     let Some(libuv) = Libuv::find() else { return };
-    // SAFETY: libuv calls with the handle that was started, whose data was set to a share of the state.
+    // SAFETY: libuv passes the handle that was started, whose data was set to a share of the state.
     let poll = unsafe { (libuv.get_data)(handle) }
         .cast_const()
         .cast::<LoopState>();
@@ -282,7 +285,7 @@ unsafe extern "C" fn readable(handle: *mut UvHandle, status: c_int, events: c_in
         Rc::increment_strong_count(poll);
         Rc::from_raw(poll)
     };
-    // libuv calls once more for a line that has failed, and never again.
+    // libuv calls exactly once more for a line that has failed.
     poll.rung.set(status >= 0 && events & UV_DISCONNECT == 0);
     let (env, mut scope) = (poll.env, ptr::null_mut());
     // SAFETY: libuv runs its callbacks on the loop's thread, which is the environment's, and the environment ends
@@ -308,11 +311,12 @@ unsafe extern "C" fn readable(handle: *mut UvHandle, status: c_int, events: c_in
             if status == sys::Status::napi_pending_exception {
                 let mut exception = ptr::null_mut();
                 if sys::napi_get_and_clear_last_exception(env, &raw mut exception) == sys::Status::napi_ok {
-                    // As an exception in any callback of the event loop: the process's uncaught-exception handling.
+                    // An exception in a callback of the event loop goes to the process's uncaught-exception
+                    // handling.
                     sys::napi_fatal_exception(env, exception);
                 }
             } else if status != sys::Status::napi_ok {
-                // JavaScript does not run any more: the environment is about to end, and nothing reads the line.
+                // JavaScript can no longer run: the environment is about to end, and nothing reads the line.
                 poll.stop();
             }
         }
@@ -320,15 +324,16 @@ unsafe extern "C" fn readable(handle: *mut UvHandle, status: c_int, events: c_in
     }
 }
 
-/// The environment ends: the engine waits until the hook is removed, which is when libuv has closed the handle.
+/// Runs when the environment ends. The engine waits until the hook is removed, which happens once libuv has
+/// closed the handle.
 unsafe extern "C" fn environment_ends(_hook: sys::napi_async_cleanup_hook_handle, data: *mut c_void) {
-    // SAFETY: the data is the state, alive until `closed` gives back the handle's share.
+    // SAFETY: the data is the state, alive until `closed` releases the handle's share.
     unsafe { &*data.cast_const().cast::<LoopState>() }.stop();
 }
 
 unsafe extern "C" fn closed(handle: *mut UvHandle) {
     let Some(libuv) = Libuv::find() else { return };
-    // SAFETY: the handle's data is its share of the state, given back here, once.
+    // SAFETY: the handle's data is its share of the state, released here, once.
     let poll = unsafe { Rc::from_raw((libuv.get_data)(handle).cast_const().cast::<LoopState>()) };
     // SAFETY: libuv is done with the handle, which was allocated with this layout.
     unsafe { std::alloc::dealloc(handle.cast(), handle_layout(poll.size)) };
@@ -356,10 +361,10 @@ pub(crate) struct ThreadPoll(Arc<Waiting>);
 
 struct Waiting {
     threadsafe: Threadsafe,
-    /// Rung to end the thread.
+    /// Cancelled to end the thread.
     over: ringfence::CancelToken,
     stopped: AtomicBool,
-    /// The event was delivered and read: the line may be looked at again.
+    /// The event was delivered and read: the thread may poll the line again.
     heard: Mutex<bool>,
     changed: Condvar,
 }
@@ -386,8 +391,8 @@ impl ThreadPoll {
             changed: Condvar::new(),
         });
         let share = Arc::into_raw(Arc::clone(&waiting)).cast_mut().cast();
-        // SAFETY: env, callback and name are live; the share of the state is given back by `gone`, which the engine
-        // calls once, when the function goes, or below where there is none.
+        // SAFETY: env, callback and name are live. `gone` releases the share of the state: the engine calls
+        // it once, when it destroys the function. Without a function, the share is released below.
         let status = unsafe {
             sys::napi_create_threadsafe_function(
                 env,
@@ -404,7 +409,7 @@ impl ThreadPoll {
             )
         };
         if let Err(error) = check(status, "a thread-safe function") {
-            // SAFETY: there is no function that would give it back.
+            // SAFETY: there is no function whose finalizer would release the share.
             drop(unsafe { Arc::from_raw(share.cast_const().cast::<Waiting>()) });
             return Err(error);
         }
@@ -461,9 +466,9 @@ impl Waiting {
     }
 }
 
-/// The function goes: the thread has released it, or the environment ends.
+/// Runs when the thread-safe function is destroyed: the thread has released it, or the environment ends.
 unsafe extern "C" fn gone(_env: sys::napi_env, data: *mut c_void, _hint: *mut c_void) {
-    // SAFETY: the share that `start` gave; the engine calls this once.
+    // SAFETY: this is the share that `start` passed, and the engine calls this once.
     let waiting = unsafe { Arc::from_raw(data.cast_const().cast::<Waiting>()) };
     waiting.threadsafe.forget();
     waiting.stop();
@@ -475,7 +480,8 @@ unsafe extern "C" fn deliver(
     _context: *mut c_void,
     data: *mut c_void,
 ) {
-    // SAFETY: the share that `run` queued; the engine delivers each once, with a null env where it is ending.
+    // SAFETY: this is the share that `run` queued. The engine delivers each share once, with a null env if
+    // the environment is ending.
     let waiting = unsafe { Arc::from_raw(data.cast_const().cast::<Waiting>()) };
     if !env.is_null() && !waiting.stopped.load(Ordering::Acquire) {
         let (mut receiver, mut result) = (ptr::null_mut(), ptr::null_mut());

@@ -1,4 +1,4 @@
-//! What is read, of a channel or of a subscription: operations on the hot path, which answer with numbers.
+//! Reads from a channel or a subscription: operations on the hot path, which answer with numbers.
 
 use std::os::fd::AsRawFd;
 
@@ -16,27 +16,29 @@ use crate::{
     task,
 };
 
-/// What JavaScript reads from.
+/// An object that JavaScript reads from.
 pub(crate) trait Reads: Object {
     type Ring: Inlet;
 
-    /// Whether each call wakes the peer, also if the caller calls again at once. A publisher may wait only for this subscriber.
+    /// Whether each call wakes the peer, even if the caller is about to call again. A publisher may be
+    /// waiting for this subscriber alone.
     const ALWAYS_WAKES: bool;
 
     fn reader(&mut self) -> ringfence::Result<&mut Inbound<Self::Ring>>;
 
-    /// What looks at the peer again.
+    /// Returns the handle that checks the peer again.
     fn verifier(&self) -> ringfence::Result<Verifier>;
 
-    /// What was checked in the handshake, until it is asked for: in JavaScript it takes several times as much memory.
+    /// The evidence of the handshake, kept until JavaScript asks for it: as JavaScript objects it takes
+    /// several times as much memory.
     fn evidence(&mut self) -> &mut Vec<ringfence::Evidence>;
 
-    /// Messages have been fetched.
+    /// Runs after messages were fetched.
     #[inline]
     fn fetched(&mut self) {}
 }
 
-/// Whether the reader has come to the end, where it has found nothing.
+/// The answer if nothing was found: whether the reader has come to the end.
 pub(crate) fn nothing<R: Reads>(reads: &mut R) -> Answer {
     let ended = reads
         .reader()
@@ -45,7 +47,7 @@ pub(crate) fn nothing<R: Reads>(reads: &mut R) -> Answer {
     reads.answer(ended)
 }
 
-/// Arguments: memory, from where on, and what the caller does next: `FIRST`, `MORE` or neither.
+/// Arguments: memory, the offset in it, and what the caller does next: `FIRST`, `MORE` or neither.
 pub(crate) fn pull<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
     // SAFETY: used within this call, and asked for once.
     let arena = unsafe { call.bytes(0) };
@@ -71,7 +73,7 @@ pub(crate) fn pull<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
     told(reads, pulled)
 }
 
-/// How `pull` and its like answer.
+/// Converts the result of `pull` and its variants.
 pub(crate) fn told<R: Reads>(reads: &mut R, pulled: ringfence::Result<Packed>) -> Answer {
     match pulled {
         Ok(Packed::Bytes(bytes)) => {
@@ -89,7 +91,7 @@ pub(crate) fn pull_busy<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
     spin(reads, call, pull)
 }
 
-/// If nothing is there, pulls again once there is, or the time is over that the option `busyPollMicros` allows.
+/// If there is no message, pulls again until there is one or the time of the option `busyPollMicros` is over.
 pub(crate) fn spin<R: Reads>(reads: &mut R, call: &mut Call, pull: Function<R>) -> Answer {
     match pull(reads, call) {
         Answer::Number(0.0) => {}
@@ -113,7 +115,8 @@ pub(crate) fn arm_reader<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
     reads.answer(armed)
 }
 
-/// The first half of `arm_reader`, for a merge that arms many: 1 where one barrier for all must come before the second.
+/// The first half of `arm_reader`, for a merge that arms many readers. Answers 1 if the merge must issue one
+/// barrier for all of them before the second half.
 pub(crate) fn park_reader<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
     let announced = reads.reader().and_then(binding::announce);
     reads.answer(announced.map(i32::from))
@@ -125,7 +128,7 @@ pub(crate) fn look_parked<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
     reads.answer(armed.map(i32::from))
 }
 
-/// Reads the line, or sees to it that it is read later. What the reader finds wrong is told to the next read, again.
+/// Reads the line, or leaves it to be read later. The next read returns any error that the reader finds.
 pub(crate) fn hear<R: Reads>(reads: &mut R) {
     let later = reads.handle().was_rung();
     if let Ok(reader) = reads.reader() {
@@ -137,18 +140,19 @@ pub(crate) fn hear<R: Reads>(reads: &mut R) {
     }
 }
 
-/// Argument: what is called whenever the line is readable.
+/// Argument: the function to call when the line is readable.
 pub(crate) fn watch<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
     let line = match reads.reader().and_then(binding::line) {
         Ok(line) => line.as_raw_fd(),
         Err(error) => return reads.fail(error),
     };
-    // SAFETY: the line lives as long as the reader, and who has it stops the poll handle before that goes.
+    // SAFETY: the line lives as long as the reader, and the owner of the reader stops the poll handle before
+    // it drops the reader.
     unsafe { reads.handle().watch(call, line) }
 }
 
-/// Looks at the peer again, on a thread, since a content may take long to read. The callback gets a failure, or null
-/// and what was found; it is called once, later.
+/// Checks the peer again, on a thread, since reading the executable's content may take long. The callback is
+/// called once, later, with an error, or with null and the result.
 pub(crate) fn verify<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
     let verifier = match reads.verifier() {
         Ok(verifier) => verifier,
@@ -159,7 +163,7 @@ pub(crate) fn verify<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
         ("ringfence-verify", "looking at the peer"),
         move || verifier.verify(),
         |env, found| {
-            // SAFETY: on the environment's thread, where the callback is about to be called.
+            // SAFETY: this runs on the environment's thread, which is about to call the callback.
             task::outcome(env, found, |found| unsafe {
                 ToNapiValue::to_napi_value(env, convert::Verified::from(&found))
             })
@@ -167,7 +171,7 @@ pub(crate) fn verify<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
     )
 }
 
-/// What was checked in the handshake, once.
+/// Returns the evidence of the handshake, once.
 pub(crate) fn evidence<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
     let evidence = std::mem::take(reads.evidence());
     Answer::value(call.env, convert::Evidence::list(&evidence))

@@ -1,4 +1,4 @@
-//! What sends, by a channel or by a publisher: operations on the hot path, which answer with numbers.
+//! Sends by a channel or a publisher: operations on the hot path, which answer with numbers.
 
 use std::{ffi::c_void, ptr};
 
@@ -14,10 +14,10 @@ use crate::{
     raw::{Answer, Call},
 };
 
-/// Below this a copy at commit is cheaper than memory that the engine has to keep books on.
+/// Below this size, a copy at commit is cheaper than external memory, which the engine has to track.
 const SCRATCH: usize = 4096;
 
-/// What puts messages into a ring.
+/// An object that writes messages into a ring.
 pub(crate) trait Writer {
     fn try_send_packed(&mut self, packed: &[u8]) -> ringfence::Result<usize>;
     fn send_part(&mut self, message: &[u8], sent: usize) -> ringfence::Result<Progress>;
@@ -30,7 +30,7 @@ pub(crate) trait Writer {
     fn cancel(&mut self, reserved: Reserved) -> ringfence::Result<()>;
 }
 
-/// Each has these calls under the same names.
+/// Each writer has these methods under the same names.
 macro_rules! writer {
     ($writer:ty, $send_part:expr) => {
         impl Writer for $writer {
@@ -67,16 +67,16 @@ macro_rules! writer {
 }
 
 writer!(Sender, Sender::send_part);
-// What is published goes in whole or not at all.
+// A published message is written whole or not at all.
 writer!(Broadcaster, |publisher, message, _| {
     let sent = publisher.try_send(message)?;
     Ok(if sent { Progress::Whole } else { Progress::Part(0) })
 });
 
-/// The reservation of a writer, which has one at a time.
+/// The reservation of a writer. A writer has at most one.
 pub(crate) struct Reservation {
     reserved: Option<Reserved>,
-    /// The array buffer that shows the reserved memory to JavaScript, to be detached from it.
+    /// The array buffer that exposes the reserved memory to JavaScript, kept so that it can be detached.
     shown: sys::napi_ref,
 }
 
@@ -86,7 +86,7 @@ impl Reservation {
         shown: ptr::null_mut(),
     };
 
-    /// The reservation's array buffer shows nothing any more; the region stays mapped until its finalizer has run.
+    /// Detaches the reservation's array buffer. The region stays mapped until the buffer's finalizer has run.
     fn hide(&mut self, env: sys::napi_env) {
         let shown = std::mem::replace(&mut self.shown, ptr::null_mut());
         if shown.is_null() {
@@ -105,7 +105,7 @@ impl Reservation {
     }
 }
 
-/// What JavaScript sends through.
+/// An object that JavaScript sends through.
 pub(crate) trait Sends: Object {
     type Writer: Writer;
 
@@ -113,11 +113,11 @@ pub(crate) trait Sends: Object {
     fn reservation(&mut self) -> &mut Reservation;
 }
 
-/// Gives an open reservation back.
+/// Cancels an open reservation.
 pub(crate) fn cancel_open<S: Sends>(endpoint: &mut S, env: sys::napi_env) {
     let reserved = endpoint.reservation().reserved.take();
     if let (Some(reserved), Ok(sender)) = (reserved, endpoint.sender()) {
-        // Where it has ended there is nothing to give back to.
+        // If the channel has ended, there is no reservation to release.
         let _ = sender.cancel(reserved);
     }
     endpoint.reservation().hide(env);
@@ -167,7 +167,7 @@ pub(crate) fn has_room<S: Sends>(endpoint: &mut S, call: &mut Call) -> Answer {
     endpoint.answer(room)
 }
 
-/// Argument: the longest message among those that are to be flushed.
+/// Argument: the size of the longest message among those to be flushed.
 pub(crate) fn packed_room<S: Sends>(endpoint: &mut S, call: &mut Call) -> Answer {
     let room = endpoint
         .sender()
@@ -183,7 +183,7 @@ pub(crate) fn arm_writer<S: Sends>(endpoint: &mut S, call: &mut Call) -> Answer 
     endpoint.answer(armed)
 }
 
-/// Arguments: the size, and 1 for memory of JavaScript's own whatever the engine allows.
+/// Arguments: the size, and 1 to always use memory owned by JavaScript.
 pub(crate) fn reserve<S: Sends>(endpoint: &mut S, call: &mut Call) -> Answer {
     let mut reserved = match endpoint
         .sender()
@@ -209,8 +209,8 @@ pub(crate) fn reserve<S: Sends>(endpoint: &mut S, call: &mut Call) -> Answer {
     }
 }
 
-/// Shows the reserved bytes to JavaScript as an array buffer of their own. `None` where the engine does not allow
-/// memory that is not its own (Electron), or is `forbidden` to be asked.
+/// Exposes the reserved bytes to JavaScript as an external array buffer. `None` if the engine does not allow
+/// external memory (Electron), or if it is `forbidden`.
 fn show(
     env: sys::napi_env,
     reserved: &mut Reserved,
@@ -222,9 +222,9 @@ fn show(
     let status = if forbidden {
         sys::Status::napi_no_external_buffers_allowed
     } else {
-        // SAFETY: the bytes stay mapped until the finalizer has dropped the keeper. JavaScript writes them on this
-        // thread, while no reference to them lives on the Rust side: `Reserved::bytes` is borrowed anew where it is
-        // used.
+        // SAFETY: the bytes stay mapped until the finalizer has dropped the keeper. JavaScript writes them on
+        // this thread, while no Rust reference to them exists: `Reserved::bytes` is borrowed anew on each
+        // use.
         unsafe {
             sys::napi_create_external_arraybuffer(
                 env,
@@ -251,7 +251,7 @@ unsafe extern "C" fn let_go(_env: sys::napi_env, _data: *mut c_void, keep: *mut 
     drop(unsafe { Box::from_raw(keep.cast::<Keeper>()) });
 }
 
-/// Arguments: the length, and the scratch memory where the reservation has no view of its own.
+/// Arguments: the length, and the scratch memory if the reservation has no view.
 pub(crate) fn commit<S: Sends>(endpoint: &mut S, call: &mut Call) -> Answer {
     let length = call.size(0);
     let Some(mut reserved) = endpoint.reservation().reserved.take() else {

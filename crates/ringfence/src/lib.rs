@@ -1,8 +1,8 @@
 //! Protected shared-memory channels between two processes on one Linux host.
 //!
-//! Two instances [`join`] at an [`Address`]; what comes back is a [`Channel`] whose other end is proven to be who the
-//! [`Policy`] says, over memory that no other process can reach. Each process owns the region that it writes, and can only
-//! read its peer's.
+//! Two instances [`join`] at an [`Address`]. Each gets a [`Channel`] whose peer was checked against the
+//! [`Policy`], over memory that no other process can reach. Each process owns the region that it writes, and
+//! can only read the region of its peer.
 //!
 //! ```no_run
 //! use ringfence::{Address, Options, join};
@@ -19,38 +19,45 @@
 //! # }
 //! ```
 //!
-//! A service [`listen`]s, and its agents [`connect`]: each gets a channel and memory of its own. Of two [`member()`]s of an
-//! address one may go while the other stays, and has the address from then on. A [`Merge`] reads from the [`Receiver`]s of many channels as one.
-//! One process [`publish`]es, and any number [`subscribe`]: each message is written once, however many read it.
+//! A service [`listen`]s, and its clients [`connect`]: each gets a channel and memory of its own. If one of
+//! two [`member()`]s of an address leaves, the other stays and owns the address from then on. A [`Merge`]
+//! reads from the [`Receiver`]s of many channels as one. One process [`publish`]es, and any number
+//! [`subscribe`]: each message is written once, however many subscribers read it.
 //!
-//! # What blocks, what allocates, what happens when it is full
-//! [`join`], [`connect`], [`member()`], [`Listener::accept`], [`Membership::next`], [`Membership::leave`], [`Sender::send`],
-//! [`Sender::wait`], [`Broadcaster::send`], [`Subscription::receive`], [`Receiver::receive`], [`Receiver::wait_readable`], [`Merge::receive`], [`Merge::wait_readable`] and [`Tokens::token`] block, and [`listen`] where it is to wait
-//! for the address. Everything else returns at once.
+//! # Blocking, allocation, a full ring
+//! [`join`], [`connect`], [`member()`], [`Listener::accept`], [`Membership::next`], [`Membership::leave`],
+//! [`Sender::send`], [`Sender::wait`], [`Broadcaster::send`], [`Subscription::receive`],
+//! [`Receiver::receive`], [`Receiver::wait_readable`], [`Merge::receive`], [`Merge::wait_readable`] and
+//! [`Tokens::token`] block. So does [`listen`] if it is to wait for the address. All other calls return at
+//! once.
 //!
-//! Sending and receiving allocate nothing per message. A channel makes what it needs to sleep and to visit messages once, when it is first
-//! needed, and a publisher makes room for its list of subscribers as that grows. Two kinds of call allocate each time: those that return a
-//! `Vec`, and those that receive a message above half the ring, which is put together in memory that grows with the bytes received. If
-//! there is no memory for a message, the call fails with [`Error::NoSpace`], and the message stays.
+//! Sending and receiving allocate nothing per message. A channel allocates once what it needs to sleep and to
+//! visit messages, on first use. A publisher grows its list of subscribers as they connect. Two kinds of call
+//! allocate each time: those that return a `Vec`, and those that receive a message above half the ring. Such
+//! a message is assembled in memory that grows with the bytes received. If there is no memory for a message,
+//! the call fails with [`Error::NoSpace`], and the message stays in the ring.
 //!
-//! A full ring makes `try_send` and `reserve` say so, and `send` wait.
+//! If the ring is full, `try_send` and `reserve` report it, and `send` waits.
 //!
 //! # After a fork
-//! A child that is forked, and executes no other program, has no part in what its parent has made. There each call says
-//! [`Error::Closed`], and dropping a handle does nothing to the parent. What the child makes itself works as anywhere.
-//! `docs/promises.md` has the details.
+//! A forked child that has not executed another program has no part in the objects of its parent. There, each
+//! call on them fails with [`Error::Closed`], and dropping a handle does not affect the parent. Objects that
+//! the child creates itself work as usual. `docs/promises.md` has the details.
 //!
-//! # What is promised, against whom
-//! Against **another uid**: the kernel keeps it out. Against **the same uid**: asking for the same executable is no
-//! boundary, since the same user can make the genuine executable run other code (`LD_PRELOAD`, ptrace, and with an
-//! interpreter simply another script). Against **a peer that has passed and turns hostile**: with the
-//! memfd backing it can write nothing but its own region, and lies there end the channel with
-//! [`Error::RingCorrupt`]; with [`Backing::Shm`] it can also write and cut this side's. Root and the kernel are trusted.
+//! # Security guarantees
+//! - Against **another uid**: the kernel keeps it out.
+//! - Against **the same uid**: requiring the same executable is no boundary. The same user can make the
+//!   genuine executable run other code (`LD_PRELOAD`, ptrace, or another script if it is an interpreter).
+//! - Against **an admitted peer that turns hostile**: with the memfd backing it can write only to its own
+//!   region, and malformed data there ends the channel with [`Error::RingCorrupt`]. With [`Backing::Shm`] it
+//!   can also write and truncate the region of this side.
+//!
+//! Root and the kernel are trusted.
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64", target_endian = "little")))]
 compile_error!("ringfence is for 64-bit little-endian Linux");
 
-/// What the Node.js binding needs and a Rust program does not: no part of what this crate promises.
+/// Internal API for the Node.js binding: no part of what this crate promises.
 #[doc(hidden)]
 pub mod binding {
     pub use crate::api::pair::join_noticing;

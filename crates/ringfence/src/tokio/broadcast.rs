@@ -1,10 +1,10 @@
-//! A publisher, for tasks.
+//! The publisher for tasks.
 
 use crate::{
     api, error::Result, host::audience::PublisherEvent, tokio::events::Audience, tokio::sender::Broadcaster,
 };
 
-/// A publisher, for tasks.
+/// A publisher whose calls are awaited by tasks.
 ///
 /// Dropping it ends it: see [`crate::Publisher`].
 #[derive(Debug)]
@@ -14,7 +14,8 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Watches what [`publish`](crate::publish) returns, in the runtime of the task that calls this.
+    /// Registers the publisher that [`publish`](crate::publish) returned with the runtime of the calling
+    /// task.
     ///
     /// ```no_run
     /// use ringfence::{Options, publish, tokio::Publisher};
@@ -59,7 +60,7 @@ impl Publisher {
         self.sender.end();
     }
 
-    /// Both halves, to live on two tasks.
+    /// Splits the publisher into its halves, which can be used on two tasks.
     pub fn split(self) -> (Broadcaster, Audience) {
         (self.sender, self.audience)
     }

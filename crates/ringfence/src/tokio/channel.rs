@@ -1,4 +1,4 @@
-//! Both directions.
+//! Both directions of a channel.
 
 use std::{future::poll_fn, sync::Arc};
 
@@ -11,9 +11,9 @@ use crate::{
     tokio::stream::ByteStream,
 };
 
-/// Both directions between this process and its peer, waited for by tasks.
+/// Both directions between this process and its peer, awaited by tasks.
 ///
-/// Dropping it closes it. What is in the ring then stays readable to the peer.
+/// Dropping it closes it. The peer can still read what is in the ring.
 #[derive(Debug)]
 pub struct Channel {
     line: Arc<Line>,
@@ -21,10 +21,11 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Waits for this channel in the runtime of the task that calls this.
+    /// Registers the channel with the runtime of the calling task.
     ///
     /// # Errors
-    /// [`Error::NoSpace`](crate::Error::NoSpace) where the runtime cannot watch one more descriptor. The channel is closed then.
+    /// [`Error::NoSpace`](crate::Error::NoSpace) if the runtime cannot watch one more descriptor. The channel
+    /// is closed then.
     ///
     /// # Panics
     /// See [the module](crate::tokio#panics).
@@ -35,8 +36,8 @@ impl Channel {
         })
     }
 
-    /// Puts a message into the ring, and waits while there is no room. See [`Sender::send`], also for what is safe to cancel:
-    /// [`Channel::send_rest`] finishes a message that was cancelled half way.
+    /// Writes a message into the ring, and waits while there is no room. See [`Sender::send`], also for
+    /// cancel safety: [`Channel::send_rest`] finishes a message whose `send` was cancelled half way.
     pub async fn send(&mut self, message: &[u8]) -> Result<()> {
         send_from(&self.line, self.inner.sender(), message, 0).await
     }
@@ -61,14 +62,17 @@ impl Channel {
         poll_fn(|cx| poll_take_on(line, inner.receiver(), cx, take)).await
     }
 
-    /// Turns the channel into a stream of bytes, for what takes a socket: `tokio::io::copy_bidirectional`, hyper, tonic, tarpc, TLS.
+    /// Turns the channel into a stream of bytes, for code that expects a socket:
+    /// `tokio::io::copy_bidirectional`, hyper, tonic, tarpc, TLS.
     ///
-    /// A message that was cancelled half way ([`Channel::send`]) must be finished first: until then writes fail.
+    /// A message whose [`Channel::send`] was cancelled half way must be finished first: until then writes
+    /// fail.
     pub fn into_stream(self) -> ByteStream {
         ByteStream::new(self.line, self.inner)
     }
 
-    /// Splits the channel into its halves, to live on two tasks. The channel closes once both are dropped.
+    /// Splits the channel into its halves, which can be used on two tasks. The channel closes once both are
+    /// dropped.
     pub fn split(self) -> (Sender, Receiver) {
         let (sender, receiver) = self.inner.split();
         (
@@ -77,17 +81,17 @@ impl Channel {
         )
     }
 
-    /// The channel itself: who the peer is, the evidence, tokens.
+    /// Returns the channel itself: the peer's identity, the evidence, tokens.
     pub fn get_ref(&self) -> &channel::Channel {
         &self.inner
     }
 
-    /// The channel itself, for calls that do not wait. Those that wait hold up the runtime's thread.
+    /// Returns the channel itself, for calls that do not wait. Blocking calls hold up the runtime's thread.
     pub fn get_mut(&mut self) -> &mut channel::Channel {
         &mut self.inner
     }
 
-    /// The channel, no longer waited for by the runtime.
+    /// Returns the channel, and removes it from the runtime.
     pub fn into_inner(self) -> channel::Channel {
         self.inner
     }

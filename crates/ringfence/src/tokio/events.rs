@@ -1,4 +1,4 @@
-//! What brings news of processes that come and go.
+//! Sources of connection events: listeners, memberships and the audience of a publisher.
 
 use std::{
     os::fd::AsFd,
@@ -18,12 +18,12 @@ use crate::{
     tokio::watched::Watched,
 };
 
-/// What events come from, watched by the runtime.
+/// A source of events, watched by the runtime.
 #[derive(Debug)]
 struct Events<S> {
     watched: Watched,
     source: S,
-    /// The stream has told what the events have failed with.
+    /// The stream has returned the error that ended the events.
     failed: bool,
 }
 
@@ -36,14 +36,14 @@ impl<S: AsFd> Events<S> {
         })
     }
 
-    /// The next event, for any number of tasks. Safe to cancel.
+    /// Returns the next event. Any number of tasks may wait. Safe to cancel.
     async fn next<T>(&self, try_next: impl Fn(&S) -> Result<Option<T>>) -> Result<T> {
         loop {
             if let Some(event) = try_next(&self.source)? {
                 return Ok(event);
             }
             let readable = self.watched.readable().await?;
-            // Between the two: an event that comes after this look is news.
+            // Re-check: an event that arrives after this check makes the descriptor readable again.
             if let Some(event) = try_next(&self.source)? {
                 return Ok(event);
             }
@@ -51,7 +51,8 @@ impl<S: AsFd> Events<S> {
         }
     }
 
-    /// The same as an item of a stream, which ends where all is over. Any other error is told, once.
+    /// Returns the next event as an item of a stream. The stream ends once the source has closed, and after
+    /// it has returned any other error once.
     fn poll_next<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -79,7 +80,8 @@ impl<S: AsFd> Events<S> {
     }
 }
 
-/// A service at its address, whose arrivals tasks wait for. It is a [`Stream`] of them, which ends when it has closed.
+/// A service at its address, whose arrivals are awaited by tasks. It is a [`Stream`] of arrivals, which ends
+/// when the listener has closed.
 ///
 /// Dropping it closes it: see [`crate::Listener`].
 #[derive(Debug)]
@@ -88,7 +90,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Waits for the arrivals of what [`listen`](crate::listen) has made, in the runtime of the task that calls this.
+    /// Registers the listener that [`listen`](crate::listen) returned with the runtime of the calling task.
     ///
     /// ```no_run
     /// use ringfence::{Arrival, Options, listen, tokio::{Channel, Listener}};
@@ -110,7 +112,7 @@ impl Listener {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoSpace`] where the runtime cannot watch one more descriptor. The listener is closed then.
+    /// [`Error::NoSpace`] if the runtime cannot watch one more descriptor. The listener is closed then.
     ///
     /// # Panics
     /// See [the module](crate::tokio#panics).
@@ -120,7 +122,8 @@ impl Listener {
         })
     }
 
-    /// Waits for the next arrival. Safe to cancel: no arrival is lost. Tasks that wait side by side get one each.
+    /// Waits for the next arrival. Safe to cancel: no arrival is lost. If several tasks wait, each arrival
+    /// goes to one of them.
     ///
     /// # Errors
     /// As [`crate::Listener::accept`].
@@ -128,12 +131,12 @@ impl Listener {
         self.events.next(api::service::Listener::try_accept).await
     }
 
-    /// The listener itself. Its waiting calls hold up the runtime's thread.
+    /// Returns the listener itself. Its blocking calls hold up the runtime's thread.
     pub fn get_ref(&self) -> &api::service::Listener {
         &self.events.source
     }
 
-    /// The listener, no longer waited for by the runtime.
+    /// Returns the listener, and removes it from the runtime.
     pub fn into_inner(self) -> api::service::Listener {
         self.events.source
     }
@@ -148,19 +151,20 @@ impl Stream for Listener {
     }
 }
 
-/// A place at an address, whose changes tasks wait for. It is a [`Stream`] of them.
+/// A membership of an address, whose changes are awaited by tasks. It is a [`Stream`] of changes.
 ///
-/// Dropping it leaves, and holds up the thread meanwhile: [`Membership::leave`] does so elsewhere.
+/// Dropping it leaves, which blocks the thread. [`Membership::leave`] does that on another thread.
 #[derive(Debug)]
 pub struct Membership {
     events: Events<api::member::Membership>,
 }
 
 impl Membership {
-    /// Waits for the changes of what [`member()`](crate::member()) has made, in the runtime of the task that calls this.
+    /// Registers the membership that [`member()`](crate::member()) returned with the runtime of the calling
+    /// task.
     ///
     /// # Errors
-    /// [`Error::NoSpace`] where the runtime cannot watch one more descriptor. The place is left then.
+    /// [`Error::NoSpace`] if the runtime cannot watch one more descriptor. The membership is left then.
     ///
     /// # Panics
     /// See [the module](crate::tokio#panics).
@@ -178,7 +182,7 @@ impl Membership {
         self.events.next(api::member::Membership::try_next).await
     }
 
-    /// Waits for the next partner, and passes over all other changes. Safe to cancel.
+    /// Waits for the next partner, and skips all other changes. Safe to cancel.
     ///
     /// # Errors
     /// As [`crate::Membership::next`].
@@ -190,20 +194,21 @@ impl Membership {
         }
     }
 
-    /// Leaves: see [`crate::Membership::leave`]. Where the future is dropped, it is left all the same.
+    /// Leaves: see [`crate::Membership::leave`]. Dropping the future leaves as well.
     pub async fn leave(self) {
         let Events { watched, source, .. } = self.events;
         drop(watched);
-        // It does not panic; and where the runtime ends, what has not begun is dropped, which leaves as well.
+        // `leave` does not panic. If the runtime shuts down first, the closure is dropped, which leaves as
+        // well.
         let _ = tokio::task::spawn_blocking(move || source.leave()).await;
     }
 
-    /// The membership itself. Its waiting calls hold up the runtime's thread.
+    /// Returns the membership itself. Its blocking calls hold up the runtime's thread.
     pub fn get_ref(&self) -> &api::member::Membership {
         &self.events.source
     }
 
-    /// The membership, no longer waited for by the runtime.
+    /// Returns the membership, and removes it from the runtime.
     pub fn into_inner(self) -> api::member::Membership {
         self.events.source
     }
@@ -218,7 +223,8 @@ impl Stream for Membership {
     }
 }
 
-/// The half of a publisher that sees who comes and goes, waited for by tasks. It is a [`Stream`] of what it sees.
+/// The half of a publisher that reports its subscribers' connects and disconnects, awaited by tasks. It is a
+/// [`Stream`] of events.
 ///
 /// Dropping it closes the publisher.
 #[derive(Debug)]
@@ -227,10 +233,10 @@ pub struct Audience {
 }
 
 impl Audience {
-    /// Waits for its events in the runtime of the task that calls this.
+    /// Registers the half with the runtime of the calling task.
     ///
     /// # Errors
-    /// [`Error::NoSpace`] where the runtime cannot watch one more descriptor. The publisher is closed then.
+    /// [`Error::NoSpace`] if the runtime cannot watch one more descriptor. The publisher is closed then.
     ///
     /// # Panics
     /// See [the module](crate::tokio#panics).
@@ -248,12 +254,12 @@ impl Audience {
         self.events.next(api::publish::Audience::try_next).await
     }
 
-    /// The half itself. Its waiting calls hold up the runtime's thread.
+    /// Returns the half itself. Its blocking calls hold up the runtime's thread.
     pub fn get_ref(&self) -> &api::publish::Audience {
         &self.events.source
     }
 
-    /// The half, no longer waited for by the runtime.
+    /// Returns the half, and removes it from the runtime.
     pub fn into_inner(self) -> api::publish::Audience {
         self.events.source
     }

@@ -1,8 +1,9 @@
 //! The line of a channel in the runtime's event loop, for both halves.
 //!
-//! A bell does not say for which half it is, and the half that reads the line takes it: also one for the other half that the runtime
-//! has not seen, and will not see any more. So a half that has read the line wakes the other. One that was about to wait, and had no
-//! waker there yet, finds that something was heard since it lay down ([`Doorbell::generation`]).
+//! A wakeup does not say which half it is for. A half that reads the line consumes wakeups for the other half
+//! too, including those that the runtime has not reported yet and now will not report. So a half that has
+//! read the line wakes the other half. A half that was about to wait, and had no waker registered yet, sees
+//! that [`Doorbell::generation`] has changed since it parked.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -17,7 +18,7 @@ use crate::{
     wake::doorbell::Doorbell,
 };
 
-/// Which half waits.
+/// The half that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Half {
     Sender = 0,
@@ -28,10 +29,10 @@ pub(super) enum Half {
 #[derive(Debug)]
 pub(super) struct Line {
     bell: Watched,
-    /// The line ends with the peer, unless another process holds the peer's end of it open.
+    /// The line alone does not suffice: it stays open while another process holds the peer's end.
     exit: Option<Watched>,
     both: Arc<Both>,
-    /// Wakes both halves.
+    /// Wakes the tasks of both halves.
     waker: Waker,
 }
 
@@ -69,15 +70,15 @@ impl Wake for Both {
     }
 }
 
-/// Why a half is awake.
+/// The reason why a half has woken.
 #[derive(Debug)]
 enum Heard<'a> {
-    /// Something is on the line, or it has ended; or the peer's process has.
+    /// The line is readable or has ended, or the peer's process has exited.
     Line {
         bell: Option<Readable<'a>>,
         exit: Option<Readable<'a>>,
     },
-    /// The other half has read the line meanwhile.
+    /// The other half has read the line in the meantime.
     Before,
 }
 
@@ -92,7 +93,7 @@ impl Line {
         }))
     }
 
-    /// Until there is what a half waits for, or never will be.
+    /// Polls until the half's condition holds, or can no longer hold.
     pub(super) fn poll_ready<W: Waits>(
         &self,
         half: Half,
@@ -113,7 +114,7 @@ impl Line {
         }
     }
 
-    /// Until something is heard after `generation`.
+    /// Polls until an event has arrived after `generation`.
     fn poll_heard(
         &self,
         cx: &Context<'_>,
@@ -122,7 +123,7 @@ impl Line {
         generation: u64,
     ) -> Poll<Result<Heard<'_>>> {
         self.both.set(half, cx.waker());
-        // Not with the waker of this task: the runtime keeps the last one alone.
+        // tokio keeps only the most recent waker, so register a shared one.
         let cx = &mut Context::from_waker(&self.waker);
         let bell = now(self.bell.poll(cx))?;
         let exit = match &self.exit {
@@ -132,14 +133,15 @@ impl Line {
         if bell.is_some() || exit.is_some() {
             return Poll::Ready(Ok(Heard::Line { bell, exit }));
         }
-        // After the waker was left: a half that has read the line before has said so by now, and one that reads it later finds the waker.
+        // Check after registering the waker. A half that has read the line earlier has already moved the
+        // generation, and one that reads the line later finds the waker.
         if doorbell.generation() != generation || doorbell.is_gone() {
             return Poll::Ready(Ok(Heard::Before));
         }
         Poll::Pending
     }
 
-    /// Lets a half hear it.
+    /// Handles the event on behalf of a half.
     fn hear<W: Waits>(&self, heard: Heard<'_>, half: Half, waits: &mut W) -> Result<()> {
         let doorbell = &waits.parking().shared.doorbell;
         let Heard::Line { bell, exit } = heard else {
@@ -156,13 +158,13 @@ impl Line {
         if let Some(bell) = bell {
             bell.was_read();
         }
-        // After the generation has grown: see `poll_heard`.
+        // Wake only after the generation has moved: see `poll_heard`.
         self.both.wake_the_other(half);
         read
     }
 }
 
-/// What there is now.
+/// Returns the result of a poll, or `None` if it is pending.
 fn now<T>(polled: Poll<Result<T>>) -> Result<Option<T>> {
     match polled {
         Poll::Ready(found) => found.map(Some),

@@ -1,4 +1,5 @@
-//! Calls that make a channel: on a thread of the runtime's for blocking calls, since a handshake looks at files and processes.
+//! Calls that make a channel. They run on the runtime's blocking threads, since a handshake reads files and
+//! inspects processes.
 
 use std::panic::resume_unwind;
 
@@ -15,8 +16,8 @@ use crate::{
     wait::deadline::CancelToken,
 };
 
-/// As [`crate::join`]. Where the future is dropped, the waiting is called off (with a [`CancelToken`] of the program's own in
-/// [`Options::cancel_token`]: that alone calls it off).
+/// As [`crate::join`]. Dropping the future cancels the wait, unless [`Options::cancel_token`] is set: then
+/// only that [`CancelToken`] cancels it.
 ///
 /// # Errors
 /// As [`crate::join`], and as [`Channel::new`].
@@ -24,7 +25,7 @@ pub async fn join(address: &Address, options: &Options) -> Result<Channel> {
     Channel::new(away(address, options, api::pair::join).await?)
 }
 
-/// As [`crate::connect`]. Where the future is dropped, the waiting is called off, as in [`join`].
+/// As [`crate::connect`]. Dropping the future cancels the wait, as in [`join`].
 ///
 /// # Errors
 /// As [`crate::connect`], and as [`Channel::new`].
@@ -32,7 +33,7 @@ pub async fn connect(address: &Address, options: &Options) -> Result<Channel> {
     Channel::new(away(address, options, api::service::connect).await?)
 }
 
-/// As [`crate::member()`]. Where the future is dropped, the waiting is called off, as in [`join`].
+/// As [`crate::member()`]. Dropping the future cancels the wait, as in [`join`].
 ///
 /// # Errors
 /// As [`crate::member()`], and as [`Membership::new`].
@@ -40,7 +41,7 @@ pub async fn member(address: &Address, options: &Options) -> Result<Membership> 
     Membership::new(away(address, options, api::member::member).await?)
 }
 
-/// As [`crate::subscribe`]. Where the future is dropped, the waiting is called off, as in [`join`].
+/// As [`crate::subscribe`]. Dropping the future cancels the wait, as in [`join`].
 ///
 /// # Errors
 /// As [`crate::subscribe`], and as [`Subscription::new`].
@@ -48,7 +49,7 @@ pub async fn subscribe(address: &Address, options: &Options) -> Result<Subscript
     Subscription::new(away(address, options, api::subscribe::subscribe).await?)
 }
 
-/// Calls off what waits, when it is dropped.
+/// Cancels the call when it is dropped.
 struct CallsOff(CancelToken);
 
 impl Drop for CallsOff {
@@ -74,7 +75,7 @@ async fn away<T: Send + 'static>(
     match called.map_err(tokio::task::JoinError::try_into_panic) {
         Ok(made) => made,
         Err(Ok(panic)) => resume_unwind(panic),
-        // The runtime ends.
+        // The runtime is shutting down.
         Err(Err(_)) => Err(Error::Aborted),
     }
 }

@@ -1,4 +1,4 @@
-//! Many read as one.
+//! Reading from many channels or subscriptions as one.
 
 use std::{
     future::poll_fn,
@@ -18,10 +18,11 @@ use crate::{
     tokio::watched::Watched,
 };
 
-/// Reads from many sources as one, waited for by a task. Its sources are the crate's own ([`crate::Receiver`] and
-/// [`crate::Subscription`]), not those of this module, since it waits for them itself; [`Merge::get_mut`] adds and removes them.
+/// Reads from many sources as one, awaited by a task. Its sources are the crate's own types
+/// ([`crate::Receiver`] and [`crate::Subscription`]), not those of this module, because the merge itself
+/// waits for them. [`Merge::get_mut`] adds and removes sources.
 ///
-/// It is a [`Stream`], which ends where every source has. All of it is safe to cancel.
+/// It is a [`Stream`], which ends once every source has ended. All calls are safe to cancel.
 #[derive(Debug)]
 pub struct Merge<S = Receiver> {
     watched: Watched,
@@ -29,7 +30,7 @@ pub struct Merge<S = Receiver> {
 }
 
 impl<S: Source> Merge<S> {
-    /// Waits for what is in a merge, in the runtime of the task that calls this.
+    /// Registers a merge with the runtime of the calling task.
     ///
     /// ```no_run
     /// use ringfence::{MergedVec, Merge};
@@ -51,7 +52,8 @@ impl<S: Source> Merge<S> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoSpace`](crate::Error::NoSpace) where the runtime cannot watch one more descriptor. The sources are dropped then.
+    /// [`Error::NoSpace`](crate::Error::NoSpace) if the runtime cannot watch one more descriptor. The sources
+    /// are dropped then.
     ///
     /// # Panics
     /// See [the module](crate::tokio#panics).
@@ -62,8 +64,8 @@ impl<S: Source> Merge<S> {
         })
     }
 
-    /// The next message, into the beginning of `into`, or the end of a source; waits until there is one. `None`: no more will come.
-    /// Safe to cancel.
+    /// Copies the next message to the start of `into`, or reports the end of a source. Waits until there is
+    /// one of the two. `None`: every source has ended. Safe to cancel.
     ///
     /// # Errors
     /// As [`crate::Merge::receive`].
@@ -71,7 +73,7 @@ impl<S: Source> Merge<S> {
         poll_fn(|cx| self.poll_take(cx, |merge| merge.try_receive(into))).await
     }
 
-    /// As [`Merge::receive`], a message in memory of its own size. Safe to cancel.
+    /// As [`Merge::receive`], but returns the message in memory of its own size. Safe to cancel.
     ///
     /// # Errors
     /// As [`crate::Merge::receive_vec`].
@@ -89,24 +91,24 @@ impl<S: Source> Merge<S> {
             while inner.arm()? {
                 let readable = ready!(watched.poll(cx))?;
                 inner.poll()?;
-                // It takes so many events at a time.
+                // One poll handles a limited number of events, so some may be left.
                 readable.may_be_read(&*inner);
             }
             Poll::Ready(Ok(()))
         })
     }
 
-    /// The merge itself.
+    /// Returns the merge itself.
     pub fn get_ref(&self) -> &merge::Merge<S> {
         &self.inner
     }
 
-    /// The merge itself: adds and removes sources. Its waiting calls hold up the runtime's thread.
+    /// Returns the merge itself, to add and remove sources. Its blocking calls hold up the runtime's thread.
     pub fn get_mut(&mut self) -> &mut merge::Merge<S> {
         &mut self.inner
     }
 
-    /// The merge, no longer waited for by the runtime.
+    /// Returns the merge, and removes it from the runtime.
     pub fn into_inner(self) -> merge::Merge<S> {
         self.inner
     }

@@ -39,22 +39,25 @@
 //! If one of [`join`], [`connect`], [`member`] and [`subscribe`] is dropped, the call is cancelled.
 //!
 //! # Both halves
-//! The halves of a channel may be on two tasks. Both wait for one line, which is registered with the runtime in which the
-//! [`Channel`] was made: they can be polled in another one, as long as that goes on.
+//! The halves of a channel may be on two tasks. Both wait on one line, which is registered with the runtime
+//! in which the [`Channel`] was made. They can be polled in another runtime, as long as the first one keeps
+//! running.
 //!
-//! # What it costs
-//! No thread and no descriptor for each channel. (The call that makes one has a thread of the runtime's for blocking calls meanwhile;
-//! a listener, a membership, a merge and each half of a publisher take one descriptor more.) A task that always finds a message gives the others their turn, as Tokio's own types do (`tokio::task::coop`). A wait does not
-//! spin: [`Options::busy_poll`](crate::Options::busy_poll) is for threads.
+//! # Cost
+//! An open channel needs no thread and no descriptor of its own. (While a channel is being made, the call
+//! occupies one of the runtime's blocking threads. A listener, a membership, a merge and each half of a
+//! publisher use one more descriptor.) A task that always finds a message yields to the others, as with
+//! Tokio's own types (`tokio::task::coop`). A wait does not spin:
+//! [`Options::busy_poll`](crate::Options::busy_poll) is for threads.
 //!
 //! # Panics
-//! What makes one of these types panics outside of a runtime of Tokio, or in one without I/O (`enable_io`), as Tokio's own
-//! sockets do.
+//! The constructors of these types panic outside of a Tokio runtime, or in one without I/O (`enable_io`), as
+//! Tokio's own sockets do.
 //!
-//! # The parts
-//! `watched` is a descriptor in the runtime's event loop, `line` that of a channel, for both of its halves; `meet` makes channels;
-//! `channel`, `sender` and `inbound`, `stream`, `broadcast`, `merge` and `events` are the types. May
-//! import everything; nothing imports it.
+//! # Modules
+//! `watched` is a descriptor in the runtime's event loop, and `line` the line of a channel, shared by both of
+//! its halves. `meet` makes channels. `channel`, `sender` and `inbound`, `stream`, `broadcast`, `merge` and
+//! `events` are the types. May import everything; nothing imports it.
 
 mod broadcast;
 mod channel;

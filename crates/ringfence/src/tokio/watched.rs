@@ -20,7 +20,7 @@ use crate::{
     wait::deadline::readable,
 };
 
-/// A descriptor, and what keeps it open.
+/// A descriptor, and the value that keeps it open.
 #[derive(Debug)]
 struct Kept {
     number: RawFd,
@@ -29,7 +29,7 @@ struct Kept {
 
 #[derive(Debug)]
 enum Keeper {
-    /// It is its channel's, for as long as that is in memory.
+    /// The descriptor belongs to a channel, and stays open as long as the channel's state is in memory.
     Channel {
         _shared: Arc<Shared>,
     },
@@ -53,7 +53,8 @@ pub(super) struct Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        // A forked child shares the event loop's epoll with its parent: what it takes out there, the parent no longer hears.
+        // A forked child shares the event loop's epoll instance with its parent: deregistering here would
+        // silence the parent.
         if self.birth.is_here() {
             // SAFETY: nothing uses it after this.
             unsafe { ManuallyDrop::drop(&mut self.registered) }
@@ -62,7 +63,7 @@ impl Drop for Watched {
 }
 
 impl Watched {
-    /// The line of a channel.
+    /// Watches the line of a channel.
     pub(super) fn line_of(shared: &Arc<Shared>) -> Result<Self> {
         let number = shared.line().as_raw_fd();
         Self::new(Kept {
@@ -73,7 +74,7 @@ impl Watched {
         })
     }
 
-    /// What tells of the end of the peer's process, where this system has that.
+    /// Watches the pidfd of the peer's process, if the kernel has pidfds.
     pub(super) fn process_of(shared: &Arc<Shared>) -> Result<Option<Self>> {
         let pidfd = shared.doorbell.pidfd();
         let kept = pidfd.map(|pidfd| Kept {
@@ -85,7 +86,8 @@ impl Watched {
         kept.map(Self::new).transpose()
     }
 
-    /// Any other descriptor: a copy, since its owner may be replaced or dropped before this. It says what the descriptor says.
+    /// Watches a copy of any other descriptor, since its owner may be replaced or dropped before this. The
+    /// copy becomes readable with the original.
     pub(super) fn copy_of(descriptor: impl AsFd) -> Result<Self> {
         let own = descriptor.as_fd().try_clone_to_owned();
         let own = own.map_err(|error| Error::system("a descriptor for the runtime", errno(&error)))?;
@@ -97,8 +99,9 @@ impl Watched {
 
     fn new(kept: Kept) -> Result<Self> {
         let birth = Birth::now()?;
-        // SAFETY: the number is that of an open descriptor, and the keeper, which is dropped with the registration, keeps it open: a
-        // channel has one line and one pidfd, and neither is closed nor replaced before the channel is dropped.
+        // SAFETY: the number is that of an open descriptor. The keeper keeps it open, and is dropped together
+        // with the registration. A channel has one line and one pidfd, and neither is closed or replaced
+        // before the channel is dropped.
         let registered = unsafe { AsyncFd::register_with_interest(kept, Interest::READABLE) };
         let registered = registered.map_err(|error| {
             let (_kept, error) = error.into_parts();
@@ -110,30 +113,33 @@ impl Watched {
         })
     }
 
-    /// Polls until it is readable. Only the task that polled last is woken.
+    /// Polls until the descriptor is readable. Only the task that polled last is woken.
     pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<Readable<'_>>> {
         let guard = ready!(self.registered.poll_read_ready(cx));
         Poll::Ready(guard.map(Readable).map_err(|error| is_over(&error)))
     }
 
-    /// Waits until it is readable, for any number of tasks.
+    /// Waits until the descriptor is readable. Any number of tasks may wait.
     pub(super) async fn readable(&self) -> Result<Readable<'_>> {
         let guard = self.registered.readable().await;
         guard.map(Readable).map_err(|error| is_over(&error))
     }
 }
 
-/// A descriptor that was readable. The runtime hears of news alone, and so says the same until it is told otherwise.
+/// A descriptor that was readable. The runtime reports changes only, so it considers the descriptor readable
+/// until readiness is cleared.
 #[derive(Debug)]
 pub(super) struct Readable<'a>(AsyncFdReadyGuard<'a, Kept>);
 
 impl Readable<'_> {
-    /// All was read that was there. To be said after the reading: what comes in between is news, and is not forgotten by this.
+    /// Clears readiness once everything was read. Call it after reading: an event that arrives in between is
+    /// a change, and this does not clear it.
     pub(super) fn was_read(mut self) {
         self.0.clear_ready();
     }
 
-    /// As [`Readable::was_read`], if that is so: `descriptor` is what was read.
+    /// As [`Readable::was_read`], if `descriptor` is no longer readable. `descriptor` is the one that was
+    /// read.
     pub(super) fn may_be_read(self, descriptor: impl AsFd) {
         if readable(std::iter::once(descriptor.as_fd())) == [false] {
             self.was_read();
@@ -141,7 +147,7 @@ impl Readable<'_> {
     }
 }
 
-/// Nothing is heard any more.
+/// Builds the error for a runtime that no longer reports events.
 #[cold]
 fn is_over(error: &io::Error) -> Error {
     Error::Unsupported {
