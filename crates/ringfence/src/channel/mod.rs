@@ -1,14 +1,15 @@
 //! A channel: both directions between two processes.
 //!
-//! `open` makes a channel from the parts of a handshake. `end` holds the state that both halves share, and every way in which it
-//! ends. `outbound` is the sending half over either kind of ring: that of a pair (`sender`) and that of a publisher
-//! (`host/broadcaster.rs`). `reserve` has further ways to send. `inbound` is the receiving half over either kind of ring: that of a pair
-//! (`receiver`) and that of a publisher (`subscription`). `waiting` is how
-//! the halves sleep, `scratch` is memory for a message in fragments, `stats` counts, `held` reads for the binding. `tokens` and
-//! `verify` outlive the halves and keep no channel open. `merge` reads from the receiving halves of many channels.
+//! `open` makes a channel from the results of a handshake. `end` holds the state that both halves share, and
+//! every way in which a channel ends. `outbound` is the sending half over either kind of ring: that of a pair
+//! (`sender`) and that of a publisher (`host/broadcaster.rs`). `reserve` has further ways to send. `inbound`
+//! is the receiving half over either kind of ring: that of a pair (`receiver`) and that of a publisher
+//! (`subscription`). `waiting` is how the halves sleep, `scratch` is memory for a message in fragments,
+//! `stats` counts, and `held` reads for the binding. `tokens` and `verify` outlive the halves and keep no
+//! channel open. `merge` reads from the receiving halves of many channels.
 //!
-//! May import everything below: `handshake` (its parts), `ring`, `region`, `wake`, `signal`. It never searches for a
-//! peer, and knows no address.
+//! May import everything below: `handshake` (its results), `ring`, `region`, `wake`, `signal`. It never
+//! searches for a peer, and knows no address.
 
 pub(crate) mod end;
 pub(crate) mod held;
@@ -53,7 +54,7 @@ use crate::{
 
 /// Both directions between this process and its peer.
 ///
-/// Dropping it closes it. What is in the ring then stays readable to the peer.
+/// Dropping it closes it. The peer can still read what is in the ring.
 #[derive(Debug)]
 pub struct Channel {
     sender: Sender,
@@ -107,80 +108,84 @@ impl Channel {
         &self.sender.shared
     }
 
-    /// Which part this process had at the rendezvous.
+    /// Returns the role of this process at the rendezvous.
     pub fn role(&self) -> Role {
         self.sender.shared.role
     }
 
-    /// The peer as it was when it was last looked at.
+    /// Returns the peer as found by the last check.
     pub fn peer(&self) -> &Identity {
         self.known.identity()
     }
 
-    /// Every check that was made on the way, in order; after [`Channel::verify`], those of the last one as well.
+    /// Returns every check that was made, in order: those of the handshake, and after [`Channel::verify`]
+    /// those of the last one as well.
     pub fn evidence(&self) -> &[Evidence] {
         self.known.evidence()
     }
 
-    /// Looks at the peer again, now, and compares what it finds with the policy that this channel was made with
-    /// (its callback is not asked again). [`Channel::peer`] and [`Channel::evidence`] then tell of this look.
+    /// Checks the peer again, now, against the policy that this channel was made with (without calling its
+    /// callback again). [`Channel::peer`] and [`Channel::evidence`] then return the results of this check.
     ///
-    /// Blocks no longer than it takes to read the executable, where the policy pins its content: for that it has
+    /// If the policy pins the executable's content, this blocks while it reads the executable, for up to
     /// [`Options::timeout`].
     ///
     /// # Errors
-    /// As [`Verifier::verify`]. After [`Error::PeerRefused`](crate::Error::PeerRefused) the channel is closed.
+    /// As [`Verifier::verify`]. After [`Error::PeerRefused`](crate::Error::PeerRefused) the channel is
+    /// closed.
     pub fn verify(&mut self) -> Result<&Identity> {
         self.known.verify()
     }
 
-    /// What looks at the peer again from another thread, and after [`Channel::split`].
+    /// Returns a handle that checks the peer again from another thread, also after [`Channel::split`].
     pub fn verifier(&self) -> Verifier {
         self.known.verifier()
     }
 
-    /// What sends the peer tokens, and takes those that come from it, from any thread and after [`Channel::split`].
+    /// Returns a handle that exchanges tokens with the peer from any thread, also after [`Channel::split`].
     pub fn tokens(&self) -> Tokens {
         self.tokens.clone()
     }
 
-    /// What has gone through so far, and how full the ring is. The last figures stay after the end.
+    /// Returns the channel's statistics. The last figures remain available after the end.
     ///
-    /// After [`Channel::split`] each half tells its own: [`Sender::stats`], [`Receiver::stats`].
+    /// After [`Channel::split`] each half reports its own: [`Sender::stats`], [`Receiver::stats`].
     pub fn stats(&mut self) -> ChannelStats {
         self.receiver.stats();
         self.sender.stats()
     }
 
-    /// How long a wait spins before it sleeps, as the options said: for bindings that wait in a way of their own.
+    /// Returns how long a wait spins before it sleeps, as set in the options. For bindings that implement
+    /// their own wait.
     pub fn busy_poll(&self) -> Duration {
         self.sender.shared.busy_poll
     }
 
-    /// The writing half.
+    /// Returns the sending half.
     pub fn sender(&mut self) -> &mut Sender {
         &mut self.sender
     }
 
-    /// The reading half.
+    /// Returns the receiving half.
     pub fn receiver(&mut self) -> &mut Receiver {
         &mut self.receiver
     }
 
-    /// Both halves, to live on two threads. The channel closes once both are dropped.
+    /// Splits the channel into its halves, which can be used on two threads. The channel closes once both are
+    /// dropped.
     pub fn split(self) -> (Sender, Receiver) {
         (self.sender, self.receiver)
     }
 
-    /// Closes the channel: the peer reads what is in the ring, and then its end. The address is free when this
-    /// returns.
+    /// Closes the channel: the peer reads what is in the ring, and then its end. The address is free when
+    /// this returns.
     pub fn close(self) {
         self.sender.shared.finish(ChannelState::ClosedHere);
     }
 }
 
 impl AsFd for Channel {
-    /// The private line: readable when the peer has rung, has gone, or has died. See [`Receiver`]'s.
+    /// The private line: readable when the peer has sent a wakeup, has gone, or has died. See [`Receiver`]'s.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.sender.as_fd()
     }

@@ -1,7 +1,8 @@
-//! What a channel has done so far, for people and programs that watch it.
+//! Statistics of a channel.
 //!
-//! Each half counts what it does itself. What it has counted is told to [`Counters`] once in a lap of its ring, when it sleeps, when it
-//! is asked and when it is gone: from there other threads read it, also after the channel's end.
+//! Each half counts its own work. It publishes its counts to [`Counters`] once per lap of its ring, when it
+//! sleeps, when it is asked, and when it is dropped. Other threads read them there, also after the channel
+//! has ended.
 
 use std::{
     ops::AddAssign,
@@ -14,31 +15,31 @@ use std::{
 
 use crate::ring::tally::Tally;
 
-/// What a channel has done since it was made, and how full its ring is.
+/// The work that a channel has done since it was made, and how full its ring is.
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ChannelStats {
-    /// Messages that are in the ring, or were read there. One that failed or was given up is not counted.
+    /// Messages put into the ring. Messages that failed or were given up are not counted.
     pub messages_sent: u64,
-    /// Bytes of their payloads.
+    /// Bytes in their payloads.
     pub bytes_sent: u64,
-    /// Messages that were handed out.
+    /// Messages that were received by the program.
     pub messages_received: u64,
-    /// Bytes of their payloads.
+    /// Bytes in their payloads.
     pub bytes_received: u64,
     /// Calls of [`Sender::send`](crate::Sender::send) that had to wait for room.
     pub waits: u64,
-    /// How long they waited, in microseconds.
+    /// The total time of those waits, in microseconds.
     pub waited_micros: u64,
-    /// How often this side has woken its peer.
+    /// Number of times that this side has woken its peer.
     pub bells_rung: u64,
-    /// How often this side has gone to sleep, for want of messages or of room.
+    /// Number of times that this side has gone to sleep, waiting for messages or for room.
     pub sleeps: u64,
-    /// Bytes of this side's ring that the peer has not read. After the end: as it was when it was last known.
+    /// Bytes of this side's ring that the peer has not read. After the end: the last known value.
     pub ring_used: u64,
-    /// Bytes of this side's ring.
+    /// Capacity of this side's ring in bytes.
     pub ring_capacity: u64,
-    /// Bytes of a message under way that are not in the ring yet.
+    /// Bytes of an unfinished message that are not in the ring yet.
     pub staged: u64,
 }
 
@@ -58,7 +59,8 @@ impl AddAssign for ChannelStats {
     }
 }
 
-/// What the halves of a channel have told last. Stays after the channel's end.
+/// The counts that the halves of a channel have last published. They remain readable after the channel has
+/// ended.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) sent: Arc<Tally>,
@@ -80,12 +82,12 @@ impl Counters {
         })
     }
 
-    /// Bytes of this side's ring.
+    /// Stores the capacity of this side's ring in bytes.
     pub(crate) fn set_capacity(&self, capacity: u64) {
         self.capacity.store(capacity, Ordering::Relaxed);
     }
 
-    /// A half lies down.
+    /// Counts that a half goes to sleep.
     pub(crate) fn slept(&self) {
         self.sleeps.fetch_add(1, Ordering::Relaxed);
     }
@@ -94,25 +96,25 @@ impl Counters {
         self.sleeps.load(Ordering::Relaxed)
     }
 
-    /// A call had to wait for room, from this moment until now.
+    /// Counts a call that has waited for room since this moment.
     pub(crate) fn waited(&self, since: Instant) {
         let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.waits.fetch_add(1, Ordering::Relaxed);
         self.waited_micros.fetch_add(micros, Ordering::Relaxed);
     }
 
-    /// How many calls had to wait, and for how many microseconds.
+    /// Returns the number of calls that had to wait, and their total wait in microseconds.
     pub(crate) fn waits(&self) -> (u64, u64) {
         let micros = self.waited_micros.load(Ordering::Relaxed);
         (self.waits.load(Ordering::Relaxed), micros)
     }
 
-    /// Bytes of the ring that are not read.
+    /// Stores the number of unread bytes in the ring.
     pub(crate) fn set_used(&self, used: u64) {
         self.used.store(used, Ordering::Relaxed);
     }
 
-    /// What was told so far.
+    /// Returns the published counts.
     pub(crate) fn told(&self) -> ChannelStats {
         let (messages_sent, bytes_sent) = self.sent.get();
         let (messages_received, bytes_received) = self.received.get();
@@ -139,7 +141,7 @@ mod tests {
 
     use super::*;
 
-    /// Each figure another, so that none is taken for another one.
+    /// Distinct figures, so that a mix-up of fields is detected.
     fn figures(of: u64) -> ChannelStats {
         ChannelStats {
             messages_sent: of,

@@ -1,4 +1,4 @@
-//! Tokens to a channel's peer, and from it, on any thread.
+//! Tokens to and from a channel's peer, on any thread.
 
 use std::{
     os::fd::BorrowedFd,
@@ -16,15 +16,16 @@ use crate::{
     wake::doorbell::{self, Doorbell},
 };
 
-/// Numbers of 64 bits that go to a channel's peer beside its messages, as a realtime signal each, and those that come from
-/// it. Clones share what has come. Does not keep the channel open.
+/// 64-bit numbers exchanged with a channel's peer outside of its messages, each as a realtime signal. Clones
+/// share the received tokens. Does not keep the channel open.
 ///
-/// A token is queued in the kernel: there is nothing that a peer has to read first, and it comes however full the rings
-/// are. One that was sent is received, unless the peer ends or closes before, or lets 65,536 lie.
+/// The kernel queues a token: it does not depend on what the peer has read, and arrives even if the rings are
+/// full. A token that was sent is received, unless the peer ends or closes first, or leaves 65,536 tokens
+/// unread.
 ///
-/// What comes is matched with a secret that the private line has carried, since every process that may send this one a
-/// signal could make one up: see [`Tokens::strays`]. Tokens come in the order in which they were sent. They have no order with
-/// the channel's messages.
+/// Any process that may send this one a signal could forge a token. So each is matched with a secret that was
+/// exchanged over the private line: see [`Tokens::strays`]. Tokens arrive in the order in which they were
+/// sent. They have no order relative to the channel's messages.
 ///
 /// ```no_run
 /// # fn main() -> ringfence::Result<()> {
@@ -41,7 +42,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Tokens {
     shared: Weak<Shared>,
-    /// Weak, since it holds the line open.
+    /// Weak, since a `Doorbell` holds the line open.
     doorbell: Weak<Doorbell>,
     inbox: Arc<TokenInbox>,
 }
@@ -55,13 +56,16 @@ impl Tokens {
         }
     }
 
-    /// Sends the peer a token; never blocks. It has arrived in the peer's queue of signals when this returns.
+    /// Sends the peer a token. Never blocks. The token is in the peer's signal queue when this returns.
     ///
     /// # Errors
-    /// [`Error::NoSpace`] where that queue is full (`RLIMIT_SIGPENDING` of the peer, setrlimit(2): of all processes of its user
-    /// together). [`Error::Unsupported`] where this process may not send the peer a signal (a process of another user, without
-    /// `CAP_KILL`, kill(2)), or the peer's system does not hand on all that comes with one. [`Error::PeerLost`] once the peer has
-    /// gone; [`Error::Closed`] after this side's close; as [`Sender::try_send`](crate::Sender::try_send) where the channel has
+    /// - [`Error::NoSpace`] if that queue is full (`RLIMIT_SIGPENDING` of the peer, setrlimit(2): shared by
+    ///   all processes of its user).
+    /// - [`Error::Unsupported`] if this process may not send the peer a signal (a process of another user,
+    ///   without `CAP_KILL`, kill(2)), or if the peer's system does not deliver the signal's full data.
+    /// - [`Error::PeerLost`] once the peer has gone.
+    /// - [`Error::Closed`] after this side's close.
+    /// - As [`Sender::try_send`](crate::Sender::try_send) if the channel has ended in another way.
     /// ended otherwise.
     pub fn send(&self, token: u64) -> Result<()> {
         self.shared
@@ -70,20 +74,22 @@ impl Tokens {
             .send_token(token)
     }
 
-    /// The next token, if one has come. `None`: not now, or no more will come (see [`Tokens::is_ended`]).
+    /// Returns the next token, if one has arrived. `None`: not yet, or never again (see
+    /// [`Tokens::is_ended`]).
     pub fn try_token(&self) -> Option<u64> {
         self.inbox.pop()
     }
 
-    /// The next token; sleeps until there is one. `None`: the channel has ended, and all were taken.
+    /// Returns the next token, and sleeps until there is one. `None`: the channel has ended, and all tokens
+    /// were taken.
     ///
     /// # Errors
-    /// [`Error::NoSpace`] where there is no descriptor to wait with.
+    /// [`Error::NoSpace`] if there is no descriptor to wait with.
     pub fn token(&self) -> Result<Option<u64>> {
         self.wait(None)
     }
 
-    /// As [`Tokens::token`], up to a deadline, when it errors with [`Error::TimedOut`]. Nothing is lost by that.
+    /// As [`Tokens::token`], but fails with [`Error::TimedOut`] at the deadline. No token is lost by that.
     pub fn token_until(&self, deadline: Instant) -> Result<Option<u64>> {
         self.wait(Some(deadline))
     }
@@ -92,16 +98,17 @@ impl Tokens {
         self.inbox.check()?;
         loop {
             let Some(doorbell) = self.doorbell.upgrade() else {
-                // The channel was let go of: nothing more comes.
+                // The channel was dropped: no more tokens arrive.
                 return Ok(self.try_token());
             };
-            // Perhaps no other thread looks at the line.
+            // Poll the line here: it may be that no other thread does.
             let seen_gone = doorbell.is_gone();
             let shared = self.shared.upgrade();
             if seen_gone && let Some(shared) = &shared {
                 shared.notice();
             }
-            // The program's subscriber is told of an end before those who wait are, and may wait here itself.
+            // The program's callback for the end runs before waiting calls are notified, and may itself wait
+            // here.
             let has_ended = shared.is_none_or(|shared| shared.check().is_err());
             if let Some(token) = self.try_token() {
                 return Ok(Some(token));
@@ -111,10 +118,11 @@ impl Tokens {
             }
             let bell = self.inbox.wakeup()?;
             let woken = if seen_gone {
-                // What has ended the channel, or ends it now, rings.
+                // Whatever ends the channel triggers the wakeup.
                 doorbell::wait_for(bell, deadline)?
             } else {
-                // Another thread may have seen meanwhile that the peer is gone, and have told nobody yet: the line says so still.
+                // Another thread may have seen in the meantime that the peer is gone, without notifying
+                // anyone yet. The line still reports it.
                 doorbell.wait_beside(bell, deadline)?
             };
             if !woken {
@@ -123,28 +131,31 @@ impl Tokens {
         }
     }
 
-    /// No more will come, and all were taken.
+    /// Whether the channel has ended and all tokens were taken.
     pub fn is_ended(&self) -> bool {
         self.inbox.is_over()
     }
 
-    /// A descriptor (eventfd(2)) that is readable while there is a token to take, or no more will come: for event loops,
-    /// which must not read it. Made when it is first asked for. The end of a peer is noticed by the thread that looks at the line.
+    /// Returns a descriptor (eventfd(2)) that is readable while there is a token to take, or once no more
+    /// will arrive. It is meant for event loops, which must not read it. Created on first use. The thread
+    /// that polls the line notices the end of a peer.
     ///
     /// # Errors
-    /// [`Error::NoSpace`] where descriptors have run out.
+    /// [`Error::NoSpace`] if descriptors have run out.
     pub fn bell(&self) -> Result<BorrowedFd<'_>> {
         self.inbox.wakeup()
     }
 
-    /// How many tokens of this channel were dropped, since 65,536 that the program had not taken lay here already.
+    /// Returns the number of this channel's tokens that were dropped because 65,536 tokens already waited for
+    /// the program.
     pub fn dropped(&self) -> u64 {
         self.inbox.dropped()
     }
 
-    /// How many signals of this channel's number ([`Options::signal_number`](crate::Options::signal_number)) this process
-    /// has been sent, since it began, that were no token of any of its channels: a process made them up, or took a channel for
-    /// open that had ended.
+    /// Returns the number of stray signals with this channel's number
+    /// ([`Options::signal_number`](crate::Options::signal_number)): signals that were a token of none of this
+    /// process's channels, since the process started. Their sender forged them, or took a channel for open
+    /// that had ended.
     pub fn strays(&self) -> u64 {
         self.inbox.strays()
     }
@@ -162,7 +173,7 @@ impl Shared {
             self.notice();
         }
         self.check()?;
-        // This side does not end meanwhile, so that the word of how many there are is there to be written.
+        // The guard keeps this side from ending, so that the word with the token count can be written.
         let mut guard = self.held()?;
         let Some(held) = guard.as_mut().filter(|held| !held.has_left()) else {
             drop(guard);
@@ -175,22 +186,22 @@ impl Shared {
             }
             Err(error) => {
                 drop(guard);
-                // The look may have found that the peer is gone.
+                // The check may have found that the peer is gone.
                 self.notice();
                 Err(error)
             }
         }
     }
 
-    /// What the peer has announced has come when this returns. Before any end is told: the peer announces nothing after it
-    /// has said how it ends.
+    /// Receives all tokens that the peer has announced. Runs before any end is reported: the peer announces
+    /// none after it has set how it ends.
     pub(crate) fn hear_out(&self) {
         self.catch_up_with(|Resources { inbox, peer, .. }| {
             inbox.lags_behind(peer.load(layout::TOKENS, Ordering::Acquire))
         });
     }
 
-    /// As [`Shared::hear_out`], also what was sent and not announced.
+    /// As [`Shared::hear_out`], but also receives tokens that were sent and not announced.
     pub(super) fn hear_all(&self) {
         self.catch_up_with(|held| held.inbox.claim());
     }

@@ -1,19 +1,22 @@
-//! What a subscriber asks for: how messages reach it, and where it begins. Plain data, with the numbers of the wire.
+//! A subscriber's requests: how messages are delivered, and where it starts. Plain data, with the numbers
+//! used on the wire.
 
 use std::{fmt, str::FromStr};
 
 use crate::error::{Error, Result};
 
-/// How messages reach a subscriber.
+/// How messages are delivered to a subscriber.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Delivery {
-    /// Every message, in order. The publisher waits for a subscriber that is a whole ring behind, as long as
-    /// [`Options::stall`](crate::Options::stall) allows, and then evicts it.
+    /// Every message, in order. The publisher waits for a subscriber that is a whole ring behind, for as long
+    /// as [`Options::stall`](crate::Options::stall) allows, and then evicts it.
     #[default]
     Reliable,
-    /// What the publisher has overwritten before the subscriber read it is passed over, and counted. Never holds the publisher up.
+    /// Messages that the publisher has overwritten before the subscriber read them are skipped, and counted.
+    /// Never delays the publisher.
     BestEffort,
-    /// Only the newest message that the subscriber has not seen. Those between are counted. Never holds the publisher up.
+    /// Only the newest message that the subscriber has not seen. Skipped messages are counted. Never delays
+    /// the publisher.
     Latest,
 }
 
@@ -59,15 +62,15 @@ impl FromStr for Delivery {
     }
 }
 
-/// Where a subscriber begins.
+/// The message at which a subscriber starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum StartFrom {
-    /// With what is sent from now on.
+    /// The next message to be sent.
     #[default]
     Now,
-    /// With the oldest message that the ring still holds.
+    /// The oldest message that the ring still holds.
     Oldest,
-    /// With the last message that was sent, if the ring still holds it.
+    /// The last message that was sent, if the ring still holds it.
     Latest,
 }
 

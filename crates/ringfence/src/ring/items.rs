@@ -1,7 +1,7 @@
-//! Plain data of one size, one value behind the other: a run of them is one message, with one header.
+//! Plain data of a fixed size, one value after the other: a run of values is one message, with one header.
 //!
-//! The peer may write a message while it is read, and any length may stand in its header. So there is no slice of values: each
-//! is copied out, once, and all bytes that can come are a value ([`Pod`]).
+//! The peer may write a message while it is read, and its header may claim any length. So no slice of values
+//! exists: each value is copied out, once, and every bit pattern is a valid value ([`Pod`]).
 
 use std::{
     iter::FusedIterator,
@@ -15,17 +15,17 @@ use bytemuck::Pod;
 use crate::region::copy::has_wide_loads;
 use crate::{region::copy::BLOCK, ring::message::Message};
 
-/// A block of values in memory of this process, where none of them is too far from where its type must lie.
+/// A block of values in memory of this process, aligned for every type up to an alignment of 64.
 #[repr(C, align(64))]
 struct Block([u8; BLOCK]);
 
 impl<'a> Message<'a> {
-    /// The message as values of plain data, one behind the other. `None`: its length is no multiple of theirs, so that it is
-    /// something else.
+    /// Returns the message as values of plain data, one after the other. `None`: its length is not a multiple
+    /// of the size of a value, so it is something else.
     ///
-    /// A message may hold one value, or thousands: a run has one header, and costs no more for each value than its bytes do. Whatever the
-    /// peer has written is a value of such a type: what it may mean is for the caller to check, on what it has got. Values are handed
-    /// out one by one, on the stack.
+    /// A message may hold one value or thousands. A run has one header, so each value costs no more than its
+    /// bytes. Any bytes that the peer has written are a value of such a type. The caller must check what they
+    /// mean, on the copy that it has received. Values are returned one by one, on the stack.
     ///
     /// ```no_run
     /// # fn main() -> ringfence::Result<()> {
@@ -48,26 +48,28 @@ impl<'a> Message<'a> {
     }
 }
 
-/// The values in a [`Message`]: see [`Message::items`]. Each is copied out when it comes, and no byte is read twice for it.
+/// The values in a [`Message`]: see [`Message::items`]. Each value is copied out when it is returned, and no
+/// byte is read twice.
 ///
-/// `for_each`, `fold` and what is made of them read many at once, and are several times faster than a `for` loop.
+/// `for_each`, `fold` and the adapters built on them read many values at once. They are several times faster
+/// than a `for` loop.
 #[derive(Debug, Clone)]
 pub struct Items<'a, T> {
     message: Message<'a>,
-    /// Bytes that were read.
+    /// Number of bytes already read.
     at: usize,
     item: PhantomData<fn() -> T>,
 }
 
 impl<'a, T: Pod> Items<'a, T> {
-    /// Bytes of as many values as a block holds. 0: they are read one by one.
+    /// Number of bytes in the values that fit a block. 0: values are read one by one.
     const BLOCK: usize = if align_of::<T>() <= align_of::<Block>() {
         BLOCK / size_of::<T>() * size_of::<T>()
     } else {
         0
     };
 
-    /// `None`: the message's length is no multiple of a value's.
+    /// `None`: the message's length is not a multiple of the size of a value.
     #[inline]
     pub(super) fn new(message: Message<'a>) -> Option<Self> {
         const { assert!(size_of::<T>() > 0, "a value has at least one byte") };
@@ -78,7 +80,7 @@ impl<'a, T: Pod> Items<'a, T> {
         })
     }
 
-    /// As many as a block holds, copied and handed on, until nothing is left.
+    /// Copies a block of values at a time and passes them on, until none is left.
     #[inline]
     fn fold_blocks<B>(self, mut result: B, f: &mut impl FnMut(B, T) -> B) -> B {
         let (mut at, end) = (self.at, self.message.len());
@@ -95,7 +97,7 @@ impl<'a, T: Pod> Items<'a, T> {
         result
     }
 
-    /// As [`Items::fold_blocks`], by wide loads, and with what is done to the values compiled for AVX2 as well.
+    /// As [`Items::fold_blocks`], but with wide loads, and with `f` compiled for AVX2 as well.
     ///
     /// # Safety
     /// The processor has AVX2.
@@ -106,7 +108,7 @@ impl<'a, T: Pod> Items<'a, T> {
             // SAFETY: the caller promises AVX2.
             while let Some(words) = unsafe { self.message.peek_block(self.at) } {
                 self.at += BLOCK;
-                // Words are as far apart as a block's bytes, but values may ask for more.
+                // The array of words is aligned for words only, but values may need a larger alignment.
                 let block = Block(bytemuck::cast(words));
                 for item in bytemuck::cast_slice::<u8, T>(&block.0) {
                     result = f(result, *item);
@@ -147,7 +149,7 @@ impl<T: Pod> Iterator for Items<'_, T> {
         }
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         if has_wide_loads() {
-            // SAFETY: the processor has AVX2, as was just asked.
+            // SAFETY: the processor has AVX2, as was just checked.
             return unsafe { self.fold_wide(init, &mut f) };
         }
         self.fold_blocks(init, &mut f)
@@ -157,8 +159,9 @@ impl<T: Pod> Iterator for Items<'_, T> {
 impl<T: Pod> ExactSizeIterator for Items<'_, T> {}
 impl<T: Pod> FusedIterator for Items<'_, T> {}
 
-/// Room for values of plain data in the ring itself: see [`Sender::reserve_items`](crate::Sender::reserve_items). It dereferences to a
-/// slice of them, which holds whatever was there before. Dropping it sends nothing.
+/// Room for values of plain data in the ring itself: see
+/// [`Sender::reserve_items`](crate::Sender::reserve_items). It dereferences to a slice of values, which holds
+/// whatever was in that memory before. Dropping it sends nothing.
 #[derive(Debug)]
 pub struct ReservedItems<R, T> {
     pub(crate) room: R,
@@ -166,7 +169,7 @@ pub struct ReservedItems<R, T> {
 }
 
 impl<R, T: Pod> ReservedItems<R, T> {
-    /// Room for so many bytes as so many values take, at a multiple of eight.
+    /// Wraps a reservation for a whole number of values, aligned to eight bytes.
     #[inline]
     pub(crate) fn new(room: R) -> Self {
         const {
@@ -181,7 +184,8 @@ impl<R, T: Pod> ReservedItems<R, T> {
         }
     }
 
-    /// Bytes of so many values. More than can be, where that is too many to be counted.
+    /// Returns the number of bytes in `count` values. Saturates on overflow, to a number that is larger than
+    /// any reservation.
     #[inline]
     pub(crate) fn bytes(count: usize) -> usize {
         count.saturating_mul(size_of::<T>())
@@ -193,7 +197,7 @@ impl<R: Deref<Target = [u8]>, T: Pod> Deref for ReservedItems<R, T> {
 
     #[inline]
     fn deref(&self) -> &[T] {
-        // Of a sender that has ended there is no room, and nothing lies anywhere: not even at a multiple of eight.
+        // The reservation of a sender that has ended is empty, and its pointer need not be aligned.
         if self.room.is_empty() {
             return &[];
         }
@@ -247,12 +251,12 @@ mod tests {
         all
     }
 
-    /// A type that must lie further apart than blocks do.
+    /// A type whose alignment is larger than that of a block.
     #[derive(Debug, Clone, Copy, PartialEq)]
     #[repr(C, align(128))]
     struct Far([u64; 16]);
 
-    // SAFETY: words without a gap, all of which are valid.
+    // SAFETY: the type consists of words without padding, and all bit patterns are valid.
     unsafe impl bytemuck::Zeroable for Far {}
     // SAFETY: as above.
     unsafe impl Pod for Far {}

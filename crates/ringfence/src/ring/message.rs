@@ -1,4 +1,4 @@
-//! A message where it lies, and how far one has got.
+//! A message in the ring, and the progress of one that is sent in parts.
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use crate::region::copy::{ROW, has_wide_loads};
@@ -9,8 +9,9 @@ use crate::{
     region::peer::PeerRegion,
 };
 
-/// A message where it lies: in the peer's region, which the peer may write while it is read. So there is no slice of
-/// it: it yields words and copies. A caller that decides something reads once, and decides on what it has read.
+/// A message in place: in the peer's region, which the peer may write while it is read. So no slice of it
+/// exists: it yields words and copies. A caller that makes a decision must read once, and decide on the value
+/// that it has read.
 #[derive(Debug, Clone, Copy)]
 pub struct Message<'a>(Lies<'a>);
 
@@ -20,10 +21,10 @@ enum Lies<'a> {
         peer: &'a PeerRegion,
         at: usize,
         length: usize,
-        /// Up to here there is something to read.
+        /// Offset in the region up to which there is something to read.
         end: usize,
     },
-    /// It came in fragments, which were gathered in memory of this process.
+    /// The message arrived in fragments, which were gathered in memory of this process.
     Gathered(&'a [u8]),
 }
 
@@ -42,7 +43,7 @@ impl<'a> Message<'a> {
         Self(Lies::Gathered(bytes))
     }
 
-    /// Bytes of the message.
+    /// Returns the number of bytes in the message.
     #[inline]
     pub fn len(&self) -> usize {
         match self.0 {
@@ -51,13 +52,13 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Whether it has no bytes.
+    /// Whether the message has no bytes.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The message as little-endian words; the last one is filled up with zeros.
+    /// Returns the message as little-endian words. The last one is padded with zeros.
     #[inline]
     pub fn words(&self) -> Words<'a> {
         Words {
@@ -66,7 +67,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Copies what lies from this byte on, which need not be the first of a word.
+    /// Copies the bytes from `from` on, which need not be the first byte of a word.
     #[inline]
     pub(super) fn copy_part(&self, from: usize, into: &mut [u8]) {
         match self.0 {
@@ -76,7 +77,7 @@ impl<'a> Message<'a> {
                 if skip == 0 {
                     return peer.copy_out(at + from, into);
                 }
-                // A region is read from a word on.
+                // Reads of a region start at a word boundary.
                 let word = peer.peek(at + from - skip).to_ne_bytes();
                 let (first, rest) = into.split_at_mut(into.len().min(8 - skip));
                 first.copy_from_slice(&word[skip..skip + first.len()]);
@@ -88,7 +89,8 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// The words of the block that lies from this byte on, the first of a word. `None`: there is no whole one, or it must be copied.
+    /// Returns the words of the block that starts at this byte, which is the first of a word. `None`: no
+    /// whole block is left, or it must be copied.
     ///
     /// # Safety
     /// The processor has AVX2.
@@ -114,7 +116,7 @@ impl<'a> Message<'a> {
         Some(unsafe { peer.peek_block(at + from) })
     }
 
-    /// Copies the message to the beginning of `into` and returns its length.
+    /// Copies the message to the start of `into` and returns its length.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if it is longer.
@@ -130,10 +132,10 @@ impl<'a> Message<'a> {
         Ok(length)
     }
 
-    /// A copy of the message.
+    /// Returns a copy of the message.
     ///
     /// # Errors
-    /// [`Error::NoSpace`] where there is no memory for it: how much that takes is the peer's choice.
+    /// [`Error::NoSpace`] if there is no memory for the copy: the peer chooses its size.
     pub fn try_to_vec(&self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         bytes
@@ -143,16 +145,16 @@ impl<'a> Message<'a> {
                 reason: error.to_string(),
             })?;
         bytes.resize(self.len(), 0);
-        // As long as the message.
+        // Cannot fail: the buffer is as long as the message.
         let _ = self.copy_to(&mut bytes);
         Ok(bytes)
     }
 
-    /// A copy of the message, for where memory cannot run out: this process is aborted if it does, as by every `Vec`. See
-    /// [`Message::try_to_vec`].
+    /// Returns a copy of the message, and aborts the process if there is no memory for it, as every `Vec`
+    /// does. See [`Message::try_to_vec`].
     pub fn to_vec(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.len()];
-        // As long as the message.
+        // Cannot fail: the buffer is as long as the message.
         let _ = self.copy_to(&mut bytes);
         bytes
     }
@@ -164,7 +166,7 @@ pub(crate) fn too_small(room: usize, size: usize) -> Error {
     ))
 }
 
-/// Less than this is read word by word.
+/// Shorter messages are read word by word.
 const BLOCK_AT_LEAST: usize = 256;
 
 /// The words of a [`Message`], each read once.
@@ -233,7 +235,7 @@ impl Iterator for Words<'_> {
                 self.at = self.at.max(whole);
             }
             _ => {
-                // A copy, which is made here alone: `self` then stays in registers for a short message.
+                // Clone here only, so that `self` stays in registers for a short message.
                 result = self.clone().fold_long(whole, result, &mut f);
                 self.at = whole;
             }
@@ -248,22 +250,23 @@ impl Iterator for Words<'_> {
 impl ExactSizeIterator for Words<'_> {}
 
 impl Words<'_> {
-    /// Word by word the compiler may not read two at once. A block that is copied first is this process's own, and
-    /// what is done with its words can be done with many at a time. Kept apart, so that the visit of a short message is
-    /// short enough to become part of the loop that makes it.
+    /// If the compiler reads the region word by word, it may not combine two reads. A block that is copied
+    /// first is private to this process, so its words can be processed many at a time. This function is
+    /// separate to keep the loop over short messages small enough to be inlined.
     ///
-    /// By reference: words that were just stored one by one, and are then copied two by two to be passed on, wait for those stores.
+    /// Takes `self` by reference. Passing it by value would load two words at a time right after they were
+    /// stored one by one, and those loads would wait for the stores.
     #[inline(never)]
     fn fold_long<B, F: FnMut(B, u64) -> B>(&self, whole: usize, result: B, f: &mut F) -> B {
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         if has_wide_loads() {
-            // SAFETY: the processor has AVX2, as was just asked.
+            // SAFETY: the processor has AVX2, as was just checked.
             return unsafe { self.fold_wide(whole, result, f) };
         }
         self.fold_blocks(whole, result, f)
     }
 
-    /// As [`Words::fold_blocks`], with what is done to the words compiled for AVX2 as well.
+    /// As [`Words::fold_blocks`], but `f` is compiled for AVX2 as well.
     ///
     /// # Safety
     /// The processor has AVX2.
@@ -302,7 +305,7 @@ impl Words<'_> {
         result
     }
 
-    /// Folds the words from here on, as far as `whole`.
+    /// Folds the words from the current position up to `whole`.
     #[inline]
     fn fold_blocks<B, F: FnMut(B, u64) -> B>(&self, whole: usize, mut result: B, f: &mut F) -> B {
         let mut at = self.at;
@@ -332,12 +335,12 @@ impl Words<'_> {
     }
 }
 
-/// How far a message has got.
+/// The progress of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// All of it is through.
+    /// The whole message is done.
     Whole,
-    /// This many bytes of it are.
+    /// This many bytes of the message are done.
     Part(usize),
 }
 
@@ -346,7 +349,7 @@ mod tests {
     use super::*;
     use crate::{region::copy::Writable, region::layout, region::own::OwnRegion};
 
-    /// What [`Message::words`] must yield of these bytes.
+    /// The words that [`Message::words`] must yield for these bytes.
     fn words_of(bytes: &[u8]) -> Vec<u64> {
         bytes
             .chunks(8)
@@ -396,7 +399,7 @@ mod tests {
                 let mut begun = message.words();
                 let first = begun.next().into_iter().collect();
                 assert_eq!(begun.fold(first, pushed), wanted, "{length}");
-                // What a processor without wide loads does, for this one may have them.
+                // The path of a processor without wide loads, since this one may have them.
                 let whole = length / 8 * 8;
                 let blocks = message.words().fold_blocks(whole, Vec::new(), &mut pushed);
                 assert_eq!(&blocks[..], &wanted[..whole / 8], "{length}");

@@ -1,10 +1,11 @@
-//! The layout of a record. Nothing outside this file knows it.
+//! The layout of a record. No other file depends on it.
 //!
-//! A record is a header of eight bytes (length in the low half, flags in the high half, little-endian) and its payload,
-//! padded to a multiple of eight. A long payload begins at the next cache line. A record never wraps: where it would, a
-//! padding record fills the ring's end.
+//! A record is a header of eight bytes (length in the low half, flags in the high half, little-endian) and
+//! its payload, padded to a multiple of eight. A long payload starts at the next cache line. A record never
+//! wraps: if it does not fit before the end of the ring, a padding record fills that end.
 //!
-//! The packed form is what the binding and JavaScript exchange: records as short ones lie in the ring, one after the other.
+//! The binding and JavaScript exchange messages in packed form: records one after the other, laid out like
+//! short ones in the ring.
 
 use crate::{
     error::{Error, Result},
@@ -19,36 +20,36 @@ pub const HEADER: u64 = 8;
 pub(crate) const FIRST: u32 = 1;
 /// The record ends a message.
 pub(crate) const LAST: u32 = 2;
-/// The record is no message: it fills the ring's end.
+/// The record is no message: it fills the end of the ring.
 pub(crate) const PADDING: u32 = 4;
-/// The payload begins at the first cache line behind the header.
+/// The payload starts at the first cache line after the header.
 pub(crate) const ALIGNED: u32 = 8;
 /// A record that is a whole message.
 pub const WHOLE: u32 = FIRST | LAST;
 
-/// Payloads of at least this many bytes are written [`ALIGNED`]: with wide loads and stores, every second one would
-/// touch two lines otherwise.
+/// Payloads of at least this many bytes are written [`ALIGNED`]. Otherwise every second wide load or store
+/// would touch two cache lines.
 pub(crate) const LONG: u64 = 2048;
 
-/// The largest payload of one record: half the ring, so that it fits an empty ring wherever it begins.
+/// The largest payload of one record: half the ring, so that it fits an empty ring at any start position.
 #[inline]
 pub(crate) const fn largest_record(capacity: u64) -> u64 {
     capacity / 2
 }
 
-/// A multiple of eight. For a length of 32 bits, or of half a ring. Without a branch for what is one already: the way
-/// from one record to the next would wait for it.
+/// Rounds up to a multiple of eight. The length has 32 bits, or is at most half a ring. There is no branch
+/// for lengths that are already a multiple: the path from one record to the next would depend on it.
 #[inline]
 pub(super) const fn padded(length: u64) -> u64 {
     (length + 7) & !7
 }
 
-/// Bytes from the beginning of a record to its payload. `at` is its position, or its offset in the region: they differ by
-/// whole lines.
+/// Returns the number of bytes from the start of a record to its payload. `at` is the record's position or
+/// its offset in the region: they differ by whole lines.
 #[inline]
 pub(super) fn to_payload(at: u64, aligned: bool) -> u64 {
     if aligned {
-        // A branch, and no conditional move: a short record must not wait for this.
+        // A branch rather than a conditional move: a short record must not wait for this computation.
         rare();
         HEADER + (at + HEADER).wrapping_neg() % LINE as u64
     } else {
@@ -60,13 +61,13 @@ pub(super) fn to_payload(at: u64, aligned: bool) -> u64 {
 #[inline(never)]
 fn rare() {}
 
-/// Bytes that a record at this position takes, as this side writes it.
+/// Returns the size of a record that this side writes at this position.
 #[inline]
 pub(crate) fn record_size(at: u64, payload: u64) -> u64 {
     to_payload(at, payload >= LONG) + padded(payload)
 }
 
-/// Bytes that a message takes among packed ones.
+/// Returns the size of a message in packed form.
 #[inline]
 pub(crate) const fn packed_size(length: u64) -> u64 {
     HEADER + padded(length)
@@ -82,24 +83,24 @@ pub(super) const fn split(header: u64) -> (u64, u32) {
     (header & 0xffff_ffff, (header >> 32) as u32)
 }
 
-/// A record found in the ring, checked against everything that is known.
+/// A record found in the ring, after all checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Record {
     /// Offset of the payload in the region.
     pub(crate) at: usize,
-    /// Bytes of payload.
+    /// Number of bytes in the payload.
     pub(crate) length: usize,
-    /// But for [`ALIGNED`].
+    /// The flags without [`ALIGNED`].
     pub(crate) flags: u32,
     pub(super) aligned: bool,
-    /// Bytes from its header to the next.
+    /// Number of bytes from this record's header to the next one.
     pub(super) size: u64,
-    /// Offset in the region up to which records stand in a row.
+    /// Offset in the region up to which records are contiguous.
     pub(crate) end: usize,
 }
 
 impl Record {
-    /// The record at this offset in the region.
+    /// Returns the record at this offset in the region.
     #[inline]
     pub(super) fn new(at: usize, length: u64, flags: u32, end: usize) -> Self {
         let aligned = flags & ALIGNED != 0;
@@ -114,11 +115,11 @@ impl Record {
         }
     }
 
-    /// As [`Record::new`], if it is a whole message.
+    /// As [`Record::new`], but `None` unless the record is a whole message.
     #[inline]
     pub(super) fn whole(at: usize, length: u64, flags: u32, end: usize) -> Option<Self> {
         const WHOLE_ALIGNED: u32 = WHOLE | ALIGNED;
-        // One comparison of all flags comes first: to test one of them before cost a reader of short records 12 %.
+        // Compare all flags at once. Testing a single flag first made a reader of short records 12 % slower.
         match flags {
             WHOLE => Some(Self::new(at, length, WHOLE, end)),
             WHOLE_ALIGNED => Some(Self::new(at, length, WHOLE_ALIGNED, end)),
@@ -127,7 +128,8 @@ impl Record {
     }
 }
 
-/// Length of the packed record at `at`, checked: whole, a message by itself, and not too long.
+/// Returns the length of the packed record at `at`, after checking that it is a whole message and not too
+/// long.
 pub(super) fn packed_length(packed: &[u8], at: usize, longest: u64) -> Result<u64> {
     let refused = |what: &str| {
         Err(Error::InvalidArgument(format!(

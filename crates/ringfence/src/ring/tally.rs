@@ -1,13 +1,15 @@
-//! What has gone through a ring: its end counts in plain memory, and tells from time to time what it has counted.
+//! Counts of the messages and bytes that have passed through a ring. Each end counts in plain memory, and
+//! publishes its counts from time to time.
 //!
-//! Each message costs its end one addition. What was added up is told to the [`Tally`], which other threads can read, once in a
-//! lap of the ring, and before the end itself is asked or is gone.
+//! Each message costs its end one addition. The end publishes its sum to the [`Tally`], which other threads
+//! can read: once per lap of the ring, and before its own counts are read or it is dropped.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::record::{WHOLE, header, split};
 
-/// Messages and bytes, as the end of a ring has told them last. One thread writes it, any may read it.
+/// Messages and bytes, as last published by one end of a ring. One thread writes them, any thread may read
+/// them.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     messages: AtomicU64,
@@ -15,8 +17,8 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// By the end of the ring alone, so that nothing is lost between the look and the store: a locked addition costs as much as
-    /// a short message.
+    /// Only the end of the ring may call this, so that no update is lost between the load and the store. A
+    /// locked addition would cost as much as a short message.
     #[inline]
     pub(super) fn add(&self, messages: u64, bytes: u64) {
         let (before, sum) = self.get();
@@ -29,7 +31,7 @@ impl Tally {
         self.bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// Messages, and the bytes of their payloads.
+    /// Returns the number of messages, and the number of bytes in their payloads.
     #[inline]
     pub(crate) fn get(&self) -> (u64, u64) {
         (
@@ -39,11 +41,13 @@ impl Tally {
     }
 }
 
-/// Bytes of records between two tellings: of so many, both halves of a [`Sum`] hold what is added up.
+/// The most bytes of records between two calls of [`Sum::tell`]: both halves of a [`Sum`] can hold the sums
+/// of this many bytes.
 pub(super) const STRETCH: u64 = 1 << 30;
 
-/// Headers of whole messages, added up: the lengths in the low half, and three for each message in the high one. So both are
-/// counted by one addition of a word that is in a register already. It must be told once in each [`STRETCH`] of the ring.
+/// The sum of the headers of whole messages: their lengths in the low half, and three per message in the high
+/// half. So one addition of a word that is already in a register counts both. Its owner must publish it at
+/// least once per [`STRETCH`] bytes of the ring.
 #[derive(Debug, Default)]
 pub(super) struct Sum(u64);
 
@@ -54,7 +58,7 @@ impl Sum {
         self.0 = self.0.wrapping_add(header(length, WHOLE));
     }
 
-    /// Tells what was added up, and begins anew.
+    /// Publishes the sum and resets it.
     #[inline]
     pub(super) fn tell(&mut self, tally: &Tally) {
         let (bytes, three) = split(std::mem::take(&mut self.0));

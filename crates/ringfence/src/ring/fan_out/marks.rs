@@ -1,4 +1,4 @@
-//! Where records begin: what the writer tells, and what a reader makes of it.
+//! Marks: the positions of records that the writer publishes, and how a reader evaluates them.
 
 use std::sync::atomic::Ordering;
 
@@ -7,7 +7,7 @@ use crate::region::{
     layout::{self, MARKS, mark_of},
 };
 
-/// The position at which a record begins, and how many messages lie before it.
+/// The position at which a record starts, and the number of messages before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Mark {
     pub(crate) position: u64,
@@ -18,9 +18,10 @@ pub(crate) struct Mark {
 #[derive(Debug)]
 pub(super) struct Table {
     marks: [Mark; MARKS],
-    /// How many were set. The first is that of the ring's beginning, which memory full of zeros says by itself.
+    /// The number of marks that were set. The first one marks the start of the ring. It is all zeros, so
+    /// fresh memory already holds it.
     count: usize,
-    /// The marks lie at least this far apart, so that all of them are a ring.
+    /// The minimum distance between two marks, so that all of them together span a ring.
     part: u64,
 }
 
@@ -33,23 +34,25 @@ impl Table {
         }
     }
 
-    /// The first record from here on gets a mark.
+    /// The first record at or after the returned position gets a mark.
     pub(super) fn next(&self) -> u64 {
         self.marks[(self.count - 1) % MARKS].position + self.part
     }
 
-    /// Sets a mark. It takes the place of one that is a ring older, and lies below the floor.
+    /// Sets a mark. It replaces one that is a ring older, and lies below the floor.
     pub(super) fn set(&mut self, own: &impl Writable, mark: Mark) {
         let at = mark_of(self.count);
-        // In this order: a reader that sees the position sees this number, or a newer one, and then also a floor above.
+        // The order matters. A reader that sees the position sees this number or a newer one, and if newer,
+        // then also a floor above the mark.
         own.store(at + 8, mark.sequence, Ordering::Relaxed);
         own.store(at, mark.position, Ordering::Release);
         self.marks[self.count % MARKS] = mark;
         self.count += 1;
     }
 
-    /// The last mark is that of a record at `to`, where it was set at `from`: what was to begin there was given up, and padding is there
-    /// instead. Both are the same number of messages from the beginning, so a reader may see either.
+    /// Moves the last mark from the record at `from` to the one at `to`: the writer gave up the message at
+    /// `from` and wrote padding there. Both positions follow the same number of messages, so a reader may see
+    /// either.
     pub(super) fn moves(&mut self, own: &impl Writable, from: u64, to: u64) {
         let last = self.count - 1;
         let mark = &mut self.marks[last % MARKS];
@@ -59,7 +62,8 @@ impl Table {
         }
     }
 
-    /// The first of these at `from` or behind it, where it is that of a published message: of what is published up to `published`.
+    /// Returns the first mark at or after `from` if its message is published, that is, if it lies before
+    /// `published`.
     pub(super) fn first(&self, from: u64, published: u64) -> Option<u64> {
         self.marks
             .iter()
@@ -70,7 +74,7 @@ impl Table {
 }
 
 impl Table {
-    /// The last of them that is that of a published message; the ring's beginning where there is none.
+    /// Returns the last mark of a published message, or the start of the ring if there is none.
     pub(super) fn last(&self, published: u64) -> u64 {
         let positions = self.marks.iter().map(|mark| mark.position);
         positions
@@ -80,11 +84,11 @@ impl Table {
     }
 }
 
-/// What one look at the marks has found.
+/// The result of reading all marks once.
 pub(super) struct Seen {
-    /// Nothing from here on was written over before the look was over.
+    /// The data from this position on was not overwritten before the read finished.
     pub(super) floor: u64,
-    /// The floor did not move meanwhile: an honest writer has a mark from there on.
+    /// The floor did not move during the read. Then an honest writer has a mark at or after it.
     pub(super) still: bool,
     pub(super) tail: u64,
     marks: [Mark; MARKS],
@@ -92,7 +96,8 @@ pub(super) struct Seen {
 
 impl Seen {
     pub(super) fn look(ring: &impl Readable) -> Self {
-        // The floor first: a tail that is looked at after it is not before the mark that the floor leaves.
+        // Load the floor first. Then the tail, which is loaded later, is not before the mark that the floor
+        // preserves.
         let before = ring.load(layout::FLOOR, Ordering::Acquire);
         let tail = ring.load(layout::TAIL, Ordering::Acquire);
         let marks = std::array::from_fn(|number| Mark {
@@ -109,7 +114,7 @@ impl Seen {
         }
     }
 
-    /// Those that were whole, and whose record can be read or is the next to come.
+    /// Returns the marks that were whole and whose record can be read now or is the next one to be written.
     pub(super) fn whole(&self) -> impl Iterator<Item = Mark> {
         self.marks
             .iter()

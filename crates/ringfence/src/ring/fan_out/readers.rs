@@ -1,12 +1,14 @@
 //! The list of the readers. The thread that admits changes it while another one sends.
 //!
-//! The sending thread keeps what it needs of each reader. It takes the lock only after the generation has said that the list has changed,
-//! and copies only the slots that did: a change costs it the same, however many readers there are.
+//! The sending thread keeps a copy of what it needs of each reader. It takes the lock only if the generation
+//! shows that the list has changed, and copies only the slots that changed. So a change costs the same with
+//! any number of readers.
 //!
-//! A position that is handed out must not be written over from then on, though nothing stops the sender meanwhile. So each side stores
-//! its own word and then looks at the other's, with a full fence in between: the one who admits enters the position,
-//! moves the generation, and looks at the intent; the sender stores its intent, which is where it will put the floor, and looks at
-//! the generation. At least one sees the other. The one who admits then begins again, further on; the sender then keeps to the position.
+//! A position that was handed out must not be overwritten from then on, although the sender is never paused.
+//! So each side stores its own word and then loads the other's, with a full fence in between. The admitting
+//! thread enters the position, moves the generation, and loads the intent. The sender stores its intent,
+//! which is the next floor, and loads the generation. At least one of them sees the other's store. If it is
+//! the admitting thread, it tries again with a later position. If it is the sender, it respects the position.
 
 use std::sync::atomic::Ordering;
 
@@ -21,55 +23,57 @@ use crate::{
     sys::lock::{Mutex, MutexGuard},
 };
 
-/// Moves with each change of the list; stored by the thread that has changed it, after the change.
+/// Changes with each change of the list. The thread that has changed the list stores it, after the change.
 const GENERATION: usize = layout::TAIL;
-/// Where the sending thread will put the floor.
+/// The position to which the sending thread will move the floor.
 const INTENT: usize = layout::FLOOR;
 
-/// The position of a reader of which nothing is kept yet: positions end far before this one.
+/// The position of a reader that does not hold the floor yet. Real positions never reach this value.
 const NOWHERE: u64 = u64::MAX;
 
-/// A place among the readers, and where its reader begins. A reader that is to begin with what is sent from now on, or with the last
-/// message, goes on from there by itself: see [`FanIn::begin`](super::reader::FanIn::begin).
+/// A slot among the readers, and the position at which its reader starts. A reader that starts with messages
+/// sent from now on, or with the last message, moves on from there itself: see
+/// [`FanIn::begin`](super::reader::FanIn::begin).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Held {
-    /// Of this reader in the list, and of no other at any time. A subscriber does not know its own: 0.
+    /// The reader's number in the list, never reused. A subscriber does not know its own: 0.
     pub(crate) number: u64,
     pub(crate) slot: usize,
     pub(crate) position: u64,
-    /// Messages before that position.
+    /// The number of messages before that position.
     pub(crate) sequence: u64,
 }
 
-/// The low bits of a reader's number are its slot, so that the number finds the entry without a search. The bits above count the
-/// readers that there ever were: a slot is reused, a number is not.
+/// The low bits of a reader's number are its slot, so that the number finds the entry without a search. The
+/// bits above count all readers ever entered: a slot is reused, a number is not.
 const SLOT_BITS: u32 = 20;
 
 /// The largest number of readers that a list can have.
 pub(crate) const MOST_READERS: usize = 1 << SLOT_BITS;
 
-/// The slot of the reader with this number.
+/// Returns the slot of the reader with this number.
 #[inline]
 pub(crate) const fn slot_of(number: u64) -> usize {
     as_offset(number) & (MOST_READERS - 1)
 }
 
-/// Slots that one turn of a walk reads: a walk over all of them must not keep the sending thread from the lock.
+/// Slots read per turn of a walk: a walk over all of them must not keep the sending thread from the lock.
 const AT_ONCE: usize = 64;
 
-/// A reader, as the list has it.
+/// A reader's entry in the list.
 #[derive(Debug, Clone)]
 pub(super) struct Entry<P, T> {
     pub(super) number: u64,
     pub(super) delivery: Delivery,
-    /// The position at which it began. [`NOWHERE`] until that is found.
+    /// The position at which it started. [`NOWHERE`] until that is found.
     pub(super) position: u64,
-    /// Its control object, and what the caller has attached; `None` during the handshake.
+    /// The reader's control object, and the caller's attachment. `None` during the handshake.
     pub(super) active: Option<(P, T)>,
 }
 
 impl<P: Readable, T> Entry<P, T> {
-    /// The position up to which the reader has read, as it says; during its handshake the position at which it will begin.
+    /// Returns the position up to which the reader claims to have read. During its handshake: the position at
+    /// which it will start.
     fn head(&self) -> u64 {
         match &self.active {
             Some((control, _)) => control.load(head_of(slot_of(self.number)), Ordering::Acquire),
@@ -78,13 +82,13 @@ impl<P: Readable, T> Entry<P, T> {
     }
 }
 
-/// A slot that has changed, and the reader that has it now.
+/// A slot that has changed, and its current reader.
 pub(super) type Change<P, T> = (usize, Option<Entry<P, T>>);
 
 #[derive(Debug)]
 struct Slot<P, T> {
     entry: Option<Entry<P, T>>,
-    /// The sending thread has yet to take the last change.
+    /// The sending thread has not taken the last change yet.
     changed: bool,
 }
 
@@ -93,9 +97,10 @@ struct List<P, T> {
     slots: Vec<Slot<P, T>>,
     /// The slots without a reader.
     free: Vec<usize>,
-    /// The slots that have changed, each of them once, however long the sending thread takes none.
+    /// The slots that have changed. Each is listed once, even if the sending thread takes no changes for a
+    /// long time.
     changed: Vec<usize>,
-    /// Readers that there ever were.
+    /// The number of readers ever entered.
     count: u64,
     changes: u64,
 }
@@ -107,12 +112,12 @@ impl<P, T> List<P, T> {
     }
 }
 
-/// The readers of one ring. `O` is the publisher's view of it, `P` that of a reader's control object, and `T` is what the caller wants
-/// to have beside each.
+/// The readers of one ring. `O` is the publisher's view of it, `P` that of a reader's control object, and `T`
+/// is the caller's attachment to each reader.
 #[derive(Debug)]
 pub(crate) struct Readers<O, P, T> {
     ring: O,
-    /// Memory of this process alone, for [`GENERATION`] and [`INTENT`].
+    /// Memory private to this process, for [`GENERATION`] and [`INTENT`].
     words: O,
     /// The largest number of readers.
     most: usize,
@@ -120,8 +125,8 @@ pub(crate) struct Readers<O, P, T> {
 }
 
 impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
-    /// `words`: memory of this process alone that is all zeros, as long as the first page of a region. `most`: the largest number of
-    /// readers, at most [`MOST_READERS`].
+    /// `words`: memory private to this process, all zeros, as long as the first page of a region. `most`: the
+    /// largest number of readers, at most [`MOST_READERS`].
     pub(crate) fn new(ring: O, words: O, most: usize) -> Self {
         Self {
             ring,
@@ -141,8 +146,8 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         self.list.lock()
     }
 
-    /// Changes the entry of a reader, and moves the generation. `None`: the reader was released. Two threads may store their generations in
-    /// the wrong order: each store is a change to the sending thread.
+    /// Changes the entry of a reader, and moves the generation. `None`: the reader was released. Two threads
+    /// may store their generations in the wrong order: the sending thread treats each store as a change.
     fn change<R>(&self, number: u64, change: impl FnOnce(&mut Option<Entry<P, T>>) -> R) -> Option<R> {
         let mut guard = self.list();
         guard.entry(number)?;
@@ -163,11 +168,11 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         Some(result)
     }
 
-    /// Gives a new reader a slot and a place to begin, which is kept from now on if the reader is a reliable one. `None` for the slot:
-    /// all are taken.
+    /// Assigns a slot and a start position to a new reader. The position is protected from now on if the
+    /// reader is reliable. `None` for the slot: all are taken.
     ///
-    /// 'now' and 'latest' begin at the last mark, and 'oldest' at the first. It is tried again for as long as the sender goes
-    /// on by more than half a ring within a try.
+    /// 'now' and 'latest' start at the last mark, and 'oldest' at the first. Tries again as long as the
+    /// sender advances by more than half a ring within a try.
     pub(crate) fn hold(&self, delivery: Delivery, from: StartFrom) -> Result<Held> {
         let (number, slot) = self.enter(delivery)?;
         loop {
@@ -176,7 +181,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
             let marks = seen.whole().filter(|mark| mark.position >= intent);
             let mark = match from {
                 StartFrom::Oldest => marks.min_by_key(|mark| mark.position),
-                // Behind one at the tail, there is no last message.
+                // A mark at the tail has no last message after it.
                 StartFrom::Now | StartFrom::Latest => {
                     marks.max_by_key(|mark| (mark.position < seen.tail, mark.position))
                 }
@@ -194,7 +199,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         }
     }
 
-    /// A new entry, which keeps nothing yet: the sending thread need not know of it.
+    /// Adds an entry that holds no position yet, so the sending thread need not know of it.
     fn enter(&self, delivery: Delivery) -> Result<(u64, usize)> {
         let list = &mut *self.list();
         let slot = match list.free.pop() {
@@ -235,10 +240,10 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         self.words.load(INTENT, Ordering::Relaxed) <= position
     }
 
-    /// The handshake is through: from now on the reader's own word says how far it has read. `attached` is handed to the sending thread
-    /// with it.
+    /// Completes the handshake: from now on the reader's own word says how far it has read. The sending
+    /// thread receives `attached` with the change.
     ///
-    /// `false`: it was released before.
+    /// `false`: the reader was released before.
     pub(crate) fn activate(&self, number: u64, control: P, attached: T) -> bool {
         self.change(number, |entry| {
             if let Some(entry) = entry {
@@ -253,8 +258,9 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         self.list().entry(number).is_some()
     }
 
-    /// Replaces the content of `into` by the number and the position of each reliable reader. A reader whose place is not found yet is left
-    /// out: its later positions could not be compared with this one.
+    /// Replaces the content of `into` with the number and the position of each reliable reader. Leaves out a
+    /// reader whose start position is not found yet, because its later positions could not be compared with
+    /// it.
     pub(crate) fn reliable(&self, into: &mut Vec<(u64, u64)>) {
         into.clear();
         let mut from = 0;
@@ -273,49 +279,52 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         }
     }
 
-    /// Nothing is kept for this reader any longer, and its slot is free.
+    /// Releases the reader: its position is no longer protected, and its slot is free.
     pub(crate) fn release(&self, number: u64) {
         self.change(number, Option::take);
     }
 
-    /// As [`Readers::release`], for a reader whose handshake is not through. `false`: it is through, or the reader was released before.
+    /// As [`Readers::release`], for a reader whose handshake is not complete. `false`: it is complete, or the
+    /// reader was released before.
     pub(crate) fn release_inactive(&self, number: u64) -> bool {
         let released = self.change(number, |entry| entry.take_if(|entry| entry.active.is_none()));
         released.flatten().is_some()
     }
 
-    /// The position up to which a reader has read, as it says: nothing relies on it. `None`: it was released, or its handshake is not through.
+    /// Returns the position up to which a reader claims to have read. Nothing relies on it. `None`: the
+    /// reader was released, or its handshake is not complete.
     pub(crate) fn position(&self, number: u64) -> Option<u64> {
         let list = self.list();
         let entry = list.entry(number).filter(|entry| entry.active.is_some())?;
         Some(entry.head())
     }
 
-    /// Bytes that are published and that this reader has not read, as it says. 0 where it was released.
+    /// Returns the number of published bytes that this reader claims not to have read. 0 if it was released.
     pub(crate) fn lag(&self, number: u64) -> u64 {
         let position = self.position(number);
         let tail = self.ring.load(layout::TAIL, Ordering::Acquire);
         position.map_or(0, |position| tail.saturating_sub(position))
     }
 
-    /// The lowest position that a reader may still read at: of any delivery, also during its handshake. `None`: there is none.
+    /// Returns the lowest position at which a reader may still read, of any delivery, also during its
+    /// handshake. `None`: there is no reader.
     pub(crate) fn kept_from(&self) -> Option<u64> {
         let list = self.list();
         let floor = self.ring.load(layout::FLOOR, Ordering::Acquire);
         let entries = list.slots.iter().filter_map(|slot| slot.entry.as_ref());
         let positions = entries.map(Entry::head);
-        // A liar's may be no position at all, and must cost the others nothing.
+        // A hostile reader's head may be no valid position, and must not affect the others.
         positions.min().map(|position| position.max(floor) & !7)
     }
 
-    /// Moves with each change of the list.
+    /// Returns the generation, which changes with each change of the list.
     #[inline]
     pub(crate) fn generation(&self) -> u64 {
         self.words.load(GENERATION, Ordering::Acquire)
     }
 
-    /// Moves what has changed to the sending thread. To be called after it has read the generation, which then belongs to this state of
-    /// the list or to an earlier one.
+    /// Moves the changes to the sending thread. Call it after reading the generation, which then belongs to
+    /// this state of the list or to an earlier one.
     pub(super) fn take_changes(&self, into: &mut Vec<Change<P, T>>) {
         let List { slots, changed, .. } = &mut *self.list();
         into.extend(changed.drain(..).map(|slot| {
@@ -324,8 +333,8 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         }));
     }
 
-    /// The sender will put the floor here. Returns the generation, which says whether a reader has come meanwhile that this would
-    /// overtake.
+    /// Announces that the sender will move the floor to this position. Returns the generation. It shows
+    /// whether a reader has been entered in the meantime that the new floor would pass.
     pub(super) fn intend(&self, floor: u64) -> u64 {
         self.words.store(INTENT, floor, Ordering::Relaxed);
         self.words.full_fence();
@@ -343,7 +352,7 @@ mod tests {
         ring::fan_out::floor::FanOutWriter,
     };
 
-    /// Who compares positions with those that come after them would take it for a reader that has gone back.
+    /// A caller that compares positions over time would see such a reader go backwards.
     #[test]
     fn a_reader_of_which_nothing_is_kept_yet_has_no_position() {
         let ring = OwnRegion::private(4096);
