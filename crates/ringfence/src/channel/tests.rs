@@ -1,5 +1,6 @@
-//! Both ends of a channel in one process, and calls in every order: whatever a program does that passes, forgets or mixes up
-//! what it has begun, its peer gets whole messages in their order, and never a ring that is corrupt.
+//! Both ends of a channel in one process, with calls in every order. Even if a program drops, forgets or
+//! mixes up the operations that it has started, its peer receives whole messages in order, and never a
+//! corrupt ring.
 
 mod answers;
 mod ends;
@@ -41,7 +42,7 @@ fn pair(options: &Options) -> (Channel, Channel) {
     pair_of(LONGEST, options)
 }
 
-/// Neither takes a longer message.
+/// Neither end accepts a longer message.
 fn pair_of(longest: u64, options: &Options) -> (Channel, Channel) {
     parts::pair(CAPACITY, longest, options)
 }
@@ -88,7 +89,8 @@ fn values_of_one_size_are_one_message_in_place() {
     );
 }
 
-/// A look at a ring that was empty before is a short one. It counts as one, and every so often it is a whole one.
+/// Checking a ring that was empty before takes a shortcut. It counts as a check, and every few times it is a
+/// full one.
 #[test]
 fn a_reader_that_only_polls_has_its_rounds_its_messages_and_its_end() {
     let (one, other) = pair(&Options::new());
@@ -123,14 +125,14 @@ fn a_reader_that_only_polls_has_its_rounds_its_messages_and_its_end() {
     assert!(receiver.is_ended().expect("a peer that has gone"));
 }
 
-/// Bytes of a ring that say something.
+/// Counts the non-zero bytes of a ring.
 fn left(region: &OwnRegion) -> usize {
     let mut ring = vec![0; usize::try_from(CAPACITY).expect("small") + layout::OVERHANG];
     region.copy_out(layout::DATA, &mut ring);
     ring.iter().filter(|byte| **byte != 0).count()
 }
 
-/// A half that sends, the memory that it writes, and what an alarm does.
+/// A sending half, the memory that it writes, and a function that simulates an alarm.
 fn exposable() -> (Sender, OwnRegion, impl Fn()) {
     let (one, _other) = pair(&Options::new());
     let (sender, _unread) = one.split();
@@ -153,7 +155,7 @@ fn an_alarm_leaves_nothing_of_a_batch_but_what_is_being_written() {
     assert_eq!(left(&region), 0, "all of it");
 }
 
-/// What was handed out is written no more once the next call is made, whatever that finds.
+/// Memory that was handed out is no longer written once the next call is made, whatever that call finds.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn an_alarm_leaves_nothing_of_a_batch_that_finds_no_room() {
@@ -187,7 +189,7 @@ fn a_batch_that_outlives_its_channel_is_told_so() {
     let mut batch = sender.batch().expect("open");
     receiver.close();
     assert!(matches!(batch.push(b"x"), Err(Error::Closed(_))));
-    // What is known to be room is given still.
+    // Room that is already known to be free is still handed out.
     let refused = (0..CAPACITY).find_map(|_| batch.reserve(1000).map(|room| assert!(room.is_some())).err());
     assert!(matches!(refused, Some(Error::Closed(_))), "{refused:?}");
 }
@@ -201,7 +203,7 @@ fn a_drain_ends_with_what_was_there() {
         let mut visits = 0;
         let visit = |_: Message<'_>| {
             visits += 1;
-            // A drain that goes on for ever is ended by this, and fails.
+            // The limit ends a drain that would run forever, and fails the test.
             if visits < 10_000 {
                 assert!(sender.try_send(&[0; 8]).expect("it is open"));
             }
@@ -215,16 +217,16 @@ fn a_drain_ends_with_what_was_there() {
     }
     assert_eq!(drain(&mut sender, usize::MAX), 5);
     assert_eq!(drain(&mut sender, usize::MAX), 5);
-    // Three are known then, and two have come.
+    // At that moment three are known and two have been visited.
     assert_eq!(drain(&mut sender, 2), 2);
     assert_eq!(drain(&mut sender, usize::MAX), 3 + 2 + 3);
 }
 
-/// What the writing half has begun, told without looking at it.
+/// The operation that the sending half has started, tracked independently of it.
 enum Begun {
     Nothing,
     Reserved(Reserved),
-    /// One that no call can give back.
+    /// A reservation that no call can cancel.
     Forgotten,
     Message(Vec<u8>, usize),
     Ended,
@@ -233,12 +235,12 @@ enum Begun {
 struct Both {
     sender: Sender,
     receiver: Receiver,
-    /// Kept, since a half that is dropped ends its direction.
+    /// Kept alive, since dropping a half ends its direction.
     _others: (Receiver, Sender),
     begun: Begun,
-    /// What must come, in this order.
+    /// The messages that must arrive, in this order.
     sent: VecDeque<Vec<u8>>,
-    /// A message that is read with `receive_part`.
+    /// A message that is being read with `receive_part`.
     reading: Option<Vec<u8>>,
     number: usize,
 }
@@ -258,7 +260,7 @@ impl Both {
         }
     }
 
-    /// What a call must answer that would send something new: `None` where it was rightly refused.
+    /// Checks the result of a call that would send something new. `None` if the call was rightly refused.
     fn judge<T>(&self, result: Result<T>) -> Option<T> {
         match (&self.begun, result) {
             (Begun::Nothing, Ok(value)) => Some(value),
@@ -306,7 +308,7 @@ impl Both {
                         0 => reserved
                             .commit(short)
                             .map_or_else(|error| panic!("{error}"), |()| true),
-                        // Dropped, or forgotten, which is the same of one that borrows its sender.
+                        // Dropped or forgotten: for a reservation that borrows its sender, both are the same.
                         _ => false,
                     }
                 });
@@ -357,7 +359,8 @@ impl Both {
                 }
             }
             11 => {
-                // These go with a message that is under way, and with nothing else that was begun.
+                // These checks are allowed during an unfinished message, but not during any other started
+                // operation.
                 let looks = [
                     self.sender.has_room(short),
                     self.sender.arm(short),
@@ -387,7 +390,7 @@ impl Both {
             }
         };
         if wrongly {
-            // Another length, or another place: refused, and as if it had not been tried.
+            // Another length or another offset: refused, without any effect.
             let under_way = self.sender.under_way();
             let mut other = message.clone();
             other.push(1);
@@ -460,7 +463,7 @@ impl Both {
         );
     }
 
-    /// A reading call in the middle of another's message is refused, and everything else is what was sent.
+    /// A reading call during another call's message is refused. Any other call returns what was sent.
     fn heard<T>(result: Result<T>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
@@ -531,10 +534,10 @@ impl Both {
         }
     }
 
-    /// Whatever was left begun, the end comes, and before it all that was sent.
+    /// Whatever operation was left unfinished, the end is reported after everything that was sent.
     fn end(mut self) {
         self.sender.end();
-        // The rest of a message that was under way never comes.
+        // The remainder of an unfinished message never arrives.
         self.begun = Begun::Ended;
         let mut into = vec![0; 20_000];
         for _ in 0..10_000 {
@@ -573,7 +576,7 @@ proptest! {
     }
 }
 
-/// A message under way in the ring: half of it, with the rest to come.
+/// Puts the first half of a message into the ring.
 fn under_way(sender: &mut Sender, message: &[u8]) -> usize {
     let Progress::Part(written) = sender.send_part(message, 0).unwrap() else {
         panic!("it fits");
@@ -626,7 +629,7 @@ fn a_time_that_no_clock_can_count_is_for_ever() {
     assert_eq!(&waiting.join().unwrap(), b"at last!");
 }
 
-/// Bytes of memory that a message in fragments holds.
+/// Returns the bytes of memory that a message in fragments occupies.
 fn scratch(receiver: &Receiver) -> usize {
     receiver.ring.scratch.size()
 }
@@ -667,7 +670,7 @@ mod traced {
         region::{copy::Readable, layout},
     };
 
-    /// Is called for each event.
+    /// Calls the closure for each event.
     struct Hears<F>(F);
 
     impl<F: Fn() + 'static> Subscriber for Hears<F> {

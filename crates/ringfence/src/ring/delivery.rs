@@ -1,11 +1,11 @@
-//! A subscriber's requests: how messages are delivered, and where it starts. Plain data, with the numbers
+//! A subscriber's requests: the kind of delivery and the start position. Plain data, with the numbers
 //! used on the wire.
 
 use std::{fmt, str::FromStr};
 
 use crate::error::{Error, Result};
 
-/// How messages are delivered to a subscriber.
+/// The kind of delivery that a subscriber requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Delivery {
     /// Every message, in order. The publisher waits for a subscriber that is a whole ring behind, for as long

@@ -1,4 +1,5 @@
-//! The ring on plain memory: against a model, facing a peer that lies, and in every order that memory allows.
+//! The ring on plain memory: against a model, against a hostile peer, and in every order that the memory
+//! model allows.
 
 mod liars;
 mod model;
@@ -29,7 +30,7 @@ struct Pair {
     consumer: Consumer<OwnRegion, PeerRegion>,
 }
 
-/// The smallest region, which is all that a head needs.
+/// The smallest region, which is enough for a head.
 const SMALLEST: u64 = 4096;
 
 fn pair(capacity: u64, longest: u64) -> Pair {
@@ -41,7 +42,7 @@ fn pair(capacity: u64, longest: u64) -> Pair {
     }
 }
 
-/// Bytes that tell message, place and length apart: their period is prime.
+/// Bytes that differ by message, position and length: their period is prime.
 fn bytes(number: usize, length: usize) -> Vec<u8> {
     const PERIOD: usize = 251;
     let mut bytes: Vec<u8> = (0..PERIOD.min(length))
@@ -69,7 +70,7 @@ impl Pair {
         pushed
     }
 
-    /// Moves both positions to a place in the ring, which is empty before and after.
+    /// Moves both positions to a place in the ring. The ring is empty before and after.
     fn move_to(&mut self, place: u64) {
         let goal = self
             .producer
@@ -80,8 +81,8 @@ impl Pair {
         let mut steps = 0;
         while self.producer.ring.tail != goal {
             let left = goal - self.producer.ring.tail;
-            // Near the end, the bytes of one record; before, a quarter of a ring, which any place has room for and which does
-            // not begin at a line.
+            // Near the goal, one record of the remaining bytes. Before that, a quarter of a ring, which fits
+            // at any position and does not start at a cache line.
             let payload = (left - HEADER).min(self.producer.ring.capacity / 4).min(LONG - 8);
             let before = self.producer.ring.tail;
             assert!(self.send(&vec![1; as_offset(payload)]));
@@ -136,7 +137,7 @@ fn packed_and_single_records_pass_every_place_of_the_ring() {
                 other => panic!("{other:?} at {place} after {filled}"),
             }
         }
-        // Padding bytes are whatever lay there; headers and payloads are what was sent.
+        // Padding bytes are whatever was there before. Headers and payloads are what was sent.
         let mut at = 0;
         for message in &messages {
             assert_eq!(
@@ -157,7 +158,7 @@ fn a_record_like_the_last_one_is_read_no_further_than_what_is_published() {
         assert!(pair.producer.push(&bytes(number, 64)).unwrap());
     }
     let tail = pair.producer.ring.tail;
-    // Two and a half, says a liar.
+    // A hostile peer claims two and a half messages.
     let own = pair.producer.own();
     own.store(layout::TAIL, tail - 2 * 72 + 40, Ordering::Release);
     let mut visited = Vec::new();
@@ -174,7 +175,7 @@ fn a_record_like_the_last_one_is_read_no_further_than_what_is_published() {
 #[test]
 fn a_reservation_given_back_leaves_nothing_to_read() {
     let mut pair = pair(SMALLEST, SMALLEST);
-    // Near the end, so that the claim has to fill it with padding, which stays.
+    // The claim is near the end of the ring, so it must fill that end with padding. The padding stays.
     pair.move_to(SMALLEST - 64);
     assert!(pair.producer.claim(2000).unwrap().is_some());
     pair.producer.publish();
@@ -183,7 +184,7 @@ fn a_reservation_given_back_leaves_nothing_to_read() {
     assert_eq!(pair.take().as_deref(), Some(&b"after"[..]));
 }
 
-/// A reservation near the ring's end that was given back leaves padding behind the last message.
+/// A reservation near the end of the ring that was cancelled leaves padding after the last message.
 #[test]
 fn messages_that_are_held_stay_where_only_padding_follows_them() {
     let mut pair = pair(SMALLEST, SMALLEST);
@@ -271,12 +272,14 @@ fn a_message_of_many_rings_goes_through_in_fragments() {
 #[test]
 fn what_lies_past_the_end_of_the_ring_is_no_record() {
     let mut pair = pair(SMALLEST, SMALLEST);
-    // A message that ends past the ring's end, in what would be a message of nothing.
+    // A message that crosses the end of the ring, and whose last bytes look like the header of an empty
+    // message.
     pair.move_to(SMALLEST - 32);
     let disguised = [[0; 24].as_slice(), &header(0, WHOLE).to_le_bytes()].concat();
     assert!(pair.send(&disguised));
     assert_eq!(pair.take(), Some(disguised));
-    // A lap later, one that ends exactly there, and another after it. On the way, none runs past the end, over that header.
+    // One lap later, a message ends exactly there, and another follows it. No message in between crosses the
+    // end, so that header stays.
     for size in [2024, 2032] {
         assert!(pair.send(&vec![1; size - as_offset(HEADER)]) && pair.take().is_some());
     }
@@ -303,7 +306,7 @@ fn a_long_payload_begins_at_a_line_wherever_its_record_does() {
             let message = bytes(number, length);
             // SAFETY: the producer has just claimed the range, and claims nothing else before this borrow ends.
             unsafe { pair.producer.own_mut().claimed(at, length) }.copy_from_slice(&message);
-            // A long one that has become short stays where it is.
+            // A long record whose message became short stays in its place.
             let sent = if number == 2 { 5 } else { length };
             pair.producer.finish(at, length, sent);
             pair.producer.publish();
@@ -314,7 +317,7 @@ fn a_long_payload_begins_at_a_line_wherever_its_record_does() {
 
 #[test]
 fn a_gap_of_nothing_is_one_too() {
-    // Another implementation may say of a payload that it begins at a line where it would do so anyway.
+    // Another implementation may set the flag for a payload that starts at a cache line anyway.
     let mut pair = pair(SMALLEST, SMALLEST);
     pair.move_to(56);
     assert!(pair.producer.push(b"payload").unwrap());
@@ -333,13 +336,13 @@ fn packed_records_for_which_there_surely_is_room_go_in_together_wherever_the_rin
     let step = if cfg!(miri) { 8 * 409 } else { 8 };
     for place in (0..capacity).step_by(step) {
         let sizes = [0, 24, 700, LONG, capacity / 2];
-        // A ring full of the smallest takes Miri minutes.
+        // Under Miri, a ring full of the smallest messages takes minutes.
         for longest in sizes.into_iter().skip(if cfg!(miri) { 2 } else { 0 }) {
             let mut pair = pair(capacity, capacity);
             pair.move_to(place);
             for kept in 0..3 {
                 let before = pair.producer.packed_room(longest).unwrap();
-                // Two calls use up what was promised once.
+                // Two calls use up the room that was reported once.
                 let mut left = before;
                 let mut number = as_offset(place);
                 let mut sets = [Vec::new(), Vec::new()];
@@ -356,7 +359,7 @@ fn packed_records_for_which_there_surely_is_room_go_in_together_wherever_the_rin
                     assert_eq!(taken, packed.len(), "{longest} bytes at {place}, {kept} kept");
                     pair.producer.publish();
                 }
-                // All are read but a few, which the next round finds in its way.
+                // All but a few are read. The next round finds those in its way.
                 for message in sets.concat().iter().skip(kept) {
                     pair.take().unwrap_or_else(|| panic!("{} bytes", message.len()));
                 }

@@ -1,9 +1,9 @@
-//! How much of what chance makes up a test tries.
+//! The number of random cases that a test runs.
 
 use proptest::test_runner::Config;
 
-/// As many cases as ever, or as `PROPTEST_CASES` says, so many times; under Miri, which is slow, no more than so few. A case that
-/// has failed is told, and written to no file.
+/// Runs `times` as many cases as the default or `PROPTEST_CASES`. Under Miri, which is slow, at most
+/// `under_miri`. A failed case is reported, but written to no file.
 pub(crate) fn cases(times: u32, under_miri: u32) -> Config {
     let mut config = Config {
         failure_persistence: None,

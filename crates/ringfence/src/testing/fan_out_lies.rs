@@ -1,5 +1,5 @@
-//! A publisher that lies to its reader, and a reader that lies to its publisher, in every word and at any moment. Told by chance in the
-//! tests, and by what has led further before in the fuzzer.
+//! A publisher that lies to its reader, and a reader that lies to its publisher, in every word and at any
+//! moment. The tests draw the lies at random; the fuzzer evolves them by coverage.
 
 use std::{
     rc::Rc,
@@ -23,7 +23,7 @@ use crate::{
     ring::record::{WHOLE, header, packed_size},
 };
 
-/// What a hostile publisher says in OFFER, and then in its ring.
+/// The claims of a hostile publisher in OFFER, and then in its ring.
 #[derive(Debug, Clone)]
 pub(crate) struct Told {
     pub(crate) position: u64,
@@ -43,16 +43,16 @@ pub(crate) enum Call {
     Settle,
 }
 
-/// The looks that one call of a reader may take: it begins again a few times, and each time walks over a ring of the smallest
-/// records.
+/// The loads that one call of a reader may make. It restarts a few times, and each time walks over a ring of
+/// the smallest records.
 const LOOKS: u32 = 40_000;
 
-/// The longest message that the reader takes: less than the ring's own limit, so that both count.
+/// The longest message that the reader accepts: below the ring's own limit, so that both limits are tested.
 const LONGEST: u64 = 510;
 
 type Victim = FanIn<Liar, OwnRegion>;
 
-/// One call. `Ok`: nothing, or messages within the limits.
+/// Makes one call. `Ok`: nothing, or messages within the limits.
 fn call(victim: &mut Victim, call: Call) -> Result<()> {
     victim.ring().begin();
     match call {
@@ -84,7 +84,7 @@ fn call(victim: &mut Victim, call: Call) -> Result<()> {
             let mut into = vec![0; room];
             match victim.pull_packed(&mut into)? {
                 Pulled::Bytes(end) => {
-                    // What is handed over has been checked in the copy: it can be walked without any check.
+                    // Handed-out records were checked in the copy, so they can be walked without checks.
                     let mut at = 0;
                     while at < end {
                         let word = u64::from_le_bytes(into[at..at + 8].try_into().expect("eight bytes"));
@@ -108,15 +108,15 @@ fn call(victim: &mut Victim, call: Call) -> Result<()> {
     Ok(())
 }
 
-/// Reads what a publisher lies. Every call gives messages within the limits or nothing, or finds the ring corrupt or itself evicted, which
-/// ends it and is returned; anything else is a panic.
+/// Reads from a lying publisher. Every call returns messages within the limits or nothing, or finds the ring
+/// corrupt or itself evicted. Either ends the run and is returned. Anything else panics.
 pub(crate) fn read_lies(
     delivery: Delivery,
     told: Told,
     calls: impl IntoIterator<Item = Call>,
 ) -> Option<Error> {
     let region = OwnRegion::private(SMALLEST);
-    // What is told when it is the truth: small records all over.
+    // The true content: small records throughout.
     let mut at = layout::DATA;
     while at < layout::DATA + as_offset(SMALLEST) {
         region.store(at, header(24, WHOLE), Ordering::Relaxed);
@@ -161,7 +161,7 @@ pub(crate) fn read_lies(
     None
 }
 
-/// The control object of a subscriber that lies.
+/// The control object of a lying subscriber.
 #[derive(Clone)]
 struct Control(Rc<Liar>);
 
@@ -175,13 +175,13 @@ impl Readable for Control {
     }
 }
 
-/// A publisher with two subscribers: one that lies, and one that does not and reads all of it.
+/// A publisher with two subscribers: a liar, and an honest one that reads everything.
 struct Stage {
     publisher: FanOutWriter<OwnRegion, Control, ()>,
     readers: Arc<Readers<OwnRegion, Control, ()>>,
     liar: (Held, Rc<Liar>),
     honest: FanIn<OwnRegion, OwnRegion>,
-    /// What the publisher sees of the honest one.
+    /// The publisher's view of the honest subscriber.
     truth: (Held, Rc<Liar>),
     sent: u64,
     told: bool,
@@ -247,7 +247,7 @@ impl Stage {
         self.publisher.publish();
     }
 
-    /// The liar is told of once, and counts no more.
+    /// The liar is reported once, and ignored after that.
     fn judge(&mut self) {
         if let Some(lie) = self.publisher.violation() {
             assert!(!self.told && lie.number == self.liar.0.number, "the liar, once");
@@ -279,7 +279,8 @@ impl Stage {
     }
 }
 
-/// Publishes to a subscriber that lies and to one that does not. The latter gets every message, whatever the other says.
+/// Publishes to a lying subscriber and to an honest one. The honest one receives every message, whatever the
+/// other claims.
 pub(crate) fn publish_among_lies(
     lies: impl IntoIterator<Item = Lie>,
     writes: impl IntoIterator<Item = Write>,

@@ -1,7 +1,8 @@
-//! What the fuzzer calls, each with bytes that it has chosen. Built for it (`--cfg fuzzing`) and for the tests, and no
-//! part of what this crate offers: the targets in `fuzz/` say no more than which of these they call.
+//! Entry points of the fuzz targets, each called with the fuzzer's bytes. They are built for the fuzzer
+//! (`--cfg fuzzing`) and for the tests, and are no part of this crate's API. Each target in `fuzz/` only
+//! names the function that it calls.
 //!
-//! Every function panics where the crate does not keep what it promises against a peer that may say anything.
+//! Every function panics if the crate breaks its guarantees against a peer that may send anything.
 
 mod beside;
 mod channel;
@@ -26,7 +27,7 @@ use crate::{
     ring::record::ALIGNED,
 };
 
-/// The decoders of what comes over the line.
+/// Decodes frames received over the line.
 pub fn wire(bytes: &[u8]) {
     let Ok((frame, _)) = Frame::decode(bytes) else {
         return;
@@ -37,7 +38,7 @@ pub fn wire(bytes: &[u8]) {
     match (frame, back) {
         (Frame::Refuse(told), Frame::Refuse(back)) => {
             assert_eq!(told.code, back.code);
-            // A text is cut at a thousand bytes, and stays as it is after that.
+            // A text is cut at a thousand bytes, and is unchanged after that.
             let again = Frame::Refuse(back.clone()).encode();
             assert_eq!(Frame::decode(&again).expect("as before").0, Frame::Refuse(back));
             let shown = told.clone().into_error("@address").to_string();
@@ -50,9 +51,9 @@ pub fn wire(bytes: &[u8]) {
     }
 }
 
-/// The ring, facing a peer in whose region every look may find something else.
+/// The ring, with a peer whose region may change at every load.
 pub fn ring(bytes: &[u8]) {
-    // What there is ends the run; a run that was cut short is as good as any.
+    // An error only ends the run: a run that was cut short is valid as well.
     let _ = ring_of(&mut Unstructured::new(bytes));
 }
 
@@ -76,7 +77,7 @@ fn ring_of(script: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The ring that many read: a reader facing a publisher that lies, and a publisher facing a reader that does.
+/// The ring with many readers: a reader of a lying publisher, and a publisher with a lying reader.
 pub fn fan_out(bytes: &[u8]) {
     let _ = fan_out_of(&mut Unstructured::new(bytes));
 }
@@ -157,7 +158,8 @@ fn write(script: &mut Unstructured<'_>) -> Result<Write> {
 mod tests {
     use super::*;
 
-    /// What the fuzzer has found, and bytes at random: it runs elsewhere, and what it calls must go on being right.
+    /// Runs the fuzzer's findings and random bytes. The fuzzer itself runs elsewhere; this keeps its entry
+    /// points correct.
     fn each(of: fn(&[u8]), found: &[&[u8]]) {
         for bytes in found {
             of(bytes);
@@ -192,7 +194,7 @@ mod tests {
         each(handshake, &[]);
     }
 
-    /// The other process of the next tests.
+    /// The other process of the following tests.
     #[test]
     fn a_peer_of_its_own() {
         peer_if_asked();
@@ -201,7 +203,7 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "Miri starts no process")]
     fn whatever_a_host_says_there_is_a_channel_where_nothing_was_wrong_and_else_none() {
-        // One of each kind with which nothing is wrong: bytes that have ended draw what is right.
+        // One sound input of each kind: exhausted bytes draw sound values.
         each(guest, &[&[0], &[1], &[2], &[3], &[4], &[5]]);
     }
 

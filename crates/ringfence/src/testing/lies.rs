@@ -1,5 +1,5 @@
-//! A peer that lies in its own region, at any moment: between two reads of one call as well as between two calls. Told
-//! by chance in the tests, and by what has led further before in the fuzzer.
+//! A hostile peer that changes its own region at any moment, within a call as well as between calls. The
+//! tests draw its values at random; the fuzzer evolves them by coverage.
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,35 +20,35 @@ use crate::{
     region::own::OwnRegion,
 };
 
-/// One answer to one look.
+/// The answer to one load.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Lie {
-    /// Any word whatever.
+    /// An arbitrary word.
     Word(u64),
-    /// What lies there, with one bit turned over.
+    /// The true word with one bit flipped.
     Flip(u32),
-    /// So many bytes further than the last position that was told.
+    /// This many bytes after the last position that was reported.
     Further(u64),
-    /// A header of a length and flags that may well follow.
+    /// A header of a plausible length and flags.
     Header(u64, u32),
-    /// What is really there.
+    /// The true word.
     Truth,
 }
 
-/// No honest look and no lie makes one call look more often than this.
+/// No call loads more often than this, whatever its peer does.
 pub(super) const LOOKS: u32 = 5000;
 
-/// The region of a peer that answers each look with the next lie. A look outside of it, or beside its words, fails the test,
-/// and so do looks without an end.
+/// The region of a peer that answers each load with the next lie. A load outside of the region, or not
+/// aligned to its words, fails the test, and so does an endless series of loads.
 pub(super) struct Liar {
     region: OwnRegion,
-    /// The end of the ring and its overhang; what lies behind belongs to neither side.
+    /// The end of the ring and its overhang. Memory after it belongs to neither side.
     end: usize,
     lies: RefCell<VecDeque<Lie>>,
     position: Cell<u64>,
     looks: Cell<u32>,
     most: u32,
-    /// Up to here words lie that tell positions.
+    /// Words below this offset report positions.
     words: usize,
 }
 
@@ -65,24 +65,24 @@ impl Liar {
         }
     }
 
-    /// One whose every word tells a position, as in a control object.
+    /// A liar whose words all report positions, as in a control object.
     pub(super) fn of_control(lies: impl IntoIterator<Item = Lie>) -> Self {
         let mut liar = Self::new(OwnRegion::private(0), SMALLEST, lies);
         liar.words = liar.end;
         liar
     }
 
-    /// So many looks are no endless number.
+    /// Allows this many loads per call.
     pub(super) fn bear(&mut self, looks: u32) {
         self.most = looks;
     }
 
-    /// What is there when the truth is told.
+    /// Sets the word that is reported when the answer is the truth.
     pub(super) fn tell(&self, at: usize, word: u64) {
         self.region.store(at, word, Ordering::Release);
     }
 
-    /// A call begins.
+    /// Starts a call.
     pub(super) fn begin(&self) {
         self.looks.set(0);
     }
@@ -92,7 +92,7 @@ impl Liar {
         assert!(self.looks.get() < self.most, "it looks again and again");
         let mut lies = self.lies.borrow_mut();
         let Some(lie) = lies.pop_front() else { return truth };
-        // Told again and again, so that a long run does not end in truths.
+        // Lies repeat, so that a long run does not end in truths.
         lies.push_back(lie);
         let answer = match lie {
             Lie::Word(word) => word,
@@ -135,12 +135,12 @@ impl Readable for Liar {
 
 type Victim = Consumer<OwnRegion, Liar>;
 
-/// The longest message that the victim takes.
+/// The longest message that the victim accepts.
 pub(super) const LONGEST: u64 = 3 * SMALLEST;
 
 fn victim(lies: impl IntoIterator<Item = Lie>) -> Victim {
     let region = OwnRegion::private(SMALLEST);
-    // What is told when it is the truth: small records all over.
+    // The true content: small records throughout.
     let mut at = layout::DATA;
     while at < layout::DATA + as_offset(SMALLEST) {
         region.store(at, header(24, WHOLE), Ordering::Relaxed);
@@ -157,13 +157,14 @@ pub(crate) enum Read {
     Gather,
     Strides,
     Pull(usize),
-    /// Pulls, holds what came, and has it again.
+    /// Pulls, holds the result, and pulls it again.
     Hold(usize),
     Size,
     Salvage,
 }
 
-/// What is handed over has been checked in the copy: it can be walked without any check. Returns the size of the first record.
+/// Handed-out records were checked in the copy, so they can be walked without checks. Returns the size of the
+/// first record.
 fn check_pulled(into: &[u8], pulled: &Pulled) -> Option<usize> {
     match *pulled {
         Pulled::Bytes(end) => {
@@ -186,7 +187,8 @@ fn check_pulled(into: &[u8], pulled: &Pulled) -> Option<usize> {
     }
 }
 
-/// One call, as [`crate::Receiver`] makes it. `Ok`: nothing, or a message (or part of one) within the limits.
+/// Makes one call as [`crate::Receiver`] does. `Ok`: nothing, or a message (or part of one) within the
+/// limits.
 fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Error> {
     victim.peer().begin();
     match read {
@@ -221,7 +223,7 @@ fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Err
                 buffer.clear();
                 buffer.resize(size, 0);
             }
-            // The buffer is as long as was said, so nothing but a lie can make it too short.
+            // The buffer is as long as was reported, so only a lie can make it too short.
             match victim.gather(buffer)? {
                 Gathered::Whole(length) => assert_eq!(length, buffer.len(), "as long as was said"),
                 Gathered::Part => assert!(victim.gathered_so_far() < buffer.len()),
@@ -234,7 +236,7 @@ fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Err
             check_pulled(&into, &pulled);
         }
         Read::Hold(room) => {
-            // The receiver asks for no records before a message in fragments is whole.
+            // The receiver asks for no records before a fragmented message is complete.
             if victim.is_gathering() {
                 return Ok(());
             }
@@ -265,8 +267,8 @@ fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Err
     Ok(())
 }
 
-/// Reads what a producer lies. Every call gives a message within the limits or nothing, or finds the ring corrupt, which
-/// ends it; anything else is a panic.
+/// Reads from a lying producer. Every call returns a message within the limits or nothing, or finds the ring
+/// corrupt, which ends the run. Anything else panics.
 pub(crate) fn read_lies(lies: impl IntoIterator<Item = Lie>, reads: impl IntoIterator<Item = Read>) {
     let mut victim = victim(lies);
     let mut buffer = Vec::new();
@@ -287,10 +289,10 @@ pub(crate) struct Write {
     pub(crate) kind: u8,
 }
 
-/// Writes into a ring whose consumer lies. Nothing is ever written over that has not been read, as it says; a lie
-/// that cannot be true ends it.
+/// Writes into a ring whose consumer lies. Data that the consumer has not reported as read is never
+/// overwritten. An impossible report ends the run.
 pub(crate) fn write_among_lies(lies: impl IntoIterator<Item = Lie>, writes: impl IntoIterator<Item = Write>) {
-    /// Longer than the ring: it travels in fragments.
+    /// Longer than the ring, so it is sent in fragments.
     const LONG: [u8; 10_000] = [9; 10_000];
     let liar = Liar::new(OwnRegion::private(SMALLEST), SMALLEST, lies);
     let mut producer = SpscWriter::new(OwnRegion::private(SMALLEST), liar, SMALLEST);
@@ -335,7 +337,7 @@ pub(crate) fn write_among_lies(lies: impl IntoIterator<Item = Lie>, writes: impl
     }
 }
 
-/// Messages as short ones lie in the ring.
+/// Packs messages, in the layout of short records in the ring.
 pub(crate) fn packed<'a>(messages: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
     let mut packed = Vec::new();
     for message in messages {

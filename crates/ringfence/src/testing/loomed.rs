@@ -1,5 +1,5 @@
-//! A region as loom sees it, for the models of the ring's and the doorbell's orderings: every order in which memory
-//! may let two threads see each other's stores is tried.
+//! A region that loom can track, for the models of the ring's and the doorbell's orderings. Loom tries every
+//! order in which two threads may see each other's stores.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -18,22 +18,22 @@ use crate::{
     region::layout::{self, MARKS, as_offset, head_of, mark_of, reader_parked_of},
 };
 
-/// The polled words are atomics. Those of the ring itself are plain memory: loom reports a thread that touches one of them
-/// without having been told, by the tail or the head, that it is its turn. Where readers look at what may be written over meanwhile, they
-/// are atomics as well.
+/// The polled words are atomics. The words of the ring itself are plain memory: loom reports a thread that
+/// accesses one of them before the tail or the head has handed it over. If readers read data that may be
+/// overwritten concurrently, those words are atomics as well.
 #[derive(Clone)]
 pub(crate) struct Region {
     shared: Arc<Shared>,
-    /// Whether a full fence is one: a model in which it is not must find the wake-up that is lost.
+    /// Whether a full fence takes effect. A model without it must find the lost wakeup.
     fences: bool,
 }
 
 struct Shared {
-    /// Where the polled words lie.
+    /// The offsets of the polled words.
     places: Vec<usize>,
     polled: Vec<AtomicU64>,
     ring: Ring,
-    /// A publisher that needs the sleeper's barrier has published all that it will.
+    /// Set when a publisher that needs the sleeper's barrier has published everything.
     over: (Mutex<bool>, Condvar),
 }
 
@@ -58,7 +58,7 @@ impl Region {
         Self::with(POLLED.into(), ring)
     }
 
-    /// The ring object of a publisher. `racy`: its readers do not wait until it is their turn.
+    /// The ring object of a publisher. `racy`: its readers read without waiting for their turn.
     pub(crate) fn of_publisher(capacity: u64, racy: bool) -> Self {
         let marks = (0..MARKS).flat_map(|mark| [mark_of(mark), mark_of(mark) + 8]);
         let mut places = vec![
@@ -99,7 +99,7 @@ impl Region {
         }
     }
 
-    /// The same memory, for a thread whose fences are none.
+    /// The same memory, for a thread whose fences have no effect.
     pub(crate) fn without_fences(&self) -> Self {
         Self {
             shared: Arc::clone(&self.shared),
@@ -107,13 +107,13 @@ impl Region {
         }
     }
 
-    /// Nothing more is published: see [`Readable::barrier_for_all`].
+    /// Marks the end of publishing: see [`Readable::barrier_for_all`].
     pub(crate) fn is_over(&self) {
         *self.shared.over.0.lock().unwrap() = true;
         self.shared.over.1.notify_all();
     }
 
-    /// A polled word; `None` for one of the ring.
+    /// Returns a polled word, or `None` for a word of the ring.
     fn polled(&self, at: usize) -> Option<&AtomicU64> {
         let index = self.shared.places.iter().position(|word| *word == at);
         assert!(
@@ -125,7 +125,7 @@ impl Region {
 
     fn read(&self, index: usize) -> u64 {
         match &self.shared.ring {
-            // SAFETY: loom runs one thread at a time, and fails the test where two could have met here.
+            // SAFETY: loom runs one thread at a time, and fails the test if two could have met here.
             Ring::Plain(words) => words[index].with(|word| unsafe { *word }),
             Ring::Racy(words) => words[index].load(Ordering::Relaxed),
         }
@@ -153,7 +153,7 @@ impl Readable for Region {
         let Some(word) = self.polled(at) else {
             return self.read(index(at));
         };
-        // As a peer's region is read: see its implementation.
+        // The order of accesses is that of a peer's region: see its implementation.
         let value = word.load(Ordering::Relaxed);
         if !matches!(order, Ordering::Relaxed) {
             fence(Ordering::Acquire);
@@ -179,8 +179,9 @@ impl Readable for Region {
         }
     }
 
-    /// Loom has no barrier that one thread makes for another. What has ended is seen as what a barrier has flushed out is,
-    /// so this waits for that: the model is of those who find that they need no barrier.
+    /// Loom has no barrier that one thread issues for another. Stores of a thread that has ended are visible,
+    /// as after a barrier. So this waits until the publisher has ended. Only readers that find that they need
+    /// no barrier are modelled.
     fn barrier_for_all(&self) -> Result<(), Errno> {
         let mut over = self.shared.over.0.lock().unwrap();
         while !*over {

@@ -1,4 +1,4 @@
-//! What a handshake would have left, of a peer that is no process: for a channel whose other end the test has as well.
+//! The results of a handshake without a peer process, for a channel whose other end is in the same test.
 
 use std::os::fd::OwnedFd;
 
@@ -19,7 +19,7 @@ use crate::{
     trace::Tie,
 };
 
-/// Both rings have `capacity` bytes, and no message has more than `longest`.
+/// Both rings have `capacity` bytes, and the longest message has `longest`.
 pub(crate) fn without_a_peer(
     line: OwnedFd,
     own: OwnRegion,
@@ -67,7 +67,7 @@ pub(crate) fn pair(capacity: u64, longest: u64, options: &Options) -> (Channel, 
     )
 }
 
-/// One end of a channel, whose other end has the second region.
+/// One end of a channel. The other end owns the second region.
 #[cfg(test)]
 pub(crate) fn end(
     line: OwnedFd,

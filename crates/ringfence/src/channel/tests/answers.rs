@@ -1,4 +1,4 @@
-//! What a channel answers about itself: its figures, its limits, its room, and which one it is.
+//! A channel's reports about itself: its figures, limits, room and identity.
 
 use super::*;
 use crate::{
@@ -24,7 +24,7 @@ fn both_halves_tell_what_has_passed_and_what_is_staged() {
     let stats = receiver.stats();
     assert_eq!((stats.messages_received, stats.bytes_received), (1, 100));
     assert_eq!(sender.stats().ring_used, 0);
-    // A message that does not fit the ring at once.
+    // A message that does not fit the ring in one piece.
     let message = [7; 6000];
     let Progress::Part(written) = sender.send_part(&message, 0).expect("open") else {
         panic!("it is longer than the ring")
@@ -110,7 +110,7 @@ fn a_message_that_is_too_long_is_told_which_limit_it_passes() {
         assert_eq!((found, most), (size, limit));
         assert!(why.starts_with(reason), "{why}");
     }
-    // A peer that takes a little more than half the ring, or just as much.
+    // A peer whose limit is slightly above half the ring, or exactly half.
     for (longest, size, limit) in [
         (2049, 2050, 2048),
         (5000, 2049, 2048),
@@ -127,7 +127,7 @@ fn a_message_that_is_too_long_is_told_which_limit_it_passes() {
     }
 }
 
-/// In pieces through a small ring. What is seen between them is nothing.
+/// Passes a message in pieces through a small ring. The parts seen in between are ignored.
 fn pass(sender: &mut Sender, receiver: &mut Receiver, message: &[u8], into: &mut [u8]) {
     let mut written = 0;
     loop {
@@ -169,7 +169,7 @@ fn memory_for_long_messages_is_kept_for_the_next_one_and_little_of_it_by_an_idle
         assert_eq!(receiver.try_receive(&mut into).expect("open"), None);
         assert_eq!(receiver.ring.scratch.size(), idle, "{length}");
     }
-    // Closed, it keeps none.
+    // A closed receiver keeps no memory.
     pass(&mut sender, &mut receiver, &message[..MIB], &mut into);
     receiver.close();
     assert_eq!(receiver.ring.scratch.size(), 0);

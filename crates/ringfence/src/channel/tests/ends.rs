@@ -1,5 +1,5 @@
-//! Each way to the end, on a line and regions of which the test has both sides: what is said of it to the peer and here, and in which
-//! order.
+//! Every way in which a channel ends, on a line and regions of which the test holds both sides: what is
+//! reported to the peer and here, and in which order.
 
 use std::{
     os::fd::AsRawFd,
@@ -18,13 +18,14 @@ use crate::{
     wait::deadline::Deadline,
 };
 
-/// Ends a test that has failed already.
+/// A limit for tests that have already failed.
 const FAR: Duration = Duration::from_secs(60);
 
-/// How a channel has ended, and what its peer could see by then: the phase, and whether the line had ended.
+/// The state in which a channel has ended, and what its peer could see at that moment: the phase, and whether
+/// the line had ended.
 type Told = (ChannelState, Option<Phase>, bool);
 
-/// One side of a channel, and all that its peer is.
+/// One side of a channel, and everything that its peer holds.
 struct Side {
     channel: Channel,
     own: OwnRegion,
@@ -34,7 +35,7 @@ struct Side {
 }
 
 impl Side {
-    /// `succeeds`: goes on in its peer's place.
+    /// `succeeds`: this side takes over the address of its peer.
     fn new(succeeds: bool) -> Self {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (line, peers_line) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
@@ -76,15 +77,15 @@ impl Side {
         told.iter().map(|(state, ..)| *state).collect()
     }
 
-    /// The peer says how it ends, and hangs up.
+    /// The peer sets its end word and hangs up.
     fn peer_ends(&mut self, word: u64) {
         self.peer.store(layout::PHASE, word, Ordering::Release);
-        // Two have it.
+        // Two descriptors refer to this end of the line.
         shutdown(self.peers_line.as_raw_fd(), Shutdown::Both).unwrap();
     }
 }
 
-/// What was to be let go of when the end came, and what the peer could see then.
+/// A resource that is released at the end, which records what the peer could see then.
 #[derive(Debug)]
 struct Tells {
     own: OwnRegion,
@@ -194,7 +195,7 @@ fn the_last_word_of_the_peer_says_how_it_has_ended() {
     }
 }
 
-/// A program may keep what it had of a channel for long, and call it no more.
+/// A program may keep its handles of a channel for a long time without calling them.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn a_receiver_that_has_told_the_end_keeps_no_memory_of_the_channel() {
@@ -202,7 +203,7 @@ fn a_receiver_that_has_told_the_end_keeps_no_memory_of_the_channel() {
     let none = |receiver: &mut Receiver| {
         assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
     };
-    // The word of the end comes before the line's.
+    // The end word is set before the line ends.
     for (word, end, cut) in [
         (2, ChannelState::ClosedByPeer, true),
         (10, ChannelState::ClosedByPeer, false),
@@ -217,7 +218,7 @@ fn a_receiver_that_has_told_the_end_keeps_no_memory_of_the_channel() {
         assert_eq!((keeps(receiver), receiver.is_cut()), (false, cut), "{word}");
         none(receiver);
     }
-    // The peer ends its direction, and the channel later.
+    // The peer ends its direction first, and the channel later.
     let mut side = Side::new(false);
     side.peer
         .store(layout::PHASE, Phase::ENDED.word(), Ordering::Release);
@@ -228,7 +229,7 @@ fn a_receiver_that_has_told_the_end_keeps_no_memory_of_the_channel() {
     receiver.poll_line().unwrap();
     assert_eq!((keeps(receiver), receiver.is_cut()), (false, false));
     none(receiver);
-    // Both have ended.
+    // Both directions have ended.
     let mut side = Side::new(false);
     side.channel.sender().end();
     side.peer
@@ -260,7 +261,7 @@ fn what_is_found_in_a_ring_is_a_lie_unless_its_owner_has_wiped_it_or_the_channel
     for (end, code) in [
         (ChannelState::ClosedHere, "CLOSED"),
         (ChannelState::Exposed, "OBJECT_EXPOSED"),
-        // It could still write until then, and what it wrote is read to the end.
+        // The peer could write until it exited, and what it wrote is read to the end.
         (ChannelState::PeerExited, "RING_CORRUPT"),
     ] {
         let side = Side::new(false);
@@ -326,7 +327,7 @@ fn a_member_that_leaves_says_so_and_knows_whether_its_peer_has_its_place() {
     assert_eq!(side.phase(), said(Step::Closed));
 }
 
-/// It still has its region, and another process may open that.
+/// Its region still exists, and another process may open it.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn a_member_that_waits_for_the_answer_can_be_exposed_and_ends_in_no_other_way() {
@@ -369,7 +370,7 @@ fn where_a_subscribers_reading_ends_is_said_once() {
     assert_eq!(tail(), 0x30 | END_TOLD);
 }
 
-/// An address or a seat, which is given back as it is dropped.
+/// An address or a slot, which is released on drop.
 #[derive(Debug)]
 struct Kept(Tells);
 
@@ -379,7 +380,7 @@ impl Drop for Kept {
     }
 }
 
-/// Whoever hears of the end may come for it at once.
+/// A process that is notified of the end may claim the resource at once.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn what_a_channel_keeps_from_others_is_free_before_its_peer_is_told_of_the_end() {
@@ -447,7 +448,7 @@ const READS: [(&str, Read); 7] = [
     ("drain", |receiver| receiver.receive_each(|_| (), 10).map(drop)),
 ];
 
-/// A peer whose memory is exposed says so before it wipes it: what is read after that may be zeros.
+/// An exposed peer reports the exposure before it wipes its memory: data read after that may be zeros.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn a_message_that_may_have_been_wiped_is_an_error_and_not_counted() {
@@ -461,7 +462,7 @@ fn a_message_that_may_have_been_wiped_is_an_error_and_not_counted() {
             assert_eq!(sender.send_part(&message, 0).expect("open"), Progress::Whole);
             let is_packed = name.contains("packed") || name == "pull_held";
             if length > 2048 && is_packed {
-                // Fragments are none of theirs.
+                // Packed reads return no fragments.
                 assert_eq!(
                     receiver.try_receive_packed(&mut [0; 4096]).expect("open"),
                     Packed::Large(length)

@@ -1,4 +1,4 @@
-//! Many channels that are read as one, with their other ends in the same test.
+//! A merge of many channels, with their other ends in the same test.
 
 use std::sync::atomic::Ordering;
 
@@ -56,7 +56,7 @@ fn a_merge_hands_out_messages_of_their_own_size_and_knows_when_it_has_no_source(
     assert_eq!(merge.try_receive_vec().expect("open"), None);
     let messages = [bytes(1, 5), bytes(2, 3000), bytes(3, 0)];
     for message in messages {
-        // The long one comes in fragments, each of which is read before there is room for the next one.
+        // The long message arrives in fragments. Each is read before there is room for the next one.
         let mut written = 0;
         let found = loop {
             let sent = source.sender.send_part(&message, written).expect("open");
@@ -97,7 +97,7 @@ fn a_drain_of_several_sources_visits_no_more_than_it_may() {
     }
 }
 
-/// What has come since the visit began is a second row, of which there is less to take.
+/// Messages that arrived after `has_message` form a second row, from which fewer may be taken.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn a_visit_of_so_many_messages_or_bytes_counts_those_that_were_known_before_it() {
@@ -137,7 +137,7 @@ fn a_merge_counts_what_it_has_received_and_not_what_was_received_before() {
         Some(Merged::Message { from, length })
     );
     assert_eq!(count(&mut merge), (1, 1, 8));
-    // What it received after that counts no more, and what it received here does still.
+    // Messages that the source received after that no longer count. Those that it received here still do.
     let mut receiver = merge.remove(from).expect("it is there");
     assert_eq!(receiver.try_receive(&mut [0; 8]).expect("open"), Some(8));
     assert_eq!(count(&mut merge), (0, 1, 8));
@@ -146,7 +146,7 @@ fn a_merge_counts_what_it_has_received_and_not_what_was_received_before() {
     assert_eq!(count(&mut merge), (1, 2, 16));
 }
 
-/// A peer that makes no fences may hold a message back that this side does not see then.
+/// A peer without fences may have stored a message that this side cannot see yet.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn a_source_whose_peer_takes_barriers_needs_one_until_the_peer_makes_fences() {
@@ -161,13 +161,13 @@ fn a_source_whose_peer_takes_barriers_needs_one_until_the_peer_makes_fences() {
     assert!(!announce(&mut receiver).expect("open"));
 }
 
-/// For the binding, whose sources stand in many objects.
+/// For the binding, which keeps its sources in many objects.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn a_source_that_is_parked_in_two_halves_is_not_taken_for_empty_when_it_has_something() {
     let (mut source, mut receiver) = source();
     for _ in 0..3 {
-        // Both make fences, so that no barrier is needed.
+        // Both sides issue fences, so no barrier is needed.
         assert!(!announce(&mut receiver).expect("open"));
         assert!(look_parked(&mut receiver).expect("open"), "nothing was sent");
         assert!(!announce(&mut receiver).expect("open"));

@@ -1,4 +1,4 @@
-//! A half that waits is rung for, and what it is told then: its line is looked at as an event loop would.
+//! Wakeups of a waiting half, and what it then finds. The tests poll the line as an event loop would.
 
 use std::{os::fd::AsFd, sync::atomic::Ordering};
 
@@ -7,7 +7,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::*;
 use crate::{channel::end::CloseReason, region::copy::Writable, region::phase::Phase};
 
-/// Whether an event loop that has this descriptor would be woken.
+/// Whether an event loop that watches this descriptor would be woken.
 fn is_rung(half: &impl AsFd) -> bool {
     let mut watched = [PollFd::new(half.as_fd(), PollFlags::POLLIN)];
     poll(&mut watched, PollTimeout::ZERO).expect("a look") > 0
@@ -47,7 +47,7 @@ fn room_is_there_for_a_whole_message_or_for_a_piece_of_a_long_one() {
     assert!(sender.has_room(2048).expect("open") && sender.has_room(20_000).expect("open"));
     assert!(sender.try_send(&[7; 2000]).expect("open"));
     assert!(sender.try_send(&[7; 1000]).expect("open"));
-    // Some 1,000 bytes are left.
+    // About 1,000 bytes are left.
     for (size, is_there) in [
         (900, true),
         (1200, false),
@@ -67,7 +67,7 @@ fn room_is_there_for_a_whole_message_or_for_a_piece_of_a_long_one() {
     assert!(sender.has_room(2048).expect("open") && sender.has_room(20_000).expect("open"));
 }
 
-/// It may do something else after that, and not look at the ring for long.
+/// After that, the reader may do something else and not check the ring for a long time.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn a_sender_that_sleeps_for_want_of_room_is_woken_by_the_first_message_that_is_read() {
@@ -148,7 +148,7 @@ fn a_bell_is_heard_by_a_look_at_the_line_or_when_its_half_is_armed_next() {
         assert!(receiver.arm().expect("open") && !is_rung(&receiver), "{later}");
         receiver.disarm();
     }
-    // Where it is not armed in between, the next look reads.
+    // If it is not armed in between, the next poll reads the line.
     assert!(receiver.arm().expect("open"));
     assert!(sender.try_send(&[7; 8]).expect("open"));
     for is_left in [true, false] {
@@ -165,7 +165,7 @@ fn a_look_at_the_line_finds_that_the_peer_has_gone() {
         |ends| ends.sender.poll_line(),
         |ends| ends.unread.poll_line().expect("what is there can be read"),
         |ends| {
-            // The first call leaves the line as it is.
+            // The first call leaves the line unread.
             for _ in 0..2 {
                 ends.unread.poll_line_later().expect("what is there can be read");
             }
@@ -182,7 +182,7 @@ fn a_look_at_the_line_finds_that_the_peer_has_gone() {
     }
 }
 
-/// By whichever call it tries to send.
+/// With each call that sends.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn a_sender_that_only_polls_a_full_ring_finds_that_its_peer_has_gone() {
@@ -230,7 +230,7 @@ fn a_sender_that_is_dropped_ends_its_direction_and_its_other_half_goes_on() {
     assert_eq!(back.try_receive(&mut [0; 9]).expect("open"), Some(9));
 }
 
-/// What is told of the ring after the end is how it was then, though nobody had asked before.
+/// After the end, the ring's fill level is reported as of the end, even if it was never queried before.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn a_sender_that_was_closed_knows_what_was_not_read() {
@@ -241,7 +241,7 @@ fn a_sender_that_was_closed_knows_what_was_not_read() {
     assert_eq!((stats.ring_used, stats.messages_sent), (112, 1));
 }
 
-/// The reason is the end, and not what this half had begun: nobody can go on with that.
+/// The reported error is the end of the channel, not the unfinished message: that can no longer be completed.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn a_sender_with_a_message_under_way_is_told_why_the_channel_has_ended() {
@@ -287,7 +287,8 @@ fn an_alarm_leaves_nothing_of_a_reservation_that_was_given_back() {
     assert_eq!(left(&region), 0);
 }
 
-/// The peer's alarm wipes its memory, after it has said so. What was seen until the next look may be zeros.
+/// The peer's alarm reports the exposure and then wipes its memory. Data read before the next check may be
+/// zeros.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn what_is_read_while_the_peer_is_exposed_is_no_message() {
@@ -312,7 +313,7 @@ fn what_is_read_while_the_peer_is_exposed_is_no_message() {
     assert_eq!(receiver.close_reason(), Some(CloseReason::Exposed));
 }
 
-/// As soon as this side has told its peer that it has closed, that one wipes what was not read.
+/// Once this side has told its peer that it is closed, the peer wipes the unread data.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn what_is_read_while_this_side_is_closed_on_another_thread_is_no_message() {

@@ -1,5 +1,5 @@
-//! One writer and several readers on plain memory: against a model, facing each other's lies, on threads, and in every order that
-//! memory allows.
+//! One writer and several readers on plain memory: against a model, against hostile peers, on threads, and in
+//! every order that the memory model allows.
 
 mod latest;
 mod liars;
@@ -31,7 +31,7 @@ type Reader = FanIn<PeerRegion, OwnRegion>;
 
 const SMALLEST: u64 = 4096;
 
-/// A publisher and what it shares.
+/// A publisher and its shared state.
 struct Hub {
     writer: Writer,
     readers: Arc<Readers<OwnRegion, PeerRegion, ()>>,
@@ -60,7 +60,7 @@ impl Hub {
         }
     }
 
-    /// A reader whose handshake is through at once.
+    /// Adds a reader whose handshake completes at once.
     fn join(&self, delivery: Delivery, from: StartFrom) -> (u64, Reader) {
         let held = self.readers.hold(delivery, from).unwrap();
         let control = OwnRegion::private(0);
@@ -93,7 +93,7 @@ fn receive(reader: &mut Reader) -> Option<Vec<u8>> {
     Some(into)
 }
 
-/// What was visited.
+/// Returns the bytes that were visited.
 fn seen(view: &View<'_, impl Readable>) -> Vec<u8> {
     match *view {
         View::Copy(bytes) => bytes.to_vec(),
@@ -105,12 +105,12 @@ fn seen(view: &View<'_, impl Readable>) -> Vec<u8> {
     }
 }
 
-/// Message of this number and length.
+/// Returns a message of this number and length.
 fn bytes(number: u64, length: usize) -> Vec<u8> {
     number.to_le_bytes().into_iter().cycle().take(length).collect()
 }
 
-/// Messages that lie packed one after the other.
+/// Splits packed messages.
 fn walk_packed(packed: &[u8]) -> Vec<Vec<u8>> {
     let (mut messages, mut at) = (Vec::new(), 0);
     while at < packed.len() {

@@ -1,4 +1,4 @@
-//! A peer that lies: by chance, and each lie by itself.
+//! A hostile peer: random protocol violations, and each violation on its own.
 
 use std::{cell::Cell, sync::atomic::Ordering};
 
@@ -17,7 +17,7 @@ use crate::{
     testing::chance::cases,
 };
 
-/// As in the model, one strategy of plain numbers: Miri would spend its time in proptest's choices.
+/// One strategy of plain numbers, as in the model: Miri would spend its time in proptest's choices.
 fn lie() -> impl Strategy<Value = Lie> {
     (0..21_u8, any::<u64>()).prop_map(|(kind, word)| match kind {
         0..=5 => Lie::Truth,
@@ -65,7 +65,7 @@ proptest! {
     }
 }
 
-/// A region in which the words are what the test sets.
+/// A region whose words the test sets.
 struct Words {
     region: OwnRegion,
     victim: Consumer<OwnRegion, crate::region::peer::PeerRegion>,
@@ -140,7 +140,7 @@ fn heads_that_no_honest_reader_publishes_are_corrupt() {
     ] {
         let reader = OwnRegion::private(SMALLEST);
         let mut producer = SpscWriter::new(OwnRegion::private(SMALLEST), reader.seen_by_peer(), SMALLEST);
-        // 32 bytes published, and 16 more written that no reader can have read.
+        // 32 bytes are published. 16 more are written, which no reader can have read.
         assert!(producer.push(&[0; 24]).unwrap());
         producer.publish();
         assert!(producer.push(&[0; 8]).unwrap());
@@ -238,8 +238,8 @@ fn sizes_that_cannot_be_are_corrupt_when_the_message_begins() {
 
 #[test]
 fn a_size_that_was_told_is_the_size_that_counts() {
-    // The reader has made room for what was told: a longer message would end up past its end, a shorter one would
-    // leave in it what was there before.
+    // The reader has made room for the size that was reported. A longer message would overflow that room, and
+    // a shorter one would leave stale bytes in it.
     for (what, length, flags, size) in [
         ("a longer one", 16, FIRST, 200),
         ("a shorter one", 16, FIRST, 50),
@@ -278,7 +278,7 @@ fn a_size_that_was_told_counts_for_the_message_behind_padding_too() {
 #[test]
 fn a_record_that_goes_on_past_the_end_is_corrupt() {
     let lengths = [(24, true), (32, true), (88, true), (89, false), (96, false)];
-    // What is published ends there too, or goes on behind it.
+    // The published data ends there too, or continues after it.
     for ((length, sound), tail) in lengths.into_iter().flat_map(|case| [(case, 64), (case, 256)]) {
         let mut words = words();
         words.record(0, 24, WHOLE);
@@ -303,7 +303,7 @@ fn padding_that_does_not_reach_the_end_is_corrupt_at_every_place() {
         let mut words = words();
         words.record(0, 24, WHOLE);
         words.record(32, length, PADDING);
-        // What would follow it is a record like any other.
+        // The record after it is a record like any other.
         words.record((32 + packed_size(length)) % SMALLEST, 0, WHOLE);
         words.tail(SMALLEST);
         let record = words.victim.next_record().unwrap().unwrap();
@@ -338,7 +338,7 @@ fn a_record_too_long_is_corrupt_in_a_row_and_among_packed_ones_too() {
         words.record(16, length, WHOLE);
         words.tail(16 + packed_size(length));
         let found = if packed {
-            // The one before it is sound, and is handed out.
+            // The record before it is sound, and is handed out.
             assert_eq!(
                 words.victim.pull_packed(&mut [0; 8192]).unwrap(),
                 Pulled::Bytes(16),
@@ -356,7 +356,7 @@ fn a_record_too_long_is_corrupt_in_a_row_and_among_packed_ones_too() {
 
 #[test]
 fn a_writer_that_publishes_padding_without_end_does_not_keep_its_reader() {
-    /// A whole ring of padding more, each time that one has been read.
+    /// Adds another ring of padding each time that one has been read.
     struct Padder {
         tail: Cell<u64>,
         read: Cell<bool>,
@@ -415,7 +415,7 @@ fn a_last_lie_is_found_behind_what_was_known_to_be_there_and_is_not_forgotten() 
         words.victim.consume(first);
         words.tail(lie);
         words.victim.settle(OwnRegion::nowhere());
-        // What another process with the same memory makes of the tail does not count any more.
+        // The tail that another process writes to the same memory no longer has any effect.
         words.tail(32);
         let second = words.victim.next_record().unwrap().unwrap();
         words.victim.consume(second);
@@ -476,7 +476,7 @@ fn a_record_that_is_had_again_ends_where_its_lap_does() {
     };
     for (length, flags) in [(LENGTH, WHOLE), (LENGTH, WHOLE | ALIGNED)] {
         let mut words = words();
-        // Up to 16 bytes before the end of the lap.
+        // Each record ends at most 16 bytes before the end of the lap.
         for (place, length) in [(0, 2032), (2040, 2024), (4072, 0)] {
             words.record(place, length, WHOLE);
             words.tail(place + packed_size(length));

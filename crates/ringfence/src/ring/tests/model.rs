@@ -1,4 +1,4 @@
-//! Random calls at both ends, beside a queue that says what each must answer.
+//! Random calls at both ends, checked against a queue that predicts each result.
 
 use std::collections::VecDeque;
 
@@ -14,15 +14,15 @@ use crate::{
     testing::chance::cases,
 };
 
-/// A size, as far as it can be told before the capacity is known.
+/// A size, expressed independently of the capacity.
 #[derive(Debug, Clone, Copy)]
 enum Size {
     Small(u64),
-    /// This much less than half the ring.
+    /// This many bytes less than half the ring.
     NearHalf(u64),
     /// Thousandths of half the ring.
     OfHalf(u64),
-    /// Thousandths of the ring, more than half: fragments.
+    /// Thousandths of the ring, more than half: such a message is sent in fragments.
     Rings(u64),
 }
 
@@ -39,12 +39,12 @@ impl Size {
 
 #[derive(Debug, Clone)]
 enum Call {
-    /// Written, and not published.
+    /// Written, but not published.
     Push(Size),
     Send(Size),
     Packed(Vec<Size>),
     Part(Size),
-    /// Reserved, and then committed with that many thousandths of it, or given back.
+    /// Reserved, and then committed with that many thousandths of it, or cancelled.
     Reserve(Size, Option<usize>),
     Batch(Vec<Size>),
     Publish,
@@ -58,7 +58,7 @@ enum Call {
     Count,
 }
 
-/// A size of what is sent at once, from two numbers.
+/// Derives a size that is sent in one piece from two numbers.
 fn at_once(shape: u64, amount: u64) -> Size {
     match shape % 9 {
         0..=5 => Size::Small(amount % 80),
@@ -68,7 +68,7 @@ fn at_once(shape: u64, amount: u64) -> Size {
 }
 
 fn any_size(shape: u64, amount: u64) -> Size {
-    // Under Miri, one and a half rings have to do.
+    // Under Miri, one and a half rings must suffice.
     let most = if cfg!(miri) { 1 } else { 9 };
     match shape % 3 {
         0 => at_once(shape / 3, amount),
@@ -76,7 +76,8 @@ fn any_size(shape: u64, amount: u64) -> Size {
     }
 }
 
-/// One strategy of plain numbers, and not one for each kind of call: Miri would spend its time in proptest's choices.
+/// One strategy of plain numbers instead of one for each kind of call: Miri would spend its time in
+/// proptest's choices.
 fn call() -> impl Strategy<Value = Call> {
     (0..31_u8, 0..1000_u64, 0..=1000_u64, 0..12_usize, 0..9000_usize).prop_map(
         |(kind, shape, amount, count, room)| {
@@ -107,19 +108,19 @@ fn call() -> impl Strategy<Value = Call> {
     )
 }
 
-/// A message that is on its way.
+/// A message that is being sent.
 struct Sent {
     bytes: Vec<u8>,
-    /// How much of it is in the ring, or was.
+    /// The number of its bytes that are in the ring, or were.
     written: usize,
     read: usize,
 }
 
-/// What the ring must do, told without one.
+/// The expected behaviour of the ring, modelled without one.
 struct Model {
     capacity: u64,
     queue: VecDeque<Sent>,
-    /// So many of the queue can be seen by the reader.
+    /// The number of queued messages that the reader can see.
     visible: usize,
     tail: u64,
     published: u64,
@@ -128,7 +129,7 @@ struct Model {
 }
 
 impl Model {
-    /// A record never wraps, but for the overhang: what has to be skipped before it.
+    /// Returns the padding needed before a record: except for the overhang, a record never wraps.
     fn padding(&self, size: usize) -> u64 {
         let rest = self.capacity - self.tail % self.capacity;
         if record_size(self.tail, size as u64) > rest + layout::OVERHANG as u64 {
@@ -138,7 +139,7 @@ impl Model {
         }
     }
 
-    /// The tail behind a record for so many bytes.
+    /// Returns the tail after a record with this many bytes.
     fn behind(&self, size: usize) -> u64 {
         let at = self.tail + self.padding(size);
         at + record_size(at, size as u64)
@@ -167,7 +168,7 @@ impl Model {
         self.published = self.tail;
     }
 
-    /// The message of which something can be read, if there is one.
+    /// Returns the message of which something can be read, if there is one.
     fn front(&self) -> Option<&Sent> {
         let front = self.queue.front().filter(|_| self.visible > 0)?;
         let whole = front.written == front.bytes.len() && front.read == 0;
@@ -181,7 +182,7 @@ impl Model {
         self.counted.1 += read.bytes.len() as u64;
     }
 
-    /// A message in fragments whose end has not been written.
+    /// Whether the last message is in fragments and its end has not been written.
     fn under_way(&self) -> bool {
         self.queue
             .back()
@@ -219,7 +220,7 @@ impl Rig {
         bytes(self.number, size.of(self.model.capacity))
     }
 
-    /// What the producer can know of how far the reader is.
+    /// Returns the reader's position as far as the producer can know it.
     fn head(&self) -> u64 {
         self.pair
             .producer
@@ -276,7 +277,7 @@ impl Rig {
         self.publish();
     }
 
-    /// Begins or goes on with a message that may come in fragments.
+    /// Starts or continues a message that may be sent in fragments.
     fn push_part(&mut self, size: Size) {
         let capacity = self.model.capacity;
         if !self.model.under_way() {
@@ -304,7 +305,7 @@ impl Rig {
             Progress::Whole => sent.bytes.len(),
             Progress::Part(written) => written,
         };
-        // Fragments of an eighth of the ring, the first with the size of the whole in front.
+        // Fragments are an eighth of the ring. The first one is preceded by the size of the whole message.
         let began = sent.written;
         while sent.written < sent.bytes.len() {
             let prefix = if sent.written == 0 { 8 } else { 0 };
@@ -333,7 +334,7 @@ impl Rig {
             return;
         };
         assert!(fits);
-        // The padding is there to stay, whatever becomes of the reservation.
+        // The padding stays, whether the reservation is committed or cancelled.
         self.model.tail += self.model.padding(message.len());
         let began = self.model.tail;
         // SAFETY: the producer has just claimed the range, and claims nothing else before this borrow ends.
@@ -343,7 +344,7 @@ impl Rig {
             let length = message.len() * part / 1000;
             self.pair.producer.finish(at, message.len(), length);
             self.model.whole(message[..length].to_vec());
-            // It begins where all of it would have begun.
+            // It starts where the full-length record would have started.
             let size = |length: usize| record_size(began, length as u64) - padded(length as u64);
             self.model.tail += size(message.len()) - size(length);
             self.publish();
@@ -436,9 +437,10 @@ impl Rig {
         }
     }
 
-    /// Pulls messages up to a length, has all but the first again, and only then lets the producer have the room.
+    /// Pulls messages up to a length, pulls all but the first again, and only then releases the room to the
+    /// producer.
     fn hold(&mut self, room: usize) {
-        // The receiver asks for no records before a message in fragments is whole.
+        // The receiver asks for no records before a fragmented message is complete.
         if self.pair.consumer.is_gathering() {
             return;
         }
@@ -475,7 +477,7 @@ impl Rig {
         self.pair.consumer.publish();
     }
 
-    /// Compares what a pull of messages up to `longest` has answered. Returns how many bytes of records there are.
+    /// Checks the result of a pull of messages up to `longest`. Returns the number of bytes of records.
     fn pulled(&self, pulled: Pulled, room: usize, longest: usize) -> Option<usize> {
         let fragments = self.pair.consumer.is_gathering();
         let Some(front) = self.model.front() else {
@@ -495,7 +497,7 @@ impl Rig {
         Some(end)
     }
 
-    /// The oldest messages, as records.
+    /// Removes the oldest messages, given as records.
     fn pop_packed(&mut self, records: &[u8]) {
         let mut at = 0;
         while at < records.len() {
@@ -518,7 +520,7 @@ impl Rig {
             Call::Push(_) | Call::Send(_) | Call::Packed(_) | Call::Reserve(..) | Call::Batch(_)
         );
         if sends && self.model.under_way() {
-            // Nothing else may be sent before the message under way is.
+            // Nothing else may be sent before the unfinished message.
             return self.push_part(Size::Small(0));
         }
         match call {
@@ -573,7 +575,7 @@ impl Rig {
         assert!(self.head() <= tail && self.model.tail - self.head() <= self.model.capacity);
     }
 
-    /// Sends and reads whatever is under way, and finds the ring empty, and usable.
+    /// Sends and reads everything unfinished, and checks that the ring is then empty and usable.
     fn finish(mut self) {
         if !self.model.under_way() {
             self.publish();

@@ -1,5 +1,5 @@
-//! Every order in which a reader and a writer may see each other's stores: what is read is what was written, and
-//! nothing is written over before it has been read. Loom switches stacks by itself, which Miri does not follow.
+//! Every order in which a reader and a writer may see each other's stores. The reader reads what was written,
+//! and nothing is overwritten before it was read. Loom switches stacks itself, which Miri does not follow.
 
 use loom::thread;
 
@@ -23,7 +23,7 @@ fn ends(capacity: u64) -> (Writer, Reader) {
     )
 }
 
-/// All orders in which a thread is interrupted three times, where all orders whatever take minutes.
+/// All orders with at most three preemptions. Exploring all orders takes minutes.
 fn bounded() -> loom::model::Builder {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
@@ -92,7 +92,7 @@ fn records_published_together_are_seen_together() {
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
 fn room_is_used_again_only_once_it_has_been_read() {
     bounded().check(|| {
-        // Two records fill it, so that the third takes the place of the first.
+        // Two records fill it, so the third takes the place of the first.
         let (mut writer, mut reader) = ends(32);
         let thread = thread::spawn(move || {
             for word in 1..=3 {
@@ -111,7 +111,7 @@ fn room_is_used_again_only_once_it_has_been_read() {
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
 fn fragments_follow_each_other_through_a_ring_that_is_used_again() {
-    // 72 bytes in fragments of 16, the first with the size in front: nine records of 24 bytes at most.
+    // 72 bytes in fragments of 16, the first preceded by the size: nine records of 24 bytes at most.
     bounded().check(|| {
         let (mut writer, mut reader) = ends(128);
         let message: [u8; 72] = std::array::from_fn(|at| u8::try_from(at).unwrap());

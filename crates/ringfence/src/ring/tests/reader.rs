@@ -1,4 +1,4 @@
-//! What the reading end keeps for itself: how often it has looked, whether it is in a stream, and what it has counted.
+//! The private state of the reading end: how often it has checked, whether it is in a stream, and its counts.
 
 use std::{mem, sync::Arc};
 
@@ -10,7 +10,7 @@ use crate::{
 };
 
 impl Pair {
-    /// As many messages of 64 bytes, published and read one by one: each look finds one of them.
+    /// Publishes and reads this many messages of 64 bytes one by one: each check finds one of them.
     fn pass(&mut self, count: usize) {
         for _ in 0..count {
             assert!(self.send(&[0; 64]) && self.take().is_some());
@@ -44,17 +44,17 @@ fn a_look_counts_where_it_goes_to_the_ring_and_has_found_the_truth() {
 #[test]
 fn a_reader_in_full_stream_that_has_come_close_does_not_look_the_short_way() {
     let mut pair = pair(SMALLEST, SMALLEST);
-    // Of 72 bytes with their header: one less than 4096.
+    // The messages take 72 bytes with their header, so 56 of them are one less than 4096 bytes.
     pair.pass(56);
     assert!(pair.consumer.is_still_empty());
     pair.pass(1);
     assert!(!pair.consumer.is_still_empty());
-    // A look that finds a quarter of the ring is not close, however long the stream is.
+    // A check that finds a quarter of the ring is not close, however long the stream is.
     assert!(pair.send(&[0; 1024 - 8]) && pair.take().is_some());
     assert!(pair.consumer.is_still_empty());
     assert!(pair.send(&[0; 1024 - 16]) && pair.take().is_some());
     assert!(!pair.consumer.is_still_empty());
-    // And of a large ring, 32 KiB.
+    // In a large ring the limit is 32 KiB.
     for (bytes, close) in [(32 * 1024 - 8, true), (32 * 1024, false)] {
         let mut pair = super::pair(64 * SMALLEST, 64 * SMALLEST);
         assert!(pair.send(&vec![0; bytes / 2 - 8]) && pair.take().is_some());
@@ -74,7 +74,7 @@ fn each_empty_look_takes_back_half_of_what_is_remembered_of_a_stream() {
     let mut pair = pair(SMALLEST, SMALLEST);
     for rings in [16, 32] {
         pair.pass(rings * as_offset(SMALLEST) / 72 + 1);
-        // 64 KiB are remembered at most: 32, 16, 8, 4, and then too little for a stream.
+        // At most 64 KiB are remembered: 32, 16, 8, 4, and then too little for a stream.
         for _ in 0..4 {
             assert_eq!(pair.take(), None);
             assert!(!pair.consumer.is_still_empty(), "{rings} rings");
@@ -102,7 +102,7 @@ fn a_row_is_visited_in_strides_and_the_head_is_published_after_each() {
         }
         assert_eq!(read, capacity);
     }
-    // Less than a stride is published once somebody asks for it.
+    // Less than a stride is published when the position is queried.
     let mut pair = pair(16 * SMALLEST, SMALLEST);
     assert!(pair.send(&[0; 256]) && pair.send(&[0; 256]));
     let first = pair.consumer.next_record().unwrap().expect("the first");
@@ -135,7 +135,7 @@ fn what_was_read_is_told_at_the_next_look_and_at_the_end() {
     assert_eq!(tally.get(), (3, 15));
     assert!(pair.send(&[0; 10]));
     hand_out(&mut pair);
-    // Another begins in place of it, and goes on with the tally.
+    // A successor takes over and continues with the tally.
     let seen = mem::replace(pair.producer.own_mut(), OwnRegion::nowhere()).seen_by_peer();
     pair.consumer.forget(OwnRegion::nowhere(), seen);
     assert_eq!(tally.get(), (4, 25));
@@ -145,7 +145,7 @@ fn what_was_read_is_told_at_the_next_look_and_at_the_end() {
 #[test]
 fn a_pull_takes_as_many_as_fit_whatever_part_of_a_run_the_buffer_is() {
     let capacity = 4 * SMALLEST;
-    // A run is 4096 bytes: less than one, one, and some with a part.
+    // A run is 4096 bytes. Test less than one run, exactly one, and several with a remainder.
     for records in [1, 50, 51, 52, 64, 103, 120] {
         for rest in [0, 8, 72] {
             let mut pair = pair(capacity, capacity);

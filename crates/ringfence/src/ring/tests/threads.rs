@@ -1,4 +1,4 @@
-//! Both ends at once, on two threads.
+//! Both ends concurrently, on two threads.
 
 use std::{
     sync::{
@@ -20,8 +20,8 @@ use crate::{
     ring::spsc::SpscWriter,
 };
 
-/// The writer on its thread, and whether it has ended: all that it published can be seen then. (A thread's own
-/// `is_finished` promises no such order.)
+/// The writer on its thread, and whether it has ended. Once `ended` is set, everything that it published is
+/// visible. (A thread's own `is_finished` guarantees no such order.)
 struct Writer {
     thread: JoinHandle<()>,
     ended: Arc<AtomicBool>,
@@ -57,7 +57,7 @@ fn length(number: usize) -> usize {
     number * number * 13 % if cfg!(miri) { 500 } else { 900 }
 }
 
-/// Every seventh message travels in fragments of its own, every fifth in a packet of three.
+/// Every seventh message is sent alone in fragments, every fifth in a packet of three.
 fn produce(mut producer: SpscWriter<OwnRegion, PeerRegion>) {
     let mut number = 0;
     while number < MESSAGES {

@@ -1,4 +1,4 @@
-//! What a producer counts, and what it says of its room.
+//! A producer's counts, and the room that it reports.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -23,7 +23,7 @@ fn each_way_to_write_counts_a_message_and_its_bytes() {
     let at = producer.claim(40).unwrap().unwrap();
     producer.finish(at, 40, 13);
     assert_eq!(producer.counted(), (6, 216));
-    // In fragments: one message, once it is whole.
+    // A message in fragments counts once, when it is complete.
     let (message, mut written) = (bytes(1, 6000), 0);
     while let Progress::Part(now) = producer.push_part(&message, written).unwrap() {
         written = now;
@@ -60,7 +60,7 @@ fn what_is_used_is_what_the_consumer_has_not_read_and_never_more_than_was_writte
     assert_eq!(producer.used(), 64);
     assert!(producer.has_room(24).unwrap());
     producer.packed_room(0).unwrap();
-    // Lies, of which another call will tell.
+    // Invalid heads, which another call will report.
     for head in [0, 8, 128, u64::MAX] {
         peer.store(layout::HEAD, head, Ordering::Release);
         assert_eq!(producer.used(), 64, "{head}");
@@ -71,7 +71,8 @@ fn what_is_used_is_what_the_consumer_has_not_read_and_never_more_than_was_writte
 fn the_room_for_packed_records_leaves_out_what_one_at_the_ring_s_end_or_at_a_line_may_take() {
     const CAPACITY: u64 = 1 << 16;
     let Pair { mut producer, .. } = pair(CAPACITY, CAPACITY);
-    // A record of the longest may stand behind padding. So many long ones, each with up to a line in front of it.
+    // A record of the longest size may follow padding. The others are long records, each preceded by up to a
+    // cache line.
     let long = |longest: u64| (CAPACITY - 72 - longest) / (LONG + 8 + 64) * (LONG + 8);
     for (longest, room) in [
         (24, CAPACITY - 72 - 24),

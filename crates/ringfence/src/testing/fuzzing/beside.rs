@@ -1,5 +1,5 @@
-//! The other side of a handshake as a process of its own, this very executable, which draws from the same bytes: a side refuses a peer
-//! that is itself.
+//! Runs the other side of a handshake as a separate process of the same executable, which draws from the same
+//! bytes. A separate process is needed because a side refuses a peer that is itself.
 
 use std::{
     io::{IoSlice, IoSliceMut},
@@ -24,40 +24,42 @@ use nix::{
 use super::{guest, host};
 use crate::{handshake::line::settle_new_line, region::create::Backing, sys};
 
-/// In the environment of the other process: what it plays.
+/// Environment variable of the other process: the role that it plays.
 const ROLE: &str = "RINGFENCE_FUZZED_PEER";
-/// The same: the folder of its files.
+/// Environment variable of the other process: the folder of its files.
 const FOLDER: &str = "RINGFENCE_FUZZED_FOLDER";
 
-/// The other process, as this one has it.
+/// The handle of the other process.
 pub(super) struct Beside {
     control: OwnedFd,
     pub(super) folder: PathBuf,
-    /// It ends, and takes its folder away, once `control` is closed, which is at the end of this process.
+    /// The process exits and removes its folder once `control` is closed, which happens when this process
+    /// exits.
     process: Child,
 }
 
-/// A handshake that the other process has begun.
+/// A handshake that the other process has started.
 pub(super) struct Begun {
     pub(super) stream: OwnedFd,
-    /// Which of the things that it may come for.
+    /// The index of the purpose for which it connects.
     pub(super) comes: usize,
     pub(super) backing: Backing,
     pub(super) wrong: Option<String>,
 }
 
-/// What the other process will do.
+/// The actions of the other process.
 pub(super) struct Play {
     pub(super) comes: usize,
     pub(super) backing: Backing,
     pub(super) wrong: Option<&'static str>,
-    /// The side that is looked at has its end from a listener, with which the kernel says from the first byte on who speaks.
+    /// The side under test has accepted its end from a listener, so the kernel reports the sender's
+    /// credentials from the first byte on.
     pub(super) accepted: bool,
     pub(super) talk: Box<dyn FnOnce(OwnedFd)>,
 }
 
 impl Beside {
-    /// Starts it, as the host or as the guest.
+    /// Starts the process as the host or as the guest.
     pub(super) fn start(role: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("ringfence-fuzzed-{role}-{}", std::process::id()));
         let (control, theirs) = pair_of(SockType::SeqPacket);
@@ -82,13 +84,14 @@ impl Beside {
         }
     }
 
-    /// `None`: it has drawn what this kernel does not make, or the bytes were too few.
+    /// `None`: the process has drawn an object that this kernel does not support, or there were too few
+    /// bytes.
     pub(super) fn begin(&mut self, bytes: &[u8]) -> Option<Begun> {
-        // A message of nothing could not be told from the end.
+        // An empty message would look like the end.
         if bytes.is_empty() {
             return None;
         }
-        // A line that the other process has, and that this one has made.
+        // A line that the other process holds, and that this one has made.
         let (one, other) = pair_of(SockType::Stream);
         tell(&self.control, bytes, &[one, other]);
         let (said, passed) = hear(&self.control).unwrap_or_default();
@@ -115,7 +118,7 @@ pub(super) fn pair_of(kind: SockType) -> (OwnedFd, OwnedFd) {
     socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).expect("a pair")
 }
 
-/// A side that has gone is told nothing.
+/// Ignores a side that has exited.
 fn tell(control: &OwnedFd, said: &[u8], passed: &[OwnedFd]) {
     let passed: Vec<_> = passed.iter().map(AsRawFd::as_raw_fd).collect();
     let passed = [ControlMessage::ScmRights(&passed)];
@@ -124,13 +127,13 @@ fn tell(control: &OwnedFd, said: &[u8], passed: &[OwnedFd]) {
     let _ = sys::uninterrupted(|| sendmsg::<()>(number, &slices, &passed, flags, None));
 }
 
-/// One message, and the descriptors that came with it. `None`: the other side has gone.
+/// Receives one message and its descriptors. `None`: the other side has exited.
 fn hear(control: &OwnedFd) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
     let mut into = vec![0; 1 << 17];
     let mut space = cmsg_space!([RawFd; 2]);
     let mut slices = [IoSliceMut::new(&mut into)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    // The fuzzer's clock sends signals.
+    // The fuzzer's timer sends signals, so the call may be interrupted.
     let heard = loop {
         match recvmsg::<()>(control.as_raw_fd(), &mut slices, Some(&mut space), flags) {
             Err(Errno::EINTR) => {}
@@ -144,7 +147,7 @@ fn hear(control: &OwnedFd) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
     let passed = passed
         .unwrap_or_default()
         .into_iter()
-        // SAFETY: the kernel has just made this descriptor for this process, and nothing else knows of it.
+        // SAFETY: the kernel has just created this descriptor for this process, and no other code knows it.
         .map(|number| unsafe { OwnedFd::from_raw_fd(number) })
         .collect();
     let length = heard.bytes;
@@ -152,7 +155,7 @@ fn hear(control: &OwnedFd) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
     Some((into, passed))
 }
 
-/// To be called before anything else: in the other process it plays that one, and does not return.
+/// Must be called first: in the other process it plays the peer's role, and does not return.
 pub fn peer_if_asked() {
     let (Some(role), Some(folder)) = (std::env::var_os(ROLE), std::env::var_os(FOLDER)) else {
         return;
@@ -170,7 +173,7 @@ pub fn peer_if_asked() {
     std::process::exit(0);
 }
 
-/// Plays what comes over standard input, one handshake after the other.
+/// Plays the handshakes that arrive on standard input, one after the other.
 fn play(draw: impl Fn(&mut Unstructured<'_>, Vec<OwnedFd>) -> Result<Option<Play>>) {
     let control = std::io::stdin()
         .as_fd()
@@ -195,7 +198,8 @@ fn play(draw: impl Fn(&mut Unstructured<'_>, Vec<OwnedFd>) -> Result<Option<Play
     }
 }
 
-/// What is said of a handshake that should have ended otherwise, or of an error that could steer a terminal.
+/// Fails if a handshake should have ended differently, or if an error could inject terminal control
+/// sequences.
 pub(super) fn judge<T>(made: &crate::Result<Option<T>>, wrong: Option<&str>, comes: impl std::fmt::Debug) {
     match (made, wrong) {
         (Ok(Some(_)), None) | (Ok(None), Some(_)) => {}

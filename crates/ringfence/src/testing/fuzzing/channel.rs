@@ -1,4 +1,4 @@
-//! Both halves of a channel whose peer writes anything into its region, at any time, and anything on the line.
+//! Both halves of a channel whose peer writes anything into its region and onto the line, at any time.
 
 use std::{
     sync::{
@@ -35,21 +35,21 @@ use crate::{
     testing::parts::without_a_peer,
 };
 
-/// Of both rings: the smallest, so that its end is often met.
+/// The capacity of both rings: the smallest, so that their end is reached often.
 const CAPACITY: u64 = CAPACITY_MIN;
-/// The longest message, either way.
+/// The longest message in either direction.
 const LONGEST: u64 = 3 * CAPACITY;
 
-/// Two objects, mapped as in two processes.
+/// Two objects, mapped as two processes would map them.
 struct Memory {
     own: OwnRegion,
     peer: PeerRegion,
-    /// The peer's region, as the peer has it.
+    /// The peer's region, as mapped by the peer.
     liar: OwnRegion,
 }
 
 impl Memory {
-    /// Made once: a mapping costs more than a run.
+    /// Created once: a mapping takes longer than a run.
     fn get() -> &'static Self {
         static MEMORY: OnceLock<Memory> = OnceLock::new();
         MEMORY.get_or_init(|| {
@@ -108,14 +108,14 @@ impl Scribble {
     }
 }
 
-/// Whatever a program calls on a channel, and whatever its peer does meanwhile in its region and on the line: messages
-/// within the limits, or an error that says what is wrong.
+/// Makes arbitrary calls on a channel while its peer writes arbitrary data to its region and the line. Each
+/// call returns messages within the limits, or an error that names the violation.
 pub fn channel(bytes: &[u8]) {
     let mut script = Unstructured::new(bytes);
     let memory = Memory::get();
     memory.clear();
-    // Some are written again and again while the calls are made: two that take turns, or one against a call's own
-    // reading.
+    // Some words are written repeatedly during the calls: two that alternate, or one that races with the
+    // call's own reads.
     let restless: Vec<_> = (0..script.int_in_range(0..=4).unwrap_or(0))
         .map_while(|_| Scribble::take(&mut script).ok())
         .collect();
@@ -131,11 +131,12 @@ pub fn channel(bytes: &[u8]) {
             })
         });
         let mut program = Program::new(memory);
-        // It ends with the script.
+        // The program ends with the script.
         while !script.is_empty() && program.step(&mut script).is_ok() {}
         drop(program);
         over.store(true, Ordering::Relaxed);
-        // The scope waits for its end alone, and not for what a thread lets go of after that, which is no leak.
+        // The scope waits only for the closure's end. It does not wait until the thread has released its
+        // memory, which is no leak.
         scribbler.map(thread::ScopedJoinHandle::join)
     });
 }
@@ -145,7 +146,7 @@ struct Program {
     receiver: Receiver,
     /// The peer's end of the line.
     line: Option<OwnedFd>,
-    /// A long message under way, and how much of it is through.
+    /// The number of bytes sent of an unfinished long message.
     sending: Option<usize>,
     /// A message that is being gathered.
     gathering: Option<Vec<u8>>,
@@ -299,7 +300,7 @@ impl Program {
         Ok(())
     }
 
-    /// What happens once: on the line, and at the end.
+    /// One-time events: on the line, and at the end.
     fn disturb(&mut self, script: &mut Unstructured<'_>) -> Result<()> {
         match script.int_in_range(0..=9)? {
             0 => self.line = None,
@@ -307,7 +308,7 @@ impl Program {
             2 => self.receiver.close(),
             _ => {
                 if let Some(line) = &self.line {
-                    // A full line is full of bells.
+                    // If the line is full, it is full of wakeups.
                     let _ = send(
                         line.as_raw_fd(),
                         script.bytes(1)?,
@@ -319,19 +320,19 @@ impl Program {
         Ok(())
     }
 
-    /// What a call may answer here.
+    /// Checks the errors that a call may return here.
     fn judge<T>(&self, result: crate::Result<T>) -> Option<T> {
         let error = match result {
             Ok(value) => return Some(value),
             Err(error) => error,
         };
         match error {
-            // A peer that was gone before its lie was found has gone, in whichever way.
+            // A peer that was lost before its violation was found is reported as lost, in any way.
             Error::RingCorrupt(_) => assert!(self.receiver.close_reason().is_some()),
-            // Its phase may say so, true or not.
+            // The peer's phase may claim so, truthfully or not.
             Error::ObjectExposed(_) => assert_eq!(self.receiver.close_reason(), Some(CloseReason::Exposed)),
             Error::Evicted => assert_eq!(self.receiver.close_reason(), Some(CloseReason::Evicted)),
-            // The last two are of the script's own: buffers that are too small, and packed records that are none.
+            // The script itself causes the last two: buffers that are too small, and invalid packed records.
             Error::PeerLost(_)
             | Error::Closed(_)
             | Error::InvalidArgument(_)
@@ -342,7 +343,7 @@ impl Program {
     }
 }
 
-/// In each way as much as the message is long, though what it holds may be another thing at every look.
+/// Each way of reading returns as many bytes as the message has, though the content may change at every load.
 fn read_in_every_way(message: &Message<'_>) {
     let length = message.len();
     assert_eq!(message.is_empty(), length == 0);
@@ -358,9 +359,9 @@ fn read_in_every_way(message: &Message<'_>) {
         length.div_ceil(8).saturating_sub(1)
     );
     count_items::<u64>(message);
-    // Of a size that meets no word's border, and that a block is no multiple of.
+    // A size that is aligned to no word, and that does not divide a block.
     count_items::<[u8; 3]>(message);
-    // More than a block, so that they are read one by one.
+    // More than a block, so the values are read one by one.
     count_items::<[u64; 80]>(message);
 }
 
@@ -376,7 +377,7 @@ fn count_items<T: bytemuck::Pod>(message: &Message<'_>) {
     assert_eq!(items.fold(0, |seen, _| seen + 1), count.saturating_sub(1));
 }
 
-/// Records that were handed over can be walked without any check.
+/// Handed-out records can be walked without checks.
 fn check_packed(records: &[u8]) {
     let mut at = 0;
     while at < records.len() {

@@ -1,4 +1,4 @@
-//! A whole handshake with a host that says anything, and passes anything: this side is the guest.
+//! A whole handshake with a host that sends and passes anything. This side is the guest.
 
 use std::{
     fs::File,
@@ -38,10 +38,10 @@ use crate::{
     wait::deadline::Deadline,
 };
 
-/// What a guest comes for, and where.
+/// The purpose for which a guest connects, and the kind of address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Comes {
-    /// As the one of a pair, as an agent, or as a child.
+    /// As one of a pair, as a client, or as a child.
     For(Meeting),
     /// As a member, at a path or at an abstract name.
     AsMember { at_path: bool },
@@ -68,8 +68,8 @@ impl Comes {
     }
 }
 
-/// What a host says and passes in a handshake. Where all of it is as it should be there is a channel, and else none, whatever else is
-/// wrong with it.
+/// Runs a handshake with a fuzzed host. If everything that the host sends and passes is sound there is a
+/// channel, and otherwise none, whatever else is wrong.
 pub fn guest(bytes: &[u8]) {
     static HOST: Mutex<Option<Beside>> = Mutex::new(None);
     let mut host = HOST.lock().expect("no panic before");
@@ -84,7 +84,7 @@ pub fn guest(bytes: &[u8]) {
         Comes::AsMember { at_path: true } => at_path(&host.folder),
         _ => by_name(&host.folder),
     };
-    // Nothing waits for it: the host's ends are closed where it says no more.
+    // The deadline never expires: the host closes its ends once it has finished.
     let deadline = Deadline::endless(Vec::new(), Duration::from_secs(600));
     let side = Side::new(&address, &options, &deadline, comes.meeting());
     let side = match comes {
@@ -105,7 +105,7 @@ fn by_name(folder: &Path) -> Address {
     format!("@{}", folder.display()).parse().expect("an address")
 }
 
-/// What the process of the host will do.
+/// Draws the actions of the host's process.
 pub(super) fn play(script: &mut Unstructured<'_>, places: &Places) -> Result<Option<Play>> {
     let script = Script::take(script, places)?;
     Ok(script.map(|script| Play {
@@ -120,13 +120,13 @@ pub(super) fn play(script: &mut Unstructured<'_>, places: &Places) -> Result<Opt
     }))
 }
 
-/// What a host among members holds, and what it could pass instead.
+/// The descriptors that a host among members holds, and those that it could pass instead.
 pub(super) struct Places {
     at_path: [OwnedFd; 2],
     by_name: OwnedFd,
-    /// The lock's file, opened anew: it has no lock.
+    /// The lock's file, opened again: it holds no lock.
     unlocked: OwnedFd,
-    /// The lock's file as a path alone.
+    /// The lock's file, opened as a path only (`O_PATH`).
     path_alone: OwnedFd,
     /// Another file, locked.
     other_lock: OwnedFd,
@@ -170,7 +170,7 @@ impl Places {
         }
     }
 
-    /// What goes with READY, and whether it is what should.
+    /// The descriptors sent with READY, and whether they are the right ones.
     fn shares(&self, comes: Comes, script: &mut Unstructured<'_>) -> Result<(Vec<OwnedFd>, bool)> {
         let own: Vec<&OwnedFd> = match comes {
             Comes::AsMember { at_path: true } => self.at_path.iter().collect(),
@@ -216,27 +216,27 @@ impl Places {
     }
 }
 
-/// Everything that the host will say, but for the nonce that it has to answer.
+/// Everything that the host will send, except for the nonce that it must echo.
 struct Script {
     comes: Comes,
     backing: Backing,
     frames: [Said; 3],
-    /// Whether HELLO, OFFER and READY answer the guest's nonce.
+    /// Whether HELLO, OFFER and READY echo the guest's nonce.
     answers: [bool; 3],
-    /// What is said on the agreed socket in place of a HELLO on the line.
+    /// The frame sent on the agreed socket instead of a HELLO on the line.
     turned_away: Option<Said>,
-    /// With HELLO.
+    /// A descriptor sent with HELLO.
     extra: Option<OwnedFd>,
     objects: Vec<Drawn>,
-    /// With READY.
+    /// The descriptors sent with READY.
     shares: Vec<OwnedFd>,
-    /// After so many frames it leaves.
+    /// The host disconnects after this many frames.
     leaves: usize,
     wrong: Option<&'static str>,
 }
 
 impl Script {
-    /// `None`: this kernel makes no such thing.
+    /// `None`: this kernel supports no such object.
     fn take(script: &mut Unstructured<'_>, places: &Places) -> Result<Option<Self>> {
         let comes = *script.choose(&Comes::ALL)?;
         let subscribes = comes == Comes::Subscribing;
@@ -251,7 +251,7 @@ impl Script {
                 wrong = wrong.or(Some(what));
             }
         };
-        // The objects come last. They take the most bytes, and have a target of their own.
+        // The objects are drawn last. They use the most bytes, and have their own target.
         let (shares, sound) = places.shares(comes, script)?;
         judge(sound, "what comes with READY");
         let leaves = if odd(script)? {
@@ -272,7 +272,7 @@ impl Script {
             judge(false, "an echo");
         }
         let hello = hello(script, CAPACITY_MIN, backing, comes.meeting())?;
-        // Its echo is the answer to the guest's.
+        // HELLO echoes the guest's nonce.
         answers[0] &= hello.echo == Nonce::default();
         judge(answers[0], "HELLO's echo");
         judge(hello.capacity == CAPACITY_MIN, "HELLO's capacity");
@@ -315,7 +315,7 @@ impl Script {
             let Some(control) = Drawn::of(script, backing, 0)? else {
                 return Ok(None);
             };
-            // OFFER states the size of the ring alone.
+            // OFFER states only the size of the ring.
             wrong = wrong.or(control.wrong.filter(|wrong| *wrong != "stated size"));
             objects.insert(0, control);
         }
@@ -375,7 +375,7 @@ impl Script {
             }
             say(&line, &said, &passed);
         }
-        // It says no more, and hears the guest out.
+        // The host sends nothing more, and reads until the guest is done.
         let _ = shutdown(line.as_raw_fd(), Shutdown::Write);
         while frame_on(&line, guest).is_some() {}
     }

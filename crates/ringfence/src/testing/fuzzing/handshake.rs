@@ -1,4 +1,4 @@
-//! A whole handshake with a child that says anything, and passes anything: this side is the parent, or a publisher.
+//! A whole handshake with a child that sends and passes anything. This side is the parent, or a publisher.
 
 use std::{
     fs::File,
@@ -40,8 +40,8 @@ use crate::{
 
 pub(super) const OWN: Nonce = [5; 32];
 
-/// What a child says and passes in its handshake. Where all of it is as it should be there is a channel, and else none, whatever else
-/// is wrong with it.
+/// Runs a handshake with a fuzzed child. If everything that the child sends and passes is sound there is a
+/// channel, and otherwise none, whatever else is wrong.
 pub fn handshake(bytes: &[u8]) {
     let mut script = Unstructured::new(bytes);
     let Ok(publishes) = script.int_in_range(0..=1).map(|drawn| drawn == 1) else {
@@ -51,7 +51,7 @@ pub fn handshake(bytes: &[u8]) {
         return;
     };
     let (options, ring) = what_a_host_has(publishes, child.backing);
-    // Nothing waits for it: the child's ends are closed where it says no more.
+    // The deadline never expires: the child closes its ends once it has finished.
     let deadline = Deadline::endless(Vec::new(), Duration::from_secs(600));
     let side = Side::new(&"@address", &options, &deadline, Meeting::Family).publishing(ring.as_ref());
     let flags = SockFlag::SOCK_CLOEXEC;
@@ -62,14 +62,14 @@ pub fn handshake(bytes: &[u8]) {
         let talk = scope.spawn(move || child.talk(&theirs, own_pid()));
         let made = side.parent(&ours, None, EvidenceLog::default()).map(drop);
         drop(ours);
-        // The scope waits for its end alone, and not for what a thread lets go of after that.
+        // The scope waits only for the closure's end, not until the thread has released its memory.
         talk.join().expect("the child");
         (wrong, made)
     });
     judge(&made.map(Some), wrong, "a child");
 }
 
-/// The options of a parent, or of another host, and its ring where it publishes.
+/// Returns the options of a parent or another host, and its ring if it publishes.
 pub(super) fn what_a_host_has(publishes: bool, backing: Backing) -> (Options, Option<Arc<PublishedRing>>) {
     let options = Options::new().capacity(CAPACITY_MIN).backing(backing);
     let options = if publishes {
@@ -88,34 +88,35 @@ fn published() -> PublishedRing {
     PublishedRing::new(Arc::new(readers), kept, || ()).expect("memory")
 }
 
-/// What is said in place of a frame.
+/// The content of a message: a frame, or bytes instead of one.
 pub(super) enum Said {
     Frame(Frame),
     Bytes(Vec<u8>),
 }
 
-/// Everything that a child or another guest will say, but for the nonce that it has to answer.
+/// Everything that a child or another guest will send, except for the nonce that it must echo.
 pub(super) struct Guest {
     pub(super) backing: Backing,
     hello: Said,
     offer: Said,
     ready: Said,
-    /// Whether OFFER and READY answer the host's nonce.
+    /// Whether OFFER and READY echo the host's nonce.
     answers: [bool; 2],
-    /// What comes with its HELLO. `None`: one end of the line.
+    /// The descriptors sent with HELLO. `None`: one end of the line.
     instead: Option<Vec<OwnedFd>>,
-    /// Both ends of the line, where it is not this side that makes it.
+    /// Both ends of the line, if the other side makes it.
     line: Option<[OwnedFd; 2]>,
     object: Drawn,
-    /// How often the object is passed.
+    /// The number of times that the object is passed.
     objects: usize,
-    /// After so many frames it leaves.
+    /// The guest disconnects after this many frames.
     leaves: usize,
     pub(super) wrong: Option<&'static str>,
 }
 
 impl Guest {
-    /// What comes to this side, which publishes or has a ring of each side. `None`: this kernel makes no such thing.
+    /// Draws a guest for a host that publishes, or that has one ring per side. `None`: this kernel supports
+    /// no such object.
     pub(super) fn take(
         script: &mut Unstructured<'_>,
         meeting: Meeting,
@@ -138,7 +139,7 @@ impl Guest {
         };
         let hello = hello(script, capacity, backing, meeting)?;
         judge(hello.echo == Nonce::default(), "HELLO's echo");
-        // What it names must be the ring that it passes, too.
+        // The capacity in HELLO must also match the ring that it passes.
         judge(hello.capacity == capacity, "HELLO's capacity");
         let least = if publishes { CAPACITY_MIN / 8 } else { 1 };
         judge(
@@ -205,12 +206,12 @@ impl Guest {
         }))
     }
 
-    /// Takes two ends for those of a line of its own.
+    /// Uses these two ends as its line.
     pub(super) fn speaks_on(&mut self, ends: Vec<OwnedFd>) {
         self.line = ends.try_into().ok();
     }
 
-    /// Says it to this process.
+    /// Sends everything to this process.
     pub(super) fn talk(mut self, agreed: &OwnedFd, host: i32) {
         let [line, theirs] = self.line.take().unwrap_or_else(|| {
             let flags = SockFlag::SOCK_CLOEXEC;
@@ -228,7 +229,7 @@ impl Guest {
             &self.hello,
             &passed.iter().map(AsFd::as_fd).collect::<Vec<_>>(),
         );
-        // The end of the line is heard once the host has let go of it.
+        // The end of the line is seen only after the host has closed its copy.
         drop(passed);
         let Some(nonce) = nonce_of_host(&line, host) else {
             return;
@@ -252,13 +253,13 @@ impl Guest {
         if self.leaves > 2 {
             say(&line, &self.ready, &[]);
         }
-        // It says no more, and hears the host out.
+        // The guest sends nothing more, and reads until the host is done.
         let _ = shutdown(line.as_raw_fd(), Shutdown::Write);
         while frame_on(&line, host).is_some() {}
     }
 }
 
-/// A HELLO in which one field may be wrong.
+/// Draws a HELLO in which one field may be wrong.
 pub(super) fn hello(
     script: &mut Unstructured<'_>,
     capacity: u64,
@@ -291,7 +292,7 @@ pub(super) fn hello(
     Ok(hello)
 }
 
-/// An OFFER in which one field may be wrong, beside the size of the object.
+/// Draws an OFFER in which one field may be wrong, besides the size of the object.
 pub(super) fn offer(script: &mut Unstructured<'_>, capacity: u64, size: u64) -> Result<Offer> {
     let mut offer = Offer {
         echo: Nonce::default(),
@@ -317,7 +318,7 @@ pub(super) fn offer(script: &mut Unstructured<'_>, capacity: u64, size: u64) -> 
     Ok(offer)
 }
 
-/// Takes what the host says first. `None`: it says no HELLO.
+/// Receives the host's first frame. `None`: it is no HELLO.
 fn nonce_of_host(line: &OwnedFd, host: i32) -> Option<Nonce> {
     match frame_on(line, host)?.0 {
         Frame::Hello(hello) => Some(hello.nonce),
@@ -329,7 +330,7 @@ fn own_pid() -> i32 {
     std::process::id().cast_signed()
 }
 
-/// The next frame of this process, and what came with it.
+/// Receives the next frame of this process and its descriptors.
 pub(super) fn frame_on(line: &OwnedFd, pid: i32) -> Option<(Frame, Vec<OwnedFd>)> {
     let own = sys::socket::effective_credentials();
     let deadline = Deadline::endless(Vec::new(), Duration::from_secs(600));
@@ -347,7 +348,7 @@ pub(super) fn frame_on(line: &OwnedFd, pid: i32) -> Option<(Frame, Vec<OwnedFd>)
 }
 
 pub(super) fn say(socket: &OwnedFd, said: &Said, descriptors: &[BorrowedFd<'_>]) {
-    // A parent that has gone is told nothing.
+    // A parent that has exited receives nothing.
     let _ = match said {
         Said::Frame(frame) => line::send(socket.as_fd(), frame, descriptors),
         Said::Bytes(bytes) => {
@@ -357,7 +358,7 @@ pub(super) fn say(socket: &OwnedFd, said: &Said, descriptors: &[BorrowedFd<'_>])
     };
 }
 
-/// Another frame than the one of this place, or none.
+/// Draws another frame than the expected one, or none.
 pub(super) fn other(script: &mut Unstructured<'_>, at: usize) -> Result<Said> {
     let mut text = || Ok(String::from_utf8_lossy(script.bytes(script.len().min(20))?).into_owned());
     let refuse = Frame::Refuse(Refuse {
@@ -374,7 +375,7 @@ pub(super) fn other(script: &mut Unstructured<'_>, at: usize) -> Result<Said> {
     })
 }
 
-/// What is no line between the two.
+/// Draws descriptors that are no line between the two.
 fn no_line(script: &mut Unstructured<'_>) -> Result<Vec<OwnedFd>> {
     let pair = |kind| {
         let pair = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC);
@@ -390,7 +391,7 @@ fn no_line(script: &mut Unstructured<'_>) -> Result<Vec<OwnedFd>> {
     })
 }
 
-/// A power of two, one beside it, or any number.
+/// Draws a power of two, a neighbour of one, or any number.
 fn number(script: &mut Unstructured<'_>) -> Result<u64> {
     let power: u64 = 1 << script.int_in_range(0..=63)?;
     Ok(match script.int_in_range(0..=3)? {

@@ -1,4 +1,5 @@
-//! A whole handshake with a guest that comes over a socket, says anything, and passes anything: this side is the host.
+//! A whole handshake with a guest that connects over a socket and sends and passes anything. This side is the
+//! host.
 
 use std::{
     cell::Cell,
@@ -23,7 +24,7 @@ use crate::{
     wait::deadline::Deadline,
 };
 
-/// What a guest comes to.
+/// The kinds of meeting that a guest can connect for.
 const MEETINGS: [Meeting; 4] = [
     Meeting::Pair,
     Meeting::Service,
@@ -31,11 +32,11 @@ const MEETINGS: [Meeting; 4] = [
     Meeting::Broadcast,
 ];
 
-/// What is wrong where there is no seat for a guest, when it comes or once all else is agreed.
+/// The labels of a refusal for lack of a slot: when the guest connects, or once everything else is agreed.
 const NO_SEAT: [&str; 2] = ["that it comes", "that it would stay"];
 
-/// What a guest says and passes in a handshake. Where all of it is as it should be there is a channel and a seat is taken, and else
-/// neither, whatever else is wrong with it.
+/// Runs a handshake with a fuzzed guest. If everything that the guest sends and passes is sound, there is a
+/// channel and a slot is taken. Otherwise there is neither, whatever else is wrong.
 pub fn host(bytes: &[u8]) {
     static GUEST: Mutex<Option<Beside>> = Mutex::new(None);
     let mut guest = GUEST.lock().expect("no panic before");
@@ -55,7 +56,7 @@ pub fn host(bytes: &[u8]) {
         .then(|| Arc::new(stream.try_clone().expect("a descriptor")))
         .into_iter()
         .collect();
-    // Nothing waits for it: the guest's ends are closed where it says no more.
+    // The deadline never expires: the guest closes its ends once it has finished.
     let deadline = Deadline::endless(Vec::new(), Duration::from_secs(600));
     let side = Side::new(&"@address", &options, &deadline, meeting)
         .publishing(ring.as_ref())
@@ -72,7 +73,7 @@ pub fn host(bytes: &[u8]) {
     assert_eq!(seats.taken.get(), u32::from(made.is_ok()), "a seat: {meeting:?}");
 }
 
-/// As many seats as the script says.
+/// The number of free slots is up to the script.
 struct Few {
     refuses: [bool; 2],
     taken: Cell<u32>,
@@ -103,7 +104,8 @@ fn answer(refuses: bool) -> crate::Result<()> {
     Ok(())
 }
 
-/// What the process of the guest will do. With what it draws from comes a line that the host has made.
+/// Draws the actions of the guest's process. The drawing bytes arrive together with a line that the host has
+/// made.
 pub(super) fn play(script: &mut Unstructured<'_>, passed: Vec<OwnedFd>) -> Result<Option<Play>> {
     let comes = script.int_in_range(0..=MEETINGS.len() - 1)?;
     let meeting = MEETINGS[comes];
@@ -122,7 +124,7 @@ pub(super) fn play(script: &mut Unstructured<'_>, passed: Vec<OwnedFd>) -> Resul
     Ok(Some(Play {
         comes,
         backing: guest.backing,
-        // First where both are wrong: the seats are asked for that.
+        // The slot's refusal takes precedence: the slots are claimed first.
         wrong: seat
             .or(is_not_its_own.then_some("whose line it is"))
             .or(guest.wrong),

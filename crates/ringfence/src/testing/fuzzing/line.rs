@@ -1,4 +1,4 @@
-//! Frames as they arrive: in pieces, with descriptors where none belong, and cut anywhere.
+//! Frames as they arrive: in pieces, with surplus descriptors, and cut anywhere.
 
 use std::{
     fs::File,
@@ -16,15 +16,14 @@ use crate::{
     handshake::frame::Frame, handshake::line::FrameLine, identity::Credentials, sys, wait::deadline::Deadline,
 };
 
-/// A piece of the stream, and how many descriptors are sent with it.
+/// A piece of the stream, and the number of descriptors sent with it.
 struct Piece {
     bytes: Vec<u8>,
     descriptors: usize,
 }
 
-/// What a peer says over the line in a handshake, and what it attaches. Whatever that is, as many frames are read as
-/// a reader that has all the bytes at once finds in them, up to the first that comes with too many descriptors, and no
-/// descriptor is left behind.
+/// Feeds a peer's bytes and descriptors to the line's reader. It must read as many frames as a reader that
+/// has all the bytes at once, up to the first one with too many descriptors. No descriptor may be leaked.
 pub fn line(bytes: &[u8]) {
     let mut script = Unstructured::new(bytes);
     let pieces: Vec<_> = std::iter::from_fn(|| piece(&mut script).ok().flatten())
@@ -32,7 +31,7 @@ pub fn line(bytes: &[u8]) {
         .collect();
     let free = lowest_free();
     listen(&pieces);
-    // Where tests run side by side, others open and close theirs meanwhile.
+    // Tests that run in parallel open and close descriptors concurrently.
     assert!(
         cfg!(test) || lowest_free() == free,
         "a descriptor was left behind"
@@ -63,7 +62,7 @@ fn listen(pieces: &[Piece]) {
     .expect("a socket pair");
     setsockopt(&ours, sockopt::PassCred, &true).expect("SO_PASSCRED");
     let sent = say(&theirs, pieces);
-    // No call waits: everything that will come is there, and so is the end.
+    // No call waits: everything that will arrive is there, and so is the end.
     drop(theirs);
 
     let own = sys::socket::effective_credentials();
@@ -94,7 +93,7 @@ fn listen(pieces: &[Piece]) {
                 assert!(descriptors.len() <= 1);
                 rest = after;
             }
-            // It has told why, or it has spoken nonsense, or has left.
+            // The peer has given the reason, has sent an invalid frame, or has disconnected.
             (Err(_), Err(_) | Ok((Frame::Refuse(_), _))) => return,
             (Err(error), Ok((frame, _))) => {
                 assert!(attached, "{error}, where {frame:?} was sent");
@@ -105,7 +104,7 @@ fn listen(pieces: &[Piece]) {
     }
 }
 
-/// Sends the pieces, and returns how many there was room for.
+/// Sends the pieces, and returns the number of pieces that fit.
 fn say(socket: &OwnedFd, pieces: &[Piece]) -> usize {
     let attached = File::open("/dev/null").expect("/dev/null");
     let credentials = sys::socket::effective_credentials();

@@ -1,4 +1,4 @@
-//! Objects as a peer passes them: sound but for what is drawn to be wrong, of any kind, size and filesystem.
+//! Objects as a peer passes them, of any kind, size and filesystem: sound except for the drawn faults.
 
 use std::{
     fs::File,
@@ -31,14 +31,14 @@ use crate::{
     sys::file::take_lease,
 };
 
-/// Of what has memory: more would be slow.
+/// The maximum size of objects that use memory: larger ones would be slow.
 const MOST: u64 = 1 << 18;
 
-/// What a peer passes as its object, and what this side has agreed on with it. An object that is not as agreed is refused, and none of it is
-/// mapped; one that is can be read to its end, whatever the peer does to it afterwards.
+/// Passes a drawn object against agreed parameters. An object that does not match is refused, and no part of
+/// it is mapped. One that matches can be read to its end, whatever the peer does to it afterwards.
 pub fn object(bytes: &[u8]) {
     let mut script = Unstructured::new(bytes);
-    // A script that ends early says that the rest is as it should be.
+    // A script that ends early draws sound values for the remainder.
     let Ok(Some(drawn)) = Drawn::take(&mut script) else {
         return;
     };
@@ -71,22 +71,22 @@ pub fn object(bytes: &[u8]) {
     }
 }
 
-/// Rarely, and not where the script is over.
+/// True rarely, and never once the script is exhausted.
 pub(super) fn odd(script: &mut Unstructured<'_>) -> Result<bool> {
     Ok(script.int_in_range(0..=15)? == 15)
 }
 
-/// What was drawn. The first thing that is wrong with it, if any, is noted.
+/// A drawn object. Records its first fault, if any.
 pub(super) struct Drawn {
     pub(super) object: OwnedFd,
-    /// The name of an object that has one.
+    /// The name of the object, if it has one.
     name: Option<Name>,
     pub(super) agreed: Agreed,
     pub(super) wrong: Option<&'static str>,
 }
 
 impl Drawn {
-    /// `None`: this kernel makes no such thing.
+    /// `None`: this kernel supports no such object.
     fn take(script: &mut Unstructured<'_>) -> Result<Option<Self>> {
         let backing = *script.choose(&[Backing::Memfd, Backing::Shm])?;
         let capacity = match script.int_in_range(0..=3)? {
@@ -107,7 +107,7 @@ impl Drawn {
         Ok(Some(drawn))
     }
 
-    /// For what both sides have agreed on.
+    /// Draws an object for agreed parameters.
     pub(super) fn of(script: &mut Unstructured<'_>, backing: Backing, capacity: u64) -> Result<Option<Self>> {
         let mut agreed = Agreed {
             backing,
@@ -136,7 +136,7 @@ impl Drawn {
             let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
             let pages = (size / 4096).min(64).cast_signed();
             let at = script.int_in_range(0..=pages - 1)? * 4096;
-            // The first page comes back by what is written to it.
+            // Writing to the first page allocates it again.
             judge(fallocate(&object, hole, at, 4096).is_err() || at == 0, "memory");
         }
         for (at, true_word) in [(layout::MAGIC_AT, MAGIC), (layout::CAPACITY, capacity)] {
@@ -158,8 +158,8 @@ impl Drawn {
         let mut passed = None;
         if odd(script)? {
             passed = reopen(&object);
-            // A memfd that may only be read serves as well. Of the other kind the lease is that of one descriptor, and to open it anew
-            // breaks it.
+            // A read-only memfd is accepted as well. For the other backing, the lease belongs to one open
+            // file description, and opening the object again breaks it.
             judge(backing == Backing::Memfd, "access");
         }
         if odd(script)? {
@@ -174,7 +174,7 @@ impl Drawn {
         }))
     }
 
-    /// What a peer may still try once it has been let in.
+    /// Makes the changes that a peer may still attempt after it was accepted.
     fn spoil(&self, size: usize) {
         if self.agreed.backing == Backing::Memfd {
             let refused: Result<_, Errno> = ftruncate(&self.object, 0);
@@ -187,7 +187,7 @@ impl Drawn {
                 "a sealed object's memory was taken"
             );
         } else {
-            // It could be cut, and promises.md says so.
+            // This object could be truncated, as docs/promises.md states.
             assert!(self.name.is_none());
             write(&self.object, layout::PHASE, u64::MAX);
         }
@@ -196,7 +196,7 @@ impl Drawn {
 
 type Made = (OwnedFd, Option<Name>, Option<&'static str>);
 
-/// An object of no size yet, its name, and what is wrong with it already.
+/// Creates an object of no size yet, with its name and the fault that it already has.
 fn make(backing: Backing, script: &mut Unstructured<'_>) -> Result<Option<Made>> {
     let close = MFdFlags::MFD_CLOEXEC;
     let sealable = close | MFdFlags::MFD_ALLOW_SEALING;
@@ -223,7 +223,7 @@ fn make(backing: Backing, script: &mut Unstructured<'_>) -> Result<Option<Made>>
     let opened = |path| File::open(path).map(OwnedFd::from).map_err(|_| Errno::ENOENT);
     Ok(match script.int_in_range(0..=8)? {
         0 => Name::make().map(|(object, name)| (object, Some(name), Some("names"))),
-        // The other backing's. A memfd has no name, and a lease can be had.
+        // An object of the other backing. A memfd has no name, and a lease can be taken on it.
         1 if backing == Backing::Memfd => Name::make().map(|(object, name)| {
             drop(name);
             (object, None, Some("seals"))
@@ -242,7 +242,7 @@ fn make(backing: Backing, script: &mut Unstructured<'_>) -> Result<Option<Made>>
     })
 }
 
-/// A size at or near this one, or any.
+/// Draws a size at or near this one, or any size.
 fn near(script: &mut Unstructured<'_>, size: u64) -> Result<u64> {
     Ok(match script.int_in_range(0..=5)? {
         0 => size - 1,
@@ -267,11 +267,11 @@ fn write(object: &OwnedFd, at: usize, word: u64) -> bool {
     pwrite(object, &word.to_le_bytes(), at) == Ok(8)
 }
 
-/// Whether it has all seals in the end.
+/// Whether the object has all seals in the end.
 fn seal(object: &OwnedFd, script: &mut Unstructured<'_>) -> Result<bool> {
     let wanted = match script.int_in_range(0..=15)? {
         15 => SealFlag::from_bits_truncate(script.int_in_range(0..=31)?),
-        // More than is asked for. It can be mapped for reading since Linux 6.7.
+        // More seals than required. Since Linux 6.7, such an object can be mapped for reading.
         14 => wanted_seals() | SealFlag::F_SEAL_WRITE,
         _ => wanted_seals(),
     };
@@ -279,14 +279,14 @@ fn seal(object: &OwnedFd, script: &mut Unstructured<'_>) -> Result<bool> {
     Ok(sealed && wanted.contains(wanted_seals()))
 }
 
-/// The same object, for reading alone.
+/// Opens the same object again, read-only.
 fn reopen(object: &OwnedFd) -> Option<OwnedFd> {
     let path = format!("/proc/self/fd/{}", object.as_raw_fd());
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     open(path.as_str(), flags, Mode::empty()).ok()
 }
 
-/// The name of an object in /dev/shm, until this is dropped.
+/// The name of an object in /dev/shm, removed on drop.
 struct Name(String);
 
 impl Name {

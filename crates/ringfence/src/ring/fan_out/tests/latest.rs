@@ -1,4 +1,4 @@
-//! A reader of the last message, in front of what the writer leaves behind that message.
+//! A reader of the last message, when the writer leaves other records after that message.
 
 use std::{cell::RefCell, sync::atomic::Ordering};
 
@@ -11,7 +11,7 @@ use crate::{
     ring::fan_out::reader::FanIn,
 };
 
-/// A ring whose writer goes on while the first payload is copied.
+/// A ring whose writer continues while the first payload is copied.
 struct Meanwhile<F> {
     ring: OwnRegion,
     writer: RefCell<Option<F>>,
@@ -30,7 +30,7 @@ impl<F: FnOnce()> Readable for Meanwhile<F> {
     }
 }
 
-/// However long it is: who begins with the last message, or falls behind, finds it.
+/// The batch may be of any length: a reader that starts with the last message, or falls behind, finds it.
 #[test]
 fn a_batch_that_is_not_published_yet_leaves_the_last_message() {
     for delivery in [Delivery::BestEffort, Delivery::Latest] {
@@ -54,7 +54,8 @@ fn a_batch_that_is_not_published_yet_leaves_the_last_message() {
     }
 }
 
-/// Another writer may give up all that was published for what is not yet: the only mark is that of what comes next.
+/// Another implementation may drop all published records for unpublished ones: the only mark is then that of
+/// the next message.
 #[test]
 fn a_mark_at_the_tail_alone_is_no_lie() {
     for delivery in [Delivery::BestEffort, Delivery::Latest] {
@@ -74,7 +75,7 @@ fn a_mark_at_the_tail_alone_is_no_lie() {
     }
 }
 
-/// As below: the last message is behind no mark but one that is older.
+/// As below, but the last message follows no mark except an older one.
 #[test]
 fn who_begins_with_the_last_message_gets_it_from_before_what_was_given_back() {
     let mut hub = Hub::new(SMALLEST);
@@ -92,7 +93,7 @@ fn who_begins_with_the_last_message_gets_it_from_before_what_was_given_back() {
     }
 }
 
-/// Two reservations are given back: the first sets a mark, and the second leaves padding behind that mark.
+/// Two reservations are cancelled: the first sets a mark, and the second leaves padding after that mark.
 #[test]
 fn an_overtaken_reader_finds_the_last_message_before_what_was_given_back() {
     let mut hub = Hub::new(SMALLEST);
@@ -107,7 +108,7 @@ fn an_overtaken_reader_finds_the_last_message_before_what_was_given_back() {
         for number in 101..=504 {
             assert!(hub.send(&bytes(number, 24)));
         }
-        // Marks lie 256 bytes apart, and the next one is due here.
+        // Marks are 256 bytes apart, and the next one is due here.
         assert_eq!(504 * 32 % 256, 0);
         for payload in [8, 500] {
             assert!(hub.writer.claim(payload).unwrap().is_some());

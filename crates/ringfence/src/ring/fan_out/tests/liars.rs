@@ -1,4 +1,4 @@
-//! A side that lies: by chance, and each lie by itself.
+//! A hostile publisher or subscriber: random protocol violations, and each violation on its own.
 
 use std::sync::atomic::Ordering;
 
@@ -49,7 +49,8 @@ fn read() -> impl Strategy<Value = Call> {
     })
 }
 
-/// A header of zeros says that its record takes no room. It is there once the reader has found a sound one, and copies it.
+/// A zero header claims that its record takes no room. It appears after the reader has found a sound header,
+/// and before it copies the record.
 #[test]
 fn a_header_that_became_zero_before_it_was_copied_is_a_lie_and_no_endless_row_of_messages() {
     for call in [Call::Pull(4096), Call::Visit(usize::MAX)] {
@@ -92,7 +93,7 @@ proptest! {
     }
 }
 
-/// A ring in which the words are what the test sets.
+/// A ring whose words the test sets.
 struct Words {
     ring: OwnRegion,
     victim: FanIn<PeerRegion, OwnRegion>,
@@ -244,7 +245,7 @@ fn a_record_that_is_wrong_behind_a_good_one_is_found_after_that() {
     assert_eq!(words.victim.sequence(), 1);
 }
 
-/// What a reader that was overtaken finds, where the floor is at 4096, the tail at 8192, and the marks are these.
+/// The result of a read that was overtaken, with the floor at 4096, the tail at 8192, and these marks.
 fn overtaken(delivery: Delivery, marks: &[(u64, u64)]) -> Result<Option<usize>, Error> {
     let mut words = words(delivery, BEGINNING);
     for place in (0..SMALLEST).step_by(32) {
@@ -309,13 +310,13 @@ fn a_floor_that_runs_ahead_for_ever_does_not_keep_a_call() {
     };
     for call in [Call::Receive(600), Call::Visit(50), Call::Pull(5000), Call::Size] {
         for delivery in Delivery::ALL {
-            // The liar counts the looks.
+            // The liar counts the loads.
             read_lies(delivery, told.clone(), [Call::Begin(StartFrom::Latest), call]);
         }
     }
 }
 
-/// Messages after which a writer has looked at its readers' heads.
+/// The number of messages after which a writer has checked its readers' heads.
 const CALLS: u64 = 400;
 
 #[test]

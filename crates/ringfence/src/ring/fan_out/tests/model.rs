@@ -1,4 +1,5 @@
-//! Random calls of a writer and of readers that come and go, beside a list of all that was ever sent.
+//! Random calls of a writer and of readers that join and leave, checked against a list of all messages ever
+//! sent.
 
 use std::sync::atomic::Ordering;
 
@@ -15,18 +16,18 @@ use crate::{
     testing::chance::cases,
 };
 
-/// One of the readers that there are, by its place among them.
+/// A current reader, by its index.
 type Which = usize;
 
 #[derive(Debug, Clone)]
 enum Call {
-    /// Written, and not published.
+    /// Written, but not published.
     Push(u64),
-    /// So many of them, which may be more than the ring takes.
+    /// This many messages of the size, which may be more than the ring takes.
     Batch(u64, usize),
     Send(u64),
     Packed(Vec<u64>),
-    /// Reserved, and then committed with that many thousandths of it, or given back.
+    /// Reserved, and then committed with that many thousandths of it, or cancelled.
     Reserve(u64, Option<u64>),
     Publish,
     Ask(u64),
@@ -43,7 +44,8 @@ enum Call {
     Size(Which),
 }
 
-/// A size, from two numbers: most are short, some the longest, and some as long as a payload that begins at a line.
+/// Derives a size from two numbers: most are short, some the longest, and some as long as a payload that
+/// starts at a cache line.
 fn size(shape: u64, amount: u64) -> u64 {
     match shape % 8 {
         0..=4 => amount % 80,
@@ -53,7 +55,7 @@ fn size(shape: u64, amount: u64) -> u64 {
     }
 }
 
-/// As in the model of a pair, one strategy of plain numbers: Miri would spend its time in proptest's choices.
+/// One strategy of plain numbers, as in the model of a pair: Miri would spend its time in proptest's choices.
 fn call() -> impl Strategy<Value = Call> {
     (0..45_u8, 0..1000_u64, 0..1000_u64, 0..8_usize, 0..6000_usize).prop_map(
         |(kind, shape, amount, which, room)| {
@@ -89,21 +91,21 @@ fn call() -> impl Strategy<Value = Call> {
     )
 }
 
-/// A reader, and what the list says that it must find.
+/// A reader, and what it must find according to the list.
 struct Case {
     number: u64,
     reader: Reader,
     delivery: Delivery,
     began: u64,
     handed_out: u64,
-    /// Messages that it may find, where no more than those are for it.
+    /// The last message that it may find, if its range is limited.
     last: Option<u64>,
     evicted: bool,
 }
 
 struct Rig {
     hub: Hub,
-    /// Length of each message that was written; the first is number 1.
+    /// The length of each message that was written. The first is number 1.
     written: Vec<usize>,
     published: u64,
     floor: u64,
@@ -121,7 +123,7 @@ impl Rig {
         }
     }
 
-    /// A size in bytes: `size` says small ones by themselves, and large ones as millionths of the largest.
+    /// Converts a size to bytes: a small `size` is in bytes, a large one in millionths of the largest.
     fn length(&self, size: u64) -> usize {
         let largest = self.hub.writer.largest_record();
         as_offset(if size < 1000 {
@@ -139,7 +141,7 @@ impl Rig {
         self.hub.ring.load(at, Ordering::Acquire)
     }
 
-    /// Whether everything that was written is published, and read by each reliable reader.
+    /// Whether everything that was written is published, and was read by each reliable reader.
     fn is_idle(&self) -> bool {
         let through = |case: &Case| {
             case.delivery != Delivery::Reliable
@@ -163,7 +165,7 @@ impl Rig {
             let slow = self.hub.reliable();
             assert!(slow.iter().any(|(_, position)| *position < awaited));
         } else {
-            // What was not published is in the way, and nothing else.
+            // Only unpublished data may be in the way.
             assert!(self.published < self.written.len() as u64);
         }
         pushed
@@ -249,7 +251,7 @@ impl Rig {
         });
     }
 
-    /// What 'oldest' promises.
+    /// Checks the guarantee of 'oldest'.
     fn held_at_least(&self, began: u64, position: u64) {
         if began == 0 {
             return;
@@ -257,7 +259,7 @@ impl Rig {
         let capacity = self.hub.capacity;
         let short = self.written.iter().all(|length| (*length as u64) < capacity / 16);
         let least = if short { capacity * 3 / 4 } else { capacity / 2 };
-        // What is written and not published takes its room as well.
+        // Data that is written and not published takes up room as well.
         let unpublished: u64 = self.written[as_offset(self.published)..]
             .iter()
             .map(|length| packed_size(*length as u64) + 64)
@@ -276,14 +278,14 @@ impl Rig {
         }
     }
 
-    /// It holds the writer up no more, and finds out when it is overtaken.
+    /// Evicts a reader: it no longer delays the writer, and notices when it is overtaken.
     fn evict(&mut self, which: Which) {
         if let Some(case) = self.cases.get_mut(which)
             && !case.evicted
         {
             self.hub.readers.release(case.number);
             case.evicted = true;
-            // It is in the list no more.
+            // It is no longer in the list.
             case.number = 0;
         }
     }
@@ -305,7 +307,7 @@ impl Rig {
         }
     }
 
-    /// Checks what a reader was handed out, or that it may find nothing.
+    /// Checks the messages that a reader was handed, or that it may find none.
     fn check(&mut self, which: Which, found: crate::error::Result<Vec<Vec<u8>>>, all: bool) {
         let published = self.published;
         let floor = self.word(layout::FLOOR);
@@ -328,7 +330,8 @@ impl Rig {
             before + messages.len() as u64,
             "handed out and lost"
         );
-        // Those of one call follow each other, but where it was overtaken meanwhile, which it is not here.
+        // The messages of one call are consecutive, unless the reader was overtaken within the call, which
+        // does not happen here.
         let first = case.reader.sequence() + 1 - messages.len() as u64;
         for (number, message) in (first..).zip(&messages) {
             assert!(
@@ -460,7 +463,7 @@ impl Rig {
         self.is_sound();
     }
 
-    /// What holds between two calls.
+    /// Checks the invariants between two calls.
     fn is_sound(&mut self) {
         let (floor, tail) = (self.word(layout::FLOOR), self.word(layout::TAIL));
         assert!(self.floor <= floor && floor <= tail && tail - floor <= self.hub.capacity);
@@ -475,7 +478,7 @@ impl Rig {
         assert!(self.hub.writer.violation().is_none(), "no reader lies");
     }
 
-    /// Reads whatever is left.
+    /// Reads everything that is left.
     fn finish(mut self) {
         self.publish();
         while !self.cases.is_empty() {
@@ -506,7 +509,8 @@ proptest! {
     }
 }
 
-/// The second reservation takes more than is left of the lap: what it leaves is padding, behind the mark that the first has set.
+/// The second reservation exceeds the rest of the lap, so it leaves padding there, after the mark that the
+/// first one has set.
 #[test]
 fn the_last_message_is_found_before_what_cancelled_reservations_leave() {
     let calls = [

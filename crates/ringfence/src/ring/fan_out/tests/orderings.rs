@@ -22,7 +22,7 @@ use crate::{
 type Writer = FanOutWriter<Region, Region, ()>;
 type Reader = FanIn<Region, Region>;
 
-/// Four records of a word each.
+/// Four records of one word each.
 const CAPACITY: u64 = 64;
 
 struct Hub {
@@ -56,14 +56,14 @@ impl Hub {
         reader
     }
 
-    /// `control`: made before there is a second thread, as loom does not see the lock of the list.
+    /// `control` must be made before there is a second thread, as loom does not see the list's lock.
     fn join(&self, control: Region, delivery: Delivery) -> Reader {
         let held = self.readers.hold(delivery, StartFrom::Oldest).unwrap();
         self.read_by(self.ring.clone(), control, (delivery, held))
     }
 }
 
-/// All orders in which a thread is interrupted so often.
+/// All orders with at most this many preemptions.
 fn bounded(preemptions: usize) -> loom::model::Builder {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(preemptions);
@@ -109,7 +109,8 @@ fn room_is_used_again_only_once_the_reliable_reader_has_read() {
     });
 }
 
-/// A reader that the writer does not wait for, which looks while it is overtaken. The ring as the writer and as the reader has it.
+/// A reader that the writer does not wait for reads while it is overtaken. The closures return the ring as
+/// seen by writer and reader.
 fn overtaken(
     publishes: impl Fn(&Region) -> Region + Copy + Send + Sync + 'static,
     reads: impl Fn(&Region) -> Region + Copy + Send + Sync + 'static,
@@ -158,7 +159,7 @@ fn without_the_writers_fence_a_reader_would_take_what_was_written_over_for_whole
     overtaken(Region::without_fences, Region::clone, Delivery::BestEffort);
 }
 
-/// A place that is handed out while the writer goes on is kept from then on.
+/// A position that is handed out while the writer continues is kept from then on.
 fn held(words: impl Fn(&Region) -> Region + Copy + Send + Sync + 'static) {
     bounded(2).check(move || {
         let ring = Region::of_publisher(CAPACITY, true);
@@ -171,10 +172,10 @@ fn held(words: impl Fn(&Region) -> Region + Copy + Send + Sync + 'static) {
         let mut writer = hub.writer();
         (1..=4).for_each(|number| send(&mut writer, number));
         let control = Region::of_subscriber(0);
-        // It has the empty list.
+        // The writer has the empty list.
         assert_eq!(writer.changes().count(), 0);
         let thread = thread::spawn(move || {
-            // Where the reader comes first, there is no room.
+            // If the reader enters first, there is no room.
             writer.push(&5_u64.to_le_bytes()).unwrap();
             writer.publish();
         });

@@ -1,4 +1,5 @@
-//! Where a reader begins and goes on, what it tells, and what it counts: each by itself, as a caller sees it.
+//! A reader's start and continuation, its reported position and its counts: each tested alone, as a caller
+//! sees it.
 
 use std::{
     cell::Cell,
@@ -20,14 +21,14 @@ use crate::{
     ring::record::{PADDING, WHOLE, header},
 };
 
-/// Messages that take 32 bytes each.
+/// Sends messages that take 32 bytes each.
 fn send(hub: &mut Hub, numbers: std::ops::RangeInclusive<u64>) {
     for number in numbers {
         assert!(hub.send(&bytes(number, 24)));
     }
 }
 
-/// A reader that has its place, and has not begun.
+/// Returns a reader that holds its position, and has not started.
 fn held(hub: &Hub, delivery: Delivery) -> Reader {
     let held = hub.readers.hold(delivery, StartFrom::Now).unwrap();
     let control = OwnRegion::private(0);
@@ -57,7 +58,7 @@ fn a_reader_that_was_overtaken_goes_on_with_the_first_mark_in_the_newer_half() {
     let mut hub = Hub::new(SMALLEST);
     let (_, mut reader) = hub.join(Delivery::BestEffort, StartFrom::Now);
     send(&mut hub, 1..=400);
-    // Marks lie 256 bytes apart, and one is half a ring before the tail.
+    // Marks are 256 bytes apart, and one is half a ring before the tail.
     let middle = 400 * 32 - SMALLEST / 2;
     assert_eq!(receive(&mut reader), Some(bytes(middle / 32 + 1, 24)));
     assert_eq!(reader.position(), middle + 32);
@@ -117,7 +118,7 @@ fn the_ring_s_end_is_filled_by_what_may_be_published_without_a_message_behind_it
         assert!(hub.send(&bytes(number, 24)));
         assert_eq!(receive(&mut reader), Some(bytes(number, 24)));
     }
-    // Claimed behind the padding, and given back.
+    // Claimed after the padding, and cancelled.
     assert!(hub.writer.claim(512).unwrap().is_some());
     assert!(hub.writer.publish());
     assert_eq!(hub.ring.load(layout::TAIL, Ordering::Acquire), SMALLEST);
@@ -128,7 +129,8 @@ fn the_ring_s_end_is_filled_by_what_may_be_published_without_a_message_behind_it
     assert_eq!(receive(&mut reader), Some(bytes(128, 512)));
 }
 
-/// A record whose payload lies past the ring's end leaves there what another lap's records may end before. It is no record.
+/// A payload that crosses the end of the ring leaves its last bytes there. A record of another lap may end
+/// right before them. They are no record.
 #[test]
 fn what_lies_past_the_ring_s_end_is_no_message_where_a_record_ends_there() {
     let ghost: Vec<u8> = header(24, WHOLE).to_le_bytes().repeat(11);
@@ -153,7 +155,7 @@ fn what_lies_past_the_ring_s_end_is_no_message_where_a_record_ends_there() {
         assert_eq!(read(&mut reader).len(), 127);
         assert!(hub.send(&ghost));
         assert_eq!(read(&mut reader), [&ghost[..]]);
-        // Up to the ring's end, and then some more.
+        // Up to the end of the ring, and then further.
         let more = 64..SMALLEST + 128;
         let count = (more.end - more.start) / 32;
         send(&mut hub, 129..=128 + count / 2);
@@ -172,7 +174,7 @@ fn one_call_pulls_all_that_is_there_and_fits() {
     let (_, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
     let mut into = vec![0; 1 << 16];
     assert_eq!(reader.pull_packed(&mut into).unwrap(), Pulled::Nothing);
-    // More than is copied in one go.
+    // More than one copy operation covers.
     send(&mut hub, 1..=1000);
     assert_eq!(reader.pull_packed(&mut into).unwrap(), Pulled::Bytes(32_000));
     send(&mut hub, 1001..=1001);
@@ -190,7 +192,7 @@ fn a_long_visit_tells_the_head_now_and_then() {
     let visited = reader.visit(usize::MAX, |_| told.push(hub.readers.position(number).unwrap()));
     assert_eq!(visited.unwrap(), 1280);
     told.dedup();
-    // Of a quarter of the ring each, and what is left at the end.
+    // Reported every quarter of the ring, and the remainder at the end.
     assert_eq!(told, [0, 1 << 14, 1 << 15]);
     assert_eq!(hub.readers.position(number), Some(1280 * 32));
 }
@@ -256,12 +258,12 @@ fn the_list_gives_each_reader_a_slot_of_its_own_and_tells_what_is_kept() {
     assert_eq!(hub.writer.used(), 96);
     assert_eq!(receive(&mut quick), Some(bytes(1, 24)));
     assert_eq!(hub.writer.used(), 64);
-    // What is written and not published is nothing that a reader has not read.
+    // Data that is written but not published does not count as unread.
     assert!(hub.writer.push(&bytes(4, 24)).unwrap());
     assert_eq!((hub.writer.used(), hub.readers.kept_from()), (64, Some(0)));
 }
 
-/// The rest of the messages is below the floor, or the position of a liar.
+/// The remaining messages are below the floor, or at the position of a hostile reader.
 #[test]
 fn what_is_kept_is_a_position_above_the_floor_whatever_a_reader_says() {
     let mut hub = Hub::new(SMALLEST);
@@ -283,8 +285,8 @@ const BEGINNING: Held = Held {
     sequence: 0,
 };
 
-/// A ring of records of 32 bytes whose publisher is always a whole ring ahead: each copy but the first so many is overtaken, or
-/// each look at a header.
+/// A ring of 32-byte records whose publisher is always a whole ring ahead. After the first few, each copy is
+/// overtaken, or each read of a header.
 struct RunsAhead {
     capacity: u64,
     floor: Cell<u64>,
@@ -385,7 +387,7 @@ fn what_one_call_pulls_ends_where_some_were_lost_meanwhile() {
     assert_eq!(reader.ring().copies(), 2);
 }
 
-/// What each way of reading makes of a ring whose first record is sound, and whose second is not.
+/// The result of each way of reading a ring whose first record is sound, and whose second is not.
 #[test]
 fn a_second_record_that_no_honest_publisher_writes_is_corrupt_for_each_way_of_reading() {
     type Read = fn(&mut Reader) -> Result<u64, Error>;
@@ -441,7 +443,7 @@ fn a_second_record_that_no_honest_publisher_writes_is_corrupt_for_each_way_of_re
     }
 }
 
-/// Finds this many copies good, and then none.
+/// Considers this many copies valid, and all later ones invalid.
 struct Valid(Cell<u32>);
 
 impl Validity for Valid {
@@ -456,7 +458,7 @@ impl Validity for Valid {
     }
 }
 
-/// A reader of so many messages of `length` bytes.
+/// Returns a reader of `count` messages of `length` bytes.
 fn judged(count: u64, length: usize, valid: u32) -> (Hub, FanIn<PeerRegion, OwnRegion, Valid>) {
     let mut hub = Hub::new(1 << 16);
     for number in 1..=count {
@@ -483,7 +485,7 @@ fn a_copy_that_is_not_valid_is_neither_handed_out_nor_counted() {
             |reader| reader.visit(9, |_| panic!("it is checked before")).map(drop),
             24,
         ),
-        // The header is good, and what was visited in the ring is not.
+        // The header is valid, but the data visited in the ring is not.
         (|reader| reader.visit(9, |_| ()).map(drop), 600),
     ];
     for (read, length) in reads {
@@ -494,10 +496,10 @@ fn a_copy_that_is_not_valid_is_neither_handed_out_nor_counted() {
     }
 }
 
-/// An error in the middle of a call loses nothing that was copied before.
+/// An error in the middle of a call loses no data that was copied before.
 #[test]
 fn what_was_whole_before_an_error_is_handed_out_and_the_error_is_the_next_call_s() {
-    // Copies of 8192 bytes.
+    // Copies are 8192 bytes.
     let (_hub, mut reader) = judged(1000, 24, 2);
     let mut into = vec![0; 32_000];
     assert_eq!(reader.pull_packed(&mut into).unwrap(), Pulled::Bytes(2 * 8192));
@@ -512,8 +514,8 @@ fn what_was_whole_before_an_error_is_handed_out_and_the_error_is_the_next_call_s
     assert_eq!((visits, reader.counted()), (2, (1, 600)));
 }
 
-/// What a reader at `position`, which was overtaken in its first copy, answers to one call where its publisher tells this while it looks for a mark:
-/// the floor, the tail, the marks, and the floor again.
+/// The result of one call of a reader at `position` that was overtaken in its first copy. While it searches
+/// for a mark, its publisher reports the floor, the tail, the marks, and the floor again.
 fn while_it_looks(held: Held, floor: u64, mark: (u64, u64), then: u64) -> Result<Option<usize>, Error> {
     let record = || [Lie::Header(24, WHOLE), Lie::Truth, Lie::Truth, Lie::Truth];
     let mut lies = vec![Lie::Word(held.position + 64), Lie::Word(held.position)];
@@ -524,7 +526,7 @@ fn while_it_looks(held: Held, floor: u64, mark: (u64, u64), then: u64) -> Result
         lies.extend([Lie::Word(mark.0), Lie::Word(mark.1)]);
     }
     lies.push(Lie::Word(then));
-    // What it finds when it tries again: overtaken once more, and then a mark.
+    // The second attempt: overtaken once more, and then a mark.
     let mark = (then, then / 32);
     lies.extend(record());
     lies.extend([Lie::Word(then), Lie::Word(then), Lie::Word(2 * SMALLEST)]);

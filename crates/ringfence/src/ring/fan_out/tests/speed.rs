@@ -1,4 +1,4 @@
-//! How long a message takes, beside a pair's. A measurement, and no test: it is run by hand, with
+//! The time that a message takes, compared with a pair. A measurement, not a test: run it by hand, with
 //! `cargo test --release -p ringfence --lib fan_out::tests::speed -- --ignored --nocapture`.
 
 #![expect(clippy::cast_precision_loss, reason = "the numbers are small")]
@@ -24,7 +24,7 @@ use crate::{
 const CAPACITY: u64 = 1 << 20;
 const ROUNDS: usize = 60;
 
-/// The quickest of some rounds, in nanoseconds for each of so many.
+/// Returns the time of the fastest round, in nanoseconds per item.
 fn quickest(count: usize, mut round: impl FnMut()) -> f64 {
     let times = (0..ROUNDS).map(|_| {
         let began = Instant::now();
@@ -34,7 +34,7 @@ fn quickest(count: usize, mut round: impl FnMut()) -> f64 {
     times.fold(f64::INFINITY, f64::min)
 }
 
-/// A waker, and the generation of the list of readers that it has, as a publisher has them.
+/// A waker, and the generation of its copy of the list of readers, as a publisher has them.
 type Waking = (FanWaker<OwnRegion, PeerRegion, ()>, u64);
 
 fn waker(hub: &Hub) -> Waking {
@@ -64,7 +64,7 @@ fn update(waker: &mut FanWaker<OwnRegion, PeerRegion, ()>, writer: &mut Writer) 
     }
 }
 
-/// What a publication takes with so many readers that have room, on one thread.
+/// Measures a publication with this many readers that have room, on one thread.
 fn published(readers: usize, batch: usize, size: usize) -> f64 {
     let mut hub = Hub::new(CAPACITY);
     let mut all: Vec<Reader> = (0..readers)
@@ -224,7 +224,8 @@ fn of_reading_on_one_thread() {
     }
 }
 
-/// A writer on its thread and readers on another one: messages a second that are delivered, best of a few.
+/// Measures a writer on its thread and readers on another one: delivered messages per second, best of a few
+/// rounds.
 fn streamed(readers: usize, batch: usize, size: usize) -> (f64, f64) {
     const MESSAGES: usize = 1_000_000;
     let (mut best, mut writing) = (0.0_f64, f64::INFINITY);

@@ -1,4 +1,4 @@
-//! A writer and readers of the three kinds at once, on threads.
+//! A writer and readers of all three deliveries, concurrently on threads.
 
 use std::{
     sync::{
@@ -21,7 +21,7 @@ fn length(number: u64) -> usize {
     as_offset(number * number * 13 % 300)
 }
 
-/// How a reader reads.
+/// The read call that a reader uses.
 #[derive(Debug, Clone, Copy)]
 enum By {
     One,
@@ -47,7 +47,7 @@ fn read_some(reader: &mut Reader, by: By) -> Vec<Vec<u8>> {
     }
 }
 
-/// Reads until the writer has ended and nothing is there, and checks each message. Returns how many there were.
+/// Reads until the writer has ended and nothing is left, and checks each message. Returns their number.
 fn read_all(mut reader: Reader, by: By, ended: &AtomicBool) -> (Reader, u64) {
     let mut count = 0;
     loop {
@@ -57,7 +57,7 @@ fn read_all(mut reader: Reader, by: By, ended: &AtomicBool) -> (Reader, u64) {
         let found = read_some(&mut reader, by);
         count += found.len() as u64;
         assert_eq!(reader.lost() + count, reader.sequence(), "counted");
-        // Where some were lost within the call, only the last ones are known by number.
+        // If some were lost within the call, only the numbers of the last ones are known.
         let first = reader.sequence() - found.len() as u64;
         let known = if reader.lost() == lost { before } else { first };
         if reader.lost() == lost || found.len() == 1 {

@@ -1,4 +1,4 @@
-//! What a publisher counts, refuses and awaits, and what it makes of a list that changes.
+//! A publisher's counts, refusals and waits, and its handling of a list that changes.
 
 use std::sync::{
     Arc,
@@ -59,7 +59,7 @@ fn a_batch_that_fills_the_ring_waits_for_no_reader_before_it_is_published() {
     assert_eq!(hub.writer.awaited(24), None);
     assert!(hub.writer.publish());
     let awaited = hub.writer.awaited(24).expect("a reader is in the way");
-    // A record of another size has none either, and writes nothing.
+    // A record of another size has no room either, and writes nothing.
     for length in [24, 512] {
         let set = packed([&vec![7; length][..]]);
         assert_eq!(hub.writer.push_packed(&set, SMALLEST).unwrap(), 0);
@@ -100,12 +100,12 @@ fn each_change_of_the_list_is_told_once() {
     assert_eq!(told(&mut hub), [(1, false)], "it is in its handshake");
     hub.readers.release(number);
     hub.readers.release(held.number);
-    // Another call takes it, and it is told all the same.
+    // Another call applies the change, and it is still reported.
     assert_eq!(hub.writer.used(), 0);
     let mut changes = told(&mut hub);
     changes.sort_unstable();
     assert_eq!(changes, [(0, false), (1, false)]);
-    // However often a slot has changed, it is told as it is now.
+    // However often a slot has changed, its current state is reported.
     for _ in 0..3 {
         let (number, _reader) = hub.join(Delivery::BestEffort, StartFrom::Now);
         assert_eq!(hub.writer.used(), 0);
@@ -133,7 +133,7 @@ fn a_head_past_what_was_published_is_a_lie_and_stays_one_when_the_list_changes()
         assert_eq!(receive(&mut honest), Some(bytes(message, 24)));
     }
     assert!(hub.writer.violation().is_none(), "it is told once");
-    // What the honest one has read since is known still, however the list changes.
+    // The progress of the honest reader remains known, however the list changes.
     hub.readers.release(held.number);
     assert_eq!(hub.writer.used(), 0);
     assert!(hub.readers.has(number));
@@ -184,7 +184,7 @@ fn a_change_of_the_list_costs_the_writer_the_same_however_many_readers_there_are
             readers.release(number);
             assert_eq!(writer.changes().count(), 1);
         }
-        // Two copies of the one that comes, and nothing of the others.
+        // Two copies of the new reader's, and none of the others'.
         assert!(steps.load(Ordering::Relaxed) <= 20, "{steps:?}");
     }
 }
