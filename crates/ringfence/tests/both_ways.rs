@@ -1,4 +1,5 @@
-//! One half of a channel is waited for by an event loop, the other by a thread: a bell does not say for which of them it is.
+//! One half of a channel is awaited by an event loop, the other by a thread: a wakeup does not say which of
+//! them it is for.
 
 mod support;
 
@@ -23,7 +24,7 @@ use nix::{
 use ringfence::{Address, Channel, Error, Receiver, Sender, Tokens, join};
 use support::{Actor, TIME_LIMIT, forbid, fresh_address, join_later, small, wait_for_host};
 
-/// How a half is waited for.
+/// How a half waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// In a call without a deadline.
@@ -32,11 +33,11 @@ enum Way {
     Until,
     /// By an event loop, which polls the line.
     Loop,
-    /// By an event loop that is told once of each bell.
+    /// By an edge-triggered event loop.
     Edge,
     /// By each of these in turn.
     Changing,
-    /// By an event loop that waits for both halves; the other half's way counts for nothing then.
+    /// By one event loop for both halves; the other half's way is ignored then.
     OneLoop,
 }
 
@@ -49,7 +50,7 @@ impl Way {
         Self::Changing,
         Self::OneLoop,
     ];
-    /// Messages before the next way has its turn: more than a thread polls before it reads.
+    /// Messages before the next way is used: more than a thread polls before it reads.
     const TURN: u64 = 75;
 
     fn named(name: &str) -> Self {
@@ -65,7 +66,7 @@ impl Way {
     }
 }
 
-/// Waits for the line.
+/// Waits on the line.
 struct EventLoop(Option<Epoll>);
 
 impl EventLoop {
@@ -87,7 +88,7 @@ impl EventLoop {
     }
 }
 
-/// What epoll_wait(2) is made of.
+/// The system calls behind epoll_wait(2).
 #[cfg(target_arch = "x86_64")]
 const EPOLL: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_epoll_pwait];
 #[cfg(not(target_arch = "x86_64"))]
@@ -97,14 +98,14 @@ fn far() -> Option<Instant> {
     Instant::now().checked_add(TIME_LIMIT)
 }
 
-/// Its own beginning each, so that a message in a wrong place is found.
+/// Each message starts with its number, so that a misplaced one is detected.
 fn message(number: u64, length: usize) -> Vec<u8> {
     let mut message = vec![0; length];
     message[..8].copy_from_slice(&number.to_le_bytes());
     message
 }
 
-/// Waits for room by the ways that a program has.
+/// Waits for room in all the ways that a program can.
 fn send_all(sender: &mut Sender, way: Way, traffic: &Traffic, beat: &AtomicU64) {
     let mut event_loop = EventLoop(None);
     for number in 0..traffic.messages {
@@ -126,7 +127,7 @@ fn send_all(sender: &mut Sender, way: Way, traffic: &Traffic, beat: &AtomicU64) 
     }
 }
 
-/// Waits for messages by the same ways.
+/// Waits for messages in the same ways.
 fn receive_all(receiver: &mut Receiver, way: Way, traffic: &Traffic, beat: &AtomicU64) {
     let mut event_loop = EventLoop(None);
     let mut into = vec![0; traffic.length];
@@ -183,7 +184,7 @@ fn exchange_in_one_loop(channel: &mut (Sender, Receiver), traffic: &Traffic, bea
     }
 }
 
-/// As many tokens as messages, there and back, one at a time.
+/// Passes tokens there and back, one at a time.
 fn pass_tokens(tokens: &Tokens, traffic: &Traffic, begins: bool, beat: &AtomicU64) {
     for number in 0..traffic.tokens {
         if begins {
@@ -204,10 +205,10 @@ struct Traffic {
     tokens: u64,
 }
 
-/// What one thread does; it returns what it has done that with.
+/// The work of one thread. It returns the handle that it has used.
 type Work = Box<dyn FnOnce(&AtomicU64) -> Box<dyn Send> + Send>;
 
-/// Runs all of a channel at once, each on a thread. Fails where nothing moves any more.
+/// Runs all parts of a channel concurrently, each on a thread. Fails if there is no more progress.
 fn run(channel: Channel, [outward, inward]: [Way; 2], traffic: Traffic, begins: bool) {
     let tokens = channel.tokens();
     let (mut sender, mut receiver) = channel.split();
@@ -239,7 +240,7 @@ fn run(channel: Channel, [outward, inward]: [Way; 2], traffic: Traffic, begins: 
         pass_tokens(&tokens, &traffic, begins, beat);
         Box::new(tokens)
     }));
-    // Let go of together: the channel is open until all is done.
+    // Dropped together: the channel stays open until all parts are done.
     let mut parts = Vec::new();
     while parts.len() < halves + 1 {
         let before = beat.load(Ordering::Relaxed);
@@ -277,7 +278,7 @@ fn role() {
     run(join(&address, &small()).unwrap(), ways, traffic, true);
 }
 
-/// Between two processes, each of whose halves are waited for in these ways.
+/// Runs the traffic between two processes, each of whose halves waits in these ways.
 fn meet(own: [Way; 2], others: [Way; 2], traffic: Traffic) {
     let (address, _keep) = fresh_address(false);
     let host = join_later(&address, &small());
@@ -331,7 +332,7 @@ fn echo(address: &Address) {
     }
 }
 
-/// A thread sleeps in a read of the line, and would take the bell of a loop that begins now.
+/// A thread that sleeps in a read of the line would consume the wakeup of an event loop that starts now.
 fn begin_a_loop_without_descriptors(address: &Address) {
     let (mut sender, mut receiver) = join(address, &small()).unwrap().split();
     let (tell, told) = mpsc::channel();
@@ -347,14 +348,14 @@ fn begin_a_loop_without_descriptors(address: &Address) {
         .unwrap()
         .starts_with(&format!("{} ", libc::SYS_recvfrom))
     {
-        // Each answer is one wait more.
+        // Each answer is one more wait.
         sender.try_send(&[0; 8]).unwrap();
         assert!(Instant::now() < end, "it does not sleep in a read");
     }
     forbid(libc::SYS_epoll_create1, None, libc::EMFILE);
     let armed = sender.arm(1000);
     assert!(matches!(armed, Err(Error::NoSpace { .. })), "{armed:?}");
-    // The channel lives. That thread sleeps in another way from now on.
+    // The channel still works. That thread sleeps in another way from now on.
     while !fs::read_to_string(&file)
         .is_ok_and(|call| EPOLL.iter().any(|epoll| call.starts_with(&format!("{epoll} "))))
     {
@@ -376,7 +377,8 @@ fn a_loop_that_cannot_be_told_is_not_begun() {
     echo.finish();
 }
 
-/// Four pairs of processes at a time, in ways that are drawn, for so many seconds as `RINGFENCE_SOAK` says: see scripts/test.mjs.
+/// Four pairs of processes at a time, in random ways, for the number of seconds in `RINGFENCE_SOAK`: see
+/// scripts/test.mjs.
 #[test]
 #[ignore = "takes as long as it is told to"]
 fn soak() {
@@ -388,7 +390,7 @@ fn soak() {
         for _ in 0..4 {
             scope.spawn(|| {
                 while Instant::now() < end {
-                    // What is drawn is told where it fails.
+                    // The drawn values are printed on failure.
                     let mut drawn = next
                         .fetch_add(1, Ordering::Relaxed)
                         .wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -396,7 +398,7 @@ fn soak() {
                         drawn = drawn.rotate_left(23).wrapping_mul(0xd134_2543_de82_ef95);
                         usize::try_from((drawn >> 33) % among).unwrap()
                     };
-                    // Two event loops for one channel are not offered.
+                    // Two event loops for one channel are not supported.
                     let mut ways = || loop {
                         let ways = [Way::ALL[draw(6)], Way::ALL[draw(6)]];
                         let threads = [Way::Thread, Way::Until];

@@ -1,4 +1,5 @@
-//! What a hostile subscriber can do to its publisher and to the others: each attack is carried out, by hand on the wire.
+//! Attacks of a hostile subscriber on its publisher and on the other subscribers, carried out manually on the
+//! wire.
 
 mod support;
 
@@ -22,7 +23,7 @@ use support::{
 };
 
 const CAPACITY: u64 = 16 << 10;
-/// Words of the ring object, as docs/protocol.md has them.
+/// Offsets of words in the ring object, from docs/protocol.md.
 const TAIL: usize = 128;
 const WRITER_PARKED: usize = 512;
 
@@ -30,7 +31,7 @@ fn options() -> Options {
     Options::new().capacity(CAPACITY).timeout(TIME_LIMIT)
 }
 
-/// A word of the test's, in a role.
+/// Reads a command of the test, in a role.
 fn word() -> String {
     let mut line = String::new();
     io::stdin().read_line(&mut line).expect("the test's word");
@@ -45,7 +46,7 @@ fn role() {
     };
     let address = || arguments[0].parse::<Address>().unwrap();
     match role.as_str() {
-        // An honest one, which says in the end what it got.
+        // An honest subscriber, which reports in the end what it received.
         "honest" => {
             let any_user = Policy::new().any_executable().uids([0, STRANGER]);
             let options = options().policy(any_user);
@@ -65,18 +66,19 @@ fn role() {
                 subscription.close_reason().unwrap()
             ));
         }
-        // Has as many connections as one process may, and comes again as soon as one more is turned away.
+        // Holds the maximum number of connections per process, and connects again as soon as one more is
+        // rejected.
         "floods" => {
             let _kept: Vec<_> = (0..32).map(|_| wire::connect(&arguments[0])).collect();
             say("floods");
             while wire::try_connect(&arguments[0]).is_ok() {}
         }
-        // Does by hand what it is told.
+        // Follows the test's commands manually.
         "hand" => hand(&arguments[0]),
         "seals" => {
             let (mut sender, audience) = publish(&address(), &options()).unwrap().split();
             say("out");
-            // The admission is through once the publisher has told of it.
+            // The admission is complete once the publisher has reported it.
             assert!(matches!(audience.next(), Ok(PublisherEvent::Subscriber(_))));
             say(format!("{} objects", objects()));
             wait_for_test();
@@ -88,7 +90,7 @@ fn role() {
             sender.end();
             while audience.next().is_ok() {}
         }
-        // Publishes, and runs out of descriptors when it is told to.
+        // Publishes, and exhausts its descriptors on command.
         "short" => {
             let mut publisher = publish(&address(), &options()).unwrap();
             say("out");
@@ -117,8 +119,8 @@ fn role() {
 
 fn hand(address: &str) {
     let mut met = MetPublisher::offered(address, 1, 1);
-    // As an honest one has it.
-    // SAFETY: what another process writes there meanwhile is looked at as bytes, and never relied on.
+    // Mapped as an honest subscriber maps it.
+    // SAFETY: another process writes there concurrently. The data is read as bytes, and never relied on.
     let seen = unsafe { Mmap::map(&met.ring) }.unwrap();
     say("offered");
     loop {
@@ -135,11 +137,12 @@ fn hand(address: &str) {
                 met.say_head(further.map_or_else(|| position.parse().unwrap(), |more| met.position + more));
                 say("said");
             }
-            // While the sender sleeps it has read all, and as soon as that looks it has read nothing.
+            // While the sender sleeps, this subscriber claims to have read everything. Once the sender
+            // checks, it claims to have read nothing.
             (Some("two"), _) => {
                 say("from now on");
                 let word = |at: usize| {
-                    // SAFETY: a word of the mapped ring, which its publisher writes by atomics alone.
+                    // SAFETY: a word of the mapped ring, which its publisher writes only by atomics.
                     unsafe { AtomicU64::from_ptr(seen.as_ptr().add(at).cast_mut().cast()) }
                         .load(Ordering::Acquire)
                 };
@@ -148,9 +151,9 @@ fn hand(address: &str) {
                     met.say_head(if sleeps { word(TAIL) } else { met.position });
                 }
             }
-            // What its descriptor of the ring is good for.
+            // The attacks that its descriptor of the ring permits.
             (Some("write"), _) => {
-                // SAFETY: as above; it is refused.
+                // SAFETY: as above. The mapping is refused.
                 let mapped = unsafe { MmapMut::map_mut(&met.ring) }.is_ok();
                 let written = nix::sys::uio::pwrite(&met.ring, b"lies", 4096);
                 let cut = nix::unistd::ftruncate(&met.ring, 0);
@@ -205,7 +208,7 @@ fn honest(address: &Address) -> Actor {
     actor
 }
 
-/// The next that goes, and why.
+/// Returns the next subscriber that is reported as gone, and why.
 fn next_gone(publisher: &Publisher) -> (i32, CloseReason) {
     loop {
         match publisher.next().unwrap() {
@@ -216,7 +219,7 @@ fn next_gone(publisher: &Publisher) -> (i32, CloseReason) {
     }
 }
 
-/// Descriptors of this process that lead to a memfd: shared objects.
+/// Counts the descriptors of this process that lead to a memfd: shared objects.
 fn objects() -> usize {
     let entries = std::fs::read_dir("/proc/self/fd").unwrap();
     entries
@@ -227,7 +230,7 @@ fn objects() -> usize {
         .count()
 }
 
-/// Fills the ring, so that the publisher must look how far its subscribers are.
+/// Fills the ring, so that the publisher must check how far its subscribers are.
 fn fill(publisher: &mut Publisher, honest_count: &mut u64) {
     for _ in 0..2 * CAPACITY / 256 {
         publisher.send(&[7; 248]).unwrap();
@@ -248,7 +251,7 @@ fn one_that_lies_with_its_head_ends_itself_alone_in_every_direction() {
     let mut publisher = publish(&address, &options().stall(Duration::MAX)).unwrap();
     let witness = honest(&address);
     let mut count = 0;
-    // Past what is published; no multiple of eight; as far as it gets.
+    // Beyond what is published; no multiple of eight; the largest value.
     for lie in ["8000000", "+12", "18446744073709551608"] {
         let mut liar = Hand::ready(&address);
         liar.ask(&format!("head {lie}"), "said");
@@ -260,12 +263,12 @@ fn one_that_lies_with_its_head_ends_itself_alone_in_every_direction() {
         );
         liar.ask("wait", "hung up");
     }
-    // Backwards, once it has said that it was further.
+    // Backwards, after it has reported a later position.
     let mut liar = Hand::ready(&address);
     send_half(&mut publisher, &mut count);
     liar.ask("head +8192", "said");
     send_half(&mut publisher, &mut count);
-    // No room without a look, and with it there is.
+    // Without a check there is no room, and with one there is.
     for _ in 0..CAPACITY / 1024 {
         publisher.send(&[7; 248]).unwrap();
         count += 1;
@@ -277,7 +280,8 @@ fn one_that_lies_with_its_head_ends_itself_alone_in_every_direction() {
     witness.expect(&format!("{count}, end, closed"));
 }
 
-/// It shows the sender a position that leaves no room, and the watcher, which counts the time, one that does.
+/// It shows the sender a position that leaves no room. To the watcher, which measures the stall, it shows one
+/// that does.
 #[test]
 fn one_that_shows_two_positions_holds_the_publisher_up_no_longer_than_another_may() {
     let (address, _directory) = fresh_address(false);
@@ -289,7 +293,8 @@ fn one_that_shows_two_positions_holds_the_publisher_up_no_longer_than_another_ma
     }
     liar.ask("two", "from now on");
     let mut count = 0;
-    // It may show the sender the higher one by mistake, and so make room: then the next round has it.
+    // It may show the sender the higher position by mistake, and so make room: then the next round catches
+    // it.
     while publisher.subscribers().len() > 1 {
         fill(&mut publisher, &mut count);
     }
@@ -326,13 +331,13 @@ fn a_handshake_that_dawdles_holds_the_publisher_up_no_longer_than_a_subscriber_m
     );
     assert_eq!(publisher.subscribers().len(), 0);
     hand.ask("ready", "refused");
-    // It is refused, and not let in at a place that is overwritten.
+    // It is refused, and not admitted at a position that is overwritten.
     let refused = publisher.next().unwrap();
     assert!(
         matches!(&refused, PublisherEvent::Refused(refused) if refused.error.code() == "EVICTED"),
         "{refused:?}"
     );
-    // The place is free for the next.
+    // The slot is free for the next subscriber.
     let witness = honest(&address);
     publisher.send(b"x").unwrap();
     publisher.end();
@@ -349,13 +354,13 @@ fn a_process_that_opens_the_ring_ends_it_for_all_and_finds_nothing() {
     let mut publisher = publish(&address, &options()).unwrap();
     let mut hand = Hand::ready(&address);
     let witness = honest(&address);
-    // They know that they are in a moment before the publisher does.
+    // The subscribers know that they are admitted a moment before the publisher does.
     for _ in [&witness, &hand.0] {
         assert!(matches!(publisher.next(), Ok(PublisherEvent::Subscriber(_))));
     }
     publisher.send(b"the-secret").unwrap();
     hand.ask("sees the-secret", "seen");
-    // The lease holds it back.
+    // The lease blocks the open.
     hand.ask("open", "EAGAIN");
     // It may have read the message before.
     let told = witness.hear();
@@ -378,7 +383,8 @@ fn a_process_that_opens_the_ring_ends_it_for_all_and_finds_nothing() {
     hand.ask("sees the-secret", "not seen");
 }
 
-/// What a batch has handed out last is written no more once the next call is made, whatever that finds.
+/// The last memory that a batch has handed out is no longer written once the next call is made, whatever that
+/// call finds.
 #[test]
 fn an_alarm_leaves_nothing_of_a_batch_that_finds_no_room() {
     if !nix::unistd::geteuid().is_root() {
@@ -399,8 +405,8 @@ fn an_alarm_leaves_nothing_of_a_batch_that_finds_no_room() {
     let last = format!("sees the-secret-{number:02}-");
     hand.ask(&last, "seen");
     hand.ask("open", "EAGAIN");
-    // The end of the events is told once the ring is wiped, and all have been told as gone before: also one that is let in at that very
-    // moment.
+    // The end of the events is reported only after the ring is wiped and all subscribers were reported as
+    // gone, including one that is admitted at that very moment.
     let (mut come, mut gone) = (0, 0);
     while let Ok(event) = audience.next() {
         match event {
@@ -442,19 +448,19 @@ fn what_was_read_is_wiped_when_the_publisher_closes() {
     hand.ask("sees old-secret", "seen");
     drop(publisher);
     hand.ask("wait", "hung up");
-    // The memory goes with the last thread that has it.
+    // The memory is released with the last thread that uses it.
     wait_until(|| {
         hand.0.tell("sees old-secret");
         hand.0.hear() == "not seen"
     });
-    // What it has not read is left to it.
+    // Messages that it has not read remain readable to it.
     hand.ask("sees new-secret", "seen");
 }
 
 #[test]
 fn no_descriptor_of_the_ring_is_in_the_table_and_seal_lets_no_further_subscriber_in() {
     let (address, _directory) = fresh_address(false);
-    // A process that has nothing else.
+    // A process with no other shared objects.
     let mut publisher = Actor::start("seals", &[&address.to_string()]);
     publisher.expect("out");
     let witness = honest(&address);
@@ -463,7 +469,7 @@ fn no_descriptor_of_the_ring_is_in_the_table_and_seal_lets_no_further_subscriber
     publisher.go_on();
     publisher.expect("0 objects, 1 subscriber");
     hand.ask("wait", "hung up");
-    // The address is another's to take, and those that are in go on.
+    // Another process may take the address, and the admitted subscribers continue.
     let next = publish(&address, &options()).unwrap();
     publisher.go_on();
     witness.expect("1, end, closed");
@@ -490,16 +496,16 @@ fn a_publisher_without_descriptors_lets_no_subscriber_in_for_a_while_and_loses_n
 #[test]
 fn a_stopped_subscriber_is_evicted_and_a_zombie_let_go_of_at_once() {
     let (address, _directory) = fresh_address(false);
-    // Long enough that the witness, on a busy machine, never takes as long.
+    // Long enough that the witness never takes as long, even on a busy machine.
     let stall = Duration::from_secs(2);
     let mut publisher = publish(&address, &options().stall(stall)).unwrap();
     let stopped = honest(&address);
     let zombie = honest(&address);
     let witness = honest(&address);
     stopped.stop();
-    // Its parent does not wait for its end: it stays as a zombie.
+    // Its parent does not wait for it, so it stays as a zombie.
     kill(nix::unistd::Pid::from_raw(zombie.pid()), Signal::SIGKILL).unwrap();
-    // The publisher does nothing meanwhile.
+    // The publisher makes no call in the meantime.
     assert_eq!(next_gone(&publisher), (zombie.pid(), CloseReason::Exited));
     let mut count = 0;
     fill(&mut publisher, &mut count);
@@ -522,7 +528,7 @@ fn a_subscriber_whose_own_object_is_opened_ends_alone() {
     let opened = honest(&address);
     let witness = honest(&address);
     let maps = std::fs::read_to_string(format!("/proc/{}/maps", opened.pid())).unwrap();
-    // It can write one object: its own.
+    // It can write to one object: its own.
     let own = maps
         .lines()
         .find(|line| line.contains(" rw-s ") && line.contains("/memfd:ringfence"))
@@ -540,7 +546,7 @@ fn a_subscriber_whose_own_object_is_opened_ends_alone() {
     witness.expect("1, end, closed");
 }
 
-/// A program that does not take its events: the address stays open, and what is kept of them is bounded.
+/// The program does not take its events: the address stays open, and the number of kept events is bounded.
 #[test]
 fn a_flood_of_admissions_disturbs_no_subscriber() {
     let (address, _directory) = fresh_address(false);
@@ -563,7 +569,7 @@ fn a_flood_of_admissions_disturbs_no_subscriber() {
     wait_until(|| publisher.close_reason().is_some());
 }
 
-/// It is turned away as fast as it comes, and so there is always one more.
+/// It is rejected as fast as it connects, so there is always one more connection.
 #[test]
 fn a_flood_of_connections_keeps_nobody_away_nor_the_publisher_from_its_end() {
     let (address, _directory) = fresh_address(false);
@@ -573,7 +579,7 @@ fn a_flood_of_connections_keeps_nobody_away_nor_the_publisher_from_its_end() {
     let witness = honest(&address);
     publisher.send(b"x").unwrap();
     publisher.end();
-    // Its end is the flood's: nobody listens any more.
+    // The flood stops when nothing listens any longer.
     flood.finish();
     witness.expect("1, end, closed");
 }

@@ -1,5 +1,5 @@
-//! A child that is forked and executes nothing: what it inherits does nothing there and is left alone here, and what it makes
-//! is its own.
+//! A forked child that executes no other program. Objects that it inherits are inert in the child, and
+//! unaffected in the parent. Objects that the child creates belong to it.
 
 mod support;
 
@@ -42,10 +42,10 @@ use ringfence::{
 };
 use support::{Actor, TIME_LIMIT, accepted, fresh_address, say, small, wait_for_host, wait_for_test};
 
-/// How a child comes to be: by the C library, which runs what pthread_atfork(3) was told; or past it.
+/// How a child is created: by the C library, which runs the handlers of pthread_atfork(3), or bypassing it.
 const WAYS: [&str; 2] = ["fork", "clone"];
 
-/// Does something in a child, and tells how that went: "well", or what ended it.
+/// Runs a closure in a child, and returns the outcome: "well", or what ended the child.
 fn in_child(way: &str, what: impl FnOnce()) -> String {
     let child = begin(way, what);
     match waitpid(child, None).unwrap() {
@@ -56,10 +56,10 @@ fn in_child(way: &str, what: impl FnOnce()) -> String {
 
 fn begin(way: &str, what: impl FnOnce()) -> Pid {
     let forked = if way == "fork" {
-        // SAFETY: the child is what this test is about; the C library's own locks are whole in it.
+        // SAFETY: the child is the subject of this test, and the C library's own locks are consistent in it.
         unsafe { fork() }.unwrap()
     } else {
-        // SAFETY: as above, where the other threads of this process wait.
+        // SAFETY: as above. Here the other threads of this process wait.
         match unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) } {
             0 => ForkResult::Child,
             child => ForkResult::Parent {
@@ -70,16 +70,16 @@ fn begin(way: &str, what: impl FnOnce()) -> Pid {
     match forked {
         ForkResult::Parent { child } => child,
         ForkResult::Child => {
-            // One that hangs has failed.
+            // A child that hangs has failed.
             alarm::set(60);
             let done = catch_unwind(AssertUnwindSafe(what));
-            // SAFETY: ends the process, and nothing else.
+            // SAFETY: only ends the process.
             unsafe { libc::_exit(i32::from(done.is_err())) }
         }
     }
 }
 
-/// That this is what a call on something that is the parent's says.
+/// Checks that the result is that of a call on an object of the parent.
 fn is_inherited<T: std::fmt::Debug>(result: Result<T>) {
     match result {
         Err(Error::Closed(why)) => assert!(why.contains("forked"), "{why}"),
@@ -87,12 +87,13 @@ fn is_inherited<T: std::fmt::Debug>(result: Result<T>) {
     }
 }
 
-/// Formats a handle as well: its `Debug` must take no lock of the parent's.
+/// Formats a handle as well: its `Debug` must not take a lock of the parent.
 fn shows<T: std::fmt::Debug>(handle: &T) {
     assert!(!format!("{handle:?}").is_empty());
 }
 
-// Each of the following calls every method of one kind of handle, in a child. The test of the names below keeps them complete.
+// Each of the following calls every method of one kind of handle, in a child. The test of the names below
+// ensures that none is missing.
 
 fn use_publisher(publisher: &mut Publisher) {
     shows(publisher);
@@ -329,7 +330,7 @@ fn use_merge(merge: &mut Merge<AnySource>, key: Key) {
     assert!(merge.as_fd().as_raw_fd() >= 0);
     assert!(merge.remove(key).is_none());
     if let Some(AnySource::Receiver(_)) = merge.source(key) {
-        // SAFETY: a copy of what the merge has still, in a process of which this is all that is left.
+        // SAFETY: a copy of a value that the merge still owns, in a process that ends with it.
         let source = unsafe { std::ptr::read(merge.source(key).unwrap()) };
         is_inherited(merge.add(source).map_err(Error::from));
     }
@@ -371,7 +372,7 @@ fn use_parent_line(line: &mut ParentLine, childs: &ChildLine) {
     assert!(childs.value(7).starts_with("7:"));
 }
 
-/// Files with the methods of handles, and which of the functions above call them.
+/// The files that contain the methods of handles, and the functions above that call them.
 const HANDLES: [(&str, &[&str]); 17] = [
     ("channel/mod.rs", &["channel"]),
     ("channel/outbound.rs", &["sender"]),
@@ -392,7 +393,7 @@ const HANDLES: [(&str, &[&str]); 17] = [
     ("host/audience.rs", &["subscriber"]),
 ];
 
-/// Those that borrow the handle. The tests call those that consume it on copies.
+/// Covers methods that borrow the handle. The tests call those that consume it on copies.
 #[test]
 fn every_method_of_each_handle_is_called_in_a_child() {
     let own = include_str!("fork.rs");
@@ -423,14 +424,14 @@ fn every_method_of_each_handle_is_called_in_a_child() {
     assert!(missing.is_empty(), "not called in a child: {missing:#?}");
 }
 
-/// Makes mappings of a child's own, which would come to lie where it has none of its parent's, and returns what looks
-/// whether they are whole.
+/// Allocates the child's own mappings, which would be placed at the addresses of mappings lost from the
+/// parent. Returns a closure that checks whether they are intact.
 fn fill_memory() -> impl Fn() -> bool {
     let filled: Vec<Vec<u8>> = (0..64).map(|_| vec![0xa5; 1 << 17]).collect();
     move || filled.iter().flatten().all(|byte| *byte == 0xa5)
 }
 
-/// Answers so many messages, or all there are.
+/// Answers up to `most` messages.
 fn echo(sender: &mut Sender, receiver: &mut Receiver, most: usize) {
     let mut word = [0; 64];
     for _ in 0..most {
@@ -459,7 +460,7 @@ fn role() {
     let address: Address = arguments[0].parse().unwrap();
     let way = arguments.get(1).map_or("fork", String::as_str);
     match role.as_str() {
-        // Has a child that inherits its subscription, and one that inherits it after the end.
+        // Forks a child that inherits its subscription, and another that inherits it after the end.
         "subscriber" => {
             let mut subscription = Some(subscribe(&address, &small()).unwrap());
             let use_it_in_child = |subscription: &mut Option<Subscription>| {
@@ -496,20 +497,20 @@ fn role() {
     }
 }
 
-/// Has children that use what they inherit, and drop it; then goes on.
+/// Forks children that use and drop the handles they inherit; then continues.
 fn channel(address: &Address, way: &str) {
     let mut channel = join(address, &small()).unwrap();
     let tokens = channel.tokens();
     say(in_child(way, || use_channel(&mut channel)));
     let (mut sender, mut receiver) = channel.split();
-    // A thread that has slept so often has one that watches for the death of the peer.
+    // After this many sleeps, a thread watches for the death of the peer.
     echo(&mut sender, &mut receiver, SLEEPS);
     say(in_child(way, || {
         let whole = fill_memory();
         use_tokens(&tokens);
         use_sender(&mut sender);
         use_receiver(&mut receiver);
-        // SAFETY: a copy of what the parent goes on to own, in a process of which this is all that is left.
+        // SAFETY: a copy of a value that the parent still owns, in a process that ends with it.
         unsafe {
             drop(std::ptr::read(&raw const sender));
             drop(std::ptr::read(&raw const receiver));
@@ -517,7 +518,7 @@ fn channel(address: &Address, way: &str) {
         }
         assert!(whole());
     }));
-    // What is open at the fork.
+    // Objects that are open at the fork.
     let mut reservation = sender.reserve(5).unwrap().unwrap();
     reservation.copy_from_slice(b"whole");
     let ended = in_child(way, || {
@@ -558,7 +559,7 @@ fn channel(address: &Address, way: &str) {
     tokens.send(8).unwrap();
     say("token");
     echo(&mut sender, &mut receiver, usize::MAX);
-    // What has ended is the parent's as well.
+    // A channel that has ended belongs to the parent as well.
     say(in_child(way, || {
         is_inherited(receiver.is_ended());
         is_inherited(receiver.receive_vec());
@@ -568,7 +569,7 @@ fn channel(address: &Address, way: &str) {
     say("ended");
 }
 
-/// Has children that use a merge: of an open channel, after the end of another.
+/// Forks children that use a merge: of an open channel, after the end of another.
 fn merge(address: &Address, way: &str) {
     let mut merge: Merge<AnySource> = Merge::new().unwrap();
     let (first, second) = (
@@ -580,7 +581,7 @@ fn merge(address: &Address, way: &str) {
     let (mut sender, receiver) = second.split();
     let ended = merge.add(receiver.into()).unwrap();
     sender.send(b"end").unwrap();
-    // An end that is not told yet.
+    // An end that has not been reported yet.
     while merge.source(ended).is_some() {
         assert!(merge.wait_readable(None).unwrap());
         assert_eq!(merge.receive_each(|_, _| {}, 1).unwrap(), 0);
@@ -590,21 +591,21 @@ fn merge(address: &Address, way: &str) {
     say("done");
 }
 
-/// Has children that use the listener, and drop it; then serves on.
+/// Forks children that use and drop the listener; then continues to serve.
 fn service(address: &Address, way: &str) {
     let listener = listen(address, &small().max_peers(2)).unwrap();
     let first = accepted(&listener);
     let (mut sender, mut receiver) = first.split();
     let ended = in_child(way, || {
         use_listener(&listener);
-        // SAFETY: copies of what the parent goes on to own, in a process of which this is all that is left.
+        // SAFETY: copies of values that the parent still owns, in a process that ends with them.
         unsafe {
             drop(std::ptr::read(&raw const listener));
             drop(std::ptr::read(&raw const sender));
             drop(std::ptr::read(&raw const receiver));
         }
     });
-    // The seats are what they were. The second agent comes once it is told.
+    // The number of slots is unchanged. The second client connects once this is reported.
     assert_eq!(listener.size(), 1);
     say(ended);
     let mut second = accepted(&listener);
@@ -618,26 +619,26 @@ fn service(address: &Address, way: &str) {
     say("closed");
 }
 
-/// Has a child that lives on, and does nothing, until the test lets go of the connection to it.
+/// Forks a child that stays alive and does nothing until the test closes the connection to it.
 fn holder(address: &Address, test: &str) {
     let mut test = UnixStream::connect(test).unwrap();
     let listener = listen(address, &small()).unwrap();
     begin("fork", || {
         alarm::cancel();
-        // It has let go of what it must not hold before it gets here.
+        // The child has closed all inherited descriptors that it must not hold before it gets here.
         test.write_all(b"!").unwrap();
         test.read_to_end(&mut Vec::new()).unwrap();
     });
     say("forked");
     wait_for_test();
     drop(listener);
-    // At once, though the child is there still.
+    // Succeeds at once, although the child still exists.
     let again = listen(address, &small());
     say(again.as_ref().map_or_else(Error::code, |_| "again"));
     wait_for_test();
 }
 
-/// A member with its partner has children that drop all of it; then goes on.
+/// A member with its partner forks children that drop all of it; then continues.
 fn membership(address: &Address, way: &str) {
     let membership = member(address, &small()).unwrap();
     say(membership.role().to_string());
@@ -649,7 +650,7 @@ fn membership(address: &Address, way: &str) {
     let role = membership.role();
     say(in_child(way, || {
         use_membership(&membership);
-        // SAFETY: copies of what the parent goes on to own, in a process of which this is all that is left.
+        // SAFETY: copies of values that the parent still owns, in a process that ends with them.
         unsafe {
             drop(std::ptr::read(&raw const sender));
             drop(std::ptr::read(&raw const receiver));
@@ -659,7 +660,7 @@ fn membership(address: &Address, way: &str) {
     assert_eq!(membership.role(), role);
     assert!(membership.has_partner());
     echo(&mut sender, &mut receiver, usize::MAX);
-    // The guest has the place of a host that has gone.
+    // The guest takes over the address of a host that has gone.
     let end = Instant::now() + TIME_LIMIT;
     while let Some(change) = membership.next_until(Some(end)).unwrap() {
         if let Change::Role(role) = change {
@@ -669,7 +670,7 @@ fn membership(address: &Address, way: &str) {
     }
 }
 
-/// Has a channel, and a child that makes one of its own, with the parent's partner and by itself.
+/// Has a channel, and forks a child that makes one of its own: with the parent's partner, and by itself.
 fn anew(address: &Address, service: &Address, way: &str) {
     let (mut sender, mut receiver) = join(address, &small()).unwrap().split();
     echo(&mut sender, &mut receiver, SLEEPS);
@@ -677,8 +678,8 @@ fn anew(address: &Address, service: &Address, way: &str) {
         let (channel, kept) = connect_and_keep(service);
         let tokens = channel.tokens();
         let (mut own, mut own_receiver) = channel.split();
-        // The parent's are gone before anything is heard here.
-        // SAFETY: copies of what the parent goes on to own, in a process of which this is all that is left.
+        // The copies of the parent's handles are dropped before the child receives anything.
+        // SAFETY: copies of values that the parent still owns, in a process that ends with them.
         unsafe {
             drop(std::ptr::read(&raw const sender));
             drop(std::ptr::read(&raw const receiver));
@@ -693,7 +694,7 @@ fn anew(address: &Address, service: &Address, way: &str) {
             .unwrap_err();
         assert_eq!(error.code(), "OBJECT_EXPOSED");
         drop((own, own_receiver));
-        // And it is a parent like any other.
+        // The child can itself be a parent.
         assert_eq!(
             in_child(way, || drop(connect(service, &small()).unwrap())),
             "well"
@@ -703,10 +704,10 @@ fn anew(address: &Address, service: &Address, way: &str) {
     echo(&mut sender, &mut receiver, usize::MAX);
 }
 
-/// More than a reader sleeps before a thread watches for the death of its peer.
+/// More sleeps than it takes until a thread watches for the death of the peer.
 const SLEEPS: usize = 48;
 
-/// Connects, until a path to the own object was caught in the moments in which there is a descriptor of it.
+/// Connects repeatedly, until a path to the own object was captured while a descriptor of it was open.
 fn connect_and_keep(service: &Address) -> (Channel, Vec<File>) {
     loop {
         let over = AtomicBool::new(false);
@@ -731,7 +732,8 @@ fn connect_and_keep(service: &Address) -> (Channel, Vec<File>) {
     }
 }
 
-/// An `O_PATH` descriptor, which counts as no opening, of every shared object that this process has a descriptor of.
+/// Takes an `O_PATH` descriptor of every shared object that this process has a descriptor of. It does not
+/// count as an open.
 fn keep_paths(kept: &mut BTreeMap<u64, File>) {
     for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
         let target = std::fs::read_link(entry.path()).unwrap_or_default();
@@ -747,7 +749,7 @@ fn keep_paths(kept: &mut BTreeMap<u64, File>) {
     }
 }
 
-/// Whether this is an object that this process writes, which alone is mapped for that.
+/// Whether this process writes this object: only that one is mapped writable.
 fn is_own(file: &File) -> bool {
     let inode = file.metadata().unwrap().ino().to_string();
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
@@ -764,7 +766,7 @@ fn reopen(file: &File) -> std::io::Result<File> {
         .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// Has as many handshakes under way as one process may, and a child that connects elsewhere.
+/// Has the maximum number of handshakes under way, and a child that connects elsewhere.
 fn turns(silent: &Address, service: &Address) {
     let cancel_token = CancelToken::new().unwrap();
     thread::scope(|scope| {
@@ -783,7 +785,8 @@ fn turns(silent: &Address, service: &Address) {
     });
 }
 
-/// Forks while other threads make and end channels, tokens and services without a pause, and hold each lock now and then.
+/// Forks while other threads continuously create and end channels, tokens and services, so that each lock is
+/// held at times.
 fn locks(service: &Address) {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -823,7 +826,7 @@ fn locks(service: &Address) {
     say("done");
 }
 
-/// What a child calls off is nothing of its parent's, and what the parent calls off nothing of its child's.
+/// A cancellation in the child does not affect the parent, and one in the parent does not affect the child.
 fn cancel_token(address: &Address, way: &str) {
     let cancel_token = CancelToken::new().unwrap();
     let options = small().cancel_token(cancel_token.clone());
@@ -838,7 +841,7 @@ fn cancel_token(address: &Address, way: &str) {
     });
     say(in_child(way, || {
         let mut channel = join(address, &options).unwrap();
-        // Until the other side has let go of it.
+        // Until the other side has dropped its channel.
         assert_eq!(channel.receiver().receive(&mut [0; 8]).unwrap(), None);
     }));
 }
@@ -846,7 +849,7 @@ fn cancel_token(address: &Address, way: &str) {
 #[test]
 fn a_channel_outlives_a_child_that_uses_it_and_drops_it() {
     for way in WAYS {
-        // As the host, whose place the child could let go of, and as the guest.
+        // As the host, whose address the child could release, and as the guest.
         for guest in [false, true] {
             let (address, directory) = fresh_address(true);
             let start = || Actor::start("channel", &[&address.to_string(), way]);
@@ -876,7 +879,7 @@ fn a_channel_outlives_a_child_that_uses_it_and_drops_it() {
             tokens.send(7).unwrap();
             actor.expect("token");
             assert_eq!(tokens.token().unwrap(), Some(8));
-            // What lies at the address is there still, and is its own.
+            // The files at the address still exist, and belong to this host.
             let there = directory.as_ref().unwrap().path().read_dir().unwrap().count();
             assert_eq!(there, 2, "the socket and its lock");
             assert_eq!(join(&address, &small()).unwrap_err().code(), "ADDRESS_OCCUPIED");
@@ -905,7 +908,7 @@ fn a_service_goes_on_when_a_child_drops_its_listener() {
         let mut word = [0; 64];
         let length = second.receiver().receive(&mut word).unwrap().unwrap();
         assert_eq!(&word[..length], b"hello");
-        // Both seats are taken, and not more.
+        // Exactly both slots are taken.
         assert_eq!(
             connect(&address, &small()).unwrap_err().code(),
             "ADDRESS_OCCUPIED"
@@ -925,13 +928,13 @@ fn a_child_that_lives_on_holds_no_address_of_its_parents() {
         let path = place.path().join("test");
         let socket = UnixListener::bind(&path).unwrap();
         let mut actor = Actor::start("holder", &[&address.to_string(), path.to_str().unwrap()]);
-        // The child ends when this does.
+        // The child exits when this connection is closed.
         let (mut child, _) = socket.accept().unwrap();
         actor.expect("forked");
         child.read_exact(&mut [0]).unwrap();
         actor.go_on();
         actor.expect("again");
-        // Nor when the parent is killed.
+        // The address is also free when the parent is killed.
         kill(Pid::from_raw(actor.pid()), Signal::SIGKILL).unwrap();
         let ended = Instant::now() + TIME_LIMIT;
         let listener = loop {
@@ -967,7 +970,7 @@ fn a_member_keeps_its_place_when_a_child_drops_it() {
             if role == Role::Guest {
                 drop((sender, receiver));
                 drop(own);
-                // It has inherited the place, and its child has not spoilt that.
+                // The guest has inherited the address, unaffected by its child.
                 actor.expect("host");
             }
         }
@@ -1027,7 +1030,7 @@ fn a_child_has_turns_of_its_own() {
     let listener = listen(&service, &small()).unwrap();
     let mut actor = Actor::start("turns", &[&silent.to_string(), "fork", &service.to_string()]);
     let under_way: Vec<_> = (0..16).map(|_| socket.accept().unwrap().0).collect();
-    // Each has said the first word of its handshake, and waits for ours.
+    // Each has sent the first frame of its handshake, and waits for ours.
     for stream in &under_way {
         let mut polled = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
         assert!(poll(&mut polled, PollTimeout::from(60_000_u16)).unwrap() > 0);
@@ -1042,7 +1045,7 @@ fn a_child_has_turns_of_its_own() {
     actor.finish();
 }
 
-/// Closes a listener, so that a call that waits for its events goes on.
+/// Closes a listener on drop, so that a call that waits for its events returns.
 struct Closing<'a>(&'a Listener);
 
 impl Drop for Closing<'_> {
@@ -1055,8 +1058,9 @@ impl Drop for Closing<'_> {
 fn a_lock_that_another_thread_had_at_the_fork_stops_no_child() {
     let (service, _) = fresh_address(false);
     let listener = listen(&service, &small()).unwrap();
-    // A Rust program's own handlers of SIGSEGV and SIGBUS make its library take a lock at each thread's begin and end, which this
-    // crate can do nothing about. Where both are ignored from birth there is none, as there is none in Node.
+    // The handlers of SIGSEGV and SIGBUS in a Rust program make its standard library take a lock at the start
+    // and end of each thread, which this crate cannot avoid. If both signals are ignored from the start there
+    // are no such handlers, as in Node.
     let mut without_handler = Command::new("sh");
     let executable = std::env::current_exe().unwrap();
     without_handler
@@ -1080,7 +1084,7 @@ fn a_lock_that_another_thread_had_at_the_fork_stops_no_child() {
                 });
             }
         });
-        // Also where what follows fails: the thread above is waited for.
+        // Close it even if the following code fails: the thread above is joined.
         let _closing = Closing(&listener);
         actor.expect("done");
     });
@@ -1096,7 +1100,7 @@ fn a_cancel_token_is_its_processs_own() {
         actor.expect("waits");
         actor.go_on();
         actor.expect("ABORTED");
-        // The child waits for a partner, though its parent has called off its own waiting.
+        // The child waits for a partner, although its parent has cancelled its own wait.
         wait_for_host(&address);
         drop(join(&address, &small()).unwrap());
         actor.expect("well");
@@ -1123,7 +1127,7 @@ fn a_publisher_and_a_subscription_that_a_child_inherits_do_nothing_there() {
         });
         assert_eq!(told, "well", "{way}");
         publisher = inherited.take().unwrap();
-        // The address is the parent's still, and so are its subscribers.
+        // The address still belongs to the parent, and so do its subscribers.
         assert!(publish(&address, &small()).is_err());
         assert_eq!(publisher.subscribers().len(), 1);
         publisher.send(b"the parent's").unwrap();
@@ -1151,7 +1155,7 @@ fn a_merge_and_a_line_that_a_child_inherits_do_nothing_there() {
         let (mut line, childs) = private_line().unwrap();
         let told = in_child(way, || {
             use_parent_line(&mut line, &childs);
-            // SAFETY: a copy of what the parent goes on to own, in a process of which this is all that is left.
+            // SAFETY: a copy of a value that the parent still owns, in a process that ends with it.
             is_inherited(unsafe { std::ptr::read(&raw const line) }.channel(&small()));
         });
         assert_eq!(told, "well", "{way}");

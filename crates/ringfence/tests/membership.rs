@@ -1,4 +1,4 @@
-//! Members of an address: one goes, the other has the place, and neither loses anything.
+//! Members of an address: one leaves, the other takes over the address, and neither loses data.
 
 mod support;
 
@@ -90,7 +90,7 @@ fn role() {
             obey(&address(), &small());
         }
         "false host" => as_false_host(&arguments),
-        // As many as one process may have side by side, each in the middle of its HELLO.
+        // The maximum number of connections per process, each stopped in the middle of its HELLO.
         "dawdles" => {
             let hello = wire::hello(&[0; 32]);
             let streams: Vec<_> = (0..16).map(|_| wire::connect(&arguments[0])).collect();
@@ -115,14 +115,14 @@ fn as_sleeper(arguments: &[String]) {
         sender.send(b"question").unwrap();
         receiver.receive(&mut message).unwrap().unwrap();
     }
-    // What came before may still have been on its way.
+    // Wakeups from before may still have been on their way.
     let woken = wake_ups() - before;
     assert!(woken < EXCHANGES / 10, "woken {woken} times");
     say("slept");
     wait_for_test();
 }
 
-/// Tries to be a member with one thread more each time, until that is enough.
+/// Tries to be a member with one more thread each time, until the limit suffices.
 fn as_short_of_threads(arguments: &[String]) {
     let address = address_in(arguments);
     let options = small().policy(Policy::new().any_executable().uids([0]));
@@ -139,19 +139,19 @@ fn as_short_of_threads(arguments: &[String]) {
             Err(error) => assert_eq!(error.code(), "NO_SPACE", "{error}"),
         }
         failures += 1;
-        // A thread that has been told to end takes a moment.
+        // A thread that was asked to stop takes a moment to exit.
         let end = Instant::now() + TIME_LIMIT;
         while (traces(), threads()) != before {
             assert!(Instant::now() < end, "{:?} of {before:?}", (traces(), threads()));
             thread::yield_now();
         }
     }
-    // For the keeper, and for the signals.
+    // One failure for the keeper's thread, and one for the signal thread.
     assert!(failures >= 2, "{failures}");
     say("a member at last");
 }
 
-/// Leaves, and keeps the listening socket all the same, at which it lets in every newcomer.
+/// Leaves, but keeps the listening socket, and accepts every incoming connection on it.
 fn as_thief(arguments: &[String]) {
     let membership = member(&address_in(arguments), &small()).unwrap();
     say("host");
@@ -166,7 +166,7 @@ fn as_thief(arguments: &[String]) {
     wait_for_test();
 }
 
-/// Has its host's accept hang, or come back at once for ever.
+/// Makes its host's accept hang, or return immediately forever.
 fn as_saboteur(arguments: &[String]) {
     let membership = member(&address_in(arguments), &small()).unwrap();
     let channel = membership.partner(None).unwrap();
@@ -181,7 +181,7 @@ fn as_saboteur(arguments: &[String]) {
     drop((membership, channel));
 }
 
-/// Goes away between its READY and the guest's look at what came with it.
+/// Exits between sending its READY and the guest's check of what came with it.
 #[expect(
     clippy::incompatible_msrv,
     reason = "File::lock: the tests are built by a newer compiler"
@@ -226,11 +226,11 @@ fn as_false_host(arguments: &[String]) {
     wait_for_test();
 }
 
-/// A guest whose security module forbids it to read its lines: that says nothing of its host.
+/// A guest whose security module forbids it to read its lines, which does not prove anything about its host.
 fn as_reader_of_no_line(address: &Address) {
     let membership = member(address, &small()).unwrap();
     let (_sender, mut receiver) = membership.partner(None).unwrap().unwrap().split();
-    // Of this thread alone: the keeper's has begun.
+    // Only in this thread: the keeper's has already started.
     forbid(nix::libc::SYS_recvfrom, None, nix::libc::EACCES);
     receiver.poll_line().unwrap();
     assert_eq!(receiver.close_reason(), None);
@@ -246,14 +246,14 @@ fn as_reader_of_no_line(address: &Address) {
     assert!(matches!(membership.next().unwrap(), Change::Role(Role::Host)));
 }
 
-/// The listening socket of this process, held once more.
+/// Duplicates the listening socket of this process.
 fn listening_socket() -> OwnedFd {
     let numbers = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
         let name = entry.unwrap().file_name();
         name.to_str().unwrap().parse::<i32>().ok()
     });
     numbers
-        // SAFETY: used for this one call, which answers EBADF where nothing is open there.
+        // SAFETY: used for this one call, which fails with EBADF if the descriptor is not open.
         .map(|number| unsafe { BorrowedFd::borrow_raw(number) })
         .find(|fd| getsockopt(fd, sockopt::AcceptConn) == Ok(true))
         .expect("it listens")
@@ -261,7 +261,7 @@ fn listening_socket() -> OwnedFd {
         .unwrap()
 }
 
-/// The next to come there, unless another is faster.
+/// Accepts the next connection, unless another process is faster.
 fn next_of(listener: &OwnedFd) -> UnixStream {
     loop {
         let mut polled = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
@@ -274,10 +274,10 @@ fn next_of(listener: &OwnedFd) -> UnixStream {
     }
 }
 
-/// Messages there and back, each with a sleeper that is rung for.
+/// Round trips, each with a sleeping receiver that is woken.
 const EXCHANGES: u64 = 200;
 
-/// How often this process's keeper was woken.
+/// Returns the number of wakeups of this process's keeper.
 fn wake_ups() -> u64 {
     let tasks = fs::read_dir("/proc/self/task").unwrap();
     let keeper = tasks
@@ -291,8 +291,8 @@ fn wake_ups() -> u64 {
     line.unwrap().trim().parse().unwrap()
 }
 
-/// A member that does what it is told, a word to a line: `leave`, `close` (the channel alone), `tell` (a message to the
-/// partner), `end`.
+/// A member that obeys commands, one word per line: `leave`, `close` (only the channel), `tell` (a message to
+/// the partner), `end`.
 fn obey(address: &Address, options: &Options) {
     let before = traces();
     let membership = match member(address, options) {
@@ -352,7 +352,7 @@ fn obey(address: &Address, options: &Options) {
     }
 }
 
-/// The next word that this process is told, and nothing of what comes behind it.
+/// Reads the next command, and no byte after it.
 fn word() -> String {
     let mut word = Vec::new();
     let mut byte = [0];
@@ -362,7 +362,7 @@ fn word() -> String {
     String::from_utf8(word).unwrap()
 }
 
-/// What is still read of a channel that has ended, and why it has.
+/// Reads the remaining messages of a channel that has ended, and its reason.
 fn last_words(channel: Channel) -> String {
     let (_sender, mut receiver) = channel.split();
     let mut words = Vec::new();
@@ -377,7 +377,7 @@ fn last_words(channel: Channel) -> String {
     words.join(" ")
 }
 
-/// Descriptors, and mappings of shared memory.
+/// Counts descriptors, and mappings of shared memory.
 fn traces() -> (usize, usize) {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let mapped = maps.lines().filter(|line| line.contains("memfd:")).count();
@@ -392,7 +392,7 @@ fn start(role: &str, address: &Address) -> Actor {
     Actor::start(role, &[&address.to_string()])
 }
 
-/// Two members with a channel between them: the host, and the guest.
+/// Starts two members with a channel between them: the host, and the guest.
 fn two(address: &Address) -> (Actor, Actor) {
     let host = start("member", address);
     host.expect("host");
@@ -400,7 +400,7 @@ fn two(address: &Address) -> (Actor, Actor) {
     (host, guest)
 }
 
-/// The guest of a host that has none; they have a channel.
+/// Starts the guest of a host without one, and waits for their channel.
 fn joined(address: &Address, host: &Actor) -> Actor {
     let guest = start("member", address);
     guest.expect("guest");
@@ -409,8 +409,8 @@ fn joined(address: &Address, host: &Actor) -> Actor {
     guest
 }
 
-/// No process has it any more, and no file is left. One that has ended, or executes another program, may have been followed a
-/// moment before the kernel has closed all that it had.
+/// Checks that no process holds the address and no file is left. If the last owner has exited or executed
+/// another program, the kernel may still be closing its descriptors, so this waits a moment.
 fn assert_free(address: &Address) {
     let end = Instant::now() + TIME_LIMIT;
     let name = format!(" {address}");
@@ -435,12 +435,12 @@ fn a_host_that_leaves_is_followed_by_its_guest() {
         for _ in 0..5 {
             host.tell("tell");
             host.tell("leave");
-            // It does not return before the guest has the place.
+            // `leave` does not return before the guest has taken over the address.
             host.expect("left");
             host.finish();
             guest.expect("now host");
             let next = joined(&address, &guest);
-            // What was sent before is read, though the next is there already.
+            // Messages sent before are still read, although the next partner is already there.
             guest.expect("before told closed");
             (host, guest) = (guest, next);
         }
@@ -505,7 +505,7 @@ fn a_third_is_told_so_or_waits_for_its_turn() {
         host.expect("refused ADDRESS_OCCUPIED");
         let patient = start("patient", &address);
         host.expect("refused ADDRESS_OCCUPIED");
-        // The host leaves: the guest is the host, and the one that waits its guest.
+        // The host leaves: the guest becomes the host, and the waiting member becomes its guest.
         host.tell("leave");
         while host.hear() != "left" {}
         guest.expect("now host");
@@ -513,7 +513,7 @@ fn a_third_is_told_so_or_waits_for_its_turn() {
         patient.expect(&format!("channel guest {}", guest.pid()));
         guest.expect(&format!("channel host {}", patient.pid()));
         guest.expect("before closed");
-        // The guest is killed: the next has its place.
+        // The guest is killed: the next member takes its slot.
         drop(patient);
         let last = start("patient", &address);
         last.expect("guest");
@@ -622,7 +622,7 @@ fn a_guest_of_another_user_follows_as_well() {
     let own = come(Role::Guest);
     let next = own.partner(None).unwrap().unwrap();
     assert_eq!(next.peer().uid, STRANGER);
-    // The last one may not remove what is there, and the next to come takes it over.
+    // The last member may not remove the files. The next one takes them over.
     own.leave();
     stranger.tell("leave");
     while stranger.hear() != "left" {}
@@ -631,7 +631,7 @@ fn a_guest_of_another_user_follows_as_well() {
     assert_free(&address);
 }
 
-/// For who looks at what a process has given away. A pair's host keeps its place to itself.
+/// For an audit of what a process has passed on. The host of a pair passes on no share of its address.
 #[test]
 fn a_host_s_evidence_says_what_its_guest_has_of_the_place() {
     let passed_on = |channel: &Channel| {
@@ -681,7 +681,7 @@ fn members_meet_members_alone() {
     host.expect("refused PROTOCOL");
     host.tell("leave");
     host.expect("left");
-    // And the other way round.
+    // The other way round as well.
     let cancel_token = CancelToken::new().unwrap();
     let waiting = support::join_later(&address, &small().cancel_token(cancel_token.clone()));
     support::wait_for_host(&address);
@@ -707,7 +707,7 @@ fn a_process_does_not_meet_itself() {
     assert!(first.next_until(Some(deadline)).unwrap().is_none());
     first.leave();
     assert_free(&address);
-    // Having left, it may come again at once.
+    // After leaving, it may become a member again at once.
     member(&address, &small()).unwrap().leave();
     assert_free(&address);
 }
@@ -728,10 +728,10 @@ fn one_that_has_left_may_come_again_at_once_as_the_guest_of_its_guest() {
         assert_eq!(channel.peer().pid, other.pid());
         other.tell("leave");
         assert!(matches!(own.next().unwrap(), Change::Role(Role::Host)));
-        // Which it said by a token as well.
+        // It announced its departure by a token as well.
         assert_eq!(channel.tokens().try_token(), Some(LEAVING));
         assert_eq!(last_words(channel), "closed");
-        // It holds the place for a moment after it was taken over.
+        // It holds the address for a moment after it was taken over.
         while other.hear() != "left" {}
     }
     own.leave();
@@ -762,7 +762,7 @@ fn a_host_does_not_wait_for_ever_for_a_guest_that_was_stopped() {
         guest.stop();
         own.leave();
         guest.resume();
-        // It finds the place its own all the same.
+        // It takes over the address nevertheless.
         guest.expect("now host");
         let next = start("member", &address);
         next.expect("guest");
@@ -803,7 +803,7 @@ fn one_that_keeps_the_listening_socket_is_not_believed() {
     thief.go_on();
     thief.expect("left");
     guest.expect("now host");
-    // Whomever it takes away comes again, until it meets the one that the kernel has named.
+    // Each client that the thief steals connects again, until it meets the owner that the kernel has named.
     let mut stolen = 0;
     while stolen < THEFTS {
         let mut next = start("member", &address);
@@ -826,9 +826,9 @@ fn a_partner_that_spoils_the_listening_socket_does_not_hang_the_other() {
         saboteur.expect("done");
         let channel = own.partner(None).unwrap().unwrap();
         if deed == "shut" {
-            // No guest can come any more, and that is told.
+            // No guest can connect any longer, and that is reported.
             assert!(matches!(own.next(), Err(Error::Closed(_))));
-            // Its lock, which the partner has as well, holds no other up.
+            // Its lock, which the partner holds as well, delays no other process.
             start("member", &address).expect("host");
         } else {
             let next = start("member", &address);
@@ -881,7 +881,8 @@ fn a_newcomer_whose_host_goes_away_at_its_ready_comes_again() {
         let (address, directory) = fresh_address(true);
         let mut host = Actor::start("parting host", &[&address.to_string()]);
         host.expect("listening");
-        // By the same path the lock is not the one beside it. By another, it cannot even be told where the socket was.
+        // Through the same path, the lock is not the one beside the socket. Through another path, the
+        // socket's location is not even known.
         let links = tempfile::tempdir().unwrap();
         let own_address = if linked {
             let link = links.path().join("link");
@@ -927,12 +928,12 @@ fn a_guest_that_cannot_take_its_hosts_place_says_why() {
     guest.expect("guest");
     assert!(guest.hear().starts_with("channel guest"));
     host.kill();
-    // It comes anew, which takes the same call.
+    // The guest joins again, which needs the same system call.
     guest.expect("refused NO_SPACE");
     assert!(guest.hear().starts_with("lost NO_SPACE"));
 }
 
-/// Its host's files are gone, by a cleaner's hand: who took that place over would be a host that no newcomer finds.
+/// A cleaner has removed the host's files: a successor at that place would be a host that no client finds.
 #[test]
 fn a_guest_does_not_take_over_what_is_not_beside_the_path_any_more() {
     for file in ["", ".lock"] {
@@ -958,7 +959,7 @@ fn a_guest_does_not_take_over_what_is_not_beside_the_path_any_more() {
 #[test]
 fn a_member_that_cannot_be_one_has_taken_no_place() {
     let Some(strangers) = Strangers::new() else { return };
-    // A user of its own: the limit is one of all threads of a user.
+    // A separate user: the limit counts all threads of a user.
     let uid = STRANGER + 1000 + std::process::id() % 10_000;
     let (address, _keep) = fresh_address(false);
     let host = member(
@@ -973,7 +974,7 @@ fn a_member_that_cannot_be_one_has_taken_no_place() {
         .expect("a partner");
     short.expect("a member at last");
     short.finish();
-    // It was a partner once, and not before: a third finds the place free.
+    // It was a partner once, and not before: a third member finds the slot free.
     assert_eq!(partner.receiver().receive(&mut [0; 8]).unwrap(), None);
     drop(partner);
     let third = start("member", &address);
@@ -988,7 +989,7 @@ fn a_program_that_asks_for_nothing_is_brought_no_more_than_so_many() {
     let own = member(&address, &small()).unwrap();
     let mut guest = start("member", &address);
     guest.expect("guest");
-    // It closes its channel, and comes anew, until this side takes none in.
+    // The guest closes its channel and joins again, until this side accepts it no longer.
     for _ in 0..16 {
         guest.hear();
         guest.tell("close");
@@ -997,14 +998,14 @@ fn a_program_that_asks_for_nothing_is_brought_no_more_than_so_many() {
     for _ in 0..16 {
         assert!(matches!(own.next().unwrap(), Change::Channel(_)));
     }
-    // Which it does again now.
+    // It accepts it again now.
     assert!(guest.hear().starts_with("channel guest"));
     assert!(own.partner(None).unwrap().is_some());
 }
 
-// Three that come and go at random.
+// Three members that join and leave at random.
 
-/// Messages on a channel, in each direction: some at once, then one for each that comes.
+/// Messages on a channel in each direction: some at once, then one for each that arrives.
 const AT_ONCE: u64 = 8;
 const MESSAGES: u64 = 100;
 
@@ -1012,8 +1013,8 @@ fn now() -> u128 {
     SystemTime::UNIX_EPOCH.elapsed().unwrap().as_micros()
 }
 
-/// Inside a process that comes and goes: with each partner it exchanges messages, and each that it has sent it writes down
-/// where it survives this process. `own`: its name, which no other has; the kernel gives a process id again.
+/// Inside a process that joins and leaves: exchanges messages with each partner, and records each sent
+/// message where the record outlives the process. `own`: a unique name, since the kernel reuses process ids.
 fn wander(address: &Address, notes: &Path, own: u32) {
     let mut number = 0;
     let before = traces();
@@ -1062,7 +1063,7 @@ fn wander(address: &Address, notes: &Path, own: u32) {
     }
 }
 
-/// Who talks: a wanderer, and on which of its channels.
+/// The sender of messages: a wanderer, and the number of its channel.
 type Talker = (u32, u32);
 
 fn note(notes: &Path, (wanderer, number): Talker) -> PathBuf {
@@ -1074,7 +1075,7 @@ fn talk(channel: Channel, own: Talker, notes: &Path, quiet: &Mutex<bool>) {
     let note = File::create_new(note(notes, own)).unwrap();
     let mut count = 0_u64;
     let mut send = || {
-        // A message that is sent in the moment in which this process leaves would be on neither side.
+        // A message that is sent while this process leaves would be on neither side.
         let quiet = quiet.lock().unwrap();
         if *quiet || count == MESSAGES {
             return;
@@ -1108,16 +1109,16 @@ fn talk(channel: Channel, own: Talker, notes: &Path, quiet: &Mutex<bool>) {
         read += 1;
         send();
     };
-    // Where this side has left, nothing is promised to it.
+    // If this side has left, it has no guarantees.
     if let (true, Some((wanderer, number))) = (ended, whose) {
         say(format!("received {wanderer} {number} {read}"));
     }
 }
 
-/// What the supervisor knows of one.
+/// The supervisor's knowledge of one member.
 #[derive(Debug, Default, Clone)]
 struct Known {
-    /// Since when, in microseconds.
+    /// The time since when it is the host, in microseconds.
     host_since: Option<u128>,
     guest: bool,
     partner: Option<i32>,
@@ -1131,7 +1132,7 @@ struct Supervisor {
     next: usize,
     says: mpsc::Sender<(usize, String)>,
     said: Receiver<(usize, String)>,
-    /// When each host began and ended.
+    /// The start and end of each host's term.
     terms: Vec<(u128, u128)>,
     received: Vec<(Talker, u64)>,
     random: u64,
@@ -1156,7 +1157,7 @@ impl Supervisor {
         (self.random >> 33) as usize % below
     }
 
-    /// The next thing that a member says.
+    /// Handles the next report of a member.
     fn hear(&mut self) {
         let heard = self.said.recv_timeout(TIME_LIMIT);
         let (number, line) = heard.unwrap_or_else(|_| panic!("nothing happens: {:?}", self.known()));
@@ -1167,7 +1168,7 @@ impl Supervisor {
                 .push(((name(1), name(2)), words[3].parse().unwrap()));
             return;
         }
-        // Of one that was killed since, nothing matters any more.
+        // Ignore reports of a member that was killed since.
         let Some((_, known)) = self.actors.get_mut(&number) else {
             return;
         };
@@ -1194,7 +1195,7 @@ impl Supervisor {
         known.map(|(actor, known)| (actor.pid(), known.clone())).collect()
     }
 
-    /// One is the host, one its guest, with a channel between them.
+    /// Waits until one member is the host and one its guest, with a channel between them.
     fn settle(&mut self) {
         loop {
             let all = self.known();
@@ -1211,7 +1212,7 @@ impl Supervisor {
         }
     }
 
-    /// Of those that are the host, or the guest, or wait.
+    /// Picks a member at random: the host, the guest, or a waiting one.
     fn pick(&mut self) -> usize {
         let kind = self.random(10);
         let wanted = |known: &Known| match kind {
@@ -1233,7 +1234,7 @@ impl Supervisor {
         }
     }
 
-    /// It leaves, and comes again.
+    /// Makes a member leave and join again.
     fn send_away(&mut self, number: usize) {
         self.actors.get_mut(&number).unwrap().0.go_on();
         loop {
@@ -1249,7 +1250,8 @@ impl Supervisor {
         }
     }
 
-    /// No member is there twice, and everything that was sent before a departure was received.
+    /// Checks that no two members were host at once, and that everything sent before a departure was
+    /// received.
     fn check(&mut self) {
         self.terms.sort_unstable();
         let mut longest = 0;
@@ -1261,7 +1263,7 @@ impl Supervisor {
         let mut messages = 0;
         for (talker, received) in &self.received {
             let sent = fs::read(note(self.notes.path(), *talker)).unwrap();
-            // Nothing is written down yet of what was sent a moment ago.
+            // A message sent a moment ago may not be recorded yet.
             let sent = sent.try_into().map_or(0, u64::from_le_bytes);
             assert!(
                 (sent..=sent + 1).contains(received),
@@ -1278,7 +1280,7 @@ impl Supervisor {
     }
 }
 
-/// How often the host goes, at each of two addresses.
+/// The number of handovers at each of two addresses.
 fn handovers() -> usize {
     let wanted = std::env::var("RINGFENCE_HANDOVERS").ok();
     wanted.map_or(1000, |wanted| wanted.parse().expect("a number"))
@@ -1302,7 +1304,7 @@ fn three_come_and_go_and_there_is_always_one_host() {
         };
         (0..3).for_each(|_| supervisor.start());
         while supervisor.terms.len() < handovers() {
-            // Now and then the test does not wait for the dust to settle.
+            // Sometimes the test does not wait for the members to settle.
             if supervisor.random(4) > 0 {
                 supervisor.settle();
             }
@@ -1316,7 +1318,7 @@ fn three_come_and_go_and_there_is_always_one_host() {
             }
         }
         supervisor.settle();
-        // All leave, the last with none to follow it.
+        // All leave. The last one has no successor.
         while !supervisor.actors.is_empty() {
             let found = supervisor
                 .actors
@@ -1346,7 +1348,7 @@ fn a_member_may_have_all_the_time_that_there_is() {
     member(&address, &options).unwrap().leave();
 }
 
-/// Comes to each address that it is told, and says whether it was a guest there before it was the host.
+/// Joins each address that it is given, and reports whether it was a guest there before it was the host.
 fn come_again_and_again() {
     loop {
         let path = PathBuf::from(word());
@@ -1356,7 +1358,8 @@ fn come_again_and_again() {
         say("coming");
         let membership = member(&Address::path(&path).unwrap(), &small()).unwrap();
         let mut was_guest = membership.role() == Role::Guest;
-        // The channels as well: to drop one would close it, and a guest that closes is no successor.
+        // Keep the channels as well: dropping one would close it, and a guest that closes does not become the
+        // successor.
         let mut changes = Vec::new();
         while membership.role() == Role::Guest {
             changes.push(membership.next().unwrap());
@@ -1376,7 +1379,7 @@ fn come_again_and_again() {
     }
 }
 
-/// A guest that was told READY has the very place that the host had, whatever the host has come to by then.
+/// A guest that received READY takes over the address, whatever has happened to the host in the meantime.
 #[test]
 fn a_host_that_leaves_while_its_guest_comes_drops_no_place() {
     let mut comer = Actor::start("comer", &[]);
@@ -1387,7 +1390,7 @@ fn a_host_that_leaves_while_its_guest_comes_drops_no_place() {
         let before = fs::metadata(&socket).unwrap().ino();
         comer.tell(socket.to_str().unwrap());
         comer.expect("coming");
-        // Some moment of a handshake, which takes a millisecond or a few.
+        // A random moment within a handshake, which takes a few milliseconds.
         let moment = Instant::now() + Duration::from_micros(round * 10);
         while Instant::now() < moment {
             thread::yield_now();

@@ -1,4 +1,4 @@
-//! Several threads end a channel at once, in different ways: the peer is told of one end, the true one.
+//! Several threads end a channel at once, in different ways: the peer is notified of one end, the true one.
 
 mod support;
 
@@ -13,32 +13,32 @@ use ringfence::{
 };
 use support::{Actor, copy_of_this_executable, fresh_address, say, small, wait_for_host, wait_for_test};
 
-/// Of 6,000 closes like these, 119 were told wrongly while each half wrote the phase for itself.
+/// Of 6,000 such closes, 119 were reported wrongly when each half wrote the phase on its own.
 const CLOSES: u32 = 800;
-/// As long as the peer's ring takes.
+/// As many as the peer's ring holds.
 const MESSAGES: usize = 9;
 const LENGTH: usize = 1500;
-/// It takes longer to copy than a peer takes to hear of an end.
+/// Copying this takes longer than a peer takes to notice an end.
 const MUCH: usize = 16 << 20;
 
-/// How a peer that has sent tokens goes.
+/// How a peer that has sent tokens ends.
 const WAYS: [&str; 3] = ["closes", "is dropped", "ends"];
-/// How a reader hears of it.
+/// How a reader notices it.
 const LOOKS: [&str; 3] = ["receive", "is_ended", "try_receive"];
-/// Every way with every look, 100 times.
+/// Every way with every check, 100 times.
 const ROUNDS: usize = 900;
 const LEAVES: usize = 60;
 
 fn say_tokens(tokens: &Tokens) {
     for token in 1..=3 {
         while let Err(error) = tokens.send(token) {
-            // Signals are counted for the user as a whole.
+            // Queued signals are counted per user.
             assert_eq!(error.code(), "NO_SPACE", "{error}");
         }
     }
 }
 
-/// Reads until the end is told.
+/// Reads until the end is reported.
 fn read_to_the_end(receiver: &mut Receiver, look: &str) {
     match look {
         "receive" => assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None),
@@ -62,7 +62,8 @@ fn message(number: usize) -> Vec<u8> {
         .collect()
 }
 
-/// Closes from the reading half while the writing half is dropped, on two threads that begin at the same moment.
+/// Closes from the reading half while the writing half is dropped, on two threads that start at the same
+/// moment.
 fn close_from_both_sides(channel: Channel) {
     let (sender, mut receiver) = channel.split();
     let start = Arc::new(Barrier::new(2));
@@ -152,13 +153,13 @@ fn as_sends_much(address: &Address) {
         let options = small().capacity(2 * MUCH as u64).wait(true);
         let (mut sender, mut receiver) = join(address, &options).unwrap().split();
         sender.send(&much).unwrap();
-        // Lets go of the memory as soon as the other side is done with it.
+        // Drop the channel as soon as the other side is done with it: that wipes the memory.
         assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
     }
 }
 
 fn as_reads_after_the_cut(address: &Address, arguments: &[String]) {
-    // The test is of another file.
+    // The test runs another file.
     let policy = Policy::new().executables([&arguments[1]]);
     let mut channel = join(address, &small().policy(policy)).unwrap();
     say("joined");
@@ -183,7 +184,7 @@ fn a_close_is_told_as_one_whatever_the_other_half_does_meanwhile() {
     for _ in 0..CLOSES {
         let (_sender, mut receiver) = join(&address, &small().wait(true)).unwrap().split();
         assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
-        // Where the end of the sending came first, the close is a second event.
+        // If the end of the sending came first, the close is a second event.
         while receiver.close_reason().is_none() {
             receiver.poll_line().unwrap();
         }
@@ -233,7 +234,7 @@ fn tokens_that_were_announced_are_there_when_the_end_is_told() {
         if found != [1, 2, 3] {
             wrong.push(format!("{how}, {look}: {found:?}"));
         }
-        // No test of this file makes any up.
+        // No test of this file forges signals.
         assert_eq!(tokens.strays(), 0, "{how}, {look}");
     }
     assert!(
@@ -263,7 +264,8 @@ fn tokens_of_a_host_that_leaves_are_there_when_that_is_told() {
     other.finish();
 }
 
-/// The peer wipes what this side does not read any more; and one of its threads may be in the midst of that.
+/// The peer wipes messages that this side no longer reads, while one of its threads may still be reading
+/// them.
 #[test]
 fn a_reader_whose_channel_is_closed_meanwhile_is_not_handed_what_was_wiped() {
     let (address, _keep) = fresh_address(false);

@@ -1,4 +1,4 @@
-//! One service and its agents: each is served, none is held up by another, and what ends is told.
+//! One service and its clients: each is served, none delays another, and every end is reported.
 
 mod support;
 
@@ -45,7 +45,7 @@ fn role() {
         }
         "agents" => as_agents(&arguments),
         "crowd" => as_crowd(&arguments),
-        // Connects, and says nothing.
+        // Connects, and sends nothing.
         "silent" => {
             let count: usize = arguments[1].parse().unwrap();
             let streams: Vec<_> = (0..count).map(|_| wire::connect(&arguments[0])).collect();
@@ -70,7 +70,7 @@ fn role() {
     }
 }
 
-/// Connects, and answers until the service ends it.
+/// Connects, and answers until the service ends the channel.
 fn as_agent(role: &str, arguments: &[String]) {
     let options = match role {
         "agent" => small(),
@@ -89,7 +89,7 @@ fn as_agent(role: &str, arguments: &[String]) {
     }
 }
 
-/// Tells two newcomers at its address that it cannot go on.
+/// Reports to two clients at its address that it cannot continue.
 fn as_short_at_the_acceptor(arguments: &[String]) {
     let listener = wire::listen(&arguments[0]);
     say("listening");
@@ -97,22 +97,23 @@ fn as_short_at_the_acceptor(arguments: &[String]) {
         let (mut stream, _) = listener.accept().unwrap();
         let texts = ["NO_SPACE", "to go on", "there is not enough room for a pidfd"];
         wire::send(&stream, &wire::refusal(5, texts), None);
-        // The newcomer's HELLO lies here unread otherwise, and the refusal would go with the connection.
+        // Read the client's HELLO: closing the socket with unread data would discard the refusal.
         let _ = stream.read(&mut [0; 256]);
     }
     wait_for_test();
 }
 
-/// Has no memory for one more thread when an agent comes, and has it again once it has told so.
+/// Has no memory for one more thread when a client connects, and has it again after it has reported that.
 fn as_short_of_a_thread(arguments: &[String]) {
     let listener = listen(&address_in(arguments), &small()).unwrap();
     let (_, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
     let size = fs::read_to_string("/proc/self/statm").unwrap();
     let pages: u64 = size.split(' ').next().unwrap().parse().unwrap();
     setrlimit(Resource::RLIMIT_AS, pages * 4096 + (1 << 20), hard).unwrap();
-    // Too little for a thread's stack. What else a thread takes as it begins must be there, or the process ends.
+    // Too little for a thread's stack. The other memory that a starting thread needs must be available, or
+    // the process aborts.
     let ballast = MmapMut::map_anon(1 << 19).unwrap();
-    // What threads that have ended have left can be had without new memory, and one may be ending just now.
+    // A new thread may reuse memory of threads that have exited, and one may just be exiting.
     let park = || thread::Builder::new().spawn(thread::park);
     let patient = || {
         (0..100).find_map(|_| {
@@ -162,7 +163,7 @@ fn as_agents(arguments: &[String]) {
     wait_for_test();
 }
 
-/// Many threads at once.
+/// Connects on many threads at once.
 fn as_crowd(arguments: &[String]) {
     let count: usize = arguments[1].parse().unwrap();
     more_descriptors();
@@ -189,7 +190,7 @@ fn as_service(arguments: &[String]) {
     }
 }
 
-/// Connects until it is refused, and says how often that was.
+/// Connects until it is refused, and reports the number of connections.
 fn as_greedy(arguments: &[String]) {
     let options = match arguments.get(1) {
         None => small(),
@@ -206,7 +207,7 @@ fn as_greedy(arguments: &[String]) {
     wait_for_test();
 }
 
-/// Sixteen calls at an address where no service answers, and then one at another.
+/// Makes sixteen calls at an address where no service answers, and then one at another address.
 fn as_calls(arguments: &[String]) {
     let (hung, other): (Address, Address) = (arguments[0].parse().unwrap(), arguments[1].parse().unwrap());
     for _ in 0..16 {
@@ -217,7 +218,7 @@ fn as_calls(arguments: &[String]) {
     say(connect(&other, &small()).map_or_else(|error| error.to_string(), |_| "in".into()));
 }
 
-/// Closes while its policy's callback is asked, and comes again when it is told to.
+/// Closes while its policy's callback runs, and listens again on request.
 fn as_closes_while_it_is_asked(arguments: &[String]) {
     let (asked, question) = mpsc::channel();
     let policy = Policy::new().authorize_later(move |_, decision| asked.send(decision).unwrap());
@@ -234,7 +235,7 @@ fn as_closes_while_it_is_asked(arguments: &[String]) {
     wait_for_test();
 }
 
-/// Answers every message with itself, until no more come.
+/// Echoes every message until the end.
 fn echo(channel: Channel) {
     let (mut sender, mut receiver) = channel.split();
     let mut message = [0; 64];
@@ -245,13 +246,13 @@ fn echo(channel: Channel) {
     }
 }
 
-/// As many as this process may have.
+/// Raises the descriptor limit to the maximum.
 fn more_descriptors() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
 }
 
-/// A message there and back.
+/// Sends a message and checks its echo.
 fn ask(channel: &mut Channel, message: &str) {
     channel.sender().send(message.as_bytes()).expect("sent");
     let mut answer = [0; 64];
@@ -317,7 +318,7 @@ fn one_process_may_connect_many_times() {
     agents.finish();
 }
 
-/// A service that answers everybody by looking round, with one thread for all.
+/// A service that answers all clients by polling, with one thread.
 struct Answering {
     over: Arc<AtomicBool>,
     thread: thread::JoinHandle<(Listener, usize)>,
@@ -354,7 +355,7 @@ impl Answering {
                 });
                 if idle {
                     thread::sleep(Duration::from_millis(20));
-                    // Who only polls has to look at the line as well, to notice who has left.
+                    // A service that only polls must poll the line as well, to notice that a client has left.
                     for channel in &mut channels {
                         channel.receiver().poll_line().expect("sound");
                     }
@@ -377,7 +378,7 @@ fn descriptors() -> usize {
 
 #[test]
 fn a_thousand_agents_at_once_are_all_served_and_nothing_stays_of_them() {
-    // In a process of its own, since it counts descriptors.
+    // In a separate process, since it counts descriptors.
     let service = Actor::start("thousand", &[]);
     for said in ["all in", "all answered", "all gone"] {
         service.expect(said);
@@ -389,7 +390,7 @@ fn thousand() {
     more_descriptors();
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
-    // The acceptor has what it needs once it has let an agent in.
+    // The acceptor has allocated everything that it needs once it has accepted a client.
     let first = agent(&address);
     accepted(&listener).close();
     first.finish();
@@ -404,13 +405,13 @@ fn thousand() {
         agent.expect("all in");
     }
     say("all in");
-    // All are connected, and all begin to talk.
+    // All are connected, and all start to send.
     agents.iter_mut().for_each(Actor::go_on);
     for agent in &agents {
         agent.expect("all answered");
     }
     say("all answered");
-    // Half of them leave as they should, and half are killed.
+    // Half of them leave cleanly, and half are killed.
     for (number, mut agent) in agents.into_iter().enumerate() {
         if number % 2 == 0 {
             agent.kill();
@@ -433,7 +434,7 @@ fn thousand() {
     assert_eq!((listener.size(), refusals), (0, 0));
 }
 
-/// Accepts so many, until all are in, and holds them until the crowd has ended.
+/// Accepts this many clients, and holds them until the crowd has exited.
 fn serve_crowd(listener: &Listener, mut crowd: Actor, count: usize) {
     let channels: Vec<_> = (0..count).map(|_| accepted(listener)).collect();
     crowd.expect("all in");
@@ -464,7 +465,7 @@ fn an_agent_that_dawdles_at_any_step_holds_up_no_other() {
     }
     let agent = agent(&address);
     assert_eq!(accepted(&listener).peer().pid, agent.pid());
-    // They left, each as it stood there, and that is told.
+    // They disconnected at their different steps, and that is reported.
     let mut missing: Vec<_> = dawdlers.iter().map(Actor::pid).collect();
     drop(dawdlers);
     while !missing.is_empty() {
@@ -478,10 +479,10 @@ fn an_agent_that_dawdles_at_any_step_holds_up_no_other() {
 #[test]
 fn a_silent_crowd_of_many_processes_holds_up_no_agent() {
     let (address, _keep) = fresh_address(false);
-    // No agent's time is over before the test is.
+    // No client times out before the end of the test.
     let listener = listen(&address, &small()).unwrap();
     let start = |_| Actor::start("silent", &[&address.to_string(), "30"]);
-    // More than find room: those who have been silent for longest give way.
+    // More than there are slots: those that have been silent for longest give way.
     let silent: Vec<_> = (0..8).map(start).collect();
     for silent in &silent {
         silent.expect("silent");
@@ -525,7 +526,7 @@ fn a_silent_one_is_refused_at_its_deadline() {
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small().timeout(Duration::from_secs(1))).unwrap();
     let mut stream = wire::connect(&address.to_string());
-    // This process itself: refused at once, whatever it says.
+    // A connection from this process itself is refused at once, whatever it sends.
     let Refused { error, .. } = refused(&listener);
     assert!(matches!(error, Error::AddressOccupied { .. }), "{error}");
     stream.read_to_end(&mut Vec::new()).unwrap();
@@ -557,7 +558,7 @@ fn a_full_service_says_so_and_takes_the_next_when_one_has_left() {
     let Refused { error, identity, .. } = refused(&listener);
     assert_eq!(error.code(), "ADDRESS_OCCUPIED");
     assert_eq!(identity.map(|identity| identity.pid), Some(third.pid()));
-    // One who waits gets in once another was closed…
+    // A waiting client is accepted once another was closed…
     let mut patient = Actor::start("patient agent", &[&address.to_string()]);
     assert_eq!(refused(&listener).error.code(), "ADDRESS_OCCUPIED");
     let closed = channels[0].peer().pid;
@@ -569,7 +570,7 @@ fn a_full_service_says_so_and_takes_the_next_when_one_has_left() {
     }];
     assert_eq!(channels[0].peer().pid, patient.pid());
     patient.expect("in");
-    // …or was killed, though no call here has looked at its channel.
+    // …or was killed, although no call here has polled its channel.
     let killed = agents.iter_mut().find(|agent| agent.pid() != closed).unwrap();
     killed.kill();
     let fourth = agent(&address);
@@ -591,7 +592,7 @@ fn one_process_cannot_have_all_seats_of_a_service() {
     );
     let honest = agent(&address);
     assert!(honest.hear().starts_with("guest"));
-    // A seat that is given back is there for the same process again.
+    // A slot that was released is available to the same process again.
     greedy.kill();
     let limited = fresh_address(false).0;
     let listener_of_few = listen(&limited, &small().max_peers(8).max_peers_per_process(2)).unwrap();
@@ -618,7 +619,7 @@ fn another_user_cannot_have_all_seats_of_a_service() {
     );
     let second = strangers.start_as(STRANGER, "greedy", &[&text, "0"]);
     assert!(second.hear().starts_with("0 ADDRESS_OCCUPIED"));
-    // The service's own user may have the rest.
+    // The service's own user may take the remaining slots.
     let own = Actor::start("greedy", &[&text]);
     let answer = own.hear();
     assert!(
@@ -635,7 +636,7 @@ fn a_service_that_hangs_delays_no_calls_to_another() {
     let silent = wire::listen(&hung.to_string());
     let listener = listen(&address, &small()).unwrap();
     let mut calls = Actor::start("calls", &[&hung.to_string(), &address.to_string()]);
-    // All that may be under way there are.
+    // The maximum number of calls is under way there.
     let waiting: Vec<_> = (0..16).map(|_| silent.accept().expect("a call")).collect();
     calls.go_on();
     calls.expect("in");
@@ -658,7 +659,7 @@ fn a_listener_that_closes_keeps_its_channels_or_closes_them_as_asked() {
         let first = agent(&address);
         let mut channel = accepted(&listener);
         assert!(first.hear().starts_with("guest"));
-        // This one is connected, and was not asked for.
+        // This client is connected, but its arrival was not taken.
         let second = agent(&address);
         assert!(second.hear().starts_with("guest"));
         listener.close(channels);
@@ -698,7 +699,7 @@ fn where_no_process_listens_that_is_said_or_waited_for() {
         assert_eq!(error.code(), code, "{error}");
         assert!(error.to_string().contains(reason), "{error}");
     }
-    // What a killed service leaves does not listen either.
+    // The socket that a killed service leaves does not listen either.
     let mut killed = Actor::start("service", &[&address.to_string()]);
     killed.expect("listening");
     killed.kill();
@@ -719,7 +720,7 @@ fn an_agent_that_waits_outlives_a_service_that_closes_in_the_middle_of_its_hands
         service.expect("listening");
         let patient = Actor::start("patient agent", &[&address.to_string()]);
         service.expect("closed");
-        // Without waiting, that is an end, as an absent service is.
+        // Without `wait`, this fails like an absent service.
         let hasty = agent(&address);
         assert!(hasty.hear().starts_with("PEER_LOST"));
         service.go_on();
@@ -784,7 +785,7 @@ fn a_listener_that_is_not_asked_takes_in_so_many_and_the_rest_when_it_is_asked()
         assert!(Instant::now() < end, "{} taken in", listener.size());
         thread::yield_now();
     }
-    // It goes no further, however long it is given.
+    // The number does not grow, however long the test waits.
     thread::sleep(Duration::from_millis(200));
     assert_eq!(listener.size(), 64);
     serve_crowd(&listener, crowd, COUNT);
@@ -826,7 +827,7 @@ fn listening_and_waiting_can_be_called_off() {
     cancel_token.cancel();
     assert!(matches!(listener.accept(), Err(Error::Aborted)));
     assert!(matches!(listener.accept(), Err(Error::Aborted)));
-    // Either called off while it waited, or bound in the moment that the first had left, and called off there.
+    // Either cancelled while it waited, or bound just after the first had left, and cancelled there.
     if let Ok(second) = second.join().unwrap() {
         assert!(matches!(second.accept(), Err(Error::Aborted)));
     }
@@ -901,7 +902,7 @@ fn a_newcomer_for_whom_there_is_no_thread_waits_until_there_is_one() {
     let (address, _keep) = fresh_address(false);
     let mut service = Actor::start("short of a thread", &[&address.to_string()]);
     service.expect("short");
-    // It connects once, and goes through the handshake on that connection.
+    // It connects once, and completes the handshake on that connection.
     wire::guest_for(wire::SERVICE, &address.to_string(), "", false, || ());
     service.expect("in");
     service.go_on();

@@ -1,5 +1,5 @@
-//! This process has no descriptors left, or the kernel no memory: that is its own trouble, told as such, and never held
-//! against the peer.
+//! This process has no descriptors left, or the kernel has no memory. That is a local error: it is reported
+//! as one, and never attributed to the peer.
 
 mod support;
 
@@ -39,7 +39,7 @@ fn role() {
         return;
     };
     if role == "inherits" {
-        // It gets a channel, or is told why not.
+        // It gets a channel, or an error that names the reason.
         if let Ok(channel) = from_parent(&small()) {
             let (_sender, mut receiver) = channel.split();
             while let Ok(Some(_)) = receiver.receive(&mut [0; 64]) {}
@@ -60,7 +60,7 @@ fn role() {
     }
 }
 
-/// No descriptor of this number or above can be had while this lives.
+/// While this lives, no descriptor of this number or above can be opened.
 struct Short(u64);
 
 impl Short {
@@ -86,7 +86,7 @@ fn both_ways(channel: &mut Channel) {
     assert_eq!(&answer[..length], b"there and back");
 }
 
-/// Looks at the peer again with fewer and fewer descriptors.
+/// Checks the peer again with fewer and fewer descriptors.
 fn verify(address: &Address) {
     let mut channel = join(address, &small()).unwrap();
     let mut outcomes = Vec::new();
@@ -100,7 +100,7 @@ fn verify(address: &Address) {
         });
         both_ways(&mut channel);
     }
-    // One of each at least, and nothing else.
+    // Both outcomes occur, and no other.
     assert!(
         outcomes.contains(&"well") && outcomes.contains(&"NO_SPACE"),
         "{outcomes:?}"
@@ -127,14 +127,14 @@ fn a_look_at_the_peer_for_which_no_descriptor_is_left_ends_no_channel() {
     actor.finish();
 }
 
-/// What a thread of this process does in the kernel, whose name begins so.
+/// Opens the `syscall` file of the thread with this name, which shows its current system call.
 fn call_of(name: &str) -> fs::File {
     let mut call = None;
     wait_until(name, || {
         call = fs::read_dir("/proc/self/task")
             .unwrap()
             .map(|entry| entry.unwrap().path())
-            // Others may end meanwhile.
+            // Other threads may exit in the meantime.
             .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|it| it.trim() == name))
             .map(|task| fs::File::open(task.join("syscall")).unwrap());
         call.is_some()
@@ -142,7 +142,8 @@ fn call_of(name: &str) -> fs::File {
     call.unwrap()
 }
 
-/// Has no descriptors, and has others told of it. The thread of this name has failed in what it does then.
+/// Exhausts the descriptors and reports it. When this returns, the thread of this name has failed at its
+/// work.
 fn be_short(name: &str) -> Short {
     let call = call_of(name);
     let sleep = format!("{} ", libc::SYS_clock_nanosleep);
@@ -161,7 +162,7 @@ fn be_short_for_a_while(name: &str) {
     say("well");
 }
 
-/// Waits until one is let in. Until then some are refused, for want of room.
+/// Waits until a client is accepted. Until then clients are refused for lack of descriptors.
 fn until_one_is_here<T>(next: impl Fn() -> ringfence::Result<T>, refusal: impl Fn(T) -> Option<Refused>) {
     while let Some(refused) = refusal(next().unwrap()) {
         assert_eq!(refused.error.code(), "NO_SPACE");
@@ -170,7 +171,7 @@ fn until_one_is_here<T>(next: impl Fn() -> ringfence::Result<T>, refusal: impl F
     wait_for_test();
 }
 
-/// Lets nobody in while it may wait for no descriptor, and afterwards whoever comes.
+/// Accepts no client while it has no descriptor to wait with, and accepts clients afterwards.
 fn lets_in(address: &Address, what: &str) {
     match what {
         "service" => {
@@ -233,7 +234,7 @@ fn a_wait_for_newcomers_that_fails_closes_no_door() {
     }
 }
 
-/// Calls its service off while that may wait for no descriptor, and so hears nothing that is rung.
+/// Cancels its service while the service has no descriptor to wait with, and so cannot receive the wakeup.
 fn called_off(address: &Address) {
     let cancel_token = CancelToken::new().unwrap();
     let listener = listen(address, &small().cancel_token(cancel_token.clone())).unwrap();
@@ -265,7 +266,7 @@ fn a_wait_for_newcomers_that_fails_is_called_off_all_the_same() {
     comes.join().unwrap().unwrap_err();
 }
 
-/// Is a guest until its host has gone, at a moment at which it can do nothing about it.
+/// Is a guest until its host has gone, at a moment at which it cannot react.
 fn succeeds(address: &Address) {
     let membership = member(address, &small()).unwrap();
     assert_eq!(membership.role(), Role::Guest);
@@ -302,12 +303,12 @@ fn entries(folder: &str) -> usize {
     fs::read_dir(folder).unwrap().count()
 }
 
-/// Descriptors and threads of this process.
+/// Counts the descriptors and threads of this process.
 fn traces() -> (usize, usize) {
     (entries("/proc/self/fd"), entries("/proc/self/task"))
 }
 
-/// Waits until a condition holds: threads that end take a moment for it.
+/// Waits until a condition holds: threads take a moment to exit.
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + TIME_LIMIT;
     while !holds() {
@@ -316,10 +317,11 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// In a process that may have so many descriptors: one call, and what came of it. Afterwards nothing of it is left.
+/// Makes one call in a process limited to this many descriptors, and reports the outcome. Nothing of the call
+/// may be left afterwards.
 fn short(address: &Address, call: &str, first: u64) {
     let (descriptors, threads) = traces();
-    // What an agent's calls take turns by is made once in a process, and stays.
+    // The structure by which a process's connect calls take turns is created once, and stays.
     let descriptors = descriptors + usize::from(call == "connect");
     wait_for_test();
     let limited = Short::new(first);
@@ -352,7 +354,7 @@ fn attempt(address: &Address, call: &str) -> ringfence::Result<()> {
             let end = Instant::now() + 2 * moment;
             loop {
                 match listener.accept_until(end) {
-                    // A newcomer: what this process has lacked by itself was told without one.
+                    // A client was refused. A shortage of this process alone is reported without a client.
                     Ok(Arrival::Refused(Refused {
                         error,
                         identity: Some(_),
@@ -375,7 +377,7 @@ fn attempt(address: &Address, call: &str) -> ringfence::Result<()> {
             loop {
                 match membership.next()? {
                     Change::Channel(channel) => {
-                        // A host stays until its guest has gone through the handshake.
+                        // A host stays until its guest has completed the handshake.
                         let (_sender, mut receiver) = channel.split();
                         while membership.role() == Role::Host
                             && let Ok(Some(_)) = receiver.receive(&mut [0; 64])
@@ -396,13 +398,13 @@ fn attempt(address: &Address, call: &str) -> ringfence::Result<()> {
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null());
-            // SAFETY: one system call between fork and exec. The child is to have descriptors enough.
+            // SAFETY: one system call between fork and exec. It gives the child enough descriptors.
             unsafe {
                 command.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?));
             }
             let (mut child, line) = spawn(command)?;
             let outcome = line.channel(&options).map(drop);
-            // It has ended with a channel or without, and in either case well.
+            // The child has exited successfully, with or without a channel.
             assert!(child.wait().unwrap().success());
             outcome
         }
@@ -410,8 +412,8 @@ fn attempt(address: &Address, call: &str) -> ringfence::Result<()> {
     }
 }
 
-/// Plays a call with 3 descriptors, 4, and so on, until it has gone well a few times in a row. `partner` is the other side: it
-/// lets the other process go on, and hears from it what came of the call.
+/// Runs a call with 3 descriptors, 4, and so on, until it has succeeded a few times in a row. `partner` is
+/// the other side: it resumes the other process, and receives the outcome of the call from it.
 fn step_by_step(call: &str, partner: impl Fn(&Address, &mut Actor) -> String) {
     let mut outcomes = Vec::new();
     for first in 3..40 {
@@ -439,7 +441,8 @@ fn step_by_step(call: &str, partner: impl Fn(&Address, &mut Actor) -> String) {
     assert_eq!(outcomes.last().unwrap(), "well", "{call}: {outcomes:?}");
 }
 
-/// What the other side does meanwhile, on a thread. It is called off once the short side has said what came of its call.
+/// The other side's concurrent work, on a thread. It is cancelled once the short side has reported the
+/// outcome of its call.
 struct Beside {
     cancel_token: CancelToken,
     working: thread::JoinHandle<ringfence::Result<()>>,
@@ -455,7 +458,7 @@ impl Beside {
         }
     }
 
-    /// It has a channel, or an error that says what has happened.
+    /// Checks that the other side has a channel, or an error that names the reason.
     fn end(self, outcome: &str) {
         self.cancel_token.cancel();
         if let Err(error) = self.working.join().unwrap() {
@@ -467,7 +470,7 @@ impl Beside {
     }
 }
 
-/// Waits until the other process listens at the path, or has said that it cannot.
+/// Waits until the other process listens at the path, or has reported that it cannot.
 fn listens_or_says(address: &Address, actor: &mut Actor) -> Option<String> {
     actor.go_on();
     let wanted = address.to_string();
@@ -487,7 +490,7 @@ fn listens_or_says(address: &Address, actor: &mut Actor) -> Option<String> {
     }
 }
 
-/// The short side listens, and this one comes to it.
+/// The short side listens, and this side connects to it.
 fn come(
     address: &Address,
     actor: &mut Actor,
@@ -573,10 +576,10 @@ fn a_parent_without_descriptors_is_told_so() {
     });
 }
 
-/// Its timer interrupts it a thousand times a second while it makes a large ring.
+/// A timer interrupts it a thousand times a second while it creates a large ring.
 fn interrupted(address: &Address) {
     extern "C" fn tick(_: libc::c_int) {}
-    // SAFETY: a handler that does nothing, and a timer; both are given plain structs.
+    // SAFETY: the handler does nothing, and both calls are given plain structs.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = tick as extern "C" fn(libc::c_int) as libc::sighandler_t;
@@ -616,8 +619,8 @@ fn a_large_ring_is_made_though_a_timer_interrupts_all_the_time() {
     drop(channel);
 }
 
-/// Seccomp: has a thread of this process say what becomes of each bell that another one sends (seccomp_unotify(2)). The
-/// first `failures` of them the kernel has no memory for.
+/// Installs a seccomp filter whose supervisor, a thread of this process, decides on each wakeup that another
+/// thread sends (seccomp_unotify(2)). The first `failures` wakeups fail for lack of kernel memory.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_lossless,
@@ -651,7 +654,7 @@ fn without_memory_for_bells(failures: u32) {
     thread::spawn(move || {
         let listener = told.recv().unwrap();
         for count in 0.. {
-            // SAFETY: all-zero bytes are a valid one, which the kernel asks for.
+            // SAFETY: all-zero bytes are a valid value, which the kernel requires.
             let mut asked: Asked = unsafe { std::mem::zeroed() };
             // SAFETY: the kernel writes one such struct.
             let result = unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE as _, &raw mut asked) };
@@ -687,7 +690,8 @@ fn without_memory_for_bells(failures: u32) {
         jf: 0,
         k,
     };
-    // struct seccomp_data: the number, then the arguments from byte 16 on. A bell is one byte that is sent.
+    // struct seccomp_data: the call's number, then the arguments from byte 16 on. A wakeup is one byte that
+    // is sent.
     let mut filter = [
         load(0),
         unless(libc::SYS_sendto as u32, 3),
@@ -701,7 +705,7 @@ fn without_memory_for_bells(failures: u32) {
         filter: filter.as_mut_ptr(),
     };
     prctl::set_no_new_privs().unwrap();
-    // SAFETY: the kernel reads the program, and answers with a new descriptor.
+    // SAFETY: the kernel reads the program, and returns a new descriptor.
     let listener = unsafe {
         libc::syscall(
             libc::SYS_seccomp,
@@ -711,12 +715,12 @@ fn without_memory_for_bells(failures: u32) {
         )
     };
     assert!(listener >= 0, "{}", SystemError::last_os_error());
-    // SAFETY: the kernel has just made it for this call.
+    // SAFETY: the kernel has just created it for this call.
     tell.send(unsafe { OwnedFd::from_raw_fd(listener as i32) })
         .unwrap();
 }
 
-/// Sends one message, whose bell the kernel has no memory for at first, and then waits for the answer.
+/// Sends one message, whose wakeup fails at first for lack of kernel memory, and then waits for the answer.
 fn ring(address: &Address, failures: u32) {
     let mut channel = join(address, &small()).unwrap();
     say("joined");
@@ -726,7 +730,7 @@ fn ring(address: &Address, failures: u32) {
     say("answered");
 }
 
-/// What poll(2) is made of, where the kernel has no such call of its own (arm64).
+/// The system calls behind poll(2): some kernels (arm64) have no such call.
 #[cfg(target_arch = "x86_64")]
 const POLL: libc::c_long = libc::SYS_poll;
 #[cfg(not(target_arch = "x86_64"))]
@@ -734,7 +738,7 @@ const POLL: libc::c_long = libc::SYS_ppoll;
 
 #[test]
 fn a_bell_that_the_kernel_has_no_memory_for_is_rung_again() {
-    // Tried again at once; and by a thread, since it takes longer.
+    // Few failures are retried at once, many by a thread, since that takes longer.
     for failures in ["3", "60"] {
         let (address, _keep) = fresh_address(false);
         let mut actor = Actor::start("ring", &[&address.to_string(), failures]);
@@ -761,7 +765,8 @@ fn a_bell_that_the_kernel_has_no_memory_for_is_rung_again() {
     }
 }
 
-/// Makes an object of each call while files may have so many bytes: beyond that the kernel sends SIGXFSZ, which ends a process.
+/// Makes an object of each call with a file size limit. Beyond it the kernel sends SIGXFSZ, which ends a
+/// process.
 fn small_files(address: &Address, limit: u64) {
     let (_, most) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
     setrlimit(Resource::RLIMIT_FSIZE, limit, most).unwrap();
@@ -809,14 +814,14 @@ fn cancelled() -> CancelToken {
     token
 }
 
-/// The smallest ring takes an object of 12 KiB.
+/// The smallest ring needs an object of 12 KiB.
 #[test]
 fn a_limit_of_file_sizes_is_told_and_ends_no_process() {
     for limit in [0, 4096, 8192, 12_287, 12_288, 20_000, 24_576] {
         let (address, _keep) = fresh_address(false);
         let actor = Actor::start("small files", &[&address.to_string(), &limit.to_string()]);
         let fits = limit >= 12_288;
-        // The doctor tries to let an object grow as well.
+        // The doctor also tries to grow an object.
         actor.expect(if limit > 12_288 { "good" } else { "missing" });
         for call in ["publish", "listen", "member"] {
             assert_eq!(

@@ -1,4 +1,4 @@
-//! What the subscriber of a program is told, of real handshakes, refusals, ends and evictions.
+//! The events that a program's tracing subscriber receives of real handshakes, refusals, ends and evictions.
 
 mod support;
 
@@ -73,7 +73,7 @@ fn role() {
         }
         "subscribes late" => {
             watch();
-            // Before its READY.
+            // Before it sends READY.
             let is_last_check: fn(&str, &Fields) -> bool =
                 |_, fields| fields.get("step").is_some_and(|step| step == "final");
             let _resumed = when(&address, is_last_check, || {
@@ -102,7 +102,7 @@ fn role() {
     }
 }
 
-/// The code of the error that ends it.
+/// Returns the code of the error that ends the subscription.
 fn subscribe_and_read(address: &Address) -> &'static str {
     let mut subscription = match subscribe(address, &small()) {
         Ok(subscription) => subscription,
@@ -117,7 +117,8 @@ fn subscribe_and_read(address: &Address) -> &'static str {
     }
 }
 
-/// Each time that its subscriber is told of one that has given way, all handshakes under way have come to their end meanwhile.
+/// Each time the tracing subscriber is notified of a connection that gave way, it waits until all running
+/// handshakes have finished.
 fn serve_and_be_told_slowly(address: &Address) {
     watch();
     let gave_way: fn(&str, &Fields) -> bool =
@@ -144,7 +145,7 @@ fn wait_for_handshakes() {
 
 type Fields = BTreeMap<String, String>;
 
-/// An event, with the fields of the span that it was told in (`handshake.role`).
+/// An event, with the fields of its span (`handshake.role`).
 #[derive(Debug, Clone)]
 struct Told {
     target: String,
@@ -171,10 +172,10 @@ impl Visit for Into<'_> {
 
 static ALL: Mutex<Vec<Told>> = Mutex::new(Vec::new());
 static MORE: Condvar = Condvar::new();
-/// A subscriber that has this in an address panics.
+/// The tracing subscriber panics if an address contains this.
 const PANICS: &str = "panics";
 
-/// Keeps everything that is told in this process.
+/// Records all events of this process.
 struct Keeper;
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Keeper {
@@ -218,7 +219,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Keeper {
     }
 }
 
-/// What a subscriber does once it is told of this, and where.
+/// An action of the tracing subscriber on a certain event, and the address for which it applies.
 struct CallsBack {
     address: String,
     is_it: fn(&str, &Fields) -> bool,
@@ -227,7 +228,8 @@ struct CallsBack {
 
 static CALLS_BACK: Mutex<Vec<CallsBack>> = Mutex::new(Vec::new());
 
-/// Has the subscriber call this crate, once. What is sent then says that the call has returned.
+/// Makes the tracing subscriber call this crate, once. The returned channel receives a value when the call
+/// has returned.
 fn when<T: Send + 'static>(
     address: &Address,
     is_it: fn(&str, &Fields) -> bool,
@@ -259,14 +261,14 @@ fn call_back(target: &str, fields: &Fields) {
     }
 }
 
-/// On the thread that takes newcomers in, on one of a handshake, and where a channel begins.
+/// Events on the accept thread, on a handshake thread, and at the start of a channel.
 const MOMENTS: [fn(&str, &Fields) -> bool; 3] = [
     |target, _| target == "begins",
     |_, fields| fields.get("check").is_some_and(|check| check == "lease"),
     |target, fields| target == "ringfence::channel" && fields["message"] == "open",
 ];
 
-/// Panics where the address of the handshake asks for it, and keeps that it did.
+/// Panics if the address of the handshake asks for it, and records that it did.
 fn panic_within<S: Subscriber + for<'a> LookupSpan<'a>>(id: &Id, context: &Context<'_, S>, when: &str) {
     let span = context.span(id).unwrap();
     let extensions = span.extensions();
@@ -287,7 +289,7 @@ fn panic_within<S: Subscriber + for<'a> LookupSpan<'a>>(id: &Id, context: &Conte
     panic!("as a subscriber may");
 }
 
-/// The tests of this file are threads of one process, which has one subscriber.
+/// The tests of this file are threads of one process, which has one tracing subscriber.
 fn watch() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| set_global_default(Registry::default().with(Keeper)).unwrap());
@@ -356,7 +358,7 @@ fn a_handshake_is_told_by_its_steps_and_a_channel_from_its_begin_to_its_end() {
     );
 }
 
-/// Its peer has the address then. The channel has ended as any other has that this side closes.
+/// Its peer has the address then. The channel has ended like any other that this side closes.
 #[test]
 fn a_member_that_leaves_tells_of_the_end_of_its_channel() {
     watch();
@@ -399,7 +401,7 @@ fn a_refusal_tells_whom_and_which_check_on_both_sides() {
     let own = std::env::current_exe().unwrap();
     assert_eq!(told.get("executable"), own.display().to_string());
 
-    // The other way round: this process is the one that is refused.
+    // The other way round: this process is refused.
     let (address, _kept) = fresh_address(false);
     let host = Actor::start("refuses", &[&address.to_string()]);
     host.expect("listens");
@@ -409,7 +411,7 @@ fn a_refusal_tells_whom_and_which_check_on_both_sides() {
     assert_eq!(told.get("by_peer"), "true");
 }
 
-/// The refusals that the host at this address has told of.
+/// Returns the refusals that the host at this address has reported.
 fn refusals_at(address: &Address) -> Vec<Told> {
     let address = address.to_string();
     let is_one = |told: &&Told| {
@@ -426,7 +428,7 @@ fn the_host_of_a_pair_tells_once_of_each_guest_that_it_refuses() {
     let (is_asked, of_the_third) = mpsc::channel();
     let (answer, answered) = mpsc::channel();
     let (is_asked, answered) = (Mutex::new(is_asked), Mutex::new(answered));
-    // The first two are refused; the third waits for its answer.
+    // The first two are refused, and the third waits for its answer.
     let policy = Policy::new().authorize(move |_| {
         let third = asked.fetch_add(1, Ordering::Relaxed) == 2;
         if third {
@@ -447,7 +449,8 @@ fn the_host_of_a_pair_tells_once_of_each_guest_that_it_refuses() {
     });
     let guest = Actor::start("joins", &[&address.to_string()]);
     of_the_third.recv_timeout(TIME_LIMIT).unwrap();
-    // These connect and say nothing: some have a thread when the place is taken, some wait for one, some in the backlog.
+    // These connect and send nothing. When the slot is taken, some have a thread, some wait for one, and some
+    // are in the backlog.
     let silent = Actor::start("says nothing", &[&address.to_string()]);
     silent.expect("silent");
     answer.send(()).unwrap();
@@ -531,7 +534,7 @@ fn a_subscriber_may_close_what_it_is_told_of() {
                 .recv_timeout(TIME_LIMIT)
                 .expect("a close on a thread of the listener's own returns");
             assert!(["connected", "refused"].contains(&agent.hear().as_str()));
-            // Its thread lets go of the address once the subscriber has returned.
+            // Its thread releases the address once the tracing subscriber has returned.
             drop(listen(&address, &small().wait(true)).expect("the address is free"));
             drop(listener);
         }
@@ -548,7 +551,7 @@ fn a_subscriber_may_close_what_it_is_told_of() {
     }
 }
 
-/// A channel of this process with another one.
+/// Accepts a channel with another process.
 fn channel_with(listener: &Listener, agent: &Actor) -> Channel {
     let channel = accepted(listener);
     assert_eq!(agent.hear(), "connected");
@@ -593,7 +596,7 @@ fn one_that_was_evicted_has_that_reason_though_the_program_lets_go_of_it_meanwhi
         other => panic!("{other:?}"),
     };
     let evicted = here(&audience);
-    // Between the end of the channel and the word of it.
+    // Between the end of the channel and its report.
     let told = when(
         &address,
         |_, fields| fields.get("reason").is_some_and(|reason| reason == "evicted"),
@@ -609,7 +612,7 @@ fn one_that_was_evicted_has_that_reason_though_the_program_lets_go_of_it_meanwhi
     assert_eq!(broadcaster.stats().evicted, 1);
 }
 
-/// Sends more than the ring takes, so that what has not been read by then was in the way.
+/// Sends more than the ring holds, so that unread messages were in the way.
 fn send_two_rings(sender: &mut Broadcaster) {
     for _ in 0..80 {
         sender.send(&[0; 100]).unwrap();
@@ -633,7 +636,7 @@ fn a_subscriber_that_is_evicted_before_it_is_ready_is_told_so() {
     );
 }
 
-/// Whether the thread of this number sleeps (proc_pid_stat(5)).
+/// Whether the thread with this id sleeps (proc_pid_stat(5)).
 fn sleeps(thread: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap();
     stat.rsplit_once(") ").unwrap().1.starts_with('S')
@@ -671,7 +674,7 @@ fn a_subscriber_that_is_evicted_after_the_last_check_is_told_so() {
     let (mut sender, audience) = publish(&address, &options).unwrap().split();
     let (open, opened) = mpsc::channel();
     let (resume, resumed) = mpsc::channel();
-    // It has got READY, and is not in the list of subscribers yet.
+    // It has received READY, and is not yet in the list of subscribers.
     let _told = when(&address, MOMENTS[2], move || {
         open.send(()).unwrap();
         resumed.recv_timeout(TIME_LIMIT)
@@ -694,7 +697,7 @@ fn a_subscriber_that_is_evicted_after_the_last_check_is_told_so() {
     );
 }
 
-/// However many silent ones a busy service finds at a time: as many give way as it takes.
+/// However many silent connections a busy service finds at once: as many give way as needed.
 #[test]
 fn a_silent_crowd_holds_up_no_agent_of_a_service_that_is_told_slowly() {
     let (address, _keep) = fresh_address(false);

@@ -1,4 +1,5 @@
-//! Who opens the shared memory of a channel sets off an alarm; what was read is wiped when a channel closes.
+//! A process that opens the shared memory of a channel triggers an alarm. Consumed messages are wiped when a
+//! channel closes.
 
 mod support;
 
@@ -40,14 +41,14 @@ fn role() {
         "wait" => as_wait(&address, &options),
         "open" => as_open(&address, &options, &arguments),
         "steadfast" => as_steadfast(&address, &options, &arguments),
-        // Takes and releases so many locks that the table of them is far longer than a page.
+        // Takes and releases many locks, so that the table of locks is far longer than a page.
         "busy with locks" => busy_with_locks(),
         "two messages" => as_two_messages(&address, &options),
         _ => unreachable!("{role}"),
     }
 }
 
-/// Joins, and says how the channel ended.
+/// Joins, and reports how the channel ended.
 fn as_wait(address: &Address, options: &Options) {
     let (mut sender, mut receiver) = join_for_keeper(address, options).split();
     say("joined");
@@ -66,7 +67,7 @@ fn as_wait(address: &Address, options: &Options) {
     ));
 }
 
-/// Opens the memory of its own channel, or of its peer's, as any process could that has a path to it.
+/// Opens the memory of its own channel or its peer's, as any process with a path to it could.
 fn as_open(address: &Address, options: &Options, arguments: &[String]) {
     if arguments.get(2).is_some_and(|how| how == "full") {
         setrlimit(Resource::RLIMIT_SIGPENDING, 0, 0).unwrap();
@@ -81,7 +82,7 @@ fn as_open(address: &Address, options: &Options, arguments: &[String]) {
         .is_some_and(|how| how == "full of files")
         .then(fill_descriptors);
     wait_for_test();
-    // The kernel wants a descriptor before it looks who has the object.
+    // The kernel allocates a descriptor before it checks who has the object open.
     filled.as_mut().and_then(Vec::pop);
     let opening = reopen(&kept[0]);
     let refilled = filled.as_ref().and_then(|files| files[0].try_clone().ok());
@@ -90,7 +91,7 @@ fn as_open(address: &Address, options: &Options, arguments: &[String]) {
         other => format!("{other:?}"),
     };
     let error = receiver.receive(&mut [0; 64]).unwrap_err();
-    // A slice does not change under the one who has it.
+    // A slice does not change while it is borrowed.
     assert_eq!(reservation[..], *b"half of the secret");
     drop(reservation);
     say(format!(
@@ -101,7 +102,7 @@ fn as_open(address: &Address, options: &Options, arguments: &[String]) {
     ));
     drop((sender, receiver, filled, refilled));
     wait_for_test();
-    // Everybody has let go: the memory can be opened, and there is nothing in it.
+    // All have released the memory: it can be opened, and it is empty.
     say(format!(
         "{} {}",
         contains(&kept, b"the secret"),
@@ -109,18 +110,18 @@ fn as_open(address: &Address, options: &Options, arguments: &[String]) {
     ));
 }
 
-/// Has no descriptor left, or has, and says when it has heard what it was sent.
+/// Has no descriptor left, or has some, and reports when it has received the test's messages.
 fn as_steadfast(address: &Address, options: &Options, arguments: &[String]) {
     let (mut sender, mut receiver) = {
         let mut channel = join(address, options).unwrap();
         channel.sender().send(b"kept").unwrap();
         let tokens = channel.tokens();
-        // Made when it is first asked for.
+        // Created on first use.
         tokens.bell().unwrap();
         let thread = thread_that_hears();
         let filled = (arguments[2] == "full of files").then(fill_descriptors);
         say(thread.to_string());
-        // Of two signals the lower number is taken first.
+        // Of two pending signals, the lower number is delivered first.
         for wanted in 0..ALARMS {
             assert_eq!(tokens.token().unwrap(), Some(wanted));
             assert_eq!(channel.receiver().close_reason(), None, "after {wanted} signals");
@@ -149,7 +150,7 @@ fn as_two_messages(address: &Address, options: &Options) {
     wait_for_test();
 }
 
-/// So many signals are no alarm.
+/// The number of signals that are no alarm.
 const ALARMS: u64 = 40;
 
 fn fill_descriptors() -> Vec<File> {
@@ -168,7 +169,7 @@ fn fill_descriptors() -> Vec<File> {
     }
 }
 
-/// The thread of this process at which alarms are directed.
+/// Returns the thread of this process to which alarms are directed.
 fn thread_that_hears() -> i32 {
     let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
     let mut hearing = tasks.filter(|task| {
@@ -196,7 +197,7 @@ fn busy_with_locks() {
             if round == 0 {
                 say("busy");
             }
-            // All of them at once: what stands behind them in the table moves forward by as many lines.
+            // Unlock all at once: the following entries in the table move forward by that many lines.
             lock(&file, libc::F_UNLCK, 0, 0);
         }
     };
@@ -214,8 +215,8 @@ fn busy() -> Actor {
     actor
 }
 
-/// Sends the other side's thread SIGIO, as any process of the same user can, and then a token, by which that thread is known to have
-/// looked.
+/// Sends SIGIO to the other side's thread, as any process of the same user can, and then a token. The token's
+/// arrival proves that the thread has handled the signal.
 fn is_steadfast(how: &str) {
     let (address, _keep) = fresh_address(false);
     let other = Actor::start("steadfast", &[&address.to_string(), "memfd", how]);
@@ -261,8 +262,8 @@ fn an_alarm_is_believed_where_no_descriptor_is_left() {
     is_ended_on_both_sides(Backing::Memfd, "full of files");
 }
 
-/// Whether one of these objects has this text in it. Those that cannot be opened are another process's still; the one that
-/// was let go of can be opened once the thread that heard of the alarm has let go of it too.
+/// Whether one of these objects contains this text. Those that cannot be opened are still in use by another
+/// process. The released object can be opened once the thread that handled the alarm has released it too.
 fn contains(kept: &[File], text: &[u8]) -> String {
     let end = Instant::now() + TIME_LIMIT;
     loop {
@@ -278,21 +279,22 @@ fn contains(kept: &[File], text: &[u8]) -> String {
     }
 }
 
-/// Joins with one who takes paths to the objects, as often as that takes.
+/// Joins a process that captures paths to the objects, and retries until it has them.
 fn join_for_keeper(address: &Address, options: &Options) -> Channel {
     loop {
         let mut channel = join(address, options).unwrap();
         let mut word = [0; 64];
         match channel.receiver().receive(&mut word).unwrap() {
             Some(4) => return channel,
-            // Not caught: the moment was too short.
+            // Not captured: the time window was too short.
             Some(5) => channel.close(),
             other => panic!("{other:?}"),
         }
     }
 }
 
-/// `O_PATH` descriptors, which count as no opening, of every shared object that this process has a descriptor of.
+/// Takes `O_PATH` descriptors of every shared object that this process has a descriptor of. They do not count
+/// as opens.
 fn keep_paths(kept: &mut Vec<File>) {
     for entry in fs::read_dir("/proc/self/fd").unwrap().flatten() {
         let target = fs::read_link(entry.path()).unwrap_or_default();
@@ -303,10 +305,10 @@ fn keep_paths(kept: &mut Vec<File>) {
         let own = kept
             .iter()
             .any(|file| entry.file_name().to_str() == Some(&file.as_raw_fd().to_string()));
-        // Not OpenOptions, which takes the flag away where the C library counts it to the ways of access (musl).
+        // Not OpenOptions, which clears this flag if the C library counts it among the access modes (musl).
         let path = open(&entry.path(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
         if let (false, Ok(file)) = (own, path.map(File::from)) {
-            // By then the number may be another file's.
+            // The number may belong to another file by now.
             if fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
                 .is_ok_and(|now| now.to_string_lossy() == target)
             {
@@ -316,8 +318,8 @@ fn keep_paths(kept: &mut Vec<File>) {
     }
 }
 
-/// Whether this is the object that this process writes, which alone is mapped for that. To try to open the peer's would end
-/// the channel at the peer.
+/// Whether this process writes this object: only that one is mapped writable. Opening the peer's object would
+/// end the channel at the peer.
 fn is_own(file: &File) -> bool {
     let inode = file.metadata().unwrap().ino().to_string();
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
@@ -327,8 +329,8 @@ fn is_own(file: &File) -> bool {
     })
 }
 
-/// Joins, and takes paths to those objects that are wanted in the moments in which there are descriptors. This process has
-/// no other objects.
+/// Joins, and captures paths to the wanted objects while their descriptors are open. This process has no
+/// other objects.
 fn join_and_keep(address: &Address, options: &Options, wanted: fn(&File) -> bool) -> (Channel, Vec<File>) {
     loop {
         let over = AtomicBool::new(false);
@@ -347,7 +349,7 @@ fn join_and_keep(address: &Address, options: &Options, wanted: fn(&File) -> bool
         kept.retain(wanted);
         if kept.is_empty() {
             channel.sender().send(b"again").unwrap();
-            // The other side closes, once it has read that.
+            // The other side closes once it has read that.
             assert_eq!(channel.receiver().receive(&mut [0; 8]).unwrap(), None);
         } else {
             channel.sender().send(b"kept").unwrap();
@@ -412,7 +414,7 @@ fn an_orderly_close_wipes_what_was_read_and_keeps_what_was_not() {
     let mut message = [0; 64];
     assert_eq!(receiver.receive(&mut message).unwrap(), Some(24));
     sender.send(b"read").unwrap();
-    // This side looks at nothing until the other has looked into what is left.
+    // This side polls nothing until the other has inspected the leftovers.
     other.expect("wiped there");
     assert_eq!(receiver.receive(&mut message).unwrap(), Some(24));
     assert_eq!(&message[..24], b"the second, which is not");
@@ -422,7 +424,7 @@ fn an_orderly_close_wipes_what_was_read_and_keeps_what_was_not() {
     other.finish();
 }
 
-/// What this process does on a signal: its handler as a number, 0 for the default.
+/// Returns the disposition of a signal in this process: its handler as a number, 0 for the default.
 fn handler_of(number: i32) -> usize {
     // SAFETY: all-zero bytes are a valid sigaction.
     let mut found: libc::sigaction = unsafe { std::mem::zeroed() };
@@ -448,7 +450,8 @@ fn a_number_is_taken_while_there_is_a_channel_and_given_back_after() {
             .iter()
             .any(|check| check.check == "tripwire" && check.found.contains("57"))
     );
-    // A signal that another process sends, and not the kernel, does nothing; neither does one at the very thread.
+    // A signal from another process instead of the kernel has no effect, even if it is sent to that very
+    // thread.
     let own = std::process::id().cast_signed();
     // SAFETY: kill takes two integers.
     assert_eq!(unsafe { libc::kill(own, NUMBER) }, 0);
@@ -467,7 +470,8 @@ fn a_number_is_taken_while_there_is_a_channel_and_given_back_after() {
     drop((sender, receiver));
     other.finish();
     let end = Instant::now() + TIME_LIMIT;
-    // The handshake's thread of another test has nothing to do with this number; the channel's end is all it takes.
+    // The number is reset at the end of the channel. A handshake thread of another test does not use this
+    // number.
     while handler_of(NUMBER) != libc::SIG_DFL {
         assert!(Instant::now() < end, "the number is not given back");
         thread::yield_now();
@@ -497,7 +501,7 @@ fn a_number_that_the_process_uses_is_an_error_and_not_a_theft() {
     }
 }
 
-/// A program that listens to SIGIO goes on hearing it.
+/// A program that handles SIGIO still receives it.
 #[test]
 fn the_program_s_own_sigio_is_left_alone() {
     static HEARD: AtomicBool = AtomicBool::new(false);

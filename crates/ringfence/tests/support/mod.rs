@@ -1,4 +1,5 @@
-//! What the tests of two processes share: starting this very test binary again in a role, and hearing from it.
+//! Shared code of the tests with two processes: starts this test binary again in a role, and receives its
+//! reports.
 
 #![allow(
     dead_code,
@@ -38,10 +39,10 @@ use nix::{
 };
 use ringfence::{Address, Arrival, Channel, Listener, Options, ParentLine, Refused, join, spawn};
 
-/// Longer than anything takes on a loaded machine, shorter than a person waits.
+/// Longer than any step takes on a loaded machine, and short enough for a person to wait.
 pub const TIME_LIMIT: Duration = Duration::from_secs(60);
 
-/// A test that waits for ever has failed: after this, its process ends, whichever thread waits.
+/// A limit for tests that hang: after this the process exits, whichever thread is waiting.
 const LIMIT: Duration = Duration::from_secs(600);
 
 fn limit() {
@@ -55,20 +56,21 @@ fn limit() {
     });
 }
 
-/// Lines that a test waits for; the rest is the test harness talking.
+/// The prefix of lines that a test waits for. Other lines are output of the test harness.
 const NEWS: &str = "@@ ";
 
 static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
 
-/// Another file with the content of this executable, which can be executed. Copied by another process: a child that a
-/// thread of this one forks meanwhile would hold the file open for writing, and it could not be executed then (ETXTBSY).
+/// Makes an executable copy of this executable in another file. Another process writes the copy: a child
+/// forked concurrently by a thread of this process would hold the file open for writing, and executing it
+/// would fail (ETXTBSY).
 pub fn copy_of_this_executable(to: &Path) {
     let own = std::env::current_exe().expect("this executable");
     let copied = Command::new("cp").arg(own).arg(to).status();
     assert!(copied.is_ok_and(|status| status.success()), "{}", to.display());
 }
 
-/// An address that no other test has.
+/// Returns an address that no other test uses.
 pub fn fresh_address(named: bool) -> (Address, Option<tempfile::TempDir>) {
     if named {
         let directory = tempfile::tempdir().expect("a directory");
@@ -80,12 +82,12 @@ pub fn fresh_address(named: bool) -> (Address, Option<tempfile::TempDir>) {
     (Address::abstract_name(name).expect("an address"), None)
 }
 
-/// Small rings: the tests make thousands.
+/// Options with a small ring: the tests make thousands.
 pub fn small() -> Options {
     Options::new().capacity(4096).timeout(TIME_LIMIT)
 }
 
-/// Another process of this executable, in a role. Killed when dropped.
+/// Another process of this executable, in a role. Killed on drop.
 pub struct Actor {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -101,20 +103,20 @@ impl Actor {
         Self::run(Command::new(executable), role, arguments)
     }
 
-    /// `command` is this executable, however it is started.
+    /// Starts a role. `command` runs this executable, in any way.
     pub fn run(command: Command, role: &str, arguments: &[&str]) -> Self {
         let mut command = Self::prepare(command, role, arguments);
         Self::hear_from(command.spawn().expect("a process"))
     }
 
-    /// As [`Actor::run`], with an input of the test's own.
+    /// As [`Actor::run`], with an input that the test provides.
     pub fn run_with_input(command: Command, input: OwnedFd, role: &str, arguments: &[&str]) -> Self {
         let mut command = Self::prepare(command, role, arguments);
         command.stdin(input);
         Self::hear_from(command.spawn().expect("a process"))
     }
 
-    /// One that inherits a private line.
+    /// Starts a role that inherits a private line.
     pub fn spawn(role: &str, arguments: &[&str]) -> (Self, ParentLine) {
         Self::spawn_from(
             &std::env::current_exe().expect("this executable"),
@@ -140,7 +142,7 @@ impl Actor {
         command
     }
 
-    /// One of several, whose lines come together: what each says has its number.
+    /// Starts one of several processes that share a stream of lines: each line carries the process's number.
     pub fn start_among(
         number: usize,
         lines: Sender<(usize, String)>,
@@ -166,7 +168,7 @@ impl Actor {
         let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
         thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
-                // The harness prints the name of the test without a line's end before it runs it.
+                // The harness prints the name of a test without a newline before it runs it.
                 if let Some((_, text)) = line.split_once(NEWS)
                     && !hear(text.to_owned())
                 {
@@ -182,14 +184,14 @@ impl Actor {
         i32::try_from(self.child.id()).expect("a pid")
     }
 
-    /// The next thing that it says. Panics if it says nothing more.
+    /// Returns the next line that the process reports. Panics if there is none.
     pub fn hear(&self) -> String {
         self.lines
             .recv_timeout(TIME_LIMIT)
             .expect("lines of the other process")
     }
 
-    /// The next thing that it says, or `None` once it says nothing more.
+    /// Returns the next line that the process reports, or `None` once its output has ended.
     pub fn last_word(&self) -> Option<String> {
         match self.lines.recv_timeout(TIME_LIMIT) {
             Err(RecvTimeoutError::Timeout) => panic!("the other process says nothing and does not end"),
@@ -201,17 +203,17 @@ impl Actor {
         assert_eq!(self.hear(), wanted);
     }
 
-    /// What it has said already, if anything.
+    /// Returns a line that the process has already reported, if any.
     pub fn heard(&self) -> Option<String> {
         self.lines.try_recv().ok()
     }
 
-    /// Lets a role that waits go on.
+    /// Resumes a role that waits for the test.
     pub fn go_on(&mut self) {
         self.tell("");
     }
 
-    /// A word to a role that takes one.
+    /// Sends a word to a role that reads one.
     pub fn tell(&mut self, word: &str) {
         let stdin = self.stdin.as_mut().expect("its input is open");
         stdin
@@ -225,25 +227,26 @@ impl Actor {
         self.child.wait().expect("its end");
     }
 
-    /// Stops it. The signal alone is only on its way: until the thread that takes it runs, the others go on.
+    /// Stops the process. SIGSTOP is delivered asynchronously: until one of its threads handles it, the
+    /// others keep running.
     pub fn stop(&self) {
         let pid = Pid::from_raw(self.pid());
         kill(pid, Signal::SIGSTOP).expect("SIGSTOP");
         waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED).expect("all of its threads to stop");
     }
 
-    /// Ends the stop.
+    /// Resumes the stopped process.
     pub fn resume(&self) {
         kill(Pid::from_raw(self.pid()), Signal::SIGCONT).expect("SIGCONT");
     }
 
-    /// Waits until it has ended by itself, well.
+    /// Waits until the process has exited successfully on its own.
     pub fn finish(self) {
         let status = self.end();
         assert!(status.success(), "the other process failed: {status}");
     }
 
-    /// Waits until it has ended by itself, well, or by a signal: which.
+    /// Waits until the process has exited successfully, or was ended by a signal, which is returned.
     pub fn signal(self) -> Option<i32> {
         let status = self.end();
         assert!(
@@ -268,16 +271,16 @@ impl Actor {
 
 impl Drop for Actor {
     fn drop(&mut self) {
-        // It may have ended already.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Another user, whom nothing belongs to.
+/// A user who owns nothing.
 pub const STRANGER: u32 = 65001;
 
-/// Where root runs the tests, another user can play along, from a copy of this executable that it may run.
+/// If root runs the tests, another user can take part, from a copy of this executable that this user may run.
 pub struct Strangers(tempfile::TempDir);
 
 impl Strangers {
@@ -292,7 +295,7 @@ impl Strangers {
         Some(Self(directory))
     }
 
-    /// The copy.
+    /// Returns the path of the copy.
     pub fn program(&self) -> PathBuf {
         self.0.path().join("copy")
     }
@@ -310,7 +313,7 @@ impl Strangers {
         Actor::run(command, role, arguments)
     }
 
-    /// A path in a directory that everybody may pass through, and only root may write.
+    /// Returns a path in a directory that every user may traverse, and only root may write.
     pub fn address(&self) -> Address {
         let directory = self.0.path().join("open");
         if !directory.exists() {
@@ -321,7 +324,7 @@ impl Strangers {
     }
 }
 
-/// Inside another process: says something to the test.
+/// Inside another process: reports a line to the test.
 pub fn say(text: impl AsRef<str>) {
     println!("\n{NEWS}{}", text.as_ref());
 }
@@ -332,7 +335,7 @@ pub fn wait_for_test() {
     std::io::stdin().read_line(&mut line).expect("the test's word");
 }
 
-/// Inside another process: the role and its arguments; `None` in the test itself.
+/// Inside another process: returns the role and its arguments. `None` in the test itself.
 pub fn role() -> Option<(String, Vec<String>)> {
     let role = std::env::var("RINGFENCE_ROLE").ok()?;
     limit();
@@ -340,12 +343,12 @@ pub fn role() -> Option<(String, Vec<String>)> {
     Some((role, arguments.lines().map(str::to_owned).collect()))
 }
 
-/// Of a role whose first argument it is: the address.
+/// Returns the address in a role's first argument.
 pub fn address_in(arguments: &[String]) -> Address {
     arguments[0].parse().expect("an address")
 }
 
-/// The next arrival, an agent that has passed.
+/// Returns the next arrival, which must be an accepted client.
 pub fn accepted(listener: &Listener) -> Channel {
     match listener.accept().expect("an event") {
         Arrival::Accepted(channel) => channel,
@@ -353,7 +356,7 @@ pub fn accepted(listener: &Listener) -> Channel {
     }
 }
 
-/// The next arrival, a newcomer that has not passed.
+/// Returns the next arrival, which must be a refused client.
 pub fn refused(listener: &Listener) -> Refused {
     match listener.accept().expect("an event") {
         Arrival::Refused(refused) => refused,
@@ -361,12 +364,12 @@ pub fn refused(listener: &Listener) -> Refused {
     }
 }
 
-/// A message with its own beginning, and a period that no place in a ring has.
+/// Returns a message whose first byte depends on its number, and whose period is that of no offset in a ring.
 pub fn message(number: usize, length: usize) -> Vec<u8> {
     (0..=250).cycle().skip(number % 251).take(length).collect()
 }
 
-/// Lengths of a lively conversation through a ring of 4096 bytes.
+/// Returns message lengths for busy traffic through a ring of 4096 bytes.
 pub fn lively(number: usize) -> usize {
     if number.is_multiple_of(50) {
         30_000
@@ -375,13 +378,13 @@ pub fn lively(number: usize) -> usize {
     }
 }
 
-/// Joins on a thread, so that the test can do something meanwhile.
+/// Joins on a thread, so that the test can continue in the meantime.
 pub fn join_later(address: &Address, options: &Options) -> thread::JoinHandle<ringfence::Result<Channel>> {
     let (address, options) = (address.clone(), options.clone());
     thread::spawn(move || join(&address, &options))
 }
 
-/// Handshakes that are under way in a process, which is the host: each has a thread.
+/// Counts the running handshakes of a host process: each has a thread.
 pub fn handshakes_of(pid: i32) -> usize {
     let is_handshake = |task: &std::fs::DirEntry| {
         let name = std::fs::read_to_string(task.path().join("comm"));
@@ -391,13 +394,13 @@ pub fn handshakes_of(pid: i32) -> usize {
     tasks.flatten().filter(is_handshake).count()
 }
 
-/// Waits until a process listens at the address, whichever it is.
+/// Waits until any process listens at the address.
 pub fn wait_for_host(address: &Address) {
     let end = Instant::now() + TIME_LIMIT;
     let wanted = address.to_string();
     loop {
         let table = std::fs::read_to_string("/proc/net/unix").expect("the table of sockets");
-        // The flag is __SO_ACCEPTCON: it listens.
+        // The flag is __SO_ACCEPTCON: the socket is listening.
         let listens = |line: &str| {
             let mut fields = line.split_whitespace();
             fields.nth(3) == Some("00010000") && fields.next_back() == Some(&wanted)
@@ -410,10 +413,10 @@ pub fn wait_for_host(address: &Address) {
     }
 }
 
-/// Whether this system has the barriers that two processes may agree on (membarrier(2)).
+/// Whether this system has the barriers that two processes may negotiate (membarrier(2)).
 pub fn has_barriers() -> bool {
     const GLOBAL_EXPEDITED_AND_ITS_REGISTRATION: libc::c_long = 0b110;
-    // SAFETY: membarrier takes integers; this asks which commands there are.
+    // SAFETY: membarrier takes integers; this queries the supported commands.
     let known = unsafe { libc::syscall(libc::SYS_membarrier, 0, 0, 0) };
     known > 0 && known & GLOBAL_EXPEDITED_AND_ITS_REGISTRATION == GLOBAL_EXPEDITED_AND_ITS_REGISTRATION
 }
@@ -424,30 +427,31 @@ extern "C" fn count_barrier(_signal: libc::c_int) {
     BARRIERS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// From here on membarrier(2) is counted in this thread, and not made.
+/// Counts calls of membarrier(2) in this thread from here on, instead of executing them.
 pub fn count_barriers() {
     let action = SigAction::new(
         SigHandler::Handler(count_barrier),
         SaFlags::empty(),
         SigSet::empty(),
     );
-    // SAFETY: the handler does nothing but add to an atomic.
+    // SAFETY: the handler only adds to an atomic.
     unsafe { sigaction(Signal::SIGSYS, &action) }.unwrap();
     trap(libc::SYS_membarrier);
 }
 
-/// How often it was called since.
+/// Returns the number of calls since then.
 pub fn barriers() -> usize {
     BARRIERS.load(Ordering::Relaxed)
 }
 
-/// From here on the kernel answers a system call of this thread, and of those that it starts, with an error (seccomp(2)): every
-/// such call, or those with this argument.
+/// Makes a system call fail with an error from here on, in this thread and those that it starts (seccomp(2)):
+/// every such call, or only those with this argument.
 pub fn forbid(call: libc::c_long, argument: Option<(u32, i32)>, error: i32) {
     filter(call, argument, libc::SECCOMP_RET_ERRNO | error.cast_unsigned());
 }
 
-/// From here on a system call of this thread, and of those that it starts, is not made, and sends it SIGSYS.
+/// Blocks a system call from here on, in this thread and those that it starts. The call raises SIGSYS
+/// instead.
 pub fn trap(call: libc::c_long) {
     filter(call, None, libc::SECCOMP_RET_TRAP);
 }
@@ -467,7 +471,8 @@ fn filter(call: libc::c_long, argument: Option<(u32, i32)>, verdict: u32) {
         jf: skip,
         ..statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, k)
     };
-    // What is looked at: the number, and behind it, the processor's and an address, the arguments of eight bytes each.
+    // The checked data: the call's number, then the architecture and an address, then the arguments of eight
+    // bytes each.
     let call = u32::try_from(call).unwrap();
     let (at, value) = argument.map_or((0, call), |(index, value)| {
         (16 + 8 * index, value.cast_unsigned())
@@ -487,6 +492,6 @@ fn filter(call: libc::c_long, argument: Option<(u32, i32)>, verdict: u32) {
     // SAFETY: prctl takes integers here.
     assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
     let (mode, program) = (libc::SECCOMP_MODE_FILTER, &raw const program);
-    // SAFETY: the kernel reads the program, and the six statements that it points to.
+    // SAFETY: the kernel reads the program and the six instructions that it points to.
     assert_eq!(unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, program) }, 0);
 }

@@ -12,7 +12,7 @@ pub fn options() -> Options {
     small().max_message_size(1 << 16)
 }
 
-/// Both kinds of runtime that Tokio has.
+/// Returns both kinds of Tokio runtime.
 pub fn runtimes() -> [Runtime; 2] {
     [Builder::new_current_thread(), Builder::new_multi_thread()]
         .map(|mut builder| builder.worker_threads(2).enable_all().build().unwrap())
@@ -23,7 +23,7 @@ pub fn run<T>(work: impl Future<Output = T>) -> T {
     runtime.block_on(async { tokio::time::timeout(TIME_LIMIT, work).await.expect("in time") })
 }
 
-/// The other process in a role, and this end of the channel with it.
+/// Starts the other process in a role, and returns it with this end of the channel.
 pub async fn meet(role: &str) -> (Actor, Channel) {
     let (address, _keep) = fresh_address(false);
     let host = {

@@ -1,4 +1,4 @@
-//! The protocol by hand, as docs/protocol.md has it: for peers that do not keep to it.
+//! A manual implementation of the protocol in docs/protocol.md, for peers that violate it.
 
 use std::{
     io::{IoSlice, IoSliceMut, Read},
@@ -46,7 +46,7 @@ pub fn hello(echo: &[u8]) -> Vec<u8> {
     hello_for(0, echo)
 }
 
-/// What a HELLO says its sender has come for.
+/// The purposes that a HELLO can state.
 pub const SERVICE: u32 = 1;
 pub const MEMBERSHIP: u32 = 3;
 
@@ -71,7 +71,7 @@ pub fn offer(echo: &[u8]) -> Vec<u8> {
     let mut body = echo.to_vec();
     body.extend_from_slice(&SIZE.to_le_bytes());
     body.extend_from_slice(&CAPACITY.to_le_bytes());
-    // It takes no tokens, and has no subscriber.
+    // It accepts no tokens, and has no subscriber.
     body.extend_from_slice(&[0; 56]);
     good(2, &body)
 }
@@ -81,7 +81,7 @@ pub fn send(socket: impl AsFd, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>)
     send_with(socket, bytes, descriptor.as_slice());
 }
 
-/// The same with several descriptors.
+/// As `send`, with several descriptors.
 pub fn send_with(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
     let credentials = UnixCredentials::new();
     let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
@@ -100,7 +100,7 @@ pub fn send_with(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]
     assert_eq!(sent, Ok(bytes.len()));
 }
 
-/// Reads one frame's body. What comes with it is dropped by the kernel.
+/// Reads one frame's body. The kernel drops any descriptors sent with it.
 pub fn receive(line: &mut UnixStream) -> std::io::Result<(u16, Vec<u8>)> {
     let mut head = [0; 16];
     line.read_exact(&mut head)?;
@@ -129,7 +129,7 @@ pub fn listen(address: &str) -> UnixListener {
     listener
 }
 
-/// Both ends of a private line.
+/// Makes both ends of a private line.
 pub fn line() -> (UnixStream, OwnedFd) {
     let (mine, theirs) = socketpair(
         AddressFamily::Unix,
@@ -141,8 +141,9 @@ pub fn line() -> (UnixStream, OwnedFd) {
     (UnixStream::from(mine), theirs)
 }
 
-/// Has the kernel install a pidfd of the sender with everything that is read from this socket (`SO_PASSPIDFD`, Linux 6.5).
-/// The option belongs to the socket: it holds for every process that has a descriptor of it. `false`: this kernel has none.
+/// Makes the kernel install a pidfd of the sender with all data read from this socket (`SO_PASSPIDFD`, Linux
+/// 6.5). The option belongs to the socket, so it holds for every process that has a descriptor of it.
+/// `false`: this kernel does not support it.
 pub fn ask_for_pidfds(socket: impl AsFd) -> bool {
     const SO_PASSPIDFD: libc::c_int = 76;
     let on: libc::c_int = 1;
@@ -159,8 +160,8 @@ pub fn ask_for_pidfds(socket: impl AsFd) -> bool {
     result == 0
 }
 
-/// Sends a frame byte by byte, each with this process's credentials; the descriptor comes with the first. Stops where the
-/// other side does not read any more.
+/// Sends a frame byte by byte, each with this process's credentials. The descriptor is sent with the first
+/// byte. Stops once the other side no longer reads.
 pub fn send_in_pieces(socket: impl AsFd, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) {
     let credentials = UnixCredentials::new();
     let raw: Vec<_> = descriptor.iter().map(AsRawFd::as_raw_fd).collect();
@@ -177,7 +178,7 @@ pub fn send_in_pieces(socket: impl AsFd, bytes: &[u8], descriptor: Option<Borrow
     }
 }
 
-/// A sound object, and its owner's mapping.
+/// Makes a sound object, with its owner's mapping.
 pub fn object() -> (OwnedFd, MmapRaw) {
     object_of(CAPACITY, SIZE)
 }
@@ -205,15 +206,16 @@ pub fn object_of(capacity: u64, size: u64) -> (OwnedFd, MmapRaw) {
     (object, mapping)
 }
 
-/// The steps of a guest, each the last for one that stops there.
+/// The steps of a guest. A guest may stop after any of them.
 pub const GUEST_STEPS: [&str; 6] = ["connected", "half a HELLO", "HELLO", "answered", "OFFER", "READY"];
 
-/// A guest by hand that stops after a step, or goes to the end. `in_pieces`: every byte of HELLO by itself.
+/// Runs a manual guest that stops after a step, or completes the handshake. `in_pieces`: sends each byte of
+/// HELLO separately.
 pub fn guest(address: &str, stop_at: &str, in_pieces: bool, stopped: impl FnMut()) {
     guest_for(0, address, stop_at, in_pieces, stopped);
 }
 
-/// As `guest`, for what it says it has come for.
+/// As `guest`, for the purpose that it states.
 pub fn guest_for(meeting: u32, address: &str, stop_at: &str, in_pieces: bool, mut stopped: impl FnMut()) {
     let stream = connect(address);
     let mut stop = |step: &str| {
@@ -247,16 +249,16 @@ pub fn guest_for(meeting: u32, address: &str, stop_at: &str, in_pieces: bool, mu
     stop("OFFER");
     send(&mine, &good(3, nonce), None);
     assert_eq!(receive(&mut mine).expect("the host's READY").0, 3);
-    // From here on the host has a channel with it.
+    // From here on the host has a channel with this guest.
     stop("READY");
     // The line stays open until the host hangs up.
     let _ = mine.read(&mut [0; 16]);
 }
 
-/// A guest by hand that has passed the handshake: from here on it may write into its region what it wants.
+/// A manual guest that has completed the handshake. From here on it may write anything into its region.
 pub struct Met {
     pub line: UnixStream,
-    /// What the host has said that it has.
+    /// The features that the host has announced.
     pub features: u32,
     mapping: MmapRaw,
 }
@@ -266,7 +268,7 @@ impl Met {
         Self::guest_with(address, 0)
     }
 
-    /// As `guest`, which says that it has these features.
+    /// As `guest`, but announces these features.
     pub fn guest_with(address: &str, features: u32) -> Self {
         let stream = connect(address);
         let (mut line, theirs) = line();
@@ -301,10 +303,10 @@ impl Met {
     }
 }
 
-/// The steps of a host, each the last for one that stops there.
+/// The steps of a host. A host may stop after any of them.
 pub const HOST_STEPS: [&str; 6] = ["listening", "accepted", "HELLO", "answered", "OFFER", "READY"];
 
-/// A host by hand that stops after a step.
+/// Runs a manual host that stops after a step.
 pub fn host(address: &str, stop_at: &str, mut stopped: impl FnMut()) {
     let mut stop = |step: &str| {
         if step == stop_at {
@@ -331,8 +333,8 @@ pub fn host(address: &str, stop_at: &str, mut stopped: impl FnMut()) {
     stop("READY");
 }
 
-/// A host by hand that has a channel once the guest is ready, and breaks its word then. Returns what the guest's region says once the guest
-/// has hung up.
+/// Runs a manual host that has a channel once the guest is ready, and then violates the protocol. Returns the
+/// phase word in the guest's region after the guest has hung up.
 pub fn host_of_no_guest(address: &str, listening: impl FnOnce()) -> u64 {
     let listener = listen(address);
     listening();
@@ -346,7 +348,7 @@ pub fn host_of_no_guest(address: &str, listening: impl FnOnce()) -> u64 {
     send(&line, &offer(nonce), Some(object.as_fd()));
     let (_, objects) = receive_with_descriptors(&line, 16 + 104);
     assert_eq!(receive(&mut line).expect("the guest's READY").0, 3);
-    // It echoes nothing that the guest has said.
+    // This READY does not echo the guest's nonce.
     send(&line, &good(3, &[0; 32]), None);
     line.read_to_end(&mut Vec::new()).expect("the line's end");
     let mut word = [0; 8];
@@ -355,7 +357,7 @@ pub fn host_of_no_guest(address: &str, listening: impl FnOnce()) -> u64 {
     u64::from_le_bytes(word)
 }
 
-/// A refusal: its code (5: the sender cannot go on), the check, and what was wanted and found.
+/// Builds a refusal: its code (5: the sender cannot continue), the check, and the wanted and found values.
 pub fn refusal(code: u16, texts: [&str; 3]) -> Vec<u8> {
     let mut body = code.to_le_bytes().to_vec();
     for text in texts {
@@ -365,12 +367,12 @@ pub fn refusal(code: u16, texts: [&str; 3]) -> Vec<u8> {
     good(4, &body)
 }
 
-/// The first answer of a host among members, and what the guest says to that, if it says anything.
+/// Sends the first answer of a host among members, and reads the guest's reply, if any.
 pub fn answer(stream: &UnixStream) {
     answer_with(stream, MEMBERSHIP, &[]);
 }
 
-/// The same of any host, with these descriptors.
+/// As `answer`, for a host of any kind, with these descriptors.
 pub fn answer_with(stream: &UnixStream, meeting: u32, descriptors: &[BorrowedFd<'_>]) {
     stream.set_nonblocking(false).expect("a mode of its own");
     let (hello_of_guest, line) = receive_hello(stream);
@@ -380,7 +382,7 @@ pub fn answer_with(stream: &UnixStream, meeting: u32, descriptors: &[BorrowedFd<
     let _ = receive(&mut line);
 }
 
-/// Takes a guest's HELLO, and refuses it with this code and check.
+/// Receives a guest's HELLO, and refuses it with this code and check.
 pub fn turn_away(stream: &UnixStream, code: u16, check: &str) {
     let (_, line) = receive_hello(stream);
     let said = format!("{check}, it says");
@@ -388,7 +390,8 @@ pub fn turn_away(stream: &UnixStream, code: u16, check: &str) {
     drop(line);
 }
 
-/// A host by hand among members, which passes what it is told to with its READY. Returns what the guest says to that.
+/// Runs a manual host among members, which passes the given descriptors with its READY. Returns the guest's
+/// reply.
 pub fn member_host(
     address: &str,
     listening: impl FnOnce(),
@@ -399,7 +402,7 @@ pub fn member_host(
     member_host_at(&listener, passed)
 }
 
-/// The same with a socket that listens already.
+/// As `member_host`, with a socket that is already listening.
 pub fn member_host_at(listener: &UnixListener, passed: impl FnOnce(&UnixListener) -> Vec<OwnedFd>) -> String {
     let (stream, _) = listener.accept().expect("a guest");
     let (hello_of_guest, line) = receive_hello(&stream);
@@ -424,7 +427,7 @@ pub fn member_host_at(listener: &UnixListener, passed: impl FnOnce(&UnixListener
     }
 }
 
-/// The guest's HELLO whole, and the line that comes with its first byte.
+/// Receives the guest's complete HELLO, and the line that was passed with its first byte.
 fn receive_hello(stream: &UnixStream) -> (Vec<u8>, OwnedFd) {
     let (mut hello, mut line) = (vec![0; 112], None);
     let mut filled = 0;
@@ -452,24 +455,24 @@ fn receive_hello(stream: &UnixStream) -> (Vec<u8>, OwnedFd) {
     (hello, line.expect("a line comes with a HELLO"))
 }
 
-/// A subscriber by hand: what it has of its publisher once that has made its OFFER.
+/// A manual subscriber: its state of the publisher after the publisher's OFFER.
 pub struct MetPublisher {
     pub line: UnixStream,
     /// The ring object, which an honest subscriber maps and closes.
     pub ring: OwnedFd,
     pub capacity: u64,
-    /// Where it begins, and its number.
+    /// The position at which the subscriber starts, and its number.
     pub position: u64,
     pub slot: u32,
     nonce: Vec<u8>,
     mapping: MmapRaw,
 }
 
-/// Bytes of a control object.
+/// Size of a control object in bytes.
 const CONTROL: u64 = 3 * 4096;
 
 impl MetPublisher {
-    /// Up to the OFFER of both. `delivery` and `from` are numbers of the wire.
+    /// Completes the handshake up to both OFFERs. `delivery` and `from` are numbers of the wire.
     pub fn offered(address: &str, delivery: u16, from: u16) -> Self {
         let stream = connect(address);
         let (mut line, theirs) = line();
@@ -506,14 +509,14 @@ impl MetPublisher {
         }
     }
 
-    /// Ready. Whether the publisher is as well.
+    /// Sends READY. Returns whether the publisher sends it as well.
     pub fn ready(&mut self) -> bool {
         self.say_head(self.position);
         send(&self.line, &good(3, &self.nonce), None);
         receive(&mut self.line).is_ok_and(|(kind, _)| kind == 3)
     }
 
-    /// Says how far it has read.
+    /// Stores the position up to which the subscriber claims to have read.
     pub fn say_head(&self, position: u64) {
         let at = 4096 + 64 * (self.slot as usize % 64);
         // SAFETY: in bounds: a page behind the first.
@@ -529,7 +532,7 @@ impl MetPublisher {
     }
 }
 
-/// So many bytes, and the descriptors that came with them.
+/// Receives this many bytes, and the descriptors sent with them.
 fn receive_with_descriptors(line: &UnixStream, count: usize) -> (Vec<u8>, Vec<OwnedFd>) {
     let mut bytes = vec![0; count];
     let mut descriptors = Vec::new();
@@ -541,7 +544,7 @@ fn receive_with_descriptors(line: &UnixStream, count: usize) -> (Vec<u8>, Vec<Ow
         let received = recvmsg::<()>(line.as_raw_fd(), &mut slices, Some(&mut room), flags).expect("a part");
         for message in received.cmsgs().expect("control messages") {
             if let ControlMessageOwned::ScmRights(numbers) = message {
-                // SAFETY: the kernel has just installed them for this call, and nothing else knows of them.
+                // SAFETY: the kernel has just installed them for this call, and no other code knows them.
                 descriptors.extend(
                     numbers
                         .into_iter()
