@@ -1,4 +1,5 @@
-//! A thread that sleeps in a plain read of the line, and the one that keeps watch for it: these tests are alone in their process.
+//! A thread that sleeps in a plain read of the line, and the watcher thread that watches for the peer's
+//! death. These tests have their own process.
 
 mod support;
 
@@ -21,7 +22,7 @@ use nix::{
 use ringfence::{Address, CloseReason, Receiver, Sender, join};
 use support::{Actor, TIME_LIMIT, fresh_address, join_later, say, small, wait_for_host};
 
-/// One test at a time looks at the threads and the descriptors of this process.
+/// One test at a time inspects the threads and the descriptors of this process.
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// The other processes of these tests.
@@ -57,14 +58,14 @@ fn role() {
                     say("asleep");
                     drop((woken(waiting), sender));
                     assert!(!is_watched());
-                    // SAFETY: ends this process, and touches nothing of its parent's.
+                    // SAFETY: only ends this process, and touches nothing of its parent.
                     unsafe { libc::_exit(0) };
                 }
                 ForkResult::Parent { child } => {
                     assert_eq!(waitpid(child, None), Ok(WaitStatus::Exited(child, 0)));
                 }
             }
-            // What the child has let go of was its own. A thread has its name once it runs.
+            // The child has only released its own resources. A thread has its name once it runs.
             let end = Instant::now() + TIME_LIMIT;
             while !is_watched() {
                 assert!(Instant::now() < end, "no thread keeps watch");
@@ -77,7 +78,7 @@ fn role() {
     }
 }
 
-/// A process that answers, and whose end of the line another one holds.
+/// A process that answers, whose end of the line is also held by another process.
 struct Partner {
     actor: Actor,
     holder: Pid,
@@ -98,7 +99,7 @@ impl Partner {
         Self { actor, holder }
     }
 
-    /// Dies, while the other process lives on.
+    /// Kills the partner, while the other process lives on.
     fn die(&mut self) {
         self.actor.kill();
         assert!(kill(self.holder, None).is_ok());
@@ -112,7 +113,8 @@ impl Drop for Partner {
     }
 }
 
-/// Receives on a thread until nothing more comes. When this returns, that has slept so often that it sleeps in a read.
+/// Receives on a thread until the end. When this returns, that thread has slept often enough to sleep in a
+/// read.
 fn receive_asleep(sender: &mut Sender, mut receiver: Receiver) -> JoinHandle<Receiver> {
     let (tell, told) = mpsc::channel();
     let waiting = thread::spawn(move || {
@@ -140,7 +142,7 @@ fn receive_asleep(sender: &mut Sender, mut receiver: Receiver) -> JoinHandle<Rec
     waiting
 }
 
-/// A thread that is never woken fails the test, and does not hang it.
+/// Joins the thread. A thread that is never woken fails the test instead of hanging it.
 fn woken(waiting: JoinHandle<Receiver>) -> Receiver {
     let end = Instant::now() + TIME_LIMIT;
     while !waiting.is_finished() {
@@ -150,13 +152,13 @@ fn woken(waiting: JoinHandle<Receiver>) -> Receiver {
     waiting.join().unwrap()
 }
 
-/// What poll(2) is made of, where the kernel has no such call of its own (arm64).
+/// The system calls behind poll(2): some kernels (arm64) have no such call.
 #[cfg(target_arch = "x86_64")]
 const POLL: libc::c_long = libc::SYS_poll;
 #[cfg(not(target_arch = "x86_64"))]
 const POLL: libc::c_long = libc::SYS_ppoll;
 
-/// Where /proc tells of the thread that keeps watch.
+/// Returns the path of the watcher thread in /proc.
 fn watcher() -> Option<PathBuf> {
     let mut watching = fs::read_dir("/proc/self/task")
         .unwrap()
@@ -169,18 +171,18 @@ fn watcher() -> Option<PathBuf> {
     first
 }
 
-/// What epoll_wait(2) is made of.
+/// The system calls behind epoll_wait(2).
 #[cfg(target_arch = "x86_64")]
 const WAITS: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_epoll_pwait];
 #[cfg(not(target_arch = "x86_64"))]
 const WAITS: &[libc::c_long] = &[libc::SYS_epoll_pwait];
 
-/// A thread has its name from its first moment on a core, and not before.
+/// Whether there is a watcher thread. A thread has its name from its first moment on a core, and not before.
 fn is_watched() -> bool {
     watcher().is_some()
 }
 
-/// How often the thread that keeps watch was given a core, and how long it had it, as soon as it sleeps.
+/// Returns how often the watcher thread has run and for how long, as soon as it sleeps.
 fn runs_of_the_watcher() -> String {
     let watcher = watcher().expect("a thread");
     let end = Instant::now() + TIME_LIMIT;
@@ -194,7 +196,7 @@ fn runs_of_the_watcher() -> String {
     }
 }
 
-/// What the descriptors lead to, but for files and the pipes between the processes.
+/// Returns the targets of the descriptors, except for files and the pipes between the processes.
 fn descriptors() -> Vec<String> {
     let mut found: Vec<_> = fs::read_dir("/proc/self/fd")
         .unwrap()
@@ -217,7 +219,7 @@ fn a_death_ends_the_sleep_though_another_holds_the_line_and_the_last_channel_end
     mortal.die();
     let receiver = woken(waiting);
     assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
-    // A death is told once, though its channel is still there.
+    // A death is reported once, although its channel still exists.
     let runs = runs_of_the_watcher();
     drop(Partner::meet());
     assert_eq!(runs_of_the_watcher(), runs);

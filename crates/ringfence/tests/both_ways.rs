@@ -24,7 +24,7 @@ use nix::{
 use ringfence::{Address, Channel, Error, Receiver, Sender, Tokens, join};
 use support::{Actor, TIME_LIMIT, forbid, fresh_address, join_later, small, wait_for_host};
 
-/// How a half waits.
+/// The way in which a half waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// In a call without a deadline.

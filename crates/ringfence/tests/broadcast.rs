@@ -1,4 +1,4 @@
-//! One to many, with real processes: what a publisher and its subscribers are promised.
+//! Broadcasts with real processes: the guarantees to a publisher and its subscribers.
 
 mod support;
 
@@ -16,10 +16,10 @@ use support::{Actor, TIME_LIMIT, fresh_address, say, wait_for_test};
 
 const CAPACITY: u64 = 64 << 10;
 
-/// Of a subscriber that pauses for a quarter of it.
+/// The stall limit of a subscriber that pauses for a quarter of it.
 const STALL: Duration = Duration::from_secs(2);
 
-/// Messages of a long run.
+/// Number of messages in a long run.
 const COUNT: u64 = 20_000;
 
 fn options() -> Options {
@@ -32,7 +32,7 @@ fn asking(delivery: &str, from: &str) -> Options {
         .from(from.parse().unwrap())
 }
 
-/// The message of this number: it tells when a byte is wrong.
+/// The message with this number: a wrong byte in it is detected.
 fn message(number: u64, length: usize) -> Vec<u8> {
     number
         .to_le_bytes()
@@ -48,7 +48,7 @@ fn number(message: &[u8]) -> u64 {
     number
 }
 
-/// The next subscriber that comes.
+/// Returns the next subscriber that is admitted.
 fn next_subscriber(publisher: &Publisher) -> Subscriber {
     loop {
         match publisher.next().unwrap() {
@@ -59,7 +59,7 @@ fn next_subscriber(publisher: &Publisher) -> Subscriber {
     }
 }
 
-/// The next that goes, and why.
+/// Returns the next subscriber that is reported as gone, and why.
 fn next_gone(publisher: &Publisher) -> (Subscriber, CloseReason) {
     loop {
         match publisher.next().unwrap() {
@@ -70,7 +70,7 @@ fn next_gone(publisher: &Publisher) -> (Subscriber, CloseReason) {
     }
 }
 
-/// One subscriber in a process of its own, which says "in" once it is.
+/// Starts one subscriber in a separate process, and waits until it is admitted.
 fn subscriber(role: &str, address: &Address, delivery: &str, from: &str) -> Actor {
     let actor = Actor::start(role, &[&address.to_string(), delivery, from]);
     actor.expect("in");
@@ -84,7 +84,8 @@ fn join(arguments: &[String]) -> Subscription {
     subscription
 }
 
-/// What a subscriber got, in all: how many, the first and the last, whether in order, how many lost; and how it ended.
+/// Reads until the end, and returns a summary: the number of messages, the first and the last, whether they
+/// were in order, the number of lost ones, and how the subscription ended.
 fn read_all(subscription: &mut Subscription) -> String {
     let began = subscription.sequence();
     let mut into = vec![0; 64 << 10];
@@ -116,7 +117,7 @@ fn read_all(subscription: &mut Subscription) -> String {
     )
 }
 
-/// What the other processes do.
+/// The other processes of these tests.
 #[test]
 fn role() {
     let Some((role, arguments)) = support::role() else {
@@ -128,13 +129,13 @@ fn role() {
             let mut subscription = join(arguments);
             say(read_all(&mut subscription));
         }
-        // Reads when it is told to.
+        // Reads on command.
         "waits" => {
             let mut subscription = join(arguments);
             wait_for_test();
             say(read_all(&mut subscription));
         }
-        // Says what becomes of a try.
+        // Reports the outcome of one attempt to subscribe.
         "tries" => {
             let address: Address = arguments[0].parse().unwrap();
             match subscribe(&address, &asking(&arguments[1], &arguments[2])) {
@@ -159,7 +160,7 @@ fn role() {
     }
 }
 
-/// Asks for the end in a way that never looks at the line.
+/// Checks for the end in a way that never polls the line.
 fn as_keeps_what_it_had(arguments: &[String]) {
     let mut subscription = join(arguments);
     assert!(mapped() > 0);
@@ -174,7 +175,7 @@ fn as_keeps_what_it_had(arguments: &[String]) {
     ));
 }
 
-/// Shared objects that this process has in its memory.
+/// Counts the shared objects that this process has mapped.
 fn mapped() -> usize {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     maps.lines()
@@ -182,7 +183,7 @@ fn mapped() -> usize {
         .count()
 }
 
-/// Reads up to the message that the test names, says so, and pauses until the next name.
+/// Reads up to the message that the test names, reports that, and pauses until the next name.
 fn as_in_bursts(arguments: &[String]) {
     let mut subscription = join(arguments);
     let mut into = [0; 2048];
@@ -331,7 +332,7 @@ fn a_dead_subscriber_is_let_go_of_while_the_publisher_sleeps_in_send() {
         sender.end();
         sent + 1
     });
-    // Time to park. If it has not, the test finds less, and nothing wrong.
+    // Time for the sender to park. If it has not parked, the test covers less, but does not fail.
     thread::sleep(Duration::from_millis(20));
     dead.kill();
     let sent = sleeping.join().unwrap();
@@ -348,7 +349,7 @@ fn a_dead_subscriber_is_let_go_of_while_the_publisher_sleeps_in_send() {
 #[test]
 fn one_that_does_not_read_is_evicted_after_its_stall_and_is_told() {
     let (address, _directory) = fresh_address(false);
-    // Long enough that the one that reads, on a busy machine, never takes as long.
+    // Long enough that the reading subscriber never takes as long, even on a busy machine.
     let stall = Duration::from_secs(2);
     let mut publisher = publish(&address, &options().stall(stall)).unwrap();
     let mut slow = subscriber("waits", &address, "reliable", "now");
@@ -369,8 +370,9 @@ fn one_that_does_not_read_is_evicted_after_its_stall_and_is_told() {
     alive.expect(&format!("{count} from 1 to {count}, lost 0, closed"));
 }
 
-/// Has a subscriber pause with a full ring, for a part of its stall each time, and then read up to what `catches_up` makes of the last
-/// message. Returns what the subscriber says in the end, and the longest pause: a machine that stops for a whole stall proves nothing.
+/// Makes a subscriber pause with a full ring, each time for a part of its stall. Then it reads up to the
+/// message that `catches_up` computes from the last one. Returns the subscriber's final report and the
+/// longest pause: a machine that halts for a whole stall proves nothing.
 fn pauses(rounds: u32, catches_up: impl Fn(u64) -> u64) -> (String, Duration) {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options().stall(STALL)).unwrap();
@@ -471,7 +473,7 @@ fn neither_best_effort_nor_latest_ever_hold_the_publisher_up_and_their_counts_ar
     latest.go_on();
     latest.expect(&format!("1 from {count} to {count}, lost {}, closed", count - 1));
     let told = best.hear();
-    // The counts were compared message by message; here that it got the end of it.
+    // The counts were compared message by message. This checks that the subscriber received the last one.
     assert!(
         told.contains(&format!("to {count}, lost ")) && told.ends_with("closed"),
         "{told}"
@@ -517,7 +519,7 @@ fn disconnect_gives_one_subscriber_the_rest_and_the_others_go_on() {
     left.disconnect();
     assert_eq!(left.gone(), Some(CloseReason::Closed));
     assert_eq!(publisher.subscribers().len(), 1);
-    // More than the ring holds: what it has not read is kept all the same.
+    // More than the ring holds: unread messages are kept nevertheless.
     let mut sent = 10;
     while publisher.try_send(&message(sent + 1, 100)).unwrap() {
         sent += 1;
@@ -531,7 +533,7 @@ fn disconnect_gives_one_subscriber_the_rest_and_the_others_go_on() {
     staying.expect("2000 from 1 to 2000, lost 0, closed");
 }
 
-/// The reason is known before what the publisher left was read, however it ended.
+/// The reason is known before the remaining messages are read, whatever ended the publisher.
 #[test]
 fn why_it_has_ended_is_known_while_messages_are_unread() {
     for (how, reason) in [
@@ -602,7 +604,7 @@ fn as_ends_in_a_way(arguments: &[String]) {
             while publisher.try_send(&[11; 1000]).unwrap() {}
             assert_eq!(next_gone(&publisher).1, CloseReason::Evicted);
         }
-        // It is killed.
+        // The test kills it.
         _ => wait_for_test(),
     }
     say("ended");
@@ -708,7 +710,7 @@ fn a_message_sent_after_subscribe_has_returned_is_never_missed() {
             }
         }
     });
-    // Each says what it has found when it begins, and reads a little: no gap, no doubt.
+    // Each reports the position at which it starts and reads a little, without gaps.
     for _ in 0..8 {
         let reader = Actor::start("some", &[&address.to_string(), "reliable", "now"]);
         reader.expect("in");
@@ -719,7 +721,7 @@ fn a_message_sent_after_subscribe_has_returned_is_never_missed() {
     sending.join().unwrap();
 }
 
-/// As a program with an event loop of its own does it.
+/// As a program with its own event loop does it.
 #[test]
 fn both_ends_can_be_waited_for_by_an_event_loop() {
     let (address, _directory) = fresh_address(false);
@@ -734,7 +736,7 @@ fn both_ends_can_be_waited_for_by_an_event_loop() {
             continue;
         }
         if sent <= CAPACITY / 100 {
-            // It has not read: the reader is let go on.
+            // The subscriber has not read yet, so this resumes it.
             reader.go_on();
         }
         while sender.arm(100).unwrap() {
@@ -758,7 +760,7 @@ fn messages_are_written_in_place_and_many_are_published_at_once() {
     room.commit(100).unwrap();
     drop(publisher.reserve(500).unwrap().unwrap());
     let mut batch = publisher.batch().unwrap();
-    // More than the ring holds: it publishes by itself what is in its own way, and does not wait.
+    // More than the ring holds: the batch publishes its own messages that are in the way, and does not wait.
     let mut number = 2;
     while batch.push(&message(number, 1000)).unwrap() && number < 40 {
         number += 1;
@@ -818,7 +820,7 @@ fn a_subscriber_that_the_policy_lets_in_no_more_is_let_go_of_and_verify_tells_wh
     assert!(seen.verify().is_err());
 }
 
-/// A program may keep it for long, and call it no more.
+/// A program may keep it for a long time without calling it.
 #[test]
 fn a_subscription_that_has_told_the_end_keeps_no_memory_of_it() {
     for ends_first in [true, false] {

@@ -38,7 +38,7 @@ fn word() -> String {
     line.trim().to_owned()
 }
 
-/// What the other processes do.
+/// The other processes of these tests.
 #[test]
 fn role() {
     let Some((role, arguments)) = support::role() else {

@@ -1,5 +1,5 @@
-//! One to many where anything may end at any moment: processes are killed in the middle of what they do, a thousand come, one is evicted
-//! while it reads.
+//! Broadcasts under failures: processes are killed in the middle of an operation, a thousand subscribers
+//! connect, and one is evicted while it reads.
 
 mod support;
 
@@ -16,7 +16,7 @@ use support::{
 };
 
 const CAPACITY: u64 = 64 << 10;
-/// Bytes of a message.
+/// Size of a message in bytes.
 const LENGTH: usize = 200;
 
 fn options() -> Options {
@@ -27,7 +27,7 @@ fn message(number: u64) -> Vec<u8> {
     number.to_le_bytes().repeat(LENGTH / 8)
 }
 
-/// The next message, which must be the one after the last, and whole.
+/// Reads the next message, which must be whole and directly follow the last one.
 fn next_in_order(subscription: &mut Subscription) -> Result<bool, Error> {
     let mut into = [0; LENGTH];
     let expected = subscription.sequence() + 1;
@@ -49,7 +49,7 @@ fn until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// Sends this many more, and answers the number of the last.
+/// Sends this many more messages, and returns the number of the last.
 fn send(publisher: &mut Publisher, count: u64) -> u64 {
     for _ in 0..count {
         let number = publisher.sequence() + 1;
@@ -58,7 +58,7 @@ fn send(publisher: &mut Publisher, count: u64) -> u64 {
     publisher.sequence()
 }
 
-/// What the other processes do.
+/// The other processes of these tests.
 #[test]
 fn role() {
     let Some((role, arguments)) = support::role() else {
@@ -66,14 +66,14 @@ fn role() {
     };
     let address: Address = arguments[0].parse().unwrap();
     match role.as_str() {
-        // Everything in order, until the end.
+        // Reads everything in order, until the end.
         "honest" => {
             let mut subscription = subscribe(&address, &options()).unwrap();
             say("in");
             while next_in_order(&mut subscription).unwrap() {}
             say(format!("read up to {}", subscription.sequence()));
         }
-        // Comes, reads a little and goes, without end.
+        // Subscribes, reads a little and leaves, forever.
         "restless" => {
             say("begins");
             for round in 0_u64.. {
@@ -88,7 +88,7 @@ fn role() {
                 }
             }
         }
-        // Publishes without end.
+        // Publishes forever.
         "publishes" => {
             let mut publisher = publish(&address, &options()).unwrap();
             say("out");
@@ -96,7 +96,7 @@ fn role() {
                 send(&mut publisher, 1);
             }
         }
-        // A hundred subscriptions, each of which reads the same.
+        // Holds a hundred subscriptions, each of which reads the same messages.
         "hundred" => {
             raise_limit();
             let kinds = [Delivery::Reliable, Delivery::BestEffort];
@@ -111,7 +111,7 @@ fn role() {
             say("each read 50");
         }
         "extra" => say(subscribe(&address, &options()).unwrap_err().code()),
-        // Reads more slowly than is sent.
+        // Reads more slowly than the publisher sends.
         "slow" => {
             let mut subscription = subscribe(&address, &options()).unwrap();
             say("in");
@@ -148,7 +148,7 @@ fn subscribers_that_are_killed_at_any_moment_cost_the_others_nothing() {
     let honest = Actor::start("honest", &[&name]);
     honest.expect("in");
     until("the honest one is there", || publisher.subscribers().len() == 1);
-    // Of the moments there is one for each, and the machine adds its own.
+    // Each round kills at another moment, and the machine adds its own variation.
     for round in 0_u64..30 {
         let mut restless: Vec<_> = (0..2).map(|_| Actor::start("restless", &[&name])).collect();
         for one in &restless {
@@ -204,7 +204,7 @@ fn a_thousand_subscribe_and_each_gets_all() {
         hundred.expect("in");
     }
     until("all are there", || publisher.subscribers().len() == 1000);
-    // One more is told so, and nothing else happens.
+    // One more subscriber gets an error, without other effects.
     let extra = Actor::start("extra", &[&name]);
     extra.expect("ADDRESS_OCCUPIED");
     send(&mut publisher, 50);

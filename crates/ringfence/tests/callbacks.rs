@@ -1,5 +1,5 @@
-//! What a policy's callback may do that it should not: panic, or never return. It costs its peer the handshake, and the others nothing
-//! anything.
+//! Misbehaving policy callbacks: they panic, or never return. Only the handshake of their peer fails; other
+//! peers are unaffected.
 
 mod support;
 
@@ -24,7 +24,7 @@ fn role() {
     };
     let address: Address = arguments[0].parse().unwrap();
     match role.as_str() {
-        // Connects, one time after the other, and says what came of it.
+        // Connects repeatedly, and reports each outcome.
         "agent" => {
             let mut channels = Vec::new();
             for _ in 0..arguments[1].parse().unwrap() {
@@ -38,7 +38,7 @@ fn role() {
             }
             wait_for_test();
         }
-        // Many times at once.
+        // Connects many times at once.
         "crowd" => {
             thread::scope(|scope| {
                 for _ in 0..arguments[1].parse().unwrap() {
@@ -53,7 +53,7 @@ fn role() {
 
 #[test]
 fn a_panic_in_a_callback_refuses_its_peer_and_is_told_and_nothing_else_happens() {
-    // More than one process may have under way at a time: no place is lost.
+    // More handshakes than one process may have under way: no slot is leaked.
     const COUNT: usize = 20;
     for later in [true, false] {
         let panics = Arc::new(AtomicBool::new(true));
@@ -91,7 +91,7 @@ fn a_panic_in_a_callback_refuses_its_peer_and_is_told_and_nothing_else_happens()
             }
             assert!(agent.hear().starts_with("PEER_REFUSED"));
         }
-        // The last try is made as soon as the one before it was refused.
+        // The last attempt is made as soon as the one before it was refused.
         panics.store(false, Ordering::Release);
         let mut last = agent.hear();
         assert!(last.starts_with("PEER_REFUSED"), "{last}");
@@ -110,7 +110,7 @@ fn a_panic_in_a_callback_refuses_its_peer_and_is_told_and_nothing_else_happens()
 #[test]
 fn callbacks_that_never_return_have_so_many_threads_and_others_go_on() {
     const CALLS: usize = 20;
-    // As many calls as there may be about one process.
+    // The maximum number of concurrent callback calls about one process.
     const MOST: usize = 16;
     let (address, _keep) = fresh_address(false);
     let about = Arc::new(AtomicI32::new(0));
@@ -127,7 +127,7 @@ fn callbacks_that_never_return_have_so_many_threads_and_others_go_on() {
             decision.allow();
         }
     });
-    // Long enough for an agent's handshake on a busy machine: all of the crowd wait as long.
+    // Long enough for a client's handshake on a busy machine: the whole crowd waits that long.
     let options = small().policy(policy).timeout(Duration::from_secs(2));
     let listener = listen(&address, &options).unwrap();
     listener.pause();
@@ -145,12 +145,12 @@ fn callbacks_that_never_return_have_so_many_threads_and_others_go_on() {
         (begun.load(Ordering::Acquire), without_a_thread),
         (MOST, CALLS - MOST)
     );
-    // All of them hang still.
+    // All of these calls still hang.
     let mut agent = Actor::start("agent", &[&address.to_string(), "1"]);
     assert_eq!(accepted(&listener).peer().pid, agent.pid());
     agent.expect("in");
     listener.close(Channels::Close);
-    // What they say now is not asked for any more, and their threads are there for others.
+    // Their results are no longer needed, and their threads become available to others.
     *released.0.lock().unwrap() = true;
     released.1.notify_all();
     about.store(0, Ordering::Release);

@@ -1,7 +1,8 @@
-//! A process in a memory cgroup that asks for more than the cgroup, or one above it, may have gets an error. Where others take the memory at
-//! the same time the kernel may end it: then its peers are told, have all that it had sent, and keep nothing of it.
+//! A process in a memory cgroup that requests more than the limit of the cgroup, or of one above it, gets an
+//! error. If other processes take the memory at the same time, the kernel may kill the process. Then its
+//! peers are notified, receive everything that it had sent, and keep none of its resources.
 //!
-//! The tests are left out, with a line that says why, if no memory cgroup can be made here.
+//! The tests are skipped, with a line that gives the reason, if no memory cgroup can be created here.
 
 mod support;
 
@@ -16,24 +17,24 @@ use nix::libc;
 use ringfence::{Address, Arrival, Channel, Channels, CloseReason, Listener, Options, connect, listen};
 use support::{Actor, TIME_LIMIT, accepted, fresh_address, message, say, small};
 
-/// What all processes of the cgroup may have.
+/// The memory limit for all processes of the cgroup.
 const LIMIT: u64 = 48 << 20;
 /// A ring that does not fit.
 const TOO_MUCH: u64 = 96 << 20;
-/// One that fits a few times.
+/// A ring that fits a few times.
 const RING: u64 = 4 << 20;
-/// Of these, more than may be.
+/// A number of such rings that exceeds the limit.
 const TOO_MANY: usize = 24;
 const MESSAGE: usize = 1 << 20;
 
-/// A memory cgroup with that limit, of version 2 or 1, and one below it without a limit of its own.
+/// A memory cgroup with that limit, of version 2 or 1, and a child cgroup without a limit.
 struct Cgroup {
     limited: PathBuf,
     below: PathBuf,
 }
 
 impl Cgroup {
-    /// `None`, and a line that says why, where none can be made.
+    /// `None`, and a line that gives the reason, if none can be created.
     fn new(name: &str) -> Option<Self> {
         Self::make(name)
             .inspect_err(|why| println!("left out, no memory cgroup can be made here: {why}"))
@@ -43,7 +44,7 @@ impl Cgroup {
     fn make(name: &str) -> Result<Self, String> {
         let root = Path::new("/sys/fs/cgroup");
         let controllers = fs::read_to_string(root.join("cgroup.subtree_control")).unwrap_or_default();
-        // Without its swap: what does not fit would go there.
+        // Without swap: memory beyond the limit would be moved there.
         let (root, limits) = if controllers.split_whitespace().any(|it| it == "memory") {
             (root.to_owned(), [("memory.max", LIMIT), ("memory.swap.max", 0)])
         } else {
@@ -59,7 +60,7 @@ impl Cgroup {
         let [(limit, bytes), (swap, of_swap)] = limits;
         fs::write(made.limited.join(limit), bytes.to_string())
             .map_err(|error| format!("{limit}: {error}"))?;
-        // Not there without swap.
+        // This file does not exist on a system without swap.
         let _ = fs::write(made.limited.join(swap), of_swap.to_string());
         Ok(made)
     }
@@ -71,7 +72,7 @@ fn text(path: &Path) -> &str {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Its last process may be a moment longer there than its parent has waited for it.
+        // Its last process may remain in the cgroup for a moment after its parent has waited for it.
         let end = Instant::now() + TIME_LIMIT;
         for directory in [&self.below, &self.limited] {
             while fs::remove_dir(directory).is_err() && directory.exists() && Instant::now() < end {
@@ -96,7 +97,7 @@ fn role() {
     }
 }
 
-/// From here on what this process asks for is the cgroup's.
+/// From here on the memory of this process is charged to the cgroup.
 fn enter(cgroup: &str) {
     fs::write(Path::new(cgroup).join("cgroup.procs"), process::id().to_string()).unwrap();
 }
@@ -113,7 +114,7 @@ fn asks_for_too_much(address: &Address, cgroup: &str) {
         Ok(_) => say("let in"),
         Err(error) => say(error.code()),
     }
-    // What it has goes on.
+    // Its existing channel continues to work.
     channel.sender().send(&message(1, MESSAGE)).unwrap();
     channel.close();
 }
@@ -124,7 +125,7 @@ fn asks_too_often(address: &Address, cgroup: &str) {
     for number in 0..TOO_MANY {
         match connect(address, &agent(RING)) {
             Ok(mut channel) => {
-                // Into memory that was reserved: nothing is taken here any more.
+                // The message goes into memory that is already reserved, so this allocates nothing.
                 channel.sender().send(&message(number, MESSAGE)).unwrap();
                 channels.push(channel);
             }
@@ -162,14 +163,14 @@ fn service() -> (Listener, Address, Option<tempfile::TempDir>) {
     (listen(&address, &options).unwrap(), address, keep)
 }
 
-/// Descriptors of this process, and shared objects of ringfence that it has mapped.
+/// Counts the descriptors of this process, and the shared objects of ringfence that it has mapped.
 fn traces() -> (usize, usize) {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let mapped = maps.lines().filter(|line| line.contains("memfd:ringfence"));
     (fs::read_dir("/proc/self/fd").unwrap().count(), mapped.count())
 }
 
-/// Waits until there is no more than there was before: what an end gives back takes a moment.
+/// Waits until there are no more than before: resources are released a moment after an end.
 fn is_back_to(before: (usize, usize)) {
     let end = Instant::now() + TIME_LIMIT;
     loop {
@@ -185,7 +186,7 @@ fn is_back_to(before: (usize, usize)) {
     }
 }
 
-/// All that a peer had sent, and its end.
+/// Reads everything that a peer had sent, and its end.
 fn read_to_the_end(channel: &mut Channel, first: usize) -> (usize, CloseReason) {
     let mut room = vec![0; MESSAGE];
     let mut count = 0;
@@ -225,7 +226,7 @@ fn is_refused_in(cgroup: &Path) {
     let mut channel = accepted(&listener);
     assert_eq!(actor.last_word().as_deref(), Some("NO_SPACE"));
     assert_eq!(actor.signal(), None);
-    // What it has goes on.
+    // Its existing channel continues to work.
     assert_eq!(read_to_the_end(&mut channel, 0), (2, CloseReason::Closed));
     drop(channel);
     is_back_to(before);
@@ -253,7 +254,8 @@ fn rings_that_fill_the_cgroup_end_in_an_error_or_with_who_asks_for_them() {
         channels.extend((0..count.parse().unwrap()).map(|_| accepted(&listener)));
         CloseReason::Closed
     } else {
-        // What the kernel has left was less than what it said a moment before. The handshake under way fails, well before its deadline.
+        // The kernel had less memory left than it reported a moment before. The running handshake fails, well
+        // before its deadline.
         assert_eq!(actor.signal(), Some(libc::SIGKILL));
         let refused = loop {
             match listener.accept_until(Instant::now() + TIME_LIMIT).unwrap() {
@@ -269,12 +271,12 @@ fn rings_that_fill_the_cgroup_end_in_an_error_or_with_who_asks_for_them() {
         CloseReason::Exited
     };
     assert!(!channels.is_empty() && channels.len() < TOO_MANY);
-    // Reading what it had reserved is no signal, whatever has become of the cgroup.
+    // Reading the memory that the peer had reserved raises no signal, whatever has happened to the cgroup.
     let last = channels.len() - 1;
     for (number, mut channel) in channels.into_iter().enumerate() {
         let (count, end) = read_to_the_end(&mut channel, number);
         assert_eq!(end, reason);
-        // The last one may have been cut off before its message.
+        // The last peer may have been killed before it sent its message.
         assert!(count == 1 || count == 0 && number == last, "{count} of {number}");
     }
     is_back_to(before);

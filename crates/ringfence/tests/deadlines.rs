@@ -1,4 +1,4 @@
-//! Calls with a deadline, messages in memory of their own, and what kind an error is.
+//! Calls with a deadline, messages in memory of their own, and the classification of errors.
 
 mod support;
 
@@ -15,7 +15,7 @@ use ringfence::{
 };
 use support::{Actor, TIME_LIMIT, fresh_address, join_later, say, small, wait_for_host, wait_for_test};
 
-/// Bytes of a message that travels in fragments through a ring of 4 MiB.
+/// Size of a message that is sent in fragments through a ring of 4 MiB.
 const LONG: usize = 8 << 20;
 
 /// The other processes of these tests.
@@ -28,7 +28,7 @@ fn role() {
     let options = small().max_message_size(1 << 16);
     match role.as_str() {
         "short of memory" => receive_with_too_little(&address),
-        // Reads when it is told to, all there is.
+        // On command, reads all that is there.
         "reads" => {
             let (_sender, mut receiver) = join(&address, &options).unwrap().split();
             wait_for_test();
@@ -69,7 +69,7 @@ fn role() {
     }
 }
 
-/// The lengths of all messages, which are looked at.
+/// Reads all messages, checks them, and returns their lengths.
 fn read_all(mut next: impl FnMut() -> ringfence::Result<Option<Vec<u8>>>) -> String {
     let mut lengths = Vec::new();
     while let Some(found) = next().unwrap() {
@@ -80,7 +80,7 @@ fn read_all(mut next: impl FnMut() -> ringfence::Result<Option<Vec<u8>>>) -> Str
     lengths.join(" ")
 }
 
-/// Another process in a role, at the other end of a channel.
+/// Starts another process in a role, at the other end of a channel.
 fn meet(role: &str, arguments: &[&str]) -> (Actor, Channel) {
     let (address, _keep) = fresh_address(false);
     let name = address.to_string();
@@ -95,7 +95,7 @@ fn message(length: usize) -> Vec<u8> {
     (0..=250).cycle().take(length).collect()
 }
 
-/// A deadline that passes, however loaded the machine is.
+/// Returns a deadline that passes, however loaded the machine is.
 fn soon() -> Instant {
     Instant::now() + Duration::from_millis(20)
 }
@@ -154,14 +154,14 @@ fn a_message_comes_in_memory_of_its_own_size() {
     actor.finish();
 }
 
-/// Receives a message for which there is memory once the limit is lifted: the second time, since all of it is there by then and
-/// was put together.
+/// Receives each of two messages once the limit is lifted. Before the second call, the whole message has
+/// arrived and was assembled.
 fn receive_with_too_little(address: &Address) {
     let options = small().capacity(4 << 20);
     let mut receiver = join(address, &options).unwrap().split().1;
     let (soft, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
     for (length, room) in [(1 << 20, 1 << 19), (LONG, 3 * LONG / 2)] {
-        // All that goes into the ring at once is there.
+        // Everything that fits the ring at once is there.
         say("ready");
         wait_for_test();
         let limit = address_space() + room as u64;
@@ -174,7 +174,7 @@ fn receive_with_too_little(address: &Address) {
     say("received");
 }
 
-/// Bytes of address space that this process has.
+/// Returns the size of this process's address space in bytes.
 fn address_space() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     let pages = statm
@@ -188,7 +188,8 @@ fn address_space() -> u64 {
 fn a_message_for_which_there_is_no_memory_stays() {
     let (address, _keep) = fresh_address(false);
     let mut itself = Command::new(std::env::current_exe().unwrap());
-    // Each further arena of the C library would have 64 MiB of address space in store, of which the limit takes nothing.
+    // Each further arena of the C library would reserve 64 MiB of address space, which the limit does not
+    // take away.
     itself.env("MALLOC_ARENA_MAX", "1");
     let mut actor = Actor::run(itself, "short of memory", &[&address.to_string()]);
     wait_for_host(&address);
@@ -196,7 +197,7 @@ fn a_message_for_which_there_is_no_memory_stays() {
     let mut sender = join(&address, &options).unwrap().split().0;
     for length in [1 << 20, LONG] {
         actor.expect("ready");
-        // The long one is under way meanwhile.
+        // The long message is under way at the same time.
         let long = message(length);
         let Progress::Part(mut written) = sender.send_part(&long, 0).unwrap() else {
             actor.go_on();

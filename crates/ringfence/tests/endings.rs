@@ -1,4 +1,4 @@
-//! How it ends: a peer that is killed at any step and at any moment, and one that closes.
+//! The end of a channel: a peer that is killed at any step and at any moment, and one that closes.
 
 mod support;
 
@@ -14,7 +14,7 @@ use nix::{
 use ringfence::{Address, CancelToken, Channel, CloseReason, Error, Receiver, join};
 use support::{Actor, fresh_address, join_later, say, small, wait_for_host, wait_for_test, wire};
 
-/// The length of a message of a stream: every hundredth travels in fragments.
+/// The length of a message of a stream: every hundredth is sent in fragments.
 fn length(number: u64) -> usize {
     let number = usize::try_from(number).unwrap();
     if number.is_multiple_of(100) {
@@ -119,7 +119,7 @@ fn role() {
     }
 }
 
-/// Shared objects that this process has in its memory.
+/// Counts the shared objects that this process has mapped.
 fn mapped() -> usize {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     maps.lines()
@@ -127,7 +127,7 @@ fn mapped() -> usize {
         .count()
 }
 
-/// A program may keep what it had of a channel for long.
+/// A program may keep its handles of a channel for a long time.
 #[test]
 fn the_halves_of_a_channel_that_has_ended_keep_no_memory_of_it() {
     for who_closes in ["itself", "its peer"] {
@@ -152,7 +152,7 @@ fn host_with(role: &str, arguments: &[&str]) -> (Actor, Channel) {
     (actor, host.join().unwrap().expect("a channel"))
 }
 
-/// Whatever else comes over it, the channel ends.
+/// Reads until the channel ends, whatever arrives before that.
 fn end_of(receiver: &mut Receiver) -> CloseReason {
     while receiver
         .receive(&mut [0; 16_000])
@@ -173,12 +173,13 @@ fn a_host_killed_at_any_step_is_lost_or_its_guest_takes_its_place() {
         host.kill();
         match step {
             "listening" | "accepted" | "HELLO" => {
-                // It had not answered: its guest and the next one who comes are a pair.
+                // The host had not answered: its guest and the next process to arrive form a pair.
                 let partner = Actor::start("sits", &[&address.to_string()]);
                 let channel = guest.join().unwrap().expect("a channel");
                 assert_eq!(channel.peer().pid, partner.pid(), "{step}");
             }
-            // It was a host in every respect: whether its guest has looked at it for the last time decides.
+            // It completed the handshake as a host. The outcome depends on whether its guest has made its
+            // last check.
             "READY" => match guest.join().unwrap() {
                 Ok(channel) => {
                     let (_sender, mut receiver) = channel.split();
@@ -205,7 +206,7 @@ fn peers_killed_at_whatever_moment_leave_the_address_to_the_next() {
         assert_eq!(channel.peer().pid, pid);
         drop(channel);
         worker.expect("met");
-        // The worker is in the midst of its next join, at a different place each round.
+        // The worker is in the middle of its next join, at a different step each round.
         let cancel_token = CancelToken::new().unwrap();
         let calls_off = cancel_token.clone();
         let killer = thread::spawn(move || {
@@ -218,7 +219,7 @@ fn peers_killed_at_whatever_moment_leave_the_address_to_the_next() {
         });
         match join(&address, &small().wait(true).cancel_token(cancel_token)) {
             Ok(channel) => {
-                // It ends, by the worker's own close or by its death.
+                // The channel ends when the worker closes it or dies.
                 let (_sender, mut receiver) = channel.split();
                 assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
             }
@@ -235,7 +236,7 @@ fn peers_killed_at_whatever_moment_leave_the_address_to_the_next() {
     partner.expect("met");
     channel.close();
     drop(partner);
-    // The partner was killed as the host: its files are the next one's to remove.
+    // The partner was killed as the host: the next host must remove its files.
     let host = CancelToken::new().unwrap();
     let next = join_later(&address, &small().cancel_token(host.clone()));
     wait_for_host(&address);
@@ -277,12 +278,12 @@ fn what_was_sent_before_a_close_is_read_after_it() {
             assert_eq!(into[..8], number.to_le_bytes());
         }
         assert_eq!(receiver.receive(&mut into).unwrap(), None);
-        // Where the end of the sending came first, the close is a second event.
+        // If the end of the sending came first, the close is a second event.
         while how == "ends first" && receiver.close_reason().is_none() {
             receiver.poll_line().unwrap();
         }
         assert_eq!(receiver.close_reason(), Some(CloseReason::Closed));
-        // The reader of a stream can tell whether this was all of it.
+        // The reader of a stream can tell whether it has received everything.
         assert_eq!(receiver.is_cut(), how == "at once");
         assert_eq!(sender.send(b"x").unwrap_err().code(), "PEER_LOST");
         closer.go_on();
@@ -346,7 +347,7 @@ fn one_direction_ends_and_the_other_goes_on() {
 
 #[test]
 fn a_death_is_noticed_while_a_forked_child_holds_the_line_and_the_child_has_no_mapping() {
-    /// A child of a process that is dead: nothing else would end it.
+    /// A child of a dead process: nothing else would end it.
     struct Orphan(Pid);
 
     impl Drop for Orphan {

@@ -1,4 +1,4 @@
-//! A parent and its child: the line that it inherits, and what comes of it where something goes wrong.
+//! A parent and its child: the line that the child inherits, and the outcome of each error.
 
 mod support;
 
@@ -33,7 +33,7 @@ fn role() {
         return;
     };
     match role.as_str() {
-        // Sends back what it gets.
+        // Echoes its messages.
         "child" => {
             let channel = from_parent(&small()).unwrap();
             assert_eq!(channel.role(), Role::Guest);
@@ -57,7 +57,7 @@ fn role() {
                 Err(error) => say(format!("{}: {error}", error.code())),
             }
         }
-        // In its first thread a call fails that takes the line.
+        // The call that takes over the line fails in its first thread.
         "tries twice" => {
             let first = thread::spawn(|| {
                 forbid(libc::SYS_fcntl, Some((1, libc::F_SETFD)), libc::EMFILE);
@@ -66,7 +66,7 @@ fn role() {
             say(first.join().unwrap().unwrap_err().code());
             echo(from_parent(&small()).unwrap());
         }
-        // Is asked for another line meanwhile, which there is not.
+        // Is asked for another line at the same time, which does not exist.
         "looks for another" => {
             let left = std::env::var(LINE_VARIABLE).unwrap();
             let number = left.split(':').next().unwrap();
@@ -75,7 +75,8 @@ fn role() {
                 thread::yield_now();
             }
             for line in ["1000:1", &left] {
-                // SAFETY: the other thread has read it, and waits for the parent; it looks at no variable any more.
+                // SAFETY: the other thread has read the variable, and waits for the parent. It reads no
+                // variable after that.
                 unsafe { std::env::set_var(LINE_VARIABLE, line) };
                 let error = from_parent(&small()).unwrap_err();
                 say(format!("{}: {error}", error.code()));
@@ -88,7 +89,7 @@ fn role() {
             say("here");
             wait_for_test();
         }
-        // Has a child of its own answer in its place.
+        // Lets a child of its own answer instead.
         "passes it on" => {
             let grandchild = Actor::start("asks", &[]);
             say(grandchild.hear());
@@ -108,7 +109,7 @@ fn role() {
             use std::os::unix::process::CommandExt;
             let channel = from_parent(&small()).unwrap();
             wait_for_test();
-            // It goes on, and its pidfd tells nothing.
+            // The process lives on with another program, so its pidfd reports nothing.
             let error = Command::new("sleep").arg("1000").exec();
             drop(channel);
             panic!("{error}");
@@ -117,7 +118,7 @@ fn role() {
     }
 }
 
-/// Sockets of its own, which the variable names, stay its own.
+/// Checks that its own sockets stay its own, even if the variable names them.
 fn owns(listening: &str) {
     let (one, other) = UnixStream::pair().unwrap();
     let (prepared, _end) = UnixStream::pair().unwrap();
@@ -133,10 +134,10 @@ fn owns(listening: &str) {
         connected.as_fd(),
         tcp.as_fd(),
     ];
-    // The last one is inherited, and no line.
+    // The last one is inherited, but is no line.
     for socket in owned.into_iter().chain([std::io::stdin().as_fd()]) {
         let line = format!("{}:{}", socket.as_raw_fd(), fstat(socket).unwrap().st_ino);
-        // SAFETY: this is the only thread that looks at the environment.
+        // SAFETY: no other thread accesses the environment.
         unsafe { std::env::set_var(LINE_VARIABLE, line) };
         let error = from_parent(&small()).unwrap_err();
         assert!(
@@ -167,7 +168,7 @@ fn is_close_on_exec(number: &str) -> bool {
     i32::from_str_radix(flags.trim(), 8).unwrap() & libc::O_CLOEXEC != 0
 }
 
-/// With a child that echoes: a message goes there and back, and both directions end.
+/// With a child that echoes: a message makes a round trip, and both directions end.
 fn one_message_comes_back(channel: Channel) {
     let (mut sender, mut receiver) = channel.split();
     sender.send(b"after all").unwrap();
@@ -176,7 +177,7 @@ fn one_message_comes_back(channel: Channel) {
     assert_eq!(receiver.receive(&mut [0; 16]).unwrap(), None);
 }
 
-/// The sockets that this process has.
+/// Returns the sockets of this process.
 fn sockets() -> BTreeSet<String> {
     std::fs::read_dir("/proc/self/fd")
         .unwrap()
@@ -333,7 +334,7 @@ fn a_process_that_was_left_no_line_is_told_so() {
     let told = Actor::start("asks", &[]).hear();
     assert!(told.starts_with("ADDRESS_INVALID"), "{told}");
     assert!(told.contains("no parent has left this process a line"), "{told}");
-    // A number and a socket that are not what is open there, and what is neither.
+    // A number and a socket that do not match the open descriptor, and a malformed value.
     for (value, why) in [
         ("0:1", "is not the line that was left"),
         ("1000:1", "is not the line that was left"),
@@ -463,7 +464,7 @@ fn nothing_of_a_line_is_inherited_by_a_process_that_is_started_meanwhile() {
         .to_string(),
         own
     );
-    // Beside children with lines that are being started, a child without one, again and again.
+    // While children with lines are being started, starts children without one, again and again.
     std::thread::scope(|scope| {
         let lines = scope.spawn(|| (0..20).map(|_| Actor::spawn("looks", &[])).collect::<Vec<_>>());
         let plain: Vec<_> = (0..10).map(|_| Actor::start("looks", &[])).collect();

@@ -1,4 +1,4 @@
-//! Each step of the handshake on its own: what is said wrongly, cut short, or not at all.
+//! Each step of the handshake on its own: malformed, truncated, or omitted.
 
 mod support;
 
@@ -57,7 +57,8 @@ fn role() {
                 if length > 0 {
                     wire::send(&stream, &hello[..length], Some(theirs.as_fd()));
                 }
-                // Until it is turned away: a host does not take in any number of connections of one process at a time.
+                // Until it is rejected: a host accepts only a limited number of connections of one process at
+                // a time.
                 stream.shutdown(Shutdown::Write).unwrap();
                 stream.read_to_end(&mut Vec::new()).unwrap();
             }
@@ -76,7 +77,7 @@ fn role() {
                 _ => unreachable!("{arguments:?}"),
             };
             wire::send(&stream, &bytes, Some(theirs.as_fd()));
-            // The reason comes on the agreed socket: a REFUSE frame, or at least the end.
+            // The reason arrives on the agreed socket: a REFUSE frame, or at least the end.
             let mut answer = Vec::new();
             let _ = stream.read_to_end(&mut answer);
             say(String::from_utf8_lossy(&answer).replace(char::is_control, " "));
@@ -100,7 +101,7 @@ fn role() {
                 wire::turn_away(&listener.accept().unwrap().0, 5, excuse);
                 say(excuse);
             }
-            // One that comes once more does not get the address, and waits there for no one.
+            // The guest connects once more. It is refused, and does not wait there for a partner.
             wire::turn_away(&listener.accept().unwrap().0, 1, "address");
             say("came once more");
         }
@@ -113,8 +114,8 @@ fn role() {
     }
 }
 
-/// A guest that has the kernel install a pidfd with each part of its frames: from before it passes the line, or from then
-/// on when it has been answered.
+/// A guest that has the kernel install a pidfd with each part of its frames: either from before it passes the
+/// line, or only after the host has answered.
 fn with_pidfds(address: &str, before: bool) {
     let stream = wire::connect(address);
     let (mut mine, theirs) = wire::line();
@@ -131,7 +132,7 @@ fn with_pidfds(address: &str, before: bool) {
     if before {
         wire::send_in_pieces(&mine, &wire::offer(nonce), Some(object.as_fd()));
     }
-    // Without an OFFER it is the wrong frame as well, which shows only once all of it was read.
+    // Without an OFFER it is also the wrong frame, which shows only once all of it was read.
     wire::send_in_pieces(&mine, &wire::good(3, nonce), None);
     loop {
         match wire::receive(&mut mine) {
@@ -146,7 +147,7 @@ fn with_pidfds(address: &str, before: bool) {
     wait_for_test();
 }
 
-/// How many barriers this process makes to lie down once.
+/// Counts the barriers that this process issues to park once.
 fn count_barriers(address: &str, how: Option<&str>) {
     if how == Some("forbidden") {
         support::forbid(libc::SYS_membarrier, None, libc::ENOSYS);
@@ -158,7 +159,7 @@ fn count_barriers(address: &str, how: Option<&str>) {
     wait_for_test();
 }
 
-/// How many pidfds of a process this one holds, as /proc/self/fdinfo says.
+/// Counts the pidfds of a process that this one holds, from /proc/self/fdinfo.
 fn pidfds_of(pid: i32) -> usize {
     let wanted = format!("Pid:\t{pid}");
     std::fs::read_dir("/proc/self/fdinfo")
@@ -168,7 +169,7 @@ fn pidfds_of(pid: i32) -> usize {
         .count()
 }
 
-/// A good partner comes, and gets the place.
+/// A sound partner connects, and gets the slot.
 fn partner_gets_the_place(
     address: &Address,
     host: std::thread::JoinHandle<ringfence::Result<ringfence::Channel>>,
@@ -190,7 +191,7 @@ fn a_guest_killed_at_any_step_leaves_the_place_to_the_next() {
         let mut guest = Actor::start("stop at", &[&address.to_string(), step]);
         guest.expect("there");
         if step == "READY" {
-            // It was a guest in every respect, and it died: the host has a channel that ends.
+            // It completed the handshake as a guest, and then died: the host has a channel that ends.
             guest.kill();
             let (_sender, mut receiver) = host.join().unwrap().expect("a channel").split();
             assert_eq!(receiver.receive(&mut [0; 64]).unwrap(), None);
@@ -202,7 +203,7 @@ fn a_guest_killed_at_any_step_leaves_the_place_to_the_next() {
     }
 }
 
-/// The host has a channel by then, and would take it for dead.
+/// The host already has a channel, and would take the guest for dead.
 #[test]
 fn a_guest_that_gives_up_after_its_ready_says_that_it_has_closed() {
     let (address, _keep) = fresh_address(false);
@@ -227,7 +228,7 @@ fn a_host_s_answer_brings_no_descriptor() {
     host.finish();
 }
 
-/// Who waits for a partner has lost nothing by a host that is about to go. Trouble that the host has would meet it again.
+/// A waiting guest has lost nothing if a host is about to leave. A local error of the host would recur.
 #[test]
 fn a_guest_comes_again_after_a_refusal_that_passes_and_tells_of_any_other() {
     let (address, _keep) = fresh_address(false);
@@ -247,7 +248,8 @@ fn a_guest_comes_again_after_a_refusal_that_passes_and_tells_of_any_other() {
     }
 }
 
-/// What it says of itself: bit 0, that it takes barriers; bit 1, that it closes itself to others of its user.
+/// Its announced features: bit 0, that it supports barriers; bit 1, that it restricts access by other
+/// processes of its user.
 #[test]
 fn a_side_tells_which_features_it_has_and_makes_barriers_for_a_peer_alone_that_takes_them() {
     if !support::has_barriers() {
@@ -275,7 +277,7 @@ fn a_guest_that_dawdles_at_any_step_does_not_hold_up_the_next() {
         wait_for_host(&address);
         let dawdler = Actor::start("stop at", &[&address.to_string(), step]);
         dawdler.expect("there");
-        // It still stands there when the next one comes.
+        // It is still at its step when the next guest connects.
         partner_gets_the_place(&address, host);
     }
 }
@@ -310,7 +312,7 @@ fn a_control_message_that_was_not_asked_for_ends_the_handshake_and_leaves_nothin
     wait_for_host(&address);
     let mut guest = Actor::start("pidfds after", &[&address.to_string()]);
     let answer = guest.hear();
-    // The host lets go of the one that it has of every guest a moment after it has told why.
+    // The host closes the pidfd that it holds of every guest a moment after it has sent the reason.
     let end = Instant::now() + support::TIME_LIMIT;
     while pidfds_of(guest.pid()) > 0 {
         assert!(Instant::now() < end, "{} pidfds are left", pidfds_of(guest.pid()));
@@ -338,7 +340,7 @@ fn what_a_line_was_set_to_before_it_was_passed_is_put_back() {
     guest.expect("ready");
     let channel = host.join().unwrap().unwrap();
     assert_eq!(channel.peer().pid, guest.pid());
-    // The one that every channel has of its peer.
+    // The pidfd that every channel holds of its peer.
     assert_eq!(pidfds_of(guest.pid()), 1);
     drop(channel);
     guest.go_on();
@@ -386,7 +388,7 @@ fn a_silent_guest_is_given_up_at_the_deadline_and_the_host_goes_on() {
     let host = join_later(&address, &small().timeout(Duration::from_secs(1)));
     wait_for_host(&address);
     let silent = Actor::start("silent guest", &[&address.to_string()]);
-    // Past its deadline the host hangs up: the silent one hears it.
+    // The host hangs up after the deadline, and the silent guest notices.
     silent.expect("hung up");
     partner_gets_the_place(&address, host);
 }
@@ -423,7 +425,7 @@ fn another_executable_is_refused_on_both_sides_and_told_why() {
     stranger.finish();
     partner_gets_the_place(&address, host);
 
-    // And as the host, by the guest.
+    // As the host, it is refused by the guest as well.
     let (address, _keep) = fresh_address(false);
     let mut stranger = Actor::start_from(copy.clone(), "join", &[&address.to_string()]);
     wait_for_host(&address);
@@ -435,7 +437,7 @@ fn another_executable_is_refused_on_both_sides_and_told_why() {
         Some(stranger.pid())
     );
     assert!(refusal.found.contains("copy"), "{refusal}");
-    // A policy that names it lets it in; its own must name us.
+    // A policy that names its executable admits it. Its own policy must name ours.
     stranger.kill();
     let mut stranger = Actor::start_from(copy.clone(), "join", &[&address.to_string()]);
     wait_for_host(&address);
@@ -451,7 +453,7 @@ fn another_user_is_refused_and_the_host_goes_on() {
         return;
     }
     let (address, _keep) = fresh_address(false);
-    // Another user must be able to run it.
+    // Another user must be able to execute it.
     let directory = tempfile::tempdir().unwrap();
     std::fs::set_permissions(
         directory.path(),

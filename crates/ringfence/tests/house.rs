@@ -1,5 +1,6 @@
-//! The order of the rooms: imports run down the list below and never up, and no file takes part in a circle. The list is
-//! the one of docs/architecture.md; a new folder is added to both. And the documents name files that exist.
+//! The layering of the modules: imports run down the list below and never up, and no file is part of a cycle.
+//! The list is that of docs/architecture.md; a new folder must be added to both. Also checks that the
+//! documents name existing files.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,8 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// From the top to the bottom. A folder may import what stands below it. Files that share a line may not import each
-/// other. Tests and the fuzzer's entry points may look at everything.
+/// From top to bottom. A folder may import those below it. Folders that share a line may not import each
+/// other. Tests and the fuzzer's entry points may import everything.
 const ORDER: [&[&str]; 21] = [
     &["tokio"],
     &["doctor"],
@@ -88,7 +89,7 @@ fn no_file_of_the_core_takes_part_in_a_circle() {
 #[test]
 fn no_file_of_the_binding_takes_part_in_a_circle() {
     let binding = source("ringfence-node");
-    // The crate is packed without its neighbours.
+    // The crate is packaged without its neighbours.
     if binding.exists() {
         let circles = circles(&imports(&binding));
         assert!(circles.is_empty(), "circles: {circles:#?}");
@@ -108,16 +109,16 @@ fn a_circle_and_an_import_are_found() {
     assert_eq!(circles(&circle), [["a", "b", "c"].map(str::to_owned).into()]);
 }
 
-/// Folders against which a document may name a file.
+/// The folders to which a document's file names may be relative.
 const ROOTS: [&str; 3] = ["", "crates/ringfence/src", "docs"];
 
-/// What is made here, and so is not there in a fresh clone.
+/// Generated folders, which do not exist in a fresh clone.
 const MADE: [&str; 3] = ["build/", "fuzz/corpus/", "fuzz/artifacts/"];
 
 #[test]
 fn the_documents_name_files_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    // The crate is packed without its neighbours.
+    // The crate is packaged without its neighbours.
     if !root.join("docs/architecture.md").exists() {
         return;
     }
@@ -150,14 +151,15 @@ fn a_path_in_a_document_is_found() {
     assert_eq!(paths_in(text, root), ["src/gone.rs", "lib.rs", "src/"]);
 }
 
-/// What stands in back quotes and is a path: a source file by its name, or in a folder that is there. Blocks of code do not count.
+/// Returns the words in backquotes that are paths: a source file's name, or a path in an existing folder.
+/// Ignores code blocks.
 fn paths_in<'a>(text: &'a str, root: &Path) -> Vec<&'a str> {
     let outside = text.split("```").step_by(2);
-    // Each second part stands between two back quotes.
+    // Every second part is between two backquotes.
     let quoted = outside.flat_map(|part| part.split('`').skip(1).step_by(2));
     let is_path = |word: &&str| {
         let plain = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
-        // Each folder has one: it is no file's name by itself.
+        // Each folder has a `mod.rs`, so that name alone identifies no file.
         let is_made = MADE.iter().any(|folder| word.starts_with(folder));
         if !word.chars().all(plain) || *word == "mod.rs" || is_made {
             return false;
@@ -181,7 +183,7 @@ fn source(name: &str) -> PathBuf {
         .join("src")
 }
 
-/// Which module imports which, by the names behind `crate::`.
+/// Returns which module imports which, from the paths after `crate::`.
 fn imports(source: &Path) -> Imports {
     let mut files = Vec::new();
     collect(source, source, &mut files);
@@ -197,7 +199,7 @@ fn imports(source: &Path) -> Imports {
         .collect()
 }
 
-/// Every file but lib.rs, tests and what exists for tests alone: its module path, and where it lies.
+/// Collects every file except lib.rs, tests and test-only code: its module path, and its location.
 fn collect(source: &Path, folder: &Path, into: &mut Vec<(String, PathBuf)>) {
     for entry in fs::read_dir(folder).expect("a folder of sources") {
         let path = entry.expect("an entry").path();
@@ -247,9 +249,9 @@ fn crate_paths(text: &str) -> Vec<String> {
     paths
 }
 
-/// The paths in a tree of imports that begins here: `a::{b, c::d}` are `a::b` and `a::c::d`.
+/// Returns the paths in a tree of imports: `a::{b, c::d}` becomes `a::b` and `a::c::d`.
 fn expand(prefix: &str, tree: &str, into: &mut Vec<String>) {
-    // Behind the last comma of a list.
+    // After the last comma of a list.
     if tree.is_empty() {
         return;
     }
@@ -282,7 +284,7 @@ fn expand(prefix: &str, tree: &str, into: &mut Vec<String>) {
     }
 }
 
-/// The longest beginning of a path that is a module.
+/// Returns the longest prefix of a path that is a module.
 fn module_of(path: &str, modules: &BTreeSet<String>) -> Option<String> {
     let parts: Vec<&str> = path.split("::").filter(|part| !part.is_empty()).collect();
     (1..=parts.len())
@@ -291,7 +293,7 @@ fn module_of(path: &str, modules: &BTreeSet<String>) -> Option<String> {
         .find(|name| modules.contains(name))
 }
 
-/// Sets of modules each of which is reached from each other.
+/// Returns the sets of modules that all reach each other.
 fn circles(imports: &Imports) -> Vec<BTreeSet<String>> {
     let reached: BTreeMap<&String, BTreeSet<&String>> =
         imports.keys().map(|from| (from, reach(from, imports))).collect();
@@ -309,7 +311,7 @@ fn circles(imports: &Imports) -> Vec<BTreeSet<String>> {
     found
 }
 
-/// Everything that is imported from here on, directly or not.
+/// Returns everything that is imported from here on, directly or indirectly.
 fn reach<'a>(from: &String, imports: &'a Imports) -> BTreeSet<&'a String> {
     let mut seen = BTreeSet::new();
     let mut next: Vec<&String> = imports.get(from).into_iter().flatten().collect();

@@ -1,5 +1,5 @@
-//! An executable on a filesystem whose server does not answer: a process that runs it is refused, or its time runs out, and
-//! nothing hangs.
+//! An executable on a filesystem whose server does not answer: a process that runs it is refused or times
+//! out, and nothing hangs.
 
 mod support;
 
@@ -40,8 +40,9 @@ fn role() {
     }
 }
 
-/// A filesystem with one file, `program`, which is this executable (fuse(4); linux/fuse.h). It is in a process of its own, whose
-/// end lets go of whatever hangs in it. At the test's word it answers reads alone, as the peer itself needs them.
+/// Serves a filesystem with one file, `program`, which is this executable (fuse(4); linux/fuse.h). It runs in
+/// a separate process, whose exit releases all requests that hang. On the test's command it answers only
+/// reads, which the peer itself needs.
 fn serve(place: &Path) {
     const READ: u32 = 15;
     let content = std::fs::read(std::env::current_exe().unwrap()).unwrap();
@@ -53,7 +54,7 @@ fn serve(place: &Path) {
         text(place.to_str().unwrap()),
         text(&options),
     );
-    // SAFETY: the kernel reads five texts, all of which end with a NUL.
+    // SAFETY: the kernel reads five strings, all of which end with a NUL.
     let mounted = unsafe {
         libc::mount(
             source.as_ptr(),
@@ -94,7 +95,7 @@ fn serve(place: &Path) {
             26 => (0, init()),
             // LOOKUP
             1 if request[40..length].starts_with(b"program\0") => {
-                // A node, its generation, and no time for which the kernel may go by this.
+                // A node, its generation, and no time for which the kernel may cache the entry.
                 let mut answer = [2_u64, 0, 0, 0, 0].map(u64::to_ne_bytes).concat();
                 answer.extend(attributes(2, content.len()));
                 (0, answer)
@@ -106,7 +107,7 @@ fn serve(place: &Path) {
                 answer.extend(attributes(node, content.len()));
                 (0, answer)
             }
-            // OPEN, OPENDIR: what was read stays known.
+            // OPEN, OPENDIR: cached data stays valid.
             14 | 27 => (0, [0_u64, 2].map(u64::to_ne_bytes).concat()),
             READ => {
                 let from = usize::try_from(long(48)).unwrap().min(content.len());
@@ -122,7 +123,7 @@ fn serve(place: &Path) {
         reply.extend(error.to_ne_bytes());
         reply.extend(unique.to_ne_bytes());
         reply.extend(answer);
-        // The kernel may have given the request up meanwhile.
+        // The kernel may have dropped the request in the meantime.
         let _ = device.write(&reply);
     }
 }
@@ -132,7 +133,7 @@ fn init() -> Vec<u8> {
     let mut words = [0_u32; 16];
     words[0] = 7;
     words[1] = 31;
-    // The longest read ahead, and write.
+    // The longest readahead, and the longest write.
     words[2] = 1 << 17;
     words[5] = 1 << 17;
     words[6] = 1;
@@ -153,7 +154,7 @@ fn attributes(node: u64, size: usize) -> Vec<u8> {
     bytes
 }
 
-/// Such a filesystem, as long as this lives.
+/// Such a filesystem, mounted as long as this lives.
 struct Filesystem {
     server: Actor,
     folder: tempfile::TempDir,
@@ -183,15 +184,15 @@ impl Filesystem {
 
 impl Drop for Filesystem {
     fn drop(&mut self) {
-        // Whatever hangs there gets an error.
+        // All requests that hang there fail.
         self.server.kill();
         let path = CString::new(self.folder.path().to_str().unwrap()).unwrap();
-        // SAFETY: the kernel reads one text.
+        // SAFETY: the kernel reads one string.
         unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
     }
 }
 
-/// What becomes of a peer that was started from there, where this is the policy.
+/// Returns the refusal of a peer that was started from there, under this policy.
 fn refused(policy: impl FnOnce(&Path) -> Policy) -> Option<Refused> {
     let mut filesystem = Filesystem::new()?;
     let (address, _keep) = fresh_address(false);
@@ -204,7 +205,7 @@ fn refused(policy: impl FnOnce(&Path) -> Policy) -> Option<Refused> {
     filesystem.fall_silent();
     agent.go_on();
     let outcome = listener.accept().unwrap();
-    // It does not wait for what hangs.
+    // `close` does not wait for threads that hang.
     listener.close(Channels::Close);
     drop(agent);
     match outcome {
@@ -213,7 +214,7 @@ fn refused(policy: impl FnOnce(&Path) -> Policy) -> Option<Refused> {
     }
 }
 
-/// Device and inode are known here, and are all that is compared.
+/// Device and inode are known here, and nothing else is compared.
 #[test]
 fn what_another_file_is_shows_though_its_server_does_not_answer() {
     let Some(refused) = refused(|_| Policy::new()) else {
@@ -227,7 +228,7 @@ fn what_another_file_is_shows_though_its_server_does_not_answer() {
     assert!(refusal.found.contains("program"), "{refusal}");
 }
 
-/// Its server would have to say what is in it.
+/// Its server would have to return the content.
 #[test]
 fn a_content_that_is_not_told_is_waited_for_no_longer_than_the_deadline() {
     let digest = Digest::from([7; 32]);
@@ -237,7 +238,7 @@ fn a_content_that_is_not_told_is_waited_for_no_longer_than_the_deadline() {
     assert_eq!(refused.error.code(), "HANDSHAKE_TIMEOUT", "{}", refused.error);
 }
 
-/// Its server would have to say what has that name.
+/// Its server would have to resolve the name.
 #[test]
 fn a_path_that_leads_nowhere_is_waited_for_no_longer_than_the_deadline() {
     let Some(refused) = refused(|path| Policy::new().programs([Program::path(path)])) else {

@@ -1,4 +1,5 @@
-//! What an open channel leaves in its process, and what a child of it gets of that: this test is alone in its process.
+//! The resources that an open channel holds in its process, and those that a child inherits. This test has
+//! its own process.
 
 mod support;
 
@@ -30,14 +31,15 @@ fn role() {
     }
 }
 
-/// What the descriptors lead to, but for standard input, output and error, and the pipes between the processes.
+/// Returns the targets of the descriptors, except for standard input, output and error, and the pipes between
+/// the processes.
 fn descriptors() -> BTreeSet<(i32, String)> {
     std::fs::read_dir("/proc/self/fd")
         .unwrap()
         .filter_map(|entry| {
             let entry = entry.ok()?;
             let number = entry.file_name().to_str()?.parse().ok()?;
-            // The one by which the directory is read is gone when it is looked at.
+            // The descriptor that reads the directory is closed when its entry is checked.
             let target = std::fs::read_link(entry.path()).ok()?.display().to_string();
             (number > 2 && !target.contains("/fd") && !target.starts_with("pipe:"))
                 .then_some((number, target))
@@ -45,7 +47,7 @@ fn descriptors() -> BTreeSet<(i32, String)> {
         .collect()
 }
 
-/// How the shared objects are mapped.
+/// Returns how the shared objects are mapped.
 fn mappings() -> Vec<String> {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let mut access: Vec<_> = maps
@@ -57,7 +59,7 @@ fn mappings() -> Vec<String> {
     access
 }
 
-/// What a descriptor is, without what tells one from another.
+/// Returns the kinds of the additional descriptors, without their individual numbers.
 fn kinds(more_than: &BTreeSet<(i32, String)>) -> Vec<String> {
     let mut kinds: Vec<_> = descriptors()
         .difference(more_than)
@@ -77,7 +79,7 @@ fn report(before: &BTreeSet<(i32, String)>) {
     say(format!("{} | {}", kinds(before).join(" "), mappings().join(" ")));
 }
 
-/// What a child of this process has.
+/// Returns the descriptors and mappings of a child of this process.
 fn child() -> String {
     let child = Actor::start("child", &[]);
     let report = child.hear();
@@ -90,7 +92,7 @@ fn an_open_channel_is_its_mappings_and_its_line_and_a_child_inherits_nothing_of_
     if support::role().is_some() {
         return;
     }
-    // The parent of this test may have left it something open.
+    // The parent of this test may have left descriptors open in it.
     let inherited = child();
     for backing in [Backing::Memfd, Backing::Shm] {
         for named in [false, true] {
@@ -100,7 +102,8 @@ fn an_open_channel_is_its_mappings_and_its_line_and_a_child_inherits_nothing_of_
             wait_for_host(&address);
             let mut partner = Actor::start("partner", &[&address.to_string(), &backing.to_string()]);
             let channel = host.join().unwrap().unwrap();
-            // The guest keeps the line, the pidfd that tells of its peer's end and, once in a process, the table of locks.
+            // The guest keeps the line, the pidfd that reports its peer's exit and, once per process, the
+            // table of locks.
             partner.expect("/proc/locks anon_inode socket | r--s rw-s");
             partner.expect(&inherited);
             assert_eq!(
@@ -111,7 +114,7 @@ fn an_open_channel_is_its_mappings_and_its_line_and_a_child_inherits_nothing_of_
             let held = kinds(&before);
             let (locks, rest): (Vec<_>, Vec<_>) = held.into_iter().partition(|kind| is_lock(kind));
             assert_eq!(locks.len(), usize::from(named), "{locks:?}");
-            // The host of a path holds its directory as well.
+            // The host at a path holds its directory as well.
             let directory = keep.as_ref().map(|keep| keep.path().display().to_string());
             let mut wanted = vec!["/proc/locks", "anon_inode", "socket", "socket"];
             wanted.extend(directory.as_deref());

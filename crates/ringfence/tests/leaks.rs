@@ -1,4 +1,4 @@
-//! Joins and closes without end: nothing of them stays, in the process or in the system.
+//! Joins and closes many times: nothing is left of the channels, in the process or in the system.
 
 mod support;
 
@@ -29,7 +29,7 @@ fn role() {
     nothing_was_added(before.unwrap(), &format!("{options:?}"));
 }
 
-/// The allocator and the threads' stacks have settled after so many rounds.
+/// After this many rounds the allocator and the threads' stacks have settled.
 const SETTLING: u32 = 50;
 
 #[test]
@@ -58,16 +58,17 @@ fn ten_thousand_joins_and_closes_leave_nothing_behind() {
     }
 }
 
-/// What could leak: descriptors, mappings, and names in /dev/shm. This test is alone in its process, and so is its
-/// other side.
+/// Counts possible leaks: descriptors, mappings, and names in /dev/shm. This test has its own process, and so
+/// has its other side.
 fn traces() -> (usize, usize, usize) {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    // The allocator's own come and go.
+    // The allocator's own mappings change.
     let mapped = maps
         .lines()
         .filter(|line| line.contains("memfd:") || line.contains("/dev/shm"))
         .count();
-    // Others on this machine make names too, each for the moment before it is unlinked: those that stay count.
+    // Other processes on this machine make names as well, each for the moment before it is unlinked. Only
+    // names that stay count.
     let mut names = entries("/dev/shm");
     for _ in 0..50 {
         let still = entries("/dev/shm");
@@ -76,8 +77,8 @@ fn traces() -> (usize, usize, usize) {
     (entries("/proc/self/fd").len(), mapped, names.len())
 }
 
-/// What is left of thousands of rounds. A thread that was still ending when the first look was taken, or is now, is none
-/// of that: hence no more than before, once all have ended.
+/// Checks that nothing is left after thousands of rounds. A thread that was still exiting at the first count,
+/// or still is now, is no leak. So the counts must not exceed the first ones after all threads have exited.
 fn nothing_was_added(before: (usize, usize, usize), what: &str) {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {

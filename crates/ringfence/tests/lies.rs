@@ -1,5 +1,5 @@
-//! A peer that has passed the handshake and then lies in its own region: this side's channel ends, and its process
-//! goes on.
+//! A peer that completes the handshake and then violates the protocol in its own region: this side's channel
+//! ends, and its process continues.
 
 mod support;
 
@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use ringfence::{Address, Channel, CloseReason, Error, Options, Packed, Progress, Receiver, Sender};
 use support::{Actor, fresh_address, join_later, say, small, wait_for_host, wait_for_test, wire};
 
-// As docs/protocol.md has them.
+// Offsets from docs/protocol.md.
 const TAIL: usize = 128;
 const HEAD: usize = 256;
 const PHASE: usize = 640;
@@ -18,7 +18,7 @@ const FIRST: u64 = 1 << 32;
 const LAST: u64 = 2 << 32;
 const PADDING: u64 = 4 << 32;
 
-/// What this side takes.
+/// The longest message that this side accepts.
 const LONGEST: usize = 1 << 16;
 
 fn options() -> Options {
@@ -46,7 +46,8 @@ fn role() {
         }
         "toggler" => {
             let peer = wire::Met::guest(&arguments[0]);
-            // A beginning of 8 bytes whose size is never what it was, and an end that fits one of the two.
+            // A first fragment of 8 bytes whose announced size keeps changing, and a last fragment that fits
+            // one of the two sizes.
             peer.write(DATA, FIRST + 16);
             peer.write(DATA + 24, LAST + 92);
             peer.write(TAIL, 24 + 104);
@@ -80,7 +81,7 @@ fn liar(lies: &[Vec<(usize, u64)>]) -> (Actor, Channel) {
     (actor, host.join().unwrap().expect("a channel"))
 }
 
-/// Every way to read finds the lie, and the channel is closed for both halves afterwards.
+/// Checks that every way to read finds the violation, and that the channel is then closed for both halves.
 fn is_corrupt(what: &str, lies: &[Vec<(usize, u64)>]) {
     type Read = fn(&mut Receiver) -> ringfence::Result<()>;
     let ways: [(&str, Read); 5] = [
@@ -227,7 +228,7 @@ fn a_size_that_changes_while_it_is_read_ends_the_channel_or_gives_a_message_of_o
         let toggler = Actor::start("toggler", &[&Address::to_string(&address)]);
         toggler.expect("ready");
         let (_sender, mut receiver) = host.join().unwrap().unwrap().split();
-        // What is told first may be the larger size, which the buffer is too small for.
+        // The first size may be the larger one, for which the buffer is too small.
         match receiver.try_receive(&mut [0; 100]) {
             Ok(Some(length)) => assert_eq!(length, 100),
             Ok(None) | Err(Error::InvalidArgument(_) | Error::RingCorrupt(_)) => {}

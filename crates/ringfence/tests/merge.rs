@@ -1,4 +1,5 @@
-//! Many to one: each source in its turn, and what becomes of a source that ends, of a merge that waits, and of both in a child.
+//! Reading from many sources as one: each source gets its turn. Also covers a source that ends, a merge that
+//! waits, and both in a forked child.
 
 mod support;
 
@@ -33,9 +34,9 @@ use support::{
     wait_for_test, wire,
 };
 
-/// Bytes of a ring that one turn may take, and the record that goes beyond it.
+/// The most bytes of a ring that one turn may take, including the record that crosses the limit.
 const TURN: usize = 16 * 1024 + 1024;
-/// Bytes of a message that a reliable subscription is shown in the ring itself.
+/// The size from which a reliable subscription exposes a message in the ring itself.
 const IN_PLACE: usize = 512;
 /// Bytes of the ring of a flood.
 const FLOOD: u64 = 1 << 20;
@@ -77,7 +78,7 @@ fn as_flood(arguments: &[String]) {
     }
 }
 
-/// Says one word each time.
+/// Sends one word each time.
 fn as_speaker(arguments: &[String]) {
     let mut channel = connect(&address_in(arguments), &small()).unwrap();
     for number in 0_u32.. {
@@ -87,7 +88,7 @@ fn as_speaker(arguments: &[String]) {
     }
 }
 
-/// Many channels, each with numbered messages, and then its end.
+/// Makes many channels, each with numbered messages and then its end.
 fn as_many(arguments: &[String]) {
     let [count, each] = [1, 2].map(|index: usize| arguments[index].parse::<u32>().unwrap());
     let mut channels: Vec<_> = (0..count)
@@ -112,7 +113,7 @@ fn as_many(arguments: &[String]) {
 
 fn as_liar(arguments: &[String]) {
     let peer = wire::Met::guest(&arguments[0]);
-    // A tail that no producer has.
+    // A tail that no honest producer writes.
     peer.write(128, 12_345);
     peer.ring_bell();
     say("lied");
@@ -129,8 +130,7 @@ fn as_echo(arguments: &[String]) {
     wait_for_test();
 }
 
-/// Publishes numbers to one subscriber: so many, or until that one is gone.
-/// A child of it has its line as well, and outlives it.
+/// Connects, and forks a child that holds the line as well and outlives this process.
 fn as_parent(arguments: &[String]) {
     let _channel = connect(&address_in(arguments), &small()).unwrap();
     // SAFETY: the child does nothing but sleep.
@@ -143,6 +143,7 @@ fn as_parent(arguments: &[String]) {
     wait_for_test();
 }
 
+/// Publishes numbers to one subscriber: `count` of them, or until the subscriber is gone.
 fn as_publisher(arguments: &[String]) {
     let [count, stall] = [1, 2].map(|index: usize| arguments[index].parse::<u64>().unwrap());
     let options = small().stall(Duration::from_millis(stall));
@@ -164,7 +165,7 @@ fn as_publisher(arguments: &[String]) {
     wait_for_test();
 }
 
-/// Publishes one long message, and writes over it when told to, once its subscriber is evicted.
+/// Publishes one long message, and overwrites it on command, once its subscriber is evicted.
 fn as_overwrites(arguments: &[String]) {
     let options = small().stall(Duration::from_millis(1));
     let mut publisher = publish(&address_in(arguments), &options).unwrap();
@@ -180,7 +181,7 @@ fn as_overwrites(arguments: &[String]) {
     wait_for_test();
 }
 
-/// Sends one long message, and says so once its memory was opened and wiped.
+/// Sends one long message, and reports when its memory was opened and wiped.
 fn as_exposed(arguments: &[String]) {
     let address = address_in(arguments);
     if arguments[1] == "channel" {
@@ -205,7 +206,7 @@ fn words(own: u32, number: u32) -> Vec<u8> {
     [own.to_le_bytes(), number.to_le_bytes()].concat()
 }
 
-/// A service, and so many agents of it, in the order in which they came.
+/// A service and its clients, in the order in which they connected.
 struct Scene {
     listener: Listener,
     address: Address,
@@ -242,7 +243,7 @@ fn speak(speaker: &mut Actor) {
     speaker.expect("said");
 }
 
-/// The next message, or end, which must come.
+/// Returns the next message or end, which must arrive.
 fn next(merge: &mut Merge, room: &mut [u8]) -> Merged {
     let end = Instant::now() + TIME_LIMIT;
     loop {
@@ -253,7 +254,7 @@ fn next(merge: &mut Merge, room: &mut [u8]) -> Merged {
     }
 }
 
-/// Bytes of others that come before the first message of this source.
+/// Returns the bytes of other sources that are delivered before the first message of this source.
 fn bytes_before(merge: &mut Merge, wanted: Key, way: &str) -> usize {
     let mut bytes = 0;
     if way == "drain" {
@@ -294,7 +295,7 @@ fn a_flood_gets_no_more_than_its_turn_before_a_quiet_source_is_heard() {
         let before = bytes_before(&mut merge, quiet, way);
         assert!(before <= TURN, "{size} {way}: {before} bytes came before it");
         for _ in 0..3 {
-            // It was found empty, and has something again.
+            // It was found empty, and has messages again.
             flood.go_on();
             flood.expect("full");
             let Merged::Message { from, .. } = next(&mut merge, &mut [0; 2048]) else {
@@ -327,7 +328,7 @@ fn a_turn_ends_after_a_while_as_well() {
         while Instant::now() < end {}
         count += 1;
     }
-    // By bytes it would be some 200.
+    // If turns were limited by bytes, it would be about 200.
     assert!(
         count <= 64,
         "{count} messages of a millisecond each came before it"
@@ -351,7 +352,7 @@ fn each_of_100_sources_comes_in_its_order_and_leaves_after_its_last_message() {
         actor.expect("sent");
     }
     assert_eq!(merge.len(), 100);
-    // Two are killed with all that they have sent unread; the others close, or end their sending alone.
+    // Two are killed while all of their messages are unread. The others close, or only end their sending.
     for actor in &mut actors[..2] {
         actor.kill();
     }
@@ -432,7 +433,7 @@ fn a_source_that_is_removed_is_handed_back_open_and_its_key_names_no_other() {
     assert_eq!(merge.receive(&mut room).unwrap(), None);
     assert_eq!(receiver.receive(&mut room).unwrap(), Some(4));
     assert_eq!(room[..4], 1_u32.to_le_bytes());
-    // Its bell is heard by its own calls again.
+    // The receiver's own calls are woken again.
     let reading = thread::spawn(move || {
         receiver.receive(&mut [0; 64]).unwrap();
         receiver.receive(&mut [0; 64]).unwrap();
@@ -508,7 +509,7 @@ fn an_event_loop_of_the_program_s_own_hears_messages_and_ends() {
     assert!(merge.is_ended() && !is_readable(&merge, PollTimeout::ZERO));
 }
 
-/// The line does not end with it, and only its pidfd tells.
+/// The line does not end with the process, so only its pidfd reports the exit.
 #[test]
 fn a_source_whose_process_ends_leaves_though_a_child_has_its_line() {
     let mut scene = Scene::new();
@@ -525,11 +526,11 @@ fn a_source_whose_process_ends_leaves_though_a_child_has_its_line() {
     parent.kill();
     waits(&mut merge);
     let told = merge.try_receive(&mut [0; 8]).unwrap();
-    // Nothing else ends it, whatever was told.
+    // Nothing else ends the child, whatever was reported.
     kill(child, Signal::SIGKILL).unwrap();
     let (from, reason) = (key, CloseReason::Exited);
     assert_eq!(told, Some(Merged::Ended { from, reason }));
-    // The other one rings, and is heard as before.
+    // The other source wakes the merge, and is read as before.
     speak(&mut speaker);
     waits(&mut merge);
     let (from, length) = (other, 4);
@@ -589,7 +590,7 @@ fn a_thread_may_wait_for_room_in_a_channel_that_a_merge_reads() {
     let count = 2000_u32;
     let sending = thread::spawn(move || {
         for number in 0..count {
-            // More than the ring holds: it waits for room now and then, while the merge waits for answers.
+            // More than the ring holds: this sometimes waits for room, while the merge waits for answers.
             let message = number.to_le_bytes().repeat(100);
             sender.send(&message).unwrap();
         }
@@ -611,7 +612,7 @@ fn a_thread_may_wait_for_room_in_a_channel_that_a_merge_reads() {
     echo.finish();
 }
 
-/// A subscription to a publisher of its own.
+/// Returns a subscription to its own publisher.
 fn subscribed(count: &str, stall: &str) -> (Actor, Subscription) {
     let (address, _) = fresh_address(false);
     let publisher = Actor::start("publisher", &[&address.to_string(), count, stall]);
@@ -631,7 +632,7 @@ fn subscriptions_and_channels_are_read_as_one_and_an_evicted_one_leaves_with_tha
     let (mut ticker, subscription) = subscribed("3000", "60000");
     let ticking = merge.add(subscription.into()).unwrap();
     let (mut stalled, subscription) = subscribed("1000000", "1");
-    // It is not read: it was not added.
+    // It is not read, since it was not added.
     stalled.go_on();
     stalled.expect("published");
     let evicted = merge.add(subscription.into()).unwrap();
@@ -653,7 +654,7 @@ fn subscriptions_and_channels_are_read_as_one_and_an_evicted_one_leaves_with_tha
             None => assert!(merge.wait_readable(Some(end)).unwrap(), "nothing comes"),
         }
     };
-    // Nothing was received before, and a ring that is written over is not read.
+    // Nothing was received before, and a ring that is overwritten is not read.
     assert_eq!(next(&mut merge, 1), (evicted, Err(CloseReason::Evicted)));
     ticker.go_on();
     for number in 0..3000_u64 {
@@ -675,7 +676,8 @@ fn subscriptions_and_channels_are_read_as_one_and_an_evicted_one_leaves_with_tha
     assert_eq!(merge.len(), 1);
 }
 
-/// What the merge drains while `disturb` runs in the first visit, with the bytes that the visitor saw after that.
+/// Returns what the merge drains while `disturb` runs in the first visit, with the bytes that the visitor saw
+/// after that.
 fn drain_disturbed<S: ringfence::Source>(
     merge: &mut Merge<S>,
     mut disturb: impl FnMut(),
@@ -688,7 +690,7 @@ fn drain_disturbed<S: ringfence::Source>(
     (merge.receive_each(visit, 100), seen)
 }
 
-/// A subscription with one message, and the publisher that overwrites that when told to.
+/// Returns a subscription with one message, and the publisher that overwrites the message on command.
 fn to_be_overwritten() -> (Actor, Subscription) {
     let (address, _) = fresh_address(false);
     let publisher = Actor::start("overwrites", &[&address.to_string()]);
@@ -698,7 +700,7 @@ fn to_be_overwritten() -> (Actor, Subscription) {
     (publisher, subscription)
 }
 
-/// Has the message overwritten that a merge of this source visits.
+/// Overwrites the message that a merge of this source visits.
 fn is_overwritten<S: ringfence::Source + fmt::Debug>(mut publisher: Actor, source: S) {
     let mut merge = Merge::new().unwrap();
     let from = merge.add(source).unwrap();
@@ -746,7 +748,7 @@ fn a_message_that_is_wiped_during_its_visit_is_an_error_and_not_counted() {
         eprintln!("skipped: it takes root to open what a process has mapped");
         return;
     }
-    // In a process of its own: the memory of other tests must stay closed.
+    // In a separate process: the memory of other tests must stay closed.
     for kind in ["channel", "subscription"] {
         let reader = Actor::start("reads what is wiped", &[kind]);
         reader.expect("OBJECT_EXPOSED, 0 received, exposed");
@@ -754,7 +756,7 @@ fn a_message_that_is_wiped_during_its_visit_is_an_error_and_not_counted() {
     }
 }
 
-/// In another process: has the message wiped that it visits, and says what the merge says of it.
+/// In another process: wipes the message during its visit, and reports the result of the merge.
 fn read_what_is_wiped(kind: &str) {
     let (address, _) = fresh_address(false);
     let mut merge: Merge<AnySource> = Merge::new().unwrap();
@@ -790,7 +792,7 @@ fn read_what_is_wiped(kind: &str) {
     ));
 }
 
-/// In another process: reads asleep, and says what comes.
+/// In another process: reads asleep, and reports what arrives.
 fn read_asleep(address: &Address) {
     let listener = listen(address, &small()).unwrap();
     let mut merge = Merge::new().unwrap();
@@ -851,7 +853,7 @@ fn a_merge_that_waits_is_not_woken_for_nothing() {
     reader.expect("over");
 }
 
-/// In another process: how many barriers it takes to park 20 sources.
+/// In another process: counts the barriers needed to park 20 sources.
 fn count_barriers(address: &Address) {
     let listener = listen(address, &small()).unwrap();
     let mut merge = Merge::new().unwrap();
@@ -865,14 +867,14 @@ fn count_barriers(address: &Address) {
     support::count_barriers();
     assert!(merge.arm().unwrap());
     say(support::barriers().to_string());
-    // Those that are parked are not parked again.
+    // Parked sources are not parked again.
     assert!(merge.arm().unwrap());
     say(support::barriers().to_string());
-    // A channel alone, to see that they are counted.
+    // A channel alone, to check that its barriers are counted.
     let (mut sender, mut receiver) = accepted(&listener).split();
     assert!(receiver.arm().unwrap());
     say(support::barriers().to_string());
-    // The last agent looks at this process once more.
+    // The last client checks this process once more.
     wait_for_test();
     sender.close();
 }
@@ -893,7 +895,7 @@ fn parking_20_sources_costs_one_barrier() {
     assert_eq!(heard, ["1", "1", "2"]);
 }
 
-/// Everything that a merge can be asked, in a child.
+/// Makes every call of a merge, in a child.
 fn use_inherited(mut merge: Merge, key: Key) {
     let is_closed = |error: Option<Error>| assert!(matches!(error, Some(Error::Closed(_))));
     is_closed(merge.try_receive(&mut [0; 64]).err());
@@ -905,7 +907,7 @@ fn use_inherited(mut merge: Merge, key: Key) {
     assert!(merge.remove(key).is_none());
 }
 
-/// In another process: a child that it forks does what it likes with the merge, which goes on here.
+/// In another process: forks a child that uses the merge, which continues to work here.
 fn fork_beside(address: &Address) {
     let listener = listen(address, &small()).unwrap();
     let mut merge: Merge = Merge::new().unwrap();
@@ -918,14 +920,14 @@ fn fork_beside(address: &Address) {
         keys.push(merge.add(receiver).unwrap());
     }
     assert!(merge.arm().unwrap());
-    // SAFETY: the child is what this test is about; the C library's own locks are whole in it.
+    // SAFETY: the child is the subject of this test, and the C library's own locks are consistent in it.
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => {
-            // One that hangs has failed.
+            // A child that hangs has failed.
             alarm::set(60);
             let used = catch_unwind(AssertUnwindSafe(|| use_inherited(merge, keys[0])));
             mem::forget((listener, senders));
-            // SAFETY: ends the process, and nothing else.
+            // SAFETY: only ends the process.
             unsafe { libc::_exit(i32::from(used.is_err())) }
         }
         ForkResult::Parent { child } => {
@@ -954,7 +956,7 @@ fn a_child_does_nothing_to_its_parent_s_merge() {
     reader.finish();
 }
 
-/// In another process: no descriptor is left.
+/// In another process: exhausts the descriptors.
 fn be_short(address: &Address) {
     let channel = connect(address, &small()).unwrap();
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();

@@ -1,4 +1,4 @@
-//! Peers of other namespaces, and peers of whom /proc shows less than all.
+//! Peers in other namespaces, and peers of which /proc does not show everything.
 
 mod support;
 
@@ -11,10 +11,10 @@ use support::{
 
 /// Another user than [`STRANGER`].
 const ANOTHER: u32 = 65002;
-/// A group that the one of the two has besides its own.
+/// An additional group of one of the two users.
 const GROUP: u32 = 64711;
 
-/// `uid=1 gid=2 cgroup=/a any executable`, each where it is wanted.
+/// Parses a policy such as `uid=1 gid=2 cgroup=/a any executable`. Each part is optional.
 fn policy(words: &str) -> Policy {
     words
         .split_whitespace()
@@ -34,7 +34,7 @@ fn options(words: &str) -> Options {
     small().policy(policy(words))
 }
 
-/// A refusal in a line: the check, whose it is, and what was found.
+/// Formats a refusal in one line: the check, the side that failed it, and the found value.
 fn shown(error: &Error) -> String {
     match error.refusal() {
         Some(refusal) => {
@@ -45,7 +45,7 @@ fn shown(error: &Error) -> String {
     }
 }
 
-/// What the evidence says of the namespaces, one line for each look.
+/// Returns the evidence on the namespaces, one line per check.
 fn evidence(channel: &Channel) -> Vec<(String, String)> {
     channel
         .evidence()
@@ -67,7 +67,7 @@ fn role() {
         say("there");
         wait_for_test();
     }
-    // With another one, which it starts where it lives itself.
+    // Also joins with another process, which it starts in its own namespaces.
     let _other = (role == "pair").then(|| Actor::start("join", &[&address.to_string(), words]));
     let mut channel = match join(&address, &options(words)) {
         Ok(channel) => channel,
@@ -88,7 +88,7 @@ fn role() {
     }
 }
 
-/// This executable in namespaces of its own; `None` where this user may not make any.
+/// Returns a command that runs this executable in new namespaces. `None` if this user may not create any.
 fn in_namespaces(flags: &str) -> Option<Command> {
     let may = Command::new("unshare").args([flags, "true"]).output();
     if !may.is_ok_and(|output| output.status.success()) {
@@ -98,14 +98,14 @@ fn in_namespaces(flags: &str) -> Option<Command> {
     let mut command = Command::new("unshare");
     command.arg(flags);
     if flags.contains('p') {
-        // What is started there ends with what has started it.
+        // Processes started there end with the process that has started them.
         command.arg("--kill-child");
     }
     command.arg(std::env::current_exe().unwrap());
     Some(command)
 }
 
-/// An honest partner comes to a host that waits, and gets the place.
+/// An honest partner connects to a waiting host, and gets the slot.
 fn partner_gets_the_place(address: &Address, host: std::thread::JoinHandle<ringfence::Result<Channel>>) {
     let partner = Actor::start("join", &[&address.to_string()]);
     let channel = host.join().unwrap().expect("a channel");
@@ -127,7 +127,7 @@ fn a_guest_of_a_pid_namespace_below_is_refused_by_its_host() {
     let (address, _keep) = fresh_address(false);
     let host = join_later(&address, &Options::new().capacity(4096));
     wait_for_host(&address);
-    // It lets the host in, and so hears what the host says.
+    // It would admit the host, and so receives the host's refusal.
     let guest = Actor::run(command, "join", &[&address.to_string(), "any"]);
     let said = guest.hear();
     assert!(said.starts_with("refused namespace the peer's: "), "{said}");
@@ -150,7 +150,7 @@ fn a_host_that_cannot_be_seen_from_here_is_refused_by_its_guest() {
     assert!(said.contains("pid 0"), "{said}");
     guest.finish();
     partner_gets_the_place(&address, {
-        // The host above asks for any namespace, and the evidence would say so.
+        // If the host above accepted any namespace, the evidence would show it.
         let other = Actor::start("join", &[&address.to_string()]);
         other.expect(&format!("joined {}", std::process::id()));
         drop(host.join().unwrap().unwrap());
@@ -176,7 +176,7 @@ fn a_host_of_a_pid_namespace_below_is_refused_by_its_guest() {
 
 #[test]
 fn any_namespace_is_let_in_where_both_say_so() {
-    // With the /proc of this namespace, which shows the host, and with one of its own, which does not.
+    // With the /proc of this namespace, which shows the host, and with a new one, which does not.
     for flags in ["-Urpf", "-Urpf --mount-proc"] {
         let mut words = flags.split(' ');
         let Some(mut command) = in_namespaces(words.next().unwrap()) else {
@@ -200,7 +200,7 @@ fn any_namespace_is_let_in_where_both_say_so() {
             assert!(found.contains("below"), "{found}");
         }
         channel.verify().unwrap();
-        // The thread that the guest names is another's here.
+        // The thread id that the guest names belongs to another thread here.
         let error = channel.tokens().send(1).unwrap_err();
         assert_eq!(error.code(), "UNSUPPORTED", "{error}");
         let (mut sender, mut receiver) = channel.split();
@@ -213,7 +213,7 @@ fn any_namespace_is_let_in_where_both_say_so() {
     }
 }
 
-/// There /proc is one of another pid namespace, in which the numbers of these processes are others'.
+/// There, /proc belongs to another pid namespace, in which these numbers belong to other processes.
 #[test]
 fn peers_of_one_namespace_are_found_in_a_proc_that_numbers_them_otherwise() {
     let Some(command) = in_namespaces("-Urpf") else {
@@ -258,7 +258,7 @@ fn a_child_of_another_user_namespace_is_refused_by_its_parent() {
     child.wait().unwrap();
 }
 
-/// What the test above starts.
+/// The role that the test above starts.
 #[test]
 fn child() {
     if std::env::var_os("RINGFENCE_CHILD").is_some() {
@@ -266,7 +266,7 @@ fn child() {
     }
 }
 
-/// Starts `program` as a user without privilege, in a mount namespace of its own, once `before` was done there by root.
+/// Starts `program` as an unprivileged user, in a new mount namespace, after root has run `before` there.
 fn within(before: &str, uid: u32, groups: &str, program: &Path) -> Command {
     let mut command = Command::new("unshare");
     let groups = match groups {
@@ -281,7 +281,7 @@ fn within(before: &str, uid: u32, groups: &str, program: &Path) -> Command {
     command
 }
 
-/// Linux 5.8: hidepid is of one mount. Before that it would be everybody's.
+/// Linux 5.8: hidepid applies to one mount. Before that it would apply to all.
 fn mounts_are_their_own() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release
@@ -294,7 +294,8 @@ fn mounts_are_their_own() -> bool {
     new
 }
 
-/// A host that /proc shows nothing of its guest, which is another user's and has one more group.
+/// Starts a host to which /proc shows nothing of its guest, which belongs to another user and has one more
+/// group.
 fn hidden(strangers: &Strangers, before: &str, host: &str) -> (Actor, Actor) {
     let (address, _keep) = fresh_address(false);
     let words = format!("uid={ANOTHER} {host}");
@@ -336,7 +337,8 @@ fn what_proc_hides_is_a_refusal_at_once_where_the_policy_asks_for_it() {
     }
     for hiding in HIDING {
         let before = format!("mount -t proc -o {hiding} proc /proc");
-        // It has the group, and the kernel said so when it connected; whether it has it still cannot be seen.
+        // The guest has the group, and the kernel reported it at the connect. Whether it still has it cannot
+        // be checked.
         for (words, check, why) in [
             (format!("gid={GROUP}"), "gid", "cannot be read in /proc"),
             ("executable".to_owned(), "executable", "hidepid"),
@@ -348,7 +350,7 @@ fn what_proc_hides_is_a_refusal_at_once_where_the_policy_asks_for_it() {
                 "{hiding}: {said}"
             );
             drop((host, guest));
-            // As a guest it says itself why.
+            // As a guest, this side reports the reason itself.
             let (address, _keep) = fresh_address(false);
             let command = within(":", ANOTHER, &GROUP.to_string(), &strangers.program());
             let uid = format!("uid={STRANGER}");
@@ -377,7 +379,7 @@ fn with_a_plain_proc_the_group_is_seen() {
     assert!(guest.hear().starts_with("joined "));
 }
 
-/// Compared by its name alone, a cgroup could be another of the same name.
+/// Compared by its name alone, a cgroup could be another one of the same name.
 #[test]
 fn a_cgroup_whose_number_cannot_be_looked_up_is_a_refusal() {
     let Some(strangers) = Strangers::new() else { return };
@@ -393,7 +395,7 @@ fn a_cgroup_whose_number_cannot_be_looked_up_is_a_refusal() {
     let (host, _guest) = hidden(&strangers, ":", &words);
     let said = host.hear();
     assert!(said.starts_with("joined "), "{said}");
-    // The shell executes the program, which has its number then.
+    // The shell executes the program, which then has the shell's process id.
     let before = "touch /dev/shm/ringfence-unreadable-$$
 chmod 0 /dev/shm/ringfence-unreadable-$$
 mount --bind /dev/shm/ringfence-unreadable-$$ /proc/$$/mountinfo

@@ -1,4 +1,4 @@
-//! What two processes see of a channel: meeting, talking, and the end, however it comes.
+//! A channel as two processes see it: meeting, talking, and every kind of end.
 
 mod support;
 
@@ -10,7 +10,7 @@ use std::{
 use ringfence::{Address, Backing, CloseReason, Error, Outcome, Role, join};
 use support::{Actor, fresh_address, join_later, say, small, wait_for_host, wait_for_test};
 
-/// A message whose bytes tell its number.
+/// A message whose bytes depend on its number.
 fn message(number: u64, size: usize) -> Vec<u8> {
     (0..size as u64)
         .map(|at| (number.wrapping_mul(31) + at.wrapping_mul(7)).to_le_bytes()[0])
@@ -49,7 +49,7 @@ fn role() {
         },
         "flood" => {
             let (mut sender, _receiver) = join(&address, &options).unwrap().split();
-            // Small ones that fit, and the peer does not read them before this process is dead.
+            // Small messages that fit. The peer does not read them before this process is dead.
             let mut sent = 0;
             while sender.try_send(&message(sent, 100)).unwrap() {
                 sent += 1;
@@ -102,7 +102,8 @@ fn both_talk_over_both_backings_at_both_kinds_of_address() {
             assert!(outcomes.any(|outcome| outcome == Outcome::Passed));
             let (mut sender, mut receiver) = channel.split();
             let mut buffer = vec![0; 1 << 20];
-            // From nothing to many times the ring, so that some travel in fragments; both directions at once.
+            // From empty to many times the ring, so that some are sent in fragments. Both directions run at
+            // once.
             for size in [0, 1, 7, 8, 100, 2047, 2048, 2049, 4096, 100_000, 1 << 20] {
                 let sent = message(size as u64, size);
                 let part = std::thread::scope(|scope| {
@@ -160,7 +161,7 @@ fn a_third_and_a_second_of_one_process_are_told_at_once_that_the_place_is_taken(
         channel.close();
         guest.go_on();
         guest.finish();
-        // The address is free again, to whoever of the two comes first.
+        // The address is free again, for the first of the two to arrive.
         let next = Actor::start("try", &[&address.to_string()]);
         let channel = join(&address, &small()).unwrap();
         next.expect(match channel.role() {
@@ -226,7 +227,8 @@ fn two_starters_that_race_for_a_stale_socket_are_one_pair_a_thousand_times() {
     );
     let path = address.as_path().unwrap().to_owned();
     for round in 0..ROUNDS {
-        // What a host that was killed leaves: a socket that no process listens at. Only where neither has come yet.
+        // The leftovers of a killed host: a socket at which no process listens. Only if neither process has
+        // arrived yet.
         if round % 10 == 0 && !path.exists() {
             let _ = std::os::unix::net::UnixListener::bind(&path);
         }
@@ -308,7 +310,7 @@ fn reservations_batches_and_packed_records_arrive_in_order() {
             }
         }
         expected.push(text);
-        // Read as it goes, or both rings would be full.
+        // Read along the way, or both rings would fill up.
         let mut buffer = [0; 200];
         let length = receiver.receive(&mut buffer).unwrap().unwrap();
         assert_eq!(&buffer[..length], &expected[usize::try_from(number).unwrap()][..]);

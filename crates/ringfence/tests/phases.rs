@@ -21,9 +21,9 @@ const LENGTH: usize = 1500;
 /// Copying this takes longer than a peer takes to notice an end.
 const MUCH: usize = 16 << 20;
 
-/// How a peer that has sent tokens ends.
+/// The ways in which a peer that has sent tokens ends.
 const WAYS: [&str; 3] = ["closes", "is dropped", "ends"];
-/// How a reader notices it.
+/// The calls by which a reader notices it.
 const LOOKS: [&str; 3] = ["receive", "is_ended", "try_receive"];
 /// Every way with every check, 100 times.
 const ROUNDS: usize = 900;

@@ -1,4 +1,5 @@
-//! The place where they meet: who may come to it, who gets it, and what of it is left.
+//! The meeting point of two processes: which of them may use an address, which one gets it, and what is left
+//! of it.
 
 mod support;
 
@@ -42,7 +43,7 @@ fn role() {
             }
             Err(error) => say(format!("{} {error}", error.code())),
         },
-        // As another user, who would take root for its partner.
+        // As another user, with a policy that accepts root as its partner.
         "stranger" => match join(
             &address(),
             &small().policy(Policy::new().any_executable().uids([0])),
@@ -70,9 +71,10 @@ fn role() {
             Ok(_) => say("in"),
             Err(error) => say(error.to_string()),
         },
-        // Takes a relative path, goes elsewhere, and closes.
+        // Takes a relative path, changes the directory, and closes.
         "wanderer" => wander(&arguments),
-        // Hangs up on the first, has no room for longer than a handshake may take, hangs up on a few more, and leaves.
+        // Hangs up on the first client, is full for longer than a handshake may take, hangs up on a few more,
+        // and leaves.
         "moody" => be_moody(&arguments),
         // Hangs up in the middle of each handshake.
         "moody in the middle" => {
@@ -111,12 +113,13 @@ fn as_crowd(arguments: &[String]) {
     loop {
         let channel = match join(&address_in(arguments), &options) {
             Ok(channel) => channel,
-            // Called off, or the host was; one that ends too early is missed by the test.
+            // This call or the host was cancelled. The test notices a process that ends too early.
             Err(Error::Aborted | Error::PeerLost(_)) => return,
             Err(error) => panic!("{error}"),
         };
         let peer = channel.peer().pid;
-        // Called off between its READY and ours, it has left: again the test would miss one that left early.
+        // Cancelled between its READY and ours, the peer has left. Here too, the test notices one that left
+        // early.
         let Some(answer) = greet_or_miss(channel) else {
             return;
         };
@@ -175,19 +178,19 @@ fn be_moody(arguments: &[String]) {
     let first = Instant::now();
     while first.elapsed() < 2 * allowed {
         let (stream, _) = listener.accept().unwrap();
-        // REFUSE: two share the address already.
+        // REFUSE: two processes share the address already.
         wire::send(&stream, &wire::good(4, &[1, 0, 0, 0, 0, 0, 0, 0]), None);
     }
     (0..7).for_each(|_| drop(listener.accept().unwrap()));
 }
 
-/// Tells the peer this process's id, and hears its. Both have heard the other once both directions have ended, and
-/// the channel is closed then.
+/// Sends the peer this process's id, and receives the peer's. Both have received the other's id once both
+/// directions have ended. The channel is closed then.
 fn greet(channel: Channel) -> i32 {
     greet_or_miss(channel).expect("the peer's greeting")
 }
 
-/// As `greet`; `None` where the peer's process has ended before it had said a word.
+/// As `greet`, but `None` if the peer's process has exited before it sent its id.
 fn greet_or_miss(channel: Channel) -> Option<i32> {
     let (mut sender, mut receiver) = channel.split();
     match sender.send(&std::process::id().to_le_bytes()) {
@@ -237,7 +240,8 @@ fn of_two_who_race_for_a_place_one_is_the_host_and_the_other_its_guest_a_thousan
         Actor::start("racer", &[&address.to_string()]),
     ];
     for round in 0..RACES {
-        // What a killed host leaves: a socket that no process answers at, and mostly its lock file, which none holds.
+        // The leftovers of a killed host: a socket at which no process answers, and mostly its lock file,
+        // which no process holds.
         if round % 4 != 3 {
             drop(UnixListener::bind(path).expect("a socket"));
         }
@@ -267,7 +271,7 @@ fn who_waits_gets_the_place_when_it_is_free() {
     let mut first = Actor::start("join", &[&address.to_string()]);
     first.expect("guest");
     let channel = host.join().unwrap().unwrap();
-    // Two who wait together become a pair once the first two have gone.
+    // Two waiting processes become a pair once the first two have gone.
     let second = Actor::start("join", &[&address.to_string()]);
     assert!(second.hear().starts_with("ADDRESS_OCCUPIED"));
     let patient = join_later(&address, &small().wait(true));
@@ -281,14 +285,15 @@ fn who_waits_gets_the_place_when_it_is_free() {
     assert_eq!((channel.role(), channel.peer().pid), (Role::Host, third.pid()));
 }
 
-/// A host whose turn is over between its lock and its socket, or between that and the lock's end, is one that comes or goes.
+/// A host that is preempted between taking its lock and binding its socket, or between removing the socket
+/// and releasing the lock, is one that is starting or leaving.
 #[test]
 fn a_lock_without_a_socket_is_waited_for() {
     let (address, _keep) = fresh_address(true);
     let lock = std::fs::File::create(format!("{address}.lock")).unwrap();
     let held = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
     let joining = join_later(&address, &small());
-    // The first looks take 0.16 s together, and were all that there were once.
+    // The first checks take 0.16 s together; an earlier version made no others.
     thread::sleep(Duration::from_millis(500));
     assert!(!joining.is_finished());
     drop(held);
@@ -298,7 +303,7 @@ fn a_lock_without_a_socket_is_waited_for() {
     assert_eq!(joining.join().unwrap().expect("a channel").role(), Role::Host);
 }
 
-/// As long as there is no socket the address is another's, and `wait` waits for it.
+/// As long as there is no socket, the address belongs to another process, and `wait` waits for it.
 #[test]
 fn a_lock_that_stays_without_a_socket_is_another_s_address() {
     let (address, _keep) = fresh_address(true);
@@ -384,14 +389,14 @@ fn a_relative_path_is_the_same_place_wherever_its_process_goes() {
         let arguments = [from, to].map(|path| path.to_str().unwrap());
         let mut wanderer = Actor::start("wanderer", &[arguments[0], arguments[1], how]);
         wanderer.expect("there");
-        // Another instance lives where the first goes to.
+        // Another instance listens at the path to which the first one changes.
         let other = Address::path(to.join("socket")).unwrap();
         let living = listen(&other, &small()).unwrap();
         wanderer.go_on();
         wanderer.expect("gone");
         assert_eq!(names_in(from), [""; 0], "{how}");
         assert_eq!(names_in(to), ["socket", "socket.lock"], "{how}");
-        // No other process can take the place of the one that lives.
+        // No other process can take the address of the living instance.
         assert!(matches!(
             listen(&other, &small()),
             Err(Error::AddressOccupied { .. })
@@ -434,7 +439,7 @@ fn what_took_the_place_of_a_directory_or_of_files_that_were_removed_is_left_alon
     }
 }
 
-/// A child that a thread starts has the process's listening sockets until it executes its program.
+/// A child that a thread starts inherits the process's listening sockets until it executes its program.
 #[test]
 fn a_name_that_is_let_go_of_while_programs_start_is_free_and_takes_no_calls() {
     let (address, _directory) = fresh_address(false);
@@ -516,7 +521,7 @@ fn a_hang_up_long_ago_is_forgotten_once_another_had_the_place() {
     let options = small().timeout(Duration::from_secs(1)).wait(true);
     let patient = join_later(&address, &options);
     moody.finish();
-    // The one who waited has the place now, and waits for a partner.
+    // The waiting process has the address now, and waits for a partner.
     wait_for_host(&address);
     let partner = Actor::start("join", &[&address.to_string()]);
     partner.expect("guest");
@@ -531,7 +536,7 @@ fn who_waits_goes_on_when_its_host_ends_in_the_middle_of_a_handshake() {
     wait_for_host(&address);
     let patient = join_later(&address, &small().wait(true));
     moody.expect("leaving");
-    // What it had bound is gone with it, so that the host found below is the one who waited.
+    // Its socket is closed with it, so that the host found below is the waiting process.
     moody.finish();
     wait_for_host(&address);
     let partner = Actor::start("join", &[&address.to_string()]);
@@ -540,7 +545,7 @@ fn who_waits_goes_on_when_its_host_ends_in_the_middle_of_a_handshake() {
     assert_eq!(channel.peer().pid, partner.pid());
 }
 
-/// Any executable, since theirs is a copy.
+/// Any executable, since the strangers run a copy.
 fn of_users(uids: &[u32]) -> Options {
     small()
         .mode(0o666)
@@ -600,7 +605,7 @@ fn another_user_who_may_not_connect_or_write_the_directory_is_told_so() {
     let stranger = strangers.start("stranger", &address);
     stranger.expect("ADDRESS_INVALID by peer: false ");
     stranger.finish();
-    // One is there, whose socket is for its own user.
+    // A process is there, whose socket is for its own user.
     let cancel_token = CancelToken::new().unwrap();
     let host = join_later(&address, &small().cancel_token(cancel_token.clone()));
     wait_for_host(&address);

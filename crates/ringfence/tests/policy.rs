@@ -1,4 +1,4 @@
-//! Who is let in, who is not and why, and who is found to have changed.
+//! Which peers are admitted, which are refused and why, and which are found to have changed.
 
 mod support;
 
@@ -25,7 +25,7 @@ use ringfence::{
 };
 use support::{Actor, TIME_LIMIT, fresh_address, join_later, say, small, wait_for_host, wait_for_test};
 
-/// Other users, whom nothing belongs to.
+/// Users who own nothing.
 const STRANGER: u32 = 65001;
 const ANOTHER: u32 = 65002;
 
@@ -36,7 +36,7 @@ fn role() {
         return;
     };
     let address: Address = arguments[0].parse().unwrap();
-    // The uid that it takes for its partner's, where that is another than its own.
+    // The uid that it expects of its partner, if that is not its own.
     let policy = match arguments.get(1).filter(|text| !text.is_empty()) {
         Some(uid) => Policy::new().any_executable().uids([uid.parse::<u32>().unwrap()]),
         None => Policy::new().any_executable(),
@@ -88,12 +88,12 @@ fn role() {
         _ => {}
     }
     let (_sender, mut receiver) = channel.split();
-    // Until the other side ends, in whatever way.
+    // Until the other side ends, in any way.
     let _ = receiver.receive(&mut [0; 64]);
     say("ended");
 }
 
-/// The other side's policy asks for the same uid alone.
+/// The other side's policy only requires the same uid.
 fn host_of(actor: Actor, address: &Address, options: &Options) -> (Actor, ringfence::Result<Channel>) {
     wait_for_host(address);
     let joined = join(address, options);
@@ -111,7 +111,7 @@ fn with(policy: Policy) -> Options {
     small().policy(policy)
 }
 
-/// The refusal of this side: its check, what it wanted and what it found.
+/// Returns the refusal of this side: the check, the wanted value and the found value.
 fn refused(result: ringfence::Result<Channel>) -> (String, String, String) {
     let error = result.unwrap_err();
     let refusal = error.refusal().unwrap_or_else(|| panic!("no refusal: {error}"));
@@ -142,7 +142,7 @@ fn root() -> bool {
     root
 }
 
-/// A directory that everybody may read, and a copy of this executable in it.
+/// Makes a directory that every user may read, with a copy of this executable in it.
 fn copied() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
@@ -190,7 +190,7 @@ fn an_executable_is_pinned_by_its_content() {
 
 #[test]
 fn an_executable_that_cannot_be_read_is_a_refusal_that_says_what_to_ask_for() {
-    // Root sees every executable: both sides are users without capabilities.
+    // Root can read every executable, so both sides are users without capabilities.
     let (_directory, copy) = copied();
     let start = |role: &str, address: &Address, uid: u32, of: u32| {
         let command = if geteuid().is_root() {
@@ -205,7 +205,7 @@ fn an_executable_that_cannot_be_read_is_a_refusal_that_says_what_to_ask_for() {
     } else {
         (geteuid().as_raw(), geteuid().as_raw())
     };
-    // Not dumpable, of the same user.
+    // A process of the same user that is not dumpable.
     let (address, _keep) = fresh_address(false);
     let _host = start("hardened", &address, me, me);
     wait_for_host(&address);
@@ -218,7 +218,7 @@ fn an_executable_that_cannot_be_read_is_a_refusal_that_says_what_to_ask_for() {
     ] {
         assert!(answer.contains(words), "{answer}");
     }
-    // One that hardens itself later is who it was.
+    // A peer that hardens itself later keeps its identity.
     let (address, _keep) = fresh_address(false);
     let mut host = start("harden", &address, me, me);
     wait_for_host(&address);
@@ -244,7 +244,7 @@ fn an_executable_that_cannot_be_read_is_a_refusal_that_says_what_to_ask_for() {
     ] {
         assert!(answer.contains(words), "{answer}");
     }
-    // The policy that asks for what can be seen lets it in.
+    // A policy that only checks visible properties admits it.
     start("stay", &address, other, me).expect("joined");
     host.expect("joined");
 }
@@ -301,7 +301,7 @@ fn a_supplementary_group_counts_as_long_as_it_is_had() {
     actor.expect("ended");
 }
 
-/// A cgroup of this test's own, for as long as no process is in it any more at the end.
+/// A cgroup of this test. It must be empty when this is dropped.
 struct Cgroup {
     path: PathBuf,
     name: String,
@@ -327,7 +327,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Busy for a moment after the last process in it was killed.
+        // It is busy for a moment after the last process in it was killed.
         while fs::remove_dir(&self.path).is_err_and(|error| error.raw_os_error() == Some(nix::libc::EBUSY)) {
             std::thread::yield_now();
         }
@@ -407,7 +407,7 @@ fn a_label_that_cannot_be_told_is_a_refusal_that_says_so() {
 
 #[test]
 fn authorize_is_asked_last_and_its_no_and_its_failures_are_refusals() {
-    // As the guest. Yes: once, about who it is.
+    // As the guest. The callback accepts, and is called once, with the peer's identity.
     let asked = Arc::new(Mutex::new(Vec::new()));
     let policy = Policy::new().any_executable().authorize({
         let asked = Arc::clone(&asked);
@@ -423,7 +423,7 @@ fn authorize_is_asked_last_and_its_no_and_its_failures_are_refusals() {
     let steps: Vec<_> = channel.evidence().iter().map(|one| one.check).collect();
     let first = |check| steps.iter().position(|found| *found == check).unwrap();
     assert!(first("executable") < first("authorize"), "{steps:?}");
-    // The line is its own, and nothing was shared.
+    // The line was checked before, and nothing was shared yet.
     assert!(first("line") < first("authorize"), "{steps:?}");
     assert!(first("authorize") < first("sent"), "{steps:?}");
     drop(channel);
@@ -451,7 +451,7 @@ fn authorize_is_asked_last_and_its_no_and_its_failures_are_refusals() {
     let (_actor, channel) = meet("stay", &with(panics));
     assert_eq!(refused(channel).2, "a panic: as this test wants it");
 
-    // A peer that fails before is not asked about.
+    // The callback is not called for a peer that fails an earlier check.
     let asked = Arc::new(AtomicBool::new(false));
     let policy = Policy::new().executables(["/bin/sh"]).authorize({
         let asked = Arc::clone(&asked);
@@ -476,7 +476,7 @@ fn a_decision_that_never_comes_costs_its_peer_the_deadline_and_others_nothing() 
             _ => decision.allow(),
         }
     });
-    // The host: the next one passes while the first is still waited for.
+    // The host: the next guest is admitted while the first decision is still pending.
     let (address, _keep) = fresh_address(false);
     let host = join_later(&address, &with(policy));
     wait_for_host(&address);
@@ -493,7 +493,7 @@ fn a_decision_that_never_comes_costs_its_peer_the_deadline_and_others_nothing() 
     late.allow();
     drop(channel);
 
-    // The guest: up to its deadline.
+    // The guest: it waits until its deadline.
     let policy = Policy::new().any_executable().authorize_later({
         let kept = Arc::clone(&kept);
         move |_, decision| kept.lock().unwrap().push(decision)
@@ -506,7 +506,7 @@ fn a_decision_that_never_comes_costs_its_peer_the_deadline_and_others_nothing() 
         "{error}"
     );
 
-    // A peer that goes meanwhile is not waited for.
+    // A peer that disconnects in the meantime is not waited for.
     let (address, _keep) = fresh_address(false);
     let mut actor = Actor::start("stay", &[&address.to_string()]);
     wait_for_host(&address);
@@ -610,7 +610,7 @@ fn a_peer_that_executes_another_program_is_cut_off() {
     is_cut_off(guest, joined.join().unwrap().unwrap());
 }
 
-/// As it executes another program.
+/// The peer is cut off when it executes another program.
 fn is_cut_off(mut actor: Actor, mut channel: Channel) {
     let verifier = channel.verifier();
     channel.sender().send(b"to whom it was").unwrap();
@@ -619,7 +619,7 @@ fn is_cut_off(mut actor: Actor, mut channel: Channel) {
     let (_sender, mut receiver) = channel.split();
     assert_eq!(receiver.receive(&mut [0; 64]).unwrap(), None);
     assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
-    // It lives, and is no peer of ours.
+    // The process lives, but is no longer our peer.
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(actor.pid()), None).unwrap();
     assert_eq!(verifier.verify().unwrap_err().code(), "PEER_LOST");
 }

@@ -1,4 +1,4 @@
-//! What can be seen of a channel, a service, a publisher and a merge: exact, and the last figures stay.
+//! Statistics of a channel, a service, a publisher and a merge: exact, and the last figures remain available.
 
 mod support;
 
@@ -83,13 +83,14 @@ fn role() {
             for _ in 0..3 {
                 publisher.send(&[7; 100]).unwrap();
             }
-            // Its own position counts from a moment after the event. Until then it seems to have read nothing.
+            // Its own position counts from a moment after the event. Until then it appears to have read
+            // nothing.
             while subscriber.lag() == 0 {
                 std::thread::yield_now();
             }
             say("three");
             wait_for_test();
-            // It is evicted though nothing is written over it: the ring holds all that it has not read.
+            // It is evicted without being overwritten: the ring still holds all its unread messages.
             while publisher.try_send(&[7; 100]).unwrap() {}
             let (_gone, reason) = match publisher.next().unwrap() {
                 PublisherEvent::Gone(gone, reason) => (gone, reason),
@@ -138,7 +139,7 @@ fn each_way_to_send_counts_once_it_is_in_the_ring() {
     assert_eq!(told(&before), [6, 143, 0, 0]);
     assert_eq!((before.waits, before.ring_capacity), (0, 4096));
     assert!(before.ring_used >= 143, "{before:?}");
-    // More than the ring: in fragments, which wait for room.
+    // More than the ring holds: the message is sent in fragments, which wait for room.
     actor.go_on();
     channel.sender().send(&vec![6; 50_000]).unwrap();
     let after = channel.stats();
@@ -179,7 +180,7 @@ fn a_service_sums_up_its_channels_also_those_that_are_over() {
         ],
         [2, 6, 26]
     );
-    // The reader tells what it has counted when it sleeps, or is asked.
+    // The reader publishes its counts when it sleeps or is asked.
     assert_eq!(told(&listener.stats().channels), [0, 0, 6, 26]);
     assert_eq!((listener.stats().open, listener.stats().accepted), (2, 2));
     drop(merge);
@@ -240,7 +241,7 @@ fn each_sleep_counts_and_each_bell_that_ends_one() {
     assert_eq!(channel.stats().sleeps, 0);
     actor.finish();
     assert_eq!(channel.receiver().receive(&mut [0; 64]).unwrap(), None);
-    // It had gone, or it had not yet: then this side has slept.
+    // The peer may have gone already. If not, this side has slept.
     let asleep = channel.stats().sleeps;
     assert!(asleep <= 1, "{asleep}");
 }
@@ -275,7 +276,7 @@ fn a_publisher_that_waits_for_one_that_never_reads_counts_the_wait_and_the_evict
     let mut publisher = publish(&address, &small().stall(stall)).unwrap();
     let actor = Actor::start("subscribes and never reads", &[&address.to_string()]);
     actor.expect("subscribed");
-    // A newcomer may be through before the publisher counts it.
+    // A subscriber may be admitted before the publisher counts it.
     assert!(matches!(publisher.next().unwrap(), PublisherEvent::Subscriber(_)));
     while publisher.try_send(&[7; 200]).unwrap() {}
     let full = publisher.stats();
@@ -284,7 +285,7 @@ fn a_publisher_that_waits_for_one_that_never_reads_counts_the_wait_and_the_evict
     assert_eq!(full.ring_used, full.published * 208);
     assert!(full.ring_used > full.ring_capacity - 416, "{full:?}");
     publisher.send(&[7; 200]).unwrap();
-    // It has room before the publisher counts that one as gone.
+    // There is room before the publisher counts the subscriber as gone.
     assert!(matches!(
         publisher.next().unwrap(),
         PublisherEvent::Gone(_, CloseReason::Evicted)
@@ -296,7 +297,7 @@ fn a_publisher_that_waits_for_one_that_never_reads_counts_the_wait_and_the_evict
     assert_eq!(stats.ring_used, 0, "none reads any more");
 }
 
-/// Each of these fails after an eviction, and hands nothing out.
+/// Each of these fails after an eviction, and returns no message.
 type Read = fn(&mut Subscription) -> ringfence::Result<()>;
 
 const READS: [(&str, Read); 7] = [

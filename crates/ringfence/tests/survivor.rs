@@ -1,5 +1,5 @@
-//! What a peer leaves when it goes is read where it lies: the survivor pays for no copy of it, and a shortage of memory
-//! takes nothing away.
+//! Messages that an exited peer has left are read in place. The survivor does not pay for a copy of them, and
+//! loses none if memory runs out.
 
 mod support;
 
@@ -14,10 +14,10 @@ use support::{Actor, TIME_LIMIT, fresh_address, say, small, wait_for_host, wait_
 
 const RING: u64 = 256 << 20;
 const MESSAGE: usize = 1 << 20;
-/// What a process may need for anything else meanwhile. An eighth of the ring.
+/// Memory that a process may need for other purposes at the same time: an eighth of the ring.
 const LITTLE: u64 = 32 << 20;
 
-/// Bytes of a message of many rings; all of it is taken by default.
+/// Size of a message that is many times the ring. By default, all of it is accepted.
 const LONG: usize = 64 << 20;
 
 fn long() -> Vec<u8> {
@@ -30,7 +30,7 @@ fn message(number: u64) -> Vec<u8> {
     message
 }
 
-/// A figure of this process, in bytes.
+/// Returns a figure of this process, in bytes.
 fn status(name: &str) -> u64 {
     let text = fs::read_to_string("/proc/self/status").unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
@@ -40,7 +40,7 @@ fn status(name: &str) -> u64 {
         * 1024
 }
 
-/// Shared objects of ringfence that this process has mapped.
+/// Counts the shared objects of ringfence that this process has mapped.
 fn mappings() -> usize {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     maps.lines()
@@ -48,7 +48,7 @@ fn mappings() -> usize {
         .count()
 }
 
-/// All that is there, each way of reading in turn; how many there were.
+/// Reads all remaining messages, using each way of reading in turn. Returns their number.
 fn read_all(receiver: &mut Receiver) -> u64 {
     let mut into = vec![0; 2 * MESSAGE];
     let mut count = 0;
@@ -84,7 +84,7 @@ fn survive(address: &Address, then: &str) {
     let (mut sender, mut receiver) = join(address, &small()).unwrap().split();
     say("met");
     wait_for_test();
-    // From here on nothing large can be had: what would copy the ring fails, or ends the process.
+    // From here on large allocations fail: copying the ring would fail, or abort the process.
     let (before, size) = (status("RssAnon"), status("VmSize"));
     let (_, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
     setrlimit(Resource::RLIMIT_AS, size + LITTLE, hard).unwrap();
@@ -116,7 +116,7 @@ fn survive(address: &Address, then: &str) {
 fn be_short(address: &Address, how: &str) {
     let (_sender, mut receiver) = join(address, &small()).unwrap().split();
     let wanted = long();
-    // Written, so that it counts from here on.
+    // Written to, so that it is already counted here.
     let mut into = vec![1; LONG];
     let before = status("RssAnon");
     let (_, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
@@ -124,14 +124,14 @@ fn be_short(address: &Address, how: &str) {
     let found = receiver.receive(&mut into);
     assert!(matches!(found, Err(Error::NoSpace { .. })), "{found:?}");
     assert_eq!(receiver.close_reason(), None, "the channel lives");
-    // No better than before.
+    // It fails again.
     let found = receiver.receive(&mut into);
     assert!(matches!(found, Err(Error::NoSpace { .. })), "{found:?}");
     if how == "by itself" {
         setrlimit(Resource::RLIMIT_AS, hard, hard).unwrap();
         assert_eq!(receiver.receive(&mut into).unwrap(), Some(LONG));
     } else {
-        // In the memory that there is.
+        // Into the existing memory.
         while receiver.receive_part(&mut into).unwrap() != Progress::Whole {
             receiver.wait_readable(None).unwrap();
         }
@@ -229,7 +229,7 @@ fn a_message_that_there_is_no_memory_for_is_an_error_of_that_call_alone() {
     }
 }
 
-/// A survivor, and a peer that has filled its ring; how many messages that took.
+/// Starts a survivor, and a peer that has filled its ring. Also returns the number of messages.
 fn meet(then: &str) -> (Actor, Actor, u64) {
     let (address, _keep) = fresh_address(false);
     let text = address.to_string();
@@ -271,7 +271,8 @@ fn what_no_reader_wants_is_let_go_of() {
 
 #[test]
 fn a_peer_whose_ring_is_larger_than_this_side_takes_is_refused_and_told_both_numbers() {
-    // The host goes on to the next, so the guest is asked, whichever of the two it is that takes no more.
+    // The host continues with the next guest, so the test checks the guest's error, whichever side has the
+    // lower limit.
     for (host, guest) in [
         (["4096", "32768"].as_slice(), ["65536"].as_slice()),
         (&["65536"], &["4096", "32768"]),

@@ -1,4 +1,4 @@
-//! Tasks of Tokio in place of threads, with real processes: the feature `tokio`.
+//! Tokio tasks instead of threads, with real processes: the feature `tokio`.
 
 mod support;
 
@@ -40,7 +40,7 @@ fn role() {
                 let (sender, receiver) = join(&address, &options()).await.unwrap().split();
                 receiver.forward(sender).await.unwrap();
             }
-            // Says what it is told to say, as a message; and reads as many as it is told.
+            // Sends the requested messages, and reads the requested number.
             "told" => {
                 let mut channel = join(&address, &options()).await.unwrap();
                 say("in");
@@ -84,7 +84,7 @@ fn role() {
                 }
                 say(format!("{count}, {:?}", subscription.get_ref().close_reason()));
             }
-            // Reads as many messages as it is told, and then all.
+            // Reads the requested number of messages, and then the remainder.
             "late subscriber" => {
                 let mut subscription = subscribe(&address, &options()).await.unwrap();
                 say("in");
@@ -147,7 +147,7 @@ fn the_halves_may_be_polled_in_two_runtimes() {
     let [one, other] = runtimes();
     let (actor, channel) = other.block_on(meet("echo"));
     let (mut sender, mut receiver) = channel.split();
-    // The line is watched by a runtime that goes on meanwhile, since its threads do.
+    // The line is watched by a runtime that keeps running, on its own threads.
     std::thread::scope(|scope| {
         scope.spawn(|| {
             one.block_on(async {
@@ -193,7 +193,7 @@ fn what_is_dropped_before_it_is_ready_loses_nothing() {
         assert!(sender.room(500).now_or_never().is_none());
         actor.go_on();
         sender.room(500).await.unwrap();
-        // One in fragments is the exception.
+        // A message in fragments is the exception.
         let long = message(60_000, 60_000);
         sender.room(60_000).await.unwrap();
         if sender.send(&long).now_or_never().is_none() {
@@ -251,7 +251,7 @@ fn a_task_that_always_finds_a_message_lets_the_others_have_their_turn() {
         let other = Arc::clone(&heard);
         tokio::spawn(async move { other.store(true, Ordering::Relaxed) });
         while !heard.load(Ordering::Relaxed) {
-            // What makes it always find one, however slow the peer is.
+            // This makes it always find a message, however slow the peer is.
             let receiver = channel.get_mut().receiver();
             assert!(
                 receiver
@@ -308,7 +308,7 @@ fn a_call_that_is_dropped_while_it_waits_is_called_off() {
         let address = address.await.unwrap();
         waiting.abort();
         assert!(waiting.await.unwrap_err().is_cancelled());
-        // It has the address once the other has let go of it.
+        // It gets the address once the other owner has released it.
         let listener = tokio::task::spawn_blocking(move || listen(&address, &options().wait(true)));
         listener.await.unwrap().unwrap();
     });
@@ -382,7 +382,7 @@ fn the_sink_of_a_publisher_keeps_what_it_has_accepted_and_nothing_else() {
         actor.expect("in");
         publisher.next().await.unwrap();
         let (mut sender, _audience) = publisher.split();
-        // A ring full, and one message more in the sink.
+        // Fill the ring, and put one more message into the sink.
         let mut count = 0;
         while SinkExt::<&[u8]>::flush(&mut sender).now_or_never().is_some() {
             sender.feed([0; 1000]).await.unwrap();
@@ -466,9 +466,10 @@ fn a_merge_waits_for_all_of_its_sources() {
     });
 }
 
-/// Does something in a forked child. Whether that ended well: a child that hangs ends by a signal.
+/// Runs a closure in a forked child. Returns whether the child ended well: a signal ends a child that hangs.
 fn in_child(what: impl FnOnce()) -> bool {
-    // SAFETY: the child calls the crate, whose locks are what these tests are about, and ends without running anything else.
+    // SAFETY: the child calls the crate, whose locks these tests check, and exits without running anything
+    // else.
     match unsafe { fork() }.unwrap() {
         ForkResult::Parent { child } => {
             let ended = waitpid(child, None).unwrap();
@@ -478,7 +479,7 @@ fn in_child(what: impl FnOnce()) -> bool {
         ForkResult::Child => {
             alarm::set(60);
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(what));
-            // SAFETY: ends the process, and nothing else.
+            // SAFETY: only ends the process.
             unsafe { libc::_exit(i32::from(done.is_err())) }
         }
     }
@@ -493,7 +494,7 @@ fn a_child_is_told_at_once_whatever_another_thread_held_at_the_fork() {
     std::thread::scope(|scope| {
         let done = &done;
         scope.spawn(move || {
-            // Most of this is spent with the lock of the line.
+            // Most of this time is spent holding the line's lock.
             while !done.load(Ordering::Relaxed) {
                 receiver.get_mut().poll_line().unwrap();
             }

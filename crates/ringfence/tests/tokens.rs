@@ -1,4 +1,5 @@
-//! Tokens: realtime signals that the two sides of a channel send each other, and that no other process can.
+//! Tokens: realtime signals that the two sides of a channel send each other, and that no other process can
+//! forge.
 
 mod support;
 
@@ -27,7 +28,7 @@ use support::{
     Actor, STRANGER, Strangers, TIME_LIMIT, forbid, fresh_address, say, small, wait_for_host, wait_for_test,
 };
 
-/// The default, which the forgers below count on.
+/// The default, which the forging processes below rely on.
 const NUMBER: i32 = 50;
 
 /// The other processes of these tests.
@@ -56,12 +57,12 @@ fn role() {
     }
 }
 
-/// Sends every token back, one more than it was.
+/// Sends every token back, plus one.
 fn as_echo(address: &Address, arguments: &[String]) {
     match arguments.get(1).map(String::as_str) {
         // As before Linux 6.9.
         Some("no threads") => forbid(libc::SYS_pidfd_open, Some((1, libc::O_EXCL)), libc::EINVAL),
-        // It cannot try what arrives with a signal, and so takes none.
+        // It cannot test what is delivered with a signal, and so accepts no tokens.
         Some("no trial") => forbid(libc::SYS_rt_tgsigqueueinfo, None, libc::EPERM),
         _ => {}
     }
@@ -77,7 +78,7 @@ fn as_echo(address: &Address, arguments: &[String]) {
     say(format!("{:?}", tokens.send(1).unwrap_err().code()));
 }
 
-/// Sends tokens, and is killed by its own hand at once.
+/// Sends tokens, and kills itself at once.
 fn as_last_words(address: &Address) {
     let channel = join(address, &small()).unwrap();
     let tokens = channel.tokens();
@@ -118,7 +119,7 @@ fn as_leave_alone(address: &Address, arguments: &[String]) {
     let tokens = channel.tokens();
     say("joined");
     wait_for_test();
-    // Whatever was made up is counted, and none of it handed out; what was not is.
+    // Every forged token is counted, and none is handed out. The genuine token is handed out.
     let wanted: u64 = arguments[1].parse().unwrap();
     until(|| tokens.strays() >= wanted);
     say(format!("{} {:?}", tokens.strays(), tokens.try_token()));
@@ -126,7 +127,7 @@ fn as_leave_alone(address: &Address, arguments: &[String]) {
     say(format!("{token:?} {} {}", tokens.strays(), tokens.dropped()));
 }
 
-/// Takes none until so many were dropped.
+/// Takes no token until this many were dropped.
 fn as_let_lie(address: &Address, arguments: &[String]) {
     let channel = join(address, &small()).unwrap();
     let tokens = channel.tokens();
@@ -167,7 +168,7 @@ fn as_stranger(address: &Address) {
     say(format!("{:?}", tokens.token().unwrap()));
     let error = tokens.send(1).unwrap_err();
     say(format!("{} {error}", error.code()));
-    // The channel goes on.
+    // The channel continues to work.
     let (mut sender, _receiver) = channel.split();
     sender.send(b"instead").unwrap();
     wait_for_test();
@@ -181,7 +182,7 @@ fn until(holds: impl Fn() -> bool) {
     }
 }
 
-/// Sends a token, however often the queue is full.
+/// Sends a token, and retries as long as the queue is full.
 fn insist(tokens: &Tokens, token: u64) {
     loop {
         match tokens.send(token) {
@@ -192,7 +193,7 @@ fn insist(tokens: &Tokens, token: u64) {
     }
 }
 
-/// The threads of another process, each with its name.
+/// Returns the threads of another process, each with its name.
 fn threads_of(process: i32) -> Vec<(i32, String)> {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten();
     tasks
@@ -204,17 +205,17 @@ fn threads_of(process: i32) -> Vec<(i32, String)> {
         .collect()
 }
 
-/// The name of the thread that takes the tokens of a process, as the kernel cuts it off.
+/// The name of the thread that receives the tokens of a process, as truncated by the kernel.
 const OWN: &str = "ringfence-signa";
 
-/// The one that its tokens are sent to.
+/// Returns the thread to which its tokens are sent.
 fn thread_of(process: i32) -> i32 {
     let threads = threads_of(process);
     let (id, _) = threads.iter().find(|(_, name)| name == OWN).unwrap();
     *id
 }
 
-/// A signal as any process can make one up. Whether there was room for it.
+/// Sends a forged signal, as any process can. Returns whether there was room for it.
 fn made_up(to: i32, thread: Option<i32>, from: i32, mailbox: i32, rest: [u8; 16]) -> bool {
     // SAFETY: all-zero bytes are a valid siginfo.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
@@ -243,11 +244,13 @@ fn made_up(to: i32, thread: Option<i32>, from: i32, mailbox: i32, rest: [u8; 16]
     result == 0
 }
 
-/// Sends so many signals, half of them to the process and half to its threads, each in turn, however full the queue is.
+/// Sends this many signals, alternately to the process and to its threads in turn, and retries while the
+/// queue is full.
 fn forge(arguments: &[String]) {
     let to = arguments[0].parse().unwrap();
     let count: usize = arguments[1].parse().unwrap();
-    // Of the library's own threads, some end once the channel is there, and what waits for one then goes with it.
+    // Some of the library's own threads exit once the channel is there, and signals that are pending for one
+    // are lost with it.
     let threads: Vec<_> = threads_of(to)
         .into_iter()
         .filter(|(_, name)| name == OWN || !name.starts_with("ringfence-"))
@@ -255,7 +258,7 @@ fn forge(arguments: &[String]) {
     for number in 0..count {
         let mut thread = (number % 2 == 0).then(|| threads[number / 2 % threads.len()].0);
         while !made_up(to, thread, to, 1, [7; 16]) {
-            // One that has ended since is no place to send to.
+            // Do not send to a thread that has exited since.
             thread = thread.filter(|id| fs::exists(format!("/proc/{to}/task/{id}")).unwrap());
             thread::yield_now();
         }
@@ -313,7 +316,8 @@ fn tokens_go_both_ways_and_keep_their_order() {
     other.finish();
 }
 
-/// Where a thread cannot be held, its number must do; and a process that cannot be sent tokens sends them all the same.
+/// If a thread cannot be held by descriptor, its number is used. A process that cannot receive tokens can
+/// still send them.
 #[test]
 fn an_older_kernel_and_a_filter_of_system_calls_cost_what_they_must() {
     let (address, _keep) = fresh_address(false);
@@ -357,7 +361,7 @@ fn what_was_sent_before_a_death_comes_before_its_news() {
         let _other = Actor::start("last words", &[&address.to_string()]);
         let channel = match join(&address, &small()) {
             Ok(channel) => channel,
-            // It was ready, sent, and dead before this side's last look.
+            // It was ready, had sent its tokens, and was dead before this side's last check.
             Err(Error::PeerLost(_)) => continue,
             Err(error) => panic!("{error}"),
         };
@@ -369,8 +373,8 @@ fn what_was_sent_before_a_death_comes_before_its_news() {
     }
 }
 
-/// A side that is told of the end first has its thread say that it has heard what came before. Where the queue has no room for that
-/// signal either, another takes its place.
+/// A side that notices the end first has its signal thread confirm that it has received everything sent
+/// before. If the queue has no room for that signal either, another signal takes its place.
 #[test]
 fn what_was_sent_before_the_end_comes_though_the_queue_is_full() {
     for _ in 0..10 {
@@ -445,7 +449,7 @@ fn a_token_that_another_process_makes_up_is_counted_and_not_handed_out() {
     for _ in 0..20 {
         until(|| made_up(target.pid(), None, peer.pid(), 1, [0; 16]));
     }
-    // The mailboxes' numbers can be guessed.
+    // The numbers of the mailboxes can be guessed.
     for mailbox in 0..64 {
         until(|| made_up(target.pid(), Some(thread), peer.pid(), mailbox, [0; 16]));
     }
@@ -475,7 +479,7 @@ fn a_full_queue_is_an_error_and_what_was_taken_comes() {
     };
     assert_eq!(error.code(), "NO_SPACE", "{error}");
     assert!(error.to_string().contains("RLIMIT_SIGPENDING"), "{error}");
-    // The channel is what it was.
+    // The channel is unaffected.
     let (mut sender, _receiver) = channel.split();
     sender.send(b"there is room here").unwrap();
     other.resume();
@@ -485,8 +489,8 @@ fn a_full_queue_is_an_error_and_what_was_taken_comes() {
     other.finish();
 }
 
-/// Messages and tokens go to and fro while another process floods this one with signals, which interrupt threads that do nothing
-/// but ask for memory and take locks.
+/// Messages and tokens pass to and fro while another process floods this one with signals. The signals
+/// interrupt threads that only allocate memory and take locks.
 #[test]
 fn a_flood_of_signals_costs_neither_messages_nor_tokens() {
     const FLOOD: u64 = 100_000;
@@ -536,7 +540,8 @@ fn a_flood_of_signals_costs_neither_messages_nor_tokens() {
     beset.finish();
 }
 
-/// Ends what goes on until then, also where a test fails: its threads would be waited for without end.
+/// Ends the loops that run until this is set, also if a test fails: otherwise their threads would be joined
+/// forever.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {
@@ -545,7 +550,7 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// Sends messages and tokens back, and works meanwhile.
+/// Sends messages and tokens back, and works at the same time.
 fn beset(address: &Address, flood: u64) {
     let channel = join(address, &small()).unwrap();
     let tokens = channel.tokens();
@@ -582,13 +587,13 @@ fn beset(address: &Address, flood: u64) {
         let grown = resident().saturating_sub(before);
         assert!(grown < 32 << 20, "{grown} bytes more are resident");
         say(tokens.strays().to_string());
-        // Until the channel ends.
+        // Runs until the channel ends.
         say(words.join().unwrap().to_string());
         over.store(true, Ordering::Relaxed);
     });
 }
 
-/// Bytes of this process's own memory that are resident.
+/// Returns the resident bytes of this process's private memory.
 fn resident() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status
@@ -598,14 +603,14 @@ fn resident() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
-/// A side that closes gives its number back, and the default of a realtime signal is to end the process: the other's tokens must
-/// not reach it then.
+/// A side that closes releases its signal number, and by default a realtime signal ends the process: the
+/// other side's tokens must not arrive after that.
 #[test]
 fn two_that_part_while_they_send_tokens_both_live() {
     let (address, _keep) = fresh_address(false);
     let address = address.to_string();
     let mut one = Actor::start("part", &[&address, "150"]);
-    // One of the two may take for met what the other does not, so only one counts.
+    // One of the two may count a meeting that the other does not, so only one of them counts.
     let mut other = Actor::start("part", &[&address, "1000000"]);
     one.expect("parted");
     one.go_on();
@@ -636,7 +641,7 @@ fn part(address: &Address, rounds: u32) {
                     }
                 }
             });
-            // Both get about as far as this, and each of them is the first in half of the rounds.
+            // Both get about as far as this, and each is first in half of the rounds.
             for _ in 0..round % 7 {
                 let _ = tokens.token().unwrap();
             }
@@ -649,7 +654,8 @@ fn part(address: &Address, rounds: u32) {
     listening.join().unwrap();
 }
 
-/// The two may come to the address while it is the last round's still, or be gone again before the other has looked.
+/// Each may arrive at the address while it still belongs to the last round, or leave before the other has
+/// checked.
 fn meet(address: &Address, enough: &CancelToken) -> Option<Channel> {
     loop {
         match join(address, &small().wait(true).cancel_token(enough.clone())) {

@@ -1,4 +1,4 @@
-//! Much of it, both ways at once, and every way to wait for it.
+//! Heavy traffic in both directions, with every way to wait.
 
 mod support;
 
@@ -17,7 +17,7 @@ use support::{
 const LIVELY: usize = 20_000;
 const LARGE: usize = 16 << 20;
 
-/// Sends and receives at once, on two threads, and checks every byte.
+/// Sends and receives concurrently, on two threads, and checks every byte.
 fn exchange(channel: Channel, messages: usize, length: fn(usize) -> usize) {
     let (mut sender, mut receiver) = channel.split();
     thread::scope(|scope| {
@@ -60,7 +60,7 @@ fn role() {
         while let Some(length) = receiver.receive(&mut into).unwrap() {
             match sender.send(&into[..length]) {
                 Ok(()) => {}
-                // This answer is not waited for.
+                // The peer does not wait for this answer.
                 Err(Error::PeerLost(_)) => return,
                 Err(error) => panic!("{error}"),
             }
@@ -84,7 +84,7 @@ fn role() {
         "halting" => {
             let (mut sender, receiver) = join(&address, &small()).unwrap().split();
             let message = message(1, 100_000);
-            // As much as the ring takes.
+            // As much as the ring holds.
             let Progress::Part(mut written) = sender.send_part(&message, 0).unwrap() else {
                 panic!("it is too long");
             };
@@ -103,7 +103,7 @@ fn role() {
             wait_for_test();
             channel.sender().send(b"late").unwrap();
             wait_for_test();
-            // Reads at last.
+            // Finally reads.
             while channel.receiver().try_receive(&mut [0; 4096]).unwrap().is_some() {}
             wait_for_test();
         }
@@ -147,7 +147,7 @@ fn a_wait_that_spins_first_hears_what_one_that_sleeps_does() {
     other.finish();
 }
 
-/// Sends so many questions, each once the one before has come back.
+/// Sends this many questions, each after the previous one has been echoed.
 fn ask(channel: Channel, questions: u64) {
     let (mut sender, mut receiver) = channel.split();
     for question in 0..questions {
@@ -158,7 +158,7 @@ fn ask(channel: Channel, questions: u64) {
     }
 }
 
-/// Waits on the line as an event loop does.
+/// Polls the line as an event loop does.
 fn poll_line(line: &impl AsFd) {
     let mut polled = [PollFd::new(line.as_fd(), PollFlags::POLLIN)];
     let timeout = PollTimeout::try_from(TIME_LIMIT).unwrap();
@@ -197,7 +197,7 @@ fn an_event_loop_that_arms_and_polls_the_line_misses_nothing() {
     let (mut sender, mut receiver) = channel.split();
     let mut into = [0; 2000];
     for round in 0..2000 {
-        // As many as fill a good part of both rings, so that both sides wait for room at times.
+        // The messages fill a good part of both rings, so that both sides sometimes wait for room.
         for number in 0..round % 6 {
             send(&mut sender, &message(number, 600));
         }
@@ -300,7 +300,7 @@ fn a_message_begun_in_the_callers_buffer_is_ended_there() {
         panic!("it is halfway");
     };
     assert!(part > 0 && part < 4096, "{part}");
-    // It would be torn apart.
+    // The message would be split between two buffers.
     let mut other_buffer = vec![0; 100_000];
     for refused in [
         receiver.try_receive(&mut other_buffer).map(drop),
@@ -311,7 +311,7 @@ fn a_message_begun_in_the_callers_buffer_is_ended_there() {
     }
     other.go_on();
     receiver.wait_readable(None).unwrap();
-    // One that is too small neither loses nor spoils it.
+    // A buffer that is too small neither loses nor damages the message.
     assert!(matches!(
         receiver.receive_part(&mut [0; 10]),
         Err(Error::InvalidArgument(_))
@@ -327,7 +327,7 @@ fn a_message_begun_in_the_callers_buffer_is_ended_there() {
 #[test]
 fn each_side_keeps_to_what_the_other_can_take() {
     let (mut other, mut channel) = meet("modest", &small().max_message_size(3000));
-    // Its own ring of 5000 bytes is rounded up.
+    // Its ring of 5000 bytes is rounded up.
     other.expect("8192 3000");
     let sender = channel.sender();
     assert_eq!(
@@ -381,7 +381,7 @@ fn a_reservation_belongs_to_its_sender_and_misuse_costs_nothing_more() {
     let (other, second) = meet("echo", &small().capacity(1 << 20));
     let ((mut first, mut answers), (mut second, receiver)) = (first.split(), second.split());
     let mut reserved = first.reserve_detached(100).unwrap().expect("room");
-    // Far into the larger ring, which the smaller one does not have.
+    // Advance far into the larger ring, beyond the size of the smaller one.
     for _ in 0..10 {
         assert!(second.try_send(&[0; 10_000]).unwrap());
     }
@@ -406,7 +406,7 @@ fn a_reservation_belongs_to_its_sender_and_misuse_costs_nothing_more() {
     assert_eq!(answers.receive(&mut into).unwrap(), Some(5));
     assert_eq!(&into[..5], b"first");
 
-    // One byte more than was reserved: nothing is sent, and the next reservation is as good as any.
+    // One byte more than was reserved: nothing is sent, and the next reservation is unaffected.
     let reserved = first.reserve_detached(100).unwrap().expect("room");
     assert!(matches!(
         first.commit(reserved, 101),
@@ -420,7 +420,7 @@ fn a_reservation_belongs_to_its_sender_and_misuse_costs_nothing_more() {
     assert_eq!(answers.receive(&mut into).unwrap(), Some(6));
     assert_eq!(&into[..6], b"second");
 
-    // What is reserved stays good memory after a close, and goes nowhere.
+    // Reserved memory stays valid after a close, and is not sent.
     let mut reserved = first.reserve_detached(100).unwrap().expect("room");
     first.close();
     reserved.bytes().fill(7);
@@ -455,7 +455,7 @@ fn what_is_used_after_its_close_says_so() {
     ] {
         assert!(matches!(closed, Err(Error::Closed(_))), "{closed:?}");
     }
-    // Twice is once.
+    // Calling them twice has no further effect.
     sender.end();
     sender.close();
     receiver.close();

@@ -82,7 +82,7 @@ fn as_open(address: &Address, options: &Options, arguments: &[String]) {
         .is_some_and(|how| how == "full of files")
         .then(fill_descriptors);
     wait_for_test();
-    // The kernel allocates a descriptor before it checks who has the object open.
+    // The kernel allocates a descriptor before it checks which processes have the object open.
     filled.as_mut().and_then(Vec::pop);
     let opening = reopen(&kept[0]);
     let refilled = filled.as_ref().and_then(|files| files[0].try_clone().ok());
