@@ -1,5 +1,5 @@
-//! Sending and receiving allocate nothing, whichever call it is: to a receiver that sleeps, into a ring that is full, and while both
-//! sides wait for each other. Only the thread that calls is counted.
+//! No call that sends or receives allocates: with a sleeping receiver, with a full ring, and while both sides
+//! wait for each other. Only the calling thread is counted.
 
 mod support;
 
@@ -28,31 +28,32 @@ thread_local! {
 }
 
 fn count() {
-    // A thread that ends may have none any longer.
+    // The counter of an exiting thread may already be gone.
     let _ = COUNT.try_with(|count| count.set(count.get() + 1));
 }
 
-// SAFETY: each call is passed on to the system's allocator, with the caller's promises; the counter allocates nothing.
+// SAFETY: each call is forwarded to the system's allocator with the caller's guarantees, and the counter
+// allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
-        // SAFETY: as the caller promises.
+        // SAFETY: as the caller guarantees.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count();
-        // SAFETY: as the caller promises: `alloc` has it from the same allocator.
+        // SAFETY: as the caller guarantees. `alloc` returned the memory from the same allocator.
         unsafe { System.realloc(memory, layout, size) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promises: `alloc` has it from the same allocator.
+        // SAFETY: as the caller guarantees. `alloc` returned the memory from the same allocator.
         unsafe { System.dealloc(memory, layout) }
     }
 }
 
-/// The allocations of this thread during a call.
+/// Counts the allocations of this thread during a call.
 fn allocations(call: impl FnOnce()) -> u64 {
     let before = COUNT.get();
     call();
@@ -64,7 +65,7 @@ type Call<T> = (&'static str, fn(&mut T));
 
 const MESSAGE: &[u8] = &[7; 100];
 const ROUNDS: u32 = 20;
-/// Messages of a long run.
+/// Number of messages in a long run.
 const MANY: u64 = 20_000;
 
 /// A message, packed.
@@ -80,7 +81,7 @@ fn far() -> Instant {
     Instant::now() + TIME_LIMIT
 }
 
-/// No message arrives before this.
+/// A deadline before which no message arrives.
 fn soon() -> Instant {
     Instant::now() + Duration::from_millis(1)
 }
@@ -101,7 +102,7 @@ fn wait_for(descriptor: impl AsFd) {
     assert!(poll(&mut polled, PollTimeout::NONE).unwrap() > 0);
 }
 
-/// Reads until the end. It says each time that it sleeps, and is woken by nothing but a bell.
+/// Reads until the end. It reports each time that it goes to sleep, and only a wakeup wakes it.
 macro_rules! sleep_and_read {
     ($reader:expr) => {
         let mut into = [0; 4096];
@@ -139,7 +140,7 @@ fn role() {
             let mut channel = join(&address, &small()).unwrap();
             while channel.receiver().receive(&mut into).unwrap().is_some() {}
         }
-        // Sends two for each that it gets, a moment later.
+        // Sends two for each message that it receives, a moment later.
         "answers" => {
             let (mut sender, mut receiver) = join(&address, &small()).unwrap().split();
             while receiver.receive(&mut into).unwrap().is_some() {
@@ -194,7 +195,7 @@ impl Table {
     }
 }
 
-/// A pair with another process.
+/// Makes a pair with another process.
 fn pair(role: &str) -> (Sender, Receiver, Actor) {
     let (address, _) = fresh_address(false);
     let actor = Actor::start(role, &[&address.to_string()]);
@@ -214,7 +215,8 @@ fn publisher(role: &str) -> (Publisher, Vec<Actor>) {
     (publisher, actors.into())
 }
 
-/// Sends until `ready`, and until the sender knows each subscriber: it learns of one a moment after the program does.
+/// Sends until `ready`, and until the sender knows each subscriber: it learns of a subscriber a moment after
+/// the program does.
 fn send_until_known(publisher: &mut Publisher, mut ready: impl FnMut(&mut Publisher) -> bool) {
     let mut unknown = publisher.subscribers();
     while !ready(publisher) || !unknown.is_empty() {
@@ -256,7 +258,7 @@ const FULL: [Call<Sender>; 10] = [
     ("send_until", |sender| {
         sender.send_until(MESSAGE, soon()).unwrap_err();
     }),
-    // Every so often a look at the line follows.
+    // At intervals, the call also polls the line.
     ("try_send", |sender| {
         assert!((0..10_000).all(|_| !sender.try_send(MESSAGE).unwrap()));
     }),
@@ -316,7 +318,7 @@ fn a_sender_allocates_nothing() {
 fn a_sender_that_waits_for_room_again_and_again_allocates_nothing() {
     let mut table = Table::default();
     let (mut sender, _receiver, _actor) = pair("reads");
-    // The first waits of a channel make what later ones reuse.
+    // The first waits of a channel allocate memory that later ones reuse.
     while sender.stats().waits < 200 {
         sender.send(MESSAGE).unwrap();
     }
@@ -437,7 +439,8 @@ fn a_publisher_that_waits_for_room_again_and_again_allocates_nothing() {
     table.check();
 }
 
-/// The calls that read, of a receiver and of a subscription: each takes one message or more, and most wait for it.
+/// The reading calls of a receiver and of a subscription: each takes one message or more, and most wait for
+/// it.
 macro_rules! reads {
     ($reader:ty) => {
         [
@@ -492,7 +495,7 @@ fn a_receiver_allocates_nothing() {
     let mut table = Table::default();
     let (mut sender, mut receiver, _actor) = pair("answers");
     let mut into = [0; 4096];
-    // The first waits of a channel make what later ones reuse.
+    // The first waits of a channel allocate memory that later ones reuse.
     while receiver.stats().sleeps < 200 {
         sender.send(MESSAGE).unwrap();
         receiver.receive(&mut into).unwrap();
@@ -525,7 +528,7 @@ fn a_subscription_allocates_nothing() {
         while subscription.stats().sleeps < 200 {
             subscription.receive(&mut into).unwrap();
         }
-        // The buffer in which messages are visited is made once.
+        // The buffer in which messages are visited is allocated once.
         while subscription.receive_each(|_| (), 1).unwrap() == 0 {}
         for _ in 0..ROUNDS {
             for (name, call) in reads!(Subscription) {

@@ -1,4 +1,4 @@
-//! The examples run. `cargo test` builds them beside the tests; so does `cargo test --examples`.
+//! Runs the examples. `cargo test` builds them beside the tests, and so does `cargo test --examples`.
 
 use std::{
     path::PathBuf,
@@ -16,7 +16,7 @@ fn example(name: &str) -> PathBuf {
     built
 }
 
-/// Starts two of an example at one address, and returns what both have said.
+/// Runs an example twice at one address, and returns the output of both.
 fn run_two(name: &str) -> String {
     let address = format!("@ringfence-example-{name}-{}", std::process::id());
     let start = || {

@@ -1,11 +1,11 @@
-//! Processes that close themselves to others of their user, within the handshake and outside of it.
+//! Processes that restrict access by other processes of their user, during the handshake and otherwise.
 
 mod support;
 
 use ringfence::{Address, Options, Policy, harden, is_hardened, join};
 use support::{Actor, Strangers, fresh_address, say, small, wait_for_host, wait_for_test};
 
-/// An ordinary user: root may look at everything, so that root's own processes show nothing.
+/// An unprivileged user: root may inspect every process, so its own processes prove nothing.
 const USER: u32 = 54_325;
 
 /// The other processes of these tests.
@@ -58,7 +58,8 @@ fn join_and_tell(address: &Address, options: &Options) {
     }
 }
 
-/// Those who join; not as root. Root's are another user, from a copy that this one can reach.
+/// The joining processes, which are not root. If root runs the tests, they belong to another user, who runs
+/// an accessible copy.
 struct Joiners(Option<Strangers>);
 
 impl Joiners {
@@ -96,7 +97,7 @@ fn both_close_themselves_once_they_have_looked_at_each_other() {
             seen[0],
             "hardened: not dumpable, no core [this process, after its inspection and before it makes its object]"
         );
-        // The default policy held, at the end as well.
+        // The default policy held, also at the last check.
         let last = seen.last().unwrap();
         assert!(
             seen.iter().any(|line| line.starts_with("executable: ")),
@@ -140,7 +141,7 @@ fn who_is_closed_already_is_refused_by_a_policy_that_asks_for_the_executable() {
         "{answer}"
     );
     drop(guest);
-    // The host waits on, for one that it can look at.
+    // The host keeps waiting, for a guest that it can inspect.
     let guest = joiners.start(&address, &[]);
     guest.expect("guest false");
     host.expect("host false");

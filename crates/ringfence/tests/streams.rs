@@ -1,4 +1,5 @@
-//! Channels as streams of bytes, with real processes: what ends them, and what programs put on top of them.
+//! Channels as streams of bytes, with real processes: their ends, and the protocols that programs run over
+//! them.
 
 mod support;
 
@@ -31,7 +32,7 @@ use tokio_util::{
     codec::{Framed, LengthDelimitedCodec},
 };
 
-/// More than the rings and the buffers on the way hold.
+/// More than the rings and the buffers in between hold.
 const MUCH: usize = 1 << 20;
 
 /// The other processes of these tests.
@@ -130,10 +131,10 @@ fn role() {
     });
 }
 
-/// The lengths of a peer's messages. Some are empty, and one travels in fragments.
+/// The lengths of a peer's messages. Some are empty, and one is sent in fragments.
 const LENGTHS: [usize; 7] = [0, 5, 2000, 0, 50_000, 7, 0];
 
-/// Sends the body back, or of another path, a body that has no end.
+/// Echoes the body, or for another path, returns an endless body.
 async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<UnsyncBoxBody<Bytes, Infallible>>, hyper::Error> {
@@ -181,7 +182,7 @@ fn much_goes_through_both_ways() {
         let (mut reading, mut writing) = tokio::io::split(stream);
         let sending = tokio::spawn(async move {
             let bytes = message(1, MUCH);
-            // Of all sizes, from less than a message has to more than the ring.
+            // Pieces of all sizes, from smaller than a message to larger than the ring.
             let mut left = &bytes[..];
             for size in [1, 10, 511, 512, 513, 4096, 20_000].into_iter().cycle() {
                 let (piece, rest) = left.split_at(left.len().min(size));
@@ -205,7 +206,7 @@ fn much_goes_through_both_ways() {
             }
         }
         assert!(found == message(1, MUCH));
-        // It is the end each time.
+        // Each further read returns the end as well.
         assert_eq!(reading.read(&mut buffer).await.unwrap(), 0);
         sending.await.unwrap();
         actor.finish();
@@ -231,7 +232,7 @@ fn a_peer_that_ends_reads_as_an_end_and_one_that_is_lost_as_an_error() {
             if way == "kill" {
                 actor.kill();
             } else {
-                // The way comes while the test reads.
+                // The name of the way arrives while the test reads.
                 let mut first = [0; 2];
                 stream.read_exact(&mut first).await.unwrap();
                 found.extend(first);
@@ -249,7 +250,7 @@ fn a_peer_that_ends_reads_as_an_end_and_one_that_is_lost_as_an_error() {
                 }
             }
             if way == "shut down" {
-                // This direction goes on.
+                // This direction stays open.
                 stream.write_all(b"more").await.unwrap();
                 stream.shutdown().await.unwrap();
                 actor.expect("done");
@@ -280,7 +281,7 @@ fn a_peer_may_send_and_receive_messages() {
     run(async {
         let (actor, mut stream) = meet_stream("messages").await;
         let mut found: Vec<u8> = Vec::new();
-        // Smaller than some of them.
+        // Smaller than some of the messages.
         let mut buffer = [0; 1000];
         loop {
             match stream.read(&mut buffer).await.unwrap() {
@@ -382,7 +383,7 @@ fn http_1_is_spoken_over_a_channel() {
         }
         drop(client);
         connection.await.unwrap().unwrap();
-        // The server had no error either.
+        // The server reported no error either.
         actor.finish();
 
         let (mut actor, stream) = meet_stream("http1").await;
@@ -412,7 +413,7 @@ fn http_2_is_spoken_over_a_channel() {
                 .await
                 .unwrap();
         let connection = tokio::spawn(connection);
-        // Side by side.
+        // Concurrently.
         let asked = (0..8).map(|number| {
             let mut client = client.clone();
             async move {

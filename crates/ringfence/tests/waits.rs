@@ -1,5 +1,5 @@
-//! A wait ends at its deadline, at the peer's end and at its death: whether the thread spins or sleeps, whatever kind of channel it
-//! is, and although another process holds a copy of the dead peer's socket.
+//! A wait ends at its deadline, at the peer's end and at the peer's death. This holds if the thread spins or
+//! sleeps, for every kind of channel, and if another process holds a copy of the dead peer's socket.
 
 mod support;
 
@@ -25,18 +25,18 @@ use support::{
     Actor, TIME_LIMIT, accepted, forbid, fresh_address, join_later, say, small, wait_for_host, wait_for_test,
 };
 
-/// How this process waits.
+/// The way in which this process waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Sleeps,
     Spins,
-    /// In an event loop, which polls the descriptor and nothing else.
+    /// In an event loop, which polls only the descriptor.
     Polls,
 }
 
 const WAYS: [Way; 3] = [Way::Sleeps, Way::Spins, Way::Polls];
 
-/// A thread that spins does so without end, so that nothing but what is tested ends its wait.
+/// A spinning thread spins forever, so that only the tested event ends its wait.
 fn options(way: Way) -> Options {
     small().busy_poll(if way == Way::Spins {
         Duration::MAX
@@ -45,7 +45,7 @@ fn options(way: Way) -> Options {
     })
 }
 
-/// Does what may wait forever. Panics if it does.
+/// Makes a call that may wait forever. Panics if it does.
 fn in_time<T: Send + 'static>(what: &str, wait: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, waiting) = channel();
     thread::spawn(move || done.send(wait()));
@@ -66,14 +66,14 @@ impl Drop for Holder {
 /// The kinds of channel, by what the other process is.
 const KINDS: [&str; 5] = ["guest", "agent", "member", "child", "publisher"];
 
-/// What this process has of it.
+/// This process's end of the channel.
 #[expect(clippy::large_enum_variant, reason = "each is moved a few times, in a test")]
 enum Own {
     Channel(Channel, Box<dyn std::any::Any + Send>),
     Subscription(Subscription),
 }
 
-/// The other process of a kind, which has a child that holds copies of its sockets.
+/// Starts the other process of a kind, with a child that holds copies of its sockets.
 fn meet(kind: &str, way: Way) -> (Actor, Own, Holder) {
     let (address, _keep) = fresh_address(false);
     let (name, options) = (address.to_string(), options(way));
@@ -142,7 +142,7 @@ fn role() {
     }
 }
 
-/// At the test's word, this side ends its sending.
+/// On the test's command, this side ends its sending.
 fn hold(channel: Channel) {
     let (mut sender, _receiver) = channel.split();
     has_holder();
@@ -162,7 +162,7 @@ fn has_holder() {
     }
 }
 
-/// Until an event loop that polls nothing but this would be woken.
+/// Waits until an event loop that polls only this descriptor would be woken.
 fn polled(descriptor: &impl AsFd) {
     let mut polled = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
     let limit = PollTimeout::try_from(TIME_LIMIT).unwrap();
@@ -189,7 +189,7 @@ fn receive_from(mut subscription: Subscription, way: Way) -> (CloseReason, bool)
     (subscription.close_reason().unwrap(), subscription.is_cut())
 }
 
-/// Fills the ring, and waits for room that there never is.
+/// Fills the ring, and waits for room that never appears.
 fn send(mut sender: Sender, way: Way) -> Error {
     while sender.try_send(&[1; 200]).unwrap() {}
     if way == Way::Polls {
@@ -369,7 +369,7 @@ fn a_peer_that_ended_before_it_died_has_ended_cleanly() {
         let (mut sender, mut receiver) = channel.split();
         actor.go_on();
         actor.expect("ended");
-        // A thread that spins is not rung for: it sees this in memory.
+        // A spinning thread receives no wakeup: it sees the end in memory.
         let (mut receiver, found) = in_time("the peer's end", move || {
             let found = receiver.receive(&mut [0; 8]).unwrap();
             (receiver, found)
@@ -396,12 +396,12 @@ fn send_until_lost(sender: &mut Sender, way: Way) -> Error {
     }
 }
 
-/// A deadline that passes, however loaded the machine is.
+/// Returns a deadline that passes, however loaded the machine is.
 fn soon() -> Instant {
     Instant::now() + Duration::from_millis(20)
 }
 
-/// Each wait of a channel, a publisher, a subscription and a merge, up to a deadline.
+/// Tests each wait of a channel, a publisher, a subscription and a merge, up to a deadline.
 fn all_are_late(way: Way, until: fn() -> Instant) {
     let in_time = |what: &str, wait: Box<dyn FnOnce() -> (Instant, ringfence::Result<()>) + Send>| {
         let (deadline, found) = in_time(what, wait);
@@ -486,7 +486,7 @@ fn a_thread_that_spins_has_its_deadline() {
     all_are_late(Way::Spins, soon);
 }
 
-/// The longest wait of one system call is shorter than a deadline may be, and here it is over at once.
+/// A deadline may be longer than the longest wait of one system call. Here the system call returns at once.
 #[test]
 fn a_wait_that_the_kernel_ends_early_goes_on_to_its_deadline() {
     all_are_late(Way::Sleeps, || {

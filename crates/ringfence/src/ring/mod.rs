@@ -1,16 +1,17 @@
 //! One direction of a channel: a ring of bytes, which one process writes in its own region.
 //!
-//! `record` is the only file that knows the layout of a record. `write` writes records, and asks a `Room` how far it may write: `spsc` is
-//! the room in the ring of a pair, `fan_out` has that in the ring of a publisher, which many read. `consumer` checks and reads the records
-//! of a pair. `delivery` is what a subscriber asks for. `pace` says when a side waits a moment. `message` is a record as the caller sees
-//! it, and `items` are the values in it. `tally` counts messages. `lies`, in the folder
-//! of the test support, is a hostile peer.
+//! `record` is the only file that knows the layout of a record. `write` writes records, and asks a `Room` how
+//! far it may write: `spsc` is the room in the ring of a pair, and `fan_out` contains the room in the ring of
+//! a publisher. `consumer` checks and reads the records of a pair. `delivery` holds a subscriber's requests.
+//! `pace` decides when a side backs off. `message` is a record as the caller sees it, and `items` are the
+//! values in it. `tally` counts messages. `lies`, in the folder of the test support, is a hostile peer.
 //!
 //! Positions are 64 bits wide and only grow. The offset of a position in the ring is its remainder by the capacity. Decisions are made on
 //! private copies: the writer keeps its tail and the last head that it read, the reader its head and the last tail that it read. A shared
 //! word is read once into a local and checked there.
 //!
-//! May import `region` and `error`. It never blocks, never makes a system call, and knows nothing of who the peer is.
+//! May import `region` and `error`. It never blocks, never makes a system call, and does not know the peer's
+//! identity.
 
 pub(crate) mod consumer;
 pub(crate) mod delivery;

@@ -45,7 +45,8 @@ pub struct Inbound<R> {
 }
 
 impl Subscription {
-    /// Waits for what [`subscribe`](crate::subscribe) has made, in the runtime of the task that calls this.
+    /// Registers the subscription that [`subscribe`](crate::subscribe) returned with the runtime of the
+    /// calling task.
     ///
     /// # Errors
     /// [`Error::NoSpace`](crate::Error::NoSpace) if the runtime cannot watch the descriptors. The subscription is closed then.
@@ -67,8 +68,8 @@ impl<R: Inlet> Inbound<R> {
         }
     }
 
-    /// Waits for the next message, and copies it to the beginning of `into`. `None`: no more will come, and everything was read.
-    /// Cancel safe: an unread message is there for the next call.
+    /// Waits for the next message, and copies it to the start of `into`. `None`: the peer sends nothing more,
+    /// and everything was read. Cancel safe: an unread message remains for the next call.
     ///
     /// # Errors
     /// As [`receive`](crate::Inbound::receive).
@@ -76,7 +77,8 @@ impl<R: Inlet> Inbound<R> {
         self.take(|half| half.try_receive(into)).await
     }
 
-    /// Waits for the next message, and returns it in memory of its own. `None`: no more will come, and everything was read. Cancel safe.
+    /// Waits for the next message, and returns it in memory of its own. `None`: the peer sends nothing more,
+    /// and everything was read. Cancel safe.
     ///
     /// # Errors
     /// As [`receive_vec`](crate::Inbound::receive_vec).
@@ -84,8 +86,9 @@ impl<R: Inlet> Inbound<R> {
         self.take(inbound::Inbound::try_receive_vec).await
     }
 
-    /// Waits until there is something to read, for a caller that reads it in the peer's memory ([`receive_each`](crate::Inbound::receive_each), through
-    /// [`get_mut`](Inbound::get_mut)). `false`: no more will come. Cancel safe.
+    /// Waits until there is something to read, for a caller that reads it in the peer's memory
+    /// ([`receive_each`](crate::Inbound::receive_each), through [`get_mut`](Inbound::get_mut)). `false`: the
+    /// peer sends nothing more. Cancel safe.
     ///
     /// # Errors
     /// As [`wait_readable`](crate::Inbound::wait_readable).
@@ -94,7 +97,7 @@ impl<R: Inlet> Inbound<R> {
         Ok(there.await?.is_some())
     }
 
-    /// Waits until `take` finds something. `None`: no more will come.
+    /// Waits until `take` finds something. `None`: the peer sends nothing more.
     async fn take<T>(
         &mut self,
         mut take: impl FnMut(&mut inbound::Inbound<R>) -> Result<Option<T>>,
@@ -113,17 +116,17 @@ impl<R: Inlet> Inbound<R> {
         self.inner.close_reason()
     }
 
-    /// The half itself.
+    /// Returns the half itself.
     pub fn get_ref(&self) -> &inbound::Inbound<R> {
         &self.inner
     }
 
-    /// The half itself, for calls that do not wait: those that wait block the runtime's thread.
+    /// Returns the half itself, for calls that do not wait: blocking calls hold up the runtime's thread.
     pub fn get_mut(&mut self) -> &mut inbound::Inbound<R> {
         &mut self.inner
     }
 
-    /// The half, no longer waited for by the runtime.
+    /// Returns the half, and removes it from the runtime.
     pub fn into_inner(self) -> inbound::Inbound<R> {
         self.inner
     }
@@ -155,7 +158,7 @@ pub(super) fn poll_take_on<R: Waits<For = ()>, T>(
     poll_take(reader, cx, take, poll_ready)
 }
 
-/// Polls for what `take` finds, once it finds something. `None`: no more will come.
+/// Polls until `take` finds something. `None`: the peer sends nothing more.
 pub(super) fn poll_take<R: Awaited, T>(
     reader: &mut R,
     cx: &mut Context<'_>,

@@ -77,12 +77,12 @@ pub type Sender = Outbound<Spsc>;
 /// The sending half of a publisher, for tasks.
 pub type Broadcaster = Outbound<FanOut>;
 
-/// A kind of ring, as a task needs it that sends.
+/// A kind of ring, as a sending task needs it.
 pub(super) trait TaskOutlet: Outlet {
-    /// Wakes the task.
+    /// The line that wakes the task.
     type Line: Debug;
 
-    /// This half is awake: the last poll may have left it parked.
+    /// Unparks this half: the last poll may have left it parked.
     fn unpark(inner: &mut outbound::Outbound<Self>);
 
     /// Waits until a message of `size` bytes may find room.
@@ -93,10 +93,10 @@ pub(super) trait TaskOutlet: Outlet {
         size: usize,
     ) -> Poll<Result<()>>;
 
-    /// The message that waits for room is not sent.
+    /// Gives up the message that waits for room: it is not sent.
     fn give_up(inner: &mut outbound::Outbound<Self>);
 
-    /// The message that the sink keeps is lost.
+    /// Records that the message of the sink is lost.
     fn lose(shared: &Self::Shared);
 }
 
@@ -130,7 +130,7 @@ impl TaskOutlet for FanOut {
         inner.disarm();
     }
 
-    /// Returns after each wakeup: a try that is refused charges the subscribers that are in the way.
+    /// Returns after each wakeup: a refused attempt charges the subscribers that are in the way.
     fn poll_room(
         line: &Watched,
         inner: &mut broadcaster::Broadcaster,
@@ -216,7 +216,7 @@ impl<R: TaskOutlet> Outbound<R> {
     ) -> Result<()> {
         let waiting = Waiting(self);
         poll_fn(|cx| waiting.0.poll_kept(cx)).await?;
-        // After the sink's own message, whose progress this would be.
+        // Only after the sink's own message is sent: before, this would be the progress of that one.
         let mut written = written(&waiting.0.inner);
         poll_fn(|cx| {
             let Self { line, inner, .. } = &mut *waiting.0;
@@ -291,19 +291,21 @@ impl<R: TaskOutlet> Outbound<R> {
         self.inner.close_reason()
     }
 
-    /// The crate's own half.
+    /// Returns the crate's own half.
     pub fn get_ref(&self) -> &outbound::Outbound<R> {
         &self.inner
     }
 
-    /// The crate's own half, for calls that do not wait: those that wait block the runtime's thread. A message that is sent through it
-    /// overtakes one that the sink keeps, or is refused if that is under way: `flush` first.
+    /// Returns the crate's own half, for calls that do not wait: blocking calls hold up the runtime's thread.
+    /// A message that is sent through it overtakes one that the sink keeps, or is refused if that one is
+    /// under way: `flush` first.
     pub fn get_mut(&mut self) -> &mut outbound::Outbound<R> {
         &mut self.inner
     }
 
-    /// The crate's own half, which the runtime no longer watches. A message that the sink keeps is lost: `flush` first. If that message
-    /// is under way, the half refuses others until [`crate::Sender::send_part`] has finished it.
+    /// Returns the crate's own half, and removes it from the runtime. A message that the sink keeps is lost:
+    /// `flush` first. If that message is under way, the half refuses others until
+    /// [`crate::Sender::send_part`] has finished it.
     pub fn into_inner(mut self) -> outbound::Outbound<R> {
         self.kept.message = None;
         self.inner
@@ -344,7 +346,7 @@ impl Sender {
 }
 
 impl Broadcaster {
-    /// Waits for it in the runtime of the task that calls this.
+    /// Registers the half with the runtime of the calling task.
     ///
     /// # Errors
     /// [`Error::NoSpace`] if the runtime cannot watch one more descriptor. The sending is ended then.
@@ -379,7 +381,7 @@ where
         }
         // A message that is too large is refused before it is copied, and none is in the ring before there is a copy of it.
         inner.has_room(message.len())?;
-        // A message that cannot be kept does not wait.
+        // A message that cannot be kept must not wait.
         let copy = copy_of(message).inspect_err(|_| R::give_up(inner))?;
         if let Progress::Part(written) = R::send_part(inner, &copy, 0)? {
             kept.message = Some((copy, written));
@@ -399,7 +401,7 @@ where
     }
 }
 
-/// The copy of a message that a sink keeps while there is no room.
+/// Copies a message that a sink keeps while there is no room.
 fn copy_of(message: &[u8]) -> Result<Vec<u8>> {
     let mut copy = Vec::new();
     make_room(&mut copy, message.len())?;
@@ -407,7 +409,7 @@ fn copy_of(message: &[u8]) -> Result<Vec<u8>> {
     Ok(copy)
 }
 
-/// Sends a message from the byte `written` on: the first ones are in the ring.
+/// Sends a message from the byte `written` on: the earlier bytes are in the ring.
 pub(super) async fn send_from(
     line: &Arc<Line>,
     sender: &mut sender::Sender,

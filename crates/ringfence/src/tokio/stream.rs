@@ -19,7 +19,7 @@ use crate::{
     tokio::sender::poll_send,
 };
 
-/// The most bytes of memory that are kept for the next message that is longer than the reader's buffer.
+/// The most memory in bytes that is kept to buffer a later message that is longer than the reader's buffer.
 const KEPT: usize = 1 << 20;
 
 /// A channel as a stream of bytes, made by [`Channel::into_stream`](crate::tokio::Channel::into_stream).
@@ -62,8 +62,9 @@ const KEPT: usize = 1 << 20;
 /// Reads and writes lose nothing if they are cancelled, as those of a `TcpStream`: a write that was not ready has written nothing.
 ///
 /// # Servers of tonic
-/// `tonic::transport::Server` asks for its own trait `Connected`, which no other crate can implement for this type. Wrap the stream in a
-/// type of your own, or serve tonic's `Routes` by hyper. A client takes the stream by `Endpoint::connect_with_connector`.
+/// `tonic::transport::Server` requires its own trait `Connected`, which no other crate can implement for this
+/// type. Wrap the stream in a type of your own, or serve tonic's `Routes` with hyper. A client accepts the
+/// stream through `Endpoint::connect_with_connector`.
 #[derive(Debug)]
 pub struct ByteStream {
     line: Arc<Line>,
@@ -73,16 +74,16 @@ pub struct ByteStream {
     piece: usize,
 }
 
-/// The rest of a message that was longer than the reader's buffer.
+/// The remainder of a message that was longer than the reader's buffer.
 #[derive(Debug, Default)]
 struct Unread {
     message: Vec<u8>,
-    /// Bytes of it that were handed out.
+    /// Number of its bytes that were returned to the reader.
     read: usize,
 }
 
 impl Unread {
-    /// Whether there were any bytes to hand out.
+    /// Copies buffered bytes to the reader. Returns whether there were any.
     fn hand_out(&mut self, into: &mut ReadBuf<'_>) -> bool {
         let left = &self.message[self.read..];
         let count = left.len().min(into.remaining());
@@ -94,7 +95,8 @@ impl Unread {
         count > 0
     }
 
-    /// Moves the next message to the reader, or as much of it as fits. Returns how many bytes that were. `None`: no message is there.
+    /// Moves the next message to the reader, or as much of it as fits. Returns the number of bytes. `None`:
+    /// there is no message.
     fn hand_out_next(&mut self, receiver: &mut Receiver, into: &mut ReadBuf<'_>) -> Result<Option<usize>> {
         let Some(size) = receiver.next_size()? else {
             return Ok(None);
@@ -119,7 +121,7 @@ impl Unread {
         Ok(Some(into.filled().len() - before))
     }
 
-    /// Moves what is there and fits. `None`: nothing is there.
+    /// Moves all available bytes that fit. `None`: there are none.
     fn fill(&mut self, receiver: &mut Receiver, into: &mut ReadBuf<'_>) -> Result<Option<()>> {
         let mut found = self.hand_out(into);
         while into.remaining() > 0 {
@@ -139,7 +141,7 @@ impl Unread {
 impl ByteStream {
     pub(super) fn new(line: Arc<Line>, mut inner: channel::Channel) -> Self {
         let sender = inner.sender();
-        // As of a message in fragments: the peer reads one while the next is written.
+        // The size of a fragment, so that the peer reads one piece while the next is written.
         let piece = as_offset((sender.capacity() / 8).min(sender.max_at_once()));
         Self {
             line,
@@ -149,18 +151,19 @@ impl ByteStream {
         }
     }
 
-    /// The channel: the peer's identity, the evidence, tokens, why it has ended.
+    /// Returns the channel: the peer's identity, the evidence, tokens, the reason of its end.
     pub fn get_ref(&self) -> &channel::Channel {
         &self.inner
     }
 
-    /// The channel, for calls that do not wait: those that wait block the runtime's thread. What is read or sent through it is missing
-    /// from the stream, or in the middle of it.
+    /// Returns the channel, for calls that do not wait: blocking calls hold up the runtime's thread. Messages
+    /// that are received through it are missing from the stream, and messages that are sent through it appear
+    /// in the middle of it.
     pub fn get_mut(&mut self) -> &mut channel::Channel {
         &mut self.inner
     }
 
-    /// The end of the peer's bytes, or why they may not be all.
+    /// Returns `Ok` at the end of the peer's bytes, or the error if some may be missing.
     fn end(receiver: &Receiver) -> io::Result<()> {
         if receiver.is_cut() {
             receiver.shared.check()?;
@@ -174,7 +177,8 @@ impl AsyncRead for ByteStream {
         let this = self.get_mut();
         let (receiver, unread) = (this.inner.receiver(), &mut this.unread);
         let before = into.filled().len();
-        // A message without bytes must not look like the end. Each round takes a turn of the runtime's.
+        // An empty message must not look like the end. Each round consumes a unit of the task's cooperative
+        // budget.
         while into.remaining() > 0 && into.filled().len() == before {
             let fill = |receiver: &mut Receiver| unread.fill(receiver, into);
             if ready!(poll_take_on(&this.line, receiver, cx, fill))?.is_none() {
@@ -191,7 +195,7 @@ impl AsyncWrite for ByteStream {
             return Poll::Ready(Ok(0));
         }
         let this = self.get_mut();
-        // It goes into the ring at once or not at all, so nothing is under way if this is not ready.
+        // The piece is written whole or not at all, so nothing is under way if this is not ready.
         let piece = &bytes[..bytes.len().min(this.piece)];
         let sent = ready!(poll_send(&this.line, this.inner.sender(), cx, (piece, &mut 0)));
         Poll::Ready(sent.map(|()| piece.len()).map_err(|error| match error {
@@ -205,7 +209,7 @@ impl AsyncWrite for ByteStream {
         Poll::Ready(Ok(()))
     }
 
-    /// Ends this direction. The other one goes on.
+    /// Ends this direction. The other one stays open.
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.get_mut().inner.sender().end();
         Poll::Ready(Ok(()))
@@ -214,7 +218,7 @@ impl AsyncWrite for ByteStream {
 
 impl Drop for ByteStream {
     fn drop(&mut self) {
-        // The channel's own drop would end the sending, as if all had been written.
+        // The channel's own drop would end the sending, as if everything had been written.
         let sender = self.inner.sender();
         if !sender.shared.sending_ended.load(Ordering::Acquire) {
             sender.close();

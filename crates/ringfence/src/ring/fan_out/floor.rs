@@ -21,12 +21,12 @@ use crate::{
     },
 };
 
-/// The position of a reader that does not hold the writer up: positions end far before this one. It is also the position of a reader
-/// whose place is not found yet.
+/// The position of a reader that does not delay the writer: real positions never reach it. It is also the
+/// position of a reader whose start position is not found yet.
 const NEVER: u64 = u64::MAX;
 
-/// The writing end of a publisher's ring, owned by the thread that sends. It reports what a reader does wrong by
-/// [`FanOutWriter::violation`], and never fails for that.
+/// The writing end of a publisher's ring, owned by the thread that sends. It reports a reader's protocol
+/// violation by [`FanOutWriter::violation`], and never fails because of one.
 pub(crate) type FanOutWriter<O, P, T> = Writer<O, Floor<O, P, T>>;
 
 /// A reader with an impossible head. The writer no longer waits for it.
@@ -41,35 +41,36 @@ pub(crate) struct Violation {
 #[derive(Debug)]
 struct Reliable<P> {
     number: u64,
-    /// The position at which it began.
+    /// The position at which it started.
     position: u64,
-    /// Its position when its word was last read. [`NEVER`]: its place is not found yet.
+    /// Its position when its word was last read. [`NEVER`]: its start position is not found yet.
     head: u64,
     /// `None` during its handshake.
     control: Option<P>,
 }
 
-/// The room in a publisher's ring. The writer may write over what is before the floor, and moves the floor as far as the reliable
-/// readers have read.
+/// The room in a publisher's ring. The writer may overwrite data before the floor, and advances the floor as
+/// far as the reliable readers have read.
 #[derive(Debug)]
 pub(crate) struct Floor<O, P, T> {
     readers: Arc<Readers<O, P, T>>,
-    /// What is before this position may be written over.
+    /// Data before this position may be overwritten.
     position: u64,
     marks: Table,
     /// The messages before the tail, and the bytes of their payloads.
     written: (u64, u64),
-    /// The same of the published ones, while others are not published yet.
+    /// The same for published messages, while others are not published yet.
     shown: (u64, u64),
     generation: u64,
-    /// The reliable readers, which hold the writer up, without those that violated the protocol.
+    /// The reliable readers, which can delay the writer, without those that violated the protocol.
     reliable: BySlot<Reliable<P>>,
-    /// The slots that have changed since the last call of [`FanOutWriter::changes`], each with its reader if that is through its
-    /// handshake.
+    /// The slots that have changed since the last call of [`FanOutWriter::changes`], each with its reader if
+    /// the reader's handshake is complete.
     untold: BySlot<Option<(P, T)>>,
     /// Empty between two calls; kept for its memory.
     changes: Vec<Change<P, T>>,
-    /// No head of a reliable reader is smaller. It may be too small: it is exact after [`Floor::read_heads`].
+    /// No head of a reliable reader is smaller. The value may be too low. It is exact after
+    /// [`Floor::read_heads`].
     slowest: u64,
     violations: Vec<Violation>,
     /// The last check found no room.
@@ -77,9 +78,10 @@ pub(crate) struct Floor<O, P, T> {
 }
 
 impl<O: Writable, P: Readable + Clone, T: Clone> Floor<O, P, T> {
-    /// Returns the position that the floor must reach so that the ring can be written up to `end`, and the first mark of a published
-    /// message there or behind it. The readers keep a message from that mark on: so the last message stays until there is a newer
-    /// one. `None` for the mark: what is not published yet is in the way.
+    /// Returns the position that the floor must reach so that the ring can be written up to `end`, and the
+    /// first mark of a published message at or after that position. The readers keep messages from that mark
+    /// on, so the last message stays until there is a newer one. `None` for the mark: unpublished data is in
+    /// the way.
     fn goal(&self, ring: &Written<O>, end: u64) -> (u64, Option<u64>) {
         let goal = end.saturating_sub(ring.capacity);
         (goal, self.marks.first(goal, ring.published()))
@@ -148,7 +150,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Floor<O, P, T> {
         for (slot, reader) in self.reliable.iter_mut() {
             if let Some(control) = &reader.control {
                 let head = control.load(head_of(slot), Ordering::Acquire);
-                // In unsigned arithmetic both violations are a distance larger than what is unread.
+                // In unsigned arithmetic both violations are a distance larger than the unread part.
                 if head.wrapping_sub(reader.head) > published - reader.head || !head.is_multiple_of(8) {
                     self.violations.push(Violation {
                         number: reader.number,
@@ -199,7 +201,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Room<O> for Floor<O, P, T> {
                 self.position = floor;
                 // Release: a reliable reader that finds itself below it finds that it was evicted.
                 ring.own.store(layout::FLOOR, floor, Ordering::Release);
-                // What is written from now on is not seen before the floor is.
+                // Data written from now on is not visible before the floor is.
                 ring.own.release_fence();
                 return Ok(true);
             }
@@ -214,7 +216,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Room<O> for Floor<O, P, T> {
             };
             self.marks.set(&ring.own, mark);
         }
-        // The first record behind this gets the next mark.
+        // The first record after this position gets the next mark.
         self.marks.next().min(self.position + ring.capacity)
     }
 
@@ -222,7 +224,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Room<O> for Floor<O, P, T> {
         self.marks.moves(&ring.own, ring.tail, end);
     }
 
-    /// If there is none, and no reader is in the way, what was written must be published first.
+    /// If there is no room and no reader is in the way, the unpublished data must be published first.
     fn has(&mut self, ring: &Written<O>, end: u64) -> Result<bool> {
         let (goal, mark) = self.goal(ring, end);
         if goal <= self.position || mark.is_none() {
@@ -275,7 +277,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOutWriter<O, P, T> {
             marks: Table::new(capacity),
             written: (0, 0),
             shown: (0, 0),
-            // Not the generation of an empty list, so that the first check reads it.
+            // Differs from the generation of an empty list, so that the first check reads the list.
             generation: u64::MAX,
             reliable: BySlot::default(),
             untold: BySlot::default(),
@@ -297,8 +299,8 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOutWriter<O, P, T> {
         }
     }
 
-    /// Returns what has changed in the list of readers: the slots that have since the last call, each with its reader if that is through
-    /// its handshake.
+    /// Returns the slots of the list of readers that have changed since the last call, each with its reader
+    /// if the reader's handshake is complete.
     pub(crate) fn changes(&mut self) -> impl Iterator<Item = (usize, Option<(P, T)>)> {
         self.room.update_list();
         std::iter::from_fn(|| self.room.untold.pop())
@@ -310,8 +312,8 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOutWriter<O, P, T> {
         self.room.violations.pop()
     }
 
-    /// Returns the position that every reliable reader must reach, so that there is room for a message of this size. `None`: there is
-    /// room, or what was written must be published first.
+    /// Returns the position that every reliable reader must reach so that there is room for a message of this
+    /// size. `None`: there is room, or the unpublished data must be published first.
     pub(crate) fn awaited(&mut self, payload: u64) -> Option<u64> {
         let end = self.ring.end_of(payload.min(self.largest_record()));
         let Self { ring, room, .. } = self;

@@ -19,11 +19,11 @@ const LONGEST: u64 = 20_000;
 
 /// A message that goes into the ring at once.
 const SHORT: usize = 700;
-/// One that travels in fragments, and is longer than the ring.
+/// A message that is sent in fragments, and is longer than the ring.
 const LONG: usize = 9000;
 /// Another such one.
 const LONGER: usize = 13_000;
-/// One that the peer does not take.
+/// A message that the peer does not accept.
 const REFUSED: usize = 20_001;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +83,7 @@ struct Bench {
     /// A message whose `send` was cancelled after some of it was in the ring.
     abandoned: Option<Vec<u8>>,
     closed: bool,
-    /// The sending was ended with a message in the sink, and no call has said so yet.
+    /// The sending was ended with a message in the sink, and no call has reported that yet.
     lost: bool,
     count: usize,
     _runtime: Runtime,
@@ -143,7 +143,7 @@ impl Bench {
         bench
     }
 
-    /// One that is like no other.
+    /// Returns a message that differs from all others.
     fn message(&mut self, length: usize) -> Vec<u8> {
         self.count += 1;
         let mut message = vec![0xaa; length];
@@ -260,7 +260,7 @@ impl Bench {
             }
             Call::Room(size) => {
                 let room = self.poll(polls, async |sender| sender.room(size).await);
-                // It takes nothing: also where a message is under way.
+                // This sends nothing, even during an unfinished message.
                 match room {
                     None => {}
                     Some(Ok(())) => assert!(size as u64 <= LONGEST && !self.closed),
@@ -284,7 +284,7 @@ impl Bench {
             }
             Call::PeerReads => read(&mut self.peer, &mut self.received),
         }
-        // The first call that would have sent it has said so.
+        // The first call that would have sent it has reported the loss.
         self.lost &= self.sender.kept.message.is_some();
     }
 
