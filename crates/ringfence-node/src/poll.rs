@@ -288,8 +288,8 @@ unsafe extern "C" fn readable(handle: *mut UvHandle, status: c_int, events: c_in
     // libuv calls exactly once more for a line that has failed.
     poll.rung.set(status >= 0 && events & UV_DISCONNECT == 0);
     let (env, mut scope) = (poll.env, ptr::null_mut());
-    // SAFETY: libuv runs its callbacks on the loop's thread, which is the environment's, and the environment ends
-    // only after this handle is closed.
+    // SAFETY: libuv runs its callbacks on the loop's thread, which is the environment's, and the environment
+    // ends only after this handle is closed.
     unsafe {
         if sys::napi_open_handle_scope(env, &raw mut scope) != sys::Status::napi_ok {
             return;
@@ -341,7 +341,8 @@ unsafe extern "C" fn closed(handle: *mut UvHandle) {
         poll.callback.replace(ptr::null_mut()),
         poll.context.replace(ptr::null_mut()),
     );
-    // SAFETY: each was made in `start` by this environment, which still waits for the hook below (or goes on).
+    // SAFETY: each was made in `start` by this environment, which still waits for the hook below (or goes
+    // on).
     unsafe {
         if !callback.is_null() {
             sys::napi_delete_reference(poll.env, callback);
@@ -485,8 +486,8 @@ unsafe extern "C" fn deliver(
     let waiting = unsafe { Arc::from_raw(data.cast_const().cast::<Waiting>()) };
     if !env.is_null() && !waiting.stopped.load(Ordering::Acquire) {
         let (mut receiver, mut result) = (ptr::null_mut(), ptr::null_mut());
-        // SAFETY: the engine calls on the environment's thread, inside a handle scope and a callback scope of its own;
-        // an exception stays pending, and the engine reports it as uncaught.
+        // SAFETY: the engine calls on the environment's thread, inside a handle scope and a callback scope of
+        // its own; an exception stays pending, and the engine reports it as uncaught.
         unsafe {
             sys::napi_get_global(env, &raw mut receiver);
             sys::napi_call_function(env, receiver, callback, 0, ptr::null(), &raw mut result);

@@ -42,7 +42,8 @@ use ringfence::{
 };
 use support::{Actor, TIME_LIMIT, accepted, fresh_address, say, small, wait_for_host, wait_for_test};
 
-/// The ways to create a child: by the C library, which runs the handlers of pthread_atfork(3), or bypassing it.
+/// The ways to create a child: by the C library, which runs the handlers of pthread_atfork(3), or bypassing
+/// it.
 const WAYS: [&str; 2] = ["fork", "clone"];
 
 /// Runs a closure in a child, and returns the outcome: "well", or what ended the child.

@@ -111,8 +111,8 @@ impl<'a> Message<'a> {
             return None;
         }
         peer.will_read_on(at + from, BLOCK, end);
-        // SAFETY: the ring has checked that the message lies in the region, and the block lies in the message; the caller
-        // promises AVX2.
+        // SAFETY: the ring has checked that the message lies in the region, and the block lies in the
+        // message; the caller promises AVX2.
         Some(unsafe { peer.peek_block(at + from) })
     }
 
@@ -282,8 +282,8 @@ impl Words<'_> {
         let mut at = self.at;
         while at + BLOCK <= whole {
             peer.will_read_on(start + at, BLOCK, end);
-            // SAFETY: the ring has checked that the message lies in the region, and the block lies in the message; the
-            // caller promises AVX2.
+            // SAFETY: the ring has checked that the message lies in the region, and the block lies in the
+            // message; the caller promises AVX2.
             let block = unsafe { peer.peek_block(start + at) };
             at += BLOCK;
             for word in block {

@@ -6,9 +6,10 @@
 //! `pace` decides when a side backs off. `message` is a record as the caller sees it, and `items` are the
 //! values in it. `tally` counts messages. `lies`, in the folder of the test support, is a hostile peer.
 //!
-//! Positions are 64 bits wide and only grow. The offset of a position in the ring is its remainder by the capacity. Decisions are made on
-//! private copies: the writer keeps its tail and the last head that it read, the reader its head and the last tail that it read. A shared
-//! word is read once into a local and checked there.
+//! Positions are 64 bits wide and only grow. The offset of a position in the ring is its remainder by the
+//! capacity. Decisions are made on private copies: the writer keeps its tail and the last head that it read,
+//! the reader its head and the last tail that it read. A shared word is read once into a local and checked
+//! there.
 //!
 //! May import `region` and `error`. It never blocks, never makes a system call, and does not know the peer's
 //! identity.

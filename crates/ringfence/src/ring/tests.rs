@@ -304,7 +304,8 @@ fn a_long_payload_begins_at_a_line_wherever_its_record_does() {
             let at = pair.producer.claim(length as u64).unwrap().unwrap();
             assert!(length < long || at.is_multiple_of(64), "at {at}, from {place}");
             let message = bytes(number, length);
-            // SAFETY: the producer has just claimed the range, and claims nothing else before this borrow ends.
+            // SAFETY: the producer has just claimed the range, and claims nothing else before this borrow
+            // ends.
             unsafe { pair.producer.own_mut().claimed(at, length) }.copy_from_slice(&message);
             // A long record whose message became short stays in its place.
             let sent = if number == 2 { 5 } else { length };

@@ -1,5 +1,5 @@
-//! Test support: the entry points of the fuzz targets, hostile peers, a memory that loom can watch, a channel's parts without a
-//! handshake, and the number of random cases.
+//! Test support: the entry points of the fuzz targets, hostile peers, a memory that loom can watch, a
+//! channel's parts without a handshake, and the number of random cases.
 //!
 //! `lies` and `fan_out_lies` are modules of `ring` and `ring::fan_out`, whose private fields they check.
 

@@ -33,7 +33,8 @@ impl Publisher {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoSpace`](crate::Error::NoSpace) if the runtime cannot watch the descriptors. The publisher is closed then.
+    /// [`Error::NoSpace`](crate::Error::NoSpace) if the runtime cannot watch the descriptors. The publisher
+    /// is closed then.
     ///
     /// # Panics
     /// See [the module](crate::tokio#panics).

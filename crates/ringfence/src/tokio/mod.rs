@@ -1,9 +1,10 @@
 //! Channels for tasks of [Tokio](https://docs.rs/tokio): the feature `tokio`, which is off by default.
 //!
-//! Each type here wraps one of the crate's types, and waits for it on the runtime's own event loop: no thread waits for an open
-//! channel. [`join`], [`connect`], [`member`] and [`subscribe`] make one. [`Listener::new`] and [`Publisher::new`] take what
-//! [`listen`](crate::listen) and [`publish`](crate::publish) return, and [`Channel::new`] takes an accepted channel. Calls that do not
-//! wait are those of the crate's own type, behind `get_ref` and `get_mut`.
+//! Each type here wraps one of the crate's types, and waits for it on the runtime's own event loop: no thread
+//! waits for an open channel. [`join`], [`connect`], [`member`] and [`subscribe`] make one. [`Listener::new`]
+//! and [`Publisher::new`] take what [`listen`](crate::listen) and [`publish`](crate::publish) return, and
+//! [`Channel::new`] takes an accepted channel. Calls that do not wait are those of the crate's own type,
+//! behind `get_ref` and `get_mut`.
 //!
 //! ```no_run
 //! use futures_util::StreamExt;
@@ -25,18 +26,20 @@
 //! ```
 //!
 //! # Messages or bytes
-//! [`Receiver`] and [`Subscription`] are a `Stream` of messages, [`Sender`] and [`Broadcaster`] a `Sink`. For what takes a socket
-//! (`copy_bidirectional`, hyper, tonic, tarpc, TLS), [`Channel::into_stream`] returns a [`ByteStream`], which is `AsyncRead` and
-//! `AsyncWrite`. Use it rather than `tokio_util::io::StreamReader` over a [`Receiver`]: a `StreamReader` reads a peer that was killed
-//! as a clean end of file, because the stream of messages ends the same way in both cases ([`crate::Receiver::is_cut`] tells them
-//! apart). A `ByteStream` fails with `ConnectionReset`.
+//! [`Receiver`] and [`Subscription`] are a `Stream` of messages, [`Sender`] and [`Broadcaster`] a `Sink`. For
+//! what takes a socket (`copy_bidirectional`, hyper, tonic, tarpc, TLS), [`Channel::into_stream`] returns a
+//! [`ByteStream`], which is `AsyncRead` and `AsyncWrite`. Use it rather than `tokio_util::io::StreamReader`
+//! over a [`Receiver`]: a `StreamReader` reads a peer that was killed as a clean end of file, because the
+//! stream of messages ends the same way in both cases ([`crate::Receiver::is_cut`] tells them apart). A
+//! `ByteStream` fails with `ConnectionReset`.
 //!
 //! # Cancel safety
-//! A future that is dropped before it is ready, as by `select!` and `timeout`, loses nothing: a message was received or is still
-//! there, was sent or was not, and the next call works. There is one exception, which each function names. A message longer than
-//! [`Sender::max_at_once`](crate::Sender::max_at_once) travels in fragments, and may be under way after its `send` was cancelled:
-//! [`Sender::send_rest`] finishes it. The sink has no such case: it keeps the message until it is whole. [`Sender`] has the whole table.
-//! If one of [`join`], [`connect`], [`member`] and [`subscribe`] is dropped, the call is cancelled.
+//! A future that is dropped before it is ready, as by `select!` and `timeout`, loses nothing: a message was
+//! received or is still there, was sent or was not, and the next call works. There is one exception, which
+//! each function names. A message longer than [`Sender::max_at_once`](crate::Sender::max_at_once) travels in
+//! fragments, and may be under way after its `send` was cancelled: [`Sender::send_rest`] finishes it. The
+//! sink has no such case: it keeps the message until it is whole. [`Sender`] has the whole table. If one of
+//! [`join`], [`connect`], [`member`] and [`subscribe`] is dropped, the call is cancelled.
 //!
 //! # Both halves
 //! The halves of a channel may be on two tasks. Both wait on one line, which is registered with the runtime

@@ -31,20 +31,23 @@ use crate::{
 
 /// The sending half of a channel ([`Sender`]) or of a publisher ([`Broadcaster`]), for tasks.
 ///
-/// It is a [`Sink`] of everything that is bytes. The sink accepts a message (`feed` returns `Ok`) after every check has passed, and
-/// keeps a copy of it if the ring has no room. A refused message is not kept: its error is returned once, and the next call works.
-/// Every method that sends, and [`Outbound::room`], first sends the message that the sink keeps.
+/// It is a [`Sink`] of everything that is bytes. The sink accepts a message (`feed` returns `Ok`) after every
+/// check has passed, and keeps a copy of it if the ring has no room. A refused message is not kept: its error
+/// is returned once, and the next call works. Every method that sends, and [`Outbound::room`], first sends
+/// the message that the sink keeps.
 ///
-/// The sink keeps its message through local errors: [`Error::NoSpace`] and [`Error::Unsupported`], and [`Error::InvalidArgument`]
-/// while a reservation is open. If the sending has ended, or the channel has, the next call that would send the kept message drops it
-/// and returns the error.
+/// The sink keeps its message through local errors: [`Error::NoSpace`] and [`Error::Unsupported`], and
+/// [`Error::InvalidArgument`] while a reservation is open. If the sending has ended, or the channel has, the
+/// next call that would send the kept message drops it and returns the error.
 ///
-/// Dropping it ends the sending, as [`Outbound::end`] does. If the sink of a channel still keeps a message, dropping closes the channel
-/// instead: to the peer it must not look as if all had been sent. The sink of a publisher loses its message then. `flush` or `close` first.
+/// Dropping it ends the sending, as [`Outbound::end`] does. If the sink of a channel still keeps a message,
+/// dropping closes the channel instead: to the peer it must not look as if all had been sent. The sink of a
+/// publisher loses its message then. `flush` or `close` first.
 ///
 /// # Cancel safety
-/// A publisher publishes each message whole: if `send` is cancelled, its message was not published, and no longer counts time against
-/// the subscribers. At a channel, a future that is dropped before it is ready leaves this behind:
+/// A publisher publishes each message whole: if `send` is cancelled, its message was not published, and no
+/// longer counts time against the subscribers. At a channel, a future that is dropped before it is ready
+/// leaves this behind:
 ///
 /// | call | what happens to its message |
 /// | --- | --- |
@@ -153,9 +156,9 @@ impl TaskOutlet for FanOut {
     fn lose(_shared: &Self::Shared) {}
 }
 
-/// The message that the sink keeps. Set by `start_send` alone, after the crate's half has accepted the message, so that it refuses no
-/// part of it later. Only `poll_kept` and `try_kept` put more of it into the ring and clear this. A message of `send` is never here,
-/// and is begun only while there is none here.
+/// The message that the sink keeps. Set by `start_send` alone, after the crate's half has accepted the
+/// message, so that it refuses no part of it later. Only `poll_kept` and `try_kept` put more of it into the
+/// ring and clear this. A message of `send` is never here, and is begun only while there is none here.
 #[derive(Debug)]
 struct Kept<R: TaskOutlet> {
     /// Its bytes, and how many of them are in the ring.
@@ -198,9 +201,10 @@ impl<R: TaskOutlet> Outbound<R> {
     /// Puts a message into the ring, in fragments if necessary. Waits while there is no room.
     ///
     /// # Cancel safety
-    /// If the future is dropped before it is ready, nothing of a message of up to [`max_at_once`](crate::Sender::max_at_once) bytes was
-    /// sent. A longer message may be under way: [`Sender::under_way`] tells, and [`Sender::send_rest`] finishes it. Other messages are
-    /// refused until then. A publisher has no such messages.
+    /// If the future is dropped before it is ready, nothing of a message of up to
+    /// [`max_at_once`](crate::Sender::max_at_once) bytes was sent. A longer message may be under way:
+    /// [`Sender::under_way`] tells, and [`Sender::send_rest`] finishes it. Other messages are refused until
+    /// then. A publisher has no such messages.
     ///
     /// # Errors
     /// As [`crate::Sender::send`].
@@ -225,7 +229,8 @@ impl<R: TaskOutlet> Outbound<R> {
         .await
     }
 
-    /// Puts a message into the ring. `false`: there is no room now, or none for the message that the sink keeps.
+    /// Puts a message into the ring. `false`: there is no room now, or none for the message that the sink
+    /// keeps.
     ///
     /// # Errors
     /// As [`crate::Sender::try_send`].
@@ -234,8 +239,8 @@ impl<R: TaskOutlet> Outbound<R> {
     }
 
     /// Waits until a message of `size` bytes finds room, for a caller that writes it in place
-    /// ([`crate::Sender::reserve`], by [`Outbound::get_mut`]) or in a batch. For a message that travels in fragments, waits until the
-    /// next fragment finds room. Cancel safe.
+    /// ([`crate::Sender::reserve`], by [`Outbound::get_mut`]) or in a batch. For a message that travels in
+    /// fragments, waits until the next fragment finds room. Cancel safe.
     ///
     /// # Errors
     /// As [`Outbound::send`].
@@ -252,7 +257,8 @@ impl<R: TaskOutlet> Outbound<R> {
         .await
     }
 
-    /// Sends the message that the sink keeps, as far as there is room. Returns whether all of it is in the ring.
+    /// Sends the message that the sink keeps, as far as there is room. Returns whether all of it is in the
+    /// ring.
     fn try_kept(&mut self) -> Result<bool> {
         while let Some((message, written)) = &mut self.kept.message {
             match R::send_part(&mut self.inner, message, *written) {
@@ -281,7 +287,8 @@ impl<R: TaskOutlet> Outbound<R> {
     }
 
     /// Ends the sending. See [`crate::Sender::end`]. A message that the sink keeps is lost, and the next
-    /// `flush` or `close` fails with [`Error::Closed`]: use `close` of the [`Sink`] instead, which sends it first.
+    /// `flush` or `close` fails with [`Error::Closed`]: use `close` of the [`Sink`] instead, which sends it
+    /// first.
     pub fn end(&mut self) {
         self.inner.end();
     }
@@ -317,21 +324,23 @@ impl Sender {
         Self::with_line(line, inner)
     }
 
-    /// Finishes a message whose [`Sender::send`] was cancelled. Pass the same message. If none of it is in the ring, this sends all of
-    /// it.
+    /// Finishes a message whose [`Sender::send`] was cancelled. Pass the same message. If none of it is in
+    /// the ring, this sends all of it.
     ///
     /// # Cancel safety
     /// As [`Sender::send`]: call it again with the same message.
     ///
     /// # Errors
-    /// As [`Sender::send`], and [`Error::InvalidArgument`] for a message of another length than the one under way.
+    /// As [`Sender::send`], and [`Error::InvalidArgument`] for a message of another length than the one under
+    /// way.
     pub async fn send_rest(&mut self, message: &[u8]) -> Result<()> {
         self.send_from(message, |inner| inner.under_way().unwrap_or(0))
             .await
     }
 
-    /// Returns the number of bytes in the ring of a message whose [`Sender::send`] was cancelled, or `None` if nothing of it was sent.
-    /// ([`crate::Sender::under_way`] counts the message that the sink keeps as well.)
+    /// Returns the number of bytes in the ring of a message whose [`Sender::send`] was cancelled, or `None`
+    /// if nothing of it was sent. ([`crate::Sender::under_way`] counts the message that the sink keeps as
+    /// well.)
     pub fn under_way(&self) -> Option<usize> {
         match self.kept.message {
             Some(_) => None,
@@ -379,7 +388,8 @@ where
         if at_once && inner.try_send(message)? {
             return Ok(());
         }
-        // A message that is too large is refused before it is copied, and none is in the ring before there is a copy of it.
+        // A message that is too large is refused before it is copied, and none is in the ring before there is
+        // a copy of it.
         inner.has_room(message.len())?;
         // A message that cannot be kept must not wait.
         let copy = copy_of(message).inspect_err(|_| R::give_up(inner))?;

@@ -24,8 +24,9 @@ const KEPT: usize = 1 << 20;
 
 /// A channel as a stream of bytes, made by [`Channel::into_stream`](crate::tokio::Channel::into_stream).
 ///
-/// hyper, tarpc, TLS libraries and others accept it as they accept a `TcpStream`. Message boundaries are not kept. The peer may be such a
-/// stream as well, or the duplex of a Node process, or it may send messages: a message is its bytes, and an empty one is skipped.
+/// hyper, tarpc, TLS libraries and others accept it as they accept a `TcpStream`. Message boundaries are not
+/// kept. The peer may be such a stream as well, or the duplex of a Node process, or it may send messages: a
+/// message is its bytes, and an empty one is skipped.
 ///
 /// ```no_run
 /// use ringfence::{Options, tokio::join};
@@ -52,14 +53,16 @@ const KEPT: usize = 1 << 20;
 /// | was killed, crashed or exited before that | [`ConnectionReset`](io::ErrorKind::ConnectionReset) | [`BrokenPipe`](io::ErrorKind::BrokenPipe) |
 /// | closed the channel before that, or dropped its stream | [`ConnectionReset`](io::ErrorKind::ConnectionReset) | [`BrokenPipe`](io::ErrorKind::BrokenPipe) |
 ///
-/// So a peer that is killed never looks like one that has finished. The [`Error`] is behind [`io::Error::get_ref`]:
-/// [`Error::PeerLost`] for a lost peer. Other errors become an [`io::Error`] as `?` converts them.
+/// So a peer that is killed never looks like one that has finished. The [`Error`] is behind
+/// [`io::Error::get_ref`]: [`Error::PeerLost`] for a lost peer. Other errors become an [`io::Error`] as `?`
+/// converts them.
 ///
-/// `poll_shutdown` ends this direction. **A stream that is dropped without it is a lost peer to the other side**, also if its task
-/// panics or is aborted.
+/// `poll_shutdown` ends this direction. **A stream that is dropped without it is a lost peer to the other
+/// side**, also if its task panics or is aborted.
 ///
 /// # Cancel safety
-/// Reads and writes lose nothing if they are cancelled, as those of a `TcpStream`: a write that was not ready has written nothing.
+/// Reads and writes lose nothing if they are cancelled, as those of a `TcpStream`: a write that was not ready
+/// has written nothing.
 ///
 /// # Servers of tonic
 /// `tonic::transport::Server` requires its own trait `Connected`, which no other crate can implement for this

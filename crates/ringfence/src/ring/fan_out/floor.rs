@@ -142,7 +142,8 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Floor<O, P, T> {
         active
     }
 
-    /// Reads the heads of the reliable readers. A head that goes backwards, or past the published tail, is a protocol violation.
+    /// Reads the heads of the reliable readers. A head that goes backwards, or past the published tail, is a
+    /// protocol violation.
     fn read_heads(&mut self, ring: &Written<O>) {
         let published = ring.published();
         let known = self.violations.len();

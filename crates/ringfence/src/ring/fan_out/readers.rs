@@ -366,7 +366,8 @@ mod tests {
         assert_eq!(positions, [(number, 64)]);
     }
 
-    /// An eviction that finds no channel releases the reader. A reader that became active in the meantime has a channel, which must end.
+    /// An eviction that finds no channel releases the reader. A reader that became active in the meantime has
+    /// a channel, which must end.
     #[test]
     fn an_active_reader_is_not_released_as_one_in_its_handshake() {
         let ring = OwnRegion::private(4096);

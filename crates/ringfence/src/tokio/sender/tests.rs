@@ -1,5 +1,5 @@
-//! Each call of a sender, cancelled at each point, before and after each other call. Accepted messages arrive once and in order,
-//! refused and cancelled ones do not, and the next call works.
+//! Each call of a sender, cancelled at each point, before and after each other call. Accepted messages arrive
+//! once and in order, refused and cancelled ones do not, and the next call works.
 
 use std::task::Waker;
 
