@@ -1,8 +1,9 @@
-//! Memory in which a message is put together that comes in fragments.
+//! Memory in which a message in fragments is assembled.
 //!
-//! Its size is the peer's word: one that names a size and sends no more must not have that much taken here. So it grows with
-//! what has come. It is a mapping of its own and no `Vec`: it grows without a copy, a shortage is an error and no abort, and what
-//! is given back is the system's again, and not the allocator's.
+//! The peer chooses its size. A peer that announces a size and sends nothing more must not cause that much
+//! memory to be allocated. So it grows with the bytes received. It is a separate mapping instead of a `Vec`:
+//! it grows without a copy, a shortage is an error and no abort, and released memory returns to the system
+//! rather than to the allocator.
 
 use memmap2::{MmapMut, RemapOptions};
 
@@ -15,12 +16,12 @@ use crate::{
 pub(crate) struct Scratch(Option<MmapMut>);
 
 impl Scratch {
-    /// Bytes that are held, or would be once they are written.
+    /// Returns the number of bytes that are mapped. Pages use memory once they are written.
     pub(crate) fn size(&self) -> usize {
         self.0.as_ref().map_or(0, |map| map.len())
     }
 
-    /// The first `length` bytes of the message, for which there was room made.
+    /// Returns the first `length` bytes of the message. The caller has made room for them.
     pub(crate) fn bytes(&self, length: usize) -> &[u8] {
         self.0.as_ref().map_or(&[], |map| &map[..length])
     }
@@ -32,14 +33,15 @@ impl Scratch {
     fn grow(&mut self, size: usize) -> std::io::Result<()> {
         match &mut self.0 {
             None => self.0 = Some(MmapMut::map_anon(size)?),
-            // ThreadSanitizer sees no mremap(2): what has moved would be another thread's memory to it.
+            // ThreadSanitizer does not track mremap(2): it would take a moved mapping for another thread's
+            // memory.
             Some(map) if cfg!(ringfence_tsan) => {
                 let mut larger = MmapMut::map_anon(size)?;
                 larger[..map.len()].copy_from_slice(map);
                 *map = larger;
             }
-            // SAFETY: the mapping is this one's own, no other code has a reference into it (this takes an exclusive one), and it is
-            // anonymous, so that there is memory behind all of the new size.
+            // SAFETY: the mapping belongs to this value, no other code has a reference into it (this takes an
+            // exclusive one), and it is anonymous, so that there is memory behind all of the new size.
             Some(map) => unsafe { map.remap(size, RemapOptions::new().may_move(true)) }?,
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Looking at a channel's peer again.
+//! Checks a channel's peer again.
 
 use std::{
     sync::{Arc, Weak, atomic::Ordering},
@@ -16,14 +16,14 @@ use crate::{
     wait::deadline::Deadline,
 };
 
-/// Looks at a channel's peer again, on any thread. Does not keep the channel open.
+/// Checks a channel's peer again, on any thread. Does not keep the channel open.
 #[derive(Debug, Clone)]
 pub struct Verifier {
     known: Arc<Known>,
     shared: Weak<Shared>,
 }
 
-/// A [`Verifier`] that keeps nothing of what is known of the peer, a descriptor of its process among that.
+/// A [`Verifier`] that does not keep the known data of the peer alive, including a descriptor of its process.
 #[derive(Debug, Default)]
 pub(crate) struct WeakVerifier {
     known: Weak<Known>,
@@ -31,7 +31,7 @@ pub(crate) struct WeakVerifier {
 }
 
 impl WeakVerifier {
-    /// `None` once it was dropped.
+    /// Returns the verifier, or `None` once it was dropped.
     pub(crate) fn upgrade(&self) -> Option<Verifier> {
         Some(Verifier {
             known: self.known.upgrade()?,
@@ -117,15 +117,18 @@ impl Verifier {
         }
     }
 
-    /// Looks at the peer now, and compares with the policy that the channel was made with: the process is alive, has
-    /// the user and group that were attested at first, and is what the policy asks for. Its label is the one attested
-    /// at first, and the policy's callback is not asked again: it is meant for the handshake.
+    /// Checks the peer now, against the policy that the channel was made with: the process is alive, has the
+    /// user and group that were attested at first, and satisfies the policy. The label is the one attested at
+    /// first. The policy's callback is not called again: it is meant for the handshake.
     ///
     /// # Errors
-    /// [`Error::PeerRefused`] if the peer violates the policy now, or that cannot be checked: then the channel is closed.
-    /// [`Error::PeerLost`] if the peer is gone, [`Error::Closed`] after this side's close, [`Error::RingCorrupt`].
-    /// [`Error::NoSpace`] where this process has run out of descriptors or memory, [`Error::HandshakeTimeout`] where the peer's
-    /// executable cannot be read within [`Options::timeout`]: then the peer was not looked at, and the channel lives.
+    /// - [`Error::PeerRefused`] if the peer violates the policy now, or if that cannot be checked. The
+    ///   channel is closed then.
+    /// - [`Error::PeerLost`] if the peer is gone, [`Error::Closed`] after this side's close,
+    ///   [`Error::RingCorrupt`].
+    /// - [`Error::NoSpace`] if this process has run out of descriptors or memory, and
+    ///   [`Error::HandshakeTimeout`] if the peer's executable cannot be read within [`Options::timeout`]. The
+    ///   peer was not checked then, and the channel stays open.
     pub fn verify(&self) -> Result<Verified> {
         self.check_open()?;
         let Known {
@@ -139,7 +142,7 @@ impl Verifier {
         // If the channel has ended in the meantime, that error comes first.
         self.check_open()?;
         if let (Err(error @ Error::PeerRefused(_)), Some(shared)) = (&looked, self.shared.upgrade()) {
-            // It is cut off before those who watch the process hear why: that may take them long.
+            // Cut off the peer before the process's observers are notified: their callbacks may block.
             let untold = shared.end(ChannelState::Refused);
             shared.tie.refused(error);
             drop(untold);
@@ -150,7 +153,7 @@ impl Verifier {
         })
     }
 
-    /// Whether the channel was closed because its peer was not any more who it had to be.
+    /// Whether the channel was closed because its peer no longer satisfied the policy.
     pub fn has_refused(&self) -> bool {
         let shared = self.shared.upgrade();
         shared.is_some_and(|shared| shared.state.is(ChannelState::Refused, Ordering::Acquire))

@@ -1,8 +1,9 @@
 //! Waiting of a half of a channel, or of a subscription, for a message or for room.
 //!
-//! Two orders must be kept. The check that finds nothing comes after the word that says that this side sleeps, with a barrier between
-//! them (`wake::parking`). And what is heard on the line counts from before that check: a bell that another thread takes from the line
-//! ends the sleep as well (`wake::doorbell`). Both are kept here, for threads; `tokio/line.rs` does it for tasks.
+//! Two orders must be kept. The check that finds nothing comes after the store that announces the sleep, with
+//! a barrier between them (`wake::parking`). And every event on the line counts from before that check: a
+//! wakeup that another thread takes from the line ends the sleep as well (`wake::doorbell`). This file keeps
+//! both orders for threads, and `tokio/line.rs` for tasks.
 //!
 //! Before it sleeps, a thread may spin ([`SpinThenPark`]), as a merge and a broadcaster do by the same code. Either way it notices its
 //! deadline, the end of what it waits for, and the death of its peer.
@@ -30,13 +31,14 @@ pub trait Waits {
     /// Errors if the channel has ended or is corrupt.
     fn check(&mut self) -> Result<()>;
 
-    /// Whether there is now what it sleeps for.
+    /// Whether the thing that it sleeps for is there now.
     fn is_there(&mut self, what: Self::For) -> Result<bool>;
 
-    /// Whether there never will be, and that is no error.
+    /// Whether the thing will never be there, and that is no error.
     fn is_over(&mut self) -> Result<bool>;
 
-    /// Messages that went through it by now, and the bytes of their payloads. The other half of the channel can see them from here on.
+    /// Returns the messages that went through this half so far, and the bytes of their payloads. Publishes
+    /// both to the other half of the channel.
     fn counted(&mut self) -> (u64, u64);
 
     #[inline]
@@ -44,7 +46,7 @@ pub trait Waits {
         Ok(self.is_there(what)? || self.is_over()?)
     }
 
-    /// Says that this side sleeps. `true`: it is not ready, and the peer will ring.
+    /// Announces that this side sleeps. `true`: it is not ready, and the peer will send a wakeup.
     fn arm_for(&mut self, what: Self::For) -> Result<bool> {
         self.parking().shared.arm()?;
         self.park_for(what)
@@ -68,7 +70,7 @@ pub trait Waits {
         Ok(self.parking().sleeper.is_some_and(Sleeper::announce))
     }
 
-    /// The second half of [`Waits::arm_for`], and answers as that does.
+    /// The second half of [`Waits::arm_for`]. Returns the same.
     fn look_parked(&mut self, what: Self::For) -> Result<bool> {
         self.check()?;
         if self.parking().sleeper.is_none() {
@@ -84,7 +86,7 @@ pub trait Waits {
         ready.map(|ready| !ready)
     }
 
-    /// Says that this side is awake.
+    /// Announces that this side is awake.
     fn unpark(&mut self) {
         let Parking { shared, sleeper } = self.parking();
         if let Some(sleeper) = sleeper
@@ -94,7 +96,7 @@ pub trait Waits {
         }
     }
 
-    /// Reads whatever has come over the line, and notices a peer that is gone.
+    /// Reads everything that has arrived on the line, and notices a peer that is gone.
     fn read_line(&mut self) -> Result<()> {
         let shared = self.parking().shared;
         shared.doorbell.read_bells();
@@ -121,13 +123,14 @@ pub struct Parking<'a> {
 
 /// A reader of one ring, or of many.
 pub(crate) trait Awaited {
-    /// Whether no more will come, and everything was read.
+    /// Whether the peer sends nothing more, and everything was read.
     fn is_through(&mut self) -> Result<bool>;
 
-    /// Sleeps until there is something to read, or no more will come. `false`: the deadline has passed.
+    /// Sleeps until there is something to read, or the peer sends nothing more. `false`: the deadline has
+    /// passed.
     fn sleep_until(&mut self, deadline: Option<Instant>) -> Result<bool>;
 
-    /// Waits until `take` finds something. `None`: no more will come.
+    /// Waits until `take` finds something. `None`: the peer sends nothing more.
     #[inline]
     fn take_by<T>(
         &mut self,
@@ -171,15 +174,16 @@ pub(crate) trait SpinThenPark {
     /// The time for which a wait spins before it sleeps.
     fn spin_time(&mut self) -> Duration;
 
-    /// Whether it is there now. Asked without a pause, so it makes no system call.
+    /// Whether the thing is there now. Called in a tight loop, so it makes no system call.
     fn is_found(&mut self, what: Self::For) -> Result<bool>;
 
-    /// Whether it never will be there, as far as the peer's memory says. Asked as often as the clock.
+    /// Whether the thing will never be there, according to the peer's memory. Called as often as the clock is
+    /// read.
     fn has_peer_ended(&mut self) -> Result<bool> {
         Ok(false)
     }
 
-    /// Notices a peer that has died, or hung up. Asked once in [`GLANCE`].
+    /// Notices a peer that has died or hung up. Called once per [`GLANCE`].
     fn glance(&mut self) -> Result<()> {
         Ok(())
     }
@@ -187,7 +191,7 @@ pub(crate) trait SpinThenPark {
     /// Parks, checks once more, and sleeps until it is woken or the deadline has passed.
     fn park_until(&mut self, what: Self::For, deadline: Option<Instant>) -> Result<Slept>;
 
-    /// Waits until it is there, or never will be. `false`: the deadline has passed.
+    /// Waits until the thing is there, or never will be. `false`: the deadline has passed.
     fn wait_until(&mut self, what: Self::For, deadline: Option<Instant>) -> Result<bool> {
         if self.spin_until(what, deadline)? {
             return Ok(true);
@@ -208,7 +212,7 @@ pub(crate) trait SpinThenPark {
             return Ok(false);
         }
         let mut now = Instant::now();
-        // A time that the clock cannot count has no end.
+        // A time that overflows the clock has no end.
         let end = now.checked_add(time).into_iter().chain(deadline).min();
         let mut glanced = now;
         loop {
@@ -236,9 +240,9 @@ pub(crate) trait SpinThenPark {
 /// The reason why a wait has stopped sleeping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Slept {
-    /// It is there, or never will be.
+    /// The thing is there, or never will be.
     Ready,
-    /// Something was heard. It may be there by now.
+    /// An event has arrived. The thing may be there now.
     Woken,
     /// The deadline has passed.
     Late,

@@ -1,4 +1,4 @@
-//! Connects to a host that stays at its address: an agent to its service, a subscriber to its publisher.
+//! Connects to a host that stays at its address: a client to its service, a subscriber to its publisher.
 
 use std::{
     collections::HashMap,
@@ -53,7 +53,7 @@ pub(crate) fn call(
 
 enum ConnectAttempt {
     Ready(Box<Parts>),
-    /// No process has the address.
+    /// No process owns the address.
     NoHost,
     /// The host hung up without an answer.
     HungUp,

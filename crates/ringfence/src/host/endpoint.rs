@@ -1,8 +1,9 @@
 //! An endpoint stays bound at an address: a service, a membership, or a publisher.
 //!
-//! An [`Endpoint`] is shared by the [`Handle`] that the program holds, the worker thread that keeps the address and accepts clients
-//! by an [`Admission`], the threads of the handshakes, and the [`SeatGuard`] of each channel that was made there. A [`EndpointKind`] says
-//! what differs: the state, who gets a seat, and what becomes of a client that has passed.
+//! An [`Endpoint`] is shared by the [`Handle`] that the program holds, the worker thread that keeps the
+//! address and accepts clients by an [`Admission`], the threads of the handshakes, and the [`SeatGuard`] of
+//! each channel that was made there. An [`EndpointKind`] defines the differences: the state, the assignment
+//! of seats, and what happens to an admitted client.
 //!
 //! Each piece of state has a lock of its own: `state` (written by the kind), `seats` (by handshakes and by the ends of channels) and
 //! `ledger` (by the accepting thread). A thread that holds `ledger` may take one of the others, since it may drop a channel.
@@ -84,10 +85,10 @@ pub(crate) trait EndpointKind: fmt::Debug + Send + Sync + Sized + 'static {
         true
     }
 
-    /// A client has passed.
+    /// Called when a client was admitted.
     fn ready(endpoint: &Arc<Endpoint<Self>>, parts: Parts, seat: SeatGuard<Self>, options: &Options);
 
-    /// A client was refused, or a local error keeps this process from accepting.
+    /// Called when a client was refused, or a local error keeps this process from accepting.
     fn refused(endpoint: &Endpoint<Self>, refused: Refused) {
         endpoint.events.add(refused.into());
     }
@@ -120,7 +121,7 @@ pub(crate) struct Endpoint<K: EndpointKind> {
     seats: Mutex<TakenSeats>,
     ledger: Mutex<Ledger>,
     pub(crate) events: Events<K::Event>,
-    /// Rung when the worker must check again.
+    /// Woken when the worker must check again.
     pub(crate) bell: Wakeup,
     /// Written by the program, read by the worker: connections wait in the kernel's backlog.
     paused: AtomicBool,
@@ -176,7 +177,7 @@ impl<K: EndpointKind> Endpoint<K> {
         refusal.map_or(Ok(()), |by| Err(self.address.occupied(by)))
     }
 
-    /// A client has this channel.
+    /// Counts a client that has received this channel.
     pub(crate) fn count_accepted(&self, channel: &Channel) {
         self.ledger.lock().accepted(channel);
     }
@@ -224,7 +225,7 @@ impl<K: EndpointKind> Drop for EndWithWorker<K> {
     }
 }
 
-/// The seat of a client that has passed, held while its channel is open.
+/// The seat of an admitted client, held while its channel is open.
 pub(crate) struct SeatGuard<K: EndpointKind> {
     endpoint: Arc<Endpoint<K>>,
     who: Credentials,
@@ -248,7 +249,8 @@ impl<K: EndpointKind> Drop for SeatGuard<K> {
 pub(crate) struct Admission<'a, K: EndpointKind> {
     endpoint: &'a Arc<Endpoint<K>>,
     options: &'a Options,
-    /// The program was notified of a local error. The acceptor retries many times a second, and the program is notified once.
+    /// The program was notified of a local error. The acceptor retries many times a second, but notifies the
+    /// program once.
     failing: AtomicBool,
 }
 
@@ -426,7 +428,8 @@ impl<K: EndpointKind> Handle<K> {
         Ok(&self.endpoint)
     }
 
-    /// Waits for the next event. Returns `None` at the deadline. Fails in a forked child, and with what has ended the events.
+    /// Waits for the next event. Returns `None` at the deadline. Fails in a forked child, and with the error
+    /// that has ended the events.
     pub(crate) fn next_until(&self, moment: Option<Instant>) -> Result<Option<K::Event>> {
         let deadline = Deadline::endless(Vec::new(), Duration::ZERO).until(moment);
         self.here()?.events.wait(&deadline)
@@ -550,7 +553,7 @@ impl<W: Send + 'static> Idle<W> {
     /// Ends the thread without work. It has ended when this returns.
     pub(crate) fn dismiss(self) {
         drop(self.begin);
-        // It has run nothing that could panic.
+        // The thread has run nothing that could panic.
         let _ = self.thread.join();
     }
 }

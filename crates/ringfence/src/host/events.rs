@@ -21,7 +21,7 @@ pub(crate) struct Events<T> {
     queue: ProcessMutex<EventQueue<T>>,
     /// Readable while there is an event, or the end.
     bell: Wakeup,
-    /// Rung when an event is taken after [`Events::has_room`] returned `false`.
+    /// Woken when an event is taken after [`Events::has_room`] returned `false`.
     room: Wakeup,
     /// The error of a call after the end.
     closed: &'static str,
@@ -61,7 +61,7 @@ impl<T> fmt::Debug for Events<T> {
 }
 
 impl<T> Events<T> {
-    /// `room` is the bell of the thread that adds events, `closed` the error of a call after the end.
+    /// `room` wakes the thread that adds events, `closed` is the error of a call after the end.
     pub(crate) fn new(room: Wakeup, closed: &'static str) -> Result<Self> {
         Ok(Self {
             queue: ProcessMutex::new(EventQueue::default(), Birth::now()?),
@@ -146,8 +146,8 @@ impl<T> Events<T> {
         drop((forgotten, unwanted));
     }
 
-    /// Whether one more event may be added in addition to those that are `coming`, if at most `most` that count may be pending. If
-    /// not, the bell `room` rings once an event is taken.
+    /// Whether one more event may be added in addition to those that are `coming`, if at most `most` that
+    /// count may be pending. If not, `room` is woken once an event is taken.
     pub(crate) fn has_room(&self, most: usize, coming: usize, counts: impl Fn(&T) -> bool) -> bool {
         let Ok(mut queue) = self.queue() else { return false };
         let pending = queue.pending.iter().filter(|event| counts(event)).count();

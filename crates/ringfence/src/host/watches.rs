@@ -1,7 +1,8 @@
-//! Wakes the threads of a publisher when a subscriber disconnects or rings.
+//! Wakes the threads of a publisher when a subscriber disconnects or sends a wakeup.
 //!
-//! Two epoll instances watch the same lines. The watcher's reports ends only, so it takes no bell from the sender. The sender's
-//! reports bells; a program's event loop can wait for it, since an epoll instance can be polled itself.
+//! Two epoll instances watch the same lines. The watcher's instance reports only ends, so it takes no wakeup
+//! from the sender. The sender's instance reports wakeups. A program's event loop can wait for it, since an
+//! epoll instance can itself be polled.
 
 use std::{
     ops::Deref,
@@ -26,12 +27,12 @@ use crate::{
     wake::doorbell::LineEnds,
 };
 
-/// The key of the descriptor that this process rings. No subscriber has this number.
+/// The key of the descriptor with which this process wakes itself. No subscriber has this number.
 const OWN: u64 = 0;
 /// The largest number of events that one wait returns.
 const AT_ONCE: usize = 32;
 
-/// The number of tries to add a subscriber or to ring, and the pause after a failure.
+/// The number of attempts to add a subscriber or to send a wakeup, and the pause after a failure.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -54,7 +55,7 @@ impl Deref for SubscriberNumbers {
 #[derive(Debug)]
 struct EpollWatch {
     epoll: Epoll,
-    /// Rung by threads of this process.
+    /// Signalled by threads of this process.
     bell: EventFd,
 }
 
@@ -67,7 +68,7 @@ impl EpollWatch {
     }
 
     fn ring(&self) {
-        // The kernel does not refuse this, but a filter of system calls may, and the sleeper would sleep on.
+        // The kernel does not refuse this, but a system call filter may, and then the sleeper would sleep on.
         let mut left = TRIES;
         while left > 0 && self.bell.write(1).is_err() {
             left -= 1;
@@ -118,8 +119,8 @@ impl Watches {
         })
     }
 
-    /// Watches a subscriber. If it has disconnected already, the watcher wakes at once. It has got READY, so a transient shortage must
-    /// not end it.
+    /// Watches a subscriber. If it has disconnected already, the watcher wakes at once. The subscriber has
+    /// received READY, so a transient shortage must not end it.
     pub(crate) fn add_patiently(&self, number: u64, ends: &LineEnds) -> Result<()> {
         for _ in 1..TRIES {
             if self.add(number, ends).is_ok() {
@@ -134,7 +135,7 @@ impl Watches {
     fn add(&self, number: u64, ends: &LineEnds) -> Result<()> {
         let failed = |errno| Error::system("watching a subscriber (epoll)", errno);
         let (line, pidfd) = ends.descriptors();
-        // No bells.
+        // Without wakeups.
         let hung_up = EpollFlags::EPOLLRDHUP;
         self.ends
             .epoll
@@ -163,7 +164,8 @@ impl Watches {
         }
     }
 
-    /// Called by the watcher: waits for subscribers that may have disconnected. `None` once the publisher has ended.
+    /// Called by the watcher: waits for subscribers that may have disconnected. `None` once the publisher has
+    /// ended.
     pub(crate) fn wait_for_ends(&self, until: Option<Instant>) -> Option<SubscriberNumbers> {
         // Retries: without a watcher, a publisher would never notice an end again. A wait fails for good only if the program has closed
         // the descriptor.
@@ -182,7 +184,8 @@ impl Watches {
         }
     }
 
-    /// Called by the sender: waits for subscribers that have rung or disconnected. `None` if the moment has passed.
+    /// Called by the sender: waits for subscribers that have sent a wakeup or disconnected. `None` if the
+    /// deadline has passed.
     pub(crate) fn wait_for_room(&self, until: Option<Instant>) -> Result<Option<SubscriberNumbers>> {
         self.room.wait(until)
     }

@@ -363,7 +363,7 @@ impl<S: Source> Merge<S> {
         self.take_by(None, Self::receive_ready_vec)
     }
 
-    /// As [`Merge::try_receive`], of those alone that are ready: the others are parked next, and looked at then.
+    /// As [`Merge::try_receive`], but only from ready sources: the others are parked next, and checked then.
     #[inline]
     fn receive_ready(&mut self, into: &mut [u8]) -> Result<Option<Merged>> {
         let taken = self.take_ready(|source| source.try_receive(into), |length| *length)?;
@@ -411,8 +411,8 @@ impl<S: Source> Merge<S> {
         }
     }
 
-    /// Which source the next message is of, and its bytes, once its beginning is there. `None`: nothing is there now. Until it
-    /// was received it is the next one still. Errors as [`Merge::try_receive`].
+    /// Returns the source of the next message and its size, once its start is there. `None`: there is none
+    /// now. The message stays the next one until it is received. Errors as [`Merge::try_receive`].
     pub fn next_size(&mut self) -> Result<Option<(Key, usize)>> {
         self.birth.check()?;
         loop {
@@ -430,14 +430,15 @@ impl<S: Source> Merge<S> {
         }
     }
 
-    /// Visits the messages that are there, of each source in turns and where they lie, at most `max`, and returns how many. The ends of
-    /// sources are returned by [`Merge::next_end`] and [`Merge::try_receive`].
+    /// Visits the available messages in place, each source in its turn, at most `max`. Returns their number.
+    /// The ends of sources are returned by [`Merge::next_end`] and [`Merge::try_receive`].
     ///
     /// # Errors
-    /// As [`Receiver::receive_each`], but what ends a source is an error only if it may have spoiled a visit: with [`Error::Evicted`],
-    /// [`Error::ObjectExposed`] or [`Error::Closed`] the last visits, all of one source, may have been of messages that were overwritten or
-    /// wiped in the meantime. Discard what they saw; [`Merge::stats`] does not count them. That source has left then, and the next
-    /// call goes on with the others.
+    /// As [`Receiver::receive_each`], but the end of a source is an error only if it may have spoiled a
+    /// visit. With [`Error::Evicted`], [`Error::ObjectExposed`] or [`Error::Closed`], the last visits, all of
+    /// one source, may have seen messages that were overwritten or wiped in the meantime. Discard what they
+    /// saw; [`Merge::stats`] does not count them. That source has left the merge, and the next call continues
+    /// with the others.
     pub fn receive_each(&mut self, mut visit: impl FnMut(Key, Message<'_>), max: usize) -> Result<usize> {
         self.birth.check()?;
         let mut count = 0;

@@ -7,11 +7,11 @@
 
 use std::time::{Duration, Instant};
 
-/// Bytes of a turn, about: it ends with the message that reaches it.
+/// The approximate number of bytes of a turn: it ends with the message that reaches this.
 const TURN: u64 = 16 * 1024;
 /// A turn also ends after this time, because a visit of a short message may take long.
 const LONG: Duration = Duration::from_micros(500);
-/// Messages between two reads of the clock, which take as long as several messages.
+/// Number of messages between two reads of the clock, which take as long as several messages.
 const PER_LOOK: u32 = 16;
 
 /// The queue of a source.
@@ -41,7 +41,7 @@ struct QueueEnds {
     last: Option<usize>,
 }
 
-/// The turn that is under way.
+/// The current turn.
 #[derive(Debug, Clone, Copy)]
 struct Turn {
     place: usize,
@@ -77,12 +77,12 @@ impl Turns {
         Some(next)
     }
 
-    /// Bytes that are left of the turn.
+    /// Returns the number of bytes that are left of the turn.
     pub(super) fn left(&self) -> u64 {
         self.turn.map_or(0, |turn| turn.left)
     }
 
-    /// Charges the turn for messages that were handed out. Returns whether it is over.
+    /// Charges the turn for messages that were returned. Returns whether the turn is over.
     #[inline]
     pub(super) fn spend(&mut self, messages: u32, bytes: u64) -> bool {
         let Some(turn) = &mut self.turn else {
@@ -105,14 +105,14 @@ impl Turns {
         }
     }
 
-    /// A source without anything may have something now: it has the next turn.
+    /// Gives the next turn to a source that was empty and may have messages now.
     pub(super) fn wake(&mut self, place: usize) {
         if !self.is_ready(place) {
             self.push(SourceQueue::Fresh, place);
         }
     }
 
-    /// The source whose turn it is was found empty.
+    /// Ends the turn of a source that was found empty.
     pub(super) fn found_empty(&mut self, place: usize, is_armed: bool) {
         self.forget_turn_of(place);
         let is_fresh = self.queue_of(place) == Some(SourceQueue::Fresh);
@@ -123,7 +123,7 @@ impl Turns {
         }
     }
 
-    /// The source has nothing.
+    /// Moves a source without messages to the armed or the resting queue.
     pub(super) fn rest(&mut self, place: usize, is_armed: bool) {
         self.forget_turn_of(place);
         self.push(
@@ -158,7 +158,7 @@ impl Turns {
         self.queues[queue as usize].first
     }
 
-    /// The next source in the same queue.
+    /// Returns the next source in the same queue.
     pub(super) fn behind(&self, place: usize) -> Option<usize> {
         self.places[place].behind
     }
@@ -199,7 +199,7 @@ impl Turns {
     }
 }
 
-/// Whether the turn has taken long.
+/// Whether the turn has taken too long.
 #[cold]
 fn is_long(turn: &mut Turn) -> bool {
     turn.until_look = PER_LOOK;
@@ -228,14 +228,14 @@ mod tests {
         for place in [0, 1, 0] {
             assert_eq!(turns.next(), Some(place));
             assert_eq!(turns.left(), TURN);
-            // One message, which is not long enough to look at the clock for.
+            // One message, too few for reading the clock.
             assert!(!turns.spend(1, TURN - 1));
             assert_eq!((turns.next(), turns.left()), (Some(place), 1));
             assert!(turns.spend(1, 100));
         }
     }
 
-    /// Short messages that are read quickly are not worth a change for each few of them.
+    /// Short messages that are read quickly are not worth changing the source every few messages.
     #[test]
     fn many_short_messages_are_one_turn_unless_they_take_long() {
         for messages in [1, 2 * PER_LOOK] {
@@ -244,19 +244,19 @@ mod tests {
                 turns.next();
                 (0..4 * PER_LOOK).all(|_| !turns.spend(messages, 16))
             };
-            // It takes long all the same where this thread has to wait for a processor.
+            // A turn may take long anyway if this thread waits for a processor.
             assert!((0..10_000).any(|_| quick()));
         }
         let mut turns = of(2);
         turns.next();
         turns.spend(PER_LOOK, 16);
         thread::sleep(LONG);
-        // By now it is over, if it was not before.
+        // The turn is over now, if it was not before.
         turns.spend(2 * PER_LOOK, 16);
         assert_eq!(turns.next(), Some(1));
     }
 
-    /// Otherwise a new source would get what another one, which had the place before, has left over.
+    /// Otherwise a new source would continue the turn of the source that had its index before.
     #[test]
     fn a_source_that_comes_anew_has_a_whole_turn() {
         for leaves in [
