@@ -66,7 +66,6 @@ impl Tokens {
     /// - [`Error::PeerLost`] once the peer has gone.
     /// - [`Error::Closed`] after this side's close.
     /// - As [`Sender::try_send`](crate::Sender::try_send) if the channel has ended in another way.
-    /// ended otherwise.
     pub fn send(&self, token: u64) -> Result<()> {
         self.shared
             .upgrade()
