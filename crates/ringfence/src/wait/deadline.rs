@@ -276,7 +276,7 @@ impl CancelToken {
     }
 }
 
-/// A wakeup between threads of this process, built on the same descriptor. [`Wakeup::ring`] makes it readable.
+/// A wakeup between threads of this process, built on the same descriptor. [`Wakeup::signal`] makes it readable.
 #[derive(Debug, Clone)]
 pub(crate) struct Wakeup(CancelToken);
 
