@@ -13,8 +13,9 @@ export { Channel } from './channel/channel.js'
 export type { Resource, ResourceEvents } from './channel/resource.js'
 export { json, structured, type Codec } from './adapters/codec.js'
 export { doctor, type Diagnosis } from './runtime/doctor.js'
-export { RingfenceError, type ErrorDetails, type ErrorName } from './errors.js'
+export { RingfenceError, type ErrorCode, type ErrorDetails, type ErrorName } from './errors.js'
 export { fromParent, spawn, type Spawned } from './endpoint/child.js'
+export type { Loop } from './channel/loops.js'
 export { harden } from './runtime/harden.js'
 export {
   merge,
@@ -52,6 +53,8 @@ export type {
   SubscriptionStats,
 } from './channel/stats.js'
 export type {
+  BatchOptions,
+  WaitOptions,
   ChildOptions,
   CloseReason,
   Closed,
