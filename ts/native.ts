@@ -315,6 +315,10 @@ export const FIRST = answers.first
 
 /** The size of a record's header in bytes, and the header's flags for a whole message. */
 export const HEADER = answers.header
+
+/** Bytes of a record with a payload of this length. */
+export const recordSize = (length: number): number => HEADER + ((length + 7) & ~7)
+
 export const FLAGS = answers.flags
 
 /** Why a channel has ended, by the number that `listen` and `end` return. The first entry means that it is open. */

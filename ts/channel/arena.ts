@@ -1,6 +1,6 @@
 // The staging memory of a send queue. It gathers short messages as records, and one call into the binding copies them into the ring.
 
-import { FLAGS, HEADER } from '../native.js'
+import { FLAGS, HEADER, recordSize } from '../native.js'
 import { allocateSharedEmpty } from './memory.js'
 
 /** Bytes of the largest arena: the most that one call carries. */
@@ -25,9 +25,6 @@ export const lengthOf = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(Ui
 /** The UTF-8 writer behind `Buffer.write`, without its argument checks. It costs half as much as a Buffer made from the text. */
 const writeText = (Buffer.prototype as unknown as { utf8Write(this: Buffer, text: string, at: number): number })
   .utf8Write
-
-/** Bytes of a record with a payload of this length. */
-export const recordSize = (length: number): number => HEADER + ((length + 7) & ~7)
 
 /** Records that wait to be copied into the ring. Only the send queue writes to it. */
 export class Arena {

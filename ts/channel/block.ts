@@ -1,15 +1,10 @@
 // Memory that is shared by several messages that callers get as Buffers.
 
 import { allocateShared } from './memory.js'
-import { HEADER } from '../native.js'
+import { recordSize } from '../native.js'
 
 /** Longer messages have memory of their own. Node's own Buffers have the same limit, half of `Buffer.poolSize`. */
 export const OWN = 4 * 1024
-
-/** Bytes of a record in a block. */
-export function recordSize(length: number): number {
-  return HEADER + ((length + 7) & ~7)
-}
 
 /** Bytes of the first block. */
 const FIRST = 8 * 1024

@@ -486,8 +486,8 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
    * it, so the backpressure is the channel's. The stream ends after the peer's end. It errors with PEER_LOST, after all messages, if the
    * peer disconnected before it had ended its sending. `cancel()` closes the channel.
    *
-   * With {@link Channel.writable} the channel is a pair of streams: `readable.pipeThrough(channel)`, and `pipeline` of `node:stream`
-   * takes a channel as a source and as a destination.
+   * With {@link Channel.writable} the channel is a pair of streams for `pipeThrough`. `pipeline` of `node:stream` takes the channel as a
+   * source, and its `writable` as a destination.
    *
    * @example
    * await channel.readable.pipeThrough(new TextDecoderStream()).pipeTo(sink)

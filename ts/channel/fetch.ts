@@ -8,8 +8,8 @@
 // the ring holds them until the last of them is handed out.
 
 import { fromFailure, invalid, type RingfenceError } from '../errors.js'
-import { ENDED, FAILED, HEADER, LARGE, OTHER, WHOLE, type NativeReader } from '../native.js'
-import { Block, OWN, recordSize } from './block.js'
+import { ENDED, FAILED, HEADER, LARGE, OTHER, WHOLE, recordSize, type NativeReader } from '../native.js'
+import { Block, OWN } from './block.js'
 import { allocate, allocateShared, BufferView } from './memory.js'
 
 /** Bytes of the chunk: the most that one call carries. */

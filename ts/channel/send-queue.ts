@@ -13,9 +13,9 @@ import { defer, within } from '../runtime/deferred.js'
 import { readerSignal } from '../endpoint/options.js'
 import { RingfenceError, aborted, fromFailure, invalid, show } from '../errors.js'
 import { flushAtExit, noticeExit } from '../runtime/exit.js'
-import { Arena, lengthOf, recordSize } from './arena.js'
+import { Arena, lengthOf } from './arena.js'
 import { allocateEmpty, SpareMemory } from './memory.js'
-import { FAILED, HEADER, WHOLE, type NativeSender } from '../native.js'
+import { FAILED, HEADER, WHOLE, recordSize, type NativeSender } from '../native.js'
 import { fairness } from '../runtime/fairness.js'
 import { Line, Place } from './line.js'
 import { RoomWait } from './room-wait.js'
@@ -634,7 +634,7 @@ function payloadOf(bytes: Uint8Array, from: number, to: number): number {
   for (let at = from; at < to;) {
     const length = view.getUint32(at, true)
     sum += length
-    at += HEADER + ((length + 7) & ~7)
+    at += recordSize(length)
   }
   return sum
 }

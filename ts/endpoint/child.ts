@@ -8,7 +8,7 @@ import type { Codec } from '../adapters/codec.js'
 import { openChannel, type Channel } from '../channel/channel.js'
 import { RingfenceError, aborted, fromFailure, invalid, isShort, show } from '../errors.js'
 import { builtin, native, type Given, type Joining, type RawChannel, type PrivateLine } from '../native.js'
-import { timers } from '../runtime/timers.js'
+import { within } from '../runtime/deferred.js'
 import { checkOptions, type Call } from './options.js'
 import type { ChildOptions, LineOptions } from '../types.js'
 
@@ -199,12 +199,11 @@ async function childExited(
   cause: unknown,
 ): Promise<RingfenceError> {
   const { pid, exitCode, signalCode, stderr } = child
-  if (stderr && !stderr.closed) {
-    let timer: NodeJS.Timeout | undefined
-    const late = new Promise<void>((resolve) => (timer = timers.setTimeout(resolve, LAST_WORDS)))
-    await Promise.race([once(stderr, 'close').catch(() => {}), late])
-    timers.clearTimeout(timer)
-  }
+  if (stderr && !stderr.closed)
+    await within(
+      LAST_WORDS,
+      once(stderr, 'close').catch(() => {}),
+    )
   const how = signalCode === null ? `with code ${exitCode}` : `by ${signalCode}`
   return new RingfenceError('CHILD_EXITED', `the child, process ${pid}, exited ${how} before the handshake`, {
     cause,
