@@ -1,4 +1,4 @@
-// Who reads: batches, iterators, and one reader at a time.
+// Readers: batches, iterators, and one reader at a time.
 
 import test from 'ava'
 import { merge, RingfenceError, structured, type Channel } from 'ringfence'

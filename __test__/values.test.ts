@@ -1,4 +1,4 @@
-// What a codec makes of messages, with the errors of both directions.
+// Messages as values of a codec, with the errors of both directions.
 
 import test from 'ava'
 import { RingfenceError, type Codec } from 'ringfence'

@@ -228,7 +228,7 @@ fn collect(source: &Path, folder: &Path, into: &mut Vec<(String, PathBuf)>) {
     }
 }
 
-/// What a file imports of these modules.
+/// Returns which of these modules a file imports.
 fn imports_in(text: &str, modules: &BTreeSet<String>) -> BTreeSet<String> {
     let paths = crate_paths(text);
     paths.iter().filter_map(|path| module_of(path, modules)).collect()
