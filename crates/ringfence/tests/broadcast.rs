@@ -697,6 +697,17 @@ fn options_that_cannot_be_are_refused_before_anything_is_made() {
 }
 
 #[test]
+fn a_batch_adds_nothing_to_a_closed_publisher() {
+    let (address, _directory) = fresh_address(false);
+    let (mut sender, audience) = publish(&address, &options()).unwrap().split();
+    let mut batch = sender.batch().unwrap();
+    assert!(batch.reserve(8).unwrap().is_some());
+    audience.close();
+    assert_eq!(batch.reserve(8).unwrap_err().code(), "CLOSED");
+    assert_eq!(batch.push(&[1; 8]).unwrap_err().code(), "CLOSED");
+}
+
+#[test]
 fn a_message_sent_after_subscribe_has_returned_is_never_missed() {
     let (address, _directory) = fresh_address(false);
     let publisher = publish(&address, &options()).unwrap();

@@ -346,6 +346,8 @@ impl<R: Outlet> Batch<'_, R> {
     #[inline(always)]
     pub fn reserve(&mut self, size: usize) -> Result<Option<&mut [u8]>> {
         self.limits.check(size, self.limits.at_once)?;
+        // A channel that has closed wipes the range that was handed out before: its borrow has ended.
+        self.writing.check_open().inspect_err(|_| self.release())?;
         let at = match self.writing.ring.claim_known(size as u64) {
             Some(at) => at,
             None => match self.claim(size)? {
