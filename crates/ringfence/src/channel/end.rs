@@ -114,7 +114,6 @@ impl ChannelState {
             Self::PeerExited => Some(CloseReason::Exited),
             Self::Exposed | Self::ExposedAtPeer => Some(CloseReason::Exposed),
             Self::Corrupt => Some(CloseReason::Corrupt),
-            // The peer of a pair never evicts. A hostile peer that stores this phase ends its channel with it.
             Self::Evicted | Self::EvictedByPeer => Some(CloseReason::Evicted),
         }
     }
@@ -221,6 +220,8 @@ impl OwnPhase {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) role: Role,
+    /// This side subscribes: no other peer may evict it.
+    subscribes: bool,
     /// Also held by a thread that waits for tokens, which does not keep the channel open.
     pub(crate) doorbell: Arc<Doorbell>,
     pub(crate) state: AtomicState,
@@ -253,6 +254,7 @@ impl<T: fmt::Debug + Send> OnEnd for Option<T> {
 #[derive(Debug)]
 pub(crate) struct LineParts {
     pub(crate) role: Role,
+    pub(crate) subscribes: bool,
     pub(crate) socket: OwnedFd,
     pub(crate) pidfd: Option<Arc<OwnedFd>>,
     /// Both processes accept membarrier(2).
@@ -332,6 +334,7 @@ impl Shared {
         let doorbell = Arc::new(Doorbell::new(line.socket, line.pidfd, birth));
         let shared = Arc::new(Self {
             role: line.role,
+            subscribes: line.subscribes,
             counters: Counters::new(doorbell.rung()),
             doorbell,
             state: AtomicState::open(mark),
@@ -545,13 +548,20 @@ impl Shared {
             return;
         }
         // An honest peer announces that it closes before it hangs up. A killed one has announced nothing.
-        self.finish(match self.phase_of_peer().map(|phase| phase.step) {
-            Some(Step::Closed | Step::Succeeds) => ChannelState::ClosedByPeer,
-            Some(Step::Left) => ChannelState::LeftByPeer,
-            Some(Step::Exposed) => ChannelState::ExposedAtPeer,
-            Some(Step::Evicted) => ChannelState::EvictedByPeer,
-            Some(Step::Open) | None => ChannelState::PeerExited,
-        });
+        let announced = self.phase_of_peer().and_then(|phase| self.end_by(phase.step));
+        self.finish(announced.unwrap_or(ChannelState::PeerExited));
+    }
+
+    /// The end that the peer announces by this step. The peer of a pair that claims an eviction has closed the channel.
+    pub(crate) fn end_by(&self, step: Step) -> Option<ChannelState> {
+        Some(match step {
+            Step::Open => return None,
+            Step::Closed | Step::Succeeds => ChannelState::ClosedByPeer,
+            Step::Left => ChannelState::LeftByPeer,
+            Step::Exposed => ChannelState::ExposedAtPeer,
+            Step::Evicted if self.subscribes => ChannelState::EvictedByPeer,
+            Step::Evicted => ChannelState::ClosedByPeer,
+        })
     }
 
     pub(crate) fn finish_if_both_ended(&self) {
@@ -576,7 +586,7 @@ impl Shared {
                     self.check()?;
                 }
                 // A publisher overwrites what an evicted subscriber has not read.
-                Some(Step::Evicted) => {
+                Some(Step::Evicted) if self.subscribes => {
                     self.finish(ChannelState::EvictedByPeer);
                     self.check()?;
                 }

@@ -213,7 +213,10 @@ impl<R: Inlet> Inbound<R> {
     /// Follows a read that found nothing: wakes a peer that waits for room, and reads the line once in a while.
     #[cold]
     pub(super) fn found_nothing(&mut self) -> Result<()> {
-        self.check_copies()?;
+        // The memory of a peer that is gone is not checked again: everything that it left was copied and checked.
+        if self.link.is_some() {
+            self.check_copies()?;
+        }
         self.wake_at_once();
         self.ring.idle();
         self.fruitless += 1;
@@ -486,11 +489,10 @@ impl<R: Inlet> Inbound<R> {
         self.check_copies()?;
         self.shared.hear_out();
         self.shared.receiving_ended.store(true, Ordering::Release);
-        match phase.step {
-            Step::Closed | Step::Succeeds => self.shared.finish(ChannelState::ClosedByPeer),
-            Step::Left => self.shared.finish(ChannelState::LeftByPeer),
-            Step::Evicted => self.shared.finish(ChannelState::EvictedByPeer),
-            Step::Open | Step::Exposed => {}
+        if phase.step != Step::Exposed
+            && let Some(end) = self.shared.end_by(phase.step)
+        {
+            self.shared.finish(end);
         }
         self.shared.finish_if_both_ended();
         // A program may keep this half for long without calling it again.

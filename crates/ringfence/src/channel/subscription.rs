@@ -410,6 +410,8 @@ impl Inlet for BroadcastInlet {
             if visited < at_once || *count >= max || spent >= bytes {
                 return Ok(visited < at_once);
             }
+            // The publisher may have ended the subscription since: what it publishes later is not read.
+            half.check()?;
         }
     }
 }

@@ -180,7 +180,8 @@ fn the_last_word_of_the_peer_says_how_it_has_ended() {
         (3, ChannelState::ExposedAtPeer),
         (4, ChannelState::LeftByPeer),
         (5, ChannelState::ClosedByPeer),
-        (6, ChannelState::EvictedByPeer),
+        // The peer of a pair cannot evict.
+        (6, ChannelState::ClosedByPeer),
         (99, ChannelState::PeerExited),
     ] {
         let mut side = Side::new(false);
@@ -247,7 +248,7 @@ fn what_is_found_in_a_ring_is_a_lie_unless_its_owner_has_wiped_it_or_the_channel
         (0, ChannelState::Corrupt, "RING_CORRUPT"),
         (2, ChannelState::Corrupt, "RING_CORRUPT"),
         (3, ChannelState::ExposedAtPeer, "OBJECT_EXPOSED"),
-        (6, ChannelState::EvictedByPeer, "EVICTED"),
+        (6, ChannelState::Corrupt, "RING_CORRUPT"),
         (99, ChannelState::Corrupt, "RING_CORRUPT"),
     ] {
         let side = Side::new(false);

@@ -331,7 +331,6 @@ impl Program {
             Error::RingCorrupt(_) => assert!(self.receiver.close_reason().is_some()),
             // The peer's phase may claim so, truthfully or not.
             Error::ObjectExposed(_) => assert_eq!(self.receiver.close_reason(), Some(CloseReason::Exposed)),
-            Error::Evicted => assert_eq!(self.receiver.close_reason(), Some(CloseReason::Evicted)),
             // The script itself causes the last two: buffers that are too small, and invalid packed records.
             Error::PeerLost(_)
             | Error::Closed(_)
