@@ -556,11 +556,10 @@ impl Shared {
     pub(crate) fn end_by(&self, step: Step) -> Option<ChannelState> {
         Some(match step {
             Step::Open => return None,
-            Step::Closed | Step::Succeeds => ChannelState::ClosedByPeer,
             Step::Left => ChannelState::LeftByPeer,
             Step::Exposed => ChannelState::ExposedAtPeer,
             Step::Evicted if self.subscribes => ChannelState::EvictedByPeer,
-            Step::Evicted => ChannelState::ClosedByPeer,
+            Step::Closed | Step::Succeeds | Step::Evicted => ChannelState::ClosedByPeer,
         })
     }
 
