@@ -417,7 +417,7 @@ test('a merge tells why a channel has ended, and ends this side with it', async 
     const { binding, channel } = open({ ...HALF_OPEN, allowHalfOpen: false })
     const merged = merge([channel])
     const ends: unknown[] = []
-    merged.on('end', (of, why) => void ends.push(of === channel, why))
+    merged.on('disconnect', (of, end) => void ends.push(of === channel, end.reason))
     binding.from.come(bytes('last'))
     binding.from.ended = true
     // The event loop has not heard of it yet.
@@ -425,7 +425,7 @@ test('a merge tells why a channel has ended, and ends this side with it', async 
     binding.answers['isCut'] = reason === 'exited' ? 1 : 0
     t.deepEqual(await merged.receive(), [channel, bytes('last')])
     t.is(await merged.receive(), undefined)
-    t.deepEqual(ends, [true, reason ?? 'closed'])
+    t.deepEqual(ends, [true, reason === 'exited' ? 'lost' : 'closed'])
     await t.throwsAsync(channel.send('late'), reason === 'exited' ? lost : withPeer)
   }
 })

@@ -188,6 +188,26 @@ test.serial(
   },
 )
 
+test.serial('closing the merge of messages() leaves the channels open, and later ones to the loops', async (t) => {
+  const { listener, standing } = await listens(t)
+  const [first, second] = [comer(1), comer(2)]
+  standing.tell(first.raw)
+  const merged = listener.messages()
+  t.is(listener.messages(), merged)
+  t.deepEqual(merged.sources, listener.channels)
+  await merged.close()
+  t.is(listener.channels[0]!.tryReceive(), undefined)
+  standing.tell(second.raw)
+  for await (const { peer } of listener) {
+    t.is(peer.pid, 2)
+    break
+  }
+  const again = listener.messages()
+  t.not(again, merged)
+  await listener.close()
+  t.deepEqual(await again.closed, { reason: 'closed' })
+})
+
 test.serial('a close keeps the channels that somebody has, or closes them, and ends the rest', async (t) => {
   for (const channels of [undefined, 'keep', 'close'] as const) {
     const { listener, standing } = await listens(t)

@@ -2,9 +2,10 @@
 // peers.
 
 import { once } from 'node:events'
+import { inspect } from 'node:util'
 
 import test from 'ava'
-import { RingfenceError } from 'ringfence'
+import { RingfenceError, type Closed } from 'ringfence'
 
 import { pattern } from './support/bytes.js'
 import { clock, fairness, rested } from './support/clock.js'
@@ -21,24 +22,26 @@ test.serial(
     const [a, b, c] = named('a', 'b', 'c') as [Source, Source, Source]
     const merged = mergeOf(a.say(2).end('exited'), b, c.end('evicted'))
     const ends: string[] = []
-    merged.on('end', (source, reason) => ends.push(`${source.name} ${reason}, ${merged.size} left`))
+    merged.on('disconnect', (source, { reason, error }) =>
+      ends.push(`${source.name} ${reason} ${error?.code}, ${merged.sources.length} left`),
+    )
     t.is(await order(merged, 2), 'a2')
     t.deepEqual(ends, [])
     const waiting = merged.receive()
     t.deepEqual(ends, [], 'later')
     await turn()
-    t.deepEqual(ends, ['a exited, 1 left', 'c evicted, 1 left'])
+    t.deepEqual(ends, ['a lost ERR_RINGFENCE_PEER_LOST, 1 left', 'c evicted ERR_RINGFENCE_EVICTED, 1 left'])
     b.say().end()
     t.is((await waiting)![0], b)
     let isTold = false
-    merged.on('end', () => (isTold = true))
+    merged.on('disconnect', () => (isTold = true))
     const last = merged.receive()
     t.false(isTold)
     t.is(await last, undefined)
     t.true(isTold, 'the end is told before the merge is over')
     t.false(await merged.waitReadable())
     t.is(await merged.receive(), undefined)
-    t.is(merged.size, 0)
+    t.deepEqual(merged.sources, [])
   },
 )
 
@@ -46,7 +49,7 @@ test.serial('one that ends while nobody reads leaves by itself, once all of it w
   const [a, b] = named('a', 'b') as [Source, Source]
   const merged = mergeOf(a, b)
   const ends: string[] = []
-  merged.on('end', (source) => ends.push(source.name))
+  merged.on('disconnect', (source) => ends.push(source.name))
   a.buffer.stop(() => new RingfenceError('PEER_LOST', 'as a test says'))
   b.say()
   t.true(b.buffer.hasMessage())
@@ -138,12 +141,13 @@ test.serial('figures are of what the merge has handed out, of sources that have 
 test.serial('one whose ring fails costs the others nothing', async (t) => {
   const [a, b] = named('a', 'b') as [Source, Source]
   const merged = mergeOf(a, b)
-  const ended = once(merged as never, 'end')
+  const ended = once(merged, 'disconnect')
   a.reason = 'corrupt'
   a.ring.failing = 'RING_CORRUPT'
   b.say()
   t.is(await order(merged, 1), 'b1')
-  t.deepEqual(await ended, [a, 'corrupt'])
+  const [source, { reason, error }] = (await ended) as [Source, Closed]
+  t.deepEqual([source, reason, error!.code], [a, 'corrupt', 'ERR_RINGFENCE_RING_CORRUPT'])
   t.deepEqual(a.opened.told, ['RING_CORRUPT'])
 })
 
@@ -152,7 +156,7 @@ test.serial(
   async (t) => {
     const [a, b] = named('a', 'b') as [Source, Source]
     const merged = mergeOf(a, b)
-    const loop = (merged as unknown as AsyncIterable<unknown>)[Symbol.asyncIterator]()
+    const loop = merged[Symbol.asyncIterator]()
     const waits = [merged.receive(), merged.waitReadable()]
     t.true(await isPending(Promise.race(waits)))
     await merged.close()
@@ -168,7 +172,7 @@ test.serial(
     await merged.close()
     const other = mergeOf(a)
     await merged.close()
-    t.is(other.size, 1)
+    t.deepEqual(other.sources, [a])
     t.throws(() => a.buffer.tryReceive(), invalid, 'it is another’s now')
   },
 )
@@ -182,10 +186,10 @@ test.serial('what is no source is refused, and those beside it are not taken', (
   }
   for (const wrong of [5, 'ab', {}, null])
     t.throws(() => merge(wrong as never), { ...invalid, message: /an array or another iterable/ })
-  t.is(merge().size, 0)
+  t.deepEqual(merge().sources, [])
   const merged = mergeOf(a)
   t.is(merged.add(a), merged)
-  t.is(merged.size, 1)
+  t.deepEqual(merged.sources, [a])
   t.throws(() => mergeOf(b, a), invalid)
   t.true(b.buffer.tryReceive() === null)
 })
@@ -195,7 +199,7 @@ test.serial(
   async (t) => {
     for (const failure of [null, new Error('as a test says')])
       for (const waits of [true, false]) {
-        const held = makeHeld() as unknown as Merged
+        const held = makeHeld(() => {})
         const [a] = named('a') as [Source]
         held.add(a.say().end())
         t.is(await order(held, 1), 'a1')
@@ -206,7 +210,7 @@ test.serial(
           t.is((await waiting[0])![0].name, 'b')
           t.is((await waiting[1])![0].name, 'b')
         }
-        letEnd(held as never, failure)
+        letEnd(held, failure)
         if (!waits) {
           // A source goes on, and then it is over.
           const last = held.receive()
@@ -220,9 +224,9 @@ test.serial(
       }
     for (const way of ['receive', 'waitReadable', 'loop'] as const) {
       const failure = new Error('as a test says')
-      const held = makeHeld() as unknown as Merged
-      letEnd(held as never, failure)
-      const loop = (held as unknown as AsyncIterable<unknown>)[Symbol.asyncIterator]()
+      const held = makeHeld(() => {})
+      letEnd(held, failure)
+      const loop = held[Symbol.asyncIterator]()
       const first = way === 'loop' ? loop.next() : held[way]()
       t.is(await t.throwsAsync(first), failure, way)
       t.is(await held.receive(), undefined)
@@ -232,7 +236,70 @@ test.serial(
   },
 )
 
+test.serial('closing and destroying a merge settle `closed` and emit close once', async (t) => {
+  const failure = new RingfenceError('PEER_LOST', 'as a test says')
+  const ways: [string, (merged: Merged) => unknown, Closed][] = [
+    ['close', (merged) => merged.close(), { reason: 'closed' }],
+    ['await using', (merged) => merged[Symbol.asyncDispose](), { reason: 'closed' }],
+    ['destroy', (merged) => merged.destroy(), { reason: 'closed' }],
+    ['destroy with an error', (merged) => merged.destroy(failure), { reason: 'failed', error: failure }],
+  ]
+  for (const [name, end, wanted] of ways) {
+    const [a] = named('a') as [Source]
+    const merged = mergeOf(a)
+    const events: Closed[] = []
+    merged.on('close', (how) => events.push(how))
+    t.is(merged.address, null)
+    t.is(inspect(merged), '<Merge, 1 source, open>')
+    const waits = [merged.receive(), merged.receive()]
+    void end(merged)
+    void end(merged)
+    if (wanted.error === undefined) t.is(await waits[0], undefined, name)
+    else t.is(await t.throwsAsync(waits[0]), failure)
+    t.is(await waits[1], undefined)
+    t.deepEqual(await merged.closed, wanted)
+    await turn()
+    t.deepEqual(events, [wanted])
+    t.true(a.buffer.tryReceive() === null, 'the source is free again')
+    await t.throwsAsync(merged.receive(), closed)
+  }
+})
+
+test.serial('a merge without sources stays open, and one that was held ends', async (t) => {
+  const merged = mergeOf(named('a')[0]!.end())
+  t.is(await merged.receive(), undefined)
+  t.true(await isPending(merged.closed))
+  for (const failure of [null, new RingfenceError('NO_SPACE', 'as a test says')]) {
+    const released: string[] = []
+    const held = makeHeld(() => released.push('held'))
+    const [a] = named('a') as [Source]
+    held.add(a)
+    letEnd(held, failure)
+    await turns(2)
+    t.true(await isPending(held.closed))
+    a.buffer.stop(() => new RingfenceError('PEER_LOST', 'as a test says'))
+    if (failure !== null) t.is(await t.throwsAsync(held.receive()), failure)
+    t.is(await held.receive(), undefined)
+    const wanted = failure === null ? { reason: 'closed' } : { reason: 'failed', error: failure }
+    t.deepEqual(await held.closed, wanted as Closed)
+    t.throws(() => held.add(new Source('b')), closed)
+    await held.close()
+    t.deepEqual(released, [], 'it has ended by itself')
+  }
+})
+
+test.serial('ref and unref apply to every source, and to later ones', (t) => {
+  const [a, b, c] = named('a', 'b', 'c') as [Source, Source, Source]
+  const merged = mergeOf(a)
+  t.deepEqual(a.kept, [])
+  t.is(merged.unref(), merged)
+  merged.add(b)
+  t.is(merged.ref(), merged)
+  merged.add(c)
+  t.deepEqual([a.kept, b.kept, c.kept], [['unref', 'ref'], ['unref', 'ref'], ['ref']])
+})
+
 test.serial('merges are made by merge alone', (t) => {
   const made = mergeOf() as unknown as object
-  t.throws(() => Reflect.construct(made.constructor, [Symbol('ringfence'), false]), invalid)
+  t.throws(() => Reflect.construct(made.constructor, [Symbol('ringfence'), null]), invalid)
 })

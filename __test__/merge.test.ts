@@ -9,7 +9,7 @@ import {
   RingfenceError,
   subscribe,
   type Channel,
-  type CloseReason,
+  type Closed,
   type Listener,
   type Merge,
   type Options,
@@ -69,7 +69,7 @@ const told = (senders: Sender[], [source, message]: [Channel, Buffer]): [number,
 ]
 
 /** Bytes of other sources that come before the first message of this one. */
-async function bytesBefore(merged: Merge, wanted: Channel): Promise<number> {
+async function bytesBefore(merged: Merge<Channel>, wanted: Channel): Promise<number> {
   let bytes = 0
   for await (const [source, message] of merged) {
     if (source === wanted) return bytes
@@ -78,7 +78,7 @@ async function bytesBefore(merged: Merge, wanted: Channel): Promise<number> {
   return Infinity
 }
 
-function drainedBefore(merged: Merge, wanted: Channel): number {
+function drainedBefore(merged: Merge<Channel>, wanted: Channel): number {
   let bytes = 0
   let before = Infinity
   merged.receiveEach((source, _bytes, _offset, length) => {
@@ -189,8 +189,8 @@ test.serial('each message comes with its source, and each source in its order', 
     if (!wanted.equals(message)) t.fail(`message ${next[own]} of ${own} is another`)
     next[own]! += 1
   }
-  const ended = new Map<Channel, [CloseReason, number]>()
-  merged.on('end', (source, reason) =>
+  const ended = new Map<Channel, [Closed['reason'], number]>()
+  merged.on('disconnect', (source, { reason }) =>
     ended.set(source, [reason, next[senders.findIndex(({ channel }) => channel === source)]!]),
   )
   // Every way to read, in turns.
@@ -221,7 +221,7 @@ test.serial('each message comes with its source, and each source in its order', 
       ['closed', count],
     ],
   )
-  t.is(merged.size, 0)
+  t.deepEqual(merged.sources, [])
   t.is(await merged.receive(), undefined)
   await Promise.all(sending)
 })
@@ -229,20 +229,20 @@ test.serial('each message comes with its source, and each source in its order', 
 test.serial('what a killed source had sent is read, then its end is told, and the others go on', async (t) => {
   const { senders } = await service(t, 2)
   const [doomed, other] = senders as [Sender, Sender]
-  const ends: [number, CloseReason, number][] = []
+  const ends: [number, Closed['reason'], number][] = []
   const merged = merge([doomed.channel, other.channel])
-  merged.on('end', (source, reason) =>
-    ends.push([senders.findIndex(({ channel }) => channel === source), reason, merged.size]),
+  merged.on('disconnect', (source, { reason }) =>
+    ends.push([senders.findIndex(({ channel }) => channel === source), reason, merged.sources.length]),
   )
   await say(doomed.partner, 'one', 'two')
   await doomed.partner.kill()
   await doomed.channel.closed
-  t.is(merged.size, 2)
+  t.is(merged.sources.length, 2)
   t.deepEqual(told(senders, (await merged.receive())!), [0, 'one'])
   t.deepEqual(told(senders, (await merged.receive())!), [0, 'two'])
   const waiting = merged.receive()
   await until(() => ends.length > 0, 'the end is told')
-  t.deepEqual(ends, [[0, 'exited', 1]])
+  t.deepEqual(ends, [[0, 'lost', 1]])
   t.true(await isPending(waiting))
   await say(other.partner, 'still here')
   t.deepEqual(told(senders, (await waiting)!), [1, 'still here'])
@@ -255,10 +255,13 @@ test.serial('a source that has ended leaves by itself, though no call reads', as
   const { channel, partner } = await pair(t)
   const merged = merge([channel])
   t.is(await merged.receive({ signal: AbortSignal.timeout(1) }).catch((error) => error.code), 'ABORT_ERR')
-  const ended = new Promise((resolve) => merged.once('end', (...end) => resolve(end)))
+  const ended = new Promise<[Channel, Closed]>((resolve) => merged.once('disconnect', (...end) => resolve(end)))
   await partner.kill()
-  t.deepEqual(await soon(ended, 'the end'), [channel, 'exited'])
-  t.is(merged.size, 0)
+  const [source, end] = await soon(ended, 'the end')
+  t.is(source, channel)
+  t.is(end.reason, 'lost')
+  t.is(end.error!.code, 'ERR_RINGFENCE_PEER_LOST')
+  t.deepEqual(merged.sources, [])
 })
 
 test.serial('an end of a source that a listener replaces is no end of the merge', async (t) => {
@@ -266,7 +269,7 @@ test.serial('an end of a source that a listener replaces is no end of the merge'
   const [first] = senders as [Sender]
   const second = await agentOf(t, listener)
   const merged = merge([first.channel])
-  merged.on('end', (source) => source === first.channel && merged.add(second.channel))
+  merged.on('disconnect', (source) => source === first.channel && merged.add(second.channel))
   const received = merged.receive()
   await first.partner.run((kit) => kit.channel.end())
   await say(second.partner, 'from the second')
@@ -282,7 +285,7 @@ test.serial('what a listener of the end throws is an uncaught exception, and not
   const heard = reader.run(async (kit) => {
     const merged = kit.ringfence.merge()
     const said: string[] = []
-    merged.on('end', () => {
+    merged.on('disconnect', () => {
       throw new Error('of a listener')
     })
     process.on('uncaughtException', (error) => said.push(error.message))
@@ -319,7 +322,7 @@ test.serial('a source is read by one: a second merge and each direct read are re
     for await (const _ of channel);
   }, invalid)
   t.is(merged.add(channel), merged)
-  t.is(merged.size, 1)
+  t.is(merged.sources.length, 1)
   t.is(String((await merged.receive())![1]), 'one')
   // It is the merge's alone, but for reading.
   await channel.send('sent meanwhile')
@@ -352,7 +355,7 @@ test.serial('a source that a call waits for is not taken, nor are those beside i
   t.is(String(await first.channel.receive()), 'to the first')
   await say(second.partner, 'to the second')
   t.is(String(await waiting), 'to the second')
-  t.is(merge([first.channel, second.channel]).size, 2)
+  t.deepEqual(merge([first.channel, second.channel]).sources, [first.channel, second.channel])
 })
 
 test('what is no source, no option or no visitor is INVALID_ARGUMENT', async (t) => {
@@ -468,12 +471,12 @@ test.serial('this side closes a source: it leaves, and the merge goes on', async
   const [first, second] = senders as [Sender, Sender]
   const merged = merge(senders.map(({ channel }) => channel))
   const ends: unknown[] = []
-  merged.on('end', (...end) => ends.push(end))
+  merged.on('disconnect', (...end) => ends.push(end))
   const received = merged.receive()
   await first.channel.close()
   await say(second.partner, 'on')
   t.is((await received)![0], second.channel)
-  t.deepEqual(ends, [[first.channel, 'closed']])
+  t.deepEqual(ends, [[first.channel, { reason: 'closed' }]])
 })
 
 test.serial('100 sources of ten processes, of which each ends in its own way', async (t) => {
@@ -499,9 +502,9 @@ test.serial('100 sources of ten processes, of which each ends in its own way', a
     ),
   )
   await taking
-  t.is(merged.size, 100)
+  t.is(merged.sources.length, 100)
   const reasons = new Map<string, number>()
-  merged.on('end', (_, reason) => reasons.set(reason, (reasons.get(reason) ?? 0) + 1))
+  merged.on('disconnect', (_, { reason }) => reasons.set(reason, (reasons.get(reason) ?? 0) + 1))
   // Half of the processes are killed with all that they have sent unread; the others end, or close.
   for (const [index, partner] of partners.entries()) {
     if (index % 2 === 0) await partner.kill()
@@ -521,7 +524,7 @@ test.serial('100 sources of ten processes, of which each ends in its own way', a
   }
   t.is(next.size, 100)
   t.deepEqual(new Set(next.values()), new Set([20]))
-  t.is(reasons.get('exited'), 50)
+  t.is(reasons.get('lost'), 50)
   t.is(reasons.get('closed'), 50)
 })
 
@@ -536,7 +539,7 @@ test.serial('a merge that waits for 30 idle sources is not woken, and then once'
     const listener = kit.keep['listener'] as Listener
     const merged = kit.ringfence.merge()
     kit.keep['merged'] = merged
-    for await (const channel of listener) if (merged.add(channel).size === 30) break
+    for await (const channel of listener) if (merged.add(channel).sources.length === 30) break
     const received: string[] = []
     kit.keep['received'] = received
     kit.keep['loop'] = (async () => {
@@ -697,7 +700,7 @@ test.serial('subscriptions are read beside channels, and each leaves with its ow
   })
   const merged = merge<Channel | Subscription>([channel, ...subscriptions])
   const ends = new Map<unknown, string>()
-  merged.on('end', (source, reason) => ends.set(source, reason))
+  merged.on('disconnect', (source, { reason }) => ends.set(source, reason))
   t.throws(() => ending.tryReceive(), invalid)
   await say(partner, 'from the channel')
   for (const publisher of publishers.slice(0, 2))
@@ -719,9 +722,9 @@ test.serial('subscriptions are read beside channels, and each leaves with its ow
   t.deepEqual(heard.get(doomed), numbers)
   t.deepEqual(heard.get(channel), ['from the channel'])
   t.is(ends.get(ending), 'closed')
-  t.is(ends.get(doomed), 'exited')
+  t.is(ends.get(doomed), 'lost')
   t.is(ends.get(stalled), 'evicted')
-  t.is(merged.size, 1)
+  t.is(merged.sources.length, 1)
   await say(partner, 'last')
   t.is(String((await waiting)![1]), 'last')
 })

@@ -296,11 +296,11 @@ test.serial('a merge reads it, and is told why it has ended though the line was 
     t.is(String((await merged.receive())![0] === subscription), 'true')
     t.deepEqual(merged.stats(), { sources: 1, messagesReceived: 1, bytesReceived: 10 })
     t.truthy(await merged.receive())
-    const ended = once(merged, 'end')
+    const ended = once(merged, 'disconnect')
     below.ring.ended = true
     if (name !== undefined) below.heard = reason(name)
     t.is(await merged.receive(), undefined)
-    t.deepEqual((await ended)[1], name ?? 'closed')
+    t.is((await ended)[1].reason, name === 'exited' ? 'lost' : 'closed')
     await turn()
   }
 })

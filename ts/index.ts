@@ -20,7 +20,6 @@ export { harden } from './runtime/harden.js'
 export {
   merge,
   Merge,
-  type EndOf,
   type MergeEvents,
   type MergeSource,
   type MergeVisit,

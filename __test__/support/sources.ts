@@ -13,9 +13,21 @@ export class Source {
   readonly opened = bufferOver(this.ring)
   readonly buffer = this.opened.buffer
   reason: GoneReason = 'closed'
+  /** The calls of `ref` and `unref`. */
+  readonly kept: string[] = []
   #next = 0
 
   constructor(readonly name: string) {}
+
+  ref(): this {
+    this.kept.push('ref')
+    return this
+  }
+
+  unref(): this {
+    this.kept.push('unref')
+    return this
+  }
 
   /** Messages of so many bytes, and the bell where the peer is to ring. */
   say(count = 1, length = 1000): this {
@@ -37,9 +49,9 @@ export class Source {
 
 interface Insides {
   registerSource(kind: (value: object) => object | undefined): void
-  merge(sources?: Iterable<unknown>): Merge
-  makeHeld(): Merge
-  letEnd(held: Merge, failure: Error | null): void
+  merge<S>(sources?: Iterable<S>): Merge<S>
+  makeHeld(letGo: () => void): Merge<Source>
+  letEnd(held: Merge<Source>, failure: Error | null): void
   native: { barrier(): object | null }
 }
 
@@ -56,16 +68,9 @@ registerSource((value) =>
   value instanceof Source ? { buffer: value.buffer, values: null, reason: () => value.reason } : undefined,
 )
 
-export interface Merged extends Omit<Merge, 'add' | 'delete' | 'has' | 'receive' | 'receiveEach' | 'on' | 'once'> {
-  add(source: Source): Merged
-  delete(source: Source): boolean
-  has(source: Source): boolean
-  receive(options?: { signal?: AbortSignal }): Promise<[Source, Buffer] | undefined>
-  receiveEach(visit: (source: Source, bytes: Uint8Array, offset: number, length: number) => void, max?: number): number
-  on(name: 'end', listener: (source: Source, reason: GoneReason) => void): this
-}
+export type Merged = Merge<Source>
 
-export const mergeOf = (...sources: Source[]) => merge(sources) as unknown as Merged
+export const mergeOf = (...sources: Source[]) => merge(sources)
 export const named = (...names: string[]) => names.map((name) => new Source(name))
 
 /** The clock stands, and is looked at once in 256 messages. */

@@ -6,12 +6,12 @@ import type { Channel } from '../channel/channel.js'
 import { addressOf, openNow, wasOpened } from '../runtime/diagnostics.js'
 import { invalid, show } from '../errors.js'
 import { Membership } from '../endpoint/membership.js'
-import { Merge } from '../channel/merge.js'
+import { Merge, type MergeSource } from '../channel/merge.js'
 import { Listener } from '../endpoint/service.js'
 import type { ChannelStats, ListenerStats, MergeStats, PublisherStats, SubscriptionStats } from '../channel/stats.js'
 
 /** The objects that have figures. */
-export type MetricsSource = Channel | Listener | Membership | Publisher | Subscription | Merge
+export type MetricsSource = Channel | Listener | Membership | Publisher | Subscription | Merge<MergeSource>
 
 type Figure =
   keyof ChannelStats | keyof ListenerStats | keyof PublisherStats | keyof SubscriptionStats | keyof MergeStats

@@ -1,20 +1,18 @@
 // Many to one: reads from many sources in turns, and waits for all of them at once.
 
-import { EventEmitter } from 'node:events'
-
 import type { Subscription } from './subscription.js'
 import type { Channel } from './channel.js'
 import { WebStreams } from '../adapters/web.js'
-import { emit } from '../runtime/emit.js'
 import { RingfenceError, invalid, show, showSource } from '../errors.js'
 import { fairness } from '../runtime/fairness.js'
 import { batchLoop, loop, type Loop } from './loops.js'
 import { FIRST, HEADER, MORE, native } from '../native.js'
 import { checkReceiveEach, readerSignal } from '../endpoint/options.js'
+import { Resource, closedFor, destroyedBy, type ResourceEvents } from './resource.js'
 import { inletOf, type Inlet } from './sources.js'
 import type { MergeStats } from './stats.js'
 import { Place, TURN, Turns } from './turns.js'
-import type { CloseReason, GoneReason, Message, WaitOptions, BatchOptions } from '../types.js'
+import type { Closed, Message, WaitOptions, BatchOptions } from '../types.js'
 import { Waiters, type Wait } from './waiters.js'
 import { timers } from '../runtime/timers.js'
 
@@ -25,13 +23,10 @@ export type MergeSource = Channel<any, any> | Subscription<any>
 /** The messages of a source of a {@link Merge}. */
 export type MessageOf<Source> = Source extends Channel<infer In, infer _> | Subscription<infer In> ? In : never
 
-/** The reason why a source has ended. Channels are never evicted. */
-export type EndOf<Source> = Source extends Subscription<never> ? GoneReason : CloseReason
-
 /** The events of a {@link Merge}. */
-export interface MergeEvents<Source> {
+export interface MergeEvents<Source> extends ResourceEvents {
   /** A source has ended, and has left the merge after its last message. */
-  end: [source: Source, reason: EndOf<Source>]
+  disconnect: [source: Source, closed: Closed]
 }
 
 /** A {@link Visit} with the source as the first argument. */
@@ -62,34 +57,40 @@ class Entry<Source> extends Place {
 /** Thrown by the visitor's wrapper to stop the visits of a source that has left the merge. */
 const LEFT = Symbol('left')
 
-let make: (held: boolean) => Merge
+let make: (letGo: (() => void) | null) => Merge<MergeSource>
 
-/** Makes a merge that stays open after all its sources have ended, until {@link letEnd}. */
-export let makeHeld: () => Merge<Channel>
+/**
+ * Makes a merge that stays open after all its sources have ended, until {@link letEnd}.
+ *
+ * @param letGo - Called when the program closes or destroys the merge.
+ */
+// oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
+export let makeHeld: (letGo: () => void) => Merge<any, any>
 
 /** Lets a held merge end once its sources have ended. `failure`: the error for the first caller after that. */
-export let letEnd: (held: Merge<Channel>, failure: Error | null) => void
+// oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
+export let letEnd: (held: Merge<any, any>, failure: Error | null) => void
 
 /**
  * Reads from many sources as one. Each message comes with its source, whose `peer` is proven.
  *
  * The sources take turns of about 16 KiB, so a source that floods does not delay the others. A source that was quiet has its turn next. The
- * messages of each source stay in order. A source that has ended leaves the merge after its last message, and the event `end` reports the
- * reason. So does a source whose peer violated the protocol ('corrupt'), without affecting the others. While a merge reads a source, the
- * source's own reading calls throw or reject with INVALID_ARGUMENT. Sending, verifying and closing it still work.
+ * messages of each source stay in order. A source that has ended leaves the merge after its last message, and the event `disconnect`
+ * reports the reason. So does a source whose peer was lost or violated the protocol, without affecting the others. While a merge reads a
+ * source, the source's own reading calls throw or reject with INVALID_ARGUMENT. Sending, verifying and closing it still work.
  *
- * `for await (const [source, message] of merge)` ends once every source has ended. Leaving the loop loses no message. An error that a
- * listener throws is an uncaught exception. Calls that wait are served in order. `busyPollMicros` of a source has no effect on a merge.
+ * `for await (const [source, message] of merge)` ends once every source has ended. Leaving the loop loses no message. Calls that wait are
+ * served in order. `busyPollMicros` of a source has no effect on a merge.
+ *
+ * A merge without sources stays open, since {@link Merge.add} may add another. It ends when this side closes it; the one of
+ * {@link Listener.messages} also ends once the listener has closed and the last channel has left.
  */
-export class Merge<Source extends MergeSource = Channel | Subscription, In = Message>
-  extends EventEmitter<MergeEvents<Source>>
-  implements AsyncIterable<[Source, In]>, AsyncDisposable
-{
+export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> implements AsyncIterable<[Source, In]> {
   readonly #entries = new Map<Source, Entry<Source>>()
   readonly #turns = new Turns<Entry<Source>>()
   readonly #waiters = new Waiters<[Source, In]>()
   /** Ends to report in the next microtask: a listener must not run while a message is on its way to its reader. */
-  #untold: MergeEvents<Source>['end'][] = []
+  #untold: MergeEvents<Source>['disconnect'][] = []
   /** The sources and callers are attended to in the next microtask. */
   #scheduled = false
   /** Waiting callers are served once the event loop has turned. */
@@ -97,7 +98,13 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
   /** The merge has or had a source. It is over once it has none again. */
   #hadOne = false
   #held: boolean
+  /** The end of a merge that was held, once it has no sources; null for any other merge. */
+  #verdict: Closed | null = null
+  readonly #letGo: (() => void) | null
+  /** This side has closed or destroyed the merge. */
   #closed = false
+  /** The call that was made last on all sources, and is made on each new one. */
+  #keeping: 'ref' | 'unref' | null = null
   #streams: WebStreams<[Source, In], never> | null = null
   /** The error for the first caller after the merge is over. */
   #failure: Error | null = null
@@ -106,31 +113,32 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
   #bytes = 0
 
   static {
-    make = (held) => new Merge(KEY, held)
-    makeHeld = () => make(true) as unknown as Merge<Channel>
+    make = (letGo) => new Merge(KEY, letGo)
+    makeHeld = make
     letEnd = (held, failure) => {
       held.#held = false
       held.#hadOne = true
       held.#failure = failure
+      held.#verdict = destroyedBy(failure ?? undefined)
       held.#schedule()
     }
   }
 
-  /** @internal */
-  constructor(key: symbol, held: boolean) {
-    super()
+  private constructor(key: symbol, letGo: (() => void) | null) {
     if (key !== KEY) throw invalid('merges are made by merge')
-    this.#held = held
+    super(null)
+    this.#held = letGo !== null
+    this.#letGo = letGo
   }
 
   /** The messages handed out so far, over all current and former sources. The visits of a `receiveEach` count when it returns. */
   stats(): MergeStats {
-    return { sources: this.size, messagesReceived: this.#messages, bytesReceived: this.#bytes }
+    return { sources: this.#entries.size, messagesReceived: this.#messages, bytesReceived: this.#bytes }
   }
 
-  /** The number of sources. */
-  get size(): number {
-    return this.#entries.size
+  /** The current sources, in the order in which they were added. */
+  get sources(): readonly Source[] {
+    return [...this.#entries.keys()]
   }
 
   /**
@@ -140,7 +148,7 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
    * reads; CLOSED once the merge is closed.
    */
   add(source: Source): this {
-    if (this.#closed) throw closedHere()
+    if (this.ended !== null) throw closedHere()
     if (this.#entries.has(source)) return this
     const inlet = inletOf(source)
     if (inlet === undefined) throw invalid(`a merge reads channels and subscriptions, not ${showSource(source)}`)
@@ -148,6 +156,7 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
     inlet.buffer.lend(() => this.#told(entry))
     this.#entries.set(source, entry)
     this.#hadOne = true
+    if (this.#keeping !== null) (source as MergeSource)[this.#keeping]()
     this.#turns.wake(entry)
     this.#schedule()
     return this
@@ -321,16 +330,46 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
 
   /** Removes every source, which stays open. Waiting calls resolve as at the end, and loops over the merge end. */
   close(): Promise<void> {
-    if (!this.#closed) {
-      this.#closed = true
-      for (const entry of [...this.#entries.values()]) this.#remove(entry)
-      this.#waiters.end()
-    }
+    this.#end()
     return Promise.resolve()
   }
 
-  [Symbol.asyncDispose](): Promise<void> {
-    return this.close()
+  /** Like {@link Merge.close}. With an error, the call that has waited longest rejects with it. */
+  destroy(error?: Error): void {
+    this.#end(error)
+  }
+
+  #end(error?: Error): void {
+    if (this.ended !== null) return
+    this.#closed = true
+    for (const entry of [...this.#entries.values()]) this.#remove(entry)
+    const closed = destroyedBy(error)
+    if (closed.error !== undefined) this.#waiters.shift()?.failed(closed.error)
+    this.#waiters.end()
+    this.settle(closed)
+    this.#letGo?.()
+  }
+
+  /** Calls `ref` of every source, and of each that is added later. */
+  ref(): this {
+    return this.#keep('ref')
+  }
+
+  /** Calls `unref` of every source, and of each that is added later. */
+  unref(): this {
+    return this.#keep('unref')
+  }
+
+  #keep(keeping: 'ref' | 'unref'): this {
+    this.#keeping = keeping
+    for (const source of this.#entries.keys()) (source as MergeSource)[keeping]()
+    return this
+  }
+
+  /** @internal */
+  protected override summary(): string[] {
+    const { size } = this.#entries
+    return [size === 1 ? '1 source' : `${size} sources`]
   }
 
   /** Whether no source keeps the process alive, so that reading does not either. False without sources: their end is always reported. */
@@ -415,7 +454,7 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
   #leave(entry: Entry<Source>): void {
     this.#remove(entry)
     // The reason is read after the source was released: reading it may end the channel, which notifies the channel's reader.
-    this.#untold.push([entry.source, entry.inlet.reason() as EndOf<Source>])
+    this.#untold.push([entry.source, closedFor(entry.inlet.reason())])
     this.#schedule()
   }
 
@@ -444,8 +483,9 @@ export class Merge<Source extends MergeSource = Channel | Subscription, In = Mes
   #attend(): void {
     // A source that has ended leaves even if no caller reads the merge.
     for (const entry of this.#turns.fresh) if (entry.inlet.buffer.isThrough) this.#leave(entry)
-    for (const end of this.#untold.splice(0)) emit(this as EventEmitter, 'end', ...end)
+    for (const end of this.#untold.splice(0)) this.tell('disconnect', ...end)
     this.#serve()
+    if (this.#verdict !== null && this.#isOver) this.settle(this.#verdict)
   }
 
   /** Hands available messages to the waiting callers, and asks the sources for a wakeup if more callers wait. */
@@ -553,7 +593,7 @@ export function merge<Source extends MergeSource = Channel | Subscription>(
 ): Merge<Source, MessageOf<Source>> {
   if (typeof channels !== 'object' || channels === null || !(Symbol.iterator in channels))
     throw invalid(`merge takes channels, as an array or another iterable, not ${show(channels)}`)
-  const merged = make(false) as unknown as Merge<Source, MessageOf<Source>>
+  const merged = make(null) as unknown as Merge<Source, MessageOf<Source>>
   try {
     for (const channel of channels) merged.add(channel)
   } catch (error) {

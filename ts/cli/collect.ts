@@ -3,7 +3,7 @@
 import type { Channel } from '../channel/channel.js'
 import { letEnd, makeHeld, type Merge } from '../channel/merge.js'
 import { listen, type Listener } from '../endpoint/service.js'
-import type { CloseReason, ListenOptions } from '../types.js'
+import type { Closed, ListenOptions } from '../types.js'
 import { Lines, LONGEST } from './lines.js'
 import { output, write, written } from './output.js'
 import { evidenceTable, tell } from './text.js'
@@ -40,12 +40,12 @@ export async function collect({ address, evidence, options, stop }: Collection):
 
 class Collector {
   readonly #evidence: boolean
-  readonly #merged: Merge<Channel> = makeHeld()
+  readonly #merged: Merge<Channel> = makeHeld(() => {})
   readonly #lines = new Map<Channel, Lines>()
 
   constructor(evidence: boolean) {
     this.#evidence = evidence
-    this.#merged.on('end', (channel, reason) => this.#end(channel, reason))
+    this.#merged.on('disconnect', (channel, { reason }) => this.#end(channel, reason))
   }
 
   async run(listener: Listener, stop: AbortSignal): Promise<void> {
@@ -106,8 +106,8 @@ class Collector {
     for (const [channel, bytes] of there) await this.#add(channel, bytes)
   }
 
-  #end(channel: Channel, reason: CloseReason): void {
-    const was = reason === 'exited' ? 'has ended' : reason === 'closed' ? undefined : `is gone (${reason})`
+  #end(channel: Channel, reason: Closed['reason']): void {
+    const was = reason === 'lost' ? 'has ended' : reason === 'closed' ? undefined : `is gone (${reason})`
     if (was !== undefined) tell(`process ${channel.peer.pid} ${was} before it had said that it has sent all`)
     this.#finish(channel).catch((error: unknown) => letEnd(this.#merged, error as Error))
   }

@@ -70,22 +70,24 @@ export class Listener extends Endpoint<EndpointEvents<Channel>> {
   /**
    * The messages of all clients as they arrive, each with its channel: see {@link Merge}.
    *
-   * It takes the queued channels and all later ones. From this call on, a loop over the listener itself or a listener of 'connection' is
-   * INVALID_ARGUMENT. A channel that ends is removed, and `channel.closed` has the reason. Several calls share the messages, and leaving a
-   * loop loses none. The loop ends once the listener has closed and the last channel has ended. If an error has ended the listener, the
-   * first loop that reaches the end rejects with it.
+   * The merge takes the queued channels and all later ones. While it is open, a loop over the listener itself or a listener of
+   * 'connection' is INVALID_ARGUMENT. Several calls return the same merge, and leaving a loop over it loses no message. The merge ends once
+   * the listener has closed and the last channel has ended. If an error has ended the listener, the first call that reaches the end of the
+   * merge rejects with it. If the program closes the merge, its channels stay open, and later ones go to loops or 'connection' again.
    *
    * @throws {@link RingfenceError} INVALID_ARGUMENT if a loop over the listener is in progress, or 'connection' has a listener.
    */
-  messages(): AsyncIterable<[Channel, Buffer]> {
-    const merged = (this.#merged ??= this.#mergeAll())
-    return { [Symbol.asyncIterator]: () => merged[Symbol.asyncIterator]() }
+  messages(): Merge<Channel> {
+    return (this.#merged ??= this.#mergeAll())
   }
 
   #mergeAll(): Merge<Channel> {
     if (this.listenerCount('connection') > 0) throw invalid(toListeners())
     this.mustHaveNoLoop('a loop over this listener gets its channels: leave it before messages() is called')
-    const merged = makeHeld()
+    const merged: Merge<Channel> = makeHeld(() => {
+      this.#merged = null
+      this.setTaker(null)
+    })
     if (this.ended !== null) letEnd(merged, this.ended.error ?? null)
     else {
       this.setTaker({
