@@ -6,7 +6,18 @@ import { join as inFolder } from 'node:path'
 import { inspect } from 'node:util'
 
 import test, { type ExecutionContext } from 'ava'
-import { connect, fromParent, join, listen, member, publish, spawn, subscribe, type Channel } from 'ringfence'
+import {
+  connect,
+  fromParent,
+  join,
+  listen,
+  member,
+  publish,
+  spawn,
+  subscribe,
+  type Channel,
+  type PublishOptions,
+} from 'ringfence'
 
 import { abstractAddress, isBound, namedAddress, temporaryDirectory } from './support/address.js'
 import {
@@ -113,7 +124,12 @@ for (const name of ['listen', 'publish', 'member'] as const)
   test.serial(`an abort as it has the address rejects ${name}, and the address is free`, async (t) => {
     const address = namedAddress(t)
     const over = new AbortController()
-    const opening = { listen, publish, member }[name](address, { signal: over.signal })
+    const opens: Record<typeof name, (address: string, options: PublishOptions) => Promise<unknown>> = {
+      listen,
+      publish,
+      member,
+    }
+    const opening = opens[name](address, { signal: over.signal })
     opening.catch(() => {})
     standStillUntil(() => existsSync(address), 'it is bound')
     // It has no event of its own that it goes on after that, and either way it is no more.

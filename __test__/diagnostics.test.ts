@@ -13,6 +13,9 @@ import {
   publish,
   type Channel,
   type Identity,
+  type Listener,
+  type Membership,
+  type PublishOptions,
   type Publisher,
   type RingfenceError,
   type Subscriber,
@@ -95,7 +98,15 @@ for (const name of ['member', 'publish', 'listen'] as const)
     const refused = told<{ identity: Identity; check: string }>(t, 'ringfence:refused')
     const address = abstractAddress()
     const policy = { uid: 54321 }
-    const endpoint = await { member, publish, listen }[name](address, { policy })
+    const calls: Record<
+      typeof name,
+      (address: string, options: PublishOptions) => Promise<Listener | Membership | Publisher>
+    > = {
+      member,
+      publish,
+      listen,
+    }
+    const endpoint = await calls[name](address, { policy })
     t.teardown(() => endpoint[Symbol.asyncDispose]())
     const events: unknown[] = []
     ;(endpoint as EventEmitter).on('refused', (error) => events.push(error))

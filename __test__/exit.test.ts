@@ -73,7 +73,8 @@ for (const name of ['member', 'listen', 'publish'] as const) {
     void partner.run(
       ({ ringfence, require }, how, where) => {
         const { existsSync } = require('node:fs') as typeof import('node:fs')
-        ringfence[how](where).catch(() => {})
+        const call = ringfence[how] as (address: string) => Promise<unknown>
+        call(where).catch(() => {})
         // The event loop stands still meanwhile.
         while (!existsSync(where)) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1)
         Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 100)

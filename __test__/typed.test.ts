@@ -1,7 +1,20 @@
 // Values from one to many, and from many to one.
 
 import test from 'ava'
-import { json, merge, Publisher, publish, RingfenceError, structured, Subscription, type Codec } from 'ringfence'
+import {
+  json,
+  listen,
+  member,
+  merge,
+  Publisher,
+  publish,
+  RingfenceError,
+  spawn,
+  structured,
+  Subscription,
+  type Channel,
+  type Codec,
+} from 'ringfence'
 
 import { abstractAddress } from './support/address.js'
 import { pair, Partner, type Pair } from './support/partner.js'
@@ -42,6 +55,63 @@ test('the option codec makes everything of values from the start', async (t) => 
 interface Tick {
   price: number
 }
+
+test('a listener, a membership and a child with a codec have channels of values', async (t) => {
+  const address = abstractAddress()
+  await using listener = await listen(address, { codec: json<Tick>() })
+  const partner = await Partner.start(t)
+  const connectThere = () =>
+    partner.run(async (kit, where: string) => {
+      const channel = await kit.ringfence.connect(where, { codec: kit.ringfence.json<Tick>() })
+      await channel.send({ price: 1 })
+      await channel.end()
+    }, address)
+  const first = connectThere()
+  for await (const channel of listener) {
+    t.deepEqual(await soon(channel.receive(), 'a value'), { price: 1 })
+    break
+  }
+  await first
+  const connected = new Promise<Channel<Tick, Tick>>((resolve) =>
+    listener.once('connection', (channel) => resolve(channel)),
+  )
+  const second = connectThere()
+  const { price } = (await (await soon(connected, 'a channel')).receive())!
+  t.is(price, 1)
+  await second
+  const third = connectThere()
+  for await (const [, tick] of listener.messages()) {
+    t.is(tick.price, 1)
+    break
+  }
+  await third
+  await listener.close({ channels: 'close' })
+
+  const meeting = abstractAddress()
+  await using membership = await member(meeting, { codec: json<Tick>() })
+  const there = partner.run(async (kit, where: string) => {
+    const other = await kit.ringfence.member(where, { codec: kit.ringfence.json<Tick>() })
+    const tick = await other.channel!.receive()
+    await other.close()
+    return tick
+  }, meeting)
+  for await (const channel of membership) {
+    t.is(membership.channel, channel)
+    await channel.send({ price: 2 })
+    break
+  }
+  t.deepEqual(await there, { price: 2 })
+
+  const code = `
+    import { fromParent, json } from 'ringfence'
+    const channel = await fromParent({ codec: json() })
+    await channel.send({ price: (await channel.receive()).price + 1 })
+    await channel.end()`
+  await using started = await spawn(process.execPath, ['--input-type=module', '--eval', code], { codec: json<Tick>() })
+  await started.channel.send({ price: 3 })
+  const answer = await started.channel.receive()
+  t.is(answer!.price, 4)
+})
 
 test('a value is encoded once, and every subscriber decodes it', async (t) => {
   const address = abstractAddress()

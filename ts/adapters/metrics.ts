@@ -6,12 +6,15 @@ import type { Channel } from '../channel/channel.js'
 import { addressOf, openNow, wasOpened } from '../runtime/diagnostics.js'
 import { invalid, show } from '../errors.js'
 import { Membership } from '../endpoint/membership.js'
-import { Merge, type MergeSource } from '../channel/merge.js'
+import { Merge } from '../channel/merge.js'
 import { Listener } from '../endpoint/service.js'
 import type { ChannelStats, ListenerStats, MergeStats, PublisherStats, SubscriptionStats } from '../channel/stats.js'
 
 /** The objects that have figures. */
-export type MetricsSource = Channel | Listener | Membership | Publisher | Subscription | Merge<MergeSource>
+export type MetricsSource =
+  // oxlint-disable typescript/no-explicit-any -- of whichever values
+  Channel<any, any> | Listener<any, any> | Membership<any, any> | Publisher<any> | Subscription<any> | Merge<any, any>
+// oxlint-enable typescript/no-explicit-any
 
 type Figure =
   keyof ChannelStats | keyof ListenerStats | keyof PublisherStats | keyof SubscriptionStats | keyof MergeStats

@@ -1,6 +1,5 @@
 // Queues channels that no loop has taken yet, and loops that wait for one. Several loops share the channels; each goes to one loop.
 
-import type { Channel } from '../channel/channel.js'
 import type { RingfenceError } from '../errors.js'
 import { loop } from '../channel/loops.js'
 import { Waiters } from '../channel/waiters.js'
@@ -9,13 +8,13 @@ import { Waiters } from '../channel/waiters.js'
 const UNCLAIMED = 16
 
 /** Receives all channels instead of the loops. */
-export interface Taker {
+export interface Taker<Channel> {
   take(channel: Channel): void
   /** The error for a loop that asks for a channel while the taker is set. */
   refusal(): RingfenceError
 }
 
-export class AcceptQueue {
+export class AcceptQueue<Channel> {
   /** Lets clients wait at the address, or accepts them again. */
   readonly #setPaused: (paused: boolean) => void
   /** Called when a loop or the taker gets a channel. */
@@ -24,7 +23,7 @@ export class AcceptQueue {
   #all: boolean
   #unclaimed: Channel[] = []
   readonly #waiters = new Waiters<Channel>()
-  #taker: Taker | null = null
+  #taker: Taker<Channel> | null = null
   /** Loops that are in progress. */
   #loops = 0
   #paused = false
@@ -80,7 +79,7 @@ export class AcceptQueue {
   }
 
   /** Hands all queued and all later channels to the taker. `null` hands later channels to loops again. */
-  setTaker(taker: Taker | null): void {
+  setTaker(taker: Taker<Channel> | null): void {
     this.#taker = taker
     if (taker === null) return
     this.#waiters.fail(() => taker.refusal())
@@ -89,7 +88,7 @@ export class AcceptQueue {
     this.#pause()
   }
 
-  #take(taker: Taker, channel: Channel): void {
+  #take(taker: Taker<Channel>, channel: Channel): void {
     taker.take(channel)
     this.#handedOut(channel)
   }

@@ -10,14 +10,14 @@ import { RingfenceError, aborted, fromFailure, invalid, isShort, show } from '..
 import { builtin, native, type Given, type Joining, type RawChannel, type PrivateLine } from '../native.js'
 import { within } from '../runtime/deferred.js'
 import { checkOptions, type Call } from './options.js'
-import type { ChildOptions, LineOptions } from '../types.js'
+import type { ChildOptions, LineOptions, Message, MessageInput } from '../types.js'
 
 /** A child process and the channel with it. */
-export interface Spawned extends AsyncDisposable {
+export interface Spawned<In = Message, Out = MessageInput> extends AsyncDisposable {
   /** The return value of `child_process.spawn`. Closing the channel does not terminate the child. */
   readonly child: ChildProcess
   /** This side is the host. */
-  readonly channel: Channel
+  readonly channel: Channel<In, Out>
   /** Closes the channel, then terminates the child with SIGTERM if it still runs. */
   [Symbol.asyncDispose](): Promise<void>
 }
@@ -51,6 +51,12 @@ const LAST_WORDS = 200
  * process lacks memory or descriptors, or may not start another process; AbortError by the signal, which starts nothing if it was aborted
  * before; and the exceptions of `child_process.spawn` and `onSpawn`.
  */
+export function spawn<T>(
+  command: string,
+  args: readonly string[] | undefined,
+  options: ChildOptions & { codec: Codec<T> },
+): Promise<Spawned<T, T>>
+export function spawn(command: string, args?: readonly string[], options?: ChildOptions): Promise<Spawned>
 export async function spawn(
   command: string,
   args: readonly string[] = [],

@@ -36,21 +36,25 @@ export interface EndpointEvents<Peer> extends ResourceEvents {
   refused: [error: RingfenceError]
 }
 
-export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<keyof Events, unknown[]>>
+export abstract class Endpoint<
+  In,
+  Out,
+  Events extends EndpointEvents<Channel<In, Out>> & Record<keyof Events, unknown[]>,
+>
   extends Resource<Events>
-  implements AsyncIterable<Channel>
+  implements AsyncIterable<Channel<In, Out>>
 {
   declare readonly address: string
 
   readonly #native: NativeEndpoint
   readonly #authorizer: Authorizer | undefined
   readonly #settings: ChannelSettings
-  readonly #acceptQueue: AcceptQueue
+  readonly #acceptQueue: AcceptQueue<Channel<In, Out>>
   /** This class's own listeners. `removeAllListeners` must remove only the program's. */
   readonly #hearing = new Map<'newListener' | 'removeListener', (name: unknown) => void>()
-  readonly #open = new Set<Channel>()
+  readonly #open = new Set<Channel<In, Out>>()
   /** Channels that the program has received. */
-  readonly #followed = new WeakSet<Channel>()
+  readonly #followed = new WeakSet<Channel<In, Out>>()
   readonly #counts = new PeerCounts()
   /** Sums over the channels that have ended. */
   readonly #past = new Sums()
@@ -96,7 +100,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
    *
    * @internal
    */
-  protected admitted(_channel: Channel): void {}
+  protected admitted(_channel: Channel<In, Out>): void {}
 
   /**
    * Called when an error has ended the endpoint.
@@ -112,7 +116,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
    */
   protected abstract vacate(): void
 
-  [Symbol.asyncIterator](): AsyncIterator<Channel, undefined> {
+  [Symbol.asyncIterator](): AsyncIterator<Channel<In, Out>, undefined> {
     return this.#acceptQueue.iterator()
   }
 
@@ -160,7 +164,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
    *
    * @internal
    */
-  protected get open(): ReadonlySet<Channel> {
+  protected get open(): ReadonlySet<Channel<In, Out>> {
     return this.#open
   }
 
@@ -200,7 +204,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
     this.admitted(channel)
   }
 
-  #count(channel: Channel): void {
+  #count(channel: Channel<In, Out>): void {
     this.#counts.accepted += 1
     this.#open.add(channel)
     void channel.closed.then(() => {
@@ -224,13 +228,16 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
    *
    * @internal
    */
-  protected follow(channel: Channel): void {
+  protected follow(channel: Channel<In, Out>): void {
     if (this.#followed.has(channel)) return
     this.#followed.add(channel)
     void channel.closed.then((reason) => this.#tellOwn('disconnect', channel, closedFor(reason)))
   }
 
-  #tellOwn<Name extends keyof EndpointEvents<Channel>>(name: Name, ...what: EndpointEvents<Channel>[Name]): void {
+  #tellOwn<Name extends keyof EndpointEvents<Channel<In, Out>>>(
+    name: Name,
+    ...what: EndpointEvents<Channel<In, Out>>[Name]
+  ): void {
     this.tell(name, ...(what as Events[Name]))
   }
 
@@ -239,7 +246,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
    *
    * @internal
    */
-  protected setTaker(taker: Taker | null): void {
+  protected setTaker(taker: Taker<Channel<In, Out>> | null): void {
     this.#acceptQueue.setTaker(taker)
   }
 
@@ -256,7 +263,7 @@ export abstract class Endpoint<Events extends EndpointEvents<Channel> & Record<k
    *
    * @internal
    */
-  protected takeUnclaimed(): Channel[] {
+  protected takeUnclaimed(): Channel<In, Out>[] {
     return this.#acceptQueue.discard()
   }
 

@@ -2,14 +2,16 @@ import { depart, type Channel } from '../channel/channel.js'
 import { Endpoint, KEY, openEndpoint, type EndpointEvents, type EndpointParts } from './endpoint.js'
 import { timers } from '../runtime/timers.js'
 import { destroyedBy } from '../channel/resource.js'
+import type { Codec } from '../adapters/codec.js'
 import type { RingfenceError } from '../errors.js'
 import type { Failure, NativeMembership, RawChannel } from '../native.js'
-import type { MemberOptions } from '../types.js'
+import type { MemberOptions, Message, MessageInput } from '../types.js'
 
-let make: (parts: EndpointParts<NativeMembership>) => Membership
+// oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
+let make: (parts: EndpointParts<NativeMembership>) => Membership<any, any>
 
 /** The events of a {@link Membership}. */
-export interface MembershipEvents extends EndpointEvents<Channel> {
+export interface MembershipEvents<Peer> extends EndpointEvents<Peer> {
   /** The host has left, and this process, formerly its guest, is now the host. */
   role: [role: 'host' | 'guest']
 }
@@ -33,10 +35,14 @@ export interface MembershipEvents extends EndpointEvents<Channel> {
  * for await (const channel of membership) for await (const message of channel) console.log(String(message))
  * ```
  */
-export class Membership extends Endpoint<MembershipEvents> {
+export class Membership<In = Message, Out = MessageInput> extends Endpoint<
+  In,
+  Out,
+  MembershipEvents<Channel<In, Out>>
+> {
   readonly #native: NativeMembership
   #role: 'host' | 'guest'
-  #channel: Channel | undefined
+  #channel: Channel<In, Out> | undefined
   #closing: Promise<void> | null = null
   /** Events that are held back; null once they were emitted. */
   #untold: (() => void)[] | null = []
@@ -64,7 +70,7 @@ export class Membership extends Endpoint<MembershipEvents> {
   }
 
   /** The channel with the partner, if there is one at present. */
-  get channel(): Channel | undefined {
+  get channel(): Channel<In, Out> | undefined {
     return this.#channel
   }
 
@@ -113,7 +119,7 @@ export class Membership extends Endpoint<MembershipEvents> {
   }
 
   /** @internal */
-  protected override admitted(channel: Channel): void {
+  protected override admitted(channel: Channel<In, Out>): void {
     this.#channel = channel
     void channel.closed.then(() => {
       if (this.#channel === channel) this.#channel = undefined
@@ -143,7 +149,10 @@ export class Membership extends Endpoint<MembershipEvents> {
   }
 
   /** @internal */
-  protected override tell<Name extends keyof MembershipEvents>(name: Name, ...what: MembershipEvents[Name]): void {
+  protected override tell<Name extends keyof MembershipEvents<Channel<In, Out>>>(
+    name: Name,
+    ...what: MembershipEvents<Channel<In, Out>>[Name]
+  ): void {
     const say = () => super.tell(name, ...what)
     if (this.#untold === null) say()
     else this.#untold.push(say)
@@ -168,9 +177,13 @@ export class Membership extends Endpoint<MembershipEvents> {
  * An accepted guest receives the listening socket and, for a path, the lock file. A hostile guest can block the address for others, but
  * cannot take the identity of another process.
  *
+ * With the option `codec`, the messages of all channels are values.
+ *
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} as {@link join}
  */
+export function member<T>(address: string, options: MemberOptions & { codec: Codec<T> }): Promise<Membership<T, T>>
+export function member(address: string, options?: MemberOptions): Promise<Membership>
 export function member(address: string, options: MemberOptions = {}): Promise<Membership> {
   return openEndpoint('member', address, options, make)
 }

@@ -8,9 +8,10 @@ import { letEnd, makeHeld, type Merge } from '../channel/merge.js'
 import type { Failure, NativeListener, RawChannel } from '../native.js'
 import { lingerOf, plainObject } from './options.js'
 import { timers } from '../runtime/timers.js'
-import type { Closed, ConnectOptions, ListenOptions } from '../types.js'
+import type { Closed, ConnectOptions, ListenOptions, Message, MessageInput } from '../types.js'
 
-let make: (parts: EndpointParts<NativeListener>) => Listener
+// oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
+let make: (parts: EndpointParts<NativeListener>) => Listener<any, any>
 
 const toListeners = () => "the channels of this listener go to its listeners of 'connection': no loop gets one"
 const toMessages = () => 'messages() reads the channels of this listener: neither a loop nor a listener gets one'
@@ -36,12 +37,12 @@ const toMessages = () => 'messages() reads the channels of this listener: neithe
  * })
  * ```
  */
-export class Listener extends Endpoint<EndpointEvents<Channel>> {
+export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out, EndpointEvents<Channel<In, Out>>> {
   readonly #native: NativeListener
   readonly #signal: AbortSignal | undefined
   readonly #abort = () => void this.close()
   /** Reads from all channels, once `messages` was called. */
-  #merged: Merge<Channel> | null = null
+  #merged: Merge<Channel<In, Out>, In> | null = null
 
   static {
     make = (parts) => new Listener(KEY, parts)
@@ -63,7 +64,7 @@ export class Listener extends Endpoint<EndpointEvents<Channel>> {
   }
 
   /** The open channels in the order in which they were made, including those that no loop has taken yet. */
-  get channels(): readonly Channel[] {
+  get channels(): readonly Channel<In, Out>[] {
     return [...this.open]
   }
 
@@ -77,14 +78,14 @@ export class Listener extends Endpoint<EndpointEvents<Channel>> {
    *
    * @throws {@link RingfenceError} INVALID_ARGUMENT if a loop over the listener is in progress, or 'connection' has a listener.
    */
-  messages(): Merge<Channel> {
+  messages(): Merge<Channel<In, Out>, In> {
     return (this.#merged ??= this.#mergeAll())
   }
 
-  #mergeAll(): Merge<Channel> {
+  #mergeAll(): Merge<Channel<In, Out>, In> {
     if (this.listenerCount('connection') > 0) throw invalid(toListeners())
     this.mustHaveNoLoop('a loop over this listener gets its channels: leave it before messages() is called')
-    const merged: Merge<Channel> = makeHeld(() => {
+    const merged: Merge<Channel<In, Out>, In> = makeHeld(() => {
       this.#merged = null
       this.setTaker(null)
     })
@@ -155,7 +156,7 @@ export class Listener extends Endpoint<EndpointEvents<Channel>> {
   }
 
   /** Ends the listener. Returns the channels that no loop has taken. */
-  #end(closed: Closed): Channel[] {
+  #end(closed: Closed): Channel<In, Out>[] {
     if (this.ended !== null) return []
     this.#signal?.removeEventListener('abort', this.#abort)
     this.#native.close()
@@ -177,10 +178,14 @@ export class Listener extends Endpoint<EndpointEvents<Channel>> {
  * Handshakes run concurrently, each on its own thread and with its own deadline of `handshakeTimeout`. The signal closes the listener, as
  * with `net.Server`, and loops over it end.
  *
+ * With the option `codec`, the messages of all channels are values.
+ *
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} INVALID_ARGUMENT, ADDRESS_INVALID, ADDRESS_OCCUPIED, NO_SPACE, TIMEOUT, UNSUPPORTED;
  * AbortError by the signal
  */
+export function listen<T>(address: string, options: ListenOptions & { codec: Codec<T> }): Promise<Listener<T, T>>
+export function listen(address: string, options?: ListenOptions): Promise<Listener>
 export function listen(address: string, options: ListenOptions = {}): Promise<Listener> {
   return openEndpoint('listen', address, options, make)
 }
