@@ -242,6 +242,27 @@ test.serial('a close keeps the channels that somebody has, or closes them, and e
   }
 })
 
+test.serial('the channels that a close or destroy closes disconnect before the listener emits close', async (t) => {
+  for (const end of ['close', 'destroy'] as const) {
+    const { listener, standing } = await listens(t)
+    const events: string[] = []
+    listener.on('connection', ({ peer }) => events.push(`connection ${peer.pid}`))
+    listener.on('disconnect', ({ peer }) => events.push(`disconnect ${peer.pid}`))
+    listener.on('close', () => events.push('close'))
+    standing.tell(comer(1).raw, comer(2).raw)
+    await turn()
+    if (end === 'destroy') listener.destroy()
+    else {
+      const closes = [listener.close({ channels: 'close' }), listener.close()]
+      standing.tell(comer(3).raw)
+      await Promise.all(closes)
+    }
+    t.deepEqual(await listener.closed, { reason: 'closed' })
+    await turn()
+    t.deepEqual(events, ['connection 1', 'connection 2', 'disconnect 1', 'disconnect 2', 'close'], end)
+  }
+})
+
 test.serial('a listener of an event closes the channel that it is told of, and all others', async (t) => {
   const { listener, standing } = await listens(t)
   const all = [comer(1), comer(2), comer(3)]

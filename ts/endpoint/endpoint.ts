@@ -30,7 +30,10 @@ export interface EndpointParts<Native extends NativeEndpoint> {
 export interface EndpointEvents<Peer> extends ResourceEvents {
   /** A peer has connected. */
   connection: [peer: Peer]
-  /** A peer whose channel the program has received has disconnected. It can follow `close`, if the peer outlives the endpoint. */
+  /**
+   * A peer whose channel the program has received has disconnected, or this side has closed the channel. It precedes `close`, unless the
+   * channel stays open beyond the end of the endpoint.
+   */
   disconnect: [peer: Peer, closed: Closed]
   /** A process was refused, or failed in its handshake. The error has its `identity`, as far as that is known. */
   refused: [error: RingfenceError]
@@ -60,6 +63,7 @@ export abstract class Endpoint<
   readonly #past = new Sums()
   /** Cancels the work registered for the exit of the process. */
   readonly #stay: () => void
+  #stopped = false
   /**
    * Handles the events of the binding.
    *
@@ -170,7 +174,7 @@ export abstract class Endpoint<
 
   /** Handles one event of the binding. */
   #handle(): boolean {
-    if (this.ended !== null) return false
+    if (this.#stopped) return false
     const event = this.next()
     if (event === FAILED) {
       const failure = this.#native.failure()
@@ -194,7 +198,7 @@ export abstract class Endpoint<
       return
     }
     // A subscriber of a diagnostics channel may just have closed this endpoint.
-    if (this.ended !== null) {
+    if (this.#stopped) {
       void channel.close()
       return
     }
@@ -268,13 +272,32 @@ export abstract class Endpoint<
   }
 
   /**
+   * Whether no more channels will be made.
+   *
+   * @internal
+   */
+  protected get stopped(): boolean {
+    return this.#stopped
+  }
+
+  /**
+   * Ends the loops: no more channels will be made.
+   *
+   * @internal
+   */
+  protected stop(): void {
+    this.#stopped = true
+    this.#stay()
+    this.#acceptQueue.end()
+  }
+
+  /**
    * Ends the loops and the resource.
    *
    * @internal
    */
   protected finish(closed: Closed): void {
-    this.#stay()
-    this.#acceptQueue.end()
+    this.stop()
     this.settle(closed)
   }
 }

@@ -8,7 +8,7 @@ import { letEnd, makeHeld, type Merge } from '../channel/merge.js'
 import type { Failure, NativeListener, RawChannel } from '../native.js'
 import { lingerOf, plainObject } from './options.js'
 import { timers } from '../runtime/timers.js'
-import type { Closed, ConnectOptions, ListenOptions, Message, MessageInput } from '../types.js'
+import type { ConnectOptions, ListenOptions, Message, MessageInput } from '../types.js'
 
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
 let make: (parts: EndpointParts<NativeListener>) => Listener<any, any>
@@ -89,7 +89,7 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
       this.#merged = null
       this.setTaker(null)
     })
-    if (this.ended !== null) letEnd(merged, this.ended.error ?? null)
+    if (this.stopped) letEnd(merged, this.ended?.error ?? null)
     else {
       this.setTaker({
         take: (channel) => void merged.add(channel),
@@ -114,16 +114,20 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
     if (channels !== 'keep' && channels !== 'close') {
       throw invalid(`channels must be 'keep' or 'close', not ${show(channels)}`)
     }
-    const unclaimed = this.#end({ reason: 'closed' })
+    const isFirst = !this.stopped
+    const unclaimed = this.#stop(null)
     // A channel in the queue may have ended already, and still hold unread messages.
     const leaving = new Set(channels === 'close' ? [...unclaimed, ...this.open] : unclaimed)
     await Promise.all([...leaving].map((channel) => channel.close({ linger })))
+    if (isFirst) this.settle({ reason: 'closed' })
   }
 
   /** Stops listening, and destroys all channels. */
   destroy(error?: Error): void {
-    const unclaimed = this.#end(destroyedBy(error))
+    const closed = destroyedBy(error)
+    const unclaimed = this.#stop(closed.error ?? null)
     for (const channel of new Set([...unclaimed, ...this.open])) void channel.close()
+    this.settle(closed)
   }
 
   /** @internal */
@@ -133,7 +137,8 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
 
   /** @internal */
   protected override failed(error: RingfenceError): void {
-    for (const channel of this.#end({ reason: 'failed', error })) void channel.close()
+    for (const channel of this.#stop(error)) void channel.close()
+    this.settle({ reason: 'failed', error })
   }
 
   /** @internal */
@@ -155,14 +160,14 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
     })
   }
 
-  /** Ends the listener. Returns the channels that no loop has taken. */
-  #end(closed: Closed): Channel<In, Out>[] {
-    if (this.ended !== null) return []
+  /** Stops listening. Returns the channels that no loop has taken. */
+  #stop(failure: RingfenceError | null): Channel<In, Out>[] {
+    if (this.stopped) return []
     this.#signal?.removeEventListener('abort', this.#abort)
     this.#native.close()
     const unclaimed = this.takeUnclaimed()
-    if (this.#merged !== null) letEnd(this.#merged, closed.error ?? null)
-    this.finish(closed)
+    if (this.#merged !== null) letEnd(this.#merged, failure)
+    this.stop()
     return unclaimed
   }
 }
