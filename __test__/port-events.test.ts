@@ -1,7 +1,6 @@
 // A port by itself: its listeners, its state and what it asks of its channel. port.test.ts has one with a peer.
 
-import { getEventListeners, once } from 'node:events'
-
+import { EventEmitter, getEventListeners, once } from 'node:events'
 import { MessageChannel } from 'node:worker_threads'
 
 import test from 'ava'
@@ -28,6 +27,8 @@ class Told {
   refusal: Error | undefined
   readonly closed: Promise<string>
   end!: () => void
+  /** The channel that the port has. */
+  given!: Channel
   #calls: { resolve(next: Next): void; reject(error: unknown): void }[] = []
   #messages: (Buffer | Error | null)[] = []
 
@@ -106,7 +107,8 @@ class Told {
 
 function portOf(): { told: Told; port: MessagePortLike; asked: () => string[] } {
   const told = new Told()
-  const port = new Port(told.channel, json(), told.quiet)
+  told.given = told.channel
+  const port = new Port(told.given, json(), told.quiet)
   // What was asked since the last look.
   return { told, port, asked: () => told.asked.splice(0) }
 }
@@ -206,24 +208,51 @@ test('listeners are counted, each once', (t) => {
   t.deepEqual(counts(), [0, 0, 0])
 })
 
-test('an event that never comes has no listeners, and no name of an object’s own is one', (t) => {
+test('it is an emitter: any event may have listeners, whatever its name', (t) => {
   const { port } = portOf()
-  for (const event of ['other', '__proto__', 'constructor', 'toString'] as unknown as 'message'[]) {
-    t.is(
-      port.on(event, () => {}),
-      port,
-    )
-    t.is(
-      port.off(event, () => {}),
-      port,
-    )
-    t.is(port.removeAllListeners(event), port)
+  t.true(port instanceof EventEmitter)
+  for (const event of ['other', '__proto__', 'constructor', 'toString']) {
     t.is(port.listenerCount(event), 0)
+    const found: unknown[] = []
+    t.is(
+      port.on(event, (...values: unknown[]) => found.push(...values)),
+      port,
+    )
+    port.addEventListener(event, ({ type }: Event) => found.push(type))
+    t.is(port.listenerCount(event), 2)
+    t.true(port.emit(event, 1, 2))
+    t.deepEqual(found, [1, 2, event])
+    t.is(port.removeAllListeners(event), port)
+    t.false(port.emit(event))
   }
-  port.addEventListener('other', () => {})
-  const listener = () => {}
-  port.removeEventListener('other', listener)
-  t.is(port.listenerCount('other' as 'message'), 0)
+  const heard: unknown[] = []
+  port.on('newListener', (name) => heard.push(name))
+  port.prependListener('message', () => {})
+  port.removeAllListeners()
+  t.deepEqual(heard, ['message'])
+  t.false(port.hasRef())
+})
+
+test('close calls back once the port has closed, however it closes', async (t) => {
+  for (const by of ['close', 'the end of the channel'] as const) {
+    const { port, told } = portOf()
+    t.throws(() => port.close(5 as never), invalid)
+    const found: string[] = []
+    port.on('close', () => found.push('event'))
+    told.readableEnded = true
+    if (by === 'close') {
+      port.close(() => found.push('first'))
+      port.close(() => found.push('second'))
+      t.deepEqual(found, [])
+    } else told.end()
+    await turn()
+    t.deepEqual(found.splice(0), by === 'close' ? ['event', 'first', 'second'] : ['event'])
+    port.close(() => found.push('late'))
+    t.deepEqual(found, [])
+    await turn()
+    t.deepEqual(found, ['late'])
+    t.is(port.channel, told.given)
+  }
 })
 
 test('a listener is a function, or for an event an object that handles it', (t) => {
@@ -584,7 +613,7 @@ test('a message that there was no memory for is tried again; after another failu
   port.on('close', () => found.push('close'))
   told.come(new RingfenceError('NO_SPACE', 'no memory'))
   told.come('1')
-  await soon(once(port as never, 'message'), 'the message')
+  await soon(once(port, 'message'), 'the message')
   told.come(new RingfenceError('INVALID_ARGUMENT', 'another reads'))
   told.come('2')
   await turn()

@@ -52,7 +52,7 @@ test.serial('values go there and come back, to on, once, addEventListener and on
   const wanted = values.flatMap((value, index) => (index === 0 ? once1 : kinds).map((kind) => [kind, as(kind, value)]))
   t.deepEqual(found, wanted as typeof found)
   t.is(port.listenerCount('message'), 4)
-  t.deepEqual(await (port.postMessage('awaited'), once(port as never, 'message')), ['awaited'])
+  t.deepEqual(await (port.postMessage('awaited'), once(port, 'message')), ['awaited'])
 })
 
 test.serial('it starts with the first listener, whichever way, and stops with the last; nothing is lost', async (t) => {
@@ -104,7 +104,7 @@ test.serial(
         .on('message', (text: string) => sizes.push(text.length))
       kit.keep['sizes'] = sizes
     })
-    const closed = once(port as never, 'close')
+    const closed = once(port, 'close')
     for (const size of [10, 100_000, 20]) port.postMessage('x'.repeat(size))
     port.close()
     port.close()
@@ -126,7 +126,7 @@ test.serial('a peer that was killed: what it had posted comes, then close', asyn
   await partner.kill()
   const found: unknown[] = []
   port.on('message', (value: unknown) => found.push(value))
-  await soon(once(port as never, 'close'), 'close')
+  await soon(once(port, 'close'), 'close')
   t.deepEqual(
     found,
     Array.from({ length: 100 }, (_, index) => index),
@@ -213,7 +213,7 @@ test.serial('a port that is read by one listener after another keeps nothing of 
   gc()
   const before = process.memoryUsage().heapUsed
   for (let number = 0; number < count; number += 1) {
-    const [value] = (await once(port as never, 'message')) as [number]
+    const [value] = (await once(port, 'message')) as [number]
     if (value !== number) t.fail(`${value} came in place of ${number}`)
   }
   await there
@@ -272,7 +272,7 @@ test.serial('a stalled peer: what waits is bounded, and close gives it up after 
   )
   t.regex(error.message, /the peer does not read/)
   t.true(channel.bufferedAmount < 400 * 1024 * 1024, String(channel.bufferedAmount))
-  const closed = once(port as never, 'close')
+  const closed = once(port, 'close')
   port.close()
   await closed
   t.is(channel.bufferedAmount, 0)
@@ -319,7 +319,7 @@ test.serial('one that is closed in the middle of what a peer has left tells its 
   })
   const port = channel.port()
   t.is(await soon(channel.closed, 'the end of the peer'), 'closed')
-  const closed = once(port as never, 'close')
+  const closed = once(port, 'close')
   const found: unknown[] = []
   port.on('message', (value: unknown) => {
     found.push(value)

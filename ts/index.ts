@@ -35,7 +35,7 @@ export {
 } from './adapters/metrics.js'
 export { observe, type Observation } from './runtime/observe.js'
 export { join } from './endpoint/pair.js'
-export type { MessagePortLike, PortEvent, PortEventListener, PortListener, PortMessageEvent } from './adapters/port.js'
+export type { MessagePortLike, PortEventListener, PortMessageEvent } from './adapters/port.js'
 export type { Fill } from './channel/send-queue.js'
 export type { EndpointEvents } from './endpoint/endpoint.js'
 export { connect, listen, Listener } from './endpoint/service.js'

@@ -1,5 +1,7 @@
 // A channel as a MessagePort, for libraries that communicate over one.
 
+import { EventEmitter } from 'node:events'
+
 // oxlint-disable-next-line import/no-cycle -- types alone
 import type { Channel, Quiet } from '../channel/channel.js'
 import { decodeWith, encodeWith, type Codec } from './codec.js'
@@ -23,23 +25,33 @@ const TOLD_BY_CLOSE: ReadonlySet<string> = new Set([
 ])
 
 /** The events of a port. */
-export type PortEvent = 'message' | 'messageerror' | 'close'
+type PortEvent = 'message' | 'messageerror' | 'close'
 
 /** The event that an event target dispatches: `data` is the message, or the error. */
 export interface PortMessageEvent extends Event {
   readonly data: unknown
 }
 
-/** A listener for `on`. It gets the message itself, the error, or nothing. */
-// oxlint-disable-next-line typescript/no-explicit-any -- it is what the other side has sent, and the listener says what it expects
-export type PortListener = (value: any) => void
-
 /** A listener for `addEventListener`. */
 // oxlint-disable-next-line typescript/no-explicit-any -- as with an event target of the web's
 export type PortEventListener = ((event: any) => void) | { handleEvent(event: any): void }
 
-/** A channel with the interface of a Node `MessagePort`. */
-export interface MessagePortLike {
+/** A listener of the emitter. */
+// oxlint-disable-next-line typescript/no-explicit-any -- as an emitter of Node has it
+type Listener = (...values: any[]) => void
+
+/**
+ * A channel with the interface of a Node `MessagePort`, without what needs transfer lists.
+ *
+ * - 'message': a value has arrived. A listener starts the port, and keeps the process alive until it is removed.
+ * - 'messageerror': a message could not be decoded or sent. The listener gets the error.
+ * - 'close': the port has closed, after its last message.
+ *
+ * As with Node's port, a listener that was added before is not added again. An error that a listener throws is an uncaught exception.
+ */
+export interface MessagePortLike extends EventEmitter {
+  /** The underlying channel. */
+  readonly channel: Channel<unknown, unknown>
   /**
    * Sends a value, in the order of the calls. Never waits. Does nothing after `close`, or once the peer is gone. If a value cannot be sent
    * because the program holds a reservation of the channel or is filling a message, 'messageerror' reports it.
@@ -48,20 +60,12 @@ export interface MessagePortLike {
    * @throws {@link RingfenceError} INVALID_ARGUMENT for a value that cannot be encoded, and for a list that is not empty;
    * MESSAGE_TOO_LARGE; NO_SPACE if 256 MiB are waiting because the peer does not read.
    */
-  postMessage(value: unknown, transfer?: readonly unknown[] | { transfer?: readonly unknown[] }): void
-  /** Adds a listener. A listener of 'message' starts the port, and keeps the process alive until it is removed. */
-  on(event: PortEvent, listener: PortListener): this
-  once(event: PortEvent, listener: PortListener): this
-  off(event: PortEvent, listener: PortListener): this
-  addListener(event: PortEvent, listener: PortListener): this
-  removeListener(event: PortEvent, listener: PortListener): this
-  removeAllListeners(event?: PortEvent): this
-  listenerCount(event: PortEvent): number
+  postMessage(value: unknown, transfer?: readonly unknown[] | { transfer?: readonly unknown[] | undefined }): void
   /** Does the same as `on`, for listeners that take an event. */
   addEventListener(
     event: string,
     listener: PortEventListener | null,
-    options?: boolean | { once?: boolean; signal?: AbortSignal },
+    options?: boolean | { once?: boolean | undefined; signal?: AbortSignal | undefined },
   ): void
   removeEventListener(event: string, listener: PortEventListener | null, options?: unknown): void
   onmessage: ((event: PortMessageEvent) => void) | null
@@ -69,43 +73,44 @@ export interface MessagePortLike {
   onclose: ((event: Event) => void) | null
   /** Starts taking messages, even without a listener. */
   start(): void
-  /** Closes the port. Earlier values are still sent, for at most 5 s if the peer does not read. Only 'close' is emitted after that. */
-  close(): void
+  /**
+   * Closes the port and the channel. Earlier values are still sent, for at most 5 s if the peer does not read. Only 'close' is emitted
+   * after that.
+   *
+   * @param callback - Called once the port has closed.
+   */
+  close(callback?: () => void): void
+  /** Keeps the process alive while the port is open. */
   ref(): void
+  /** Lets the process exit while the port is open. */
   unref(): void
   hasRef(): boolean
-  /** The underlying channel. */
-  readonly channel: Channel<unknown, unknown>
 }
 
-/** A listener, and how it is called. */
-interface Entry {
-  readonly listener: PortListener | PortEventListener
-  /** The listener takes an event instead of the value. */
-  readonly takesEvent: boolean
-  readonly once: boolean
-  /** The listener was assigned to `onmessage` or a similar property. */
-  readonly isHandler: boolean
-  isRemoved: boolean
-  /** Stops watching the signal that the listener was added with. */
-  forget?: () => void
+/** A function that the emitter calls in place of an event listener. The emitter also finds and removes it by its `listener`. */
+interface Wrapper extends Listener {
+  listener?: PortEventListener
+}
+
+/** A function that the emitter calls in place of a handler. */
+interface Handler extends Listener {
+  handler: PortEventListener
 }
 
 /** A channel as a MessagePort: see {@link Channel.port}. */
-export class Port implements MessagePortLike {
+export class Port extends EventEmitter implements MessagePortLike {
   readonly channel: Channel<unknown, unknown>
   /** The same channel, with bytes as messages. */
   readonly #raw: Channel
   readonly #codec: Codec<unknown>
   readonly #quiet: Quiet<Buffer>
-  /**
-   * Has no prototype, so that `toString` is not an event. The lists are never changed in place: a list may change while it is dispatched.
-   */
-  readonly #entries = Object.assign(Object.create(null) as object, {
-    message: [],
-    messageerror: [],
-    close: [],
-  }) as Record<PortEvent, readonly Entry[]>
+  /** The event being emitted, for all event listeners. */
+  #event: Event | undefined
+  readonly #handlers = new Map<PortEvent, Handler>()
+  /** The event listeners that a signal removes, each with what stops watching the signal. */
+  readonly #watched = new Map<Wrapper, { event: string; forget(): void }>()
+  /** 'message' has listeners. */
+  #isHeard = false
   /** The loop that waits for messages, while the port is started. */
   #loop: AsyncIterator<unknown, undefined> | null = null
   /** The loop has ended or failed: no further message follows. */
@@ -121,6 +126,7 @@ export class Port implements MessagePortLike {
     quiet: Quiet<Buffer>,
     channel: Channel<unknown, unknown> = raw as never,
   ) {
+    super()
     this.channel = channel
     this.#raw = raw
     this.#codec = codec
@@ -132,7 +138,7 @@ export class Port implements MessagePortLike {
     })
   }
 
-  postMessage(value: unknown, transfer?: readonly unknown[] | { transfer?: readonly unknown[] }): void {
+  postMessage(value: unknown, transfer?: readonly unknown[] | { transfer?: readonly unknown[] | undefined }): void {
     const list = Array.isArray(transfer)
       ? transfer
       : (transfer as { transfer?: readonly unknown[] } | undefined)?.transfer
@@ -145,7 +151,7 @@ export class Port implements MessagePortLike {
     this.#mustFit(message)
     this.#raw.send(message).catch((error: RingfenceError) => {
       // The end is reported by 'close'. Other errors must not go unnoticed.
-      if (!TOLD_BY_CLOSE.has(error.code)) this.#emit('messageerror', error)
+      if (!TOLD_BY_CLOSE.has(error.code)) this.emit('messageerror', error)
     })
   }
 
@@ -163,55 +169,98 @@ export class Port implements MessagePortLike {
     }
   }
 
-  on(event: PortEvent, listener: PortListener): this {
-    this.#add(event, listener, false, false)
-    return this
+  override on(event: string | symbol, listener: Listener): this {
+    return this.#add(super.on, event, listener)
   }
 
-  once(event: PortEvent, listener: PortListener): this {
-    this.#add(event, listener, false, true)
-    return this
-  }
-
-  off(event: PortEvent, listener: PortListener): this {
-    this.#removeListener(event, listener)
-    return this
-  }
-
-  addListener(event: PortEvent, listener: PortListener): this {
+  override addListener(event: string | symbol, listener: Listener): this {
     return this.on(event, listener)
   }
 
-  removeListener(event: PortEvent, listener: PortListener): this {
-    return this.off(event, listener)
+  override once(event: string | symbol, listener: Listener): this {
+    return this.#add(super.once, event, listener)
   }
 
-  removeAllListeners(event?: PortEvent): this {
-    for (const name of event === undefined ? (Object.keys(this.#entries) as PortEvent[]) : [event])
-      this.#remove(name, () => true)
+  override prependListener(event: string | symbol, listener: Listener): this {
+    return this.#add(super.prependListener, event, listener)
+  }
+
+  #add(add: EventEmitter['on'], event: string | symbol, listener: Listener): this {
+    if (typeof listener !== 'function') throw invalid(`a listener must be a function, not ${show(listener)}`)
+    if (!this.listeners(event).includes(listener)) {
+      add.call(this, event, listener)
+      this.#followListeners()
+    }
     return this
   }
 
-  listenerCount(event: PortEvent): number {
-    return this.#entries[event]?.length ?? 0
+  override removeListener(event: string | symbol, listener: Listener): this {
+    super.removeListener(event, listener)
+    this.#followListeners()
+    return this
+  }
+
+  override off(event: string | symbol, listener: Listener): this {
+    return this.removeListener(event, listener)
+  }
+
+  override removeAllListeners(event?: string | symbol): this {
+    if (event === undefined) super.removeAllListeners()
+    else super.removeAllListeners(event)
+    this.#followListeners()
+    return this
+  }
+
+  /** Starts and stops the port with the listeners of 'message', and stops watching the signals of removed ones. */
+  #followListeners(): void {
+    for (const [wrapper, { event, forget }] of this.#watched) if (!this.#has(event, wrapper)) forget()
+    const isHeard = this.listenerCount('message') > 0
+    if (isHeard === this.#isHeard) return
+    this.#isHeard = isHeard
+    if (isHeard) {
+      this.ref()
+      this.start()
+      return
+    }
+    this.unref()
+    this.#stop()
+    // The removed listener may be handling the last message now, and 'close' comes after it.
+    if (this.#isOver) timers.queueMicrotask(() => this.#closeIfRead())
+  }
+
+  #has(event: string | symbol, listener: Listener): boolean {
+    return this.rawListeners(event).includes(listener)
   }
 
   addEventListener(
     event: string,
     listener: PortEventListener | null,
-    options: boolean | { once?: boolean; signal?: AbortSignal } = {},
+    options: boolean | { once?: boolean | undefined; signal?: AbortSignal | undefined } = {},
   ): void {
     const { once = false, signal } = (options ?? {}) as { once?: boolean; signal?: AbortSignal }
     if (listener === null || signal?.aborted) return
-    const entry = this.#add(event as PortEvent, listener, true, once)
-    if (entry === undefined || signal === undefined) return
-    const abort = () => this.#remove(event as PortEvent, (other) => other === entry)
+    if (typeof listener !== 'function' && typeof listener !== 'object')
+      throw invalid(`a listener must be a function or an object with handleEvent, not ${show(listener)}`)
+    if (this.listeners(event).includes(listener as Listener)) return
+    const wrapper: Wrapper = (value) => {
+      if (once) this.removeListener(event, wrapper)
+      this.#callWithEvent(listener, event, value)
+    }
+    wrapper.listener = listener
+    this.on(event, wrapper)
+    if (signal === undefined) return
+    const abort = () => void this.removeListener(event, wrapper)
     signal.addEventListener('abort', abort, { once: true })
-    entry.forget = () => signal.removeEventListener('abort', abort)
+    const forget = () => {
+      this.#watched.delete(wrapper)
+      signal.removeEventListener('abort', abort)
+    }
+    this.#watched.set(wrapper, { event, forget })
   }
 
   removeEventListener(event: string, listener: PortEventListener | null): void {
-    this.#removeListener(event as PortEvent, listener)
+    const wrapper = this.rawListeners(event).find((raw) => raw === listener || (raw as Wrapper).listener === listener)
+    if (wrapper !== undefined) this.removeListener(event, wrapper as Listener)
   }
 
   get onmessage(): ((event: PortMessageEvent) => void) | null {
@@ -238,71 +287,47 @@ export class Port implements MessagePortLike {
     this.#handle('close', handler)
   }
 
-  #handlerOf(event: PortEvent): PortListener | null {
-    return (this.#entries[event].find(({ isHandler }) => isHandler)?.listener ?? null) as PortListener | null
+  #handlerOf(event: PortEvent): Listener | null {
+    const own = this.#handlers.get(event)
+    return own !== undefined && this.#has(event, own) ? (own.handler as Listener) : null
   }
 
   /** Sets a handler. It takes the previous handler's place among the listeners. */
-  #handle(event: PortEvent, handler: PortListener | null): void {
+  #handle(event: PortEvent, handler: Listener | null): void {
+    const before = this.#handlers.get(event)
     if (typeof handler !== 'function') {
-      this.#remove(event, ({ isHandler }) => isHandler)
-      return
+      if (before !== undefined) this.removeListener(event, before)
+    } else if (before !== undefined && this.#has(event, before)) before.handler = handler
+    else {
+      const own: Handler = Object.assign((value: unknown) => this.#callWithEvent(own.handler, event, value), {
+        handler,
+      })
+      this.#handlers.set(event, own)
+      this.on(event, own)
     }
-    const entry: Entry = { listener: handler, takesEvent: true, once: false, isHandler: true, isRemoved: false }
-    const entries = this.#entries[event]
-    const before = entries.find(({ isHandler }) => isHandler)
-    if (before === undefined) {
-      this.#append(event, entry)
-      return
-    }
-    before.isRemoved = true
-    this.#entries[event] = entries.map((each) => (each === before ? entry : each))
   }
 
-  /** Adds a listener. `undefined`: it was added before, or there is no such event. Node's port also adds each listener only once. */
-  #add(
-    event: PortEvent,
-    listener: PortListener | PortEventListener,
-    takesEvent: boolean,
-    once: boolean,
-  ): Entry | undefined {
-    if (typeof listener !== 'function' && (!takesEvent || typeof listener !== 'object'))
-      throw invalid(`a listener must be a function, not ${show(listener)}`)
-    const entries = this.#entries[event]
-    // As with any emitter, a program may listen for an event that is never emitted.
-    if (entries === undefined || entries.some((entry) => !entry.isHandler && entry.listener === listener))
-      return undefined
-    const entry: Entry = { listener, takesEvent, once, isHandler: false, isRemoved: false }
-    this.#append(event, entry)
-    return entry
+  #callWithEvent(listener: PortEventListener, name: string, value: unknown): void {
+    this.#event ??= this.#eventOf(name, value)
+    if (typeof listener === 'function') listener.call(this, this.#event)
+    else listener.handleEvent(this.#event)
   }
 
-  #append(event: PortEvent, entry: Entry): void {
-    const entries = [...this.#entries[event], entry]
-    this.#entries[event] = entries
-    if (event !== 'message' || entries.length > 1) return
-    this.ref()
-    this.start()
+  #eventOf(name: string, value: unknown): Event {
+    const event = name === 'close' ? new Event(name) : new MessageEvent(name, { data: value })
+    for (const key of ['target', 'currentTarget', 'srcElement']) Object.defineProperty(event, key, { value: this })
+    return event
   }
 
-  #removeListener(event: PortEvent, listener: PortListener | PortEventListener | null): void {
-    this.#remove(event, (entry) => !entry.isHandler && entry.listener === listener)
-  }
-
-  #remove(event: PortEvent, which: (entry: Entry) => boolean): void {
-    const entries = this.#entries[event]
-    if (entries === undefined || entries.length === 0) return
-    this.#entries[event] = entries.filter((entry) => {
-      if (!which(entry)) return true
-      entry.isRemoved = true
-      entry.forget?.()
-      return false
-    })
-    if (event !== 'message' || this.#entries.message.length > 0) return
-    this.unref()
-    this.#stop()
-    // The removed listener may be handling the last message now, and 'close' comes after it.
-    if (this.#isOver) timers.queueMicrotask(() => this.#closeIfRead())
+  /** Calls the current listeners, except those that are removed during the dispatch. */
+  override emit(event: string | symbol, ...values: unknown[]): boolean {
+    const outer = this.#event
+    this.#event = undefined
+    const listeners = this.rawListeners(event) as Listener[]
+    for (const [index, listener] of listeners.entries())
+      if (index === 0 || this.#has(event, listener)) throwLater(() => listener.apply(this, values))
+    this.#event = outer
+    return listeners.length > 0
   }
 
   start(): void {
@@ -335,7 +360,7 @@ export class Port implements MessagePortLike {
         const message = this.#raw.tryReceive()
         if (message !== undefined) this.#tellMessage(message)
       } catch (error) {
-        this.#emit('messageerror', error)
+        this.emit('messageerror', error)
         // Without memory for a message, it is still in the channel. Otherwise another reader has the channel, or the channel has ended.
         if ((error as RingfenceError).code !== 'ERR_RINGFENCE_NO_SPACE') break
         await new Promise((resolve) => timers.setTimeout(resolve, PAUSE))
@@ -351,13 +376,18 @@ export class Port implements MessagePortLike {
     try {
       value = decodeWith(this.#codec, bytes)
     } catch (error) {
-      this.#emit('messageerror', error)
+      this.emit('messageerror', error)
       return
     }
-    this.#emit('message', value)
+    this.emit('message', value)
   }
 
-  close(): void {
+  close(callback?: () => void): void {
+    if (callback !== undefined) {
+      if (typeof callback !== 'function') throw invalid(`close takes a function, not ${show(callback)}`)
+      if (this.#state === 'closed') timers.queueMicrotask(callback)
+      else this.once('close', () => callback())
+    }
     if (this.#state !== 'open') return
     this.#state = 'closing'
     this.#stop()
@@ -375,9 +405,9 @@ export class Port implements MessagePortLike {
     if (this.#state === 'closed') return
     this.#state = 'closed'
     this.#stop()
-    this.#emit('close', undefined)
-    // Stop watching the signals, which may outlive many ports.
-    for (const entries of Object.values(this.#entries)) for (const { forget } of entries) forget?.()
+    this.emit('close')
+    // The signals may outlive many ports.
+    for (const { forget } of this.#watched.values()) forget()
   }
 
   ref(): void {
@@ -393,30 +423,4 @@ export class Port implements MessagePortLike {
   hasRef(): boolean {
     return this.#hasRef && this.#state === 'open'
   }
-
-  /** Calls the current listeners, except those that are removed during the dispatch. */
-  #emit(name: PortEvent, value: unknown): void {
-    let event: Event | undefined
-    for (const entry of this.#entries[name]) {
-      if (entry.isRemoved) continue
-      if (entry.once) this.#remove(name, (other) => other === entry)
-      throwLater(() => {
-        if (entry.takesEvent) {
-          event ??= this.#eventOf(name, value)
-          callWithEvent(this, entry.listener as PortEventListener, event)
-        } else (entry.listener as PortListener).call(this, value)
-      })
-    }
-  }
-
-  #eventOf(name: PortEvent, value: unknown): Event {
-    const event = name === 'close' ? new Event(name) : new MessageEvent(name, { data: value })
-    for (const key of ['target', 'currentTarget', 'srcElement']) Object.defineProperty(event, key, { value: this })
-    return event
-  }
-}
-
-function callWithEvent(port: MessagePortLike, listener: PortEventListener, event: Event): void {
-  if (typeof listener === 'function') listener.call(port, event)
-  else listener.handleEvent(event)
 }
