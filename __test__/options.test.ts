@@ -153,6 +153,23 @@ test('a policy is merged with the defaults, and only any drops a check', (t) => 
     [{ cgroup: '/a' }, { cgroup: '/a' }],
     [{ label: 'a' }, { label: 'a' }],
     [{ namespace: 'any' }, { namespace: 'any' }],
+    [{ confined: { seccomp: true } }, { confined: ['confined.seccomp'] }],
+    [
+      {
+        confined: {
+          networkNamespace: 'other',
+          userNamespace: 'other',
+          noCapabilities: true,
+          noNewPrivs: true,
+          seccomp: undefined,
+        },
+      },
+      {
+        confined: ['noNewPrivs', 'noCapabilities', 'userNamespace', 'networkNamespace'].map(
+          (name) => `confined.${name}`,
+        ),
+      },
+    ],
     [{ authorize: () => true }, {}],
   ]
   const defaults = { executables: [{ same: true }], namespace: 'same' }
@@ -189,6 +206,13 @@ test('what a policy cannot ask for is refused, and the sentence says what it is 
     [{ cgroup: 'a\0' }, /^cgroup must be a string/],
     [{ label: null }, /^label must be a string/],
     [{ namespace: '' }, /^namespace must be 'same' or 'any', not ""$/],
+    [{ confined: {} }, /^confined must have at least one of noNewPrivs, seccomp/],
+    [{ confined: { seccomp: undefined } }, /^confined must have at least one of/],
+    [{ confined: true }, /^confined must be an object/],
+    [{ confined: { seccomp: false } }, /^confined\.seccomp must be true or left out, not false$/],
+    [{ confined: { userNamespace: 'same' } }, /^confined\.userNamespace must be "other" or left out, not "same"$/],
+    [{ confined: { userNamespace: true } }, /^confined\.userNamespace must be "other"/],
+    [{ confined: { noNewPriv: true } }, /^confined has no property "noNewPriv"; the nearest one is noNewPrivs$/],
     [{ authorize: null }, /^authorize must be a function/],
     [{ user: 'same' }, /^policy has no property "user"; the nearest one is uid$/],
   ]

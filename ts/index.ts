@@ -57,6 +57,7 @@ export type {
   ChildOptions,
   CloseReason,
   Closed,
+  Confined,
   ConnectOptions,
   Delivery,
   Evidence,

@@ -122,12 +122,44 @@ export interface Policy {
    */
   namespace?: 'same' | 'any' | undefined
   /**
+   * What the kernel must deny the peer. This process reads it in /proc for each thread of the peer, before anything is shared and at each
+   * later check.
+   *
+   * @defaultValue not checked
+   */
+  confined?: Confined | undefined
+  /**
    * Decides last, about a peer that has passed all other checks, before anything is shared with it. Both sides call it. An exception, a
    * rejection, or a result that is not a boolean refuses the peer; the error has the exception as its `cause`. The callback must answer
    * before the handshake's deadline, or the handshake fails with HANDSHAKE_TIMEOUT. Other peers are served in the meantime. `verify`
    * does not call it again.
    */
   authorize?: ((identity: Identity) => boolean | Promise<boolean>) | undefined
+}
+
+/**
+ * How the kernel must confine a peer. The checks are named `confined.noNewPrivs` and so on. A confined peer usually needs
+ * `namespace: 'any'` and `executable: 'any'` in the policy, too.
+ *
+ * @example
+ * ```ts
+ * const policy = { namespace: 'any', executable: 'any', confined: { noNewPrivs: true, seccomp: true, noCapabilities: true } }
+ * ```
+ */
+export interface Confined {
+  /** No program that the peer executes gives it more privileges (`no_new_privs`). */
+  noNewPrivs?: true | undefined
+  /** A filter decides about the peer's system calls. Its content is not checked. */
+  seccomp?: true | undefined
+  /**
+   * The peer has no capability that counts in this process's user namespace. Capabilities in a user namespace below it do not count.
+   * Require `noNewPrivs`, too: otherwise a setuid program can give the peer capabilities.
+   */
+  noCapabilities?: true | undefined
+  /** The peer lives in a user namespace below this process's. */
+  userNamespace?: 'other' | undefined
+  /** The peer lives in another network namespace. Require `noCapabilities`, too: otherwise the peer can enter another one. */
+  networkNamespace?: 'other' | undefined
 }
 
 /** A received message. */

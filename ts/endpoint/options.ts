@@ -9,6 +9,7 @@ import type { NativeOptions, NativeProgram } from '../native.js'
 import { nearest } from '../runtime/nearest.js'
 import type {
   ChildOptions,
+  Confined,
   ConnectOptions,
   Delivery,
   ExecutableFile,
@@ -325,13 +326,37 @@ const POLICY = namesOf({
   cgroup: 1,
   label: 1,
   namespace: 1,
+  confined: 1,
   authorize: 1,
 } satisfies Record<keyof Policy, 1>)
+
+/** The required value of each property of {@link Confined}. */
+const CONFINED = {
+  noNewPrivs: true,
+  seccomp: true,
+  noCapabilities: true,
+  userNamespace: 'other',
+  networkNamespace: 'other',
+} as const satisfies Required<Confined>
+
+/** Returns the names of the checks. Any value but the required one is a mistake, since it could be meant to drop the check. */
+function confinement(confined: Confined): string[] {
+  const known = namesOf(CONFINED)
+  plainObject('confined', confined, known)
+  const required = known.filter((name) => confined[name] !== undefined)
+  if (required.length === 0) throw invalid(`confined must have at least one of ${known.join(', ')}`)
+  return required.map((name) => {
+    const value = CONFINED[name]
+    if (confined[name] !== value)
+      throw invalid(`confined.${name} must be ${show(value)} or left out, not ${show(confined[name])}`)
+    return `confined.${name}`
+  })
+}
 
 /** Checks a policy. A missing property has its default; only `'any'` drops a check that is made by default. */
 function checkPolicy(policy: Policy): NonNullable<NativeOptions['policy']> {
   plainObject('policy', policy, POLICY)
-  const { uid = 'same', gid, executable = 'same', cgroup, label, namespace = 'same', authorize } = policy
+  const { uid = 'same', gid, executable = 'same', cgroup, label, namespace = 'same', confined, authorize } = policy
   const programs = executable === 'any' ? undefined : list(executable).map(program)
   if (programs?.length === 0) throw invalid("executable must name at least one; 'any' drops the check")
   if (authorize !== undefined) callback('authorize', authorize)
@@ -343,6 +368,7 @@ function checkPolicy(policy: Policy): NonNullable<NativeOptions['policy']> {
     cgroup: cgroup === undefined ? undefined : text('cgroup', cgroup),
     label: label === undefined ? undefined : text('label', label),
     namespace: oneOf('namespace', namespace, ['same', 'any']),
+    confined: confined === undefined ? undefined : confinement(confined),
   }
 }
 

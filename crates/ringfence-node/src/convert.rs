@@ -218,6 +218,8 @@ pub struct Policy {
     pub label: Option<String>,
     /// `same` (the default) or `any`.
     pub namespace: Option<String>,
+    /// Names of the checks that the kernel confines the peer. Default: not checked.
+    pub confined: Option<Vec<String>>,
 }
 
 /// Options of an endpoint, validated by TypeScript.
@@ -374,6 +376,10 @@ impl Policy {
         }
         if let Some(namespace) = &self.namespace {
             policy = policy.namespace(namespace.parse()?);
+        }
+        if let Some(confined) = &self.confined {
+            let confined: ringfence::Result<Vec<_>> = confined.iter().map(|name| name.parse()).collect();
+            policy = policy.confined(confined?);
         }
         Ok(policy)
     }

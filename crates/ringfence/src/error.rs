@@ -9,7 +9,7 @@ use std::{
 
 use nix::errno::Errno;
 
-use crate::identity::{Credentials, Identity};
+use crate::identity::{Confinement, Credentials, Identity};
 
 /// The result of every fallible operation in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -399,6 +399,8 @@ pub enum Check {
     Lock,
     /// The delivery that a subscriber requests from its publisher.
     Delivery,
+    /// A restriction that the policy requires of the peer.
+    Confined(Confinement),
     /// An unknown check, reported by a peer that refused this process.
     Other(String),
 }
@@ -448,13 +450,18 @@ impl Check {
             Self::Address => "address",
             Self::Lock => "lock",
             Self::Delivery => "delivery",
+            Self::Confined(confinement) => confinement.as_str(),
             Self::Other(_) => "other",
         }
     }
 
     /// Returns the check that a peer names.
     fn named(name: String) -> Self {
-        let known = Self::KNOWN.into_iter().find(|known| known.name() == name);
+        let confined = Confinement::ALL.map(Self::Confined);
+        let known = Self::KNOWN
+            .into_iter()
+            .chain(confined)
+            .find(|known| known.name() == name);
         known.unwrap_or(Self::Other(name))
     }
 }
@@ -552,7 +559,11 @@ impl fmt::Display for Refusal {
             Some(peer) => write!(f, "process {} was refused", peer.pid)?,
             None => f.write_str("the peer was refused")?,
         }
-        write!(f, ": the policy requires {check} {wanted} and found {found}")
+        write!(f, ": the policy requires {check} {wanted} and found {found}")?;
+        match self.check {
+            Check::Confined(confinement) => write!(f, "; {}", confinement.advice()),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -128,7 +128,7 @@ pub use host::admit::EndpointStats;
 pub use host::audience::{PublisherEvent, Subscriber};
 pub use host::broadcaster::{Broadcaster, PublisherStats};
 pub use host::membership::{Change, LEAVING};
-pub use identity::{Digest, Executable, Identity};
+pub use identity::{Confinement, Digest, Executable, Identity};
 pub use options::{MAX_MESSAGE_SIZE, Options};
 pub use peer::authorize::Decision;
 pub use peer::namespace::Namespace;

@@ -1,7 +1,7 @@
 //! The process at the other end: what the kernel says about it, and whether the policy accepts it.
 //!
 //! `process` asks the kernel. `namespace` compares the peer's namespaces with ours, finds a cgroup by its name,
-//! and reads the peer's files in /proc. `executable` reads an executable's content. `policy` compares the
+//! and reads the peer's files in /proc. `confinement` checks whether the kernel confines each of its threads. `executable` reads an executable's content. `policy` compares the
 //! findings with the requirements. `authorize` calls the program's own callback last. The
 //! findings are plain data, defined in `identity` next to this folder.
 //!
@@ -11,6 +11,7 @@
 //! May import `wait`, `sys` and the modules that the whole crate shares. It never sends anything.
 
 pub(crate) mod authorize;
+pub(crate) mod confinement;
 pub(crate) mod executable;
 pub(crate) mod namespace;
 pub(crate) mod policy;

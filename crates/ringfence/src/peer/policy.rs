@@ -12,8 +12,9 @@ use nix::unistd::{geteuid, getuid};
 use crate::{
     error::{Check, Error, Refusal, Result},
     evidence::EvidenceLog,
-    identity::{Digest, Executable, Identity},
+    identity::{Confinement, Digest, Executable, Identity},
     peer::authorize::{self, Authorize, Decision},
+    peer::confinement::Finding,
     peer::executable::Content,
     peer::namespace::{self, CgroupNumbers},
     peer::namespace::{KernelResult, answered},
@@ -165,6 +166,7 @@ impl fmt::Display for DisplayProgram<'_> {
 /// | executable, content | a process of the same user, with no other groups and no more capabilities than this one has, that is dumpable (not hardened, not started setuid or setgid); with `CAP_SYS_PTRACE`, any process | uid, gid, cgroup, label |
 /// | cgroup | any process (Linux 6.13, and the cgroup filesystem mounted here); before that, one that /proc shows | uid, gid |
 /// | label | any process, if a security module labels sockets | uid, gid, cgroup |
+/// | confined | a process that /proc shows; its namespaces only if this process may inspect it, as for executable, or has created its user namespace | |
 /// | authorize | a process that has passed all other checks | |
 ///
 /// ```
@@ -185,6 +187,7 @@ pub struct Policy {
     executables: Option<Vec<Program>>,
     cgroup: Option<String>,
     label: Option<String>,
+    confined: Vec<Confinement>,
     authorize: Option<Authorize>,
 }
 
@@ -204,6 +207,7 @@ impl Policy {
             executables: Some(vec![Program::same()]),
             cgroup: None,
             label: None,
+            confined: Vec::new(),
             authorize: None,
         }
     }
@@ -278,6 +282,30 @@ impl Policy {
     #[must_use]
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.label = Some(label.into());
+        self
+    }
+
+    /// Requires the kernel to confine the peer in these ways. This process reads them in /proc before anything
+    /// is shared with the peer, and again at each later check. Each thread of the peer counts.
+    ///
+    /// The kernel never lifts [`Confinement::NoNewPrivs`] and [`Confinement::Seccomp`] again. Require
+    /// [`Confinement::NoCapabilities`] together with [`Confinement::NoNewPrivs`], or a setuid program can give the
+    /// peer capabilities, and [`Confinement::NetworkNamespace`] together with [`Confinement::NoCapabilities`], or
+    /// the peer can enter another network namespace.
+    ///
+    /// A confined peer usually lives in namespaces of its own, and executes another program than this process:
+    ///
+    /// ```
+    /// use ringfence::{Confinement, Namespace, Policy};
+    ///
+    /// let policy = Policy::new()
+    ///     .namespace(Namespace::Any)
+    ///     .any_executable()
+    ///     .confined([Confinement::NoNewPrivs, Confinement::Seccomp, Confinement::NoCapabilities]);
+    /// ```
+    #[must_use]
+    pub fn confined(mut self, confinements: impl IntoIterator<Item = Confinement>) -> Self {
+        self.confined = confinements.into_iter().collect();
         self
     }
 
@@ -413,6 +441,15 @@ impl Policy {
         note(Check::Gid, self.compare_groups(look))?;
         note(Check::Cgroup, self.compare_cgroup(look)?)?;
         note(Check::Label, self.compare_label(look))?;
+        for Finding {
+            confinement,
+            passed,
+            found,
+        } in self.compare_confinement(look)?
+        {
+            let compared = Comparison::compared(passed, confinement.wanted(), found);
+            note(Check::Confined(confinement), compared)?;
+        }
         // Last, because reading a content takes long.
         note(Check::Executable, self.compare_executable(look, deadline)?)
     }
@@ -484,6 +521,13 @@ impl Policy {
             None => Comparison::NotAsked { found },
             Some(wanted) => Comparison::compared(look.identity.label.as_ref() == Some(wanted), wanted, found),
         }
+    }
+
+    fn compare_confinement(&self, look: &Look) -> Result<Vec<Finding>> {
+        if self.confined.is_empty() {
+            return Ok(Vec::new());
+        }
+        look.confinement(&self.confined)
     }
 
     fn compare_executable(&self, look: &mut Look, deadline: &Deadline) -> Result<Comparison> {

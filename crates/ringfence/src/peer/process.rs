@@ -21,7 +21,8 @@ use nix::{
 use crate::{
     error::{Check, Error, Refusal, Result},
     evidence::EvidenceLog,
-    identity::{Credentials, Executable, Identity},
+    identity::{Confinement, Credentials, Executable, Identity},
+    peer::confinement::{self, Finding},
     peer::executable::{self, Content},
     peer::namespace::{self, InProc, Namespace, NamespaceComparison},
     peer::namespace::{KernelResult, answered, read_text},
@@ -561,6 +562,11 @@ impl Look {
             executable.sha256 = Some(digest);
         }
         Ok(content)
+    }
+
+    /// Checks whether each of its threads is confined in these ways.
+    pub(crate) fn confinement(&self, wanted: &[Confinement]) -> Result<Vec<Finding>> {
+        confinement::inspect(wanted, self.directory.as_deref())
     }
 
     /// Returns the cgroup, or why it is unknown.

@@ -98,6 +98,26 @@ pub(crate) fn pidfd_info(pidfd: impl AsFd) -> Result<PidfdInfo, Errno> {
     })
 }
 
+/// Whether an open user namespace descends from this process's (ioctl_ns(2), `NS_GET_PARENT`, Linux 4.9). The
+/// kernel names the parent of a namespace only if that parent is this process's own or descends from it.
+pub(crate) fn is_user_namespace_below(namespace: impl AsFd) -> Result<bool, Errno> {
+    /// _IO(0xb7, 2).
+    const NS_GET_PARENT: u32 = 0xb702;
+    let number = uninterrupted(|| {
+        // SAFETY: NS_GET_PARENT takes no argument and touches no memory of ours.
+        Errno::result(unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_PARENT as _) })
+    });
+    match number {
+        Ok(number) => {
+            // SAFETY: the kernel has just installed this descriptor for us. It is closed here.
+            drop(unsafe { OwnedFd::from_raw_fd(number) });
+            Ok(true)
+        }
+        Err(Errno::EPERM) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Commands of membarrier(2), Linux 4.16.
 const MEMBARRIER_GLOBAL_EXPEDITED: c_int = 1 << 1;
 const MEMBARRIER_REGISTER_GLOBAL_EXPEDITED: c_int = 1 << 2;

@@ -126,7 +126,12 @@ impl Actor {
     }
 
     pub fn spawn_from(executable: &Path, role: &str, arguments: &[&str]) -> (Self, ParentLine) {
-        let command = Self::prepare(Command::new(executable), role, arguments);
+        Self::spawn_by(Command::new(executable), role, arguments)
+    }
+
+    /// As [`Actor::spawn`]. `command` runs this executable, in any way.
+    pub fn spawn_by(command: Command, role: &str, arguments: &[&str]) -> (Self, ParentLine) {
+        let command = Self::prepare(command, role, arguments);
         let (child, line) = spawn(command).expect("a process");
         (Self::hear_from(child), line)
     }

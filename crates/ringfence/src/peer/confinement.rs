@@ -1,0 +1,365 @@
+//! Whether the kernel confines the peer, as /proc shows it to this process.
+//!
+//! `no_new_privs`, seccomp filters, capabilities and the network namespace belong to a thread and not to a
+//! process. So a peer is confined only if each of its threads is.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::fd::{AsRawFd, OwnedFd},
+    str::FromStr,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, openat},
+    sys::stat::{Mode, fstat, stat},
+};
+
+use crate::{
+    error::{Error, Result, errno},
+    identity::Confinement,
+    peer::namespace::{KernelResult, answered, read_text},
+    sys::{self, uninterrupted},
+};
+
+/// The number of times that the threads of a peer are listed, before a peer that keeps starting threads is
+/// refused.
+const LISTINGS: usize = 16;
+
+/// Names the operation in errors about this process's own resources.
+const READING: &str = "the confinement of the peer's threads (/proc/PID/task)";
+
+/// The names of the namespaces in /proc/PID/ns.
+const USER: &str = "user";
+const NETWORK: &str = "net";
+
+/// The result of one check: whether it passed, and the value found.
+#[derive(Debug)]
+pub(crate) struct Finding {
+    pub(crate) confinement: Confinement,
+    pub(crate) passed: bool,
+    pub(crate) found: String,
+}
+
+impl Finding {
+    fn failed(confinement: Confinement, found: String) -> Self {
+        Self {
+            confinement,
+            passed: false,
+            found,
+        }
+    }
+}
+
+impl Confinement {
+    /// Describes the requirement, for the evidence.
+    pub(crate) const fn wanted(self) -> &'static str {
+        match self {
+            Self::NoNewPrivs => "no_new_privs in every thread",
+            Self::Seccomp => "a seccomp filter in every thread",
+            Self::NoCapabilities => "no capabilities that count in this process's user namespace",
+            Self::UserNamespace => "a user namespace below this process's",
+            Self::NetworkNamespace => "another network namespace than this process's",
+        }
+    }
+}
+
+impl FromStr for Confinement {
+    type Err = Error;
+
+    /// Parses the name of its check.
+    fn from_str(text: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|confinement| confinement.as_str() == text);
+        found.ok_or_else(|| {
+            let names = Self::ALL.map(Self::as_str).join(", ");
+            Error::invalid(format!("a confinement must be one of {names}, not {text:?}"))
+        })
+    }
+}
+
+/// Checks every thread of the process that this directory in /proc describes. The result counts only if the
+/// process is still alive afterwards.
+///
+/// A thread that starts during the check is checked too: the threads are listed until a listing contains no
+/// new one. A thread inherits its starter's confinement and cannot shed `no_new_privs` or a seccomp filter.
+pub(crate) fn inspect(wanted: &[Confinement], directory: Option<&OwnedFd>) -> Result<Vec<Finding>> {
+    let all = |why: String| {
+        let fail = |confinement: &Confinement| Finding::failed(*confinement, why.clone());
+        Ok(wanted.iter().map(fail).collect())
+    };
+    let Some(directory) = directory else {
+        return all("not visible: /proc does not show the peer to this process".into());
+    };
+    let mut findings: Vec<_> = wanted
+        .iter()
+        .map(|confinement| Finding {
+            confinement: *confinement,
+            passed: true,
+            found: String::new(),
+        })
+        .collect();
+    let mut seen = BTreeSet::new();
+    for _ in 0..LISTINGS {
+        let mut is_complete = true;
+        let threads = match answered(READING, threads(directory))? {
+            Ok(threads) => threads,
+            Err(errno) => return all(format!("not visible in /proc/PID/task: {}", errno.desc())),
+        };
+        for thread in threads {
+            if seen.contains(&thread) {
+                continue;
+            }
+            is_complete = false;
+            if let Some(thread) = Thread::read(directory, thread, wanted)? {
+                let open = findings.iter_mut().filter(|finding| finding.passed);
+                open.for_each(|finding| *finding = thread.compare(finding.confinement));
+                seen.insert(thread.number);
+            }
+        }
+        if is_complete {
+            return Ok(findings);
+        }
+    }
+    all("its threads start and end faster than they can be checked".into())
+}
+
+fn threads(directory: &OwnedFd) -> KernelResult<Vec<i32>> {
+    let path = format!("/proc/self/fd/{}/task", directory.as_raw_fd());
+    let entries = fs::read_dir(path).map_err(|error| errno(&error))?;
+    entries
+        .map(|entry| {
+            let name = entry.map_err(|error| errno(&error))?.file_name();
+            let number = name.to_str().and_then(|name| name.parse().ok());
+            number.ok_or(Errno::EINVAL)
+        })
+        .collect()
+}
+
+/// The confinement of one thread.
+struct Thread {
+    number: i32,
+    /// The text of its status file.
+    status: KernelResult<String>,
+    /// Compared only if required.
+    user_namespace: KernelResult<Standing>,
+    network_namespace: KernelResult<Standing>,
+}
+
+/// A namespace of the peer, compared with that of this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Own,
+    /// A user namespace that descends from this process's.
+    Below,
+    Other,
+}
+
+impl Thread {
+    /// Returns `None` if the thread has ended.
+    fn read(directory: &OwnedFd, number: i32, wanted: &[Confinement]) -> Result<Option<Self>> {
+        let asks = |confinement| wanted.contains(&confinement);
+        let unneeded = Err(Errno::ENODATA);
+        let status = answered(READING, read_text(directory, &format!("task/{number}/status")))?;
+        let user_namespace = if asks(Confinement::UserNamespace) || asks(Confinement::NoCapabilities) {
+            answered(READING, compare(directory, number, USER))?
+        } else {
+            unneeded
+        };
+        let network_namespace = if asks(Confinement::NetworkNamespace) {
+            answered(READING, compare(directory, number, NETWORK))?
+        } else {
+            unneeded
+        };
+        let gone = |errno: Option<&Errno>| matches!(errno, Some(Errno::ENOENT | Errno::ESRCH));
+        let errors = [
+            status.as_ref().err(),
+            user_namespace.as_ref().err(),
+            network_namespace.as_ref().err(),
+        ];
+        Ok(if errors.into_iter().any(gone) {
+            None
+        } else {
+            Some(Self {
+                number,
+                status,
+                user_namespace,
+                network_namespace,
+            })
+        })
+    }
+
+    fn compare(&self, confinement: Confinement) -> Finding {
+        let compared = match confinement {
+            Confinement::NoNewPrivs => self.number_in("NoNewPrivs:", 10).map(|set| match set {
+                1 => (true, "set in every thread".to_owned()),
+                _ => (false, "not set".to_owned()),
+            }),
+            Confinement::Seccomp => self.number_in("Seccomp:", 10).map(|mode| match mode {
+                1 | 2 => (true, "a filter in every thread".to_owned()),
+                _ => (false, "no filter".to_owned()),
+            }),
+            Confinement::NoCapabilities => self.capabilities(),
+            Confinement::UserNamespace => told(self.user_namespace).map(|standing| match standing {
+                Standing::Below => (true, "a user namespace below this process's".to_owned()),
+                Standing::Own => (false, "this process's own".to_owned()),
+                Standing::Other => (
+                    false,
+                    "a user namespace that is not below this process's".to_owned(),
+                ),
+            }),
+            Confinement::NetworkNamespace => told(self.network_namespace).map(|standing| match standing {
+                Standing::Own => (false, "this process's own".to_owned()),
+                Standing::Below | Standing::Other => (true, "another network namespace".to_owned()),
+            }),
+        };
+        match compared {
+            Ok((true, found)) => Finding {
+                confinement,
+                passed: true,
+                found,
+            },
+            Ok((false, found)) | Err(found) => {
+                Finding::failed(confinement, format!("{found} (thread {})", self.number))
+            }
+        }
+    }
+
+    /// Compares the permitted capabilities, which include the effective ones: a thread can make each of them
+    /// effective at any time.
+    fn capabilities(&self) -> Result<(bool, String), String> {
+        let effective = self.number_in("CapEff:", 16)?;
+        let permitted = self.number_in("CapPrm:", 16)?;
+        if permitted | effective == 0 {
+            return Ok((true, "none".to_owned()));
+        }
+        let shown = format!("CapEff {effective:016x}, CapPrm {permitted:016x}");
+        Ok(match told(self.user_namespace)? {
+            Standing::Below => {
+                let found = format!(
+                    "{shown} in a user namespace below this process's, which do not count in this process's"
+                );
+                (true, found)
+            }
+            Standing::Own | Standing::Other => (false, shown),
+        })
+    }
+
+    /// Returns a number of the status file.
+    fn number_in(&self, name: &str, radix: u32) -> Result<u64, String> {
+        let text = match &self.status {
+            Ok(text) => text,
+            Err(errno) => return Err(format!("not visible in /proc: {}", errno.desc())),
+        };
+        let number = text.lines().find_map(|line| line.strip_prefix(name));
+        number
+            .and_then(|number| u64::from_str_radix(number.trim(), radix).ok())
+            .ok_or_else(|| format!("not visible: this kernel does not show {name} in /proc/PID/status"))
+    }
+}
+
+fn told(standing: KernelResult<Standing>) -> Result<Standing, String> {
+    standing.map_err(|errno| {
+        format!(
+            "not visible: this process may not inspect the peer's namespaces ({})",
+            errno.desc()
+        )
+    })
+}
+
+/// Compares a namespace of a thread with this process's.
+fn compare(directory: &OwnedFd, thread: i32, kind: &str) -> KernelResult<Standing> {
+    // ENOENT of the peer's link means that the thread has ended.
+    let own = uninterrupted(|| stat(format!("/proc/self/ns/{kind}").as_str())).map_err(|_| Errno::ENOSYS)?;
+    let path = format!("task/{thread}/ns/{kind}");
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let namespace = uninterrupted(|| openat(directory, path.as_str(), flags, Mode::empty()))?;
+    let found = fstat(&namespace)?;
+    if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino) {
+        return Ok(Standing::Own);
+    }
+    let is_below = kind == USER && sys::process::is_user_namespace_below(&namespace)?;
+    Ok(if is_below {
+        Standing::Below
+    } else {
+        Standing::Other
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own() -> OwnedFd {
+        fs::File::open("/proc/self").unwrap().into()
+    }
+
+    #[test]
+    fn a_confinement_parses_from_its_name() {
+        for confinement in Confinement::ALL {
+            assert_eq!(confinement.to_string().parse::<Confinement>().unwrap(), confinement);
+        }
+        assert_eq!(
+            "seccomp".parse::<Confinement>().unwrap_err().code(),
+            "INVALID_ARGUMENT"
+        );
+    }
+
+    #[test]
+    fn this_process_lives_in_its_own_namespaces() {
+        let wanted = [Confinement::UserNamespace, Confinement::NetworkNamespace];
+        for finding in inspect(&wanted, Some(&own())).unwrap() {
+            assert!(!finding.passed);
+            assert!(finding.found.starts_with("this process's own (thread "), "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_cannot_be_seen_passes_no_check() {
+        let elsewhere = tempfile::tempdir().unwrap();
+        let elsewhere = fs::File::open(elsewhere.path()).unwrap().into();
+        for directory in [None, Some(&elsewhere)] {
+            let findings = inspect(&Confinement::ALL, directory).unwrap();
+            assert_eq!(findings.len(), Confinement::ALL.len());
+            for finding in findings {
+                assert!(!finding.passed && finding.found.starts_with("not visible"), "{finding:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_status_of_a_thread_is_compared() {
+        let thread = |status: &str, user_namespace| Thread {
+            number: 7,
+            status: Ok(status.to_owned()),
+            user_namespace,
+            network_namespace: Err(Errno::EACCES),
+        };
+        let none = Err(Errno::EACCES);
+        for (status, user_namespace, confinement, passed) in [
+            ("NoNewPrivs:\t1\n", none, Confinement::NoNewPrivs, true),
+            ("NoNewPrivs:\t0\n", none, Confinement::NoNewPrivs, false),
+            ("NoNewPrivs:\t2\n", none, Confinement::NoNewPrivs, false),
+            ("", none, Confinement::NoNewPrivs, false),
+            ("Seccomp:\t1\n", none, Confinement::Seccomp, true),
+            ("Seccomp:\t2\nSeccomp_filters:\t1\n", none, Confinement::Seccomp, true),
+            ("Seccomp:\t0\nSeccomp_filters:\t1\n", none, Confinement::Seccomp, false),
+            ("Seccomp_filters:\t1\n", none, Confinement::Seccomp, false),
+            ("CapPrm:\t0\nCapEff:\t0\n", none, Confinement::NoCapabilities, true),
+            ("CapPrm:\t8\nCapEff:\t0\n", none, Confinement::NoCapabilities, false),
+            ("CapPrm:\t0\nCapEff:\t8\n", none, Confinement::NoCapabilities, false),
+            ("CapEff:\t0\n", none, Confinement::NoCapabilities, false),
+            ("CapPrm:\tf\nCapEff:\tf\n", Ok(Standing::Below), Confinement::NoCapabilities, true),
+            ("CapPrm:\tf\nCapEff:\tf\n", Ok(Standing::Own), Confinement::NoCapabilities, false),
+            ("CapPrm:\tf\nCapEff:\tf\n", Ok(Standing::Other), Confinement::NoCapabilities, false),
+            ("", Ok(Standing::Below), Confinement::UserNamespace, true),
+            ("", Ok(Standing::Other), Confinement::UserNamespace, false),
+            ("", none, Confinement::UserNamespace, false),
+            ("", none, Confinement::NetworkNamespace, false),
+        ] {
+            let finding = thread(status, user_namespace).compare(confinement);
+            assert_eq!(finding.passed, passed, "{status:?}: {finding:?}");
+            assert_eq!(finding.found.ends_with(" (thread 7)"), !passed, "{finding:?}");
+        }
+    }
+}
