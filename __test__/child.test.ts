@@ -78,6 +78,10 @@ test('a parent and its child have a channel, with the evidence of any other', as
     t.true(checks.has(wanted), wanted)
   }
   t.true(open.evidence.some(({ check, outcome }) => check === 'child' && outcome === 'passed'))
+  for (const one of open.evidence) {
+    t.true(one.wanted !== undefined && one.found !== undefined, `${one.step} ${one.check}`)
+    t.is(one.wanted === 'not asked for', one.outcome === 'not-asked', `${one.step} ${one.check}`)
+  }
   const messages = ['', 'grüße', 'x'.repeat(100_000)]
   for (const message of messages) await open.send(message)
   await open.end()

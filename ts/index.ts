@@ -17,14 +17,7 @@ export { RingfenceError, type ErrorCode, type ErrorDetails, type ErrorName } fro
 export { fromParent, spawn, type Spawned } from './endpoint/child.js'
 export type { Loop } from './channel/loops.js'
 export { harden } from './runtime/harden.js'
-export {
-  merge,
-  Merge,
-  type MergeEvents,
-  type MergeSource,
-  type MergeVisit,
-  type MessageOf,
-} from './channel/merge.js'
+export { merge, Merge, type MergeEvents, type MergeSource, type MergeVisit, type MessageOf } from './channel/merge.js'
 export {
   toMetrics,
   type MeterLike,

@@ -49,7 +49,7 @@ export interface Evidence {
   readonly step: string
   /** The property that was checked. */
   readonly check: string
-  /** The value that the check required. Absent if the policy does not check the property. */
+  /** The value that the check required; `not asked for` if the policy does not check the property. */
   readonly wanted?: string | undefined
   /** The value that the check found. */
   readonly found?: string | undefined

@@ -78,10 +78,8 @@ fn role() {
             wait_for_test();
             let namespace = File::open(format!("/proc/{}/ns/net", channel.peer().pid)).unwrap();
             // SAFETY: setns takes integers.
-            assert_eq!(
-                unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) },
-                0
-            );
+            let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
+            assert_eq!(result, 0);
             say("returned");
             wait_for_test();
         }

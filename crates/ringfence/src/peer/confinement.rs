@@ -70,7 +70,9 @@ impl FromStr for Confinement {
 
     /// Parses the name of its check.
     fn from_str(text: &str) -> Result<Self> {
-        let found = Self::ALL.into_iter().find(|confinement| confinement.as_str() == text);
+        let found = Self::ALL
+            .into_iter()
+            .find(|confinement| confinement.as_str() == text);
         found.ok_or_else(|| {
             let names = Self::ALL.map(Self::as_str).join(", ");
             Error::invalid(format!("a confinement must be one of {names}, not {text:?}"))
@@ -297,7 +299,10 @@ mod tests {
     #[test]
     fn a_confinement_parses_from_its_name() {
         for confinement in Confinement::ALL {
-            assert_eq!(confinement.to_string().parse::<Confinement>().unwrap(), confinement);
+            assert_eq!(
+                confinement.to_string().parse::<Confinement>().unwrap(),
+                confinement
+            );
         }
         assert_eq!(
             "seccomp".parse::<Confinement>().unwrap_err().code(),
@@ -310,7 +315,10 @@ mod tests {
         let wanted = [Confinement::UserNamespace, Confinement::NetworkNamespace];
         for finding in inspect(&wanted, Some(&own())).unwrap() {
             assert!(!finding.passed);
-            assert!(finding.found.starts_with("this process's own (thread "), "{finding:?}");
+            assert!(
+                finding.found.starts_with("this process's own (thread "),
+                "{finding:?}"
+            );
         }
     }
 
@@ -322,7 +330,10 @@ mod tests {
             let findings = inspect(&Confinement::ALL, directory).unwrap();
             assert_eq!(findings.len(), Confinement::ALL.len());
             for finding in findings {
-                assert!(!finding.passed && finding.found.starts_with("not visible"), "{finding:?}");
+                assert!(
+                    !finding.passed && finding.found.starts_with("not visible"),
+                    "{finding:?}"
+                );
             }
         }
     }
@@ -342,16 +353,56 @@ mod tests {
             ("NoNewPrivs:\t2\n", none, Confinement::NoNewPrivs, false),
             ("", none, Confinement::NoNewPrivs, false),
             ("Seccomp:\t1\n", none, Confinement::Seccomp, true),
-            ("Seccomp:\t2\nSeccomp_filters:\t1\n", none, Confinement::Seccomp, true),
-            ("Seccomp:\t0\nSeccomp_filters:\t1\n", none, Confinement::Seccomp, false),
+            (
+                "Seccomp:\t2\nSeccomp_filters:\t1\n",
+                none,
+                Confinement::Seccomp,
+                true,
+            ),
+            (
+                "Seccomp:\t0\nSeccomp_filters:\t1\n",
+                none,
+                Confinement::Seccomp,
+                false,
+            ),
             ("Seccomp_filters:\t1\n", none, Confinement::Seccomp, false),
-            ("CapPrm:\t0\nCapEff:\t0\n", none, Confinement::NoCapabilities, true),
-            ("CapPrm:\t8\nCapEff:\t0\n", none, Confinement::NoCapabilities, false),
-            ("CapPrm:\t0\nCapEff:\t8\n", none, Confinement::NoCapabilities, false),
+            (
+                "CapPrm:\t0\nCapEff:\t0\n",
+                none,
+                Confinement::NoCapabilities,
+                true,
+            ),
+            (
+                "CapPrm:\t8\nCapEff:\t0\n",
+                none,
+                Confinement::NoCapabilities,
+                false,
+            ),
+            (
+                "CapPrm:\t0\nCapEff:\t8\n",
+                none,
+                Confinement::NoCapabilities,
+                false,
+            ),
             ("CapEff:\t0\n", none, Confinement::NoCapabilities, false),
-            ("CapPrm:\tf\nCapEff:\tf\n", Ok(Standing::Below), Confinement::NoCapabilities, true),
-            ("CapPrm:\tf\nCapEff:\tf\n", Ok(Standing::Own), Confinement::NoCapabilities, false),
-            ("CapPrm:\tf\nCapEff:\tf\n", Ok(Standing::Other), Confinement::NoCapabilities, false),
+            (
+                "CapPrm:\tf\nCapEff:\tf\n",
+                Ok(Standing::Below),
+                Confinement::NoCapabilities,
+                true,
+            ),
+            (
+                "CapPrm:\tf\nCapEff:\tf\n",
+                Ok(Standing::Own),
+                Confinement::NoCapabilities,
+                false,
+            ),
+            (
+                "CapPrm:\tf\nCapEff:\tf\n",
+                Ok(Standing::Other),
+                Confinement::NoCapabilities,
+                false,
+            ),
             ("", Ok(Standing::Below), Confinement::UserNamespace, true),
             ("", Ok(Standing::Other), Confinement::UserNamespace, false),
             ("", none, Confinement::UserNamespace, false),

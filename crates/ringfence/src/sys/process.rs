@@ -102,10 +102,10 @@ pub(crate) fn pidfd_info(pidfd: impl AsFd) -> Result<PidfdInfo, Errno> {
 /// kernel names the parent of a namespace only if that parent is this process's own or descends from it.
 pub(crate) fn is_user_namespace_below(namespace: impl AsFd) -> Result<bool, Errno> {
     /// _IO(0xb7, 2).
-    const NS_GET_PARENT: u32 = 0xb702;
+    const NS_GET_PARENT: libc::Ioctl = 0xb702;
     let number = uninterrupted(|| {
         // SAFETY: NS_GET_PARENT takes no argument and touches no memory of ours.
-        Errno::result(unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_PARENT as _) })
+        Errno::result(unsafe { libc::ioctl(namespace.as_fd().as_raw_fd(), NS_GET_PARENT) })
     });
     match number {
         Ok(number) => {
