@@ -37,8 +37,8 @@ export interface NativeChannel {
   evidence(): Evidence[]
   /** Returns the number of bytes taken from `arena[from..to]`, in whole records. */
   flush(arena: Uint8Array, from: number, to: number): number
-  /** Returns `WHOLE`, or the number of bytes of the message that are in the ring. */
-  send(message: Uint8Array, written: number): number
+  /** Returns `WHOLE`, or the number of bytes of the message that are in the ring. `tag` is 0 or `CALL`. */
+  send(message: Uint8Array, written: number, tag?: number): number
   /** Returns 1 if the message was sent, and 0 if there was no room. */
   trySend(message: Uint8Array): number
   /**
@@ -66,6 +66,8 @@ export interface NativeChannel {
   wake(): void
   /** Returns `WHOLE`, `ENDED`, or the number of bytes of the message received so far. */
   gather(into: Uint8Array): number
+  /** Returns the flags that the message of the last `gather` has besides `FLAGS`: 0 or `CALL`. */
+  gatheredTag(): number
   hasRoom(size: number): number
   /** Bytes of records that `flush` is guaranteed to take, if no message among them is longer than `longest`. */
   packedRoom(longest: number): number
@@ -320,6 +322,8 @@ export const HEADER = answers.header
 export const recordSize = (length: number): number => HEADER + ((length + 7) & ~7)
 
 export const FLAGS = answers.flags
+/** The further flag of a call frame. */
+export const CALL = answers.call
 
 /** Why a channel has ended, by the number that `listen` and `end` return. The first entry means that it is open. */
 export const REASONS = answers.reasons as readonly (GoneReason | undefined)[]

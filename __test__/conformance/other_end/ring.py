@@ -10,7 +10,7 @@ from . import memory
 from .memory import HEAD, HEAD_FENCED, PHASE, READER_PARKED, RING, TAIL, TAIL_FENCED, WRITER_PARKED
 from .wire import Lost, Violation
 
-FIRST, LAST, PADDING, ALIGNED = 1, 2, 4, 8
+FIRST, LAST, PADDING, ALIGNED, CALL = 1, 2, 4, 8, 16
 WHOLE = FIRST | LAST
 CLOSED = (2, 5, 10, 13)
 PHASES = (*range(7), 10, 12, 13)
@@ -85,6 +85,8 @@ class Consumer:
         self.tail = 0
         self.missing = None
         self.parts = []
+        # Whether the message that was begun last is a call frame.
+        self.call = False
 
     def look(self, tail):
         if tail % 8 or (tail - self.head) & _ALL > self.capacity or (tail - self.head) & _ALL < self.tail - self.head:
@@ -109,9 +111,11 @@ class Consumer:
                 raise Violation(f"padding of {length} at {place}")
             self.head += rest
             return None
-        kind = flags & ~ALIGNED
-        if kind not in (0, FIRST, LAST, WHOLE):
+        kind = flags & ~(ALIGNED | CALL)
+        if kind not in (0, FIRST, LAST, WHOLE) or flags & CALL and not kind & FIRST:
             raise Violation(f"flags {flags}")
+        if kind & FIRST:
+            self.call = bool(flags & CALL)
         size, gap = record_size(self.head, length, flags)
         if size > self.tail - self.head or size > rest + 64:
             raise Violation(f"a record of {size}, {self.tail - self.head} published, {rest} to the end")

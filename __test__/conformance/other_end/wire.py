@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 
 MAGIC = b"ringfnce"
-VERSION = 2
+VERSION = 3
 HELLO, OFFER, READY, REFUSE = 1, 2, 3, 4
 NAMES = {HELLO: "HELLO", OFFER: "OFFER", READY: "READY", REFUSE: "REFUSE"}
 LENGTHS = {HELLO: (96, 96), OFFER: (104, 104), READY: (32, 32), REFUSE: (8, 4096)}

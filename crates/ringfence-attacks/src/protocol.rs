@@ -104,7 +104,7 @@ impl fmt::Display for Frame {
 /// Encodes a frame with any kind and body.
 pub fn frame(kind: u16, body: &[u8]) -> Vec<u8> {
     let mut bytes = b"ringfnce".to_vec();
-    bytes.extend(2_u16.to_le_bytes());
+    bytes.extend(3_u16.to_le_bytes());
     bytes.extend(kind.to_le_bytes());
     bytes.extend(u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
     bytes.extend(body);

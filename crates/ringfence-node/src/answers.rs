@@ -100,6 +100,8 @@ pub struct Answers {
     pub header: u32,
     /// Flags of a packed record.
     pub flags: u32,
+    /// The further flag of a call frame.
+    pub call: u32,
     /// Reasons why a channel has ended, by number; the first means that it is open.
     pub reasons: Vec<Option<&'static str>>,
     /// Number of the reason that a later check refused the peer.
@@ -119,6 +121,7 @@ pub fn answers() -> Answers {
         first: FIRST,
         header: u32::try_from(binding::HEADER).expect("a header is small"),
         flags: binding::WHOLE,
+        call: binding::Tag::CALL.bits(),
         reasons: Ended::ALL.map(Ended::name).into(),
         refused: Ended::Refused.number(),
     }

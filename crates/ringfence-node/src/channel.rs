@@ -215,6 +215,12 @@ fn gather(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     }
 }
 
+/// Answers with the tag of the message that `gather` has begun last, as it stands in a record's flags.
+fn gathered_tag(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
+    let tag = endpoint.reader().map_or(0, |receiver| receiver.tag().bits());
+    Answer::from(usize::try_from(tag).unwrap_or(0))
+}
+
 fn disarm(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     if let Some(Halves { sender, receiver, .. }) = &mut endpoint.halves {
         sender.disarm();
@@ -373,7 +379,7 @@ impl Drop for Endpoint {
 
 /// Operations of a channel. One JavaScript function calls all of them, because each function takes a KiB of
 /// memory.
-const OPERATIONS: [(&str, Function<Endpoint>); 40] = [
+const OPERATIONS: [(&str, Function<Endpoint>); 41] = [
     ("flush", flush),
     ("send", send),
     ("trySend", try_send),
@@ -385,6 +391,7 @@ const OPERATIONS: [(&str, Function<Endpoint>); 40] = [
     ("release", release),
     ("wake", wake),
     ("gather", gather),
+    ("gatheredTag", gathered_tag),
     ("hasRoom", has_room),
     ("packedRoom", packed_room),
     ("armWriter", arm_writer),

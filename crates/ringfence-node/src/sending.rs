@@ -5,7 +5,7 @@ use std::{ffi::c_void, ptr};
 use napi::sys;
 use ringfence::{
     Broadcaster, Progress, Sender,
-    binding::{Keeper, Reserved},
+    binding::{Keeper, Reserved, Tag},
 };
 
 use crate::{
@@ -20,7 +20,7 @@ const SCRATCH: usize = 4096;
 /// An object that writes messages into a ring.
 pub(crate) trait Writer {
     fn try_send_packed(&mut self, packed: &[u8]) -> ringfence::Result<usize>;
-    fn send_part(&mut self, message: &[u8], sent: usize) -> ringfence::Result<Progress>;
+    fn send_part(&mut self, message: &[u8], tag: Tag, sent: usize) -> ringfence::Result<Progress>;
     fn try_send(&mut self, message: &[u8]) -> ringfence::Result<bool>;
     fn has_room(&mut self, size: usize) -> ringfence::Result<bool>;
     fn packed_room(&mut self, longest: usize) -> ringfence::Result<usize>;
@@ -37,9 +37,9 @@ macro_rules! writer {
             fn try_send_packed(&mut self, packed: &[u8]) -> ringfence::Result<usize> {
                 <$writer>::try_send_packed(self, packed)
             }
-            fn send_part(&mut self, message: &[u8], sent: usize) -> ringfence::Result<Progress> {
-                let send_part: fn(&mut Self, &[u8], usize) -> ringfence::Result<Progress> = $send_part;
-                send_part(self, message, sent)
+            fn send_part(&mut self, message: &[u8], tag: Tag, sent: usize) -> ringfence::Result<Progress> {
+                let send_part: fn(&mut Self, &[u8], Tag, usize) -> ringfence::Result<Progress> = $send_part;
+                send_part(self, message, tag, sent)
             }
             fn try_send(&mut self, message: &[u8]) -> ringfence::Result<bool> {
                 <$writer>::try_send(self, message)
@@ -66,10 +66,10 @@ macro_rules! writer {
     };
 }
 
-writer!(Sender, Sender::send_part);
+writer!(Sender, Sender::send_part_tagged);
 // A published message is written whole or not at all.
-writer!(Broadcaster, |publisher, message, _| {
-    let sent = publisher.try_send(message)?;
+writer!(Broadcaster, |publisher, message, tag, _| {
+    let sent = publisher.try_send_tagged(message, tag)?;
     Ok(if sent { Progress::Whole } else { Progress::Part(0) })
 });
 
@@ -136,12 +136,14 @@ pub(crate) fn flush<S: Sends>(endpoint: &mut S, call: &mut Call) -> Answer {
     endpoint.answer(taken)
 }
 
+/// Arguments: the message, the bytes of it that are in the ring, and the flags of its tag.
 pub(crate) fn send<S: Sends>(endpoint: &mut S, call: &mut Call) -> Answer {
     // SAFETY: used within this call, and asked for once.
     let message = unsafe { call.bytes(0) };
+    let tag = Tag::of(u32::try_from(call.size(2)).unwrap_or(0));
     match endpoint
         .sender()
-        .and_then(|sender| sender.send_part(message, call.size(1).min(message.len())))
+        .and_then(|sender| sender.send_part(message, tag, call.size(1).min(message.len())))
     {
         Ok(Progress::Whole) => Answer::from(WHOLE),
         Ok(Progress::Part(bytes)) => Answer::from(bytes),

@@ -68,7 +68,7 @@ pub mod binding {
     pub use crate::channel::reserve::{Keeper, Reserved};
     pub use crate::channel::subscription::BroadcastInlet;
     pub use crate::harden::ignore_sigusr1;
-    pub use crate::ring::record::{HEADER, WHOLE};
+    pub use crate::ring::record::{HEADER, Tag, WHOLE};
 }
 mod address;
 mod api;

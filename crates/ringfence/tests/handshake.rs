@@ -69,7 +69,7 @@ fn role() {
             let (_mine, theirs) = wire::line();
             let hello = wire::hello(&[0; 32]);
             let bytes = match arguments[1].as_str() {
-                "magic" => wire::frame(*b"RINGFNCE", 2, 1, &hello[16..]),
+                "magic" => wire::frame(*b"RINGFNCE", 3, 1, &hello[16..]),
                 "version" => wire::frame(*b"ringfnce", 1, 1, &hello[16..]),
                 "kind" => wire::good(9, &hello[16..]),
                 "early" => wire::good(3, &[0; 32]),
@@ -354,7 +354,7 @@ fn what_is_not_this_protocol_is_refused_with_its_reason() {
     wait_for_host(&address);
     for (what, reason) in [
         ("magic", "begins with"),
-        ("version", "speaks version 1, and this is version 2"),
+        ("version", "speaks version 1, and this is version 3"),
         ("kind", "unknown kind 9"),
         ("early", "expected a HELLO"),
         ("long", "97 bytes"),

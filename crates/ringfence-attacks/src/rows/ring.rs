@@ -62,7 +62,7 @@ fn lies_of_a_producer() -> Vec<(&'static str, Vec<(usize, u64)>)> {
             record(CAPACITY - 8, WHOLE, CAPACITY),
         ),
         ("a gap longer than what is published", record(8, 8 | WHOLE, 16)),
-        ("unknown flags", record(8, 16 | WHOLE, 16)),
+        ("unknown flags", record(8, 32 | WHOLE, 16)),
         ("all flags", record(8, u32::MAX, 16)),
         ("no flags", record(8, 0, 16)),
         ("a last fragment without a first", record(8, layout::LAST, 16)),

@@ -23,6 +23,7 @@ use crate::{
     region::layout::as_offset,
     region::own::OwnRegion,
     ring::message::Progress,
+    ring::record::Tag,
     ring::write::{Room, Writer},
 };
 
@@ -78,7 +79,8 @@ pub(crate) trait Outlet: Debug + Sized {
     fn refused(writing: &mut Writing<Self>, size: usize);
 
     /// Writes a message, or as much of it as there is room for.
-    fn send_part(outbound: &mut Outbound<Self>, message: &[u8], written: usize) -> Result<Progress>;
+    fn send_part(outbound: &mut Outbound<Self>, message: &[u8], tag: Tag, written: usize)
+    -> Result<Progress>;
 
     /// A call has waited for room since then. `failed`: its message is given up.
     fn waited(outbound: &mut Outbound<Self>, since: Instant, failed: bool);
@@ -275,9 +277,17 @@ impl<R: Outlet> Outbound<R> {
     /// either side.
     #[inline]
     pub fn try_send(&mut self, message: &[u8]) -> Result<bool> {
+        self.try_send_tagged(message, Tag::NONE)
+    }
+
+    /// Sends like [`Outbound::try_send`]. A publisher sends no call frames.
+    #[doc(hidden)]
+    #[inline]
+    pub fn try_send_tagged(&mut self, message: &[u8], tag: Tag) -> Result<bool> {
+        debug_assert!(R::Room::CALLS || !tag.is_call(), "a subscriber answers no calls");
         self.limits.check(message.len(), self.limits.at_once)?;
         let writing = self.writing()?;
-        match writing.ring.push_now(message) {
+        match writing.ring.push_now(message, tag) {
             Ok(true) => {
                 R::published(writing);
                 Ok(true)
@@ -301,7 +311,7 @@ impl<R: Outlet> Outbound<R> {
     }
 
     /// Puts whole messages into the ring, laid out as short ones are there: each an eight-byte header (length u32, and
-    /// the flags 3 as u32, little-endian), its bytes, and zeros up to a multiple of eight. One publication for all.
+    /// the flags 3 as u32, or 19 for a call frame, little-endian), its bytes, and zeros up to a multiple of eight. One publication for all.
     /// Returns how many bytes of `packed` were taken; the remainder found no room.
     ///
     /// # Errors
@@ -384,7 +394,7 @@ where
     /// the message is under way, none of it counts as sent. If the waiting fails ([`Error::NoSpace`]), the message may be
     /// under way: [`Sender::under_way`](crate::Sender::under_way) tells, and [`Sender::send_part`](crate::Sender::send_part) continues it.
     pub fn send(&mut self, message: &[u8]) -> Result<()> {
-        self.send_by(message, None)
+        self.send_tagged(message, Tag::NONE, None)
     }
 
     /// Sends like [`Outbound::send`], up to a deadline, and then fails with [`Error::TimedOut`]. Nothing was sent then, unless
@@ -408,31 +418,44 @@ where
     /// # }
     /// ```
     pub fn send_until(&mut self, message: &[u8], deadline: Instant) -> Result<()> {
-        self.send_by(message, Some(deadline))
+        self.send_tagged(message, Tag::NONE, Some(deadline))
     }
 
-    fn send_by(&mut self, message: &[u8], deadline: Option<Instant>) -> Result<()> {
-        match R::send_part(self, message, 0)? {
+    /// Sends like [`Outbound::send_until`]. `None`: without a deadline.
+    pub(crate) fn send_tagged(&mut self, message: &[u8], tag: Tag, deadline: Option<Instant>) -> Result<()> {
+        match R::send_part(self, message, tag, 0)? {
             Progress::Whole => Ok(()),
-            Progress::Part(written) => self.send_late(message, written, deadline),
+            Progress::Part(written) => self.send_late(message, tag, written, deadline),
         }
     }
 
     /// Waits for room, after there was none.
     #[cold]
-    fn send_late(&mut self, message: &[u8], written: usize, deadline: Option<Instant>) -> Result<()> {
+    fn send_late(
+        &mut self,
+        message: &[u8],
+        tag: Tag,
+        written: usize,
+        deadline: Option<Instant>,
+    ) -> Result<()> {
         let since = Instant::now();
-        let sent = self.send_rest(message, written, deadline);
+        let sent = self.send_rest(message, tag, written, deadline);
         R::waited(self, since, sent.is_err());
         sent
     }
 
-    fn send_rest(&mut self, message: &[u8], mut written: usize, deadline: Option<Instant>) -> Result<()> {
+    fn send_rest(
+        &mut self,
+        message: &[u8],
+        tag: Tag,
+        mut written: usize,
+        deadline: Option<Instant>,
+    ) -> Result<()> {
         loop {
             if !self.wait(message.len(), deadline)? {
                 return Err(Error::TimedOut);
             }
-            match R::send_part(self, message, written)? {
+            match R::send_part(self, message, tag, written)? {
                 Progress::Whole => return Ok(()),
                 Progress::Part(bytes) => written = bytes,
             }

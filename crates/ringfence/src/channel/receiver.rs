@@ -20,7 +20,7 @@ use crate::{
     ring::consumer::{Consumer, FragmentBuffer, Gathered, Pulled},
     ring::message::Progress,
     ring::message::{Message, too_small},
-    ring::record::{Record, WHOLE, packed_size},
+    ring::record::{Record, Tag, WHOLE, packed_size},
 };
 
 /// Bytes of memory for messages in fragments that are kept for the next such message.
@@ -96,6 +96,19 @@ impl Receiver {
             Some(_) => Progress::Whole,
             None => Progress::Part(self.ring.consumer.gathered_so_far()),
         })
+    }
+
+    /// Returns the tag of the next message, or of the one that is being gathered. `None`: nothing is there now.
+    #[doc(hidden)]
+    pub fn next_tag(&mut self) -> Result<Option<Tag>> {
+        let size = self.next_size()?;
+        Ok(size.map(|_| self.ring.consumer.tag()))
+    }
+
+    /// Returns the tag of the message that [`receive_part`](Receiver::receive_part) has begun last.
+    #[doc(hidden)]
+    pub fn tag(&self) -> Tag {
+        self.ring.consumer.tag()
     }
 
     #[inline]
@@ -229,7 +242,8 @@ impl Receiver {
         let Some(length) = self.gather_in_scratch()? else {
             return Ok(false);
         };
-        visit(Message::gathered(self.ring.scratch.bytes(length)));
+        let message = Message::gathered(self.ring.scratch.bytes(length));
+        visit(message.tagged(self.ring.consumer.tag()));
         self.ring.shrink(SCRATCH_KEPT);
         Ok(true)
     }
@@ -404,7 +418,8 @@ impl Inlet for PairInlet {
                     fitting.min(max - count)
                 };
                 count += consumer.visit_in_row(record, row, |peer, record| {
-                    visit(Message::in_ring(peer, record.at, record.length, record.end));
+                    let message = Message::in_ring(peer, record.at, record.length, record.end);
+                    visit(message.tagged(record.tag));
                 });
                 half.check_copies()?;
                 half.ring.consumer.count();

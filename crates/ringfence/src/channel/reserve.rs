@@ -24,6 +24,7 @@ use crate::{
     error::{Error, Result},
     region::own::OwnRegion,
     ring::items::ReservedItems,
+    ring::record::Tag,
     ring::spsc::Spsc,
     ring::write::Writer,
 };
@@ -329,10 +330,10 @@ impl<R: Outlet> Batch<'_, R> {
         self.release();
         self.limits.check(message.len(), self.limits.at_once)?;
         self.writing.check_open()?;
-        match self.writing.ring.push(message) {
+        match self.writing.ring.push(message, Tag::NONE) {
             Ok(true) => Ok(true),
             other => {
-                let push = |ring: &mut Writer<_, _>| Ok(ring.push(message)?.then_some(()));
+                let push = |ring: &mut Writer<_, _>| Ok(ring.push(message, Tag::NONE)?.then_some(()));
                 let pushed = self.try_again(other.map(|_| None), message.len(), push)?;
                 Ok(pushed.is_some())
             }

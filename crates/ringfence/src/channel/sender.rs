@@ -15,6 +15,7 @@ use crate::{
     error::{Error, Result},
     region::peer::PeerRegion,
     ring::message::Progress,
+    ring::record::Tag,
     ring::spsc::{PeerHead, Spsc},
 };
 
@@ -71,8 +72,8 @@ impl Outlet for Spsc {
         }
     }
 
-    fn send_part(outbound: &mut Sender, message: &[u8], written: usize) -> Result<Progress> {
-        outbound.send_part(message, written)
+    fn send_part(outbound: &mut Sender, message: &[u8], tag: Tag, written: usize) -> Result<Progress> {
+        outbound.send_part_tagged(message, tag, written)
     }
 
     fn waited(outbound: &mut Sender, since: Instant, _failed: bool) {
@@ -136,6 +137,12 @@ impl Sender {
     /// # Errors
     /// As [`Sender::send`].
     pub fn send_part(&mut self, message: &[u8], written: usize) -> Result<Progress> {
+        self.send_part_tagged(message, Tag::NONE, written)
+    }
+
+    /// Sends like [`Sender::send_part`]. The tag must be the same in each call for one message.
+    #[doc(hidden)]
+    pub fn send_part_tagged(&mut self, message: &[u8], tag: Tag, written: usize) -> Result<Progress> {
         self.limits.check(message.len(), self.limits.longest)?;
         let begun = self.begun;
         let writing = self.writing_on()?;
@@ -146,7 +153,7 @@ impl Sender {
         if !continues {
             return Err(not_next(begun, message.len(), written));
         }
-        let result = writing.ring.push_part(message, written);
+        let result = writing.ring.push_part(message, tag, written);
         Spsc::published(writing);
         let result = Spsc::judge(writing, result);
         self.begun = match result {

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! head, 16 bytes     0  magic     8 bytes  "ringfnce"
-//!                    8  version   u16      2
+//!                    8  version   u16      3
 //!                   10  kind      u16      1 HELLO, 2 OFFER, 3 READY, 4 REFUSE
 //!                   12  length    u32      bytes of the body that follows, at most 4096
 //! HELLO, 96 bytes    0  nonce     32 bytes random, the sender's own
@@ -51,7 +51,7 @@ use crate::{
 
 const MAGIC: [u8; 8] = *b"ringfnce";
 /// The version of this protocol and of the memory layout. Both sides must have the same version.
-pub(crate) const VERSION: u16 = 2;
+pub(crate) const VERSION: u16 = 3;
 pub(super) const HEAD: usize = 16;
 const LONGEST_BODY: usize = 4096;
 

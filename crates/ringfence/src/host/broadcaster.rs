@@ -20,6 +20,7 @@ use crate::{
     ring::fan_out::FanOut,
     ring::fan_out::floor::{FanOutWriter, Floor},
     ring::message::Progress,
+    ring::record::Tag,
     wake::doorbell::Doorbell,
     wake::parking::many::{FanWaker, RoomSleeper, SleepingReader},
 };
@@ -149,8 +150,8 @@ impl Outlet for FanOut {
         }
     }
 
-    fn send_part(outbound: &mut Broadcaster, message: &[u8], _written: usize) -> Result<Progress> {
-        let sent = outbound.try_send(message)?;
+    fn send_part(outbound: &mut Broadcaster, message: &[u8], tag: Tag, _written: usize) -> Result<Progress> {
+        let sent = outbound.try_send_tagged(message, tag)?;
         Ok(if sent { Progress::Whole } else { Progress::Part(0) })
     }
 

@@ -13,7 +13,7 @@ use crate::{
     region::layout::{self, as_offset},
     ring::pace::{distance, pause},
     ring::record::{
-        FIRST, HEADER, LAST, PADDING, Record, WHOLE, corrupt, header, largest_record, packed_size, split,
+        FIRST, HEADER, LAST, PADDING, Record, Tag, WHOLE, corrupt, header, largest_record, packed_size, split,
     },
     ring::tally::Tally,
 };
@@ -129,6 +129,8 @@ pub(crate) struct Consumer<O, P> {
     fetched: u64,
     /// The message whose fragments are being read: its size, and how much of it has been read.
     gathering: Option<(usize, usize)>,
+    /// The tag of that message, or of the last one that was gathered.
+    tag: Tag,
     /// The size that was returned for the message at this position, and for which the caller has made room.
     told: Option<(u64, usize)>,
     /// Messages that were read since the tally was updated, and their bytes.
@@ -172,6 +174,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
             is_close: false,
             fetched: 0,
             gathering: None,
+            tag: Tag::NONE,
             told: None,
             messages: 0,
             bytes: 0,
@@ -379,19 +382,19 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
 
     /// Checks what the record says of itself against what came before it.
     fn check_flags(&self, record: Record) -> Result<Record> {
-        if self.follows(record.length, record.flags) {
+        if self.follows(record.length, record.flags, record.tag) {
             Ok(record)
         } else {
-            Err(self.unsound(record.length, record.flags))
+            Err(self.unsound(record.length, record.flags | record.tag.bits()))
         }
     }
 
-    fn follows(&self, length: usize, flags: u32) -> bool {
+    fn follows(&self, length: usize, flags: u32, tag: Tag) -> bool {
         match (self.gathering, flags) {
-            (None, WHOLE) => length as u64 <= self.whole(),
-            (None, FIRST) => length > 8,
-            (Some((size, read)), 0) => length > 0 && length < size - read,
-            (Some((size, read)), LAST) => length == size - read,
+            (None, WHOLE) => length as u64 <= self.whole() && tag.attachments() == 0,
+            (None, FIRST) => length > 8 && tag.attachments() == 0,
+            (Some((size, read)), 0) => length > 0 && length < size - read && tag == Tag::NONE,
+            (Some((size, read)), LAST) => length == size - read && tag == Tag::NONE,
             _ => false,
         }
     }
@@ -488,6 +491,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
             // Checked when the message is begun.
             as_offset(self.peer.load(record.at, Ordering::Relaxed).min(self.longest))
         };
+        self.tag = record.tag;
         // The header is read again then, and must have the same size.
         self.told = Some((self.head, size));
         Ok(Some(size))
@@ -527,6 +531,9 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
                     (as_offset(size), 0)
                 }
             };
+            if self.gathering.is_none() {
+                self.tag = record.tag;
+            }
             if self.gathering.is_none() && told.is_some_and(|told| told != (self.head, size)) {
                 return Err(corrupt(format!(
                     "a message of {size} bytes, which was told to have another size before"
@@ -630,7 +637,7 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
             return self.pull_run(into, record.end, wanted);
         }
         let (head, payload) = into.split_at_mut(as_offset(HEADER));
-        head.copy_from_slice(&header(record.length as u64, WHOLE).to_le_bytes());
+        head.copy_from_slice(&header(record.length as u64, WHOLE | record.tag.bits()).to_le_bytes());
         self.copy_packed(record.at..record.at + record.length, payload, record.end, wanted);
         self.skip(record.size);
         self.unchecked.0 += 1;
@@ -668,10 +675,15 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
                 let size = packed_size(length);
                 // Padding, a fragment, a long one, the overhang's far side, a record cut by the buffer or one that is not
                 // wanted: that is not this run's affair, and neither is a lie.
-                if flags != WHOLE || size > (count - end) as u64 || end >= rest || !wanted.is_met_by(length) {
+                let tag = Tag::of(flags);
+                if flags != WHOLE | tag.bits()
+                    || size > (count - end) as u64
+                    || end >= rest
+                    || !wanted.is_met_by(length)
+                {
                     break 'run;
                 }
-                if !self.follows(as_offset(length), flags) {
+                if !self.follows(as_offset(length), WHOLE, tag) {
                     if end == 0 {
                         return Err(self.unsound(as_offset(length), flags));
                     }
@@ -719,6 +731,11 @@ impl<O: Writable, P: Readable> Consumer<O, P> {
     #[inline]
     pub(crate) fn is_gathering(&self) -> bool {
         self.gathering.is_some()
+    }
+
+    /// The tag of the message that [`Consumer::next_size`] has found or [`Consumer::gather`] has begun last.
+    pub(crate) fn tag(&self) -> Tag {
+        self.tag
     }
 
     /// Bytes of the message under way that were read.

@@ -7,13 +7,14 @@ use crate::{
     region::copy::BLOCK,
     region::copy::Readable,
     region::peer::PeerRegion,
+    ring::record::Tag,
 };
 
 /// A message in place: in the peer's region, which the peer may write while it is read. So no slice of it
 /// exists: it yields words and copies. A caller that makes a decision must read once, and decide on the value
 /// that it has read.
 #[derive(Debug, Clone, Copy)]
-pub struct Message<'a>(Lies<'a>);
+pub struct Message<'a>(Lies<'a>, Tag);
 
 #[derive(Debug, Clone, Copy)]
 enum Lies<'a> {
@@ -31,16 +32,29 @@ enum Lies<'a> {
 impl<'a> Message<'a> {
     #[inline]
     pub(crate) fn in_ring(peer: &'a PeerRegion, at: usize, length: usize, end: usize) -> Self {
-        Self(Lies::Ring {
+        let message = Lies::Ring {
             peer,
             at,
             length,
             end,
-        })
+        };
+        Self(message, Tag::NONE)
     }
 
     pub(crate) fn gathered(bytes: &'a [u8]) -> Self {
-        Self(Lies::Gathered(bytes))
+        Self(Lies::Gathered(bytes), Tag::NONE)
+    }
+
+    #[inline]
+    pub(crate) fn tagged(self, tag: Tag) -> Self {
+        Self(self.0, tag)
+    }
+
+    /// Returns what the message's first record said about it.
+    #[doc(hidden)]
+    #[inline]
+    pub fn tag(&self) -> Tag {
+        self.1
     }
 
     /// Returns the number of bytes in the message.

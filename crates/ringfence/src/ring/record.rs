@@ -27,6 +27,44 @@ pub(crate) const ALIGNED: u32 = 8;
 /// A record that is a whole message.
 pub const WHOLE: u32 = FIRST | LAST;
 
+/// What the first record of a message says about it beside its length, at the flags' place in the header: whether it
+/// is a call frame, and the number of its attachments.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tag(u32);
+
+impl Tag {
+    /// A plain message.
+    pub const NONE: Self = Self(0);
+    /// A call frame, which `receive` never returns.
+    pub const CALL: Self = Self(16);
+    const ATTACHMENTS: u32 = 0xff00;
+    const BITS: u32 = Self::CALL.0 | Self::ATTACHMENTS;
+
+    /// Returns the tag in these flags of a record.
+    #[inline]
+    pub const fn of(flags: u32) -> Self {
+        Self(flags & Self::BITS)
+    }
+
+    /// Returns the tag as it stands in a record's flags.
+    #[inline]
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// Whether the message is a call frame.
+    #[inline]
+    pub const fn is_call(self) -> bool {
+        self.0 & Self::CALL.0 != 0
+    }
+
+    /// Returns the number of attachments.
+    #[inline]
+    pub const fn attachments(self) -> usize {
+        ((self.0 & Self::ATTACHMENTS) >> 8) as usize
+    }
+}
+
 /// Payloads of at least this many bytes are written [`ALIGNED`]. Otherwise every second wide load or store
 /// would touch two cache lines.
 pub(crate) const LONG: u64 = 2048;
@@ -90,8 +128,9 @@ pub(crate) struct Record {
     pub(crate) at: usize,
     /// Number of bytes in the payload.
     pub(crate) length: usize,
-    /// The flags without [`ALIGNED`].
+    /// The flags without [`ALIGNED`] and the tag.
     pub(crate) flags: u32,
+    pub(crate) tag: Tag,
     pub(super) aligned: bool,
     /// Number of bytes from this record's header to the next one.
     pub(super) size: u64,
@@ -108,14 +147,15 @@ impl Record {
         Self {
             at: at + as_offset(to_payload),
             length: as_offset(length),
-            flags: flags & !ALIGNED,
+            flags: flags & !(ALIGNED | Tag::BITS),
+            tag: Tag::of(flags),
             aligned,
             size: to_payload + padded(length),
             end,
         }
     }
 
-    /// As [`Record::new`], but `None` unless the record is a whole message.
+    /// As [`Record::new`], but `None` unless the record is a whole message without a tag.
     #[inline]
     pub(super) fn whole(at: usize, length: u64, flags: u32, end: usize) -> Option<Self> {
         const WHOLE_ALIGNED: u32 = WHOLE | ALIGNED;
@@ -128,9 +168,9 @@ impl Record {
     }
 }
 
-/// Returns the length of the packed record at `at`, after checking that it is a whole message and not too
-/// long.
-pub(super) fn packed_length(packed: &[u8], at: usize, longest: u64) -> Result<u64> {
+/// Returns the length and the tag of the packed record at `at`, after checking that it is a whole message, not too
+/// long, and a call frame only if those are allowed.
+pub(super) fn packed_header(packed: &[u8], at: usize, longest: u64, calls: bool) -> Result<(u64, Tag)> {
     let refused = |what: &str| {
         Err(Error::InvalidArgument(format!(
             "packed records: {what} at byte {at}"
@@ -140,7 +180,8 @@ pub(super) fn packed_length(packed: &[u8], at: usize, longest: u64) -> Result<u6
         return refused("a header is cut");
     };
     let (length, flags) = split(u64::from_le_bytes(bytes.try_into().expect("eight bytes")));
-    if flags != WHOLE {
+    let tag = Tag(flags & if calls { Tag::CALL.0 } else { 0 });
+    if flags != WHOLE | tag.0 {
         return refused("a record is not a whole message");
     }
     if length > longest {
@@ -153,7 +194,7 @@ pub(super) fn packed_length(packed: &[u8], at: usize, longest: u64) -> Result<u6
     if ((packed.len() - at) as u64) < packed_size(length) {
         return refused("a record is cut");
     }
-    Ok(length)
+    Ok((length, tag))
 }
 
 #[cold]

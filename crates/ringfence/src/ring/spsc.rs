@@ -8,7 +8,7 @@ use crate::{
     region::layout::{self, as_offset},
     ring::message::Progress,
     ring::pace::pause,
-    ring::record::{FIRST, LAST, corrupt, largest_record},
+    ring::record::{FIRST, LAST, Tag, corrupt, largest_record},
     ring::tally::{STRETCH, Sum, Tally},
     ring::write::{Room, Writer, Written},
 };
@@ -61,6 +61,8 @@ impl<P: Readable> PeerHead<P> {
 }
 
 impl<O: Writable, P: Readable> Room<O> for PeerHead<P> {
+    const CALLS: bool = true;
+
     #[inline]
     fn largest_record(capacity: u64) -> u64 {
         largest_record(capacity)
@@ -137,9 +139,9 @@ impl<O: Writable, P: Readable> SpscWriter<O, P> {
 
     /// Writes as much of a message as there is room for, in fragments if necessary, and publishes it. `written` is what
     /// the last call returned, 0 at first.
-    pub(crate) fn push_part(&mut self, message: &[u8], mut written: usize) -> Result<Progress> {
+    pub(crate) fn push_part(&mut self, message: &[u8], tag: Tag, mut written: usize) -> Result<Progress> {
         if message.len() as u64 <= self.largest_record() {
-            let pushed = self.push(message)?;
+            let pushed = self.push(message, tag)?;
             self.publish();
             return Ok(if pushed {
                 Progress::Whole
@@ -166,7 +168,7 @@ impl<O: Writable, P: Readable> SpscWriter<O, P> {
                 .copy_in(at + prefix, &message[written..written + count]);
             written += count;
             let last = written == message.len();
-            let flags = (u32::from(first) * FIRST) | (u32::from(last) * LAST);
+            let flags = (u32::from(first) * (FIRST | tag.bits())) | (u32::from(last) * LAST);
             self.hide();
             self.advance(at, length, length, flags);
             self.publish();

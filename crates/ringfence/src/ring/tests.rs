@@ -14,7 +14,7 @@ use super::{
     consumer::{Consumer, Gathered, Pulled, WantedLengths},
     lies::packed,
     message::Progress,
-    record::{ALIGNED, HEADER, LONG, WHOLE, header, packed_size},
+    record::{ALIGNED, HEADER, LONG, Tag, WHOLE, header, packed_size},
     spsc::SpscWriter,
 };
 use crate::{
@@ -65,7 +65,7 @@ impl Pair {
     }
 
     fn send(&mut self, message: &[u8]) -> bool {
-        let pushed = self.producer.push(message).expect("an honest ring");
+        let pushed = self.producer.push(message, Tag::NONE).expect("an honest ring");
         self.producer.publish();
         pushed
     }
@@ -155,7 +155,7 @@ fn packed_and_single_records_pass_every_place_of_the_ring() {
 fn a_record_like_the_last_one_is_read_no_further_than_what_is_published() {
     let mut pair = pair(SMALLEST, SMALLEST);
     for number in 0..4 {
-        assert!(pair.producer.push(&bytes(number, 64)).unwrap());
+        assert!(pair.producer.push(&bytes(number, 64), Tag::NONE).unwrap());
     }
     let tail = pair.producer.ring.tail;
     // A hostile peer claims two and a half messages.
@@ -250,7 +250,7 @@ fn a_message_of_many_rings_goes_through_in_fragments() {
     let mut into = vec![0; message.len()];
     let mut written = 0;
     loop {
-        let progress = pair.producer.push_part(&message, written).unwrap();
+        let progress = pair.producer.push_part(&message, Tag::NONE, written).unwrap();
         assert_eq!(pair.consumer.next_size().unwrap(), Some(message.len()));
         let gathered = pair.consumer.gather(&mut into).unwrap();
         match progress {
@@ -284,7 +284,9 @@ fn what_lies_past_the_end_of_the_ring_is_no_record() {
         assert!(pair.send(&vec![1; size - as_offset(HEADER)]) && pair.take().is_some());
     }
     assert_eq!(pair.producer.ring.tail, 2 * SMALLEST - 32);
-    assert!(pair.producer.push(&[1; 24]).unwrap() && pair.producer.push(&[2; 16]).unwrap());
+    assert!(
+        pair.producer.push(&[1; 24], Tag::NONE).unwrap() && pair.producer.push(&[2; 16], Tag::NONE).unwrap()
+    );
     pair.producer.publish();
     let mut into = [0; 200];
     assert_eq!(pair.consumer.pull_packed(&mut into).unwrap(), Pulled::Bytes(56));
@@ -321,7 +323,7 @@ fn a_gap_of_nothing_is_one_too() {
     // Another implementation may set the flag for a payload that starts at a cache line anyway.
     let mut pair = pair(SMALLEST, SMALLEST);
     pair.move_to(56);
-    assert!(pair.producer.push(b"payload").unwrap());
+    assert!(pair.producer.push(b"payload", Tag::NONE).unwrap());
     let header = header(7, WHOLE | ALIGNED);
     let at = layout::DATA + 56;
     pair.producer.own_mut().store(at, header, Ordering::Relaxed);
@@ -366,5 +368,67 @@ fn packed_records_for_which_there_surely_is_room_go_in_together_wherever_the_rin
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_call_frame_is_told_from_a_message_by_each_way_of_reading() {
+    let mut pair = pair(SMALLEST, SMALLEST);
+    let call = bytes(1, 20);
+    let mut packed = packed([call.as_slice(), &bytes(2, 30)]);
+    packed[4] |= 16;
+    let read_all = |consumer: &mut Consumer<_, _>| {
+        let mut seen = Vec::new();
+        while let Some(record) = consumer.next_record().unwrap() {
+            consumer.visit_in_row(record, 10, |_, record| seen.push((record.length, record.tag)));
+        }
+        seen
+    };
+    let sent = [(20, Tag::CALL), (30, Tag::NONE)];
+
+    assert!(pair.producer.push(&call, Tag::CALL).unwrap());
+    assert!(pair.producer.push_now(&bytes(2, 30), Tag::NONE).unwrap());
+    assert_eq!(read_all(&mut pair.consumer), sent);
+    assert_eq!(
+        pair.producer.push_packed(&packed, SMALLEST).unwrap(),
+        packed.len()
+    );
+    pair.producer.publish();
+    assert_eq!(read_all(&mut pair.consumer), sent);
+
+    // Packed records are read as they were written, also long ones, which lie differently in the ring.
+    pair.consumer.publish();
+    let long = bytes(3, 2048);
+    for message in [&call, &long] {
+        assert!(pair.producer.push_now(message, Tag::CALL).unwrap());
+        let mut into = vec![0; 4096];
+        let size = packed_size(message.len() as u64);
+        assert_eq!(
+            pair.consumer.pull_packed(&mut into).unwrap(),
+            Pulled::Bytes(as_offset(size))
+        );
+        assert_eq!(into[..8], header(message.len() as u64, WHOLE | 16).to_le_bytes());
+    }
+
+    // The tag of a message in fragments is known before all of it is there.
+    let message = bytes(4, as_offset(SMALLEST));
+    let mut into = vec![0; message.len()];
+    let mut written = 0;
+    for tag in [Tag::CALL, Tag::NONE] {
+        let mut progress = pair.producer.push_part(&message, tag, 0).unwrap();
+        assert_eq!(pair.consumer.next_size().unwrap(), Some(message.len()));
+        assert_eq!(pair.consumer.tag(), tag);
+        while let Progress::Part(so_far) = progress {
+            assert!(so_far > written, "a reader makes room");
+            written = so_far;
+            assert_eq!(pair.consumer.gather(&mut into).unwrap(), Gathered::Part);
+            progress = pair.producer.push_part(&message, tag, so_far).unwrap();
+        }
+        written = 0;
+        assert_eq!(
+            pair.consumer.gather(&mut into).unwrap(),
+            Gathered::Whole(message.len())
+        );
+        assert_eq!((&into, pair.consumer.tag()), (&message, tag));
     }
 }

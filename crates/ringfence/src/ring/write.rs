@@ -10,7 +10,7 @@ use crate::{
     region::copy::Writable,
     region::layout::{self, as_offset},
     ring::record::{
-        ALIGNED, HEADER, LONG, PADDING, WHOLE, header, packed_length, packed_size, padded, record_size,
+        ALIGNED, HEADER, LONG, PADDING, Tag, WHOLE, header, packed_header, packed_size, padded, record_size,
         to_payload,
     },
 };
@@ -28,6 +28,9 @@ const NOTHING: u64 = u64::MAX;
 
 /// Tells how far the writer may write, and counts what it writes. One implementation for each kind of ring.
 pub(crate) trait Room<O> {
+    /// Whether a message may be a call frame.
+    const CALLS: bool;
+
     /// Returns the largest payload of one record in a ring of this capacity.
     fn largest_record(capacity: u64) -> u64;
 
@@ -214,23 +217,25 @@ impl<O: Writable, R: Room<O>> Writer<O, R> {
 
     /// Writes a record without publishing it. `false`: there is no room now.
     #[inline]
-    pub(crate) fn push(&mut self, payload: &[u8]) -> Result<bool> {
+    pub(crate) fn push(&mut self, payload: &[u8], tag: Tag) -> Result<bool> {
         let Some(at) = self.claim(payload.len() as u64)? else {
             return Ok(false);
         };
         self.ring.own.copy_in(at, payload);
-        self.finish(at, payload.len(), payload.len());
+        self.hide();
+        self.advance_whole(at, payload.len(), payload.len(), tag);
         Ok(true)
     }
 
     /// Writes a record like [`Writer::push`], and publishes it.
     #[inline]
-    pub(crate) fn push_now(&mut self, payload: &[u8]) -> Result<bool> {
+    pub(crate) fn push_now(&mut self, payload: &[u8], tag: Tag) -> Result<bool> {
         let Some(at) = self.claim(payload.len() as u64)? else {
             return Ok(false);
         };
         self.ring.own.copy_in(at, payload);
-        self.finish_now(at, payload.len(), payload.len());
+        self.advance_whole(at, payload.len(), payload.len(), tag);
+        self.show_tail();
         Ok(true)
     }
 
@@ -238,16 +243,20 @@ impl<O: Writable, R: Room<O>> Writer<O, R> {
     #[inline]
     pub(crate) fn finish(&mut self, at: usize, claimed: usize, length: usize) {
         self.hide();
-        self.advance(at, claimed as u64, length as u64, WHOLE);
-        self.room.count(length as u64);
+        self.advance_whole(at, claimed, length, Tag::NONE);
     }
 
     /// Finishes a record like [`Writer::finish`], and publishes everything that was written.
     #[inline]
     pub(crate) fn finish_now(&mut self, at: usize, claimed: usize, length: usize) {
-        self.advance(at, claimed as u64, length as u64, WHOLE);
-        self.room.count(length as u64);
+        self.advance_whole(at, claimed, length, Tag::NONE);
         self.show_tail();
+    }
+
+    #[inline]
+    fn advance_whole(&mut self, at: usize, claimed: usize, length: usize, tag: Tag) {
+        self.advance(at, claimed as u64, length as u64, WHOLE | tag.bits());
+        self.room.count(length as u64);
     }
 
     /// Writes the header of a record that was claimed at `at`, and moves the tail behind it.
@@ -284,13 +293,13 @@ impl<O: Writable, R: Room<O>> Writer<O, R> {
             let room = self.until.saturating_sub(self.ring.tail).min(rest);
             while taken + as_offset(run) < packed.len() {
                 let at = taken + as_offset(run);
-                let length = match packed_length(packed, at, longest) {
-                    Ok(length) => length,
+                let (length, tag) = match packed_header(packed, at, longest, R::CALLS) {
+                    Ok(found) => found,
                     Err(error) if at == 0 => return Err(error),
                     Err(_) => break,
                 };
                 if run + packed_size(length) > room || length >= LONG {
-                    next = Some(length);
+                    next = Some((length, tag));
                     break;
                 }
                 run += packed_size(length);
@@ -306,9 +315,9 @@ impl<O: Writable, R: Room<O>> Writer<O, R> {
                 taken += as_offset(run);
             }
             // A long record, or one that needs padding, the overhang or another stretch.
-            let Some(length) = next else { break };
+            let Some((length, tag)) = next else { break };
             let start = taken + as_offset(HEADER);
-            if !self.push(&packed[start..start + as_offset(length)])? {
+            if !self.push(&packed[start..start + as_offset(length)], tag)? {
                 break;
             }
             taken += as_offset(packed_size(length));

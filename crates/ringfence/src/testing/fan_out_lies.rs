@@ -20,7 +20,7 @@ use crate::{
     ring::consumer::Pulled,
     ring::delivery::{Delivery, StartFrom},
     ring::lies::{Liar, Lie, Write, packed},
-    ring::record::{WHOLE, header, packed_size},
+    ring::record::{Tag, WHOLE, header, packed_size},
 };
 
 /// The claims of a hostile publisher in OFFER, and then in its ring.
@@ -225,7 +225,7 @@ impl Stage {
         let payload = vec![u8::try_from(self.sent % 251).expect("below 251"); as_offset(size)];
         let there = self.publisher.has_room(size).expect("its own ring");
         match kind {
-            0 => self.sent += u64::from(self.publisher.push(&payload).expect("its own ring")),
+            0 => self.sent += u64::from(self.publisher.push(&payload, Tag::NONE).expect("its own ring")),
             1 => {
                 let packed = packed([payload.as_slice()]);
                 let taken = self.publisher.push_packed(&packed, SMALLEST);

@@ -10,7 +10,7 @@ use std::{
 use super::{
     consumer::{Consumer, Gathered, Pulled, WantedLengths},
     message::Progress,
-    record::{Record, WHOLE, header, packed_size},
+    record::{Record, Tag, WHOLE, header, packed_size},
     spsc::SpscWriter,
 };
 use crate::{
@@ -171,7 +171,7 @@ fn check_pulled(into: &[u8], pulled: &Pulled) -> Option<usize> {
             let (mut at, mut first) = (0, None);
             while at < end {
                 let word = u64::from_le_bytes(into[at..at + 8].try_into().expect("eight bytes"));
-                assert_eq!(word >> 32, u64::from(WHOLE));
+                assert_eq!((word >> 32) as u32 & !Tag::CALL.bits(), WHOLE);
                 assert!(word & 0xffff_ffff <= SMALLEST / 2);
                 at += as_offset(packed_size(word & 0xffff_ffff));
                 first.get_or_insert(at);
@@ -301,13 +301,17 @@ pub(crate) fn write_among_lies(lies: impl IntoIterator<Item = Lie>, writes: impl
         producer.room.peer.begin();
         let payload = vec![7; as_offset(size)];
         let result = match (kind, part) {
-            (3, _) | (_, Some(_)) => producer.push_part(&LONG, part.unwrap_or(0)).map(|progress| {
-                part = match progress {
-                    Progress::Part(written) if written > 0 => Some(written),
-                    _ => None,
-                };
-            }),
-            (0, _) => producer.push(&payload).map(drop),
+            (3, _) | (_, Some(_)) => {
+                producer
+                    .push_part(&LONG, Tag::NONE, part.unwrap_or(0))
+                    .map(|progress| {
+                        part = match progress {
+                            Progress::Part(written) if written > 0 => Some(written),
+                            _ => None,
+                        };
+                    })
+            }
+            (0, _) => producer.push(&payload, Tag::NONE).map(drop),
             (1, _) => producer.has_room(size).map(drop),
             (2, _) => producer
                 .push_packed(&packed([payload.as_slice(); 5]), SMALLEST)

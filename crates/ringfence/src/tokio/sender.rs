@@ -24,6 +24,7 @@ use crate::{
     host::broadcaster,
     ring::fan_out::FanOut,
     ring::message::Progress,
+    ring::record::Tag,
     ring::spsc::Spsc,
     tokio::line::{Half, Line},
     tokio::watched::Watched,
@@ -261,7 +262,7 @@ impl<R: TaskOutlet> Outbound<R> {
     /// ring.
     fn try_kept(&mut self) -> Result<bool> {
         while let Some((message, written)) = &mut self.kept.message {
-            match R::send_part(&mut self.inner, message, *written) {
+            match R::send_part(&mut self.inner, message, Tag::NONE, *written) {
                 Ok(Progress::Part(bytes)) if bytes > *written => *written = bytes,
                 Ok(Progress::Part(_)) => return Ok(false),
                 sent => self.finish_kept(sent.map(drop))?,
@@ -393,7 +394,7 @@ where
         inner.has_room(message.len())?;
         // A message that cannot be kept must not wait.
         let copy = copy_of(message).inspect_err(|_| R::give_up(inner))?;
-        if let Progress::Part(written) = R::send_part(inner, &copy, 0)? {
+        if let Progress::Part(written) = R::send_part(inner, &copy, Tag::NONE, 0)? {
             kept.message = Some((copy, written));
         }
         Ok(())
@@ -439,7 +440,7 @@ pub(super) fn poll_send<R: TaskOutlet>(
     let turn = ready!(coop::poll_proceed(cx));
     R::unpark(inner);
     loop {
-        match R::send_part(inner, message, *written)? {
+        match R::send_part(inner, message, Tag::NONE, *written)? {
             Progress::Whole => {
                 turn.made_progress();
                 return Poll::Ready(Ok(()));

@@ -39,7 +39,7 @@ pub fn frame(magic: [u8; 8], version: u16, kind: u16, body: &[u8]) -> Vec<u8> {
 }
 
 pub fn good(kind: u16, body: &[u8]) -> Vec<u8> {
-    frame(*b"ringfnce", 2, kind, body)
+    frame(*b"ringfnce", 3, kind, body)
 }
 
 pub fn hello(echo: &[u8]) -> Vec<u8> {

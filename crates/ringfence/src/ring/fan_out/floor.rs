@@ -173,6 +173,8 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Floor<O, P, T> {
 }
 
 impl<O: Writable, P: Readable + Clone, T: Clone> Room<O> for Floor<O, P, T> {
+    const CALLS: bool = false;
+
     #[inline]
     fn largest_record(capacity: u64) -> u64 {
         largest_message(capacity)

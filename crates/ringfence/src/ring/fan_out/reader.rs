@@ -18,7 +18,7 @@ use crate::{
         delivery::{Delivery, StartFrom},
         message::too_small,
         pace::{distance, pause},
-        record::{HEADER, PADDING, Record, WHOLE, corrupt, header, packed_size, split},
+        record::{HEADER, PADDING, Record, Tag, WHOLE, corrupt, header, packed_size, split},
     },
 };
 
@@ -406,7 +406,7 @@ impl<R: Readable, C: Writable, V: Validity> FanIn<R, C, V> {
             let (length, flags) = split(self.ring.load(offset, Ordering::Relaxed));
             let record = Record::new(offset, length, flags, layout::DATA + as_offset(until - lap));
             let fits = at + record.size <= until;
-            if fits && record.flags == WHOLE && length <= self.longest {
+            if fits && record.flags == WHOLE && record.tag == Tag::NONE && length <= self.longest {
                 return Scanned::Message(at, record);
             }
             // Padding goes before a record that begins the next lap, and never lies at its beginning.

@@ -350,6 +350,7 @@ mod tests {
     use crate::{
         region::{own::OwnRegion, peer::PeerRegion},
         ring::fan_out::floor::FanOutWriter,
+        ring::record::Tag,
     };
 
     /// A caller that compares positions over time would see such a reader go backwards.
@@ -412,7 +413,7 @@ mod tests {
         assert!(readers.keep(number, 0));
         assert_eq!(writer.changes().count(), 1);
         let sent = (0..400)
-            .take_while(|_| writer.push_now(&[7; 24]).unwrap())
+            .take_while(|_| writer.push_now(&[7; 24], Tag::NONE).unwrap())
             .count();
         assert!(sent <= 128, "the ring has no more: {sent}");
         assert_eq!(writer.used(), sent as u64 * 32);

@@ -23,7 +23,7 @@ use crate::{
     region::own::OwnRegion,
     region::peer::PeerRegion,
     ring::delivery::{Delivery, StartFrom},
-    ring::record::{WHOLE, packed_size},
+    ring::record::{Tag, WHOLE, packed_size},
 };
 
 type Writer = FanOutWriter<OwnRegion, PeerRegion, ()>;
@@ -79,7 +79,7 @@ impl Hub {
     }
 
     fn send(&mut self, message: &[u8]) -> bool {
-        let pushed = self.writer.push(message).unwrap();
+        let pushed = self.writer.push(message, Tag::NONE).unwrap();
         self.writer.publish();
         pushed
     }
@@ -173,11 +173,13 @@ fn only_what_was_published_counts() {
     let mut hub = Hub::new(SMALLEST);
     let counted = |writer: &Writer| writer.counted();
     assert!(hub.send(&[7; 100]));
-    assert!(hub.writer.push(&[7; 50]).unwrap() && hub.writer.push(&[7; 30]).unwrap());
+    assert!(hub.writer.push(&[7; 50], Tag::NONE).unwrap() && hub.writer.push(&[7; 30], Tag::NONE).unwrap());
     assert_eq!(counted(&hub.writer), (1, 100), "a batch is under way");
     assert!(hub.writer.publish());
     assert_eq!(counted(&hub.writer), (3, 180));
-    assert!(hub.writer.push(&[7; 20]).unwrap() && hub.writer.push_now(&[7; 10]).unwrap());
+    assert!(
+        hub.writer.push(&[7; 20], Tag::NONE).unwrap() && hub.writer.push_now(&[7; 10], Tag::NONE).unwrap()
+    );
     assert_eq!(counted(&hub.writer), (5, 210));
 }
 

@@ -12,7 +12,7 @@ use crate::{
     region::own::OwnRegion,
     ring::consumer::{Consumer, Pulled, WantedLengths},
     ring::lies::{LONGEST, LOOKS, Lie, Read, Write, read_lies, write_among_lies},
-    ring::record::{ALIGNED, FIRST, HEADER, LAST, PADDING, WHOLE, packed_size},
+    ring::record::{ALIGNED, FIRST, HEADER, LAST, PADDING, Tag, WHOLE, packed_size},
     ring::spsc::SpscWriter,
     testing::chance::cases,
 };
@@ -141,9 +141,9 @@ fn heads_that_no_honest_reader_publishes_are_corrupt() {
         let reader = OwnRegion::private(SMALLEST);
         let mut producer = SpscWriter::new(OwnRegion::private(SMALLEST), reader.seen_by_peer(), SMALLEST);
         // 32 bytes are published. 16 more are written, which no reader can have read.
-        assert!(producer.push(&[0; 24]).unwrap());
+        assert!(producer.push(&[0; 24], Tag::NONE).unwrap());
         producer.publish();
-        assert!(producer.push(&[0; 8]).unwrap());
+        assert!(producer.push(&[0; 8], Tag::NONE).unwrap());
         reader.store(layout::HEAD, first, Ordering::Release);
         let first_look = producer.packed_room(0).map(drop);
         reader.store(layout::HEAD, second, Ordering::Release);
@@ -166,7 +166,10 @@ fn records_that_no_honest_writer_writes_are_corrupt() {
         ("an end without a beginning", 32, 24, LAST),
         ("a beginning without a size", 32, 8, FIRST),
         ("a beginning of nothing", 32, 0, FIRST),
-        ("unknown flags", 32, 24, 16),
+        ("unknown flags", 32, 24, 32),
+        ("attachments, before there are any", 32, 24, WHOLE | 0x100),
+        ("a middle that is a call frame", 32, 24, 16),
+        ("padding that is a call frame", 32, 24, PADDING | 16),
         ("all flags", 32, 24, u32::MAX),
         ("padding that is a message too", 32, 24, PADDING | WHOLE),
         ("padding that begins at a line", 32, 24, PADDING | ALIGNED),
@@ -205,7 +208,9 @@ fn fragments_that_do_not_follow_are_corrupt() {
         ("all that was stated, and no end", 40, 32, 0),
         ("a fragment of nothing", 100, 0, 0),
         ("an end of nothing", 100, 0, LAST),
-        ("unknown flags", 100, 24, 16),
+        ("unknown flags", 100, 24, 32),
+        ("a middle that is a call frame", 100, 24, 16),
+        ("an end that is a call frame", 100, 84, LAST | 16),
     ] {
         let mut words = words();
         words.record(0, 16, FIRST);

@@ -10,7 +10,7 @@ use crate::{
     region::layout::{self, as_offset},
     ring::consumer::{Gathered, Pulled, WantedLengths},
     ring::message::Progress,
-    ring::record::{WHOLE, packed_size, padded, record_size},
+    ring::record::{Tag, WHOLE, packed_size, padded, record_size},
     testing::chance::cases,
 };
 
@@ -232,7 +232,7 @@ impl Rig {
     fn push(&mut self, message: Vec<u8>) -> bool {
         let fits = self.model.fits(message.len(), self.head());
         assert_eq!(
-            self.pair.producer.push(&message).unwrap(),
+            self.pair.producer.push(&message, Tag::NONE).unwrap(),
             fits,
             "{} bytes",
             message.len()
@@ -284,7 +284,7 @@ impl Rig {
             let bytes = self.message(size);
             if bytes.len() as u64 <= capacity / 2 {
                 let fits = self.model.fits(bytes.len(), self.head());
-                let progress = self.pair.producer.push_part(&bytes, 0).unwrap();
+                let progress = self.pair.producer.push_part(&bytes, Tag::NONE, 0).unwrap();
                 assert_eq!(progress, if fits { Progress::Whole } else { Progress::Part(0) });
                 if fits {
                     self.model.whole(bytes);
@@ -300,7 +300,11 @@ impl Rig {
         }
         let head = self.head();
         let mut sent = self.model.queue.pop_back().expect("the message under way");
-        let progress = self.pair.producer.push_part(&sent.bytes, sent.written).unwrap();
+        let progress = self
+            .pair
+            .producer
+            .push_part(&sent.bytes, Tag::NONE, sent.written)
+            .unwrap();
         let written = match progress {
             Progress::Whole => sent.bytes.len(),
             Progress::Part(written) => written,

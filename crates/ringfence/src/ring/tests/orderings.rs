@@ -7,7 +7,7 @@ use crate::{
     region::copy::Readable,
     ring::consumer::{Consumer, Gathered},
     ring::message::Progress,
-    ring::record::WHOLE,
+    ring::record::{Tag, WHOLE},
     ring::spsc::SpscWriter,
     testing::loomed::Region,
 };
@@ -31,7 +31,7 @@ fn bounded() -> loom::model::Builder {
 }
 
 fn send(writer: &mut Writer, word: u64) {
-    while !writer.push(&word.to_le_bytes()).unwrap() {
+    while !writer.push(&word.to_le_bytes(), Tag::NONE).unwrap() {
         thread::yield_now();
     }
 }
@@ -117,7 +117,7 @@ fn fragments_follow_each_other_through_a_ring_that_is_used_again() {
         let message: [u8; 72] = std::array::from_fn(|at| u8::try_from(at).unwrap());
         let thread = thread::spawn(move || {
             let mut written = 0;
-            while let Progress::Part(so_far) = writer.push_part(&message, written).unwrap() {
+            while let Progress::Part(so_far) = writer.push_part(&message, Tag::NONE, written).unwrap() {
                 written = so_far;
                 thread::yield_now();
             }

@@ -2,7 +2,7 @@
 
 use std::{mem, sync::Arc};
 
-use super::{Pair, Pulled, SMALLEST, WHOLE, header, packed_size, pair};
+use super::{Pair, Pulled, SMALLEST, Tag, WHOLE, header, packed_size, pair};
 use crate::{
     region::{layout::as_offset, own::OwnRegion},
     ring::consumer::WantedLengths,
@@ -60,7 +60,11 @@ fn a_reader_in_full_stream_that_has_come_close_does_not_look_the_short_way() {
         assert!(pair.send(&vec![0; bytes / 2 - 8]) && pair.take().is_some());
         let mut left = bytes;
         while left > 0 {
-            assert!(pair.producer.push(&vec![0; left.min(1024) - 8]).unwrap());
+            assert!(
+                pair.producer
+                    .push(&vec![0; left.min(1024) - 8], Tag::NONE)
+                    .unwrap()
+            );
             left -= left.min(1024);
         }
         pair.producer.publish();
@@ -89,7 +93,7 @@ fn a_row_is_visited_in_strides_and_the_head_is_published_after_each() {
     // A quarter of the ring, and never more than 64 KiB.
     for (capacity, stride) in [(16 * SMALLEST, 4 * SMALLEST), (128 * SMALLEST, 16 * SMALLEST)] {
         let mut pair = pair(capacity, capacity);
-        while pair.producer.push(&[0; 256 - 8]).unwrap() {}
+        while pair.producer.push(&[0; 256 - 8], Tag::NONE).unwrap() {}
         pair.producer.publish();
         let mut read = 0;
         while let Some(first) = pair.consumer.next_record().unwrap() {
@@ -124,7 +128,7 @@ fn what_was_read_is_told_at_the_next_look_and_at_the_end() {
         pair.consumer.hand_out(record);
     };
     for length in [3, 5, 7] {
-        assert!(pair.producer.push(&[0; 7][..length]).unwrap());
+        assert!(pair.producer.push(&[0; 7][..length], Tag::NONE).unwrap());
     }
     pair.producer.publish();
     hand_out(&mut pair);
@@ -149,7 +153,7 @@ fn a_pull_takes_as_many_as_fit_whatever_part_of_a_run_the_buffer_is() {
     for records in [1, 50, 51, 52, 64, 103, 120] {
         for rest in [0, 8, 72] {
             let mut pair = pair(capacity, capacity);
-            while pair.producer.push(&[7; 72]).unwrap() {}
+            while pair.producer.push(&[7; 72], Tag::NONE).unwrap() {}
             pair.producer.publish();
             let mut into = vec![0; records * 80 + rest];
             let pulled = pair.consumer.pull_packed(&mut into).unwrap();
@@ -170,7 +174,7 @@ fn a_pull_of_messages_of_some_lengths_ends_before_the_first_of_another() {
     for (lengths, least, most) in [([8, 16, 33, 8], 0, 32), ([40, 16, 15, 16], 16, u64::MAX)] {
         let mut pair = pair(SMALLEST, SMALLEST);
         for length in lengths {
-            assert!(pair.producer.push(&vec![1; length]).unwrap());
+            assert!(pair.producer.push(&vec![1; length], Tag::NONE).unwrap());
         }
         pair.producer.publish();
         let wanted = WantedLengths {

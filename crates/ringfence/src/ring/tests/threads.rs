@@ -16,7 +16,7 @@ use crate::{
     region::peer::PeerRegion,
     ring::consumer::{Gathered, Pulled},
     ring::message::Progress,
-    ring::record::{WHOLE, packed_size},
+    ring::record::{Tag, WHOLE, packed_size},
     ring::spsc::SpscWriter,
 };
 
@@ -74,7 +74,7 @@ fn produce(mut producer: SpscWriter<OwnRegion, PeerRegion>) {
             continue;
         }
         let message = bytes(number, length(number));
-        while !producer.push(&message).unwrap() {
+        while !producer.push(&message, Tag::NONE).unwrap() {
             producer.publish();
             thread::yield_now();
         }
@@ -145,7 +145,7 @@ fn two_threads_pass_a_message_of_many_rings_on() {
     let sent = message.clone();
     let writer = Writer::start(move || {
         let mut written = 0;
-        while let Progress::Part(so_far) = producer.push_part(&sent, written).unwrap() {
+        while let Progress::Part(so_far) = producer.push_part(&sent, Tag::NONE, written).unwrap() {
             written = so_far;
             thread::yield_now();
         }

@@ -4,8 +4,14 @@ use std::sync::{Arc, atomic::Ordering};
 
 use super::{Pair, SMALLEST, bytes, pair};
 use crate::{
-    region::copy::Writable, region::layout, region::own::OwnRegion, ring::lies::packed,
-    ring::message::Progress, ring::record::LONG, ring::spsc::SpscWriter, ring::tally::Tally,
+    region::copy::Writable,
+    region::layout,
+    region::own::OwnRegion,
+    ring::lies::packed,
+    ring::message::Progress,
+    ring::record::{LONG, Tag},
+    ring::spsc::SpscWriter,
+    ring::tally::Tally,
 };
 
 #[test]
@@ -14,8 +20,8 @@ fn each_way_to_write_counts_a_message_and_its_bytes() {
     let mut producer = SpscWriter::new(own, peer.seen_by_peer(), SMALLEST);
     let tally = Arc::new(Tally::default());
     producer.count_in(&tally);
-    assert!(producer.push(&[7; 100]).unwrap());
-    assert!(producer.push_now(&[7; 50]).unwrap());
+    assert!(producer.push(&[7; 100], Tag::NONE).unwrap());
+    assert!(producer.push_now(&[7; 50], Tag::NONE).unwrap());
     assert_eq!(producer.counted(), (2, 150));
     let set = packed([&[7; 20][..], &[7; 30], &[7; 3]]);
     assert_eq!(producer.push_packed(&set, SMALLEST).unwrap(), set.len());
@@ -25,7 +31,7 @@ fn each_way_to_write_counts_a_message_and_its_bytes() {
     assert_eq!(producer.counted(), (6, 216));
     // A message in fragments counts once, when it is complete.
     let (message, mut written) = (bytes(1, 6000), 0);
-    while let Progress::Part(now) = producer.push_part(&message, written).unwrap() {
+    while let Progress::Part(now) = producer.push_part(&message, Tag::NONE, written).unwrap() {
         written = now;
         assert_eq!(producer.counted(), (6, 216));
         peer.store(layout::HEAD, producer.ring.published(), Ordering::Release);
@@ -41,7 +47,7 @@ fn what_was_not_told_yet_is_told_when_the_producer_goes() {
     let Pair { mut producer, .. } = pair(SMALLEST, SMALLEST);
     producer.count_in(&tally);
     for _ in 0..3 {
-        assert!(producer.push_now(&[7; 10]).unwrap());
+        assert!(producer.push_now(&[7; 10], Tag::NONE).unwrap());
     }
     drop(producer);
     assert_eq!(tally.get(), (3, 30));
@@ -53,7 +59,7 @@ fn what_is_used_is_what_the_consumer_has_not_read_and_never_more_than_was_writte
     let mut producer = SpscWriter::new(own, peer.seen_by_peer(), SMALLEST);
     assert_eq!(producer.used(), 0);
     for _ in 0..3 {
-        assert!(producer.push_now(&[7; 24]).unwrap());
+        assert!(producer.push_now(&[7; 24], Tag::NONE).unwrap());
     }
     assert_eq!(producer.used(), 96);
     peer.store(layout::HEAD, 32, Ordering::Release);

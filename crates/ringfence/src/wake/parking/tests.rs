@@ -15,6 +15,7 @@ use crate::{
     region::layout,
     region::phase::Phase,
     ring::consumer::Consumer,
+    ring::record::Tag,
     ring::spsc::SpscWriter,
     testing::loomed::Region,
     wake::parking::{Barriers, ParkingSpot, Sleeper, Waker},
@@ -82,7 +83,7 @@ fn stream(region: &Region, reader: &Region, writer: &Region, messages: u64, barr
     let over = region.clone();
     let writer = thread::spawn(move || {
         for word in 0..messages {
-            let pushed = producer.push(&word.to_le_bytes()).unwrap();
+            let pushed = producer.push(&word.to_le_bytes(), Tag::NONE).unwrap();
             assert!(pushed, "there is room for all");
             producer.publish();
             if waker.must_ring() {
@@ -162,7 +163,7 @@ fn a_reader_sees_what_was_published_before_the_writer_began_to_make_fences() {
         let (bell, over) = (line.clone(), region.clone());
         let writer = thread::spawn(move || {
             for turn in 0..2 {
-                assert!(producer.push(&[0; 8]).unwrap());
+                assert!(producer.push(&[0; 8], Tag::NONE).unwrap());
                 producer.publish();
                 if waker.must_ring() {
                     bell.ring();
@@ -210,7 +211,7 @@ fn a_writer_that_sleeps_is_woken_once_there_is_room() {
         let region = Region::new(32);
         let line = Line::new();
         let mut producer = SpscWriter::new(region.clone(), region.clone(), 32);
-        assert!(producer.push(&[0; 8]).unwrap() && producer.push(&[1; 8]).unwrap());
+        assert!(producer.push(&[0; 8], Tag::NONE).unwrap() && producer.push(&[1; 8], Tag::NONE).unwrap());
         producer.publish();
         let mut consumer = Consumer::new(region.clone(), region.clone(), 32, 32);
         let mut waker = Waker::new(
@@ -233,7 +234,7 @@ fn a_writer_that_sleeps_is_woken_once_there_is_room() {
         let mut sleeper = Sleeper::new(region.clone(), region, ParkingSpot::WRITER, Barriers::Both);
         for word in 2..4 {
             sleep_until(&mut sleeper, &line, || producer.has_room(8).unwrap());
-            assert!(producer.push(&[word; 8]).unwrap());
+            assert!(producer.push(&[word; 8], Tag::NONE).unwrap());
             producer.publish();
         }
         reader.join().unwrap();

@@ -9,6 +9,7 @@ use crate::{
     region::own::OwnRegion,
     ring::delivery::{Delivery, StartFrom},
     ring::fan_out::reader::FanIn,
+    ring::record::Tag,
 };
 
 /// A ring whose writer continues while the first payload is copied.
@@ -40,7 +41,7 @@ fn a_batch_that_is_not_published_yet_leaves_the_last_message() {
             assert!(hub.send(&bytes(number, 24)));
         }
         let mut last = 200;
-        while hub.writer.push(&bytes(last + 1, 24)).unwrap() {
+        while hub.writer.push(&bytes(last + 1, 24), Tag::NONE).unwrap() {
             last += 1;
         }
         let (_, mut newcomer) = hub.join(delivery, StartFrom::Latest);

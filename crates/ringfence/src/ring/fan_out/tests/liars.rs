@@ -194,7 +194,9 @@ fn records_that_no_honest_publisher_writes_are_corrupt_for_each_way_of_reading()
         ("a fragment", 32, 24, 0),
         ("a beginning", 32, 24, FIRST),
         ("an end", 32, 24, LAST),
-        ("unknown flags", 32, 24, 16),
+        ("unknown flags", 32, 24, 32),
+        ("a call frame", 32, 24, WHOLE | 16),
+        ("attachments", 32, 24, WHOLE | 0x100),
         (
             "padding at the beginning of the ring",
             SMALLEST,

@@ -12,7 +12,7 @@ use crate::{
     ring::consumer::Pulled,
     ring::delivery::{Delivery, StartFrom},
     ring::lies::packed,
-    ring::record::packed_size,
+    ring::record::{Tag, packed_size},
     testing::chance::cases,
 };
 
@@ -155,7 +155,7 @@ impl Rig {
         let must = self.is_idle();
         let there = self.hub.writer.has_room(message.len() as u64).unwrap();
         let awaited = self.hub.writer.awaited(message.len() as u64);
-        let pushed = self.hub.writer.push(message).unwrap();
+        let pushed = self.hub.writer.push(message, Tag::NONE).unwrap();
         assert_eq!(pushed, there, "{} bytes", message.len());
         assert!(pushed || !must, "{} bytes find room", message.len());
         if pushed {

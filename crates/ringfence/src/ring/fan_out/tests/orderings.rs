@@ -16,6 +16,7 @@ use super::super::{
 };
 use crate::{
     ring::delivery::{Delivery, StartFrom},
+    ring::record::Tag,
     testing::loomed::Region,
 };
 
@@ -71,7 +72,7 @@ fn bounded(preemptions: usize) -> loom::model::Builder {
 }
 
 fn send(writer: &mut Writer, number: u64) {
-    while !writer.push(&number.to_le_bytes()).unwrap() {
+    while !writer.push(&number.to_le_bytes(), Tag::NONE).unwrap() {
         thread::yield_now();
     }
     writer.publish();
@@ -176,7 +177,7 @@ fn held(words: impl Fn(&Region) -> Region + Copy + Send + Sync + 'static) {
         assert_eq!(writer.changes().count(), 0);
         let thread = thread::spawn(move || {
             // If the reader enters first, there is no room.
-            writer.push(&5_u64.to_le_bytes()).unwrap();
+            writer.push(&5_u64.to_le_bytes(), Tag::NONE).unwrap();
             writer.publish();
         });
         let mut reader = hub.join(control, Delivery::Reliable);

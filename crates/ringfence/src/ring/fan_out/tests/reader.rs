@@ -18,7 +18,7 @@ use crate::{
     ring::fan_out::reader::{FanIn, TRIES, Terms, Validity, View},
     ring::fan_out::readers::Held,
     ring::lies::{Liar, Lie},
-    ring::record::{PADDING, WHOLE, header},
+    ring::record::{PADDING, Tag, WHOLE, header},
 };
 
 /// Sends messages that take 32 bytes each.
@@ -259,7 +259,7 @@ fn the_list_gives_each_reader_a_slot_of_its_own_and_tells_what_is_kept() {
     assert_eq!(receive(&mut quick), Some(bytes(1, 24)));
     assert_eq!(hub.writer.used(), 64);
     // Data that is written but not published does not count as unread.
-    assert!(hub.writer.push(&bytes(4, 24)).unwrap());
+    assert!(hub.writer.push(&bytes(4, 24), Tag::NONE).unwrap());
     assert_eq!((hub.writer.used(), hub.readers.kept_from()), (64, Some(0)));
 }
 

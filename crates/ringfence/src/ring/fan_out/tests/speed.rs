@@ -14,6 +14,7 @@ use crate::{
     ring::delivery::{Delivery, StartFrom},
     ring::fan_out::readers::Readers,
     ring::message::Message,
+    ring::record::Tag,
     ring::spsc::SpscWriter,
     wake::parking::{
         Barriers, ParkingSpot, Waker,
@@ -78,7 +79,7 @@ fn published(readers: usize, batch: usize, size: usize) -> f64 {
     for _ in 0..ROUNDS {
         let began = Instant::now();
         for number in 1..=count {
-            assert!(hub.writer.push(black_box(&message)).unwrap());
+            assert!(hub.writer.push(black_box(&message), Tag::NONE).unwrap());
             if number.is_multiple_of(batch) {
                 hub.writer.publish();
                 wake(&mut hub, &mut waker);
@@ -136,7 +137,7 @@ fn of_a_publication_on_one_thread() {
         for _ in 0..ROUNDS {
             let began = Instant::now();
             for number in 1..=count {
-                assert!(producer.push(black_box(&message)).unwrap());
+                assert!(producer.push(black_box(&message), Tag::NONE).unwrap());
                 if number.is_multiple_of(batch) {
                     producer.publish();
                     assert!(!waker.must_ring());
@@ -167,7 +168,7 @@ fn of_reading_on_one_thread() {
         let mut best = f64::INFINITY;
         for _ in 0..ROUNDS {
             for _ in 0..count {
-                assert!(producer.push(&message).unwrap());
+                assert!(producer.push(&message, Tag::NONE).unwrap());
             }
             producer.publish();
             let began = Instant::now();
@@ -184,7 +185,7 @@ fn of_reading_on_one_thread() {
         let mut into = vec![0; size];
         let pair_received = quickest(count, || {
             for _ in 0..count {
-                assert!(producer.push(&message).unwrap());
+                assert!(producer.push(&message, Tag::NONE).unwrap());
             }
             producer.publish();
             while let Some(record) = consumer.next_record().unwrap() {
@@ -200,7 +201,7 @@ fn of_reading_on_one_thread() {
             let mut best = f64::INFINITY;
             for _ in 0..ROUNDS {
                 for _ in 0..count {
-                    assert!(hub.writer.push(&message).unwrap());
+                    assert!(hub.writer.push(&message, Tag::NONE).unwrap());
                 }
                 hub.writer.publish();
                 let began = Instant::now();
@@ -211,7 +212,7 @@ fn of_reading_on_one_thread() {
             println!("{size} B: {delivery}, visited {best:.2} ns a message");
             let received = quickest(count, || {
                 for _ in 0..count {
-                    assert!(hub.writer.push(&message).unwrap());
+                    assert!(hub.writer.push(&message, Tag::NONE).unwrap());
                 }
                 hub.writer.publish();
                 while reader.receive(&mut into).unwrap().is_some() {
@@ -240,7 +241,7 @@ fn streamed(readers: usize, batch: usize, size: usize) -> (f64, f64) {
             let message = vec![7; size];
             let began = Instant::now();
             for number in 1..=MESSAGES {
-                while !hub.writer.push(&message).unwrap() {
+                while !hub.writer.push(&message, Tag::NONE).unwrap() {
                     hub.writer.publish();
                     thread::yield_now();
                 }

@@ -13,6 +13,7 @@ use crate::{
     region::layout::as_offset,
     ring::consumer::Pulled,
     ring::delivery::{Delivery, StartFrom},
+    ring::record::Tag,
 };
 
 const MESSAGES: u64 = if cfg!(miri) { 60 } else { 30_000 };
@@ -94,7 +95,11 @@ fn run(kinds: &[(Delivery, By)]) {
         })
         .collect();
     for number in 1..=MESSAGES {
-        while !hub.writer.push(&bytes(number, length(number))).unwrap() {
+        while !hub
+            .writer
+            .push(&bytes(number, length(number)), Tag::NONE)
+            .unwrap()
+        {
             hub.writer.publish();
             thread::yield_now();
             assert!(

@@ -16,7 +16,7 @@ use crate::{
     region::own::OwnRegion,
     ring::delivery::{Delivery, StartFrom},
     ring::lies::packed,
-    ring::record::{FIRST, LONG, header},
+    ring::record::{FIRST, LONG, Tag, header},
 };
 
 #[test]
@@ -54,7 +54,7 @@ fn packed_messages_are_counted_and_the_first_bad_one_ends_them() {
 fn a_batch_that_fills_the_ring_waits_for_no_reader_before_it_is_published() {
     let mut hub = Hub::new(SMALLEST);
     let (_, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
-    while hub.writer.push(&[7; 24]).unwrap() {}
+    while hub.writer.push(&[7; 24], Tag::NONE).unwrap() {}
     assert!(!hub.writer.has_room(24).unwrap());
     assert_eq!(hub.writer.awaited(24), None);
     assert!(hub.writer.publish());
