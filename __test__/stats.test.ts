@@ -1,7 +1,7 @@
 // What can be seen of what is open: the figures are exact, and the last ones stay.
 
 import test from 'ava'
-import { merge, publish, subscribe, type ChannelStats, type Subscription } from 'ringfence'
+import { merge, publish, subscribe, type Channel, type ChannelStats, type Subscription } from 'ringfence'
 
 import { abstractAddress } from './support/address.js'
 import { listenHere, nextOf, pair, Partner } from './support/partner.js'
@@ -93,7 +93,7 @@ test('a listener counts who came and who was refused, and sums up its channels',
   const [one, other, refused] = await Promise.all([Partner.start(t), Partner.start(t), Partner.start(t)])
   refusedPid = refused.pid
   await t.throwsAsync(refused.connect(listener.address), { code: 'ERR_RINGFENCE_PEER_REFUSED' })
-  const channels = []
+  const channels: Channel[] = []
   for (const partner of [one, other]) {
     const [channel] = await Promise.all([nextOf(listener), partner.connect(listener.address)])
     channels.push(channel)
@@ -103,6 +103,13 @@ test('a listener counts who came and who was refused, and sums up its channels',
   await until(() => listener.stats().refused['authorize'] === 1, 'the refusal was told')
   t.like(listener.stats(), { open: 2, accepted: 2, messagesReceived: 2, bytesReceived: 8 })
   t.is(listener.stats().ringCapacity, channels[0]!.capacity * 2)
+  for (const channel of channels) channel.sendToken(1)
+  t.is(listener.stats().tokensSent, 2)
+  // Both channels count the signals of the process.
+  const { tokensStray } = listener.stats()
+  await one.run((_kit, pid: number) => void process.kill(pid, 50), process.pid)
+  await until(() => channels.every((channel) => channel.stats().tokensStray === tokensStray + 1), 'both count it')
+  t.is(listener.stats().tokensStray, tokensStray + 1)
 
   // What an agent has left is read after its end.
   await one.run(async (kit) => {
@@ -219,6 +226,7 @@ test('the names of all figures', async (t) => {
   const ofChannel = [
     ...['messagesSent', 'bytesSent', 'messagesReceived', 'bytesReceived', 'waits', 'waitedMicros', 'wakeupsSent'],
     ...['sleeps', 'ringUsed', 'ringCapacity', 'queuedBytes'],
+    ...['tokensSent', 'tokensReceived', 'tokensStray', 'tokensDropped'],
   ]
   const namesOf = (stats: object) => Object.keys(stats).sort()
   const { channel } = await pair(t)

@@ -46,7 +46,13 @@ test('tokens go both ways, keep their order, and have 64 bits', async (t) => {
     await take(channel, 500),
     Array.from({ length: 500 }, (_, token) => BigInt(token) + 1n),
   )
-  t.is(channel.droppedTokens, 0)
+  const count = tokens.length + 500
+  const counted = { tokensSent: count, tokensReceived: count, tokensDropped: 0 }
+  t.like(channel.stats(), counted)
+  t.like(await partner.run(({ channel: there }) => there.stats()), counted)
+  t.throws(() => channel.sendToken(-1), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
+  await channel.close()
+  t.like(channel.stats(), counted, 'the figures stay after the end')
 })
 
 test('each agent of a service has tokens of its own, those of one process too', async (t) => {
@@ -149,7 +155,7 @@ test('the tokens end with the channel: where the peer ends it, after what has co
     t.deepEqual(await soon(waiting, 'the end of the tokens'), [1n, 2n, 3n], how)
     t.is(await channel.closed, how === 'close' ? 'closed' : 'exited')
     t.throws(() => channel.sendToken(1), { code: 'ERR_RINGFENCE_PEER_LOST' })
-    t.is(channel.droppedTokens, 0)
+    t.is(channel.stats().tokensDropped, 0)
   }
 })
 
@@ -160,6 +166,7 @@ test('what came before the peer ended can be taken afterwards', async (t) => {
     await there.close()
   })
   t.is(await soon(channel.closed, 'the end'), 'closed')
+  t.is(channel.stats().tokensReceived, 3)
   t.deepEqual(await take(channel, 2), [1n, 2n])
   const rest = []
   for await (const token of channel.tokens()) rest.push(token)
@@ -185,11 +192,11 @@ test('this side’s close ends the tokens at once', async (t) => {
 test('a signal that is no token is counted, and no loop is told of it', async (t) => {
   const { channel, partner } = await pair(t)
   const next = channel.tokens()[Symbol.asyncIterator]().next()
-  const before = channel.strayTokens
+  const before = channel.stats().tokensStray
   await partner.run((_kit, pid: number) => {
     for (let count = 0; count < 10; count += 1) process.kill(pid, 50)
   }, process.pid)
-  await until(() => channel.strayTokens === before + 10, 'all are counted')
+  await until(() => channel.stats().tokensStray === before + 10, 'all are counted')
   t.true(await isPending(next))
   await partner.run(({ channel: there }) => there.sendToken(7))
   t.deepEqual(await soon(next, 'the token'), { done: false, value: 7n })

@@ -43,6 +43,7 @@ export type {
   PublisherStats,
   SubscriberStats,
   SubscriptionStats,
+  TokenStats,
 } from './channel/stats.js'
 export type {
   BatchOptions,

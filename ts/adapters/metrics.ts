@@ -69,6 +69,28 @@ const COUNTERS: Row[] = [
     '{wakeup}',
     'How often this side has woken its peer.',
   ],
+  ['tokensSent', 'ringfence_tokens_sent_total', 'ringfence.tokens.sent', '{token}', 'Tokens that were sent.'],
+  [
+    'tokensReceived',
+    'ringfence_tokens_received_total',
+    'ringfence.tokens.received',
+    '{token}',
+    'Tokens that were read.',
+  ],
+  [
+    'tokensStray',
+    'ringfence_tokens_stray_total',
+    'ringfence.tokens.stray',
+    '{signal}',
+    'Signals in this process that were no tokens; each channel shows all of them.',
+  ],
+  [
+    'tokensDropped',
+    'ringfence_tokens_dropped_total',
+    'ringfence.tokens.dropped',
+    '{token}',
+    'Tokens that were dropped because no loop read them.',
+  ],
   ['sleeps', 'ringfence_sleeps_total', 'ringfence.sleeps', '{sleep}', 'How often this side went to sleep.'],
   ['lost', 'ringfence_messages_lost_total', 'ringfence.lost', '{message}', 'Messages that were passed over.'],
   [

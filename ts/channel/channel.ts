@@ -384,26 +384,13 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
    * the tokens, and leaving a loop loses none.
    *
    * The loop ends when the channel has ended and the tokens that had arrived were read; at once if this side has closed the channel. Up to
-   * 65,536 tokens wait here for a loop. Further tokens are dropped and counted in {@link Channel.droppedTokens}. Waiting for a token does
+   * 65,536 tokens wait here for a loop. Further tokens are dropped and counted in `tokensDropped` of {@link Channel.stats}. Waiting for a token does
    * not keep the process alive, but the open channel does. Rejects with NO_SPACE if there is no descriptor to wait with.
    *
    * Each token was sent by the peer: its signal carries a secret that was sent only over the private line.
    */
   tokens(): AsyncIterable<bigint> {
     return { [Symbol.asyncIterator]: () => this.#core.tokens.iterate() }
-  }
-
-  /**
-   * The number of signals with this channel's number (`realtimeSignal`) that this process has received since it started and that were not
-   * tokens of any of its channels. Another process forged them, or sent them to a channel that had ended.
-   */
-  get strayTokens(): number {
-    return this.#core.native.strayTokens()
-  }
-
-  /** The number of this channel's tokens that were dropped because 65,536 were already waiting. */
-  get droppedTokens(): number {
-    return this.#core.native.droppedTokens()
   }
 
   /**

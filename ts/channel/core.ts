@@ -102,6 +102,7 @@ export class ChannelCore {
       bytesSent: figures[1]!,
       messagesReceived: messages,
       bytesReceived: bytes,
+      ...this.tokens.stats(),
       waits: this.queue.waits,
       waitedMicros: this.queue.waitedMicros,
       wakeupsSent: figures[2]!,
@@ -198,7 +199,10 @@ export class ChannelCore {
 
   sendToken(word: bigint): void {
     if (this.#reason !== null) throw this.#whyOver()
-    if (this.native.sendToken(word) !== FAILED) return
+    if (this.native.sendToken(word) !== FAILED) {
+      this.tokens.sent()
+      return
+    }
     const error = fromFailure(this.native.failure())
     // A peer that cannot receive tokens still has the channel. Any other call that is not supported ends it.
     if (error.code !== 'ERR_RINGFENCE_UNSUPPORTED') this.#failed(error)

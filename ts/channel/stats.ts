@@ -2,8 +2,23 @@
 
 import type { RingfenceError } from '../errors.js'
 
+/** Counters of the tokens of a channel. */
+export interface TokenStats {
+  /** Tokens that were sent. */
+  tokensSent: number
+  /** Tokens that were handed out to loops, or that a loop can still read after the end. */
+  tokensReceived: number
+  /**
+   * Signals with this channel's number (`realtimeSignal`) that this process has received since it started and that were not tokens of any
+   * of its channels. Another process forged them, or sent them to a channel that had ended.
+   */
+  tokensStray: number
+  /** Tokens that were dropped because 65,536 were already waiting for a loop. */
+  tokensDropped: number
+}
+
 /** Counters of a channel since it was made, and the fill level of its ring. The last figures stay available after its end. */
-export interface ChannelStats {
+export interface ChannelStats extends TokenStats {
   /** Messages that were sent and are in the ring. Failed and abandoned ones are not counted. */
   messagesSent: number
   /** Bytes of their payloads. */
@@ -41,7 +56,10 @@ export interface EndpointStats {
   refused: Record<string, number>
 }
 
-/** The peers of a listener, and sums over all its channels; for `ringUsed`, `ringCapacity` and `queuedBytes` over the open ones. */
+/**
+ * The peers of a listener, and sums over all its channels; for `ringUsed`, `ringCapacity` and `queuedBytes` over the open ones.
+ * `tokensStray` is not a sum: its channels have one signal.
+ */
 export interface ListenerStats extends ChannelStats, EndpointStats {}
 
 /** The same figures as of a listener, over all partners. */
@@ -108,6 +126,10 @@ const NOTHING: Readonly<ChannelStats> = {
   bytesSent: 0,
   messagesReceived: 0,
   bytesReceived: 0,
+  tokensSent: 0,
+  tokensReceived: 0,
+  tokensStray: 0,
+  tokensDropped: 0,
   waits: 0,
   waitedMicros: 0,
   wakeupsSent: 0,
@@ -124,7 +146,9 @@ export class Sums {
   readonly #sums = { ...NOTHING }
 
   add(stats: ChannelStats): this {
+    const tokensStray = Math.max(this.#sums.tokensStray, stats.tokensStray)
     for (const figure of FIGURES) this.#sums[figure] += stats[figure]
+    this.#sums.tokensStray = tokensStray
     return this
   }
 

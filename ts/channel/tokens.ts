@@ -3,6 +3,7 @@
 import { fromFailure, invalid, show } from '../errors.js'
 import { loop } from './loops.js'
 import { ENDED, FAILED, type NativeChannel } from '../native.js'
+import type { TokenStats } from './stats.js'
 import { fairness } from '../runtime/fairness.js'
 import { Waiters, type Wait } from './waiters.js'
 
@@ -28,9 +29,25 @@ export class Tokens {
   #over = false
   /** The tokens that were unread when the channel ended, the next one last. */
   #kept: bigint[] = []
+  #sent = 0
+  #received = 0
 
   constructor(native: NativeChannel) {
     this.#native = native
+  }
+
+  stats(): TokenStats {
+    return {
+      tokensSent: this.#sent,
+      tokensReceived: this.#received,
+      tokensStray: this.#native.strayTokens(),
+      tokensDropped: this.#native.droppedTokens(),
+    }
+  }
+
+  /** Counts a token that was sent. */
+  sent(): void {
+    this.#sent += 1
   }
 
   /** Sets whether awaiting a turn of the event loop keeps the process alive. */
@@ -73,7 +90,10 @@ export class Tokens {
   #take(): bigint | null | undefined {
     if (this.#over) return this.#kept.pop() ?? null
     const answer = this.#native.token()
-    if (typeof answer === 'bigint') return answer
+    if (typeof answer === 'bigint') {
+      this.#received += 1
+      return answer
+    }
     if (answer !== ENDED) return undefined
     this.#over = true
     return null
