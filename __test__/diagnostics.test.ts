@@ -49,26 +49,29 @@ test.serial('the beginning and the end of a channel are told', async (t) => {
   t.deepEqual(closed, [{ channel, peer: channel.peer, reason: 'exited' }])
 })
 
+interface Refusal {
+  address: string
+  error: RingfenceError
+  identity: Identity
+}
+
 test.serial('each refusal tells whom, and which check', async (t) => {
-  const refused = told<{ address: string; error: RingfenceError; identity: Identity; check: string }>(
-    t,
-    'ringfence:refused',
-  )
+  const refused = told<Refusal>(t, 'ringfence:refused')
   const listener = await listenHere(t, abstractAddress(), { policy: { authorize: () => false } })
   const partner = await Partner.start(t)
   await t.throwsAsync(partner.connect(listener.address), { code: 'ERR_RINGFENCE_PEER_REFUSED' })
   await until(() => refused.length > 0, 'the refusal is told')
   const [first] = refused
-  t.like(first, { address: listener.address, check: 'authorize' })
+  t.deepEqual(Object.keys(first!), ['address', 'error', 'identity'])
+  t.is(first!.address, listener.address)
   t.is(first!.identity.pid, partner.pid)
-  t.is(first!.error.code, 'ERR_RINGFENCE_PEER_REFUSED')
+  t.is(first!.error.identity, first!.identity)
+  t.like(first!.error, { code: 'ERR_RINGFENCE_PEER_REFUSED', check: 'authorize' })
+  t.is(refused.length, 1)
 })
 
 test.serial('the host of a pair tells of each guest that it refuses, once', async (t) => {
-  const refused = told<{ address: string; error: RingfenceError; identity: Identity; check: string }>(
-    t,
-    'ringfence:refused',
-  )
+  const refused = told<Refusal>(t, 'ringfence:refused')
   const thrown = new Error('of the callback')
   const partners = [await Partner.start(t), await Partner.start(t), await Partner.start(t)] as const
   const address = abstractAddress()
@@ -87,7 +90,7 @@ test.serial('the host of a pair tells of each guest that it refuses, once', asyn
   await partners[2].join(address)
   t.is((await joining).peer.pid, partners[2].pid)
   t.deepEqual(
-    refused.map(({ address: where, check, identity }) => [where, check, identity.pid]),
+    refused.map(({ address: where, error, identity }) => [where, error.check, identity.pid]),
     partners.slice(0, 2).map(({ pid }) => [address, 'authorize', pid]),
   )
   t.is(refused[1]!.error.cause, thrown)
@@ -95,7 +98,7 @@ test.serial('the host of a pair tells of each guest that it refuses, once', asyn
 
 for (const name of ['member', 'publish', 'listen'] as const)
   test.serial(`each of many refusals is told by ${name}, though its event loop stands still meanwhile`, async (t) => {
-    const refused = told<{ identity: Identity; check: string }>(t, 'ringfence:refused')
+    const refused = told<Refusal>(t, 'ringfence:refused')
     const address = abstractAddress()
     const policy = { uid: 54321 }
     const calls: Record<
@@ -130,7 +133,7 @@ for (const name of ['member', 'publish', 'listen'] as const)
     await coming
     await until(() => refused.length === 40, 'each is told')
     t.is(events.length, 40)
-    t.true(refused.every(({ identity, check }) => identity.pid === partner.pid && check === 'uid'))
+    t.true(refused.every(({ identity, error }) => identity.pid === partner.pid && error.check === 'uid'))
   })
 
 test('with NODE_DEBUG=ringfence the host of a pair prints whom it refuses', async (t) => {

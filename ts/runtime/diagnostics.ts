@@ -70,7 +70,7 @@ export function tellClosed(channel: Checked, reason: GoneReason): void {
 /** Reports a handshake in which the peer was refused, on the listening or the connecting side. */
 export function tellRefused(address: string | null, error: RingfenceError): void {
   const { identity, check, wanted, found } = error
-  if (refused.hasSubscribers) refused.publish({ address, error, identity, check })
+  if (refused.hasSubscribers) refused.publish({ address, error, identity })
   if (!log.enabled) return
   const who = identity === undefined ? 'a process' : `process ${identity.pid} (uid ${identity.uid})`
   const why = check === undefined ? error.message : `${check}: wanted ${wanted}, found ${found}`
