@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 
 use crate::{
     channel::inbound::Packed, channel::receiver::Receiver, error::Result, region::layout::as_offset,
-    ring::consumer::WantedLengths, ring::record::packed_size,
+    ring::read::WantedLengths, ring::record::packed_size,
 };
 
 /// The messages that [`pull_again`] can return.

@@ -47,7 +47,7 @@ use crate::{
     handshake::parts::{Parts, Role},
     identity::Identity,
     options::Options,
-    ring::consumer::Consumer,
+    ring::spsc::SpscReader,
     ring::spsc::SpscWriter,
     wake::parking::ParkingSpot,
 };
@@ -85,7 +85,7 @@ impl Channel {
         let mut ring = SpscWriter::new(own.clone(), peer.clone(), own_capacity);
         ring.count_in(&shared.counters.sent);
         shared.counters.set_capacity(own_capacity);
-        let mut consumer = Consumer::new(own, peer, peer_capacity, longest_in);
+        let mut consumer = SpscReader::new(own, peer, peer_capacity, longest_in);
         consumer.count_in(&shared.counters.received);
         let tokens = Tokens::new(&shared, inbox);
         let writing = Writing {

@@ -17,10 +17,11 @@ use crate::{
     region::layout,
     region::own::OwnRegion,
     region::peer::PeerRegion,
-    ring::consumer::{Consumer, FragmentBuffer, Gathered, Pulled},
     ring::message::Progress,
     ring::message::{Message, too_small},
+    ring::read::Pulled,
     ring::record::{Record, Tag, WHOLE, packed_size},
+    ring::spsc::{FragmentBuffer, Gathered, SpscReader},
 };
 
 /// Bytes of memory for messages in fragments that are kept for the next such message.
@@ -34,7 +35,7 @@ pub type Receiver = Inbound<PairInlet>;
 /// The ring of a pair.
 #[derive(Debug)]
 pub struct PairInlet {
-    pub(super) consumer: Consumer<OwnRegion, PeerRegion>,
+    pub(super) consumer: SpscReader<OwnRegion, PeerRegion>,
     peer: Arc<Identity>,
     /// The fragments of a message, if the caller's buffer cannot take them one by one.
     pub(super) scratch: Scratch,
@@ -47,7 +48,7 @@ pub struct PairInlet {
 
 impl Receiver {
     pub(super) fn new(
-        consumer: Consumer<OwnRegion, PeerRegion>,
+        consumer: SpscReader<OwnRegion, PeerRegion>,
         peer: Arc<Identity>,
         link: Link,
         longest: u64,
@@ -209,7 +210,7 @@ impl Receiver {
     #[inline]
     pub(super) fn receive_records(
         &mut self,
-        pull: impl FnOnce(&mut Consumer<OwnRegion, PeerRegion>) -> Result<Pulled>,
+        pull: impl FnOnce(&mut SpscReader<OwnRegion, PeerRegion>) -> Result<Pulled>,
     ) -> Result<Packed> {
         self.check()?;
         self.must_not_be_gathering()?;

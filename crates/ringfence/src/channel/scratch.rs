@@ -9,7 +9,7 @@ use memmap2::{MmapMut, RemapOptions};
 
 use crate::{
     error::{Error, Result},
-    ring::consumer::FragmentBuffer,
+    ring::spsc::FragmentBuffer,
 };
 
 #[derive(Debug, Default)]

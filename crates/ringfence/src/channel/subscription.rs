@@ -23,11 +23,11 @@ use crate::{
     region::own::OwnRegion,
     region::peer::PeerRegion,
     region::phase::Phase,
-    ring::consumer::Pulled,
     ring::delivery::Delivery,
-    ring::fan_out::reader::{FanIn, Terms, Validity, View},
+    ring::fan_out::reader::{FanOutReader, Terms, Validity, View},
     ring::fan_out::readers::Held,
     ring::message::Message,
+    ring::read::Pulled,
     ring::record::HEADER,
     wake::parking::{ParkingSpot, Sleeper, Waker},
 };
@@ -68,7 +68,7 @@ pub struct SubscriptionStats {
 /// The ring of a publisher.
 #[derive(Debug)]
 pub struct BroadcastInlet {
-    reader: FanIn<PeerRegion, OwnRegion, Controls>,
+    reader: FanOutReader<PeerRegion, OwnRegion, Controls>,
     /// The publisher's phase was not [`Phase::OPEN`] at the last check, and this side knows where reading ends.
     end_known: bool,
     /// That phase was the orderly end: what is there is all that the publisher sends to this subscriber. Never revoked, whatever a
@@ -137,7 +137,7 @@ impl Subscription {
             own: own.clone(),
             publishers,
         };
-        let reader = FanIn::new(ring.clone(), own.clone(), controls, terms);
+        let reader = FanOutReader::new(ring.clone(), own.clone(), controls, terms);
         let mut reader = shared.judge(reader)?;
         let began = reader.begin(options.from, now);
         shared.judge(began)?;
@@ -237,7 +237,7 @@ impl BroadcastInlet {
         if self.controls().shared.is_inherited() {
             return 0;
         }
-        let tail = self.reader.ring().load(layout::TAIL, Ordering::Acquire);
+        let tail = self.reader.peer().load(layout::TAIL, Ordering::Acquire);
         tail.saturating_sub(self.reader.position())
     }
 }
@@ -313,7 +313,7 @@ impl Inlet for BroadcastInlet {
 
     fn settle(&mut self) {
         self.end_where_told();
-        self.reader.settle();
+        self.reader.settle(OwnRegion::nowhere());
         self.reader.validity_mut().own = OwnRegion::nowhere();
     }
 
@@ -322,7 +322,7 @@ impl Inlet for BroadcastInlet {
             return;
         }
         self.last_lag = self.lag();
-        self.reader.forget(PeerRegion::nowhere());
+        self.reader.forget(OwnRegion::nowhere(), PeerRegion::nowhere());
         let controls = self.reader.validity_mut();
         controls.own = OwnRegion::nowhere();
         controls.publishers = PeerRegion::nowhere();

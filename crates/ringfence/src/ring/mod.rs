@@ -1,9 +1,9 @@
 //! One direction of a channel: a ring of bytes, which one process writes in its own region.
 //!
 //! `record` is the only file that knows the layout of a record. `write` writes records, and asks a `Room` how
-//! far it may write: `spsc` is the room in the ring of a pair, and `fan_out` contains the room in the ring of
-//! a publisher. `consumer` checks and reads the records of a pair. `delivery` holds a subscriber's requests.
-//! `pace` decides when a side backs off. `message` is a record as the caller sees it, and `items` are the
+//! far it may write. `read` checks and reads records, and asks a `Limit` how far it may read. `spsc` is the room
+//! and the limit in the ring of a pair, and `fan_out` contains those in the ring of a publisher. `delivery` holds
+//! a subscriber's requests. `pace` decides when a side backs off. `message` is a record as the caller sees it, and `items` are the
 //! values in it. `tally` counts messages. `lies`, in the folder of the test support, is a hostile peer.
 //!
 //! Positions are 64 bits wide and only grow. The offset of a position in the ring is its remainder by the
@@ -14,7 +14,6 @@
 //! May import `region` and `error`. It never blocks, never makes a system call, and does not know the peer's
 //! identity.
 
-pub(crate) mod consumer;
 pub(crate) mod delivery;
 pub(crate) mod fan_out;
 pub(crate) mod items;
@@ -23,6 +22,7 @@ pub(crate) mod items;
 pub(crate) mod lies;
 pub(crate) mod message;
 mod pace;
+pub(crate) mod read;
 pub(crate) mod record;
 pub(crate) mod spsc;
 pub(crate) mod tally;

@@ -1,14 +1,19 @@
-//! The ring of a pair: one writer and one reader.
+//! The ring of a pair: one writer and one reader. A message that does not fit one record comes in fragments.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    mem,
+    sync::{Arc, atomic::Ordering},
+};
 
 use crate::{
     error::Result,
+    region::copy::{AHEAD, LINE},
     region::copy::{Readable, Writable},
     region::layout::{self, as_offset},
-    ring::message::Progress,
+    ring::message::{Progress, too_small},
     ring::pace::pause,
-    ring::record::{FIRST, LAST, Tag, corrupt, largest_record},
+    ring::read::{Limit, Pulled, Reader, STREAM, WantedLengths},
+    ring::record::{FIRST, LAST, Record, Tag, WHOLE, corrupt, largest_record, packed_size, split},
     ring::tally::{STRETCH, Sum, Tally},
     ring::write::{Room, Writer, Written},
 };
@@ -175,5 +180,397 @@ impl<O: Writable, P: Readable> SpscWriter<O, P> {
         }
         self.room.tally.add(1, message.len() as u64);
         Ok(Progress::Whole)
+    }
+}
+
+/// The reading end of a pair's ring.
+pub(crate) type SpscReader<O, P> = Reader<O, P, PeerTail>;
+
+/// Bytes of a record for whose lines the reader asks. Longer ones are read in blocks, and each of those asks for what is ahead.
+const SHORT: u64 = 512;
+
+/// The limit in a pair's ring: the peer's tail.
+#[derive(Debug)]
+pub(crate) struct PeerTail {
+    /// The longest message that this side takes, in one record or in fragments.
+    longest: u64,
+    /// Up to this position, lines have been prefetched.
+    fetched: u64,
+    /// The message whose fragments are being read: its size, and how much of it has been read.
+    gathering: Option<(usize, usize)>,
+    /// The tag of that message, or of the last one that was gathered.
+    tag: Tag,
+    /// The size that was returned for the message at this position, and for which the caller has made room.
+    told: Option<(u64, usize)>,
+    /// Messages that were read since the tally was updated, and their bytes.
+    messages: u64,
+    bytes: u64,
+    /// Messages that the last call has read and the caller has not counted, and their bytes: see [`SpscReader::count`].
+    unchecked: (u64, u64),
+    tally: Arc<Tally>,
+    /// The counts before the messages that are held: see [`SpscReader::pull_held`].
+    before: (u64, u64),
+}
+
+impl PeerTail {
+    /// Adds to the tally what was read since its last update.
+    fn update_tally(&mut self) {
+        self.tally
+            .add(mem::take(&mut self.messages), mem::take(&mut self.bytes));
+    }
+}
+
+impl Drop for PeerTail {
+    fn drop(&mut self) {
+        self.update_tally();
+    }
+}
+
+/// The result of [`SpscReader::gather`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gathered {
+    /// The message is whole; this is its length.
+    Whole(usize),
+    /// More of it is still to come.
+    Part,
+    /// Nothing is there.
+    Nothing,
+}
+
+/// Memory in which the fragments of a message are put together.
+pub(crate) trait FragmentBuffer {
+    /// Returns room for the bytes from one offset to another of a message of this size. The fragments come in order.
+    fn room(&mut self, size: usize, from: usize, to: usize) -> Result<&mut [u8]>;
+}
+
+/// A buffer that must hold all of the message.
+struct Whole<'a>(&'a mut [u8]);
+
+impl FragmentBuffer for Whole<'_> {
+    fn room(&mut self, size: usize, from: usize, to: usize) -> Result<&mut [u8]> {
+        let room = self.0.len();
+        let place = self.0.get_mut(from..to).filter(|_| room >= size);
+        place.ok_or_else(|| too_small(room, size))
+    }
+}
+
+impl<O: Writable, P: Readable> Limit<O, P> for PeerTail {
+    const RUN: usize = 4096;
+    /// A count of attachments is refused.
+    const TAGS: u32 = Tag::CALL.bits();
+
+    /// A tail that goes backwards, or more than a ring ahead, is a protocol violation.
+    fn check_tail(reader: &SpscReader<O, P>, tail: u64) -> Result<()> {
+        let room = reader.capacity - (reader.tail - reader.head);
+        // In unsigned arithmetic both violations are a distance larger than the room.
+        let can_be_tail = tail.wrapping_sub(reader.tail) <= room && tail.is_multiple_of(8);
+        if !can_be_tail {
+            return Err(corrupt(format!(
+                "its tail went from {} to {tail}, and {} was read",
+                reader.tail, reader.head
+            )));
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn is_plain(&self) -> bool {
+        self.gathering.is_none()
+    }
+
+    fn update_counts(&mut self) {
+        self.update_tally();
+    }
+
+    fn may_follow(&self, record: &Record, longest: u64) -> bool {
+        let (length, tag) = (record.length, record.tag);
+        match (self.gathering, record.flags) {
+            (None, WHOLE) => length as u64 <= longest,
+            (None, FIRST) => length > 8,
+            (Some((size, read)), 0) => length > 0 && length < size - read && tag == Tag::NONE,
+            (Some((size, read)), LAST) => length == size - read && tag == Tag::NONE,
+            _ => false,
+        }
+    }
+
+    #[inline]
+    fn found(reader: &mut SpscReader<O, P>, size: u64, lap: u64) {
+        let fetched = reader.limit.fetched.max(reader.head);
+        reader.limit.fetched = reader.fetch(reader.head, size, fetched, lap);
+    }
+
+    fn size_under_way(&self) -> Option<usize> {
+        self.gathering.map(|(size, _)| size)
+    }
+
+    /// The size of a message in fragments is checked when its first one is read.
+    fn size_of(reader: &mut SpscReader<O, P>, record: Record) -> Result<Option<usize>> {
+        if let Some(size) = Limit::<O, P>::size_under_way(&reader.limit) {
+            return Ok(Some(size));
+        }
+        let size = if record.flags == WHOLE {
+            record.length
+        } else {
+            let size = reader.peer.load(record.at, Ordering::Relaxed);
+            as_offset(size.min(reader.limit.longest))
+        };
+        reader.limit.tag = record.tag;
+        // The header is read again then, and must have the same size.
+        reader.limit.told = Some((reader.head, size));
+        Ok(Some(size))
+    }
+
+    fn count_pulled(&mut self, messages: u64, bytes: u64) {
+        self.unchecked.0 += messages;
+        self.unchecked.1 += bytes;
+    }
+}
+
+impl<O: Writable, P: Readable> SpscReader<O, P> {
+    /// `longest`: of the messages that this side takes.
+    pub(crate) fn new(own: O, peer: P, capacity: u64, longest: u64) -> Self {
+        let limit = PeerTail {
+            longest,
+            fetched: 0,
+            gathering: None,
+            tag: Tag::NONE,
+            told: None,
+            messages: 0,
+            bytes: 0,
+            unchecked: (0, 0),
+            tally: Arc::default(),
+            before: (0, 0),
+        };
+        let longest = longest.min(largest_record(capacity));
+        Self::with_limit((own, layout::HEAD), peer, limit, capacity, longest, 0)
+    }
+
+    /// Counts in this tally from now on, which counts for no other ring.
+    pub(crate) fn count_in(&mut self, tally: &Arc<Tally>) {
+        self.limit.tally = Arc::clone(tally);
+    }
+
+    /// Returns the number of messages that were read, and the bytes of their payloads. One in fragments counts once it is whole.
+    pub(crate) fn counted(&mut self) -> (u64, u64) {
+        self.limit.update_tally();
+        self.limit.tally.get()
+    }
+
+    /// Counts what the last call has read. To be called once that was found whole: the producer may have wiped its ring in the meantime.
+    #[inline]
+    pub(crate) fn count(&mut self) {
+        let (messages, bytes) = mem::take(&mut self.limit.unchecked);
+        self.limit.tally.add(messages, bytes);
+    }
+
+    /// Whether nothing has arrived since the ring was found empty: the cheapest check, for a reader that polls. Always `false` while
+    /// streaming, because the reader must keep its distance. Counts as a load of the tail if nothing has arrived; otherwise
+    /// [`Reader::next_record`] loads it again, and validates it.
+    #[inline]
+    pub(crate) fn is_still_empty(&mut self) -> bool {
+        debug_assert!(self.is_through(), "a known record is not searched");
+        if self.is_close && self.streamed() >= STREAM {
+            return false;
+        }
+        if self.peer.load(layout::TAIL, Ordering::Relaxed) == self.tail {
+            self.looks += 1;
+            return true;
+        }
+        // A short message lies in two lines: the second is asked for before the first has come.
+        let at = self.offset_of(self.head);
+        self.peer.will_read(at);
+        self.peer.will_read(at + LINE);
+        false
+    }
+
+    /// Prefetches lines that will soon be read, if they are written: those behind `fetched` and near `head`, the position of a record of
+    /// this size. Returns the new end of prefetched lines. The copy of a long record prefetches its own lines.
+    #[inline]
+    fn fetch(&self, head: u64, size: u64, mut fetched: u64, lap: u64) -> u64 {
+        debug_assert!(fetched >= head, "nothing is asked for that was read");
+        if size > SHORT {
+            return head + size;
+        }
+        while fetched < head + AHEAD as u64 && fetched < self.until {
+            // Up to `until`, a lap's places lie in a row.
+            self.peer.will_read(layout::DATA + as_offset(fetched - lap));
+            fetched += LINE as u64;
+        }
+        fetched
+    }
+
+    /// Goes past a record that [`Reader::next_record`] returned.
+    #[inline]
+    pub(crate) fn consume(&mut self, record: Record) {
+        self.skip(record.size);
+    }
+
+    /// As [`SpscReader::consume`], of a whole message that is handed out.
+    #[inline]
+    pub(crate) fn hand_out(&mut self, record: Record) {
+        self.skip(record.size);
+        // Two words: to make one of them takes longer than to add to another one.
+        self.limit.messages += 1;
+        self.limit.bytes += record.length as u64;
+    }
+
+    /// Visits the whole message that [`Reader::next_record`] returned, and those that stand behind it in a row as far
+    /// as the ring is known: at most `max` of them, and not much more than a stride, after which the head is published.
+    /// Gets past each once it was visited, and returns how many there were. [`SpscReader::count`] counts them.
+    #[inline]
+    pub(crate) fn visit_in_row(
+        &mut self,
+        first: Record,
+        max: usize,
+        mut visit: impl FnMut(&P, Record),
+    ) -> usize {
+        let (start, until, longest) = (self.head, self.until, self.longest);
+        let stop = until.min(self.published + self.stride());
+        // Up to `until`, a lap's places lie in a row.
+        let lap = self.lap_of(self.head);
+        // In locals, since the way from one record to the next is what a reader of short ones waits for. The head is that
+        // behind the record.
+        let (mut head, mut record) = (start + first.size, first);
+        let mut fetched = self.limit.fetched.max(head);
+        let (mut count, mut payload) = (0, 0);
+        loop {
+            visit(&self.peer, record);
+            self.head = head;
+            count += 1;
+            payload += record.length;
+            if count >= max || head >= stop {
+                break;
+            }
+            let at = layout::DATA + as_offset(head - lap);
+            let (length, flags) = split(self.peer.load(at, Ordering::Relaxed));
+            let Some(next) = Record::whole(at, length, flags, first.end) else {
+                break;
+            };
+            if head + next.size > until || length > longest {
+                break;
+            }
+            fetched = self.fetch(head, next.size, fetched, lap);
+            head += next.size;
+            record = next;
+        }
+        self.limit.fetched = fetched;
+        self.limit.unchecked = (count as u64, payload as u64);
+        self.publish_stride();
+        count
+    }
+
+    /// Copies as much of the next message as is there to its place in `into`, and publishes the head. The same
+    /// buffer must be passed until the message is whole; it must be as long as [`Reader::next_size`] said.
+    pub(crate) fn gather(&mut self, into: &mut [u8]) -> Result<Gathered> {
+        self.gather_in(&mut Whole(into))
+    }
+
+    /// As [`SpscReader::gather`]. If there is no room, that is the error of this call alone: what has not been copied is still in
+    /// the ring, and the next call goes on. [`SpscReader::count`] counts the message once it is whole.
+    pub(crate) fn gather_in(&mut self, into: &mut impl FragmentBuffer) -> Result<Gathered> {
+        let told = self.limit.told.filter(|(at, _)| *at == self.head);
+        loop {
+            let Some(record) = self.next_record()? else {
+                return Ok(if self.is_gathering() {
+                    Gathered::Part
+                } else {
+                    Gathered::Nothing
+                });
+            };
+            let (mut from, mut count) = (record.at, record.length);
+            let (size, read) = match self.limit.gathering {
+                Some(under_way) => under_way,
+                None if record.flags == WHOLE => (record.length, 0),
+                None => {
+                    let size = self.peer.load(record.at, Ordering::Relaxed);
+                    (from, count) = (from + 8, count - 8);
+                    if size > self.limit.longest || size <= count as u64 {
+                        return Err(corrupt(format!(
+                            "a message of {size} bytes begins with {count}, and {} are the limit",
+                            self.limit.longest
+                        )));
+                    }
+                    (as_offset(size), 0)
+                }
+            };
+            if !self.is_gathering() {
+                self.limit.tag = record.tag;
+            }
+            if !self.is_gathering() && told.is_some_and(|told| told != (self.head, size)) {
+                return Err(corrupt(format!(
+                    "a message of {size} bytes, which was told to have another size before"
+                )));
+            }
+            let place = into.room(size, read, read + count)?;
+            self.peer.copy_out_fresh(from..from + count, place, record.end);
+            self.consume(record);
+            self.publish();
+            if record.flags & LAST != 0 {
+                self.limit.unchecked = (1, size as u64);
+                self.limit.gathering = None;
+                return Ok(Gathered::Whole(size));
+            }
+            self.limit.gathering = Some((size, read + count));
+            // A whole message cannot follow.
+            self.until = 0;
+        }
+    }
+
+    /// As [`Reader::pull_packed`], of messages of the lengths that are wanted. They are held until the
+    /// next [`Reader::publish`]: until then [`SpscReader::pull_again`] returns them again. At most a quarter of the ring is held, or one
+    /// message.
+    pub(crate) fn pull_held(&mut self, into: &mut [u8], wanted: &WantedLengths) -> Result<Pulled> {
+        self.publish();
+        self.limit.before = self.counted();
+        let Some(first) = self.next_record()? else {
+            return Ok(Pulled::Nothing);
+        };
+        let first = packed_size(first.length as u64);
+        let most = as_offset(first.max(self.capacity / 4)).min(into.len());
+        self.pull(&mut into[..most], wanted)
+    }
+
+    /// Copies once more what [`SpscReader::pull_held`] has copied, from `passed` bytes on, as much as fits. Each header is read and
+    /// checked anew, since the producer may have written there.
+    pub(crate) fn pull_again(&mut self, into: &mut [u8], passed: usize) -> Result<Pulled> {
+        self.head = self.published;
+        // What is known of a later lap holds for no earlier one.
+        self.until = 0;
+        self.counted();
+        self.limit.tally.set(self.limit.before);
+        let mut left = passed;
+        while left > 0 {
+            let record = self.next_record()?;
+            let size = |record: &Record| as_offset(packed_size(record.length as u64));
+            let Some(record) = record.filter(|record| record.flags == WHOLE && size(record) <= left) else {
+                return Err(corrupt("a record changed after it was read".into()));
+            };
+            left -= size(&record);
+            self.hand_out(record);
+        }
+        self.pull(into, &WantedLengths::ALL)
+    }
+
+    /// Whether a message is under way whose end has not been read.
+    #[inline]
+    pub(crate) fn is_gathering(&self) -> bool {
+        self.limit.gathering.is_some()
+    }
+
+    /// The tag of the message that [`Reader::next_size`] has found or [`SpscReader::gather`] has begun last.
+    pub(crate) fn tag(&self) -> Tag {
+        self.limit.tag
+    }
+
+    /// Bytes of the message under way that were read.
+    pub(crate) fn gathered_so_far(&self) -> usize {
+        self.limit.gathering.map_or(0, |(_, read)| read)
+    }
+
+    /// Reading is over. The counters stay.
+    pub(crate) fn forget(&mut self, own: O, peer: P) {
+        self.start_over(own, peer);
+        self.limit.update_tally();
+        (self.limit.gathering, self.limit.told, self.limit.fetched) = (None, None, 0);
     }
 }

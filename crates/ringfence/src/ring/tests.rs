@@ -11,11 +11,12 @@ mod writer;
 use std::sync::atomic::Ordering;
 
 use super::{
-    consumer::{Consumer, Gathered, Pulled, WantedLengths},
     lies::packed,
     message::Progress,
+    read::{Pulled, WantedLengths},
     record::{ALIGNED, HEADER, LONG, Tag, WHOLE, header, packed_size},
     spsc::SpscWriter,
+    spsc::{Gathered, SpscReader},
 };
 use crate::{
     region::copy::Writable,
@@ -27,7 +28,7 @@ use crate::{
 /// Both ends of one direction, on private memory.
 struct Pair {
     producer: SpscWriter<OwnRegion, PeerRegion>,
-    consumer: Consumer<OwnRegion, PeerRegion>,
+    consumer: SpscReader<OwnRegion, PeerRegion>,
 }
 
 /// The smallest region, which is enough for a head.
@@ -38,7 +39,7 @@ fn pair(capacity: u64, longest: u64) -> Pair {
     let (written, read) = (writer.seen_by_peer(), reader.seen_by_peer());
     Pair {
         producer: SpscWriter::new(writer, read, capacity),
-        consumer: Consumer::new(reader, written, capacity, longest),
+        consumer: SpscReader::new(reader, written, capacity, longest),
     }
 }
 
@@ -377,7 +378,7 @@ fn a_call_frame_is_told_from_a_message_by_each_way_of_reading() {
     let call = bytes(1, 20);
     let mut packed = packed([call.as_slice(), &bytes(2, 30)]);
     packed[4] |= 16;
-    let read_all = |consumer: &mut Consumer<_, _>| {
+    let read_all = |consumer: &mut SpscReader<_, _>| {
         let mut seen = Vec::new();
         while let Some(record) = consumer.next_record().unwrap() {
             consumer.visit_in_row(record, 10, |_, record| seen.push((record.length, record.tag)));

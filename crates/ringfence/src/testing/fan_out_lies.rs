@@ -9,7 +9,7 @@ use std::{
 use super::{
     floor::FanOutWriter,
     largest_message,
-    reader::{FanIn, Terms, View},
+    reader::{FanOutReader, Terms, View},
     readers::{Held, Readers},
 };
 use crate::{
@@ -17,9 +17,9 @@ use crate::{
     region::copy::{Readable, Writable},
     region::layout::{self, CAPACITY_MIN as SMALLEST, as_offset},
     region::own::OwnRegion,
-    ring::consumer::Pulled,
     ring::delivery::{Delivery, StartFrom},
     ring::lies::{Liar, Lie, Write, packed},
+    ring::read::Pulled,
     ring::record::{Tag, WHOLE, header, packed_size},
 };
 
@@ -50,11 +50,11 @@ const LOOKS: u32 = 40_000;
 /// The longest message that the reader accepts: below the ring's own limit, so that both limits are tested.
 const LONGEST: u64 = 510;
 
-type Victim = FanIn<Liar, OwnRegion>;
+type Victim = FanOutReader<Liar, OwnRegion>;
 
 /// Makes one call. `Ok`: nothing, or messages within the limits.
 fn call(victim: &mut Victim, call: Call) -> Result<()> {
-    victim.ring().begin();
+    victim.peer().begin();
     match call {
         Call::Begin(from) => victim.begin(from, u64::MAX)?,
         Call::Receive(room) => {
@@ -103,7 +103,7 @@ fn call(victim: &mut Victim, call: Call) -> Result<()> {
             assert!(size.is_none_or(|size| size as u64 <= LONGEST));
         }
         Call::End(position) => victim.end_at(position),
-        Call::Settle => victim.settle(),
+        Call::Settle => victim.settle(OwnRegion::nowhere()),
     }
     Ok(())
 }
@@ -135,7 +135,7 @@ pub(crate) fn read_lies(
             sequence: told.sequence,
         },
     };
-    let mut victim = match FanIn::new(liar, OwnRegion::private(0), (), terms) {
+    let mut victim = match FanOutReader::new(liar, OwnRegion::private(0), (), terms) {
         Ok(victim) => victim,
         Err(error) => return Some(error),
     };
@@ -180,7 +180,7 @@ struct Stage {
     publisher: FanOutWriter<OwnRegion, Control, ()>,
     readers: Arc<Readers<OwnRegion, Control, ()>>,
     liar: (Held, Rc<Liar>),
-    honest: FanIn<OwnRegion, OwnRegion>,
+    honest: FanOutReader<OwnRegion, OwnRegion>,
     /// The publisher's view of the honest subscriber.
     truth: (Held, Rc<Liar>),
     sent: u64,
@@ -209,7 +209,8 @@ impl Stage {
             delivery: Delivery::Reliable,
             held: truth.0,
         };
-        let honest = FanIn::new(ring.clone(), OwnRegion::private(0), (), terms).expect("an honest publisher");
+        let honest =
+            FanOutReader::new(ring.clone(), OwnRegion::private(0), (), terms).expect("an honest publisher");
         Self {
             publisher: FanOutWriter::new(ring, Arc::clone(&readers), SMALLEST),
             readers,

@@ -8,10 +8,11 @@ use std::{
 };
 
 use super::{
-    consumer::{Consumer, Gathered, Pulled, WantedLengths},
     message::Progress,
+    read::{Pulled, WantedLengths},
     record::{Record, Tag, WHOLE, header, packed_size},
     spsc::SpscWriter,
+    spsc::{Gathered, SpscReader},
 };
 use crate::{
     error::Error,
@@ -133,7 +134,7 @@ impl Readable for Liar {
     }
 }
 
-type Victim = Consumer<OwnRegion, Liar>;
+type Victim = SpscReader<OwnRegion, Liar>;
 
 /// The longest message that the victim accepts.
 pub(super) const LONGEST: u64 = 3 * SMALLEST;
@@ -147,7 +148,7 @@ fn victim(lies: impl IntoIterator<Item = Lie>) -> Victim {
         at += 32;
     }
     let liar = Liar::new(region, SMALLEST, lies);
-    Consumer::new(OwnRegion::private(SMALLEST), liar, SMALLEST, LONGEST)
+    SpscReader::new(OwnRegion::private(SMALLEST), liar, SMALLEST, LONGEST)
 }
 
 /// One call of a reader.
@@ -259,7 +260,7 @@ fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Err
         }
         Read::Salvage => {
             victim.available()?;
-            victim.look_at_tail()?;
+            victim.load_tail()?;
         }
     }
     assert!(victim.tail - victim.head <= SMALLEST && victim.published <= victim.head);

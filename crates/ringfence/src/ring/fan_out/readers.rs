@@ -33,7 +33,7 @@ const NOWHERE: u64 = u64::MAX;
 
 /// A slot among the readers, and the position at which its reader starts. A reader that starts with messages
 /// sent from now on, or with the last message, moves on from there itself: see
-/// [`FanIn::begin`](super::reader::FanIn::begin).
+/// [`FanOutReader::begin`](super::reader::FanOutReader::begin).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Held {
     /// The reader's number in the list, never reused. A subscriber does not know its own: 0.

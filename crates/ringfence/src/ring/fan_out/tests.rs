@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::{
     floor::FanOutWriter,
-    reader::{FanIn, Terms, View},
+    reader::{FanOutReader, Terms, View},
     readers::{Held, Readers},
 };
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
 };
 
 type Writer = FanOutWriter<OwnRegion, PeerRegion, ()>;
-type Reader = FanIn<PeerRegion, OwnRegion>;
+type Reader = FanOutReader<PeerRegion, OwnRegion>;
 
 const SMALLEST: u64 = 4096;
 
@@ -66,7 +66,7 @@ impl Hub {
         let control = OwnRegion::private(0);
         let seen = control.seen_by_peer();
         let terms = self.terms(delivery, held);
-        let mut reader = FanIn::new(self.ring.seen_by_peer(), control, (), terms).unwrap();
+        let mut reader = FanOutReader::new(self.ring.seen_by_peer(), control, (), terms).unwrap();
         self.readers.activate(held.number, seen, ());
         reader.begin(from, u64::MAX).unwrap();
         (held.number, reader)

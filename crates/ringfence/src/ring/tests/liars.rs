@@ -10,9 +10,10 @@ use crate::{
     region::copy::{Readable, Writable},
     region::layout::{self, as_offset},
     region::own::OwnRegion,
-    ring::consumer::{Consumer, Pulled, WantedLengths},
     ring::lies::{LONGEST, LOOKS, Lie, Read, Write, read_lies, write_among_lies},
+    ring::read::{Pulled, WantedLengths},
     ring::record::{ALIGNED, FIRST, HEADER, LAST, PADDING, Tag, WHOLE, packed_size},
+    ring::spsc::SpscReader,
     ring::spsc::SpscWriter,
     testing::chance::cases,
 };
@@ -68,12 +69,12 @@ proptest! {
 /// A region whose words the test sets.
 struct Words {
     region: OwnRegion,
-    victim: Consumer<OwnRegion, crate::region::peer::PeerRegion>,
+    victim: SpscReader<OwnRegion, crate::region::peer::PeerRegion>,
 }
 
 fn words() -> Words {
     let region = OwnRegion::private(SMALLEST);
-    let victim = Consumer::new(
+    let victim = SpscReader::new(
         OwnRegion::private(SMALLEST),
         region.seen_by_peer(),
         SMALLEST,
@@ -119,7 +120,7 @@ fn tails_that_no_honest_writer_publishes_are_corrupt() {
         words.tail(first);
         let first_look = words.victim.available();
         words.tail(second);
-        let found = first_look.and_then(|_| words.victim.look_at_tail());
+        let found = first_look.and_then(|_| words.victim.load_tail());
         assert!(
             matches!(found, Err(Error::RingCorrupt(_))),
             "{first} then {second}: {found:?}"
@@ -275,7 +276,7 @@ fn a_size_that_was_told_counts_for_the_message_behind_padding_too() {
     words.record(24, SMALLEST - 24 - HEADER, PADDING);
     words.record(0, 10, WHOLE);
     words.tail(SMALLEST + 24);
-    words.victim.look_at_tail().unwrap();
+    words.victim.load_tail().unwrap();
     let found = words.victim.gather(&mut [0; 1000]);
     assert!(matches!(found, Err(Error::RingCorrupt(_))), "{found:?}");
 }
@@ -315,7 +316,7 @@ fn padding_that_does_not_reach_the_end_is_corrupt_at_every_place() {
         words.victim.consume(record);
         words.victim.publish();
         words.tail(SMALLEST + 32);
-        words.victim.look_at_tail().unwrap();
+        words.victim.load_tail().unwrap();
         let found = words.victim.next_record();
         assert!(matches!(found, Err(Error::RingCorrupt(_))), "{length}: {found:?}");
     }
@@ -331,7 +332,7 @@ fn a_record_too_long_is_corrupt_in_a_row_and_among_packed_ones_too() {
     ] {
         let region = OwnRegion::private(SMALLEST);
         let mut words = Words {
-            victim: Consumer::new(
+            victim: SpscReader::new(
                 OwnRegion::private(SMALLEST),
                 region.seen_by_peer(),
                 SMALLEST,
@@ -390,7 +391,7 @@ fn a_writer_that_publishes_padding_without_end_does_not_keep_its_reader() {
         tail: Cell::new(0),
         read: Cell::new(true),
     };
-    let mut victim = Consumer::new(OwnRegion::private(SMALLEST), padder, SMALLEST, LONGEST);
+    let mut victim = SpscReader::new(OwnRegion::private(SMALLEST), padder, SMALLEST, LONGEST);
     let found = victim.next_record();
     assert!(matches!(found, Err(Error::RingCorrupt(_))), "{found:?}");
 }

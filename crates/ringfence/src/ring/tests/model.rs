@@ -8,9 +8,10 @@ use super::{Pair, SMALLEST, bytes, packed, pair};
 use crate::{
     region::copy::Readable,
     region::layout::{self, as_offset},
-    ring::consumer::{Gathered, Pulled, WantedLengths},
     ring::message::Progress,
+    ring::read::{Pulled, WantedLengths},
     ring::record::{Tag, WHOLE, packed_size, padded, record_size},
+    ring::spsc::Gathered,
     testing::chance::cases,
 };
 

@@ -5,21 +5,21 @@ use loom::thread;
 
 use crate::{
     region::copy::Readable,
-    ring::consumer::{Consumer, Gathered},
     ring::message::Progress,
     ring::record::{Tag, WHOLE},
     ring::spsc::SpscWriter,
+    ring::spsc::{Gathered, SpscReader},
     testing::loomed::Region,
 };
 
 type Writer = SpscWriter<Region, Region>;
-type Reader = Consumer<Region, Region>;
+type Reader = SpscReader<Region, Region>;
 
 fn ends(capacity: u64) -> (Writer, Reader) {
     let (written, read) = (Region::new(capacity), Region::new(capacity));
     (
         SpscWriter::new(written.clone(), read.clone(), capacity),
-        Consumer::new(read, written, capacity, 1024),
+        SpscReader::new(read, written, capacity, 1024),
     )
 }
 

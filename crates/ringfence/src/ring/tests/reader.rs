@@ -5,7 +5,7 @@ use std::{mem, sync::Arc};
 use super::{Pair, Pulled, SMALLEST, Tag, WHOLE, header, packed_size, pair};
 use crate::{
     region::{layout::as_offset, own::OwnRegion},
-    ring::consumer::WantedLengths,
+    ring::read::WantedLengths,
     ring::tally::Tally,
 };
 

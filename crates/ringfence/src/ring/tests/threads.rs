@@ -14,9 +14,10 @@ use crate::{
     region::layout::as_offset,
     region::own::OwnRegion,
     region::peer::PeerRegion,
-    ring::consumer::{Gathered, Pulled},
     ring::message::Progress,
+    ring::read::Pulled,
     ring::record::{Tag, WHOLE, packed_size},
+    ring::spsc::Gathered,
     ring::spsc::SpscWriter,
 };
 

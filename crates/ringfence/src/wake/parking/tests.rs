@@ -14,8 +14,8 @@ use crate::{
     region::copy::{Readable, Writable},
     region::layout,
     region::phase::Phase,
-    ring::consumer::Consumer,
     ring::record::Tag,
+    ring::spsc::SpscReader,
     ring::spsc::SpscWriter,
     testing::loomed::Region,
     wake::parking::{Barriers, ParkingSpot, Sleeper, Waker},
@@ -92,7 +92,7 @@ fn stream(region: &Region, reader: &Region, writer: &Region, messages: u64, barr
         }
         over.is_over();
     });
-    let mut consumer = Consumer::new(region.clone(), region.clone(), CAPACITY, CAPACITY);
+    let mut consumer = SpscReader::new(region.clone(), region.clone(), CAPACITY, CAPACITY);
     let mut sleeper = Sleeper::new(reader.clone(), reader.clone(), ParkingSpot::READER, barriers);
     for word in 0..messages {
         sleep_until(&mut sleeper, &line, || consumer.available().unwrap());
@@ -175,7 +175,7 @@ fn a_reader_sees_what_was_published_before_the_writer_began_to_make_fences() {
             }
             over.is_over();
         });
-        let mut consumer = Consumer::new(region.clone(), region.clone(), CAPACITY, CAPACITY);
+        let mut consumer = SpscReader::new(region.clone(), region.clone(), CAPACITY, CAPACITY);
         let mut sleeper = Sleeper::new(region.clone(), region, ParkingSpot::READER, Barriers::Sleeper);
         for _ in 0..2 {
             sleep_until(&mut sleeper, &line, || consumer.available().unwrap());
@@ -213,7 +213,7 @@ fn a_writer_that_sleeps_is_woken_once_there_is_room() {
         let mut producer = SpscWriter::new(region.clone(), region.clone(), 32);
         assert!(producer.push(&[0; 8], Tag::NONE).unwrap() && producer.push(&[1; 8], Tag::NONE).unwrap());
         producer.publish();
-        let mut consumer = Consumer::new(region.clone(), region.clone(), 32, 32);
+        let mut consumer = SpscReader::new(region.clone(), region.clone(), 32, 32);
         let mut waker = Waker::new(
             region.clone(),
             region.clone(),

@@ -8,7 +8,7 @@ use crate::{
     region::layout::{self, mark_of},
     region::own::OwnRegion,
     ring::delivery::{Delivery, StartFrom},
-    ring::fan_out::reader::FanIn,
+    ring::fan_out::reader::FanOutReader,
     ring::record::Tag,
 };
 
@@ -121,7 +121,7 @@ fn an_overtaken_reader_finds_the_last_message_before_what_was_given_back() {
         ring,
         writer: RefCell::new(Some(goes_on)),
     };
-    let mut reader = FanIn::new(ring, control, (), terms).unwrap();
+    let mut reader = FanOutReader::new(ring, control, (), terms).unwrap();
     let mut into = [0; 24];
     assert_eq!(reader.receive(&mut into).unwrap(), Some(24));
     assert_eq!((reader.sequence(), into.to_vec()), (504, bytes(504, 24)));

@@ -11,12 +11,12 @@ use crate::{
     region::layout::{self, MARKS, as_offset, head_of, mark_of},
     region::own::OwnRegion,
     region::peer::PeerRegion,
-    ring::consumer::Pulled,
     ring::delivery::{Delivery, StartFrom},
     ring::fan_out::lies::{Call, Told, publish_among_lies, read_lies},
-    ring::fan_out::reader::{FanIn, Terms},
+    ring::fan_out::reader::{FanOutReader, Terms},
     ring::fan_out::readers::Held,
     ring::lies::{Lie, Write},
+    ring::read::Pulled,
     ring::record::{ALIGNED, FIRST, LAST, PADDING, WHOLE, header},
     testing::chance::cases,
 };
@@ -96,7 +96,7 @@ proptest! {
 /// A ring whose words the test sets.
 struct Words {
     ring: OwnRegion,
-    victim: FanIn<PeerRegion, OwnRegion>,
+    victim: FanOutReader<PeerRegion, OwnRegion>,
 }
 
 fn words(delivery: Delivery, held: Held) -> Words {
@@ -107,7 +107,7 @@ fn words(delivery: Delivery, held: Held) -> Words {
         delivery,
         held,
     };
-    let victim = FanIn::new(ring.seen_by_peer(), OwnRegion::private(0), (), terms).unwrap();
+    let victim = FanOutReader::new(ring.seen_by_peer(), OwnRegion::private(0), (), terms).unwrap();
     Words { ring, victim }
 }
 
@@ -147,7 +147,7 @@ fn beginnings_that_cannot_be_are_corrupt() {
             },
         };
         let ring = OwnRegion::private(SMALLEST).seen_by_peer();
-        let reader = FanIn::new(ring, OwnRegion::private(0), (), terms);
+        let reader = FanOutReader::new(ring, OwnRegion::private(0), (), terms);
         assert!(is_corrupt(&reader), "{position} {sequence}");
     }
 }

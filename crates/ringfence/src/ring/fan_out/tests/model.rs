@@ -9,9 +9,9 @@ use super::{Hub, Reader, SMALLEST, bytes, seen, walk_packed};
 use crate::{
     region::copy::Readable,
     region::layout::{self, as_offset},
-    ring::consumer::Pulled,
     ring::delivery::{Delivery, StartFrom},
     ring::lies::packed,
+    ring::read::Pulled,
     ring::record::{Tag, packed_size},
     testing::chance::cases,
 };
@@ -302,7 +302,7 @@ impl Rig {
         self.evict(which);
         let published = self.published;
         if let Some(case) = self.cases.get_mut(which) {
-            case.reader.settle();
+            case.reader.settle(super::OwnRegion::nowhere());
             case.last = case.last.or(Some(published));
         }
     }

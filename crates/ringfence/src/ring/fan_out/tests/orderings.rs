@@ -11,7 +11,7 @@ use loom::thread;
 
 use super::super::{
     floor::FanOutWriter,
-    reader::{FanIn, Terms},
+    reader::{FanOutReader, Terms},
     readers::{Held, Readers},
 };
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
 };
 
 type Writer = FanOutWriter<Region, Region, ()>;
-type Reader = FanIn<Region, Region>;
+type Reader = FanOutReader<Region, Region>;
 
 /// Four records of one word each.
 const CAPACITY: u64 = 64;
@@ -52,7 +52,7 @@ impl Hub {
             delivery,
             held,
         };
-        let reader = FanIn::new(ring, control.clone(), (), terms).unwrap();
+        let reader = FanOutReader::new(ring, control.clone(), (), terms).unwrap();
         assert!(self.readers.activate(held.number, control, ()));
         reader
     }

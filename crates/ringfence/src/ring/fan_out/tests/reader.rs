@@ -13,11 +13,11 @@ use crate::{
     region::layout::{self, MARKS, as_offset, mark_of},
     region::own::OwnRegion,
     region::peer::PeerRegion,
-    ring::consumer::Pulled,
     ring::delivery::{Delivery, StartFrom},
-    ring::fan_out::reader::{FanIn, TRIES, Terms, Validity, View},
+    ring::fan_out::reader::{FanOutReader, Terms, Validity, View},
     ring::fan_out::readers::Held,
     ring::lies::{Liar, Lie},
+    ring::read::{Pulled, TRIES},
     ring::record::{PADDING, Tag, WHOLE, header},
 };
 
@@ -33,7 +33,7 @@ fn held(hub: &Hub, delivery: Delivery) -> Reader {
     let held = hub.readers.hold(delivery, StartFrom::Now).unwrap();
     let control = OwnRegion::private(0);
     let seen = control.seen_by_peer();
-    let reader = FanIn::new(hub.ring.seen_by_peer(), control, (), hub.terms(delivery, held)).unwrap();
+    let reader = FanOutReader::new(hub.ring.seen_by_peer(), control, (), hub.terms(delivery, held)).unwrap();
     assert!(hub.readers.activate(held.number, seen, ()));
     reader
 }
@@ -230,7 +230,7 @@ fn a_reader_that_was_let_go_of_finds_nothing_and_keeps_its_numbers() {
     );
     send(&mut hub, 1..=3);
     assert_eq!(receive(&mut reader), Some(bytes(1, 24)));
-    reader.forget(PeerRegion::nowhere());
+    reader.forget(OwnRegion::nowhere(), PeerRegion::nowhere());
     assert_eq!(receive(&mut reader), None);
     assert!(reader.is_through());
     assert_eq!(
@@ -296,7 +296,7 @@ struct RunsAhead {
 }
 
 impl RunsAhead {
-    fn reader(capacity: u64, left_alone: usize) -> FanIn<Self, OwnRegion> {
+    fn reader(capacity: u64, left_alone: usize) -> FanOutReader<Self, OwnRegion> {
         let ring = Self {
             capacity,
             floor: Cell::new(0),
@@ -310,7 +310,7 @@ impl RunsAhead {
             delivery: Delivery::BestEffort,
             held: BEGINNING,
         };
-        FanIn::new(ring, OwnRegion::private(0), (), terms).unwrap()
+        FanOutReader::new(ring, OwnRegion::private(0), (), terms).unwrap()
     }
 
     fn copies(&self) -> usize {
@@ -367,15 +367,15 @@ fn a_call_that_is_overtaken_by_each_copy_begins_again_so_often_and_no_more() {
     let mut into = vec![0; 8192];
     let mut reader = RunsAhead::reader(SMALLEST, 0);
     assert_eq!(reader.visit(9, |_| panic!("none was whole")).unwrap(), 0);
-    assert_eq!(reader.ring().copies(), tries);
+    assert_eq!(reader.peer().copies(), tries);
     assert_eq!(reader.pull_packed(&mut into).unwrap(), Pulled::Nothing);
-    assert_eq!(reader.ring().copies(), 2 * tries);
+    assert_eq!(reader.peer().copies(), 2 * tries);
     assert_eq!(reader.receive(&mut into).unwrap(), None);
-    assert_eq!(reader.ring().copies(), 3 * tries);
+    assert_eq!(reader.peer().copies(), 3 * tries);
     assert_eq!(reader.pull_packed(&mut into[..8]).unwrap(), Pulled::Large(24));
-    reader.ring().at_headers.set(true);
+    reader.peer().at_headers.set(true);
     assert_eq!(reader.pull_packed(&mut into[..8]).unwrap(), Pulled::Nothing);
-    assert_eq!(reader.ring().copies(), 4 * tries);
+    assert_eq!(reader.peer().copies(), 4 * tries);
 }
 
 #[test]
@@ -384,7 +384,8 @@ fn what_one_call_pulls_ends_where_some_were_lost_meanwhile() {
     let mut into = vec![0; 1 << 16];
     assert_eq!(reader.pull_packed(&mut into).unwrap(), Pulled::Bytes(8192));
     assert_eq!((reader.sequence(), reader.lost()), (256, 0));
-    assert_eq!(reader.ring().copies(), 2);
+    // The second copy was overtaken, and so was the one that tried again.
+    assert_eq!(reader.peer().copies(), 3);
 }
 
 /// The result of each way of reading a ring whose first record is sound, and whose second is not.
@@ -414,7 +415,8 @@ fn a_second_record_that_no_honest_publisher_writes_is_corrupt_for_each_way_of_re
                     delivery,
                     held: BEGINNING,
                 };
-                let mut reader = FanIn::new(ring.seen_by_peer(), OwnRegion::private(0), (), terms).unwrap();
+                let mut reader =
+                    FanOutReader::new(ring.seen_by_peer(), OwnRegion::private(0), (), terms).unwrap();
                 for (at, word) in [
                     (layout::DATA, header(24, WHOLE)),
                     (layout::DATA + 32, header(length, flags)),
@@ -459,7 +461,7 @@ impl Validity for Valid {
 }
 
 /// Returns a reader of `count` messages of `length` bytes.
-fn judged(count: u64, length: usize, valid: u32) -> (Hub, FanIn<PeerRegion, OwnRegion, Valid>) {
+fn judged(count: u64, length: usize, valid: u32) -> (Hub, FanOutReader<PeerRegion, OwnRegion, Valid>) {
     let mut hub = Hub::new(1 << 16);
     for number in 1..=count {
         assert!(hub.send(&bytes(number, length)));
@@ -470,13 +472,13 @@ fn judged(count: u64, length: usize, valid: u32) -> (Hub, FanIn<PeerRegion, OwnR
         OwnRegion::private(0),
         Valid(Cell::new(valid)),
     );
-    let reader = FanIn::new(ring, own, valid, terms).unwrap();
+    let reader = FanOutReader::new(ring, own, valid, terms).unwrap();
     (hub, reader)
 }
 
 #[test]
 fn a_copy_that_is_not_valid_is_neither_handed_out_nor_counted() {
-    type Read = fn(&mut FanIn<PeerRegion, OwnRegion, Valid>) -> Result<(), Error>;
+    type Read = fn(&mut FanOutReader<PeerRegion, OwnRegion, Valid>) -> Result<(), Error>;
     let reads: [(Read, usize); 5] = [
         (|reader| reader.receive(&mut [0; 600]).map(drop), 24),
         (|reader| reader.next_size().map(drop), 24),
@@ -543,7 +545,7 @@ fn while_it_looks(held: Held, floor: u64, mark: (u64, u64), then: u64) -> Result
         delivery: Delivery::BestEffort,
         held,
     };
-    let mut reader = FanIn::new(ring, OwnRegion::private(0), (), terms).unwrap();
+    let mut reader = FanOutReader::new(ring, OwnRegion::private(0), (), terms).unwrap();
     reader.receive(&mut [0; 24])
 }
 
@@ -572,7 +574,7 @@ fn a_mark_has_room_for_its_messages_behind_the_head() {
             delivery: Delivery::BestEffort,
             held,
         };
-        let mut reader = FanIn::new(ring.seen_by_peer(), OwnRegion::private(0), (), terms).unwrap();
+        let mut reader = FanOutReader::new(ring.seen_by_peer(), OwnRegion::private(0), (), terms).unwrap();
         let set = |at, word| ring.store(at, word, Ordering::Release);
         for place in (0..as_offset(SMALLEST)).step_by(32) {
             set(layout::DATA + place, header(24, WHOLE));

@@ -10,11 +10,12 @@ use crate::{
     region::copy::Readable,
     region::own::OwnRegion,
     region::peer::PeerRegion,
-    ring::consumer::Consumer,
     ring::delivery::{Delivery, StartFrom},
     ring::fan_out::readers::Readers,
     ring::message::Message,
+    ring::read::Pulled,
     ring::record::Tag,
+    ring::spsc::SpscReader,
     ring::spsc::SpscWriter,
     wake::parking::{
         Barriers, ParkingSpot, Waker,
@@ -99,14 +100,14 @@ fn published(readers: usize, batch: usize, size: usize) -> f64 {
 
 fn pair() -> (
     SpscWriter<OwnRegion, PeerRegion>,
-    Consumer<OwnRegion, PeerRegion>,
+    SpscReader<OwnRegion, PeerRegion>,
     Waker<OwnRegion, PeerRegion>,
 ) {
     let (writer, reader) = (OwnRegion::private(CAPACITY), OwnRegion::private(4096));
     let (written, read) = (writer.seen_by_peer(), reader.seen_by_peer());
     (
         SpscWriter::new(writer.clone(), read.clone(), CAPACITY),
-        Consumer::new(reader, written, CAPACITY, CAPACITY),
+        SpscReader::new(reader, written, CAPACITY, CAPACITY),
         Waker::new(writer, read, ParkingSpot::READER, Barriers::Sleeper),
     )
 }
@@ -195,6 +196,15 @@ fn of_reading_on_one_thread() {
             }
         });
         println!("{size} B: pair, written and received {pair_received:.2} ns a message");
+        let mut block = vec![0; 1 << 16];
+        let pair_packed = quickest(count, || {
+            for _ in 0..count {
+                assert!(producer.push(&message, Tag::NONE).unwrap());
+            }
+            producer.publish();
+            while consumer.pull_packed(&mut block).unwrap() != Pulled::Nothing {}
+        });
+        println!("{size} B: pair, written and packed {pair_packed:.2} ns a message");
         for delivery in [Delivery::Reliable, Delivery::BestEffort] {
             let mut hub = Hub::new(CAPACITY);
             let (_, mut reader) = hub.join(delivery, StartFrom::Now);
@@ -220,6 +230,14 @@ fn of_reading_on_one_thread() {
                 }
             });
             println!("{size} B: {delivery}, written and received {received:.2} ns a message");
+            let packed = quickest(count, || {
+                for _ in 0..count {
+                    assert!(hub.writer.push(&message, Tag::NONE).unwrap());
+                }
+                hub.writer.publish();
+                while reader.pull_packed(&mut block).unwrap() != Pulled::Nothing {}
+            });
+            println!("{size} B: {delivery}, written and packed {packed:.2} ns a message");
         }
         black_box(total);
     }

@@ -11,8 +11,8 @@ use std::{
 use super::{Hub, Reader, SMALLEST, bytes, receive, seen, walk_packed};
 use crate::{
     region::layout::as_offset,
-    ring::consumer::Pulled,
     ring::delivery::{Delivery, StartFrom},
+    ring::read::Pulled,
     ring::record::Tag,
 };
 

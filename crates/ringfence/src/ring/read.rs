@@ -1,0 +1,666 @@
+//! The reading end of a ring, for either kind of ring. It validates everything that it reads.
+//!
+//! [`Reader`] paces itself, finds and checks records, and copies whole messages out. [`Limit`] tells which records may be read and
+//! whether a copy is valid, which depends on the kind of ring.
+
+use std::{
+    ops::{Range, RangeInclusive},
+    sync::atomic::Ordering,
+};
+
+use crate::{
+    error::Result,
+    region::copy::{Readable, Writable},
+    region::layout::{self, as_offset},
+    ring::pace::{distance, pause},
+    ring::record::{HEADER, PADDING, Record, WHOLE, corrupt, header, packed_size, split},
+};
+
+/// A reader streams once it has read this many bytes. Each check that finds the ring empty halves the number, so a dialog of questions
+/// and answers never streams, and does not pay for the distance.
+pub(super) const STREAM: u64 = 4096;
+/// The most bytes that count: a few checks that find nothing end a stream.
+const STREAM_MEMORY: u64 = 64 * 1024;
+/// While many records are read in one go, the head is published in strides: each publication takes the line from a
+/// writer that waits for room.
+const STRIDE: u64 = 64 * 1024;
+
+/// The number of times that a call starts again after it was overtaken. Then it returns that nothing is there, and the next call goes on:
+/// a fast publisher must not block it forever.
+pub(super) const TRIES: u32 = 16;
+
+/// Tells which records a reader may read, and counts those that it has read. One implementation for each kind of ring.
+pub(crate) trait Limit<O, P>: Sized {
+    /// Bytes of packed records that are copied before their headers are checked. If a long record follows, at most this many bytes were
+    /// copied for nothing.
+    const RUN: usize;
+
+    /// Checks a tail that was just loaded. Fails if no correct writer stores it.
+    fn check_tail(reader: &Reader<O, P, Self>, tail: u64) -> Result<()>;
+
+    /// The bits of a tag that a message may have.
+    const TAGS: u32;
+
+    /// Returns the position at which reading ends, though the writer may go on for other readers.
+    #[inline]
+    fn end(&self) -> u64 {
+        u64::MAX
+    }
+
+    /// Whether any whole message may come next. If not, each record goes through [`Limit::prepare`] and is copied by itself.
+    fn is_plain(&self) -> bool;
+
+    /// Publishes the counts. Called now and then.
+    #[inline]
+    fn update_counts(&mut self) {}
+
+    /// Called before the record at the head is looked for; may move the head. `false`: the reader was overtaken, and has moved.
+    #[inline]
+    fn prepare(_reader: &mut Reader<O, P, Self>) -> Result<bool> {
+        Ok(true)
+    }
+
+    /// Whether a record with a tag that is allowed may come next. `longest` is the longest whole message.
+    fn may_follow(&self, record: &Record, longest: u64) -> bool;
+
+    /// A whole message of this size was found at the head, in the lap that starts at `lap`.
+    #[inline]
+    fn found(_reader: &mut Reader<O, P, Self>, _size: u64, _lap: u64) {}
+
+    /// Whether what was read from position `from` on was not overwritten in the meantime. Starts with an acquire fence if it can be.
+    #[inline]
+    fn is_whole(_reader: &Reader<O, P, Self>, _from: u64) -> Result<bool> {
+        Ok(true)
+    }
+
+    /// Moves a reader that was overtaken to a position that can be read, if there is one.
+    #[cold]
+    fn begin_again(_reader: &mut Reader<O, P, Self>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Returns the size of a message of which a part was read.
+    #[inline]
+    fn size_under_way(&self) -> Option<usize> {
+        None
+    }
+
+    /// Returns the size of the message that starts with this record, which is at the head. `None`: the reader was overtaken.
+    fn size_of(reader: &mut Reader<O, P, Self>, record: Record) -> Result<Option<usize>>;
+
+    /// Whether messages were lost since the last one that was handed out.
+    #[inline]
+    fn has_gap(&self) -> bool {
+        false
+    }
+
+    /// Counts messages that are handed out, and the bytes of their payloads.
+    fn count_pulled(&mut self, messages: u64, bytes: u64);
+}
+
+/// The lengths of the messages that a caller pulls, and the kind of memory.
+#[derive(Debug)]
+pub(crate) struct WantedLengths {
+    /// Bytes of the shortest.
+    pub(crate) least: u64,
+    /// Bytes of the longest.
+    pub(crate) most: u64,
+    /// The memory was not used lately.
+    pub(crate) fresh: bool,
+}
+
+impl WantedLengths {
+    pub(super) const ALL: Self = Self {
+        least: 0,
+        most: u64::MAX,
+        fresh: false,
+    };
+
+    #[inline]
+    fn is_met_by(&self, length: u64) -> bool {
+        self.least <= length && length <= self.most
+    }
+}
+
+/// The result of [`Reader::pull_packed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pulled {
+    /// This many bytes of whole records.
+    Bytes(usize),
+    /// The next message does not fit the buffer, is not wanted, or comes in fragments: its size.
+    Large(usize),
+    /// Nothing is there.
+    Nothing,
+}
+
+/// The content of the ring at a position. Invalid unless [`Limit::is_whole`] holds afterwards.
+pub(super) enum Content {
+    Record(Record),
+    /// Padding of this many bytes.
+    Padding(u64),
+    /// No correct writer writes this.
+    Unsound(String),
+}
+
+/// The reading end: `P` is the ring, which the peer owns, `O` is this side's region, which holds its head.
+#[derive(Debug)]
+pub(crate) struct Reader<O, P, L> {
+    own: O,
+    pub(super) peer: P,
+    pub(super) limit: L,
+    /// The offset of the head in this side's region.
+    head_at: usize,
+    pub(super) capacity: u64,
+    /// The longest message that may come in one record.
+    pub(super) longest: u64,
+    /// The position up to which everything was read.
+    pub(super) head: u64,
+    /// The head that the writer can see.
+    pub(super) published: u64,
+    /// The last loaded tail of the writer.
+    pub(super) tail: u64,
+    /// The number of loads of the tail.
+    pub(super) looks: u64,
+    /// A record at the head that ends here or before is there, and stands where it may. At most the end and overhang of the head's lap.
+    /// 0: unknown.
+    pub(super) until: u64,
+    /// The last tail of a writer that is gone. Another process may still write its memory.
+    pub(super) last: Option<u64>,
+    /// The position at which the current stream started: what was read since the ring was last found empty, and half of what counted
+    /// then. A position rather than a count, to which each message would have to add.
+    stream: u64,
+    /// The last load of the tail found less than [`distance`].
+    pub(super) is_close: bool,
+}
+
+impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
+    /// Starts at position `head`. `longest`: of a message in one record.
+    pub(super) fn with_limit(
+        (own, head_at): (O, usize),
+        peer: P,
+        limit: L,
+        capacity: u64,
+        longest: u64,
+        head: u64,
+    ) -> Self {
+        Self {
+            own,
+            peer,
+            limit,
+            head_at,
+            capacity,
+            longest,
+            head,
+            published: head,
+            tail: head,
+            looks: 0,
+            until: 0,
+            last: None,
+            stream: head,
+            is_close: false,
+        }
+    }
+
+    /// Loads the writer's tail. One that no correct writer stores is a protocol violation.
+    pub(super) fn load_tail(&mut self) -> Result<()> {
+        let tail = match self.last {
+            None => self.peer.load(layout::TAIL, Ordering::Acquire),
+            Some(tail) => tail,
+        };
+        L::check_tail(self, tail)?;
+        self.tail = tail;
+        self.looks += 1;
+        Ok(())
+    }
+
+    /// The number of loads of the writer's tail.
+    #[inline]
+    pub(crate) fn looks(&self) -> u64 {
+        self.looks
+    }
+
+    /// The position up to which there is something to read, as far as is known.
+    #[inline]
+    pub(super) fn visible(&self) -> u64 {
+        self.tail.min(self.limit.end())
+    }
+
+    /// Whether everything was read that is known to be there. Does not load the writer's tail.
+    #[inline]
+    pub(crate) fn is_through(&self) -> bool {
+        self.head >= self.visible()
+    }
+
+    /// Whether there is something to read. Loads the writer's tail if nothing is known to be there.
+    #[inline]
+    pub(crate) fn available(&mut self) -> Result<bool> {
+        if !self.is_through() {
+            return Ok(true);
+        }
+        self.look_again()
+    }
+
+    #[inline]
+    pub(super) fn streamed(&self) -> u64 {
+        self.head.saturating_sub(self.stream)
+    }
+
+    fn look_again(&mut self) -> Result<bool> {
+        if self.is_close && self.streamed() >= STREAM {
+            pause(self.capacity);
+        }
+        self.load_tail()?;
+        let there = self.visible().saturating_sub(self.head);
+        self.is_close = there < distance(self.capacity);
+        if there == 0 {
+            self.stream = self.head - self.streamed().min(STREAM_MEMORY) / 2;
+            self.publish();
+        }
+        Ok(there > 0)
+    }
+
+    /// Tells the writer how far everything has been read. Returns whether it did not know that yet.
+    #[inline]
+    pub(crate) fn publish(&mut self) -> bool {
+        if self.published == self.head {
+            return false;
+        }
+        self.published = self.head;
+        self.own.store(self.head_at, self.head, Ordering::Release);
+        true
+    }
+
+    /// The bytes after which a reader that goes on publishes its head.
+    #[inline]
+    pub(super) fn stride(&self) -> u64 {
+        STRIDE.min(self.capacity / 4)
+    }
+
+    /// Publishes the head if it is a stride ahead of the one that the writer can see.
+    #[inline]
+    pub(super) fn publish_stride(&mut self) {
+        if self.head - self.published >= self.stride() {
+            self.publish();
+        }
+    }
+
+    /// Offset in the region of this position.
+    #[inline]
+    pub(super) fn offset_of(&self, position: u64) -> usize {
+        layout::DATA + as_offset(position & (self.capacity - 1))
+    }
+
+    /// The position at which the lap of this position starts.
+    #[inline]
+    pub(super) fn lap_of(&self, position: u64) -> u64 {
+        position - (position & (self.capacity - 1))
+    }
+
+    /// The next record, checked; padding is passed over. `None`: nothing is there. The ring of a publisher may have been overwritten: see
+    /// [`Limit::is_whole`].
+    #[inline]
+    pub(crate) fn next_record(&mut self) -> Result<Option<Record>> {
+        if self.head < self.until {
+            let at = self.offset_of(self.head);
+            let (length, flags) = split(self.peer.load(at, Ordering::Relaxed));
+            let lap = self.lap_of(self.head);
+            let end = layout::DATA + as_offset(self.until - lap);
+            if let Some(record) = Record::whole(at, length, flags, end)
+                && self.head + record.size <= self.until
+                && length <= self.longest
+            {
+                L::found(self, record.size, lap);
+                return Ok(Some(record));
+            }
+        }
+        self.look_for_record(true)
+    }
+
+    /// As [`Reader::next_record`], whatever comes; `further`: also behind the tail that is known. A header that was read already is read
+    /// again: only what is read here counts.
+    #[inline(never)]
+    fn look_for_record(&mut self, further: bool) -> Result<Option<Record>> {
+        self.limit.update_counts();
+        for _ in 0..TRIES {
+            if self.is_through() && !(further && self.look_again()?) {
+                return Ok(None);
+            }
+            if !L::prepare(self)? || self.is_through() {
+                continue;
+            }
+            match self.content(self.head) {
+                Content::Record(record) => {
+                    self.until = 0;
+                    if self.limit.is_plain() {
+                        self.until = self.lap_of(self.head) + (record.end - layout::DATA) as u64;
+                    }
+                    return Ok(Some(record));
+                }
+                Content::Padding(size) => {
+                    if self.is_whole_or_begin_again()? {
+                        self.skip(size);
+                    }
+                }
+                Content::Unsound(what) => {
+                    if self.is_whole_or_begin_again()? {
+                        return Err(corrupt(what));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the content of the ring at a position before [`Reader::visible`].
+    #[inline]
+    pub(super) fn content(&self, position: u64) -> Content {
+        let lap = self.lap_of(position);
+        let rest = lap + self.capacity - position;
+        let until = (lap + self.capacity + layout::OVERHANG as u64).min(self.visible());
+        let at = self.offset_of(position);
+        let (length, flags) = split(self.peer.load(at, Ordering::Relaxed));
+        let record = Record::new(at, length, flags, layout::DATA + as_offset(until - lap));
+        if position + record.size <= until {
+            // Padding goes before a record that starts the next lap. A lap of padding alone could go on for ever.
+            if flags == PADDING && record.size == rest && rest < self.capacity {
+                return Content::Padding(record.size);
+            }
+            let allowed = record.tag.bits() & !L::TAGS == 0;
+            if allowed && self.limit.may_follow(&record, self.longest) {
+                return Content::Record(record);
+            }
+        }
+        self.unsound(position, length, flags)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn unsound(&self, position: u64, length: u64, flags: u32) -> Content {
+        Content::Unsound(format!(
+            "a record of {length} bytes with flags {flags:#x} cannot stand where {} bytes are published and {} are left in the ring of {} (longest message in one record: {})",
+            self.visible() - position,
+            self.capacity - (position & (self.capacity - 1)),
+            self.capacity,
+            self.longest
+        ))
+    }
+
+    /// Like [`Limit::is_whole`], from the head on. If it was not whole, begins again.
+    #[inline]
+    pub(super) fn is_whole_or_begin_again(&mut self) -> Result<bool> {
+        if L::is_whole(self, self.head)? {
+            return Ok(true);
+        }
+        L::begin_again(self)?;
+        Ok(false)
+    }
+
+    /// Moves the head past this many bytes that were read.
+    #[inline]
+    pub(super) fn skip(&mut self, size: u64) {
+        self.head += size;
+    }
+
+    /// Moves the head to a position, past bytes that were not read.
+    pub(super) fn jump(&mut self, position: u64) {
+        self.stream += position - self.head;
+        self.head = position;
+    }
+
+    /// Returns the size of the next message, once its beginning is there, or of the one of which a part was read.
+    pub(crate) fn next_size(&mut self) -> Result<Option<usize>> {
+        if let Some(size) = self.limit.size_under_way() {
+            return Ok(Some(size));
+        }
+        for _ in 0..TRIES {
+            let Some(record) = self.next_record()? else {
+                return Ok(None);
+            };
+            if let Some(size) = L::size_of(self, record)? {
+                return Ok(Some(size));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Copies whole messages, packed, as many as are there and fit. They follow each other: no message between them was lost.
+    ///
+    /// An error behind the first message is left to the next call, which finds it again: what was copied before it is sound.
+    pub(crate) fn pull_packed(&mut self, into: &mut [u8]) -> Result<Pulled> {
+        let pulled = self.pull(into, &WantedLengths::ALL)?;
+        self.publish();
+        Ok(pulled)
+    }
+
+    /// Copies like [`Reader::pull_packed`], messages of the lengths that are wanted, and does not publish the head.
+    pub(super) fn pull(&mut self, into: &mut [u8], wanted: &WantedLengths) -> Result<Pulled> {
+        let (mut end, mut overtaken) = (0, 0);
+        // Loads the tail at most once: a second load that finds nothing would publish the head, but the copied records may be held.
+        // Padding can be the last known record.
+        while (end == 0 || !self.is_through()) && overtaken < TRIES {
+            let next = if end == 0 {
+                self.next_record()
+            } else {
+                self.look_for_record(false)
+            };
+            let pulled = match next {
+                Ok(Some(_)) if end > 0 && self.limit.has_gap() => break,
+                Ok(Some(record)) if can_be_pulled(record, into.len() - end, wanted) => {
+                    self.pull_from(record, &mut into[end..], wanted)
+                }
+                Ok(Some(record)) if end == 0 => match L::size_of(self, record)? {
+                    Some(size) => return Ok(Pulled::Large(size)),
+                    None => Ok(0),
+                },
+                Ok(_) => break,
+                Err(error) => Err(error),
+            };
+            match pulled {
+                Ok(0) => overtaken += 1,
+                Ok(bytes) => end += bytes,
+                Err(error) if end == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(if end > 0 {
+            Pulled::Bytes(end)
+        } else {
+            Pulled::Nothing
+        })
+    }
+
+    /// Copies this message, for which there is room, and maybe those that follow. Returns their bytes. 0: the reader was overtaken.
+    #[inline]
+    fn pull_from(&mut self, record: Record, into: &mut [u8], wanted: &WantedLengths) -> Result<usize> {
+        if !self.is_single(record) {
+            return self.pull_run(record, into, wanted);
+        }
+        let (head, payload) = into.split_at_mut(as_offset(HEADER));
+        head.copy_from_slice(&header(record.length as u64, WHOLE | record.tag.bits()).to_le_bytes());
+        self.copy_packed(record.at..record.at + record.length, payload, record.end, wanted);
+        if !self.is_whole_or_begin_again()? {
+            return Ok(0);
+        }
+        self.skip(record.size);
+        self.limit.count_pulled(1, record.length as u64);
+        Ok(as_offset(packed_size(record.length as u64)))
+    }
+
+    /// Whether this record is copied by itself, and not with those that follow.
+    #[inline]
+    pub(super) fn is_single(&self, record: Record) -> bool {
+        record.aligned || !self.limit.is_plain()
+    }
+
+    /// Copies a range of the ring to the beginning of `into`.
+    #[inline]
+    fn copy_packed(&self, from: Range<usize>, into: &mut [u8], end: usize, wanted: &WantedLengths) {
+        if wanted.fresh {
+            self.peer.copy_out_fresh(from, into, end);
+        } else {
+            self.peer.copy_out_ahead(from.start, &mut into[..from.len()], end);
+        }
+    }
+
+    /// Copies records that lie in the ring as packed ones do, headers and all, and only then checks the headers, in the
+    /// copy: what is handed over is what was checked. The first has been found to be one.
+    fn pull_run(&mut self, first: Record, into: &mut [u8], wanted: &WantedLengths) -> Result<usize> {
+        let at = first.at - as_offset(HEADER);
+        let count = into.len().min(first.end - at) & !7;
+        let rest = layout::DATA + as_offset(self.capacity) - at;
+        let mut run = Run::new(wanted.least..=self.longest.min(wanted.most), L::TAGS);
+        let mut copied = 0;
+        while copied < count {
+            let from = copied;
+            copied += L::RUN.min(count - copied);
+            self.copy_packed(at + from..at + copied, &mut into[from..], first.end, wanted);
+            match L::is_whole(self, self.head + run.bytes as u64) {
+                Ok(true) => {}
+                Err(error) if run.messages == 0 => return Err(error),
+                Ok(false) if run.messages == 0 => {
+                    L::begin_again(self)?;
+                    return Ok(0);
+                }
+                _ => break,
+            }
+            while run.bytes < rest && run.next(&into[..copied]).is_some() {
+                run.pass();
+            }
+            // No record starts where the ring ends, or behind it.
+            if run.is_over || run.bytes >= rest || run.bytes + run.size > count {
+                break;
+            }
+        }
+        if run.messages == 0 {
+            return Err(corrupt("a record changed while it was read".into()));
+        }
+        self.skip(run.bytes as u64);
+        self.limit.count_pulled(run.messages, run.payload);
+        Ok(run.bytes)
+    }
+
+    #[inline]
+    pub(crate) fn own(&self) -> &O {
+        &self.own
+    }
+
+    #[inline]
+    pub(crate) fn peer(&self) -> &P {
+        &self.peer
+    }
+
+    /// The position up to which everything was read.
+    #[inline]
+    pub(crate) fn position(&self) -> u64 {
+        self.head
+    }
+
+    #[inline]
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// The writer is gone: loads its tail for the last time, and publishes the head nowhere. The leftovers are read in its memory. A child
+    /// that the writer has forked may share that memory and go on writing: the records are validated as always, and nothing behind this
+    /// tail is read. An invalid tail is found at each later check.
+    pub(crate) fn settle(&mut self, own: O) {
+        if self.last.is_none() {
+            self.last = Some(self.peer.load(layout::TAIL, Ordering::Acquire));
+        }
+        (self.own, self.head_at) = (own, layout::HEAD);
+    }
+
+    /// Reading is over: continues with an empty ring.
+    pub(super) fn start_over(&mut self, own: O, peer: P) {
+        (self.own, self.peer, self.head_at) = (own, peer, layout::HEAD);
+        (self.head, self.published, self.tail, self.until) = (0, 0, 0, 0);
+        (self.stream, self.last, self.is_close) = (0, None, false);
+    }
+}
+
+/// Whether this is a whole message, for which there is room, and of a length that is wanted.
+#[inline]
+fn can_be_pulled(record: Record, room: usize, wanted: &WantedLengths) -> bool {
+    let length = record.length as u64;
+    record.flags == WHOLE && packed_size(length) <= room as u64 && wanted.is_met_by(length)
+}
+
+/// A walk over whole messages in a copy, which lie there as packed ones do.
+#[derive(Debug)]
+pub(super) struct Run {
+    least: u64,
+    most: u64,
+    tags: u32,
+    /// The last header that was found sound, and the size of its record.
+    known: u64,
+    length: usize,
+    size: usize,
+    /// Something else than a whole message follows, or one of another length.
+    is_over: bool,
+    /// The bytes that were walked over.
+    pub(super) bytes: usize,
+    pub(super) messages: u64,
+    /// Bytes of their payloads.
+    pub(super) payload: u64,
+}
+
+impl Run {
+    /// Walks over messages of these lengths, in bytes, and with these bits of tags.
+    #[inline]
+    pub(super) fn new(lengths: RangeInclusive<u64>, tags: u32) -> Self {
+        let (least, most) = lengths.into_inner();
+        debug_assert!(least <= most, "the first record has such a length");
+        // Starts with the header of a message that can stand here: a size of 0 would be walked over for ever.
+        Self {
+            least,
+            most,
+            tags,
+            known: header(least, WHOLE),
+            length: as_offset(least),
+            size: as_offset(packed_size(least)),
+            is_over: false,
+            bytes: 0,
+            messages: 0,
+            payload: 0,
+        }
+    }
+
+    /// Returns the payload of the next message. `None`: the copy ends, maybe in the middle of a record, or what follows is no such message.
+    #[expect(
+        clippy::inline_always,
+        reason = "the walk then stays in registers, and the way from one record to the next is what a reader of short ones waits for"
+    )]
+    #[inline(always)]
+    pub(super) fn next<'a>(&mut self, copy: &'a [u8]) -> Option<&'a [u8]> {
+        let word = copy.get(self.bytes..self.bytes + 8)?;
+        let word = u64::from_le_bytes(word.try_into().expect("eight bytes"));
+        if word != self.known {
+            // A branch rather than a conditional move: if sizes are alike, the way to the next record waits for none.
+            another_header();
+            let (length, flags) = split(word);
+            if flags & !self.tags != WHOLE || length > self.most || length < self.least {
+                self.is_over = true;
+                return None;
+            }
+            (self.known, self.length) = (word, as_offset(length));
+            self.size = as_offset(packed_size(length));
+        }
+        if self.bytes + self.size > copy.len() {
+            return None;
+        }
+        let from = self.bytes + as_offset(HEADER);
+        copy.get(from..from + self.length)
+    }
+
+    /// Moves behind the message that [`Run::next`] returned last.
+    #[inline]
+    pub(super) fn pass(&mut self) {
+        self.bytes += self.size;
+        self.messages += 1;
+        self.payload += self.length as u64;
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn another_header() {}
