@@ -135,6 +135,7 @@ pub use peer::namespace::Namespace;
 pub use peer::policy::{Policy, Program};
 pub use region::create::Backing;
 pub use region::layout::CAPACITY_MIN;
+pub use region::sealed::SealedBuffer;
 pub use ring::delivery::{Delivery, StartFrom};
 pub use ring::fan_out::FanOut;
 pub use ring::items::{Items, ReservedItems};

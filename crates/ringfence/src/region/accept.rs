@@ -50,7 +50,7 @@ pub(crate) fn accept(descriptor: &OwnedFd, agreed: &Agreed, record: &mut Evidenc
 }
 
 /// Makes the error for a check that could not be made.
-fn unsound(check: &'static str, wanted: &str, errno: Errno) -> Error {
+pub(super) fn unsound(check: &'static str, wanted: &str, errno: Errno) -> Error {
     Error::unless_short("inspecting the peer's shared object", errno, |errno| {
         Error::ObjectUnsound {
             check,

@@ -101,17 +101,7 @@ impl SharedObject {
         deadline: &Deadline,
         record: &mut EvidenceLog,
     ) -> Result<Self> {
-        /// MFD_NOEXEC_SEAL, Linux 6.3: the object can never be executed.
-        const NOEXEC_SEAL: u32 = 8;
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let (raw, noexec) = match memfd_create(name, flags | MFdFlags::from_bits_retain(NOEXEC_SEAL)) {
-            Ok(raw) => (raw, true),
-            Err(Errno::EINVAL) => (
-                memfd_create(name, flags).map_err(|e| Error::system("making a memfd", e))?,
-                false,
-            ),
-            Err(errno) => return Err(Error::system("making a memfd", errno)),
-        };
+        let (raw, noexec) = memfd(name)?;
         let raw = Withheld::new(raw)?;
         // The kernel does not count a raw memfd as open for writing, so it would refuse the lease. A reopened
         // memfd behaves like any file. The reopened file and its lease stay with this process; the peer gets
@@ -218,6 +208,18 @@ impl SharedObject {
     pub(crate) fn into_region(self) -> OwnRegion {
         self.region
     }
+}
+
+/// Makes a memfd that can be sealed. Returns whether it can never be executed.
+pub(super) fn memfd(name: &[u8]) -> Result<(OwnedFd, bool)> {
+    /// MFD_NOEXEC_SEAL, Linux 6.3.
+    const NOEXEC_SEAL: u32 = 8;
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let made = match memfd_create(name, flags | MFdFlags::from_bits_retain(NOEXEC_SEAL)) {
+        Err(Errno::EINVAL) => memfd_create(name, flags).map(|raw| (raw, false)),
+        other => other.map(|raw| (raw, true)),
+    };
+    made.map_err(|errno| Error::system("making a memfd", errno))
 }
 
 /// Makes a new object each time that another process has opened the previous one, up to `TRIES` objects.

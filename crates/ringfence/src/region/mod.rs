@@ -5,6 +5,8 @@
 //! `accept` checks an object that the peer made. `map` maps an object into this process. `layout` has the
 //! offsets of its words, and `phase` the meaning of one of them.
 //!
+//! `sealed` is memory that nobody can write any more, to be passed beside messages.
+//!
 //! `own` is the region that this process writes. `peer` is the region that it can only read. `copy` is the
 //! interface of both. `exposure` limits what another process could read.
 //!
@@ -26,3 +28,4 @@ pub(crate) mod own;
 pub(crate) mod peer;
 pub(crate) mod phase;
 pub(crate) mod room;
+pub(crate) mod sealed;

@@ -1,0 +1,408 @@
+//! Immutable shared memory: an object that no process can write, shrink or grow any more.
+
+use std::{
+    fmt,
+    ops::Deref,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use memmap2::{Advice, Mmap, MmapMut, MmapOptions};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    libc,
+    sys::{
+        stat::{FileStat, SFlag, fstat},
+        statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs},
+    },
+    unistd::ftruncate,
+};
+
+use crate::{
+    error::{Error, Result, errno},
+    region::accept::unsound,
+    region::create::{memfd, seal_names},
+    region::layout::as_offset,
+    region::room::{check_room, reserve},
+    sys::{self, uninterrupted},
+};
+
+/// Memory that never changes, and that can be passed to other processes without a copy.
+///
+/// It is a memfd with the four seals of [fcntl(2)](https://man7.org/linux/man-pages/man2/fcntl.2.html) that make
+/// it immutable, also for its creator: `F_SEAL_SEAL`, `F_SEAL_SHRINK`, `F_SEAL_GROW` and `F_SEAL_WRITE`. Passing
+/// one costs the same for 1 KiB and for 1 GiB.
+///
+/// ```
+/// use ringfence::SealedBuffer;
+///
+/// # fn main() -> ringfence::Result<()> {
+/// let squares = SealedBuffer::create(256, |bytes| {
+///     for (number, byte) in bytes.iter_mut().enumerate() {
+///         *byte = (number * number) as u8;
+///     }
+/// })?;
+/// assert_eq!(squares[3], 9);
+/// # Ok(())
+/// # }
+/// ```
+pub struct SealedBuffer {
+    object: OwnedFd,
+    /// `None` for an empty object, which cannot be mapped.
+    map: Option<Mmap>,
+}
+
+impl SealedBuffer {
+    /// Makes a buffer of `size` bytes, which are 0 until `write` sets them. `write` has the memory once; after that
+    /// nothing can change it.
+    ///
+    /// # Errors
+    /// - [`Error::NoSpace`] if there are not enough memory or descriptors.
+    /// - [`Error::InvalidArgument`] if something that `write` started still uses the memory, such as a forked child,
+    ///   io_uring or vmsplice.
+    pub fn create(size: usize, write: impl FnOnce(&mut [u8])) -> Result<Self> {
+        let mut draft = Draft::new(size)?;
+        write(draft.bytes());
+        draft.seal()
+    }
+
+    /// Makes a buffer with a copy of these bytes.
+    ///
+    /// # Errors
+    /// As [`SealedBuffer::create`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        Self::create(bytes.len(), |into| into.copy_from_slice(bytes))
+    }
+
+    /// Checks an object that another process passed and stated to have `stated` bytes, and maps it.
+    ///
+    /// # Errors
+    /// - [`Error::ObjectUnsound`] if any process can change it, or if it has another size or lacks memory.
+    /// - [`Error::NoSpace`] if there are not enough memory or descriptors.
+    pub fn accept(object: OwnedFd, stated: u64) -> Result<Self> {
+        let stat = || {
+            uninterrupted(|| fstat(&object))
+                .map_err(|errno| unsound("file", "a file that can be inspected", errno))
+        };
+        let found = stat()?;
+        check_kind(&object, &found)?;
+        check_access(&object)?;
+        check_seals(&object)?;
+        let size = found.st_size.cast_unsigned();
+        require(
+            "size",
+            || format!("{stated} bytes, as stated"),
+            || size.to_string(),
+            size == stated,
+        )?;
+        // Blocks behind the end would make up for holes in the count below. The seals forbid to add any later.
+        uninterrupted(|| ftruncate(&object, found.st_size))
+            .map_err(|errno| unsound("size", "a size that can be set again", errno))?;
+        // A hole would be filled at this process's expense, or be a SIGBUS on hugetlbfs.
+        let reserved = stat()?.st_blocks.cast_unsigned() * 512;
+        require(
+            "memory",
+            || format!("{size} bytes reserved"),
+            || format!("{reserved} reserved"),
+            reserved >= size,
+        )?;
+        Self::map(object, as_offset(size))
+    }
+
+    fn map(object: OwnedFd, size: usize) -> Result<Self> {
+        if size == 0 {
+            return Ok(Self { object, map: None });
+        }
+        let what = || format!("mapping a sealed buffer of {size} bytes");
+        // Private: before Linux 6.7 a shared mapping of an object with F_SEAL_WRITE fails.
+        // SAFETY: the kernel guarantees that the content never changes: after F_SEAL_WRITE, write(2), a writable
+        // shared mapping, and punching a hole fail (EPERM), and it grants that seal only if no writable mapping and
+        // no pinned page exists (EBUSY). After F_SEAL_SHRINK each page stays inside of the file. F_SEAL_SEAL keeps
+        // the other three. `accept` has checked all of that, and `seal` has established it.
+        let map = unsafe { MmapOptions::new().len(size).map_copy_read_only(&object) }
+            .map_err(|error| Error::system(what(), errno(&error)))?;
+        // The content is the program's, as that of a channel's region.
+        map.advise(Advice::DontDump)
+            .map_err(|error| Error::system(what(), errno(&error)))?;
+        Ok(Self {
+            object,
+            map: Some(map),
+        })
+    }
+}
+
+impl Deref for SealedBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or_default()
+    }
+}
+
+impl AsRef<[u8]> for SealedBuffer {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl AsFd for SealedBuffer {
+    /// The sealed object, for calls that take a file.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.object.as_fd()
+    }
+}
+
+impl fmt::Debug for SealedBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "SealedBuffer({} bytes, descriptor {})",
+            self.len(),
+            self.object.as_raw_fd()
+        )
+    }
+}
+
+/// A buffer that is being filled.
+struct Draft {
+    object: OwnedFd,
+    map: Option<MmapMut>,
+    size: usize,
+}
+
+impl Draft {
+    fn new(size: usize) -> Result<Self> {
+        let bytes = size as u64;
+        check_room(bytes)?;
+        let (object, _) = memfd(b"ringfence-sealed")?;
+        reserve(&object, bytes, || Ok(()))?;
+        let map = (size > 0)
+            .then(|| {
+                // SAFETY: only this process has the object. Another process could open it in /proc only if it could
+                // write this process's memory as well.
+                let map = unsafe { MmapOptions::new().len(size).populate().map_mut(&object) }?;
+                // A forked child's copy of the mapping would forbid the seal.
+                map.advise(Advice::DontFork)?;
+                map.advise(Advice::DontDump)?;
+                Ok(map)
+            })
+            .transpose()
+            .map_err(|error| Error::system(format!("mapping a buffer of {size} bytes"), errno(&error)))?;
+        Ok(Self { object, map, size })
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        self.map.as_deref_mut().unwrap_or_default()
+    }
+
+    fn seal(mut self) -> Result<SealedBuffer> {
+        self.map = None;
+        uninterrupted(|| fcntl(&self.object, FcntlArg::F_ADD_SEALS(seals()))).map_err(|errno| match errno {
+            Errno::EBUSY => Error::invalid(
+                "a sealed buffer: something still uses its memory (a mapping, io_uring or vmsplice); wait for that to end before `write` returns",
+            ),
+            errno => Error::system("sealing a buffer", errno),
+        })?;
+        SealedBuffer::map(self.object, self.size)
+    }
+}
+
+/// F_SEAL_FUTURE_WRITE would not do: earlier mappings stay writable.
+fn seals() -> SealFlag {
+    SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE
+}
+
+fn require(
+    check: &'static str,
+    wanted: impl FnOnce() -> String,
+    found: impl FnOnce() -> String,
+    passed: bool,
+) -> Result<()> {
+    if passed {
+        return Ok(());
+    }
+    Err(Error::ObjectUnsound {
+        check,
+        wanted: wanted(),
+        found: found(),
+    })
+}
+
+/// The seals mean something only on these filesystems. Any other may answer an access late, never, or with a signal.
+fn check_kind(object: &OwnedFd, stat: &FileStat) -> Result<()> {
+    let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
+    require(
+        "kind",
+        || "a regular file".into(),
+        || format!("{kind:?}"),
+        kind == SFlag::S_IFREG,
+    )?;
+    let filesystem = uninterrupted(|| fstatfs(object))
+        .map_err(|errno| unsound("filesystem", "tmpfs or hugetlbfs", errno))?
+        .filesystem_type();
+    require(
+        "filesystem",
+        || "tmpfs or hugetlbfs".into(),
+        || format!("{:#x}", filesystem.0),
+        filesystem == TMPFS_MAGIC || filesystem == HUGETLBFS_MAGIC,
+    )
+}
+
+/// The size is set again through this descriptor.
+fn check_access(object: &OwnedFd) -> Result<()> {
+    let flags = sys::file::open_flags(object).map_err(|errno| unsound("access", "O_RDWR", errno))?;
+    require(
+        "access",
+        || "O_RDWR".into(),
+        || format!("{:#o}", flags & libc::O_ACCMODE),
+        flags & (libc::O_ACCMODE | libc::O_PATH) == libc::O_RDWR,
+    )
+}
+
+fn check_seals(object: &OwnedFd) -> Result<()> {
+    let found = uninterrupted(|| fcntl(object, FcntlArg::F_GET_SEALS))
+        .map_err(|errno| unsound("seals", "a sealed object", errno))?;
+    let found = SealFlag::from_bits_retain(found);
+    require(
+        "seals",
+        || seal_names(seals()),
+        || seal_names(found),
+        found.contains(seals()),
+    )
+}
+
+#[cfg(test)]
+#[cfg_attr(miri, expect(unused, reason = "Miri has no memfd"))]
+mod tests {
+    use std::{
+        fs::{File, OpenOptions},
+        io::Write as _,
+        os::unix::fs::FileExt as _,
+    };
+
+    use nix::fcntl::{FallocateFlags, fallocate};
+
+    use super::*;
+
+    /// An unsealed object of `size` bytes, `reserved` of which have memory.
+    fn object(size: i64, reserved: i64) -> OwnedFd {
+        let (object, _) = memfd(b"ringfence-test").unwrap();
+        ftruncate(&object, size).unwrap();
+        if reserved > 0 {
+            fallocate(&object, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, reserved).unwrap();
+        }
+        object
+    }
+
+    fn seal(object: OwnedFd, seals: SealFlag) -> OwnedFd {
+        fcntl(&object, FcntlArg::F_ADD_SEALS(seals)).unwrap();
+        object
+    }
+
+    fn check_of(found: Result<SealedBuffer>) -> &'static str {
+        match found {
+            Err(Error::ObjectUnsound { check, .. }) => check,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    #[test]
+    fn a_buffer_has_the_bytes_that_were_written_and_a_peer_can_accept_it() {
+        for size in [0, 1, 4096, 100_000_u32] {
+            let bytes: Vec<u8> = (0..size).map(|n| (n % 251) as u8).collect();
+            let buffer = SealedBuffer::from_bytes(&bytes).unwrap();
+            assert_eq!(*buffer, *bytes);
+            let passed = buffer.as_fd().try_clone_to_owned().unwrap();
+            let accepted = SealedBuffer::accept(passed, size.into()).unwrap();
+            drop(buffer);
+            assert_eq!(*accepted, *bytes);
+        }
+    }
+
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    #[test]
+    fn each_way_to_change_a_buffer_fails() {
+        let buffer = SealedBuffer::create(8192, |bytes| bytes.fill(7)).unwrap();
+        let dup = File::from(buffer.as_fd().try_clone_to_owned().unwrap());
+        let path = format!("/proc/self/fd/{}", buffer.as_fd().as_raw_fd());
+        let reopened = OpenOptions::new().read(true).write(true).open(path);
+        for file in [Some(dup), reopened.ok()].into_iter().flatten() {
+            assert!((&file).write(b"x").is_err());
+            assert!(file.write_at(b"x", 0).is_err());
+            assert!(file.set_len(4096).is_err());
+            assert!(file.set_len(16_384).is_err());
+            for punch in [
+                FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
+                FallocateFlags::FALLOC_FL_KEEP_SIZE,
+            ] {
+                let from = if punch.contains(FallocateFlags::FALLOC_FL_PUNCH_HOLE) {
+                    0
+                } else {
+                    8192
+                };
+                assert!(fallocate(&file, punch, from, 4096).is_err(), "{punch:?}");
+            }
+            // SAFETY: the mapping is not used.
+            assert!(unsafe { MmapOptions::new().len(8192).map_mut(&file) }.is_err());
+            assert!(fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_FUTURE_WRITE)).is_err());
+        }
+        assert!(buffer.iter().all(|byte| *byte == 7));
+    }
+
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    #[test]
+    fn a_buffer_that_something_can_still_write_is_not_sealed() {
+        let mut draft = Draft::new(4096).unwrap();
+        draft.bytes()[0] = 1;
+        // SAFETY: the mapping is not used.
+        let map = unsafe { MmapOptions::new().len(4096).map_mut(&draft.object) }.unwrap();
+        let error = draft.seal().unwrap_err();
+        assert_eq!(error.code(), "INVALID_ARGUMENT");
+        assert!(error.to_string().contains("still uses its memory"), "{error}");
+        drop(map);
+    }
+
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    #[test]
+    fn an_object_that_could_change_or_lacks_memory_is_unsound() {
+        for (name, missing) in [
+            ("seal", SealFlag::F_SEAL_SEAL),
+            ("shrink", SealFlag::F_SEAL_SHRINK),
+            ("grow", SealFlag::F_SEAL_GROW),
+            ("write", SealFlag::F_SEAL_WRITE),
+        ] {
+            let with_future = (seals() - missing) | SealFlag::F_SEAL_FUTURE_WRITE;
+            let found = SealedBuffer::accept(seal(object(4096, 4096), with_future), 4096);
+            assert_eq!(check_of(found), "seals", "{name}");
+        }
+        let sealed = |size, reserved| seal(object(size, reserved), seals());
+        assert_eq!(check_of(SealedBuffer::accept(sealed(4096, 4096), 4095)), "size");
+        assert_eq!(
+            check_of(SealedBuffer::accept(sealed(4096, 4096), u64::MAX)),
+            "size"
+        );
+        assert_eq!(check_of(SealedBuffer::accept(sealed(8192, 4096), 8192)), "memory");
+
+        // As many blocks as the size needs, but behind its end.
+        let behind = object(8192, 0);
+        fallocate(&behind, FallocateFlags::FALLOC_FL_KEEP_SIZE, 8192, 8192).unwrap();
+        assert_eq!(
+            check_of(SealedBuffer::accept(seal(behind, seals()), 8192)),
+            "memory"
+        );
+
+        let sound = sealed(4096, 4096);
+        let path = format!("/proc/self/fd/{}", sound.as_raw_fd());
+        assert_eq!(
+            check_of(SealedBuffer::accept(File::open(path).unwrap().into(), 4096)),
+            "access"
+        );
+        assert_eq!(SealedBuffer::accept(sound, 4096).unwrap().len(), 4096);
+
+        let (pipe, _writer) = nix::unistd::pipe().unwrap();
+        assert_eq!(check_of(SealedBuffer::accept(pipe, 0)), "kind");
+        let file = File::open("/proc/self/exe").unwrap();
+        assert_eq!(check_of(SealedBuffer::accept(file.into(), 0)), "filesystem");
+    }
+}
