@@ -29,6 +29,12 @@ export function borrows(codec: object): boolean {
 /**
  * Encodes with JSON.stringify and decodes with JSON.parse. Safe with any peer: invalid UTF-8, invalid JSON and trailing data are MALFORMED.
  * `T` is the type that the program expects, and is not checked.
+ *
+ * @example
+ * ```js
+ * const channel = await join('/run/me/meet', { codec: json() })
+ * await channel.send({ price: 101 })
+ * ```
  */
 export function json<T = unknown>(): Codec<T> {
   return JSON_CODEC as Codec<T>
@@ -61,6 +67,12 @@ function toText(bytes: Buffer & Slices): string {
  * **Only for trusted peers.** The bytes of a hostile peer are refused or decoded; they crash nothing and corrupt nothing, which is fuzzed.
  * But the engine's decoder is not hardened: a small message may take much time and memory to decode. Use {@link json} if the peer may turn
  * hostile.
+ *
+ * @example
+ * ```js
+ * const channel = await join('/run/me/meet', { codec: structured() })
+ * await channel.send(new Map([['price', 101n]]))
+ * ```
  */
 export function structured<T = unknown>(): Codec<T> {
   return STRUCTURED_CODEC as Codec<T>

@@ -584,6 +584,13 @@ function hasSomething(entry: Entry<unknown>): boolean {
 /**
  * Reads from many channels as one: see {@link Merge}.
  *
+ * @example
+ * ```js
+ * const merged = merge([first, second])
+ * merged.on('disconnect', (channel, { reason }) => console.log(`process ${channel.peer.pid}: ${reason}`))
+ * for await (const [channel, message] of merged) console.log(`process ${channel.peer.pid}: ${message}`)
+ * ```
+ *
  * @param channels - The initial sources. {@link Merge.add} adds more.
  * @throws {@link RingfenceError} INVALID_ARGUMENT for a value that is not a source, or a source that is already read. No source is added
  * then.

@@ -120,6 +120,7 @@ export abstract class Endpoint<
    */
   protected abstract vacate(): void
 
+  /** Yields a channel for each peer. Several loops share the channels, and leaving one closes nothing. */
   [Symbol.asyncIterator](): AsyncIterator<Channel<In, Out>, undefined> {
     return this.#acceptQueue.iterator()
   }
@@ -131,11 +132,13 @@ export abstract class Endpoint<
     return { ...this.#counts.stats(this.#open.size), ...sums.sums }
   }
 
+  /** Keeps the process alive while the endpoint is open, which is the default. */
   ref(): this {
     this.#native.keepAlive(1)
     return this
   }
 
+  /** Lets the process exit while the endpoint is open. */
   unref(): this {
     this.#native.keepAlive(0)
     return this

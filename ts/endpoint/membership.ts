@@ -179,6 +179,13 @@ export class Membership<In = Message, Out = MessageInput> extends Endpoint<
  *
  * With the option `codec`, the messages of all channels are values.
  *
+ * @example
+ * ```js
+ * const membership = await member('/run/me/meet', { codec: json() })
+ * membership.on('connection', (channel) => channel.send({ from: process.pid }))
+ * membership.on('role', (role) => console.log(`this process is the ${role} now`))
+ * ```
+ *
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} as {@link join}
  */

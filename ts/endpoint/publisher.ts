@@ -147,6 +147,11 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
   /**
    * Sends a message to all subscribers. Copies before it returns. Strings are sent as UTF-8.
    *
+   * @example
+   * ```js
+   * await publisher.send('price 101')
+   * ```
+   *
    * @returns A promise that resolves once the message is in the ring: at once without reliable subscribers, else when the slowest of
    * them has made room. A message in the ring is published and survives this process. Rejects with MESSAGE_TOO_LARGE above
    * {@link Publisher.maxMessageSize}; CLOSED after `end` or `close`; OBJECT_EXPOSED; INVALID_ARGUMENT for a value that is not a message,
@@ -188,6 +193,12 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
    * Returns this publisher with values instead of bytes, encoded by the codec: see {@link Channel.with}. Each value is encoded once for
    * all subscribers.
    *
+   * @example
+   * ```js
+   * const prices = publisher.with(json())
+   * await prices.send({ price: 101 })
+   * ```
+   *
    * @throws {@link RingfenceError} INVALID_ARGUMENT if the argument is not a codec
    */
   with<T>(codec: Codec<T>): Publisher<T> {
@@ -217,6 +228,8 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
   /**
    * Ends the sending. Each subscriber still gets every message, then its end. Resolves once everything that was sent before is in the ring
    * and the address is free. {@link Publisher.closed} resolves once the last subscriber has read everything.
+   *
+   * @param options - An abort ends only the waiting. It does not undo the end.
    */
   end(options?: WaitOptions): Promise<void> {
     return untilAborted(options, () => (this.#root ?? this).#end())
@@ -238,6 +251,8 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
   /**
    * Accepts no further subscribers, permanently. Handshakes in progress are aborted; connected subscribers are not affected. Once the
    * promise resolves, the address is free and this process has no descriptor of the ring.
+   *
+   * @returns A promise that rejects with NO_SPACE if there is no thread for it. The next call then tries again.
    */
   seal(): Promise<void> {
     if (this.#root !== null) return this.#root.seal()
@@ -271,11 +286,13 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
     ;(this.#root ?? this).#finish(destroyedBy(error), closedHere)
   }
 
+  /** Keeps the process alive while the publisher is open, which is the default. */
   ref(): this {
     this.#native.keepAlive(1)
     return this
   }
 
+  /** Lets the process exit while the publisher is open. */
   unref(): this {
     this.#native.keepAlive(0)
     return this
@@ -369,6 +386,15 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
  * process has the address, the call rejects with ADDRESS_OCCUPIED, or waits for the address with the option `wait`.
  *
  * The memory is a memfd: `backing: 'shm'` is INVALID_ARGUMENT, since every subscriber could write a shm object.
+ *
+ * With the option `codec`, the messages are values.
+ *
+ * @example
+ * ```js
+ * const publisher = await publish('/run/me/prices', { codec: json(), deliveries: ['latest'] })
+ * await publisher.send({ price: 101 })
+ * await publisher.end()
+ * ```
  *
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} as {@link listen}

@@ -76,6 +76,11 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
    * the listener has closed and the last channel has ended. If an error has ended the listener, the first call that reaches the end of the
    * merge rejects with it. If the program closes the merge, its channels stay open, and later ones go to loops or 'connection' again.
    *
+   * @example
+   * ```js
+   * for await (const [channel, message] of listener.messages()) await channel.send(`thanks for ${message}`)
+   * ```
+   *
    * @throws {@link RingfenceError} INVALID_ARGUMENT if a loop over the listener is in progress, or 'connection' has a listener.
    */
   messages(): Merge<Channel<In, Out>, In> {
@@ -105,7 +110,13 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
    * @param options.channels - 'keep' (the default) leaves open the channels that the program has received; 'close' closes them. Channels
    *   that no loop has taken are closed in any case.
    * @param options.linger - Milliseconds for which closed channels may flush pending sends.
-   * @returns A promise that resolves once the address is free, and the closed channels have released everything.
+   * @example
+   * ```js
+   * await listener.close({ channels: 'close', linger: 5000 })
+   * ```
+   *
+   * @returns A promise that resolves once the address is free, and the closed channels have released everything. Rejects with
+   * INVALID_ARGUMENT for wrong options.
    */
   async close(options: { channels?: 'keep' | 'close' | undefined; linger?: number | undefined } = {}): Promise<void> {
     plainObject('options', options, ['channels', 'linger'])
@@ -185,6 +196,12 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
  *
  * With the option `codec`, the messages of all channels are values.
  *
+ * @example
+ * ```js
+ * const listener = await listen('/run/me/service', { codec: json(), maxPeers: 100 })
+ * for await (const [channel, request] of listener.messages()) await channel.send({ done: request })
+ * ```
+ *
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} INVALID_ARGUMENT, ADDRESS_INVALID, ADDRESS_OCCUPIED, NO_SPACE, TIMEOUT, UNSUPPORTED;
  * AbortError by the signal
@@ -204,6 +221,15 @@ export function listen(address: string, options: ListenOptions = {}): Promise<Li
  *
  * At most 16 handshakes of one process with one address run at a time. Others are queued, and their `handshakeTimeout` starts when they
  * leave the queue. A process cannot connect to its own service (ADDRESS_OCCUPIED).
+ *
+ * With the option `codec`, the messages are values.
+ *
+ * @example
+ * ```js
+ * const channel = await connect('/run/me/service', { codec: json(), wait: true, timeout: 10_000 })
+ * await channel.send({ job: 'sweep' })
+ * console.log(await channel.receive())
+ * ```
  *
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} as {@link join}
