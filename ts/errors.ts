@@ -31,13 +31,13 @@ export interface ErrorDetails {
   /** The error or reason behind it. */
   cause?: unknown
   /** The check that failed. */
-  check?: string
+  check?: string | undefined
   /** The value that the check required. */
-  wanted?: string
+  wanted?: string | undefined
   /** The value that the check found. */
-  found?: string
+  found?: string | undefined
   /** The refused peer, as far as it is known. */
-  identity?: Identity
+  identity?: Identity | undefined
   /** The exit code of the child; null if a signal ended it. */
   exitCode?: number | null | undefined
   /** The signal that ended the child; null if it exited. */
@@ -45,7 +45,7 @@ export interface ErrorDetails {
   /** The last 4 KiB of the child's standard error, if it is piped. */
   stderr?: string | undefined
   /** The message that could not be decoded. */
-  bytes?: Buffer
+  bytes?: Buffer | undefined
 }
 
 /** Shared by all copies of this package in the process. */
@@ -70,21 +70,21 @@ export class RingfenceError extends Error {
   /** `ERR_RINGFENCE_` and the kind of error, or `ABORT_ERR`. */
   readonly code: ErrorCode
   /** For PEER_REFUSED and OBJECT_UNSOUND: the check that failed. */
-  declare readonly check?: string
+  declare readonly check?: string | undefined
   /** The value that the check required. */
-  declare readonly wanted?: string
+  declare readonly wanted?: string | undefined
   /** The value that the check found. */
-  declare readonly found?: string
+  declare readonly found?: string | undefined
   /** The refused peer, as far as it is known. */
-  declare readonly identity?: Identity
+  declare readonly identity?: Identity | undefined
   /** For CHILD_EXITED: the exit code; null if a signal ended the child. */
-  declare readonly exitCode?: number | null
+  declare readonly exitCode?: number | null | undefined
   /** For CHILD_EXITED: the signal that ended the child; null if it exited. */
-  declare readonly signalCode?: string | null
+  declare readonly signalCode?: string | null | undefined
   /** For CHILD_EXITED: the last 4 KiB of standard error, if it is piped. */
-  declare readonly stderr?: string
+  declare readonly stderr?: string | undefined
   /** For MALFORMED: the message. Not enumerable, so that logging the error does not print it. */
-  declare readonly bytes?: Buffer
+  declare readonly bytes?: Buffer | undefined
 
   constructor(name: ErrorName | 'ABORT_ERR', message: string, details: ErrorDetails = {}) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause })

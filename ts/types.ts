@@ -22,25 +22,27 @@ export interface BatchOptions extends WaitOptions {
 /** The properties of a peer that the kernel attested at the last check. */
 export interface Identity {
   /** Process id in this process's pid namespace. 0 for a process that is not visible there, which only `namespace: 'any'` accepts. */
-  pid: number
+  readonly pid: number
   /** Effective user id. */
-  uid: number
+  readonly uid: number
   /** Effective group id. */
-  gid: number
+  readonly gid: number
   /**
    * Supplementary groups that the peer had when it connected and still has. Absent if the kernel does not report them (before Linux
    * 4.13), or if its current ones are not visible (`hidepid`).
    */
-  groups?: number[]
+  readonly groups?: readonly number[] | undefined
   /** The cgroup (version 2), as /proc/PID/cgroup names it. */
-  cgroup?: string
+  readonly cgroup?: string | undefined
   /** The security label, if a security module assigns one. */
-  label?: string
+  readonly label?: string | undefined
   /**
    * The executable, if it can be read. Device and inode identify it, in decimal as `fs.statSync(path, { bigint: true })` has them; the
    * path is for display. `sha256` is present if the policy requires a content.
    */
-  executable?: { path: string; device: string; inode: string; sha256?: string }
+  readonly executable?:
+    | { readonly path: string; readonly device: string; readonly inode: string; readonly sha256?: string | undefined }
+    | undefined
 }
 
 /** One check of the peer, made on the way to a channel or by `verify`. */
