@@ -118,8 +118,12 @@ fn converse(role: &str, address: &str, id: u32, session: u64, ledger: &str) -> O
     if answer != message(HOST, session, count, false) {
         return Err(format!("the answer to {count} messages is {:?}", head(&answer)).into());
     }
-    let more = receiver.receive_vec_until(Instant::now() + LIMIT)?;
-    more.map_or(Ok(()), |_| Err("there is more than an answer".into()))
+    match receiver.receive_vec_until(Instant::now() + LIMIT) {
+        // A service that exits after its answer is lost.
+        Ok(None) | Err(Error::PeerLost(_)) => Ok(()),
+        Ok(Some(_)) => Err("there is more than an answer".into()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The next channel of a member. One that was killed while it came in is none.
@@ -506,7 +510,13 @@ impl Host {
         let (mut sender, mut receiver) = channel.split();
         let mut from = None;
         let mut come = 0;
-        while let Some(found) = receiver.receive_vec_until(Instant::now() + LIMIT)? {
+        loop {
+            let found = match receiver.receive_vec_until(Instant::now() + LIMIT) {
+                Ok(Some(found)) => found,
+                // The reason tells them apart.
+                Ok(None) | Err(Error::PeerLost(_)) => break,
+                Err(error) => return Err(error.into()),
+            };
             let [id, session, number] = head(&found)?;
             let is_next = number == come && from.is_none_or(|from| from == (id, session));
             if !is_next || found != message(id, u64::from(session), number, false) {

@@ -11,7 +11,7 @@ use ringfence::{
     subscribe,
 };
 
-use crate::{Outcome, say};
+use crate::{Outcome, next, say};
 
 /// Serves agents until it is ended: sends everything back.
 pub(crate) fn serve(address: &Address, options: &Options) -> Outcome {
@@ -97,7 +97,7 @@ fn outcome(how: ringfence::Result<String>) -> String {
 fn echo(channel: Channel) -> ringfence::Result<String> {
     let (mut sender, mut receiver) = channel.split();
     let mut room = vec![0; usize::try_from(receiver.max_message_size()).expect("64 bits")];
-    while let Some(length) = receiver.receive(&mut room)? {
+    while let Some(length) = next(&mut receiver, &mut room)? {
         sender.send(&room[..length])?;
     }
     sender.end();
@@ -108,7 +108,7 @@ fn count(channel: Channel) -> ringfence::Result<String> {
     let tokens = channel.tokens();
     let (_sender, mut receiver) = channel.split();
     let mut room = vec![0; usize::try_from(receiver.max_message_size()).expect("64 bits")];
-    while receiver.receive(&mut room)?.is_some() {}
+    while next(&mut receiver, &mut room)?.is_some() {}
     let mut count = 0;
     while tokens.try_token().is_some() {
         count += 1;
@@ -120,9 +120,9 @@ fn call(channel: Channel) -> ringfence::Result<String> {
     let (mut sender, mut receiver) = channel.split();
     sender.send(b"hello")?;
     let mut room = vec![0; usize::try_from(receiver.max_message_size()).expect("64 bits")];
-    let found = receiver.receive(&mut room)?;
+    let found = next(&mut receiver, &mut room)?;
     sender.end();
-    while receiver.receive(&mut room)?.is_some() {}
+    while next(&mut receiver, &mut room)?.is_some() {}
     let reason = ended(receiver.close_reason());
     Ok(match found {
         Some(length) if room[..length] == *b"hello" => format!("answered, {reason}"),

@@ -119,7 +119,15 @@ fn stay(address: &Address, options: &Options) -> Outcome {
 
 fn greet(channel: &mut Channel) -> ringfence::Result<bool> {
     channel.sender().send(b"hello")?;
-    Ok(channel.receiver().receive(&mut [0; 64])?.is_some())
+    Ok(next(channel.receiver(), &mut [0; 64])?.is_some())
+}
+
+/// The next message. The reason of the channel's end tells a lost peer from a clean end.
+pub(crate) fn next(receiver: &mut Receiver, into: &mut [u8]) -> ringfence::Result<Option<usize>> {
+    match receiver.receive(into) {
+        Err(ringfence::Error::PeerLost(_)) => Ok(None),
+        found => found,
+    }
 }
 
 /// Publishes a message of each size once there is a subscriber, and ends once that has read all.
@@ -164,13 +172,13 @@ fn close(mut channel: Channel) -> Outcome {
     Ok(())
 }
 
-/// Sends once it is spoken to, and closes without an end, and without waiting until it was read.
+/// Sends once it is spoken to, and destroys the channel, and without waiting until it was read.
 fn part(mut channel: Channel, sizes: &[usize]) -> Outcome {
     channel.receiver().receive(&mut [0; 8])?;
     for (number, &size) in sizes.iter().enumerate() {
         channel.sender().send(&pattern(number, size))?;
     }
-    channel.close();
+    channel.destroy();
     Ok(())
 }
 
@@ -292,10 +300,13 @@ fn consume(channel: Channel, sizes: &[usize]) -> Outcome {
     };
     let mut turn = 0;
     let mut room = vec![0; usize::try_from(receiver.max_message_size())?];
-    while !receiver.is_ended()? {
-        if !receiver.has_message()? {
-            receiver.wait_readable(None)?;
-            continue;
+    loop {
+        match receiver.wait_readable(None) {
+            Err(ringfence::Error::PeerLost(_)) => break,
+            readable => readable?,
+        };
+        if receiver.is_ended()? {
+            break;
         }
         turn += 1;
         match turn % 4 {
@@ -341,7 +352,7 @@ fn consume(channel: Channel, sizes: &[usize]) -> Outcome {
 fn echo(channel: Channel) -> Outcome {
     let (mut sender, mut receiver) = channel.split();
     let mut room = vec![0; usize::try_from(receiver.max_message_size())?];
-    while let Some(length) = receiver.receive(&mut room)? {
+    while let Some(length) = next(&mut receiver, &mut room)? {
         sender.send(&room[..length])?;
     }
     sender.end();

@@ -257,7 +257,7 @@ impl Actor {
         loop {
             match receiver.receive(&mut room) {
                 Ok(Some(length)) => self.account(session, &mut reading, &room[..length], 0)?,
-                Ok(None) => break,
+                Ok(None) | Err(Error::PeerLost(_)) => break,
                 Err(Error::NoSpace { .. }) => thread::yield_now(),
                 Err(error) => {
                     self.write(session, Word::End, BROKEN);
@@ -500,7 +500,7 @@ impl Actor {
                         return Err("handed out and lost are not the sequence less where it began".into());
                     }
                 }
-                Ok(None) => break,
+                Ok(None) | Err(Error::PeerLost(_)) => break,
                 Err(Error::NoSpace { .. }) => thread::yield_now(),
                 Err(error) => {
                     self.write(session, Word::End, BROKEN);

@@ -77,7 +77,8 @@ impl Ended {
 impl From<CloseReason> for Ended {
     fn from(reason: CloseReason) -> Self {
         match reason {
-            CloseReason::Closed => Self::Closed,
+            // JavaScript calls `isCut` to tell the two apart.
+            CloseReason::Closed | CloseReason::Lost => Self::Closed,
             CloseReason::Exited => Self::Exited,
             CloseReason::Corrupt => Self::Corrupt,
             CloseReason::Evicted => Self::Evicted,

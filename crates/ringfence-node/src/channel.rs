@@ -17,8 +17,8 @@ use crate::{
     poll::Poll,
     raw::{Answer, Call, Function, State, add_functions, new_object, set_number, set_property},
     reading::{
-        Reads, arm_reader, evidence, hear, look_parked, nothing, park_reader, pull, pull_busy, spin, told,
-        verify, wake, watch,
+        Reads, arm_reader, evidence, hear, look_parked, lost_as, nothing, park_reader, pull, pull_busy, spin,
+        told, verify, wake, watch,
     },
     sending::{
         Reservation, Sends, arm_writer, cancel, cancel_open, commit, flush, has_room, packed_room, reserve,
@@ -117,7 +117,7 @@ impl Endpoint {
         Answer::from(ended.number())
     }
 
-    /// Closes the channel and releases the line.
+    /// Closes the channel at once and releases the line. The peer gets a clean end only if the sending had ended.
     fn let_go(&mut self) {
         // Stop first, because a watched descriptor must not be closed.
         self.handle.stop();
@@ -129,7 +129,7 @@ impl Endpoint {
         {
             self.sent = sender.stats();
             self.received = receiver.stats();
-            sender.close();
+            sender.destroy();
             receiver.close();
         }
         if let Some(mut left) = self.left.take() {
@@ -145,7 +145,7 @@ impl Endpoint {
         }) = self.halves.take()
         {
             self.sent = sender.stats();
-            sender.close();
+            sender.destroy();
             self.left = Some(receiver);
         }
     }
@@ -211,7 +211,7 @@ fn gather(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
             Answer::Number(0.0) => bytes.into(),
             answer => answer,
         },
-        Err(error) => endpoint.fail(error),
+        Err(error) => lost_as(endpoint, error, ENDED),
     }
 }
 

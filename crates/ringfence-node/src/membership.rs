@@ -8,7 +8,7 @@ use std::{
 };
 
 use napi::{bindgen_prelude::*, sys};
-use ringfence::Change;
+use ringfence::{Change, binding};
 
 use crate::{
     channel,
@@ -43,7 +43,9 @@ impl MembershipState {
     fn take(&mut self) -> Option<ringfence::Membership> {
         // Stop first, because a watched descriptor must not be closed.
         self.handle.stop();
-        self.membership.take()
+        let membership = self.membership.take()?;
+        binding::destroy_on_drop(&membership);
+        Some(membership)
     }
 
     /// Leaves without waiting: the partner may be slow, and the event loop must not block.

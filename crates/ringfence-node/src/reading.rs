@@ -40,11 +40,27 @@ pub(crate) trait Reads: Object {
 
 /// The answer if nothing was found: whether the reader has come to the end.
 pub(crate) fn nothing<R: Reads>(reads: &mut R) -> Answer {
-    let ended = reads
-        .reader()
-        .and_then(Inbound::is_ended)
-        .map(|ended| if ended { ENDED } else { 0 });
-    reads.answer(ended)
+    match reads.reader().and_then(Inbound::is_ended) {
+        Ok(ended) => Answer::from(if ended { ENDED } else { 0 }),
+        Err(error) => lost_as(reads, error, ENDED),
+    }
+}
+
+/// The answer of a failed read. If the peer is lost and everything was read, that is this number: JavaScript calls `isCut` to tell a
+/// lost peer from a clean end.
+pub(crate) fn lost_as<R: Reads>(reads: &mut R, error: ringfence::Error, answer: i32) -> Answer {
+    match error {
+        ringfence::Error::PeerLost(_) => Answer::from(answer),
+        error => reads.fail(error),
+    }
+}
+
+/// The answer of a call that parks the reader. There is something to read if the peer is lost: its end.
+fn parked<R: Reads>(reads: &mut R, parked: ringfence::Result<bool>) -> Answer {
+    match parked {
+        Ok(parked) => Answer::from(i32::from(parked)),
+        Err(error) => lost_as(reads, error, 0),
+    }
 }
 
 /// Arguments: memory, the offset in it, and what the caller does next: `FIRST`, `MORE` or neither.
@@ -83,7 +99,7 @@ pub(crate) fn told<R: Reads>(reads: &mut R, pulled: ringfence::Result<Packed>) -
         #[expect(clippy::cast_precision_loss, reason = "sizes of messages are below 2^53")]
         Ok(Packed::Large(size)) => Answer::Number(f64::from(LARGE) - size as f64),
         Ok(Packed::Nothing) => nothing(reads),
-        Err(error) => reads.fail(error),
+        Err(error) => lost_as(reads, error, ENDED),
     }
 }
 
@@ -99,7 +115,7 @@ pub(crate) fn spin<R: Reads>(reads: &mut R, call: &mut Call, pull: Function<R>) 
     }
     match reads.reader().and_then(binding::spin) {
         Ok(_) => pull(reads, call),
-        Err(error) => reads.fail(error),
+        Err(error) => lost_as(reads, error, ENDED),
     }
 }
 
@@ -111,21 +127,21 @@ pub(crate) fn wake<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
 }
 
 pub(crate) fn arm_reader<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
-    let armed = reads.reader().and_then(Inbound::arm).map(i32::from);
-    reads.answer(armed)
+    let armed = reads.reader().and_then(Inbound::arm);
+    parked(reads, armed)
 }
 
 /// The first half of `arm_reader`, for a merge that arms many readers. Answers 1 if the merge must issue one
 /// barrier for all of them before the second half.
 pub(crate) fn park_reader<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
     let announced = reads.reader().and_then(binding::announce);
-    reads.answer(announced.map(i32::from))
+    parked(reads, announced)
 }
 
 /// The second half; answers as `arm_reader`.
 pub(crate) fn look_parked<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
     let armed = reads.reader().and_then(binding::look_parked);
-    reads.answer(armed.map(i32::from))
+    parked(reads, armed)
 }
 
 /// Reads the line, or leaves it to be read later. The next read returns any error that the reader finds.

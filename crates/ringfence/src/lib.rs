@@ -60,6 +60,7 @@ compile_error!("ringfence is for 64-bit little-endian Linux");
 /// Internal API for the Node.js binding: no part of what this crate promises.
 #[doc(hidden)]
 pub mod binding {
+    pub use crate::api::member::destroy_on_drop;
     pub use crate::api::pair::join_noticing;
     pub use crate::channel::held::{Keep, pull_again, pull_held, release};
     pub use crate::channel::inbound::Inlet;

@@ -12,7 +12,7 @@ use ringfence::{
     publish, subscribe,
 };
 
-use support::{Actor, TIME_LIMIT, fresh_address, say, wait_for_test};
+use support::{Actor, TIME_LIMIT, assert_lost, fresh_address, say, wait_for_test};
 
 const CAPACITY: u64 = 64 << 10;
 
@@ -104,9 +104,8 @@ fn read_all(subscription: &mut Subscription) -> String {
                 assert_eq!(count + subscription.lost(), subscription.sequence() - began);
             }
             Ok(None) => {
-                break subscription
-                    .close_reason()
-                    .map_or("open".into(), |reason| reason.to_string());
+                assert_eq!(subscription.close_reason(), Some(CloseReason::Closed));
+                break "closed".to_owned();
             }
             Err(error) => break error.code().to_owned(),
         }
@@ -312,7 +311,7 @@ fn what_was_published_is_read_though_the_publisher_is_killed() {
     publisher.expect("sent");
     publisher.kill();
     reader.go_on();
-    reader.expect("300 from 1 to 300, lost 0, exited");
+    reader.expect("300 from 1 to 300, lost 0, PEER_LOST");
     reader.finish();
 }
 
@@ -540,6 +539,9 @@ fn why_it_has_ended_is_known_while_messages_are_unread() {
         ("disconnects", CloseReason::Closed),
         ("ends", CloseReason::Closed),
         ("closes", CloseReason::Closed),
+        ("is dropped", CloseReason::Closed),
+        ("destroys", CloseReason::Lost),
+        ("panics", CloseReason::Lost),
         ("dies", CloseReason::Exited),
         ("evicts", CloseReason::Evicted),
     ] {
@@ -573,9 +575,10 @@ fn why_it_has_ended_is_known_while_messages_are_unread() {
                 "{how}"
             );
         }
-        if reason != CloseReason::Evicted {
-            assert_eq!(subscription.receive(&mut into).unwrap(), None, "{how}");
-            assert_eq!(subscription.is_cut(), how == "closes" || how == "dies");
+        match reason {
+            CloseReason::Evicted => {}
+            CloseReason::Closed => assert_eq!(subscription.receive(&mut into).unwrap(), None, "{how}"),
+            _ => assert_lost(subscription.receive(&mut into)),
         }
         assert_eq!(subscription.close_reason(), Some(reason), "{how}");
         if how != "dies" {
@@ -600,6 +603,15 @@ fn as_ends_in_a_way(arguments: &[String]) {
         "disconnects" => subscriber.disconnect(),
         "ends" => publisher.end(),
         "closes" => publisher.close(),
+        "is dropped" => drop(publisher),
+        "destroys" => publisher.destroy(),
+        "panics" => {
+            let panicking = thread::spawn(move || {
+                let _publisher = publisher;
+                panic!("as this test wants it");
+            });
+            assert!(panicking.join().is_err());
+        }
         "evicts" => {
             while publisher.try_send(&[11; 1000]).unwrap() {}
             assert_eq!(next_gone(&publisher).1, CloseReason::Evicted);

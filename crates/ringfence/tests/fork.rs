@@ -121,6 +121,7 @@ fn use_publisher(publisher: &mut Publisher) {
     publisher.seal();
     publisher.end();
     publisher.close();
+    publisher.destroy();
 }
 
 fn use_broadcaster(broadcaster: &mut Broadcaster) {
@@ -141,6 +142,7 @@ fn use_broadcaster(broadcaster: &mut Broadcaster) {
     assert_eq!(broadcaster.close_reason(), Some(CloseReason::Closed));
     assert!(broadcaster.as_fd().as_raw_fd() >= 0);
     broadcaster.end();
+    broadcaster.destroy();
 }
 
 fn use_audience(audience: &Audience) {
@@ -156,6 +158,7 @@ fn use_audience(audience: &Audience) {
     assert_eq!(audience.close_reason(), Some(CloseReason::Closed));
     audience.seal();
     audience.close();
+    audience.destroy();
 }
 
 fn use_subscriber(subscriber: &Subscriber) {
@@ -211,6 +214,7 @@ fn use_subscription(subscription: &mut Subscription) {
     assert!(subscription.close_reason().is_some());
     assert!(subscription.as_fd().as_raw_fd() >= 0);
     subscription.close();
+    subscription.destroy();
 }
 
 fn use_sender(sender: &mut Sender) {
@@ -239,6 +243,7 @@ fn use_sender(sender: &mut Sender) {
     assert!(sender.as_fd().as_raw_fd() >= 0);
     sender.end();
     sender.close();
+    sender.destroy();
 }
 
 fn use_receiver(receiver: &mut Receiver) {
@@ -276,6 +281,7 @@ fn use_receiver(receiver: &mut Receiver) {
     assert!(!receiver.is_cut());
     assert!(receiver.as_fd().as_raw_fd() >= 0);
     receiver.close();
+    receiver.destroy();
 }
 
 fn use_channel(channel: &mut Channel) {

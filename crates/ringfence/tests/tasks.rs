@@ -20,7 +20,7 @@ use ringfence::{
     },
 };
 use support::{
-    Actor, TIME_LIMIT, fresh_address, lively, message, say, small,
+    Actor, TIME_LIMIT, assert_lost, fresh_address, lively, message, say, small,
     tasks::{meet, options, run, runtimes},
     wait_for_host, wait_for_test,
 };
@@ -225,8 +225,8 @@ fn both_halves_that_wait_are_told_that_the_peer_was_killed() {
                 assert!(matches!(error, Error::PeerLost(_)), "{error}");
             }),
             tokio::spawn(async move {
-                assert_eq!(receiver.next().await.transpose().unwrap(), None);
-                assert!(receiver.get_ref().is_cut());
+                assert_lost(receiver.next().await.transpose());
+                assert!(receiver.next().await.is_none());
             }),
         ];
         actor.kill();
@@ -428,7 +428,7 @@ fn a_subscription_that_waits_is_told_that_the_publisher_was_killed() {
         let waiting = tokio::spawn(async move { (subscription.receive_vec().await, subscription) });
         actor.kill();
         let (found, subscription): (_, Subscription) = waiting.await.unwrap();
-        assert_eq!(found.unwrap(), None);
+        assert_lost(found);
         assert_eq!(subscription.get_ref().close_reason(), Some(CloseReason::Exited));
     });
 }

@@ -78,7 +78,7 @@ impl PublisherState {
             self.stats = sender.stats();
         }
         if let Some(audience) = self.audience.take() {
-            audience.close();
+            audience.destroy();
         }
         if let Some(mut sender) = self.sender.take() {
             self.sequence = sender.sequence();

@@ -6,13 +6,13 @@ use napi::{bindgen_prelude::*, sys};
 use ringfence::{Subscription, SubscriptionStats, Verifier, binding::BroadcastInlet};
 
 use crate::{
-    answers::{Ended, LARGE, OTHER, WHOLE},
+    answers::{ENDED, Ended, LARGE, OTHER, WHOLE},
     convert::Identity,
     handle::{Handle, Object, failure, keep_alive},
     raw::{Answer, Call, Function, State, add_functions, new_object, set_number, set_property},
     reading::{
-        Reads, arm_reader, evidence, hear, look_parked, nothing, park_reader, pull, pull_busy, verify, wake,
-        watch,
+        Reads, arm_reader, evidence, hear, look_parked, lost_as, nothing, park_reader, pull, pull_busy,
+        verify, wake, watch,
     },
 };
 
@@ -135,7 +135,7 @@ fn gather(reading: &mut SubscriptionState, call: &mut Call) -> Answer {
         Ok(Some(size)) if size == into.len() => {}
         Ok(Some(_)) => return Answer::from(OTHER),
         Ok(None) => return nothing(reading),
-        Err(error) => return reading.fail(error),
+        Err(error) => return lost_as(reading, error, ENDED),
     }
     let received = reading
         .reader()
@@ -160,7 +160,7 @@ fn has_message(reading: &mut SubscriptionState, _call: &mut Call) -> Answer {
     match reading.reader().and_then(Subscription::has_message) {
         Ok(true) => Answer::from(1),
         Ok(false) => nothing(reading),
-        Err(error) => reading.fail(error),
+        Err(error) => lost_as(reading, error, ENDED),
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -181,13 +182,26 @@ impl Membership {
         self.handle.set_paused(false);
     }
 
-    /// Closes the channel, if there is a partner, and passes the address to the partner, which is the host when this returns. The last
+    /// Closes the channel, if there is a partner, with a clean end, and passes the address to the partner, which is the host when this returns. The last
     /// member to leave removes the files.
     ///
     /// Waits up to [`Options::timeout`] for a partner that does not answer (its process was stopped, for example); the partner has the
     /// address once it goes on.
     pub fn leave(self) {
         drop(self);
+    }
+
+    /// Leaves like [`Membership::leave`], but without a clean end: the partner's calls that receive fail with
+    /// [`Error::PeerLost`](crate::Error::PeerLost) once everything was read, unless the sending had ended before.
+    pub fn destroy(self) {
+        destroy_on_drop(&self);
+    }
+}
+
+/// For the binding, which ends the sending itself once its queue is empty: dropping the membership destroys it.
+pub fn destroy_on_drop(membership: &Membership) {
+    if let Ok(endpoint) = membership.handle.here() {
+        endpoint.destroyed.store(true, Ordering::Release);
     }
 }
 
@@ -196,6 +210,9 @@ impl Drop for Membership {
         let Self { handle, worker, .. } = self;
         // A forked child has neither the place nor the worker.
         let Ok(endpoint) = handle.here() else { return };
+        if thread::panicking() {
+            endpoint.destroyed.store(true, Ordering::Release);
+        }
         worker.stop().cancel();
         if !worker.wait_at_most(self.late) {
             // The partner can make the listening socket blocking, and so make this side's accept hang.

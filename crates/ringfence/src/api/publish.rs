@@ -11,7 +11,7 @@ use bytemuck::Pod;
 
 use crate::{
     address::Address,
-    channel::end::{AtomicState, CloseReason},
+    channel::end::{AtomicState, ChannelState, CloseReason},
     channel::reserve::{Batch, Reservation, Reserved},
     error::{Error, Result},
     fork::ForkMark,
@@ -159,7 +159,8 @@ fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Resul
 /// A subscriber that has died is released within 10 ms, also while the publisher sleeps in a send. A subscriber that delays the
 /// publisher for longer than [`Options::stall`] is evicted.
 ///
-/// Dropping the publisher ends it. Subscribers can still read what is in the ring.
+/// Dropping the publisher ends it: subscribers read what is in the ring, and then a clean end. If it is dropped while its thread
+/// panics, it is destroyed ([`Broadcaster::destroy`]).
 #[derive(Debug)]
 pub struct Publisher {
     sender: Broadcaster,
@@ -283,6 +284,11 @@ impl Publisher {
         self.audience.close();
     }
 
+    /// See [`Broadcaster::destroy`].
+    pub fn destroy(&mut self) {
+        self.sender.destroy();
+    }
+
     /// See [`Audience::close_reason`].
     pub fn close_reason(&self) -> Option<CloseReason> {
         self.audience.close_reason()
@@ -356,11 +362,20 @@ impl Audience {
         }
     }
 
-    /// Ends the publisher. Subscribers can still read what is in the ring, and then get the end. The address is free when this
-    /// returns.
+    /// Closes the publisher. Subscribers can still read what is in the ring, and then get a clean end. The address is free when this
+    /// returns. A message that another thread sends at this moment may be lost.
     pub fn close(&self) {
+        self.finish(ChannelState::ClosedHere);
+    }
+
+    /// Closes the publisher like [`Audience::close`], but without a clean end: see [`Broadcaster::destroy`].
+    pub fn destroy(&self) {
+        self.finish(ChannelState::DestroyedHere);
+    }
+
+    fn finish(&self, how: ChannelState) {
         if let Ok(endpoint) = self.handle.here() {
-            endpoint.close();
+            endpoint.close(how);
         }
     }
 
@@ -377,7 +392,7 @@ impl Audience {
 impl Drop for Audience {
     fn drop(&mut self) {
         let Ok(endpoint) = self.handle.here() else { return };
-        endpoint.close();
+        endpoint.close(ChannelState::dropped());
         endpoint.events.discard();
         if let Some(watcher) = self.watcher.take()
             && !is_own_thread()
@@ -407,7 +422,7 @@ fn accept((endpoint, bound): (Arc<Endpoint<Broadcast>>, BoundAlone)) {
         // Cancelled by the program.
         Error::Aborted => {
             endpoint.events.end(End::Failed(Error::Aborted));
-            endpoint.close();
+            endpoint.close(ChannelState::ClosedHere);
         }
         // No further clients are accepted. The connected subscribers lose nothing.
         error => {
@@ -422,7 +437,6 @@ fn accept((endpoint, bound): (Arc<Endpoint<Broadcast>>, BoundAlone)) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::end::ChannelState;
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no sockets")]

@@ -13,6 +13,7 @@ use std::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering, fence},
     },
+    thread,
     time::Duration,
 };
 
@@ -43,8 +44,10 @@ pub(crate) const END_TOLD: u64 = 1;
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloseReason {
-    /// One side closed it, or no side sends any more and everything was read.
+    /// One side closed it after it had ended its sending, or no side sends any more and everything was read.
     Closed,
+    /// The peer destroyed it, before it had ended its sending.
+    Lost,
     /// The peer's process exited without closing it.
     Exited,
     /// The peer violated the protocol.
@@ -59,6 +62,7 @@ impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Closed => "closed",
+            Self::Lost => "lost",
             Self::Exited => "exited",
             Self::Corrupt => "corrupt",
             Self::Exposed => "exposed",
@@ -74,7 +78,10 @@ pub(crate) enum ChannelState {
     /// The channel belongs to the process that this one was forked from.
     Inherited = ForkMark::INHERITED,
     Open = ForkMark::FRESH,
+    /// After the end of this side's sending.
     ClosedHere = 1,
+    /// Without the end of this side's sending: the peer's reader finds that this side is lost.
+    DestroyedHere,
     ClosedByPeer,
     PeerExited,
     Corrupt,
@@ -89,10 +96,11 @@ pub(crate) enum ChannelState {
 }
 
 impl ChannelState {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Inherited,
         Self::Open,
         Self::ClosedHere,
+        Self::DestroyedHere,
         Self::ClosedByPeer,
         Self::PeerExited,
         Self::Corrupt,
@@ -104,13 +112,25 @@ impl ChannelState {
         Self::EvictedByPeer,
     ];
 
+    /// The state after a handle of this side was dropped: a thread that panics may have meant to send more.
+    pub(crate) fn dropped() -> Self {
+        if thread::panicking() {
+            Self::DestroyedHere
+        } else {
+            Self::ClosedHere
+        }
+    }
+
     /// The reason that the program gets. `None` while the channel is open.
     pub(crate) fn close_reason(self) -> Option<CloseReason> {
         match self {
             Self::Open => None,
-            Self::ClosedHere | Self::ClosedByPeer | Self::LeftByPeer | Self::Refused | Self::Inherited => {
-                Some(CloseReason::Closed)
-            }
+            Self::ClosedHere
+            | Self::DestroyedHere
+            | Self::ClosedByPeer
+            | Self::LeftByPeer
+            | Self::Refused
+            | Self::Inherited => Some(CloseReason::Closed),
             Self::PeerExited => Some(CloseReason::Exited),
             Self::Exposed | Self::ExposedAtPeer => Some(CloseReason::Exposed),
             Self::Corrupt => Some(CloseReason::Corrupt),
@@ -123,7 +143,7 @@ impl ChannelState {
         Err(match self {
             Self::Open => return Ok(()),
             Self::Inherited => inherited(),
-            Self::ClosedHere => Error::Closed("the channel is closed"),
+            Self::ClosedHere | Self::DestroyedHere => Error::Closed("the channel is closed"),
             Self::ClosedByPeer => Error::PeerLost("it has closed the channel".into()),
             Self::LeftByPeer => Error::PeerLost("it has left the address".into()),
             // The kernel closes the line when its process ends, and when the process executes another program.
@@ -227,6 +247,8 @@ pub(crate) struct Shared {
     pub(crate) state: AtomicState,
     pub(crate) sending_ended: AtomicBool,
     pub(crate) receiving_ended: AtomicBool,
+    /// The peer was gone before it had ended its sending. Set once, with the state, under the lock of `held` and before the state.
+    lost: AtomicBool,
     /// Released when the channel ends. Its lock also guards the phase word of this side's region and the number of its tokens.
     pub(crate) held: ProcessMutex<Option<Resources>>,
     pub(crate) busy_poll: Duration,
@@ -340,6 +362,7 @@ impl Shared {
             state: AtomicState::open(mark),
             sending_ended: AtomicBool::new(false),
             receiving_ended: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
             held: ProcessMutex::new(Some(held), birth),
             busy_poll,
             tie: line.tie,
@@ -363,7 +386,15 @@ impl Shared {
     }
 
     pub(crate) fn close_reason(&self) -> Option<CloseReason> {
-        self.state.get().close_reason()
+        match self.state.get().close_reason() {
+            Some(CloseReason::Closed) if self.is_lost() => Some(CloseReason::Lost),
+            reason => reason,
+        }
+    }
+
+    /// Whether the peer is gone and had not ended its sending: it may have meant to send more.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.peer_is_gone() && self.lost.load(Ordering::Relaxed)
     }
 
     /// Whether the channel belongs to the process that this one was forked from.
@@ -453,6 +484,7 @@ impl Shared {
             // Does not wait for the peer's tokens: they are lost to a side that closes, and the wait would be for the thread that
             // handles the alarm, which may be this one.
             ChannelState::ClosedHere
+            | ChannelState::DestroyedHere
             | ChannelState::Refused
             | ChannelState::Exposed
             | ChannelState::Evicted => {}
@@ -482,9 +514,15 @@ impl Shared {
         } else {
             if matches!(
                 end,
-                ChannelState::ClosedHere | ChannelState::Refused | ChannelState::Corrupt
+                ChannelState::ClosedHere
+                    | ChannelState::DestroyedHere
+                    | ChannelState::Refused
+                    | ChannelState::Corrupt
             ) {
                 held.keep_unread();
+            }
+            if end == ChannelState::ClosedHere {
+                held.phase.end_sending();
             }
             held.phase.advance(match end {
                 ChannelState::Evicted => Step::Evicted,
@@ -492,6 +530,10 @@ impl Shared {
                 _ => Step::Closed,
             });
         }
+        // A peer that is gone changes its phase no more.
+        let peers = Phase::from_word(held.peer.load(layout::PHASE, Ordering::Acquire));
+        self.lost
+            .store(!peers.is_some_and(|phase| phase.ended), Ordering::Relaxed);
         self.state.set(end);
         self.doorbell.hang_up();
         drop(guard);
@@ -629,7 +671,7 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.finish(ChannelState::ClosedHere);
+        self.finish(ChannelState::dropped());
     }
 }
 
@@ -679,6 +721,7 @@ mod tests {
             (State::Inherited, closed, "CLOSED"),
             (State::Open, None, ""),
             (State::ClosedHere, closed, "CLOSED"),
+            (State::DestroyedHere, closed, "CLOSED"),
             (State::ClosedByPeer, closed, "PEER_LOST"),
             (State::PeerExited, exited, "PEER_LOST"),
             (State::Corrupt, corrupt, "RING_CORRUPT"),

@@ -102,8 +102,6 @@ pub struct Inbound<R> {
     pub(super) ring: R,
     /// `None` once the peer is gone, or the channel has ended.
     pub(super) link: Option<Link>,
-    /// The peer was gone before it had ended its sending. Set when the link is dropped.
-    cut: bool,
     pub(super) longest: u64,
     /// Reads that found nothing since the line was last read.
     pub(super) fruitless: u32,
@@ -120,7 +118,6 @@ impl<R: Inlet> Inbound<R> {
         Self {
             ring,
             link: Some(link),
-            cut: false,
             longest,
             fruitless: 0,
             woken: 0,
@@ -134,7 +131,8 @@ impl<R: Inlet> Inbound<R> {
         self.longest
     }
 
-    /// Errors after this side's own close, an eviction, or a protocol violation. The leftovers of a peer that is gone are still read.
+    /// Errors after this side's own close, an eviction, or a protocol violation, and if the peer is lost. The leftovers of a peer that is
+    /// gone are read first.
     #[inline]
     pub(super) fn check(&mut self) -> Result<()> {
         if !self.shared.state.is(ChannelState::Open, Ordering::Relaxed) {
@@ -148,8 +146,11 @@ impl<R: Inlet> Inbound<R> {
     fn check_ended(&mut self) -> Result<()> {
         if self.shared.peer_is_gone() {
             self.settle();
-            if self.shared.receiving_ended.load(Ordering::Acquire) {
+            let unread = self.ring.available();
+            if self.shared.has_read_all() || !self.judge(unread)? {
+                self.shared.receiving_ended.store(true, Ordering::Release);
                 self.let_go();
+                self.check_lost()?;
             }
             return Ok(());
         }
@@ -158,10 +159,17 @@ impl<R: Inlet> Inbound<R> {
         readable
     }
 
+    /// Everything was read: errors if the peer is gone and may have meant to send more.
+    fn check_lost(&self) -> Result<()> {
+        if self.shared.is_lost() {
+            self.shared.check()?;
+        }
+        Ok(())
+    }
+
     /// Releases this side's memory. The peer's stays mapped until everything in it was read.
     fn settle(&mut self) {
         if self.link.take().is_some() {
-            self.cut = self.seems_cut();
             self.ring.settle();
         }
     }
@@ -176,11 +184,6 @@ impl<R: Inlet> Inbound<R> {
     fn phase(&self) -> Result<Phase> {
         let word = self.ring.phase_word();
         Phase::from_word(word).ok_or_else(|| Error::RingCorrupt(format!("its phase is {word}")))
-    }
-
-    /// Whether the peer may have meant to send more, according to its phase.
-    fn seems_cut(&self) -> bool {
-        !self.phase().is_ok_and(|phase| phase.ended)
     }
 
     #[inline]
@@ -465,15 +468,13 @@ impl<R: Inlet> Inbound<R> {
     /// As [`try_receive`](Inbound::try_receive).
     pub fn is_ended(&mut self) -> Result<bool> {
         if self.shared.has_read_all() {
-            return Ok(true);
+            return self.check_lost().map(|()| true);
         }
         if self.has_message()? {
             return Ok(false);
         }
         if self.link.is_none() {
-            // The peer is gone, and everything that it left was read. Its memory is not checked again.
-            self.shared.receiving_ended.store(true, Ordering::Release);
-            self.let_go();
+            // The peer is gone, and everything that it left was read.
             return Ok(true);
         }
         let phase = self.phase();
@@ -500,7 +501,7 @@ impl<R: Inlet> Inbound<R> {
             self.settle();
             self.let_go();
         }
-        Ok(true)
+        self.check_lost().map(|()| true)
     }
 
     /// Waits until there is something to read, or no more will come. `false`: the deadline has passed.
@@ -552,17 +553,20 @@ impl<R: Inlet> Inbound<R> {
     /// it closes the channel, or leaves the address, this returns `true`; [`close_reason`](Inbound::close_reason) distinguishes
     /// [`CloseReason::Exited`] from [`CloseReason::Closed`]. `false` while the channel is open, and after this side's own close.
     pub fn is_cut(&self) -> bool {
-        self.shared.peer_is_gone()
-            && if self.link.is_some() {
-                self.seems_cut()
-            } else {
-                self.cut
-            }
+        self.shared.is_lost()
     }
 
-    /// Closes the whole channel from this half. Unread messages are dropped.
+    /// Closes the whole channel from this half: the peer reads what is in the ring, and then a clean end. Unread messages are dropped. A
+    /// message that another thread sends at this moment may be lost.
     pub fn close(&mut self) {
         self.shared.finish(ChannelState::ClosedHere);
+        self.let_go();
+    }
+
+    /// Closes the whole channel like [`close`](Inbound::close), but without a clean end: the peer's calls that receive fail with
+    /// [`Error::PeerLost`] once everything was read.
+    pub fn destroy(&mut self) {
+        self.shared.finish(ChannelState::DestroyedHere);
         self.let_go();
     }
 

@@ -34,7 +34,7 @@ use std::{
 };
 
 use crate::{
-    channel::end::{ChannelState, OnEnd, Shared},
+    channel::end::{OnEnd, Shared},
     channel::open::{Link, Opened, open},
     channel::outbound::Writing,
     channel::receiver::Receiver,
@@ -54,7 +54,8 @@ use crate::{
 
 /// Both directions between this process and its peer.
 ///
-/// Dropping it closes it. The peer can still read what is in the ring.
+/// Dropping it closes it: the peer reads what is in the ring, and then a clean end. If it is dropped while its
+/// thread panics, it is destroyed ([`Channel::destroy`]).
 #[derive(Debug)]
 pub struct Channel {
     sender: Sender,
@@ -177,10 +178,16 @@ impl Channel {
         (self.sender, self.receiver)
     }
 
-    /// Closes the channel: the peer reads what is in the ring, and then its end. The address is free when
+    /// Closes the channel: the peer reads what is in the ring, and then a clean end. The address is free when
     /// this returns.
-    pub fn close(self) {
-        self.sender.shared.finish(ChannelState::ClosedHere);
+    pub fn close(mut self) {
+        self.sender.close();
+    }
+
+    /// Closes the channel at once. The peer reads what is in the ring, and then fails with
+    /// [`Error::PeerLost`](crate::Error::PeerLost), unless the sending had ended before.
+    pub fn destroy(mut self) {
+        self.sender.destroy();
     }
 }
 

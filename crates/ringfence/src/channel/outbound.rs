@@ -13,6 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
     time::Instant,
 };
 
@@ -63,6 +64,11 @@ pub(crate) trait Outlet: Debug + Sized {
 
     fn state(shared: &Self::Shared) -> &AtomicState;
 
+    /// See [`Outbound::close_reason`].
+    fn close_reason(shared: &Self::Shared) -> Option<CloseReason> {
+        Self::state(shared).get().close_reason()
+    }
+
     /// Returns the error of a call if the channel has ended.
     fn check(shared: &Self::Shared) -> Result<()>;
 
@@ -90,6 +96,9 @@ pub(crate) trait Outlet: Debug + Sized {
 
     /// See [`Outbound::end`].
     fn end(outbound: &mut Outbound<Self>);
+
+    /// See [`Outbound::destroy`].
+    fn destroy(outbound: &mut Outbound<Self>);
 }
 
 /// The bytes of the ring and of its messages.
@@ -377,9 +386,15 @@ impl<R: Outlet> Outbound<R> {
         R::end(self);
     }
 
+    /// Closes the channel or the publisher at once. Readers get what is in the ring, and then fail with [`Error::PeerLost`] unless the
+    /// sending had ended before.
+    pub fn destroy(&mut self) {
+        R::destroy(self);
+    }
+
     /// Why the channel or the publisher has ended; `None` while it has not.
     pub fn close_reason(&self) -> Option<CloseReason> {
-        R::state(&self.shared).get().close_reason()
+        R::close_reason(&self.shared)
     }
 }
 
@@ -473,7 +488,12 @@ where
 
 impl<R: Outlet> Drop for Outbound<R> {
     fn drop(&mut self) {
-        self.end();
+        // The thread may have meant to send more.
+        if thread::panicking() {
+            self.destroy();
+        } else {
+            self.end();
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    channel::end::{AtomicState, ChannelState, Shared},
+    channel::end::{AtomicState, ChannelState, CloseReason, Shared},
     channel::open::Link,
     channel::outbound::{Begun, Outbound, Outlet, Writing, still_under_way},
     channel::stats::ChannelStats,
@@ -35,6 +35,10 @@ impl Outlet for Spsc {
     #[inline]
     fn state(shared: &Shared) -> &AtomicState {
         &shared.state
+    }
+
+    fn close_reason(shared: &Shared) -> Option<CloseReason> {
+        shared.close_reason()
     }
 
     fn check(shared: &Shared) -> Result<()> {
@@ -101,6 +105,10 @@ impl Outlet for Spsc {
             }
         }
         shared.finish_if_both_ended();
+    }
+
+    fn destroy(outbound: &mut Sender) {
+        outbound.finish(ChannelState::DestroyedHere);
     }
 }
 
@@ -209,9 +217,18 @@ impl Sender {
         self.shared.vacate();
     }
 
-    /// Closes the whole channel from this half.
+    /// Closes the whole channel from this half: the peer reads what is in the ring, and then a clean end.
     pub fn close(&mut self) {
-        self.shared.finish(ChannelState::ClosedHere);
+        self.finish(ChannelState::ClosedHere);
+    }
+
+    fn finish(&mut self, how: ChannelState) {
+        if let Some(writing) = &mut self.writing
+            && !self.shared.is_inherited()
+        {
+            writing.ring.publish();
+        }
+        self.shared.finish(how);
         Spsc::release(self);
     }
 }

@@ -341,7 +341,7 @@ impl Endpoint<Broadcast> {
             ChannelState::Open if !active => link.finish(ChannelState::Evicted),
             // Without a watch, its end would go unnoticed.
             ChannelState::Open if watched.is_err() || admitted.is_err() => {
-                link.finish(ChannelState::ClosedHere);
+                link.finish(ChannelState::DestroyedHere);
             }
             ChannelState::Open => {}
             end => link.finish(end),
@@ -452,10 +452,10 @@ impl Endpoint<Broadcast> {
         self.ring.seal();
     }
 
-    /// Ends the publisher, once.
-    pub(crate) fn close(&self) {
+    /// Closes the publisher, once, cleanly or not.
+    pub(crate) fn close(&self, how: ChannelState) {
         self.seal();
-        self.finish(ChannelState::ClosedHere);
+        self.finish(how);
     }
 
     /// Called when another process tries to open the ring. When this returns, all subscribers can see that, and the ring is wiped.
@@ -494,7 +494,7 @@ impl Endpoint<Broadcast> {
             self.region.keep_from(kept);
         }
         let ends = self.links().into_iter().filter_map(|link| {
-            if end == ChannelState::ClosedHere {
+            if end != ChannelState::Exposed {
                 link.end_reading_at(self.tail());
             }
             link.end(end)
@@ -654,7 +654,9 @@ impl Drop for SubscriberGuard {
         // Before the program is notified, which may expect the next subscriber at once.
         drop(self.seat.take());
         self.publisher.watches.remove(&self.ends);
-        let reason = self.end.close_reason().unwrap_or(CloseReason::Closed);
+        let link = self.member.link.upgrade();
+        let reason = link.map_or_else(|| self.end.close_reason(), |link| link.close_reason());
+        let reason = reason.unwrap_or(CloseReason::Closed);
         self.publisher.release(&self.member, reason);
     }
 }

@@ -182,6 +182,13 @@ impl Outlet for FanOut {
             outbound.shared.end();
         }
     }
+
+    fn destroy(outbound: &mut Broadcaster) {
+        if outbound.shared.is_here() {
+            Self::release(outbound);
+            outbound.shared.close(ChannelState::DestroyedHere);
+        }
+    }
 }
 
 #[cold]

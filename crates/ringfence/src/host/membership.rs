@@ -12,7 +12,10 @@
 use std::{
     fmt, mem,
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use nix::poll::PollFlags;
@@ -74,6 +77,8 @@ impl From<Refused> for Change {
 pub(crate) struct Member {
     /// Notified when the seat is given to a guest, and when it is free again.
     settled: Condvar,
+    /// The program leaves without the end of its sending. Set before the worker is stopped.
+    pub(crate) destroyed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -365,11 +370,19 @@ impl MemberWorker {
         let handover = self.endpoint.channel().map_or(Handover::NoSuccessor, |channel| {
             // If it cannot be sent (the queue of signals is full, for example), nothing is lost.
             let _ = channel.send_token(LEAVING);
+            self.end_sending(&channel);
             channel.leave(&answer)
         });
         match handover {
             Handover::Taken | Handover::Unanswered => place.pass_on(),
             Handover::NoSuccessor => drop(place),
+        }
+    }
+
+    /// Everything that was sent is in the ring: the partner gets a clean end, unless the program wants none.
+    fn end_sending(&self, channel: &Shared) {
+        if !self.endpoint.destroyed.load(Ordering::Acquire) {
+            channel.end_sending();
         }
     }
 
@@ -407,7 +420,8 @@ impl MemberWorker {
                 }
                 Err(Error::Aborted) => {
                     if let Some(open) = partner.and_then(|partner| partner.open()) {
-                        open.finish(ChannelState::ClosedHere);
+                        self.end_sending(&open);
+                        open.finish(ChannelState::DestroyedHere);
                     }
                     return self.part();
                 }

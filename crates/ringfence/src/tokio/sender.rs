@@ -42,7 +42,7 @@ use crate::{
 /// next call that would send the kept message drops it and returns the error.
 ///
 /// Dropping it ends the sending, as [`Outbound::end`] does. If the sink of a channel still keeps a message,
-/// dropping closes the channel instead: to the peer it must not look as if all had been sent. The sink of a
+/// dropping destroys the channel instead: to the peer it must not look as if all had been sent. The sink of a
 /// publisher loses its message then. `flush` or `close` first.
 ///
 /// # Cancel safety
@@ -122,7 +122,7 @@ impl TaskOutlet for Spsc {
 
     fn lose(shared: &channel::end::Shared) {
         if !shared.sending_ended.load(Ordering::Acquire) {
-            shared.finish(ChannelState::ClosedHere);
+            shared.finish(ChannelState::DestroyedHere);
         }
     }
 }

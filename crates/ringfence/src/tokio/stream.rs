@@ -165,14 +165,6 @@ impl ByteStream {
     pub fn get_mut(&mut self) -> &mut channel::Channel {
         &mut self.inner
     }
-
-    /// Returns `Ok` at the end of the peer's bytes, or the error if some may be missing.
-    fn end(receiver: &Receiver) -> io::Result<()> {
-        if receiver.is_cut() {
-            receiver.shared.check()?;
-        }
-        Ok(())
-    }
 }
 
 impl AsyncRead for ByteStream {
@@ -185,7 +177,7 @@ impl AsyncRead for ByteStream {
         while into.remaining() > 0 && into.filled().len() == before {
             let fill = |receiver: &mut Receiver| unread.fill(receiver, into);
             if ready!(poll_take_on(&this.line, receiver, cx, fill))?.is_none() {
-                return Poll::Ready(Self::end(receiver));
+                break;
             }
         }
         Poll::Ready(Ok(()))
@@ -224,7 +216,7 @@ impl Drop for ByteStream {
         // The channel's own drop would end the sending, as if everything had been written.
         let sender = self.inner.sender();
         if !sender.shared.sending_ended.load(Ordering::Acquire) {
-            sender.close();
+            sender.destroy();
         }
     }
 }

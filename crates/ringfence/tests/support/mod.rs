@@ -329,6 +329,12 @@ impl Strangers {
     }
 }
 
+/// Asserts that a call has failed because the peer is lost.
+pub fn assert_lost<T: std::fmt::Debug>(found: Result<T, ringfence::Error>) {
+    let error = found.expect_err("the peer is lost");
+    assert!(matches!(error, ringfence::Error::PeerLost(_)), "{error}");
+}
+
 /// Inside another process: reports a line to the test.
 pub fn say(text: impl AsRef<str>) {
     println!("\n{NEWS}{}", text.as_ref());

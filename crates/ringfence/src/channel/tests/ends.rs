@@ -120,11 +120,12 @@ fn said(step: Step) -> Option<Phase> {
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn each_end_is_said_once_and_the_first_one_counts() {
     use ChannelState::{
-        ClosedByPeer, ClosedHere, Corrupt, Evicted, EvictedByPeer, Exposed, ExposedAtPeer, Inherited,
-        LeftByPeer, Open, PeerExited, Refused,
+        ClosedByPeer, ClosedHere, Corrupt, DestroyedHere, Evicted, EvictedByPeer, Exposed, ExposedAtPeer,
+        Inherited, LeftByPeer, Open, PeerExited, Refused,
     };
     for end in [
         ClosedHere,
+        DestroyedHere,
         ClosedByPeer,
         PeerExited,
         Corrupt,
@@ -148,6 +149,14 @@ fn each_end_is_said_once_and_the_first_one_counts() {
                 Evicted => Step::Evicted,
                 _ if succeeds => Step::Succeeds,
                 _ => Step::Closed,
+            };
+            // Only a close ends the sending.
+            let said = |step| {
+                if end == ClosedHere {
+                    Phase::ENDED.then(step)
+                } else {
+                    said(step)
+                }
             };
             assert_eq!((side.state(), side.phase()), (end, said(step)), "{end:?}");
             assert_eq!(left(&side.own) == 0, end == Exposed, "{end:?}");
@@ -204,12 +213,18 @@ fn a_receiver_that_has_told_the_end_keeps_no_memory_of_the_channel() {
     let none = |receiver: &mut Receiver| {
         assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
     };
+    let lost = |receiver: &mut Receiver| {
+        let found = receiver.receive(&mut [0; 8]);
+        assert!(matches!(found, Err(Error::PeerLost(_))), "{found:?}");
+    };
     // The end word is set before the line ends.
     for (word, end, cut) in [
         (2, ChannelState::ClosedByPeer, true),
         (10, ChannelState::ClosedByPeer, false),
         (4, ChannelState::LeftByPeer, true),
+        (12, ChannelState::LeftByPeer, false),
     ] {
+        let none: fn(&mut Receiver) = if cut { lost } else { none };
         let mut side = Side::new(false);
         assert!(keeps(side.channel.receiver()));
         side.peer.store(layout::PHASE, word, Ordering::Release);
@@ -325,7 +340,7 @@ fn a_member_that_leaves_says_so_and_knows_whether_its_peer_has_its_place() {
         Handover::NoSuccessor,
         "it has closed"
     );
-    assert_eq!(side.phase(), said(Step::Closed));
+    assert_eq!(side.phase(), Phase::ENDED.then(Step::Closed));
 }
 
 /// Its region still exists, and another process may open it.
@@ -402,7 +417,11 @@ fn what_a_channel_keeps_from_others_is_free_before_its_peer_is_told_of_the_end()
         side.shared().finish(ChannelState::ClosedHere);
         assert_eq!(side.told(), [ChannelState::Open]);
         assert!(!side.told.lock().unwrap()[0].2, "the line had not ended by then");
-        assert_eq!(side.phase(), said(Step::Closed), "it has no successor");
+        assert_eq!(
+            side.phase(),
+            Phase::ENDED.then(Step::Closed),
+            "it has no successor"
+        );
     }
 }
 
