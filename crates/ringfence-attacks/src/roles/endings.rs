@@ -63,10 +63,6 @@ fn one(address: &Address, options: &Options, way: &str, round: u64) -> Result<()
     match way {
         "closes" => receiver.close(),
         "destroys" => receiver.destroy(),
-        "ends-and-closes" => {
-            sender.end();
-            receiver.close();
-        }
         "drops" => {
             drop(sender);
             drop(receiver);

@@ -270,6 +270,7 @@ impl<R: Inlet> Inbound<R> {
     /// - [`Error::RingCorrupt`] if the peer violated the protocol.
     /// - [`Error::ObjectExposed`] if another process tried to open the memory of either side.
     /// - [`Error::Evicted`] if this subscription delayed its publisher for too long.
+    /// - [`Error::PeerLost`] once everything was read, if the peer was killed or crashed, or has destroyed the channel.
     /// - [`Error::Closed`] after this side's close.
     #[inline]
     pub fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
@@ -277,7 +278,8 @@ impl<R: Inlet> Inbound<R> {
         R::try_receive(self, into)
     }
 
-    /// Waits for the next message, and copies it to the beginning of `into`. `None`: no more will come, and everything was read.
+    /// Waits for the next message, and copies it to the beginning of `into`. `None`: the peer has ended its sending or closed the channel,
+    /// and everything was read. A peer that was killed first is [`Error::PeerLost`].
     ///
     /// # Errors
     /// As [`try_receive`](Inbound::try_receive).
@@ -546,12 +548,8 @@ impl<R: Inlet> Inbound<R> {
         self.leave_line()
     }
 
-    /// Returns whether the peer is gone without having ended its sending: it may have meant to send more.
-    ///
-    /// The peer ends its sending with [`Sender::end`](crate::Sender::end) or [`Publisher::end`](crate::Publisher::end), and by dropping
-    /// its [`Sender`](crate::Sender) or [`Publisher`](crate::Publisher) while the channel is open. If its process exits before that, or
-    /// it closes the channel, or leaves the address, this returns `true`; [`close_reason`](Inbound::close_reason) distinguishes
-    /// [`CloseReason::Exited`] from [`CloseReason::Closed`]. `false` while the channel is open, and after this side's own close.
+    /// Returns whether the peer is lost: it is gone, and had not ended its sending. Calls that receive return this as
+    /// [`Error::PeerLost`] once everything was read. `false` while the channel is open, and after this side's own close.
     pub fn is_cut(&self) -> bool {
         self.shared.is_lost()
     }

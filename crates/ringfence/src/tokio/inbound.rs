@@ -31,10 +31,9 @@ pub type Subscription = Inbound<BroadcastInlet>;
 /// The receiving half of a channel ([`Receiver`]) or of a broadcast ([`Subscription`]), for tasks.
 ///
 /// It is a [`Stream`] of messages in memory of their own, which ends after the last message. An error that
-/// ends the channel is its last item; after a local error ([`Error::NoSpace`](crate::Error::NoSpace)) it goes
-/// on. It ends the same way if the peer was killed: [`is_cut`](crate::Inbound::is_cut) tells. For bytes, use
-/// [`Channel::into_stream`](crate::tokio::Channel::into_stream), which reports a killed peer as an error,
-/// rather than a `StreamReader` over this.
+/// ends the channel is its last item, such as [`Error::PeerLost`](crate::Error::PeerLost) if the peer was
+/// killed; after a local error ([`Error::NoSpace`](crate::Error::NoSpace)) it goes on. For bytes, use
+/// [`Channel::into_stream`](crate::tokio::Channel::into_stream) rather than a `StreamReader` over this.
 ///
 /// Every method is cancel safe.
 #[derive(Debug)]

@@ -28,10 +28,9 @@
 //! # Messages or bytes
 //! [`Receiver`] and [`Subscription`] are a `Stream` of messages, [`Sender`] and [`Broadcaster`] a `Sink`. For
 //! what takes a socket (`copy_bidirectional`, hyper, tonic, tarpc, TLS), [`Channel::into_stream`] returns a
-//! [`ByteStream`], which is `AsyncRead` and `AsyncWrite`. Use it rather than `tokio_util::io::StreamReader`
-//! over a [`Receiver`]: a `StreamReader` reads a peer that was killed as a clean end of file, because the
-//! stream of messages ends the same way in both cases ([`crate::Receiver::is_cut`] tells them apart). A
-//! `ByteStream` fails with `ConnectionReset`.
+//! [`ByteStream`], which is `AsyncRead` and `AsyncWrite`. A peer that was killed is
+//! [`Error::PeerLost`](crate::Error::PeerLost) after the last message, and `ConnectionReset` after the last
+//! byte.
 //!
 //! # Cancel safety
 //! A future that is dropped before it is ready, as by `select!` and `timeout`, loses nothing: a message was

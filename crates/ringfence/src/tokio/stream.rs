@@ -51,7 +51,7 @@ const KEPT: usize = 1 << 20;
 /// | ended its sending (`shutdown`, [`Sender::end`](crate::Sender::end), a dropped [`Sender`](crate::Sender)), still open | end of file | bytes |
 /// | ended its sending, then closed the channel or exited | end of file | [`BrokenPipe`](io::ErrorKind::BrokenPipe) |
 /// | was killed, crashed or exited before that | [`ConnectionReset`](io::ErrorKind::ConnectionReset) | [`BrokenPipe`](io::ErrorKind::BrokenPipe) |
-/// | closed the channel before that, or dropped its stream | [`ConnectionReset`](io::ErrorKind::ConnectionReset) | [`BrokenPipe`](io::ErrorKind::BrokenPipe) |
+/// | destroyed the channel before that, or dropped its stream | [`ConnectionReset`](io::ErrorKind::ConnectionReset) | [`BrokenPipe`](io::ErrorKind::BrokenPipe) |
 ///
 /// So a peer that is killed never looks like one that has finished. The [`Error`] is behind
 /// [`io::Error::get_ref`]: [`Error::PeerLost`] for a lost peer. Other errors become an [`io::Error`] as `?`
