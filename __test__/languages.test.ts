@@ -141,6 +141,7 @@ for (const role of ['host', 'guest'] as const) {
     const found: bigint[] = []
     for await (const token of channel.tokens()) if (found.push(token) === sent.length) break
     t.deepEqual(found, [1n, 2n, 2n ** 63n + 1n, 2n ** 64n - 1n, 0n])
+    await channel.end()
     await channel.close()
     t.is(await rust.hear(), 'over closed')
     t.deepEqual(await rust.exited, [0, null])
@@ -154,6 +155,7 @@ test('each end learns that the other has closed', async (t) => {
   t.is(await closes.channel.closed, 'closed')
 
   const isClosed = await meet(t, ['abstract', 'guest'], { deed: 'consume' })
+  await isClosed.channel.end()
   await isClosed.channel.close()
   t.is(await isClosed.rust.hear(), 'read 0')
   t.is(await isClosed.rust.hear(), 'over closed')
