@@ -73,6 +73,13 @@ fn is_status(arguments: &[u64; 6]) -> bool {
     })
 }
 
+/// The message of a wakeup, which has no control data. A handshake's frame has some.
+fn is_wakeup(arguments: &[u64; 6]) -> bool {
+    let header = arguments[1] as *const libc::msghdr;
+    // SAFETY: the caller is a waiting thread of this process that passed a header.
+    !header.is_null() && unsafe { (*header).msg_controllen } == 0
+}
+
 macro_rules! calls {
     ($($name:literal $number:ident $covers:expr;)*) => {
         &[$(Call { name: $name, number: libc::$number, covers: $covers },)*]
@@ -156,7 +163,7 @@ pub(crate) const CALLS: &[Call] = calls! {
     "pwrite64" SYS_pwrite64 any;
     "read" SYS_read speaks;
     "readlinkat" SYS_readlinkat any;
-    "recvfrom" SYS_recvfrom any;
+    "recvmsg(wakeup)" SYS_recvmsg is_wakeup;
     "recvmsg" SYS_recvmsg any;
     "renameat" SYS_renameat any;
     "rt_sigaction" SYS_rt_sigaction any;
@@ -164,8 +171,8 @@ pub(crate) const CALLS: &[Call] = calls! {
     "rt_sigqueueinfo" SYS_rt_sigqueueinfo any;
     "rt_sigtimedwait" SYS_rt_sigtimedwait any;
     "rt_tgsigqueueinfo" SYS_rt_tgsigqueueinfo any;
+    "sendmsg(wakeup)" SYS_sendmsg is_wakeup;
     "sendmsg" SYS_sendmsg any;
-    "sendto" SYS_sendto any;
     "setsockopt" SYS_setsockopt any;
     "shutdown" SYS_shutdown any;
     "socket" SYS_socket any;

@@ -369,17 +369,17 @@ fn is_the_kernels_word(fault: Fault, what: &str, beside: &[String]) -> bool {
         "tgkill" => what.ends_with("thread ringfence-signa"),
         // EAGAIN means a full buffer, which holds wakeups that the peer has not read. If the buffer is not
         // full, the peer sleeps on.
-        "sendto" if error == "EAGAIN" && what.starts_with("a file was left") => {
+        "sendmsg(wakeup)" if error == "EAGAIN" && what.starts_with("a file was left") => {
             beside.iter().any(|it| it.contains("ended early (signal: 9"))
         }
         // The subject keeps what it holds in that case, and misses what was published in the meantime.
-        "sendto" if error == "EAGAIN" && STILL.iter().any(|it| what.contains(it)) => {
+        "sendmsg(wakeup)" if error == "EAGAIN" && STILL.iter().any(|it| what.contains(it)) => {
             beside.iter().any(|it| sleeps_on(it))
         }
-        "sendto" => error == "EAGAIN" && sleeps_on(what),
+        "sendmsg(wakeup)" => error == "EAGAIN" && sleeps_on(what),
         // The standard library panics if it cannot read the pipe that reports whether its child has executed
         // the program.
-        "recvfrom" | "read" => what.contains("the CLOEXEC pipe failed"),
+        "read" => what.contains("the CLOEXEC pipe failed"),
         _ => false,
     }
 }

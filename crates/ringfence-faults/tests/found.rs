@@ -71,14 +71,14 @@ fn a_subscriber_that_cannot_be_watched_at_first_is_kept() {
 /// A wakeup was retried only for lack of memory. If a security module refused it, the peer slept on.
 #[test]
 fn a_refused_wakeup_is_sent_again() {
-    play("member, first", "sendto", "7", "EACCES");
-    play("pair, the guest", "sendto", "1+", "EIO");
+    play("member, first", "sendmsg(wakeup)", "7", "EACCES");
+    play("pair, the guest", "sendmsg(wakeup)", "1+", "EIO");
 }
 
 /// A failed read of the line counted as the peer's death, and a guest replaced its host, which was still alive.
 #[test]
 fn a_failed_read_of_the_line_does_not_end_the_peer() {
-    play("member, second", "recvfrom", "all", "EACCES");
+    play("member, second", "recvmsg(wakeup)", "all", "EACCES");
 }
 
 /// A wakeup between two threads of the process was lost if the write failed.

@@ -128,7 +128,7 @@ fn receive_asleep(sender: &mut Sender, mut receiver: Receiver) -> JoinHandle<Rec
         let call = fs::read_to_string(&file).unwrap();
         let number = call.split(' ').next().unwrap();
         assert!(Instant::now() < end, "it does not sleep in a read: {call}");
-        if number == libc::SYS_recvfrom.to_string() {
+        if number == libc::SYS_recvmsg.to_string() {
             return true;
         }
         if number == POLL.to_string() {

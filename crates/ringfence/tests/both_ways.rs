@@ -346,7 +346,7 @@ fn begin_a_loop_without_descriptors(address: &Address) {
     let end = Instant::now() + TIME_LIMIT;
     while !fs::read_to_string(&file)
         .unwrap()
-        .starts_with(&format!("{} ", libc::SYS_recvfrom))
+        .starts_with(&format!("{} ", libc::SYS_recvmsg))
     {
         // Each answer is one more wait.
         sender.try_send(&[0; 8]).unwrap();

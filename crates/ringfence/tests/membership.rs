@@ -231,7 +231,7 @@ fn as_reader_of_no_line(address: &Address) {
     let membership = member(address, &small()).unwrap();
     let (_sender, mut receiver) = membership.partner(None).unwrap().unwrap().split();
     // Only in this thread: the keeper's has already started.
-    forbid(nix::libc::SYS_recvfrom, None, nix::libc::EACCES);
+    forbid(nix::libc::SYS_recvmsg, None, nix::libc::EACCES);
     receiver.poll_line().unwrap();
     assert_eq!(receiver.close_reason(), None);
     assert_eq!(membership.role(), Role::Guest);

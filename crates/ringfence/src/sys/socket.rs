@@ -1,7 +1,7 @@
 //! Sockets: options, properties of the peer, and the number of unread bytes.
 
 use std::{
-    io::IoSliceMut,
+    io::{IoSlice, IoSliceMut},
     mem,
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
 };
@@ -10,7 +10,7 @@ use nix::{
     errno::Errno,
     libc::{self, c_int, c_void},
     poll::PollFlags,
-    sys::socket::UnixCredentials,
+    sys::socket::{AddressFamily, SockFlag, SockType, UnixCredentials, socketpair},
 };
 
 use crate::{identity::Credentials, sys::uninterrupted};
@@ -85,6 +85,65 @@ pub(crate) fn unread(socket: impl AsFd) -> Result<usize, Errno> {
     // SAFETY: the kernel writes one int, to a local.
     Errno::result(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut count) })?;
     Ok(usize::try_from(count).unwrap_or(0))
+}
+
+/// Sends bytes without blocking and without SIGPIPE. The mode of the socket does not matter, which the peer
+/// could change. Sandboxes that deny sendto(2) allow sendmsg(2).
+pub(crate) fn send(socket: impl AsFd, bytes: &[u8]) -> Result<usize, Errno> {
+    let slice = IoSlice::new(bytes);
+    // SAFETY: all-zero bytes are a valid msghdr (null pointers, zero lengths).
+    let mut header: libc::msghdr = unsafe { mem::zeroed() };
+    header.msg_iov = (&raw const slice).cast_mut().cast();
+    header.msg_iovlen = 1;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the header points at one iovec (std guarantees that IoSlice has that layout) over bytes that the
+    // kernel only reads.
+    let count = unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), &raw const header, flags) };
+    Errno::result(count).map(isize::cast_unsigned)
+}
+
+/// Receives bytes without blocking, whatever the mode of the socket.
+pub(crate) fn receive_bytes(socket: impl AsFd, buffer: &mut [u8]) -> Result<usize, Errno> {
+    receive_bytes_with(socket, buffer, libc::MSG_DONTWAIT)
+}
+
+/// Receives bytes, and blocks until there are some if the socket is in blocking mode.
+pub(crate) fn wait_for_bytes(socket: impl AsFd, buffer: &mut [u8]) -> Result<usize, Errno> {
+    receive_bytes_with(socket, buffer, 0)
+}
+
+/// The kernel drops descriptors that a hostile peer attaches, and installs none, because there is no room for
+/// them.
+fn receive_bytes_with(socket: impl AsFd, buffer: &mut [u8], flags: c_int) -> Result<usize, Errno> {
+    let mut slice = IoSliceMut::new(buffer);
+    // SAFETY: all-zero bytes are a valid msghdr (null pointers, zero lengths).
+    let mut header: libc::msghdr = unsafe { mem::zeroed() };
+    header.msg_iov = (&raw mut slice).cast();
+    header.msg_iovlen = 1;
+    // SAFETY: the header points at one iovec over a buffer that is mutably borrowed for this call (std
+    // guarantees that IoSliceMut has that layout), and at no control buffer.
+    let count = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, flags) };
+    Errno::result(count).map(isize::cast_unsigned)
+}
+
+/// Whether this process may call shutdown(2), which some sandboxes deny. The call has no effect, because no
+/// direction has this number.
+pub(crate) fn may_shut_down(socket: impl AsFd) -> bool {
+    const NO_DIRECTION: c_int = 3;
+    // SAFETY: shutdown takes integers and touches no memory of ours.
+    let result = unsafe { libc::shutdown(socket.as_fd().as_raw_fd(), NO_DIRECTION) };
+    Errno::result(result) == Err(Errno::EINVAL)
+}
+
+/// Ends a line for a process that may not call shutdown(2): puts a socket whose other end is closed in its
+/// place. Threads and event loops that already sleep on the line do not notice.
+pub(crate) fn replace_with_dead_end(line: &OwnedFd) -> Result<(), Errno> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let (dead_end, other) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags)?;
+    drop(other);
+    let (new, old) = (dead_end.as_raw_fd(), line.as_raw_fd());
+    // SAFETY: dup3 takes integers. The number stays that of an open descriptor, and its owner stays the same.
+    Errno::result(unsafe { libc::dup3(new, old, libc::O_CLOEXEC) }).map(drop)
 }
 
 /// Reads a socket option of unknown size: the peer's supplementary groups (`SO_PEERGROUPS`, Linux 4.13) or

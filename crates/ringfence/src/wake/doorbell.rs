@@ -4,14 +4,14 @@
 use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::{Arc, OnceLock, atomic::AtomicU64},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{MsgFlags, Shutdown, recv, shutdown},
+    sys::socket::{Shutdown, shutdown},
 };
 
 mod bells;
@@ -33,6 +33,9 @@ use crate::{
 /// 60 to 210 µs for its thread, and 1.5 µs for each further channel (measured on the same two cores).
 const POLLS_BEFORE_A_READ: u32 = 32;
 
+/// How long a wait for a token may miss a hang-up in a process that may not call shutdown(2).
+const RECHECK: Duration = Duration::from_millis(50);
+
 /// The line, shared by all waiters of this process: threads in a call, and the program's event loop.
 ///
 /// A wakeup does not name the half of the channel that it is for. So every waiter is notified of each wakeup: threads by
@@ -43,6 +46,9 @@ const POLLS_BEFORE_A_READ: u32 = 32;
 #[derive(Debug)]
 pub(crate) struct Doorbell {
     line: Arc<OwnedFd>,
+    /// This process may call shutdown(2). Otherwise no waiter may sleep on the line itself, because
+    /// [`Doorbell::hang_up`] could not end that sleep.
+    shuts: bool,
     bells: Arc<PeerWaker>,
     pidfd: Option<Arc<OwnedFd>>,
     /// Guards reads of the line too, except the read of a thread that sleeps in it ([`WatchMode::Reads`]).
@@ -130,6 +136,7 @@ impl Doorbell {
         let line = Arc::new(line);
         Self {
             bells: PeerWaker::new(&line, birth),
+            shuts: sys::socket::may_shut_down(&*line),
             line,
             pidfd,
             state: ProcessMutex::new(DoorbellState::default(), birth),
@@ -196,6 +203,7 @@ impl Doorbell {
     fn lend(&self, state: &DoorbellState) -> Result<BorrowedFd<'_>> {
         if self.lent.get().is_none() {
             let lent = match state.watch {
+                _ if !self.shuts => Lent::Apart(LoopPoll::new(self.line.as_fd())?),
                 Some(WatchMode::Reads) => Lent::Apart(LoopPoll::new(self.line.as_fd())?),
                 _ => Lent::Line,
             };
@@ -372,11 +380,7 @@ impl Doorbell {
                 break;
             }
             let surplus = (count - 1).min(bells.len());
-            match recv(
-                self.line.as_raw_fd(),
-                &mut bells[..surplus],
-                MsgFlags::MSG_DONTWAIT,
-            ) {
+            match sys::socket::receive_bytes(&*self.line, &mut bells[..surplus]) {
                 Ok(1..) | Err(Errno::EINTR) => {}
                 _ => break,
             }
@@ -391,8 +395,7 @@ impl Doorbell {
         let mut emptied = Emptied::default();
         // Bounded, so that a peer that sends faster than this reads cannot keep this thread here. The line stays readable.
         for _ in 0..16 {
-            // recv, not recvmsg: the kernel drops descriptors that a hostile peer attaches, and installs none.
-            match recv(self.line.as_raw_fd(), &mut bells, MsgFlags::MSG_DONTWAIT) {
+            match sys::socket::receive_bytes(&*self.line, &mut bells) {
                 Ok(0) => emptied.ended = true,
                 Ok(count) => {
                     emptied.bells += count;
@@ -496,7 +499,7 @@ impl Doorbell {
         state: &mut DoorbellState,
         deadline: Option<Instant>,
     ) -> Result<(WatchMode, Option<&ThreadPoll>)> {
-        if state.looped {
+        if state.looped || !self.shuts {
             if self.thread_poll.get().is_none() {
                 let pidfd = self.pidfd.as_ref().map(|pidfd| pidfd.as_fd());
                 let _ = self.thread_poll.set(ThreadPoll::new(self.line.as_fd(), pidfd)?);
@@ -537,7 +540,7 @@ impl Doorbell {
     /// Sleeps in a read: one system call instead of the two of poll(2), and a shorter way to sleep and wake in the kernel.
     fn read(&self) -> WaitResult {
         let mut bells = [0_u8; 64];
-        let (rung, gone) = match recv(self.line.as_raw_fd(), &mut bells, MsgFlags::empty()) {
+        let (rung, gone) = match sys::socket::wait_for_bytes(&*self.line, &mut bells) {
             Ok(0) => (false, true),
             Ok(_) => (true, false),
             Err(Errno::EINTR) => (false, false),
@@ -597,19 +600,27 @@ impl Doorbell {
     /// immediately if the peer is already gone, because the caller may not know.
     pub(crate) fn wait_beside(&self, other: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
         self.state.birth().check()?;
-        // POLLHUP is reported without being requested.
-        let mut polled = [
-            PollFd::new(other, PollFlags::POLLIN),
-            PollFd::new(self.line.as_fd(), PollFlags::empty()),
-            self.peers_process(),
-        ];
-        if !poll_for_token(&mut polled, deadline)? {
-            return Ok(false);
+        loop {
+            // A hang-up does not end this poll if this process may not shut the line, so check again soon.
+            let soon = (!self.shuts).then(|| Instant::now() + RECHECK);
+            let until = [deadline, soon].into_iter().flatten().min();
+            // POLLHUP is reported without being requested.
+            let mut polled = [
+                PollFd::new(other, PollFlags::POLLIN),
+                PollFd::new(self.line.as_fd(), PollFlags::empty()),
+                self.peers_process(),
+            ];
+            if !poll_for_token(&mut polled, until)? {
+                if until == deadline {
+                    return Ok(false);
+                }
+                continue;
+            }
+            if polled[1..].iter().any(|fd| fd.any() == Some(true)) {
+                self.set_gone();
+            }
+            return Ok(true);
         }
-        if polled[1..].iter().any(|fd| fd.any() == Some(true)) {
-            self.set_gone();
-        }
-        Ok(true)
     }
 
     /// Shuts the line for writing: the peer sees its end, and can still end it from its side as an answer.
@@ -623,11 +634,18 @@ impl Doorbell {
     }
 
     fn shut(&self, how: Shutdown) {
-        if self.state.birth().is_here() {
+        if !self.state.birth().is_here() {
+            return;
+        }
+        if self.shuts {
             // A line that is no longer connected has already ended.
             let _ = shutdown(self.line.as_raw_fd(), how);
-            self.set_gone();
+        } else if how == Shutdown::Both {
+            // If there is no descriptor for it, the line ends once this side drops it.
+            let _ = sys::socket::replace_with_dead_end(&self.line);
+            self.tell_the_loop();
         }
+        self.set_gone();
     }
 }
 

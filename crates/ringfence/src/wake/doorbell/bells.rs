@@ -6,7 +6,7 @@
 //! block.
 
 use std::{
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -15,15 +15,12 @@ use std::{
     time::Duration,
 };
 
-use nix::{
-    errno::Errno,
-    sys::socket::{MsgFlags, send},
-};
+use nix::errno::Errno;
 
 use crate::{
     error::Result,
     fork::{Birth, ProcessMutex},
-    sys::lock::MutexGuard,
+    sys::{self, lock::MutexGuard},
 };
 
 /// The number of attempts that the calling thread makes.
@@ -122,11 +119,9 @@ impl PeerWaker {
         }
     }
 
-    /// Passes MSG_DONTWAIT with each call, because the peer could change the mode of the open file that both share.
     fn try_once(&self) -> SendResult {
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         loop {
-            match send(self.line.as_raw_fd(), &[1], flags) {
+            match sys::socket::send(&*self.line, &[1]) {
                 Err(Errno::EINTR) => {}
                 // A full buffer (EAGAIN) holds wakeups that the peer has not read yet. The thread that waits on the line or
                 // reads it notices a peer that is gone.

@@ -413,7 +413,7 @@ fn a_thread_that_waits_often_reads_the_bell_at_once() {
         assert!(doorbell.catch_up());
     }
     thread::scope(|scope| {
-        let waiting = Sleeper::asleep(scope, &doorbell, libc::SYS_recvfrom);
+        let waiting = Sleeper::asleep(scope, &doorbell, libc::SYS_recvmsg);
         ring(&end);
         waiting.must_wake();
     });
@@ -437,8 +437,8 @@ fn a_death_ends_a_read_though_another_process_holds_the_end_of_the_line() {
     let other = Peer::new();
     let (unharmed, others_end) = other.line_to_read();
     thread::scope(|scope| {
-        let waiting = Sleeper::asleep(scope, &doorbell, libc::SYS_recvfrom);
-        let others = Sleeper::asleep(scope, &unharmed, libc::SYS_recvfrom);
+        let waiting = Sleeper::asleep(scope, &doorbell, libc::SYS_recvmsg);
+        let others = Sleeper::asleep(scope, &unharmed, libc::SYS_recvmsg);
         peer.kill();
         waiting.must_wake();
         assert!(doorbell.is_gone());
@@ -466,7 +466,7 @@ fn an_end_of_the_line_and_hanging_up_end_a_read() {
     for hangs_up in [true, false] {
         let (doorbell, end) = peer.line_to_read();
         thread::scope(|scope| {
-            let reads = Sleeper::asleep(scope, &doorbell, libc::SYS_recvfrom);
+            let reads = Sleeper::asleep(scope, &doorbell, libc::SYS_recvmsg);
             let waits = Sleeper::asleep(scope, &doorbell, libc::SYS_futex);
             if hangs_up {
                 doorbell.hang_up();
@@ -487,7 +487,7 @@ fn one_that_reads_wakes_those_that_wait_for_it() {
     let peer = Peer::new();
     let (doorbell, end) = peer.line_to_read();
     thread::scope(|scope| {
-        let reads = Sleeper::asleep(scope, &doorbell, libc::SYS_recvfrom);
+        let reads = Sleeper::asleep(scope, &doorbell, libc::SYS_recvmsg);
         let waits = Sleeper::asleep(scope, &doorbell, libc::SYS_futex);
         ring(&end);
         reads.must_wake();
@@ -519,7 +519,7 @@ fn a_peer_that_changes_the_mode_of_the_line_is_polled_for() {
         // While one does, which is not disturbed.
         let (doorbell, end) = peer.line_to_read();
         thread::scope(|scope| {
-            let waiting = Sleeper::asleep(scope, &doorbell, libc::SYS_recvfrom);
+            let waiting = Sleeper::asleep(scope, &doorbell, libc::SYS_recvmsg);
             harm(&doorbell.line);
             ring(&end);
             waiting.must_wake();
@@ -628,7 +628,7 @@ fn a_loop_that_begins_beside_a_thread_that_sleeps_gets_its_bell_and_leaves_the_t
     let peer = Peer::new();
     for (begins_with_arm, reads) in [(true, true), (false, true), (true, false), (false, false)] {
         let (doorbell, end) = if reads { peer.line_to_read() } else { peer.line() };
-        let call = if reads { libc::SYS_recvfrom } else { POLL };
+        let call = if reads { libc::SYS_recvmsg } else { POLL };
         thread::scope(|scope| {
             let sleeper = Sleeper::asleep(scope, &doorbell, call);
             if begins_with_arm {
