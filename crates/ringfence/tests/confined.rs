@@ -4,7 +4,7 @@
 mod support;
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::IoSlice,
     os::{
         fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
@@ -13,6 +13,7 @@ use std::{
     process::Command,
     sync::mpsc,
     thread,
+    time::Instant,
 };
 
 use nix::{
@@ -21,13 +22,15 @@ use nix::{
         socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
         stat::fstat,
     },
-    unistd::{dup, geteuid},
+    unistd::{dup, geteuid, gettid},
 };
 use ringfence::{
     Channel, Check, Confinement, Error, LINE_VARIABLE, Namespace, Options, Outcome, ParentLine, Policy,
     connect, from_parent, listen, private_line,
 };
-use support::{Actor, address_in, forbid, fresh_address, refused, say, small, wait_for_host, wait_for_test};
+use support::{
+    Actor, TIME_LIMIT, address_in, forbid, fresh_address, refused, say, small, wait_for_host, wait_for_test,
+};
 
 const ALL: [Confinement; 5] = [
     Confinement::NoNewPrivs,
@@ -106,6 +109,38 @@ fn role() {
             std::mem::forget(line);
             answer(any());
         }
+        // Its sandbox denies the calls that a filter of the network often denies.
+        "may not shut down" => {
+            for call in [libc::SYS_sendto, libc::SYS_recvfrom, libc::SYS_shutdown] {
+                forbid(call, None, libc::EPERM);
+            }
+            let (mut sender, mut receiver) = from_parent(&small().policy(any())).unwrap().split();
+            let (tell, told) = mpsc::channel();
+            let waiting = thread::spawn(move || {
+                tell.send(gettid()).unwrap();
+                let mut bytes = [0; 64];
+                loop {
+                    match receiver.receive(&mut bytes) {
+                        Ok(Some(length)) => say(String::from_utf8_lossy(&bytes[..length])),
+                        other => return other.map(drop),
+                    }
+                }
+            });
+            let file = format!("/proc/self/task/{}/syscall", told.recv().unwrap());
+            sender.send(b"to the parent").unwrap();
+            wait_for_test();
+            let end = Instant::now() + TIME_LIMIT;
+            while !fs::read_to_string(&file).is_ok_and(|call| {
+                let number = call.split(' ').next().and_then(|number| number.parse().ok());
+                number.is_some_and(|number| SLEEPS.contains(&number))
+            }) {
+                assert!(Instant::now() < end, "it does not sleep");
+                thread::yield_now();
+            }
+            sender.close();
+            say(waiting.join().unwrap().unwrap_err().code());
+            wait_for_test();
+        }
         "connect" => {
             let connected = connect(&address_in(&arguments), &small().policy(any()));
             say(connected.map_or_else(|error| error.to_string(), |_| "connected".into()));
@@ -150,6 +185,39 @@ fn start(flags: &str, filtered: bool, role: &str) -> Option<(Actor, ParentLine)>
         unsafe { command.pre_exec(confine) };
     }
     Some(Actor::spawn_by(command, role, &[]))
+}
+
+/// The system calls in which a thread sleeps on the line.
+const SLEEPS: &[libc::c_long] = &[
+    libc::SYS_epoll_pwait,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+    libc::SYS_ppoll,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+];
+
+/// Wakeups arrive, and the end of the channel wakes the threads of both sides.
+#[test]
+fn a_child_that_may_not_shut_its_line_down_talks_and_ends() {
+    let (mut child, line) = start("", false, "may not shut down").unwrap();
+    let (mut sender, mut receiver) = line.channel(&requires(&[])).unwrap().split();
+    let mut bytes = [0; 64];
+    let length = receiver.receive(&mut bytes).unwrap().unwrap();
+    assert_eq!(&bytes[..length], b"to the parent");
+    for text in ["one", "two"] {
+        sender.send(text.as_bytes()).unwrap();
+        child.expect(text);
+    }
+    child.go_on();
+    child.expect("CLOSED");
+    // The child still lives, and holds no end of the line.
+    assert!(matches!(
+        receiver.receive(&mut bytes),
+        Ok(None) | Err(Error::PeerLost(_))
+    ));
+    child.go_on();
+    child.finish();
 }
 
 fn refusal(result: ringfence::Result<Channel>) -> (Confinement, String, String) {
