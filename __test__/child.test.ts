@@ -311,6 +311,58 @@ test('a process to which a child passes its line is refused', async (t) => {
   t.regex(await output, /^ERR_RINGFENCE_PEER_REFUSED/)
 })
 
+test('a launcher may fork, and exit, where any descendant is admitted', async (t) => {
+  const node = `${process.execPath} --input-type=module --eval "$0"`
+  for (const run of [`${node}; exit`, `(${node} &) & wait`, `timeout 1000 nice env ${node}`, `setsid -f ${node}`]) {
+    const shell = begin('/bin/sh', ['-c', run, ECHO], {
+      ...PATIENT,
+      admit: 'descendant',
+      spawn: { stdio: ['ignore', 'pipe', 'inherit'] },
+    })
+    const open = await shell.channel
+    t.not(open.peer.pid, shell.child.pid!, run)
+    await open.send('a job')
+    t.is(String(await open.receive()), 'a job')
+    await open.close()
+    t.is(await text(shell.child.stdout!), '')
+  }
+})
+
+test('one descendant is admitted, and a second one is refused', async (t) => {
+  const node = `${process.execPath} --input-type=module --eval "$0"`
+  const shell = begin('/bin/sh', ['-c', `${node} & ${node} & wait`, TELL], {
+    ...PATIENT,
+    admit: 'descendant',
+    spawn: { stdio: ['ignore', 'pipe', 'inherit'] },
+  })
+  await (await shell.channel).close()
+  const told = (await text(shell.child.stdout!)).trim().split('\n').sort()
+  t.is(told.length, 2)
+  t.regex(told[0]!, /^ERR_RINGFENCE_PEER_REFUSED .*checks child/)
+  t.is(told[1], 'a channel as guest')
+})
+
+test('a descendant that is refused is killed with its launcher', async (t) => {
+  const run = `${process.execPath} --input-type=module --eval "$0" & echo $!; wait`
+  const policy = { executable: '/bin/true' }
+  const code = `
+    import { fromParent } from 'ringfence'
+    await fromParent({ handshakeTimeout: 60_000 }).catch(() => {})
+    setInterval(() => {}, 1000)
+  `
+  const shell = begin('/bin/sh', ['-c', run, code], {
+    ...PATIENT,
+    policy,
+    admit: 'descendant',
+    spawn: { stdio: ['ignore', 'pipe', 'inherit'] },
+  })
+  const [line] = (await once(shell.child.stdout!, 'data')) as [Buffer]
+  const pid = Number(String(line).split('\n')[0])
+  await t.throwsAsync(shell.channel, { code: 'ERR_RINGFENCE_PEER_REFUSED', message: /executable/ })
+  await until(() => (shell.child.exitCode ?? shell.child.signalCode) !== null, 'the launcher has ended')
+  await until(() => !existsSync(`/proc/${pid}/exe`), 'the descendant is killed')
+})
+
 test('a shell that executes the program in its own place has passed the line on', async (t) => {
   const code = `exec ${process.execPath} --input-type=module --eval "$0"`
   const shell = begin('/bin/sh', ['-c', code, TELL], { ...PATIENT, spawn: { stdio: ['ignore', 'pipe', 'inherit'] } })

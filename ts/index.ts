@@ -48,6 +48,7 @@ export type {
 export type {
   BatchOptions,
   WaitOptions,
+  Admit,
   ChildOptions,
   CloseReason,
   Closed,

@@ -288,10 +288,21 @@ export interface ConnectOptions extends Omit<Options, 'mode' | 'group'> {}
 /** Options of {@link fromParent}. A private line has no address to wait for. */
 export interface LineOptions extends Omit<ConnectOptions, 'wait'> {}
 
+/** The process that may open the channel of {@link spawn}. */
+export type Admit = 'child' | 'descendant'
+
 /** Options of {@link spawn}. */
 export interface ChildOptions extends LineOptions {
   /** Options of `child_process.spawn`. */
   spawn?: SpawnOptions | undefined
+  /**
+   * The process that may open the channel: only the one that was started, or any one process that has inherited the line from it.
+   * 'descendant' is for launchers that fork (`sh -c`, `bwrap`, `unshare`, `timeout`). The first process that answers is the peer, and
+   * every other one is refused. `policy.namespace` is then 'any' by default; the other checks apply to the process that answers.
+   *
+   * @defaultValue 'child'
+   */
+  admit?: Admit | undefined
   /** Called right after the start, before the handshake. If it throws, the child is killed and the call rejects with the exception. */
   onSpawn?: ((child: ChildProcess) => void) | undefined
 }

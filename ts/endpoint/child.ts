@@ -34,8 +34,8 @@ const LAST_WORDS = 200
  * done. There is no address that another process could take first or connect to. If the call rejects, it has killed a started child.
  *
  * By default the child must run the same executable as this process, which for a script is `spawn(process.execPath, ['script.js'])`.
- * Another program must be named in the policies of both sides. If a shell starts the program as its child, the handshake refuses that
- * process; the shell must replace itself with the program (`exec`).
+ * Another program must be named in the policies of both sides. By default only the started process may open the channel. With
+ * `admit: 'descendant'` the command may be a launcher that forks, such as a shell or `bwrap`.
  *
  * @example
  * ```ts
@@ -144,8 +144,8 @@ function standard(stdio: SpawnOptions['stdio']): Exclude<SpawnOptions['stdio'], 
   return [...stdio, ...missing]
 }
 
-function adopt(line: PrivateLine, pid: number, options: LineOptions): Promise<Channel> {
-  const failure = line.started(pid)
+function adopt(line: PrivateLine, pid: number, options: ChildOptions): Promise<Channel> {
+  const failure = line.started(pid, options.admit ?? 'child')
   if (failure !== null) return Promise.reject(fromFailure(failure))
   return handshake('spawn', (...given) => native.adopt(line, ...given), options)
 }

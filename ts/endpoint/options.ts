@@ -127,6 +127,7 @@ const OPTIONS = declare({
   delivery: { calls: ['subscribe'], native: (name, value) => oneOf(name, value, DELIVERIES) },
   spawn: { calls: ['spawn'], local: object },
   onSpawn: { calls: ['spawn'], local: callback },
+  admit: { calls: ['spawn'], local: (name, value) => oneOf(name, value, ['child', 'descendant']) },
   from: { calls: ['subscribe'], native: (name, value) => oneOf(name, value, ['now', 'oldest', 'latest']) },
 })
 
@@ -356,8 +357,8 @@ function confinement(confined: Confined): string[] {
 /** Checks a policy. A missing property has its default; only `'any'` drops a check that is made by default. */
 function checkPolicy(policy: Policy): NonNullable<NativeOptions['policy']> {
   plainObject('policy', policy, POLICY)
-  const { uid = 'same', gid, executable = 'same', cgroup, label, namespace = 'same', confined, authorize } = policy
-  const programs = executable === 'any' ? undefined : list(executable).map(program)
+  const { uid = 'same', gid, executable, cgroup, label, namespace, confined, authorize } = policy
+  const programs = executable === undefined || executable === 'any' ? undefined : list(executable).map(program)
   if (programs?.length === 0) throw invalid("executable must name at least one; 'any' drops the check")
   if (authorize !== undefined) callback('authorize', authorize)
   return {
@@ -365,9 +366,10 @@ function checkPolicy(policy: Policy): NonNullable<NativeOptions['policy']> {
     uids: uid === 'same' || uid === 'any' ? undefined : ids('uid', uid),
     gids: gid === undefined ? undefined : ids('gid', gid),
     executables: programs,
+    anyExecutable: executable === 'any' ? true : undefined,
     cgroup: cgroup === undefined ? undefined : text('cgroup', cgroup),
     label: label === undefined ? undefined : text('label', label),
-    namespace: oneOf('namespace', namespace, ['same', 'any']),
+    namespace: namespace === undefined ? undefined : oneOf('namespace', namespace, ['same', 'any']),
     confined: confined === undefined ? undefined : confinement(confined),
   }
 }

@@ -41,10 +41,15 @@ impl PrivateLine {
 
     /// Closes this process's copy of the child's end, because the child was started with its own. Must be
     /// called in the same turn of the event loop as the start: the child cannot have been reaped yet.
+    /// `admit` is `child` or `descendant`.
     #[napi]
-    pub fn started(&mut self, pid: u32) -> Option<Failure> {
+    pub fn started(&mut self, pid: u32, admit: String) -> Option<Failure> {
         self.child = None;
-        let named = self.parent.as_mut()?.started(pid);
+        let parent = self.parent.take()?;
+        let named = admit.parse().and_then(|admit| {
+            let parent = self.parent.insert(parent.admit(admit));
+            parent.started(pid)
+        });
         named.err().as_ref().map(Failure::from)
     }
 

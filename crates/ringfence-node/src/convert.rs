@@ -210,8 +210,10 @@ pub struct Policy {
     pub any_uid: Option<bool>,
     /// Allowed gids. Default: not checked.
     pub gids: Option<Vec<u32>>,
-    /// Allowed executables. Default: not checked.
+    /// Allowed executables. Default: this process's own.
     pub executables: Option<Vec<Program>>,
+    /// Whether the executable is not checked.
+    pub any_executable: Option<bool>,
     /// Required cgroup.
     pub cgroup: Option<String>,
     /// Required security label.
@@ -361,13 +363,13 @@ impl Policy {
         if let Some(gids) = &self.gids {
             policy = policy.gids(gids.clone());
         }
-        policy = match &self.executables {
-            Some(programs) => {
-                let programs: ringfence::Result<Vec<_>> = programs.iter().map(Program::to_core).collect();
-                policy.programs(programs?)
-            }
-            None => policy.any_executable(),
-        };
+        if let Some(programs) = &self.executables {
+            let programs: ringfence::Result<Vec<_>> = programs.iter().map(Program::to_core).collect();
+            policy = policy.programs(programs?);
+        }
+        if self.any_executable == Some(true) {
+            policy = policy.any_executable();
+        }
         if let Some(cgroup) = &self.cgroup {
             policy = policy.cgroup(cgroup);
         }

@@ -98,7 +98,7 @@ mod wait;
 mod wake;
 
 pub use address::Address;
-pub use api::child::{ChildLine, LINE_VARIABLE, ParentLine, from_parent, private_line, spawn};
+pub use api::child::{Admit, ChildLine, LINE_VARIABLE, ParentLine, from_parent, private_line, spawn};
 pub use api::member::{Membership, member};
 pub use api::pair::join;
 pub use api::publish::{Audience, Publisher, publish};

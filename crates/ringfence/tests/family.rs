@@ -7,10 +7,10 @@ use std::{
     io::{Read, Write},
     net::TcpListener,
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::net::{UnixListener, UnixStream},
     },
-    process::Command,
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -19,11 +19,16 @@ use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     libc,
     sys::{
+        signal::{Signal, kill},
         socket::{setsockopt, sockopt},
         stat::fstat,
     },
+    unistd::Pid,
 };
-use ringfence::{Channel, Check, CloseReason, LINE_VARIABLE, Policy, Role, from_parent, private_line, spawn};
+use ringfence::{
+    Admit, Channel, Check, CloseReason, LINE_VARIABLE, Outcome, Policy, Role, from_parent, private_line,
+    spawn,
+};
 use support::{Actor, TIME_LIMIT, forbid, say, small, wait_for_test};
 
 /// The other processes of these tests.
@@ -100,6 +105,28 @@ fn role() {
             say(grandchild.hear());
             grandchild.finish();
             echo(channel);
+        }
+        // A copy of its channel's line outlives it, in a process that it starts.
+        "leaves a copy" => {
+            let channel = from_parent(&small()).unwrap();
+            let copies = sockets().len();
+            for entry in std::fs::read_dir("/proc/self/fd").unwrap() {
+                let entry = entry.unwrap();
+                let target = std::fs::read_link(entry.path()).unwrap_or_default();
+                if target.to_string_lossy().starts_with("socket:") {
+                    let number: RawFd = entry.file_name().to_str().unwrap().parse().unwrap();
+                    // SAFETY: the descriptor is open, and stays open during the call.
+                    let socket = unsafe { BorrowedFd::borrow_raw(number) };
+                    fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+                }
+            }
+            assert_eq!(copies, 1, "the channel's line");
+            // It ends with the test: then its input ends.
+            let mut holder = Command::new("cat").stdout(Stdio::null()).spawn().unwrap();
+            say(format!("{} {}", std::process::id(), holder.id()));
+            let (_sender, mut receiver) = channel.split();
+            let _ = receiver.receive(&mut [0; 16]);
+            holder.wait().unwrap();
         }
         "looks" => {
             say(descriptors());
@@ -379,6 +406,99 @@ fn a_process_that_answers_in_the_childs_place_is_refused() {
     assert!(refusal.wanted.contains(&child.pid().to_string()), "{error}");
     let told = child.hear();
     assert!(told.starts_with("PEER_REFUSED"), "{told}");
+}
+
+/// Returns a shell that runs this executable in the way that `script` says, in which it is `"$0" "$@"`.
+fn shell(script: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).arg(std::env::current_exe().unwrap());
+    command
+}
+
+#[test]
+fn a_descendant_is_admitted_however_often_its_launcher_forks_and_exits() {
+    if support::role().is_some() {
+        return;
+    }
+    for script in [
+        r#""$0" "$@"; exit"#,
+        r#""$0" "$@" & wait"#,
+        // The launcher exits while its descendant starts.
+        r#""$0" "$@" &"#,
+        r#"("$0" "$@" &) &"#,
+        r#"setsid -f "$0" "$@""#,
+    ] {
+        let (launcher, line) = Actor::spawn_by(shell(script), "asks", &[]);
+        let channel = line.admit(Admit::Descendant).channel(&small()).unwrap();
+        assert_ne!(channel.peer().pid, launcher.pid(), "{script}");
+        let child = channel
+            .evidence()
+            .iter()
+            .find(|evidence| evidence.check == "child");
+        assert_eq!(child.unwrap().outcome, Outcome::Passed, "{script}");
+        launcher.expect("a channel");
+    }
+}
+
+#[test]
+fn only_one_descendant_is_admitted() {
+    if support::role().is_some() {
+        return;
+    }
+    let script = r#""$0" "$@" & "$0" "$@" & wait"#;
+    let (launcher, line) = Actor::spawn_by(shell(script), "asks", &[]);
+    let _channel = line.admit(Admit::Descendant).channel(&small()).unwrap();
+    let mut told = [launcher.hear(), launcher.hear()];
+    told.sort();
+    let [refused, admitted] = &told;
+    assert_eq!(admitted, "a channel");
+    assert!(refused.starts_with("PEER_REFUSED"), "{refused}");
+    assert!(refused.contains("checks child"), "{refused}");
+}
+
+#[test]
+fn a_descendant_that_is_refused_is_killed() {
+    if support::role().is_some() {
+        return;
+    }
+    let (launcher, line) = Actor::spawn_by(shell(r#""$0" "$@"; echo "@@ $?""#), "asks", &[]);
+    let options = small().policy(Policy::new().executables(["/bin/true"]));
+    let error = line.admit(Admit::Descendant).channel(&options).unwrap_err();
+    assert_eq!(error.refusal().expect("a refusal").check, Check::Executable);
+    let mut told = launcher.hear();
+    if told.starts_with("PEER_REFUSED") {
+        told = launcher.hear();
+    }
+    assert_eq!(told, "137");
+}
+
+#[test]
+fn a_launcher_that_exits_without_a_descendant_is_lost_at_once() {
+    if support::role().is_some() {
+        return;
+    }
+    let (launcher, line) = Actor::spawn_by(shell("true"), "leaves", &[]);
+    let options = small().timeout(Duration::from_secs(1 << 30));
+    let error = line.admit(Admit::Descendant).channel(&options).unwrap_err();
+    assert_eq!(error.code(), "PEER_LOST", "{error}");
+    launcher.finish();
+}
+
+#[test]
+fn the_death_of_the_admitted_process_ends_the_channel_though_another_one_has_its_line() {
+    if support::role().is_some() {
+        return;
+    }
+    let (launcher, line) = Actor::spawn_by(shell(r#""$0" "$@" <&0 & wait"#), "leaves a copy", &[]);
+    let (_sender, mut receiver) = line.admit(Admit::Descendant).channel(&small()).unwrap().split();
+    let told = launcher.hear();
+    let mut pids = told.split(' ').map(|pid| Pid::from_raw(pid.parse().unwrap()));
+    let (peer, holder) = (pids.next().unwrap(), pids.next().unwrap());
+    kill(peer, Signal::SIGKILL).unwrap();
+    let _ = receiver.receive(&mut [0; 16]);
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+    kill(holder, None).expect("the other process still runs");
+    kill(holder, Signal::SIGKILL).unwrap();
 }
 
 #[test]

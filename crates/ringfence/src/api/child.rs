@@ -11,6 +11,7 @@ use std::{
         unix::process::CommandExt,
     },
     process::{Child, Command},
+    str::FromStr,
     time::Duration,
 };
 
@@ -35,7 +36,7 @@ use crate::{
     fork::Birth,
     handshake::frame::Meeting,
     handshake::line::settle_new_line,
-    handshake::parts::Side,
+    handshake::parts::{Answerer, Side},
     options::Options,
     sys::{self, lock::Mutex},
     wait::deadline::{Deadline, Woken},
@@ -124,10 +125,40 @@ pub fn private_line() -> Result<(ParentLine, ChildLine)> {
         ParentLine {
             line,
             child: None,
+            admit: Admit::Child,
             birth,
         },
         ChildLine { line: childs, inode },
     ))
+}
+
+/// The process that may answer on the line of a child.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Admit {
+    /// The process that was started.
+    #[default]
+    Child,
+    /// Any one process that has the line from the process that was started, however often that one forks. For launchers
+    /// such as `sh -c`, `bwrap`, `unshare` or `timeout`. The first process that answers is the peer: the kernel names the
+    /// maker of the socket pair that it passes, and a pidfd holds it. Every other process is refused.
+    ///
+    /// The policy's namespace is then [`Namespace::Any`](crate::Namespace::Any) unless the program sets it, since launchers
+    /// make namespaces. The policy's other checks apply to the process that answers.
+    Descendant,
+}
+
+impl FromStr for Admit {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "child" => Ok(Self::Child),
+            "descendant" => Ok(Self::Descendant),
+            _ => Err(Error::invalid(format!(
+                "admit must be child or descendant, not {text:?}"
+            ))),
+        }
+    }
 }
 
 /// The parent's end of a line. Dropping it makes the child's handshake fail.
@@ -135,6 +166,7 @@ pub fn private_line() -> Result<(ParentLine, ChildLine)> {
 pub struct ParentLine {
     line: OwnedFd,
     child: Option<Started>,
+    admit: Admit,
     /// A forked child of this process has a copy, and must not use it.
     birth: Birth,
 }
@@ -168,8 +200,15 @@ impl AsFd for ChildLine {
 }
 
 impl ParentLine {
-    /// Names the process that was started. It must be the one that answers, and [`ParentLine::channel`] waits for its end as
-    /// well. To be called before the process is waited for (wait(2)): until then no other process can have its number.
+    /// Sets which process may answer. [`Admit::Child`] by default.
+    #[must_use]
+    pub const fn admit(mut self, admit: Admit) -> Self {
+        self.admit = admit;
+        self
+    }
+
+    /// Names the process that was started. It must be the one that answers, unless [`ParentLine::admit`] says otherwise, and
+    /// [`ParentLine::channel`] waits for its end as well. To be called before the process is waited for (wait(2)): until then no other process can have its number.
     ///
     /// # Errors
     /// [`Error::PeerLost`] if there is no such process; [`Error::NoSpace`].
@@ -197,12 +236,17 @@ impl ParentLine {
     /// handshake.
     ///
     /// # Errors
-    /// As [`join`](crate::join). Also [`Error::PeerLost`] where the child ends, or gives up its end, before it has answered;
-    /// [`Error::HandshakeTimeout`] where it does not answer; and [`Error::PeerRefused`] where another process answers, which has
-    /// the line from the child.
+    /// As [`join`](crate::join). Also [`Error::PeerLost`] if the child exits or closes its end before it has answered
+    /// (with [`Admit::Descendant`]: if it has exited and no process has that end); [`Error::HandshakeTimeout`] if it does not
+    /// answer; and [`Error::PeerRefused`] if another process answers, which has the line from the child. If this fails after a
+    /// descendant has answered, that process is killed: the caller could not identify it.
     pub fn channel(self, options: &Options) -> Result<Channel> {
         self.birth.check()?;
-        let options = &options.clone().checked()?;
+        let mut options = options.clone().checked()?;
+        if self.admit == Admit::Descendant {
+            options.policy = options.policy.for_descendant();
+        }
+        let options = &options;
         let mut record = EvidenceLog::default();
         record.passed(
             "rendezvous",
@@ -212,17 +256,23 @@ impl ParentLine {
         );
         self.wait(&deadline(options))?;
         let deadline = deadline(options);
-        let child = self.child.as_ref().map(|child| child.pid);
+        let expected = match (self.admit, &self.child) {
+            (Admit::Descendant, _) => Answerer::Descendant,
+            (Admit::Child, Some(child)) => Answerer::Process(child.pid),
+            (Admit::Child, None) => Answerer::Unknown,
+        };
         let side = Side::new(&"the child's line", options, &deadline, Meeting::Family);
-        let parts = side.parent(&self.line, child, record)?;
+        let parts = side.parent(self.line, expected, record)?;
         Ok(Channel::assemble(parts, None, options))
     }
 
-    /// Waits for the child's first byte, or its exit.
+    /// Waits for the first byte, or for the end of every process that could send it.
     fn wait(&self, deadline: &Deadline) -> Result<()> {
         let pidfd = self.child.as_ref().and_then(|child| child.pidfd.as_ref());
         let mut awaited = vec![(self.line.as_fd(), PollFlags::POLLIN)];
-        awaited.extend(pidfd.map(|pidfd| (pidfd.as_fd(), PollFlags::POLLIN)));
+        // A launcher may exit and leave the line to a descendant. The line ends once no process has it.
+        let child = pidfd.filter(|_| self.admit == Admit::Child);
+        awaited.extend(child.map(|pidfd| (pidfd.as_fd(), PollFlags::POLLIN)));
         if deadline.wait(&awaited)? == Woken::Late {
             return Err(Error::HandshakeTimeout {
                 step: "the child's HELLO",

@@ -20,12 +20,12 @@ use crate::{
     evidence::EvidenceLog,
     handshake::broadcast::RingPart,
     handshake::line::refuse,
-    handshake::parts::{Caller, PeerSession, Side},
+    handshake::parts::{Answerer, Caller, PeerSession, Side},
     handshake::parts::{Parts, Role},
-    handshake::steps::{check_child, check_line, only_line},
+    handshake::steps::{check_child, check_line, only_line, second_answer},
     identity::Credentials,
-    peer::process::Peer,
-    trace,
+    peer::process::{Peer, pidfd_of_maker},
+    sys, trace,
 };
 
 /// Decides which of the guests that are ready for a channel get one: a pair has one slot, a service has many.
@@ -83,8 +83,16 @@ impl Side<'_> {
     }
 
     /// Runs steps 2 to 8 as the parent.
-    pub(crate) fn parent(&self, stream: &OwnedFd, child: Option<i32>, record: EvidenceLog) -> Result<Parts> {
-        self.told("host", || self.parent_of(stream, child, record))
+    pub(crate) fn parent(&self, stream: OwnedFd, expected: Answerer, record: EvidenceLog) -> Result<Parts> {
+        self.told("host", || {
+            let mut answerer = None;
+            let result = self.parent_of(stream, expected, &mut answerer, record);
+            if let (Err(_), Some(pidfd)) = (&result, answerer) {
+                // Best effort: it may have exited, or have become another user's.
+                let _ = sys::process::kill(&pidfd);
+            }
+            result
+        })
     }
 
     /// Runs steps 2 to 8 as the guest. Returns `None` if the host has disconnected without an answer.
@@ -105,15 +113,28 @@ impl Side<'_> {
 
     /// The kernel reports this process as the creator of both ends of the socket that the child has
     /// inherited. So this side identifies the child by the credentials of its message, and by the line that
-    /// the child creates and sends.
-    fn parent_of(&self, stream: &OwnedFd, child: Option<i32>, mut record: EvidenceLog) -> Result<Parts> {
+    /// the child creates and sends. The credentials alone could be forged below a new pid namespace; the
+    /// creator of the line cannot.
+    ///
+    /// Sets `answerer` once a descendant is identified: the program does not know that process, so this side
+    /// has to kill it if the handshake fails.
+    fn parent_of(
+        &self,
+        stream: OwnedFd,
+        expected: Answerer,
+        answerer: &mut Option<OwnedFd>,
+        mut record: EvidenceLog,
+    ) -> Result<Parts> {
         let result = (|| {
             let step = "the child's HELLO";
             let (speaker, frame, descriptors) =
                 line::first(stream.as_fd(), self.deadline, &self.address, step)?;
-            check_child(speaker, child, &mut record)?;
+            check_child(speaker, expected, &mut record)?;
             let line = only_line(descriptors)?;
             check_line(&line, speaker)?;
+            if let Answerer::Descendant = expected {
+                *answerer = pidfd_of_maker(&line);
+            }
             let policy = &self.options.policy;
             let peer = Peer::attest(&line, policy.allowed_namespace(), &mut record)?;
             let identity = policy.check(&peer, "executable", self.deadline, &mut record)?;
@@ -127,7 +148,13 @@ impl Side<'_> {
                 record,
             })
         })();
-        let session = result.map_err(|error| refuse(stream, error))?;
+        let session = match result {
+            Ok(session) => session,
+            Err(error) => return Err(refuse(&stream, error)),
+        };
+        // A further process that answers reads the refusal after it has found its own line closed.
+        refuse(&stream, second_answer(session.peer.credentials));
+        drop(stream);
         let (parts, ()) = self.agree_as_host(session, || Ok(()), |error| error)?;
         Ok(parts)
     }

@@ -135,6 +135,17 @@ pub(crate) struct Side<'a> {
     pub(super) takes_barriers: bool,
 }
 
+/// The process that may answer on the line that a child has inherited.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Answerer {
+    /// The process that was started. Its number is its own until this process has waited for it.
+    Process(i32),
+    /// Any one process that has the line from it.
+    Descendant,
+    /// The program has not said which process it started.
+    Unknown,
+}
+
 /// Which side has a ring.
 #[derive(Clone, Copy)]
 pub(super) enum RingRole<'a> {

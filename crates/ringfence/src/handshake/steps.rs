@@ -12,6 +12,7 @@ use nix::{
         AddressFamily, SockFlag, SockType, UnixAddr, getpeername, getsockname, getsockopt, socketpair,
         sockopt,
     },
+    unistd::getpid,
 };
 
 use crate::{
@@ -23,7 +24,7 @@ use crate::{
         broadcast::{self, Beginning, HeldStart, RingPart},
         frame::{self, Frame, HARDENS, Hello, Meeting, Nonce, Offer, TAKES_BARRIERS, check_echo},
         line::{self, FrameLine, refuse, settle_line, settle_new_line},
-        parts::{Caller, PeerSession, RingRole, Side},
+        parts::{Answerer, Caller, PeerSession, RingRole, Side},
         parts::{Parts, Role, Unopened},
     },
     harden,
@@ -303,20 +304,46 @@ pub(super) fn only_line(mut descriptors: Vec<OwnedFd>) -> Result<OwnedFd> {
     }
 }
 
-/// Checks that the process that sends on an inherited socket is the one that was started, if that is known.
-/// (The children of that process inherit the socket too, until it has taken the socket.)
-pub(super) fn check_child(speaker: Credentials, child: Option<i32>, record: &mut EvidenceLog) -> Result<()> {
+/// Checks that the process that sends on an inherited socket is one that the parent admits. (The children of the
+/// process that was started inherit the socket too, until it has taken the socket.)
+pub(super) fn check_child(speaker: Credentials, expected: Answerer, record: &mut EvidenceLog) -> Result<()> {
     let found = format!("pid {}", speaker.pid);
-    let Some(pid) = child else {
-        record.not_asked("credentials", "child", found);
-        return Ok(());
+    let (passed, wanted) = match expected {
+        Answerer::Unknown => {
+            record.not_asked("credentials", "child", found);
+            return Ok(());
+        }
+        Answerer::Process(pid) => (
+            speaker.pid == pid,
+            format!("pid {pid}, the process that was started"),
+        ),
+        // This process has made sockets for its children's output, too, and a child could pass one of those.
+        Answerer::Descendant => (
+            speaker.pid != getpid().as_raw(),
+            "the first process that answers, other than this one".to_owned(),
+        ),
     };
-    let wanted = format!("pid {pid}, the process that was started");
-    if speaker.pid == pid {
+    if passed {
         record.passed("credentials", "child", wanted, found);
         return Ok(());
     }
+    let found = match expected {
+        Answerer::Process(_) => {
+            format!("{found}; `admit` can be 'descendant' if the command is a launcher that forks")
+        }
+        Answerer::Descendant | Answerer::Unknown => found,
+    };
     Err(Refusal::new(Check::Child, wanted, found).about(speaker).into())
+}
+
+/// The refusal for a further process that answers on a line.
+pub(super) fn second_answer(first: Credentials) -> Error {
+    Refusal::new(
+        Check::Child,
+        format!("pid {}, which has answered on this line already", first.pid),
+        "another process",
+    )
+    .into()
 }
 
 /// Checks that the guest has passed one end of a pair of connected stream sockets that the guest itself

@@ -189,6 +189,8 @@ pub struct Policy {
     label: Option<String>,
     confined: Vec<Confinement>,
     authorize: Option<Authorize>,
+    /// The program has called [`Policy::namespace`].
+    names_namespace: bool,
 }
 
 impl Default for Policy {
@@ -209,6 +211,7 @@ impl Policy {
             label: None,
             confined: Vec::new(),
             authorize: None,
+            names_namespace: false,
         }
     }
 
@@ -233,6 +236,16 @@ impl Policy {
     #[must_use]
     pub const fn namespace(mut self, namespace: Namespace) -> Self {
         self.namespace = namespace;
+        self.names_namespace = true;
+        self
+    }
+
+    /// Applies the defaults for a descendant of a child: it may live in any namespace, since a launcher often makes new ones.
+    #[must_use]
+    pub(crate) fn for_descendant(mut self) -> Self {
+        if !self.names_namespace {
+            self.namespace = Namespace::Any;
+        }
         self
     }
 

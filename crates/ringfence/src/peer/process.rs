@@ -162,6 +162,11 @@ fn pidfd(socket: BorrowedFd<'_>, pid: i32) -> Result<(Option<OwnedFd>, &'static 
     }
 }
 
+/// Returns a descriptor of the process that made a socket pair. `None` before Linux 6.5, or if it was reaped.
+pub(crate) fn pidfd_of_maker(line: &OwnedFd) -> Option<OwnedFd> {
+    uninterrupted(|| getsockopt(line, sockopt::PeerPidfd)).ok()
+}
+
 impl Peer {
     /// Asks the kernel which process is at the other end of a connected socket.
     pub(crate) fn attest(socket: impl AsFd, namespace: Namespace, record: &mut EvidenceLog) -> Result<Self> {

@@ -24,7 +24,7 @@ use crate::{
     handshake::broadcast::PublishedRing,
     handshake::frame::{Code, Frame, Hello, Meeting, Nonce, Offer, Refuse, Start},
     handshake::line::{self, FrameLine, settle_new_line},
-    handshake::parts::Side,
+    handshake::parts::{Answerer, Side},
     identity::Credentials,
     options::{MAX_MESSAGE_SIZE, Options},
     region::create::Backing,
@@ -60,8 +60,9 @@ pub fn handshake(bytes: &[u8]) {
     let (wrong, made) = thread::scope(|scope| {
         let wrong = child.wrong;
         let talk = scope.spawn(move || child.talk(&theirs, own_pid()));
-        let made = side.parent(&ours, None, EvidenceLog::default()).map(drop);
-        drop(ours);
+        let made = side
+            .parent(ours, Answerer::Unknown, EvidenceLog::default())
+            .map(drop);
         // The scope waits only for the closure's end, not until the thread has released its memory.
         talk.join().expect("the child");
         (wrong, made)
