@@ -112,18 +112,15 @@ impl fmt::Display for Finding {
     }
 }
 
-/// A finding with its constant parts.
+/// The constant parts of a finding: its name and its title.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct About {
-    pub(super) name: &'static str,
-    pub(super) title: &'static str,
-}
+pub(super) struct About(pub(super) &'static str, pub(super) &'static str);
 
 impl About {
     pub(super) fn is(self, status: Status, found: impl Into<String>, meaning: impl Into<String>) -> Finding {
         Finding {
-            name: self.name,
-            title: self.title,
+            name: self.0,
+            title: self.1,
             status,
             found: found.into(),
             meaning: meaning.into(),

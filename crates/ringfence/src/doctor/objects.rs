@@ -57,10 +57,7 @@ pub(super) fn again(object: &OwnedFd, flags: OFlag) -> Result<OwnedFd, Errno> {
     open(path.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
 }
 
-const SEALS: About = About {
-    name: "memfd-seals",
-    title: "Sealed memory (memfd)",
-};
+const SEALS: About = About("memfd-seals", "Sealed memory (memfd)");
 
 pub(super) fn memfd_seals() -> Finding {
     match sealed_against() {
@@ -134,10 +131,7 @@ fn sealed_against() -> Result<Vec<&'static str>, String> {
         .collect())
 }
 
-const NOEXEC: About = About {
-    name: "memfd-noexec",
-    title: "Memory that is never executed (MFD_NOEXEC_SEAL)",
-};
+const NOEXEC: About = About("memfd-noexec", "Memory that is never executed (MFD_NOEXEC_SEAL)");
 
 pub(super) fn memfd_noexec() -> Finding {
     /// Linux 6.3, of which nix has no names: the flag of memfd_create, and the seal that it sets.
@@ -170,10 +164,7 @@ pub(super) fn memfd_noexec() -> Finding {
     }
 }
 
-const MEMFD_LEASE: About = About {
-    name: "memfd-lease",
-    title: "Write lease on a memfd",
-};
+const MEMFD_LEASE: About = About("memfd-lease", "Write lease on a memfd");
 
 pub(super) fn memfd_lease() -> Finding {
     match memfd().and_then(|object| leased(&object)) {
@@ -190,10 +181,7 @@ pub(super) fn memfd_lease() -> Finding {
     }
 }
 
-const SHM_LEASE: About = About {
-    name: "shm-lease",
-    title: "Write lease on a shm_open object",
-};
+const SHM_LEASE: About = About("shm-lease", "Write lease on a shm_open object");
 
 pub(super) fn shm_lease() -> Finding {
     match shm_object().and_then(|object| leased(&object)) {
@@ -256,10 +244,7 @@ fn leased(object: &OwnedFd) -> Result<String, String> {
     ))
 }
 
-const TRIPWIRE: About = About {
-    name: "tripwire",
-    title: "Alarm when a shared object is opened",
-};
+const TRIPWIRE: About = About("tripwire", "Alarm when a shared object is opened");
 
 pub(super) fn tripwire() -> Finding {
     match alarmed() {
@@ -303,10 +288,7 @@ fn alarmed() -> Result<(i32, bool), String> {
     Ok((number, alarm.recv_timeout(ALARM).is_ok()))
 }
 
-const SHARED_MEMORY: About = About {
-    name: "dev-shm",
-    title: "Room in /dev/shm",
-};
+const SHARED_MEMORY: About = About("dev-shm", "Room in /dev/shm");
 
 pub(super) fn shared_memory() -> Finding {
     let none =
@@ -350,10 +332,7 @@ pub(super) fn shared_memory() -> Finding {
     }
 }
 
-const MEMORY: About = About {
-    name: "memory",
-    title: "Memory for a ring",
-};
+const MEMORY: About = About("memory", "Memory for a ring");
 
 pub(super) fn memory() -> Finding {
     let region = default_region();

@@ -23,10 +23,7 @@ use crate::{
     sys,
 };
 
-const PIDFD: About = About {
-    name: "pidfd",
-    title: "Holding on to a process (pidfd_open)",
-};
+const PIDFD: About = About("pidfd", "Holding on to a process (pidfd_open)");
 
 pub(super) fn pidfd() -> Finding {
     match sys::process::pidfd_open(getpid()) {
@@ -52,10 +49,7 @@ pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     )
 }
 
-const PEER_PIDFD: About = About {
-    name: "peer-pidfd",
-    title: "The peer's process from its socket (SO_PEERPIDFD)",
-};
+const PEER_PIDFD: About = About("peer-pidfd", "The peer's process from its socket (SO_PEERPIDFD)");
 
 pub(super) fn peer_pidfd() -> Finding {
     match pair().and_then(|(one, _other)| getsockopt(&one, sockopt::PeerPidfd)) {
@@ -72,10 +66,7 @@ pub(super) fn peer_pidfd() -> Finding {
     }
 }
 
-const PEER_GROUPS: About = About {
-    name: "peer-groups",
-    title: "The peer's groups from its socket (SO_PEERGROUPS)",
-};
+const PEER_GROUPS: About = About("peer-groups", "The peer's groups from its socket (SO_PEERGROUPS)");
 
 pub(super) fn peer_groups() -> Finding {
     match pair().and_then(|(one, _other)| sys::socket::peer_groups(one.as_fd())) {
@@ -90,10 +81,7 @@ pub(super) fn peer_groups() -> Finding {
     }
 }
 
-const PIDFD_INFO: About = About {
-    name: "pidfd-info",
-    title: "What a pidfd says of its process (PIDFD_GET_INFO)",
-};
+const PIDFD_INFO: About = About("pidfd-info", "What a pidfd says of its process (PIDFD_GET_INFO)");
 
 pub(super) fn pidfd_information() -> Finding {
     match sys::process::pidfd_open(getpid()).and_then(sys::process::pidfd_info) {
@@ -108,10 +96,7 @@ pub(super) fn pidfd_information() -> Finding {
     }
 }
 
-const MEMBARRIER: About = About {
-    name: "membarrier",
-    title: "Barriers for other processes (membarrier)",
-};
+const MEMBARRIER: About = About("membarrier", "Barriers for other processes (membarrier)");
 
 pub(super) fn membarrier() -> Finding {
     match sys::process::knows_barriers().and_then(|known| sys::process::issue_barrier().map(|()| known)) {
@@ -126,10 +111,7 @@ pub(super) fn membarrier() -> Finding {
     }
 }
 
-const PROC: About = About {
-    name: "proc",
-    title: "Looking at processes (/proc)",
-};
+const PROC: About = About("proc", "Looking at processes (/proc)");
 
 pub(super) fn proc() -> Finding {
     let refused = "no peer can be looked at, so every one is refused; mount /proc where this process runs";
@@ -181,10 +163,7 @@ fn hidepid() -> Option<String> {
         .map(str::to_owned)
 }
 
-const PID_NAMESPACE: About = About {
-    name: "pid-namespace",
-    title: "Process numbers (pid namespace)",
-};
+const PID_NAMESPACE: About = About("pid-namespace", "Process numbers (pid namespace)");
 
 pub(super) fn pid_namespace() -> Finding {
     let pid = getpid().as_raw();
@@ -215,10 +194,7 @@ pub(super) fn pid_namespace() -> Finding {
     )
 }
 
-const USER: About = About {
-    name: "user",
-    title: "The user this process runs as",
-};
+const USER: About = About("user", "The user this process runs as");
 
 pub(super) fn user() -> Finding {
     let (real, effective) = (getuid().as_raw(), geteuid().as_raw());
@@ -259,10 +235,7 @@ pub(super) fn user() -> Finding {
     )
 }
 
-const LABEL: About = About {
-    name: "label",
-    title: "Security label (SO_PEERSEC)",
-};
+const LABEL: About = About("label", "Security label (SO_PEERSEC)");
 
 pub(super) fn label() -> Finding {
     let none = "a policy cannot ask for a label: it would refuse every peer";
@@ -283,43 +256,11 @@ pub(super) fn label() -> Finding {
     }
 }
 
-const EXECUTABLE: About = About {
-    name: "executable",
-    title: "What \"the same executable\" says here",
-};
+const EXECUTABLE: About = About("executable", "What \"the same executable\" says here");
 
 /// Programs that run other programs: what they execute is in an argument, or in an environment variable.
-const INTERPRETERS: [&str; 29] = [
-    "bash",
-    "beam.smp",
-    "bun",
-    "busybox",
-    "dash",
-    "deno",
-    "dotnet",
-    "electron",
-    "java",
-    "julia",
-    "ksh",
-    "lua",
-    "luajit",
-    "mono",
-    "node",
-    "nodejs",
-    "perl",
-    "php",
-    "pwsh",
-    "pypy",
-    "python",
-    "qemu-aarch64",
-    "qemu-x86_64",
-    "R",
-    "ruby",
-    "sh",
-    "tclsh",
-    "wine64-preloader",
-    "zsh",
-];
+const INTERPRETERS: &str = "bash beam.smp bun busybox dash deno dotnet electron java julia ksh lua luajit mono \
+    node nodejs perl php pwsh pypy python qemu-aarch64 qemu-x86_64 R ruby sh tclsh wine64-preloader zsh";
 
 fn is_interpreter(path: &Path) -> bool {
     let name = path
@@ -331,7 +272,9 @@ fn is_interpreter(path: &Path) -> bool {
     // python3.12, php8.2, ruby3.1, node20, qemu-x86_64-static.
     let name = name.strip_suffix("-static").unwrap_or(name);
     let bare = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.' || c == '-');
-    INTERPRETERS.contains(&name) || INTERPRETERS.contains(&bare)
+    INTERPRETERS
+        .split(' ')
+        .any(|known| known == name || known == bare)
 }
 
 pub(super) fn executable() -> Finding {
@@ -369,10 +312,7 @@ pub(super) fn limits(of: Resource) -> Result<(u64, u64, String), String> {
 
 pub(super) const UNREADABLE: &str = "the limit cannot be read, so it is found out when it is hit";
 
-const FILE_SIZE: About = About {
-    name: "limit-file-size",
-    title: "Largest file (RLIMIT_FSIZE)",
-};
+const FILE_SIZE: About = About("limit-file-size", "Largest file (RLIMIT_FSIZE)");
 
 pub(super) fn file_size() -> Finding {
     let region = default_region();
@@ -391,10 +331,7 @@ pub(super) fn file_size() -> Finding {
     }
 }
 
-const DESCRIPTORS: About = About {
-    name: "limit-descriptors",
-    title: "Open files (RLIMIT_NOFILE)",
-};
+const DESCRIPTORS: About = About("limit-descriptors", "Open files (RLIMIT_NOFILE)");
 
 /// The descriptors that a host holds at its limits: 64 handshakes in parallel with at most eight each, and 128 waiting
 /// clients with at most three each.
@@ -418,10 +355,7 @@ pub(super) fn descriptors() -> Finding {
     }
 }
 
-const SIGNALS: About = About {
-    name: "limit-signals",
-    title: "Queued signals (RLIMIT_SIGPENDING)",
-};
+const SIGNALS: About = About("limit-signals", "Queued signals (RLIMIT_SIGPENDING)");
 
 pub(super) fn signals() -> Finding {
     let meaning = "as many tokens may be on their way to processes of this user, other signals included; an alarm needs none \
@@ -433,10 +367,7 @@ pub(super) fn signals() -> Finding {
     }
 }
 
-const TOKENS: About = About {
-    name: "tokens",
-    title: "Tokens (what comes with a realtime signal)",
-};
+const TOKENS: About = About("tokens", "Tokens (what comes with a realtime signal)");
 
 pub(super) fn tokens() -> Finding {
     match claim::carry_all() {
@@ -460,10 +391,7 @@ pub(super) fn tokens() -> Finding {
     }
 }
 
-const PTRACE: About = About {
-    name: "ptrace-scope",
-    title: "Tracing by the same user (Yama)",
-};
+const PTRACE: About = About("ptrace-scope", "Tracing by the same user (Yama)");
 
 fn yama() -> Option<u64> {
     number_in("/proc/sys/kernel/yama/ptrace_scope")
@@ -492,10 +420,7 @@ pub(super) fn ptrace_scope() -> Finding {
     }
 }
 
-const DUMPABLE: About = About {
-    name: "dumpable",
-    title: "Whether this process shows itself (dumpable)",
-};
+const DUMPABLE: About = About("dumpable", "Whether this process shows itself (dumpable)");
 
 pub(super) fn dumpable() -> Finding {
     match sys::process::dumpable() {
@@ -518,10 +443,7 @@ pub(super) fn dumpable() -> Finding {
     }
 }
 
-const CORE: About = About {
-    name: "limit-core",
-    title: "Core dumps (RLIMIT_CORE)",
-};
+const CORE: About = About("limit-core", "Core dumps (RLIMIT_CORE)");
 
 pub(super) fn core() -> Finding {
     let pattern = sys::file::read_whole_text("/proc/sys/kernel/core_pattern").unwrap_or_default();
@@ -548,10 +470,7 @@ pub(super) fn core() -> Finding {
     }
 }
 
-const SECCOMP: About = About {
-    name: "seccomp",
-    title: "Filter of system calls (seccomp)",
-};
+const SECCOMP: About = About("seccomp", "Filter of system calls (seccomp)");
 
 pub(super) fn seccomp() -> Finding {
     match status_line("Seccomp").as_deref() {
@@ -571,10 +490,7 @@ pub(super) fn seccomp() -> Finding {
     }
 }
 
-const CONTAINER: About = About {
-    name: "container",
-    title: "Container",
-};
+const CONTAINER: About = About("container", "Container");
 
 pub(super) fn container() -> Finding {
     let hints: Vec<String> = ["/.dockerenv", "/run/.containerenv"]

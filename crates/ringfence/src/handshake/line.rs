@@ -125,7 +125,7 @@ impl FrameLine<'_> {
 
     /// Receives the next frame, which may be a refusal, with at most `most` descriptors.
     pub(crate) fn receive(&self, step: &'static str, most: usize) -> Result<(Frame, Vec<OwnedFd>)> {
-        let mut reader = Reader {
+        let mut reader = FrameReader {
             socket: self.socket,
             speaker: Some(self.speaker),
             deadline: self.deadline,
@@ -145,7 +145,7 @@ pub(crate) fn first(
     address: &str,
     step: &'static str,
 ) -> Result<(Credentials, Frame, Vec<OwnedFd>)> {
-    let mut reader = Reader {
+    let mut reader = FrameReader {
         socket,
         speaker: None,
         deadline,
@@ -160,7 +160,7 @@ pub(crate) fn first(
 }
 
 /// A frame that is being read.
-struct Reader<'a> {
+struct FrameReader<'a> {
     socket: BorrowedFd<'a>,
     /// The sender of each part. `None` until the first part has arrived.
     speaker: Option<Credentials>,
@@ -171,7 +171,7 @@ struct Reader<'a> {
     descriptors: Vec<OwnedFd>,
 }
 
-impl Reader<'_> {
+impl FrameReader<'_> {
     /// Reads the frame, with at most `most` descriptors.
     fn frame(&mut self, most: usize) -> Result<Frame> {
         let mut head = [0_u8; HEAD];

@@ -11,13 +11,13 @@ pub enum Delivery {
     /// Every message, in order. The publisher waits for a subscriber that is a whole ring behind, for as long
     /// as [`Options::stall`](crate::Options::stall) allows, and then evicts it.
     #[default]
-    Reliable,
+    Reliable = 1,
     /// Messages that the publisher has overwritten before the subscriber read them are skipped, and counted.
     /// Never delays the publisher.
-    BestEffort,
+    BestEffort = 2,
     /// Only the newest message that the subscriber has not seen. Skipped messages are counted. Never delays
     /// the publisher.
-    Latest,
+    Latest = 3,
 }
 
 impl Delivery {
@@ -25,11 +25,7 @@ impl Delivery {
     pub const ALL: [Self; 3] = [Self::Reliable, Self::BestEffort, Self::Latest];
 
     pub(crate) const fn number(self) -> u16 {
-        match self {
-            Self::Reliable => 1,
-            Self::BestEffort => 2,
-            Self::Latest => 3,
-        }
+        self as u16
     }
 
     pub(crate) fn from_number(number: u16) -> Option<Self> {
@@ -67,11 +63,11 @@ impl FromStr for Delivery {
 pub enum StartFrom {
     /// The next message to be sent.
     #[default]
-    Now,
+    Now = 1,
     /// The oldest message that the ring still holds.
-    Oldest,
+    Oldest = 2,
     /// The last message that was sent, if the ring still holds it.
-    Latest,
+    Latest = 3,
 }
 
 impl StartFrom {
@@ -79,11 +75,7 @@ impl StartFrom {
     pub const ALL: [Self; 3] = [Self::Now, Self::Oldest, Self::Latest];
 
     pub(crate) const fn number(self) -> u16 {
-        match self {
-            Self::Now => 1,
-            Self::Oldest => 2,
-            Self::Latest => 3,
-        }
+        self as u16
     }
 
     pub(crate) fn from_number(number: u16) -> Option<Self> {

@@ -3,7 +3,7 @@
 //! `record` is the only file that knows the layout of a record. `write` writes records, and asks a `Room` how
 //! far it may write. `read` checks and reads records, and asks a `Limit` how far it may read. `spsc` is the room
 //! and the limit in the ring of a pair, and `fan_out` contains those in the ring of a publisher. `delivery` holds
-//! a subscriber's requests. `pace` decides when a side backs off. `message` is a record as the caller sees it, and `items` are the
+//! a subscriber's requests. `message` is a record as the caller sees it, and `items` are the
 //! values in it. `tally` counts messages. `lies`, in the folder of the test support, is a hostile peer.
 //!
 //! Positions are 64 bits wide and only grow. The offset of a position in the ring is its remainder by the
@@ -21,7 +21,6 @@ pub(crate) mod items;
 #[path = "../testing/lies.rs"]
 pub(crate) mod lies;
 pub(crate) mod message;
-mod pace;
 pub(crate) mod read;
 pub(crate) mod record;
 pub(crate) mod spsc;

@@ -4,6 +4,7 @@
 //! whether a copy is valid, which depends on the kind of ring.
 
 use std::{
+    hint,
     ops::{Range, RangeInclusive},
     sync::atomic::Ordering,
 };
@@ -12,7 +13,6 @@ use crate::{
     error::Result,
     region::copy::{Readable, Writable},
     region::layout::{self, as_offset},
-    ring::pace::{distance, pause},
     ring::record::{HEADER, PADDING, Record, WHOLE, corrupt, header, packed_size, split},
 };
 
@@ -24,6 +24,25 @@ const STREAM_MEMORY: u64 = 64 * 1024;
 /// While many records are read in one go, the head is published in strides: each publication takes the line from a
 /// writer that waits for room.
 const STRIDE: u64 = 64 * 1024;
+
+/// The distance of a reader from the writer. A reader in a steady stream that finds less than this pauses before it checks
+/// again, and so reads lines that the writer has finished. Closer, it would take each line from the
+/// writer while the writer writes there, and both would be slow.
+const DISTANCE: u64 = 32 * 1024;
+/// The length of the pause, in spin-loop hints.
+const MOMENT: u64 = 128;
+
+/// Returns [`DISTANCE`], or less in a small ring: the other side must not wait.
+pub(super) fn distance(capacity: u64) -> u64 {
+    DISTANCE.min(capacity / 4)
+}
+
+/// Pauses for about as long as the other side needs to advance by the distance.
+pub(super) fn pause(capacity: u64) {
+    for _ in 0..MOMENT * distance(capacity) / DISTANCE {
+        hint::spin_loop();
+    }
+}
 
 /// The number of times that a call starts again after it was overtaken. Then it returns that nothing is there, and the next call goes on:
 /// a fast publisher must not block it forever.
@@ -134,7 +153,7 @@ pub(crate) enum Pulled {
 }
 
 /// The content of the ring at a position. Invalid unless [`Limit::is_whole`] holds afterwards.
-pub(super) enum Content {
+pub(super) enum Parsed {
     Record(Record),
     /// Padding of this many bytes.
     Padding(u64),
@@ -328,20 +347,20 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
             if !L::prepare(self)? || self.is_through() {
                 continue;
             }
-            match self.content(self.head) {
-                Content::Record(record) => {
+            match self.parse(self.head) {
+                Parsed::Record(record) => {
                     self.until = 0;
                     if self.limit.is_plain() {
                         self.until = self.lap_of(self.head) + (record.end - layout::DATA) as u64;
                     }
                     return Ok(Some(record));
                 }
-                Content::Padding(size) => {
+                Parsed::Padding(size) => {
                     if self.is_whole_or_begin_again()? {
                         self.skip(size);
                     }
                 }
-                Content::Unsound(what) => {
+                Parsed::Unsound(what) => {
                     if self.is_whole_or_begin_again()? {
                         return Err(corrupt(what));
                     }
@@ -353,7 +372,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
 
     /// Returns the content of the ring at a position before [`Reader::visible`].
     #[inline]
-    pub(super) fn content(&self, position: u64) -> Content {
+    pub(super) fn parse(&self, position: u64) -> Parsed {
         let lap = self.lap_of(position);
         let rest = lap + self.capacity - position;
         let until = (lap + self.capacity + layout::OVERHANG as u64).min(self.visible());
@@ -363,11 +382,11 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         if position + record.size <= until {
             // Padding goes before a record that starts the next lap. A lap of padding alone could go on for ever.
             if flags == PADDING && record.size == rest && rest < self.capacity {
-                return Content::Padding(record.size);
+                return Parsed::Padding(record.size);
             }
             let allowed = record.tag.bits() & !L::TAGS == 0;
             if allowed && self.limit.may_follow(&record, self.longest) {
-                return Content::Record(record);
+                return Parsed::Record(record);
             }
         }
         self.unsound(position, length, flags)
@@ -375,8 +394,8 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
 
     #[cold]
     #[inline(never)]
-    fn unsound(&self, position: u64, length: u64, flags: u32) -> Content {
-        Content::Unsound(format!(
+    fn unsound(&self, position: u64, length: u64, flags: u32) -> Parsed {
+        Parsed::Unsound(format!(
             "a record of {length} bytes with flags {flags:#x} cannot stand where {} bytes are published and {} are left in the ring of {} (longest message in one record: {})",
             self.visible() - position,
             self.capacity - (position & (self.capacity - 1)),

@@ -15,7 +15,7 @@ use crate::{
     },
     ring::{
         delivery::Delivery,
-        pace::pause,
+        read::pause,
         record::corrupt,
         write::{Room, Writer, Written},
     },

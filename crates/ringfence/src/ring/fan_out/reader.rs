@@ -16,7 +16,7 @@ use crate::{
     ring::{
         delivery::{Delivery, StartFrom},
         message::too_small,
-        read::{Content, Limit, Reader, Run, TRIES},
+        read::{Limit, Parsed, Reader, Run, TRIES},
         record::{HEADER, Record, WHOLE, corrupt},
     },
 };
@@ -78,11 +78,11 @@ struct Walk {
 ///
 /// A message counts, and the head moves past it, only once its copy was checked ([`Limit::is_whole`]): the counters
 /// are right also after a call that fails.
-pub(crate) type FanOutReader<R, C, V = ()> = Reader<C, R, Floor<V>>;
+pub(crate) type FanOutReader<R, C, V = ()> = Reader<C, R, FloorLimit<V>>;
 
 /// The limit in a publisher's ring: its tail, its floor, and the end of this subscription.
 #[derive(Debug)]
-pub(crate) struct Floor<V> {
+pub(crate) struct FloorLimit<V> {
     validity: V,
     delivery: Delivery,
     /// The end of reading, though the publisher may go on for others.
@@ -101,7 +101,7 @@ pub(crate) struct Floor<V> {
     window: Vec<u8>,
 }
 
-impl<R: Readable, C: Writable, V: Validity> Limit<C, R> for Floor<V> {
+impl<R: Readable, C: Writable, V: Validity> Limit<C, R> for FloorLimit<V> {
     const RUN: usize = RUN;
     /// A publisher sends no call frames.
     const TAGS: u32 = 0;
@@ -185,7 +185,7 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
             )));
         }
         own.store(head_of(slot), position, Ordering::Release);
-        let limit = Floor {
+        let limit = FloorLimit {
             validity,
             delivery: terms.delivery,
             end: FARTHEST,
@@ -349,17 +349,17 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
             last: None,
         };
         while walk.end.position < end {
-            match self.content(walk.end.position) {
-                Content::Record(record) => {
+            match self.parse(walk.end.position) {
+                Parsed::Record(record) => {
                     walk.last = Some(walk.end);
                     walk.end.position += record.size;
                     walk.end.sequence += 1;
                 }
-                Content::Padding(size) => walk.end.position += size,
-                Content::Unsound(what) => return self.not_walked(last, &what),
+                Parsed::Padding(size) => walk.end.position += size,
+                Parsed::Unsound(what) => return self.not_walked(last, &what),
             }
         }
-        if Floor::is_whole(self, self.head)? {
+        if FloorLimit::is_whole(self, self.head)? {
             return Ok(Some(walk));
         }
         self.go_to_a_mark(last)?;
@@ -368,7 +368,7 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
 
     #[cold]
     fn not_walked(&mut self, last: bool, what: &str) -> Result<Option<Walk>> {
-        if Floor::is_whole(self, self.head)? {
+        if FloorLimit::is_whole(self, self.head)? {
             return Err(corrupt(what.into()));
         }
         self.go_to_a_mark(last)?;
@@ -456,9 +456,9 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
         visit: &mut impl FnMut(View<'_, R>),
     ) -> Result<usize> {
         if self.limit.delivery == Delivery::Reliable && record.size > IN_PLACE {
-            Floor::is_whole(self, self.head)?;
+            FloorLimit::is_whole(self, self.head)?;
             visit(View::InRing(&self.peer, record));
-            Floor::is_whole(self, self.head)?;
+            FloorLimit::is_whole(self, self.head)?;
             self.hand_out(record);
             return Ok(1);
         }
@@ -507,7 +507,7 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
         // No record begins where the ring ends, or behind it.
         let rest = as_offset(self.lap_of(self.head) + self.capacity - self.head);
         let mut passing = Passing {
-            run: Run::new(0..=self.longest, <Floor<V> as Limit<C, R>>::TAGS),
+            run: Run::new(0..=self.longest, <FloorLimit<V> as Limit<C, R>>::TAGS),
             reader: self,
         };
         let run = &mut passing.run;
