@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use napi::{bindgen_prelude::*, sys};
 use napi_derive::napi;
 use ringfence::{
-    ChannelStats, CloseReason, Progress, Receiver, Sender, Tokens, Verifier,
+    ChannelStats, CloseReason, Progress, Receiver, Sender, Spsc, Tokens, Verifier,
     binding::{self, Keep, PairInlet},
 };
 
@@ -70,7 +70,7 @@ impl Object for Endpoint {
 }
 
 impl Sends for Endpoint {
-    type Writer = Sender;
+    type Ring = Spsc;
 
     fn sender(&mut self) -> ringfence::Result<&mut Sender> {
         self.halves

@@ -4,8 +4,8 @@ use std::{ffi::c_void, ptr};
 
 use napi::sys;
 use ringfence::{
-    Broadcaster, Progress, Sender,
-    binding::{Keeper, Reserved, Tag},
+    Outbound, Progress,
+    binding::{AnyOutlet, Keeper, Reserved, Tag},
 };
 
 use crate::{
@@ -16,62 +16,6 @@ use crate::{
 
 /// Below this size, a copy at commit is cheaper than external memory, which the engine has to track.
 const SCRATCH: usize = 4096;
-
-/// An object that writes messages into a ring.
-pub(crate) trait Writer {
-    fn try_send_packed(&mut self, packed: &[u8]) -> ringfence::Result<usize>;
-    fn send_part(&mut self, message: &[u8], tag: Tag, sent: usize) -> ringfence::Result<Progress>;
-    fn try_send(&mut self, message: &[u8]) -> ringfence::Result<bool>;
-    fn has_room(&mut self, size: usize) -> ringfence::Result<bool>;
-    fn packed_room(&mut self, longest: usize) -> ringfence::Result<usize>;
-    fn arm(&mut self, size: usize) -> ringfence::Result<bool>;
-    fn reserve_detached(&mut self, size: usize) -> ringfence::Result<Option<Reserved>>;
-    fn commit(&mut self, reserved: Reserved, length: usize) -> ringfence::Result<()>;
-    fn cancel(&mut self, reserved: Reserved) -> ringfence::Result<()>;
-}
-
-/// Each writer has these methods under the same names.
-macro_rules! writer {
-    ($writer:ty, $send_part:expr) => {
-        impl Writer for $writer {
-            fn try_send_packed(&mut self, packed: &[u8]) -> ringfence::Result<usize> {
-                <$writer>::try_send_packed(self, packed)
-            }
-            fn send_part(&mut self, message: &[u8], tag: Tag, sent: usize) -> ringfence::Result<Progress> {
-                let send_part: fn(&mut Self, &[u8], Tag, usize) -> ringfence::Result<Progress> = $send_part;
-                send_part(self, message, tag, sent)
-            }
-            fn try_send(&mut self, message: &[u8]) -> ringfence::Result<bool> {
-                <$writer>::try_send(self, message)
-            }
-            fn has_room(&mut self, size: usize) -> ringfence::Result<bool> {
-                <$writer>::has_room(self, size)
-            }
-            fn packed_room(&mut self, longest: usize) -> ringfence::Result<usize> {
-                <$writer>::packed_room(self, longest)
-            }
-            fn arm(&mut self, size: usize) -> ringfence::Result<bool> {
-                <$writer>::arm(self, size)
-            }
-            fn reserve_detached(&mut self, size: usize) -> ringfence::Result<Option<Reserved>> {
-                <$writer>::reserve_detached(self, size)
-            }
-            fn commit(&mut self, reserved: Reserved, length: usize) -> ringfence::Result<()> {
-                <$writer>::commit(self, reserved, length)
-            }
-            fn cancel(&mut self, reserved: Reserved) -> ringfence::Result<()> {
-                <$writer>::cancel(self, reserved)
-            }
-        }
-    };
-}
-
-writer!(Sender, Sender::send_part_tagged);
-// A published message is written whole or not at all.
-writer!(Broadcaster, |publisher, message, tag, _| {
-    let sent = publisher.try_send_tagged(message, tag)?;
-    Ok(if sent { Progress::Whole } else { Progress::Part(0) })
-});
 
 /// The reservation of a writer. A writer has at most one.
 pub(crate) struct Reservation {
@@ -107,9 +51,9 @@ impl Reservation {
 
 /// An object that JavaScript sends through.
 pub(crate) trait Sends: Object {
-    type Writer: Writer;
+    type Ring: AnyOutlet;
 
-    fn sender(&mut self) -> ringfence::Result<&mut Self::Writer>;
+    fn sender(&mut self) -> ringfence::Result<&mut Outbound<Self::Ring>>;
     fn reservation(&mut self) -> &mut Reservation;
 }
 
@@ -143,7 +87,7 @@ pub(crate) fn send<S: Sends>(endpoint: &mut S, call: &mut Call) -> Answer {
     let tag = Tag::of(u32::try_from(call.size(2)).unwrap_or(0));
     match endpoint
         .sender()
-        .and_then(|sender| sender.send_part(message, tag, call.size(1).min(message.len())))
+        .and_then(|sender| sender.send_part_tagged(message, tag, call.size(1).min(message.len())))
     {
         Ok(Progress::Whole) => Answer::from(WHOLE),
         Ok(Progress::Part(bytes)) => Answer::from(bytes),

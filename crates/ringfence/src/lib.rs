@@ -65,6 +65,7 @@ pub mod binding {
     pub use crate::channel::held::{Keep, pull_again, pull_held, release};
     pub use crate::channel::inbound::Inlet;
     pub use crate::channel::merge::source::{announce, barrier, line, look_parked, spin};
+    pub use crate::channel::outbound::AnyOutlet;
     pub use crate::channel::receiver::PairInlet;
     pub use crate::channel::reserve::{Keeper, Reserved};
     pub use crate::channel::subscription::BroadcastInlet;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use napi::{bindgen_prelude::*, sys};
-use ringfence::{Audience, Broadcaster, Publisher, PublisherEvent, PublisherStats, Subscriber};
+use ringfence::{Audience, Broadcaster, FanOut, Publisher, PublisherEvent, PublisherStats, Subscriber};
 
 use crate::{
     answers::Ended,
@@ -44,7 +44,7 @@ struct PublisherState {
 const CLOSED: ringfence::Error = ringfence::Error::Closed("the publisher is closed");
 
 impl Sends for PublisherState {
-    type Writer = Broadcaster;
+    type Ring = FanOut;
 
     fn sender(&mut self) -> ringfence::Result<&mut Broadcaster> {
         self.sender.as_mut().ok_or(CLOSED)

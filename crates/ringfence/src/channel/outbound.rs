@@ -88,6 +88,9 @@ pub(crate) trait Outlet: Debug + Sized {
     fn send_part(outbound: &mut Outbound<Self>, message: &[u8], tag: Tag, written: usize)
     -> Result<Progress>;
 
+    /// See [`Outbound::arm`].
+    fn arm(outbound: &mut Outbound<Self>, size: usize) -> Result<bool>;
+
     /// A call has waited for room since then. `failed`: its message is given up.
     fn waited(outbound: &mut Outbound<Self>, since: Instant, failed: bool);
 
@@ -100,6 +103,11 @@ pub(crate) trait Outlet: Debug + Sized {
     /// See [`Outbound::destroy`].
     fn destroy(outbound: &mut Outbound<Self>);
 }
+
+/// Any [`Outlet`], for the Node.js binding: it cannot name that trait, whose types are private.
+pub trait AnyOutlet: Outlet {}
+
+impl<R: Outlet> AnyOutlet for R {}
 
 /// The bytes of the ring and of its messages.
 #[derive(Debug, Clone, Copy)]
@@ -376,6 +384,23 @@ impl<R: Outlet> Outbound<R> {
         let writing = self.writing()?;
         let room = writing.ring.packed_room(longest as u64);
         R::judge(writing, room).map(as_offset)
+    }
+
+    /// Sends as much of a message as there is room for now, like [`Sender::send_part`](crate::Sender::send_part). The tag must be the
+    /// same in each call for one message. A publisher sends a message whole or not at all.
+    #[doc(hidden)]
+    pub fn send_part_tagged(&mut self, message: &[u8], tag: Tag, written: usize) -> Result<Progress> {
+        R::send_part(self, message, tag, written)
+    }
+
+    /// For event loops: reports that this half sleeps until a message of `size` bytes finds room. `true`: it does not now; wait for the
+    /// descriptor ([`AsFd`](std::os::fd::AsFd)) to be readable, then call `poll_line` and `disarm`. `false`: there is room.
+    ///
+    /// # Errors
+    /// As [`Outbound::try_send`]; at a channel [`Error::NoSpace`] also if another thread has slept in a call since before there was a
+    /// loop, and there are no descriptors left to notify the loop.
+    pub fn arm(&mut self, size: usize) -> Result<bool> {
+        R::arm(self, size)
     }
 
     /// Ends the sending. Messages in the ring stay readable.

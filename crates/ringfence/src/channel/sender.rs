@@ -77,7 +77,28 @@ impl Outlet for Spsc {
     }
 
     fn send_part(outbound: &mut Sender, message: &[u8], tag: Tag, written: usize) -> Result<Progress> {
-        outbound.send_part_tagged(message, tag, written)
+        outbound.limits.check(message.len(), outbound.limits.longest)?;
+        let begun = outbound.begun;
+        let writing = outbound.writing_on()?;
+        let continues = match begun {
+            Begun::Message(size, so_far) => (size, so_far) == (message.len(), written),
+            Begun::Nothing | Begun::Reservation => written == 0,
+        };
+        if !continues {
+            return Err(not_next(begun, message.len(), written));
+        }
+        let result = writing.ring.push_part(message, tag, written);
+        Spsc::published(writing);
+        let result = Spsc::judge(writing, result);
+        outbound.begun = match result {
+            Ok(Progress::Part(written)) if written > 0 => Begun::Message(message.len(), written),
+            _ => Begun::Nothing,
+        };
+        result
+    }
+
+    fn arm(outbound: &mut Sender, size: usize) -> Result<bool> {
+        outbound.arm_for(size)
     }
 
     fn waited(outbound: &mut Sender, since: Instant, _failed: bool) {
@@ -148,29 +169,6 @@ impl Sender {
         self.send_part_tagged(message, Tag::NONE, written)
     }
 
-    /// Sends like [`Sender::send_part`]. The tag must be the same in each call for one message.
-    #[doc(hidden)]
-    pub fn send_part_tagged(&mut self, message: &[u8], tag: Tag, written: usize) -> Result<Progress> {
-        self.limits.check(message.len(), self.limits.longest)?;
-        let begun = self.begun;
-        let writing = self.writing_on()?;
-        let continues = match begun {
-            Begun::Message(size, so_far) => (size, so_far) == (message.len(), written),
-            Begun::Nothing | Begun::Reservation => written == 0,
-        };
-        if !continues {
-            return Err(not_next(begun, message.len(), written));
-        }
-        let result = writing.ring.push_part(message, tag, written);
-        Spsc::published(writing);
-        let result = Spsc::judge(writing, result);
-        self.begun = match result {
-            Ok(Progress::Part(written)) if written > 0 => Begun::Message(message.len(), written),
-            _ => Begun::Nothing,
-        };
-        result
-    }
-
     /// Returns the number of bytes in the ring of a message whose remainder must still be passed to [`Sender::send_part`]. `None`: no
     /// message is under way.
     pub fn under_way(&self) -> Option<usize> {
@@ -178,16 +176,6 @@ impl Sender {
             Begun::Message(_, written) => Some(written),
             _ => None,
         }
-    }
-
-    /// For event loops: reports that this half sleeps until a message of `size` bytes finds room. `true`: it does not now; wait
-    /// for the line ([`AsFd`]) to be readable, then call [`Sender::poll_line`] and [`Sender::disarm`]. `false`: there is room.
-    ///
-    /// # Errors
-    /// As [`Sender::send`], with [`Error::NoSpace`] also if another thread has slept in a call since before there was a loop,
-    /// and there are no descriptors left to notify the loop.
-    pub fn arm(&mut self, size: usize) -> Result<bool> {
-        self.arm_for(size)
     }
 
     /// Reports that this half is awake.

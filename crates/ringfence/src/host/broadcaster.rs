@@ -155,6 +155,16 @@ impl Outlet for FanOut {
         Ok(if sent { Progress::Whole } else { Progress::Part(0) })
     }
 
+    fn arm(outbound: &mut Broadcaster, size: usize) -> Result<bool> {
+        let Writing { ring, link, .. } = outbound.writing()?;
+        link.sleeper.park(ring.reliable_controls())?;
+        let room = outbound.has_room(size);
+        if !matches!(room, Ok(false)) {
+            outbound.disarm();
+        }
+        room.map(|room| !room)
+    }
+
     fn waited(outbound: &mut Broadcaster, since: Instant, failed: bool) {
         if failed {
             outbound.give_up();
@@ -312,19 +322,6 @@ impl Broadcaster {
             self.shared.look_at(*number, true);
         }
         found.is_some()
-    }
-
-    /// For event loops: reports that this half sleeps until a message of `size` bytes finds room. `true`: it does not now; wait for
-    /// the descriptor ([`AsFd`]) to be readable, then call [`Broadcaster::poll_line`] and [`Broadcaster::disarm`]. `false`: there is
-    /// room. Errors as [`Broadcaster::try_send`].
-    pub fn arm(&mut self, size: usize) -> Result<bool> {
-        let Writing { ring, link, .. } = self.writing()?;
-        link.sleeper.park(ring.reliable_controls())?;
-        let room = self.has_room(size);
-        if !matches!(room, Ok(false)) {
-            self.disarm();
-        }
-        room.map(|room| !room)
     }
 
     /// Reports that this half is awake.
