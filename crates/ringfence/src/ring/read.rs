@@ -319,6 +319,12 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
     /// [`Limit::is_whole`].
     #[inline]
     pub(crate) fn next_record(&mut self) -> Result<Option<Record>> {
+        self.next(true)
+    }
+
+    /// As [`Reader::next_record`]; `further`: also behind the tail that is known.
+    #[inline]
+    fn next(&mut self, further: bool) -> Result<Option<Record>> {
         if self.head < self.until {
             let at = self.offset_of(self.head);
             let (length, flags) = split(self.peer.load(at, Ordering::Relaxed));
@@ -332,11 +338,10 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
                 return Ok(Some(record));
             }
         }
-        self.look_for_record(true)
+        self.look_for_record(further)
     }
 
-    /// As [`Reader::next_record`], whatever comes; `further`: also behind the tail that is known. A header that was read already is read
-    /// again: only what is read here counts.
+    /// As [`Reader::next`], whatever comes. A header that was read already is read again: only what is read here counts.
     #[inline(never)]
     fn look_for_record(&mut self, further: bool) -> Result<Option<Record>> {
         self.limit.update_counts();
@@ -457,12 +462,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         // Loads the tail at most once: a second load that finds nothing would publish the head, but the copied records may be held.
         // Padding can be the last known record.
         while (end == 0 || !self.is_through()) && overtaken < TRIES {
-            let next = if end == 0 {
-                self.next_record()
-            } else {
-                self.look_for_record(false)
-            };
-            let pulled = match next {
+            let pulled = match self.next(end == 0) {
                 Ok(Some(_)) if end > 0 && self.limit.has_gap() => break,
                 Ok(Some(record)) if can_be_pulled(record, into.len() - end, wanted) => {
                     self.pull_from(record, &mut into[end..], wanted)
@@ -542,7 +542,8 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
                 }
                 _ => break,
             }
-            while run.bytes < rest && run.next(&into[..copied]).is_some() {
+            let copy = &into[..copied];
+            while run.bytes < rest && run.next(copy).is_some() {
                 run.pass();
             }
             // No record starts where the ring ends, or behind it.
