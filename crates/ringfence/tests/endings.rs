@@ -11,7 +11,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::{ForkResult, Pid, fork, pause},
 };
-use ringfence::{Address, CancelToken, Channel, CloseReason, Error, Receiver, join};
+use ringfence::{Address, CancelToken, Channel, CloseReason, Error, Merge, Merged, Receiver, join};
 use support::{
     Actor, assert_lost, fresh_address, join_later, say, small, wait_for_host, wait_for_test, wire,
 };
@@ -55,28 +55,7 @@ fn role() {
                 sender.send(&message(number)).unwrap();
             }
         }
-        "ten" => {
-            let channel = join(&address, &small()).unwrap();
-            let (mut sender, _receiver) = channel.split();
-            for number in 1..=10 {
-                sender.send(&message(number)[..8]).unwrap();
-            }
-            match &*arguments[1] {
-                "closes" => sender.close(),
-                "ends and closes" => {
-                    sender.end();
-                    sender.close();
-                }
-                "ends and destroys" => {
-                    sender.end();
-                    sender.destroy();
-                }
-                "destroys" => sender.destroy(),
-                other => unreachable!("{other}"),
-            }
-            say("closed");
-            wait_for_test();
-        }
+        "ten" => as_ten(&address, &arguments[1]),
         "sits" => {
             let mut channel = join(&address, &small()).unwrap();
             say("met");
@@ -128,6 +107,43 @@ fn role() {
         }
         other => unreachable!("{other}"),
     }
+}
+
+/// Sends ten messages, and goes in this way.
+fn as_ten(address: &Address, way: &str) {
+    let channel = join(address, &small()).unwrap();
+    let (mut sender, receiver) = channel.split();
+    for number in 1..=10 {
+        sender.send(&message(number)[..8]).unwrap();
+    }
+    match way {
+        "closes" => sender.close(),
+        "ends and closes" => {
+            sender.end();
+            sender.close();
+        }
+        "ends and destroys" => {
+            sender.end();
+            sender.destroy();
+        }
+        "destroys" => sender.destroy(),
+        "drops" => drop((sender, receiver)),
+        "panics" => {
+            let panicking = thread::spawn(move || {
+                let _halves = (sender, receiver);
+                panic!("as this test wants it");
+            });
+            assert!(panicking.join().is_err());
+        }
+        "exits" => std::process::exit(0),
+        "is killed" => {
+            say("closed");
+            return wait_for_test();
+        }
+        other => unreachable!("{other}"),
+    }
+    say("closed");
+    wait_for_test();
 }
 
 /// Counts the shared objects that this process has mapped.
@@ -311,6 +327,130 @@ fn what_was_sent_before_a_close_is_read_after_it() {
         }
         assert_lost(sender.send(b"x"));
         closer.go_on();
+    }
+}
+
+/// Reads to the end. Returns the number of messages, and whether the end was clean.
+type ReadAll = fn(Channel) -> (usize, Result<(), Error>);
+
+const READS: &[(&str, ReadAll)] = &[
+    ("receive", |channel| {
+        let (_sender, mut receiver) = channel.split();
+        let mut count = 0;
+        let end = loop {
+            match receiver.receive(&mut [0; 8]) {
+                Ok(Some(_)) => count += 1,
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        (count, end)
+    }),
+    ("try_receive", |channel| {
+        let (_sender, mut receiver) = channel.split();
+        let mut count = 0;
+        let end = loop {
+            match receiver.try_receive(&mut [0; 8]) {
+                Ok(Some(_)) => count += 1,
+                Ok(None) => match receiver.is_ended() {
+                    Ok(false) => thread::yield_now(),
+                    ended => break ended.map(drop),
+                },
+                Err(error) => break Err(error),
+            }
+        };
+        (count, end)
+    }),
+    ("receive_each", |channel| {
+        let (_sender, mut receiver) = channel.split();
+        let mut count = 0;
+        let mut some = || {
+            let is_over = !receiver.wait_readable(None)? || receiver.is_ended()?;
+            receiver.receive_each(|_| count += 1, 3)?;
+            Ok(!is_over)
+        };
+        let end = loop {
+            match some() {
+                Ok(true) => {}
+                end => break end.map(drop),
+            }
+        };
+        (count, end)
+    }),
+    ("merge", |channel| {
+        let (_sender, receiver) = channel.split();
+        let mut merge = Merge::new().unwrap();
+        merge.add(receiver).unwrap();
+        let mut count = 0;
+        let end = loop {
+            match merge
+                .receive(&mut [0; 8])
+                .unwrap()
+                .expect("the end of the source")
+            {
+                Merged::Message { .. } => count += 1,
+                Merged::Ended {
+                    reason: CloseReason::Closed,
+                    ..
+                } => break Ok(()),
+                Merged::Ended { reason, .. } => break Err(Error::PeerLost(reason.to_string())),
+            }
+        };
+        assert_eq!(
+            merge.receive(&mut [0; 8]).unwrap(),
+            None,
+            "it goes on, with no source"
+        );
+        (count, end)
+    }),
+    #[cfg(feature = "tokio")]
+    ("a task", |channel| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let mut channel = ringfence::tokio::Channel::new(channel).unwrap();
+            let mut count = 0;
+            let end = loop {
+                match channel.receive_vec().await {
+                    Ok(Some(_)) => count += 1,
+                    Ok(None) => break Ok(()),
+                    Err(error) => break Err(error),
+                }
+            };
+            (count, end)
+        })
+    }),
+];
+
+#[test]
+fn each_way_to_read_tells_a_lost_peer_from_a_clean_end() {
+    for (way, is_clean) in [
+        ("closes", true),
+        ("drops", true),
+        ("ends and destroys", true),
+        ("destroys", false),
+        ("panics", false),
+        ("exits", false),
+        ("is killed", false),
+    ] {
+        for (name, read) in READS {
+            let (mut closer, channel) = host_with("ten", &[way]);
+            if way != "exits" {
+                closer.expect("closed");
+            }
+            if way == "is killed" {
+                closer.kill();
+            }
+            let (count, end) = read(channel);
+            assert_eq!(count, 10, "{way}, {name}");
+            match end {
+                Ok(()) => assert!(is_clean, "{way}, {name}: a clean end"),
+                Err(Error::PeerLost(_)) => assert!(!is_clean, "{way}, {name}: lost"),
+                Err(error) => panic!("{way}, {name}: {error}"),
+            }
+        }
     }
 }
 
