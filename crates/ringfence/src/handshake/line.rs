@@ -76,12 +76,14 @@ pub(crate) fn refuse(socket: impl AsFd, error: Error) -> Error {
 /// Makes the kernel stamp incoming data with its sender's credentials and nothing else (unix(7),
 /// `SO_PASSCRED`). Must be called before the first read.
 pub(crate) fn settle_line(socket: &OwnedFd) -> Result<()> {
-    sys::socket::settle_line(socket).map_err(|errno| Error::system("SO_PASSCRED", errno))
+    sys::socket::settle_line(socket)
+        .map_err(|errno| Error::system("SO_PASSCRED of a line (setsockopt)", errno))
 }
 
 /// Does the same for a socket that this process has just made and that no other process has had.
 pub(crate) fn settle_new_line(socket: &OwnedFd) -> Result<()> {
-    sys::socket::settle_new_line(socket).map_err(|errno| Error::system("SO_PASSCRED", errno))
+    sys::socket::settle_new_line(socket)
+        .map_err(|errno| Error::system("SO_PASSCRED of a line (setsockopt)", errno))
 }
 
 impl FrameLine<'_> {

@@ -91,7 +91,7 @@ impl Side<'_> {
         } = caller;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (line, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags)
-            .map_err(|errno| Error::system("a private line", errno))?;
+            .map_err(|errno| Error::system("a private line (socketpair)", errno))?;
         settle_new_line(&line)?;
         // In a child, this is the inherited socket, which may have other options.
         settle_line(&stream)?;

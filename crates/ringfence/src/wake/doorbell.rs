@@ -33,7 +33,7 @@ use crate::{
 /// 60 to 210 µs for its thread, and 1.5 µs for each further channel (measured on the same two cores).
 const POLLS_BEFORE_A_READ: u32 = 32;
 
-/// How long a wait for a token may miss a hang-up in a process that may not call shutdown(2).
+/// The time for which a wait for a token may miss a hang-up in a process that may not call shutdown(2).
 const RECHECK: Duration = Duration::from_millis(50);
 
 /// The line, shared by all waiters of this process: threads in a call, and the program's event loop.

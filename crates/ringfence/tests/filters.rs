@@ -1,0 +1,320 @@
+//! Children whose system calls a filter restricts: the filters of common sandboxes, and the documented list of
+//! calls that an open channel needs.
+
+// The list is that of x86-64: other processors have newer calls in place of epoll_wait and poll.
+#![cfg(target_arch = "x86_64")]
+
+mod support;
+
+use std::{fs, os::unix::process::CommandExt, path::Path, process::Command, time::Duration};
+
+use nix::libc::{self, c_long};
+use ringfence::{Channel, Confinement, Namespace, Options, ParentLine, Policy, from_parent};
+use support::{Actor, forbid, say, small};
+
+/// A call that a filter denies, if its argument with this index has this value.
+type Denied = (c_long, Option<(u32, i32)>);
+
+const fn all(call: c_long) -> Denied {
+    (call, None)
+}
+
+/// The denied calls of sandbox-runtime: new Unix sockets, and io_uring, which could make one.
+const SANDBOX_RUNTIME: &[Denied] = &[
+    (libc::SYS_socket, Some((0, libc::AF_UNIX))),
+    all(libc::SYS_io_uring_setup),
+    all(libc::SYS_io_uring_enter),
+    all(libc::SYS_io_uring_register),
+];
+
+/// Denied calls of Docker's default profile, for a container without additional capabilities.
+const DOCKER: &[Denied] = &[
+    all(libc::SYS_acct),
+    all(libc::SYS_add_key),
+    all(libc::SYS_bpf),
+    all(libc::SYS_clock_adjtime),
+    all(libc::SYS_clock_settime),
+    all(libc::SYS_delete_module),
+    all(libc::SYS_finit_module),
+    all(libc::SYS_get_mempolicy),
+    all(libc::SYS_init_module),
+    all(libc::SYS_io_uring_enter),
+    all(libc::SYS_io_uring_register),
+    all(libc::SYS_io_uring_setup),
+    all(libc::SYS_kcmp),
+    all(libc::SYS_kexec_file_load),
+    all(libc::SYS_kexec_load),
+    all(libc::SYS_keyctl),
+    all(libc::SYS_mbind),
+    all(libc::SYS_mount),
+    all(libc::SYS_move_pages),
+    all(libc::SYS_open_by_handle_at),
+    all(libc::SYS_perf_event_open),
+    all(libc::SYS_personality),
+    all(libc::SYS_pidfd_getfd),
+    all(libc::SYS_pivot_root),
+    all(libc::SYS_process_vm_readv),
+    all(libc::SYS_process_vm_writev),
+    all(libc::SYS_quotactl),
+    all(libc::SYS_reboot),
+    all(libc::SYS_request_key),
+    all(libc::SYS_set_mempolicy),
+    all(libc::SYS_setns),
+    all(libc::SYS_settimeofday),
+    all(libc::SYS_swapoff),
+    all(libc::SYS_swapon),
+    all(libc::SYS_umount2),
+    all(libc::SYS_unshare),
+    all(libc::SYS_userfaultfd),
+];
+
+/// Calls that systemd's `@system-service` lacks.
+const SYSTEM_SERVICE: &[Denied] = &[
+    all(libc::SYS_acct),
+    all(libc::SYS_bpf),
+    all(libc::SYS_chroot),
+    all(libc::SYS_clock_settime),
+    all(libc::SYS_fanotify_init),
+    all(libc::SYS_init_module),
+    all(libc::SYS_io_uring_enter),
+    all(libc::SYS_io_uring_register),
+    all(libc::SYS_io_uring_setup),
+    all(libc::SYS_kcmp),
+    all(libc::SYS_kexec_load),
+    all(libc::SYS_mount),
+    all(libc::SYS_open_by_handle_at),
+    all(libc::SYS_perf_event_open),
+    all(libc::SYS_pidfd_getfd),
+    all(libc::SYS_pivot_root),
+    all(libc::SYS_process_vm_readv),
+    all(libc::SYS_process_vm_writev),
+    all(libc::SYS_ptrace),
+    all(libc::SYS_quotactl),
+    all(libc::SYS_reboot),
+    all(libc::SYS_setns),
+    all(libc::SYS_settimeofday),
+    all(libc::SYS_swapon),
+    all(libc::SYS_syslog),
+    all(libc::SYS_umount2),
+    all(libc::SYS_unshare),
+    all(libc::SYS_userfaultfd),
+    all(libc::SYS_vhangup),
+];
+
+/// Calls that have a fallback.
+const FALLBACKS: &[Denied] = &[
+    all(libc::SYS_membarrier),
+    all(libc::SYS_pidfd_open),
+    all(libc::SYS_kcmp),
+    all(libc::SYS_sendto),
+    all(libc::SYS_recvfrom),
+    all(libc::SYS_shutdown),
+];
+
+fn options() -> Options {
+    small().policy(Policy::new().any_executable().namespace(Namespace::Any))
+}
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, _)) = support::role() else {
+        return;
+    };
+    match from_parent(&options()) {
+        Ok(channel) if role == "steady" => steady(channel),
+        Ok(channel) if role == "strays" => {
+            only(&documented());
+            let _ = fs::File::open("/dev/null");
+            drop(channel);
+        }
+        Ok(channel) => {
+            echo(channel);
+            say("ended");
+        }
+        Err(error) => say(format!("{}: {error}", error.code())),
+    }
+}
+
+fn echo(channel: Channel) {
+    let (mut sender, mut receiver) = channel.split();
+    let mut bytes = vec![0; 1 << 17];
+    while let Ok(Some(length)) = receiver.receive(&mut bytes) {
+        sender.send(&bytes[..length]).unwrap();
+    }
+}
+
+/// The calls in the section of docs/production.md on the calls of an open channel.
+fn documented() -> Vec<c_long> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/production.md");
+    let text = fs::read_to_string(path).unwrap();
+    let section = text.split("An open channel makes these calls").nth(1).unwrap();
+    let list = section.split("```").nth(1).unwrap();
+    let number = |name: &str| match name {
+        "text" => None,
+        "epoll_wait" => Some(libc::SYS_epoll_wait),
+        "exit_group" => Some(libc::SYS_exit_group),
+        "futex" => Some(libc::SYS_futex),
+        "getpid" => Some(libc::SYS_getpid),
+        "membarrier" => Some(libc::SYS_membarrier),
+        "mmap" => Some(libc::SYS_mmap),
+        "mremap" => Some(libc::SYS_mremap),
+        "munmap" => Some(libc::SYS_munmap),
+        "poll" => Some(libc::SYS_poll),
+        "recvmsg" => Some(libc::SYS_recvmsg),
+        "rt_sigtimedwait" => Some(libc::SYS_rt_sigtimedwait),
+        "sendmsg" => Some(libc::SYS_sendmsg),
+        "shutdown" => Some(libc::SYS_shutdown),
+        other => panic!("the list names {other}"),
+    };
+    list.split_whitespace().filter_map(number).collect()
+}
+
+/// Kills this process at any other call from here on, whichever thread makes it.
+fn only(calls: &[c_long]) {
+    const ALL_THREADS: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_TSYNC;
+    let statement = |code: u32, k: u32| libc::sock_filter {
+        code: u16::try_from(code).unwrap(),
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    let answer = |k| statement(libc::BPF_RET | libc::BPF_K, k);
+    let mut filter = vec![statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0)];
+    for call in calls {
+        filter.push(libc::sock_filter {
+            jf: 1,
+            ..statement(
+                libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+                u32::try_from(*call).unwrap(),
+            )
+        });
+        filter.push(answer(libc::SECCOMP_RET_ALLOW));
+    }
+    filter.push(answer(libc::SECCOMP_RET_KILL_PROCESS));
+    let program = libc::sock_fprog {
+        len: u16::try_from(filter.len()).unwrap(),
+        filter: filter.as_mut_ptr(),
+    };
+    // SAFETY: prctl takes integers here.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+    // SAFETY: the kernel reads the program and the instructions that it points to.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            ALL_THREADS,
+            &raw const program,
+        )
+    };
+    assert_eq!(result, 0);
+    // Freeing it would be a call of the allocator's.
+    std::mem::forget(filter);
+}
+
+/// Echoes messages. Loads the filter after some of them, because the first sleeps prepare the later ones.
+fn steady(channel: Channel) {
+    let (mut sender, mut receiver) = channel.split();
+    let mut bytes = vec![0; 1 << 17];
+    while let Ok(Some(length)) = receiver.receive(&mut bytes) {
+        if &bytes[..length] == b"shed" && receiver.stats().sleeps > 40 {
+            only(&documented());
+            bytes[..length].copy_from_slice(b"done");
+        }
+        sender.send(&bytes[..length]).unwrap();
+    }
+    // Closing the channel makes more calls.
+    // SAFETY: it ends this process.
+    unsafe { libc::_exit(0) };
+}
+
+fn start(role: &str, denied: &'static [Denied]) -> (Actor, ParentLine) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let confine = move || {
+        for (call, argument) in denied {
+            forbid(*call, *argument, libc::EPERM);
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes system calls only, and allocates nothing.
+    unsafe { command.pre_exec(confine) };
+    Actor::spawn_by(command, role, &[])
+}
+
+/// Sends messages of these lengths, each once the previous one has come back.
+fn round_trips(channel: &mut Channel, lengths: impl IntoIterator<Item = usize>) {
+    let mut bytes = vec![0; 1 << 17];
+    for (number, length) in lengths.into_iter().enumerate() {
+        let message = support::message(number, length);
+        channel.sender().send(&message).unwrap();
+        let received = channel.receiver().receive(&mut bytes).unwrap().unwrap();
+        assert_eq!(bytes[..received], message);
+    }
+}
+
+#[test]
+fn a_child_under_the_filter_of_a_common_sandbox_has_a_channel() {
+    for (name, denied) in [
+        ("sandbox-runtime", SANDBOX_RUNTIME),
+        ("Docker", DOCKER),
+        ("@system-service", SYSTEM_SERVICE),
+        ("calls with a fallback", FALLBACKS),
+    ] {
+        let (child, line) = start("child", denied);
+        let policy = Policy::new()
+            .any_executable()
+            .confined([Confinement::NoNewPrivs, Confinement::Seccomp]);
+        let mut channel = match line.channel(&small().policy(policy)) {
+            Ok(channel) => channel,
+            Err(error) => panic!("{name}: {error}; the child: {}", child.hear()),
+        };
+        round_trips(&mut channel, (0..100).map(|number| number * 10));
+        channel.close();
+        child.expect("ended");
+        child.finish();
+    }
+}
+
+#[test]
+fn an_open_channel_makes_no_call_that_is_not_documented() {
+    let (child, line) = start("steady", &[]);
+    let mut channel = line.channel(&options()).unwrap();
+    let mut answer = [0; 4];
+    while &answer != b"done" {
+        // So that the child falls asleep.
+        std::thread::sleep(Duration::from_millis(1));
+        channel.sender().send(b"shed").unwrap();
+        assert_eq!(channel.receiver().receive(&mut answer).unwrap(), Some(4));
+    }
+    round_trips(&mut channel, (0..500).map(|number| number * 200));
+    channel.close();
+    assert_eq!(child.signal(), None);
+}
+
+/// The child cannot find out who its parent is, or cannot make its line.
+#[test]
+fn a_denied_call_of_the_handshake_is_an_error_that_says_so() {
+    const GETSOCKOPT: &[Denied] = &[all(libc::SYS_getsockopt)];
+    const SETSOCKOPT: &[Denied] = &[all(libc::SYS_setsockopt)];
+    const SOCKETPAIR: &[Denied] = &[all(libc::SYS_socketpair)];
+    for (denied, code, name) in [
+        (GETSOCKOPT, "ADDRESS_INVALID: ", "Operation not permitted"),
+        (SETSOCKOPT, "UNSUPPORTED: ", "setsockopt"),
+        (SOCKETPAIR, "UNSUPPORTED: ", "socketpair"),
+    ] {
+        let (child, line) = start("child", denied);
+        assert!(line.channel(&options()).is_err());
+        let said = child.hear();
+        assert!(said.starts_with(code) && said.contains(name), "{said}");
+    }
+}
+
+/// The test of the documented calls notices a call that the list lacks.
+#[test]
+fn a_call_that_is_not_documented_kills() {
+    let (child, line) = start("strays", &[]);
+    let mut channel = line.channel(&options()).unwrap();
+    // Until the child is gone.
+    let _ = channel.receiver().receive(&mut [0; 64]);
+    assert_eq!(child.signal(), Some(libc::SIGSYS));
+}
