@@ -606,6 +606,6 @@ fn a_child_that_executes_another_program_is_cut_off() {
     let (mut child, line) = Actor::spawn("executes", &[]);
     let (_sender, mut receiver) = line.channel(&small()).unwrap().split();
     child.go_on();
-    assert_eq!(receiver.receive(&mut [0; 16]).unwrap(), None);
+    assert_eq!(receiver.receive(&mut [0; 16]).unwrap_err().code(), "PEER_LOST");
     assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
 }
