@@ -112,9 +112,9 @@ for (const [title, there, begin, isHere] of calls)
     const error = await t.throwsAsync<Error>(opening, aborted)
     t.is((error!.cause as Error).message, 'enough')
     await coming
-    const end = partner.run((kit) => {
+    const end = partner.run(async (kit) => {
       const publisher = kit.keep['publisher'] as import('ringfence').Publisher | undefined
-      if (publisher === undefined) return kit.channel.closed
+      if (publisher === undefined) return (await kit.channel.closed).reason
       return publisher.subscribers[0]?.closed.then(({ reason }) => reason) ?? 'closed'
     })
     t.is(await soon(end, 'the end over there'), 'closed')
@@ -189,7 +189,7 @@ test.serial('an abort as the parent has answered rejects fromParent, and the par
   )
   const open = await channel
   writeFileSync(through, '')
-  t.is(await soon(open.closed, 'the end'), 'closed')
+  t.is((await soon(open.closed, 'the end')).reason, 'closed')
   await until(() => said() !== '', 'the child says what it was told')
   t.is(said(), 'ABORT_ERR\n')
   await t.throwsAsync(fromParent({ signal: AbortSignal.abort() }), aborted)
@@ -266,6 +266,6 @@ test.serial('an abort by one who watches the process rejects as well', async (t)
   const peer = comer()
   all[0]!.done(null, peer.raw)
   await t.throwsAsync(opening, aborted)
-  t.is(await opened!.closed, 'closed')
+  t.is((await opened!.closed).reason, 'closed')
   t.deepEqual(peer.told('close'), ['close'])
 })

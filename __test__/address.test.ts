@@ -53,7 +53,7 @@ test.serial('a close leaves no file behind, whichever side closes', async (t) =>
     if (who === 'here') await channel.close()
     else await partner.run((kit) => kit.channel.close())
     await channel.closed
-    await partner.run((kit) => kit.channel.closed)
+    await partner.run(async (kit) => (await kit.channel.closed).reason)
     t.deepEqual(readdirSync(dirname(address)), [])
   }
 })
@@ -81,7 +81,7 @@ test.serial('the socket of a host that was killed is taken over', async (t) => {
       await guest.join(address)
       await joined
       await dead.kill()
-      t.is(await guest.run((kit) => kit.channel.closed), 'exited')
+      t.is(await guest.run(async (kit) => (await kit.channel.closed).reason), 'lost')
     } else {
       await dead.kill()
     }

@@ -16,7 +16,6 @@ import {
   Subscription,
   type Delivery,
   type Closed,
-  type GoneReason,
   type PublishOptions,
   type RingfenceError,
   type SubscribeOptions,
@@ -87,7 +86,14 @@ function readAll(partner: Partner, by: 'for await' | 'receive' | 'receiveEach') 
       error = (thrown as RingfenceError).code
     }
     const { lost, sequence } = subscription
-    return { count, lost: Number(lost), sequence: Number(sequence), wrong, error, reason: await subscription.closed }
+    return {
+      count,
+      lost: Number(lost),
+      sequence: Number(sequence),
+      wrong,
+      error,
+      reason: (await subscription.closed).reason,
+    }
   }, by)
 }
 
@@ -197,7 +203,7 @@ test('a late one begins with the last message, or with what the ring holds, or w
   await early.kill()
 })
 
-test('what was published survives the publisher: all is read, then the end is told', async (t) => {
+test('what was published survives the publisher: all is read, then PEER_LOST', async (t) => {
   const address = abstractAddress()
   const there = await Partner.start(t)
   await there.run(async (kit, where) => {
@@ -213,8 +219,8 @@ test('what was published survives the publisher: all is read, then the end is to
     const message = await soon(subscription.receive(), `message ${number}`)
     if (!message!.equals(pattern(number, 100))) return t.fail(`message ${number} is another`)
   }
-  t.is(await soon(subscription.receive(), 'the end'), undefined)
-  return t.is(await subscription.closed, 'exited')
+  await t.throwsAsync(soon(subscription.receive(), 'the end'), codeOf('PEER_LOST'))
+  return t.is((await subscription.closed).reason, 'lost')
 })
 
 test('one that is stopped is let go of once its stall is over, is told so, and costs the others nothing else', async (t) => {
@@ -277,7 +283,7 @@ const endings = {
   disconnect: 'closed',
   end: 'closed',
   close: 'closed',
-  kill: 'exited',
+  kill: 'lost',
   evict: 'evicted',
 } as const
 
@@ -321,7 +327,7 @@ async function toBeEnded(
   return { subscription, end }
 }
 
-for (const [ending, reason] of Object.entries(endings) as [keyof typeof endings, GoneReason][])
+for (const [ending, reason] of Object.entries(endings) as [keyof typeof endings, Closed['reason']][])
   test(`closed is told after the publisher's ${ending}, though messages are unread, which can be read still`, async (t) => {
     const there = await Partner.start(t)
     for (const read of ending === 'kill' ? [1] : [0, 1, 5]) {
@@ -329,7 +335,7 @@ for (const [ending, reason] of Object.entries(endings) as [keyof typeof endings,
       for (let number = 0; number < read; number += 1)
         t.true((await soon(subscription.receive(), 'a message'))!.equals(pattern(number, 1000)))
       await end()
-      t.is(await soon(subscription.closed, `the end after ${read} messages`), reason)
+      t.is((await soon(subscription.closed, `the end after ${read} messages`)).reason, reason)
       const counts = () => [subscription.sequence, subscription.stats().messagesReceived]
       t.deepEqual(counts(), [BigInt(read), read])
       if (ending === 'evict') {
@@ -346,7 +352,8 @@ for (const [ending, reason] of Object.entries(endings) as [keyof typeof endings,
         t.true((await subscription.receive())!.equals(pattern(number, 1000)))
         t.deepEqual(counts(), [BigInt(number + 1), number + 1])
       }
-      t.is(await subscription.receive(), undefined)
+      if (ending === 'kill') await t.throwsAsync(subscription.receive(), codeOf('PEER_LOST'))
+      else t.is(await subscription.receive(), undefined)
       t.true(subscription.readableEnded)
     }
   })
@@ -356,7 +363,7 @@ test('closed is told after a disconnect whatever the delivery is, and while a me
   for (const delivery of ['best-effort', 'latest'] as const) {
     const { subscription, end } = await toBeEnded(t, there, 'disconnect', { delivery })
     await end()
-    t.is(await soon(subscription.closed, 'the end'), 'closed')
+    t.is((await soon(subscription.closed, 'the end')).reason, 'closed')
     const all: Buffer[] = []
     for await (const message of subscription) all.push(message)
     t.true(all.at(-1)!.equals(pattern(4, 1000)), delivery)
@@ -365,7 +372,7 @@ test('closed is told after a disconnect whatever the delivery is, and while a me
   const { subscription, end } = await toBeEnded(t, there, 'disconnect')
   const merged = mergeOf([subscription])
   await end()
-  t.is(await soon(subscription.closed, 'the end'), 'closed')
+  t.is((await soon(subscription.closed, 'the end')).reason, 'closed')
   const all: Buffer[] = []
   for await (const [, message] of merged) all.push(message)
   t.is(all.length, 5)
@@ -411,13 +418,13 @@ test('a publisher that is not any more what the policy asks for is cut off by ve
     void subscription.verify()
     // Which of the two is heard of first is the event loop's affair.
     await told
-    const reason = await subscription.closed
+    const { reason } = await subscription.closed
     // It has ended, which `closed` tells.
     void subscription.verify()
     await new Promise((resolve) => setImmediate(resolve))
     return [...unhandled, reason]
   })
-  t.deepEqual(codes, ['ERR_RINGFENCE_PEER_REFUSED', 'closed'])
+  t.deepEqual(codes, ['ERR_RINGFENCE_PEER_REFUSED', 'refused'])
 })
 
 /** Descriptors of processes that this one has. */
@@ -508,7 +515,7 @@ test.serial(
   },
 )
 
-test('close tells each subscriber the end, and rejects what waits', async (t) => {
+test('a close that cannot publish everything rejects what waits, and its subscribers find a lost publisher', async (t) => {
   const address = namedAddress(t)
   const publisher = await publishHere(t, address)
   const there = await subscriber(t, address)
@@ -517,14 +524,17 @@ test('close tells each subscriber the end, and rejects what waits', async (t) =>
   const sent = number - 1
   const waiting = publisher.send(numbered(number, 200))
   const closing = once(publisher, 'close')
-  await publisher.close()
+  await publisher.close({ linger: 30 })
   await t.throwsAsync(waiting, codeOf('CLOSED'))
   t.deepEqual(await closing, [{ reason: 'closed' }])
   t.false(isBound(address))
   await t.throwsAsync(publisher.send('no'), codeOf('CLOSED'))
   t.throws(() => publisher.trySend('no'), codeOf('CLOSED'))
   const { count, wrong, error, reason } = await soon(readAll(there, 'for await'), 'its end')
-  t.deepEqual({ count, wrong, error, reason }, { count: sent, wrong: '', error: '', reason: 'closed' })
+  t.deepEqual(
+    { count, wrong, error, reason },
+    { count: sent, wrong: '', error: 'ERR_RINGFENCE_PEER_LOST', reason: 'lost' },
+  )
 })
 
 test('a message is published once it was sent, and reserved room is filled in place', async (t) => {
@@ -596,7 +606,7 @@ test('Rust and Node: each subscribes to the other', async (t) => {
     number += 1
   }
   t.is(number, sizes.length)
-  t.is(await subscription.closed, 'closed')
+  t.is((await subscription.closed).reason, 'closed')
 
   const other = abstractAddress()
   const publisher = await publishHere(t, other, { policy: { executable: rustPartner } })
@@ -688,7 +698,7 @@ test('an AbortSignal ends the waiting, and closes a publisher; await using close
   )
   publishing.abort()
   t.deepEqual(await publisher.closed, { reason: 'closed' })
-  t.is(await there.run((kit) => (kit.keep['subscription'] as Subscription).closed), 'closed')
+  t.is(await there.run(async (kit) => (await (kit.keep['subscription'] as Subscription).closed).reason), 'closed')
   {
     await using next = await publish(address)
     await subscriber(t, address, {}, there)

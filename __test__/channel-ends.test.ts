@@ -19,7 +19,7 @@ import { merge } from './support/binding.js'
 import { clock, fairness } from './support/clock.js'
 import { isPending, turn, turns } from './support/until.js'
 
-const ways = ['close', 'outlive']
+const ways = ['end', 'close', 'outlive']
 
 test('a channel that cannot be watched is none, and its peer is told at once', (t) => {
   const binding = new Binding()
@@ -43,7 +43,7 @@ test('a channel that cannot be watched is none, and its peer is told at once', (
 
 test('each end that the binding tells is told by closed, and by every call that comes after it', async (t) => {
   const ends: [reason: string, code: string, message: RegExp, way: string][] = [
-    ['exited', 'PEER_LOST', /process has ended/, 'outlive'],
+    ['lost', 'PEER_LOST', /process has ended/, 'outlive'],
     ['closed', 'PEER_LOST', /^the peer has closed the channel$/, 'outlive'],
     ['exposed', 'OBJECT_EXPOSED', /was wiped/, 'close'],
   ]
@@ -55,8 +55,10 @@ test('each end that the binding tells is told by closed, and by every call that 
     await waits
     t.true(await isPending(sent))
     binding.told()
-    binding.end(reason, reason === 'exited' ? 1 : 2)
-    t.is(await channel.closed, reason as never)
+    binding.end(reason)
+    const ended = await channel.closed
+    t.is(ended.reason, reason as never)
+    t.is(ended.error?.code as string | undefined, reason === 'closed' ? undefined : `ERR_RINGFENCE_${code}`)
     t.deepEqual(binding.told('disarm', ...ways), [way])
     const expected = { code: `ERR_RINGFENCE_${code}`, message } as const
     await t.throwsAsync(sent, expected)
@@ -69,14 +71,17 @@ test('each end that the binding tells is told by closed, and by every call that 
   }
 })
 
-test('a peer that is refused by a later look is this side’s close', async (t) => {
+test('a peer that a later check refuses ends the channel as refused', async (t) => {
   const { binding, channel } = open()
+  const waits = channel.receive()
   binding.answers['listen'] = REFUSED
   binding.heard()
-  t.is(await channel.closed, REASONS[REFUSED] as never)
+  t.like(await channel.closed, { reason: 'refused', error: { code: 'ERR_RINGFENCE_PEER_REFUSED' } })
   t.deepEqual(binding.told(...ways), ['close'])
-  await t.throwsAsync(channel.send('late'), { code: 'ERR_RINGFENCE_CLOSED', message: /who the policy asks for/ })
-  await t.throwsAsync(channel.receive(), { code: 'ERR_RINGFENCE_CLOSED', message: /who the policy asks for/ })
+  const refused = { code: 'ERR_RINGFENCE_CLOSED', message: /no longer satisfies the policy/ } as const
+  await t.throwsAsync(waits, refused)
+  await t.throwsAsync(channel.send('late'), refused)
+  await t.throwsAsync(channel.receive(), refused)
 })
 
 test('what a call finds ends the channel where the channel is at fault, and not where the call is', async (t) => {
@@ -88,14 +93,14 @@ test('what a call finds ends the channel where the channel is at fault, and not 
     for (const [code, reason] of [
       ['RING_CORRUPT', 'corrupt'],
       ['OBJECT_EXPOSED', 'exposed'],
-      ['PEER_LOST', 'exited'],
+      ['PEER_LOST', 'lost'],
       ['NO_SPACE', null],
       ['MESSAGE_TOO_LARGE', null],
-      ['UNSUPPORTED', call === 'sendToken' ? null : 'closed'],
+      ['UNSUPPORTED', call === 'sendToken' ? null : 'failed'],
     ] as const) {
       const { binding, channel } = open()
       binding.fail(call, code)
-      if (code === 'PEER_LOST') binding.answers['listen'] = REASONS.indexOf('exited')
+      if (code === 'PEER_LOST') Object.assign(binding.answers, { listen: REASONS.indexOf('exited'), isCut: 1 })
       const title = `${call} ${code}`
       t.throws(() => deed(channel), { code: `ERR_RINGFENCE_${code}`, message: 'as this test has it' }, title)
       if (reason === null) {
@@ -103,8 +108,8 @@ test('what a call finds ends the channel where the channel is at fault, and not 
         t.deepEqual(binding.told(...ways), [])
         await channel.send('goes on')
       } else {
-        t.is(await channel.closed, reason, title)
-        t.deepEqual(binding.told(...ways), [reason === 'exited' ? 'outlive' : 'close'], title)
+        t.is((await channel.closed).reason, reason, title)
+        t.deepEqual(binding.told(...ways), [reason === 'lost' ? 'outlive' : 'close'], title)
         const error = await t.throwsAsync<RingfenceError>(
           channel.send('late'),
           { code: `ERR_RINGFENCE_${code}` },
@@ -154,12 +159,12 @@ test('a channel keeps the process alive, or not, as it is told', (t) => {
 test('both sides have ended: the channel closes once the end was read', async (t) => {
   const { binding, channel } = open()
   await channel.end()
-  t.deepEqual(binding.told('end', ...ways), ['end'])
+  t.deepEqual(binding.told(...ways), ['end'])
   t.true(await isPending(channel.closed))
   binding.from.ended = true
   binding.answers['listen'] = REASONS.indexOf('closed')
   t.is(await channel.receive(), undefined)
-  t.is(await channel.closed, 'closed')
+  t.is((await channel.closed).reason, 'closed')
   t.is(await channel.receive(), undefined)
   await t.throwsAsync(channel.send('late'), { code: 'ERR_RINGFENCE_CLOSED', message: /has ended its sending/ })
 })
@@ -170,17 +175,18 @@ const lost = { code: 'ERR_RINGFENCE_PEER_LOST' } as const
 const bytes = (text: string) => Buffer.from(text)
 
 test('what a peer has left is read, and then let go of; nothing is read of a ring that was wiped', async (t) => {
-  for (const reason of ['exited', 'closed']) {
+  for (const reason of ['lost', 'closed']) {
     const { binding, channel } = open()
     const waits = channel.receive()
     binding.from.come(bytes('one'), bytes('two'), Buffer.alloc(20_000))
     binding.from.ended = true
-    binding.end(reason, 1)
+    binding.end(reason)
     t.deepEqual(binding.told(...ways), ['outlive'])
     t.deepEqual([String(await waits), String(await channel.receive())], ['one', 'two'])
     t.is((await channel.receive())?.length, 20_000)
     t.deepEqual(binding.told(...ways), [])
-    t.is(await channel.receive(), undefined)
+    if (reason === 'closed') t.is(await channel.receive(), undefined)
+    else await t.throwsAsync(channel.receive(), lost)
     t.deepEqual(binding.told(...ways), ['close'])
   }
   const { binding, channel } = open()
@@ -202,7 +208,7 @@ test('a close lets go of what a peer has left, also one that has waited for what
     sent.catch(() => {})
     const over = linger === 0 ? null : channel.close({ linger })
     t.true(await isPending(channel.closed))
-    binding.end('exited', 1)
+    binding.end('lost', 1)
     await (over ?? channel.close())
     t.deepEqual(binding.told(...ways), ['outlive', 'close'])
     await t.throwsAsync(sent, lost)
@@ -221,15 +227,16 @@ test('a close lets go of what a peer has left, also one that has waited for what
   binding.heard()
   await sent
   await over
-  t.deepEqual(binding.told(...ways), ['close'])
+  t.deepEqual(binding.told(...ways), ['end', 'close'])
 })
 
 test('a reader that finds the end ends this side too, but for a peer that was cut off, and half-open channels', async (t) => {
+  const told = async (channel: Channel) => quietOf(channel).told()
   const read = [
     (channel: Channel) => channel.receive(),
     (channel: Channel) => channel.waitReadable(),
     (channel: Channel) => channel[Symbol.asyncIterator]().next(),
-    (channel: Channel) => Promise.resolve(quietOf(channel).told()),
+    told,
   ]
   for (const deed of read)
     for (const [allowHalfOpen, cut, ends] of [
@@ -240,9 +247,10 @@ test('a reader that finds the end ends this side too, but for a peer that was cu
       const { binding, channel } = open({ ...HALF_OPEN, allowHalfOpen })
       binding.from.ended = true
       binding.answers['isCut'] = cut
-      await deed(channel)
+      if (cut === 0 || deed === told) await deed(channel)
+      else await t.throwsAsync(async () => deed(channel), lost)
       await turn()
-      t.deepEqual(binding.told('end', ...ways), ends ? ['end'] : [])
+      t.deepEqual(binding.told(...ways), ends ? ['end'] : [])
       t.true(await isPending(channel.closed))
       if (ends) await t.throwsAsync(channel.send('late'), withPeer)
       else await channel.send('goes on')
@@ -268,14 +276,14 @@ test('why nothing is sent is told by the last word of the peer, whichever was he
   cut.binding.from.ended = true
   cut.binding.end('closed', 2)
   cut.binding.answers['isCut'] = 0
-  t.is(await cut.channel.receive(), undefined)
+  await t.throwsAsync(cut.channel.receive(), lost)
   await t.throwsAsync(cut.channel.send('late'), lost)
   // A reader, then the end of all.
   const both = open(notHalfOpen)
   both.binding.from.ended = true
   t.is(await both.channel.receive(), undefined)
   both.binding.end('closed', 0)
-  t.is(await both.channel.closed, 'closed')
+  t.is((await both.channel.closed).reason, 'closed')
   await t.throwsAsync(both.channel.send('late'), withPeer)
   // An end of this side's own, then the end of all.
   const own = open(notHalfOpen)
@@ -291,8 +299,10 @@ test('why nothing is sent is told by the last word of the peer, whichever was he
   ]) {
     const here = open(notHalfOpen)
     const waits = here.channel.receive()
+    waits.catch(() => {})
     deed(here)
-    t.is(await waits, undefined)
+    if ((await here.channel.closed).reason === 'closed') t.is(await waits, undefined)
+    else await t.throwsAsync(waits, { code: 'ERR_RINGFENCE_CLOSED' })
     await t.throwsAsync(here.channel.send('late'), {
       code: 'ERR_RINGFENCE_CLOSED',
       message: /^the channel (is|was) closed/,
@@ -302,18 +312,19 @@ test('why nothing is sent is told by the last word of the peer, whichever was he
 
 test('a peer that was cut off is told from one that has ended its sending, before and after that is heard', async (t) => {
   for (const [cut, message] of [
-    [1, /has ended, or executes another program now, before/],
-    [2, /has closed the channel before/],
+    [1, /has ended, or executes another program now: its last messages may be missing/],
+    [2, /has destroyed the channel/],
   ] as const) {
     const { binding, channel } = open()
-    t.is(quietOf(channel).cutOff(), undefined)
     binding.answers['isCut'] = cut
-    t.like(quietOf(channel).cutOff(), lost)
-    t.regex(quietOf(channel).cutOff()!.message, message)
     binding.from.ended = true
-    binding.end('exited', cut)
+    t.throws(() => channel.tryReceive(), { ...lost, message })
+    binding.end('lost', cut)
     binding.answers['isCut'] = 0
-    t.regex(quietOf(channel).cutOff()!.message, message)
+    const { reason, error } = await channel.closed
+    t.is(reason, 'lost')
+    t.regex(error!.message, message)
+    await t.throwsAsync(channel.receive(), { ...lost, message })
     const stream = channel.duplex()
     const failed = new Promise<Error>((resolve) => stream.on('error', resolve))
     stream.resume()
@@ -344,7 +355,7 @@ test('an end of this side’s sending is one, and a send after it is this call�
   const gone = open()
   await gone.channel.close()
   await gone.channel.end()
-  t.deepEqual(gone.binding.told('end', ...ways), ['close'])
+  t.deepEqual(gone.binding.told(...ways), ['end', 'close'])
 })
 
 test('who reads the last word of the peer looks at the line, once this side has ended', async (t) => {
@@ -390,14 +401,14 @@ test('a channel whose member leaves sends what was sent before, and is closed by
     void channel.send('before')
     binding.told()
     const over = depart(channel)
-    t.deepEqual(binding.told('flush', ...ways), ['flush'])
+    t.deepEqual(binding.told('flush', ...ways), ['flush', 'end'])
     await t.throwsAsync(channel.send('late'), closed)
     const waits = channel.receive()
     binding.from.come(bytes('left'))
-    if (told) binding.end('exited', 1)
+    if (told) binding.end('lost', 1)
     else over()
     t.is(await waits, undefined)
-    t.is(await channel.closed, told ? 'exited' : 'closed')
+    t.is((await channel.closed).reason, 'closed')
     t.deepEqual(binding.told(...ways), ['close'])
     await t.throwsAsync(channel.receive(), closed)
     over()
@@ -405,7 +416,7 @@ test('a channel whose member leaves sends what was sent before, and is closed by
   }
   const { binding, channel } = open()
   binding.from.come(bytes('left'))
-  binding.end('exited', 1)
+  binding.end('lost', 1)
   binding.told()
   depart(channel)()
   await t.throwsAsync(channel.send('late'), lost)
@@ -413,7 +424,7 @@ test('a channel whose member leaves sends what was sent before, and is closed by
 })
 
 test('a merge tells why a channel has ended, and ends this side with it', async (t) => {
-  for (const reason of [null, 'exited', 'closed'] as const) {
+  for (const reason of [null, 'lost', 'closed'] as const) {
     const { binding, channel } = open({ ...HALF_OPEN, allowHalfOpen: false })
     const merged = merge([channel])
     const ends: unknown[] = []
@@ -421,12 +432,12 @@ test('a merge tells why a channel has ended, and ends this side with it', async 
     binding.from.come(bytes('last'))
     binding.from.ended = true
     // The event loop has not heard of it yet.
-    if (reason !== null) binding.answers['listen'] = REASONS.indexOf(reason)
-    binding.answers['isCut'] = reason === 'exited' ? 1 : 0
+    if (reason !== null) binding.answers['listen'] = REASONS.indexOf(reason === 'lost' ? 'exited' : reason)
+    binding.answers['isCut'] = reason === 'lost' ? 1 : 0
     t.deepEqual(await merged.receive(), [channel, bytes('last')])
     t.is(await merged.receive(), undefined)
-    t.deepEqual(ends, [true, reason === 'exited' ? 'lost' : 'closed'])
-    await t.throwsAsync(channel.send('late'), reason === 'exited' ? lost : withPeer)
+    t.deepEqual(ends, [true, reason ?? 'closed'])
+    await t.throwsAsync(channel.send('late'), reason === 'lost' ? lost : withPeer)
   }
 })
 
@@ -441,7 +452,7 @@ test('a look that refuses the peer closes the channel there and then', async (t)
   binding.answers['listen'] = REFUSED
   tell({ code: 'PEER_REFUSED', message: 'as the binding says' }, null)
   await t.throwsAsync(looking, { code: 'ERR_RINGFENCE_PEER_REFUSED' })
-  t.is(await channel.closed, REASONS[REFUSED] as never)
+  t.is((await channel.closed).reason, 'refused')
   t.deepEqual(binding.told(...ways), ['close'])
 })
 
@@ -473,15 +484,15 @@ test.serial(
   'a send that finds the end before its event loop was notified rejects, and is no unhandled rejection',
   async (t) => {
     for (const [code, answer, reason] of [
-      ['CLOSED', REFUSED, 'closed'],
-      ['PEER_LOST', REASONS.indexOf('exited'), 'exited'],
+      ['CLOSED', REFUSED, 'refused'],
+      ['PEER_LOST', REASONS.indexOf('exited'), 'lost'],
       ['OBJECT_EXPOSED', 0, 'exposed'],
       ['RING_CORRUPT', 0, 'corrupt'],
     ] as const)
       for (const size of [10, 20_000]) {
         const { binding, channel } = open()
         binding.fail(size === 10 ? 'flush' : 'send', code)
-        binding.answers['listen'] = answer
+        Object.assign(binding.answers, { listen: answer, isCut: reason === 'lost' ? 1 : 0 })
         const unhandled: unknown[] = []
         const hear = (error: unknown) => void unhandled.push(error)
         process.on('unhandledRejection', hear)
@@ -489,7 +500,7 @@ test.serial(
         await turns(2)
         process.off('unhandledRejection', hear)
         t.deepEqual(unhandled, [], code)
-        t.is(await channel.closed, reason)
+        t.is((await channel.closed).reason, reason)
         await t.throwsAsync(channel.send('late'), { code: `ERR_RINGFENCE_${code}` })
       }
   },
@@ -499,10 +510,12 @@ test('no end of its own sending changes why a channel has ended', async (t) => {
   for (const [reason, codeOfEnd] of [
     ['exposed', 'OBJECT_EXPOSED'],
     ['corrupt', 'RING_CORRUPT'],
-    ['exited', 'PEER_LOST'],
+    ['lost', 'PEER_LOST'],
   ] as const)
     for (const order of ['end first', 'end last', 'after the peer’s end'] as const) {
-      const code = reason === 'exited' && order === 'after the peer’s end' ? 'CLOSED' : codeOfEnd
+      // A peer that has ended its sending is not lost.
+      const isClean = reason === 'lost' && order === 'after the peer’s end'
+      const code = isClean ? 'CLOSED' : codeOfEnd
       const { binding, channel } = open({ busyPollMicros: 0, allowHalfOpen: false })
       if (order === 'after the peer’s end') {
         // This ends the sending of this side, before the peer exits.
@@ -515,8 +528,9 @@ test('no end of its own sending changes why a channel has ended', async (t) => {
       if (reason === 'corrupt') {
         binding.fail('sendToken', 'RING_CORRUPT')
         t.throws(() => channel.sendToken(1))
-      } else binding.end(reason, 1)
-      t.is(await channel.closed, reason)
+      } else if (isClean) binding.end('exited')
+      else binding.end(reason)
+      t.is((await channel.closed).reason, isClean ? 'closed' : reason)
       await ending
       if (order === 'end last') await channel.end()
       if (order === 'after the peer’s end') t.is(await channel.receive(), undefined)

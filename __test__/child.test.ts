@@ -88,7 +88,7 @@ test('a parent and its child have a channel, with the evidence of any other', as
   const found: string[] = []
   for await (const message of open) found.push(message.toString())
   t.deepEqual(found, messages)
-  t.is(await open.closed, 'closed')
+  t.is((await open.closed).reason, 'closed')
   if (process.exitCode === null) await once(process, 'exit')
   t.is(process.exitCode, 0)
 })
@@ -126,7 +126,7 @@ test('the arguments may be left out, and the outcome is disposable', async (t) =
   const exited = once(spawned.child, 'exit')
   await spawned[Symbol.asyncDispose]()
   await exited
-  t.is(await spawned.channel.closed, 'closed')
+  t.is((await spawned.channel.closed).reason, 'closed')
 })
 
 test('the line is taken once, and closed in the child after that', async (t) => {
@@ -456,7 +456,7 @@ test('a Node parent and a Rust child, each naming the other', async (t) => {
   t.is((await open.receive())?.length, 50_000)
   await open.end()
   t.is(await open.receive(), undefined)
-  t.is(await open.closed, 'closed')
+  t.is((await open.closed).reason, 'closed')
   t.is(await output, `guest ${process.pid}\nover closed\n`)
 })
 

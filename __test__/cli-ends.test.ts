@@ -123,7 +123,7 @@ async function collecting(t: ExecutionContext) {
 test.serial('collect says how a sender has gone that had not sent all, and writes its last line', async (t) => {
   for (const [reason, said] of [
     ['closed', ''],
-    ['exited', 'ringfence: process 12 has ended before it had said that it has sent all\n'],
+    ['lost', 'ringfence: process 12 has ended before it had said that it has sent all\n'],
     ['corrupt', 'ringfence: process 12 is gone (corrupt) before it had said that it has sent all\n'],
     ['exposed', 'ringfence: process 12 is gone (exposed) before it had said that it has sent all\n'],
   ] as const) {
@@ -246,7 +246,7 @@ test.serial('a receiver that has ended its side at once is sent all, and how it 
     for (const [reason, wanted] of [
       ['exposed', exposed],
       ['corrupt', codeOf('RING_CORRUPT')],
-      ['exited', { ...codeOf('PEER_LOST'), message: 'the receiver has left' }],
+      ['lost', { ...codeOf('PEER_LOST'), message: 'the receiver has left' }],
       ['closed', { ...codeOf('PEER_LOST'), message: 'the receiver has left' }],
     ] as const) {
       const { over, below } = await sendingTo(t, isService)
@@ -258,7 +258,7 @@ test.serial('a receiver that has ended its side at once is sent all, and how it 
 test.serial('a receiver that ends as a sender has sent all has it, where it closes, and else has not', async (t) => {
   for (const [reason, wanted] of [
     ['closed', null],
-    ['exited', { ...codeOf('PEER_LOST'), message: /before it had said that it has everything/ }],
+    ['lost', { ...codeOf('PEER_LOST'), message: /before it had said that it has everything/ }],
     ['exposed', exposed],
     ['corrupt', codeOf('RING_CORRUPT')],
   ] as const) {

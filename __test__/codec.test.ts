@@ -66,7 +66,7 @@ test.serial('orders go there and come back as JSON, by every way to send and to 
   t.deepEqual(looped, orders)
   t.is(await typed.receive(), undefined, 'no more')
   t.true(typed.readableEnded)
-  t.is(await typed.closed, 'closed')
+  t.is((await typed.closed).reason, 'closed')
   await there
 })
 

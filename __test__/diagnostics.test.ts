@@ -37,7 +37,10 @@ function told<Message>(t: ExecutionContext, name: string): Message[] {
 
 test.serial('the beginning and the end of a channel are told', async (t) => {
   const opened = told<{ channel: Channel; peer: Identity; address: string }>(t, 'ringfence:channel:open')
-  const closed = told<{ channel: Channel; peer: Identity; reason: string }>(t, 'ringfence:channel:close')
+  const closed = told<{ channel: Channel; peer: Identity; reason: string; error: RingfenceError }>(
+    t,
+    'ringfence:channel:close',
+  )
   const { channel, partner, address } = await pair(t)
   t.is(opened.length, 1)
   t.is(opened[0]!.channel, channel)
@@ -45,8 +48,9 @@ test.serial('the beginning and the end of a channel are told', async (t) => {
   t.is(opened[0]!.peer.pid, partner.pid)
   t.deepEqual(closed, [])
   await partner.kill()
-  t.is(await channel.closed, 'exited')
-  t.deepEqual(closed, [{ channel, peer: channel.peer, reason: 'exited' }])
+  const { reason, error } = await channel.closed
+  t.is(reason, 'lost')
+  t.deepEqual(closed, [{ channel, peer: channel.peer, reason, error: error! }])
 })
 
 interface Refusal {

@@ -28,7 +28,7 @@ class Told {
   due: Promise<void> | null = null
   failure: Error | undefined
   /** What the calls of this name reject with. */
-  readonly fails: { send?: Error; end?: Error; close?: Error; waitReadable?: Error } = {}
+  readonly fails: { send?: Error; end?: Error; destroy?: Error; waitReadable?: Error } = {}
   readonly messages: Buffer[] = []
   /** Readers that wait; how many did so at once. */
   waiting: (() => void)[] = []
@@ -78,6 +78,7 @@ class Told {
     this.asked.push('waitReadable')
     if (this.fails.waitReadable !== undefined) throw this.fails.waitReadable
     while (this.messages.length === 0 && !this.#over) await new Promise<void>((resolve) => this.waiting.push(resolve))
+    if (this.messages.length === 0 && this.failure !== undefined) throw this.failure
     return this.messages.length > 0
   }
 
@@ -86,16 +87,12 @@ class Told {
     if (this.fails.end !== undefined) throw this.fails.end
   }
 
-  async close(): Promise<void> {
-    this.asked.push('close')
+  destroy(): void {
+    this.asked.push('destroy')
     this.over()
     this.fails.send ??= new Error('the channel is closed')
     this.makeRoom(0)
-    if (this.fails.close !== undefined) throw this.fails.close
-  }
-
-  cutOff(): Error | undefined {
-    return this.failure
+    if (this.fails.destroy !== undefined) throw this.fails.destroy
   }
 
   ref(): void {
@@ -243,7 +240,7 @@ test('what was written before a destroy is sent, wherever it waits, and then com
     }
     await closed
     t.is(text(), 'ab', what)
-    t.deepEqual(asked(), ['end', 'close'], what)
+    t.deepEqual(asked(), ['end', 'destroy'], what)
   }
 })
 
@@ -258,7 +255,7 @@ test('a write that cannot be sent after a destroy has its error', async (t) => {
   await once(stream, 'close')
   // The first was passed on as the stream was destroyed.
   t.deepEqual(errors, [undefined, 'the peer is gone', 'the peer is gone'])
-  t.deepEqual(asked(), ['close'])
+  t.deepEqual(asked(), ['destroy'])
   t.is(told.sent.length, 0)
 })
 
@@ -284,7 +281,7 @@ test('a write, and an end, that the channel refuses is the error of the stream',
     if (call === 'send') stream.write('x')
     else stream.end()
     t.deepEqual(await failed, [told.fails[call]])
-    t.is(asked().at(-1), 'close')
+    t.is(asked().at(-1), 'destroy')
   }
 })
 
@@ -356,7 +353,7 @@ test('a stream that the event loop is to have a turn before waits for that, and 
 })
 
 test('a peer that was cut off is an error once everything before it was read', async (t) => {
-  const failure = new Error('cut off')
+  const failure = Object.assign(new Error('cut off'), { code: 'ERR_RINGFENCE_PEER_LOST' })
   for (const isSlow of [false, true]) {
     const { told, stream } = streamOf()
     told.come('one')
@@ -377,7 +374,7 @@ test('a peer that was cut off is an error once everything before it was read', a
       told.over(failure)
     }
     await turn()
-    t.deepEqual(found, isSlow ? ['cut off'] : ['one', 'cut off'])
+    t.deepEqual(found, isSlow ? ['read ECONNRESET: cut off'] : ['one', 'read ECONNRESET: cut off'])
   }
 })
 
@@ -387,7 +384,7 @@ test('a read that fails destroys the stream with its error', async (t) => {
   const failed = once(stream, 'error')
   stream.read(0)
   t.deepEqual(await failed, [told.fails.waitReadable])
-  t.deepEqual(asked(), ['close'])
+  t.deepEqual(asked(), ['destroy'])
 })
 
 test('an end says whether it is since the peer has ended', async (t) => {
@@ -415,11 +412,11 @@ test('an end says whether it is since the peer has ended', async (t) => {
 
 test('a stream that is destroyed ends its side, but with an error', async (t) => {
   for (const [allowHalfOpen, isRead, error, expected] of [
-    [false, true, null, ['end with the peer', 'close']],
-    [true, true, null, ['end', 'close']],
-    [false, false, null, ['end', 'close']],
-    [false, true, new Error('enough'), ['close']],
-    [false, false, new Error('enough'), ['close']],
+    [false, true, null, ['end with the peer', 'destroy']],
+    [true, true, null, ['end', 'destroy']],
+    [false, false, null, ['end', 'destroy']],
+    [false, true, new Error('enough'), ['destroy']],
+    [false, false, new Error('enough'), ['destroy']],
   ] as const) {
     const { told, stream, asked } = streamOf({ allowHalfOpen })
     // The stream must not have come to end its own side before.
@@ -480,9 +477,9 @@ test('a stream has what agents call on a socket', (t) => {
 test('what closing the channel fails with is the error, unless there is one already', async (t) => {
   for (const error of [undefined, new Error('enough')]) {
     const { told, stream } = streamOf()
-    told.fails.close = new Error('no close')
+    told.fails.destroy = new Error('no destroy')
     const failed = once(stream, 'error')
     stream.destroy(error)
-    t.deepEqual(await failed, [error ?? told.fails.close])
+    t.deepEqual(await failed, [error ?? told.fails.destroy])
   }
 })

@@ -53,7 +53,7 @@ test.serial('50 MB go through it both ways at once, and each end of the one is t
       },
     })
     await Promise.all([pipe(streams.Readable.from(source(), { objectMode: false }), stream), pipe(stream, sink)])
-    return { sent: sent.digest('hex'), received: received.digest('hex'), reason: await kit.channel.closed }
+    return { sent: sent.digest('hex'), received: received.digest('hex'), reason: (await kit.channel.closed).reason }
   }, size)
 
   const [sent, received] = [createHash('sha256'), createHash('sha256')]
@@ -82,7 +82,7 @@ test.serial('50 MB go through it both ways at once, and each end of the one is t
   t.is(received.digest('hex'), other.sent)
   t.is(sent.digest('hex'), other.received)
   t.is(other.reason, 'closed')
-  t.is(await channel.closed, 'closed')
+  t.is((await channel.closed).reason, 'closed')
 })
 
 test.serial('end half-closes: the other direction goes on', async (t) => {
@@ -99,7 +99,7 @@ test.serial('end half-closes: the other direction goes on', async (t) => {
   })
   t.is(there, 'the last of this side')
   t.is(String(await collect(stream)), 'still going on')
-  t.is(await channel.closed, 'closed')
+  t.is((await channel.closed).reason, 'closed')
 })
 
 test.serial('the peer’s end is the end of what is read, and writing goes on', async (t) => {
@@ -116,7 +116,7 @@ test.serial('the peer’s end is the end of what is read, and writing goes on', 
   stream.write('an answer')
   t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'an answer')
   stream.end()
-  t.is(await channel.closed, 'closed')
+  t.is((await channel.closed).reason, 'closed')
 })
 
 test.serial('empty chunks and empty messages are skipped, and end nothing', async (t) => {
@@ -224,11 +224,11 @@ test.serial(
       const there = await partner.run(async (kit) => {
         const found: Buffer[] = []
         for await (const chunk of kit.channel.duplex() as AsyncIterable<Buffer>) found.push(chunk)
-        return { bytes: Buffer.concat(found), reason: await kit.channel.closed }
+        return { bytes: Buffer.concat(found), reason: (await kit.channel.closed).reason }
       })
       t.true(there.bytes.equals(Buffer.concat(chunks)), `${count} of ${size}`)
       t.is(there.reason, 'closed')
-      t.is(await channel.closed, 'closed')
+      t.is((await channel.closed).reason, 'closed')
     }
   },
 )
@@ -282,7 +282,7 @@ test.serial('an HTTP server that ends its answer and closes has sent it, however
     const [response] = (await once(asked, 'response')) as [IncomingMessage]
     t.true((await collect(response)).equals(pattern(0, size)), `${size}, ${later}`)
     if (!stream.closed) await once(stream, 'close')
-    t.is(await channel.closed, 'closed')
+    t.is((await channel.closed).reason, 'closed')
   }
 })
 
@@ -306,7 +306,7 @@ test.serial('what a listener throws is an uncaught exception, and the stream goe
     stream.write(kit.bytes.pattern(0, 100_000), fail('written'))
     await closed
     await kit.until.turns(2)
-    return { uncaught, bytes: Buffer.concat(bytes), reason: await kit.channel.closed }
+    return { uncaught, bytes: Buffer.concat(bytes), reason: (await kit.channel.closed).reason }
   })
   const chunks = Array.from({ length: 5 }, (_, number) => pattern(number, 1000))
   for (const chunk of chunks) await channel.send(chunk)
@@ -358,7 +358,7 @@ test.serial('a listener that throws ends a program that does not catch it, befor
   void channel.send('two')
   t.is((await partner.exited).code, 1)
   t.is(String(await channel.receive()), 'one')
-  t.is(await channel.receive(), undefined)
+  await t.throwsAsync(channel.receive(), { code: 'ERR_RINGFENCE_PEER_LOST' })
 })
 
 test.serial('destroy closes the channel: the peer reads what was written, and then the end', async (t) => {
@@ -366,11 +366,11 @@ test.serial('destroy closes the channel: the peer reads what was written, and th
   const stream = channel.duplex()
   await new Promise((resolve) => stream.write('written', resolve))
   stream.destroy()
-  t.is(await channel.closed, 'closed')
+  t.is((await channel.closed).reason, 'closed')
   const there = await partner.run(async (kit) => [
     String(await kit.channel.receive()),
     await kit.channel.receive(),
-    await kit.channel.closed,
+    (await kit.channel.closed).reason,
   ])
   t.deepEqual(there, ['written', undefined, 'closed'])
 })
@@ -385,7 +385,7 @@ test.serial('destroy with an error closes the channel, and the error is the stre
   stream.destroy(reason)
   await new Promise((resolve) => stream.on('close', resolve))
   t.deepEqual(errors, [reason])
-  t.is(await channel.closed, 'closed')
+  t.like(await channel.closed, { reason: 'failed', error: { cause: reason } })
 })
 
 test.serial('a peer that was cut off is an error, after everything that it had written', async (t) => {
@@ -437,7 +437,7 @@ test.serial('writing to a peer that has gone is an error', async (t) => {
 
 /** How a partner goes without having ended its sending. */
 const cuts: Record<string, (kit: Kit) => unknown> = {
-  'closes the channel': (kit) => kit.channel.close(),
+  'destroys the channel': (kit) => kit.channel.destroy(),
   'destroys its stream with an error': (kit) =>
     void kit.channel
       .duplex()
@@ -461,7 +461,7 @@ for (const [what, cut] of Object.entries(cuts)) {
     isLost(t, error, 'ECONNRESET')
     const wanted = Buffer.concat(Array.from({ length: 30 }, (_, number) => pattern(number, 10_000)))
     t.true(Buffer.concat(chunks).equals(wanted))
-    t.is(await channel.closed, what === 'exits' ? 'exited' : 'closed')
+    t.is((await channel.closed).reason, 'lost')
   })
 }
 
@@ -500,7 +500,7 @@ test.serial('a loop over messages ends where the peer closes without an end, and
   const texts = []
   for await (const message of channel) texts.push(String(message))
   t.deepEqual(texts, ['all of it'])
-  t.is(await channel.closed, 'closed')
+  t.is((await channel.closed).reason, 'closed')
 })
 
 test.serial(
@@ -531,7 +531,7 @@ test.serial(
         stream.end()
         await partner.run(async (kit) => void (await kit.keep['over']))
       }
-      t.is(await channel.closed, 'closed')
+      t.is((await channel.closed).reason, 'closed')
     }
   },
 )
@@ -545,6 +545,6 @@ test.serial('a pipeline that fails closes the channel', async (t) => {
   }
   const error = await t.throwsAsync(pipeline(source, channel.duplex()))
   t.is(error, reason)
-  t.is(await channel.closed, 'closed')
-  t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+  t.like(await channel.closed, { reason: 'failed', error: { cause: reason } })
+  t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'lost')
 })

@@ -81,8 +81,8 @@ for (const first of ['here', 'there'] as const) {
       t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'to there')
       t.is(await partner.run((kit) => kit.channel.receive()), undefined)
 
-      t.is(await channel.closed, 'closed')
-      t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+      t.is((await channel.closed).reason, 'closed')
+      t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'closed')
       t.is(await channel.receive(), undefined, 'an end that was read stays an end')
       t.false(isBound(address))
       await nothingIsSent(t, channel, closed)
@@ -162,7 +162,7 @@ for (const kind of ['channel', 'typed channel'] as const) {
       t.regex(late!.code!, new RegExp(code), 'one that is waited for')
       t.throws(() => channel.sendToken(-1), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
       await channel.close()
-      await partner.run(({ channel: there }) => there.closed)
+      await partner.run(async ({ channel: there }) => (await there.closed).reason)
       const after = await sent()
       await until(async () => (await sent()) > after + 50, 'it sends on after the end')
       await partner.run(({ keep }) => clearInterval(keep['timer'] as NodeJS.Timeout))
@@ -178,7 +178,7 @@ test.serial('what is sent while this side closes, or leaves, ends no process', a
   const lingering = channel.close({ linger: 60_000 })
   t.deepEqual(await unhandledOf(() => void channel.send('late')), [])
   await t.throwsAsync(channel.send('late'), closed)
-  await channel.close()
+  channel.destroy()
   await t.throwsAsync(last, closed)
   await lingering
 
@@ -219,9 +219,9 @@ test.serial(
     const { channel, partner, address } = await pair(t, { here: { capacity: 65536 } })
     const count = fill(channel)
     await channel.close()
-    t.is(await channel.closed, 'closed')
+    t.is((await channel.closed).reason, 'closed')
     const there = await partner.run(async (kit) => {
-      const reason = await kit.channel.closed
+      const { reason } = await kit.channel.closed
       let found = 0
       for await (const message of kit.channel) {
         if (!message.equals(kit.bytes.pattern(found, 1000))) throw new Error(`message ${found} is another`)
@@ -285,17 +285,20 @@ test.serial('after linger, sends that still wait reject with CLOSED', async (t) 
   const over = channel.close({ linger: 30 })
   await t.throwsAsync(sent, closed)
   await over
-  t.is(await channel.closed, 'closed')
+  t.is((await channel.closed).reason, 'closed')
 })
 
-test.serial('a second close does not wait for the linger of the first, and both resolve', async (t) => {
-  const { channel } = await pair(t, { here: { capacity: 4096 } })
+test.serial('a second close is the first one, and a destroy does not wait for it', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   const sent = channel.send(pattern(0, 100_000))
   const first = channel.close({ linger: 600_000 })
-  const second = channel.close()
+  t.is(channel.close(), first)
+  t.true(await isPending(first))
+  channel.destroy()
   await t.throwsAsync(sent, closed)
-  await Promise.all([first, second, channel.close(), channel.close({ linger: 600_000 })])
-  t.is(await channel.closed, 'closed')
+  await first
+  t.deepEqual(await channel.closed, { reason: 'closed' })
+  t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'lost')
 })
 
 test.serial('a linger is over when the peer goes', async (t) => {
@@ -306,7 +309,7 @@ test.serial('a linger is over when the peer goes', async (t) => {
   await partner.kill()
   await t.throwsAsync(sent, lost)
   await over
-  t.is(await channel.closed, 'exited')
+  t.is((await channel.closed).reason, 'lost')
   // It is this side's close all the same: nothing is kept for a reader.
   await nothingIsRead(t, channel, closed)
 })
@@ -323,7 +326,7 @@ test.serial('a read that waits when this side closes is told the end, a later on
   t.true((await next).done)
   await nothingIsRead(t, channel, closed)
   await nothingIsSent(t, channel, closed)
-  t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+  t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'closed')
 })
 
 test.serial('everything that is used after close is CLOSED or does nothing', async (t) => {
@@ -339,7 +342,7 @@ test.serial('everything that is used after close is CLOSED or does nothing', asy
   t.true(channel.readableEnded)
   t.is(channel.peer.pid, partner.pid)
   t.true(channel.evidence.length > 0)
-  t.is(await channel.closed, 'closed')
+  t.is((await channel.closed).reason, 'closed')
   const stream = channel.duplex()
   const failed = new Promise<Error>((resolve) => stream.on('error', resolve))
   stream.resume()
@@ -366,14 +369,14 @@ test.serial('once the peer has closed, sends that wait and sends that come are P
     await kit.channel.close()
   })
   for (const promise of waiting) await t.throwsAsync(promise, lost)
-  t.is(await channel.closed, 'closed')
+  t.is((await channel.closed).reason, 'closed')
   await nothingIsSent(t, channel, lost)
   t.is(String(await channel.receive()), 'the last')
   t.is(await channel.receive(), undefined)
 })
 
 test.serial(
-  'after the peer’s SIGKILL everything that it had sent arrives, then the end; closed is exited',
+  'after the peer’s SIGKILL everything that it had sent arrives, then PEER_LOST; closed is lost',
   async (t) => {
     const { channel, partner } = await pair(t)
     const count = await partner.run((kit) => {
@@ -386,9 +389,9 @@ test.serial(
       const message = await channel.receive()
       if (!message?.equals(pattern(number, number % 3000))) return t.fail(`message ${number} of ${count} is another`)
     }
-    t.is(await channel.receive(), undefined)
+    await t.throwsAsync(channel.receive(), lost)
     t.true(channel.readableEnded)
-    t.is(await channel.closed, 'exited')
+    t.is((await channel.closed).reason, 'lost')
     return nothingIsSent(t, channel, lost)
   },
 )
@@ -419,9 +422,9 @@ test.serial(
       let told = 0
       while (told < 20 + round * 7) told = await partner.run((kit) => (kit.keep['sent'] as number) ?? 0)
       await partner.kill()
-      await read
+      await t.throwsAsync(read, lost)
       t.true(received >= told, `${received} received, ${told} were sent`)
-      t.is(await channel.closed, 'exited')
+      t.is((await channel.closed).reason, 'lost')
       t.false(isBound(address))
     }
   },
@@ -438,8 +441,8 @@ test.serial('a message that its sender was killed in does not arrive, those befo
   t.is(channel.tryReceive(), undefined)
   await partner.kill()
   t.is(String(first), 'whole')
-  t.is(await channel.receive(), undefined)
-  t.is(await channel.closed, 'exited')
+  await t.throwsAsync(channel.receive(), lost)
+  t.is((await channel.closed).reason, 'lost')
 })
 
 test.serial('sends that wait when the peer is killed reject with PEER_LOST', async (t) => {
@@ -450,20 +453,20 @@ test.serial('sends that wait when the peer is killed reject with PEER_LOST', asy
   await Promise.allSettled(waiting)
   await t.throwsAsync(waiting[2]!, lost)
   await t.throwsAsync(writable, lost)
-  t.is(await channel.closed, 'exited')
+  t.is((await channel.closed).reason, 'lost')
   await nothingIsSent(t, channel, lost)
 })
 
-test.serial('a receive that waits when the peer is killed gets undefined', async (t) => {
+test.serial('reads that wait when the peer is killed reject with PEER_LOST', async (t) => {
   const { channel, partner } = await pair(t)
   const waiting = [channel.receive(), channel.receive()]
   const readable = channel.waitReadable()
+  for (const each of [...waiting, readable]) each.catch(() => {})
   await partner.kill()
-  t.deepEqual(await Promise.all(waiting), [undefined, undefined])
-  t.false(await readable)
+  for (const each of [...waiting, readable]) await t.throwsAsync(each, lost)
 })
 
-test.serial('a peer that ends its process without a close leaves what it sent, and the end', async (t) => {
+test.serial('a peer that ends its process without a close leaves what it sent, and is lost', async (t) => {
   for (const way of ['exit', 'throw'] as const) {
     const { channel, partner } = await pair(t)
     partner.mayFail()
@@ -475,8 +478,8 @@ test.serial('a peer that ends its process without a close leaves what it sent, a
       })
     }, way)
     t.is(String(await channel.receive()), 'the last')
-    t.is(await channel.receive(), undefined)
-    t.regex(await channel.closed, /^(closed|exited)$/)
+    await t.throwsAsync(channel.receive(), lost)
+    t.is((await channel.closed).reason, 'lost')
     await partner.exited
   }
 })
@@ -513,8 +516,12 @@ test.serial('await using closes the channel where its block is left', async (t) 
     t.is(channel[Symbol.asyncDispose] instanceof Function, true)
     return made
   })()
-  const there = await partner.run(async (kit) => [String(await kit.channel.receive()), await kit.channel.closed])
-  t.deepEqual(there, ['from the block', 'closed'])
+  const there = await partner.run(async (kit) => [
+    String(await kit.channel.receive()),
+    await kit.channel.receive(),
+    (await kit.channel.closed).reason,
+  ])
+  t.deepEqual(there, ['from the block', undefined, 'closed'])
   // Whichever of the two was the host has let go of it by now.
   t.false(isBound(address))
 })
@@ -528,7 +535,7 @@ test.serial('await using closes the channel where its block throws', async (t) =
     throw thrown
   })
   t.is(error, thrown)
-  t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+  t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'closed')
 })
 
 /** The process's mapping of the region that it writes, as /proc tells. */
@@ -562,7 +569,7 @@ test.serial(
       lie(partner.pid, TAIL, 2n ** 40n)
       const corrupt = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_RING_CORRUPT' } as const
       t.throws(() => channel.tryReceive(), corrupt)
-      t.is(await channel.closed, 'corrupt')
+      t.is((await channel.closed).reason, 'corrupt')
       await nothingIsRead(t, channel, corrupt)
       await nothingIsSent(t, channel, corrupt)
     }
@@ -583,7 +590,7 @@ test.serial('a peer that lies about what it has read is RING_CORRUPT as well', a
     corrupt,
   )
   await t.throwsAsync(waiting, corrupt)
-  t.is(await channel.closed, 'corrupt')
+  t.is((await channel.closed).reason, 'corrupt')
   await nothingIsSent(t, channel, corrupt)
   await nothingIsRead(t, channel, corrupt)
 })
@@ -695,10 +702,10 @@ async function endsByItself(t: ExecutionContext, channel: Channel, partner: Part
   const all = await soon(read(), 'the end of the messages')
   t.is(all.join(), all.length === 1 ? 'onetwo' : 'one,two')
   await t.throwsAsync(channel.send('late'), closed)
-  t.is(await soon(channel.closed, 'the end here'), 'closed')
+  t.is((await soon(channel.closed, 'the end here')).reason, 'closed')
   t.is(
     await soon(
-      partner.run((kit) => kit.channel.closed),
+      partner.run(async (kit) => (await kit.channel.closed).reason),
       'the end there',
     ),
     'closed',
@@ -752,5 +759,5 @@ test.serial('a stream that still writes when its peer has ended sends all of tha
     return bytes
   })
   t.is(all, 60_000)
-  t.is(await soon(channel.closed, 'the end'), 'closed')
+  t.is((await soon(channel.closed, 'the end')).reason, 'closed')
 })

@@ -46,7 +46,7 @@ for (const [place, open, wantsPartner] of places) {
       t.deepEqual(await partner.exited, { code, signal: null })
       t.deepEqual(readdirSync(dirname(address)), [])
       // The end of the process is no close.
-      if (channel !== undefined) t.is(await channel.closed, 'exited')
+      if (channel !== undefined) t.is((await channel.closed).reason, 'lost')
     })
   }
 }
@@ -103,8 +103,8 @@ for (const [way, end, code] of ends) {
     t.deepEqual(await partner.exited, { code, signal: null })
     t.deepEqual(readdirSync(dirname(address)), [])
     t.is(String(await subscription.receive()), 'the last')
-    t.is(await subscription.receive(), undefined)
-    t.is(await subscription.closed, 'exited')
+    await t.throwsAsync(subscription.receive(), { code: 'ERR_RINGFENCE_PEER_LOST' })
+    t.is((await subscription.closed).reason, 'lost')
   })
 }
 

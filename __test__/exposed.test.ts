@@ -78,13 +78,13 @@ test('a process that opens the shared memory ends the channel on both sides, and
   t.is(code, 'EAGAIN')
   const exposed = { code: 'ERR_RINGFENCE_OBJECT_EXPOSED', message: /another process tried to open/ }
   await t.throwsAsync(soon(receiving, 'the end of the waiting'), exposed)
-  t.is(await soon(channel.closed, 'the end'), 'exposed')
+  t.is((await soon(channel.closed, 'the end')).reason, 'exposed')
   await t.throwsAsync(channel.send('more'), exposed)
   t.throws(() => channel.tryReceive(), exposed)
   t.true(channel.readableEnded)
   t.is(
     await soon(
-      partner.run(({ channel: there }) => there.closed),
+      partner.run(async ({ channel: there }) => (await there.closed).reason),
       'the end over there',
     ),
     'exposed',
@@ -132,7 +132,7 @@ test('memory that was opened is told as that, though this side ends its sending 
   writeFileSync(go, '')
   standStillUntil(() => existsSync(gone), 'the partner has come anew')
   await channel.end()
-  t.is(await channel.closed, 'exposed')
+  t.is((await channel.closed).reason, 'exposed')
   const exposed = { code: 'ERR_RINGFENCE_OBJECT_EXPOSED' }
   await t.throwsAsync(channel.receive(), exposed)
   await t.throwsAsync(channel.send('more'), exposed)

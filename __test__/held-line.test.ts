@@ -3,7 +3,7 @@
 import { once } from 'node:events'
 
 import test, { type ExecutionContext } from 'ava'
-import { connect, member, publish, spawn, subscribe, type Channel, type Membership } from 'ringfence'
+import { connect, member, publish, spawn, subscribe, type Channel, type Closed, type Membership } from 'ringfence'
 
 import { abstractAddress } from './support/address.js'
 import { listenHere, nextOf, pair, Partner } from './support/partner.js'
@@ -45,7 +45,7 @@ async function hold(t: ExecutionContext, partner: Partner): Promise<void> {
 const patient = { handshakeTimeout: 60_000 }
 
 /** The reason for which the channel ends, and the result of a wait for a message. */
-async function endOf(channel: Channel): Promise<unknown[]> {
+async function endOf(channel: Channel): Promise<[Closed, unknown]> {
   const waiting = channel.receive().then(
     (message) => message,
     (error: { code: string }) => error.code,
@@ -58,7 +58,7 @@ test('of a pair', async (t) => {
   await hold(t, partner)
   const ended = endOf(channel)
   await partner.kill()
-  t.deepEqual((await ended)[0], 'exited')
+  t.is((await ended)[0].reason, 'lost')
 })
 
 test('of a service', async (t) => {
@@ -70,7 +70,7 @@ test('of a service', async (t) => {
   await hold(t, partner)
   const ended = endOf(channel)
   await partner.kill()
-  t.deepEqual((await ended)[0], 'exited')
+  t.is((await ended)[0].reason, 'lost')
 })
 
 test('of an agent', async (t) => {
@@ -87,7 +87,7 @@ test('of an agent', async (t) => {
   await hold(t, partner)
   const ended = endOf(channel)
   await partner.kill()
-  t.deepEqual((await ended)[0], 'exited')
+  t.is((await ended)[0].reason, 'lost')
 })
 
 test('of a member', async (t) => {
@@ -106,7 +106,7 @@ test('of a member', async (t) => {
   await hold(t, partner)
   const ended = endOf(channel!)
   await partner.kill()
-  t.deepEqual((await ended)[0], 'exited')
+  t.is((await ended)[0].reason, 'lost')
 })
 
 test('of a parent', async (t) => {
@@ -126,7 +126,7 @@ test('of a parent', async (t) => {
   endWithTest(t, JSON.parse(String(await open.receive())) as number[])
   const ended = endOf(open)
   child.kill('SIGKILL')
-  t.deepEqual((await ended)[0], 'exited')
+  t.is((await ended)[0].reason, 'lost')
 })
 
 test('of a subscription', async (t) => {
@@ -139,7 +139,7 @@ test('of a subscription', async (t) => {
   await hold(t, partner)
   const ended = soon(Promise.all([subscription.closed, subscription.receive().catch(() => {})]), 'its end')
   await partner.kill()
-  t.is((await ended)[0], 'exited')
+  t.is((await ended)[0].reason, 'lost')
 })
 
 test('of a publisher', async (t) => {
@@ -163,6 +163,6 @@ test('and one that has ended its sending before has ended cleanly', async (t) =>
   await hold(t, partner)
   const closed = soon(channel.closed, 'the end of the channel')
   await partner.kill()
-  t.is(await closed, 'exited')
+  t.is((await closed).reason, 'closed')
   t.is(await channel.receive(), undefined)
 })

@@ -68,7 +68,7 @@ test.serial('each agent is a channel, each refusal is told, and both are counted
   // One goes, and what it has left is read later.
   first.from.come(Buffer.from('left'))
   first.from.ended = true
-  first.end('closed', 1)
+  first.end('closed')
   await channels[0]!.closed
   t.is(listener.channels.length, 1)
   t.like(listener.stats(), { open: 1, accepted: 2, messagesSent: 110, messagesReceived: 1, ringCapacity: 64 })
@@ -223,7 +223,7 @@ test.serial('a close keeps the channels that somebody has, or closes them, and e
     t.deepEqual(standing.since(), [])
     // What nobody reads any more is let go of, of one that has gone as well.
     all[2]!.from.come(Buffer.from('left'))
-    all[2]!.end('exited', 1)
+    all[2]!.end('lost')
     await turn()
     await (channels === undefined ? listener[Symbol.asyncDispose]() : listener.close({ channels }))
     t.deepEqual(
@@ -236,7 +236,7 @@ test.serial('a close keeps the channels that somebody has, or closes them, and e
     t.deepEqual(await loop.next(), { done: true, value: undefined })
     t.deepEqual(events, [{ reason: 'closed' }])
     await listener.close({ channels: 'close' })
-    t.is(await value.closed, 'closed')
+    t.is((await value.closed).reason, 'closed')
     standing.bell()
     t.deepEqual([standing.asked, events], [[], [{ reason: 'closed' }]], 'that was all')
   }
@@ -360,12 +360,12 @@ test.serial('each channel that the program was given is followed by its disconne
   const [looped, told, unclaimed] = [comer(1), comer(2), comer(3)]
   standing.tell(looped.raw)
   await next(listener)
-  looped.end('exited', 1)
+  looped.end('lost')
   await turn()
   t.deepEqual(events, ['1 lost ERR_RINGFENCE_PEER_LOST'])
   // One that ends before the program has it: its connection comes first.
   standing.tell(told.raw, unclaimed.raw)
-  told.end('closed', 1)
+  told.end('closed')
   await turn()
   t.is(events.length, 1)
   listener.once('connection', ({ peer }) => events.push(`${peer.pid}`))

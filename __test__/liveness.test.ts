@@ -126,8 +126,8 @@ for (const watcher of watchers) {
     })
     t.deepEqual(await soon(partner.letGo(), 'its exit'), { code: 0, signal: null })
     t.is(String(await second.channel.receive()), 'goodbye')
-    t.is(await second.channel.receive(), undefined)
-    t.regex(await second.channel.closed, /^(closed|exited)$/)
+    await t.throwsAsync(second.channel.receive(), { code: 'ERR_RINGFENCE_PEER_LOST' })
+    t.is((await second.channel.closed).reason, 'lost')
   })
 
   test.serial(`unref lets a process exit whose peer sends without end: its channel ${watcher} watches`, async (t) => {
@@ -170,9 +170,12 @@ for (const watcher of watchers) {
     const other = await Partner.start(t)
     const address = abstractAddress()
     await Promise.all([partner.join(address), other.join(address)])
-    const waiting = partner.run(async (kit) => [await kit.channel.receive(), await kit.channel.closed])
+    const waiting = partner.run(async (kit) => [
+      await kit.channel.receive().catch((error: { code: string }) => error.code),
+      (await kit.channel.closed).reason,
+    ])
     await other.kill()
-    t.deepEqual(await soon(waiting, 'its end'), [undefined, 'exited'])
+    t.deepEqual(await soon(waiting, 'its end'), ['ERR_RINGFENCE_PEER_LOST', 'lost'])
   })
 }
 

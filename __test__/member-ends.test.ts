@@ -43,10 +43,10 @@ test.serial('what comes with the place is told once its caller can listen, and a
 
   // The end of one that has gone before is nothing to the next.
   t.is(membership.channel?.peer.pid, 2)
-  partner.end('exited', 1)
+  partner.end('lost')
   await turn()
   t.is(membership.channel?.peer.pid, 2)
-  next.end('exited', 1)
+  next.end('lost')
   await turn()
   t.deepEqual(events.slice(6), ['lost 1', 'lost 2'])
   t.is(membership.channel, undefined)
@@ -77,7 +77,7 @@ test.serial('one that leaves closes its channel, and is through once the binding
       await sent
       t.deepEqual(await waits, over)
       t.deepEqual(await membership.closed, { reason: 'closed' })
-      if (withPartner) t.is(await channel!.closed, 'closed')
+      if (withPartner) t.is((await channel!.closed).reason, 'closed')
       t.deepEqual(events, [...(withPartner ? ['closed 1'] : []), 'close closed'])
       t.deepEqual(standing.since(), ['leave'])
       await membership[Symbol.asyncDispose]()

@@ -60,7 +60,7 @@ for (const [title, stop] of ways) {
     })()
     await soon(Promise.all([sent, received]), 'each message and its echo')
     t.is(await soon(echoed, 'the end over there'), COUNT)
-    t.is(await soon(channel.closed, 'the end'), 'closed')
+    t.is((await soon(channel.closed, 'the end')).reason, 'closed')
   })
 
   test(`a publisher goes on with ${title}`, async (t) => {

@@ -53,7 +53,7 @@ for (const kind of kinds) {
       const role = await partner.run((kit) => kit.channel.role)
       t.deepEqual([channel.role, role].sort(), ['guest', 'host'])
       await channel.close()
-      t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+      t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'closed')
     }
   })
 

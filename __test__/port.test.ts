@@ -112,7 +112,7 @@ test.serial(
     await soon(closed, 'close here')
     await until(() => partner.run((kit) => (kit.keep['said'] as string[]).includes('close')), 'close over there')
     t.deepEqual(await partner.run((kit) => kit.keep['sizes']), [10, 100_000, 20])
-    t.is(await channel.closed, 'closed')
+    t.is((await channel.closed).reason, 'closed')
     t.notThrows(() => port.postMessage('later'))
     t.notThrows(() => port.postMessage({ f: 1 }))
   },
@@ -318,7 +318,7 @@ test.serial('one that is closed in the middle of what a peer has left tells its 
     await kit.channel.closed
   })
   const port = channel.port()
-  t.is(await soon(channel.closed, 'the end of the peer'), 'closed')
+  t.is((await soon(channel.closed, 'the end of the peer')).reason, 'closed')
   const closed = once(port, 'close')
   const found: unknown[] = []
   port.on('message', (value: unknown) => {

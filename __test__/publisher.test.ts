@@ -33,7 +33,7 @@ test.serial('it has what the binding has made, and is open until it is closed', 
   t.is(publisher.unref(), publisher)
   t.deepEqual(below.since(), ['keep alive: 1', 'keep alive: 0'])
   const closing = publisher.close()
-  t.deepEqual(below.since(), ['close'], 'at once, where nothing waits')
+  t.deepEqual(below.since(), ['end', 'close'], 'at once, where nothing waits')
   await closing
   t.is((await publisher.closed).reason, 'closed')
   t.false(openNow.has(publisher))
@@ -81,7 +81,7 @@ test.serial('its signal closes it, and is let go of with it', async (t) => {
   const { below, publisher } = await published(t, new Published(), { signal })
   over.abort()
   t.is((await publisher.closed).reason, 'closed')
-  t.deepEqual(below.since(), ['close'])
+  t.deepEqual(below.since(), ['end', 'close'])
   const listeners: string[] = []
   const other = new AbortController()
   const { addEventListener, removeEventListener } = other.signal

@@ -278,7 +278,7 @@ test.serial('a visitor may close the channel: it is visited no more', async (t) 
       t.true(pattern(0, size).equals(bytes.subarray(offset, offset + length)))
     })
     t.deepEqual([count, visits], [1, 1])
-    t.is(await channel.closed, 'closed')
+    t.is((await channel.closed).reason, 'closed')
     t.throws(() => channel.receiveEach(() => {}), { code: 'ERR_RINGFENCE_CLOSED' })
   }
 })

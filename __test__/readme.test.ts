@@ -215,7 +215,7 @@ test('a send without a handler ends no process where the peer is killed', async 
   })
   await doomed.kill()
   const told = await sender.run(async (kit) => {
-    const reason = await kit.channel.closed
+    const { reason } = await kit.channel.closed
     void kit.channel.send('between two')
     void kit.channel.send(Buffer.alloc(10_000))
     void kit.channel.send(Buffer.alloc(10))
@@ -224,7 +224,7 @@ test('a send without a handler ends no process where the peer is killed', async 
     await new Promise((resolve) => setImmediate(resolve))
     return { reason, awaited }
   })
-  t.deepEqual(told, { reason: 'exited', awaited: 'ERR_RINGFENCE_PEER_LOST' })
+  t.deepEqual(told, { reason: 'lost', awaited: 'ERR_RINGFENCE_PEER_LOST' })
 })
 
 test('a verify without a handler ends no process where the channel has ended', async (t) => {

@@ -301,13 +301,13 @@ test.serial('a failure is found by whatever asks first', async (t) => {
 })
 
 test.serial(
-  'that this side has closed may be known below before it is here: to those who wait that is an end',
+  'the binding may know before this side that a check has refused the peer: calls that wait reject',
   async (t) => {
     const { ring, buffer, told } = bufferOver(new HeldRing())
     const waits = [buffer.wait(true), buffer.wait(false)]
     ring.failing = 'CLOSED'
     buffer.awake()
-    for (const { promise } of waits) t.is(await promise, null)
+    for (const { promise } of waits) await t.throwsAsync(promise, codeOf('CLOSED'))
     t.deepEqual(told, ['CLOSED'], 'it is not the peer’s end')
     t.throws(() => buffer.tryReceive(), codeOf('CLOSED'))
   },

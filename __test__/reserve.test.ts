@@ -250,7 +250,7 @@ test.serial('an open reservation is cancelled where the peer goes: commit is PEE
     const { channel, partner } = await pair(t)
     const reservation = reserve(channel, size)
     await partner.kill()
-    t.is(await channel.closed, 'exited')
+    t.is((await channel.closed).reason, 'lost')
     scribble(reservation.bytes, size)
     t.throws(() => reservation.commit(), { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_PEER_LOST' })
   }

@@ -118,7 +118,7 @@ test.serial(
         t.is(during.listeners, 1)
         await partner.run((kit) => kit.channel.send('unread'))
         await channel.close()
-        await partner.run((kit) => kit.channel.closed)
+        await partner.run(async (kit) => (await kit.channel.closed).reason)
         const after = await holdings(partner)
         t.deepEqual(after.descriptors, before.descriptors)
         t.deepEqual(after.mappings, [])

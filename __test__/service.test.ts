@@ -95,9 +95,9 @@ for (const kind of kinds) {
     // One leaves, one is killed, and the others stay.
     const [first, second, ...rest] = agents
     await first!.run((kit) => kit.channel.close())
-    t.is(await channels.get(first!.pid)!.closed, 'closed')
+    t.is((await channels.get(first!.pid)!.closed).reason, 'closed')
     await second!.kill()
-    t.is(await channels.get(second!.pid)!.closed, 'exited')
+    t.is((await channels.get(second!.pid)!.closed).reason, 'lost')
     await until(() => listener.channels.length === 2, 'the service has noticed')
     for (const agent of rest) t.is(await agent.run(ask, 'still there'), 'still there')
   })
@@ -386,18 +386,18 @@ for (const channels of ['keep', 'close', undefined] as const) {
     await (channels === undefined ? listener.close() : listener.close({ channels }))
     await closed
     // A channel that no loop has taken is closed, and its agent is told.
-    t.is(await unclaimed!.run((kit) => kit.channel.closed), 'closed')
+    t.is(await unclaimed!.run(async (kit) => (await kit.channel.closed).reason), 'closed')
     t.deepEqual(await listener[Symbol.asyncIterator]().next(), { done: true, value: undefined })
     if (channels === 'close') {
-      t.is(await channel.closed, 'closed')
-      t.is(await taken!.run((kit) => kit.channel.closed), 'closed')
+      t.is((await channel.closed).reason, 'closed')
+      t.is(await taken!.run(async (kit) => (await kit.channel.closed).reason), 'closed')
     } else {
       void echo(channel)
       t.is(await taken!.run(ask, 'still there'), 'still there')
       t.is(listener.channels.length, 1)
       // Those that were kept can still be closed with it.
       await listener.close({ channels: 'close' })
-      t.is(await channel.closed, 'closed')
+      t.is((await channel.closed).reason, 'closed')
     }
     t.is(listener.channels.length, 0)
     await (await waiting).close()
@@ -592,7 +592,7 @@ test.serial('where a thread watches instead of the event loop, a service works a
   await Promise.all(agents.map((agent) => agent.connect(address, small)))
   for (const agent of agents) t.is(await agent.run(ask, 'hello'), 'hello')
   for (const agent of agents) await agent.run((kit) => kit.channel.end())
-  for (const agent of agents) t.is(await agent.run((kit) => kit.channel.closed), 'closed')
+  for (const agent of agents) t.is(await agent.run(async (kit) => (await kit.channel.closed).reason), 'closed')
   await service.run(async (kit) => {
     await (kit.keep['close'] as () => Promise<void>)()
     await kit.keep['over']

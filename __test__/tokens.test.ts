@@ -153,7 +153,7 @@ test('the tokens end with the channel: where the peer ends it, after what has co
       }, how)
       .catch(() => {})
     t.deepEqual(await soon(waiting, 'the end of the tokens'), [1n, 2n, 3n], how)
-    t.is(await channel.closed, how === 'close' ? 'closed' : 'exited')
+    t.is((await channel.closed).reason, how === 'close' ? 'closed' : 'lost')
     t.throws(() => channel.sendToken(1), { code: 'ERR_RINGFENCE_PEER_LOST' })
     t.is(channel.stats().tokensDropped, 0)
   }
@@ -165,7 +165,7 @@ test('what came before the peer ended can be taken afterwards', async (t) => {
     for (const token of [1, 2, 3]) there.sendToken(token)
     await there.close()
   })
-  t.is(await soon(channel.closed, 'the end'), 'closed')
+  t.is((await soon(channel.closed, 'the end')).reason, 'closed')
   t.is(channel.stats().tokensReceived, 3)
   t.deepEqual(await take(channel, 2), [1n, 2n])
   const rest = []

@@ -147,30 +147,27 @@ test.serial('a file is sent to its end, and the sender waits for the word of the
   t.false(openFiles().includes(file))
 })
 
-test.serial(
-  'a receiver that leaves without a word is PEER_LOST: closed or killed, while it reads or at the end',
-  async (t) => {
-    for (const how of ['close', 'kill'] as const) {
-      const { partner, over } = await met(t, send, { file: fileOf(t, 'all of it') })
-      await partner.run(async (kit) => {
-        while ((await kit.channel.receive()) !== undefined);
-      })
-      await (how === 'kill' ? partner.kill() : partner.run((kit) => kit.channel.close()))
-      await t.throwsAsync(soon(over, 'its end'), {
-        code: 'ERR_RINGFENCE_PEER_LOST',
-        message: /left before it had said that it has everything/,
-      })
-    }
-    for (const how of ['close', 'kill'] as const) {
-      const { fifo, write } = fifoOf(t)
-      const { partner, over } = await met(t, send, { file: fifo })
-      write('the beginning')
-      await partner.run((kit) => kit.channel.receive())
-      await (how === 'kill' ? partner.kill() : partner.run((kit) => kit.channel.close()))
-      await t.throwsAsync(soon(over, 'its end'), { code: 'ERR_RINGFENCE_PEER_LOST', message: /the receiver has left/ })
-    }
-  },
-)
+test.serial('a receiver that is destroyed or killed is PEER_LOST, while it reads or at the end', async (t) => {
+  for (const how of ['destroy', 'kill'] as const) {
+    const { partner, over } = await met(t, send, { file: fileOf(t, 'all of it') })
+    await partner.run(async (kit) => {
+      while ((await kit.channel.receive()) !== undefined);
+    })
+    await (how === 'kill' ? partner.kill() : partner.run((kit) => kit.channel.destroy()))
+    await t.throwsAsync(soon(over, 'its end'), {
+      code: 'ERR_RINGFENCE_PEER_LOST',
+      message: /left before it had said that it has everything/,
+    })
+  }
+  for (const how of ['close', 'kill'] as const) {
+    const { fifo, write } = fifoOf(t)
+    const { partner, over } = await met(t, send, { file: fifo })
+    write('the beginning')
+    await partner.run((kit) => kit.channel.receive())
+    await (how === 'kill' ? partner.kill() : partner.run((kit) => kit.channel.close()))
+    await t.throwsAsync(soon(over, 'its end'), { code: 'ERR_RINGFENCE_PEER_LOST', message: /the receiver has left/ })
+  }
+})
 
 test.serial('two that send have met: both are told, whether there is more to send or not', async (t) => {
   const { fifo, write } = fifoOf(t)

@@ -26,7 +26,7 @@ test.serial('one chunk a message in both directions, with all that the web does 
       transform: (chunk, controller) => controller.enqueue(Buffer.from(chunk).toString().toUpperCase()),
     })
     await readable.pipeThrough(upper).pipeTo(writable)
-    return kit.channel.closed
+    return (await kit.channel.closed).reason
   })
   const { readable, writable } = channel
   const writer = writable.getWriter()
@@ -39,7 +39,7 @@ test.serial('one chunk a message in both directions, with all that the web does 
   for await (const chunk of readable) found.push(Buffer.from(chunk).toString())
   t.deepEqual(found, [...sizes.map((size) => 'X'.repeat(size)), 'A', 'B'])
   t.is(await there, 'closed')
-  t.is(await channel.closed, 'closed')
+  t.is((await channel.closed).reason, 'closed')
 })
 
 for (const allowHalfOpen of [false, true]) {
@@ -117,16 +117,23 @@ test.serial('a peer that was cut off errors the readable after all that came, an
 
 const leave: [string, (streams: Pick<Channel, 'readable' | 'writable'>) => Promise<void>][] = [
   ['cancel of the readable', ({ readable }) => readable.cancel(new Error('enough'))],
-  ['abort of the writable', ({ writable }) => writable.abort(new Error('enough'))],
 ]
 for (const [title, deed] of leave) {
   test.serial(`${title} closes the channel`, async (t) => {
     const { channel, partner } = await pair(t)
     await deed(channel)
-    t.is(await channel.closed, 'closed')
-    t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+    t.is((await channel.closed).reason, 'closed')
+    t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'closed')
   })
 }
+
+test.serial('abort of the writable destroys the channel', async (t) => {
+  const { channel, partner } = await pair(t)
+  const reason = new Error('enough')
+  await channel.writable.abort(reason)
+  t.like(await channel.closed, { reason: 'failed', error: { cause: reason } })
+  t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'lost')
+})
 
 test.serial('a cancel while a read waits ends that read, and the peer sees the close', async (t) => {
   const { channel, partner } = await pair(t)
@@ -136,7 +143,7 @@ test.serial('a cancel while a read waits ends that read, and the peer sees the c
   await until(async () => isPending(waiting), 'it waits')
   await reader.cancel()
   t.true((await waiting).done)
-  t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+  t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'closed')
 })
 
 test.serial('an abort while a write waits for room closes the channel, and ends that wait', async (t) => {
@@ -148,8 +155,8 @@ test.serial('an abort while a write waits for room closes the channel, and ends 
   const aborted = writer.abort(new Error('enough'))
   await t.throwsAsync(soon(waiting, 'the write'), { code: 'ERR_RINGFENCE_CLOSED' })
   await soon(aborted, 'the abort')
-  t.is(await channel.closed, 'closed')
-  t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+  t.is((await channel.closed).reason, 'failed')
+  t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'lost')
 })
 
 test.serial('an abort while the end waits for room closes the channel, and ends that wait', async (t) => {
@@ -161,8 +168,8 @@ test.serial('an abort while the end waits for room closes the channel, and ends 
   await soon(writer.abort(new Error('enough')), 'the abort')
   await ended
   await t.throwsAsync(sent, { code: 'ERR_RINGFENCE_CLOSED' })
-  t.is(await channel.closed, 'closed')
-  t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+  t.is((await channel.closed).reason, 'failed')
+  t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'lost')
 })
 
 test.serial('a pipe that is aborted by a signal closes the channel', async (t) => {
@@ -172,7 +179,7 @@ test.serial('a pipe that is aborted by a signal closes the channel', async (t) =
   const piping = readable.pipeTo(new TransformStream<Uint8Array>().writable, { signal: controller.signal })
   controller.abort()
   t.is(await piping.catch((error: Error) => error.name), 'AbortError')
-  t.is(await partner.run((kit) => kit.channel.closed), 'closed')
+  t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'closed')
 })
 
 test.serial('a writer that lets go ends this side where the readable has ended, and not before', async (t) => {

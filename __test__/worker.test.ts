@@ -38,7 +38,7 @@ for (const threads of [false, true]) {
         if (!answer?.equals(message)) return `message ${number} came back as another`
       }
       await kit.channel.end()
-      return kit.channel.closed
+      return (await kit.channel.closed).reason
     })
     t.is(there, 'closed')
     t.is(await soon(exited, 'the worker to exit by itself'), 0)
@@ -84,9 +84,15 @@ test.serial('a worker that is terminated lets go of the address, and its peer no
     return rest
   })
   const { worker } = work(t, { address, deed: 'waiting', threads: false })
+  const joined = new Promise<void>((resolve) => {
+    worker.on('message', (said: string) => {
+      if (said === 'joined') resolve()
+    })
+  })
   await partner.join(address)
+  await joined
   await worker.terminate()
-  t.regex(await partner.run((kit) => kit.channel.closed), /^(closed|exited)$/)
+  t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'lost')
   await until(() => !isBound(address), 'the address is free')
 })
 
@@ -229,13 +235,13 @@ test.serial('a process may exit while its workers have channels', async (t) => {
   stage.mayFail()
   void stage.run(() => process.exit(3))
   t.deepEqual(await soon(stage.exited, 'its exit'), { code: 3, signal: null })
-  t.regex(
-    await partner.run(async (kit) => {
+  const there = await partner.run(async (kit) => {
+    const code = await (async () => {
       for await (const message of kit.channel) void message
-      return kit.channel.closed
-    }),
-    /^(closed|exited)$/,
-  )
+    })().catch((error: { code: string }) => error.code)
+    return [code, (await kit.channel.closed).reason]
+  })
+  t.deepEqual(there, ['ERR_RINGFENCE_PEER_LOST', 'lost'])
   const [again] = await Promise.all([join(address), partner.join(address)])
   await again.close()
 })

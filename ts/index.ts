@@ -11,6 +11,7 @@ export type { Subscriber } from './endpoint/subscriber.js'
 export { subscribe, Subscription } from './channel/subscription.js'
 export { Channel } from './channel/channel.js'
 export type { Resource, ResourceEvents } from './channel/resource.js'
+export type { Source } from './channel/source.js'
 export { json, structured, type Codec } from './adapters/codec.js'
 export { doctor, type Diagnosis } from './runtime/doctor.js'
 export { RingfenceError, type ErrorCode, type ErrorDetails, type ErrorName } from './errors.js'
@@ -50,14 +51,12 @@ export type {
   WaitOptions,
   Admit,
   ChildOptions,
-  CloseReason,
   Closed,
   Confined,
   ConnectOptions,
   Delivery,
   Evidence,
   ExecutableFile,
-  GoneReason,
   Identity,
   JoinOptions,
   LineOptions,

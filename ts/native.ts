@@ -83,8 +83,7 @@ export interface NativeChannel {
   /** Reads the line. Returns why the channel has ended, as an index of `REASONS`; 0 while it is open. */
   listen(): number
   /**
-   * Whether the peer disconnected without ending its sending: 0 if not, 1 if its process has exited, 2 if it has closed the channel or
-   * left the address.
+   * Whether the peer disconnected without ending its sending: 0 if not, 1 if its process has exited, 2 if it has destroyed the channel.
    */
   isCut(): number
   /** Returns 0 if there is no room; 1 if the caller must fill its own memory, as always if `own` is 1; else the reserved memory. */
@@ -207,6 +206,8 @@ export interface NativeSubscription extends NativeReader {
   /** @param unread - Messages of the last fetch that were not handed out yet. */
   sequence(unread: number): bigint
   lost(unread: number): bigint
+  /** As that of a channel. */
+  isCut(): number
   /** The lag in bytes, and sleeps. Also works after `close`. */
   stats(): number[]
   watch(callback: () => void): number

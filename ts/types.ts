@@ -398,18 +398,8 @@ export interface Closed {
   readonly error?: RingfenceError | undefined
 }
 
-/**
- * Why a channel has ended.
- *
- * - 'closed': either side closed it, or it closed after both sides had ended and everything was read.
- * - 'exited': the peer's process exited without closing it.
- * - 'corrupt': the peer's ring was corrupt.
- * - 'exposed': a process tried to open the shared memory of either side, which was then wiped.
- */
-export type CloseReason = 'closed' | 'exited' | 'corrupt' | 'exposed'
-
-/** Why a subscriber has disconnected: as for a channel, or because it delayed its publisher for too long. */
-export type GoneReason = CloseReason | 'evicted'
+/** The binding's reason why a channel, a subscription or a subscriber has ended. */
+export type GoneReason = 'closed' | 'exited' | 'corrupt' | 'exposed' | 'evicted'
 
 /** Room in the ring for one message. `using` cancels a reservation that was not committed. */
 export interface Reservation extends Disposable {

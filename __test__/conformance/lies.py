@@ -249,7 +249,7 @@ def pair_words():
                 yield WordLie(f"{name} is {value:#x} at '{moment}'", moment, [(at, value)], wants)
     for phase in [*range(16), 77]:
         # An end of the line may be seen first, and then the phase is no word of an end.
-        wants = CORRUPT | {"exited"} if phase in (7, 8, 9, 11, 14, 15, 77) else None
+        wants = CORRUPT | {"exited", "lost", "PEER_LOST"} if phase in (7, 8, 9, 11, 14, 15, 77) else None
         yield WordLie(f"phase is {phase}", "open", [(PHASE, phase)], wants)
 
 

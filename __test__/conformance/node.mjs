@@ -49,7 +49,7 @@ async function meet() {
 async function echo(channel) {
   for await (const message of channel) await channel.send(message)
   await channel.end()
-  return channel.closed
+  return (await channel.closed).reason
 }
 
 async function call(channel) {
@@ -57,7 +57,7 @@ async function call(channel) {
   const found = await channel.receive()
   await channel.end()
   while ((await channel.receive()) !== undefined);
-  const reason = await channel.closed
+  const { reason } = await channel.closed
   return found?.toString() === 'hello' ? `answered, ${reason}` : reason
 }
 
@@ -71,7 +71,7 @@ async function read(delivery) {
   const subscription = await subscribe(address, { ...wanted, delivery, from: 'oldest' })
   let count = 0
   while ((await subscription.receive()) !== undefined) count += 1
-  return `${count} read, ${subscription.lost} lost, ${await subscription.closed}`
+  return `${count} read, ${subscription.lost} lost, ${(await subscription.closed).reason}`
 }
 
 /** Reads to the end, and says how many tokens had come by then. */
@@ -81,7 +81,7 @@ async function hearOut(channel) {
     for await (const _ of channel.tokens()) tokens += 1
   })()
   while ((await channel.receive()) !== undefined);
-  const reason = await channel.closed
+  const { reason } = await channel.closed
   await counting
   return `${tokens} tokens, ${reason}`
 }
@@ -100,7 +100,7 @@ const deeds = {
     const channel = await meet()
     say(`${channel.role} ${channel.peer.pid}`)
     for await (const token of channel.tokens()) channel.sendToken(BigInt.asUintN(64, token + 1n))
-    say(`over ${await channel.closed}`)
+    say(`over ${(await channel.closed).reason}`)
   },
 
   /** Works on each message for a while, and says how often a timer of 5 ms has fired meanwhile. */
@@ -114,7 +114,7 @@ const deeds = {
       while (performance.now() < until);
     }
     say(`${ticks} ticks`)
-    say(`over ${await channel.closed}`)
+    say(`over ${(await channel.closed).reason}`)
   },
 
   async hear() {
@@ -146,7 +146,7 @@ const deeds = {
     const channel = await meet()
     say(`${channel.role} ${channel.peer.pid}`)
     await channel.receive()
-    await channel.close()
+    channel.destroy()
   },
 
   async part() {
@@ -164,7 +164,7 @@ const deeds = {
     await channel.end()
     say('sent')
     await channel.receive()
-    say(`over ${await channel.closed}`)
+    say(`over ${(await channel.closed).reason}`)
   },
 
   async serve() {

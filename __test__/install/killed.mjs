@@ -1,4 +1,4 @@
-// One that is killed in the moment after its send: the other has what was sent, and then the end.
+// One that is killed in the moment after its send: the other has what was sent, and then PEER_LOST.
 
 import { join } from 'ringfence'
 
@@ -12,8 +12,13 @@ if (side === 'killed') {
 } else {
   await channel.send('here')
   const heard = []
-  for await (const message of channel) heard.push(String(message))
+  try {
+    for await (const message of channel) heard.push(String(message))
+    throw new Error('the end is told as a clean one')
+  } catch (error) {
+    if (error.code !== 'ERR_RINGFENCE_PEER_LOST') throw error
+  }
   if (heard.join() !== 'the last') throw new Error(`it got ${heard}`)
-  const reason = await channel.closed
-  if (reason !== 'exited') throw new Error(`the peer that was killed is told as ${reason}`)
+  const { reason } = await channel.closed
+  if (reason !== 'lost') throw new Error(`the peer that was killed is told as ${reason}`)
 }

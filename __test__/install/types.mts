@@ -10,7 +10,7 @@ import {
   structured,
   subscribe,
   type Channel,
-  type CloseReason,
+  type Closed,
   type Codec,
   type ConnectOptions,
   type JoinOptions,
@@ -23,7 +23,7 @@ import {
 export async function first(address: string, options: Options): Promise<string | null> {
   try {
     await using channel: Channel = await join(address, options)
-    const reason: Promise<CloseReason> = channel.closed
+    const reason: Promise<Closed> = channel.closed
     void reason
     for await (const message of channel) return message.toString('utf8')
     return null

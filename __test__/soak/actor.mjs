@@ -21,7 +21,7 @@ const SENT = 2
 const RECEIVED = 3
 const END = 4
 const IS_PUBLISHED = 5
-const ENDS = { closed: 1, exited: 2 }
+const ENDS = { closed: 1, lost: 2 }
 const BROKEN = 3
 
 // A worker has no standard output of its own that survives it. A child speaks on its parent's, and of its troubles alone.
@@ -176,11 +176,14 @@ async function receiveAll(channel, session) {
       }
     }
   } catch (error) {
-    write(session, END, BROKEN)
-    throw error
+    // A lost peer is an end: everything that it had sent was read.
+    if (error.code !== 'ERR_RINGFENCE_PEER_LOST') {
+      write(session, END, BROKEN)
+      throw error
+    }
   }
   // An end that the sender has told alone is no reason yet.
-  const reason = await Promise.race([channel.closed, sleep(0, 'closed')])
+  const { reason } = await Promise.race([channel.closed, sleep(0, { reason: 'closed' })])
   // What this side has closed was not read to its end.
   write(session, END, (!signal.aborted && ENDS[reason]) || BROKEN)
 }
@@ -282,12 +285,14 @@ async function subscribes() {
       }
     }
   } catch (error) {
-    write(session, END, BROKEN)
-    throw error
+    if (error.code !== 'ERR_RINGFENCE_PEER_LOST') {
+      write(session, END, BROKEN)
+      throw error
+    }
   } finally {
     signal.removeEventListener('abort', close)
   }
-  const reason = await subscription.closed
+  const { reason } = await subscription.closed
   write(session, END, (isReliable && !signal.aborted && ENDS[reason]) || BROKEN)
   await subscription.close()
   say('session')

@@ -148,6 +148,11 @@ export class Subscribed extends Noted {
     return this.heard
   }
 
+  /** The publisher's process has exited without an end, where the line says so. */
+  isCut(): number {
+    return REASONS[this.heard] === 'exited' ? 1 : 0
+  }
+
   keepAlive(alive: number): void {
     this.asked.push(`keep alive: ${alive}`)
   }

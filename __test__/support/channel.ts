@@ -22,7 +22,6 @@ interface Settings {
 
 interface Quiet {
   waitReadable(): Promise<boolean>
-  cutOff(): Error | undefined
   told(): void
 }
 
@@ -94,8 +93,9 @@ export class Binding {
   }
 
   /** The channel ends, and the line says so. */
-  end(reason: string | number, cut = 0): void {
-    this.answers['listen'] = typeof reason === 'number' ? reason : REASONS.indexOf(reason)
+  end(reason: string | number, cut = reason === 'lost' ? 1 : 0): void {
+    const told = cut === 1 ? 'exited' : cut === 2 ? 'closed' : reason
+    this.answers['listen'] = typeof told === 'number' ? told : REASONS.indexOf(told)
     this.answers['isCut'] = cut
     this.heard()
   }

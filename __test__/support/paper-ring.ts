@@ -18,7 +18,7 @@ export interface Queue {
   reserve(size: number): Reservation | undefined
   waitWritable(size: number): Promise<void>
   empty(): Promise<void>
-  linger(milliseconds: number, refusal: () => Error, over: Promise<unknown>): Promise<void> | null
+  linger(milliseconds: number, refusal: () => Error): Promise<void> | null
   awake(): void
   pump(): void
   shut(why: () => Error, over: boolean): void

@@ -1,11 +1,14 @@
 // Sources of a merge that a test fills by hand, and what a merge reads of them.
 
-import type { GoneReason, Merge } from 'ringfence'
+import type { Closed, Merge } from 'ringfence'
 
 import { pattern } from './bytes.js'
 import { fairness, rested } from './clock.js'
 import { insideOf } from './inside.js'
 import { bufferOver, HeldRing } from './ring.js'
+
+/** As the binding has it. */
+type GoneReason = 'closed' | 'exited' | 'corrupt' | 'exposed' | 'evicted'
 
 /** What a merge reads, with nothing but a ring. */
 export class Source {
@@ -63,9 +66,10 @@ export const [{ registerSource }, { merge, makeHeld, letEnd }, { native }] = awa
   inside('channel/merge.js'),
   inside('native.js'),
 ])
+const { closedFor } = await insideOf<{ closedFor(reason: GoneReason): Closed }>('channel/resource.js')
 
 registerSource((value) =>
-  value instanceof Source ? { buffer: value.buffer, values: null, reason: () => value.reason } : undefined,
+  value instanceof Source ? { buffer: value.buffer, values: null, end: () => closedFor(value.reason) } : undefined,
 )
 
 export type Merged = Merge<Source>

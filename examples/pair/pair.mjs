@@ -23,7 +23,7 @@ async function parent() {
   }
   await channel.end()
   const [code] = await exited
-  console.log(`parent: the channel is ${await channel.closed}, and the child has exited with ${code}`)
+  console.log(`parent: the channel is ${(await channel.closed).reason}, and the child has exited with ${code}`)
 }
 
 async function child() {

@@ -27,6 +27,6 @@ for await (const tick of subscription) {
   if (delivery === 'reliable' && number !== BigInt(read)) throw new Error(`tick ${read} is number ${number}`)
 }
 clearInterval(telling)
-tell({ reason: await subscription.closed })
+tell({ reason: (await subscription.closed).reason })
 await subscription.close()
 process.disconnect()

@@ -22,6 +22,6 @@ try {
   if (error.code !== 'ERR_RINGFENCE_EVICTED') throw error
 }
 clearInterval(telling)
-tell({ reason: await subscription.closed })
+tell({ reason: (await subscription.closed).reason })
 await subscription.close()
 process.disconnect()

@@ -39,7 +39,7 @@ if (task === 'send') {
   await channel.end()
 }
 
-const reason = await channel.closed
+const { reason } = await channel.closed
 clearInterval(tell)
 process.send({ bytes, seconds: (performance.now() - started) / 1000, sha256: hash.digest('hex'), reason })
 process.disconnect()

@@ -25,9 +25,7 @@ interface MessageChannel {
   waitReadable(): Promise<boolean>
   /** `withPeer`: this side ends because the peer has ended its sending, not because the program asked for it. */
   end(withPeer: boolean): Promise<void>
-  close(): Promise<void>
-  /** The error to report if the peer disconnected without having ended its sending; `undefined` after a clean end. */
-  cutOff(): Error | undefined
+  destroy(error?: Error): void
   ref(): void
   unref(): void
 }
@@ -152,7 +150,7 @@ class ChannelStream extends Duplex {
   /** Closes the channel. Without an error, the peer first reads all data that was written, and then the end. */
   async #leave(error: Error | null): Promise<void> {
     if (error === null) await within(LINGER, this.#endWritten().catch(ignore))
-    await this.#channel.close()
+    this.#channel.destroy(error ?? undefined)
   }
 
   async #endWritten(): Promise<void> {
@@ -225,11 +223,11 @@ class ChannelStream extends Duplex {
           if (wantsMore === undefined) await new Promise<void>((resolve) => void timers.setImmediate(resolve))
         }
         if (message !== null || (await this.#channel.waitReadable())) continue
-        this.#end()
+        this.#pushed(null)
         return
       }
     } catch (error) {
-      this.destroy(asOfSocket(error as Error, 'read'))
+      this.#fail(error as NodeJS.ErrnoException)
     } finally {
       this.#reading = false
     }
@@ -245,13 +243,12 @@ class ChannelStream extends Duplex {
     return wantsMore
   }
 
-  #end(): void {
-    const failure = this.#channel.cutOff()
-    if (failure === undefined) {
-      this.#pushed(null)
+  #fail(error: NodeJS.ErrnoException): void {
+    if (error.code !== 'ERR_RINGFENCE_PEER_LOST') {
+      this.destroy(error)
       return
     }
-    this.#failure = asOfSocket(failure, 'read')
+    this.#failure = asOfSocket(error, 'read')
     this.#failOnceRead(this.#failure)
   }
 

@@ -1,5 +1,6 @@
 // Channels, subscriptions, merges and publishers as web streams, with one chunk for each message.
 
+import type { RingfenceError } from '../errors.js'
 import { builtin } from '../native.js'
 import type { ReadableStreamDefaultController } from 'node:stream/web'
 
@@ -8,15 +9,13 @@ import { timers } from '../runtime/timers.js'
 /** The source of a readable stream. */
 export interface WebSource<In> {
   /**
-   * Waits for a message. Resolves with `false` at the end. Does not end this side.
+   * Waits for a message. Resolves with `false` after a clean end. Does not end this side.
    *
    * @param reader - Identifies the reader. Only one may wait at a time. `null` may wait alongside any reader.
    */
   waitReadable(reader: object | null): Promise<boolean>
   /** Takes a message if there is one now. Does not end this side. */
   tryReceive(): In | undefined
-  /** The error to report at the end if the peer disconnected before it had ended its sending. */
-  cutOff?(): Error | undefined
   /** Called once the end was reported and no writer holds the writable stream. */
   told?(): void
   close(): Promise<void>
@@ -29,7 +28,7 @@ export interface WebSink<Out> {
   /** Waits for room. Rejects with the reason once nothing can be sent. */
   waitWritable(size: number): Promise<void>
   end(): Promise<void>
-  close(): Promise<void>
+  destroy(error?: Error): void
 }
 
 /** For a promise whose rejection is reported elsewhere. */
@@ -68,20 +67,19 @@ export class WebStreams<In, Out> {
     const finish = (controller: ReadableStreamDefaultController<In>) => {
       if (isOver) return
       isOver = true
-      const cutOff = source.cutOff?.()
-      if (cutOff === undefined) controller.close()
-      else controller.error(cutOff)
+      controller.close()
       this.#told = true
       this.#endIfFree()
     }
-    // Reports the end to a reader that does not read.
+    // Reports the end, clean or not, to a reader that does not read.
     const watch = async (controller: ReadableStreamDefaultController<In>) => {
       if (isWatching) return
       isWatching = true
       try {
         if (!(await source.waitReadable(null))) finish(controller)
-      } catch {
-        // The next read reports it.
+      } catch (error) {
+        // Without memory for a message, the message is still there for the next read.
+        if ((error as RingfenceError).code !== 'ERR_RINGFENCE_NO_SPACE') controller.error(error)
       } finally {
         isWatching = false
       }
@@ -117,14 +115,16 @@ export class WebStreams<In, Out> {
         // Node calls abort() only after the write or close in progress, which a full ring would delay. The signal is immediate. (Node's
         // types lack it.)
         const { signal } = controller as typeof controller & { signal: AbortSignal }
-        signal.addEventListener('abort', () => void sink.close())
+        signal.addEventListener('abort', () => {
+          sink.destroy(signal.reason instanceof Error ? signal.reason : undefined)
+        })
       },
       write: async (chunk) => {
         await sink.send(chunk)
         if (this.#told) timers.setImmediate(() => this.#endIfFree())
       },
       close: () => sink.end(),
-      abort: () => sink.close(),
+      abort: (reason) => sink.destroy(reason instanceof Error ? reason : undefined),
     })
     // Errors the writable stream once nothing can be sent, even without a pending write.
     void sink.closed.then(() => sink.waitWritable(0).catch(fail))

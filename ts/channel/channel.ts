@@ -4,56 +4,36 @@ import { structured, type Codec } from '../adapters/codec.js'
 import { toDuplex } from '../adapters/duplex.js'
 // oxlint-disable-next-line import/no-cycle -- it imports types of this file alone
 import { Port, type MessagePortLike } from '../adapters/port.js'
-import { WebStreams } from '../adapters/web.js'
+import { WebStreams, type WebSource } from '../adapters/web.js'
 import { tellClosed, tellOpen } from '../runtime/diagnostics.js'
 import { invalid, show, type RingfenceError } from '../errors.js'
 import { untilAborted } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
 import { ChannelCore } from './core.js'
-import { batchLoop, loop, type Loop } from './loops.js'
+import { loop } from './loops.js'
 import { withOperations, type Failure, type NativeChannel, type RawChannel } from '../native.js'
-import { checkReceiveEach, lingerOf, readerSignal, type ChannelSettings } from '../endpoint/options.js'
-import type { ReceiveBuffer } from './receive-buffer.js'
+import type { ChannelSettings } from '../endpoint/options.js'
 import type { Fill, SendQueue } from './send-queue.js'
-import { registerSource } from './sources.js'
+import { Source } from './source.js'
 import type { ChannelStats } from './stats.js'
 import { toToken } from './tokens.js'
 import { Values } from './values.js'
-import type {
-  BatchOptions,
-  CloseReason,
-  Evidence,
-  Identity,
-  Message,
-  MessageInput,
-  Reservation,
-  Visit,
-  WaitOptions,
-} from '../types.js'
+import type { Message, MessageInput, Reservation, WaitOptions } from '../types.js'
 
 /** Only `join`, `connect`, `member` and listeners make channels. */
 const KEY = Symbol('ringfence')
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
 type AnyChannel = Channel<any, any>
-let make: (native: NativeChannel, settings: ChannelSettings) => AnyChannel
+let make: (native: NativeChannel, settings: ChannelSettings, address: string | null) => AnyChannel
 
 /** Frees the host's address if the process exits while the channel is open. */
 export let vacateAtExit: (channel: AnyChannel, address: string) => void
 
-/** The error to report if the peer disconnected without having ended its sending; `undefined` after a clean end. */
-export let cutOff: (channel: AnyChannel) => RingfenceError | undefined
-
 /** Channel operations for adapters, which report the end of a channel themselves. */
-export interface Quiet<In> {
-  /** Does the same as {@link Channel.waitReadable}, but does not end this side if the peer has ended. */
-  waitReadable(reader?: object | null): Promise<boolean>
-  /** Returns a loop that yields whenever a message is available. It takes no message, and finishes once no more will arrive. */
+export interface Quiet<In> extends WebSource<In> {
+  /** Returns a loop that yields whenever a message is available. It takes no message, and finishes after a clean end. */
   arrivals(): AsyncIterator<unknown, undefined>
-  /** Does the same as {@link Channel.tryReceive}, but does not end this side if the peer has ended. */
-  tryReceive(): In | undefined
-  /** The error to report at the end if the peer disconnected before it had ended its sending. */
-  cutOff(): RingfenceError | undefined
-  /** Must be called after the end of the peer's sending was reported. */
+  /** Must be called after a clean end was reported. */
   told(): void
 }
 
@@ -72,45 +52,32 @@ export let depart: (channel: AnyChannel) => () => void
  * `for await (const message of channel)` yields messages until the peer's end. Leaving the loop neither closes the channel nor loses a
  * message. `await using` closes the channel. An open channel keeps the process alive, as a socket does, until {@link Channel.unref}.
  *
+ * `closed` resolves when the channel has ended, whichever side ended it, and has released the address. Messages that the peer sent before
+ * can still be read: their memory stays mapped until they are read, or {@link Channel.close} is called.
+ *
  * With the option `codec`, and if made by {@link Channel.with}, the channel's messages are values.
  */
-export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<In>, AsyncDisposable {
+export class Channel<In = Message, Out = MessageInput> extends Source<In> {
   /** The role of this process at the rendezvous. Both sides have the same rights afterwards. */
   readonly role: 'host' | 'guest'
   /** Bytes of the ring that this side writes. */
   readonly capacity: number
   /** Bytes of the longest message that this side may send. The peer sets this limit. */
   readonly maxMessageSize: number
-  /**
-   * Resolves when the channel has ended, whichever side ended it, and has released everything, the address included. Messages that the peer
-   * sent before can still be read: their memory stays mapped until they are read, or {@link Channel.close} is called. Never rejects.
-   */
-  readonly closed: Promise<CloseReason>
-
   readonly #core: ChannelCore
   readonly #queue: SendQueue
-  readonly #buffer: ReceiveBuffer
-  /** Converts messages to values; null: the messages are bytes. */
   readonly #values: Values<unknown> | null
-  #streams: WebStreams<In, Out> | null = null
 
   static {
     depart = (channel) => channel.#core.depart()
-    cutOff = (channel) => channel.#core.cutOff()
-    quietOf = (channel) => ({
-      waitReadable: (reader) => channel.#core.waitReadable(undefined, reader),
-      arrivals: () =>
-        loop<unknown>(
-          () => channel.#core.arrivedNow(),
-          (reader) => channel.#buffer.wait(false, undefined, reader),
-        ),
-      tryReceive: () => channel.#decode(channel.#buffer.takeNow()),
-      cutOff: () => channel.#core.cutOff(),
-      told: () => channel.#core.endWithPeer(),
-    })
-    make = (native, settings) => {
-      const core = new ChannelCore(native, settings, (reason) => tellClosed(channel, reason))
-      const channel = new Channel(KEY, core, settings.codec === undefined ? null : new Values(settings.codec))
+    quietOf = (channel) => channel.quiet()
+    make = (native, settings, address) => {
+      const core = new ChannelCore(native, settings, (closed) => {
+        tellClosed(channel, closed)
+        channel.settle(closed)
+      })
+      const values = settings.codec === undefined ? null : new Values(settings.codec)
+      const channel: AnyChannel = new Channel(KEY, address, core, values)
       return channel
     }
     whenRead = (channel, callback) => {
@@ -119,54 +86,24 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
     vacateAtExit = (channel, address) => {
       void channel.closed.then(atExit(address, () => channel.#core.native.vacate()))
     }
-    registerSource((value) =>
-      #core in value
-        ? { buffer: value.#buffer, values: value.#values, reason: () => value.#core.reasonOfEnd() }
-        : undefined,
-    )
   }
 
-  private constructor(key: symbol, core: ChannelCore, values: Values<unknown> | null) {
+  /** @param from - The address, or the channel of which the new one is a view. */
+  private constructor(
+    key: symbol,
+    from: string | null | AnyChannel,
+    core: ChannelCore,
+    values: Values<unknown> | null,
+  ) {
     if (key !== KEY) throw invalid('channels are made by join, connect, listen and member')
+    super(from, core, values)
     const { native } = core
     this.#core = core
     this.#queue = core.queue
-    this.#buffer = core.buffer
     this.#values = values
     this.role = native.role
     this.capacity = native.capacity
     this.maxMessageSize = native.maxMessageSize
-    this.closed = core.closed
-  }
-
-  /** The peer's identity at the last check, in the handshake or by {@link Channel.verify}. */
-  get peer(): Identity {
-    return this.#core.view.peer
-  }
-
-  /** Every check of the handshake, in order, and the checks of the last {@link Channel.verify}. */
-  get evidence(): readonly Evidence[] {
-    return this.#core.view.evidence
-  }
-
-  /**
-   * Checks the peer again now, against the policy that the channel was made with. `authorize` is not called again. {@link Channel.peer} and
-   * {@link Channel.evidence} then show the results of this check.
-   *
-   * @returns The peer's identity. Rejects with PEER_REFUSED if the policy no longer holds, or the check cannot be made: the channel is then
-   * closed at once, and its unread messages are discarded. PEER_LOST if the peer has exited, or executes another program; CLOSED after this
-   * side's close; RING_CORRUPT; NO_SPACE if there is no thread for the check; HANDSHAKE_TIMEOUT if the peer's executable cannot be read
-   * within `handshakeTimeout`. NO_SPACE and HANDSHAKE_TIMEOUT say nothing about the peer, and the channel stays open.
-   *
-   * If the channel has ended, the rejection needs no handler, as with {@link Channel.send}. PEER_REFUSED, NO_SPACE and HANDSHAKE_TIMEOUT,
-   * which only this call reports, need one as usual.
-   */
-  verify(options?: WaitOptions): Promise<Identity> {
-    return this.#core.view.verify(
-      () => this.#core.over,
-      () => this.#core.hear(),
-      options,
-    )
   }
 
   /**
@@ -245,125 +182,13 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
   }
 
   /**
-   * Receives the next message.
-   *
-   * @returns `undefined` after the end: no more will arrive, and everything was read.
-   * Rejects with CLOSED after this side's close; RING_CORRUPT; OBJECT_EXPOSED, after which unread messages are lost; MALFORMED, with the
-   * `bytes`, for a message that the codec cannot decode (the next call returns the next message); AbortError if the signal is aborted,
-   * which loses no message.
-   */
-  receive(options?: WaitOptions): Promise<In | undefined> {
-    if (this.#values === null) return this.#receive(options) as Promise<In | undefined>
-    return this.#receiveValue(this.#values, options) as Promise<In | undefined>
-  }
-
-  async #receive(options?: WaitOptions): Promise<Buffer | undefined> {
-    const signal = readerSignal(options)
-    let message = this.#core.receiveNow()
-    if (message === undefined) message = await this.#buffer.wait(true, signal).promise
-    return message ?? undefined
-  }
-
-  async #receiveValue(values: Values<unknown>, options?: WaitOptions): Promise<unknown> {
-    const message = await this.#receive(options)
-    return message === undefined ? undefined : values.decode(message)
-  }
-
-  /**
-   * Receives the next message if there is one now.
-   *
-   * @returns `undefined` if there is none.
-   * @throws {@link RingfenceError} CLOSED after this side's close; RING_CORRUPT; MALFORMED
-   */
-  tryReceive(): In | undefined {
-    return this.#decode(this.#buffer.tryReceive())
-  }
-
-  #decode(message: Buffer | null): In | undefined {
-    if (message === null) return undefined
-    return (this.#values === null ? message : this.#values.decode(message)) as In
-  }
-
-  /**
-   * Visits the messages that are available now, in order. Messages that arrive during the call are left to the next call. So a loop of
-   * `waitReadable` and `receiveEach` lets the event loop turn, however fast the peer sends.
-   *
-   * The bytes are valid during the visit, and must not be transferred: the memory holds other messages as well. A channel of values passes
-   * the visitor each value, which it may keep.
-   *
-   * @param visit - If it throws, the error is passed on: the current message counts as visited, and the others stay unread.
-   * @param max - The maximum number of messages, however long that takes. By default, visits stop after about 2 ms, and the other messages
-   * stay unread: {@link Channel.waitReadable} then resolves once the event loop has turned. `Infinity` visits all available messages.
-   * @returns The number of visited messages.
-   * @throws {@link RingfenceError} CLOSED after this side's close; RING_CORRUPT; MALFORMED, after which the next call continues behind that
-   * message; NO_SPACE if there is no memory for the next message, which the next call tries again; INVALID_ARGUMENT if a visitor has
-   * transferred the memory, which loses the other messages in it.
-   */
-  receiveEach(visit: Visit<In>, max?: number): number {
-    checkReceiveEach(visit, max)
-    const visitor = this.#values === null ? (visit as Visit) : this.#values.visitor(visit as (value: unknown) => void)
-    return this.#buffer.receiveEach(visitor, max)
-  }
-
-  /**
-   * Waits until a message is available.
-   *
-   * @returns `false` if no more messages will arrive and everything was read. Rejects as `receive`.
-   */
-  async waitReadable(options?: WaitOptions): Promise<boolean> {
-    const readable = await this.#core.waitReadable(readerSignal(options))
-    if (!readable) this.#core.endWithPeer()
-    return readable
-  }
-
-  /**
-   * Whether no more messages will arrive and everything was read. Without `allowHalfOpen`, the first access that returns `true` ends this
-   * side's sending, as the `undefined` of {@link Channel.receive} does.
-   */
-  get readableEnded(): boolean {
-    return this.#buffer.isEnded
-  }
-
-  /**
-   * Yields arrays of at least one and at most `max` available messages. Meant for fast loops: it needs one promise for each array instead
-   * of one for each message.
-   *
-   * @example
-   * for await (const messages of channel.batches()) for (const message of messages) handle(message)
-   *
-   * @throws {@link RingfenceError} INVALID_ARGUMENT for wrong options; an AbortError if the signal is aborted already
-   */
-  batches(options?: BatchOptions): Loop<In[]> {
-    const buffer = this.#buffer
-    return batchLoop<Buffer, In>(
-      {
-        now: () => this.#core.nextNow(),
-        more: () => (buffer.due === null ? buffer.takeNow() : null),
-        wait: (reader, signal) => buffer.wait(true, signal, reader),
-        decode: (message) => this.#decode(message)!,
-      },
-      options,
-    )
-  }
-
-  /** A message that cannot be decoded ends the loop with an error. Another loop continues behind that message. */
-  [Symbol.asyncIterator](): Loop<In> {
-    const values = this.#values
-    return loop<Buffer, In>(
-      () => this.#core.nextNow(),
-      (reader) => this.#buffer.wait(true, undefined, reader),
-      values === null ? undefined : (message) => values.decode(message) as In,
-    )
-  }
-
-  /**
    * Returns the same channel with values as messages, encoded and decoded by the codec: {@link json}, {@link structured}, or a custom one.
    * A channel may have several such views, and may be used directly at the same time. Each message goes to the first reader.
    *
    * @throws {@link RingfenceError} INVALID_ARGUMENT if it is no codec
    */
   with<T>(codec: Codec<T>): Channel<T, T> {
-    return new Channel<T, T>(KEY, this.#core, new Values(codec) as Values<unknown>)
+    return new Channel<T, T>(KEY, this, this.#core, new Values(codec) as Values<unknown>)
   }
 
   /**
@@ -405,17 +230,22 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
   }
 
   /**
-   * Closes the channel. The peer can still read what is in the ring. Pending sends have `linger` milliseconds (default 0), and then reject
-   * with CLOSED.
+   * Closes the channel. Messages that were sent have `linger` milliseconds (1,000 by default) to get into the ring, where the peer can still
+   * read them, and then its end. If that is too short, the remaining sends reject with CLOSED, and the peer finds a lost peer. Reads that
+   * wait here end normally.
    *
-   * @returns A promise that resolves once everything is released.
+   * @returns A promise that resolves once everything is released. A second call returns the same promise.
    */
-  async close(options: { linger?: number } = {}): Promise<void> {
-    await this.#core.close(lingerOf(options))
+  override close(options?: { linger?: number | undefined }): Promise<void> {
+    return super.close(options)
   }
 
-  [Symbol.asyncDispose](): Promise<void> {
-    return this.close()
+  /**
+   * Closes the channel at once, and drops the messages that are not in the ring. The peer finds a lost peer. With an error, reads that wait
+   * here reject, and `closed` has the reason 'failed' with this error, or with one of which it is the `cause`.
+   */
+  override destroy(error?: Error): void {
+    super.destroy(error)
   }
 
   /**
@@ -448,48 +278,44 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
       tryReceive: () => buffer.takeNow(),
       waitReadable: () => core.waitReadable(undefined, stream),
       end: (withPeer) => (withPeer ? core.endAfterPeer() : core.end()),
-      close: () => this.close(),
-      cutOff: () => core.cutOff(),
+      destroy: (error) => this.destroy(error),
       ref: () => this.ref(),
       unref: () => this.unref(),
     })
   }
 
-  #web(): WebStreams<In, Out> {
-    if (this.#streams !== null) return this.#streams
-    const quiet = quietOf(this)
+  /** @internal */
+  protected override quiet(): Quiet<In> {
+    const core = this.#core
+    return {
+      ...(super.quiet() as WebSource<In> & { told(): void }),
+      arrivals: () =>
+        loop<unknown>(
+          () => core.arrivedNow(),
+          (reader) => core.buffer.wait(false, undefined, reader),
+        ),
+    }
+  }
+
+  /** @internal */
+  protected override makeStreams(): WebStreams<In, unknown> {
     const sink = {
       closed: this.closed,
       send: (message: Out) => this.send(message),
       waitWritable: (size: number) => this.waitWritable(size),
       end: () => this.end(),
-      close: () => this.close(),
+      destroy: (error?: Error) => this.destroy(error),
     }
-    return (this.#streams = new WebStreams<In, Out>({ ...quiet, close: sink.close }, sink))
-  }
-
-  /**
-   * A web stream with one chunk for each message, made on first use. A message is taken from the channel when the stream's reader asks for
-   * it, so the backpressure is the channel's. The stream ends after the peer's end. It errors with PEER_LOST, after all messages, if the
-   * peer disconnected before it had ended its sending. `cancel()` closes the channel.
-   *
-   * With {@link Channel.writable} the channel is a pair of streams for `pipeThrough`. `pipeline` of `node:stream` takes the channel as a
-   * source, and its `writable` as a destination.
-   *
-   * @example
-   * await channel.readable.pipeThrough(new TextDecoderStream()).pipeTo(sink)
-   */
-  get readable(): ReadableStream<In> {
-    return this.#web().readable
+    return new WebStreams<In, Out>(this.quiet(), sink) as WebStreams<In, unknown>
   }
 
   /**
    * A web stream that sends a message for each chunk, made on first use. A write is done once its message is in the ring. `close()` ends
-   * this side's sending, and `abort()` closes the channel. Without `allowHalfOpen`, the end of {@link Channel.readable} ends this side too,
+   * this side's sending, and `abort()` destroys the channel. Without `allowHalfOpen`, the end of {@link Channel.readable} ends this side too,
    * unless a writer or a pipe holds the stream.
    */
   get writable(): WritableStream<Out> {
-    return this.#web().writable
+    return this.streams.writable as WritableStream<Out>
   }
 
   /**
@@ -502,29 +328,22 @@ export class Channel<In = Message, Out = MessageInput> implements AsyncIterable<
    * that a listener throws is an uncaught exception.
    */
   port(): MessagePortLike {
-    this.#buffer.mustBeFree()
-    const raw = this.#values === null ? this : new Channel(KEY, this.#core, null)
+    this.#core.buffer.mustBeFree()
+    const raw = this.#values === null ? this : new Channel(KEY, this, this.#core, null)
     const bytes = raw as unknown as Channel
     const codec = this.#values?.codec ?? structured()
     return new Port(bytes, codec, quietOf(bytes) as Quiet<Buffer>, this as unknown as Channel<unknown, unknown>)
   }
 
-  /** Keeps the process alive while the channel is open, which is the default. */
-  ref(): this {
-    this.#core.keepAlive(true)
-    return this
-  }
-
-  /** Lets the process exit while the channel is open. */
-  unref(): this {
-    this.#core.keepAlive(false)
-    return this
+  /** @internal */
+  protected override summary(): string[] {
+    return [this.role, `peer ${this.peer.pid}`]
   }
 }
 
 /** Opens a channel over the binding's object. */
 export function openChannel(raw: RawChannel, settings: ChannelSettings, address: string | null): AnyChannel {
-  const channel = make(withOperations(raw), settings)
+  const channel = make(withOperations(raw), settings, address)
   tellOpen(channel, address)
   return channel
 }

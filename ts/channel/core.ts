@@ -2,35 +2,24 @@
 // was made from.
 
 import { RingfenceError, fromFailure } from '../errors.js'
-import { FAILED, REASONS, REFUSED, type NativeChannel } from '../native.js'
+import { FAILED, type NativeChannel } from '../native.js'
 import type { ChannelSettings } from '../endpoint/options.js'
 import { timers } from '../runtime/timers.js'
-import type { CloseReason } from '../types.js'
+import type { Closed } from '../types.js'
 import { PeerView } from './peer-view.js'
 import { ReceiveBuffer } from './receive-buffer.js'
+import { closedBy, closedFor, destroyedBy, lostBy, repeat } from './resource.js'
 import { SendQueue } from './send-queue.js'
+import type { SourceCore } from './source.js'
 import type { ChannelStats } from './stats.js'
 import { Tokens } from './tokens.js'
 
-const lost = (reason: CloseReason) =>
-  new RingfenceError(
-    'PEER_LOST',
-    reason === 'exited'
-      ? "the peer's process has ended, or executes another program now"
-      : 'the peer has closed the channel',
-  )
-
-/** A channel is never evicted. */
-const reasonOf = (answer: number) => (REASONS[answer] ?? null) as CloseReason | null
+const CLOSED: Closed = { reason: 'closed' }
 
 const closedHere = () => new RingfenceError('CLOSED', 'the channel is closed')
-const exposed = () =>
-  new RingfenceError(
-    'OBJECT_EXPOSED',
-    'another process tried to open the shared memory of one of the two sides: it was wiped, and the channel is closed',
-  )
+const closedByPeer = () => new RingfenceError('PEER_LOST', 'the peer has closed the channel')
 const refusedHere = () =>
-  new RingfenceError('CLOSED', 'the channel was closed: its peer is no longer who the policy asks for')
+  new RingfenceError('CLOSED', 'the channel was closed: its peer no longer satisfies the policy')
 const endedHere = () => new RingfenceError('CLOSED', 'this side has ended its sending')
 const endedWithPeer = () =>
   new RingfenceError(
@@ -39,48 +28,43 @@ const endedWithPeer = () =>
       '`allowHalfOpen: true` it sends on',
   )
 
-export class ChannelCore {
+export class ChannelCore implements SourceCore {
   readonly native: NativeChannel
   readonly queue: SendQueue
   readonly buffer: ReceiveBuffer
   readonly tokens: Tokens
   readonly view: PeerView
   readonly allowHalfOpen: boolean
-  readonly closed: Promise<CloseReason>
-  #resolveClosed!: (reason: CloseReason) => void
-  readonly #onEnd: (reason: CloseReason) => void
-  #reason: CloseReason | null = null
+  readonly #onEnd: (closed: Closed) => void
+  /** The end; null while the channel is open. */
+  #closed: Closed | null = null
   /** The error of sends after this side has ended its sending. */
   #whyEnded = endedHere
   /** The error of calls after the channel has ended. */
   #whyOver = closedHere
   #ending: Promise<void> | null = null
+  #closing: Promise<void> | null = null
   /** The peer ended the channel by closing it or exiting, so its earlier messages can still be read. */
   #outlives = false
-  /** The final result of the binding's `isCut`: how the peer disconnected without having ended its sending; 0 if it did not. */
-  #cut = 0
   /** The membership that made this channel is closing it. */
   #departing = false
   /** Called once the messages that the peer left were read or dropped; never called if it left none. */
   whenRead: (() => void) | null = null
 
   /** @param onEnd - Called once, when the channel has ended. */
-  constructor(native: NativeChannel, settings: ChannelSettings, onEnd: (reason: CloseReason) => void) {
+  constructor(native: NativeChannel, settings: ChannelSettings, onEnd: (closed: Closed) => void) {
     const { busyPollMicros, allowHalfOpen } = settings
     this.native = native
     this.allowHalfOpen = allowHalfOpen
     this.view = new PeerView(native)
     this.#onEnd = onEnd
-    this.closed = new Promise((resolve) => {
-      this.#resolveClosed = resolve
-    })
     const failed = (error: RingfenceError) => this.#failed(error)
     this.queue = new SendQueue(native, busyPollMicros > 0, failed)
     this.buffer = new ReceiveBuffer(
       native,
       busyPollMicros > 0,
       failed,
-      () => this.#mayBeOver(),
+      () => this.#foundEnd(),
       () => this.endWithPeer(),
     )
     this.tokens = new Tokens(native)
@@ -89,7 +73,7 @@ export class ChannelCore {
 
   /** The error of a call after the end; `undefined` before it. */
   get over(): RingfenceError | undefined {
-    return this.#reason === null ? undefined : this.#whyOver()
+    return this.#closed === null ? undefined : this.#whyOver()
   }
 
   stats(): ChannelStats {
@@ -159,36 +143,64 @@ export class ChannelCore {
       this.queue.refuse(why, why === endedWithPeer)
       this.#ending = this.queue.empty().then(() => {
         this.queue.shut(why, false)
-        if (this.#reason === null) this.#settle(this.native.end(), this.#whyEnded)
+        if (this.#closed === null) this.#settle(this.native.end(), this.#whyEnded)
       })
     }
     return this.#ending
   }
 
-  /** Called when a caller has seen the end of the peer's messages. If the peer cut the channel off, there is no direction left to end. */
+  /** Called when a caller has seen the end of the peer's messages. If the peer is lost, there is no direction left to end. */
   endWithPeer(): void {
-    if (this.allowHalfOpen || this.#isCutNow() !== 0) return
-    if (this.#reason === null) void this.#endSending(endedWithPeer)
+    if (this.allowHalfOpen || this.#howLost() !== 0) return
+    if (this.#closed === null) void this.#endSending(endedWithPeer)
     else if (this.#ending === null && this.#outlives) this.queue.shut(endedWithPeer, true)
   }
 
-  async close(linger: number): Promise<void> {
-    if (this.#reason === null) {
-      const lingering = this.queue.linger(linger, closedHere, this.closed)
+  close(linger: number): Promise<void> {
+    return (this.#closing ??= this.#close(linger))
+  }
+
+  async #close(linger: number): Promise<void> {
+    this.#noticeLoss()
+    if (this.#closed === null) {
+      const lingering = this.queue.linger(linger, closedHere)
       if (lingering !== null) await lingering
     }
-    // The messages that the peer left will not be read.
-    if (this.#reason === null) this.#finish('closed', closedHere)
-    else if (this.buffer.outlives) this.buffer.close(closedHere)
+    if (this.#closed === null) {
+      // Without this end, the peer finds a lost peer.
+      if (this.queue.isEmpty) this.native.end()
+      this.#finish(CLOSED, closedHere)
+    } else this.#dropLeft()
+  }
+
+  /** Closes the channel at once, without an end for the peer. */
+  destroy(error?: Error): void {
+    this.#noticeLoss()
+    if (this.#closed !== null) this.#dropLeft()
+    else {
+      const closed = destroyedBy(error)
+      this.#finish(closed, closed.error === undefined ? closedHere : repeat(closed.error))
+    }
+  }
+
+  /** Ends the channel as lost if the core knows that already. A reader may have found that, and not the event loop. */
+  #noticeLoss(): void {
+    if (this.#closed === null && this.native.isCut() !== 0) this.hear()
+  }
+
+  /** Drops the messages that the peer left: this side will not read them. */
+  #dropLeft(): void {
+    if (this.buffer.outlives) this.buffer.close(closedHere)
   }
 
   /** Prepares for a close by the binding from another thread. Returns a function that marks the channel closed. */
   depart(): () => void {
-    if (this.#reason !== null) return () => {}
+    if (this.#closed !== null) return () => {}
     this.queue.pump()
     this.queue.refuse(closedHere, true)
     this.#departing = true
-    return () => this.#finish('closed', closedHere)
+    if (this.queue.isEmpty) this.native.end()
+    return () => this.#finish(CLOSED, closedHere)
   }
 
   keepAlive(alive: boolean): void {
@@ -198,7 +210,7 @@ export class ChannelCore {
   }
 
   sendToken(word: bigint): void {
-    if (this.#reason !== null) throw this.#whyOver()
+    if (this.#closed !== null) throw this.#whyOver()
     if (this.native.sendToken(word) !== FAILED) {
       this.tokens.sent()
       return
@@ -209,16 +221,10 @@ export class ChannelCore {
     throw error
   }
 
-  cutOff(): RingfenceError | undefined {
-    const cut = this.#isCutNow()
-    if (cut === 0) return undefined
-    const what = cut === 1 ? 'has ended, or executes another program now,' : 'has closed the channel'
-    return new RingfenceError('PEER_LOST', `the peer ${what} before it had ended its sending: the end may be missing`)
-  }
-
-  /** A reader may find the end before the event loop is notified. */
-  #isCutNow(): number {
-    return this.#reason === null ? this.native.isCut() : this.#cut
+  /** How the peer was lost, as the binding's `isCut`; 0 if it was not. A reader may find that before the event loop is notified. */
+  #howLost(): number {
+    if (this.#closed === null) return this.native.isCut()
+    return this.#closed.reason === 'lost' ? 1 : 0
   }
 
   /** Releases the ring: the messages that the peer left were read or dropped. */
@@ -232,10 +238,10 @@ export class ChannelCore {
 
   /** Called when the line is readable. */
   hear(): void {
-    if (this.#reason !== null) return
+    if (this.#closed !== null) return
     // The error of a send must not depend on which side's end was noticed first.
     this.#settle(this.native.listen(), this.#whyEnded === endedWithPeer ? endedWithPeer : undefined)
-    if (this.#reason === null) this.#wake()
+    if (this.#closed === null) this.#wake()
   }
 
   /** Re-checks everything that waits: the peer has woken this side. */
@@ -252,71 +258,73 @@ export class ChannelCore {
    * @param unsendable - The error of later sends; by default that of the reason.
    */
   #settle(answer: number, unsendable?: () => RingfenceError): void {
-    const reason = reasonOf(answer)
-    if (reason === null) return
-    if (this.#departing) this.#finish(reason, closedHere)
-    else if (answer === REFUSED) this.#finish(reason, refusedHere)
-    else if (reason === 'exposed') this.#finish(reason, exposed)
-    else {
-      this.#cut = this.native.isCut()
-      this.#finish(reason, unsendable ?? (() => lost(reason)), true)
-    }
+    const closed = closedBy(answer, this.native)
+    if (closed === null) return
+    const { reason, error } = closed
+    if (this.#departing) this.#finish(CLOSED, closedHere)
+    else if (reason === 'refused') this.#finish(closed, refusedHere)
+    else if (reason === 'exposed') this.#finish(closed, repeat(error!))
+    else this.#finish(closed, unsendable ?? (error === undefined ? closedByPeer : repeat(error)), true)
   }
 
-  #mayBeOver(): void {
+  /** Called when everything was fetched and the peer sends no more. Returns the error of later reads if the peer is lost. */
+  #foundEnd(): (() => RingfenceError) | null {
+    const how = this.#howLost()
     // The reader that has found the end must return first.
-    if (this.#ending !== null) timers.queueMicrotask(() => this.#checkEnd())
+    if (how !== 0) timers.queueMicrotask(() => this.hear())
+    else if (this.#ending !== null) timers.queueMicrotask(() => this.#checkEnd())
+    if (how === 0) return null
+    return this.#closed === null ? () => lostBy(how) : repeat(this.#closed.error!)
   }
 
   /** Checks whether both sides have ended. */
   #checkEnd(): void {
-    if (this.#reason !== null) return
+    if (this.#closed !== null) return
     this.#settle(this.native.listen(), this.#whyEnded)
     // The line was read, so a wakeup for a waiting send would not come again.
-    if (this.#reason === null) this.#wake()
+    if (this.#closed === null) this.#wake()
   }
 
-  /** Returns why the source of a merge has ended. The event loop may not be notified yet, or the peer may have ended only its sending. */
-  reasonOfEnd(): CloseReason {
+  /** Returns the end of the source of a merge. The event loop may not be notified yet, or the peer may have ended only its sending. */
+  endOfSource(): Closed {
     this.hear()
-    const reason = this.#reason ?? 'closed'
+    const closed = this.#closed ?? CLOSED
     // The merge reports the end.
     this.endWithPeer()
-    return reason
+    return closed
   }
 
   /** Handles a failed call into the core. An error that ends the channel there ends it here as well. */
   #failed(error: RingfenceError): void {
-    if (error.code === 'ERR_RINGFENCE_RING_CORRUPT') {
-      this.#finish('corrupt', () => new RingfenceError('RING_CORRUPT', error.message, { cause: error }))
-    } else if (error.code === 'ERR_RINGFENCE_OBJECT_EXPOSED') {
-      this.#finish('exposed', exposed)
+    if (error.code === 'ERR_RINGFENCE_RING_CORRUPT') this.#finish({ reason: 'corrupt', error }, repeat(error))
+    else if (error.code === 'ERR_RINGFENCE_OBJECT_EXPOSED') {
+      const closed = closedFor('exposed')
+      this.#finish(closed, repeat(closed.error!))
     } else if (error.code === 'ERR_RINGFENCE_PEER_LOST' || error.code === 'ERR_RINGFENCE_CLOSED') {
       // A call noticed the end before the event loop was notified.
       this.hear()
-    } else if (error.code === 'ERR_RINGFENCE_UNSUPPORTED') {
-      this.#finish('closed', () => error)
-    }
+    } else if (error.code === 'ERR_RINGFENCE_UNSUPPORTED') this.#finish({ reason: 'failed', error }, () => error)
   }
 
-  /** @param outlives - The messages that the peer left can still be read. */
-  #finish(reason: CloseReason, unsendable: () => RingfenceError, outlives = false): void {
-    if (this.#reason !== null) return
-    this.#reason = reason
+  /**
+   * @param unsendable - The error of later calls.
+   * @param outlives - The messages that the peer left can still be read.
+   */
+  #finish(closed: Closed, unsendable: () => RingfenceError, outlives = false): void {
+    if (this.#closed !== null) return
+    this.#closed = closed
     this.#outlives = outlives
     if (outlives) this.native.outlive()
     else this.native.close()
     this.queue.shut(unsendable, true)
     this.#whyOver = unsendable
-    if (unsendable === closedHere || unsendable === refusedHere) {
-      this.buffer.close(unsendable)
-      this.tokens.close()
-    } else {
-      if (outlives) this.buffer.outlive(() => this.#letGo())
-      else this.buffer.stop(unsendable)
-      this.tokens.stop()
-    }
-    this.#resolveClosed(reason)
-    this.#onEnd(reason)
+    const { reason } = closed
+    if (outlives) this.buffer.outlive(() => this.#letGo())
+    else if (unsendable === closedHere) this.buffer.close(unsendable)
+    else if (reason === 'refused' || reason === 'failed') this.buffer.fail(unsendable)
+    else this.buffer.stop(unsendable)
+    if (unsendable === closedHere || reason === 'refused' || reason === 'failed') this.tokens.close()
+    else this.tokens.stop()
+    this.#onEnd(closed)
   }
 }

@@ -168,8 +168,8 @@ export class Pace {
 export interface FetchEvents {
   /** A call into the binding has failed. */
   failed(error: RingfenceError): void
-  /** The peer has ended its sending, and everything was fetched. */
-  ended(): void
+  /** No more will arrive, and everything was fetched. Returns the error of later reads; null after a clean end. */
+  ended(): (() => RingfenceError) | null
 }
 
 /** The fetched messages. Only the receive buffer reads from it. */
@@ -185,7 +185,7 @@ export class Fetched {
   end = 0
   /** The number of running visitors. The memory that they see must not be written. */
   visitors = 0
-  /** Why the ring will have no more messages. */
+  /** Why the ring will have no more messages: a clean end, or the error of later reads. */
   over: 'ended' | (() => RingfenceError) | null = null
   readonly #native: NativeReader
   readonly #busy: boolean
@@ -425,10 +425,9 @@ export class Fetched {
   /** Handles an answer without a message. There may never be another one. */
   nothing(answer: number): false {
     if (answer === ENDED) {
-      this.over = 'ended'
       // The remainder of a partial message will not arrive. No call was promised it.
       this.large.partial = null
-      this.#events.ended()
+      this.over = this.#events.ended() ?? 'ended'
     } else if (answer === FAILED) {
       const error = fromFailure(this.#native.failure())
       this.over = () => error

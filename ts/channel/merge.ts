@@ -8,7 +8,7 @@ import { fairness } from '../runtime/fairness.js'
 import { batchLoop, loop, type Loop } from './loops.js'
 import { FIRST, HEADER, MORE, native } from '../native.js'
 import { checkReceiveEach, readerSignal } from '../endpoint/options.js'
-import { Resource, closedFor, destroyedBy, type ResourceEvents } from './resource.js'
+import { Resource, destroyedBy, type ResourceEvents } from './resource.js'
 import { inletOf, type Inlet } from './sources.js'
 import type { MergeStats } from './stats.js'
 import { Place, TURN, Turns } from './turns.js'
@@ -454,7 +454,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   #leave(entry: Entry<Source>): void {
     this.#remove(entry)
     // The reason is read after the source was released: reading it may end the channel, which notifies the channel's reader.
-    this.#untold.push([entry.source, closedFor(entry.inlet.reason())])
+    this.#untold.push([entry.source, entry.inlet.end()])
     this.#schedule()
   }
 

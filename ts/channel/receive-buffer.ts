@@ -39,14 +39,14 @@ export class ReceiveBuffer {
 
   /**
    * @param failed - Called with the error of a failed call into the binding.
-   * @param ended - Called once the peer has ended its sending and everything was fetched.
-   * @param told - Called each time that a caller wanted a message and found the end.
+   * @param ended - Called once no more will arrive and everything was fetched. Returns the error of later reads; null after a clean end.
+   * @param told - Called each time that a caller wanted a message and found a clean end.
    */
   constructor(
     native: NativeReader,
     busy: boolean,
     failed: (error: RingfenceError) => void,
-    ended: () => void,
+    ended: () => (() => RingfenceError) | null,
     told: () => void,
   ) {
     this.#native = native
@@ -350,9 +350,8 @@ export class ReceiveBuffer {
   /** Ends the waiting calls: no more messages will arrive. */
   #tellEnd(): void {
     const over = this.#fetched.over!
-    // The binding may report that this side has cut the peer off before this object is notified. That is an end like any close.
-    if (over === 'ended' || over().code === 'ERR_RINGFENCE_CLOSED') {
-      if (over === 'ended' && this.#waiters.hasTaker) this.#told()
+    if (over === 'ended') {
+      if (this.#waiters.hasTaker) this.#told()
       this.#waiters.end()
     } else this.#waiters.fail(over)
   }
@@ -390,11 +389,20 @@ export class ReceiveBuffer {
   /** This side has closed the channel: pending calls end, and later calls fail with the reason. */
   close(why: () => RingfenceError): void {
     this.#closed = true
+    this.#drop('ended')
+    this.#fetched.over = why
+  }
+
+  /** A local error has ended the channel: unread messages are dropped, and pending and later calls fail with the reason. */
+  fail(why: () => RingfenceError): void {
+    this.#drop(why)
+  }
+
+  #drop(over: 'ended' | (() => RingfenceError)): void {
     this.#discarded = this.unread
-    this.#fetched.over = 'ended'
+    this.#fetched.over = over
     this.#fetched.clear()
     this.#tellEnd()
-    this.#fetched.over = why
     this.#fetched.releaseRing()
     this.#merged?.()
   }

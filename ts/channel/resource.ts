@@ -3,7 +3,8 @@
 import { EventEmitter } from 'node:events'
 import { inspect } from 'node:util'
 
-import { RingfenceError, messageOf } from '../errors.js'
+import { RingfenceError, messageOf, type ErrorName } from '../errors.js'
+import { REASONS, REFUSED } from '../native.js'
 import { emit, forward } from '../runtime/emit.js'
 import { printable } from '../runtime/printable.js'
 import { timers } from '../runtime/timers.js'
@@ -119,9 +120,23 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
 const ERRORS = {
   exited: ['PEER_LOST', "the peer's process has ended, or executes another program now"],
   corrupt: ['RING_CORRUPT', 'the peer violated the protocol of the shared memory'],
-  exposed: ['OBJECT_EXPOSED', 'another process opened the shared memory, which was wiped'],
-  evicted: ['EVICTED', 'the subscriber held the publisher up for longer than `stall` allows'],
+  exposed: ['OBJECT_EXPOSED', 'another process tried to open the shared memory of one of the two sides: it was wiped'],
+  evicted: [
+    'EVICTED',
+    'the publisher evicted this subscriber, which delayed it for longer than its `stall` allows: read faster, take a larger ' +
+      "ring, or subscribe with the delivery 'best-effort' or 'latest'",
+  ],
 } as const
+
+const LOST = [
+  ERRORS.exited[1],
+  'the peer has destroyed the channel, or closed it before everything was sent, or its thread was terminated',
+]
+
+/** Returns the error of a lost peer. `how`: as the binding's `isCut`. */
+export function lostBy(how: number): RingfenceError {
+  return new RingfenceError('PEER_LOST', `${LOST[how - 1]}: its last messages may be missing`)
+}
 
 /** Returns the end of a peer for the reason that the binding returns. */
 export function closedFor(reason: GoneReason): Closed {
@@ -130,9 +145,29 @@ export function closedFor(reason: GoneReason): Closed {
   return { reason: reason === 'exited' ? 'lost' : reason, error: new RingfenceError(code, message) }
 }
 
+/**
+ * Returns the end of a channel or a subscription for an answer of the binding's `listen`; null while it is open. The peer is lost exactly
+ * if it had not ended its sending, whether or not its process still runs.
+ */
+export function closedBy(answer: number, native: { isCut(): number }): Closed | null {
+  const reason = REASONS[answer] ?? null
+  if (reason === null) return null
+  if (answer === REFUSED)
+    return { reason: 'refused', error: new RingfenceError('PEER_REFUSED', 'the peer no longer satisfies the policy') }
+  if (reason !== 'closed' && reason !== 'exited') return closedFor(reason)
+  const how = native.isCut()
+  return how === 0 ? { reason: 'closed' } : { reason: 'lost', error: lostBy(how) }
+}
+
 /** Returns the end of a resource after `destroy(error)`. */
 export function destroyedBy(error: Error | undefined): Closed {
   if (error === undefined) return { reason: 'closed' }
   if (error instanceof RingfenceError) return { reason: 'failed', error }
   return { reason: 'failed', error: new RingfenceError('CLOSED', `destroyed: ${messageOf(error)}`, { cause: error }) }
+}
+
+/** Returns a function that makes an error like this one for each call, with the stack of that call. */
+export function repeat(error: RingfenceError): () => RingfenceError {
+  const name = error.code.replace('ERR_RINGFENCE_', '') as ErrorName
+  return () => new RingfenceError(name, error.message, { cause: error })
 }

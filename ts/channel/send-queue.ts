@@ -450,14 +450,14 @@ export class SendQueue {
   }
 
   /**
-   * Rejects new messages, and waits for earlier ones for at most this many milliseconds, or until `over` settles. null: there is nothing to
+   * Rejects new messages, and waits for earlier ones for at most this many milliseconds, or until {@link shut}. null: there is nothing to
    * wait for, so the caller can continue synchronously.
    */
-  linger(milliseconds: number, refusal: () => RingfenceError, over: Promise<unknown>): Promise<void> | null {
+  linger(milliseconds: number, refusal: () => RingfenceError): Promise<void> | null {
     this.refuse(refusal, true)
     const empty = this.empty()
     if (milliseconds <= 0 || this.isEmpty) return null
-    return within(milliseconds, empty, over)
+    return within(milliseconds, empty)
   }
 
   /** Handles a wakeup from the peer. */

@@ -3,7 +3,7 @@
 
 import type { ReceiveBuffer } from './receive-buffer.js'
 import type { Values } from './values.js'
-import type { GoneReason } from '../types.js'
+import type { Closed } from '../types.js'
 
 /** The interface through which a merge reads a source. */
 export interface Inlet {
@@ -11,8 +11,8 @@ export interface Inlet {
   readonly buffer: ReceiveBuffer
   /** Converts messages to values; null: the messages are bytes. */
   readonly values: Values<unknown> | null
-  /** Returns why no more messages will arrive; only valid once that is so. 'closed' also if the peer has only ended its sending. */
-  reason(): GoneReason
+  /** Returns the end of the source; only valid once no more messages will arrive. 'closed' also if the peer has only ended its sending. */
+  end(): Closed
 }
 
 /** Returns the inlet of a value of one kind, or `undefined` for other values. */

@@ -167,6 +167,4 @@ export async function subscribe({ address, count, raw, evidence, options }: Subs
   }
   const { lost } = subscription
   if (lost > 0n) tell(`${lost} messages were passed over`)
-  if (left > 0 && (await subscription.closed) === 'exited')
-    throw new RingfenceError('PEER_LOST', "the publisher's process has ended without an end of what it publishes")
 }

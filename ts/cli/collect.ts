@@ -90,7 +90,7 @@ class Collector {
     if (lines.size > LONGEST) {
       tell(`process ${channel.peer.pid} sends a line of more than ${LONGEST >> 20} MiB: it is let go of`)
       this.#lines.delete(channel)
-      await channel.close()
+      channel.destroy()
     }
     // Must write all lines before the first wait: during it, the last line of a sender that ends is written.
     await write(whole)
@@ -121,6 +121,6 @@ class Collector {
     await written()
     // A sender that has not ended may have sent more. It must not get the confirmation.
     if (channel.readableEnded) await channel.end()
-    else await channel.close()
+    else channel.destroy()
   }
 }

@@ -1,10 +1,10 @@
 import { pipeline } from 'node:stream/promises'
 
-import { cutOff, type Channel } from '../channel/channel.js'
+import type { Channel } from '../channel/channel.js'
 import { RingfenceError, type ErrorName } from '../errors.js'
 import { join } from '../endpoint/pair.js'
 import { connect } from '../endpoint/service.js'
-import type { CloseReason, Options } from '../types.js'
+import type { Closed, Options } from '../types.js'
 import { write, written } from './output.js'
 import { Progress } from './progress.js'
 import { exposed, mustBeOpen, openSource, readUntil, type Source } from './source.js'
@@ -38,7 +38,7 @@ async function sendAll(channel: Channel, source: Source, answer: Promise<unknown
   const size = await source.size()
   const progress = new Progress(size)
   try {
-    const over = channel.closed.then((reason) => endedBy(reason, 'the receiver has left'))
+    const over = channel.closed.then((closed) => endedBy(closed, 'the receiver has left'))
     for await (const chunk of readUntil(source, over)) {
       await channel.send(chunk)
       progress.add(chunk.length)
@@ -49,25 +49,24 @@ async function sendAll(channel: Channel, source: Source, answer: Promise<unknown
     }
     await channel.end()
     // The receiver ends its side once it has written everything. The channel then closes automatically.
-    await answer
-    const reason = await channel.closed
-    // A receiver that closes without ending its side has not written everything.
-    if (reason !== 'closed' || cutOff(channel) !== undefined)
-      throw endedBy(reason, 'the receiver left before it had said that it has everything')
+    await answer.catch(() => {})
+    const closed = await channel.closed
+    // A receiver that disconnects without ending its side has not written everything.
+    if (closed.reason !== 'closed') throw endedBy(closed, 'the receiver left before it had said that it has everything')
   } finally {
     progress.done()
   }
 }
 
-/** Rejects if the peer sends something. Must never resolve. */
+/** Rejects if the peer sends something. Must never resolve. The end of the channel is reported by {@link sendAll}. */
 async function mustNotSend(answer: Promise<unknown>, address: string): Promise<never> {
-  if ((await answer) !== undefined)
+  if ((await answer.catch(() => undefined)) !== undefined)
     throw new RingfenceError('PROTOCOL', `the process at ${address} sends as well, and neither would receive`)
   return new Promise(() => {})
 }
 
 /** The error for the end of a channel. */
-function endedBy(reason: CloseReason, lost: string): RingfenceError {
+function endedBy({ reason }: Closed, lost: string): RingfenceError {
   if (reason === 'exposed') return exposed()
   if (reason === 'corrupt') return new RingfenceError('RING_CORRUPT', 'the peer has spoilt the shared memory')
   return new RingfenceError('PEER_LOST', lost)

@@ -5,7 +5,7 @@ import type { EventEmitter } from 'node:events'
 import { AcceptQueue, type Taker } from './accept-queue.js'
 import type { Authorizer } from './authorize.js'
 import { Channel, openArrived, whenRead } from '../channel/channel.js'
-import { Resource, closedFor, type ResourceEvents } from '../channel/resource.js'
+import { Resource, type ResourceEvents } from '../channel/resource.js'
 import { tellRefused } from '../runtime/diagnostics.js'
 import { type RingfenceError, fromFailure, invalid } from '../errors.js'
 import { atExit } from '../runtime/exit.js'
@@ -238,7 +238,7 @@ export abstract class Endpoint<
   protected follow(channel: Channel<In, Out>): void {
     if (this.#followed.has(channel)) return
     this.#followed.add(channel)
-    void channel.closed.then((reason) => this.#tellOwn('disconnect', channel, closedFor(reason)))
+    void channel.closed.then((closed) => this.#tellOwn('disconnect', channel, closed))
   }
 
   #tellOwn<Name extends keyof EndpointEvents<Channel<In, Out>>>(

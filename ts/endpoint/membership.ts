@@ -102,7 +102,7 @@ export class Membership<In = Message, Out = MessageInput> extends Endpoint<
   /** Leaves the address, and destroys the channel. Does not wait until the partner has taken the address over. */
   destroy(error?: Error): void {
     if (this.ended !== null) return
-    void this.#channel?.close()
+    this.#channel?.destroy()
     this.#native.close()
     this.takeUnclaimed()
     this.finish(destroyedBy(error))

@@ -238,7 +238,7 @@ export function checkBatches(options: BatchOptions = {}): { signal: AbortSignal 
 /** Milliseconds for which `close` waits for pending sends. */
 export function lingerOf(options: { linger?: number | undefined }): number {
   plainObject('options', options, ['linger'])
-  const { linger = 0 } = options
+  const { linger = 1000 } = options
   if (typeof linger !== 'number' || !(linger >= 0)) {
     throw invalid(`linger must be a number of milliseconds, not ${show(linger)}`)
   }

@@ -215,7 +215,7 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
       send: (message: Out) => this.send(message),
       waitWritable: (size: number) => this.waitWritable(size),
       end: () => this.end(),
-      close: () => this.close(),
+      destroy: (error?: Error) => this.destroy(error),
     }
     return (this.#streams ??= new WebStreams<never, Out>(null, sink)).writable
   }
@@ -276,8 +276,10 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
     if (this.#root !== null) return this.#root.close(options)
     const linger = lingerOf(options)
     if (this.ended !== null) return
-    const lingering = this.#queue.linger(linger, closedHere, this.closed)
+    const lingering = this.#queue.linger(linger, closedHere)
     if (lingering !== null) await lingering
+    // Without this end, subscribers find a lost publisher.
+    if (this.ended === null && this.#queue.isEmpty) this.#native.end()
     this.#finish({ reason: 'closed' }, closedHere)
   }
 

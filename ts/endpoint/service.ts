@@ -137,7 +137,7 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
   destroy(error?: Error): void {
     const closed = destroyedBy(error)
     const unclaimed = this.#stop(closed.error ?? null)
-    for (const channel of new Set([...unclaimed, ...this.open])) void channel.close()
+    for (const channel of new Set([...unclaimed, ...this.open])) channel.destroy()
     this.settle(closed)
   }
 

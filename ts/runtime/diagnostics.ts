@@ -5,7 +5,7 @@ import { debuglog } from 'node:util'
 
 import type { RingfenceError } from '../errors.js'
 import { printable } from './printable.js'
-import type { Evidence, GoneReason, Identity } from '../types.js'
+import type { Closed, Evidence, Identity } from '../types.js'
 
 const opened = diagnostics('ringfence:channel:open')
 const closed = diagnostics('ringfence:channel:close')
@@ -43,7 +43,7 @@ export function wasOpened(value: unknown): value is object {
 
 /** The address at which an object met its peer or listens; null if it has none. */
 export function addressOf(source: object): string | null {
-  return addresses.get(source) ?? ('address' in source ? String(source.address) : null)
+  return addresses.get(source) ?? (source as { address?: string | null }).address ?? null
 }
 
 /** Records that an object is open. */
@@ -60,10 +60,10 @@ export function tellOpen(channel: Checked & { role: string }, address: string | 
 }
 
 /** Reports that a channel has ended. */
-export function tellClosed(channel: Checked, reason: GoneReason): void {
+export function tellClosed(channel: Checked, { reason, error }: Closed): void {
   const address = openNow.get(channel)
   openNow.delete(channel)
-  if (closed.hasSubscribers) closed.publish({ channel, peer: channel.peer, reason })
+  if (closed.hasSubscribers) closed.publish({ channel, peer: channel.peer, reason, error })
   if (log.enabled) log('%s: the channel with process %d has ended: %s', nameOf(address), channel.peer.pid, reason)
 }
 

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use napi::{bindgen_prelude::*, sys};
 use napi_derive::napi;
 use ringfence::{
-    ChannelStats, CloseReason, Progress, Receiver, Sender, Spsc, Tokens, Verifier,
+    ChannelStats, Progress, Receiver, Sender, Spsc, Tokens, Verifier,
     binding::{self, Keep, PairInlet},
 };
 
@@ -17,8 +17,8 @@ use crate::{
     poll::Poll,
     raw::{Answer, Call, Function, State, add_functions, new_object, set_number, set_property},
     reading::{
-        Reads, arm_reader, evidence, hear, look_parked, lost_as, nothing, park_reader, pull, pull_busy, spin,
-        told, verify, wake, watch,
+        Reads, arm_reader, evidence, hear, is_cut, look_parked, lost_as, nothing, park_reader, pull,
+        pull_busy, spin, told, verify, wake, watch,
     },
     sending::{
         Reservation, Sends, arm_writer, cancel, cancel_open, commit, flush, has_room, packed_room, reserve,
@@ -239,19 +239,6 @@ fn listen(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
         sender.refresh();
     }
     endpoint.reason()
-}
-
-/// Answers whether the peer disconnected without ending its sending: 0 for no, 1 if its process has exited, 2
-/// if it has closed the channel.
-fn is_cut(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
-    let cut = endpoint.halves.as_ref().map_or(0, |Halves { receiver, .. }| {
-        match (receiver.is_cut(), receiver.close_reason()) {
-            (false, _) => 0,
-            (true, Some(CloseReason::Exited)) => 1,
-            (true, _) => 2,
-        }
-    });
-    Answer::from(cut)
 }
 
 fn end(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {

@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 
 use napi::bindgen_prelude::*;
 use ringfence::{
-    Inbound, Packed, Verifier,
+    CloseReason, Inbound, Packed, Verifier,
     binding::{self, Inlet},
 };
 
@@ -61,6 +61,19 @@ fn parked<R: Reads>(reads: &mut R, parked: ringfence::Result<bool>) -> Answer {
         Ok(parked) => Answer::from(i32::from(parked)),
         Err(error) => lost_as(reads, error, 0),
     }
+}
+
+/// Answers whether the peer disconnected without ending its sending: 0 for no, 1 if its process has exited, 2
+/// if it has destroyed the channel.
+pub(crate) fn is_cut<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
+    let how = reads
+        .reader()
+        .map_or(0, |reader| match (reader.is_cut(), reader.close_reason()) {
+            (false, _) => 0,
+            (true, Some(CloseReason::Exited)) => 1,
+            (true, _) => 2,
+        });
+    Answer::from(how)
 }
 
 /// Arguments: memory, the offset in it, and what the caller does next: `FIRST`, `MORE` or neither.

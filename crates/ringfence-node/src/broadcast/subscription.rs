@@ -11,8 +11,8 @@ use crate::{
     handle::{Handle, Object, failure, keep_alive},
     raw::{Answer, Call, Function, State, add_functions, new_object, set_number, set_property},
     reading::{
-        Reads, arm_reader, evidence, hear, look_parked, lost_as, nothing, park_reader, pull, pull_busy,
-        verify, wake, watch,
+        Reads, arm_reader, evidence, hear, is_cut, look_parked, lost_as, nothing, park_reader, pull,
+        pull_busy, verify, wake, watch,
     },
 };
 
@@ -210,7 +210,7 @@ fn close(reading: &mut SubscriptionState, _call: &mut Call) -> Answer {
 }
 
 /// Functions of the JavaScript object.
-const FUNCTIONS: [(&CStr, Function<SubscriptionState>); 20] = [
+const FUNCTIONS: [(&CStr, Function<SubscriptionState>); 21] = [
     (c"pull", pull),
     (c"pullBusy", pull_busy),
     (c"wake", wake),
@@ -221,6 +221,7 @@ const FUNCTIONS: [(&CStr, Function<SubscriptionState>); 20] = [
     (c"lookParked", look_parked),
     (c"disarm", disarm),
     (c"listen", listen),
+    (c"isCut", is_cut),
     (c"sequence", sequence),
     (c"lost", lost),
     (c"stats", stats),
