@@ -36,13 +36,13 @@ const NETWORK: &str = "net";
 
 /// The result of one check: whether it passed, and the value found.
 #[derive(Debug)]
-pub(crate) struct Finding {
+pub(crate) struct ConfinementCheck {
     pub(crate) confinement: Confinement,
     pub(crate) passed: bool,
     pub(crate) found: String,
 }
 
-impl Finding {
+impl ConfinementCheck {
     fn failed(confinement: Confinement, found: String) -> Self {
         Self {
             confinement,
@@ -85,9 +85,9 @@ impl FromStr for Confinement {
 ///
 /// A thread that starts during the check is checked too: the threads are listed until a listing contains no
 /// new one. A thread inherits its starter's confinement and cannot shed `no_new_privs` or a seccomp filter.
-pub(crate) fn inspect(wanted: &[Confinement], directory: Option<&OwnedFd>) -> Result<Vec<Finding>> {
+pub(crate) fn inspect(wanted: &[Confinement], directory: Option<&OwnedFd>) -> Result<Vec<ConfinementCheck>> {
     let all = |why: String| {
-        let fail = |confinement: &Confinement| Finding::failed(*confinement, why.clone());
+        let fail = |confinement: &Confinement| ConfinementCheck::failed(*confinement, why.clone());
         Ok(wanted.iter().map(fail).collect())
     };
     let Some(directory) = directory else {
@@ -95,7 +95,7 @@ pub(crate) fn inspect(wanted: &[Confinement], directory: Option<&OwnedFd>) -> Re
     };
     let mut findings: Vec<_> = wanted
         .iter()
-        .map(|confinement| Finding {
+        .map(|confinement| ConfinementCheck {
             confinement: *confinement,
             passed: true,
             found: String::new(),
@@ -191,7 +191,7 @@ impl Thread {
         })
     }
 
-    fn compare(&self, confinement: Confinement) -> Finding {
+    fn compare(&self, confinement: Confinement) -> ConfinementCheck {
         let compared = match confinement {
             Confinement::NoNewPrivs => self.number_in("NoNewPrivs:", 10).map(|set| match set {
                 1 => (true, "set in every thread".to_owned()),
@@ -216,13 +216,13 @@ impl Thread {
             }),
         };
         match compared {
-            Ok((true, found)) => Finding {
+            Ok((true, found)) => ConfinementCheck {
                 confinement,
                 passed: true,
                 found,
             },
             Ok((false, found)) | Err(found) => {
-                Finding::failed(confinement, format!("{found} (thread {})", self.number))
+                ConfinementCheck::failed(confinement, format!("{found} (thread {})", self.number))
             }
         }
     }

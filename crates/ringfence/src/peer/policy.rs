@@ -14,7 +14,7 @@ use crate::{
     evidence::EvidenceLog,
     identity::{Confinement, Digest, Executable, Identity},
     peer::authorize::{self, Authorize, Decision},
-    peer::confinement::Finding,
+    peer::confinement::ConfinementCheck,
     peer::executable::Content,
     peer::namespace::{self, CgroupNumbers},
     peer::namespace::{KernelResult, answered},
@@ -454,7 +454,7 @@ impl Policy {
         note(Check::Gid, self.compare_groups(look))?;
         note(Check::Cgroup, self.compare_cgroup(look)?)?;
         note(Check::Label, self.compare_label(look))?;
-        for Finding {
+        for ConfinementCheck {
             confinement,
             passed,
             found,
@@ -536,7 +536,7 @@ impl Policy {
         }
     }
 
-    fn compare_confinement(&self, look: &Look) -> Result<Vec<Finding>> {
+    fn compare_confinement(&self, look: &Look) -> Result<Vec<ConfinementCheck>> {
         if self.confined.is_empty() {
             return Ok(Vec::new());
         }

@@ -22,7 +22,7 @@ use crate::{
     error::{Check, Error, Refusal, Result},
     evidence::EvidenceLog,
     identity::{Confinement, Credentials, Executable, Identity},
-    peer::confinement::{self, Finding},
+    peer::confinement::{self, ConfinementCheck},
     peer::executable::{self, Content},
     peer::namespace::{self, InProc, Namespace, NamespaceComparison},
     peer::namespace::{KernelResult, answered, read_text},
@@ -570,7 +570,7 @@ impl Look {
     }
 
     /// Checks whether each of its threads is confined in these ways.
-    pub(crate) fn confinement(&self, wanted: &[Confinement]) -> Result<Vec<Finding>> {
+    pub(crate) fn confinement(&self, wanted: &[Confinement]) -> Result<Vec<ConfinementCheck>> {
         confinement::inspect(wanted, self.directory.as_deref())
     }
 
