@@ -630,9 +630,9 @@ mod tests {
 
     #[test]
     fn the_bytes_are_those_of_the_protocol() {
-        let ready = [&b"ringfnce\x02\0\x03\0\x20\0\0\0"[..], &[4; 32]].concat();
+        let ready = [&b"ringfnce\x03\0\x03\0\x20\0\0\0"[..], &[4; 32]].concat();
         assert_eq!(Frame::Ready([4; 32]).encode(), ready);
-        let refuse = b"ringfnce\x02\0\x04\0\x0d\0\0\0\x02\0\x03\0uid\x01\x001\x01\x002";
+        let refuse = b"ringfnce\x03\0\x04\0\x0d\0\0\0\x02\0\x03\0uid\x01\x001\x01\x002";
         assert_eq!(frames()[3].encode(), refuse);
         let lengths: Vec<_> = frames().iter().map(|frame| frame.encode().len()).collect();
         assert_eq!(lengths, [16 + 96, 16 + 104, 16 + 32, 16 + 13]);
@@ -655,7 +655,7 @@ mod tests {
             (0, 32, false),
             (5, 32, false),
         ] {
-            let mut head = *b"ringfnce\x02\0kklen.";
+            let mut head = *b"ringfnce\x03\0kklen.";
             head[10..12].copy_from_slice(&u16::to_le_bytes(kind));
             head[12..].copy_from_slice(&u32::to_le_bytes(length));
             let found = Frame::head(&head);
