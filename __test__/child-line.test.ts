@@ -46,17 +46,16 @@ test.serial('the line is the first descriptor behind the standard ones, however 
     let adopted!: () => void
     linesAre(t, () => ({
       descriptor: 'ignore',
-      variable: (number: number) => ['LINE', `line ${number}`],
       started: (pid: number) => (asked.push(pid), null),
       close: () => void asked.push('close'),
     }))
     let child!: ChildProcess
-    const spawned = spawn('/bin/sh', ['-c', 'echo "$LINE"'], {
+    const spawned = spawn('/bin/sh', ['-c', 'echo "$RINGFENCE_LINE"'], {
       spawn: { stdio: stdio as never },
       onSpawn: (started) => (child = started),
     })
     const error = t.throwsAsync(spawned, { message: 'as the binding says' })
-    t.is(await text(child.stdout!), 'line 3\n', String(stdio))
+    t.is(await text(child.stdout!), '3\n', String(stdio))
     adopted()
     await error
     t.deepEqual(asked, [child.pid, 'close'])

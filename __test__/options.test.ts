@@ -53,6 +53,7 @@ const takers: Record<string, [value: unknown, calls?: string]> = {
   delivery: ['best-effort', 'subscribe'],
   from: ['oldest', 'subscribe'],
   admit: ['descendant', 'spawn'],
+  line: ['stdin', 'spawn'],
 }
 
 /** What JavaScript keeps, or the binding has by another name. */
@@ -62,6 +63,7 @@ const elsewhere: Record<string, Any> = {
   timeout: {},
   allowHalfOpen: {},
   admit: {},
+  line: {},
 }
 
 test('each call takes its options, and hands them to the binding', (t) => {
@@ -112,6 +114,7 @@ const edges: Record<string, { from?: unknown[]; not: unknown[] }> = {
   allowHalfOpen: { not: [0, 'true', null] },
   signal: { not: [null, {}, new EventTarget(), 'signal'] },
   admit: { not: ['', 'any', null, true] },
+  line: { not: ['', 'stdout', null, 3] },
 }
 
 test('what is at the edge of an option is taken, and what is beyond is refused by its name', (t) => {
@@ -141,7 +144,7 @@ const SHA = '0123456789abcdefABCDEF'.padEnd(64, '0')
 test('a policy is merged with the defaults, and only any drops a check', (t) => {
   const policies: [Any, Any][] = [
     [{}, {}],
-    [{ uid: 'same' }, {}],
+    [{ uid: 'same' }, { sameUid: true }],
     [{ uid: 'any' }, { anyUid: true }],
     [{ executable: 'any' }, { anyExecutable: true }],
     [{ uid: 0 }, { uids: [0] }],

@@ -55,8 +55,11 @@ export interface Evidence {
   readonly wanted?: string | undefined
   /** The value that the check found. */
   readonly found?: string | undefined
-  /** `'not-asked'`: only recorded, because the policy does not check it. */
-  readonly outcome: 'passed' | 'not-asked'
+  /**
+   * `'not-asked'`: only recorded, because the policy does not check it. `'not-visible'`: a child cannot see this property of its parent
+   * from its namespaces; the inherited line proves the parent, and the child's policy does not name the check.
+   */
+  readonly outcome: 'passed' | 'not-asked' | 'not-visible'
 }
 
 /** An executable by its content. */
@@ -303,6 +306,14 @@ export interface ChildOptions extends LineOptions {
    * @defaultValue 'child'
    */
   admit?: Admit | undefined
+  /**
+   * The child's end of the line: descriptor 3 (the first one after those of `spawn.stdio`), or its standard input, for launchers that
+   * close all other descriptors. The environment variable RINGFENCE_LINE has the number, so a launcher that clears the environment can
+   * set it: `bwrap --clearenv --setenv RINGFENCE_LINE 3`.
+   *
+   * @defaultValue 'descriptor'
+   */
+  line?: 'descriptor' | 'stdin' | undefined
   /** Called right after the start, before the handshake. If it throws, the child is killed and the call rejects with the exception. */
   onSpawn?: ((child: ChildProcess) => void) | undefined
 }

@@ -44,7 +44,7 @@ const LAST_WORDS = 200
  * ```
  *
  * @param command - As for `child_process.spawn`, and so is `args`.
- * @throws CHILD_EXITED if the child has exited before the handshake, with `exitCode`, `signalCode` and, if piped, the last 4 KiB of
+ * @throws CHILD_EXITED if the child has exited before the handshake and no process has the line, with `exitCode`, `signalCode` and, if piped, the last 4 KiB of
  * `stderr`; HANDSHAKE_TIMEOUT if the child has not called `fromParent` within `handshakeTimeout`, which counts from the start, and again
  * for the handshake; TIMEOUT; PEER_REFUSED if the policy is not satisfied, or if the child has passed the line to another process, which
  * answers; PEER_LOST if the child has closed the line and still runs; INVALID_ARGUMENT if the command cannot be started; NO_SPACE if this
@@ -66,7 +66,7 @@ export async function spawn(
   if (!Array.isArray(args)) throw invalid(`args must be an array, not ${show(args)}`)
   const { signal, onSpawn } = options
   if (signal?.aborted) throw aborted(signal)
-  const { child, line } = start(command, args, options.spawn)
+  const { child, line } = start(command, args, options)
   if (child.pid === undefined) {
     line.close()
     const [cause] = (await once(child, 'error').catch((error: unknown) => [error])) as [Error]
@@ -82,7 +82,7 @@ export async function spawn(
   } catch (error) {
     const wasExiting = isExiting(child)
     child.kill('SIGKILL')
-    if (!wasExiting || !isSilence(error)) throw error
+    if (!wasExiting || !isSilence(error, options)) throw error
     await exited
     throw await childExited(child, output.tail, error)
   } finally {
@@ -115,12 +115,13 @@ function handshake(name: Call, call: (...given: Given<RawChannel>) => Joining, o
   return runHandshake(name, call, options, (raw, { settings }) => openChannel(raw, settings, null))
 }
 
-function start(command: string, args: readonly string[], settings: SpawnOptions = {}) {
+function start(command: string, args: readonly string[], { spawn: settings = {}, line: place }: ChildOptions) {
   const line = privateLine()
   try {
-    const stdio = [...standard(settings.stdio), line.descriptor]
-    const [name, value] = line.variable(stdio.length - 1)!
-    const env = { ...(settings.env ?? process.env), [name!]: value }
+    const stdio = standard(settings.stdio)
+    const number = place === 'stdin' ? 0 : stdio.length
+    stdio[number] = line.descriptor
+    const env = { ...(settings.env ?? process.env), RINGFENCE_LINE: String(number) }
     return { line, child: builtin.childProcess.spawn(command, args, { ...settings, stdio, env }) as ChildProcess }
   } catch (error) {
     line.close()
@@ -177,10 +178,10 @@ function drain({ stdout, stderr }: ChildProcess): { tail(): string | undefined; 
   }
 }
 
-/** Whether a handshake failed only because the child did not answer. */
-function isSilence(error: unknown): boolean {
+/** Whether a handshake failed only because no process answered, and none can. A descendant may have the line at the timeout. */
+function isSilence(error: unknown, { admit }: ChildOptions): boolean {
   const { code } = error as RingfenceError
-  return code === 'ERR_RINGFENCE_PEER_LOST' || code === 'ERR_RINGFENCE_HANDSHAKE_TIMEOUT'
+  return code === 'ERR_RINGFENCE_PEER_LOST' || (code === 'ERR_RINGFENCE_HANDSHAKE_TIMEOUT' && admit !== 'descendant')
 }
 
 /** The kernel's PF_EXITING. */

@@ -127,6 +127,7 @@ const OPTIONS = declare({
   delivery: { calls: ['subscribe'], native: (name, value) => oneOf(name, value, DELIVERIES) },
   spawn: { calls: ['spawn'], local: object },
   onSpawn: { calls: ['spawn'], local: callback },
+  line: { calls: ['spawn'], local: (name, value) => oneOf(name, value, ['descriptor', 'stdin']) },
   admit: { calls: ['spawn'], local: (name, value) => oneOf(name, value, ['child', 'descendant']) },
   from: { calls: ['subscribe'], native: (name, value) => oneOf(name, value, ['now', 'oldest', 'latest']) },
 })
@@ -357,13 +358,14 @@ function confinement(confined: Confined): string[] {
 /** Checks a policy. A missing property has its default; only `'any'` drops a check that is made by default. */
 function checkPolicy(policy: Policy): NonNullable<NativeOptions['policy']> {
   plainObject('policy', policy, POLICY)
-  const { uid = 'same', gid, executable, cgroup, label, namespace, confined, authorize } = policy
+  const { uid, gid, executable, cgroup, label, namespace, confined, authorize } = policy
   const programs = executable === undefined || executable === 'any' ? undefined : list(executable).map(program)
   if (programs?.length === 0) throw invalid("executable must name at least one; 'any' drops the check")
   if (authorize !== undefined) callback('authorize', authorize)
   return {
     anyUid: uid === 'any' ? true : undefined,
-    uids: uid === 'same' || uid === 'any' ? undefined : ids('uid', uid),
+    sameUid: uid === 'same' ? true : undefined,
+    uids: uid === undefined || uid === 'same' || uid === 'any' ? undefined : ids('uid', uid),
     gids: gid === undefined ? undefined : ids('gid', gid),
     executables: programs,
     anyExecutable: executable === 'any' ? true : undefined,

@@ -341,9 +341,8 @@ def join(address, hello=None, tongue=None, limit=30):
 
 def from_parent(hello=None, tongue=None, limit=30):
     """The child's side of a line that a parent has left."""
-    number, inode = map(int, os.environ.pop("RINGFENCE_LINE").split(":"))
-    info = os.fstat(number)
-    if not stat.S_ISSOCK(info.st_mode) or info.st_ino != inode:
+    number = int(os.environ.pop("RINGFENCE_LINE"))
+    if not stat.S_ISSOCK(os.fstat(number).st_mode):
         raise Violation("that is not the line")
     os.set_inheritable(number, False)
     hello = hello or Hello()
@@ -361,7 +360,7 @@ def bequeath(start):
     with theirs:
         for sock in (ours, theirs):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        pid = start(theirs.fileno(), f"{theirs.fileno()}:{os.fstat(theirs.fileno()).st_ino}")
+        pid = start(theirs.fileno(), str(theirs.fileno()))
     return ours, pid
 
 

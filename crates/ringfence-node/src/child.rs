@@ -32,13 +32,6 @@ impl PrivateLine {
         self.child.as_ref().map_or(-1, |child| child.as_fd().as_raw_fd())
     }
 
-    /// Returns name and value of the environment variable that tells the child to use descriptor `number`.
-    #[napi]
-    pub fn variable(&self, number: i32) -> Option<Vec<String>> {
-        let child = self.child.as_ref()?;
-        Some(vec![ringfence::LINE_VARIABLE.to_owned(), child.value(number)])
-    }
-
     /// Closes this process's copy of the child's end, because the child was started with its own. Must be
     /// called in the same turn of the event loop as the start: the child cannot have been reaped yet.
     /// `admit` is `child` or `descendant`.

@@ -208,6 +208,8 @@ pub struct Policy {
     pub uids: Option<Vec<u32>>,
     /// Whether the uid is not checked.
     pub any_uid: Option<bool>,
+    /// Whether the policy names this process's own uid.
+    pub same_uid: Option<bool>,
     /// Allowed gids. Default: not checked.
     pub gids: Option<Vec<u32>>,
     /// Allowed executables. Default: this process's own.
@@ -359,6 +361,9 @@ impl Policy {
         }
         if self.any_uid == Some(true) {
             policy = policy.any_uid();
+        }
+        if self.same_uid == Some(true) {
+            policy = policy.same_uid();
         }
         if let Some(gids) = &self.gids {
             policy = policy.gids(gids.clone());

@@ -21,22 +21,25 @@ pub struct Evidence {
     pub outcome: Outcome,
 }
 
-/// The result of a check. There is no third outcome: a check that fails is an [`Error`](crate::Error), and
-/// then no channel exists.
+/// The result of a check. A check that fails is an [`Error`](crate::Error), and then no channel exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// The found value satisfies the requirement.
     Passed,
     /// The value was recorded but not compared, because the policy or this kernel leaves it open.
     NotAsked,
+    /// A child cannot see this property of its parent from its namespaces. The line that it has inherited proves the
+    /// parent, and the child's policy does not name this check.
+    NotVisible,
 }
 
 impl Outcome {
-    /// Returns its name, for logs and for programs: `passed` or `not-asked`.
+    /// Returns its name, for logs and for programs: `passed`, `not-asked` or `not-visible`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Passed => "passed",
             Self::NotAsked => "not-asked",
+            Self::NotVisible => "not-visible",
         }
     }
 }
@@ -77,6 +80,23 @@ impl EvidenceLog {
             wanted: "not asked for".into(),
             found: found.into(),
             outcome: Outcome::NotAsked,
+        });
+    }
+
+    /// Records a required value that a child cannot see of its parent.
+    pub(crate) fn not_visible(
+        &mut self,
+        step: &'static str,
+        check: &'static str,
+        wanted: impl Into<String>,
+        found: impl Into<String>,
+    ) {
+        self.note(Evidence {
+            step,
+            check,
+            wanted: wanted.into(),
+            found: found.into(),
+            outcome: Outcome::NotVisible,
         });
     }
 

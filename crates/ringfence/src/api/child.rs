@@ -2,8 +2,9 @@
 //! could take first, or connect to.
 //!
 //! The line is a socketpair, both of whose ends are close-on-exec. The child's end loses that in the child alone, after
-//! the fork. A variable in its environment, [`LINE_VARIABLE`], names the descriptor and the socket, so that a number that
-//! has come to mean something else (in a grandchild, which inherits the variable but not the line) is not taken for it.
+//! the fork. A variable in its environment, [`LINE_VARIABLE`], is the number of the descriptor. A grandchild inherits the
+//! variable but not the line, so the number alone proves nothing: the descriptor must be an end of an unnamed socket pair
+//! that another process has made and has prepared as a line, by `SO_PASSCRED`.
 
 use std::{
     os::{
@@ -17,7 +18,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, FdFlag, fcntl},
+    fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
     poll::PollFlags,
     sys::{
         socket::{
@@ -26,7 +27,7 @@ use nix::{
         },
         stat::{SFlag, fstat},
     },
-    unistd::{Pid, getpid},
+    unistd::{Pid, dup2_stdin, getpid, pipe2},
 };
 
 use crate::{
@@ -42,8 +43,8 @@ use crate::{
     wait::deadline::{Deadline, Woken},
 };
 
-/// The environment variable that tells a child of its line: the descriptor's number and the socket's inode, with a colon
-/// between them.
+/// The environment variable that tells a child of its line: the number of the descriptor. It is known before the start, so a
+/// launcher that clears the environment can set it (`bwrap --clearenv --setenv RINGFENCE_LINE 3`).
 pub const LINE_VARIABLE: &str = "RINGFENCE_LINE";
 
 /// Starts a program that inherits one end of a private line. No other process has that end.
@@ -70,7 +71,7 @@ pub const LINE_VARIABLE: &str = "RINGFENCE_LINE";
 /// [`Error::InvalidArgument`] if the program cannot be started; [`Error::NoSpace`].
 pub fn spawn(mut command: Command) -> Result<(Child, ParentLine)> {
     let (mut line, childs) = private_line()?;
-    command.env(LINE_VARIABLE, childs.value(childs.as_fd().as_raw_fd()));
+    command.env(LINE_VARIABLE, childs.as_fd().as_raw_fd().to_string());
     let inherit = move || {
         fcntl(&childs, FcntlArg::F_SETFD(FdFlag::empty()))?;
         Ok(())
@@ -118,9 +119,6 @@ pub fn private_line() -> Result<(ParentLine, ChildLine)> {
     // From the first byte on, the kernel adds the child's credentials.
     settle_new_line(&line)?;
     settle_new_line(&childs)?;
-    let inode = fstat(&childs)
-        .map_err(|errno| Error::system("the private line (fstat)", errno))?
-        .st_ino;
     Ok((
         ParentLine {
             line,
@@ -128,7 +126,7 @@ pub fn private_line() -> Result<(ParentLine, ChildLine)> {
             admit: Admit::Child,
             birth,
         },
-        ChildLine { line: childs, inode },
+        ChildLine { line: childs },
     ))
 }
 
@@ -179,18 +177,11 @@ struct Started {
 }
 
 /// The child's end of a line, close-on-exec. A program that starts the child leaves it a descriptor of this that is not
-/// close-on-exec (by dup2(2), between fork and exec), and drops this afterwards.
+/// close-on-exec (by dup2(2), between fork and exec), sets [`LINE_VARIABLE`] to its number, and drops this afterwards. The
+/// number may be 0, for a launcher that closes all descriptors but the standard ones.
 #[derive(Debug)]
 pub struct ChildLine {
     line: OwnedFd,
-    inode: u64,
-}
-
-impl ChildLine {
-    /// The value of [`LINE_VARIABLE`] for a child that has this end at descriptor `number`.
-    pub fn value(&self, number: RawFd) -> String {
-        format!("{number}:{}", self.inode)
-    }
 }
 
 impl AsFd for ChildLine {
@@ -279,6 +270,19 @@ impl ParentLine {
                 after: deadline.allowed,
             });
         }
+        if self.admit == Admit::Descendant && sys::socket::unread(&self.line) == Ok(0) {
+            // A launcher exits a moment after the last process that had the line.
+            let exited = match pidfd {
+                Some(pidfd) => deadline.wait(&[(pidfd.as_fd(), PollFlags::POLLIN)])? == Woken::Ready,
+                None => false,
+            };
+            return Err(Error::PeerLost(if exited {
+                "the child has exited, and no process has the line".into()
+            } else {
+                "the child still runs, and no process has the line; if the launcher closes descriptors, leave the line on standard input"
+                    .into()
+            }));
+        }
         // Reads what the child sent before it ended: it may be the reason.
         let said = Deadline::endless(Vec::new(), deadline.allowed)
             .within(Duration::ZERO)
@@ -325,7 +329,9 @@ fn deadline(options: &Options) -> Deadline {
 /// As [`join`](crate::join). Also [`Error::AddressInvalid`] in a process that was not left a line, or has taken it already, or whose
 /// variable names something else, and [`Error::PeerLost`] if the parent has gone, or has dropped its end.
 pub fn from_parent(options: &Options) -> Result<Channel> {
-    let options = &options.clone().checked()?;
+    let mut options = options.clone().checked()?;
+    options.policy = options.policy.for_parent();
+    let options = &options;
     let line = take()?;
     let mut record = EvidenceLog::default();
     record.passed(
@@ -343,8 +349,8 @@ pub fn from_parent(options: &Options) -> Result<Channel> {
 
 /// The child's end, once.
 fn take() -> Result<OwnedFd> {
-    /// The inode of the line that was taken. In a fork too: there it is its parent's, at the same number.
-    static TAKEN: Mutex<u64> = Mutex::for_try_lock(0);
+    /// Whether the line was taken. In a fork too: there it is its parent's, at the same number.
+    static TAKEN: Mutex<bool> = Mutex::for_try_lock(false);
     let invalid = |reason: String| Error::AddressInvalid {
         address: LINE_VARIABLE.into(),
         reason,
@@ -353,14 +359,14 @@ fn take() -> Result<OwnedFd> {
     let value = std::env::var(LINE_VARIABLE).map_err(|_| {
         invalid("it is not in the environment: no parent has left this process a line".into())
     })?;
-    let (number, inode) = parse(&value).ok_or_else(|| {
-        invalid(format!(
-            "it is {value:?}, and not a descriptor and a socket's inode"
-        ))
-    })?;
+    let number: RawFd = value
+        .parse()
+        .ok()
+        .filter(|number| *number >= 0)
+        .ok_or_else(|| invalid(format!("it is {value:?}, and not the number of a descriptor")))?;
     // A held lock means that another thread is taking the line, or that this process was forked at such a moment: then the line is its
     // parent's.
-    let taken = TAKEN.try_lock().filter(|taken| **taken != inode);
+    let taken = TAKEN.try_lock().filter(|taken| !**taken);
     let mut taken = taken.ok_or_else(|| invalid("this process has taken its line already".into()))?;
     let other = |found: &str| {
         invalid(format!(
@@ -372,31 +378,36 @@ fn take() -> Result<OwnedFd> {
             other(errno.desc())
         })
     };
-    let line = inherited(number, inode)
+    let line = inherited(number)
         .map_err(unseen)?
         .ok_or_else(|| other("it is something else"))?;
-    *taken = inode;
+    *taken = true;
     Ok(line)
 }
 
-fn parse(value: &str) -> Option<(RawFd, u64)> {
-    let (number, inode) = value.split_once(':')?;
-    let number = number.parse().ok().filter(|number| *number >= 0)?;
-    Some((number, inode.parse().ok()?))
-}
+const STANDARD_INPUT: RawFd = 0;
 
-/// The descriptor of that number, if it is that socket, and a line of another process's. After an error it is as it was, and can be
+/// The descriptor of that number, if it is a line of another process's. After an error it is as it was, and can be
 /// taken later.
-fn inherited(number: RawFd, inode: u64) -> Result<Option<OwnedFd>, Errno> {
+fn inherited(number: RawFd) -> Result<Option<OwnedFd>, Errno> {
     // SAFETY: used in this function alone, and not once it is owned. If nothing is open there, the first call answers EBADF.
     let left = unsafe { BorrowedFd::borrow_raw(number) };
     let found = sys::uninterrupted(|| fstat(left))?;
     let socket = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFSOCK;
-    if !socket || found.st_ino != inode || !is_line_of_another(left)? {
+    if !socket || !is_line_of_another(left)? {
         return Ok(None);
     }
+    if number == STANDARD_INPUT {
+        // Standard input stays open, so that no other descriptor gets its number. It reads as empty from now on.
+        let line = left
+            .try_clone_to_owned()
+            .map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw))?;
+        let (empty, _) = pipe2(OFlag::O_CLOEXEC)?;
+        sys::uninterrupted(|| dup2_stdin(&empty))?;
+        return Ok(Some(line));
+    }
     sys::uninterrupted(|| fcntl(left, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)))?;
-    // SAFETY: no part of this program has made it, as was just checked, so it was inherited; it is the very socket that the
+    // SAFETY: no part of this program has made it, as was just checked, so it was inherited; it is the very line that the
     // parent has left for this call, and the call takes it once.
     Ok(Some(unsafe { OwnedFd::from_raw_fd(number) }))
 }

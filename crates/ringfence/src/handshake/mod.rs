@@ -48,8 +48,7 @@ impl Side<'_> {
     /// policy. Waits for no peer.
     pub(crate) fn look_at(&self, stream: OwnedFd, mut record: EvidenceLog) -> Result<Caller> {
         let looked = (|| {
-            let namespace = self.options.policy.allowed_namespace();
-            let peer = Peer::attest(&stream, namespace, &mut record)?;
+            let peer = Peer::attest(&stream, self.options.policy.may_hide(), &mut record)?;
             if peer.is_self() {
                 return Err(self.occupied("this process holds it itself"));
             }
@@ -136,7 +135,7 @@ impl Side<'_> {
                 *answerer = pidfd_of_maker(&line);
             }
             let policy = &self.options.policy;
-            let peer = Peer::attest(&line, policy.allowed_namespace(), &mut record)?;
+            let peer = Peer::attest(&line, policy.may_hide(), &mut record)?;
             let identity = policy.check(&peer, "executable", self.deadline, &mut record)?;
             let (own, hello) = self.answer(&line, &frame, speaker, &mut record)?;
             Ok(PeerSession {

@@ -69,11 +69,24 @@ impl FromStr for Namespace {
     }
 }
 
+/// The properties of a peer that may be invisible to this process without a refusal.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct MayHide {
+    /// Its process number in this pid namespace.
+    pub(crate) pid: bool,
+    /// Its user in this user namespace.
+    pub(crate) uid: bool,
+    /// Its directory in /proc.
+    pub(crate) directory: bool,
+}
+
 /// How a process's namespaces compare with those of this process.
 #[derive(Debug, Clone)]
 pub(crate) struct NamespaceComparison {
     /// All visible namespaces are the same, and the pid namespace was visible.
     pub(crate) same: bool,
+    /// The pid namespace could be compared.
+    pub(crate) visible: bool,
     /// The pid namespace is the same, so a process number means the same process to both.
     pub(crate) same_numbers: bool,
     pub(crate) found: String,
@@ -82,7 +95,15 @@ pub(crate) struct NamespaceComparison {
 impl NamespaceComparison {
     fn other(found: impl Into<String>) -> Self {
         Self {
+            visible: true,
+            ..Self::unseen(found)
+        }
+    }
+
+    fn unseen(found: impl Into<String>) -> Self {
+        Self {
             same: false,
+            visible: false,
             same_numbers: false,
             found: found.into(),
         }
@@ -172,10 +193,10 @@ pub(crate) fn standing(
 ) -> Result<NamespaceComparison> {
     let own = match own_numbers()? {
         OwnNumbers::Known(own) => own,
-        OwnNumbers::Unknown(why) => return Ok(NamespaceComparison::other(why)),
+        OwnNumbers::Unknown(why) => return Ok(NamespaceComparison::unseen(why)),
     };
     if pid <= 0 {
-        return Ok(NamespaceComparison::other(UNSEEN));
+        return Ok(NamespaceComparison::unseen(UNSEEN));
     }
     let mut found = pidfd.map(numbers_by_pidfd).transpose()?.flatten();
     if let (None, Some(directory)) = (&found, directory) {
@@ -186,7 +207,7 @@ pub(crate) fn standing(
         found = status.ok().as_deref().and_then(numbers);
     }
     let Some(found) = found else {
-        return Ok(NamespaceComparison::other(
+        return Ok(NamespaceComparison::unseen(
             "neither its pidfd (Linux 5.5) nor /proc shows its pid namespace",
         ));
     };
@@ -213,6 +234,7 @@ pub(crate) fn standing(
     }
     Ok(NamespaceComparison {
         same,
+        visible: true,
         same_numbers: true,
         found: seen.join(", "),
     })

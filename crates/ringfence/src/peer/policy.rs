@@ -18,7 +18,7 @@ use crate::{
     peer::executable::Content,
     peer::namespace::{self, CgroupNumbers},
     peer::namespace::{KernelResult, answered},
-    peer::namespace::{Namespace, NamespaceComparison},
+    peer::namespace::{MayHide, Namespace, NamespaceComparison},
     peer::process::{self, Look, Peer, SAME_NAMESPACE},
     wait::deadline::Deadline,
 };
@@ -189,8 +189,17 @@ pub struct Policy {
     label: Option<String>,
     confined: Vec<Confinement>,
     authorize: Option<Authorize>,
-    /// The program has called [`Policy::namespace`].
-    names_namespace: bool,
+    named: Named,
+    /// The peer is the parent of this process, which the inherited line proves.
+    is_parent: bool,
+}
+
+/// The checks that the program has chosen itself, among those that have a default.
+#[derive(Debug, Clone, Copy, Default)]
+struct Named {
+    uid: bool,
+    namespace: bool,
+    executable: bool,
 }
 
 impl Default for Policy {
@@ -211,22 +220,34 @@ impl Policy {
             label: None,
             confined: Vec::new(),
             authorize: None,
-            names_namespace: false,
+            named: Named::default(),
+            is_parent: false,
         }
     }
 
     /// Requires the peer's effective uid to be one of these.
     #[must_use]
-    pub fn uids(mut self, uids: impl Into<Vec<u32>>) -> Self {
-        self.users = Users::OneOf(uids.into());
+    pub fn uids(self, uids: impl Into<Vec<u32>>) -> Self {
+        self.with_users(Users::OneOf(uids.into()))
+    }
+
+    /// Requires the peer to have this process's uid, as [`Policy::new`] does. A child that says so refuses a parent
+    /// whose user it cannot see.
+    #[must_use]
+    pub fn same_uid(self) -> Self {
+        self.with_users(Users::Same)
+    }
+
+    fn with_users(mut self, users: Users) -> Self {
+        self.users = users;
+        self.named.uid = true;
         self
     }
 
     /// Accepts a peer of any user. The evidence records its uid.
     #[must_use]
-    pub fn any_uid(mut self) -> Self {
-        self.users = Users::Any;
-        self
+    pub fn any_uid(self) -> Self {
+        self.with_users(Users::Any)
     }
 
     /// Sets the namespaces in which the peer may live. [`Namespace::Same`] means this process's own. The
@@ -236,21 +257,47 @@ impl Policy {
     #[must_use]
     pub const fn namespace(mut self, namespace: Namespace) -> Self {
         self.namespace = namespace;
-        self.names_namespace = true;
+        self.named.namespace = true;
         self
     }
 
     /// Applies the defaults for a descendant of a child: it may live in any namespace, since a launcher often makes new ones.
     #[must_use]
     pub(crate) fn for_descendant(mut self) -> Self {
-        if !self.names_namespace {
+        if !self.named.namespace {
             self.namespace = Namespace::Any;
         }
         self
     }
 
-    pub(crate) const fn allowed_namespace(&self) -> Namespace {
-        self.namespace
+    /// Applies the defaults for the parent of this process. The line that this process has inherited proves the parent, since
+    /// only the process that started this one could place it. So a default check that cannot be made from this process's
+    /// namespaces refuses nothing.
+    #[must_use]
+    pub(crate) fn for_parent(mut self) -> Self {
+        self.is_parent = true;
+        self
+    }
+
+    pub(crate) fn may_hide(&self) -> MayHide {
+        MayHide {
+            pid: self.namespace == Namespace::Any || self.is_parent && !self.named.namespace,
+            uid: self.is_parent && (!self.named.uid || matches!(self.users, Users::Any)),
+            directory: self.is_parent,
+        }
+    }
+
+    /// Turns the comparison of an invisible property into [`Comparison::NotVisible`], if the peer is the parent and the
+    /// program has not named this check.
+    fn unless_hidden(&self, compared: Comparison, is_named: bool, is_visible: bool) -> Comparison {
+        match compared {
+            Comparison::Passed { wanted, found } | Comparison::Failed { wanted, found }
+                if self.is_parent && !is_named && !is_visible =>
+            {
+                Comparison::NotVisible { wanted, found }
+            }
+            compared => compared,
+        }
     }
 
     /// Requires one of these to be the peer's effective gid or one of its supplementary groups. Supplementary
@@ -266,6 +313,7 @@ impl Policy {
     #[must_use]
     pub fn any_executable(mut self) -> Self {
         self.executables = None;
+        self.named.executable = true;
         self
     }
 
@@ -280,6 +328,7 @@ impl Policy {
     #[must_use]
     pub fn programs(mut self, programs: impl IntoIterator<Item = Program>) -> Self {
         self.executables = Some(programs.into_iter().collect());
+        self.named.executable = true;
         self
     }
 
@@ -446,11 +495,23 @@ impl Policy {
                 record.passed(step, check.name(), wanted, found);
                 Ok(())
             }
+            Comparison::NotVisible { wanted, found } => {
+                record.not_visible(step, check.name(), wanted, found);
+                Ok(())
+            }
             Comparison::Failed { wanted, found } => Err(Error::from(Refusal::new(check, wanted, found))),
         };
         let (real, effective) = (getuid().as_raw(), geteuid().as_raw());
-        note(Check::Uid, self.users.compare(look.identity.uid, real, effective))?;
-        note(Check::Namespace, self.compare_namespace(&look.standing))?;
+        let users = self.users.compare(look.identity.uid, real, effective);
+        note(
+            Check::Uid,
+            self.unless_hidden(users, self.named.uid, look.is_mapped),
+        )?;
+        let namespace = self.compare_namespace(&look.standing);
+        note(
+            Check::Namespace,
+            self.unless_hidden(namespace, self.named.namespace, look.standing.visible),
+        )?;
         note(Check::Gid, self.compare_groups(look))?;
         note(Check::Cgroup, self.compare_cgroup(look)?)?;
         note(Check::Label, self.compare_label(look))?;
@@ -464,14 +525,19 @@ impl Policy {
             note(Check::Confined(confinement), compared)?;
         }
         // Last, because reading a content takes long.
-        note(Check::Executable, self.compare_executable(look, deadline)?)
+        let executable = self.compare_executable(look, deadline)?;
+        let is_visible = look.identity.executable.is_some();
+        note(
+            Check::Executable,
+            self.unless_hidden(executable, self.named.executable, is_visible),
+        )
     }
 
     fn compare_namespace(&self, standing: &NamespaceComparison) -> Comparison {
         let mut found = standing.found.clone();
         match self.namespace {
             Namespace::Any => return Comparison::NotAsked { found },
-            Namespace::Same if standing.same => {}
+            Namespace::Same if standing.same || self.is_parent && !standing.visible => {}
             Namespace::Same => found.push_str(
                 "; let the two share both namespaces, or let it in by the policy's `namespace`: any",
             ),
@@ -622,6 +688,11 @@ enum Comparison {
         wanted: String,
         found: String,
     },
+    /// A required value that this process cannot see of its parent.
+    NotVisible {
+        wanted: String,
+        found: String,
+    },
 }
 
 impl Comparison {
@@ -665,7 +736,7 @@ mod tests {
     /// This process, as seen from the other end of a socket.
     fn myself() -> Peer {
         let (near, _far) = UnixStream::pair().unwrap();
-        Peer::attest(&near, Namespace::Same, &mut EvidenceLog::default()).unwrap()
+        Peer::attest(&near, MayHide::default(), &mut EvidenceLog::default()).unwrap()
     }
 
     fn look() -> Look {
@@ -684,7 +755,9 @@ mod tests {
         match finding {
             Comparison::NotAsked { found } => (None, String::new(), found),
             Comparison::Passed { wanted, found } => (Some(true), wanted, found),
-            Comparison::Failed { wanted, found } => (Some(false), wanted, found),
+            Comparison::Failed { wanted, found } | Comparison::NotVisible { wanted, found } => {
+                (Some(false), wanted, found)
+            }
         }
     }
 
@@ -882,7 +955,7 @@ mod tests {
         ] {
             look.standing.same = same;
             let policy = Policy::new().namespace(namespace);
-            assert_eq!(policy.allowed_namespace(), namespace);
+            assert_eq!(policy.may_hide().pid, namespace == Namespace::Any);
             let (found_passed, _, found) = told(policy.compare_namespace(&look.standing));
             assert_eq!(found_passed, passed);
             assert_eq!(
@@ -891,6 +964,32 @@ mod tests {
                 "{found}"
             );
         }
+    }
+
+    #[test]
+    fn a_child_refuses_a_parent_that_it_cannot_see_only_if_its_policy_names_the_check() {
+        let check = |policy: Policy| {
+            let mut look = look();
+            look.standing.same = false;
+            look.standing.visible = false;
+            look.is_mapped = false;
+            look.identity.executable = None;
+            let mut record = EvidenceLog::default();
+            let compared = policy.compare(&mut look, "a step", &time(), &mut record);
+            let refused = compared.err().map(|error| error.refusal().unwrap().check.clone());
+            let outcomes = record.into_list().into_iter();
+            let hidden = outcomes.filter(|evidence| evidence.outcome == Outcome::NotVisible);
+            (refused, hidden.map(|evidence| evidence.check).collect::<Vec<_>>())
+        };
+        let of_parent = || Policy::new().for_parent();
+        assert_eq!(check(of_parent()), (None, vec!["uid", "namespace", "executable"]));
+        let refuses = |policy, check_name| assert_eq!(check(policy).0, Some(check_name));
+        refuses(Policy::new(), Check::Namespace);
+        refuses(of_parent().namespace(Namespace::Same), Check::Namespace);
+        refuses(of_parent().programs([Program::same()]), Check::Executable);
+        refuses(of_parent().uids([u32::MAX - 1]), Check::Uid);
+        assert!(!of_parent().same_uid().may_hide().uid);
+        assert!(of_parent().any_uid().may_hide().uid);
     }
 
     #[test]

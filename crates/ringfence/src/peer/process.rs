@@ -24,7 +24,7 @@ use crate::{
     identity::{Confinement, Credentials, Executable, Identity},
     peer::confinement::{self, ConfinementCheck},
     peer::executable::{self, Content},
-    peer::namespace::{self, InProc, Namespace, NamespaceComparison},
+    peer::namespace::{self, InProc, MayHide, NamespaceComparison},
     peer::namespace::{KernelResult, answered, read_text},
     sys::{self, uninterrupted},
     wait::deadline::Deadline,
@@ -52,6 +52,10 @@ pub(crate) struct Peer {
     /// Whether the peer lives in this process's pid namespace; unset before the first inspection. A process
     /// never changes its pid namespace.
     same_numbers: OnceLock<bool>,
+    /// Its user is mapped in this user namespace.
+    is_mapped: bool,
+    /// What this process cannot see in /proc is no reason to refuse the peer.
+    may_hide_directory: bool,
 }
 
 /// The result of one inspection of the peer: the values that could be read, and the reasons for the others.
@@ -60,6 +64,8 @@ pub(crate) struct Look {
     pub(crate) identity: Identity,
     /// The peer's namespaces, compared with ours.
     pub(crate) standing: NamespaceComparison,
+    /// Its user is mapped in this user namespace.
+    pub(crate) is_mapped: bool,
     /// The reason why its supplementary groups are unknown.
     pub(crate) groups: Result<(), String>,
     /// `None` if /proc does not show the process to this one (`hidepid`, proc(5)).
@@ -90,13 +96,13 @@ fn unless_short(check: Check, wanted: &str, errno: Errno) -> Error {
     })
 }
 
-/// Returns the credentials that the kernel has stored for the other end (`SO_PEERCRED`). They must name a
-/// process with a number here, and a mapped user.
+/// Returns the credentials that the kernel has stored for the other end (`SO_PEERCRED`), and whether its user is mapped here.
+/// Unless it may hide them, they must name a process with a number here, and a mapped user.
 fn credentials(
     socket: BorrowedFd<'_>,
-    namespace: Namespace,
+    may_hide: MayHide,
     record: &mut EvidenceLog,
-) -> Result<Credentials> {
+) -> Result<(Credentials, bool)> {
     let credentials = uninterrupted(|| getsockopt(&socket, sockopt::PeerCredentials))
         .map(|c| Credentials {
             pid: c.pid(),
@@ -105,7 +111,7 @@ fn credentials(
         })
         .map_err(|errno| unless_short(Check::Credentials, "SO_PEERCRED of the peer", errno))?;
     let Credentials { pid, uid, .. } = credentials;
-    match (pid, namespace) {
+    match (pid, may_hide.pid) {
         (1.., _) => {
             record.passed(
                 "credentials",
@@ -114,16 +120,23 @@ fn credentials(
                 pid.to_string(),
             );
         }
-        (0, Namespace::Any) => record.not_asked("credentials", "pid", namespace::UNSEEN),
+        (0, true) => record.not_asked("credentials", "pid", namespace::UNSEEN),
         _ => {
             let refusal = Refusal::new(Check::Namespace, SAME_NAMESPACE, namespace::UNSEEN);
             return Err(refusal.about(credentials).into());
         }
     }
-    let overflow = overflow_uid()?;
+    let overflow = match overflow_uid() {
+        Err(Error::PeerRefused(_)) if may_hide.uid => DEFAULT_OVERFLOW_UID,
+        found => found?,
+    };
     if uid == overflow {
         let wanted = "a uid that is mapped in this user namespace";
         let found = format!("{uid}, the overflow uid, which every unmapped user has here");
+        if may_hide.uid {
+            record.not_visible("credentials", "uid mapped", wanted, found);
+            return Ok((credentials, false));
+        }
         return Err(refuse(Check::Uid, wanted, found));
     }
     record.passed(
@@ -132,7 +145,7 @@ fn credentials(
         format!("not the overflow uid {overflow}"),
         uid.to_string(),
     );
-    Ok(credentials)
+    Ok((credentials, true))
 }
 
 /// Returns a descriptor of the process at the other end, and its source for the evidence. `None` before Linux
@@ -169,9 +182,9 @@ pub(crate) fn pidfd_of_maker(line: &OwnedFd) -> Option<OwnedFd> {
 
 impl Peer {
     /// Asks the kernel which process is at the other end of a connected socket.
-    pub(crate) fn attest(socket: impl AsFd, namespace: Namespace, record: &mut EvidenceLog) -> Result<Self> {
+    pub(crate) fn attest(socket: impl AsFd, may_hide: MayHide, record: &mut EvidenceLog) -> Result<Self> {
         let socket = socket.as_fd();
-        let credentials = credentials(socket, namespace, record)?;
+        let (credentials, is_mapped) = credentials(socket, may_hide, record)?;
         let (pidfd, whence) = pidfd(socket, credentials.pid)?;
         let mut peer = Self {
             credentials,
@@ -182,6 +195,8 @@ impl Peer {
             seen: OnceLock::new(),
             hardens: false,
             same_numbers: OnceLock::new(),
+            is_mapped,
+            may_hide_directory: may_hide.directory,
         };
         peer.directory = peer.open_directory()?;
         // The directory was opened after the pidfd. If the process is still alive, the directory belongs to
@@ -208,6 +223,8 @@ impl Peer {
             seen: OnceLock::new(),
             hardens: false,
             same_numbers: OnceLock::new(),
+            is_mapped: true,
+            may_hide_directory: false,
         }
     }
 
@@ -250,6 +267,7 @@ impl Peer {
             InProc::Number(number) => number,
             InProc::Absent if self.pidfd.is_some() => return Ok(None),
             InProc::Absent => return Err(self.gone()),
+            InProc::Unknown(_) if self.may_hide_directory => return Ok(None),
             InProc::Unknown(why) => return Err(refuse(Check::Proc, "a /proc that shows the peer", why)),
         };
         let path = format!("/proc/{number}");
@@ -263,14 +281,14 @@ impl Peer {
         let kind = uninterrupted(|| fstatfs(&directory))
             .map_err(|errno| unless_short(Check::Proc, "a mounted /proc", errno))?
             .filesystem_type();
-        if kind == PROC_SUPER_MAGIC {
-            Ok(Some(directory))
-        } else {
-            Err(refuse(
+        match kind {
+            PROC_SUPER_MAGIC => Ok(Some(directory)),
+            _ if self.may_hide_directory => Ok(None),
+            _ => Err(refuse(
                 Check::Proc,
                 "the kernel's /proc",
                 "another filesystem mounted there",
-            ))
+            )),
         }
     }
 
@@ -371,6 +389,7 @@ impl Peer {
                     .cloned(),
             },
             standing,
+            is_mapped: self.is_mapped,
             groups: groups_known,
             directory,
             executable: executable_found,
@@ -427,8 +446,8 @@ impl Peer {
             let found = match now {
                 Some(now) if now == then => continue,
                 Some(now) => format!("{now} now"),
-                // The policy accepts a peer about which nothing can be looked up (`Namespace::Any`).
-                None if pid == 0 => continue,
+                // The policy accepts a peer about which nothing can be looked up.
+                None if pid == 0 || self.may_hide_directory => continue,
                 None => "its current id cannot be read in /proc, and the kernel is older than 6.13".into(),
             };
             let mut refusal = Refusal::new(check, format!("{then}, as it was attested at first"), found);
@@ -710,6 +729,9 @@ fn executable_behind(path: &Path) -> KernelResult<Executable> {
     })
 }
 
+/// The kernel's default for [`overflow_uid`].
+const DEFAULT_OVERFLOW_UID: u32 = 65534;
+
 /// Returns the uid that the kernel shows for users that are not mapped here (user_namespaces(7)).
 fn overflow_uid() -> Result<u32> {
     const WHERE: &str = "/proc/sys/kernel/overflowuid";
@@ -744,7 +766,7 @@ mod tests {
     /// This process, as seen from the other end of a socket.
     fn myself() -> Peer {
         let (near, _far) = UnixStream::pair().unwrap();
-        Peer::attest(&near, Namespace::Same, &mut EvidenceLog::default()).unwrap()
+        Peer::attest(&near, MayHide::default(), &mut EvidenceLog::default()).unwrap()
     }
 
     /// Starts a child that runs until its standard input ends.

@@ -1,0 +1,128 @@
+// Launchers that a parent may put between itself and its child: each forks, changes namespaces or drops rights in its own way.
+
+import { execFileSync } from 'node:child_process'
+import { text } from 'node:stream/consumers'
+
+import test from 'ava'
+import { spawn, type ChildOptions, type RingfenceError } from 'ringfence'
+
+/** Tells what it sees of its parent, and echoes. */
+const ECHO = `
+  import { fromParent } from 'ringfence'
+  const channel = await fromParent({ handshakeTimeout: 60_000 })
+  const hidden = channel.evidence.filter(({ outcome }) => outcome === 'not-visible').map(({ check }) => check)
+  await channel.send(JSON.stringify({ pid: channel.peer.pid, hidden: [...new Set(hidden)] }))
+  for await (const message of channel) await channel.send(message)
+  await channel.end()
+`
+const SCRIPT = ['--input-type=module', '--eval', ECHO]
+
+const BWRAP = ['bwrap', '--dev-bind', '/', '/']
+/** Without root, bwrap always makes a user namespace, from which the parent's executable cannot be seen. */
+const OF_USER = process.getuid!() === 0 ? [] : ['executable']
+const CLEAR = ['--clearenv', '--setenv', 'RINGFENCE_LINE']
+
+/** The command before the program, and what the child cannot see of its parent then. */
+const LAUNCHERS: Record<string, { command: string[]; hidden?: string[]; line?: ChildOptions['line'] }> = {
+  'a shell': { command: ['sh', '-c', '"$@"; exit', 'sh'] },
+  'a shell that exits': { command: ['sh', '-c', '"$@" &', 'sh'] },
+  env: { command: ['env', 'ANY=thing'] },
+  nice: { command: ['nice', '-n', '1'] },
+  timeout: { command: ['timeout', '1000'] },
+  setsid: { command: ['setsid', '-f'] },
+  'setpriv with no_new_privs': { command: ['setpriv', '--no-new-privs'] },
+  'unshare -Urpf': { command: ['unshare', '-Urpf', '--kill-child'], hidden: ['namespace', 'executable'] },
+  'unshare -Urpf with /proc': {
+    command: ['unshare', '-Urpf', '--mount-proc', '--kill-child'],
+    hidden: ['namespace', 'executable'],
+  },
+  'a launcher that closes descriptors': { command: ['sh', '-c', 'exec 3>&-; "$@"; exit', 'sh'], line: 'stdin' },
+  bwrap: { command: BWRAP, hidden: OF_USER },
+  'bwrap --unshare-user': { command: [...BWRAP, '--unshare-user'], hidden: ['executable'] },
+  'bwrap --unshare-pid': { command: [...BWRAP, '--unshare-pid'], hidden: ['namespace', ...OF_USER] },
+  'bwrap --unshare-net': { command: [...BWRAP, '--unshare-net'], hidden: OF_USER },
+  'bwrap --unshare-ipc': { command: [...BWRAP, '--unshare-ipc'], hidden: OF_USER },
+  'bwrap --unshare-cgroup': { command: [...BWRAP, '--unshare-cgroup'], hidden: OF_USER },
+  'bwrap --unshare-all': {
+    command: [...BWRAP, '--unshare-all', '--die-with-parent'],
+    hidden: ['namespace', 'executable'],
+  },
+  'bwrap --unshare-all with its own /proc': {
+    command: [...BWRAP, '--unshare-all', '--proc', '/proc', '--die-with-parent'],
+    hidden: ['namespace', 'executable'],
+  },
+  'bwrap --unshare-all --clearenv': {
+    command: [...BWRAP, '--unshare-all', '--die-with-parent', ...CLEAR, '3'],
+    hidden: ['namespace', 'executable'],
+  },
+  'bwrap --unshare-all --clearenv, and the line on standard input': {
+    command: [...BWRAP, '--unshare-all', '--die-with-parent', ...CLEAR, '0'],
+    hidden: ['namespace', 'executable'],
+    line: 'stdin',
+  },
+  'bwrap in a shell in bwrap': {
+    command: [...BWRAP, '--unshare-pid', 'sh', '-c', '"$@"; exit', 'sh', ...BWRAP, '--unshare-user'],
+    hidden: ['namespace', 'executable'],
+  },
+}
+
+for (const [name, { command, hidden = [], line }] of Object.entries(LAUNCHERS)) {
+  test(`a child of ${name} is admitted as a descendant`, async (t) => {
+    const [program, ...words] = command
+    try {
+      execFileSync(program!, [...words, 'true'], { stdio: 'ignore' })
+    } catch (error) {
+      t.log(`skipped: ${name} does not work here: ${(error as Error).message}`)
+      t.pass()
+      return
+    }
+    const { child, channel } = await spawn(program!, [...words, process.execPath, ...SCRIPT], {
+      admit: 'descendant',
+      handshakeTimeout: 60_000,
+      line,
+      spawn: { stdio: ['ignore', 'pipe', 'inherit'] },
+    })
+    t.true(channel.evidence.some(({ check, outcome }) => check === 'child' && outcome === 'passed'))
+    const seen = JSON.parse(String(await channel.receive())) as { pid: number; hidden: string[] }
+    t.deepEqual(seen.hidden, hidden)
+    t.is(seen.pid, hidden.includes('namespace') ? 0 : process.pid)
+    await channel.send('a job')
+    t.is(String(await channel.receive()), 'a job')
+    await channel.close()
+    t.is(await text(child.stdout!), '')
+  })
+}
+
+test('a child that names a check that it cannot make refuses its parent', async (t) => {
+  const code = `
+    import { fromParent } from 'ringfence'
+    const error = await fromParent({ handshakeTimeout: 60_000, policy: { executable: 'same' } }).catch((error) => error)
+    if (error.check !== 'executable') throw error
+  `
+  const command = ['unshare', '-Urpf', '--kill-child']
+  try {
+    execFileSync(command[0]!, [...command.slice(1), 'true'], { stdio: 'ignore' })
+  } catch (error) {
+    t.log(`skipped: this user may not make namespaces: ${(error as Error).message}`)
+    t.pass()
+    return
+  }
+  const spawned = spawn(command[0]!, [...command.slice(1), process.execPath, '--input-type=module', '--eval', code], {
+    admit: 'descendant',
+    handshakeTimeout: 60_000,
+    spawn: { stdio: ['ignore', 'ignore', 'inherit'] },
+  })
+  const error = await t.throwsAsync<RingfenceError>(spawned, { code: 'ERR_RINGFENCE_PEER_REFUSED' })
+  t.is(error?.check, 'executable')
+})
+
+test('a launcher that fails is CHILD_EXITED, with its exit code', async (t) => {
+  const failing = spawn('sh', ['-c', '(exit 0) & wait; echo reason >&2; exit 3'], {
+    admit: 'descendant',
+    handshakeTimeout: 60_000,
+    spawn: { stdio: ['ignore', 'ignore', 'pipe'] },
+  })
+  const error = await t.throwsAsync<RingfenceError>(failing, { code: 'ERR_RINGFENCE_CHILD_EXITED' })
+  t.is(error?.exitCode, 3)
+  t.is(error?.stderr, 'reason\n')
+})
