@@ -10,7 +10,7 @@ export { publish, Publisher } from './endpoint/publisher.js'
 export type { Subscriber } from './endpoint/subscriber.js'
 export { subscribe, Subscription } from './channel/subscription.js'
 export { Channel } from './channel/channel.js'
-export type { Resource, ResourceEvents } from './channel/resource.js'
+export type { Resource as OpenResource, ResourceEvents } from './channel/resource.js'
 export type { Source } from './channel/source.js'
 export { json, structured, type Codec } from './adapters/codec.js'
 export { doctor, type Diagnosis } from './runtime/doctor.js'
@@ -68,6 +68,7 @@ export type {
   Policy,
   PublishOptions,
   Reservation,
+  Resource,
   SubscribeOptions,
   Visit,
 } from './types.js'

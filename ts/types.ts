@@ -167,8 +167,8 @@ export interface Confined {
   networkNamespace?: 'other' | undefined
 }
 
-/** A received message. */
-export type Message = Buffer
+/** A received message. Its memory is no SharedArrayBuffer, so it can be passed to web streams and other APIs of the web. */
+export type Message = Buffer & { readonly buffer: ArrayBuffer }
 
 /** The types that can be sent: text, or bytes of any kind. Only the bytes within a view are sent. */
 export type MessageInput = string | ArrayBufferView | ArrayBuffer
@@ -391,6 +391,31 @@ export interface SubscribeOptions extends Omit<
    * @defaultValue 'now'
    */
   from?: 'now' | 'oldest' | 'latest' | undefined
+}
+
+/**
+ * An object that stays open until this side closes it, or until it ends for another reason. An open resource keeps the process alive until
+ * {@link Resource.unref}. `await using` closes it.
+ */
+export interface Resource extends AsyncDisposable {
+  /** The address at which it was opened; null for a line between parent and child, and for a merge. */
+  readonly address: string | null
+  /** Resolves once the resource has ended, with the reason. Never rejects. */
+  readonly closed: Promise<Closed>
+  /**
+   * Flushes what was sent, ends cleanly and releases everything. Resolves once that is done.
+   *
+   * @param options.linger - Milliseconds for which what was sent may be flushed.
+   */
+  close(options?: { linger?: number | undefined }): Promise<void>
+  /**
+   * Drops everything that is not in the ring yet, and releases everything. With an error, `closed` has the reason 'failed' and this error.
+   */
+  destroy(error?: Error): void
+  /** Keeps the process alive while it is open, which is the default. */
+  ref(): this
+  /** Lets the process exit while it is open. */
+  unref(): this
 }
 
 /** The end of a resource. */
