@@ -67,6 +67,7 @@ test.serial('one that leaves closes its channel, and is through once the binding
       const waits = loop.next()
       const left = membership.close()
       t.is(membership.close(), left, 'once')
+      await t.throwsAsync(membership.close({ linger: -1 }), codeOf('INVALID_ARGUMENT'))
       if (!leavesAtOnce) {
         t.true(await isPending(left))
         if (channel !== undefined)
@@ -116,6 +117,7 @@ test.serial('channels that nobody has taken go with the place, and stay where it
   standing.tell(comer(1).raw)
   standing.leavesAtOnce = false
   const left = membership.close()
+  await turn()
   standing.fail()
   standing.left!()
   await left

@@ -559,3 +559,24 @@ test('what a partner has left is read, though this side ends its sending before 
   t.is((await channel.closed).reason, 'closed')
   t.deepEqual(await readAll(channel), ['one', 'two'])
 })
+
+test.serial('a close flushes what was sent, and the partner reads all of it and a clean end', async (t) => {
+  const address = abstractAddress()
+  const here = await member(address, { capacity: 4096 })
+  const partner = await Partner.start(t)
+  await partner.run(async (kit, where: string) => {
+    kit.keep['membership'] = await kit.ringfence.member(where)
+  }, address)
+  await until(() => here.channel !== undefined, 'the partner is there')
+  const sent = Array.from({ length: 50 }, (_, number) => here.channel!.send(Buffer.alloc(500, number)))
+  const left = here.close({ linger: 60_000 })
+  t.true(await isPending(left))
+  const count = await partner.run(async (kit) => {
+    let read = 0
+    for await (const message of (kit.keep['membership'] as Membership).channel!) read += message.length / 500
+    return read
+  })
+  t.is(count, 50)
+  await left
+  await Promise.all(sent)
+})

@@ -163,6 +163,7 @@ const ofSubscribe = {
 } satisfies SubscribeOptions
 const ofChild = {
   ...ofLine,
+  admit: 'descendant',
   spawn: { stdio: 'inherit' },
   onSpawn: (child: ChildProcess) => void child.pid,
 } satisfies ChildOptions
@@ -321,7 +322,7 @@ export async function endpoints(address: string): Promise<void> {
   membership.on('role', (role) => exactly<'host' | 'guest'>()(role))
   for await (const partner of membership) exactly<Channel>()(partner)
   exactly<MembershipStats>()(membership.stats())
-  await membership.close()
+  await membership.close({ linger: 5 })
   await resource(membership)
 
   await using publisher = await publish(address)

@@ -43,8 +43,8 @@ export let quietOf: <In>(channel: Channel<In, any>) => Quiet<In>
 /** Calls back once the messages that the peer left were read or dropped; never if it left none. */
 export let whenRead: (channel: AnyChannel, callback: () => void) => void
 
-/** Flushes pending messages and rejects new ones. Returns a function that marks the channel closed. */
-export let depart: (channel: AnyChannel) => () => void
+/** Flushes pending messages for up to `linger` milliseconds, and rejects new ones. Resolves with a function that marks the channel closed. */
+export let depart: (channel: AnyChannel, linger: number) => Promise<() => void>
 
 /**
  * A bidirectional connection between this process and its peer.
@@ -69,7 +69,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
   readonly #values: Values<unknown> | null
 
   static {
-    depart = (channel) => channel.#core.depart()
+    depart = (channel, linger) => channel.#core.depart(linger)
     quietOf = (channel) => channel.quiet()
     make = (native, settings, address) => {
       const core = new ChannelCore(native, settings, (closed) => {

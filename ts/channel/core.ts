@@ -193,11 +193,10 @@ export class ChannelCore implements SourceCore {
     if (this.buffer.outlives) this.buffer.close(closedHere)
   }
 
-  /** Prepares for a close by the binding from another thread. Returns a function that marks the channel closed. */
-  depart(): () => void {
+  /** Flushes, and prepares for a close by the binding from another thread. Returns a function that marks the channel closed. */
+  async depart(linger: number): Promise<() => void> {
+    if (this.#closed === null) await this.queue.linger(linger, closedHere)
     if (this.#closed !== null) return () => {}
-    this.queue.pump()
-    this.queue.refuse(closedHere, true)
     this.#departing = true
     if (this.queue.isEmpty) this.native.end()
     return () => this.#finish(CLOSED, closedHere)

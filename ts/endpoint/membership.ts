@@ -1,5 +1,6 @@
 import { depart, type Channel } from '../channel/channel.js'
 import { Endpoint, KEY, openEndpoint, type EndpointEvents, type EndpointParts } from './endpoint.js'
+import { lingerOf } from './options.js'
 import { timers } from '../runtime/timers.js'
 import { destroyedBy } from '../channel/resource.js'
 import type { Codec } from '../adapters/codec.js'
@@ -78,18 +79,24 @@ export class Membership<In = Message, Out = MessageInput> extends Endpoint<
    * Closes the channel, and hands the address to the partner, if there is one. The last member to leave removes the file at the address.
    * Loops over the membership end.
    *
+   * @param options.linger - Milliseconds for which what was sent may be flushed, 1000 by default.
    * @returns A promise that resolves once everything is released and the partner has taken the address over. If the partner does not
    * answer because its process is stopped, it resolves after the time limit of a handshake, and the partner owns the address once it
-   * continues.
+   * continues. Rejects with INVALID_ARGUMENT for wrong options.
    */
-  close(): Promise<void> {
-    this.#closing ??= this.#close()
-    return this.#closing
+  close(options: { linger?: number | undefined } = {}): Promise<void> {
+    try {
+      const linger = lingerOf(options)
+      return (this.#closing ??= this.#close(linger))
+    } catch (error) {
+      return Promise.reject(error as Error)
+    }
   }
 
-  async #close(): Promise<void> {
+  async #close(linger: number): Promise<void> {
     if (this.ended !== null) return
-    const closed = this.#channel === undefined ? undefined : depart(this.#channel)
+    const closed = this.#channel === undefined ? undefined : await depart(this.#channel, linger)
+    if (this.ended !== null) return
     await new Promise<void>((resolve) => {
       if (this.#native.leave(() => resolve()) === 0) resolve()
     })
