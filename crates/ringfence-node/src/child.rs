@@ -4,6 +4,7 @@
     unreachable_pub,
     reason = "what is pub here is exported to JavaScript by its macro"
 )]
+#![expect(clippy::needless_pass_by_value, reason = "napi hands over owned strings")]
 
 use std::os::fd::{AsFd, AsRawFd};
 

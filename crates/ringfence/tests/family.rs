@@ -30,6 +30,29 @@ use ringfence::{
 };
 use support::{Actor, TIME_LIMIT, forbid, say, small, wait_for_test};
 
+/// A copy of the line of this process's channel outlives it, in a process that it starts.
+fn leave_a_copy() {
+    let channel = from_parent(&small()).unwrap();
+    let copies = sockets().len();
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap() {
+        let entry = entry.unwrap();
+        let target = std::fs::read_link(entry.path()).unwrap_or_default();
+        if target.to_string_lossy().starts_with("socket:") {
+            let number: RawFd = entry.file_name().to_str().unwrap().parse().unwrap();
+            // SAFETY: the descriptor is open, and stays open during the call.
+            let socket = unsafe { BorrowedFd::borrow_raw(number) };
+            fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+        }
+    }
+    assert_eq!(copies, 1, "the channel's line");
+    // It ends with the test: then its input ends.
+    let mut holder = Command::new("cat").stdout(Stdio::null()).spawn().unwrap();
+    say(format!("{} {}", std::process::id(), holder.id()));
+    let (_sender, mut receiver) = channel.split();
+    let _ = receiver.receive(&mut [0; 16]);
+    holder.wait().unwrap();
+}
+
 /// The other processes of these tests.
 #[test]
 fn role() {
@@ -109,28 +132,7 @@ fn role() {
             grandchild.finish();
             echo(channel);
         }
-        // A copy of its channel's line outlives it, in a process that it starts.
-        "leaves a copy" => {
-            let channel = from_parent(&small()).unwrap();
-            let copies = sockets().len();
-            for entry in std::fs::read_dir("/proc/self/fd").unwrap() {
-                let entry = entry.unwrap();
-                let target = std::fs::read_link(entry.path()).unwrap_or_default();
-                if target.to_string_lossy().starts_with("socket:") {
-                    let number: RawFd = entry.file_name().to_str().unwrap().parse().unwrap();
-                    // SAFETY: the descriptor is open, and stays open during the call.
-                    let socket = unsafe { BorrowedFd::borrow_raw(number) };
-                    fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
-                }
-            }
-            assert_eq!(copies, 1, "the channel's line");
-            // It ends with the test: then its input ends.
-            let mut holder = Command::new("cat").stdout(Stdio::null()).spawn().unwrap();
-            say(format!("{} {}", std::process::id(), holder.id()));
-            let (_sender, mut receiver) = channel.split();
-            let _ = receiver.receive(&mut [0; 16]);
-            holder.wait().unwrap();
-        }
+        "leaves a copy" => leave_a_copy(),
         "looks" => {
             say(descriptors());
             wait_for_test();

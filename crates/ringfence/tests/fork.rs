@@ -37,7 +37,7 @@ use ringfence::{
     Address, AnySource, Arrival, Audience, Broadcaster, CancelToken, Change, Channel, Channels, ChildLine,
     CloseReason, Error, Key, Listener, Membership, Merge, ParentLine, Publisher, PublisherEvent, Receiver,
     Result, Role, Sender, Subscriber, Subscription, Tokens, Verifier,
-    binding::{self, Keep},
+    binding::{self, Keep, Tag},
     connect, join, listen, member, private_line, publish, subscribe,
 };
 use support::{Actor, TIME_LIMIT, accepted, fresh_address, say, small, wait_for_host, wait_for_test};
@@ -129,6 +129,8 @@ fn use_broadcaster(broadcaster: &mut Broadcaster) {
     let _ = (broadcaster.capacity(), broadcaster.max_message_size());
     let _ = (broadcaster.sequence(), broadcaster.stats());
     is_inherited(broadcaster.try_send(b"a child's"));
+    is_inherited(broadcaster.try_send_tagged(b"a child's", Tag::NONE));
+    is_inherited(broadcaster.send_part_tagged(b"a child's", Tag::NONE, 0));
     is_inherited(broadcaster.try_send_packed(&[0; 8]));
     is_inherited(broadcaster.send(b"a child's"));
     is_inherited(broadcaster.send_until(b"a child's", Instant::now()));
@@ -227,9 +229,11 @@ fn use_sender(sender: &mut Sender) {
     sender.vacate();
     assert_eq!(sender.under_way(), None);
     is_inherited(sender.try_send(b"a child's"));
+    is_inherited(sender.try_send_tagged(b"a child's", Tag::NONE));
     is_inherited(sender.send(b"a child's"));
     is_inherited(sender.send_until(b"a child's", Instant::now()));
     is_inherited(sender.send_part(b"a child's", 0));
+    is_inherited(sender.send_part_tagged(b"a child's", Tag::NONE, 0));
     is_inherited(sender.try_send_packed(&[0; 8]));
     is_inherited(sender.has_room(8));
     is_inherited(sender.packed_room(8));
@@ -264,6 +268,8 @@ fn use_receiver(receiver: &mut Receiver) {
     is_inherited(receiver.receive_vec());
     is_inherited(receiver.receive_vec_until(Instant::now()));
     is_inherited(receiver.receive_part(&mut room));
+    is_inherited(receiver.next_tag());
+    let _ = receiver.tag();
     is_inherited(receiver.try_receive_packed(&mut room));
     is_inherited(receiver.try_receive_more_packed(&mut room));
     is_inherited(binding::pull_held(receiver, &mut room, 0..=8, Keep::Each));
