@@ -19,6 +19,8 @@ const FIGURES = [
   'bytesSent',
   'messagesReceived',
   'bytesReceived',
+  'callsInFlight',
+  'lateReplies',
   'waits',
   'waitedMicros',
   'wakeupsSent',

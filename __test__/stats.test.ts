@@ -224,7 +224,17 @@ test('the newest alone: what was passed over is lost, and counted', async (t) =>
 
 test('the names of all figures', async (t) => {
   const ofChannel = [
-    ...['messagesSent', 'bytesSent', 'messagesReceived', 'bytesReceived', 'waits', 'waitedMicros', 'wakeupsSent'],
+    ...[
+      'messagesSent',
+      'bytesSent',
+      'messagesReceived',
+      'bytesReceived',
+      'callsInFlight',
+      'lateReplies',
+      'waits',
+      'waitedMicros',
+      'wakeupsSent',
+    ],
     ...['sleeps', 'ringUsed', 'ringCapacity', 'queuedBytes'],
     ...['tokensSent', 'tokensReceived', 'tokensStray', 'tokensDropped'],
   ]

@@ -98,6 +98,32 @@ export class RingfenceError extends Error {
   }
 }
 
+/** Shared by all copies of this package in the process. */
+const REMOTE = Symbol.for('ringfence.RemoteError')
+
+/** The error of a call whose handler, in the peer, threw. It has the name, the message and the code of the handler's error, and no stack. */
+export class RemoteError extends Error {
+  static {
+    Object.defineProperty(RemoteError.prototype, REMOTE, { value: true })
+  }
+
+  /** An error of either build of this package is an instance of both. */
+  static override [Symbol.hasInstance](value: unknown): boolean {
+    if (this !== RemoteError) return Function.prototype[Symbol.hasInstance].call(this, value)
+    return typeof value === 'object' && value !== null && REMOTE in value
+  }
+
+  /** The code of the handler's error, if it had one. */
+  declare readonly code?: string
+
+  /** @internal */
+  constructor({ name, message, code }: { name: string; message: string; code: string }) {
+    super(message)
+    Object.defineProperty(this, 'name', { value: name, configurable: true, writable: true })
+    if (code !== '') Object.defineProperty(this, 'code', { value: code, enumerable: true })
+  }
+}
+
 /** Converts a failure of the binding to an error. `thrown` is the JavaScript exception that caused it, if any. */
 export function fromFailure(failure: Failure | null, thrown?: unknown): RingfenceError {
   if (failure === null) return new RingfenceError('UNSUPPORTED', 'the native binding failed without a reason')

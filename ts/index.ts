@@ -14,7 +14,7 @@ export type { Resource as OpenResource, ResourceEvents } from './channel/resourc
 export type { Source } from './channel/source.js'
 export { json, structured, type Codec } from './adapters/codec.js'
 export { doctor, type Diagnosis } from './runtime/doctor.js'
-export { RingfenceError, type ErrorCode, type ErrorDetails, type ErrorName } from './errors.js'
+export { RemoteError, RingfenceError, type ErrorCode, type ErrorDetails, type ErrorName } from './errors.js'
 export { fromParent, spawn, type Spawned } from './endpoint/child.js'
 export type { Loop } from './channel/loops.js'
 export { harden } from './runtime/harden.js'
@@ -48,6 +48,9 @@ export type {
 } from './channel/stats.js'
 export type {
   BatchOptions,
+  CallContext,
+  CallOptions,
+  ServeOptions,
   WaitOptions,
   Admit,
   ChildOptions,

@@ -42,7 +42,8 @@ export interface NativeChannel {
   /** Returns 1 if the message was sent, and 0 if there was no room. */
   trySend(message: Uint8Array): number
   /**
-   * Copies whole records to `into[from..]` and returns the number of bytes; or 0, `ENDED` or `LARGE - size`.
+   * Copies whole records to `into[from..]` and returns the number of bytes; or 0, `ENDED` or `LARGE - size`; or `CALLS` if a call frame
+   * is next.
    *
    * If `goesOn` is `FIRST` or `MORE`, the caller promises to read until nothing is left. A peer that waits for room is then not woken for
    * a little room. A caller that stops earlier calls `wake`. `FIRST` starts a round of the messages that are in the ring now. `MORE`
@@ -60,14 +61,14 @@ export interface NativeChannel {
   pullHeld(into: Uint8Array, from: number, least: number, most: number, alone: number): number
   /** Like `pullHeld`, but spins like `pullBusy`. */
   pullHeldBusy(into: Uint8Array, from: number, least: number, most: number, alone: number): number
+  /** Like `pull`, but copies call frames only. */
+  pullCalls(into: Uint8Array): number
   /** Copies the records of the last `pullHeld` again, without the first `passed` bytes, as far as they fit. */
   pullAgain(into: Uint8Array, passed: number): number
   release(): void
   wake(): void
   /** Returns `WHOLE`, `ENDED`, or the number of bytes of the message received so far. */
   gather(into: Uint8Array): number
-  /** Returns the flags that the message of the last `gather` has besides `FLAGS`: 0 or `CALL`. */
-  gatheredTag(): number
   hasRoom(size: number): number
   /** Bytes of records that `flush` is guaranteed to take, if no message among them is longer than `longest`. */
   packedRoom(longest: number): number
@@ -151,7 +152,7 @@ export interface NativeReader
       NativeChannel,
       'pull' | 'pullBusy' | 'wake' | 'gather' | 'armReader' | 'parkReader' | 'lookParked' | 'failure'
     >,
-    Partial<Pick<NativeChannel, 'pullHeld' | 'pullHeldBusy' | 'pullAgain' | 'release'>> {
+    Partial<Pick<NativeChannel, 'pullHeld' | 'pullHeldBusy' | 'pullAgain' | 'pullCalls' | 'release'>> {
   /** Present if messages must not be fetched before they are handed out. Returns 1 if there is a message, else as `pull`. */
   hasMessage?(): number
 }
@@ -309,6 +310,8 @@ export const WHOLE = answers.whole
 export const ENDED = answers.ended
 /** The next message is not the one that the memory was allocated for. */
 export const OTHER = answers.other
+/** The next message is a call frame. */
+export const CALLS = answers.calls
 /** A message does not fit. Its size is `LARGE - answer`. */
 export const LARGE = answers.large
 

@@ -19,6 +19,40 @@ export interface BatchOptions extends WaitOptions {
   max?: number | undefined
 }
 
+/** Options of `call`. */
+export interface CallOptions extends WaitOptions {
+  /**
+   * Milliseconds until the call rejects with TIMEOUT. The remaining time travels with the request: the handler sees it as
+   * {@link CallContext.deadline}, and its signal is aborted then.
+   *
+   * @defaultValue no limit
+   */
+  timeout?: number | undefined
+}
+
+/** Options of `serve`. */
+export interface ServeOptions {
+  /**
+   * Handlers that run at a time at most. Further requests wait until a handler has returned.
+   *
+   * @defaultValue 100
+   */
+  concurrency?: number | undefined
+}
+
+/** What a handler of `serve` knows about its request. */
+export interface CallContext {
+  /**
+   * Aborted once nobody waits for the reply: the caller has aborted the call, the deadline has passed, or the channel has ended. The reason
+   * is a {@link RingfenceError} with the code ABORT_ERR, TIMEOUT, PEER_LOST or CLOSED.
+   */
+  readonly signal: AbortSignal
+  /** The time by which the caller needs the reply, in milliseconds as of `Date.now()`. `undefined`: the caller has set no deadline. */
+  readonly deadline: number | undefined
+  /** The caller. */
+  readonly peer: Identity
+}
+
 /** The properties of a peer that the kernel attested at the last check. */
 export interface Identity {
   /** Process id in this process's pid namespace. 0 for a process that is not visible there, which only `namespace: 'any'` accepts. */

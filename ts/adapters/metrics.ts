@@ -92,6 +92,7 @@ const COUNTERS: Row[] = [
     'Tokens that were dropped because no loop read them.',
   ],
   ['sleeps', 'ringfence_sleeps_total', 'ringfence.sleeps', '{sleep}', 'How often this side went to sleep.'],
+  ['lateReplies', 'ringfence_late_replies_total', 'ringfence.late_replies', '{reply}', 'Replies to cancelled calls.'],
   ['lost', 'ringfence_messages_lost_total', 'ringfence.lost', '{message}', 'Messages that were passed over.'],
   [
     'evicted',
@@ -107,6 +108,7 @@ const COUNTERS: Row[] = [
 const GAUGES: Row[] = [
   ['open', 'ringfence_open_peers', 'ringfence.open', '{peer}', 'Peers that are connected.'],
   ['sources', 'ringfence_merge_sources', 'ringfence.sources', '{source}', 'Sources of the merge.'],
+  ['callsInFlight', 'ringfence_calls_in_flight', 'ringfence.calls.in_flight', '{call}', 'Calls that wait for a reply.'],
   ['ringUsed', 'ringfence_ring_used_bytes', 'ringfence.ring.used', 'By', 'Bytes of the ring that are not read.'],
   ['ringCapacity', 'ringfence_ring_capacity_bytes', 'ringfence.ring.capacity', 'By', 'Bytes of the ring.'],
   ['queuedBytes', 'ringfence_queued_bytes', 'ringfence.queued', 'By', 'Bytes that were sent and are not in the ring.'],

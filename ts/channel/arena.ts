@@ -91,16 +91,16 @@ export class Arena {
   }
 
   /** Stages bytes that fit into the arena. */
-  add(bytes: Uint8Array): void {
+  add(bytes: Uint8Array, tag: number): void {
     this.bytes.set(bytes, this.to + HEADER)
-    this.finish(bytes.length)
+    this.finish(bytes.length, FLAGS | tag)
   }
 
   /** Writes the header of the next record, whose payload is in place. */
-  finish(length: number): void {
+  finish(length: number, flags = FLAGS): void {
     const at = this.to
     this.words[at >>> 2] = length
-    this.words[(at >>> 2) + 1] = FLAGS
+    this.words[(at >>> 2) + 1] = flags
     this.to = at + recordSize(length)
   }
 

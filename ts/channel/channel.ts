@@ -1,6 +1,6 @@
 import type { Duplex } from 'node:stream'
 
-import { structured, type Codec } from '../adapters/codec.js'
+import { decodeWith, encodeWith, structured, type Codec } from '../adapters/codec.js'
 import { toDuplex } from '../adapters/duplex.js'
 // oxlint-disable-next-line import/no-cycle -- it imports types of this file alone
 import { Port, type MessagePortLike } from '../adapters/port.js'
@@ -10,15 +10,24 @@ import { invalid, show, type RingfenceError } from '../errors.js'
 import { untilAborted } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
 import { ChannelCore } from './core.js'
+import { HEAD, REQUEST, makeFrame } from './envelope.js'
 import { loop } from './loops.js'
 import { withOperations, type Failure, type NativeChannel, type RawChannel } from '../native.js'
-import type { ChannelSettings } from '../endpoint/options.js'
-import type { Fill, SendQueue } from './send-queue.js'
+import { concurrencyOf, type ChannelSettings } from '../endpoint/options.js'
+import { toBytes, type Fill, type SendQueue } from './send-queue.js'
 import { Source } from './source.js'
 import type { ChannelStats } from './stats.js'
 import { toToken } from './tokens.js'
 import { Values } from './values.js'
-import type { Message, MessageInput, Reservation, WaitOptions } from '../types.js'
+import type {
+  CallContext,
+  CallOptions,
+  Message,
+  MessageInput,
+  Reservation,
+  ServeOptions,
+  WaitOptions,
+} from '../types.js'
 
 /** Only `join`, `connect`, `member` and listeners make channels. */
 const KEY = Symbol('ringfence')
@@ -189,6 +198,66 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    */
   with<T>(codec: Codec<T>): Channel<T, T> {
     return new Channel<T, T>(KEY, this, this.#core, new Values(codec) as Values<unknown>)
+  }
+
+  /**
+   * Calls the peer: sends it a request, and returns the reply of its {@link Channel.serve}. Any number of calls may be in flight, and replies
+   * arrive in any order. The channel's codec encodes requests and replies. Calls and messages share the channel in the order in which they
+   * were sent; {@link Channel.receive} returns messages only. The request is copied before the call returns.
+   *
+   * At most 16,384 requests of at most 16 MiB together are unanswered at a time. Further calls wait here.
+   *
+   * While calls are in flight, the channel is read even if the program receives no messages. Up to 1 MiB or 4,096 of its messages are kept for
+   * the program then. Beyond that the channel is not read, and calls wait, until the program takes a message.
+   *
+   * @example
+   * const total = await channel.with(json()).call({ add: [1, 2] }, { timeout: 1000 })
+   *
+   * @returns The reply. Rejects with a {@link RemoteError} if the handler threw; TIMEOUT after `timeout` milliseconds; AbortError if the
+   * signal is aborted; PEER_LOST if the peer is lost, or ends its sending before it has answered; CLOSED after this side's close;
+   * MESSAGE_TOO_LARGE if the request and its 16 bytes of head exceed {@link Channel.maxMessageSize}; MALFORMED if the codec cannot decode
+   * the reply; INVALID_ARGUMENT; NO_SPACE; RING_CORRUPT; OBJECT_EXPOSED. A timeout and an abort free the call at once here, and abort the
+   * handler's signal.
+   */
+  async call(request: Out, options?: CallOptions): Promise<In> {
+    const body = this.#toBody(request)
+    const frame = makeFrame(REQUEST, 0, body.length)
+    frame.set(body, HEAD)
+    return this.#fromBody(await this.#core.calls.call(frame, options)) as In
+  }
+
+  /**
+   * Answers the peer's {@link Channel.call}s, until it has ended. The handler gets each request, and returns the reply or a promise of it. An
+   * error that it throws reaches the caller as a {@link RemoteError} with its name, message and code.
+   *
+   * At most `concurrency` handlers run at a time. Further requests wait in a queue, which the caller's limits bound. A handler that continues
+   * after its caller has given up occupies its place until it returns.
+   *
+   * @example
+   * await channel.with(json()).serve(async ({ add: [a, b] }, { signal }) => a + b)
+   *
+   * @returns A promise that resolves once the peer has ended its sending and everything was answered, or this side has closed the channel.
+   * Rejects with PEER_LOST if the peer is lost; RING_CORRUPT; OBJECT_EXPOSED; INVALID_ARGUMENT if the channel is served already. A rejection
+   * for the end of the channel needs no handler, as with {@link Channel.send}.
+   */
+  serve(handler: (request: In, context: CallContext) => Out | Promise<Out>, options?: ServeOptions): Promise<void> {
+    try {
+      const concurrency = concurrencyOf(handler, options)
+      const answer = async (request: Buffer, context: CallContext) =>
+        this.#toBody(await handler(this.#fromBody(request) as In, context))
+      return this.#core.calls.serve(answer, concurrency)
+    } catch (error) {
+      return Promise.reject(error as Error)
+    }
+  }
+
+  #toBody(value: Out): Uint8Array {
+    const message = this.#values === null ? (value as MessageInput) : encodeWith(this.#values.codec, value)
+    return typeof message === 'string' ? Buffer.from(message) : toBytes(message)
+  }
+
+  #fromBody(body: Buffer): unknown {
+    return this.#values === null ? body : decodeWith(this.#values.codec, body)
   }
 
   /**

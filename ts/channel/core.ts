@@ -6,6 +6,7 @@ import { FAILED, type NativeChannel } from '../native.js'
 import type { ChannelSettings } from '../endpoint/options.js'
 import { timers } from '../runtime/timers.js'
 import type { Closed } from '../types.js'
+import { Calls } from './calls.js'
 import { PeerView } from './peer-view.js'
 import { ReceiveBuffer } from './receive-buffer.js'
 import { closedBy, closedFor, destroyedBy, lostBy, repeat } from './resource.js'
@@ -34,6 +35,8 @@ export class ChannelCore implements SourceCore {
   readonly buffer: ReceiveBuffer
   readonly tokens: Tokens
   readonly view: PeerView
+  #calls: Calls | null = null
+  #readingCalls = false
   readonly allowHalfOpen: boolean
   readonly #onEnd: (closed: Closed) => void
   /** The end; null while the channel is open. */
@@ -66,6 +69,7 @@ export class ChannelCore implements SourceCore {
       failed,
       () => this.#foundEnd(),
       () => this.endWithPeer(),
+      () => this.calls,
     )
     this.tokens = new Tokens(native)
     if (native.watch(() => this.hear()) === FAILED) throw fromFailure(native.failure())
@@ -86,6 +90,8 @@ export class ChannelCore implements SourceCore {
       bytesSent: figures[1]!,
       messagesReceived: messages,
       bytesReceived: bytes,
+      callsInFlight: this.#calls?.inFlight ?? 0,
+      lateReplies: this.#calls?.lateReplies ?? 0,
       ...this.tokens.stats(),
       waits: this.queue.waits,
       waitedMicros: this.queue.waitedMicros,
@@ -123,6 +129,47 @@ export class ChannelCore implements SourceCore {
     if (!this.queue.isEmpty) this.queue.pump()
     const arrived = this.buffer.arrivedNow()
     return arrived === false ? null : arrived
+  }
+
+  // Calls.
+
+  /** The calls of both sides, made on first use. */
+  get calls(): Calls {
+    if (this.#calls !== null) return this.#calls
+    const { queue, view } = this
+    const calls = new Calls({
+      maxMessageSize: this.native.maxMessageSize,
+      get peer() {
+        return view.peer
+      },
+      send: (frame) => queue.sendFrame(frame),
+      read: () => this.#readCalls(),
+      endWithPeer: () => this.endWithPeer(),
+    })
+    if (this.#closed !== null) calls.end(this.#whyOver, false)
+    return (this.#calls = this.buffer.calls = calls)
+  }
+
+  /** Reads call frames once everything that was sent in this turn of the program is in the ring. */
+  #readCalls(): void {
+    if (this.#readingCalls) return
+    this.#readingCalls = true
+    timers.queueMicrotask(() => {
+      this.#readingCalls = false
+      if (!this.queue.isEmpty) this.queue.pump()
+      this.buffer.readCalls()
+    })
+  }
+
+  /** No more call frames will arrive, or none will be read. */
+  #endCalls(): void {
+    const calls = this.#calls
+    if (calls === null) return
+    const how = this.#howLost()
+    if (this.#closed === null && how === 0) calls.peerEnded()
+    else if (this.#closed === null) calls.end(() => lostBy(how), false)
+    else if (this.#outlives) calls.end(how === 0 ? closedByPeer : repeat(this.#closed.error!), how === 0)
+    else calls.end(this.#whyOver, this.#whyOver === closedHere)
   }
 
   // The end of the channel.
@@ -268,6 +315,7 @@ export class ChannelCore implements SourceCore {
 
   /** Called when everything was fetched and the peer sends no more. Returns the error of later reads if the peer is lost. */
   #foundEnd(): (() => RingfenceError) | null {
+    this.#endCalls()
     const how = this.#howLost()
     // The reader that has found the end must return first.
     if (how !== 0) timers.queueMicrotask(() => this.hear())
@@ -324,6 +372,7 @@ export class ChannelCore implements SourceCore {
     else this.buffer.stop(unsendable)
     if (unsendable === closedHere || reason === 'refused' || reason === 'failed') this.tokens.close()
     else this.tokens.stop()
+    if (!this.buffer.readsOn) this.#endCalls()
     this.#onEnd(closed)
   }
 }

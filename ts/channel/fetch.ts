@@ -8,7 +8,8 @@
 // the ring holds them until the last of them is handed out.
 
 import { fromFailure, invalid, type RingfenceError } from '../errors.js'
-import { ENDED, FAILED, HEADER, LARGE, OTHER, WHOLE, recordSize, type NativeReader } from '../native.js'
+import { CALLS, ENDED, FAILED, HEADER, LARGE, OTHER, WHOLE, recordSize, type NativeReader } from '../native.js'
+import { fairness } from '../runtime/fairness.js'
 import { Block, OWN } from './block.js'
 import { allocate, allocateShared, BufferView } from './memory.js'
 
@@ -28,11 +29,51 @@ const SCRATCH_KEPT = 16 * 1024 * 1024
 const MUCH = 4 * 1024
 /** Turns that pass without a message before the peer is asked. */
 const TURNS = 8
+/** Messages that a reader of call frames keeps for the program, and their bytes. Beyond either, it stops reading. */
+const KEPT = 4096
+const KEPT_BYTES = 1024 * 1024
+/** Bytes of the call frames that one call into the binding copies. */
+const FRAMES = 64 * 1024
 
 const EMPTY = Buffer.alloc(0)
 
 /** Cached, as in the send queue. */
 const put = Uint8Array.prototype.set
+
+/** The memory to which call frames are copied before they are handed out, for all channels: nothing else runs in between. */
+const frames: { bytes: Buffer; words: Uint32Array } = {
+  bytes: EMPTY,
+  words: new Uint32Array(0),
+}
+
+/** Messages that a reader of call frames has met, in order. The program takes them before it reads the ring. */
+export class Kept {
+  readonly #messages: Buffer[] = []
+  #bytes = 0
+
+  get count(): number {
+    return this.#messages.length
+  }
+
+  get isFull(): boolean {
+    return this.#messages.length >= KEPT || this.#bytes >= KEPT_BYTES
+  }
+
+  push(message: Buffer): void {
+    this.#messages.push(message)
+    this.#bytes += message.length
+  }
+
+  shift(): Buffer {
+    const message = this.#messages.shift()!
+    this.#bytes -= message.length
+    return message
+  }
+
+  clear(): void {
+    this.#messages.length = this.#bytes = 0
+  }
+}
 
 /** Reused memory that visitors see. Empty before the first fetch: a channel may have no visitors. */
 class Chunk {
@@ -113,10 +154,13 @@ class LargeMessage {
   partial: Buffer | null = null
   /** The memory can be handed to the caller. */
   own = false
+  /** The message is a call frame. */
+  isCall = false
   #scratch: Buffer | null = null
 
-  begin(size: number, own: boolean): void {
+  begin(size: number, own: boolean, isCall = false): void {
     this.own = own
+    this.isCall = isCall
     this.partial = own ? allocate(size, 'a message') : this.#scratchFor(size)
   }
 
@@ -170,12 +214,22 @@ export interface FetchEvents {
   failed(error: RingfenceError): void
   /** No more will arrive, and everything was fetched. Returns the error of later reads; null after a clean end. */
   ended(): (() => RingfenceError) | null
+  /**
+   * A call frame has arrived, in memory that is reused unless `isOwn`. Must not call the program.
+   *
+   * @throws {@link RingfenceError} RING_CORRUPT if the peer violated the protocol
+   */
+  called(frame: Buffer, isOwn: boolean): void
+  /** The program has taken one of the kept messages, so there is room for another one. */
+  hasRoom(): void
 }
 
 /** The fetched messages. Only the receive buffer reads from it. */
 export class Fetched {
   readonly pace = new Pace()
   readonly large = new LargeMessage()
+  /** While there are some, no other messages are in memory. */
+  readonly kept = new Kept()
   /** The memory of the unread records: the chunk, or a block. */
   memory: Buffer = EMPTY
   words: Uint32Array = new Uint32Array(0)
@@ -214,12 +268,12 @@ export class Fetched {
 
   /** Whether fetched messages are unread. */
   get hasUnread(): boolean {
-    return this.at < this.end || this.large.message !== null
+    return this.at < this.end || this.large.message !== null || this.kept.count > 0
   }
 
   /** The number of fetched messages that are unread. */
   get count(): number {
-    let count = this.large.message === null ? 0 : 1
+    let count = this.kept.count + (this.large.message === null ? 0 : 1)
     for (let at = this.at; at < this.end;) {
       const length = this.words[at >>> 2]
       // The memory was transferred.
@@ -273,7 +327,11 @@ export class Fetched {
    * @throws {@link RingfenceError} NO_SPACE if there is no memory for a message, which stays where it is.
    */
   #fetch(spin: boolean, alone: number): boolean {
-    if (this.#native.pullHeld === undefined) return this.#fetchToCopy(spin)
+    if (this.kept.count > 0) return this.#fetchKept()
+    return this.#native.pullHeld === undefined ? this.#fetchToCopy(spin) : this.#fetchHeld(spin, alone)
+  }
+
+  #fetchHeld(spin: boolean, alone: number): boolean {
     if (this.over !== null) return false
     if (this.large.partial !== null) return this.#gather()
     const blocks = this.#blocks
@@ -284,14 +342,15 @@ export class Fetched {
     let answer =
       spin && this.#busy
         ? this.#native.pullHeldBusy!(block.memory, used, least, most, alone)
-        : this.#native.pullHeld(block.memory, used, least, most, alone)
+        : this.#native.pullHeld!(block.memory, used, least, most, alone)
     const length = LARGE - answer
     if (length >= 0 && length <= OWN) {
       // The message belongs in the other block, or does not fit.
       blocks.current = block = blocks.of(length)
       block.makeRoom(length)
-      answer = this.#native.pullHeld(block.memory, block.used, block.least, block.most, alone)
+      answer = this.#native.pullHeld!(block.memory, block.used, block.least, block.most, alone)
     }
+    if (answer === CALLS) return this.#fetchCalls() && this.#fetchHeld(false, alone)
     if (answer <= 0) return this.#fetchOther(answer, true)
     this.#useBlock(block, answer)
     this.#held = alone === 1 || answer > recordSize(blocks.length)
@@ -312,6 +371,7 @@ export class Fetched {
 
   /** Does the same as `#fetch`, for visitors. `goesOn`: the caller fetches until nothing is left, or wakes the peer. */
   fetchToShow(spin: boolean, goesOn = 0): boolean {
+    if (this.kept.count > 0) return this.#fetchKept()
     if (this.over !== null) return false
     if (this.large.partial !== null) return this.#gather()
     const chunk = this.#chunk
@@ -331,9 +391,73 @@ export class Fetched {
       chunk.renew()
       answer = this.#native.pull(chunk.bytes, 0, goesOn)
     }
+    if (answer === CALLS) return this.#fetchCalls() && this.fetchToShow(false, goesOn)
     if (answer <= 0) return this.#fetchOther(answer, this.visitors > 0)
     this.#useShown(answer)
     return true
+  }
+
+  #fetchKept(): boolean {
+    const { kept, large } = this
+    const wasFull = kept.isFull
+    large.message = kept.shift()
+    large.own = true
+    if (wasFull && !kept.isFull) this.#events.hasRoom()
+    return true
+  }
+
+  /**
+   * Reads on for call frames, and keeps the messages before them for the program. Returns whether there may be more to read.
+   *
+   * @throws {@link RingfenceError} as {@link take}
+   */
+  readOn(spin: boolean): boolean {
+    this.#keep()
+    if (this.kept.isFull || !this.#fetchHeld(spin, 0)) return false
+    this.#keep()
+    return true
+  }
+
+  /** Keeps the messages in memory. */
+  #keep(): void {
+    while (this.at < this.end || this.large.message !== null) {
+      const message = this.take(false)
+      if (message === null) return
+      this.kept.push(message)
+    }
+  }
+
+  /** Hands out the call frames that come next. Returns whether to read on now. */
+  #fetchCalls(): boolean {
+    if (frames.bytes.length === 0) {
+      frames.bytes = allocateShared(FRAMES, 'what is received')
+      frames.words = new Uint32Array(frames.bytes.buffer)
+    }
+    const { bytes, words } = frames
+    const answer = this.#native.pullCalls!(bytes)
+    if (answer <= LARGE) {
+      this.large.begin(LARGE - answer, true, true)
+      return this.#gather()
+    }
+    if (answer <= 0) return this.nothing(answer)
+    for (let at = 0; at < answer;) {
+      const end = at + HEADER + words[at >>> 2]!
+      if (!this.#called(bytes.subarray(at + HEADER, end), false)) return false
+      at = (end + 7) & ~7
+    }
+    return fairness.dueWeakly === null
+  }
+
+  #called(frame: Buffer, isOwn: boolean): boolean {
+    try {
+      this.#events.called(frame, isOwn)
+      return true
+    } catch (error) {
+      this.over = () => error as RingfenceError
+      this.releaseRing()
+      this.#events.failed(error as RingfenceError)
+      return false
+    }
   }
 
   /**
@@ -408,7 +532,9 @@ export class Fetched {
     const answer = this.#native.gather(large.partial!)
     if (answer === WHOLE) {
       large.finish()
-      return true
+      // Messages behind a call frame are found by the next call.
+      if (large.isCall) this.#called(large.take(), true)
+      return !large.isCall
     }
     if (answer <= LARGE) {
       // A different, shorter message: the publisher has overtaken a subscriber that it does not wait for.
@@ -448,6 +574,7 @@ export class Fetched {
     this.at = this.end = 0
     this.#held = false
     this.large.message = this.large.partial = null
+    this.kept.clear()
   }
 }
 

@@ -13,7 +13,20 @@ import { timers } from '../runtime/timers.js'
 /** The value of a wait that only checks for readability. */
 const EMPTY = Buffer.alloc(0)
 
+/** The calls of the channel whose messages a buffer reads. */
+interface Calls {
+  /** Whether call frames must be read, also if no caller waits for a message. */
+  readonly isActive: boolean
+  take(frame: Buffer, isOwn: boolean): void
+}
+
+/** Milliseconds until the next attempt to read a call frame that there was no memory for. */
+const PAUSE = 50
+
 export class ReceiveBuffer {
+  /** The calls of the channel; null until there are some. */
+  calls: Calls | null = null
+  readonly #callsOf: (() => Calls) | null
   readonly #native: NativeReader
   readonly #fetched: Fetched
   readonly #waiters = new Waiters<Buffer>()
@@ -41,6 +54,7 @@ export class ReceiveBuffer {
    * @param failed - Called with the error of a failed call into the binding.
    * @param ended - Called once no more will arrive and everything was fetched. Returns the error of later reads; null after a clean end.
    * @param told - Called each time that a caller wanted a message and found a clean end.
+   * @param callsOf - Makes the calls of a channel; null if there are none.
    */
   constructor(
     native: NativeReader,
@@ -48,9 +62,19 @@ export class ReceiveBuffer {
     failed: (error: RingfenceError) => void,
     ended: () => (() => RingfenceError) | null,
     told: () => void,
+    callsOf: (() => Calls) | null = null,
   ) {
     this.#native = native
-    this.#fetched = new Fetched(native, busy, { failed, ended })
+    this.#callsOf = callsOf
+    this.#fetched = new Fetched(native, busy, {
+      failed,
+      ended,
+      called: (frame, isOwn) => {
+        this.#count(1, frame.length)
+        ;(this.calls ?? this.#callsOf!()).take(frame, isOwn)
+      },
+      hasRoom: () => timers.queueMicrotask(() => this.serve()),
+    })
     this.#told = told
   }
 
@@ -288,6 +312,7 @@ export class ReceiveBuffer {
   /** Hands messages to waiting callers, and asks the peer for a wakeup if more callers wait. `now`: even if the event loop is due. */
   serve(now = false): void {
     if (this.#merged !== null) {
+      if (this.calls !== null) this.#readOn(false)
       this.#merged()
       return
     }
@@ -317,9 +342,40 @@ export class ReceiveBuffer {
         return
       }
       if (this.#armed || this.#looksAgain()) return
-      const armed = this.#native.armReader()
-      if (armed === FAILED) this.#fetched.nothing(FAILED)
-      else this.#armed = armed === 1
+      this.arm()
+    }
+    if (this.calls !== null) this.#readOn(false)
+  }
+
+  /** Reads call frames, now and whenever the peer wakes this side. */
+  readCalls(): void {
+    if (this.#merged !== null || !this.#waiters.isEmpty) this.serve()
+    else this.#readOn(true)
+  }
+
+  /** Whether call frames will be read in a later turn of the event loop. */
+  get readsOn(): boolean {
+    return this.#deferred && this.calls !== null && this.#fetched.over === null
+  }
+
+  /** Reads on for call frames, since no caller takes messages. */
+  #readOn(spin: boolean): void {
+    const fetched = this.#fetched
+    while (this.calls!.isActive && fetched.over === null) {
+      const { due } = this
+      if (due !== null) {
+        this.#defer(due)
+        return
+      }
+      try {
+        if (fetched.readOn(spin)) continue
+      } catch {
+        // There is no memory for a message, or a visitor has transferred it: a caller that receives finds the same, and reports it.
+        timers.setTimeout(() => this.serve(), PAUSE).unref()
+        return
+      }
+      if (fetched.kept.isFull || fetched.over !== null || this.#armed || this.#looksAgain()) return
+      this.arm()
     }
   }
 

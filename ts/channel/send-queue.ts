@@ -15,7 +15,7 @@ import { RingfenceError, aborted, fromFailure, invalid, show } from '../errors.j
 import { flushAtExit, noticeExit } from '../runtime/exit.js'
 import { Arena, lengthOf } from './arena.js'
 import { allocateEmpty, SpareMemory } from './memory.js'
-import { FAILED, HEADER, WHOLE, recordSize, type NativeSender } from '../native.js'
+import { CALL, FAILED, HEADER, WHOLE, recordSize, type NativeSender } from '../native.js'
 import { fairness } from '../runtime/fairness.js'
 import { Line, Place } from './line.js'
 import { RoomWait } from './room-wait.js'
@@ -45,9 +45,18 @@ class Parcel extends Place {
     /** The number of its bytes that are in the ring. */
     public sent: number,
     readonly promises: Pending[],
+    /** The tag of one message. */
+    readonly tag = 0,
   ) {
     super()
   }
+}
+
+/** A call frame that waits until a reservation is committed or cancelled, or a message is filled. */
+class Held {
+  readonly promise = defer()
+
+  constructor(readonly frame: Uint8Array) {}
 }
 
 /** A caller that waits for room. */
@@ -76,6 +85,7 @@ export class SendQueue {
   /** Payload bytes in the arena and the line that are not in the ring yet. */
   #buffered = 0
   readonly #asking = new Line<Asking>()
+  readonly #held: Held[] = []
   #whenEmpty: (() => void)[] = []
   /** Returns why nothing can be sent now: a reservation, or an end. */
   #shut: (() => RingfenceError) | null = null
@@ -154,25 +164,61 @@ export class SendQueue {
 
   readonly #flush = (): void => {
     this.#scheduled = false
-    if (!this.#arena.isEmpty) this.pump()
+    if (!this.#arena.isEmpty || this.#held.length > 0) this.pump()
   }
 
   #sendOther(message: MessageInput, options?: WaitOptions): Promise<void> {
     try {
       const signal = readerSignal(options)
-      const bytes = this.#admit(message)
-      const { length } = bytes
-      if (length > this.#maxMessageSize) {
-        // The binding checks sizes first, and its error names the side that sets the limit.
-        this.#native.send(bytes, 0)
-        throw this.#failure()
-      }
-      // An abort can only remove a message that shares neither memory nor a promise with others.
-      const alone = this.#eager || length > this.#arena.most || signal !== undefined
-      return alone ? this.#sendNow(bytes, signal) : this.#stage(bytes)
+      return this.#sendBytes(this.#admit(message), 0, signal)
     } catch (error) {
       return this.#rejects(error as Error)
     }
+  }
+
+  /**
+   * Sends a call frame. The promise rejects only if the queue ends before the frame is in the ring, and needs no handler.
+   *
+   * @throws {@link RingfenceError} as `send` rejects, except that the frame waits while a reservation is open or a message is being filled
+   */
+  sendFrame(frame: Uint8Array): Promise<void> {
+    if (this.#shut === filling || this.#shut === whileReserved) {
+      this.#checkSize(frame)
+      const held = new Held(frame)
+      this.#held.push(held)
+      held.promise.promise.catch(ignore)
+      // A reservation pumps when it is finished.
+      if (this.#shut === filling) this.#schedule()
+      return held.promise.promise
+    }
+    if (this.#shut !== null) throw this.#shut()
+    const sent = this.#sendBytes(frame, CALL)
+    sent.catch(ignore)
+    return sent
+  }
+
+  #sendHeld(): void {
+    for (const { frame, promise } of this.#held.splice(0)) {
+      try {
+        this.#sendBytes(frame, CALL).then(promise.resolve, promise.reject)
+      } catch (error) {
+        promise.reject(error as Error)
+      }
+    }
+  }
+
+  #checkSize(bytes: Uint8Array): void {
+    if (bytes.length <= this.#maxMessageSize) return
+    // The binding checks sizes first, and its error names the side that sets the limit.
+    this.#native.send(bytes, 0)
+    throw this.#failure()
+  }
+
+  #sendBytes(bytes: Uint8Array, tag: number, signal?: AbortSignal): Promise<void> {
+    this.#checkSize(bytes)
+    // An abort can only remove a message that shares neither memory nor a promise with others.
+    const alone = this.#eager || bytes.length > this.#arena.most || signal !== undefined
+    return alone ? this.#sendNow(bytes, tag, signal) : this.#stage(bytes, tag)
   }
 
   /** A rejection for an end of the channel or peer needs no handler. A wrong call is reported only by its promise, which needs one. */
@@ -183,7 +229,7 @@ export class SendQueue {
   }
 
   /** Puts a message into the arena, whether or not the ring has room for it. */
-  #stage(bytes: Uint8Array): Promise<void> {
+  #stage(bytes: Uint8Array, tag: number): Promise<void> {
     const arena = this.#arena
     const size = recordSize(bytes.length)
     let shared = arena.isSure(size)
@@ -194,7 +240,7 @@ export class SendQueue {
       if (this.#shut !== null) throw this.#shut()
     }
     const at = arena.to
-    arena.add(bytes)
+    arena.add(bytes, tag)
     this.#buffered += bytes.length
     if (shared) return this.#promises.shared ?? this.#begin()
     arena.sure = 0
@@ -226,7 +272,7 @@ export class SendQueue {
   }
 
   /** Writes to the ring if all earlier messages are there; otherwise puts a copy in line. */
-  #sendNow(bytes: Uint8Array, signal?: AbortSignal): Promise<void> {
+  #sendNow(bytes: Uint8Array, tag: number, signal?: AbortSignal): Promise<void> {
     if (!this.isEmpty) {
       this.pump()
       // `pump` may have found the end.
@@ -242,7 +288,7 @@ export class SendQueue {
         bytes = new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length)
         own = this.#memory.copyOf(bytes.length)
       }
-      sent = this.#native.send(bytes, 0)
+      sent = this.#native.send(bytes, 0, tag)
       if (sent === WHOLE) {
         if (own !== null) this.#memory.recycle(own)
         fairness.spend()
@@ -255,7 +301,7 @@ export class SendQueue {
     own ??= this.#memory.copyOf(bytes.length)
     // The part that is in the ring is not read again.
     put.call(own, new Uint8Array(bytes.buffer, bytes.byteOffset + sent, bytes.length - sent), sent)
-    const parcel = new Parcel(own, false, sent, [pending])
+    const parcel = new Parcel(own, false, sent, [pending], tag)
     this.#line.push(parcel)
     this.#buffered += bytes.length - sent
     if (signal !== undefined)
@@ -393,10 +439,9 @@ export class SendQueue {
     const reserved = this.#native.reserve(size, OWN_MEMORY)
     if (reserved === FAILED) throw this.#fail()
     if (reserved === 0) return undefined
-    const open = () => invalid('a reservation is open: commit or cancel it first')
     const finish: Finish = (length, scratch) => {
       // If the channel has ended in the meantime, the reservation is already cancelled.
-      if (this.#shut !== open) return this.#shut!()
+      if (this.#shut !== whileReserved) return this.#shut!()
       this.#shut = null
       if (length === null) this.#native.cancel()
       else if (this.#native.commit(length, scratch) === FAILED) return this.#fail()
@@ -411,7 +456,7 @@ export class SendQueue {
       this.#native.cancel()
       throw error
     }
-    this.#shut = open
+    this.#shut = whileReserved
     return made
   }
 
@@ -468,6 +513,7 @@ export class SendQueue {
 
   /** Puts messages into the ring, in order, as far as there is room. Asks the peer for a wakeup if some are left. */
   pump(): void {
+    if (this.#held.length > 0 && this.#shut === null) this.#sendHeld()
     if (!this.#pumpLine() || !this.#pumpArena()) return
     this.#promises.isFree()
     if (this.#whenEmpty.length > 0) for (const empty of this.#whenEmpty.splice(0)) empty()
@@ -481,7 +527,7 @@ export class SendQueue {
       this.#arena.forgetRoom()
       const result = packed
         ? this.#native.flush(bytes, parcel.sent, bytes.length)
-        : this.#native.send(bytes, parcel.sent)
+        : this.#native.send(bytes, parcel.sent, parcel.tag)
       if (result === FAILED) return this.#giveUp()
       const before = parcel.sent
       if (packed) parcel.sent += result
@@ -582,6 +628,7 @@ export class SendQueue {
     const waiting = this.#promises.end(this.#waiting())
     this.#line.clear()
     for (const { told } of this.#asking.clear()) waiting.push(told)
+    for (const { promise } of this.#held.splice(0)) waiting.push(promise)
     this.#buffered = 0
     this.#roomWait.stop()
     this.#memory.free()
@@ -609,7 +656,7 @@ export class SendQueue {
 }
 
 /** Checks the internal type instead of the class: values of another realm (node:vm) have other classes. */
-function toBytes(message: unknown): Uint8Array {
+export function toBytes(message: unknown): Uint8Array {
   const isView = ArrayBuffer.isView(message)
   if (!isView && !isAnyArrayBuffer(message)) {
     throw invalid(`a message must be bytes (an ArrayBuffer or a view of one) or a string, not ${show(message)}`)
@@ -642,6 +689,7 @@ function payloadOf(bytes: Uint8Array, from: number, to: number): number {
 /** Fills at most `length` bytes of `bytes` from `offset` on, and returns how many it has written. */
 export type Fill = (bytes: Uint8Array, offset: number, length: number) => number
 
+const whileReserved = () => invalid('a reservation is open: commit or cancel it first')
 const filling = () => invalid('a message is being filled: send once that has returned')
 
 /** Commits this number of bytes, or cancels. Returns the error if that fails. */

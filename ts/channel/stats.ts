@@ -19,14 +19,18 @@ export interface TokenStats {
 
 /** Counters of a channel since it was made, and the fill level of its ring. The last figures stay available after its end. */
 export interface ChannelStats extends TokenStats {
-  /** Messages that were sent and are in the ring. Failed and abandoned ones are not counted. */
+  /** Messages that were sent and are in the ring, the frames of calls included. Failed and abandoned ones are not counted. */
   messagesSent: number
   /** Bytes of their payloads. */
   bytesSent: number
-  /** Messages that were handed out. */
+  /** Messages that were handed out, and frames of calls. */
   messagesReceived: number
   /** Bytes of their payloads. */
   bytesReceived: number
+  /** Calls of this side that wait for a reply. */
+  callsInFlight: number
+  /** Replies that arrived after their call was cancelled, and were dropped. */
+  lateReplies: number
   /** Calls of `send` that had to wait for room, including those that wait now. */
   waits: number
   /** Microseconds for which at least one of them waited. */
@@ -126,6 +130,8 @@ const NOTHING: Readonly<ChannelStats> = {
   bytesSent: 0,
   messagesReceived: 0,
   bytesReceived: 0,
+  callsInFlight: 0,
+  lateReplies: 0,
   tokensSent: 0,
   tokensReceived: 0,
   tokensStray: 0,
@@ -180,5 +186,5 @@ export class PeerCounts {
 
 /** Clears the figures that a channel no longer has after its end. */
 export function ofEnded(stats: ChannelStats): ChannelStats {
-  return { ...stats, ringUsed: 0, ringCapacity: 0, queuedBytes: 0 }
+  return { ...stats, callsInFlight: 0, ringUsed: 0, ringCapacity: 0, queuedBytes: 0 }
 }

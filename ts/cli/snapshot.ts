@@ -16,6 +16,8 @@ const FIGURES = [
   'bytesSent',
   'messagesReceived',
   'bytesReceived',
+  'callsInFlight',
+  'lateReplies',
   'waits',
   'waitedMicros',
   'wakeupsSent',

@@ -23,6 +23,8 @@ import type {
   SubscribeOptions,
   WaitOptions,
   BatchOptions,
+  CallOptions,
+  ServeOptions,
 } from '../types.js'
 
 /** Options of a call whose messages may be values. */
@@ -220,6 +222,25 @@ export function readerSignal(options: WaitOptions | undefined): AbortSignal | un
   abortSignal('signal', signal)
   if (signal.aborted) throw aborted(signal)
   return signal
+}
+
+/** Checks the options of `call`. */
+export function callOptions(options: CallOptions = {}): {
+  timeout: number | undefined
+  signal: AbortSignal | undefined
+} {
+  plainObject('options', options, ['timeout', 'signal'])
+  const { timeout, signal } = options
+  if (timeout !== undefined) milliseconds('timeout', timeout)
+  return { timeout, signal: readerSignal(signal === undefined ? undefined : { signal }) }
+}
+
+/** Checks the arguments of `serve`, and returns the number of handlers that may run at a time. */
+export function concurrencyOf(handler: unknown, options: ServeOptions = {}): number {
+  callback('handler', handler)
+  plainObject('options', options, ['concurrency'])
+  const { concurrency = 100 } = options
+  return concurrency === Infinity ? concurrency : integer('concurrency', concurrency, 1, 2 ** 32)
 }
 
 /** Checks the arguments of `receiveEach`. */

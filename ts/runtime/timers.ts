@@ -14,6 +14,8 @@ export const timers = {
   nextTick: process.nextTick.bind(process),
   /** Milliseconds, as of `performance.now`. */
   now: performance.now.bind(performance),
+  /** Milliseconds, as of `Date.now`. */
+  date: Date.now.bind(Date),
 }
 
 /** Milliseconds of the longest timer. Node fires a longer one after 1 ms. */

@@ -16,6 +16,8 @@ pub(crate) const WHOLE: i32 = -2;
 pub(crate) const ENDED: i32 = -3;
 /// The next message is not the one that the memory was allocated for.
 pub(crate) const OTHER: i32 = -4;
+/// The next message is a call frame.
+pub(crate) const CALLS: i32 = -5;
 /// `LARGE - size` answers that a message of `size` bytes does not fit.
 pub(crate) const LARGE: i32 = -16;
 /// Argument of `pull`: a further call of the same round, or the first call of a round.
@@ -95,6 +97,7 @@ pub struct Answers {
     pub ended: i32,
     pub large: i32,
     pub other: i32,
+    pub calls: i32,
     pub more: u32,
     pub first: u32,
     /// Length of a packed record's header in bytes.
@@ -118,6 +121,7 @@ pub fn answers() -> Answers {
         ended: ENDED,
         large: LARGE,
         other: OTHER,
+        calls: CALLS,
         more: MORE,
         first: FIRST,
         header: u32::try_from(binding::HEADER).expect("a header is small"),

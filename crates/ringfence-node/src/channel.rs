@@ -18,7 +18,7 @@ use crate::{
     raw::{Answer, Call, Function, State, add_functions, new_object, set_number, set_property},
     reading::{
         Reads, arm_reader, evidence, hear, is_cut, look_parked, lost_as, nothing, park_reader, pull,
-        pull_busy, spin, told, verify, wake, watch,
+        pull_busy, spin, told, told_size, verify, wake, watch,
     },
     sending::{
         Reservation, Sends, arm_writer, cancel, cancel_open, commit, flush, has_room, packed_room, reserve,
@@ -104,6 +104,10 @@ impl Reads for Endpoint {
 
     fn evidence(&mut self) -> &mut Vec<ringfence::Evidence> {
         &mut self.evidence
+    }
+
+    fn is_call_next(&mut self) -> bool {
+        self.reader().is_ok_and(|receiver| receiver.tag().is_call())
     }
 }
 
@@ -215,10 +219,14 @@ fn gather(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     }
 }
 
-/// Answers with the tag of the message that `gather` has begun last, as it stands in a record's flags.
-fn gathered_tag(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
-    let tag = endpoint.reader().map_or(0, |receiver| receiver.tag().bits());
-    Answer::from(usize::try_from(tag).unwrap_or(0))
+/// Argument: memory. Answers as `pull`.
+fn pull_calls(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    // SAFETY: the slice is used within this call only, and requested once.
+    let into = unsafe { call.bytes(0) };
+    let pulled = endpoint
+        .reader()
+        .and_then(|receiver| binding::pull_calls(receiver, into));
+    told_size(endpoint, pulled)
 }
 
 fn disarm(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
@@ -378,7 +386,7 @@ const OPERATIONS: [(&str, Function<Endpoint>); 41] = [
     ("release", release),
     ("wake", wake),
     ("gather", gather),
-    ("gatheredTag", gathered_tag),
+    ("pullCalls", pull_calls),
     ("hasRoom", has_room),
     ("packedRoom", packed_room),
     ("armWriter", arm_writer),

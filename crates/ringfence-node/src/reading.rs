@@ -9,7 +9,7 @@ use ringfence::{
 };
 
 use crate::{
-    answers::{ENDED, FIRST, LARGE, MORE},
+    answers::{CALLS, ENDED, FIRST, LARGE, MORE},
     convert,
     handle::Object,
     raw::{Answer, Call, Function},
@@ -32,6 +32,11 @@ pub(crate) trait Reads: Object {
     /// The evidence of the handshake, kept until JavaScript asks for it: as JavaScript objects it takes
     /// several times as much memory.
     fn evidence(&mut self) -> &mut Vec<ringfence::Evidence>;
+
+    /// Whether the message whose size the last call has returned is a call frame.
+    fn is_call_next(&mut self) -> bool {
+        false
+    }
 
     /// Runs after messages were fetched.
     #[inline]
@@ -104,6 +109,14 @@ pub(crate) fn pull<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
 
 /// Converts the result of `pull` and its variants.
 pub(crate) fn told<R: Reads>(reads: &mut R, pulled: ringfence::Result<Packed>) -> Answer {
+    match pulled {
+        Ok(Packed::Large(_)) if reads.is_call_next() => CALLS.into(),
+        pulled => told_size(reads, pulled),
+    }
+}
+
+/// Converts the result of a call that pulls all kinds of messages.
+pub(crate) fn told_size<R: Reads>(reads: &mut R, pulled: ringfence::Result<Packed>) -> Answer {
     match pulled {
         Ok(Packed::Bytes(bytes)) => {
             reads.fetched();

@@ -62,7 +62,7 @@ compile_error!("ringfence is for 64-bit little-endian Linux");
 pub mod binding {
     pub use crate::api::member::destroy_on_drop;
     pub use crate::api::pair::join_noticing;
-    pub use crate::channel::held::{Keep, pull_again, pull_held, release};
+    pub use crate::channel::held::{Keep, pull_again, pull_calls, pull_held, release};
     pub use crate::channel::inbound::Inlet;
     pub use crate::channel::merge::source::{announce, barrier, line, look_parked, spin};
     pub use crate::channel::outbound::AnyOutlet;

@@ -33,12 +33,18 @@ pub fn pull_held(
         least: *lengths.start() as u64,
         most: *lengths.end() as u64,
         fresh: true,
+        calls: false,
     };
     let packed = receiver.receive_records(|consumer| consumer.pull_held(into, &wanted))?;
     if keep == Keep::Several && packed == Packed::Bytes(first(into)) {
         release(receiver);
     }
     Ok(packed)
+}
+
+/// Like [`Receiver::try_receive_packed`], for call frames. [`Packed::Large`]: the next one does not fit, or a message is next.
+pub fn pull_calls(receiver: &mut Receiver, into: &mut [u8]) -> Result<Packed> {
+    receiver.receive_records(|consumer| consumer.pull_calls(into))
 }
 
 /// Copies the held messages again, without the first `passed` bytes: whole messages, as many as fit. Errors as

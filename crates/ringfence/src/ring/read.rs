@@ -13,7 +13,7 @@ use crate::{
     error::Result,
     region::copy::{Readable, Writable},
     region::layout::{self, as_offset},
-    ring::record::{HEADER, PADDING, Record, WHOLE, corrupt, header, packed_size, split},
+    ring::record::{HEADER, PADDING, Record, Tag, WHOLE, corrupt, header, packed_size, split},
 };
 
 /// A reader streams once it has read this many bytes. Each check that finds the ring empty halves the number, so a dialog of questions
@@ -126,6 +126,8 @@ pub(crate) struct WantedLengths {
     pub(crate) most: u64,
     /// The memory was not used lately.
     pub(crate) fresh: bool,
+    /// Whether the caller pulls call frames, or messages.
+    pub(crate) calls: bool,
 }
 
 impl WantedLengths {
@@ -133,11 +135,22 @@ impl WantedLengths {
         least: 0,
         most: u64::MAX,
         fresh: false,
+        calls: false,
+    };
+    pub(super) const CALLS: Self = Self {
+        calls: true,
+        ..Self::ALL
     };
 
+    /// The tag of the messages.
     #[inline]
-    fn is_met_by(&self, length: u64) -> bool {
-        self.least <= length && length <= self.most
+    fn tag(&self) -> Tag {
+        if self.calls { Tag::CALL } else { Tag::NONE }
+    }
+
+    #[inline]
+    fn is_met_by(&self, length: u64, tag: Tag) -> bool {
+        self.least <= length && length <= self.most && tag == self.tag()
     }
 }
 
@@ -527,7 +540,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         let at = first.at - as_offset(HEADER);
         let count = into.len().min(first.end - at) & !7;
         let rest = layout::DATA + as_offset(self.capacity) - at;
-        let mut run = Run::new(wanted.least..=self.longest.min(wanted.most), L::TAGS);
+        let mut run = Run::new(wanted.least..=self.longest.min(wanted.most), wanted.tag());
         let mut copied = 0;
         while copied < count {
             let from = copied;
@@ -602,7 +615,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
 #[inline]
 fn can_be_pulled(record: Record, room: usize, wanted: &WantedLengths) -> bool {
     let length = record.length as u64;
-    record.flags == WHOLE && packed_size(length) <= room as u64 && wanted.is_met_by(length)
+    record.flags == WHOLE && packed_size(length) <= room as u64 && wanted.is_met_by(length, record.tag)
 }
 
 /// A walk over whole messages in a copy, which lie there as packed ones do.
@@ -610,7 +623,7 @@ fn can_be_pulled(record: Record, room: usize, wanted: &WantedLengths) -> bool {
 pub(super) struct Run {
     least: u64,
     most: u64,
-    tags: u32,
+    flags: u32,
     /// The last header that was found sound, and the size of its record.
     known: u64,
     length: usize,
@@ -625,17 +638,18 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// Walks over messages of these lengths, in bytes, and with these bits of tags.
+    /// Walks over messages of these lengths, in bytes, that all have this tag.
     #[inline]
-    pub(super) fn new(lengths: RangeInclusive<u64>, tags: u32) -> Self {
+    pub(super) fn new(lengths: RangeInclusive<u64>, tag: Tag) -> Self {
         let (least, most) = lengths.into_inner();
+        let flags = WHOLE | tag.bits();
         debug_assert!(least <= most, "the first record has such a length");
         // Starts with the header of a message that can stand here: a size of 0 would be walked over for ever.
         Self {
             least,
             most,
-            tags,
-            known: header(least, WHOLE),
+            flags,
+            known: header(least, flags),
             length: as_offset(least),
             size: as_offset(packed_size(least)),
             is_over: false,
@@ -658,7 +672,7 @@ impl Run {
             // A branch rather than a conditional move: if sizes are alike, the way to the next record waits for none.
             another_header();
             let (length, flags) = split(word);
-            if flags & !self.tags != WHOLE || length > self.most || length < self.least {
+            if flags != self.flags || length > self.most || length < self.least {
                 self.is_over = true;
                 return None;
             }

@@ -515,6 +515,13 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
         }
     }
 
+    /// As [`Reader::pull_packed`], of call frames.
+    pub(crate) fn pull_calls(&mut self, into: &mut [u8]) -> Result<Pulled> {
+        let pulled = self.pull(into, &WantedLengths::CALLS)?;
+        self.publish();
+        Ok(pulled)
+    }
+
     /// As [`Reader::pull_packed`], of messages of the lengths that are wanted. They are held until the
     /// next [`Reader::publish`]: until then [`SpscReader::pull_again`] returns them again. At most a quarter of the ring is held, or one
     /// message.

@@ -198,6 +198,7 @@ fn messages_that_are_held_stay_where_only_padding_follows_them() {
         least: 0,
         most: 64,
         fresh: true,
+        calls: false,
     };
     let mut into = [0; 64];
     assert_eq!(
@@ -404,8 +405,14 @@ fn a_call_frame_is_told_from_a_message_by_each_way_of_reading() {
         assert!(pair.producer.push_now(message, Tag::CALL).unwrap());
         let mut into = vec![0; 4096];
         let size = packed_size(message.len() as u64);
+        // A call frame is no message.
         assert_eq!(
             pair.consumer.pull_packed(&mut into).unwrap(),
+            Pulled::Large(message.len())
+        );
+        assert!(pair.consumer.tag().is_call());
+        assert_eq!(
+            pair.consumer.pull_calls(&mut into).unwrap(),
             Pulled::Bytes(as_offset(size))
         );
         assert_eq!(into[..8], header(message.len() as u64, WHOLE | 16).to_le_bytes());

@@ -245,6 +245,7 @@ fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Err
                 least: 0,
                 most: LONGEST / 2,
                 fresh: true,
+                calls: false,
             };
             let mut into = vec![0; room];
             let pulled = victim.pull_held(&mut into, &wanted)?;

@@ -17,7 +17,7 @@ use crate::{
         delivery::{Delivery, StartFrom},
         message::too_small,
         read::{Limit, Parsed, Reader, Run, TRIES},
-        record::{HEADER, Record, WHOLE, corrupt},
+        record::{HEADER, Record, Tag, WHOLE, corrupt},
     },
 };
 
@@ -507,7 +507,7 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
         // No record begins where the ring ends, or behind it.
         let rest = as_offset(self.lap_of(self.head) + self.capacity - self.head);
         let mut passing = Passing {
-            run: Run::new(0..=self.longest, <FloorLimit<V> as Limit<C, R>>::TAGS),
+            run: Run::new(0..=self.longest, Tag::NONE),
             reader: self,
         };
         let run = &mut passing.run;

@@ -438,6 +438,7 @@ fn what_changes_before_it_is_had_again_is_corrupt_or_what_is_there() {
         least: 0,
         most: 64,
         fresh: true,
+        calls: false,
     };
     for (length, flags, wrong) in [
         (8, WHOLE, false),
@@ -479,6 +480,7 @@ fn a_record_that_is_had_again_ends_where_its_lap_does() {
         least: 0,
         most: 1024,
         fresh: true,
+        calls: false,
     };
     for (length, flags) in [(LENGTH, WHOLE), (LENGTH, WHOLE | ALIGNED)] {
         let mut words = words();

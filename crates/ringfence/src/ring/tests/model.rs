@@ -453,6 +453,7 @@ impl Rig {
             least: 0,
             most: room as u64 / 2,
             fresh: true,
+            calls: false,
         };
         let mut into = vec![0; room];
         let pulled = self.pair.consumer.pull_held(&mut into, &wanted).unwrap();

@@ -181,6 +181,7 @@ fn a_pull_of_messages_of_some_lengths_ends_before_the_first_of_another() {
             least,
             most,
             fresh: true,
+            calls: false,
         };
         let mut into = [0; 400];
         let two = lengths[..2]
