@@ -6,7 +6,7 @@
 //     node scripts/test.mjs fuzz [SECONDS] [TARGET …]   or --coverage [TARGET …]: which lines that has reached so far
 //     node scripts/test.mjs load [ROUNDS] [--width N] [--seed S] [rust | node | NAME …]  many files of tests at a time, again and again; needs a build
 //     node scripts/test.mjs miri            the ring's unsafe code
-//     node scripts/test.mjs jobs            examples that take packages of their own: logs, broadcasts among workers, metrics; needs a build
+//     node scripts/test.mjs jobs            examples that take packages of their own: logs, broadcasts among workers, metrics, a sandbox; needs a build
 //     node scripts/test.mjs models          the models of the protocol in their large form
 //     node scripts/test.mjs mutants [SHARD] [FILE …] [TESTS …]   expressions changed one by one: does a test notice? `7/60 ring ring::`
 //     node scripts/test.mjs mutants:ts [FILE …] [-- TEST FILE …]   the same of ts/, by StrykerJS: `options.ts -- bad-input`
@@ -188,7 +188,10 @@ function testMusl(words) {
 
 /** The examples that have packages of their own: each is installed as its lock file says, and runs its tests. */
 function testJobs() {
-  for (const name of ['pino', 'prometheus', 'socket.io']) {
+  const names = ['pino', 'prometheus', 'socket.io']
+  if (spawnSync('bwrap', ['--unshare-all', '--ro-bind', '/', '/', 'true']).status === 0) names.push('sandbox')
+  else console.log('Left out: examples/sandbox takes bwrap and user namespaces, and this system lacks one of them.')
+  for (const name of names) {
     const cwd = join(root, 'examples', name)
     run(`packages of ${name}`, 'npm', ['ci', '--no-audit', '--no-fund'], { cwd, limit: FETCH_LIMIT })
     run(`tests of ${name}`, process.execPath, ['--test', 'test.mjs'], { cwd, limit: JOB_LIMIT })

@@ -1,0 +1,14 @@
+// The runner inside the sandbox: it runs what it is sent. Whatever code gets hold of this process, the host is safe from it.
+
+import { createRequire } from 'node:module'
+
+import { fromParent, structured } from 'ringfence'
+
+const AsyncFunction = (async () => {}).constructor
+const require = createRequire(import.meta.url)
+
+const channel = await fromParent({ codec: structured() })
+await channel.serve(({ code, input }, { signal }) => {
+  const run = new AsyncFunction('input', 'signal', 'channel', 'require', code)
+  return run(input, signal, channel, require)
+})
