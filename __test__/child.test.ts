@@ -432,15 +432,15 @@ test('a child learns that its parent was killed', async (t) => {
         import { fromParent } from 'ringfence'
         const channel = await fromParent({ handshakeTimeout: 60_000 })
         await channel.send('here')
-        const last = await channel.receive()
-        writeFileSync(${JSON.stringify(told)} + '.new', last + ' ' + (await channel.closed))
+        const { code } = await channel.receive().catch((error) => error)
+        writeFileSync(${JSON.stringify(told)} + '.new', code + ' ' + (await channel.closed).reason)
         renameSync(${JSON.stringify(told)} + '.new', ${JSON.stringify(told)})
       `),
     ],
   )
   await partner.kill()
   await until(() => existsSync(told), 'the child has told of its parent')
-  t.is(readFileSync(told, 'utf8'), 'undefined exited')
+  t.is(readFileSync(told, 'utf8'), 'ERR_RINGFENCE_PEER_LOST lost')
 })
 
 test('a Node parent and a Rust child, each naming the other', async (t) => {

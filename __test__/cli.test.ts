@@ -383,11 +383,16 @@ test('a file that becomes shorter while it is sent is not taken for the whole', 
   // The ring is full, and the sender has read no more than two chunks.
   await receiver.run((kit) => kit.channel.waitReadable())
   truncateSync(file, 1 << 20)
-  const { ended, reason } = await receiver.run(async (kit) => {
-    for await (const _ of kit.channel);
-    return { ended: kit.channel.readableEnded, reason: (await kit.channel.closed).reason }
+  const { code: end, reason } = await receiver.run(async (kit) => {
+    let code: unknown
+    try {
+      for await (const _ of kit.channel);
+    } catch (error) {
+      code = (error as { code: string }).code
+    }
+    return { code, reason: (await kit.channel.closed).reason }
   })
-  t.true(ended)
+  t.is(end, 'ERR_RINGFENCE_PEER_LOST')
   t.is(reason, 'lost')
   const { code, complaints } = await sender.done
   t.is(code, 1)

@@ -113,5 +113,5 @@ test.serial('a duplex beside a call that waits fails, and a loop that was left i
 
   const last = channel.receive()
   await t.throwsAsync(soon(readers['a duplex']!(channel), 'the duplex'), { ...invalid, message: /one place/ })
-  t.is(await last, undefined, 'the failed stream has closed the channel')
+  await t.throwsAsync(last, { ...invalid, message: /one place/ }, 'the failed stream has destroyed the channel')
 })

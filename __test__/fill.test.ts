@@ -1,6 +1,6 @@
 // Messages that are written in place.
 
-import test from 'ava'
+import test, { type ExecutionContext } from 'ava'
 import { RingfenceError, type Channel } from 'ringfence'
 
 import { pattern } from './support/bytes.js'
@@ -129,6 +129,16 @@ test.serial('bytes that were counted and not written are zeros, or of messages t
     )
 })
 
+/** The first bytes of the messages of a peer that is lost. */
+async function untilLost(t: ExecutionContext, channel: Channel): Promise<number[]> {
+  const found: number[] = []
+  const reading = async () => {
+    for await (const message of channel) found.push(message[0]!)
+  }
+  await t.throwsAsync(reading, { code: 'ERR_RINGFENCE_PEER_LOST' })
+  return found
+}
+
 test.serial('what was filled is in the ring before the process exits', async (t) => {
   const { channel, partner } = await pair(t)
   partner.mayFail()
@@ -142,10 +152,8 @@ test.serial('what was filled is in the ring before the process exits', async (t)
       })
     process.exit(0)
   })
-  const found: number[] = []
-  for await (const message of channel) found.push(message[0]!)
   t.deepEqual(
-    found,
+    await untilLost(t, channel),
     Array.from({ length: 100 }, (_, index) => index),
   )
 })
@@ -168,8 +176,7 @@ test.serial(
         })
         process.exit(0)
       }, isFirst)
-      const found: number[] = []
-      for await (const message of channel) found.push(message[0]!)
+      const found = await untilLost(t, channel)
       t.deepEqual(found, isFirst ? [1, 2, 3, 4, 5, 6, 7, 8, 9] : [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     }
   },

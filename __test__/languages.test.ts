@@ -168,7 +168,7 @@ test('what a killed Rust process had sent is read, and then its end', async (t) 
   await rust.kill()
   t.is((await channel.closed).reason, 'lost')
   for (const [number, size] of sizes.entries()) t.deepEqual(await channel.receive(), pattern(number, size))
-  t.is(await channel.receive(), undefined)
+  await t.throwsAsync(channel.receive(), { code: 'ERR_RINGFENCE_PEER_LOST' })
 })
 
 test('what a killed Node process had sent is read by Rust, and then its end', async (t) => {

@@ -531,8 +531,8 @@ impl Host {
         let Some((id, session)) = from else {
             // It was killed before it has sent anything. And two members are together again as soon as a channel of theirs has
             // ended, also for the moment in which the other one leaves.
-            let is_empty =
-                reason == Some(CloseReason::Exited) || is_member && reason == Some(CloseReason::Closed);
+            let is_empty = reason == Some(CloseReason::Exited)
+                || is_member && matches!(reason, Some(CloseReason::Closed | CloseReason::Lost));
             return if is_empty {
                 Ok(())
             } else {

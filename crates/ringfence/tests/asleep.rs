@@ -119,7 +119,7 @@ fn receive_asleep(sender: &mut Sender, mut receiver: Receiver) -> JoinHandle<Rec
     let (tell, told) = mpsc::channel();
     let waiting = thread::spawn(move || {
         tell.send(gettid()).unwrap();
-        while receiver.receive(&mut [0; 8]).unwrap().is_some() {}
+        while let Ok(Some(_)) = receiver.receive(&mut [0; 8]) {}
         receiver
     });
     let file = format!("/proc/self/task/{}/syscall", told.recv().unwrap());
