@@ -18,10 +18,7 @@ use std::{
 
 use nix::{
     libc,
-    sys::{
-        socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
-        stat::,
-    },
+    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
     unistd::{dup, geteuid, gettid},
 };
 use ringfence::{

@@ -170,7 +170,8 @@ fn lies(stage: &Stage) -> Result<Option<String>, RowError> {
                 1 => &["exited", "closed", "open"],
                 3 => &["exposed"],
                 77 => &["corrupt", "exited"],
-                _ => &["closed"],
+                // It has closed without an end.
+                _ => &["closed", "lost"],
             };
             if last == "nothing" || !ends.contains(&&*reason) {
                 return Ok(Some(format!("{deed} with the claim {claim}: {last}, {reason}")));

@@ -108,6 +108,11 @@ with_rows!(list);
 /// The size of the plain program's object in bytes.
 const SIZE: usize = 64 * 1024;
 
+/// Whether the host's answer is the error of a lost peer.
+fn is_lost(answer: &str) -> bool {
+    answer.starts_with("error PEER_LOST")
+}
+
 /// Starts an instance of the plain program.
 fn plain(stage: &Stage, name: &'static str) -> Result<Actor, RowError> {
     stage.spawn(name, Who::Agent, Program::Genuine, &["victim", "plain"])

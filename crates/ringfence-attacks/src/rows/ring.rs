@@ -366,7 +366,10 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, RowError> {
             }
         }
     }
-    must(&mut host, "receive 10000", "end")?;
+    let last = host.ask("receive 10000")?;
+    if !super::is_lost(&last) {
+        return Err(RowError::wrong(last));
+    }
     must(&mut host, "reason", "exited")?;
     Ok(Report {
         plain,
