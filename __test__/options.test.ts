@@ -292,7 +292,7 @@ test('what receiveEach, close and a call that waits are given is checked', (t) =
   for (const wrong of [undefined, null, {}, 'visit'])
     t.throws(() => checkReceiveEach(wrong, 1), { ...invalid, message: /^receiveEach takes a function/ })
 
-  t.is(lingerOf({}), 0)
+  t.is(lingerOf({}), 1000)
   for (const linger of [0, 0.5, 5000, Infinity]) t.is(lingerOf({ linger }), linger)
   for (const linger of [-1, NaN, '5', null])
     t.throws(() => lingerOf({ linger }), { ...invalid, message: /^linger must/ })

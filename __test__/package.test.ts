@@ -48,7 +48,16 @@ test.serial('import and require give the same names', (t) => {
     'subscribe',
     'toMetrics',
   ]
-  const classes = ['Channel', 'Listener', 'Membership', 'Merge', 'Publisher', 'RingfenceError', 'Subscription']
+  const classes = [
+    'Channel',
+    'Listener',
+    'Membership',
+    'Merge',
+    'Publisher',
+    'RemoteError',
+    'RingfenceError',
+    'Subscription',
+  ]
   const names = [...classes, ...functions].sort()
   t.deepEqual(Object.keys(ringfence).sort(), names)
   t.deepEqual(Object.keys(required).sort(), names)
@@ -123,7 +132,7 @@ test.serial('two copies of the package in one process have channels of their own
     }
   }
   await second.close()
-  t.deepEqual(await partner.run((kit) => kit.keep['second']), [true, false, 'closed'])
+  t.deepEqual(await partner.run((kit) => kit.keep['second']), [true, false, { reason: 'closed' }])
 })
 
 for (const format of ['esm', 'cjs'] as const) {

@@ -319,7 +319,7 @@ test.serial('a process that refuses by names that it makes up is counted by one'
       const { connect: open } = kit.require('node:net') as typeof import('node:net')
       for (const check of checks) {
         // The head of a frame, and a REFUSE of the policy's: the code, and three texts.
-        const head = Buffer.from('ringfnce\u0002\0\u0004\0\0\0\0\0', 'latin1')
+        const head = Buffer.from('ringfnce\u0003\0\u0004\0\0\0\0\0', 'latin1')
         const body = Buffer.from(`\u0002\0${String.fromCharCode(check.length)}\0${check}\0\0\0\0`, 'latin1')
         head.writeUInt32LE(body.length, 12)
         await new Promise<void>((resolve) => {
