@@ -15,7 +15,7 @@ from ends import LIMIT, End, Failure
 from other_end import many, meet, memory, wire
 from other_end.memory import FLOOR, HEAD, HEAD_FENCED, MARKS, PHASE, READER_PARKED, RING, TAIL, TAIL_FENCED, TOKENS
 from other_end.memory import WRITER_PARKED
-from other_end.ring import FIRST, LAST, PADDING, WHOLE, Channel, Exposed
+from other_end.ring import CALL, FIRST, LAST, PADDING, WHOLE, Channel, Exposed
 from other_end.wire import HELLO, OFFER, READY, Hello, Honest, Lost, Refused, Violation
 
 CAPACITY = 8192
@@ -259,7 +259,7 @@ def records(place=0):
         for length in (0, 1, 8, 9, 64, CAPACITY // 2, CAPACITY // 2 + 1, CAPACITY - 8, CAPACITY, 1 << 31, (1 << 32) - 1):
             words = [(RING + place, flags << 32 | length), (RING + place + 8, 20), (TAIL, 256)]
             too_long = 8 + length > 256
-            wants = CORRUPT if too_long or flags == PADDING or flags & ~15 else None
+            wants = CORRUPT if too_long or flags == PADDING or flags & ~31 or flags & CALL and not flags & FIRST else None
             yield WordLie(f"a record of {length}, flags {flags:#x}", "open", words, wants)
     for size in (0, 1, 8, 9, LONGEST, LONGEST + 1, 1 << 40, (1 << 64) - 1):
         words = [(RING, FIRST << 32 | 16), (RING + 8, size), (RING + 24, LAST << 32 | 8), (TAIL, 40)]

@@ -112,6 +112,7 @@ def honest_sender(end, where):
     post = Post(channel)
     for token in range(5):
         post.send(token)
+    channel.end()
     channel.close()
     line = end.hear()
     if line != "5 tokens, closed":

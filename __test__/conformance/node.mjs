@@ -80,7 +80,9 @@ async function hearOut(channel) {
   const counting = (async () => {
     for await (const _ of channel.tokens()) tokens += 1
   })()
-  while ((await channel.receive()) !== undefined);
+  // A peer that has closed without an end is lost. `closed` says so, too.
+  const received = () => channel.receive().catch(() => undefined)
+  while ((await received()) !== undefined);
   const { reason } = await channel.closed
   await counting
   return `${tokens} tokens, ${reason}`
@@ -146,7 +148,7 @@ const deeds = {
     const channel = await meet()
     say(`${channel.role} ${channel.peer.pid}`)
     await channel.receive()
-    channel.destroy()
+    await channel.close()
   },
 
   async part() {
@@ -154,7 +156,7 @@ const deeds = {
     say(`${channel.role} ${channel.peer.pid}`)
     await channel.receive()
     for (const [number, size] of lengths.entries()) await channel.send(pattern(number, size))
-    await channel.close()
+    channel.destroy()
   },
 
   async produce() {

@@ -60,9 +60,9 @@ class Member:
         return self.mine
 
     def leave(self, limit=60):
-        """As a host: says so, waits for the guest, and answers whether that has the place now. Else removes what is there."""
+        """As a host: ends its sending and says that it leaves, waits for the guest, and answers whether that has the place now. Else removes what is there."""
         channel = self.channel
-        channel.own.store(PHASE, 12 if channel.phase == 1 else 4)
+        channel.own.store(PHASE, 12)
         channel.bell.sock.shutdown(socket.SHUT_WR)
         channel.bell.wait_for_end(limit)
         taken = channel.peer.load(PHASE) in SUCCEEDS
