@@ -163,6 +163,7 @@ pub(crate) const CALLS: &[Call] = calls! {
     "pwrite64" SYS_pwrite64 any;
     "read" SYS_read speaks;
     "readlinkat" SYS_readlinkat any;
+    "recvfrom" SYS_recvfrom any;
     "recvmsg(wakeup)" SYS_recvmsg is_wakeup;
     "recvmsg" SYS_recvmsg any;
     "renameat" SYS_renameat any;

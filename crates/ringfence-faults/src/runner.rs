@@ -379,7 +379,7 @@ fn is_the_kernels_word(fault: Fault, what: &str, beside: &[String]) -> bool {
         "sendmsg(wakeup)" => error == "EAGAIN" && sleeps_on(what),
         // The standard library panics if it cannot read the pipe that reports whether its child has executed
         // the program.
-        "read" => what.contains("the CLOEXEC pipe failed"),
+        "recvfrom" | "read" => what.contains("the CLOEXEC pipe failed"),
         _ => false,
     }
 }
