@@ -623,6 +623,22 @@ test('a message that there was no memory for is tried again; after another failu
   t.deepEqual(found.at(-1), 'close')
 })
 
+test('the loss of the peer is reported by close alone', async (t) => {
+  for (const name of ['CLOSED', 'PEER_LOST', 'OBJECT_EXPOSED', 'RING_CORRUPT'] as const) {
+    const { port, told } = portOf()
+    const found: unknown[] = []
+    port.on('messageerror', (error: RingfenceError) => found.push(error.code))
+    port.on('message', (value) => found.push(value))
+    port.on('close', () => found.push('close'))
+    told.come('1')
+    told.come(new RingfenceError(name, 'the end of the channel'))
+    await turn()
+    told.end()
+    await turn()
+    t.deepEqual(found, [1, 'close'], name)
+  }
+})
+
 test('close lets what was posted go first, and is told once', async (t) => {
   const { port, told, asked } = portOf()
   const found: unknown[] = []

@@ -16,7 +16,7 @@ const MOST_WAITING = 256 * 1024 * 1024
 /** Milliseconds until the next attempt to read a message that there was no memory for. */
 const PAUSE = 50
 
-/** The errors of `send` that the end of the channel reports as well. */
+/** The errors of sending and receiving that the end of the channel reports as well. */
 const TOLD_BY_CLOSE: ReadonlySet<string> = new Set([
   'ERR_RINGFENCE_CLOSED',
   'ERR_RINGFENCE_PEER_LOST',
@@ -360,9 +360,12 @@ export class Port extends EventEmitter implements MessagePortLike {
         const message = this.#raw.tryReceive()
         if (message !== undefined) this.#tellMessage(message)
       } catch (error) {
-        this.emit('messageerror', error)
-        // Without memory for a message, it is still in the channel. Otherwise another reader has the channel, or the channel has ended.
-        if ((error as RingfenceError).code !== 'ERR_RINGFENCE_NO_SPACE') break
+        const { code } = error as RingfenceError
+        // Without memory for a message, it is still in the channel. Otherwise another reader has the channel, or the channel has ended,
+        // which 'close' reports.
+        const isRetried = code === 'ERR_RINGFENCE_NO_SPACE'
+        if (isRetried || !(this.#isOver || TOLD_BY_CLOSE.has(code))) this.emit('messageerror', error)
+        if (!isRetried) break
         await new Promise((resolve) => timers.setTimeout(resolve, PAUSE))
       }
     }
