@@ -63,6 +63,23 @@ test.serial('one that ends while nobody reads leaves by itself, once all of it w
   t.is(await merged.receive(), undefined)
 })
 
+test.serial(
+  'a source that ends during its turn leaves once it was read, even if the merge is not read again',
+  async (t) => {
+    const [a] = named('a') as [Source]
+    const merged = mergeOf(a)
+    const ends: string[] = []
+    merged.on('disconnect', (source) => ends.push(source.name))
+    t.is(merged.tryReceive(), undefined)
+    a.say()
+    t.is(merged.tryReceive()?.[0], a)
+    a.buffer.stop(() => new RingfenceError('PEER_LOST', 'as a test says'))
+    await turns(2)
+    t.deepEqual(ends, ['a'])
+    t.deepEqual(merged.sources, [])
+  },
+)
+
 test.serial('readers that wait are told what comes in the order of their calls, and then the end', async (t) => {
   const [a, b] = named('a', 'b') as [Source, Source]
   const merged = mergeOf(a, b)

@@ -63,7 +63,7 @@ interface Source {
 
 interface Order {
   readonly next: Source | null
-  readonly fresh: Source[]
+  readonly ready: Source[]
   readonly resting: Source[]
   spend(bytes: number): boolean
   end(): void
@@ -334,7 +334,7 @@ test('a source that has something again comes first, once; those that rest are l
         }
       }
       const names = (line: Source[]) => line.map(({ name }) => name)
-      t.deepEqual(names(turns.fresh), names(model.fresh))
+      t.deepEqual(names(turns.ready), names([...model.fresh, ...model.ready]))
       t.deepEqual(names(turns.resting), names(model.resting))
       t.deepEqual(
         all.map((each) => turns.isReady(each)),

@@ -482,7 +482,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
 
   #attend(): void {
     // A source that has ended leaves even if no caller reads the merge.
-    for (const entry of this.#turns.fresh) if (entry.inlet.buffer.isThrough) this.#leave(entry)
+    for (const entry of this.#turns.ready) if (entry.inlet.buffer.isThrough) this.#leave(entry)
     for (const end of this.#untold.splice(0)) this.tell('disconnect', ...end)
     this.#serve()
     if (this.#verdict !== null && this.#isOver) this.settle(this.#verdict)

@@ -99,9 +99,9 @@ export class Turns<Kind extends Place> {
     }
   }
 
-  /** The sources that have had an event since they were last found empty. */
-  get fresh(): Kind[] {
-    return this.#fresh.places
+  /** The sources that were not found empty since their last event. */
+  get ready(): Kind[] {
+    return [...this.#fresh.places, ...this.#ready.places]
   }
 
   /** The sources that are empty and will not send a wakeup. */
