@@ -43,6 +43,8 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
   readonly #abort = () => void this.close()
   /** Reads from all channels, once `messages` was called. */
   #merged: Merge<Channel<In, Out>, In> | null = null
+  /** Settles once all channels that calls of `close` are closing are closed. */
+  #closing: Promise<unknown> | null = null
 
   static {
     make = (parts) => new Listener(KEY, parts)
@@ -129,7 +131,9 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
     const unclaimed = this.#stop(null)
     // A channel in the queue may have ended already, and still hold unread messages.
     const leaving = new Set(channels === 'close' ? [...unclaimed, ...this.open] : unclaimed)
-    await Promise.all([...leaving].map((channel) => channel.close({ linger })))
+    // A later call resolves no earlier than this one.
+    this.#closing = Promise.all([this.#closing, ...[...leaving].map((channel) => channel.close({ linger }))])
+    await this.#closing
     if (isFirst) this.settle({ reason: 'closed' })
   }
 
