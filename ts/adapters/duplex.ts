@@ -53,6 +53,8 @@ class ChannelStream extends Duplex {
   #waiting = 0
   /** The error to destroy the stream with, once all earlier data was read. */
   #failure: Error | undefined
+  /** Another reader has the channel, and keeps it when this stream fails. */
+  #isSecond = false
   /** Runs while nothing is read or written. */
   #idle: NodeJS.Timeout | null = null
 
@@ -150,7 +152,7 @@ class ChannelStream extends Duplex {
   /** Closes the channel. Without an error, the peer first reads all data that was written, and then the end. */
   async #leave(error: Error | null): Promise<void> {
     if (error === null) await within(LINGER, this.#endWritten().catch(ignore))
-    this.#channel.destroy(error ?? undefined)
+    if (!this.#isSecond) this.#channel.destroy(error ?? undefined)
   }
 
   async #endWritten(): Promise<void> {
@@ -245,6 +247,7 @@ class ChannelStream extends Duplex {
 
   #fail(error: NodeJS.ErrnoException): void {
     if (error.code !== 'ERR_RINGFENCE_PEER_LOST') {
+      if (!this.destroyed) this.#isSecond = error.code === 'ERR_RINGFENCE_INVALID_ARGUMENT'
       this.destroy(error)
       return
     }
