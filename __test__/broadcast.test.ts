@@ -262,6 +262,24 @@ test('one that is killed while the publisher waits for it is let go of', async (
   t.deepEqual(publisher.subscribers, [])
 })
 
+test('a publisher tells subscribers that close from those that do not', async (t) => {
+  const address = abstractAddress()
+  const publisher = await publishHere(t, address)
+  for (const [way, reason] of [
+    ['close', 'closed'],
+    ['destroy', 'lost'],
+    ['unref', 'lost'],
+  ] as const) {
+    const gone = once(publisher, 'disconnect') as Promise<[Subscriber, Closed]>
+    const there = await subscriber(t, address)
+    await there.run(async (kit, how) => void (await (kit.keep['subscription'] as Subscription)[how]()), way)
+    if (way === 'unref') await there.letGo()
+    const [, closed] = await soon(gone, way)
+    t.is(closed.reason, reason, way)
+    t.is(closed.error?.code, reason === 'lost' ? 'ERR_RINGFENCE_PEER_LOST' : undefined, way)
+  }
+})
+
 test('disconnect ends one subscriber, which gets what was published before', async (t) => {
   const address = abstractAddress()
   const publisher = await publishHere(t, address)

@@ -217,7 +217,8 @@ export interface NativeSubscription extends NativeReader {
   keepAlive(alive: number): void
   verify(callback: (failure: Failure | null, verified: Verified | null) => void): number
   evidence(): Evidence[]
-  close(): void
+  /** `abrupt`: 1 to close without a clean end. */
+  close(abrupt?: number): void
 }
 
 /** The functions that listeners and memberships share. */

@@ -469,7 +469,7 @@ export interface Closed {
 }
 
 /** The binding's reason why a channel, a subscription or a subscriber has ended. */
-export type GoneReason = 'closed' | 'exited' | 'corrupt' | 'exposed' | 'evicted'
+export type GoneReason = 'closed' | 'lost' | 'exited' | 'corrupt' | 'exposed' | 'evicted'
 
 /** Room in the ring for one message. `using` cancels a reservation that was not committed. */
 export interface Reservation extends Disposable {

@@ -117,8 +117,11 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
   }
 }
 
+const LEFT = 'the peer has destroyed the channel, or closed it before everything was sent, or its thread was terminated'
+
 const ERRORS = {
   exited: ['PEER_LOST', "the peer's process has ended, or executes another program now"],
+  lost: ['PEER_LOST', LEFT],
   corrupt: ['RING_CORRUPT', 'the peer violated the protocol of the shared memory'],
   exposed: ['OBJECT_EXPOSED', 'another process tried to open the shared memory of one of the two sides: it was wiped'],
   evicted: [
@@ -128,10 +131,7 @@ const ERRORS = {
   ],
 } as const
 
-const LOST = [
-  ERRORS.exited[1],
-  'the peer has destroyed the channel, or closed it before everything was sent, or its thread was terminated',
-]
+const LOST = [ERRORS.exited[1], LEFT]
 
 /** Returns the error of a lost peer. `how`: as the binding's `isCut`. */
 export function lostBy(how: number): RingfenceError {

@@ -79,10 +79,10 @@ class SubscriptionCore implements SourceCore {
   }
 
   async close(): Promise<void> {
-    this.destroy()
+    this.destroy(undefined, true)
   }
 
-  destroy(error?: Error): void {
+  destroy(error?: Error, isClean = false): void {
     // A reader may have found a lost publisher, and not the event loop.
     if (this.#closed === null && this.native.isCut() !== 0) this.hear()
     if (this.#closed !== null) {
@@ -90,7 +90,7 @@ class SubscriptionCore implements SourceCore {
       return
     }
     const closed = destroyedBy(error)
-    this.#finish(closed, closed.error === undefined ? closedHere : repeat(closed.error))
+    this.#finish(closed, closed.error === undefined ? closedHere : repeat(closed.error), false, isClean)
   }
 
   hear(): void {
@@ -131,8 +131,8 @@ class SubscriptionCore implements SourceCore {
     else if (error.code !== 'ERR_RINGFENCE_NO_SPACE') this.hear()
   }
 
-  /** `outlives`: the messages that the publisher left can still be read. */
-  #finish(closed: Closed, why: () => RingfenceError, outlives = false): void {
+  /** `outlives`: the messages that the publisher left can still be read. `isClean`: the publisher is not told of a loss. */
+  #finish(closed: Closed, why: () => RingfenceError, outlives = false, isClean = true): void {
     if (this.#closed !== null) return
     this.#closed = closed
     this.#whyOver = why
@@ -140,7 +140,7 @@ class SubscriptionCore implements SourceCore {
       this.native.outlive()
       this.buffer.outlive(() => this.native.close())
     } else {
-      this.native.close()
+      this.native.close(isClean ? 0 : 1)
       if (why === closedHere) this.buffer.close(why)
       else if (closed.reason === 'refused' || closed.reason === 'failed') this.buffer.fail(why)
       else this.buffer.stop(why)

@@ -37,10 +37,12 @@ pub(crate) enum Ended {
     Refused,
     /// The publisher evicted a slow subscriber.
     Evicted,
+    /// A subscriber has left without closing its subscription.
+    Lost,
 }
 
 impl Ended {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::No,
         Self::Closed,
         Self::Exited,
@@ -48,6 +50,7 @@ impl Ended {
         Self::Exposed,
         Self::Refused,
         Self::Evicted,
+        Self::Lost,
     ];
 
     /// Returns the reason of something that has a verifier.
@@ -72,6 +75,7 @@ impl Ended {
             Self::Corrupt => Some("corrupt"),
             Self::Exposed => Some("exposed"),
             Self::Evicted => Some("evicted"),
+            Self::Lost => Some("lost"),
         }
     }
 }

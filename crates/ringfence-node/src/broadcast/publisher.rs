@@ -8,7 +8,9 @@ use std::{
 };
 
 use napi::{bindgen_prelude::*, sys};
-use ringfence::{Audience, Broadcaster, FanOut, Publisher, PublisherEvent, PublisherStats, Subscriber};
+use ringfence::{
+    Audience, Broadcaster, CloseReason, FanOut, Publisher, PublisherEvent, PublisherStats, Subscriber,
+};
 
 use crate::{
     answers::Ended,
@@ -122,7 +124,11 @@ fn next(publishing: &mut PublisherState, call: &mut Call) -> Answer {
             }
             PublisherEvent::Gone(subscriber, reason) => {
                 let number = publishing.forget(&subscriber);
-                gone(call.env, number, Ended::from(reason))
+                let reason = match reason {
+                    CloseReason::Lost => Ended::Lost,
+                    reason => reason.into(),
+                };
+                gone(call.env, number, reason)
             }
             PublisherEvent::Refused(refused) => ToNapiValue::to_napi_value(call.env, failure_of(&refused)),
             _ => return Answer::from(0),

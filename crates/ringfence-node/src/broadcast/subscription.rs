@@ -42,7 +42,7 @@ const CLOSED: ringfence::Error = ringfence::Error::Closed("the subscription is c
 
 impl State for SubscriptionState {
     fn panicked(&mut self) {
-        self.let_go();
+        self.let_go(false);
         self.handle.panicked("the subscription was closed");
     }
 }
@@ -108,19 +108,24 @@ impl SubscriptionState {
         Answer::from(ended.number())
     }
 
-    fn let_go(&mut self) {
+    /// Without a clean end, the publisher reports the subscriber as lost.
+    fn let_go(&mut self, is_clean: bool) {
         // Stop first, because a watched descriptor must not be closed.
         self.handle.stop();
         if let Some(mut subscription) = self.subscription.take() {
             self.stats = subscription.stats();
-            subscription.close();
+            if is_clean {
+                subscription.close();
+            } else {
+                subscription.destroy();
+            }
         }
     }
 }
 
 impl Drop for SubscriptionState {
     fn drop(&mut self) {
-        self.let_go();
+        self.let_go(false);
     }
 }
 
@@ -204,8 +209,9 @@ fn outlive(reading: &mut SubscriptionState, _call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
-fn close(reading: &mut SubscriptionState, _call: &mut Call) -> Answer {
-    reading.let_go();
+/// Argument: 1 to close without a clean end.
+fn close(reading: &mut SubscriptionState, call: &mut Call) -> Answer {
+    reading.let_go(call.size(0) == 0);
     Answer::Nothing
 }
 
