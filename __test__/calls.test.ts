@@ -388,6 +388,17 @@ test('a call that waits polls first', async (t) => {
   for (let number = 0; number < 50; number += 1) t.is(String(await channel.call(`${number}`)), `${number}`)
 })
 
+test('an abort after this side has ended its sending rejects the call', async (t) => {
+  const { channel, values, partner } = await serving(t)
+  const controller = new AbortController()
+  const call = values.call({ waits: true }, { signal: controller.signal })
+  await reaches(partner, 'waits')
+  await channel.end()
+  controller.abort()
+  await t.throwsAsync(call, { name: 'AbortError' })
+  await turns(2)
+})
+
 /** A frame as docs/protocol.md describes it. */
 function frame(kind: number, id: number, body = Buffer.alloc(0), remaining = 0): Buffer {
   const head = Buffer.alloc(16)

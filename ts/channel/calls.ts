@@ -236,7 +236,8 @@ export class Calls {
     if (call.resolve === null) return
     this.#reject(call, error)
     if (this.#waiting.remove(call)) return
-    this.#send(envelope.makeFrame(CANCEL, call.id, 0))
+    // After this side's end, no cancellation can be sent.
+    this.#send(envelope.makeFrame(CANCEL, call.id, 0)).catch(ignore)
   }
 
   #reject(call: Call, error: Error): void {
