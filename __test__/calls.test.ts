@@ -2,6 +2,8 @@
 
 // oxlint-disable typescript/no-explicit-any -- the values of calls have any type
 
+import { readFileSync } from 'node:fs'
+
 import test, { type ExecutionContext } from 'ava'
 import { json, merge, RemoteError, RingfenceError, structured, type CallContext, type Channel } from 'ringfence'
 
@@ -397,6 +399,24 @@ test('an abort after this side has ended its sending rejects the call', async (t
   controller.abort()
   await t.throwsAsync(call, { name: 'AbortError' })
   await turns(2)
+})
+
+test('a close that drops the frames of a lost peer ends serve', async (t) => {
+  const { channel, partner } = await pair(t, { options: { capacity: 4 << 20 } })
+  const served = channel.serve(() => new Promise<string>(() => {}))
+  const closed = channel.closed.then(() => channel.close())
+  void partner
+    .run((kit) => {
+      for (let number = 0; number < 16_000; number += 1) void kit.channel.call('').catch(() => {})
+      setImmediate(() => process.kill(process.pid, 'SIGKILL'))
+    })
+    .catch(() => {})
+  // The event loop must find the frames and the loss together.
+  await turns(1)
+  const isAlive = () => !/^State:\s+Z/m.test(readFileSync(`/proc/${partner.pid}/status`, 'latin1'))
+  while (isAlive());
+  await closed
+  await soon(t.throwsAsync(served, code('PEER_LOST')), 'serve has ended')
 })
 
 /** A frame as docs/protocol.md describes it. */

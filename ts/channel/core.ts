@@ -276,6 +276,7 @@ export class ChannelCore implements SourceCore {
   /** Releases the ring: the messages that the peer left were read or dropped. */
   #letGo(): void {
     this.native.close()
+    this.#endCalls()
     const notify = this.whenRead
     this.whenRead = null
     // The reader of the last message must get it first.
@@ -343,8 +344,11 @@ export class ChannelCore implements SourceCore {
 
   /** Handles a failed call into the core. An error that ends the channel there ends it here as well. */
   #failed(error: RingfenceError): void {
-    if (error.code === 'ERR_RINGFENCE_RING_CORRUPT') this.#finish({ reason: 'corrupt', error }, repeat(error))
-    else if (error.code === 'ERR_RINGFENCE_OBJECT_EXPOSED') {
+    if (error.code === 'ERR_RINGFENCE_RING_CORRUPT') {
+      // The channel may have ended already, if the peer left these frames.
+      this.#calls?.end(repeat(error), false)
+      this.#finish({ reason: 'corrupt', error }, repeat(error))
+    } else if (error.code === 'ERR_RINGFENCE_OBJECT_EXPOSED') {
       const closed = closedFor('exposed')
       this.#finish(closed, repeat(closed.error!))
     } else if (error.code === 'ERR_RINGFENCE_PEER_LOST' || error.code === 'ERR_RINGFENCE_CLOSED') {

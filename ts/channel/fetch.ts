@@ -454,8 +454,8 @@ export class Fetched {
       return true
     } catch (error) {
       this.over = () => error as RingfenceError
-      this.releaseRing()
       this.#events.failed(error as RingfenceError)
+      this.releaseRing()
       return false
     }
   }
