@@ -419,6 +419,27 @@ test('a close that drops the frames of a lost peer ends serve', async (t) => {
   await soon(t.throwsAsync(served, code('PEER_LOST')), 'serve has ended')
 })
 
+test('an answer that is read after the end loses no message behind it', async (t) => {
+  const { channel, partner } = await pair(t, { options: { capacity: 8 << 20 } })
+  await partner.run((kit) => {
+    void kit.channel.serve(async () => {
+      for (let number = 0; number < 40; number += 1) await kit.channel.send(kit.bytes.pattern(number, 65_536))
+      setImmediate(() => {
+        void kit.channel.send('last')
+        void kit.channel.close()
+      })
+      return ''
+    })
+  })
+  const call = channel.call('')
+  call.catch(() => {})
+  await channel.closed
+  for (let number = 0; number < 40; number += 1) t.is((await channel.receive())!.length, 65_536)
+  t.is(String(await channel.receive()), 'last')
+  t.is(await channel.receive(), undefined)
+  await soon(Promise.allSettled([call]), 'the call')
+})
+
 /** A frame as docs/protocol.md describes it. */
 function frame(kind: number, id: number, body = Buffer.alloc(0), remaining = 0): Buffer {
   const head = Buffer.alloc(16)

@@ -394,6 +394,8 @@ export class Calls {
   /** Handles a frame. @throws {@link RingfenceError} RING_CORRUPT if the peer violated the protocol */
   take(bytes: Buffer, isOwn: boolean): void {
     fairness.spend()
+    // Frames that a peer left behind no longer have a call or handler.
+    if (this.#isEnded) return
     const frame = envelope.readFrame(bytes, isOwn)
     if (frame.kind === REQUEST) this.#requested(frame)
     else if (frame.kind === CANCEL) this.#cancelled(frame)

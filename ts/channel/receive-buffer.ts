@@ -355,7 +355,8 @@ export class ReceiveBuffer {
 
   /** Whether call frames will be read in a later turn of the event loop. */
   get readsOn(): boolean {
-    return this.#deferred && this.calls !== null && this.#fetched.over === null
+    const { over, kept } = this.#fetched
+    return (this.#deferred || this.#turning) && this.calls !== null && over === null && !kept.isFull
   }
 
   /** Reads on for call frames, since no caller takes messages. */
