@@ -440,6 +440,15 @@ test('an answer that is read after the end loses no message behind it', async (t
   await soon(Promise.allSettled([call]), 'the call')
 })
 
+test('a request that is never sent rejects its call', async (t) => {
+  const { channel } = await serving(t)
+  channel.reserve(4)
+  const call = channel.call('')
+  await channel.end()
+  await soon(t.throwsAsync(call, code('CLOSED')), 'the call')
+  t.is(channel.stats().callsInFlight, 0)
+})
+
 /** A frame as docs/protocol.md describes it. */
 function frame(kind: number, id: number, body = Buffer.alloc(0), remaining = 0): Buffer {
   const head = Buffer.alloc(16)

@@ -211,13 +211,20 @@ export class Calls {
     const frame = call.frame!
     envelope.setId(frame, id)
     if (call.due !== Infinity) envelope.setRemaining(frame, call.due - timers.now())
-    // Rejections report the end of the channel, as `end` does.
-    this.#link.send(frame).catch(ignore)
+    this.#link.send(frame).catch((error: Error) => this.#unsent(call, error))
     this.#nextCall = id + 1
     call.id = id
     call.frame = null
     this.#sent.set(id, call)
     this.#sentBytes += call.size
+  }
+
+  /** The request will never be in the ring. */
+  #unsent(call: Call, error: Error): void {
+    if (!this.#sent.delete(call.id)) return
+    this.#sentBytes -= call.size
+    if (call.resolve !== null) this.#reject(call, error)
+    this.#startWaiting()
   }
 
   #startWaiting(): void {
