@@ -449,6 +449,22 @@ test('a request that is never sent rejects its call', async (t) => {
   t.is(channel.stats().callsInFlight, 0)
 })
 
+test('the first call and serve after the end of the peer settle', async (t) => {
+  const half = await pair(t, { options: { allowHalfOpen: true } })
+  await half.partner.run((kit) => kit.channel.end())
+  t.is(await half.channel.receive(), undefined)
+  await soon(t.throwsAsync(half.channel.call(''), code('PEER_LOST')), 'the call')
+  await soon(
+    half.channel.serve(() => ''),
+    'serve',
+  )
+  const whole = await pair(t)
+  await whole.partner.run((kit) => kit.channel.close())
+  await whole.channel.closed
+  await whole.channel.serve(() => '')
+  await t.throwsAsync(whole.channel.call(''), code('PEER_LOST'))
+})
+
 /** A frame as docs/protocol.md describes it. */
 function frame(kind: number, id: number, body = Buffer.alloc(0), remaining = 0): Buffer {
   const head = Buffer.alloc(16)

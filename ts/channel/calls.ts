@@ -150,6 +150,7 @@ export class Calls {
   /** Why no more answers will arrive. */
   #over: (() => RingfenceError) | null = null
   #isEnded = false
+  #isOrderly = false
 
   /** The peer's requests whose answers are not in the ring yet. */
   readonly #open = new Map<number, Request>()
@@ -294,6 +295,7 @@ export class Calls {
   serve(answer: Answer, concurrency: number): Promise<void> {
     if (this.#answer !== null) throw invalid('the channel is served already: serve is called once')
     if (this.#isEnded) {
+      if (this.#isOrderly) return Promise.resolve()
       const broken = Promise.reject(this.#over!())
       broken.catch(ignore)
       return broken
@@ -424,6 +426,7 @@ export class Calls {
   end(why: () => RingfenceError, isOrderly: boolean): void {
     if (this.#isEnded) return
     this.#isEnded = true
+    this.#isOrderly = isOrderly
     this.#rejectAll(why)
     for (const request of this.#queued.clear()) this.#open.delete(request.id)
     for (const { context } of this.#open.values()) Context.abort(context, why())

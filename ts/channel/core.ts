@@ -146,8 +146,9 @@ export class ChannelCore implements SourceCore {
       read: () => this.#readCalls(),
       endWithPeer: () => this.endWithPeer(),
     })
-    if (this.#closed !== null) calls.end(this.#whyOver, false)
-    return (this.#calls = this.buffer.calls = calls)
+    this.#calls = this.buffer.calls = calls
+    if (this.#closed !== null || this.buffer.hasCleanEnd) this.#endCalls()
+    return calls
   }
 
   /** Reads call frames once everything that was sent in this turn of the program is in the ring. */

@@ -107,6 +107,11 @@ export class ReceiveBuffer {
     return true
   }
 
+  /** Whether a clean end was found. */
+  get hasCleanEnd(): boolean {
+    return this.#fetched.over === 'ended'
+  }
+
   /** The number of fetched messages that were not handed out, those included that this side's close has discarded. */
   get unread(): number {
     return this.#discarded + this.#fetched.count
