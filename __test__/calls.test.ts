@@ -465,6 +465,21 @@ test('the first call and serve after the end of the peer settle', async (t) => {
   await t.throwsAsync(whole.channel.call(''), code('PEER_LOST'))
 })
 
+test('the end aborts the signals of handlers once it is complete', async (t) => {
+  const { channel, partner } = await pair(t)
+  const signal = await new Promise<AbortSignal>((resolve) => {
+    void channel.serve((_, context) => {
+      resolve(context.signal)
+      return new Promise<string>(() => {})
+    })
+    void partner.run((kit) => kit.channel.call('').catch(() => {}))
+  })
+  channel.destroy()
+  t.false(signal.aborted)
+  await turns(1)
+  t.true(signal.aborted)
+})
+
 /** A frame as docs/protocol.md describes it. */
 function frame(kind: number, id: number, body = Buffer.alloc(0), remaining = 0): Buffer {
   const head = Buffer.alloc(16)

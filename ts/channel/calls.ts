@@ -429,7 +429,12 @@ export class Calls {
     this.#isOrderly = isOrderly
     this.#rejectAll(why)
     for (const request of this.#queued.clear()) this.#open.delete(request.id)
-    for (const { context } of this.#open.values()) Context.abort(context, why())
+    const running = [...this.#open.values()]
+    // The listeners of their signals are the program, and this may be in the middle of a fetch.
+    if (running.length > 0)
+      timers.queueMicrotask(() => {
+        for (const { context } of running) Context.abort(context, why())
+      })
     if (isOrderly) this.#served?.resolve()
     else this.#served?.reject(why())
     this.#served = null
