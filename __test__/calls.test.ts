@@ -480,6 +480,18 @@ test('the end aborts the signals of handlers once it is complete', async (t) => 
   t.true(signal.aborted)
 })
 
+test('calls that are made while a message is filled come before later ones', async (t) => {
+  const { channel, partner } = await pair(t)
+  await partner.run((kit) => void kit.channel.serve((request) => request))
+  const calls: Promise<Buffer>[] = []
+  channel.fill(1, () => {
+    calls.push(channel.call('first'))
+    return 1
+  })
+  calls.push(channel.call('second'))
+  t.deepEqual((await Promise.all(calls)).map(String), ['first', 'second'])
+})
+
 /** A frame as docs/protocol.md describes it. */
 function frame(kind: number, id: number, body = Buffer.alloc(0), remaining = 0): Buffer {
   const head = Buffer.alloc(16)

@@ -191,6 +191,7 @@ export class SendQueue {
       if (this.#shut === filling) this.#schedule()
       return held.promise.promise
     }
+    if (this.#shut === null && this.#held.length > 0) this.#sendHeld()
     if (this.#shut !== null) throw this.#shut()
     const sent = this.#sendBytes(frame, CALL)
     sent.catch(ignore)
@@ -364,6 +365,7 @@ export class SendQueue {
     const length = this.#filled(write, arena.bytes, arena.to + HEADER, size)
     arena.finish(length)
     this.#buffered += length
+    if (this.#held.length > 0) this.#sendHeld()
     if (!this.#scheduled || this.#forgetExit === null || this.#process.isExiting) this.#flushSoon()
     return true
   }
