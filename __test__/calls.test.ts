@@ -492,6 +492,15 @@ test('calls that are made while a message is filled come before later ones', asy
   t.deepEqual((await Promise.all(calls)).map(String), ['first', 'second'])
 })
 
+test('calls need room for the shortest error', async (t) => {
+  const { channel } = await pair(t, { options: { maxMessageSize: 27 } })
+  await t.throwsAsync(channel.call(''), code('INVALID_ARGUMENT'))
+  await t.throwsAsync(
+    channel.serve(() => ''),
+    code('INVALID_ARGUMENT'),
+  )
+})
+
 /** A frame as docs/protocol.md describes it. */
 function frame(kind: number, id: number, body = Buffer.alloc(0), remaining = 0): Buffer {
   const head = Buffer.alloc(16)

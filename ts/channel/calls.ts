@@ -10,7 +10,7 @@ import { onAbort } from '../runtime/aborts.js'
 import { LONGEST_TIMER, timers } from '../runtime/timers.js'
 import type { CallContext, CallOptions, Identity } from '../types.js'
 import * as envelope from './envelope.js'
-import { CANCEL, CANCELLED, ERROR, HEAD, REPLY, REQUEST, type Frame } from './envelope.js'
+import { CANCEL, CANCELLED, ERROR, HEAD, LEAST, REPLY, REQUEST, type Frame } from './envelope.js'
 import { Line, Place } from './line.js'
 
 /** Requests that a caller may have unanswered at a time, and their bytes unless it is a single one. Further calls wait in the caller. */
@@ -180,10 +180,18 @@ export class Calls {
     return this.#sent.size > 0 || this.#served !== null
   }
 
+  /** @throws {@link RingfenceError} INVALID_ARGUMENT if the channel's messages are too short for calls */
+  #mustFit(): void {
+    const { maxMessageSize } = this.#link
+    if (maxMessageSize < LEAST)
+      throw invalid(`calls need a channel with a maxMessageSize of at least ${LEAST}, not ${maxMessageSize}`)
+  }
+
   // This side calls.
 
   /** @param frame - The request's frame, which this call may keep. */
   call(frame: Buffer, options: CallOptions | undefined): Promise<Buffer> {
+    this.#mustFit()
     const { timeout, signal } = callOptions(options)
     if (this.#over !== null) return Promise.reject(this.#over())
     const due = timeout === undefined ? Infinity : timers.now() + timeout
@@ -293,6 +301,7 @@ export class Calls {
   // This side serves.
 
   serve(answer: Answer, concurrency: number): Promise<void> {
+    this.#mustFit()
     if (this.#answer !== null) throw invalid('the channel is served already: serve is called once')
     if (this.#isEnded) {
       if (this.#isOrderly) return Promise.resolve()
