@@ -12,8 +12,8 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, openat},
-    sys::stat::{Mode, fstat, stat},
+    fcntl::{AtFlags, OFlag, openat},
+    sys::stat::{Mode, fstat, fstatat, stat},
 };
 
 use crate::{
@@ -21,11 +21,12 @@ use crate::{
     identity::Confinement,
     peer::namespace::{KernelResult, answered, read_text},
     sys::{self, uninterrupted},
+    wait::deadline::{Deadline, Woken},
 };
 
-/// The number of times that the threads of a peer are listed, before a peer that keeps starting threads is
+/// The number of times that the threads of a peer are read, before a peer that keeps starting threads is
 /// refused.
-const LISTINGS: usize = 16;
+const PASSES: usize = 16;
 
 /// Names the operation in errors about this process's own resources.
 const READING: &str = "the confinement of the peer's threads (/proc/PID/task)";
@@ -83,9 +84,14 @@ impl FromStr for Confinement {
 /// Checks every thread of the process that this directory in /proc describes. The result counts only if the
 /// process is still alive afterwards.
 ///
-/// A thread that starts during the check is checked too: the threads are listed until a listing contains no
-/// new one. A thread inherits its starter's confinement and cannot shed `no_new_privs` or a seccomp filter.
-pub(crate) fn inspect(wanted: &[Confinement], directory: Option<&OwnedFd>) -> Result<Vec<ConfinementCheck>> {
+/// A thread that executes a program takes the number of the first thread and ends all others. So a number that
+/// was read once may belong to another thread later, and each pass reads all threads again. A pass counts if
+/// it found the same threads as the one before, none of them ended during it, and the kernel counts as many.
+pub(crate) fn inspect(
+    wanted: &[Confinement],
+    directory: Option<&OwnedFd>,
+    deadline: &Deadline,
+) -> Result<Vec<ConfinementCheck>> {
     let all = |why: String| {
         let fail = |confinement: &Confinement| ConfinementCheck::failed(*confinement, why.clone());
         Ok(wanted.iter().map(fail).collect())
@@ -101,32 +107,45 @@ pub(crate) fn inspect(wanted: &[Confinement], directory: Option<&OwnedFd>) -> Re
             found: String::new(),
         })
         .collect();
-    let mut seen = BTreeSet::new();
-    for _ in 0..LISTINGS {
+    let mut previous = None;
+    for _ in 0..PASSES {
         let mut is_complete = true;
         let threads = match answered(READING, threads(directory))? {
             Ok(threads) => threads,
             Err(errno) => return all(format!("not visible in /proc/PID/task: {}", errno.desc())),
         };
-        for thread in threads {
-            if seen.contains(&thread) {
+        for thread in &threads {
+            if deadline.look()? == Woken::Late {
+                return Err(Error::HandshakeTimeout {
+                    step: READING,
+                    after: deadline.allowed,
+                });
+            }
+            let Some(thread) = Thread::read(directory, *thread, wanted)? else {
+                is_complete = false;
                 continue;
-            }
-            is_complete = false;
-            if let Some(thread) = Thread::read(directory, thread, wanted)? {
-                let open = findings.iter_mut().filter(|finding| finding.passed);
-                open.for_each(|finding| *finding = thread.compare(finding.confinement));
-                seen.insert(thread.number);
-            }
+            };
+            let open = findings.iter_mut().filter(|finding| finding.passed);
+            open.for_each(|finding| *finding = thread.compare(finding.confinement));
         }
-        if is_complete {
+        is_complete &= answered(READING, count(directory))? == Ok(threads.len());
+        let threads = Some(threads);
+        let has_failed = findings.iter().all(|finding| !finding.passed);
+        if has_failed || is_complete && threads == previous {
             return Ok(findings);
         }
+        previous = threads;
     }
     all("its threads start and end faster than they can be checked".into())
 }
 
-fn threads(directory: &OwnedFd) -> KernelResult<Vec<i32>> {
+/// Returns the number of threads. Besides one link for each of them, their directory has two of its own.
+fn count(directory: &OwnedFd) -> KernelResult<usize> {
+    let links = uninterrupted(|| fstatat(directory, "task", AtFlags::empty()))?.st_nlink;
+    usize::try_from(links).map_or(Err(Errno::EINVAL), |links| Ok(links.saturating_sub(2)))
+}
+
+fn threads(directory: &OwnedFd) -> KernelResult<BTreeSet<i32>> {
     let path = format!("/proc/self/fd/{}/task", directory.as_raw_fd());
     let entries = fs::read_dir(path).map_err(|error| errno(&error))?;
     entries
@@ -290,7 +309,13 @@ fn compare(directory: &OwnedFd, thread: i32, kind: &str) -> KernelResult<Standin
 
 #[cfg(test)]
 mod tests {
+    use std::{io::Write, time::Duration};
+
     use super::*;
+
+    fn time() -> Deadline {
+        Deadline::endless(Vec::new(), Duration::ZERO).within(Duration::from_secs(60))
+    }
 
     fn own() -> OwnedFd {
         fs::File::open("/proc/self").unwrap().into()
@@ -313,7 +338,7 @@ mod tests {
     #[test]
     fn this_process_lives_in_its_own_namespaces() {
         let wanted = [Confinement::UserNamespace, Confinement::NetworkNamespace];
-        for finding in inspect(&wanted, Some(&own())).unwrap() {
+        for finding in inspect(&wanted, Some(&own()), &time()).unwrap() {
             assert!(!finding.passed);
             assert!(
                 finding.found.starts_with("this process's own (thread "),
@@ -327,7 +352,7 @@ mod tests {
         let elsewhere = tempfile::tempdir().unwrap();
         let elsewhere = fs::File::open(elsewhere.path()).unwrap().into();
         for directory in [None, Some(&elsewhere)] {
-            let findings = inspect(&Confinement::ALL, directory).unwrap();
+            let findings = inspect(&Confinement::ALL, directory, &time()).unwrap();
             assert_eq!(findings.len(), Confinement::ALL.len());
             for finding in findings {
                 assert!(
@@ -336,6 +361,43 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_thread_that_takes_the_number_of_another_is_read() {
+        let place = tempfile::tempdir().unwrap();
+        let path = |name: &str| place.path().join(name);
+        fs::create_dir_all(path("task/1")).unwrap();
+        // This thread has ended once it is read.
+        fs::create_dir_all(path("task/2")).unwrap();
+        let status = path("task/1/status");
+        nix::unistd::mkfifo(&status, Mode::S_IRWXU).unwrap();
+        fs::write(path("status"), "NoNewPrivs:\t0\n").unwrap();
+        let directory = fs::File::open(place.path()).unwrap().into();
+        let findings = std::thread::scope(|scope| {
+            let inspect = scope.spawn(|| inspect(&[Confinement::NoNewPrivs], Some(&directory), &time()));
+            // The first reading ends only once the writer is closed.
+            let mut writer = fs::File::options().write(true).open(&status).unwrap();
+            writer.write_all(b"NoNewPrivs:\t1\n").unwrap();
+            fs::rename(path("status"), &status).unwrap();
+            drop(writer);
+            inspect.join().unwrap().unwrap()
+        });
+        assert_eq!(findings[0].found, "not set (thread 1)");
+    }
+
+    #[test]
+    fn only_a_pass_that_saw_each_thread_counts() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = fs::File::open(place.path()).unwrap().into();
+        let inspect = |deadline| inspect(&[Confinement::NoNewPrivs], Some(&directory), &deadline);
+        let thread = place.path().join("task/1");
+        fs::create_dir_all(&thread).unwrap();
+        assert!(!inspect(time()).unwrap()[0].passed, "its thread cannot be read");
+        fs::write(thread.join("status"), "NoNewPrivs:\t1\n").unwrap();
+        assert!(inspect(time()).unwrap()[0].passed);
+        let late = inspect(time().within(Duration::ZERO)).unwrap_err();
+        assert_eq!(late.code(), "HANDSHAKE_TIMEOUT");
     }
 
     #[test]

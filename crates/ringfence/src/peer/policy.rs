@@ -519,7 +519,7 @@ impl Policy {
             confinement,
             passed,
             found,
-        } in self.compare_confinement(look)?
+        } in self.compare_confinement(look, deadline)?
         {
             let compared = Comparison::compared(passed, confinement.wanted(), found);
             note(Check::Confined(confinement), compared)?;
@@ -602,11 +602,11 @@ impl Policy {
         }
     }
 
-    fn compare_confinement(&self, look: &Look) -> Result<Vec<ConfinementCheck>> {
+    fn compare_confinement(&self, look: &Look, deadline: &Deadline) -> Result<Vec<ConfinementCheck>> {
         if self.confined.is_empty() {
             return Ok(Vec::new());
         }
-        look.confinement(&self.confined)
+        look.confinement(&self.confined, deadline)
     }
 
     fn compare_executable(&self, look: &mut Look, deadline: &Deadline) -> Result<Comparison> {

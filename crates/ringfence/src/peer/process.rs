@@ -589,8 +589,12 @@ impl Look {
     }
 
     /// Checks whether each of its threads is confined in these ways.
-    pub(crate) fn confinement(&self, wanted: &[Confinement]) -> Result<Vec<ConfinementCheck>> {
-        confinement::inspect(wanted, self.directory.as_deref())
+    pub(crate) fn confinement(
+        &self,
+        wanted: &[Confinement],
+        deadline: &Deadline,
+    ) -> Result<Vec<ConfinementCheck>> {
+        confinement::inspect(wanted, self.directory.as_deref(), deadline)
     }
 
     /// Returns the cgroup, or why it is unknown.
