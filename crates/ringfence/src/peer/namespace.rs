@@ -81,6 +81,10 @@ pub(crate) struct MayHide {
 }
 
 /// How a process's namespaces compare with those of this process.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent findings of one comparison"
+)]
 #[derive(Debug, Clone)]
 pub(crate) struct NamespaceComparison {
     /// All visible namespaces are the same, and the pid namespace was visible.
@@ -89,6 +93,8 @@ pub(crate) struct NamespaceComparison {
     pub(crate) visible: bool,
     /// The pid namespace is the same, so a process number means the same process to both.
     pub(crate) same_numbers: bool,
+    /// The user namespace could not be compared, and this process does not live in the initial one.
+    pub(crate) hides_user_namespace: bool,
     pub(crate) found: String,
 }
 
@@ -105,6 +111,7 @@ impl NamespaceComparison {
             same: false,
             visible: false,
             same_numbers: false,
+            hides_user_namespace: false,
             found: found.into(),
         }
     }
@@ -221,11 +228,15 @@ pub(crate) fn standing(
         )));
     }
     let (mut same, mut seen) = (true, vec![format!("the same pid namespace (NSpid {shown})")]);
-    for (link, kind) in [("ns/pid", "pid namespace"), ("ns/user", "user namespace")] {
+    let mut hides_user_namespace = false;
+    for (link, kind) in [("ns/pid", "pid namespace"), (USER, "user namespace")] {
         match compare_link(link, directory)? {
             NamespaceLink::Same => seen.push(format!("the same {kind} ({link})")),
             NamespaceLink::None => {}
-            NamespaceLink::Unseen => seen.push(format!("{link} cannot be seen")),
+            NamespaceLink::Unseen => {
+                hides_user_namespace |= link == USER && !is_in_initial_user_namespace();
+                seen.push(format!("{link} cannot be seen"));
+            }
             NamespaceLink::Other(found) => {
                 same = false;
                 seen.push(format!("{kind}: {found} ({link})"));
@@ -236,8 +247,18 @@ pub(crate) fn standing(
         same,
         visible: true,
         same_numbers: true,
+        hides_user_namespace,
         found: seen.join(", "),
     })
+}
+
+const USER: &str = "ns/user";
+
+/// Whether this process lives in the initial user namespace, or cannot tell.
+fn is_in_initial_user_namespace() -> bool {
+    /// The kernel's `PROC_USER_INIT_INO`.
+    const INITIAL: u64 = 0xefff_fffd;
+    uninterrupted(|| stat("/proc/self/ns/user")).map_or(true, |own| own.st_ino == INITIAL)
 }
 
 /// The finding about a peer without a process number here.

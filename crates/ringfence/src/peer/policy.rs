@@ -20,6 +20,7 @@ use crate::{
     peer::namespace::{KernelResult, answered},
     peer::namespace::{MayHide, Namespace, NamespaceComparison},
     peer::process::{self, Look, Peer, SAME_NAMESPACE},
+    sys,
     wait::deadline::Deadline,
 };
 
@@ -526,7 +527,11 @@ impl Policy {
         }
         // Last, because reading a content takes long.
         let executable = self.compare_executable(look, deadline)?;
-        let is_visible = look.identity.executable.is_some();
+        // A parent that is unreadable for another reason, such as this process's additional rights, may be a
+        // stranger.
+        let is_visible = look.identity.executable.is_some()
+            || !look.is_behind_namespace()
+            || sys::process::is_privileged_execution();
         note(
             Check::Executable,
             self.unless_hidden(executable, self.named.executable, is_visible),
@@ -988,6 +993,20 @@ mod tests {
         refuses(of_parent().namespace(Namespace::Same), Check::Namespace);
         refuses(of_parent().programs([Program::same()]), Check::Executable);
         refuses(of_parent().uids([u32::MAX - 1]), Check::Uid);
+        // Without a namespace in between, an unreadable executable is refused.
+        let behind = |pid, is_mapped, hides_user_namespace| {
+            let mut look = look();
+            look.identity.executable = None;
+            look.identity.pid = pid;
+            look.is_mapped = is_mapped;
+            look.standing.hides_user_namespace = hides_user_namespace;
+            let compared = of_parent().compare(&mut look, "a step", &time(), &mut EvidenceLog::default());
+            compared.err().map(|error| error.refusal().unwrap().check.clone())
+        };
+        assert_eq!(behind(7, true, false), Some(Check::Executable));
+        for (pid, is_mapped, hides_user_namespace) in [(0, true, false), (7, false, false), (7, true, true)] {
+            assert_eq!(behind(pid, is_mapped, hides_user_namespace), None);
+        }
         assert!(!of_parent().same_uid().may_hide().uid);
         assert!(of_parent().any_uid().may_hide().uid);
     }

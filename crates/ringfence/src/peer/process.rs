@@ -547,6 +547,11 @@ impl Peer {
 }
 
 impl Look {
+    /// Whether a namespace can be the reason why this process cannot inspect the peer.
+    pub(crate) fn is_behind_namespace(&self) -> bool {
+        self.identity.pid <= 0 || !self.is_mapped || self.standing.hides_user_namespace
+    }
+
     /// Explains why the executable is unknown, and what to require instead.
     pub(crate) fn executable_unreadable(&self) -> String {
         let Identity { pid, uid, .. } = self.identity;

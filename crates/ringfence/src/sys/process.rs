@@ -64,6 +64,15 @@ pub(crate) fn dumpable() -> Result<c_int, Errno> {
     Errno::result(unsafe { libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) })
 }
 
+/// Whether this process was started with more rights than its starter has: setuid, setgid or by file
+/// capabilities (getauxval(3), `AT_SECURE`). Also `true` if the kernel does not tell.
+pub(crate) fn is_privileged_execution() -> bool {
+    Errno::clear();
+    // SAFETY: getauxval takes an integer and reads memory that stays the same for the life of the process.
+    let is_secure = unsafe { libc::getauxval(libc::AT_SECURE) };
+    is_secure != 0 || Errno::last() == Errno::ENOENT
+}
+
 /// The information that a pidfd gives about its process.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PidfdInfo {
