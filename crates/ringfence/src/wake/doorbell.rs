@@ -643,9 +643,12 @@ impl Doorbell {
         } else if how == Shutdown::Both {
             // If there is no descriptor for it, the line ends once this side drops it.
             let _ = sys::socket::replace_with_dead_end(&self.line);
+        }
+        // The loop looks at this once it wakes up.
+        self.set_gone();
+        if !self.shuts && how == Shutdown::Both {
             self.tell_the_loop();
         }
-        self.set_gone();
     }
 }
 
