@@ -225,6 +225,21 @@ test('an exception of onSpawn kills the child, and is what spawn rejects with', 
   await until(() => started.signalCode === 'SIGKILL', 'the child is killed')
 })
 
+test('a child that may not be killed does not hide the error', async (t) => {
+  const thrown = new Error('of the callback')
+  const onSpawn = (process: ChildProcess) => {
+    const { kill } = process
+    // As Node does for a process of another user, which root never sees.
+    process.kill = (signal) => {
+      kill.call(process, signal)
+      return !process.emit('error', Object.assign(new Error('kill EPERM'), { code: 'EPERM' }))
+    }
+    throw thrown
+  }
+  const settings: SpawnOptions = { stdio: 'ignore' }
+  t.is(await t.throwsAsync(spawn(process.execPath, script(SILENT), { spawn: settings, onSpawn })), thrown)
+})
+
 test.serial('a user who may have no process more is told NO_SPACE', async (t) => {
   const { spawn: own } = childProcess
   t.teardown(() => void (childProcess.spawn = own))

@@ -81,7 +81,7 @@ export async function spawn(
     return { child, channel, [Symbol.asyncDispose]: () => dispose(child, channel) }
   } catch (error) {
     const wasExiting = isExiting(child)
-    child.kill('SIGKILL')
+    kill(child, 'SIGKILL')
     if (!wasExiting || !isSilence(error, options)) throw error
     await exited
     throw await childExited(child, output.tail, error)
@@ -153,7 +153,18 @@ function adopt(line: PrivateLine, pid: number, options: ChildOptions): Promise<C
 
 async function dispose(child: ChildProcess, channel: Channel): Promise<void> {
   await channel.close()
-  if (child.exitCode === null && child.signalCode === null) child.kill()
+  if (child.exitCode === null && child.signalCode === null) kill(child, 'SIGTERM')
+}
+
+/** Sends a signal. A launcher of another user, such as sudo, may not be killed, which `kill` emits as an error of the child. */
+function kill(child: ChildProcess, signal: NodeJS.Signals): void {
+  const ignore = () => {}
+  child.once('error', ignore)
+  try {
+    child.kill(signal)
+  } finally {
+    child.off('error', ignore)
+  }
 }
 
 /**
