@@ -64,11 +64,16 @@ async function add() {
       }
     }
     more()
-    for await (const answer of channel) {
-      ;[answered, count] = answer.toString().split(' ').map(Number)
-      progress.emit('answered')
-      more()
-      if (over && answered === sent) return
+    try {
+      for await (const answer of channel) {
+        ;[answered, count] = answer.toString().split(' ').map(Number)
+        progress.emit('answered')
+        more()
+        if (over && answered === sent) return
+      }
+    } catch (error) {
+      // The partner was killed: the next one is asked for what it has not answered.
+      if (error.code !== 'ERR_RINGFENCE_PEER_LOST') throw error
     }
   }
 }
