@@ -117,7 +117,7 @@ for (const [title, there, begin, isHere] of calls)
       if (publisher === undefined) return (await kit.channel.closed).reason
       return publisher.subscribers[0]?.closed.then(({ reason }) => reason) ?? 'closed'
     })
-    // Nothing that the peer has sent was read.
+    // The peer may have sent messages, which this side has not read.
     t.is(await soon(end, 'the end over there'), title === 'subscribe' ? 'closed' : 'lost')
   })
 

@@ -219,7 +219,7 @@ test('messages stay in order for receive, whoever reads the ring', async (t) => 
   while (shown.length < 2)
     channel.receiveEach((bytes, offset, length) => shown.push(Buffer.from(bytes.buffer, offset, length).toString()))
   t.is(shown.length, 2)
-  // A merge does as well, and calls are answered while nobody reads the merge.
+  // The same for a merge. Calls are answered although the merge is not read.
   const merged = merge([channel])
   t.is(String(await channel.call('d')), 'd')
   const more = []

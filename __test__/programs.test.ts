@@ -1,4 +1,4 @@
-// Six programs that a newcomer writes from README.md: each compiles as strict TypeScript, and runs as JavaScript.
+// Six programs written from README.md alone: each compiles as strict TypeScript, and runs as JavaScript.
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -14,7 +14,7 @@ import { namedAddress } from './support/address.js'
 
 const home = fileURLToPath(new URL('../..', import.meta.url))
 
-/** What each prints, in any order. */
+/** The lines that each prints, in any order. */
 const programs: Record<string, string[]> = {
   pair: ['the first reads: hello from the second', 'the second reads: hello from the first'],
   service: [

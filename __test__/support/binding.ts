@@ -148,7 +148,7 @@ export class Subscribed extends Noted {
     return this.heard
   }
 
-  /** The publisher's process has exited without an end, where the line says so. */
+  /** Whether the publisher's process has exited without an end. */
   isCut(): number {
     return REASONS[this.heard] === 'exited' ? 1 : 0
   }

@@ -62,25 +62,13 @@ impl EvidenceLog {
         wanted: impl Into<String>,
         found: impl Into<String>,
     ) {
-        self.note(Evidence {
-            step,
-            check,
-            wanted: wanted.into(),
-            found: found.into(),
-            outcome: Outcome::Passed,
-        });
+        self.note(step, check, wanted, found, Outcome::Passed);
     }
 
     /// Records a value that this kernel or policy leaves open, so that a reader does not think it was
     /// checked.
     pub(crate) fn not_asked(&mut self, step: &'static str, check: &'static str, found: impl Into<String>) {
-        self.note(Evidence {
-            step,
-            check,
-            wanted: "not asked for".into(),
-            found: found.into(),
-            outcome: Outcome::NotAsked,
-        });
+        self.note(step, check, "not asked for", found, Outcome::NotAsked);
     }
 
     /// Records a required value that a child cannot see of its parent.
@@ -91,25 +79,26 @@ impl EvidenceLog {
         wanted: impl Into<String>,
         found: impl Into<String>,
     ) {
-        self.note(Evidence {
-            step,
-            check,
-            wanted: wanted.into(),
-            found: found.into(),
-            outcome: Outcome::NotVisible,
-        });
+        self.note(step, check, wanted, found, Outcome::NotVisible);
     }
 
-    fn note(&mut self, evidence: Evidence) {
-        let Evidence {
+    fn note(
+        &mut self,
+        step: &'static str,
+        check: &'static str,
+        wanted: impl Into<String>,
+        found: impl Into<String>,
+        outcome: Outcome,
+    ) {
+        let (wanted, found) = (wanted.into(), found.into());
+        trace::step(step, check, &wanted, &found, outcome.as_str());
+        self.0.push(Evidence {
             step,
             check,
             wanted,
             found,
             outcome,
-        } = &evidence;
-        trace::step(step, check, wanted, found, outcome.as_str());
-        self.0.push(evidence);
+        });
     }
 
     pub(crate) fn into_list(self) -> Vec<Evidence> {

@@ -530,7 +530,7 @@ impl Shared {
                 _ => Step::Closed,
             });
         }
-        // A peer that is gone changes its phase no more.
+        // The phase of a peer that is gone is final.
         let peers = Phase::from_word(held.peer.load(layout::PHASE, Ordering::Acquire));
         self.lost
             .store(!peers.is_some_and(|phase| phase.ended), Ordering::Relaxed);

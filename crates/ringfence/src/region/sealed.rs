@@ -1,4 +1,4 @@
-//! Immutable shared memory: an object that no process can write, shrink or grow any more.
+//! Immutable shared memory: an object that no process can write, shrink or grow.
 
 use std::{
     fmt,

@@ -27,15 +27,15 @@ pub(crate) const ALIGNED: u32 = 8;
 /// A record that is a whole message.
 pub const WHOLE: u32 = FIRST | LAST;
 
-/// What the first record of a message says about it beside its length, at the flags' place in the header: whether it
-/// is a call frame, and the number of its attachments.
+/// Properties of a message, in the flags of its first record: whether it is a call frame, and the number of its
+/// attachments.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tag(u32);
 
 impl Tag {
     /// A plain message.
     pub const NONE: Self = Self(0);
-    /// A call frame, which `receive` never returns.
+    /// A call frame. The Node.js binding handles it; a Rust program receives it as a message.
     pub const CALL: Self = Self(16);
     const ATTACHMENTS: u32 = 0xff00;
     const BITS: u32 = Self::CALL.0 | Self::ATTACHMENTS;
