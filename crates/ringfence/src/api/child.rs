@@ -249,7 +249,9 @@ impl ParentLine {
         let deadline = deadline(options);
         let expected = match (self.admit, &self.child) {
             (Admit::Descendant, _) => Answerer::Descendant,
-            (Admit::Child, Some(child)) => Answerer::Process(child.pid),
+            (Admit::Child, Some(child)) => {
+                Answerer::Process(child.pid, child.pidfd.as_ref().map(AsFd::as_fd))
+            }
             (Admit::Child, None) => Answerer::Unknown,
         };
         let side = Side::new(&"the child's line", options, &deadline, Meeting::Family);

@@ -22,7 +22,7 @@ use crate::{
     handshake::line::refuse,
     handshake::parts::{Answerer, Caller, PeerSession, Side},
     handshake::parts::{Parts, Role},
-    handshake::steps::{check_child, check_line, only_line, second_answer},
+    handshake::steps::{check_child, check_line, has_exited, only_line, second_answer},
     identity::Credentials,
     peer::process::{Peer, pidfd_of_maker},
     sys, trace,
@@ -82,7 +82,12 @@ impl Side<'_> {
     }
 
     /// Runs steps 2 to 8 as the parent.
-    pub(crate) fn parent(&self, stream: OwnedFd, expected: Answerer, record: EvidenceLog) -> Result<Parts> {
+    pub(crate) fn parent(
+        &self,
+        stream: OwnedFd,
+        expected: Answerer<'_>,
+        record: EvidenceLog,
+    ) -> Result<Parts> {
         self.told("host", || {
             let mut answerer = None;
             let result = self.parent_of(stream, expected, &mut answerer, record);
@@ -120,7 +125,7 @@ impl Side<'_> {
     fn parent_of(
         &self,
         stream: OwnedFd,
-        expected: Answerer,
+        expected: Answerer<'_>,
         answerer: &mut Option<OwnedFd>,
         mut record: EvidenceLog,
     ) -> Result<Parts> {
@@ -136,6 +141,12 @@ impl Side<'_> {
             }
             let policy = &self.options.policy;
             let peer = Peer::attest(&line, policy.may_hide(), &mut record)?;
+            // Once the child was waited for, another process can have its number.
+            if let Answerer::Process(_, Some(pidfd)) = expected
+                && has_exited(pidfd)?
+            {
+                return Err(Error::PeerLost("the child has exited".into()));
+            }
             let identity = policy.check(&peer, "executable", self.deadline, &mut record)?;
             let (own, hello) = self.answer(&line, &frame, speaker, &mut record)?;
             Ok(PeerSession {

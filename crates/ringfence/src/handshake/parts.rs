@@ -137,9 +137,10 @@ pub(crate) struct Side<'a> {
 
 /// The process that may answer on the line that a child has inherited.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Answerer {
-    /// The process that was started. Its number is its own until this process has waited for it.
-    Process(i32),
+pub(crate) enum Answerer<'a> {
+    /// The process that was started. Its number is its own until this process has waited for it, which its pidfd shows.
+    /// No pidfd before Linux 5.3.
+    Process(i32, Option<BorrowedFd<'a>>),
     /// Any one process that has the line from it.
     Descendant,
     /// The program has not said which process it started.

@@ -2,12 +2,14 @@
 //! which carries all later frames; the objects; the last check and READY.
 
 use std::{
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::atomic::Ordering,
+    time::Duration,
 };
 
 use nix::{
     errno::Errno,
+    poll::PollFlags,
     sys::socket::{
         AddressFamily, SockFlag, SockType, UnixAddr, getpeername, getsockname, getsockopt, socketpair,
         sockopt,
@@ -41,6 +43,7 @@ use crate::{
     signal::inbox::{OpenInbox, TokenSender},
     sys::{self, uninterrupted},
     trace::Tie,
+    wait::deadline::{Deadline, Woken},
 };
 
 impl Side<'_> {
@@ -306,14 +309,18 @@ pub(super) fn only_line(mut descriptors: Vec<OwnedFd>) -> Result<OwnedFd> {
 
 /// Checks that the process that sends on an inherited socket is one that the parent admits. (The children of the
 /// process that was started inherit the socket too, until it has taken the socket.)
-pub(super) fn check_child(speaker: Credentials, expected: Answerer, record: &mut EvidenceLog) -> Result<()> {
+pub(super) fn check_child(
+    speaker: Credentials,
+    expected: Answerer<'_>,
+    record: &mut EvidenceLog,
+) -> Result<()> {
     let found = format!("pid {}", speaker.pid);
     let (passed, wanted) = match expected {
         Answerer::Unknown => {
             record.not_asked("credentials", "child", found);
             return Ok(());
         }
-        Answerer::Process(pid) => (
+        Answerer::Process(pid, _) => (
             speaker.pid == pid,
             format!("pid {pid}, the process that was started"),
         ),
@@ -328,12 +335,18 @@ pub(super) fn check_child(speaker: Credentials, expected: Answerer, record: &mut
         return Ok(());
     }
     let found = match expected {
-        Answerer::Process(_) => {
+        Answerer::Process(..) => {
             format!("{found}; `admit` can be 'descendant' if the command is a launcher that forks")
         }
         Answerer::Descendant | Answerer::Unknown => found,
     };
     Err(Refusal::new(Check::Child, wanted, found).about(speaker).into())
+}
+
+/// Whether the process behind this pidfd has exited.
+pub(super) fn has_exited(pidfd: BorrowedFd<'_>) -> Result<bool> {
+    let at_once = Deadline::endless(Vec::new(), Duration::ZERO).within(Duration::ZERO);
+    Ok(at_once.wait(&[(pidfd, PollFlags::POLLIN)])? == Woken::Ready)
 }
 
 /// The refusal for a further process that answers on a line.
