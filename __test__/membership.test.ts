@@ -1,7 +1,7 @@
 // Members of an address: one goes, the other has the place, and loses nothing.
 
 import { once } from 'node:events'
-import { existsSync, readdirSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, statSync, writeFileSync } from 'node:fs'
 import { dirname } from 'node:path'
 
 import test, { type ExecutionContext } from 'ava'
@@ -223,9 +223,28 @@ test.serial('leaving sends what was sent before, rejects what waits, and ends lo
     }
     return all
   })
-  // Not everything was sent.
+  // The member has left with messages unsent.
   t.deepEqual(words, ['a', 'b', 'c', 'ERR_RINGFENCE_PEER_LOST'])
   await until(async () => (await roleThere(partner)) === 'host', 'it has the address')
+})
+
+test.serial('a host whose partner has ended its sending hands the address over', async (t) => {
+  const address = namedAddress(t)
+  const here = await member(address, { ...small, allowHalfOpen: true })
+  const partner = await Partner.start(t)
+  await memberThere(partner, address)
+  const channel = await nextOf(here)
+  await partner.run((kit) => {
+    const membership = kit.keep['membership'] as Membership
+    return kit.until
+      .until(() => membership.channel !== undefined, 'it has the channel')
+      .then(() => membership.channel!.end())
+  })
+  t.is(await channel.receive(), undefined)
+  const { ino } = statSync(address)
+  await here.close()
+  await until(async () => (await roleThere(partner)) === 'host', 'it has the address')
+  t.is(statSync(address).ino, ino, 'the address was never free')
 })
 
 test.serial('a guest leaves, and the host takes the next; await using leaves', async (t) => {

@@ -243,7 +243,8 @@ export interface NativeMembership extends NativeEndpoint {
   /** Returns a channel, the new role, or why a peer was refused; 0 if there is no event, `FAILED` once the membership is lost. */
   next(): RawChannel | 'host' | 'guest' | Failure | number
   /** Returns 1 if the callback will be called, later and once; 0 if the address was already left. */
-  leave(callback: () => void): number
+  /** `flushed`: 1 if everything that was sent is in the ring, so that the partner gets a clean end. */
+  leave(callback: () => void, flushed: number): number
   /** Leaves the address, and waits briefly until this is done. */
   vacate(): void
 }

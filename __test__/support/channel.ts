@@ -30,7 +30,7 @@ export const { openChannel, openArrived, quietOf, depart } = await insideOf<{
   openChannel(raw: Raw, settings: Settings, address: string | null): Channel
   openArrived(raw: Raw, settings: Settings, address: string): Channel | { code: string; message: string }
   quietOf(channel: Channel): Quiet
-  depart(channel: Channel, linger: number): Promise<() => void>
+  depart(channel: Channel, linger: number): Promise<{ flushed: boolean; finish(): void }>
 }>('channel/channel.js')
 export const { ENDED, FAILED, REASONS, REFUSED, native } = await insideOf<{
   ENDED: number

@@ -9,7 +9,7 @@ import { tellClosed, tellOpen } from '../runtime/diagnostics.js'
 import { invalid, show, type RingfenceError } from '../errors.js'
 import { untilAborted } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
-import { ChannelCore } from './core.js'
+import { ChannelCore, type Departure } from './core.js'
 import { HEAD, REQUEST, makeFrame } from './envelope.js'
 import { loop } from './loops.js'
 import { withOperations, type Failure, type NativeChannel, type RawChannel } from '../native.js'
@@ -53,7 +53,7 @@ export let quietOf: <In>(channel: Channel<In, any>) => Quiet<In>
 export let whenRead: (channel: AnyChannel, callback: () => void) => void
 
 /** Flushes pending messages for up to `linger` milliseconds, and rejects new ones. Resolves with a function that marks the channel closed. */
-export let depart: (channel: AnyChannel, linger: number) => Promise<() => void>
+export let depart: (channel: AnyChannel, linger: number) => Promise<Departure>
 
 /**
  * A bidirectional connection between this process and its peer.

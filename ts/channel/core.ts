@@ -29,6 +29,13 @@ const endedWithPeer = () =>
       '`allowHalfOpen: true` it sends on',
   )
 
+/** The state of a channel whose membership leaves. */
+export interface Departure {
+  /** Everything that was sent is in the ring. */
+  readonly flushed: boolean
+  finish(): void
+}
+
 export class ChannelCore implements SourceCore {
   readonly native: NativeChannel
   readonly queue: SendQueue
@@ -241,13 +248,12 @@ export class ChannelCore implements SourceCore {
     if (this.buffer.outlives) this.buffer.close(closedHere)
   }
 
-  /** Flushes, and prepares for a close by the binding from another thread. Returns a function that marks the channel closed. */
-  async depart(linger: number): Promise<() => void> {
+  /** Flushes, and prepares for a close by the binding from another thread. `finish` marks the channel closed. */
+  async depart(linger: number): Promise<Departure> {
     if (this.#closed === null) await this.queue.linger(linger, closedHere)
-    if (this.#closed !== null) return () => {}
+    if (this.#closed !== null) return { flushed: true, finish() {} }
     this.#departing = true
-    if (this.queue.isEmpty) this.native.end()
-    return () => this.#finish(CLOSED, closedHere)
+    return { flushed: this.queue.isEmpty, finish: () => this.#finish(CLOSED, closedHere) }
   }
 
   keepAlive(alive: boolean): void {

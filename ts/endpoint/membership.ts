@@ -95,12 +95,13 @@ export class Membership<In = Message, Out = MessageInput> extends Endpoint<
 
   async #close(linger: number): Promise<void> {
     if (this.ended !== null) return
-    const closed = this.#channel === undefined ? undefined : await depart(this.#channel, linger)
+    const departure = this.#channel && (await depart(this.#channel, linger))
     if (this.ended !== null) return
+    const flushed = departure === undefined || departure.flushed
     await new Promise<void>((resolve) => {
-      if (this.#native.leave(() => resolve()) === 0) resolve()
+      if (this.#native.leave(() => resolve(), flushed ? 1 : 0) === 0) resolve()
     })
-    closed?.()
+    departure?.finish()
     if (this.ended !== null) return
     this.takeUnclaimed()
     this.finish({ reason: 'closed' })

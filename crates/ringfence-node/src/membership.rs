@@ -43,14 +43,13 @@ impl MembershipState {
     fn take(&mut self) -> Option<ringfence::Membership> {
         // Stop first, because a watched descriptor must not be closed.
         self.handle.stop();
-        let membership = self.membership.take()?;
-        binding::destroy_on_drop(&membership);
-        Some(membership)
+        self.membership.take()
     }
 
     /// Leaves without waiting: the partner may be slow, and the event loop must not block.
     fn let_go(&mut self) {
         if let Some(membership) = self.take() {
+            binding::destroy_on_drop(&membership);
             self.going = Some(task::let_go(membership));
         }
     }
@@ -114,12 +113,16 @@ fn pause(seat: &mut MembershipState, call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
-/// Leaves on a thread, because it waits for the partner's answer. Answers 1 if the callback will be called,
-/// later and once, and 0 if the address was already left.
+/// Leaves on a thread, because it waits for the partner's answer. Arguments: the callback, and 1 if everything that was
+/// sent is in the ring, so that the partner gets a clean end. Answers 1 if the callback will be called, later and once, and
+/// 0 if the address was already left.
 fn leave(seat: &mut MembershipState, call: &mut Call) -> Answer {
     let Some(membership) = seat.take() else {
         return Answer::from(0);
     };
+    if call.size(1) == 0 {
+        binding::destroy_on_drop(&membership);
+    }
     let (going, gone) = mpsc::channel();
     seat.going = Some(gone);
     // SAFETY: this runs in a callback of the environment, and the function is its argument.

@@ -198,7 +198,7 @@ impl Membership {
     }
 }
 
-/// For the binding, which ends the sending itself once its queue is empty: dropping the membership destroys it.
+/// For the binding: dropping the membership destroys it.
 pub fn destroy_on_drop(membership: &Membership) {
     if let Ok(endpoint) = membership.handle.here() {
         endpoint.destroyed.store(true, Ordering::Release);
