@@ -56,6 +56,18 @@ fn role() {
                 }
                 say(lengths.join(" "));
             }
+            "reads" => {
+                let mut channel = join(&address, &options()).await.unwrap();
+                say("in");
+                wait_for_test();
+                while let Some(found) = channel.receive_vec().await.transpose() {
+                    if let Err(error) = found {
+                        say(error.code());
+                        return;
+                    }
+                }
+                say("a clean end");
+            }
             "floods" => {
                 let mut channel = connect(&address, &options()).await.unwrap();
                 while channel.send(b"flood").await.is_ok() {}
@@ -411,6 +423,26 @@ fn the_sink_of_a_publisher_keeps_what_it_has_accepted_and_nothing_else() {
         SinkExt::<&[u8]>::close(&mut sender).await.unwrap();
         actor.expect("1000 7 8");
         actor.finish();
+    });
+}
+
+#[test]
+fn a_close_that_loses_the_message_of_the_sink_is_no_clean_end() {
+    run(async {
+        for keeps in [true, false] {
+            let (mut actor, channel) = meet("reads").await;
+            actor.expect("in");
+            let (mut sender, _receiver) = channel.split();
+            if keeps {
+                while SinkExt::<&[u8]>::flush(&mut sender).now_or_never().is_some() {
+                    sender.feed([0; 1000]).await.unwrap();
+                }
+            }
+            sender.close();
+            actor.go_on();
+            actor.expect(if keeps { "PEER_LOST" } else { "a clean end" });
+            actor.finish();
+        }
     });
 }
 

@@ -349,9 +349,14 @@ impl Sender {
         }
     }
 
-    /// Closes the whole channel from this half.
+    /// Closes the whole channel from this half. The peer gets a clean end, unless the sink keeps a message: then
+    /// this is as [`crate::Sender::destroy`], since that message is lost.
     pub fn close(&mut self) {
-        self.inner.close();
+        if self.kept.message.is_some() {
+            self.inner.destroy();
+        } else {
+            self.inner.close();
+        }
     }
 }
 
