@@ -291,7 +291,10 @@ test.serial('the peer is who the kernel says it is', async (t) => {
   t.is(peer.uid, uid as number)
   t.is(peer.gid, gid as number)
   if (peer.groups !== undefined)
-    t.deepEqual(new Set([...peer.groups, peer.gid]), new Set([...(groups as number[]), peer.gid]))
+    t.deepEqual(
+      [...new Set([...peer.groups, peer.gid])].sort(),
+      [...new Set([...(groups as number[]), peer.gid])].sort(),
+    )
   t.deepEqual([peer.executable?.device, peer.executable?.inode], [String(node.dev), String(node.ino)])
 })
 

@@ -373,8 +373,7 @@ def tokens(language, folder, kind):
         while met.peer.load(memory.TOKENS) != len(all_sent) and time.monotonic() < deadline:
             time.sleep(0.001)
         same(met.peer.load(memory.TOKENS), len(all_sent), "the word of how many there are")
-        channel.end()
-        channel.close()
+        channel.close(clean=True)
         end.expect("over closed")
         end.finish()
 

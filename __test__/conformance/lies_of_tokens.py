@@ -112,8 +112,7 @@ def honest_sender(end, where):
     post = Post(channel)
     for token in range(5):
         post.send(token)
-    channel.end()
-    channel.close()
+    channel.close(clean=True)
     line = end.hear()
     if line != "5 tokens, closed":
         raise Failure(f"{end.name} says {line!r} of an honest sender")

@@ -324,8 +324,9 @@ class Channel:
 
     # The end.
 
-    def close(self):
-        self.phase = 10 if self.phase == 1 else 2
+    def close(self, clean=False):
+        """Closes. If it is clean, or this end has half-closed, the peer learns that everything was sent."""
+        self.phase = 10 if clean or self.phase == 1 else 2
         self.own.store(PHASE, self.phase)
         try:
             self.bell.sock.shutdown(socket.SHUT_RDWR)
