@@ -31,7 +31,7 @@ const programs = {
     let repeated = 0
     while (!seen.has(count - 1)) {
       const subscription = await subscribe(address, { wait: true, from: 'oldest' })
-      for await (const message of subscription) {
+      for await (const message of untilLost(subscription)) {
         const number = Number(message)
         if (seen.has(number)) repeated += 1
         // What comes again comes in the order in which it came first.
@@ -51,7 +51,7 @@ const programs = {
       const before = kept
       const channel = await connect(address, { wait: true, allowHalfOpen: true })
       const answers = (async () => {
-        for await (const answer of channel) {
+        for await (const answer of untilLost(channel)) {
           kept = before + Number(answer)
           if (kept === count) break
         }
@@ -86,6 +86,15 @@ const programs = {
     console.log(`collected: ${all} of ${senders} × ${count} have come; ${repeated} of them again`)
     await listener.close({ channels: 'close' })
   },
+}
+
+/** The messages of a bridge. One that is killed is followed by the next. */
+async function* untilLost(messages) {
+  try {
+    yield* messages
+  } catch (error) {
+    if (error.code !== 'ERR_RINGFENCE_PEER_LOST') throw error
+  }
 }
 
 async function* paced(first) {

@@ -104,7 +104,7 @@ pub(crate) trait Outlet: Debug + Sized {
     fn destroy(outbound: &mut Outbound<Self>);
 }
 
-/// Any [`Outlet`], for the Node.js binding: it cannot name that trait, whose types are private.
+/// Any `Outlet`, for the Node.js binding: it cannot name that trait, whose types are private.
 pub trait AnyOutlet: Outlet {}
 
 impl<R: Outlet> AnyOutlet for R {}
