@@ -34,7 +34,8 @@ CORRUPT = {"RING_CORRUPT", "corrupt"}
 HEAD_FIELDS = [("magic", 0, 8), ("version", 8, 2), ("kind", 10, 2), ("length", 12, 4)]
 FIELDS = {
     HELLO: [("nonce", 0, 32), ("echo", 32, 32), ("capacity", 64, 8), ("longest", 72, 8), ("backing", 80, 4),
-            ("features", 84, 4), ("meeting", 88, 4), ("delivery", 92, 2), ("from", 94, 2)],
+            ("features", 84, 4), ("meeting", 88, 4), ("delivery", 92, 2), ("from", 94, 2), ("max attachments", 96, 4), ("reserved", 100, 4),
+            ("max attached bytes", 104, 8)],
     OFFER: [("echo", 0, 32), ("size", 32, 8), ("capacity", 40, 8), ("number", 48, 4), ("thread", 52, 4), ("mailbox", 56, 4),
             ("reserved", 60, 4), ("secret", 64, 16), ("position", 80, 8), ("sequence", 88, 8), ("slot", 96, 4),
             ("reserved too", 100, 4)],

@@ -11,7 +11,7 @@ MAGIC = b"ringfnce"
 VERSION = 3
 HELLO, OFFER, READY, REFUSE = 1, 2, 3, 4
 NAMES = {HELLO: "HELLO", OFFER: "OFFER", READY: "READY", REFUSE: "REFUSE"}
-LENGTHS = {HELLO: (96, 96), OFFER: (104, 104), READY: (32, 32), REFUSE: (8, 4096)}
+LENGTHS = {HELLO: (112, 112), OFFER: (104, 104), READY: (32, 32), REFUSE: (8, 4096)}
 PAIR, SERVICE, CHILD, MEMBER, BROADCAST = range(5)
 MEMFD, SHM = 1, 2
 BARRIERS = 1
@@ -20,7 +20,7 @@ MAX_PEER_CAPACITY = 1 << 30
 
 _CREDENTIALS = struct.Struct("=iII")
 _HEAD = struct.Struct("<8sHHI")
-_HELLO = struct.Struct("<32s32sQQIIIHH")
+_HELLO = struct.Struct("<32s32sQQIIIHHIIQ")
 _OFFER = struct.Struct("<32sQQIIII16sQQII")
 
 
@@ -52,12 +52,17 @@ class Hello:
     meeting: int = PAIR
     delivery: int = 0
     start: int = 0
+    #: This end takes no attachments.
+    max_attachments: int = 0
+    reserved: int = 0
+    max_attached_bytes: int = 0
     #: Where this side takes tokens, if it does. OFFER tells of it.
     mailbox: object = None
 
     def pack(self):
         return _HELLO.pack(self.nonce, self.echo, self.capacity, self.longest, self.backing, self.features,
-                           self.meeting, self.delivery, self.start)
+                           self.meeting, self.delivery, self.start, self.max_attachments, self.reserved,
+                           self.max_attached_bytes)
 
     @classmethod
     def unpack(cls, body):

@@ -137,6 +137,8 @@ pub fn hello_to(
     // No barriers: then the other side makes every fence.
     body.extend(0_u32.to_le_bytes());
     body.extend(meeting.to_le_bytes());
+    // No attachments.
+    body.extend([0; 16]);
     frame(1, &body)
 }
 

@@ -148,3 +148,4 @@ pub use ring::spsc::Spsc;
 pub use testing::fuzzing;
 pub use wait::deadline::CancelToken;
 pub use wait::deadline::wait_readable;
+pub use wake::attachments::{Attachment, AttachmentRef, Attachments};

@@ -12,6 +12,7 @@ use crate::{
     ring::delivery::{Delivery, StartFrom},
     signal::claim,
     wait::deadline::CancelToken,
+    wake::attachments::Attachments,
 };
 
 /// The maximum message size, 2 GiB. It is well below the 4 GiB that one header can describe, so that no sum
@@ -47,6 +48,7 @@ pub struct Options {
     pub(crate) deliveries: Vec<Delivery>,
     pub(crate) delivery: Delivery,
     pub(crate) from: StartFrom,
+    pub(crate) attachments: Attachments,
 }
 
 /// The number of slots of a service: in total, per process and per user.
@@ -98,6 +100,7 @@ impl Default for Options {
             deliveries: Delivery::ALL.to_vec(),
             delivery: Delivery::Reliable,
             from: StartFrom::Now,
+            attachments: Attachments::none(),
         }
     }
 }
@@ -141,6 +144,13 @@ impl Options {
     #[must_use]
     pub fn max_peer_capacity(mut self, bytes: u64) -> Self {
         self.max_peer_capacity = bytes;
+        self
+    }
+
+    /// Sets the attachments that this side accepts ([`Attachments::none`]).
+    #[must_use]
+    pub fn attachments(mut self, accepted: Attachments) -> Self {
+        self.attachments = accepted;
         self
     }
 
@@ -366,6 +376,7 @@ impl Options {
                 self.max_peer_capacity
             )));
         }
+        self.attachments.check()?;
         if self.mode & !0o777 != 0 {
             return Err(Error::invalid(format!(
                 "mode must be permission bits, 0 to 0o777, not {:#o}",

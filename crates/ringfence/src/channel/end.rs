@@ -33,6 +33,7 @@ use crate::{
     sys::lock::MutexGuard,
     trace::Tie,
     wait::deadline::{Deadline, Woken},
+    wake::attachments::Attachments,
     wake::doorbell::{Doorbell, LineEnds},
 };
 
@@ -279,6 +280,8 @@ pub(crate) struct LineParts {
     pub(crate) subscribes: bool,
     pub(crate) socket: OwnedFd,
     pub(crate) pidfd: Option<Arc<OwnedFd>>,
+    /// The attachments that this side accepts.
+    pub(crate) accepts: Attachments,
     /// Both processes accept membarrier(2).
     pub(crate) barriers: bool,
     pub(crate) tie: Tie,
@@ -353,7 +356,7 @@ impl Shared {
     pub(crate) fn open(line: LineParts, mark: ForkMark, held: Resources, busy_poll: Duration) -> Arc<Self> {
         let own = held.own.clone();
         let birth = mark.birth();
-        let doorbell = Arc::new(Doorbell::new(line.socket, line.pidfd, birth));
+        let doorbell = Arc::new(Doorbell::new(line.socket, line.pidfd, line.accepts, birth));
         let shared = Arc::new(Self {
             role: line.role,
             subscribes: line.subscribes,
@@ -587,6 +590,10 @@ impl Shared {
     /// Ends the channel if the line says that the peer is gone.
     pub(crate) fn notice(&self) {
         if self.is_inherited() || !self.doorbell.is_gone() {
+            return;
+        }
+        if self.doorbell.is_violated() {
+            self.finish(ChannelState::Corrupt);
             return;
         }
         // An honest peer announces that it closes before it hangs up. A killed one has announced nothing.

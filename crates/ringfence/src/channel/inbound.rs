@@ -177,6 +177,7 @@ impl<R: Inlet> Inbound<R> {
     /// Releases both sides' memory; there is nothing more to read.
     fn let_go(&mut self) {
         self.link = None;
+        self.shared.doorbell.drop_attachments();
         self.ring.forget();
     }
 

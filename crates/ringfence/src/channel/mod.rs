@@ -1,6 +1,6 @@
 //! A channel: both directions between two processes.
 //!
-//! `open` makes a channel from the results of a handshake. `end` holds the state that both halves share, and
+//! `attachments` sends and receives what travels beside a message, and `unread` has what was not read of it. `open` makes a channel from the results of a handshake. `end` holds the state that both halves share, and
 //! every way in which a channel ends. `outbound` is the sending half over either kind of ring: that of a pair
 //! (`sender`) and that of a publisher (`host/broadcaster.rs`). `reserve` has further ways to send. `inbound`
 //! is the receiving half over either kind of ring: that of a pair (`receiver`) and that of a publisher
@@ -11,6 +11,7 @@
 //! May import everything below: `handshake` (its results), `ring`, `region`, `wake`, `signal`. It never
 //! searches for a peer, and knows no address.
 
+pub(crate) mod attachments;
 pub(crate) mod end;
 pub(crate) mod held;
 pub(crate) mod inbound;
@@ -24,6 +25,7 @@ pub(crate) mod sender;
 pub(crate) mod stats;
 pub(crate) mod subscription;
 pub(crate) mod tokens;
+pub(crate) mod unread;
 pub(crate) mod verify;
 pub(crate) mod waiting;
 
@@ -41,6 +43,7 @@ use crate::{
     channel::sender::Sender,
     channel::stats::ChannelStats,
     channel::tokens::Tokens,
+    channel::unread::Outgoing,
     channel::verify::{KnownPeer, Verifier},
     error::Result,
     evidence::Evidence,
@@ -49,6 +52,7 @@ use crate::{
     options::Options,
     ring::spsc::SpscReader,
     ring::spsc::SpscWriter,
+    wake::attachments::MOST,
     wake::parking::ParkingSpot,
 };
 
@@ -81,12 +85,17 @@ impl Channel {
             peer_capacity,
             longest_out,
             longest_in,
+            attachments_out,
             ..
         } = opened;
         let mut ring = SpscWriter::new(own.clone(), peer.clone(), own_capacity);
         ring.count_in(&shared.counters.sent);
         shared.counters.set_capacity(own_capacity);
         let mut consumer = SpscReader::new(own, peer, peer_capacity, longest_in);
+        let accepts = options.attachments;
+        if accepts.any() {
+            consumer.accept_attachments(MOST.min(accepts.max_count as usize));
+        }
         consumer.count_in(&shared.counters.received);
         let tokens = Tokens::new(&shared, inbox);
         let writing = Writing {
@@ -94,7 +103,7 @@ impl Channel {
             link: writing,
             shared: Arc::clone(&shared),
         };
-        let sender = Sender::new(writing, own_capacity, longest_out, ());
+        let sender = Sender::new(writing, own_capacity, longest_out, Outgoing::new(attachments_out));
         let known = KnownPeer::new(verifier, identity, evidence);
         let peer = Arc::clone(known.identity());
         Self {

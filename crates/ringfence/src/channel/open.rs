@@ -12,6 +12,7 @@ use crate::{
     region::own::OwnRegion,
     region::peer::PeerRegion,
     signal::inbox::TokenInbox,
+    wake::attachments::Attachments,
     wake::parking::{Barriers, ParkingSpot, Sleeper, Waker},
 };
 
@@ -35,6 +36,7 @@ pub(crate) struct Opened {
     pub(crate) peer_capacity: u64,
     /// Bytes of the longest message that the peer accepts, and that this side accepts.
     pub(crate) longest_out: u64,
+    pub(crate) attachments_out: Attachments,
     pub(crate) longest_in: u64,
 }
 
@@ -47,6 +49,12 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         subscribes: parts.own_capacity == 0,
         socket: parts.line,
         pidfd: parts.process.pidfd(),
+        // A ring that many read has none.
+        accepts: if parts.own_capacity == 0 || parts.peer_capacity == 0 {
+            Attachments::none()
+        } else {
+            options.attachments
+        },
         barriers: parts.barriers,
         tie: parts.tie,
     };
@@ -75,6 +83,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         own_capacity: parts.own_capacity,
         peer_capacity: parts.peer_capacity,
         longest_out: parts.longest_out,
+        attachments_out: parts.attachments_out,
         longest_in: parts.longest_in,
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     channel::open::{LOOKS_PER_GLANCE, Link},
     channel::scratch::Scratch,
     channel::stats::ChannelStats,
+    channel::unread::Incoming,
     error::{Error, Result},
     identity::Identity,
     region::copy::Readable,
@@ -36,6 +37,7 @@ pub type Receiver = Inbound<PairInlet>;
 #[derive(Debug)]
 pub struct PairInlet {
     pub(super) consumer: SpscReader<OwnRegion, PeerRegion>,
+    pub(super) incoming: Incoming,
     peer: Arc<Identity>,
     /// The fragments of a message, if the caller's buffer cannot take them one by one.
     pub(super) scratch: Scratch,
@@ -56,6 +58,7 @@ impl Receiver {
     ) -> Self {
         let ring = PairInlet {
             consumer,
+            incoming: Incoming::default(),
             peer,
             scratch: Scratch::default(),
             gathered: false,
@@ -83,6 +86,7 @@ impl Receiver {
     /// As [`try_receive`](Inbound::try_receive).
     pub fn receive_part(&mut self, into: &mut [u8]) -> Result<Progress> {
         self.check()?;
+        self.collect_next()?;
         let so_far = self.ring.consumer.gathered_so_far();
         if so_far > 0 && !self.ring.gathered {
             // Another call has started the message, and has not waited for its end.
@@ -123,6 +127,7 @@ impl Receiver {
     /// Copies a message that is one record, and consumes it. The record's header was read once: the peer may have changed it.
     #[inline]
     fn copy_whole(&mut self, record: Record, place: &mut [u8]) -> Result<()> {
+        self.collect(record.tag)?;
         let consumer = &mut self.ring.consumer;
         consumer.peer().copy_out_ahead(record.at, place, record.end);
         self.check_copies()?;
@@ -172,6 +177,7 @@ impl Receiver {
     }
 
     fn gather_in_scratch(&mut self) -> Result<Option<usize>> {
+        self.collect_next()?;
         let PairInlet {
             consumer, scratch, ..
         } = &mut self.ring;
@@ -195,6 +201,7 @@ impl Receiver {
 
     fn gather_into(&mut self, into: &mut Vec<u8>) -> Result<bool> {
         into.clear();
+        self.collect_next()?;
         let PairInlet {
             consumer, scratch, ..
         } = &mut self.ring;
@@ -313,6 +320,7 @@ impl Inlet for PairInlet {
 
     fn forget(&mut self) {
         if !self.consumer.peer().is_nowhere() {
+            self.incoming = Incoming::default();
             self.consumer.forget(OwnRegion::nowhere(), PeerRegion::nowhere());
             self.scratch.give_back();
         }
@@ -408,8 +416,13 @@ impl Inlet for PairInlet {
                     break;
                 }
             };
+            let mut attached = record.tag.attachments() > 0;
             if record.flags == WHOLE {
-                let row = if bytes == ALL_THAT_IS_THERE {
+                half.collect(record.tag)?;
+                let consumer = &mut half.ring.consumer;
+                let row = if attached {
+                    1
+                } else if bytes == ALL_THAT_IS_THERE {
                     max - count
                 } else {
                     // As many as fit if all are as long as the first.
@@ -430,9 +443,14 @@ impl Inlet for PairInlet {
                     dry = true;
                     break;
                 }
+                attached = half.ring.consumer.tag().attachments() > 0;
                 count += 1;
             }
             *whole = count;
+            // The caller takes them before the next message.
+            if attached {
+                break;
+            }
         }
         half.tell();
         Ok(dry)

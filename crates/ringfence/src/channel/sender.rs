@@ -11,6 +11,7 @@ use crate::{
     channel::open::Link,
     channel::outbound::{Begun, Outbound, Outlet, Writing, still_under_way},
     channel::stats::ChannelStats,
+    channel::unread::Outgoing,
     channel::waiting::{Parking, Waits},
     error::{Error, Result},
     region::peer::PeerRegion,
@@ -26,7 +27,7 @@ impl Outlet for Spsc {
     type Shared = Shared;
     type Room = PeerHead<PeerRegion>;
     type Link = Link;
-    type Own = ();
+    type Own = Outgoing;
 
     const ENDED: &'static str = "this side has ended its sending";
     const TOO_LONG: &'static str = "what the peer takes";
@@ -238,7 +239,7 @@ impl Waits for Sender {
 
     #[inline]
     fn is_there(&mut self, size: usize) -> Result<bool> {
-        self.has_room(size)
+        Ok(self.fits_unread()? && self.has_room(size)?)
     }
 
     /// A sender that will never find room gets an error.

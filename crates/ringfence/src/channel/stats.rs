@@ -23,6 +23,10 @@ pub struct ChannelStats {
     pub messages_sent: u64,
     /// Bytes in their payloads.
     pub bytes_sent: u64,
+    /// Attachments that were sent with messages.
+    pub attachments_sent: u64,
+    /// Attachments that were received with messages.
+    pub attachments_received: u64,
     /// Messages that were received by the program.
     pub messages_received: u64,
     /// Bytes in their payloads.
@@ -47,6 +51,8 @@ impl AddAssign for ChannelStats {
     fn add_assign(&mut self, other: Self) {
         self.messages_sent += other.messages_sent;
         self.bytes_sent += other.bytes_sent;
+        self.attachments_sent += other.attachments_sent;
+        self.attachments_received += other.attachments_received;
         self.messages_received += other.messages_received;
         self.bytes_received += other.bytes_received;
         self.waits += other.waits;
@@ -65,6 +71,9 @@ impl AddAssign for ChannelStats {
 pub(crate) struct Counters {
     pub(crate) sent: Arc<Tally>,
     pub(crate) received: Arc<Tally>,
+    /// Written by the sending half and by the receiving half.
+    pub(crate) attachments_sent: AtomicU64,
+    pub(crate) attachments_received: AtomicU64,
     waits: AtomicU64,
     waited_micros: AtomicU64,
     sleeps: AtomicU64,
@@ -124,6 +133,8 @@ impl Counters {
             bytes_sent,
             messages_received,
             bytes_received,
+            attachments_sent: self.attachments_sent.load(Ordering::Relaxed),
+            attachments_received: self.attachments_received.load(Ordering::Relaxed),
             waits,
             waited_micros,
             bells_rung: self.rung.load(Ordering::Relaxed),
@@ -146,6 +157,8 @@ mod tests {
         ChannelStats {
             messages_sent: of,
             bytes_sent: of * 2,
+            attachments_sent: of * 31,
+            attachments_received: of * 37,
             messages_received: of * 3,
             bytes_received: of * 5,
             waits: of * 7,

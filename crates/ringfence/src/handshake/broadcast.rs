@@ -271,6 +271,8 @@ mod tests {
             meeting: 0,
             delivery: delivery.number(),
             from: from.number(),
+            max_attachments: 0,
+            max_attached_bytes: 0,
         }
     }
 

@@ -47,6 +47,7 @@ use std::fmt;
 use crate::{
     error::{Error, Refusal, Result, steers},
     signal::inbox::{Secret, TokenAddress},
+    wake::attachments::{Attachments, MOST_UNREAD},
 };
 
 const MAGIC: [u8; 8] = *b"ringfnce";
@@ -79,12 +80,30 @@ pub(crate) struct Hello {
     /// The numbers of a subscriber's delivery and starting point.
     pub(crate) delivery: u16,
     pub(crate) from: u16,
+    /// The limits of the attachments that the sender accepts; the features say which kinds.
+    pub(crate) max_attachments: u32,
+    pub(crate) max_attached_bytes: u64,
+}
+
+impl Hello {
+    /// Returns the attachments that the sender of this HELLO accepts.
+    pub(crate) fn attachments(&self) -> Attachments {
+        Attachments::none()
+            .sealed(self.features & TAKES_SEALED != 0)
+            .descriptors(self.features & TAKES_DESCRIPTORS != 0)
+            .max_count(self.max_attachments.min(MOST_UNREAD))
+            .max_bytes(self.max_attached_bytes)
+    }
 }
 
 /// Bit 0 of a HELLO's features.
 pub(crate) const TAKES_BARRIERS: u32 = 1;
 /// Bit 1: the sender is hardened against other processes of its user before it sends its OFFER.
 pub(crate) const HARDENS: u32 = 2;
+/// Bit 2: the sender accepts sealed buffers.
+pub(crate) const TAKES_SEALED: u32 = 4;
+/// Bit 3: the sender accepts descriptors.
+pub(crate) const TAKES_DESCRIPTORS: u32 = 8;
 
 /// The kind of connection that two processes want to make. A process that wants another kind has the wrong
 /// address.
@@ -210,7 +229,7 @@ pub(crate) enum Frame {
 
 impl Frame {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut body = Vec::with_capacity(104);
+        let mut body = Vec::with_capacity(112);
         let kind: u16 = match self {
             Self::Hello(hello) => {
                 body.extend_from_slice(&hello.nonce);
@@ -222,6 +241,9 @@ impl Frame {
                 body.extend_from_slice(&hello.meeting.to_le_bytes());
                 body.extend_from_slice(&hello.delivery.to_le_bytes());
                 body.extend_from_slice(&hello.from.to_le_bytes());
+                body.extend_from_slice(&hello.max_attachments.to_le_bytes());
+                body.extend_from_slice(&0_u32.to_le_bytes());
+                body.extend_from_slice(&hello.max_attached_bytes.to_le_bytes());
                 1
             }
             Self::Offer(offer) => {
@@ -285,7 +307,7 @@ impl Frame {
         let kind = fields.u16()?;
         let length = fields.u32()? as usize;
         let wanted = match kind {
-            1 => 96..=96,
+            1 => 112..=112,
             2 => 104..=104,
             3 => 32..=32,
             4 => 8..=LONGEST_BODY,
@@ -303,7 +325,7 @@ impl Frame {
         let mut fields = Fields(body);
         let frame = match kind {
             1 => {
-                let hello = Hello {
+                let mut hello = Hello {
                     nonce: fields.array()?,
                     echo: fields.array()?,
                     capacity: fields.u64()?,
@@ -313,7 +335,11 @@ impl Frame {
                     meeting: fields.u32()?,
                     delivery: fields.u16()?,
                     from: fields.u16()?,
+                    max_attachments: fields.u32()?,
+                    max_attached_bytes: 0,
                 };
+                fields.u32()?;
+                hello.max_attached_bytes = fields.u64()?;
                 Self::Hello(hello)
             }
             2 => {
@@ -521,6 +547,8 @@ mod tests {
                 meeting: 4,
                 delivery: 3,
                 from: 2,
+                max_attachments: 7,
+                max_attached_bytes: 1 << 41,
             }),
             Frame::Offer(Offer {
                 echo: [3; 32],
@@ -625,7 +653,10 @@ mod tests {
         }
         assert_eq!(Meeting::from_number(5), None);
         assert_eq!(Code::ALL.map(Code::number), [1, 2, 3, 4, 5]);
-        assert_eq!((TAKES_BARRIERS, HARDENS), (1, 2));
+        assert_eq!(
+            [TAKES_BARRIERS, HARDENS, TAKES_SEALED, TAKES_DESCRIPTORS],
+            [1, 2, 4, 8]
+        );
     }
 
     #[test]
@@ -635,17 +666,17 @@ mod tests {
         let refuse = b"ringfnce\x03\0\x04\0\x0d\0\0\0\x02\0\x03\0uid\x01\x001\x01\x002";
         assert_eq!(frames()[3].encode(), refuse);
         let lengths: Vec<_> = frames().iter().map(|frame| frame.encode().len()).collect();
-        assert_eq!(lengths, [16 + 96, 16 + 104, 16 + 32, 16 + 13]);
+        assert_eq!(lengths, [16 + 112, 16 + 104, 16 + 32, 16 + 13]);
     }
 
     #[test]
     fn a_body_has_the_length_of_its_kind_and_no_trailing_bytes() {
         for (kind, length, sound) in [
-            (1, 96, true),
-            (1, 95, false),
-            (1, 97, false),
+            (1, 112, true),
+            (1, 111, false),
+            (1, 113, false),
             (2, 104, true),
-            (2, 96, false),
+            (2, 112, false),
             (3, 32, true),
             (3, 33, false),
             (4, 7, false),

@@ -30,6 +30,7 @@ use crate::{
     sys,
     trace::Tie,
     wait::deadline::Deadline,
+    wake::attachments::Attachments,
 };
 
 /// The role of this process at the rendezvous. Both roles have the same rights afterwards.
@@ -65,6 +66,8 @@ pub(crate) struct Parts {
     pub(crate) peer: PeerRegion,
     pub(crate) own_capacity: u64,
     pub(crate) peer_capacity: u64,
+    /// The attachments that the peer accepts.
+    pub(crate) attachments_out: Attachments,
     /// The longest message that the peer receives.
     pub(crate) longest_out: u64,
     /// The longest message that this side receives.

@@ -24,7 +24,10 @@ use crate::{
     fork::{ForkMark, Withheld},
     handshake::{
         broadcast::{self, Beginning, HeldStart, RingPart},
-        frame::{self, Frame, HARDENS, Hello, Meeting, Nonce, Offer, TAKES_BARRIERS, check_echo},
+        frame::{
+            self, Frame, HARDENS, Hello, Meeting, Nonce, Offer, TAKES_BARRIERS, TAKES_DESCRIPTORS,
+            TAKES_SEALED, check_echo,
+        },
         line::{self, FrameLine, refuse, settle_line, settle_new_line},
         parts::{Answerer, Caller, PeerSession, RingRole, Side},
         parts::{Parts, Role, Unopened},
@@ -44,6 +47,7 @@ use crate::{
     sys::{self, uninterrupted},
     trace::Tie,
     wait::deadline::{Deadline, Woken},
+    wake::attachments::Attachments,
 };
 
 impl Side<'_> {
@@ -166,16 +170,29 @@ impl Side<'_> {
             RingRole::Subscriber => (options.delivery.number(), options.from.number()),
             RingRole::Equal | RingRole::Publisher(_) => (0, 0),
         };
+        // A ring that many read has no attachments.
+        let accepted = match self.role {
+            RingRole::Equal => options.attachments,
+            RingRole::Publisher(_) | RingRole::Subscriber => Attachments::none(),
+        };
+        let sealed = if accepted.sealed { TAKES_SEALED } else { 0 };
+        let descriptors = if accepted.descriptors {
+            TAKES_DESCRIPTORS
+        } else {
+            0
+        };
         Hello {
             nonce,
             echo,
             capacity: self.own_ring(),
             longest: options.longest(),
             backing: options.backing.number(),
-            features: barriers | hardens,
+            features: barriers | hardens | sealed | descriptors,
             meeting: self.meeting.number(),
             delivery,
             from,
+            max_attachments: accepted.max_count,
+            max_attached_bytes: accepted.max_bytes,
         }
     }
 
@@ -716,6 +733,7 @@ impl Side<'_> {
             peer: objects.peer,
             own_capacity: self.own_ring(),
             peer_capacity: hello.capacity,
+            attachments_out: hello.attachments(),
             longest_out: hello.longest,
             longest_in: self.options.longest(),
             barriers: self.takes_barriers && hello.features & TAKES_BARRIERS != 0,
@@ -811,6 +829,8 @@ mod tests {
             meeting: 0,
             delivery: 0,
             from: 0,
+            max_attachments: 0,
+            max_attached_bytes: 0,
         };
         let deadline = Deadline::endless(Vec::new(), Duration::from_secs(60));
         let agreed = |most, role, capacity, longest| {

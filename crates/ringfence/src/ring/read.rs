@@ -57,7 +57,7 @@ pub(crate) trait Limit<O, P>: Sized {
     /// Checks a tail that was just loaded. Fails if no correct writer stores it.
     fn check_tail(reader: &Reader<O, P, Self>, tail: u64) -> Result<()>;
 
-    /// The bits of a tag that a message may have.
+    /// The bits of a tag that a message may have which is read with others.
     const TAGS: u32;
 
     /// Returns the position at which reading ends, though the writer may go on for other readers.
@@ -68,6 +68,12 @@ pub(crate) trait Limit<O, P>: Sized {
 
     /// Whether any whole message may come next. If not, each record goes through [`Limit::prepare`] and is copied by itself.
     fn is_plain(&self) -> bool;
+
+    /// The bits of a tag that a record may have which is read by itself.
+    #[inline]
+    fn tags_alone(&self) -> u32 {
+        Self::TAGS
+    }
 
     /// Publishes the counts. Called now and then.
     #[inline]
@@ -402,7 +408,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
             if flags == PADDING && record.size == rest && rest < self.capacity {
                 return Parsed::Padding(record.size);
             }
-            let allowed = record.tag.bits() & !L::TAGS == 0;
+            let allowed = record.tag.bits() & !self.limit.tags_alone() == 0;
             if allowed && self.limit.may_follow(&record, self.longest) {
                 return Parsed::Record(record);
             }
@@ -615,7 +621,10 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
 #[inline]
 fn can_be_pulled(record: Record, room: usize, wanted: &WantedLengths) -> bool {
     let length = record.length as u64;
-    record.flags == WHOLE && packed_size(length) <= room as u64 && wanted.is_met_by(length, record.tag)
+    record.flags == WHOLE
+        && record.tag.attachments() == 0
+        && packed_size(length) <= room as u64
+        && wanted.is_met_by(length, record.tag)
 }
 
 /// A walk over whole messages in a copy, which lie there as packed ones do.

@@ -38,7 +38,14 @@ impl Tag {
     /// A call frame. The Node.js binding handles it; a Rust program receives it as a message.
     pub const CALL: Self = Self(16);
     const ATTACHMENTS: u32 = 0xff00;
-    const BITS: u32 = Self::CALL.0 | Self::ATTACHMENTS;
+    /// The bits of all tags.
+    pub(super) const BITS: u32 = Self::CALL.0 | Self::ATTACHMENTS;
+
+    /// A message with this number of attachments, at most 253.
+    #[inline]
+    pub(crate) fn with_attachments(count: u8) -> Self {
+        Self(u32::from(count) << 8)
+    }
 
     /// Returns the tag in these flags of a record.
     #[inline]

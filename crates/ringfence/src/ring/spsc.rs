@@ -141,6 +141,12 @@ impl<O: Writable, P: Readable> SpscWriter<O, P> {
         tally.get()
     }
 
+    /// Returns the positions up to which the reader has read and this side has written.
+    pub(crate) fn positions(&mut self) -> Result<(u64, u64)> {
+        self.room.read(&self.ring)?;
+        Ok((self.room.head, self.ring.tail))
+    }
+
     /// Writes as much of a message as there is room for, in fragments if necessary, and publishes it. `written` is what
     /// the last call returned, 0 at first.
     pub(crate) fn push_part(&mut self, message: &[u8], tag: Tag, mut written: usize) -> Result<Progress> {
@@ -193,6 +199,8 @@ const SHORT: u64 = 512;
 pub(crate) struct PeerTail {
     /// The longest message that this side takes, in one record or in fragments.
     longest: u64,
+    /// The most attachments that one message may have.
+    attachments: usize,
     /// Up to this position, lines have been prefetched.
     fetched: u64,
     /// The message whose fragments are being read: its size, and how much of it has been read.
@@ -255,7 +263,7 @@ impl FragmentBuffer for Whole<'_> {
 
 impl<O: Writable, P: Readable> Limit<O, P> for PeerTail {
     const RUN: usize = 4096;
-    /// A count of attachments is refused.
+    /// A message with attachments is read by itself.
     const TAGS: u32 = Tag::CALL.bits();
 
     /// A tail that goes backwards, or more than a ring ahead, is a protocol violation.
@@ -277,6 +285,11 @@ impl<O: Writable, P: Readable> Limit<O, P> for PeerTail {
         self.gathering.is_none()
     }
 
+    #[inline]
+    fn tags_alone(&self) -> u32 {
+        Tag::BITS
+    }
+
     fn update_counts(&mut self) {
         self.update_tally();
     }
@@ -284,8 +297,8 @@ impl<O: Writable, P: Readable> Limit<O, P> for PeerTail {
     fn may_follow(&self, record: &Record, longest: u64) -> bool {
         let (length, tag) = (record.length, record.tag);
         match (self.gathering, record.flags) {
-            (None, WHOLE) => length as u64 <= longest,
-            (None, FIRST) => length > 8,
+            (None, WHOLE) => length as u64 <= longest && tag.attachments() <= self.attachments,
+            (None, FIRST) => length > 8 && tag.attachments() <= self.attachments,
             (Some((size, read)), 0) => length > 0 && length < size - read && tag == Tag::NONE,
             (Some((size, read)), LAST) => length == size - read && tag == Tag::NONE,
             _ => false,
@@ -330,6 +343,7 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
     pub(crate) fn new(own: O, peer: P, capacity: u64, longest: u64) -> Self {
         let limit = PeerTail {
             longest,
+            attachments: 0,
             fetched: 0,
             gathering: None,
             tag: Tag::NONE,
@@ -561,6 +575,11 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
     #[inline]
     pub(crate) fn is_gathering(&self) -> bool {
         self.limit.gathering.is_some()
+    }
+
+    /// Accepts messages with up to this number of attachments.
+    pub(crate) fn accept_attachments(&mut self, most: usize) {
+        self.limit.attachments = most;
     }
 
     /// The tag of the message that [`Reader::next_size`] has found or [`SpscReader::gather`] has begun last.

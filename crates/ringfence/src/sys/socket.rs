@@ -235,8 +235,11 @@ pub(crate) fn effective_credentials() -> UnixCredentials {
 /// descriptors as fit.
 const CONTROL: usize = 256;
 
+/// Room for credentials and for the most descriptors that the kernel passes at once (253), and one more.
+const PARCEL_CONTROL: usize = 1280;
+
 #[repr(align(8))]
-struct ControlBuffer([u8; CONTROL]);
+struct ControlBuffer<const SIZE: usize>([u8; SIZE]);
 
 /// Takes ownership of the descriptors in a control message. The kernel has already installed them, so nothing
 /// else owns them. A descriptor that the kernel could not install has a negative number (`SCM_PIDFD`) and is
@@ -260,24 +263,33 @@ unsafe fn own_descriptors(data: *const u8, size: usize) -> impl Iterator<Item = 
 /// Receives into `buffer` without blocking. nix's `recvmsg` fails if the control data was truncated, and then
 /// the caller cannot close the descriptors that were installed. Hence this function.
 pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
-    receive_with(socket, buffer, 0)
+    receive_with::<CONTROL>(socket, buffer, 0)
 }
 
 /// Does the same as [`receive`] without consuming the data: descriptors arrive as copies (`MSG_PEEK`,
 /// unix(7)).
 pub(crate) fn peek(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
-    receive_with(socket, buffer, libc::MSG_PEEK)
+    receive_with::<CONTROL>(socket, buffer, libc::MSG_PEEK)
 }
 
-fn receive_with(socket: impl AsFd, buffer: &mut [u8], more: c_int) -> Result<Received, Errno> {
-    let mut control = ControlBuffer([0; CONTROL]);
+/// Does the same as [`peek`], with room for all descriptors that can arrive.
+pub(crate) fn peek_parcel(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
+    receive_with::<PARCEL_CONTROL>(socket, buffer, libc::MSG_PEEK)
+}
+
+fn receive_with<const SIZE: usize>(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+    more: c_int,
+) -> Result<Received, Errno> {
+    let mut control = ControlBuffer([0; SIZE]);
     let mut slice = IoSliceMut::new(buffer);
     // SAFETY: all-zero bytes are a valid msghdr (null pointers, zero lengths).
     let mut header: libc::msghdr = unsafe { mem::zeroed() };
     header.msg_iov = (&raw mut slice).cast();
     header.msg_iovlen = 1;
     header.msg_control = control.0.as_mut_ptr().cast();
-    header.msg_controllen = CONTROL as _;
+    header.msg_controllen = SIZE as _;
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | libc::MSG_NOSIGNAL | more;
     let count = uninterrupted(|| {
         // SAFETY: the header points at one iovec over a buffer that is mutably borrowed for this call (std
@@ -293,7 +305,7 @@ fn receive_with(socket: impl AsFd, buffer: &mut [u8], more: c_int) -> Result<Rec
         descriptors: Vec::new(),
         control: if header.msg_flags & libc::MSG_CTRUNC == 0 {
             ControlStatus::Expected
-        } else if header.msg_controllen as usize + one_more <= CONTROL {
+        } else if header.msg_controllen as usize + one_more <= SIZE {
             ControlStatus::Short
         } else {
             ControlStatus::Truncated

@@ -17,6 +17,7 @@ use crate::{
     region::peer::PeerRegion,
     signal::inbox::{OpenInbox, TokenAddress, TokenSender},
     trace::Tie,
+    wake::attachments::Attachments,
 };
 
 /// Both rings have `capacity` bytes, and the longest message has `longest`.
@@ -43,6 +44,7 @@ pub(crate) fn without_a_peer(
         peer,
         own_capacity: capacity,
         peer_capacity: capacity,
+        attachments_out: Attachments::none(),
         longest_out: longest,
         longest_in: longest,
         barriers: false,

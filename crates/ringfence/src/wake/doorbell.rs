@@ -26,6 +26,7 @@ use crate::{
     sys,
     sys::lock::{Condvar, MutexGuard},
     wait::deadline::ready_by,
+    wake::attachments::{Arrived, Attachment, AttachmentRef, Attachments, post, unpack},
     wake::exit_watch::ExitWatch,
 };
 
@@ -83,6 +84,9 @@ struct DoorbellState {
     polled_alone: bool,
     /// Ends the line on the peer's death, for a thread in a read and for a loop. Written by whichever needs it first.
     exit_watch: Option<ExitWatch>,
+    /// The attachments that have arrived. `None` if this side accepts none: a descriptor on the line is then dropped. Written by
+    /// whichever reads the line, and by the receiving half.
+    arrived: Option<Arrived>,
 }
 
 /// The way in which a thread watches the line.
@@ -132,14 +136,23 @@ impl Default for Sleep {
 }
 
 impl Doorbell {
-    pub(crate) fn new(line: OwnedFd, pidfd: Option<Arc<OwnedFd>>, birth: Birth) -> Self {
+    pub(crate) fn new(
+        line: OwnedFd,
+        pidfd: Option<Arc<OwnedFd>>,
+        accepts: Attachments,
+        birth: Birth,
+    ) -> Self {
         let line = Arc::new(line);
+        let state = DoorbellState {
+            arrived: accepts.any().then(|| Arrived::new(accepts)),
+            ..DoorbellState::default()
+        };
         Self {
             bells: PeerWaker::new(&line, birth),
             shuts: sys::socket::may_shut_down(&*line),
             line,
             pidfd,
-            state: ProcessMutex::new(DoorbellState::default(), birth),
+            state: ProcessMutex::new(state, birth),
             changed: Condvar::new(),
             lent: OnceLock::new(),
             thread_poll: OnceLock::new(),
@@ -203,8 +216,10 @@ impl Doorbell {
     fn lend(&self, state: &DoorbellState) -> Result<BorrowedFd<'_>> {
         if self.lent.get().is_none() {
             let lent = match state.watch {
-                _ if !self.shuts => Lent::Apart(LoopPoll::new(self.line.as_fd())?),
-                Some(WatchMode::Reads) => Lent::Apart(LoopPoll::new(self.line.as_fd())?),
+                // The receiving half may read the loop's wakeup too, with the attachments.
+                watch if watch == Some(WatchMode::Reads) || state.arrived.is_some() || !self.shuts => {
+                    Lent::Apart(LoopPoll::new(self.line.as_fd())?)
+                }
                 _ => Lent::Line,
             };
             let _ = self.lent.set(lent);
@@ -289,7 +304,7 @@ impl Doorbell {
 
     /// Reads the line and notifies the threads, unless they are already notified.
     fn read_all(&self, state: &mut DoorbellState, to_its_end: bool) {
-        let read = self.empty_line(to_its_end);
+        let read = self.empty_line(state, to_its_end);
         let known = state.left == Left::ForLoop && read.bells == 1 && !read.ended;
         state.left = Left::Nothing;
         if !known {
@@ -319,10 +334,11 @@ impl Doorbell {
         if state.left != Left::Wakeup || state.watch.is_some() {
             return false;
         }
-        if state.looped {
+        if state.looped && state.arrived.is_none() {
             self.read_all_but_one(&mut state);
         } else {
             self.read_all(&mut state, false);
+            self.tell_the_loop();
         }
         true
     }
@@ -390,16 +406,21 @@ impl Doorbell {
 
     /// Reads all wakeups. Unless `to_its_end` is set, it stops after a read that did not fill the buffer, which may miss the end
     /// of the line.
-    fn empty_line(&self, to_its_end: bool) -> Emptied {
+    fn empty_line(&self, state: &mut DoorbellState, to_its_end: bool) -> Emptied {
         let mut bells = [0_u8; 512];
         let mut emptied = Emptied::default();
         // Bounded, so that a peer that sends faster than this reads cannot keep this thread here. The line stays readable.
         for _ in 0..16 {
-            match sys::socket::receive_bytes(&*self.line, &mut bells) {
+            let read = match &mut state.arrived {
+                None => sys::socket::receive_bytes(&*self.line, &mut bells),
+                Some(arrived) => arrived.read(self.line.as_fd()),
+            };
+            match read {
                 Ok(0) => emptied.ended = true,
                 Ok(count) => {
                     emptied.bells += count;
-                    if count == bells.len() || to_its_end {
+                    // A read of attachments stops behind each parcel.
+                    if count == bells.len() || to_its_end || state.arrived.is_some() {
                         continue;
                     }
                 }
@@ -409,11 +430,69 @@ impl Doorbell {
                 // A peer that left wakeups unread resets the line. A security module on this side may also forbid the read.
                 Err(_) => emptied.ended = self.has_ended(),
             }
+            emptied.ended |= violation(state).is_some();
             return emptied;
         }
         // The line holds more than an honest peer sends, and its end may follow.
         emptied.ended = to_its_end && self.has_ended();
         emptied
+    }
+
+    /// Puts the attachments of one message on the line, all or none. Fails with [`Error::NoSpace`] if the line is full or too many
+    /// descriptors of this user are in flight.
+    pub(crate) fn post(&self, attachments: &[AttachmentRef<'_>]) -> Result<()> {
+        self.state.birth().check()?;
+        post(self.line.as_fd(), attachments).map_err(|errno| match errno {
+            Errno::EAGAIN | Errno::ETOOMANYREFS => Error::NoSpace {
+                what: format!("passing {} attachments", attachments.len()),
+                reason: "too many are on their way: send again once the peer has read some".into(),
+            },
+            errno => Error::system("passing attachments", errno),
+        })
+    }
+
+    /// Returns the attachments of the next message that has any, of which its record announces this number. The record was
+    /// published after they were sent, so they are on the line, or were read from it before. Fails with [`Error::NoSpace`] if
+    /// there are no descriptor numbers for them: they stay on the line.
+    pub(crate) fn collect(&self, count: usize) -> Result<Vec<Attachment>> {
+        let mut state = self.state()?;
+        let mut parcel = take(&mut state)?;
+        if parcel.is_none() {
+            // Each waiter is notified: the wakeups that are read here may be for any of them.
+            self.read_all(&mut state, false);
+            self.tell_the_loop();
+            parcel = take(&mut state)?;
+        }
+        drop(state);
+        match parcel {
+            Some(parcel) if parcel.len() == count => unpack(parcel),
+            Some(parcel) => Err(Error::RingCorrupt(format!(
+                "a record that announces {count} attachments, and {} came",
+                parcel.len()
+            ))),
+            None if sys::socket::unread(&*self.line).is_ok_and(|unread| unread > 0) => Err(Error::system(
+                format!("receiving {count} attachments"),
+                Errno::EMFILE,
+            )),
+            None => Err(Error::RingCorrupt(format!(
+                "a record that announces {count} attachments, and none came"
+            ))),
+        }
+    }
+
+    /// Closes the attachments that were not read, and accepts no more.
+    pub(crate) fn drop_attachments(&self) {
+        let arrived = self.state().ok().and_then(|mut state| state.arrived.take());
+        if arrived.is_some() {
+            // Those that are still on the line go with it.
+            let mut bells = [0; 512];
+            while matches!(sys::socket::receive_bytes(&*self.line, &mut bells), Ok(1..)) {}
+        }
+    }
+
+    /// Returns whether the peer has sent what no honest peer sends on the line.
+    pub(crate) fn is_violated(&self) -> bool {
+        self.state().is_ok_and(|state| violation(&state).is_some())
     }
 
     pub(crate) fn is_gone(&self) -> bool {
@@ -499,7 +578,8 @@ impl Doorbell {
         state: &mut DoorbellState,
         deadline: Option<Instant>,
     ) -> Result<(WatchMode, Option<&ThreadPoll>)> {
-        if state.looped || !self.shuts {
+        // A thread in poll(2) would miss a wakeup that the receiving half reads with the attachments.
+        if state.looped || state.arrived.is_some() || !self.shuts {
             if self.thread_poll.get().is_none() {
                 let pidfd = self.pidfd.as_ref().map(|pidfd| pidfd.as_fd());
                 let _ = self.thread_poll.set(ThreadPoll::new(self.line.as_fd(), pidfd)?);
@@ -649,6 +729,18 @@ impl Doorbell {
         if !self.shuts && how == Shutdown::Both {
             self.tell_the_loop();
         }
+    }
+}
+
+fn violation(state: &DoorbellState) -> Option<&String> {
+    state.arrived.as_ref()?.violation.as_ref()
+}
+
+fn take(state: &mut DoorbellState) -> Result<Option<Vec<(u64, OwnedFd)>>> {
+    let parcel = state.arrived.as_mut().and_then(Arrived::take);
+    match violation(state) {
+        Some(what) if parcel.is_none() => Err(Error::RingCorrupt(what.clone())),
+        _ => Ok(parcel),
     }
 }
 

@@ -5,6 +5,7 @@
 //!
 //! May import `region` (the parked words lie there), `wait`, `sys`. It knows nothing of what a message is.
 
+pub(crate) mod attachments;
 pub(crate) mod doorbell;
 pub(crate) mod exit_watch;
 pub(crate) mod parking;

@@ -63,7 +63,7 @@ fn hello_of(meeting: u32, features: u32, echo: &[u8]) -> Vec<u8> {
     body.extend_from_slice(&1_u32.to_le_bytes());
     body.extend_from_slice(&features.to_le_bytes());
     body.extend_from_slice(&meeting.to_le_bytes());
-    body.extend_from_slice(&[0; 4]);
+    body.extend_from_slice(&[0; 20]);
     good(1, &body)
 }
 

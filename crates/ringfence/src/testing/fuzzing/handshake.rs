@@ -273,10 +273,12 @@ pub(super) fn hello(
         capacity,
         longest: 1 << 20,
         backing: backing.number(),
-        features: script.int_in_range(0..=3)?,
+        features: script.int_in_range(0..=15)?,
         meeting: meeting.number(),
         delivery: script.choose(&Delivery::ALL)?.number(),
         from: script.choose(&StartFrom::ALL)?.number(),
+        max_attachments: script.arbitrary()?,
+        max_attached_bytes: script.arbitrary()?,
     };
     if odd(script)? {
         match script.int_in_range(0..=7)? {

@@ -27,6 +27,7 @@ use nix::{
 use crate::{
     fork::Birth,
     sys,
+    wake::attachments::Attachments,
     wake::doorbell::{Doorbell, POLLS_BEFORE_A_READ, Sleep},
 };
 
@@ -36,7 +37,10 @@ const FAR: Duration = Duration::from_secs(60);
 fn line() -> (Doorbell, OwnedFd) {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let (own, peer) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
-    (Doorbell::new(own, None, Birth::now().unwrap()), peer)
+    (
+        Doorbell::new(own, None, Attachments::none(), Birth::now().unwrap()),
+        peer,
+    )
 }
 
 /// Closes the peer's end, and waits until the line has ended: a child that another test starts has a copy until it executes its program.

@@ -1,0 +1,108 @@
+//! Attachments that were sent and that the peer has not read, and those that the program has not taken.
+
+use std::collections::VecDeque;
+
+use crate::{
+    error::{Error, Result},
+    wake::attachments::{Attachment, AttachmentRef, Attachments, MOST},
+};
+
+/// Sent attachments that the peer has not read.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    /// What the peer accepts.
+    accepts: Attachments,
+    /// The number and the bytes of the attachments of each unread message, and the position at which its first record ends.
+    unread: VecDeque<(u64, Load)>,
+    sum: Load,
+    /// The attachments for which this half waits.
+    pub(super) wanted: Load,
+}
+
+/// A number of attachments, and the bytes of the sealed buffers among them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Load {
+    pub(super) count: u64,
+    pub(super) bytes: u64,
+}
+
+impl Outgoing {
+    pub(crate) fn new(accepts: Attachments) -> Self {
+        Self {
+            accepts,
+            unread: VecDeque::new(),
+            sum: Load::default(),
+            wanted: Load::default(),
+        }
+    }
+
+    /// Returns the load of these attachments. Fails if the peer never accepts them.
+    pub(super) fn check(&self, attachments: &[AttachmentRef<'_>]) -> Result<Load> {
+        let mut load = Load::default();
+        for attachment in attachments {
+            let (accepted, name) = match attachment {
+                AttachmentRef::Sealed(_) => (self.accepts.sealed, "sealed buffers"),
+                AttachmentRef::Descriptor(_) => (self.accepts.descriptors, "descriptors"),
+            };
+            if !accepted {
+                return Err(Error::invalid(format!(
+                    "attachments: the peer does not accept {name} (its option `attachments`)"
+                )));
+            }
+            load.count += 1;
+            load.bytes = load.bytes.saturating_add(attachment.bytes());
+        }
+        let most = (MOST as u64).min(self.accepts.max_count.into());
+        if load.count > most {
+            return Err(Error::MessageTooLarge {
+                size: attachments.len(),
+                limit: most,
+                reason: "the number of attachments that the peer takes",
+            });
+        }
+        if load.bytes > self.accepts.max_bytes {
+            return Err(Error::MessageTooLarge {
+                size: usize::try_from(load.bytes).unwrap_or(usize::MAX),
+                limit: self.accepts.max_bytes,
+                reason: "the bytes of sealed buffers that the peer takes",
+            });
+        }
+        Ok(load)
+    }
+
+    /// Whether the peer, which has read up to this position, accepts these as well.
+    pub(super) fn fits(&mut self, more: Load, head: u64) -> bool {
+        self.release(head);
+        self.sum.count + more.count <= self.accepts.max_count.into()
+            && self.sum.bytes + more.bytes <= self.accepts.max_bytes
+    }
+
+    /// Adds the attachments of a message whose first record ends at this position.
+    pub(super) fn add(&mut self, load: Load, end: u64) {
+        self.unread.push_back((end, load));
+        self.sum.count += load.count;
+        self.sum.bytes += load.bytes;
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.unread.is_empty()
+    }
+
+    fn release(&mut self, head: u64) {
+        while let Some(&(end, load)) = self.unread.front()
+            && end <= head
+        {
+            self.unread.pop_front();
+            self.sum.count -= load.count;
+            self.sum.bytes -= load.bytes;
+        }
+    }
+}
+
+/// The attachments of the message that was received last.
+#[derive(Debug, Default)]
+pub(crate) struct Incoming {
+    pub(super) attachments: Vec<Attachment>,
+    /// The position of that message's record.
+    pub(super) at: Option<u64>,
+}
