@@ -7,13 +7,12 @@ use std::{sync::atomic::Ordering, time::Instant};
 
 use crate::{
     channel::end::ChannelState,
-    channel::outbound::Begun,
     channel::receiver::Receiver,
     channel::sender::Sender,
     channel::unread::{Incoming, Load},
     error::{Error, Result},
     ring::message::Progress,
-    ring::record::Tag,
+    ring::record::{Record, Tag, WHOLE},
     wake::attachments::{Attachment, AttachmentRef},
 };
 
@@ -60,43 +59,46 @@ impl Sender {
         attachments: &[AttachmentRef<'_>],
         deadline: Option<Instant>,
     ) -> Result<()> {
-        let mut written = loop {
-            match self.send_part_with(message, attachments)? {
-                Progress::Whole => return Ok(()),
-                Progress::Part(0) => {}
-                Progress::Part(written) => break written,
+        let mut sent = self.send_part_with(message, attachments)?;
+        if sent != Progress::Whole {
+            let since = Instant::now();
+            while let Progress::Part(written) = sent {
+                if written == 0 {
+                    self.own.wanted = self.own.check(attachments)?;
+                }
+                let waited = self.wait(message.len(), deadline);
+                self.own.wanted = Load::default();
+                if !waited? {
+                    return Err(Error::TimedOut);
+                }
+                sent = match written {
+                    0 => self.send_part_with(message, attachments)?,
+                    _ => self.send_part(message, written)?,
+                };
             }
-            self.own.wanted = self.own.check(attachments)?;
-            let waited = self.wait(message.len(), deadline);
-            self.own.wanted = Load::default();
-            if !waited? {
-                return Err(Error::TimedOut);
-            }
-        };
-        while self.wait(message.len(), deadline)? {
-            match self.send_part(message, written)? {
-                Progress::Whole => return Ok(()),
-                Progress::Part(more) => written = more,
-            }
+            self.shared.counters.waited(since);
         }
-        Err(Error::TimedOut)
+        Ok(())
     }
 
-    /// Starts a message with attachments, as [`Sender::send_part`] does with 0 bytes written, which continues it.
+    /// Starts a message with attachments. [`Progress::Part`] of 0 bytes: nothing was sent, because the ring has no room, or because the
+    /// peer holds as many unread attachments as it accepts. Call it again once [`Sender::arm_with`] says so. After more bytes,
+    /// [`Sender::send_part`] continues the message.
     ///
     /// # Errors
     /// As [`Sender::send_with`].
     pub fn send_part_with(&mut self, message: &[u8], attachments: &[AttachmentRef<'_>]) -> Result<Progress> {
-        let load = self.own.check(attachments)?;
-        if attachments.is_empty() || self.begun != Begun::Nothing {
+        if attachments.is_empty() {
             return self.send_part(message, 0);
         }
-        if !self.has_room(message.len())? || !self.fits(load)? {
-            return Ok(Progress::Part(0));
-        }
+        let load = self.own.check(attachments)?;
         let count =
             u8::try_from(attachments.len()).map_err(|_| Error::invalid("attachments: at most 253"))?;
-        // There is room for the record, so nothing comes between the attachments and it.
+        // Nothing else may be under way: its next record would come between the attachments and the one that announces them.
+        self.writing()?;
+        if !self.has_room(message.len())? || !self.has_room_for(load)? {
+            return Ok(Progress::Part(0));
+        }
         self.shared.doorbell.post(attachments)?;
         let sent = self.send_part_tagged(message, Tag::with_attachments(count), 0)?;
         let (_, end) = self.positions()?;
@@ -106,13 +108,25 @@ impl Sender {
         Ok(sent)
     }
 
+    /// Reports that this half sleeps, like [`Sender::arm`], until a message of `size` bytes with these attachments finds room.
+    ///
+    /// # Errors
+    /// As [`Sender::arm`] and [`Sender::send_with`].
+    pub fn arm_with(&mut self, size: usize, attachments: &[AttachmentRef<'_>]) -> Result<bool> {
+        self.own.wanted = self.own.check(attachments)?;
+        let armed = self.arm(size);
+        self.own.wanted = Load::default();
+        armed
+    }
+
     fn positions(&mut self) -> Result<(u64, u64)> {
         let writing = self.writing_on()?;
         let positions = writing.ring.positions();
         writing.shared.judge(positions)
     }
 
-    fn fits(&mut self, load: Load) -> Result<bool> {
+    /// Whether the peer holds so few unread attachments that it accepts this load, too.
+    fn has_room_for(&mut self, load: Load) -> Result<bool> {
         if load == Load::default() || self.own.is_empty() {
             return Ok(true);
         }
@@ -120,15 +134,15 @@ impl Sender {
         Ok(self.own.fits(load, head))
     }
 
-    /// Whether the peer accepts the attachments that this half waits to send.
-    pub(super) fn fits_unread(&mut self) -> Result<bool> {
-        self.fits(self.own.wanted)
+    /// As [`Sender::has_room_for`], for the attachments that this half waits to send.
+    pub(super) fn has_room_for_wanted(&mut self) -> Result<bool> {
+        self.has_room_for(self.own.wanted)
     }
 }
 
 impl Receiver {
-    /// Takes the attachments of the last received message that has some. The next such message drops those that were not taken,
-    /// and [`receive_each`](Receiver::receive_each) returns after it has visited one.
+    /// Takes the attachments of the message that was received last. Later messages drop those that were not taken.
+    /// [`receive_each`](Receiver::receive_each) returns after a message with attachments.
     ///
     /// ```no_run
     /// use ringfence::{Attachment, Attachments, Options};
@@ -148,21 +162,32 @@ impl Receiver {
     /// # }
     /// ```
     pub fn attachments(&mut self) -> Vec<Attachment> {
-        std::mem::take(&mut self.ring.incoming.attachments)
+        let position = self.ring.consumer.position();
+        match self.ring.incoming.end {
+            Some(end) if end == position => std::mem::take(&mut self.ring.incoming.attachments),
+            // The message is not received yet.
+            None => Vec::new(),
+            Some(end) if end > position => Vec::new(),
+            Some(_) => {
+                self.ring.incoming.attachments.clear();
+                Vec::new()
+            }
+        }
     }
 
-    /// Gets the attachments of the next message, which has this tag, before it is consumed: if that fails for a local reason, the
+    /// Gets the attachments of the message that starts with this record before it is consumed: if that fails for a local reason, the
     /// message stays with its attachments.
     #[inline]
-    pub(super) fn collect(&mut self, tag: Tag) -> Result<()> {
-        if tag.attachments() == 0 {
+    pub(super) fn collect(&mut self, first: Record) -> Result<()> {
+        if first.tag.attachments() == 0 {
             return Ok(());
         }
-        self.collect_some(tag.attachments())
+        self.collect_some(first)
     }
 
     #[cold]
-    fn collect_some(&mut self, count: usize) -> Result<()> {
+    fn collect_some(&mut self, first: Record) -> Result<()> {
+        let count = first.tag.attachments();
         let at = self.ring.consumer.position();
         if self.ring.incoming.at == Some(at) {
             return Ok(());
@@ -178,6 +203,7 @@ impl Receiver {
         self.ring.incoming = Incoming {
             attachments,
             at: Some(at),
+            end: (first.flags == WHOLE).then_some(at + first.size),
         };
         Ok(())
     }
@@ -189,8 +215,16 @@ impl Receiver {
         }
         let next = self.ring.consumer.next_record();
         match self.judge(next)? {
-            Some(record) => self.collect(record.tag),
+            Some(record) => self.collect(record),
             None => Ok(()),
+        }
+    }
+
+    /// The message that was gathered is whole.
+    #[inline]
+    pub(super) fn gathered_whole(&mut self) {
+        if self.ring.consumer.tag().attachments() > 0 {
+            self.ring.incoming.end = Some(self.ring.consumer.position());
         }
     }
 }

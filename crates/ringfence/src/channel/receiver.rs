@@ -127,7 +127,7 @@ impl Receiver {
     /// Copies a message that is one record, and consumes it. The record's header was read once: the peer may have changed it.
     #[inline]
     fn copy_whole(&mut self, record: Record, place: &mut [u8]) -> Result<()> {
-        self.collect(record.tag)?;
+        self.collect(record)?;
         let consumer = &mut self.ring.consumer;
         consumer.peer().copy_out_ahead(record.at, place, record.end);
         self.check_copies()?;
@@ -193,6 +193,7 @@ impl Receiver {
         match gathered {
             Gathered::Whole(size) => {
                 self.ring.consumer.count();
+                self.gathered_whole();
                 Ok(Some(size))
             }
             Gathered::Part | Gathered::Nothing => Ok(None),
@@ -418,7 +419,7 @@ impl Inlet for PairInlet {
             };
             let mut attached = record.tag.attachments() > 0;
             if record.flags == WHOLE {
-                half.collect(record.tag)?;
+                half.collect(record)?;
                 let consumer = &mut half.ring.consumer;
                 let row = if attached {
                     1

@@ -239,7 +239,7 @@ impl Waits for Sender {
 
     #[inline]
     fn is_there(&mut self, size: usize) -> Result<bool> {
-        Ok(self.fits_unread()? && self.has_room(size)?)
+        Ok(self.has_room_for_wanted()? && self.has_room(size)?)
     }
 
     /// A sender that will never find room gets an error.

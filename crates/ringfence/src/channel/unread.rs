@@ -103,6 +103,8 @@ impl Outgoing {
 #[derive(Debug, Default)]
 pub(crate) struct Incoming {
     pub(super) attachments: Vec<Attachment>,
-    /// The position of that message's record.
+    /// The position of that message's first record.
     pub(super) at: Option<u64>,
+    /// The position behind the message. `None` while its fragments are still arriving.
+    pub(super) end: Option<u64>,
 }

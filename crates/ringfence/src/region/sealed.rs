@@ -80,14 +80,21 @@ impl SealedBuffer {
     /// - [`Error::ObjectUnsound`] if any process can change it, or if it has another size or lacks memory.
     /// - [`Error::NoSpace`] if there are not enough memory or descriptors.
     pub fn accept(object: OwnedFd, stated: u64) -> Result<Self> {
+        let map = Self::inspect(&object, stated)?;
+        Ok(Self::new(object, map))
+    }
+
+    /// As [`SealedBuffer::accept`], for a caller that keeps the object if this fails for a local reason. Returns its mapping.
+    pub(crate) fn inspect(object: &OwnedFd, stated: u64) -> Result<Option<Mmap>> {
+        // The seals first: a filesystem that the peer serves (FUSE) might never answer, and has no seals.
+        check_seals(object)?;
+        check_access(object)?;
         let stat = || {
-            uninterrupted(|| fstat(&object))
+            uninterrupted(|| fstat(object))
                 .map_err(|errno| unsound("file", "a file that can be inspected", errno))
         };
         let found = stat()?;
-        check_kind(&object, &found)?;
-        check_access(&object)?;
-        check_seals(&object)?;
+        check_kind(object, &found)?;
         let size = found.st_size.cast_unsigned();
         require(
             "size",
@@ -96,7 +103,7 @@ impl SealedBuffer {
             size == stated,
         )?;
         // Blocks behind the end would make up for holes in the count below. The seals forbid to add any later.
-        uninterrupted(|| ftruncate(&object, found.st_size))
+        uninterrupted(|| ftruncate(object, found.st_size))
             .map_err(|errno| unsound("size", "a size that can be set again", errno))?;
         // A hole would be filled at this process's expense, or be a SIGBUS on hugetlbfs.
         let reserved = stat()?.st_blocks.cast_unsigned() * 512;
@@ -109,9 +116,14 @@ impl SealedBuffer {
         Self::map(object, as_offset(size))
     }
 
-    fn map(object: OwnedFd, size: usize) -> Result<Self> {
+    /// A buffer of an object and its mapping, which [`SealedBuffer::inspect`] has returned.
+    pub(crate) fn new(object: OwnedFd, map: Option<Mmap>) -> Self {
+        Self { object, map }
+    }
+
+    fn map(object: &OwnedFd, size: usize) -> Result<Option<Mmap>> {
         if size == 0 {
-            return Ok(Self { object, map: None });
+            return Ok(None);
         }
         let what = || format!("mapping a sealed buffer of {size} bytes");
         // Private: before Linux 6.7 a shared mapping of an object with F_SEAL_WRITE fails.
@@ -119,15 +131,12 @@ impl SealedBuffer {
         // shared mapping, and punching a hole fail (EPERM), and it grants that seal only if no writable mapping and
         // no pinned page exists (EBUSY). After F_SEAL_SHRINK each page stays inside of the file. F_SEAL_SEAL keeps
         // the other three. `accept` has checked all of that, and `seal` has established it.
-        let map = unsafe { MmapOptions::new().len(size).map_copy_read_only(&object) }
+        let map = unsafe { MmapOptions::new().len(size).map_copy_read_only(object) }
             .map_err(|error| Error::system(what(), errno(&error)))?;
         // The content is the program's, as that of a channel's region.
         map.advise(Advice::DontDump)
             .map_err(|error| Error::system(what(), errno(&error)))?;
-        Ok(Self {
-            object,
-            map: Some(map),
-        })
+        Ok(Some(map))
     }
 }
 
@@ -203,7 +212,8 @@ impl Draft {
             ),
             errno => Error::system("sealing a buffer", errno),
         })?;
-        SealedBuffer::map(self.object, self.size)
+        let map = SealedBuffer::map(&self.object, self.size)?;
+        Ok(SealedBuffer::new(self.object, map))
     }
 }
 
@@ -401,8 +411,9 @@ mod tests {
         assert_eq!(SealedBuffer::accept(sound, 4096).unwrap().len(), 4096);
 
         let (pipe, _writer) = nix::unistd::pipe().unwrap();
-        assert_eq!(check_of(SealedBuffer::accept(pipe, 0)), "kind");
         let file = File::open("/proc/self/exe").unwrap();
-        assert_eq!(check_of(SealedBuffer::accept(file.into(), 0)), "filesystem");
+        for other in [pipe, file.into()] {
+            assert_eq!(check_of(SealedBuffer::accept(other, 0)), "seals");
+        }
     }
 }

@@ -140,7 +140,7 @@ pub(crate) struct Record {
     pub(crate) tag: Tag,
     pub(super) aligned: bool,
     /// Number of bytes from this record's header to the next one.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// Offset in the region up to which records are contiguous.
     pub(crate) end: usize,
 }

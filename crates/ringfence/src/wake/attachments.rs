@@ -190,7 +190,7 @@ pub(super) fn post(line: BorrowedFd<'_>, attachments: &[AttachmentRef<'_>]) -> R
 }
 
 /// The attachments of one message: a word and a descriptor for each.
-type Parcel = Vec<(u64, OwnedFd)>;
+pub(super) type Parcel = Vec<(u64, OwnedFd)>;
 
 /// Attachments that were read from the line, and whose message was not read yet.
 #[derive(Debug)]
@@ -261,11 +261,11 @@ impl Arrived {
     }
 
     fn add(&mut self, parcel: Parcel) {
-        let sealed = parcel.iter().filter(|(word, _)| *word != DESCRIPTOR);
-        let allowed = (self.accepts.sealed || sealed.clone().count() == 0)
-            && (self.accepts.descriptors || sealed.clone().count() == parcel.len());
+        let sealed = parcel.iter().filter(|(word, _)| *word != DESCRIPTOR).count();
+        let allowed =
+            (self.accepts.sealed || sealed == 0) && (self.accepts.descriptors || sealed == parcel.len());
         self.count += parcel.len() as u64;
-        self.bytes = sealed.fold(self.bytes, |sum, (word, _)| sum.saturating_add(*word));
+        self.bytes = self.bytes.saturating_add(bytes_of(&parcel));
         if !allowed {
             self.violation = Some("an attachment of a kind that this side does not accept".into());
         } else if self.count > u64::from(self.accepts.max_count) || self.bytes > self.accepts.max_bytes {
@@ -281,22 +281,44 @@ impl Arrived {
     pub(super) fn take(&mut self) -> Option<Parcel> {
         let parcel = self.parcels.pop_front()?;
         self.count -= parcel.len() as u64;
-        let words = parcel.iter().map(|(word, _)| *word);
-        self.bytes -= words.filter(|word| *word != DESCRIPTOR).sum::<u64>();
+        self.bytes -= bytes_of(&parcel);
         Some(parcel)
+    }
+
+    /// Takes the oldest parcel back: its message was not read.
+    pub(super) fn put_back(&mut self, parcel: Parcel) {
+        self.count += parcel.len() as u64;
+        self.bytes = self.bytes.saturating_add(bytes_of(&parcel));
+        self.parcels.push_front(parcel);
     }
 }
 
-/// Checks the objects of a parcel.
-pub(super) fn unpack(parcel: Parcel) -> Result<Vec<Attachment>> {
-    let unpacked = parcel.into_iter().map(|(word, descriptor)| {
-        Ok(if word == DESCRIPTOR {
-            Attachment::Descriptor(descriptor)
-        } else {
-            Attachment::Sealed(SealedBuffer::accept(descriptor, word)?)
-        })
+/// Checks the sealed buffers of a parcel, all before it makes the first. Returns the parcel if one of them fails.
+pub(super) fn unpack(parcel: Parcel) -> Result<Vec<Attachment>, (Error, Parcel)> {
+    let maps = parcel.iter().map(|(word, object)| match *word {
+        DESCRIPTOR => Ok(None),
+        stated => SealedBuffer::inspect(object, stated),
     });
-    unpacked.collect()
+    let maps = match maps.collect::<Result<Vec<_>>>() {
+        Ok(maps) => maps,
+        Err(error) => return Err((error, parcel)),
+    };
+    let unpacked = parcel
+        .into_iter()
+        .zip(maps)
+        .map(|((word, descriptor), map)| match word {
+            DESCRIPTOR => Attachment::Descriptor(descriptor),
+            _ => Attachment::Sealed(SealedBuffer::new(descriptor, map)),
+        });
+    Ok(unpacked.collect())
+}
+
+/// The bytes of its sealed buffers.
+fn bytes_of(parcel: &Parcel) -> u64 {
+    let sizes = parcel.iter().map(|(word, _)| *word);
+    sizes
+        .filter(|word| *word != DESCRIPTOR)
+        .fold(0, u64::saturating_add)
 }
 
 /// The words of a parcel that is exactly this long. `None`: it is none.

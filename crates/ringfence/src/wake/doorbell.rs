@@ -26,7 +26,7 @@ use crate::{
     sys,
     sys::lock::{Condvar, MutexGuard},
     wait::deadline::ready_by,
-    wake::attachments::{Arrived, Attachment, AttachmentRef, Attachments, post, unpack},
+    wake::attachments::{Arrived, Attachment, AttachmentRef, Attachments, MOST_UNREAD, Parcel, post, unpack},
     wake::exit_watch::ExitWatch,
 };
 
@@ -303,13 +303,14 @@ impl Doorbell {
     }
 
     /// Reads the line and notifies the threads, unless they are already notified.
-    fn read_all(&self, state: &mut DoorbellState, to_its_end: bool) {
+    fn read_all(&self, state: &mut DoorbellState, to_its_end: bool) -> Emptied {
         let read = self.empty_line(state, to_its_end);
         let known = state.left == Left::ForLoop && read.bells == 1 && !read.ended;
         state.left = Left::Nothing;
         if !known {
             self.note(state, read.ended);
         }
+        read
     }
 
     /// As [`Doorbell::read_bells`], but leaves the wakeup on the line until a half is armed, so that an answer need not wait
@@ -426,7 +427,8 @@ impl Doorbell {
                 }
                 Err(Errno::EINTR) => continue,
                 // Nothing was read, and this does not concern the peer. The line stays readable.
-                Err(errno) if errno == Errno::EAGAIN || is_shortage(errno) => {}
+                Err(Errno::EAGAIN) => {}
+                Err(errno) if is_shortage(errno) => emptied.shortage = Some(errno),
                 // A peer that left wakeups unread resets the line. A security module on this side may also forbid the read.
                 Err(_) => emptied.ended = self.has_ended(),
             }
@@ -457,26 +459,51 @@ impl Doorbell {
     pub(crate) fn collect(&self, count: usize) -> Result<Vec<Attachment>> {
         let mut state = self.state()?;
         let mut parcel = take(&mut state)?;
+        let mut shortage = None;
         if parcel.is_none() {
             // Each waiter is notified: the wakeups that are read here may be for any of them.
-            self.read_all(&mut state, false);
+            shortage = self.read_all(&mut state, false).shortage;
             self.tell_the_loop();
             parcel = take(&mut state)?;
         }
+        // Descriptors are inspected and closed without the lock, since that may take long.
         drop(state);
-        match parcel {
-            Some(parcel) if parcel.len() == count => unpack(parcel),
-            Some(parcel) => Err(Error::RingCorrupt(format!(
-                "a record that announces {count} attachments, and {} came",
-                parcel.len()
-            ))),
-            None if sys::socket::unread(&*self.line).is_ok_and(|unread| unread > 0) => Err(Error::system(
-                format!("receiving {count} attachments"),
-                Errno::EMFILE,
-            )),
-            None => Err(Error::RingCorrupt(format!(
-                "a record that announces {count} attachments, and none came"
-            ))),
+        let found = match (parcel, shortage) {
+            (Some(parcel), _) if parcel.len() == count => {
+                return unpack(parcel).map_err(|(error, parcel)| {
+                    self.put_back(parcel);
+                    error
+                });
+            }
+            (Some(parcel), _) => parcel.len(),
+            (None, Some(errno)) => {
+                return Err(Error::system(format!("receiving {count} attachments"), errno));
+            }
+            (None, None) => 0,
+        };
+        Err(Error::RingCorrupt(format!(
+            "a record announces {count} attachments, and {found} arrived"
+        )))
+    }
+
+    /// Reads the attachments on a line that is about to be replaced: their messages stay readable.
+    fn read_attachments(&self) {
+        let Ok(mut state) = self.state() else { return };
+        if state.arrived.is_none() {
+            return;
+        }
+        for _ in 0..MOST_UNREAD {
+            if self.read_all(&mut state, false).bells == 0 {
+                return;
+            }
+        }
+    }
+
+    fn put_back(&self, parcel: Parcel) {
+        if let Ok(mut state) = self.state()
+            && let Some(arrived) = &mut state.arrived
+        {
+            arrived.put_back(parcel);
         }
     }
 
@@ -721,6 +748,7 @@ impl Doorbell {
             // A line that is no longer connected has already ended.
             let _ = shutdown(self.line.as_raw_fd(), how);
         } else if how == Shutdown::Both {
+            self.read_attachments();
             // If there is no descriptor for it, the line ends once this side drops it.
             let _ = sys::socket::replace_with_dead_end(&self.line);
         }
@@ -736,7 +764,7 @@ fn violation(state: &DoorbellState) -> Option<&String> {
     state.arrived.as_ref()?.violation.as_ref()
 }
 
-fn take(state: &mut DoorbellState) -> Result<Option<Vec<(u64, OwnedFd)>>> {
+fn take(state: &mut DoorbellState) -> Result<Option<Parcel>> {
     let parcel = state.arrived.as_mut().and_then(Arrived::take);
     match violation(state) {
         Some(what) if parcel.is_none() => Err(Error::RingCorrupt(what.clone())),
@@ -759,6 +787,8 @@ fn poll_for_token(polled: &mut [PollFd<'_>], deadline: Option<Instant>) -> Resul
 struct Emptied {
     bells: usize,
     ended: bool,
+    /// The local error that ended the reading.
+    shortage: Option<Errno>,
 }
 
 /// See [`Doorbell::ends`]. Keeps the line open even if no call uses it.
