@@ -1,12 +1,13 @@
 //! A channel: both directions between two processes.
 //!
-//! `attachments` sends and receives what travels beside a message, and `unread` has what was not read of it. `open` makes a channel from the results of a handshake. `end` holds the state that both halves share, and
+//! `open` makes a channel from the results of a handshake. `end` holds the state that both halves share, and
 //! every way in which a channel ends. `outbound` is the sending half over either kind of ring: that of a pair
 //! (`sender`) and that of a publisher (`host/broadcaster.rs`). `reserve` has further ways to send. `inbound`
 //! is the receiving half over either kind of ring: that of a pair (`receiver`) and that of a publisher
-//! (`subscription`). `waiting` is how the halves sleep, `scratch` is memory for a message in fragments,
-//! `stats` counts, and `held` reads for the binding. `tokens` and `verify` outlive the halves and keep no
-//! channel open. `merge` reads from the receiving halves of many channels.
+//! (`subscription`). `attachments` sends and receives sealed buffers and descriptors with a message, and
+//! `unread` counts those that were not read. `waiting` is how the halves sleep, `scratch` is memory for a
+//! message in fragments, `stats` counts, and `held` reads for the binding. `tokens` and `verify` outlive the
+//! halves and keep no channel open. `merge` reads from the receiving halves of many channels.
 //!
 //! May import everything below: `handshake` (its results), `ring`, `region`, `wake`, `signal`. It never
 //! searches for a peer, and knows no address.
