@@ -54,8 +54,10 @@ test.serial('import and require give the same names', (t) => {
     'Membership',
     'Merge',
     'Publisher',
+    'ReceivedDescriptor',
     'RemoteError',
     'RingfenceError',
+    'SealedBuffer',
     'Subscription',
   ]
   const names = [...classes, ...functions].sort()

@@ -8,8 +8,11 @@ import type {
   Failure,
   Joining,
   Options as NativeOptions,
+  OwnDescriptor as NativeDescriptor,
   PrivateLine,
   Program as NativeProgram,
+  SealedDraft as NativeDraft,
+  SealedMemory as NativeSealed,
 } from '../../binding/index.cjs'
 import type { Delivery, Evidence, GoneReason, Identity } from './types.js'
 
@@ -18,7 +21,7 @@ import type { Delivery, Evidence, GoneReason, Identity } from './types.js'
  */
 export const { builtin } = loaded
 
-export type { Failure, Joining, NativeOptions, NativeProgram, PrivateLine }
+export type { Failure, Joining, NativeDescriptor, NativeDraft, NativeOptions, NativeProgram, NativeSealed, PrivateLine }
 
 /** The result of `verify`. */
 export interface Verified {
@@ -275,6 +278,9 @@ interface Binding {
   privateLine(): PrivateLine
   adopt(line: PrivateLine, ...given: Given<RawChannel>): Joining
   fromParent(...given: Given<RawChannel>): Joining
+  sealedCopy(bytes: Uint8Array): NativeSealed | Failure
+  /** Makes memory on a thread. */
+  sealedDraft(size: number, done: (failure: Failure | null, draft: NativeDraft | null) => void): void
   operations(): string[]
   answers(): Answers
   harden(): Failure | null

@@ -18,11 +18,14 @@ import {
   type Merge,
   publish,
   type Publisher,
+  ReceivedDescriptor,
   RingfenceError,
+  SealedBuffer,
   spawn,
   structured,
   subscribe,
   type Subscription,
+  type Attachment,
   type BatchOptions,
   type ChannelStats,
   type ChildOptions,
@@ -414,4 +417,21 @@ export function told(error: unknown): string | undefined {
   exactly<string | null | undefined>()(error.signalCode)
   exactly<string | undefined>()(error.stderr)
   return error.check ?? error.wanted ?? error.found
+}
+
+export async function attached(attachments: readonly Attachment[]): Promise<number> {
+  using made = await SealedBuffer.create(5, async (bytes) => {
+    exactly<Uint8Array>()(bytes)
+  })
+  using copied = SealedBuffer.from(new Float64Array(3))
+  exactly<Uint8Array>()(copied.bytes())
+  for (const attachment of attachments) {
+    if (attachment instanceof ReceivedDescriptor) {
+      exactly<'file' | 'directory' | 'pipe' | 'socket' | 'device' | 'other'>()(attachment.kind)
+      return attachment.fd + attachment.take()
+    }
+    exactly<SealedBuffer>()(attachment)
+    attachment.close()
+  }
+  return made.byteLength
 }

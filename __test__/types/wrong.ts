@@ -12,6 +12,8 @@ import {
   merge,
   publish,
   Publisher,
+  ReceivedDescriptor,
+  SealedBuffer,
   spawn,
   subscribe,
   Subscription,
@@ -109,5 +111,9 @@ export function made(): unknown[] {
     new Publisher(),
     // @ts-expect-error -- only subscribe makes subscriptions
     new Subscription(),
+    // @ts-expect-error -- only SealedBuffer.create and SealedBuffer.from make sealed buffers
+    new SealedBuffer(),
+    // @ts-expect-error -- only messages bring descriptors
+    new ReceivedDescriptor(),
   ]
 }

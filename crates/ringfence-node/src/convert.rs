@@ -276,7 +276,7 @@ pub struct Options {
     clippy::cast_sign_loss,
     reason = "TypeScript passes safe non-negative integers"
 )]
-fn whole(number: f64) -> u64 {
+pub(crate) fn whole(number: f64) -> u64 {
     number as u64
 }
 

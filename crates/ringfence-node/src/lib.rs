@@ -2,6 +2,7 @@
 //! provides the public API.
 
 mod answers;
+mod attachments;
 mod authorize;
 mod begin;
 mod broadcast;

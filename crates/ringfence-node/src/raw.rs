@@ -344,3 +344,54 @@ pub(crate) unsafe fn set_number(
     // SAFETY: the value was just created; the caller guarantees the rest.
     unsafe { set_property(env, object, name, value) }
 }
+
+/// Exposes memory to JavaScript as an external array buffer. `None` if the engine does not allow external memory
+/// (Electron), or if it is `forbidden`. `keep` is dropped once JavaScript no longer uses the memory.
+///
+/// # Safety
+/// `env` is the environment that runs now, on this thread. The bytes stay valid until `keep` is dropped, and Rust does
+/// not access them while JavaScript runs.
+pub(crate) unsafe fn expose<T: Send>(
+    env: sys::napi_env,
+    bytes: *mut u8,
+    length: usize,
+    keep: T,
+    forbidden: bool,
+) -> Option<sys::napi_value> {
+    if forbidden {
+        return None;
+    }
+    let keep = Box::into_raw(Box::new(keep));
+    let mut value = ptr::null_mut();
+    // SAFETY: the caller guarantees env and the bytes; the finalizer frees exactly the box that is passed here.
+    let status = unsafe {
+        sys::napi_create_external_arraybuffer(
+            env,
+            bytes.cast(),
+            length,
+            Some(drop_keep::<T>),
+            keep.cast(),
+            &raw mut value,
+        )
+    };
+    if status == sys::Status::napi_ok {
+        return Some(value);
+    }
+    // SAFETY: without a buffer there is no finalizer.
+    drop(unsafe { Box::from_raw(keep) });
+    None
+}
+
+unsafe extern "C" fn drop_keep<T>(_env: sys::napi_env, _data: *mut c_void, keep: *mut c_void) {
+    // SAFETY: the box from `expose`; the engine finalizes a buffer once.
+    drop(unsafe { Box::from_raw(keep.cast::<T>()) });
+}
+
+/// Detaches an array buffer. Other values stay as they are.
+///
+/// # Safety
+/// `env` is the environment that runs now, on this thread; `buffer` is a live value of it.
+pub(crate) unsafe fn detach(env: sys::napi_env, buffer: sys::napi_value) {
+    // SAFETY: the caller guarantees both.
+    unsafe { sys::napi_detach_arraybuffer(env, buffer) };
+}

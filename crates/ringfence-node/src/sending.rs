@@ -1,17 +1,17 @@
 //! Sends by a channel or a publisher: operations on the hot path, which answer with numbers.
 
-use std::{ffi::c_void, ptr};
+use std::ptr;
 
 use napi::sys;
 use ringfence::{
     Outbound, Progress,
-    binding::{AnyOutlet, Keeper, Reserved, Tag},
+    binding::{AnyOutlet, Reserved, Tag},
 };
 
 use crate::{
     answers::WHOLE,
     handle::Object,
-    raw::{Answer, Call},
+    raw::{Answer, Call, detach, expose},
 };
 
 /// Below this size, a copy at commit is cheaper than external memory, which the engine has to track.
@@ -42,7 +42,7 @@ impl Reservation {
             if sys::napi_get_reference_value(env, shown, &raw mut buffer) == sys::Status::napi_ok
                 && !buffer.is_null()
             {
-                sys::napi_detach_arraybuffer(env, buffer);
+                detach(env, buffer);
             }
             sys::napi_delete_reference(env, shown);
         }
@@ -162,39 +162,15 @@ fn show(
     reserved: &mut Reserved,
     forbidden: bool,
 ) -> Option<(sys::napi_value, sys::napi_ref)> {
-    let keep = Box::into_raw(Box::new(reserved.keeper())).cast::<c_void>();
+    let keep = reserved.keeper();
     let bytes = reserved.bytes();
-    let (mut value, mut reference) = (ptr::null_mut(), ptr::null_mut());
-    let status = if forbidden {
-        sys::Status::napi_no_external_buffers_allowed
-    } else {
-        // SAFETY: the bytes stay mapped until the finalizer has dropped the keeper. JavaScript writes them on
-        // this thread, while no Rust reference to them exists: `Reserved::bytes` is borrowed anew on each
-        // use.
-        unsafe {
-            sys::napi_create_external_arraybuffer(
-                env,
-                bytes.as_mut_ptr().cast(),
-                bytes.len(),
-                Some(let_go),
-                keep,
-                &raw mut value,
-            )
-        }
-    };
-    if status != sys::Status::napi_ok {
-        // SAFETY: without a buffer there is no finalizer.
-        drop(unsafe { Box::from_raw(keep.cast::<Keeper>()) });
-        return None;
-    }
+    let (bytes, length) = (bytes.as_mut_ptr(), bytes.len());
+    // SAFETY: the keeper keeps the bytes mapped. `Reserved::bytes` is borrowed anew on each use.
+    let value = unsafe { expose(env, bytes, length, keep, forbidden) }?;
+    let mut reference = ptr::null_mut();
     // SAFETY: value is a live value of env.
     let status = unsafe { sys::napi_create_reference(env, value, 1, &raw mut reference) };
     (status == sys::Status::napi_ok).then_some((value, reference))
-}
-
-unsafe extern "C" fn let_go(_env: sys::napi_env, _data: *mut c_void, keep: *mut c_void) {
-    // SAFETY: the keeper of `show`; the engine finalizes a buffer once.
-    drop(unsafe { Box::from_raw(keep.cast::<Keeper>()) });
 }
 
 /// Arguments: the length, and the scratch memory if the reservation has no view.

@@ -70,6 +70,7 @@ pub mod binding {
     pub use crate::channel::reserve::{Keeper, Reserved};
     pub use crate::channel::subscription::BroadcastInlet;
     pub use crate::harden::ignore_sigusr1;
+    pub use crate::region::sealed::{Draft, DraftMemory, copy_on_write};
     pub use crate::ring::record::{HEADER, Tag, WHOLE};
 }
 mod address;

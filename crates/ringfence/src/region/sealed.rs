@@ -2,8 +2,11 @@
 
 use std::{
     fmt,
+    num::NonZeroUsize,
     ops::Deref,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    slice,
+    sync::Arc,
 };
 
 use memmap2::{Advice, Mmap, MmapMut, MmapOptions};
@@ -12,6 +15,7 @@ use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
     libc,
     sys::{
+        mman::{MapFlags, ProtFlags, mmap},
         stat::{FileStat, SFlag, fstat},
         statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs},
     },
@@ -172,20 +176,50 @@ impl fmt::Debug for SealedBuffer {
     }
 }
 
+/// A private copy-on-write mapping of a buffer: writes to it stay in this process. `None` for an empty buffer.
+///
+/// # Errors
+/// [`Error::NoSpace`] if there is no memory for the mapping.
+pub fn copy_on_write(buffer: &SealedBuffer) -> Result<Option<MmapMut>> {
+    let size = buffer.len();
+    (size > 0)
+        .then(|| {
+            // SAFETY: as in `SealedBuffer::map`.
+            let map = unsafe {
+                MmapOptions::new()
+                    .len(size)
+                    .no_reserve_swap()
+                    .map_copy(&buffer.object)
+            }?;
+            map.advise(Advice::DontDump)?;
+            Ok(map)
+        })
+        .transpose()
+        .map_err(|error| Error::system(format!("mapping a sealed buffer of {size} bytes"), errno(&error)))
+}
+
 /// A buffer that is being filled.
-struct Draft {
+#[derive(Debug)]
+pub struct Draft {
     object: OwnedFd,
-    map: Option<MmapMut>,
+    memory: DraftMemory,
     size: usize,
 }
 
+/// Keeps the memory of a draft mapped. `None` if the draft is empty.
+pub type DraftMemory = Option<Arc<MmapMut>>;
+
 impl Draft {
-    fn new(size: usize) -> Result<Self> {
+    /// Makes a buffer of `size` bytes, which are 0.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] if there are not enough memory or descriptors.
+    pub fn new(size: usize) -> Result<Self> {
         let bytes = size as u64;
         check_room(bytes)?;
         let (object, _) = memfd(b"ringfence-sealed")?;
         reserve(&object, bytes, || Ok(()))?;
-        let map = (size > 0)
+        let memory = (size > 0)
             .then(|| {
                 // SAFETY: only this process has the object. Another process could open it in /proc only if it could
                 // write this process's memory as well.
@@ -193,19 +227,37 @@ impl Draft {
                 // A forked child's copy of the mapping would forbid the seal.
                 map.advise(Advice::DontFork)?;
                 map.advise(Advice::DontDump)?;
-                Ok(map)
+                Ok(Arc::new(map))
             })
             .transpose()
             .map_err(|error| Error::system(format!("mapping a buffer of {size} bytes"), errno(&error)))?;
-        Ok(Self { object, map, size })
+        Ok(Self { object, memory, size })
     }
 
-    fn bytes(&mut self) -> &mut [u8] {
-        self.map.as_deref_mut().unwrap_or_default()
+    /// The memory to fill.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        match &self.memory {
+            // SAFETY: the memory is mapped as long as `memory`, and writable. Only this function gives access to it,
+            // with a borrow of the draft.
+            Some(map) => unsafe { slice::from_raw_parts_mut(map.as_ptr().cast_mut(), self.size) },
+            None => &mut [],
+        }
     }
 
-    fn seal(mut self) -> Result<SealedBuffer> {
-        self.map = None;
+    /// Returns a handle that keeps the memory mapped. After [`Draft::seal`] it is private memory of this process.
+    pub fn memory(&self) -> DraftMemory {
+        self.memory.clone()
+    }
+
+    /// Makes the buffer immutable. Memory that a [`Draft::memory`] keeps stays writable, but no longer changes the
+    /// buffer.
+    ///
+    /// # Errors
+    /// As [`SealedBuffer::create`].
+    pub fn seal(self) -> Result<SealedBuffer> {
+        if let Some(map) = self.memory {
+            detach(map, &self.object)?;
+        }
         uninterrupted(|| fcntl(&self.object, FcntlArg::F_ADD_SEALS(seals()))).map_err(|errno| match errno {
             Errno::EBUSY => Error::invalid(
                 "a sealed buffer: something still uses its memory (a mapping, io_uring or vmsplice); wait for that to end before `write` returns",
@@ -215,6 +267,29 @@ impl Draft {
         let map = SealedBuffer::map(&self.object, self.size)?;
         Ok(SealedBuffer::new(self.object, map))
     }
+}
+
+/// Ends a shared mapping of an object, since a writable one forbids the seal. If others keep the mapping, a private one
+/// replaces it at the same address.
+fn detach(map: Arc<MmapMut>, object: &OwnedFd) -> Result<()> {
+    let Err(map) = Arc::try_unwrap(map) else {
+        return Ok(());
+    };
+    let place = NonZeroUsize::new(map.as_ptr().addr()).zip(NonZeroUsize::new(map.len()));
+    let (address, size) = place.expect("a mapping has an address and a size");
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
+    // SAFETY: `map` owns this range, has the same size, and unmaps it later. No Rust reference to it exists, since the
+    // draft is gone. The accesses of others stay valid, since the range has the same content and access before and after.
+    let replaced = unsafe { mmap(Some(address), size, access, flags, object, 0) };
+    let replaced = replaced.map_err(|errno| {
+        // The kernel may have unmapped the range already, and may use it for something else.
+        std::mem::forget(Arc::clone(&map));
+        Error::system("mapping a sealed buffer privately", errno)
+    })?;
+    debug_assert_eq!(replaced.as_ptr().addr(), address.get());
+    map.advise(Advice::DontDump)
+        .map_err(|error| Error::system("mapping a sealed buffer privately", errno(&error)))
 }
 
 /// F_SEAL_FUTURE_WRITE would not do: earlier mappings stay writable.
@@ -371,6 +446,29 @@ mod tests {
         assert_eq!(error.code(), "INVALID_ARGUMENT");
         assert!(error.to_string().contains("still uses its memory"), "{error}");
         drop(map);
+    }
+
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    #[test]
+    fn memory_that_outlives_its_draft_is_private() {
+        let mut draft = Draft::new(8192).unwrap();
+        draft.bytes().fill(3);
+        let memory = draft.memory().unwrap();
+        let buffer = draft.seal().unwrap();
+        let late = memory.as_ptr().cast_mut();
+        // SAFETY: the memory is mapped, writable, and used by nothing else.
+        unsafe {
+            assert_eq!(late.add(5000).read(), 3);
+            late.add(5000).write(4);
+            assert_eq!(late.add(5000).read(), 4);
+        }
+        let mut copy = copy_on_write(&buffer).unwrap().unwrap();
+        drop((memory, buffer.as_fd().try_clone_to_owned().unwrap()));
+        assert!(buffer.iter().all(|byte| *byte == 3));
+        copy.fill(5);
+        assert!(buffer.iter().all(|byte| *byte == 3));
+        drop(buffer);
+        assert!(copy.iter().all(|byte| *byte == 5));
     }
 
     #[cfg_attr(miri, ignore = "Miri has no memfd")]

@@ -1,0 +1,233 @@
+//! Attachments of messages: sealed buffers and descriptors, as objects that the garbage collector frees.
+
+#![expect(
+    unreachable_pub,
+    reason = "what is pub here is exported to JavaScript by its macro"
+)]
+
+use std::{
+    os::fd::{AsRawFd, IntoRawFd, OwnedFd},
+    sync::Arc,
+};
+
+use napi::{Env, bindgen_prelude::*, sys};
+use napi_derive::napi;
+use ringfence::{SealedBuffer, binding};
+
+use crate::{
+    convert::{Failure, whole},
+    raw::{detach, expose},
+    task,
+};
+
+/// Bytes that JavaScript gets to see.
+pub enum Shown {
+    /// An external array buffer.
+    Memory(sys::napi_value),
+    /// The engine allows no external memory: JavaScript copies the bytes.
+    Copy,
+    Failed(Box<Failure>),
+}
+
+impl ToNapiValue for Shown {
+    unsafe fn to_napi_value(env: sys::napi_env, shown: Self) -> Result<sys::napi_value> {
+        match shown {
+            Self::Memory(value) => Ok(value),
+            // SAFETY: the caller guarantees env.
+            Self::Copy => unsafe { Null::to_napi_value(env, Null) },
+            // SAFETY: the caller guarantees env.
+            Self::Failed(failure) => unsafe { Failure::to_napi_value(env, *failure) },
+        }
+    }
+}
+
+/// A sealed buffer. Closed by `close` or by the garbage collector.
+#[napi]
+pub struct SealedMemory {
+    buffer: Option<Arc<SealedBuffer>>,
+    size: f64,
+}
+
+impl From<SealedBuffer> for SealedMemory {
+    fn from(buffer: SealedBuffer) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "sizes of memory are below 2^53")]
+        let size = buffer.len() as f64;
+        let buffer = Some(Arc::new(buffer));
+        Self { buffer, size }
+    }
+}
+
+#[napi]
+impl SealedMemory {
+    /// Number of bytes, also after `close`.
+    #[napi(getter)]
+    pub fn byte_length(&self) -> f64 {
+        self.size
+    }
+
+    /// Maps the buffer as private memory. Null if the engine allows no external memory, or if it is `forbidden`;
+    /// `copy` then copies the bytes.
+    #[napi(catch_unwind, ts_return_type = "ArrayBuffer | Failure | null")]
+    pub fn bytes(&self, env: Env, forbidden: bool) -> Shown {
+        let Some(buffer) = &self.buffer else {
+            return Shown::Failed(Box::new(closed()));
+        };
+        match binding::copy_on_write(buffer) {
+            Ok(Some(mut map)) => {
+                let (bytes, length) = (map.as_mut_ptr(), map.len());
+                // SAFETY: the bytes stay mapped, at the same address, as long as the mapping, and nothing else uses
+                // them.
+                match unsafe { expose(env.raw(), bytes, length, map, forbidden) } {
+                    Some(value) => Shown::Memory(value),
+                    None => Shown::Copy,
+                }
+            }
+            Ok(None) => Shown::Copy,
+            Err(error) => Shown::Failed(Box::new(Failure::from(&error))),
+        }
+    }
+
+    /// Copies the bytes.
+    #[napi(catch_unwind)]
+    pub fn copy(&self, mut into: Uint8ArraySlice<'_>) -> Option<Failure> {
+        let Some(buffer) = &self.buffer else {
+            return Some(closed());
+        };
+        // SAFETY: no JavaScript runs during this call, and nothing else in it uses the array.
+        let into = unsafe { into.as_mut() };
+        let length = into.len().min(buffer.len());
+        into[..length].copy_from_slice(&buffer[..length]);
+        None
+    }
+
+    /// Closes the descriptor. Memory that JavaScript got stays mapped.
+    #[napi]
+    pub fn close(&mut self) {
+        self.buffer = None;
+    }
+}
+
+fn closed() -> Failure {
+    Failure::from(&ringfence::Error::Closed("the sealed buffer is closed"))
+}
+
+/// Makes a sealed buffer with a copy of these bytes.
+#[napi(catch_unwind)]
+pub fn sealed_copy(bytes: &[u8]) -> Either<SealedMemory, Failure> {
+    sealed(SealedBuffer::from_bytes(bytes))
+}
+
+fn sealed(made: ringfence::Result<SealedBuffer>) -> Either<SealedMemory, Failure> {
+    match made {
+        Ok(buffer) => Either::A(buffer.into()),
+        Err(error) => Either::B(Failure::from(&error)),
+    }
+}
+
+/// A buffer that is being filled. JavaScript calls `seal` or `abandon`, once.
+#[napi]
+pub struct SealedDraft {
+    draft: Option<binding::Draft>,
+}
+
+/// Makes memory of `size` bytes on a thread, since the kernel has to clear it, and calls the callback with it.
+///
+/// # Errors
+/// Throws a plain `Error` if there is no thread.
+#[napi(
+    catch_unwind,
+    ts_args_type = "size: number, done: (failure: Failure | null, draft: SealedDraft | null) => void"
+)]
+pub fn sealed_draft(env: Env, size: f64, done: Unknown<'_>) -> Result<()> {
+    let size = usize::try_from(whole(size)).unwrap_or(usize::MAX);
+    // SAFETY: env runs this function, and the callback is its argument.
+    unsafe {
+        task::run(
+            env.raw(),
+            done.raw(),
+            "ringfence-draft",
+            move || binding::Draft::new(size),
+            |env, made| {
+                task::outcome(env, made, |draft| {
+                    let draft = Some(draft);
+                    // SAFETY: this runs on the environment's thread, which is about to call the callback.
+                    SealedDraft::to_napi_value(env, SealedDraft { draft })
+                })
+            },
+            || {},
+        )
+    }
+}
+
+#[napi]
+impl SealedDraft {
+    /// Returns the memory, for JavaScript to fill; null if the engine allows no external memory, or if it is
+    /// `forbidden`.
+    #[napi(catch_unwind, ts_return_type = "ArrayBuffer | null")]
+    pub fn bytes(&mut self, env: Env, forbidden: bool) -> Shown {
+        let Some(draft) = &mut self.draft else {
+            return Shown::Copy;
+        };
+        let (bytes, length) = (draft.bytes().as_mut_ptr(), draft.bytes().len());
+        if length == 0 {
+            return Shown::Copy;
+        }
+        // SAFETY: the handle keeps the bytes mapped. Rust accesses them only in `seal`.
+        match unsafe { expose(env.raw(), bytes, length, draft.memory(), forbidden) } {
+            Some(value) => Shown::Memory(value),
+            None => Shown::Copy,
+        }
+    }
+
+    /// Copies the bytes if there are some, detaches the memory that JavaScript has filled, and seals the buffer.
+    #[napi(catch_unwind, ts_args_type = "filled: ArrayBuffer, bytes: Uint8Array")]
+    pub fn seal(&mut self, env: Env, filled: Unknown<'_>, bytes: &[u8]) -> Either<SealedMemory, Failure> {
+        let Some(mut draft) = self.draft.take() else {
+            return Either::B(closed());
+        };
+        let into = draft.bytes();
+        let length = bytes.len().min(into.len());
+        into[..length].copy_from_slice(&bytes[..length]);
+        hide(env, &filled);
+        sealed(draft.seal())
+    }
+
+    /// Detaches the memory, and frees it.
+    #[napi(catch_unwind, ts_args_type = "filled: ArrayBuffer")]
+    pub fn abandon(&mut self, env: Env, filled: Unknown<'_>) {
+        self.draft = None;
+        hide(env, &filled);
+    }
+}
+
+fn hide(env: Env, filled: &Unknown<'_>) {
+    // SAFETY: env runs the calling function, and the value is its argument.
+    unsafe { detach(env.raw(), filled.raw()) };
+}
+
+/// A received descriptor. Closed by `close` or by the garbage collector.
+#[napi]
+pub struct OwnDescriptor {
+    descriptor: Option<OwnedFd>,
+}
+
+#[napi]
+impl OwnDescriptor {
+    /// Returns the number, or -1 once it is closed or taken.
+    #[napi(getter)]
+    pub fn number(&self) -> i32 {
+        self.descriptor.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+    }
+
+    /// Returns the number, which the caller then owns; -1 if it is closed or taken.
+    #[napi]
+    pub fn take(&mut self) -> i32 {
+        self.descriptor.take().map_or(-1, IntoRawFd::into_raw_fd)
+    }
+
+    /// Closes the descriptor.
+    #[napi]
+    pub fn close(&mut self) {
+        self.descriptor = None;
+    }
+}

@@ -1,0 +1,213 @@
+// Attachments of messages: immutable memory, and open descriptors.
+
+import { constants } from 'node:buffer'
+import { fstatSync, type Stats } from 'node:fs'
+
+import { RingfenceError, fromFailure, invalid, show } from '../errors.js'
+import { native, type Failure, type NativeDescriptor, type NativeDraft, type NativeSealed } from '../native.js'
+import { allocate, allocateEmpty } from './memory.js'
+import { toBytes } from './send-queue.js'
+
+/** Only this file makes sealed buffers and descriptors. */
+const KEY = Symbol('ringfence')
+const EMPTY = new Uint8Array(0)
+
+/** See the send queue: 1 disables external memory, as in Electron. */
+const NO_EXTERNAL = process.env['RINGFENCE_NO_EXTERNAL_BUFFERS'] === '1'
+
+let sealedOver: (memory: NativeSealed) => SealedBuffer
+let descriptorOver: (descriptor: NativeDescriptor) => ReceivedDescriptor
+
+/**
+ * Memory that never changes, and that can be passed to other processes without a copy. Passing one costs the same for 1 KiB and 1 GiB.
+ *
+ * It is a memfd with the four seals that make it immutable, also for its creator. `close` and `using` release it, and otherwise the garbage
+ * collector does.
+ *
+ * @example
+ * ```js
+ * const frame = await SealedBuffer.create(1 << 24, (bytes) => camera.read(bytes))
+ * await channel.send('frame 1', { attachments: [frame] })
+ * frame.close()
+ * ```
+ */
+export class SealedBuffer implements Disposable {
+  static {
+    sealedOver = (memory) => new SealedBuffer(KEY, memory)
+  }
+
+  /** Number of bytes. */
+  readonly byteLength: number
+  readonly #memory: NativeSealed
+  #bytes: Uint8Array | null = null
+  #isClosed = false
+
+  private constructor(key: symbol, memory: NativeSealed) {
+    if (key !== KEY) throw invalid('sealed buffers are made by SealedBuffer.create and SealedBuffer.from')
+    this.#memory = memory
+    this.byteLength = memory.byteLength
+  }
+
+  /**
+   * Makes a buffer of `size` bytes, which are 0 until `write` sets them.
+   *
+   * @param write - Gets the memory once, and may be async. Its array is detached afterwards. Nothing may still write to it then, such as a
+   * file operation that was not awaited. If it throws or rejects, `create` rejects with the error and frees the memory.
+   * @returns Rejects with NO_SPACE if there are not enough memory or descriptors; INVALID_ARGUMENT for a wrong argument, for a size above
+   * `buffer.constants.MAX_LENGTH`, and if something that `write` has started still uses the memory.
+   */
+  static async create(size: number, write: (bytes: Uint8Array) => void | Promise<void>): Promise<SealedBuffer> {
+    if (!Number.isInteger(size) || size < 0 || size > constants.MAX_LENGTH)
+      throw invalid(`size must be a whole number from 0 to ${constants.MAX_LENGTH}, not ${show(size)}`)
+    if (typeof write !== 'function') throw invalid(`write must be a function, not ${show(write)}`)
+    const draft = await newDraft(size)
+    const memory = draft.bytes(NO_EXTERNAL)
+    let bytes: Uint8Array
+    try {
+      bytes = memory === null ? (allocateEmpty(size, 'a sealed buffer') as Uint8Array) : new Uint8Array(memory)
+    } catch (error) {
+      draft.abandon(memory ?? EMPTY.buffer)
+      throw error
+    }
+    const buffer = bytes.buffer as ArrayBuffer
+    try {
+      await write(bytes)
+      if (bytes.length !== size) throw invalid('the memory that was to be filled was transferred elsewhere')
+    } catch (error) {
+      draft.abandon(buffer)
+      throw error
+    }
+    return sealedOver(made(draft.seal(buffer, memory === null ? bytes : EMPTY)))
+  }
+
+  /**
+   * Makes a buffer with a copy of these bytes.
+   *
+   * @throws {@link RingfenceError} NO_SPACE if there are not enough memory or descriptors; INVALID_ARGUMENT for another value.
+   */
+  static from(bytes: ArrayBufferView | ArrayBuffer): SealedBuffer {
+    return sealedOver(made(native.sealedCopy(toBytes(bytes))))
+  }
+
+  /**
+   * The bytes, as private memory of this process: writes change neither the buffer nor what other processes see. The memory is mapped by the
+   * first call, later calls return the same array, and it stays valid after `close`. If the engine forbids memory of its own
+   * (Electron), it is a copy.
+   *
+   * @throws {@link RingfenceError} CLOSED after `close`; NO_SPACE if there is no memory; UNSUPPORTED if the buffer is larger than
+   * `buffer.constants.MAX_LENGTH`.
+   */
+  bytes(): Uint8Array {
+    if (this.#isClosed) throw new RingfenceError('CLOSED', 'the sealed buffer is closed')
+    return (this.#bytes ??= this.#map())
+  }
+
+  #map(): Uint8Array {
+    const { byteLength } = this
+    if (byteLength > constants.MAX_LENGTH) {
+      const what = `the sealed buffer has ${byteLength} bytes, and this engine's arrays have at most ${constants.MAX_LENGTH}`
+      throw new RingfenceError('UNSUPPORTED', what)
+    }
+    if (byteLength === 0) return new Uint8Array(0)
+    const memory = this.#memory.bytes(NO_EXTERNAL)
+    if (memory instanceof ArrayBuffer) return new Uint8Array(memory)
+    if (memory !== null) throw fromFailure(memory)
+    const { buffer, byteOffset } = allocate(byteLength, 'a sealed buffer')
+    const copy = new Uint8Array(buffer as ArrayBuffer, byteOffset, byteLength)
+    const failure = this.#memory.copy(copy)
+    if (failure !== null) throw fromFailure(failure)
+    return copy
+  }
+
+  /** Closes the descriptor. Sends that wait keep their own. */
+  close(): void {
+    this.#isClosed = true
+    this.#bytes = null
+    this.#memory.close()
+  }
+
+  [Symbol.dispose](): void {
+    this.close()
+  }
+}
+
+function newDraft(size: number): Promise<NativeDraft> {
+  return new Promise((resolve, reject) => {
+    native.sealedDraft(size, (failure, draft) => (draft === null ? reject(fromFailure(failure)) : resolve(draft)))
+  })
+}
+
+function made(sealed: NativeSealed | Failure): NativeSealed {
+  if ('code' in sealed) throw fromFailure(sealed)
+  return sealed
+}
+
+/**
+ * An open descriptor that the peer has passed. Check its `kind`, and trust its content no more than the peer.
+ *
+ * `close` and `using` close it, and otherwise the garbage collector does. Call {@link ReceivedDescriptor.take} before you pass it to
+ * something that closes it, such as a `net.Socket`.
+ */
+export class ReceivedDescriptor implements Disposable {
+  static {
+    descriptorOver = (descriptor) => new ReceivedDescriptor(KEY, descriptor)
+  }
+
+  /** The kind of object that is open. 'other' is an epoll, a pidfd, an eventfd and the like. */
+  readonly kind: 'file' | 'directory' | 'pipe' | 'socket' | 'device' | 'other'
+  readonly #descriptor: NativeDescriptor
+
+  private constructor(key: symbol, descriptor: NativeDescriptor) {
+    if (key !== KEY) throw invalid('descriptors are received as attachments of messages')
+    this.#descriptor = descriptor
+    this.kind = kindOf(descriptor.number)
+  }
+
+  /** Its number, for as long as it is open here; -1 after `close` and `take`. */
+  get fd(): number {
+    return this.#descriptor.number
+  }
+
+  /**
+   * Returns its number. From here on the caller owns it, and `close` does nothing.
+   *
+   * @throws {@link RingfenceError} CLOSED after `close` and after an earlier `take`
+   */
+  take(): number {
+    const number = this.#descriptor.take()
+    if (number < 0) throw new RingfenceError('CLOSED', 'the descriptor is closed, or was taken')
+    return number
+  }
+
+  /** Closes the descriptor, unless it was taken. */
+  close(): void {
+    this.#descriptor.close()
+  }
+
+  [Symbol.dispose](): void {
+    this.close()
+  }
+}
+
+function kindOf(fd: number): ReceivedDescriptor['kind'] {
+  let stats: Stats
+  try {
+    stats = fstatSync(fd)
+  } catch {
+    // The filesystem behind the descriptor does not answer.
+    return 'other'
+  }
+  if (stats.isFile()) return 'file'
+  if (stats.isDirectory()) return 'directory'
+  if (stats.isFIFO()) return 'pipe'
+  if (stats.isSocket()) return 'socket'
+  return stats.isCharacterDevice() || stats.isBlockDevice() ? 'device' : 'other'
+}
+
+/** An attachment of a received message. */
+export type Attachment = SealedBuffer | ReceivedDescriptor
+
+/** Returns received attachments as the program gets them. */
+export function toAttachments(received: readonly (NativeSealed | NativeDescriptor)[]): Attachment[] {
+  return received.map((each) => ('byteLength' in each ? sealedOver(each) : descriptorOver(each)))
+}
