@@ -3,8 +3,8 @@
 //!
 //! The line is a socketpair, both of whose ends are close-on-exec. The child's end loses that in the child alone, after
 //! the fork. A variable in its environment, [`LINE_VARIABLE`], is the number of the descriptor. A grandchild inherits the
-//! variable but not the line, so the number alone proves nothing: the descriptor must be an end of an unnamed socket pair
-//! that another process has made and has prepared as a line, by `SO_PASSCRED`.
+//! variable but not the line, so the number alone proves nothing: the descriptor must be a socket on which another process
+//! has left the mark of a line, with its credentials.
 
 use std::{
     os::{
@@ -21,13 +21,10 @@ use nix::{
     fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
     poll::PollFlags,
     sys::{
-        socket::{
-            AddressFamily, SockFlag, SockType, UnixAddr, getpeername, getsockname, getsockopt, socketpair,
-            sockopt,
-        },
+        socket::{AddressFamily, SockFlag, SockType, socketpair},
         stat::{SFlag, fstat},
     },
-    unistd::{Pid, dup2_stdin, getpid, pipe2},
+    unistd::{Pid, dup2_stdin, pipe2},
 };
 
 use crate::{
@@ -36,7 +33,7 @@ use crate::{
     evidence::EvidenceLog,
     fork::Birth,
     handshake::frame::Meeting,
-    handshake::line::settle_new_line,
+    handshake::line,
     handshake::parts::{Answerer, Side},
     options::Options,
     sys::{self, lock::Mutex},
@@ -116,9 +113,7 @@ pub fn private_line() -> Result<(ParentLine, ChildLine)> {
         SockFlag::SOCK_CLOEXEC,
     )
     .map_err(|errno| Error::system("a private line", errno))?;
-    // From the first byte on, the kernel adds the child's credentials.
-    settle_new_line(&line)?;
-    settle_new_line(&childs)?;
+    line::prepare(&line, &childs)?;
     Ok((
         ParentLine {
             line,
@@ -309,8 +304,8 @@ fn deadline(options: &Options) -> Deadline {
 /// Blocks for [`Options::timeout`] at most.
 ///
 /// # Ownership
-/// The call takes over the descriptor that [`LINE_VARIABLE`] names, and closes it. It does so only for an unnamed socket pair that another
-/// process has made, so a socket that this process opened, connected or accepted is refused. Two cases remain for the caller:
+/// The call takes over the descriptor that [`LINE_VARIABLE`] names, and closes it. It does so only for a socket that another process
+/// has prepared as a line, so a socket that this process opened, connected or accepted is refused. Two cases remain for the caller:
 /// do not use the inherited descriptor in another way, and do not call this in a forked child that executes no program while it still has
 /// its parent's [`ChildLine`]; leave the child a duplicate.
 ///
@@ -396,7 +391,8 @@ fn inherited(number: RawFd) -> Result<Option<OwnedFd>, Errno> {
     let left = unsafe { BorrowedFd::borrow_raw(number) };
     let found = sys::uninterrupted(|| fstat(left))?;
     let socket = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFSOCK;
-    if !socket || !is_line_of_another(left)? {
+    // A socket that this process has connected, accepted or made has another part of it as its owner, whatever the variable says.
+    if !socket || !line::is_prepared_by_another(left)? {
         return Ok(None);
     }
     if number == STANDARD_INPUT {
@@ -412,18 +408,4 @@ fn inherited(number: RawFd) -> Result<Option<OwnedFd>, Errno> {
     // SAFETY: no part of this program has made it, as was just checked, so it was inherited; it is the very line that the
     // parent has left for this call, and the call takes it once.
     Ok(Some(unsafe { OwnedFd::from_raw_fd(number) }))
-}
-
-/// Whether this is an end of a line that another process has made: a pair of sockets without names, prepared as in [`private_line`].
-/// A socket that this process has connected, accepted or made has another part of it as its owner, whatever the variable says.
-fn is_line_of_another(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
-    // Of a pair, it names the process that made both ends.
-    let maker = getsockopt(&socket, sockopt::PeerCredentials)?.pid();
-    let names = [
-        getsockname::<UnixAddr>(socket.as_raw_fd())?,
-        getpeername(socket.as_raw_fd())?,
-    ];
-    Ok(maker != getpid().as_raw()
-        && getsockopt(&socket, sockopt::PassCred)?
-        && names.iter().all(UnixAddr::is_unnamed))
 }

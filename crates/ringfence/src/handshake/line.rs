@@ -7,6 +7,7 @@ use nix::{
     errno::Errno,
     poll::PollFlags,
     sys::socket::{ControlMessage, MsgFlags, sendmsg},
+    unistd::getpid,
 };
 
 use crate::{
@@ -22,7 +23,7 @@ use crate::{
 };
 
 /// The maximum for any frame.
-const MOST_DESCRIPTORS: usize = 2;
+pub(super) const MOST_DESCRIPTORS: usize = 2;
 
 /// A stream socket on which frames are exchanged with one identified process, until a deadline.
 #[derive(Debug)]
@@ -84,6 +85,32 @@ pub(crate) fn settle_line(socket: &OwnedFd) -> Result<()> {
 pub(crate) fn settle_new_line(socket: &OwnedFd) -> Result<()> {
     sys::socket::settle_new_line(socket)
         .map_err(|errno| Error::system("SO_PASSCRED of a line (setsockopt)", errno))
+}
+
+/// Prepares a line that a child is to inherit. A sandbox may deny the child every system call that sets or
+/// reads an option of a socket, so this process sets the options of both ends, and leaves a frame on the child's
+/// end, by which the child recognizes the line.
+pub(crate) fn prepare(own: &OwnedFd, childs: &OwnedFd) -> Result<()> {
+    // From the first byte on, the kernel adds the sender's credentials.
+    for end in [own, childs] {
+        settle_new_line(end)?;
+    }
+    send(own.as_fd(), &MARK, &[]).map_err(|errno| Error::system("writing to a private line (sendmsg)", errno))
+}
+
+/// The frame on an inherited line: READY with an echo of zeros, which no handshake has. It stays there.
+pub(super) const MARK: Frame = Frame::Ready([0; 32]);
+
+/// Whether this socket is a line that another process has prepared for a child. Reads nothing from it.
+pub(crate) fn is_prepared_by_another(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let mark = MARK.encode();
+    let mut found = vec![0; mark.len()];
+    let received = match sys::socket::peek(socket, &mut found) {
+        Err(Errno::EAGAIN) => return Ok(false),
+        received => received?,
+    };
+    let sender = received.credentials.map(|credentials| credentials.pid);
+    Ok(found[..received.bytes] == mark && sender.is_some_and(|pid| pid != getpid().as_raw()))
 }
 
 impl FrameLine<'_> {
@@ -154,7 +181,7 @@ pub(crate) fn first(
         step,
         descriptors: Vec::new(),
     };
-    match (reader.frame(1)?, reader.speaker) {
+    match (reader.frame(MOST_DESCRIPTORS)?, reader.speaker) {
         (Frame::Refuse(refuse), _) => Err(refuse.into_error(address)),
         (frame, Some(speaker)) => Ok((speaker, frame, reader.descriptors)),
         (_, None) => Err(Error::Protocol("a frame without a sender".into())),

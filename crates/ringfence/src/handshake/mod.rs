@@ -19,10 +19,10 @@ use crate::{
     error::{Error, Result},
     evidence::EvidenceLog,
     handshake::broadcast::RingPart,
-    handshake::line::refuse,
+    handshake::line::{refuse, settle_line},
     handshake::parts::{Answerer, Caller, PeerSession, Side},
     handshake::parts::{Parts, Role},
-    handshake::steps::{check_child, check_line, has_exited, only_line, second_answer},
+    handshake::steps::{check_child, check_line, has_exited, lines, second_answer},
     identity::Credentials,
     peer::process::{Peer, pidfd_of_maker},
     sys, trace,
@@ -134,8 +134,13 @@ impl Side<'_> {
             let (speaker, frame, descriptors) =
                 line::first(stream.as_fd(), self.deadline, &self.address, step)?;
             check_child(speaker, expected, &mut record)?;
-            let line = only_line(descriptors)?;
-            check_line(&line, speaker)?;
+            let [line, childs] = lines(descriptors)?;
+            for end in [&line, &childs] {
+                check_line(end, speaker)?;
+            }
+            // The child may not be allowed to.
+            settle_line(&childs)?;
+            drop(childs);
             if let Answerer::Descendant = expected {
                 *answerer = pidfd_of_maker(&line);
             }

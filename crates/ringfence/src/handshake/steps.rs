@@ -69,7 +69,7 @@ impl Side<'_> {
             let (frame, descriptors) = self
                 .line(&stream, peer.credentials)
                 .next_frame("the guest's HELLO")?;
-            let line = only_line(descriptors)?;
+            let [line] = lines(descriptors)?;
             check_line(&line, peer.credentials)?;
             let (own, hello) = self.answer(&line, &frame, peer.credentials, &mut record)?;
             Ok((line, own, hello))
@@ -99,12 +99,17 @@ impl Side<'_> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (line, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags)
             .map_err(|errno| Error::system("a private line (socketpair)", errno))?;
-        settle_new_line(&line)?;
-        // In a child, this is the inherited socket, which may have other options.
-        settle_line(&stream)?;
+        let mut passed = vec![theirs.as_fd()];
+        if self.meeting == Meeting::Family {
+            // The parent sets the options of both ends: this process may not be allowed to.
+            passed.push(line.as_fd());
+        } else {
+            settle_new_line(&line)?;
+            settle_line(&stream)?;
+        }
         let own = nonce()?;
         let hello = Frame::Hello(self.hello(own, Nonce::default()));
-        let sent = line::send(stream.as_fd(), &hello, &[theirs.as_fd()]);
+        let sent = line::send(stream.as_fd(), &hello, &passed);
         drop(theirs);
         let agreed = self.line(&stream, peer.credentials);
         if let Err(errno) = sent {
@@ -306,7 +311,13 @@ fn agree_on_backing(own: Backing, number: u32) -> Result<()> {
 /// Reads the reason why the host closed the connection without taking the line. Returns `None` if the host
 /// has ended, is about to end, or has waited too long for this side. Then the caller retries the address.
 fn turned_away(agreed: &FrameLine<'_>) -> Result<Option<PeerSession>> {
-    match agreed.receive("the host's answer", 1) {
+    const ANSWER: &str = "the host's answer";
+    let answer = match agreed.receive(ANSWER, 1) {
+        // On the line of a child, the mark comes first.
+        Ok((line::MARK, _)) => agreed.receive(ANSWER, 1),
+        other => other,
+    };
+    match answer {
         Ok((Frame::Refuse(refuse), _)) if refuse.is_passing() => Ok(None),
         Ok((Frame::Refuse(refuse), _)) => Err(refuse.into_error(agreed.address)),
         Ok(_) => Err(Error::Protocol("an unexpected frame on the agreed socket".into())),
@@ -315,13 +326,11 @@ fn turned_away(agreed: &FrameLine<'_>) -> Result<Option<PeerSession>> {
     }
 }
 
-pub(super) fn only_line(mut descriptors: Vec<OwnedFd>) -> Result<OwnedFd> {
-    match (descriptors.pop(), descriptors.is_empty()) {
-        (Some(line), true) => Ok(line),
-        _ => Err(Error::Protocol(
-            "a HELLO without a line, or with more than one descriptor".into(),
-        )),
-    }
+/// Returns the line that came with a HELLO. A child passes its own end as well.
+pub(super) fn lines<const N: usize>(descriptors: Vec<OwnedFd>) -> Result<[OwnedFd; N]> {
+    descriptors.try_into().map_err(|found: Vec<_>| {
+        Error::Protocol(format!("a HELLO with {} descriptors instead of {N}", found.len()))
+    })
 }
 
 /// Checks that the process that sends on an inherited socket is one that the parent admits. (The children of the
@@ -810,9 +819,9 @@ mod tests {
     #[test]
     fn a_hello_comes_with_one_descriptor() {
         let descriptors = |count| (0..count).map(|_| made(SockType::Stream)).collect();
-        assert!(only_line(descriptors(1)).is_ok());
+        assert!(lines::<1>(descriptors(1)).is_ok());
         for count in [0, 2, 3] {
-            assert_eq!(only_line(descriptors(count)).unwrap_err().code(), "PROTOCOL");
+            assert_eq!(lines::<1>(descriptors(count)).unwrap_err().code(), "PROTOCOL");
         }
     }
 

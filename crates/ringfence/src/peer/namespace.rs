@@ -76,8 +76,8 @@ pub(crate) struct MayHide {
     pub(crate) pid: bool,
     /// Its user in this user namespace.
     pub(crate) uid: bool,
-    /// Its directory in /proc.
-    pub(crate) directory: bool,
+    /// Its directory in /proc, and its credentials at the socket if a filter denies getsockopt(2) to this process.
+    pub(crate) lookups: bool,
 }
 
 /// How a process's namespaces compare with those of this process.

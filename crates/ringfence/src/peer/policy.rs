@@ -284,19 +284,33 @@ impl Policy {
         MayHide {
             pid: self.namespace == Namespace::Any || self.is_parent && !self.named.namespace,
             uid: self.is_parent && (!self.named.uid || matches!(self.users, Users::Any)),
-            directory: self.is_parent,
+            lookups: self.is_parent,
         }
     }
 
     /// Turns the comparison of an invisible property into [`Comparison::NotVisible`], if the peer is the parent and the
-    /// program has not named this check.
-    fn unless_hidden(&self, compared: Comparison, is_named: bool, is_visible: bool) -> Comparison {
+    /// program has not named this check. What is known of a peer that has named itself is no proof.
+    fn unless_hidden(
+        &self,
+        compared: Comparison,
+        is_named: bool,
+        is_visible: bool,
+        look: &Look,
+    ) -> Comparison {
+        let proves = look.is_attested;
+        let is_hidden = !is_visible || !proves && !sys::process::is_privileged_execution();
         match compared {
             Comparison::Passed { wanted, found } | Comparison::Failed { wanted, found }
-                if self.is_parent && !is_named && !is_visible =>
+                if self.is_parent && !is_named && is_hidden =>
             {
                 Comparison::NotVisible { wanted, found }
             }
+            Comparison::Passed { wanted, found } if !proves => Comparison::Failed {
+                wanted,
+                found: format!(
+                    "{found}, which its message claims; a filter of this process denies getsockopt"
+                ),
+            },
             compared => compared,
         }
     }
@@ -506,16 +520,17 @@ impl Policy {
         let users = self.users.compare(look.identity.uid, real, effective);
         note(
             Check::Uid,
-            self.unless_hidden(users, self.named.uid, look.is_mapped),
+            self.unless_hidden(users, self.named.uid, look.is_mapped, look),
         )?;
         let namespace = self.compare_namespace(&look.standing);
         note(
             Check::Namespace,
-            self.unless_hidden(namespace, self.named.namespace, look.standing.visible),
+            self.unless_hidden(namespace, self.named.namespace, look.standing.visible, look),
         )?;
-        note(Check::Gid, self.compare_groups(look))?;
-        note(Check::Cgroup, self.compare_cgroup(look)?)?;
-        note(Check::Label, self.compare_label(look))?;
+        let named = |compared| self.unless_hidden(compared, true, true, look);
+        note(Check::Gid, named(self.compare_groups(look)))?;
+        note(Check::Cgroup, named(self.compare_cgroup(look)?))?;
+        note(Check::Label, named(self.compare_label(look)))?;
         for ConfinementCheck {
             confinement,
             passed,
@@ -523,7 +538,7 @@ impl Policy {
         } in self.compare_confinement(look, deadline)?
         {
             let compared = Comparison::compared(passed, confinement.wanted(), found);
-            note(Check::Confined(confinement), compared)?;
+            note(Check::Confined(confinement), named(compared))?;
         }
         // Last, because reading a content takes long.
         let executable = self.compare_executable(look, deadline)?;
@@ -534,7 +549,7 @@ impl Policy {
             || sys::process::is_privileged_execution();
         note(
             Check::Executable,
-            self.unless_hidden(executable, self.named.executable, is_visible),
+            self.unless_hidden(executable, self.named.executable, is_visible, look),
         )
     }
 

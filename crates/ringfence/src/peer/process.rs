@@ -33,6 +33,10 @@ use crate::{
 
 /// The peer process. While this value exists, every lookup refers to the process that connected (or
 /// listened), and never to a later process with the same pid.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent findings about one process"
+)]
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) credentials: Credentials,
@@ -56,6 +60,9 @@ pub(crate) struct Peer {
     is_mapped: bool,
     /// What this process cannot see in /proc is no reason to refuse the peer.
     may_hide_directory: bool,
+    /// The socket has named the peer. Otherwise a filter of this process denies that question, and the peer has
+    /// named itself in a message.
+    is_attested: bool,
 }
 
 /// The result of one inspection of the peer: the values that could be read, and the reasons for the others.
@@ -66,6 +73,8 @@ pub(crate) struct Look {
     pub(crate) standing: NamespaceComparison,
     /// Its user is mapped in this user namespace.
     pub(crate) is_mapped: bool,
+    /// The socket has named it.
+    pub(crate) is_attested: bool,
     /// The reason why its supplementary groups are unknown.
     pub(crate) groups: Result<(), String>,
     /// `None` if /proc does not show the process to this one (`hidepid`, proc(5)).
@@ -96,20 +105,40 @@ fn unless_short(check: Check, wanted: &str, errno: Errno) -> Error {
     })
 }
 
-/// Returns the credentials that the kernel has stored for the other end (`SO_PEERCRED`), and whether its user is mapped here.
-/// Unless it may hide them, they must name a process with a number here, and a mapped user.
-fn credentials(
+/// Whether a filter of this process denies a system call.
+const fn is_denied(errno: Errno) -> bool {
+    matches!(errno, Errno::EPERM | Errno::EACCES | Errno::ENOSYS)
+}
+
+/// Returns the credentials that the kernel has stored for the other end, and whether it has: if this process may not ask,
+/// and the peer is the parent, the credentials are those of the parent's first message.
+fn named_by_socket(
     socket: BorrowedFd<'_>,
     may_hide: MayHide,
     record: &mut EvidenceLog,
 ) -> Result<(Credentials, bool)> {
-    let credentials = uninterrupted(|| getsockopt(&socket, sockopt::PeerCredentials))
-        .map(|c| Credentials {
-            pid: c.pid(),
-            uid: c.uid(),
-            gid: c.gid(),
-        })
-        .map_err(|errno| unless_short(Check::Credentials, "SO_PEERCRED of the peer", errno))?;
+    const WANTED: &str = "SO_PEERCRED of the peer (getsockopt)";
+    let errno = match uninterrupted(|| getsockopt(&socket, sockopt::PeerCredentials)) {
+        Ok(c) => {
+            let (pid, uid, gid) = (c.pid(), c.uid(), c.gid());
+            return Ok((Credentials { pid, uid, gid }, true));
+        }
+        Err(errno) => errno,
+    };
+    let may_ask_message = is_denied(errno) && may_hide.lookups;
+    let message = may_ask_message
+        .then(|| sys::socket::peek(socket, &mut [0]).ok())
+        .flatten();
+    let said = message.and_then(|message| message.credentials);
+    let said = said.ok_or_else(|| unless_short(Check::Credentials, WANTED, errno))?;
+    let found = format!("denied ({}); its message names pid {}", errno.desc(), said.pid);
+    record.not_visible("credentials", Check::Credentials.name(), WANTED, found);
+    Ok((said, false))
+}
+
+/// Checks the credentials of the peer. Returns whether its user is mapped here. Unless it may hide them, they must name a process
+/// with a number here, and a mapped user.
+fn check_credentials(credentials: Credentials, may_hide: MayHide, record: &mut EvidenceLog) -> Result<bool> {
     let Credentials { pid, uid, .. } = credentials;
     match (pid, may_hide.pid) {
         (1.., _) => {
@@ -135,7 +164,7 @@ fn credentials(
         let found = format!("{uid}, the overflow uid, which every unmapped user has here");
         if may_hide.uid {
             record.not_visible("credentials", "uid mapped", wanted, found);
-            return Ok((credentials, false));
+            return Ok(false);
         }
         return Err(refuse(Check::Uid, wanted, found));
     }
@@ -145,14 +174,20 @@ fn credentials(
         format!("not the overflow uid {overflow}"),
         uid.to_string(),
     );
-    Ok((credentials, true))
+    Ok(true)
 }
 
 /// Returns a descriptor of the process at the other end, and its source for the evidence. `None` before Linux
-/// 5.3.
-fn pidfd(socket: BorrowedFd<'_>, pid: i32) -> Result<(Option<OwnedFd>, &'static str)> {
+/// 5.3, or if filters deny both ways to get one.
+fn pidfd(socket: BorrowedFd<'_>, pid: i32, is_attested: bool) -> Result<(Option<OwnedFd>, &'static str)> {
+    const PID_ALONE: &str = "the pid alone";
     let ended = || Error::PeerLost(format!("process {pid} ended before it could be inspected"));
-    match uninterrupted(|| getsockopt(&socket, sockopt::PeerPidfd)) {
+    let from_socket = match uninterrupted(|| getsockopt(&socket, sockopt::PeerPidfd)) {
+        Err(errno) if !is_attested && is_denied(errno) && pid == 0 => return Ok((None, PID_ALONE)),
+        Err(errno) if !is_attested && is_denied(errno) => Err(Errno::ENOPROTOOPT),
+        other => other,
+    };
+    match from_socket {
         Ok(pidfd) => Ok((Some(pidfd), "SO_PEERPIDFD")),
         Err(Errno::ENOPROTOOPT) if pid == 0 => Err(refuse(
             Check::Pidfd,
@@ -163,7 +198,7 @@ fn pidfd(socket: BorrowedFd<'_>, pid: i32) -> Result<(Option<OwnedFd>, &'static 
         // messages, because their credentials carry that number too.
         Err(Errno::ENOPROTOOPT) => match sys::process::pidfd_open(Pid::from_raw(pid)) {
             Ok(pidfd) => Ok((Some(pidfd), "pidfd_open")),
-            Err(Errno::ENOSYS | Errno::EPERM) => Ok((None, "the pid alone")),
+            Err(Errno::ENOSYS | Errno::EPERM) => Ok((None, PID_ALONE)),
             Err(errno) => {
                 let what = "a descriptor of the peer's process (pidfd_open)";
                 Err(Error::unless_short(what, errno, |_| ended()))
@@ -184,8 +219,9 @@ impl Peer {
     /// Asks the kernel which process is at the other end of a connected socket.
     pub(crate) fn attest(socket: impl AsFd, may_hide: MayHide, record: &mut EvidenceLog) -> Result<Self> {
         let socket = socket.as_fd();
-        let (credentials, is_mapped) = credentials(socket, may_hide, record)?;
-        let (pidfd, whence) = pidfd(socket, credentials.pid)?;
+        let (credentials, is_attested) = named_by_socket(socket, may_hide, record)?;
+        let is_mapped = check_credentials(credentials, may_hide, record)?;
+        let (pidfd, whence) = pidfd(socket, credentials.pid, is_attested)?;
         let mut peer = Self {
             credentials,
             pidfd: pidfd.map(Arc::new),
@@ -196,7 +232,8 @@ impl Peer {
             hardens: false,
             same_numbers: OnceLock::new(),
             is_mapped,
-            may_hide_directory: may_hide.directory,
+            may_hide_directory: may_hide.lookups,
+            is_attested,
         };
         peer.directory = peer.open_directory()?;
         // The directory was opened after the pidfd. If the process is still alive, the directory belongs to
@@ -225,6 +262,7 @@ impl Peer {
             same_numbers: OnceLock::new(),
             is_mapped: true,
             may_hide_directory: false,
+            is_attested: true,
         }
     }
 
@@ -390,6 +428,7 @@ impl Peer {
             },
             standing,
             is_mapped: self.is_mapped,
+            is_attested: self.is_attested,
             groups: groups_known,
             directory,
             executable: executable_found,
