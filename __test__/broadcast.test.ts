@@ -372,7 +372,7 @@ for (const [ending, reason] of Object.entries(endings) as [keyof typeof endings,
       }
       if (ending === 'kill') await t.throwsAsync(subscription.receive(), codeOf('PEER_LOST'))
       else t.is(await subscription.receive(), undefined)
-      t.true(subscription.readableEnded)
+      t.is(subscription.readableEnded, ending !== 'kill')
     }
   })
 

@@ -271,14 +271,16 @@ test.serial('closing and destroying a merge settle `closed` and emit close once'
     const waits = [merged.receive(), merged.receive()]
     void end(merged)
     void end(merged)
-    if (wanted.error === undefined) t.is(await waits[0], undefined, name)
-    else t.is(await t.throwsAsync(waits[0]), failure)
-    t.is(await waits[1], undefined)
+    for (const wait of waits)
+      if (wanted.error === undefined) t.is(await wait, undefined, name)
+      else t.is((await t.throwsAsync(wait))!.cause, failure)
     t.deepEqual(await merged.closed, wanted)
     await turn()
     t.deepEqual(events, [wanted])
     t.true(a.buffer.tryReceive() === null, 'the source is free again')
-    await t.throwsAsync(merged.receive(), closed)
+    if (wanted.error === undefined) await t.throwsAsync(merged.receive(), closed)
+    else t.is((await t.throwsAsync(merged.receive()))!.cause, failure)
+    t.is(merged.readableEnded, wanted.error === undefined)
   }
 })
 

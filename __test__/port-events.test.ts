@@ -22,7 +22,7 @@ class Told {
   readonly sent: unknown[] = []
   maxMessageSize = 1000
   bufferedAmount = 0
-  readableEnded = false
+  isRead = false
   /** What the next sends reject with. */
   refusal: Error | undefined
   readonly closed: Promise<string>
@@ -60,6 +60,7 @@ class Told {
 
   readonly quiet = {
     told: () => void this.asked.push('told'),
+    isRead: () => this.isRead,
     arrivals: () => {
       this.asked.push('loop')
       return {
@@ -83,7 +84,6 @@ class Told {
     const properties = {
       maxMessageSize: { get: () => this.maxMessageSize },
       bufferedAmount: { get: () => this.bufferedAmount },
-      readableEnded: { get: () => this.readableEnded },
       closed: { value: this.closed },
       ref: { value: () => note('ref') },
       unref: { value: () => note('unref') },
@@ -239,7 +239,7 @@ test('close calls back once the port has closed, however it closes', async (t) =
     t.throws(() => port.close(5 as never), invalid)
     const found: string[] = []
     port.on('close', () => found.push('event'))
-    told.readableEnded = true
+    told.isRead = true
     if (by === 'close') {
       port.close(() => found.push('first'))
       port.close(() => found.push('second'))
@@ -681,15 +681,15 @@ test('the end of what the peer sends closes the channel, and then comes close', 
 })
 
 test('a channel that has ended ends a port that was not started, once nothing is left to be told', async (t) => {
-  for (const readableEnded of [true, false]) {
+  for (const isRead of [true, false]) {
     const { port, told } = portOf()
-    told.readableEnded = readableEnded
+    told.isRead = isRead
     const found: unknown[] = []
     port.on('close', () => found.push('close'))
     told.end()
     await turn()
-    t.deepEqual(found, readableEnded ? ['close'] : [], `everything was read: ${readableEnded}`)
-    if (readableEnded) continue
+    t.deepEqual(found, isRead ? ['close'] : [], `everything was read: ${isRead}`)
+    if (isRead) continue
     port.on('message', (value) => found.push(value))
     told.come('1')
     told.come(null)
@@ -700,7 +700,7 @@ test('a channel that has ended ends a port that was not started, once nothing is
 
 test('a port that is started tells the end of its channel after what has come', async (t) => {
   const { port, told } = portOf()
-  told.readableEnded = true
+  told.isRead = true
   const found: unknown[] = []
   port.on('message', (value) => found.push(value))
   port.on('close', () => found.push('close'))

@@ -401,7 +401,7 @@ export class Port extends EventEmitter implements MessagePortLike {
   /** Emits 'close' once the channel has ended and every message was dispatched. A stopped port does so after its next start. */
   #closeIfRead(): void {
     if (!this.#isOver) return
-    if (this.#loop === null ? this.channel.readableEnded : this.#isThrough) this.#tellClose()
+    if (this.#loop === null ? this.#quiet.isRead() : this.#isThrough) this.#tellClose()
   }
 
   #tellClose(): void {

@@ -44,6 +44,8 @@ export interface Quiet<In> extends WebSource<In> {
   arrivals(): AsyncIterator<unknown, undefined>
   /** Must be called after a clean end was reported. */
   told(): void
+  /** Returns whether no more messages will arrive and everything was read. */
+  isRead(): boolean
 }
 
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
@@ -363,6 +365,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
           () => core.arrivedNow(),
           (reader) => core.buffer.wait(false, undefined, reader),
         ),
+      isRead: () => core.buffer.isRead,
     }
   }
 

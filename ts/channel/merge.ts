@@ -8,7 +8,7 @@ import { fairness } from '../runtime/fairness.js'
 import { batchLoop, loop, type Loop } from './loops.js'
 import { FIRST, HEADER, MORE, native } from '../native.js'
 import { checkReceiveEach, readerSignal } from '../endpoint/options.js'
-import { Resource, destroyedBy, type ResourceEvents } from './resource.js'
+import { Resource, destroyedBy, repeat, type ResourceEvents } from './resource.js'
 import { inletOf, type Inlet } from './sources.js'
 import type { MergeStats } from './stats.js'
 import { Place, TURN, Turns } from './turns.js'
@@ -101,8 +101,8 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   /** The end of a merge that was held, once it has no sources; null for any other merge. */
   #verdict: Closed | null = null
   readonly #letGo: (() => void) | null
-  /** This side has closed or destroyed the merge. */
-  #closed = false
+  /** The error of calls once this side has closed or destroyed the merge; null before. */
+  #over: (() => RingfenceError) | null = null
   /** The call that was made last on all sources, and is made on each new one. */
   #keeping: 'ref' | 'unref' | null = null
   #streams: WebStreams<[Source, In], never> | null = null
@@ -185,7 +185,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
    */
   async receive(options?: WaitOptions): Promise<[Source, In] | undefined> {
     const signal = readerSignal(options)
-    if (this.#closed) throw closedHere()
+    if (this.#over !== null) throw this.#over()
     let message = this.#receiveNow()
     if (message === undefined) message = await this.#wait(true, signal).promise
     return message ?? undefined
@@ -198,14 +198,14 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
    * @throws {@link RingfenceError} CLOSED once the merge is closed; NO_SPACE as `receive` rejects.
    */
   tryReceive(): [Source, In] | undefined {
-    if (this.#closed) throw closedHere()
+    if (this.#over !== null) throw this.#over()
     this.#turns.wakeAll()
     return this.#take() ?? undefined
   }
 
-  /** Whether every source has ended or was deleted, and everything was read. */
+  /** Whether every source has ended or was deleted, and everything was read; or this side has closed the merge. */
   get readableEnded(): boolean {
-    return this.#isOver
+    return this.#isOver && this.#failure === null && (this.#over ?? closedHere) === closedHere
   }
 
   /**
@@ -221,7 +221,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
    */
   receiveEach(visit: MergeVisit<Source, In>, max?: number): number {
     checkReceiveEach(visit, max)
-    if (this.#closed) throw closedHere()
+    if (this.#over !== null) throw this.#over()
     const turns = this.#turns
     turns.wakeAll()
     const begun = new Set<Entry<Source>>()
@@ -283,7 +283,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   }
 
   async #waitReadable(signal?: AbortSignal, reader?: object | null): Promise<boolean> {
-    if (this.#closed) throw closedHere()
+    if (this.#over !== null) throw this.#over()
     fairness.spend(this.#isWeak)
     if (this.#due === null && this.#has()) return true
     if (this.#due === null && this.#isOver) return this.#throwFailure() ?? false
@@ -312,7 +312,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   batches(options?: BatchOptions): Loop<[Source, In][]> {
     return batchLoop<[Source, In], [Source, In]>(
       {
-        now: () => (this.#closed ? null : this.#receiveNow()),
+        now: () => this.#nextNow(),
         more: () => (this.#due === null ? this.#take() : null),
         wait: (reader, signal) => this.#wait(true, signal, reader),
         decode: (message) => message,
@@ -323,7 +323,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
 
   [Symbol.asyncIterator](): Loop<[Source, In]> {
     return loop(
-      () => (this.#closed ? null : this.#receiveNow()),
+      () => this.#nextNow(),
       (reader) => this.#wait(true, undefined, reader),
     )
   }
@@ -334,18 +334,18 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
     return Promise.resolve()
   }
 
-  /** Like {@link Merge.close}. With an error, the call that has waited longest rejects with it. */
+  /** Like {@link Merge.close}. With an error, waiting calls and loops reject with it. */
   destroy(error?: Error): void {
     this.#end(error)
   }
 
   #end(error?: Error): void {
     if (this.ended !== null) return
-    this.#closed = true
-    for (const entry of [...this.#entries.values()]) this.#remove(entry)
     const closed = destroyedBy(error)
-    if (closed.error !== undefined) this.#waiters.shift()?.failed(closed.error)
-    this.#waiters.end()
+    this.#over = closed.error === undefined ? closedHere : repeat(closed.error)
+    for (const entry of [...this.#entries.values()]) this.#remove(entry)
+    if (closed.error === undefined) this.#waiters.end()
+    else this.#waiters.fail(this.#over)
     this.settle(closed)
     this.#letGo?.()
   }
@@ -386,7 +386,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
 
   /** Whether no more messages will arrive. */
   get #isOver(): boolean {
-    return this.#closed || (this.#hadOne && !this.#held && this.#entries.size === 0 && this.#untold.length === 0)
+    return this.#over !== null || (this.#hadOne && !this.#held && this.#entries.size === 0 && this.#untold.length === 0)
   }
 
   #throwFailure(): void {
@@ -402,6 +402,13 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
     if (message !== null) return message
     if (!this.#isOver) return undefined
     this.#throwFailure()
+    return null
+  }
+
+  /** Does the same, for a loop: it ends if this side has closed the merge. */
+  #nextNow(): [Source, In] | null | undefined {
+    if (this.#over === null) return this.#receiveNow()
+    if (this.#over !== closedHere) throw this.#over()
     return null
   }
 

@@ -94,17 +94,22 @@ export class ReceiveBuffer {
     return this.#isWeak ? fairness.dueWeakly : fairness.due
   }
 
-  /** Whether no more messages will arrive and everything was read. */
+  /** Whether everything was read up to a clean end, or this side has closed the channel. */
   get isEnded(): boolean {
+    if (!this.isRead || !(this.#closed || this.hasCleanEnd)) return false
+    this.#tellIfEnded()
+    return true
+  }
+
+  /** Whether no more messages will arrive and everything was read. */
+  get isRead(): boolean {
     try {
-      if (this.#fetched.has(false) || this.#fetched.over === null) return false
+      return !this.#fetched.has(false) && this.#fetched.over !== null
     } catch (error) {
       // There is a message, but no memory for it: the call that receives it reports that.
       if (isShortage(error)) return false
       throw error
     }
-    this.#tellIfEnded()
-    return true
   }
 
   /** Whether a clean end was found. */

@@ -180,8 +180,9 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
   }
 
   /**
-   * Whether no more messages will arrive and everything was read. Without `allowHalfOpen`, the first access that finds a clean end ends
-   * this side's sending, as the `undefined` of {@link Source.receive} does.
+   * Whether everything was read up to a clean end, or this side has closed the source. Stays `false` after any other end, which
+   * {@link Source.tryReceive} throws, as with a Node stream that has failed. Without `allowHalfOpen`, the first access that finds a clean
+   * end ends this side's sending, as the `undefined` of {@link Source.receive} does.
    */
   get readableEnded(): boolean {
     return this.#buffer.isEnded

@@ -184,7 +184,6 @@ export abstract class Endpoint<
       const error = fromFailure(failure, this.#authorizer?.causeOf(failure))
       // A member that reconnected as a guest was refused.
       if (error.code === 'ERR_RINGFENCE_PEER_REFUSED') tellRefused(this.address, error)
-      this.#acceptQueue.fail(error)
       this.failed(error)
       return false
     }
@@ -284,13 +283,15 @@ export abstract class Endpoint<
   }
 
   /**
-   * Ends the loops: no more channels will be made.
+   * Ends the loops: no more channels will be made. With an error, a loop fails with it.
    *
    * @internal
    */
-  protected stop(): void {
+  protected stop(error?: RingfenceError): void {
+    if (this.#stopped) return
     this.#stopped = true
     this.#stay()
+    if (error !== undefined) this.#acceptQueue.fail(error)
     this.#acceptQueue.end()
   }
 
@@ -300,7 +301,7 @@ export abstract class Endpoint<
    * @internal
    */
   protected finish(closed: Closed): void {
-    this.stop()
+    this.stop(closed.error)
     this.settle(closed)
   }
 }

@@ -128,7 +128,7 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
       throw invalid(`channels must be 'keep' or 'close', not ${show(channels)}`)
     }
     const isFirst = !this.stopped
-    const unclaimed = this.#stop(null)
+    const unclaimed = this.#stop()
     // A channel in the queue may have ended already, and still hold unread messages.
     const leaving = new Set(channels === 'close' ? [...unclaimed, ...this.open] : unclaimed)
     // A later call resolves no earlier than this one.
@@ -137,10 +137,10 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
     if (isFirst) this.settle({ reason: 'closed' })
   }
 
-  /** Stops listening, and destroys all channels. */
+  /** Stops listening, and destroys all channels. With an error, a loop over the listener, or over {@link Listener.messages}, fails with it. */
   destroy(error?: Error): void {
     const closed = destroyedBy(error)
-    const unclaimed = this.#stop(closed.error ?? null)
+    const unclaimed = this.#stop(closed.error)
     for (const channel of new Set([...unclaimed, ...this.open])) channel.destroy()
     this.settle(closed)
   }
@@ -176,13 +176,13 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
   }
 
   /** Stops listening. Returns the channels that no loop has taken. */
-  #stop(failure: RingfenceError | null): Channel<In, Out>[] {
+  #stop(error?: RingfenceError): Channel<In, Out>[] {
     if (this.stopped) return []
     this.#signal?.removeEventListener('abort', this.#abort)
     this.#native.close()
     const unclaimed = this.takeUnclaimed()
-    if (this.#merged !== null) letEnd(this.#merged, failure)
-    this.stop()
+    if (this.#merged !== null) letEnd(this.#merged, error ?? null)
+    this.stop(error)
     return unclaimed
   }
 }
