@@ -359,6 +359,11 @@ pub(crate) const fn is_shortage(errno: Errno) -> bool {
     )
 }
 
+/// Whether a sandbox or a security module denies a system call, or the kernel lacks it.
+pub(crate) const fn is_denied(errno: Errno) -> bool {
+    matches!(errno, Errno::EPERM | Errno::EACCES | Errno::ENOSYS)
+}
+
 /// Returns the errno behind an error of the standard library. Errors without an errno were raised before the
 /// system call.
 pub(crate) fn errno(error: &io::Error) -> Errno {

@@ -12,7 +12,7 @@ use std::{
 
 use nix::libc::{self, c_long};
 use ringfence::{
-    Channel, Confinement, Namespace, Options, Outcome, ParentLine, Policy, Program, from_parent,
+    Admit, Channel, Check, Confinement, Namespace, Options, Outcome, ParentLine, Policy, Program, from_parent,
 };
 use support::{Actor, forbid, say, small};
 
@@ -281,7 +281,11 @@ fn steady(channel: Channel) {
 }
 
 fn start(role: &str, denied: &'static [Denied]) -> (Actor, ParentLine) {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    start_by(Command::new(std::env::current_exe().unwrap()), role, denied)
+}
+
+/// As [`start`]. `command` runs this executable, in any way.
+fn start_by(mut command: Command, role: &str, denied: &'static [Denied]) -> (Actor, ParentLine) {
     let confine = move || {
         for (call, argument) in denied {
             forbid(*call, *argument, libc::EPERM);
@@ -366,16 +370,57 @@ fn a_child_that_may_not_ask_the_socket_takes_its_parent_for_the_maker_of_the_lin
     }
 }
 
+/// In another pid namespace, its parent has no number either.
 #[test]
-fn a_denied_call_of_the_handshake_is_an_error_that_says_so() {
+fn a_child_that_may_not_ask_the_socket_has_a_channel_from_a_pid_namespace_of_its_own() {
+    let namespaces = ["-Urpf", "--kill-child"];
+    if !Command::new("unshare")
+        .args(namespaces)
+        .arg("true")
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        eprintln!("skipped: this user may not make namespaces");
+        return;
+    }
+    let mut command = Command::new("unshare");
+    command.args(namespaces).arg(std::env::current_exe().unwrap());
+    let (launcher, line) = start_by(command, "child", CODEX);
+    let policy = Policy::new().any_executable().confined([Confinement::Seccomp]);
+    let mut channel = line
+        .admit(Admit::Descendant)
+        .channel(&small().policy(policy))
+        .unwrap();
+    round_trips(&mut channel, 0..100);
+    channel.close();
+    launcher.expect("ended");
+    launcher.finish();
+}
+
+#[test]
+fn a_child_that_may_not_make_a_line_gets_one_and_no_confinement_is_provable() {
     const SOCKETPAIR: &[Denied] = &[all(libc::SYS_socketpair)];
-    let (child, line) = start("child", SOCKETPAIR);
-    assert!(line.channel(&options()).is_err());
-    let said = child.hear();
-    assert!(
-        said.starts_with("UNSUPPORTED: ") && said.contains("socketpair"),
-        "{said}"
-    );
+    for admit in [Admit::Child, Admit::Descendant] {
+        let (child, line) = start("child", SOCKETPAIR);
+        let mut channel = line.admit(admit).channel(&small()).unwrap();
+        let hidden = channel
+            .evidence()
+            .iter()
+            .find(|one| one.outcome == Outcome::NotVisible);
+        assert_eq!(hidden.unwrap().check, "line");
+        assert_eq!(channel.peer().pid, child.pid());
+        round_trips(&mut channel, 0..100);
+        channel.close();
+        child.expect("ended");
+        child.finish();
+        let (child, line) = start("child", SOCKETPAIR);
+        let policy = Policy::new().confined([Confinement::NoNewPrivs]);
+        let error = line.admit(admit).channel(&small().policy(policy)).unwrap_err();
+        let refusal = error.refusal().unwrap();
+        assert_eq!(refusal.check, Check::Confined(Confinement::NoNewPrivs));
+        assert!(refusal.found.contains("not provable"), "{error}");
+        assert!(child.hear().starts_with("PEER_REFUSED: "));
+    }
 }
 
 /// The test of the documented calls notices a call that the list lacks.

@@ -22,7 +22,7 @@ use crate::{
     handshake::line::{refuse, settle_line},
     handshake::parts::{Answerer, Caller, PeerSession, Side},
     handshake::parts::{Parts, Role},
-    handshake::steps::{check_child, check_line, has_exited, lines, second_answer},
+    handshake::steps::{check_child, check_line, has_exited, lines, new_line, no_line, second_answer},
     identity::Credentials,
     peer::process::{Peer, pidfd_of_maker},
     sys, trace,
@@ -121,7 +121,7 @@ impl Side<'_> {
     /// creator of the line cannot.
     ///
     /// Sets `answerer` once a descendant is identified: the program does not know that process, so this side
-    /// has to kill it if the handshake fails.
+    /// has to kill it if the handshake fails. A child that may not make a line gets one from this side.
     fn parent_of(
         &self,
         stream: OwnedFd,
@@ -134,18 +134,31 @@ impl Side<'_> {
             let (speaker, frame, descriptors) =
                 line::first(stream.as_fd(), self.deadline, &self.address, step)?;
             check_child(speaker, expected, &mut record)?;
-            let [line, childs] = lines(descriptors)?;
-            for end in [&line, &childs] {
-                check_line(end, speaker)?;
-            }
-            // The child may not be allowed to.
-            settle_line(&childs)?;
-            drop(childs);
-            if let Answerer::Descendant = expected {
-                *answerer = pidfd_of_maker(&line);
-            }
             let policy = &self.options.policy;
-            let peer = Peer::attest(&line, policy.may_hide(), &mut record)?;
+            let is_made_by_child = !descriptors.is_empty();
+            let (line, childs, peer);
+            if is_made_by_child {
+                [line, childs] = lines(descriptors)?;
+                for end in [&line, &childs] {
+                    check_line(end, speaker)?;
+                }
+                if let Answerer::Descendant = expected {
+                    *answerer = pidfd_of_maker(&line);
+                }
+                peer = Peer::attest(&line, policy.may_hide(), &mut record)?;
+            } else {
+                // The child may not make a line. A claim does not suffice to kill a descendant.
+                (line, childs) = new_line().map_err(no_line)?;
+                let started = match expected {
+                    Answerer::Process(_, pidfd) => pidfd,
+                    Answerer::Descendant | Answerer::Unknown => None,
+                };
+                peer = Peer::named_by_message(speaker, started, policy.may_hide(), &mut record)?;
+            }
+            // The child may not be allowed to set options.
+            for end in [&line, &childs] {
+                settle_line(end)?;
+            }
             // Once the child was waited for, another process can have its number.
             if let Answerer::Process(_, Some(pidfd)) = expected
                 && has_exited(pidfd)?
@@ -153,7 +166,13 @@ impl Side<'_> {
                 return Err(Error::PeerLost("the child has exited".into()));
             }
             let identity = policy.check(&peer, "executable", self.deadline, &mut record)?;
-            let (own, hello) = self.answer(&line, &frame, speaker, &mut record)?;
+            let (socket, passed) = if is_made_by_child {
+                (&line, None)
+            } else {
+                (&stream, Some(childs.as_fd()))
+            };
+            let socket = self.line(socket, speaker);
+            let (own, hello) = self.answer(&socket, passed.as_slice(), &frame, &mut record)?;
             Ok(PeerSession {
                 line,
                 peer,

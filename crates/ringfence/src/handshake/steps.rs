@@ -19,7 +19,7 @@ use nix::{
 
 use crate::{
     address::inherit::Inheritance,
-    error::{Check, Error, Refusal, Result},
+    error::{Check, Error, Refusal, Result, is_denied},
     evidence::EvidenceLog,
     fork::{ForkMark, Withheld},
     handshake::{
@@ -71,7 +71,9 @@ impl Side<'_> {
                 .next_frame("the guest's HELLO")?;
             let [line] = lines(descriptors)?;
             check_line(&line, peer.credentials)?;
-            let (own, hello) = self.answer(&line, &frame, peer.credentials, &mut record)?;
+            settle_line(&line)?;
+            let socket = self.line(&line, peer.credentials);
+            let (own, hello) = self.answer(&socket, &[], &frame, &mut record)?;
             Ok((line, own, hello))
         })();
         match result {
@@ -96,21 +98,27 @@ impl Side<'_> {
             identity,
             mut record,
         } = caller;
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let (line, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags)
-            .map_err(|errno| Error::system("a private line (socketpair)", errno))?;
-        let mut passed = vec![theirs.as_fd()];
-        if self.meeting == Meeting::Family {
-            // The parent sets the options of both ends: this process may not be allowed to.
-            passed.push(line.as_fd());
-        } else {
-            settle_new_line(&line)?;
-            settle_line(&stream)?;
+        let is_child = self.meeting == Meeting::Family;
+        let line = match new_line() {
+            // The parent makes the line instead.
+            Err(errno) if is_child && is_denied(errno) => None,
+            made => Some(made.map_err(no_line)?),
+        };
+        let mut passed = Vec::new();
+        if let Some((line, theirs)) = &line {
+            passed.push(theirs.as_fd());
+            if is_child {
+                // The parent sets the options of both ends: this process may not be allowed to.
+                passed.push(line.as_fd());
+            } else {
+                settle_new_line(line)?;
+                settle_line(&stream)?;
+            }
         }
         let own = nonce()?;
         let hello = Frame::Hello(self.hello(own, Nonce::default()));
         let sent = line::send(stream.as_fd(), &hello, &passed);
-        drop(theirs);
+        let line = line.map(|(line, _theirs)| line);
         let agreed = self.line(&stream, peer.credentials);
         if let Err(errno) = sent {
             return match errno {
@@ -118,13 +126,28 @@ impl Side<'_> {
                 errno => Err(Error::system("sending on the agreed socket", errno)),
             };
         }
-        let frame = match self.line(&line, peer.credentials).next_frame("the host's HELLO") {
-            Ok((frame, descriptors)) if descriptors.is_empty() => frame,
-            Ok(_) => return Err(Error::Protocol("descriptors with the host's HELLO".into())),
-            // The host has closed its end of the line, or never received it. If it gave a reason, the reason
-            // is on the agreed socket.
-            Err(Error::PeerLost(_)) => return turned_away(&agreed),
-            Err(error) => return Err(error),
+        let (frame, line) = match line {
+            Some(line) => {
+                match self.line(&line, peer.credentials).next_frame("the host's HELLO") {
+                    Ok((frame, descriptors)) => {
+                        let [] = lines(descriptors)?;
+                        (frame, line)
+                    }
+                    // The host has closed its end of the line, or never received it. If it gave a reason, the reason
+                    // is on the agreed socket.
+                    Err(Error::PeerLost(_)) => return turned_away(&agreed),
+                    Err(error) => return Err(error),
+                }
+            }
+            None => match answer_on(&agreed) {
+                Ok((Frame::Refuse(refuse), _)) => return Err(refuse.into_error(agreed.address)),
+                Ok((frame, descriptors)) => {
+                    let [line] = lines(descriptors)?;
+                    (frame, line)
+                }
+                Err(Error::PeerLost(_)) => return Ok(None),
+                Err(error) => return Err(error),
+            },
         };
         let hello = self.agree(&frame, own, &mut record)?;
         Ok(Some(PeerSession {
@@ -137,19 +160,18 @@ impl Side<'_> {
         }))
     }
 
-    /// Checks the guest's HELLO and sends the host's, over the line that the guest has passed.
+    /// Checks the guest's HELLO and sends the host's, with these descriptors, over the line that the guest has passed.
     pub(super) fn answer(
         &self,
-        line: &OwnedFd,
+        socket: &FrameLine<'_>,
+        passed: &[BorrowedFd<'_>],
         frame: &Frame,
-        speaker: Credentials,
         record: &mut EvidenceLog,
     ) -> Result<(Nonce, Hello)> {
-        settle_line(line)?;
         let hello = self.agree(frame, Nonce::default(), record)?;
         if let RingRole::Publisher(_) = self.role {
             let offered = &self.options.deliveries;
-            let delivery = broadcast::check_delivery(&hello, offered, speaker)?;
+            let delivery = broadcast::check_delivery(&hello, offered, socket.speaker)?;
             record.passed(
                 "hello",
                 "delivery",
@@ -158,8 +180,7 @@ impl Side<'_> {
             );
         }
         let own = nonce()?;
-        self.line(line, speaker)
-            .send(&Frame::Hello(self.hello(own, hello.nonce)), &[])?;
+        socket.send(&Frame::Hello(self.hello(own, hello.nonce)), passed)?;
         Ok((own, hello))
     }
 
@@ -308,16 +329,30 @@ fn agree_on_backing(own: Backing, number: u32) -> Result<()> {
     }
 }
 
-/// Reads the reason why the host closed the connection without taking the line. Returns `None` if the host
-/// has ended, is about to end, or has waited too long for this side. Then the caller retries the address.
-fn turned_away(agreed: &FrameLine<'_>) -> Result<Option<PeerSession>> {
+/// Receives the host's first frame on the agreed socket.
+fn answer_on(agreed: &FrameLine<'_>) -> Result<(Frame, Vec<OwnedFd>)> {
     const ANSWER: &str = "the host's answer";
-    let answer = match agreed.receive(ANSWER, 1) {
+    match agreed.receive(ANSWER, 1) {
         // On the line of a child, the mark comes first.
         Ok((line::MARK, _)) => agreed.receive(ANSWER, 1),
         other => other,
-    };
-    match answer {
+    }
+}
+
+/// Makes both ends of a private line.
+pub(super) fn new_line() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    socketpair(AddressFamily::Unix, SockType::Stream, None, flags)
+}
+
+pub(super) fn no_line(errno: Errno) -> Error {
+    Error::system("a private line (socketpair)", errno)
+}
+
+/// Reads the reason why the host closed the connection without taking the line. Returns `None` if the host
+/// has ended, is about to end, or has waited too long for this side. Then the caller retries the address.
+fn turned_away(agreed: &FrameLine<'_>) -> Result<Option<PeerSession>> {
+    match answer_on(agreed) {
         Ok((Frame::Refuse(refuse), _)) if refuse.is_passing() => Ok(None),
         Ok((Frame::Refuse(refuse), _)) => Err(refuse.into_error(agreed.address)),
         Ok(_) => Err(Error::Protocol("an unexpected frame on the agreed socket".into())),

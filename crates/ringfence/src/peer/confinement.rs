@@ -44,7 +44,7 @@ pub(crate) struct ConfinementCheck {
 }
 
 impl ConfinementCheck {
-    fn failed(confinement: Confinement, found: String) -> Self {
+    pub(crate) fn failed(confinement: Confinement, found: String) -> Self {
         Self {
             confinement,
             passed: false,

@@ -289,7 +289,7 @@ impl Policy {
     }
 
     /// Turns the comparison of an invisible property into [`Comparison::NotVisible`], if the peer is the parent and the
-    /// program has not named this check. What is known of a peer that has named itself is no proof.
+    /// program has not named this check. What is known of a parent that has named itself is no proof.
     fn unless_hidden(
         &self,
         compared: Comparison,
@@ -297,7 +297,7 @@ impl Policy {
         is_visible: bool,
         look: &Look,
     ) -> Comparison {
-        let proves = look.is_attested;
+        let proves = look.is_attested || !self.is_parent;
         let is_hidden = !is_visible || !proves && !sys::process::is_privileged_execution();
         match compared {
             Comparison::Passed { wanted, found } | Comparison::Failed { wanted, found }
@@ -538,7 +538,7 @@ impl Policy {
         } in self.compare_confinement(look, deadline)?
         {
             let compared = Comparison::compared(passed, confinement.wanted(), found);
-            note(Check::Confined(confinement), named(compared))?;
+            note(Check::Confined(confinement), compared)?;
         }
         // Last, because reading a content takes long.
         let executable = self.compare_executable(look, deadline)?;
@@ -625,6 +625,11 @@ impl Policy {
     fn compare_confinement(&self, look: &Look, deadline: &Deadline) -> Result<Vec<ConfinementCheck>> {
         if self.confined.is_empty() {
             return Ok(Vec::new());
+        }
+        if !look.is_attested {
+            const WHY: &str = "not provable: the peer has no socket that names it; allow it socketpair";
+            let fail = |confinement: &Confinement| ConfinementCheck::failed(*confinement, WHY.into());
+            return Ok(self.confined.iter().map(fail).collect());
         }
         look.confinement(&self.confined, deadline)
     }

@@ -19,7 +19,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Check, Error, Refusal, Result},
+    error::{Check, Error, Refusal, Result, errno, is_denied},
     evidence::EvidenceLog,
     identity::{Confinement, Credentials, Executable, Identity},
     peer::confinement::{self, ConfinementCheck},
@@ -105,11 +105,6 @@ fn unless_short(check: Check, wanted: &str, errno: Errno) -> Error {
     })
 }
 
-/// Whether a filter of this process denies a system call.
-const fn is_denied(errno: Errno) -> bool {
-    matches!(errno, Errno::EPERM | Errno::EACCES | Errno::ENOSYS)
-}
-
 /// Returns the credentials that the kernel has stored for the other end, and whether it has: if this process may not ask,
 /// and the peer is the parent, the credentials are those of the parent's first message.
 fn named_by_socket(
@@ -177,37 +172,46 @@ fn check_credentials(credentials: Credentials, may_hide: MayHide, record: &mut E
     Ok(true)
 }
 
+/// A process that neither a pidfd nor its directory in /proc holds, for the evidence.
+const PID_ALONE: &str = "the pid alone";
+
 /// Returns a descriptor of the process at the other end, and its source for the evidence. `None` before Linux
 /// 5.3, or if filters deny both ways to get one.
 fn pidfd(socket: BorrowedFd<'_>, pid: i32, is_attested: bool) -> Result<(Option<OwnedFd>, &'static str)> {
-    const PID_ALONE: &str = "the pid alone";
-    let ended = || Error::PeerLost(format!("process {pid} ended before it could be inspected"));
-    let from_socket = match uninterrupted(|| getsockopt(&socket, sockopt::PeerPidfd)) {
-        Err(errno) if !is_attested && is_denied(errno) && pid == 0 => return Ok((None, PID_ALONE)),
-        Err(errno) if !is_attested && is_denied(errno) => Err(Errno::ENOPROTOOPT),
-        other => other,
-    };
-    match from_socket {
+    match uninterrupted(|| getsockopt(&socket, sockopt::PeerPidfd)) {
         Ok(pidfd) => Ok((Some(pidfd), "SO_PEERPIDFD")),
+        Err(errno) if !is_attested && is_denied(errno) => pidfd_by_number(pid),
         Err(Errno::ENOPROTOOPT) if pid == 0 => Err(refuse(
             Check::Pidfd,
             "SO_PEERPIDFD of a peer that has no process number here",
             "this kernel is older than 6.5",
         )),
-        // Before Linux 6.5. Another process could have the number now. It would also have to send the later
-        // messages, because their credentials carry that number too.
-        Err(Errno::ENOPROTOOPT) => match sys::process::pidfd_open(Pid::from_raw(pid)) {
-            Ok(pidfd) => Ok((Some(pidfd), "pidfd_open")),
-            Err(Errno::ENOSYS | Errno::EPERM) => Ok((None, PID_ALONE)),
-            Err(errno) => {
-                let what = "a descriptor of the peer's process (pidfd_open)";
-                Err(Error::unless_short(what, errno, |_| ended()))
-            }
-        },
+        // Before Linux 6.5.
+        Err(Errno::ENOPROTOOPT) => pidfd_by_number(pid),
         // The errors for a process that was already reaped: EINVAL since Linux 6.5, later ESRCH.
-        Err(Errno::EINVAL | Errno::ESRCH | Errno::ENODATA) => Err(ended()),
+        Err(Errno::EINVAL | Errno::ESRCH | Errno::ENODATA) => Err(ended(pid)),
         Err(errno) => Err(unless_short(Check::Pidfd, "SO_PEERPIDFD of the peer", errno)),
     }
+}
+
+/// Opens a process by its number. Another process could have the number now. It would also have to send the later
+/// messages, because their credentials carry that number too.
+fn pidfd_by_number(pid: i32) -> Result<(Option<OwnedFd>, &'static str)> {
+    if pid == 0 {
+        return Ok((None, PID_ALONE));
+    }
+    match sys::process::pidfd_open(Pid::from_raw(pid)) {
+        Ok(pidfd) => Ok((Some(pidfd), "pidfd_open")),
+        Err(Errno::ENOSYS | Errno::EPERM) => Ok((None, PID_ALONE)),
+        Err(errno) => {
+            let what = "a descriptor of the peer's process (pidfd_open)";
+            Err(Error::unless_short(what, errno, |_| ended(pid)))
+        }
+    }
+}
+
+fn ended(pid: i32) -> Error {
+    Error::PeerLost(format!("process {pid} ended before it could be inspected"))
 }
 
 /// Returns a descriptor of the process that made a socket pair. `None` before Linux 6.5, or if it was reaped.
@@ -222,34 +226,56 @@ impl Peer {
         let (credentials, is_attested) = named_by_socket(socket, may_hide, record)?;
         let is_mapped = check_credentials(credentials, may_hide, record)?;
         let (pidfd, whence) = pidfd(socket, credentials.pid, is_attested)?;
-        let mut peer = Self {
-            credentials,
+        let peer = Self {
             pidfd: pidfd.map(Arc::new),
-            directory: None,
             groups: answered("SO_PEERGROUPS of the peer", sys::socket::peer_groups(socket))?.ok(),
             label: answered("SO_PEERSEC of the peer", sys::socket::peer_label(socket))?,
-            seen: OnceLock::new(),
-            hardens: false,
-            same_numbers: OnceLock::new(),
             is_mapped,
             may_hide_directory: may_hide.lookups,
             is_attested,
+            ..Self::unknown(credentials)
         };
-        peer.directory = peer.open_directory()?;
-        // The directory was opened after the pidfd. If the process is still alive, the directory belongs to
-        // it.
-        peer.check_alive()?;
-        record.passed(
-            "credentials",
-            "process",
-            "alive, and held by a pidfd",
-            format!("pid {}, gid {}, by {whence}", credentials.pid, credentials.gid),
-        );
-        Ok(peer)
+        peer.opened(whence, record)
     }
 
-    /// A peer without a pidfd and a directory, for tests and the fuzzer, which do not inspect it.
-    #[cfg(any(test, fuzzing))]
+    /// Inspects a child that cannot make a socket pair: the kernel has checked the credentials of its message, but
+    /// a child with `CAP_SYS_ADMIN` over its own pid namespace can name another process there. `started` is the pidfd of
+    /// the process that was started, if that must be the child.
+    pub(crate) fn named_by_message(
+        credentials: Credentials,
+        started: Option<BorrowedFd<'_>>,
+        may_hide: MayHide,
+        record: &mut EvidenceLog,
+    ) -> Result<Self> {
+        let found = format!(
+            "none: it may not call socketpair; its message names pid {}",
+            credentials.pid
+        );
+        record.not_visible(
+            "credentials",
+            Check::Line.name(),
+            "a socket pair that the child has made",
+            found,
+        );
+        let is_mapped = check_credentials(credentials, may_hide, record)?;
+        let (pidfd, whence) = match started.map(|started| started.try_clone_to_owned()) {
+            Some(started) => {
+                let what = "a copy of the child's pidfd (fcntl)";
+                let pidfd = started.map_err(|error| Error::system(what, errno(&error)))?;
+                (Some(pidfd), "the start")
+            }
+            None => pidfd_by_number(credentials.pid)?,
+        };
+        let peer = Self {
+            pidfd: pidfd.map(Arc::new),
+            is_mapped,
+            is_attested: false,
+            ..Self::unknown(credentials)
+        };
+        peer.opened(whence, record)
+    }
+
+    /// A peer without a pidfd and a directory.
     pub(crate) fn unknown(credentials: Credentials) -> Self {
         Self {
             credentials,
@@ -264,6 +290,21 @@ impl Peer {
             may_hide_directory: false,
             is_attested: true,
         }
+    }
+
+    fn opened(mut self, whence: &str, record: &mut EvidenceLog) -> Result<Self> {
+        self.directory = self.open_directory()?;
+        // The directory was opened after the pidfd. If the process is still alive, the directory belongs to
+        // it.
+        self.check_alive()?;
+        let Credentials { pid, gid, .. } = self.credentials;
+        record.passed(
+            "credentials",
+            "process",
+            "alive, and held by a pidfd",
+            format!("pid {pid}, gid {gid}, by {whence}"),
+        );
+        Ok(self)
     }
 
     pub(crate) fn is_self(&self) -> bool {
@@ -304,6 +345,8 @@ impl Peer {
         let number = match namespace::in_proc(self.credentials.pid, self.pidfd.as_deref())? {
             InProc::Number(number) => number,
             InProc::Absent if self.pidfd.is_some() => return Ok(None),
+            // Its message names no number here, and its socket could not be asked.
+            InProc::Absent if !self.is_attested && self.credentials.pid == 0 => return Ok(None),
             InProc::Absent => return Err(self.gone()),
             InProc::Unknown(_) if self.may_hide_directory => return Ok(None),
             InProc::Unknown(why) => return Err(refuse(Check::Proc, "a /proc that shows the peer", why)),
