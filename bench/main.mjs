@@ -3,47 +3,65 @@
 import process from 'node:process'
 import { parseArgs } from 'node:util'
 
-import { fetchDeps } from './commands/shared.mjs'
+const COMMANDS = {
+  peers: 'ringfence and its rivals between two processes (the default)',
+  broadcast: 'one publisher and 1 to 16 subscribers, beside rivals',
+  objects: 'values, calls and single messages in Node, beside rivals',
+  scale: 'ringfence alone, as channels, messages and rings grow',
+  guard: 'this tree beside a base revision: what got slower than the noise; two minutes',
+  quick: 'half a minute, ringfence and a Unix socket in Node',
+  agents: 'what a service holds for each of 1,000 agents',
+  reading: 'CPU of a reader in Node, beside other trees',
+}
 
-const COMMANDS = new Set(['peers', 'broadcast', 'objects', 'scale', 'guard', 'quick', 'agents', 'reading'])
-
-/** They draw plots, or have rivals from npm. */
-const WITH_DEPS = new Set(['peers', 'broadcast', 'objects', 'scale'])
-
+const row = (name, about) => `  ${name.padEnd(22)}${about}`
 const HELP = `npm run bench -- [COMMAND] [options]
 
-  peers       ringfence and its rivals between two processes (what runs without a command)
-  broadcast   one publisher and 1 to 16 subscribers, beside rivals
-  objects     values, calls and single messages in Node, beside rivals
-  scale       ringfence alone, as channels, messages and rings grow
-  guard       this tree beside a base revision: what got slower than the noise; two minutes
-  quick       half a minute, ringfence and a Unix socket in Node
-  agents      what a service holds for each of 1,000 agents
-  reading     CPU of a reader in Node, beside other trees
+${Object.entries(COMMANDS)
+  .map(([name, about]) => row(name, about))
+  .join('\n')}
 
-  COMMAND --help      its options; COMMAND COMMAND: one after the other, each with its defaults`
+${row('COMMAND --help', 'its options; COMMAND COMMAND: one after the other, each with its defaults')}`
+
+/** An option is `[what it does, default, example]`. The default tells its type: text, or whether it is on. */
+const isFlag = ([, value]) => typeof value === 'boolean'
+
+function helpOf(name, { about, options }) {
+  const rows = Object.entries(options).map(([option, spec]) => {
+    const [what, value, example] = spec
+    if (isFlag(spec)) return row(value ? `--no-${option}` : `--${option}`, what)
+    return row(`--${option} ${value ?? example}`, what)
+  })
+  return `npm run bench -- ${name}: ${about}\n\n${rows.join('\n')}`
+}
+
+const parsed = (options) =>
+  Object.fromEntries(
+    Object.entries(options).map(([name, spec]) => [
+      name,
+      { type: isFlag(spec) ? 'boolean' : 'string', ...(spec[1] !== undefined && { default: spec[1] }) },
+    ]),
+  )
 
 const arguments_ = process.argv.slice(2)
 const names = []
-while (COMMANDS.has(arguments_[0])) names.push(arguments_.shift())
+while (Object.hasOwn(COMMANDS, arguments_[0] ?? '')) names.push(arguments_.shift())
 
 async function main() {
   if (names.length === 0 && (arguments_.includes('--help') || arguments_.includes('-h'))) {
     console.log(HELP)
     return
   }
-  const chosen = names.length > 0 ? names : ['peers']
-  for (const name of chosen) {
-    if (WITH_DEPS.has(name)) fetchDeps()
-    const { help, options, run, takes = 0 } = await import(`./commands/${name}.mjs`)
+  for (const name of names.length > 0 ? names : ['peers']) {
+    const command = await import(`./commands/${name}.mjs`)
     const { values, positionals } = parseArgs({
       args: arguments_,
-      options: { ...options, help: { type: 'boolean', short: 'h' } },
+      options: { ...parsed(command.options), help: { type: 'boolean', short: 'h' } },
       allowNegative: true,
-      allowPositionals: takes > 0,
+      allowPositionals: command.takesPositionals ?? false,
     })
-    if (values.help) console.log(`npm run bench -- ${help}`)
-    else await run(values, positionals)
+    if (values.help) console.log(helpOf(name, command))
+    else await command.run(values, positionals)
   }
 }
 

@@ -11,6 +11,8 @@ import { join } from 'node:path'
 import { setTimeout as wait } from 'node:timers/promises'
 import { fail, root, subcommand } from './lib/run.mjs'
 
+import { figures, usualPlacement } from '../bench/pages/markdown.mjs'
+
 const images = join(root, 'docs', 'images')
 const escape = (text) => String(text).replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;')
 
@@ -29,10 +31,10 @@ const CONTENDERS = [
 /** Two panels of bars: many short messages, and a stream of longer ones. */
 function drawChart() {
   const results = JSON.parse(readFileSync(join(root, 'docs', 'bench', 'results.json'), 'utf8'))
-  const { cells } = results.harnesses.find(({ harness }) => harness === 'node')
+  const { cells } = results.halves.find((half) => half.name === 'node')
   const figure = (contender, size, name) => {
     const cell = cells.find((one) => one.contender === contender && one.measure === 'one' && one.size === size)
-    const summary = cell?.by_placement[results.placement]
+    const summary = figures(cell, usualPlacement(cells))?.summary
     if (summary === undefined) fail(`✗ docs/bench/results.json has no ${contender} at ${size} B.`)
     return summary[name].median
   }

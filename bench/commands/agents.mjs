@@ -16,20 +16,13 @@ import { runInNewContext } from 'node:vm'
 
 import { connect, listen } from '../../dist/esm/index.js'
 
-const text = { type: 'string' }
+export const about = 'what a service in Node holds for each of its agents; needs a build'
 export const options = {
-  agents: { ...text, default: '1000' },
-  processes: { ...text, default: '4' },
-  capacity: { ...text, default: '4096' },
-  idle: { ...text, default: '20' },
+  agents: ['how many', '1000'],
+  processes: ['in how many processes', '4'],
+  capacity: ['bytes of each ring', '4096'],
+  idle: ['seconds for which nothing is sent', '20'],
 }
-
-export const help = `agents: what a service in Node holds for each of its agents; needs a build
-
-  --agents 1000        how many
-  --processes 4        in so many processes
-  --capacity 4096      bytes of each ring
-  --idle 20            seconds for which nothing is sent`
 
 const script = fileURLToPath(import.meta.url)
 
@@ -38,24 +31,16 @@ async function crowd({ address, agents, processes, capacity }) {
   const channels = await Promise.all(
     Array.from({ length: each }, () => connect(address, { capacity, handshakeTimeout: 60_000 })),
   )
+  process.on('message', async (order) => {
+    if (order === 'talk') {
+      await Promise.all(channels.map(talk))
+      process.send('talked')
+      return
+    }
+    process.disconnect()
+    await Promise.all(channels.map((channel) => channel.close()))
+  })
   process.send('connected')
-  for await (const [order] of orders()) {
-    if (order === 'leave') break
-    await Promise.all(channels.map(talk))
-    process.send('talked')
-  }
-  process.disconnect()
-  await Promise.all(channels.map((channel) => channel.close()))
-}
-
-function orders() {
-  const over = new AbortController()
-  process.on('disconnect', () => over.abort())
-  return {
-    async *[Symbol.asyncIterator]() {
-      for (;;) yield await once(process, 'message', { signal: over.signal })
-    },
-  }
 }
 
 async function talk(channel) {
@@ -96,18 +81,16 @@ export async function run(values) {
   })()
   const job = JSON.stringify({ address, agents, processes, capacity })
   const crowds = Array.from({ length: processes }, () => fork(script, ['--side', job]))
-  const all = (what) => Promise.all(crowds.map(async (one) => while_(one, what)))
-  const while_ = async (one, what) => {
-    while ((await once(one, 'message'))[0] !== what);
-  }
+  /** Until each has said that it is done. */
+  const all = () => Promise.all(crowds.map((one) => once(one, 'message')))
   const before = look()
   const started = performance.now()
-  await all('connected')
+  await all()
   const connecting = performance.now() - started
   const count = listener.channels.length
   await pause(1000)
   const connected = look()
-  const talked = all('talked')
+  const talked = all()
   crowds.forEach((one) => one.send('talk'))
   await talked
   await pause(1000)

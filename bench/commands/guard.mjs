@@ -6,29 +6,22 @@ import os from 'node:os'
 import path from 'node:path'
 import process from 'node:process'
 
-import { run as runSide } from '../node/run.mjs'
+import { Probe } from '../node/placement.mjs'
+import { median, runOnce } from '../node/rounds.mjs'
 import { duration, quantity } from '../node/text.mjs'
-import { answer, must, progress, root, say } from './shared.mjs'
+import { checkNames } from './experiment.mjs'
+import { answer, list, must, progress, root, say } from './shared.mjs'
 
-const text = { type: 'string' }
+export const about = '[BASE]: what got slower in this tree since BASE, a revision (main); ends with 1 if something did'
 export const options = {
-  seconds: { ...text, default: '100' },
-  each: { ...text, default: '0.2' },
-  only: text,
-  json: text,
-  build: { type: 'boolean', default: true },
-  measure: { type: 'boolean', default: true },
+  seconds: ['for the measurement; building a base that is not there yet comes on top', '100'],
+  each: ['seconds of one run', '0.2'],
+  only: ['these cells alone', undefined, 'a,b'],
+  json: ['every pair of runs', undefined, 'FILE'],
+  build: ['what is built already is good enough', true],
+  measure: ['builds alone: what is measured later may want the machine to itself', true],
 }
-export const takes = 1
-
-export const help = `guard [BASE]: what got slower in this tree since BASE, a revision (main); ends with 1 where something did
-
-  --seconds 100        for the measurement; building a base that is not there yet comes on top
-  --each 0.2           seconds of one run
-  --only a,b           these cells alone
-  --json FILE          every pair of runs
-  --no-build           what is built already is good enough
-  --no-measure         builds alone: what is measured later may want the machine to itself`
+export const takesPositionals = true
 
 /** Less than this is not told: code that is laid out differently makes as much. */
 const LEAST = 0.03
@@ -97,50 +90,41 @@ function build(tree, isWanted) {
   return built
 }
 
-let serial = 0
-
-/** One run; answers what each message, delivery or round trip took, in nanoseconds. */
+/** One run; returns what each message, delivery or round trip took, in nanoseconds. */
 async function once(built, cell, seconds) {
-  const tag = `rfguard-${process.pid}-${++serial}`
-  const job = { ...cell, seconds, cpus: [0, 1], capacity: 4 << 20, tag, pinned: true, node: process.execPath }
+  const job = { ...cell, seconds, cpus: [0, 1], capacity: 4 << 20, pinned: true }
   if (cell.subscribers !== undefined) {
-    const cast = { ...job, rival: 'ringfence', size: 64, batch: false, harm: null }
-    const outcome = await runSide([built.program, 'publish', JSON.stringify(cast)], { seconds, tag })
+    const cast = { ...job, contender: 'ringfence', idle: 0, size: 64, batch: false }
+    const outcome = await runOnce({ command: [built.program, 'publish'], job: cast })
     return 1e9 / outcome.delivered_per_second
   }
   const side = path.join(built.tree, 'bench/node/side.mjs')
-  const command = cell.rust
-    ? [built.program, 'one', JSON.stringify(job)]
-    : [process.execPath, side, 'a', JSON.stringify(job)]
-  const outcome = await runSide(command, { seconds, tag, cpu: cell.rust ? undefined : 0 })
+  const command = cell.rust ? [built.program, 'one'] : [process.execPath, side, 'a']
+  const outcome = await runOnce({ command, job, cpu: cell.rust ? undefined : 0 })
   return outcome.round_trip ? outcome.round_trip.p50_ns : 1e9 / outcome.messages_per_second
 }
-
-const isNear = (program) => JSON.parse(answer(program, ['probe'])).near
 
 /** Rounds until the time is up: each runs every cell once in both trees, in changing order. */
 async function measureAll(trees, names, { seconds, each }) {
   const pairs = Object.fromEntries(names.map((name) => [name, []]))
   const end = performance.now() + seconds * 1000
+  const probe = new Probe([0, 1])
+  const isNear = async () => (await probe.measure()).near
+  await isNear()
   for (let round = 0; round < ENOUGH || performance.now() < end; round += 1) {
     for (const name of names) {
       progress(`round ${round + 1}: ${name}`)
       const order = round % 2 === 0 ? ['base', 'tree'] : ['tree', 'base']
-      const before = isNear(trees.tree.program)
+      const before = await isNear()
       const pair = {}
       for (const which of order) pair[which] = await once(trees[which], CELLS[name], each)
       // Cores that were moved between the two would be what differs.
-      if (before === isNear(trees.tree.program)) pairs[name].push(pair)
+      if (before === (await isNear())) pairs[name].push(pair)
     }
   }
   progress('')
+  await probe.close()
   return pairs
-}
-
-const median = (list) => {
-  const sorted = [...list].sort((a, b) => a - b)
-  const middle = sorted.length >> 1
-  return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
 }
 
 /** How much dearer this tree is: the median of the pairs' differences, and what that median may be off by. */
@@ -154,9 +138,8 @@ function compare(pairs) {
 }
 
 export async function run(values, [base = 'main']) {
-  const names = values.only?.split(',') ?? Object.keys(CELLS)
-  const unknown = names.find((name) => !(name in CELLS))
-  if (unknown !== undefined) throw new Error(`no cell ${unknown}; there are ${Object.keys(CELLS).join(', ')}`)
+  const names = list(values.only) ?? Object.keys(CELLS)
+  checkNames(names, Object.keys(CELLS), 'cell')
   const { revision, tree } = baseTree(base)
   const built = { base: build(tree, values.build), tree: build(root, values.build) }
   if (!values.measure) return

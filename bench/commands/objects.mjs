@@ -3,60 +3,51 @@
 import { existsSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 
-import { runPlan } from '../node/plan.mjs'
-import { json, page } from '../pages/objects.mjs'
-import { buildNode, origin, progress, root, say, write } from './shared.mjs'
+import { peersInNode } from '../node/tasks.mjs'
+import { checkNames, common, conduct, wanted } from './experiment.mjs'
+import { list, root } from './shared.mjs'
 
-const text = { type: 'string' }
+/** Bytes of a message; of `rpc` and `rpc-stalled` how many calls are in flight at a time. */
+const SIZES = { objects: [104, 1024, 65_536], rpc: [1, 100], 'rpc-stalled': [4000], single: [64] }
+
+export const about =
+  'values, calls and single messages in Node, beside what else sends them; writes objects.md, objects.json'
 export const options = {
-  seconds: { ...text, default: '0.25' },
-  runs: { ...text, default: '3' },
-  only: text,
-  measures: text,
-  out: { ...text, default: path.join(root, 'docs/bench') },
-  build: { type: 'boolean', default: true },
+  only: ['these contenders alone', undefined, 'a,b'],
+  measures: [
+    `of ${Object.keys(SIZES).join(', ')}; the others stay on the page as an earlier run has left them`,
+    undefined,
+    'rpc,…',
+  ],
+  ...common({ seconds: '0.25', runs: '3' }),
 }
-
-export const help = `objects: values, calls and single messages in Node, beside what else sends them; writes objects.md, objects.json
-
-  --seconds 0.25       of one run
-  --runs 3             rounds
-  --only a,b           these contenders alone
-  --measures rpc,…     of objects, rpc, rpc-stalled, single; the others stay on the page as an earlier run has left them
-  --out docs/bench     --out '' writes none
-  --no-build           what is built already is good enough`
-
-const MEASURES = ['objects', 'rpc', 'rpc-stalled', 'single']
 
 export async function run(values) {
-  if (values.build) buildNode()
-  const chosen = values.measures?.split(',') ?? MEASURES
-  const unknown = chosen.find((measure) => !MEASURES.includes(measure))
-  if (unknown !== undefined) throw new Error(`no measure ${unknown}`)
-  const plan = {
-    only: values.only?.split(',') ?? [],
-    measures: chosen,
-    seconds: Number(values.seconds),
-    runs: Number(values.runs),
+  wanted(values, ['node'])
+  const measures = list(values.measures) ?? Object.keys(SIZES)
+  checkNames(measures, Object.keys(SIZES), 'measure')
+  const only = list(values.only)
+  const cells = measures.map((measure) => [measure, SIZES[measure]])
+  const seconds = Number(values.seconds)
+  const half = await peersInNode({ only, cells, seconds, capacity: 4 << 20 })
+  const before = path.resolve(root, values.out, 'objects.json')
+  const adjust = (results) => {
+    if (measures.length < Object.keys(SIZES).length && values.out !== '' && existsSync(before))
+      keepOthers(results, JSON.parse(readFileSync(before, 'utf8')), measures)
   }
-  const results = { ...origin(), runs: plan.runs, ...(await runPlan(plan, () => {}, progress)) }
-  progress('')
-  const before = path.join(values.out, 'objects.json')
-  if (chosen.length < MEASURES.length && values.out !== '' && existsSync(before))
-    keepOthers(results, JSON.parse(readFileSync(before, 'utf8')), chosen)
-  const shown = page(results)
-  if (values.out !== '') write(values.out, { 'objects.md': shown, 'objects.json': json(results) })
-  say(`\n${shown}`)
+  const pages = await import('../pages/objects.mjs')
+  await conduct([half], values, { name: 'objects', only, pages, adjust, more: { seconds } })
 }
 
-/** What an earlier run has measured, and this one has not. */
-function keepOthers(results, earlier, chosen) {
-  const others = earlier.cells.filter(({ measure }) => !chosen.includes(measure))
-  const names = [...new Set(others.map(({ measure }) => measure))]
-  const isNew = ({ id }) => results.contenders.every((known) => known.id !== id)
-  results.cells.push(...others)
-  results.contenders.push(...earlier.contenders.filter(isNew))
+/** Keeps what an earlier run has measured and this one has not. */
+function keepOthers(results, earlier, measures) {
+  const [half] = results.halves
+  const [old] = earlier.halves
+  const others = old.cells.filter(({ measure }) => !measures.includes(measure))
+  half.cells.push(...others)
+  half.contenders.push(...old.contenders.filter(({ id }) => half.contenders.every((known) => known.id !== id)))
   const { date, commit, load, runs } = earlier
   const from = `${runs} runs of ${date}, at ${commit}, load ${load.toFixed(1)} before`
+  const names = [...new Set(others.map(({ measure }) => measure))]
   results.earlier = Object.fromEntries(names.map((name) => [name, earlier.earlier?.[name] ?? from]))
 }

@@ -1,47 +1,31 @@
 // ringfence beside its rivals between two processes, in Rust and in Node, in alternating rounds.
 
-import { spawn } from 'node:child_process'
 import fs from 'node:fs'
 import path from 'node:path'
 import process from 'node:process'
 
-import { Probe } from '../node/placement.mjs'
-import { json, merge, page, plots, usualPlacement } from '../pages/peers.mjs'
-import { answer, buildNode, buildRust, must, origin, program, root, rust, say, withScratch, write } from './shared.mjs'
+import { peersInNode } from '../node/tasks.mjs'
+import { HALVES, checkNames, checkSizes, common, conduct, listed, task, wanted } from './experiment.mjs'
+import { answer, list, must, program, rust, say } from './shared.mjs'
 
-const text = { type: 'string' }
+export const about = 'ringfence and its rivals between two processes; writes README.md, results.json and plots'
 export const options = {
-  rust: { type: 'boolean' },
-  node: { type: 'boolean' },
-  peers: text,
-  measures: text,
-  sizes: text,
-  seconds: { ...text, default: '0.5' },
-  runs: { ...text, default: '5' },
-  capacity: text,
-  cpus: text,
-  out: { ...text, default: path.join(root, 'docs/bench') },
-  json: text,
-  build: { type: 'boolean', default: true },
+  ...HALVES,
+  peers: ["these contenders alone, ringfence's own names included", undefined, 'a,b'],
+  measures: ['of one, batch, copy, rtt-polled, rtt-spin, rtt-parked', undefined, 'a,b'],
+  sizes: ['bytes of a message for the one-way measure; multiples of 8', undefined, '64,1024'],
+  capacity: ['bytes of a ring; at least four messages', '4194304'],
+  cpus: ['where the two sides are pinned', '0,1'],
+  ...common({ seconds: '0.5', runs: '5' }),
 }
 
-export const help = `peers: ringfence and its rivals between two processes; writes README.md, results.json and plots
-
-  --rust, --node       that half alone
-  --peers a,b          these contenders alone, ringfence's own names included; a half that has none of them is left out
-  --measures a,b       of one, batch, copy, rtt-polled, rtt-spin, rtt-parked
-  --sizes 64,1024      bytes of a message for the one-way measure; multiples of 8
-  --seconds 0.5        of one run, warm-up not counted
-  --runs 5             rounds: each runs every cell once
-  --capacity BYTES     of a ring (4 MiB; at least four messages)
-  --cpus 0,1           where the two sides are pinned
-  --out docs/bench     --out '' writes none
-  --json FILE          the results there as well
-  --no-build           what is built already is good enough`
-
-const MEASURES_OF = {
+const MEASURES = {
   rust: ['one', 'batch', 'copy', 'rtt-polled', 'rtt-spin', 'rtt-parked'],
   node: ['one', 'rtt-polled', 'rtt-parked'],
+}
+const SIZES = {
+  rust: [64, 1024, 65_536, 1 << 20, 16 << 20],
+  node: [64, 1024, 16_384, 65_536, 1 << 20, 16 << 20],
 }
 
 /** The toolchain argument of one that is new enough for native-ipc, '' for the usual one, or null. */
@@ -50,19 +34,14 @@ function toolchainOf197() {
     const [, major, minor] = version.match(/^rustc (\d+)\.(\d+)/) ?? []
     return Number(major) > 1 || Number(minor) >= 97
   }
-  if (isNewEnough(answer('rustc', ['--version']))) return ''
-  const installed = answer('rustup', ['toolchain', 'list'])
-    .split('\n')
-    .map((row) => row.split(' ')[0])
-    .filter(Boolean)
+  const installed = answer('rustup', ['toolchain', 'list']).split('\n')
   // A release before a nightly: a nightly changes under the measurement.
-  for (const name of installed.sort((a, b) => a.includes('nightly') - b.includes('nightly'))) {
-    if (isNewEnough(answer('rustup', ['run', name, 'rustc', '--version']))) return `+${name}`
-  }
-  return null
+  const names = installed.map((row) => row.split(' ')[0]).sort((a, b) => a.includes('nightly') - b.includes('nightly'))
+  const candidates = ['', ...names.filter(Boolean).map((name) => `+${name}`)]
+  return candidates.find((one) => isNewEnough(answer('rustc', [one, '--version'].filter(Boolean)))) ?? null
 }
 
-/** native-ipc, which takes part where a toolchain is new enough: the program, or why there is none. */
+/** native-ipc, which takes part if a toolchain is new enough: the program, or why there is none. */
 function nativeIpc(builds) {
   const toolchain = toolchainOf197()
   if (toolchain === null) return { why: 'needs Rust 1.97, which is not installed (rustup toolchain install 1.97.0)' }
@@ -78,86 +57,49 @@ function nativeIpc(builds) {
   return fs.existsSync(second) ? { second } : {}
 }
 
-/** One half, with the arguments of each of its rounds; null where it has nothing to run. */
-function harness(name, values, { second, scratch }) {
-  const [command, first] =
-    name === 'rust'
-      ? [program, ['peers', ...(second ? ['--also', second] : [])]]
-      : [process.execPath, [path.join(root, 'bench/node/main.mjs')]]
-  const list = name === 'rust' ? ['list'] : [...first, '--list']
-  const listed = [second, command].filter((one) => one && (one === command || name === 'rust'))
-  const ids = new Set(listed.flatMap((one) => JSON.parse(answer(one, list))).map(({ id }) => id))
-  const chosen = values.peers?.split(',').filter((id) => ids.has(id))
-  const measures = values.measures?.split(',').filter((measure) => MEASURES_OF[name].includes(measure))
-  if (chosen?.length === 0 || measures?.length === 0) return null
-  const file = path.join(scratch, `${name}.json`)
-  const arguments_ = [...first, '--runs', '1', '--seconds', values.seconds, '--json', file]
-  if (chosen) arguments_.push('--only', chosen.join(','))
-  if (measures) arguments_.push('--measures', measures.join(','))
-  for (const option of ['sizes', 'capacity', 'cpus']) if (values[option]) arguments_.push(`--${option}`, values[option])
-  const round = async () => {
-    await new Promise((resolve, reject) => {
-      const child = spawn(command, arguments_, { cwd: root, stdio: 'inherit' })
-      child.on('error', reject)
-      child.on('exit', (code) => (code === 0 ? resolve() : reject(new Error(`the ${name} half ended with ${code}`))))
-    })
-    return JSON.parse(fs.readFileSync(file, 'utf8'))
-  }
-  return { name, round }
-}
-
-async function placement(cpus) {
-  const probe = new Probe((cpus ?? '0,1').split(',').map(Number))
-  await probe.measure()
-  const found = await probe.measure()
-  await probe.close()
-  return found
-}
-
-/** Rounds, and not one contender's runs in a row: what the machine does in one minute it does to all of them. */
-async function rounds(running, runs) {
-  const merged = {}
-  for (let round = 1; round <= runs; round++) {
-    for (const { name, round: measure } of running) {
-      say(`\n${name}, round ${round} of ${runs}`)
-      merged[name] = merge(merged[name] ?? null, await measure())
-    }
-  }
-  return merged
+function peersInRust({ only, cells, second, absent, ...job }) {
+  const known = listed().peers.map((contender) => [contender, program])
+  const others =
+    second === undefined ? [] : listed(second).peers.filter(({ id }) => known.every(([one]) => one.id !== id))
+  for (const contender of others) known.push([contender, second])
+  const chosen = known.filter(([{ id }]) => only?.includes(id) ?? true)
+  const tasks = cells.flatMap(([measure, sizes]) =>
+    sizes.flatMap((size) =>
+      chosen.map(([{ id }, one]) => task({ contender: id, measure, size }, { command: [one, 'one'], job })),
+    ),
+  )
+  const contenders = chosen.map(([contender]) => contender)
+  return { name: 'rust', seconds: job.seconds, capacity: job.capacity, contenders, absent, tasks }
 }
 
 export async function run(values) {
-  const both = !values.rust && !values.node
-  const wanted = { rust: both || values.rust, node: both || values.node }
-  if (wanted.rust && values.build) buildRust()
-  const { second, why } = wanted.rust ? nativeIpc(values.build) : {}
+  const halves = wanted(values)
+  const { second, why } = halves.includes('rust') ? nativeIpc(values.build) : {}
   if (why) say(`native-ipc is left out: it ${why}`)
-  if (wanted.node && values.build) buildNode()
-  await withScratch(async (scratch) => {
-    const halves = ['rust', 'node'].filter((name) => wanted[name])
-    const running = halves.map((name) => harness(name, values, { second, scratch })).filter(Boolean)
-    if (running.length === 0) throw new Error('nothing to run: no half has these peers and measures')
-    const before = await placement(values.cpus)
-    const merged = await rounds(running, Number(values.runs))
-    const after = await placement(values.cpus)
-    const found = running.map(({ name }) => merged[name])
-    const results = {
-      ...origin(),
-      node: wanted.node ? process.version : undefined,
-      rustc: merged.rust?.machine.rustc,
-      machine: found[0].machine,
-      before,
-      after,
-      placement: usualPlacement(found),
-      runs: Number(values.runs),
-      seconds: Number(values.seconds),
-      absent: why ? { 'native-ipc': why } : {},
-      harnesses: found,
-    }
-    const files = plots(results)
-    if (values.out !== '')
-      write(values.out, { 'results.json': json(results), 'README.md': page(results, files), ...files })
-    if (values.json) fs.writeFileSync(values.json, json(results))
-    say(`\n${page(results, files)}`)
+  const [cpus, sizes, measures] = [list(values.cpus, Number), list(values.sizes, Number), list(values.measures)]
+  checkSizes(sizes)
+  checkNames(measures, MEASURES.rust, 'measure')
+  const job = { seconds: Number(values.seconds), capacity: Number(values.capacity), cpus }
+  const only = list(values.peers)
+  const made = []
+  for (const name of halves) {
+    // Batches and copies matter where messages are small; a round trip of megabytes is a throughput.
+    const cells = (measures ?? MEASURES[name])
+      .filter((measure) => MEASURES[name].includes(measure))
+      .map((measure) => [measure, measure === 'one' ? (sizes ?? SIZES[name]) : [64]])
+    made.push(
+      name === 'rust'
+        ? peersInRust({ ...job, only, cells, second, absent: why && { 'native-ipc': why } })
+        : await peersInNode({ ...job, only, cells }),
+    )
+  }
+  const pages = await import('../pages/peers.mjs')
+  await conduct(made, values, {
+    name: 'README',
+    data: 'results',
+    only,
+    cpus,
+    pages,
+    more: { seconds: job.seconds },
   })
 }

@@ -11,29 +11,25 @@ import path from 'node:path'
 import process from 'node:process'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 
+import { median } from '../node/rounds.mjs'
+import { list, root } from './shared.mjs'
+
 const here = fileURLToPath(import.meta.url)
-const root = path.join(path.dirname(here), '../..')
 
-const text = { type: 'string' }
+export const about = 'CPU of a reader in Node for each message'
 export const options = {
-  base: { ...text, default: '' },
-  ways: { ...text, default: 'for-await,receive,try-receive,receive-each' },
-  sizes: { ...text, default: '16,64,1024,4096,16384' },
-  rounds: { ...text, default: '3' },
-  turns: { ...text, default: '12' },
-  milliseconds: { ...text, default: '40' },
-  part: { ...text, default: '2097152' },
+  base: [
+    'other trees, built (npm run build), to compare with; changes are relative to the first',
+    undefined,
+    'DIR,DIR',
+  ],
+  ways: ['how to read', 'for-await,receive,try-receive,receive-each'],
+  sizes: ['bytes of a message', '16,64,1024,4096,16384'],
+  rounds: ['processes, each of which runs every cell', '3'],
+  turns: ['how often each tree has its turn in a process', '12'],
+  milliseconds: ['CPU time of one turn', '40'],
+  part: ['bytes of records in the ring when the reader starts', '2097152'],
 }
-
-export const help = `reading: CPU of a reader in Node for each message
-
-  --base DIR,DIR       other trees, built (npm run build), to compare with; the first is the one that changes are told against
-  --ways a,b           of for-await, receive, try-receive, receive-each
-  --sizes 16,64        bytes of a message
-  --rounds 3           processes, each of which runs every cell
-  --turns 12           how often each tree has its turn in a process
-  --milliseconds 40    CPU time of one turn
-  --part 2097152       bytes of records in the ring when the reader begins`
 
 const CAPACITY = 4 << 20
 /** Turns that are not counted: the engine compiles. */
@@ -46,40 +42,35 @@ function cpu() {
 }
 
 /** Code of each tree's own, so that what the engine learns of one tree does not slow the others. */
-const WAYS = `
-export async function forAwait(channel, count) {
-  let left = count
-  let sum = 0
-  for await (const message of channel) {
-    sum += message[0]
-    if (--left === 0) break
-  }
-  return sum
-}
-export async function receive(channel, count) {
-  let sum = 0
-  for (let left = count; left > 0; left -= 1) sum += (await channel.receive())[0]
-  return sum
-}
-export async function tryReceive(channel, count) {
-  let sum = 0
-  for (let left = count; left > 0; left -= 1) sum += channel.tryReceive()[0]
-  return sum
-}
-export async function receiveEach(channel, count) {
-  let sum = 0
-  const visit = (bytes, offset) => {
-    sum += bytes[offset]
-  }
-  for (let left = count; left > 0;) left -= channel.receiveEach(visit, left)
-  return sum
+const WAYS = `export default {
+  async 'for-await'(channel, count) {
+    let left = count
+    let sum = 0
+    for await (const message of channel) {
+      sum += message[0]
+      if (--left === 0) break
+    }
+    return sum
+  },
+  async receive(channel, count) {
+    let sum = 0
+    for (let left = count; left > 0; left -= 1) sum += (await channel.receive())[0]
+    return sum
+  },
+  async 'try-receive'(channel, count) {
+    let sum = 0
+    for (let left = count; left > 0; left -= 1) sum += channel.tryReceive()[0]
+    return sum
+  },
+  async 'receive-each'(channel, count) {
+    let sum = 0
+    const visit = (bytes, offset) => {
+      sum += bytes[offset]
+    }
+    for (let left = count; left > 0;) left -= channel.receiveEach(visit, left)
+    return sum
+  },
 }`
-const NAMES = {
-  'for-await': 'forAwait',
-  receive: 'receive',
-  'try-receive': 'tryReceive',
-  'receive-each': 'receiveEach',
-}
 
 const library = (tree) => import(pathToFileURL(path.join(tree, 'dist/esm/index.js')).href)
 
@@ -108,7 +99,7 @@ async function open({ tree, index, way, size, count }) {
   const channel = await join(address, { capacity: CAPACITY })
   await isHere
   const code = await import(`data:text/javascript,${encodeURIComponent(`${WAYS}\n//${index}`)}`)
-  const readAll = code[NAMES[way]]
+  const readAll = code.default[way]
   return async () => {
     const sent = heard()
     sender.send('go')
@@ -141,12 +132,6 @@ async function read({ trees, way, size, count, turns, milliseconds }) {
   process.exit()
 }
 
-const median = (list) => {
-  const sorted = [...list].sort((a, b) => a - b)
-  const middle = sorted.length >> 1
-  return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
-}
-
 /** What each tree's turns took in a process of their own. */
 function measure(trees, way, size, values) {
   const record = 8 + ((size + 7) & ~7)
@@ -160,15 +145,15 @@ function measure(trees, way, size, values) {
 }
 
 export function run(values) {
-  const trees = [...values.base.split(',').filter(Boolean), root].map((tree) => path.resolve(tree))
+  const trees = [...(list(values.base) ?? []), root].map((tree) => path.resolve(tree))
   for (const way of values.ways.split(',')) {
     for (const size of values.sizes.split(',').map(Number)) {
       const found = trees.map(() => [])
       for (let round = 0; round < Number(values.rounds); round += 1)
         for (const [index, turns] of measure(trees, way, size, values).entries()) found[index].push(...turns)
-      const figures = found.map((list) => `${median(list).toFixed(1)} (${Math.min(...list).toFixed(1)})`.padStart(18))
+      const figures = found.map((took) => `${median(took).toFixed(1)} (${Math.min(...took).toFixed(1)})`.padStart(18))
       // Turn by turn, since what disturbs one disturbs the other.
-      const change = found.slice(1).map((list) => median(list.map((took, turn) => took / found[0][turn])) - 1)
+      const change = found.slice(1).map((took) => median(took.map((one, turn) => one / found[0][turn])) - 1)
       const changes = change.map((part) => `${(part * 100).toFixed(0)} %`.padStart(6))
       console.log(way.padEnd(12), String(size).padStart(6), ...figures, ...changes)
     }

@@ -1,38 +1,48 @@
-// ringfence alone, as channels, messages and rings grow.
+// ringfence alone, as channels, subscribers, messages and rings grow.
 
-import fs from 'node:fs'
-import path from 'node:path'
+import { spawnSync } from 'node:child_process'
 
-import * as pages from '../pages/scale.mjs'
-import { must, origin, program, root, rust, withScratch, write } from './shared.mjs'
+import { checkSizes, common, conduct, task, wanted } from './experiment.mjs'
+import { list, program, say } from './shared.mjs'
 
-const text = { type: 'string' }
+const powers = (from, to) => Array.from({ length: to - from + 1 }, (_, n) => 2 ** (from + n)).join(',')
+const TABLES = ['channels', 'subscribers', 'sizes', 'capacities']
+
+export const about = 'ringfence alone, as work grows; writes scale.md, scale.json and its plots'
 export const options = {
-  seconds: { ...text, default: '0.5' },
-  runs: { ...text, default: '3' },
-  pause: { ...text, default: '0' },
-  out: { ...text, default: path.join(root, 'docs/bench') },
-  build: { type: 'boolean', default: true },
+  only: ['these tables alone', TABLES.join(',')],
+  channels: ['between two processes, also read by a merge', '1,2,5,10,20,50,100,200,500,1000,5000,10000'],
+  subscribers: ['subscriptions of one process', '1,2,5,10,20,50,100,200,500,1000'],
+  sizes: ['bytes of a message through a ring of 4 MiB; multiples of 8', powers(3, 26)],
+  capacities: ['bytes of a ring', powers(16, 26)],
+  pause: ['seconds between two steps, for others on the same machine', '0'],
+  ...common({ seconds: '0.5', runs: '3' }),
 }
 
-export const help = `scale: 1 to 10,000 channels, also merged, 1 to 1,000 subscribers, 8 B to 64 MiB, rings of 64 KiB to 64 MiB; writes
-scale.md, scale.json and its plots
+/** Descriptors that a process needs for a channel, and beside its channels. */
+const EACH = 3
+const BESIDE = 200
 
-  --seconds 0.5        of one measurement
-  --runs 3             rounds
-  --pause 0            seconds between two steps, for others on the same machine
-  --out docs/bench     --out '' writes none
-  --no-build           what is built already is good enough`
+/** The numbers of channels for which a process has descriptors. */
+function affordable(counts) {
+  const limit = Number(spawnSync(program, ['descriptors'], { encoding: 'utf8' }).stdout)
+  const can = (count) => count * EACH + BESIDE <= limit
+  const left = counts.filter((count) => !can(count))
+  if (left.length > 0) say(`left out, with a limit of ${limit} descriptors: ${left.join(', ')} channels`)
+  return counts.filter(can)
+}
 
 export async function run(values) {
-  if (values.build) must('cargo', ['build', '--release'], { cwd: rust })
-  await withScratch((scratch) => {
-    const file = path.join(scratch, 'scale.json')
-    const chosen = ['runs', 'seconds', 'pause'].flatMap((name) => [`--${name}`, values[name]])
-    must(program, ['scale', ...chosen, '--json', file])
-    const results = { ...origin(), ...JSON.parse(fs.readFileSync(file, 'utf8')) }
-    const files = pages.plots(results)
-    if (values.out !== '')
-      write(values.out, { 'scale.json': pages.json(results), 'scale.md': pages.page(results, files), ...files })
+  wanted({ ...values, rust: true })
+  checkSizes(list(values.sizes, Number))
+  const seconds = Number(values.seconds)
+  const tasks = list(values.only).flatMap((measure) => {
+    const steps = list(values[measure], Number)
+    return (measure === 'channels' ? affordable(steps) : steps).map((size) =>
+      task({ contender: 'ringfence', measure, size }, { command: [program, 'step'], job: { seconds } }),
+    )
   })
+  const half = { name: 'rust', seconds, contenders: [{ id: 'ringfence' }], tasks }
+  const pages = await import('../pages/scale.mjs')
+  await conduct([half], values, { name: 'scale', pause: Number(values.pause), pages, more: { seconds } })
 }

@@ -13,7 +13,12 @@ export const program = path.join(rust, 'target/release/ringfence-bench')
 
 export const say = (message) => console.log(message)
 
-/** Ends the program where the command fails. */
+/** Shows what is going on, on one line that the next call overwrites. Only on a terminal. */
+export const progress = (doing) => {
+  if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${doing}`)
+}
+
+/** Runs a command; if it fails, this process exits. */
 export function must(command, arguments_, options = {}) {
   const { status, error } = spawnSync(command, arguments_, { cwd: root, stdio: 'inherit', ...options })
   if (error || status !== 0) {
@@ -22,24 +27,27 @@ export function must(command, arguments_, options = {}) {
   }
 }
 
-/** What a command says, or nothing where it cannot be run. */
+/** Returns the output of a command, or an empty string if it cannot run. */
 export const answer = (command, arguments_, options = {}) =>
   spawnSync(command, arguments_, { cwd: root, encoding: 'utf8', ...options }).stdout?.trim() ?? ''
 
-/** The Rust half. ZeroMQ takes part where its library and headers are there. */
+/** Splits the value of an option; undefined without one. */
+export const list = (value, map = (item) => item) => value?.split(',').map((item) => map(item))
+
+/** Builds the Rust program, with ZeroMQ if its library and headers are installed. */
 export function buildRust() {
   const zmq = spawnSync('pkg-config', ['--exists', 'libzmq']).status === 0
-  if (!zmq) say('zeromq is left out in Rust: libzmq and its headers are not there (libzmq3-dev)')
+  if (!zmq) say('zeromq is left out in Rust: libzmq and its headers are not installed (libzmq3-dev)')
   must('cargo', ['build', '--release', ...(zmq ? ['--features', 'zmq'] : [])], { cwd: rust })
 }
 
 export const buildNode = () => must('npm', ['run', '--silent', 'build'])
 
-/** What draws the plots, and rivals of npm: a package of its own, so that building ringfence never fetches it. */
+/** Fetches what draws the plots, and rivals from npm: a package of its own, so that building ringfence never fetches it. */
 export function fetchDeps() {
   const deps = path.join(root, 'bench/deps')
   if (fs.existsSync(path.join(deps, 'node_modules'))) return
-  // Without its scripts: zeromq brings its binaries.
+  // Without install scripts: zeromq ships its binaries.
   must('npm', ['ci', '--ignore-scripts', '--no-audit', '--no-fund'], { cwd: deps })
 }
 
@@ -50,31 +58,16 @@ function revision() {
   return `${answer('git', ['log', '-1', '--format=%h', ...measured])}${dirty}`
 }
 
-/** What every page says of where it comes from. */
+/** Where and when the figures of a page were measured. */
 export const origin = () => ({
   date: new Date().toISOString().slice(0, 10),
   commit: revision(),
-  node: process.version,
   load: os.loadavg()[0],
 })
 
 export function write(out, files) {
-  fs.mkdirSync(out, { recursive: true })
-  for (const [name, content] of Object.entries(files)) fs.writeFileSync(path.join(out, name), content)
-  say(`\nwritten to ${path.relative(process.cwd(), out) || '.'}`)
-}
-
-/** Calls `use` with a directory that is gone afterwards. */
-export async function withScratch(use) {
-  const scratch = fs.mkdtempSync(path.join(os.tmpdir(), 'ringfence-bench-'))
-  try {
-    return await use(scratch)
-  } finally {
-    fs.rmSync(scratch, { recursive: true, force: true })
-  }
-}
-
-/** On one line, where a terminal is. */
-export const progress = (doing) => {
-  if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${doing}`)
+  const folder = path.resolve(root, out)
+  fs.mkdirSync(folder, { recursive: true })
+  for (const [name, content] of Object.entries(files)) fs.writeFileSync(path.join(folder, name), content)
+  say(`\nwritten to ${path.relative(process.cwd(), folder) || '.'}`)
 }

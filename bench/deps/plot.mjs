@@ -6,20 +6,9 @@ import { parseHTML } from 'linkedom'
 const WIDTH = 860
 const HEIGHT = 480
 const MARGIN = { top: 54, right: 190, bottom: 52, left: 76 }
-const COLOURS = [
-  '#d6336c',
-  '#1c7ed6',
-  '#2f9e44',
-  '#f08c00',
-  '#7048e8',
-  '#0c8599',
-  '#a61e4d',
-  '#5c940d',
-  '#868e96',
-  '#e8590c',
-  '#3b5bdb',
-  '#099268',
-]
+const COLOURS = '#d6336c #1c7ed6 #2f9e44 #f08c00 #7048e8 #0c8599 #a61e4d #5c940d #868e96 #e8590c #3b5bdb #099268'.split(
+  ' ',
+)
 /** Between the names beside the ends of their lines. */
 const GAP = 15
 
@@ -137,13 +126,8 @@ export function chart({ title, subtitle, series, x, y }) {
     const path = `M${(from.x + 5).toFixed(1)} ${from.y.toFixed(1)} L${right + 14} ${at.toFixed(1)}`
     svg.append(element('path', { d: path, stroke: colour, 'stroke-width': 0.8, opacity: 0.5, fill: 'none' }))
     const weight = strong ? { style: 'font-weight: 700' } : {}
-    svg.append(
-      element(
-        'text',
-        { x: right + 18, 'text-anchor': 'start', y: (at + 4).toFixed(1), fill: colour, stroke: 'none', ...weight },
-        name,
-      ),
-    )
+    const place = { x: right + 18, y: (at + 4).toFixed(1), 'text-anchor': 'start' }
+    svg.append(element('text', { ...place, fill: colour, stroke: 'none', ...weight }, name))
   }
   svg.append(element('text', { class: 'title', 'text-anchor': 'start', x: MARGIN.left, y: 24 }, title))
   svg.append(element('text', { class: 'note', 'text-anchor': 'start', x: MARGIN.left, y: 42 }, subtitle))

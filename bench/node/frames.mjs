@@ -67,24 +67,57 @@ export class Frames {
   }
 }
 
-/** Turns sums that arrive by themselves into sums that are waited for. */
+/** Turns what arrives by itself into what is waited for. */
 export class Inbox {
-  #sums = []
+  #there = []
   #waiting = null
 
-  put = (sum) => {
-    if (this.#waiting === null) this.#sums.push(sum)
+  put = (one) => {
+    if (this.#waiting === null) this.#there.push(one)
     else {
       const resolve = this.#waiting
       this.#waiting = null
-      resolve(sum)
+      resolve(one)
     }
   }
 
   take() {
-    if (this.#sums.length > 0) return Promise.resolve(this.#sums.shift())
+    if (this.#there.length > 0) return Promise.resolve(this.#there.shift())
     return new Promise((resolve) => {
       this.#waiting = resolve
+    })
+  }
+}
+
+/** How many messages a sender may have in flight, to what queues without limit. The reader grants half of them at a time. */
+export class Credit {
+  #half
+  #tell
+  #taken = 0
+  #wake = null
+
+  /** `tell(count)` sends a grant to the other side. */
+  constructor(window, tell) {
+    this.left = Math.max(2, window)
+    this.#half = this.left >> 1
+    this.#tell = tell
+  }
+
+  grant(count) {
+    this.left += count
+    this.#wake?.()
+    this.#wake = null
+  }
+
+  took() {
+    if (++this.#taken < this.#half) return
+    this.#tell(this.#taken)
+    this.#taken = 0
+  }
+
+  some() {
+    return new Promise((resolve) => {
+      this.#wake = resolve
     })
   }
 }

@@ -1,9 +1,9 @@
 // Where the hypervisor has put the two cores just now: a cache line goes to and fro between two pinned threads.
 
-import { execFileSync } from 'node:child_process'
-import fs from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { Worker, isMainThread, workerData } from 'node:worker_threads'
+
+import { pinThread } from './usage.mjs'
 
 /** Below this a round trip has not left the die; far ones take several times as long, and nothing lies between. */
 export const NEAR = 200
@@ -11,15 +11,6 @@ export const NEAR = 200
 const [PING, PONG, GO] = [0, 32, 64]
 const STRETCHES = 40
 const TRIPS = 500
-
-function pin(cpu) {
-  try {
-    const tid = fs.readlinkSync('/proc/thread-self').split('/').at(-1)
-    execFileSync('taskset', ['-cp', String(cpu), tid], { stdio: 'ignore' })
-  } catch {
-    // Unpinned, the figure still says how far apart the threads happened to be.
-  }
-}
 
 function bounce(control, lead) {
   const times = []
@@ -75,7 +66,7 @@ export class Probe {
 if (!isMainThread && workerData?.control && 'lead' in workerData) {
   const { parentPort } = await import('node:worker_threads')
   const { cpu, lead, control } = workerData
-  pin(cpu)
+  pinThread(cpu)
   // Once unmeasured, so that the loops are compiled.
   for (let round = 0; ; round++) {
     Atomics.wait(control, GO, round)

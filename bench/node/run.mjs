@@ -39,14 +39,18 @@ export function run(command, { cpu, seconds, tag }) {
       clearTimeout(limit)
       end()
       process.removeListener('exit', end)
-      // Sockets stay behind as files where their owner did not live to remove them.
-      for (const ending of ['sock', 'zmq', 'redis'])
-        fs.rmSync(path.join(os.tmpdir(), `${tag}.${ending}`), { force: true })
+      // Sockets and rings stay behind as files if their owner did not live to remove them.
+      for (const folder of [os.tmpdir(), '/dev/shm']) sweep(folder, tag)
       if (late) reject(new Error('took too long'))
       else if (code !== 0) reject(new Error(reason(err) ?? `ended with ${code}`))
       else resolve(JSON.parse(out.trim().split('\n').at(-1)))
     })
   })
+}
+
+function sweep(folder, tag) {
+  for (const name of fs.readdirSync(folder))
+    if (name.startsWith(`${tag}.`)) fs.rmSync(path.join(folder, name), { force: true })
 }
 
 function reason(err) {

@@ -11,7 +11,7 @@ import { build } from 'hdr-histogram-js'
 import { contenders } from './contenders/index.mjs'
 import { lineOfPort, lineOfStreams } from './line.mjs'
 import { pause, pinThread, since, switches, usage } from './usage.mjs'
-import { add, expectedSum, messageSum, now } from './work.mjs'
+import { add, expectedSum, messageSum, now, warmedUp } from './work.mjs'
 
 const here = fileURLToPath(import.meta.url)
 
@@ -124,22 +124,22 @@ function measured(opened, line, job, contender, hello) {
   return job.measure === 'rpc-stalled' ? stalled(opened, job) : oneWay(opened, line, job, contender)
 }
 
-/** What this process holds of calls that are not answered: no rates, but the shape of the other results. */
+/** The outcome of `count` messages, or calls, of the job. */
+const outcomeOf = (job, count, { seconds, cpu = 0, preempted = 0 }, more) => ({
+  messages: count,
+  seconds,
+  messages_per_second: count / seconds,
+  bytes_per_second: (count * job.size) / seconds,
+  cpu_ns_per_message: cpu / count,
+  preempted,
+  ...more,
+})
+
+/** The memory that this process holds of calls that are not answered: no rates, but the shape of the other results. */
 async function stalled(contender, job) {
   const started = now()
-  const held = await contender.stalled(job.size)
-  const seconds = (now() - started) / 1e9
-  return {
-    messages: job.size,
-    seconds,
-    messages_per_second: job.size / seconds,
-    bytes_per_second: 0,
-    cpu_ns_per_message: 0,
-    preempted: 0,
-    held_bytes: held,
-    round_trip: null,
-    idle_wakeups_per_second: null,
-  }
+  const held_bytes = await contender.stalled(job.size)
+  return outcomeOf(job, job.size, { seconds: (now() - started) / 1e9 }, { held_bytes })
 }
 
 const newHistogram = () =>
@@ -168,33 +168,11 @@ async function oneWay(contender, line, job, { threads, times }) {
   const first = contender.first ?? Math.ceil((2 * Math.max(job.capacity, 4 * job.size)) / job.size / 8)
   const count = await warmedUp(job, first, (tries) => stretch(tries, () => {}))
   const histogram = newHistogram()
-  const { seconds, cpu, preempted } = await stretch(count, recordIn(histogram))
-  return {
-    messages: count,
-    seconds,
-    messages_per_second: count / seconds,
-    bytes_per_second: (count * job.size) / seconds,
-    cpu_ns_per_message: cpu / count,
-    preempted,
-    round_trip: times ? curveOf(histogram) : null,
-    idle_wakeups_per_second: null,
-  }
+  const found = await stretch(count, recordIn(histogram))
+  return outcomeOf(job, count, found, times ? { round_trip: curveOf(histogram) } : {})
 }
 
 const recordIn = (histogram) => (ns) => histogram.recordValue(Math.max(1, Math.round(ns)))
-
-/**
- * Runs stretches, at first of so many, until one was long enough for every page to be touched and for the compiler to have
- * seen the loops. Answers how many take as long as the job says.
- */
-async function warmedUp(job, first, stretch) {
-  const enough = Math.min(Math.max(job.seconds / 2, 0.15), 0.5)
-  for (let count = first; ;) {
-    const { seconds } = await stretch(count)
-    if (seconds >= enough) return Math.ceil((count / seconds) * job.seconds)
-    count = Math.ceil(count * Math.min(Math.max((1.3 * enough) / seconds, 1.5), 16))
-  }
-}
 
 async function roundTrip(contender, line, job, { threads }, hello) {
   async function stretch(count, record) {
@@ -214,7 +192,7 @@ async function roundTrip(contender, line, job, { threads }, hello) {
 
   const count = await warmedUp(job, 500, (tries) => stretch(tries, () => {}))
   const histogram = newHistogram()
-  const { seconds, cpu, preempted } = await stretch(count, recordIn(histogram))
+  const found = await stretch(count, recordIn(histogram))
 
   let idle = null
   if (job.measure === 'rtt-parked' && !threads) {
@@ -229,16 +207,7 @@ async function roundTrip(contender, line, job, { threads }, hello) {
     await line.receive()
   }
 
-  return {
-    messages: count,
-    seconds,
-    messages_per_second: count / seconds,
-    bytes_per_second: (count * job.size) / seconds,
-    cpu_ns_per_message: cpu / count,
-    preempted,
-    round_trip: curveOf(histogram),
-    idle_wakeups_per_second: idle,
-  }
+  return outcomeOf(job, count, found, { round_trip: curveOf(histogram), idle_wakeups_per_second: idle })
 }
 
 function curveOf(histogram) {

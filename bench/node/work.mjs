@@ -131,5 +131,21 @@ export class Reader {
   }
 }
 
+/**
+ * Runs stretches, at first of `count` messages, until one was long enough for every page to be touched and for the compiler to have
+ * seen the loops. Returns how many messages take `seconds`.
+ */
+export async function warmedUp({ seconds: wanted }, count, stretch) {
+  const enough = Math.min(Math.max(wanted / 2, 0.1), 0.5)
+  for (;;) {
+    const { seconds } = await stretch(count)
+    if (seconds >= enough) return Math.ceil((count / seconds) * wanted)
+    count = Math.ceil(count * Math.min(Math.max((1.3 * enough) / seconds, 1.5), 16))
+  }
+}
+
+/** What a contender takes that cannot poll. */
+export const neverPolls = (measure) => (measure === 'rtt-polled' ? 'it does not poll' : null)
+
 /** Nanoseconds on the clock that all processes of the machine share. */
 export const now = () => Number(process.hrtime.bigint())

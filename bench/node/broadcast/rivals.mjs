@@ -6,18 +6,12 @@ import os from 'node:os'
 import path from 'node:path'
 
 import { Frames, PREFIX, Sink } from '../frames.mjs'
+import { optional } from '../optional.mjs'
 import { absence, publication, server, socketOf, subscription } from '../redis.mjs'
 import { Maker, Reader, add, fill, message } from '../work.mjs'
 
-const load = async (module) => {
-  try {
-    return await import(module)
-  } catch (error) {
-    return { why: `${module} does not load (${error.code ?? error.message})` }
-  }
-}
-const ringfence = await load('ringfence')
-const zmq = await load('../../deps/zeromq.mjs')
+const ringfence = await optional('ringfence')
+const zmq = await optional('../deps/zeromq.mjs')
 
 /** Bytes that a sender stages before it awaits: what a program that cares for its memory does once in a while. */
 const AWAIT_EVERY = 256 * 1024
@@ -64,8 +58,7 @@ const ours = {
   unavailable: ringfence.why,
   async publisher(job) {
     const publisher = await ringfence.publish(address(job), { capacity: job.capacity, maxPeers: 64 })
-    const send = sending([publisher], job)
-    return { publish: send }
+    return { publish: sending([publisher], job) }
   },
   subscriber: async (job) => drained(await ringfence.subscribe(address(job))),
 }

@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url'
 
 import { lineOfStreams } from '../line.mjs'
 import { since, usage } from '../usage.mjs'
-import { expectedSum, now } from '../work.mjs'
+import { expectedSum, now, warmedUp } from '../work.mjs'
 import { rivals } from './rivals.mjs'
 
 const here = fileURLToPath(import.meta.url)
@@ -67,17 +67,8 @@ async function publish(job, rival) {
     return { seconds: (finished - started) / 1e9, publishing, used }
   }
 
-  const enough = Math.min(Math.max(job.seconds / 2, 0.1), 0.5)
   const slots = Math.max(8, Math.floor(job.capacity / job.size))
-  let count = Math.ceil(slots / 16)
-  for (;;) {
-    const { seconds } = await stretch(count)
-    if (seconds >= enough) {
-      count = Math.ceil((count / seconds) * job.seconds)
-      break
-    }
-    count = Math.ceil(count * Math.min(Math.max((1.3 * enough) / seconds, 1.5), 16))
-  }
+  const count = await warmedUp(job, Math.ceil(slots / 16), stretch)
   const { seconds, used } = await stretch(count)
   const burst = Math.max(4, Math.floor(slots / 16))
   const bursts = []
@@ -103,5 +94,5 @@ function fail(error) {
 
 const [role, text] = process.argv.slice(2)
 const job = JSON.parse(text)
-const rival = rivals.find(({ id }) => id === job.rival)
+const rival = rivals.find(({ id }) => id === job.contender)
 await (role === 'publish' ? publish(job, rival) : subscribe(job, rival)).catch(fail)

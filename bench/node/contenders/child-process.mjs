@@ -1,43 +1,49 @@
 // child_process: the channel that fork() gives, with serialization 'advanced' (structured clone).
 
 import { Sink } from '../frames.mjs'
-import { Reader, add, fill, message } from '../work.mjs'
+import { Reader, add, fill, message, neverPolls } from '../work.mjs'
 
 /** Messages between two waits for the channel to have taken them; it queues without limit otherwise. */
 const WINDOW = 256
+
+/** Both ends of the channel of fork(). What `make` returns is serialized before `send` returns, so its memory may be filled anew. */
+export function forkedPair({ side, child }, { make, read, window }) {
+  const port = side === 'a' ? child : process
+  const sink = new Sink(add)
+  port.on('message', (value) => sink.put(read(value)))
+  const sent = (n) =>
+    new Promise((resolve, reject) => port.send(make(n), (error) => (error ? reject(error) : resolve())))
+  return {
+    async produce(count) {
+      for (let n = 0; n < count; n++) {
+        if (n % window === window - 1 || n === count - 1) await sent(n)
+        else port.send(make(n))
+      }
+    },
+    consume: (count) => sink.expect(count),
+    send: (n) => port.send(make(n)),
+    receive: () => sink.inbox.take(),
+    close() {
+      if (side === 'b') process.disconnect()
+    },
+  }
+}
 
 export const childProcess = {
   id: 'child-process',
   version: 'node:child_process',
   note: "the channel of fork(), serialization 'advanced'",
   ipc: true,
-  takes: (measure) => (measure === 'rtt-polled' ? 'it does not poll' : null),
-  async open({ side, job, child }) {
-    const port = side === 'a' ? child : process
-    const sink = new Sink(add)
+  takes: neverPolls,
+  async open(setup) {
+    const { size } = setup.job
     const reader = new Reader()
-    port.on('message', (bytes) => sink.put(reader.sum(bytes, 0, bytes.length)))
-    const { words, bytes } = message(job.size)
-    // Serialized before send returns, so the memory may be filled anew.
-    const send = (n, done) => {
+    const { words, bytes } = message(size)
+    const window = Math.max(1, Math.min(WINDOW, Math.floor((4 << 20) / size)))
+    const make = (n) => {
       fill(words, 0, words.length, n)
-      return port.send(bytes, done)
+      return bytes
     }
-    const window = Math.max(1, Math.min(WINDOW, Math.floor((4 << 20) / job.size)))
-    return {
-      async produce(count) {
-        for (let n = 0; n < count; n++) {
-          if (n % window === window - 1 || n === count - 1) {
-            await new Promise((resolve, reject) => send(n, (error) => (error ? reject(error) : resolve())))
-          } else send(n)
-        }
-      },
-      consume: (count) => sink.expect(count),
-      send: (n) => send(n),
-      receive: () => sink.inbox.take(),
-      close() {
-        if (side === 'b') process.disconnect()
-      },
-    }
+    return forkedPair(setup, { make, read: (received) => reader.sum(received, 0, received.length), window })
   },
 }

@@ -1,14 +1,15 @@
 // Values instead of bytes: typed channels beside what sends values in Node by itself.
 
 import { once } from 'node:events'
-import net from 'node:net'
 
+import { optional } from '../optional.mjs'
 import { maker, reader } from '../objects/values.mjs'
-import { Sink } from '../frames.mjs'
+import { Credit, Sink } from '../frames.mjs'
 import { add } from '../work.mjs'
+import { forkedPair } from './child-process.mjs'
+import { socketPair } from './unix.mjs'
 
-const ringfence = await import('ringfence').catch(() => null)
-const why = ringfence === null ? 'ringfence is not built' : null
+const ringfence = await optional('ringfence')
 
 /** Bytes under way before the sender waits: each queues without limit otherwise. */
 const WINDOW = 256 * 1024
@@ -47,20 +48,9 @@ async function typed({ job }, codec) {
   }
 }
 
-async function lines({ side, job, line }) {
-  let socket
-  if (side === 'a') {
-    const server = net.createServer()
-    server.listen(`\0${job.tag}`)
-    await once(server, 'listening')
-    line.send('listening')
-    ;[socket] = await once(server, 'connection')
-    server.close()
-  } else {
-    await line.receive()
-    socket = net.connect(`\0${job.tag}`)
-    await once(socket, 'connect')
-  }
+async function lines(setup) {
+  const { job } = setup
+  const socket = await socketPair(setup)
   socket.setEncoding('utf8')
   const make = maker(job.size)
   const read = reader(job.size)
@@ -85,62 +75,30 @@ async function lines({ side, job, line }) {
   }
 }
 
-async function forked({ side, job, child }) {
-  const port = side === 'a' ? child : process
-  const make = maker(job.size)
-  const read = reader(job.size)
-  const sink = new Sink(add)
-  port.on('message', (value) => sink.put(read(value)))
-  const every = Math.min(256, everyOf(job.size))
-  return {
-    first,
-    async produce(count) {
-      for (let n = 0; n < count; n++) {
-        if (n % every === every - 1 || n === count - 1) {
-          await new Promise((resolve, reject) => {
-            port.send(make(n), (error) => (error ? reject(error) : resolve()))
-          })
-        } else port.send(make(n))
-      }
-    },
-    consume: (count) => sink.expect(count),
-    close() {
-      if (side === 'b') process.disconnect()
-    },
-  }
+function forked(setup) {
+  const { size } = setup.job
+  const window = Math.min(256, everyOf(size))
+  return { first, ...forkedPair(setup, { make: maker(size), read: reader(size), window }) }
 }
 
 async function ported({ job, port }) {
   const make = maker(job.size)
   const read = reader(job.size)
   const sink = new Sink(add)
-  const window = Math.max(2, Math.min(1024, everyOf(job.size)))
-  let credit = window
-  let taken = 0
-  let wake = null
+  const credit = new Credit(Math.min(1024, everyOf(job.size)), (taken) => port.postMessage(taken))
   port.on('message', (value) => {
-    if (typeof value === 'number') {
-      credit += value
-      wake?.()
-      wake = null
-      return
+    if (typeof value === 'number') credit.grant(value)
+    else {
+      credit.took()
+      sink.put(read(value))
     }
-    if (++taken === window >> 1) {
-      port.postMessage(taken)
-      taken = 0
-    }
-    sink.put(read(value))
   })
   return {
     first,
     async produce(count) {
       for (let n = 0; n < count; n++) {
-        while (credit === 0) {
-          await new Promise((resolve) => {
-            wake = resolve
-          })
-        }
-        credit--
+        if (credit.left === 0) await credit.some()
+        credit.left--
         port.postMessage(make(n))
       }
     },
@@ -154,14 +112,14 @@ const contender = (id, version, note, open, more = {}) => ({ id, version, note, 
 
 export const objects = [
   contender('with-json', 'this tree', 'with(json()): send, read by for await', (setup) => typed(setup, 'json'), {
-    unavailable: why,
+    unavailable: ringfence.why,
   }),
   contender(
     'with-structured',
     'this tree',
     'with(structured()): send, read by for await',
     (setup) => typed(setup, 'structured'),
-    { unavailable: why },
+    { unavailable: ringfence.why },
   ),
   contender('unix-json', 'node:net', 'a line of JSON each, over a Unix socket', lines),
   contender('child-json', 'node:child_process', "the channel of fork(), serialization 'json'", forked, {

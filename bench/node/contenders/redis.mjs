@@ -1,5 +1,6 @@
 // Redis publish/subscribe, each way one topic.
 
+import { neverPolls } from '../work.mjs'
 import { absence, publication, server, subscription } from '../redis.mjs'
 
 export const redis = {
@@ -9,7 +10,7 @@ export const redis = {
   get unavailable() {
     return absence()
   },
-  takes: (measure) => (measure === 'rtt-polled' ? 'it does not poll' : null),
+  takes: neverPolls,
   async open({ side, job, line }) {
     let child
     let where

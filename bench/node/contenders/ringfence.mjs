@@ -1,15 +1,10 @@
 // ringfence through its public face.
 
 import { Frames, PREFIX } from '../frames.mjs'
+import { optional } from '../optional.mjs'
 import { Reader, add, fill, message } from '../work.mjs'
 
-let join
-let why = null
-try {
-  ;({ join } = await import('ringfence'))
-} catch (error) {
-  why = `ringfence is not built (${error.code ?? error.message})`
-}
+const { join, why } = await optional('ringfence')
 
 /** Bytes that a sender stages before it awaits: what a program that cares for its memory does once in a while. */
 const AWAIT_EVERY = 256 * 1024
@@ -35,9 +30,9 @@ async function open({ job }, mode) {
   const reader = new Reader()
   const { size } = job
   const { words, bytes } = message(size)
-  const every = Math.max(1, Math.floor(AWAIT_EVERY / size))
 
-  async function sendAll(count) {
+  /** Sends each, and awaits the last of each `every`. */
+  const sendAll = (every) => async (count) => {
     let sent
     for (let n = 0; n < count; n++) {
       fill(words, 0, words.length, n)
@@ -46,26 +41,12 @@ async function open({ job }, mode) {
     }
     await sent
   }
-
-  async function groupAll(count) {
-    for (let n = 0; n < count; n++) {
-      fill(words, 0, words.length, n)
-      const sent = channel.send(bytes)
-      if (n % GROUP === GROUP - 1 || n === count - 1) await sent
-    }
-  }
+  const sendMany = sendAll(Math.max(1, Math.floor(AWAIT_EVERY / size)))
 
   async function tryAll(count) {
     for (let n = 0; n < count; n++) {
       fill(words, 0, words.length, n)
       while (!channel.trySend(bytes)) await channel.waitWritable(size)
-    }
-  }
-
-  async function singleAll(count) {
-    for (let n = 0; n < count; n++) {
-      fill(words, 0, words.length, n)
-      await channel.send(bytes)
     }
   }
 
@@ -137,30 +118,20 @@ async function open({ job }, mode) {
     return total
   }
 
-  const produce = {
-    drain: sendAll,
-    await: sendAll,
-    gather: gatherAll,
-    reserve: reserveAll,
-    single: singleAll,
-    group: groupAll,
-    try: tryAll,
-    fill: fillAll,
-  }
-  const consume = {
-    drain: drainAll,
-    await: awaitAll,
-    gather: scatterAll,
-    reserve: drainAll,
-    single: drainAll,
-    group: drainAll,
-    try: drainAll,
-    fill: drainAll,
-  }
+  const [produce, consume = drainAll] = {
+    drain: [sendMany],
+    await: [sendMany, awaitAll],
+    gather: [gatherAll, scatterAll],
+    reserve: [reserveAll],
+    single: [sendAll(1)],
+    group: [sendAll(GROUP)],
+    try: [tryAll],
+    fill: [fillAll],
+  }[mode]
 
   return {
-    produce: produce[mode],
-    consume: consume[mode],
+    produce,
+    consume,
     send(n) {
       fill(words, 0, words.length, n)
       return channel.send(bytes)

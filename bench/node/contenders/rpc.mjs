@@ -4,10 +4,12 @@ import { createBirpc } from 'birpc'
 import { RpcSession, RpcTarget, newMessagePortRpcSession } from 'capnweb'
 import * as comlink from 'comlink'
 
+import { Inbox } from '../frames.mjs'
+import { optional } from '../optional.mjs'
 import { pause } from '../usage.mjs'
 import { add, expectedSum, messageSum } from '../work.mjs'
 
-const ringfence = await import('ringfence').catch(() => null)
+const ringfence = await optional('ringfence')
 
 /** For how long a side stands still, in milliseconds, and the size of what each call brings meanwhile. */
 const STALL = 1500
@@ -83,18 +85,11 @@ function overComlink(line, counter, side) {
 /** capnweb sends text. */
 class TextTransport {
   #line
-  #there = []
-  #waiting = null
+  #inbox = new Inbox()
 
   constructor(line) {
     this.#line = line
-    line.on((text) => {
-      if (this.#waiting === null) this.#there.push(text)
-      else {
-        this.#waiting(text)
-        this.#waiting = null
-      }
-    })
+    line.on(this.#inbox.put)
   }
 
   async send(text) {
@@ -102,10 +97,7 @@ class TextTransport {
   }
 
   receive() {
-    if (this.#there.length > 0) return Promise.resolve(this.#there.shift())
-    return new Promise((resolve) => {
-      this.#waiting = resolve
-    })
+    return this.#inbox.take()
   }
 }
 
@@ -183,7 +175,7 @@ async function open(library, transport, setup) {
 
 const takes = () => null
 const TRANSPORTS = [
-  ['ringfence', { unavailable: ringfence === null ? 'ringfence is not built' : null }],
+  ['ringfence', { unavailable: ringfence.why }],
   ['child-process', { ipc: 'advanced' }],
   ['message-port', { threads: true }],
 ]

@@ -2,32 +2,34 @@
 
 import { once } from 'node:events'
 import net from 'node:net'
-import os from 'node:os'
-import path from 'node:path'
 
 import { Frames, PREFIX, Sink } from '../frames.mjs'
-import { Maker, add, fill } from '../work.mjs'
+import { Maker, add, fill, neverPolls } from '../work.mjs'
 
-async function open({ side, job, line }, corked) {
-  const where = path.join(os.tmpdir(), `${job.tag}.sock`)
-  let socket
-  let server
+/** One end of a socket between the two sides. */
+export async function socketPair({ side, job, line }) {
+  const where = `\0${job.tag}`
   if (side === 'a') {
-    server = net.createServer()
+    const server = net.createServer()
     server.listen(where)
     await once(server, 'listening')
     line.send('listening')
-    ;[socket] = await once(server, 'connection')
+    const [socket] = await once(server, 'connection')
     server.close()
-  } else {
-    await line.receive()
-    socket = net.connect(where)
-    await once(socket, 'connect')
+    return socket
   }
+  await line.receive()
+  const socket = net.connect(where)
+  await once(socket, 'connect')
+  return socket
+}
+
+async function open(setup, corked) {
+  const socket = await socketPair(setup)
   const sink = new Sink(add)
   const frames = new Frames(sink.put)
   socket.on('data', (chunk) => frames.push(chunk))
-  const { size } = job
+  const { size } = setup.job
   const words = size / 8
   const maker = new Maker(size, PREFIX)
   const per = corked ? Math.max(1, Math.floor(65_536 / (size + PREFIX))) : 1
@@ -69,7 +71,7 @@ export const plain = {
   id: 'unix',
   version: 'node:net',
   note: 'stream socket, length before each message, one write a message',
-  takes: (measure) => (measure === 'rtt-polled' ? 'it does not poll' : null),
+  takes: neverPolls,
   open: (setup) => open(setup, false),
 }
 

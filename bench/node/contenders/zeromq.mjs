@@ -3,22 +3,17 @@
 import os from 'node:os'
 import path from 'node:path'
 
-import { Maker, Reader, add } from '../work.mjs'
+import { optional } from '../optional.mjs'
+import { Maker, Reader, add, neverPolls } from '../work.mjs'
 
-let zmq
-let why = null
-try {
-  zmq = await import('../../deps/zeromq.mjs')
-} catch (error) {
-  why = `zeromq is not installed or does not load (${error.code ?? error.message})`
-}
+const zmq = await optional('../deps/zeromq.mjs')
 
 export const zeromq = {
   id: 'zeromq',
   version: '6',
   note: 'ipc transport, a pair of sockets, default high-water marks',
-  unavailable: why,
-  takes: (measure) => (measure === 'rtt-polled' ? 'it does not poll' : null),
+  unavailable: zmq.why,
+  takes: neverPolls,
   async open({ side, job, line }) {
     const where = `ipc://${path.join(os.tmpdir(), `${job.tag}.zmq`)}`
     const socket = new zmq.Pair()

@@ -2,9 +2,9 @@
 //!
 //!     cargo run --release --example counting -- one|batch 180000 21
 //!
-//! How many at a time (at most 200,000 fit), and how often. The other side of the comparison is the same program, built after
-//! `git apply bench/rust/examples/without_counting.patch`. Instructions of a message: under
-//! `valgrind --tool=callgrind --trace-children=yes`, of two numbers of messages, once each, the difference.
+//! How many at a time (at most 200,000 fit), and how often. The other side of the comparison is the same program, built from a tree
+//! whose ring does not count. Instructions of a message: under `valgrind --tool=callgrind --trace-children=yes`, of two numbers of
+//! messages, once each, the difference.
 
 use std::process::Command;
 use std::time::Instant;
@@ -32,23 +32,29 @@ fn main() -> Result<()> {
     };
     let options = Options::new().capacity(16 << 20);
     if !more.is_empty() {
-        return report("read", times(&mut from_parent(&options)?, &job, read)?);
+        return measure("read", &mut from_parent(&options)?, &job, read);
     }
     let mut command = Command::new(std::env::current_exe()?);
     command.args(&words).arg("reader");
     let (mut child, line) = spawn(command)?;
-    report("sent", times(&mut line.channel(&options)?, &job, send)?)?;
+    measure("sent", &mut line.channel(&options)?, &job, send)?;
     child.wait()?;
     Ok(())
 }
 
-/// Nanoseconds of a message, in each round. The two sides take turns, by tokens.
-fn times(
+/// Prints the nanoseconds of a message: the median of the rounds, and the least. The two sides take turns, by tokens.
+fn measure(
+    what: &str,
     channel: &mut Channel,
     job: &Job,
-    mut turn: impl FnMut(&mut Channel, &Job) -> Result<f64>,
-) -> Result<Vec<f64>> {
-    (0..job.rounds).map(|_| turn(channel, job)).collect()
+    turn: fn(&mut Channel, &Job) -> Result<f64>,
+) -> Result<()> {
+    let times = (0..job.rounds).map(|_| turn(channel, job));
+    let mut times = times.collect::<Result<Vec<f64>>>()?;
+    times.sort_by(f64::total_cmp);
+    let median = times.get(times.len() / 2).context("no round")?;
+    println!("{what}: {median:.2} ns a message, at least {:.2}", times[0]);
+    Ok(())
 }
 
 fn send(channel: &mut Channel, job: &Job) -> Result<f64> {
@@ -97,11 +103,4 @@ fn read(channel: &mut Channel, job: &Job) -> Result<f64> {
     let time = begun.elapsed().as_nanos() as f64 / job.count as f64;
     channel.tokens().send(1)?;
     Ok(time)
-}
-
-fn report(what: &str, mut times: Vec<f64>) -> Result<()> {
-    times.sort_by(f64::total_cmp);
-    let median = times.get(times.len() / 2).context("no round")?;
-    println!("{what}: {median:.2} ns a message, at least {:.2}", times[0]);
-    Ok(())
 }

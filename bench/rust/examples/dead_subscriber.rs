@@ -8,15 +8,16 @@
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use ringfence::{Address, Options, PublisherEvent, publish, subscribe};
+use ringfence_bench::clock::now;
+use ringfence_bench::driver::pin;
 
 /// In nanoseconds: when the last batch was published, the longest time between two, and when that was over.
 static LAST: AtomicU64 = AtomicU64::new(0);
@@ -26,12 +27,6 @@ static OVER: AtomicU64 = AtomicU64::new(0);
 const BEFORE: Duration = Duration::from_millis(300);
 /// Longer than any gap that was seen.
 const AFTER: Duration = Duration::from_millis(400);
-
-fn pin(cpu: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu)?;
-    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
-}
 
 fn read(address: &str) -> Result<()> {
     pin(1)?;
@@ -63,9 +58,8 @@ fn main() -> Result<()> {
     while there < children.len() {
         there += usize::from(matches!(publisher.next()?, PublisherEvent::Subscriber(_)));
     }
-    let begun = Instant::now();
     std::thread::spawn(move || {
-        if let Err(error) = watch(begun, children, is_zombie) {
+        if let Err(error) = watch(children, is_zombie) {
             eprintln!("{error:#}");
         }
         std::process::exit(0);
@@ -74,20 +68,16 @@ fn main() -> Result<()> {
         for _ in 0..32 {
             publisher.send(&[7; 64])?;
         }
-        let now = nanoseconds(begun);
-        let gap = now - LAST.swap(now, Relaxed);
+        let at = now();
+        let gap = at - LAST.swap(at, Relaxed);
         if gap > LONGEST.load(Relaxed) {
             LONGEST.store(gap, Relaxed);
-            OVER.store(now, Relaxed);
+            OVER.store(at, Relaxed);
         }
     }
 }
 
-fn nanoseconds(begun: Instant) -> u64 {
-    begun.elapsed().as_nanos() as u64
-}
-
-fn watch(begun: Instant, [victim, mut other]: [Child; 2], is_zombie: bool) -> Result<()> {
+fn watch([victim, mut other]: [Child; 2], is_zombie: bool) -> Result<()> {
     pin(1)?;
     let victim = Pid::from_raw(victim.id() as i32);
     // SAFETY: it takes integers.
@@ -97,7 +87,7 @@ fn watch(begun: Instant, [victim, mut other]: [Child; 2], is_zombie: bool) -> Re
     let pidfd = unsafe { OwnedFd::from_raw_fd(number as i32) };
     std::thread::sleep(BEFORE);
     LONGEST.store(0, Relaxed);
-    let killed = nanoseconds(begun);
+    let killed = now();
     kill(victim, Signal::SIGKILL)?;
     if is_zombie {
         poll(
@@ -107,7 +97,7 @@ fn watch(begun: Instant, [victim, mut other]: [Child; 2], is_zombie: bool) -> Re
     } else {
         waitpid(victim, None)?;
     }
-    let ended = nanoseconds(begun);
+    let ended = now();
     std::thread::sleep(AFTER);
     let since = |moment: u64| (OVER.load(Relaxed) as f64 - moment as f64) / 1e6;
     println!(

@@ -1,14 +1,12 @@
 //! Time that two processes agree on, and time cheap enough for a round trip of 200 ns.
 
+use nix::sys::time::TimeValLike;
+use nix::time::{ClockId, clock_gettime};
+
 /// CLOCK_MONOTONIC in nanoseconds: the same in every process of the machine, unlike `Instant`, which has no value.
 pub fn now() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the kernel writes the time, which is there for the call.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every kernel has it");
+    time.num_nanoseconds() as u64
 }
 
 /// Ticks of the cheapest steady counter. `clock_gettime` costs a tenth of the round trip it would measure.

@@ -2,11 +2,16 @@
 //! that no contender inherits another's threads, mappings or heap.
 
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use hdrhistogram::Histogram;
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::signal::Signal;
+use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +19,7 @@ use crate::clock;
 use crate::line::{self, Line};
 use crate::work::Work;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Measure {
     /// One-way, one publish a message, written and read in place where the contender allows it.
@@ -32,26 +37,6 @@ pub enum Measure {
 }
 
 impl Measure {
-    pub const ALL: [Self; 6] = [
-        Self::One,
-        Self::Batch,
-        Self::Copy,
-        Self::RttPolled,
-        Self::RttSpin,
-        Self::RttParked,
-    ];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::One => "one",
-            Self::Batch => "batch",
-            Self::Copy => "copy",
-            Self::RttPolled => "rtt-polled",
-            Self::RttSpin => "rtt-spin",
-            Self::RttParked => "rtt-parked",
-        }
-    }
-
     pub fn is_round_trip(self) -> bool {
         matches!(self, Self::RttPolled | Self::RttSpin | Self::RttParked)
     }
@@ -115,6 +100,21 @@ pub struct Outcome {
     pub idle_wakeups_per_second: Option<f64>,
 }
 
+impl Outcome {
+    /// Messages that went one way, or there and back.
+    pub fn of(job: &Job, count: u64, seconds: f64, usage: Usage) -> Self {
+        Self {
+            messages: count,
+            seconds,
+            messages_per_second: count as f64 / seconds,
+            bytes_per_second: count as f64 * job.size as f64 / seconds,
+            cpu_ns_per_message: usage.cpu_ns as f64 / count as f64,
+            preempted: usage.preempted,
+            ..Self::default()
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RoundTrip {
     pub min_ns: f64,
@@ -141,7 +141,27 @@ pub enum Side {
     B,
 }
 
+impl Side {
+    /// A's own first: B has them the other way round.
+    pub fn order<T>(self, a: T, b: T) -> (T, T) {
+        if self == Self::A { (a, b) } else { (b, a) }
+    }
+}
+
 impl Setup {
+    /// Names of the two directions: out of this side, and back.
+    pub fn ways(&self) -> (&'static str, &'static str) {
+        self.side.order("ping", "pong")
+    }
+
+    /// Waits until the other side has come as far.
+    pub fn meet(&mut self) -> Result<()> {
+        let line = self.line()?;
+        line.send(&Ready)?;
+        let Ready = line.receive()?;
+        Ok(())
+    }
+
     pub fn line(&mut self) -> Result<&mut Line> {
         if self.line.is_none() {
             self.line = Some(match (&self.listener, self.side) {
@@ -187,20 +207,21 @@ enum Order {
     Quit,
 }
 
+/// What a receiver says of a stretch.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Report {
-    finished: u64,
-    sum: u64,
-    usage: Usage,
+pub struct Report {
+    pub finished: u64,
+    pub sum: u64,
+    /// Messages that it has read.
+    pub read: u64,
+    pub usage: Usage,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Hello {
-    pid: i32,
-}
+/// The first word of side B: its pid.
+type Hello = i32;
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Ready;
+pub struct Ready;
 
 pub fn pin(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
@@ -211,25 +232,25 @@ pub fn pin(cpu: usize) -> Result<()> {
 /// User and system time so far, and how often another process was given the core. Threads count alone where both sides
 /// share a process, else the whole process does, helper threads of the contender included.
 pub fn usage(thread_only: bool) -> Usage {
-    // SAFETY: numbers, all of which may be 0.
-    let mut usage = unsafe { std::mem::zeroed::<libc::rusage>() };
     let who = if thread_only {
-        libc::RUSAGE_THREAD
+        UsageWho::RUSAGE_THREAD
     } else {
-        libc::RUSAGE_SELF
+        UsageWho::RUSAGE_SELF
     };
-    // SAFETY: the kernel writes the figures, which are there for the call.
-    unsafe { libc::getrusage(who, &mut usage) };
-    let ns = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
+    let usage = getrusage(who).expect("nothing can fail here");
+    let ns = |time: TimeVal| time.num_microseconds() as u64 * 1000;
     Usage {
-        cpu_ns: ns(usage.ru_utime) + ns(usage.ru_stime),
-        preempted: usage.ru_nivcsw as u64,
+        cpu_ns: ns(usage.user_time()) + ns(usage.system_time()),
+        sleeps: usage.voluntary_context_switches() as u64,
+        preempted: usage.involuntary_context_switches() as u64,
     }
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Usage {
     pub cpu_ns: u64,
+    /// How often it went to sleep.
+    pub sleeps: u64,
     /// How often another process was given the core.
     pub preempted: u64,
 }
@@ -239,6 +260,7 @@ impl Usage {
         let now = usage(thread_only);
         Self {
             cpu_ns: now.cpu_ns - before.cpu_ns,
+            sleeps: now.sleeps - before.sleeps,
             preempted: now.preempted - before.preempted,
         }
     }
@@ -246,6 +268,7 @@ impl Usage {
     pub fn and(self, other: Self) -> Self {
         Self {
             cpu_ns: self.cpu_ns + other.cpu_ns,
+            sleeps: self.sleeps + other.sleeps,
             preempted: self.preempted + other.preempted,
         }
     }
@@ -271,19 +294,35 @@ pub fn peer_arguments(job: &Job) -> Result<[String; 2]> {
     Ok(["peer".into(), serde_json::to_string(job)?])
 }
 
-fn spawn_peer(job: &Job) -> Result<Child> {
-    use std::os::unix::process::CommandExt;
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(peer_arguments(job)?).stdin(Stdio::null());
-    // A run that is cut short must not leave a spinning process on a core that the next one is measured on.
+/// Starts a process that ends with this one: a run that is cut short must not leave it on a core that the next one is measured on.
+pub fn spawn(command: &mut Command) -> Result<Child> {
     // SAFETY: prctl is async-signal-safe.
     unsafe {
-        command.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            Ok(())
-        });
+        command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?));
     }
-    Ok(command.spawn()?)
+    Ok(command.stdin(Stdio::null()).spawn()?)
+}
+
+/// Starts this program with other arguments, as [`spawn`] does.
+pub fn spawn_self(arguments: &[&str]) -> Result<Child> {
+    spawn(Command::new(std::env::current_exe()?).args(arguments))
+}
+
+/// Runs stretches, at first of `count` messages, until one takes `enough` seconds; returns how many take `seconds`. `stretch` returns
+/// how many it has sent, and the seconds that took.
+pub fn warmed_up(
+    seconds: f64,
+    mut count: u64,
+    mut stretch: impl FnMut(u64) -> Result<(u64, f64)>,
+) -> Result<u64> {
+    let enough = (seconds / 5.0).clamp(0.02, 0.2);
+    loop {
+        let (sent, taken) = stretch(count)?;
+        if taken >= enough {
+            return Ok((sent as f64 / taken * seconds) as u64 + 1);
+        }
+        count = (sent as f64 * (1.3 * enough / taken).clamp(1.5, 32.0)) as u64;
+    }
 }
 
 /// Side A of one run: opens the contender, lets it warm up, measures.
@@ -296,7 +335,8 @@ pub fn run_a<C: Contender + 'static>(job: &Job) -> Result<Outcome> {
         let job = job.clone();
         thread = Some(std::thread::spawn(move || run_b::<C>(&job)));
     } else if !C::SPAWNS {
-        child = Some(spawn_peer(job)?);
+        let [command, text] = peer_arguments(job)?;
+        child = Some(spawn_self(&[&command, &text])?);
     }
     let mut setup = Setup {
         job: job.clone(),
@@ -310,7 +350,7 @@ pub fn run_a<C: Contender + 'static>(job: &Job) -> Result<Outcome> {
     let hello: Hello = line.receive()?;
 
     let outcome = if job.measure.is_round_trip() {
-        round_trips(&mut contender, &mut line, job, &hello, C::THREADS)
+        round_trips(&mut contender, &mut line, job, hello, C::THREADS)
     } else {
         one_way(&mut contender, &mut line, job, C::THREADS)
     };
@@ -339,42 +379,40 @@ pub fn run_b<C: Contender>(job: &Job) -> Result<()> {
     let mut contender = C::open(&mut setup)?;
     setup.line()?;
     let mut line = setup.line.take().expect("connected above");
-    line.send(&Hello {
-        pid: std::process::id() as i32,
-    })?;
+    line.send(&(std::process::id() as Hello))?;
     let wait = job.wait();
     loop {
         match line.receive()? {
-            Order::Consume { count } => {
-                let work = Work::new(job.size, count);
+            Order::Quit => return Ok(()),
+            order => {
                 line.send(&Ready)?;
                 let before = usage(C::THREADS);
-                let sum = contender.consume(&work, job.measure)?;
-                let finished = clock::now();
-                line.send(&Report {
-                    finished,
-                    sum,
-                    usage: Usage::since(C::THREADS, before),
-                })?;
-            }
-            Order::Echo { count } => {
-                let words = job.size / 8;
-                line.send(&Ready)?;
-                let before = usage(C::THREADS);
-                let mut sum = 0u64;
-                for n in 0..count {
-                    sum = sum.wrapping_add(contender.receive_one(words, wait)?);
-                    contender.send_one(words, n, wait)?;
-                }
+                let sum = carry_out(&mut contender, &order, job, wait)?;
                 line.send(&Report {
                     finished: clock::now(),
                     sum,
                     usage: Usage::since(C::THREADS, before),
+                    ..Report::default()
                 })?;
             }
-            Order::Quit => return Ok(()),
         }
     }
+}
+
+fn carry_out<C: Contender>(contender: &mut C, order: &Order, job: &Job, wait: Wait) -> Result<u64> {
+    let words = job.size / 8;
+    let mut sum = 0u64;
+    match *order {
+        Order::Consume { count } => return contender.consume(&Work::new(job.size, count), job.measure),
+        Order::Echo { count } => {
+            for n in 0..count {
+                sum = sum.wrapping_add(contender.receive_one(words, wait)?);
+                contender.send_one(words, n, wait)?;
+            }
+        }
+        Order::Quit => {}
+    }
+    Ok(sum)
 }
 
 fn one_way<C: Contender>(c: &mut C, line: &mut Line, job: &Job, threads: bool) -> Result<Outcome> {
@@ -402,32 +440,20 @@ fn one_way<C: Contender>(c: &mut C, line: &mut Line, job: &Job, threads: bool) -
     };
 
     // Twice round the ring: every page touched, every cached index in its steady state.
-    let enough = (job.seconds / 5.0).clamp(0.02, 0.2);
-    let mut count = (2 * job.ring_bytes() / job.size) as u64;
-    let rate = loop {
+    let first = (2 * job.ring_bytes() / job.size) as u64;
+    let count = warmed_up(job.seconds, first, |count| {
         let (work, seconds, _) = stretch(count)?;
-        if seconds >= enough {
-            break work.count as f64 / seconds;
-        }
-        count = (work.count as f64 * (1.3 * enough / seconds).clamp(1.5, 64.0)) as u64;
-    };
-    let (work, seconds, usage) = stretch((rate * job.seconds) as u64 + 1)?;
-    Ok(Outcome {
-        messages: work.count,
-        seconds,
-        messages_per_second: work.count as f64 / seconds,
-        bytes_per_second: work.count as f64 * job.size as f64 / seconds,
-        cpu_ns_per_message: usage.cpu_ns as f64 / work.count as f64,
-        preempted: usage.preempted,
-        ..Outcome::default()
-    })
+        Ok((work.count, seconds))
+    })?;
+    let (work, seconds, usage) = stretch(count)?;
+    Ok(Outcome::of(job, work.count, seconds, usage))
 }
 
 fn round_trips<C: Contender>(
     c: &mut C,
     line: &mut Line,
     job: &Job,
-    hello: &Hello,
+    hello: Hello,
     threads: bool,
 ) -> Result<Outcome> {
     let words = job.size / 8;
@@ -456,17 +482,10 @@ fn round_trips<C: Contender>(
     };
 
     let histogram = || Histogram::<u64>::new_with_bounds(1, 1 << 40, 3);
-    let enough = (job.seconds / 5.0).clamp(0.02, 0.2);
-    let mut count = 200;
-    let rate = loop {
-        let (seconds, _) = stretch(count, &mut histogram()?)?;
-        if seconds >= enough {
-            break count as f64 / seconds;
-        }
-        count = (count as f64 * (1.3 * enough / seconds).clamp(1.5, 64.0)) as u64;
-    };
+    let count = warmed_up(job.seconds, 200, |count| {
+        Ok((count, stretch(count, &mut histogram()?)?.0))
+    })?;
     let mut measured = histogram()?;
-    let count = (rate * job.seconds) as u64 + 1;
     let (seconds, usage) = stretch(count, &mut measured)?;
 
     // Nothing is sent for a while: whatever the reader does then is wasted.
@@ -475,9 +494,9 @@ fn round_trips<C: Contender>(
         line.send(&Order::Echo { count: 1 })?;
         let Ready = line.receive()?;
         std::thread::sleep(std::time::Duration::from_millis(50));
-        let (from, started) = (switches(hello.pid)?, clock::now());
+        let (from, started) = (switches(hello)?, clock::now());
         std::thread::sleep(std::time::Duration::from_millis(300));
-        let woken = switches(hello.pid)? - from;
+        let woken = switches(hello)? - from;
         idle = Some(woken as f64 / ((clock::now() - started) as f64 / 1e9));
         c.send_one(words, 0, wait)?;
         c.receive_one(words, wait)?;
@@ -489,12 +508,6 @@ fn round_trips<C: Contender>(
         0.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 97.5, 99.0, 99.5, 99.75, 99.9, 99.95, 99.99, 99.999, 100.0,
     ];
     Ok(Outcome {
-        messages: count,
-        seconds,
-        messages_per_second: count as f64 / seconds,
-        bytes_per_second: count as f64 * job.size as f64 / seconds,
-        cpu_ns_per_message: usage.cpu_ns as f64 / count as f64,
-        preempted: usage.preempted,
         round_trip: Some(RoundTrip {
             min_ns: measured.min() as f64 * tick,
             p50_ns: at(50.0),
@@ -505,5 +518,6 @@ fn round_trips<C: Contender>(
             curve: curve.iter().map(|&p| (p, at(p))).collect(),
         }),
         idle_wakeups_per_second: idle,
+        ..Outcome::of(job, count, seconds, usage)
     })
 }

@@ -6,12 +6,8 @@ pub mod clock;
 pub mod contenders;
 pub mod driver;
 pub mod line;
-pub mod machine;
-pub mod plan;
-pub mod process;
 #[cfg(feature = "ringfence")]
 pub mod ringfence;
 #[cfg(feature = "ringfence")]
 pub mod scale;
-pub mod spread;
 pub mod work;

@@ -7,6 +7,7 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -30,13 +31,8 @@ impl Line {
     }
 
     pub fn accept(listener: &UnixListener) -> Result<Self> {
-        let mut poll = libc::pollfd {
-            fd: listener.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: one pollfd, which is there for the call.
-        if unsafe { libc::poll(&mut poll, 1, TIME_LIMIT.as_millis() as i32) } != 1 {
+        let mut come = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut come, PollTimeout::try_from(TIME_LIMIT)?)? != 1 {
             bail!("the other process did not come");
         }
         Self::new(listener.accept()?.0)
@@ -97,11 +93,5 @@ impl Line {
             bail!("{} descriptors instead of {wanted}", fds.len());
         }
         Ok(fds)
-    }
-}
-
-impl AsFd for Line {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
     }
 }

@@ -1,55 +1,14 @@
-//! Two-process benchmark of ringfence and its rivals. See ../../README.md for what is measured.
+//! The Rust side of single runs; `npm run bench` decides which run, and when. See ../../README.md for what is measured.
 
-use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use anyhow::{Context, Result, bail};
 #[cfg(feature = "ringfence")]
 use ringfence_bench::{broadcast, scale};
-use ringfence_bench::{contenders, driver, machine, plan};
+use ringfence_bench::{contenders, driver};
+use serde_json::json;
 
-#[derive(Parser)]
-#[command(about = "ringfence beside what a user would pick instead: same work, same cores, same minutes")]
-struct Arguments {
-    #[command(subcommand)]
-    command: Task,
-}
-
-#[derive(Subcommand)]
-enum Task {
-    /// ringfence and its rivals, two processes
-    Peers(plan::Arguments),
-    /// One that publishes, and its subscribers
-    #[cfg(feature = "ringfence")]
-    Broadcast(broadcast::Arguments),
-    /// ringfence alone, as channels, messages and rings grow
-    #[cfg(feature = "ringfence")]
-    Scale(scale::Arguments),
-    /// What is compiled in, as JSON
-    List,
-    /// Where the two cores are just now
-    Probe,
-    /// Side A of one run
-    #[command(hide = true)]
-    One { job: String },
-    /// Side B of it
-    #[command(hide = true)]
-    Peer { job: String },
-    /// The publisher of one run
-    #[cfg(feature = "ringfence")]
-    #[command(hide = true)]
-    Publish { job: String },
-    /// A subscriber of it
-    #[cfg(feature = "ringfence")]
-    #[command(hide = true)]
-    Subscribe { job: String },
-    /// The other side of scale
-    #[cfg(feature = "ringfence")]
-    #[command(hide = true)]
-    ScalePeer {
-        tag: String,
-        capacity: usize,
-        size: usize,
-    },
-}
+const USAGE: &str =
+    "runs one job, as JSON, for `npm run bench`: list | one JOB | publish JOB | step JOB | descriptors
+The Rust half of a measurement by itself: npm run bench -- peers --rust, broadcast --rust, scale";
 
 fn entry(id: &str) -> Result<contenders::Entry> {
     contenders::all()
@@ -58,30 +17,52 @@ fn entry(id: &str) -> Result<contenders::Entry> {
         .with_context(|| format!("{id} is not compiled in"))
 }
 
+/// Side A of one run.
+fn one(job: &str) -> Result<serde_json::Value> {
+    let job: driver::Job = serde_json::from_str(job)?;
+    let entry = entry(&job.contender)?;
+    match (entry.takes)(job.measure, job.size) {
+        Ok(()) => Ok(serde_json::to_value((entry.a)(&job)?)?),
+        Err(why) => Ok(json!({ "skipped": why })),
+    }
+}
+
+/// Side B of it.
+fn peer(job: &str) -> Result<()> {
+    let job: driver::Job = serde_json::from_str(job)?;
+    (entry(&job.contender)?.b)(&job)
+}
+
+fn list() -> serde_json::Value {
+    let peers = contenders::all().into_iter();
+    let peers: Vec<_> = peers
+        .map(|entry| json!({ "id": entry.id, "version": entry.version, "note": entry.note }))
+        .collect();
+    #[cfg(feature = "ringfence")]
+    let broadcast = broadcast::list();
+    #[cfg(not(feature = "ringfence"))]
+    let broadcast: [(); 0] = [];
+    json!({ "peers": peers, "broadcast": broadcast })
+}
+
 fn run() -> Result<()> {
-    match Arguments::parse().command {
-        Task::Peers(arguments) => plan::run(arguments)?,
-        Task::List => println!("{}", serde_json::to_string(&plan::listing())?),
-        Task::Probe => println!("{}", serde_json::to_string(&machine::probe([0, 1])?)?),
-        Task::One { job } => {
-            let job: driver::Job = serde_json::from_str(&job)?;
-            let outcome = (entry(&job.contender)?.a)(&job)?;
-            println!("{}", serde_json::to_string(&outcome)?);
-        }
-        Task::Peer { job } => {
-            let job: driver::Job = serde_json::from_str(&job)?;
-            (entry(&job.contender)?.b)(&job)?;
-        }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["list"] => println!("{}", list()),
+        ["one", job] => println!("{}", one(job)?),
+        ["peer", job] => peer(job)?,
         #[cfg(feature = "ringfence")]
-        Task::Broadcast(arguments) => broadcast::run(&arguments)?,
+        ["publish", job] => broadcast::publish(job)?,
         #[cfg(feature = "ringfence")]
-        Task::Publish { job } => broadcast::publish(&job)?,
+        ["subscribe", job] => broadcast::subscribe(job)?,
         #[cfg(feature = "ringfence")]
-        Task::Subscribe { job } => broadcast::subscribe(&job)?,
+        ["step", job] => println!("{}", scale::step(job)?),
         #[cfg(feature = "ringfence")]
-        Task::Scale(arguments) => scale::run(&arguments)?,
+        ["scale-peer", tag, capacity, size] => scale::peer(tag, capacity.parse()?, size.parse()?)?,
         #[cfg(feature = "ringfence")]
-        Task::ScalePeer { tag, capacity, size } => scale::peer(&tag, capacity, size)?,
+        ["descriptors"] => println!("{}", scale::raise_descriptor_limit()),
+        _ => bail!(USAGE),
     }
     Ok(())
 }

@@ -1,14 +1,14 @@
 //! ringfence itself, through the same public API that every user has.
 
+use std::hint::spin_loop;
+
 use anyhow::Result;
 use ringfence::{Address, Message, Options, Receiver, Sender};
 
 use crate::driver::{Contender, Job, Measure, Outcome, Setup, Wait, run_a, run_b};
-use crate::work::{BATCH, Buffer, Work, buffer, fill, fill_bytes, sum, sum_bytes};
-
-pub fn takes(_: Measure, _: usize) -> Result<(), &'static str> {
-    Ok(())
-}
+use crate::work::{
+    BATCH, Buffer, Work, buffer, fill_bytes, one_or_none, poll, poll_sum, sum_bytes, sum_item,
+};
 
 /// Records that are handed out by value: no long ones, which would each need a place on the stack.
 macro_rules! short_sizes {
@@ -39,11 +39,92 @@ pub fn b_run(job: &Job) -> Result<()> {
     short_sizes!(run_b, job)
 }
 
+/// Fills messages `n` to `end` into one batch, publishes it, and returns how far it has come: the ring may be full before.
+macro_rules! send_batch {
+    ($sender:expr, $work:expr, $n:expr, $end:expr) => {{
+        let mut n = $n;
+        let mut batch = $sender.batch()?;
+        while n < $end {
+            let Some(bytes) = batch.reserve($work.size)? else {
+                break;
+            };
+            $crate::work::fill_bytes(bytes, $work.first_word(n));
+            n += 1;
+        }
+        batch.publish();
+        n
+    }};
+}
+pub(crate) use send_batch;
+
+/// Writes message `n` in place, once there is room.
+macro_rules! send_in_place {
+    ($sender:expr, $work:expr, $n:expr) => {
+        loop {
+            if let Some(mut message) = $sender.reserve($work.size)? {
+                $crate::work::fill_bytes(&mut message, $work.first_word($n));
+                message.commit($work.size)?;
+                break;
+            }
+            std::hint::spin_loop();
+        }
+    };
+}
+pub(crate) use send_in_place;
+
+/// Writes `most` records of one size in place, if there is room for them: how many it has written.
+macro_rules! send_run {
+    ($sender:expr, $words:ident, $work:expr, $n:expr, $most:expr) => {
+        match $sender.reserve_items::<[u64; $words]>($most)? {
+            None => {
+                std::hint::spin_loop();
+                0
+            }
+            Some(mut run) => {
+                for (item, n) in run.iter_mut().zip($n..) {
+                    $crate::work::fill_item(item, $work.first_word(n));
+                }
+                run.commit($most)?;
+                $most as u64
+            }
+        }
+    };
+}
+pub(crate) use send_run;
+
+/// Reads up to `most` messages by words: how many there were, and their sum.
+macro_rules! drain {
+    ($source:expr, $most:expr) => {{
+        let mut total = 0u64;
+        let add = |message: ::ringfence::Message<'_>| total = message.words().fold(total, u64::wrapping_add);
+        ($source.receive_each(add, $most)? as u64, total)
+    }};
+}
+pub(crate) use drain;
+
+/// Reads up to `most` runs of records of one size: how many records there were, and their sum.
+macro_rules! drain_runs {
+    ($source:expr, $words:ident, $most:expr) => {{
+        let (mut n, mut total, mut others) = (0, 0u64, 0);
+        let add = |message: ::ringfence::Message<'_>| match $crate::ringfence::sum_run::<$words>(message) {
+            Some((count, sum)) => {
+                n += count;
+                total = sum.wrapping_add(total);
+            }
+            None => others += 1,
+        };
+        $source.receive_each(add, $most)?;
+        anyhow::ensure!(others == 0, "{others} messages were no run");
+        (n, total)
+    }};
+}
+pub(crate) use drain_runs;
+
 /// How long a side of the spin-then-park measure spins: longer than a round trip between two awake cores, far
 /// shorter than a time slice.
 const SPIN: std::time::Duration = std::time::Duration::from_micros(50);
 /// Messages that one call to `drain` may hand over.
-const DRAIN: usize = 256;
+pub const DRAIN: usize = 256;
 /// Bytes of a run of records of one size.
 const RUN: usize = 16 * 1024;
 
@@ -74,35 +155,20 @@ impl Contender for Side {
                 for n in 0..work.count {
                     fill_bytes(&mut self.buffer, work.first_word(n));
                     while !self.sender.try_send(&self.buffer)? {
-                        std::hint::spin_loop();
+                        spin_loop();
                     }
                 }
             }
             Measure::Batch => {
                 let mut n = 0;
                 while n < work.count {
-                    let mut batch = self.sender.batch()?;
                     let end = (n + BATCH as u64).min(work.count);
-                    while n < end {
-                        let Some(bytes) = batch.reserve(work.size)? else {
-                            break;
-                        };
-                        fill_bytes(bytes, work.first_word(n));
-                        n += 1;
-                    }
-                    batch.publish();
+                    n = send_batch!(self.sender, work, n, end);
                 }
             }
             _ => {
                 for n in 0..work.count {
-                    let mut message = loop {
-                        match self.sender.reserve(work.size)? {
-                            Some(message) => break message,
-                            None => std::hint::spin_loop(),
-                        }
-                    };
-                    fill_bytes(&mut message, work.first_word(n));
-                    message.commit(work.size)?;
+                    send_in_place!(self.sender, work, n);
                 }
             }
         }
@@ -110,30 +176,15 @@ impl Contender for Side {
     }
 
     fn consume(&mut self, work: &Work, measure: Measure) -> Result<u64> {
-        let (mut n, mut total) = (0, 0u64);
-        if measure == Measure::Copy {
-            while n < work.count {
-                match self.receiver.try_receive(&mut self.buffer)? {
-                    Some(length) => {
-                        total = total.wrapping_add(sum_bytes(&self.buffer[..length]));
-                        n += 1;
-                    }
-                    None => std::hint::spin_loop(),
-                }
+        poll_sum(work.count, spin_loop, |_| {
+            if measure == Measure::Copy {
+                let length = self.receiver.try_receive(&mut self.buffer)?;
+                return Ok(one_or_none(
+                    length.map(|length| sum_bytes(&self.buffer[..length])),
+                ));
             }
-        } else {
-            while n < work.count {
-                let seen = self.receiver.receive_each(
-                    |message| total = message.words().fold(total, u64::wrapping_add),
-                    DRAIN,
-                )?;
-                n += seen as u64;
-                if seen == 0 {
-                    std::hint::spin_loop();
-                }
-            }
-        }
-        Ok(total)
+            Ok(drain!(self.receiver, DRAIN))
+        })
     }
 
     #[inline(always)]
@@ -154,12 +205,7 @@ impl Contender for Side {
     fn receive_one(&mut self, words: usize, wait: Wait) -> Result<u64> {
         let bytes = &mut self.buffer[..words * 8];
         let length = if wait == Wait::Poll {
-            loop {
-                match self.receiver.try_receive(bytes)? {
-                    Some(length) => break length,
-                    None => std::hint::spin_loop(),
-                }
-            }
+            poll(|| Ok(self.receiver.try_receive(bytes)?))?
         } else {
             self.receiver
                 .receive(bytes)?
@@ -169,23 +215,15 @@ impl Contender for Side {
     }
 }
 
-/// Fills records of one size, of which the first is the `n`th.
-#[inline(always)]
-pub fn fill_items<const W: usize>(run: &mut [[u64; W]], work: &Work, n: u64) {
-    for (item, n) in run.iter_mut().zip(n..) {
-        // SAFETY: an array of that many words.
-        unsafe { fill(item.as_mut_ptr().cast(), W, work.first_word(n)) };
-    }
-}
-
 /// How many records of one size a message has, and the sum of their words. `None`: it is no run of them.
 #[inline(always)]
-pub fn sum_items<const W: usize>(message: Message<'_>) -> Option<(u64, u64)> {
+pub fn sum_run<const W: usize>(message: Message<'_>) -> Option<(u64, u64)> {
     let items = message.items::<[u64; W]>()?;
     let count = items.len() as u64;
-    // SAFETY: an array of that many words.
-    let add = |total: u64, item: [u64; W]| total.wrapping_add(unsafe { sum(item.as_ptr().cast(), W) });
-    Some((count, items.fold(0, add)))
+    Some((
+        count,
+        items.map(|item| sum_item(&item)).fold(0, u64::wrapping_add),
+    ))
 }
 
 /// Records of one size, many to a message.
@@ -200,36 +238,15 @@ impl<const W: usize> Contender for Run<W> {
         let mut n = 0;
         while n < work.count {
             let most = (RUN / work.size).max(1).min((work.count - n) as usize);
-            let Some(mut run) = self.0.sender.reserve_items::<[u64; W]>(most)? else {
-                std::hint::spin_loop();
-                continue;
-            };
-            fill_items(&mut run, work, n);
-            run.commit(most)?;
-            n += most as u64;
+            n += send_run!(self.0.sender, W, work, n, most);
         }
         Ok(())
     }
 
     fn consume(&mut self, work: &Work, _: Measure) -> Result<u64> {
-        let (mut n, mut total, mut others) = (0, 0u64, 0);
-        while n < work.count {
-            let seen = self.0.receiver.receive_each(
-                |message| match sum_items::<W>(message) {
-                    Some((count, sum)) => {
-                        n += count;
-                        total = sum.wrapping_add(total);
-                    }
-                    None => others += 1,
-                },
-                DRAIN,
-            )?;
-            if seen == 0 {
-                std::hint::spin_loop();
-            }
-        }
-        anyhow::ensure!(others == 0, "{others} messages were no run");
-        Ok(total)
+        poll_sum(work.count, spin_loop, |_| {
+            Ok(drain_runs!(self.0.receiver, W, DRAIN))
+        })
     }
 
     fn send_one(&mut self, words: usize, start: u64, wait: Wait) -> Result<()> {

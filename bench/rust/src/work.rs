@@ -2,6 +2,7 @@
 //! consumer. A contender that only moved a pointer would look fast and carry nothing.
 
 use aligned_vec::{AVec, ConstAlign, avec};
+use anyhow::Result;
 
 /// One stretch of a measurement, known to both sides before it starts.
 #[derive(Clone, Copy, Debug)]
@@ -65,14 +66,8 @@ impl Work {
 pub unsafe fn fill(dst: *mut u8, words: usize, start: u64) {
     // The common small message gets straight-line code; a loop of unknown length costs more than its eight stores.
     if words == 8 {
-        for i in 0..8 {
-            // SAFETY: as the caller promises.
-            unsafe {
-                dst.cast::<u64>()
-                    .add(i)
-                    .write_unaligned(start.wrapping_add(i as u64))
-            };
-        }
+        // SAFETY: as the caller promises.
+        unsafe { fill_plain(dst, 8, start) };
     } else if words >= 64 {
         // SAFETY: as the caller promises.
         unsafe { fill_long(dst, words, start) };
@@ -89,12 +84,8 @@ pub unsafe fn fill(dst: *mut u8, words: usize, start: u64) {
 #[inline(always)]
 pub unsafe fn sum(src: *const u8, words: usize) -> u64 {
     if words == 8 {
-        let mut total = 0u64;
-        for i in 0..8 {
-            // SAFETY: as the caller promises.
-            total = total.wrapping_add(unsafe { src.cast::<u64>().add(i).read_unaligned() });
-        }
-        total
+        // SAFETY: as the caller promises.
+        unsafe { sum_plain(src, 8) }
     } else if words >= 64 {
         // SAFETY: as the caller promises.
         unsafe { sum_long(src, words) }
@@ -176,4 +167,57 @@ pub fn fill_bytes(bytes: &mut [u8], start: u64) {
 pub fn sum_bytes(bytes: &[u8]) -> u64 {
     // SAFETY: the slice has that many words.
     unsafe { sum(bytes.as_ptr(), bytes.len() / 8) }
+}
+
+/// [`fill`] for an element of a fixed size.
+#[inline(always)]
+pub fn fill_item<const W: usize>(item: &mut [u64; W], start: u64) {
+    // SAFETY: an array of that many words.
+    unsafe { fill(item.as_mut_ptr().cast(), W, start) };
+}
+
+/// [`sum`] for an element of a fixed size.
+#[inline(always)]
+pub fn sum_item<const W: usize>(item: &[u64; W]) -> u64 {
+    // SAFETY: an array of that many words.
+    unsafe { sum(item.as_ptr().cast(), W) }
+}
+
+/// [`sum_item`] of all of them.
+#[inline(always)]
+pub fn sum_items<const W: usize>(items: &[[u64; W]]) -> u64 {
+    items.iter().map(sum_item).fold(0, u64::wrapping_add)
+}
+
+/// Polls until `count` messages have come, and returns the sum of their words. `poll(left)` returns how many it has read, and their sum;
+/// `idle` is called if that is none.
+#[inline(always)]
+pub fn poll_sum(count: u64, idle: fn(), mut poll: impl FnMut(u64) -> Result<(u64, u64)>) -> Result<u64> {
+    let (mut n, mut total) = (0, 0u64);
+    while n < count {
+        let (seen, sum) = poll(count - n)?;
+        n += seen;
+        total = total.wrapping_add(sum);
+        if seen == 0 {
+            idle();
+        }
+    }
+    Ok(total)
+}
+
+/// What `poll` of [`poll_sum`] returns of one message, or of none.
+#[inline(always)]
+pub fn one_or_none(sum: Option<u64>) -> (u64, u64) {
+    sum.map_or((0, 0), |sum| (1, sum))
+}
+
+/// Polls until there is an answer.
+#[inline(always)]
+pub fn poll<T>(mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    loop {
+        if let Some(found) = look()? {
+            return Ok(found);
+        }
+        std::hint::spin_loop();
+    }
 }

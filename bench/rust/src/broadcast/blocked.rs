@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use clap::ValueEnum;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::Pid;
@@ -16,7 +15,7 @@ use crate::driver::pin;
 use crate::work::Work;
 
 /// What befalls a subscriber.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Harm {
     /// SIGKILL, and its parent has taken notice.
@@ -28,16 +27,6 @@ pub enum Harm {
 }
 
 impl Harm {
-    pub const ALL: [Self; 3] = [Self::Killed, Self::Stopped, Self::Zombie];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Killed => "killed",
-            Self::Stopped => "stopped",
-            Self::Zombie => "zombie",
-        }
-    }
-
     fn befall(self, pid: Pid) -> Result<()> {
         match self {
             Self::Killed => {

@@ -1,20 +1,19 @@
 //! One run: a publisher's process, and a process for each subscriber.
 
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::blocked::Harm;
 use crate::clock;
-use crate::driver::{Usage, pin, usage};
+use crate::driver::{Ready, Report, Usage, pin, spawn_self, usage, warmed_up};
 use crate::line::{self, Line};
-use crate::spread::Spread;
 use crate::work::Work;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Job {
-    pub rival: String,
+    pub contender: String,
     pub subscribers: usize,
     /// Further ones, which lose what they do not read, and read nothing.
     pub idle: usize,
@@ -27,6 +26,7 @@ pub struct Job {
     pub cpus: [usize; 2],
     /// Bytes that the queue may hold; never less than eight messages.
     pub capacity: usize,
+    #[serde(default)]
     /// What befalls the first subscriber, in a run that measures how long the publisher is blocked by that.
     pub harm: Option<Harm>,
     /// Names sockets, services and files of this run alone.
@@ -72,12 +72,6 @@ pub trait Subscribe: Sized {
     }
 }
 
-/// What a reader does that has found nothing: the other subscribers share its core.
-#[inline]
-pub fn nothing_there() {
-    std::thread::yield_now();
-}
-
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Outcome {
     pub published: u64,
@@ -98,17 +92,6 @@ pub enum Order {
     Quit,
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Report {
-    finished: u64,
-    sum: u64,
-    read: u64,
-    usage: Usage,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Ready;
-
 /// The subscribers' processes, which end with this.
 pub struct Crowd {
     pub children: Vec<Child>,
@@ -121,7 +104,7 @@ impl Crowd {
         let listener = line::listen(&job.tag)?;
         let idle = Job {
             idle: 0,
-            rival: IDLE.into(),
+            contender: IDLE.into(),
             ..job.clone()
         };
         let mut children = Vec::new();
@@ -162,19 +145,7 @@ impl Drop for Crowd {
 pub const IDLE: &str = "idle";
 
 fn spawn(job: &Job) -> Result<Child> {
-    use std::os::unix::process::CommandExt;
-    let mut command = Command::new(std::env::current_exe()?);
-    command
-        .args(["subscribe", &serde_json::to_string(job)?])
-        .stdin(Stdio::null());
-    // SAFETY: prctl is async-signal-safe. A run that is cut short must leave no process on a core that the next one is measured on.
-    unsafe {
-        command.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            Ok(())
-        });
-    }
-    Ok(command.spawn()?)
+    spawn_self(&["subscribe", &serde_json::to_string(job)?])
 }
 
 /// The subscriber's process: does what the publisher's orders until it says quit.
@@ -210,23 +181,20 @@ pub fn publisher<P: Publish>(job: &Job) -> Result<Outcome> {
     let mut publisher = P::open(job)?;
     pin(job.cpus[0])?;
     let mut crowd = Crowd::start(&mut publisher, job)?;
-    let enough = (job.seconds / 4.0).clamp(0.02, 0.2);
-    let mut count = (job.slots() / 8).max(32) as u64;
-    let rate = loop {
+    let first = (job.slots() / 8).max(32) as u64;
+    let count = warmed_up(job.seconds, first, |count| {
         let stretch = stretch(&mut publisher, &mut crowd, job, count)?;
-        if stretch.seconds >= enough {
-            break stretch.work.count as f64 / stretch.seconds;
-        }
-        count = (count as f64 * (1.3 * enough / stretch.seconds).clamp(1.5, 16.0)) as u64;
-    };
-    let measured = stretch(&mut publisher, &mut crowd, job, (rate * job.seconds) as u64 + 1)?;
-    let bursts = (0..BURSTS)
+        Ok((stretch.work.count, stretch.seconds))
+    })?;
+    let measured = stretch(&mut publisher, &mut crowd, job, count)?;
+    let mut bursts = (0..BURSTS)
         .map(|_| {
             // A quarter of the queue: there is room for all of it, whatever a message takes beside its bytes.
             let burst = stretch(&mut publisher, &mut crowd, job, (job.slots() / 4) as u64)?;
             Ok(burst.publishing * 1e9 / burst.work.count as f64)
         })
         .collect::<Result<Vec<_>>>()?;
+    bursts.sort_by(f64::total_cmp);
     crowd.order(&Order::Quit)?;
     let published = measured.work.count as f64;
     let delivered = measured.read as f64;
@@ -236,7 +204,7 @@ pub fn publisher<P: Publish>(job: &Job) -> Result<Outcome> {
         published_per_second: published / measured.seconds,
         delivered_per_second: delivered / measured.seconds,
         cpu_ns_per_delivered: measured.usage.cpu_ns as f64 / delivered,
-        publisher_ns: Spread::of(bursts).median,
+        publisher_ns: bursts[BURSTS / 2],
         preempted: measured.usage.preempted,
     })
 }

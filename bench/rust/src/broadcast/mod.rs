@@ -7,25 +7,34 @@
 
 mod blocked;
 mod driver;
-mod plan;
 mod rivals;
 
-pub use blocked::{Blocked, Harm};
-pub use driver::{Job, Outcome};
-pub use plan::{Arguments, run};
+use driver::Job;
+use rivals::Rival;
 
 use anyhow::{Context, Result};
+use serde_json::json;
+
+/// What is compiled in.
+pub fn list() -> Vec<serde_json::Value> {
+    let describe = |rival: Rival| json!({ "id": rival.id, "version": rival.version, "note": rival.note, "blocked": rival.is_blocked });
+    rivals::all().into_iter().map(describe).collect()
+}
+
+fn rival(id: &str) -> Result<Rival> {
+    let mut all = rivals::all().into_iter();
+    all.find(|rival| rival.id == id)
+        .with_context(|| format!("{id} is not compiled in"))
+}
 
 /// The publisher's process of one run.
 pub fn publish(job: &str) -> Result<()> {
     let job: Job = serde_json::from_str(job)?;
-    let rival = rivals::all()
-        .into_iter()
-        .find(|rival| rival.id == job.rival)
-        .with_context(|| format!("{} is not compiled in", job.rival))?;
-    match job.harm {
-        None => println!("{}", serde_json::to_string(&(rival.publish)(&job)?)?),
-        Some(_) => (rival.blocked)(&job)?,
+    let rival = rival(&job.contender)?;
+    match ((rival.takes)(job.size, job.batch), job.harm) {
+        (Err(why), _) => println!("{}", json!({ "skipped": why })),
+        (_, None) => println!("{}", serde_json::to_string(&(rival.publish)(&job)?)?),
+        (_, Some(_)) => (rival.blocked)(&job)?,
     }
     Ok(())
 }
@@ -33,12 +42,8 @@ pub fn publish(job: &str) -> Result<()> {
 /// One subscriber's process of one run.
 pub fn subscribe(job: &str) -> Result<()> {
     let job: Job = serde_json::from_str(job)?;
-    if job.rival == driver::IDLE {
+    if job.contender == driver::IDLE {
         return rivals::idle(&job);
     }
-    let rival = rivals::all()
-        .into_iter()
-        .find(|rival| rival.id == job.rival)
-        .with_context(|| format!("{} is not compiled in", job.rival))?;
-    (rival.subscribe)(&job)
+    (rival(&job.contender)?.subscribe)(&job)
 }

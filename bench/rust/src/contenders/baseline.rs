@@ -10,24 +10,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd as Event};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::clock;
-use crate::driver::{self, Contender, Job, Measure, Outcome, Setup, Side, Wait};
+use crate::driver::{self, Contender, Job, Measure, Outcome, Setup, Side, Usage, Wait};
 use crate::work::Work;
-
-pub fn takes_polled(measure: Measure, _: usize) -> Result<(), &'static str> {
-    if measure == Measure::RttPolled {
-        Ok(())
-    } else {
-        Err("only a polled round trip")
-    }
-}
-
-pub fn takes_parked(measure: Measure, _: usize) -> Result<(), &'static str> {
-    if measure == Measure::RttParked {
-        Ok(())
-    } else {
-        Err("only a parked round trip")
-    }
-}
 
 pub fn takes_memcpy(measure: Measure, size: usize) -> Result<(), &'static str> {
     if measure == Measure::One && size >= 1024 {
@@ -58,11 +42,7 @@ impl Contender for CacheLine {
     const THREADS: bool = true;
 
     fn open(setup: &mut Setup) -> Result<Self> {
-        let (out, back) = if setup.side == Side::A {
-            (&PING.0, &PONG.0)
-        } else {
-            (&PONG.0, &PING.0)
-        };
+        let (out, back) = setup.side.order(&PING.0, &PONG.0);
         Ok(Self {
             out,
             back,
@@ -101,7 +81,7 @@ impl Contender for EventFd {
     fn open(setup: &mut Setup) -> Result<Self> {
         let side = setup.side;
         let line = setup.line()?;
-        let (a, b) = if side == Side::A {
+        let (mine, theirs) = if side == Side::A {
             let make = || Event::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC);
             let (a, b) = (make()?, make()?);
             line.send_fds(&[a.as_fd(), b.as_fd()])?;
@@ -112,8 +92,8 @@ impl Contender for EventFd {
             (b, a)
         };
         Ok(Self {
-            mine: a.into(),
-            theirs: b.into(),
+            mine: mine.into(),
+            theirs: theirs.into(),
         })
     }
 
@@ -178,11 +158,7 @@ impl Contender for Futex {
         // The mapping is never undone, so the words live as long as the process.
         // SAFETY: both offsets lie within the page, aligned, and all who touch the words do so atomically.
         let word = |offset: usize| unsafe { &*base.as_ptr().cast::<u8>().add(offset).cast::<AtomicU32>() };
-        let (ping, pong) = if side == Side::A {
-            (word(0), word(128))
-        } else {
-            (word(128), word(0))
-        };
+        let (ping, pong) = side.order(word(0), word(128));
         Ok(Self {
             ping,
             pong,
@@ -224,25 +200,16 @@ pub fn memcpy(job: &Job) -> Result<Outcome> {
         }
         (clock::now() - started) as f64 / 1e9
     };
-    let mut count = 2 * job.slots() as u64;
-    let rate = loop {
-        let seconds = copy(count);
-        if seconds > 0.02 {
-            break count as f64 / seconds;
-        }
-        count *= 2;
-    };
-    let count = (rate * job.seconds) as u64 + 1;
+    let count = driver::warmed_up(job.seconds, 2 * job.slots() as u64, |count| {
+        Ok((count, copy(count)))
+    })?;
     let seconds = copy(count);
     if to[0] != 1 {
         bail!("nothing was copied");
     }
-    Ok(Outcome {
-        messages: count,
-        seconds,
-        messages_per_second: count as f64 / seconds,
-        bytes_per_second: count as f64 * job.size as f64 / seconds,
-        cpu_ns_per_message: seconds * 1e9 / count as f64,
-        ..Outcome::default()
-    })
+    let usage = Usage {
+        cpu_ns: (seconds * 1e9) as u64,
+        ..Usage::default()
+    };
+    Ok(Outcome::of(job, count, seconds, usage))
 }

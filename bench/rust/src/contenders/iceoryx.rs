@@ -1,14 +1,17 @@
 //! iceoryx2: publish-subscribe with one publisher and one subscriber each way, told to lose nothing.
 
+use std::hint::spin_loop;
+
 use anyhow::{Result, anyhow};
 use iceoryx2::port::listener::Listener;
 use iceoryx2::port::notifier::Notifier;
 use iceoryx2::port::publisher::Publisher;
 use iceoryx2::port::subscriber::Subscriber;
 use iceoryx2::prelude::*;
+use iceoryx2::service::port_factory::publish_subscribe::PortFactory;
 
-use crate::driver::{Contender, Measure, Setup, Side as Which, Wait};
-use crate::work::{Work, fill, sum};
+use crate::driver::{Contender, Measure, Setup, Wait};
+use crate::work::{Work, fill, one_or_none, poll, poll_sum, sum};
 
 pub fn takes(measure: Measure, _: usize) -> Result<(), &'static str> {
     match measure {
@@ -20,7 +23,7 @@ pub fn takes(measure: Measure, _: usize) -> Result<(), &'static str> {
 }
 
 pub struct Side {
-    publisher: Publisher<ipc::Service, [u64], ()>,
+    publisher: Port,
     subscriber: Subscriber<ipc::Service, [u64], ()>,
     notifier: Notifier<ipc::Service>,
     listener: Listener<ipc::Service>,
@@ -32,70 +35,72 @@ fn told<T, E: std::fmt::Debug>(result: std::result::Result<T, E>) -> Result<T> {
     result.map_err(|error| anyhow!("iceoryx2: {error:?}"))
 }
 
-impl Side {
-    #[inline(always)]
-    fn publish(&mut self, words: usize, start: u64) -> Result<()> {
-        let mut sample = told(self.publisher.loan_slice_uninit(words))?;
-        // SAFETY: the sample was loaned for so many words.
-        unsafe { fill(sample.payload_mut().as_mut_ptr().cast(), words, start) };
-        // SAFETY: all of it was just filled.
-        told(unsafe { sample.assume_init() }.send())?;
-        Ok(())
-    }
+pub type Service = PortFactory<ipc::Service, [u64], ()>;
+type Port = Publisher<ipc::Service, [u64], ()>;
 
-    #[inline(always)]
-    fn take(&mut self, words: usize) -> Result<Option<u64>> {
-        Ok(told(self.subscriber.receive())?
-            // SAFETY: the sender fills each sample with so many words.
-            .map(|sample| unsafe { sum(sample.payload().as_ptr().cast(), words) }))
-    }
+pub fn node() -> Result<Node<ipc::Service>> {
+    set_log_level(LogLevel::Error);
+    told(NodeBuilder::new().create::<ipc::Service>())
+}
+
+/// One that loses nothing. Its queue is preallocated for the worst case in every port, so the slots of a small message are bounded.
+pub fn service(node: &Node<ipc::Service>, name: &str, slots: usize, subscribers: usize) -> Result<Service> {
+    told(
+        node.service_builder(&told(ServiceName::new(name))?)
+            .publish_subscribe::<[u64]>()
+            .enable_safe_overflow(false)
+            .history_size(0)
+            .max_publishers(1)
+            .max_subscribers(subscribers)
+            .subscriber_max_buffer_size(slots.min(16_384))
+            .subscriber_max_borrowed_samples(2)
+            .open_or_create(),
+    )
+}
+
+pub fn publisher(service: &Service, size: usize) -> Result<Port> {
+    let builder = service.publisher_builder().initial_max_slice_len(size / 8);
+    told(
+        builder
+            .max_loaned_samples(2)
+            .backpressure_strategy(BackpressureStrategy::RetryUntilDelivered)
+            .create(),
+    )
+}
+
+#[inline(always)]
+pub fn publish(publisher: &mut Port, words: usize, start: u64) -> Result<()> {
+    let mut sample = told(publisher.loan_slice_uninit(words))?;
+    // SAFETY: the sample was loaned for that many words.
+    unsafe { fill(sample.payload_mut().as_mut_ptr().cast(), words, start) };
+    // SAFETY: all of it was just filled.
+    told(unsafe { sample.assume_init() }.send())?;
+    Ok(())
+}
+
+#[inline(always)]
+pub fn take(subscriber: &Subscriber<ipc::Service, [u64], ()>, words: usize) -> Result<Option<u64>> {
+    Ok(told(subscriber.receive())?
+        // SAFETY: the sender fills each sample with that many words.
+        .map(|sample| unsafe { sum(sample.payload().as_ptr().cast(), words) }))
 }
 
 impl Contender for Side {
     fn open(setup: &mut Setup) -> Result<Self> {
-        set_log_level(LogLevel::Error);
-        let (side, words, tag) = (setup.side, setup.job.size / 8, setup.job.tag.clone());
-        // Its queue is preallocated for the worst case in every port, so the slots of a small message are bounded.
-        let slots = setup.job.slots().min(16_384);
-        let node = told(NodeBuilder::new().create::<ipc::Service>())?;
-        let stream = |way: &str| {
-            let name = told(ServiceName::new(&format!("{tag}/{way}")))?;
-            told(
-                node.service_builder(&name)
-                    .publish_subscribe::<[u64]>()
-                    .enable_safe_overflow(false)
-                    .history_size(0)
-                    .max_publishers(1)
-                    .max_subscribers(1)
-                    .subscriber_max_buffer_size(slots)
-                    .subscriber_max_borrowed_samples(2)
-                    .open_or_create(),
-            )
-        };
-        let bell = |way: &str| {
-            let name = told(ServiceName::new(&format!("{tag}/{way}/bell")))?;
+        let (out, back) = setup.ways();
+        let job = &setup.job;
+        let node = node()?;
+        let stream = |way| service(&node, &format!("{}/{way}", job.tag), job.slots(), 1);
+        let bell = |way| {
+            let name = told(ServiceName::new(&format!("{}/{way}/bell", job.tag)))?;
             told(node.service_builder(&name).event().open_or_create())
         };
-        let (out, back) = if side == Which::A {
-            ("ping", "pong")
-        } else {
-            ("pong", "ping")
-        };
-        let publisher = told(
-            stream(out)?
-                .publisher_builder()
-                .initial_max_slice_len(words)
-                .max_loaned_samples(2)
-                .backpressure_strategy(BackpressureStrategy::RetryUntilDelivered)
-                .create(),
-        )?;
+        let publisher = publisher(&stream(out)?, job.size)?;
         let subscriber = told(stream(back)?.subscriber_builder().create())?;
         let notifier = told(bell(out)?.notifier_builder().create())?;
         let listener = told(bell(back)?.listener_builder().create())?;
         // What is sent before the other side subscribes is lost: wait for each other.
-        let line = setup.line()?;
-        line.send(&true)?;
-        let _: bool = line.receive()?;
+        setup.meet()?;
         Ok(Self {
             publisher,
             subscriber,
@@ -107,27 +112,19 @@ impl Contender for Side {
 
     fn produce(&mut self, work: &Work, _: Measure) -> Result<()> {
         for n in 0..work.count {
-            self.publish(work.words, work.first_word(n))?;
+            publish(&mut self.publisher, work.words, work.first_word(n))?;
         }
         Ok(())
     }
 
     fn consume(&mut self, work: &Work, _: Measure) -> Result<u64> {
-        let (mut n, mut total) = (0, 0u64);
-        while n < work.count {
-            match self.take(work.words)? {
-                Some(sum) => {
-                    total = total.wrapping_add(sum);
-                    n += 1;
-                }
-                None => std::hint::spin_loop(),
-            }
-        }
-        Ok(total)
+        poll_sum(work.count, spin_loop, |_| {
+            Ok(one_or_none(take(&self.subscriber, work.words)?))
+        })
     }
 
     fn send_one(&mut self, words: usize, start: u64, wait: Wait) -> Result<()> {
-        self.publish(words, start)?;
+        publish(&mut self.publisher, words, start)?;
         if wait != Wait::Poll {
             told(self.notifier.notify())?;
         }
@@ -135,15 +132,12 @@ impl Contender for Side {
     }
 
     fn receive_one(&mut self, words: usize, wait: Wait) -> Result<u64> {
-        loop {
-            if let Some(sum) = self.take(words)? {
-                return Ok(sum);
-            }
-            if wait == Wait::Poll {
-                std::hint::spin_loop();
-            } else {
+        poll(|| {
+            let found = take(&self.subscriber, words)?;
+            if found.is_none() && wait != Wait::Poll {
                 told(self.listener.blocking_wait(|_| {}))?;
             }
-        }
+            Ok(found)
+        })
     }
 }

@@ -5,7 +5,7 @@ use ipc_channel::TryRecvError;
 use ipc_channel::ipc::{self, IpcBytesReceiver, IpcBytesSender, IpcOneShotServer, IpcSender};
 
 use crate::driver::{Contender, Measure, Setup, Side as Which, Wait};
-use crate::work::{Work, fill_bytes, sum_bytes};
+use crate::work::{Work, fill_bytes, poll, sum_bytes};
 
 pub fn takes(measure: Measure, _: usize) -> Result<(), &'static str> {
     match measure {
@@ -27,26 +27,22 @@ impl Contender for Side {
         let buffer = vec![0; setup.job.size];
         let side = setup.side;
         let line = setup.line()?;
-        if side == Which::A {
+        let (sender, receiver) = if side == Which::A {
             let (server, name) = IpcOneShotServer::<(IpcBytesSender, IpcBytesReceiver)>::new()?;
             line.send(&name)?;
-            let (_, (sender, receiver)) = server.accept()?;
-            Ok(Self {
-                sender,
-                receiver,
-                buffer,
-            })
+            server.accept()?.1
         } else {
             let name: String = line.receive()?;
             let (ping, receiver) = ipc::bytes_channel()?;
             let (sender, pong) = ipc::bytes_channel()?;
             IpcSender::connect(name)?.send((ping, pong))?;
-            Ok(Self {
-                sender,
-                receiver,
-                buffer,
-            })
-        }
+            (sender, receiver)
+        };
+        Ok(Self {
+            sender,
+            receiver,
+            buffer,
+        })
     }
 
     fn produce(&mut self, work: &Work, _: Measure) -> Result<()> {
@@ -75,12 +71,10 @@ impl Contender for Side {
         if wait != Wait::Poll {
             return Ok(sum_bytes(&self.receiver.recv()?));
         }
-        loop {
-            match self.receiver.try_recv() {
-                Ok(message) => return Ok(sum_bytes(&message)),
-                Err(TryRecvError::Empty) => std::hint::spin_loop(),
-                Err(error) => return Err(error.into()),
-            }
-        }
+        poll(|| match self.receiver.try_recv() {
+            Ok(message) => Ok(Some(sum_bytes(&message))),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(error) => Err(error.into()),
+        })
     }
 }

@@ -17,7 +17,7 @@ pub mod unix;
 
 use anyhow::Result;
 
-use crate::driver::{Job, Measure, Outcome, run_a, run_b};
+use crate::driver::{Contender, Job, Measure, Outcome, run_a, run_b};
 
 pub struct Entry {
     pub id: &'static str,
@@ -54,27 +54,41 @@ pub(crate) use fixed_sizes;
 
 #[allow(dead_code, reason = "used by the contenders of some features only")]
 pub fn is_fixed_size(size: usize) -> Result<(), &'static str> {
-    const SIZES: [usize; 10] = [
-        8, 64, 256, 1024, 4096, 16_384, 65_536, 262_144, 1_048_576, 16_777_216,
-    ];
-    if SIZES.contains(&size) {
-        Ok(())
-    } else {
-        Err("elements of a fixed size; this one is not compiled in")
+    match size {
+        8 | 64 | 256 | 1024 | 4096 | 16_384 | 65_536 | 262_144 | 1_048_576 | 16_777_216 => Ok(()),
+        _ => Err("elements of a fixed size; this one is not compiled in"),
     }
+}
+
+fn entry<C: Contender + 'static>(
+    id: &'static str,
+    version: &'static str,
+    note: &'static str,
+    takes: fn(Measure, usize) -> Result<(), &'static str>,
+) -> Entry {
+    Entry {
+        id,
+        version,
+        note,
+        takes,
+        a: run_a::<C>,
+        b: run_b::<C>,
+    }
+}
+
+fn only(measure: Measure, asked: Measure, why: &'static str) -> Result<(), &'static str> {
+    if measure == asked { Ok(()) } else { Err(why) }
 }
 
 pub fn all() -> Vec<Entry> {
     vec![
         #[cfg(feature = "ringfence")]
-        Entry {
-            id: "ringfence",
-            version: "this tree",
-            note: "two processes; reserve or batch in place, drain by words; copy: try_send and try_receive",
-            takes: crate::ringfence::takes,
-            a: run_a::<crate::ringfence::Side>,
-            b: run_b::<crate::ringfence::Side>,
-        },
+        entry::<crate::ringfence::Side>(
+            "ringfence",
+            "this tree",
+            "two processes; reserve or batch in place, drain by words; copy: try_send and try_receive",
+            |_, _| Ok(()),
+        ),
         #[cfg(feature = "ringfence")]
         Entry {
             id: "ringfence-run",
@@ -84,23 +98,19 @@ pub fn all() -> Vec<Entry> {
             a: crate::ringfence::a_run,
             b: crate::ringfence::b_run,
         },
-        Entry {
-            id: "unix",
-            version: "kernel",
-            note: "stream socket, length before each message; one: a write each; batch: 64 KiB a write",
-            takes: unix::takes,
-            a: run_a::<unix::Side>,
-            b: run_b::<unix::Side>,
-        },
+        entry::<unix::Side>(
+            "unix",
+            "kernel",
+            "stream socket, length before each message; one: a write each; batch: 64 KiB a write",
+            unix::takes,
+        ),
         #[cfg(feature = "iceoryx2")]
-        Entry {
-            id: "iceoryx2",
-            version: "0.10",
-            note: "publish-subscribe, loaned and read in place, no overflow; parked: its event service",
-            takes: iceoryx::takes,
-            a: run_a::<iceoryx::Side>,
-            b: run_b::<iceoryx::Side>,
-        },
+        entry::<iceoryx::Side>(
+            "iceoryx2",
+            "0.10",
+            "publish-subscribe, loaned and read in place, no overflow; parked: its event service",
+            iceoryx::takes,
+        ),
         #[cfg(feature = "shmem-ipc")]
         Entry {
             id: "shmem-ipc",
@@ -120,14 +130,7 @@ pub fn all() -> Vec<Entry> {
             b: shmem_ipc::b_run,
         },
         #[cfg(feature = "ipc-channel")]
-        Entry {
-            id: "ipc-channel",
-            version: "0.23",
-            note: "bytes channel",
-            takes: ipc_channel::takes,
-            a: run_a::<ipc_channel::Side>,
-            b: run_b::<ipc_channel::Side>,
-        },
+        entry::<ipc_channel::Side>("ipc-channel", "0.23", "bytes channel", ipc_channel::takes),
         #[cfg(feature = "ringfire")]
         Entry {
             id: "ringfire",
@@ -138,47 +141,37 @@ pub fn all() -> Vec<Entry> {
             b: ringfire::b,
         },
         #[cfg(feature = "native-ipc")]
-        Entry {
-            id: "native-ipc",
-            version: "0.6.3",
-            note: "slots and acknowledgements of its core; parked: its control frames",
-            takes: native_ipc::takes,
-            a: run_a::<native_ipc::Side>,
-            b: run_b::<native_ipc::Side>,
-        },
+        entry::<native_ipc::Side>(
+            "native-ipc",
+            "0.6.3",
+            "slots and acknowledgements of its core; parked: its control frames",
+            native_ipc::takes,
+        ),
         #[cfg(feature = "rtrb")]
-        Entry {
-            id: "rtrb",
-            version: "0.4",
-            note: "ceiling: two threads of one process, which trust each other; push and pop, chunks for batches and from 1 KiB",
-            takes: rtrb::takes,
-            a: run_a::<rtrb::Side>,
-            b: run_b::<rtrb::Side>,
-        },
-        Entry {
-            id: "cache-line",
-            version: "machine",
-            note: "limit: one word to and fro between two cores",
-            takes: baseline::takes_polled,
-            a: run_a::<baseline::CacheLine>,
-            b: run_b::<baseline::CacheLine>,
-        },
-        Entry {
-            id: "eventfd",
-            version: "kernel",
-            note: "limit: two sleeping processes wake each other through two eventfds, no message",
-            takes: baseline::takes_parked,
-            a: run_a::<baseline::EventFd>,
-            b: run_b::<baseline::EventFd>,
-        },
-        Entry {
-            id: "futex",
-            version: "kernel",
-            note: "limit: the same through a futex in shared memory",
-            takes: baseline::takes_parked,
-            a: run_a::<baseline::Futex>,
-            b: run_b::<baseline::Futex>,
-        },
+        entry::<rtrb::Side>(
+            "rtrb",
+            "0.4",
+            "ceiling: two threads of one process, which trust each other; push and pop, chunks for batches and from 1 KiB",
+            rtrb::takes,
+        ),
+        entry::<baseline::CacheLine>(
+            "cache-line",
+            "machine",
+            "limit: one word to and fro between two cores",
+            |measure, _| only(Measure::RttPolled, measure, "only a polled round trip"),
+        ),
+        entry::<baseline::EventFd>(
+            "eventfd",
+            "kernel",
+            "limit: two sleeping processes wake each other through two eventfds, no message",
+            |measure, _| only(Measure::RttParked, measure, "only a parked round trip"),
+        ),
+        entry::<baseline::Futex>(
+            "futex",
+            "kernel",
+            "limit: the same through a futex in shared memory",
+            |measure, _| only(Measure::RttParked, measure, "only a parked round trip"),
+        ),
         Entry {
             id: "memcpy",
             version: "machine",

@@ -62,7 +62,7 @@ pub struct Side {
 }
 
 fn role(of: Which) -> RoleId {
-    RoleId::new(if of == Which::A { 1 } else { 2 }).expect("not zero")
+    RoleId::new(of.order(1, 2).0).expect("not zero")
 }
 
 fn topology(job: &Job, slots: u32) -> Result<RegionSetLayout> {
@@ -110,11 +110,7 @@ fn layout(topology: &RegionSetLayout, side: Which) -> Result<(ValidatedRegionLay
         schema_id: SCHEMA,
         generation: GENERATION,
         role: role(side),
-        writer: if side == Which::A {
-            Endpoint::Initiator
-        } else {
-            Endpoint::Responder
-        },
+        writer: side.order(Endpoint::Initiator, Endpoint::Responder).0,
         maximum_mapping_size: 1 << 30,
     };
     // SAFETY: the copy is private.
@@ -136,7 +132,7 @@ impl Contender for Side {
         let topology = topology(&job, slots)?;
         let (layout_a, bytes_a) = layout(&topology, Which::A)?;
         let (layout_b, bytes_b) = layout(&topology, Which::B)?;
-        let id = |side| RegionId::new(if side == Which::A { 1 } else { 2 }).expect("not zero");
+        let id = |side: Which| RegionId::new(side.order(1, 2).0).expect("not zero");
         let (session, mut active) = if setup.side == Which::A {
             let mut command = SessionCommand::new(std::env::current_exe()?).arg0("ringfence-bench");
             for argument in peer_arguments(&job)? {
@@ -180,17 +176,10 @@ impl Contender for Side {
             let active = told(ready.receive_batch(expected, soon()))?;
             (Session::B(ready), active)
         };
-        let (mine, theirs) = if setup.side == Which::A {
-            (Which::A, Which::B)
+        let (mine, theirs, own, other) = if setup.side == Which::A {
+            (Which::A, Which::B, layout_a, layout_b)
         } else {
-            (Which::B, Which::A)
-        };
-        let of = |side| {
-            if side == Which::A {
-                layout_a.clone()
-            } else {
-                layout_b.clone()
-            }
+            (Which::B, Which::A, layout_b, layout_a)
         };
         let mut writer = told(active.take_writer(id(mine)))?;
         let reader = told(active.take_reader(id(theirs)))?;
@@ -198,8 +187,8 @@ impl Contender for Side {
         told(writer.prefault(all))?;
         told(reader.prefault(0..reader.len()))?;
         Ok(Self {
-            writer: told(writer.bind(of(mine), topology.clone()))?,
-            reader: told(reader.bind(of(theirs), topology))?,
+            writer: told(writer.bind(own, topology.clone()))?,
+            reader: told(reader.bind(other, topology))?,
             mine: role(mine),
             theirs: role(theirs),
             slots: slots.into(),

@@ -1,13 +1,17 @@
 //! ringfire: its lossless ring for small messages, its blobs for long ones.
 
-use anyhow::{Result, bail};
+use std::hint::spin_loop;
+
+use anyhow::{Result, bail, ensure};
 use ringfire::{
     BlobConsumer, BlobProducer, BlobProducerBuilder, FlowControl, FutexWait, RingConsumer, RingProducer,
     RingProducerBuilder,
 };
 
-use crate::driver::{Contender, Job, Measure, Outcome, Setup, Side as Which, Wait, run_a, run_b};
-use crate::work::{BATCH, Work, fill, fill_bytes, sum, sum_bytes};
+use crate::driver::{Contender, Job, Measure, Outcome, Setup, Wait, run_a, run_b};
+use crate::work::{
+    BATCH, Work, fill_bytes, fill_item, one_or_none, poll_sum, sum_bytes, sum_item, sum_items,
+};
 
 /// From here on messages go through blobs: elements pass by value, several copies each, and fill the stack.
 const BLOB: usize = 16 * 1024;
@@ -24,44 +28,72 @@ pub fn takes(measure: Measure, size: usize) -> Result<(), &'static str> {
     }
 }
 
+macro_rules! run {
+    ($run:ident, $job:ident) => {
+        match $job.size {
+            64 => $run::<Ring<8>>($job),
+            256 => $run::<Ring<32>>($job),
+            1024 => $run::<Ring<128>>($job),
+            4096 => $run::<Ring<512>>($job),
+            _ => $run::<Blobs>($job),
+        }
+    };
+}
+
 pub fn a(job: &Job) -> Result<Outcome> {
-    match job.size {
-        64 => run_a::<Ring<8>>(job),
-        256 => run_a::<Ring<32>>(job),
-        1024 => run_a::<Ring<128>>(job),
-        4096 => run_a::<Ring<512>>(job),
-        _ => run_a::<Blobs>(job),
-    }
+    run!(run_a, job)
 }
 
 pub fn b(job: &Job) -> Result<()> {
-    match job.size {
-        64 => run_b::<Ring<8>>(job),
-        256 => run_b::<Ring<32>>(job),
-        1024 => run_b::<Ring<128>>(job),
-        4096 => run_b::<Ring<512>>(job),
-        _ => run_b::<Blobs>(job),
-    }
+    run!(run_b, job)
 }
 
 fn path(setup: &Setup, way: &str) -> String {
     format!("/dev/shm/{}.{way}", setup.job.tag)
 }
 
-fn ways(side: Which) -> (&'static str, &'static str) {
-    if side == Which::A {
-        ("ping", "pong")
+pub fn none_lost(count: u64) -> Result<()> {
+    ensure!(count == 0, "{count} messages lost");
+    Ok(())
+}
+
+/// Pushes messages one at a time, or in batches.
+pub fn push_all<const W: usize>(producer: &mut RingProducer<[u64; W]>, work: &Work, batched: bool) {
+    if batched {
+        let mut batch = [[0u64; W]; BATCH];
+        for first in (0..work.count).step_by(BATCH) {
+            for (item, n) in batch.iter_mut().zip(first..) {
+                fill_item(item, work.first_word(n));
+            }
+            producer.push_batch(&batch);
+        }
     } else {
-        ("pong", "ping")
+        let mut item = [0u64; W];
+        for n in 0..work.count {
+            fill_item(&mut item, work.first_word(n));
+            producer.push(&item);
+        }
     }
 }
 
-/// Both files exist once both sides have said so.
-fn meet(setup: &mut Setup) -> Result<()> {
-    let line = setup.line()?;
-    line.send(&true)?;
-    let _: bool = line.receive()?;
+/// Blobs have no backpressure of their own: the readers' registered positions stand in for it. One slot is kept free, since a blob is
+/// written before its descriptor is published.
+pub fn push_blobs(producer: &mut BlobProducer<()>, work: &Work) -> Result<()> {
+    for n in 0..work.count {
+        while producer.headroom() < 2 {
+            spin_loop();
+        }
+        producer.push_with(&(), work.size, |bytes| fill_bytes(bytes, work.first_word(n)))?;
+    }
     Ok(())
+}
+
+pub fn take_blobs(consumer: &mut BlobConsumer<()>, work: &Work, idle: fn()) -> Result<u64> {
+    let total = poll_sum(work.count, idle, |_| {
+        Ok(one_or_none(consumer.view(|(), bytes| sum_bytes(bytes))?))
+    });
+    none_lost(consumer.lapped_count())?;
+    total
 }
 
 pub struct Ring<const W: usize> {
@@ -72,15 +104,15 @@ pub struct Ring<const W: usize> {
 
 impl<const W: usize> Contender for Ring<W> {
     fn open(setup: &mut Setup) -> Result<Self> {
-        let (out, back) = ways(setup.side);
+        let (out, back) = setup.ways();
         let producer = RingProducerBuilder::new(setup.job.slots() as u64)
             .flow_control(FlowControl::LosslessBackpressure)
             .max_readers(1)
             .build(path(setup, out))?;
-        meet(setup)?;
+        setup.meet()?;
         let consumer = RingConsumer::attach(path(setup, back))?;
         // The producer does not wait for readers that have not registered yet.
-        meet(setup)?;
+        setup.meet()?;
         Ok(Self {
             producer,
             consumer,
@@ -89,60 +121,33 @@ impl<const W: usize> Contender for Ring<W> {
     }
 
     fn produce(&mut self, work: &Work, measure: Measure) -> Result<()> {
-        if measure == Measure::Batch {
-            let mut batch = [[0u64; W]; BATCH];
-            for first in (0..work.count).step_by(BATCH) {
-                for (i, item) in batch.iter_mut().enumerate() {
-                    // SAFETY: an array of that many words.
-                    unsafe { fill(item.as_mut_ptr().cast(), W, work.first_word(first + i as u64)) };
-                }
-                self.producer.push_batch(&batch);
-            }
-        } else {
-            let mut item = [0u64; W];
-            for n in 0..work.count {
-                // SAFETY: an array of that many words.
-                unsafe { fill(item.as_mut_ptr().cast(), W, work.first_word(n)) };
-                self.producer.push(&item);
-            }
-        }
+        push_all(&mut self.producer, work, measure == Measure::Batch);
         Ok(())
     }
 
     fn consume(&mut self, work: &Work, measure: Measure) -> Result<u64> {
-        let (mut n, mut total) = (0, 0u64);
-        if measure == Measure::Batch {
-            while n < work.count {
-                let count = self.consumer.recv_batch(&mut self.batch);
-                for item in &self.batch[..count] {
-                    // SAFETY: an array of that many words.
-                    total = total.wrapping_add(unsafe { sum(item.as_ptr().cast(), W) });
-                }
-                n += count as u64;
-            }
+        let total = if measure == Measure::Batch {
+            poll_sum(
+                work.count,
+                || (),
+                |_| {
+                    let count = self.consumer.recv_batch(&mut self.batch);
+                    Ok((count as u64, sum_items(&self.batch[..count])))
+                },
+            )
         } else {
-            while n < work.count {
-                match self.consumer.try_recv() {
-                    Some(item) => {
-                        // SAFETY: an array of that many words.
-                        total = total.wrapping_add(unsafe { sum(item.as_ptr().cast(), W) });
-                        n += 1;
-                    }
-                    None => std::hint::spin_loop(),
-                }
-            }
-        }
-        if self.consumer.lapped_count() != 0 {
-            bail!("{} messages lost", self.consumer.lapped_count());
-        }
-        Ok(total)
+            poll_sum(work.count, spin_loop, |_| {
+                Ok(one_or_none(self.consumer.try_recv().map(|item| sum_item(&item))))
+            })
+        };
+        none_lost(self.consumer.lapped_count())?;
+        total
     }
 
     #[inline(always)]
     fn send_one(&mut self, _: usize, start: u64, _: Wait) -> Result<()> {
         let mut item = [0u64; W];
-        // SAFETY: an array of that many words.
-        unsafe { fill(item.as_mut_ptr().cast(), W, start) };
+        fill_item(&mut item, start);
         self.producer.push(&item);
         Ok(())
     }
@@ -154,8 +159,7 @@ impl<const W: usize> Contender for Ring<W> {
             Wait::Spin => self.consumer.recv_blocking(&mut FutexWait::default()),
             Wait::Park => self.consumer.recv_blocking(&mut FutexWait::new(0, None)),
         };
-        // SAFETY: an array of that many words.
-        Ok(unsafe { sum(item.as_ptr().cast(), W) })
+        Ok(sum_item(&item))
     }
 }
 
@@ -166,44 +170,22 @@ pub struct Blobs {
 
 impl Contender for Blobs {
     fn open(setup: &mut Setup) -> Result<Self> {
-        let (out, back) = ways(setup.side);
+        let (out, back) = setup.ways();
         let producer = BlobProducerBuilder::new(setup.job.slots() as u64, setup.job.ring_bytes())
             .max_readers(1)
             .build(path(setup, out))?;
-        meet(setup)?;
+        setup.meet()?;
         let consumer = BlobConsumer::attach(path(setup, back))?;
-        meet(setup)?;
+        setup.meet()?;
         Ok(Self { producer, consumer })
     }
 
     fn produce(&mut self, work: &Work, _: Measure) -> Result<()> {
-        for n in 0..work.count {
-            // Blobs have no backpressure of their own: the reader's registered position stands in for it. One slot
-            // is kept free, since a blob is written before its descriptor is published.
-            while self.producer.headroom() < 2 {
-                std::hint::spin_loop();
-            }
-            self.producer
-                .push_with(&(), work.size, |bytes| fill_bytes(bytes, work.first_word(n)))?;
-        }
-        Ok(())
+        push_blobs(&mut self.producer, work)
     }
 
     fn consume(&mut self, work: &Work, _: Measure) -> Result<u64> {
-        let (mut n, mut total) = (0, 0u64);
-        while n < work.count {
-            match self.consumer.view(|(), bytes| sum_bytes(bytes))? {
-                Some(sum) => {
-                    total = total.wrapping_add(sum);
-                    n += 1;
-                }
-                None => std::hint::spin_loop(),
-            }
-        }
-        if self.consumer.lapped_count() != 0 {
-            bail!("{} messages lost", self.consumer.lapped_count());
-        }
-        Ok(total)
+        take_blobs(&mut self.consumer, work, spin_loop)
     }
 
     fn send_one(&mut self, _: usize, _: u64, _: Wait) -> Result<()> {

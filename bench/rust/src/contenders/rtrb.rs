@@ -1,13 +1,14 @@
 //! rtrb: a queue between two threads of one process. It needs none of the checks that a stranger's memory needs,
 //! and so shows how much room there is.
 
+use std::hint::spin_loop;
 use std::sync::Mutex;
 
 use anyhow::{Result, bail};
 use rtrb::{Consumer, Producer, RingBuffer};
 
 use crate::driver::{Contender, Measure, Setup, Side as Which, Wait};
-use crate::work::{BATCH, Work, fill, sum};
+use crate::work::{BATCH, Work, fill, one_or_none, poll, poll_sum, sum, sum_item, sum_items};
 
 pub fn takes(measure: Measure, size: usize) -> Result<(), &'static str> {
     match measure {
@@ -25,6 +26,10 @@ type Small = [u64; 8];
 pub struct Side {
     small: (Producer<Small>, Consumer<Small>),
     words: (Producer<u64>, Consumer<u64>),
+}
+
+fn pop(consumer: &mut Consumer<Small>) -> Option<u64> {
+    Some(sum_item(&consumer.pop().ok()?))
 }
 
 static OTHER: Mutex<Option<Side>> = Mutex::new(None);
@@ -68,7 +73,7 @@ impl Contender for Side {
                 let mut chunk = loop {
                     match self.words.0.write_chunk_uninit(work.words) {
                         Ok(chunk) => break chunk,
-                        Err(_) => std::hint::spin_loop(),
+                        Err(_) => spin_loop(),
                     }
                 };
                 let (first, second) = chunk.as_mut_slices();
@@ -89,7 +94,7 @@ impl Contender for Side {
                 let chunk = loop {
                     match self.small.0.write_chunk_uninit(BATCH) {
                         Ok(chunk) => break chunk,
-                        Err(_) => std::hint::spin_loop(),
+                        Err(_) => spin_loop(),
                     }
                 };
                 let mut n = first;
@@ -105,7 +110,7 @@ impl Contender for Side {
                 let mut item: Small = std::array::from_fn(|i| start + i as u64);
                 while let Err(rtrb::PushError::Full(back)) = self.small.0.push(item) {
                     item = back;
-                    std::hint::spin_loop();
+                    spin_loop();
                 }
             }
         }
@@ -113,51 +118,33 @@ impl Contender for Side {
     }
 
     fn consume(&mut self, work: &Work, measure: Measure) -> Result<u64> {
-        let (mut n, mut total) = (0, 0u64);
+        let (small, words) = (&mut self.small.1, &mut self.words.1);
         if work.words != 8 {
-            while n < work.count {
-                let Ok(chunk) = self.words.1.read_chunk(work.words) else {
-                    std::hint::spin_loop();
-                    continue;
+            poll_sum(work.count, spin_loop, |_| {
+                let Ok(chunk) = words.read_chunk(work.words) else {
+                    return Ok((0, 0));
                 };
                 let (first, second) = chunk.as_slices();
-                // SAFETY: both parts of the chunk have as many words as are written or read there.
-                unsafe {
-                    total = total.wrapping_add(sum(first.as_ptr().cast(), first.len()));
-                    total = total.wrapping_add(sum(second.as_ptr().cast(), second.len()));
-                }
+                let of = |part: &[u64]| {
+                    // SAFETY: a slice of that many words.
+                    unsafe { sum(part.as_ptr().cast(), part.len()) }
+                };
+                let total = of(first).wrapping_add(of(second));
                 chunk.commit_all();
-                n += 1;
-            }
+                Ok((1, total))
+            })
         } else if measure == Measure::Batch {
-            while n < work.count {
-                let there = self.small.1.slots();
-                if there == 0 {
-                    std::hint::spin_loop();
-                    continue;
-                }
-                let chunk = self.small.1.read_chunk(there)?;
+            poll_sum(work.count, spin_loop, |_| {
+                let there = small.slots();
+                let chunk = small.read_chunk(there)?;
                 let (first, second) = chunk.as_slices();
-                for item in first.iter().chain(second) {
-                    // SAFETY: an array of eight words.
-                    total = total.wrapping_add(unsafe { sum(item.as_ptr().cast(), 8) });
-                }
+                let total = sum_items(first).wrapping_add(sum_items(second));
                 chunk.commit_all();
-                n += there as u64;
-            }
+                Ok((there as u64, total))
+            })
         } else {
-            while n < work.count {
-                match self.small.1.pop() {
-                    Ok(item) => {
-                        // SAFETY: an array of eight words.
-                        total = total.wrapping_add(unsafe { sum(item.as_ptr().cast(), 8) });
-                        n += 1;
-                    }
-                    Err(_) => std::hint::spin_loop(),
-                }
-            }
+            poll_sum(work.count, spin_loop, |_| Ok(one_or_none(pop(small))))
         }
-        Ok(total)
     }
 
     #[inline(always)]
@@ -171,12 +158,6 @@ impl Contender for Side {
 
     #[inline(always)]
     fn receive_one(&mut self, _: usize, _: Wait) -> Result<u64> {
-        loop {
-            if let Ok(item) = self.small.1.pop() {
-                // SAFETY: an array of eight words.
-                return Ok(unsafe { sum(item.as_ptr().cast(), 8) });
-            }
-            std::hint::spin_loop();
-        }
+        poll(|| Ok(pop(&mut self.small.1)))
     }
 }

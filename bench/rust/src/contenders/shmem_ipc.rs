@@ -7,7 +7,7 @@ use shmem_ipc::sharedring::{Receiver, Sender};
 
 use super::{fixed_sizes, is_fixed_size};
 use crate::driver::{Contender, Job, Measure, Outcome, Setup, Side as Which, Wait, run_a, run_b};
-use crate::work::{BATCH, Work, fill, sum};
+use crate::work::{BATCH, Work, fill, poll_sum, sum, sum_items};
 
 pub fn takes(measure: Measure, size: usize) -> Result<(), &'static str> {
     match measure {
@@ -107,23 +107,16 @@ impl<const W: usize, const LIMIT: usize> Contender for Side<W, LIMIT> {
     }
 
     fn consume(&mut self, work: &Work, _: Measure) -> Result<u64> {
-        let (mut n, mut total) = (0, 0u64);
-        while n < work.count {
-            let mut taken = 0;
+        poll_sum(work.count, std::hint::spin_loop, |_| {
+            let mut found = (0, 0);
             self.receiver.receiver_mut().recv(|slots, there| {
-                taken = there;
-                for i in 0..there {
-                    // SAFETY: so many slots are free, or filled, as the library says, and each is that many words.
-                    total = total.wrapping_add(unsafe { sum(slots.add(i).cast(), W) });
-                }
+                // SAFETY: the library says that this many slots are filled.
+                let slots = unsafe { std::slice::from_raw_parts(slots, there) };
+                found = (there as u64, sum_items(slots));
                 there
             })?;
-            if taken == 0 {
-                std::hint::spin_loop();
-            }
-            n += taken as u64;
-        }
-        Ok(total)
+            Ok(found)
+        })
     }
 
     #[inline(always)]

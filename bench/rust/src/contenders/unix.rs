@@ -6,9 +6,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Result, bail};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 
 use crate::driver::{Contender, Measure, Setup, Side as Which, Wait};
-use crate::work::{Work, fill, sum_bytes};
+use crate::work::{Work, fill, poll, sum_bytes};
 
 /// A read takes as much as is there, up to this; a write of the batched measure waits until this much is there.
 const READ: usize = 256 * 1024;
@@ -68,26 +70,11 @@ impl Side {
             self.buffer.resize(need + READ, 0);
         }
         let read = if wait == Wait::Poll {
-            loop {
-                let free = &mut self.buffer[self.end..];
-                // SAFETY: the kernel writes at most as many bytes as the slice has.
-                let read = unsafe {
-                    libc::recv(
-                        self.stream.as_raw_fd(),
-                        free.as_mut_ptr().cast(),
-                        free.len(),
-                        libc::MSG_DONTWAIT,
-                    )
-                };
-                if read >= 0 {
-                    break read as usize;
-                }
-                let error = std::io::Error::last_os_error();
-                if error.kind() != std::io::ErrorKind::WouldBlock {
-                    return Err(error.into());
-                }
-                std::hint::spin_loop();
-            }
+            let (stream, free) = (self.stream.as_raw_fd(), &mut self.buffer[self.end..]);
+            poll(|| match recv(stream, free, MsgFlags::MSG_DONTWAIT) {
+                Err(Errno::EAGAIN) => Ok(None),
+                read => Ok(Some(read?)),
+            })?
         } else {
             self.stream.read(&mut self.buffer[self.end..])?
         };

@@ -1,15 +1,15 @@
 //! The process that sends and measures.
 
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::Child;
 
 use anyhow::{Context, Result, bail};
 use ringfence::{Options, Publisher};
 
-use super::side::{Answer, Channels, Flow, Order, Resources, Usage, resources, used};
+use super::side::{Answer, Channels, Flow, Order, Resources, resources};
 use crate::clock;
-use crate::driver::pin;
+use crate::driver::{Usage, pin, spawn_self, usage, warmed_up};
 use crate::line::{self, Line};
+use crate::ringfence::send_batch;
 use crate::work::{Work, fill_bytes, sum_bytes};
 
 /// The same work by one thread, with plain memory in the ring's place: written, copied in and out in the parts in which a
@@ -55,26 +55,13 @@ pub(super) struct Host {
 }
 
 impl Host {
-    pub(super) fn start(capacity: usize, size: usize) -> Result<Self> {
-        static STARTED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let serial = STARTED.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let tag = format!("rfscale-{}-{serial}", std::process::id());
+    pub(super) fn start(tag: &str, capacity: usize, size: usize) -> Result<Self> {
         pin(0)?;
-        let listener = line::listen(&tag)?;
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(["scale-peer", &tag, &capacity.to_string(), &size.to_string()]);
-        // A host that is stopped must not leave a peer spinning.
-        // SAFETY: prctl is async-signal-safe.
-        unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
-            });
-        }
-        let peer = command.spawn()?;
+        let listener = line::listen(tag)?;
+        let peer = spawn_self(&["scale-peer", tag, &capacity.to_string(), &size.to_string()])?;
         let line = Line::accept(&listener)?;
         Ok(Self {
-            channels: Channels::new(&tag, capacity, size)?,
+            channels: Channels::new(tag, capacity, size)?,
             publisher: None,
             line,
             peer,
@@ -127,18 +114,15 @@ impl Host {
         })
     }
 
-    pub(super) fn idle(&mut self, seconds: f64) -> Result<Usage> {
+    /// What both processes together use while nothing is sent, and the seconds that took.
+    pub(super) fn idle(&mut self, seconds: f64) -> Result<(Usage, f64)> {
         let milliseconds = (seconds * 1000.0) as u64;
         self.line.send(&Order::Idle(milliseconds))?;
-        let mine = self.channels.idle(milliseconds)?;
-        let theirs = self.line.receive::<Answer>()?.usage;
-        Ok(Usage {
-            cpu_ns: mine.cpu_ns + theirs.cpu_ns,
-            // The one sleep that each of them ends by its own clock is not the channels' doing.
-            sleeps: (mine.sleeps + theirs.sleeps).saturating_sub(2),
-            preempted: mine.preempted + theirs.preempted,
-            seconds: mine.seconds,
-        })
+        let (mine, seconds) = self.channels.idle(milliseconds)?;
+        let mut both = mine.and(self.line.receive::<Answer>()?.usage);
+        // The one sleep that each of them ends by its own clock is not the channels' doing.
+        both.sleeps = both.sleeps.saturating_sub(2);
+        Ok((both, seconds))
     }
 
     /// `batch` messages to each channel in turn. `merged`: the other process reads them by one merge.
@@ -154,15 +138,7 @@ impl Host {
                     for (sender, _) in &mut host.channels.ends {
                         let end = (n + batch as u64).min(work.count);
                         while n < end {
-                            let mut records = sender.batch()?;
-                            while n < end {
-                                let Some(bytes) = records.reserve(work.size)? else {
-                                    break;
-                                };
-                                fill_bytes(bytes, work.first_word(n));
-                                n += 1;
-                            }
-                            records.publish();
+                            n = send_batch!(sender, work, n, end);
                         }
                     }
                 }
@@ -177,16 +153,7 @@ impl Host {
             let publisher = host.publisher.as_mut().context("a publisher")?;
             let mut n = 0;
             while n < work.count {
-                let end = (n + batch as u64).min(work.count);
-                let mut records = publisher.batch()?;
-                while n < end {
-                    let Some(bytes) = records.reserve(work.size)? else {
-                        break;
-                    };
-                    fill_bytes(bytes, work.first_word(n));
-                    n += 1;
-                }
-                records.publish();
+                n = send_batch!(publisher, work, n, (n + batch as u64).min(work.count));
             }
             Ok(())
         })
@@ -255,38 +222,28 @@ impl Host {
         order: fn(u64) -> Order,
         send: impl Fn(&mut Self, &Work) -> Result<()>,
     ) -> Result<Flow> {
-        let mut stretch = |count: u64| -> Result<(u64, Usage)> {
+        let mut stretch = |count: u64| -> Result<(u64, f64, Usage)> {
             let work = Work::new(self.size, count);
             self.line.send(&order(work.count))?;
-            let (before, started) = (used(), clock::now());
+            let (before, started) = (usage(false), clock::now());
             send(self, &work)?;
-            let mine = Usage::since(before, 0.0);
+            let mine = Usage::since(false, before);
             let answer: Answer = self.line.receive()?;
             if answer.sum != work.expected_sum() {
                 bail!("what arrived is not what was sent");
             }
-            let both = Usage {
-                cpu_ns: mine.cpu_ns + answer.usage.cpu_ns,
-                sleeps: mine.sleeps + answer.usage.sleeps,
-                preempted: mine.preempted + answer.usage.preempted,
-                seconds: (answer.finished - started) as f64 / 1e9,
-            };
-            Ok((work.count, both))
+            let seconds = (answer.finished - started) as f64 / 1e9;
+            Ok((work.count, seconds, mine.and(answer.usage)))
         };
-        let enough = (seconds / 5.0).clamp(0.02, 0.2);
-        let mut count = first;
-        let rate = loop {
-            let (sent, Usage { seconds: taken, .. }) = stretch(count)?;
-            if taken >= enough {
-                break sent as f64 / taken;
-            }
-            count = (sent as f64 * (1.3 * enough / taken).clamp(1.5, 64.0)) as u64;
-        };
-        let (sent, usage) = stretch((rate * seconds) as u64 + 1)?;
+        let count = warmed_up(seconds, first, |count| {
+            let (sent, taken, _) = stretch(count)?;
+            Ok((sent, taken))
+        })?;
+        let (sent, seconds, usage) = stretch(count)?;
         Ok(Flow {
-            messages_per_second: sent as f64 / usage.seconds,
+            messages_per_second: sent as f64 / seconds,
             cpu_ns_per_message: usage.cpu_ns as f64 / sent as f64,
-            preempted_per_second: usage.preempted as f64 / usage.seconds,
+            preempted_per_second: usage.preempted as f64 / seconds,
         })
     }
 }

@@ -1,159 +1,107 @@
-//! What ringfence costs as work grows: 1 to 10,000 channels between two processes, idle and busy, read one by one and by one
-//! merge; 1 to 1,000 subscribers of one publisher; messages of 8 B to 64 MiB; rings of 64 KiB to 64 MiB. Each step is compared with the one before: a cost that grows faster than what
-//! it is paid for is called out.
+//! What ringfence costs as work grows: channels between two processes, idle and busy, read one by one and by one merge; subscribers of
+//! one publisher; messages and rings of any length. Each step is one process and its peer.
 
 mod host;
-mod rounds;
-mod rows;
 mod side;
-mod tables;
 
-use std::path::PathBuf;
+use anyhow::{Result, bail};
+use serde::Deserialize;
+use serde_json::{Value, json};
 
-use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
-use serde::Serialize;
+use crate::driver::Usage;
+use host::{Host, alone};
+pub use side::{peer, raise_descriptor_limit};
 
-use crate::machine;
-use rows::{CapacityRow, ChannelsRow, Row, SizeRow, SubscribersRow};
-pub use side::peer;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Table {
-    Channels,
-    Subscribers,
-    Sizes,
-    Capacities,
-}
-
-#[derive(Clone, Debug, clap::Args)]
-pub struct Arguments {
-    /// Between two processes, each joined at an address of its own
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "1,2,5,10,20,50,100,200,500,1000,5000,10000"
-    )]
-    channels: Vec<usize>,
-    /// Subscriptions of one process to one publisher in another
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "1,2,5,10,20,50,100,200,500,1000"
-    )]
-    subscribers: Vec<usize>,
-    /// Bytes of a message, multiples of 8, through a ring of 4 MiB
-    #[arg(long, value_delimiter = ',', default_values_t = powers(3, 26))]
-    sizes: Vec<usize>,
-    /// Bytes of a ring, with messages of 64 B and of 16 KiB
-    #[arg(long, value_delimiter = ',', default_values_t = powers(16, 26))]
-    capacities: Vec<usize>,
-    /// Of one measurement
-    #[arg(long, default_value_t = 0.5)]
+#[derive(Deserialize)]
+struct Job {
+    /// The table: channels, subscribers, sizes or capacities.
+    measure: String,
+    /// How many channels or subscribers, or how many bytes of a message or of a ring.
+    size: usize,
     seconds: f64,
-    /// Rounds: each measures every step once; the median counts
-    #[arg(long, default_value_t = 3)]
-    runs: usize,
-    /// Seconds between two steps, for others on the same machine
-    #[arg(long, default_value_t = 0.0)]
-    pause: f64,
-    /// All of it
-    #[arg(long)]
-    json: Option<PathBuf>,
-    /// These tables alone
-    #[arg(
-        long,
-        value_enum,
-        value_delimiter = ',',
-        default_value = "channels,subscribers,sizes,capacities"
-    )]
-    only: Vec<Table>,
+    /// Names sockets and addresses of this run alone.
+    tag: String,
 }
 
-fn powers(from: u32, to: u32) -> Vec<usize> {
-    (from..=to).map(|power| 1usize << power).collect()
-}
+/// Bytes of the ring of a publisher that many read.
+const RING_OF_MANY: usize = 1 << 20;
 
-#[derive(Serialize, Default)]
-struct Results {
-    machine: Option<machine::Machine>,
-    seconds: f64,
-    runs: usize,
-    /// Before and after each step.
-    placements: Vec<machine::Placement>,
-    channels: Vec<ChannelsRow>,
-    subscribers: Vec<SubscribersRow>,
-    sizes: Vec<SizeRow>,
-    capacities: Vec<CapacityRow>,
-    worse_than_linear: Vec<String>,
-}
-
-/// Steps at which a cost grew by more than the work did. A quarter is left for what two runs differ by anyway.
-fn worse<R: Row>(
-    table: &str,
-    what: &str,
-    rows: &[R],
-    work: impl Fn(&R) -> f64,
-    cost: impl Fn(&R) -> f64,
-) -> Vec<String> {
-    rows.windows(2)
-        .filter_map(|pair| {
-            let [before, after] = pair else {
-                unreachable!("windows of two")
-            };
-            let (grown, dearer) = (work(after) / work(before), cost(after) / cost(before));
-            (before.placement() == after.placement() && dearer > grown * 1.25).then(|| {
-                format!(
-                    "{table}: {what} grew {dearer:.2} times from {} to {}",
-                    work(before),
-                    work(after)
-                )
-            })
-        })
-        .collect()
-}
-
-pub fn run(plan: &Arguments) -> Result<()> {
-    if plan.sizes.iter().any(|size| *size == 0 || size % 8 != 0) {
-        bail!("sizes are multiples of 8");
-    }
-    let descriptors = side::raise_descriptor_limit();
-    let plan = &Arguments {
-        channels: tables::affordable(&plan.channels, descriptors),
-        ..plan.clone()
-    };
-    let mut results = Results {
-        machine: Some(machine::describe()),
-        seconds: plan.seconds,
-        runs: plan.runs.max(1),
-        ..Results::default()
-    };
-    for table in &plan.only {
-        match table {
-            Table::Channels => tables::channels(plan, &mut results)?,
-            Table::Subscribers => tables::subscribers(plan, &mut results)?,
-            Table::Sizes => tables::sizes(plan, &mut results)?,
-            Table::Capacities => tables::capacities(plan, &mut results)?,
+/// Measures one step of a table.
+pub fn step(job: &str) -> Result<Value> {
+    let job: Job = serde_json::from_str(job)?;
+    raise_descriptor_limit();
+    let host = |capacity, size| Host::start(&job.tag, capacity, size);
+    match job.measure.as_str() {
+        "channels" => channels(host(64 * 1024, 64)?, job.size, job.seconds),
+        "subscribers" => subscribers(host(RING_OF_MANY, 64)?, job.size, job.seconds),
+        "sizes" => {
+            let mut host = host(4 << 20, job.size)?;
+            host.join(1)?;
+            let flow = host.stream(job.seconds)?;
+            let in_fragments = job.size as u64 > host.max_at_once();
+            host.quit()?;
+            let alone = alone(4 << 20, job.size, job.seconds)?;
+            Ok(json!({ "flow": flow, "alone_per_second": alone, "in_fragments": in_fragments }))
         }
+        "capacities" => {
+            let mut small = host(job.size, 64)?;
+            let join_ms = small.join(1)? * 1e3;
+            let flow = small.stream(job.seconds)?;
+            small.quit()?;
+            let mut large = host(job.size, 16 * 1024)?;
+            large.join(1)?;
+            let sample = json!({ "join_ms": join_ms, "small": flow, "large": large.stream(job.seconds)? });
+            large.quit()?;
+            Ok(sample)
+        }
+        other => bail!("no table {other}"),
     }
-    let near = results
-        .placements
-        .iter()
-        .filter(|placement| placement.near)
-        .count();
-    println!(
-        "\ncores 0 and 1: near in {near} of {} looks",
-        results.placements.len()
-    );
-    if results.worse_than_linear.is_empty() {
-        println!("no step is worse than linear");
-    }
-    for step in &results.worse_than_linear {
-        println!("worse than linear: {step}");
-    }
-    if let Some(path) = &plan.json {
-        std::fs::write(path, serde_json::to_string_pretty(&results)?)
-            .with_context(|| path.display().to_string())?;
-    }
-    Ok(())
+}
+
+fn idle((usage, seconds): (Usage, f64)) -> (f64, f64) {
+    (usage.cpu_ns as f64 / seconds / 1e7, usage.sleeps as f64 / seconds)
+}
+
+/// Small rings: a thousand of the default size would take gigabytes.
+fn channels(mut host: Host, count: usize, seconds: f64) -> Result<Value> {
+    let each = |value: f64| value / count as f64;
+    let base = host.resources()?;
+    let join = host.join(count)?;
+    let full = host.resources()?;
+    // Long enough to see what happens once a second.
+    let (idle_cpu, idle_wakeups) = idle(host.idle(seconds.max(1.0))?);
+    let sample = json!({
+        "join_ms": each(join * 1e3),
+        "descriptors": each((full.descriptors - base.descriptors) as f64),
+        "memory_kib": each((full.shared_kib - base.shared_kib) as f64),
+        "idle_cpu_percent": idle_cpu,
+        "idle_wakeups_per_second": idle_wakeups,
+        "busy": host.busy(seconds, 1, false)?,
+        "batched": host.busy(seconds, 32, false)?,
+        "woken_round_trip_us": host.woken(200)?,
+        "merged": host.busy(seconds, 1, true)?,
+        "merged_batched": host.busy(seconds, 32, true)?,
+        "leave_ms": each(host.release()? * 1e3),
+    });
+    host.quit()?;
+    Ok(sample)
+}
+
+fn subscribers(mut host: Host, count: usize, seconds: f64) -> Result<Value> {
+    let each = |value: f64| value / count as f64;
+    let base = host.resources()?;
+    let join = host.publish(RING_OF_MANY, count)?;
+    let full = host.resources()?;
+    let (idle_cpu, idle_wakeups) = idle(host.idle(seconds.max(1.0))?);
+    let sample = json!({
+        "join_ms": each(join * 1e3),
+        "descriptors": each((full.descriptors - base.descriptors) as f64),
+        "idle_cpu_percent": idle_cpu,
+        "idle_wakeups_per_second": idle_wakeups,
+        "one": host.broadcast(seconds, 1)?,
+        "batched": host.broadcast(seconds, 32)?,
+        "leave_ms": each(host.release()? * 1e3),
+    });
+    host.quit()?;
+    Ok(sample)
 }

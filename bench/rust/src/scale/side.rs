@@ -1,17 +1,18 @@
 //! What both processes have, and the peer, which does what it is told.
 
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::hint::spin_loop;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::clock;
-use crate::driver::pin;
+use crate::driver::{Usage, pin, usage};
 use crate::line::Line;
-use crate::work::sum_bytes;
+use crate::ringfence::{DRAIN, drain};
+use crate::work::{one_or_none, poll_sum, sum_bytes};
 use anyhow::{Context, Result};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ringfence::{Address, Merge, Options, Receiver, Sender, Subscription};
 use serde::{Deserialize, Serialize};
-
-/// Messages that one call to `drain` may hand over.
-const DRAIN: usize = 256;
 
 #[derive(Serialize, Deserialize)]
 pub(super) enum Order {
@@ -45,32 +46,8 @@ pub(super) struct Answer {
     pub(super) resources: Resources,
 }
 
-/// What a process has used over a stretch of time.
-#[derive(Clone, Copy, Default, Serialize, Deserialize)]
-pub struct Usage {
-    pub cpu_ns: u64,
-    /// How often it went to sleep.
-    pub sleeps: u64,
-    /// How often it lost its core to another process.
-    pub preempted: u64,
-    pub seconds: f64,
-}
-
-impl Usage {
-    /// What was used since `before`, which was taken so long ago.
-    pub(super) fn since(before: Self, seconds: f64) -> Self {
-        let after = used();
-        Self {
-            cpu_ns: after.cpu_ns - before.cpu_ns,
-            sleeps: after.sleeps - before.sleeps,
-            preempted: after.preempted - before.preempted,
-            seconds,
-        }
-    }
-}
-
 /// Messages that go one way for a while.
-#[derive(Clone, Copy)]
+#[derive(Serialize)]
 pub struct Flow {
     pub messages_per_second: f64,
     /// Of both sides, user and system.
@@ -87,44 +64,17 @@ pub struct Resources {
 }
 
 /// What ten thousand channels need in one process, with what else it has.
-const DESCRIPTORS: libc::rlim_t = 65_536;
+const DESCRIPTORS: u64 = 65_536;
 
 /// A channel keeps some descriptors and two mappings; a thousand of them need more than the usual 1,024. Returns the limit.
 pub fn raise_descriptor_limit() -> u64 {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: the kernel reads and writes the limit, which is there for both calls.
-    unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
-        let raised = libc::rlimit {
-            rlim_cur: DESCRIPTORS.max(limit.rlim_max),
-            rlim_max: DESCRIPTORS.max(limit.rlim_max),
-        };
-        // Who may not raise the hard limit takes all that it allows.
-        if libc::setrlimit(libc::RLIMIT_NOFILE, &raised) == 0 {
-            limit = raised;
-        } else {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
-        }
-    }
-    limit.rlim_cur
-}
-
-pub(super) fn used() -> Usage {
-    // SAFETY: numbers, all of which may be 0.
-    let mut usage = unsafe { std::mem::zeroed::<libc::rusage>() };
-    // SAFETY: the kernel writes the figures, which are there for the call.
-    unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut usage) };
-    let ns = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
-    Usage {
-        cpu_ns: ns(usage.ru_utime) + ns(usage.ru_stime),
-        sleeps: usage.ru_nvcsw as u64,
-        preempted: usage.ru_nivcsw as u64,
-        seconds: 0.0,
-    }
+    let (now, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();
+    let wanted = DESCRIPTORS.max(hard);
+    // A process that may not raise the hard limit takes all that it allows.
+    [(wanted, wanted), (hard, hard)]
+        .into_iter()
+        .find(|&(soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, soft, hard).is_ok())
+        .map_or(now, |(soft, _)| soft)
 }
 
 pub(super) fn resources() -> Result<Resources> {
@@ -154,17 +104,12 @@ pub(super) struct Channels {
     /// The receivers of the ends that are read by one merge.
     merge: Option<Merge<Receiver>>,
     subscriptions: Vec<Subscription>,
-    epoll: OwnedFd,
+    epoll: Epoll,
     pub(super) buffer: Vec<u8>,
 }
 
 impl Channels {
     pub(super) fn new(tag: &str, capacity: usize, size: usize) -> Result<Self> {
-        // SAFETY: it takes a number.
-        let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
-        if epoll < 0 {
-            return Err(std::io::Error::last_os_error().into());
-        }
         Ok(Self {
             tag: tag.into(),
             options: Options::new()
@@ -173,8 +118,7 @@ impl Channels {
             ends: Vec::new(),
             merge: None,
             subscriptions: Vec::new(),
-            // SAFETY: the descriptor was just made, and belongs to nothing else.
-            epoll: unsafe { OwnedFd::from_raw_fd(epoll) },
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             buffer: vec![0; size],
         })
     }
@@ -184,7 +128,7 @@ impl Channels {
             let index = self.ends.len();
             let address = format!("@{}.{index}", self.tag).parse::<Address>()?;
             let (sender, receiver) = ringfence::join(&address, &self.options)?.split();
-            self.watch(receiver.as_fd().as_raw_fd(), index)?;
+            self.watch(receiver.as_fd(), index)?;
             self.ends.push((sender, receiver));
         }
         Ok(())
@@ -198,23 +142,15 @@ impl Channels {
         let address = self.publisher()?;
         for _ in 0..more {
             let subscription = ringfence::subscribe(&address, &self.options)?;
-            self.watch(subscription.as_fd().as_raw_fd(), self.subscriptions.len())?;
+            self.watch(subscription.as_fd(), self.subscriptions.len())?;
             self.subscriptions.push(subscription);
         }
         Ok(())
     }
 
-    fn watch(&self, line: RawFd, index: usize) -> Result<()> {
-        let mut event = libc::epoll_event {
-            events: libc::EPOLLIN as u32,
-            u64: index as u64,
-        };
-        // SAFETY: the kernel reads the event, which is there for the call.
-        let added = unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, line, &mut event) };
-        if added < 0 {
-            return Err(std::io::Error::last_os_error().into());
-        }
-        Ok(())
+    fn watch(&self, line: BorrowedFd<'_>, index: usize) -> Result<()> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, index as u64);
+        Ok(self.epoll.add(line, event)?)
     }
 
     /// Ends all channels and subscriptions.
@@ -237,42 +173,39 @@ impl Channels {
     }
 
     /// Sleeps until a line is readable, and returns which.
-    fn sleep(&mut self, milliseconds: i32) -> Result<Vec<usize>> {
-        let mut events = [libc::epoll_event { events: 0, u64: 0 }; 64];
-        // SAFETY: the kernel writes at most as many events as there is room for.
-        let count =
-            unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), 64, milliseconds) };
-        if count < 0 {
-            return Err(std::io::Error::last_os_error().into());
-        }
-        Ok(events[..count as usize]
+    fn sleep(&mut self, milliseconds: u64) -> Result<Vec<usize>> {
+        let mut events = [EpollEvent::empty(); 64];
+        let limit = EpollTimeout::try_from(std::time::Duration::from_millis(milliseconds))?;
+        let count = self.epoll.wait(&mut events, limit)?;
+        Ok(events[..count]
             .iter()
-            .map(|event| event.u64 as usize)
+            .map(|event| event.data() as usize)
             .collect())
     }
 
-    pub(super) fn idle(&mut self, milliseconds: u64) -> Result<Usage> {
+    /// Sleeps on all of them for a while: what was used, and the seconds that took.
+    pub(super) fn idle(&mut self, milliseconds: u64) -> Result<(Usage, f64)> {
         self.arm()?;
         let started = clock::now();
-        let before = used();
+        let before = usage(false);
         let deadline = started + milliseconds * 1_000_000;
         while clock::now() < deadline {
             let left = (deadline - clock::now()) / 1_000_000 + 1;
-            for woken in self.sleep(left as i32)? {
+            for woken in self.sleep(left)? {
                 match self.subscriptions.get_mut(woken) {
                     Some(subscription) => subscription.poll_line()?,
                     None => self.ends[woken].1.poll_line()?,
                 }
             }
         }
-        let usage = Usage::since(before, (clock::now() - started) as f64 / 1e9);
+        let found = (Usage::since(false, before), (clock::now() - started) as f64 / 1e9);
         for (_, receiver) in &mut self.ends {
             receiver.disarm();
         }
         for subscription in &mut self.subscriptions {
             subscription.disarm();
         }
-        Ok(usage)
+        Ok(found)
     }
 
     /// The merge of all receivers, which is made when it is first asked for. What was sent from here until then was read.
@@ -296,69 +229,50 @@ pub fn peer(tag: &str, capacity: usize, size: usize) -> Result<()> {
     let mut channels = Channels::new(tag, capacity, size)?;
     loop {
         let mut answer = Answer::default();
-        let order = line.receive()?;
-        let before = used();
+        let order: Order = line.receive()?;
+        let before = usage(false);
         match order {
             Order::Join(more) => channels.join(more)?,
             Order::Subscribe(more) => channels.subscribe(more)?,
-            Order::Idle(milliseconds) => answer.usage = channels.idle(milliseconds)?,
-            Order::Busy(count) => {
-                answer.sum = poll_all(&mut channels, count)?;
-                answer.usage = Usage::since(before, 0.0);
-            }
-            Order::Merged(count) => {
-                answer.sum = merge_all(&mut channels, count)?;
-                answer.usage = Usage::since(before, 0.0);
-            }
-            Order::Overheard(count) => {
-                answer.sum = overhear_all(&mut channels, count)?;
-                answer.usage = Usage::since(before, 0.0);
-            }
+            Order::Idle(milliseconds) => answer.usage = channels.idle(milliseconds)?.0,
+            Order::Busy(count) => answer.sum = poll_all(&mut channels, count)?,
+            Order::Merged(count) => answer.sum = merge_all(&mut channels, count)?,
+            Order::Overheard(count) => answer.sum = overhear_all(&mut channels, count)?,
             Order::Woken(count) => answer.sum = echo_woken(&mut channels, count)?,
-            Order::Stream(count) => {
-                answer.sum = take(&mut channels, count)?;
-                answer.usage = Usage::since(before, 0.0);
-            }
+            Order::Stream(count) => answer.sum = take(&mut channels, count)?,
             Order::Release => channels.release(),
             Order::Resources => answer.resources = resources()?,
             Order::Quit => return Ok(()),
         }
         answer.finished = clock::now();
+        if !matches!(order, Order::Idle(_)) {
+            answer.usage = Usage::since(false, before);
+        }
         line.send(&answer)?;
     }
 }
 
 fn poll_all(channels: &mut Channels, count: u64) -> Result<u64> {
-    let (mut n, mut total) = (0, 0u64);
-    while n < count {
-        let before = n;
+    poll_sum(count, spin_loop, |_| {
+        let mut found = (0, 0u64);
         for (_, receiver) in &mut channels.ends {
-            n += receiver.receive_each(
-                |message| total = message.words().fold(total, u64::wrapping_add),
-                DRAIN,
-            )? as u64;
+            let (n, sum) = drain!(receiver, DRAIN);
+            found = (found.0 + n, found.1.wrapping_add(sum));
         }
-        if n == before {
-            std::hint::spin_loop();
-        }
-    }
-    Ok(total)
+        Ok(found)
+    })
 }
 
 fn merge_all(channels: &mut Channels, count: u64) -> Result<u64> {
     let merge = channels.merge()?;
-    let (mut n, mut total) = (0, 0u64);
-    while n < count {
+    poll_sum(count, spin_loop, |_| {
+        let mut total = 0u64;
         let seen = merge.receive_each(
             |_, message| total = message.words().fold(total, u64::wrapping_add),
             DRAIN,
         )?;
-        n += seen as u64;
-        if seen == 0 {
-            std::hint::spin_loop();
-        }
-    }
-    Ok(total)
+        Ok((seen as u64, total))
+    })
 }
 
 /// The sum that each of them has found: all of them the same.
@@ -372,16 +286,14 @@ fn overhear_all(channels: &mut Channels, count: u64) -> Result<u64> {
             if most == 0 {
                 continue;
             }
-            let here = subscription.receive_each(
-                |message| *total = message.words().fold(*total, u64::wrapping_add),
-                most,
-            )?;
-            *n += here as u64;
+            let (here, sum) = drain!(subscription, most);
+            *n += here;
+            *total = total.wrapping_add(sum);
             seen += here;
             unfinished -= usize::from(*n == count);
         }
         if seen == 0 {
-            std::hint::spin_loop();
+            spin_loop();
         }
     }
     let (_, first) = *found.first().context("a subscription")?;
@@ -428,15 +340,9 @@ fn echo_woken(channels: &mut Channels, count: u64) -> Result<u64> {
 
 fn take(channels: &mut Channels, count: u64) -> Result<u64> {
     let (_, receiver) = channels.ends.first_mut().context("a channel")?;
-    let mut total = 0u64;
-    for _ in 0..count {
-        let length = loop {
-            match receiver.try_receive(&mut channels.buffer)? {
-                Some(length) => break length,
-                None => std::hint::spin_loop(),
-            }
-        };
-        total = total.wrapping_add(sum_bytes(&channels.buffer[..length]));
-    }
-    Ok(total)
+    let buffer = &mut channels.buffer;
+    poll_sum(count, spin_loop, |_| {
+        let length = receiver.try_receive(buffer)?;
+        Ok(one_or_none(length.map(|length| sum_bytes(&buffer[..length]))))
+    })
 }

@@ -13,7 +13,7 @@ use anyhow::Result;
 
 pub use self::ringfence::idle;
 use super::blocked::blocked;
-use super::driver::{Job, Outcome, publisher, subscriber};
+use super::driver::{Job, Outcome, Publish, Subscribe, publisher, subscriber};
 
 pub struct Rival {
     pub id: &'static str,
@@ -37,18 +37,34 @@ fn takes_lossy(size: usize, batch: bool) -> Result<(), &'static str> {
     }
 }
 
+fn rival<P: Publish, S: Subscribe>(
+    id: &'static str,
+    version: &'static str,
+    note: &'static str,
+    takes: fn(usize, bool) -> Result<(), &'static str>,
+    is_blocked: bool,
+) -> Rival {
+    Rival {
+        id,
+        version,
+        note,
+        takes,
+        is_blocked,
+        publish: publisher::<P>,
+        subscribe: subscriber::<S>,
+        blocked: blocked::<P>,
+    }
+}
+
 pub fn all() -> Vec<Rival> {
     vec![
-        Rival {
-            id: "ringfence",
-            version: "this tree",
-            note: "reserve or batch in place, drain by words; reliable; stall of 1 s where a subscriber is stopped",
-            takes: |_, _| Ok(()),
-            is_blocked: true,
-            publish: publisher::<::ringfence::Publisher>,
-            subscribe: subscriber::<::ringfence::Subscription>,
-            blocked: blocked::<::ringfence::Publisher>,
-        },
+        rival::<::ringfence::Publisher, ::ringfence::Subscription>(
+            "ringfence",
+            "this tree",
+            "reserve or batch in place, drain by words; reliable; stall of 1 s where a subscriber is stopped",
+            |_, _| Ok(()),
+            true,
+        ),
         Rival {
             id: "ringfence-run",
             version: "this tree",
@@ -62,36 +78,27 @@ pub fn all() -> Vec<Rival> {
             subscribe: subscriber::<ringfence::RunReader<8>>,
             blocked: blocked::<ringfence::Runs<8>>,
         },
-        Rival {
-            id: "ringfence-best-effort",
-            version: "this tree",
-            note: "as ringfence; the publisher waits for none, and a subscriber loses what is overwritten before it has read it",
-            takes: takes_lossy,
-            is_blocked: false,
-            publish: publisher::<::ringfence::Publisher>,
-            subscribe: subscriber::<ringfence::Lossy<false>>,
-            blocked: blocked::<::ringfence::Publisher>,
-        },
-        Rival {
-            id: "ringfence-latest",
-            version: "this tree",
-            note: "as best-effort, and each call skips to the newest message",
-            takes: takes_lossy,
-            is_blocked: false,
-            publish: publisher::<::ringfence::Publisher>,
-            subscribe: subscriber::<ringfence::Lossy<true>>,
-            blocked: blocked::<::ringfence::Publisher>,
-        },
-        Rival {
-            id: "pairs",
-            version: "this tree",
-            note: "a ringfence channel to each subscriber; the message is filled into each of them",
-            takes: |_, _| Ok(()),
-            is_blocked: false,
-            publish: publisher::<ringfence::Pairs>,
-            subscribe: subscriber::<ringfence::Pair>,
-            blocked: blocked::<ringfence::Pairs>,
-        },
+        rival::<::ringfence::Publisher, ringfence::Lossy<false>>(
+            "ringfence-best-effort",
+            "this tree",
+            "as ringfence; the publisher waits for none, and a subscriber loses what is overwritten before it has read it",
+            takes_lossy,
+            false,
+        ),
+        rival::<::ringfence::Publisher, ringfence::Lossy<true>>(
+            "ringfence-latest",
+            "this tree",
+            "as best-effort, and each call skips to the newest message",
+            takes_lossy,
+            false,
+        ),
+        rival::<ringfence::Pairs, ringfence::Pair>(
+            "pairs",
+            "this tree",
+            "a ringfence channel to each subscriber; the message is filled into each of them",
+            |_, _| Ok(()),
+            false,
+        ),
         #[cfg(feature = "ringfire")]
         Rival {
             id: "ringfire",
@@ -104,36 +111,27 @@ pub fn all() -> Vec<Rival> {
             blocked: blocked::<ringfire::Ring<8>>,
         },
         #[cfg(feature = "iceoryx2")]
-        Rival {
-            id: "iceoryx2",
-            version: "0.10",
-            note: "loaned and read in place, no overflow, retry until delivered",
-            takes: iceoryx::takes,
-            is_blocked: true,
-            publish: publisher::<iceoryx::Out>,
-            subscribe: subscriber::<iceoryx::In>,
-            blocked: blocked::<iceoryx::Out>,
-        },
+        rival::<iceoryx::Out, iceoryx::In>(
+            "iceoryx2",
+            "0.10",
+            "loaned and read in place, no overflow, retry until delivered",
+            iceoryx::takes,
+            true,
+        ),
         #[cfg(feature = "zmq")]
-        Rival {
-            id: "zeromq",
-            version: "libzmq 4",
-            note: "XPUB and SUB, ipc transport, no drop; its threads of the publisher may have either core",
-            takes: zeromq::takes,
-            is_blocked: true,
-            publish: publisher::<zeromq::Out>,
-            subscribe: subscriber::<zeromq::In>,
-            blocked: blocked::<zeromq::Out>,
-        },
-        Rival {
-            id: "redis",
-            version: "redis-server on the PATH",
-            note: "PUBLISH, pipelined, through a local server on a Unix socket, which may have either core; its queues are not bounded",
-            takes: redis::takes,
-            is_blocked: true,
-            publish: publisher::<redis::Out>,
-            subscribe: subscriber::<redis::In>,
-            blocked: blocked::<redis::Out>,
-        },
+        rival::<zeromq::Out, zeromq::In>(
+            "zeromq",
+            "libzmq 4",
+            "XPUB and SUB, ipc transport, no drop; its threads of the publisher may have either core",
+            zeromq::takes,
+            true,
+        ),
+        rival::<redis::Out, redis::In>(
+            "redis",
+            "redis-server on the PATH",
+            "PUBLISH, pipelined, through a local server on a Unix socket, which may have either core; its queues are not bounded",
+            redis::takes,
+            true,
+        ),
     ]
 }

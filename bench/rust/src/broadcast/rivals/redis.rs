@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::broadcast::driver::{Job, Publish, Subscribe};
+use crate::driver::spawn;
 use crate::work::{Work, fill_bytes, sum_bytes};
 
 pub fn takes(_: usize, batch: bool) -> Result<(), &'static str> {
@@ -38,7 +39,6 @@ pub struct Out {
 
 impl Publish for Out {
     fn open(job: &Job) -> Result<Self> {
-        use std::os::unix::process::CommandExt;
         let socket = socket(job);
         let mut command = Command::new("redis-server");
         command
@@ -46,16 +46,8 @@ impl Publish for Out {
             .arg(&socket)
             // No subscriber is cut off for being slow: the server keeps what it has not read.
             .args(["--client-output-buffer-limit", "pubsub", "0", "0", "0"])
-            .stdin(Stdio::null())
             .stdout(Stdio::null());
-        // SAFETY: prctl is async-signal-safe. The server must not outlive the run.
-        unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
-            });
-        }
-        let server = command.spawn().context("redis-server")?;
+        let server = spawn(&mut command).context("redis-server")?;
         let deadline = Instant::now() + Duration::from_secs(10);
         let stream = loop {
             match UnixStream::connect(&socket) {

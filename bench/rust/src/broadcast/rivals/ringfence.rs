@@ -1,16 +1,16 @@
 //! ringfence: one publisher's ring that all subscribers read; and beside it what took its place before, a channel to each.
 
+use std::thread::yield_now;
+
 use anyhow::{Result, bail};
 use ringfence::{Address, Arrival, Delivery, Listener, Options, Publisher, Receiver, Sender, Subscription};
 
 use crate::broadcast::blocked::STALL;
-use crate::broadcast::driver::{Job, Publish, Ready, Subscribe, nothing_there};
+use crate::broadcast::driver::{Job, Publish, Subscribe};
+use crate::driver::Ready;
 use crate::line::Line;
-use crate::ringfence::{fill_items, sum_items};
-use crate::work::{BATCH, Work, fill_bytes};
-
-/// Messages that one call to `drain` may hand over.
-const DRAIN: usize = 256;
+use crate::ringfence::{DRAIN, drain, drain_runs, send_batch, send_in_place, send_run};
+use crate::work::{BATCH, Work, poll_sum};
 
 fn address(job: &Job) -> Result<Address> {
     Ok(format!("@{}", job.tag).parse()?)
@@ -29,25 +29,10 @@ impl Publish for Publisher {
     fn publish(&mut self, work: &Work, batch: bool) -> Result<()> {
         let mut n = 0;
         while batch && n < work.count {
-            let mut batch = self.batch()?;
-            let end = (n + BATCH as u64).min(work.count);
-            while n < end {
-                let Some(bytes) = batch.reserve(work.size)? else {
-                    break;
-                };
-                fill_bytes(bytes, work.first_word(n));
-                n += 1;
-            }
-            batch.publish();
+            n = send_batch!(self, work, n, (n + BATCH as u64).min(work.count));
         }
-        while n < work.count {
-            let Some(mut message) = self.reserve(work.size)? else {
-                std::hint::spin_loop();
-                continue;
-            };
-            fill_bytes(&mut message, work.first_word(n));
-            message.commit(work.size)?;
-            n += 1;
+        for n in n..work.count {
+            send_in_place!(self, work, n);
         }
         Ok(())
     }
@@ -59,19 +44,9 @@ impl Subscribe for Subscription {
     }
 
     fn consume(&mut self, work: &Work, _: bool) -> Result<u64> {
-        let (mut n, mut total) = (0, 0u64);
-        while n < work.count {
-            let most = DRAIN.min((work.count - n) as usize);
-            let seen = self.receive_each(
-                |message| total = message.words().fold(total, u64::wrapping_add),
-                most,
-            )?;
-            n += seen as u64;
-            if seen == 0 {
-                nothing_there();
-            }
-        }
-        Ok(total)
+        poll_sum(work.count, yield_now, |left| {
+            Ok(drain!(self, DRAIN.min(left as usize)))
+        })
     }
 }
 
@@ -113,7 +88,7 @@ impl<const LATEST: bool> Subscribe for Lossy<LATEST> {
             )?;
             self.read += seen as u64;
             if seen == 0 {
-                nothing_there();
+                yield_now();
             }
         }
         anyhow::ensure!(wrong == 0, "{wrong} messages were torn, or came twice");
@@ -146,13 +121,7 @@ impl<const W: usize> Publish for Runs<W> {
     fn publish(&mut self, work: &Work, _: bool) -> Result<()> {
         let mut n = 0;
         while n < work.count {
-            let Some(mut run) = self.0.reserve_items::<[u64; W]>(BATCH)? else {
-                std::hint::spin_loop();
-                continue;
-            };
-            fill_items(&mut run, work, n);
-            run.commit(BATCH)?;
-            n += BATCH as u64;
+            n += send_run!(self.0, W, work, n, BATCH);
         }
         Ok(())
     }
@@ -167,53 +136,31 @@ impl<const W: usize> Subscribe for RunReader<W> {
     }
 
     fn consume(&mut self, work: &Work, _: bool) -> Result<u64> {
-        let (mut n, mut total, mut others) = (0, 0u64, 0);
-        while n < work.count {
-            let most = DRAIN.min((work.count - n) as usize / BATCH);
-            let seen = self.0.receive_each(
-                |message| match sum_items::<W>(message) {
-                    Some((count, sum)) => {
-                        n += count;
-                        total = sum.wrapping_add(total);
-                    }
-                    None => others += 1,
-                },
-                most,
-            )?;
-            if seen == 0 {
-                nothing_there();
-            }
-        }
-        anyhow::ensure!(others == 0, "{others} messages were no run");
-        Ok(total)
+        poll_sum(work.count, yield_now, |left| {
+            Ok(drain_runs!(self.0, W, DRAIN.min(left as usize / BATCH)))
+        })
     }
 }
 
 /// A service, and a channel to each subscriber.
 pub struct Pairs {
     listener: Listener,
-    senders: Vec<Sender>,
-    // What would be received: letting go of it would end the channel.
-    receivers: Vec<Receiver>,
+    // Nothing is received: dropping the receiver would end the channel.
+    channels: Vec<(Sender, Receiver)>,
 }
 
 impl Publish for Pairs {
     fn open(job: &Job) -> Result<Self> {
         Ok(Self {
             listener: ringfence::listen(&address(job)?, &options(job).max_peers(64))?,
-            senders: Vec::new(),
-            receivers: Vec::new(),
+            channels: Vec::new(),
         })
     }
 
     fn admit(&mut self, job: &Job) -> Result<()> {
-        while self.senders.len() < job.subscribers {
+        while self.channels.len() < job.subscribers {
             match self.listener.accept()? {
-                Arrival::Accepted(channel) => {
-                    let (sender, receiver) = channel.split();
-                    self.senders.push(sender);
-                    self.receivers.push(receiver);
-                }
+                Arrival::Accepted(channel) => self.channels.push(channel.split()),
                 refused => bail!("{refused:?}"),
             }
         }
@@ -221,40 +168,16 @@ impl Publish for Pairs {
     }
 
     fn publish(&mut self, work: &Work, batch: bool) -> Result<()> {
-        if batch {
-            return self.publish_batches(work);
-        }
-        for n in 0..work.count {
-            for sender in &mut self.senders {
-                let mut message = loop {
-                    match sender.reserve(work.size)? {
-                        Some(message) => break message,
-                        None => std::hint::spin_loop(),
-                    }
-                };
-                fill_bytes(&mut message, work.first_word(n));
-                message.commit(work.size)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Pairs {
-    fn publish_batches(&mut self, work: &Work) -> Result<()> {
-        for first in (0..work.count).step_by(BATCH) {
-            for sender in &mut self.senders {
-                let (mut n, end) = (first, (first + BATCH as u64).min(work.count));
-                while n < end {
-                    let mut batch = sender.batch()?;
-                    while n < end {
-                        let Some(bytes) = batch.reserve(work.size)? else {
-                            break;
-                        };
-                        fill_bytes(bytes, work.first_word(n));
-                        n += 1;
-                    }
-                    batch.publish();
+        let step = if batch { BATCH } else { 1 };
+        for first in (0..work.count).step_by(step) {
+            let end = (first + step as u64).min(work.count);
+            for (sender, _) in &mut self.channels {
+                let mut n = first;
+                while batch && n < end {
+                    n = send_batch!(sender, work, n, end);
+                }
+                for n in n..end {
+                    send_in_place!(sender, work, n);
                 }
             }
         }
@@ -263,33 +186,17 @@ impl Pairs {
 }
 
 /// The other end of one of [`Pairs`].
-pub struct Pair {
-    // The other half: letting go of it would end this side's sending, which costs nothing and says nothing here.
-    _sender: Sender,
-    receiver: Receiver,
-}
+pub struct Pair((Sender, Receiver));
 
 impl Subscribe for Pair {
     fn open(job: &Job) -> Result<Self> {
-        let (sender, receiver) = ringfence::connect(&address(job)?, &options(job))?.split();
-        Ok(Self {
-            _sender: sender,
-            receiver,
-        })
+        Ok(Self(ringfence::connect(&address(job)?, &options(job))?.split()))
     }
 
     fn consume(&mut self, work: &Work, _: bool) -> Result<u64> {
-        let (mut n, mut total) = (0, 0u64);
-        while n < work.count {
-            let seen = self.receiver.receive_each(
-                |message| total = message.words().fold(total, u64::wrapping_add),
-                DRAIN.min((work.count - n) as usize),
-            )?;
-            n += seen as u64;
-            if seen == 0 {
-                nothing_there();
-            }
-        }
-        Ok(total)
+        let Self((_, receiver)) = self;
+        poll_sum(work.count, yield_now, |left| {
+            Ok(drain!(receiver, DRAIN.min(left as usize)))
+        })
     }
 }

@@ -1,13 +1,16 @@
 //! ringfire: its lossless ring for messages of one compiled-in size, its blobs for long ones.
 
-use anyhow::{Result, bail};
+use std::thread::yield_now;
+
+use anyhow::Result;
 use ringfire::{
     BlobConsumer, BlobProducer, BlobProducerBuilder, FlowControl, RingConsumer, RingProducer,
     RingProducerBuilder,
 };
 
-use crate::broadcast::driver::{Job, Outcome, Publish, Subscribe, nothing_there, publisher, subscriber};
-use crate::work::{BATCH, Work, fill, fill_bytes, sum, sum_bytes};
+use crate::broadcast::driver::{Job, Outcome, Publish, Subscribe, publisher, subscriber};
+use crate::contenders::ringfire::{none_lost, push_all, push_blobs, take_blobs};
+use crate::work::{Work, poll_sum, sum_items};
 
 /// From here on messages go through blobs: elements pass by value, several copies each.
 const BLOB: usize = 16 * 1024;
@@ -52,23 +55,7 @@ impl<const W: usize> Publish for Ring<W> {
     }
 
     fn publish(&mut self, work: &Work, batch: bool) -> Result<()> {
-        if batch {
-            let mut batch = [[0u64; W]; BATCH];
-            for first in (0..work.count).step_by(BATCH) {
-                for (i, item) in batch.iter_mut().enumerate() {
-                    // SAFETY: an array of that many words.
-                    unsafe { fill(item.as_mut_ptr().cast(), W, work.first_word(first + i as u64)) };
-                }
-                self.0.push_batch(&batch);
-            }
-        } else {
-            let mut item = [0u64; W];
-            for n in 0..work.count {
-                // SAFETY: an array of that many words.
-                unsafe { fill(item.as_mut_ptr().cast(), W, work.first_word(n)) };
-                self.0.push(&item);
-            }
-        }
+        push_all(&mut self.0, work, batch);
         Ok(())
     }
 }
@@ -87,23 +74,13 @@ impl<const W: usize> Subscribe for RingReader<W> {
     }
 
     fn consume(&mut self, work: &Work, _: bool) -> Result<u64> {
-        let (mut n, mut total) = (0, 0u64);
-        while n < work.count {
-            let most = self.batch.len().min((work.count - n) as usize);
+        let total = poll_sum(work.count, yield_now, |left| {
+            let most = self.batch.len().min(left as usize);
             let count = self.consumer.recv_batch(&mut self.batch[..most]);
-            for item in &self.batch[..count] {
-                // SAFETY: an array of that many words.
-                total = total.wrapping_add(unsafe { sum(item.as_ptr().cast(), W) });
-            }
-            n += count as u64;
-            if count == 0 {
-                nothing_there();
-            }
-        }
-        if self.consumer.lapped_count() != 0 {
-            bail!("{} messages lost", self.consumer.lapped_count());
-        }
-        Ok(total)
+            Ok((count as u64, sum_items(&self.batch[..count])))
+        });
+        none_lost(self.consumer.lapped_count())?;
+        total
     }
 }
 
@@ -118,16 +95,7 @@ impl Publish for Blobs {
     }
 
     fn publish(&mut self, work: &Work, _: bool) -> Result<()> {
-        for n in 0..work.count {
-            // Blobs have no backpressure of their own: the readers' registered positions stand in for it. One slot is kept free,
-            // since a blob is written before its descriptor is published.
-            while self.0.headroom() < 2 {
-                std::hint::spin_loop();
-            }
-            self.0
-                .push_with(&(), work.size, |bytes| fill_bytes(bytes, work.first_word(n)))?;
-        }
-        Ok(())
+        push_blobs(&mut self.0, work)
     }
 }
 
@@ -139,19 +107,6 @@ impl Subscribe for BlobReader {
     }
 
     fn consume(&mut self, work: &Work, _: bool) -> Result<u64> {
-        let (mut n, mut total) = (0, 0u64);
-        while n < work.count {
-            match self.0.view(|(), bytes| sum_bytes(bytes))? {
-                Some(sum) => {
-                    total = total.wrapping_add(sum);
-                    n += 1;
-                }
-                None => nothing_there(),
-            }
-        }
-        if self.0.lapped_count() != 0 {
-            bail!("{} messages lost", self.0.lapped_count());
-        }
-        Ok(total)
+        take_blobs(&mut self.0, work, yield_now)
     }
 }

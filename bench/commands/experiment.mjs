@@ -1,0 +1,85 @@
+// An experiment: cells that run in rounds, and the page, the plots and the JSON that they make.
+
+import fs from 'node:fs'
+import path from 'node:path'
+import process from 'node:process'
+
+import { machine } from '../node/machine.mjs'
+import { runRounds } from '../node/rounds.mjs'
+import { json } from '../pages/json.mjs'
+import { answer, buildNode, buildRust, fetchDeps, origin, program, root, say, write } from './shared.mjs'
+
+/** The options of every experiment. */
+export const common = ({ seconds, runs }) => ({
+  seconds: ['of one run, warm-up not counted', seconds],
+  runs: ['rounds: each runs every cell once', runs],
+  out: ["--out '' writes no files", 'docs/bench'],
+  json: ['the results there as well', undefined, 'FILE'],
+  build: ['what is built already is good enough', true],
+})
+
+export const HALVES = { rust: ['that half alone', false], node: ['that half alone', false] }
+
+/** The halves that were asked for, built: all of them if none was. */
+export function wanted({ rust, node, build }, of = ['rust', 'node']) {
+  const chosen = of.filter((name) => (!rust && !node) || { rust, node }[name])
+  if (build && chosen.includes('rust')) buildRust()
+  if (build && chosen.includes('node')) buildNode()
+  fetchDeps()
+  return chosen
+}
+
+export const listed = (one = program) => JSON.parse(answer(one, ['list']))
+
+/** Throws if an option names what does not exist. */
+export function checkNames(names, known, what) {
+  const unknown = names?.find((name) => !known.includes(name))
+  if (unknown !== undefined) throw new Error(`no ${what} ${unknown}; there are ${known.join(', ')}`)
+}
+
+export function checkSizes(sizes) {
+  if (sizes?.some((size) => !(size > 0) || size % 8 !== 0)) throw new Error('sizes are multiples of 8')
+}
+
+/** A task: a cell of the results, and the command that runs it. `key` tells the cell from the others of its half. */
+export const task = (key, { command, job, cpu, skipped }) => ({
+  label: Object.values(key).join(' '),
+  cell: { ...key, by_placement: {}, runs: [], skipped, failures: [] },
+  command,
+  job: { ...job, ...key },
+  cpu,
+})
+
+const resultsOf = ({ tasks, ...half }) => ({ ...half, cells: tasks.map(({ cell }) => cell) })
+
+/**
+ * Runs the tasks of all halves, and writes what they make. `name`, `data`: of the page and of the JSON file. `only`: contenders that
+ * were asked for. `more`: further fields of the results. `pages`: `page(results, files)` and, if it has plots, `plots(results)`.
+ * `adjust(results)` is called before the page is made.
+ */
+export async function conduct(made, values, { name, data = name, only, pages, more = {}, cpus, pause, adjust }) {
+  const halves = made.filter(({ tasks }) => tasks.length > 0)
+  if (halves.length === 0) throw new Error('nothing to run: these options leave no cell')
+  const known = halves.flatMap(({ contenders }) => contenders.map(({ id }) => id))
+  checkNames(only, known, 'contender')
+  const start = origin()
+  const tasks = halves.flatMap(({ tasks: own }) => own)
+  const runs = Number(values.runs)
+  const placements = await runRounds(tasks, { runs, cpus, pause })
+  const results = {
+    ...start,
+    node: halves.some((half) => half.name === 'node') ? process.version : undefined,
+    rustc: halves.some((half) => half.name === 'rust') ? answer('rustc', ['--version']) : undefined,
+    machine: machine(),
+    runs,
+    placements,
+    ...more,
+    halves: halves.map(resultsOf),
+  }
+  adjust?.(results)
+  const plots = pages.plots?.(results) ?? {}
+  const page = pages.page(results, plots)
+  if (values.out !== '') write(values.out, { [`${data}.json`]: json(results), [`${name}.md`]: page, ...plots })
+  if (values.json) fs.writeFileSync(path.resolve(root, values.json), json(results))
+  say(`\n${page}`)
+}

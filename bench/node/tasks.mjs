@@ -1,0 +1,56 @@
+// The Node half: which contenders take part, and the command of each of their cells.
+
+import { spawnSync } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
+
+import { task } from '../commands/experiment.mjs'
+
+const pinned = spawnSync('taskset', ['--version']).error === undefined
+const fileOf = (name) => fileURLToPath(new URL(name, import.meta.url))
+const describe = ({ id, version, note }) => ({ id, version, note })
+
+/** How a process of this half is run, with a job that all its processes know. */
+const starting = (side, role, { cpus = [0, 1], ...job }, { threads = false, skipped } = {}) => ({
+  command: [process.execPath, fileOf(side), role],
+  job: { cpus, pinned, ...job },
+  // Threads are pinned one by one; a whole process is pinned as it starts.
+  cpu: pinned && !threads ? cpus[0] : undefined,
+  skipped,
+})
+
+/** Cells between two sides. `cells`: `[measure, sizes]` each; a contender runs the measures that it knows. */
+export async function peersInNode({ only, cells, ...job }) {
+  // After the build: what does not load takes no part.
+  const { contenders } = await import('./contenders/index.mjs')
+  const chosen = contenders.filter(
+    ({ id, measures }) => (only?.includes(id) ?? true) && cells.some(([measure]) => measures.includes(measure)),
+  )
+  const tasks = cells.flatMap(([measure, sizes]) =>
+    sizes.flatMap((size) =>
+      chosen
+        .filter(({ measures }) => measures.includes(measure))
+        .map(({ id, threads, unavailable, takes }) => {
+          const skipped = unavailable ?? takes(measure, size) ?? undefined
+          return task({ contender: id, measure, size }, starting('side.mjs', 'a', job, { threads, skipped }))
+        }),
+    ),
+  )
+  return { name: 'node', seconds: job.seconds, capacity: job.capacity, contenders: chosen.map(describe), tasks }
+}
+
+/** Cells of one publisher and its subscribers. */
+export async function broadcastInNode({ only, subscribers, sizes, ...job }) {
+  const { rivals } = await import('./broadcast/rivals.mjs')
+  const chosen = rivals.filter(({ id }) => only?.includes(id) ?? true)
+  const tasks = sizes.flatMap((size) =>
+    subscribers.flatMap((count) =>
+      chosen.map(({ id, unavailable: skipped }) => {
+        const key = { contender: id, subscribers: count, idle: 0, size, batch: false }
+        // Sixteen messages at least: ringfence's longest is an eighth of the ring.
+        const capacity = Math.max(job.capacity, 16 * size)
+        return task(key, starting('broadcast/side.mjs', 'publish', { ...job, capacity }, { skipped }))
+      }),
+    ),
+  )
+  return { name: 'node', seconds: job.seconds, capacity: job.capacity, contenders: chosen.map(describe), tasks }
+}
