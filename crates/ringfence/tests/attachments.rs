@@ -5,12 +5,20 @@ mod support;
 use std::{
     fs::File,
     io::{Read as _, Write as _},
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
     os::unix::net::UnixStream,
+    time::{Duration, Instant},
 };
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use ringfence::{Address, Attachment, AttachmentRef, Attachments, CloseReason, Options, SealedBuffer, join};
+use nix::{
+    fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},
+    sys::memfd::{MFdFlags, memfd_create},
+    sys::resource::{Resource, getrlimit, setrlimit},
+    unistd::ftruncate,
+};
+use ringfence::{
+    Address, Attachment, AttachmentRef, Attachments, CloseReason, Merge, Merged, Options, SealedBuffer, join,
+};
 use support::{Actor, fresh_address, join_later, message, say, small, wait_for_host, wait_for_test, wire};
 
 fn both() -> Options {
@@ -37,12 +45,13 @@ fn sealed(attachments: Vec<Attachment>) -> Vec<SealedBuffer> {
 
 fn be_hostile(arguments: &[String]) {
     let peer = wire::Met::guest(&arguments[0]);
-    let file = File::open("/proc/self/exe").unwrap();
-    let parcel = |word: u64, count: usize| {
+    let file = OwnedFd::from(File::open("/proc/self/exe").unwrap());
+    let parcel_of = |object: &OwnedFd, word: u64, count: usize| {
         let mut parcel = vec![2, u8::try_from(count).unwrap()];
         parcel.extend(word.to_le_bytes().repeat(count));
-        wire::send_with(&peer.line, &parcel, &vec![file.as_fd(); count]);
+        wire::send_with(&peer.line, &parcel, &vec![object.as_fd(); count]);
     };
+    let parcel = |word: u64, count: usize| parcel_of(&file, word, count);
     let record = |attachments: u64| {
         peer.write(4096, 8 | (3 | attachments << 8) << 32);
         peer.write(128, 16);
@@ -63,9 +72,106 @@ fn be_hostile(arguments: &[String]) {
             parcel(4096, 1);
             record(1);
         }
+        "passes memory without seals" => {
+            parcel_of(&memory(4096, 4096, false), 4096, 1);
+            record(1);
+        }
+        "passes sealed memory with holes" => {
+            parcel_of(&memory(8192, 4096, true), 8192, 1);
+            record(1);
+        }
+        "states another size" => {
+            parcel_of(&memory(8192, 8192, true), 4096, 1);
+            record(1);
+        }
+        "passes more bytes than the limit" => parcel_of(&memory(4096, 4096, true), 100_001, 1),
+        "sends a descriptor and dies" => {
+            parcel(u64::MAX, 1);
+            std::process::exit(0);
+        }
         other => panic!("{other}"),
     }
     wait_for_test();
+}
+
+/// Makes a memfd of `size` bytes, `reserved` of which have memory.
+fn memory(size: i64, reserved: i64, is_sealed: bool) -> OwnedFd {
+    let memory = memfd_create("attached", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
+    fallocate(&memory, FallocateFlags::empty(), 0, reserved).unwrap();
+    ftruncate(&memory, size).unwrap();
+    if is_sealed {
+        let seals =
+            SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+        fcntl(&memory, FcntlArg::F_ADD_SEALS(seals)).unwrap();
+    }
+    memory
+}
+
+/// Returns the number of open descriptors of this process.
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Lets this process map only so many bytes more than now.
+fn limit_memory(more: u64) {
+    let pages: u64 = std::fs::read_to_string("/proc/self/statm")
+        .unwrap()
+        .split_ascii_whitespace()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let (_, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
+    setrlimit(Resource::RLIMIT_AS, pages * 4096 + more, hard).unwrap();
+}
+
+fn receive_without_memory(address: &Address) {
+    let options = both().attachments(Attachments::none().sealed(true).descriptors(true));
+    let (_sender, mut receiver) = join(address, &options).unwrap().split();
+    assert_eq!(receiver.receive_vec().unwrap().expect("a message"), b"first");
+    let mut into = [0; 100];
+    let (soft, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
+    limit_memory(4 << 20);
+    say("short");
+    for _ in 0..2 {
+        let error = receiver.receive(&mut into).unwrap_err();
+        assert_eq!(error.code(), "NO_SPACE", "{error}");
+        assert!(receiver.attachments().is_empty(), "the message was not received");
+    }
+    setrlimit(Resource::RLIMIT_AS, soft, hard).unwrap();
+    assert_eq!(receiver.receive(&mut into).unwrap(), Some(6));
+    let [Attachment::Descriptor(_), Attachment::Sealed(buffer)] = &receiver.attachments()[..] else {
+        panic!("a descriptor and a buffer");
+    };
+    assert_eq!(buffer.len(), 16 << 20);
+}
+
+/// Holds a channel until its peer is gone, and then has the descriptors that it had before.
+fn hold(address: &Address, how: &str) {
+    // The process's threads and their descriptors stay.
+    let before = {
+        let first = join(address, &both()).unwrap();
+        say("joined");
+        wait_for_test();
+        drop(first);
+        open_descriptors()
+    };
+    say("again");
+    let (sender, mut receiver) = join(address, &both()).unwrap().split();
+    let mut held = Vec::new();
+    if how == "takes" {
+        receiver.receive_vec().unwrap().expect("a message");
+        held = receiver.attachments();
+        receiver.receive_vec().unwrap().expect("a message");
+    }
+    while !matches!(receiver.receive_vec(), Ok(None) | Err(_)) {}
+    drop((sender, receiver));
+    // The host's thread closes its descriptors by itself.
+    let start = Instant::now();
+    while open_descriptors() > before + held.len() {
+        assert!(start.elapsed() < Duration::from_secs(30), "descriptors are left");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// The other processes of these tests.
@@ -139,6 +245,16 @@ fn role() {
             setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
             assert_eq!(receiver.receive_vec().unwrap().expect("a message"), b"second");
             assert_eq!(*sealed(receiver.attachments())[0], *message(2, 30_000));
+        }
+        "short of memory" => receive_without_memory(&address),
+        "holds" => hold(&address, &arguments[1]),
+        "is killed" => {
+            let (_sender, mut receiver) = join(&address, &both()).unwrap().split();
+            receiver.receive_vec().unwrap().expect("a message");
+            let _held = receiver.attachments();
+            receiver.receive_vec().unwrap().expect("a message");
+            say("received");
+            wait_for_test();
         }
         "hostile" => be_hostile(&arguments),
         other => panic!("{other}"),
@@ -269,6 +385,10 @@ fn what_no_honest_sender_attaches_ends_the_channel() {
         ("sends a parcel of nothing", "RING_CORRUPT"),
         ("sends a descriptor with a wakeup", "RING_CORRUPT"),
         ("passes a file as a sealed buffer", "OBJECT_UNSOUND"),
+        ("passes memory without seals", "OBJECT_UNSOUND"),
+        ("passes sealed memory with holes", "OBJECT_UNSOUND"),
+        ("states another size", "OBJECT_UNSOUND"),
+        ("passes more bytes than the limit", "RING_CORRUPT"),
     ] {
         let (mut hostile, channel) = meet_with("hostile", &[lie], &both().max_message_size(1000));
         let (_sender, mut receiver) = channel.split();
@@ -278,4 +398,198 @@ fn what_no_honest_sender_attaches_ends_the_channel() {
         hostile.go_on();
         hostile.finish();
     }
+}
+
+#[test]
+fn a_kind_that_the_receiver_does_not_accept_ends_the_channel() {
+    for (lie, accepted) in [
+        ("announces more than came", Attachments::none().sealed(true)),
+        (
+            "passes sealed memory with holes",
+            Attachments::none().descriptors(true),
+        ),
+        // The kernel may refuse its descriptors (Linux 6.16).
+        ("announces what did not come", Attachments::none()),
+    ] {
+        let (mut hostile, channel) = meet_with("hostile", &[lie], &small().attachments(accepted));
+        let (_sender, mut receiver) = channel.split();
+        let found = receiver.receive_vec().unwrap_err();
+        assert_eq!(found.code(), "RING_CORRUPT", "{lie}: {found}");
+        hostile.go_on();
+        hostile.finish();
+    }
+}
+
+#[test]
+fn a_message_stays_while_there_is_no_memory_for_its_attachments() {
+    let (short, channel) = meet(
+        "short of memory",
+        &small().attachments(Attachments::none().sealed(true)),
+    );
+    let (mut sender, _receiver) = channel.split();
+    sender.send(b"first").unwrap();
+    short.expect("short");
+    let large = SealedBuffer::create(16 << 20, |_| {}).unwrap();
+    let (_end, pipe) = nix::unistd::pipe().unwrap();
+    sender
+        .send_with(b"second", &[pipe.as_fd().into(), (&large).into()])
+        .unwrap();
+    short.finish();
+}
+
+#[test]
+fn attachments_are_those_of_the_message_that_was_received_last() {
+    let (mut dies, channel) = meet("dies", &both());
+    let (_sender, mut receiver) = channel.split();
+    dies.expect("sent");
+    let mut into = [0; 100];
+    assert_eq!(receiver.receive_each(|_| {}, 10).unwrap(), 1);
+    assert_eq!(sealed(receiver.attachments()).len(), 1);
+    assert!(receiver.attachments().is_empty(), "they are taken");
+    assert_eq!(receiver.try_receive(&mut into).unwrap(), Some(1));
+    assert_eq!(receiver.try_receive(&mut into).unwrap(), Some(1));
+    assert_eq!(sealed(receiver.attachments()).len(), 1);
+    dies.kill();
+}
+
+#[test]
+fn a_merge_delivers_attachments_with_their_messages() {
+    let mut merge = Merge::new().unwrap();
+    let actors: Vec<_> = (0..2)
+        .map(|_| {
+            let (dies, channel) = meet("dies", &both());
+            let (sender, receiver) = channel.split();
+            merge.add(receiver).unwrap();
+            dies.expect("sent");
+            (dies, sender)
+        })
+        .collect();
+    let mut into = [0; 100];
+    assert!(matches!(
+        merge.receive(&mut into).unwrap(),
+        Some(Merged::Message { length: 1, .. })
+    ));
+    assert_eq!(sealed(merge.attachments()).len(), 1);
+    for _ in 0..5 {
+        assert_eq!(merge.receive_each(|_, _| {}, 10).unwrap(), 1);
+        assert_eq!(sealed(merge.attachments()).len(), 1);
+        assert!(merge.attachments().is_empty());
+    }
+    drop(actors);
+}
+
+/// Joins "holds" twice, and plays `second` as its second peer.
+fn leave_to_holder(role: &str, second: impl FnOnce(&Address)) {
+    let (address, _directory) = fresh_address(false);
+    let mut holder = Actor::start("holds", &[&address.to_string(), role]);
+    wait_for_host(&address);
+    let first = join(&address, &both()).unwrap();
+    holder.expect("joined");
+    holder.go_on();
+    holder.expect("again");
+    drop(first);
+    wait_for_host(&address);
+    second(&address);
+    holder.finish();
+}
+
+#[test]
+fn no_descriptor_is_left_of_what_was_not_read_and_of_what_was_not_taken() {
+    leave_to_holder("takes", |address| {
+        let (mut sender, _receiver) = join(address, &both()).unwrap().split();
+        let (_end, pipe) = nix::unistd::pipe().unwrap();
+        for number in 0..20 {
+            let buffer = buffer(number);
+            let attached = [pipe.as_fd().into(), (&buffer).into()];
+            sender.send_with(b"x", &attached).unwrap();
+        }
+    });
+    for lie in [
+        "sends a descriptor and dies",
+        "sends a descriptor with a wakeup",
+        "sends more than the limit",
+        "sends a cut parcel",
+        "announces more than came",
+        "states another size",
+    ] {
+        leave_to_holder("reads", |address| {
+            let mut hostile = Actor::start("hostile", &[&address.to_string(), lie]);
+            if lie != "sends a descriptor and dies" {
+                hostile.go_on();
+            }
+            hostile.finish();
+        });
+    }
+}
+
+#[test]
+fn nothing_is_left_of_what_a_killed_receiver_had() {
+    let (mut killed, channel) = meet("is killed", &both());
+    let (mut sender, receiver) = channel.split();
+    let (end, pipe) = nix::unistd::pipe().unwrap();
+    // One is taken, one is received and not taken, and one is not read.
+    for _ in 0..3 {
+        sender.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
+    }
+    drop(pipe);
+    killed.expect("received");
+    killed.kill();
+    drop((sender, receiver));
+    let mut rest = Vec::new();
+    File::from(end).read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, []);
+}
+
+#[test]
+fn memory_that_the_kernel_still_writes_is_not_sealed() {
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    let found = SealedBuffer::create(4096, |bytes| {
+        let piece = libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        };
+        // SAFETY: the pages stay mapped during the call. The pipe then shares them, which is what is tested.
+        let spliced = unsafe { libc::vmsplice(writer.as_raw_fd(), &raw const piece, 1, 0) };
+        assert_eq!(spliced, 4096);
+    });
+    let error = found.unwrap_err();
+    assert_eq!(error.code(), "INVALID_ARGUMENT", "{error}");
+    drop(reader);
+}
+
+/// Registers this memory with io_uring(7), which then may write it at any time. `None`: this system does not allow it.
+fn register_with_io_uring(bytes: &[u8]) -> Option<OwnedFd> {
+    const REGISTER_BUFFERS: libc::c_uint = 0;
+    let mut parameters = [0_u32; 30];
+    // SAFETY: the kernel reads and writes the 120 bytes of the parameters.
+    let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) };
+    // SAFETY: the kernel has just made it.
+    let ring = (ring >= 0).then(|| unsafe { OwnedFd::from_raw_fd(i32::try_from(ring).unwrap()) })?;
+    let piece = libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
+    // SAFETY: the kernel reads one iovec, and pins its pages, whose mapping outlives the ring in no test that writes by it.
+    let registered = unsafe {
+        libc::syscall(
+            libc::SYS_io_uring_register,
+            ring.as_raw_fd(),
+            REGISTER_BUFFERS,
+            &raw const piece,
+            1,
+        )
+    };
+    (registered == 0).then_some(ring)
+}
+
+#[test]
+fn memory_that_io_uring_may_write_is_not_sealed() {
+    let mut ring = None;
+    let found = SealedBuffer::create(4096, |bytes| ring = register_with_io_uring(bytes));
+    if ring.is_some() {
+        let error = found.unwrap_err();
+        assert_eq!(error.code(), "INVALID_ARGUMENT", "{error}");
+    }
+    let sound = SealedBuffer::create(4096, |_| {}).unwrap();
+    assert!(register_with_io_uring(&sound).is_none(), "a read-only mapping");
 }

@@ -7,6 +7,7 @@ use std::{sync::atomic::Ordering, time::Instant};
 
 use crate::{
     channel::end::ChannelState,
+    channel::inbound::{Inbound, Inlet},
     channel::receiver::Receiver,
     channel::sender::Sender,
     channel::unread::{Incoming, Load},
@@ -140,9 +141,9 @@ impl Sender {
     }
 }
 
-impl Receiver {
-    /// Takes the attachments of the message that was received last. Later messages drop those that were not taken.
-    /// [`receive_each`](Receiver::receive_each) returns after a message with attachments.
+impl<R: Inlet> Inbound<R> {
+    /// Takes the attachments of the message that was received last. The next call that receives may drop those that were not taken, as
+    /// the end of the channel does. [`receive_each`](Inbound::receive_each) returns after a message with attachments.
     ///
     /// ```no_run
     /// use ringfence::{Attachment, Attachments, Options};
@@ -162,19 +163,17 @@ impl Receiver {
     /// # }
     /// ```
     pub fn attachments(&mut self) -> Vec<Attachment> {
-        let position = self.ring.consumer.position();
-        match self.ring.incoming.end {
-            Some(end) if end == position => std::mem::take(&mut self.ring.incoming.attachments),
-            // The message is not received yet.
-            None => Vec::new(),
-            Some(end) if end > position => Vec::new(),
-            Some(_) => {
-                self.ring.incoming.attachments.clear();
-                Vec::new()
-            }
-        }
+        self.incoming.take(self.ring.position())
     }
 
+    /// Whether the message that was received last has attachments that were not taken.
+    #[inline]
+    pub(super) fn has_attachments(&self) -> bool {
+        self.incoming.is_of(self.ring.position())
+    }
+}
+
+impl Receiver {
     /// Gets the attachments of the message that starts with this record before it is consumed: if that fails for a local reason, the
     /// message stays with its attachments.
     #[inline]
@@ -189,7 +188,7 @@ impl Receiver {
     fn collect_some(&mut self, first: Record) -> Result<()> {
         let count = first.tag.attachments();
         let at = self.ring.consumer.position();
-        if self.ring.incoming.at == Some(at) {
+        if self.incoming.at == Some(at) {
             return Ok(());
         }
         let collected = self.shared.doorbell.collect(count);
@@ -200,7 +199,7 @@ impl Receiver {
         let attachments = self.judge(collected)?;
         let counter = &self.shared.counters.attachments_received;
         counter.fetch_add(count as u64, Ordering::Relaxed);
-        self.ring.incoming = Incoming {
+        self.incoming = Incoming {
             attachments,
             at: Some(at),
             end: (first.flags == WHOLE).then_some(at + first.size),
@@ -224,7 +223,7 @@ impl Receiver {
     #[inline]
     pub(super) fn gathered_whole(&mut self) {
         if self.ring.consumer.tag().attachments() > 0 {
-            self.ring.incoming.end = Some(self.ring.consumer.position());
+            self.incoming.end = Some(self.ring.consumer.position());
         }
     }
 }

@@ -13,6 +13,7 @@ use std::{
 use crate::{
     channel::end::{ChannelState, CloseReason, Shared},
     channel::open::{LOOKS_PER_GLANCE, Link},
+    channel::unread::Incoming,
     channel::waiting::{Awaited, Parking, SpinThenPark, Waits},
     error::{Error, Result},
     region::phase::{Phase, Step},
@@ -109,6 +110,7 @@ pub struct Inbound<R> {
     woken: u64,
     /// The value of [`Inlet::looks`] when the caller's round began.
     round: u64,
+    pub(super) incoming: Incoming,
     /// Declared after the ring: a pair's consumer reports its last counts when it is dropped, and they count until this is dropped.
     pub(crate) shared: Arc<Shared>,
 }
@@ -122,6 +124,7 @@ impl<R: Inlet> Inbound<R> {
             fruitless: 0,
             woken: 0,
             round: 0,
+            incoming: Incoming::default(),
             shared,
         }
     }
@@ -177,6 +180,7 @@ impl<R: Inlet> Inbound<R> {
     /// Releases both sides' memory; there is nothing more to read.
     fn let_go(&mut self) {
         self.link = None;
+        self.incoming = Incoming::default();
         self.shared.doorbell.drop_attachments();
         self.ring.forget();
     }

@@ -49,12 +49,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         subscribes: parts.own_capacity == 0,
         socket: parts.line,
         pidfd: parts.process.pidfd(),
-        // A ring that many read has none.
-        accepts: if parts.own_capacity == 0 || parts.peer_capacity == 0 {
-            Attachments::none()
-        } else {
-            options.attachments
-        },
+        accepts: parts.attachments_in,
         barriers: parts.barriers,
         tie: parts.tie,
     };

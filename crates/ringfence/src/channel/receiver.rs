@@ -11,7 +11,6 @@ use crate::{
     channel::open::{LOOKS_PER_GLANCE, Link},
     channel::scratch::Scratch,
     channel::stats::ChannelStats,
-    channel::unread::Incoming,
     error::{Error, Result},
     identity::Identity,
     region::copy::Readable,
@@ -37,7 +36,6 @@ pub type Receiver = Inbound<PairInlet>;
 #[derive(Debug)]
 pub struct PairInlet {
     pub(super) consumer: SpscReader<OwnRegion, PeerRegion>,
-    pub(super) incoming: Incoming,
     peer: Arc<Identity>,
     /// The fragments of a message, if the caller's buffer cannot take them one by one.
     pub(super) scratch: Scratch,
@@ -58,7 +56,6 @@ impl Receiver {
     ) -> Self {
         let ring = PairInlet {
             consumer,
-            incoming: Incoming::default(),
             peer,
             scratch: Scratch::default(),
             gathered: false,
@@ -321,7 +318,6 @@ impl Inlet for PairInlet {
 
     fn forget(&mut self) {
         if !self.consumer.peer().is_nowhere() {
-            self.incoming = Incoming::default();
             self.consumer.forget(OwnRegion::nowhere(), PeerRegion::nowhere());
             self.scratch.give_back();
         }

@@ -99,7 +99,7 @@ impl Outgoing {
     }
 }
 
-/// The attachments of the message that was received last.
+/// The attachments of the message that was received last, or that is received next.
 #[derive(Debug, Default)]
 pub(crate) struct Incoming {
     pub(super) attachments: Vec<Attachment>,
@@ -107,4 +107,25 @@ pub(crate) struct Incoming {
     pub(super) at: Option<u64>,
     /// The position behind the message. `None` while its fragments are still arriving.
     pub(super) end: Option<u64>,
+}
+
+impl Incoming {
+    /// Whether there are some, and the message that ends at this position is theirs.
+    #[inline]
+    pub(super) fn is_of(&self, position: u64) -> bool {
+        !self.attachments.is_empty() && self.end == Some(position)
+    }
+
+    /// Takes those of the message that ends at this position, and drops those of an earlier one.
+    pub(super) fn take(&mut self, position: u64) -> Vec<Attachment> {
+        let found = if self.is_of(position) {
+            std::mem::take(&mut self.attachments)
+        } else {
+            Vec::new()
+        };
+        if self.end.is_some_and(|end| end < position) {
+            self.attachments.clear();
+        }
+        found
+    }
 }

@@ -66,6 +66,8 @@ pub(crate) struct Parts {
     pub(crate) peer: PeerRegion,
     pub(crate) own_capacity: u64,
     pub(crate) peer_capacity: u64,
+    /// The attachments that this side accepts.
+    pub(crate) attachments_in: Attachments,
     /// The attachments that the peer accepts.
     pub(crate) attachments_out: Attachments,
     /// The longest message that the peer receives.

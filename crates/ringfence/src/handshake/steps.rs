@@ -196,11 +196,7 @@ impl Side<'_> {
             RingRole::Subscriber => (options.delivery.number(), options.from.number()),
             RingRole::Equal | RingRole::Publisher(_) => (0, 0),
         };
-        // A ring that many read has no attachments.
-        let accepted = match self.role {
-            RingRole::Equal => options.attachments,
-            RingRole::Publisher(_) | RingRole::Subscriber => Attachments::none(),
-        };
+        let accepted = self.accepted();
         let sealed = if accepted.sealed { TAKES_SEALED } else { 0 };
         let descriptors = if accepted.descriptors {
             TAKES_DESCRIPTORS
@@ -219,6 +215,14 @@ impl Side<'_> {
             from,
             max_attachments: accepted.max_count,
             max_attached_bytes: accepted.max_bytes,
+        }
+    }
+
+    /// The attachments that this side accepts. A publisher receives none.
+    fn accepted(&self) -> Attachments {
+        match self.role {
+            RingRole::Equal => self.options.attachments,
+            RingRole::Publisher(_) | RingRole::Subscriber => Attachments::none(),
         }
     }
 
@@ -759,6 +763,11 @@ impl Side<'_> {
             ..
         } = session;
         drop(objects.own);
+        // A child may run under a filter that kills it for setsockopt(2).
+        let is_child = self.meeting == Meeting::Family && role == Role::Guest;
+        if !is_child && !self.accepted().any() {
+            sys::socket::refuse_descriptors(&line);
+        }
         record.passed(
             "ready",
             "descriptors",
@@ -777,6 +786,7 @@ impl Side<'_> {
             peer: objects.peer,
             own_capacity: self.own_ring(),
             peer_capacity: hello.capacity,
+            attachments_in: self.accepted(),
             attachments_out: hello.attachments(),
             longest_out: hello.longest,
             longest_in: self.options.longest(),

@@ -75,6 +75,12 @@ fn set(socket: impl AsFd, option: c_int, value: c_int) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
+/// Makes the kernel refuse descriptors that the peer sends to this socket, if the kernel can (Linux 6.16).
+pub(crate) fn refuse_descriptors(socket: impl AsFd) {
+    // Without it, a receiver that reads no descriptors drops them.
+    let _ = set(socket, SO_PASSRIGHTS, 0);
+}
+
 /// For poll(2): the peer has closed its sending direction, or the socket is shut for reading (`POLLRDHUP`).
 /// `POLLHUP`, the end of both directions, is reported without being requested.
 pub(crate) const HUNG_UP: PollFlags = PollFlags::from_bits_retain(libc::POLLRDHUP);

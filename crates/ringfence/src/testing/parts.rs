@@ -44,6 +44,7 @@ pub(crate) fn without_a_peer(
         peer,
         own_capacity: capacity,
         peer_capacity: capacity,
+        attachments_in: Attachments::none(),
         attachments_out: Attachments::none(),
         longest_out: longest,
         longest_in: longest,

@@ -201,6 +201,8 @@ pub(super) struct Arrived {
     bytes: u64,
     /// The first protocol violation on the line. After it, nothing more is read.
     pub(super) violation: Option<String>,
+    /// The descriptors that came with it. They are closed without the lock, since the peer may have made one whose close blocks.
+    rejected: Vec<OwnedFd>,
 }
 
 impl Arrived {
@@ -211,6 +213,7 @@ impl Arrived {
             count: 0,
             bytes: 0,
             violation: None,
+            rejected: Vec::new(),
         }
     }
 
@@ -255,6 +258,7 @@ impl Arrived {
                     parcel.len(),
                     descriptors.len()
                 ));
+                self.rejected = descriptors;
             }
         }
         consume(line, count)
@@ -274,7 +278,11 @@ impl Arrived {
                 self.count, self.bytes, self.accepts.max_count, self.accepts.max_bytes
             ));
         }
-        self.parcels.push_back(parcel);
+        if self.violation.is_none() {
+            self.parcels.push_back(parcel);
+        } else {
+            self.rejected = parcel.into_iter().map(|(_, descriptor)| descriptor).collect();
+        }
     }
 
     /// Removes the oldest parcel. `None`: there is none.

@@ -29,6 +29,7 @@ use crate::{
     ring::message::Message,
     ring::record::packed_size,
     wait::deadline::ready_by,
+    wake::attachments::Attachment,
 };
 
 use source::{PolledFd, Reading, Source, barrier};
@@ -189,6 +190,8 @@ pub struct Merge<S = Receiver> {
     past: (u64, u64),
     /// Checks of all sources that found nothing.
     fruitless: u32,
+    /// The source of the message that was received last.
+    last: Option<Key>,
 }
 
 /// A slot for a source.
@@ -217,6 +220,7 @@ impl<S: Source> Merge<S> {
             had_one: false,
             past: (0, 0),
             fruitless: 0,
+            last: None,
         })
     }
 
@@ -400,6 +404,7 @@ impl<S: Source> Merge<S> {
             match take(self.queued(place)) {
                 Ok(Some(taken)) => {
                     let from = self.key(place);
+                    self.last = Some(from);
                     if self.turns.spend(1, packed_size(length(&taken) as u64)) {
                         self.look_around();
                     }
@@ -409,6 +414,16 @@ impl<S: Source> Merge<S> {
                 Err(error) => self.failed(place, error)?,
             }
         }
+    }
+
+    /// Takes the attachments of the message that was received last, like [`Receiver::attachments`]. [`Merge::receive_each`] returns after
+    /// a message with attachments.
+    pub fn attachments(&mut self) -> Vec<Attachment> {
+        let place = self
+            .last
+            .filter(|key| self.source(*key).is_some())
+            .map(Key::place);
+        place.map_or_else(Vec::new, |place| self.queued(place).attachments())
     }
 
     /// Returns the source of the next message and its size, once its start is there. `None`: there is none
@@ -459,6 +474,10 @@ impl<S: Source> Merge<S> {
             let visited = self.queued(place).visit(visitor, VISITS.min(max - count), left);
             count += visits;
             match visited.dry {
+                Ok(_) if self.queued(place).has_attachments() => {
+                    self.last = Some(from);
+                    return Ok(count);
+                }
                 Ok(true) => self.found_empty(place)?,
                 Ok(false) => {
                     let messages = u32::try_from(visits).unwrap_or(u32::MAX);

@@ -11,6 +11,7 @@ use crate::{
     error::{Error, Result},
     ring::message::Message,
     sys,
+    wake::attachments::Attachment,
 };
 
 /// A source of a [`Merge`](crate::Merge): a [`Receiver`], a [`Subscription`], or [`AnySource`] for both in one. No other crate makes
@@ -41,6 +42,12 @@ pub trait Reading: Waits<For = ()> {
 
     /// See [`Inbound::next_size`].
     fn next_size(&mut self) -> Result<Option<usize>>;
+
+    /// See [`Inbound::attachments`].
+    fn attachments(&mut self) -> Vec<Attachment>;
+
+    /// Whether the message that was received last has attachments that were not taken.
+    fn has_attachments(&self) -> bool;
 
     /// The reason why its channel has ended; `None` while it has not, also if the peer has ended its sending.
     fn end_reason(&self) -> Option<CloseReason>;
@@ -83,6 +90,15 @@ impl<R: Inlet> Reading for Inbound<R> {
 
     fn next_size(&mut self) -> Result<Option<usize>> {
         Inbound::next_size(self)
+    }
+
+    fn attachments(&mut self) -> Vec<Attachment> {
+        Inbound::attachments(self)
+    }
+
+    #[inline]
+    fn has_attachments(&self) -> bool {
+        Inbound::has_attachments(self)
     }
 
     fn end_reason(&self) -> Option<CloseReason> {
@@ -177,6 +193,14 @@ impl Reading for AnySource {
 
     fn next_size(&mut self) -> Result<Option<usize>> {
         of_either!(self, source => source.next_size())
+    }
+
+    fn attachments(&mut self) -> Vec<Attachment> {
+        of_either!(self, source => source.attachments())
+    }
+
+    fn has_attachments(&self) -> bool {
+        of_either!(self, source => source.has_attachments())
     }
 
     fn end_reason(&self) -> Option<CloseReason> {
