@@ -449,7 +449,8 @@ pub(crate) unsafe fn to_object(
     let role = channel.role().to_string();
     let verifier = channel.verifier();
     let tokens = channel.tokens();
-    let (sender, receiver) = channel.split();
+    let (sender, mut receiver) = channel.split();
+    receiver.accept_calls();
     #[expect(clippy::cast_precision_loss, reason = "sizes of memory are below 2^53")]
     let sizes = [
         (c"capacity", sender.capacity() as f64),

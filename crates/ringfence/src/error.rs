@@ -152,7 +152,6 @@ impl Error {
     }
 
     /// Returns whether the cause is local and has ended nothing: the same call may succeed later.
-    #[cfg(feature = "tokio")]
     pub(crate) const fn is_local(&self) -> bool {
         matches!(
             self,

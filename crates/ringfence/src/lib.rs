@@ -22,16 +22,17 @@
 //! A service [`listen`]s, and its clients [`connect`]: each gets a channel and memory of its own. If one of
 //! two [`member()`]s of an address leaves, the other stays and owns the address from then on. A [`Merge`]
 //! reads from the [`Receiver`]s of many channels as one. One process [`publish`]es, and any number
-//! [`subscribe`]: each message is written once, however many subscribers read it.
+//! [`subscribe`]: each message is written once, however many subscribers read it. [`Channel::into_calls`] makes
+//! a channel of requests with deadlines and replies, in both directions.
 //!
 //! # Blocking, allocation, a full ring
 //! [`join`], [`connect`], [`member()`], [`Listener::accept`], [`Membership::next`], [`Membership::leave`],
 //! [`Sender::send`], [`Sender::wait`], [`Broadcaster::send`], [`Subscription::receive`],
-//! [`Receiver::receive`], [`Receiver::wait_readable`], [`Merge::receive`], [`Merge::wait_readable`] and
-//! [`Tokens::token`] block. So does [`listen`] if it is to wait for the address. All other calls return at
+//! [`Receiver::receive`], [`Receiver::wait_readable`], [`Merge::receive`], [`Merge::wait_readable`],
+//! [`Tokens::token`], [`Calls::call`], [`Calls::serve`], [`Calls::send`], [`Calls::receive`] and [`Calls::end`] block. So does [`listen`] if it is to wait for the address. All other calls return at
 //! once.
 //!
-//! Sending and receiving allocate nothing per message. A channel allocates once what it needs to sleep and to
+//! Sending and receiving allocate nothing per message, except for calls. A channel allocates once what it needs to sleep and to
 //! visit messages, on first use. A publisher grows its list of subscribers as they connect. Two kinds of call
 //! allocate each time: those that return a `Vec`, and those that receive a message above half the ring. Such
 //! a message is assembled in memory that grows with the bytes received. If there is no memory for a message,
@@ -109,6 +110,8 @@ pub use api::subscribe::subscribe;
 /// The traits of plain data ([`Message::items`], [`Sender::reserve_items`]).
 pub use bytemuck;
 pub use channel::Channel;
+pub use channel::calls::remote::{CallError, RemoteError};
+pub use channel::calls::{CallContext, Calls, PendingCall};
 pub use channel::end::CloseReason;
 pub use channel::inbound::{Inbound, Packed};
 pub use channel::merge::source::{AnySource, Source};

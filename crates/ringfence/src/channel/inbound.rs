@@ -272,6 +272,8 @@ impl<R: Inlet> Inbound<R> {
     /// - [`Error::InvalidArgument`] if the message is longer than `into`, or is being read with `receive_part`. The message stays.
     /// - [`Error::NoSpace`] if there is no memory to put the fragments of a message together. The message stays: the next call continues
     ///   with it, and so does `receive_part`, in the caller's memory.
+    /// - [`Error::Protocol`] if the peer has made a call. The call stays: [`Channel::into_calls`](crate::Channel::into_calls) makes a
+    ///   channel that answers calls.
     /// - [`Error::RingCorrupt`] if the peer violated the protocol.
     /// - [`Error::ObjectExposed`] if another process tried to open the memory of either side.
     /// - [`Error::Evicted`] if this subscription delayed its publisher for too long.

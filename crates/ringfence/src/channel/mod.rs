@@ -7,12 +7,14 @@
 //! (`subscription`). `attachments` sends and receives sealed buffers and descriptors with a message, and
 //! `unread` counts those that were not read. `waiting` is how the halves sleep, `scratch` is memory for a
 //! message in fragments, `stats` counts, and `held` reads for the binding. `tokens` and `verify` outlive the
-//! halves and keep no channel open. `merge` reads from the receiving halves of many channels.
+//! halves and keep no channel open. `merge` reads from the receiving halves of many channels. `calls`
+//! turns a channel into one that carries requests and replies.
 //!
 //! May import everything below: `handshake` (its results), `ring`, `region`, `wake`, `signal`. It never
 //! searches for a peer, and knows no address.
 
 pub(crate) mod attachments;
+pub(crate) mod calls;
 pub(crate) mod end;
 pub(crate) mod held;
 pub(crate) mod inbound;
@@ -98,6 +100,7 @@ impl Channel {
             consumer.accept_attachments(MOST.min(accepts.max_count as usize));
         }
         consumer.count_in(&shared.counters.received);
+        consumer.accept_calls(false);
         let tokens = Tokens::new(&shared, inbox);
         let writing = Writing {
             ring,

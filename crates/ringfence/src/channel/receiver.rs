@@ -107,6 +107,12 @@ impl Receiver {
         Ok(size.map(|_| self.ring.consumer.tag()))
     }
 
+    /// From now on this half receives frames of calls, and the caller handles them. Before, they are refused.
+    #[doc(hidden)]
+    pub fn accept_calls(&mut self) {
+        self.ring.consumer.accept_calls(true);
+    }
+
     /// Returns the tag of the message that [`receive_part`](Receiver::receive_part) has begun last.
     #[doc(hidden)]
     pub fn tag(&self) -> Tag {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     region::copy::{Readable, Writable},
     region::layout::{self, as_offset},
     ring::record::{HEADER, PADDING, Record, Tag, WHOLE, corrupt, header, packed_size, split},
@@ -59,6 +59,12 @@ pub(crate) trait Limit<O, P>: Sized {
 
     /// The bits of a tag that a message may have which is read with others.
     const TAGS: u32;
+
+    /// Whether the caller does not handle messages with this tag.
+    #[inline]
+    fn refuses(&self, _tag: Tag) -> bool {
+        false
+    }
 
     /// Returns the position at which reading ends, though the writer may go on for other readers.
     #[inline]
@@ -169,6 +175,12 @@ pub(crate) enum Pulled {
     Large(usize),
     /// Nothing is there.
     Nothing,
+}
+
+/// The message stays in the ring.
+#[cold]
+fn call_refused() -> Error {
+    Error::Protocol("it has made a call; only a channel that was made with `into_calls` answers calls".into())
 }
 
 /// The content of the ring at a position. Invalid unless [`Limit::is_whole`] holds afterwards.
@@ -373,6 +385,9 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
             }
             match self.parse(self.head) {
                 Parsed::Record(record) => {
+                    if self.limit.refuses(record.tag) {
+                        return Err(call_refused());
+                    }
                     self.until = 0;
                     if self.limit.is_plain() {
                         self.until = self.lap_of(self.head) + (record.end - layout::DATA) as u64;

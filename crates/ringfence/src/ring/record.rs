@@ -35,7 +35,7 @@ pub struct Tag(u32);
 impl Tag {
     /// A plain message.
     pub const NONE: Self = Self(0);
-    /// A call frame. The Node.js binding handles it; a Rust program receives it as a message.
+    /// A frame of a call.
     pub const CALL: Self = Self(16);
     const ATTACHMENTS: u32 = 0xff00;
     /// The bits of all tags.

@@ -207,6 +207,8 @@ pub(crate) struct PeerTail {
     gathering: Option<(usize, usize)>,
     /// The tag of that message, or of the last one that was gathered.
     tag: Tag,
+    /// Whether the caller handles frames of calls.
+    accepts_calls: bool,
     /// The size that was returned for the message at this position, and for which the caller has made room.
     told: Option<(u64, usize)>,
     /// Messages that were read since the tally was updated, and their bytes.
@@ -294,6 +296,10 @@ impl<O: Writable, P: Readable> Limit<O, P> for PeerTail {
         self.update_tally();
     }
 
+    fn refuses(&self, tag: Tag) -> bool {
+        tag.is_call() && !self.accepts_calls
+    }
+
     fn may_follow(&self, record: &Record, longest: u64) -> bool {
         let (length, tag) = (record.length, record.tag);
         match (self.gathering, record.flags) {
@@ -339,6 +345,11 @@ impl<O: Writable, P: Readable> Limit<O, P> for PeerTail {
 }
 
 impl<O: Writable, P: Readable> SpscReader<O, P> {
+    /// Sets whether the caller handles frames of calls. Otherwise they are refused, and stay in the ring.
+    pub(crate) fn accept_calls(&mut self, accepts: bool) {
+        self.limit.accepts_calls = accepts;
+    }
+
     /// `longest`: of the messages that this side takes.
     pub(crate) fn new(own: O, peer: P, capacity: u64, longest: u64) -> Self {
         let limit = PeerTail {
@@ -347,6 +358,7 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
             fetched: 0,
             gathering: None,
             tag: Tag::NONE,
+            accepts_calls: true,
             told: None,
             messages: 0,
             bytes: 0,

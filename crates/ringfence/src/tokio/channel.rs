@@ -91,6 +91,10 @@ impl Channel {
         &mut self.inner
     }
 
+    pub(super) fn into_parts(self) -> (Arc<Line>, channel::Channel) {
+        (self.line, self.inner)
+    }
+
     /// Returns the channel, and removes it from the runtime.
     pub fn into_inner(self) -> channel::Channel {
         self.inner

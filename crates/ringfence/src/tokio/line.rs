@@ -114,6 +114,18 @@ impl Line {
         }
     }
 
+    /// Polls until an event has arrived, for a half that cannot read now.
+    pub(super) fn poll_line<W: Waits>(
+        &self,
+        half: Half,
+        waits: &mut W,
+        cx: &Context<'_>,
+    ) -> Poll<Result<()>> {
+        let doorbell = &waits.parking().shared.doorbell;
+        let heard = ready!(self.poll_heard(cx, half, doorbell, doorbell.generation()))?;
+        Poll::Ready(self.hear(heard, half, waits))
+    }
+
     /// Polls until an event has arrived after `generation`.
     fn poll_heard(
         &self,

@@ -32,6 +32,9 @@
 //! [`Error::PeerLost`](crate::Error::PeerLost) after the last message, and `ConnectionReset` after the last
 //! byte.
 //!
+//! # Calls
+//! [`Channel::into_calls`] returns [`Calls`]: requests with deadlines and replies, in both directions. It is a `tower::Service`.
+//!
 //! # Cancel safety
 //! A future that is dropped before it is ready, as by `select!` and `timeout`, loses nothing: a message was
 //! received or is still there, was sent or was not, and the next call works. There is one exception, which
@@ -58,10 +61,11 @@
 //!
 //! # Modules
 //! `watched` is a descriptor in the runtime's event loop, and `line` the line of a channel, shared by both of
-//! its halves. `meet` makes channels. `channel`, `sender` and `inbound`, `stream`, `broadcast`, `merge` and
-//! `events` are the types. May import everything; nothing imports it.
+//! its halves. `meet` makes channels. `channel`, `sender` and `inbound`, `calls`, `stream`, `broadcast`, `merge`
+//! and `events` are the types. May import everything; nothing imports it.
 
 mod broadcast;
+mod calls;
 mod channel;
 mod events;
 mod inbound;
@@ -73,6 +77,7 @@ mod stream;
 mod watched;
 
 pub use broadcast::Publisher;
+pub use calls::{CallRequest, Calls, PendingCall};
 pub use channel::Channel;
 pub use events::{Audience, Listener, Membership};
 pub use inbound::{Inbound, Receiver, Subscription};

@@ -1,0 +1,267 @@
+//! Puts the queue of a [`State`] into the ring, and the frames of the ring into the state.
+//!
+//! One thread or task at a time is the driver: it has the receiving half and sleeps on the line. Every other thread and task puts
+//! its own frames into the ring, changes the state under the lock, and wakes the driver if that must act: if the ring has no room,
+//! or if the driver waits for what has changed.
+
+use std::{
+    ops::{Deref, DerefMut},
+    sync::Arc,
+    task::Waker,
+};
+
+use crate::{
+    channel::Channel,
+    channel::calls::state::{Place, State},
+    channel::end::Shared,
+    channel::receiver::Receiver,
+    channel::sender::Sender,
+    channel::stats::ChannelStats,
+    channel::tokens::Tokens,
+    channel::verify::KnownPeer,
+    error::{Error, Result},
+    fork::ProcessMutex,
+    ring::message::Progress,
+    sys::lock::MutexGuard,
+};
+
+/// Frames and messages that are read before the lock is released.
+const BATCH: usize = 64;
+
+const CLOSED: Error = Error::Closed("the channel is closed");
+
+/// The state that all handles of the calls of one channel share.
+#[derive(Debug)]
+pub(crate) struct Core {
+    /// `None` only for a moment in a forked child. See [`ProcessMutex`].
+    inner: ProcessMutex<Option<Inner>>,
+    pub(crate) known: KnownPeer,
+    pub(crate) tokens: Tokens,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// The state that one lock guards.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) state: State,
+    pub(crate) sender: Sender,
+    /// Bytes of the front of the queue that are in the ring.
+    written: usize,
+    /// `None` while a driver has it.
+    pub(super) receiver: Option<Receiver>,
+    /// Wakes the driver, which sets this before it sleeps and clears it when it wakes.
+    pub(crate) driver: Option<Waker>,
+    /// The driver waits for room as well.
+    pub(crate) waits_for_room: bool,
+    /// No handle is left.
+    is_abandoned: bool,
+}
+
+impl Core {
+    pub(crate) fn new(channel: Channel) -> Result<Self> {
+        let Channel {
+            mut sender,
+            mut receiver,
+            known,
+            tokens,
+        } = channel;
+        // Fails if a message or a reservation is under way.
+        sender.writing()?;
+        receiver.accept_calls();
+        let state = State::new(sender.max_message_size())?;
+        let shared = Arc::clone(&sender.shared);
+        let birth = shared.held.birth();
+        let inner = Inner {
+            state,
+            sender,
+            written: 0,
+            receiver: Some(receiver),
+            driver: None,
+            waits_for_room: false,
+            is_abandoned: false,
+        };
+        Ok(Self {
+            inner: ProcessMutex::new(Some(inner), birth),
+            known,
+            tokens,
+            shared,
+        })
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.lock().map_or(0, |inner| inner.state.in_flight())
+    }
+
+    pub(crate) fn late_replies(&self) -> u64 {
+        self.lock().map_or(0, |inner| inner.state.late_replies())
+    }
+
+    pub(crate) fn stats(&self) -> ChannelStats {
+        self.lock()
+            .map_or_else(|_| self.shared.counters.told(), |mut inner| inner.sender.stats())
+    }
+
+    /// Fails in a forked child.
+    pub(crate) fn lock(&self) -> Result<Locked<'_>> {
+        self.inner.lock().map(|guard| Locked(Some(guard)))
+    }
+}
+
+/// The locked state. Dropping it calls the wakers, after it has released the lock.
+#[derive(Debug)]
+pub(crate) struct Locked<'a>(Option<MutexGuard<'a, Option<Inner>>>);
+
+impl Deref for Locked<'_> {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        let inner = self.0.as_ref().and_then(|guard| guard.as_ref());
+        inner.expect("it stays until the lock is dropped")
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Inner {
+        let inner = self.0.as_mut().and_then(|guard| guard.as_mut());
+        inner.expect("it stays until the lock is dropped")
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let must_nudge = self.state.has_woken() || self.state.is_nudged();
+        let driver = if must_nudge { self.driver.take() } else { None };
+        let woken = self.state.take_woken();
+        self.0 = None;
+        woken.into_iter().chain(driver).for_each(Waker::wake);
+    }
+}
+
+impl Inner {
+    /// Returns the receiving half to the driver, which is the only one.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn take_receiver(&mut self) -> Receiver {
+        self.receiver.take().expect("no driver has it")
+    }
+
+    /// Puts the queue into the ring, as far as there is room. Fails only for local reasons.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        while let Some((bytes, tag)) = self.state.front(self.written == 0) {
+            match self.sender.send_part_tagged(bytes, tag, self.written) {
+                Ok(Progress::Whole) => {
+                    self.written = 0;
+                    self.state.pop_flushed();
+                }
+                Ok(Progress::Part(written)) => {
+                    self.written = written;
+                    if !self.waits_for_room {
+                        self.state.nudge();
+                    }
+                    break;
+                }
+                Err(error) if error.is_local() => return Err(error),
+                // Answers that the peer left behind are still read.
+                Err(error) => {
+                    self.written = 0;
+                    self.state.stop_sending(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of the front of the queue, for which there was no room.
+    pub(crate) fn unsent(&mut self) -> Option<usize> {
+        self.state.front(false).map(|(bytes, _)| bytes.len())
+    }
+
+    /// Whether the driver must read.
+    pub(crate) fn must_read(&self, receiver: &Receiver) -> bool {
+        // The leftovers of a peer that is gone are finite.
+        let is_full = self.state.is_full() && receiver.close_reason().is_none();
+        !is_full && !self.state.has_ended()
+    }
+
+    /// Reads frames and messages that are there. Returns whether anything has changed. Fails only for local reasons.
+    pub(crate) fn read(&mut self, receiver: &mut Receiver) -> Result<bool> {
+        match self.try_read(receiver) {
+            Err(error) if !error.is_local() => {
+                self.state.finish(error);
+                Ok(true)
+            }
+            other => other,
+        }
+    }
+
+    fn try_read(&mut self, receiver: &mut Receiver) -> Result<bool> {
+        let mut count = 0;
+        while count < BATCH && self.must_read(receiver) {
+            let Some(tag) = receiver.next_tag()? else { break };
+            let Some(bytes) = receiver.try_receive_vec()? else {
+                break;
+            };
+            if tag.is_call() {
+                let taken = self.state.take(bytes);
+                receiver.judge(taken)?;
+            } else {
+                self.state.keep(bytes);
+            }
+            count += 1;
+        }
+        if count == 0 && self.must_read(receiver) && receiver.is_ended()? {
+            self.state.peer_ended();
+            return Ok(true);
+        }
+        Ok(count > 0)
+    }
+
+    /// Removes a message whose sender has stopped waiting, unless it has started to enter the ring.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn retract(&mut self, place: Place) {
+        self.state.retract(place, self.written > 0);
+    }
+
+    /// Ends the sending.
+    pub(crate) fn end(&mut self) {
+        self.sender.end();
+        self.state
+            .stop_sending(Error::Closed("this side has ended its sending"));
+    }
+
+    /// Closes the channel. To the peer it must not look as if all had been sent if that is not so.
+    pub(crate) fn close(&mut self) {
+        if self.state.has_unsent() {
+            self.sender.destroy();
+        } else {
+            self.sender.close();
+        }
+        self.state.finish(CLOSED);
+    }
+
+    pub(crate) fn destroy(&mut self) {
+        self.sender.destroy();
+        self.state.finish(CLOSED);
+    }
+
+    /// Closes the channel: its last handle is dropped.
+    pub(crate) fn abandon(&mut self, is_panicking: bool) {
+        self.is_abandoned = true;
+        if is_panicking {
+            self.destroy();
+        } else {
+            self.close();
+        }
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.is_abandoned
+    }
+
+    /// Ends the channel because this side can no longer drive it.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn fail(&mut self, error: Error) {
+        self.sender.destroy();
+        self.state.finish(error);
+    }
+}

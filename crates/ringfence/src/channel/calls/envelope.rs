@@ -1,0 +1,142 @@
+//! The frames of calls, as docs/protocol.md describes them: a head of 16 bytes, and a body.
+
+use crate::{
+    channel::calls::remote::RemoteError,
+    error::{Error, Result},
+};
+
+/// Bytes of a frame's head.
+pub(super) const HEAD: usize = 16;
+/// Bytes of the longest frame without a request or a reply: an error with three empty texts.
+pub(super) const LEAST: usize = HEAD + 12;
+/// The largest number of a call: the largest integer that JavaScript represents exactly.
+const LARGEST_ID: u64 = (1 << 53) - 1;
+/// Bytes of the longest name and of the longest code of an error.
+const LONGEST_NAME: usize = 128;
+/// Bytes of the longest message of an error.
+const LONGEST_TEXT: usize = 8 * 1024;
+
+/// The meaning of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Kind {
+    /// The caller asks. The body is the request.
+    Request = 1,
+    /// The server answers. The body is the reply.
+    Reply = 2,
+    /// The server answers with an error. The body is the error.
+    Error = 3,
+    /// The caller no longer waits, and asks for an answer at once.
+    Cancel = 4,
+    /// The server answers a call that was cancelled.
+    Cancelled = 5,
+}
+
+/// The head of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) kind: Kind,
+    /// Of a request: the remaining milliseconds. 0: no deadline.
+    pub(super) remaining: u32,
+    pub(super) id: u64,
+}
+
+impl Head {
+    pub(super) fn new(kind: Kind, id: u64) -> Self {
+        Self {
+            kind,
+            remaining: 0,
+            id,
+        }
+    }
+
+    pub(super) fn encode(self) -> [u8; HEAD] {
+        let mut head = [0; HEAD];
+        head[..4].copy_from_slice(&(self.kind as u32).to_le_bytes());
+        head[4..8].copy_from_slice(&self.remaining.to_le_bytes());
+        head[8..].copy_from_slice(&self.id.to_le_bytes());
+        head
+    }
+
+    /// Reads the head of a frame, and checks it. Fails with [`Error::RingCorrupt`].
+    pub(super) fn decode(frame: &[u8]) -> Result<Self> {
+        let Some(head) = frame.first_chunk::<HEAD>() else {
+            return Err(corrupt(&format!("a call frame of {} bytes", frame.len())));
+        };
+        let (words, id) = head.split_at(8);
+        let (kind, remaining) = words.split_at(4);
+        let word = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("four bytes"));
+        let (kind, remaining) = (word(kind), word(remaining));
+        let id = u64::from_le_bytes(id.try_into().expect("eight bytes"));
+        let (is_empty, is_plain) = (frame.len() == HEAD, remaining == 0);
+        let kind = match kind {
+            1 => Some(Kind::Request),
+            2 if is_plain => Some(Kind::Reply),
+            3 if is_plain => Some(Kind::Error),
+            4 if is_plain && is_empty => Some(Kind::Cancel),
+            5 if is_plain && is_empty => Some(Kind::Cancelled),
+            _ => None,
+        };
+        match kind {
+            Some(kind) if id <= LARGEST_ID => Ok(Self { kind, remaining, id }),
+            _ => Err(corrupt(&format!(
+                "a call frame of {} bytes for call {id}, which starts with {words:?}",
+                frame.len()
+            ))),
+        }
+    }
+
+    /// Makes a frame.
+    pub(super) fn frame(self, body: &[u8]) -> Vec<u8> {
+        [&self.encode(), body].concat()
+    }
+}
+
+/// Makes the frame of a handler's error, of at most `limit` bytes, which is at least [`LEAST`]. Texts that are too long are cut.
+pub(super) fn error_frame(id: u64, error: &RemoteError, limit: usize) -> Vec<u8> {
+    let mut left = limit - LEAST;
+    let mut fit = |text: &str, most: usize| {
+        let text = cut(text, most.min(left)).to_owned();
+        left -= text.len();
+        text
+    };
+    // The message is cut first, because programs compare the other two.
+    let name = fit(error.name(), LONGEST_NAME);
+    let code = fit(error.code().unwrap_or_default(), LONGEST_NAME);
+    let message = fit(error.message(), LONGEST_TEXT);
+    let mut frame = Head::new(Kind::Error, id).frame(&[]);
+    for text in [name, message, code] {
+        let length = u32::try_from(text.len()).expect("at most LONGEST_TEXT");
+        frame.extend_from_slice(&length.to_le_bytes());
+        frame.extend_from_slice(text.as_bytes());
+    }
+    frame
+}
+
+/// Reads the body of an error frame. Fails with [`Error::RingCorrupt`].
+pub(super) fn read_error(mut body: &[u8]) -> Result<RemoteError> {
+    let mut text = || {
+        let (length, rest) = body.split_first_chunk()?;
+        let (text, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+        body = rest;
+        std::str::from_utf8(text).ok()
+    };
+    let parts = (|| Some((text()?, text()?, text()?)))();
+    match parts {
+        Some((name, message, code)) if body.is_empty() => Ok(RemoteError::from_parts(name, message, code)),
+        _ => Err(corrupt("a malformed error")),
+    }
+}
+
+/// Returns the first bytes of a text, in whole characters.
+fn cut(text: &str, most: usize) -> &str {
+    let mut end = most.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+pub(super) fn corrupt(what: &str) -> Error {
+    Error::RingCorrupt(format!("the peer violated the protocol of calls: {what}"))
+}

@@ -1,0 +1,720 @@
+//! The calls of one channel, in both directions, and the order of everything that it sends.
+//!
+//! Each request is answered exactly once, a cancelled one as well. So each side knows which answers are still to come, and any
+//! other answer is a violation of the protocol.
+//!
+//! [`State`] never blocks and makes no system call. One lock guards it ([`Core`](super::driver::Core)). The wakers that it has
+//! woken are called after that lock is released, because a waker may drop a future that needs the lock.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    task::{Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    channel::calls::envelope::{HEAD, Head, Kind, LEAST, corrupt, error_frame, read_error},
+    channel::calls::remote::{CallError, RemoteError},
+    error::{Error, Result},
+    ring::record::Tag,
+};
+
+/// Requests that a caller may have unanswered, and their bytes unless it is a single one. Further calls wait in the caller.
+const MOST: usize = 16 * 1024;
+const MOST_BYTES: usize = 16 * 1024 * 1024;
+/// The server may learn late that answers are in the ring, so it tolerates this many times the caller's limits.
+const SLACK: usize = 2;
+/// Messages that are kept for the program while calls are read, and their bytes. Beyond, reading pauses.
+const MOST_MESSAGES: usize = 4096;
+const MOST_MESSAGE_BYTES: usize = 1 << 20;
+
+/// The number of a call in this process, in the order of the calls.
+pub(crate) type Ticket = u64;
+
+/// The position of a frame or a message among all that were queued for sending.
+pub(crate) type Place = u64;
+
+/// A call of this side.
+#[derive(Debug, Default)]
+struct Call {
+    /// Its request, until that may be sent.
+    frame: Vec<u8>,
+    due: Option<Instant>,
+    /// The number of its request, once that may be sent.
+    id: Option<u64>,
+    outcome: Option<Result<Vec<u8>, CallError>>,
+    waker: Option<Waker>,
+}
+
+/// A request of this side that was not answered.
+#[derive(Debug)]
+struct Sent {
+    size: usize,
+    /// `None`: the caller has stopped waiting.
+    ticket: Option<Ticket>,
+}
+
+/// A request of the peer whose answer is not in the ring yet.
+#[derive(Debug)]
+struct Open {
+    size: usize,
+    is_answered: bool,
+    /// Waits for the cancellation.
+    waker: Option<Waker>,
+}
+
+/// A request of the peer that no handler has.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) id: u64,
+    pub(crate) body: Vec<u8>,
+    pub(crate) due: Option<Instant>,
+}
+
+/// The meaning of a queued frame or message to this side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Request(u64),
+    Answer(u64),
+    Cancel,
+    Message,
+}
+
+/// A frame or a message that is queued for sending.
+#[derive(Debug)]
+struct Queued {
+    place: Place,
+    bytes: Vec<u8>,
+    what: What,
+    /// Of a request: its deadline.
+    due: Option<Instant>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct State {
+    /// Bytes of the longest message that the peer accepts.
+    longest: usize,
+
+    calls: HashMap<Ticket, Call>,
+    next_ticket: Ticket,
+    /// Calls that wait until fewer are unanswered.
+    waiting: BTreeSet<Ticket>,
+    sent: HashMap<u64, Sent>,
+    sent_bytes: usize,
+    next_call: u64,
+    /// Calls without an outcome.
+    in_flight: usize,
+    late_replies: u64,
+    /// Why no more answers will arrive.
+    no_answers: Option<Error>,
+
+    open: HashMap<u64, Open>,
+    open_bytes: usize,
+    next_request: u64,
+    /// In the order in which they were sent.
+    requests: BTreeMap<u64, Request>,
+    servers: Vec<Waker>,
+
+    messages: VecDeque<Vec<u8>>,
+    message_bytes: usize,
+    readers: Vec<Waker>,
+
+    queue: VecDeque<Queued>,
+    next_place: Place,
+    /// Everything before this place is in the ring, or never will be.
+    flushed: Place,
+    senders: BTreeMap<Place, Waker>,
+    /// Why nothing more can be sent.
+    no_sending: Option<Error>,
+
+    /// Nothing more will be read: the peer has ended its sending, or the channel has ended.
+    end: Option<Result<()>>,
+    woken: Vec<Waker>,
+    /// The driver must check the state again before it sleeps.
+    nudged: bool,
+}
+
+impl State {
+    /// Fails with [`Error::InvalidArgument`] if the longest message is too short for calls.
+    pub(crate) fn new(longest: u64) -> Result<Self> {
+        let longest = usize::try_from(longest).unwrap_or(usize::MAX);
+        if longest < LEAST {
+            return Err(Error::invalid(format!(
+                "calls need a peer that accepts messages of at least {LEAST} bytes, not {longest}"
+            )));
+        }
+        Ok(Self {
+            longest,
+            calls: HashMap::new(),
+            next_ticket: 0,
+            waiting: BTreeSet::new(),
+            sent: HashMap::new(),
+            sent_bytes: 0,
+            next_call: 0,
+            in_flight: 0,
+            late_replies: 0,
+            no_answers: None,
+            open: HashMap::new(),
+            open_bytes: 0,
+            next_request: 0,
+            requests: BTreeMap::new(),
+            servers: Vec::new(),
+            messages: VecDeque::new(),
+            message_bytes: 0,
+            readers: Vec::new(),
+            queue: VecDeque::new(),
+            next_place: 0,
+            flushed: 0,
+            senders: BTreeMap::new(),
+            no_sending: None,
+            end: None,
+            woken: Vec::new(),
+            nudged: false,
+        })
+    }
+
+    /// Calls whose caller waits for the outcome.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Answers that have arrived after the caller had stopped waiting.
+    pub(crate) fn late_replies(&self) -> u64 {
+        self.late_replies
+    }
+
+    /// The wakers to call once the lock is released.
+    pub(crate) fn take_woken(&mut self) -> Vec<Waker> {
+        std::mem::take(&mut self.woken)
+    }
+
+    pub(crate) fn has_woken(&self) -> bool {
+        !self.woken.is_empty()
+    }
+
+    pub(crate) fn is_nudged(&self) -> bool {
+        self.nudged
+    }
+
+    pub(crate) fn nudge(&mut self) {
+        self.nudged = true;
+    }
+
+    pub(crate) fn take_nudge(&mut self) -> bool {
+        std::mem::take(&mut self.nudged)
+    }
+
+    pub(crate) fn wake(&mut self, waker: Waker) {
+        self.nudged = true;
+        self.woken.push(waker);
+    }
+
+    fn wake_all(&mut self, wakers: impl IntoIterator<Item = Waker>) {
+        for waker in wakers {
+            self.wake(waker);
+        }
+    }
+
+    /// Drops the waker that `new` replaces after the lock was released. It is woken once more, which does no harm.
+    fn drop_later(&mut self, old: Option<Waker>, new: &Waker) {
+        self.woken.extend(old.filter(|old| !old.will_wake(new)));
+    }
+
+    fn wake_servers(&mut self) {
+        let servers = std::mem::take(&mut self.servers);
+        self.wake_all(servers);
+    }
+
+    fn wake_readers(&mut self) {
+        let readers = std::mem::take(&mut self.readers);
+        self.wake_all(readers);
+    }
+
+    // Sending.
+
+    fn push(&mut self, bytes: Vec<u8>, what: What, due: Option<Instant>) -> Place {
+        let place = self.next_place;
+        self.next_place += 1;
+        self.queue.push_back(Queued {
+            place,
+            bytes,
+            what,
+            due,
+        });
+        place
+    }
+
+    /// Queues a message.
+    pub(crate) fn send(&mut self, message: &[u8]) -> Result<Place> {
+        self.check_size(message.len())?;
+        self.check_sending()?;
+        Ok(self.push(message.to_vec(), What::Message, None))
+    }
+
+    fn check_size(&self, size: usize) -> Result<()> {
+        if size <= self.longest {
+            return Ok(());
+        }
+        Err(Error::MessageTooLarge {
+            size,
+            limit: self.longest as u64,
+            reason: "what the peer takes",
+        })
+    }
+
+    pub(crate) fn check_sending(&self) -> Result<()> {
+        self.no_sending.as_ref().map_or(Ok(()), |error| Err(again(error)))
+    }
+
+    /// Whether everything that was queued before this place is in the ring. Fails if it never will be.
+    pub(crate) fn poll_flushed(&mut self, place: Place, waker: &Waker) -> Poll<Result<()>> {
+        if place < self.flushed {
+            return Poll::Ready(Ok(()));
+        }
+        if let Err(error) = self.check_sending() {
+            return Poll::Ready(Err(error));
+        }
+        let old = self.senders.insert(place, waker.clone());
+        self.drop_later(old, waker);
+        Poll::Pending
+    }
+
+    /// The place behind everything that is queued; `None` if nothing is.
+    pub(crate) fn last_place(&self) -> Option<Place> {
+        self.queue.back().map(|queued| queued.place)
+    }
+
+    /// Removes a message whose sender has stopped waiting, unless it is the front and has started to enter the ring.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn retract(&mut self, place: Place, has_begun: bool) {
+        self.woken.extend(self.senders.remove(&place));
+        if let Ok(at) = self.queue.binary_search_by_key(&place, |queued| queued.place)
+            && (at > 0 || !has_begun)
+        {
+            self.queue.remove(at);
+        }
+    }
+
+    /// The next frame or message to put into the ring. `begins`: nothing of it is there yet.
+    pub(crate) fn front(&mut self, begins: bool) -> Option<(&[u8], Tag)> {
+        let queued = self.queue.front_mut()?;
+        if begins && let (What::Request(id), Some(due)) = (queued.what, queued.due) {
+            let left = due.saturating_duration_since(Instant::now());
+            let remaining = u32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u32::MAX);
+            let head = Head {
+                remaining: remaining.max(1),
+                ..Head::new(Kind::Request, id)
+            };
+            queued.bytes[..HEAD].copy_from_slice(&head.encode());
+        }
+        let tag = if queued.what == What::Message {
+            Tag::NONE
+        } else {
+            Tag::CALL
+        };
+        Some((&queued.bytes, tag))
+    }
+
+    /// The front of the queue is in the ring.
+    pub(crate) fn pop_flushed(&mut self) {
+        let Some(queued) = self.queue.pop_front() else {
+            return;
+        };
+        self.flushed = queued.place + 1;
+        if let Some(waker) = self.senders.remove(&queued.place) {
+            self.wake(waker);
+        }
+        if let What::Answer(id) = queued.what {
+            self.close_request(id);
+        }
+    }
+
+    fn close_request(&mut self, id: u64) {
+        let Some(open) = self.open.remove(&id) else { return };
+        self.open_bytes -= open.size;
+        if self.open.is_empty() && self.end.is_some() {
+            self.wake_servers();
+        }
+    }
+
+    /// Whether something is queued whose loss the peer would not notice.
+    pub(crate) fn has_unsent(&self) -> bool {
+        self.queue.iter().any(|queued| queued.what != What::Cancel)
+    }
+
+    /// Nothing more can be sent.
+    pub(crate) fn stop_sending(&mut self, error: Error) {
+        for queued in std::mem::take(&mut self.queue) {
+            match queued.what {
+                What::Request(id) => self.never_sent(id, &error),
+                What::Answer(id) => self.close_request(id),
+                What::Cancel | What::Message => {}
+            }
+        }
+        for ticket in std::mem::take(&mut self.waiting) {
+            self.settle(ticket, Err(again(&error).into()));
+        }
+        self.no_sending.get_or_insert(error);
+        let senders = std::mem::take(&mut self.senders);
+        self.wake_all(senders.into_values());
+        self.nudged = true;
+    }
+
+    /// The request will never be in the ring.
+    fn never_sent(&mut self, id: u64, error: &Error) {
+        let Some(sent) = self.sent.remove(&id) else { return };
+        self.sent_bytes -= sent.size;
+        if let Some(ticket) = sent.ticket {
+            self.settle(ticket, Err(again(error).into()));
+        }
+    }
+
+    // This side calls.
+
+    /// Fails once no further call can be started.
+    pub(crate) fn check_calling(&self) -> Result<()> {
+        match self.no_answers.as_ref().or(self.no_sending.as_ref()) {
+            Some(error) => Err(again(error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts a call.
+    pub(crate) fn start(&mut self, request: &[u8], due: Option<Instant>) -> Result<Ticket> {
+        self.check_calling()?;
+        let size = HEAD + request.len();
+        self.check_size(size)?;
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        // The number is set when the request may be sent.
+        let frame = Head::new(Kind::Request, 0).frame(request);
+        let call = Call {
+            frame,
+            due,
+            ..Call::default()
+        };
+        self.calls.insert(ticket, call);
+        self.in_flight += 1;
+        self.waiting.insert(ticket);
+        self.start_waiting();
+        Ok(ticket)
+    }
+
+    fn start_waiting(&mut self) {
+        while let Some(&ticket) = self.waiting.first() {
+            let Some(call) = self.calls.get_mut(&ticket) else {
+                self.waiting.pop_first();
+                continue;
+            };
+            let size = call.frame.len();
+            if !is_within(self.sent.len(), self.sent_bytes, size, 1) {
+                break;
+            }
+            self.waiting.pop_first();
+            let (id, due) = (self.next_call, call.due);
+            let mut frame = std::mem::take(&mut call.frame);
+            frame[..HEAD].copy_from_slice(&Head::new(Kind::Request, id).encode());
+            call.id = Some(id);
+            self.next_call += 1;
+            self.sent_bytes += size;
+            let ticket = Some(ticket);
+            self.sent.insert(id, Sent { size, ticket });
+            self.push(frame, What::Request(id), due);
+        }
+    }
+
+    /// Returns the outcome of a call, once.
+    pub(crate) fn poll_call(&mut self, ticket: Ticket, waker: &Waker) -> Poll<Result<Vec<u8>, CallError>> {
+        let Some(call) = self.calls.get_mut(&ticket) else {
+            return Poll::Ready(Err(
+                Error::invalid("the outcome of this call was taken before").into()
+            ));
+        };
+        if call.outcome.is_none() {
+            let old = call.waker.replace(waker.clone());
+            self.drop_later(old, waker);
+            return Poll::Pending;
+        }
+        let outcome = self.calls.remove(&ticket).and_then(|call| call.outcome);
+        Poll::Ready(outcome.expect("as was just seen"))
+    }
+
+    /// The caller stops waiting: frees the call, and cancels its request.
+    pub(crate) fn abandon(&mut self, ticket: Ticket) {
+        let Some(call) = self.calls.remove(&ticket) else {
+            return;
+        };
+        self.woken.extend(call.waker);
+        if call.outcome.is_some() {
+            return;
+        }
+        self.in_flight -= 1;
+        self.waiting.remove(&ticket);
+        if let Some(id) = call.id
+            && let Some(sent) = self.sent.get_mut(&id)
+        {
+            sent.ticket = None;
+            self.push(Head::new(Kind::Cancel, id).frame(&[]), What::Cancel, None);
+        }
+    }
+
+    fn settle(&mut self, ticket: Ticket, outcome: Result<Vec<u8>, CallError>) {
+        let Some(call) = self.calls.get_mut(&ticket) else {
+            return;
+        };
+        if call.outcome.is_some() {
+            return;
+        }
+        call.outcome = Some(outcome);
+        call.frame = Vec::new();
+        self.in_flight -= 1;
+        if let Some(waker) = call.waker.take() {
+            self.wake(waker);
+        }
+    }
+
+    fn settle_all(&mut self, error: &Error) {
+        self.sent.clear();
+        self.sent_bytes = 0;
+        self.waiting.clear();
+        let tickets: Vec<Ticket> = self.calls.keys().copied().collect();
+        for ticket in tickets {
+            self.settle(ticket, Err(again(error).into()));
+        }
+    }
+
+    fn answered(&mut self, head: Head, mut frame: Vec<u8>) -> Result<()> {
+        let Head { kind, id, .. } = head;
+        let sent = self.sent.get(&id).map(|sent| (sent.size, sent.ticket));
+        let (size, ticket) = match sent {
+            Some((_, Some(_))) if kind == Kind::Cancelled => None,
+            sent => sent,
+        }
+        .ok_or_else(|| {
+            corrupt(&format!(
+                "an answer of kind {kind:?} to call {id}, which does not wait for it"
+            ))
+        })?;
+        let outcome = if kind == Kind::Error {
+            Err(read_error(&frame[HEAD..])?.into())
+        } else {
+            frame.drain(..HEAD);
+            Ok(frame)
+        };
+        self.sent.remove(&id);
+        self.sent_bytes -= size;
+        match ticket {
+            Some(ticket) => self.settle(ticket, outcome),
+            None if kind != Kind::Cancelled => self.late_replies += 1,
+            None => {}
+        }
+        self.start_waiting();
+        Ok(())
+    }
+
+    // This side serves.
+
+    fn requested(&mut self, head: Head, mut frame: Vec<u8>) -> Result<()> {
+        let Head { id, remaining, .. } = head;
+        if id != self.next_request {
+            return Err(corrupt(&format!(
+                "request {id} in place of {}",
+                self.next_request
+            )));
+        }
+        let size = frame.len();
+        if !is_within(self.open.len(), self.open_bytes, size, SLACK) {
+            let (count, bytes) = (self.open.len(), self.open_bytes);
+            return Err(corrupt(&format!(
+                "{count} requests of {bytes} bytes are unanswered"
+            )));
+        }
+        self.next_request += 1;
+        self.open_bytes += size;
+        let open = Open {
+            size,
+            is_answered: false,
+            waker: None,
+        };
+        self.open.insert(id, open);
+        frame.drain(..HEAD);
+        let left = (remaining > 0).then(|| Duration::from_millis(remaining.into()));
+        let request = Request {
+            id,
+            body: frame,
+            due: left.and_then(|left| Instant::now().checked_add(left)),
+        };
+        self.requests.insert(id, request);
+        self.wake_servers();
+        Ok(())
+    }
+
+    fn cancelled(&mut self, id: u64) -> Result<()> {
+        if id >= self.next_request {
+            return Err(corrupt(&format!("request {id} was cancelled before it was sent")));
+        }
+        // The answer and the cancellation may have crossed.
+        let Some(open) = self.open.get_mut(&id).filter(|open| !open.is_answered) else {
+            return Ok(());
+        };
+        open.is_answered = true;
+        let waker = open.waker.take();
+        self.wake_all(waker);
+        self.requests.remove(&id);
+        self.push(Head::new(Kind::Cancelled, id).frame(&[]), What::Answer(id), None);
+        Ok(())
+    }
+
+    /// Returns the next request of the peer. `None`: no more will arrive, and each one was answered.
+    pub(crate) fn poll_request(&mut self, waker: &Waker) -> Poll<Result<Option<Request>>> {
+        if let Some((_, request)) = self.requests.pop_first() {
+            return Poll::Ready(Ok(Some(request)));
+        }
+        match &self.end {
+            Some(Err(Error::Closed(_))) => return Poll::Ready(Ok(None)),
+            Some(Err(error)) => return Poll::Ready(Err(again(error))),
+            Some(Ok(())) if self.open.is_empty() => return Poll::Ready(Ok(None)),
+            _ => {}
+        }
+        register(&mut self.servers, waker);
+        Poll::Pending
+    }
+
+    /// Queues the answer to a request. `None`: the request was cancelled, or the channel has ended.
+    pub(crate) fn answer(&mut self, id: u64, outcome: Result<&[u8], RemoteError>) -> Option<Place> {
+        let open = self.open.get_mut(&id).filter(|open| !open.is_answered)?;
+        open.is_answered = true;
+        self.woken.extend(open.waker.take());
+        let sound = outcome.and_then(|reply| {
+            self.check_size(HEAD + reply.len())?;
+            Ok(Head::new(Kind::Reply, id).frame(reply))
+        });
+        let frame = sound.unwrap_or_else(|error| error_frame(id, &error, self.longest));
+        if self.no_sending.is_some() {
+            self.close_request(id);
+            return None;
+        }
+        Some(self.push(frame, What::Answer(id), None))
+    }
+
+    /// Whether a request no longer needs an answer.
+    pub(crate) fn is_cancelled(&self, id: u64) -> bool {
+        self.open.get(&id).is_none_or(|open| open.is_answered)
+    }
+
+    /// As [`State::is_cancelled`], and wakes the waker once it is.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn poll_cancelled(&mut self, id: u64, waker: &Waker) -> Poll<()> {
+        let Some(open) = self.open.get_mut(&id).filter(|open| !open.is_answered) else {
+            return Poll::Ready(());
+        };
+        let old = open.waker.replace(waker.clone());
+        self.drop_later(old, waker);
+        Poll::Pending
+    }
+
+    // Messages beside the calls.
+
+    /// Keeps a message for the program.
+    pub(crate) fn keep(&mut self, message: Vec<u8>) {
+        self.message_bytes += message.len();
+        self.messages.push_back(message);
+        self.wake_readers();
+    }
+
+    /// Whether the program must receive messages before more is read.
+    pub(crate) fn is_full(&self) -> bool {
+        self.messages.len() >= MOST_MESSAGES || self.message_bytes >= MOST_MESSAGE_BYTES
+    }
+
+    /// Returns the next message of the peer. `None`: no more will arrive.
+    pub(crate) fn poll_message(&mut self, waker: &Waker) -> Poll<Result<Option<Vec<u8>>>> {
+        let was_full = self.is_full();
+        if let Some(message) = self.messages.pop_front() {
+            self.message_bytes -= message.len();
+            self.nudged |= was_full;
+            return Poll::Ready(Ok(Some(message)));
+        }
+        match &self.end {
+            Some(Ok(())) => Poll::Ready(Ok(None)),
+            Some(Err(error)) => Poll::Ready(Err(again(error))),
+            None => {
+                register(&mut self.readers, waker);
+                Poll::Pending
+            }
+        }
+    }
+
+    // Both.
+
+    /// Handles a frame of the peer. Fails with [`Error::RingCorrupt`] if the peer has violated the protocol.
+    pub(crate) fn take(&mut self, frame: Vec<u8>) -> Result<()> {
+        let head = Head::decode(&frame)?;
+        match head.kind {
+            Kind::Request => self.requested(head, frame),
+            Kind::Cancel => self.cancelled(head.id),
+            Kind::Reply | Kind::Error | Kind::Cancelled => self.answered(head, frame),
+        }
+    }
+
+    /// Whether nothing more will be read.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// The peer has ended its sending in an orderly way: no more answers and requests will arrive.
+    pub(crate) fn peer_ended(&mut self) {
+        let error = Error::PeerLost("it has ended its sending, and has not answered".into());
+        self.settle_all(&error);
+        self.no_answers.get_or_insert(error);
+        self.end.get_or_insert(Ok(()));
+        self.wake_servers();
+        self.wake_readers();
+        self.nudged = true;
+    }
+
+    /// The channel has ended.
+    pub(crate) fn finish(&mut self, error: Error) {
+        self.requests.clear();
+        self.open_bytes = 0;
+        for open in std::mem::take(&mut self.open).into_values() {
+            self.wake_all(open.waker);
+        }
+        self.settle_all(&error);
+        self.stop_sending(again(&error));
+        self.no_answers.get_or_insert(again(&error));
+        self.end.get_or_insert(Err(error));
+        self.wake_servers();
+        self.wake_readers();
+    }
+}
+
+/// Whether one more request may be unanswered.
+fn is_within(count: usize, bytes: usize, size: usize, slack: usize) -> bool {
+    count == 0 || (count < slack * MOST && bytes + size <= slack * MOST_BYTES)
+}
+
+fn register(wakers: &mut Vec<Waker>, waker: &Waker) {
+    if !wakers.iter().any(|known| known.will_wake(waker)) {
+        wakers.push(waker.clone());
+    }
+}
+
+/// The same error for one more caller.
+fn again(error: &Error) -> Error {
+    match error {
+        Error::PeerLost(what) => Error::PeerLost(what.clone()),
+        Error::RingCorrupt(what) => Error::RingCorrupt(what.clone()),
+        Error::ObjectExposed(what) => Error::ObjectExposed(what.clone()),
+        Error::Closed(what) => Error::Closed(what),
+        Error::NoSpace { what, reason } => Error::NoSpace {
+            what: what.clone(),
+            reason: reason.clone(),
+        },
+        other => Error::Unsupported {
+            what: other.to_string(),
+            source: None,
+        },
+    }
+}

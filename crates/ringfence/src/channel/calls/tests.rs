@@ -1,0 +1,463 @@
+//! Calls between both ends of a channel in one process.
+
+use std::sync::mpsc;
+
+use proptest::{prelude::*, test_runner::Config};
+
+use super::{
+    envelope::{HEAD, Head, Kind, LEAST, error_frame, read_error},
+    *,
+};
+use crate::{error::ErrorKind, options::Options, ring::record::Tag, testing::parts};
+
+const CAPACITY: u64 = 4096;
+const LONGEST: u64 = 20_000;
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn calls() -> (Calls, Calls) {
+    let (one, other) = parts::pair(CAPACITY, LONGEST, &Options::new());
+    (one.into_calls().unwrap(), other.into_calls().unwrap())
+}
+
+/// Calls until the deadline of a test that has failed.
+fn ask(calls: &Calls, request: &[u8]) -> Result<Vec<u8>, CallError> {
+    calls.call_until(request, Instant::now() + SOON)
+}
+
+fn kind_of<T: fmt::Debug>(outcome: Result<T, CallError>) -> ErrorKind {
+    match outcome.unwrap_err() {
+        CallError::Channel(error) => error.kind(),
+        CallError::Remote(error) => panic!("{error}"),
+    }
+}
+
+fn bytes(number: usize, length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|at| u8::try_from((number * 131 + at * 7) % 251).expect("below 251"))
+        .collect()
+}
+
+/// Answers each request with itself, twice.
+fn serve(calls: &Calls) -> Result<()> {
+    calls.serve(|request, _| Ok::<_, RemoteError>([&request[..], &request[..]].concat()))
+}
+
+#[test]
+fn both_sides_call_and_serve_at_once_with_requests_of_every_size() {
+    let (one, other) = calls();
+    thread::scope(|scope| {
+        let sides = [&one, &other];
+        for side in sides {
+            for _ in 0..2 {
+                scope.spawn(|| serve(side).unwrap());
+            }
+        }
+        let asking: Vec<_> = sides
+            .iter()
+            .flat_map(|side| [*side, *side])
+            .map(|side| {
+                scope.spawn(move || {
+                    for size in [0, 1, 8, 500, 2000, 2033, 4096, 9000] {
+                        let request = bytes(size, size);
+                        assert_eq!(
+                            ask(side, &request).unwrap(),
+                            [&request[..], &request[..]].concat()
+                        );
+                    }
+                })
+            })
+            .collect();
+        for thread in asking {
+            thread.join().unwrap();
+        }
+        for side in sides {
+            assert_eq!((side.in_flight(), side.late_replies()), (0, 0));
+            side.end().unwrap();
+        }
+    });
+}
+
+#[test]
+fn an_error_and_a_panic_of_a_handler_are_errors_of_their_calls() {
+    let (one, other) = calls();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let handler = |request: Vec<u8>, _: &_| match &request[..] {
+                b"fail" => Err(RemoteError::new("not today")
+                    .with_name("RangeError")
+                    .with_code("E_NO")),
+                b"panic" => panic!("expected by the test"),
+                b"long" => Ok(vec![0; 30_000]),
+                _ => Ok(request),
+            };
+            other.serve(handler).unwrap();
+        });
+        let failed = ask(&one, b"fail").unwrap_err();
+        let remote = failed.remote().expect("the handler's error");
+        assert_eq!(
+            (remote.name(), remote.message(), remote.code()),
+            ("RangeError", "not today", Some("E_NO"))
+        );
+        let failed = ask(&one, b"panic").unwrap_err();
+        assert_eq!(failed.to_string(), "Error: the handler has panicked");
+        let failed = ask(&one, b"long").unwrap_err();
+        let code = failed.remote().expect("the server's error").code();
+        assert_eq!(code, Some("ERR_RINGFENCE_MESSAGE_TOO_LARGE"));
+        assert_eq!(ask(&one, b"still served").unwrap(), b"still served");
+        assert_eq!(kind_of(ask(&one, &vec![0; 20_000])), ErrorKind::MessageTooLarge);
+        one.end().unwrap();
+    });
+}
+
+#[test]
+fn a_cancelled_call_is_answered_at_once_and_its_reply_is_dropped() {
+    let (one, other) = calls();
+    let (started, was_started) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            other
+                .serve(|request, context| {
+                    assert_eq!(context.deadline().is_some(), request == b"late");
+                    started.send(()).unwrap();
+                    while request != b"echo" && !context.is_cancelled() {
+                        thread::yield_now();
+                    }
+                    Ok::<_, RemoteError>(request)
+                })
+                .unwrap();
+        });
+        let pending = one.start(b"wait", None).unwrap();
+        was_started.recv().unwrap();
+        assert_eq!(one.in_flight(), 1);
+        drop(pending);
+        assert_eq!(one.in_flight(), 0);
+        assert_eq!(one.call(b"echo").unwrap(), b"echo");
+        assert_eq!(one.late_replies(), 0, "a cancelled call is answered as such");
+        let late = one.call_until(b"late", Instant::now() + Duration::from_millis(20));
+        assert_eq!(kind_of(late), ErrorKind::TimedOut);
+        assert_eq!(one.call(b"echo").unwrap(), b"echo");
+        one.end().unwrap();
+    });
+}
+
+#[test]
+fn a_request_whose_deadline_has_passed_is_not_given_to_the_handler() {
+    let (one, other) = calls();
+    let mut pending = one
+        .start(b"late", Some(Instant::now() + Duration::from_millis(1)))
+        .unwrap();
+    // The server reads the request, and its clock starts.
+    let read = other.receive_until(Instant::now() + Duration::from_millis(20));
+    assert_eq!(read.unwrap_err().kind(), ErrorKind::TimedOut);
+    thread::scope(|scope| {
+        let serving =
+            scope.spawn(|| other.serve(|_, _| -> Result<Vec<u8>, RemoteError> { panic!("it is late") }));
+        // The caller does not check its clock, so that the server's answer is seen.
+        pending.deadline = None;
+        let failed = pending.wait().unwrap_err();
+        let code = failed.remote().expect("the server's error").code();
+        assert_eq!(code, Some("ERR_RINGFENCE_TIMED_OUT"));
+        one.close();
+        serving.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn thousands_of_calls_are_in_flight_and_more_wait_for_their_turn() {
+    let (one, other) = calls();
+    let count = 20_000_usize;
+    let pending: Vec<_> = (0..count)
+        .map(|number| one.start(&number.to_le_bytes(), None).unwrap())
+        .collect();
+    assert_eq!(one.in_flight(), count);
+    thread::scope(|scope| {
+        scope.spawn(|| serve(&other).unwrap());
+        for (number, call) in pending.into_iter().enumerate().rev() {
+            if number % 7 == 0 {
+                drop(call);
+            } else {
+                let number = number.to_le_bytes();
+                assert_eq!(call.wait().unwrap(), [number, number].concat());
+            }
+        }
+        one.end().unwrap();
+    });
+    assert_eq!(one.in_flight(), 0);
+}
+
+#[test]
+fn messages_beside_calls_keep_their_order_and_stop_the_reading_if_they_are_too_many() {
+    let (one, other) = calls();
+    thread::scope(|scope| {
+        let serving = scope.spawn(|| serve(&other));
+        one.send(b"first").unwrap();
+        assert_eq!(ask(&one, b"a").unwrap(), b"aa");
+        assert_eq!(other.receive().unwrap().as_deref(), Some(&b"first"[..]));
+        let sending = scope.spawn(|| {
+            for number in 0..6000_u32 {
+                one.send(&number.to_le_bytes()).unwrap();
+            }
+            ask(&one, b"behind them")
+        });
+        for number in 0..6000_u32 {
+            let message = other.receive().unwrap().expect("a message");
+            assert_eq!(message, number.to_le_bytes());
+        }
+        assert_eq!(sending.join().unwrap().unwrap(), b"behind thembehind them");
+        one.end().unwrap();
+        serving.join().unwrap().unwrap();
+        assert_eq!(other.receive().unwrap(), None);
+    });
+}
+
+#[test]
+fn pending_calls_fail_if_the_peer_ends_closes_or_destroys_the_channel() {
+    for end in [Calls::close as fn(&Calls), Calls::destroy, |calls| {
+        calls.end().unwrap();
+    }] {
+        let (one, other) = calls();
+        let (before, after) = (one.start(b"before", None).unwrap(), one.start(b"", None).unwrap());
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| before.wait());
+            end(&other);
+            assert_eq!(kind_of(waiting.join().unwrap()), ErrorKind::PeerLost);
+            assert_eq!(kind_of(after.wait()), ErrorKind::PeerLost);
+        });
+        assert_eq!(one.start(b"more", None).unwrap_err().kind(), ErrorKind::PeerLost);
+    }
+}
+
+#[test]
+fn serve_ends_with_its_channel() {
+    let (one, other) = calls();
+    thread::scope(|scope| {
+        let serving = scope.spawn(|| serve(&other));
+        one.destroy();
+        assert_eq!(
+            serving.join().unwrap().unwrap_err().kind(),
+            ErrorKind::PeerLost,
+            "the peer was lost"
+        );
+    });
+    let (one, other) = calls();
+    thread::scope(|scope| {
+        let serving = scope.spawn(|| serve(&other));
+        assert_eq!(ask(&one, b"a").unwrap(), b"aa");
+        let pending = other.start(b"b", None).unwrap();
+        other.close();
+        serving.join().unwrap().unwrap();
+        assert_eq!(kind_of(pending.wait()), ErrorKind::Closed);
+    });
+}
+
+#[test]
+fn a_channel_without_calls_refuses_one_and_can_still_answer_it() {
+    let (one, mut other) = parts::pair(CAPACITY, LONGEST, &Options::new());
+    let one = one.into_calls().unwrap();
+    one.send(b"a message").unwrap();
+    let pending = one.start(b"a", None).unwrap();
+    let receiver = other.receiver();
+    assert_eq!(
+        receiver.receive_vec().unwrap().as_deref(),
+        Some(&b"a message"[..])
+    );
+    let mut into = [0; 100];
+    for refused in [
+        receiver.try_receive(&mut into).map(drop),
+        receiver.receive_vec().map(drop),
+        receiver.receive_each(|_| panic!("no message"), 1).map(drop),
+        receiver.try_receive_packed(&mut into).map(drop),
+        receiver.receive_part(&mut into).map(drop),
+    ] {
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Protocol);
+    }
+    let other = other.into_calls().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| serve(&other).unwrap());
+        assert_eq!(pending.wait().unwrap(), b"aa");
+        one.end().unwrap();
+    });
+}
+
+#[test]
+fn what_is_queued_and_lost_is_no_clean_end() {
+    let (one, mut other) = parts::pair(CAPACITY, LONGEST, &Options::new());
+    let one = one.into_calls().unwrap();
+    let pending: Vec<_> = (0..100).map(|_| one.start(&[0; 1000], None).unwrap()).collect();
+    std::mem::forget(pending);
+    let mut lost = None;
+    assert!(one.0.core.lock().unwrap().state.has_unsent());
+    // The forgotten calls keep the channel open.
+    one.close();
+    other.receiver().accept_calls();
+    while lost.is_none() {
+        lost = other.receiver().try_receive_vec().err();
+    }
+    assert_eq!(lost.unwrap().kind(), ErrorKind::PeerLost);
+}
+
+/// Sends these frames to a channel with calls, and returns the error that they cause.
+fn refused(frames: &[Vec<u8>], calls: impl FnOnce(&Calls) -> Vec<PendingCall>) -> Option<Error> {
+    let (one, mut other) = parts::pair(CAPACITY, LONGEST, &Options::new());
+    let one = one.into_calls().unwrap();
+    let pending = calls(&one);
+    for frame in frames {
+        assert!(other.sender().try_send_tagged(frame, Tag::CALL).unwrap());
+    }
+    other.sender().end();
+    let end = one.receive().err();
+    drop(pending);
+    end
+}
+
+#[test]
+fn each_violation_ends_the_channel() {
+    let frame = |kind, id, body: &[u8]| Head::new(kind, id).frame(body);
+    let request = |id| frame(Kind::Request, id, b"");
+    let with_kind = |kind: u32| [&kind.to_le_bytes()[..], &[0; 12]].concat();
+    let with_time = |kind| {
+        Head {
+            remaining: 1,
+            ..Head::new(kind, 0)
+        }
+        .frame(b"")
+    };
+    let one_call = |calls: &Calls| vec![calls.start(b"a", None).unwrap()];
+    let one_cancelled = |calls: &Calls| {
+        drop(calls.start(b"a", None).unwrap());
+        Vec::new()
+    };
+    for (frames, calls) in [
+        (vec![vec![1; HEAD - 1]], false),
+        (vec![vec![]], false),
+        (vec![with_kind(0)], false),
+        (vec![with_kind(6)], false),
+        (vec![request(1)], false),
+        (vec![request(0), request(0)], false),
+        (vec![request(u64::MAX)], false),
+        (vec![frame(Kind::Cancel, 0, b"")], false),
+        (vec![request(0), frame(Kind::Cancel, 0, b"body")], false),
+        (vec![frame(Kind::Reply, 0, b"")], false),
+        (vec![frame(Kind::Reply, 1, b"")], true),
+        (vec![frame(Kind::Reply, 0, b""), frame(Kind::Reply, 0, b"")], true),
+        (vec![with_time(Kind::Reply)], true),
+        (vec![frame(Kind::Cancelled, 0, b"")], true),
+        (vec![frame(Kind::Error, 0, b"")], true),
+        (vec![frame(Kind::Error, 0, &[1; 12])], true),
+    ] {
+        let error = refused(
+            &frames,
+            |channel| if calls { one_call(channel) } else { Vec::new() },
+        );
+        assert_eq!(
+            error.map(|error| error.kind()),
+            Some(ErrorKind::RingCorrupt),
+            "{frames:?}"
+        );
+    }
+    // These frames are sound.
+    for (frames, cancelled) in [
+        (
+            vec![
+                request(0),
+                request(1),
+                frame(Kind::Cancel, 0, b""),
+                frame(Kind::Cancel, 0, b""),
+            ],
+            false,
+        ),
+        (vec![frame(Kind::Cancelled, 0, b"")], true),
+        (vec![frame(Kind::Reply, 0, b"late")], true),
+    ] {
+        let error = refused(&frames, |channel| {
+            if cancelled {
+                one_cancelled(channel)
+            } else {
+                Vec::new()
+            }
+        });
+        assert!(error.is_none(), "{error:?}");
+    }
+}
+
+#[test]
+fn a_peer_that_sends_more_requests_than_are_tolerated_is_cut_off() {
+    let (one, mut other) = parts::pair(1 << 20, LONGEST, &Options::new());
+    let one = one.into_calls().unwrap();
+    thread::scope(|scope| {
+        let reading = scope.spawn(|| one.receive());
+        for id in 0..=2 * 16 * 1024 {
+            let frame = Head::new(Kind::Request, id).frame(b"");
+            if other.sender().send_tagged(&frame, Tag::CALL, None).is_err() {
+                break;
+            }
+        }
+        assert_eq!(
+            reading.join().unwrap().unwrap_err().kind(),
+            ErrorKind::RingCorrupt
+        );
+    });
+}
+
+/// Reads a frame as docs/protocol.md says, in other words than the code does.
+fn reference(frame: &[u8]) -> Option<(u32, u32, u64)> {
+    let word = |at: usize| {
+        (0..4)
+            .rev()
+            .fold(0_u32, |word, byte| (word << 8) | u32::from(frame[at + byte]))
+    };
+    if frame.len() < 16 {
+        return None;
+    }
+    let (kind, remaining) = (word(0), word(4));
+    let id = u64::from(word(8)) + (u64::from(word(12)) << 32);
+    let sound = (1..=5).contains(&kind)
+        && (kind == 1 || remaining == 0)
+        && (kind < 4 || frame.len() == 16)
+        && id < 1 << 53;
+    sound.then_some((kind, remaining, id))
+}
+
+proptest! {
+    #![proptest_config(Config { cases: if cfg!(miri) { 8 } else { 512 }, failure_persistence: None, ..Config::default() })]
+
+    #[test]
+    fn a_frame_is_read_as_the_reference_reads_it(
+        kind in 0..8_u32,
+        remaining in prop_oneof![Just(0_u32), any::<u32>()],
+        id in prop_oneof![0..4_u64, any::<u64>(), ((1_u64 << 53) - 2)..((1 << 53) + 2)],
+        body in prop::collection::vec(any::<u8>(), 0..4),
+        cut in 0..20_usize,
+    ) {
+        let mut frame = [&kind.to_le_bytes()[..], &remaining.to_le_bytes(), &id.to_le_bytes(), &body].concat();
+        frame.truncate(cut);
+        let found = Head::decode(&frame).ok().map(|head| (head.kind as u32, head.remaining, head.id));
+        prop_assert_eq!(found, reference(&frame));
+        if let Ok(head) = Head::decode(&frame) {
+            prop_assert_eq!(head.frame(&frame[HEAD..]), frame);
+        }
+    }
+
+    #[test]
+    fn an_error_is_read_as_it_was_written_and_no_part_of_it_is_one(
+        (name, message, code) in ("\\PC{0,80}", "\\PC{0,200}", "\\PC{0,80}"),
+        limit in LEAST..400,
+    ) {
+        let error = RemoteError::from_parts(&name, &message, &code);
+        let frame = error_frame(7, &error, limit);
+        prop_assert!(frame.len() <= limit);
+        prop_assert_eq!(Head::decode(&frame).unwrap(), Head::new(Kind::Error, 7));
+        let read = read_error(&frame[HEAD..]).unwrap();
+        prop_assert!(name.starts_with(read.name()) && message.starts_with(read.message()));
+        prop_assert!(code.starts_with(read.code().unwrap_or("")));
+        let whole = error_frame(7, &error, 1 << 20);
+        if name.len() <= 128 && code.len() <= 128 {
+            prop_assert_eq!(read_error(&whole[HEAD..]).unwrap(), error);
+        }
+        for end in HEAD..frame.len() {
+            prop_assert!(read_error(&frame[HEAD..end]).is_err());
+        }
+        prop_assert!(read_error(&[&frame[HEAD..], &[0]].concat()).is_err());
+    }
+}
