@@ -17,6 +17,8 @@ export const tickerPublisher = built('ringfence-ticker')
 
 export interface RustSettings {
   deed:
+    | 'answer'
+    | 'ask'
     | 'produce'
     | 'consume'
     | 'echo'

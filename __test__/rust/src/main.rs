@@ -8,6 +8,7 @@
 //!
 //! Says on standard output how far it is, a line each. An error is a line with its code, and exit code 1.
 
+mod calls;
 mod ends;
 mod merge;
 
@@ -80,6 +81,8 @@ fn run() -> Outcome {
     let channel = meet(address, executable, &options)?;
     say(&format!("{} {}", channel.role(), channel.peer().pid));
     match &deed[..] {
+        "answer" => calls::answer(channel),
+        "ask" => calls::ask(channel, &sizes),
         "produce" => produce(channel, &sizes),
         "consume" => consume(channel, &sizes),
         "echo" | "shm" => echo(channel),

@@ -1,0 +1,103 @@
+//! Calls between a Rust process and a Node process, for `__test__/calls-rust.test.ts`.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use ringfence::{CallContext, CallError, Channel, RemoteError};
+
+use crate::{Outcome, say};
+
+/// Longer than any call takes on a loaded machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Serves calls on four threads, calls the peer back if it is asked to, and says how each thread ended.
+pub(crate) fn answer(channel: Channel) -> Outcome {
+    let calls = channel.into_calls()?;
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let served = calls.serve(|request, context| match &request[..] {
+                    b"back" => calls
+                        .call_until(b"from Rust", Instant::now() + LIMIT)
+                        .map_err(|error| RemoteError::new(error.to_string())),
+                    _ => handle(request, context),
+                });
+                match served {
+                    Ok(()) => say("served"),
+                    Err(error) => say(error.code()),
+                }
+            });
+        }
+        scope.spawn(|| {
+            // Sends each message back, beside the calls.
+            while let Ok(Some(message)) = calls.receive() {
+                if calls.send(&message).is_err() {
+                    break;
+                }
+            }
+        });
+    });
+    Ok(())
+}
+
+fn handle(request: Vec<u8>, context: &CallContext) -> Result<Vec<u8>, RemoteError> {
+    match &request[..] {
+        b"fail" => Err(RemoteError::new("not today")
+            .with_name("RangeError")
+            .with_code("E_NO")),
+        b"panic" => panic!("expected by the test"),
+        b"hang" => {
+            say(if context.deadline().is_some() {
+                "hangs until its deadline"
+            } else {
+                "hangs"
+            });
+            while !context.is_cancelled() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            say("cancelled");
+            Ok(request)
+        }
+        _ => Ok([&request[..], &request[..]].concat()),
+    }
+}
+
+/// Calls the peer, and says each outcome. The sizes are those of requests, each of which is sent back.
+pub(crate) fn ask(channel: Channel, sizes: &[usize]) -> Outcome {
+    let calls = channel.into_calls()?;
+    let ask = |request: &[u8]| calls.call_until(request, Instant::now() + LIMIT);
+    for &size in sizes {
+        if ask(&vec![7; size])? != vec![7; size] {
+            return Err(format!("another reply to {size} bytes").into());
+        }
+    }
+    say(&format!("asked {}", sizes.len()));
+    say(&told(ask(b"fail")));
+    let soon = Instant::now() + Duration::from_millis(50);
+    say(&told(calls.call_until(b"hang", soon)));
+    let pending = calls.start(b"hang", None)?;
+    say(&told(ask(b"the first hangs")));
+    drop(pending);
+    let many: Vec<_> = (0..2000_u32)
+        .map(|number| calls.start(&number.to_le_bytes(), None))
+        .collect::<Result<_, _>>()?;
+    for (number, call) in (0..2000_u32).zip(many) {
+        if call.wait()? != number.to_le_bytes() {
+            return Err(format!("another reply to {number}").into());
+        }
+    }
+    say("asked 2000");
+    say(&told(calls.call(b"hang")));
+    Ok(())
+}
+
+fn told(outcome: Result<Vec<u8>, CallError>) -> String {
+    match outcome {
+        Ok(reply) => String::from_utf8_lossy(&reply).into_owned(),
+        Err(CallError::Remote(error)) => format!("{error} {}", error.code().unwrap_or("-")),
+        Err(CallError::Channel(error)) => error.code().into(),
+        Err(error) => error.to_string(),
+    }
+}
