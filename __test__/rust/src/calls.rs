@@ -75,6 +75,7 @@ pub(crate) fn ask(channel: Channel, sizes: &[usize]) -> Outcome {
     }
     say(&format!("asked {}", sizes.len()));
     say(&told(ask(b"fail")));
+    say(&told(ask(b"due")));
     let soon = Instant::now() + Duration::from_millis(50);
     say(&told(calls.call_until(b"hang", soon)));
     let pending = calls.start(b"hang", None)?;

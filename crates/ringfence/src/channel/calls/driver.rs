@@ -10,9 +10,11 @@ use std::{
     task::Waker,
 };
 
+#[cfg(feature = "tokio")]
+use crate::channel::calls::state::Place;
 use crate::{
     channel::Channel,
-    channel::calls::state::{Place, State},
+    channel::calls::state::State,
     channel::end::Shared,
     channel::receiver::Receiver,
     channel::sender::Sender,
