@@ -17,6 +17,9 @@ function tableOf({ cells }, name) {
 /** Nanoseconds from a rate: the fastest is the least. */
 const eachOf = ({ median, min, max }) => ({ median: 1e9 / median, min: 1e9 / max, max: 1e9 / min })
 
+/** Bytes of the messages that go through rings of each capacity. */
+const CAPACITY_SIZES = [64, 1024, 65_536, 1 << 20]
+
 const PLOTS = {
   channels: {
     table: 'channels',
@@ -87,10 +90,9 @@ const PLOTS = {
     title: 'Throughput over capacity',
     subtitle: 'one channel, copied in and out, every word written and read',
     y: bytesPerSecond,
-    lines: {
-      '64 B': ({ small }) => times(small.messages_per_second, 64),
-      '16 KiB': ({ large }) => times(large.messages_per_second, 16_384),
-    },
+    lines: Object.fromEntries(
+      CAPACITY_SIZES.map((size) => [bytes(size), (summary) => times(summary[size].messages_per_second, size)]),
+    ),
   },
 }
 const LABELS = {
@@ -175,6 +177,7 @@ const busy = (title, name, cpu = 'CPU', by = () => 1) => [
   [title, (summary, cell) => rate(times(summary[name].messages_per_second, by(cell)))],
   [cpu, (summary) => spread(summary[name].cpu_ns_per_message, duration)],
 ]
+const memory = ({ memory_kib: kib }) => `${kib.median.toFixed(0)} KiB`
 const perMessage = (name) => (summary) => duration(summary[name].cpu_ns_per_message.median)
 const sizeOf = ({ size }) => size
 
@@ -193,7 +196,7 @@ const TABLES = [
   {
     table: 'channels',
     images: ['idle'],
-    columns: [...RESTING, ['shared memory, each', ({ memory_kib: kib }) => `${kib.median.toFixed(0)} KiB`], ...IDLE],
+    columns: [...RESTING, ['shared memory, each', memory], ...IDLE],
   },
   {
     heading: '## Many to one',
@@ -236,10 +239,12 @@ of plain memory of that size, and sums.`,
     images: ['capacities'],
     columns: [
       ['join', spreadOf('join_ms', milliseconds)],
-      ['64 B', ({ small }) => rate(small.messages_per_second)],
-      ['CPU of both, each', perMessage('small')],
-      ['16 KiB', ({ large }) => flow(large.messages_per_second, 16_384)],
-      ['CPU of both, each', perMessage('large')],
+      ['shared memory', memory],
+      ['64 B in batches', ({ batched }) => rate(batched.messages_per_second)],
+      ...CAPACITY_SIZES.map((size) => [
+        bytes(size),
+        (summary) => (size < 1024 ? rate : flow)(summary[size].messages_per_second, size),
+      ]),
     ],
   },
 ]

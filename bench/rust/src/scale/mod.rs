@@ -44,15 +44,19 @@ pub fn step(job: &str) -> Result<Value> {
             Ok(json!({ "flow": flow, "alone_per_second": alone, "in_fragments": in_fragments }))
         }
         "capacities" => {
-            let mut small = host(job.size, 64)?;
-            let join_ms = small.join(1)? * 1e3;
-            let flow = small.stream(job.seconds)?;
-            small.quit()?;
-            let mut large = host(job.size, 16 * 1024)?;
-            large.join(1)?;
-            let sample = json!({ "join_ms": join_ms, "small": flow, "large": large.stream(job.seconds)? });
-            large.quit()?;
-            Ok(sample)
+            let mut sample = serde_json::Map::new();
+            for size in [64, 1024, 64 * 1024, 1 << 20] {
+                let mut host = host(job.size, size)?;
+                let base = host.resources()?.shared_kib;
+                sample.insert("join_ms".into(), json!(host.join(1)? * 1e3));
+                sample.insert("memory_kib".into(), json!(host.resources()?.shared_kib - base));
+                sample.insert(size.to_string(), json!(host.stream(job.seconds)?));
+                if size == 64 {
+                    sample.insert("batched".into(), json!(host.busy(job.seconds, 32, false)?));
+                }
+                host.quit()?;
+            }
+            Ok(sample.into())
         }
         other => bail!("no table {other}"),
     }
