@@ -114,7 +114,6 @@ export function plots({ halves: [half] }) {
   return filesOf(Object.fromEntries(entries))
 }
 
-const median = (pick) => (summary) => pick(summary).median
 const secondsOf = (pick) => (summary) => 1 / pick(summary).messages_per_second.median
 
 /**
@@ -131,7 +130,7 @@ const COSTS = {
     'a busy round': (summary, { size }) => size * secondsOf(({ busy }) => busy)(summary),
     'a batched round': (summary, { size }) => size * secondsOf(({ batched }) => batched)(summary),
     'a merged round': (summary, { size }) => size * secondsOf(({ merged }) => merged)(summary),
-    'a woken round trip': median(({ woken_round_trip_us: trip }) => trip),
+    'a woken round trip': ({ woken_round_trip_us: trip }) => trip.median,
   },
   subscribers: {
     'join time': ({ join_ms: join }, { size }) => join.min * size,
@@ -163,7 +162,6 @@ function worse(half) {
 }
 
 const spreadOf = (name, show) => (summary) => spread(summary[name], show)
-const wakes = spreadOf('idle_wakeups_per_second', (value) => `${Number(value.toFixed(1))}/s`)
 const RESTING = [
   ['join, each', spreadOf('join_ms', milliseconds)],
   ['leave, each', spreadOf('leave_ms', milliseconds)],
@@ -171,15 +169,13 @@ const RESTING = [
 ]
 const IDLE = [
   ['idle CPU', spreadOf('idle_cpu_percent', percent)],
-  ['idle wake-ups', wakes],
+  ['idle wake-ups', spreadOf('idle_wakeups_per_second', (value) => `${Number(value.toFixed(1))}/s`)],
 ]
 const busy = (title, name, cpu = 'CPU', by = () => 1) => [
   [title, (summary, cell) => rate(times(summary[name].messages_per_second, by(cell)))],
   [cpu, (summary) => spread(summary[name].cpu_ns_per_message, duration)],
 ]
 const memory = ({ memory_kib: kib }) => `${kib.median.toFixed(0)} KiB`
-const perMessage = (name) => (summary) => duration(summary[name].cpu_ns_per_message.median)
-const sizeOf = ({ size }) => size
 
 const TABLES = [
   {
@@ -213,8 +209,8 @@ const TABLES = [
     columns: [
       ...RESTING,
       ...IDLE,
-      ...busy('delivered, one at a time', 'one', 'CPU of a published', sizeOf),
-      ...busy('delivered, batches of 32', 'batched', 'CPU of a published', sizeOf),
+      ...busy('delivered, one at a time', 'one', 'CPU of a published', ({ size }) => size),
+      ...busy('delivered, batches of 32', 'batched', 'CPU of a published', ({ size }) => size),
     ],
   },
   {
@@ -227,7 +223,7 @@ of plain memory of that size, and sums.`,
       ['messages', (summary) => rate(summary.flow.messages_per_second)],
       ['bytes', (summary, { size }) => flow(summary.flow.messages_per_second, size)],
       ['each', (summary) => duration(1e9 / summary.flow.messages_per_second.median)],
-      ['CPU of both, each', perMessage('flow')],
+      ['CPU of both, each', (summary) => duration(summary.flow.cpu_ns_per_message.median)],
       ['without a channel, each', ({ alone_per_second: alone }) => duration(1e9 / alone.median)],
       ['', ({ in_fragments: fragments }) => (fragments ? 'in fragments' : '')],
     ],
