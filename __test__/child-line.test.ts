@@ -47,6 +47,7 @@ test.serial('the line is the first descriptor behind the standard ones, however 
     linesAre(t, () => ({
       descriptor: 'ignore',
       started: (pid: number) => (asked.push(pid), null),
+      kill: (done: (nothing: null, killed: boolean) => void) => (asked.push('kill'), done(null, false)),
       close: () => void asked.push('close'),
     }))
     let child!: ChildProcess
@@ -58,6 +59,6 @@ test.serial('the line is the first descriptor behind the standard ones, however 
     t.is(await text(child.stdout!), '3\n', String(stdio))
     adopted()
     await error
-    t.deepEqual(asked, [child.pid, 'close'])
+    t.deepEqual(asked, [child.pid, 'kill', 'close'])
   }
 })

@@ -1,6 +1,7 @@
 // A child that inherits a private line: no address, and no other process in its place.
 
 import childProcess, { spawn as start, type ChildProcess, type SpawnOptions } from 'node:child_process'
+import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { EventEmitter, once } from 'node:events'
 import { closeSync, existsSync, openSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -32,6 +33,14 @@ const TELL = `
     (error) => console.log(error.code, error.message),
   )
 `
+/** The number that a shell printed. */
+async function printed({ stdout }: ChildProcess): Promise<number> {
+  const [line] = (await once(stdout!, 'data')) as [Buffer]
+  return Number(String(line).split('\n')[0])
+}
+const isRunning = (pid: number) => existsSync(`/proc/${pid}/exe`)
+const hasEnded = ({ exitCode, signalCode }: ChildProcess) => exitCode !== null || signalCode !== null
+
 /** What the process has of them. */
 const sockets = (pid: number | undefined) =>
   readdirSync(`/proc/${pid}/fd`)
@@ -315,15 +324,23 @@ test('what is wrong in the arguments is told before anything is started', async 
   await t.throwsAsync(spawn(7 as never, [], { onSpawn }), { code: 'ERR_INVALID_ARG_TYPE' })
 })
 
-test('a process to which a child passes its line is refused', async (t) => {
+test('a process to which a child passes its line is refused, and both are killed', async (t) => {
   // Node's own descriptors are close-on-exec for what it starts; a shell's are not.
-  const code = `${process.execPath} --input-type=module --eval "$0" & wait`
-  const shell = begin('/bin/sh', ['-c', code, TELL], { ...PATIENT, spawn: { stdio: ['ignore', 'pipe', 'inherit'] } })
-  const output = text(shell.child.stdout!)
+  const code = `${process.execPath} --input-type=module --eval "$0" & echo $!; wait`
+  const answers = `
+    import { fromParent } from 'ringfence'
+    await fromParent({ handshakeTimeout: 60_000 }).catch(() => {})
+    setInterval(() => {}, 1000)
+  `
+  const shell = begin('/bin/sh', ['-c', code, answers], {
+    ...PATIENT,
+    spawn: { stdio: ['ignore', 'pipe', 'inherit'] },
+  })
+  const pid = await printed(shell.child)
   const error = await t.throwsAsync<RingfenceError>(shell.channel, { code: 'ERR_RINGFENCE_PEER_REFUSED' })
   t.is(error?.check, 'child')
   t.is(error?.wanted, `pid ${shell.child.pid}, the process that was started`)
-  t.regex(await output, /^ERR_RINGFENCE_PEER_REFUSED/)
+  await until(() => hasEnded(shell.child) && !isRunning(pid), 'both are killed')
 })
 
 test('a launcher may fork, and exit, where any descendant is admitted', async (t) => {
@@ -371,11 +388,118 @@ test('a descendant that is refused is killed with its launcher', async (t) => {
     admit: 'descendant',
     spawn: { stdio: ['ignore', 'pipe', 'inherit'] },
   })
-  const [line] = (await once(shell.child.stdout!, 'data')) as [Buffer]
-  const pid = Number(String(line).split('\n')[0])
+  const pid = await printed(shell.child)
   await t.throwsAsync(shell.channel, { code: 'ERR_RINGFENCE_PEER_REFUSED', message: /executable/ })
-  await until(() => (shell.child.exitCode ?? shell.child.signalCode) !== null, 'the launcher has ended')
-  await until(() => !existsSync(`/proc/${pid}/exe`), 'the descendant is killed')
+  await until(() => hasEnded(shell.child) && !isRunning(pid), 'both are killed')
+})
+
+const NODE = `${process.execPath} --input-type=module --eval "$0"`
+
+for (const [title, run] of [
+  ['a child of the launcher', `${NODE} & echo $!; wait`],
+  ['a grandchild', `(${NODE} & echo $!; wait); exit`],
+  ['a process whose launcher has exited', `${NODE} & echo $!`],
+] as const) {
+  test(`a rejected spawn kills a descendant that never answered: ${title}`, async (t) => {
+    const over = new AbortController()
+    const shell = begin('/bin/sh', ['-c', run, SILENT], {
+      handshakeTimeout: 1e6,
+      signal: over.signal,
+      admit: 'descendant',
+      spawn: { stdio: ['ignore', 'pipe', 'inherit'] },
+    })
+    const pid = await printed(shell.child)
+    t.true(isRunning(pid))
+    over.abort()
+    await t.throwsAsync(shell.channel, { code: 'ABORT_ERR' })
+    await until(() => hasEnded(shell.child) && !isRunning(pid), 'both have ended')
+  })
+}
+
+test.serial('a descendant that has answered as the abort came is killed', async (t) => {
+  const over = new AbortController()
+  let pid = 0
+  const abort = (message: unknown) => {
+    pid = (message as { channel: { peer: { pid: number } } }).channel.peer.pid
+    over.abort()
+  }
+  subscribe('ringfence:channel:open', abort)
+  t.teardown(() => unsubscribe('ringfence:channel:open', abort))
+  const stays = `${ECHO}\nsetInterval(() => {}, 1000)`
+  const shell = begin('/bin/sh', ['-c', `${NODE}; exit`, stays], {
+    ...PATIENT,
+    signal: over.signal,
+    admit: 'descendant',
+    spawn: { stdio: 'ignore' },
+  })
+  await t.throwsAsync(shell.channel, { code: 'ABORT_ERR' })
+  t.not(pid, shell.child.pid)
+  await until(() => hasEnded(shell.child) && !isRunning(pid), 'both are killed')
+})
+
+test('disposing kills the child, the process that answered, and what it has started', async (t) => {
+  const code = `
+    import { fromParent } from 'ringfence'
+    import { spawn } from 'node:child_process'
+    const channel = await fromParent({ handshakeTimeout: 60_000 })
+    await channel.send(String(spawn('sleep', ['1000'], { stdio: 'ignore' }).pid))
+    setInterval(() => {}, 1000)
+  `
+  for (const run of [`${NODE}; exit`, `setsid -f ${NODE}`]) {
+    const {
+      child: process,
+      channel,
+      ...spawned
+    } = await spawn('/bin/sh', ['-c', run, code], {
+      ...PATIENT,
+      admit: 'descendant',
+      spawn: { stdio: 'ignore' },
+    })
+    const pids = [channel.peer.pid, Number(await channel.receive())]
+    t.true(pids.every(isRunning))
+    const dispose = spawned[Symbol.asyncDispose]
+    await Promise.all([dispose(), dispose()])
+    t.true(hasEnded(process))
+    await until(() => !pids.some(isRunning), 'all are killed')
+  }
+})
+
+test('a descendant that dies in the handshake is not blamed on its launcher', async (t) => {
+  const shell = begin('/bin/sh', ['-c', `${NODE}; exit 3`, TELL], {
+    ...PATIENT,
+    admit: 'descendant',
+    policy: {
+      authorize: ({ pid }) => {
+        process.kill(pid, 'SIGKILL')
+        return true
+      },
+    },
+    spawn: { stdio: 'ignore' },
+  })
+  await t.throwsAsync(shell.channel, {
+    code: 'ERR_RINGFENCE_PEER_LOST',
+    message: /process \d+, to which the child had handed the line, exited during the handshake/,
+  })
+})
+
+test('a child that dies in the handshake is CHILD_EXITED', async (t) => {
+  const authorize = ({ pid }: { pid: number }) => process.kill(pid, 'SIGKILL')
+  const started = child(t, TELL, { stdio: 'ignore' }, { policy: { authorize } })
+  const error = await t.throwsAsync<RingfenceError>(started.channel, { code: 'ERR_RINGFENCE_CHILD_EXITED' })
+  t.is(error?.signalCode, 'SIGKILL')
+})
+
+test('a child that leaves its line to another process is not CHILD_EXITED', async (t) => {
+  const shell = begin('/bin/sh', ['-c', `${NODE} & echo $!`, SILENT], {
+    ...PATIENT,
+    spawn: { stdio: ['ignore', 'pipe', 'inherit'] },
+  })
+  const pid = await printed(shell.child)
+  await t.throwsAsync(shell.channel, {
+    code: 'ERR_RINGFENCE_PEER_LOST',
+    message: /has exited and left its end of the line to another process/,
+  })
+  await until(() => !isRunning(pid), 'that process is killed')
 })
 
 test('a shell that executes the program in its own place has passed the line on', async (t) => {

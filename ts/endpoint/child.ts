@@ -1,6 +1,5 @@
 import type { ChildProcess, SpawnOptions } from 'node:child_process'
 import { once } from 'node:events'
-import { readFileSync } from 'node:fs'
 import type { Readable } from 'node:stream'
 
 import { runHandshake } from './handshake.js'
@@ -18,7 +17,14 @@ export interface Spawned<In = Message, Out = MessageInput> extends AsyncDisposab
   readonly child: ChildProcess
   /** This side is the host. */
   readonly channel: Channel<In, Out>
-  /** Closes the channel, then terminates the child with SIGTERM if it still runs. */
+  /**
+   * Closes the channel, then kills the child, the process that answered, and their descendants. A child that needs time to finish should
+   * be awaited first: `await channel.close()`, then the `exit` event of `child`.
+   *
+   * If `policy.cgroup` names a cgroup of the child's own that this process may write, everything in it is killed (`cgroup.kill`, Linux
+   * 5.14). Otherwise the processes get SIGKILL one by one, and one that has detached itself from its parent and its session is not found
+   * unless it answered. Resolves once the child has exited, after a second at the latest.
+   */
   [Symbol.asyncDispose](): Promise<void>
 }
 
@@ -28,10 +34,13 @@ const TAIL = 4096
 const KEPT = 1 << 20
 /** Milliseconds to wait for the end of standard error after the exit. A descendant of the child may hold it open. */
 const LAST_WORDS = 200
+/** Milliseconds to wait for the exit of a killed child. The kernel may delay it. */
+const LAST_BREATH = 1000
 
 /**
  * Starts a child that inherits one end of a private line. Resolves once the child has called {@link fromParent} and the handshake is
- * done. There is no address that another process could take first or connect to. If the call rejects, it has killed a started child.
+ * done. There is no address that another process could take first or connect to. If the call rejects, it has killed the started child
+ * and its descendants.
  *
  * By default the child must run the same executable as this process, which for a script is `spawn(process.execPath, ['script.js'])`.
  * Another program must be named in the policies of both sides. By default only the started process may open the channel. With
@@ -78,11 +87,16 @@ export async function spawn(
   try {
     onSpawn?.(child)
     const channel = await adopt(line, child.pid, options)
-    return { child, channel, [Symbol.asyncDispose]: () => dispose(child, channel) }
+    const dispose = async () => {
+      await channel.close()
+      await killAll(line, child)
+      await within(LAST_BREATH, exited)
+    }
+    let disposed: Promise<void> | undefined
+    return { child, channel, [Symbol.asyncDispose]: () => (disposed ??= dispose()) }
   } catch (error) {
-    const wasExiting = isExiting(child)
-    kill(child, 'SIGKILL')
-    if (!wasExiting || !isSilence(error, options)) throw error
+    await killAll(line, child)
+    if ((error as RingfenceError).code !== 'ERR_RINGFENCE_CHILD_EXITED') throw error
     await exited
     throw await childExited(child, output.tail, error)
   } finally {
@@ -151,9 +165,17 @@ function adopt(line: PrivateLine, pid: number, options: ChildOptions): Promise<C
   return handshake('spawn', (...given) => native.adopt(line, ...given), options)
 }
 
-async function dispose(child: ChildProcess, channel: Channel): Promise<void> {
-  await channel.close()
-  if (child.exitCode === null && child.signalCode === null) kill(child, 'SIGTERM')
+/** Kills the child, the process that answered, and their descendants. */
+async function killAll(line: PrivateLine, child: ChildProcess): Promise<void> {
+  const wasKilled = await new Promise<boolean>((resolve) => {
+    try {
+      line.kill((_, killed) => resolve(killed))
+    } catch {
+      // There is no thread for it.
+      resolve(false)
+    }
+  })
+  if (!wasKilled) kill(child, 'SIGKILL')
 }
 
 /** Sends a signal. A launcher of another user, such as sudo, may not be killed, which `kill` emits as an error of the child. */
@@ -186,28 +208,6 @@ function drain({ stdout, stderr }: ChildProcess): { tail(): string | undefined; 
   return {
     tail: () => (stderr ? tail.toString() : undefined),
     release: () => releases.forEach((release) => release?.()),
-  }
-}
-
-/** Whether a handshake failed only because no process answered, and none can. A descendant may have the line at the timeout. */
-function isSilence(error: unknown, { admit }: ChildOptions): boolean {
-  const { code } = error as RingfenceError
-  return code === 'ERR_RINGFENCE_PEER_LOST' || (code === 'ERR_RINGFENCE_HANDSHAKE_TIMEOUT' && admit !== 'descendant')
-}
-
-/** The kernel's PF_EXITING. */
-const EXITING = 4
-
-/** Whether the child has exited or is exiting. The kernel closes the child's end of the line before it notifies the parent. */
-function isExiting({ pid, exitCode, signalCode }: ChildProcess): boolean {
-  if (exitCode !== null || signalCode !== null) return true
-  try {
-    // The name in parentheses may contain anything.
-    const [, stat] = readFileSync(`/proc/${pid}/stat`, 'latin1').split(/\) (?!.*\))/s)
-    const [state, , , , , , flags] = stat!.split(' ')
-    return state === 'Z' || state === 'X' || (Number(flags) & EXITING) !== 0
-  } catch {
-    return false
   }
 }
 

@@ -10,19 +10,21 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use napi::{Env, bindgen_prelude::*};
 use napi_derive::napi;
-use ringfence::{ChildLine, ParentLine};
+use ringfence::{ChildLine, ChildProcesses, ParentLine};
 
 use crate::{
     begin::{AsyncCall, Joining},
     channel,
     convert::{Failure, Options},
+    task,
 };
 
-/// Both ends of a line, until each is passed on. Dropping it closes the ends that are still here.
+/// Both ends of a line, until each is passed on, and the processes of the child. Dropping it closes the ends that are still here.
 #[napi]
 pub struct PrivateLine {
     parent: Option<ParentLine>,
     child: Option<ChildLine>,
+    processes: ChildProcesses,
 }
 
 #[napi]
@@ -40,11 +42,36 @@ impl PrivateLine {
     pub fn started(&mut self, pid: u32, admit: String) -> Option<Failure> {
         self.child = None;
         let parent = self.parent.take()?;
-        let named = admit.parse().and_then(|admit| {
-            let parent = self.parent.insert(parent.admit(admit));
-            parent.started(pid)
-        });
+        let named = admit
+            .parse()
+            .and_then(|admit| self.parent.insert(parent.admit(admit)).started(pid));
         named.err().as_ref().map(Failure::from)
+    }
+
+    /// Kills the processes of the child, on a thread: that reads /proc. Calls `done` with whether the child itself was killed.
+    ///
+    /// # Errors
+    /// Throws a plain `Error` if a thread or a function cannot be created.
+    #[napi(ts_args_type = "done: (nothing: null, killed: boolean) => void")]
+    pub fn kill(&self, env: Env, done: Unknown<'_>) -> napi::Result<()> {
+        let processes = self.processes.clone();
+        let kill = move || processes.kill().unwrap_or(false);
+        // SAFETY: env is live and the callback is a value of it; the engine refuses a value that is not a function.
+        unsafe {
+            task::run(
+                env.raw(),
+                done.raw(),
+                "ringfence-kill",
+                kill,
+                |env, killed| {
+                    Ok([
+                        ToNapiValue::to_napi_value(env, Null)?,
+                        ToNapiValue::to_napi_value(env, killed)?,
+                    ])
+                },
+                || {},
+            )
+        }
     }
 
     /// Closes the ends that are still here.
@@ -64,6 +91,7 @@ pub fn private_line() -> napi::Result<PrivateLine> {
     let (parent, child) =
         ringfence::private_line().map_err(|error| napi::Error::from_reason(error.to_string()))?;
     Ok(PrivateLine {
+        processes: parent.processes(),
         parent: Some(parent),
         child: Some(child),
     })

@@ -48,6 +48,10 @@ pub enum Error {
     /// The peer disconnected or died before the channel was made, or a message can no longer reach it.
     #[error("the peer is gone: {0}")]
     PeerLost(String),
+    /// The child exited before the handshake was complete, and no process has its end of the line
+    /// ([`ParentLine::channel`](crate::ParentLine::channel)).
+    #[error("the child, process {0}, has exited before the handshake")]
+    ChildExited(i32),
     /// The peer connected, but did not complete its part of the handshake in time.
     #[error("the handshake did not finish within {} ms (last step: {step}); a longer `timeout` allows more time", .after.as_millis())]
     HandshakeTimeout {
@@ -131,6 +135,7 @@ impl Error {
             Self::AddressOccupied { .. } => ErrorKind::AddressOccupied,
             Self::PeerRefused(_) => ErrorKind::PeerRefused,
             Self::PeerLost(_) => ErrorKind::PeerLost,
+            Self::ChildExited(_) => ErrorKind::ChildExited,
             Self::HandshakeTimeout { .. } => ErrorKind::HandshakeTimeout,
             Self::Protocol(_) => ErrorKind::Protocol,
             Self::ObjectExposed(_) => ErrorKind::ObjectExposed,
@@ -235,6 +240,8 @@ pub enum ErrorKind {
     PeerRefused,
     /// No process listens, or the peer disconnected or died. [`Error::PeerLost`].
     PeerLost,
+    /// A child that was started exited before the handshake. [`Error::ChildExited`].
+    ChildExited,
     /// The peer connected but did not finish in time. [`Error::HandshakeTimeout`].
     HandshakeTimeout,
     /// The peer speaks another protocol, or its options do not agree. [`Error::Protocol`].
@@ -271,6 +278,7 @@ impl ErrorKind {
             Self::AddressOccupied => "ADDRESS_OCCUPIED",
             Self::PeerRefused => "PEER_REFUSED",
             Self::PeerLost => "PEER_LOST",
+            Self::ChildExited => "CHILD_EXITED",
             Self::HandshakeTimeout => "HANDSHAKE_TIMEOUT",
             Self::Protocol => "PROTOCOL",
             Self::ObjectExposed => "OBJECT_EXPOSED",
@@ -294,7 +302,7 @@ impl ErrorKind {
             }
             Self::AddressOccupied => io::ErrorKind::AddrInUse,
             Self::PeerRefused => io::ErrorKind::PermissionDenied,
-            Self::PeerLost => io::ErrorKind::ConnectionReset,
+            Self::PeerLost | Self::ChildExited => io::ErrorKind::ConnectionReset,
             Self::HandshakeTimeout | Self::TimedOut => io::ErrorKind::TimedOut,
             Self::Protocol | Self::ObjectUnsound | Self::RingCorrupt => io::ErrorKind::InvalidData,
             Self::ObjectExposed | Self::Evicted => io::ErrorKind::ConnectionAborted,

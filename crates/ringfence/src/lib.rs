@@ -101,7 +101,9 @@ mod wait;
 mod wake;
 
 pub use address::Address;
-pub use api::child::{Admit, ChildLine, LINE_VARIABLE, ParentLine, from_parent, private_line, spawn};
+pub use api::child::{
+    Admit, ChildLine, LINE_VARIABLE, LinePlace, ParentLine, from_parent, private_line, spawn, spawn_with,
+};
 pub use api::member::{Membership, member};
 pub use api::pair::join;
 pub use api::publish::{Audience, Publisher, publish};
@@ -137,6 +139,7 @@ pub use host::membership::{Change, LEAVING};
 pub use identity::{Confinement, Digest, Executable, Identity};
 pub use options::{MAX_MESSAGE_SIZE, Options};
 pub use peer::authorize::Decision;
+pub use peer::family::ChildProcesses;
 pub use peer::namespace::Namespace;
 pub use peer::policy::{Policy, Program};
 pub use region::create::Backing;

@@ -25,8 +25,8 @@ use nix::{
     unistd::Pid,
 };
 use ringfence::{
-    Admit, Channel, Check, CloseReason, LINE_VARIABLE, Outcome, Policy, Role, from_parent, private_line,
-    spawn,
+    Admit, Channel, Check, CloseReason, LINE_VARIABLE, LinePlace, Outcome, Policy, Role, from_parent,
+    private_line, spawn, spawn_with,
 };
 use support::{Actor, TIME_LIMIT, forbid, say, small, wait_for_test};
 
@@ -145,6 +145,14 @@ fn role() {
             let error = Command::new("sleep").arg("1000").exec();
             drop(channel);
             panic!("{error}");
+        }
+        // Has a channel for as long as it is not killed.
+        "stays" => {
+            let _channel = from_parent(&small().policy(Policy::new().any_executable())).unwrap();
+            say(std::env::var(LINE_VARIABLE).unwrap());
+            loop {
+                thread::park();
+            }
         }
         other => unreachable!("{other}"),
     }
@@ -303,14 +311,14 @@ fn a_line_that_was_taken_stays_taken_where_another_one_is_looked_for_in_vain() {
 }
 
 #[test]
-fn a_child_that_ends_before_it_answers_is_lost_at_once() {
+fn a_child_that_exits_before_it_answers_is_reported_at_once() {
     if support::role().is_some() {
         return;
     }
     let begun = Instant::now();
     let (child, line) = Actor::spawn("leaves", &[]);
     let error = line.channel(&small()).unwrap_err();
-    assert_eq!(error.code(), "PEER_LOST", "{error}");
+    assert_eq!(error.code(), "CHILD_EXITED", "{error}");
     assert!(begun.elapsed() < TIME_LIMIT, "it was told, and not waited for");
     child.finish();
 }
@@ -478,15 +486,190 @@ fn a_descendant_that_is_refused_is_killed() {
 }
 
 #[test]
-fn a_launcher_that_exits_without_a_descendant_is_lost_at_once() {
+fn a_launcher_that_exits_without_a_descendant_is_reported_at_once() {
     if support::role().is_some() {
         return;
     }
     let (launcher, line) = Actor::spawn_by(shell("true"), "leaves", &[]);
     let options = small().timeout(Duration::from_secs(1 << 30));
     let error = line.admit(Admit::Descendant).channel(&options).unwrap_err();
-    assert_eq!(error.code(), "PEER_LOST", "{error}");
+    assert_eq!(error.code(), "CHILD_EXITED", "{error}");
     launcher.finish();
+}
+
+#[test]
+fn a_descendant_that_dies_in_the_handshake_is_not_blamed_on_its_launcher() {
+    if support::role().is_some() {
+        return;
+    }
+    for (admit, script, code) in [
+        (Admit::Descendant, r#""$0" "$@"; exit 3"#, "PEER_LOST"),
+        (Admit::Descendant, r#"exec "$0" "$@""#, "CHILD_EXITED"),
+        (Admit::Child, r#"exec "$0" "$@""#, "CHILD_EXITED"),
+    ] {
+        let (_launcher, line) = Actor::spawn_by(shell(script), "asks", &[]);
+        let policy = Policy::new().authorize(|identity| {
+            kill(Pid::from_raw(identity.pid), Signal::SIGKILL)?;
+            Ok::<_, nix::Error>(true)
+        });
+        let error = line.admit(admit).channel(&small().policy(policy)).unwrap_err();
+        assert_eq!(error.code(), code, "{script}: {error}");
+    }
+}
+
+#[test]
+fn the_line_is_descriptor_3_or_standard_input() {
+    if support::role().is_some() {
+        return;
+    }
+    for (place, number) in [(LinePlace::Descriptor, "3"), (LinePlace::Stdin, "0")] {
+        let mut command = Actor::prepare(Command::new(std::env::current_exe().unwrap()), "stays", &[]);
+        command.stdin(Stdio::null());
+        let (child, line) = spawn_with(command, place).unwrap();
+        let child = Actor::hear_from(child);
+        let _channel = line.channel(&small()).unwrap();
+        child.expect(number);
+    }
+    let error = spawn(Command::new("/no/such/program")).unwrap_err();
+    assert_eq!(error.code(), "INVALID_ARGUMENT", "{error}");
+}
+
+fn is_running(pid: i32) -> bool {
+    std::fs::read_link(format!("/proc/{pid}/exe")).is_ok()
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < TIME_LIMIT, "{what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn the_processes_of_a_child_are_killed_and_no_others() {
+    if support::role().is_some() {
+        return;
+    }
+    let other = Actor::start("says nothing", &[]);
+    other.expect("here");
+    let script = r#"(sleep 1000 & echo "@@ $!"); setsid sleep 1000 & echo "@@ $!"; "$0" "$@"; exit"#;
+    let (mut launcher, line) = Actor::spawn_by(shell(script), "stays", &[]);
+    let processes = line.processes();
+    let sleeping = [launcher.hear(), launcher.hear()].map(|pid| pid.parse::<i32>().unwrap());
+    let channel = line.admit(Admit::Descendant).channel(&small()).unwrap();
+    let mut pids = sleeping.to_vec();
+    pids.push(channel.peer().pid);
+    assert!(pids.iter().all(|pid| is_running(*pid)));
+    assert!(processes.kill().unwrap());
+    // The first has lost its parent, and still holds the line.
+    wait_until("all are killed", || !pids.iter().any(|pid| is_running(*pid)));
+    launcher.kill();
+    assert!(is_running(other.pid()));
+    assert!(processes.kill().unwrap(), "there is nothing left to kill");
+}
+
+/// A cgroup (version 2) in which processes can be killed together. Removed on drop.
+struct Cgroup {
+    name: String,
+    directory: std::path::PathBuf,
+}
+
+impl Cgroup {
+    /// `None`, and a line that gives the reason, if none can be made.
+    fn new(name: &str) -> Option<Self> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let point = mounts.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split(' ').collect();
+            (line.contains(" - cgroup2 ") && fields[3] == "/").then(|| fields[4].to_owned())
+        });
+        let Some(point) = point else {
+            println!("left out: the cgroup filesystem (version 2) is not mounted here");
+            return None;
+        };
+        let name = format!("/ringfence-test-{}-{name}", std::process::id());
+        let directory = std::path::PathBuf::from(format!("{point}{name}"));
+        if let Err(error) = std::fs::create_dir(&directory) {
+            println!("left out: no cgroup can be made here: {error}");
+            return None;
+        }
+        let made = Self { name, directory };
+        if !made.directory.join("cgroup.kill").exists() {
+            println!("left out: this kernel has no cgroup.kill (Linux 5.14)");
+            return None;
+        }
+        Some(made)
+    }
+
+    fn processes(&self) -> Vec<i32> {
+        let text = std::fs::read_to_string(self.directory.join("cgroup.procs")).unwrap();
+        text.lines().map(|pid| pid.parse().unwrap()).collect()
+    }
+
+    /// A shell that enters the cgroup and leaves a process in it that has no ties to the shell.
+    fn shell(&self) -> Command {
+        let script =
+            r#"echo $$ >"$GROUP/cgroup.procs"; setsid -f sleep 1000 <&- >&- 2>&- 3>&-; "$0" "$@"; exit"#;
+        let mut command = shell(script);
+        command.env("GROUP", &self.directory);
+        command
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.directory.join("cgroup.kill"), "1");
+        while std::fs::remove_dir(&self.directory)
+            .is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
+        {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+#[test]
+fn everything_in_a_cgroup_of_the_child_is_killed() {
+    if support::role().is_some() {
+        return;
+    }
+    let Some(cgroup) = Cgroup::new("own") else { return };
+    let (_launcher, line) = Actor::spawn_by(cgroup.shell(), "stays", &[]);
+    let processes = line.processes();
+    let options = small().policy(Policy::new().cgroup(&cgroup.name));
+    let _channel = line.admit(Admit::Descendant).channel(&options).unwrap();
+    assert_eq!(cgroup.processes().len(), 3);
+    assert!(processes.kill().unwrap());
+    wait_until("the cgroup is empty", || cgroup.processes().is_empty());
+}
+
+#[test]
+fn a_cgroup_that_others_use_is_not_killed() {
+    if support::role().is_some() {
+        return;
+    }
+    let Some(cgroup) = Cgroup::new("shared") else {
+        return;
+    };
+    let start = || {
+        let (launcher, line) = Actor::spawn_by(cgroup.shell(), "stays", &[]);
+        let processes = line.processes();
+        let options = small().policy(Policy::new().cgroup(&cgroup.name));
+        let channel = line.admit(Admit::Descendant).channel(&options).unwrap();
+        (launcher, processes, channel)
+    };
+    let (_first, of_first, _channel) = start();
+    // So that the second child is younger.
+    let clock = Instant::now();
+    while clock.elapsed() < Duration::from_millis(20) {
+        thread::yield_now();
+    }
+    let (_second, of_second, channel) = start();
+    assert!(of_first.kill().unwrap());
+    // The two shells' detached processes, the second shell and the second peer.
+    wait_until("the first child is killed", || cgroup.processes().len() == 4);
+    assert!(is_running(channel.peer().pid));
+    assert!(of_second.kill().unwrap());
+    wait_until("the second child is killed", || cgroup.processes().len() == 2);
 }
 
 #[test]

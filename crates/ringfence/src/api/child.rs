@@ -8,7 +8,7 @@
 
 use std::{
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
     process::{Child, Command},
@@ -21,10 +21,11 @@ use nix::{
     fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
     poll::PollFlags,
     sys::{
+        signal::Signal,
         socket::{AddressFamily, SockFlag, SockType, socketpair},
         stat::{SFlag, fstat},
     },
-    unistd::{Pid, dup2_stdin, pipe2},
+    unistd::{dup2_raw, dup2_stdin, pipe2},
 };
 
 use crate::{
@@ -36,6 +37,7 @@ use crate::{
     handshake::line,
     handshake::parts::{Answerer, Side},
     options::Options,
+    peer::family::{ChildProcesses, Started, is_alive},
     sys::{self, lock::Mutex},
     wait::deadline::{Deadline, Woken},
 };
@@ -66,11 +68,50 @@ pub const LINE_VARIABLE: &str = "RINGFENCE_LINE";
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] if the program cannot be started; [`Error::NoSpace`].
-pub fn spawn(mut command: Command) -> Result<(Child, ParentLine)> {
-    let (mut line, childs) = private_line()?;
-    command.env(LINE_VARIABLE, childs.as_fd().as_raw_fd().to_string());
+pub fn spawn(command: Command) -> Result<(Child, ParentLine)> {
+    spawn_with(command, LinePlace::default())
+}
+
+/// The place where a child finds its end of the line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LinePlace {
+    /// Descriptor 3, or the next number at which this process leaves its children nothing. The number is known before the start
+    /// of a process that leaves its children only the standard descriptors, which most do.
+    #[default]
+    Descriptor,
+    /// Standard input, for launchers that close all descriptors but the standard ones.
+    Stdin,
+}
+
+/// As [`spawn`], with a place for the line.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn spawn_with(mut command: Command, place: LinePlace) -> Result<(Child, ParentLine)> {
+    let (line, childs) = private_line()?;
+    let number = match place {
+        LinePlace::Stdin => STANDARD_INPUT,
+        LinePlace::Descriptor => free_number()?,
+    };
+    // Keeps the number from the pipe by which the standard library reports a failed start.
+    let _reserved = match place {
+        LinePlace::Stdin => None,
+        LinePlace::Descriptor => Some(
+            sys::uninterrupted(|| fcntl(&childs, FcntlArg::F_DUPFD_CLOEXEC(number)))
+                // SAFETY: the call has just made this descriptor.
+                .map(|number| unsafe { OwnedFd::from_raw_fd(number) })
+                .map_err(|errno| Error::system("a private line", errno))?,
+        ),
+    };
+    command.env(LINE_VARIABLE, number.to_string());
     let inherit = move || {
-        fcntl(&childs, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        if childs.as_fd().as_raw_fd() == number {
+            fcntl(&childs, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        } else {
+            // SAFETY: whatever this process had at the number is close-on-exec or its standard input, and this copy of the process
+            // executes the program next.
+            let _ = unsafe { dup2_raw(&childs, number) }?.into_raw_fd();
+        }
         Ok(())
     };
     // SAFETY: between fork and exec it makes one system call, and touches nothing that another thread may have held.
@@ -99,6 +140,21 @@ pub fn spawn(mut command: Command) -> Result<(Child, ParentLine)> {
     Ok((child, line))
 }
 
+/// Returns the first number above the standard descriptors that no descriptor has, except one that is closed on exec.
+fn free_number() -> Result<RawFd> {
+    for number in STANDARD_INPUT + 3.. {
+        // SAFETY: used for this call only, which answers EBADF if nothing is open there.
+        let there = unsafe { BorrowedFd::borrow_raw(number) };
+        match sys::uninterrupted(|| fcntl(there, FcntlArg::F_GETFD)) {
+            Err(Errno::EBADF) => return Ok(number),
+            Ok(flags) if FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC) => return Ok(number),
+            Ok(_) => {}
+            Err(errno) => return Err(Error::system("a number for the line", errno)),
+        }
+    }
+    Err(Error::system("a number for the line", Errno::EMFILE))
+}
+
 /// Creates a line between this process and a child that is to be started, for a program that starts its child by other means.
 /// Other programs call [`spawn`].
 ///
@@ -106,18 +162,20 @@ pub fn spawn(mut command: Command) -> Result<(Child, ParentLine)> {
 /// [`Error::NoSpace`] if descriptors have run out.
 pub fn private_line() -> Result<(ParentLine, ChildLine)> {
     let birth = Birth::now()?;
+    let failed = |errno| Error::system("a private line", errno);
     let (line, childs) = socketpair(
         AddressFamily::Unix,
         SockType::Stream,
         None,
         SockFlag::SOCK_CLOEXEC,
     )
-    .map_err(|errno| Error::system("a private line", errno))?;
+    .map_err(failed)?;
+    let number = sys::uninterrupted(|| fstat(&childs)).map_err(failed)?.st_ino;
     line::prepare(&line, &childs)?;
     Ok((
         ParentLine {
             line,
-            child: None,
+            processes: ChildProcesses::new(number, birth),
             admit: Admit::Child,
             birth,
         },
@@ -158,17 +216,10 @@ impl FromStr for Admit {
 #[derive(Debug)]
 pub struct ParentLine {
     line: OwnedFd,
-    child: Option<Started>,
+    processes: ChildProcesses,
     admit: Admit,
     /// A forked child of this process has a copy, and must not use it.
     birth: Birth,
-}
-
-#[derive(Debug)]
-struct Started {
-    pid: i32,
-    /// `None` before Linux 5.3: then the child's end shows as the end of the line, unless another process holds that end as well.
-    pidfd: Option<OwnedFd>,
 }
 
 /// The child's end of a line, close-on-exec. A program that starts the child leaves it a descriptor of this that is not
@@ -198,18 +249,14 @@ impl ParentLine {
     ///
     /// # Errors
     /// [`Error::PeerLost`] if there is no such process; [`Error::NoSpace`].
-    pub fn started(&mut self, pid: u32) -> Result<()> {
-        self.birth.check()?;
-        let gone = |errno: Errno| Error::PeerLost(format!("there is no process {pid}: {}", errno.desc()));
-        let pid = i32::try_from(pid).map_err(|_| gone(Errno::ESRCH))?;
-        let pidfd = match sys::process::pidfd_open(Pid::from_raw(pid)) {
-            Ok(pidfd) => Some(pidfd),
-            Err(Errno::ENOSYS | Errno::EPERM) => None,
-            Err(errno @ (Errno::ESRCH | Errno::EINVAL)) => return Err(gone(errno)),
-            Err(errno) => return Err(Error::system("a descriptor of the child (pidfd_open)", errno)),
-        };
-        self.child = Some(Started { pid, pidfd });
-        Ok(())
+    pub fn started(&self, pid: u32) -> Result<()> {
+        self.processes.start(pid)
+    }
+
+    /// Returns the processes that [`ParentLine::started`] stands for, by which they can be killed.
+    #[must_use]
+    pub fn processes(&self) -> ChildProcesses {
+        self.processes.clone()
     }
 
     /// The channel with the child, once that has called [`from_parent`]. This side is the host.
@@ -222,15 +269,19 @@ impl ParentLine {
     /// handshake.
     ///
     /// # Errors
-    /// As [`join`](crate::join). Also [`Error::PeerLost`] if the child exits or closes its end before it has answered
-    /// (with [`Admit::Descendant`]: if it has exited and no process has that end); [`Error::HandshakeTimeout`] if it does not
-    /// answer; and [`Error::PeerRefused`] if another process answers, which has the line from the child. If this fails after a
-    /// descendant has answered, that process is killed: the caller could not identify it.
+    /// As [`join`](crate::join). Also [`Error::ChildExited`] if the child has exited and no process has its end of the line;
+    /// [`Error::PeerLost`] if the child has closed that end and still runs, or has exited and left it to another process that may not
+    /// answer; [`Error::HandshakeTimeout`] if no process answers; and [`Error::PeerRefused`] if another process answers, which has the line
+    /// from the child. If this fails after a descendant has answered, that process is killed: the caller could not identify it.
+    /// [`ChildProcesses::kill`] kills the others.
     pub fn channel(self, options: &Options) -> Result<Channel> {
         self.birth.check()?;
         let mut options = options.clone().checked()?;
         if self.admit == Admit::Descendant {
             options.policy = options.policy.for_descendant();
+        }
+        if let Some(cgroup) = options.policy.cgroup_name() {
+            self.processes.in_cgroup(cgroup)?;
         }
         let options = &options;
         let mut record = EvidenceLog::default();
@@ -242,7 +293,7 @@ impl ParentLine {
         );
         self.wait(&deadline(options))?;
         let deadline = deadline(options);
-        let expected = match (self.admit, &self.child) {
+        let expected = match (self.admit, self.processes.started()) {
             (Admit::Descendant, _) => Answerer::Descendant,
             (Admit::Child, Some(child)) => {
                 Answerer::Process(child.pid, child.pidfd.as_ref().map(AsFd::as_fd))
@@ -250,46 +301,85 @@ impl ParentLine {
             (Admit::Child, None) => Answerer::Unknown,
         };
         let side = Side::new(&"the child's line", options, &deadline, Meeting::Family);
-        let parts = side.parent(self.line, expected, record)?;
-        Ok(Channel::assemble(parts, None, options))
+        let mut answered = None;
+        match side.parent(self.line, expected, &mut answered, record) {
+            Ok(parts) => {
+                // A process that is known by its claim alone is not killed.
+                if let (Some((pid, _)), Some(pidfd)) = (answered, parts.process.pidfd()) {
+                    self.processes.answered(pid, pidfd);
+                }
+                Ok(Channel::assemble(parts, None, options))
+            }
+            Err(error) => Err(failed(error, self.admit, self.processes.started(), answered)),
+        }
     }
 
     /// Waits for the first byte, or for the end of every process that could send it.
     fn wait(&self, deadline: &Deadline) -> Result<()> {
-        let pidfd = self.child.as_ref().and_then(|child| child.pidfd.as_ref());
+        let child = self.processes.started();
+        let pidfd = child.and_then(|child| child.pidfd.as_ref());
         let mut awaited = vec![(self.line.as_fd(), PollFlags::POLLIN)];
-        // A launcher may exit and leave the line to a descendant. The line ends once no process has it.
-        let child = pidfd.filter(|_| self.admit == Admit::Child);
-        awaited.extend(child.map(|pidfd| (pidfd.as_fd(), PollFlags::POLLIN)));
+        // A launcher may exit and leave the line to a descendant.
+        let exit = pidfd.map(|pidfd| (pidfd.as_fd(), PollFlags::POLLIN));
+        awaited.extend(exit.filter(|_| self.admit == Admit::Child));
         if deadline.wait(&awaited)? == Woken::Late {
             return Err(Error::HandshakeTimeout {
                 step: "the child's HELLO",
                 after: deadline.allowed,
             });
         }
-        if self.admit == Admit::Descendant && sys::socket::unread(&self.line) == Ok(0) {
-            // A launcher exits a moment after the last process that had the line.
-            let exited = match pidfd {
-                Some(pidfd) => deadline.wait(&[(pidfd.as_fd(), PollFlags::POLLIN)])? == Woken::Ready,
-                None => false,
-            };
-            return Err(Error::PeerLost(if exited {
-                "the child has exited, and no process has the line".into()
-            } else {
-                "the child still runs, and no process has the line; if the launcher closes descriptors, leave the line on standard input"
-                    .into()
-            }));
+        // The child may have sent the reason before it exited.
+        let at_once = Deadline::endless(Vec::new(), deadline.allowed).within(Duration::ZERO);
+        if at_once.wait(&awaited[..1])? == Woken::Late {
+            return Err(Error::PeerLost(
+                "the child has exited and left its end of the line to another process; admit a descendant to let that one answer".into(),
+            ));
         }
-        // Reads what the child sent before it ended: it may be the reason.
-        let said = Deadline::endless(Vec::new(), deadline.allowed)
-            .within(Duration::ZERO)
-            .wait(&awaited[..1])?;
-        match said {
-            Woken::Ready => Ok(()),
-            Woken::Late => Err(Error::PeerLost(
-                "the child has ended before it had said anything".into(),
-            )),
+        if sys::socket::unread(&self.line) != Ok(0) {
+            return Ok(());
         }
+        // No process has the line. A launcher exits a moment after the last one that had it.
+        let exit = exit.filter(|_| self.admit == Admit::Descendant);
+        if let Some(child) = child
+            && (child.is_exiting() || (exit.is_some() && deadline.wait(exit.as_slice())? == Woken::Ready))
+        {
+            return Err(Error::ChildExited(child.pid));
+        }
+        Err(Error::PeerLost(match child {
+            Some(child) => format!(
+                "the child, process {}, still runs, and no process has its end of the line; if the launcher closes descriptors, leave \
+                 the line on standard input",
+                child.pid
+            ),
+            None => "no process has the child's end of the line".into(),
+        }))
+    }
+}
+
+/// The error for a handshake that failed once the process `answered` was known. Kills that process if it is not the child: the caller
+/// could not identify it.
+fn failed(
+    error: Error,
+    admit: Admit,
+    child: Option<&Started>,
+    answered: Option<(i32, Option<OwnedFd>)>,
+) -> Error {
+    let pidfd = answered.as_ref().and_then(|(_, pidfd)| pidfd.as_ref());
+    let exited = pidfd.is_some_and(|pidfd| !is_alive(pidfd));
+    if let (Admit::Descendant, Some(pidfd)) = (admit, pidfd) {
+        // Best effort: it may have exited, or have become another user's.
+        let _ = sys::process::signal(pidfd, Signal::SIGKILL);
+    }
+    let is_child = |child: &&Started| match answered {
+        Some((pid, _)) => pid == child.pid,
+        None => admit == Admit::Child,
+    };
+    match (error, child.filter(is_child), &answered) {
+        (Error::PeerLost(_), Some(child), _) if child.is_exiting() => Error::ChildExited(child.pid),
+        (Error::PeerLost(why), None, Some((pid, _))) if exited => Error::PeerLost(format!(
+            "process {pid}, to which the child had handed the line, exited during the handshake ({why})"
+        )),
+        (error, ..) => error,
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
     handshake::steps::{check_child, check_line, has_exited, lines, new_line, no_line, second_answer},
     identity::Credentials,
     peer::process::{Peer, pidfd_of_maker},
-    sys, trace,
+    trace,
 };
 
 /// Decides which of the guests that are ready for a channel get one: a pair has one slot, a service has many.
@@ -81,22 +81,16 @@ impl Side<'_> {
         self.agree_as_host(session, || slots.claim(who), broken_off)
     }
 
-    /// Runs steps 2 to 8 as the parent.
+    /// Runs steps 2 to 8 as the parent. Sets `answered` once the kernel has named the process that answers, and
+    /// not by that process's claim alone.
     pub(crate) fn parent(
         &self,
         stream: OwnedFd,
         expected: Answerer<'_>,
+        answered: &mut Option<(i32, Option<OwnedFd>)>,
         record: EvidenceLog,
     ) -> Result<Parts> {
-        self.told("host", || {
-            let mut answerer = None;
-            let result = self.parent_of(stream, expected, &mut answerer, record);
-            if let (Err(_), Some(pidfd)) = (&result, answerer) {
-                // Best effort: it may have exited, or have become another user's.
-                let _ = sys::process::kill(&pidfd);
-            }
-            result
-        })
+        self.told("host", || self.parent_of(stream, expected, answered, record))
     }
 
     /// Runs steps 2 to 8 as the guest. Returns `None` if the host has disconnected without an answer.
@@ -120,13 +114,12 @@ impl Side<'_> {
     /// the child creates and sends. The credentials alone could be forged below a new pid namespace; the
     /// creator of the line cannot.
     ///
-    /// Sets `answerer` once a descendant is identified: the program does not know that process, so this side
-    /// has to kill it if the handshake fails. A child that may not make a line gets one from this side.
+    /// A child that may not make a line gets one from this side.
     fn parent_of(
         &self,
         stream: OwnedFd,
         expected: Answerer<'_>,
-        answerer: &mut Option<OwnedFd>,
+        answered: &mut Option<(i32, Option<OwnedFd>)>,
         mut record: EvidenceLog,
     ) -> Result<Parts> {
         let result = (|| {
@@ -142,9 +135,7 @@ impl Side<'_> {
                 for end in [&line, &childs] {
                     check_line(end, speaker)?;
                 }
-                if let Answerer::Descendant = expected {
-                    *answerer = pidfd_of_maker(&line);
-                }
+                *answered = Some((speaker.pid, pidfd_of_maker(&line)));
                 peer = Peer::attest(&line, policy.may_hide(), &mut record)?;
             } else {
                 // The child may not make a line. A claim does not suffice to kill a descendant.

@@ -358,6 +358,12 @@ pub(crate) fn cgroup_numbers(name: &str) -> Result<CgroupNumbers> {
     })
 }
 
+/// Opens the directories of the cgroups with a given name (`O_PATH`).
+pub(crate) fn cgroup_directories(name: &str) -> Result<Vec<OwnedFd>, Errno> {
+    let mounts = sys::file::read_whole_text(MOUNTS)?;
+    directories_below(hierarchies_in(&mounts), name).map(Option::unwrap_or_default)
+}
+
 /// Returns the root and the mount point of each mounted hierarchy of version 2.
 fn hierarchies_in(mounts: &str) -> impl Iterator<Item = (String, String)> {
     let hierarchies = mounts_in(mounts).filter(|mount| mount.kind == "cgroup2");
@@ -368,6 +374,19 @@ fn numbers_below(
     mounts: impl Iterator<Item = (String, String)>,
     name: &str,
 ) -> Result<Option<Vec<u64>>, Errno> {
+    let Some(directories) = directories_below(mounts, name)? else {
+        return Ok(None);
+    };
+    let number = |directory| uninterrupted(|| fstat(directory)).map(|found| found.st_ino);
+    let mut numbers: Vec<u64> = directories.iter().map(number).collect::<Result<_, _>>()?;
+    numbers.dedup();
+    Ok(Some(numbers))
+}
+
+fn directories_below(
+    mounts: impl Iterator<Item = (String, String)>,
+    name: &str,
+) -> Result<Option<Vec<OwnedFd>>, Errno> {
     let mut mounted = false;
     let mut found = Vec::new();
     for (root, point) in mounts {
@@ -386,10 +405,9 @@ fn numbers_below(
         };
         // Another filesystem may be mounted over the cgroup's directory.
         if uninterrupted(|| fstatfs(&directory))?.filesystem_type() == CGROUP2_SUPER_MAGIC {
-            found.push(uninterrupted(|| fstat(&directory))?.st_ino);
+            found.push(directory);
         }
     }
-    found.dedup();
     Ok(mounted.then_some(found))
 }
 

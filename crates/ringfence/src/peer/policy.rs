@@ -419,6 +419,10 @@ impl Policy {
         self
     }
 
+    pub(crate) fn cgroup_name(&self) -> Option<&str> {
+        self.cgroup.as_deref()
+    }
+
     /// Whether all accepted peers belong to one user.
     pub(crate) fn is_for_one_user(&self) -> bool {
         match &self.users {

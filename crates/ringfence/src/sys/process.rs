@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use nix::{
     errno::Errno,
     libc::{self, c_int},
+    sys::signal::Signal,
     unistd::Pid,
 };
 
@@ -31,15 +32,15 @@ pub(crate) fn pidfd_open_thread(thread: libc::pid_t) -> Result<OwnedFd, Errno> {
     pidfd_open_with(thread, libc::O_EXCL)
 }
 
-/// Kills a process (pidfd_send_signal(2), Linux 5.1).
-pub(crate) fn kill(pidfd: impl AsFd) -> Result<(), Errno> {
+/// Sends a signal to a process (pidfd_send_signal(2), Linux 5.1).
+pub(crate) fn signal(pidfd: impl AsFd, signal: Signal) -> Result<(), Errno> {
     let no_info = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: with a null pointer in place of the information, the call touches no memory of ours.
     let result = unsafe {
         libc::syscall(
             libc::SYS_pidfd_send_signal,
             pidfd.as_fd().as_raw_fd(),
-            libc::SIGKILL,
+            signal as c_int,
             no_info,
             0,
         )

@@ -136,7 +136,7 @@ impl Actor {
         (Self::hear_from(child), line)
     }
 
-    fn prepare(mut command: Command, role: &str, arguments: &[&str]) -> Command {
+    pub fn prepare(mut command: Command, role: &str, arguments: &[&str]) -> Command {
         limit();
         command
             .args(["--exact", "role", "--nocapture", "--test-threads=1"])
@@ -160,7 +160,7 @@ impl Actor {
         Self::hear_by(child, channel().1, move |text| lines.send((number, text)).is_ok())
     }
 
-    fn hear_from(child: Child) -> Self {
+    pub fn hear_from(child: Child) -> Self {
         let (sender, lines) = channel();
         Self::hear_by(child, lines, move |text| sender.send(text).is_ok())
     }

@@ -61,7 +61,7 @@ pub fn handshake(bytes: &[u8]) {
         let wrong = child.wrong;
         let talk = scope.spawn(move || child.talk(&theirs, own_pid()));
         let made = side
-            .parent(ours, Answerer::Unknown, EvidenceLog::default())
+            .parent(ours, Answerer::Unknown, &mut None, EvidenceLog::default())
             .map(drop);
         // The scope waits only for the closure's end, not until the thread has released its memory.
         talk.join().expect("the child");
