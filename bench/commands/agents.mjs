@@ -1,4 +1,4 @@
-// What a service holds for each agent: descriptors, memory beyond the rings, and processor time while none speaks.
+// The cost of each agent to its service: descriptors, memory beyond the rings, and processor time while none speaks.
 //
 //   npm run bench -- agents --agents 1000 --processes 4 --capacity 4096 --idle 20
 //

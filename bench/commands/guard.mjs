@@ -127,7 +127,7 @@ async function measureAll(trees, names, { seconds, each }) {
   return pairs
 }
 
-/** How much dearer this tree is: the median of the pairs' differences, and what that median may be off by. */
+/** The added cost of this tree: the median of the pairs' differences, and the error of that median. */
 function compare(pairs) {
   const changes = pairs.map(({ base, tree }) => tree / base - 1)
   const change = median(changes)

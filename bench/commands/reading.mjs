@@ -1,4 +1,4 @@
-// What a reader pays in Node for each message: this tree beside others, in turn, medians.
+// The cost of each message to a reader in Node: this tree beside others, in turn, medians.
 //
 //   npm run bench -- reading --base ../before
 //
@@ -74,7 +74,7 @@ const WAYS = `export default {
 
 const library = (tree) => import(pathToFileURL(path.join(tree, 'dist/esm/index.js')).href)
 
-/** Sends a part each time it is told to. */
+/** Sends a part for each order. */
 async function send({ tree, address, size, count }) {
   const { join } = await library(tree)
   const channel = await join(address, { capacity: CAPACITY })
@@ -132,7 +132,7 @@ async function read({ trees, way, size, count, turns, milliseconds }) {
   process.exit()
 }
 
-/** What each tree's turns took in a process of their own. */
+/** Measures the turns of each tree in a process of their own. */
 function measure(trees, way, size, values) {
   const record = 8 + ((size + 7) & ~7)
   const count = Math.max(1, Math.floor(Number(values.part) / record))

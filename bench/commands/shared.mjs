@@ -1,4 +1,4 @@
-// What the commands share: where things are, how they are built, where results go.
+// The shared parts of the commands: paths, builds, and the place of results.
 
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
@@ -58,7 +58,7 @@ function revision() {
   return `${answer('git', ['log', '-1', '--format=%h', ...measured])}${dirty}`
 }
 
-/** Where and when the figures of a page were measured. */
+/** The origin of a page's figures: date, revision and load. */
 export const origin = () => ({
   date: new Date().toISOString().slice(0, 10),
   commit: revision(),

@@ -89,7 +89,7 @@ function marksOf(series, x, y) {
 
 /**
  * `series`: `{ name, points: [[x, y, low?, high?]], strong? }`, in the units of the axes.
- * `x`, `y`: `{ label, low, high, ticks?: [value, text][], text }`; `y.linear`: from nothing on, where a value may be none.
+ * `x`, `y`: `{ label, low, high, ticks?: [value, text][], text }`; `y.linear`: from 0 on, for values that may be 0.
  */
 export function chart({ title, subtitle, series, x, y }) {
   const { document } = parseHTML('<!doctype html><html><body></body></html>')

@@ -21,7 +21,7 @@ export class Frames {
       at = this.#complete(chunk)
       if (at < 0) return
     }
-    // What a short read has left out of step is walked from aligned memory: byte by byte would be slower than a copy.
+    // The remainder of a short read is walked from aligned memory: byte by byte would be slower than a copy.
     if (((chunk.byteOffset + at) & 7) !== 0 && chunk.length > at) {
       chunk = Buffer.from(new Uint8Array(chunk.subarray(at)).buffer)
       at = 0
@@ -89,7 +89,7 @@ export class Inbox {
   }
 }
 
-/** How many messages a sender may have in flight, to what queues without limit. The reader grants half of them at a time. */
+/** The messages that a sender may have in flight, to a transport that queues without limit. The reader grants half of them at a time. */
 export class Credit {
   #half
   #tell

@@ -1,4 +1,4 @@
-// Where the hypervisor has put the two cores just now: a cache line goes to and fro between two pinned threads.
+// Finds out how far apart the hypervisor has put the two cores: a cache line goes to and fro between two pinned threads.
 
 import { fileURLToPath } from 'node:url'
 import { Worker, isMainThread, workerData } from 'node:worker_threads'

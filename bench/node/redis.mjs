@@ -1,4 +1,4 @@
-// Redis publish/subscribe over its Unix socket, where a redis-server is on the PATH: a broker between the processes.
+// Redis publish/subscribe over its Unix socket, if a redis-server is on the PATH: a broker between the processes.
 
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'

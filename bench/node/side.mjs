@@ -65,7 +65,7 @@ async function serve(setup, line) {
     if (order.quit) break
     const before = usage()
     // The receiver must be listening before A starts its clock, and not only about to; but one that blocks its
-    // thread could not say so any more.
+    // thread could not say so later.
     if (contender.blocks) line.send('ready')
     const work = order.consume ? contender.consume(order.consume) : null
     if (!contender.blocks) line.send('ready')

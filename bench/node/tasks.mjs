@@ -9,7 +9,7 @@ const pinned = spawnSync('taskset', ['--version']).error === undefined
 const fileOf = (name) => fileURLToPath(new URL(name, import.meta.url))
 const describe = ({ id, version, note }) => ({ id, version, note })
 
-/** How a process of this half is run, with a job that all its processes know. */
+/** The command of a process of this half, with a job that all its processes know. */
 const starting = (side, role, { cpus = [0, 1], ...job }, { threads = false, skipped } = {}) => ({
   command: [process.execPath, fileOf(side), role],
   job: { cpus, pinned, ...job },

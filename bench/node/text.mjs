@@ -1,4 +1,4 @@
-// How figures are printed, for the terminal and the tables.
+// The form of figures, for the terminal and the tables.
 
 export function quantity(value, unit = '') {
   const steps = [

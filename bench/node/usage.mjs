@@ -1,4 +1,4 @@
-// What a process has used, and on which core it runs.
+// The processor time of a process, and the core on which it runs.
 
 import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
@@ -14,7 +14,7 @@ export function pinThread(cpu) {
   }
 }
 
-/** How often the threads of a process have been given a core, voluntarily or not. */
+/** Returns the context switches of all threads of a process, voluntary or not. */
 export function switches(pid) {
   let total = 0
   for (const task of fs.readdirSync(`/proc/${pid}/task`)) {

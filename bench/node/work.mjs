@@ -40,7 +40,7 @@ export function add(total, more) {
   return next < LIMIT ? next : next % LIMIT
 }
 
-/** What the receiver of `count` messages of `size` bytes must arrive at. */
+/** Returns the sum of `count` messages of `size` bytes. */
 export function expectedSum(size, count) {
   const cycles = BigInt(Math.floor(count / CYCLE))
   const rest = BigInt(count % CYCLE)
@@ -76,7 +76,7 @@ export class Maker {
     this.#large = size >= 16_384
   }
 
-  /** Whether memory should come back through `recycle`, where the contender tells when it is done with it. */
+  /** Whether memory should come back through `recycle`, if the contender tells when it is done with it. */
   get recycles() {
     return this.#large
   }
@@ -144,7 +144,7 @@ export async function warmedUp({ seconds: wanted }, count, stretch) {
   }
 }
 
-/** What a contender takes that cannot poll. */
+/** The `takes` of a contender that cannot poll. */
 export const neverPolls = (measure) => (measure === 'rtt-polled' ? 'it does not poll' : null)
 
 /** Nanoseconds on the clock that all processes of the machine share. */

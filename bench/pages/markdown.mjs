@@ -1,4 +1,4 @@
-// What the pages share: tables, spreads, aims, and the frame around each half's sections.
+// The shared parts of the pages: tables, spreads, aims, and the frame around each half's sections.
 
 import { bytes, duration, quantity } from '../node/text.mjs'
 
@@ -73,7 +73,7 @@ export function listing(cells, [head, name], columns, placement) {
 export const block = (heading, ...parts) =>
   parts.at(-1) === '' ? [] : [heading, ...parts].filter(Boolean).flatMap((part) => [part, ''])
 
-/** What was asked for, of {@link atLeast} and {@link atMost}; rows without a figure are left out. */
+/** The aims, rows of {@link atLeast} and {@link atMost}; rows without a figure are left out. */
 export function aims(rows) {
   const known = rows.filter(({ found }) => found !== null)
   if (known.length === 0) return ''
@@ -160,7 +160,7 @@ function credits({ contenders, cells, absent = {} }) {
   return [...lines, ...Object.entries(absent).map(([id, why]) => `- **${id}**: not run: ${why}`)].join('\n')
 }
 
-/** What tells a cell from the others of its half. */
+/** The keys of a cell, as text. */
 const keyOf = ({ contender, measure, subscribers, size, harm }) =>
   [contender, measure, subscribers && `${subscribers} subscribers`, size && bytes(size), harm]
     .filter(Boolean)
@@ -172,15 +172,15 @@ function failed({ cells }) {
 }
 
 /**
- * A page: its title, introduction and facts, then for each half its name, `section(half, placement)`, who took part, and which runs
- * failed. `single`: the page has one half, which needs no heading.
+ * A page: its title, introduction and facts, then for each half its name, `section(half, placement)`, the contenders, and failed
+ * runs. `single`: the page has one half, which needs no heading.
  */
 export function render(results, { title, intro, facts: more = [], section, single = false }) {
   const out = [`# ${title}`, '', ...intro, '', ...facts(results, more), '']
   for (const half of results.halves) {
     const lines = section(half, usualPlacement(half.cells))
     out.push(...(single ? [] : [`## ${nameOf(half)}`, '']), ...lines)
-    if (half.contenders.some(({ note }) => note)) out.push(...block('Who is who:', credits(half)))
+    if (half.contenders.some(({ note }) => note)) out.push(...block('The contenders:', credits(half)))
     out.push(...block('Failed runs:', failed(half)))
   }
   return `${out.join('\n').trimEnd()}\n`

@@ -3,7 +3,7 @@
 import { bytes, duration } from '../node/text.mjs'
 import { aims, asTimes, atLeast, block, grid, listing, millions, rate, render, spread } from './markdown.mjs'
 
-/** What the page calls the measures. */
+/** The page's names of the measures. */
 const NAMES = { objects: 'values', rpc: 'calls', 'rpc-stalled': 'calls that wait', single: 'single messages' }
 const atATime = (count) => (count === 1 ? 'one at a time' : `${count} at a time`)
 
@@ -31,7 +31,7 @@ function stalled(half, placement) {
   return listing(cells, ['', ({ contender }) => contender], columns, placement)
 }
 
-/** What was asked for, each reached or not. */
+/** The aims, each reached or not. */
 function reached({ cells }, placement) {
   const of = (contender, size, measure) =>
     cells.find((cell) => cell.contender === contender && cell.size === size && cell.measure === measure)?.by_placement[

@@ -52,7 +52,7 @@ function latencyTable(cells, placement) {
 
 const gigabytes = (perSecond) => `${Number((perSecond / 1e9).toFixed(1))} GB/s`
 
-/** What was asked for of this half, with near cores. */
+/** The aims of this half, with near cores. */
 function asked({ name, cells }, placement) {
   if (placement !== 'near') return ''
   const of = (contender, measure, size, figure) =>

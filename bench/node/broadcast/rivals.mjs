@@ -1,4 +1,4 @@
-// Who publishes to many in Node: ringfence, a channel to each, and what else a program would take.
+// The ways to publish to many in Node: ringfence, a channel to each, and what else a program would use.
 
 import { once } from 'node:events'
 import net from 'node:net'

@@ -6,7 +6,7 @@ import { Reader, add, fill, message, neverPolls } from '../work.mjs'
 /** Messages between two waits for the channel to have taken them; it queues without limit otherwise. */
 const WINDOW = 256
 
-/** Both ends of the channel of fork(). What `make` returns is serialized before `send` returns, so its memory may be filled anew. */
+/** Both ends of the channel of fork(). The result of `make` is serialized before `send` returns, so its memory may be filled anew. */
 export function forkedPair({ side, child }, { make, read, window }) {
   const port = side === 'a' ? child : process
   const sink = new Sink(add)

@@ -11,11 +11,11 @@ import { add, expectedSum, messageSum } from '../work.mjs'
 
 const ringfence = await optional('ringfence')
 
-/** For how long a side stands still, in milliseconds, and the size of what each call brings meanwhile. */
+/** Milliseconds for which a side stands still, and bytes of each call that it gets during that time. */
 const STALL = 1500
 export const STALLED_SIZE = 16_384
 
-/** What the other side serves: takes a number, says the next one, and adds up what it was given. */
+/** The service of the other side: takes a number, returns the next one, and adds up what it was given. */
 class Counter extends RpcTarget {
   #left = 0
   #total = 0
@@ -154,7 +154,7 @@ async function open(library, transport, setup) {
       }
       await Promise.all(Array.from({ length: setup.job.size }, caller))
     },
-    /** So many calls to a side that stands still: what this process holds of them. Afterwards each is answered. */
+    /** Makes `count` calls to a side that stands still: returns what this process holds of them. Afterwards each is answered. */
     async stalled(count) {
       const text = 'x'.repeat(STALLED_SIZE)
       const held = remote.hold(STALL)

@@ -9,7 +9,7 @@ const READER_ASLEEP = 32
 const HEAD = 64
 const WRITER_ASLEEP = 96
 const CONTROL = 128
-/** A record that fills the end of the ring, where the next one would not fit. */
+/** A record that fills the end of the ring, if the next one would not fit. */
 const SKIP = -1
 /** Empty looks before a thread sleeps. */
 const PATIENCE = 200

@@ -1,4 +1,4 @@
-// The values of the measure `objects`: an order, as programs send them, whose JSON has about so many bytes. Each is made anew and
+// The values of the measure `objects`: an order, as programs send them, whose JSON has about that many bytes. Each is made anew and
 // read whole: what is read of it must add up.
 
 import { messageSum } from '../work.mjs'
@@ -23,7 +23,7 @@ export function maker(size) {
   }
 }
 
-/** What the receiver adds up of a value: as much as of a message of that size. */
+/** Returns what the receiver adds up of a value: as much as of a message of that size. */
 export function reader(size) {
   return ({ id, total, lines }) => {
     let left = total

@@ -1,8 +1,8 @@
-//! What the counting for `stats()` costs: messages of 64 B, all sent into an empty ring, and then all read.
+//! The cost of the counting for `stats()`: messages of 64 B, all sent into an empty ring, and then all read.
 //!
 //!     cargo run --release --example counting -- one|batch 180000 21
 //!
-//! How many at a time (at most 200,000 fit), and how often. The other side of the comparison is the same program, built from a tree
+//! The numbers: messages at a time (at most 200,000 fit), and rounds. The other side of the comparison is the same program, built from a tree
 //! whose ring does not count. Instructions of a message: under `valgrind --tool=callgrind --trace-children=yes`, of two numbers of
 //! messages, once each, the difference.
 

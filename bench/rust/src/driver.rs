@@ -42,7 +42,7 @@ impl Measure {
     }
 }
 
-/// How a side waits for a message that has not come yet.
+/// The way in which a side waits for a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
     Poll,
@@ -93,7 +93,7 @@ pub struct Outcome {
     pub bytes_per_second: f64,
     /// CPU of both sides, user and system, over the measured stretch.
     pub cpu_ns_per_message: f64,
-    /// How often either side lost its core to another process meanwhile.
+    /// Times that either side lost its core to another process.
     pub preempted: u64,
     pub round_trip: Option<RoundTrip>,
     /// Context switches of the reading process per second while nothing was sent.
@@ -127,7 +127,7 @@ pub struct RoundTrip {
     pub curve: Vec<(f64, f64)>,
 }
 
-/// What one side of a contender needs in order to open.
+/// The parameters of one side of a contender.
 pub struct Setup {
     pub job: Job,
     pub side: Side,
@@ -207,7 +207,7 @@ enum Order {
     Quit,
 }
 
-/// What a receiver says of a stretch.
+/// The receiver's report on a stretch.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     pub finished: u64,
@@ -249,9 +249,9 @@ pub fn usage(thread_only: bool) -> Usage {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Usage {
     pub cpu_ns: u64,
-    /// How often it went to sleep.
+    /// Times that it went to sleep.
     pub sleeps: u64,
-    /// How often another process was given the core.
+    /// Times that another process was given the core.
     pub preempted: u64,
 }
 

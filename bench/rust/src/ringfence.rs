@@ -120,7 +120,7 @@ macro_rules! drain_runs {
 }
 pub(crate) use drain_runs;
 
-/// How long a side of the spin-then-park measure spins: longer than a round trip between two awake cores, far
+/// The time for which a side of the spin-then-park measure spins: longer than a round trip between two awake cores, far
 /// shorter than a time slice.
 const SPIN: std::time::Duration = std::time::Duration::from_micros(50);
 /// Messages that one call to `drain` may hand over.
@@ -215,7 +215,7 @@ impl Contender for Side {
     }
 }
 
-/// How many records of one size a message has, and the sum of their words. `None`: it is no run of them.
+/// Counts the records of one size in a message, and adds up their words. `None`: it is no run of them.
 #[inline(always)]
 pub fn sum_run<const W: usize>(message: Message<'_>) -> Option<(u64, u64)> {
     let items = message.items::<[u64; W]>()?;

@@ -15,8 +15,8 @@ pub struct Work {
     pub count: u64,
 }
 
-/// Where a program keeps a message that it sends or receives by copy. From the beginning of a cache line, for all contenders: where an
-/// allocator puts a vector is a matter of luck, and a message of 4 KiB goes at half the speed from a place 16 bytes further on.
+/// The place of a message that is sent or received by copy: the beginning of a cache line, for all contenders. The place that an
+/// allocator gives a vector is a matter of luck, and a message of 4 KiB goes at half the speed from a place 16 bytes further on.
 pub type Buffer = AVec<u8, ConstAlign<64>>;
 
 /// A [`Buffer`] of zeros.
@@ -51,7 +51,7 @@ impl Work {
             .wrapping_add(words * words.saturating_sub(1) / 2)
     }
 
-    /// What the consumer must arrive at.
+    /// The sum of all messages.
     pub fn expected_sum(&self) -> u64 {
         let words = u128::from(self.count) * self.words as u128;
         (words * words.saturating_sub(1) / 2) as u64
@@ -205,7 +205,7 @@ pub fn poll_sum(count: u64, idle: fn(), mut poll: impl FnMut(u64) -> Result<(u64
     Ok(total)
 }
 
-/// What `poll` of [`poll_sum`] returns of one message, or of none.
+/// The result of `poll` of [`poll_sum`] for one message, or for none.
 #[inline(always)]
 pub fn one_or_none(sum: Option<u64>) -> (u64, u64) {
     sum.map_or((0, 0), |sum| (1, sum))

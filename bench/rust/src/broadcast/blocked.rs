@@ -14,7 +14,7 @@ use crate::clock;
 use crate::driver::pin;
 use crate::work::Work;
 
-/// What befalls a subscriber.
+/// The fate of a subscriber.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Harm {

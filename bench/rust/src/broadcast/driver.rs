@@ -27,7 +27,7 @@ pub struct Job {
     /// Bytes that the queue may hold; never less than eight messages.
     pub capacity: usize,
     #[serde(default)]
-    /// What befalls the first subscriber, in a run that measures how long the publisher is blocked by that.
+    /// The fate of the first subscriber, in a run that measures how long the publisher is blocked by it.
     pub harm: Option<Harm>,
     /// Names sockets, services and files of this run alone.
     pub tag: String,
@@ -66,7 +66,7 @@ pub trait Subscribe: Sized {
     /// Receives `work.count` messages and sums their words.
     fn consume(&mut self, work: &Work, batch: bool) -> Result<u64>;
 
-    /// How many of those the last call has read: fewer, where a subscriber may lose some, which then checks each of them.
+    /// The number that the last call has read: fewer, if a subscriber may lose some, which then checks each of them.
     fn read(&self, work: &Work) -> u64 {
         work.count
     }
@@ -111,7 +111,7 @@ impl Crowd {
         let mut lines = Vec::new();
         for _ in 0..job.idle {
             children.push(spawn(&idle)?);
-            // Nothing more is asked of it.
+            // It gets no orders.
             let Ready = Line::accept(&listener)?.receive()?;
         }
         for _ in 0..job.subscribers {
@@ -141,7 +141,7 @@ impl Drop for Crowd {
     }
 }
 
-/// What the job of an idle subscriber names in place of a rival.
+/// The contender that the job of an idle subscriber names.
 pub const IDLE: &str = "idle";
 
 fn spawn(job: &Job) -> Result<Child> {

@@ -1,4 +1,4 @@
-//! What the machine itself allows: no contender can pass these.
+//! The limits of the machine itself: no contender can pass these.
 
 use std::fs::File;
 use std::io::{Read, Write};

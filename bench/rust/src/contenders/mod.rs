@@ -1,4 +1,4 @@
-//! Who takes part, in what, and why not where not.
+//! The contenders, the measures in which each takes part, and why not in the others.
 
 pub mod baseline;
 #[cfg(feature = "iceoryx2")]

@@ -29,7 +29,7 @@ pub fn takes(measure: Measure, _: usize) -> Result<(), &'static str> {
     }
 }
 
-/// What the process was started with, for side B.
+/// The inheritance of side B from the process that started it.
 pub static BOOTSTRAP: Mutex<Option<ReceiverBootstrap>> = Mutex::new(None);
 
 const SCHEMA: [u8; 32] = [1; 32];

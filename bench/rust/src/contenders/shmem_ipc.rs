@@ -59,7 +59,7 @@ impl<const W: usize, const LIMIT: usize> Side<W, LIMIT> {
             self.sender.sender_mut().send(|slots, free| {
                 written = free.min(most);
                 for i in 0..written {
-                    // SAFETY: so many slots are free, or filled, as the library says, and each is that many words.
+                    // SAFETY: the library says that this many slots are free, and each has that many words.
                     unsafe { fill(slots.add(i).cast(), W, work.first_word(n + i as u64)) };
                 }
                 written

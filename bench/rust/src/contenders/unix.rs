@@ -30,7 +30,7 @@ pub fn takes(measure: Measure, size: usize) -> Result<(), &'static str> {
 pub struct Side {
     stream: UnixStream,
     buffer: Vec<u8>,
-    /// What has been read but not yet handed out.
+    /// The bytes that have been read but not yet handed out.
     start: usize,
     end: usize,
     out: Vec<u8>,
@@ -87,7 +87,7 @@ impl Side {
 
     fn frame(&mut self, at: usize, words: usize, start: u64) {
         self.out[at..at + PREFIX].copy_from_slice(&(words as u64 * 8).to_ne_bytes());
-        // SAFETY: `out` has a frame of so many words behind each place.
+        // SAFETY: `out` has a frame of that many words behind each place.
         unsafe { fill(self.out[at + PREFIX..].as_mut_ptr(), words, start) };
     }
 }

@@ -13,7 +13,7 @@ use crate::ringfence::send_batch;
 use crate::work::{Work, fill_bytes, sum_bytes};
 
 /// The same work by one thread, with plain memory in the ring's place: written, copied in and out in the parts in which a
-/// channel does it, summed. What the machine takes for that, before there is a channel.
+/// channel does it, summed. The machine's own cost, before there is a channel.
 pub(super) fn alone(capacity: usize, size: usize, seconds: f64) -> Result<f64> {
     let (mut from, mut ring, mut to) = (vec![0; size], vec![0; capacity], vec![0; size]);
     let part = if size > capacity / 2 { capacity / 8 } else { size };
@@ -69,7 +69,7 @@ impl Host {
         })
     }
 
-    /// Joins so many channels and returns the seconds that took.
+    /// Joins `count` channels and returns the seconds that took.
     pub(super) fn join(&mut self, count: usize) -> Result<f64> {
         self.line.send(&Order::Join(count))?;
         let started = clock::now();
@@ -93,7 +93,7 @@ impl Host {
         Ok((answer.finished - started) as f64 / 1e9)
     }
 
-    /// Lets go of all channels, or of all subscriptions, on both sides, and returns the seconds that took.
+    /// Drops all channels, or all subscriptions, on both sides, and returns the seconds that took.
     pub(super) fn release(&mut self) -> Result<f64> {
         self.line.send(&Order::Release)?;
         let started = clock::now();
@@ -114,7 +114,7 @@ impl Host {
         })
     }
 
-    /// What both processes together use while nothing is sent, and the seconds that took.
+    /// Sends nothing for a while: returns what both processes together have used, and the seconds.
     pub(super) fn idle(&mut self, seconds: f64) -> Result<(Usage, f64)> {
         let milliseconds = (seconds * 1000.0) as u64;
         self.line.send(&Order::Idle(milliseconds))?;

@@ -1,4 +1,4 @@
-//! What ringfence costs as work grows: channels between two processes, idle and busy, read one by one and by one merge; subscribers of
+//! The costs of ringfence as work grows: channels between two processes, idle and busy, read one by one and by one merge; subscribers of
 //! one publisher; messages and rings of any length. Each step is one process and its peer.
 
 mod host;
@@ -16,7 +16,7 @@ pub use side::{peer, raise_descriptor_limit};
 struct Job {
     /// The table: channels, subscribers, sizes or capacities.
     measure: String,
-    /// How many channels or subscribers, or how many bytes of a message or of a ring.
+    /// The number of channels or subscribers, or of bytes of a message or of a ring.
     size: usize,
     seconds: f64,
     /// Names sockets and addresses of this run alone.

@@ -1,4 +1,4 @@
-//! What both processes have, and the peer, which does what it is told.
+//! The parts of both processes, and the peer, which carries out orders.
 
 use std::hint::spin_loop;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -20,20 +20,20 @@ pub(super) enum Order {
     Join(usize),
     /// Subscribes so often.
     Subscribe(usize),
-    /// Sleeps on all channels and subscriptions for so many milliseconds.
+    /// Sleeps on all channels and subscriptions for this many milliseconds.
     Idle(u64),
-    /// Polls all channels in turn until so many messages have come.
+    /// Polls all channels in turn until this many messages have come.
     Busy(u64),
-    /// Reads so many messages from all channels together by one merge, which has them from then on.
+    /// Reads this many messages from all channels together by one merge, which has them from then on.
     Merged(u64),
-    /// Reads so many messages from each subscription, all of them in turn.
+    /// Reads this many messages from each subscription, all of them in turn.
     Overheard(u64),
-    /// Sleeps on all channels and sends back what comes, so many times.
+    /// Sleeps on all channels and sends back this many messages.
     Woken(u64),
-    /// Receives so many messages from the first channel, each copied into a buffer.
+    /// Receives this many messages from the first channel, each copied into a buffer.
     Stream(u64),
     Resources,
-    /// Lets go of all channels and subscriptions.
+    /// Drops all channels and subscriptions.
     Release,
     Quit,
 }
@@ -52,18 +52,18 @@ pub struct Flow {
     pub messages_per_second: f64,
     /// Of both sides, user and system.
     pub cpu_ns_per_message: f64,
-    /// How often either side lost its core to another process, each second.
+    /// Times a second that either side lost its core to another process.
     pub preempted_per_second: f64,
 }
 
-/// What a process holds.
+/// The resources of a process.
 #[derive(Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Resources {
     pub descriptors: u64,
     pub shared_kib: u64,
 }
 
-/// What ten thousand channels need in one process, with what else it has.
+/// Enough for ten thousand channels in one process, and for its other descriptors.
 const DESCRIPTORS: u64 = 65_536;
 
 /// A channel keeps some descriptors and two mappings; a thousand of them need more than the usual 1,024. Returns the limit.
@@ -208,7 +208,7 @@ impl Channels {
         Ok(found)
     }
 
-    /// The merge of all receivers, which is made when it is first asked for. What was sent from here until then was read.
+    /// The merge of all receivers, which is made when it is first asked for. Messages sent before that have been read.
     fn merge(&mut self) -> Result<&mut Merge<Receiver>> {
         if self.merge.is_none() {
             let mut merge = Merge::new()?;
@@ -306,7 +306,7 @@ fn overhear_all(channels: &mut Channels, count: u64) -> Result<u64> {
 
 fn echo_woken(channels: &mut Channels, count: u64) -> Result<u64> {
     let (mut n, mut total) = (0, 0u64);
-    // Said once for all of them and renewed for the one that was woken: what an event loop does. What has come before is not rung for.
+    // Said once for all of them and renewed for the one that was woken: what an event loop does. Messages that came before wake nothing.
     let mut ready: Vec<usize> = if channels.arm()? {
         Vec::new()
     } else {

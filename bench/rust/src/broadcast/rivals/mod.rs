@@ -1,4 +1,4 @@
-//! Who takes part, in what, and why not where not.
+//! The rivals, the cells in which each takes part, and why not in the others.
 
 #[cfg(feature = "iceoryx2")]
 mod iceoryx;

@@ -48,7 +48,7 @@ impl Publish for Out {
         let mut socket = context.socket(SocketType::XPUB)?;
         socket.set_sndhwm(job.slots() as i32)?;
         set(&mut socket, zmq_sys::ZMQ_XPUB_NODROP)?;
-        // Else only the first of several equal subscriptions is told.
+        // Otherwise only the first of several equal subscriptions is reported.
         set(&mut socket, zmq_sys::ZMQ_XPUB_VERBOSE)?;
         socket.bind(&endpoint(job))?;
         Ok(Self {
