@@ -423,6 +423,60 @@ fn a_child_that_may_not_make_a_line_gets_one_and_no_confinement_is_provable() {
     }
 }
 
+/// The parent makes the memory of both, and that of the child is writable by the child alone.
+#[test]
+fn a_child_that_may_not_create_memory_gets_it_from_its_parent() {
+    const MEMORY: [&[Denied]; 3] = [
+        &[all(libc::SYS_memfd_create)],
+        &[all(libc::SYS_fallocate)],
+        // The reopened memfd holds the lease.
+        &[(libc::SYS_openat, Some((2, libc::O_RDWR | libc::O_CLOEXEC)))],
+    ];
+    for denied in MEMORY {
+        let (child, line) = start("child", denied);
+        let mut channel = line.channel(&small()).unwrap();
+        let found = |check| {
+            channel
+                .evidence()
+                .iter()
+                .find(|one| one.check == check)
+                .unwrap()
+                .found
+                .clone()
+        };
+        assert_eq!(found("given"), "12288 bytes");
+        assert!(found("seals").starts_with("FUTURE_WRITE"), "{}", found("seals"));
+        assert!(child_inode_is_read_only_here(child.pid()));
+        round_trips(&mut channel, (0..100).map(|number| number * 100));
+        channel.close();
+        child.expect("ended");
+        child.finish();
+    }
+}
+
+/// Whether this process maps the object that the child may write, and for reading alone.
+fn child_inode_is_read_only_here(child: i32) -> bool {
+    let mapped = |pid: &str| -> Vec<(String, String)> {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        let lines = maps.lines().filter(|line| line.contains("memfd:ringfence"));
+        let of = |line: &str| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            (fields[1].to_owned(), fields[4].to_owned())
+        };
+        lines.map(of).collect()
+    };
+    let childs = mapped(&child.to_string());
+    let (_, inode) = childs
+        .iter()
+        .find(|(rights, _)| rights == "rw-s")
+        .expect("its own region");
+    let here: Vec<_> = mapped("self")
+        .into_iter()
+        .filter(|(_, other)| other == inode)
+        .collect();
+    here.len() == 1 && here[0].0 == "r--s"
+}
+
 /// The test of the documented calls notices a call that the list lacks.
 #[test]
 fn a_call_that_is_not_documented_kills() {

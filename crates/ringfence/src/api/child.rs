@@ -428,7 +428,7 @@ pub fn from_parent(options: &Options) -> Result<Channel> {
         format!("descriptor {}", line.as_raw_fd()),
     );
     let deadline = deadline(options);
-    let side = Side::new(&"the parent's line", options, &deadline, Meeting::Family);
+    let side = Side::new(&"the parent's line", options, &deadline, Meeting::Family).of_child();
     let parts = side.guest(line, record)?;
     let parts = parts.ok_or_else(|| Error::PeerLost("the parent has gone without an answer".into()))?;
     Ok(Channel::assemble(parts, None, options))

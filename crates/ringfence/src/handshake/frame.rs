@@ -13,6 +13,7 @@
 //!                   80  backing   u32      1 memfd, 2 shm
 //!                   84  features  u32      bit 0: the sender takes barriers (membarrier, global expedited)
 //!                                       bit 1: the sender is not dumpable from its OFFER on
+//!                                       bit 4: the sender is a child, and asks for the memory of its object
 //!                   88  meeting   u32      0 a pair's (join), 1 a service's (listen, connect), 2 a family's (spawn),
 //!                                       3 a membership's (member), 4 a publisher's (publish, subscribe); the
 //!                                       same on both sides
@@ -104,6 +105,8 @@ pub(crate) const HARDENS: u32 = 2;
 pub(crate) const TAKES_SEALED: u32 = 4;
 /// Bit 3: the sender accepts descriptors.
 pub(crate) const TAKES_DESCRIPTORS: u32 = 8;
+/// Bit 4: the sender is a child that may not create memory, and asks its parent for that of its object.
+pub(crate) const LACKS_MEMORY: u32 = 16;
 
 /// The kind of connection that two processes want to make. A process that wants another kind has the wrong
 /// address.

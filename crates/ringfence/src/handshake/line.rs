@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The maximum for any frame.
-pub(super) const MOST_DESCRIPTORS: usize = 2;
+pub(super) const MOST_DESCRIPTORS: usize = 3;
 
 /// A stream socket on which frames are exchanged with one identified process, until a deadline.
 #[derive(Debug)]
@@ -370,13 +370,13 @@ mod tests {
         here.send(&FRAME, &[]).unwrap();
         let (frame, descriptors) = there.next_frame("a frame").unwrap();
         assert_eq!((frame, descriptors.len()), (FRAME, 0));
-        for most in 1..=2 {
+        for most in 1..=3 {
             let passed = vec![own.as_fd(); most];
             here.send(&FRAME, &passed).unwrap();
             let (frame, descriptors) = there.next_frame_with("a frame", most).unwrap();
             assert_eq!((frame, descriptors.len()), (FRAME, most));
         }
-        for (passed, most) in [(1, 0), (2, 1), (3, 2), (3, 3)] {
+        for (passed, most) in [(1, 0), (2, 1), (3, 2), (4, 3), (4, 4)] {
             let (own, peer) = ends();
             send(own.as_fd(), &FRAME, &vec![own.as_fd(); passed]).unwrap();
             let refused = line(&peer, this_process(), &deadline).next_frame_with("a frame", most);

@@ -21,6 +21,7 @@ use crate::{
     peer::process::Peer,
     region::{
         copy::Writable,
+        create::{Backing, Blank},
         layout,
         own::OwnRegion,
         peer::PeerRegion,
@@ -138,6 +139,8 @@ pub(crate) struct Side<'a> {
     /// This process can issue membarrier(2) and receives it, so a peer that goes to sleep costs no fence in
     /// this side's sends.
     pub(super) takes_barriers: bool,
+    /// This process may not create memory, and its parent does it.
+    pub(super) lacks_memory: bool,
 }
 
 /// The process that may answer on the line that a child has inherited.
@@ -202,7 +205,16 @@ impl<'a> Side<'a> {
             inherits: None,
             role: RingRole::Equal,
             takes_barriers,
+            lacks_memory: false,
         }
+    }
+
+    /// Makes this a child, which asks its parent for memory if it may not create any. A process with more rights than
+    /// its starter does not ask: the starter could keep access to that memory.
+    pub(crate) fn of_child(mut self) -> Self {
+        let is_needed = self.options.backing == Backing::Memfd && !sys::process::is_privileged_execution();
+        self.lacks_memory = is_needed && !Blank::is_allowed(self.deadline);
+        self
     }
 
     /// Makes this the host of a membership, which passes these descriptors to its guest.

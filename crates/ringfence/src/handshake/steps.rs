@@ -25,8 +25,8 @@ use crate::{
     handshake::{
         broadcast::{self, Beginning, HeldStart, RingPart},
         frame::{
-            self, Frame, HARDENS, Hello, Meeting, Nonce, Offer, TAKES_BARRIERS, TAKES_DESCRIPTORS,
-            TAKES_SEALED, check_echo,
+            self, Frame, HARDENS, Hello, LACKS_MEMORY, Meeting, Nonce, Offer, TAKES_BARRIERS,
+            TAKES_DESCRIPTORS, TAKES_SEALED, check_echo,
         },
         line::{self, FrameLine, refuse, settle_line, settle_new_line},
         parts::{Answerer, Caller, PeerSession, RingRole, Side},
@@ -37,9 +37,9 @@ use crate::{
     options::MAX_MESSAGE_SIZE,
     peer::{namespace::answered, process::Peer},
     region::{
-        accept::{Agreed, accept},
+        accept::{Agreed, accept, accept_blank},
         copy::{Readable, Writable},
-        create::{Backing, ObjectSpec, SharedObject},
+        create::{Backing, Blank, ObjectSpec, SharedObject},
         layout::{TAIL, as_offset, head_of, region_size, round_capacity},
         peer::PeerRegion,
     },
@@ -191,6 +191,7 @@ impl Side<'_> {
         } else {
             0
         };
+        let lacks_memory = if self.lacks_memory { LACKS_MEMORY } else { 0 };
         let options = self.options;
         let (delivery, from) = match self.role {
             RingRole::Subscriber => (options.delivery.number(), options.from.number()),
@@ -209,7 +210,7 @@ impl Side<'_> {
             capacity: self.own_ring(),
             longest: options.longest(),
             backing: options.backing.number(),
-            features: barriers | hardens | sealed | descriptors,
+            features: barriers | hardens | sealed | descriptors | lacks_memory,
             meeting: self.meeting.number(),
             delivery,
             from,
@@ -497,7 +498,19 @@ impl Side<'_> {
             signal: inbox.number(),
             peer: peer.credentials.uid,
         };
-        let object = SharedObject::create(&wanted, self.deadline, record)?;
+        let peers_memory = self.memory_for(peer, hello, record)?;
+        let (object, received) = if self.lacks_memory {
+            let (offer, mut descriptors) = self.receive_offer(&line, own, hello, record)?;
+            let [raw, mapped] =
+                [descriptors.pop(), descriptors.pop()].map(|given| given.ok_or_else(no_object));
+            let blank = accept_blank(raw?, mapped?, capacity, record)?;
+            (
+                SharedObject::over(blank, &wanted, record)?,
+                Some((offer, descriptors)),
+            )
+        } else {
+            (SharedObject::create(&wanted, self.deadline, record)?, None)
+        };
         let held = self.hold_start(hello)?;
         let offer = Offer {
             echo: hello.nonce,
@@ -506,8 +519,12 @@ impl Side<'_> {
             tokens: inbox.address(),
             start: held.as_ref().map(HeldStart::start).unwrap_or_default(),
         };
-        self.send_offer(&line, offer, &object, record)?;
-        let (offer, descriptors) = self.receive_offer(&line, own, hello, record)?;
+        self.send_offer(&line, offer, &object, peers_memory.as_ref(), record)?;
+        drop(peers_memory);
+        let (offer, descriptors) = match received {
+            Some(received) => received,
+            None => self.receive_offer(&line, own, hello, record)?,
+        };
         let agreed = Agreed {
             backing: options.backing,
             capacity: hello.capacity,
@@ -552,6 +569,27 @@ impl Side<'_> {
         Ok(())
     }
 
+    /// Creates the memory of the peer's object, if the peer is a child that asks for it.
+    fn memory_for(&self, peer: &Peer, hello: &Hello, record: &mut EvidenceLog) -> Result<Option<Blank>> {
+        let is_asked = self.meeting == Meeting::Family && hello.features & LACKS_MEMORY != 0;
+        if !is_asked {
+            return Ok(None);
+        }
+        if self.lacks_memory || self.options.backing != Backing::Memfd {
+            return Err(Error::Protocol(
+                "a peer that asks for memory and cannot have it".into(),
+            ));
+        }
+        let blank = Blank::for_child(hello.capacity, peer.credentials.uid, self.deadline)?;
+        record.passed(
+            "object",
+            "given",
+            "memory for a child that may not create any",
+            format!("{} bytes", region_size(hello.capacity)),
+        );
+        Ok(Some(blank))
+    }
+
     /// Reserves the starting position of a new subscriber, if this side is a publisher.
     fn hold_start(&self, hello: &Hello) -> Result<Option<HeldStart>> {
         let RingRole::Publisher(ring) = self.role else {
@@ -561,12 +599,14 @@ impl Side<'_> {
         ring.hold(delivery, from).map(Some)
     }
 
-    /// Sends this side's OFFER with its object. A publisher passes its ring as well.
+    /// Sends this side's OFFER with its object. A publisher passes its ring as well, and a parent the memory for a child
+    /// that asks for it.
     fn send_offer(
         &self,
         line: &FrameLine<'_>,
         offer: Offer,
         object: &SharedObject,
+        peers_memory: Option<&Blank>,
         record: &mut EvidenceLog,
     ) -> Result<()> {
         let size = offer.size;
@@ -577,7 +617,9 @@ impl Side<'_> {
             })?;
             2
         } else {
-            line.send(&offer, &[object.as_fd()])?;
+            let mut passed = vec![object.as_fd()];
+            passed.extend(peers_memory.into_iter().flat_map(Blank::descriptors));
+            line.send(&offer, &passed)?;
             1
         };
         record.passed(
@@ -600,6 +642,8 @@ impl Side<'_> {
     ) -> Result<(Offer, Vec<Withheld>)> {
         let wanted = match self.role {
             RingRole::Subscriber => 2,
+            // The peer's object, and both descriptors of this side's.
+            RingRole::Equal if self.lacks_memory => 3,
             RingRole::Equal | RingRole::Publisher(_) => 1,
         };
         let (frame, descriptors) = line.next_frame_with("the peer's OFFER", wanted)?;
@@ -644,12 +688,11 @@ impl Side<'_> {
         offer: &Offer,
         record: &mut EvidenceLog,
     ) -> Result<(PeerRegion, RingPart)> {
-        let missing = || Error::Protocol("an OFFER without an object".into());
-        let first = descriptors.first().ok_or_else(missing)?;
+        let first = descriptors.first().ok_or_else(no_object)?;
         let RingRole::Subscriber = self.role else {
             return Ok((accept(first, &agreed, record)?, RingPart::Equal));
         };
-        let second = descriptors.get(1).ok_or_else(missing)?;
+        let second = descriptors.get(1).ok_or_else(no_object)?;
         let control = Agreed {
             capacity: 0,
             stated: region_size(0),
@@ -663,6 +706,10 @@ impl Side<'_> {
         };
         Ok((region, RingPart::Subscriber(ring, beginning)))
     }
+}
+
+fn no_object() -> Error {
+    Error::Protocol("an OFFER without an object".into())
 }
 
 fn token_sender(peer: &Peer, offer: &Offer) -> Result<TokenSender> {
@@ -898,6 +945,7 @@ mod tests {
                 inherits: None,
                 role,
                 takes_barriers: false,
+                lacks_memory: false,
             };
             let agreed = side.agree_on_ring(&said(capacity, longest));
             if let Err(error) = &agreed {

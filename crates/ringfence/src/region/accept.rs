@@ -10,12 +10,14 @@ use nix::{
         stat::{FileStat, SFlag, fstat},
         statfs::{TMPFS_MAGIC, fstatfs},
     },
+    unistd::geteuid,
 };
 
 use crate::{
     error::{Error, Result},
     evidence::EvidenceLog,
-    region::create::Backing,
+    fork::Withheld,
+    region::create::{Backing, Blank},
     region::create::{seal_names, wanted_seals},
     region::layout::region_size,
     region::peer::PeerRegion,
@@ -47,6 +49,50 @@ pub(crate) fn accept(descriptor: &OwnedFd, agreed: &Agreed, record: &mut Evidenc
         Backing::Shm => checks.lease(descriptor)?,
     }
     PeerRegion::map(descriptor, agreed.capacity)
+}
+
+/// Checks the memory that the parent has created for this process's object, by both of its descriptors. It must not change its
+/// size, and must be writable still. This process cannot find out whether the parent has mapped it for writing. It relies
+/// on the parent for that: the process that starts another one can write to its memory in any case.
+pub(crate) fn accept_blank(
+    raw: Withheld,
+    reopened: Withheld,
+    capacity: u64,
+    record: &mut EvidenceLog,
+) -> Result<Blank> {
+    const KNOWN: &str = "a memfd that is not sealed";
+    let mut checks = Checks { record };
+    let found = uninterrupted(|| fcntl(&*reopened, FcntlArg::F_GET_SEALS))
+        .map_err(|errno| unsound("seals", KNOWN, errno))?;
+    let found = SealFlag::from_bits_retain(found);
+    let is_open = !found.intersects(wanted_seals() | SealFlag::F_SEAL_WRITE);
+    checks.hold("seals", KNOWN.into(), seal_names(found), is_open)?;
+    uninterrupted(|| {
+        fcntl(
+            &*reopened,
+            FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW),
+        )
+    })
+    .map_err(|errno| unsound("seals", KNOWN, errno))?;
+    let stat = |descriptor: &OwnedFd| {
+        uninterrupted(|| fstat(descriptor))
+            .map_err(|errno| unsound("file", "a file that can be inspected", errno))
+    };
+    let (file, other) = (stat(&reopened)?, stat(&raw)?);
+    checks.kind(&reopened, &file)?;
+    let agreed = Agreed {
+        backing: Backing::Memfd,
+        capacity,
+        stated: region_size(capacity),
+        owner: geteuid().as_raw(),
+    };
+    checks.size(&file, &agreed)?;
+    checks.owner(&file, agreed.owner)?;
+    let [wanted, found] =
+        [&file, &other].map(|stat| format!("device {}, inode {}", stat.st_dev, stat.st_ino));
+    let is_same = wanted == found;
+    checks.hold("file", wanted, found, is_same)?;
+    Ok(Blank::of_parent(raw, reopened))
 }
 
 /// Makes the error for a check that could not be made.

@@ -17,7 +17,7 @@ use nix::{
         socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair},
         stat::{Mode, fchmod, fstat},
     },
-    unistd::geteuid,
+    unistd::{fchown, geteuid},
 };
 
 use crate::{
@@ -83,7 +83,7 @@ impl SharedObject {
         } = *wanted;
         check_room(region_size(capacity))?;
         until_unexposed(|| match backing {
-            Backing::Memfd => Self::create_memfd(name, capacity, signal, deadline, record),
+            Backing::Memfd => Self::over(Blank::create(name, capacity, deadline)?, wanted, record),
             // The lease belongs to the same open file that the peer receives. Through it the peer could make
             // the kernel send any other signal, even one that terminates this process. A peer of the same
             // user can do that anyway.
@@ -94,23 +94,10 @@ impl SharedObject {
         })
     }
 
-    fn create_memfd(
-        name: &[u8],
-        capacity: u64,
-        signal: c_int,
-        deadline: &Deadline,
-        record: &mut EvidenceLog,
-    ) -> Result<Self> {
-        let (raw, noexec) = memfd(name)?;
-        let raw = Withheld::new(raw)?;
-        // The kernel does not count a raw memfd as open for writing, so it would refuse the lease. A reopened
-        // memfd behaves like any file. The reopened file and its lease stay with this process; the peer gets
-        // the raw descriptor.
-        let path = format!("/proc/self/fd/{}", raw.as_raw_fd());
-        let leased = open(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
-            .map_err(|errno| Error::system("reopening the memfd through /proc/self/fd", errno))?;
-        let leased = Withheld::new(leased)?;
-        reserve(leased.as_fd(), region_size(capacity), || has_time(deadline))?;
+    /// Makes the object of a memfd: maps it, and seals it against every further writer.
+    pub(crate) fn over(blank: Blank, wanted: &ObjectSpec<'_>, record: &mut EvidenceLog) -> Result<Self> {
+        let ObjectSpec { capacity, signal, .. } = *wanted;
+        let Blank { raw, leased, kind } = blank;
         let region = OwnRegion::map(&leased, capacity)?;
         fcntl(&leased, FcntlArg::F_ADD_SEALS(wanted_seals()))
             .map_err(|errno| Error::system("sealing the memfd (Linux 5.1)", errno))?;
@@ -118,16 +105,7 @@ impl SharedObject {
         if links != 0 {
             return Err(Error::ObjectExposed(format!("it has {links} names")));
         }
-        record.passed(
-            "object",
-            "created",
-            "a memfd: exclusive, without a name",
-            if noexec {
-                "memfd, never executable"
-            } else {
-                "memfd"
-            },
-        );
+        record.passed("object", "created", "a memfd: exclusive, without a name", kind);
         record.passed(
             "object",
             "sealed",
@@ -207,6 +185,70 @@ impl SharedObject {
     /// Closes the descriptor and returns the region: from here on only the mapping exists.
     pub(crate) fn into_region(self) -> OwnRegion {
         self.region
+    }
+}
+
+/// A memfd with its memory, which no process has mapped yet.
+#[derive(Debug)]
+pub(crate) struct Blank {
+    /// The descriptor that the owner passes to its peer.
+    raw: Withheld,
+    /// The kernel does not count a raw memfd as open for writing, so it would refuse the lease. A reopened
+    /// memfd behaves like any file. The reopened file and its lease stay with the owner.
+    leased: Withheld,
+    /// Its description in the evidence.
+    kind: &'static str,
+}
+
+impl Blank {
+    fn create(name: &[u8], capacity: u64, deadline: &Deadline) -> Result<Self> {
+        let (raw, noexec) = memfd(name)?;
+        let raw = Withheld::new(raw)?;
+        let path = format!("/proc/self/fd/{}", raw.as_raw_fd());
+        let leased = open(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(|errno| Error::system("reopening the memfd through /proc/self/fd (openat)", errno))?;
+        let leased = Withheld::new(leased)?;
+        reserve(leased.as_fd(), region_size(capacity), || has_time(deadline))?;
+        let kind = if noexec {
+            "memfd, never executable"
+        } else {
+            "memfd"
+        };
+        Ok(Self { raw, leased, kind })
+    }
+
+    /// Whether this process may create one. A shortage is no denial.
+    pub(crate) fn is_allowed(deadline: &Deadline) -> bool {
+        !matches!(
+            Self::create(b"ringfence-trial", 0, deadline),
+            Err(Error::Unsupported { .. })
+        )
+    }
+
+    /// Creates one for a child of this user. The child maps and seals it.
+    pub(crate) fn for_child(capacity: u64, user: u32, deadline: &Deadline) -> Result<Self> {
+        check_room(region_size(capacity))?;
+        let blank = Self::create(b"ringfence", capacity, deadline)?;
+        if user != geteuid().as_raw() {
+            // The kernel grants a lease to the owner alone.
+            fchown(&*blank.raw, Some(user.into()), None)
+                .map_err(|errno| Error::system("giving memory to the child's user (fchown)", errno))?;
+        }
+        Ok(blank)
+    }
+
+    /// Takes the one that the parent has created for this process.
+    pub(super) const fn of_parent(raw: Withheld, leased: Withheld) -> Self {
+        Self {
+            raw,
+            leased,
+            kind: "memfd, created by the parent",
+        }
+    }
+
+    pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        // In this order: the receiver takes the last one first.
+        [self.leased.as_fd(), self.raw.as_fd()]
     }
 }
 
