@@ -34,6 +34,7 @@ const takers: Record<string, [value: unknown, calls?: string]> = {
   capacity: [4096, 'join member listen connect spawn fromParent publish'],
   maxMessageSize: [1024],
   maxPeerCapacity: [8192, 'join member listen connect spawn fromParent'],
+  attachments: [{ sealed: true, descriptors: false, maxBytes: 5, maxCount: 6 }],
   policy: [{}],
   mode: [0o660, 'join member listen publish'],
   group: ['adm', 'join member listen publish'],
@@ -127,6 +128,32 @@ test('what is at the edge of an option is taken, and what is beyond is refused b
       t.throws(wrong, { ...invalid, message: new RegExp(`^${name} must be `) }, `${name} ${String(value)}`)
     }
   }
+})
+
+test('what is accepted beside messages is checked by name', (t) => {
+  const attachments = { sealed: undefined, descriptors: true, maxBytes: 1, maxCount: 1024 }
+  t.deepEqual(given('join', { attachments }), {
+    attachments: { descriptors: true, maxBytes: 1, maxCount: 1024 },
+    useLibuv: true,
+  })
+  for (const [name, values] of Object.entries({
+    sealed: [1, 'true', null],
+    descriptors: [0, null],
+    maxBytes: [0, 1.5, '5'],
+    maxCount: [0, 1025, 1.5],
+  })) {
+    for (const value of values)
+      t.throws(() => checkOptions('join', { attachments: { [name]: value } }), {
+        ...invalid,
+        message: new RegExp(`^attachments.${name} must be `),
+      })
+  }
+  for (const wrong of [null, true, 'sealed', ['sealed'], new Map()])
+    t.throws(() => checkOptions('join', { attachments: wrong }), invalid)
+  t.throws(() => checkOptions('join', { attachments: { seald: true } }), {
+    ...invalid,
+    message: /nearest one is sealed/,
+  })
 })
 
 test('a group is a number or a name', (t) => {

@@ -19,6 +19,8 @@ const FIGURES = [
   'bytesSent',
   'messagesReceived',
   'bytesReceived',
+  'attachmentsSent',
+  'attachmentsReceived',
   'callsInFlight',
   'lateReplies',
   'waits',

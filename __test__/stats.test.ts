@@ -229,6 +229,8 @@ test('the names of all figures', async (t) => {
       'bytesSent',
       'messagesReceived',
       'bytesReceived',
+      'attachmentsSent',
+      'attachmentsReceived',
       'callsInFlight',
       'lateReplies',
       'waits',

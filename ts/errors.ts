@@ -1,6 +1,5 @@
 import type { Failure } from '../../binding/index.cjs'
-// oxlint-disable-next-line import/no-cycle -- a type alone
-import type { Identity } from './types.js'
+import type { Identity } from './endpoint/peer.js'
 
 /** The part of a {@link RingfenceError}'s code behind `ERR_RINGFENCE_`. */
 export type ErrorName =

@@ -9,7 +9,7 @@ import { observeIfAsked } from './runtime/observe.js'
 export { publish, Publisher } from './endpoint/publisher.js'
 export type { Subscriber } from './endpoint/subscriber.js'
 export { subscribe, Subscription } from './channel/subscription.js'
-export { ReceivedDescriptor, SealedBuffer, type Attachment } from './channel/attachments.js'
+export { ReceivedDescriptor, SealedBuffer, type Attachable, type Attachment } from './channel/attachments.js'
 export { Channel } from './channel/channel.js'
 export type { Resource as OpenResource, ResourceEvents } from './channel/resource.js'
 export type { Source } from './channel/source.js'
@@ -48,9 +48,11 @@ export type {
   TokenStats,
 } from './channel/stats.js'
 export type {
+  AttachmentOptions,
   BatchOptions,
   CallContext,
   CallOptions,
+  SendOptions,
   ServeOptions,
   WaitOptions,
   Admit,

@@ -5,6 +5,7 @@ import loaded from './binding.cjs'
 import { unsupported } from './runtime/unsupported.js'
 import type {
   Answers,
+  Bundle as NativeBundle,
   Failure,
   Joining,
   Options as NativeOptions,
@@ -14,14 +15,24 @@ import type {
   SealedDraft as NativeDraft,
   SealedMemory as NativeSealed,
 } from '../../binding/index.cjs'
-import type { Delivery, Evidence, GoneReason, Identity } from './types.js'
+import type { Delivery, Evidence, GoneReason, Identity } from './endpoint/peer.js'
 
 /**
  * Node modules that few programs need, each loaded on first use. Loading all of them takes half as long as loading the package.
  */
 export const { builtin } = loaded
 
-export type { Failure, Joining, NativeDescriptor, NativeDraft, NativeOptions, NativeProgram, NativeSealed, PrivateLine }
+export type {
+  Failure,
+  NativeBundle,
+  Joining,
+  NativeDescriptor,
+  NativeDraft,
+  NativeOptions,
+  NativeProgram,
+  NativeSealed,
+  PrivateLine,
+}
 
 /** The result of `verify`. */
 export interface Verified {
@@ -44,6 +55,10 @@ export interface NativeChannel {
   send(message: Uint8Array, written: number, tag?: number): number
   /** Returns 1 if the message was sent, and 0 if there was no room. */
   trySend(message: Uint8Array): number
+  /** Starts a message with attachments; returns the same values as `send`. 0: neither was sent yet. `send` continues the message. */
+  sendAttached(message: Uint8Array, bundle: NativeBundle): number
+  /** Like `armWriter`, for a message of `size` bytes with these attachments. */
+  armAttached(size: number, bundle: NativeBundle): number
   /**
    * Copies whole records to `into[from..]` and returns the number of bytes; or 0, `ENDED` or `LARGE - size`; or `CALLS` if a call frame
    * is next.
@@ -70,8 +85,10 @@ export interface NativeChannel {
   pullAgain(into: Uint8Array, passed: number): number
   release(): void
   wake(): void
-  /** Returns `WHOLE`, `ENDED`, or the number of bytes of the message received so far. */
+  /** Returns `WHOLE` or `ATTACHED`, `ENDED`, or the number of bytes of the message received so far. */
   gather(into: Uint8Array): number
+  /** Returns the attachments of the message that was gathered last, once. */
+  attachments(): (NativeSealed | NativeDescriptor)[]
   hasRoom(size: number): number
   /** Bytes of records that `flush` is guaranteed to take, if no message among them is longer than `longest`. */
   packedRoom(longest: number): number
@@ -115,7 +132,10 @@ export interface NativeChannel {
   endTokens(): void
   strayTokens(): number
   droppedTokens(): number
-  /** Messages sent, bytes sent, wakeups sent, sleeps, used bytes of the ring, capacity of the ring. Also works after `close`. */
+  /**
+   * Messages sent, bytes sent, wakeups sent, sleeps, used bytes of the ring, capacity of the ring, attachments sent and received. Also works
+   * after `close`.
+   */
   stats(): number[]
   failure(): Failure | null
 }
@@ -146,7 +166,8 @@ export type NativeSender = Pick<
   | 'commit'
   | 'cancel'
   | 'failure'
->
+> &
+  Partial<Pick<NativeChannel, 'sendAttached' | 'armAttached'>>
 
 /** The reading functions that channels and subscriptions share. */
 export interface NativeReader
@@ -155,7 +176,7 @@ export interface NativeReader
       NativeChannel,
       'pull' | 'pullBusy' | 'wake' | 'gather' | 'armReader' | 'parkReader' | 'lookParked' | 'failure'
     >,
-    Partial<Pick<NativeChannel, 'pullHeld' | 'pullHeldBusy' | 'pullAgain' | 'pullCalls' | 'release'>> {
+    Partial<Pick<NativeChannel, 'pullHeld' | 'pullHeldBusy' | 'pullAgain' | 'pullCalls' | 'release' | 'attachments'>> {
   /** Present if messages must not be fetched before they are handed out. Returns 1 if there is a message, else as `pull`. */
   hasMessage?(): number
 }
@@ -278,6 +299,8 @@ interface Binding {
   privateLine(): PrivateLine
   adopt(line: PrivateLine, ...given: Given<RawChannel>): Joining
   fromParent(...given: Given<RawChannel>): Joining
+  /** Duplicates the descriptors. */
+  bundle(attachments: (NativeSealed | number)[]): NativeBundle | Failure
   sealedCopy(bytes: Uint8Array): NativeSealed | Failure
   /** Makes memory on a thread. */
   sealedDraft(size: number, done: (failure: Failure | null, draft: NativeDraft | null) => void): void
@@ -320,6 +343,8 @@ export const ENDED = answers.ended
 export const OTHER = answers.other
 /** The next message is a call frame. */
 export const CALLS = answers.calls
+/** The whole message was received, and it has attachments. */
+export const ATTACHED = answers.attached
 /** A message does not fit. Its size is `LARGE - answer`. */
 export const LARGE = answers.large
 

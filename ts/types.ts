@@ -1,7 +1,10 @@
 import type { ChildProcess, SpawnOptions } from 'node:child_process'
 
-// oxlint-disable-next-line import/no-cycle -- a type alone
+import type { Attachable, Attachment } from './channel/attachments.js'
+import type { Delivery, Identity } from './endpoint/peer.js'
 import type { RingfenceError } from './errors.js'
+
+export type { Delivery, Evidence, GoneReason, Identity } from './endpoint/peer.js'
 
 /** Options of a call that waits. */
 export interface WaitOptions {
@@ -51,49 +54,6 @@ export interface CallContext {
   readonly deadline: number | undefined
   /** The caller. */
   readonly peer: Identity
-}
-
-/** The properties of a peer that the kernel attested at the last check. */
-export interface Identity {
-  /** Process id in this process's pid namespace. 0 for a process that is not visible there, which only `namespace: 'any'` accepts. */
-  readonly pid: number
-  /** Effective user id. */
-  readonly uid: number
-  /** Effective group id. */
-  readonly gid: number
-  /**
-   * Supplementary groups that the peer had when it connected and still has. Absent if the kernel does not report them (before Linux
-   * 4.13), or if its current ones are not visible (`hidepid`).
-   */
-  readonly groups?: readonly number[] | undefined
-  /** The cgroup (version 2), as /proc/PID/cgroup names it. */
-  readonly cgroup?: string | undefined
-  /** The security label, if a security module assigns one. */
-  readonly label?: string | undefined
-  /**
-   * The executable, if it can be read. Device and inode identify it, in decimal as `fs.statSync(path, { bigint: true })` has them; the
-   * path is for display. `sha256` is present if the policy requires a content.
-   */
-  readonly executable?:
-    | { readonly path: string; readonly device: string; readonly inode: string; readonly sha256?: string | undefined }
-    | undefined
-}
-
-/** One check of the peer, made on the way to a channel or by `verify`. */
-export interface Evidence {
-  /** The step of the handshake (rendezvous, credentials, executable, hello, object, offer, final or ready), or verify. */
-  readonly step: string
-  /** The property that was checked. */
-  readonly check: string
-  /** The value that the check required; `not asked for` if the policy does not check the property. */
-  readonly wanted?: string | undefined
-  /** The value that the check found. */
-  readonly found?: string | undefined
-  /**
-   * `'not-asked'`: only recorded, because the policy does not check it. `'not-visible'`: a child cannot see this property of its parent
-   * from its namespaces; the inherited line proves the parent, and the child's policy does not name the check.
-   */
-  readonly outcome: 'passed' | 'not-asked' | 'not-visible'
 }
 
 /** An executable by its content. */
@@ -202,7 +162,51 @@ export interface Confined {
 }
 
 /** A received message. Its memory is no SharedArrayBuffer, so it can be passed to web streams and other APIs of the web. */
-export type Message = Buffer & { readonly buffer: ArrayBuffer }
+export type Message = Buffer & {
+  readonly buffer: ArrayBuffer
+  /**
+   * The attachments, in the order of the sender. Present only if there are some. They belong to the program, which should close them; the
+   * garbage collector closes those that it forgets.
+   */
+  readonly attachments?: readonly Attachment[] | undefined
+}
+
+/** Options of {@link Channel.send}. */
+export interface SendOptions extends WaitOptions {
+  /**
+   * Attachments, at most 253. Descriptors are duplicated before the call returns: the program keeps its own, and may close them at once.
+   */
+  attachments?: readonly Attachable[] | undefined
+}
+
+/** The attachments that a side accepts, and holds unread. The sender waits beyond these limits. */
+export interface AttachmentOptions {
+  /**
+   * Accept {@link SealedBuffer}s.
+   *
+   * @defaultValue false
+   */
+  sealed?: boolean | undefined
+  /**
+   * Accept open descriptors of any kind. Accept none from a peer that might pass a descriptor to trick this process: reading one may block,
+   * and a directory leads to its parents (`openat("..")`).
+   *
+   * @defaultValue false
+   */
+  descriptors?: boolean | undefined
+  /**
+   * Bytes of unread sealed buffers.
+   *
+   * @defaultValue 1073741824 (1 GiB)
+   */
+  maxBytes?: number | undefined
+  /**
+   * Number of unread attachments, at most 1024.
+   *
+   * @defaultValue 64
+   */
+  maxCount?: number | undefined
+}
 
 /** The types that can be sent: text, or bytes of any kind. Only the bytes within a view are sent. */
 export type MessageInput = string | ArrayBufferView | ArrayBuffer
@@ -269,6 +273,12 @@ export interface Options {
    * @defaultValue 1073741824 (1 GiB)
    */
   maxPeerCapacity?: number | undefined
+  /**
+   * The attachments that this side accepts. A peer that sends others gets INVALID_ARGUMENT.
+   *
+   * @defaultValue none
+   */
+  attachments?: AttachmentOptions | undefined
   /**
    * The requirements on the peer, merged with the defaults.
    *
@@ -376,15 +386,6 @@ export interface ListenOptions extends Options {
   maxPeersPerUser?: number | undefined
 }
 
-/**
- * The way in which messages reach a subscriber.
- *
- * - 'reliable': every message, in order; otherwise the subscription ends with the reason.
- * - 'best-effort': messages that the publisher overwrote before they were read are skipped and counted.
- * - 'latest': only the newest unread message.
- */
-export type Delivery = 'reliable' | 'best-effort' | 'latest'
-
 /** Options of {@link publish}. A subscriber has no ring of its own, and a publisher receives nothing. */
 export interface PublishOptions extends Omit<ListenOptions, 'backing' | 'maxPeerCapacity' | 'allowHalfOpen'> {
   /**
@@ -467,9 +468,6 @@ export interface Closed {
   /** The error behind the reason; absent if that is 'closed'. */
   readonly error?: RingfenceError | undefined
 }
-
-/** The binding's reason why a channel, a subscription or a subscriber has ended. */
-export type GoneReason = 'closed' | 'lost' | 'exited' | 'corrupt' | 'exposed' | 'evicted'
 
 /** Room in the ring for one message. `using` cancels a reservation that was not committed. */
 export interface Reservation extends Disposable {

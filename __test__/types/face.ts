@@ -1,7 +1,9 @@
 // Uses every name of the package's types, as a strict program would. types.test.ts compiles it in both module formats, and nothing runs it.
 
 import type { ChildProcess } from 'node:child_process'
+import { createSocket } from 'node:dgram'
 import { once, type EventEmitter } from 'node:events'
+import { Server, Socket } from 'node:net'
 import type { Duplex, Readable } from 'node:stream'
 
 import {
@@ -25,7 +27,9 @@ import {
   structured,
   subscribe,
   type Subscription,
+  type Attachable,
   type Attachment,
+  type AttachmentOptions,
   type BatchOptions,
   type ChannelStats,
   type ChildOptions,
@@ -417,6 +421,22 @@ export function told(error: unknown): string | undefined {
   exactly<string | null | undefined>()(error.signalCode)
   exactly<string | undefined>()(error.stderr)
   return error.check ?? error.wanted ?? error.found
+}
+
+export async function attaches(
+  through: Channel,
+  sent: Attachable,
+  { signal }: { signal?: AbortSignal },
+): Promise<void> {
+  const accepted: AttachmentOptions = { sealed: true, descriptors: false, maxBytes: 1, maxCount: undefined }
+  const options: Options = { attachments: accepted }
+  await join('@attaches', options)
+  await through.send('text', {
+    attachments: [sent, { fd: 5 }, new Socket(), new Server(), createSocket('udp4')],
+    signal,
+  })
+  const message = (await through.receive())!
+  exactly<readonly Attachment[] | undefined>()(message.attachments)
 }
 
 export async function attached(attachments: readonly Attachment[]): Promise<number> {

@@ -1,5 +1,8 @@
 // The staging memory of a send queue. It gathers short messages as records, and one call into the binding copies them into the ring.
 
+import { isAnyArrayBuffer, isTypedArray, isUint8Array } from 'node:util/types'
+
+import { RingfenceError, invalid, show } from '../errors.js'
 import { FLAGS, HEADER, recordSize } from '../native.js'
 import { allocateSharedEmpty } from './memory.js'
 
@@ -20,7 +23,8 @@ const NO_WORDS = new Uint32Array(0)
 
 /** Cached: Node 20 walks the prototype chain of typed arrays in each call (3 ns of a `send`'s 17, measured). */
 const put = Uint8Array.prototype.set
-export const lengthOf = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(Uint8Array.prototype), 'length')!.get!
+const lookAt = Uint8Array.prototype.at
+const lengthOf = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(Uint8Array.prototype), 'length')!.get!
 
 /** The UTF-8 writer behind `Buffer.write`, without its argument checks. It costs half as much as a Buffer made from the text. */
 const writeText = (Buffer.prototype as unknown as { utf8Write(this: Buffer, text: string, at: number): number })
@@ -205,4 +209,23 @@ function isRoomForLarge(): boolean {
   // The next call tries the next arena.
   large.add(first)
   return false
+}
+
+/** Checks the internal type instead of the class: values of another realm (node:vm) have other classes. */
+export function toBytes(message: unknown): Uint8Array {
+  const isView = ArrayBuffer.isView(message)
+  if (!isView && !isAnyArrayBuffer(message)) {
+    throw invalid(`a message must be bytes (an ArrayBuffer or a view of one) or a string, not ${show(message)}`)
+  }
+  try {
+    if (!isView) return new Uint8Array(message)
+    // The program may have shadowed `length`.
+    if (isUint8Array(message) && message.length > 0 && message.length === lengthOf.call(message)) return message
+    // An empty typed array may be detached, in which case `at` throws. Other views throw on their own.
+    if (isTypedArray(message)) lookAt.call(message as Uint8Array, 0)
+    return new Uint8Array(message.buffer, message.byteOffset, message.byteLength)
+  } catch (cause) {
+    const what = 'the memory of the message was transferred elsewhere, has become too short, or cannot be read'
+    throw new RingfenceError('INVALID_ARGUMENT', what, { cause })
+  }
 }

@@ -1,12 +1,21 @@
 // Attachments of messages: immutable memory, and open descriptors.
 
 import { constants } from 'node:buffer'
+import type { Socket as DatagramSocket } from 'node:dgram'
 import { fstatSync, type Stats } from 'node:fs'
+import type { Server, Socket } from 'node:net'
 
 import { RingfenceError, fromFailure, invalid, show } from '../errors.js'
-import { native, type Failure, type NativeDescriptor, type NativeDraft, type NativeSealed } from '../native.js'
+import {
+  native,
+  type Failure,
+  type NativeBundle,
+  type NativeDescriptor,
+  type NativeDraft,
+  type NativeSealed,
+} from '../native.js'
 import { allocate, allocateEmpty } from './memory.js'
-import { toBytes } from './send-queue.js'
+import { toBytes } from './arena.js'
 
 /** Only this file makes sealed buffers and descriptors. */
 const KEY = Symbol('ringfence')
@@ -17,6 +26,8 @@ const NO_EXTERNAL = process.env['RINGFENCE_NO_EXTERNAL_BUFFERS'] === '1'
 
 let sealedOver: (memory: NativeSealed) => SealedBuffer
 let descriptorOver: (descriptor: NativeDescriptor) => ReceivedDescriptor
+/** Returns the memory of a sealed buffer of this copy of the package; undefined for any other value. */
+let memoryOf: (value: object) => NativeSealed | undefined
 
 /**
  * Memory that never changes, and that can be passed to other processes without a copy. Passing one costs the same for 1 KiB and 1 GiB.
@@ -34,6 +45,7 @@ let descriptorOver: (descriptor: NativeDescriptor) => ReceivedDescriptor
 export class SealedBuffer implements Disposable {
   static {
     sealedOver = (memory) => new SealedBuffer(KEY, memory)
+    memoryOf = (value) => (#memory in value ? value.#memory : undefined)
   }
 
   /** Number of bytes. */
@@ -207,7 +219,66 @@ function kindOf(fd: number): ReceivedDescriptor['kind'] {
 /** An attachment of a received message. */
 export type Attachment = SealedBuffer | ReceivedDescriptor
 
+/**
+ * An attachment to send: a {@link SealedBuffer}, an object with the number of an open descriptor (also `fs.FileHandle` and
+ * {@link ReceivedDescriptor}), or an open socket or server.
+ */
+export type Attachable = SealedBuffer | { readonly fd: number } | Socket | Server | DatagramSocket
+
 /** Returns received attachments as the program gets them. */
 export function toAttachments(received: readonly (NativeSealed | NativeDescriptor)[]): Attachment[] {
   return received.map((each) => ('byteLength' in each ? sealedOver(each) : descriptorOver(each)))
+}
+
+/** Closes received attachments that the program will not get. */
+export function closeAttachments({ attachments }: { readonly attachments?: readonly Attachment[] | undefined }): void {
+  if (attachments !== undefined) for (const attachment of attachments) attachment.close()
+}
+
+/** The most attachments of one message. */
+const MOST = 253
+
+/**
+ * Collects the attachments of a message to send. null: there are none.
+ *
+ * @throws {@link RingfenceError} INVALID_ARGUMENT for other values; MESSAGE_TOO_LARGE for too many; NO_SPACE if there are no descriptors
+ */
+export function bundleOf(attachments: readonly Attachable[]): NativeBundle | null {
+  if (!Array.isArray(attachments)) throw invalid(`attachments must be an array, not ${show(attachments)}`)
+  if (attachments.length === 0) return null
+  if (attachments.length > MOST) {
+    const what = `the message has ${attachments.length} attachments, and ${MOST} are possible`
+    throw new RingfenceError('MESSAGE_TOO_LARGE', what)
+  }
+  const bundle = native.bundle(Array.from(attachments, toNative))
+  if ('code' in bundle) throw fromFailure(bundle)
+  return bundle
+}
+
+function toNative(value: unknown): NativeSealed | number {
+  if (typeof value !== 'object' || value === null)
+    throw invalid(`an attachment must be a SealedBuffer or an object with a descriptor \`fd\`, not ${show(value)}`)
+  const memory = memoryOf(value)
+  if (memory !== undefined) return memory
+  if ((value as { encrypted?: unknown }).encrypted === true)
+    throw invalid('a TLS connection cannot be passed: its keys stay in this process')
+  const fd = fdOf(value)
+  if (typeof fd === 'number' && Number.isInteger(fd) && fd >= 0 && fd < 2 ** 31) return fd
+  const { name } = value.constructor ?? {}
+  if (name === 'SealedBuffer')
+    throw invalid('a SealedBuffer of another copy of ringfence: a program that imports and requires it has two')
+  throw invalid(`an attachment must be a SealedBuffer or have an open descriptor \`fd\`, unlike ${name ?? show(value)}`)
+}
+
+interface Handle {
+  readonly fd?: unknown
+}
+
+/** A datagram socket has its handle in its state, and a deprecated property `_handle`. */
+function fdOf(value: object): unknown {
+  const { fd } = value as Handle
+  if (fd !== undefined) return fd
+  const state = Object.getOwnPropertySymbols(value).find(({ description }) => description === 'state symbol')
+  if (state !== undefined) return (value as Record<symbol, { handle?: Handle | null } | undefined>)[state]?.handle?.fd
+  return (value as { _handle?: Handle | null })._handle?.fd
 }

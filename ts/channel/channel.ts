@@ -9,12 +9,13 @@ import { tellClosed, tellOpen } from '../runtime/diagnostics.js'
 import { invalid, show, type RingfenceError } from '../errors.js'
 import { untilAborted } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
+import { toBytes } from './arena.js'
 import { ChannelCore, type Departure } from './core.js'
 import { HEAD, REQUEST, makeFrame } from './envelope.js'
 import { loop } from './loops.js'
 import { withOperations, type Failure, type NativeChannel, type RawChannel } from '../native.js'
 import { concurrencyOf, type ChannelSettings } from '../endpoint/options.js'
-import { toBytes, type Fill, type SendQueue } from './send-queue.js'
+import type { Fill, SendQueue } from './send-queue.js'
 import { Source } from './source.js'
 import type { ChannelStats } from './stats.js'
 import { toToken } from './tokens.js'
@@ -25,6 +26,7 @@ import type {
   Message,
   MessageInput,
   Reservation,
+  SendOptions,
   ServeOptions,
   WaitOptions,
 } from '../types.js'
@@ -132,7 +134,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * the end. A mistake in the call itself (INVALID_ARGUMENT, MESSAGE_TOO_LARGE, CLOSED after this side's `end` on an open channel) is an
    * unhandled rejection as usual if the promise has no handler.
    */
-  send(message: Out, options?: WaitOptions): Promise<void> {
+  send(message: Out, options?: SendOptions): Promise<void> {
     if (this.#values === null) return this.#queue.send(message as MessageInput, options)
     return this.#values.send(this.#queue, message, options)
   }

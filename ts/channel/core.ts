@@ -97,6 +97,8 @@ export class ChannelCore implements SourceCore {
       bytesSent: figures[1]!,
       messagesReceived: messages,
       bytesReceived: bytes,
+      attachmentsSent: figures[6]!,
+      attachmentsReceived: figures[7]!,
       callsInFlight: this.#calls?.inFlight ?? 0,
       lateReplies: this.#calls?.lateReplies ?? 0,
       ...this.tokens.stats(),

@@ -8,10 +8,23 @@
 // the ring holds them until the last of them is handed out.
 
 import { fromFailure, invalid, type RingfenceError } from '../errors.js'
-import { CALLS, ENDED, FAILED, HEADER, LARGE, OTHER, WHOLE, recordSize, type NativeReader } from '../native.js'
+import {
+  ATTACHED,
+  CALLS,
+  ENDED,
+  FAILED,
+  HEADER,
+  LARGE,
+  OTHER,
+  WHOLE,
+  recordSize,
+  type NativeReader,
+} from '../native.js'
 import { fairness } from '../runtime/fairness.js'
 import { Block, OWN } from './block.js'
+import { closeAttachments, toAttachments, type Attachment } from './attachments.js'
 import { allocate, allocateShared, BufferView } from './memory.js'
+import type { Message } from '../types.js'
 
 /** Bytes of the chunk: the most that one call carries. */
 const CHUNK = 128 * 1024
@@ -71,6 +84,7 @@ export class Kept {
   }
 
   clear(): void {
+    for (const message of this.#messages) closeAttachments(message as Message)
     this.#messages.length = this.#bytes = 0
   }
 }
@@ -148,8 +162,8 @@ class Copies {
 
 /** A message that does not fit a chunk or a block. */
 class LargeMessage {
-  /** The complete message. */
-  message: Buffer | null = null
+  /** The complete message, which may have attachments. */
+  message: Message | null = null
   /** Memory for a message that has not fully arrived. */
   partial: Buffer | null = null
   /** The memory can be handed to the caller. */
@@ -174,15 +188,29 @@ class LargeMessage {
 
   /** Marks the message complete, with this number of bytes. */
   finish(length?: number): void {
-    this.message = length === undefined ? this.partial : this.partial!.subarray(0, length)
+    this.message = (length === undefined ? this.partial : this.partial!.subarray(0, length)) as Message
     this.partial = null
+  }
+
+  /** Adds attachments to the complete message. Its memory may be reused, so the object is a new one. */
+  attach(attachments: readonly Attachment[]): void {
+    const { buffer, byteOffset, length } = this.message!
+    this.message = Object.assign(new BufferView(buffer, byteOffset, length) as Message, { attachments })
+  }
+
+  /** Removes the message. */
+  drop(): void {
+    if (this.message !== null) closeAttachments(this.message)
+    this.message = this.partial = null
   }
 
   /** Removes and returns the message, in the caller's own memory. */
   take(): Buffer {
-    const message = this.own ? this.message! : copyOf(this.message!)
+    let message = this.message!
+    const { attachments } = message
+    if (!this.own) message = copyOf(message) as Message
     this.message = null
-    return message
+    return attachments === undefined ? message : Object.assign(message, { attachments })
   }
 }
 
@@ -400,7 +428,7 @@ export class Fetched {
   #fetchKept(): boolean {
     const { kept, large } = this
     const wasFull = kept.isFull
-    large.message = kept.shift()
+    large.message = kept.shift() as Message
     large.own = true
     if (wasFull && !kept.isFull) this.#events.hasRoom()
     return true
@@ -530,11 +558,15 @@ export class Fetched {
   #gather(): boolean {
     const { large } = this
     const answer = this.#native.gather(large.partial!)
-    if (answer === WHOLE) {
+    if (answer === WHOLE || answer === ATTACHED) {
       large.finish()
+      if (answer === ATTACHED) large.attach(toAttachments(this.#native.attachments!()))
       // Messages behind a call frame are found by the next call.
-      if (large.isCall) this.#called(large.take(), true)
-      return !large.isCall
+      if (!large.isCall) return true
+      const frame = large.take()
+      closeAttachments(frame as Message)
+      this.#called(frame, true)
+      return false
     }
     if (answer <= LARGE) {
       // A different, shorter message: the publisher has overtaken a subscriber that it does not wait for.
@@ -545,7 +577,11 @@ export class Fetched {
       large.partial = null
       return large.own ? this.#fetch(false, 0) : this.fetchToShow(false)
     }
-    return this.nothing(answer)
+    if (answer !== FAILED) return this.nothing(answer)
+    const error = fromFailure(this.#native.failure())
+    // The message stays, and the next call tries again.
+    if (error.code === 'ERR_RINGFENCE_NO_SPACE') throw error
+    return this.#fail(error)
   }
 
   /** Handles an answer without a message. There may never be another one. */
@@ -554,12 +590,15 @@ export class Fetched {
       // The remainder of a partial message will not arrive. No call was promised it.
       this.large.partial = null
       this.over = this.#events.ended() ?? 'ended'
-    } else if (answer === FAILED) {
-      const error = fromFailure(this.#native.failure())
-      this.over = () => error
-      this.#events.failed(error)
-    }
+    } else if (answer === FAILED) return this.#fail(fromFailure(this.#native.failure()))
     if (this.over !== null) this.releaseRing()
+    return false
+  }
+
+  #fail(error: RingfenceError): false {
+    this.over = () => error
+    this.#events.failed(error)
+    this.releaseRing()
     return false
   }
 
@@ -573,7 +612,7 @@ export class Fetched {
   clear(): void {
     this.at = this.end = 0
     this.#held = false
-    this.large.message = this.large.partial = null
+    this.large.drop()
     this.kept.clear()
   }
 }

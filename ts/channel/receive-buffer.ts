@@ -1,5 +1,6 @@
 // Hands fetched messages to waiting callers, to visitors, or to a merge.
 
+import { closeAttachments } from './attachments.js'
 import { RingfenceError, invalid } from '../errors.js'
 import { fairness } from '../runtime/fairness.js'
 import { Fetched } from './fetch.js'
@@ -265,6 +266,7 @@ export class ReceiveBuffer {
           payload += large.length
           left -= 1
           bytes -= large.length + HEADER
+          closeAttachments(large)
           visit(large, 0, large.length)
         } else {
           const memory = fetched.memory

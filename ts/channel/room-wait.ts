@@ -1,6 +1,6 @@
 // Waits for room in a full ring: some turns of the event loop first, then a wakeup by the peer.
 
-import { FAILED, type NativeSender } from '../native.js'
+import { FAILED, type NativeBundle, type NativeSender } from '../native.js'
 import { timers } from '../runtime/timers.js'
 
 /**
@@ -46,7 +46,7 @@ export class RoomWait {
   }
 
   /** Starts waiting. `true`: `again` will be called. `false`: there may be room now. null: the binding has failed. */
-  start(size: number): boolean | null {
+  start(size: number, bundle: NativeBundle | null): boolean | null {
     if (this.isWaiting) return true
     if (this.#turns < TURNS) {
       this.#wanted = size
@@ -55,7 +55,7 @@ export class RoomWait {
       return true
     }
     this.#turns = 0
-    const armed = this.#native.armWriter(size)
+    const armed = bundle === null ? this.#native.armWriter(size) : this.#native.armAttached!(size, bundle)
     if (armed === FAILED) return null
     this.#armed = armed === 1
     return this.#armed

@@ -7,26 +7,32 @@
 // to have room for all of them. Only this side writes there, and the peer only frees room, so they are written together. A message that may
 // have to wait has a promise of its own, since it may be the last one to fit before the channel is closed.
 
-import { isAnyArrayBuffer, isTypedArray, isUint8Array } from 'node:util/types'
-
 import { defer, within } from '../runtime/deferred.js'
-import { readerSignal } from '../endpoint/options.js'
-import { RingfenceError, aborted, fromFailure, invalid, show } from '../errors.js'
+import { readerSignal, sendOptions } from '../endpoint/options.js'
+import { aborted, fromFailure, invalid, show, type RingfenceError } from '../errors.js'
 import { flushAtExit, noticeExit } from '../runtime/exit.js'
-import { Arena, lengthOf } from './arena.js'
+import { Arena, toBytes } from './arena.js'
+import { bundleOf, type Attachable } from './attachments.js'
 import { allocateEmpty, SpareMemory } from './memory.js'
-import { CALL, FAILED, HEADER, WHOLE, recordSize, type NativeSender } from '../native.js'
+import { CALL, FAILED, HEADER, WHOLE, recordSize, type NativeBundle, type NativeSender } from '../native.js'
 import { fairness } from '../runtime/fairness.js'
 import { Line, Place } from './line.js'
 import { RoomWait } from './room-wait.js'
 import { SendPromises, type Pending } from './send-promises.js'
-import type { MessageInput, Reservation, WaitOptions } from '../types.js'
+import type { MessageInput, Reservation, SendOptions, WaitOptions } from '../types.js'
 
 /**
  * For tests: 1 disables external memory without asking the engine whether it allows it. Electron does not, and a reservation is a copy
  * there.
  */
 const OWN_MEMORY = process.env['RINGFENCE_NO_EXTERNAL_BUFFERS'] === '1' ? 1 : 0
+
+/** The errors of a message with attachments that say nothing about later messages. */
+const REFUSED: ReadonlySet<string> = new Set([
+  'ERR_RINGFENCE_INVALID_ARGUMENT',
+  'ERR_RINGFENCE_MESSAGE_TOO_LARGE',
+  'ERR_RINGFENCE_NO_SPACE',
+])
 
 /** Marks a rejection as handled: its reason is reported elsewhere as well. */
 function ignore(): void {}
@@ -36,7 +42,6 @@ const SENT: Promise<void> = Promise.resolve()
 
 /** Cached: Node 20 walks the prototype chain of typed arrays in each call (3 ns of a `send`'s 17, measured). */
 const put = Uint8Array.prototype.set
-const lookAt = Uint8Array.prototype.at
 /** An entry of the line: records, or one message that is too long to be staged. */
 class Parcel extends Place {
   constructor(
@@ -47,8 +52,16 @@ class Parcel extends Place {
     readonly promises: Pending[],
     /** The tag of one message. */
     readonly tag = 0,
+    /** The attachments of one message, until they are sent. */
+    public bundle: NativeBundle | null = null,
   ) {
     super()
+  }
+
+  /** The attachments were sent, or never will be. */
+  closeBundle(): void {
+    this.bundle?.close()
+    this.bundle = null
   }
 }
 
@@ -133,7 +146,7 @@ export class SendQueue {
     return this.#line.places.map(({ promises }) => promises)
   }
 
-  send(message: MessageInput, options?: WaitOptions): Promise<void> {
+  send(message: MessageInput, options?: SendOptions): Promise<void> {
     if (options !== undefined) return this.#sendOther(message, options)
     if (this.#shut === null && !this.#eager) {
       const length = typeof message === 'string' ? this.#arena.takeText(message) : this.#arena.take(message)
@@ -167,13 +180,25 @@ export class SendQueue {
     if (!this.#arena.isEmpty || this.#held.length > 0) this.pump()
   }
 
-  #sendOther(message: MessageInput, options?: WaitOptions): Promise<void> {
+  #sendOther(message: MessageInput, options?: SendOptions): Promise<void> {
+    let bundle: NativeBundle | null = null
     try {
-      const signal = readerSignal(options)
-      return this.#sendBytes(this.#admit(message), 0, signal)
+      const { signal, attachments } = sendOptions(options)
+      const bytes = this.#admit(message)
+      if (attachments !== undefined) bundle = this.#bundle(attachments)
+      return this.#sendBytes(bytes, 0, signal, bundle)
     } catch (error) {
+      bundle?.close()
       return this.#rejects(error as Error)
     }
+  }
+
+  /** @throws {@link RingfenceError} INVALID_ARGUMENT; NO_SPACE if there are no descriptors */
+  #bundle(attachments: readonly Attachable[]): NativeBundle | null {
+    const bundle = bundleOf(attachments)
+    if (bundle === null || this.#native.sendAttached !== undefined) return bundle
+    bundle.close()
+    throw invalid('a publisher sends no attachments')
   }
 
   /**
@@ -215,11 +240,11 @@ export class SendQueue {
     throw this.#failure()
   }
 
-  #sendBytes(bytes: Uint8Array, tag: number, signal?: AbortSignal): Promise<void> {
+  #sendBytes(bytes: Uint8Array, tag: number, signal?: AbortSignal, bundle: NativeBundle | null = null): Promise<void> {
     this.#checkSize(bytes)
     // An abort can only remove a message that shares neither memory nor a promise with others.
-    const alone = this.#eager || bytes.length > this.#arena.most || signal !== undefined
-    return alone ? this.#sendNow(bytes, tag, signal) : this.#stage(bytes, tag)
+    const alone = this.#eager || bytes.length > this.#arena.most || signal !== undefined || bundle !== null
+    return alone ? this.#sendNow(bytes, tag, signal, bundle) : this.#stage(bytes, tag)
   }
 
   /** A rejection for an end of the channel or peer needs no handler. A wrong call is reported only by its promise, which needs one. */
@@ -273,7 +298,12 @@ export class SendQueue {
   }
 
   /** Writes to the ring if all earlier messages are there; otherwise puts a copy in line. */
-  #sendNow(bytes: Uint8Array, tag: number, signal?: AbortSignal): Promise<void> {
+  #sendNow(
+    bytes: Uint8Array,
+    tag: number,
+    signal: AbortSignal | undefined,
+    bundle: NativeBundle | null,
+  ): Promise<void> {
     if (!this.isEmpty) {
       this.pump()
       // `pump` may have found the end.
@@ -289,8 +319,9 @@ export class SendQueue {
         bytes = new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length)
         own = this.#memory.copyOf(bytes.length)
       }
-      sent = this.#native.send(bytes, 0, tag)
+      sent = bundle === null ? this.#native.send(bytes, 0, tag) : this.#native.sendAttached!(bytes, bundle)
       if (sent === WHOLE) {
+        bundle?.close()
         if (own !== null) this.#memory.recycle(own)
         fairness.spend()
         return this.#promises.before ?? SENT
@@ -302,12 +333,14 @@ export class SendQueue {
     own ??= this.#memory.copyOf(bytes.length)
     // The part that is in the ring is not read again.
     put.call(own, new Uint8Array(bytes.buffer, bytes.byteOffset + sent, bytes.length - sent), sent)
-    const parcel = new Parcel(own, false, sent, [pending], tag)
+    const parcel = new Parcel(own, false, sent, [pending], tag, bundle)
+    if (sent > 0) parcel.closeBundle()
     this.#line.push(parcel)
     this.#buffered += bytes.length - sent
     if (signal !== undefined)
       this.#onAbort(signal, pending.promise, () => {
         if (parcel.sent > 0 || !this.#line.remove(parcel)) return false
+        parcel.closeBundle()
         this.#buffered -= bytes.length
         return true
       })
@@ -525,12 +558,19 @@ export class SendQueue {
   /** Puts the line into the ring. `false`: the ring is full, or something failed. */
   #pumpLine(): boolean {
     for (let parcel = this.#line.first; parcel !== null; parcel = this.#line.first) {
-      const { bytes, packed } = parcel
+      const { bytes, packed, bundle } = parcel
       this.#arena.forgetRoom()
       const result = packed
         ? this.#native.flush(bytes, parcel.sent, bytes.length)
-        : this.#native.send(bytes, parcel.sent, parcel.tag)
-      if (result === FAILED) return this.#giveUp()
+        : bundle === null
+          ? this.#native.send(bytes, parcel.sent, parcel.tag)
+          : this.#native.sendAttached!(bytes, bundle)
+      if (result === FAILED) {
+        if (bundle === null) return this.#giveUp()
+        if (!this.#dropAttached(parcel)) return false
+        continue
+      }
+      if (result !== 0) parcel.closeBundle()
       const before = parcel.sent
       if (packed) parcel.sent += result
       else parcel.sent = result === WHOLE ? bytes.length : result
@@ -539,7 +579,7 @@ export class SendQueue {
       if (packed) this.#promises.keepUpTo(parcel.promises, parcel.sent)
       if (packed ? parcel.sent < bytes.length : result !== WHOLE) {
         const size = packed ? new DataView(bytes.buffer, bytes.byteOffset).getUint32(parcel.sent, true) : bytes.length
-        if (this.#arm(size)) {
+        if (this.#arm(size, parcel.bundle)) {
           if (!this.#over) this.#promises.isFull()
           return false
         }
@@ -549,6 +589,17 @@ export class SendQueue {
       this.#memory.recycle(bytes)
       this.#promises.keepUpTo(parcel.promises, bytes.length)
     }
+    return true
+  }
+
+  /** Handles a message with attachments that cannot be sent. Returns whether later messages can be. */
+  #dropAttached(parcel: Parcel): boolean {
+    const error = this.#fail()
+    if (this.#over || !REFUSED.has(error.code)) return false
+    this.#line.remove(parcel)
+    parcel.closeBundle()
+    this.#buffered -= parcel.bytes.length
+    for (const { promise } of parcel.promises) promise.reject(error)
     return true
   }
 
@@ -594,8 +645,8 @@ export class SendQueue {
   }
 
   /** `true`: there is no room, and `pump` is called again once there may be. */
-  #arm(size: number): boolean {
-    const started = this.#roomWait.start(size)
+  #arm(size: number, bundle: NativeBundle | null = null): boolean {
+    const started = this.#roomWait.start(size, bundle)
     if (started !== null) return started
     this.#giveUp()
     return true
@@ -628,7 +679,7 @@ export class SendQueue {
     this.#isQuiet ||= over
     if (over) this.#forgetExit?.()
     const waiting = this.#promises.end(this.#waiting())
-    this.#line.clear()
+    for (const parcel of this.#line.clear()) parcel.closeBundle()
     for (const { told } of this.#asking.clear()) waiting.push(told)
     for (const { promise } of this.#held.splice(0)) waiting.push(promise)
     this.#buffered = 0
@@ -654,25 +705,6 @@ export class SendQueue {
     if (this.#over) return
     this.#shut = why
     this.#isQuiet ||= isQuiet
-  }
-}
-
-/** Checks the internal type instead of the class: values of another realm (node:vm) have other classes. */
-export function toBytes(message: unknown): Uint8Array {
-  const isView = ArrayBuffer.isView(message)
-  if (!isView && !isAnyArrayBuffer(message)) {
-    throw invalid(`a message must be bytes (an ArrayBuffer or a view of one) or a string, not ${show(message)}`)
-  }
-  try {
-    if (!isView) return new Uint8Array(message)
-    // The program may have shadowed `length`.
-    if (isUint8Array(message) && message.length > 0 && message.length === lengthOf.call(message)) return message
-    // An empty typed array may be detached, in which case `at` throws. Other views throw on their own.
-    if (isTypedArray(message)) lookAt.call(message as Uint8Array, 0)
-    return new Uint8Array(message.buffer, message.byteOffset, message.byteLength)
-  } catch (cause) {
-    const what = 'the memory of the message was transferred elsewhere, has become too short, or cannot be read'
-    throw new RingfenceError('INVALID_ARGUMENT', what, { cause })
   }
 }
 

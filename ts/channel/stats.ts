@@ -27,6 +27,10 @@ export interface ChannelStats extends TokenStats {
   messagesReceived: number
   /** Bytes of their payloads. */
   bytesReceived: number
+  /** Attachments of the messages sent. */
+  attachmentsSent: number
+  /** Attachments of the messages that were read from the ring, whether or not the program has them already. */
+  attachmentsReceived: number
   /** Calls of this side that wait for a reply. */
   callsInFlight: number
   /** Replies that arrived after their call was cancelled, and were dropped. */
@@ -130,6 +134,8 @@ const NOTHING: Readonly<ChannelStats> = {
   bytesSent: 0,
   messagesReceived: 0,
   bytesReceived: 0,
+  attachmentsSent: 0,
+  attachmentsReceived: 0,
   callsInFlight: 0,
   lateReplies: 0,
   tokensSent: 0,
@@ -162,6 +168,7 @@ export class Sums {
   addRest(before: ChannelStats, now: ChannelStats): void {
     this.#sums.messagesReceived += now.messagesReceived - before.messagesReceived
     this.#sums.bytesReceived += now.bytesReceived - before.bytesReceived
+    this.#sums.attachmentsReceived += now.attachmentsReceived - before.attachmentsReceived
   }
 
   get sums(): ChannelStats {

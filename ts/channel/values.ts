@@ -9,7 +9,8 @@ import {
   malformed,
   type Codec,
 } from '../adapters/codec.js'
-import type { Visit, WaitOptions } from '../types.js'
+import { closeAttachments } from './attachments.js'
+import type { Message, SendOptions, Visit } from '../types.js'
 import type { SendQueue } from './send-queue.js'
 
 /** Encodes and decodes messages with a codec. */
@@ -32,7 +33,7 @@ export class Values<T> {
   }
 
   /** Encodes and sends a value. */
-  send(queue: SendQueue, value: T, options?: WaitOptions): Promise<void> {
+  send(queue: SendQueue, value: T, options?: SendOptions): Promise<void> {
     try {
       return queue.send(this.encode(value), options)
     } catch (error) {
@@ -42,6 +43,7 @@ export class Values<T> {
 
   /** @throws {@link RingfenceError} MALFORMED */
   decode(bytes: Buffer): T {
+    closeAttachments(bytes as Message)
     const value = decodeWith(this.codec, bytes)
     // undefined would be taken for the end.
     if (value === undefined) throw malformed(bytes, new TypeError('the codec returned undefined'))

@@ -16,6 +16,8 @@ const FIGURES = [
   'bytesSent',
   'messagesReceived',
   'bytesReceived',
+  'attachmentsSent',
+  'attachmentsReceived',
   'callsInFlight',
   'lateReplies',
   'waits',

@@ -4,6 +4,7 @@
 import { isAbsolute } from 'node:path'
 
 import { checkCodec, type Codec } from '../adapters/codec.js'
+import type { Attachable } from '../channel/attachments.js'
 import { aborted, invalid, show } from '../errors.js'
 import type { NativeOptions, NativeProgram } from '../native.js'
 import { nearest } from '../runtime/nearest.js'
@@ -24,7 +25,9 @@ import type {
   WaitOptions,
   BatchOptions,
   CallOptions,
+  SendOptions,
   ServeOptions,
+  AttachmentOptions,
 } from '../types.js'
 
 /** Options of a call whose messages may be values. */
@@ -96,6 +99,7 @@ const OPTIONS = declare({
   capacity: { calls: [...PAIRS, 'publish'], native: bytes },
   maxMessageSize: { calls: ALL, native: (name, value) => integer(name, value, 1, 2 ** 31) },
   maxPeerCapacity: { calls: PAIRS, native: bytes },
+  attachments: { calls: ALL, native: (_, value) => checkAttachments(value as AttachmentOptions) },
   policy: { calls: ALL, native: (_, value) => checkPolicy(value as Policy) },
   mode: { calls: HOSTS, native: (name, value) => integer(name, value, 0, 0o777) },
   group: {
@@ -222,6 +226,16 @@ export function readerSignal(options: WaitOptions | undefined): AbortSignal | un
   abortSignal('signal', signal)
   if (signal.aborted) throw aborted(signal)
   return signal
+}
+
+/** Checks the options of `send`. The attachments are checked when they are collected. */
+export function sendOptions(options: SendOptions = {}): {
+  signal: AbortSignal | undefined
+  attachments: readonly Attachable[] | undefined
+} {
+  plainObject('options', options, ['signal', 'attachments'])
+  const { signal, attachments } = options
+  return { signal: readerSignal(signal === undefined ? undefined : { signal }), attachments }
 }
 
 /** Checks the options of `call`. */
@@ -352,6 +366,21 @@ const POLICY = namesOf({
   confined: 1,
   authorize: 1,
 } satisfies Record<keyof Policy, 1>)
+
+/** The checks of each property of {@link AttachmentOptions}. */
+const ACCEPTED = {
+  sealed: flag,
+  descriptors: flag,
+  maxBytes: bytes,
+  maxCount: (name, value) => integer(name, value, 1, 1024),
+} satisfies Record<keyof AttachmentOptions, (name: string, value: unknown) => unknown>
+
+function checkAttachments(accepted: AttachmentOptions): AttachmentOptions {
+  const names = namesOf(ACCEPTED)
+  plainObject('attachments', accepted, names)
+  const given = names.filter((name) => accepted[name] !== undefined)
+  return Object.fromEntries(given.map((name) => [name, ACCEPTED[name](`attachments.${name}`, accepted[name])]))
+}
 
 /** The required value of each property of {@link Confined}. */
 const CONFINED = {

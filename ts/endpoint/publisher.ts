@@ -15,7 +15,7 @@ import { Pump } from '../runtime/pump.js'
 import { Resource, closedFor, destroyedBy } from '../channel/resource.js'
 import { SendQueue } from '../channel/send-queue.js'
 import { PeerCounts, type PublisherStats } from '../channel/stats.js'
-import type { Closed, MessageInput, PublishOptions, Reservation, WaitOptions } from '../types.js'
+import type { Closed, MessageInput, PublishOptions, Reservation, SendOptions, WaitOptions } from '../types.js'
 import { closeSubscriber, makeSubscriber, type Subscriber } from './subscriber.js'
 import { Values } from '../channel/values.js'
 
@@ -159,7 +159,7 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
    *
    * A rejection because the publisher has ended never counts as unhandled, as with a channel.
    */
-  send(message: Out, options?: WaitOptions): Promise<void> {
+  send(message: Out, options?: SendOptions): Promise<void> {
     if (this.#values === null) return this.#queue.send(message as MessageInput, options)
     return this.#values.send(this.#queue, message, options)
   }

@@ -18,6 +18,8 @@ pub(crate) const ENDED: i32 = -3;
 pub(crate) const OTHER: i32 = -4;
 /// The next message is a call frame.
 pub(crate) const CALLS: i32 = -5;
+/// As `WHOLE`, and the message has attachments.
+pub(crate) const ATTACHED: i32 = -6;
 /// `LARGE - size` answers that a message of `size` bytes does not fit.
 pub(crate) const LARGE: i32 = -16;
 /// Argument of `pull`: a further call of the same round, or the first call of a round.
@@ -102,6 +104,7 @@ pub struct Answers {
     pub large: i32,
     pub other: i32,
     pub calls: i32,
+    pub attached: i32,
     pub more: u32,
     pub first: u32,
     /// Length of a packed record's header in bytes.
@@ -126,6 +129,7 @@ pub fn answers() -> Answers {
         large: LARGE,
         other: OTHER,
         calls: CALLS,
+        attached: ATTACHED,
         more: MORE,
         first: FIRST,
         header: u32::try_from(binding::HEADER).expect("a header is small"),

@@ -4,15 +4,16 @@
     unreachable_pub,
     reason = "what is pub here is exported to JavaScript by its macro"
 )]
+#![expect(clippy::needless_pass_by_value, reason = "napi hands over owned lists")]
 
 use std::{
-    os::fd::{AsRawFd, IntoRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd},
     sync::Arc,
 };
 
 use napi::{Env, bindgen_prelude::*, sys};
 use napi_derive::napi;
-use ringfence::{SealedBuffer, binding};
+use ringfence::{Attachment, AttachmentRef, SealedBuffer, binding};
 
 use crate::{
     convert::{Failure, whole},
@@ -229,5 +230,87 @@ impl OwnDescriptor {
     #[napi]
     pub fn close(&mut self) {
         self.descriptor = None;
+    }
+}
+
+/// Attachments of a message that is sent, or waits for it: descriptors of their own, so the program may close its own.
+#[napi]
+pub struct Bundle {
+    items: Vec<Item>,
+}
+
+enum Item {
+    Sealed(Arc<SealedBuffer>),
+    Descriptor(OwnedFd),
+}
+
+impl Bundle {
+    pub(crate) fn attachments(&self) -> Vec<AttachmentRef<'_>> {
+        let items = self.items.iter().map(|item| match item {
+            Item::Sealed(buffer) => AttachmentRef::from(&**buffer),
+            Item::Descriptor(descriptor) => AttachmentRef::from(descriptor.as_fd()),
+        });
+        items.collect()
+    }
+}
+
+#[napi]
+impl Bundle {
+    /// Closes the descriptors.
+    #[napi]
+    pub fn close(&mut self) {
+        self.items.clear();
+    }
+}
+
+/// Collects sealed buffers and the numbers of descriptors, which are duplicated.
+#[napi(catch_unwind)]
+pub fn bundle(attachments: Vec<Either<ClassInstance<'_, SealedMemory>, i32>>) -> Either<Bundle, Failure> {
+    let items: ringfence::Result<_> = attachments.iter().map(item).collect();
+    match items {
+        Ok(items) => Either::A(Bundle { items }),
+        Err(error) => Either::B(Failure::from(&error)),
+    }
+}
+
+fn item(given: &Either<ClassInstance<'_, SealedMemory>, i32>) -> ringfence::Result<Item> {
+    match given {
+        Either::A(sealed) => match &sealed.buffer {
+            Some(buffer) => Ok(Item::Sealed(Arc::clone(buffer))),
+            None => Err(ringfence::Error::InvalidArgument(
+                "attachments: the sealed buffer is closed".into(),
+            )),
+        },
+        Either::B(number) => duplicate(*number).map(Item::Descriptor),
+    }
+}
+
+fn duplicate(number: i32) -> ringfence::Result<OwnedFd> {
+    let closed = || format!("attachments: descriptor {number} is not open");
+    if number < 0 {
+        return Err(ringfence::Error::InvalidArgument(closed()));
+    }
+    // SAFETY: used in this call only. A number that is not open fails.
+    let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+    descriptor
+        .try_clone_to_owned()
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::EBADF) => ringfence::Error::InvalidArgument(closed()),
+            _ => ringfence::Error::NoSpace {
+                what: "a copy of an attached descriptor".into(),
+                reason: error.to_string(),
+            },
+        })
+}
+
+/// A received attachment, as JavaScript gets it. `None` if it is of a kind that JavaScript cannot ask for.
+pub(crate) fn received(attachment: Attachment) -> Option<Either<SealedMemory, OwnDescriptor>> {
+    match attachment {
+        Attachment::Sealed(buffer) => Some(Either::A(buffer.into())),
+        Attachment::Descriptor(descriptor) => {
+            let descriptor = Some(descriptor);
+            Some(Either::B(OwnDescriptor { descriptor }))
+        }
+        _ => None,
     }
 }

@@ -6,12 +6,13 @@ use std::os::fd::AsRawFd;
 use napi::{bindgen_prelude::*, sys};
 use napi_derive::napi;
 use ringfence::{
-    ChannelStats, Progress, Receiver, Sender, Spsc, Tokens, Verifier,
+    AttachmentRef, ChannelStats, Progress, Receiver, Sender, Spsc, Tokens, Verifier,
     binding::{self, Keep, PairInlet},
 };
 
 use crate::{
-    answers::{ENDED, Ended, WHOLE},
+    answers::{ATTACHED, ENDED, Ended, WHOLE},
+    attachments::{Bundle, received},
     convert::Identity,
     handle::{Handle, Object, failure, keep_alive},
     poll::Poll,
@@ -22,7 +23,7 @@ use crate::{
     },
     sending::{
         Reservation, Sends, arm_writer, cancel, cancel_open, commit, flush, has_room, packed_room, reserve,
-        send, try_send,
+        send, sent_part, try_send,
     },
 };
 
@@ -210,13 +211,57 @@ fn gather(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     // SAFETY: the slice is used within this call only, and requested once.
     let into = unsafe { call.bytes(0) };
     match endpoint.reader().and_then(|receiver| receiver.receive_part(into)) {
-        Ok(Progress::Whole) => Answer::from(WHOLE),
+        Ok(Progress::Whole) => {
+            let attached = endpoint
+                .reader()
+                .is_ok_and(|receiver| receiver.tag().attachments() > 0);
+            Answer::from(if attached { ATTACHED } else { WHOLE })
+        }
         Ok(Progress::Part(bytes)) => match nothing(endpoint) {
             Answer::Number(0.0) => bytes.into(),
             answer => answer,
         },
         Err(error) => lost_as(endpoint, error, ENDED),
     }
+}
+
+/// Answers with the attachments of the message that was gathered last.
+fn attachments(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    let attachments = endpoint.reader().map(Receiver::attachments).unwrap_or_default();
+    let attachments: Vec<_> = attachments.into_iter().filter_map(received).collect();
+    Answer::value(call.env, attachments)
+}
+
+/// Calls a function with the attachments in an argument of the call.
+fn with_bundle<T>(
+    call: &Call,
+    index: usize,
+    then: impl FnOnce(&[AttachmentRef<'_>]) -> ringfence::Result<T>,
+) -> ringfence::Result<T> {
+    // SAFETY: the value is an argument of this call.
+    match unsafe { ClassInstance::<'_, Bundle>::from_napi_value(call.env, call.value(index)) } {
+        Ok(bundle) => then(&bundle.attachments()),
+        Err(_) => Err(ringfence::Error::InvalidArgument("no attachments".into())),
+    }
+}
+
+/// Arguments: the message, and its attachments. Answers as `send`; 0 if nothing was sent yet.
+fn send_attached(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    // SAFETY: used within this call, and asked for once.
+    let message = unsafe { call.bytes(0) };
+    let sent = with_bundle(call, 1, |attachments| {
+        endpoint.sender()?.send_part_with(message, attachments)
+    });
+    sent_part(endpoint, sent)
+}
+
+/// Arguments: the size of the message, and its attachments. Answers as `armWriter`.
+fn arm_attached(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    let size = call.size(0);
+    let armed = with_bundle(call, 1, |attachments| {
+        endpoint.sender()?.arm_with(size, attachments)
+    });
+    endpoint.answer(armed.map(i32::from))
 }
 
 /// Argument: memory. Answers as `pull`.
@@ -361,6 +406,8 @@ fn stats(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
         received.sleeps.max(sent.sleeps),
         sent.ring_used,
         sent.ring_capacity,
+        sent.attachments_sent,
+        received.attachments_received,
     ];
     Answer::numbers(call.env, &figures)
 }
@@ -374,10 +421,12 @@ impl Drop for Endpoint {
 
 /// Operations of a channel. One JavaScript function calls all of them, because each function takes a KiB of
 /// memory.
-const OPERATIONS: [(&str, Function<Endpoint>); 41] = [
+const OPERATIONS: [(&str, Function<Endpoint>); 44] = [
     ("flush", flush),
     ("send", send),
     ("trySend", try_send),
+    ("sendAttached", send_attached),
+    ("armAttached", arm_attached),
     ("pull", pull),
     ("pullBusy", pull_busy),
     ("pullHeld", pull_held),
@@ -386,6 +435,7 @@ const OPERATIONS: [(&str, Function<Endpoint>); 41] = [
     ("release", release),
     ("wake", wake),
     ("gather", gather),
+    ("attachments", attachments),
     ("pullCalls", pull_calls),
     ("hasRoom", has_room),
     ("packedRoom", packed_room),

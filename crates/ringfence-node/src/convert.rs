@@ -226,6 +226,34 @@ pub struct Policy {
     pub confined: Option<Vec<String>>,
 }
 
+/// The attachments that this side accepts.
+#[napi(object)]
+pub struct Attachments {
+    /// Whether sealed buffers are accepted.
+    pub sealed: Option<bool>,
+    /// Whether descriptors are accepted.
+    pub descriptors: Option<bool>,
+    /// Unread bytes of sealed buffers.
+    pub max_bytes: Option<f64>,
+    /// Unread attachments.
+    pub max_count: Option<u32>,
+}
+
+impl From<&Attachments> for ringfence::Attachments {
+    fn from(given: &Attachments) -> Self {
+        let mut accepted = Self::none()
+            .sealed(given.sealed.unwrap_or(false))
+            .descriptors(given.descriptors.unwrap_or(false));
+        if let Some(bytes) = given.max_bytes {
+            accepted = accepted.max_bytes(whole(bytes));
+        }
+        if let Some(count) = given.max_count {
+            accepted = accepted.max_count(count);
+        }
+        accepted
+    }
+}
+
 /// Options of an endpoint, validated by TypeScript.
 #[napi(object)]
 pub struct Options {
@@ -237,6 +265,8 @@ pub struct Options {
     pub max_message_size: Option<f64>,
     /// Bytes.
     pub max_peer_capacity: Option<f64>,
+    /// Default: none.
+    pub attachments: Option<Attachments>,
     /// Default: the same uid and the same executable.
     pub policy: Option<Policy>,
     /// Permission bits.
@@ -299,6 +329,9 @@ impl Options {
         }
         if let Some(size) = self.max_peer_capacity {
             options = options.max_peer_capacity(whole(size));
+        }
+        if let Some(attachments) = &self.attachments {
+            options = options.attachments(attachments.into());
         }
         if let Some(policy) = &self.policy {
             options = options.policy(with_callback(policy.to_core()?));

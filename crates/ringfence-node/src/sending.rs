@@ -85,10 +85,15 @@ pub(crate) fn send<S: Sends>(endpoint: &mut S, call: &mut Call) -> Answer {
     // SAFETY: used within this call, and asked for once.
     let message = unsafe { call.bytes(0) };
     let tag = Tag::of(u32::try_from(call.size(2)).unwrap_or(0));
-    match endpoint
+    let sent = endpoint
         .sender()
-        .and_then(|sender| sender.send_part_tagged(message, tag, call.size(1).min(message.len())))
-    {
+        .and_then(|sender| sender.send_part_tagged(message, tag, call.size(1).min(message.len())));
+    sent_part(endpoint, sent)
+}
+
+#[inline]
+pub(crate) fn sent_part<S: Sends>(endpoint: &mut S, sent: ringfence::Result<Progress>) -> Answer {
+    match sent {
         Ok(Progress::Whole) => Answer::from(WHOLE),
         Ok(Progress::Part(bytes)) => Answer::from(bytes),
         Err(error) => endpoint.fail(error),

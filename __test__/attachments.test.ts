@@ -1,0 +1,446 @@
+// Messages with attachments, between real processes: their order and owner, who accepts which, and that no descriptor is left behind.
+
+import dgram from 'node:dgram'
+import { once } from 'node:events'
+import { fstatSync, readdirSync, readlinkSync } from 'node:fs'
+import { open } from 'node:fs/promises'
+import net from 'node:net'
+
+import test, { type ExecutionContext } from 'ava'
+import {
+  json,
+  merge,
+  publish,
+  ReceivedDescriptor,
+  SealedBuffer,
+  type Channel,
+  type Message,
+  type Options,
+} from 'ringfence'
+
+import { abstractAddress } from './support/address.js'
+import { pattern } from './support/bytes.js'
+import type { Kit } from './support/partner-process.js'
+import { listenHere, pair, Partner } from './support/partner.js'
+import { soon, until } from './support/until.js'
+
+const both: Options = { attachments: { sealed: true, descriptors: true } }
+const invalid = { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' }
+
+/** Open descriptors of attachments in this process: those of sealed buffers, and of /dev/zero, which these tests pass. */
+function held(): string[] {
+  return readdirSync('/proc/self/fd').filter((fd) => {
+    try {
+      return /ringfence-sealed|^\/dev\/zero/.test(readlinkSync(`/proc/self/fd/${fd}`))
+    } catch {
+      return false
+    }
+  })
+}
+
+/** The same, in a partner. */
+function heldThere(kit: Kit): number {
+  const fs = kit.require('node:fs') as typeof import('node:fs')
+  return fs.readdirSync('/proc/self/fd').filter((fd) => {
+    try {
+      return /ringfence-sealed|^\/dev\/zero/.test(fs.readlinkSync(`/proc/self/fd/${fd}`))
+    } catch {
+      return false
+    }
+  }).length
+}
+
+async function zero(t: ExecutionContext) {
+  const file = await open('/dev/zero')
+  t.teardown(() => file.close().catch(() => {}))
+  return file
+}
+
+function sealedIn(message: Message | undefined): SealedBuffer {
+  const attachment = message?.attachments?.[0]
+  if (!(attachment instanceof SealedBuffer)) throw new Error('the message has no sealed buffer')
+  return attachment
+}
+
+function descriptorIn(message: Message | undefined): ReceivedDescriptor {
+  const attachment = message?.attachments?.[0]
+  if (!(attachment instanceof ReceivedDescriptor)) throw new Error('the message has no descriptor')
+  return attachment
+}
+
+/** The partner sends messages, each with a sealed buffer that holds its number. */
+function sendsBuffers(partner: Partner, count: number, size = 5): Promise<void> {
+  return partner.run(
+    async (kit, most: number, length: number) => {
+      const { SealedBuffer: Sealed } = kit.ringfence
+      for (let number = 0; number < most; number += 1) {
+        const buffer = Sealed.from(kit.bytes.pattern(number, length))
+        await kit.channel.send(`${number}`, { attachments: [buffer] })
+        buffer.close()
+      }
+    },
+    count,
+    size,
+  )
+}
+
+test.serial.afterEach.always(async () => until(() => held().length === 0, 'every descriptor is closed'))
+
+test.serial('a buffer of any size arrives with its message, in order', async (t) => {
+  const { channel, partner } = await pair(t, { options: both })
+  const received = partner.run(async (kit) => {
+    const found: [string, number | undefined, boolean][] = []
+    for await (const message of kit.channel) {
+      const buffer = message.attachments?.[0] as SealedBuffer | undefined
+      const size = buffer?.byteLength
+      found.push([
+        message.subarray(0, 20).toString(),
+        size,
+        buffer === undefined || kit.bytes.pattern(size!, size!).equals(buffer.bytes()),
+      ])
+      buffer?.close()
+    }
+    return found
+  })
+  const sizes = [0, 1, 4096, 100_000, 5_000_000]
+  for (const size of sizes) {
+    const buffer = SealedBuffer.from(pattern(size, size))
+    void channel.send('before')
+    void channel.send(`with ${size}`, { attachments: [buffer] })
+    buffer.close()
+    void channel.send('after')
+  }
+  using seven = SealedBuffer.from(pattern(7, 7))
+  void channel.send(Buffer.alloc(10_000_000, 'long'), { attachments: [seven] })
+  using eight = SealedBuffer.from(pattern(8, 8))
+  await channel.send('', { attachments: [eight] })
+  await channel.end()
+  t.deepEqual(await soon(received, 'everything to arrive', 60_000), [
+    ...sizes.flatMap((size): [string, number | undefined, boolean][] => [
+      ['before', undefined, true],
+      [`with ${size}`, size, true],
+      ['after', undefined, true],
+    ]),
+    ['longlonglonglonglong', 7, true],
+    ['', 8, true],
+  ])
+  t.is(channel.stats().attachmentsSent, sizes.length + 2)
+})
+
+test.serial('each way to receive gives the attachments, and visitors get none', async (t) => {
+  const { channel, partner } = await pair(t, { options: both })
+  const ways: [string, () => Promise<Message | undefined>][] = [
+    ['receive', () => channel.receive()],
+    [
+      'tryReceive',
+      async () => {
+        await channel.waitReadable()
+        return channel.tryReceive()
+      },
+    ],
+    ['for await', async () => (await channel[Symbol.asyncIterator]().next()).value],
+    ['batches', async () => (await channel.batches({ max: 1 })[Symbol.asyncIterator]().next()).value?.[0]],
+    [
+      'merge',
+      async () => {
+        const merged = merge([channel])
+        const [, message] = (await merged.receive())!
+        await merged.close()
+        return message
+      },
+    ],
+    // Last, since the stream goes on waiting for messages.
+    ['readable', async () => readOne(channel)],
+  ]
+  for (const [name, receive] of ways) {
+    await sendsBuffers(partner, 1)
+    using buffer = sealedIn(await soon(receive(), name))
+    t.true(pattern(0, 5).equals(buffer.bytes()), name)
+  }
+  await sendsBuffers(partner, 3)
+  const seen: string[] = []
+  while (seen.length < 3) {
+    await channel.waitReadable()
+    channel.receiveEach((bytes, offset, length) =>
+      seen.push(Buffer.from(bytes.buffer, bytes.byteOffset + offset, length).toString()),
+    )
+  }
+  t.deepEqual(seen, ['0', '1', '2'])
+  t.is(held().length, 0)
+  t.is(channel.stats().attachmentsReceived, ways.length + 3)
+})
+
+async function readOne(channel: Channel): Promise<Message | undefined> {
+  const reader = channel.readable.getReader()
+  const { value } = await reader.read()
+  reader.releaseLock()
+  return value
+}
+
+test.serial('a listener reads attachments from all channels', async (t) => {
+  const address = abstractAddress()
+  const listener = await listenHere(t, address, both)
+  const partner = await Partner.start(t)
+  await partner.run(async (kit, where: string) => {
+    kit.channel = await kit.ringfence.connect(where)
+  }, address)
+  await sendsBuffers(partner, 1)
+  const [, message] = (await listener.messages().receive())!
+  using buffer = sealedIn(message)
+  t.true(pattern(0, 5).equals(buffer.bytes()))
+  t.is(listener.stats().attachmentsReceived, 1)
+})
+
+test.serial('a side gets no attachments that it does not accept, and the message is not sent', async (t) => {
+  const { channel, partner } = await pair(t, { there: { attachments: { sealed: true } } })
+  const file = await zero(t)
+  using buffer = SealedBuffer.from(pattern(1, 5))
+  await t.throwsAsync(channel.send('no', { attachments: [file] }), invalid)
+  await t.throwsAsync(channel.send('no', { attachments: [buffer, file] }), invalid)
+  await channel.send('yes', { attachments: [buffer] })
+  const [code, text] = await partner.run(async (kit) => {
+    const error = await kit.channel
+      .send('no', { attachments: [kit.ringfence.SealedBuffer.from(Buffer.from('5'))] })
+      .catch((reason: { code: string }) => reason.code)
+    const message = (await kit.channel.receive())!
+    for (const attachment of message.attachments!) attachment.close()
+    return [error, String(message)] as const
+  })
+  t.is(code, 'ERR_RINGFENCE_INVALID_ARGUMENT')
+  t.is(text, 'yes')
+  await file.close()
+})
+
+test.serial('wrong attachments are refused at once, and nothing is sent', async (t) => {
+  const { channel } = await pair(t, { options: both })
+  const closed = SealedBuffer.from(pattern(1, 5))
+  closed.close()
+  const socket = new net.Socket()
+  const wrong: unknown[] = [5, {}, [5], [null], [{}], [{ fd: -1 }], [{ fd: 1.5 }], [{ fd: '5' }], [{ fd: 2 ** 40 }]]
+  wrong.push([{ fd: 1_000_000 }], [closed], [socket], [dgram.createSocket('udp4')], [Buffer.alloc(5)], 'text')
+  for (const attachments of wrong)
+    await t.throwsAsync(channel.send('no', { attachments: attachments as [] }), invalid, JSON.stringify(attachments))
+  await t.throwsAsync(channel.send('no', { attachment: [] } as never), {
+    ...invalid,
+    message: /nearest one is attachments/,
+  })
+  const many = Array.from({ length: 254 }, () => ({ fd: 0 }))
+  await t.throwsAsync(channel.send('no', { attachments: many }), { code: 'ERR_RINGFENCE_MESSAGE_TOO_LARGE' })
+  await t.throwsAsync(channel.send('no', { attachments: many.slice(0, 65) }), {
+    code: 'ERR_RINGFENCE_MESSAGE_TOO_LARGE',
+  })
+  await channel.send('none', { attachments: [] })
+  t.is(channel.stats().messagesSent, 1)
+  const publisher = await publish(abstractAddress())
+  t.teardown(() => publisher.close())
+  using buffer = SealedBuffer.from(pattern(1, 5))
+  await t.throwsAsync(publisher.send('no', { attachments: [buffer] }), invalid)
+})
+
+test.serial('the program may close its own descriptors once send has returned', async (t) => {
+  const { channel, partner } = await pair(t, { options: { ...both, capacity: 4096 } })
+  const sent: Promise<void>[] = []
+  for (let number = 0; number < 100; number += 1) {
+    const buffer = SealedBuffer.from(pattern(number, 100))
+    sent.push(channel.send(pattern(number, 500), { attachments: [buffer, { fd: 0 }] }))
+    buffer.close()
+  }
+  const found = await partner.run(async (kit) => {
+    for (let number = 0; number < 100; number += 1) {
+      const message = (await kit.channel.receive())!
+      const [buffer, input] = message.attachments as [SealedBuffer, ReceivedDescriptor]
+      if (!message.equals(kit.bytes.pattern(number, 500))) return `message ${number} is another`
+      if (!kit.bytes.pattern(number, 100).equals(buffer.bytes())) return `buffer ${number} is another`
+      buffer.close()
+      input.close()
+    }
+    return 'all'
+  })
+  t.is(found, 'all')
+  await Promise.all(sent)
+})
+
+test.serial('a sender waits while the peer holds as much as it accepts', async (t) => {
+  const attachments = { sealed: true, maxCount: 3, maxBytes: 10_000 }
+  const { channel, partner } = await pair(t, { options: { attachments } })
+  await sendsBuffers(partner, 3)
+  const more = sendsBuffers(partner, 20, 4000)
+  for (let count = 0; count < 23; count += 1) {
+    using buffer = sealedIn(await soon(channel.receive(), `message ${count}`))
+    const expected = count < 3 ? pattern(count, 5) : pattern(count - 3, 4000)
+    t.true(expected.equals(buffer.bytes()), `buffer ${count}`)
+  }
+  await more
+  t.is(channel.stats().attachmentsReceived, 23)
+  const tooLarge = partner.run((kit) =>
+    kit.channel
+      .send('no', { attachments: [kit.ringfence.SealedBuffer.from(Buffer.alloc(10_001))] })
+      .catch((error: { code: string }) => error.code),
+  )
+  t.is(await tooLarge, 'ERR_RINGFENCE_MESSAGE_TOO_LARGE')
+})
+
+test.serial('an abort, a close and a destroy of messages that wait leave nothing behind', async (t) => {
+  for (const how of ['abort', 'close', 'destroy'] as const) {
+    const { channel, partner } = await pair(t, { there: { attachments: { sealed: true, maxCount: 1 } } })
+    using buffer = SealedBuffer.from(pattern(1, 5))
+    await channel.send('first', { attachments: [buffer] })
+    const abort = new AbortController()
+    const waiting = [1, 2].map((number) =>
+      channel.send(`waiting ${number}`, { attachments: [buffer], signal: abort.signal }),
+    )
+    const settled = Promise.allSettled(waiting)
+    if (how === 'abort') abort.abort()
+    else if (how === 'close') await channel.close({ linger: 0 })
+    else channel.destroy()
+    t.true((await settled).every(({ status }) => status === 'rejected'))
+    if (how === 'abort') {
+      await channel.send('last')
+      const texts = await partner.run(async (kit) => {
+        const first = (await kit.channel.receive())!
+        for (const attachment of first.attachments!) attachment.close()
+        return [String(first), String(await kit.channel.receive())]
+      })
+      t.deepEqual(texts, ['first', 'last'])
+      await channel.close()
+    }
+    buffer.close()
+    await until(() => held().length === 0, `nothing is left after ${how}`)
+    await partner.run((kit) => kit.channel.close())
+    await until(async () => (await partner.run(heldThere)) === 0, `nothing is left there after ${how}`)
+  }
+})
+
+test.serial('messages of a peer that is gone keep their attachments, and a close drops them', async (t) => {
+  for (const how of ['close', 'kill'] as const) {
+    const { channel, partner } = await pair(t, { options: both })
+    await sendsBuffers(partner, 5)
+    if (how === 'kill') await partner.kill()
+    else await partner.run((kit) => kit.channel.close())
+    await channel.closed
+    for (let number = 0; number < 3; number += 1) {
+      using buffer = sealedIn(await channel.receive())
+      t.true(pattern(number, 5).equals(buffer.bytes()), `${how} ${number}`)
+    }
+    await channel.close()
+    await until(() => held().length === 0, `nothing is left after ${how}`)
+  }
+})
+
+test.serial('a killed peer leaves no descriptor of a sender', async (t) => {
+  const { channel, partner } = await pair(t, { there: { attachments: { sealed: true, maxCount: 2 } } })
+  const buffer = SealedBuffer.from(pattern(1, 5))
+  const sent = [1, 2, 3, 4].map(() => channel.send('x', { attachments: [buffer] }))
+  void Promise.allSettled(sent)
+  buffer.close()
+  t.true(held().length > 0)
+  await partner.kill()
+  await channel.closed
+  await until(() => held().length === 0, 'nothing is left')
+  t.pass()
+})
+
+test.serial('a receiver without descriptors keeps the message, and receives it later', async (t) => {
+  const partner = await Partner.start(t, { through: ['sh', '-c', 'ulimit -n 200; exec "$@"', '-'] })
+  const { channel } = await pair(t, { options: both, partner })
+  using buffer = SealedBuffer.from(pattern(1, 5))
+  await channel.send('first', { attachments: [buffer, buffer] })
+  const found = await partner.run(async (kit) => {
+    const fs = kit.require('node:fs') as typeof import('node:fs')
+    const files: number[] = []
+    try {
+      for (;;) files.push(fs.openSync('/dev/null', 'r'))
+    } catch {}
+    const code = await kit.channel.receive().then(
+      () => 'received',
+      (error: { code: string }) => error.code,
+    )
+    for (const file of files) fs.closeSync(file)
+    const message = (await kit.channel.receive())!
+    for (const attachment of message.attachments!) attachment.close()
+    return [code, String(message), message.attachments!.length]
+  })
+  t.deepEqual(found, ['ERR_RINGFENCE_NO_SPACE', 'first', 2])
+})
+
+test.serial(
+  'messages that a reader of replies has passed keep their attachments, and a close drops them',
+  async (t) => {
+    const { channel, partner } = await pair(t, { options: both })
+    await sendsBuffers(partner, 3)
+    await partner.run((kit) => {
+      void kit.channel.serve(() => 'reply')
+    })
+    t.is(String(await channel.call('request')), 'reply')
+    using buffer = sealedIn(await channel.receive())
+    t.true(pattern(0, 5).equals(buffer.bytes()))
+    buffer.close()
+    t.is(held().length, 2)
+    t.is(
+      channel.receiveEach(() => {}, 1),
+      1,
+    )
+    t.is(held().length, 1)
+    await channel.close()
+    t.is(held().length, 0)
+  },
+)
+
+test.serial('a channel of values closes what its codec cannot carry', async (t) => {
+  const { channel, partner } = await pair(t, { options: both })
+  await partner.run(async (kit) => {
+    const fd = (kit.require('node:fs') as typeof import('node:fs')).openSync('/dev/zero', 'r')
+    await kit.channel.send('{"a":1}', { attachments: [{ fd }] })
+  })
+  t.deepEqual(await channel.with(json()).receive(), { a: 1 })
+  t.is(held().length, 0)
+})
+
+test.serial('a descriptor is closed or taken, once, and knows its kind', async (t) => {
+  const { channel, partner } = await pair(t, { options: both })
+  await partner.run(async (kit) => {
+    const fs = kit.require('node:fs') as typeof import('node:fs')
+    for (const path of ['/proc/self/exe', '/', '/dev/zero']) {
+      const fd = fs.openSync(path, 'r')
+      await kit.channel.send(path, { attachments: [{ fd }] })
+      fs.closeSync(fd)
+    }
+  })
+  const kinds = ['file', 'directory', 'device'] as const
+  for (const kind of kinds) {
+    using descriptor = descriptorIn(await channel.receive())
+    t.is(descriptor.kind, kind)
+    t.true(descriptor.fd > 2)
+    if (kind !== 'device') continue
+    const fd = descriptor.take()
+    descriptor.close()
+    t.true(fstatSync(fd).isCharacterDevice())
+    t.throws(() => descriptor.take(), { code: 'ERR_RINGFENCE_CLOSED' })
+    t.is(descriptor.fd, -1)
+    const { closeSync } = await import('node:fs')
+    closeSync(fd)
+  }
+})
+
+test.serial('sockets, servers and files are passed as they are', async (t) => {
+  const { channel, partner } = await pair(t, { there: both })
+  const server = net.createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as net.AddressInfo
+  const client = net.connect(port, '127.0.0.1')
+  const [socket] = (await once(server, 'connection')) as [net.Socket]
+  const datagrams = dgram.createSocket('udp4').bind(0, '127.0.0.1')
+  await once(datagrams, 'listening')
+  const file = await zero(t)
+  const attachments = [server, socket, datagrams, file, { fd: file.fd }]
+  await channel.send('all', { attachments })
+  const kinds = await partner.run(async (kit) => {
+    const message = (await kit.channel.receive())!
+    return (message.attachments as ReceivedDescriptor[]).map(({ kind }) => kind)
+  })
+  t.deepEqual(kinds, ['socket', 'socket', 'socket', 'device', 'device'])
+  await file.close()
+  for (const each of [client, socket]) each.destroy()
+  datagrams.close()
+  server.close()
+})
