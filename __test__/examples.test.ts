@@ -126,15 +126,15 @@ test.serial(
 
 const DIED = "the peer's process has ended, or executes another program now: its last messages may be missing"
 
-test.serial('rpc: a hundred calls that wait for a child that is killed reject, in each library', async (t) => {
+test.serial('rpc: a hundred calls that wait for a child that is killed reject, in each way', async (t) => {
   const { code, output, errors } = await run('rpc/rpc.mjs')
   t.is(errors, '')
   t.is(code, 0)
-  const lines = ['comlink', 'birpc', 'capnweb'].flatMap((name) => [
+  const lines = ['call', 'comlink', 'birpc', 'capnweb'].flatMap((name) => [
     `${name}: 2 + 3 is 5`,
     `${name}: the other side threw "not today"`,
-    // capnweb passes on the transport's own error.
-    `${name}: 100 pending calls have rejected with "${name === 'capnweb' ? DIED : 'the peer has gone'}"`,
+    // ringfence's own error; capnweb passes on that of its transport.
+    `${name}: 100 pending calls have rejected with "${name === 'call' || name === 'capnweb' ? DIED : 'the peer has gone'}"`,
   ])
   t.is(output, `${lines.join('\n')}\n`)
 })

@@ -1,4 +1,4 @@
-// A parent calls its child, through each of three libraries, and kills it in the middle of a call: README.md, beside this file, tells how.
+// A parent calls its child, by ringfence's own calls and by each of three libraries, and kills it in the middle of a hundred calls. See README.md.
 
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url'
 import { fromParent, spawn } from 'ringfence'
 
 import { birpc } from './birpc.mjs'
+import { overCalls } from './calls.mjs'
 import { RpcTarget, capnweb } from './capnweb.mjs'
 import { overComlink } from './comlink.mjs'
 
@@ -36,6 +37,7 @@ class Target extends RpcTarget {
 }
 
 const ways = {
+  call: (channel, own, options) => overCalls(channel, own, options),
   comlink: (channel, own, options) => overComlink(channel, own, options),
   birpc: (channel, own, options) => birpc(channel, own ?? {}, options),
   capnweb: (channel, own) => capnweb(channel, own === undefined ? undefined : new Target()),

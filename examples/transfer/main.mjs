@@ -1,5 +1,5 @@
-// Two processes meet, prove to each other who they are, and move a file from the one to the other, in both backings. Then one process
-// publishes to three.
+// Two processes check each other's identity, and move a file from the one to the other, in both backings. Then a parent calls its child, and
+// one process publishes to three.
 // `npm start [-- FILE]`; without a file, the node binary itself.
 
 import { fork } from 'node:child_process'
@@ -11,6 +11,7 @@ import { join as joinPath } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 
 import { broadcast } from './broadcast.mjs'
+import { call } from './call.mjs'
 import { Progress } from '../../dist/esm/cli/progress.js'
 import { evidenceTable, formatBytes } from '../../dist/esm/cli/text.js'
 
@@ -29,6 +30,8 @@ try {
     console.log(`\n━━ ${backing}: ${what} ━━`)
     await run(backing, address)
   }
+  console.log('\n━━ calls: a parent calls its child, with a deadline ━━')
+  await call()
   console.log('\n━━ broadcast: one publishes, three subscribe; one is killed meanwhile, one stopped ━━')
   await broadcast(joinPath(folder, 'broadcast.sock'))
 } catch (error) {
