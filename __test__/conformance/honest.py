@@ -7,7 +7,7 @@ import tempfile
 import time
 
 from ends import HERE, LIMIT, PYTHON, End, Failure, pattern
-from other_end import many, meet, memory, wire
+from other_end import calls, many, meet, memory, wire
 from other_end.members import Member
 from other_end.ring import ALIGNED, FIRST, LAST, WHOLE, Channel, Exposed
 from other_end.tokens import Mailbox, Post
@@ -503,8 +503,45 @@ def greeted(end, member):
     same(member.channel.receive(), b"hello", "its greeting")
 
 
+def calling(language, folder, kind):
+    """Both sides call, cancel and serve, beside messages."""
+    where = address(folder, kind)
+    with End(language, "attend", where) as end:
+        end.expect("bound")
+        asks = hello()
+        asks.meeting = wire.SERVICE
+        channel = Channel(meet.guest(where, asks))
+        end.expect("in")
+        same(calls.asked(channel), calls.ASKED, "what it asks")
+        calls.send(channel, calls.frame(calls.CANCELLED, 1))
+        number = 0
+        for size in (0, 1, 8, 500, CAPACITY // 2 - 16, CAPACITY // 2 - 15, CAPACITY, LONGEST // 2 - 16):
+            body = pattern(number, size)
+            calls.send(channel, calls.frame(calls.REQUEST, number, body, remaining=60_000))
+            same(calls.receive(channel), (calls.REPLY, number, body + body), f"the reply to {size} bytes")
+            number += 1
+        channel.send(b"a message")
+        same(calls.receive(channel), (None, None, b"a message"), "the echo")
+        calls.send(channel, calls.frame(calls.REQUEST, number, b"fail"))
+        kind, failed, body = calls.receive(channel)
+        same((kind, failed, calls.read_texts(body)), (calls.ERROR, number, (b"RangeError", b"not today", b"E_NO")), "its error")
+        calls.send(channel, calls.frame(calls.REQUEST, number + 1, b"hang"))
+        calls.send(channel, calls.frame(calls.CANCEL, number + 1))
+        same(calls.receive(channel), (calls.CANCELLED, number + 1, b""), "the end of a cancelled call")
+        for more in range(number + 2, number + 100):
+            calls.send(channel, calls.frame(calls.REQUEST, more, pattern(more, 9)))
+        replies = [calls.receive(channel) for _ in range(98)]
+        wanted = [(calls.REPLY, more, 2 * pattern(more, 9)) for more in range(number + 2, number + 100)]
+        same(sorted(replies), wanted, "the replies to many at once")
+        calls.send(channel, calls.frame(calls.REPLY, 0, b"answer"))
+        channel.end()
+        same(channel.receive(), None, "after the end")
+        channel.close()
+        end.expect("closed, asked answer")
+
+
 CASES = [host_of_a_pair, guest_of_a_pair, reader, cut_off, closed_early, unread, agent, service, refused, too_large, turncoat,
-         parent, child, subscriber, publisher, over_shm, tokens, last_tokens, opened_here, opened_there, members, busy]
+         parent, child, subscriber, publisher, over_shm, tokens, last_tokens, opened_here, opened_there, members, busy, calling]
 #: What one language alone has.
 ONLY = {child: "node", busy: "node"}  # the Rust program starts Node children alone, and has no event loop
 

@@ -6,7 +6,7 @@
 
 import { createInterface } from 'node:readline'
 
-import { connect, fromParent, join, listen, member, publish, spawn, subscribe } from 'ringfence'
+import { RemoteError, connect, fromParent, join, listen, member, publish, spawn, subscribe } from 'ringfence'
 
 const [deed, address, executable, capacity, longest, sizes = ''] = process.argv.slice(2)
 const options = {
@@ -59,6 +59,31 @@ async function call(channel) {
   while ((await channel.receive()) !== undefined);
   const { reason } = await channel.closed
   return found?.toString() === 'hello' ? `answered, ${reason}` : reason
+}
+
+/** Calls the peer twice, cancels the second call, and serves it until its end. */
+async function attend(channel) {
+  const asked = channel.call('asked').then(String, told)
+  const abort = new AbortController()
+  channel.call('cancelled', { signal: abort.signal }).catch(() => {})
+  abort.abort()
+  void echoMessages(channel).catch(() => {})
+  await channel.serve(async (request, { signal }) => {
+    const text = request.toString('latin1')
+    if (text === 'fail') throw Object.assign(new RangeError('not today'), { code: 'E_NO' })
+    if (text === 'hang') await new Promise((resolve) => signal.addEventListener('abort', resolve))
+    return Buffer.concat([request, request])
+  })
+  return `closed, asked ${await asked}`
+}
+
+/** The outcome of a call that has failed. */
+function told(error) {
+  return error instanceof RemoteError ? `${error.name}: ${error.message} ${error.code || '-'}` : codeOf(error)
+}
+
+async function echoMessages(channel) {
+  for await (const message of channel) await channel.send(message)
 }
 
 async function greet(channel) {
@@ -176,6 +201,15 @@ const deeds = {
     for await (const channel of listener) {
       say('in')
       void outcome(echo(channel))
+    }
+  },
+
+  async attend() {
+    const listener = await listen(address, options)
+    say('bound')
+    for await (const channel of listener) {
+      say('in')
+      void outcome(attend(channel))
     }
   },
 

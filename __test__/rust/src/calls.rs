@@ -102,3 +102,30 @@ fn told(outcome: Result<Vec<u8>, CallError>) -> String {
         Err(error) => error.to_string(),
     }
 }
+
+/// Calls the peer twice, cancels the second call, and serves it until its end, for `__test__/conformance`.
+pub(crate) fn attend(channel: Channel) -> ringfence::Result<String> {
+    let calls = channel.into_calls()?;
+    let asked = calls.start(b"asked", None)?;
+    drop(calls.start(b"cancelled", None)?);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while let Ok(Some(message)) = calls.receive() {
+                let _ = calls.send(&message);
+            }
+        });
+        calls.serve(|request, context| match &request[..] {
+            b"fail" => Err(RemoteError::new("not today")
+                .with_name("RangeError")
+                .with_code("E_NO")),
+            b"hang" => {
+                while !context.is_cancelled() {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                Ok(request)
+            }
+            _ => Ok([&request[..], &request[..]].concat()),
+        })
+    })?;
+    Ok(format!("closed, asked {}", told(asked.wait())))
+}

@@ -18,6 +18,11 @@ pub(crate) fn serve(address: &Address, options: &Options) -> Outcome {
     each_agent(address, options, echo)
 }
 
+/// Calls each agent, and serves its calls.
+pub(crate) fn attend(address: &Address, options: &Options) -> Outcome {
+    each_agent(address, options, crate::calls::attend)
+}
+
 /// Reads what each agent sends to the end, and says how many tokens had come by then.
 pub(crate) fn hear(address: &Address, options: &Options) -> Outcome {
     each_agent(address, options, count)

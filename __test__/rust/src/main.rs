@@ -67,6 +67,7 @@ fn run() -> Outcome {
         "merge" => return merge::merge_all(&address.parse()?, &options, longest.parse()?, &sizes),
         "subscribe" => return subscribe_all(&address.parse()?, &options.wait(true)),
         "serve" => return ends::serve(&address.parse()?, &options),
+        "attend" => return ends::attend(&address.parse()?, &options),
         "hear" => return ends::hear(&address.parse()?, &options),
         "visit" => return ends::visit(&address.parse()?, &options),
         "broadcast" => return ends::broadcast(&address.parse()?, &options, &sizes),
