@@ -50,6 +50,7 @@ const READERS = [
     'ring',
     'handshake',
     'address/inherit.rs',
+    'channel/calls',
     'channel/inbound.rs',
     'channel/receiver.rs',
     'channel/sender.rs',

@@ -5,6 +5,7 @@
 //! Every function panics if the crate breaks its guarantees against a peer that may send anything.
 
 mod beside;
+mod calls;
 mod channel;
 mod guest;
 mod handshake;
@@ -15,8 +16,8 @@ mod object;
 use arbitrary::{Result, Unstructured};
 
 pub use self::{
-    beside::peer_if_asked, channel::channel, guest::guest, handshake::handshake, host::host, line::line,
-    object::object,
+    beside::peer_if_asked, calls::calls, channel::channel, guest::guest, handshake::handshake, host::host,
+    line::line, object::object,
 };
 use crate::{
     handshake::frame::Frame,
