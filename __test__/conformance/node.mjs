@@ -63,7 +63,7 @@ async function call(channel) {
 
 /** Calls the peer twice, cancels the second call, and serves it until its end. */
 async function attend(channel) {
-  const asked = channel.call('asked').then(String, told)
+  const first = channel.call('asked').then(String, told)
   const abort = new AbortController()
   channel.call('cancelled', { signal: abort.signal }).catch(() => {})
   abort.abort()
@@ -74,7 +74,7 @@ async function attend(channel) {
     if (text === 'hang') await new Promise((resolve) => signal.addEventListener('abort', resolve))
     return Buffer.concat([request, request])
   })
-  return `closed, asked ${await asked}`
+  return `closed, asked ${await first}`
 }
 
 /** The outcome of a call that has failed. */
