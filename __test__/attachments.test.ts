@@ -4,6 +4,7 @@ import dgram from 'node:dgram'
 import { once } from 'node:events'
 import { fstatSync, readdirSync, readlinkSync } from 'node:fs'
 import { open } from 'node:fs/promises'
+import http from 'node:http'
 import net from 'node:net'
 
 import test, { type ExecutionContext } from 'ava'
@@ -13,6 +14,7 @@ import {
   publish,
   ReceivedDescriptor,
   SealedBuffer,
+  structured,
   type Channel,
   type Message,
   type Options,
@@ -28,10 +30,10 @@ const both: Options = { attachments: { sealed: true, descriptors: true } }
 const invalid = { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' }
 
 /** Open descriptors of attachments in this process: those of sealed buffers, and of /dev/zero, which these tests pass. */
-function held(): string[] {
+function held(which = /ringfence-sealed|^\/dev\/zero/): string[] {
   return readdirSync('/proc/self/fd').filter((fd) => {
     try {
-      return /ringfence-sealed|^\/dev\/zero/.test(readlinkSync(`/proc/self/fd/${fd}`))
+      return which.test(readlinkSync(`/proc/self/fd/${fd}`))
     } catch {
       return false
     }
@@ -443,4 +445,220 @@ test.serial('sockets, servers and files are passed as they are', async (t) => {
   for (const each of [client, socket]) each.destroy()
   datagrams.close()
   server.close()
+})
+
+interface Shapes {
+  plain: SealedBuffer
+  again: SealedBuffer
+  list: SealedBuffer[]
+  map: Map<string, SealedBuffer>
+  set: Set<SealedBuffer>
+  error: Error
+  self?: Shapes
+}
+
+test.serial('structured() carries sealed buffers inside of values', async (t) => {
+  const { channel, partner } = await pair(t, { options: both })
+  await partner.run(async (kit) => {
+    const buffers = [0, 1, 2, 3, 4].map((number) => kit.ringfence.SealedBuffer.from(kit.bytes.pattern(number, 10)))
+    const [plain, inList, inMap, inSet, cause] = buffers as [
+      SealedBuffer,
+      SealedBuffer,
+      SealedBuffer,
+      SealedBuffer,
+      SealedBuffer,
+    ]
+    const value: Shapes = {
+      plain,
+      again: plain,
+      list: [plain, inList],
+      map: new Map([['key', inMap]]),
+      set: new Set([inSet]),
+      error: new Error('with a cause', { cause }),
+    }
+    value.self = value
+    const fd = (kit.require('node:fs') as typeof import('node:fs')).openSync('/dev/zero', 'r')
+    const values = kit.channel.with(kit.ringfence.structured())
+    await values.send(value, { attachments: [{ fd }] })
+    await values.send({ none: 5 })
+    await values.send(plain)
+    await values.send({ visited: plain })
+    values.port().postMessage([plain])
+    for (const buffer of buffers) buffer.close()
+  })
+  const values = channel.with<unknown>(structured())
+  const value = (await values.receive()) as Shapes
+  t.is(value.self, value)
+  t.is(value.again, value.plain)
+  t.is(value.list[0], value.plain)
+  const found = [
+    value.plain,
+    value.list[1]!,
+    value.map.get('key')!,
+    [...value.set][0]!,
+    value.error.cause as SealedBuffer,
+  ]
+  for (const [number, buffer] of found.entries()) {
+    t.true(buffer instanceof SealedBuffer)
+    t.true(pattern(number, 10).equals(buffer.bytes()), `buffer ${number}`)
+    buffer.close()
+  }
+  t.is(held(/^\/dev\/zero/).length, 0, 'the further attachment is closed')
+  t.deepEqual(await values.receive(), { none: 5 })
+  const alone = (await values.receive()) as SealedBuffer
+  t.is(alone.byteLength, 10)
+  alone.close()
+  await values.waitReadable()
+  const visited: { visited: SealedBuffer }[] = []
+  values.receiveEach((each) => visited.push(each as { visited: SealedBuffer }), 1)
+  t.true(pattern(0, 10).equals(visited[0]!.visited.bytes()))
+  visited[0]!.visited.close()
+  const port = values.port()
+  const [posted] = (await once(port, 'message')) as [[SealedBuffer]]
+  t.true(pattern(0, 10).equals(posted[0].bytes()))
+  posted[0].close()
+})
+
+test.serial('a value with sealed buffers is sent whole or not at all', async (t) => {
+  const { channel, partner } = await pair(t, { options: both })
+  using buffer = SealedBuffer.from(pattern(1, 5))
+  const values = channel.with<unknown>(structured())
+  t.throws(() => values.trySend({ buffer }), invalid)
+  await t.throwsAsync(values.call({ buffer }), invalid)
+  t.throws(() => structured().encode(buffer), { instanceOf: TypeError })
+  t.is(buffer.byteLength, 5)
+  // A peer that names an attachment that it has not sent.
+  await partner.run(async (kit) => {
+    const { serialize } = kit.require('node:v8') as typeof import('node:v8')
+    const fd = (kit.require('node:fs') as typeof import('node:fs')).openSync('/dev/zero', 'r')
+    for (const number of ['1', '0', 'x', '-1'])
+      await kit.channel.send(serialize({ byteLength: `\0ringfence.sealed:${number}` }), { attachments: [{ fd }] })
+    await kit.channel.send(serialize('last'))
+  })
+  for (let count = 0; count < 4; count += 1)
+    await t.throwsAsync(values.receive(), { code: 'ERR_RINGFENCE_MALFORMED' }, `value ${count}`)
+  t.is(held().length, 1)
+  t.is(await values.receive(), 'last')
+})
+
+/** Runs an HTTP server on a descriptor that is received. */
+async function servesReceived(kit: Kit): Promise<void> {
+  const { createServer } = kit.require('node:http') as typeof http
+  const message = (await kit.channel.receive())!
+  const [descriptor] = message.attachments as [ReceivedDescriptor]
+  const server = createServer((request, response) => response.end(`${request.url} by ${process.pid}`))
+  kit.keep['server'] = server
+  await new Promise<void>((resolve) => server.listen({ fd: descriptor.take() }, resolve))
+}
+
+test.serial('a listening socket is handed over for a restart, and no connection is lost', async (t) => {
+  const { channel, partner } = await pair(t, { there: both })
+  const server = http.createServer((request, response) => response.end(`${request.url} by ${process.pid}`))
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as net.AddressInfo
+  const ask = async (path: string) =>
+    (await fetch(`http://127.0.0.1:${port}${path}`, { headers: { connection: 'close' } })).text()
+  const answers = new Set<string>()
+  let over = false
+  let asked = 0
+  const asking = (async () => {
+    while (!over) {
+      const path = `/${(asked += 1)}`
+      const answer = await ask(path)
+      const [before, pid] = answer.split(' by ')
+      if (before !== path) throw new Error(`another answer: ${answer}`)
+      answers.add(pid!)
+    }
+  })()
+  const serving = partner.run(servesReceived)
+  await channel.send('serve', { attachments: [server] })
+  await serving
+  await new Promise((resolve) => server.close(resolve))
+  t.is(await ask('/last'), `/last by ${partner.pid}`)
+  over = true
+  await asking
+  t.true(answers.has(String(partner.pid)))
+})
+
+test.serial('a connected socket is handed over, and served there', async (t) => {
+  const { channel, partner } = await pair(t, { there: both })
+  const server = net.createServer({ pauseOnConnect: true }).listen(0, '127.0.0.1')
+  t.teardown(() => server.close())
+  await once(server, 'listening')
+  const client = net.connect((server.address() as net.AddressInfo).port, '127.0.0.1')
+  client.write('sent before; ')
+  const [socket] = (await once(server, 'connection')) as [net.Socket]
+  const served = partner.run(async (kit) => {
+    const { Socket } = kit.require('node:net') as typeof net
+    const message = (await kit.channel.receive())!
+    const [descriptor] = message.attachments as [ReceivedDescriptor]
+    const connection = new Socket({ fd: descriptor.take() })
+    let text = ''
+    for await (const chunk of connection) {
+      text += String(chunk)
+      if (text.endsWith('end')) break
+    }
+    return text
+  })
+  await channel.send('serve', { attachments: [socket] })
+  socket.destroy()
+  client.write('sent afterwards; end')
+  t.is(await served, 'sent before; sent afterwards; end')
+  client.destroy()
+})
+
+test.serial('a file and a datagram socket work in the process that gets them', async (t) => {
+  const { channel, partner } = await pair(t, { there: both })
+  const file = await open(process.execPath)
+  const datagrams = dgram.createSocket('udp4').bind(0, '127.0.0.1')
+  await once(datagrams, 'listening')
+  await channel.send('both', { attachments: [file, datagrams] })
+  await file.close()
+  const { port } = datagrams.address()
+  const ready = partner.run(async (kit) => {
+    const { createSocket } = kit.require('node:dgram') as typeof dgram
+    const { readSync } = kit.require('node:fs') as typeof import('node:fs')
+    const message = (await kit.channel.receive())!
+    const [from, socket] = message.attachments as [ReceivedDescriptor, ReceivedDescriptor]
+    const start = Buffer.alloc(4)
+    readSync(from.fd, start, 0, 4, 0)
+    from.close()
+    const received = createSocket('udp4')
+    kit.keep['datagram'] = new Promise((resolve) => received.once('message', (text) => resolve(String(text))))
+    await new Promise<void>((resolve) => received.bind({ fd: socket.take() }, resolve))
+    return start.toString('latin1')
+  })
+  t.is(await ready, '\x7fELF')
+  datagrams.close()
+  const sender = dgram.createSocket('udp4')
+  sender.send('a datagram', port, '127.0.0.1')
+  t.is(
+    await soon(
+      partner.run((kit) => kit.keep['datagram'] as Promise<string>),
+      'the datagram',
+    ),
+    'a datagram',
+  )
+  sender.close()
+})
+
+test.serial('a gigabyte is passed without a copy', async (t) => {
+  const size = 2 ** 30
+  const { channel, partner } = await pair(t, { there: { attachments: { sealed: true } } })
+  const buffer = await SealedBuffer.create(size, (bytes) => {
+    bytes[0] = 1
+    bytes[size - 1] = 2
+  })
+  await channel.send('a gigabyte', { attachments: [buffer] })
+  buffer.close()
+  const found = await partner.run(async (kit) => {
+    const message = (await kit.channel.receive())!
+    const [received] = message.attachments as [SealedBuffer]
+    const bytes = received.bytes()
+    const ends = [bytes.length, bytes[0], bytes.at(-1)]
+    received.close()
+    return ends
+  })
+  t.deepEqual(found, [size, 1, 2])
 })

@@ -3,7 +3,15 @@
 import { isAscii, isUtf8 } from 'node:buffer'
 import v8 from 'node:v8'
 
+import {
+  closeAttachments,
+  collectSealed,
+  restoreSealed,
+  type Attachable,
+  type Attachment,
+} from '../channel/attachments.js'
 import { RingfenceError, invalid, messageOf, show } from '../errors.js'
+import type { Message, SendOptions } from '../types.js'
 
 /**
  * Encodes values as messages and decodes them. One codec serves any number of channels. msgpackr, cbor-x and similar codecs can be used
@@ -64,6 +72,9 @@ function toText(bytes: Buffer & Slices): string {
  * Encodes as a structured clone, in the engine's own format (`v8.serialize`): Map, Set, Date, RegExp, Error, bigints, typed arrays,
  * references within the value. Both sides must run the same kind of engine, and the receiver's must not be older.
  *
+ * A {@link SealedBuffer} in the value travels as an attachment, if `send` or a port's `postMessage` sends the value. It may be in an object, an
+ * array, a Map, a Set or the cause of an error. Further attachments of the message are closed.
+ *
  * **Only for trusted peers.** The bytes of a hostile peer are refused or decoded; they crash nothing and corrupt nothing, which is fuzzed.
  * But the engine's decoder is not hardened: a small message may take much time and memory to decode. Use {@link json} if the peer may turn
  * hostile.
@@ -96,10 +107,17 @@ const hasDeserializer = process.versions.bun === undefined && typeof v8.DefaultD
  * so the bytes cannot be decoded.
  */
 function serialize(value: unknown): Buffer {
-  const bytes = v8.serialize(value)
+  const { message, attachments } = serializeAttached(value)
+  if (attachments !== undefined)
+    throw new TypeError('a SealedBuffer is sent only by `send` and `postMessage`, with structured() as the codec')
+  return message
+}
+
+function serializeAttached(value: unknown): { message: Buffer; attachments: Attachable[] | undefined } {
+  const { made, sealed } = collectSealed(() => v8.serialize(value))
   left = PARTS
   if (hasModule(value)) throw new TypeError('a WebAssembly.Module does not leave its process')
-  return bytes
+  return { message: made, attachments: sealed.length === 0 ? undefined : sealed }
 }
 
 /**
@@ -167,14 +185,34 @@ const HOST_OBJECT: unknown = hasDeserializer
   ? (v8.DefaultDeserializer.prototype as unknown as { _readHostObject: unknown })._readHostObject
   : undefined
 
-/** @throws {@link RingfenceError} INVALID_ARGUMENT if the value cannot be a message, with the codec's error as the cause. */
-export function encodeWith<T>(codec: Codec<T>, value: T): Uint8Array | string {
-  let message: unknown
+/**
+ * Encodes a value whose message may have attachments, and adds them to the options of its `send`.
+ *
+ * @throws {@link RingfenceError} INVALID_ARGUMENT as {@link encodeWith}
+ */
+export function encodeMessage<T>(
+  codec: Codec<T>,
+  value: T,
+  options?: SendOptions,
+): { message: Uint8Array | string; options: SendOptions | undefined } {
+  if ((codec as object) !== STRUCTURED_CODEC) return { message: encodeWith(codec, value), options }
+  const { message, attachments } = encoded(() => serializeAttached(value))
+  if (attachments === undefined) return { message, options }
+  // Their numbers in the value are their places in the list.
+  return { message, options: { ...options, attachments: [...attachments, ...(options?.attachments ?? [])] } }
+}
+
+function encoded<Made>(encode: () => Made): Made {
   try {
-    message = codec.encode(value)
+    return encode()
   } catch (error) {
     throw new RingfenceError('INVALID_ARGUMENT', `the value cannot be encoded: ${messageOf(error)}`, { cause: error })
   }
+}
+
+/** @throws {@link RingfenceError} INVALID_ARGUMENT if the value cannot be a message, with the codec's error as the cause. */
+export function encodeWith<T>(codec: Codec<T>, value: T): Uint8Array | string {
+  const message: unknown = encoded(() => codec.encode(value))
   if (typeof message === 'string' || ArrayBuffer.isView(message)) return message as Uint8Array | string
   throw encodesToNothing(value, message)
 }
@@ -193,6 +231,26 @@ export function decodeWith<T>(codec: Codec<T>, bytes: Buffer): T {
     return codec.decode(bytes)
   } catch (error) {
     throw malformed(bytes, error)
+  }
+}
+
+/**
+ * Decodes a message that may have attachments. Those that do not become part of the value are closed.
+ *
+ * @throws {@link RingfenceError} MALFORMED, with the bytes
+ */
+export function decodeMessage<T>(codec: Codec<T>, message: Message): T {
+  const { attachments } = message
+  if (attachments === undefined) return decodeWith(codec, message)
+  const used = new Set<Attachment>()
+  try {
+    const value = decodeWith(codec, message)
+    return (codec as object) === STRUCTURED_CODEC ? (restoreSealed(value, attachments, used) as T) : value
+  } catch (error) {
+    used.clear()
+    throw error instanceof SyntaxError ? malformed(message, error) : error
+  } finally {
+    closeAttachments({ attachments: attachments.filter((each) => !used.has(each)) })
   }
 }
 

@@ -4,11 +4,12 @@ import { EventEmitter } from 'node:events'
 
 // oxlint-disable-next-line import/no-cycle -- types alone
 import type { Channel, Quiet } from '../channel/channel.js'
-import { decodeWith, encodeWith, type Codec } from './codec.js'
+import { decodeMessage, encodeMessage, type Codec } from './codec.js'
 import { LINGER } from './duplex.js'
 import { throwLater } from '../runtime/emit.js'
 import { RingfenceError, invalid, show } from '../errors.js'
 import { timers } from '../runtime/timers.js'
+import type { Message } from '../types.js'
 
 /** Bytes that may wait for a peer that does not read. `postMessage` cannot make its caller wait, so this limits the memory. */
 const MOST_WAITING = 256 * 1024 * 1024
@@ -147,9 +148,9 @@ export class Port extends EventEmitter implements MessagePortLike {
         'memory cannot be transferred to another process: post it without a transfer list, and it is copied',
       )
     if (this.#state !== 'open') return
-    const message = encodeWith(this.#codec, value)
+    const { message, options } = encodeMessage(this.#codec, value)
     this.#mustFit(message)
-    this.#raw.send(message).catch((error: RingfenceError) => {
+    this.#raw.send(message, options).catch((error: RingfenceError) => {
       // The end is reported by 'close'. Other errors must not go unnoticed.
       if (!TOLD_BY_CLOSE.has(error.code)) this.emit('messageerror', error)
     })
@@ -374,10 +375,10 @@ export class Port extends EventEmitter implements MessagePortLike {
     this.#closeIfRead()
   }
 
-  #tellMessage(bytes: Buffer): void {
+  #tellMessage(bytes: Message): void {
     let value: unknown
     try {
-      value = decodeWith(this.#codec, bytes)
+      value = decodeMessage(this.#codec, bytes)
     } catch (error) {
       this.emit('messageerror', error)
       return

@@ -49,7 +49,7 @@ export class SealedBuffer implements Disposable {
   }
 
   /** Number of bytes. */
-  readonly byteLength: number
+  declare readonly byteLength: number
   readonly #memory: NativeSealed
   #bytes: Uint8Array | null = null
   #isClosed = false
@@ -57,7 +57,10 @@ export class SealedBuffer implements Disposable {
   private constructor(key: symbol, memory: NativeSealed) {
     if (key !== KEY) throw invalid('sealed buffers are made by SealedBuffer.create and SealedBuffer.from')
     this.#memory = memory
-    this.byteLength = memory.byteLength
+    const { byteLength } = memory
+    // A serializer reads it as well, and has no other way to meet an object of a class.
+    const get = () => (met === null ? byteLength : mark(met, this))
+    Object.defineProperty(this, 'byteLength', { enumerable: true, get })
   }
 
   /**
@@ -141,6 +144,72 @@ export class SealedBuffer implements Disposable {
   [Symbol.dispose](): void {
     this.close()
   }
+}
+
+/** The sealed buffers that the current serialization has met; null outside of one. */
+let met: SealedBuffer[] | null = null
+
+/** Stands for a sealed buffer in serialized values, with its number: what its `byteLength` is there. */
+const MARK = '\0ringfence.sealed:'
+
+function mark(list: SealedBuffer[], sealed: SealedBuffer): string {
+  const number = list.indexOf(sealed)
+  return MARK + (number < 0 ? list.push(sealed) - 1 : number)
+}
+
+/** Runs a serializer, and returns the sealed buffers that it has met. {@link restoreSealed} puts them back into the value. */
+export function collectSealed<Made>(serialize: () => Made): { made: Made; sealed: SealedBuffer[] } {
+  const sealed: SealedBuffer[] = []
+  const outer = met
+  met = sealed
+  try {
+    return { made: serialize(), sealed }
+  } finally {
+    met = outer
+  }
+}
+
+/**
+ * Puts the attachments into a deserialized value, in place. `used`: gets those that are in the value.
+ *
+ * @throws SyntaxError if the value names an attachment that is not there
+ */
+export function restoreSealed(value: unknown, attachments: readonly Attachment[], used: Set<Attachment>): unknown {
+  const seen = new Set<object>()
+  const left: object[] = []
+  const restored = (part: unknown): unknown => {
+    if (typeof part !== 'object' || part === null || ArrayBuffer.isView(part) || seen.has(part)) return part
+    const { byteLength } = part as { byteLength?: unknown }
+    if (typeof byteLength === 'string' && byteLength.startsWith(MARK)) {
+      const sealed = attachments[Number(byteLength.slice(MARK.length))]
+      if (!(sealed instanceof SealedBuffer)) throw new SyntaxError('the value has a SealedBuffer that was not attached')
+      used.add(sealed)
+      return sealed
+    }
+    seen.add(part)
+    left.push(part)
+    return part
+  }
+  const whole = restored(value)
+  for (let part = left.pop(); part !== undefined; part = left.pop()) {
+    if (part instanceof Map) {
+      const entries = [...part]
+      part.clear()
+      for (const [key, each] of entries) part.set(restored(key), restored(each))
+    } else if (part instanceof Set) {
+      const entries = [...part]
+      part.clear()
+      for (const each of entries) part.add(restored(each))
+    }
+    const properties = part as Record<string, unknown>
+    for (const name of Object.keys(properties)) {
+      const before = properties[name]
+      const after = restored(before)
+      if (after !== before) properties[name] = after
+    }
+    if (part instanceof Error && 'cause' in part) part.cause = restored(part.cause)
+  }
+  return whole
 }
 
 function newDraft(size: number): Promise<NativeDraft> {

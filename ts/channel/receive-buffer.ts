@@ -266,8 +266,12 @@ export class ReceiveBuffer {
           payload += large.length
           left -= 1
           bytes -= large.length + HEADER
-          closeAttachments(large)
-          visit(large, 0, large.length)
+          try {
+            visit(large, 0, large.length)
+          } finally {
+            // A visitor of values has removed those that it hands on.
+            closeAttachments(large)
+          }
         } else {
           const memory = fetched.memory
           const words = fetched.words

@@ -3,13 +3,13 @@
 import {
   borrows,
   checkCodec,
-  decodeWith,
+  decodeMessage,
+  encodeMessage,
   encodesToNothing,
   encodeWith,
   malformed,
   type Codec,
 } from '../adapters/codec.js'
-import { closeAttachments } from './attachments.js'
 import type { Message, SendOptions, Visit } from '../types.js'
 import type { SendQueue } from './send-queue.js'
 
@@ -35,7 +35,9 @@ export class Values<T> {
   /** Encodes and sends a value. */
   send(queue: SendQueue, value: T, options?: SendOptions): Promise<void> {
     try {
-      return queue.send(this.encode(value), options)
+      if (value === undefined) throw encodesToNothing(value, undefined)
+      const encoded = encodeMessage(this.codec, value, options)
+      return queue.send(encoded.message, encoded.options)
     } catch (error) {
       return Promise.reject(error as Error)
     }
@@ -43,8 +45,7 @@ export class Values<T> {
 
   /** @throws {@link RingfenceError} MALFORMED */
   decode(bytes: Buffer): T {
-    closeAttachments(bytes as Message)
-    const value = decodeWith(this.codec, bytes)
+    const value = decodeMessage(this.codec, bytes as Message)
     // undefined would be taken for the end.
     if (value === undefined) throw malformed(bytes, new TypeError('the codec returned undefined'))
     return value
@@ -53,7 +54,14 @@ export class Values<T> {
   /** Decodes a message in reused memory. Codecs that may keep the bytes get a copy. */
   decodeShown(bytes: Uint8Array, offset: number, length: number): T {
     const shown = Buffer.from(bytes.buffer, bytes.byteOffset + offset, length)
-    return this.decode(this.#borrows ? shown : Buffer.concat([shown]))
+    const own = this.#borrows ? shown : Buffer.concat([shown])
+    const { attachments } = bytes as Message
+    if (attachments !== undefined) {
+      Object.assign(own, { attachments })
+      // They are this message's now.
+      delete (bytes as { attachments?: unknown }).attachments
+    }
+    return this.decode(own)
   }
 
   /** Returns a visitor of messages that calls a visitor of values. */
