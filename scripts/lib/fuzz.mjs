@@ -49,7 +49,7 @@ const READERS = [
   ...[
     'ring',
     'handshake',
-    'address/inherit.rs',
+    'address/bound.rs',
     'channel/calls',
     'channel/inbound.rs',
     'channel/receiver.rs',

@@ -1,15 +1,13 @@
 //! How two processes find each other at an address, before either knows who the other is.
 //!
 //! [`Address`] is the name. `election` decides which process binds it and which connects. `bound` is a bound
-//! address, with the directory and the lock of a path. `inherit` is the share of the host's place
-//! that the guest of a membership holds.
+//! address, with the directory and the lock of a path, and the share of it that the guest of a membership holds.
 //!
 //! May import `wait`, `fork`, `sys` and the modules that the whole crate shares. It never inspects a peer,
 //! and never reads or writes a frame.
 
 pub(crate) mod bound;
 pub(crate) mod election;
-pub(crate) mod inherit;
 
 use std::{
     fmt,

@@ -28,12 +28,12 @@ use crate::{
     region::{
         copy::Writable,
         create::wanted_seals,
-        exposure::tripwire::Tripwire,
         layout::{self, CAPACITY_MIN, region_size},
         map::Mapping,
         own::OwnRegion,
         peer::PeerRegion,
         room::{self, check_room},
+        tripwire::Tripwire,
     },
     signal::claim,
     sys,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    address::{Address, inherit::Inheritance},
+    address::{Address, bound::Inheritance},
     error::Error,
     evidence::{Evidence, EvidenceLog},
     fork::ForkMark,

@@ -18,7 +18,7 @@ use nix::{
 };
 
 use crate::{
-    address::inherit::Inheritance,
+    address::bound::Inheritance,
     error::{Check, Error, Refusal, Result, is_denied},
     evidence::EvidenceLog,
     fork::{ForkMark, Withheld},

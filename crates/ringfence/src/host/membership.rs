@@ -22,8 +22,8 @@ use nix::poll::PollFlags;
 
 use crate::{
     address::bound::BoundAddress,
+    address::bound::Inheritance,
     address::election::{self, MeetOutcome},
-    address::inherit::Inheritance,
     channel::Channel,
     channel::end::{ChannelState, Handover, OnEnd, Partner, Shared},
     error::{Check, Error, Result},

@@ -25,10 +25,10 @@ use crate::{
     evidence::EvidenceLog,
     fork::Withheld,
     region::{
-        exposure::tripwire::{Tripwire, refused},
         layout::region_size,
         own::OwnRegion,
         room::{check_room, reserve},
+        tripwire::{Tripwire, refused},
     },
     sys::{self, socket::ControlStatus, uninterrupted},
     wait::deadline::{Deadline, Woken},

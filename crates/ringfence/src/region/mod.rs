@@ -5,10 +5,11 @@
 //! `accept` checks an object that the peer made. `map` maps an object into this process. `layout` has the
 //! offsets of its words, and `phase` the meaning of one of them.
 //!
-//! `sealed` is memory that nobody can write any more, to be passed beside messages.
+//! `sealed` is memory that no process can write, to be passed beside messages.
 //!
 //! `own` is the region that this process writes. `peer` is the region that it can only read. `copy` is the
-//! interface of both. `exposure` limits what another process could read.
+//! interface of both. `tripwire` detects that another process opens the object, and `wipe` erases consumed messages, except a range
+//! that is being written.
 //!
 //! The numbered rules of hostile memory:
 //! 1. No reference points into a peer's region. Loads are volatile or atomic, and copies go through raw
@@ -21,7 +22,6 @@
 pub(crate) mod accept;
 pub(crate) mod copy;
 pub(crate) mod create;
-pub(crate) mod exposure;
 pub(crate) mod layout;
 pub(crate) mod map;
 pub(crate) mod own;
@@ -29,3 +29,5 @@ pub(crate) mod peer;
 pub(crate) mod phase;
 pub(crate) mod room;
 pub(crate) mod sealed;
+pub(crate) mod tripwire;
+mod wipe;

@@ -13,10 +13,10 @@ use crate::{
     error::Result,
     region::copy::{Readable, Writable},
     region::copy::{SMALL, prefetch_for_writing},
-    region::exposure::tripwire::Tripwire,
-    region::exposure::wipe::OwnStorage,
     region::layout,
     region::map::{Storage, map},
+    region::tripwire::Tripwire,
+    region::wipe::OwnStorage,
 };
 
 /// The region that this process owns. It is mapped for reading and writing here and nowhere else.

@@ -16,9 +16,9 @@ use std::{
 use crate::{
     region::{
         copy::opaque_wipe,
-        exposure::tripwire::Tripwire,
         layout::{self, as_offset},
         map::Storage,
+        tripwire::Tripwire,
     },
     sys,
 };
