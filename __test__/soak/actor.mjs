@@ -7,7 +7,7 @@ import { closeSync, openSync, readFileSync, readdirSync, readlinkSync, writeSync
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Worker, isMainThread, parentPort, workerData } from 'node:worker_threads'
-import { connect, fromParent, join, listen, member, publish, spawn, subscribe } from 'ringfence'
+import { RemoteError, connect, fromParent, join, listen, member, publish, spawn, subscribe } from 'ringfence'
 
 const [role, address, path, first, count, executables, ...more] = isMainThread
   ? process.argv.slice(2)
@@ -196,13 +196,44 @@ async function converse(channel) {
   say('session')
 }
 
-async function serve() {
+/** Serves the calls of a client until it has ended. */
+async function attend(channel) {
+  await channel.serve((request) => request)
+  await channel.close()
+  say('session')
+}
+
+/** Calls many at a time, and cancels some. */
+async function asks(channel) {
+  const session = sessions++
+  for (let number = 0; number < Number(count) && !signal.aborted; number += 16) {
+    const calls = Array.from({ length: 16 }, async (_, at) => {
+      const request = message(id, session, number + at, true)
+      const limits = at % 5 === 4 ? { signal: AbortSignal.timeout(1) } : { timeout: 30_000 }
+      let reply
+      try {
+        reply = await channel.call(request, limits)
+      } catch (error) {
+        // A handler has no errors of its own here. Its process may have none of the memory for the reply.
+        if (error instanceof RemoteError && !error.code?.startsWith('ERR_RINGFENCE_')) throw new Wrong(error.message)
+        throw error
+      }
+      if (!reply.equals(request)) throw new Wrong(`a reply of ${reply.length} bytes is another`)
+    })
+    for (const { reason } of await Promise.allSettled(calls)) if (reason !== undefined) note(reason)
+    if (channel.readableEnded) break
+  }
+  await channel.close()
+  say('session')
+}
+
+async function serve(each = converse) {
   const listener = await listen(address, options)
   const agents = new Set()
   signal.addEventListener('abort', () => void listener.close({ channels: 'close' }))
   listener.on('refused', (error) => note(error))
   for await (const agent of listener) {
-    const one = converse(agent)
+    const one = each(agent)
       .catch(note)
       .finally(() => agents.delete(one))
     agents.add(one)
@@ -320,9 +351,11 @@ async function bringsUp() {
 const ROLES = {
   parent: bringsUp,
   join: async () => converse(await join(address, options)),
+  answer: () => serve(attend),
+  ask: async () => asks(await connect(address, options)),
   connect: async () => converse(await connect(address, options)),
   child: async () => converse(await fromParent(options)),
-  listen: serve,
+  listen: () => serve(),
   collect,
   member: stay,
   publish: publishes,

@@ -1,4 +1,4 @@
-// Everything at once, at random: pairs, services, merges, members, children, publishers and subscribers, in both languages, while
+// Everything at once, at random: pairs, services, calls, merges, members, children, publishers and subscribers, in both languages, while
 // processes are killed, stopped, forked, replaced by another program, and given too little.
 //
 //     node __test__/soak/main.mjs [--minutes N] [--seed S] [--play N] [--rust FILE] [--languages LANGUAGE,…] [--without EVENT,…] [--slow N]
@@ -114,6 +114,7 @@ const memoryOf = ({ role, language }) => (language === 'rust' && role !== 'paren
 const KINDS = {
   pair: ['join', 'join'],
   service: ['listen', 'connect', 'connect', 'connect'],
+  calls: ['answer', 'ask', 'ask', 'ask'],
   merge: ['collect', 'connect', 'connect', 'connect'],
   member: ['member', 'member'],
   child: ['parent'],

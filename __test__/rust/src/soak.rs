@@ -19,7 +19,7 @@ use std::{
     path::Path,
     process::{Command, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::SeqCst},
     },
     thread,
@@ -27,9 +27,9 @@ use std::{
 };
 
 use ringfence::{
-    Address, Arrival, Backing, CancelToken, Change, Channel, Channels, CloseReason, Delivery, Error, Merge,
-    Merged, Options, Policy, Receiver, Sender, connect, from_parent, join, listen, member, publish, spawn,
-    subscribe,
+    Address, Arrival, Backing, CallError, Calls, CancelToken, Change, Channel, Channels, CloseReason,
+    Delivery, Error, Merge, Merged, Options, Policy, Receiver, RemoteError, Sender, connect, from_parent,
+    join, listen, member, publish, spawn, subscribe,
 };
 
 use numbered::{Outcome, head, message};
@@ -178,7 +178,9 @@ impl Actor {
             "connect" => self.converse(connect(&place()?, &self.options)?),
             "child" => self.converse(from_parent(&self.options)?),
             "parent" => self.bring_up(address),
-            "listen" => self.serve(&place()?),
+            "listen" => self.serve(&place()?, |channel| self.converse(channel)),
+            "answer" => self.answer(&place()?),
+            "ask" => self.ask(connect(&place()?, &self.options)?),
             "collect" => self.collect(&place()?),
             "member" => self.stay(&place()?),
             "publish" => self.publish(&place()?),
@@ -339,14 +341,85 @@ impl Actor {
         outcome
     }
 
-    fn serve(&self, address: &Address) -> Outcome {
+    /// Serves the calls of each client until it has ended.
+    fn answer(&self, address: &Address) -> Outcome {
+        let (all, is_done) = (Mutex::new(Vec::new()), AtomicBool::new(false));
+        let close_all = || {
+            for calls in all.lock().expect("no panic").drain(..) {
+                Calls::close(&calls);
+            }
+        };
+        thread::scope(|scope| {
+            // The threads below wait for their clients, which this side leaves once it is told to stop.
+            scope.spawn(|| {
+                while !self.is_over.load(SeqCst) && !is_done.load(SeqCst) {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                close_all();
+            });
+            let served = self.serve(address, |channel| {
+                let calls = channel.into_calls()?;
+                all.lock().expect("no panic").push(calls.clone());
+                if self.is_over.load(SeqCst) {
+                    close_all();
+                }
+                calls.serve(|request, _context| Ok::<_, RemoteError>(request))?;
+                calls.close();
+                say("session");
+                Ok(())
+            });
+            is_done.store(true, SeqCst);
+            served
+        })
+    }
+
+    /// Calls many at a time, and cancels some.
+    fn ask(&self, channel: Channel) -> Outcome {
+        let session = self.begin();
+        let calls = channel.into_calls()?;
+        for batch in 0..self.count / 16 {
+            if self.is_over.load(SeqCst) {
+                break;
+            }
+            let requests: Vec<_> = (0..16)
+                .map(|number| message(self.id, session, batch * 16 + number, true))
+                .collect();
+            let deadline = Instant::now() + Duration::from_secs(30);
+            let started = requests
+                .iter()
+                .map(|request| calls.start(request, Some(deadline)));
+            let started = started.collect::<Result<Vec<_>, _>>()?;
+            for (number, (request, call)) in requests.iter().zip(started).enumerate() {
+                if number % 5 == 4 {
+                    drop(call);
+                    continue;
+                }
+                match call.wait() {
+                    Ok(reply) if reply == *request => {}
+                    Ok(reply) => return Err(format!("a reply of {} bytes is another", reply.len()).into()),
+                    Err(CallError::Channel(error)) => return Err(error.into()),
+                    // Such as NO_SPACE at the server.
+                    Err(CallError::Remote(error)) if error.code().is_some() => {
+                        say(&format!("code {error}"));
+                    }
+                    Err(error) => return Err(error.to_string().into()),
+                }
+            }
+        }
+        calls.end()?;
+        say("session");
+        Ok(())
+    }
+
+    fn serve(&self, address: &Address, each: impl Fn(Channel) -> Outcome + Sync) -> Outcome {
+        let each = &each;
         let listener = listen(address, &self.options)?;
         thread::scope(|scope| -> Outcome {
             while !self.is_over.load(SeqCst) {
                 match listener.try_accept()? {
                     Some(Arrival::Accepted(channel)) => {
                         thread::Builder::new().spawn_scoped(scope, move || {
-                            if let Err(error) = self.converse(channel).or_else(Self::note) {
+                            if let Err(error) = each(channel).or_else(Self::note) {
                                 say(&format!("wrong {error}"));
                             }
                         })?;
