@@ -1,4 +1,4 @@
-// What a release takes beyond the checks:
+// The steps of a release beyond the checks:
 //
 //     node scripts/release.mjs notes TAG      what CHANGELOG.md says of that version
 

@@ -1,4 +1,4 @@
-// What a release is made of, and whether it is made of that alone:
+// The parts of a release, and whether it is made of those alone:
 //
 //     node scripts/supply.mjs reproducible [ARGUMENTS]   the binding, built in two folders; the arguments go to `napi build`
 //     node scripts/supply.mjs reproducible --all         the same of each binding that a release has
@@ -22,7 +22,7 @@ function copyTo(folder) {
 }
 
 /**
- * The same sources become the same bytes, wherever they lie: so that what is published can be compared with what anybody builds with
+ * The same sources become the same bytes, wherever they lie: so that what is published can be compared with the result of any build with
  * the same compiler.
  */
 function checkReproducible(words) {

@@ -124,13 +124,13 @@ function testModels() {
   run('the models', 'cargo', ['test', '-p', 'ringfence-model', '--tests', ...all])
 }
 
-/** What the unit tests are about. The rest of the crate is what tests with real processes see. */
+/** The subjects of the unit tests. The rest of the crate is what tests with real processes see. */
 const MUTANTS_IN = ['ring', 'wake', 'memory', 'channel', 'handshake', 'peer']
 
 /**
  * Mutants of the crate, in a copy of what is checked in, each against the crate's unit tests, or those whose names hold one of
- * the words with `::`. All of them take very long: a shard or a file of them is what one has time for. What becomes of each
- * stands below build/mutants/mutants.out.
+ * the words with `::`. All of them take very long: a shard or a file of them is what one has time for. The result of each
+ * is below build/mutants/mutants.out.
  */
 function testMutants(words) {
   const shards = words.filter((word) => /^\d+\/\d+$/.test(word))
@@ -157,8 +157,8 @@ function testMutants(words) {
     ...files.flatMap((file) => ['--file', join(sources, file)]),
   ]
   const limits = ['--in-place', '--baseline', 'skip', '--timeout', '120']
-  // The crate is built a second time for each mutant, as far as it has changed: that is what takes long. What it rests on is
-  // built once, and makes its tests quick.
+  // The crate is built a second time for each mutant, as far as it has changed: that is what takes long. Its dependencies are built
+  // once, and makes its tests quick.
   const quick = ['--lib', '--config=profile.test.package."*".opt-level=2'].map((word) => `--cargo-arg=${word}`)
   const command = ['mutants', '--package', 'ringfence', '--output', home, ...limits, ...part, ...quick]
   const env = {

@@ -10,9 +10,9 @@ import { fileURLToPath } from 'node:url'
 import { member } from 'ringfence'
 
 const RESTARTS = Number(process.argv[2] ?? 100)
-/** So many additions between one restart and the next. */
+/** The additions between one restart and the next. */
 const BETWEEN = 50
-/** So many may be on their way. */
+/** The most that may be in flight. */
 const AHEAD = 32
 
 const directory = mkdtempSync(join(tmpdir(), 'ringfence-counter-'))
@@ -23,7 +23,7 @@ writeFileSync(book, new BigUint64Array(2))
 /** Additions that were answered, one after the other. */
 let answered = 0
 const progress = new EventEmitter()
-/** What the counter said last. */
+/** The counter's last answer. */
 let count = 0
 let said = 0
 let over = false
@@ -53,13 +53,13 @@ console.log(`${RESTARTS} restarts, every other one by SIGKILL; the client was th
 console.log(`${answered} additions were answered (${said} were said), and the counter says ${count}`)
 process.exitCode = answered === count ? 0 : 1
 
-/** Adds one, again and again, with whatever partner there is. What one has not answered is said to the next. */
+/** Adds one, again and again, with whatever partner there is. Unanswered additions go to the next one. */
 async function add() {
   for await (const channel of membership) {
     let sent = answered
     const more = () => {
       for (; !over && sent < answered + AHEAD; sent += 1, said += 1) {
-        // Whether it has arrived is told by its answer.
+        // Its answer tells whether it has arrived.
         channel.send(`${sent + 1} 1`).catch(() => {})
       }
     }

@@ -1,4 +1,4 @@
-// The counter: adds what it is told, and answers once that is written down. Started by counter.mjs.
+// The counter: adds the numbers that it gets, and answers once that is written down. Started by counter.mjs.
 
 import { openSync, readSync, writeSync } from 'node:fs'
 
@@ -17,7 +17,7 @@ process.on('SIGTERM', () => {
   void membership.close()
 })
 
-// What the one before this has left. It is gone, or this process would not have its place.
+// The state that its predecessor has left. It is gone, or this process would not have its place.
 const book = openSync(file, 'r+')
 const words = new BigUint64Array(2)
 readSync(book, words, 0, words.byteLength, 0)

@@ -1,4 +1,4 @@
-// What each reader of frames does with one.
+// The check that each reader of frames makes.
 
 /** Counts frames, and adds up their pixels where `checked`. `look` is what `receiveEach` takes. */
 export function checker({ width, height, checked }) {

@@ -1,4 +1,4 @@
-// What the launcher starts. Its user may still send it signals, SIGUSR1 too, which opens Node's inspector: so this comes
+// The program that the launcher starts. Its user may still send it signals, SIGUSR1 too, which opens Node's inspector: so this comes
 // first. It fails where another process was faster, and then nothing has been said yet.
 
 import { harden, join } from 'ringfence'

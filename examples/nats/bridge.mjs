@@ -7,7 +7,7 @@ import { connect, headers } from '@nats-io/transport-node'
 import { join } from 'ringfence'
 
 const [address, here, there, server] = process.argv.slice(2)
-/** After so many messages the bridge waits until the server has them: NATS itself asks no publisher to wait. */
+/** After this many messages the bridge waits until the server has them: NATS itself asks no publisher to wait. */
 const UNTIL_FLUSH = 64
 
 const nats = await connect({ servers: server })

@@ -34,7 +34,7 @@ const programs = {
       for await (const message of untilLost(subscription)) {
         const number = Number(message)
         if (seen.has(number)) repeated += 1
-        // What comes again comes in the order in which it came first.
+        // Repeated messages come in their first order.
         else if (number !== seen.size) throw new Error(`${number} has come, and ${seen.size} has not`)
         seen.add(number)
         if (number === count - 1) break

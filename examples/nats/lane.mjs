@@ -1,4 +1,4 @@
-// What carries messages from a host to another: a subject of a NATS server, or a stream of it (JetStream), which keeps them until
+// The carrier of messages from a host to another: a subject of a NATS server, or a stream of it (JetStream), which keeps them until
 // they were delivered.
 
 import { AckPolicy, DeliverPolicy, jetstream, jetstreamManager } from '@nats-io/jetstream'
@@ -90,7 +90,7 @@ class Stream {
   async *messages() {
     const manager = await this.prepare()
     const durable_name = `${this.#name}-reader`
-    // What the last reader had fetched and not done comes at once, before all that is behind it, and not after a time limit.
+    // Messages that the last reader had fetched and not handled come at once, before all that is behind it, and not after a time limit.
     const before = await manager.consumers.info(this.#name, durable_name).catch(() => null)
     if (before !== null) await manager.consumers.delete(this.#name, durable_name)
     await manager.consumers.add(this.#name, {

@@ -44,7 +44,7 @@ function carries() {
 async function publishOut({ maxMessageSize }) {
   await lane.prepare()
   for (;;) {
-    // What the ring still holds is sent again, and the stream has what it knows by its number already: so the messages that were
+    // The ring's messages are sent again, and the stream has what it knows by its number already: so the messages that were
     // published between the end of the last bridge and this one are not missing.
     const from = values.stream ? 'oldest' : 'now'
     const subscription = await subscribe(address, { wait: true, from })
@@ -73,12 +73,12 @@ async function publishIn() {
     while (publisher.subscribers.length < audience) await once(publisher, 'connection')
     await publisher.send(data)
     carries()
-    // It is in the ring, where it outlives this process.
+    // It is in the ring, and outlives this process.
     done()
   }
 }
 
-/** Each sender is told, by a message, how many of its own the stream has: what it has sent since, it must send again where this ends. */
+/** Each sender learns, by a message, how many of its own the stream has: what it has sent since, it must send again where this ends. */
 async function collectOut({ maxMessageSize }) {
   await lane.prepare()
   const listener = await listen(address, { wait: true, maxMessageSize, allowHalfOpen: true })

@@ -29,7 +29,7 @@ export async function collect(address, file, { stop, ready, ...options } = {}) {
   const writers = new Set()
   let failure = null
   let lines = 0
-  // A writer may be told of the end of this side, while it still sends.
+  // A writer may learn of the end of this side, while it still sends.
   const listener = await listen(address, { ...options, allowHalfOpen: true }).catch((error) => {
     block.close()
     throw error

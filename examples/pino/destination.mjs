@@ -1,4 +1,4 @@
-// Where pino writes to: a ring, out of which the collector takes the lines. What is in the ring outlives this process.
+// The destination of pino: a ring, out of which the collector takes the lines. What is in the ring outlives this process.
 //
 //     const log = pino(await ringDestination({ address: '/run/logs/collector.sock' }))
 

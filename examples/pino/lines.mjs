@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs'
 
-/** What a log has of each writer: the numbers of its lines, in their order. It throws where a line is torn. */
+/** The contents of a log, for each writer: the numbers of its lines, in their order. It throws where a line is torn. */
 export function lines(file) {
   const text = readFileSync(file, 'utf8')
   const found = new Map()

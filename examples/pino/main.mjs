@@ -1,4 +1,4 @@
-// What a log costs, and what of it is left when its writer is killed: README.md, beside this file, tells how.
+// The cost of a log, and the lines that are left when its writer is killed: README.md, beside this file, tells how.
 //
 //     node main.mjs [--runs 5] [--lines 100000]
 
@@ -52,7 +52,7 @@ function start(command, words, stdio) {
   return { child, exited, pid: child.pid }
 }
 
-/** What writes the file for this way, if the writers do not. */
+/** The process that writes the file for this way, if the writers do not. */
 async function begin(way) {
   const name = randomBytes(8).toString('hex')
   const file = join(folder, name)

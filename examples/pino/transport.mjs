@@ -1,5 +1,5 @@
-// The same as a transport that pino loads by its name into a thread of its own. What that thread has not taken yet is lost with the
-// process: prefer destination.mjs.
+// The same as a transport that pino loads by its name into a thread of its own. Lines that that thread has not taken yet are lost with
+// the process: prefer destination.mjs.
 //
 //     pino({ transport: { target: '/…/transport.mjs', options: { address: '/run/logs/collector.sock' } } })
 

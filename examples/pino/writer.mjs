@@ -1,4 +1,4 @@
-// A process that logs, in one of the ways that are compared. What it prints is JSON, for main.mjs and test.mjs.
+// A process that logs, in one of the ways that are compared. It prints JSON, for main.mjs and test.mjs.
 //
 //     node writer.mjs WAY TARGET NAME COUNT PACE [COUNTER]
 //
@@ -54,7 +54,7 @@ async function flood() {
   }
 }
 
-/** So many for each millisecond that has gone by. */
+/** This many for each millisecond that has gone by. */
 async function steady() {
   for (let line = 0; line < count;) {
     const due = Math.min(count, Math.floor((Number(process.hrtime.bigint() - began) / 1e6) * pace))

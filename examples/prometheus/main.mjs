@@ -1,4 +1,4 @@
-// What a scrape costs with many workers, beside prom-client's AggregatorRegistry: README.md, beside this file, tells how.
+// The cost of a scrape with many workers, beside prom-client's AggregatorRegistry: README.md, beside this file, tells how.
 //
 //     node main.mjs [--runs 3] [--workers 8] [--routes 50] [--scrapes 50]
 

@@ -48,7 +48,7 @@ export async function exposeMetrics({
     await publisher.close()
     throw error
   }
-  // A snapshot that fails leaves the last one there, and is told.
+  // A snapshot that fails leaves the last one there, and is reported.
   const timer = setInterval(() => void now().catch((error) => process.emitWarning(error)), every).unref()
   return {
     now,
@@ -126,7 +126,7 @@ class Collection {
     addresses.forEach((address, index) => void this.#follow(address, there[index]))
   }
 
-  /** What lies between two scrapes is skipped by the delivery, and was never copied. */
+  /** Messages between two scrapes are skipped by the delivery, and was never copied. */
   #newest(subscription) {
     try {
       const message = subscription.tryReceive()

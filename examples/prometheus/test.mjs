@@ -42,7 +42,7 @@ test('a scrape adds up the newest of all workers, of one that comes later, and n
   const second = await start()
   await add(first, 10)
   const metrics = await collectMetrics({ directory, places: 8 })
-  // What was published before it came is retained.
+  // Earlier messages are retained.
   assert.equal(metrics.size, 2)
   assert.equal(await total(metrics), 12)
   await add(second, 100)

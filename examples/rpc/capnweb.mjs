@@ -4,7 +4,7 @@ import { RpcSession } from 'capnweb'
 
 export { RpcTarget } from 'capnweb'
 
-/** What capnweb asks of a line. */
+/** The interface that capnweb expects of a line. */
 class ChannelTransport {
   #channel
 

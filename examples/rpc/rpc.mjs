@@ -12,7 +12,7 @@ import { overComlink } from './comlink.mjs'
 
 const never = () => new Promise(() => {})
 
-/** What the child can do. */
+/** The child's functions. */
 const functions = {
   add: (a, b) => a + b,
   fail() {

@@ -12,7 +12,7 @@ import { join } from 'node:path'
 import { publish, structured, subscribe } from 'ringfence'
 import { ClusterAdapterWithHeartbeat, MessageType } from 'socket.io-adapter'
 
-/** Milliseconds for which a newcomer waits to be heard by those that it hears. */
+/** Milliseconds for which a new worker waits until those that it reads also read it. */
 const MUTUAL = 5000
 /** Milliseconds before a place that has failed is looked at again. */
 const AGAIN = 1000
@@ -57,7 +57,7 @@ async function firstFree(addresses, options) {
   throw occupied
 }
 
-/** What the adapters of one worker share: its ring, and the rings of the others. Emits 'lost' with an error that cost messages. */
+/** The shared part of the adapters of one worker: its ring, and the rings of the others. Emits 'lost' with an error that cost messages. */
 class Mesh extends EventEmitter {
   #publisher
   #sending
@@ -86,7 +86,7 @@ class Mesh extends EventEmitter {
     if (this.#adapters.get(adapter.nsp.name) === adapter) this.#adapters.delete(adapter.nsp.name)
   }
 
-  /** Resolves once the message is in the ring, where it outlives this worker. */
+  /** Resolves once the message is in the ring, and so outlives this worker. */
   send(message) {
     return this.#sending.send(message)
   }

@@ -1,4 +1,4 @@
-// What a broadcast among workers costs, beside the adapters that people use: README.md, beside this file, tells how.
+// The cost of a broadcast among workers, beside the adapters that people use: README.md, beside this file, tells how.
 //
 //     node main.mjs [--runs 5] [--broadcasts 10000]
 
@@ -29,7 +29,7 @@ process.on('exit', () => {
   rmSync(folder, { recursive: true })
 })
 
-// What the primary does for the adapter over the cluster's own IPC; the others leave it idle.
+// The primary's part in the adapter over the cluster's own IPC; the others leave it idle.
 setupPrimary()
 const redis = await startRedis()
 const ways = { ring: () => join(folder, `${Math.random()}`), 'cluster IPC': () => '', Redis: () => String(redis?.port) }

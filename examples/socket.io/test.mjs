@@ -1,4 +1,4 @@
-// What the suites of socket.io's own adapters ask of one, with three workers in processes of their own, and a client at each.
+// The requirements of the suites of socket.io's own adapters, with three workers in processes of their own, and a client at each.
 
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
@@ -56,7 +56,7 @@ async function news(expected, act) {
 
 const rooms = () => Promise.all(workers.map(async (worker) => (await worker.call('rooms')).sort()))
 
-/** Joining and leaving are told, and not answered: what is told afterwards has them behind it. */
+/** Joining and leaving are announced, and not answered: later announcements come after them. */
 async function settled() {
   await workers[0].call('consult')
 }

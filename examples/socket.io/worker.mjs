@@ -1,4 +1,4 @@
-// A worker of a chat, with the adapter that is named, for main.mjs and test.mjs: does what it is told, and tells what came of it.
+// A worker of a chat, with the adapter that is named, for main.mjs and test.mjs: carries out orders, and reports the results.
 //
 //     node worker.mjs ADAPTER WHERE        WHERE: a directory, or the port of a Redis server
 
@@ -9,7 +9,7 @@ import { Server } from 'socket.io'
 
 const [way, where] = process.argv.slice(2)
 
-/** What each adapter takes to be set up. */
+/** The set-up of each adapter. */
 const ways = {
   async ring() {
     const { createAdapter, joinMesh } = await import('./adapter.mjs')
@@ -61,7 +61,7 @@ io.on('told', (...words) => {
 })
 
 const commands = {
-  // How many workers this one knows of, itself included.
+  // The number of workers that this one knows, itself included.
   count: () => io.of('/').adapter.serverCount(),
   emit: ({ room, except, namespace = '/', words, local }) => {
     let to = io.of(namespace)
@@ -84,14 +84,14 @@ const commands = {
     seen = 0
     cpu = process.cpuUsage()
   },
-  // So many broadcasts, a turn of the event loop after each twenty.
+  // Sends broadcasts, with a turn of the event loop after each twenty.
   tick: async (count) => {
     for (let number = 0; number < count; number += 1) {
       io.emit('tick', number, 'a message of the usual length, as people write them to each other all day long')
       if (number % 20 === 19) await new Promise((resolve) => setImmediate(resolve))
     }
   },
-  // Once so many have been handed to the clients of this worker, its own among them.
+  // Resolves once that many have been handed to the clients of this worker, its own among them.
   seen: (count) =>
     new Promise((resolve) => {
       counting = () => {

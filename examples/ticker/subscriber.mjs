@@ -22,7 +22,7 @@ for await (const tick of subscription) {
   let sum = 0n
   for (let at = 0; at < 32; at += 8) sum += tick.readBigUInt64LE(at)
   if (BigInt.asUintN(64, sum) !== tick.readBigUInt64LE(32)) throw new Error(`tick ${read} is torn`)
-  // What was passed over is counted, and nothing else is missing.
+  // Skipped messages are counted, and nothing else is missing.
   const number = tick.readBigUInt64LE()
   if (delivery === 'reliable' && number !== BigInt(read)) throw new Error(`tick ${read} is number ${number}`)
 }

@@ -1,4 +1,4 @@
-// One process publishes for two seconds, three read. Meanwhile one of the three is killed, and one is stopped.
+// One process publishes for two seconds, three read. At the same time one of the three is killed, and one is stopped.
 
 import { fork } from 'node:child_process'
 import { once } from 'node:events'
@@ -66,7 +66,7 @@ async function publishTo(publisher, readers, { started, signal }) {
   for (let now = started; now - started < TIME || waiting.some(({ reason }) => reason === null);) {
     signal.throwIfAborted()
     for (const reader of waiting) reader.meanwhile(now - started)
-    // What was not sent while it was held up is not made up for.
+    // It does not make up for the time in which it was held up.
     for (due += Math.min(now - last, 10) * PACE; due >= 1; due -= 1) {
       message.writeBigUInt64LE((number += 1n))
       if (publisher.trySend(message)) continue
@@ -85,7 +85,7 @@ async function publishTo(publisher, readers, { started, signal }) {
 class Reader {
   /** Why it has gone. */
   reason = null
-  /** Milliseconds from the signal to the moment at which it was let go of. */
+  /** Milliseconds from the signal to the moment at which it was released. */
   after = null
   #signalled = null
   #told = { read: 0, lost: 0n, seconds: 0 }
@@ -94,7 +94,7 @@ class Reader {
     this.part = part
     this.child = fork(new URL('reader.mjs', import.meta.url), [address], { serialization: 'advanced' })
     this.child.on('message', (told) => (this.#told = told))
-    /** What it has said last. */
+    /** Its last report. */
     this.end = new Promise((resolve) => {
       this.child.on('error', (error) => failure.abort(error))
       this.child.on('close', (code) => {
@@ -121,7 +121,7 @@ class Reader {
     this.reason = reason
     if (this.#signalled === null) return
     this.after = performance.now() - this.#signalled
-    // It finds out that it was let go of once it runs again.
+    // It finds out that it was released once it runs again.
     this.child.kill('SIGCONT')
   }
 }

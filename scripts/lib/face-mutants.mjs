@@ -128,7 +128,7 @@ function settings(report, parts, words) {
     buildCommand: `sh -c ${PREPARE.replaceAll(' ', '\\ ')}`,
     reporters: ['clear-text', 'json'],
     jsonReporter: { fileName: report },
-    // What survives, and the score; not each file's tests, of which the command tells none.
+    // The survivors, and the score; not each file's tests, of which the command tells none.
     clearTextReporter: { logTests: false, reportTests: false, allowColor: false },
     disableTypeChecks: false,
     checkers: [],

@@ -1,4 +1,4 @@
-// What comes from another process, made up by a fuzzer: `npm run test:fuzz`.
+// Input from another process, made up by a fuzzer: `npm run test:fuzz`.
 
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
@@ -36,7 +36,7 @@ export function testFuzz(words) {
   }
 }
 
-/** Where the inputs of a target lie. The first folder gets what is found; what is checked in is only looked at. */
+/** The folder of a target's inputs. The first folder gets what is found; what is checked in is only looked at. */
 function inputs(target) {
   const corpus = join('fuzz', 'corpus', target)
   const seeds = join('fuzz', 'seeds', target)
@@ -44,7 +44,7 @@ function inputs(target) {
   return existsSync(join(root, seeds)) ? [corpus, seeds] : [corpus]
 }
 
-/** What reads the bytes, the words and the objects of a peer. */
+/** The readers of the bytes, the words and the objects of a peer. */
 const READERS = [
   ...[
     'ring',

@@ -16,7 +16,7 @@ const SHOWN = 40
 
 /**
  * Each file of tests in both languages, ROUNDS times, many side by side, in an order that is drawn: `[ROUNDS] [--width N] [--seed S] [rust | node | NAME …]`.
- * What stands on chance, in a test or in what it tests, is seen here. Needs a build.
+ * Tests and code that depend on chance fail here. Needs a build.
  */
 export async function testLoad(words) {
   const option = (name, otherwise) => {
@@ -105,7 +105,7 @@ function drawn(jobs, seed) {
   return jobs
 }
 
-/** Runs one file of tests. What it says is kept where it fails. */
+/** Runs one file of tests. Its output is kept if it fails. */
 async function passes({ name, round, command, words, cwd, env }) {
   const log = join(home, `${name}-${round}.log`)
   const output = openSync(log, 'w')
@@ -136,7 +136,7 @@ async function passes({ name, round, command, words, cwd, env }) {
   const how = hangs ? 'is not over' : signal === null ? `exit code ${code}` : `ended by ${signal}`
   console.log(`\n✗ ${name}, round ${round}: ${how} after ${time} s`)
   const said = readFileSync(log, 'utf8').trimEnd().split('\n')
-  // What passed says nothing.
+  // Nothing is printed of what has passed.
   console.log(
     said
       .filter((line) => !/^test .* ok$|^\s*✔/.test(line))

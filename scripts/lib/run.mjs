@@ -1,4 +1,4 @@
-// What the programs of scripts/ share. Node's builtins only: they run before anything is installed.
+// The shared parts of the programs of scripts/. Node's builtins only: they run before anything is installed.
 
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, renameSync, rmSync, statSync } from 'node:fs'

@@ -1,4 +1,4 @@
-// What runs under ThreadSanitizer and AddressSanitizer: `npm run test:sanitizers`.
+// Runs under ThreadSanitizer and AddressSanitizer: `npm run test:sanitizers`.
 
 import { spawnSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
@@ -129,7 +129,7 @@ function prepare(name, { flags, mistake }) {
     `log_path=${join(said, 'report')}`,
     // V8 gives back nothing at its end.
     'detect_leaks=0',
-    // What was freed is kept for a while, so that a look at it is seen; by itself it is 256 MiB of each process.
+    // Freed memory is kept for a while, so that a look at it is seen; by itself it is 256 MiB of each process.
     ...(name === 'address' ? ['quarantine_size_mb=32'] : ['die_after_fork=0']),
   ].join(':')
   const env = { ASAN_OPTIONS: options, TSAN_OPTIONS: options }

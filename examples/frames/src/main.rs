@@ -48,7 +48,7 @@ fn to_one(
         frame.commit(size)?;
     }
     sender.end();
-    // What was drawn is read first.
+    // Drawn frames are read first.
     while receiver.receive(&mut [])?.is_some() {}
     Ok(())
 }

@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Fails where the other thread has, which says why at its end.
     if wait_for_all.recv().is_ok() {
         let (sent, seconds) = tick(&mut broadcaster, &over())?;
-        // Everybody gets all of it, and then the end.
+        // All subscribers get all of it, and then the end.
         broadcaster.end();
         watcher.join().map_err(|_| "the watching thread has panicked")??;
         println!("sent {sent} {seconds:.3}");
