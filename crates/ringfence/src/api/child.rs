@@ -310,7 +310,12 @@ impl ParentLine {
                 }
                 Ok(Channel::assemble(parts, None, options))
             }
-            Err(error) => Err(failed(error, self.admit, self.processes.started(), answered)),
+            Err(error) => Err(failed(
+                error,
+                self.admit,
+                self.processes.started(),
+                answered.as_ref(),
+            )),
         }
     }
 
@@ -362,19 +367,19 @@ fn failed(
     error: Error,
     admit: Admit,
     child: Option<&Started>,
-    answered: Option<(i32, Option<OwnedFd>)>,
+    answered: Option<&(i32, Option<OwnedFd>)>,
 ) -> Error {
-    let pidfd = answered.as_ref().and_then(|(_, pidfd)| pidfd.as_ref());
+    let pidfd = answered.and_then(|(_, pidfd)| pidfd.as_ref());
     let exited = pidfd.is_some_and(|pidfd| !is_alive(pidfd));
     if let (Admit::Descendant, Some(pidfd)) = (admit, pidfd) {
         // Best effort: it may have exited, or have become another user's.
         let _ = sys::process::signal(pidfd, Signal::SIGKILL);
     }
     let is_child = |child: &&Started| match answered {
-        Some((pid, _)) => pid == child.pid,
+        Some((pid, _)) => *pid == child.pid,
         None => admit == Admit::Child,
     };
-    match (error, child.filter(is_child), &answered) {
+    match (error, child.filter(is_child), answered) {
         (Error::PeerLost(_), Some(child), _) if child.is_exiting() => Error::ChildExited(child.pid),
         (Error::PeerLost(why), None, Some((pid, _))) if exited => Error::PeerLost(format!(
             "process {pid}, to which the child had handed the line, exited during the handshake ({why})"
