@@ -1,7 +1,9 @@
 // Launchers that a parent may put between itself and its child: each forks, changes namespaces or drops rights in its own way.
 
 import { execFileSync } from 'node:child_process'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { text } from 'node:stream/consumers'
+import { fileURLToPath } from 'node:url'
 
 import test from 'ava'
 import { spawn, type ChildOptions, type RingfenceError } from 'ringfence'
@@ -18,12 +20,24 @@ const ECHO = `
 const SCRIPT = ['--input-type=module', '--eval', ECHO]
 
 const BWRAP = ['bwrap', '--dev-bind', '/', '/']
-/** Without root, bwrap always makes a user namespace, from which the parent's executable cannot be seen. */
-const OF_USER = process.getuid!() === 0 ? [] : ['executable']
 const CLEAR = ['--clearenv', '--setenv', 'RINGFENCE_LINE']
 
-/** The command before the program, and what the child cannot see of its parent then. */
-const LAUNCHERS: Record<string, { command: string[]; hidden?: string[]; line?: ChildOptions['line'] }> = {
+interface Launcher {
+  /** The words before the program. */
+  command: string[]
+  /** The checks that the child cannot make of its parent. */
+  hidden?: string[]
+  line?: ChildOptions['line']
+  /** Without root, bwrap always makes a user namespace, from which the parent's executable cannot be seen. */
+  makesUserNamespace?: true
+  /** No machine of this project has run it yet. It is tested where it works, and the table leaves it out. */
+  untried?: true
+}
+
+const CONFINED = ['--net=none', '--caps.drop=all', '--nonewprivs', '--seccomp']
+
+/** The table of launchers in docs/sandbox.md is made from this one: `UPDATE_TABLE=1 npx ava build/test/launchers.test.js`. */
+const LAUNCHERS: Record<string, Launcher> = {
   'a shell': { command: ['sh', '-c', '"$@"; exit', 'sh'] },
   'a shell that exits': { command: ['sh', '-c', '"$@" &', 'sh'] },
   env: { command: ['env', 'ANY=thing'] },
@@ -37,12 +51,12 @@ const LAUNCHERS: Record<string, { command: string[]; hidden?: string[]; line?: C
     hidden: ['namespace', 'executable'],
   },
   'a launcher that closes descriptors': { command: ['sh', '-c', 'exec 3>&-; "$@"; exit', 'sh'], line: 'stdin' },
-  bwrap: { command: BWRAP, hidden: OF_USER },
+  bwrap: { command: BWRAP, makesUserNamespace: true },
   'bwrap --unshare-user': { command: [...BWRAP, '--unshare-user'], hidden: ['executable'] },
-  'bwrap --unshare-pid': { command: [...BWRAP, '--unshare-pid'], hidden: ['namespace', ...OF_USER] },
-  'bwrap --unshare-net': { command: [...BWRAP, '--unshare-net'], hidden: OF_USER },
-  'bwrap --unshare-ipc': { command: [...BWRAP, '--unshare-ipc'], hidden: OF_USER },
-  'bwrap --unshare-cgroup': { command: [...BWRAP, '--unshare-cgroup'], hidden: OF_USER },
+  'bwrap --unshare-pid': { command: [...BWRAP, '--unshare-pid'], hidden: ['namespace'], makesUserNamespace: true },
+  'bwrap --unshare-net': { command: [...BWRAP, '--unshare-net'], makesUserNamespace: true },
+  'bwrap --unshare-ipc': { command: [...BWRAP, '--unshare-ipc'], makesUserNamespace: true },
+  'bwrap --unshare-cgroup': { command: [...BWRAP, '--unshare-cgroup'], makesUserNamespace: true },
   'bwrap --unshare-all': {
     command: [...BWRAP, '--unshare-all', '--die-with-parent'],
     hidden: ['namespace', 'executable'],
@@ -60,13 +74,29 @@ const LAUNCHERS: Record<string, { command: string[]; hidden?: string[]; line?: C
     hidden: ['namespace', 'executable'],
     line: 'stdin',
   },
+  'firejail --keep-fd=3': {
+    command: ['firejail', '--quiet', '--noprofile', '--keep-fd=3', ...CONFINED],
+    hidden: ['namespace', 'executable'],
+  },
+  firejail: {
+    command: ['firejail', '--quiet', '--noprofile', ...CONFINED],
+    hidden: ['namespace', 'executable'],
+    line: 'stdin',
+  },
+  'systemd-run --scope': { command: ['systemd-run', '--scope', '--quiet'], untried: true },
+  'nsjail --pass_fd 3': {
+    command: ['nsjail', '-Mo', '--quiet', '--chroot', '/', '--keep_env', '--pass_fd', '3', '--'],
+    hidden: ['namespace', 'executable'],
+    untried: true,
+  },
   'bwrap in a shell in bwrap': {
     command: [...BWRAP, '--unshare-pid', 'sh', '-c', '"$@"; exit', 'sh', ...BWRAP, '--unshare-user'],
     hidden: ['namespace', 'executable'],
   },
 }
 
-for (const [name, { command, hidden = [], line }] of Object.entries(LAUNCHERS)) {
+for (const [name, { command, hidden: always = [], makesUserNamespace, line }] of Object.entries(LAUNCHERS)) {
+  const hidden = makesUserNamespace && process.getuid!() !== 0 ? [...always, 'executable'] : always
   test(`a child of ${name} is admitted as a descendant`, async (t) => {
     const [program, ...words] = command
     try {
@@ -92,6 +122,28 @@ for (const [name, { command, hidden = [], line }] of Object.entries(LAUNCHERS)) 
     t.is(await text(child.stdout!), '')
   })
 }
+
+const PAGE = fileURLToPath(new URL('../../docs/sandbox.md', import.meta.url))
+const BEGIN = '| launcher | `line` | what the child cannot see of its parent |'
+const SEEN: Record<string, string> = { namespace: 'its pid', executable: 'its executable' }
+
+test('docs/sandbox.md has the table of these launchers', (t) => {
+  const rows = Object.entries(LAUNCHERS)
+    .filter(([, { untried }]) => !untried)
+    .map(([name, { command, hidden = [], makesUserNamespace, line }]) => {
+      const shown = name.replace(command[0] === 'bwrap' ? /^bwrap( --[\w-]+)*/ : /^(?!a )[^,]+?(?= with |$)/, '`$&`')
+      const unseen = hidden.map((check) => SEEN[check]!)
+      if (makesUserNamespace) unseen.push('its executable, without root')
+      return `| ${shown} | ${line ? '`stdin`' : ''} | ${unseen.join(', ')} |`
+    })
+  const table = [BEGIN, '| --- | --- | --- |', ...rows, ''].join('\n')
+  const page = readFileSync(PAGE, 'utf8')
+  const start = page.indexOf(BEGIN)
+  const end = page.indexOf('\n\n', start) + 1
+  if (process.env['UPDATE_TABLE']) writeFileSync(PAGE, page.slice(0, start) + table + page.slice(end))
+  else t.is(page.slice(start, end), table)
+  t.true(start > 0)
+})
 
 test('a child that names a check that it cannot make refuses its parent', async (t) => {
   const code = `
