@@ -6,7 +6,7 @@ import { join } from 'node:path'
 
 import { attempts } from './attempts.mjs'
 import { sandbox } from './sandbox.mjs'
-import { compare } from './speed.mjs'
+import { compare, compareWithout } from './speed.mjs'
 
 const size = Number(process.argv[2] ?? 8) * 2 ** 20
 const folder = mkdtempSync(join(tmpdir(), 'ringfence-sandbox-'))
@@ -24,6 +24,7 @@ try {
   }
   console.log(`  ${'outlives its parent'.padEnd(24)}${await outlive()}`)
   await compare()
+  await compareWithout()
 } finally {
   rmSync(folder, { recursive: true })
 }

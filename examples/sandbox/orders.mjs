@@ -1,4 +1,5 @@
 // Writes orders to its parent, one message each: `orders.mjs channel | pipe | websocket COUNT [SOCKET]`.
+// `orders.mjs echo` sends back what it receives.
 
 import { once } from 'node:events'
 import { setImmediate } from 'node:timers/promises'
@@ -13,6 +14,11 @@ const ways = {
     const channel = await fromParent({ codec: json() })
     for (let id = 0; id < count; id++) if (!channel.trySend(order(id))) await channel.send(order(id))
     await channel.close({ linger: 60_000 })
+  },
+  async echo() {
+    const { fromParent, json } = await import('ringfence')
+    const channel = await fromParent({ codec: json() })
+    for await (const message of channel) await channel.send(message)
   },
   async pipe() {
     for (let id = 0; id < count; id++) {

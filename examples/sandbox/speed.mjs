@@ -9,7 +9,7 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 
-import { json } from 'ringfence'
+import { json, spawn } from 'ringfence'
 import { WebSocketServer } from 'ws'
 
 import { sandbox, view } from './sandbox.mjs'
@@ -68,6 +68,52 @@ export async function compare() {
         .padStart(10)} a second`,
     )
   }
+}
+
+const ROUND_TRIPS = 20_000
+
+/** The same program in a sandbox and without one. */
+const places = {
+  'in the sandbox': (words) => sandbox([orders, ...words], { codec: json() }),
+  // With a session of its own, as the sandbox has: the scheduler shares the processors among sessions (sched_autogroup).
+  'without a sandbox': (words) =>
+    spawn(process.execPath, [orders, ...words], { codec: json(), spawn: { detached: true } }),
+}
+
+/** Whether the sandbox costs the channel anything. */
+export async function compareWithout() {
+  console.log(`\nThe channel in a sandbox and without one, median of ${RUNS}:`)
+  const found = Object.fromEntries(Object.keys(places).map((name) => [name, { times: [], trips: [] }]))
+  for (let run = 0; run < RUNS; run++)
+    for (const [name, place] of Object.entries(places)) {
+      const time = await measure(async (count) => {
+        const started = await place(['channel', ORDERS])
+        for await (const messages of started.channel.batches()) messages.forEach(count)
+        await started[Symbol.asyncDispose]()
+      })
+      found[name].times.push(time)
+      found[name].trips.push(await roundTrip(place))
+    }
+  for (const [name, { times, trips }] of Object.entries(found)) {
+    const [time, trip] = [times, trips].map((all) => all.sort((a, b) => a - b)[RUNS >> 1])
+    const rate = Math.round(ORDERS / time).toLocaleString('en')
+    console.log(`  ${name.padEnd(24)}${rate.padStart(10)} a second, ${trip.toFixed(1)} µs a round trip`)
+  }
+}
+
+/** Microseconds until one order has come back, on average. */
+async function roundTrip(place) {
+  const started = await place(['echo'])
+  const { channel } = started
+  const order = { id: 1, symbol: 'RFNC', side: 'buy', quantity: 1, price: 100.25 }
+  const before = performance.now()
+  for (let trip = 0; trip < ROUND_TRIPS; trip++) {
+    await channel.send(order)
+    await channel.receive()
+  }
+  const each = ((performance.now() - before) * 1000) / ROUND_TRIPS
+  await started[Symbol.asyncDispose]()
+  return each
 }
 
 async function measure(way) {

@@ -18,6 +18,8 @@ const outcomes = [
   /takes all memory +(the channel is closed as lost|not tried)/,
   /outlives its parent +its daemon was killed with it/,
   /a channel +[\d,]+ a second/,
+  /in the sandbox +[\d,]+ a second, [\d.]+ µs a round trip/,
+  /without a sandbox +[\d,]+ a second, [\d.]+ µs a round trip/,
 ]
 
 test('hostile code in the sandbox fails in each way', async () => {
