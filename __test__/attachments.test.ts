@@ -345,19 +345,25 @@ test.serial('a killed peer leaves no descriptor of a sender', async (t) => {
 test.serial('a receiver without descriptors keeps the message, and receives it later', async (t) => {
   const partner = await Partner.start(t, { through: ['sh', '-c', 'ulimit -n 200; exec "$@"', '-'] })
   const { channel } = await pair(t, { options: both, partner })
+  // Before the message arrives: the event loop takes the descriptors as soon as it can.
+  await partner.run((kit) => {
+    const { openSync } = kit.require('node:fs') as typeof import('node:fs')
+    const files: number[] = []
+    kit.keep['files'] = files
+    try {
+      for (;;) files.push(openSync('/dev/null', 'r'))
+    } catch {}
+  })
   using buffer = SealedBuffer.from(pattern(1, 5))
   await channel.send('first', { attachments: [buffer, buffer] })
   const found = await partner.run(async (kit) => {
-    const fs = kit.require('node:fs') as typeof import('node:fs')
-    const files: number[] = []
-    try {
-      for (;;) files.push(fs.openSync('/dev/null', 'r'))
-    } catch {}
+    const { closeSync } = kit.require('node:fs') as typeof import('node:fs')
     const code = await kit.channel.receive().then(
       () => 'received',
       (error: { code: string }) => error.code,
     )
-    for (const file of files) fs.closeSync(file)
+    for (const file of kit.keep['files'] as number[]) closeSync(file)
+    if (code === 'received') return [code]
     const message = (await kit.channel.receive())!
     for (const attachment of message.attachments!) attachment.close()
     return [code, String(message), message.attachments!.length]
@@ -661,4 +667,22 @@ test.serial('a gigabyte is passed without a copy', async (t) => {
     return ends
   })
   t.deepEqual(found, [size, 1, 2])
+})
+
+test.serial('garbage collection closes attachments that the program forgets', async (t) => {
+  const partner = await Partner.start(t, { node: ['--expose-gc'] })
+  const { channel } = await pair(t, { there: both, partner })
+  const file = await zero(t)
+  const buffer = SealedBuffer.from(pattern(1, 5))
+  for (let count = 0; count < 20; count += 1) await channel.send('x', { attachments: [buffer, file] })
+  buffer.close()
+  await file.close()
+  await partner.run(async (kit) => {
+    for (let count = 0; count < 20; count += 1) await kit.channel.receive()
+  })
+  await until(async () => {
+    await partner.run(() => globalThis.gc!())
+    return (await partner.run(heldThere)) === 0
+  }, 'every attachment is closed')
+  t.is(channel.stats().attachmentsSent, 40)
 })

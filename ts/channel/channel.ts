@@ -128,6 +128,10 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * `close`; RING_CORRUPT; OBJECT_EXPOSED; INVALID_ARGUMENT for a value that is not a message or cannot be encoded (with the `cause`), and
    * while a reservation is open. A message whose promise `close` has rejected is not in the ring, and never will be.
    *
+   * With `options.attachments` the message carries sealed buffers and descriptors. It then also waits while the peer holds as many unread
+   * ones as it accepts. The promise rejects with INVALID_ARGUMENT if the peer does not accept attachments of this kind, MESSAGE_TOO_LARGE if
+   * it never accepts so many or so large ones, and NO_SPACE if the kernel has no room for them. Nothing was sent then.
+   *
    * An abort of `options.signal` removes the message if no part of it is in the ring yet. After that it has no effect.
    *
    * If the channel has ended, the rejection needs no handler: a program need not await each promise, since {@link Channel.closed} reports

@@ -151,8 +151,8 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
    * Visits the messages that are available now, in order. Messages that arrive during the call are left to the next call. So a loop of
    * `waitReadable` and `receiveEach` lets the event loop turn, however fast the peer sends.
    *
-   * The bytes are valid during the visit, and must not be transferred: the memory holds other messages as well. A source of values passes
-   * the visitor each value, which it may keep.
+   * The bytes are valid during the visit, and must not be transferred: the memory holds other messages as well. Attachments of visited
+   * messages are closed. A source of values passes the visitor each value, which it may keep.
    *
    * @param visit - If it throws, the error is passed on: the current message counts as visited, and the others stay unread.
    * @param max - The maximum number of messages, however long that takes. By default, visits stop after about 2 ms, and the other messages
