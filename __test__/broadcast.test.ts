@@ -410,20 +410,46 @@ test('what a close has discarded was not handed out', async (t) => {
   t.deepEqual(counts(), [1n, 0n, 1])
 })
 
-test('a publisher that is not any more what the policy asks for is cut off by verify, which tells so without a handler', async (t) => {
-  const address = abstractAddress()
+/** A process whose executable is a copy of node's, and a function that puts another file in the place of the copy. */
+async function withCopy(t: ExecutionContext) {
   const directory = temporaryDirectory(t)
   const copy = `${directory}/node`
   copyFileSync(realpathSync(process.execPath), copy)
   chmodSync(copy, 0o755)
   const there = await Partner.start(t, { through: ['sh', '-c', `shift; exec "${copy}" "$@"`, 'sh'] })
+  const upgrade = () => {
+    copyFileSync(copy, `${directory}/new`)
+    renameSync(`${directory}/new`, copy)
+  }
+  return { there, copy, upgrade }
+}
+
+test('a subscriber that no longer satisfies the policy is refused by verify, and its publisher reports that', async (t) => {
+  const address = abstractAddress()
+  const { there, copy, upgrade } = await withCopy(t)
+  const publisher = await publish(address, { policy: { executable: copy } })
+  t.teardown(() => publisher.close())
+  const connection = once(publisher, 'connection')
+  await there.run(async (kit, where) => {
+    kit.keep['subscription'] = await kit.ringfence.subscribe(where, { policy: { executable: 'any' } })
+  }, address)
+  const [known] = (await connection) as [Subscriber]
+  const disconnect = once(publisher, 'disconnect')
+  upgrade()
+  await t.throwsAsync(known.verify(), { code: 'ERR_RINGFENCE_PEER_REFUSED' })
+  const closed = await known.closed
+  t.like(closed, { reason: 'refused', error: { code: 'ERR_RINGFENCE_PEER_REFUSED' } })
+  t.deepEqual(await disconnect, [known, closed])
+})
+
+test('a publisher that is not any more what the policy asks for is cut off by verify, which tells so without a handler', async (t) => {
+  const address = abstractAddress()
+  const { there, copy, upgrade } = await withCopy(t)
   await there.run(async (kit, where) => {
     kit.keep['publisher'] = await kit.ringfence.publish(where, { policy: { executable: 'any' } })
   }, address)
   const here = await subscriber(t, address, { policy: { executable: copy } })
-  // An upgrade: another file has the name now.
-  copyFileSync(copy, `${directory}/new`)
-  renameSync(`${directory}/new`, copy)
+  upgrade()
   const codes = await here.run(async (kit) => {
     const unhandled: string[] = []
     const told = new Promise<void>((resolve) => {

@@ -7,7 +7,6 @@ import {
   Binding,
   HALF_OPEN,
   REASONS,
-  REFUSED,
   depart,
   inletOf,
   open,
@@ -43,7 +42,7 @@ test('a channel that cannot be watched is none, and its peer is told at once', (
 
 test('each end that the binding tells is told by closed, and by every call that comes after it', async (t) => {
   const ends: [reason: string, code: string, message: RegExp, way: string][] = [
-    ['lost', 'PEER_LOST', /process has ended/, 'outlive'],
+    ['lost', 'PEER_LOST', /process or thread has ended/, 'outlive'],
     ['closed', 'PEER_LOST', /^the peer has closed the channel$/, 'outlive'],
     ['exposed', 'OBJECT_EXPOSED', /was wiped/, 'close'],
   ]
@@ -74,7 +73,7 @@ test('each end that the binding tells is told by closed, and by every call that 
 test('a peer that a later check refuses ends the channel as refused', async (t) => {
   const { binding, channel } = open()
   const waits = channel.receive()
-  binding.answers['listen'] = REFUSED
+  binding.answers['listen'] = REASONS.indexOf('refused')
   binding.heard()
   t.like(await channel.closed, { reason: 'refused', error: { code: 'ERR_RINGFENCE_PEER_REFUSED' } })
   t.deepEqual(binding.told(...ways), ['close'])
@@ -100,7 +99,7 @@ test('what a call finds ends the channel where the channel is at fault, and not 
     ] as const) {
       const { binding, channel } = open()
       binding.fail(call, code)
-      if (code === 'PEER_LOST') Object.assign(binding.answers, { listen: REASONS.indexOf('exited'), isCut: 1 })
+      if (code === 'PEER_LOST') Object.assign(binding.answers, { listen: REASONS.indexOf('lost'), isLost: 1 })
       const title = `${call} ${code}`
       t.throws(() => deed(channel), { code: `ERR_RINGFENCE_${code}`, message: 'as this test has it' }, title)
       if (reason === null) {
@@ -208,7 +207,7 @@ test('a close lets go of what a peer has left, also one that has waited for what
     sent.catch(() => {})
     const over = linger === 0 ? null : channel.close({ linger })
     t.true(await isPending(channel.closed))
-    binding.end('lost', 1)
+    binding.end('lost')
     await (over ?? channel.close())
     t.deepEqual(binding.told(...ways), ['outlive', 'close'])
     await t.throwsAsync(sent, lost)
@@ -241,12 +240,12 @@ test('a reader that finds the end ends this side too, but for a peer that was cu
   for (const deed of read)
     for (const [allowHalfOpen, cut, ends] of [
       [false, 0, true],
-      [false, 2, false],
+      [false, 1, false],
       [true, 0, false],
     ] as const) {
       const { binding, channel } = open({ ...HALF_OPEN, allowHalfOpen })
       binding.from.ended = true
-      binding.answers['isCut'] = cut
+      binding.answers['isLost'] = cut
       if (cut === 0 || deed === told) await deed(channel)
       else await t.throwsAsync(async () => deed(channel), lost)
       await turn()
@@ -267,35 +266,35 @@ test('why nothing is sent is told by the last word of the peer, whichever was he
   const ended = open(notHalfOpen)
   ended.binding.from.ended = true
   ended.binding.from.come(bytes('last'))
-  ended.binding.end('closed', 0)
+  ended.binding.end('closed')
   await t.throwsAsync(ended.channel.send('late'), lost)
   for (let left = await ended.channel.receive(); left !== undefined;) left = await ended.channel.receive()
   await t.throwsAsync(ended.channel.send('late'), withPeer)
   // The same with a peer that was cut off, also where the binding has nothing to tell of it any more.
   const cut = open(notHalfOpen)
   cut.binding.from.ended = true
-  cut.binding.end('closed', 2)
-  cut.binding.answers['isCut'] = 0
+  cut.binding.end('lost')
+  cut.binding.answers['isLost'] = 0
   await t.throwsAsync(cut.channel.receive(), lost)
   await t.throwsAsync(cut.channel.send('late'), lost)
   // A reader, then the end of all.
   const both = open(notHalfOpen)
   both.binding.from.ended = true
   t.is(await both.channel.receive(), undefined)
-  both.binding.end('closed', 0)
+  both.binding.end('closed')
   t.is((await both.channel.closed).reason, 'closed')
   await t.throwsAsync(both.channel.send('late'), withPeer)
   // An end of this side's own, then the end of all.
   const own = open(notHalfOpen)
   await own.channel.end()
   own.binding.from.ended = true
-  own.binding.end('closed', 0)
+  own.binding.end('closed')
   t.is(await own.channel.receive(), undefined)
   await t.throwsAsync(own.channel.send('late'), lost)
   // What this side has done itself is no doing of the peer's.
   for (const deed of [
     ({ channel }: ReturnType<typeof open>) => void channel.close(),
-    ({ binding }: ReturnType<typeof open>) => binding.end(REFUSED),
+    ({ binding }: ReturnType<typeof open>) => binding.end('refused'),
   ]) {
     const here = open(notHalfOpen)
     const waits = here.channel.receive()
@@ -311,25 +310,21 @@ test('why nothing is sent is told by the last word of the peer, whichever was he
 })
 
 test('a peer that was cut off is told from one that has ended its sending, before and after that is heard', async (t) => {
-  for (const [cut, message] of [
-    [1, /has ended, or executes another program now: its last messages may be missing/],
-    [2, /has destroyed the channel/],
-  ] as const) {
-    const { binding, channel } = open()
-    binding.answers['isCut'] = cut
-    binding.from.ended = true
-    t.throws(() => channel.tryReceive(), { ...lost, message })
-    binding.end('lost', cut)
-    binding.answers['isCut'] = 0
-    const { reason, error } = await channel.closed
-    t.is(reason, 'lost')
-    t.regex(error!.message, message)
-    await t.throwsAsync(channel.receive(), { ...lost, message })
-    const stream = channel.duplex()
-    const failed = new Promise<Error>((resolve) => stream.on('error', resolve))
-    stream.resume()
-    t.regex((await failed).message, message)
-  }
+  const message = /has ended, or it has destroyed the channel/
+  const { binding, channel } = open()
+  binding.answers['isLost'] = 1
+  binding.from.ended = true
+  t.throws(() => channel.tryReceive(), { ...lost, message })
+  binding.end('lost')
+  binding.answers['isLost'] = 0
+  const { reason, error } = await channel.closed
+  t.is(reason, 'lost')
+  t.regex(error!.message, message)
+  await t.throwsAsync(channel.receive(), { ...lost, message })
+  const stream = channel.duplex()
+  const failed = new Promise<Error>((resolve) => stream.on('error', resolve))
+  stream.resume()
+  t.regex((await failed).message, message)
 })
 
 test('an end of this side’s sending is one, and a send after it is this call’s mistake', async (t) => {
@@ -407,7 +402,7 @@ test('a channel whose member leaves sends what was sent before, and is closed by
     await t.throwsAsync(channel.send('late'), closed)
     const waits = channel.receive()
     binding.from.come(bytes('left'))
-    if (told) binding.end('lost', 1)
+    if (told) binding.end('lost')
     else over()
     t.is(await waits, undefined)
     t.is((await channel.closed).reason, 'closed')
@@ -418,7 +413,7 @@ test('a channel whose member leaves sends what was sent before, and is closed by
   }
   const { binding, channel } = open()
   binding.from.come(bytes('left'))
-  binding.end('lost', 1)
+  binding.end('lost')
   binding.told()
   const { finish } = await depart(channel, 1000)
   finish()
@@ -435,8 +430,8 @@ test('a merge tells why a channel has ended, and ends this side with it', async 
     binding.from.come(bytes('last'))
     binding.from.ended = true
     // The event loop has not heard of it yet.
-    if (reason !== null) binding.answers['listen'] = REASONS.indexOf(reason === 'lost' ? 'exited' : reason)
-    binding.answers['isCut'] = reason === 'lost' ? 1 : 0
+    if (reason !== null) binding.answers['listen'] = REASONS.indexOf(reason)
+    binding.answers['isLost'] = reason === 'lost' ? 1 : 0
     t.deepEqual(await merged.receive(), [channel, bytes('last')])
     t.is(await merged.receive(), undefined)
     t.deepEqual(ends, [true, reason ?? 'closed'])
@@ -452,7 +447,7 @@ test('a look that refuses the peer closes the channel there and then', async (t)
     return 0
   }
   const looking = channel.verify()
-  binding.answers['listen'] = REFUSED
+  binding.answers['listen'] = REASONS.indexOf('refused')
   tell({ code: 'PEER_REFUSED', message: 'as the binding says' }, null)
   await t.throwsAsync(looking, { code: 'ERR_RINGFENCE_PEER_REFUSED' })
   t.is((await channel.closed).reason, 'refused')
@@ -487,15 +482,15 @@ test.serial(
   'a send that finds the end before its event loop was notified rejects, and is no unhandled rejection',
   async (t) => {
     for (const [code, answer, reason] of [
-      ['CLOSED', REFUSED, 'refused'],
-      ['PEER_LOST', REASONS.indexOf('exited'), 'lost'],
+      ['CLOSED', REASONS.indexOf('refused'), 'refused'],
+      ['PEER_LOST', REASONS.indexOf('lost'), 'lost'],
       ['OBJECT_EXPOSED', 0, 'exposed'],
       ['RING_CORRUPT', 0, 'corrupt'],
     ] as const)
       for (const size of [10, 20_000]) {
         const { binding, channel } = open()
         binding.fail(size === 10 ? 'flush' : 'send', code)
-        Object.assign(binding.answers, { listen: answer, isCut: reason === 'lost' ? 1 : 0 })
+        Object.assign(binding.answers, { listen: answer, isLost: reason === 'lost' ? 1 : 0 })
         const unhandled: unknown[] = []
         const hear = (error: unknown) => void unhandled.push(error)
         process.on('unhandledRejection', hear)
@@ -531,7 +526,7 @@ test('no end of its own sending changes why a channel has ended', async (t) => {
       if (reason === 'corrupt') {
         binding.fail('sendToken', 'RING_CORRUPT')
         t.throws(() => channel.sendToken(1))
-      } else if (isClean) binding.end('exited')
+      } else if (isClean) binding.end('closed')
       else binding.end(reason)
       t.is((await channel.closed).reason, isClean ? 'closed' : reason)
       await ending

@@ -69,7 +69,7 @@ test.serial(
     t.deepEqual(
       found.map(([, delivery, , , , , ended, meanwhile = '']) => [delivery, ended, meanwhile].join(' ').trimEnd()),
       [
-        ...['reliable exited killed', 'reliable closed', 'reliable closed'],
+        ...['reliable lost killed', 'reliable closed', 'reliable closed'],
         ...['best-effort closed stopped, went on', 'best-effort closed', 'best-effort closed'],
         ...['latest closed', 'latest closed'],
       ],
@@ -124,7 +124,8 @@ test.serial(
   },
 )
 
-const DIED = "the peer's process has ended, or executes another program now: its last messages may be missing"
+const DIED =
+  "the peer's process or thread has ended, or it has destroyed the channel or closed it before everything was sent: its last messages may be missing"
 
 test.serial('rpc: a hundred calls that wait for a child that is killed reject, in each way', async (t) => {
   const { code, output, errors } = await run('rpc/rpc.mjs')

@@ -20,7 +20,7 @@ test.serial(
   'a source that has ended leaves after its last message, and is told of once no message is on its way',
   async (t) => {
     const [a, b, c] = named('a', 'b', 'c') as [Source, Source, Source]
-    const merged = mergeOf(a.say(2).end('exited'), b, c.end('evicted'))
+    const merged = mergeOf(a.say(2).end('lost'), b, c.end('evicted'))
     const ends: string[] = []
     merged.on('disconnect', (source, { reason, error }) =>
       ends.push(`${source.name} ${reason} ${error?.code}, ${merged.sources.length} left`),

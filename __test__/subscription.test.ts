@@ -5,7 +5,7 @@ import { once } from 'node:events'
 import test, { type ExecutionContext } from 'ava'
 import { json, type Subscription, type SubscribeOptions } from 'ringfence'
 
-import { FAILED, merge, openNow, begun, REASONS, REFUSED, subscribe, Subscribed } from './support/binding.js'
+import { FAILED, merge, openNow, begun, REASONS, subscribe, Subscribed } from './support/binding.js'
 import { pattern } from './support/bytes.js'
 import { clock } from './support/clock.js'
 import { codeOf, patterns } from './support/ring.js'
@@ -127,7 +127,7 @@ test.serial('what was fetched and not handed out is neither counted as received 
 
 const reason = (name: string) => REASONS.indexOf(name)
 
-for (const name of ['closed', 'exited'] as const)
+for (const name of ['closed', 'lost'] as const)
   test.serial(`${name}: what the publisher has left is read, and then all is let go of`, async (t) => {
     for (const close of [false, true]) {
       const { below, subscription } = await subscribed(t)
@@ -135,11 +135,11 @@ for (const name of ['closed', 'exited'] as const)
       below.ring.ended = true
       below.heard = reason(name)
       below.bell()
-      t.is((await subscription.closed).reason, name === 'exited' ? 'lost' : name)
+      t.is((await subscription.closed).reason, name)
       t.deepEqual(below.since(), ['listen', 'outlive'])
       t.false(subscription.readableEnded)
       t.is((await subscription.receive())!.length, 10)
-      const lost = name === 'exited' ? codeOf('PEER_LOST') : codeOf('CLOSED')
+      const lost = name === 'lost' ? codeOf('PEER_LOST') : codeOf('CLOSED')
       await t.throwsAsync(subscription.verify(), lost)
       if (close) {
         await subscription.close()
@@ -188,7 +188,7 @@ test.serial('a close lets go of what was fetched, and loops end', async (t) => {
     const before = [subscription.sequence, subscription.lost]
     if (way === 'close') await subscription.close()
     else {
-      below.heard = REFUSED
+      below.heard = reason('refused')
       below.bell()
     }
     t.throws(() => subscription.tryReceive(), codeOf('CLOSED'))
@@ -203,7 +203,7 @@ test.serial('a close lets go of what was fetched, and loops end', async (t) => {
 test.serial('a publisher that is refused by a later look ends it as refused', async (t) => {
   const { below, subscription } = await subscribed(t)
   const waiting = subscription.receive()
-  below.heard = REFUSED
+  below.heard = reason('refused')
   below.bell()
   t.like(await subscription.closed, { reason: 'refused', error: { code: 'ERR_RINGFENCE_PEER_REFUSED' } })
   t.deepEqual(below.since(), ['listen', 'close'])
@@ -261,7 +261,7 @@ test.serial('verify tells who the publisher is, and hears whether that has ended
   t.deepEqual(subscription.evidence as unknown, [...evidence, { check: 'pid' }])
   below.since()
   const refused = subscription.verify()
-  below.heard = REFUSED
+  below.heard = reason('refused')
   below.look({ code: 'PEER_REFUSED', message: 'another' }, null)
   await t.throwsAsync(refused, codeOf('PEER_REFUSED'))
   t.is((await subscription.closed).reason, 'refused')
@@ -292,7 +292,7 @@ test.serial('it keeps the process alive until unref, and so does what it reads',
 })
 
 test.serial('a merge reads it, and is told why it has ended though the line was not heard yet', async (t) => {
-  for (const name of ['exited', undefined] as const) {
+  for (const name of ['lost', undefined] as const) {
     const { below, subscription } = await subscribed(t)
     const merged = merge([subscription])
     t.throws(() => subscription.tryReceive(), codeOf('INVALID_ARGUMENT'))
@@ -304,7 +304,7 @@ test.serial('a merge reads it, and is told why it has ended though the line was 
     below.ring.ended = true
     if (name !== undefined) below.heard = reason(name)
     t.is(await merged.receive(), undefined)
-    t.is((await ended)[1].reason, name === 'exited' ? 'lost' : 'closed')
+    t.is((await ended)[1].reason, name === 'lost' ? 'lost' : 'closed')
     await turn()
   }
 })

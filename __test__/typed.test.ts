@@ -18,7 +18,7 @@ import {
 
 import { abstractAddress } from './support/address.js'
 import { pair, Partner, type Pair } from './support/partner.js'
-import { isPending, soon, until } from './support/until.js'
+import { isPending, soon, turns, until } from './support/until.js'
 
 const over = { done: true, value: undefined }
 const invalid = {
@@ -310,4 +310,19 @@ test('a channel of values: where nothing is there, and where a loop was left', a
     t.deepEqual(await soon(loop.next(), 'the loop that was left'), over)
     t.is(String(typed.tryReceive()), '7')
   }
+})
+
+test('a view of values emits its events after removeAllListeners of the channel that it was made from', async (t) => {
+  const { channel, partner } = await pair(t)
+  const [view, other] = [channel.with(json()), channel.with(json())]
+  const told: string[] = []
+  for (const [name, each] of Object.entries({ channel, view, other }))
+    each.on('close', ({ reason }) => told.push(`${name}: ${reason}`))
+  channel.removeAllListeners()
+  other.removeAllListeners()
+  other.once('close', () => told.push('other, once'))
+  await partner.kill()
+  await channel.closed
+  await turns(2)
+  t.deepEqual(told, ['view: lost', 'other, once'])
 })

@@ -103,10 +103,8 @@ export interface NativeChannel {
   disarm(): void
   /** Reads the line. Returns why the channel has ended, as an index of `REASONS`; 0 while it is open. */
   listen(): number
-  /**
-   * Whether the peer disconnected without ending its sending: 0 if not, 1 if its process has exited, 2 if it has destroyed the channel.
-   */
-  isCut(): number
+  /** Whether the peer is lost: 1 if it is gone, and had not ended its sending. */
+  isLost(): number
   /** Returns 0 if there is no room; 1 if the caller must fill its own memory, as always if `own` is 1; else the reserved memory. */
   reserve(size: number, own: number): number | ArrayBuffer
   commit(length: number, scratch?: Uint8Array): number
@@ -232,7 +230,7 @@ export interface NativeSubscription extends NativeReader {
   sequence(unread: number): bigint
   lost(unread: number): bigint
   /** As that of a channel. */
-  isCut(): number
+  isLost(): number
   /** The lag in bytes, and sleeps. Also works after `close`. */
   stats(): number[]
   watch(callback: () => void): number
@@ -364,8 +362,6 @@ export const CALL = answers.call
 
 /** Why a channel has ended, by the number that `listen` and `end` return. The first entry means that it is open. */
 export const REASONS = answers.reasons as readonly (GoneReason | undefined)[]
-/** This side closed the channel because `verify` refused the peer. */
-export const REFUSED = answers.refused
 
 class Operations {
   readonly role: 'host' | 'guest'

@@ -26,7 +26,6 @@ interface Insides {
   native: Record<string, unknown>
   FAILED: number
   REASONS: (string | null)[]
-  REFUSED: number
   openNow: Map<object, string | null>
   subscribe: typeof import('ringfence').subscribe
   publish: typeof import('ringfence').publish
@@ -36,14 +35,13 @@ interface Insides {
 const inside = insideOf<Insides>
 
 /** What the package does not export, and the calls beside it: those of the package's own file are another copy. */
-export const [{ native, FAILED, REASONS, REFUSED }, { openNow }, { subscribe }, { publish }, { merge }] =
-  await Promise.all([
-    inside('native.js'),
-    inside('runtime/diagnostics.js'),
-    inside('channel/subscription.js'),
-    inside('endpoint/publisher.js'),
-    inside('channel/merge.js'),
-  ])
+export const [{ native, FAILED, REASONS }, { openNow }, { subscribe }, { publish }, { merge }] = await Promise.all([
+  inside('native.js'),
+  inside('runtime/diagnostics.js'),
+  inside('channel/subscription.js'),
+  inside('endpoint/publisher.js'),
+  inside('channel/merge.js'),
+])
 
 /** Has calls begin here, until the test is over. */
 export function beginsHere(t: ExecutionContext): Begun[] {
@@ -148,9 +146,8 @@ export class Subscribed extends Noted {
     return this.heard
   }
 
-  /** Whether the publisher's process has exited without an end. */
-  isCut(): number {
-    return REASONS[this.heard] === 'exited' ? 1 : 0
+  isLost(): number {
+    return REASONS[this.heard] === 'lost' ? 1 : 0
   }
 
   keepAlive(alive: number): void {

@@ -32,11 +32,10 @@ export const { openChannel, openArrived, quietOf, depart } = await insideOf<{
   quietOf(channel: Channel): Quiet
   depart(channel: Channel, linger: number): Promise<{ flushed: boolean; finish(): void }>
 }>('channel/channel.js')
-export const { ENDED, FAILED, REASONS, REFUSED, native } = await insideOf<{
+export const { ENDED, FAILED, REASONS, native } = await insideOf<{
   ENDED: number
   FAILED: number
   REASONS: (string | undefined)[]
-  REFUSED: number
   native: { operations(): string[] }
 }>('native.js')
 const names = native.operations()
@@ -93,10 +92,9 @@ export class Binding {
   }
 
   /** The channel ends, and the line says so. */
-  end(reason: string | number, cut = reason === 'lost' ? 1 : 0): void {
-    const told = cut === 1 ? 'exited' : cut === 2 ? 'closed' : reason
-    this.answers['listen'] = typeof told === 'number' ? told : REASONS.indexOf(told)
-    this.answers['isCut'] = cut
+  end(reason: string): void {
+    this.answers['listen'] = REASONS.indexOf(reason)
+    this.answers['isLost'] = reason === 'lost' ? 1 : 0
     this.heard()
   }
 }

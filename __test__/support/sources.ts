@@ -8,7 +8,7 @@ import { insideOf } from './inside.js'
 import { bufferOver, HeldRing } from './ring.js'
 
 /** As the binding has it. */
-type GoneReason = 'closed' | 'exited' | 'corrupt' | 'exposed' | 'evicted'
+type GoneReason = 'closed' | 'lost' | 'corrupt' | 'exposed' | 'evicted'
 
 /** What a merge reads, with nothing but a ring. */
 export class Source {

@@ -39,7 +39,7 @@ export class Teller extends Subscribed {
   /** Its process has ended. */
   async exit(): Promise<void> {
     this.ring.ended = true
-    this.heard = REASONS.indexOf('exited')
+    this.heard = REASONS.indexOf('lost')
     this.bell()
     await turns(3)
   }

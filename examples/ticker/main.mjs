@@ -120,7 +120,7 @@ function check() {
     const { reason } = gone.get(child.pid)
     const who = `process ${child.pid}, ${delivery},`
     if (child === killed.child) {
-      if (reason !== 'exited') throw new Error(`${who} was killed, and is gone as ${reason}`)
+      if (reason !== 'lost') throw new Error(`${who} was killed, and is gone as ${reason}`)
       continue
     }
     if (reason !== 'closed') throw new Error(`${who} is gone as ${reason}`)

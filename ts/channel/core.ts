@@ -9,7 +9,7 @@ import type { Closed } from '../types.js'
 import { Calls } from './calls.js'
 import { PeerView } from './peer-view.js'
 import { ReceiveBuffer } from './receive-buffer.js'
-import { closedBy, closedFor, destroyedBy, lostBy, repeat } from './resource.js'
+import { closedBy, closedFor, destroyedBy, lost, repeat } from './resource.js'
 import { SendQueue } from './send-queue.js'
 import type { SourceCore } from './source.js'
 import type { ChannelStats } from './stats.js'
@@ -175,10 +175,10 @@ export class ChannelCore implements SourceCore {
   #endCalls(): void {
     const calls = this.#calls
     if (calls === null) return
-    const how = this.#howLost()
-    if (this.#closed === null && how === 0) calls.peerEnded()
-    else if (this.#closed === null) calls.end(() => lostBy(how), false)
-    else if (this.#outlives) calls.end(how === 0 ? closedByPeer : repeat(this.#closed.error!), how === 0)
+    const isLost = this.#isLost
+    if (this.#closed === null && !isLost) calls.peerEnded()
+    else if (this.#closed === null) calls.end(lost, false)
+    else if (this.#outlives) calls.end(isLost ? repeat(this.#closed.error!) : closedByPeer, !isLost)
     else calls.end(this.#whyOver, this.#whyOver === closedHere)
   }
 
@@ -208,7 +208,7 @@ export class ChannelCore implements SourceCore {
 
   /** Called when a caller has seen the end of the peer's messages. If the peer is lost, there is no direction left to end. */
   endWithPeer(): void {
-    if (this.allowHalfOpen || this.#howLost() !== 0) return
+    if (this.allowHalfOpen || this.#isLost) return
     if (this.#closed === null) void this.#endSending(endedWithPeer)
     else if (this.#ending === null && this.#outlives) this.queue.shut(endedWithPeer, true)
   }
@@ -242,7 +242,7 @@ export class ChannelCore implements SourceCore {
 
   /** Ends the channel as lost if the core knows that already. A reader may have found that, and not the event loop. */
   #noticeLoss(): void {
-    if (this.#closed === null && this.native.isCut() !== 0) this.hear()
+    if (this.#closed === null && this.native.isLost() !== 0) this.hear()
   }
 
   /** Drops the messages that the peer left: this side will not read them. */
@@ -276,10 +276,9 @@ export class ChannelCore implements SourceCore {
     throw error
   }
 
-  /** How the peer was lost, as the binding's `isCut`; 0 if it was not. A reader may find that before the event loop is notified. */
-  #howLost(): number {
-    if (this.#closed === null) return this.native.isCut()
-    return this.#closed.reason === 'lost' ? 1 : 0
+  /** Whether the peer is lost. A reader may find that before the event loop is notified. */
+  get #isLost(): boolean {
+    return this.#closed === null ? this.native.isLost() !== 0 : this.#closed.reason === 'lost'
   }
 
   /** Releases the ring: the messages that the peer left were read or dropped. */
@@ -314,7 +313,7 @@ export class ChannelCore implements SourceCore {
    * @param unsendable - The error of later sends; by default that of the reason.
    */
   #settle(answer: number, unsendable?: () => RingfenceError): void {
-    const closed = closedBy(answer, this.native)
+    const closed = closedBy(answer)
     if (closed === null) return
     const { reason, error } = closed
     if (this.#departing) this.#finish(CLOSED, closedHere)
@@ -326,12 +325,12 @@ export class ChannelCore implements SourceCore {
   /** Called when everything was fetched and the peer sends no more. Returns the error of later reads if the peer is lost. */
   #foundEnd(): (() => RingfenceError) | null {
     this.#endCalls()
-    const how = this.#howLost()
+    const isLost = this.#isLost
     // The reader that has found the end must return first.
-    if (how !== 0) timers.queueMicrotask(() => this.hear())
+    if (isLost) timers.queueMicrotask(() => this.hear())
     else if (this.#ending !== null) timers.queueMicrotask(() => this.#checkEnd())
-    if (how === 0) return null
-    return this.#closed === null ? () => lostBy(how) : repeat(this.#closed.error!)
+    if (!isLost) return null
+    return this.#closed === null ? lost : repeat(this.#closed.error!)
   }
 
   /** Checks whether both sides have ended. */

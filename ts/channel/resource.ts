@@ -4,8 +4,8 @@ import { EventEmitter } from 'node:events'
 import { inspect } from 'node:util'
 
 import { RingfenceError, messageOf, type ErrorName } from '../errors.js'
-import { REASONS, REFUSED } from '../native.js'
-import { emit, forward } from '../runtime/emit.js'
+import { REASONS } from '../native.js'
+import { emit } from '../runtime/emit.js'
 import { printable } from '../runtime/printable.js'
 import { timers } from '../runtime/timers.js'
 import type { Closed, GoneReason } from '../types.js'
@@ -35,6 +35,8 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
   #ended: Closed | null = null
   /** The resource that this one is a view of. It holds the state of both. */
   readonly #root: Resource<Events> | null
+  /** The views that have had listeners. */
+  readonly #views: EventEmitter[] = []
 
   /** @param from - The address; or the resource of which the new one is a view with values as messages. */
   protected constructor(from: string | null | Resource<Events>) {
@@ -43,7 +45,9 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
       this.#root = from.#root ?? from
       this.address = from.address
       this.closed = from.closed
-      forward(this.#root as EventEmitter, this as EventEmitter)
+      // A view without listeners may be collected before its root.
+      const emitter = this as EventEmitter
+      emitter.once('newListener', () => this.#root!.#views.push(emitter))
       return
     }
     this.#root = null
@@ -93,12 +97,13 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
   }
 
   /**
-   * Emits an event.
+   * Emits an event, here and on the views.
    *
    * @internal
    */
   protected tell<Name extends keyof Events & string>(name: Name, ...what: Events[Name]): void {
     emit(this as EventEmitter, name, ...what)
+    for (const view of this.#views) emit(view, name, ...what)
   }
 
   /**
@@ -117,11 +122,12 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
   }
 }
 
-const LEFT = 'the peer has destroyed the channel, or closed it before everything was sent, or its thread was terminated'
-
 const ERRORS = {
-  exited: ['PEER_LOST', "the peer's process has ended, or executes another program now"],
-  lost: ['PEER_LOST', LEFT],
+  lost: [
+    'PEER_LOST',
+    "the peer's process or thread has ended, or it has destroyed the channel or closed it before everything was sent: its last " +
+      'messages may be missing',
+  ],
   corrupt: ['RING_CORRUPT', 'the peer violated the protocol of the shared memory'],
   exposed: ['OBJECT_EXPOSED', 'another process tried to open the shared memory of one of the two sides: it was wiped'],
   evicted: [
@@ -129,34 +135,25 @@ const ERRORS = {
     'the publisher evicted this subscriber, which delayed it for longer than its `stall` allows: read faster, take a larger ' +
       "ring, or subscribe with the delivery 'best-effort' or 'latest'",
   ],
+  refused: ['PEER_REFUSED', 'the peer no longer satisfies the policy'],
 } as const
 
-const LOST = [ERRORS.exited[1], LEFT]
-
-/** Returns the error of a lost peer. `how`: as the binding's `isCut`. */
-export function lostBy(how: number): RingfenceError {
-  return new RingfenceError('PEER_LOST', `${LOST[how - 1]}: its last messages may be missing`)
+/** Returns the error of a lost peer. */
+export function lost(): RingfenceError {
+  return closedFor('lost').error!
 }
 
 /** Returns the end of a peer for the reason that the binding returns. */
 export function closedFor(reason: GoneReason): Closed {
   if (reason === 'closed') return { reason }
   const [code, message] = ERRORS[reason]
-  return { reason: reason === 'exited' ? 'lost' : reason, error: new RingfenceError(code, message) }
+  return { reason, error: new RingfenceError(code, message) }
 }
 
-/**
- * Returns the end of a channel or a subscription for an answer of the binding's `listen`; null while it is open. The peer is lost exactly
- * if it had not ended its sending, whether or not its process still runs.
- */
-export function closedBy(answer: number, native: { isCut(): number }): Closed | null {
+/** Returns the end of a channel or a subscription for an answer of the binding's `listen`; null while it is open. */
+export function closedBy(answer: number): Closed | null {
   const reason = REASONS[answer] ?? null
-  if (reason === null) return null
-  if (answer === REFUSED)
-    return { reason: 'refused', error: new RingfenceError('PEER_REFUSED', 'the peer no longer satisfies the policy') }
-  if (reason !== 'closed' && reason !== 'exited') return closedFor(reason)
-  const how = native.isCut()
-  return how === 0 ? { reason: 'closed' } : { reason: 'lost', error: lostBy(how) }
+  return reason === null ? null : closedFor(reason)
 }
 
 /** Returns the end of a resource after `destroy(error)`. */

@@ -10,7 +10,7 @@ import { FAILED, type NativeSubscription } from '../native.js'
 import type { ChannelSettings } from '../endpoint/options.js'
 import { PeerView } from './peer-view.js'
 import { ReceiveBuffer } from './receive-buffer.js'
-import { closedBy, destroyedBy, lostBy, repeat } from './resource.js'
+import { closedBy, destroyedBy, lost, repeat } from './resource.js'
 import { Source, type SourceCore } from './source.js'
 import type { SubscriptionStats } from './stats.js'
 import { Values } from './values.js'
@@ -84,7 +84,7 @@ class SubscriptionCore implements SourceCore {
 
   destroy(error?: Error, isClean = false): void {
     // A reader may have found a lost publisher, and not the event loop.
-    if (this.#closed === null && this.native.isCut() !== 0) this.hear()
+    if (this.#closed === null && this.native.isLost() !== 0) this.hear()
     if (this.#closed !== null) {
       if (this.buffer.outlives) this.buffer.close(closedHere)
       return
@@ -95,7 +95,7 @@ class SubscriptionCore implements SourceCore {
 
   hear(): void {
     if (this.#closed !== null) return
-    const closed = closedBy(this.native.listen(), this.native)
+    const closed = closedBy(this.native.listen())
     if (closed === null) {
       this.native.disarm()
       this.buffer.awake()
@@ -113,8 +113,7 @@ class SubscriptionCore implements SourceCore {
     // The reader that has found the end must return first.
     timers.queueMicrotask(() => this.hear())
     if (this.#closed !== null) return this.#closed.error === undefined ? null : repeat(this.#closed.error)
-    const how = this.native.isCut()
-    return how === 0 ? null : () => lostBy(how)
+    return this.native.isLost() === 0 ? null : lost
   }
 
   endOfSource(): Closed {

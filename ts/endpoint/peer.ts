@@ -53,4 +53,4 @@ export interface Evidence {
 export type Delivery = 'reliable' | 'best-effort' | 'latest'
 
 /** The binding's reason why a channel, a subscription or a subscriber has ended. */
-export type GoneReason = 'closed' | 'lost' | 'exited' | 'corrupt' | 'exposed' | 'evicted'
+export type GoneReason = 'closed' | 'lost' | 'corrupt' | 'exposed' | 'refused' | 'evicted'

@@ -69,6 +69,7 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
   readonly #poll = new Pump(() => this.#handle()).run
   #ending: Promise<void> | null = null
   #sealing: Promise<void> | null = null
+  #closing: Promise<void> | null = null
   /** Cancels the work registered for the exit of the process. */
   readonly #stay: () => void
   readonly #abort = () => void this.close()
@@ -268,13 +269,21 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
 
   /**
    * Closes the publisher. Subscribers can still read the messages in the ring; then they end with the reason 'closed'. Pending sends have
-   * `linger` milliseconds (default 0) to complete, then they reject with CLOSED.
+   * `linger` milliseconds (1,000 by default) to complete, then they reject with CLOSED.
    *
-   * @returns A promise that resolves once everything is released, and the address is free.
+   * @returns A promise that resolves once everything is released, and the address is free. A second call returns the same promise.
    */
-  async close(options: { linger?: number } = {}): Promise<void> {
+  close(options: { linger?: number | undefined } = {}): Promise<void> {
     if (this.#root !== null) return this.#root.close(options)
-    const linger = lingerOf(options)
+    try {
+      const linger = lingerOf(options)
+      return (this.#closing ??= this.#close(linger))
+    } catch (error) {
+      return Promise.reject(error as Error)
+    }
+  }
+
+  async #close(linger: number): Promise<void> {
     if (this.ended !== null) return
     const lingering = this.#queue.linger(linger, closedHere)
     if (lingering !== null) await lingering

@@ -6,16 +6,6 @@ export function emit(emitter: EventEmitter, name: string, ...what: unknown[]): v
   for (const listener of emitter.rawListeners(name)) throwLater(() => Reflect.apply(listener, emitter, what))
 }
 
-/** Also emits the events of one emitter on another, for each event that has had a listener there. */
-export function forward(from: EventEmitter, to: EventEmitter): void {
-  const names = new Set<string | symbol>()
-  to.on('newListener', (name: string | symbol) => {
-    if (names.has(name) || name === 'newListener' || name === 'removeListener') return
-    names.add(name)
-    from.on(name, (...what: unknown[]) => emit(to, name as string, ...what))
-  })
-}
-
 /** Makes the call. Turns an error that it throws into an uncaught exception. */
 export function throwLater(call: () => void): void {
   try {

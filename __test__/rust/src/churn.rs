@@ -531,7 +531,7 @@ impl Host {
         let Some((id, session)) = from else {
             // It was killed before it has sent anything. And two members are together again as soon as a channel of theirs has
             // ended, also for the moment in which the other one leaves.
-            let is_empty = reason == Some(CloseReason::Exited)
+            let is_empty = reason == Some(CloseReason::Lost)
                 || is_member && matches!(reason, Some(CloseReason::Closed | CloseReason::Lost));
             return if is_empty {
                 Ok(())
@@ -541,7 +541,7 @@ impl Host {
         };
         let session = u64::from(session);
         match reason {
-            Some(CloseReason::Exited) => {}
+            Some(CloseReason::Lost) => {}
             None | Some(CloseReason::Closed) if come == count(id, session) => {
                 match sender.send_until(&message(HOST, session, come, false), Instant::now() + LIMIT) {
                     // It was killed meanwhile.
@@ -587,7 +587,7 @@ impl Host {
         loop {
             match audience.next() {
                 Ok(PublisherEvent::Subscriber(_)) => self.subscriptions.fetch_add(1, SeqCst),
-                Ok(PublisherEvent::Gone(_, CloseReason::Closed | CloseReason::Exited)) => {
+                Ok(PublisherEvent::Gone(_, CloseReason::Closed | CloseReason::Lost)) => {
                     self.gone.fetch_add(1, SeqCst)
                 }
                 Ok(PublisherEvent::Gone(subscriber, reason)) => {

@@ -270,7 +270,7 @@ impl Actor {
         let end = match receiver.close_reason() {
             // Its sender has ended, or was closed: either way all was read.
             None | Some(CloseReason::Closed) => CLOSED,
-            Some(CloseReason::Exited) => EXITED,
+            Some(CloseReason::Lost) => EXITED,
             _ => BROKEN,
         };
         self.write(session, Word::End, end);
@@ -467,7 +467,7 @@ impl Actor {
                         self.write(
                             session,
                             Word::End,
-                            if reason == CloseReason::Exited {
+                            if reason == CloseReason::Lost {
                                 EXITED
                             } else {
                                 CLOSED
@@ -586,7 +586,7 @@ impl Actor {
         }
         let end = match subscription.close_reason() {
             Some(CloseReason::Closed) if is_reliable => CLOSED,
-            Some(CloseReason::Exited) if is_reliable => EXITED,
+            Some(CloseReason::Lost) if is_reliable => EXITED,
             _ => BROKEN,
         };
         self.write(session, Word::End, end);

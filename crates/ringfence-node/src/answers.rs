@@ -32,37 +32,25 @@ pub(crate) enum Ended {
     /// The channel is open.
     No,
     Closed,
-    Exited,
+    Lost,
     Corrupt,
     Exposed,
     /// This side has closed the channel, because a later check refused the peer.
     Refused,
     /// The publisher evicted a slow subscriber.
     Evicted,
-    /// A subscriber has left without closing its subscription.
-    Lost,
 }
 
 impl Ended {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 7] = [
         Self::No,
         Self::Closed,
-        Self::Exited,
+        Self::Lost,
         Self::Corrupt,
         Self::Exposed,
         Self::Refused,
         Self::Evicted,
-        Self::Lost,
     ];
-
-    /// Returns the reason of something that has a verifier.
-    pub(crate) fn of(reason: Option<CloseReason>, verifier: impl FnOnce() -> Verifier) -> Self {
-        match reason {
-            None => Self::No,
-            Some(_) if verifier().has_refused() => Self::Refused,
-            Some(reason) => reason.into(),
-        }
-    }
 
     pub(crate) const fn number(self) -> i32 {
         self as i32
@@ -72,24 +60,25 @@ impl Ended {
     const fn name(self) -> Option<&'static str> {
         match self {
             Self::No => None,
-            Self::Closed | Self::Refused => Some("closed"),
-            Self::Exited => Some("exited"),
+            Self::Closed => Some("closed"),
+            Self::Lost => Some("lost"),
             Self::Corrupt => Some("corrupt"),
             Self::Exposed => Some("exposed"),
+            Self::Refused => Some("refused"),
             Self::Evicted => Some("evicted"),
-            Self::Lost => Some("lost"),
         }
     }
 }
 
-impl From<CloseReason> for Ended {
-    fn from(reason: CloseReason) -> Self {
+impl From<Option<CloseReason>> for Ended {
+    fn from(reason: Option<CloseReason>) -> Self {
+        let Some(reason) = reason else { return Self::No };
         match reason {
-            // JavaScript calls `isCut` to tell the two apart.
-            CloseReason::Closed | CloseReason::Lost => Self::Closed,
-            CloseReason::Exited => Self::Exited,
+            CloseReason::Closed => Self::Closed,
+            CloseReason::Lost => Self::Lost,
             CloseReason::Corrupt => Self::Corrupt,
             CloseReason::Evicted => Self::Evicted,
+            CloseReason::Refused => Self::Refused,
             _ => Self::Exposed,
         }
     }
@@ -115,8 +104,6 @@ pub struct Answers {
     pub call: u32,
     /// Reasons why a channel has ended, by number; the first means that it is open.
     pub reasons: Vec<Option<&'static str>>,
-    /// Number of the reason that a later check refused the peer.
-    pub refused: i32,
 }
 
 /// Returns the numbers with which a channel's functions answer, and the layout of packed records.
@@ -136,6 +123,5 @@ pub fn answers() -> Answers {
         flags: binding::WHOLE,
         call: binding::Tag::CALL.bits(),
         reasons: Ended::ALL.map(Ended::name).into(),
-        refused: Ended::Refused.number(),
     }
 }

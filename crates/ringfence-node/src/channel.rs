@@ -18,7 +18,7 @@ use crate::{
     poll::Poll,
     raw::{Answer, Call, Function, State, add_functions, new_object, set_number, set_property},
     reading::{
-        Reads, arm_reader, evidence, hear, is_cut, look_parked, lost_as, nothing, park_reader, pull,
+        Reads, arm_reader, evidence, hear, is_lost, look_parked, lost_as, nothing, park_reader, pull,
         pull_busy, spin, told, told_size, verify, wake, watch,
     },
     sending::{
@@ -117,7 +117,7 @@ impl Endpoint {
     fn reason(&self) -> Answer {
         let ended = match &self.halves {
             None => Ended::Closed,
-            Some(Halves { sender, verifier, .. }) => Ended::of(sender.close_reason(), || verifier.clone()),
+            Some(Halves { sender, .. }) => sender.close_reason().into(),
         };
         Answer::from(ended.number())
     }
@@ -445,7 +445,7 @@ const OPERATIONS: [(&str, Function<Endpoint>); 44] = [
     ("lookParked", look_parked),
     ("disarm", disarm),
     ("listen", listen),
-    ("isCut", is_cut),
+    ("isLost", is_lost),
     ("reserve", reserve),
     ("commit", commit),
     ("cancel", cancel),

@@ -51,7 +51,7 @@ pub(crate) fn nothing<R: Reads>(reads: &mut R) -> Answer {
     }
 }
 
-/// The answer of a failed read. If the peer is lost and everything was read, that is this number: JavaScript calls `isCut` to tell a
+/// The answer of a failed read. If the peer is lost and everything was read, that is this number: JavaScript calls `isLost` to tell a
 /// lost peer from a clean end.
 pub(crate) fn lost_as<R: Reads>(reads: &mut R, error: ringfence::Error, answer: i32) -> Answer {
     match error {
@@ -68,17 +68,10 @@ fn parked<R: Reads>(reads: &mut R, parked: ringfence::Result<bool>) -> Answer {
     }
 }
 
-/// Answers whether the peer disconnected without ending its sending: 0 for no, 1 if its process has exited, 2
-/// if it has destroyed the channel.
-pub(crate) fn is_cut<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
-    let how = reads
-        .reader()
-        .map_or(0, |reader| match (reader.is_cut(), reader.close_reason()) {
-            (false, _) => 0,
-            (true, Some(CloseReason::Exited)) => 1,
-            (true, _) => 2,
-        });
-    Answer::from(how)
+/// Answers whether the peer is lost: it is gone, and had not ended its sending.
+pub(crate) fn is_lost<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
+    let reason = reads.reader().map(|reader| reader.close_reason());
+    Answer::from(i32::from(matches!(reason, Ok(Some(CloseReason::Lost)))))
 }
 
 /// Arguments: memory, the offset in it, and what the caller does next: `FIRST`, `MORE` or neither.

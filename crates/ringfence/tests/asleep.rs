@@ -218,7 +218,7 @@ fn a_death_ends_the_sleep_though_another_holds_the_line_and_the_last_channel_end
     let others = receive_asleep(&mut others_sender, others_receiver);
     mortal.die();
     let receiver = woken(waiting);
-    assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Lost));
     // A death is reported once, although its channel still exists.
     let runs = runs_of_the_watcher();
     drop(Partner::meet());

@@ -167,11 +167,7 @@ fn as_keeps_what_it_had(arguments: &[String]) {
         thread::yield_now();
     }
     let reason = subscription.close_reason().expect("an end");
-    say(format!(
-        "{reason}, {} mapped, {}",
-        mapped(),
-        subscription.is_cut()
-    ));
+    say(format!("{reason}, {} mapped", mapped()));
 }
 
 /// Counts the shared objects that this process has mapped.
@@ -342,7 +338,7 @@ fn a_dead_subscriber_is_let_go_of_while_the_publisher_sleeps_in_send() {
             reasons.push(reason);
         }
     }
-    assert_eq!(reasons, [CloseReason::Exited, CloseReason::Closed]);
+    assert_eq!(reasons, [CloseReason::Lost, CloseReason::Closed]);
 }
 
 #[test]
@@ -542,7 +538,7 @@ fn why_it_has_ended_is_known_while_messages_are_unread() {
         ("is dropped", CloseReason::Closed),
         ("destroys", CloseReason::Lost),
         ("panics", CloseReason::Lost),
-        ("dies", CloseReason::Exited),
+        ("dies", CloseReason::Lost),
         ("evicts", CloseReason::Evicted),
     ] {
         let (address, _directory) = fresh_address(false);
@@ -856,7 +852,7 @@ fn a_subscription_that_has_told_the_end_keeps_no_memory_of_it() {
         } else {
             drop(publisher);
         }
-        keeper.expect("closed, 0 mapped, false");
+        keeper.expect("closed, 0 mapped");
         keeper.finish();
     }
 }

@@ -506,7 +506,7 @@ fn a_stopped_subscriber_is_evicted_and_a_zombie_let_go_of_at_once() {
     // Its parent does not wait for it, so it stays as a zombie.
     kill(nix::unistd::Pid::from_raw(zombie.pid()), Signal::SIGKILL).unwrap();
     // The publisher makes no call in the meantime.
-    assert_eq!(next_gone(&publisher), (zombie.pid(), CloseReason::Exited));
+    assert_eq!(next_gone(&publisher), (zombie.pid(), CloseReason::Lost));
     let mut count = 0;
     fill(&mut publisher, &mut count);
     assert_eq!(next_gone(&publisher), (stopped.pid(), CloseReason::Evicted));

@@ -268,7 +268,7 @@ fn rings_that_fill_the_cgroup_end_in_an_error_or_with_who_asks_for_them() {
             ["PEER_LOST", "PEER_REFUSED"].contains(&refused.code()),
             "{refused}"
         );
-        CloseReason::Exited
+        CloseReason::Lost
     };
     assert!(!channels.is_empty() && channels.len() < TOO_MANY);
     // Reading the memory that the peer had reserved raises no signal, whatever has happened to the cgroup.

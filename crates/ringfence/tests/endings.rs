@@ -135,6 +135,14 @@ fn as_ten(address: &Address, way: &str) {
             });
             assert!(panicking.join().is_err());
         }
+        "panics as it receives" => {
+            let panicking = thread::spawn(move || {
+                let _receiver = receiver;
+                panic!("as this test wants it");
+            });
+            assert!(panicking.join().is_err());
+            sender.end();
+        }
         "exits" => std::process::exit(0),
         "is killed" => {
             say("closed");
@@ -212,7 +220,7 @@ fn a_host_killed_at_any_step_is_lost_or_its_guest_takes_its_place() {
             "READY" => match guest.join().unwrap() {
                 Ok(channel) => {
                     let (_sender, mut receiver) = channel.split();
-                    assert_eq!(end_of(&mut receiver), CloseReason::Exited);
+                    assert_eq!(end_of(&mut receiver), CloseReason::Lost);
                 }
                 Err(error) => assert_eq!(error.code(), "PEER_LOST", "{error}"),
             },
@@ -298,7 +306,7 @@ fn what_was_committed_before_a_kill_in_the_midst_of_a_transfer_arrives_in_order(
     };
     assert_lost(end);
     assert!(count >= READ_BEFORE);
-    assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Lost));
     assert_lost(sender.send(b"x"));
     assert_lost(receiver.receive(&mut into));
 }
@@ -432,6 +440,7 @@ fn each_way_to_read_tells_a_lost_peer_from_a_clean_end() {
         ("ends and destroys", true),
         ("destroys", false),
         ("panics", false),
+        ("panics as it receives", false),
         ("exits", false),
         ("is killed", false),
     ] {
@@ -531,5 +540,5 @@ fn a_death_is_noticed_while_a_forked_child_holds_the_line_and_the_child_has_no_m
     let (_sender, mut receiver) = channel.split();
     forker.kill();
     assert_lost(receiver.receive(&mut [0; 8]));
-    assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Lost));
 }

@@ -684,7 +684,7 @@ fn the_death_of_the_admitted_process_ends_the_channel_though_another_one_has_its
     let (peer, holder) = (pids.next().unwrap(), pids.next().unwrap());
     kill(peer, Signal::SIGKILL).unwrap();
     let _ = receiver.receive(&mut [0; 16]);
-    assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Lost));
     kill(holder, None).expect("the other process still runs");
     kill(holder, Signal::SIGKILL).unwrap();
 }
@@ -783,5 +783,5 @@ fn a_child_that_executes_another_program_is_cut_off() {
     let (_sender, mut receiver) = line.channel(&small()).unwrap().split();
     child.go_on();
     assert_eq!(receiver.receive(&mut [0; 16]).unwrap_err().code(), "PEER_LOST");
-    assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Lost));
 }

@@ -195,7 +195,7 @@ fn a_guest_killed_at_any_step_leaves_the_place_to_the_next() {
             guest.kill();
             let (_sender, mut receiver) = host.join().unwrap().expect("a channel").split();
             assert!(matches!(receiver.receive(&mut [0; 64]), Err(Error::PeerLost(_))));
-            assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+            assert_eq!(receiver.close_reason(), Some(CloseReason::Lost));
         } else {
             guest.kill();
             partner_gets_the_place(&address, host);

@@ -242,7 +242,7 @@ fn as_reader_of_no_line(address: &Address) {
         let _ = receiver.poll_line();
         assert!(Instant::now() < end, "it does not hear of its host's end");
     }
-    assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Lost));
     assert!(matches!(membership.next().unwrap(), Change::Role(Role::Host)));
 }
 
@@ -465,7 +465,7 @@ fn a_host_that_is_killed_is_followed_by_its_guest() {
             host.kill();
             guest.expect("now host");
             let next = joined(&address, &guest);
-            guest.expect("before told exited");
+            guest.expect("before told lost");
             (host, guest) = (guest, next);
         }
         guest.tell("leave");
@@ -519,7 +519,7 @@ fn a_third_is_told_so_or_waits_for_its_turn() {
         last.expect("guest");
         last.expect(&format!("channel guest {}", guest.pid()));
         guest.expect(&format!("channel host {}", last.pid()));
-        guest.expect("before exited");
+        guest.expect("before lost");
         guest.tell("leave");
         guest.expect("left");
         last.expect("now host");
@@ -872,7 +872,7 @@ fn what_a_host_passes_is_looked_at() {
     assert!(matches!(own.next().unwrap(), Change::Role(Role::Host)));
     assert_eq!(channel.peer().pid, host.pid());
     let (_sender, receiver) = channel.split();
-    assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Lost));
 }
 
 #[test]
@@ -947,7 +947,7 @@ fn a_guest_does_not_take_over_what_is_not_beside_the_path_any_more() {
         guest.expect("refused PEER_LOST");
         guest.expect("now host");
         let next = joined(&address, &guest);
-        guest.expect("before told exited");
+        guest.expect("before told lost");
         for mut member in [next, guest] {
             member.tell("leave");
             member.expect("left");

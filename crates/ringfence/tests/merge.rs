@@ -376,7 +376,7 @@ fn each_of_100_sources_comes_in_its_order_and_leaves_after_its_last_message() {
                 assert_eq!(read[&from].1, 30, "it leaves after its last message");
                 let was_killed = killed.contains(&pids[&from]);
                 let wanted = if was_killed {
-                    CloseReason::Exited
+                    CloseReason::Lost
                 } else {
                     CloseReason::Closed
                 };
@@ -505,7 +505,7 @@ fn an_event_loop_of_the_program_s_own_hears_messages_and_ends() {
     merge.poll().unwrap();
     assert!(!merge.arm().unwrap());
     assert_eq!(merge.receive_each(|_, _| (), 10).unwrap(), 0);
-    assert_eq!(merge.next_end(), Some((key, CloseReason::Exited)));
+    assert_eq!(merge.next_end(), Some((key, CloseReason::Lost)));
     assert!(merge.is_ended() && !is_readable(&merge, PollTimeout::ZERO));
 }
 
@@ -528,7 +528,7 @@ fn a_source_whose_process_ends_leaves_though_a_child_has_its_line() {
     let told = merge.try_receive(&mut [0; 8]).unwrap();
     // Nothing else ends the child, whatever was reported.
     kill(child, Signal::SIGKILL).unwrap();
-    let (from, reason) = (key, CloseReason::Exited);
+    let (from, reason) = (key, CloseReason::Lost);
     assert_eq!(told, Some(Merged::Ended { from, reason }));
     // The other source wakes the merge, and is read as before.
     speak(&mut speaker);
@@ -556,7 +556,7 @@ fn a_caller_that_only_ever_polls_notices_an_end() {
         found.extend(merge.try_receive(&mut [0; 64]).unwrap());
         assert!(Instant::now() < end, "no end is noticed");
     }
-    let reason = CloseReason::Exited;
+    let reason = CloseReason::Lost;
     assert_eq!(
         found,
         [

@@ -188,7 +188,7 @@ fn what_a_killed_peer_had_committed_is_still_read() {
             assert_eq!(&buffer[..length], &message(number, 100)[..]);
         }
         assert_lost(receiver.receive(&mut buffer));
-        assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+        assert_eq!(receiver.close_reason(), Some(CloseReason::Lost));
         assert!(matches!(sender.try_send(b"x"), Err(Error::PeerLost(_))));
     }
 }

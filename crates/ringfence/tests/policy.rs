@@ -567,7 +567,7 @@ fn an_executable_that_was_replaced_is_another_one() {
     let (mut sender, mut receiver) = channel.split();
     assert_eq!(sender.try_send(b"no").unwrap_err().code(), "CLOSED");
     assert_eq!(receiver.try_receive(&mut [0; 8]).unwrap_err().code(), "CLOSED");
-    assert_eq!(receiver.close_reason(), Some(CloseReason::Closed));
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Refused));
     actor.expect("joined");
     actor.expect("ended");
 }
@@ -618,7 +618,7 @@ fn is_cut_off(mut actor: Actor, mut channel: Channel) {
     actor.go_on();
     let (_sender, mut receiver) = channel.split();
     assert!(matches!(receiver.receive(&mut [0; 64]), Err(Error::PeerLost(_))));
-    assert_eq!(receiver.close_reason(), Some(CloseReason::Exited));
+    assert_eq!(receiver.close_reason(), Some(CloseReason::Lost));
     // The process lives, but is no longer our peer.
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(actor.pid()), None).unwrap();
     assert_eq!(verifier.verify().unwrap_err().code(), "PEER_LOST");

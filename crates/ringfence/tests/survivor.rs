@@ -251,7 +251,7 @@ fn meet(then: &str) -> (Actor, Actor, u64) {
 fn what_a_killed_peer_has_left_is_read_where_it_lies() {
     let (survivor, mut filler, count) = meet("reads");
     filler.kill();
-    survivor.expect(&format!("exited {count}"));
+    survivor.expect(&format!("lost {count}"));
     survivor.finish();
 }
 

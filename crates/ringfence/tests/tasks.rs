@@ -461,7 +461,7 @@ fn a_subscription_that_waits_is_told_that_the_publisher_was_killed() {
         actor.kill();
         let (found, subscription): (_, Subscription) = waiting.await.unwrap();
         assert_lost(found);
-        assert_eq!(subscription.get_ref().close_reason(), Some(CloseReason::Exited));
+        assert_eq!(subscription.get_ref().close_reason(), Some(CloseReason::Lost));
     });
 }
 
@@ -490,7 +490,7 @@ fn a_merge_waits_for_all_of_its_sources() {
         for (actor, from) in [(&mut told, pair), (&mut publisher, ticks)] {
             assert!(merge.next().now_or_never().is_none());
             actor.kill();
-            let reason = CloseReason::Exited;
+            let reason = CloseReason::Lost;
             let end = merge.next().await.transpose().unwrap();
             assert_eq!(end, Some(MergedVec::Ended { from, reason }));
         }

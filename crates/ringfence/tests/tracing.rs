@@ -354,7 +354,7 @@ fn a_handshake_is_told_by_its_steps_and_a_channel_from_its_begin_to_its_end() {
     let closed = hear("ringfence::channel", &address, message("closed"));
     assert_eq!(
         (closed.get("peer_pid"), closed.get("reason")),
-        (pid.as_str(), "exited")
+        (pid.as_str(), "lost")
     );
 }
 

@@ -214,12 +214,12 @@ fn a_death_ends_the_wait_for_a_message_at_once() {
                     Own::Channel(channel, kept) => {
                         let (_sender, receiver) = channel.split();
                         let ended = in_time(&what, move || receive(receiver, way));
-                        assert_eq!(ended, CloseReason::Exited, "{what}");
+                        assert_eq!(ended, CloseReason::Lost, "{what}");
                         drop(kept);
                     }
                     Own::Subscription(subscription) => {
                         let ended = in_time(&what, move || receive_from(subscription, way));
-                        assert_eq!(ended, CloseReason::Exited, "{what}");
+                        assert_eq!(ended, CloseReason::Lost, "{what}");
                     }
                 }
             });
@@ -264,7 +264,7 @@ fn the_death_of_a_subscriber_makes_room_at_once() {
                 other => drop(other.expect("an event")),
             }
         };
-        assert_eq!(gone, CloseReason::Exited, "{way:?}");
+        assert_eq!(gone, CloseReason::Lost, "{way:?}");
     }
 }
 
@@ -298,7 +298,7 @@ fn a_death_ends_the_wait_of_a_merge_at_once() {
             });
             actor.kill();
             let (found, rest) = waiting.join().unwrap();
-            let reason = CloseReason::Exited;
+            let reason = CloseReason::Lost;
             assert!(
                 matches!(found, Some(Merged::Ended { reason: found, .. }) if found == reason),
                 "{way:?}: {found:?}"
@@ -334,7 +334,7 @@ fn a_death_ends_the_wait_of_a_task_at_once() {
                 }
             };
             let ended = tokio::time::timeout(TIME_LIMIT, waiting).await;
-            assert_eq!(ended.expect("it ends"), Some(CloseReason::Exited), "{kind}");
+            assert_eq!(ended.expect("it ends"), Some(CloseReason::Lost), "{kind}");
             killer.await.unwrap();
         });
     }
@@ -380,7 +380,7 @@ fn a_peer_that_ended_before_it_died_has_ended_cleanly() {
         let error = in_time("the peer's death", move || send_until_lost(&mut sender, way));
         assert!(matches!(error, Error::PeerLost(_)), "{way:?}: {error}");
         assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None, "{way:?}");
-        assert_eq!(receiver.close_reason(), Some(CloseReason::Exited), "{way:?}");
+        assert_eq!(receiver.close_reason(), Some(CloseReason::Closed), "{way:?}");
     }
 }
 

@@ -176,7 +176,7 @@ pub(super) fn slow(stage: &Stage) -> Result<Report, RowError> {
         ("drip", "evicted"),
         ("silent", "evicted"),
         ("stopped", "evicted"),
-        ("dead", "exited"),
+        ("dead", "lost"),
     ] {
         let address = stage.address(&format!("ringfence-{how}"));
         // The publisher must not wait for a dead subscriber.

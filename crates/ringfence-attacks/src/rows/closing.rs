@@ -111,9 +111,9 @@ fn plain_close(stage: &Stage) -> Result<Outcome, RowError> {
     }
     // The second half.
     let answer = guest.ask("look-at-peer")?;
-    Ok(if answer == "exited, 4 bytes unread" {
+    Ok(if answer == "lost, 4 bytes unread" {
         Outcome::succeeded(
-            "an orderly end is reported as 'exited', the last message is lost, and there are two hosts for a while",
+            "an orderly end is reported as 'lost', the last message is lost, and there are two hosts for a while",
         )
     } else {
         Outcome::failed(answer)
@@ -167,9 +167,9 @@ fn lies(stage: &Stage) -> Result<Option<String>, RowError> {
             // This side may still send to a peer that has ended its sending, so it need not have checked
             // whether the peer exists.
             let ends: &[&str] = match claim {
-                1 => &["exited", "closed", "open"],
+                1 => &["closed", "open"],
                 3 => &["exposed"],
-                77 => &["corrupt", "exited"],
+                77 => &["corrupt", "lost"],
                 // It has closed without an end.
                 _ => &["closed", "lost"],
             };

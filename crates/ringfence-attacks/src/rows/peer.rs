@@ -78,7 +78,7 @@ pub(super) fn zombie(stage: &Stage) -> Result<Report, RowError> {
     guest.kill();
     guest.leave_as_zombie()?;
     let (ended, sent, reason) = (host.line()?, host.ask("send more")?, host.ask("reason")?);
-    if !super::is_lost(&ended) || !super::is_lost(&sent) || reason != "exited" {
+    if !super::is_lost(&ended) || !super::is_lost(&sent) || reason != "lost" {
         return Err(RowError::wrong(format!(
             "receive: {ended}, send: {sent}, reason: {reason}"
         )));
@@ -92,7 +92,7 @@ pub(super) fn zombie(stage: &Stage) -> Result<Report, RowError> {
     peer.leave_as_zombie()?;
     let (ended, reason) = (host.line()?, host.ask("reason")?);
     must(&mut host, "close", "closed")?;
-    if !super::is_lost(&ended) || reason != "exited" {
+    if !super::is_lost(&ended) || reason != "lost" {
         let seen =
             format!("an accomplice that keeps ringing hides the death: receive: {ended}, reason: {reason}");
         return Ok(Report::with_harm(plain, seen));
@@ -113,7 +113,7 @@ pub(super) fn zombie(stage: &Stage) -> Result<Report, RowError> {
     honest_guest(stage, &mut host, &address, "")?;
     Ok(Report {
         plain,
-        ringfence: Outcome::failed("PEER_LOST, 'exited'; a client that is already dead is skipped"),
+        ringfence: Outcome::failed("PEER_LOST, 'lost'; a client that is already dead is skipped"),
         stopped_by: "the line closes, and the pidfd is polled; signal 0 is not used",
     })
 }
@@ -142,7 +142,7 @@ pub(super) fn turncoat(stage: &Stage) -> Result<Report, RowError> {
     let (mut host, mut guest) = fenced_pair(stage, &address, "")?;
     must(&mut guest, &format!("exec {other}"), "[]")?;
     let (ended, reason) = (host.ask("receive 20000")?, host.ask("reason")?);
-    if !super::is_lost(&ended) || reason != "exited" {
+    if !super::is_lost(&ended) || reason != "lost" {
         return Err(RowError::wrong(format!("after an exec: {ended}, {reason}")));
     }
 

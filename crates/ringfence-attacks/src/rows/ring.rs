@@ -370,7 +370,7 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, RowError> {
     if !super::is_lost(&last) {
         return Err(RowError::wrong(last));
     }
-    must(&mut host, "reason", "exited")?;
+    must(&mut host, "reason", "lost")?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed(format!(

@@ -8,9 +8,7 @@ use std::{
 };
 
 use napi::{bindgen_prelude::*, sys};
-use ringfence::{
-    Audience, Broadcaster, CloseReason, FanOut, Publisher, PublisherEvent, PublisherStats, Subscriber,
-};
+use ringfence::{Audience, Broadcaster, FanOut, Publisher, PublisherEvent, PublisherStats, Subscriber};
 
 use crate::{
     answers::Ended,
@@ -124,11 +122,7 @@ fn next(publishing: &mut PublisherState, call: &mut Call) -> Answer {
             }
             PublisherEvent::Gone(subscriber, reason) => {
                 let number = publishing.forget(&subscriber);
-                let reason = match reason {
-                    CloseReason::Lost => Ended::Lost,
-                    reason => reason.into(),
-                };
-                gone(call.env, number, reason)
+                gone(call.env, number, Some(reason).into())
             }
             PublisherEvent::Refused(refused) => ToNapiValue::to_napi_value(call.env, failure_of(&refused)),
             _ => return Answer::from(0),
@@ -171,7 +165,7 @@ fn listen(publishing: &mut PublisherState, call: &mut Call) -> Answer {
 fn reason(publishing: &mut PublisherState, _call: &mut Call) -> Answer {
     let ended = match &publishing.audience {
         None => Ended::Closed,
-        Some(audience) => audience.close_reason().map_or(Ended::No, Ended::from),
+        Some(audience) => audience.close_reason().into(),
     };
     Answer::from(ended.number())
 }

@@ -11,7 +11,7 @@ use crate::{
     handle::{Handle, Object, failure, keep_alive},
     raw::{Answer, Call, Function, State, add_functions, new_object, set_number, set_property},
     reading::{
-        Reads, arm_reader, evidence, hear, is_cut, look_parked, lost_as, nothing, park_reader, pull,
+        Reads, arm_reader, evidence, hear, is_lost, look_parked, lost_as, nothing, park_reader, pull,
         pull_busy, verify, wake, watch,
     },
 };
@@ -103,7 +103,7 @@ impl SubscriptionState {
     fn reason(&self) -> Answer {
         let ended = match &self.subscription {
             None => Ended::Closed,
-            Some(subscription) => Ended::of(subscription.close_reason(), || subscription.verifier()),
+            Some(subscription) => subscription.close_reason().into(),
         };
         Answer::from(ended.number())
     }
@@ -227,7 +227,7 @@ const FUNCTIONS: [(&CStr, Function<SubscriptionState>); 21] = [
     (c"lookParked", look_parked),
     (c"disarm", disarm),
     (c"listen", listen),
-    (c"isCut", is_cut),
+    (c"isLost", is_lost),
     (c"sequence", sequence),
     (c"lost", lost),
     (c"stats", stats),

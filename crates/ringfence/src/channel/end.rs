@@ -47,16 +47,16 @@ pub(crate) const END_TOLD: u64 = 1;
 pub enum CloseReason {
     /// One side closed it after it had ended its sending, or no side sends any more and everything was read.
     Closed,
-    /// The peer destroyed it, before it had ended its sending.
+    /// The peer's process exited before it had ended its sending, or the peer destroyed it.
     Lost,
-    /// The peer's process exited without closing it.
-    Exited,
     /// The peer violated the protocol.
     Corrupt,
     /// Another process tried to open the shared memory of either side. That memory is wiped, and unread messages are lost.
     Exposed,
     /// The subscriber delayed its publisher for longer than [`Options::stall`](crate::Options::stall) allows.
     Evicted,
+    /// A later check found that the peer no longer satisfies the policy: see [`Verifier::verify`](crate::Verifier::verify).
+    Refused,
 }
 
 impl fmt::Display for CloseReason {
@@ -64,10 +64,10 @@ impl fmt::Display for CloseReason {
         f.write_str(match self {
             Self::Closed => "closed",
             Self::Lost => "lost",
-            Self::Exited => "exited",
             Self::Corrupt => "corrupt",
             Self::Exposed => "exposed",
             Self::Evicted => "evicted",
+            Self::Refused => "refused",
         })
     }
 }
@@ -130,12 +130,12 @@ impl ChannelState {
             | Self::DestroyedHere
             | Self::ClosedByPeer
             | Self::LeftByPeer
-            | Self::Refused
             | Self::Inherited => Some(CloseReason::Closed),
-            Self::PeerExited => Some(CloseReason::Exited),
+            Self::PeerExited => Some(CloseReason::Lost),
             Self::Exposed | Self::ExposedAtPeer => Some(CloseReason::Exposed),
             Self::Corrupt => Some(CloseReason::Corrupt),
             Self::Evicted | Self::EvictedByPeer => Some(CloseReason::Evicted),
+            Self::Refused => Some(CloseReason::Refused),
         }
     }
 
@@ -389,9 +389,11 @@ impl Shared {
     }
 
     pub(crate) fn close_reason(&self) -> Option<CloseReason> {
-        match self.state.get().close_reason() {
-            Some(CloseReason::Closed) if self.is_lost() => Some(CloseReason::Lost),
-            reason => reason,
+        match self.state.get() {
+            _ if self.is_lost() => Some(CloseReason::Lost),
+            // The peer exited after the end of its sending.
+            ChannelState::PeerExited => Some(CloseReason::Closed),
+            state => state.close_reason(),
         }
     }
 
@@ -721,7 +723,7 @@ mod tests {
 
     #[test]
     fn each_state_has_its_reason_and_its_error() {
-        let (closed, exited) = (Some(CloseReason::Closed), Some(CloseReason::Exited));
+        let (closed, lost) = (Some(CloseReason::Closed), Some(CloseReason::Lost));
         let (exposed, corrupt) = (Some(CloseReason::Exposed), Some(CloseReason::Corrupt));
         let evicted = Some(CloseReason::Evicted);
         for (state, reason, code) in [
@@ -730,9 +732,9 @@ mod tests {
             (State::ClosedHere, closed, "CLOSED"),
             (State::DestroyedHere, closed, "CLOSED"),
             (State::ClosedByPeer, closed, "PEER_LOST"),
-            (State::PeerExited, exited, "PEER_LOST"),
+            (State::PeerExited, lost, "PEER_LOST"),
             (State::Corrupt, corrupt, "RING_CORRUPT"),
-            (State::Refused, closed, "CLOSED"),
+            (State::Refused, Some(CloseReason::Refused), "CLOSED"),
             (State::Exposed, exposed, "OBJECT_EXPOSED"),
             (State::ExposedAtPeer, exposed, "OBJECT_EXPOSED"),
             (State::LeftByPeer, closed, "PEER_LOST"),

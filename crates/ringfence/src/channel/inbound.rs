@@ -7,6 +7,7 @@ use std::{
     fmt,
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, atomic::Ordering},
+    thread,
     time::Instant,
 };
 
@@ -97,6 +98,19 @@ pub trait Inlet: fmt::Debug + Sized {
     ) -> Result<bool>;
 }
 
+/// Destroys the channel if it is dropped while its thread panics: the thread may have meant to receive more, and the peer must not take the
+/// end of the other half for a clean end.
+#[derive(Debug)]
+struct OnPanic(Arc<Shared>);
+
+impl Drop for OnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.finish(ChannelState::DestroyedHere);
+        }
+    }
+}
+
 /// The receiving half of a channel ([`Receiver`](crate::Receiver)) or of a broadcast ([`Subscription`](crate::Subscription)).
 #[derive(Debug)]
 pub struct Inbound<R> {
@@ -113,6 +127,7 @@ pub struct Inbound<R> {
     pub(super) incoming: Incoming,
     /// Declared after the ring: a pair's consumer reports its last counts when it is dropped, and they count until this is dropped.
     pub(crate) shared: Arc<Shared>,
+    _on_panic: OnPanic,
 }
 
 impl<R: Inlet> Inbound<R> {
@@ -125,6 +140,7 @@ impl<R: Inlet> Inbound<R> {
             woken: 0,
             round: 0,
             incoming: Incoming::default(),
+            _on_panic: OnPanic(shared.clone()),
             shared,
         }
     }
@@ -553,12 +569,6 @@ impl<R: Inlet> Inbound<R> {
     /// As [`try_receive`](Inbound::try_receive).
     pub fn poll_line_later(&mut self) -> Result<()> {
         self.leave_line()
-    }
-
-    /// Returns whether the peer is lost: it is gone, and had not ended its sending. Calls that receive return this as
-    /// [`Error::PeerLost`] once everything was read. `false` while the channel is open, and after this side's own close.
-    pub fn is_cut(&self) -> bool {
-        self.shared.is_lost()
     }
 
     /// Closes the whole channel from this half: the peer reads what is in the ring, and then a clean end. Unread messages are dropped. A

@@ -1,7 +1,7 @@
 //! Checks a channel's peer again.
 
 use std::{
-    sync::{Arc, Weak, atomic::Ordering},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -151,12 +151,6 @@ impl Verifier {
             identity: looked?,
             evidence: record.into_list(),
         })
-    }
-
-    /// Whether the channel was closed because its peer no longer satisfied the policy.
-    pub fn has_refused(&self) -> bool {
-        let shared = self.shared.upgrade();
-        shared.is_some_and(|shared| shared.state.is(ChannelState::Refused, Ordering::Acquire))
     }
 
     fn check_open(&self) -> Result<()> {

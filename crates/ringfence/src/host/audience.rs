@@ -725,7 +725,7 @@ mod tests {
             assert_eq!(numbers(&pending), [('-', 1), ('+', 2)]);
         }
         // Its end may come a moment after it is known.
-        let _ = there.member.gone.set(CloseReason::Exited);
+        let _ = there.member.gone.set(CloseReason::Lost);
         drop(forget_oldest(&mut pending));
         assert_eq!(numbers(&pending), [('-', 1)]);
         assert!(there.member.untold.load(Ordering::Relaxed), "its end is not told");

@@ -294,7 +294,7 @@ impl Program {
             _ => {
                 let heard = self.receiver.poll_line();
                 self.judge(heard);
-                self.receiver.is_cut();
+                self.receiver.close_reason();
             }
         }
         Ok(())
