@@ -19,7 +19,9 @@ use ringfence::{
 
 use crate::{
     subject::{DROPPED_GROUP, options, subscribing, with_seats},
-    talk::{Codes, Farewell, LIMIT, Outcome, Trouble, answer, publish_all, read_all, wrong},
+    talk::{
+        Codes, Farewell, LIMIT, Outcome, Trouble, answer, answer_by_calling, publish_all, read_all, wrong,
+    },
 };
 
 /// Whether the subject has ended, and the number of complete conversations.
@@ -56,6 +58,9 @@ pub(crate) fn run(role: &str, address: &Address) -> Outcome<(u32, Codes)> {
             "pair" => join(address, &with(options()))
                 .map_err(Trouble::from)
                 .and_then(|it| course.answers(it)),
+            "calls" => join(address, &with(options()))
+                .map_err(Trouble::from)
+                .and_then(|it| course.calls(it)),
             "shm" => join(address, &with(options().backing(Backing::Shm)))
                 .map_err(Trouble::from)
                 .and_then(|it| course.answers(it)),
@@ -105,6 +110,12 @@ impl Course {
         if farewell != Farewell::None {
             self.whole.fetch_add(1, SeqCst);
         }
+        Ok(())
+    }
+
+    fn calls(&self, channel: Channel) -> Outcome {
+        answer_by_calling(channel)?;
+        self.whole.fetch_add(1, SeqCst);
         Ok(())
     }
 

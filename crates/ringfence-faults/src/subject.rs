@@ -14,7 +14,7 @@ use ringfence::{
 
 use crate::{
     inject::{arm, disarm, forget, hits},
-    talk::{Codes, LIMIT, Outcome, Trouble, publish_all, read_all, speak, wrong},
+    talk::{Codes, LIMIT, Outcome, Trouble, call_each_other, publish_all, read_all, speak, wrong},
     traces::{self, Traces},
 };
 
@@ -81,6 +81,11 @@ fn attempt(role: &str, address: &Address, report: &mut Report) -> Outcome {
     let Report { codes, evidence, .. } = report;
     match role {
         "pair" => converse(join(address, &options().wait(true))?, codes, evidence),
+        "calls" => {
+            let channel = join(address, &options().wait(true))?;
+            *evidence = channel.evidence().to_vec();
+            call_each_other(channel, codes)
+        }
         "shm" => converse(
             join(address, &options().backing(Backing::Shm).wait(true))?,
             codes,

@@ -2,9 +2,12 @@
 //! It has short messages, one longer than the ring, a token, another check of the peer, and the end of both
 //! directions.
 
-use std::time::{Duration, Instant};
+use std::{
+    io, thread,
+    time::{Duration, Instant},
+};
 
-use ringfence::{Channel, Error, Publisher, Subscription};
+use ringfence::{CallError, Calls, Channel, Error, Publisher, RemoteError, Subscription};
 
 /// Longest wait of a case for anything: a peer, a token, or the end.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
@@ -108,6 +111,71 @@ fn hear(channel: &mut Channel, wanted: &[u8], room: &mut [u8], codes: &mut Codes
             "the channel ended before the answer".into(),
         )),
     }
+}
+
+/// Plays the answering process of a conversation by calls: it answers each request with the reply of the subject to the same.
+pub(crate) fn answer_by_calling(channel: Channel) -> Outcome {
+    let calls = channel.into_calls()?;
+    let ask = |request: Vec<u8>, _: &_| {
+        let asked = calls.call_until(&request, Instant::now() + LIMIT);
+        asked.map_err(|error| RemoteError::new(error.to_string()))
+    };
+    Ok(calls.serve(ask)?)
+}
+
+/// Plays the subject's part by calls, and serves those of the other process.
+pub(crate) fn call_each_other(channel: Channel, codes: &mut Codes) -> Outcome {
+    let calls = channel.into_calls()?;
+    let (asked, served) = thread::scope(|scope| -> Outcome<_> {
+        let serve = || {
+            let mut codes = Codes::default();
+            let echo = || calls.serve(|request, _context| Ok::<_, RemoteError>(request));
+            let served = codes.patiently(echo);
+            if served.is_err() {
+                // Otherwise the other process would wait for answers.
+                calls.destroy();
+            }
+            (served, codes)
+        };
+        let serving = thread::Builder::new().spawn_scoped(scope, serve);
+        let serving = serving.map_err(|error| no_thread(&error))?;
+        let asked = ask(&calls, codes).and_then(|()| codes.patiently(|| calls.end()));
+        if asked.is_err() {
+            calls.destroy();
+        }
+        let (served, more) = serving.join().expect("no panic");
+        codes.0.extend(more.0);
+        Ok((asked, served))
+    })?;
+    asked.and(served)
+}
+
+fn no_thread(error: &io::Error) -> Error {
+    Error::NoSpace {
+        what: "a thread".into(),
+        reason: error.to_string(),
+    }
+}
+
+fn ask(calls: &Calls, codes: &mut Codes) -> Outcome {
+    for size in [0, 100, 1900, 10_000].repeat(4) {
+        let request = vec![7; size];
+        let reply = codes.patiently(|| {
+            let asked = calls.call_until(&request, Instant::now() + LIMIT);
+            asked.map_err(|error| match error {
+                CallError::Channel(error) => error,
+                // The server has had no memory.
+                error => Error::NoSpace {
+                    what: "a reply".into(),
+                    reason: error.to_string(),
+                },
+            })
+        })?;
+        if reply != request {
+            return wrong(format!("another reply to {size} bytes"));
+        }
+    }
+    Ok(())
 }
 
 /// The last message of a conversation, as the answering process saw it.
