@@ -18,6 +18,7 @@ use std::{
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     libc,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         signal::{Signal, kill},
         socket::{setsockopt, sockopt},
@@ -28,7 +29,7 @@ use ringfence::{
     Admit, Channel, Check, CloseReason, LINE_VARIABLE, LinePlace, Outcome, Policy, Role, from_parent,
     private_line, spawn, spawn_with,
 };
-use support::{Actor, TIME_LIMIT, forbid, say, small, wait_for_test};
+use support::{Actor, TIME_LIMIT, forbid, say, small, wait_for_test, wire};
 
 /// A copy of the line of this process's channel outlives it, in a process that it starts.
 fn leave_a_copy() {
@@ -166,6 +167,13 @@ fn owns(listening: &str) {
     let (_parent, child) = private_line().unwrap();
     let connected = UnixStream::connect(listening).unwrap();
     setsockopt(&connected, sockopt::PassCred, &true).unwrap();
+    say("connected");
+    // The mark of a line, from another process.
+    poll(
+        &mut [PollFd::new(connected.as_fd(), PollFlags::POLLIN)],
+        PollTimeout::NONE,
+    )
+    .unwrap();
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let owned = [
         one.as_fd(),
@@ -399,10 +407,13 @@ fn a_socket_of_a_process_s_own_is_no_line_whatever_the_variable_says() {
     }
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
-    let _socket = UnixListener::bind(&path).unwrap();
+    let listening = UnixListener::bind(&path).unwrap();
     let (stdin, _end) = UnixStream::pair().unwrap();
     let command = Command::new(std::env::current_exe().unwrap());
     let child = Actor::run_with_input(command, OwnedFd::from(stdin), "owns", &[path.to_str().unwrap()]);
+    child.expect("connected");
+    let (accepted, _) = listening.accept().unwrap();
+    wire::send(&accepted, &wire::good(3, &[0; 32]), None);
     child.expect("mine");
     child.finish();
 }

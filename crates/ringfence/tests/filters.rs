@@ -402,7 +402,12 @@ fn a_child_that_may_not_make_a_line_gets_one_and_no_confinement_is_provable() {
     const SOCKETPAIR: &[Denied] = &[all(libc::SYS_socketpair)];
     for admit in [Admit::Child, Admit::Descendant] {
         let (child, line) = start("child", SOCKETPAIR);
-        let mut channel = line.admit(admit).channel(&small()).unwrap();
+        let policy = match admit {
+            Admit::Child => Policy::new(),
+            // Another process can have the number that a descendant names.
+            Admit::Descendant => Policy::new().any_executable(),
+        };
+        let mut channel = line.admit(admit).channel(&small().policy(policy)).unwrap();
         let hidden = channel
             .evidence()
             .iter()
@@ -421,6 +426,12 @@ fn a_child_that_may_not_make_a_line_gets_one_and_no_confinement_is_provable() {
         assert!(refusal.found.contains("not provable"), "{error}");
         assert!(child.hear().starts_with("PEER_REFUSED: "));
     }
+    // The file of the process that its message names is the right one, and may be another process's.
+    let (_child, line) = start("child", SOCKETPAIR);
+    let error = line.admit(Admit::Descendant).channel(&small()).unwrap_err();
+    let refusal = error.refusal().unwrap();
+    assert_eq!(refusal.check, Check::Executable);
+    assert!(refusal.found.contains("not provable"), "{error}");
 }
 
 /// The parent makes the memory of both, and that of the child is writable by the child alone.

@@ -6,12 +6,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nix::{
     errno::Errno,
     poll::PollFlags,
-    sys::socket::{ControlMessage, MsgFlags, sendmsg},
+    sys::socket::{ControlMessage, MsgFlags, UnixAddr, getpeername, getsockname, sendmsg},
     unistd::getpid,
 };
 
 use crate::{
-    error::{Check, Error, Refusal, Result},
+    error::{Check, Error, Refusal, Result, is_denied},
     handshake::frame::{Frame, HEAD, Refuse},
     identity::Credentials,
     sys::{
@@ -103,6 +103,19 @@ pub(super) const MARK: Frame = Frame::Ready([0; 32]);
 
 /// Whether this socket is a line that another process has prepared for a child. Reads nothing from it.
 pub(crate) fn is_prepared_by_another(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
+    // Anybody can connect to an address and send the mark. A filter may deny both questions.
+    let names = [
+        getsockname::<UnixAddr>(socket.as_raw_fd()),
+        getpeername(socket.as_raw_fd()),
+    ];
+    for name in names {
+        match name {
+            Ok(name) if name.is_unnamed() => {}
+            Err(errno) if is_denied(errno) => {}
+            // A socket of another family, or one that is not connected.
+            _ => return Ok(false),
+        }
+    }
     let mark = MARK.encode();
     let mut found = vec![0; mark.len()];
     let received = match sys::socket::peek(socket, &mut found) {

@@ -19,7 +19,7 @@ use crate::{
     peer::namespace::{self, CgroupNumbers},
     peer::namespace::{KernelResult, answered},
     peer::namespace::{MayHide, Namespace, NamespaceComparison},
-    peer::process::{self, Look, Peer, SAME_NAMESPACE},
+    peer::process::{self, Look, NamedBy, Peer, SAME_NAMESPACE},
     sys,
     wait::deadline::Deadline,
 };
@@ -289,7 +289,7 @@ impl Policy {
     }
 
     /// Turns the comparison of an invisible property into [`Comparison::NotVisible`], if the peer is the parent and the
-    /// program has not named this check. What is known of a parent that has named itself is no proof.
+    /// program has not named this check. What is known of a peer that has named itself is no proof.
     fn unless_hidden(
         &self,
         compared: Comparison,
@@ -297,7 +297,7 @@ impl Policy {
         is_visible: bool,
         look: &Look,
     ) -> Comparison {
-        let proves = look.is_attested || !self.is_parent;
+        let proves = look.named_by != NamedBy::Message;
         let is_hidden = !is_visible || !proves && !sys::process::is_privileged_execution();
         match compared {
             Comparison::Passed { wanted, found } | Comparison::Failed { wanted, found }
@@ -307,11 +307,18 @@ impl Policy {
             }
             Comparison::Passed { wanted, found } if !proves => Comparison::Failed {
                 wanted,
-                found: format!(
-                    "{found}, which its message claims; a filter of this process denies getsockopt"
-                ),
+                found: format!("{found}, not provable: {}", self.unproven()),
             },
             compared => compared,
+        }
+    }
+
+    /// The reason why the peer is known by its messages alone, and what to do.
+    fn unproven(&self) -> &'static str {
+        if self.is_parent {
+            "a filter of this process denies getsockopt"
+        } else {
+            "the peer has no socket that names it; allow it socketpair, or drop the check"
         }
     }
 
@@ -522,10 +529,12 @@ impl Policy {
         };
         let (real, effective) = (getuid().as_raw(), geteuid().as_raw());
         let users = self.users.compare(look.identity.uid, real, effective);
-        note(
-            Check::Uid,
-            self.unless_hidden(users, self.named.uid, look.is_mapped, look),
-        )?;
+        let users = if self.is_parent {
+            self.unless_hidden(users, self.named.uid, look.is_mapped, look)
+        } else {
+            users
+        };
+        note(Check::Uid, users)?;
         let namespace = self.compare_namespace(&look.standing);
         note(
             Check::Namespace,
@@ -630,9 +639,9 @@ impl Policy {
         if self.confined.is_empty() {
             return Ok(Vec::new());
         }
-        if !look.is_attested {
-            const WHY: &str = "not provable: the peer has no socket that names it; allow it socketpair";
-            let fail = |confinement: &Confinement| ConfinementCheck::failed(*confinement, WHY.into());
+        if look.named_by != NamedBy::Socket {
+            let why = format!("not provable: {}", self.unproven());
+            let fail = |confinement: &Confinement| ConfinementCheck::failed(*confinement, why.clone());
             return Ok(self.confined.iter().map(fail).collect());
         }
         look.confinement(&self.confined, deadline)

@@ -31,12 +31,20 @@ use crate::{
     wait::threads,
 };
 
+/// How this side knows which process the peer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NamedBy {
+    /// By the kernel, for a socket (`SO_PEERCRED`).
+    Socket,
+    /// It is the process that was started.
+    Start,
+    /// By the credentials of its message. The kernel checks the user that they name; with `CAP_SYS_ADMIN` over its pid
+    /// namespace, a process can name another process there.
+    Message,
+}
+
 /// The peer process. While this value exists, every lookup refers to the process that connected (or
 /// listened), and never to a later process with the same pid.
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "independent findings about one process"
-)]
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) credentials: Credentials,
@@ -60,9 +68,7 @@ pub(crate) struct Peer {
     is_mapped: bool,
     /// What this process cannot see in /proc is no reason to refuse the peer.
     may_hide_directory: bool,
-    /// The socket has named the peer. Otherwise a filter of this process denies that question, and the peer has
-    /// named itself in a message.
-    is_attested: bool,
+    named_by: NamedBy,
 }
 
 /// The result of one inspection of the peer: the values that could be read, and the reasons for the others.
@@ -73,8 +79,7 @@ pub(crate) struct Look {
     pub(crate) standing: NamespaceComparison,
     /// Its user is mapped in this user namespace.
     pub(crate) is_mapped: bool,
-    /// The socket has named it.
-    pub(crate) is_attested: bool,
+    pub(crate) named_by: NamedBy,
     /// The reason why its supplementary groups are unknown.
     pub(crate) groups: Result<(), String>,
     /// `None` if /proc does not show the process to this one (`hidepid`, proc(5)).
@@ -105,18 +110,18 @@ fn unless_short(check: Check, wanted: &str, errno: Errno) -> Error {
     })
 }
 
-/// Returns the credentials that the kernel has stored for the other end, and whether it has: if this process may not ask,
+/// Returns the credentials that the kernel has stored for the other end, and how they are known: if this process may not ask,
 /// and the peer is the parent, the credentials are those of the parent's first message.
 fn named_by_socket(
     socket: BorrowedFd<'_>,
     may_hide: MayHide,
     record: &mut EvidenceLog,
-) -> Result<(Credentials, bool)> {
+) -> Result<(Credentials, NamedBy)> {
     const WANTED: &str = "SO_PEERCRED of the peer (getsockopt)";
     let errno = match uninterrupted(|| getsockopt(&socket, sockopt::PeerCredentials)) {
         Ok(c) => {
             let (pid, uid, gid) = (c.pid(), c.uid(), c.gid());
-            return Ok((Credentials { pid, uid, gid }, true));
+            return Ok((Credentials { pid, uid, gid }, NamedBy::Socket));
         }
         Err(errno) => errno,
     };
@@ -128,7 +133,7 @@ fn named_by_socket(
     let said = said.ok_or_else(|| unless_short(Check::Credentials, WANTED, errno))?;
     let found = format!("denied ({}); its message names pid {}", errno.desc(), said.pid);
     record.not_visible("credentials", Check::Credentials.name(), WANTED, found);
-    Ok((said, false))
+    Ok((said, NamedBy::Message))
 }
 
 /// Checks the credentials of the peer. Returns whether its user is mapped here. Unless it may hide them, they must name a process
@@ -177,10 +182,10 @@ const PID_ALONE: &str = "the pid alone";
 
 /// Returns a descriptor of the process at the other end, and its source for the evidence. `None` before Linux
 /// 5.3, or if filters deny both ways to get one.
-fn pidfd(socket: BorrowedFd<'_>, pid: i32, is_attested: bool) -> Result<(Option<OwnedFd>, &'static str)> {
+fn pidfd(socket: BorrowedFd<'_>, pid: i32, named_by: NamedBy) -> Result<(Option<OwnedFd>, &'static str)> {
     match uninterrupted(|| getsockopt(&socket, sockopt::PeerPidfd)) {
         Ok(pidfd) => Ok((Some(pidfd), "SO_PEERPIDFD")),
-        Err(errno) if !is_attested && is_denied(errno) => pidfd_by_number(pid),
+        Err(errno) if named_by == NamedBy::Message && is_denied(errno) => pidfd_by_number(pid),
         Err(Errno::ENOPROTOOPT) if pid == 0 => Err(refuse(
             Check::Pidfd,
             "SO_PEERPIDFD of a peer that has no process number here",
@@ -223,24 +228,23 @@ impl Peer {
     /// Asks the kernel which process is at the other end of a connected socket.
     pub(crate) fn attest(socket: impl AsFd, may_hide: MayHide, record: &mut EvidenceLog) -> Result<Self> {
         let socket = socket.as_fd();
-        let (credentials, is_attested) = named_by_socket(socket, may_hide, record)?;
+        let (credentials, named_by) = named_by_socket(socket, may_hide, record)?;
         let is_mapped = check_credentials(credentials, may_hide, record)?;
-        let (pidfd, whence) = pidfd(socket, credentials.pid, is_attested)?;
+        let (pidfd, whence) = pidfd(socket, credentials.pid, named_by)?;
         let peer = Self {
             pidfd: pidfd.map(Arc::new),
             groups: answered("SO_PEERGROUPS of the peer", sys::socket::peer_groups(socket))?.ok(),
             label: answered("SO_PEERSEC of the peer", sys::socket::peer_label(socket))?,
             is_mapped,
             may_hide_directory: may_hide.lookups,
-            is_attested,
+            named_by,
             ..Self::unknown(credentials)
         };
         peer.opened(whence, record)
     }
 
-    /// Inspects a child that cannot make a socket pair: the kernel has checked the credentials of its message, but
-    /// a child with `CAP_SYS_ADMIN` over its own pid namespace can name another process there. `started` is the pidfd of
-    /// the process that was started, if that must be the child.
+    /// Inspects a child that cannot make a socket pair. `started` is the pidfd of the process that was started, if that must
+    /// be the child.
     pub(crate) fn named_by_message(
         credentials: Credentials,
         started: Option<BorrowedFd<'_>>,
@@ -258,6 +262,10 @@ impl Peer {
             found,
         );
         let is_mapped = check_credentials(credentials, may_hide, record)?;
+        let named_by = match started {
+            Some(_) => NamedBy::Start,
+            None => NamedBy::Message,
+        };
         let (pidfd, whence) = match started.map(|started| started.try_clone_to_owned()) {
             Some(started) => {
                 let what = "a copy of the child's pidfd (fcntl)";
@@ -269,7 +277,7 @@ impl Peer {
         let peer = Self {
             pidfd: pidfd.map(Arc::new),
             is_mapped,
-            is_attested: false,
+            named_by,
             ..Self::unknown(credentials)
         };
         peer.opened(whence, record)
@@ -288,7 +296,7 @@ impl Peer {
             same_numbers: OnceLock::new(),
             is_mapped: true,
             may_hide_directory: false,
-            is_attested: true,
+            named_by: NamedBy::Socket,
         }
     }
 
@@ -346,7 +354,9 @@ impl Peer {
             InProc::Number(number) => number,
             InProc::Absent if self.pidfd.is_some() => return Ok(None),
             // Its message names no number here, and its socket could not be asked.
-            InProc::Absent if !self.is_attested && self.credentials.pid == 0 => return Ok(None),
+            InProc::Absent if self.named_by == NamedBy::Message && self.credentials.pid == 0 => {
+                return Ok(None);
+            }
             InProc::Absent => return Err(self.gone()),
             InProc::Unknown(_) if self.may_hide_directory => return Ok(None),
             InProc::Unknown(why) => return Err(refuse(Check::Proc, "a /proc that shows the peer", why)),
@@ -471,7 +481,7 @@ impl Peer {
             },
             standing,
             is_mapped: self.is_mapped,
-            is_attested: self.is_attested,
+            named_by: self.named_by,
             groups: groups_known,
             directory,
             executable: executable_found,
