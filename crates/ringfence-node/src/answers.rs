@@ -6,7 +6,7 @@
 )]
 
 use napi_derive::napi;
-use ringfence::{CloseReason, Verifier, binding};
+use ringfence::{CloseReason, binding};
 
 /// The call failed: `failure()` returns the error.
 pub(crate) const FAILED: i32 = -1;
