@@ -19,7 +19,7 @@ const LONGEST_TEXT: usize = 8 * 1024;
 /// The meaning of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub(super) enum Kind {
+pub(super) enum FrameKind {
     /// The caller asks. The body is the request.
     Request = 1,
     /// The server answers. The body is the reply.
@@ -35,14 +35,14 @@ pub(super) enum Kind {
 /// The head of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Head {
-    pub(super) kind: Kind,
+    pub(super) kind: FrameKind,
     /// Of a request: the remaining milliseconds. 0: no deadline.
     pub(super) remaining: u32,
     pub(super) id: u64,
 }
 
 impl Head {
-    pub(super) fn new(kind: Kind, id: u64) -> Self {
+    pub(super) fn new(kind: FrameKind, id: u64) -> Self {
         Self {
             kind,
             remaining: 0,
@@ -70,11 +70,11 @@ impl Head {
         let id = u64::from_le_bytes(id.try_into().expect("eight bytes"));
         let (is_empty, is_plain) = (frame.len() == HEAD, remaining == 0);
         let kind = match kind {
-            1 => Some(Kind::Request),
-            2 if is_plain => Some(Kind::Reply),
-            3 if is_plain => Some(Kind::Error),
-            4 if is_plain && is_empty => Some(Kind::Cancel),
-            5 if is_plain && is_empty => Some(Kind::Cancelled),
+            1 => Some(FrameKind::Request),
+            2 if is_plain => Some(FrameKind::Reply),
+            3 if is_plain => Some(FrameKind::Error),
+            4 if is_plain && is_empty => Some(FrameKind::Cancel),
+            5 if is_plain && is_empty => Some(FrameKind::Cancelled),
             _ => None,
         };
         match kind {
@@ -104,7 +104,7 @@ pub(super) fn error_frame(id: u64, error: &RemoteError, limit: usize) -> Vec<u8>
     let name = fit(error.name(), LONGEST_NAME);
     let code = fit(error.code().unwrap_or_default(), LONGEST_NAME);
     let message = fit(error.message(), LONGEST_TEXT);
-    let mut frame = Head::new(Kind::Error, id).frame(&[]);
+    let mut frame = Head::new(FrameKind::Error, id).frame(&[]);
     for text in [name, message, code] {
         let length = u32::try_from(text.len()).expect("at most LONGEST_TEXT");
         frame.extend_from_slice(&length.to_le_bytes());

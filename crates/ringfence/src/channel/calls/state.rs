@@ -13,7 +13,7 @@ use std::{
 };
 
 use crate::{
-    channel::calls::envelope::{HEAD, Head, Kind, LEAST, corrupt, error_frame, read_error},
+    channel::calls::envelope::{FrameKind, HEAD, Head, LEAST, corrupt, error_frame, read_error},
     channel::calls::remote::{CallError, RemoteError},
     error::{Error, Result},
     ring::record::Tag,
@@ -56,7 +56,7 @@ struct Sent {
 
 /// A request of the peer whose answer is not in the ring yet.
 #[derive(Debug)]
-struct Open {
+struct OpenRequest {
     size: usize,
     is_answered: bool,
     /// Waits for the cancellation.
@@ -82,7 +82,7 @@ enum What {
 
 /// A frame or a message that is queued for sending.
 #[derive(Debug)]
-struct Queued {
+struct QueuedSend {
     place: Place,
     bytes: Vec<u8>,
     what: What,
@@ -109,7 +109,7 @@ pub(crate) struct State {
     /// Why no more answers will arrive.
     no_answers: Option<Error>,
 
-    open: HashMap<u64, Open>,
+    open: HashMap<u64, OpenRequest>,
     open_bytes: usize,
     next_request: u64,
     /// In the order in which they were sent.
@@ -120,7 +120,7 @@ pub(crate) struct State {
     message_bytes: usize,
     readers: Vec<Waker>,
 
-    queue: VecDeque<Queued>,
+    queue: VecDeque<QueuedSend>,
     next_place: Place,
     /// Everything before this place is in the ring, or never will be.
     flushed: Place,
@@ -236,7 +236,7 @@ impl State {
     fn push(&mut self, bytes: Vec<u8>, what: What, due: Option<Instant>) -> Place {
         let place = self.next_place;
         self.next_place += 1;
-        self.queue.push_back(Queued {
+        self.queue.push_back(QueuedSend {
             place,
             bytes,
             what,
@@ -304,7 +304,7 @@ impl State {
             let remaining = u32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u32::MAX);
             let head = Head {
                 remaining: remaining.max(1),
-                ..Head::new(Kind::Request, id)
+                ..Head::new(FrameKind::Request, id)
             };
             queued.bytes[..HEAD].copy_from_slice(&head.encode());
         }
@@ -388,7 +388,7 @@ impl State {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         // The number is set when the request may be sent.
-        let frame = Head::new(Kind::Request, 0).frame(request);
+        let frame = Head::new(FrameKind::Request, 0).frame(request);
         let call = Call {
             frame,
             due,
@@ -414,7 +414,7 @@ impl State {
             self.waiting.pop_first();
             let (id, due) = (self.next_call, call.due);
             let mut frame = std::mem::take(&mut call.frame);
-            frame[..HEAD].copy_from_slice(&Head::new(Kind::Request, id).encode());
+            frame[..HEAD].copy_from_slice(&Head::new(FrameKind::Request, id).encode());
             call.id = Some(id);
             self.next_call += 1;
             self.sent_bytes += size;
@@ -455,7 +455,7 @@ impl State {
             && let Some(sent) = self.sent.get_mut(&id)
         {
             sent.ticket = None;
-            self.push(Head::new(Kind::Cancel, id).frame(&[]), What::Cancel, None);
+            self.push(Head::new(FrameKind::Cancel, id).frame(&[]), What::Cancel, None);
         }
     }
 
@@ -488,7 +488,7 @@ impl State {
         let Head { kind, id, .. } = head;
         let sent = self.sent.get(&id).map(|sent| (sent.size, sent.ticket));
         let (size, ticket) = match sent {
-            Some((_, Some(_))) if kind == Kind::Cancelled => None,
+            Some((_, Some(_))) if kind == FrameKind::Cancelled => None,
             sent => sent,
         }
         .ok_or_else(|| {
@@ -496,7 +496,7 @@ impl State {
                 "an answer of kind {kind:?} to call {id}, which does not wait for it"
             ))
         })?;
-        let outcome = if kind == Kind::Error {
+        let outcome = if kind == FrameKind::Error {
             Err(read_error(&frame[HEAD..])?.into())
         } else {
             frame.drain(..HEAD);
@@ -506,7 +506,7 @@ impl State {
         self.sent_bytes -= size;
         match ticket {
             Some(ticket) => self.settle(ticket, outcome),
-            None if kind != Kind::Cancelled => self.late_replies += 1,
+            None if kind != FrameKind::Cancelled => self.late_replies += 1,
             None => {}
         }
         self.start_waiting();
@@ -532,7 +532,7 @@ impl State {
         }
         self.next_request += 1;
         self.open_bytes += size;
-        let open = Open {
+        let open = OpenRequest {
             size,
             is_answered: false,
             waker: None,
@@ -562,7 +562,11 @@ impl State {
         let waker = open.waker.take();
         self.wake_all(waker);
         self.requests.remove(&id);
-        self.push(Head::new(Kind::Cancelled, id).frame(&[]), What::Answer(id), None);
+        self.push(
+            Head::new(FrameKind::Cancelled, id).frame(&[]),
+            What::Answer(id),
+            None,
+        );
         Ok(())
     }
 
@@ -588,7 +592,7 @@ impl State {
         self.woken.extend(open.waker.take());
         let sound = outcome.and_then(|reply| {
             self.check_size(HEAD + reply.len())?;
-            Ok(Head::new(Kind::Reply, id).frame(reply))
+            Ok(Head::new(FrameKind::Reply, id).frame(reply))
         });
         let frame = sound.unwrap_or_else(|error| error_frame(id, &error, self.longest));
         if self.no_sending.is_some() {
@@ -652,9 +656,9 @@ impl State {
     pub(crate) fn take(&mut self, frame: Vec<u8>) -> Result<()> {
         let head = Head::decode(&frame)?;
         match head.kind {
-            Kind::Request => self.requested(head, frame),
-            Kind::Cancel => self.cancelled(head.id),
-            Kind::Reply | Kind::Error | Kind::Cancelled => self.answered(head, frame),
+            FrameKind::Request => self.requested(head, frame),
+            FrameKind::Cancel => self.cancelled(head.id),
+            FrameKind::Reply | FrameKind::Error | FrameKind::Cancelled => self.answered(head, frame),
         }
     }
 

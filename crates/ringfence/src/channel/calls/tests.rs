@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use proptest::{prelude::*, test_runner::Config};
 
 use super::{
-    envelope::{HEAD, Head, Kind, LEAST, error_frame, read_error},
+    envelope::{FrameKind, HEAD, Head, LEAST, error_frame, read_error},
     *,
 };
 use crate::{error::ErrorKind, options::Options, ring::record::Tag, testing::parts};
@@ -314,7 +314,7 @@ fn refused(frames: &[Vec<u8>], calls: impl FnOnce(&Calls) -> Vec<PendingCall>) -
 #[test]
 fn each_violation_ends_the_channel() {
     let frame = |kind, id, body: &[u8]| Head::new(kind, id).frame(body);
-    let request = |id| frame(Kind::Request, id, b"");
+    let request = |id| frame(FrameKind::Request, id, b"");
     let with_kind = |kind: u32| [&kind.to_le_bytes()[..], &[0; 12]].concat();
     let with_time = |kind| {
         Head {
@@ -336,15 +336,18 @@ fn each_violation_ends_the_channel() {
         (vec![request(1)], false),
         (vec![request(0), request(0)], false),
         (vec![request(u64::MAX)], false),
-        (vec![frame(Kind::Cancel, 0, b"")], false),
-        (vec![request(0), frame(Kind::Cancel, 0, b"body")], false),
-        (vec![frame(Kind::Reply, 0, b"")], false),
-        (vec![frame(Kind::Reply, 1, b"")], true),
-        (vec![frame(Kind::Reply, 0, b""), frame(Kind::Reply, 0, b"")], true),
-        (vec![with_time(Kind::Reply)], true),
-        (vec![frame(Kind::Cancelled, 0, b"")], true),
-        (vec![frame(Kind::Error, 0, b"")], true),
-        (vec![frame(Kind::Error, 0, &[1; 12])], true),
+        (vec![frame(FrameKind::Cancel, 0, b"")], false),
+        (vec![request(0), frame(FrameKind::Cancel, 0, b"body")], false),
+        (vec![frame(FrameKind::Reply, 0, b"")], false),
+        (vec![frame(FrameKind::Reply, 1, b"")], true),
+        (
+            vec![frame(FrameKind::Reply, 0, b""), frame(FrameKind::Reply, 0, b"")],
+            true,
+        ),
+        (vec![with_time(FrameKind::Reply)], true),
+        (vec![frame(FrameKind::Cancelled, 0, b"")], true),
+        (vec![frame(FrameKind::Error, 0, b"")], true),
+        (vec![frame(FrameKind::Error, 0, &[1; 12])], true),
     ] {
         let error = refused(
             &frames,
@@ -362,13 +365,13 @@ fn each_violation_ends_the_channel() {
             vec![
                 request(0),
                 request(1),
-                frame(Kind::Cancel, 0, b""),
-                frame(Kind::Cancel, 0, b""),
+                frame(FrameKind::Cancel, 0, b""),
+                frame(FrameKind::Cancel, 0, b""),
             ],
             false,
         ),
-        (vec![frame(Kind::Cancelled, 0, b"")], true),
-        (vec![frame(Kind::Reply, 0, b"late")], true),
+        (vec![frame(FrameKind::Cancelled, 0, b"")], true),
+        (vec![frame(FrameKind::Reply, 0, b"late")], true),
     ] {
         let error = refused(&frames, |channel| {
             if cancelled {
@@ -388,7 +391,7 @@ fn a_peer_that_sends_more_requests_than_are_tolerated_is_cut_off() {
     thread::scope(|scope| {
         let reading = scope.spawn(|| one.receive());
         for id in 0..=2 * 16 * 1024 {
-            let frame = Head::new(Kind::Request, id).frame(b"");
+            let frame = Head::new(FrameKind::Request, id).frame(b"");
             if other.sender().send_tagged(&frame, Tag::CALL, None).is_err() {
                 break;
             }
@@ -447,7 +450,7 @@ proptest! {
         let error = RemoteError::from_parts(&name, &message, &code);
         let frame = error_frame(7, &error, limit);
         prop_assert!(frame.len() <= limit);
-        prop_assert_eq!(Head::decode(&frame).unwrap(), Head::new(Kind::Error, 7));
+        prop_assert_eq!(Head::decode(&frame).unwrap(), Head::new(FrameKind::Error, 7));
         let read = read_error(&frame[HEAD..]).unwrap();
         prop_assert!(name.starts_with(read.name()) && message.starts_with(read.message()));
         prop_assert!(code.starts_with(read.code().unwrap_or("")));
