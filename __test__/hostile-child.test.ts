@@ -111,14 +111,16 @@ test('a child that forks and exits is lost, though its own child has all that it
     `
     const channel = await answer()
     const inherited = sockets()
-    spawn('sleep', ['1000'], { stdio: ['ignore', 'ignore', 'ignore', ...inherited] })
-    await channel.send('forked')
+    const forked = spawn('sleep', ['1000'], { stdio: ['ignore', 'ignore', 'ignore', ...inherited] })
+    await channel.send(String(forked.pid))
     process.kill(process.pid, 'SIGKILL')
     `,
   )
-  t.is(String(await channel.receive()), 'forked')
+  const pid = Number(await channel.receive())
+  t.teardown(() => process.kill(pid, 'SIGKILL'))
   await t.throwsAsync(channel.receive(), { code: 'ERR_RINGFENCE_PEER_LOST' })
   t.is((await channel.closed).reason, 'lost')
+  t.true(isRunning(pid))
   if (child.signalCode === null) await once(child, 'exit')
 })
 
