@@ -270,7 +270,7 @@ for (const Kind of kinds)
       0,
       'nothing was asked for',
     )
-    t.true(buffer.isEnded)
+    t.false(buffer.isEnded, 'that is no clean end')
     t.deepEqual(told, ['RING_CORRUPT'])
     t.deepEqual(ring.since(), [])
   })
