@@ -241,8 +241,13 @@ pub(crate) fn effective_credentials() -> UnixCredentials {
 /// descriptors as fit.
 const CONTROL: usize = 256;
 
-/// Room for credentials and for the most descriptors that the kernel passes at once (253), and one more.
+/// Room for credentials and for the most descriptors that the kernel passes at once (253).
 const PARCEL_CONTROL: usize = 1280;
+
+/// Room for credentials (three numbers of 4 bytes), and for nothing beside them.
+// SAFETY: CMSG_SPACE only calculates.
+const CREDENTIALS_CONTROL: usize = unsafe { libc::CMSG_SPACE(12) } as usize;
+const _: () = assert!(size_of::<libc::ucred>() == 12);
 
 #[repr(align(8))]
 struct ControlBuffer<const SIZE: usize>([u8; SIZE]);
@@ -269,33 +274,46 @@ unsafe fn own_descriptors(data: *const u8, size: usize) -> impl Iterator<Item = 
 /// Receives into `buffer` without blocking. nix's `recvmsg` fails if the control data was truncated, and then
 /// the caller cannot close the descriptors that were installed. Hence this function.
 pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
-    receive_with::<CONTROL>(socket, buffer, 0)
+    receive_with::<CONTROL>(socket, buffer, CONTROL, 0)
 }
 
 /// Does the same as [`receive`] without consuming the data: descriptors arrive as copies (`MSG_PEEK`,
 /// unix(7)).
 pub(crate) fn peek(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
-    receive_with::<CONTROL>(socket, buffer, libc::MSG_PEEK)
+    receive_with::<CONTROL>(socket, buffer, CONTROL, libc::MSG_PEEK)
 }
 
-/// Does the same as [`peek`], with room for all descriptors that can arrive.
-pub(crate) fn peek_parcel(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
-    receive_with::<PARCEL_CONTROL>(socket, buffer, libc::MSG_PEEK)
+/// Does the same as [`peek`], with room for this number of descriptors, at most 253. If more are there, the status is not
+/// [`ControlStatus::Expected`]. A peer that turns off the credentials of this socket gets a few more installed.
+pub(crate) fn peek_with_descriptors(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+    descriptors: usize,
+) -> Result<Received, Errno> {
+    let bytes = u32::try_from(descriptors * size_of::<c_int>()).map_err(|_| Errno::E2BIG)?;
+    let space = match bytes {
+        0 => 0,
+        // SAFETY: CMSG_SPACE only calculates.
+        bytes => unsafe { libc::CMSG_SPACE(bytes) as usize },
+    };
+    receive_with::<PARCEL_CONTROL>(socket, buffer, CREDENTIALS_CONTROL + space, libc::MSG_PEEK)
 }
 
 fn receive_with<const SIZE: usize>(
     socket: impl AsFd,
     buffer: &mut [u8],
+    room: usize,
     more: c_int,
 ) -> Result<Received, Errno> {
     let mut control = ControlBuffer([0; SIZE]);
+    let room = room.min(SIZE);
     let mut slice = IoSliceMut::new(buffer);
     // SAFETY: all-zero bytes are a valid msghdr (null pointers, zero lengths).
     let mut header: libc::msghdr = unsafe { mem::zeroed() };
     header.msg_iov = (&raw mut slice).cast();
     header.msg_iovlen = 1;
     header.msg_control = control.0.as_mut_ptr().cast();
-    header.msg_controllen = SIZE as _;
+    header.msg_controllen = room as _;
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | libc::MSG_NOSIGNAL | more;
     let count = uninterrupted(|| {
         // SAFETY: the header points at one iovec over a buffer that is mutably borrowed for this call (std
@@ -311,7 +329,7 @@ fn receive_with<const SIZE: usize>(
         descriptors: Vec::new(),
         control: if header.msg_flags & libc::MSG_CTRUNC == 0 {
             ControlStatus::Expected
-        } else if header.msg_controllen as usize + one_more <= SIZE {
+        } else if header.msg_controllen as usize + one_more <= room {
             ControlStatus::Short
         } else {
             ControlStatus::Truncated

@@ -9,19 +9,24 @@
 use std::{
     collections::VecDeque,
     io::IoSlice,
+    mem,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    thread,
 };
 
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{ControlMessage, MsgFlags, sendmsg},
 };
 
 use crate::{
     error::{Error, Result},
+    fork::PerProcess,
     region::sealed::SealedBuffer,
     sys::{
         self,
+        lock::Mutex,
         socket::{ControlStatus, Received},
         uninterrupted,
     },
@@ -37,6 +42,8 @@ const PARCEL: u8 = 2;
 const DESCRIPTOR: u64 = u64::MAX;
 /// Longer than a parcel.
 const READ: usize = 4096;
+/// The number of attempts to see the descriptors of a parcel: without memory the kernel shows none, and reports no error.
+const PEEKS: u32 = 8;
 
 /// The attachments that one side accepts: none, unless it says so.
 ///
@@ -201,8 +208,6 @@ pub(super) struct Arrived {
     bytes: u64,
     /// The first protocol violation on the line. After it, nothing more is read.
     pub(super) violation: Option<String>,
-    /// The descriptors that came with it. They are closed without the lock, since the peer may have made one whose close blocks.
-    rejected: Vec<OwnedFd>,
 }
 
 impl Arrived {
@@ -213,76 +218,116 @@ impl Arrived {
             count: 0,
             bytes: 0,
             violation: None,
-            rejected: Vec::new(),
         }
     }
 
     /// Reads some of the line, as recv(2) does. Returns the number of bytes, 0 at its end.
     ///
-    /// It peeks first: a parcel for which there are no descriptor numbers (EMFILE) stays on the line whole. What is then read
-    /// without room for descriptors is dropped, since they were installed by the peek.
+    /// It peeks first, and has descriptors installed only for a parcel that this side accepts. A parcel for which there are no
+    /// descriptor numbers (EMFILE) stays on the line whole.
     pub(super) fn read(&mut self, line: BorrowedFd<'_>) -> Result<usize, Errno> {
         if self.violation.is_some() {
             return Ok(0);
         }
         let mut bytes = [0; READ];
-        let Received {
-            bytes: count,
-            descriptors,
-            control,
-            ..
-        } = sys::socket::peek_parcel(line, &mut bytes)?;
-        let seen = &bytes[..count];
+        let peeked = sys::socket::peek_with_descriptors(line, &mut bytes, 0);
+        let peeked = match peeked {
+            // Only this function reads the line, so a line that was readable before is not empty now.
+            Err(Errno::EAGAIN) if is_readable(line)? => {
+                match sys::socket::peek_with_descriptors(line, &mut bytes, 0) {
+                    Err(Errno::EAGAIN) => {
+                        self.violation = Some("bytes on the line that no read returns (MSG_OOB)".into());
+                        return Ok(0);
+                    }
+                    other => other,
+                }
+            }
+            other => other,
+        }?;
+        // None, unless the peer has turned off the credentials of this socket.
+        discard(peeked.descriptors);
+        let seen = &bytes[..peeked.bytes];
         let wakeups = seen.iter().take_while(|byte| **byte != PARCEL).count();
-        let parcel = &seen[wakeups..];
-        if parcel.is_empty() && descriptors.is_empty() && control == ControlStatus::Expected {
-            return consume(line, count);
+        if wakeups > 0 && (wakeups < seen.len() || peeked.control == ControlStatus::Expected) {
+            return consume(line, wakeups);
         }
-        if control == ControlStatus::Short {
-            return if wakeups > 0 {
-                consume(line, wakeups)
-            } else {
-                Err(Errno::EMFILE)
-            };
+        if seen.is_empty() {
+            return Ok(0);
         }
-        // The kernel ends a read behind a descriptor. So if the parcel is cut, there are many wakeups before it.
-        let cut = count == READ && wakeups > 0;
-        match words(parcel, descriptors.len()) {
-            Some(words) if control == ControlStatus::Expected => {
-                self.add(words.zip(descriptors).collect());
+        match self.parcel(line, seen)? {
+            Ok(parcel) => {
+                self.count += parcel.len() as u64;
+                self.bytes += bytes_of(&parcel);
+                self.parcels.push_back(parcel);
             }
-            _ if cut => return consume(line, wakeups),
-            _ => {
-                self.violation = Some(format!(
-                    "{} bytes and {} descriptors on the line are no parcel of attachments",
-                    parcel.len(),
-                    descriptors.len()
-                ));
-                self.rejected = descriptors;
-            }
+            Err(violation) => self.violation = Some(violation),
         }
-        consume(line, count)
+        consume(line, seen.len())
     }
 
-    fn add(&mut self, parcel: Parcel) {
-        let sealed = parcel.iter().filter(|(word, _)| *word != DESCRIPTOR).count();
-        let allowed =
-            (self.accepts.sealed || sealed == 0) && (self.accepts.descriptors || sealed == parcel.len());
-        self.count += parcel.len() as u64;
-        self.bytes = self.bytes.saturating_add(bytes_of(&parcel));
-        if !allowed {
-            self.violation = Some("an attachment of a kind that this side does not accept".into());
-        } else if self.count > u64::from(self.accepts.max_count) || self.bytes > self.accepts.max_bytes {
-            self.violation = Some(format!(
-                "{} unread attachments of {} bytes, and this side holds {} of {}",
-                self.count, self.bytes, self.accepts.max_count, self.accepts.max_bytes
-            ));
+    /// Gets the descriptors of a parcel that was seen at the head of the line, or finds a violation.
+    fn parcel(&self, line: BorrowedFd<'_>, seen: &[u8]) -> Result<Result<Parcel, String>, Errno> {
+        let Some(words) = words(seen) else {
+            return Ok(Err(format!(
+                "{} bytes on the line are no parcel of attachments",
+                seen.len()
+            )));
+        };
+        if let Err(violation) = self.check(&words) {
+            return Ok(Err(violation));
         }
-        if self.violation.is_none() {
-            self.parcels.push_back(parcel);
-        } else {
-            self.rejected = parcel.into_iter().map(|(_, descriptor)| descriptor).collect();
+        for _ in 0..PEEKS {
+            let Received {
+                descriptors, control, ..
+            } = sys::socket::peek_with_descriptors(line, &mut [0], words.len())?;
+            let is_short = descriptors.len() < words.len();
+            match control {
+                ControlStatus::Expected if descriptors.len() == words.len() => {
+                    return Ok(Ok(words.into_iter().zip(descriptors).collect()));
+                }
+                // The kernel had no memory for the copies, or the peer has sent none.
+                ControlStatus::Expected if descriptors.is_empty() => {}
+                ControlStatus::Short | ControlStatus::Truncated if is_short => {
+                    discard(descriptors);
+                    return Err(Errno::EMFILE);
+                }
+                _ => {
+                    let found = descriptors.len();
+                    discard(descriptors);
+                    return Ok(Err(format!(
+                        "a parcel of {} attachments with {found} descriptors or more",
+                        words.len()
+                    )));
+                }
+            }
         }
+        Ok(Err(format!(
+            "a parcel of {} attachments without descriptors",
+            words.len()
+        )))
+    }
+
+    /// Checks whether this side accepts the attachments of a parcel beside the unread ones.
+    fn check(&self, words: &[u64]) -> Result<(), String> {
+        let sealed = words.iter().filter(|word| **word != DESCRIPTOR);
+        let (sealed, bytes) = sealed.fold((0, Some(self.bytes)), |(count, sum), word| {
+            (count + 1, sum.and_then(|sum| sum.checked_add(*word)))
+        });
+        if !((self.accepts.sealed || sealed == 0) && (self.accepts.descriptors || sealed == words.len())) {
+            return Err("an attachment of a kind that this side does not accept".into());
+        }
+        let count = self.count + words.len() as u64;
+        if count <= u64::from(self.accepts.max_count)
+            && bytes.is_some_and(|bytes| bytes <= self.accepts.max_bytes)
+        {
+            return Ok(());
+        }
+        Err(format!(
+            "{count} unread attachments of {} bytes, and this side holds {} of {}",
+            bytes.unwrap_or(u64::MAX),
+            self.accepts.max_count,
+            self.accepts.max_bytes
+        ))
     }
 
     /// Removes the oldest parcel. `None`: there is none.
@@ -296,8 +341,15 @@ impl Arrived {
     /// Takes the oldest parcel back: its message was not read.
     pub(super) fn put_back(&mut self, parcel: Parcel) {
         self.count += parcel.len() as u64;
-        self.bytes = self.bytes.saturating_add(bytes_of(&parcel));
+        self.bytes += bytes_of(&parcel);
         self.parcels.push_front(parcel);
+    }
+}
+
+impl Drop for Arrived {
+    fn drop(&mut self) {
+        let parcels = self.parcels.drain(..).flatten();
+        discard(parcels.map(|(_, descriptor)| descriptor));
     }
 }
 
@@ -321,24 +373,47 @@ pub(super) fn unpack(parcel: Parcel) -> Result<Vec<Attachment>, (Error, Parcel)>
     Ok(unpacked.collect())
 }
 
-/// The bytes of its sealed buffers.
+/// The bytes of its sealed buffers. [`Arrived::check`] has found that they do not overflow.
 fn bytes_of(parcel: &Parcel) -> u64 {
     let sizes = parcel.iter().map(|(word, _)| *word);
-    sizes
-        .filter(|word| *word != DESCRIPTOR)
-        .fold(0, u64::saturating_add)
+    sizes.filter(|word| *word != DESCRIPTOR).sum()
 }
 
 /// The words of a parcel that is exactly this long. `None`: it is none.
-fn words(parcel: &[u8], descriptors: usize) -> Option<impl Iterator<Item = u64>> {
+fn words(parcel: &[u8]) -> Option<Vec<u64>> {
     let [PARCEL, count, words @ ..] = parcel else {
         return None;
     };
     let (words, []) = words.as_chunks::<8>() else {
         return None;
     };
-    let is_whole = usize::from(*count) == words.len() && words.len() == descriptors && descriptors > 0;
-    is_whole.then(|| words.iter().map(|word| u64::from_le_bytes(*word)))
+    let is_whole = usize::from(*count) == words.len() && (1..=MOST).contains(&words.len());
+    is_whole.then(|| words.iter().map(|word| u64::from_le_bytes(*word)).collect())
+}
+
+/// Descriptors that no thread has closed yet.
+static UNCLOSED: PerProcess<Mutex<Vec<OwnedFd>>> = PerProcess::new();
+
+/// Closes descriptors of the peer on a thread of their own, because closing a file of a filesystem that the peer serves may never
+/// return. If no thread can be started, the next call closes them. Never blocks.
+pub(super) fn discard(descriptors: impl IntoIterator<Item = OwnedFd>) {
+    let mut descriptors = descriptors.into_iter().peekable();
+    if descriptors.peek().is_none() {
+        return;
+    }
+    // In this process it is there: it has read the descriptors.
+    let Ok(unclosed) = UNCLOSED.get() else { return };
+    unclosed.lock().extend(descriptors);
+    let named = thread::Builder::new().name("ringfence-close".into());
+    let _ = named.spawn(move || {
+        let all = mem::take(&mut *unclosed.lock());
+        drop(all);
+    });
+}
+
+/// Whether the line has bytes, or has ended.
+fn is_readable(line: BorrowedFd<'_>) -> Result<bool, Errno> {
+    poll(&mut [PollFd::new(line, PollFlags::POLLIN)], PollTimeout::ZERO).map(|ready| ready > 0)
 }
 
 /// Reads this many bytes, which have been seen on the line, without their descriptors.

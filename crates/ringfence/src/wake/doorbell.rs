@@ -26,7 +26,9 @@ use crate::{
     sys,
     sys::lock::{Condvar, MutexGuard},
     wait::deadline::ready_by,
-    wake::attachments::{Arrived, Attachment, AttachmentRef, Attachments, MOST_UNREAD, Parcel, post, unpack},
+    wake::attachments::{
+        Arrived, Attachment, AttachmentRef, Attachments, MOST_UNREAD, Parcel, discard, post, unpack,
+    },
     wake::exit_watch::ExitWatch,
 };
 
@@ -165,7 +167,7 @@ impl Doorbell {
             return self.line.as_fd();
         };
         state.looped = true;
-        // Without descriptors, a read in progress may consume the loop's wakeup. `arm` fails until that read has ended.
+        // Without descriptors, a read may consume the loop's wakeup. `arm` fails while that can happen.
         self.lend(&state).unwrap_or_else(|_| {
             let _ = self.lent.set(Lent::Line);
             self.line.as_fd()
@@ -212,15 +214,19 @@ impl Doorbell {
         }
     }
 
+    /// Whether the line may fail to notify a loop, which then needs a [`LoopPoll`]: a thread or the receiving half may read the
+    /// loop's wakeup, or a hang-up may not end the line.
+    fn must_be_told(&self, state: &DoorbellState) -> bool {
+        state.watch == Some(WatchMode::Reads) || state.arrived.is_some() || !self.shuts
+    }
+
     /// Returns the descriptor for the loop to poll, which never changes after the first call.
     fn lend(&self, state: &DoorbellState) -> Result<BorrowedFd<'_>> {
         if self.lent.get().is_none() {
-            let lent = match state.watch {
-                // The receiving half may read the loop's wakeup too, with the attachments.
-                watch if watch == Some(WatchMode::Reads) || state.arrived.is_some() || !self.shuts => {
-                    Lent::Apart(LoopPoll::new(self.line.as_fd())?)
-                }
-                _ => Lent::Line,
+            let lent = if self.must_be_told(state) {
+                Lent::Apart(LoopPoll::new(self.line.as_fd())?)
+            } else {
+                Lent::Line
             };
             let _ = self.lent.set(lent);
         }
@@ -263,7 +269,7 @@ impl Doorbell {
         if state.polled_alone {
             self.end_line_on_exit(&mut state)?;
         }
-        if state.watch == Some(WatchMode::Reads) {
+        if self.must_be_told(&state) {
             self.lend(&state)?;
             if self.apart().is_none() {
                 return Err(Error::system(
@@ -449,6 +455,10 @@ impl Doorbell {
                 what: format!("passing {} attachments", attachments.len()),
                 reason: "too many are on their way: send again once the peer has read some".into(),
             },
+            Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN => {
+                self.set_gone();
+                Error::PeerLost("its end of the line is closed".into())
+            }
             errno => Error::system("passing attachments", errno),
         })
     }
@@ -466,7 +476,7 @@ impl Doorbell {
             self.tell_the_loop();
             parcel = take(&mut state)?;
         }
-        // Descriptors are inspected and closed without the lock, since that may take long.
+        // Descriptors are inspected without the lock, since that may take long.
         drop(state);
         let found = match (parcel, shortage) {
             (Some(parcel), _) if parcel.len() == count => {
@@ -475,7 +485,11 @@ impl Doorbell {
                     error
                 });
             }
-            (Some(parcel), _) => parcel.len(),
+            (Some(parcel), _) => {
+                let found = parcel.len();
+                discard(parcel.into_iter().map(|(_, descriptor)| descriptor));
+                found
+            }
             (None, Some(errno)) => {
                 return Err(Error::system(format!("receiving {count} attachments"), errno));
             }
@@ -486,17 +500,22 @@ impl Doorbell {
         )))
     }
 
-    /// Reads the attachments on a line that is about to be replaced: their messages stay readable.
-    fn read_attachments(&self) {
-        let Ok(mut state) = self.state() else { return };
-        if state.arrived.is_none() {
-            return;
-        }
+    /// Reads the attachments on a line that is about to be replaced: their messages stay readable. Returns `false` if some
+    /// stay on the line for want of descriptor numbers or memory.
+    fn read_attachments(&self) -> bool {
+        let Ok(mut state) = self.state() else { return true };
+        state.arrived.is_none() || self.read_to_the_last(&mut state)
+    }
+
+    /// Reads all that an honest peer may have sent. Returns `false` if a local shortage ended the reading.
+    fn read_to_the_last(&self, state: &mut DoorbellState) -> bool {
         for _ in 0..MOST_UNREAD {
-            if self.read_all(&mut state, false).bells == 0 {
-                return;
+            let read = self.read_all(state, false);
+            if read.bells == 0 {
+                return read.shortage.is_none();
             }
         }
+        true
     }
 
     fn put_back(&self, parcel: Parcel) {
@@ -509,11 +528,11 @@ impl Doorbell {
 
     /// Closes the attachments that were not read, and accepts no more.
     pub(crate) fn drop_attachments(&self) {
-        let arrived = self.state().ok().and_then(|mut state| state.arrived.take());
-        if arrived.is_some() {
-            // Those that are still on the line go with it.
-            let mut bells = [0; 512];
-            while matches!(sys::socket::receive_bytes(&*self.line, &mut bells), Ok(1..)) {}
+        let Ok(mut state) = self.state() else { return };
+        if state.arrived.take().is_some() {
+            // The kernel closes those that are still on the line. The other half may wait for a wakeup among them.
+            self.read_to_the_last(&mut state);
+            self.tell_the_loop();
         }
     }
 
@@ -747,8 +766,7 @@ impl Doorbell {
         if self.shuts {
             // A line that is no longer connected has already ended.
             let _ = shutdown(self.line.as_raw_fd(), how);
-        } else if how == Shutdown::Both {
-            self.read_attachments();
+        } else if how == Shutdown::Both && self.read_attachments() {
             // If there is no descriptor for it, the line ends once this side drops it.
             let _ = sys::socket::replace_with_dead_end(&self.line);
         }
