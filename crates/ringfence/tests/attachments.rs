@@ -14,6 +14,7 @@ use nix::{
     fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},
     sys::memfd::{MFdFlags, memfd_create},
     sys::resource::{Resource, getrlimit, setrlimit},
+    sys::socket::MsgFlags,
     unistd::ftruncate,
 };
 use ringfence::{
@@ -67,6 +68,23 @@ fn be_hostile(arguments: &[String]) {
         "announces more than the limit" => record(4),
         "sends more than the limit" => (0..4).for_each(|_| parcel(u64::MAX, 1)),
         "sends a cut parcel" => wire::send_with(&peer.line, &[2, 1, 0], &[file.as_fd()]),
+        "sends a parcel without descriptors" => {
+            wire::send_with(&peer.line, &[2, 1, 255, 255, 255, 255, 255, 255, 255, 255], &[]);
+        }
+        "sends a byte that no read returns" => {
+            let sent = nix::sys::socket::send(peer.line.as_raw_fd(), b"x", MsgFlags::MSG_OOB);
+            assert_eq!(sent, Ok(1));
+        }
+        "states sizes that overflow" => parcel(u64::MAX - 1, 2),
+        "states one attachment and passes three" => {
+            let objects = [file.as_fd(); 3];
+            wire::send_with(
+                &peer.line,
+                &[2, 1, 255, 255, 255, 255, 255, 255, 255, 255],
+                &objects,
+            );
+        }
+        "sends all that the kernel passes" => parcel(u64::MAX, 253),
         "sends a parcel of nothing" => wire::send_with(&peer.line, &[2, 0], &[]),
         "sends a descriptor with a wakeup" => wire::send_with(&peer.line, &[1], &[file.as_fd()]),
         "passes a file as a sealed buffer" => {
@@ -175,6 +193,80 @@ fn hold(address: &Address, how: &str) {
     }
 }
 
+/// The processes that have few descriptors, or many attachments.
+fn at_a_limit(role: &str, address: &Address) {
+    match role {
+        "scarce" => {
+            let (_sender, mut receiver) = join(address, &both()).unwrap().split();
+            let mut files = Vec::new();
+            // Fewer numbers than the peer's descriptors need.
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+            setrlimit(Resource::RLIMIT_NOFILE, 128, hard).unwrap();
+            while let Ok(file) = File::open("/dev/null") {
+                files.push(file);
+            }
+            // For the wait.
+            files.truncate(files.len() - 3);
+            let found = receiver.receive_vec().unwrap_err();
+            assert_eq!(found.code(), "RING_CORRUPT", "{found}");
+        }
+        "loops without descriptors" => {
+            let (_sender, mut receiver) = join(address, &both()).unwrap().split();
+            let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+            setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
+            receiver.as_fd();
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+            let found = receiver.arm().unwrap_err();
+            assert_eq!(found.code(), "NO_SPACE", "{found}");
+            say("armed");
+            receiver.receive_vec().unwrap();
+        }
+        "fills" => {
+            let options = small().attachments(Attachments::none().sealed(true).max_count(64));
+            let (mut sender, receiver) = join(address, &options).unwrap().split();
+            let buffer = SealedBuffer::from_bytes(b"x").unwrap();
+            let attached = [(&buffer).into()];
+            for _ in 0..40 {
+                sender.send_part_with(&[0; 40], &attached).unwrap();
+            }
+            say("sent");
+            while sender.send_with(&[0; 40], &attached).is_ok() {}
+            drop(receiver);
+        }
+        "fills a lap" => {
+            let (mut sender, _receiver) = join(address, &both()).unwrap().split();
+            sender.send(&[0; 1500]).unwrap();
+            say("sent");
+            wait_for_test();
+            sender.send_with(&[0; 1500], &[(&buffer(1)).into()]).unwrap();
+            // It does not fit the lap.
+            sender.send(&[0; 1501]).unwrap();
+            say("sent");
+            wait_for_test();
+        }
+        "reads a thousand" => {
+            let accepted = Attachments::none().descriptors(true).max_count(1024);
+            let options = Options::new().capacity(1 << 20).attachments(accepted);
+            let (_sender, mut receiver) = join(address, &options).unwrap().split();
+            say("joined");
+            wait_for_test();
+            for _ in 0..1000 {
+                assert_eq!(receiver.receive_vec().unwrap().expect("a message"), b"x");
+                assert_eq!(receiver.attachments().len(), 1);
+            }
+        }
+        "drops its receiver" => {
+            let (sender, mut receiver) = join(address, &both()).unwrap().split();
+            assert_eq!(receiver.receive_vec().unwrap().expect("a message"), b"x");
+            drop(receiver);
+            say("dropped");
+            wait_for_test();
+            drop(sender);
+        }
+        other => panic!("{other}"),
+    }
+}
+
 /// The other processes of these tests.
 #[test]
 fn role() {
@@ -258,7 +350,7 @@ fn role() {
             wait_for_test();
         }
         "hostile" => be_hostile(&arguments),
-        other => panic!("{other}"),
+        other => at_a_limit(other, &address),
     }
 }
 
@@ -390,6 +482,9 @@ fn what_no_honest_sender_attaches_ends_the_channel() {
         ("passes sealed memory with holes", "OBJECT_UNSOUND"),
         ("states another size", "OBJECT_UNSOUND"),
         ("passes more bytes than the limit", "RING_CORRUPT"),
+        ("sends a parcel without descriptors", "RING_CORRUPT"),
+        ("states one attachment and passes three", "RING_CORRUPT"),
+        ("sends all that the kernel passes", "RING_CORRUPT"),
     ] {
         let (mut hostile, channel) = meet_with("hostile", &[lie], &both().max_message_size(1000));
         let (_sender, mut receiver) = channel.split();
@@ -477,6 +572,151 @@ fn a_merge_delivers_attachments_with_their_messages() {
         assert!(merge.attachments().is_empty());
     }
     drop(actors);
+}
+
+#[test]
+fn bytes_that_no_read_returns_end_the_channel() {
+    let (one, _other) = UnixStream::pair().unwrap();
+    // A kernel may be built without them.
+    if nix::sys::socket::send(one.as_raw_fd(), b"x", MsgFlags::MSG_OOB).is_err() {
+        return;
+    }
+    let (mut hostile, channel) = meet_with("hostile", &["sends a byte that no read returns"], &both());
+    let (_sender, mut receiver) = channel.split();
+    let found = receiver.receive_vec().unwrap_err();
+    assert_eq!(found.code(), "RING_CORRUPT", "{found}");
+    hostile.go_on();
+    hostile.finish();
+}
+
+#[test]
+fn sizes_that_overflow_end_the_channel() {
+    let accepted = Attachments::none().sealed(true).max_bytes(u64::MAX);
+    let (mut hostile, channel) = meet_with(
+        "hostile",
+        &["states sizes that overflow"],
+        &small().attachments(accepted),
+    );
+    let (_sender, mut receiver) = channel.split();
+    let found = receiver.receive_vec().unwrap_err();
+    assert_eq!(found.code(), "RING_CORRUPT", "{found}");
+    hostile.go_on();
+    hostile.finish();
+}
+
+#[test]
+fn too_many_descriptors_are_a_violation_also_without_numbers_for_them() {
+    let (address, _directory) = fresh_address(false);
+    let scarce = Actor::start("scarce", &[&address.to_string()]);
+    wait_for_host(&address);
+    let mut hostile = Actor::start(
+        "hostile",
+        &[&address.to_string(), "sends all that the kernel passes"],
+    );
+    scarce.finish();
+    hostile.go_on();
+    hostile.finish();
+}
+
+#[test]
+fn attachments_for_a_killed_peer_end_the_channel() {
+    let (mut killed, channel) = meet("waits", &both());
+    let (mut sender, _receiver) = channel.split();
+    killed.expect("joined");
+    killed.kill();
+    let buffer = buffer(1);
+    for _ in 0..2 {
+        let found = sender.send_with(b"x", &[(&buffer).into()]).unwrap_err();
+        assert_eq!(found.code(), "PEER_LOST", "{found}");
+    }
+    assert_eq!(sender.close_reason(), Some(CloseReason::Lost));
+}
+
+#[test]
+fn an_event_loop_without_descriptors_of_its_own_gets_an_error() {
+    let (scarce, channel) = meet("loops without descriptors", &both());
+    scarce.expect("armed");
+    drop(channel);
+    scarce.finish();
+}
+
+#[test]
+fn a_source_with_attachments_leaves_turns_to_the_others() {
+    let options = small().attachments(Attachments::none().sealed(true).max_count(64));
+    let mut merge = Merge::new().unwrap();
+    let mut actors = Vec::new();
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        let (greedy, channel) = meet("fills", &options);
+        let (sender, receiver) = channel.split();
+        kept.push((merge.add(receiver).unwrap(), sender));
+        greedy.expect("sent");
+        actors.push(greedy);
+    }
+    let mut seen = Vec::new();
+    while seen.len() < 100 {
+        let count = merge.receive_each(|from, _| seen.push(from), 100).unwrap();
+        assert_eq!(count, 1);
+        merge.attachments();
+    }
+    for (key, _) in &kept {
+        assert!(seen.contains(key), "one source has had every turn");
+    }
+    drop(actors);
+}
+
+#[test]
+fn a_sender_waits_while_the_line_is_full_of_attachments() {
+    let accepted = Attachments::none().descriptors(true).max_count(1024);
+    let options = Options::new().capacity(1 << 20).attachments(accepted);
+    let (mut reads, channel) = meet("reads a thousand", &options);
+    let (mut sender, _receiver) = channel.split();
+    reads.expect("joined");
+    let (_end, pipe) = nix::unistd::pipe().unwrap();
+    let mut sent = 0;
+    while sender.send_part_with(b"x", &[pipe.as_fd().into()]).unwrap() == ringfence::Progress::Whole {
+        sent += 1;
+    }
+    assert!((64..1024).contains(&sent), "{sent}");
+    reads.go_on();
+    for _ in sent..1000 {
+        sender.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
+    }
+    reads.finish();
+}
+
+#[test]
+fn attachments_stay_while_the_next_message_is_looked_for() {
+    let (mut laps, channel) = meet("fills a lap", &both());
+    let (_sender, mut receiver) = channel.split();
+    laps.expect("sent");
+    let mut into = [0; 1500];
+    assert_eq!(receiver.try_receive(&mut into).unwrap(), Some(1500));
+    laps.go_on();
+    laps.expect("sent");
+    assert_eq!(receiver.try_receive(&mut into).unwrap(), Some(1500));
+    assert_eq!(receiver.next_size().unwrap(), Some(1501), "behind the padding");
+    assert_eq!(sealed(receiver.attachments()).len(), 1);
+    laps.go_on();
+    laps.finish();
+}
+
+#[test]
+fn a_dropped_receiver_closes_unread_attachments() {
+    let (address, _directory) = fresh_address(false);
+    let mut drops = Actor::start("drops its receiver", &[&address.to_string()]);
+    wait_for_host(&address);
+    let (mut sender, _receiver) = join(&address, &both()).unwrap().split();
+    let (end, pipe) = nix::unistd::pipe().unwrap();
+    sender.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
+    sender.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
+    drop(pipe);
+    drops.expect("dropped");
+    let mut rest = Vec::new();
+    File::from(end).read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, [], "no process has the pipe");
+    drops.go_on();
+    drops.finish();
 }
 
 /// Joins "holds" twice, and plays `second` as its second peer.

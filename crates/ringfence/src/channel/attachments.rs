@@ -100,10 +100,15 @@ impl Sender {
         if !self.has_room(message.len())? || !self.has_room_for(load)? {
             return Ok(Progress::Part(0));
         }
-        self.shared.doorbell.post(attachments)?;
+        if let Err(error) = self.shared.doorbell.post(attachments) {
+            self.shared.notice();
+            return Err(if self.is_open() { error } else { self.why_not() });
+        }
         let sent = self.send_part_tagged(message, Tag::with_attachments(count), 0)?;
-        let (_, end) = self.positions()?;
-        self.own.add(load, end);
+        // It fails if the channel has ended since. Then no later message waits for these attachments.
+        if let Ok((_, end)) = self.positions() {
+            self.own.add(load, end);
+        }
         let counter = &self.shared.counters.attachments_sent;
         counter.fetch_add(load.count, Ordering::Relaxed);
         Ok(sent)
@@ -163,13 +168,13 @@ impl<R: Inlet> Inbound<R> {
     /// # }
     /// ```
     pub fn attachments(&mut self) -> Vec<Attachment> {
-        self.incoming.take(self.ring.position())
+        self.incoming.take(self.ring.end_of_last())
     }
 
     /// Whether the message that was received last has attachments that were not taken.
     #[inline]
     pub(super) fn has_attachments(&self) -> bool {
-        self.incoming.is_of(self.ring.position())
+        self.incoming.is_of(self.ring.end_of_last())
     }
 }
 

@@ -35,6 +35,9 @@ pub trait Inlet: fmt::Debug + Sized {
     /// The position up to which everything was read.
     fn position(&self) -> u64;
 
+    /// The end of the message that was read last.
+    fn end_of_last(&self) -> u64;
+
     /// Bytes of the ring.
     fn capacity(&self) -> u64;
 
@@ -621,6 +624,13 @@ impl<R: Inlet> Waits for Inbound<R> {
 
     fn counted(&mut self) -> (u64, u64) {
         self.ring.counted()
+    }
+}
+
+impl<R> Drop for Inbound<R> {
+    fn drop(&mut self) {
+        // The other half may keep the channel open.
+        self.shared.doorbell.drop_attachments();
     }
 }
 

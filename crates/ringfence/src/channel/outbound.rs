@@ -280,7 +280,7 @@ impl<R: Outlet> Outbound<R> {
     }
 
     #[cold]
-    fn why_not(&mut self) -> Error {
+    pub(super) fn why_not(&mut self) -> Error {
         R::release(self);
         why_not::<R>(&self.shared)
     }

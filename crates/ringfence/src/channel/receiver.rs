@@ -287,6 +287,11 @@ impl Inlet for PairInlet {
     }
 
     #[inline]
+    fn end_of_last(&self) -> u64 {
+        self.consumer.end_of_last()
+    }
+
+    #[inline]
     fn capacity(&self) -> u64 {
         self.consumer.capacity()
     }

@@ -259,6 +259,11 @@ impl Inlet for BroadcastInlet {
     }
 
     #[inline]
+    fn end_of_last(&self) -> u64 {
+        self.reader.end_of_last()
+    }
+
+    #[inline]
     fn capacity(&self) -> u64 {
         self.reader.capacity()
     }

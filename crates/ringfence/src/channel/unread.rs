@@ -7,6 +7,10 @@ use crate::{
     wake::attachments::{Attachment, AttachmentRef, Attachments, MOST},
 };
 
+/// The most messages with attachments that the peer has not read. The line's buffer has room for about 220 of their parcels (212,992
+/// bytes, up to 960 for each), and the remainder is for wakeups.
+const MOST_ON_LINE: usize = 128;
+
 /// Sent attachments that the peer has not read.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
@@ -73,7 +77,8 @@ impl Outgoing {
     /// Whether the peer, which has read up to this position, accepts these as well.
     pub(super) fn fits(&mut self, more: Load, head: u64) -> bool {
         self.release(head);
-        self.sum.count + more.count <= self.accepts.max_count.into()
+        self.unread.len() < MOST_ON_LINE
+            && self.sum.count + more.count <= self.accepts.max_count.into()
             && self.sum.bytes + more.bytes <= self.accepts.max_bytes
     }
 

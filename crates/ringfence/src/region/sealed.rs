@@ -135,8 +135,14 @@ impl SealedBuffer {
         // shared mapping, and punching a hole fail (EPERM), and it grants that seal only if no writable mapping and
         // no pinned page exists (EBUSY). After F_SEAL_SHRINK each page stays inside of the file. F_SEAL_SEAL keeps
         // the other three. `accept` has checked all of that, and `seal` has established it.
-        let map = unsafe { MmapOptions::new().len(size).map_copy_read_only(object) }
-            .map_err(|error| Error::system(what(), errno(&error)))?;
+        // Without a reservation, which hugetlbfs would make for the copies that a read-only mapping never makes.
+        let map = unsafe {
+            MmapOptions::new()
+                .len(size)
+                .no_reserve_swap()
+                .map_copy_read_only(object)
+        }
+        .map_err(|error| Error::system(what(), errno(&error)))?;
         // The content is the program's, as that of a channel's region.
         map.advise(Advice::DontDump)
             .map_err(|error| Error::system(what(), errno(&error)))?;

@@ -205,6 +205,8 @@ pub(crate) struct Reader<O, P, L> {
     pub(super) longest: u64,
     /// The position up to which everything was read.
     pub(super) head: u64,
+    /// The start and the end of the padding that was passed over last.
+    padding: (u64, u64),
     /// The head that the writer can see.
     pub(super) published: u64,
     /// The last loaded tail of the writer.
@@ -241,6 +243,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
             capacity,
             longest,
             head,
+            padding: (head, head),
             published: head,
             tail: head,
             looks: 0,
@@ -396,6 +399,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
                 }
                 Parsed::Padding(size) => {
                     if self.is_whole_or_begin_again()? {
+                        self.padding = (self.head, self.head + size);
                         self.skip(size);
                     }
                 }
@@ -601,6 +605,15 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
     #[inline]
     pub(crate) fn peer(&self) -> &P {
         &self.peer
+    }
+
+    /// The end of the message that was read last: the position without padding behind that message.
+    #[inline]
+    pub(crate) fn end_of_last(&self) -> u64 {
+        match self.padding {
+            (start, end) if end == self.head => start,
+            _ => self.head,
+        }
     }
 
     /// The position up to which everything was read.

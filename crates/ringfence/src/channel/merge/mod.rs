@@ -476,6 +476,9 @@ impl<S: Source> Merge<S> {
             match visited.dry {
                 Ok(_) if self.queued(place).has_attachments() => {
                     self.last = Some(from);
+                    if self.turns.spend(u32::try_from(visits).unwrap_or(u32::MAX), bytes) {
+                        self.look_around();
+                    }
                     return Ok(count);
                 }
                 Ok(true) => self.found_empty(place)?,
