@@ -212,16 +212,19 @@ impl Receiver {
         Ok(())
     }
 
-    /// As [`Receiver::collect`], for a message that is about to be gathered.
-    pub(super) fn collect_next(&mut self) -> Result<()> {
+    /// As [`Receiver::collect`], for a message that is about to be gathered. `false`: there is none, and the caller reads none: one that
+    /// has arrived since may have attachments.
+    pub(super) fn collect_next(&mut self) -> Result<bool> {
         if self.ring.consumer.is_gathering() {
-            return Ok(());
+            return Ok(true);
         }
         let next = self.ring.consumer.next_record();
-        match self.judge(next)? {
-            Some(record) => self.collect(record),
-            None => Ok(()),
+        let next = self.judge(next)?;
+        match next {
+            Some(record) => self.collect(record)?,
+            None => self.ring_if_published(),
         }
+        Ok(next.is_some())
     }
 
     /// The message that was gathered is whole.

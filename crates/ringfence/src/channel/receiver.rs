@@ -83,7 +83,10 @@ impl Receiver {
     /// As [`try_receive`](Inbound::try_receive).
     pub fn receive_part(&mut self, into: &mut [u8]) -> Result<Progress> {
         self.check()?;
-        self.collect_next()?;
+        if !self.collect_next()? {
+            self.check_copies()?;
+            return Ok(Progress::Part(0));
+        }
         let so_far = self.ring.consumer.gathered_so_far();
         if so_far > 0 && !self.ring.gathered {
             // Another call has started the message, and has not waited for its end.
@@ -180,7 +183,9 @@ impl Receiver {
     }
 
     fn gather_in_scratch(&mut self) -> Result<Option<usize>> {
-        self.collect_next()?;
+        if !self.collect_next()? {
+            return Ok(None);
+        }
         let PairInlet {
             consumer, scratch, ..
         } = &mut self.ring;
@@ -205,7 +210,9 @@ impl Receiver {
 
     fn gather_into(&mut self, into: &mut Vec<u8>) -> Result<bool> {
         into.clear();
-        self.collect_next()?;
+        if !self.collect_next()? {
+            return Ok(false);
+        }
         let PairInlet {
             consumer, scratch, ..
         } = &mut self.ring;
