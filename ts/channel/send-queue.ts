@@ -85,7 +85,6 @@ export class SendQueue {
   readonly #native: NativeSender
   /** Every message is written to the ring at once, because the sender spins for the answer. */
   readonly #eager: boolean
-  readonly #maxMessageSize: number
   readonly #maxAtOnce: number
   readonly #arena: Arena
   readonly #promises = new SendPromises()
@@ -115,7 +114,6 @@ export class SendQueue {
   constructor(native: NativeSender, eager: boolean, failed: (error: RingfenceError) => void) {
     this.#native = native
     this.#eager = eager
-    this.#maxMessageSize = native.maxMessageSize
     this.#maxAtOnce = native.maxAtOnce
     this.#arena = new Arena(native.capacity, native.maxAtOnce)
     this.#roomWait = new RoomWait(native, () => this.pump())
@@ -234,7 +232,7 @@ export class SendQueue {
   }
 
   #checkSize(bytes: Uint8Array): void {
-    if (bytes.length <= this.#maxMessageSize) return
+    if (bytes.length <= this.#native.maxMessageSize) return
     // The binding checks sizes first, and its error names the side that sets the limit.
     this.#native.send(bytes, 0)
     throw this.#failure()

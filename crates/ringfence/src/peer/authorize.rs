@@ -45,7 +45,7 @@ pub(crate) struct Authorize(Arc<Callback>);
 /// State shared by the clones of a policy.
 struct Callback {
     ask: Box<Ask>,
-    calls: Mutex<Calls>,
+    calls: Mutex<RunningCalls>,
     /// Where the callback was made. A forked child does not count calls: they belong to the parent, and a
     /// thread that does not exist in the child may hold the lock.
     birth: Option<Birth>,
@@ -53,7 +53,7 @@ struct Callback {
 
 /// Written under the lock, by handshakes that start a call and by the threads of those calls.
 #[derive(Default)]
-struct Calls {
+struct RunningCalls {
     /// The pid and uid of the peer in each running call.
     running: Vec<(i32, u32)>,
     /// Woken when a call returns.
@@ -203,7 +203,7 @@ impl Panicked {
     }
 }
 
-impl Calls {
+impl RunningCalls {
     fn may_begin(&self, about: (i32, u32)) -> bool {
         let count = |same: fn(&(i32, u32), &(i32, u32)) -> bool| {
             self.running.iter().filter(|other| same(other, &about)).count()
@@ -219,7 +219,7 @@ impl Callback {
         self.birth.is_some_and(Birth::is_here)
     }
 
-    fn calls(&self) -> MutexGuard<'_, Calls> {
+    fn calls(&self) -> MutexGuard<'_, RunningCalls> {
         self.calls.lock()
     }
 }
@@ -510,7 +510,7 @@ mod tests {
 
     #[test]
     fn calls_are_limited_per_process_per_user_and_in_total() {
-        let mut calls = Calls::default();
+        let mut calls = RunningCalls::default();
         for pid in 0..16 {
             assert!(calls.may_begin((1, 1)), "{pid}");
             calls.running.push((1, 1));

@@ -6,7 +6,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    sync::{Arc, OnceLock, Weak},
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -47,7 +48,8 @@ struct Family {
 }
 
 /// The families of this process whose policy names a cgroup.
-static IN_CGROUPS: PerProcess<Mutex<Vec<Weak<Family>>>> = PerProcess::new();
+/// One stays in the list until its processes have exited, whatever the program has kept of it.
+static IN_CGROUPS: PerProcess<Mutex<Vec<Arc<Family>>>> = PerProcess::new();
 
 /// The process that was started.
 #[derive(Debug)]
@@ -63,6 +65,9 @@ pub(crate) struct Started {
 /// How often /proc is searched for processes that were forked since the last search. Those that were found are stopped, so only
 /// a process that was not found yet can fork.
 const SEARCHES: usize = 32;
+
+/// The time for all searches. A child with many processes and descriptors cannot delay its end for longer.
+const SEARCH_TIME: Duration = Duration::from_millis(500);
 
 /// The depth of the cgroups that are searched below the child's.
 const DEPTH: usize = 16;
@@ -97,8 +102,8 @@ impl ChildProcesses {
     pub(crate) fn in_cgroup(&self, name: &str) -> Result<()> {
         let _ = self.0.cgroup.set(name.to_owned());
         let mut families = IN_CGROUPS.get()?.lock();
-        families.retain(|family| family.strong_count() > 0);
-        families.push(Arc::downgrade(&self.0));
+        families.retain(|family| Arc::strong_count(family) > 1 || family.is_alive());
+        families.push(Arc::clone(&self.0));
         Ok(())
     }
 
@@ -108,9 +113,10 @@ impl ChildProcesses {
     /// it is killed at once (`cgroup.kill`, Linux 5.14). A cgroup belongs to the child if it holds no process that is older than the
     /// child, and if no other live child of this process names it.
     ///
-    /// Without such a cgroup, this kills the descendants that /proc shows, those whose parent has exited included if they still hold
-    /// the line and have stayed in the session. A process that has left both is found only in a cgroup, or ends with its pid namespace.
-    /// No process that is older than the child is killed.
+    /// Without such a cgroup, this kills the descendants that /proc shows. Those whose parent has exited are included if they still hold
+    /// the line and have stayed in the session, unless this process has become their parent (as process 1 of a container, for
+    /// one): then they look like its other children. A process that is not found ends with its cgroup or pid namespace.
+    /// No process that is older than the child is killed. The search takes half a second at most.
     ///
     /// Does not wait for the processes. Returns `false` if the child may still run, because it is another user's or because
     /// this system has no pidfd (Linux 5.3): then use [`Child::kill`](std::process::Child::kill).
@@ -124,23 +130,24 @@ impl ChildProcesses {
             return Ok(false);
         };
         if let Some(born) = started.born {
-            family.kill_cgroup(started, born);
-            let mut stopped = BTreeMap::<i32, OwnedFd>::new();
+            let until = Instant::now() + SEARCH_TIME;
+            family.kill_cgroup(started, born, until);
+            // Without their pidfds, since this process may not have enough numbers for so many.
+            let mut stopped = BTreeMap::<i32, Process>::new();
             for _ in 0..SEARCHES {
                 let known = stopped.keys().copied().collect();
-                let found = family.descendants(started, born, &known);
                 let before = stopped.len();
-                for process in found {
-                    let Some(pidfd) = process.open() else { continue };
-                    let _ = sys::process::signal(&pidfd, Signal::SIGSTOP);
-                    stopped.insert(process.pid, pidfd);
+                for process in family.descendants(started, born, &known, until) {
+                    if process.signal(Signal::SIGSTOP) {
+                        stopped.insert(process.pid, process);
+                    }
                 }
-                if stopped.len() == before {
+                if stopped.len() == before || Instant::now() > until {
                     break;
                 }
             }
-            for pidfd in stopped.values() {
-                let _ = sys::process::signal(pidfd, Signal::SIGKILL);
+            for process in stopped.values() {
+                process.signal(Signal::SIGKILL);
             }
         }
         if let Some((pid, pidfd)) = family.peer.get()
@@ -167,64 +174,92 @@ impl Family {
     }
 
     /// Returns the living processes that belong to the child, except those that are known.
-    fn descendants(&self, started: &Started, born: u64, known: &BTreeSet<i32>) -> Vec<Process> {
-        let processes = Process::all();
+    fn descendants(
+        &self,
+        started: &Started,
+        born: u64,
+        known: &BTreeSet<i32>,
+        until: Instant,
+    ) -> Vec<Process> {
+        let processes: BTreeMap<i32, Process> = Process::all().collect();
         let own = getpid().as_raw();
-        let session = processes.iter().find(|process| process.pid == own);
-        let session = session.map(|process| process.session);
-        let mut members = known.clone();
+        let session = processes.get(&own).map(|process| process.session);
+        // In each session, and below each parent.
+        let mut related = BTreeMap::<i32, Vec<i32>>::new();
+        for process in processes.values() {
+            for number in [process.parent, process.session] {
+                related.entry(number).or_default().push(process.pid);
+            }
+        }
+        let mut members = BTreeSet::new();
+        let mut next: Vec<i32> = known.iter().copied().collect();
         // Both were alive while /proc was read, so the numbers there were theirs.
         if started.pidfd.as_ref().is_some_and(is_alive) {
-            members.insert(started.pid);
+            next.push(started.pid);
         }
-        members.extend(
+        next.extend(
             self.peer
                 .get()
-                .filter(|(_, pidfd)| is_alive(pidfd))
+                .filter(|(pid, pidfd)| *pid > 0 && is_alive(pidfd))
                 .map(|peer| peer.0),
         );
-        let mut others: Vec<Process> = processes
-            .into_iter()
-            .filter(|process| process.born >= born && process.pid != own && !known.contains(&process.pid))
-            .collect();
-        let mut found = Vec::new();
+        // A process that the child has passed the line to may be innocent. It can join no session of another process's, and
+        // whoever started it is its parent.
+        let is_orphan = |process: &Process| {
+            let in_session = Some(process.session) == session || process.session == started.pid;
+            let parent = processes.get(&process.parent);
+            let stays = process.parent == 1 || parent.is_none_or(|parent| parent.session != process.session);
+            in_session && stays && process.parent != own
+        };
+        let mut orphans = processes.values().filter(|process| is_orphan(process));
         loop {
-            let (new, rest): (Vec<_>, Vec<_>) = others.into_iter().partition(|process| {
-                let related = [process.pid, process.parent, process.session];
-                // A process that the child has passed the line to may be innocent. It can join no session of another process's.
-                let in_session = Some(process.session) == session || process.session == started.pid;
-                related.iter().any(|pid| members.contains(pid)) || (in_session && process.holds(self.line))
-            });
-            if new.is_empty() {
-                return found;
+            while let Some(pid) = next.pop() {
+                let may_belong =
+                    |pid| processes.get(&pid).is_none_or(|process| process.born >= born) && pid != own;
+                if may_belong(pid) && members.insert(pid) {
+                    next.extend(related.get(&pid).into_iter().flatten());
+                }
             }
-            members.extend(new.iter().map(|process| process.pid));
-            found.extend(new);
-            others = rest;
+            let holder = orphans.find(|process| {
+                let may_hold = process.born >= born && !members.contains(&process.pid);
+                may_hold && Instant::now() < until && process.holds(self.line, until)
+            });
+            match holder {
+                Some(process) => next.push(process.pid),
+                None => break,
+            }
         }
+        let found = processes.into_values();
+        found
+            .filter(|process| members.contains(&process.pid) && !known.contains(&process.pid))
+            .collect()
     }
 
     /// Kills everything in the child's cgroup, if the cgroup is the child's alone.
-    fn kill_cgroup(&self, started: &Started, born: u64) {
+    fn kill_cgroup(&self, started: &Started, born: u64, until: Instant) {
         let Some(name) = self.cgroup.get().filter(|_| !self.shares_cgroup()) else {
             return;
         };
+        let own = getpid().as_raw();
         for directory in cgroup_directories(name).unwrap_or_default() {
             let mut inside = BTreeSet::new();
             if processes_below(&directory, DEPTH, &mut inside).is_err() {
                 continue;
             }
+            let family: BTreeSet<i32> = self
+                .descendants(started, born, &BTreeSet::new(), until)
+                .into_iter()
+                .map(|process| process.pid)
+                .collect();
             let is_own = inside.iter().all(|pid| match Process::read(*pid) {
-                Some(process) => process.born >= born,
+                // A process that started in the same tick may be older: it may have started this one.
+                Some(process) => *pid != own && (process.born > born || family.contains(pid)),
                 None => {
                     *pid > 0 && matches!(sys::process::pidfd_open(Pid::from_raw(*pid)), Err(Errno::ESRCH))
                 }
             });
             // Before the handshake has succeeded, the child may never have entered the cgroup.
-            let is_entered = || {
-                let found = self.descendants(started, born, &BTreeSet::new());
-                found.iter().any(|process| inside.contains(&process.pid))
-            };
+            let is_entered = || !family.is_disjoint(&inside);
             if is_own && !inside.is_empty() && (self.peer.get().is_some() || is_entered()) {
                 let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
                 let file = uninterrupted(|| openat(&directory, "cgroup.kill", flags, Mode::empty()));
@@ -239,8 +274,8 @@ impl Family {
             return false;
         };
         let families = families.lock();
-        families.iter().filter_map(Weak::upgrade).any(|family| {
-            !std::ptr::eq(&raw const *family, self) && family.cgroup == self.cgroup && family.is_alive()
+        families.iter().any(|family| {
+            !std::ptr::eq(&raw const **family, self) && family.cgroup == self.cgroup && family.is_alive()
         })
     }
 }
@@ -295,7 +330,9 @@ struct Process {
     session: i32,
     /// The time of its start, in ticks since the machine's start.
     born: u64,
+    /// Its main thread has exited, or is about to.
     is_exiting: bool,
+    threads: usize,
 }
 
 impl Process {
@@ -317,31 +354,35 @@ impl Process {
             session: fields.get(3)?.parse().ok()?,
             born: fields.get(19)?.parse().ok()?,
             is_exiting: matches!(fields[0], "Z" | "X") || flags & EXITING != 0,
+            threads: fields.get(17)?.parse().ok()?,
         })
     }
 
-    /// Returns all processes that /proc shows and that are not exiting.
-    fn all() -> Vec<Self> {
+    /// Returns all processes that /proc shows and of which a thread runs.
+    fn all() -> impl Iterator<Item = (i32, Self)> {
         let pids = std::fs::read_dir("/proc").into_iter().flatten();
         let pids = pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         pids.filter_map(Self::read)
-            .filter(|process| !process.is_exiting)
-            .collect()
+            .filter(|process| !process.is_exiting || process.threads > 1)
+            .map(|process| (process.pid, process))
     }
 
-    /// Opens the process, if its number is still its own.
-    fn open(&self) -> Option<OwnedFd> {
-        let pidfd = sys::process::pidfd_open(Pid::from_raw(self.pid)).ok()?;
-        let now = Self::read(self.pid)?;
-        (now.born == self.born && is_alive(&pidfd)).then_some(pidfd)
+    /// Sends a signal, if its number is still its own.
+    fn signal(&self, signal: Signal) -> bool {
+        let Ok(pidfd) = sys::process::pidfd_open(Pid::from_raw(self.pid)) else {
+            return false;
+        };
+        let is_same = Self::read(self.pid).is_some_and(|now| now.born == self.born) && is_alive(&pidfd);
+        is_same && sys::process::signal(&pidfd, signal).is_ok()
     }
 
     /// Whether it has a descriptor of the socket with this inode number.
-    fn holds(&self, socket: u64) -> bool {
+    fn holds(&self, socket: u64, until: Instant) -> bool {
         let directory = format!("/proc/{}/fd", self.pid);
         let socket = format!("socket:[{socket}]");
         let entries = std::fs::read_dir(&directory).into_iter().flatten();
-        entries.flatten().any(|entry| {
+        let mut entries = entries.flatten().take_while(|_| Instant::now() < until);
+        entries.any(|entry| {
             readlinkat(AT_FDCWD, &entry.path()).is_ok_and(|target| target.to_str() == Some(&socket))
         })
     }
@@ -383,6 +424,7 @@ mod tests {
             session: 5,
             born: 1234,
             is_exiting: true,
+            threads: 1,
         };
         assert_eq!(Process::parse(7, stat), Some(process));
         for none in [
@@ -398,12 +440,12 @@ mod tests {
     fn this_process_is_seen_and_holds_its_sockets() {
         let own = Process::read(getpid().as_raw()).unwrap();
         assert!(!own.is_exiting);
-        assert!(Process::all().iter().any(|process| process.pid == own.pid));
-        assert!(own.open().is_some());
+        assert!(Process::all().any(|(pid, _)| pid == own.pid));
+        let until = Instant::now() + Duration::from_secs(60);
         let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         let inode = nix::sys::stat::fstat(&socket).unwrap().st_ino;
-        assert!(own.holds(inode));
+        assert!(own.holds(inode, until));
         drop(socket);
-        assert!(!own.holds(inode));
+        assert!(!own.holds(inode, until));
     }
 }
