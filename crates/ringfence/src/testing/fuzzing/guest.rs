@@ -344,16 +344,19 @@ impl Script {
         if self.leaves == 0 {
             return;
         }
-        let Some((Frame::Hello(hello), mut line)) = frame_on(&agreed, guest) else {
+        let Some((Frame::Hello(hello), ends)) = frame_on(&agreed, guest) else {
             return;
         };
         if let Some(said) = &self.turned_away {
             return say(&agreed, said, &[]);
         }
-        let Some(line) = line.pop() else {
+        // A child passes its own end too, whose options its parent sets.
+        for end in &ends {
+            settle_new_line(end).expect("SO_PASSCRED");
+        }
+        let Some(line) = ends.into_iter().next() else {
             return;
         };
-        settle_new_line(&line).expect("SO_PASSCRED");
         drop(agreed);
         let objects: Vec<_> = self.objects.iter().map(|drawn| drawn.object.as_fd()).collect();
         let shares: Vec<_> = self.shares.iter().map(AsFd::as_fd).collect();

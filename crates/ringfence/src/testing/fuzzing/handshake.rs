@@ -22,7 +22,7 @@ use super::{
 use crate::{
     evidence::EvidenceLog,
     handshake::broadcast::PublishedRing,
-    handshake::frame::{Code, Frame, Hello, Meeting, Nonce, Offer, Refuse, Start},
+    handshake::frame::{Code, Frame, Hello, LACKS_MEMORY, Meeting, Nonce, Offer, Refuse, Start},
     handshake::line::{self, FrameLine, settle_new_line},
     handshake::parts::{Answerer, Side},
     identity::Credentials,
@@ -103,7 +103,9 @@ pub(super) struct Guest {
     ready: Said,
     /// Whether OFFER and READY echo the host's nonce.
     answers: [bool; 2],
-    /// The descriptors sent with HELLO. `None`: one end of the line.
+    /// A child passes both ends of the line with HELLO, another guest one.
+    is_child: bool,
+    /// The descriptors sent with HELLO in place of those.
     instead: Option<Vec<OwnedFd>>,
     /// Both ends of the line, if the other side makes it.
     line: Option<[OwnedFd; 2]>,
@@ -149,6 +151,11 @@ impl Guest {
         );
         judge(hello.backing == backing.number(), "its backing");
         judge(hello.meeting == meeting.number(), "its meeting");
+        let asks_for_memory = meeting == Meeting::Family && hello.features & LACKS_MEMORY != 0;
+        judge(
+            !asks_for_memory || backing == Backing::Memfd,
+            "the memory that it asks for",
+        );
         let asks =
             Delivery::from_number(hello.delivery).is_some() && StartFrom::from_number(hello.from).is_some();
         judge(!publishes || asks, "what it asks for");
@@ -204,6 +211,7 @@ impl Guest {
             objects,
             leaves,
             wrong,
+            is_child: meeting == Meeting::Family,
         }))
     }
 
@@ -224,7 +232,11 @@ impl Guest {
         if self.leaves == 0 {
             return;
         }
-        let passed = self.instead.take().unwrap_or_else(|| vec![theirs]);
+        let is_child = self.is_child;
+        let passed = self.instead.take().unwrap_or_else(|| {
+            let own = is_child.then(|| line.try_clone().expect("a descriptor"));
+            [theirs].into_iter().chain(own).collect()
+        });
         say(
             agreed,
             &self.hello,
@@ -347,7 +359,8 @@ pub(super) fn frame_on(line: &OwnedFd, pid: i32) -> Option<(Frame, Vec<OwnedFd>)
         deadline: &deadline,
         address: "@address",
     };
-    line.receive("what the other side says", 2).ok()
+    // With an OFFER, a child may get three descriptors.
+    line.receive("what the other side says", 3).ok()
 }
 
 pub(super) fn say(socket: &OwnedFd, said: &Said, descriptors: &[BorrowedFd<'_>]) {
