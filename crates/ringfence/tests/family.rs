@@ -9,6 +9,7 @@ use std::{
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::net::{UnixListener, UnixStream},
+        unix::process::ExitStatusExt,
     },
     process::{Command, Stdio},
     thread,
@@ -578,6 +579,28 @@ fn the_processes_of_a_child_are_killed_and_no_others() {
     launcher.kill();
     assert!(is_running(other.pid()));
     assert!(processes.kill().unwrap(), "there is nothing left to kill");
+}
+
+/// The child may have passed its line to a process that it did not start.
+#[test]
+fn a_sibling_that_has_the_line_is_not_killed() {
+    if support::role().is_some() {
+        return;
+    }
+    let (line, childs) = private_line().unwrap();
+    let sleep = || {
+        let mut command = Command::new("sleep");
+        let end = childs.as_fd().try_clone_to_owned().unwrap();
+        command.arg("1000").stdin(end).spawn().unwrap()
+    };
+    let mut child = sleep();
+    line.started(child.id()).unwrap();
+    let mut sibling = sleep();
+    drop(childs);
+    assert!(line.processes().kill().unwrap());
+    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    kill(Pid::from_raw(sibling.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert_eq!(sibling.wait().unwrap().signal(), Some(libc::SIGTERM));
 }
 
 /// A cgroup (version 2) in which processes can be killed together. Removed on drop.
