@@ -1,9 +1,11 @@
 import { Duplex } from 'node:stream'
 
+import { closeAttachments } from '../channel/attachments.js'
 import { within } from '../runtime/deferred.js'
 import { throwLater } from '../runtime/emit.js'
 import { fairness } from '../runtime/fairness.js'
 import { LONGEST_TIMER, timers } from '../runtime/timers.js'
+import type { Message } from '../types.js'
 
 /** Milliseconds that a destroyed stream or closed port may take to send earlier writes to a peer that does not read. */
 export const LINGER = 5000
@@ -217,6 +219,8 @@ class ChannelStream extends Duplex {
           continue
         }
         const message = this.#channel.tryReceive()
+        // A stream of bytes has no place for them.
+        if (message !== null) closeAttachments(message as Message)
         // An empty chunk would mean that no data is available.
         if (message !== null && message.length > 0) {
           const wantsMore = this.#pushed(message)

@@ -63,7 +63,7 @@ export class ChannelCore implements SourceCore {
 
   /** @param onEnd - Called once, when the channel has ended. */
   constructor(native: NativeChannel, settings: ChannelSettings, onEnd: (closed: Closed) => void) {
-    const { busyPollMicros, allowHalfOpen } = settings
+    const { busyPollMicros, allowHalfOpen, attachments } = settings
     this.native = native
     this.allowHalfOpen = allowHalfOpen
     this.view = new PeerView(native)
@@ -77,6 +77,7 @@ export class ChannelCore implements SourceCore {
       () => this.#foundEnd(),
       () => this.endWithPeer(),
       () => this.calls,
+      attachments,
     )
     this.tokens = new Tokens(native)
     if (native.watch(() => this.hear()) === FAILED) throw fromFailure(native.failure())

@@ -22,9 +22,9 @@ import {
 } from '../native.js'
 import { fairness } from '../runtime/fairness.js'
 import { Block, OWN } from './block.js'
-import { closeAttachments, toAttachments, type Attachment } from './attachments.js'
+import { closeAttachments, SealedBuffer, toAttachments, type Attachment } from './attachments.js'
 import { allocate, allocateShared, BufferView } from './memory.js'
-import type { Message } from '../types.js'
+import type { AttachmentOptions, Message } from '../types.js'
 
 /** Bytes of the chunk: the most that one call carries. */
 const CHUNK = 128 * 1024
@@ -42,7 +42,7 @@ const SCRATCH_KEPT = 16 * 1024 * 1024
 const MUCH = 4 * 1024
 /** Turns that pass without a message before the peer is asked. */
 const TURNS = 8
-/** Messages that a reader of call frames keeps for the program, and their bytes. Beyond either, it stops reading. */
+/** Messages that a reader of call frames keeps for the program, and their bytes. At either limit, it stops reading. */
 const KEPT = 4096
 const KEPT_BYTES = 1024 * 1024
 /** Bytes of the call frames that one call into the binding copies. */
@@ -61,31 +61,54 @@ const frames: { bytes: Buffer; words: Uint32Array } = {
 
 /** Messages that a reader of call frames has met, in order. The program takes them before it reads the ring. */
 export class Kept {
-  readonly #messages: Buffer[] = []
+  readonly #messages: Message[] = []
   #bytes = 0
+  #attachments = 0
+  #sealedBytes = 0
+  readonly #maxCount: number
+  readonly #maxBytes: number
+
+  /** @param accepts - The attachments that this side accepts: it keeps no more than these before it stops reading. */
+  constructor({ maxCount = 64, maxBytes = 2 ** 30 }: AttachmentOptions = {}) {
+    this.#maxCount = maxCount
+    this.#maxBytes = Math.max(maxBytes, 1)
+  }
 
   get count(): number {
     return this.#messages.length
   }
 
   get isFull(): boolean {
-    return this.#messages.length >= KEPT || this.#bytes >= KEPT_BYTES
+    return (
+      this.#messages.length >= KEPT ||
+      this.#bytes >= KEPT_BYTES ||
+      this.#attachments >= this.#maxCount ||
+      this.#sealedBytes >= this.#maxBytes
+    )
   }
 
-  push(message: Buffer): void {
+  push(message: Message): void {
     this.#messages.push(message)
-    this.#bytes += message.length
+    this.#add(message, 1)
   }
 
-  shift(): Buffer {
+  shift(): Message {
     const message = this.#messages.shift()!
-    this.#bytes -= message.length
+    this.#add(message, -1)
     return message
   }
 
+  #add({ length, attachments = [] }: Message, sign: 1 | -1): void {
+    this.#bytes += sign * length
+    this.#attachments += sign * attachments.length
+    for (const each of attachments) if (each instanceof SealedBuffer) this.#sealedBytes += sign * each.byteLength
+  }
+
   clear(): void {
-    for (const message of this.#messages) closeAttachments(message as Message)
-    this.#messages.length = this.#bytes = 0
+    for (const message of this.#messages.splice(0)) {
+      this.#add(message, -1)
+      closeAttachments(message)
+    }
   }
 }
 
@@ -257,7 +280,7 @@ export class Fetched {
   readonly pace = new Pace()
   readonly large = new LargeMessage()
   /** While there are some, no other messages are in memory. */
-  readonly kept = new Kept()
+  readonly kept: Kept
   /** The memory of the unread records: the chunk, or a block. */
   memory: Buffer = EMPTY
   words: Uint32Array = new Uint32Array(0)
@@ -288,7 +311,8 @@ export class Fetched {
   /** Releases the ring once nothing is unread. Set after the peer is gone and its messages are still in the ring. */
   release: (() => void) | null = null
 
-  constructor(native: NativeReader, busy: boolean, events: FetchEvents) {
+  constructor(native: NativeReader, busy: boolean, events: FetchEvents, accepts?: AttachmentOptions) {
+    this.kept = new Kept(accepts)
     this.#native = native
     this.#busy = busy
     this.#events = events
@@ -428,7 +452,7 @@ export class Fetched {
   #fetchKept(): boolean {
     const { kept, large } = this
     const wasFull = kept.isFull
-    large.message = kept.shift() as Message
+    large.message = kept.shift()
     large.own = true
     if (wasFull && !kept.isFull) this.#events.hasRoom()
     return true
@@ -451,7 +475,7 @@ export class Fetched {
     while (this.at < this.end || this.large.message !== null) {
       const message = this.take(false)
       if (message === null) return
-      this.kept.push(message)
+      this.kept.push(message as Message)
     }
   }
 

@@ -6,7 +6,7 @@ import { fairness } from '../runtime/fairness.js'
 import { Fetched } from './fetch.js'
 import { FAILED, FIRST, HEADER, MORE, type NativeReader } from '../native.js'
 import type { Received } from './stats.js'
-import type { Visit } from '../types.js'
+import type { AttachmentOptions, Visit } from '../types.js'
 import { Waiters, type Wait } from './waiters.js'
 import { afterWeakTurn } from '../runtime/weak-turn.js'
 import { timers } from '../runtime/timers.js'
@@ -56,6 +56,7 @@ export class ReceiveBuffer {
    * @param ended - Called once no more will arrive and everything was fetched. Returns the error of later reads; null after a clean end.
    * @param told - Called each time that a caller wanted a message and found a clean end.
    * @param callsOf - Makes the calls of a channel; null if there are none.
+   * @param accepts - The attachments that this side accepts.
    */
   constructor(
     native: NativeReader,
@@ -64,18 +65,20 @@ export class ReceiveBuffer {
     ended: () => (() => RingfenceError) | null,
     told: () => void,
     callsOf: (() => Calls) | null = null,
+    accepts?: AttachmentOptions,
   ) {
     this.#native = native
     this.#callsOf = callsOf
-    this.#fetched = new Fetched(native, busy, {
+    const events = {
       failed,
       ended,
-      called: (frame, isOwn) => {
+      called: (frame: Buffer, isOwn: boolean) => {
         this.#count(1, frame.length)
         ;(this.calls ?? this.#callsOf!()).take(frame, isOwn)
       },
       hasRoom: () => timers.queueMicrotask(() => this.serve()),
-    })
+    }
+    this.#fetched = new Fetched(native, busy, events, accepts)
     this.#told = told
   }
 

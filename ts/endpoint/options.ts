@@ -159,11 +159,14 @@ export interface ChannelSettings {
   readonly allowHalfOpen: boolean
   /** Converts between messages and values; without one, messages are bytes. */
   readonly codec?: Codec<unknown> | undefined
+  /** The attachments that this side accepts. */
+  readonly attachments?: AttachmentOptions | undefined
 }
 
 /** The settings in options that were already checked. */
-export function channelSettings({ busyPollMicros = 0, allowHalfOpen = false, codec }: Coded<Options>): ChannelSettings {
-  return { busyPollMicros, allowHalfOpen, codec }
+export function channelSettings(options: Coded<Options>): ChannelSettings {
+  const { busyPollMicros = 0, allowHalfOpen = false, codec, attachments } = options
+  return { busyPollMicros, allowHalfOpen, codec, attachments }
 }
 
 /** Throws INVALID_ARGUMENT for an option that the call does not take, and for a value that the option cannot have. */
