@@ -301,7 +301,7 @@ interface Binding {
   bundle(attachments: (NativeSealed | number)[]): NativeBundle | Failure
   sealedCopy(bytes: Uint8Array): NativeSealed | Failure
   /** Makes memory on a thread. */
-  sealedDraft(size: number, done: (failure: Failure | null, draft: NativeDraft | null) => void): void
+  sealedDraft(size: number, done: (failure: Failure | null, draft: NativeDraft | null) => void): Failure | null
   operations(): string[]
   answers(): Answers
   harden(): Failure | null

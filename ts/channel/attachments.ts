@@ -2,7 +2,7 @@
 
 import { constants } from 'node:buffer'
 import type { Socket as DatagramSocket } from 'node:dgram'
-import { fstatSync, type Stats } from 'node:fs'
+import { constants as modes } from 'node:fs'
 import type { Server, Socket } from 'node:net'
 
 import { RingfenceError, fromFailure, invalid, show } from '../errors.js'
@@ -66,8 +66,9 @@ export class SealedBuffer implements Disposable {
   /**
    * Makes a buffer of `size` bytes, which are 0 until `write` sets them.
    *
-   * @param write - Gets the memory once, and may be async. Its array is detached afterwards. Nothing may still write to it then, such as a
-   * file operation that was not awaited. If it throws or rejects, `create` rejects with the error and frees the memory.
+   * @param write - Gets the memory once, and may be async. Its array is detached once it has succeeded. Nothing may still write to it
+   * then, such as a file operation that was not awaited. If it throws or rejects, `create` rejects with the error, and the memory is freed
+   * with its array.
    * @returns Rejects with NO_SPACE if there are not enough memory or descriptors; INVALID_ARGUMENT for a wrong argument, for a size above
    * `buffer.constants.MAX_LENGTH`, and if something that `write` has started still uses the memory.
    */
@@ -78,18 +79,14 @@ export class SealedBuffer implements Disposable {
     const draft = await newDraft(size)
     const memory = draft.bytes(NO_EXTERNAL)
     let bytes: Uint8Array
+    let buffer: ArrayBuffer
     try {
       bytes = memory === null ? (allocateEmpty(size, 'a sealed buffer') as Uint8Array) : new Uint8Array(memory)
-    } catch (error) {
-      draft.abandon(memory ?? EMPTY.buffer)
-      throw error
-    }
-    const buffer = bytes.buffer as ArrayBuffer
-    try {
+      buffer = bytes.buffer as ArrayBuffer
       await write(bytes)
       if (bytes.length !== size) throw invalid('the memory that was to be filled was transferred elsewhere')
     } catch (error) {
-      draft.abandon(buffer)
+      draft.abandon()
       throw error
     }
     return sealedOver(made(draft.seal(buffer, memory === null ? bytes : EMPTY)))
@@ -214,7 +211,11 @@ export function restoreSealed(value: unknown, attachments: readonly Attachment[]
 
 function newDraft(size: number): Promise<NativeDraft> {
   return new Promise((resolve, reject) => {
-    native.sealedDraft(size, (failure, draft) => (draft === null ? reject(fromFailure(failure)) : resolve(draft)))
+    const failure = native.sealedDraft(size, (failed, draft) => {
+      if (draft === null) reject(fromFailure(failed))
+      else resolve(draft)
+    })
+    if (failure !== null) reject(fromFailure(failure))
   })
 }
 
@@ -222,6 +223,15 @@ function made(sealed: NativeSealed | Failure): NativeSealed {
   if ('code' in sealed) throw fromFailure(sealed)
   return sealed
 }
+
+const KINDS = new Map<number, ReceivedDescriptor['kind']>([
+  [modes.S_IFREG, 'file'],
+  [modes.S_IFDIR, 'directory'],
+  [modes.S_IFIFO, 'pipe'],
+  [modes.S_IFSOCK, 'socket'],
+  [modes.S_IFCHR, 'device'],
+  [modes.S_IFBLK, 'device'],
+])
 
 /**
  * An open descriptor that the peer has passed. Check its `kind`, and trust its content no more than the peer.
@@ -241,7 +251,7 @@ export class ReceivedDescriptor implements Disposable {
   private constructor(key: symbol, descriptor: NativeDescriptor) {
     if (key !== KEY) throw invalid('descriptors are received as attachments of messages')
     this.#descriptor = descriptor
-    this.kind = kindOf(descriptor.number)
+    this.kind = KINDS.get(descriptor.fileType) ?? 'other'
   }
 
   /** Its number, for as long as it is open here; -1 after `close` and `take`. */
@@ -260,7 +270,7 @@ export class ReceivedDescriptor implements Disposable {
     return number
   }
 
-  /** Closes the descriptor, unless it was taken. */
+  /** Closes the descriptor, unless it was taken. A thread does that, since the filesystem of a file may not answer. */
   close(): void {
     this.#descriptor.close()
   }
@@ -268,21 +278,6 @@ export class ReceivedDescriptor implements Disposable {
   [Symbol.dispose](): void {
     this.close()
   }
-}
-
-function kindOf(fd: number): ReceivedDescriptor['kind'] {
-  let stats: Stats
-  try {
-    stats = fstatSync(fd)
-  } catch {
-    // The filesystem behind the descriptor does not answer.
-    return 'other'
-  }
-  if (stats.isFile()) return 'file'
-  if (stats.isDirectory()) return 'directory'
-  if (stats.isFIFO()) return 'pipe'
-  if (stats.isSocket()) return 'socket'
-  return stats.isCharacterDevice() || stats.isBlockDevice() ? 'device' : 'other'
 }
 
 /** An attachment of a received message. */

@@ -131,18 +131,16 @@ pub struct SealedDraft {
     draft: Option<binding::Draft>,
 }
 
-/// Makes memory of `size` bytes on a thread, since the kernel has to clear it, and calls the callback with it.
-///
-/// # Errors
-/// Throws a plain `Error` if there is no thread.
+/// Makes memory of `size` bytes on a thread, since the kernel has to clear it, and calls the callback with it. Returns why
+/// there is no thread; the callback is not called then.
 #[napi(
     catch_unwind,
     ts_args_type = "size: number, done: (failure: Failure | null, draft: SealedDraft | null) => void"
 )]
-pub fn sealed_draft(env: Env, size: f64, done: Unknown<'_>) -> Result<()> {
+pub fn sealed_draft(env: Env, size: f64, done: Unknown<'_>) -> Option<Failure> {
     let size = usize::try_from(whole(size)).unwrap_or(usize::MAX);
     // SAFETY: env runs this function, and the callback is its argument.
-    unsafe {
+    let started = unsafe {
         task::run(
             env.raw(),
             done.raw(),
@@ -157,7 +155,12 @@ pub fn sealed_draft(env: Env, size: f64, done: Unknown<'_>) -> Result<()> {
             },
             || {},
         )
-    }
+    };
+    let error = started.err()?;
+    Some(Failure::from(&ringfence::Error::NoSpace {
+        what: "making a sealed buffer".into(),
+        reason: error.reason.clone(),
+    }))
 }
 
 #[napi]
@@ -189,21 +192,16 @@ impl SealedDraft {
         let into = draft.bytes();
         let length = bytes.len().min(into.len());
         into[..length].copy_from_slice(&bytes[..length]);
-        hide(env, &filled);
+        // SAFETY: env runs this function, and the value is its argument.
+        unsafe { detach(env.raw(), filled.raw()) };
         sealed(draft.seal())
     }
 
-    /// Detaches the memory, and frees it.
-    #[napi(catch_unwind, ts_args_type = "filled: ArrayBuffer")]
-    pub fn abandon(&mut self, env: Env, filled: Unknown<'_>) {
+    /// Frees the buffer. Memory that JavaScript got stays mapped: an operation of the program may still write to it.
+    #[napi]
+    pub fn abandon(&mut self) {
         self.draft = None;
-        hide(env, &filled);
     }
-}
-
-fn hide(env: Env, filled: &Unknown<'_>) {
-    // SAFETY: env runs the calling function, and the value is its argument.
-    unsafe { detach(env.raw(), filled.raw()) };
 }
 
 /// A received descriptor. Closed by `close` or by the garbage collector.
@@ -220,16 +218,31 @@ impl OwnDescriptor {
         self.descriptor.as_ref().map_or(-1, AsRawFd::as_raw_fd)
     }
 
+    /// Returns the bits of the mode that tell the kind of object (`S_IFMT`), without a question to the server of its
+    /// filesystem; 0 if they are not known.
+    #[napi(getter)]
+    pub fn file_type(&self) -> u32 {
+        self.descriptor.as_ref().map_or(0, |descriptor| {
+            binding::file_type(descriptor).map_or(0, |kind| kind.bits())
+        })
+    }
+
     /// Returns the number, which the caller then owns; -1 if it is closed or taken.
     #[napi]
     pub fn take(&mut self) -> i32 {
         self.descriptor.take().map_or(-1, IntoRawFd::into_raw_fd)
     }
 
-    /// Closes the descriptor.
+    /// Closes the descriptor, on a thread: the server of its filesystem may be the peer, and never answer.
     #[napi]
     pub fn close(&mut self) {
-        self.descriptor = None;
+        binding::discard(self.descriptor.take());
+    }
+}
+
+impl Drop for OwnDescriptor {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -256,10 +269,19 @@ impl Bundle {
 
 #[napi]
 impl Bundle {
-    /// Closes the descriptors.
+    /// Closes the descriptors, on a thread: one that a peer has passed may belong to a filesystem that the peer serves.
     #[napi]
     pub fn close(&mut self) {
-        self.items.clear();
+        binding::discard(self.items.drain(..).filter_map(|item| match item {
+            Item::Sealed(_) => None,
+            Item::Descriptor(descriptor) => Some(descriptor),
+        }));
+    }
+}
+
+impl Drop for Bundle {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

@@ -73,6 +73,8 @@ pub mod binding {
     pub use crate::harden::ignore_sigusr1;
     pub use crate::region::sealed::{Draft, DraftMemory, copy_on_write};
     pub use crate::ring::record::{HEADER, Tag, WHOLE};
+    pub use crate::sys::file::file_type;
+    pub use crate::wake::attachments::discard;
 }
 mod address;
 mod api;

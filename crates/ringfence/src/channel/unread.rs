@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::{
     error::{Error, Result},
-    wake::attachments::{Attachment, AttachmentRef, Attachments, MOST},
+    wake::attachments::{Attachment, AttachmentRef, Attachments, MOST, discard},
 };
 
 /// The most messages with attachments that the peer has not read. The line's buffer has room for about 220 of their parcels (212,992
@@ -129,8 +129,25 @@ impl Incoming {
             Vec::new()
         };
         if self.end.is_some_and(|end| end < position) {
-            self.attachments.clear();
+            self.discard();
         }
         found
+    }
+
+    fn discard(&mut self) {
+        discard(
+            self.attachments
+                .drain(..)
+                .filter_map(|attachment| match attachment {
+                    Attachment::Sealed(_) => None,
+                    Attachment::Descriptor(descriptor) => Some(descriptor),
+                }),
+        );
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.discard();
     }
 }

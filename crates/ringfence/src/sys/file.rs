@@ -4,9 +4,9 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nix::{
     errno::Errno,
-    fcntl::{AT_FDCWD, OFlag, openat},
+    fcntl::{AT_FDCWD, AtFlags, OFlag, openat},
     libc::{self, c_int},
-    sys::stat::Mode,
+    sys::stat::{Mode, SFlag, fstatat},
     unistd::read,
 };
 
@@ -68,6 +68,13 @@ pub(crate) fn unlock_file(file: impl AsFd) {
 /// (`AT_STATX_DONT_SYNC`, which fstatat passes on as statx(2) does, Linux 4.11). Device and inode never
 /// change, so cached values are correct. The number is the same on every architecture.
 pub(crate) const WITHOUT_SERVER: c_int = 0x4000;
+
+/// Returns the kind of an open file. Never waits for a server.
+pub fn file_type(file: impl AsFd) -> Result<SFlag, Errno> {
+    let flags = AtFlags::AT_EMPTY_PATH | AtFlags::from_bits_retain(WITHOUT_SERVER);
+    let stat = uninterrupted(|| fstatat(&file, "", flags))?;
+    Ok(SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()))
+}
 
 /// `F_SETSIG` of fcntl(2), which libc does not define everywhere.
 const F_SETSIG: c_int = 10;

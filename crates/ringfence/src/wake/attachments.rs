@@ -396,7 +396,7 @@ static UNCLOSED: PerProcess<Mutex<Vec<OwnedFd>>> = PerProcess::new();
 
 /// Closes descriptors of the peer on a thread of their own, because closing a file of a filesystem that the peer serves may never
 /// return. If no thread can be started, the next call closes them. Never blocks.
-pub(super) fn discard(descriptors: impl IntoIterator<Item = OwnedFd>) {
+pub fn discard(descriptors: impl IntoIterator<Item = OwnedFd>) {
     let mut descriptors = descriptors.into_iter().peekable();
     if descriptors.peek().is_none() {
         return;
