@@ -194,11 +194,14 @@ def begin_as_guest(agreed, hello, tongue, deadline, speaker=None):
     try:
         with passed:
             tongue.before("hello", line)
-            outer.say(wire.HELLO, hello.pack(), [passed])
+            # The parent of a child sets the options of both ends.
+            outer.say(wire.HELLO, hello.pack(), [passed, ours] if hello.meeting == wire.CHILD else [passed])
         try:
             body, _ = line.hear(wire.HELLO)
         except Lost:
-            # A REFUSE may wait on the agreed socket.
+            # A REFUSE may wait on the agreed socket, behind the mark of a child's line.
+            if hello.meeting == wire.CHILD:
+                outer.hear(wire.READY)
             outer.hear(wire.HELLO)
             raise
         theirs = Hello.unpack(body)
@@ -216,8 +219,11 @@ def begin_as_host(agreed, hello, tongue, deadline, speaker=None):
     tongue = tongue or Honest()
     speaker = speaker or wire.peer_credentials(agreed)
     check_speaker(speaker)
-    body, (fd,) = Line(agreed, speaker, deadline, tongue).hear(wire.HELLO, 1)
-    line = Line(socket.socket(fileno=fd), speaker, deadline, tongue)
+    is_parent = hello.meeting == wire.CHILD
+    body, fds = Line(agreed, speaker, deadline, tongue).hear(wire.HELLO, 2 if is_parent else 1)
+    line, *others = [Line(socket.socket(fileno=fd), speaker, deadline, tongue) for fd in fds]
+    for other in others:
+        other.close()
     try:
         sock = line.sock
         if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM) or wire.peer_credentials(sock) != speaker:
@@ -348,6 +354,8 @@ def from_parent(hello=None, tongue=None, limit=30):
     hello = hello or Hello()
     hello.meeting = wire.CHILD
     with socket.socket(fileno=number) as agreed:
+        if agreed.recv(48, socket.MSG_PEEK | socket.MSG_DONTWAIT) != wire.pack_frame(wire.READY, bytes(32)):
+            raise Violation("that is not the line")
         return guest_on(agreed, hello, tongue, time.monotonic() + limit)
 
 
@@ -360,6 +368,8 @@ def bequeath(start):
     with theirs:
         for sock in (ours, theirs):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        # The mark, by which the child recognizes its line.
+        Line(ours, None, time.monotonic() + 30, Honest()).say(wire.READY, bytes(32))
         pid = start(theirs.fileno(), str(theirs.fileno()))
     return ours, pid
 
