@@ -83,10 +83,14 @@ export async function spawn(
   }
   // The handshake may fail before the exit is awaited.
   const exited = new Promise<void>((resolve) => child.once('exit', () => resolve()))
+  // What is kept of them until garbage is collected has no descriptors.
+  const release = () => line.release()
+  void exited.then(release)
   const output = drain(child)
   try {
     onSpawn?.(child)
     const channel = await adopt(line, child.pid, options)
+    void channel.closed.then(release)
     const dispose = async () => {
       await channel.close()
       await killAll(line, child)

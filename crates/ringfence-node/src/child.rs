@@ -74,6 +74,12 @@ impl PrivateLine {
         }
     }
 
+    /// Closes the descriptors of the processes that have exited.
+    #[napi]
+    pub fn release(&self) {
+        self.processes.release();
+    }
+
     /// Closes the ends that are still here.
     #[napi]
     pub fn close(&mut self) {

@@ -291,13 +291,13 @@ impl ParentLine {
             "no address: a line that the child inherits",
             "made by this process",
         );
-        self.wait(&deadline(options))?;
+        let child = self.processes.started();
+        let pidfd = child.map(Started::pidfd).transpose()?.flatten();
+        self.wait(pidfd.as_deref(), &deadline(options))?;
         let deadline = deadline(options);
-        let expected = match (self.admit, self.processes.started()) {
+        let expected = match (self.admit, child) {
             (Admit::Descendant, _) => Answerer::Descendant,
-            (Admit::Child, Some(child)) => {
-                Answerer::Process(child.pid, child.pidfd.as_ref().map(AsFd::as_fd))
-            }
+            (Admit::Child, Some(child)) => Answerer::Process(child.pid, pidfd.as_deref().map(AsFd::as_fd)),
             (Admit::Child, None) => Answerer::Unknown,
         };
         let side = Side::new(&"the child's line", options, &deadline, Meeting::Family);
@@ -320,9 +320,8 @@ impl ParentLine {
     }
 
     /// Waits for the first byte, or for the end of every process that could send it.
-    fn wait(&self, deadline: &Deadline) -> Result<()> {
+    fn wait(&self, pidfd: Option<&OwnedFd>, deadline: &Deadline) -> Result<()> {
         let child = self.processes.started();
-        let pidfd = child.and_then(|child| child.pidfd.as_ref());
         let mut awaited = vec![(self.line.as_fd(), PollFlags::POLLIN)];
         // A launcher may exit and leave the line to a descendant.
         let exit = pidfd.map(|pidfd| (pidfd.as_fd(), PollFlags::POLLIN));

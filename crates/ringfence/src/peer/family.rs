@@ -40,7 +40,7 @@ struct Family {
     line: u64,
     started: OnceLock<Started>,
     /// The process that answered, once the handshake has succeeded.
-    peer: OnceLock<(i32, Arc<OwnedFd>)>,
+    peer: OnceLock<(i32, Pidfd)>,
     /// The cgroup that the policy names.
     cgroup: OnceLock<String>,
     /// A forked child of this process has a copy, and must kill nothing.
@@ -57,9 +57,44 @@ pub(crate) struct Started {
     pub(crate) pid: i32,
     /// `None` before Linux 5.3, and under a filter that denies pidfd_open. Then the child's end shows as the end of the line, unless
     /// another process has it as well.
-    pub(crate) pidfd: Option<OwnedFd>,
+    pidfd: Option<Pidfd>,
     /// `None` if /proc does not show the process under this number.
     born: Option<u64>,
+}
+
+/// The pidfd of a process, until it is released.
+#[derive(Debug)]
+struct Pidfd(Mutex<Option<Arc<OwnedFd>>>);
+
+impl Pidfd {
+    fn new(pidfd: Arc<OwnedFd>) -> Self {
+        Self(Mutex::new(Some(pidfd)))
+    }
+
+    /// `None`: it was released, since the process has exited.
+    fn get(&self) -> Option<Arc<OwnedFd>> {
+        self.0.lock().clone()
+    }
+
+    fn is_alive(&self) -> bool {
+        self.get().is_some_and(|pidfd| is_alive(&pidfd))
+    }
+
+    /// Closes it if the process has exited.
+    fn release(&self) {
+        if !self.is_alive() {
+            *self.0.lock() = None;
+        }
+    }
+
+    fn kill(&self) -> bool {
+        self.get().is_none_or(|pidfd| {
+            matches!(
+                sys::process::signal(&*pidfd, Signal::SIGKILL),
+                Ok(()) | Err(Errno::ESRCH)
+            )
+        })
+    }
 }
 
 /// How often /proc is searched for processes that were forked since the last search. Those that were found are stopped, so only
@@ -96,7 +131,17 @@ impl ChildProcesses {
     }
 
     pub(crate) fn answered(&self, pid: i32, pidfd: Arc<OwnedFd>) {
-        let _ = self.0.peer.set((pid, pidfd));
+        let _ = self.0.peer.set((pid, Pidfd::new(pidfd)));
+    }
+
+    /// Closes the descriptors of the processes that have exited: the program may keep this for long.
+    #[doc(hidden)]
+    pub fn release(&self) {
+        let started = self.0.started.get().and_then(|started| started.pidfd.as_ref());
+        let peer = self.0.peer.get().map(|(_, pidfd)| pidfd);
+        for pidfd in started.into_iter().chain(peer) {
+            pidfd.release();
+        }
     }
 
     pub(crate) fn in_cgroup(&self, name: &str) -> Result<()> {
@@ -156,21 +201,18 @@ impl ChildProcesses {
                 Process::read(*pid).is_none_or(|peer| peer.born >= born)
             })
         {
-            let _ = sys::process::signal(pidfd, Signal::SIGKILL);
+            pidfd.kill();
         }
-        let killed = |pidfd| sys::process::signal(pidfd, Signal::SIGKILL);
-        Ok(matches!(
-            started.pidfd.as_ref().map(killed),
-            Some(Ok(()) | Err(Errno::ESRCH))
-        ))
+        Ok(started.pidfd.as_ref().is_some_and(Pidfd::kill))
     }
 }
 
 impl Family {
     /// Whether the child or the process that answered is alive.
     fn is_alive(&self) -> bool {
-        self.started.get().is_some_and(|started| !started.has_exited())
-            || self.peer.get().is_some_and(|(_, pidfd)| is_alive(pidfd))
+        let started = self.started.get().is_some_and(|started| !started.has_exited());
+        let peer = self.peer.get().is_some_and(|(_, pidfd)| pidfd.is_alive());
+        started || peer
     }
 
     /// Returns the living processes that belong to the child, except those that are known.
@@ -194,13 +236,13 @@ impl Family {
         let mut members = BTreeSet::new();
         let mut next: Vec<i32> = known.iter().copied().collect();
         // Both were alive while /proc was read, so the numbers there were theirs.
-        if started.pidfd.as_ref().is_some_and(is_alive) {
+        if started.pidfd.as_ref().is_some_and(Pidfd::is_alive) {
             next.push(started.pid);
         }
         next.extend(
             self.peer
                 .get()
-                .filter(|(pid, pidfd)| *pid > 0 && is_alive(pidfd))
+                .filter(|(pid, pidfd)| *pid > 0 && pidfd.is_alive())
                 .map(|peer| peer.0),
         );
         // A process that the child has passed the line to may be innocent. It can join no session of another process's, and
@@ -294,13 +336,22 @@ impl Started {
         let born = Process::read(pid)
             .filter(|_| is_shown)
             .map(|process| process.born);
+        let pidfd = pidfd.map(|pidfd| Pidfd::new(Arc::new(pidfd)));
         Ok(Self { pid, pidfd, born })
+    }
+
+    /// The pidfd of the child, if this system has any. Fails if the child has exited and was released.
+    pub(crate) fn pidfd(&self) -> Result<Option<Arc<OwnedFd>>> {
+        match &self.pidfd {
+            None => Ok(None),
+            Some(pidfd) => pidfd.get().map(Some).ok_or(Error::ChildExited(self.pid)),
+        }
     }
 
     /// Whether the child has exited. It may not have been waited for yet.
     pub(crate) fn has_exited(&self) -> bool {
         if let Some(pidfd) = &self.pidfd {
-            return !is_alive(pidfd);
+            return !pidfd.is_alive();
         }
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         match uninterrupted(|| waitid(Id::Pid(Pid::from_raw(self.pid)), flags)) {
