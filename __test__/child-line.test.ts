@@ -48,6 +48,7 @@ test.serial('the line is the first descriptor behind the standard ones, however 
       descriptor: 'ignore',
       started: (pid: number) => (asked.push(pid), null),
       kill: (done: (nothing: null, killed: boolean) => void) => (asked.push('kill'), done(null, false)),
+      release: () => {},
       close: () => void asked.push('close'),
     }))
     let child!: ChildProcess

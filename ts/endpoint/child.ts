@@ -83,14 +83,12 @@ export async function spawn(
   }
   // The handshake may fail before the exit is awaited.
   const exited = new Promise<void>((resolve) => child.once('exit', () => resolve()))
-  // What is kept of them until garbage is collected has no descriptors.
-  const release = () => line.release()
-  void exited.then(release)
   const output = drain(child)
   try {
     onSpawn?.(child)
     const channel = await adopt(line, child.pid, options)
-    void channel.closed.then(release)
+    // What the program keeps of the child has no descriptors then.
+    void Promise.all([exited, channel.closed]).then(() => line.release())
     const dispose = async () => {
       await channel.close()
       await killAll(line, child)
@@ -100,6 +98,7 @@ export async function spawn(
     return { child, channel, [Symbol.asyncDispose]: () => (disposed ??= dispose()) }
   } catch (error) {
     await killAll(line, child)
+    void exited.then(() => line.release())
     if ((error as RingfenceError).code !== 'ERR_RINGFENCE_CHILD_EXITED') throw error
     await exited
     throw await childExited(child, output.tail, error)
