@@ -394,6 +394,36 @@ test.serial(
   },
 )
 
+test.serial('an attachment that the kernel does not pass fails its message alone', async (t) => {
+  const partner = await Partner.start(t, { through: ['env', 'UV_USE_IO_URING=1'] })
+  const { channel } = await pair(t, { options: both, partner })
+  const codes = await partner.run(async (kit) => {
+    const fs = kit.require('node:fs') as typeof import('node:fs')
+    await fs.promises.stat('/')
+    const ring = fs.readdirSync('/proc/self/fd').find((fd) => {
+      try {
+        return fs.readlinkSync(`/proc/self/fd/${fd}`).includes('[io_uring]')
+      } catch {
+        return false
+      }
+    })
+    // This Node or this kernel has no io_uring.
+    if (ring === undefined) return null
+    const { signal } = new AbortController()
+    const attachments = [{ fd: Number(ring) }]
+    const sent = [kit.channel.send('no', { attachments }), kit.channel.send('no', { attachments, signal })]
+    const settled = await Promise.allSettled(sent)
+    await kit.channel.send('yes')
+    return settled.map((each) => (each.status === 'rejected' ? (each.reason as { code: string }).code : 'sent'))
+  })
+  if (codes === null) {
+    t.pass('there is no io_uring')
+    return
+  }
+  t.deepEqual(codes, ['ERR_RINGFENCE_INVALID_ARGUMENT', 'ERR_RINGFENCE_INVALID_ARGUMENT'])
+  t.is(String(await channel.receive()), 'yes')
+})
+
 for (const limit of [{ maxCount: 4 }, { maxBytes: 20 }])
   test.serial(`a side that serves and receives nothing keeps no more than ${JSON.stringify(limit)}`, async (t) => {
     const { channel, partner } = await pair(t, { here: { attachments: { sealed: true, ...limit } } })

@@ -190,9 +190,12 @@ test.serial('a view that is kept keeps the mapping alone', async (t) => {
 test.serial('a worker thread has buffers, and leaves none behind when it is terminated', async (t) => {
   const worker = new Worker(
     `const { SealedBuffer } = require('ringfence')
-     const kept = [SealedBuffer.from(Buffer.alloc(5000, 1))]
-     kept[0].bytes()
-     void SealedBuffer.create(6000, () => new Promise(() => require('node:worker_threads').parentPort.postMessage('made')))`,
+     const { parentPort } = require('node:worker_threads')
+     globalThis.kept = SealedBuffer.from(Buffer.alloc(5000, 1))
+     kept.bytes()
+     // Keeps the thread alive.
+     parentPort.on('message', () => {})
+     void SealedBuffer.create(6000, () => (globalThis.never = new Promise(() => parentPort.postMessage('made'))))`,
     { eval: true },
   )
   t.teardown(() => worker.terminate())

@@ -221,6 +221,25 @@ fn at_a_limit(role: &str, address: &Address) {
             say("armed");
             receiver.receive_vec().unwrap();
         }
+        "loops later" => {
+            let (sender, mut first) = join(address, &both()).unwrap().split();
+            // Starts the thread that watches peers, which has descriptors of its own.
+            ringfence::binding::line(&mut first).unwrap();
+            say("joined");
+            wait_for_test();
+            drop((sender, first));
+            say("again");
+            let (_sender, mut receiver) = join(address, &both()).unwrap().split();
+            let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+            setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
+            let found = ringfence::binding::line(&mut receiver).unwrap_err();
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+            assert_eq!(found.code(), "NO_SPACE", "{found}");
+            ringfence::binding::line(&mut receiver).unwrap();
+            receiver.arm().unwrap();
+            say("armed");
+            receiver.receive_vec().unwrap();
+        }
         "fills" => {
             let options = small().attachments(Attachments::none().sealed(true).max_count(64));
             let (mut sender, receiver) = join(address, &options).unwrap().split();
@@ -635,6 +654,23 @@ fn attachments_for_a_killed_peer_end_the_channel() {
 #[test]
 fn an_event_loop_without_descriptors_of_its_own_gets_an_error() {
     let (scarce, channel) = meet("loops without descriptors", &both());
+    scarce.expect("armed");
+    drop(channel);
+    scarce.finish();
+}
+
+#[test]
+fn an_event_loop_starts_once_there_are_descriptors_for_it() {
+    let (address, _directory) = fresh_address(false);
+    let mut scarce = Actor::start("loops later", &[&address.to_string()]);
+    wait_for_host(&address);
+    let first = join(&address, &both()).unwrap();
+    scarce.expect("joined");
+    scarce.go_on();
+    scarce.expect("again");
+    drop(first);
+    wait_for_host(&address);
+    let channel = join(&address, &both()).unwrap();
     scarce.expect("armed");
     drop(channel);
     scarce.finish();

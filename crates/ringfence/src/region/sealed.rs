@@ -17,7 +17,7 @@ use nix::{
     sys::{
         mman::{MapFlags, ProtFlags, mmap},
         stat::{FileStat, SFlag, fstat},
-        statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs},
+        statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs},
     },
     unistd::ftruncate,
 };
@@ -182,13 +182,15 @@ impl fmt::Debug for SealedBuffer {
     }
 }
 
-/// A private copy-on-write mapping of a buffer: writes to it stay in this process. `None` for an empty buffer.
+/// A private copy-on-write mapping of a buffer: writes to it stay in this process. `None` for an empty buffer, and for huge
+/// pages: a write that finds no free one for its copy ends the process (SIGBUS).
 ///
 /// # Errors
 /// [`Error::NoSpace`] if there is no memory for the mapping.
 pub fn copy_on_write(buffer: &SealedBuffer) -> Result<Option<MmapMut>> {
     let size = buffer.len();
-    (size > 0)
+    let is_mapped = size > 0 && filesystem_of(&buffer.object)? != HUGETLBFS_MAGIC;
+    is_mapped
         .then(|| {
             // SAFETY: as in `SealedBuffer::map`.
             let map = unsafe {
@@ -328,15 +330,19 @@ fn check_kind(object: &OwnedFd, stat: &FileStat) -> Result<()> {
         || format!("{kind:?}"),
         kind == SFlag::S_IFREG,
     )?;
-    let filesystem = uninterrupted(|| fstatfs(object))
-        .map_err(|errno| unsound("filesystem", "tmpfs or hugetlbfs", errno))?
-        .filesystem_type();
+    let filesystem = filesystem_of(object)?;
     require(
         "filesystem",
         || "tmpfs or hugetlbfs".into(),
         || format!("{:#x}", filesystem.0),
         filesystem == TMPFS_MAGIC || filesystem == HUGETLBFS_MAGIC,
     )
+}
+
+fn filesystem_of(object: &OwnedFd) -> Result<FsType> {
+    uninterrupted(|| fstatfs(object))
+        .map(|found| found.filesystem_type())
+        .map_err(|errno| unsound("filesystem", "tmpfs or hugetlbfs", errno))
 }
 
 /// The size is set again through this descriptor.
@@ -371,7 +377,10 @@ mod tests {
         os::unix::fs::FileExt as _,
     };
 
-    use nix::fcntl::{FallocateFlags, fallocate};
+    use nix::{
+        fcntl::{FallocateFlags, fallocate},
+        sys::memfd::{MFdFlags, memfd_create},
+    };
 
     use super::*;
 
@@ -475,6 +484,22 @@ mod tests {
         assert!(buffer.iter().all(|byte| *byte == 3));
         drop(buffer);
         assert!(copy.iter().all(|byte| *byte == 5));
+    }
+
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    #[test]
+    fn huge_pages_are_not_mapped_to_be_copied() {
+        let size = 2 << 20;
+        let flags = MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB | MFdFlags::MFD_ALLOW_SEALING;
+        // A system without huge pages has none to pass.
+        let Ok(huge) = memfd_create(c"ringfence-test", flags) else {
+            return;
+        };
+        if fallocate(&huge, FallocateFlags::empty(), 0, size).is_err() {
+            return;
+        }
+        let buffer = SealedBuffer::accept(seal(huge, seals()), size.cast_unsigned()).unwrap();
+        assert!(copy_on_write(&buffer).unwrap().is_none());
     }
 
     #[cfg_attr(miri, ignore = "Miri has no memfd")]

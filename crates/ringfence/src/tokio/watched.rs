@@ -65,7 +65,7 @@ impl Drop for Watched {
 impl Watched {
     /// Watches the line of a channel.
     pub(super) fn line_of(shared: &Arc<Shared>) -> Result<Self> {
-        let number = shared.line().as_raw_fd();
+        let number = shared.doorbell.try_line()?.as_raw_fd();
         Self::new(Kept {
             number,
             _by: Keeper::Channel {

@@ -161,7 +161,15 @@ impl Doorbell {
         }
     }
 
-    /// The descriptor that an event loop polls, if it polls the [`Doorbell::pidfd`] as well.
+    /// The descriptor that an event loop polls, if it polls the [`Doorbell::pidfd`] as well. Fails with [`Error::NoSpace`] if
+    /// there is no descriptor to notify the loop of a wakeup that another reader consumes.
+    pub(crate) fn try_line(&self) -> Result<BorrowedFd<'_>> {
+        let mut state = self.state()?;
+        state.looped = true;
+        self.lend(&state)
+    }
+
+    /// As [`Doorbell::try_line`], for a caller that handles no error.
     pub(crate) fn line(&self) -> BorrowedFd<'_> {
         let Ok(mut state) = self.state() else {
             return self.line.as_fd();
@@ -459,6 +467,11 @@ impl Doorbell {
                 self.set_gone();
                 Error::PeerLost("its end of the line is closed".into())
             }
+            // A ring of io_uring, or what a security module or a filter forbids. Other messages can still be sent.
+            Errno::EINVAL | Errno::EPERM | Errno::EACCES => Error::invalid(format!(
+                "attachments: the system does not let this process pass one of them: {}",
+                errno.desc()
+            )),
             errno => Error::system("passing attachments", errno),
         })
     }

@@ -213,7 +213,7 @@ impl Reading for AnySource {
 pub fn line(source: &mut impl Source) -> Result<BorrowedFd<'_>> {
     let shared = source.parking().shared;
     shared.doorbell.poll_line_alone()?;
-    Ok(shared.line())
+    shared.doorbell.try_line()
 }
 
 /// For the binding, which sleeps in an event loop: spins as long as the options of the channel allow. Returns whether there is something
