@@ -6,7 +6,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     thread,
     time::Instant,
 };
@@ -20,7 +20,7 @@ use tower_service::Service;
 use crate::{
     channel::calls::driver::{Core, Inner},
     channel::calls::remote::{CallError, RemoteError},
-    channel::calls::state::{Place, Request, Ticket},
+    channel::calls::state::{Place, Request, State, Ticket, WaitKey},
     channel::calls::{CallContext, panicked, too_late},
     channel::receiver::Receiver,
     channel::stats::ChannelStats,
@@ -164,8 +164,8 @@ fn turn_of(inner: &mut Inner, line: &Line, receiver: &mut Receiver, cx: &Context
     };
     let polled = match room {
         Poll::Pending if must_read => line.poll_ready(Half::Receiver, receiver, cx, ()),
-        // The program must receive messages first. The peer may die until then.
-        Poll::Pending if !inner.state.has_ended() => line.poll_line(Half::Receiver, receiver, cx),
+        // The program must receive messages or answer requests first. The peer may die until then.
+        Poll::Pending if inner.state.awaits_end() => line.poll_line(Half::Receiver, receiver, cx),
         ready => ready,
     };
     match polled {
@@ -319,12 +319,7 @@ impl Calls {
     {
         let core = &self.0.0;
         let mut running = JoinSet::new();
-        while let Some(Request { id, body, due }) = poll_fn(|cx| match core.lock() {
-            Ok(mut inner) => inner.state.poll_request(cx.waker()),
-            Err(error) => Poll::Ready(Err(error)),
-        })
-        .await?
-        {
+        while let Some(Request { id, body, due }) = wait_for(core, State::poll_request).await? {
             let unanswered = Unanswered {
                 core: Arc::clone(core),
                 id,
@@ -370,11 +365,7 @@ impl Calls {
     /// # Errors
     /// As [`crate::Receiver::receive_vec`].
     pub async fn receive(&self) -> Result<Option<Vec<u8>>> {
-        poll_fn(|cx| match self.0.0.lock() {
-            Ok(mut inner) => inner.state.poll_message(cx.waker()),
-            Err(error) => Poll::Ready(Err(error)),
-        })
-        .await
+        wait_for(&self.0.0, State::poll_message).await
     }
 
     /// Ends the sending, after everything that was queued before. See [`crate::Calls::end`]. Cancel safe.
@@ -469,9 +460,35 @@ impl Drop for WaitingMessage<'_> {
 
 /// Waits until everything up to this place is in the ring.
 async fn flushed(core: &Core, place: Place) -> Result<()> {
-    poll_fn(|cx| match core.lock() {
-        Ok(mut inner) => inner.state.poll_flushed(place, cx.waker()),
-        Err(error) => Poll::Ready(Err(error)),
+    wait_for(core, |state, wait, waker| state.poll_flushed(place, wait, waker)).await
+}
+
+/// A wait whose waker may be registered.
+struct RegisteredWait<'a>(&'a Core, Option<WaitKey>);
+
+impl Drop for RegisteredWait<'_> {
+    fn drop(&mut self) {
+        if self.1.is_some()
+            && let Ok(mut inner) = self.0.lock()
+        {
+            inner.state.forget(self.1);
+        }
+    }
+}
+
+/// Waits until `poll` is ready. A task that never has to wait still yields to others now and then.
+async fn wait_for<T>(
+    core: &Core,
+    mut poll: impl FnMut(&mut State, &mut Option<WaitKey>, &Waker) -> Poll<Result<T>>,
+) -> Result<T> {
+    let mut wait = RegisteredWait(core, None);
+    poll_fn(|cx| {
+        let turn = ready!(coop::poll_proceed(cx));
+        let polled = poll(&mut core.lock()?.state, &mut wait.1, cx.waker());
+        if polled.is_ready() {
+            turn.made_progress();
+        }
+        polled
     })
     .await
 }
@@ -546,12 +563,23 @@ async fn answer<B: AsRef<[u8]>, E: Into<RemoteError>>(
 
 #[cfg(test)]
 mod tests {
-    use std::{future::pending, time::Duration};
+    use std::{
+        future::pending,
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Duration,
+    };
 
-    use tokio::{runtime::Builder, sync::mpsc, task::yield_now};
+    use tokio::{
+        runtime::Builder,
+        sync::mpsc,
+        task::{spawn_blocking, yield_now},
+        time::timeout,
+    };
 
     use super::*;
     use crate::{error::ErrorKind, options::Options, testing::parts};
+
+    const SOON: Duration = Duration::from_secs(60);
 
     /// Runs a test with both ends of a channel in one runtime.
     fn run<F: Future<Output = ()>>(test: impl FnOnce(Calls, Calls) -> F) {
@@ -772,6 +800,150 @@ mod tests {
                     break;
                 }
             }
+        });
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
+    fn a_handler_is_dropped_and_serve_ends_if_the_caller_closes_the_channel() {
+        for ends_first in [false, true] {
+            run(|one, other| async move {
+                let (started, mut was_started) = mpsc::unbounded_channel();
+                let serving = tokio::spawn(async move {
+                    let handler = |_, _| {
+                        started.send(()).unwrap();
+                        pending::<Result<Vec<u8>, RemoteError>>()
+                    };
+                    other.serve(2, handler).await
+                });
+                let call = one.start(b"a", None);
+                was_started.recv().await.unwrap();
+                if ends_first {
+                    one.end().await.unwrap();
+                    for _ in 0..100 {
+                        yield_now().await;
+                    }
+                    assert!(!serving.is_finished());
+                }
+                one.close();
+                timeout(SOON, serving).await.unwrap().unwrap().unwrap();
+                drop(call);
+            });
+        }
+    }
+
+    /// Counts the polls of a future.
+    async fn counted<F: Future>(polls: Arc<AtomicUsize>, future: F) -> F::Output {
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            polls.fetch_add(1, Ordering::Relaxed);
+            future.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    /// Sends until a message waits for room, and polls once more messages that wait behind it.
+    async fn fill(calls: &Calls) {
+        while calls.0.0.lock().unwrap().unsent().is_none() {
+            let calls = calls.clone();
+            tokio::spawn(async move { calls.send(&[0; 1000]).await });
+            yield_now().await;
+        }
+    }
+
+    /// A channel of a task, and one whose ring nothing reads until the test does.
+    fn run_without_a_reader<F: Future<Output = ()>>(test: impl FnOnce(Calls, crate::Channel) -> F) {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (one, other) = parts::pair(4096, 20_000, &Options::new());
+            test(Channel::new(one).unwrap().into_calls().unwrap(), other).await;
+        });
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
+    fn end_returns_although_the_last_message_was_retracted() {
+        run_without_a_reader(|one, mut other| async move {
+            fill(&one).await;
+            let last = one.clone();
+            let sending = tokio::spawn(async move { last.send(b"never").await });
+            yield_now().await;
+            let ending = tokio::spawn(async move { one.end().await });
+            yield_now().await;
+            sending.abort();
+            assert!(sending.await.unwrap_err().is_cancelled());
+            let reading = spawn_blocking(move || {
+                while let Some(message) = other.receiver().receive_vec().unwrap() {
+                    assert_ne!(message, b"never");
+                }
+            });
+            timeout(SOON, ending).await.unwrap().unwrap().unwrap();
+            reading.await.unwrap();
+        });
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
+    fn tasks_that_wait_for_the_same_message_are_polled_only_once_it_is_sent() {
+        run_without_a_reader(|one, mut other| async move {
+            fill(&one).await;
+            let polls = Arc::new(AtomicUsize::new(0));
+            let (sender, ender) = (one.clone(), one);
+            let sending = tokio::spawn(counted(
+                Arc::clone(&polls),
+                async move { sender.send(b"last").await },
+            ));
+            yield_now().await;
+            let ending = tokio::spawn(counted(Arc::clone(&polls), async move { ender.end().await }));
+            for _ in 0..100 {
+                yield_now().await;
+            }
+            assert_eq!(polls.load(Ordering::Relaxed), 2, "each once");
+            let reading = spawn_blocking(move || while other.receiver().receive_vec().unwrap().is_some() {});
+            timeout(SOON, sending).await.unwrap().unwrap().unwrap();
+            timeout(SOON, ending).await.unwrap().unwrap().unwrap();
+            reading.await.unwrap();
+        });
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
+    fn a_wait_that_is_dropped_leaves_no_waker() {
+        run(|one, other| async move {
+            let waits = |calls: &Calls| calls.0.0.lock().unwrap().state.count_waits();
+            for _ in 0..10 {
+                let [receiver, server] = [one.clone(), one.clone()];
+                let receiving = tokio::spawn(async move { receiver.receive().await.map(drop) });
+                let serving = tokio::spawn(async move { server.serve(1, double).await });
+                while waits(&one) < 2 {
+                    yield_now().await;
+                }
+                for waiting in [receiving, serving] {
+                    waiting.abort();
+                    assert!(waiting.await.unwrap_err().is_cancelled());
+                }
+            }
+            assert_eq!(waits(&one), 0);
+            drop(other);
+        });
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
+    fn a_task_that_always_finds_a_message_lets_others_run() {
+        run(|one, other| async move {
+            for number in 0..1000_u32 {
+                other.send(&number.to_le_bytes()).await.unwrap();
+            }
+            other.end().await.unwrap();
+            while !one.0.0.lock().unwrap().state.has_ended() {
+                yield_now().await;
+            }
+            let beside = tokio::spawn(async {});
+            for _ in 0..1000 {
+                assert!(one.receive().await.unwrap().is_some());
+            }
+            assert!(beside.is_finished());
         });
     }
 

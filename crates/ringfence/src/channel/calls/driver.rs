@@ -15,7 +15,7 @@ use crate::channel::calls::state::Place;
 use crate::{
     channel::Channel,
     channel::calls::state::State,
-    channel::end::Shared,
+    channel::end::{CloseReason, Shared},
     channel::receiver::Receiver,
     channel::sender::Sender,
     channel::stats::ChannelStats,
@@ -51,7 +51,7 @@ pub(crate) struct Inner {
     written: usize,
     /// `None` while a driver has it.
     pub(super) receiver: Option<Receiver>,
-    /// Wakes the driver, which sets this before it sleeps and clears it when it wakes.
+    /// Wakes the driver, which sets this before it spins or sleeps and clears it afterwards.
     pub(crate) driver: Option<Waker>,
     /// The driver waits for room as well.
     pub(crate) waits_for_room: bool,
@@ -90,6 +90,12 @@ impl Core {
         })
     }
 
+    /// Notices a peer that is gone, although nothing is read.
+    pub(super) fn notice(&self) {
+        self.shared.doorbell.look();
+        self.shared.notice();
+    }
+
     pub(crate) fn in_flight(&self) -> usize {
         self.lock().map_or(0, |inner| inner.state.in_flight())
     }
@@ -109,7 +115,7 @@ impl Core {
     }
 }
 
-/// The locked state. Dropping it calls the wakers, after it has released the lock.
+/// The locked state. Dropping it calls the wakers, and drops those that were replaced, after it has released the lock.
 #[derive(Debug)]
 pub(crate) struct Locked<'a>(Option<MutexGuard<'a, Option<Inner>>>);
 
@@ -133,8 +139,9 @@ impl Drop for Locked<'_> {
     fn drop(&mut self) {
         let must_nudge = self.state.has_woken() || self.state.is_nudged();
         let driver = if must_nudge { self.driver.take() } else { None };
-        let woken = self.state.take_woken();
+        let (woken, discarded) = (self.state.take_woken(), self.state.take_discarded());
         self.0 = None;
+        drop(discarded);
         woken.into_iter().chain(driver).for_each(Waker::wake);
     }
 }
@@ -212,9 +219,24 @@ impl Inner {
         }
         if count == 0 && self.must_read(receiver) && receiver.is_ended()? {
             self.state.peer_ended();
-            return Ok(true);
+            count = 1;
         }
-        Ok(count > 0)
+        Ok(self.end_handlers() || count > 0)
+    }
+
+    /// Cancels the requests of a peer that has ended its sending, once the channel has ended too. Returns whether it has.
+    fn end_handlers(&mut self) -> bool {
+        let shared = &self.sender.shared;
+        if !self.state.serves_after_end() {
+            return false;
+        }
+        match (shared.close_reason(), shared.check()) {
+            (None, _) => return false,
+            // A peer that closes or exits after the end of its sending does so in order.
+            (Some(CloseReason::Closed), _) | (_, Ok(())) => self.state.drop_requests(),
+            (Some(_), Err(error)) => self.state.finish_after_end(error),
+        }
+        true
     }
 
     /// Removes a message whose sender has stopped waiting, unless it has started to enter the ring.

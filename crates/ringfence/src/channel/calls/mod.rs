@@ -14,7 +14,10 @@ use std::{
     fmt,
     os::fd::AsFd,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Poll, Wake, Waker},
     thread::{self, Thread},
     time::{Duration, Instant},
@@ -26,12 +29,12 @@ use crate::{
     channel::Channel,
     channel::calls::driver::{Core, Locked},
     channel::calls::remote::{CallError, RemoteError},
-    channel::calls::state::{Request, State, Ticket},
+    channel::calls::state::{Place, Request, State, Ticket, WaitKey},
     channel::receiver::Receiver,
     channel::stats::ChannelStats,
     channel::tokens::Tokens,
     channel::verify::Verifier,
-    channel::waiting::SpinThenPark,
+    channel::waiting::{Slept, SpinThenPark},
     error::{Error, Result},
     evidence::Evidence,
     identity::Identity,
@@ -46,11 +49,12 @@ impl Channel {
     /// [`Error::InvalidArgument`] if a message or a reservation is under way, or if the peer accepts only messages that are too
     /// short for calls. [`Error::NoSpace`] if no descriptor is available. The channel is closed then.
     pub fn into_calls(self) -> Result<Calls> {
-        let wakeup = Arc::new(DriverWaker(Wakeup::new()?));
+        let wakeup = Wakeup::new()?;
+        let is_woken = AtomicBool::new(false);
         Ok(Calls(Arc::new(Threads {
             core: Arc::new(Core::new(self)?),
             followers: Mutex::default(),
-            wakeup,
+            waker: Arc::new(DriverWaker { wakeup, is_woken }),
         })))
     }
 }
@@ -107,7 +111,7 @@ struct Threads {
     core: Arc<Core>,
     /// Threads that wait while another one drives. When the driver returns, it wakes one of them.
     followers: Mutex<Followers>,
-    wakeup: Arc<DriverWaker>,
+    waker: Arc<DriverWaker>,
 }
 
 #[derive(Debug, Default)]
@@ -116,13 +120,49 @@ struct Followers {
     next: u64,
 }
 
-/// Wakes the thread that sleeps on the line.
+/// Wakes the thread that drives.
 #[derive(Debug)]
-struct DriverWaker(Wakeup);
+struct DriverWaker {
+    /// Ends its sleep on the line.
+    wakeup: Wakeup,
+    /// Ends its spinning, before which the thread clears this.
+    is_woken: AtomicBool,
+}
 
 impl Wake for DriverWaker {
     fn wake(self: Arc<Self>) {
-        self.0.signal();
+        self.is_woken.store(true, Ordering::Relaxed);
+        self.wakeup.signal();
+    }
+}
+
+/// A driver that spins until there is something to read, or until another thread has changed the state.
+struct DriverSpin<'a> {
+    receiver: &'a mut Receiver,
+    is_woken: &'a AtomicBool,
+}
+
+impl SpinThenPark for DriverSpin<'_> {
+    type For = ();
+
+    fn spin_time(&mut self) -> Duration {
+        self.receiver.spin_time()
+    }
+
+    fn is_found(&mut self, (): ()) -> Result<bool> {
+        Ok(self.is_woken.load(Ordering::Relaxed) || self.receiver.is_found(())?)
+    }
+
+    fn has_peer_ended(&mut self) -> Result<bool> {
+        self.receiver.has_peer_ended()
+    }
+
+    fn glance(&mut self) -> Result<()> {
+        self.receiver.glance()
+    }
+
+    fn park_until(&mut self, (): (), deadline: Option<Instant>) -> Result<Slept> {
+        self.receiver.park_until((), deadline)
     }
 }
 
@@ -168,8 +208,9 @@ impl PendingCall {
     /// # Errors
     /// As [`Calls::call_until`].
     pub fn wait(self) -> Result<Vec<u8>, CallError> {
-        self.threads
-            .block(self.deadline, |state, waker| state.poll_call(self.ticket, waker))?
+        self.threads.block(self.deadline, |state, _, waker| {
+            state.poll_call(self.ticket, waker)
+        })?
     }
 }
 
@@ -210,9 +251,11 @@ impl CallContext {
         let Ok(mut inner) = self.core.lock() else {
             return true;
         };
-        // If no thread waits, no thread has read the cancellation.
+        // If no thread waits, no thread has read the cancellation, or has noticed the end of the channel.
         if let Some(mut receiver) = inner.receiver.take() {
-            let _ = inner.read(&mut receiver);
+            self.core.notice();
+            // A local error leaves the answer to the cancellation in the queue.
+            let _ = inner.read(&mut receiver).and_then(|_| inner.flush());
             inner.receiver = Some(receiver);
         }
         inner.state.is_cancelled(self.id)
@@ -283,11 +326,16 @@ impl Calls {
                 self.answer(id, Err(too_late()))?;
                 continue;
             }
-            match catch_unwind(AssertUnwindSafe(|| handler(body, &context))) {
-                Ok(Ok(reply)) => self.answer(id, Ok(reply.as_ref()))?,
-                Ok(Err(error)) => self.answer(id, Err(error.into()))?,
-                Err(_) => self.answer(id, Err(panicked()))?,
-            }
+            // The conversions and the destructors of the outcome may panic as well.
+            let answered = catch_unwind(AssertUnwindSafe(|| {
+                let outcome = handler(body, &context).map_err(E::into);
+                self.answer(
+                    id,
+                    outcome.as_ref().map(AsRef::as_ref).map_err(RemoteError::clone),
+                )
+            }));
+            // Does nothing if the panic followed the answer.
+            answered.unwrap_or_else(|_| self.answer(id, Err(panicked())))?;
         }
         Ok(())
     }
@@ -296,14 +344,17 @@ impl Calls {
     fn answer(&self, id: u64, outcome: Result<&[u8], RemoteError>) -> Result<()> {
         let place = self.0.core.lock()?.state.answer(id, outcome);
         let Some(place) = place else { return Ok(()) };
-        match self
-            .0
-            .block(None, |state, waker| state.poll_flushed(place, waker))?
-        {
+        match self.flushed(place)? {
             Err(error) if error.is_local() => Err(error),
             // The next request reports the end of the channel.
             _ => Ok(()),
         }
+    }
+
+    /// Waits until everything up to this place is in the ring. The inner error is that of the sending.
+    fn flushed(&self, place: Place) -> Result<Result<()>> {
+        self.0
+            .block(None, |state, wait, waker| state.poll_flushed(place, wait, waker))
     }
 
     /// Sends a message beside the calls, and waits until it is in the ring.
@@ -312,8 +363,7 @@ impl Calls {
     /// As [`Sender::send`](crate::Sender::send).
     pub fn send(&self, message: &[u8]) -> Result<()> {
         let place = self.0.core.lock()?.state.send(message)?;
-        self.0
-            .block(None, |state, waker| state.poll_flushed(place, waker))?
+        self.flushed(place)?
     }
 
     /// Waits for the next message beside the calls. `None`: the peer has ended its sending.
@@ -340,8 +390,7 @@ impl Calls {
     pub fn end(&self) -> Result<()> {
         let last = self.0.core.lock()?.state.last_place();
         if let Some(place) = last {
-            self.0
-                .block(None, |state, waker| state.poll_flushed(place, waker))??;
+            self.flushed(place)??;
         }
         self.0.core.lock()?.end();
         Ok(())
@@ -410,37 +459,48 @@ impl Threads {
     fn block<T>(
         &self,
         deadline: Option<Instant>,
-        mut poll: impl FnMut(&mut State, &Waker) -> Poll<T>,
+        mut poll: impl FnMut(&mut State, &mut Option<WaitKey>, &Waker) -> Poll<T>,
     ) -> Result<T> {
         let waker = waker_of_this_thread();
+        let mut wait = None;
+        let mut has_waited = false;
         let mut inner = self.core.lock()?;
-        loop {
+        let outcome = loop {
             let flushed = inner.flush();
             if inner.receiver.is_some() {
                 // The following poll sees all earlier changes.
                 inner.state.take_nudge();
             }
-            let polled = match flushed {
-                Ok(()) => poll(&mut inner.state, &waker).map(Ok),
+            let mut poll_after = |inner: &mut Locked<'_>, done: Result<()>| match done {
+                Ok(()) => poll(&mut inner.state, &mut wait, &waker).map(Ok),
                 Err(error) => Poll::Ready(Err(error)),
             };
+            let mut polled = poll_after(&mut inner, flushed);
             let is_late = deadline.is_some_and(|deadline| deadline <= Instant::now());
-            let outcome = match polled {
-                Poll::Ready(outcome) => Some(outcome),
-                Poll::Pending => is_late.then_some(Err(Error::TimedOut)),
-            };
-            if let Some(outcome) = outcome {
-                self.pass_on(inner);
-                return outcome;
+            if is_late
+                && !has_waited
+                && polled.is_pending()
+                && let Some(mut receiver) = inner.receiver.take()
+            {
+                // The deadline had passed before this wait. The outcome may have arrived in time, and nothing has read it.
+                let read = inner.read(&mut receiver).and_then(|_| inner.flush());
+                inner.receiver = Some(receiver);
+                polled = poll_after(&mut inner, read);
             }
+            match polled {
+                Poll::Ready(outcome) => break outcome,
+                Poll::Pending if is_late => break Err(Error::TimedOut),
+                Poll::Pending => {}
+            }
+            has_waited = true;
             if let Some(mut receiver) = inner.receiver.take() {
                 drop(inner);
                 let driven = self.drive(&mut receiver, deadline);
                 inner = self.core.lock()?;
+                inner.driver = None;
                 inner.receiver = Some(receiver);
                 if let Err(error) = driven {
-                    self.pass_on(inner);
-                    return Err(error);
+                    break Err(error);
                 }
             } else {
                 let place = self.followers.lock().add(waker.clone());
@@ -449,7 +509,10 @@ impl Threads {
                 inner = self.core.lock()?;
                 self.followers.lock().waiting.remove(&place);
             }
-        }
+        };
+        inner.state.forget(wait);
+        self.pass_on(inner);
+        outcome
     }
 
     /// This thread stops waiting: another one drives from now on.
@@ -464,15 +527,26 @@ impl Threads {
     /// Reads what is there, or sleeps once. Fails only for local reasons.
     fn drive(&self, receiver: &mut Receiver, deadline: Option<Instant>) -> Result<()> {
         let mut inner = self.core.lock()?;
-        if inner.read(receiver)? {
+        // Another thread may have changed the state since the last poll.
+        if inner.read(receiver)? || inner.state.take_nudge() {
             return Ok(());
         }
         let reads = inner.must_read(receiver);
         let spins = reads && inner.unsent().is_none() && !self.core.shared.busy_poll.is_zero();
+        if spins {
+            self.waker.is_woken.store(false, Ordering::Relaxed);
+            inner.driver = Some(Waker::from(Arc::clone(&self.waker)));
+        }
         drop(inner);
-        // The end of the channel is found by the next read.
-        if spins && receiver.spin_until((), deadline).unwrap_or(true) {
-            return Ok(());
+        if spins {
+            let mut spin = DriverSpin {
+                receiver: &mut *receiver,
+                is_woken: &self.waker.is_woken,
+            };
+            // The end of the channel is found by the next read.
+            if spin.spin_until((), deadline).unwrap_or(true) {
+                return Ok(());
+            }
         }
         if reads {
             match receiver.arm() {
@@ -504,10 +578,10 @@ impl Threads {
                 _ => return Ok(()),
             }
         }
-        inner.driver = Some(Waker::from(Arc::clone(&self.wakeup)));
-        let has_ended = inner.state.has_ended();
+        inner.driver = Some(Waker::from(Arc::clone(&self.waker)));
+        let awaits_end = inner.state.awaits_end();
         drop(inner);
-        let waited = self.wait(receiver, reads || unsent.is_some(), has_ended, deadline);
+        let waited = self.wait(receiver, reads || unsent.is_some(), awaits_end, deadline);
         let mut inner = self.core.lock()?;
         inner.driver = None;
         inner.waits_for_room = false;
@@ -515,13 +589,12 @@ impl Threads {
             inner.sender.disarm();
         }
         drop(inner);
-        self.wakeup.0.clear();
+        self.waker.wakeup.clear();
         if reads || unsent.is_some() {
             // The next read reports an error again.
             let _ = receiver.poll_line();
-        } else if !has_ended {
-            self.core.shared.doorbell.look();
-            self.core.shared.notice();
+        } else if awaits_end {
+            self.core.notice();
         }
         waited
     }
@@ -530,14 +603,14 @@ impl Threads {
         &self,
         receiver: &Receiver,
         line: bool,
-        has_ended: bool,
+        awaits_end: bool,
         deadline: Option<Instant>,
     ) -> Result<()> {
         let ends = self.core.shared.doorbell.ends();
-        let mut watched = vec![(self.wakeup.0.as_fd(), PollFlags::POLLIN)];
+        let mut watched = vec![(self.waker.wakeup.as_fd(), PollFlags::POLLIN)];
         if line {
             watched.push((receiver.as_fd(), PollFlags::POLLIN));
-        } else if !has_ended {
+        } else if awaits_end {
             watched.extend(ends.watched());
         }
         Deadline::endless(Vec::new(), Duration::ZERO)

@@ -2,7 +2,7 @@
 
 use std::{fmt, io};
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// An error of the handler that served a call, as its caller gets it: the name, the message and the code, and never a
 /// stack.
@@ -95,9 +95,18 @@ impl From<String> for RemoteError {
 impl From<Error> for RemoteError {
     /// Has the name and the code that the error has in Node.js.
     fn from(error: Error) -> Self {
+        let code = match error.kind() {
+            ErrorKind::Aborted => {
+                return Self::new(error.to_string())
+                    .with_name("AbortError")
+                    .with_code("ABORT_ERR");
+            }
+            ErrorKind::TimedOut => "TIMEOUT",
+            kind => kind.as_str(),
+        };
         Self::new(error.to_string())
             .with_name("RingfenceError")
-            .with_code(&format!("ERR_RINGFENCE_{}", error.code()))
+            .with_code(&format!("ERR_RINGFENCE_{code}"))
     }
 }
 

@@ -7,7 +7,8 @@
 //! woken are called after that lock is released, because a waker may drop a future that needs the lock.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque, btree_map::Entry},
+    ops::Range,
     task::{Poll, Waker},
     time::{Duration, Instant},
 };
@@ -33,6 +34,20 @@ pub(crate) type Ticket = u64;
 
 /// The position of a frame or a message among all that were queued for sending.
 pub(crate) type Place = u64;
+
+/// The event that a task or a thread waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum CallEvent {
+    /// A request of the peer, or the end of all requests.
+    Request,
+    /// A message of the peer, or the end of all messages.
+    Message,
+    /// Everything up to this place is in the ring, or never will be.
+    Flushed(Place),
+}
+
+/// The key of a registered waker. Each wait has its own, so that a dropped wait removes no other.
+pub(crate) type WaitKey = (CallEvent, u64);
 
 /// A call of this side.
 #[derive(Debug, Default)]
@@ -114,23 +129,25 @@ pub(crate) struct State {
     next_request: u64,
     /// In the order in which they were sent.
     requests: BTreeMap<u64, Request>,
-    servers: Vec<Waker>,
 
     messages: VecDeque<Vec<u8>>,
     message_bytes: usize,
-    readers: Vec<Waker>,
 
     queue: VecDeque<QueuedSend>,
     next_place: Place,
     /// Everything before this place is in the ring, or never will be.
     flushed: Place,
-    senders: BTreeMap<Place, Waker>,
     /// Why nothing more can be sent.
     no_sending: Option<Error>,
 
     /// Nothing more will be read: the peer has ended its sending, or the channel has ended.
     end: Option<Result<()>>,
+    /// A wait adds its waker and removes it. An event removes the wakers that it wakes.
+    waits: BTreeMap<WaitKey, Waker>,
+    next_wait: u64,
     woken: Vec<Waker>,
+    /// To be dropped once the lock is released.
+    discarded: Vec<Waker>,
     /// The driver must check the state again before it sleeps.
     nudged: bool,
 }
@@ -159,17 +176,17 @@ impl State {
             open_bytes: 0,
             next_request: 0,
             requests: BTreeMap::new(),
-            servers: Vec::new(),
             messages: VecDeque::new(),
             message_bytes: 0,
-            readers: Vec::new(),
             queue: VecDeque::new(),
             next_place: 0,
             flushed: 0,
-            senders: BTreeMap::new(),
             no_sending: None,
             end: None,
+            waits: BTreeMap::new(),
+            next_wait: 0,
             woken: Vec::new(),
+            discarded: Vec::new(),
             nudged: false,
         })
     }
@@ -187,6 +204,11 @@ impl State {
     /// The wakers to call once the lock is released.
     pub(crate) fn take_woken(&mut self) -> Vec<Waker> {
         std::mem::take(&mut self.woken)
+    }
+
+    /// The wakers to drop once the lock is released: that may drop a future which needs the lock.
+    pub(crate) fn take_discarded(&mut self) -> Vec<Waker> {
+        std::mem::take(&mut self.discarded)
     }
 
     pub(crate) fn has_woken(&self) -> bool {
@@ -216,19 +238,51 @@ impl State {
         }
     }
 
-    /// Drops the waker that `new` replaces after the lock was released. It is woken once more, which does no harm.
-    fn drop_later(&mut self, old: Option<Waker>, new: &Waker) {
-        self.woken.extend(old.filter(|old| !old.will_wake(new)));
+    /// Replaces the waker of a single wait.
+    fn replace(discarded: &mut Vec<Waker>, known: &mut Option<Waker>, new: &Waker) {
+        if known.as_ref().is_none_or(|known| !known.will_wake(new)) {
+            discarded.extend(known.replace(new.clone()));
+        }
+    }
+
+    /// Wakes the waiter on its next event. The same `wait` must be passed until [`State::forget`].
+    fn register(&mut self, event: CallEvent, wait: &mut Option<WaitKey>, waker: &Waker) {
+        let next = &mut self.next_wait;
+        let key = *wait.get_or_insert_with(|| {
+            *next += 1;
+            (event, *next)
+        });
+        match self.waits.entry(key) {
+            Entry::Vacant(vacant) => drop(vacant.insert(waker.clone())),
+            Entry::Occupied(mut known) if !known.get().will_wake(waker) => {
+                self.discarded.push(known.insert(waker.clone()));
+            }
+            Entry::Occupied(_) => {}
+        }
+    }
+
+    /// The wait is over or was dropped.
+    pub(crate) fn forget(&mut self, wait: Option<WaitKey>) {
+        self.discarded
+            .extend(wait.and_then(|key| self.waits.remove(&key)));
+    }
+
+    /// Wakes all that wait for an event of this range.
+    fn wake_waits(&mut self, events: Range<CallEvent>) {
+        let keys = (events.start, 0)..(events.end, 0);
+        while let Some((&key, _)) = self.waits.range(keys.clone()).next() {
+            if let Some(waker) = self.waits.remove(&key) {
+                self.wake(waker);
+            }
+        }
     }
 
     fn wake_servers(&mut self) {
-        let servers = std::mem::take(&mut self.servers);
-        self.wake_all(servers);
+        self.wake_waits(CallEvent::Request..CallEvent::Message);
     }
 
     fn wake_readers(&mut self) {
-        let readers = std::mem::take(&mut self.readers);
-        self.wake_all(readers);
+        self.wake_waits(CallEvent::Message..CallEvent::Flushed(0));
     }
 
     // Sending.
@@ -267,16 +321,20 @@ impl State {
         self.no_sending.as_ref().map_or(Ok(()), |error| Err(again(error)))
     }
 
-    /// Whether everything that was queued before this place is in the ring. Fails if it never will be.
-    pub(crate) fn poll_flushed(&mut self, place: Place, waker: &Waker) -> Poll<Result<()>> {
+    /// Whether everything up to this place is in the ring, or was retracted. Fails if it never will be.
+    pub(crate) fn poll_flushed(
+        &mut self,
+        place: Place,
+        wait: &mut Option<WaitKey>,
+        waker: &Waker,
+    ) -> Poll<Result<()>> {
         if place < self.flushed {
             return Poll::Ready(Ok(()));
         }
         if let Err(error) = self.check_sending() {
             return Poll::Ready(Err(error));
         }
-        let old = self.senders.insert(place, waker.clone());
-        self.drop_later(old, waker);
+        self.register(CallEvent::Flushed(place), wait, waker);
         Poll::Pending
     }
 
@@ -288,12 +346,19 @@ impl State {
     /// Removes a message whose sender has stopped waiting, unless it is the front and has started to enter the ring.
     #[cfg(feature = "tokio")]
     pub(crate) fn retract(&mut self, place: Place, has_begun: bool) {
-        self.woken.extend(self.senders.remove(&place));
         if let Ok(at) = self.queue.binary_search_by_key(&place, |queued| queued.place)
             && (at > 0 || !has_begun)
         {
             self.queue.remove(at);
+            self.advance_flushed();
         }
+    }
+
+    /// The front of the queue has changed.
+    fn advance_flushed(&mut self) {
+        let front = self.queue.front();
+        self.flushed = front.map_or(self.next_place, |queued| queued.place);
+        self.wake_waits(CallEvent::Flushed(0)..CallEvent::Flushed(self.flushed));
     }
 
     /// The next frame or message to put into the ring. `begins`: nothing of it is there yet.
@@ -321,10 +386,7 @@ impl State {
         let Some(queued) = self.queue.pop_front() else {
             return;
         };
-        self.flushed = queued.place + 1;
-        if let Some(waker) = self.senders.remove(&queued.place) {
-            self.wake(waker);
-        }
+        self.advance_flushed();
         if let What::Answer(id) = queued.what {
             self.close_request(id);
         }
@@ -356,8 +418,7 @@ impl State {
             self.settle(ticket, Err(again(&error).into()));
         }
         self.no_sending.get_or_insert(error);
-        let senders = std::mem::take(&mut self.senders);
-        self.wake_all(senders.into_values());
+        self.wake_waits(CallEvent::Flushed(0)..CallEvent::Flushed(Place::MAX));
         self.nudged = true;
     }
 
@@ -432,8 +493,7 @@ impl State {
             ));
         };
         if call.outcome.is_none() {
-            let old = call.waker.replace(waker.clone());
-            self.drop_later(old, waker);
+            Self::replace(&mut self.discarded, &mut call.waker, waker);
             return Poll::Pending;
         }
         let outcome = self.calls.remove(&ticket).and_then(|call| call.outcome);
@@ -445,7 +505,7 @@ impl State {
         let Some(call) = self.calls.remove(&ticket) else {
             return;
         };
-        self.woken.extend(call.waker);
+        self.discarded.extend(call.waker);
         if call.outcome.is_some() {
             return;
         }
@@ -571,7 +631,11 @@ impl State {
     }
 
     /// Returns the next request of the peer. `None`: no more will arrive, and each one was answered.
-    pub(crate) fn poll_request(&mut self, waker: &Waker) -> Poll<Result<Option<Request>>> {
+    pub(crate) fn poll_request(
+        &mut self,
+        wait: &mut Option<WaitKey>,
+        waker: &Waker,
+    ) -> Poll<Result<Option<Request>>> {
         if let Some((_, request)) = self.requests.pop_first() {
             return Poll::Ready(Ok(Some(request)));
         }
@@ -581,7 +645,7 @@ impl State {
             Some(Ok(())) if self.open.is_empty() => return Poll::Ready(Ok(None)),
             _ => {}
         }
-        register(&mut self.servers, waker);
+        self.register(CallEvent::Request, wait, waker);
         Poll::Pending
     }
 
@@ -589,7 +653,7 @@ impl State {
     pub(crate) fn answer(&mut self, id: u64, outcome: Result<&[u8], RemoteError>) -> Option<Place> {
         let open = self.open.get_mut(&id).filter(|open| !open.is_answered)?;
         open.is_answered = true;
-        self.woken.extend(open.waker.take());
+        self.discarded.extend(open.waker.take());
         let sound = outcome.and_then(|reply| {
             self.check_size(HEAD + reply.len())?;
             Ok(Head::new(FrameKind::Reply, id).frame(reply))
@@ -613,8 +677,7 @@ impl State {
         let Some(open) = self.open.get_mut(&id).filter(|open| !open.is_answered) else {
             return Poll::Ready(());
         };
-        let old = open.waker.replace(waker.clone());
-        self.drop_later(old, waker);
+        Self::replace(&mut self.discarded, &mut open.waker, waker);
         Poll::Pending
     }
 
@@ -633,7 +696,11 @@ impl State {
     }
 
     /// Returns the next message of the peer. `None`: no more will arrive.
-    pub(crate) fn poll_message(&mut self, waker: &Waker) -> Poll<Result<Option<Vec<u8>>>> {
+    pub(crate) fn poll_message(
+        &mut self,
+        wait: &mut Option<WaitKey>,
+        waker: &Waker,
+    ) -> Poll<Result<Option<Vec<u8>>>> {
         let was_full = self.is_full();
         if let Some(message) = self.messages.pop_front() {
             self.message_bytes -= message.len();
@@ -644,7 +711,7 @@ impl State {
             Some(Ok(())) => Poll::Ready(Ok(None)),
             Some(Err(error)) => Poll::Ready(Err(again(error))),
             None => {
-                register(&mut self.readers, waker);
+                self.register(CallEvent::Message, wait, waker);
                 Poll::Pending
             }
         }
@@ -667,6 +734,16 @@ impl State {
         self.end.is_some()
     }
 
+    /// Whether the end of the channel would change anything: more is read, or handlers run.
+    pub(crate) fn awaits_end(&self) -> bool {
+        self.end.is_none() || !self.open.is_empty()
+    }
+
+    /// Whether handlers run although nothing more is read. Then only the line shows that the channel has ended.
+    pub(crate) fn serves_after_end(&self) -> bool {
+        self.end.is_some() && !self.open.is_empty()
+    }
+
     /// The peer has ended its sending in an orderly way: no more answers and requests will arrive.
     pub(crate) fn peer_ended(&mut self) {
         let error = Error::PeerLost("it has ended its sending, and has not answered".into());
@@ -678,19 +755,38 @@ impl State {
         self.nudged = true;
     }
 
-    /// The channel has ended.
-    pub(crate) fn finish(&mut self, error: Error) {
+    /// No more answers are needed: cancels every request.
+    pub(crate) fn drop_requests(&mut self) {
         self.requests.clear();
         self.open_bytes = 0;
         for open in std::mem::take(&mut self.open).into_values() {
             self.wake_all(open.waker);
         }
+        self.wake_servers();
+        self.nudged = true;
+    }
+
+    /// The channel has ended.
+    pub(crate) fn finish(&mut self, error: Error) {
         self.settle_all(&error);
         self.stop_sending(again(&error));
         self.no_answers.get_or_insert(again(&error));
         self.end.get_or_insert(Err(error));
-        self.wake_servers();
+        self.drop_requests();
         self.wake_readers();
+    }
+
+    /// The channel has ended with an error after the peer's sending.
+    pub(crate) fn finish_after_end(&mut self, error: Error) {
+        self.end = Some(Err(again(&error)));
+        self.finish(error);
+    }
+}
+
+#[cfg(all(test, feature = "tokio"))]
+impl State {
+    pub(crate) fn count_waits(&self) -> usize {
+        self.waits.len()
     }
 }
 
@@ -724,12 +820,6 @@ impl State {
 /// Whether one more request may be unanswered.
 fn is_within(count: usize, bytes: usize, size: usize, slack: usize) -> bool {
     count == 0 || (count < slack * MOST && bytes + size <= slack * MOST_BYTES)
-}
-
-fn register(wakers: &mut Vec<Waker>, waker: &Waker) {
-    if !wakers.iter().any(|known| known.will_wake(waker)) {
-        wakers.push(waker.clone());
-    }
 }
 
 /// The same error for one more caller.

@@ -157,7 +157,7 @@ fn a_request_whose_deadline_has_passed_is_not_given_to_the_handler() {
         pending.deadline = None;
         let failed = pending.wait().unwrap_err();
         let code = failed.remote().expect("the server's error").code();
-        assert_eq!(code, Some("ERR_RINGFENCE_TIMED_OUT"));
+        assert_eq!(code, Some("ERR_RINGFENCE_TIMEOUT"));
         one.close();
         serving.join().unwrap().unwrap();
     });
@@ -249,6 +249,218 @@ fn serve_ends_with_its_channel() {
         serving.join().unwrap().unwrap();
         assert_eq!(kind_of(pending.wait()), ErrorKind::Closed);
     });
+}
+
+/// Waits in a handler until its request is cancelled. `false`: it was not, and the test has failed.
+fn waits_for_the_cancellation(context: &CallContext) -> bool {
+    let until = Instant::now() + SOON;
+    while !context.is_cancelled() {
+        if until < Instant::now() {
+            return false;
+        }
+        thread::yield_now();
+    }
+    true
+}
+
+#[test]
+fn a_handler_is_cancelled_and_serve_ends_if_the_caller_closes_the_channel() {
+    let close: fn(&Calls) = Calls::close;
+    // The channel closes once the call is dropped, whose cancellation can no longer be sent.
+    let end_and_drop: fn(&Calls) = |calls| calls.end().unwrap();
+    for (end, drives) in [
+        (close, false),
+        (close, true),
+        (end_and_drop, false),
+        (end_and_drop, true),
+    ] {
+        let (one, other) = calls();
+        let (started, was_started) = mpsc::channel();
+        let (cancelled, was_cancelled) = mpsc::channel();
+        let serve = || {
+            other.serve(|_, context| {
+                started.send(()).unwrap();
+                cancelled.send(waits_for_the_cancellation(context)).unwrap();
+                Ok::<_, RemoteError>([])
+            })
+        };
+        thread::scope(|scope| {
+            let serving = scope.spawn(serve);
+            // A second thread waits for requests, and drives.
+            let driving = drives.then(|| scope.spawn(serve));
+            let pending = one.start(b"a", None).unwrap();
+            was_started.recv().unwrap();
+            end(&one);
+            drop((one, pending));
+            assert!(was_cancelled.recv().unwrap());
+            for serving in driving.into_iter().chain([serving]) {
+                serving.join().unwrap().unwrap();
+            }
+            assert_eq!(other.receive().unwrap(), None);
+        });
+    }
+}
+
+#[test]
+fn a_handler_still_answers_after_the_caller_has_ended_its_sending() {
+    let (one, other) = calls();
+    let (started, was_started) = mpsc::channel();
+    let (ended, has_ended) = mpsc::channel::<()>();
+    let served = &other;
+    thread::scope(|scope| {
+        let serving = scope.spawn(move || {
+            served.serve(|request, context| {
+                started.send(()).unwrap();
+                has_ended.recv().unwrap();
+                // The first check reads the end.
+                let is_cancelled = context.is_cancelled() || context.is_cancelled();
+                Ok::<_, RemoteError>(if is_cancelled { Vec::new() } else { request })
+            })
+        });
+        let pending = one.start(b"a", None).unwrap();
+        was_started.recv().unwrap();
+        one.end().unwrap();
+        ended.send(()).unwrap();
+        assert_eq!(pending.wait().unwrap(), b"a");
+        serving.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_thread_that_spins_sends_what_another_thread_could_not() {
+    let (one, other) = parts::pair(CAPACITY, LONGEST, &Options::new().busy_poll(Duration::MAX));
+    let (one, other) = (one.into_calls().unwrap(), other.into_calls().unwrap());
+    let (started, was_started) = mpsc::channel();
+    let (long, was_long) = mpsc::channel();
+    let served = &other;
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            served
+                .serve(|request, _| {
+                    started.send(()).unwrap();
+                    // Nothing else makes the caller's thread return.
+                    let is_long = was_long.recv_timeout(SOON).is_ok();
+                    Ok::<_, RemoteError>(if is_long { request } else { Vec::new() })
+                })
+                .unwrap();
+        });
+        let waiting = scope.spawn(|| ask(&one, b"waits"));
+        was_started.recv().unwrap();
+        scope.spawn(|| {
+            one.send(&[1; 15_000]).unwrap();
+            assert_eq!(ask(&one, b"").unwrap_or_default(), b"");
+        });
+        let message = other.receive_until(Instant::now() + SOON);
+        let _ = long.send(());
+        let _ = long.send(());
+        assert_eq!(message.unwrap().map(|message| message.len()), Some(15_000));
+        assert_eq!(waiting.join().unwrap().unwrap(), b"waits");
+        one.end().unwrap();
+    });
+}
+
+#[test]
+fn a_reply_that_is_there_is_returned_after_the_deadline() {
+    let (one, other) = calls();
+    let mut pending = one.start(b"a", None).unwrap();
+    one.end().unwrap();
+    // Returns once the reply is in the ring.
+    serve(&other).unwrap();
+    pending.deadline = Some(Instant::now());
+    assert_eq!(pending.wait().unwrap(), b"aa");
+}
+
+/// Panics when it is converted or dropped.
+struct Panics {
+    when_dropped: bool,
+}
+
+impl AsRef<[u8]> for Panics {
+    fn as_ref(&self) -> &[u8] {
+        assert!(self.when_dropped, "expected by the test");
+        b"reply"
+    }
+}
+
+impl From<Panics> for RemoteError {
+    fn from(_: Panics) -> Self {
+        panic!("expected by the test")
+    }
+}
+
+impl Drop for Panics {
+    fn drop(&mut self) {
+        assert!(!self.when_dropped, "expected by the test");
+    }
+}
+
+#[test]
+fn a_request_is_answered_although_the_conversion_of_its_outcome_panics() {
+    let (one, other) = calls();
+    thread::scope(|scope| {
+        let serving = scope.spawn(|| {
+            other.serve(|request, _| {
+                let outcome = Panics {
+                    when_dropped: request == b"drop",
+                };
+                if request == b"fail" {
+                    Err(outcome)
+                } else {
+                    Ok(outcome)
+                }
+            })
+        });
+        for request in [&b"fail"[..], b"succeed"] {
+            let failed = ask(&one, request).unwrap_err();
+            assert_eq!(failed.to_string(), "Error: the handler has panicked");
+        }
+        assert_eq!(ask(&one, b"drop").unwrap(), b"reply");
+        one.end().unwrap();
+        serving.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_handler_that_finds_its_cancellation_confirms_it() {
+    let (one, mut other) = parts::pair(CAPACITY, LONGEST, &Options::new());
+    let one = one.into_calls().unwrap();
+    let (started, was_started) = mpsc::channel();
+    let (confirmed, was_confirmed) = mpsc::channel::<()>();
+    let served = &one;
+    thread::scope(|scope| {
+        let serving = scope.spawn(move || {
+            served.serve(|_, context| {
+                started.send(()).unwrap();
+                waits_for_the_cancellation(context);
+                let _ = was_confirmed.recv_timeout(SOON);
+                Ok::<_, RemoteError>([])
+            })
+        });
+        for kind in [FrameKind::Request, FrameKind::Cancel] {
+            let frame = Head::new(kind, 0).frame(b"");
+            assert!(other.sender().send_tagged(&frame, Tag::CALL, None).is_ok());
+            if kind == FrameKind::Request {
+                was_started.recv().unwrap();
+            }
+        }
+        other.receiver().accept_calls();
+        let deadline = Instant::now() + SOON / 2;
+        let answer = other
+            .receiver()
+            .wait_readable(Some(deadline))
+            .map(|found| found.then(|| other.receiver().try_receive_vec().unwrap()));
+        confirmed.send(()).unwrap();
+        other.sender().end();
+        serving.join().unwrap().unwrap();
+        let answer = answer.unwrap().flatten().expect("an answer");
+        assert_eq!(Head::decode(&answer).unwrap(), Head::new(FrameKind::Cancelled, 0));
+    });
+}
+
+#[test]
+fn an_aborted_wait_has_the_code_of_node() {
+    let error = RemoteError::from(Error::Aborted);
+    assert_eq!((error.name(), error.code()), ("AbortError", Some("ABORT_ERR")));
 }
 
 #[test]

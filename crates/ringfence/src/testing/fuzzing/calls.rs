@@ -104,7 +104,7 @@ impl Side {
     }
 
     fn serve(&mut self) {
-        if let Poll::Ready(Ok(Some(request))) = self.state.poll_request(Waker::noop()) {
+        if let Poll::Ready(Ok(Some(request))) = self.state.poll_request(&mut None, Waker::noop()) {
             self.running.push(request);
         }
     }
@@ -144,7 +144,7 @@ impl Side {
             return;
         }
         self.state.keep(bytes);
-        if let Poll::Ready(Ok(Some(message))) = self.state.poll_message(Waker::noop()) {
+        if let Poll::Ready(Ok(Some(message))) = self.state.poll_message(&mut None, Waker::noop()) {
             assert_eq!(message, self.messages.1.to_le_bytes(), "in order");
             self.messages.1 += 1;
         }
@@ -240,8 +240,8 @@ fn among_violations(script: &mut Unstructured<'_>) -> Result<()> {
     for ticket in side.pending.into_keys() {
         assert!(side.state.poll_call(ticket, Waker::noop()).is_ready());
     }
-    assert!(side.state.poll_message(Waker::noop()).is_ready());
-    assert!(side.state.poll_request(Waker::noop()).is_ready());
+    assert!(side.state.poll_message(&mut None, Waker::noop()).is_ready());
+    assert!(side.state.poll_request(&mut None, Waker::noop()).is_ready());
     Ok(())
 }
 
