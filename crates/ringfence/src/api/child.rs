@@ -37,7 +37,7 @@ use crate::{
     handshake::line,
     handshake::parts::{Answerer, Side},
     options::Options,
-    peer::family::{ChildProcesses, Started, is_alive},
+    peer::family::{ChildProcesses, Started, is_alive, is_exiting},
     sys::{self, lock::Mutex},
     wait::deadline::{Deadline, Woken},
 };
@@ -369,7 +369,11 @@ fn failed(
     answered: Option<&(i32, Option<OwnedFd>)>,
 ) -> Error {
     let pidfd = answered.and_then(|(_, pidfd)| pidfd.as_ref());
-    let exited = pidfd.is_some_and(|pidfd| !is_alive(pidfd));
+    let exited = answered.is_some_and(|(pid, pidfd)| {
+        pidfd
+            .as_ref()
+            .is_some_and(|pidfd| is_exiting(*pid) || !is_alive(pidfd))
+    });
     if let (Admit::Descendant, Some(pidfd)) = (admit, pidfd) {
         // Best effort: it may have exited, or have become another user's.
         let _ = sys::process::signal(pidfd, Signal::SIGKILL);

@@ -363,8 +363,13 @@ impl Started {
 
     /// Whether the child has exited or is about to: the kernel closes its end of the line before it reports the exit.
     pub(crate) fn is_exiting(&self) -> bool {
-        self.has_exited() || Process::read(self.pid).is_some_and(|process| process.is_exiting)
+        self.has_exited() || is_exiting(self.pid)
     }
+}
+
+/// Whether a process that was alive a moment ago is exiting: its descriptors are closed before its pidfd reports the exit.
+pub(crate) fn is_exiting(pid: i32) -> bool {
+    Process::read(pid).is_some_and(|process| process.is_exiting)
 }
 
 /// Whether the process of a pidfd has not exited.
