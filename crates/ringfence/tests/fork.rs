@@ -251,6 +251,7 @@ fn use_sender(sender: &mut Sender) {
 }
 
 fn use_receiver(receiver: &mut Receiver) {
+    receiver.accept_calls();
     let mut room = [0; 64];
     shows(receiver);
     let _ = (receiver.peer(), receiver.max_message_size());
@@ -338,6 +339,7 @@ fn use_merge(merge: &mut Merge<AnySource>, key: Key) {
     is_inherited(merge.arm());
     is_inherited(merge.poll());
     assert_eq!(merge.next_end(), None);
+    assert!(merge.attachments().is_empty());
     assert!(merge.as_fd().as_raw_fd() >= 0);
     assert!(merge.remove(key).is_none());
     if let Some(AnySource::Receiver(_)) = merge.source(key) {
@@ -380,6 +382,7 @@ fn use_parent_line(line: &mut ParentLine, childs: &ChildLine) {
     shows(line);
     shows(childs);
     is_inherited(line.started(std::process::id()));
+    is_inherited(line.processes().kill());
     assert!(childs.as_fd().as_raw_fd() >= 0);
 }
 

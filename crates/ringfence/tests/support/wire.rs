@@ -485,6 +485,7 @@ impl MetPublisher {
         body.extend_from_slice(&4_u32.to_le_bytes());
         body.extend_from_slice(&delivery.to_le_bytes());
         body.extend_from_slice(&from.to_le_bytes());
+        body.extend_from_slice(&[0; 16]);
         send(&stream, &good(1, &body), Some(theirs.as_fd()));
         drop(theirs);
         let (kind, body) = receive(&mut line).expect("the publisher's HELLO");
