@@ -42,7 +42,7 @@ test('a channel that cannot be watched is none, and its peer is told at once', (
 
 test('each end that the binding tells is told by closed, and by every call that comes after it', async (t) => {
   const ends: [reason: string, code: string, message: RegExp, way: string][] = [
-    ['lost', 'PEER_LOST', /process or thread has ended/, 'outlive'],
+    ['lost', 'PEER_LOST', /process has ended/, 'outlive'],
     ['closed', 'PEER_LOST', /^the peer has closed the channel$/, 'outlive'],
     ['exposed', 'OBJECT_EXPOSED', /was wiped/, 'close'],
   ]

@@ -125,7 +125,7 @@ test.serial(
 )
 
 const DIED =
-  "the peer's process or thread has ended, or it has destroyed the channel or closed it before everything was sent: its last messages may be missing"
+  "the peer's process has ended, or it executes another program now, has destroyed the channel, or closed it before everything was sent: its last messages may be missing"
 
 test.serial('rpc: a hundred calls that wait for a child that is killed reject, in each way', async (t) => {
   const { code, output, errors } = await run('rpc/rpc.mjs')

@@ -186,7 +186,7 @@ test('what a killed Node process had sent is read by Rust, and then its end', as
   )
   await partner.kill()
   t.is(await rust.hear(), 'read 2')
-  t.is(await rust.hear(), 'over exited')
+  t.is(await rust.hear(), 'over lost')
 })
 
 test('a process of the other language is refused where it is not named, from either end', async (t) => {
@@ -228,11 +228,7 @@ test('a Rust process reads two Node agents and a Node publisher as one; each end
   const count = sizes.length
   t.deepEqual(
     new Set(told),
-    new Set([
-      `${process.pid}: ${count}, closed`,
-      `${leaver!.pid}: ${count}, closed`,
-      `${doomed!.pid}: ${count}, exited`,
-    ]),
+    new Set([`${process.pid}: ${count}, closed`, `${leaver!.pid}: ${count}, closed`, `${doomed!.pid}: ${count}, lost`]),
   )
   t.deepEqual(await rust.exited, [0, null])
 })

@@ -281,9 +281,14 @@ test('options and a policy are objects', (t) => {
 })
 
 test('a channel keeps how long it spins and whether it sends on', (t) => {
-  t.deepEqual(channelSettings({}), { busyPollMicros: 0, allowHalfOpen: false, codec: undefined })
+  t.deepEqual(channelSettings({}), {
+    busyPollMicros: 0,
+    allowHalfOpen: false,
+    codec: undefined,
+    attachments: undefined,
+  })
   const codec = json()
-  const settings = { busyPollMicros: 5, allowHalfOpen: true, codec }
+  const settings = { busyPollMicros: 5, allowHalfOpen: true, codec, attachments: { sealed: true } }
   t.deepEqual(channelSettings(settings), settings)
 })
 

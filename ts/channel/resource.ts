@@ -125,8 +125,8 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
 const ERRORS = {
   lost: [
     'PEER_LOST',
-    "the peer's process or thread has ended, or it has destroyed the channel or closed it before everything was sent: its last " +
-      'messages may be missing',
+    "the peer's process has ended, or it executes another program now, has destroyed the channel, or closed it before everything " +
+      'was sent: its last messages may be missing',
   ],
   corrupt: ['RING_CORRUPT', 'the peer violated the protocol of the shared memory'],
   exposed: ['OBJECT_EXPOSED', 'another process tried to open the shared memory of one of the two sides: it was wiped'],
