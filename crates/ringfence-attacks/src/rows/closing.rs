@@ -111,9 +111,9 @@ fn plain_close(stage: &Stage) -> Result<Outcome, RowError> {
     }
     // The second half.
     let answer = guest.ask("look-at-peer")?;
-    Ok(if answer == "lost, 4 bytes unread" {
+    Ok(if answer == "exited, 4 bytes unread" {
         Outcome::succeeded(
-            "an orderly end is reported as 'lost', the last message is lost, and there are two hosts for a while",
+            "an orderly end is reported as a loss, the last message is lost, and there are two hosts for a while",
         )
     } else {
         Outcome::failed(answer)

@@ -38,7 +38,7 @@ pub(super) fn borrowed_face(stage: &Stage) -> Result<Report, RowError> {
     let mut host = fenced_host(stage, &address, "")?;
     let mut thief = attacker(&address, &host.pid().to_string())?;
     let attempt = thief.expect("forged")?;
-    if attempt != "Err(EPERM), own Ok(112)" {
+    if attempt != "Err(EPERM), own Ok(128)" {
         return Err(RowError::wrong(format!("the attack itself failed: {attempt}")));
     }
     let got = thief.line()?;
