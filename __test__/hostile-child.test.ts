@@ -9,7 +9,7 @@ import { spawn, type ChildOptions, type RingfenceError } from 'ringfence'
 
 import { until } from './support/until.js'
 
-/** What each child has: the number of its channel's socket, found as an attacker would. */
+/** Each child finds the number of its channel's socket as an attacker would. */
 const PRELUDE = `
   import { spawn } from 'node:child_process'
   import { readdirSync, readlinkSync, readFileSync, writeSync } from 'node:fs'

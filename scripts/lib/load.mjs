@@ -136,7 +136,7 @@ async function passes({ name, round, command, words, cwd, env }) {
   const how = hangs ? 'is not over' : signal === null ? `exit code ${code}` : `ended by ${signal}`
   console.log(`\n✗ ${name}, round ${round}: ${how} after ${time} s`)
   const said = readFileSync(log, 'utf8').trimEnd().split('\n')
-  // Nothing is printed of what has passed.
+  // Tests that passed are not printed.
   console.log(
     said
       .filter((line) => !/^test .* ok$|^\s*✔/.test(line))

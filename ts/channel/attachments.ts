@@ -244,7 +244,7 @@ export class ReceivedDescriptor implements Disposable {
     descriptorOver = (descriptor) => new ReceivedDescriptor(KEY, descriptor)
   }
 
-  /** The kind of object that is open. 'other' is an epoll, a pidfd, an eventfd and the like. */
+  /** The kind of object that is open. 'other' is any other kind, such as an epoll, a pidfd or an eventfd. */
   readonly kind: 'file' | 'directory' | 'pipe' | 'socket' | 'device' | 'other'
   readonly #descriptor: NativeDescriptor
 

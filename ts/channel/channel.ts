@@ -130,7 +130,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    *
    * With `options.attachments` the message carries sealed buffers and descriptors. It then also waits while the peer holds as many unread
    * ones as it accepts. The promise rejects with INVALID_ARGUMENT if the peer does not accept attachments of this kind, MESSAGE_TOO_LARGE if
-   * it never accepts so many or so large ones, and NO_SPACE if the kernel has no room for them. Nothing was sent then.
+   * their number or size is beyond its limits, and NO_SPACE if the kernel has no room for them. Nothing was sent then.
    *
    * An abort of `options.signal` removes the message if no part of it is in the ring yet. After that it has no effect.
    *

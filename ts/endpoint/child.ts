@@ -87,7 +87,7 @@ export async function spawn(
   try {
     onSpawn?.(child)
     const channel = await adopt(line, child.pid, options)
-    // What the program keeps of the child has no descriptors then.
+    // A later dispose can still kill descendants: it finds them in /proc, without a descriptor.
     void Promise.all([exited, channel.closed]).then(() => line.release())
     const dispose = async () => {
       await channel.close()

@@ -350,7 +350,7 @@ impl Actor {
             }
         };
         thread::scope(|scope| {
-            // The threads below wait for their clients, which this side leaves once it is told to stop.
+            // The threads below wait for their clients, which this side leaves when the play stops.
             scope.spawn(|| {
                 while !self.is_over.load(SeqCst) && !is_done.load(SeqCst) {
                     thread::sleep(Duration::from_millis(20));

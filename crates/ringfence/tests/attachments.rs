@@ -131,7 +131,7 @@ fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Lets this process map only so many bytes more than now.
+/// Limits the memory that this process can map to what it has now and this number of bytes.
 fn limit_memory(more: u64) {
     let pages: u64 = std::fs::read_to_string("/proc/self/statm")
         .unwrap()
@@ -515,6 +515,16 @@ fn what_no_honest_sender_attaches_ends_the_channel() {
     }
 }
 
+/// A hostile peer that does this ends its channel with this side.
+fn ends_the_channel(lie: &str, accepted: Attachments) {
+    let (mut hostile, channel) = meet_with("hostile", &[lie], &small().attachments(accepted));
+    let (_sender, mut receiver) = channel.split();
+    let found = receiver.receive_vec().unwrap_err();
+    assert_eq!(found.code(), "RING_CORRUPT", "{lie}: {found}");
+    hostile.go_on();
+    hostile.finish();
+}
+
 #[test]
 fn a_kind_that_the_receiver_does_not_accept_ends_the_channel() {
     for (lie, accepted) in [
@@ -526,12 +536,7 @@ fn a_kind_that_the_receiver_does_not_accept_ends_the_channel() {
         // The kernel may refuse its descriptors (Linux 6.16).
         ("announces what did not come", Attachments::none()),
     ] {
-        let (mut hostile, channel) = meet_with("hostile", &[lie], &small().attachments(accepted));
-        let (_sender, mut receiver) = channel.split();
-        let found = receiver.receive_vec().unwrap_err();
-        assert_eq!(found.code(), "RING_CORRUPT", "{lie}: {found}");
-        hostile.go_on();
-        hostile.finish();
+        ends_the_channel(lie, accepted);
     }
 }
 
@@ -600,27 +605,16 @@ fn bytes_that_no_read_returns_end_the_channel() {
     if nix::sys::socket::send(one.as_raw_fd(), b"x", MsgFlags::MSG_OOB).is_err() {
         return;
     }
-    let (mut hostile, channel) = meet_with("hostile", &["sends a byte that no read returns"], &both());
-    let (_sender, mut receiver) = channel.split();
-    let found = receiver.receive_vec().unwrap_err();
-    assert_eq!(found.code(), "RING_CORRUPT", "{found}");
-    hostile.go_on();
-    hostile.finish();
+    ends_the_channel(
+        "sends a byte that no read returns",
+        Attachments::none().sealed(true).descriptors(true),
+    );
 }
 
 #[test]
 fn sizes_that_overflow_end_the_channel() {
     let accepted = Attachments::none().sealed(true).max_bytes(u64::MAX);
-    let (mut hostile, channel) = meet_with(
-        "hostile",
-        &["states sizes that overflow"],
-        &small().attachments(accepted),
-    );
-    let (_sender, mut receiver) = channel.split();
-    let found = receiver.receive_vec().unwrap_err();
-    assert_eq!(found.code(), "RING_CORRUPT", "{found}");
-    hostile.go_on();
-    hostile.finish();
+    ends_the_channel("states sizes that overflow", accepted);
 }
 
 #[test]

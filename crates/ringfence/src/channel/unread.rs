@@ -14,7 +14,7 @@ const MOST_ON_LINE: usize = 128;
 /// Sent attachments that the peer has not read.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
-    /// What the peer accepts.
+    /// The attachments that the peer accepts.
     accepts: Attachments,
     /// The number and the bytes of the attachments of each unread message, and the position at which its first record ends.
     unread: VecDeque<(u64, Load)>,

@@ -103,7 +103,7 @@ pub(super) const MARK: Frame = Frame::Ready([0; 32]);
 
 /// Whether this socket is a line that another process has prepared for a child. Reads nothing from it.
 pub(crate) fn is_prepared_by_another(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
-    // Anybody can connect to an address and send the mark. A filter may deny both questions.
+    // A client of this process could send the mark, but its socket has a name. A filter may deny both questions.
     let names = [
         getsockname::<UnixAddr>(socket.as_raw_fd()),
         getpeername(socket.as_raw_fd()),

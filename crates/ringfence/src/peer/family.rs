@@ -97,7 +97,7 @@ impl Pidfd {
     }
 }
 
-/// How often /proc is searched for processes that were forked since the last search. Those that were found are stopped, so only
+/// The most searches of /proc. Each finds the processes that were forked since the last one. Those that were found are stopped, so only
 /// a process that was not found yet can fork.
 const SEARCHES: usize = 32;
 
@@ -177,7 +177,7 @@ impl ChildProcesses {
         if let Some(born) = started.born {
             let until = Instant::now() + SEARCH_TIME;
             family.kill_cgroup(started, born, until);
-            // Without their pidfds, since this process may not have enough numbers for so many.
+            // Their pidfds are not kept: a child with many processes could use up the descriptors of this one.
             let mut stopped = BTreeMap::<i32, Process>::new();
             for _ in 0..SEARCHES {
                 let known = stopped.keys().copied().collect();
@@ -245,8 +245,8 @@ impl Family {
                 .filter(|(pid, pidfd)| *pid > 0 && pidfd.is_alive())
                 .map(|peer| peer.0),
         );
-        // A process that the child has passed the line to may be innocent. It can join no session of another process's, and
-        // whoever started it is its parent.
+        // The child may have passed the line to a process that it did not start. The parent of such a process is alive and in the
+        // same session.
         let is_orphan = |process: &Process| {
             let in_session = Some(process.session) == session || process.session == started.pid;
             let parent = processes.get(&process.parent);

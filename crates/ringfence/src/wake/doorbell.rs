@@ -539,7 +539,7 @@ impl Doorbell {
         }
     }
 
-    /// Closes the attachments that were not read, and accepts no more.
+    /// Closes the unread attachments. Later ones are refused.
     pub(crate) fn drop_attachments(&self) {
         let Ok(mut state) = self.state() else { return };
         if state.arrived.take().is_some() {

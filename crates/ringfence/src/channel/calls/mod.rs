@@ -565,15 +565,16 @@ impl Threads {
         let mut inner = self.core.lock()?;
         inner.waits_for_room = true;
         let flushed = inner.flush();
-        let unsent = inner.unsent();
-        inner.waits_for_room = unsent.is_some();
+        // Unless this thread sleeps, the next one that finds no room must wake it.
+        inner.waits_for_room = false;
         flushed?;
         if inner.state.take_nudge() {
             return Ok(());
         }
+        let unsent = inner.unsent();
         if let Some(size) = unsent {
             match inner.sender.arm(size) {
-                Ok(true) => {}
+                Ok(true) => inner.waits_for_room = true,
                 Err(error) if error.is_local() => return Err(error),
                 _ => return Ok(()),
             }

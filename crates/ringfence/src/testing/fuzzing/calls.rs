@@ -33,7 +33,7 @@ struct Side {
     /// Calls that wait, with their requests.
     pending: BTreeMap<Ticket, Vec<u8>>,
     running: Vec<Request>,
-    /// What the ring to the peer holds.
+    /// The messages in the ring to the peer.
     sent: VecDeque<(Vec<u8>, Tag)>,
     messages: (u32, u32),
 }
