@@ -150,6 +150,9 @@ impl Side<'_> {
             },
         };
         let hello = self.agree(&frame, own, &mut record)?;
+        if is_child && hello.features & LACKS_MEMORY != 0 {
+            return Err(Error::Protocol("a parent that asks for memory".into()));
+        }
         Ok(Some(PeerSession {
             line,
             peer,
@@ -575,9 +578,9 @@ impl Side<'_> {
         if !is_asked {
             return Ok(None);
         }
-        if self.lacks_memory || self.options.backing != Backing::Memfd {
+        if self.options.backing != Backing::Memfd {
             return Err(Error::Protocol(
-                "a peer that asks for memory and cannot have it".into(),
+                "a child that asks for memory, though the backing is not memfd".into(),
             ));
         }
         let blank = Blank::for_child(hello.capacity, peer.credentials.uid, self.deadline)?;

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     address::Address,
     evidence::EvidenceLog,
-    handshake::frame::{Frame, Meeting, Nonce},
+    handshake::frame::{Frame, LACKS_MEMORY, Meeting, Nonce},
     handshake::line::settle_new_line,
     handshake::parts::Side,
     options::{MAX_MESSAGE_SIZE, Options},
@@ -280,6 +280,8 @@ impl Script {
         judge((1..=most).contains(&hello.longest), "its longest message");
         judge(hello.backing == backing.number(), "its backing");
         judge(hello.meeting == comes.meeting().number(), "its meeting");
+        let asks = comes.meeting() == Meeting::Family && hello.features & LACKS_MEMORY != 0;
+        judge(!asks, "the memory that it asks for");
         let mut offer = offer(script, CAPACITY_MIN, 0)?;
         judge(offer.capacity == CAPACITY_MIN, "OFFER's capacity");
         let TokenAddress { number, thread, .. } = offer.tokens;
