@@ -59,6 +59,10 @@ const LIMIT = 180_000 * SLOW
 const STARVED = 30_000 * SLOW
 const END_LIMIT = 90_000 * SLOW
 
+const LATE = Symbol('late')
+/** What a promise resolves to, or `LATE`. */
+const within = (milliseconds, promise) => Promise.race([promise, sleep(milliseconds, LATE, { ref: false })])
+
 /** A command with what is needed to run it; null where this machine does not let it. */
 const may = (command, ...words) => {
   try {
@@ -304,7 +308,13 @@ class Play {
     this.tell(`${actor.id} is killed`)
     totals.kills += 1
     if (!this.signal(actor, 'SIGKILL')) actor.child.kill('SIGKILL')
-    await actor.gone
+    // What it has started has its standard output too.
+    if ((await within(END_LIMIT, actor.gone)) === LATE) {
+      const { language, role } = actor.part
+      this.fail(`${actor.id} (${language} ${role}) is killed, and what it has started does not end: ${this.waits()}`)
+      actor.child.stdout.destroy()
+      await actor.gone
+    }
   }
 
   /** What happens to the victim, again and again until the play is over. */
@@ -380,8 +390,8 @@ class Play {
     const disturbing = this.disturb()
     // With too little, a play may get nowhere; it must end all the same.
     const mayStarve = ['nofile', 'as', 'cgroup', 'tmpfs'].includes(this.event)
-    const outcome = await Promise.race([enough, sleep(mayStarve ? STARVED : LIMIT, 'late', { ref: false })])
-    if (outcome === 'late' && !(mayStarve || this.wrong.length > 0)) {
+    const outcome = await within(mayStarve ? STARVED : LIMIT, enough)
+    if (outcome === LATE && !(mayStarve || this.wrong.length > 0)) {
       this.fail(`it hangs after ${this.sessions} of ${this.wanted} sessions: ${this.waits()}`)
     }
     this.isOver = true
@@ -407,27 +417,30 @@ class Play {
     }
   }
 
-  /** What the threads of all of them wait for. */
+  /** The processes of this play, with what their threads wait for: those that an actor has started as well. */
   waits() {
-    return this.actors
-      .filter(({ isGone, pid }) => !isGone && pid !== null)
-      .map(({ pid, id }) => {
-        try {
-          const threads = readdirSync(`/proc/${pid}/task`)
-          return `${id}: ${threads.map((thread) => readFileSync(`/proc/${pid}/task/${thread}/wchan`, 'utf8')).join(' ')}`
-        } catch {
-          return `${id} is gone`
-        }
-      })
-      .join('; ')
+    const found = []
+    for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
+      try {
+        const command = readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ')
+        if (!command.includes(this.folder)) continue
+        const threads = readdirSync(`/proc/${pid}/task`).map((thread) => {
+          const waits = readFileSync(`/proc/${pid}/task/${thread}/wchan`, 'utf8')
+          return `${waits} (${readFileSync(`/proc/${pid}/task/${thread}/syscall`, 'utf8').trim()})`
+        })
+        found.push(`${pid} [${command.trim()}]: ${threads.join(', ')}`)
+      } catch {
+        // It has ended meanwhile.
+      }
+    }
+    return found.join('; ')
   }
 
   async finish(actor) {
     if (!actor.isGone) {
       this.signal(actor, 'SIGCONT')
       actor.child.stdin.end('stop\n')
-      const outcome = await Promise.race([actor.gone, sleep(END_LIMIT, 'late', { ref: false })])
-      if (outcome === 'late') {
+      if ((await within(END_LIMIT, actor.gone)) === LATE) {
         this.fail(`${actor.id} (${actor.part.language} ${actor.part.role}) does not end: ${this.waits()}`)
         await this.kill(actor)
       }
