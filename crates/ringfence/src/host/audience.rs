@@ -181,13 +181,14 @@ impl Subscriber {
     /// and a reliable subscriber can delay the publisher for up to [`Options::stall`](crate::Options::stall).
     pub fn disconnect(&self) {
         if let Some(publisher) = self.publisher() {
-            publisher.end_one(&self.member);
-            // If it has ended in another way that is not reported yet, that reason counts.
+            // If it has ended in another way that is not reported yet, that reason counts. How it closes once it can see the end
+            // does not.
             let link = self.member.link.upgrade();
             let reason = link
                 .and_then(|link| link.close_reason())
                 .unwrap_or(CloseReason::Closed);
             publisher.gone(&self.member, reason);
+            publisher.end_one(&self.member);
         }
     }
 
