@@ -158,15 +158,19 @@ impl Actor {
         if self.child.load(SeqCst) != 0 {
             return;
         }
+        let parent = std::process::id();
         // SAFETY: the child makes calls alone that may be made after fork(2) in a process with threads.
         let child = unsafe { libc::fork() };
         if child == 0 {
             // SAFETY: integers. This thread lives as long as its process.
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-            loop {
+            // A parent that was killed before that call sends no signal.
+            while std::os::unix::process::parent_id() == parent {
                 // SAFETY: takes nothing.
                 unsafe { libc::pause() };
             }
+            // SAFETY: runs nothing of this process.
+            unsafe { libc::_exit(0) };
         }
         self.child.store(child, SeqCst);
     }
