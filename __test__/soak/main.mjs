@@ -319,8 +319,13 @@ class Play {
 
   /** What happens to the victim, again and again until the play is over. */
   async disturb() {
+    // On a busy machine no process gets to the end of a session between two kills: each without one doubles the pause.
+    let patience = SLOW
+    let sessions = 0
     while (!this.isOver) {
-      await sleep(this.draw.between(20, 700) * SLOW)
+      await Promise.race([sleep(this.draw.between(20, 700) * patience), this.over])
+      patience = this.sessions > sessions ? SLOW : Math.min(patience * 2, 32 * SLOW)
+      sessions = this.sessions
       const { actor } = this.cast[this.victim]
       if (this.isOver || actor === undefined || actor.pid === null || actor.isGone) continue
       switch (this.event) {
@@ -387,6 +392,8 @@ class Play {
     const enough = new Promise((resolve) => {
       this.onSession = () => this.sessions >= this.wanted && resolve('enough')
     })
+    let end
+    this.over = new Promise((resolve) => (end = resolve))
     const disturbing = this.disturb()
     // With too little, a play may get nowhere; it must end all the same.
     const mayStarve = ['nofile', 'as', 'cgroup', 'tmpfs'].includes(this.event)
@@ -395,6 +402,7 @@ class Play {
       this.fail(`it hangs after ${this.sessions} of ${this.wanted} sessions: ${this.waits()}`)
     }
     this.isOver = true
+    end()
     await disturbing
     await Promise.all(this.actors.map((actor) => this.finish(actor)))
     this.compare()
