@@ -2,14 +2,13 @@
 
 import { EventEmitter } from 'node:events'
 
-// oxlint-disable-next-line import/no-cycle -- types alone
-import type { Channel, Quiet } from '../channel/channel.js'
 import { decodeMessage, encodeMessage, type Codec } from './codec.js'
 import { LINGER } from './duplex.js'
 import { throwLater } from '../runtime/emit.js'
 import { RingfenceError, invalid, show } from '../errors.js'
 import { timers } from '../runtime/timers.js'
-import type { Message } from '../types.js'
+import type { Message, SendOptions } from '../types.js'
+import type { WebSource } from './web.js'
 
 /** Bytes that may wait for a peer that does not read. `postMessage` cannot make its caller wait, so this limits the memory. */
 const MOST_WAITING = 256 * 1024 * 1024
@@ -41,53 +40,6 @@ export type PortEventListener = ((event: any) => void) | { handleEvent(event: an
 // oxlint-disable-next-line typescript/no-explicit-any -- as an emitter of Node has it
 type Listener = (...values: any[]) => void
 
-/**
- * A channel with the interface of a Node `MessagePort`, without what needs transfer lists.
- *
- * - 'message': a value has arrived. A listener starts the port, and keeps the process alive until it is removed.
- * - 'messageerror': a message could not be decoded or sent. The listener gets the error.
- * - 'close': the port has closed, after its last message.
- *
- * As with Node's port, a listener that was added before is not added again. An error that a listener throws is an uncaught exception.
- */
-export interface MessagePortLike extends EventEmitter {
-  /** The underlying channel. */
-  readonly channel: Channel<unknown, unknown>
-  /**
-   * Sends a value, in the order of the calls. Never waits. Does nothing after `close`, or once the peer is gone. If a value cannot be sent
-   * because the program holds a reservation of the channel or is filling a message, 'messageerror' reports it.
-   *
-   * @param transfer - Nothing, or an empty list: memory cannot be transferred to another process.
-   * @throws {@link RingfenceError} INVALID_ARGUMENT for a value that cannot be encoded, and for a list that is not empty;
-   * MESSAGE_TOO_LARGE; NO_SPACE if 256 MiB are waiting because the peer does not read.
-   */
-  postMessage(value: unknown, transfer?: readonly unknown[] | { transfer?: readonly unknown[] | undefined }): void
-  /** Does the same as `on`, for listeners that take an event. */
-  addEventListener(
-    event: string,
-    listener: PortEventListener | null,
-    options?: boolean | { once?: boolean | undefined; signal?: AbortSignal | undefined },
-  ): void
-  removeEventListener(event: string, listener: PortEventListener | null, options?: unknown): void
-  onmessage: ((event: PortMessageEvent) => void) | null
-  onmessageerror: ((event: PortMessageEvent) => void) | null
-  onclose: ((event: Event) => void) | null
-  /** Starts taking messages, even without a listener. */
-  start(): void
-  /**
-   * Closes the port and the channel. Earlier values are still sent, for at most 5 s if the peer does not read. Only 'close' is emitted
-   * after that.
-   *
-   * @param callback - Called once the port has closed.
-   */
-  close(callback?: () => void): void
-  /** Keeps the process alive while the port is open. */
-  ref(): void
-  /** Lets the process exit while the port is open. */
-  unref(): void
-  hasRef(): boolean
-}
-
 /** A function that the emitter calls in place of an event listener. The emitter also finds and removes it by its `listener`. */
 interface Wrapper extends Listener {
   listener?: PortEventListener
@@ -98,11 +50,32 @@ interface Handler extends Listener {
   handler: PortEventListener
 }
 
-/** A channel as a MessagePort: see {@link Channel.port}. */
-export class Port extends EventEmitter implements MessagePortLike {
-  readonly channel: Channel<unknown, unknown>
-  /** The same channel, with bytes as messages. */
-  readonly #raw: Channel
+/** The operations of a channel of bytes that a port uses. */
+interface Raw {
+  readonly maxMessageSize: number
+  readonly bufferedAmount: number
+  readonly closed: Promise<unknown>
+  send(message: Uint8Array | string, options?: SendOptions): Promise<void>
+  tryReceive(): Message | undefined
+  close(options: { linger: number }): Promise<void>
+  ref(): unknown
+  unref(): unknown
+}
+
+/** Channel operations for adapters, which report the end of a channel themselves. */
+export interface Quiet<In> extends WebSource<In> {
+  /** Returns a loop that yields whenever a message is available. It takes no message, and finishes after a clean end. */
+  arrivals(): AsyncIterator<unknown, undefined>
+  /** Must be called after a clean end was reported. */
+  told(): void
+  /** Returns whether no more messages will arrive and everything was read. */
+  isRead(): boolean
+}
+
+/** A channel as a MessagePort. `channel` is the view that the program made the port of, and `raw` the same channel with bytes as messages. */
+export class Port<C> extends EventEmitter {
+  readonly channel: C
+  readonly #raw: Raw
   readonly #codec: Codec<unknown>
   readonly #quiet: Quiet<Buffer>
   /** The event being emitted, for all event listeners. */
@@ -121,19 +94,14 @@ export class Port extends EventEmitter implements MessagePortLike {
   #hasRef = false
   #state: 'open' | 'closing' | 'closed' = 'open'
 
-  constructor(
-    raw: Channel,
-    codec: Codec<unknown>,
-    quiet: Quiet<Buffer>,
-    channel: Channel<unknown, unknown> = raw as never,
-  ) {
+  constructor(raw: Raw, codec: Codec<unknown>, quiet: Quiet<Buffer>, channel: C = raw as never) {
     super()
     this.channel = channel
     this.#raw = raw
     this.#codec = codec
     this.#quiet = quiet
-    channel.unref()
-    void channel.closed.then(() => {
+    raw.unref()
+    void raw.closed.then(() => {
       this.#isOver = true
       this.#closeIfRead()
     })
@@ -158,7 +126,7 @@ export class Port extends EventEmitter implements MessagePortLike {
 
   /** Checks the size now: `send` would report it only later, when the caller can no longer handle it. */
   #mustFit(message: Uint8Array | string): void {
-    const { maxMessageSize, bufferedAmount } = this.channel
+    const { maxMessageSize, bufferedAmount } = this.#raw
     const size = Buffer.byteLength(message)
     if (size > maxMessageSize) {
       const what = `the message has ${size} bytes, and the peer takes ${maxMessageSize} (its maxMessageSize)`
@@ -355,7 +323,7 @@ export class Port extends EventEmitter implements MessagePortLike {
         if (done) {
           // A port has no half-open state.
           this.#quiet.told()
-          void this.channel.close({ linger: LINGER })
+          void this.#raw.close({ linger: LINGER })
           break
         }
         const message = this.#raw.tryReceive()
@@ -396,7 +364,7 @@ export class Port extends EventEmitter implements MessagePortLike {
     this.#state = 'closing'
     this.#stop()
     // The channel may have ended before. Unread messages then kept the port open.
-    void this.channel.close({ linger: LINGER }).then(() => this.#tellClose())
+    void this.#raw.close({ linger: LINGER }).then(() => this.#tellClose())
   }
 
   /** Emits 'close' once the channel has ended and every message was dispatched. A stopped port does so after its next start. */
@@ -416,12 +384,12 @@ export class Port extends EventEmitter implements MessagePortLike {
 
   ref(): void {
     this.#hasRef = true
-    this.channel.ref()
+    this.#raw.ref()
   }
 
   unref(): void {
     this.#hasRef = false
-    this.channel.unref()
+    this.#raw.unref()
   }
 
   hasRef(): boolean {

@@ -1,9 +1,9 @@
+import type { EventEmitter } from 'node:events'
 import type { Duplex } from 'node:stream'
 
 import { decodeWith, encodeWith, structured, type Codec } from '../adapters/codec.js'
 import { toDuplex } from '../adapters/duplex.js'
-// oxlint-disable-next-line import/no-cycle -- it imports types of this file alone
-import { Port, type MessagePortLike } from '../adapters/port.js'
+import { Port, type PortEventListener, type PortMessageEvent, type Quiet } from '../adapters/port.js'
 import { WebStreams, type WebSource } from '../adapters/web.js'
 import { tellClosed, tellOpen } from '../runtime/diagnostics.js'
 import { invalid, show, type RingfenceError } from '../errors.js'
@@ -39,16 +39,6 @@ let make: (native: NativeChannel, settings: ChannelSettings, address: string | n
 
 /** Frees the host's address if the process exits while the channel is open. */
 export let vacateAtExit: (channel: AnyChannel, address: string) => void
-
-/** Channel operations for adapters, which report the end of a channel themselves. */
-export interface Quiet<In> extends WebSource<In> {
-  /** Returns a loop that yields whenever a message is available. It takes no message, and finishes after a clean end. */
-  arrivals(): AsyncIterator<unknown, undefined>
-  /** Must be called after a clean end was reported. */
-  told(): void
-  /** Returns whether no more messages will arrive and everything was read. */
-  isRead(): boolean
-}
 
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
 export let quietOf: <In>(channel: Channel<In, any>) => Quiet<In>
@@ -417,6 +407,53 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
   protected override summary(): string[] {
     return [this.role, `peer ${this.peer.pid}`]
   }
+}
+
+/**
+ * A channel with the interface of a Node `MessagePort`, without what needs transfer lists.
+ *
+ * - 'message': a value has arrived. A listener starts the port, and keeps the process alive until it is removed.
+ * - 'messageerror': a message could not be decoded or sent. The listener gets the error.
+ * - 'close': the port has closed, after its last message.
+ *
+ * As with Node's port, a listener that was added before is not added again. An error that a listener throws is an uncaught exception.
+ */
+export interface MessagePortLike extends EventEmitter {
+  /** The underlying channel. */
+  readonly channel: Channel<unknown, unknown>
+  /**
+   * Sends a value, in the order of the calls. Never waits. Does nothing after `close`, or once the peer is gone. If a value cannot be sent
+   * because the program holds a reservation of the channel or is filling a message, 'messageerror' reports it.
+   *
+   * @param transfer - Nothing, or an empty list: memory cannot be transferred to another process.
+   * @throws {@link RingfenceError} INVALID_ARGUMENT for a value that cannot be encoded, and for a list that is not empty;
+   * MESSAGE_TOO_LARGE; NO_SPACE if 256 MiB are waiting because the peer does not read.
+   */
+  postMessage(value: unknown, transfer?: readonly unknown[] | { transfer?: readonly unknown[] | undefined }): void
+  /** Does the same as `on`, for listeners that take an event. */
+  addEventListener(
+    event: string,
+    listener: PortEventListener | null,
+    options?: boolean | { once?: boolean | undefined; signal?: AbortSignal | undefined },
+  ): void
+  removeEventListener(event: string, listener: PortEventListener | null, options?: unknown): void
+  onmessage: ((event: PortMessageEvent) => void) | null
+  onmessageerror: ((event: PortMessageEvent) => void) | null
+  onclose: ((event: Event) => void) | null
+  /** Starts taking messages, even without a listener. */
+  start(): void
+  /**
+   * Closes the port and the channel. Earlier values are still sent, for at most 5 s if the peer does not read. Only 'close' is emitted
+   * after that.
+   *
+   * @param callback - Called once the port has closed.
+   */
+  close(callback?: () => void): void
+  /** Keeps the process alive while the port is open. */
+  ref(): void
+  /** Lets the process exit while the port is open. */
+  unref(): void
+  hasRef(): boolean
 }
 
 /** Opens a channel over the binding's object. */
