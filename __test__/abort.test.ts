@@ -1,5 +1,6 @@
 import type { ChildProcess } from 'node:child_process'
-// A signal that is aborted as a handshake is through, and before its call has told so: the call rejects, and no side keeps a channel.
+// An abort that comes after the handshake has succeeded and before the call has resolved: the call rejects, and neither
+// side keeps a channel.
 
 import { existsSync, writeFileSync } from 'node:fs'
 import { join as inFolder } from 'node:path'
@@ -43,7 +44,7 @@ import { soon, standStillUntil, until } from './support/until.js'
 
 const aborted = { ...codeOf('ABORT_ERR'), name: 'AbortError' }
 
-/** What the partner does at the address; what it has then is closed by this side. */
+/** Code that runs in the partner. Closing the channel that it opens is up to this side. */
 type There = (kit: Kit, address: string) => Promise<unknown>
 
 const joins: There = async (kit, address) => void (kit.channel = await kit.join(address))
@@ -77,7 +78,7 @@ const calls: [
 ]
 
 for (const [title, there, begin, isHere] of calls)
-  test.serial(`an abort as the handshake is through rejects ${title}, and the peer is told of the end`, async (t) => {
+  test.serial(`an abort at the end of the handshake rejects ${title}, and the peer sees the channel end`, async (t) => {
     const address = abstractAddress()
     const partner = await Partner.start(t)
     const through = inFolder(temporaryDirectory(t), 'through')
@@ -117,12 +118,12 @@ for (const [title, there, begin, isHere] of calls)
       if (publisher === undefined) return (await kit.channel.closed).reason
       return publisher.subscribers[0]?.closed.then(({ reason }) => reason) ?? 'closed'
     })
-    // The peer may have sent messages, which this side has not read.
+    // The peer may have sent messages that this side has not read.
     t.is(await soon(end, 'the end over there'), title === 'subscribe' ? 'closed' : 'lost')
   })
 
 for (const name of ['listen', 'publish', 'member'] as const)
-  test.serial(`an abort as it has the address rejects ${name}, and the address is free`, async (t) => {
+  test.serial(`an abort at the moment of binding rejects ${name}, and the address is free`, async (t) => {
     const address = namedAddress(t)
     const over = new AbortController()
     const opens: Record<typeof name, (address: string, options: PublishOptions) => Promise<unknown>> = {
@@ -133,14 +134,14 @@ for (const name of ['listen', 'publish', 'member'] as const)
     const opening = opens[name](address, { signal: over.signal })
     opening.catch(() => {})
     standStillUntil(() => existsSync(address), 'it is bound')
-    // It has no event of its own that it goes on after that, and either way it is no more.
+    // No event reports that the call goes on after this point. The call must reject in both cases.
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 100)
     over.abort()
     await t.throwsAsync(opening, aborted)
     await until(() => !existsSync(address), 'the address is free')
   })
 
-/** A child that has a channel with its parent; both ends say what becomes of them. */
+/** A child that has a channel with its parent. Both ends report how the channel ends. */
 async function childOf(t: ExecutionContext, code: string, signal?: AbortSignal) {
   const words = ['--input-type=module', '--eval', code]
   let child!: ChildProcess
@@ -157,7 +158,7 @@ async function childOf(t: ExecutionContext, code: string, signal?: AbortSignal) 
   return { child, channel, said: () => said }
 }
 
-test.serial('an abort as the child has answered rejects spawn, and the child is killed', async (t) => {
+test.serial('an abort when the child has answered rejects spawn, and the child is killed', async (t) => {
   const through = inFolder(temporaryDirectory(t), 'through')
   const over = new AbortController()
   const { child, channel } = await childOf(
@@ -175,7 +176,7 @@ test.serial('an abort as the child has answered rejects spawn, and the child is 
   await until(() => child.signalCode === 'SIGKILL', 'the child is killed')
 })
 
-test.serial('an abort as the parent has answered rejects fromParent, and the parent is told of the end', async (t) => {
+test.serial('an abort when the parent has answered rejects fromParent and ends the channel', async (t) => {
   const through = inFolder(temporaryDirectory(t), 'through')
   const { channel, said } = await childOf(
     t,
@@ -201,7 +202,7 @@ interface Opening {
   made: () => { below: object; closed: () => boolean }
 }
 
-/** Each call, over a binding of the test's own. */
+/** Each call, over a fake binding. */
 const openings: Record<string, Opening> = {
   join: { begin: (signal) => joinHere('@somewhere', { signal }), made: aChannel },
   connect: { begin: (signal) => connectHere('@somewhere', { signal }), made: aChannel },
@@ -226,7 +227,7 @@ function noted(below: Published | Subscribed) {
 }
 
 for (const [title, { begin, made }] of Object.entries(openings))
-  test.serial(`${title} rejects by an abort up to the moment in which it resolves, and not after that`, async (t) => {
+  test.serial(`an abort rejects ${title} up to the moment when it resolves, and not later`, async (t) => {
     t.truthy(native)
     const early = new AbortController()
     const all = beginsHere(t)
@@ -241,18 +242,18 @@ for (const [title, { begin, made }] of Object.entries(openings))
     const second = begin(late.signal)
     const other = made()
     all[1]!.done(null, other.below)
-    // What the caller has is settled by now: there is no moment between this and an `await`.
+    // The promise is settled already: an abort cannot come between this point and an `await`.
     t.notRegex(inspect(second), /^Promise { <pending>/)
     t.false(other.closed())
     const open = await second
     late.abort()
-    // The signal of what stays at an address and has no `leave` closes it.
+    // Once a call has resolved, its signal closes only listeners and publishers.
     t.is(other.closed(), title === 'listen' || title === 'publish')
     if (title === 'listen' || title === 'publish') await open.closed
     else await (open as unknown as AsyncDisposable)[Symbol.asyncDispose]()
   })
 
-test.serial('an abort by one who watches the process rejects as well', async (t) => {
+test.serial('an abort by an observer of the process rejects as well', async (t) => {
   const { subscribe: watch, unsubscribe } = await import('node:diagnostics_channel')
   const over = new AbortController()
   let opened: Channel | undefined

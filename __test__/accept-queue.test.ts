@@ -1,4 +1,5 @@
-// Channels that wait for a loop, by themselves: who gets which, and when newcomers are to wait. service.test.ts has them with agents.
+// Unit tests of the queue of accepted channels: which loop gets which channel, and when accepting pauses.
+// service.test.ts tests it with real clients.
 
 import { insideOf } from './support/inside.js'
 import test from 'ava'
@@ -30,11 +31,11 @@ interface Insides {
   ) => AcceptQueue
 }
 
-/** What the package does not export. */
+/** Not exported by the package. */
 const { AcceptQueue } = await insideOf<Insides>('endpoint/accept-queue.js')
 
 const over = { done: true, value: undefined }
-/** It looks into none: numbers will do. */
+/** The queue never uses a channel, so numbers will do. */
 const channel = (number: number) => number as unknown as Channel
 const value = (number: number) => ({ done: false, value: channel(number) })
 
@@ -52,7 +53,7 @@ function queueOf(all: boolean) {
   return { queue, paused, handedOut, add }
 }
 
-test('channels wait for a loop in their order, and 16 of them have newcomers wait', async (t) => {
+test('loops get channels in order, and 16 queued channels pause accepting', async (t) => {
   const { queue, paused, handedOut, add } = queueOf(true)
   add(1, 15)
   t.deepEqual(paused, [])
@@ -83,7 +84,7 @@ test('channels wait for a loop in their order, and 16 of them have newcomers wai
   )
 })
 
-test('a queue that keeps the last ones has 16 of them, until there is a loop', async (t) => {
+test('a queue that keeps the last channels keeps 16 of them, until a loop starts', async (t) => {
   const { queue, paused, add } = queueOf(false)
   add(1, 20)
   t.deepEqual(paused, [])
@@ -100,7 +101,7 @@ test('a queue that keeps the last ones has 16 of them, until there is a loop', a
   t.deepEqual(queue.discard(), [])
 })
 
-test('a loop that waits longest gets the next one, and one that was left gets none', async (t) => {
+test('the loop that waits longest gets the next channel, and an abandoned loop gets none', async (t) => {
   const { queue, add } = queueOf(true)
   t.false(queue.hasLoop)
   const [first, second, unused] = [queue.iterator(), queue.iterator(), queue.iterator()]
@@ -125,7 +126,7 @@ test('a loop that waits longest gets the next one, and one that was left gets no
   t.false(queue.hasLoop)
 })
 
-test('an iterator that is not used keeps no channel, and has nobody wait', async (t) => {
+test('an unused iterator keeps no channel, and pauses nothing', async (t) => {
   const { queue, paused, add } = queueOf(false)
   const unused = queue.iterator()
   add(1, 20)
@@ -135,7 +136,7 @@ test('an iterator that is not used keeps no channel, and has nobody wait', async
   t.deepEqual(paused, [true])
 })
 
-test('at the end loops are over, after what waits', async (t) => {
+test('after the end, loops finish once they have taken the queued channels', async (t) => {
   const { queue, add } = queueOf(true)
   const [waiting, other] = [queue.iterator(), queue.iterator()]
   const waits = waiting.next()
@@ -151,7 +152,7 @@ test('at the end loops are over, after what waits', async (t) => {
   t.deepEqual(await queue.iterator().next(), over, 'what has ended is taken by none')
 })
 
-test('an end by itself is told to the loop that has waited longest, or to the first that asks', async (t) => {
+test('the loop that has waited longest, or the first that asks, gets the error of the end', async (t) => {
   const failure = new RingfenceError('CLOSED', 'as a test says')
   for (const waits of [true, false]) {
     const { queue, add } = queueOf(true)
@@ -171,7 +172,7 @@ test('an end by itself is told to the loop that has waited longest, or to the fi
   }
 })
 
-test('a taker has all that waits and all that comes, and loops are refused meanwhile', async (t) => {
+test('a taker gets every channel, queued or new, and loops are refused while it exists', async (t) => {
   const { queue, paused, add } = queueOf(true)
   const taken: Channel[] = []
   const refusals: Error[] = []
@@ -202,7 +203,7 @@ test('a taker has all that waits and all that comes, and loops are refused meanw
   add(18, 18)
   t.deepEqual(await queue.iterator().next(), value(18))
 
-  // It may take itself back after each.
+  // It may unregister itself after each channel.
   add(19, 21)
   const one: Channel[] = []
   queue.setTaker({

@@ -1,4 +1,5 @@
-// What processes do for a moment, over a /proc on paper that changes between two looks. machine.test.ts has real processes.
+// Sampling the activity of processes, over a fake /proc that changes between two samples. machine.test.ts uses real
+// processes.
 
 import timers from 'node:timers/promises'
 import { syncBuiltinESMExports } from 'node:module'
@@ -42,14 +43,17 @@ function thread(pid: number, id: number, told: Told): Paper {
   }
 }
 
-/** A process of these threads, by their numbers. */
+/** A process with these threads, by their ids. */
 const process = (pid: number, threads: { [id: number]: Told | undefined }): Paper =>
   Object.assign(
     { [`/proc/${pid}/task`]: Object.keys(threads) },
     ...Object.entries(threads).map(([id, told]) => thread(pid, Number(id), told!)),
   ) as Paper
 
-/** What is found of these where each look finds the next of these papers, and the last one from then on. */
+/**
+ * The result of sampling these processes. Each sample sees the next of these states of /proc; later samples see the
+ * last one.
+ */
 async function found(t: ExecutionContext, pids: number[], looks: Paper[], counts = true) {
   const paper: Paper = {}
   let look = 0
@@ -77,7 +81,7 @@ async function found(t: ExecutionContext, pids: number[], looks: Paper[], counts
   }
 }
 
-/** A thread at each look: what is told of it at so many looks, and what more at each of them. */
+/** The states of /proc for all samples, made from the number of the sample. */
 const steps = (make: (step: number) => Paper) => Array.from({ length: LOOKS }, (_, step) => make(step))
 
 test.serial('how busy a process is, and how often it sleeps, is the sum of its threads', async (t) => {
@@ -87,18 +91,18 @@ test.serial('how busy a process is, and how often it sleeps, is the sum of its t
       8: { core: 2, ran: 9000 + 24 * step, delayed: 0, sleeps: 600 },
     }),
   )
-  // 60 ms lie between two looks.
+  // Samples are 60 ms apart.
   t.deepEqual(
     await found(t, [7], looks),
     new Map([[7, { isStopped: false, busy: 1, isPinned: false, core: 1, sleepsPerSecond: 50 }]]),
   )
 })
 
-test.serial('the core is the one on which it ran for longest', async (t) => {
+test.serial('the core is the one on which the process ran longest', async (t) => {
   const on = (core: (step: number) => number, ran: (step: number) => number) =>
     steps((step) => process(7, { 7: { core: core(step), ran: ran(step) } }))
   const coreOf = async (looks: Paper[]) => (await found(t, [7], looks)).get(7)!.core
-  // For two looks on one, at 30 ms each; for the others on another, at 5.
+  // During two samples it runs on one core for 30 ms each; during the others on another core, for 5 ms each.
   t.is(
     await coreOf(
       on(
@@ -128,14 +132,14 @@ test.serial('the core is the one on which it ran for longest', async (t) => {
     5,
     'where it has not run, the last',
   )
-  // Two threads on one core count together.
+  // The times of two threads on one core are added.
   const two = steps((step) =>
     process(7, { 7: { core: 1, ran: 30 * step }, 8: { core: 2, ran: 20 * step }, 9: { core: 2, ran: 20 * step } }),
   )
   t.is((await found(t, [7], two)).get(7)!.core, 2)
 })
 
-test.serial('threads that come and go are counted while they are there', async (t) => {
+test.serial('threads that start and exit are counted while they exist', async (t) => {
   const looks = steps((step) =>
     process(7, {
       7: { core: 1, ran: 6 * step },
@@ -168,7 +172,7 @@ test.serial(
   },
 )
 
-test.serial('where the kernel does not count nanoseconds, or sleeps, ticks are what there is', async (t) => {
+test.serial('without the kernel’s nanoseconds or context switches, ticks are used', async (t) => {
   const looks = steps((step) => {
     const paper = process(7, { 7: { core: 1, ticks: [100 + 2 * step, 50 + step] } })
     delete paper['/proc/7/task/7/schedstat']
@@ -176,7 +180,7 @@ test.serial('where the kernel does not count nanoseconds, or sleeps, ticks are w
     return paper
   })
   t.like((await found(t, [7], looks, false)).get(7), { busy: 0.5, core: 1, sleepsPerSecond: 0 })
-  // One that goes between two words of it has no time in another unit.
+  // A thread that exits between the reads of two files has no time in another unit.
   const gone = steps((step) => {
     const paper = process(7, {
       7: { core: 1, ran: 6 * step, ticks: [7000, 0] },
@@ -188,12 +192,12 @@ test.serial('where the kernel does not count nanoseconds, or sleeps, ticks are w
   t.is((await found(t, [7], gone)).get(7)!.busy, (60 + 48) / 600)
 })
 
-test.serial('of one that is seen once there is nothing to tell but where it is', async (t) => {
+test.serial('a process that is seen in one sample only has a core and nothing else', async (t) => {
   const looks = steps((step) => (step < 10 ? {} : process(7, { 7: { core: 3, ran: 5000, sleeps: 70 } })))
   t.like((await found(t, [7], looks)).get(7), { busy: 0, core: 3, sleepsPerSecond: 0 })
 })
 
-test.serial('one that has gone, or is closed to this user, is left out', async (t) => {
+test.serial('a process that has exited, or that this user may not read, is left out', async (t) => {
   const there = process(7, { 7: { core: 1 } })
   const gone = steps((step) => (step < 10 ? { ...there, ...process(8, { 8: { core: 1 } }) } : there))
   t.deepEqual([...(await found(t, [8, 7, 9], gone)).keys()], [7])
@@ -203,7 +207,7 @@ test.serial('one that has gone, or is closed to this user, is left out', async (
   t.deepEqual(await found(t, [], [there]), new Map())
 })
 
-test.serial('what this process lacks to look says nothing of another one, and is told', async (t) => {
+test.serial('a local error during a sample is reported, and says nothing about the process', async (t) => {
   const there = process(7, { 7: { core: 1 } })
   for (const part of ['', '/7/stat', '/7/status', '/7/schedstat'])
     for (const code of ['EMFILE', 'ENOMEM']) {

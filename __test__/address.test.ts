@@ -19,7 +19,7 @@ test.serial('a socket has the mode 0600 from the start, whatever the umask', asy
 })
 
 for (const mode of [0o600, 0o660, 0o666, 0o000, 0o777]) {
-  test.serial(`a socket has the mode 0${mode.toString(8).padStart(3, '0')} where that is asked for`, async (t) => {
+  test.serial(`a socket has the mode 0${mode.toString(8).padStart(3, '0')} if that is requested`, async (t) => {
     const address = namedAddress(t)
     const partner = await Partner.start(t)
     await partner.run(() => void process.umask(0o077))
@@ -40,7 +40,7 @@ withRoot('a socket has the group that is asked for, by number or by name', async
   }
 })
 
-test.serial('the lock beside a socket is its owner’s alone', async (t) => {
+test.serial('only the owner may use the lock beside a socket', async (t) => {
   const { address } = await pair(t, { address: namedAddress(t), options: { mode: 0o666 } })
   t.is(statSync(`${address}.lock`).mode & 0o777, 0o600)
 })
@@ -58,7 +58,7 @@ test.serial('a close leaves no file behind, whichever side closes', async (t) =>
   }
 })
 
-test.serial('a join that is called off or refused leaves no file behind', async (t) => {
+test.serial('a join that is cancelled or refused leaves no file behind', async (t) => {
   const address = namedAddress(t)
   const over = new AbortController()
   const joined = join(address, { signal: over.signal })
@@ -70,7 +70,7 @@ test.serial('a join that is called off or refused leaves no file behind', async 
   t.deepEqual(readdirSync(dirname(address)), [])
 })
 
-test.serial('the socket of a host that was killed is taken over', async (t) => {
+test.serial('the socket of a killed host is taken over', async (t) => {
   const address = namedAddress(t)
   for (const moment of ['while it waited', 'while it had a partner'] as const) {
     const dead = await Partner.start(t)
@@ -93,7 +93,7 @@ test.serial('the socket of a host that was killed is taken over', async (t) => {
   }
 })
 
-test.serial('a path that begins with @ is a path where it is written as one', async (t) => {
+test.serial('a path that begins with @ is a path if it is written as one', async (t) => {
   const directory = dirname(namedAddress(t))
   const partner = await Partner.start(t)
   await partner.run((_, where: string) => process.chdir(where), directory)

@@ -1,4 +1,4 @@
-// Memory for messages: Buffers of any engine's making, what there is no room for, and what several messages share.
+// Memory for messages: Buffers of any engine, lengths that cannot be allocated, and memory that several messages share.
 
 import { insideOf } from './support/inside.js'
 import test from 'ava'
@@ -15,11 +15,11 @@ interface Memory {
   allocateSharedEmpty(size: number, what: string): Buffer
 }
 
-/** What the package does not export, as it is loaded where Buffers are made in that way. */
+/** Not exported by the package. Loaded with Buffers that are created in that way. */
 const memoryOf = (way: string) => insideOf<Memory>(`channel/memory.js?${way}`)
 const memory = await memoryOf('')
 
-/** What a class of Buffers makes of its arguments, in place of what was asked for. */
+/** A class of Buffers that replaces the arguments that it gets. */
 function madeSo(make: (whole: ArrayBuffer, from: number, length: number) => object): unknown {
   const species = function (whole: ArrayBuffer, from: number, length: number): object {
     return make(whole, from, length)
@@ -28,7 +28,7 @@ function madeSo(make: (whole: ArrayBuffer, from: number, length: number) => obje
   return species
 }
 
-test.serial('a Buffer is made of memory that is there, whatever class the engine names', async (t) => {
+test.serial('a Buffer is made of existing memory, whatever class the engine names', async (t) => {
   const own = Object.getOwnPropertyDescriptor(Buffer, Symbol.species)!
   t.teardown(() => Object.defineProperty(Buffer, Symbol.species, own))
   const ways: Record<string, unknown> = {
@@ -56,13 +56,13 @@ test.serial('a Buffer is made of memory that is there, whatever class the engine
     t.is(made.toString('hex'), '04050607', way)
     t.is(made.buffer, whole, way)
   }
-  // The engine's own class is what is taken, where it is one.
+  // If the engine has a class of its own, that class is used.
   t.is(memory.BufferView, (Buffer as unknown as Record<symbol, unknown>)[Symbol.species] as never)
   await new Promise((resolve) => setImmediate(resolve))
   t.deepEqual(warned, [], 'the old constructor is not called')
 })
 
-test('memory that there is none of is NO_SPACE, with the engine’s reason', (t) => {
+test('memory that cannot be allocated is NO_SPACE, with the engine’s reason', (t) => {
   const error = withoutMemory(() =>
     t.throws<RingfenceError>(() => memory.allocate(100, 'a message'), {
       ...codeOf('NO_SPACE'),
@@ -74,7 +74,7 @@ test('memory that there is none of is NO_SPACE, with the engine’s reason', (t)
     t.throws(() => call(2 ** 53, 'a message'), codeOf('NO_SPACE'))
 })
 
-test('what several messages share is not given away, and what is to be empty is', (t) => {
+test('memory that several messages share cannot be transferred, and empty messages share none', (t) => {
   for (const [call, empty] of [
     [memory.allocateShared, false],
     [memory.allocateSharedEmpty, true],

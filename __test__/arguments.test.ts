@@ -1,4 +1,4 @@
-// What the command line takes, and what it makes of it.
+// Parsing the arguments of the command line.
 
 import test from 'ava'
 
@@ -10,7 +10,7 @@ const { UsageError } = (await moduleAt('exit')) as { UsageError: new () => Error
 
 const asked = (line: string) => ask(line === '' ? [] : line.split(' '))
 
-test('each command takes its arguments, and else the defaults of its help', (t) => {
+test('each command parses its arguments, and otherwise has the defaults of its help', (t) => {
   const ring = { backing: undefined, capacity: undefined }
   const transfer = { address: '@x', file: undefined, evidence: false, options: ring }
   const publish = { ...transfer, raw: undefined, audience: 0, options: { ...ring, stall: undefined } }
@@ -102,7 +102,7 @@ test('each command takes its arguments, and else the defaults of its help', (t) 
 
 const commands = 'send, receive, collect, publish, subscribe, ps, top, doctor, completion, help'
 
-test('what cannot be understood is told, with what there is', (t) => {
+test('an argument that cannot be parsed is reported, with the valid ones', (t) => {
   const all: [line: string, message: string | RegExp][] = [
     ['', `name a command: ${commands}`],
     ['listen @x', `there is no command listen: ${commands}`],

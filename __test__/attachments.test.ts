@@ -1,4 +1,4 @@
-// Messages with attachments, between real processes: their order and owner, who accepts which, and that no descriptor is left behind.
+// Messages with attachments, between real processes: order, ownership, acceptance, and no leaked descriptors.
 
 import dgram from 'node:dgram'
 import { once } from 'node:events'
@@ -40,7 +40,7 @@ function held(which = /ringfence-sealed|^\/dev\/zero/): string[] {
   })
 }
 
-/** The same, in a partner. */
+/** The same, in the partner. */
 function heldThere(kit: Kit): number {
   const fs = kit.require('node:fs') as typeof import('node:fs')
   return fs.readdirSync('/proc/self/fd').filter((fd) => {
@@ -151,7 +151,7 @@ test.serial('each way to receive gives the attachments, and visitors get none', 
         return message
       },
     ],
-    // Last, since the stream goes on waiting for messages.
+    // Last, since the stream keeps waiting for messages.
     ['readable', async () => readOne(channel)],
   ]
   for (const [name, receive] of ways) {
@@ -345,7 +345,7 @@ test.serial('a killed peer leaves no descriptor of a sender', async (t) => {
 test.serial('a receiver without descriptors keeps the message, and receives it later', async (t) => {
   const partner = await Partner.start(t, { through: ['sh', '-c', 'ulimit -n 200; exec "$@"', '-'] })
   const { channel } = await pair(t, { options: both, partner })
-  // Before the message arrives: the event loop takes the descriptors as soon as it can.
+  // Before the message arrives: the event loop receives the descriptors as soon as it can.
   await partner.run((kit) => {
     const { openSync } = kit.require('node:fs') as typeof import('node:fs')
     const files: number[] = []
@@ -597,7 +597,7 @@ test.serial('a value with sealed buffers is sent whole or not at all', async (t)
   await t.throwsAsync(values.call({ buffer }), invalid)
   t.throws(() => structured().encode(buffer), { instanceOf: TypeError })
   t.is(buffer.byteLength, 5)
-  // A peer that names an attachment that it has not sent.
+  // The peer names an attachment that it has not sent.
   await partner.run(async (kit) => {
     const { serialize } = kit.require('node:v8') as typeof import('node:v8')
     const fd = (kit.require('node:fs') as typeof import('node:fs')).openSync('/dev/zero', 'r')

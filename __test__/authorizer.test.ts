@@ -1,4 +1,4 @@
-// What the callback `authorize` answers, and what the binding is told of it. policy.test.ts has it asked about real processes.
+// The answers of the callback `authorize`, and how the binding gets them. policy.test.ts asks it about real processes.
 
 import test, { type ExecutionContext } from 'ava'
 import type { Identity, Policy } from 'ringfence'
@@ -15,7 +15,7 @@ interface Insides {
   Authorizer: { of(policy: object | undefined): Authorizer | undefined }
 }
 
-/** What the package does not export. */
+/** Not exported by the package. */
 const { Authorizer } = await insideOf<Insides>('endpoint/authorize.js')
 
 const [NO, YES, FAILED] = [0, 1, 2]
@@ -23,7 +23,7 @@ const identity = { pid: 1, uid: 2 } as unknown as Identity
 
 type Answer = [id: number, verdict: number, found: string]
 
-/** Asks this callback, and waits for the answer. */
+/** Calls this callback, and waits for the answer. */
 async function ask(t: ExecutionContext, authorize: unknown): Promise<{ answer: Answer; cause: unknown }> {
   const authorizer = Authorizer.of({ authorize })!
   const answer = await new Promise<Answer>((resolve) => {
@@ -66,7 +66,7 @@ test('true is yes and false is no, also by a promise', async (t) => {
       t.deepEqual(await ask(t, authorize), { answer: [7, verdict ? YES! : NO!, String(verdict)], cause: undefined })
 })
 
-test('whatever is no boolean lets none in, and is told with a cause', async (t) => {
+test('any answer but a boolean refuses the peer, and is reported with a cause', async (t) => {
   for (const [verdict, found] of [
     [undefined, 'undefined'],
     [null, 'null'],
@@ -83,7 +83,7 @@ test('whatever is no boolean lets none in, and is told with a cause', async (t) 
   }
 })
 
-test('what the callback throws lets none in, whatever it is, and is the cause', async (t) => {
+test('an exception of the callback refuses the peer, whatever is thrown, and is the cause', async (t) => {
   const hidden = Object.defineProperty(new Error('hidden'), 'message', {
     get() {
       throw new Error('reading it throws')
@@ -114,7 +114,7 @@ test('what the callback throws lets none in, whatever it is, and is the cause', 
   }
 })
 
-test('an answer that comes before the handshake is there, or after it is over, is no error', async (t) => {
+test('an answer before the handshake exists, or after it is over, is no error', async (t) => {
   for (const [authorize, hasCause] of [
     [() => true, false],
     [() => 5, true],
@@ -127,7 +127,7 @@ test('an answer that comes before the handshake is there, or after it is over, i
   }
 })
 
-test('of many exceptions the last 256 are kept', async (t) => {
+test('only the last 256 exceptions are kept', async (t) => {
   const authorizer = Authorizer.of({
     authorize: ({ pid }: Identity) => {
       throw new Error(String(pid))

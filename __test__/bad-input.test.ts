@@ -23,7 +23,7 @@ const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUM
 const addressInvalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_ADDRESS_INVALID' } as const
 const noSpace = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_NO_SPACE' } as const
 
-/** Another user, without a meaning of its own. */
+/** A uid that no user has. */
 const STRANGER = 54321
 
 const wrong: Record<string, unknown[]> = {
@@ -87,8 +87,8 @@ const wrong: Record<string, unknown[]> = {
 }
 
 for (const [name, values] of Object.entries(wrong)) {
-  test.serial(`the option ${name} is checked: what it cannot be is INVALID_ARGUMENT, and says its name`, async (t) => {
-    // What is not refused must not wait for a peer.
+  test.serial(`a wrong value of the option ${name} is INVALID_ARGUMENT, and the error names it`, async (t) => {
+    // A value that is not refused must not wait for a peer.
     const ends = name === 'handshakeTimeout' ? { signal: AbortSignal.abort() } : { handshakeTimeout: 1000 }
     for (const value of values) {
       const options = { ...ends, [name]: value } as Options
@@ -99,7 +99,7 @@ for (const [name, values] of Object.entries(wrong)) {
   })
 }
 
-test.serial('an option that is no option of the call is INVALID_ARGUMENT, and says whose it is', async (t) => {
+test.serial('an option of another call is INVALID_ARGUMENT, and the error names that call', async (t) => {
   const address = abstractAddress()
   const foreign: Record<string, [call: (options: Options) => unknown, names: (keyof ListenOptions)[]]> = {
     join: [(options) => join(address, options), ['maxPeers', 'maxPeersPerProcess', 'maxPeersPerUser']],
@@ -128,7 +128,7 @@ test.serial('an option that is no option of the call is INVALID_ARGUMENT, and sa
   }
 })
 
-test.serial('channels, listeners and memberships are made by the calls, and by nothing else', (t) => {
+test.serial('only the calls create channels, listeners and memberships', (t) => {
   const made = { message: /are made by/, ...invalid }
   // @ts-expect-error -- the constructor is private
   t.throws(() => new Channel(), made)
@@ -138,7 +138,7 @@ test.serial('channels, listeners and memberships are made by the calls, and by n
   t.throws(() => new Membership(), made)
 })
 
-test.serial('an identity and the evidence are data, of which JSON loses nothing', async (t) => {
+test.serial('an identity and the evidence are plain data that survives JSON', async (t) => {
   const { channel } = await pair(t)
   t.deepEqual(JSON.parse(JSON.stringify(channel.peer)), channel.peer)
   t.deepEqual(JSON.parse(JSON.stringify(channel.evidence)), channel.evidence)
@@ -150,7 +150,7 @@ function describe(value: unknown): string {
   return typeof value === 'bigint' ? `${value}n` : (JSON.stringify(value) ?? String(value))
 }
 
-test.serial('options that are none are INVALID_ARGUMENT', async (t) => {
+test.serial('options that are no object are INVALID_ARGUMENT', async (t) => {
   for (const options of [null, 5, 'memfd', true, Symbol('options')]) {
     await t.throwsAsync(join(abstractAddress(), options as Options), invalid)
   }
@@ -163,13 +163,13 @@ test.serial('an option that is undefined counts as left out', async (t) => {
   t.is(channel.capacity, 4 * 1024 * 1024)
 })
 
-test.serial('an address that is no string is INVALID_ARGUMENT', async (t) => {
+test.serial('an address that is not a string is INVALID_ARGUMENT', async (t) => {
   for (const address of [undefined, null, 5, {}, ['@x'], Buffer.from('@x'), Symbol('address'), 5n]) {
     await t.throwsAsync(join(address as string), invalid)
   }
 })
 
-test.serial('what cannot be an address is ADDRESS_INVALID', async (t) => {
+test.serial('an invalid address is ADDRESS_INVALID', async (t) => {
   const directory = temporaryDirectory(t)
   const file = `${directory}/file`
   writeFileSync(file, '')
@@ -195,7 +195,7 @@ test.serial('what cannot be an address is ADDRESS_INVALID', async (t) => {
   }
 })
 
-test.serial('the longest addresses are addresses', async (t) => {
+test.serial('the longest addresses are valid', async (t) => {
   const { channel } = await pair(t, { address: `@${abstractAddress().slice(1).padEnd(107, 'x')}` })
   t.true(channel.evidence.length > 0)
   const directory = temporaryDirectory(t)
@@ -216,7 +216,7 @@ test.serial('a directory that cannot be written is ADDRESS_INVALID', async (t) =
 test.serial(
   'a socket that another user may not connect to is ADDRESS_INVALID, and what keeps it out is told',
   async (t) => {
-    // An ordinary user cannot be another one.
+    // An unprivileged user cannot change its uid.
     if (process.getuid!() !== 0) {
       t.pass()
       return
@@ -230,13 +230,13 @@ test.serial(
   },
 )
 
-test.serial('a ring that is larger than the memory is NO_SPACE, before any partner has come', async (t) => {
+test.serial('a ring larger than the memory is NO_SPACE, before any partner has connected', async (t) => {
   for (const capacity of [2 ** 45, 2 ** 50, Number.MAX_SAFE_INTEGER]) {
     await t.throwsAsync(join(abstractAddress(), { capacity }), noSpace, String(capacity))
   }
 })
 
-test.serial('a process that has run out of descriptors gets NO_SPACE, and goes on', async (t) => {
+test.serial('a process without free descriptors gets NO_SPACE, and recovers', async (t) => {
   const through = ['sh', '-c', 'ulimit -n 64; exec "$@"', 'sh']
   const partner = await Partner.start(t, { through })
   const address = abstractAddress()
@@ -269,7 +269,7 @@ test.serial('a process that has run out of descriptors gets NO_SPACE, and goes o
   t.is(channel.peer.pid, partner.pid)
 })
 
-test.serial('after every refusal the process joins as ever', async (t) => {
+test.serial('after all these refusals the process can join', async (t) => {
   const address = abstractAddress()
   await t.throwsAsync(join(address, { capacity: 0 }), invalid)
   await t.throwsAsync(join(address, { capacity: 2 ** 50 }), noSpace)

@@ -1,4 +1,4 @@
-// The beginning of every call at an address, over a binding of the test's own: what calls it off, and what is told of a failure.
+// The start of every call at an address, over a fake binding: cancellation, and how a failure is reported.
 
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { getEventListeners } from 'node:events'
@@ -11,7 +11,7 @@ import { codeOf } from './support/ring.js'
 import { comer, connect, exits, join } from './support/standing.js'
 import { until } from './support/until.js'
 
-/** A call that is under way. */
+/** A call in progress. */
 async function begins(t: ExecutionContext, options: JoinOptions = {}, call = join, address = '/somewhere') {
   const all = beginsHere(t)
   const opening = call(address, options)
@@ -20,7 +20,7 @@ async function begins(t: ExecutionContext, options: JoinOptions = {}, call = joi
   return { begun: all[0]!, opening }
 }
 
-test.serial('a host that exits frees its address, a guest leaves it to the host, and so does an agent', async (t) => {
+test.serial('a host that exits frees its address; a guest and a client leave it to the host', async (t) => {
   const places: [call: typeof join, role: string, meanwhile: string[], then: string[]][] = [
     [join, 'host', ['vacate'], ['vacate']],
     [join, 'guest', ['vacate'], []],
@@ -45,7 +45,7 @@ test.serial('a host that exits frees its address, a guest leaves it to the host,
     exits()
     t.deepEqual(closed.begun.asked, [])
   }
-  // One that has failed has nothing to free.
+  // A call that has failed has no address to free.
   const { begun, opening } = await begins(t)
   begun.done({ code: 'ABORTED', message: 'as the binding says' }, null)
   await t.throwsAsync(opening, { ...codeOf('ABORT_ERR'), message: 'as the binding says' })
@@ -53,7 +53,7 @@ test.serial('a host that exits frees its address, a guest leaves it to the host,
   t.deepEqual(begun.asked, [])
 })
 
-test.serial('a signal calls a call off, for its own reason, and is let go of with it', async (t) => {
+test.serial('a signal cancels a call with its own reason, and no listener stays on the signal', async (t) => {
   const over = new AbortController()
   const { signal } = over
   const listeners = () => getEventListeners(signal, 'abort').length
@@ -85,7 +85,7 @@ test.serial('a signal calls a call off, for its own reason, and is let go of wit
   t.deepEqual(all, [], 'nothing is begun')
 })
 
-test.serial('a call that has not succeeded within its timeout is cancelled, and closes what came late', async (t) => {
+test.serial('a call that exceeds its timeout is cancelled, and closes a channel that arrives late', async (t) => {
   for (const made of [false, true]) {
     const { begun, opening } = await begins(t, { timeout: 1 })
     const error = t.throwsAsync<RingfenceError>(opening, codeOf('TIMEOUT'))
@@ -106,7 +106,7 @@ test.serial('a call that has not succeeded within its timeout is cancelled, and 
   t.deepEqual(begun.asked, [])
 })
 
-test.serial('a refusal is told to those who watch the process, with what the callback has thrown', async (t) => {
+test.serial('a refusal is reported to observers of the process, with the exception of the callback', async (t) => {
   const told: { address: string | null; error: RingfenceError }[] = []
   const hear = (message: unknown) => void told.push(message as (typeof told)[number])
   subscribe('ringfence:refused', hear)
@@ -150,7 +150,7 @@ test.serial('a refusal is told to those who watch the process, with what the cal
   t.is(told.length, 1)
 })
 
-test.serial('what cannot be begun is told, and what cannot be used is let go of', async (t) => {
+test.serial('a call that cannot start rejects, and a channel that cannot be used is closed', async (t) => {
   const { begin } = native
   t.teardown(() => (native['begin'] = begin))
   const short = new Error('no thread')
@@ -176,7 +176,7 @@ test.serial('what cannot be begun is told, and what cannot be used is let go of'
   await t.throwsAsync(join(5 as never), { ...codeOf('INVALID_ARGUMENT'), message: /address must be a string, not 5/ })
 })
 
-test.serial('a channel is half-open where its options say so', async (t) => {
+test.serial('a channel is half-open if its options say so', async (t) => {
   for (const allowHalfOpen of [true, false]) {
     const { begun, opening } = await begins(t, { allowHalfOpen })
     const peer = comer()

@@ -1,4 +1,4 @@
-// Memory that several messages share: who is handed one message must never be shown another's bytes.
+// Memory that several messages share: a reader of one message must never see the bytes of another.
 
 import test from 'ava'
 
@@ -20,7 +20,7 @@ interface Insides {
   OWN: number
 }
 
-/** What the package does not export. */
+/** Not exported by the package. */
 const { Block, OWN } = await insideOf<Insides>('channel/block.js')
 const { recordSize } = await insideOf<{ recordSize(length: number): number }>('native.js')
 
@@ -39,7 +39,7 @@ test('a record is as long as its head and its message, in steps of 8 bytes', (t)
     t.is(recordSize(length) - head, size, String(length))
 })
 
-test('short messages and longer ones have blocks of their own, and no length falls between', (t) => {
+test('short and long messages have separate blocks, and every length has one', (t) => {
   const [short, long] = [Block.short(), Block.long()]
   t.is(short.least, 0)
   t.is(long.least, short.most + 1)
@@ -49,7 +49,7 @@ test('short messages and longer ones have blocks of their own, and no length fal
   t.is(long.limit, 8 * recordSize(OWN))
 })
 
-test('a block has memory once it is asked for room, and other memory once that is used up', (t) => {
+test('a block allocates memory on first use, and again once that is used up', (t) => {
   const block = Block.short()
   t.is(block.memory.length, 0)
   block.makeRoom(0)
@@ -69,7 +69,7 @@ test('a block has memory once it is asked for room, and other memory once that i
   t.is(block.memory.length, first.length)
 })
 
-test('each block is twice as large as the one before, so that a channel with few messages keeps little', (t) => {
+test('each block is twice as large as the previous one, so that a channel with few messages uses little memory', (t) => {
   const block = Block.long()
   const sizes = Array.from({ length: 5 }, () => {
     block.makeRoom(OWN)

@@ -13,10 +13,10 @@ import { soon, until } from './support/until.js'
 
 const cli = fileURLToPath(urlOf('cli.js'))
 
-/** Whether this process may open what another one has mapped: root alone may. */
+/** Whether this process may open the mappings of another one. Only root may. */
 const canOpenMaps = process.geteuid!() === 0
 
-/** A mapping may go before it is looked at. */
+/** A mapping may disappear before it is read. */
 function linkOf(path: string): string {
   try {
     return readlinkSync(path)
@@ -27,7 +27,7 @@ function linkOf(path: string): string {
 
 interface Run {
   child: ChildProcess
-  /** What has come so far. */
+  /** The output up to now. */
   output(): string
   complaints(): string
   done: Promise<{ code: number | null; output: string; complaints: string }>
@@ -50,12 +50,12 @@ function run(t: ExecutionContext, ...words: string[]): Run {
 
 const lines = (count: number) => Array.from({ length: count }, (_, number) => `line ${number}\n`).join('')
 
-test('each subscriber gets every line, the last one without a newline too, and then the end', async (t) => {
+test('each subscriber gets every line, including a last one without a newline, and then the end', async (t) => {
   const address = abstractAddress()
   const subscribers = [1, 2, 3].map(() => run(t, 'subscribe', address))
   const publisher = run(t, 'publish', address, '--audience', '3')
   publisher.child.stdin!.write(lines(1000))
-  // What has come is there before the end has.
+  // The lines must arrive before the end of the input does.
   for (const subscriber of subscribers) await until(() => subscriber.output() === lines(1000), 'the lines are there')
   publisher.child.stdin!.end('\nlast')
   t.deepEqual(await soon(publisher.done, 'the end'), { code: 0, output: '', complaints: '' })
@@ -63,7 +63,7 @@ test('each subscriber gets every line, the last one without a newline too, and t
     t.deepEqual(await soon(subscriber.done, 'an end'), { code: 0, output: `${lines(1000)}\nlast\n`, complaints: '' })
 })
 
-test('with --count a subscriber ends by itself, and the others go on', async (t) => {
+test('with --count a subscriber exits on its own, and the others continue', async (t) => {
   const address = abstractAddress()
   const [brief, long] = [run(t, 'subscribe', address, '--count', '2'), run(t, 'subscribe', address)]
   const publisher = run(t, 'publish', address, '--audience', '2')
@@ -74,7 +74,7 @@ test('with --count a subscriber ends by itself, and the others go on', async (t)
   t.is((await publisher.done).code, 0)
 })
 
-test('chunks go as they come with --raw, and are written as they are with --no-newline', async (t) => {
+test('with --raw chunks are passed on as they are, and with --no-newline they are written as they are', async (t) => {
   const address = abstractAddress()
   const subscriber = run(t, 'subscribe', address, '--no-newline')
   const publisher = run(t, 'publish', address, '--audience', '1', '--raw', '7')
@@ -83,7 +83,7 @@ test('chunks go as they come with --raw, and are written as they are with --no-n
   t.is((await publisher.done).code, 0)
 })
 
-test('a line that is too long is told, with what to do', async (t) => {
+test('a line that is too long is reported, with what to do', async (t) => {
   const publisher = run(t, 'publish', abstractAddress(), '--capacity', '64K')
   publisher.child.stdin!.end('x'.repeat(10_000))
   const { code, complaints } = await soon(publisher.done, 'its failure')
@@ -91,7 +91,10 @@ test('a line that is too long is told, with what to do', async (t) => {
   t.regex(complaints, /a line has more than 8192 bytes.*--capacity/)
 })
 
-/** Whether a process watches a file: before that, who opens its memory and closes it again is not noticed, and finds nothing. */
+/**
+ * Whether a process watches a file with a lease. Before it does, it would not notice that another process opened its
+ * memory briefly.
+ */
 function hasLease(pid: number): boolean {
   // Ordinal, class, state, mode, pid: proc_locks(5).
   const locks = readFileSync('/proc/locks', 'utf8').split('\n')
@@ -117,7 +120,7 @@ function hasLease(pid: number): boolean {
   },
 )
 
-test('where the publisher is killed, what it has published is written, and the exit code says so', async (t) => {
+test('after the publisher is killed, everything that it published is written, and the exit code reports the loss', async (t) => {
   const address = abstractAddress()
   const subscriber = run(t, 'subscribe', address)
   const publisher = run(t, 'publish', address, '--audience', '1')
@@ -141,14 +144,14 @@ test('a late subscriber gets the last line at once with --from latest', async (t
   t.is((await publisher.done).code, 0)
 })
 
-/** A publisher whose subscribers are stopped before it publishes anything, but for the last one that comes. */
+/** A publisher whose subscribers are stopped before it publishes, except the last one to subscribe. */
 async function publishToStopped(t: ExecutionContext, subscribers: string[][], ...how: string[]) {
   const address = abstractAddress()
   const publisher = run(t, 'publish', address, '--evidence', '--audience', String(subscribers.length + 1), ...how)
   const stopped = subscribers.map((words) => run(t, 'subscribe', address, '--evidence', ...words))
   for (const { child, complaints } of stopped) {
     await until(() => publisher.complaints().includes(`subscriber is process ${child.pid}\n`), 'it has connected')
-    // One that is stopped within its handshake finds no publisher later, and waits for the next one.
+    // A subscriber that is stopped during its handshake would find no publisher later, and would wait for the next one.
     await until(() => complaints().includes(`publisher is process ${publisher.child.pid}\n`), 'it has subscribed')
     child.kill('SIGSTOP')
   }
@@ -163,25 +166,25 @@ async function publishToStopped(t: ExecutionContext, subscribers: string[][], ..
   return { content, stopped, told }
 }
 
-test('a publisher ends after its input, though subscribers that it never waits for are stopped', async (t) => {
+test('a publisher exits after its input, even if subscribers that it never waits for are stopped', async (t) => {
   const deliveries = ['best-effort', 'latest'].map((delivery) => ['--delivery', delivery])
-  // It would wait for a reliable one for longer than this test may take.
+  // For a reliable subscriber it would wait longer than this test may take.
   const { content, stopped, told } = await publishToStopped(t, deliveries, '--stall', '1000')
   t.deepEqual(told, [])
-  // What was published is there for them still.
+  // Published messages stay readable for them.
   const [all, last] = await soon(Promise.all(stopped.map(({ done }) => done)), 'their ends')
   t.like(all, { code: 0, output: content })
   t.true(last!.output.endsWith('line 9999\n'))
 })
 
-test('a publisher waits for a reliable subscriber that is stopped for its stall, and what is left stays readable', async (t) => {
+test('a publisher waits for a stopped reliable subscriber for up to its stall, and the remainder stays readable', async (t) => {
   const { content, stopped, told } = await publishToStopped(t, [[]], '--stall', '3')
   const notRead = `process ${stopped[0]!.child.pid} has not read everything after 3 s: what is left stays readable to it`
   t.deepEqual(told, [`ringfence: ${notRead}`])
   t.like(await soon(stopped[0]!.done, 'its end'), { code: 0, output: content })
 })
 
-test('a publisher says so where nobody has subscribed', async (t) => {
+test('a publisher reports that nobody has subscribed', async (t) => {
   const publisher = run(t, 'publish', abstractAddress())
   publisher.child.stdin!.end(lines(3))
   const { code, complaints } = await soon(publisher.done, 'its end')
@@ -195,7 +198,7 @@ test('a publisher says so where nobody has subscribed', async (t) => {
   t.deepEqual(await soon(empty.done, 'its end'), { code: 0, output: '', complaints: '' })
 })
 
-test('what cannot be understood is a usage error', async (t) => {
+test('arguments that cannot be parsed are a usage error', async (t) => {
   for (const [words, said] of [
     [['subscribe', '@x', '--delivery', 'twice'], /--delivery takes reliable/],
     [['subscribe', '@x', '--from', 'then'], /--from takes now/],
@@ -209,7 +212,7 @@ test('what cannot be understood is a usage error', async (t) => {
   }
 })
 
-test('a directory is told before a subscriber is waited for, and a standard output that is closed before there is a publisher', async (t) => {
+test('a directory as input and a closed standard output are reported before any peer is waited for', async (t) => {
   const published = await soon(run(t, 'publish', abstractAddress(), '/', '--audience', '1').done, 'its failure')
   t.is(published.code, 1)
   t.regex(published.complaints, /\/ is a directory/)

@@ -1,4 +1,4 @@
-// One to many: what a publisher and its subscribers see, in processes of their own.
+// One publisher and many subscribers, in separate processes.
 
 import { chmodSync, copyFileSync, readdirSync, readlinkSync, realpathSync, renameSync } from 'node:fs'
 import { once } from 'node:events'
@@ -29,14 +29,14 @@ import { isPending, soon, until } from './support/until.js'
 
 const RING = 65_536
 
-/** Holds nobody's pace against them: on a busy machine each takes its time. */
+/** A publisher with a long `stall`: on a busy machine a subscriber may be slow. */
 async function publishHere(t: ExecutionContext, address: string, options: PublishOptions = {}): Promise<Publisher> {
   const publisher = await publish(address, { capacity: RING, stall: 60_000, ...options })
   t.teardown(() => publisher.close())
   return publisher
 }
 
-/** A partner that is subscribed; what it reads by is told with each test. */
+/** A partner that has subscribed. Each test says how it reads. */
 async function subscriber(
   t: ExecutionContext,
   address: string,
@@ -54,7 +54,7 @@ async function subscriber(
   return there
 }
 
-/** Over there: reads to the end, and tells what came. */
+/** Runs in the partner: reads to the end, and returns what arrived. */
 function readAll(partner: Partner, by: 'for await' | 'receive' | 'receiveEach') {
   return partner.run(async (kit, way) => {
     const subscription = kit.keep['subscription'] as Subscription
@@ -62,7 +62,7 @@ function readAll(partner: Partner, by: 'for await' | 'receive' | 'receiveEach') 
     let count = 0
     let wrong = ''
     const check = (message: Buffer) => {
-      // The publisher's number is in the first four bytes.
+      // The first four bytes are the number that the publisher has assigned.
       const number = message.readUInt32LE()
       if (!message.subarray(4).equals(kit.bytes.pattern(number, message.length - 4)))
         wrong ||= `message ${number} is torn`
@@ -115,7 +115,7 @@ async function send(
 
 const codeOf = (code: string) => ({ code: code === 'ABORT_ERR' ? code : `ERR_RINGFENCE_${code}` })
 
-test('each subscriber gets every message, in order, whichever way it reads, and then the end', async (t) => {
+test('each subscriber gets every message, in order, by any way to read, and then the end', async (t) => {
   const address = abstractAddress()
   const publisher = await publishHere(t, address)
   const readers = await Promise.all(
@@ -127,7 +127,7 @@ test('each subscriber gets every message, in order, whichever way it reads, and 
   const all = readers.map(({ there, way }) => readAll(there, way))
   await until(() => publisher.subscribers.length === 3, 'the publisher knows of all')
   t.true(publisher.subscribers.every((one) => one.delivery === 'reliable'))
-  // Many rings, and messages of up to an eighth of one.
+  // Enough messages to fill the ring many times, with lengths of up to an eighth of it.
   await send(publisher, 1, 3000, (number) => (number % 100 === 0 ? publisher.maxMessageSize - 4 : number % 300))
   t.is(publisher.sequence, 3000n)
   await publisher.end()
@@ -143,13 +143,13 @@ test('each subscriber gets every message, in order, whichever way it reads, and 
   t.deepEqual(await soon(publisher.closed, 'the end'), { reason: 'closed' })
 })
 
-test('best-effort and latest do not hold the publisher up, and their count is exact', async (t) => {
+test('best-effort and latest do not delay the publisher, and they count lost messages exactly', async (t) => {
   const address = abstractAddress()
   const publisher = await publishHere(t, address)
   const kinds: Delivery[] = ['best-effort', 'latest']
   const readers = await Promise.all(kinds.map((delivery) => subscriber(t, address, { delivery })))
   await Promise.all(readers.map((reader) => reader.stop()))
-  // Ten rings: a subscriber for which it waited would be stopped for ever.
+  // Ten rings: if the publisher waited for a subscriber, it would wait forever.
   await soon(send(publisher, 1, 5000), 'room')
   for (const reader of readers) reader.goOn()
   const all = readers.map((reader) => readAll(reader, 'for await'))
@@ -167,7 +167,7 @@ test('best-effort and latest do not hold the publisher up, and their count is ex
   }
 })
 
-test('latest gives the newest message at the time of the call, though an older one was there when it looked', async (t) => {
+test('latest returns the newest message at the time of the call, even if an older one was available at the last check', async (t) => {
   const address = abstractAddress()
   const publisher = await publishHere(t, address)
   const there = await subscriber(t, address, { delivery: 'latest' })
@@ -178,7 +178,7 @@ test('latest gives the newest message at the time of the call, though an older o
   t.is(await there.run((kit) => Number((kit.keep['subscription'] as Subscription).lost)), 1)
 })
 
-test('a late one begins with the last message, or with what the ring holds, or with what comes', async (t) => {
+test('a late subscriber starts with the last message, with what the ring holds, or with the next message', async (t) => {
   const address = abstractAddress()
   const publisher = await publishHere(t, address)
   const early = await subscriber(t, address, { delivery: 'best-effort' })
@@ -198,12 +198,12 @@ test('a late one begins with the last message, or with what the ring holds, or w
   t.deepEqual(await begin('latest'), { before: 9999, first: 10_000 })
   const { before, first } = await begin('oldest')
   t.is(first, before + 1)
-  // A record of 64 bytes and its header of 8.
+  // A record has 64 bytes and a header of 8.
   t.true((10_000 - before) * 72 >= RING * 0.75, `${10_000 - before} messages`)
   await early.kill()
 })
 
-test('what was published survives the publisher: all is read, then PEER_LOST', async (t) => {
+test('published messages survive the publisher: a subscriber reads all of them, then gets PEER_LOST', async (t) => {
   const address = abstractAddress()
   const there = await Partner.start(t)
   await there.run(async (kit, where) => {
@@ -223,9 +223,9 @@ test('what was published survives the publisher: all is read, then PEER_LOST', a
   return t.is((await subscription.closed).reason, 'lost')
 })
 
-test('one that is stopped is let go of once its stall is over, is told so, and costs the others nothing else', async (t) => {
+test('a stopped subscriber is evicted after the stall, learns that, and does not affect the others', async (t) => {
   const address = abstractAddress()
-  // Long enough that the other, on a busy machine, never takes as long.
+  // Long enough that the other subscriber never takes as long, even on a busy machine.
   const publisher = await publishHere(t, address, { stall: 2000 })
   const [stopped, other] = await Promise.all([subscriber(t, address), subscriber(t, address)])
   const reading = readAll(other, 'receiveEach')
@@ -247,7 +247,7 @@ test('one that is stopped is let go of once its stall is over, is told so, and c
   t.is((await soon(reading, 'the rest')).count, 3000)
 })
 
-test('one that is killed while the publisher waits for it is let go of', async (t) => {
+test('a subscriber that is killed while the publisher waits for it is released', async (t) => {
   const address = abstractAddress()
   const publisher = await publishHere(t, address, { stall: Infinity })
   const there = await subscriber(t, address)
@@ -262,7 +262,7 @@ test('one that is killed while the publisher waits for it is let go of', async (
   t.deepEqual(publisher.subscribers, [])
 })
 
-test('a publisher tells subscribers that close from those that do not', async (t) => {
+test('a publisher distinguishes subscribers that close from those that do not', async (t) => {
   const address = abstractAddress()
   const publisher = await publishHere(t, address)
   for (const [way, reason] of [
@@ -296,7 +296,7 @@ test('disconnect ends one subscriber, which gets what was published before', asy
   t.deepEqual({ count, wrong, error, reason }, { count: 100, wrong: '', error: '', reason: 'closed' })
 })
 
-/** How a publisher ends a subscription, in its own process, and the reason that both sides are told. */
+/** How a publisher ends a subscription from its own process, and the reason that both sides report. */
 const endings = {
   disconnect: 'closed',
   end: 'closed',
@@ -305,7 +305,10 @@ const endings = {
   evict: 'evicted',
 } as const
 
-/** A publisher in another process that has sent five messages, and what has it end the subscription of this process. */
+/**
+ * A publisher in another process that has sent five messages, and a function with which it ends the subscription of
+ * this process.
+ */
 async function toBeEnded(
   t: ExecutionContext,
   there: Partner,
@@ -333,7 +336,7 @@ async function toBeEnded(
       const publisher = kit.keep['publisher'] as Publisher
       const [own] = publisher.subscribers
       if (way === 'disconnect') await own!.disconnect()
-      // It resolves once all is read.
+      // It resolves once everything is read.
       else if (way === 'end') void publisher.end()
       else if (way === 'close') await publisher.close()
       else {
@@ -346,7 +349,7 @@ async function toBeEnded(
 }
 
 for (const [ending, reason] of Object.entries(endings) as [keyof typeof endings, Closed['reason']][])
-  test(`closed is told after the publisher's ${ending}, though messages are unread, which can be read still`, async (t) => {
+  test(`closed reports the publisher's ${ending} although messages are unread, and they stay readable`, async (t) => {
     const there = await Partner.start(t)
     for (const read of ending === 'kill' ? [1] : [0, 1, 5]) {
       const { subscription, end } = await toBeEnded(t, there, ending)
@@ -357,7 +360,7 @@ for (const [ending, reason] of Object.entries(endings) as [keyof typeof endings,
       const counts = () => [subscription.sequence, subscription.stats().messagesReceived]
       t.deepEqual(counts(), [BigInt(read), read])
       if (ending === 'evict') {
-        // What was fetched before is here. The rest is lost.
+        // The first reads have fetched some messages, which stay readable. The remaining ones are lost.
         let number = read
         const rest = (async () => {
           for (; ; number += 1) t.true((await subscription.receive())!.equals(pattern(number, 1000)))
@@ -376,7 +379,7 @@ for (const [ending, reason] of Object.entries(endings) as [keyof typeof endings,
     }
   })
 
-test('closed is told after a disconnect whatever the delivery is, and while a merge reads', async (t) => {
+test('closed reports a disconnect for each delivery, and while a merge reads', async (t) => {
   const there = await Partner.start(t)
   for (const delivery of ['best-effort', 'latest'] as const) {
     const { subscription, end } = await toBeEnded(t, there, 'disconnect', { delivery })
@@ -394,14 +397,14 @@ test('closed is told after a disconnect whatever the delivery is, and while a me
   const all: Buffer[] = []
   for await (const [, message] of merged) all.push(message)
   t.is(all.length, 5)
-  // The publisher is told that it has read all, and lets go of it.
+  // The publisher notices that everything was read, and releases the subscriber.
   await there.run(async (kit) => {
     const publisher = kit.keep['publisher'] as Publisher
     await kit.until.until(() => publisher.stats().ringUsed === 0, 'nothing is kept for it')
   })
 })
 
-test('what a close has discarded was not handed out', async (t) => {
+test('messages that a close discards are not returned', async (t) => {
   const { subscription } = await toBeEnded(t, await Partner.start(t), 'close')
   t.true((await subscription.receive())!.equals(pattern(0, 1000)))
   const counts = () => [subscription.sequence, subscription.lost, subscription.stats().messagesReceived]
@@ -410,7 +413,7 @@ test('what a close has discarded was not handed out', async (t) => {
   t.deepEqual(counts(), [1n, 0n, 1])
 })
 
-/** A process whose executable is a copy of node's, and a function that puts another file in the place of the copy. */
+/** A process whose executable is a copy of node's, and a function that replaces that file. */
 async function withCopy(t: ExecutionContext) {
   const directory = temporaryDirectory(t)
   const copy = `${directory}/node`
@@ -442,7 +445,7 @@ test('a subscriber that no longer satisfies the policy is refused by verify, and
   t.deepEqual(await disconnect, [known, closed])
 })
 
-test('a publisher that is not any more what the policy asks for is cut off by verify, which tells so without a handler', async (t) => {
+test('verify closes a subscription whose publisher no longer satisfies the policy, and reports that without a handler', async (t) => {
   const address = abstractAddress()
   const { there, copy, upgrade } = await withCopy(t)
   await there.run(async (kit, where) => {
@@ -460,10 +463,10 @@ test('a publisher that is not any more what the policy asks for is cut off by ve
     })
     const subscription = kit.keep['subscription'] as Subscription
     void subscription.verify()
-    // Which of the two is heard of first is the event loop's affair.
+    // The event loop may report either of the two first.
     await told
     const { reason } = await subscription.closed
-    // It has ended, which `closed` tells.
+    // The subscription has ended, and `closed` reports it.
     void subscription.verify()
     await new Promise((resolve) => setImmediate(resolve))
     return [...unhandled, reason]
@@ -471,19 +474,19 @@ test('a publisher that is not any more what the policy asks for is cut off by ve
   t.deepEqual(codes, ['ERR_RINGFENCE_PEER_REFUSED', 'refused'])
 })
 
-/** Descriptors of processes that this one has. */
+/** The process descriptors (pidfds) that this process has open. */
 function processes(): number {
   return readdirSync('/proc/self/fd').filter((number) => {
     try {
       return readlinkSync(`/proc/self/fd/${number}`) === 'anon_inode:[pidfd]'
     } catch {
-      // Closed meanwhile.
+      // The descriptor was closed in the meantime.
       return false
     }
   }).length
 }
 
-test.serial('of a publisher no descriptor is kept once its subscription is closed', async (t) => {
+test.serial('a closed subscription keeps no descriptor of its publisher', async (t) => {
   const address = abstractAddress()
   const there = await Partner.start(t)
   await there.run(async (kit, where) => {
@@ -502,7 +505,7 @@ test.serial('of a publisher no descriptor is kept once its subscription is close
   await t.throwsAsync(closed[0]!.verify(), { code: 'ERR_RINGFENCE_CLOSED' })
 })
 
-// By itself: other tests of this process make memory of their own.
+// Serial, since other tests of this process also create shared memory.
 test.serial(
   'of subscribers that have gone no descriptor is kept, though the program keeps what it was told',
   async (t) => {
@@ -559,7 +562,7 @@ test.serial(
   },
 )
 
-test('a close that cannot publish everything rejects what waits, and its subscribers find a lost publisher', async (t) => {
+test('a close that cannot publish everything rejects pending sends, and subscribers report a lost publisher', async (t) => {
   const address = namedAddress(t)
   const publisher = await publishHere(t, address)
   const there = await subscriber(t, address)
@@ -581,7 +584,7 @@ test('a close that cannot publish everything rejects what waits, and its subscri
   )
 })
 
-test('a message is published once it was sent, and reserved room is filled in place', async (t) => {
+test('a message is published once send returns, and reserved room is filled in place', async (t) => {
   const address = abstractAddress()
   const publisher = await publishHere(t, address)
   const there = await subscriber(t, address)
@@ -606,7 +609,7 @@ test('a message is published once it was sent, and reserved room is filled in pl
   )
 })
 
-test('a merge reads subscriptions beside channels', async (t) => {
+test('a merge reads subscriptions and channels', async (t) => {
   const [first, second] = [abstractAddress(), abstractAddress()]
   const publishers = [await publishHere(t, first), await publishHere(t, second)]
   const there = await Partner.start(t)
@@ -662,7 +665,7 @@ test('Rust and Node: each subscribes to the other', async (t) => {
   return t.deepEqual(await soon(publisher.closed, 'the end'), { reason: 'closed' })
 })
 
-test('what cannot be is told by its code', async (t) => {
+test('invalid arguments and states are reported by their codes', async (t) => {
   const address = abstractAddress()
   for (const options of [
     { backing: 'shm' },
@@ -725,7 +728,7 @@ test('what cannot be is told by its code', async (t) => {
   for (const made of [Publisher, Subscription]) t.throws(() => Reflect.construct(made, []), codeOf('INVALID_ARGUMENT'))
 })
 
-test('an AbortSignal ends the waiting, and closes a publisher; await using closes both', async (t) => {
+test('an AbortSignal cancels waits and closes a publisher; await using closes both', async (t) => {
   const address = abstractAddress()
   const waiting = new AbortController()
   const called = subscribe(address, { wait: true, signal: waiting.signal })

@@ -210,7 +210,7 @@ test('messages stay in order for receive, whoever reads the ring', async (t) => 
   const received = []
   for (let number = 0; number < 6; number += 1) received.push(String(await channel.receive()))
   t.deepEqual(received, ['a 0', 'a 1', 'a 2', 'b 0', 'b 1', 'b 2'])
-  // A consumer that waits handles the frames that come by.
+  // A waiting consumer also handles the frames that it reads.
   const waiting = channel.receive()
   const call = channel.call('c')
   t.is(String(await waiting), 'c 0')

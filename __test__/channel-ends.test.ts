@@ -1,4 +1,4 @@
-// A channel over a binding of the test's own: what it makes of each answer, which a peer would have to be lucky for.
+// A channel over a fake binding: how it handles each answer, including those that a real peer gives only rarely.
 
 import test from 'ava'
 import { json, type Channel, type RingfenceError } from 'ringfence'
@@ -20,7 +20,7 @@ import { isPending, turn, turns } from './support/until.js'
 
 const ways = ['end', 'close', 'outlive']
 
-test('a channel that cannot be watched is none, and its peer is told at once', (t) => {
+test('a channel that cannot be watched is closed, and its peer learns that at once', (t) => {
   const binding = new Binding()
   binding.fail('watch', 'NO_SPACE', 'no descriptor is left')
   t.throws(() => openChannel(binding.raw, HALF_OPEN, null), {
@@ -40,7 +40,7 @@ test('a channel that cannot be watched is none, and its peer is told at once', (
   })
 })
 
-test('each end that the binding tells is told by closed, and by every call that comes after it', async (t) => {
+test('closed, and every later call, reports each end that the binding reports', async (t) => {
   const ends: [reason: string, code: string, message: RegExp, way: string][] = [
     ['lost', 'PEER_LOST', /process has ended/, 'outlive'],
     ['closed', 'PEER_LOST', /^the peer has closed the channel$/, 'outlive'],
@@ -83,7 +83,7 @@ test('a peer that a later check refuses ends the channel as refused', async (t) 
   await t.throwsAsync(channel.receive(), refused)
 })
 
-test('what a call finds ends the channel where the channel is at fault, and not where the call is', async (t) => {
+test('an error ends the channel if the channel failed, and not if the call was wrong', async (t) => {
   const calls: [call: string, deed: (channel: Channel) => unknown][] = [
     ['trySend', (channel) => channel.trySend('x')],
     ['sendToken', (channel) => channel.sendToken(1)],
@@ -119,7 +119,7 @@ test('what a call finds ends the channel where the channel is at fault, and not 
     }
 })
 
-test('what was sent is on its way before anything is waited for, or looked at', async (t) => {
+test('pending messages are flushed before any wait or check', async (t) => {
   const deeds: [deed: (channel: Channel) => unknown, first: string][] = [
     [(channel) => channel.stats(), 'flush'],
     [(channel) => channel.receive(), 'flush'],
@@ -138,7 +138,7 @@ test('what was sent is on its way before anything is waited for, or looked at', 
     void deed(idle.channel)
     t.false(idle.binding.told('flush', 'hasRoom').length > 0, 'there is nothing to send')
   }
-  // After the end nothing is sent any more.
+  // Nothing is sent after the end.
   const { binding, channel } = open()
   await channel.close()
   binding.told()
@@ -146,7 +146,7 @@ test('what was sent is on its way before anything is waited for, or looked at', 
   t.deepEqual(binding.told('flush', 'stats'), ['stats'])
 })
 
-test('a channel keeps the process alive, or not, as it is told', (t) => {
+test('ref and unref decide whether a channel keeps the process alive', (t) => {
   const { binding, channel } = open()
   const kept: unknown[] = []
   Object.assign(binding.ring, { keepAlive: (alive: number) => void kept.push(alive) })
@@ -155,7 +155,7 @@ test('a channel keeps the process alive, or not, as it is told', (t) => {
   t.deepEqual(kept, [0, 1])
 })
 
-test('both sides have ended: the channel closes once the end was read', async (t) => {
+test('after both sides have ended, the channel closes once the end was read', async (t) => {
   const { binding, channel } = open()
   await channel.end()
   t.deepEqual(binding.told(...ways), ['end'])
@@ -173,7 +173,7 @@ const withPeer = { code: 'ERR_RINGFENCE_CLOSED', message: /allowHalfOpen/ } as c
 const lost = { code: 'ERR_RINGFENCE_PEER_LOST' } as const
 const bytes = (text: string) => Buffer.from(text)
 
-test('what a peer has left is read, and then let go of; nothing is read of a ring that was wiped', async (t) => {
+test('messages that a peer has left are read and then released; a wiped ring is not read', async (t) => {
   for (const reason of ['lost', 'closed']) {
     const { binding, channel } = open()
     const waits = channel.receive()
@@ -198,7 +198,7 @@ test('what a peer has left is read, and then let go of; nothing is read of a rin
   await t.throwsAsync(channel.receive(), error)
 })
 
-test('a close lets go of what a peer has left, also one that has waited for what was to be sent', async (t) => {
+test('a close releases messages that a peer has left, also after waiting for a flush', async (t) => {
   for (const linger of [0, 60_000]) {
     const { binding, channel } = open()
     binding.from.come(bytes('left'))
@@ -229,7 +229,7 @@ test('a close lets go of what a peer has left, also one that has waited for what
   t.deepEqual(binding.told(...ways), ['end', 'close'])
 })
 
-test('a reader that finds the end ends this side too, but for a peer that was cut off, and half-open channels', async (t) => {
+test('a reader that finds the end also ends this side, unless the peer was cut off or the channel is half-open', async (t) => {
   const told = async (channel: Channel) => quietOf(channel).told()
   const read = [
     (channel: Channel) => channel.receive(),
@@ -260,9 +260,9 @@ test('a reader that finds the end ends this side too, but for a peer that was cu
   t.deepEqual(binding.told('end'), [], 'who tells of the end itself, says when')
 })
 
-test('why nothing is sent is told by the last word of the peer, whichever was heard first', async (t) => {
+test('the last state of the peer decides why nothing is sent, in whatever order the events arrive', async (t) => {
   const notHalfOpen = { ...HALF_OPEN, allowHalfOpen: false }
-  // The end of all is heard, then its reader comes to the end.
+  // The complete end is reported first; then the reader finds the end.
   const ended = open(notHalfOpen)
   ended.binding.from.ended = true
   ended.binding.from.come(bytes('last'))
@@ -270,28 +270,28 @@ test('why nothing is sent is told by the last word of the peer, whichever was he
   await t.throwsAsync(ended.channel.send('late'), lost)
   for (let left = await ended.channel.receive(); left !== undefined;) left = await ended.channel.receive()
   await t.throwsAsync(ended.channel.send('late'), withPeer)
-  // The same with a peer that was cut off, also where the binding has nothing to tell of it any more.
+  // The same with a peer that was cut off, and if the binding has nothing left to report.
   const cut = open(notHalfOpen)
   cut.binding.from.ended = true
   cut.binding.end('lost')
   cut.binding.answers['isLost'] = 0
   await t.throwsAsync(cut.channel.receive(), lost)
   await t.throwsAsync(cut.channel.send('late'), lost)
-  // A reader, then the end of all.
+  // The reader finds the end first; then the complete end is reported.
   const both = open(notHalfOpen)
   both.binding.from.ended = true
   t.is(await both.channel.receive(), undefined)
   both.binding.end('closed')
   t.is((await both.channel.closed).reason, 'closed')
   await t.throwsAsync(both.channel.send('late'), withPeer)
-  // An end of this side's own, then the end of all.
+  // This side ends first; then the complete end is reported.
   const own = open(notHalfOpen)
   await own.channel.end()
   own.binding.from.ended = true
   own.binding.end('closed')
   t.is(await own.channel.receive(), undefined)
   await t.throwsAsync(own.channel.send('late'), lost)
-  // What this side has done itself is no doing of the peer's.
+  // Actions of this side are not blamed on the peer.
   for (const deed of [
     ({ channel }: ReturnType<typeof open>) => void channel.close(),
     ({ binding }: ReturnType<typeof open>) => binding.end('refused'),
@@ -309,7 +309,7 @@ test('why nothing is sent is told by the last word of the peer, whichever was he
   }
 })
 
-test('a peer that was cut off is told from one that has ended its sending, before and after that is heard', async (t) => {
+test('a peer that was cut off differs from one that ended its sending, before and after the event', async (t) => {
   const message = /has ended, .* destroyed the channel/
   const { binding, channel } = open()
   binding.answers['isLost'] = 1
@@ -327,7 +327,7 @@ test('a peer that was cut off is told from one that has ended its sending, befor
   t.regex((await failed).message, message)
 })
 
-test('an end of this side’s sending is one, and a send after it is this call’s mistake', async (t) => {
+test('ending this side twice is one end, and a send after it is an error of that call', async (t) => {
   const { binding, channel } = open()
   binding.ring.room = 0
   const sent = channel.send('before')
@@ -346,21 +346,21 @@ test('an end of this side’s sending is one, and a send after it is this call�
   const unhandled = new Promise((resolve) => process.once('unhandledRejection', resolve))
   t.regex(((await unhandled) as Error).message, message)
   await t.throwsAsync(late, { message })
-  // Of one that is over the binding has nothing to end.
+  // After the channel is over, the binding has nothing to end.
   const gone = open()
   await gone.channel.close()
   await gone.channel.end()
   t.deepEqual(gone.binding.told(...ways), ['end', 'close'])
 })
 
-test('who reads the last word of the peer looks at the line, once this side has ended', async (t) => {
-  // Not before: the peer may listen still.
+test('a reader that finds the end checks the line if this side has ended too', async (t) => {
+  // Otherwise the peer may still be reading, so the line is not checked.
   const { binding, channel } = open()
   binding.from.ended = true
   t.is(await channel.receive(), undefined)
   await turn()
   t.deepEqual(binding.told('listen'), [])
-  // The bell of a send that waits may be read with it.
+  // The wakeup of a pending send may be read together with it.
   const waiting = open()
   waiting.binding.ring.room = 0
   const sent = waiting.channel.send('waits')
@@ -370,7 +370,7 @@ test('who reads the last word of the peer looks at the line, once this side has 
   waiting.binding.from.ended = true
   t.is(waiting.channel.tryReceive(), undefined)
   await sent
-  // One that has closed meanwhile looks at nothing.
+  // A channel that was closed in the meantime checks nothing.
   const gone = open()
   await gone.channel.end()
   gone.binding.from.ended = true
@@ -379,7 +379,7 @@ test('who reads the last word of the peer looks at the line, once this side has 
   gone.binding.told()
   await turn()
   t.deepEqual(gone.binding.told('listen', 'disarm', ...ways), [])
-  // One that finds the end of all wakes nobody after it.
+  // If the check finds that both sides have ended, no wakeup is sent.
   const both = open()
   await both.channel.end()
   both.binding.from.ended = true
@@ -390,14 +390,14 @@ test('who reads the last word of the peer looks at the line, once this side has 
   t.deepEqual(both.binding.told('listen', 'disarm'), ['listen'])
 })
 
-test('a channel whose member leaves sends what was sent before, and is closed by this side whatever the line says', async (t) => {
+test('a channel whose membership closes flushes what was sent before, and this side closes it whatever the line reports', async (t) => {
   for (const told of [true, false]) {
     const { binding, channel } = open()
     void channel.send('before')
     binding.told()
     const { flushed, finish: over } = await depart(channel, 1000)
     t.true(flushed)
-    // The binding ends the sending as it leaves.
+    // The binding ends the sending when it leaves the address.
     t.deepEqual(binding.told('flush', ...ways), ['flush'])
     await t.throwsAsync(channel.send('late'), closed)
     const waits = channel.receive()
@@ -421,7 +421,7 @@ test('a channel whose member leaves sends what was sent before, and is closed by
   t.is(String(await channel.receive()), 'left', 'what had ended before is as it was')
 })
 
-test('a merge tells why a channel has ended, and ends this side with it', async (t) => {
+test('a merge reports why a channel has ended, and ends this side as well', async (t) => {
   for (const reason of [null, 'lost', 'closed'] as const) {
     const { binding, channel } = open({ ...HALF_OPEN, allowHalfOpen: false })
     const merged = merge([channel])
@@ -429,7 +429,7 @@ test('a merge tells why a channel has ended, and ends this side with it', async 
     merged.on('disconnect', (of, end) => void ends.push(of === channel, end.reason))
     binding.from.come(bytes('last'))
     binding.from.ended = true
-    // The event loop has not heard of it yet.
+    // The event loop has not been notified yet.
     if (reason !== null) binding.answers['listen'] = REASONS.indexOf(reason)
     binding.answers['isLost'] = reason === 'lost' ? 1 : 0
     t.deepEqual(await merged.receive(), [channel, bytes('last')])
@@ -439,7 +439,7 @@ test('a merge tells why a channel has ended, and ends this side with it', async 
   }
 })
 
-test('a look that refuses the peer closes the channel there and then', async (t) => {
+test('a check that refuses the peer closes the channel immediately', async (t) => {
   const { binding, channel } = open()
   let tell!: (failure: object | null, verified: object | null) => void
   binding.answers['verify'] = (told: typeof tell) => {
@@ -454,7 +454,7 @@ test('a look that refuses the peer closes the channel there and then', async (t)
   t.deepEqual(binding.told(...ways), ['close'])
 })
 
-test('a channel that keeps no process alive waits for no turn that would', (t) => {
+test('an unref’d channel uses no timer that would keep the process alive', (t) => {
   const { channel } = open()
   const { buffer } = inletOf(channel)!
   t.false(buffer.isWeak)
@@ -504,7 +504,7 @@ test.serial(
   },
 )
 
-test('no end of its own sending changes why a channel has ended', async (t) => {
+test('ending this side does not change why a channel has ended', async (t) => {
   for (const [reason, codeOfEnd] of [
     ['exposed', 'OBJECT_EXPOSED'],
     ['corrupt', 'RING_CORRUPT'],

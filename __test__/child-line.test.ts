@@ -1,4 +1,5 @@
-// The line that a child inherits, over a binding of the test's own: what fails before there is a channel, and where the child finds it.
+// The line that a child inherits, over a fake binding: failures before there is a channel, and the descriptor that the
+// child gets.
 
 import type { ChildProcess } from 'node:child_process'
 import { text } from 'node:stream/consumers'
@@ -12,14 +13,14 @@ import { codeOf } from './support/ring.js'
 
 const { spawn } = await insideOf<Pick<typeof import('ringfence'), 'spawn'>>('endpoint/child.js')
 
-/** Has lines made so, until the test is over. */
+/** Replaces the creation of lines until the test is over. */
 function linesAre(t: ExecutionContext, make: () => unknown): void {
   const { privateLine } = native
   native['privateLine'] = make
   t.teardown(() => (native['privateLine'] = privateLine))
 }
 
-test.serial('where no line can be made there is no child, and why is told', async (t) => {
+test.serial('if no line can be created, no child is started, and the error says why', async (t) => {
   const short = new Error('no descriptor')
   const own = new RingfenceError('UNSUPPORTED', 'no binding')
   for (const [thrown, code, cause] of [
@@ -34,7 +35,7 @@ test.serial('where no line can be made there is no child, and why is told', asyn
   }
 })
 
-test.serial('the line is the first descriptor behind the standard ones, however few of those are named', async (t) => {
+test.serial('the line is the first descriptor after the standard ones, however few of those are given', async (t) => {
   for (const stdio of [undefined, 'pipe', ['ignore'], ['ignore', 'pipe'], ['ignore', 'pipe', 'ignore']] as const) {
     const asked: unknown[] = []
     const { adopt } = native

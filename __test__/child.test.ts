@@ -1,4 +1,4 @@
-// A child that inherits a private line: no address, and no other process in its place.
+// A child that inherits a private line: no address, and no other process can take its place.
 
 import childProcess, { spawn as start, type ChildProcess, type SpawnOptions } from 'node:child_process'
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
@@ -15,7 +15,7 @@ import { Partner } from './support/partner.js'
 import { RustPartner, rustPartner } from './support/rust.js'
 import { until } from './support/until.js'
 
-/** Node's arguments that have it run a script; the imports are resolved from here. */
+/** Node's arguments to run a script. Imports are resolved from here. */
 const script = (code: string) => ['--input-type=module', '--eval', code]
 
 const ECHO = `
@@ -25,7 +25,7 @@ const ECHO = `
   await channel.end()
 `
 const SILENT = `console.log('here'); setInterval(() => {}, 1000)`
-/** Says what comes of it. */
+/** Prints the outcome. */
 const TELL = `
   import { fromParent } from 'ringfence'
   await fromParent({ handshakeTimeout: 60_000 }).then(
@@ -41,7 +41,7 @@ async function printed({ stdout }: ChildProcess): Promise<number> {
 const isRunning = (pid: number) => existsSync(`/proc/${pid}/exe`)
 const hasEnded = ({ exitCode, signalCode }: ChildProcess) => exitCode !== null || signalCode !== null
 
-/** What the process has of them. */
+/** The open sockets of a process. */
 const sockets = (pid: number | undefined) =>
   readdirSync(`/proc/${pid}/fd`)
     .map((fd) => {
@@ -53,10 +53,10 @@ const sockets = (pid: number | undefined) =>
     })
     .filter((target) => target.startsWith('socket:'))
 
-/** Many processes start at the same time here, on whatever machine that is. */
+/** Many processes start here at the same time, possibly on a slow machine. */
 const PATIENT: LineOptions = { handshakeTimeout: 60_000 }
 
-/** Starts one, and has it ended with the test. */
+/** Starts a child, and kills it at the end of the test. */
 function child(t: ExecutionContext, code: string, settings: SpawnOptions = {}, options?: LineOptions) {
   const begun = begin(process.execPath, script(code), { ...PATIENT, ...options, spawn: settings })
   t.teardown(async () => {
@@ -67,7 +67,7 @@ function child(t: ExecutionContext, code: string, settings: SpawnOptions = {}, o
   return begun
 }
 
-/** The child at once, and the channel once it is there. */
+/** Returns the child at once, and a promise of its channel. */
 function begin(command: string, words: readonly string[], options: ChildOptions) {
   let started!: ChildProcess
   const channel = spawn(command, words, { ...options, onSpawn: (process) => (started = process) }).then(
@@ -77,7 +77,7 @@ function begin(command: string, words: readonly string[], options: ChildOptions)
   return { child: started, channel }
 }
 
-test('a parent and its child have a channel, with the evidence of any other', async (t) => {
+test('a parent and its child have a channel, with the same evidence as others', async (t) => {
   const { child: process, channel } = child(t, ECHO, { stdio: ['ignore', 'ignore', 'inherit'] })
   const open = await channel
   t.is(open.role, 'host')
@@ -126,7 +126,7 @@ test("the standard descriptors, a channel of Node's and the environment are as t
 test('the arguments may be left out, and the outcome is disposable', async (t) => {
   const file = join(temporaryDirectory(t), 'echo.js')
   writeFileSync(file, `import('ringfence').then(({ fromParent }) => fromParent({ handshakeTimeout: 60_000 }))`)
-  // Node without arguments runs what it finds on its standard input.
+  // Node without arguments runs the script on its standard input.
   const code = openSync(file, 'r')
   const settings: SpawnOptions = { stdio: [code, 'ignore', 'inherit'] }
   const spawned = await spawn(process.execPath, undefined, { ...PATIENT, spawn: settings })
@@ -154,11 +154,11 @@ test('the line is taken once, and closed in the child after that', async (t) => 
   await open.close()
 })
 
-test('a process that was left no line is told so', async (t) => {
+test('a process without a line gets an error that says so', async (t) => {
   await t.throwsAsync(fromParent(), { code: 'ERR_RINGFENCE_ADDRESS_INVALID', message: /no parent has left/ })
 })
 
-test('a child that exits before it has answered is CHILD_EXITED, with all that is known of its exit', async (t) => {
+test('a child that exits before it answers is CHILD_EXITED, with everything known about its exit', async (t) => {
   const exits: [code: string, exitCode: number | null, signalCode: string | null, stderr: string | undefined][] = [
     ['', 0, null, undefined],
     ['process.exitCode = 7', 7, null, undefined],
@@ -176,7 +176,7 @@ test('a child that exits before it has answered is CHILD_EXITED, with all that i
   }
 })
 
-test('a child may fill its pipes before it answers, and nothing of that is lost', async (t) => {
+test('a child may fill its pipes before it answers, and no output is lost', async (t) => {
   const code = `
     import { writeSync } from 'node:fs'
     const part = Buffer.alloc(50_000, 'x')
@@ -216,13 +216,13 @@ test('a child that never answers is killed at the deadline, and at the abort', a
     await until(() => process.signalCode === 'SIGKILL', 'the child is killed')
 })
 
-test('a signal that was aborted before starts nothing', async (t) => {
+test('a signal that is already aborted starts nothing', async (t) => {
   const onSpawn = () => t.fail()
   const aborting = spawn(process.execPath, [], { signal: AbortSignal.abort('before'), onSpawn })
   t.is((await t.throwsAsync(aborting, { code: 'ABORT_ERR' }))?.cause, 'before')
 })
 
-test('an exception of onSpawn kills the child, and is what spawn rejects with', async (t) => {
+test('an exception of onSpawn kills the child, and spawn rejects with it', async (t) => {
   let started!: ChildProcess
   const thrown = new Error('of the callback')
   const settings: SpawnOptions = { stdio: 'ignore' }
@@ -234,11 +234,11 @@ test('an exception of onSpawn kills the child, and is what spawn rejects with', 
   await until(() => started.signalCode === 'SIGKILL', 'the child is killed')
 })
 
-test('a child that may not be killed does not hide the error', async (t) => {
+test('a failure to kill the child does not hide the original error', async (t) => {
   const thrown = new Error('of the callback')
   const onSpawn = (process: ChildProcess) => {
     const { kill } = process
-    // As Node does for a process of another user, which root never sees.
+    // Node throws this for a process of another user. Root never gets it.
     process.kill = (signal) => {
       kill.call(process, signal)
       return !process.emit('error', Object.assign(new Error('kill EPERM'), { code: 'EPERM' }))
@@ -249,12 +249,12 @@ test('a child that may not be killed does not hide the error', async (t) => {
   t.is(await t.throwsAsync(spawn(process.execPath, script(SILENT), { spawn: settings, onSpawn })), thrown)
 })
 
-test.serial('a user who may have no process more is told NO_SPACE', async (t) => {
+test.serial('a user at the process limit gets NO_SPACE', async (t) => {
   const { spawn: own } = childProcess
   t.teardown(() => void (childProcess.spawn = own))
   childProcess.spawn = (() => {
     const none = new EventEmitter()
-    // As Node tells it, which root never sees.
+    // Node reports it like this. Root never gets it.
     setImmediate(() => none.emit('error', Object.assign(new Error('spawn EAGAIN'), { code: 'EAGAIN' })))
     return none
   }) as unknown as typeof own
@@ -273,7 +273,7 @@ test('a command that cannot be started', async (t) => {
   t.like(error?.cause, { code: 'ENOENT' })
 })
 
-test('a child that this process has no descriptors to start is NO_SPACE, and the next one is started', async (t) => {
+test('a child that cannot start for lack of descriptors is NO_SPACE, and the next one starts', async (t) => {
   const parent = `
     import { closeSync, openSync } from 'node:fs'
     import { spawn } from 'ringfence'
@@ -310,7 +310,7 @@ test('a child that this process has no descriptors to start is NO_SPACE, and the
   t.true(others.some(([, cause]) => cause === 'EMFILE'))
 })
 
-test('what is wrong in the arguments is told before anything is started', async (t) => {
+test('wrong arguments are reported before anything is started', async (t) => {
   const wrong = { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' }
   const onSpawn = () => t.fail()
   await t.throwsAsync(spawn('true', [], { capacity: -1, onSpawn }), wrong)
@@ -325,7 +325,7 @@ test('what is wrong in the arguments is told before anything is started', async 
 })
 
 test('a process to which a child passes its line is refused, and both are killed', async (t) => {
-  // Node's own descriptors are close-on-exec for what it starts; a shell's are not.
+  // Node opens its descriptors close-on-exec; a shell does not.
   const code = `${process.execPath} --input-type=module --eval "$0" & echo $!; wait`
   const answers = `
     import { fromParent } from 'ringfence'
@@ -343,7 +343,7 @@ test('a process to which a child passes its line is refused, and both are killed
   await until(() => hasEnded(shell.child) && !isRunning(pid), 'both are killed')
 })
 
-test('a launcher may fork, and exit, where any descendant is admitted', async (t) => {
+test('a launcher may fork and exit if any descendant is admitted', async (t) => {
   const node = `${process.execPath} --input-type=module --eval "$0"`
   for (const run of [`${node}; exit`, `(${node} &) & wait`, `timeout 1000 nice env ${node}`, `setsid -f ${node}`]) {
     const shell = begin('/bin/sh', ['-c', run, ECHO], {
@@ -482,7 +482,7 @@ test('a descendant that dies in the handshake is not blamed on its launcher', as
   })
 })
 
-test('a child that dies in the handshake is CHILD_EXITED', async (t) => {
+test('a child that dies during the handshake is CHILD_EXITED', async (t) => {
   const authorize = ({ pid }: { pid: number }) => process.kill(pid, 'SIGKILL')
   const started = child(t, TELL, { stdio: 'ignore' }, { policy: { authorize } })
   const error = await t.throwsAsync<RingfenceError>(started.channel, { code: 'ERR_RINGFENCE_CHILD_EXITED' })
@@ -522,7 +522,7 @@ test("children that are started at the same time get nothing of each other's lin
   const seen = new Set<string>()
   for (const { spawned, plain } of lines) {
     await Promise.all([once(spawned.child.stdout!, 'data'), once(plain.stdout!, 'data')])
-    // Node gives its children pipes that are sockets: one each.
+    // Node's pipes to a child are sockets: one for each stream.
     const [own, other] = [sockets(spawned.child.pid), sockets(plain.pid)]
     t.is(other.length, 1, 'a child that was left no line')
     t.is(own.length, 2, 'its own line alone')
@@ -533,7 +533,7 @@ test("children that are started at the same time get nothing of each other's lin
   }
 })
 
-test('nothing is left of lines that came to nothing', async (t) => {
+test('failed attempts leave no descriptors behind', async (t) => {
   const partner = await Partner.start(t)
   await partner.run(async ({ ringfence, require, until: waiting }) => {
     const { readdirSync: list } = require('node:fs') as typeof import('node:fs')
@@ -546,11 +546,11 @@ test('nothing is left of lines that came to nothing', async (t) => {
       await ringfence.spawn('/no/such/program').catch(() => {})
       await ringfence.spawn('/bin/true', [], { signal: AbortSignal.abort() }).catch(() => {})
     }
-    // What is made once stays.
+    // The first attempt creates what is kept for the whole process.
     await attempt()
     const before = list('/proc/self/fd').length
     for (let round = 0; round < 5; round += 1) await attempt()
-    // A thread of the core lets go of a line a moment after the program was told.
+    // A thread of the core closes a line shortly after the program was notified.
     await waiting.until(() => list('/proc/self/fd').length <= before, 'all descriptors are closed')
   })
   t.pass()

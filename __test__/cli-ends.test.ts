@@ -1,4 +1,4 @@
-// What the command line tells of an end that takes another process's lie, or what this system lacks: over a binding of the test's own.
+// How the command line reports ends that need a hostile peer or a limited system. Over a fake binding.
 
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
@@ -25,7 +25,7 @@ const { collect } = (await commands('collect')) as { collect: Run }
 const { send, receive } = (await commands('transfer')) as { send: Run; receive: Run }
 const { UsageError } = (await commands('exit')) as unknown as { UsageError: new () => Error }
 
-/** A command whose handshake has begun, and that is not waited for but by the test. */
+/** A command whose handshake has started. Only the test waits for the command. */
 async function begun(t: ExecutionContext, run: Run, how: object): Promise<{ over: Promise<void>; call: Begun }> {
   const all = beginsHere(t)
   const over = run({ address: '@somewhere', evidence: false, options: {}, ...how })
@@ -34,7 +34,7 @@ async function begun(t: ExecutionContext, run: Run, how: object): Promise<{ over
   return { over, call: all[0]! }
 }
 
-/** A FIFO to read from, whose writer says what a test has it say. */
+/** A FIFO to read from. The test decides what is written to it. */
 function silent(t: ExecutionContext) {
   const fifo = join(temporaryDirectory(t), 'fifo')
   t.is(spawnSync('mkfifo', [fifo]).status, 0)
@@ -60,14 +60,14 @@ const exposedPublisher = {
   message: "another process tried to open the publisher's shared memory: it was wiped, and the publisher is closed",
 }
 
-/** The publisher ends by itself. */
+/** The publisher ends on its own. */
 function endBy(below: Published, reason: 'exposed' | 'closed'): void {
   below.failing = { code: 'CLOSED', message: 'as the binding says' }
   below.ended = REASONS.indexOf(reason)
   below.tell(FAILED)
 }
 
-test.serial('publish whose memory is opened says so: before its audience, before a line, or as it ends', async (t) => {
+test.serial('publish reports that its memory was opened: at the start, before a line, or at the end', async (t) => {
   const { fifo, say } = silent(t)
   const waiting = await publishing(t, { file: fifo, audience: 2 })
   waiting.below.tell(new Newcomer(1))
@@ -90,7 +90,7 @@ test.serial('publish whose memory is opened says so: before its audience, before
   await t.throwsAsync(soon(ending.over, 'its end'), exposedPublisher)
 })
 
-test.serial('publish that has ended by itself waits for no audience, and fails at the next line', async (t) => {
+test.serial('publish that has ended on its own waits for no audience, and fails at the next line', async (t) => {
   const { fifo, say } = silent(t)
   for (const audience of [0, 2]) {
     const { over, below } = await publishing(t, { file: fifo, audience })
@@ -120,7 +120,7 @@ async function collecting(t: ExecutionContext) {
   return { output, errors, stop, over, standing, sender }
 }
 
-test.serial('collect says how a sender has gone that had not sent all, and writes its last line', async (t) => {
+test.serial('collect reports how a sender that had not sent everything ended, and writes its last line', async (t) => {
   for (const [reason, said] of [
     ['closed', ''],
     ['lost', 'ringfence: process 12 has ended before it had said that it has sent all\n'],
@@ -139,7 +139,7 @@ test.serial('collect says how a sender has gone that had not sent all, and write
   }
 })
 
-test.serial('collect ends its side for a sender that has sent all, and closes to one that has not', async (t) => {
+test.serial('collect ends its side for a sender that has sent everything, else closes the channel', async (t) => {
   const { output, stop, over, sender } = await collecting(t)
   const [all, some] = [await sender('all'), await sender('some')]
   all.from.ended = true
@@ -153,7 +153,7 @@ test.serial('collect ends its side for a sender that has sent all, and closes to
   t.is(some.told('end', 'close')[0], 'close')
 })
 
-test.serial('collect that can let nobody in any more fails once those who are there have ended', async (t) => {
+test.serial('collect that cannot accept clients fails once the connected ones have ended', async (t) => {
   const { output, errors, over, standing, sender } = await collecting(t)
   const one = await sender('a line\n')
   standing.failing = { code: 'NO_SPACE', message: 'as this test has it' }
@@ -179,7 +179,7 @@ test.serial(
   'a standard stream that is closed is told before anything begins, where it is what is read or written',
   async (t) => {
     const { fstatSync, statSync } = fs
-    // What Node opens in the place of one that is closed.
+    // Node opens this in place of a closed standard stream.
     t.teardown(
       see(
         Object.fromEntries([0, 1].map((fd) => [`/proc/self/fdinfo/${fd}`, 'pos:\t0\nflags:\t0100002\nmnt_id:\t5\n'])),
@@ -206,7 +206,7 @@ test.serial(
       t.regex(error!.message, new RegExp(`^standard ${name} is closed: `))
       t.deepEqual(all, [])
     }
-    // These have a file.
+    // These have a file argument.
     for (const run of [send, publish, receive]) {
       const { over, call } = await begun(t, run, { file, audience: 0 })
       call.done({ code: 'NO_SPACE', message: 'as this test has it' }, null)
@@ -215,7 +215,10 @@ test.serial(
   },
 )
 
-/** A `send` from a FIFO, to a receiver or, where that is said, a service, which has ended its side at once: it has nothing to say. */
+/**
+ * A `send` from a FIFO to a receiver, or to a service if `isService`. The other side has nothing to send and has ended
+ * at once.
+ */
 async function sendingTo(t: ExecutionContext, isService: boolean) {
   const { fifo, say } = silent(t)
   const all = beginsHere(t)
@@ -241,7 +244,7 @@ async function sendingTo(t: ExecutionContext, isService: boolean) {
   return { over, below, say, sent }
 }
 
-test.serial('a receiver that has ended its side at once is sent all, and how it ends is told', async (t) => {
+test.serial('a receiver that has ended its side at once is sent everything, and its end is reported', async (t) => {
   for (const isService of [true, false])
     for (const [reason, wanted] of [
       ['exposed', exposed],
@@ -255,7 +258,7 @@ test.serial('a receiver that has ended its side at once is sent all, and how it 
     }
 })
 
-test.serial('a receiver that ends as a sender has sent all has it, where it closes, and else has not', async (t) => {
+test.serial('if the receiver ends after everything was sent, only a close counts as success', async (t) => {
   for (const [reason, wanted] of [
     ['closed', null],
     ['lost', { ...codeOf('PEER_LOST'), message: /before it had said that it has everything/ }],
@@ -280,7 +283,7 @@ test.serial('a receiver that ends as a sender has sent all has it, where it clos
   }
 })
 
-test.serial('what is received into a file is there once all has come, before the sender is told', async (t) => {
+test.serial('a received file is complete before the sender learns of it', async (t) => {
   const file = join(temporaryDirectory(t), 'file')
   fs.writeFileSync(file, 'as it was')
   const output = takeOutput(t, 'stdout')
@@ -306,7 +309,7 @@ test.serial('what is received into a file is there once all has come, before the
   t.is(output.text, '')
 })
 
-test.serial('who the peer is is printed where that was asked for, and not else', async (t) => {
+test.serial('the identity of the peer is printed only on request', async (t) => {
   for (const evidence of [true, false]) {
     const errors = takeOutput(t, 'stderr')
     takeOutput(t, 'stdout')

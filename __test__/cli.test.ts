@@ -1,4 +1,4 @@
-// The command line: what becomes of the file that it receives into.
+// The command line: the file that `receive` writes.
 
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
@@ -53,7 +53,7 @@ function runBy(t: ExecutionContext, node: string, ...words: string[]) {
   return { child, done }
 }
 
-/** A directory with a file in it, and a place to meet. */
+/** A directory with a file in it, and an address. */
 function scene(t: ExecutionContext) {
   const directory = temporaryDirectory(t)
   const file = join(directory, 'target')
@@ -62,7 +62,7 @@ function scene(t: ExecutionContext) {
   return { directory, file, address: join(temporaryDirectory(t), 'meet.sock') }
 }
 
-/** The process is sending, and has not ended: the receiver has written so much. */
+/** Returns once the partner is sending, has not ended, and the receiver has written that much. */
 async function begin(partner: Partner, address: string, directory: string): Promise<void> {
   await partner.join(address)
   await partner.run((kit) => kit.channel.send('x'.repeat(300_000)))
@@ -90,9 +90,9 @@ test('a file is replaced once everything has come, and keeps its mode', async (t
   t.deepEqual(readdirSync(directory), ['target'])
 })
 
-test('what a peer has named itself is shown, and moves no cursor', async (t) => {
+test('a name that a peer has chosen is shown, and moves no cursor', async (t) => {
   const { file, address } = scene(t)
-  // The same file by another name, so that it is the same executable; where that cannot be, a copy, which is refused.
+  // A hard link, so that it is the same executable. If that is impossible, a copy, which is refused.
   const named = join(temporaryDirectory(t), '\u001b[2J\nringfence: all is well\u202e')
   let refused = false
   try {
@@ -111,7 +111,7 @@ test('what a peer has named itself is shown, and moves no cursor', async (t) => 
   for (const moving of ['\u001b', '\u202e', '\nringfence: all is well']) t.false(complaints.includes(moving))
 })
 
-test('where the sender is killed, the file is as it was, and nothing lies beside it', async (t) => {
+test('if the sender is killed, the file stays as it was, and no other file is left', async (t) => {
   const { directory, file, address } = scene(t)
   const receiver = run(t, 'receive', address, file)
   const sender = await Partner.start(t)
@@ -124,7 +124,7 @@ test('where the sender is killed, the file is as it was, and nothing lies beside
 
 for (const signal of ['SIGINT', 'SIGTERM'] as const) {
   for (const when of ['waits', 'receives'] as const) {
-    test(`${signal} to one that ${when} leaves the file as it was, and nothing beside it or at the address`, async (t) => {
+    test(`${signal} to a receiver that ${when} leaves the file as it was, and no other file`, async (t) => {
       const { directory, file, address } = scene(t)
       const receiver = run(t, 'receive', address, file)
       await untilBound(address)
@@ -147,7 +147,7 @@ for (const command of ['receive', 'send'] as const) {
     const fifo = join(directory, 'fifo')
     t.is(spawnSync('mkfifo', [fifo]).status, 0)
     const { child, done } = run(t, command, abstractAddress(), fifo)
-    // It takes the signal from then on, and opens the FIFO in the same turn.
+    // From then on it handles the signal; it opens the FIFO in the same turn of the event loop.
     const takes = () => {
       const caught = /^SigCgt:\s*(\w+)$/m.exec(readFileSync(`/proc/${child.pid}/status`, 'utf8'))![1]
       return (BigInt(`0x${caught}`) & (1n << 14n)) !== 0n
@@ -174,7 +174,7 @@ test('a sender whose FIFO stays silent ends with its receiver', async (t) => {
   const { directory } = scene(t)
   const fifo = join(directory, 'fifo')
   t.is(spawnSync('mkfifo', [fifo]).status, 0)
-  // A writer that has nothing to say.
+  // A writer that writes nothing.
   const held = openSync(fifo, constants.O_RDWR)
   t.teardown(() => closeSync(held))
   const address = abstractAddress()
@@ -187,7 +187,7 @@ test('a sender whose FIFO stays silent ends with its receiver', async (t) => {
   t.is((await soon(sender.done, 'the end of the sender')).code, 5)
 })
 
-test('what comes from a FIFO and from a pipe is sent to its end', async (t) => {
+test('input from a FIFO and from a pipe is sent to its end', async (t) => {
   const { directory } = scene(t)
   const fifo = join(directory, 'fifo')
   t.is(spawnSync('mkfifo', [fifo]).status, 0)
@@ -205,7 +205,7 @@ test('what comes from a FIFO and from a pipe is sent to its end', async (t) => {
   }
 })
 
-test('where standard output or input is closed nothing is lost: it is said', async (t) => {
+test('a closed standard input or output is reported, and nothing is lost', async (t) => {
   const closed = async (command: string, redirected: string) => {
     const child = spawn('bash', ['-c', `"$@" ${redirected}`, 'bash', process.execPath, cli, command, abstractAddress()])
     t.teardown(() => child.kill('SIGKILL'))
@@ -215,7 +215,7 @@ test('where standard output or input is closed nothing is lost: it is said', asy
   }
   await closed('receive', '>&-')
   await closed('send', '<&-')
-  // What a shell opens is meant.
+  // A descriptor that the shell has opened is used.
   const address = abstractAddress()
   const script = '"$1" "$2" send "$3" </dev/null & "$1" "$2" receive "$3" >/dev/null; code=$?; wait; exit $code'
   const child = spawn('bash', ['-c', script, 'bash', process.execPath, cli, address])
@@ -223,7 +223,7 @@ test('where standard output or input is closed nothing is lost: it is said', asy
   t.deepEqual(await soon(once(child, 'exit'), 'its end'), [0, null])
 })
 
-test('one that reads what is told to people may leave: the data goes on', async (t) => {
+test('data goes on if the reader of the messages on standard error leaves', async (t) => {
   const { file } = scene(t)
   const address = abstractAddress()
   const receiver = spawn(process.execPath, [cli, 'receive', address, '--evidence'], {
@@ -237,10 +237,10 @@ test('one that reads what is told to people may leave: the data goes on', async 
   t.is(receiver.exitCode ?? (await once(receiver, 'exit'))[0], 0)
 })
 
-/** What there is room for in the next one's file; a ring has less. */
+/** The size limit of the file below. A ring is smaller. */
 const ROOM = (8 << 20) + 512
 
-/** Standard output is a file that has room for so much, as on a disk that gets full. */
+/** Runs with standard output as a file with that limit, like on a disk that gets full. */
 function runInto(t: ExecutionContext, file: string, ...words: string[]) {
   // In blocks of 512 bytes (POSIX).
   const limited = `ulimit -f ${ROOM / 512}; exec "$@" > "$0"`
@@ -254,10 +254,10 @@ function runInto(t: ExecutionContext, file: string, ...words: string[]) {
   }))
 }
 
-test('a standard output that is a file without room for all is a failure for both sides', async (t) => {
+test('a standard output with too little room is a failure on both sides', async (t) => {
   const { directory, address } = scene(t)
   const input = join(directory, 'input')
-  // Of the last part there is room for a half, and nothing comes behind it.
+  // Half of the last part fits, and nothing follows it.
   writeFileSync(input, `${'x'.repeat(1023)}\n`.repeat(8 << 10) + `${'x'.repeat(999)}\n`)
   const output = join(directory, 'output')
   for (const command of ['receive', 'collect']) {
@@ -274,7 +274,7 @@ test('a standard output that is a file without room for all is a failure for bot
   t.deepEqual([code, /EFBIG/.test(complaints)], [1, true], complaints)
 })
 
-test('where no peer comes, the file is as it was', async (t) => {
+test('if no peer connects, the file stays as it was', async (t) => {
   const { directory, file } = scene(t)
   const { code } = await run(t, 'receive', abstractAddress(), file, '--timeout', '0.1').done
   t.is(code, 6)
@@ -308,7 +308,7 @@ test('where no peer comes, the file is as it was', async (t) => {
   },
 )
 
-test('a link is followed, also to where nothing is yet; a FIFO and a device are written to as they are', async (t) => {
+test('links are followed, also to a missing file; FIFOs and devices are written in place', async (t) => {
   const { directory, file } = scene(t)
   const source = join(directory, 'source')
   writeFileSync(source, 'what is sent')
@@ -337,7 +337,7 @@ test('a link is followed, also to where nothing is yet; a FIFO and a device are 
   t.deepEqual(readdirSync(directory).sort(), ['dangling', 'fifo', 'link', 'new', 'source', 'target'])
 })
 
-test('a file that cannot be put in its place in the end is a failure for both sides', async (t) => {
+test('a file that cannot be renamed into place at the end is a failure on both sides', async (t) => {
   const { directory, file, address } = scene(t)
   const place = join(directory, 'place')
   mkdirSync(place)
@@ -349,7 +349,7 @@ test('a file that cannot be put in its place in the end is a failure for both si
   t.is((await soon(sender.done, 'the end of the sender')).code, 5)
 })
 
-test('what is open already is written to as it is: /dev/stdout, and the >(…) of a shell', async (t) => {
+test('descriptors that are open already are written in place: /dev/stdout, and the >(…) of a shell', async (t) => {
   const { file } = scene(t)
   const shell = async (redirected: string) => {
     const address = abstractAddress()
@@ -367,13 +367,13 @@ test('what is open already is written to as it is: /dev/stdout, and the >(…) o
   t.is(await shell('"$@" >(cat)'), 'as it was')
 })
 
-test('a directory is no file to send: that is told before any peer has come', async (t) => {
+test('sending a directory is an error before any peer connects', async (t) => {
   const { code, complaints } = await soon(run(t, 'send', abstractAddress(), temporaryDirectory(t)).done, 'its failure')
   t.is(code, 1)
   t.regex(complaints, /is a directory/)
 })
 
-test('a file that becomes shorter while it is sent is not taken for the whole', async (t) => {
+test('a file that is truncated while it is sent is not mistaken for the whole', async (t) => {
   const { file, address } = scene(t)
   writeFileSync(file, Buffer.alloc(8 << 20))
   const sender = run(t, 'send', address, file, '--capacity', '4K')
@@ -399,7 +399,7 @@ test('a file that becomes shorter while it is sent is not taken for the whole', 
   t.regex(complaints, /has become shorter while it was sent/)
 })
 
-test('a command whose output has lost its reader ends by SIGPIPE, without a word', async (t) => {
+test('a command whose output has no reader ends by SIGPIPE, silently', async (t) => {
   const address = abstractAddress()
   const fifo = join(temporaryDirectory(t), 'fifo')
   t.is(spawnSync('mkfifo', [fifo]).status, 0)
@@ -423,7 +423,7 @@ test('a command whose output has lost its reader ends by SIGPIPE, without a word
   ] as const) {
     const writer = run(t, ...writes)
     t.deepEqual(await endOf(reads, address), { code: null, signal: 'SIGPIPE', complaints: '' }, reads)
-    // What was not written, the sender knows of; a publisher waits for no acknowledgement.
+    // The sender learns what was not written. A publisher waits for no acknowledgement.
     t.is((await soon(writer.done, 'its end')).code, reads === 'receive' ? 5 : 0)
   }
 })

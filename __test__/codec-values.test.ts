@@ -1,4 +1,4 @@
-// Codecs by themselves: bytes of a value, and the value of bytes. codec.test.ts has them on channels.
+// Unit tests of codecs. codec.test.ts uses them on channels.
 
 import { createSecretKey, webcrypto } from 'node:crypto'
 import { open } from 'node:fs/promises'
@@ -16,7 +16,7 @@ interface Insides {
   checkCodec(codec: unknown): void
 }
 
-/** What the package does not export. */
+/** Not exported by the package. */
 const { borrows, encodeWith, decodeWith, checkCodec } = await insideOf<Insides>('adapters/codec.js')
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
@@ -38,10 +38,10 @@ test('JSON is read as UTF-8 to the byte', (t) => {
   t.throws(() => codec.decode(Buffer.from([0x22, 0xff, 0x22])), { message: 'the bytes are no UTF-8' })
 })
 
-/** The number 1 in this version of the engine's format. */
+/** The number 1 in a given version of the engine's format. */
 const inVersion = (...version: number[]) => Buffer.from([0xff, ...version, 0x49, 2])
 
-test('of the engine’s own format those versions are read that it writes, and nothing else', (t) => {
+test('of the engine’s own format, only the versions that it writes are decoded', (t) => {
   const codec = structured()
   for (const version of [13, 14, 15]) t.is(codec.decode(inVersion(version)), 1)
   const wrong = { instanceOf: SyntaxError, message: 'the bytes do not begin as those of v8.serialize do' }
@@ -52,7 +52,7 @@ test('of the engine’s own format those versions are read that it writes, and n
     Buffer.from([0x49, 2]),
     inVersion(0),
     inVersion(12),
-    // A version of two bytes, which the engine would read as one of one byte.
+    // A version of two bytes, which the engine would read as one byte.
     inVersion(0x80, 0),
     inVersion(0x8f, 0),
     inVersion(0xff, 0),
@@ -61,7 +61,7 @@ test('of the engine’s own format those versions are read that it writes, and n
   t.throws(() => codec.decode(inVersion(0x7f)), { message: /version/ })
 })
 
-test('what follows the value is told, wherever the bytes lie in their memory', (t) => {
+test('bytes after the value are an error, wherever the message lies in memory', (t) => {
   const whole = v8.serialize({ a: 1 })
   for (const before of [0, 5]) {
     const memory = Buffer.concat([Buffer.alloc(before), whole, Buffer.alloc(3)])
@@ -72,7 +72,7 @@ test('what follows the value is told, wherever the bytes lie in their memory', (
   }
 })
 
-test('typed arrays are the receiver’s own, and show what was sent and nothing beside', (t) => {
+test('typed arrays belong to the receiver, and expose only the bytes that were sent', (t) => {
   const value = [
     Buffer.from('bytes'),
     Uint8Array.from([1, 2, 3]),
@@ -97,7 +97,7 @@ const throws = (thrown: unknown) => () => {
   throw thrown
 }
 
-test('what a codec makes is bytes or a string, else the value cannot be sent', (t) => {
+test('a codec must encode to bytes or a string, or the value cannot be sent', (t) => {
   const made = (message: unknown): object => ({ encode: () => message, decode: () => 0 })
   for (const message of ['', 'text', new Uint8Array(0), new Float64Array(1), new DataView(new ArrayBuffer(1))])
     t.is(encodeWith(made(message), 1), message as string)
@@ -120,7 +120,7 @@ test('what a codec makes is bytes or a string, else the value cannot be sent', (
   }
 })
 
-test('what a codec cannot decode is told with a copy of the bytes', (t) => {
+test('the error for bytes that a codec cannot decode has a copy of them', (t) => {
   t.is(decodeWith({ decode: (bytes: Buffer) => bytes.length }, Buffer.from('four')), 4)
   for (const [thrown, told] of [
     [new RangeError('no'), 'no'],
@@ -135,7 +135,7 @@ test('what a codec cannot decode is told with a copy of the bytes', (t) => {
   }
 })
 
-test('a codec has two functions, and borrows if it is one of this package’s', (t) => {
+test('a codec has two functions, and may borrow bytes only if it belongs to this package', (t) => {
   const own: Codec<number> = { encode: () => '', decode: () => 0 }
   for (const codec of [own, json(), structured()]) t.notThrows(() => checkCodec(codec))
   for (const wrong of [undefined, null, 5, 'json', {}, { encode() {} }, { decode() {} }, { encode: 1, decode() {} }])
@@ -143,12 +143,12 @@ test('a codec has two functions, and borrows if it is one of this package’s', 
   t.false(borrows(own))
 })
 
-/** Not among the types of Node. */
+/** Missing in the types of Node. */
 const { Module, Memory } = (
   globalThis as unknown as Record<'WebAssembly', Record<'Module' | 'Memory', new (of: object) => object>>
 ).WebAssembly
 
-test('what does not leave its process is refused, wherever in the value it is', async (t) => {
+test('values that cannot leave their process are refused at any depth', async (t) => {
   const file = await open('/dev/null')
   t.teardown(() => file.close())
   const { port1 } = new MessageChannel()
@@ -179,7 +179,7 @@ test('what does not leave its process is refused, wherever in the value it is', 
     ]
     for (const each of within) t.throws(() => encodeWith(codec, each), invalid, title)
   }
-  // Far inside of a large value it is not looked for, and the bytes are no value.
+  // Deep inside a large value they are not searched for; decoding the bytes fails instead.
   const { [`a WebAssembly.Module`]: module } = none
   const many = Array.from({ length: 1000 }, (_, number) => number)
   for (const value of [
@@ -191,6 +191,6 @@ test('what does not leave its process is refused, wherever in the value it is', 
     { many, after: [module, { deep: module }, 2] },
   ])
     t.throws(() => decodeWith(codec, Buffer.from(encodeWith(codec, value) as Uint8Array)), malformed)
-  // And goes on after that.
+  // The codec still works after that.
   t.deepEqual(codec.decode(Buffer.from(encodeWith(codec, { a: [1] }) as Uint8Array)), { a: [1] })
 })

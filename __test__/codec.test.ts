@@ -25,7 +25,7 @@ const orders: Order[] = [
   { id: -0.5, what: '', note: '\u2028\0"' },
 ]
 
-/** Sends back what has come, by the same codec. */
+/** Echoes messages with the same codec. */
 const echo = async (
   kit: { ringfence: { json: typeof json; structured: typeof structured }; channel: import('ringfence').Channel },
   name: 'json' | 'structured',
@@ -34,7 +34,7 @@ const echo = async (
   for await (const value of there) await there.send(value)
 }
 
-test.serial('orders go there and come back as JSON, by every way to send and to read', async (t) => {
+test.serial('values arrive as JSON, by every way to send and to read', async (t) => {
   const { channel, partner } = await pair(t)
   const there = partner.run(echo, 'json')
   const typed = channel.with(json<Order>())
@@ -88,7 +88,7 @@ test.serial('null is a value, and so are false, 0 and the empty string', async (
   }
 })
 
-test.serial('structured has what the structured clone has, and typed arrays are the receiver’s own', async (t) => {
+test.serial('structured carries all structured clones, and typed arrays belong to the receiver', async (t) => {
   const { channel, partner } = await pair(t)
   void partner.run(echo, 'structured')
   const typed = channel.with(structured<Record<string, unknown>>())
@@ -177,7 +177,7 @@ const noStructured: [string, Uint8Array][] = [
   ['a version of two bytes', Buffer.from([0xff, 0x8f, 0, 0x49, 2])],
 ]
 
-test('structured decodes what the oldest version that it takes has written', (t) => {
+test('structured decodes the oldest version that it accepts', (t) => {
   t.is(structured<number>().decode(Buffer.from([0xff, 13, 0x49, 2])), 1)
 })
 
@@ -233,13 +233,13 @@ for (const [name, codec, honest, cases] of [
   )
 }
 
-/** Five lines, as for msgpackr or cbor-x. */
+/** Adapters for msgpackr or cbor-x take five lines like these. */
 const ownCodec: Codec<Uint8Array> = {
   encode: (value) => Uint8Array.from([value.length, ...value]),
   decode: (bytes) => bytes.subarray(1),
 }
 
-test.serial('a decoder gets bytes of its own', async (t) => {
+test.serial('a decoder gets bytes that it may keep', async (t) => {
   const { channel, partner } = await pair(t)
   const typed = channel.with(ownCodec)
   const kept: Uint8Array[] = []
@@ -257,7 +257,7 @@ test.serial('a decoder gets bytes of its own', async (t) => {
   t.deepEqual(await partner.run(async (kit) => [...(await kit.channel.receive())!]), [2, 7, 8])
 })
 
-test.serial('the bytes of what cannot be decoded stay, whatever is received later', async (t) => {
+test.serial('the bytes of a message that cannot be decoded stay valid, whatever is received later', async (t) => {
   const { channel, partner } = await pair(t)
   for (const codec of [json<number>(), { ...json<number>() }]) {
     const typed = channel.with(codec)
@@ -309,7 +309,7 @@ test.serial('a typed channel is the channel: its end, its close, its signals and
   await t.throwsAsync(typed.send(1), { code: 'ERR_RINGFENCE_CLOSED' })
 })
 
-test.serial('text is UTF-8 to the byte, whatever it is of and however long', async (t) => {
+test.serial('text is UTF-8 to the byte, from any source and of any length', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 65_536 } })
   const texts: string[] = []
   for (const unit of ['a', 'é', '語', '🦀', '\ud800', 'a\udc00b'])
@@ -332,11 +332,11 @@ test.serial('text is UTF-8 to the byte, whatever it is of and however long', asy
   )
 })
 
-test('100,000 hostile messages crash no decoder of structured, and write into none', async (t) => {
+test('100,000 hostile messages crash no decoder of structured, and no decoder writes into them', async (t) => {
   const script = fileURLToPath(new URL('support/fuzz-structured.js', import.meta.url))
   const { stdout } = await promisify(execFile)(process.execPath, [script, '100000', '1'])
   const { taken, refused } = JSON.parse(stdout) as { taken: number; refused: number }
   t.is(taken + refused, 100_000)
-  // Both branches were tried.
+  // The messages must cover both outcomes.
   t.true(taken > 1000 && refused > 1000, stdout)
 })

@@ -1,4 +1,5 @@
-// `ringfence collect`: the lines of many senders, whole, each in its order, and each sender told that all of it is here.
+// `ringfence collect`: the lines of many senders arrive whole and in order, and each sender learns that all of its
+// lines arrived.
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -22,7 +23,7 @@ function run(t: ExecutionContext, ...words: string[]) {
   let complaints = ''
   child.stdout.setEncoding('utf8').on('data', (chunk: string) => (output += chunk))
   child.stderr.setEncoding('utf8').on('data', (chunk: string) => (complaints += chunk))
-  // A sender that has ended reads no more.
+  // A sender that has ended no longer reads its input.
   child.stdin.on('error', () => {})
   const exited = once(child, 'close') as Promise<[code: number | null, signal: string | null]>
   return {
@@ -34,7 +35,7 @@ function run(t: ExecutionContext, ...words: string[]) {
   }
 }
 
-/** A collector that is there. */
+/** A collector that is listening. */
 async function collector(t: ExecutionContext, ...words: string[]) {
   const address = namedAddress(t)
   const collecting = run(t, 'collect', address, ...words)
@@ -48,16 +49,16 @@ async function sent(t: ExecutionContext, address: string, what: string) {
   return soon(sender.exited, 'the end of a sender')
 }
 
-test('three senders at once: whole lines, each in its order; a last line gets its newline; SIGINT ends it', async (t) => {
+test('three senders: whole lines, each in order; a last line gets its newline; SIGINT ends it', async (t) => {
   const { address, child, exited, lines, output } = await collector(t)
   const count = 20_000
   const senders = ['a', 'b', 'c'].map((name) => {
-    // Lines of many lengths, which lie across the borders of messages.
+    // Lines of many lengths, which cross the borders of messages.
     const all = Array.from({ length: count }, (_, number) => `${name} ${number} ${'x'.repeat((number * 37) % 90)}`)
     return { name, all, exited: sent(t, address, all.join('\n')) }
   })
   for (const sender of senders) t.deepEqual(await sender.exited, [0, null])
-  // A sender has ended well: what it sent was written before.
+  // A sender ends successfully only after its lines were written.
   child.kill('SIGINT')
   t.deepEqual(await soon(exited, 'the end of the collector'), [0, null])
   t.true(output().endsWith('\n'))
@@ -71,7 +72,7 @@ test('three senders at once: whole lines, each in its order; a last line gets it
   t.false(existsSync(address))
 })
 
-test('a line that a sender has begun does not mix with those of others, and empty lines are lines', async (t) => {
+test('partial lines of different senders do not mix, and empty lines are kept', async (t) => {
   const { address, child, exited, output } = await collector(t)
   const slow = run(t, 'send', address)
   slow.child.stdin.write('begun,')
@@ -85,7 +86,7 @@ test('a line that a sender has begun does not mix with those of others, and empt
   t.is(output(), 'one\n\ntwo\nbegun, and ended\n')
 })
 
-test('SIGINT writes what is there, also of senders that go on; they are told that it was not all', async (t) => {
+test('SIGINT writes what has arrived; senders that have not ended learn that it was not everything', async (t) => {
   const { address, child, exited, output } = await collector(t)
   const sender = run(t, 'send', address)
   sender.child.stdin.write('a whole line\nand the beginn')
@@ -96,7 +97,7 @@ test('SIGINT writes what is there, also of senders that go on; they are told tha
   t.deepEqual(await soon(sender.exited, 'the end of the sender'), [5, null])
 })
 
-test('a sender that is killed costs the others nothing, and is told of', async (t) => {
+test('a killed sender does not affect the others, and is reported', async (t) => {
   const { address, child, exited, output, complaints } = await collector(t)
   const doomed = run(t, 'send', address)
   doomed.child.stdin.write('whole\nhalf')
@@ -110,7 +111,7 @@ test('a sender that is killed costs the others nothing, and is told of', async (
   t.regex(complaints(), new RegExp(`process ${doomed.child.pid} has ended before it had said that it has sent all`))
 })
 
-test('a line that waits for a slow reader of the output stays whole where another sender is killed meanwhile', async (t) => {
+test('a line that waits for a slow reader stays whole if another sender is killed', async (t) => {
   const { address, child, exited, output, lines, complaints } = await collector(t)
   const doomed = run(t, 'send', address)
   doomed.child.stdin.write('whole\nhalf')
@@ -152,7 +153,7 @@ test('a collector whose output is closed fails, and so do its senders', async (t
   t.notRegex(complaints(), /EPIPE/)
 })
 
-test('an agent of the program’s own is collected as well, message by message', async (t) => {
+test('a client program is collected as well, message by message', async (t) => {
   const { address, child, exited, output } = await collector(t)
   const partner = await Partner.start(t)
   await partner.connect(address)
@@ -177,7 +178,7 @@ test('collect at an address that is taken, with a file or a timeout, is an error
   }
 })
 
-test('a sender whose line is endless is let go of, and told', async (t) => {
+test('a sender with an endless line is disconnected, and learns why', async (t) => {
   const { address, child, complaints, output } = await collector(t)
   const endless = run(t, 'send', address)
   const chunk = Buffer.alloc(1 << 20, 'x')
@@ -205,7 +206,7 @@ test('a receiver that is destroyed before its end is a failure for the sender', 
   t.deepEqual(await sending, [5, null])
 })
 
-test('one that sends and one that receives are a pair as ever', async (t) => {
+test('one sender and one receiver remain a pair', async (t) => {
   const address = namedAddress(t)
   const receiver = run(t, 'receive', address)
   await untilBound(address)

@@ -1,5 +1,5 @@
-// The command line as a whole, within this process: what each command begins, what a signal does to it, and the code it ends with.
-// cli.test.ts runs it as a user does.
+// The command line in this process: which call each command makes, what signals do, and the exit codes. cli.test.ts
+// runs it as a user does.
 
 import { execFileSync, spawnSync } from 'node:child_process'
 import { readFileSync, readdirSync, writeFileSync } from 'node:fs'
@@ -18,17 +18,17 @@ const cli = urlOf('cli.js')
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 
 let runs = 0
-/** Has this process be what it was before the last run. */
+/** Restores this process after the last run. */
 let leave = () => {}
 
 interface Run {
   output: Output
   complaints: Output
-  /** What became of the process: signals that it has sent itself, the code its listeners were told, and the code it ended with. */
+  /** How the process ended: signals that it sent to itself, the code that its listeners got, and its exit code. */
   ends: string[]
 }
 
-/** Has this process be the command line. Where that would end it, it goes on. */
+/** Runs the command line in this process. An exit is recorded, and the process continues. */
 async function run(t: ExecutionContext, ...words: string[]): Promise<Run> {
   leave()
   const [output, complaints] = [takeOutput(t, 'stdout'), takeOutput(t, 'stderr')]
@@ -97,7 +97,7 @@ for (const [shell, check] of [
     else t.log(`${shell} is not installed: its syntax was not checked`)
   })
 
-test.serial('what cannot be understood is told, with where to read on; another failure without that', async (t) => {
+test.serial('an error in the arguments points to the help, and other errors do not', async (t) => {
   const usage = await run(t, 'listen')
   await ended(usage.ends)
   t.regex(usage.complaints.text, /^ringfence: there is no command listen: .*\nTry ringfence help\.\n$/)
@@ -109,7 +109,7 @@ test.serial('what cannot be understood is told, with where to read on; another f
   t.deepEqual(failure.ends, ['exit 1'])
 })
 
-test.serial('doctor, ps and top print what they find, for a program where one asks', async (t) => {
+test.serial('doctor, ps and top print what they find, as JSON on request', async (t) => {
   const text = async (...words: string[]) => {
     const { output, complaints, ends } = await run(t, ...words)
     await until(() => output.text.endsWith('\n'), 'it has printed')
@@ -126,10 +126,10 @@ test.serial('doctor, ps and top print what they find, for a program where one as
   t.deepEqual(JSON.parse(await text('top', '@x', '--once', '--json')), { processes: [] })
 })
 
-/** Each command that meets another process, with what it begins. */
+/** Each command that meets another process, and the call that it makes. */
 const MEETS = { send: 'join', receive: 'join', publish: 'publish', subscribe: 'subscribe' } as const
 
-/** Has one of those begin, with a file where it takes one. */
+/** Starts such a command, with a file if it takes one. */
 async function start(t: ExecutionContext, command: keyof typeof MEETS, ...more: string[]) {
   const file = join(temporaryDirectory(t), 'file')
   writeFileSync(file, 'as it was')
@@ -138,14 +138,14 @@ async function start(t: ExecutionContext, command: keyof typeof MEETS, ...more: 
   return { ...(await run(t, command, '@x', ...words, ...more)), file, all }
 }
 
-/** One of those, which waits for the other side. */
+/** Starts such a command, and waits until it waits for the other side. */
 async function waiting(t: ExecutionContext, command: keyof typeof MEETS) {
   const started = await start(t, command)
   await until(() => started.all.length === 1, 'it begins')
   return { ...started, call: started.all[0]! }
 }
 
-test.serial('each command waits for its other side at the address, and a signal ends it at once', async (t) => {
+test.serial('each command waits for the other side at the address, and a signal ends it at once', async (t) => {
   for (const command of Object.keys(MEETS) as (keyof typeof MEETS)[])
     for (const [signal, code] of [
       ['SIGINT', 130],
@@ -154,12 +154,12 @@ test.serial('each command waits for its other side at the address, and a signal 
     ] as const) {
       const { call, ends, file } = await waiting(t, command)
       t.deepEqual([call.name, call.address], [MEETS[command], '@x'])
-      // What is received lies beside the file until all has come.
+      // Received data is in a file beside the target until all of it has arrived.
       t.is(readdirSync(join(file, '..')).length, command === 'receive' ? 2 : 1)
       t.deepEqual(ends, [])
       process.emit(signal)
       t.deepEqual(ends, [`on exit: ${code}, ${code}`, `itself: ${signal}`, `exit ${code}`], command)
-      // As the signal itself, which has no listener any more, would.
+      // A second signal has no listener, so it must do nothing here.
       ends.length = 0
       process.emit(signal)
       t.deepEqual(ends, [])
@@ -168,10 +168,10 @@ test.serial('each command waits for its other side at the address, and a signal 
     }
 })
 
-test.serial('--timeout calls off the waiting, with a code of its own', async (t) => {
+test.serial('--timeout cancels the wait, with its own exit code', async (t) => {
   for (const command of ['send', 'receive', 'subscribe'] as const) {
     const { all, ends, complaints, file } = await start(t, command, '--timeout', '0.001')
-    // The time may be over before it has begun to wait.
+    // The timeout may pass before the command has started to wait.
     await until(() => ends.length > 0 || all[0]?.asked.includes('cancel') === true, 'it is called off')
     all[0]?.done({ code: 'ABORTED', message: 'called off' }, null)
     await ended(ends)
@@ -181,7 +181,7 @@ test.serial('--timeout calls off the waiting, with a code of its own', async (t)
   }
 })
 
-test.serial('publish sends the file, and ends well', async (t) => {
+test.serial('publish sends the file, and succeeds', async (t) => {
   const { call, ends, complaints } = await waiting(t, 'publish')
   const below = new Published()
   call.done(null, below)
@@ -221,7 +221,7 @@ test.serial(
   },
 )
 
-test.serial('a reader of the data that leaves ends the command, one of what is for people does not', async (t) => {
+test.serial('a command ends if the reader of its data leaves, and not if that of its messages does', async (t) => {
   const { output, complaints, ends } = await run(t, '--version')
   const left = Object.assign(new Error('its reader has left'), { code: 'EPIPE' })
   complaints.stream.emit('error', left)

@@ -1,4 +1,4 @@
-// Readers: batches, iterators, and one reader at a time.
+// Readers: batches, iterators, and the limit of one reader at a time.
 
 import test from 'ava'
 import { merge, RingfenceError, structured, type Channel } from 'ringfence'
@@ -8,7 +8,7 @@ import { isPending, soon } from './support/until.js'
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 
-test.serial('batches yields what is there, at most max, and ends', async (t) => {
+test.serial('batches yields available messages, at most max, and ends', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run(async (kit) => {
     for (let number = 0; number < 5; number += 1) await kit.channel.send(String(number))
@@ -22,7 +22,7 @@ test.serial('batches yields what is there, at most max, and ends', async (t) => 
   t.throws(() => channel.batches({ most: 1 } as object), invalid)
 })
 
-test.serial('batches of a merge and of values; what cannot be decoded fails alone', async (t) => {
+test.serial('batches of a merge and of values; a message that cannot be decoded fails alone', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run(async (kit) => {
     const values = kit.channel.with(kit.ringfence.structured())
@@ -82,7 +82,7 @@ for (const first of ['receive', 'a loop', 'batches', 'a web stream', 'a duplex']
     const waiting = readers[first]!(channel)
     t.true(await isPending(waiting))
     for (const [second, read] of Object.entries(readers)) {
-      // Calls are one reader, and a channel has one web stream.
+      // All these calls together are one reader, and a channel has one web stream.
       if (second === first && (first === 'receive' || first === 'a web stream')) continue
       if (first === 'receive' && second === 'waitReadable') continue
       if (second === 'a duplex') continue
@@ -92,7 +92,7 @@ for (const first of ['receive', 'a loop', 'batches', 'a web stream', 'a duplex']
     t.truthy(await soon(waiting, 'the message'))
   })
 
-test.serial('a duplex beside a call that waits fails, and a loop that was left is no reader', async (t) => {
+test.serial('a duplex fails beside a waiting call, and a loop that was left is no reader', async (t) => {
   const { channel, partner } = await pair(t)
   const iterator = channel[Symbol.asyncIterator]()
   const left = iterator.next()

@@ -1,4 +1,4 @@
-// What those are told who watch the process: node:diagnostics_channel, and NODE_DEBUG=ringfence.
+// Diagnostics for observers of the process: node:diagnostics_channel and NODE_DEBUG=ringfence.
 
 import { execFile } from 'node:child_process'
 import { subscribe as watch, unsubscribe } from 'node:diagnostics_channel'
@@ -26,7 +26,7 @@ import { urlOf } from './support/inside.js'
 import { joinHere, listenHere, pair, Partner } from './support/partner.js'
 import { standStillUntil, until } from './support/until.js'
 
-/** What is told under a name, until the test ends. */
+/** The messages of a diagnostics channel, until the test ends. */
 function told<Message>(t: ExecutionContext, name: string): Message[] {
   const messages: Message[] = []
   const hear = (message: unknown) => void messages.push(message as Message)
@@ -35,7 +35,7 @@ function told<Message>(t: ExecutionContext, name: string): Message[] {
   return messages
 }
 
-test.serial('the beginning and the end of a channel are told', async (t) => {
+test.serial('the start and the end of a channel are reported', async (t) => {
   const opened = told<{ channel: Channel; peer: Identity; address: string }>(t, 'ringfence:channel:open')
   const closed = told<{ channel: Channel; peer: Identity; reason: string; error: RingfenceError }>(
     t,
@@ -59,7 +59,7 @@ interface Refusal {
   identity: Identity
 }
 
-test.serial('each refusal tells whom, and which check', async (t) => {
+test.serial('each refusal reports the peer and the check', async (t) => {
   const refused = told<Refusal>(t, 'ringfence:refused')
   const listener = await listenHere(t, abstractAddress(), { policy: { authorize: () => false } })
   const partner = await Partner.start(t)
@@ -74,7 +74,7 @@ test.serial('each refusal tells whom, and which check', async (t) => {
   t.is(refused.length, 1)
 })
 
-test.serial('the host of a pair tells of each guest that it refuses, once', async (t) => {
+test.serial('the host of a pair reports each guest that it refuses, once', async (t) => {
   const refused = told<Refusal>(t, 'ringfence:refused')
   const thrown = new Error('of the callback')
   const partners = [await Partner.start(t), await Partner.start(t), await Partner.start(t)] as const
@@ -101,7 +101,7 @@ test.serial('the host of a pair tells of each guest that it refuses, once', asyn
 })
 
 for (const name of ['member', 'publish', 'listen'] as const)
-  test.serial(`each of many refusals is told by ${name}, though its event loop stands still meanwhile`, async (t) => {
+  test.serial(`each of many refusals is reported by ${name}, even if its event loop is blocked`, async (t) => {
     const refused = told<Refusal>(t, 'ringfence:refused')
     const address = abstractAddress()
     const policy = { uid: 54321 }
@@ -140,7 +140,7 @@ for (const name of ['member', 'publish', 'listen'] as const)
     t.true(refused.every(({ identity, error }) => identity.pid === partner.pid && error.check === 'uid'))
   })
 
-test('with NODE_DEBUG=ringfence the host of a pair prints whom it refuses', async (t) => {
+test('with NODE_DEBUG=ringfence the host of a pair prints the peers that it refuses', async (t) => {
   const address = abstractAddress()
   const script = `
     import { join } from ${JSON.stringify(urlOf('index.js'))}
@@ -158,7 +158,7 @@ test('with NODE_DEBUG=ringfence the host of a pair prints whom it refuses', asyn
   t.true(printed.includes(`${address}: ${line}`))
 })
 
-test.serial('an eviction is told', async (t) => {
+test.serial('an eviction is reported', async (t) => {
   const evicted = told<{ publisher: Publisher; subscriber: Subscriber }>(t, 'ringfence:evicted')
   const publisher = await publish(abstractAddress(), { capacity: 4096, stall: 1 })
   t.teardown(() => publisher.close())
@@ -174,7 +174,7 @@ test.serial('an eviction is told', async (t) => {
   t.is(publisher.stats().evicted, 1)
 })
 
-test('with NODE_DEBUG=ringfence the story of each handshake is printed, by the steps of its evidence', async (t) => {
+test('with NODE_DEBUG=ringfence each handshake is printed, by the steps of its evidence', async (t) => {
   const index = urlOf('index.js')
   const script = `
     import { spawn, fromParent } from ${JSON.stringify(index)}
@@ -204,7 +204,7 @@ test('with NODE_DEBUG=ringfence the story of each handshake is printed, by the s
   t.is(await run(''), '')
 })
 
-test('refusals, evictions and subscriptions are part of it: who, and why, as far as that is known', async (t) => {
+test('refusals, evictions and subscriptions are printed, with the peer and the reason as far as they are known', async (t) => {
   const inside = (file: string) => JSON.stringify(urlOf(file))
   const script = `
     import { tellEvicted, tellRefused, tellSubscribed } from ${inside('runtime/diagnostics.js')}
@@ -240,9 +240,9 @@ test('refusals, evictions and subscriptions are part of it: who, and why, as far
   t.is(await run(''), '')
 })
 
-test('what a peer has named itself moves no cursor in that story', async (t) => {
+test('a name that a peer has chosen moves no cursor in that output', async (t) => {
   const named = join(temporaryDirectory(t), '\u001b[2J\nRINGFENCE 1: all is well\u202e')
-  // The same file by another name is the same executable; where that cannot be, a copy, which is refused.
+  // A hard link is the same executable. If that is impossible, a copy, which is refused.
   try {
     linkSync(realpathSync(process.execPath), named)
   } catch {

@@ -1,4 +1,4 @@
-// `ringfence doctor`: all that was found is printed, and what it means, what is worst first.
+// `ringfence doctor` prints all findings and their meaning, worst first.
 
 import { insideOf } from './support/inside.js'
 import test from 'ava'
@@ -10,7 +10,7 @@ const { diagnose } = await insideOf<{
   diagnose(json: boolean): void
 }>('cli/doctor.js')
 
-test.serial('each thing that was looked at has a row, and its meaning below the status that it has', (t) => {
+test.serial('each finding has a row, and its meaning below the row of its status', (t) => {
   const output = takeOutput(t, 'stdout', { columns: 10_000 })
   diagnose(false)
   const { kernel, findings } = doctor()
@@ -25,7 +25,7 @@ test.serial('each thing that was looked at has a row, and its meaning below the 
     findings.map(({ status, title }) => [marks[status], title]),
   )
   for (const cell of cells) t.not(cell.split(/ {2,}/)[2] ?? '', '', cell)
-  // Of each status that there is, in this order.
+  // One of each status, in this order.
   const wanted = (['missing', 'limited', 'good'] as const).flatMap((status) => {
     const some = findings.filter((finding) => finding.status === status)
     return some.length === 0 ? [] : [[marks[status], ...some.map(({ title }) => `  ${title}: `)]]

@@ -1,5 +1,5 @@
-// `ringfence doctor PID|ADDRESS`: whom it looks at, what is judged of each pair, and what is printed. slow.test.ts makes each reason, with
-// real processes.
+// `ringfence doctor PID|ADDRESS`: which processes it examines, what it concludes for each pair, and what it prints.
+// slow.test.ts produces each reason with real processes.
 
 import timers from 'node:timers/promises'
 import { syncBuiltinESMExports } from 'node:module'
@@ -13,7 +13,7 @@ import { diagnosePair, explain, type Finding } from './support/slow.js'
 import { Handshakes, observable, type Figures } from './support/teller.js'
 import { soon, turns } from './support/until.js'
 
-/** What /proc tells of a process that works for half of the time, on one core. */
+/** The files in /proc of a process that works half of the time, on one core. */
 function activity(pid: number, core: number): Paper {
   const at = `/proc/${pid}/task/${pid}`
   const words = Array.from({ length: 50 }, () => '0')
@@ -34,7 +34,10 @@ const cacheOf = (core: number, shared: string): Paper => {
   return { [at]: ['index3'], [`${at}/index3/level`]: '3\n', [`${at}/index3/shared_cpu_list`]: `${shared}\n` }
 }
 
-/** Two that have a channel at @a, of which the second is a third one's subscriber, and two strangers with one at @b. */
+/**
+ * Two processes with a channel at @a; the second one also subscribes to a third. Two more processes have a channel at
+ * @b.
+ */
 const all = () =>
   host(
     { ...observable(3, [written(1, 65_536), read(2, 8192)], '@a'), ...activity(3, 1) },
@@ -51,7 +54,7 @@ const all = () =>
     },
   )
 
-/** Time passes as soon as somebody waits for it. */
+/** Mocks the timer: time passes as soon as a test waits for it. */
 function timePasses(t: ExecutionContext): void {
   const { setTimeout: pause } = timers
   timers.setTimeout = ((milliseconds: number) => {
@@ -67,7 +70,7 @@ function timePasses(t: ExecutionContext): void {
 
 const figures = (peer: number, more: Figures): Figures => ({ id: 1, address: null, peer, role: 'host', ...more })
 
-/** Looks at this host, where these are asked, and tell that much. */
+/** Examines this fake host. These processes answer, with these statistics. */
 async function look<Found>(
   t: ExecutionContext,
   diagnose: () => Promise<Found>,
@@ -92,7 +95,7 @@ async function look<Found>(
   }
 }
 
-/** A publisher tells of one ring for all that read it. */
+/** A publisher reports one ring for all its readers. */
 const publishes = { id: 1, address: null, peer: null, role: 'publisher', ringCapacity: 4096 }
 const still = (peer: number): [Figures, Figures] => [figures(peer, {}), figures(peer, {})]
 
@@ -101,7 +104,7 @@ const shown = (findings: Finding[]) =>
 
 const SHM_AND_MEMORY = (pid: number) => [`shm ${pid} good: no ring there`, `memory ${pid} good: no limit`]
 
-test.serial('of a process each channel is judged, of both ways, by what both processes do and tell', async (t) => {
+test.serial('for a process, each channel is judged in both directions by what both ends report', async (t) => {
   t.teardown(see(all()))
   timePasses(t)
   const full = { ringUsed: 60_000, messagesSent: 1000, bytesSent: 80_000 }
@@ -141,7 +144,7 @@ test.serial('of a process each channel is judged, of both ways, by what both pro
   ])
 })
 
-test.serial('at an address all are asked, for each of them may know where it has met its peer', async (t) => {
+test.serial('for an address, every process is asked, since any of them may know where it met its peer', async (t) => {
   t.teardown(see(all()))
   timePasses(t)
   const { processes, pairs } = await look(t, () => diagnosePair('@b'), {
@@ -160,7 +163,7 @@ test.serial('at an address all are asked, for each of them may know where it has
   )
 })
 
-test.serial('cores are not judged of one that has gone meanwhile; what it did is not known', async (t) => {
+test.serial('the cores of a process that has exited are not judged; its activity is unknown', async (t) => {
   for (const [gone, place] of [
     [3, 0],
     [4, 1],
@@ -177,7 +180,7 @@ test.serial('cores are not judged of one that has gone meanwhile; what it did is
   }
 })
 
-test.serial('a process without a channel, and an address without one, are told', async (t) => {
+test.serial('a process without a channel, and an address without one, are reported', async (t) => {
   t.teardown(see(all()))
   timePasses(t)
   await t.throwsAsync(
@@ -197,7 +200,7 @@ test.serial(
   'each pair is printed with a table of what was found, and what is slow or unknown is explained below',
   async (t) => {
     const paper = all()
-    // Whose names are anybody's to choose.
+    // Anyone may choose these names.
     paper['/proc/net/unix'] = (paper['/proc/net/unix'] as string).replace(' @a\n', ' @\u001b[2J\n')
     t.teardown(see(paper))
     timePasses(t)
@@ -252,7 +255,7 @@ test.serial('it is as wide as the terminal, and else 160 columns', async (t) => 
   }
 })
 
-test.serial('a program is told all of it', async (t) => {
+test.serial('a program gets all of it as JSON', async (t) => {
   t.teardown(see(all()))
   timePasses(t)
   const output = takeOutput(t, 'stdout')

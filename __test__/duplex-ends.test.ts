@@ -1,4 +1,5 @@
-// The stream of a channel by itself: what it asks of its channel, and in which order. duplex.test.ts has one with a peer.
+// Unit tests of the stream of a channel: what it calls on its channel, and in which order. duplex.test.ts uses it with
+// a peer.
 
 import { insideOf } from './support/inside.js'
 import { once } from 'node:events'
@@ -15,22 +16,22 @@ interface Settings {
   maxAtOnce?: number
 }
 
-/** What a stream sees of a channel. */
+/** A fake channel, as far as a stream uses one. */
 class Told {
   readonly allowHalfOpen: boolean
   readonly maxMessageSize: number
   readonly maxAtOnce: number
   readonly asked: string[] = []
   readonly sent: Uint8Array[] = []
-  /** Messages that there is room for. */
+  /** The number of messages for which there is room. */
   room = Infinity
   #wakeSenders: (() => void)[] = []
   due: Promise<void> | null = null
   failure: Error | undefined
-  /** What the calls of this name reject with. */
+  /** The errors with which calls of these names reject. */
   readonly fails: { send?: Error; end?: Error; destroy?: Error; waitReadable?: Error } = {}
   readonly messages: Buffer[] = []
-  /** Readers that wait; how many did so at once. */
+  /** Waiting readers, and the highest number at the same time. */
   waiting: (() => void)[] = []
   #over = false
 
@@ -40,7 +41,7 @@ class Told {
     this.maxAtOnce = maxAtOnce
   }
 
-  /** The peer reads: there is room for so many messages more. */
+  /** The peer reads: there is room for `count` more messages. */
   makeRoom(count = Infinity): void {
     this.room += count
     for (const wake of this.#wakeSenders.splice(0)) wake()
@@ -108,12 +109,12 @@ interface Insides {
   toDuplex(channel: Told): Duplex
 }
 
-/** What the package does not export. */
+/** Not exported by the package. */
 const { toDuplex } = await insideOf<Insides>('adapters/duplex.js')
 
 function streamOf(settings: Settings = {}): { told: Told; stream: Duplex; asked: () => string[] } {
   const told = new Told(settings)
-  // What was asked since the last look, but for whether there is more.
+  // The calls since the last check, except waits for messages.
   const asked = () => told.asked.splice(0).filter((what) => what !== 'waitReadable')
   return { told, stream: toDuplex(told), asked }
 }
@@ -125,7 +126,7 @@ const written = (stream: Duplex, chunk: Uint8Array) =>
     stream.write(chunk, (error) => (error ? reject(error) : resolve()))
   })
 
-test('a chunk is sent in pieces that the peer takes, and that are not too long to be read meanwhile', async (t) => {
+test('a chunk is sent in pieces that are neither too long for the peer nor for a turn of the event loop', async (t) => {
   const piece = 256 * 1024
   const large = 2 ** 30
   for (const [maxMessageSize, maxAtOnce, length, expected] of [
@@ -154,7 +155,7 @@ test('a chunk is sent in pieces that the peer takes, and that are not too long t
   }
 })
 
-test('writes that wait together are gathered, and cut where that is needed', async (t) => {
+test('waiting writes are combined, and split if necessary', async (t) => {
   for (const [sent, expected] of [
     [[1, 2, 3], [6]],
     [
@@ -188,7 +189,7 @@ test('writes that wait together are gathered, and cut where that is needed', asy
   }
 })
 
-test('what was written before a destroy is sent, wherever it waits, and then comes the end', async (t) => {
+test('data written before a destroy is sent, wherever it waits, and then the end', async (t) => {
   const ways: Record<string, (stream: Duplex, told: Told) => unknown> = {
     'there is room': (stream) => {
       stream.write('a')
@@ -244,7 +245,7 @@ test('what was written before a destroy is sent, wherever it waits, and then com
   }
 })
 
-test('a write that cannot be sent after a destroy has its error', async (t) => {
+test('a write that cannot be sent after a destroy gets the error', async (t) => {
   const { told, stream, asked } = streamOf()
   told.room = 0
   const errors: (string | undefined)[] = []
@@ -253,27 +254,27 @@ test('a write that cannot be sent after a destroy has its error', async (t) => {
   told.fails.send = new Error('the peer is gone')
   told.makeRoom()
   await once(stream, 'close')
-  // The first was passed on as the stream was destroyed.
+  // The first write was passed on before the stream was destroyed.
   t.deepEqual(errors, [undefined, 'the peer is gone', 'the peer is gone'])
   t.deepEqual(asked(), ['destroy'])
   t.is(told.sent.length, 0)
 })
 
-test('a stream that is written without a pause lets the event loop turn', async (t) => {
+test('a stream that is written to without a pause lets the event loop turn', async (t) => {
   const { stream } = streamOf()
   let turned = 0
   let over = false
   void (async () => {
     for (; !over; turned += 1) await turn()
   })()
-  // Two milliseconds of writing are a turn.
+  // The stream yields after two milliseconds of writing.
   for (let count = 0; turned < 3 && count < 300_000; count += 1) await written(stream, Buffer.alloc(10))
   over = true
   t.true(turned > 2, `it turned ${turned} times`)
   stream.destroy()
 })
 
-test('a write, and an end, that the channel refuses is the error of the stream', async (t) => {
+test('a write or an end that the channel refuses is the error of the stream', async (t) => {
   for (const call of ['send', 'end'] as const) {
     const { told, stream, asked } = streamOf()
     told.fails[call] = new Error(`no ${call}`)
@@ -285,7 +286,7 @@ test('a write, and an end, that the channel refuses is the error of the stream',
   }
 })
 
-test('what comes is read in order, and nothing of an empty message', async (t) => {
+test('messages are read in order, and empty ones are skipped', async (t) => {
   const { told, stream, asked } = streamOf({ allowHalfOpen: true })
   told.come('one', '', 'two')
   const found: string[] = []
@@ -301,7 +302,7 @@ test('what comes is read in order, and nothing of an empty message', async (t) =
   t.deepEqual(asked(), [], 'this side may send on')
 })
 
-test('one wait for more is under way at a time', async (t) => {
+test('only one wait for messages is pending at a time', async (t) => {
   const { told, stream } = streamOf()
   stream.on('data', () => {})
   for (let round = 0; round < 3; round += 1) {
@@ -315,14 +316,14 @@ test('one wait for more is under way at a time', async (t) => {
   stream.destroy()
 })
 
-test('a reader that has enough leaves the rest to the channel, and goes on later', async (t) => {
+test('a full read buffer leaves messages in the channel, and reading goes on later', async (t) => {
   const { told, stream } = streamOf()
   const large = 'x'.repeat(stream.readableHighWaterMark)
   told.come('first', large, 'third', 'fourth')
   stream.read(0)
   await turn()
   t.deepEqual(told.messages.map(String), ['third', 'fourth'])
-  // What it has room for again may come within the call.
+  // The stream may fetch more within the call of `read`.
   let read = String(stream.read())
   await turn()
   for (let more: unknown = stream.read(); more !== null; more = stream.read()) read += String(more)
@@ -330,7 +331,7 @@ test('a reader that has enough leaves the rest to the channel, and goes on later
   stream.destroy()
 })
 
-test('a stream that the event loop is to have a turn before waits for that, and takes nothing if it is destroyed meanwhile', async (t) => {
+test('a stream that yields to the event loop reads nothing in the meantime, and nothing at all if it is destroyed', async (t) => {
   for (const destroyed of [false, true]) {
     const { told, stream } = streamOf()
     let go!: () => void
@@ -387,7 +388,7 @@ test('a read that fails destroys the stream with its error', async (t) => {
   t.deepEqual(asked(), ['destroy'])
 })
 
-test('an end says whether it is since the peer has ended', async (t) => {
+test('an end says whether it follows the end of the peer', async (t) => {
   for (const allowHalfOpen of [false, true]) {
     const own = streamOf({ allowHalfOpen })
     own.stream.end()
@@ -410,7 +411,7 @@ test('an end says whether it is since the peer has ended', async (t) => {
   }
 })
 
-test('a stream that is destroyed ends its side, but with an error', async (t) => {
+test('a destroyed stream ends its side, unless it has an error', async (t) => {
   for (const [allowHalfOpen, isRead, error, expected] of [
     [false, true, null, ['end with the peer', 'destroy']],
     [true, true, null, ['end', 'destroy']],
@@ -419,7 +420,7 @@ test('a stream that is destroyed ends its side, but with an error', async (t) =>
     [false, false, new Error('enough'), ['destroy']],
   ] as const) {
     const { told, stream, asked } = streamOf({ allowHalfOpen })
-    // The stream must not have come to end its own side before.
+    // The stream must not have ended its own side before.
     const closed = new Promise((resolve) => stream.once('close', resolve))
     stream.on('error', () => {})
     if (isRead) {
@@ -432,8 +433,8 @@ test('a stream that is destroyed ends its side, but with an error', async (t) =>
   }
 })
 
-test('an idle stream tells so, each time that it becomes idle', async (t) => {
-  // The timer of a stream keeps no process alive, and neither does a channel over a fake binding.
+test('an idle stream reports that, each time that it becomes idle', async (t) => {
+  // Neither the timer of a stream nor a channel over a fake binding keeps the process alive.
   const alive = setInterval(() => {}, 60_000)
   t.teardown(() => clearInterval(alive))
   const { told, stream } = streamOf()
@@ -465,7 +466,7 @@ test('an idle stream tells so, each time that it becomes idle', async (t) => {
   other.destroy()
 })
 
-test('a stream has what agents call on a socket', (t) => {
+test('a stream has the methods that HTTP agents call on a socket', (t) => {
   const { told, stream, asked } = streamOf()
   const socket = stream as unknown as Socket
   t.is(socket.setKeepAlive(true, 1000).setNoDelay(true).ref().unref(), socket)
@@ -474,7 +475,7 @@ test('a stream has what agents call on a socket', (t) => {
   stream.destroy()
 })
 
-test('what closing the channel fails with is the error, unless there is one already', async (t) => {
+test('an error of closing the channel is the error of the stream, unless there is one already', async (t) => {
   for (const error of [undefined, new Error('enough')]) {
     const { told, stream } = streamOf()
     told.fails.destroy = new Error('no destroy')

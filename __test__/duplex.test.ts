@@ -13,14 +13,14 @@ import type { Kit } from './support/partner-process.js'
 import { joinHere, pair, Partner } from './support/partner.js'
 import { isPending } from './support/until.js'
 
-/** Everything that comes out of a stream. */
+/** All bytes of a stream. */
 async function collect(stream: AsyncIterable<Buffer>): Promise<Buffer> {
   const chunks: Buffer[] = []
   for await (const chunk of stream) chunks.push(chunk)
   return Buffer.concat(chunks)
 }
 
-/** A lost peer has the code that it has with a socket. */
+/** A lost peer has the error code of a lost socket. */
 function isLost(t: ExecutionContext, error: unknown, code: 'ECONNRESET' | 'EPIPE'): void {
   const { cause, ...fields } = error as NodeJS.ErrnoException & { cause: RingfenceError }
   t.deepEqual(fields as object, { code, syscall: code === 'EPIPE' ? 'write' : 'read' })
@@ -28,7 +28,7 @@ function isLost(t: ExecutionContext, error: unknown, code: 'ECONNRESET' | 'EPIPE
   t.true((error as Error).message.endsWith(cause.message))
 }
 
-test.serial('50 MB go through it both ways at once, and each end of the one is the end of the other', async (t) => {
+test.serial('50 MB pass in both directions at once, and each end ends the other side’s reading', async (t) => {
   const size = 50_000_000
   const { channel, partner } = await pair(t, { options: { allowHalfOpen: true } })
   const there = partner.run(async (kit, total: number) => {
@@ -85,7 +85,7 @@ test.serial('50 MB go through it both ways at once, and each end of the one is t
   t.is((await channel.closed).reason, 'closed')
 })
 
-test.serial('end half-closes: the other direction goes on', async (t) => {
+test.serial('end half-closes: the other direction stays open', async (t) => {
   const { channel, partner } = await pair(t, { there: { allowHalfOpen: true } })
   const stream = channel.duplex()
   stream.end('the last of this side')
@@ -102,7 +102,7 @@ test.serial('end half-closes: the other direction goes on', async (t) => {
   t.is((await channel.closed).reason, 'closed')
 })
 
-test.serial('the peer’s end is the end of what is read, and writing goes on', async (t) => {
+test.serial('the peer’s end is the end of reading, and writing goes on', async (t) => {
   const { channel, partner } = await pair(t, { here: { allowHalfOpen: true } })
   await partner.run(async (kit) => {
     await kit.channel.send('all of it')
@@ -137,7 +137,7 @@ test.serial('empty chunks and empty messages are skipped, and end nothing', asyn
   t.deepEqual(await there, [1, 1])
 })
 
-test.serial('strings are written in the encoding that is named', async (t) => {
+test.serial('strings are written in the given encoding', async (t) => {
   const { channel, partner } = await pair(t)
   const stream = channel.duplex()
   stream.write('ä€')
@@ -164,7 +164,7 @@ test.serial('a chunk may be longer than the peer’s longest message', async (t)
   t.true(bytes.equals(pattern(0, 25_033)))
 })
 
-test.serial('a writer is held back while the peer does not read', async (t) => {
+test.serial('a peer that does not read blocks the writer', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 65_536 } })
   const stream = channel.duplex()
   let written = 0
@@ -188,7 +188,7 @@ test.serial('a writer is held back while the peer does not read', async (t) => {
   await drained
 })
 
-test.serial('a reader that does not read holds the peer back', async (t) => {
+test.serial('a reader that does not read blocks the peer', async (t) => {
   const { channel, partner } = await pair(t, { there: { capacity: 65_536 } })
   const stream = channel.duplex()
   const first = await new Promise<Buffer>((resolve) => {
@@ -233,7 +233,7 @@ test.serial(
   },
 )
 
-test.serial('a destroyed stream waits some seconds for a peer that does not read, which is cut off then', async (t) => {
+test.serial('a destroyed stream waits some seconds for a peer that does not read, and then cuts it off', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   const stream = channel.duplex()
   await partner.stop()
@@ -250,8 +250,8 @@ test.serial('a destroyed stream waits some seconds for a peer that does not read
   await t.throwsAsync(there, { code: 'ECONNRESET' } as object)
 })
 
-test.serial('an HTTP server that ends its answer and closes has sent it, however long it is', async (t) => {
-  // A server leaves the connection alone in the call that has its request, and destroys it in a later one.
+test.serial('an HTTP server that ends its response and closes has sent all of it, however long it is', async (t) => {
+  // A server does not touch the connection in the call that gets its request, and destroys it in a later one.
   for (const [size, later] of [10, 100_000, 5_000_000].flatMap(
     (each) =>
       [
@@ -269,7 +269,7 @@ test.serial('an HTTP server that ends its answer and closes has sent it, however
           if (when === 'nextTick') process.nextTick(close)
           else setImmediate(close)
         })
-        // A server that does not listen knows of no connections when it closes.
+        // A server that is not listening does not close its connections.
         await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
         server.emit('connection', kit.channel.duplex())
       },
@@ -286,7 +286,7 @@ test.serial('an HTTP server that ends its answer and closes has sent it, however
   }
 })
 
-test.serial('what a listener throws is an uncaught exception, and the stream goes on', async (t) => {
+test.serial('an exception of a listener is an uncaught exception, and the stream goes on', async (t) => {
   const { channel, partner } = await pair(t, { there: { capacity: 4096 } })
   const there = partner.run(async (kit) => {
     const uncaught: string[] = []
@@ -323,7 +323,7 @@ test.serial('what a listener throws is an uncaught exception, and the stream goe
   )
 })
 
-test.serial('what a listener of drain, end, finish or readable throws is an uncaught exception', async (t) => {
+test.serial('an exception of a listener of drain, end, finish or readable is an uncaught exception', async (t) => {
   for (const event of ['drain', 'end', 'finish', 'readable']) {
     const { channel, partner } = await pair(t, { there: { capacity: 4096 } })
     const there = partner.run(async (kit, name: string) => {
@@ -344,7 +344,7 @@ test.serial('what a listener of drain, end, finish or readable throws is an unca
   }
 })
 
-test.serial('a listener that throws ends a program that does not catch it, before it has another chunk', async (t) => {
+test.serial('an uncaught exception of a listener ends the program before the next chunk', async (t) => {
   const { channel, partner } = await pair(t)
   partner.mayFail()
   await partner.run((kit) => {
@@ -353,7 +353,7 @@ test.serial('a listener that throws ends a program that does not catch it, befor
       throw new Error('of the listener')
     })
   })
-  // The stream waits for them.
+  // The stream waits for these messages.
   void channel.send('one')
   void channel.send('two')
   t.is((await partner.exited).code, 1)
@@ -375,7 +375,7 @@ test.serial('destroy closes the channel: the peer reads what was written, and th
   t.deepEqual(there, ['written', undefined, 'closed'])
 })
 
-test.serial('destroy with an error closes the channel, and the error is the stream’s', async (t) => {
+test.serial('destroy with an error closes the channel, and the stream has the error', async (t) => {
   const { channel } = await pair(t, { here: { capacity: 4096 } })
   const stream = channel.duplex()
   const errors: Error[] = []
@@ -403,7 +403,7 @@ test.serial('a peer that was cut off is an error, after everything that it had w
   t.true(Buffer.concat(chunks).equals(wanted))
 })
 
-test.serial('a slow reader too gets everything that a peer had written before it was cut off', async (t) => {
+test.serial('a slow reader also gets everything that a peer had written before it was cut off', async (t) => {
   const { channel, partner } = await pair(t)
   const stream = channel.duplex()
   await partner.run(async (kit) => {
@@ -423,7 +423,7 @@ test.serial('a slow reader too gets everything that a peer had written before it
   t.true(Buffer.concat(chunks).equals(wanted))
 })
 
-test.serial('writing to a peer that has gone is an error', async (t) => {
+test.serial('writing to a lost peer is an error', async (t) => {
   for (const way of ['killed', 'closed'] as const) {
     const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
     const stream = channel.duplex()
@@ -435,7 +435,7 @@ test.serial('writing to a peer that has gone is an error', async (t) => {
   }
 })
 
-/** How a partner goes without having ended its sending. */
+/** Ways in which a partner disappears without ending its sending. */
 const cuts: Record<string, (kit: Kit) => unknown> = {
   'destroys the channel': (kit) => kit.channel.destroy(),
   'destroys its stream with an error': (kit) =>
@@ -447,7 +447,7 @@ const cuts: Record<string, (kit: Kit) => unknown> = {
 }
 
 for (const [what, cut] of Object.entries(cuts)) {
-  test.serial(`a peer that ${what} has not ended: that is an error, after all that has come`, async (t) => {
+  test.serial(`a peer that ${what} is an error, after everything that it had written`, async (t) => {
     const { channel, partner } = await pair(t)
     partner.mayFail()
     await partner.run(async (kit) => {
@@ -465,7 +465,7 @@ for (const [what, cut] of Object.entries(cuts)) {
   })
 }
 
-test.serial('a worker that is terminated has not ended: that is an error', async (t) => {
+test.serial('a terminated worker is an error', async (t) => {
   const partner = await Partner.start(t)
   const address = abstractAddress()
   const joined = joinHere(t, address)
@@ -491,7 +491,7 @@ test.serial('a worker that is terminated has not ended: that is an error', async
   t.is(String(Buffer.concat(chunks)), 'the beginning')
 })
 
-test.serial('a loop over messages ends where the peer closes without an end, and closed tells', async (t) => {
+test.serial('a loop over messages ends if the peer closes without an end, and closed reports it', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run(async (kit) => {
     await kit.channel.send('all of it')
@@ -522,7 +522,7 @@ test.serial(
         await new Promise<void>((resolve) => there.end('all of it', resolve))
         kit.keep['over'] = new Promise((resolve) => there.on('end', resolve)).then(() => there.destroy())
       }, way)
-      // Not by a loop, which would destroy the stream once it has ended.
+      // Not with a loop, which would destroy the stream at its end.
       const chunks: Buffer[] = []
       stream.on('data', (chunk: Buffer) => chunks.push(chunk))
       await new Promise((resolve) => stream.on('end', resolve))

@@ -17,7 +17,7 @@ function fill(channel: Channel, size = 1000): number {
   return count
 }
 
-/** Every way to send fails so. */
+/** Every way to send fails with this error. */
 async function nothingIsSent(t: ExecutionContext, channel: Channel, error: { code: string }): Promise<void> {
   await t.throwsAsync(channel.send('late'), error, 'send')
   await t.throwsAsync(channel.send(pattern(0, 20_000)), error, 'send of more')
@@ -26,7 +26,7 @@ async function nothingIsSent(t: ExecutionContext, channel: Channel, error: { cod
   await t.throwsAsync(channel.waitWritable(), error, 'waitWritable')
 }
 
-/** Every way to read fails so; a loop ends, where this side has closed the channel. */
+/** Every way to read fails with this error. A loop ends if this side has closed the channel. */
 async function nothingIsRead(
   t: ExecutionContext,
   channel: Channel,
@@ -42,7 +42,7 @@ async function nothingIsRead(
   else await t.throwsAsync(next, error, 'for await')
 }
 
-test.serial('after end the peer reads the rest and then the end, and the other direction goes on', async (t) => {
+test.serial('after end the peer reads the remainder, then the end; the other direction stays open', async (t) => {
   const { channel, partner } = await pair(t, { there: { allowHalfOpen: true } })
   void channel.send('one')
   void channel.send('two')
@@ -90,7 +90,7 @@ for (const first of ['here', 'there'] as const) {
   )
 }
 
-/** Rejections without a handler, of what a deed has begun. */
+/** Unhandled rejections that this call causes. */
 async function unhandledOf(deed: () => void): Promise<unknown[]> {
   const unhandled: unknown[] = []
   const hear = (error: unknown) => void unhandled.push(error)
@@ -118,7 +118,7 @@ test.serial('a send on a channel that has ended says why, and is no unhandled re
   }
 })
 
-test.serial('a send that this side’s own end refuses is unhandled, as any mistake', async (t) => {
+test.serial('a send after this side’s own end is an unhandled rejection, like any mistake', async (t) => {
   const { channel } = await pair(t)
   await channel.end()
   let late!: Promise<void>
@@ -127,7 +127,7 @@ test.serial('a send that this side’s own end refuses is unhandled, as any mist
 })
 
 for (const kind of ['channel', 'typed channel'] as const) {
-  test.serial(`a ${kind} whose sends nobody waits for ends no process, whatever becomes of its peer`, async (t) => {
+  test.serial(`sends of a ${kind} without a handler crash no process, whatever happens to the peer`, async (t) => {
     const ways: [title: string, deed: (channel: Channel) => unknown][] = [
       ['end', (channel) => channel.end()],
       ['close', (channel) => channel.close()],
@@ -152,7 +152,7 @@ for (const kind of ['channel', 'typed channel'] as const) {
       const buffered = () => partner.run(({ channel: there }) => there.bufferedAmount)
       await until(async () => (await buffered()) > 4096, 'the ring is full')
       await deed(channel)
-      // It is told of the end, with messages in line.
+      // The end arrives while messages are queued.
       const told = await partner.run(({ channel: there }) => there.receive())
       t.is(told, undefined, way)
       const before = await sent()
@@ -171,7 +171,7 @@ for (const kind of ['channel', 'typed channel'] as const) {
   })
 }
 
-test.serial('what is sent while this side closes, or leaves, ends no process', async (t) => {
+test.serial('sends during a close of this side crash no process', async (t) => {
   const { channel } = await pair(t, { options: { capacity: 4096 } })
   fill(channel, 500)
   const last = channel.send('last')
@@ -230,12 +230,12 @@ test.serial(
       return { reason, found, ended: kit.channel.readableEnded, again: await kit.channel.receive() }
     })
     t.deepEqual(there, { reason: 'closed', found: count, ended: true, again: undefined })
-    // The address is the host's to give back, and one of the two is the host.
+    // Only the host frees the address, and one of the two is the host.
     t.false(isBound(address))
   },
 )
 
-test.serial('sends that wait when this side closes reject with CLOSED, and so does a waitWritable', async (t) => {
+test.serial('pending sends and a pending waitWritable reject with CLOSED when this side closes', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   fill(channel)
   const waiting = [channel.send('x'.repeat(100)), channel.send(pattern(0, 9000)), channel.send(pattern(0, 100_000))]
@@ -248,7 +248,7 @@ test.serial('sends that wait when this side closes reject with CLOSED, and so do
   t.is(await partner.run((kit) => kit.channel.receiveEach(() => {}, Infinity)), 4)
 })
 
-test.serial('close puts into the ring what was sent in the same tick and finds room', async (t) => {
+test.serial('close flushes what was sent in the same tick and fits into the ring', async (t) => {
   const { channel, partner } = await pair(t)
   const sent = [channel.send('one'), channel.send(pattern(0, 100_000)), channel.send('three')]
   await channel.close()
@@ -261,7 +261,7 @@ test.serial('close puts into the ring what was sent in the same tick and finds r
   t.deepEqual(await lengths, [3, 100_000, 5])
 })
 
-test.serial('with linger, sends that wait have that long to get through', async (t) => {
+test.serial('linger is the time that pending sends have to finish', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   fill(channel)
   const sent = channel.send(pattern(0, 100_000))
@@ -279,7 +279,7 @@ test.serial('with linger, sends that wait have that long to get through', async 
   t.deepEqual(await lengths, [1000, 1000, 1000, 1000, 100_000])
 })
 
-test.serial('after linger, sends that still wait reject with CLOSED', async (t) => {
+test.serial('sends that are still pending after linger reject with CLOSED', async (t) => {
   const { channel } = await pair(t, { here: { capacity: 4096 } })
   const sent = channel.send(pattern(0, 100_000))
   const over = channel.close({ linger: 30 })
@@ -301,7 +301,7 @@ test.serial('a second close is the first one, and a destroy does not wait for it
   t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'lost')
 })
 
-test.serial('a linger is over when the peer goes', async (t) => {
+test.serial('the loss of the peer ends a linger', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   const sent = channel.send(pattern(0, 100_000))
   const over = channel.close({ linger: 600_000 })
@@ -310,11 +310,11 @@ test.serial('a linger is over when the peer goes', async (t) => {
   await t.throwsAsync(sent, lost)
   await over
   t.is((await channel.closed).reason, 'lost')
-  // It is this side's close all the same: nothing is kept for a reader.
+  // This side has closed, so nothing is kept for a reader.
   await nothingIsRead(t, channel, closed)
 })
 
-test.serial('a read that waits when this side closes is told the end, a later one CLOSED', async (t) => {
+test.serial('a pending read returns the end when this side closes, and a later one rejects with CLOSED', async (t) => {
   const { channel, partner } = await pair(t)
   const waiting = channel.receive()
   const readable = channel.waitReadable()
@@ -329,7 +329,7 @@ test.serial('a read that waits when this side closes is told the end, a later on
   t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'closed')
 })
 
-test.serial('everything that is used after close is CLOSED or does nothing', async (t) => {
+test.serial('after close each call is CLOSED or does nothing', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run((kit) => kit.channel.send('never read'))
   await channel.close()
@@ -359,7 +359,7 @@ for (const linger of [-1, NaN, '5', null, {}, 5n, Symbol('linger')]) {
   })
 }
 
-test.serial('once the peer has closed, sends that wait and sends that come are PEER_LOST', async (t) => {
+test.serial('once the peer has closed, pending and later sends are PEER_LOST', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   fill(channel)
   const waiting = [channel.send('x'.repeat(100)), channel.send(pattern(0, 9000)), channel.waitWritable(1000)]
@@ -418,7 +418,8 @@ test.serial(
           received += 1
         }
       })()
-      // Between two turns of its event loop it tells how much has been sent; then it is in the middle of something.
+      // Between two turns of its event loop it reports how much it has sent. In the meantime it is in the middle of a
+      // message.
       let told = 0
       while (told < 20 + round * 7) told = await partner.run((kit) => (kit.keep['sent'] as number) ?? 0)
       await partner.kill()
@@ -430,14 +431,14 @@ test.serial(
   },
 )
 
-test.serial('a message that its sender was killed in does not arrive, those before it do', async (t) => {
+test.serial('a message whose sender is killed while writing it does not arrive; earlier ones do', async (t) => {
   const { channel, partner } = await pair(t, { there: { capacity: 4096 } })
   await partner.run((kit) => {
     void kit.channel.send('whole')
     void kit.channel.send(kit.bytes.pattern(0, 50_000))
   })
   const first = await channel.receive()
-  // The rest of the ring is the beginning of the second by now, and it has been begun to be read.
+  // The rest of the ring already holds the beginning of the second message, and reading has started.
   t.is(channel.tryReceive(), undefined)
   await partner.kill()
   t.is(String(first), 'whole')
@@ -445,7 +446,7 @@ test.serial('a message that its sender was killed in does not arrive, those befo
   t.is((await channel.closed).reason, 'lost')
 })
 
-test.serial('sends that wait when the peer is killed reject with PEER_LOST', async (t) => {
+test.serial('pending sends reject with PEER_LOST when the peer is killed', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   const waiting = [channel.send('x'.repeat(100)), channel.send(pattern(0, 9000)), channel.send(pattern(0, 1_000_000))]
   const writable = channel.waitWritable(1000)
@@ -457,7 +458,7 @@ test.serial('sends that wait when the peer is killed reject with PEER_LOST', asy
   await nothingIsSent(t, channel, lost)
 })
 
-test.serial('reads that wait when the peer is killed reject with PEER_LOST', async (t) => {
+test.serial('pending reads reject with PEER_LOST when the peer is killed', async (t) => {
   const { channel, partner } = await pair(t)
   const waiting = [channel.receive(), channel.receive()]
   const readable = channel.waitReadable()
@@ -466,7 +467,7 @@ test.serial('reads that wait when the peer is killed reject with PEER_LOST', asy
   for (const each of [...waiting, readable]) await t.throwsAsync(each, lost)
 })
 
-test.serial('a peer that ends its process without a close leaves what it sent, and is lost', async (t) => {
+test.serial('a peer that exits without a close leaves its messages readable, and is lost', async (t) => {
   for (const way of ['exit', 'throw'] as const) {
     const { channel, partner } = await pair(t)
     partner.mayFail()
@@ -508,7 +509,7 @@ for (const kind of kinds) {
   })
 }
 
-test.serial('await using closes the channel where its block is left', async (t) => {
+test.serial('await using closes the channel at the end of its block', async (t) => {
   const { partner, address } = await (async () => {
     const made = await pair(t)
     await using channel = made.channel
@@ -522,11 +523,11 @@ test.serial('await using closes the channel where its block is left', async (t) 
     (await kit.channel.closed).reason,
   ])
   t.deepEqual(there, ['from the block', undefined, 'closed'])
-  // Whichever of the two was the host has let go of it by now.
+  // The host has freed it already, whichever side that was.
   t.false(isBound(address))
 })
 
-test.serial('await using closes the channel where its block throws', async (t) => {
+test.serial('await using closes the channel if its block throws', async (t) => {
   const { channel, partner } = await pair(t)
   const thrown = new Error('enough')
   const error = await t.throwsAsync(async () => {
@@ -538,7 +539,7 @@ test.serial('await using closes the channel where its block throws', async (t) =
   t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'closed')
 })
 
-/** The process's mapping of the region that it writes, as /proc tells. */
+/** The address in the process of the region that it writes, from /proc. */
 function ownRegion(pid: number): number {
   const line = readFileSync(`/proc/${pid}/maps`, 'utf8')
     .split('\n')
@@ -547,7 +548,7 @@ function ownRegion(pid: number): number {
   return Number.parseInt(line, 16)
 }
 
-/** Writes a word into another process's memory: what that process could have written itself. */
+/** Writes a word into the memory of another process, which that process could have written itself. */
 function lie(pid: number, offset: number, word: bigint): void {
   const memory = openSync(`/proc/${pid}/mem`, 'r+')
   const bytes = Buffer.alloc(8)
@@ -576,7 +577,7 @@ test.serial(
   },
 )
 
-test.serial('a peer that lies about what it has read is RING_CORRUPT as well', async (t) => {
+test.serial('a peer with a forged read position is RING_CORRUPT as well', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   fill(channel)
   const waiting = channel.send('x'.repeat(1000))
@@ -600,7 +601,7 @@ const text: Codec<string> = { encode: String, decode: (bytes) => Buffer.from(byt
 /** Reads to the end of the peer's messages, and returns them. */
 type ReadAll = (channel: Channel) => Promise<unknown[]>
 
-/** Reads again and again, as a loop of a program's own, until the channel has closed or `isOver` says so. */
+/** Reads in a loop, as a program would, until the channel has closed or `isOver` returns true. */
 async function readAgain(channel: Channel, read: (found: (message: unknown) => void) => void, isOver = () => false) {
   const all: unknown[] = []
   let closes = false
@@ -626,7 +627,7 @@ const iterated = async (messages: AsyncIterable<unknown>) => {
   return all
 }
 
-/** Each way to read a channel: all of them tell the end of the peer's sending. */
+/** Each way to read a channel. All of them report the end of the peer's sending. */
 const ways: Record<string, ReadAll> = {
   receive: async (channel) => {
     const all: unknown[] = []
@@ -713,12 +714,12 @@ async function endsByItself(t: ExecutionContext, channel: Channel, partner: Part
 }
 
 for (const [way, read] of Object.entries(ways))
-  test.serial(`a channel whose peer has ended closes by itself once that was told: by ${way}`, async (t) => {
+  test.serial(`a channel whose peer has ended closes itself once the end was read: by ${way}`, async (t) => {
     const { channel, partner } = await pair(t)
     await endsByItself(t, channel, partner, () => read(channel))
   })
 
-test.serial('a channel whose peer has ended closes by itself once that was told: by messages()', async (t) => {
+test.serial('a channel whose peer has ended closes itself once the end was read: by messages()', async (t) => {
   const address = addressOf('abstract', t)
   const listener = await listenHere(t, address)
   const partner = await Partner.start(t)
@@ -746,8 +747,8 @@ test.serial('with allowHalfOpen no way of reading ends the sending', async (t) =
   }
 })
 
-test.serial('a stream that still writes when its peer has ended sends all of that', async (t) => {
-  // Reading by `tryReceive` below the stream must not end the sending before the stream has.
+test.serial('a stream that is still writing when its peer ends sends everything', async (t) => {
+  // Reading with `tryReceive` below the stream must not end the sending before the stream does.
   const { channel, partner } = await pair(t, { options: { capacity: 4096 } })
   const stream = channel.duplex()
   await partner.run((kit) => kit.channel.end())

@@ -1,4 +1,4 @@
-// What an error is, before anything has failed: its class, its properties, and what a failure of the binding becomes.
+// Unit tests of errors: their class, their properties, and how they are made from failures of the binding.
 
 import { createRequire } from 'node:module'
 import { inspect } from 'node:util'
@@ -13,12 +13,12 @@ interface Insides {
   show(value: unknown): string
 }
 
-/** What the package does not export. */
+/** Not exported by the package. */
 const { fromFailure, show } = await insideOf<Insides>('errors.js')
 
 const other = createRequire(import.meta.url)('ringfence') as typeof import('ringfence')
 
-test('an error of either build is an error of both, and nothing else is one', (t) => {
+test('an error of either build (ESM or CommonJS) is an error of both, and nothing else is one', (t) => {
   const [own, theirs] = [new RingfenceError('CLOSED', 'own'), new other.RingfenceError('CLOSED', 'theirs')]
   t.not(RingfenceError, other.RingfenceError)
   for (const error of [own, theirs]) {
@@ -30,7 +30,7 @@ test('an error of either build is an error of both, and nothing else is one', (t
     t.false(value instanceof RingfenceError, String(value))
 })
 
-test('a class below RingfenceError has its own instances alone', (t) => {
+test('a subclass of RingfenceError recognizes only its own instances', (t) => {
   class Own extends RingfenceError {}
   const own = new Own('CLOSED', 'own')
   t.true(own instanceof Own)
@@ -38,7 +38,7 @@ test('a class below RingfenceError has its own instances alone', (t) => {
   t.false(new RingfenceError('CLOSED', 'of the class above') instanceof Own)
 })
 
-test('an error has a code, a sentence and a name, and what is known beside them', (t) => {
+test('an error has a code, a sentence, a name and the known details', (t) => {
   const bare = new RingfenceError('CLOSED', 'the channel is closed')
   t.is(bare.code, 'ERR_RINGFENCE_CLOSED')
   t.is(bare.message, 'the channel is closed')
@@ -62,7 +62,7 @@ test('an error has a code, a sentence and a name, and what is known beside them'
   t.like(new RingfenceError('ABORT_ERR', 'called off'), { name: 'AbortError', code: 'ABORT_ERR' })
 })
 
-test('a failure of the binding becomes the error that it names', (t) => {
+test('a failure of the binding becomes the matching error', (t) => {
   const identity = { pid: 1 }
   const failure = { code: 'PEER_REFUSED', message: 'refused', check: 'uid', wanted: '1', found: '2', identity }
   const error = fromFailure({ ...failure, cause: 'why' })
@@ -80,7 +80,7 @@ test('a failure of the binding becomes the error that it names', (t) => {
   t.is(fromFailure(null).code, 'ERR_RINGFENCE_UNSUPPORTED')
 })
 
-test('a sentence names any value, and shows nothing of what it holds', (t) => {
+test('a message can name any value, and shows nothing of its contents', (t) => {
   const shown: [unknown, string][] = [
     ['a\n"b"', '"a\\n\\"b\\""'],
     [() => 'secret', 'a function'],

@@ -1,4 +1,4 @@
-// The event loop turns while messages come without end, however long each takes: timers, signals and aborts are heard.
+// The event loop turns during an endless stream of messages, however long each takes: timers, signals and aborts work.
 
 import { getEventListeners, once } from 'node:events'
 
@@ -8,9 +8,9 @@ import type { Channel, RingfenceError } from 'ringfence'
 import { pair, type Pair } from './support/partner.js'
 import { soon } from './support/until.js'
 
-/** So many messages are handled, each for 20 µs: a fifth of a second at least. */
+/** The number of messages. Each is handled for 20 µs, so all take at least a fifth of a second. */
 const COUNT = 10_000
-/** Turns of the event loop that must have happened by then. One each 2 ms makes about a hundred. */
+/** The least number of turns of the event loop in that time. One every 2 ms would make about a hundred. */
 const TURNS = 20
 
 /** 20 µs of work. */
@@ -19,7 +19,7 @@ function work(): void {
   while (performance.now() < end);
 }
 
-/** Has the partner fill the ring, and go on sending for ever. */
+/** Makes the partner fill the ring, and go on sending. */
 async function flood({ partner }: Pair, size: number): Promise<void> {
   await partner.run((kit, length: number) => {
     const { channel } = kit
@@ -34,7 +34,7 @@ async function flood({ partner }: Pair, size: number): Promise<void> {
   }, size)
 }
 
-/** Counts what is heard beside a loop. */
+/** Counts the events that arrive beside a loop. */
 class Listening {
   turns = 0
   timers = 0
@@ -152,7 +152,7 @@ const senders: Record<string, Loop> = {
 
 for (const [way, send] of Object.entries(senders)) {
   test.serial(`${way}: the event loop turns while there is always room`, async (t) => {
-    // All of it fits: nothing that the peer does makes this side wait.
+    // All of it fits, so this side never waits for the peer.
     const { channel } = await pair(t, { here: { capacity: 256 << 20 }, options: { handshakeTimeout: 60_000 } })
     const heard = new Listening()
     let count = 0
@@ -168,7 +168,7 @@ for (const [way, send] of Object.entries(senders)) {
   })
 }
 
-test.serial('tokens(): the event loop turns while tokens are there', async (t) => {
+test.serial('tokens(): the event loop turns while tokens are available', async (t) => {
   const { channel, partner } = await pair(t)
   const count = 2000
   await partner.run(({ channel: there }, last: number) => {
@@ -188,7 +188,7 @@ test.serial('tokens(): the event loop turns while tokens are there', async (t) =
   heard.stop()
 })
 
-test.serial('an abort that a timer makes ends a loop of receive, though there is always a message', async (t) => {
+test.serial('an abort by a timer ends a loop of receive, though there is always a message', async (t) => {
   const both = await pair(t, { there: { capacity: 16 << 20 } })
   both.partner.mayFail()
   await flood(both, 8)
@@ -206,7 +206,7 @@ test.serial('an abort that a timer makes ends a loop of receive, though there is
   await both.channel.close()
 })
 
-test.serial('receiveEach ends with what was there when it was called, however fast the peer sends', async (t) => {
+test.serial('receiveEach visits only what was available when it was called, however fast the peer sends', async (t) => {
   const both = await pair(t, { there: { capacity: 65_536 } })
   both.partner.mayFail()
   await flood(both, 1000)
@@ -214,7 +214,7 @@ test.serial('receiveEach ends with what was there when it was called, however fa
   const endless = new Error('it does not end')
   const count = both.channel.receiveEach(() => {
     visits += 1
-    // What was read makes room, and the partner has the time to fill it.
+    // Reading makes room, and the partner has time to fill it.
     const end = performance.now() + 0.1
     while (performance.now() < end);
     if (visits > 2000) throw endless
@@ -224,7 +224,7 @@ test.serial('receiveEach ends with what was there when it was called, however fa
   await both.channel.close()
 })
 
-test.serial('receiveEach without a limit leaves off in time, and the rest stays', async (t) => {
+test.serial('receiveEach without a limit stops in time, and leaves the remainder', async (t) => {
   const { channel, partner } = await pair(t, { there: { capacity: 1 << 20 } })
   const there = await partner.run((kit) => {
     let sent = 0
@@ -248,7 +248,7 @@ test.serial('receiveEach without a limit leaves off in time, and the rest stays'
   t.false(await channel.waitReadable())
 })
 
-test.serial('a call of receiveEach with a limit visits that many, however long it takes', async (t) => {
+test.serial('receiveEach with a limit visits that many messages, however long it takes', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run(async (kit) => {
     for (let number = 0; number < 300; number += 1) await kit.channel.send(kit.bytes.pattern(number, 100))
@@ -261,7 +261,7 @@ test.serial('a call of receiveEach with a limit visits that many, however long i
   t.is(channel.receiveEach(slow, Infinity), 200)
 })
 
-test.serial('a stream is destroyed while it lets the event loop turn: it is over, and nothing fails', async (t) => {
+test.serial('a stream that is destroyed while it yields to the event loop ends without an error', async (t) => {
   const both = await pair(t, { there: { capacity: 1 << 20 } })
   both.partner.mayFail()
   await flood(both, 8)

@@ -1,4 +1,4 @@
-// Every resource, every way in which it ends, and every way to read it: one table of what the reader and `closed` report.
+// Every resource, each way in which it ends, and each way to read it: one table of what the reader and `closed` report.
 
 import { fork, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
@@ -126,13 +126,13 @@ const endpointReadings = {
 interface Near {
   /** What is read. */
   source: object
-  /** What this side closes. */
+  /** The resource that this side closes. */
   resource: { closed: Promise<Closed>; close(): Promise<void>; destroy(error?: Error): void }
   /** Resolves with the end of the peer as it is reported here. */
   gone: Promise<Closed>
   /** The process of the peer, if it is a child of this one. */
   child?: ChildProcess
-  /** Releases the rest. */
+  /** Releases the remaining resources. */
   over?(): Promise<unknown> | void
 }
 
@@ -321,7 +321,7 @@ async function ask(child: ChildProcess, order: Order | FarEnding): Promise<void>
   await answer
 }
 
-/** Has the far ends end in this way. */
+/** Makes the far ends end in this way. */
 async function endThere(child: ChildProcess, ending: FarEnding): Promise<void> {
   if (ending !== 'kill') return ask(child, ending)
   const exited = once(child, 'exit')
@@ -331,7 +331,7 @@ async function endThere(child: ChildProcess, ending: FarEnding): Promise<void> {
 
 let idle: ChildProcess | null = null
 
-/** Starts a process for far ends, or takes the one that the last row has left. */
+/** Starts a process for far ends, or reuses the one of the previous row. */
 function farProcess(t: ExecutionContext): ChildProcess {
   const child = idle ?? fork(script, { stdio: ['ignore', 'inherit', 'inherit', 'ipc'] })
   idle = null
@@ -356,7 +356,8 @@ for (const [name, { far, open, readings, endings }] of Object.entries(RESOURCES)
   for (const ending of endings)
     test.serial(`${name}, ${ending}: each way to read reports the end of the contract`, async (t) => {
       const isMerge = name.startsWith('a merge') || name.startsWith('the messages')
-      // A reader that waits, and one that reads after the end: of a child only one, since each has its own process. An eviction and unsent messages need a ring that is not read.
+      // A waiting reader, and one that reads after the end. A child is tested with one of them, since each has its own
+      // process. An eviction and unsent messages need a ring that is not read.
       const needsFullRing = ending === 'evict' || ending === 'unsent'
       const moments = isOwn(ending) ? ['waiting'] : needsFullRing ? ['after'] : ['waiting', 'after']
       const cases = Object.entries(readings).flatMap(([reading, read]) =>

@@ -1,4 +1,4 @@
-// The examples run, as their READMEs say.
+// The examples run as their READMEs say.
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -47,7 +47,7 @@ test.serial(
     t.is(code, 0)
     for (const backing of ['memfd', 'shm']) t.regex(output, new RegExp(`━━ ${backing}: `))
     t.is(output.match(/^They agree\.$/gm)?.length, 2)
-    // The example itself has compared what was read with what was published.
+    // The example compares what was read with what was published.
     const [, published] = /^Process \d+ published ([\d,]+) messages of 1\.02 kB, each once: [\d,]+ a second\.$/m.exec(
       output,
     )!
@@ -80,7 +80,7 @@ test.serial(
   },
 )
 
-test.serial('pair: a parent asks its child, and tells why it believes it', async (t) => {
+test.serial('pair: a parent asks its child, and prints the evidence', async (t) => {
   const { code, output, errors } = await run('pair/pair.mjs')
   t.is(errors, '')
   t.is(code, 0)
@@ -90,7 +90,7 @@ test.serial('pair: a parent asks its child, and tells why it believes it', async
   t.regex(output, /the channel is closed, and the child has exited with 0\n$/)
 })
 
-test.serial('counter: restarted a hundred times, and its client has lost nothing that was answered', async (t) => {
+test.serial('counter: after a hundred restarts the client has lost no answered request', async (t) => {
   const { code, output, errors } = await run('counter/counter.mjs')
   t.is(errors, '')
   t.is(code, 0)
@@ -127,14 +127,14 @@ test.serial(
 const DIED =
   "the peer's process has ended, or it executes another program now, has destroyed the channel, or closed it before everything was sent: its last messages may be missing"
 
-test.serial('rpc: a hundred calls that wait for a child that is killed reject, in each way', async (t) => {
+test.serial('rpc: a hundred pending calls reject when the child is killed, in each implementation', async (t) => {
   const { code, output, errors } = await run('rpc/rpc.mjs')
   t.is(errors, '')
   t.is(code, 0)
   const lines = ['call', 'comlink', 'birpc', 'capnweb'].flatMap((name) => [
     `${name}: 2 + 3 is 5`,
     `${name}: the other side threw "not today"`,
-    // ringfence's own error; capnweb passes on that of its transport.
+    // The call of ringfence reports its own error; capnweb passes on that of its transport.
     `${name}: 100 pending calls have rejected with "${name === 'call' || name === 'capnweb' ? DIED : 'the peer has gone'}"`,
   ])
   t.is(output, `${lines.join('\n')}\n`)

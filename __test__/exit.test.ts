@@ -1,4 +1,4 @@
-// A process that exits, and what it leaves beside a path.
+// A process that exits leaves no files beside its path.
 
 import { readdirSync } from 'node:fs'
 import { dirname } from 'node:path'
@@ -11,7 +11,7 @@ import { urlOf } from './support/inside.js'
 import { joinHere, Partner } from './support/partner.js'
 import type { Kit } from './support/partner-process.js'
 
-/** What a process has at an address, and whether a partner is wanted here. */
+/** What a process has open at an address, and whether the test needs a partner. */
 const places: [title: string, open: (kit: Kit, address: string) => Promise<unknown> | void, partner: boolean][] = [
   ['a join that waits', (kit, address) => void kit.join(address).catch(() => {}), false],
   ['the host of a channel', async (kit, address) => void (kit.channel = await kit.join(address)), true],
@@ -19,7 +19,7 @@ const places: [title: string, open: (kit: Kit, address: string) => Promise<unkno
   ['a membership', (kit, address) => kit.ringfence.member(address).then(() => {}), false],
 ]
 
-/** How it exits. */
+/** Ways to exit. */
 const ends: [title: string, end: () => unknown, code: number][] = [
   ['process.exit', () => process.exit(3), 3],
   [
@@ -34,7 +34,7 @@ const ends: [title: string, end: () => unknown, code: number][] = [
 ]
 for (const [place, open, wantsPartner] of places) {
   for (const [way, end, code] of ends) {
-    test(`${place} leaves no files where the process ends by ${way}`, async (t) => {
+    test(`${place} leaves no files if the process ends by ${way}`, async (t) => {
       const address = namedAddress(t)
       const partner = await Partner.start(t)
       partner.mayFail()
@@ -45,7 +45,7 @@ for (const [place, open, wantsPartner] of places) {
       void partner.run(end)
       t.deepEqual(await partner.exited, { code, signal: null })
       t.deepEqual(readdirSync(dirname(address)), [])
-      // The end of the process is no close.
+      // An exiting process does not close its channels.
       if (channel !== undefined) t.is((await channel.closed).reason, 'lost')
     })
   }
@@ -66,7 +66,7 @@ test('two members that exit at the same moment leave no files', async (t) => {
 })
 
 for (const name of ['member', 'listen', 'publish'] as const) {
-  test(`${name} leaves no files where the process exits before it has heard that it has the address`, async (t) => {
+  test(`${name} leaves no files if the process exits before it is notified that it has the address`, async (t) => {
     const address = namedAddress(t)
     const partner = await Partner.start(t)
     partner.mayFail()
@@ -75,7 +75,7 @@ for (const name of ['member', 'listen', 'publish'] as const) {
         const { existsSync } = require('node:fs') as typeof import('node:fs')
         const call = ringfence[how] as (address: string) => Promise<unknown>
         call(where).catch(() => {})
-        // The event loop stands still meanwhile.
+        // The event loop is blocked during that time.
         while (!existsSync(where)) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1)
         Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 100)
         process.exit(3)
@@ -89,13 +89,13 @@ for (const name of ['member', 'listen', 'publish'] as const) {
 }
 
 for (const [way, end, code] of ends) {
-  test(`a publisher leaves no files where the process ends by ${way}, and its subscribers find that it has exited`, async (t) => {
+  test(`a publisher leaves no files if the process ends by ${way}, and its subscribers report the exit`, async (t) => {
     const address = namedAddress(t)
     const partner = await Partner.start(t)
     partner.mayFail()
     await partner.run(async (kit, where) => {
       const publisher = await kit.ringfence.publish(where)
-      // Those who listen to the exit later publish still.
+      // Later listeners of the exit can still publish.
       process.on('exit', () => publisher.trySend('the last'))
     }, address)
     const subscription = await subscribe(address)
@@ -133,7 +133,7 @@ for (const [what, call] of [
   ['a listener', 'listen(workerData)'],
   ['a publisher', 'publish(workerData)'],
 ]) {
-  test(`${what} of a worker thread leaves no files where the process exits, though the worker has not heard of it`, async (t) => {
+  test(`${what} of a worker thread leaves no files if the process exits before the worker is notified`, async (t) => {
     const address = namedAddress(t)
     const partner = await Partner.start(t)
     partner.mayFail()
@@ -157,7 +157,7 @@ for (const [what, call] of [
   })
 }
 
-test('many channels are one listener of the exit, and none of a closed one stays', async (t) => {
+test('many channels share one listener of the exit, and closed ones leave none', async (t) => {
   const address = namedAddress(t)
   const partner = await Partner.start(t)
   const counts = await partner.run(async ({ ringfence }, where) => {
@@ -176,7 +176,7 @@ test('many channels are one listener of the exit, and none of a closed one stays
   t.deepEqual(counts, { more: 1, warnings: [] })
 })
 
-test('a package that is loaded again and again is one listener of the exit, which each of its copies has', async (t) => {
+test('all copies of a package that is loaded several times share one listener of the exit', async (t) => {
   const address = namedAddress(t)
   const partner = await Partner.start(t)
   partner.mayFail()
@@ -201,7 +201,7 @@ test('a package that is loaded again and again is one listener of the exit, whic
   t.deepEqual(readdirSync(dirname(address)), [])
 })
 
-test('what a member has filled is in the ring before the exit has it leave', async (t) => {
+test('a message that a member has filled is in the ring before the exit leaves the address', async (t) => {
   const address = namedAddress(t)
   const partner = await Partner.start(t)
   partner.mayFail()

@@ -9,8 +9,8 @@ import type { Kit } from './support/partner-process.js'
 import { soon, standStillUntil } from './support/until.js'
 
 /**
- * Joins over there, or is a member, and takes a path to one of the objects while there are descriptors: as any process of the same user
- * could that is not kept out. Tries again where it came too late.
+ * In the partner: joins or becomes a member, and opens a path to one of the shared objects during the handshake. Any
+ * process of the same user could do that. Tries again if it was too late.
  */
 function joinAndKeep(partner: Partner, address: string, how: 'join' | 'member' = 'join'): Promise<void> {
   const meet = async (kit: Kit, where: string, call: string) => {
@@ -33,7 +33,7 @@ function joinAndKeep(partner: Partner, address: string, how: 'join' | 'member' =
     for (;;) {
       const joining = come()
       const until = performance.now() + 2000
-      // The handshake runs on a thread of its own meanwhile.
+      // The handshake runs on another thread.
       while (kit.keep.path === undefined && performance.now() < until) {
         for (const fd of fs.readdirSync('/proc/self/fd')) {
           if (!object(`/proc/self/fd/${fd}`)) continue
@@ -41,7 +41,7 @@ function joinAndKeep(partner: Partner, address: string, how: 'join' | 'member' =
             const kept = `/proc/self/fd/${fs.openSync(`/proc/self/fd/${fd}`, O_PATH)}`
             if (object(kept)) kit.keep.path = kept
           } catch {
-            // It was closed meanwhile.
+            // It was closed in the meantime.
           }
         }
       }
@@ -95,7 +95,7 @@ test('a process that opens the shared memory ends the channel on both sides, and
   )
 })
 
-test('memory that was opened is told as that, though this side ends its sending before its event loop hears of it', async (t) => {
+test('exposed memory is reported as such even if this side ends its sending first', async (t) => {
   const address = namedAddress(t)
   const here = await member(address, { capacity: 8 << 20 })
   t.teardown(() => here.close())
@@ -118,9 +118,9 @@ test('memory that was opened is told as that, though this side ends its sending 
         try {
           fs.openSync(keep.path as string, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK)
         } catch {
-          // It is not open yet, as ever.
+          // This open fails as before.
         }
-        // It comes anew: its host has heard of the end by then.
+        // A new connection means that the host has already noticed the end.
         await anew
         fs.writeFileSync(over, '')
       }
@@ -138,11 +138,11 @@ test('memory that was opened is told as that, though this side ends its sending 
   await t.throwsAsync(channel.send('more'), exposed)
 })
 
-test('the number of the tripwire’s signal is a realtime signal that the process does not use', async (t) => {
+test('realtimeSignal must be a realtime signal that the process does not use', async (t) => {
   for (const realtimeSignal of [10, 65, 0, 50.5, '50' as unknown as number]) {
     await t.throwsAsync(join(abstractAddress(), { realtimeSignal }), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
   }
-  // A process that ignores a signal hands that down to the program that it becomes.
+  // A process that ignores a signal passes that on through exec.
   const partner = await Partner.start(t, { through: ['env', '--ignore-signal=51', '--'] })
   await t.throwsAsync(partner.join(abstractAddress(), { realtimeSignal: 51 }), {
     code: 'ERR_RINGFENCE_INVALID_ARGUMENT',

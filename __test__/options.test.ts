@@ -16,7 +16,7 @@ interface Insides {
   readerSignal(options: unknown): AbortSignal | undefined
 }
 
-/** What the package does not export. */
+/** Not exported by the package. */
 const { checkOptions, channelSettings, checkReceiveEach, lingerOf, readerSignal } =
   await insideOf<Insides>('endpoint/options.js')
 

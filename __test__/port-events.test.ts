@@ -11,7 +11,7 @@ import { isPending, soon, turn } from './support/until.js'
 
 type Next = IteratorResult<unknown, undefined>
 
-/** What the package does not export. */
+/** Not exported by the package. */
 const { Port } = await insideOf<{
   Port: new (channel: Channel, codec: Codec<unknown>, quiet: Told['quiet']) => MessagePortLike
 }>('adapters/port.js')

@@ -8,7 +8,7 @@ interface Insides {
   printable(text: string): string
 }
 
-/** What the package does not export. */
+/** Not exported by the package. */
 const { printable } = await insideOf<Insides>('runtime/printable.js')
 
 test('what moves the cursor, turns the direction or begins a line is shown by its number, and every letter as it is', (t) => {

@@ -14,7 +14,7 @@ interface Seen {
   channels: object[]
 }
 
-/** What the package does not export. */
+/** Not exported by the package. */
 const { seenProcesses } = await insideOf<{
   seenProcesses(): Seen[]
 }>('runtime/processes.js')

@@ -18,7 +18,7 @@ interface Sockets {
   failIfShort(error: unknown): void
 }
 
-/** What the package does not export. */
+/** Not exported by the package. */
 const module = urlOf('runtime/sockets.js')
 const { listeningIn, listeningSockets, addressesOf, failIfShort } = (await import(module)) as Sockets
 

@@ -11,7 +11,7 @@ import { RingfenceError } from 'ringfence'
 
 import { insideOf, urlOf } from './support/inside.js'
 
-/** What the package does not export. */
+/** Not exported by the package. */
 const { unsupported } = await insideOf<{
   unsupported(cause: unknown): Record<string, () => never>
 }>('runtime/unsupported.js')

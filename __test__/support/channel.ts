@@ -25,7 +25,7 @@ interface Quiet {
   told(): void
 }
 
-/** What the package does not export. */
+/** Not exported by the package. */
 export const { openChannel, openArrived, quietOf, depart } = await insideOf<{
   openChannel(raw: Raw, settings: Settings, address: string | null): Channel
   openArrived(raw: Raw, settings: Settings, address: string): Channel | { code: string; message: string }

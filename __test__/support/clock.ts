@@ -15,7 +15,7 @@ interface Insides {
 const { timers } = await insideOf<Insides>('runtime/timers.js')
 timers.now = () => clock.now
 
-/** What the package does not export. */
+/** Not exported by the package. */
 export const { fairness } = await insideOf<Insides>('runtime/fairness.js')
 
 /** The event loop has just turned, and the clock is looked at again after the next message. */

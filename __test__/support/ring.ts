@@ -67,7 +67,7 @@ interface Insides {
   ) => Buffered
 }
 
-/** What the package does not export. */
+/** Not exported by the package. */
 export const answers = await insideOf<Answers>('native.js')
 const { ReceiveBuffer } = await insideOf<Insides>('channel/receive-buffer.js')
 const { FAILED, WHOLE, ENDED, OTHER, LARGE, FIRST, MORE, HEADER } = answers

@@ -60,7 +60,7 @@ interface Insides {
 
 const inside = insideOf<Insides>
 
-/** What the package does not export. */
+/** Not exported by the package. */
 export const [{ registerSource }, { merge, makeHeld, letEnd }, { native }] = await Promise.all([
   inside('channel/sources.js'),
   inside('channel/merge.js'),
