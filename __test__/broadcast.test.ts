@@ -296,7 +296,7 @@ test('disconnect ends one subscriber, which gets what was published before', asy
   t.deepEqual({ count, wrong, error, reason }, { count: 100, wrong: '', error: '', reason: 'closed' })
 })
 
-/** How a publisher ends a subscription from its own process, and the reason that both sides report. */
+/** Ways in which a publisher ends a subscription, and the reason that both sides report. */
 const endings = {
   disconnect: 'closed',
   end: 'closed',

@@ -1,4 +1,4 @@
-// How the command line reports ends that need a hostile peer or a limited system. Over a fake binding.
+// The reports of the command line about ends that need a hostile peer or a limited system. Over a fake binding.
 
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'

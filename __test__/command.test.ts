@@ -24,7 +24,7 @@ let leave = () => {}
 interface Run {
   output: Output
   complaints: Output
-  /** How the process ended: signals that it sent to itself, the code that its listeners got, and its exit code. */
+  /** The end of the process: signals that it sent to itself, the code that its listeners got, and its exit code. */
   ends: string[]
 }
 

@@ -138,7 +138,7 @@ for (const kind of ['channel', 'typed channel'] as const) {
         const { channel: there, keep, ringfence } = kit
         const typed = there.with(ringfence.json<string>())
         const send = () => {
-          // None of these promises has a handler.
+          // These promises have no handlers.
           if (isTyped) void typed.send('x'.repeat(400))
           else void there.send('x'.repeat(400))
           void there.waitWritable(100)

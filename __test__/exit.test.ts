@@ -11,7 +11,7 @@ import { urlOf } from './support/inside.js'
 import { joinHere, Partner } from './support/partner.js'
 import type { Kit } from './support/partner-process.js'
 
-/** What a process has open at an address, and whether the test needs a partner. */
+/** Resources at an address, and whether the test needs a partner. */
 const places: [title: string, open: (kit: Kit, address: string) => Promise<unknown> | void, partner: boolean][] = [
   ['a join that waits', (kit, address) => void kit.join(address).catch(() => {}), false],
   ['the host of a channel', async (kit, address) => void (kit.channel = await kit.join(address)), true],

@@ -1,4 +1,4 @@
-// The files that the command line reads from and writes to, within this process.
+// Reading and writing files from the command line, in this process.
 
 import { spawnSync } from 'node:child_process'
 import { once } from 'node:events'
@@ -112,7 +112,7 @@ test.serial(
   },
 )
 
-test.serial('a new file has the mode of any other, a replaced one that of the old one', async (t) => {
+test.serial('a new file has the default mode, a replaced one the mode of the old one', async (t) => {
   const { directory, file } = scene(t)
   const umask = process.umask(0o027)
   try {
@@ -168,7 +168,7 @@ const isRoot = process.geteuid!() === 0
   },
 )
 
-test('links are followed, one after the other, each from where it lies; too many are told, and so is what is no path', async (t) => {
+test('links are followed from where they are; too many links and wrong paths are errors', async (t) => {
   const { directory, file } = scene(t)
   mkdirSync(join(directory, 'deep'))
   symlinkSync('../file', join(directory, 'deep', 'up'))
@@ -194,7 +194,7 @@ test('links are followed, one after the other, each from where it lies; too many
   t.deepEqual(readdirSync(directory).sort(), ['dangling', 'deep', 'down', 'file', 'loop'])
 })
 
-test('what is open already, and a device, is written to as it is', async (t) => {
+test('open descriptors and devices are written in place', async (t) => {
   const { directory, file } = scene(t)
   const open = openSync(file, 'r+')
   t.teardown(() => closeSync(open))
@@ -210,19 +210,19 @@ test('what is open already, and a device, is written to as it is', async (t) => 
   t.deepEqual(readdirSync(directory).sort(), ['file', 'link'])
 })
 
-/** What of this process is open, by where it leads. */
+/** The targets of all open descriptors of this process. */
 const openNow = () =>
   readdirSync('/proc/self/fd').map((fd) => {
     try {
       return readlinkSync(`/proc/self/fd/${fd}`)
     } catch {
-      // It has gone meanwhile.
+      // It was closed in the meantime.
       return ''
     }
   })
 const timesOpen = (path: string) => openNow().filter((name) => name === path).length
 
-test.serial('what was opened is closed, read or not, written to or not', async (t) => {
+test.serial('everything that was opened is closed, whether it was used or not', async (t) => {
   const { file } = scene(t)
   const fifo = fifoOf(t)
   for (const path of [file, '/dev/zero', fifo])
@@ -241,7 +241,7 @@ test.serial('what was opened is closed, read or not, written to or not', async (
   t.is(timesOpen('/dev/full'), before)
 })
 
-test('without a file standard input is read, whose size is not known, and which stays open', async (t) => {
+test('without a file, standard input is read; its size is unknown, and it stays open', async (t) => {
   const source = await openSource()
   t.is(await source.size(), undefined)
   t.is(source.read(), process.stdin)
@@ -249,7 +249,7 @@ test('without a file standard input is read, whose size is not known, and which 
   t.false(process.stdin.destroyed)
 })
 
-test.serial('what lies beside a file may be read by none who may not read that, from the first on', async (t) => {
+test.serial('only users who may read the target may read the temporary file, from its creation on', async (t) => {
   const { directory, file } = scene(t)
   chmodSync(file, 0o600)
   const modes: number[] = []
@@ -272,7 +272,7 @@ test.serial('what lies beside a file may be read by none who may not read that, 
   t.deepEqual(modes, [0o600, 0o666])
 })
 
-test.serial('where the file’s mode cannot be kept, nothing stays behind', async (t) => {
+test.serial('if the mode of the file cannot be kept, no temporary file is left', async (t) => {
   const { directory, file } = scene(t)
   const before = process.listeners('exit')
   const { open: begin } = promises
@@ -293,7 +293,7 @@ test.serial('where the file’s mode cannot be kept, nothing stays behind', asyn
   t.false(openNow().some((name) => name.startsWith(directory)))
 })
 
-test.serial('a FIFO that goes while its reader is waited for is told', async (t) => {
+test.serial('a FIFO that is removed while it waits for its reader is an error', async (t) => {
   const fifo = fifoOf(t)
   const { openSync: begin } = fs
   let looks = 0
@@ -313,7 +313,7 @@ test.serial('a FIFO that goes while its reader is waited for is told', async (t)
   await t.throwsAsync(soon(waiting, 'its failure'), { code: 'ENOENT' })
 })
 
-test('a FIFO is written to once it has a reader; a signal calls off the waiting', async (t) => {
+test('a FIFO is written once it has a reader, and a signal cancels the wait', async (t) => {
   const fifo = fifoOf(t)
   const never = new AbortController()
   const waiting = openTarget(fifo, never.signal)
@@ -338,7 +338,7 @@ test('a FIFO is written to once it has a reader; a signal calls off the waiting'
   t.is(await soon(cut, 'the end of one that is let go of'), '')
 })
 
-test('a file is read to its end, and its size is told anew; what has none tells none', async (t) => {
+test('a file is read to its end, and its size is read again; other sources have no size', async (t) => {
   const { file } = scene(t)
   const source = await openSource(file)
   writeFileSync(file, 'x'.repeat(1_000_000))
@@ -358,7 +358,7 @@ test('a file is read to its end, and its size is told anew; what has none tells 
   })
 })
 
-test('a source is read until nobody is there to have it', async (t) => {
+test('a source is read until the peer has left', async (t) => {
   const fifo = fifoOf(t)
   const writer = openSync(fifo, 'r+')
   t.teardown(() => closeSync(writer))
@@ -375,13 +375,13 @@ test('a source is read until nobody is there to have it', async (t) => {
   t.is(await t.throwsAsync(soon(next, 'its end')), why)
   await source.close()
 
-  // An end without a failure ends no reading, and an end that comes later is told to nobody.
+  // An end without a failure does not stop reading, and an end after the last chunk is ignored.
   const { file } = scene(t)
   for (const [first, then] of [
     [Promise.resolve(undefined), undefined],
     [new Promise<Error>((resolve) => (leave = resolve)), why],
   ] as const) {
-    // As standard input is, where a shell has it come from a file: it is not closed at its end.
+    // Standard input behaves like this if the shell redirects it from a file: it is not closed at its end.
     const stream = createReadStream('', { fd: openSync(file, 'r'), autoClose: false })
     const whole = { ...(await openSource(file)), read: () => stream }
     let content = ''
@@ -396,7 +396,7 @@ test('a source is read until nobody is there to have it', async (t) => {
   }
 })
 
-test('a standard stream that is closed, in whose place Node opens /dev/null, is told from one that was meant', (t) => {
+test('a closed standard stream, which Node replaces by /dev/null, differs from one that was redirected there', (t) => {
   const opened = (path: string, flags: string) => {
     const fd = openSync(path, flags)
     t.teardown(() => closeSync(fd))

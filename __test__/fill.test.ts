@@ -39,7 +39,7 @@ test.serial(
         const message = pattern(number, size)
         if (number % 5 === 4) await channel.send(message)
         else if (number % 5 === 3) void channel.send(message)
-        // More room than is used, where half the ring has that.
+        // Asks for more room than it uses, if half the ring has that much.
         else while (!channel.fill(Math.min(size + 9, 32_000), put(message))) await channel.waitWritable(size + 9)
       }
       t.is(await there, 'all')
@@ -47,7 +47,7 @@ test.serial(
   },
 )
 
-test.serial('false where there is no room: the callback is not called, and nothing is sent', async (t) => {
+test.serial('fill returns false without room: the callback is not called, and nothing is sent', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   let filled = 0
   while (channel.fill(64, put(pattern(filled, 64)))) filled += 1
@@ -77,7 +77,7 @@ test.serial(
   },
 )
 
-test.serial('sending within it is INVALID_ARGUMENT; reading, and what was sent before, go on', async (t) => {
+test.serial('sending in the callback is INVALID_ARGUMENT; reading and earlier sends continue', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 65_536 } })
   await partner.run((kit) => kit.channel.send('to here'))
   await channel.waitReadable()
@@ -101,7 +101,7 @@ test.serial('sending within it is INVALID_ARGUMENT; reading, and what was sent b
   t.deepEqual((await readAll(partner)).map(String), ['before', 'A', 'before', 'A'])
 })
 
-test.serial('an end or a close within it wins: nothing of it is sent', async (t) => {
+test.serial('an end or a close in the callback wins: none of the message is sent', async (t) => {
   for (const size of [64, 10_000]) {
     for (const deed of ['end', 'close'] as const) {
       const { channel, partner } = await pair(t)
@@ -117,7 +117,7 @@ test.serial('an end or a close within it wins: nothing of it is sent', async (t)
   }
 })
 
-test.serial('bytes that were counted and not written are zeros, or of messages to the same peer', async (t) => {
+test.serial('bytes that are counted but not written are zeros, or come from messages to the same peer', async (t) => {
   const { channel, partner } = await pair(t)
   const sizes = [64, 3000, 4096, 8192, 20_000]
   for (const size of sizes) t.true(channel.fill(size, () => size))
@@ -129,7 +129,7 @@ test.serial('bytes that were counted and not written are zeros, or of messages t
     )
 })
 
-/** The first bytes of the messages of a peer that is lost. */
+/** The first bytes of the messages of a lost peer. */
 async function untilLost(t: ExecutionContext, channel: Channel): Promise<number[]> {
   const found: number[] = []
   const reading = async () => {
@@ -139,11 +139,11 @@ async function untilLost(t: ExecutionContext, channel: Channel): Promise<number[
   return found
 }
 
-test.serial('what was filled is in the ring before the process exits', async (t) => {
+test.serial('a filled message is in the ring before the process exits', async (t) => {
   const { channel, partner } = await pair(t)
   partner.mayFail()
   void partner.run((kit) => {
-    // A send has a flush scheduled already, which the exit does not wait for.
+    // A send has scheduled a flush already, and the exit does not wait for that.
     void kit.channel.send(new Uint8Array(1))
     for (let number = 1; number < 100; number += 1)
       kit.channel.fill(64, (bytes, offset) => {
@@ -182,12 +182,12 @@ test.serial(
   },
 )
 
-test.serial('its memory cannot be transferred elsewhere', async (t) => {
+test.serial('the memory cannot be transferred', async (t) => {
   const { channel, partner } = await pair(t)
   void channel.send('before')
   const sent = ['before', 'after']
   try {
-    // Node 20 copies what it does not transfer, and later ones throw.
+    // Node 20 copies memory that cannot be transferred, and later versions throw.
     channel.fill(64, (bytes, offset) => {
       structuredClone(bytes.buffer, { transfer: [bytes.buffer as ArrayBuffer] })
       bytes[offset] = 65
@@ -203,7 +203,7 @@ test.serial('its memory cannot be transferred elsewhere', async (t) => {
   t.deepEqual((await readAll(partner)).map(String), sent)
 })
 
-test.serial('bufferedAmount counts what is filled and not in the ring yet', async (t) => {
+test.serial('bufferedAmount counts filled messages that are not in the ring yet', async (t) => {
   const { channel } = await pair(t)
   const fill = (from: Channel) => from.fill(64, () => 10)
   t.true(fill(channel))

@@ -1,4 +1,4 @@
-// `ringfence doctor PID|ADDRESS`: what is made of what was seen, without processes. That it is seen at all is in slow.test.ts.
+// `ringfence doctor PID|ADDRESS`: the conclusions from samples, without processes. slow.test.ts tests the sampling.
 
 import test, { type ExecutionContext } from 'ava'
 
@@ -37,14 +37,14 @@ const quiet: Stream = { writer: 1, reader: 2, capacity: 1000, sent: null, flow: 
 const works: Activity = { isStopped: false, busy: 0.5, core: 0, isPinned: false, sleepsPerSecond: 0 }
 const full = { ...quiet, sent: { used: 751, usedBefore: 800, waiting: 0 } }
 
-/** The check, the status, whom it is about and what was found; of the meaning a part. */
+/** Checks a finding: its check, status, processes and text, and a part of its meaning. */
 function says(t: ExecutionContext, finding: Ailment, wanted: [string, string, number[], string], part: string) {
   const { check, status, processes, found, meaning } = finding
   t.deepEqual([check, status, processes, found], wanted)
   t.true(meaning.includes(part), `${meaning}\n${part}`)
 }
 
-test('cores: shared, near, far, not told; of processes that hardly ran nothing is said', (t) => {
+test('cores: shared, near, far, unknown; processes that hardly ran have no finding', (t) => {
   const on = (core: number, more: Partial<Activity> = {}): Activity => ({ ...works, core, ...more })
   for (const [distance, status, part] of [
     ['same core', 'slow', 'take turns on one core'],
@@ -57,7 +57,7 @@ test('cores: shared, near, far, not told; of processes that hardly ran nothing i
     [{ busy: 0.1 }, {}, 'slow'],
     [{ busy: 0.09 }, {}, 'unknown'],
     [{}, { busy: 0.09 }, 'unknown'],
-    // It stays where it is.
+    // It is pinned to this core.
     [{ busy: 0, isPinned: true }, { busy: 0, isPinned: true }, 'slow'],
     [{ busy: 0, isPinned: true }, { busy: 0 }, 'unknown'],
   ] as const) {
@@ -66,7 +66,7 @@ test('cores: shared, near, far, not told; of processes that hardly ran nothing i
   }
 })
 
-test('a ring is full where it was at both looks, or where the sender waits for it', (t) => {
+test('a ring is full if it was full in both samples, or if the sender waits for room', (t) => {
   says(t, judgeRing(quiet), ['ring', 'unknown', [1, 2], '1.00 kB'], 'process 1 tells no figures')
   const found = (fill: number, waiting: number) =>
     `${fill} % of 1.00 kB full; the sender waits for room for ${waiting} % of the time`
@@ -84,7 +84,7 @@ test('a ring is full where it was at both looks, or where the sender waits for i
   }
 })
 
-test('a reader that is stopped, sleeps beside a full ring, or works all the time', (t) => {
+test('a reader that is stopped, sleeps although the ring is full, or is always busy', (t) => {
   says(t, judgeReader(full), ['reader', 'unknown', [2], 'another user’s, or gone'], 'does not show it')
   for (const [stream, activity, status, found, part] of [
     [full, { isStopped: true }, 'slow', 'stopped', 'SIGCONT'],
@@ -99,7 +99,7 @@ test('a reader that is stopped, sleeps beside a full ring, or works all the time
     says(t, judgeReader(stream, { ...works, ...activity }), ['reader', status, [2], found], part)
 })
 
-test('a reader that is woken for nearly each message, by what it tells or by what is seen', (t) => {
+test('a reader that is woken for nearly each message, by its statistics or by the samples', (t) => {
   says(t, judgeWakeUps(quiet), ['wake-ups', 'unknown', [1, 2], 'not to be seen'], 'does not show the reader')
   const flow = (messagesPerSecond: number) => ({ messagesPerSecond, size: 100 })
   for (const [stream, seen, status, found] of [
@@ -115,7 +115,7 @@ test('a reader that is woken for nearly each message, by what it tells or by wha
   }
 })
 
-test('messages that are small beside their header, or large beside the ring', (t) => {
+test('messages that are small compared with their header, or large compared with the ring', (t) => {
   says(t, judgeSizes(quiet), ['sizes', 'unknown', [1, 2], 'none seen'], 'RINGFENCE_OBSERVE=1')
   for (const [size, messagesPerSecond, status, part] of [
     [501, 1, 'slow', 'travels in fragments, and waits for the reader on the way; take a capacity of at least 4.01 kB'],

@@ -1,4 +1,4 @@
-// What a user of node:net, of EventTarget or of the web's streams expects without having read a word.
+// Behaviour that users of node:net, EventTarget and web streams expect without reading the documentation.
 
 import { once } from 'node:events'
 import { createContext, runInContext } from 'node:vm'
@@ -16,7 +16,7 @@ const halfOpen = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_CLOSED', mes
 
 // allowHalfOpen
 
-/** Reads to the end, in one of the ways that tell of it. Runs in both processes. */
+/** Reads to the end, by one of the ways that report it. Runs in both processes. */
 async function readToTheEnd(channel: Channel, way: string): Promise<void> {
   if (way === 'receive') while ((await channel.receive()) !== undefined);
   if (way === 'waitReadable') while (await channel.waitReadable()) channel.receiveEach(() => {})
@@ -38,7 +38,7 @@ for (const way of ['receive', 'waitReadable', 'for await', 'duplex']) {
       readToTheEnd.toString(),
     )
     await channel.send('to there')
-    // The one end that is told by hand: the other side's follows.
+    // This is the only explicit end. The other side ends because it reads the end.
     await channel.end()
     await soon(readToTheEnd(channel, way), 'the end')
     t.is((await soon(channel.closed, 'the channel here')).reason, 'closed')
@@ -46,7 +46,7 @@ for (const way of ['receive', 'waitReadable', 'for await', 'duplex']) {
   })
 }
 
-test.serial('two that have both ended stay open until one reads on to the end', async (t) => {
+test.serial('two sides that have both ended stay open until one reads to the end', async (t) => {
   const { channel, partner } = await pair(t)
   await channel.send('wanted')
   await channel.end()
@@ -54,7 +54,7 @@ test.serial('two that have both ended stay open until one reads on to the end', 
   t.true(await isPending(channel.closed))
   t.is(await channel.receive(), undefined)
   t.is((await soon(channel.closed, 'the end here')).reason, 'closed')
-  // What was sent last is still there for the other side.
+  // The last messages are still available to the other side.
   const there = await partner.run(async (kit) => {
     const message = String(await kit.channel.receive())
     return [message, await kit.channel.receive(), (await kit.channel.closed).reason]
@@ -71,7 +71,7 @@ test.serial(
       await kit.channel.end()
     })
     t.is(String(await channel.receive()), 'last')
-    // The peer has ended, and no read has told so yet.
+    // The peer has ended, but no read has reported that yet.
     const sent = [channel.send(pattern(0, 50_000)), channel.send('behind it')]
     t.is(await channel.receive(), undefined)
     await t.throwsAsync(channel.send('late'), halfOpen)
@@ -91,7 +91,7 @@ test.serial(
   },
 )
 
-test.serial('a later send names the option also where the peer is gone by then', async (t) => {
+test.serial('a later send names the option, even after the peer is gone', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run((kit) => kit.channel.end())
   await partner.kill()
@@ -100,7 +100,7 @@ test.serial('a later send names the option also where the peer is gone by then',
   await t.throwsAsync(channel.send('late'), halfOpen)
 })
 
-test.serial('a peer that was lost is PEER_LOST to a read and to a send', async (t) => {
+test.serial('a lost peer is PEER_LOST for reads and sends', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.kill()
   await t.throwsAsync(channel.receive(), { code: 'ERR_RINGFENCE_PEER_LOST' })
@@ -108,7 +108,7 @@ test.serial('a peer that was lost is PEER_LOST to a read and to a send', async (
   await t.throwsAsync(channel.send('late'), { code: 'ERR_RINGFENCE_PEER_LOST' })
 })
 
-test.serial('allowHalfOpen: true sends on after the end of the peer, until end', async (t) => {
+test.serial('allowHalfOpen: true allows sending after the end of the peer, until end', async (t) => {
   const { channel, partner } = await pair(t, { here: { allowHalfOpen: true } })
   await partner.run((kit) => kit.channel.end())
   t.is(await channel.receive(), undefined)
@@ -132,7 +132,7 @@ test.serial("a stream has the channel's allowHalfOpen: a write at 'end' goes thr
   await t.throwsAsync(channel.send('late'), halfOpen)
 })
 
-test.serial('agents of a service and members have the option as well', async (t) => {
+test.serial('clients of a service and members have the option as well', async (t) => {
   const partner = await Partner.start(t)
   const service = abstractAddress()
   const listener = await listen(service, { allowHalfOpen: true })
@@ -154,9 +154,9 @@ test.serial('agents of a service and members have the option as well', async (t)
   await next.value!.send('open')
 })
 
-// Loops over what this side has closed
+// Loops over a channel that this side closes
 
-test.serial('a loop over a channel ends where this side closes it, whether it waits or is in the middle', async (t) => {
+test.serial('a loop ends if this side closes the channel, whether the loop waits or runs', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run(async (kit) => {
     for (let number = 0; number < 5; number += 1) await kit.channel.send(String(number))
@@ -173,7 +173,7 @@ test.serial('a loop over a channel ends where this side closes it, whether it wa
 
 // AbortError
 
-test.serial('what a signal has called off is an AbortError', async (t) => {
+test.serial('a call that a signal has cancelled rejects with an AbortError', async (t) => {
   const { channel } = await pair(t)
   const controller = new AbortController()
   const waiting = channel.receive({ signal: controller.signal })
@@ -188,7 +188,7 @@ test.serial('what a signal has called off is an AbortError', async (t) => {
 
 // Symbol.dispose
 
-test.serial('a reservation that goes out of use is cancelled, and one that was committed is sent', async (t) => {
+test.serial('disposing cancels a reservation, unless it was committed', async (t) => {
   const { channel, partner } = await pair(t)
   for (const size of [5, 5000]) {
     const reservation = channel.reserve(size)!
@@ -207,7 +207,7 @@ test.serial('a reservation that goes out of use is cancelled, and one that was c
 
 // MessageInput
 
-test.serial('any MessageInput is a message: what a view shows, byte for byte', async (t) => {
+test.serial('any MessageInput is a message: the bytes of the view', async (t) => {
   const { channel, partner } = await pair(t)
   const bytes = Uint8Array.from([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15])
   const sources: [MessageInput, number, number][] = [
@@ -236,7 +236,7 @@ test.serial('any MessageInput is a message: what a view shows, byte for byte', a
   )
 })
 
-test.serial('an ArrayBuffer that was transferred elsewhere is no message', async (t) => {
+test.serial('an ArrayBuffer that was transferred is not a message', async (t) => {
   const { channel } = await pair(t)
   const gone = new ArrayBuffer(8)
   structuredClone(gone, { transfer: [gone] })
@@ -246,7 +246,7 @@ test.serial('an ArrayBuffer that was transferred elsewhere is no message', async
 
 // bufferedAmount
 
-test.serial('bufferedAmount is what is not in the ring yet, in bytes of messages', async (t) => {
+test.serial('bufferedAmount counts the bytes of messages that are not in the ring yet', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   t.is(channel.bufferedAmount, 0)
   const sent = [channel.send('12345')]
@@ -259,7 +259,7 @@ test.serial('bufferedAmount is what is not in the ring yet, in bytes of messages
     total += size
   }
   const before = channel.bufferedAmount
-  // The ring holds a part of it, and never more than it has bytes.
+  // The ring holds a part of it, and at most its capacity.
   t.true(before > total - 5 - 4096 && before <= total - 5, `${before} of ${total}`)
   const found = partner.run(async (kit, wanted: number) => {
     let read = 0
@@ -300,7 +300,7 @@ test.serial(
       for await (const channel of listener) t.fail(String(channel.peer.pid))
     }, invalid)
 
-    // Without a listener loops get them again.
+    // Without a listener, loops get the channels again.
     listener.off('connection', take)
     const third = await Partner.start(t)
     const [next] = await Promise.all([listener[Symbol.asyncIterator]().next(), third.connect(address)])
@@ -338,7 +338,7 @@ test.serial(
       const partner = await Partner.start(t)
       await partner.connect(address)
       t.is((await looped).value?.peer.pid, partner.pid)
-      // And so does the next listener.
+      // The next listener gets them, too.
       const told = once(listener, 'connection') as Promise<[Channel]>
       const other = await Partner.start(t)
       await other.connect(address)
@@ -347,7 +347,7 @@ test.serial(
   },
 )
 
-test.serial('a listener of the event that throws ends neither the service nor the next connection', async (t) => {
+test.serial('an exception of a connection listener ends neither the service nor later connections', async (t) => {
   const address = abstractAddress()
   const partner = await Partner.start(t)
   const there = await partner.run(async (kit, where: string) => {
@@ -375,7 +375,7 @@ test.serial('a listener of the event that throws ends neither the service nor th
 
 // Options
 
-test.serial('an option that a call does not know is INVALID_ARGUMENT', async (t) => {
+test.serial('an unknown option of a call is INVALID_ARGUMENT', async (t) => {
   const address = abstractAddress()
   for (const options of [{ mode: 0o600 }, { group: 'users' }, { maxPeers: 5 }, { alowHalfOpen: true }]) {
     await t.throwsAsync(connect(address, options as Options), invalid, JSON.stringify(options))

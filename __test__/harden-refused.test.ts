@@ -1,5 +1,5 @@
-// Why a process is not hardened, and in which order it is, over a binding of the test's own: what is tried here for good would be so for all
-// of the tests' process. harden.test.ts has processes that are.
+// Reasons to refuse hardening, and the order of its steps, over a fake binding: real hardening would affect the whole
+// test process. harden.test.ts hardens processes of its own.
 
 import test, { type ExecutionContext } from 'ava'
 import type { harden as Harden } from 'ringfence'
@@ -22,7 +22,7 @@ const [{ harden }, { native }, { builtin }] = await Promise.all([
 
 interface Process {
   isMainThread: boolean
-  /** Undefined: this runtime does not say. */
+  /** Undefined: this runtime does not report it. */
   hasInspector: boolean | undefined
   url: () => string | undefined
   failing: string | null
@@ -30,7 +30,7 @@ interface Process {
 
 const calm: Process = { isMainThread: true, hasInspector: true, url: () => undefined, failing: null }
 
-/** In a process of this kind: what is asked of the binding, and the error's code and message. */
+/** Hardens a process of this kind. Returns the calls to the binding, and the error. */
 function hardening(t: ExecutionContext, kind: Partial<Process>): { asked: string[]; error: Error | null } {
   const { isMainThread, hasInspector, url, failing } = { ...calm, ...kind }
   const asked: string[] = []
@@ -58,7 +58,7 @@ function hardening(t: ExecutionContext, kind: Partial<Process>): { asked: string
   }
 }
 
-test.serial('SIGUSR1 is ignored before the process is closed, but for who listens to it', (t) => {
+test.serial('SIGUSR1 is ignored before the process is closed, unless the program listens to it', (t) => {
   const all = ['ignoreSigusr1', 'harden']
   t.deepEqual(hardening(t, {}), { asked: all, error: null })
   t.deepEqual(hardening(t, { hasInspector: undefined }), { asked: all, error: null })
@@ -68,7 +68,7 @@ test.serial('SIGUSR1 is ignored before the process is closed, but for who listen
   t.deepEqual(hardening(t, {}), { asked: ['harden'], error: null })
 })
 
-test.serial('nothing is done in a worker thread, and where the inspector is open or may be', (t) => {
+test.serial('nothing is done in a worker thread, or if the inspector is open or may be', (t) => {
   const refused = (kind: Partial<Process>, code: string, message: RegExp) => {
     const { asked, error } = hardening(t, kind)
     t.deepEqual(asked, [])
@@ -87,11 +87,11 @@ test.serial('nothing is done in a worker thread, and where the inspector is open
     throw cause
   }
   t.is(refused({ url }, 'UNSUPPORTED', /does not tell whether its inspector is open/).cause, cause)
-  // A runtime that was built without one has none to be open.
+  // A runtime without an inspector cannot have it open.
   t.is(hardening(t, { hasInspector: false, url }).error, null)
 })
 
-test.serial('what the binding cannot do is told, and what comes after it is not tried', (t) => {
+test.serial('a step that the binding cannot do is an error, and later steps are not tried', (t) => {
   for (const [failing, tried] of [
     ['ignoreSigusr1', ['ignoreSigusr1']],
     ['harden', ['ignoreSigusr1', 'harden']],

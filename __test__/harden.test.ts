@@ -9,13 +9,13 @@ import { abstractAddress, temporaryDirectory, untilBound } from './support/addre
 import { Partner, type PartnerError } from './support/partner.js'
 import { until } from './support/until.js'
 
-/** Root may look into everything: what is closed to a user shows only between two of a user's processes. */
+/** Root may access every process, so these tests need two processes of an unprivileged user. */
 const through =
   process.getuid!() === 0 ? ['setpriv', '--reuid=54326', '--regid=54326', '--clear-groups', '--'] : undefined
 
 const start = (t: ExecutionContext, node: string[] = []) => Partner.start(t, { through, node })
 
-/** What a process of the same user gets of another. */
+/** The results of accesses to another process of the same user. */
 function lookInto(attacker: Partner, victim: Partner): Promise<string[]> {
   return attacker.run(({ require }, pid) => {
     const fs = require('node:fs') as typeof import('node:fs')
@@ -36,7 +36,7 @@ function lookInto(attacker: Partner, victim: Partner): Promise<string[]> {
   }, victim.pid)
 }
 
-/** A port of the loopback interface that is free now. */
+/** A loopback port that is free now. */
 async function freePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1')
   await once(server, 'listening')
@@ -46,7 +46,7 @@ async function freePort(): Promise<number> {
   return port
 }
 
-/** Whether a process listens there, as the kernel tells. */
+/** Whether a process listens there, according to the kernel. */
 function isOpen(port: number): boolean {
   const local = `0100007F:${port.toString(16).toUpperCase().padStart(4, '0')}`
   return readFileSync('/proc/net/tcp', 'latin1')
@@ -65,7 +65,7 @@ function readable(t: ExecutionContext, name: string, content: string): string {
 
 const SIGUSR1 = 1n << 9n
 
-/** What the kernel says that a process does on a signal. */
+/** The disposition of a signal of a process, according to the kernel. */
 function onSignal(pid: number, bit: bigint): string {
   const status = readFileSync(`/proc/${pid}/status`, 'latin1')
   const set = (name: string) => (BigInt(`0x${new RegExp(`${name}:\\s*(\\w+)`).exec(status)![1]}`) & bit) !== 0n
@@ -96,7 +96,7 @@ test('SIGUSR1 opens no inspector in a hardened process', async (t) => {
   process.kill(closed.pid, 'SIGUSR1')
   t.is(await closed.run(() => process.getBuiltinModule('node:inspector').url()), undefined)
   t.false(isOpen(port))
-  // In a process that is not hardened, the same signal opens it.
+  // In a process that is not hardened, the same signal opens the inspector.
   process.kill(open.pid, 'SIGUSR1')
   await until(() => isOpen(port), 'the inspector of the other process is open')
   const error = await t.throwsAsync<PartnerError>(
@@ -107,7 +107,7 @@ test('SIGUSR1 opens no inspector in a hardened process', async (t) => {
   await t.throwsAsync(open.join(abstractAddress(), { harden: true }), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
 })
 
-test('a program that listens to SIGUSR1 itself keeps its listener', async (t) => {
+test('a program that listens to SIGUSR1 keeps its listener', async (t) => {
   const partner = await start(t)
   await partner.run(({ ringfence, keep }) => {
     process.on('SIGUSR1', () => {
@@ -120,7 +120,7 @@ test('a program that listens to SIGUSR1 itself keeps its listener', async (t) =>
   t.is(await partner.run(() => process.getBuiltinModule('node:inspector').url()), undefined)
 })
 
-test('two that harden within the handshake meet under the default policy, and the evidence says so', async (t) => {
+test('two processes that harden during the handshake meet under the default policy, with evidence', async (t) => {
   const [host, guest, attacker] = await Promise.all([start(t), start(t), start(t)])
   const address = abstractAddress()
   const hosting = host.join(address, { harden: true })
@@ -139,7 +139,7 @@ test('two that harden within the handshake meet under the default policy, and th
   t.is(await guest.run(async ({ channel }) => String(await channel.receive())), 'behind closed doors')
 })
 
-test('who is hardened already is refused by the default policy, with what is left to ask for', async (t) => {
+test('the default policy refuses a process that is hardened already, and names the alternatives', async (t) => {
   const [host, guest] = await Promise.all([start(t), start(t)])
   const address = abstractAddress()
   const hosting = host.join(address)
@@ -153,7 +153,7 @@ test('who is hardened already is refused by the default policy, with what is lef
   await hosting
 })
 
-test('hardened before, two meet under a policy that asks for what can be seen', async (t) => {
+test('two hardened processes meet under a policy that requires only what stays visible', async (t) => {
   const [host, guest] = await Promise.all([start(t), start(t)])
   await Promise.all([host, guest].map((partner) => partner.run(({ ringfence }) => ringfence.harden())))
   const address = abstractAddress()
@@ -171,8 +171,8 @@ test('harden is true or false', async (t) => {
   })
 })
 
-test('where the runtime does not hand its modules out, an open inspector is found all the same', async (t) => {
-  // As in Node 21, and in 22 before 22.3.
+test('an open inspector is found even if the runtime does not export its modules', async (t) => {
+  // Like in Node 21, and in 22 before 22.3.
   const without = readable(t, 'without.cjs', 'delete process.getBuiltinModule')
   const port = await freePort()
   const node = ['--require', without, `--inspect=127.0.0.1:${port}`]
@@ -186,7 +186,7 @@ test('where the runtime does not hand its modules out, an open inspector is foun
   t.is(onSignal(closed.pid, SIGUSR1), 'ignored')
 })
 
-test('where the inspector cannot be asked, a process is not hardened', async (t) => {
+test('if the state of the inspector is unknown, a process is not hardened', async (t) => {
   const silent = readable(t, 'silent.cjs', `require('node:inspector').url = () => { throw new Error('not told') }`)
   const partner = await start(t, ['--require', silent])
   await t.throwsAsync(
@@ -195,7 +195,7 @@ test('where the inspector cannot be asked, a process is not hardened', async (t)
   )
 })
 
-test('a worker thread, which does not see the inspector, does not harden', async (t) => {
+test('a worker thread cannot see the inspector, so it does not harden', async (t) => {
   const partner = await start(t)
   const code = await partner.run(async ({ require }) => {
     const { Worker } = require('node:worker_threads') as typeof import('node:worker_threads')

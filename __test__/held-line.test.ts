@@ -1,4 +1,4 @@
-// A peer that is dead has ended each channel, although another process holds a copy of its socket.
+// A dead peer ends each of its channels, even if another process holds a copy of its socket.
 
 import { once } from 'node:events'
 
@@ -9,7 +9,10 @@ import { abstractAddress } from './support/address.js'
 import { listenHere, nextOf, pair, Partner } from './support/partner.js'
 import { soon } from './support/until.js'
 
-/** Starts a process for each socket of the caller, to hold a copy of it; not for its standard streams, nor for the socket to the test. */
+/**
+ * Starts a process that holds a copy of each socket of the caller, except its standard streams and the socket to the
+ * test.
+ */
 function startHolders(require: NodeJS.Require): number[] {
   const fs = require('node:fs') as typeof import('node:fs')
   const children = require('node:child_process') as typeof import('node:child_process')
@@ -19,7 +22,7 @@ function startHolders(require: NodeJS.Require): number[] {
       if (fd <= 3 || !fs.readlinkSync(`/proc/self/fd/${fd}`).startsWith('socket:')) return []
       return [children.spawn('sleep', ['1000'], { stdio: ['ignore', 'ignore', 'ignore', fd] }).pid!]
     } catch {
-      // It is closed by now, or no child gets it: one that listens, say.
+      // It is closed already, or a child cannot inherit it, like a listening socket.
       return []
     }
   })
@@ -32,7 +35,7 @@ function endWithTest(t: ExecutionContext, holders: number[]): void {
   })
 }
 
-/** Lets the partner start such processes. */
+/** Makes the partner start such processes. */
 async function hold(t: ExecutionContext, partner: Partner): Promise<void> {
   const holders = await partner.run(
     // oxlint-disable-next-line no-new-func
@@ -73,7 +76,7 @@ test('of a service', async (t) => {
   t.is((await ended)[0].reason, 'lost')
 })
 
-test('of an agent', async (t) => {
+test('of a client', async (t) => {
   const address = abstractAddress()
   const partner = await Partner.start(t)
   await partner.run(
@@ -156,7 +159,7 @@ test('of a publisher', async (t) => {
   t.is((await gone)[1].reason, 'lost')
 })
 
-test('and one that has ended its sending before has ended cleanly', async (t) => {
+test('and a peer that had ended its sending has ended cleanly', async (t) => {
   const { channel, partner } = await pair(t, { options: { ...patient, allowHalfOpen: true } })
   await partner.run((kit) => kit.channel.end())
   t.is(await soon(channel.receive(), 'its end'), undefined)

@@ -1,4 +1,4 @@
-// The patches that put holes back fit the code: one that does not is found by nothing, and nobody hears of it before the night.
+// The patches that break the code must apply: otherwise the nightly run is the first to notice.
 
 import { execFileSync } from 'node:child_process'
 import { readdirSync } from 'node:fs'
@@ -9,7 +9,7 @@ import test from 'ava'
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const folder = join(root, '__test__', 'holes')
 
-test('each patch that puts a hole back fits the code', (t) => {
+test('each patch that breaks the code applies', (t) => {
   const patches = readdirSync(folder).filter((file) => file.endsWith('.patch'))
   t.true(patches.length > 20)
   for (const patch of patches)

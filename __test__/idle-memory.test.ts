@@ -1,4 +1,4 @@
-// The cost of an idle channel of a service: the service's private memory, beside the rings.
+// The cost of an idle channel of a service: private memory of the service, without the rings.
 
 import { readFileSync } from 'node:fs'
 
@@ -8,20 +8,26 @@ import type { Channel } from 'ringfence'
 import { abstractAddress } from './support/address.js'
 import { Partner } from './support/partner.js'
 
-/** KiB of each channel. It took 18 to 39 in the cases below, and 125 to 161 while each channel had memory for a large batch from the start. */
+/**
+ * KiB per channel. The cases below took 18 to 39, and 125 to 161 when each channel allocated memory for a large batch
+ * at the start.
+ */
 const AT_MOST = 48
-/** Channels that come before the measurement, so that all that a process has once is there. */
+/** Channels that are opened before the measurement, so that everything that a process allocates once exists. */
 const BEFORE = 100
 const COUNT = 300
 
-/** KiB that a process shares with no other. */
+/** The private memory of a process in KiB. */
 function privateOf({ pid }: Partner): number {
   const rollup = readFileSync(`/proc/${pid}/smaps_rollup`, 'latin1')
   const kib = (kind: string) => Number(new RegExp(`^Private_${kind}:\\s+(\\d+) kB$`, 'm').exec(rollup)![1])
   return kib('Dirty') + kib('Clean')
 }
 
-/** The growth of a service by one channel. Its agent sends `messages` messages of `size` bytes, and gets an answer to each. */
+/**
+ * The growth of a service by one channel. Its client sends `messages` messages of `size` bytes, and gets a reply to
+ * each.
+ */
 async function costOf(
   t: ExecutionContext,
   messages: number,
@@ -31,7 +37,7 @@ async function costOf(
   const address = abstractAddress()
   const capacity = 65_536
   const [service, agents] = await Promise.all([
-    // V8 has young objects in memory that grows by megabytes, which are no channel's.
+    // V8's memory for young objects grows by megabytes, and belongs to no channel.
     Partner.start(t, { node: ['--expose-gc', '--max-semi-space-size=1'] }),
     Partner.start(t),
   ])
@@ -69,7 +75,7 @@ async function costOf(
     )
   const collected = async () => {
     await service.run(async () => {
-      // Objects that one turn of the event loop holds are garbage in the next one.
+      // Objects of one turn of the event loop are garbage in the next one.
       for (let turn = 0; turn < 5; turn += 1) {
         ;(globalThis as { gc?(): void }).gc!()
         await new Promise((resolve) => setImmediate(resolve))

@@ -1,4 +1,4 @@
-// A Rust process and a Node process are a pair like any other: one protocol, spoken by both, each naming the other's
+// A Rust process and a Node process are a pair like any other: they speak one protocol, and each names the other's
 // executable.
 
 import test, { type ExecutionContext } from 'ava'
@@ -12,7 +12,10 @@ import { RustPartner, rustPartner, type RustSettings } from './support/rust.js'
 const CAPACITY = 8192
 const LONGEST = 100_000
 
-/** About every limit: words, an eighth of the ring (a fragment), half of it (a record), all of it, and the longest. */
+/**
+ * Sizes around every limit: words, an eighth of the ring (a fragment), half of it (a record), all of it, and the
+ * longest message.
+ */
 const SIZES = [0, 1, 8, 16, 64, CAPACITY / 8, CAPACITY / 2, CAPACITY, 3 * CAPACITY, LONGEST].flatMap((size) =>
   Array.from({ length: 19 }, (_, index) => size - 9 + index).filter((near) => near >= 0 && near <= LONGEST),
 )
@@ -24,7 +27,7 @@ const HALF_OPEN: Options = { ...NODE, allowHalfOpen: true }
 type Role = 'host' | 'guest'
 type Case = [kind: Kind, role: Role]
 
-/** A channel to a Rust process, in which this process has that role. */
+/** A channel to a Rust process. This process has the given role. */
 async function meet(
   t: ExecutionContext,
   [kind, role]: Case,
@@ -52,7 +55,7 @@ async function meet(
   return { channel, rust }
 }
 
-/** Every way to send, one after the other. */
+/** Sends in every way, one after the other. */
 async function sendAll(channel: Channel): Promise<void> {
   for (const [number, size] of SIZES.entries()) {
     const message = pattern(number, size)
@@ -61,7 +64,7 @@ async function sendAll(channel: Channel): Promise<void> {
     } else if (number % 3 === 1) {
       while (!channel.trySend(message)) await channel.waitWritable(size)
     } else {
-      // More than is committed, where half a ring has room for that.
+      // Reserves more than it commits, if half a ring has room for that.
       const room = Math.min(size + 100, CAPACITY / 2)
       let reservation = channel.reserve(room)
       for (; reservation === undefined; reservation = channel.reserve(room)) await channel.waitWritable(room)
@@ -71,7 +74,7 @@ async function sendAll(channel: Channel): Promise<void> {
   }
 }
 
-/** Every way to read, one after the other; the messages are checked as they come. */
+/** Reads in every way, one after the other, and checks each message. */
 async function readAll(t: ExecutionContext, channel: Channel): Promise<void> {
   let number = 0
   const check = (found: Uint8Array) => {
@@ -110,7 +113,7 @@ for (const kind of kinds) {
       const { channel, rust } = await meet(t, [kind, role], { deed: 'produce', sizes: SIZES }, HALF_OPEN)
       await readAll(t, channel)
       t.is(await rust.hear(), 'sent')
-      // The other direction is open still, after the first has ended.
+      // The other direction stays open after the first has ended.
       t.true(channel.trySend(''))
       await channel.close()
       await rust.exited
@@ -118,7 +121,7 @@ for (const kind of kinds) {
   }
 }
 
-test('text goes to Rust and comes back, with what is longer than the ring, while both directions are busy', async (t) => {
+test('text and messages longer than the ring go to Rust and come back, with both directions busy', async (t) => {
   const { channel, rust } = await meet(t, ['abstract', 'host'], { deed: 'echo' })
   const texts = ['', 'grüße', '日本語 🦀', 'x'.repeat(CAPACITY), '🦀'.repeat(20_000)]
   const sending = (async () => {
@@ -148,7 +151,7 @@ for (const role of ['host', 'guest'] as const) {
   })
 }
 
-test('each end learns that the other has closed', async (t) => {
+test('each side learns that the other has closed', async (t) => {
   const closes = await meet(t, ['abstract', 'guest'], { deed: 'close' })
   await closes.channel.send('now')
   t.is(await closes.channel.receive(), undefined)
@@ -161,7 +164,7 @@ test('each end learns that the other has closed', async (t) => {
   t.is(await isClosed.rust.hear(), 'over closed')
 })
 
-test('what a killed Rust process had sent is read, and then its end', async (t) => {
+test('messages of a killed Rust process are read, and then its end', async (t) => {
   const sizes = [10, 0, 2000, 1]
   const { channel, rust } = await meet(t, ['abstract', 'host'], { deed: 'leave', sizes })
   t.is(await rust.hear(), 'sent')
@@ -171,7 +174,7 @@ test('what a killed Rust process had sent is read, and then its end', async (t) 
   await t.throwsAsync(channel.receive(), { code: 'ERR_RINGFENCE_PEER_LOST' })
 })
 
-test('what a killed Node process had sent is read by Rust, and then its end', async (t) => {
+test('messages of a killed Node process are read by Rust, and then its end', async (t) => {
   const address = addressOf('abstract', t)
   const partner = await Partner.start(t)
   const rust = new RustPartner(t, { deed: 'consume', address, capacity: CAPACITY, longest: LONGEST, sizes: [9, 3000] })
@@ -189,7 +192,7 @@ test('what a killed Node process had sent is read by Rust, and then its end', as
   t.is(await rust.hear(), 'over lost')
 })
 
-test('a process of the other language is refused where it is not named, from either end', async (t) => {
+test('a process of the other language is refused if the policy does not name it, on either side', async (t) => {
   const node = addressOf('abstract', t)
   const rust = new RustPartner(t, { deed: 'echo', address: node, capacity: CAPACITY, longest: LONGEST })
   await untilBound(node)
@@ -203,7 +206,7 @@ test('a process of the other language is refused where it is not named, from eit
   t.regex(error?.message ?? '', /the peer refused this process: its policy checks executable/)
 })
 
-test('a Rust process reads two Node agents and a Node publisher as one; each end is told, one of them of a killed process', async (t) => {
+test('a Rust process merges two Node clients and a Node publisher, and reports each end, one by a kill', async (t) => {
   const address = abstractAddress()
   const sizes = Array.from({ length: 200 }, (_, number) => (number * 37) % 1000)
   const publisher = await publish(`${address}-ticks`, { capacity: CAPACITY, policy: NODE.policy! })

@@ -1,4 +1,4 @@
-// `ringfence publish`, `subscribe` and `collect`, within this process: what is written, what is told, and when.
+// `ringfence publish`, `subscribe` and `collect` in this process: what they write and report, and when.
 
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -49,7 +49,7 @@ function fileOf(t: ExecutionContext, content: string): string {
   return file
 }
 
-/** Begins to publish, and has nobody wait for its failure but the test. */
+/** Starts to publish. Only the test handles its failure. */
 function publishing(t: ExecutionContext, content: string, more: Partial<Publishing> = {}) {
   const address = abstractAddress()
   const over = publish({ address, file: fileOf(t, content), audience: 1, options: { capacity: 65_536 }, ...more })
@@ -57,7 +57,7 @@ function publishing(t: ExecutionContext, content: string, more: Partial<Publishi
   return { address, over }
 }
 
-/** Subscribes over there, and keeps what comes; each time under the next number. */
+/** Subscribes in the partner, and keeps the lines, each time under the next number. */
 const subscribes = (partner: Partner, address: string) =>
   partner.run(async (kit, where: string) => {
     const subscription = await kit.ringfence.subscribe(where, { wait: true })
@@ -73,7 +73,7 @@ const subscribes = (partner: Partner, address: string) =>
 const cameTo = (partner: Partner, number: number) =>
   partner.run((kit, index: number) => (kit.keep['all'] as { over: Promise<string[]> }[])[index]!.over, number)
 
-/** Publishes over there; `kit.keep.publisher` is the publisher. */
+/** Publishes in the partner; `kit.keep.publisher` is the publisher. */
 const publishes = (partner: Partner, address: string, options: PublishOptions = {}) =>
   partner.run(
     async (kit, where: string, how: PublishOptions) => {
@@ -92,7 +92,7 @@ const send = (partner: Partner, ...messages: string[]) =>
 const endPublishing = (partner: Partner) =>
   partner.run((kit) => (kit.keep['publisher'] as Awaited<ReturnType<typeof kit.ringfence.publish>>).end())
 
-/** Begins to subscribe, and has a partner publish for it. */
+/** Starts to subscribe to a partner that publishes. */
 async function subscribing(t: ExecutionContext, more: Partial<Subscribing> = {}, there: PublishOptions = {}) {
   const partner = await Partner.start(t)
   const address = abstractAddress()
@@ -119,12 +119,12 @@ test.serial('lines are published once the audience is there, and the end waits u
   t.false(isBound(address))
 })
 
-test.serial('chunks are published as they come, of a size at most', async (t) => {
+test.serial('chunks are published as they arrive, up to a maximum size', async (t) => {
   const errors = takeOutput(t, 'stderr')
   const partner = await Partner.start(t)
   for (const [at, [raw, wanted]] of [
     [7, ['twenty ', 'bytes\ni', 'n all.']] as const,
-    // None of them is empty.
+    // No chunk is empty.
     [10, ['twenty byt', 'es\nin all.']] as const,
   ].entries()) {
     const { address, over } = publishing(t, 'twenty bytes\nin all.', { raw })
@@ -135,7 +135,7 @@ test.serial('chunks are published as they come, of a size at most', async (t) =>
   t.is(errors.text, '')
 })
 
-test.serial('who is refused, and who is let go of since it was too slow, is told', async (t) => {
+test.serial('refused subscribers and evicted ones, which were too slow, are reported', async (t) => {
   const errors = takeOutput(t, 'stderr')
   const { address, over } = publishing(t, 'a line of some length\n'.repeat(20_000), {
     options: { capacity: 65_536, stall: 20 },
@@ -144,7 +144,7 @@ test.serial('who is refused, and who is let go of since it was too slow, is told
   await t.throwsAsync(partner.join(address), { code: 'ERR_RINGFENCE_PROTOCOL' })
   await until(() => errors.pieces.length === 1, 'it is told of')
   t.regex(errors.text, /^ringfence: .*join/)
-  // It subscribes, and reads nothing.
+  // It subscribes, and does not read.
   await partner.run(async (kit, where: string) => {
     kit.keep['still'] = await kit.ringfence.subscribe(where)
   }, address)
@@ -180,7 +180,7 @@ test.serial(
   },
 )
 
-test.serial('what was published before the publisher was killed is written, however slowly it is read', async (t) => {
+test.serial('lines published before the publisher was killed are written, however slowly they are read', async (t) => {
   const output = takeOutput(t, 'stdout')
   output.stop()
   const { partner, over } = await subscribing(t)
@@ -195,7 +195,7 @@ test.serial('what was published before the publisher was killed is written, howe
   t.is(output.text, `${all.join('\n')}\n`)
 })
 
-test.serial('enough messages are enough, also where the publisher is killed', async (t) => {
+test.serial('--count messages are enough, even if the publisher is killed afterwards', async (t) => {
   const output = takeOutput(t, 'stdout')
   const { partner, over } = await subscribing(t, { count: 1 })
   await send(partner, 'the one')
@@ -215,7 +215,7 @@ test.serial(
       const { partner, over } = await subscribing(t, { options: { delivery } }, { stall: 20 })
       await send(partner, ...Array.from({ length: 100 }, () => message))
       await turns(20)
-      // It takes no more than there is room for.
+      // It reads no more than fits.
       t.true(output.stream.writableLength < 16_384 + 4097)
       output.goOn()
       await endPublishing(partner)
@@ -229,7 +229,7 @@ test.serial(
   },
 )
 
-test.serial('a publisher that does not come in time is told, and so is what is wrong with the call', async (t) => {
+test.serial('a missing publisher and errors of the call are reported', async (t) => {
   const address = abstractAddress()
   const options = { wait: true, signal: AbortSignal.timeout(1) }
   await t.throwsAsync(subscribe({ address, options }), {
@@ -243,7 +243,7 @@ test.serial('a publisher that does not come in time is told, and so is what is w
   await t.throwsAsync(subscribe({ address, options: {} }), { code: 'ERR_RINGFENCE_PEER_LOST' })
 })
 
-/** Collects, and a partner that sends to it by as many channels as it likes. */
+/** Starts to collect, with a partner that sends on as many channels as it likes. */
 async function collecting(t: ExecutionContext, more: Partial<Collection> = {}) {
   const output = takeOutput(t, 'stdout')
   const errors = takeOutput(t, 'stderr')
@@ -304,7 +304,7 @@ test.serial(
   },
 )
 
-test.serial('a sender that closes or is killed has its last line written, and costs the others nothing', async (t) => {
+test.serial('a sender that closes or is killed has its last line written, and affects no other', async (t) => {
   const { output, errors, stop, over, partner, sender, address } = await collecting(t)
   const closes = await sender('closes')
   await closes('send', 'closed')
@@ -329,7 +329,7 @@ test.serial('a sender that closes or is killed has its last line written, and co
   t.is(output.text, 'closed\nkilled\nanother\n')
 })
 
-test.serial('a stop writes what is there, and one that goes on is not told that all of it is', async (t) => {
+test.serial('a stop writes what has arrived; a sender that continues learns that it was not all', async (t) => {
   const { output, errors, stop, over, sender, address } = await collecting(t)
   const [goesOn, ends] = [await sender('goes on'), await sender('ends')]
   await goesOn('send', 'a line\nand the begin')
@@ -338,7 +338,7 @@ test.serial('a stop writes what is there, and one that goes on is not told that 
   const rest = `ning${'g'.repeat(20_000)}`
   await goesOn('send', `${rest}\n`)
   await until(() => output.stream.writableNeedDrain, 'its end has come')
-  // It waits for its reader: what comes now is read once it is stopped.
+  // It waits for its reader: later input is read once it is stopped.
   await ends('send', 'the other')
   await ends('end')
   stop.abort()
@@ -377,7 +377,7 @@ test.serial(
   },
 )
 
-test.serial('a sender whose line is endless is let go of, and what it has sent before is written', async (t) => {
+test.serial('a sender with an endless line is disconnected, and its earlier lines are written', async (t) => {
   const { output, errors, stop, over, partner, sender } = await collecting(t, { options: {} })
   const endless = await sender('endless')
   await endless('send', 'a line\n')
@@ -386,7 +386,7 @@ test.serial('a sender whose line is endless is let go of, and what it has sent b
     const chunk = Buffer.alloc(1 << 20, 'x')
     for (let count = 0; count < 64; count += 1) await channel.send(chunk)
   })
-  // 64 MiB are a line still.
+  // 64 MiB are still one line.
   await until(() => output.text === 'a line\n', 'the line is written')
   await turns(20)
   t.is(errors.text, '')

@@ -1,4 +1,4 @@
-// A listener over a binding of the test's own: who comes, who is told of it, and what is asked of the binding.
+// A listener over a fake binding: connections, events and calls of the binding.
 
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { getEventListeners } from 'node:events'
@@ -27,7 +27,7 @@ function heardOf(listener: Listener): { pids: number[]; hear: (channel: Channel)
   return { pids, hear }
 }
 
-test.serial('each agent is a channel, each refusal is told, and both are counted', async (t) => {
+test.serial('each client is a channel, each refusal is reported, and both are counted', async (t) => {
   const { listener, standing } = await listens(t)
   const refusals: RingfenceError[] = []
   listener.on('refused', (error) => refusals.push(error))
@@ -65,7 +65,7 @@ test.serial('each agent is a channel, each refusal is told, and both are counted
     messagesReceived: 1,
     ringCapacity: 128,
   })
-  // One goes, and what it has left is read later.
+  // One client disconnects, and what it has left is read later.
   first.from.come(Buffer.from('left'))
   first.from.ended = true
   first.end('closed')
@@ -82,7 +82,7 @@ test.serial('each agent is a channel, each refusal is told, and both are counted
   t.like(listener.stats(), { open: 0, messagesSent: 110, messagesReceived: 2, ringCapacity: 0 })
 })
 
-test.serial('as long as somebody listens for connections, no loop gets one', async (t) => {
+test.serial('no loop gets a channel while ’connection’ has a listener', async (t) => {
   const { listener, standing } = await listens(t)
   standing.tell(comer(1).raw, comer(2).raw)
   const { pids, hear } = heardOf(listener)
@@ -92,7 +92,7 @@ test.serial('as long as somebody listens for connections, no loop gets one', asy
   standing.tell(comer(3).raw)
   t.deepEqual(pids, [1, 2, 3])
   await t.throwsAsync(next(listener), toListeners)
-  // Another one more, and others that are about something else.
+  // One more listener, and listeners of other events.
   const other = heardOf(listener)
   const none = () => {}
   await Promise.resolve()
@@ -104,7 +104,7 @@ test.serial('as long as somebody listens for connections, no loop gets one', asy
   standing.tell(comer(5).raw)
   t.is((await waits).value.peer.pid, 5)
 
-  // One that listens once leaves the rest to loops; one that has gone by then gets none.
+  // A listener that listens once leaves later channels to loops. A listener that was removed gets none.
   standing.tell(comer(6).raw, comer(7).raw)
   const once: number[] = []
   listener.once('connection', ({ peer }) => once.push(peer.pid))
@@ -119,7 +119,7 @@ test.serial('as long as somebody listens for connections, no loop gets one', asy
   t.deepEqual(gone.pids, [])
 })
 
-test.serial('who removes all listeners takes none of the listener’s own', async (t) => {
+test.serial('removing all listeners keeps the internal ones', async (t) => {
   const { listener, standing } = await listens(t)
   const kept = () => [listener.listenerCount('newListener'), listener.listenerCount('removeListener')]
   const before = kept()
@@ -181,14 +181,14 @@ test.serial(
     t.is(String((await messages.next()).value![1]), 'bye')
     t.deepEqual(await messages.next(), { done: true, value: undefined })
     t.deepEqual(await others.next(), { done: true, value: undefined })
-    // Of one that is over already nothing comes.
+    // A listener that is closed already accepts none.
     const late = await listens(t)
     await late.listener.close()
     t.deepEqual(await late.listener.messages()[Symbol.asyncIterator]().next(), { done: true, value: undefined })
   },
 )
 
-test.serial('closing the merge of messages() leaves the channels open, and later ones to the loops', async (t) => {
+test.serial('closing the merge of messages() leaves the channels open, and later ones to loops', async (t) => {
   const { listener, standing } = await listens(t)
   const [first, second] = [comer(1), comer(2)]
   standing.tell(first.raw)
@@ -208,7 +208,7 @@ test.serial('closing the merge of messages() leaves the channels open, and later
   t.deepEqual(await again.closed, { reason: 'closed' })
 })
 
-test.serial('a close keeps the channels that somebody has, or closes them, and ends the rest', async (t) => {
+test.serial('a close keeps or closes the channels that the program has, and ends the rest', async (t) => {
   for (const channels of [undefined, 'keep', 'close'] as const) {
     const { listener, standing } = await listens(t)
     const events: unknown[] = []
@@ -221,7 +221,7 @@ test.serial('a close keeps the channels that somebody has, or closes them, and e
     const { value } = (await loop.next()) as { value: Channel }
     for (const binding of all) binding.told()
     t.deepEqual(standing.since(), [])
-    // What nobody reads any more is let go of, of one that has gone as well.
+    // Messages that no reader wants are dropped, including those of a lost client.
     all[2]!.from.come(Buffer.from('left'))
     all[2]!.end('lost')
     await turn()
@@ -263,7 +263,7 @@ test.serial('the channels that a close or destroy closes disconnect before the l
   }
 })
 
-test.serial('a listener of an event closes the channel that it is told of, and all others', async (t) => {
+test.serial('a listener of an event closes the channel that it gets, and all others', async (t) => {
   const { listener, standing } = await listens(t)
   const all = [comer(1), comer(2), comer(3)]
   const sizes: number[] = []
@@ -282,7 +282,7 @@ test.serial('a listener of an event closes the channel that it is told of, and a
   await turn()
   t.is(listener.channels.length, 0)
 
-  // As one who watches the process is told.
+  // A subscriber of the diagnostics channel may close the listener as well.
   const watched = await listens(t)
   const hear = () => void watched.listener.close()
   subscribe('ringfence:channel:open', hear)
@@ -322,7 +322,7 @@ test.serial(
   },
 )
 
-test.serial('a listener that ends by itself says why, and closes what nobody has taken', async (t) => {
+test.serial('a listener that fails says why, and closes the channels that the program has not taken', async (t) => {
   const { listener, standing } = await listens(t)
   const events: unknown[] = []
   listener.on('close', (reason) => events.push(reason))
@@ -342,18 +342,18 @@ test.serial('a listener that ends by itself says why, and closes what nobody has
   await listener.close()
   standing.bell()
   t.deepEqual(standing.asked, [], 'nothing more is asked')
-  // The first that comes to the end of its messages is told as well.
+  // The first read that reaches the end of the messages reports the error as well.
   const read = await listens(t)
   const messages = read.listener.messages()[Symbol.asyncIterator]()
   read.standing.fail()
   await t.throwsAsync(messages.next(), { message: 'as the binding says' })
-  // Also where they were asked for later.
+  // So does a later iterator.
   const late = listener.messages()[Symbol.asyncIterator]()
   await t.throwsAsync(late.next(), { message: 'as the binding says' })
   t.deepEqual(await late.next(), { done: true, value: undefined })
 })
 
-test.serial('each channel that the program was given is followed by its disconnect', async (t) => {
+test.serial('each channel that the program got is followed by its disconnect', async (t) => {
   const { listener, standing } = await listens(t)
   const events: string[] = []
   listener.on('disconnect', ({ peer }, { reason, error }) => events.push(`${peer.pid} ${reason} ${error?.code}`))
@@ -363,7 +363,7 @@ test.serial('each channel that the program was given is followed by its disconne
   looped.end('lost')
   await turn()
   t.deepEqual(events, ['1 lost ERR_RINGFENCE_PEER_LOST'])
-  // One that ends before the program has it: its connection comes first.
+  // A channel that ends before the program has it: its connection is reported first.
   standing.tell(told.raw, unclaimed.raw)
   told.end('closed')
   await turn()
@@ -376,7 +376,7 @@ test.serial('each channel that the program was given is followed by its disconne
   t.is(events.length, 3, 'the program never had the third')
 })
 
-test.serial('a close that closes channels flushes what was sent, for as long as linger says', async (t) => {
+test.serial('a close that closes channels flushes what was sent, for at most linger', async (t) => {
   const { listener, standing } = await listens(t)
   const agent = comer(1)
   standing.tell(agent.raw)
@@ -430,7 +430,7 @@ test.serial('util.inspect shows a listener in one line', async (t) => {
   t.is(inspect(failed.listener), '<Listener at /a\\u{a}b, 0 channels, closed: failed>')
 })
 
-test.serial('newcomers wait at the address while sixteen wait for a loop', async (t) => {
+test.serial('clients wait at the address while sixteen channels wait for a loop', async (t) => {
   const { listener, standing } = await listens(t)
   standing.tell(...Array.from({ length: 16 }, (_, pid) => comer(pid).raw))
   t.deepEqual(standing.since(), ['pause 1'])
@@ -441,7 +441,7 @@ test.serial('newcomers wait at the address while sixteen wait for a loop', async
   t.deepEqual(standing.since(), ['keep alive 0', 'keep alive 1'])
 })
 
-test.serial('however fast newcomers are turned away, the event loop turns', async (t) => {
+test.serial('the event loop turns, however fast clients are turned away', async (t) => {
   const { listener, standing } = await listens(t)
   let told = 0
   listener.on('refused', () => {
@@ -458,7 +458,7 @@ test.serial('however fast newcomers are turned away, the event loop turns', asyn
   await until(() => told === 200, 'the rest is told as well')
 })
 
-test.serial('what cannot be watched is closed, and is none', async (t) => {
+test.serial('a listener or channel that cannot be watched is closed', async (t) => {
   const standing = new Standing()
   standing.failing = { code: 'NO_SPACE', message: 'no descriptor is left' }
   standing.watching = FAILED
@@ -475,7 +475,7 @@ test.serial('what cannot be watched is closed, and is none', async (t) => {
   })
 })
 
-test.serial('a process that exits frees the address of a path, and not of one that is closed', async (t) => {
+test.serial('a process that exits frees the path of a listener, unless it is closed already', async (t) => {
   const open = await listens(t, {}, '/somewhere')
   const closed = await listens(t, {}, '/somewhere')
   await closed.listener.close()
@@ -489,7 +489,7 @@ test.serial('a process that exits frees the address of a path, and not of one th
   await open.listener.close()
 })
 
-test.serial('an agent has a channel of the service’s address', async (t) => {
+test.serial('the channel of a client has the address of the service', async (t) => {
   const all = beginsHere(t)
   const opening = connect('/somewhere', { handshakeTimeout: 5 } satisfies ConnectOptions)
   await Promise.resolve()

@@ -7,21 +7,21 @@ import { pattern } from './support/bytes.js'
 import { joinHere, pair, Partner, type Exit } from './support/partner.js'
 import { isPending, soon, until } from './support/until.js'
 
-/** How the line is watched: by the event loop's own handle; by a thread where there is no libuv. */
+/** How the line is watched: by a handle of the event loop, or by a thread if there is no libuv. */
 const watchers = ['the event loop', 'a thread'] as const
 type Watcher = (typeof watchers)[number]
 
-/** A partner whose channels are watched so. */
+/** A partner whose channels are watched in this way. */
 async function watching(t: Parameters<typeof Partner.start>[0], watcher: Watcher): Promise<Partner> {
   const partner = await Partner.start(t)
   if (watcher === 'a thread') {
-    // The face takes a process with this version for one that has no libuv.
+    // With this version, the package assumes that the process has no libuv.
     await partner.run(() => void Object.defineProperty(process.versions, 'bun', { value: '1.0.0' }))
   }
   return partner
 }
 
-/** Has the partner do nothing for two seconds, and tells what that cost it: milliseconds, and wake-ups of all threads. */
+/** Makes the partner idle for two seconds. Returns the milliseconds of CPU time and the wake-ups of all threads. */
 function idle(partner: Partner): Promise<{ cpu: number; wakeUps: number }> {
   return partner.run(async (kit) => {
     const { readdirSync, readFileSync } = kit.require('node:fs') as typeof import('node:fs')
@@ -33,7 +33,7 @@ function idle(partner: Partner): Promise<{ cpu: number; wakeUps: number }> {
       }
       return sum
     }
-    // What is still to be done from before, compiling and the like, is not what this is about.
+    // Work left from the start, such as compiling, must not count.
     await new Promise((resolve) => setTimeout(resolve, 300))
     const before = wakeUps()
     const start = process.cpuUsage()
@@ -62,7 +62,7 @@ for (const watcher of watchers) {
         t.true(cpu < 40, `${['nothing', 'reading', 'writing'][index]}: ${cpu} ms of CPU time in 2 s`)
         t.true(wakeUps < 40, `${['nothing', 'reading', 'writing'][index]}: ${wakeUps} wake-ups in 2 s`)
       }
-      // A process that is killed while it waits writes no complaint.
+      // A process that is killed while it waits reports no error.
       t.false(costs.some(({ cpu }) => Number.isNaN(cpu)))
     },
   )
@@ -77,7 +77,7 @@ for (const watcher of watchers) {
       if (!answer!.equals(message)) return t.fail(`message ${number} came back as another`)
       await sent
     }
-    // A thread gives itself its name once it runs: by now it has.
+    // A thread sets its name once it runs. It has done so already.
     const threads = await partner.run((kit) => {
       const { readdirSync, readFileSync } = kit.require('node:fs') as typeof import('node:fs')
       return readdirSync('/proc/self/task').map((task) => readFileSync(`/proc/self/task/${task}/comm`, 'utf8').trim())
@@ -85,7 +85,7 @@ for (const watcher of watchers) {
     return t.is(threads.includes('ringfence-line'), watcher === 'a thread')
   })
 
-  test.serial(`a process whose channel ${watcher} watches exits by itself once the peer has closed`, async (t) => {
+  test.serial(`a process whose channel ${watcher} watches exits on its own once the peer has closed`, async (t) => {
     const partner = await echoing(t, watcher)
     const { channel } = await pair(t, { partner })
     const exited = partner.letGo()
@@ -130,7 +130,7 @@ for (const watcher of watchers) {
     t.is((await second.channel.closed).reason, 'lost')
   })
 
-  test.serial(`unref lets a process exit whose peer sends without end: its channel ${watcher} watches`, async (t) => {
+  test.serial(`unref lets a process exit while its peer sends endlessly: ${watcher} watches`, async (t) => {
     for (const way of ['a loop', 'receiveEach', 'a merge', 'a stream', 'tokens'] as const) {
       const { channel, partner } = await pair(t, { partner: await watching(t, watcher) })
       while (channel.trySend(pattern(0, 64)));
@@ -143,7 +143,7 @@ for (const watcher of watchers) {
       })().catch(() => {})
       await partner.run((kit, how) => {
         kit.channel.unref()
-        // It takes longer than the peer does.
+        // Slower than the peer.
         const work = () => {
           const end = performance.now() + 0.05
           while (performance.now() < end);
@@ -155,7 +155,7 @@ for (const watcher of watchers) {
           else if (how === 'tokens') for await (const _ of kit.channel.tokens()) work()
           else while (await kit.channel.waitReadable()) kit.channel.receiveEach(work)
         })()
-        // Beside it, the event loop turns as ever.
+        // The event loop turns in between.
         return new Promise<void>((resolve) => setTimeout(resolve, 10))
       }, way)
       t.deepEqual(await soon(partner.letGo(), `its exit, with ${way}`), { code: 0, signal: null })
@@ -165,7 +165,7 @@ for (const watcher of watchers) {
     }
   })
 
-  test.serial(`a process that is killed is missed by one whose channel ${watcher} watches`, async (t) => {
+  test.serial(`the death of a process is noticed by one whose channel ${watcher} watches`, async (t) => {
     const partner = await watching(t, watcher)
     const other = await Partner.start(t)
     const address = abstractAddress()
@@ -179,12 +179,12 @@ for (const watcher of watchers) {
   })
 }
 
-/** There is no event for what does not happen: half a second has to do. */
+/** No event reports that the process stays alive, so wait for half a second. */
 async function staysAlive(t: Parameters<typeof Partner.start>[0], exited: Promise<Exit>): Promise<void> {
   t.is(await Promise.race([exited, pause(500, 'alive')]), 'alive')
 }
 
-/** A partner that sends back what it receives on the channel that it will be joined by. */
+/** A partner that echoes messages on the channel by which it is joined. */
 async function echoing(t: Parameters<typeof Partner.start>[0], watcher: Watcher): Promise<Partner> {
   const partner = await watching(t, watcher)
   await partner.run((kit) => {
@@ -214,7 +214,7 @@ test.serial('a join that waits for a partner keeps the process alive', async (t)
   t.deepEqual(await soon(exited, 'its exit'), { code: 0, signal: null })
 })
 
-test.serial('a process whose join is called off exits by itself', async (t) => {
+test.serial('a process whose join is cancelled exits on its own', async (t) => {
   const address = abstractAddress()
   const partner = await Partner.start(t)
   await partner.run((kit, where: string) => {
@@ -229,7 +229,7 @@ test.serial('a process whose join is called off exits by itself', async (t) => {
   t.deepEqual(await soon(partner.letGo(), 'its exit'), { code: 0, signal: null })
 })
 
-test.serial('a process that waits for a partner without an end can still be told to exit', async (t) => {
+test.serial('a process that waits endlessly for a partner can still be told to exit', async (t) => {
   const address = abstractAddress()
   const partner = await Partner.start(t)
   void partner.join(address)
@@ -239,7 +239,7 @@ test.serial('a process that waits for a partner without an end can still be told
   t.deepEqual(await soon(partner.exited, 'its exit'), { code: 7, signal: null })
 })
 
-test.serial('waiting for messages, for room and for a partner all at once leaves the event loop free', async (t) => {
+test.serial('waiting for messages, room and a partner at the same time does not block the event loop', async (t) => {
   const { channel } = await pair(t, { here: { capacity: 4096 } })
   const over = new AbortController()
   const waiting = [

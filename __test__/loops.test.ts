@@ -1,4 +1,4 @@
-// A loop that is left while it waits takes nothing any more: what comes then is for others.
+// A loop that is left while it waits takes nothing afterwards: later messages go to other readers.
 
 import { once } from 'node:events'
 import { Readable } from 'node:stream'
@@ -12,10 +12,10 @@ import { isPending, soon } from './support/until.js'
 
 const over = { done: true, value: undefined }
 
-test('a stream over a channel that is destroyed swallows no message', async (t) => {
+test('a destroyed stream over a channel consumes no message', async (t) => {
   const { channel, partner } = await pair(t)
   const stream = Readable.from(channel)
-  // It asks for the first one, and waits.
+  // It reads, and waits for the first message.
   stream.read()
   t.true(await isPending(once(stream, 'readable')))
   const closed = once(stream, 'close')
@@ -28,7 +28,7 @@ test('a stream over a channel that is destroyed swallows no message', async (t) 
   t.is(String(await soon(channel.receive(), 'the second message')), 'two')
 })
 
-test('a loop over messages that is left while it waits: its waiting is over, and the next gets the message', async (t) => {
+test('a loop over messages that is left stops waiting, and the next reader gets the message', async (t) => {
   const { channel, partner } = await pair(t)
   const first = channel[Symbol.asyncIterator]()
   const second = channel[Symbol.asyncIterator]()
@@ -45,7 +45,7 @@ test('a loop over messages that is left while it waits: its waiting is over, and
   t.is(String(await soon(channel.receive(), 'the next one')), 'two')
 })
 
-test('a loop that is left while the event loop is given its turn takes no message', async (t) => {
+test('a loop that is left while it yields to the event loop takes no message', async (t) => {
   const { channel, partner } = await pair(t, { there: { capacity: 1 << 20 } })
   const there = await partner.run((kit) => {
     let sent = 0
@@ -57,7 +57,7 @@ test('a loop that is left while the event loop is given its turn takes no messag
   while (next < there) {
     const loop = channel[Symbol.asyncIterator]()
     const coming = loop.next().then(({ value }) => value)
-    // What has not come after all the microtasks that are due waits for a turn of the event loop.
+    // A result that is not there after all pending microtasks waits for a turn of the event loop.
     const value = await Promise.race([coming, new Promise<null>((resolve) => process.nextTick(resolve, null))])
     if (value === null) {
       await loop.return!()
@@ -73,7 +73,7 @@ test('a loop that is left while the event loop is given its turn takes no messag
   t.is(next, there)
 })
 
-test('a loop over a listener that is left while it waits gets no agent that no loop would serve', async (t) => {
+test('a loop over a listener that is left while it waits takes no client', async (t) => {
   const address = abstractAddress()
   const listener = await listenHere(t, address)
   const partner = await Partner.start(t)
@@ -88,7 +88,7 @@ test('a loop over a listener that is left while it waits gets no agent that no l
   t.is(String(await channel!.receive()), 'served')
 })
 
-test('a loop over a membership that is left while it waits gets no partner that no loop would serve', async (t) => {
+test('a loop over a membership that is left while it waits takes no partner', async (t) => {
   const address = abstractAddress()
   const membership = await member(address)
   t.teardown(() => membership.close())

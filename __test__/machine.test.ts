@@ -1,4 +1,4 @@
-// What `ringfence doctor PID|ADDRESS` sees of a machine and its processes.
+// `ringfence doctor PID|ADDRESS`: reading the properties of a machine and its processes.
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -23,7 +23,7 @@ const { watchProcesses } = (await slow('activity')) as {
   watchProcesses(pids: readonly number[]): Promise<Map<number, Activity>>
 }
 
-/** A process that has gone by now: no other has its number soon. */
+/** The pid of a process that has exited. Linux does not reuse it soon. */
 async function goneProcess(): Promise<number> {
   const child = spawn('true')
   await once(child, 'exit')
@@ -35,7 +35,7 @@ function writeTo(path: string, content: string | number): void {
   writeFileSync(path, `${content}\n`)
 }
 
-/** What the kernel tells of each core's caches. */
+/** A fake /sys with the caches of each core. */
 function machineWith(t: ExecutionContext, caches: Record<number, [level: number, cores: string][]>): string {
   const sys = temporaryDirectory(t)
   for (const [core, all] of Object.entries(caches)) {
@@ -49,7 +49,7 @@ function machineWith(t: ExecutionContext, caches: Record<number, [level: number,
   return sys
 }
 
-test('two cores are near where both share their last cache', (t) => {
+test('two cores are near if they share their last cache', (t) => {
   const sys = machineWith(t, {
     0: [
       [1, '0'],
@@ -59,7 +59,7 @@ test('two cores are near where both share their last cache', (t) => {
     1: [[3, '0-2,5']],
     2: [[3, '0-2,5']],
     5: [[3, '0-2,5']],
-    // It shares one, and not its last.
+    // It shares one cache, but not its last one.
     3: [
       [1, '0-5'],
       [2, '3-4'],
@@ -83,7 +83,7 @@ test('two cores are near where both share their last cache', (t) => {
   }
 })
 
-test('the tightest of the memory cgroups counts, of both versions', async (t) => {
+test('the tightest memory cgroup counts, in versions 1 and 2', async (t) => {
   const groups = readFileSync('/proc/self/cgroup', 'latin1').trim().split('\n')
   const pathOf = (is: (controllers: string) => boolean) => {
     const line = groups.find((group) => is(group.split(':')[1]!))
@@ -120,7 +120,7 @@ test('the tightest of the memory cgroups counts, of both versions', async (t) =>
   t.is(memoryGroupOf(await goneProcess(), { sys: temporaryDirectory(t) }), null)
 })
 
-test.serial('a process’s groups are those of its own lines, of any hierarchy, and no other', (t) => {
+test.serial('the cgroups of a process are read from its own lines, in any hierarchy', (t) => {
   const found = (cgroup: string, files: Record<string, number>) => {
     const paper = { '/proc/7/cgroup': cgroup }
     for (const [name, content] of Object.entries(files))
@@ -136,7 +136,7 @@ test.serial('a process’s groups are those of its own lines, of any hierarchy, 
   const group = { limit: 1000, used: 10, path: '/a/b' }
   for (const lines of ['12:memory:/a/b\n', '3:cpu,memory:/a/b\n11:pids:/\n0::/\n'])
     t.deepEqual(found(lines, first), group)
-  // Another hierarchy's path, and what is named after it.
+  // A path of another hierarchy, and similar names.
   for (const lines of ['4:cpu:/a/b\n', '4:name=memory:/a/b\n', '0::/a/b\n', '4:memory_x:/a/b\n'])
     t.is(found(lines, first), null, lines)
   const second = { '/a:b/memory.max': 1000, '/a:b/memory.current': 10 }
@@ -145,7 +145,7 @@ test.serial('a process’s groups are those of its own lines, of any hierarchy, 
   t.deepEqual(found('0::/\n', { '/memory.max': 1000, '/memory.current': 10 }), { ...group, path: '/' })
 })
 
-test.serial('a /dev/shm without a bound has none', (t) => {
+test.serial('a /dev/shm without a limit has none', (t) => {
   for (const [blocks, wanted] of [
     [0, null],
     [10, { limit: 40_960, used: 12_288 }],
@@ -167,7 +167,7 @@ test('/dev/shm as a process sees it', async (t) => {
   const { limit, used } = shmOf(process.pid)!
   const { bsize, blocks } = statfsSync('/dev/shm')
   t.is(limit, bsize * blocks)
-  // Other tests use it meanwhile.
+  // Other tests use it at the same time.
   t.true(used >= size && used <= limit, String(used))
   const gone = await goneProcess()
   t.is(shmOf(gone), null)
@@ -175,27 +175,27 @@ test('/dev/shm as a process sees it', async (t) => {
   t.is(ringsInShm(process.pid), 0)
 })
 
-test('rings in /dev/shm are those that a process writes, of channels with that backing', async (t) => {
+test('rings in /dev/shm are counted for the process that writes them', async (t) => {
   const [one, other] = await Promise.all([Partner.start(t), Partner.start(t)])
   const capacity = 262_144
   const meet = async (backing: 'shm' | 'memfd') => {
     const address = abstractAddress()
     await Promise.all([one, other].map((partner) => partner.join(address, { backing, capacity })))
-    // The channel before that is kept.
+    // Keeps the previous channel.
     await one.run((kit, name) => void (kit.keep[name] = kit.channel), backing)
     await other.run((kit, name) => void (kit.keep[name] = kit.channel), backing)
   }
   await meet('memfd')
   t.is(ringsInShm(one.pid), 0)
   await meet('shm')
-  // The words beside a ring are a few pages.
+  // The control words of a ring take a few pages.
   for (const { pid } of [one, other]) {
     const rings = ringsInShm(pid)
     t.true(rings >= capacity && rings < 2 * capacity, String(rings))
   }
 })
 
-/** A process that does something, of one thread alone. */
+/** A process with one thread that runs this script. */
 function running(t: ExecutionContext, script: string): number {
   const child = spawn('sh', ['-c', script], { stdio: 'ignore' })
   t.teardown(() => child.kill('SIGKILL'))
@@ -204,7 +204,7 @@ function running(t: ExecutionContext, script: string): number {
 
 const stateOf = (pid: number) => /\) (\S)/.exec(readFileSync(`/proc/${pid}/stat`, 'latin1'))![1]
 
-test('what a process does: it works, it sleeps, it is stopped, or it is gone', async (t) => {
+test('the state of a process: busy, asleep, stopped or gone', async (t) => {
   const busy = running(t, 'while :; do :; done')
   const asleep = running(t, 'exec sleep 1000')
   const stopped = running(t, 'kill -STOP $$')
@@ -219,14 +219,14 @@ test('what a process does: it works, it sleeps, it is stopped, or it is gone', a
   const found = await watchProcesses([busy, asleep, stopped, restless, pinned, await goneProcess()])
   t.is(found.size, 5)
   const of = (pid: number) => found.get(pid)!
-  // One thread, which ran or waited for a core all the time: a bit less or more is seen.
+  // One thread that was always running or waiting for a core. The samples are slightly inexact.
   t.true(of(busy).busy > 0.1 && of(busy).busy < 1.5, String(of(busy).busy))
   t.deepEqual([of(asleep).busy, of(asleep).sleepsPerSecond], [0, 0])
   t.deepEqual(
     [busy, asleep, stopped, pinned].map((pid) => of(pid).isStopped),
     [false, false, true, false],
   )
-  // It waits for each of the others that it starts.
+  // It waits for each process that it starts.
   t.true(of(restless).sleepsPerSecond > 1, String(of(restless).sleepsPerSecond))
   t.true(of(pinned).isPinned)
   t.is(of(asleep).isPinned, !/^Cpus_allowed_list:.*[-,]/m.test(readFileSync('/proc/self/status', 'latin1')))

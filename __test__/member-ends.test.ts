@@ -1,4 +1,4 @@
-// A membership over a binding of the test's own: its events, its role, and how it ends.
+// A membership over a fake binding: its events, its role, and how it ends.
 
 import { inspect } from 'node:util'
 
@@ -25,7 +25,7 @@ function told(membership: Membership): string[] {
   return events
 }
 
-test.serial('what comes with the place is told once its caller can listen, and all in its order', async (t) => {
+test.serial('events that arrive with the place are reported in order, once the caller can listen', async (t) => {
   const [partner, next] = [comer(1), comer(2)]
   const { membership, standing } = await stays(t, { events: [partner.raw, 'guest'] })
   const events = told(membership)
@@ -41,7 +41,7 @@ test.serial('what comes with the place is told once its caller can listen, and a
   t.is(membership.unref().ref(), membership)
   t.deepEqual(standing.since(), ['keep alive 0', 'keep alive 1'])
 
-  // The end of one that has gone before is nothing to the next.
+  // The end of an earlier partner does not affect the next one.
   t.is(membership.channel?.peer.pid, 2)
   partner.end('lost')
   await turn()
@@ -52,7 +52,7 @@ test.serial('what comes with the place is told once its caller can listen, and a
   t.is(membership.channel, undefined)
 })
 
-test.serial('one that leaves closes its channel, and is through once the binding is', async (t) => {
+test.serial('a member that leaves closes its channel, and has left once the binding has', async (t) => {
   for (const leavesAtOnce of [true, false])
     for (const withPartner of [true, false]) {
       const partner = comer(1)
@@ -87,7 +87,7 @@ test.serial('one that leaves closes its channel, and is through once the binding
     }
 })
 
-test.serial('channels that nobody has taken go with the place, and stay where it was lost', async (t) => {
+test.serial('unclaimed channels are closed with the membership, and stay open if the place was lost', async (t) => {
   for (const loses of [false, true]) {
     const { membership, standing } = await stays(t)
     await turn()
@@ -112,7 +112,7 @@ test.serial('channels that nobody has taken go with the place, and stay where it
     standing.bell()
     t.deepEqual(standing.asked, [])
   }
-  // Lost on the way out: that is why, and not that it has left.
+  // If the place is lost while leaving, that is the reason of the end.
   const { membership, standing } = await stays(t)
   standing.tell(comer(1).raw)
   standing.leavesAtOnce = false
@@ -144,7 +144,7 @@ test.serial('destroy leaves the place at once, and does not wait for the partner
   t.is(inspect(membership), '<Membership at @somewhere, host, closed: failed>')
 })
 
-test.serial('a process that exits leaves its place, also to a partner, which may exit as well', async (t) => {
+test.serial('a process that exits leaves its place, even to a partner that exits as well', async (t) => {
   const alone = await stays(t, { address: '/somewhere' })
   const followed = await stays(t, { address: '/somewhere', events: [comer(1).raw] })
   const left = await stays(t, { address: '/somewhere' })
@@ -157,7 +157,7 @@ test.serial('a process that exits leaves its place, also to a partner, which may
   )
 })
 
-test.serial('memberships are made by member', async (t) => {
+test.serial('only member creates memberships', async (t) => {
   const { membership } = await stays(t)
   t.throws(() => Reflect.construct(membership.constructor, [Symbol('ringfence'), { native: {} }]) as unknown, {
     ...codeOf('INVALID_ARGUMENT'),

@@ -1,4 +1,4 @@
-// Members of an address: one goes, the other has the place, and loses nothing.
+// Members of an address: if one leaves, the other takes the place and loses nothing.
 
 import { once } from 'node:events'
 import { existsSync, readdirSync, statSync, writeFileSync } from 'node:fs'
@@ -15,7 +15,7 @@ import { isPending, soon, standStillUntil, until } from './support/until.js'
 
 const small: Options = { capacity: 4096 }
 
-/** A member here, which leaves when the test ends. */
+/** A member in this process, which leaves when the test ends. */
 async function memberHere(t: ExecutionContext, address: string, options: Options = small): Promise<Membership> {
   const membership = await member(address, options)
   t.teardown(() => membership.close())
@@ -29,7 +29,7 @@ async function nextOf(membership: Membership): Promise<Channel> {
   return value
 }
 
-/** A member over there, which writes down what it is told. */
+/** A member in the partner, which records its events. */
 async function memberThere(partner: Partner, address: string, options: Options = small): Promise<string> {
   return partner.run(
     async (kit, where: string, how: Options) => {
@@ -73,7 +73,7 @@ async function readAllOfLost(t: ExecutionContext, channel: Channel): Promise<str
 }
 
 for (const kind of kinds) {
-  test.serial(`a host that leaves is followed by its guest, at ${kind} addresses`, async (t) => {
+  test.serial(`the guest takes the place of a host that leaves, at ${kind} addresses`, async (t) => {
     const address = addressOf(kind, t)
     const first = await Partner.start(t)
     t.is(await memberThere(first, address), 'host')
@@ -89,7 +89,7 @@ for (const kind of kinds) {
     await sayThere(first, ['one', 'two'])
     const role = once(here, 'role')
     await leaveThere(first)
-    // The place is taken over by the time that it has left.
+    // The place is taken over before the close resolves.
     t.deepEqual(await soon(role, 'the role'), ['host'])
     t.is(here.role, 'host')
     t.is((await channel.closed).reason, 'closed')
@@ -97,7 +97,7 @@ for (const kind of kinds) {
     t.deepEqual(await readAll(channel), ['one', 'two'])
     t.deepEqual(await eventsThere(first), [`channel host ${process.pid}`, 'close '])
 
-    // Killed in its turn, as a guest; then as a host.
+    // The second process is killed as a guest, then as a host.
     const second = await Partner.start(t)
     t.is(await memberThere(second, address), 'guest')
     const next = await nextOf(here)
@@ -120,7 +120,7 @@ for (const kind of kinds) {
     if (kind === 'named') t.deepEqual(readdirSync(dirname(address)), [])
   })
 
-  test.serial(`a host that is killed is followed by its guest, at ${kind} addresses`, async (t) => {
+  test.serial(`the guest takes the place of a killed host, at ${kind} addresses`, async (t) => {
     const address = addressOf(kind, t)
     const host = await Partner.start(t)
     await memberThere(host, address)
@@ -137,7 +137,7 @@ for (const kind of kinds) {
     t.is((await nextOf(here)).peer.pid, next.pid)
   })
 
-  test.serial(`a third is told, or waits for its turn, at ${kind} addresses`, async (t) => {
+  test.serial(`a third process is refused, or waits for its turn, at ${kind} addresses`, async (t) => {
     const address = addressOf(kind, t)
     const here = await memberHere(t, address)
     const refused = once(here, 'refused')
@@ -186,7 +186,7 @@ test.serial('a process that closes a channel without leaving keeps its place', a
   t.false((await eventsThere(partner)).some((event) => event.startsWith('role')))
 })
 
-test.serial('leaving sends what was sent before, rejects what waits, and ends loops', async (t) => {
+test.serial('leaving sends what was sent before, rejects pending calls, and ends loops', async (t) => {
   const address = abstractAddress()
   const here = await member(address, small)
   const partner = await Partner.start(t)
@@ -196,7 +196,7 @@ test.serial('leaving sends what was sent before, rejects what waits, and ends lo
     for await (const other of here) t.fail(`${other.peer.pid} came`)
   })()
   const closed = once(here, 'close')
-  // Together they fit the ring; what comes behind does not.
+  // These fit into the ring; the following ones do not.
   const fit = ['a', 'b', 'c'].map((word) => channel.send(word))
   const stuck = channel.send(new Uint8Array(20_000))
   const leaving = here.close()
@@ -223,7 +223,7 @@ test.serial('leaving sends what was sent before, rejects what waits, and ends lo
     }
     return all
   })
-  // The member has left with messages unsent.
+  // The member has left with unsent messages.
   t.deepEqual(words, ['a', 'b', 'c', 'ERR_RINGFENCE_PEER_LOST'])
   await until(async () => (await roleThere(partner)) === 'host', 'it has the address')
 })
@@ -247,7 +247,7 @@ test.serial('a host whose partner has ended its sending hands the address over',
   t.is(statSync(address).ino, ino, 'the address was never free')
 })
 
-test.serial('a guest leaves, and the host takes the next; await using leaves', async (t) => {
+test.serial('if a guest leaves, the host takes the next one; await using leaves', async (t) => {
   const address = namedAddress(t)
   const partner = await Partner.start(t)
   await memberThere(partner, address)
@@ -261,7 +261,7 @@ test.serial('a guest leaves, and the host takes the next; await using leaves', a
   t.deepEqual(readdirSync(dirname(address)), [])
 })
 
-test.serial('one that leaves may come again at once, a hundred times, and holds no more than before', async (t) => {
+test.serial('a member may leave and join a hundred times, and leaks no descriptor', async (t) => {
   const address = namedAddress(t)
   const [one, other] = await Promise.all([Partner.start(t), Partner.start(t)])
   const come = (partner: Partner) => memberThere(partner, address, { ...small, wait: true })
@@ -279,7 +279,7 @@ test.serial('one that leaves may come again at once, a hundred times, and holds 
     await leaveThere(leaves)
     await until(async () => (await roleThere(stays)) === 'host', 'the other is the host')
     t.is(await come(leaves), 'guest')
-    // The host has one more than its guest.
+    // The host has one descriptor more than its guest.
     if (round === 10) before = await Promise.all([one, other].map(descriptors))
   }
   await until(async () => {
@@ -288,7 +288,7 @@ test.serial('one that leaves may come again at once, a hundred times, and holds 
   }, 'no descriptor stays')
 })
 
-test.serial('both leave at once, and nothing is left', async (t) => {
+test.serial('if both leave at the same time, nothing is left', async (t) => {
   const [one, other] = await Promise.all([Partner.start(t), Partner.start(t)])
   for (let round = 0; round < 20; round += 1) {
     const address = namedAddress(t)
@@ -299,7 +299,7 @@ test.serial('both leave at once, and nothing is left', async (t) => {
   }
 })
 
-test.serial('several loops share what comes, and a loop that is left leaves nothing else', async (t) => {
+test.serial('several loops share the channels, and leaving a loop affects nothing else', async (t) => {
   const address = abstractAddress()
   const here = await memberHere(t, address)
   const met: number[] = []
@@ -322,7 +322,7 @@ test.serial('several loops share what comes, and a loop that is left leaves noth
   t.true(met.every((pid) => pid === partner.pid))
 })
 
-test.serial('where no loop has begun the last ones wait; from then on nothing is passed over', async (t) => {
+test.serial('without a loop the last channels are queued, and from then on none is skipped', async (t) => {
   const address = abstractAddress()
   const here = await memberHere(t, address)
   let met = 0
@@ -332,7 +332,7 @@ test.serial('where no loop has begun the last ones wait; from then on nothing is
   })
   const partner = await Partner.start(t)
   await memberThere(partner, address)
-  // No member has a loop, and that delays no other.
+  // No member has a loop, and that delays no other member.
   await until(() => met >= 40, 'it has come again and again')
   const iterator = here[Symbol.asyncIterator]()
   const counted = met
@@ -340,7 +340,7 @@ test.serial('where no loop has begun the last ones wait; from then on nothing is
     const { value } = (await soon(iterator.next(), 'a channel')) as { value: Channel }
     t.is(value.peer.pid, partner.pid)
     if (count === 0) {
-      // The others are not taken: the partner waits at the address.
+      // The other channels are not accepted: the partner waits at the address.
       await until(() => met >= counted + 1, 'one more has come')
       await new Promise((resolve) => setTimeout(resolve, 200))
       t.true(met <= counted + 34, `${met - counted} more have come`)
@@ -348,7 +348,7 @@ test.serial('where no loop has begun the last ones wait; from then on nothing is
   }
 })
 
-test.serial('an AbortSignal ends the waiting for a place, and nothing else', async (t) => {
+test.serial('an AbortSignal cancels the wait for a place, and nothing else', async (t) => {
   const address = abstractAddress()
   const over = new AbortController()
   const here = await memberHere(t, address, { ...small, signal: over.signal })
@@ -369,7 +369,7 @@ test.serial('an AbortSignal ends the waiting for a place, and nothing else', asy
   await t.throwsAsync(member(address, { signal: over.signal }), { code: 'ABORT_ERR' })
 })
 
-test.serial('a member meets members alone: PROTOCOL names both', async (t) => {
+test.serial('a member meets only members: PROTOCOL names both', async (t) => {
   const address = abstractAddress()
   const here = await memberHere(t, address)
   const refused = once(here, 'refused')
@@ -386,7 +386,7 @@ test.serial('a member meets members alone: PROTOCOL names both', async (t) => {
   await t.throwsAsync(joining, { code: 'ABORT_ERR' })
 })
 
-test.serial('a guest whose host lets no process in any more loses its place, and is told why', async (t) => {
+test.serial('a guest whose host accepts no process loses its place, and learns why', async (t) => {
   const address = abstractAddress()
   const partner = await Partner.start(t)
   await partner.run(async (kit, where: string) => {
@@ -408,7 +408,7 @@ test.serial('a guest whose host lets no process in any more loses its place, and
   t.deepEqual(await iterator.next(), { done: true, value: undefined })
 })
 
-test.serial('what is no address, no option and no way to a membership is refused', async (t) => {
+test.serial('wrong addresses, options and calls are refused', async (t) => {
   await t.throwsAsync(member(5 as unknown as string), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
   await t.throwsAsync(member('@x', { waits: true } as Options), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
   const Anything = Membership as unknown as new () => Membership
@@ -438,7 +438,7 @@ test.serial('a membership keeps its process alive until unref, and again after r
     const exit = process_.letGo()
     if (exits) {
       t.is((await soon(exit, 'its exit')).code, 0)
-      // It has left with its event loop.
+      // It has left when its event loop ended.
       t.deepEqual(readdirSync(dirname(address)), [])
       continue
     }
@@ -449,7 +449,7 @@ test.serial('a membership keeps its process alive until unref, and again after r
   }
 })
 
-test.serial('where a thread watches instead of the event loop, a membership works as well', async (t) => {
+test.serial('a membership works without libuv, watched by a thread', async (t) => {
   const address = abstractAddress()
   const [one, other] = await Promise.all([Partner.start(t), Partner.start(t)])
   for (const partner of [one, other]) {
@@ -487,12 +487,12 @@ test.serial('a member in a worker may be terminated at any moment, 60 times', as
   t.true(after <= before, `${before} descriptors before, ${after} after`)
   t.true((await other.run((kit) => kit.keep['met'] as number)) > 20)
   await stage.kill()
-  // Whichever the workers were, the other still has its place, or takes it now.
+  // Whatever roles the workers had, the other member still has its place, or takes it now.
   const here = await memberHere(t, address, { capacity: 16_384, wait: true })
   t.is((await nextOf(here)).peer.pid, other.pid)
 })
 
-test.serial('a Node process follows a Rust process, and the other way round', async (t) => {
+test.serial('a Node process replaces a Rust process, and the reverse', async (t) => {
   const address = namedAddress(t)
   const options: Options = { capacity: 8192, policy: { executable: rustPartner } }
   const start = () => new RustPartner(t, { deed: 'member', address, capacity: 8192, longest: 1000 })
@@ -504,7 +504,7 @@ test.serial('a Node process follows a Rust process, and the other way round', as
   t.is(await first.hear(), `channel ${process.pid}`)
   t.is(String(await channel.receive()), 'hello')
   const role = once(here, 'role')
-  // A word is enough for it to leave.
+  // One message makes it leave.
   await channel.send('leave')
   t.is(await first.hear(), 'left')
   t.deepEqual(await soon(role, 'the role'), ['host'])
@@ -513,7 +513,7 @@ test.serial('a Node process follows a Rust process, and the other way round', as
   channel = await nextOf(here)
   t.is(channel.peer.pid, second.pid)
   t.is(await second.hear(), `channel ${process.pid}`)
-  // It greets first: a partner that has left cannot be greeted any more.
+  // It greets first: a partner that has left could not receive a greeting.
   t.is(String(await channel.receive()), 'hello')
   await here.close()
   t.is(await second.hear(), 'host')
@@ -548,7 +548,7 @@ test.serial(
   },
 )
 
-test('what a partner has left is read, though this side ends its sending before its event loop hears of the end', async (t) => {
+test('messages of a partner are read even if this side ends its sending before it notices the end', async (t) => {
   const address = namedAddress(t)
   const here = await memberHere(t, address)
   const partner = await Partner.start(t)
@@ -563,7 +563,7 @@ test('what a partner has left is read, though this side ends its sending before 
       const leaves = async () => {
         await kit.until.until(() => fs.existsSync(start), 'the other stands still')
         await membership.channel!.close()
-        // It comes anew: its host has heard of the end by then.
+        // It has reconnected, so its host has already noticed the end.
         await kit.until.until(() => events.filter((event) => event.startsWith('channel')).length === 2, 'it is let in')
         fs.writeFileSync(over, '')
       }

@@ -1,4 +1,4 @@
-// The memory of what is received: whose it is, how much of it a message keeps, and what happens where there is none.
+// The memory of received messages: who owns it, how much a message keeps alive, and failed allocations.
 
 import { execFileSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
@@ -28,7 +28,7 @@ function patterns(partner: Partner, first: number, count: number, size: number):
 }
 
 for (const size of [0, 16, 100, 4096, 4097, 20_000, 40_000, 200_000]) {
-  test.serial(`messages of ${size} bytes are transferred elsewhere, and those that follow are whole`, async (t) => {
+  test.serial(`messages of ${size} bytes can be transferred, and the next ones are intact`, async (t) => {
     const { channel, partner } = await pair(t)
     const { port1, port2 } = new MessageChannel()
     t.teardown(() => port1.close())
@@ -41,10 +41,10 @@ for (const size of [0, 16, 100, 4096, 4097, 20_000, 40_000, 200_000]) {
         port1.postMessage(message, [message.buffer as ArrayBuffer])
         const { message: copy } = receiveMessageOnPort(port2) as { message: Uint8Array }
         t.true(pattern(number, size).equals(copy), `message ${number}, transferred`)
-        // A long one has memory of its own, which is gone with it. A short one was copied.
+        // A long message has its own memory, which is transferred. A short one is copied.
         t.is(message.length, size > 4096 ? 0 : size)
       } catch (error) {
-        // From Node 21 on, what is not to be transferred is not copied either, but refused.
+        // From Node 21 on, memory that must not be transferred is refused instead of copied.
         t.is((error as Error).name, 'DataCloneError')
         t.true(size <= 4096)
         t.true(message.equals(pattern(number, size)), `message ${number}, afterwards`)
@@ -53,7 +53,7 @@ for (const size of [0, 16, 100, 4096, 4097, 20_000, 40_000, 200_000]) {
   })
 }
 
-test.serial('memory that was taken away all the same is replaced, and no message is lost', async (t) => {
+test.serial('memory that was detached anyway is replaced, and no message is lost', async (t) => {
   const { channel, partner } = await pair(t)
   let number = 0
   for (const size of [16, 300, 3000, 6000, 20_000, 60_000]) {
@@ -72,7 +72,7 @@ test.serial('memory that was taken away all the same is replaced, and no message
   t.is(channel.tryReceive(), undefined)
 })
 
-test.serial('what a visitor is shown, and takes away, is told, and the channel goes on', async (t) => {
+test.serial('detaching the memory that a visitor gets is an error, and the channel continues', async (t) => {
   const { channel, partner } = await pair(t)
   let visitorMayTake = true
   await patterns(partner, 0, 1, 100)
@@ -92,7 +92,7 @@ test.serial('what a visitor is shown, and takes away, is told, and the channel g
   )
   t.regex(error?.message ?? '', /transferred .* and with it 672 bytes of messages/)
   t.is(visited.length, 4)
-  // The last of them: nothing is lost.
+  // The last messages: nothing is lost.
   await patterns(partner, 10, 1, 100)
   t.is(
     channel.receiveEach((bytes) => takeAway(bytes)),
@@ -121,7 +121,7 @@ const keptOutOf = test.macro(async (t, size: number, between: number) => {
     size,
   )
   const tidy = async () => {
-    // What is let go of is swept beside the program.
+    // Freed memory is swept concurrently with the program.
     for (let round = 0; round < 3; round += 1) {
       gc()
       await new Promise((resolve) => setImmediate(resolve))
@@ -142,7 +142,7 @@ const keptOutOf = test.macro(async (t, size: number, between: number) => {
   t.true(held < 16, `${held} MiB are held`)
 })
 
-// Between two that are kept there is as much as one call fetches, or more.
+// Between two messages that are kept, at least as much is received as one call fetches.
 for (const [size, between] of [
   [10_000, 13],
   [3000, 44],
@@ -172,13 +172,13 @@ test.serial(
         for (let number = 0; number < count; number += 1)
           t.true((await channel.receive())!.equals(pattern(number, size)), `message ${number} of ${size}`)
       }
-      // Where the ring ends, one may find no room.
+      // At the end of the ring, one message may find no room.
       t.true(Math.min(...counts) >= Math.max(...counts) - 1, `${counts.join(', ')} of ${size} bytes`)
     }
   },
 )
 
-test.serial('memory that visitors have left messages in is taken away with a Buffer, and none is lost', async (t) => {
+test.serial('detaching memory that visited messages share with a Buffer loses no message', async (t) => {
   const { channel, partner } = await pair(t)
   let number = 0
   const sizes = [16, 300, 6000, 16, 16, 3000, 16, 300, 300]
@@ -203,8 +203,8 @@ test.serial('memory that visitors have left messages in is taken away with a Buf
   t.is(channel.tryReceive(), undefined)
 })
 
-test.serial('where there is no memory for a message, that receive fails, and the message stays', async (t) => {
-  // The other side of the pair is the one that is short of memory here.
+test.serial('a receive without memory for the message fails, and the message stays', async (t) => {
+  // The other side of the pair is the one without memory.
   const { channel, partner } = await pair(t)
   const message = pattern(5, 2_000_000)
   await partner.run((kit) => {
@@ -231,7 +231,7 @@ test.serial('where there is no memory for a message, that receive fails, and the
   const failure = 'ERR_RINGFENCE_NO_SPACE: Array buffer allocation failed'
   type Try = (deed: () => unknown) => Promise<unknown>
   for (const way of ['receive', 'waitReadable', 'for await'] as const) {
-    // It waits, and the message comes.
+    // It waits, and then the message arrives.
     await partner.run((kit, how: typeof way) => {
       const attempt = kit.keep['error'] as Try
       kit.keep['waiting'] =
@@ -248,7 +248,7 @@ test.serial('where there is no memory for a message, that receive fails, and the
       failure,
       `${way}, waiting`,
     )
-    // It is there by now.
+    // The message is there already.
     const found = await partner.run(async (kit) => {
       const attempt = kit.keep['error'] as Try
       return {
@@ -268,7 +268,7 @@ test.serial('where there is no memory for a message, that receive fails, and the
       receiveEach: failure,
       ended: false,
     })
-    // There is memory again.
+    // Memory is available again.
     const received = await partner.run(async (kit) => {
       const tell = kit.keep['short'] as (short: boolean) => void
       tell(false)
@@ -283,7 +283,7 @@ test.serial('where there is no memory for a message, that receive fails, and the
   t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'and what comes behind it')
 })
 
-test.serial('the same where the kernel gives no memory (RLIMIT_AS)', async (t) => {
+test.serial('the same if the kernel gives no memory (RLIMIT_AS)', async (t) => {
   const sizes = { maxMessageSize: 1 << 30 }
   const { channel, partner } = await pair(t, { options: sizes })
   const text = 'what is large is much of the same '
@@ -296,7 +296,8 @@ test.serial('the same where the kernel gives no memory (RLIMIT_AS)', async (t) =
     )
   })
   const [pages] = readFileSync(`/proc/${partner.pid}/statm`, 'utf8').split(' ')
-  // Less than the message, and room for the engine: it collects garbage when an allocation fails, and aborts if it gets no memory for that.
+  // Less than the message, with room for the engine: it collects garbage when an allocation fails, and aborts if it
+  // gets no memory for that.
   limit(String(Number(pages) * 4096 + 256 * 2 ** 20))
   const sent = channel.send(message)
   t.is(
@@ -360,7 +361,7 @@ test.serial(
   },
 )
 
-test.serial('where there is no memory for a message that must wait, nothing of it is sent', async (t) => {
+test.serial('without memory for a message that must be queued, none of it is sent', async (t) => {
   const { channel, partner } = await pair(t, { there: { capacity: 65_536 } })
   const code = await partner.run(async (kit) => {
     const real = Buffer.allocUnsafeSlow

@@ -1,5 +1,5 @@
-// A merge by itself, over rings that a test fills by hand: how its sources end, how it ends, and what it tells. merge.test.ts has one with
-// peers.
+// Unit tests of a merge over rings that a test fills: the ends of its sources, its own end, and its events.
+// merge.test.ts uses it with peers.
 
 import { once } from 'node:events'
 import { inspect } from 'node:util'
@@ -45,7 +45,7 @@ test.serial(
   },
 )
 
-test.serial('one that ends while nobody reads leaves by itself, once all of it was read', async (t) => {
+test.serial('a source that ends is removed once all of it was read, even if nobody reads', async (t) => {
   const [a, b] = named('a', 'b') as [Source, Source]
   const merged = mergeOf(a, b)
   const ends: string[] = []
@@ -80,7 +80,7 @@ test.serial(
   },
 )
 
-test.serial('readers that wait are told what comes in the order of their calls, and then the end', async (t) => {
+test.serial('waiting readers get messages in the order of their calls, and then the end', async (t) => {
   const [a, b] = named('a', 'b') as [Source, Source]
   const merged = mergeOf(a, b)
   await calm()
@@ -91,7 +91,7 @@ test.serial('readers that wait are told what comes in the order of their calls, 
   t.true(await waits[1])
   t.is(((await waits[2]) as [Source, Buffer])[0], a)
   t.true(await isPending(Promise.race(waits.slice(3))))
-  // One that waits is not overtaken, though there is something by now.
+  // A waiting call is not overtaken, although a message is available already.
   b.ring.come(pattern(0, 10))
   const late = merged.receive()
   a.end()
@@ -120,7 +120,7 @@ test.serial(
   },
 )
 
-test.serial('that no source is left keeps the process alive until it is told', async (t) => {
+test.serial('the end of the last source keeps the process alive until it is reported', async (t) => {
   const alive = setInterval(() => {}, 1000)
   t.teardown(() => clearInterval(alive))
   const [a] = named('a') as [Source]
@@ -128,7 +128,7 @@ test.serial('that no source is left keeps the process alive until it is told', a
   t.is(await merged.receive(), undefined)
   await rested()
   await turn()
-  // The event loop is due for those who keep nothing alive.
+  // It is time for a turn of the event loop, which must not keep the process alive.
   clock.now += 3
   fairness.look(true)
   const immediates = () => process.getActiveResourcesInfo().filter((what) => what === 'Immediate').length
@@ -138,7 +138,7 @@ test.serial('that no source is left keeps the process alive until it is told', a
   t.is(await over, undefined)
 })
 
-test.serial('figures are of what the merge has handed out, of sources that have left as well', async (t) => {
+test.serial('statistics count returned messages, including those of removed sources', async (t) => {
   const [a, b] = named('a', 'b') as [Source, Source]
   a.say(3, 10)
   t.is(a.buffer.tryReceive()!.length, 10)
@@ -155,7 +155,7 @@ test.serial('figures are of what the merge has handed out, of sources that have 
   t.deepEqual(merged.stats(), { sources: 0, messagesReceived: 4, bytesReceived: 220 })
 })
 
-test.serial('one whose ring fails costs the others nothing', async (t) => {
+test.serial('a source whose ring fails does not affect the others', async (t) => {
   const [a, b] = named('a', 'b') as [Source, Source]
   const merged = mergeOf(a, b)
   const ended = once(merged, 'disconnect')
@@ -194,7 +194,7 @@ test.serial(
   },
 )
 
-test.serial('what is no source is refused, and those beside it are not taken', (t) => {
+test.serial('an argument that is not a source is refused, and the sources beside it are not added', (t) => {
   const [a, b] = named('a', 'b') as [Source, Source]
   for (const wrong of [5, null, 'ab', {}, undefined]) {
     const error = t.throws(() => merge([a, wrong] as never), invalid)
@@ -229,7 +229,7 @@ test.serial(
         }
         letEnd(held, failure)
         if (!waits) {
-          // A source goes on, and then it is over.
+          // A source continues, and then it ends.
           const last = held.receive()
           t.true(await isPending(last))
           continue
@@ -318,7 +318,7 @@ test.serial('ref and unref apply to every source, and to later ones', (t) => {
   t.deepEqual([a.kept, b.kept, c.kept], [['unref', 'ref'], ['unref', 'ref'], ['ref']])
 })
 
-test.serial('merges are made by merge alone', (t) => {
+test.serial('only merge creates merges', (t) => {
   const made = mergeOf() as unknown as object
   t.throws(() => Reflect.construct(made.constructor, [Symbol('ringfence'), null]), invalid)
 })

@@ -1,5 +1,5 @@
-// A merge by itself, over rings that a test fills by hand: whose turn it is, and what it asks of its sources. merge.test.ts has one with
-// peers.
+// Unit tests of a merge over rings that a test fills: the turns of its sources, and how often it checks them.
+// merge.test.ts uses it with peers.
 
 import test from 'ava'
 
@@ -17,7 +17,7 @@ test.serial('sources take turns of 16 KiB, which end with the message that reach
   await calm()
   // 17 records of 1,008 bytes are more than 16,384.
   t.is(await order(merged, 90), 'a17 b17 c17 a17 b17 c5')
-  // One that had nothing has its turn next, once.
+  // A source that was empty has the next turn, once.
   const d = new Source('d').say(20)
   merged.add(d)
   t.is(await order(merged, 20), 'd17 c3')
@@ -30,7 +30,7 @@ test.serial('sources take turns of 16 KiB, which end with the message that reach
   t.is(await order(mergeOf(e, f), 24), 'e8 f8 e8', 'eight of 2,048 are just that')
 })
 
-test.serial('a turn ends after two looks at the clock as well', async (t) => {
+test.serial('a turn also ends when two readings of the clock say so', async (t) => {
   const [a, b] = named('a', 'b') as [Source, Source]
   const merged = mergeOf(a.say(20, 10), b.say(20, 10))
   await rested()
@@ -71,7 +71,7 @@ test.serial(
     idle[3]!.say()
     t.is(await order(merged, 19), 'flood17 idle 31 flood1')
 
-    // Those that will ring are looked at as well: the bell may be on its way.
+    // Sources that will send a wakeup are checked as well, since that may be on its way.
     const [x, y] = named('x', 'y') as [Source, Source]
     const other = mergeOf(x, y)
     const waiting = other.receive()
@@ -100,7 +100,7 @@ test.serial('a source that sends a little each time does not always come first',
   t.is(await order(merged, 2), 'little1 flood1', 'and at once, where it has had nothing for a while')
 })
 
-test.serial('those who wait have all sources ring by one barrier, and one source by itself', async (t) => {
+test.serial('waiting parks all sources with one barrier, and a single source with its own', async (t) => {
   const { barrier } = native
   let barriers = 0
   let failure: object | null = null
@@ -148,7 +148,7 @@ test.serial('those who wait have all sources ring by one barrier, and one source
   await waiting
   b.say()
   await merged.receive()
-  // What comes between the two looks is found.
+  // Messages that arrive between the two checks are found.
   const { parkReader } = a.ring
   a.ring.parkReader = () => {
     a.ring.parkReader = parkReader
@@ -171,7 +171,7 @@ test.serial('those who wait have all sources ring by one barrier, and one source
   t.is((await waiting)![0], c)
 })
 
-test.serial('a merge is asked no more than its sources have: a bell wakes its own source alone', async (t) => {
+test.serial('a wakeup makes the merge check only the source that sent it', async (t) => {
   const sources = named('a', 'b', 'c')
   const merged = mergeOf(...sources)
   const received: string[] = []
@@ -191,7 +191,7 @@ test.serial('a merge is asked no more than its sources have: a bell wakes its ow
   await reading
 })
 
-test.serial('receiveEach visits one round of each source in turns, and no more than it may', async (t) => {
+test.serial('receiveEach visits one round of each source in turns, up to its limit', async (t) => {
   const [a, b, c] = named('a', 'b', 'c') as [Source, Source, Source]
   const merged = mergeOf(a, b, c)
   await calm()
@@ -204,7 +204,7 @@ test.serial('receiveEach visits one round of each source in turns, and no more t
   t.is(visits(merged, 16), 'b1 c15', 'a turn that was cut short is over')
   t.is(visits(merged), 'a17 c5 a1')
   t.is(visits(merged), '')
-  // What comes meanwhile is left to the next call.
+  // Messages that arrive during a call are left to the next one.
   a.say(1)
   b.say(1)
   let said = 0
@@ -213,7 +213,7 @@ test.serial('receiveEach visits one round of each source in turns, and no more t
   }
   t.is(visits(merged, undefined, more).length, 5)
   t.is(visits(merged, undefined, more).length, 5)
-  // Those that wait to be rung are looked at as well.
+  // Parked sources are checked as well.
   const waiting = merged.waitReadable()
   t.true(a.buffer.isArmed)
   for (const source of [a, b, c]) source.ring.come(pattern(0, 10))
@@ -222,7 +222,7 @@ test.serial('receiveEach visits one round of each source in turns, and no more t
   for (const { ring } of [a, b, c]) t.false(ring.owesWake)
 })
 
-test.serial('a call of receiveEach without a limit ends after 2 ms, and one with a limit does not', async (t) => {
+test.serial('receiveEach without a limit ends after 2 ms, and with a limit it does not', async (t) => {
   const [a, b] = named('a', 'b') as [Source, Source]
   const merged = mergeOf(a.say(40, 1000), b.say(40, 1000))
   await rested()
@@ -233,7 +233,7 @@ test.serial('a call of receiveEach without a limit ends after 2 ms, and one with
   await rested()
   t.is(visits(merged, 75, () => (clock.now += 0.5)).replace(/\d+/g, '').length > 6, true)
   t.is(visits(merged), '')
-  // Turns that are short by their bytes add up as well.
+  // Turns that end early by their bytes add up as well.
   a.say(4, 20_000)
   b.say(4, 20_000)
   await calm()
@@ -247,7 +247,7 @@ test.serial('a call of receiveEach without a limit ends after 2 ms, and one with
   )
 })
 
-test.serial('a visitor may delete the source, close the merge, or throw: what it has not visited stays', async (t) => {
+test.serial('a visitor may delete the source, close the merge, or throw; unvisited messages stay', async (t) => {
   const [a, b] = named('a', 'b') as [Source, Source]
   const merged = mergeOf(a.say(3), b.say(3))
   await calm()
@@ -265,7 +265,7 @@ test.serial('a visitor may delete the source, close the merge, or throw: what it
   const fails = () => {
     throw wrong
   }
-  // Its turn is over with that.
+  // Its turn ends with that.
   t.is(
     t.throws(() => merged.receiveEach(fails)),
     wrong,
@@ -286,7 +286,7 @@ test.serial('a visitor may delete the source, close the merge, or throw: what it
   t.is(b.buffer.tryReceive()!.length, 1000)
 })
 
-test.serial('a message that there is no memory for fails one call, and waits for its source’s next turn', async (t) => {
+test.serial('a message without memory fails one call, and waits for its source’s next turn', async (t) => {
   const [a, b] = named('a', 'b') as [Source, Source]
   const merged = mergeOf(a.say(1, 200_000), b.say(1, 200_000))
   await calm()
@@ -310,7 +310,7 @@ test.serial('a message that there is no memory for fails one call, and waits for
   await fails
   t.is((await waits[1])![0], a)
 
-  // A look at one that had nothing finds such a message, too: it is next.
+  // A check of an empty source may find such a message, too, and it is next.
   const [long, flood] = named('long', 'flood') as [Source, Source]
   const other = mergeOf(long, flood.say(40))
   await calm()
@@ -338,7 +338,7 @@ test.serial(
       t.true(count > 1 && count <= 6, `${count} by ${way}`)
       t.truthy(await call)
     }
-    // An end is not told before its turn either.
+    // An end is not reported before its turn either.
     const [b] = named('b') as [Source]
     const ended = mergeOf(b.end())
     t.is(await ended.receive(), undefined)
@@ -353,7 +353,7 @@ test.serial(
 
 const immediates = () => process.getActiveResourcesInfo().filter((what) => what === 'Immediate').length
 
-test.serial('where no source keeps the process alive, no turn that is waited for does', async (t) => {
+test.serial('if no source keeps the process alive, waiting for a turn does not either', async (t) => {
   const alive = setInterval(() => {}, 1000)
   t.teardown(() => clearInterval(alive))
   const [a, b] = named('a', 'b') as [Source, Source]

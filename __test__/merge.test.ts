@@ -1,4 +1,4 @@
-// Many to one: each source in its turn, each message with who sent it, and what becomes of a source that ends.
+// Many to one: the turns of sources, the source of each message, and the end of a source.
 
 import { readFileSync } from 'node:fs'
 
@@ -26,7 +26,7 @@ import { isPending, soon, until } from './support/until.js'
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 const closed = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_CLOSED' } as const
 
-/** Bytes of the ring that one turn may take, and the record that may go beyond it. */
+/** The bytes of the ring that one turn may take, and the record that may exceed them. */
 const TURN = 16 * 1024 + 1024
 
 interface Sender {
@@ -34,7 +34,7 @@ interface Sender {
   channel: Channel
 }
 
-/** A service of this process, and so many agents, each in a process of its own. */
+/** A service in this process, and `count` clients, each in its own process. */
 async function service(t: ExecutionContext, count: number, there: Options = {}) {
   const address = abstractAddress()
   const listener = await listenHere(t, address)
@@ -54,7 +54,7 @@ const say = (partner: Partner, ...texts: string[]) =>
     for (const word of words) await kit.channel.send(word)
   }, texts)
 
-/** Has the ring of a sender filled, and how many messages that took. */
+/** Fills the ring of a sender. Returns the number of messages. */
 const fill = (partner: Partner, size: number) =>
   partner.run((kit, length: number) => {
     let count = 0
@@ -62,13 +62,13 @@ const fill = (partner: Partner, size: number) =>
     return count
   }, size)
 
-/** Texts, each with the number of its sender. */
+/** A text, with the number of its sender. */
 const told = (senders: Sender[], [source, message]: [Channel, Buffer]): [number, string] => [
   senders.findIndex(({ channel }) => channel === source),
   message.toString(),
 ]
 
-/** Bytes of other sources that come before the first message of this one. */
+/** The number of bytes of other sources before the first message of this one. */
 async function bytesBefore(merged: Merge<Channel>, wanted: Channel): Promise<number> {
   let bytes = 0
   for await (const [source, message] of merged) {
@@ -99,7 +99,7 @@ for (const size of [64, 1000]) {
       await using merged = merge([flood.channel, quiet.channel])
       t.true((await bytesBefore(merged, quiet.channel)) <= TURN)
 
-      // It was found empty, and has something again.
+      // It was found empty, and now has a message.
       for (let round = 0; round < 3; round += 1) {
         t.is((await merged.receive())![0], flood.channel)
         await fill(flood.partner, size)
@@ -114,7 +114,7 @@ for (const size of [64, 1000]) {
   )
 }
 
-test.serial('a quiet source is heard within a few turns, though there are many that have nothing', async (t) => {
+test.serial('a quiet source is read within a few turns, although many others are empty', async (t) => {
   const { listener, senders } = await service(t, 2, { capacity: 1 << 20 })
   const [flood, quiet] = senders as [Sender, Sender]
   const idle = await Partner.start(t)
@@ -132,7 +132,7 @@ test.serial('a quiet source is heard within a few turns, though there are many t
   for (let count = 0; count < 1000; count += 1) t.is((await merged.receive())![0], flood.channel)
   await fill(flood.partner, 64)
   await say(quiet.partner, 'now')
-  // Four of those that have nothing are looked at after each turn.
+  // Four of the empty sources are checked after each turn.
   t.true((await bytesBefore(merged, quiet.channel)) <= 13 * TURN)
 })
 
@@ -151,26 +151,26 @@ test.serial(
       while (performance.now() < end);
       count += 1
       if (before !== -1) before += 1
-      // How long a message takes is known by now.
+      // The time for one message has been measured by then.
       else if (count >= 300) {
         await say(quiet.partner, 'now')
         before = 0
       }
     }
-    // By bytes it would be 724: what is left of the turn. The clock is one for all loops of the thread: where those of tests
-    // before this one had many quick messages a moment ago, the next look at it comes after 256.
+    // The bytes of a turn would allow 724. All loops of a thread share one clock: after many quick messages in earlier
+    // tests, it may be read only after 256 more.
     t.true(before < 300, `${before} messages`)
   },
 )
 
-test.serial('each message comes with its source, and each source in its order', async (t) => {
+test.serial('each message has its source, and each source is read in order', async (t) => {
   const count = 300
   const { senders } = await service(t, 3, { capacity: 65_536 })
   const sending = senders.map(({ partner }, number) =>
     partner.run(
       async (kit, own: number, messages: number) => {
         for (let index = 0; index < messages; index += 1) {
-          // A few are longer than half the ring, and come in fragments.
+          // A few are longer than half the ring, and are sent in fragments.
           const size = index % 50 === 7 ? 100_000 : (index * 37 * (own + 1)) % 5000
           await kit.channel.send(kit.bytes.pattern(own * 1000 + index, size))
         }
@@ -193,7 +193,7 @@ test.serial('each message comes with its source, and each source in its order', 
   merged.on('disconnect', (source, { reason }) =>
     ended.set(source, [reason, next[senders.findIndex(({ channel }) => channel === source)]!]),
   )
-  // Every way to read, in turns.
+  // All ways to read, in turns.
   let turn = 0
   while (await soon(merged.waitReadable(), 'the next message')) {
     turn += 1
@@ -226,7 +226,7 @@ test.serial('each message comes with its source, and each source in its order', 
   await Promise.all(sending)
 })
 
-test.serial('what a killed source had sent is read, then its end is told, and the others go on', async (t) => {
+test.serial('messages of a killed source are read, then its end is reported, and the others continue', async (t) => {
   const { senders } = await service(t, 2)
   const [doomed, other] = senders as [Sender, Sender]
   const ends: [number, Closed['reason'], number][] = []
@@ -251,7 +251,7 @@ test.serial('what a killed source had sent is read, then its end is told, and th
   t.deepEqual(ends[1], [1, 'closed', 0])
 })
 
-test.serial('a source that has ended leaves by itself, though no call reads', async (t) => {
+test.serial('a source that has ended is removed, even if no call reads', async (t) => {
   const { channel, partner } = await pair(t)
   const merged = merge([channel])
   t.is(await merged.receive({ signal: AbortSignal.timeout(1) }).catch((error) => error.code), 'ABORT_ERR')
@@ -264,7 +264,7 @@ test.serial('a source that has ended leaves by itself, though no call reads', as
   t.deepEqual(merged.sources, [])
 })
 
-test.serial('an end of a source that a listener replaces is no end of the merge', async (t) => {
+test.serial('replacing an ended source in a listener does not end the merge', async (t) => {
   const { listener, senders } = await service(t, 1)
   const [first] = senders as [Sender]
   const second = await agentOf(t, listener)
@@ -276,7 +276,7 @@ test.serial('an end of a source that a listener replaces is no end of the merge'
   t.is(String((await soon(received, 'a message'))![1]), 'from the second')
 })
 
-test.serial('what a listener of the end throws is an uncaught exception, and nothing is lost by it', async (t) => {
+test.serial('an exception of a listener of the end is an uncaught exception, and loses nothing', async (t) => {
   const reader = await Partner.start(t)
   const address = abstractAddress()
   await reader.run(async (kit, where: string) => {
@@ -289,7 +289,7 @@ test.serial('what a listener of the end throws is an uncaught exception, and not
       throw new Error('of a listener')
     })
     process.on('uncaughtException', (error) => said.push(error.message))
-    // The first may have left again when the second comes.
+    // The first source may be gone again when the second connects.
     let count = 0
     for await (const channel of kit.keep['listener'] as Listener) {
       merged.add(channel)
@@ -304,11 +304,11 @@ test.serial('what a listener of the end throws is an uncaught exception, and not
   await first.close()
   await second.send('on')
   await second.close()
-  // The first may be read only when both have come, and its end found after the second's message.
+  // The first source may be read only after both have connected, and its end found after the second's message.
   t.deepEqual([...new Set(await heard)].sort(), ['of a listener', 'on'])
 })
 
-test.serial('a source is read by one: a second merge and each direct read are refused, and lose nothing', async (t) => {
+test.serial('a source has one reader: a second merge and direct reads are refused, and lose nothing', async (t) => {
   const { channel, partner } = await pair(t)
   await say(partner, 'one', 'two', 'three')
   const merged = merge([channel])
@@ -324,7 +324,7 @@ test.serial('a source is read by one: a second merge and each direct read are re
   t.is(merged.add(channel), merged)
   t.is(merged.sources.length, 1)
   t.is(String((await merged.receive())![1]), 'one')
-  // It is the merge's alone, but for reading.
+  // Only reading belongs to the merge.
   await channel.send('sent meanwhile')
   t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'sent meanwhile')
   t.is((await channel.verify()).pid, partner.pid)
@@ -346,7 +346,7 @@ test.serial('a source is read by one: a second merge and each direct read are re
   for await (const _ of other) t.fail()
 })
 
-test.serial('a source that a call waits for is not taken, nor are those beside it', async (t) => {
+test.serial('a source that a call waits for is refused, and so are those beside it', async (t) => {
   const { senders } = await service(t, 2)
   const [first, second] = senders as [Sender, Sender]
   const waiting = second.channel.receive()
@@ -358,7 +358,7 @@ test.serial('a source that a call waits for is not taken, nor are those beside i
   t.deepEqual(merge([first.channel, second.channel]).sources, [first.channel, second.channel])
 })
 
-test('what is no source, no option or no visitor is INVALID_ARGUMENT', async (t) => {
+test('wrong sources, options and visitors are INVALID_ARGUMENT', async (t) => {
   t.throws(() => merge(5 as never), invalid)
   t.throws(() => merge(null as never), invalid)
   t.throws(() => merge([{}] as never), invalid)
@@ -391,7 +391,7 @@ test.serial(
   },
 )
 
-test.serial('several that wait are served in their order, and an abort loses nothing', async (t) => {
+test.serial('waiting calls are served in order, and an abort loses nothing', async (t) => {
   const { senders } = await service(t, 2)
   const merged = merge(senders.map(({ channel }) => channel))
   const over = new AbortController()
@@ -417,7 +417,7 @@ test.serial('a visitor may delete the source that it visits, and close the merge
     merged.receiveEach((source, bytes, offset, length) => {
       visits.push(String(Buffer.from(bytes.subarray(offset, offset + length))))
       if (source === first.channel) merged.delete(source)
-      // Without a limit visits end after a time, which a busy machine may take for these.
+      // Without a limit, visits end after a time that a busy machine may exceed here.
     }, Infinity),
     4,
   )
@@ -444,7 +444,7 @@ test.serial('a visitor may delete the source that it visits, and close the merge
   )
 })
 
-test.serial('receiveEach visits what is there now, of all, at most max', async (t) => {
+test.serial('receiveEach visits the available messages of all sources, at most max', async (t) => {
   const { senders } = await service(t, 3)
   const merged = merge(senders.map(({ channel }) => channel))
   t.is(
@@ -466,7 +466,7 @@ test.serial('receiveEach visits what is there now, of all, at most max', async (
   )
 })
 
-test.serial('this side closes a source: it leaves, and the merge goes on', async (t) => {
+test.serial('if this side closes a source, it is removed, and the merge continues', async (t) => {
   const { senders } = await service(t, 2)
   const [first, second] = senders as [Sender, Sender]
   const merged = merge(senders.map(({ channel }) => channel))
@@ -479,9 +479,9 @@ test.serial('this side closes a source: it leaves, and the merge goes on', async
   t.deepEqual(ends, [[first.channel, { reason: 'closed' }]])
 })
 
-test.serial('100 sources of ten processes, of which each ends in its own way', async (t) => {
+test.serial('100 sources of ten processes, with each kind of end', async (t) => {
   const address = abstractAddress()
-  // A hundred handshakes at once take their time where the machine is busy.
+  // A hundred concurrent handshakes take a while on a busy machine.
   const handshakeTimeout = 60_000
   const listener = await listenHere(t, address, { handshakeTimeout })
   const partners = await Promise.all(Array.from({ length: 10 }, () => Partner.start(t)))
@@ -505,7 +505,7 @@ test.serial('100 sources of ten processes, of which each ends in its own way', a
   t.is(merged.sources.length, 100)
   const reasons = new Map<string, number>()
   merged.on('disconnect', (_, { reason }) => reasons.set(reason, (reasons.get(reason) ?? 0) + 1))
-  // Half of the processes are killed with all that they have sent unread; the others end, or close.
+  // Half of the processes are killed with all their messages unread. The others end or close.
   for (const [index, partner] of partners.entries()) {
     if (index % 2 === 0) await partner.kill()
     else
@@ -528,7 +528,7 @@ test.serial('100 sources of ten processes, of which each ends in its own way', a
   t.is(reasons.get('closed'), 50)
 })
 
-test.serial('a merge that waits for 30 idle sources is not woken, and then once', async (t) => {
+test.serial('a merge that waits for 30 idle sources does not wake until one sends', async (t) => {
   const reader = await Partner.start(t)
   const writer = await Partner.start(t)
   const address = abstractAddress()
@@ -552,14 +552,15 @@ test.serial('a merge that waits for 30 idle sources is not woken, and then once'
     )
   }, address)
   await taking
-  /** How often the reader's main thread has slept. */
+  /** The number of times that the reader's main thread has slept. */
   const slept = () =>
     Number(
       /^voluntary_ctxt_switches:\s*(\d+)/m.exec(
         readFileSync(`/proc/${reader.pid}/task/${reader.pid}/status`, 'utf8'),
       )![1],
     )
-  // What the start has left to do wakes it some more times; one that is woken while it is idle never sleeps so long.
+  // Work left from the start wakes the reader a few more times. If idle sources woke it, it would never sleep that
+  // long.
   await until(async () => {
     const before = slept()
     await new Promise((resolve) => setTimeout(resolve, 300))
@@ -592,7 +593,7 @@ test.serial('the event loop turns while two sources flood a merge', async (t) =>
   t.true(timers > 5, `${timers} timers in 100 ms`)
 })
 
-test.serial('messages() reads from all agents of a service, coming and going', async (t) => {
+test.serial('messages() reads from all clients of a service, which connect and disconnect', async (t) => {
   const address = abstractAddress()
   const listener = await listenHere(t, address)
   const early = await Partner.start(t)
@@ -626,7 +627,7 @@ test.serial('messages() reads from all agents of a service, coming and going', a
   for await (const _ of listener.messages()) t.fail()
 })
 
-test.serial('calls of messages() share what comes, and leaving a loop loses nothing', async (t) => {
+test.serial('calls of messages() share the messages, and leaving a loop loses nothing', async (t) => {
   const address = abstractAddress()
   const listener = await listenHere(t, address)
   const { partner } = await (async () => {
@@ -650,7 +651,7 @@ test.serial('calls of messages() share what comes, and leaving a loop loses noth
   t.is(String((value as [Channel, Buffer])[1]), 'four')
 })
 
-test.serial('messages() and a loop over the listener, or a listener of connection, do not go together', async (t) => {
+test.serial('messages() excludes loops over the listener, and connection listeners', async (t) => {
   const first = await listenHere(t, abstractAddress())
   const loop = first[Symbol.asyncIterator]()
   const waiting = loop.next()
@@ -674,7 +675,7 @@ test.serial('messages() and a loop over the listener, or a listener of connectio
   for await (const _ of messages) t.fail()
 })
 
-test.serial('subscriptions are read beside channels, and each leaves with its own reason', async (t) => {
+test.serial('subscriptions are read beside channels, and each is removed with its own reason', async (t) => {
   const publishers = await Promise.all([Partner.start(t), Partner.start(t), Partner.start(t)])
   const subscriptions = await Promise.all(
     publishers.map(async (partner, index) => {
@@ -693,7 +694,7 @@ test.serial('subscriptions are read beside channels, and each leaves with its ow
   )
   const [ending, doomed, stalled] = subscriptions as [Subscription, Subscription, Subscription]
   const { channel, partner } = await pair(t)
-  // It is not read, and holds its publisher up.
+  // It is not read, so it blocks its publisher.
   await publishers[2]!.run(async (kit) => {
     const publisher = kit.keep['publisher'] as Publisher
     while (publisher.subscribers.length > 0) await publisher.send(new Uint8Array(1000))

@@ -1,4 +1,4 @@
-// The figures as prom-client and OpenTelemetry read them: with the real packages.
+// Metrics as prom-client and OpenTelemetry read them, with the real packages.
 
 import { once } from 'node:events'
 
@@ -26,10 +26,10 @@ const [{ toMetrics: metricsOf }, { nowOpen, openNow }, { Listener }] = await Pro
   inside('endpoint/service.js'),
 ])
 
-test('prom-client reads the figures of what is watched', async (t) => {
+test('prom-client reads the metrics of the given resources', async (t) => {
   const { channel, partner, address } = await pair(t)
   const listener = await listenHere(t, abstractAddress(), { policy: { authorize: () => false } })
-  // The peer may hear of it before this process does.
+  // The peer may be notified before this process.
   const refused = once(listener, 'refused')
   await t.throwsAsync(partner.connect(listener.address), { code: 'ERR_RINGFENCE_PEER_REFUSED' })
   await refused
@@ -60,7 +60,7 @@ class Reader extends MetricReader {
   }
 }
 
-test('OpenTelemetry reads everything that is open', async (t) => {
+test('OpenTelemetry reads every open resource', async (t) => {
   const { channel, partner, address } = await pair(t)
   const publisher = await publish(abstractAddress())
   t.teardown(() => publisher.close())
@@ -102,7 +102,7 @@ test('OpenTelemetry reads everything that is open', async (t) => {
   t.false(await open(), 'what has ended is not told any more')
 })
 
-test('what has no figures is refused', (t) => {
+test('objects without statistics are refused', (t) => {
   for (const value of [{}, null, undefined, 5, 'a channel', () => {}, { stats: () => ({}), role: 'host' }]) {
     const error = t.throws(() => toMetrics(value as never), { instanceOf: RingfenceError })
     t.is(error.code, 'ERR_RINGFENCE_INVALID_ARGUMENT')
@@ -111,16 +111,16 @@ test('what has no figures is refused', (t) => {
 
 type Figures = Record<string, number | Record<string, number>>
 
-/** What was opened, by this build or the other one. */
+/** An open resource, of this build or the other one. */
 function opened(figures: Figures, address: string | null, more: object): never {
   const made = { stats: () => figures, ...more }
   nowOpen(made, address)
-  // Tests of what is open in the process are none of this.
+  // Tests of all open resources must not count these.
   openNow.delete(made)
   return made as never
 }
 
-/** The samples of all that have one, for both: what is told of which labels. */
+/** The samples of all sources for both packages: values by labels. */
 async function told(...sources: never[]) {
   const metrics = metricsOf(...sources)
   const forPrometheus: Record<string, [number, object][]> = {}
@@ -150,7 +150,7 @@ async function told(...sources: never[]) {
   return { forPrometheus, forOpenTelemetry, all }
 }
 
-test('a figure is told in its unit, with what it is of', async (t) => {
+test('each metric has its unit, and the labels of its resource', async (t) => {
   const peer = { pid: 12 }
   const channel = opened({ messagesSent: 3, waitedMicros: 1_500_000, queuedBytes: 7 }, '@a', { role: 'host', peer })
   const line = opened({ messagesSent: 4 }, null, { role: 'guest', peer })
@@ -201,7 +201,7 @@ test('a figure is told in its unit, with what it is of', async (t) => {
   t.is(new Set(all).size, all.length, 'what two figures are told by is made once')
 })
 
-test('what shares all its labels is one sample, the sum: of two, those who collect them keep one', async (t) => {
+test('resources with the same labels are one sample, the sum: collectors would drop all but one', async (t) => {
   const peer = { pid: 12 }
   const [one, other] = [3, 4].map((messagesSent) => opened({ messagesSent }, '@a', { role: 'host', peer })) as [
     never,

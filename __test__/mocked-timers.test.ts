@@ -1,4 +1,4 @@
-// Test tools stop the timers and the clock of a process. Its channels go on.
+// Test tools may mock the timers and the clock of a process. Its channels keep working.
 
 import test, { type ExecutionContext } from 'ava'
 import { connect, subscribe } from 'ringfence'
@@ -8,7 +8,7 @@ import { pair, Partner } from './support/partner.js'
 import type { Kit } from './support/partner-process.js'
 import { soon } from './support/until.js'
 
-/** What a test tool does in the process that it tests, after the package was loaded. */
+/** The ways in which test tools mock the timers of the process, after the package was loaded. */
 const ways: [title: string, stop: (kit: Kit) => void][] = [
   [
     'the mock timers of node:test',
@@ -32,7 +32,7 @@ const ways: [title: string, stop: (kit: Kit) => void][] = [
   ],
 ]
 
-/** More than the ring holds: each side waits for the other again and again. */
+/** More than the ring holds, so each side waits for the other repeatedly. */
 const COUNT = 3000
 const small = { capacity: 4096 }
 
@@ -40,7 +40,7 @@ const small = { capacity: 4096 }
 const starts = (t: ExecutionContext) => Partner.start(t, { node: ['--no-warnings'] })
 
 for (const [title, stop] of ways) {
-  test(`a channel goes on with ${title}`, async (t) => {
+  test(`a channel works with ${title}`, async (t) => {
     const { channel, partner } = await pair(t, { options: small, partner: await starts(t) })
     await partner.run(stop)
     const echoed = partner.run(async (kit) => {
@@ -63,7 +63,7 @@ for (const [title, stop] of ways) {
     t.is((await soon(channel.closed, 'the end')).reason, 'closed')
   })
 
-  test(`a publisher goes on with ${title}`, async (t) => {
+  test(`a publisher works with ${title}`, async (t) => {
     const address = abstractAddress()
     const partner = await starts(t)
     await partner.run(async (kit, where) => {
@@ -86,7 +86,7 @@ for (const [title, stop] of ways) {
     await soon(published, 'the end over there')
   })
 
-  test(`a merge goes on with ${title}`, async (t) => {
+  test(`a merge works with ${title}`, async (t) => {
     const address = abstractAddress()
     const partner = await starts(t)
     await partner.run(async (kit, where) => {

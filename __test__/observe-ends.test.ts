@@ -1,4 +1,5 @@
-// What a process tells of itself, over a binding of the test's own: to whom, when, and each end. observe.test.ts has real processes.
+// A process that publishes its statistics, over a fake binding: readers, intervals and ends. observe.test.ts has real
+// processes.
 
 import { once } from 'node:events'
 
@@ -28,7 +29,7 @@ interface Snapshot {
   more: number
 }
 
-/** A publisher that keeps what it is given. */
+/** A publisher that records what it is given. */
 class Figures extends Published {
   readonly told: string[] = []
 
@@ -40,14 +41,14 @@ class Figures extends Published {
   snapshot = () => JSON.parse(this.told.pop()!) as Snapshot
 }
 
-/** How often something is done while one looks. */
+/** A timer that runs while the process is being observed. */
 interface Every {
   call: () => void
   milliseconds: number
   keepsAlive: boolean
 }
 
-/** Those that are set while the test runs. */
+/** The timers that are set while the test runs. */
 function timersHere(t: ExecutionContext): Every[] {
   const { setInterval: begin, clearInterval: end } = runtime
   const set: Every[] = []
@@ -63,7 +64,7 @@ function timersHere(t: ExecutionContext): Every[] {
   return set
 }
 
-/** Begins an observation. */
+/** Starts an observation. */
 async function observed(t: ExecutionContext, all: Begun[], below = new Figures()) {
   const beginning = observe()
   t.is(observe(), beginning, 'one for all of the process')
@@ -87,7 +88,7 @@ test.serial(
     t.like(options, {
       capacity: 4 * 1024 * 1024,
       deliveries: ['latest', 'best-effort'],
-      // Whoever runs as its user, whatever the executable: the command line is another program.
+      // Any process of the same user, whatever its executable: the command line is another program.
       policy: { uids: undefined, executables: undefined },
     })
     t.is(LONGEST, 512 * 1024)
@@ -102,7 +103,7 @@ test.serial(
   },
 )
 
-test.serial('each thing that is open is told with its figures, and keeps its number', async (t) => {
+test.serial('each open resource is reported with its statistics, and keeps its number', async (t) => {
   await rested()
   const { below } = await observed(t, beginsHere(t))
   const open = (thing: object, address: string | null) => {
@@ -110,7 +111,7 @@ test.serial('each thing that is open is told with its figures, and keeps its num
     t.teardown(() => openNow.delete(thing))
   }
   const peer = { pid: 12 }
-  // As many lag as are named, and one more; the slowest are named first.
+  // It names as many lagging subscribers as it may, and one more lags. The slowest come first.
   const subscribers = [3, 9, 0, 6, 8, 7, 2, 4, 1, 5].map((lag) => ({
     stats: () => ({ lag }),
     peer: { pid: 100 + lag },
@@ -146,7 +147,7 @@ test.serial('each thing that is open is told with its figures, and keeps its num
   )
 })
 
-test.serial('figures are told to who comes, and again and again, as long as one looks', async (t) => {
+test.serial('statistics are sent to each new observer, and then at intervals while it is connected', async (t) => {
   await rested()
   const timers = timersHere(t)
   const { below } = await observed(t, beginsHere(t))
@@ -170,7 +171,7 @@ test.serial('figures are told to who comes, and again and again, as long as one 
   }
 })
 
-test.serial('an observation that has ended tells nothing, and the next call begins anew', async (t) => {
+test.serial('an observation that has ended reports nothing, and the next call starts a new one', async (t) => {
   await rested()
   const timers = timersHere(t)
   const all = beginsHere(t)
@@ -202,7 +203,7 @@ test.serial('an observation that has ended tells nothing, and the next call begi
   await observed(t, all)
 })
 
-test.serial('figures that cannot be told are no uncaught exception', async (t) => {
+test.serial('statistics that cannot be published cause no uncaught exception', async (t) => {
   await rested()
   const timers = timersHere(t)
   const { below } = await observed(t, beginsHere(t))
@@ -223,7 +224,7 @@ test.serial('figures that cannot be told are no uncaught exception', async (t) =
   await turn()
 })
 
-test.serial('RINGFENCE_OBSERVE=1 asks for it, of the main thread alone, and a failure is a warning', async (t) => {
+test.serial('RINGFENCE_OBSERVE=1 observes the main thread, and a failure is a warning', async (t) => {
   await rested()
   const all = beginsHere(t)
   const given = Object.getOwnPropertyDescriptor(builtin, 'threads')!

@@ -1,4 +1,5 @@
-// What others can see of a process: `ringfence ps`, from /proc alone, and `ringfence top`, where it lets itself be seen.
+// Looking at other processes: `ringfence ps` reads /proc alone, and `ringfence top` reads the statistics of processes
+// that allow it.
 
 import { execFile } from 'node:child_process'
 import { readFileSync } from 'node:fs'
@@ -38,8 +39,8 @@ const ringfence = (...words: string[]): Promise<Processes> =>
     )
   })
 
-test('ps tells who has a channel with whom, and sets off no tripwire', async (t) => {
-  // The address of a service is its own alone: this process has one, and the agent none.
+test('ps shows who has a channel with whom, and triggers no tripwire', async (t) => {
+  // A service has an address of its own: this process has one, and the client has none.
   const service = await Partner.start(t)
   const address = abstractAddress()
   await service.run(async (kit, where) => {
@@ -67,7 +68,7 @@ test('ps tells who has a channel with whom, and sets off no tripwire', async (t)
   t.is(await service.run(async (kit) => String(await kit.channel.receive())), 'nothing was exposed')
 })
 
-test('ps tells the address of two that are observed', async (t) => {
+test('ps shows the address of two observed processes', async (t) => {
   const [service, agent] = [await Partner.start(t), await Partner.start(t)]
   const address = abstractAddress()
   await service.run(async (kit, where) => {
@@ -85,7 +86,7 @@ test('ps tells the address of two that are observed', async (t) => {
   t.like(between(agent, service), [{ address, role: 'guest' }])
 })
 
-test('ps tells an address as it is, whatever it holds, and no address that another socket has made up', async (t) => {
+test('ps shows an address whatever it contains, and no address that another socket forges', async (t) => {
   const [service, agent] = [await Partner.start(t), await Partner.start(t)]
   const address = join(temporaryDirectory(t), 'gr\u00fc\u00df  \r\u2028\u001b[2J\nb .sock')
   await service.run(async (kit, where) => {
@@ -100,7 +101,7 @@ test('ps tells an address as it is, whatever it holds, and no address that anoth
   }
   t.deepEqual(await told(), [address, address])
   const [, inode] = / (\d+) \S*gr\u00fc\u00df {2}/.exec(readFileSync('/proc/net/unix', 'utf8'))!
-  // Any user may take a name like this one.
+  // Any user may choose a name like this.
   const forged = `\n0000000000000000: 00000002 00000000 00010000 0001 01 ${inode} /forged.sock`
   const server = createServer()
   await new Promise<void>((resolve) => server.listen(`\0${forged}`, resolve))
@@ -109,7 +110,7 @@ test('ps tells an address as it is, whatever it holds, and no address that anoth
   t.deepEqual(await told(), [null, null])
 })
 
-test('ps fails with a code where this process lacks descriptors: what it could not look at is not left out', async (t) => {
+test('ps without free descriptors fails with a code, instead of leaving out what it could not read', async (t) => {
   const [service, looking] = [await Partner.start(t), await Partner.start(t)]
   const address = abstractAddress()
   await service.run(async (kit, where) => {
@@ -133,10 +134,10 @@ test('ps fails with a code where this process lacks descriptors: what it could n
       try {
         fill()
       } catch {
-        // There are no more.
+        // No descriptors are left.
       }
       const codes: unknown[] = []
-      // With none left, with one, and so on: whatever it is that fails.
+      // With no free descriptor, one, and so on, so that each step fails once.
       for (let free = 0; free < 6; free += 1) {
         try {
           codes.push(sees())
@@ -157,7 +158,7 @@ test('ps fails with a code where this process lacks descriptors: what it could n
   for (const code of told.codes) t.true(code === true || code === 'ERR_RINGFENCE_NO_SPACE', String(code))
 })
 
-test('ps tells a publisher and those who read its ring', async (t) => {
+test('ps shows a publisher and the readers of its ring', async (t) => {
   const publisher = await Partner.start(t)
   const address = join(temporaryDirectory(t), 'gr\u00fc\u00df \nb .sock')
   await publisher.run(async (kit, where) => {
@@ -186,13 +187,13 @@ test('ps tells a publisher and those who read its ring', async (t) => {
   ])
 })
 
-test('top shows what goes through a process that lets itself be seen', async (t) => {
+test('top shows the traffic of a process that is observed', async (t) => {
   const { channel, partner, address } = await pair(t)
   const listener = await listenHere(t, abstractAddress())
   await Promise.all([nextOf(listener), (await Partner.start(t)).connect(listener.address)])
   const observation = await partner.run(async (kit) => (await kit.ringfence.observe()).address)
   t.is(observation, `@ringfence-observe-${partner.pid}`)
-  // It sends as long as the test looks.
+  // Sends while the test runs.
   await partner.run((kit) => {
     const timer = setInterval(() => void kit.channel.send('twelve bytes').catch(() => clearInterval(timer)), 5)
   })
@@ -219,7 +220,7 @@ test('top shows what goes through a process that lets itself be seen', async (t)
   await reading
 })
 
-test('top believes no process more than its figures, and is put out by none', async (t) => {
+test('top trusts a process only about its own statistics, and malformed ones do not break it', async (t) => {
   const lying = async (lie: unknown, about?: number): Promise<Partner> => {
     const partner = await Partner.start(t)
     await partner.run(
@@ -247,7 +248,7 @@ test('top believes no process more than its figures, and is put out by none', as
     await lying({ ...snapshot, channels: [{ ...channel, messagesSent: none }] }),
     await lying({ ...snapshot, channels: [{ ...channel, ringUsed: -1 }] }),
     await lying({ ...snapshot, channels: [{ ...channel, address: 'x'.repeat(10_000) }] }),
-    // Figures of another process.
+    // The statistics of another process.
     await lying(snapshot, other.pid),
   ]
   const { processes } = await ringfence('top', '--once', '--json')
@@ -264,12 +265,12 @@ test('top believes no process more than its figures, and is put out by none', as
   t.regex(screen, new RegExp(`^${another.pid} .* host`, 'm'))
 })
 
-test('top asks none but the processes themselves: who takes their addresses does not hold it up', async (t) => {
+test('top asks only the processes themselves, so a process that takes their address does not delay it', async (t) => {
   const observed = await Promise.all(Array.from({ length: 12 }, () => Partner.start(t)))
   await Promise.all(observed.map((partner) => partner.run((kit) => kit.ringfence.observe().then(() => {}))))
   const quiet = await Partner.start(t)
   let came = 0
-  // It would never answer.
+  // It never answers.
   const server = createServer(() => (came += 1))
   await new Promise<void>((resolve) => server.listen(`\0ringfence-observe-${quiet.pid}`, resolve))
   t.teardown(() => server.close())
@@ -279,13 +280,13 @@ test('top asks none but the processes themselves: who takes their addresses does
     )
   })
   t.is(came, 0)
-  // Many handshakes at a time are no leak.
+  // Many concurrent handshakes are not a leak.
   t.is(complaints, '')
   const { processes } = JSON.parse(out) as Processes
   for (const { pid } of observed) t.true(processes.some((process) => process.pid === pid))
 })
 
-test('RINGFENCE_OBSERVE=1 has a process observed from the start, and keeps it not alive', async (t) => {
+test('RINGFENCE_OBSERVE=1 observes a process from its start, and does not keep it alive', async (t) => {
   const index = urlOf('index.js')
   const script = `
     import ${JSON.stringify(index)}
@@ -302,7 +303,7 @@ test('RINGFENCE_OBSERVE=1 has a process observed from the start, and keeps it no
   t.is(stdout, 'observed\n')
 })
 
-test('a process that has loaded both builds is observed as one, and so are its figures', async (t) => {
+test('a process that has loaded both builds is observed as one', async (t) => {
   const partner = await Partner.start(t)
   const addresses = [abstractAddress(), abstractAddress()]
   const told = await partner.run(async (kit, here) => {
@@ -326,7 +327,7 @@ test('a process that has loaded both builds is observed as one, and so are its f
   for (const labels of told.labels) t.deepEqual([...labels].sort(), all)
 })
 
-test('an observed process has a timer only while one looks', async (t) => {
+test('an observed process has a timer only while it has an observer', async (t) => {
   const partner = await Partner.start(t)
   await partner.run(async (kit) => {
     const { createHook } = kit.require('node:async_hooks') as typeof import('node:async_hooks')
@@ -341,7 +342,7 @@ test('an observed process has a timer only while one looks', async (t) => {
     createHook({ init, destroy: (id) => void running.delete(id) }).enable()
     await kit.ringfence.observe()
   })
-  // Another test may look as well, for a while.
+  // Another test may observe it as well, for a while.
   const rests = () => partner.run((kit) => (kit.keep['running'] as Set<number>).size === 0)
   await until(rests, 'it rests')
   const { processes } = await ringfence('top', '--once', '--json')
@@ -350,7 +351,7 @@ test('an observed process has a timer only while one looks', async (t) => {
   await until(rests, 'it rests again')
 })
 
-test('an observation can be ended, and begun again', async (t) => {
+test('an observation can be ended, and started again', async (t) => {
   const first = await observe()
   t.is(await observe(), first)
   t.true(isBound(first.address))
@@ -360,7 +361,7 @@ test('an observation can be ended, and begun again', async (t) => {
   t.is(again.address, first.address)
   t.true(readFileSync('/proc/net/unix', 'latin1').includes(again.address))
   await until(() => isBound(again.address), 'it is there')
-  // Closed once more, the first is no end of the second.
+  // A second close of the first does not end the second.
   await first.close()
   t.true(isBound(again.address))
   t.is(await observe(), again)

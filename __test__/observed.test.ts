@@ -1,5 +1,5 @@
-// What `ringfence top` and `doctor` make of the figures that processes tell: whom they ask, and rates, of two snapshots that are far
-// enough apart. Over processes on paper; observe.test.ts has real ones.
+// How `ringfence top` and `doctor` read statistics: which processes they ask, and rates from two snapshots that are far
+// enough apart. Over fake processes; observe.test.ts has real ones.
 
 import test, { type ExecutionContext } from 'ava'
 
@@ -28,14 +28,14 @@ const { Sources } = await insideOf<{
   Sources: new (patience: number) => Sources
 }>('cli/observed.js')
 
-/** On a host with these processes, which can be observed. The patience is longer than a test. */
+/** Sources on a host with these observable processes. The patience is longer than a test. */
 async function watching(t: ExecutionContext, pids: number[], patience = 1e9) {
   await rested()
   const paper = host(...pids.map((pid) => observable(pid)))
   t.teardown(see(paper))
   const handshakes = new Handshakes(t)
   const sources = new Sources(patience)
-  /** Those of them that are asked answer. */
+  /** Asks these processes, or all, and lets them answer. */
   const find = async (only?: number[]) => {
     const finding = sources.find(only && new Set(only))
     await turns(2)
@@ -61,7 +61,7 @@ test.serial(
   async (t) => {
     const { sources, find } = await watching(t, [40])
     const [teller] = await find()
-    // Once is enough.
+    // One call is enough.
     t.deepEqual(await find(), [])
     t.deepEqual(sources.watched(), [])
     t.deepEqual(sources.lastTwo(), new Map())
@@ -75,7 +75,7 @@ test.serial(
       bytesReceived: 20 * messages,
     })
     await teller!.tell(1000, figures(100))
-    // Who it is the kernel has said.
+    // The identity comes from the kernel.
     t.deepEqual(sources.watched(), [
       { pid: 40, uid: 5, executable: '/usr/bin/40', channels: [{ ...figures(100), ...still }] },
     ])
@@ -100,7 +100,8 @@ test.serial(
     const { before, now } = sources.lastTwo().get(40)!
     t.deepEqual([before.at, now.at], [1000, 3000])
 
-    // Close behind the last one: it is compared with the first still. A publisher's figures go into the same rates.
+    // Close behind the last one, so it is still compared with the first. The statistics of a publisher go into the same
+    // rates.
     clock.now += 10
     const publisher = { ...channel, peer: null, role: 'publisher', address: '@p', messagesSent: 2100 }
     await teller!.tell(5000, { ...publisher, bytesSent: 2000 }, { ...figures(7), id: 2 })
@@ -113,7 +114,7 @@ test.serial(
         messagesReceivedPerSecond: -50,
         bytesReceivedPerSecond: -500,
       },
-      // One that was not there before has no rate.
+      // A channel that is new has no rate.
       { ...figures(7), id: 2, ...still },
     ])
     t.deepEqual(
@@ -121,7 +122,7 @@ test.serial(
       [1],
     )
     t.deepEqual(sources.watched('@elsewhere'), [])
-    // It has none any more.
+    // Now the process has no channels.
     await teller!.tell(6000)
     t.like(sources.watched(), [{ pid: 40, channels: [] }])
     t.false(teller!.asked.includes('close'))
@@ -130,7 +131,7 @@ test.serial(
   },
 )
 
-test.serial('a process that tells nothing any more, since it is stopped, has no rates', async (t) => {
+test.serial('a process that stops reporting, since it is stopped, has no rates', async (t) => {
   const { sources, find } = await watching(t, [40])
   const [teller] = await find()
   const rates = () => sources.watched()[0]!.channels.map(({ messagesSentPerSecond }) => messagesSentPerSecond)
@@ -143,13 +144,13 @@ test.serial('a process that tells nothing any more, since it is stopped, has no 
   t.deepEqual(rates(), [1000])
   clock.now += 1
   t.deepEqual(rates(), [0])
-  // What it has told counts as ever.
+  // Its last totals still count.
   t.like(sources.watched()[0]!.channels, [{ messagesSent: 2001 }])
   await teller!.tell(8000, { ...channel, messagesSent: 8000 })
   t.deepEqual(rates(), [1000])
 })
 
-test.serial('of several channels each is compared with itself', async (t) => {
+test.serial('of several channels, each is compared with itself', async (t) => {
   const { sources, find } = await watching(t, [40])
   const [teller] = await find()
   const both = (one: number, two: number) => [
@@ -168,7 +169,7 @@ test.serial('of several channels each is compared with itself', async (t) => {
   )
 })
 
-test.serial('where no time has passed by the clock of the process there is no rate', async (t) => {
+test.serial('if no time has passed on the clock of the process, there is no rate', async (t) => {
   const { sources, find } = await watching(t, [40])
   const [teller] = await find()
   for (const [number, at] of [5000, 5000, 4000].entries()) {
@@ -199,7 +200,7 @@ test.serial(
     t.deepEqual(await find([]), [])
     t.deepEqual(pidsOf(sources), [60])
     t.deepEqual([...sources.lastTwo().keys()], [60])
-    // It is let go of, and asked anew.
+    // The process that failed is disconnected, and asked again.
     t.deepEqual(
       [one!, two!].map((teller) => teller.asked.includes('close')),
       [false, true],
@@ -211,7 +212,7 @@ test.serial(
   },
 )
 
-test.serial('a process that is stopped is waited for as long as there is patience', async (t) => {
+test.serial('a stopped process is waited for until the patience ends', async (t) => {
   const { sources, find, handshakes } = await watching(t, [40, 50], 50)
   await find([40])
   await soon(sources.ready(), 'the end of the patience')
@@ -225,7 +226,7 @@ test.serial('a process that is stopped is waited for as long as there is patienc
   t.is(handshakes.all.length, 1, 'it is asked once')
   await handshakes.fail(50, 'HANDSHAKE_TIMEOUT')
   await soon(finding, 'the others')
-  // It is asked anew, and what comes after the end is let go of.
+  // It is asked again; a connection after the end is closed.
   const late = sources.find()
   await turns(2)
   await sources.close()
@@ -236,7 +237,7 @@ test.serial('a process that is stopped is waited for as long as there is patienc
   t.deepEqual(sources.watched(), [])
 })
 
-test.serial('asked are those of this user at whose own address they listen themselves, and no other', async (t) => {
+test.serial('only processes of this user that listen at their own address are asked', async (t) => {
   const of = async (change: (paper: Paper) => void, ...more: Paper[]) => {
     const { paper, sources, handshakes } = await watching(t, [40])
     Object.assign(paper, host(observable(40), ...more))
@@ -253,12 +254,12 @@ test.serial('asked are those of this user at whose own address they listen thems
   t.deepEqual(await of(() => {}), [40])
   t.deepEqual(await of(() => {}, observable(50, [], '@a')), [40, 50])
   t.deepEqual(await of(() => {}, observable(50), observable(4_000_000)), [40, 50, 4_000_000])
-  // This process, which would look at itself.
+  // This process, which would observe itself.
   t.deepEqual(await of(() => {}, observable(process.pid)), [40])
   t.deepEqual(await of(() => {}, observable(0)), [40])
   for (const name of [`x${observedAt(40)}`, `${observedAt(40)}x`, observedAt(40).slice(1), observedAt(40).slice(0, -2)])
     t.deepEqual(await of((paper) => unix(paper, observedAt(40), name)), [], name)
-  // Another process listens there: its own address is another one.
+  // Another process listens there: its own address differs.
   t.deepEqual(
     await of((paper) => unix(paper, observedAt(40), observedAt(50)), { '/proc/50': observable(50)['/proc/50']! }),
     [],
@@ -267,7 +268,7 @@ test.serial('asked are those of this user at whose own address they listen thems
   for (const [part, code, asked] of [
     ['', 'ENOENT', []],
     ['/ns/net', 'ENOENT', []],
-    // A hardened one does not show what it has open.
+    // A hardened process hides its descriptors.
     ['/ns/net', 'EACCES', [40]],
     ['/fd', 'EACCES', [40]],
     ['/fd', 'ESRCH', []],
@@ -292,7 +293,7 @@ test.serial(
       if (code === 'NO_SPACE') await t.throwsAsync(finding, { code: `ERR_RINGFENCE_${code}` })
       else await soon(finding, 'its end')
       t.deepEqual(pidsOf(sources), [])
-      // It is asked anew.
+      // It is asked again.
       void sources.find().catch(() => {})
       await turns(2)
       t.deepEqual(handshakes.asked, [40])
@@ -300,7 +301,7 @@ test.serial(
   },
 )
 
-test.serial('who answers at the address of another process is let go of', async (t) => {
+test.serial('a process that answers at the address of another one is disconnected', async (t) => {
   const { sources, handshakes } = await watching(t, [40])
   const finding = sources.find()
   await turns(2)

@@ -1,5 +1,5 @@
-// What is made of options: which call takes which, up to which edge, and what the binding is given. What a wrong one is told in public is
-// in bad-input.test.ts.
+// Checking options: which call takes which, their limits, and what the binding gets. bad-input.test.ts tests the errors
+// of the public API.
 
 import test from 'ava'
 import { json, RingfenceError, type Options } from 'ringfence'
@@ -22,13 +22,13 @@ const { checkOptions, channelSettings, checkReceiveEach, lingerOf, readerSignal 
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 
-/** What is set, among what the binding is given. */
+/** The defined options that the binding gets. */
 const given = (call: string, options: Any) =>
   Object.fromEntries(Object.entries(checkOptions(call, options)).filter(([, value]) => value !== undefined))
 
 const calls = ['join', 'member', 'listen', 'connect', 'spawn', 'fromParent', 'publish', 'subscribe']
 
-/** Each option with a right value, and the calls that take it; all, where none are named. */
+/** Each option with a valid value, and the calls that take it (all calls by default). */
 const takers: Record<string, [value: unknown, calls?: string]> = {
   backing: ['shm', 'join member listen connect spawn fromParent publish'],
   capacity: [4096, 'join member listen connect spawn fromParent publish'],
@@ -57,7 +57,7 @@ const takers: Record<string, [value: unknown, calls?: string]> = {
   line: ['stdin', 'spawn'],
 }
 
-/** What JavaScript keeps, or the binding has by another name. */
+/** Options that stay in JavaScript, or that the binding has by another name. */
 const elsewhere: Record<string, Any> = {
   policy: { policy: {} },
   signal: {},
@@ -67,7 +67,7 @@ const elsewhere: Record<string, Any> = {
   line: {},
 }
 
-test('each call takes its options, and hands them to the binding', (t) => {
+test('each call takes its options, and passes them to the binding', (t) => {
   for (const [name, [value, taking]] of Object.entries(takers)) {
     for (const call of calls) {
       const what = `${name} of ${call}`
@@ -118,7 +118,7 @@ const edges: Record<string, { from?: unknown[]; not: unknown[] }> = {
   line: { not: ['', 'stdout', null, 3] },
 }
 
-test('what is at the edge of an option is taken, and what is beyond is refused by its name', (t) => {
+test('the limits of an option are valid, and values beyond them are refused by name', (t) => {
   for (const [name, { from = [], not }] of Object.entries(edges)) {
     const [call] = takers[name]![1]?.split(' ').slice(-1) ?? ['join']
     for (const value of from)
@@ -130,7 +130,7 @@ test('what is at the edge of an option is taken, and what is beyond is refused b
   }
 })
 
-test('what is accepted beside messages is checked by name', (t) => {
+test('what attachments are accepted is checked by name', (t) => {
   const attachments = { sealed: undefined, descriptors: true, maxBytes: 1, maxCount: 1024 }
   t.deepEqual(given('join', { attachments }), {
     attachments: { descriptors: true, maxBytes: 1, maxCount: 1024 },
@@ -209,7 +209,7 @@ test('a policy is merged with the defaults, and only any drops a check', (t) => 
   for (const [policy, expected] of policies) t.deepEqual(policyOf(policy), expected, JSON.stringify(policy))
 })
 
-test('what a policy cannot ask for is refused, and the sentence says what it is about', (t) => {
+test('an invalid policy is refused, and the error says what is wrong', (t) => {
   const policies: [Any, RegExp][] = [
     [{ uid: null }, /^uid must be a whole number/],
     [{ uid: [] }, /^uid must name at least one/],
@@ -280,7 +280,7 @@ test('options and a policy are objects', (t) => {
   }
 })
 
-test('a channel keeps how long it spins and whether it sends on', (t) => {
+test('a channel keeps its time to spin, and whether it is half-open', (t) => {
   t.deepEqual(channelSettings({}), {
     busyPollMicros: 0,
     allowHalfOpen: false,
@@ -292,7 +292,7 @@ test('a channel keeps how long it spins and whether it sends on', (t) => {
   t.deepEqual(channelSettings(settings), settings)
 })
 
-test('an object of a class that says nothing is no policy, and no options', (t) => {
+test('an object of an unrelated class is neither a policy nor options', (t) => {
   const wrong: [object, RegExp][] = [
     [Promise.resolve({ uid: 5 }), /^\w+ must be an object that has some of .*, not one of class Promise$/],
     [new Map([['uid', 5]]), /not one of class Map$/],
@@ -316,7 +316,7 @@ test('an object of a class that says nothing is no policy, and no options', (t) 
   t.like(checkOptions('join', { policy: new OfOurUser() }), { policy: { uids: [7] } })
 })
 
-test('what receiveEach, close and a call that waits are given is checked', (t) => {
+test('the arguments of receiveEach, close and waiting calls are checked', (t) => {
   const visit = () => {}
   for (const max of [undefined, 0, 1, 0.5, Infinity]) t.notThrows(() => checkReceiveEach(visit, max), String(max))
   for (const max of [-1, NaN, '1', null, 1n])
@@ -351,7 +351,7 @@ test('what receiveEach, close and a call that waits are given is checked', (t) =
   t.is(called?.cause, reason)
 })
 
-test('of a runtime that exports libuv and does not behave as it, libuv is not used', (t) => {
+test('libuv is not used in a runtime that exports it but does not behave like it', (t) => {
   for (const name of ['bun', 'deno']) {
     const before = process.versions
     t.teardown(() => Object.defineProperty(process, 'versions', { value: before }))

@@ -1,4 +1,4 @@
-// What the promise of a send says, against what the peer got.
+// Compares the outcome of each send with the messages that the peer got.
 
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -11,10 +11,10 @@ import { random } from './support/bytes.js'
 import { joinHere, pair, Partner } from './support/partner.js'
 import { until } from './support/until.js'
 
-/** What became of each message, by its number. */
+/** The outcome of each message, by its number. */
 type Outcomes = ('resolved' | 'rejected' | undefined)[]
 
-/** Sends messages that begin with their number, and keeps books of their promises. */
+/** Sends messages that begin with their number, and records their outcomes. */
 function sendAll(channel: Channel, first: number, sizes: number[], outcomes: Outcomes): void {
   for (const [index, size] of sizes.entries()) {
     const number = first + index
@@ -27,12 +27,12 @@ function sendAll(channel: Channel, first: number, sizes: number[], outcomes: Out
   }
 }
 
-/** Has the partner read so many messages, or all up to the end, and answer their numbers. */
+/** Makes the partner read `count` messages, or all up to the end, and return their numbers. */
 function numbersThere(partner: Partner, count = Infinity): Promise<number[]> {
   return partner.run(async (kit, wanted: number) => {
     const numbers: number[] = []
     while (numbers.length < wanted) {
-      // A close that has sent less than all makes a lost peer.
+      // A close with unsent messages makes this peer lost.
       const message = await kit.channel.receive().catch((error: RingfenceError) => {
         if (error.code !== 'ERR_RINGFENCE_PEER_LOST') throw error
       })
@@ -43,7 +43,7 @@ function numbersThere(partner: Partner, count = Infinity): Promise<number[]> {
   }, count)
 }
 
-/** Sizes of a message, and how many are sent at a time at least. */
+/** The lengths of messages, and the least number that is sent at a time. */
 const LOADS: [title: string, smallest: number, most: number, few: number][] = [
   ['small', 4, 200, 400],
   ['of all staged sizes', 4, 8192, 60],
@@ -62,7 +62,7 @@ for (const capacity of [4096, 16_384, 65_536, 262_144]) {
         const outcomes: Outcomes = []
         const got = new Set<number>()
         const readOne = async () => {
-          // Only what is there: a message of which the ring holds a part would be waited for.
+          // Reads only available messages: it would wait for one of which the ring holds a part.
           if (outcomes.filter((outcome) => outcome === 'resolved').length <= got.size) return
           for (const number of await numbersThere(partner, 1)) got.add(number)
         }
@@ -70,7 +70,7 @@ for (const capacity of [4096, 16_384, 65_536, 262_144]) {
         for (let batch = 0; batch < batches; batch += 1) {
           const sizes = Array.from({ length: count }, () => smallest + Math.floor(next() ** 3 * (most - smallest)))
           sendAll(channel, batch * count, sizes, outcomes)
-          // Some are sent in one tick, some once the ring has been found full, some once the peer has made room.
+          // Some messages are sent in one tick, some after the ring was full, and some after the peer has made room.
           const pause = next()
           if (pause < 0.3) await Promise.resolve()
           else if (pause < 0.6) await new Promise((resolve) => setImmediate(resolve))
@@ -94,7 +94,7 @@ for (const capacity of [4096, 16_384, 65_536, 262_144]) {
   }
 }
 
-test('what had resolved before its sender was killed is there', async (t) => {
+test('messages whose sends had resolved before their sender was killed arrive', async (t) => {
   const file = join(temporaryDirectory(t), 'resolved')
   const sender = await Partner.start(t)
   const address = abstractAddress()

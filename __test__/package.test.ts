@@ -21,7 +21,7 @@ function library(): string {
   return readFileSync('/proc/self/maps', 'utf8').match(/\/.*ringfence.*\.node$/m)![0]
 }
 
-test.serial('what another copy of the package has made is refused, and the refusal says why', async (t) => {
+test.serial('objects of another copy of the package are refused, and the error says why', async (t) => {
   const required = require('ringfence') as typeof ringfence
   const { channel } = await pair(t)
   const error = t.throws(() => required.merge([channel as never]), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
@@ -29,7 +29,7 @@ test.serial('what another copy of the package has made is refused, and the refus
   t.throws(() => ringfence.merge([new (class Channel {})() as never]), { message: /not an object$/ })
 })
 
-test.serial('import and require give the same names', (t) => {
+test.serial('import and require export the same names', (t) => {
   const required = require('ringfence') as typeof ringfence
   const functions = [
     'connect',
@@ -63,7 +63,7 @@ test.serial('import and require give the same names', (t) => {
   const names = [...classes, ...functions].sort()
   t.deepEqual(Object.keys(ringfence).sort(), names)
   t.deepEqual(Object.keys(required).sort(), names)
-  // Errors and `inspect` show what a class calls itself.
+  // Errors and `inspect` show the name of a class.
   for (const face of [ringfence, required]) {
     for (const [name, value] of Object.entries(face)) if (typeof value === 'function') t.is(value.name, name)
   }
@@ -91,7 +91,7 @@ test.serial('import and require in one process share one binding', async (t) => 
   t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'both')
 })
 
-test.serial('two copies of the package in one process have channels of their own, and are no pair', async (t) => {
+test.serial('two copies of the package in one process have separate channels, and are not a pair', async (t) => {
   const place = temporaryDirectory(t)
   for (const part of ['package.json', 'dist', 'binding/index.cjs']) {
     cpSync(path.join(home, part), path.join(place, part), { recursive: true })
@@ -112,7 +112,7 @@ test.serial('two copies of the package in one process have channels of their own
       over.abort()
       await alone.catch(() => {})
       kit.keep['second'] = other.join(second).then(async (joined) => {
-        // Both of this process's channels are at work at once.
+        // Both channels of this process are busy at the same time.
         for (let number = 0; number < 100; number += 1) {
           await joined.send(String(await joined.receive()))
           await kit.channel.send(String(await kit.channel.receive()))
@@ -176,7 +176,7 @@ for (const format of ['esm', 'cjs'] as const) {
   })
 }
 
-test.serial('a program of CommonJS alone runs', async (t) => {
+test.serial('a program with only CommonJS runs', async (t) => {
   const address = abstractAddress()
   const program = `
     const { join, RingfenceError } = require('ringfence')
@@ -205,7 +205,7 @@ for (const [system, sentence] of [
   ["Object.defineProperty(process, 'arch', { value: 'riscv64' })", /no binary of ringfence for linux-riscv64-/],
 ] as const) {
   for (const build of ['esm', 'cjs']) {
-    test(`where there is no binding, the package loads and each call says so: ${build} ${system}`, async (t) => {
+    test(`without a binding the package loads, and each call says so: ${build} ${system}`, async (t) => {
       const place = mkdtempSync(path.join(tmpdir(), 'ringfence-'))
       t.teardown(() => rmSync(place, { recursive: true }))
       cpSync(path.join(home, 'dist'), path.join(place, 'dist'), { recursive: true })
@@ -224,20 +224,20 @@ for (const [system, sentence] of [
   }
 }
 
-test.serial('channels are made by join alone', (t) => {
+test.serial('only the calls create channels', (t) => {
   const Made = ringfence.Channel as unknown as new (...given: unknown[]) => unknown
   t.throws(() => new Made(), { instanceOf: ringfence.RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
   t.throws(() => new Made({}, {}, 0), { instanceOf: ringfence.RingfenceError })
 })
 
-test.serial('what join gives is a Channel, and its role and sizes are not to be changed', async (t) => {
+test.serial('join returns a Channel, and its role and sizes are read-only', async (t) => {
   const { channel } = await pair(t)
   t.true(channel instanceof ringfence.Channel)
   t.is(typeof channel.closed.then, 'function')
   t.is(channel.closed, channel.closed)
 })
 
-test.serial('an error is an Error with a name, a code, a sentence, and what is known', async (t) => {
+test.serial('an error is an Error with a name, a code, a sentence and details', async (t) => {
   const error = await t.throwsAsync<ringfence.RingfenceError>(ringfence.join('/nowhere/at/all'))
   t.true(error instanceof ringfence.RingfenceError)
   t.true(error instanceof Error)
@@ -273,14 +273,14 @@ test.serial('the stack of an error names the caller', async (t) => {
   t.regex(String(error!.stack), /package\.test/)
 })
 
-test.serial('a process that uses it and fails leaves no rejection unhandled', async (t) => {
+test.serial('a failing process leaves no unhandled rejection', async (t) => {
   const partner = await Partner.start(t)
   const { channel } = await pair(t, { partner })
   await partner.run((kit) => {
     process.on('unhandledRejection', (reason) => {
       kit.keep['unhandled'] = String(reason)
     })
-    // Everything that waits inside, without a handler.
+    // All pending calls inside, without a handler.
     kit.channel.duplex().on('error', () => {})
     kit.channel.waitReadable().catch(() => {})
     kit.keep['ended'] = kit.channel.end()
@@ -293,7 +293,7 @@ test.serial('a process that uses it and fails leaves no rejection unhandled', as
   t.is(await partner.run((kit) => kit.keep['unhandled']), undefined)
 })
 
-test.serial('doctor says what this system offers', (t) => {
+test.serial('doctor reports what this system offers', (t) => {
   const { kernel, findings } = ringfence.doctor()
   t.regex(kernel, /^Linux \d+\.\d+/)
   t.true(findings.length > 0)

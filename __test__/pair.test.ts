@@ -12,7 +12,7 @@ for (const kind of kinds) {
   const an = kind === 'named' ? 'a named' : 'an abstract'
 
   for (const backing of backings) {
-    test.serial(`two processes meet at ${an} address and talk both ways over ${backing}`, async (t) => {
+    test.serial(`two processes meet at ${an} address and exchange messages over ${backing}`, async (t) => {
       const { channel, partner } = await pair(t, { address: addressOf(kind, t), options: { backing } })
       const there = partner.run(async (kit) => {
         await kit.channel.send('from there')
@@ -45,7 +45,7 @@ for (const kind of kinds) {
     },
   )
 
-  test.serial(`at ${an} address either may come first, again and again`, async (t) => {
+  test.serial(`either process may come first at ${an} address, repeatedly`, async (t) => {
     const address = addressOf(kind, t)
     const partner = await Partner.start(t)
     for (let round = 0; round < 20; round += 1) {
@@ -57,7 +57,7 @@ for (const kind of kinds) {
     }
   })
 
-  test.serial(`a third process at ${an} address gets ADDRESS_OCCUPIED at once, and the pair goes on`, async (t) => {
+  test.serial(`a third process at ${an} address gets ADDRESS_OCCUPIED at once, and the pair continues`, async (t) => {
     const { channel, partner, address } = await pair(t, { address: addressOf(kind, t) })
     const third = await Partner.start(t)
     const began = performance.now()
@@ -94,7 +94,7 @@ for (const kind of kinds) {
     const { channel, address } = await pair(t, { address: addressOf(kind, t) })
     const third = await Partner.start(t)
     const waiting = third.join(address, { wait: true })
-    // Meanwhile one that does not wait is turned away as ever: the waiting one has not taken the place.
+    // A process that does not wait is still refused: the waiting one has not taken the place.
     await t.throwsAsync(join(address), { code: 'ERR_RINGFENCE_ADDRESS_OCCUPIED' })
     t.true(await isPending(waiting))
 
@@ -123,7 +123,7 @@ for (const kind of kinds) {
   )
 }
 
-test.serial('a signal that was aborted before is an AbortError before anything is bound', async (t) => {
+test.serial('a signal that is already aborted is an AbortError before anything is bound', async (t) => {
   const address = abstractAddress()
   const reason = new Error('never mind')
   const joined = join(address, { signal: AbortSignal.abort(reason) })
@@ -132,7 +132,7 @@ test.serial('a signal that was aborted before is an AbortError before anything i
   t.is(error?.cause, reason)
 })
 
-test.serial('a signal also ends the waiting for a place that is taken', async (t) => {
+test.serial('a signal also cancels the wait for a place that is taken', async (t) => {
   const { address } = await pair(t)
   const over = new AbortController()
   const waiting = join(address, { wait: true, signal: over.signal })
@@ -141,14 +141,14 @@ test.serial('a signal also ends the waiting for a place that is taken', async (t
   await t.throwsAsync(waiting, { code: 'ABORT_ERR' })
 })
 
-test.serial('AbortSignal.timeout ends the waiting for a partner', async (t) => {
+test.serial('AbortSignal.timeout cancels the wait for a partner', async (t) => {
   const error = await t.throwsAsync(join(abstractAddress(), { signal: AbortSignal.timeout(20) }), {
     code: 'ABORT_ERR',
   })
   t.is((error!.cause as Error).name, 'TimeoutError')
 })
 
-test.serial('a channel is no longer tied to the signal of its join', async (t) => {
+test.serial('a channel does not depend on the signal of its join', async (t) => {
   const over = new AbortController()
   const partner = await Partner.start(t)
   const address = abstractAddress()
@@ -182,10 +182,10 @@ test.serial('a timeout that is not reached leaves the channel alone', async (t) 
   t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'still here')
 })
 
-test.serial('the handshakeTimeout is for a handshake, not for a partner to come', async (t) => {
+test.serial('the handshakeTimeout limits a handshake, and not the wait for a partner', async (t) => {
   const over = new AbortController()
   const joined = join(abstractAddress(), { handshakeTimeout: 20, signal: over.signal })
-  // There is no event for "it did not give up": ten times the timeout has to do.
+  // No event reports that it keeps waiting, so wait for ten times the timeout.
   await pause(200)
   t.true(await isPending(joined))
   over.abort()
@@ -193,7 +193,7 @@ test.serial('the handshakeTimeout is for a handshake, not for a partner to come'
 })
 
 for (const kind of kinds) {
-  test.serial(`a host that has stopped answering at ${kind} addresses is HANDSHAKE_TIMEOUT`, async (t) => {
+  test.serial(`a host that no longer answers at ${kind} addresses is HANDSHAKE_TIMEOUT`, async (t) => {
     const address = addressOf(kind, t)
     const silent = await Partner.start(t)
     void silent.join(address)
@@ -207,7 +207,7 @@ for (const kind of kinds) {
   })
 }
 
-test.serial('a guest that is silent does not hold the place of the next one', async (t) => {
+test.serial('a silent guest does not block the place for the next one', async (t) => {
   const address = namedAddress(t)
   const joined = joinHere(t, address)
   await untilBound(address)
@@ -228,7 +228,7 @@ test.serial('a guest that is silent does not hold the place of the next one', as
   t.pass('the silent process is let go once the place is taken')
 })
 
-test.serial('a guest that is silent is let go after the timeout, and the host waits on', async (t) => {
+test.serial('a silent guest is dropped after the timeout, and the host keeps waiting', async (t) => {
   const address = namedAddress(t)
   const joined = joinHere(t, address, { handshakeTimeout: 100 })
   await untilBound(address)
@@ -243,7 +243,7 @@ test.serial('a guest that is silent is let go after the timeout, and the host wa
   t.true(await isPending(joined))
 })
 
-test.serial('backings must agree: PROTOCOL names both, and the host waits for the next', async (t) => {
+test.serial('backings must agree: PROTOCOL names both, and the host waits for the next guest', async (t) => {
   const address = abstractAddress()
   const joined = joinHere(t, address, { backing: 'shm' })
   await untilBound(address)
@@ -257,7 +257,7 @@ test.serial('backings must agree: PROTOCOL names both, and the host waits for th
   t.is((await joined).peer.pid, partner.pid)
 })
 
-test.serial('a capacity is each sender’s own, a longest message each receiver’s', async (t) => {
+test.serial('each sender chooses its capacity, and each receiver its longest message', async (t) => {
   const { channel, partner } = await pair(t, {
     here: { capacity: 8192, maxMessageSize: 3000 },
     there: { capacity: 65536, maxMessageSize: 1_000_000 },
@@ -268,7 +268,7 @@ test.serial('a capacity is each sender’s own, a longest message each receiver�
   t.deepEqual(there, [65536, 3000])
 })
 
-test.serial('without options a ring has 4 MiB and a message at most 64', async (t) => {
+test.serial('by default a ring has 4 MiB and a message at most 64', async (t) => {
   const { channel } = await pair(t)
   t.is(channel.capacity, 4 * 1024 * 1024)
   t.is(channel.maxMessageSize, 64 * 1024 * 1024)
@@ -280,7 +280,7 @@ test.serial('a capacity is rounded up to a power of two of at least 4096', async
   t.is(await partner.run((kit) => kit.channel.capacity), 131_072)
 })
 
-test.serial('the peer is who the kernel says it is', async (t) => {
+test.serial('the identity of the peer is that of the kernel', async (t) => {
   const { channel, partner } = await pair(t)
   const { peer } = channel
   const [uid, gid, groups] = await partner.run(() => [process.geteuid!(), process.getegid!(), process.getgroups!()])
@@ -298,7 +298,7 @@ test.serial('the peer is who the kernel says it is', async (t) => {
   t.deepEqual([peer.executable?.device, peer.executable?.inode], [String(node.dev), String(node.ino)])
 })
 
-test.serial('evidence tells every step of the handshake in its order, and what each found', async (t) => {
+test.serial('evidence lists every step of the handshake in order, with what each found', async (t) => {
   for (const backing of backings) {
     const { channel } = await pair(t, { options: { backing } })
     const { evidence } = channel
@@ -321,7 +321,7 @@ test.serial('evidence tells every step of the handshake in its order, and what e
   }
 })
 
-test.serial('a process that dies while it waits leaves an address that can be taken', async (t) => {
+test.serial('the address of a process that dies while it waits can be taken', async (t) => {
   for (const kind of kinds) {
     const address = addressOf(kind, t)
     const dead = await Partner.start(t)
@@ -334,7 +334,7 @@ test.serial('a process that dies while it waits leaves an address that can be ta
   }
 })
 
-test.serial('joining does not keep the event loop from turning', async (t) => {
+test.serial('joining does not block the event loop', async (t) => {
   let turns = 0
   const timer = setInterval(() => {
     turns += 1

@@ -1,4 +1,4 @@
-// The peer as it was last looked at, over a binding of the test's own: what `verify` tells, and whom.
+// The last known state of the peer, over a fake binding: the results of `verify`.
 
 import { execFileSync } from 'node:child_process'
 
@@ -28,7 +28,7 @@ const who = (pid: number) => ({ pid }) as Identity
 const check = (name: string) => ({ check: name }) as Evidence
 const closed = () => new Failed('CLOSED', 'it is over')
 
-/** What the binding is asked, and what it answers when a test says so. */
+/** A fake binding, which records the calls and answers when a test says so. */
 class Below {
   readonly peer = who(1)
   readonly looks: Told[] = []
@@ -48,7 +48,7 @@ class Below {
   failure = () => ({ code: 'NO_SPACE', message: 'no thread' })
 }
 
-test('a later look is told beside the handshake’s checks, and takes the place of the one before', async (t) => {
+test('a later check is reported beside those of the handshake, and replaces the previous one', async (t) => {
   const below = new Below()
   const view = new PeerView(below)
   t.deepEqual([view.peer, below.fetched], [who(1), 0], 'nothing is fetched before it is asked for')
@@ -69,7 +69,7 @@ test('a later look is told beside the handshake’s checks, and takes the place 
   t.deepEqual(heard, [], 'nothing has ended')
 })
 
-test('a look that fails, or finds that all is over, changes nothing', async (t) => {
+test('a check that fails, or finds that the channel is over, changes nothing', async (t) => {
   const below = new Below()
   const view = new PeerView(below)
   const { evidence } = view
@@ -97,7 +97,7 @@ test('a look that fails, or finds that all is over, changes nothing', async (t) 
   t.deepEqual([view.peer, view.evidence, heard], [who(1), evidence, 2])
 })
 
-test('what only a look tells of is not to be missed; of an end, closed tells as well', (t) => {
+test('results that only a check reports must be handled; an end is also reported by closed', (t) => {
   const url = (file: string) => JSON.stringify(urlOf(file))
   const codes = ['PEER_REFUSED', 'NO_SPACE', 'HANDSHAKE_TIMEOUT', 'UNSUPPORTED', 'CLOSED', 'PEER_LOST', 'RING_CORRUPT']
   const script = `

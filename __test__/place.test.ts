@@ -11,7 +11,7 @@ import { soon } from './support/until.js'
 
 const small: Options = { capacity: 4096 }
 
-/** Over there: connects until it is refused. */
+/** Runs in the partner: connects until it is refused. */
 async function connectAll(kit: Kit, address: string): Promise<{ count: number; code: string; message: string }> {
   const channels = (kit.keep['channels'] ??= []) as unknown[]
   for (;;) {
@@ -24,7 +24,7 @@ async function connectAll(kit: Kit, address: string): Promise<{ count: number; c
   }
 }
 
-test.serial('one process cannot have all seats of a service', async (t) => {
+test.serial('one process cannot take all slots of a service', async (t) => {
   const address = abstractAddress()
   await listenHere(t, address, { ...small, maxPeers: 16 })
   const greedy = await Partner.start(t)
@@ -35,7 +35,7 @@ test.serial('one process cannot have all seats of a service', async (t) => {
   await honest.connect(address, small)
 })
 
-test.serial('the limits of seats can be chosen', async (t) => {
+test.serial('the limits of slots are options', async (t) => {
   const address = abstractAddress()
   await listenHere(t, address, { ...small, maxPeersPerProcess: 2, maxPeersPerUser: 3 })
   const [first, second] = [await Partner.start(t), await Partner.start(t)]
@@ -49,7 +49,7 @@ test.serial('the limits of seats can be chosen', async (t) => {
 })
 
 for (const kind of kinds) {
-  test.serial(`connect with wait outlives a service that closes within its authorize (${kind})`, async (t) => {
+  test.serial(`connect with wait survives a service that closes during authorize (${kind})`, async (t) => {
     const address = addressOf(kind, t)
     let asked = () => {}
     const question = new Promise<void>((resolve) => (asked = resolve))
@@ -70,7 +70,7 @@ for (const kind of kinds) {
   })
 }
 
-test.serial('a relative path is the same place wherever its process goes', async (t) => {
+test.serial('a relative path stays the same after its process changes its directory', async (t) => {
   const [from, to] = [temporaryDirectory(t), temporaryDirectory(t)]
   const there = joinPath(from, 'socket')
   const service = await Partner.start(t)

@@ -14,7 +14,7 @@ import { isPending, soon, until } from './support/until.js'
 const node = realpathSync(process.execPath)
 const me = { uid: process.getuid!(), gid: process.getgid!() }
 const isRoot = me.uid === 0
-/** Two other users, without a meaning of their own. */
+/** Uids that no user has. */
 const STRANGER = 54321
 const withOthers = isRoot ? test.serial : test.serial.skip
 
@@ -22,7 +22,7 @@ function as(uid: number): string[] {
   return ['setpriv', `--reuid=${uid}`, `--regid=${uid}`, '--clear-groups', '--']
 }
 
-/** Meets with policies of both sides: this side is the host. */
+/** Meets with policies of both sides. This side is the host. */
 async function meet(
   t: ExecutionContext,
   here: Policy | undefined,
@@ -37,7 +37,7 @@ async function meet(
   return { partner, hosting, guesting, address }
 }
 
-/** The partner is refused as this says, and the host waits on. */
+/** The partner gets this refusal, and the host keeps waiting. */
 async function isRefused(
   t: ExecutionContext,
   { hosting, guesting }: Awaited<ReturnType<typeof meet>>,
@@ -88,7 +88,7 @@ const passes: [string, Policy][] = [
 ]
 
 for (const [title, policy] of passes) {
-  test.serial(`a policy of ${title} lets this process’s like in`, async (t) => {
+  test.serial(`a policy of ${title} accepts a process like this one`, async (t) => {
     const { authorize, ...carried } = policy
     const { hosting, guesting, partner } = await meet(t, policy, carried)
     await guesting
@@ -126,7 +126,7 @@ for (const [title, policy, check, found] of refusals) {
     },
   )
 
-  test.serial(`a guest whose policy wants ${title} refuses: PEER_REFUSED with the host’s identity`, async (t) => {
+  test.serial(`a guest whose policy requires ${title} refuses: PEER_REFUSED with the host’s identity`, async (t) => {
     const address = abstractAddress()
     const partner = await Partner.start(t)
     void partner.join(address)
@@ -143,11 +143,11 @@ for (const [title, policy, check, found] of refusals) {
   })
 }
 
-test.serial('a file that is another one, were it byte for byte the same, is another executable', async (t) => {
+test.serial('a copy of a file is another executable, even if every byte is the same', async (t) => {
   const copy = `${temporaryDirectory(t)}/node`
   copyFileSync(node, copy)
   chmodSync(copy, 0o755)
-  // The copy is run by the kernel itself, with node's own words behind it.
+  // The kernel itself runs the copy, with node's arguments.
   const through = ['sh', '-c', `shift; exec "${copy}" "$@"`, 'sh']
   await isRefused(t, await meet(t, undefined, { executable: 'any' }, { through }), 'executable', /ringfence-test/)
   const { guesting, hosting } = await meet(t, { executable: copy }, { executable: 'any' }, { through })
@@ -155,7 +155,7 @@ test.serial('a file that is another one, were it byte for byte the same, is anot
   t.is((await hosting).peer.executable?.path, realpathSync(copy))
 })
 
-test.serial('a refused process does not hold the place of the next one', async (t) => {
+test.serial('a refused process does not block the place for the next one', async (t) => {
   const { guesting, hosting, address } = await meet(t, undefined, { uid: STRANGER })
   await t.throwsAsync(guesting, { code: 'ERR_RINGFENCE_PEER_REFUSED' })
   const next = await Partner.start(t)
@@ -171,7 +171,7 @@ for (const kind of kinds) {
       return { address, through: as(STRANGER), options: { mode: 0o666 } }
     }
     await isRefused(t, await meet(t, undefined, undefined, settings()), 'uid', /^0$/)
-    // Another user learns what was looked at, and neither what would have passed nor what was seen.
+    // A process of another user learns which check failed, and neither the accepted nor the found value.
     const byHost = await meet(t, undefined, { uid: 0, executable: 'any' }, settings())
     await isRefused(t, byHost, 'uid', /hidden from other users/, /hidden from other users/)
   })
@@ -194,7 +194,7 @@ for (const kind of kinds) {
     await channel.send('over the border')
     t.is(await partner.run(async (kit) => String(await kit.channel.receive())), 'over the border')
     if (kind === 'abstract') return
-    // The stranger may not remove the files; they are the host's.
+    // The stranger may not remove the files, which belong to the host.
     await channel.close()
     await t.throwsAsync(partner.join(address, { policy: { uid: 0, executable: 'any' } }), {
       code: 'ERR_RINGFENCE_ADDRESS_INVALID',
@@ -233,14 +233,14 @@ withOthers('the overflow uid is refused even where it is named', async (t) => {
   t.regex(error?.found ?? '', /overflow uid/)
 })
 
-/** In namespaces of users and of process numbers, as any user may make them where the system allows it. */
+/** In a new user namespace and pid namespace, which any user may create if the system allows it. */
 const apart = ['unshare', '-Urpf', '--kill-child', '--']
 const withNamespaces = spawnSync('unshare', ['-Urpf', 'true']).status === 0 ? test.serial : test.serial.skip
 
 withNamespaces('a peer of another pid namespace is refused unless both policies let it in', async (t) => {
   const of = ({ evidence }: { readonly evidence: readonly Evidence[] }) =>
     evidence.filter(({ check }) => check === 'namespace').map(({ wanted, found }) => `${wanted}: ${found}`)
-  // Also by a policy that does not name it. The guest lets its host in, and so hears what that says.
+  // A policy that does not name it requires it, too. The guest accepts its host, and so gets the refusal.
   for (const here of [undefined, {}, { namespace: 'same' }] satisfies (Policy | undefined)[]) {
     await isRefused(
       t,
@@ -249,7 +249,7 @@ withNamespaces('a peer of another pid namespace is refused unless both policies 
       /below/,
     )
   }
-  // The other way round: the host has no number there.
+  // The reverse: the host has no pid in the namespace of the guest.
   const any: Policy = { namespace: 'any', executable: 'any' }
   await isRefused(t, await meet(t, any, {}, { through: apart }), 'namespace', /pid 0/)
   const { hosting, guesting, partner } = await meet(t, any, any, { through: apart })
@@ -276,7 +276,7 @@ test.serial('the evidence of both sides has the namespace', async (t) => {
   t.true(await partner.run((kit) => kit.channel.evidence.filter(({ check }) => check === 'namespace').length >= 2))
 })
 
-/** This side is the guest, and asks `authorize` about its host. */
+/** This side is the guest, and `authorize` gets its host. */
 async function asked(t: ExecutionContext, authorize: Policy['authorize'], options: Options = {}) {
   const address = abstractAddress()
   const partner = await Partner.start(t)
@@ -285,7 +285,7 @@ async function asked(t: ExecutionContext, authorize: Policy['authorize'], option
   return { partner, address, joining: joinHere(t, address, { ...options, policy: { authorize } }) }
 }
 
-test.serial('authorize is asked once, with the identity, and as a method of its policy', async (t) => {
+test.serial('authorize is called once, with the identity, and as a method of its policy', async (t) => {
   const calls: unknown[] = []
   const policy: Policy = {
     authorize(identity) {
@@ -336,7 +336,7 @@ for (const [title, authorize, found, isCause] of noes) {
   })
 }
 
-test.serial('a host whose authorize says no goes on to the next one, and the guest is told', async (t) => {
+test.serial('a host whose authorize refuses waits for the next guest, and the guest is notified', async (t) => {
   const asking: number[] = []
   const policy: Policy = { authorize: ({ pid }) => asking.push(pid) > 1 }
   const first = await meet(t, policy, {})
@@ -347,7 +347,7 @@ test.serial('a host whose authorize says no goes on to the next one, and the gue
   t.deepEqual(asking, [first.partner.pid, next.pid])
 })
 
-test.serial('authorize is not asked about a process that has failed before', async (t) => {
+test.serial('authorize is not called for a process that has failed an earlier check', async (t) => {
   const policy: Policy = { executable: '/bin/sh', authorize: () => t.fail() as never }
   await isRefused(t, await meet(t, policy, {}), 'executable', /node/)
 })
@@ -375,7 +375,7 @@ test.serial(
   },
 )
 
-test.serial('a signal ends the waiting for authorize, and a late answer changes nothing', async (t) => {
+test.serial('a signal cancels the wait for authorize, and a late answer changes nothing', async (t) => {
   const over = new AbortController()
   let answer: (verdict: boolean) => void = () => {}
   const called = new Promise<void>((begun) => {
@@ -397,7 +397,7 @@ test.serial('a signal ends the waiting for authorize, and a late answer changes 
   answer(true)
 })
 
-test.serial('a process may exit, and a worker be terminated, while authorize is asked', async (t) => {
+test.serial('a process may exit, and a worker be terminated, during authorize', async (t) => {
   const address = abstractAddress()
   const host = await Partner.start(t)
   host.join(address).catch(() => {})
@@ -440,7 +440,7 @@ test.serial('a process may exit, and a worker be terminated, while authorize is 
   t.is(ends, places.length)
 })
 
-test.serial('verify tells who the peer is now, and adds to the evidence', async (t) => {
+test.serial('verify returns the current identity of the peer, and adds to the evidence', async (t) => {
   const { hosting, guesting, partner } = await meet(t, { executable: { sha256: content } }, {})
   await guesting
   const channel = await hosting
@@ -481,7 +481,7 @@ test.serial('verify of a peer that is gone is PEER_LOST, and of a closed channel
   await t.throwsAsync(second.verify(), { code: 'ERR_RINGFENCE_CLOSED' })
 })
 
-test.serial('a peer that is not any more what the policy asks for is cut off by verify', async (t) => {
+test.serial('verify cuts off a peer that no longer satisfies the policy', async (t) => {
   const directory = temporaryDirectory(t)
   const copy = `${directory}/node`
   copyFileSync(node, copy)
@@ -495,7 +495,7 @@ test.serial('a peer that is not any more what the policy asks for is cut off by 
   t.is(String(await channel.receive()), 'read before')
   const reading = channel.receive()
   reading.catch(() => {})
-  // An upgrade: another file has the name now.
+  // An upgrade: the path now names another file.
   copyFileSync(copy, `${directory}/new`)
   renameSync(`${directory}/new`, copy)
   const error = await t.throwsAsync<RingfenceError>(channel.verify(), { code: 'ERR_RINGFENCE_PEER_REFUSED' })
@@ -547,11 +547,11 @@ test.serial('a peer that executes another program is cut off', async (t) => {
   t.is((await soon(channel.closed, 'the end')).reason, 'lost')
   await t.throwsAsync(channel.receive(), { code: 'ERR_RINGFENCE_PEER_LOST' })
   await t.throwsAsync(channel.verify(), { code: 'ERR_RINGFENCE_PEER_LOST', message: /another program/ })
-  // It lives, and is the peer of no process.
+  // The process lives, but is no longer a peer.
   t.not(realpathSync(`/proc/${partner.pid}/exe`), rustPartner)
 })
 
-test('a publisher keeps out whom it has evicted, and lets in others', async (t) => {
+test('a publisher refuses a subscriber that it has evicted, and accepts others', async (t) => {
   const address = abstractAddress()
   const evicted = new Set<number>()
   const authorize: Policy['authorize'] = ({ pid }) => !evicted.has(pid)

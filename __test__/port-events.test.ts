@@ -1,4 +1,4 @@
-// A port by itself: its listeners, its state and what it asks of its channel. port.test.ts has one with a peer.
+// Unit tests of a port: its listeners, its state and its calls of the channel. port.test.ts uses it with a peer.
 
 import { EventEmitter, getEventListeners, once } from 'node:events'
 import { MessageChannel } from 'node:worker_threads'
@@ -16,18 +16,18 @@ const { Port } = await insideOf<{
   Port: new (channel: Channel, codec: Codec<unknown>, quiet: Told['quiet']) => MessagePortLike
 }>('adapters/port.js')
 
-/** What a port sees of a channel. */
+/** A fake channel, as far as a port uses one. */
 class Told {
   readonly asked: string[] = []
   readonly sent: unknown[] = []
   maxMessageSize = 1000
   bufferedAmount = 0
   isRead = false
-  /** What the next sends reject with. */
+  /** The error with which the next sends reject. */
   refusal: Error | undefined
   readonly closed: Promise<string>
   end!: () => void
-  /** The channel that the port has. */
+  /** The channel that the port gets. */
   given!: Channel
   #calls: { resolve(next: Next): void; reject(error: unknown): void }[] = []
   #messages: (Buffer | Error | null)[] = []
@@ -38,7 +38,7 @@ class Told {
     })
   }
 
-  /** A message, an error of the loop, or null: its end. */
+  /** Adds a message, an error of the loop, or null: the end. */
   come(message: string | Error | null): void {
     this.#messages.push(typeof message === 'string' ? Buffer.from(message) : message)
     this.#serve()
@@ -78,7 +78,7 @@ class Told {
     },
   }
 
-  /** A channel that says the same. */
+  /** A channel with this state. */
   get channel(): Channel {
     const note = (what: string) => void this.asked.push(what)
     const properties = {
@@ -109,13 +109,13 @@ function portOf(): { told: Told; port: MessagePortLike; asked: () => string[] } 
   const told = new Told()
   told.given = told.channel
   const port = new Port(told.given, json(), told.quiet)
-  // What was asked since the last look.
+  // The calls since the last check.
   return { told, port, asked: () => told.asked.splice(0) }
 }
 
 const invalid = { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 
-test('it is started, and keeps the process alive, from the first listener of messages to the last', async (t) => {
+test('from its first to its last message listener, a port is started and keeps the process alive', async (t) => {
   const { port, asked } = portOf()
   t.deepEqual(asked(), ['unref'], 'without one it keeps no process alive')
   t.false(port.hasRef())
@@ -152,7 +152,7 @@ test('it is started, and keeps the process alive, from the first listener of mes
   t.false(port.hasRef(), 'one that is closed keeps no process alive')
 })
 
-test('start takes messages without a listener, and once', async (t) => {
+test('start reads messages without a listener, and works once', async (t) => {
   const { port, told, asked } = portOf()
   asked()
   port.start()
@@ -172,7 +172,7 @@ test('start takes messages without a listener, and once', async (t) => {
   t.deepEqual(asked(), [])
 })
 
-test('the caller may add listeners before the first message is told', async (t) => {
+test('the caller may add listeners before the first message is emitted', async (t) => {
   const { port, told } = portOf()
   told.come('1')
   const found: unknown[] = []
@@ -233,7 +233,7 @@ test('it is an emitter: any event may have listeners, whatever its name', (t) =>
   t.false(port.hasRef())
 })
 
-test('close calls back once the port has closed, however it closes', async (t) => {
+test('close calls back once the port has closed, whatever closes it', async (t) => {
   for (const by of ['close', 'the end of the channel'] as const) {
     const { port, told } = portOf()
     t.throws(() => port.close(5 as never), invalid)
@@ -255,7 +255,7 @@ test('close calls back once the port has closed, however it closes', async (t) =
   }
 })
 
-test('a listener is a function, or for an event an object that handles it', (t) => {
+test('a listener is a function, or an object that handles events', (t) => {
   const { port } = portOf()
   const wrong = { ...invalid, message: /^a listener must be a function/ }
   for (const value of [undefined, null, 5, 'listener', {}])
@@ -268,7 +268,7 @@ test('a listener is a function, or for an event an object that handles it', (t) 
   t.is(port.listenerCount('message'), 1)
 })
 
-test('a handler is a listener in the place of the one before', async (t) => {
+test('a handler replaces the previous one', async (t) => {
   for (const [name, event] of [
     ['onmessage', 'message'],
     ['onmessageerror', 'messageerror'],
@@ -284,7 +284,7 @@ test('a handler is a listener in the place of the one before', async (t) => {
     t.is(port.listenerCount(event), 1)
     port[name] = second
     t.is(port.listenerCount(event), 1)
-    // The same function by both ways is two listeners.
+    // The same function, added in both ways, is two listeners.
     port.addEventListener(event, first)
     port[name] = first
     t.is(port.listenerCount(event), 2)
@@ -297,7 +297,7 @@ test('a handler is a listener in the place of the one before', async (t) => {
   }
 })
 
-test('a handler that goes takes no other listener with it, and one that stays hears every message', async (t) => {
+test('removing a handler removes no other listener, and the remaining ones get every message', async (t) => {
   const { port, told } = portOf()
   const found: string[] = []
   const [one, two] = [() => found.push('one'), () => found.push('two')]
@@ -317,7 +317,7 @@ test('a handler that goes takes no other listener with it, and one that stays he
   t.deepEqual(found, ['two'])
 })
 
-test('each listener is called as it asks to be', async (t) => {
+test('each listener is called according to its options', async (t) => {
   const { port, told } = portOf()
   const found: [string, unknown][] = []
   const events = new Set<Event>()
@@ -352,7 +352,10 @@ test('each listener is called as it asks to be', async (t) => {
   t.is(events.size, 2, 'one event a message')
 })
 
-/** What a program does with a port, and what it finds: `post` sends a message, and resolves once all that were sent are told. */
+/**
+ * Programs that use a port, and the values that they find. `post` sends a message, and resolves once all sent messages
+ * were emitted.
+ */
 const habits: Record<
   string,
   (port: MessagePortLike, found: unknown[], post: (value: number) => Promise<void>) => unknown
@@ -462,7 +465,7 @@ const habits: Record<
 }
 
 for (const [what, habit] of Object.entries(habits))
-  test(`as with Node’s own port: ${what}`, async (t) => {
+  test(`like Node’s own port: ${what}`, async (t) => {
     const own: unknown[] = []
     const { port, told } = portOf()
     await habit(port, own, async (value) => {
@@ -472,7 +475,7 @@ for (const [what, habit] of Object.entries(habits))
     const nodes: unknown[] = []
     const { port1, port2 } = new MessageChannel()
     await habit(port1 as unknown as MessagePortLike, nodes, async (value) => {
-      // A message of another port that was posted later is told later.
+      // A message that is posted later on another port is emitted later.
       const { port1: here, port2: there } = new MessageChannel()
       const arrived = once(here, 'message')
       port2.postMessage(value)
@@ -486,7 +489,7 @@ for (const [what, habit] of Object.entries(habits))
     t.true(own.length > 0)
   })
 
-test('a listener that removes all is the last one called', async (t) => {
+test('a listener that removes all listeners is the last one called', async (t) => {
   const { port, told } = portOf()
   const found: string[] = []
   port.on('message', () => {
@@ -501,7 +504,7 @@ test('a listener that removes all is the last one called', async (t) => {
   t.is(port.onmessage as unknown, null)
 })
 
-test('a listener that is added while a message is told gets the next one', async (t) => {
+test('a listener that is added during a message gets the next one', async (t) => {
   const { port, told } = portOf()
   const found: string[] = []
   port.once('message', () => port.on('message', () => found.push('third')))
@@ -514,7 +517,7 @@ test('a listener that is added while a message is told gets the next one', async
   t.deepEqual(found, ['second', 'second', 'third'])
 })
 
-test('a signal is watched as long as its listener is there', async (t) => {
+test('a signal is watched only while its listener exists', async (t) => {
   const { port, told } = portOf()
   const { signal } = new AbortController()
   const watching = () => getEventListeners(signal, 'abort').length
@@ -532,7 +535,7 @@ test('a signal is watched as long as its listener is there', async (t) => {
   }
 })
 
-test('a signal removes an event listener, and one that was aborted before adds none', (t) => {
+test('a signal removes an event listener, and one that is already aborted adds none', (t) => {
   const { port } = portOf()
   const controller = new AbortController()
   const { signal } = controller
@@ -547,7 +550,7 @@ test('a signal removes an event listener, and one that was aborted before adds n
   t.is(port.listenerCount('close'), 0)
 })
 
-test('what is posted is sent, with no list or an empty one', async (t) => {
+test('posted messages are sent, with no transfer list or an empty one', async (t) => {
   const { port, told } = portOf()
   for (const list of [undefined, null, [], {}, { transfer: undefined }, { transfer: null }, { transfer: [] }])
     port.postMessage(1, list as never)
@@ -557,7 +560,7 @@ test('what is posted is sent, with no list or an empty one', async (t) => {
   t.is(told.sent.length, 7)
 })
 
-test('what is too long for the peer, and too much for the memory, is thrown at once', (t) => {
+test('a message that is too long for the peer or for the memory throws at once', (t) => {
   const { told } = portOf()
   const codec: Codec<unknown> = { encode: (value) => value as string | Uint8Array, decode: (bytes) => bytes }
   const raw = new Port(told.channel, codec, told.quiet)
@@ -575,7 +578,7 @@ test('what is too long for the peer, and too much for the memory, is thrown at o
   t.is(told.sent.length, 5)
 })
 
-test('a send that fails is told by messageerror, but for what the end of the channel tells', async (t) => {
+test('a failed send emits messageerror, unless the end of the channel reports it', async (t) => {
   const { port, told } = portOf()
   const found: unknown[] = []
   port.on('messageerror', (error) => found.push(error))
@@ -591,7 +594,7 @@ test('a send that fails is told by messageerror, but for what the end of the cha
   t.deepEqual(found, [told.refusal])
 })
 
-test('what cannot be decoded is a messageerror, and the next message comes', async (t) => {
+test('a message that cannot be decoded is a messageerror, and the next one arrives', async (t) => {
   const { port, told } = portOf()
   const found: unknown[] = []
   port.on('messageerror', (error: RingfenceError) => found.push(error.code))
@@ -605,7 +608,7 @@ test('what cannot be decoded is a messageerror, and the next message comes', asy
   t.deepEqual(found, ['ERR_RINGFENCE_MALFORMED', 'messageerror', 'ERR_RINGFENCE_MALFORMED', 2])
 })
 
-test('a message that there was no memory for is tried again; after another failure the port waits for the end', async (t) => {
+test('a message without memory is read again later; after other failures the port waits for the end', async (t) => {
   const { port, told } = portOf()
   const found: unknown[] = []
   port.on('messageerror', (error: RingfenceError) => found.push(error.code))
@@ -623,7 +626,7 @@ test('a message that there was no memory for is tried again; after another failu
   t.deepEqual(found.at(-1), 'close')
 })
 
-test('the loss of the peer is reported by close alone', async (t) => {
+test('only close reports the loss of the peer', async (t) => {
   for (const name of ['CLOSED', 'PEER_LOST', 'OBJECT_EXPOSED', 'RING_CORRUPT'] as const) {
     const { port, told } = portOf()
     const found: unknown[] = []
@@ -639,7 +642,7 @@ test('the loss of the peer is reported by close alone', async (t) => {
   }
 })
 
-test('close lets what was posted go first, and is told once', async (t) => {
+test('close sends posted messages first, and is emitted once', async (t) => {
   const { port, told, asked } = portOf()
   const found: unknown[] = []
   port.on('message', (value) => found.push(value))
@@ -665,7 +668,7 @@ test('close lets what was posted go first, and is told once', async (t) => {
   t.is(found.length, 2)
 })
 
-test('the end of what the peer sends closes the channel, and then comes close', async (t) => {
+test('the end of the peer’s messages closes the channel, and then emits close', async (t) => {
   const { port, told, asked } = portOf()
   const found: unknown[] = []
   port.on('message', (value) => found.push(value))
@@ -680,7 +683,7 @@ test('the end of what the peer sends closes the channel, and then comes close', 
   t.deepEqual(told.sent, [])
 })
 
-test('a channel that has ended ends a port that was not started, once nothing is left to be told', async (t) => {
+test('a channel that has ended ends a port that was not started, once no message is left', async (t) => {
   for (const isRead of [true, false]) {
     const { port, told } = portOf()
     told.isRead = isRead
@@ -698,7 +701,7 @@ test('a channel that has ended ends a port that was not started, once nothing is
   }
 })
 
-test('a port that is started tells the end of its channel after what has come', async (t) => {
+test('a started port reports the end of its channel after all messages', async (t) => {
   const { port, told } = portOf()
   told.isRead = true
   const found: unknown[] = []
@@ -714,7 +717,7 @@ test('a port that is started tells the end of its channel after what has come', 
   t.deepEqual(found, [1, 'close'])
 })
 
-test('one that was stopped tells nothing that comes meanwhile', async (t) => {
+test('a stopped port emits no later messages', async (t) => {
   const { port, told } = portOf()
   const found: unknown[] = []
   const listener = (value: unknown) => found.push(value)
@@ -731,7 +734,7 @@ test('one that was stopped tells nothing that comes meanwhile', async (t) => {
   t.deepEqual(found, [1])
 })
 
-test('one that was stopped before its channel ended tells the end once what has come is read', async (t) => {
+test('a port that was stopped before its channel ended reports the end once its messages are read', async (t) => {
   const { port, told } = portOf()
   const found: unknown[] = []
   const listener = (value: unknown) => found.push(value)
@@ -749,7 +752,7 @@ test('one that was stopped before its channel ended tells the end once what has 
   t.deepEqual(found, [1, 'close'])
 })
 
-test('a port that is closed tells so though its channel ended before, with messages that nobody has read', async (t) => {
+test('a closed port emits close, even if its channel ended before with unread messages', async (t) => {
   const { port, told } = portOf()
   const found: unknown[] = []
   port.on('close', () => found.push('close'))

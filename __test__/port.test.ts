@@ -1,4 +1,4 @@
-// A channel as a MessagePort: what Node's own does, this one does.
+// A channel as a MessagePort behaves like Node's own.
 
 import { once } from 'node:events'
 import { setFlagsFromString } from 'node:v8'
@@ -13,7 +13,7 @@ import { isPending, soon, until } from './support/until.js'
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 
-/** A port over there that sends back what comes. */
+/** A port in the partner that echoes messages. */
 async function ports(t: ExecutionContext, settings = {}): Promise<Pair & { port: MessagePortLike }> {
   const made = await pair(t, settings)
   await made.partner.run((kit) => {
@@ -30,7 +30,7 @@ async function ports(t: ExecutionContext, settings = {}): Promise<Pair & { port:
 
 const values: unknown[] = [1, 'text', null, undefined, { a: [1n, new Map([[1, new Date(0)]])] }, new Uint8Array([1, 2])]
 
-test.serial('values go there and come back, to on, once, addEventListener and onmessage', async (t) => {
+test.serial('values are exchanged with on, once, addEventListener and onmessage', async (t) => {
   const { port } = await ports(t)
   const found: [string, unknown][] = []
   port.on('message', (value: unknown) => found.push(['on', value]))
@@ -47,7 +47,7 @@ test.serial('values go there and come back, to on, once, addEventListener and on
   await until(() => found.filter(([kind]) => kind === 'onmessage').length === values.length, 'all came back')
   const once1 = ['on', 'once', 'event', 'object', 'event once', 'onmessage']
   const kinds = ['on', 'event', 'object', 'onmessage']
-  // An event has null for undefined, as Node's own has.
+  // An event has null instead of undefined, like Node's own.
   const as = (kind: string, value: unknown) => (kind.startsWith('on') && kind !== 'onmessage' ? value : (value ?? null))
   const wanted = values.flatMap((value, index) => (index === 0 ? once1 : kinds).map((kind) => [kind, as(kind, value)]))
   t.deepEqual(found, wanted as typeof found)
@@ -55,7 +55,7 @@ test.serial('values go there and come back, to on, once, addEventListener and on
   t.deepEqual(await (port.postMessage('awaited'), once(port, 'message')), ['awaited'])
 })
 
-test.serial('it starts with the first listener, whichever way, and stops with the last; nothing is lost', async (t) => {
+test.serial('a port starts with its first listener of any kind, stops with its last, and loses nothing', async (t) => {
   const { channel, partner } = await pair(t)
   const port = channel.with(json()).port()
   t.false(port.hasRef(), 'without a listener it keeps no process alive')
@@ -118,7 +118,7 @@ test.serial(
   },
 )
 
-test.serial('a peer that was killed: what it had posted comes, then close', async (t) => {
+test.serial('messages of a killed peer arrive, then close', async (t) => {
   const { port, partner } = await ports(t)
   await partner.run((kit) => {
     for (let number = 0; number < 100; number += 1) (kit.keep['port'] as MessagePortLike).postMessage(number)
@@ -134,7 +134,7 @@ test.serial('a peer that was killed: what it had posted comes, then close', asyn
   t.notThrows(() => port.postMessage('late'))
 })
 
-test.serial('close comes without a listener of messages as well, and to onclose', async (t) => {
+test.serial('close is emitted without a message listener, too, and to onclose', async (t) => {
   const { channel, partner } = await pair(t)
   const port = channel.port()
   const closed = new Promise<string>((resolve) => {
@@ -144,7 +144,7 @@ test.serial('close comes without a listener of messages as well, and to onclose'
   t.is(await soon(closed, 'close'), 'close')
 })
 
-test.serial('what cannot be posted throws, a transfer list too, and nothing is sent', async (t) => {
+test.serial('values that cannot be posted and transfer lists throw, and nothing is sent', async (t) => {
   const { port } = await ports(t, { there: { maxMessageSize: 1000 } })
   t.throws(() => port.postMessage(() => {}), invalid)
   const memory = new ArrayBuffer(8)
@@ -160,7 +160,7 @@ test.serial('what cannot be posted throws, a transfer list too, and nothing is s
   t.deepEqual(found, ['one', 'two'])
 })
 
-test.serial('what is posted while the program holds a reservation is told not to have gone', async (t) => {
+test.serial('a message that is posted during a reservation is reported as not sent', async (t) => {
   const { channel, port } = await ports(t)
   const errors: RingfenceError[] = []
   port.on('messageerror', (error: RingfenceError) => errors.push(error))
@@ -185,7 +185,7 @@ test.serial('what is posted while the program holds a reservation is told not to
   )
 })
 
-test.serial('what is malformed is a messageerror, and the next message comes', async (t) => {
+test.serial('a malformed message is a messageerror, and the next one arrives', async (t) => {
   const { channel, partner } = await pair(t)
   const port = channel.with(json()).port()
   const found: unknown[] = []
@@ -199,7 +199,7 @@ test.serial('what is malformed is a messageerror, and the next message comes', a
   t.deepEqual(found, [1, 'ERR_RINGFENCE_MALFORMED', '{', 2])
 })
 
-test.serial('a port that is read by one listener after another keeps nothing of those before', async (t) => {
+test.serial('a port with one listener after another keeps nothing of the earlier ones', async (t) => {
   const count = 20_000
   const { port, partner } = await ports(t)
   setFlagsFromString('--expose-gc')
@@ -219,11 +219,11 @@ test.serial('a port that is read by one listener after another keeps nothing of 
   await there
   gc()
   const each = (process.memoryUsage().heapUsed - before) / count
-  // It was 1060, for ever.
+  // It was 1060 in an earlier version, and was never freed.
   t.true(each < 300, `${each} bytes are kept of each`)
 })
 
-test.serial('a listener that is removed a moment after it was called costs no message', async (t) => {
+test.serial('a listener that is removed right after it was called costs no message', async (t) => {
   const { channel, partner } = await pair(t)
   const wanted = Array.from({ length: 30 }, (_, number) => number)
   await partner.run(async (kit, numbers: number[]) => {
@@ -242,7 +242,7 @@ test.serial('a listener that is removed a moment after it was called costs no me
   t.deepEqual(found, wanted)
 })
 
-test.serial('a listener that throws keeps no other from being called, and no message from coming', async (t) => {
+test.serial('an exception of a listener stops neither other listeners nor later messages', async (t) => {
   const { channel, partner } = await pair(t)
   const there = partner.run(async (kit) => {
     const uncaught: string[] = []
@@ -260,7 +260,7 @@ test.serial('a listener that throws keeps no other from being called, and no mes
   t.deepEqual(await there, { uncaught: ['at 1', 'at 2'], found: [1, 2] })
 })
 
-test.serial('a stalled peer: what waits is bounded, and close gives it up after a while', async (t) => {
+test.serial('messages to a stalled peer are limited, and close drops them after a while', async (t) => {
   const { port, partner, channel } = await ports(t, { options: { maxMessageSize: 2 ** 30 } })
   await partner.stop()
   const chunk = new Uint8Array(32 * 1024 * 1024)
@@ -278,7 +278,7 @@ test.serial('a stalled peer: what waits is bounded, and close gives it up after 
   t.is(channel.bufferedAmount, 0)
 })
 
-test.serial('a process that only listens lives as long as the port, as with a MessagePort', async (t) => {
+test.serial('a process that only listens lives as long as the port, like with a MessagePort', async (t) => {
   const { port1, port2 } = new MessageChannel()
   t.false((port1 as unknown as { hasRef(): boolean }).hasRef())
   port1.on('message', () => {})
@@ -299,7 +299,7 @@ test.serial('a process that only listens lives as long as the port, as with a Me
   t.is((await soon(exited, 'its end')).code, 7)
 })
 
-test('what is no codec and no listener is INVALID_ARGUMENT', async (t) => {
+test('wrong codecs and listeners are INVALID_ARGUMENT', async (t) => {
   const { channel } = await pair(t)
   for (const codec of [null, {}, 'json'])
     t.throws(() => channel.with(codec as unknown as Codec<unknown>).port(), invalid)
@@ -309,7 +309,7 @@ test('what is no codec and no listener is INVALID_ARGUMENT', async (t) => {
   t.notThrows(() => port.off('message', () => {}))
 })
 
-test.serial('one that is closed in the middle of what a peer has left tells its close', async (t) => {
+test.serial('a port that is closed while it reads the messages of a lost peer emits close', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run(async (kit) => {
     const port = kit.channel.port()

@@ -1,4 +1,4 @@
-// What another process has named, as a terminal is shown it.
+// Names that another process has chosen, as a terminal shows them.
 
 import test from 'ava'
 
@@ -11,7 +11,7 @@ interface Insides {
 /** Not exported by the package. */
 const { printable } = await insideOf<Insides>('runtime/printable.js')
 
-test('what moves the cursor, turns the direction or begins a line is shown by its number, and every letter as it is', (t) => {
+test('control characters, changes of direction and line breaks are shown by number, letters as they are', (t) => {
   for (const text of ['', '/usr/bin/node', 'grüße  日本語 🦀 e\u0301 \u00a0', '\\u{1b}', '@a-b_c.d~e'])
     t.is(printable(text), text)
   const shown: [string, string][] = [
@@ -24,7 +24,7 @@ test('what moves the cursor, turns the direction or begins a line is shown by it
     ['\u200b', '\\u{200b}'],
     ['\u2028\u2029', '\\u{2028}\\u{2029}'],
     ['half \ud83e', 'half \\u{d83e}'],
-    // Outside of the first plane: a tag, of which a name may hold a whole sentence.
+    // Outside the basic plane: tag characters, in which a name may hide a sentence.
     ['\u{e0041}', '\\u{e0041}'],
   ]
   for (const [text, expected] of shown) t.is(printable(text), expected, JSON.stringify(text))

@@ -1,5 +1,5 @@
-// Who has a channel with whom, as `ringfence ps` reads it of /proc: over one on paper, which shows what other users' processes, and other
-// moments, would have to be there for. observe.test.ts has real processes.
+// Finding channels in /proc, as `ringfence ps` does, over a fake one: it can show processes of other users, and rare
+// moments. observe.test.ts has real processes.
 
 import { insideOf } from './support/inside.js'
 import test from 'ava'
@@ -19,7 +19,7 @@ const { seenProcesses } = await insideOf<{
   seenProcesses(): Seen[]
 }>('runtime/processes.js')
 
-/** What is told of such a /proc. */
+/** The processes that are found in such a /proc. */
 function seenIn(proc: Paper): Seen[] {
   const unsee = see(proc)
   try {
@@ -33,10 +33,10 @@ const channel = (role: string | null, peer: number | null, rings: [own: number, 
   return { address: address ?? null, peer, role, ringCapacity: rings[0], peerRingCapacity: rings[1] }
 }
 
-/** The channels of each, by its number. */
+/** The channels of each process, by its pid. */
 const channelsIn = (proc: Paper) => Object.fromEntries(seenIn(proc).map(({ pid, channels }) => [pid, channels]))
 
-test('a process is told with what /proc says of it, and what has no object is left out', (t) => {
+test('a process is listed with its data from /proc, and one without shared objects is left out', (t) => {
   const [service, agent] = [
     [written(1, 65_536), read(2, 8192)],
     [read(1, 65_536), written(2, 8192)],
@@ -50,7 +50,7 @@ test('a process is told with what /proc says of it, and what has no object is le
   t.deepEqual(seenIn(host(process(5, []))), [])
 })
 
-test('an object is known by its name, and one that is mapped in pieces is one', (t) => {
+test('an object is recognized by its name, and counts once if it is mapped in pieces', (t) => {
   const shm = '/dev/shm/ringfence-1a2b (deleted)'
   for (const lines of [
     [written(12_345_678, 4096)],
@@ -71,7 +71,7 @@ test('an object is known by its name, and one that is mapped in pieces is one', 
     ['---', '/memfd:ringfence (deleted)'],
   ] as const)
     t.deepEqual(channelsIn(host(process(3, [line(rights, 9, 12_288, name)]))), {}, name)
-  // The same number on another device is another object; one without a ring is none to tell of.
+  // The same inode on another device is another object. An object without a ring is not shown.
   const elsewhere = read(9, 4096).replace('00:01', '00:1f')
   t.deepEqual(channelsIn(host(process(3, [written(9, 4096)]), process(4, [elsewhere]))), {
     3: [channel(null, null, [4096, 0])],
@@ -80,7 +80,7 @@ test('an object is known by its name, and one that is mapped in pieces is one', 
   t.deepEqual(channelsIn(host(process(3, [line('rw-', 9, 8192), read(8, 0)]))), {})
 })
 
-test('a file by whose name another object would be mapped is that file', (t) => {
+test('a file whose name looks like a shared object is only a file', (t) => {
   const [one, other] = [process(3, [written(1, 4096), read(2, 4096)]), process(4, [read(1, 4096), written(2, 4096)])]
   const honest = channelsIn(host(one, other))
   for (const end of ['\r', '\u0085', '\\012'])
@@ -90,7 +90,7 @@ test('a file by whose name another object would be mapped is that file', (t) => 
   t.deepEqual(channelsIn(host(one, other, process(5, [before]))), honest)
 })
 
-test('of several channels each is told once, with its own peer', (t) => {
+test('several channels are each listed once, with their own peers', (t) => {
   const all = host(
     process(3, [
       written(1, 4096),
@@ -101,7 +101,7 @@ test('of several channels each is told once, with its own peer', (t) => {
       read(6, 49_152),
     ]),
     process(4, [written(4, 40_960), read(1, 4096)]),
-    // In another order than the other end has them.
+    // In another order than at the other end.
     process(5, [read(3, 16_384), read(2, 8192), written(5, 45_056), written(6, 49_152)]),
   )
   t.deepEqual(channelsIn(all), {
@@ -111,9 +111,9 @@ test('of several channels each is told once, with its own peer', (t) => {
   })
 })
 
-test('a publisher is told with each that reads its ring, and each of those with the publisher', (t) => {
+test('a publisher is listed with each reader of its ring, and each reader with the publisher', (t) => {
   const [ring, reads] = [written(1, 65_536, '@a'), read(1, 65_536, '@a')]
-  // It listens at another address too: the name of the ring tells which one is the publisher's.
+  // It also listens at another address: the name of the ring says which one is the publisher's.
   const publisher = process(3, [ring], '@a', '@b')
   const ofPublisher = (peer: number | null) => channel('publisher', peer, [65_536, 0], '@a')
   const subscriber = channel('subscriber', 3, [0, 65_536], '@a')
@@ -129,7 +129,7 @@ test('a publisher is told with each that reads its ring, and each of those with 
     3: [ofPublisher(null), channel('subscriber', 4, [0, 8192])],
     4: [channel('publisher', 3, [8192, 0])],
   })
-  // The name is the publisher's own word: an address at which it does not listen is another's.
+  // The publisher chooses the name itself: an address at which it does not listen belongs to another process.
   t.deepEqual(channelsIn(host(process(3, [ring]), process(4, [reads], '@a'))), {
     3: [channel('publisher', 4, [65_536, 0])],
     4: [channel('subscriber', 3, [0, 65_536])],
@@ -139,7 +139,7 @@ test('a publisher is told with each that reads its ring, and each of those with 
   t.deepEqual(channelsIn(host(named)), { 3: [channel('publisher', null, [4096, 0], path)] })
 })
 
-test('the ring that a process tells its figures in is no channel, neither its own nor an observer’s', (t) => {
+test('the ring of a process’s statistics is not a channel, for it and for observers', (t) => {
   const figures = [4_194_304, '@ringfence-observe-3'] as const
   const [told, seen] = [written(1, ...figures), read(1, ...figures)]
   const [one, other] = [
@@ -153,7 +153,7 @@ test('the ring that a process tells its figures in is no channel, neither its ow
   })
 })
 
-test('who reads a publisher and has a channel with it is told of both', (t) => {
+test('a process that subscribes to a publisher and has a channel with it is listed with both', (t) => {
   const [published, ofService] = [65_536, 4096]
   const agent = (pid: number, ...orders: [string, string]) => process(pid, [...orders, written(pid * 10, 8192)])
   for (const service of [
@@ -168,7 +168,7 @@ test('who reads a publisher and has a channel with it is told of both', (t) => {
     const all = channelsIn(host(hub, one, other))
     const ofHub = all[3] as { role: string | null }[]
     t.deepEqual(
-      // The publisher's last.
+      // The publisher's entry is last.
       ofHub.sort((first, second) => String(first.role).localeCompare(String(second.role))),
       [
         channel(null, 4, [ofService, 8192]),
@@ -182,16 +182,16 @@ test('who reads a publisher and has a channel with it is told of both', (t) => {
   }
 })
 
-test('of another user’s process, whose map is closed, nothing is made up', (t) => {
+test('nothing is invented about a process of another user, whose map is not readable', (t) => {
   const closed = { ...process(4, []), '/proc/4/maps': fails('EACCES') }
   const one = process(3, [written(1, 4096), read(2, 8192)], '@a')
   t.deepEqual(channelsIn(host(one, closed)), { 3: [channel(null, null, [4096, 8192])] })
-  // Rings of others alone.
+  // Only rings of others.
   t.deepEqual(channelsIn(host(process(3, [read(2, 8192)]), closed)), { 3: [channel(null, null, [0, 8192])] })
   t.deepEqual(channelsIn(host(process(3, [read(2, 8192, '@p')]), closed)), {
     3: [channel('subscriber', null, [0, 8192])],
   })
-  // A channel with one that is seen is not taken for one with another that is not.
+  // A channel with a visible process is not mistaken for one with an invisible process.
   const three = process(3, [written(1, 4096), read(9, 12_288), read(2, 8192)])
   t.deepEqual(channelsIn(host(three, process(5, [read(1, 4096), written(2, 8192)])))[3], [
     channel(null, 5, [4096, 8192]),
@@ -199,7 +199,7 @@ test('of another user’s process, whose map is closed, nothing is made up', (t)
   ])
 })
 
-test('an address is told where it is the only one of the two, and no place where figures are told is', (t) => {
+test('an address is shown if only one of the two has it, and never the address of statistics', (t) => {
   const ends = (atHost: string[], atGuest: string[]) => {
     const [one, other] = [
       [written(1, 4096), read(2, 4096)],
@@ -218,11 +218,11 @@ test('an address is told where it is the only one of the two, and no place where
   t.deepEqual(ends(['@a', '@b'], []), [null, null])
   t.deepEqual(ends(['@a', '@a'], ['@a']), ['host @a', 'host @a'])
   t.deepEqual(ends(['@ringfence-observe-3'], ['@b']), ['guest @b', 'host @b'])
-  // Of another process.
+  // The address of another process.
   t.deepEqual(ends([], ['@ringfence-observe-3']), ['guest @ringfence-observe-3', 'host @ringfence-observe-3'])
 })
 
-test('what is gone, or closed to this user, is left out; what this process lacks is told', (t) => {
+test('processes that exit or are not readable are left out; a local failure is an error', (t) => {
   const [one, other] = [
     process(3, [written(1, 4096), read(2, 8192)], '@a'),
     process(4, [read(1, 4096), written(2, 8192)]),
@@ -236,7 +236,7 @@ test('what is gone, or closed to this user, is left out; what this process lacks
   for (const code of ['EACCES', 'ENOENT', 'ESRCH']) {
     for (const part of ['/maps', '/ns/net', '/fd'])
       t.deepEqual(channelsIn(failing(`/proc/3${part}`, code)), { 4: [channel(null, null, [8192, 4096])] }, part)
-    // Gone since its map was read.
+    // The process has exited since its map was read.
     for (const part of ['', '/stat'])
       t.deepEqual(channelsIn(failing(`/proc/3${part}`, code)), { 4: [channel('guest', 3, [8192, 4096], '@a')] }, part)
     const [first] = seenIn(failing('/proc/3/exe', code))

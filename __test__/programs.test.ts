@@ -14,7 +14,7 @@ import { namedAddress } from './support/address.js'
 
 const home = fileURLToPath(new URL('../..', import.meta.url))
 
-/** The lines that each prints, in any order. */
+/** The lines that each program prints, in any order. */
 const programs: Record<string, string[]> = {
   pair: ['the first reads: hello from the second', 'the second reads: hello from the first'],
   service: [
@@ -42,7 +42,7 @@ const programs: Record<string, string[]> = {
 
 for (const [name, wanted] of Object.entries(programs))
   test(`the program ${name} works`, async (t) => {
-    // Inside the package, which finds itself by its name.
+    // Inside the package, so that imports of its own name work.
     const place = mkdtempSync(path.join(home, 'build', 'program-'))
     t.teardown(() => rmSync(place, { recursive: true }))
     const source = readFileSync(path.join(home, '__test__', 'programs', `${name}.ts`), 'utf8')

@@ -7,7 +7,7 @@ import { pattern, random } from './support/bytes.js'
 import { joinHere, Partner } from './support/partner.js'
 import { soon } from './support/until.js'
 
-/** One message: how it is sent and how long it is. */
+/** One message: how it is sent, and its length. */
 interface Step {
   way: 'send' | 'await' | 'string' | 'trySend' | 'reserve' | 'turn'
   size: number
@@ -21,7 +21,7 @@ interface Script {
   busyPollMicros: number
 }
 
-/** Plays a script on a channel, and returns what it has received: the same text runs on both sides. */
+/** Runs a script on a channel, and returns the messages. Both sides run the same code. */
 async function play(
   channel: Channel,
   script: Script,
@@ -90,7 +90,7 @@ async function play(
   return received
 }
 
-/** What must be received of a script. */
+/** The messages that a script must produce. */
 function model(steps: Step[]): { length: number; sum: number }[] {
   const wanted: { length: number; sum: number }[] = []
   for (const [number, { way, size }] of steps.entries()) {
@@ -124,7 +124,7 @@ const scripts = fc.constantFrom(4096, 8192, 65_536).chain((capacity) =>
   }),
 ) as fc.Arbitrary<Script>
 
-test.serial('whatever either side sends in whatever way, the other receives just that, in whatever way', async (t) => {
+test.serial('whatever either side sends, in any way, the other side receives exactly that, in any way', async (t) => {
   const partner = await Partner.start(t)
   await partner.run((kit, code: string) => {
     kit.keep['play'] = new Function(`return ${code}`)()

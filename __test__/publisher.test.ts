@@ -1,4 +1,5 @@
-// A publisher by itself: what it asks of its binding, what it tells, and each end. broadcast.test.ts has one with subscribers.
+// Unit tests of a publisher: its calls of the binding, its events, and each end. broadcast.test.ts uses it with
+// subscribers.
 
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { inspect } from 'node:util'
@@ -11,7 +12,7 @@ import { clock } from './support/clock.js'
 import { codeOf } from './support/ring.js'
 import { isPending, turn, until } from './support/until.js'
 
-/** A publisher, and what it tells in its order. */
+/** A publisher, and its events in order. */
 async function published(t: ExecutionContext, below = new Published(), options: PublishOptions = {}) {
   const publisher = await begun(t, below, (address) => publish(address, options))
   const told: string[] = []
@@ -24,7 +25,7 @@ async function published(t: ExecutionContext, below = new Published(), options: 
 
 const reason = (name: string) => REASONS.indexOf(name)
 
-test.serial('it has what the binding has made, and is open until it is closed', async (t) => {
+test.serial('a publisher has the properties from the binding, and is open until it is closed', async (t) => {
   const { below, publisher, told } = await published(t)
   t.deepEqual([publisher.address, publisher.capacity, publisher.maxMessageSize], ['@somewhere', 65_536, 8192])
   t.is(openNow.get(publisher), '@somewhere')
@@ -56,7 +57,7 @@ test.serial('it has what the binding has made, and is open until it is closed', 
   t.throws(() => publisher.with({} as never), codeOf('INVALID_ARGUMENT'))
 })
 
-test.serial('one that cannot be watched is closed at once, and so is one that was called off meanwhile', async (t) => {
+test.serial('a publisher that cannot be watched, or was cancelled in the meantime, is closed at once', async (t) => {
   for (const call of ['watch', 'watchRoom'] as const) {
     const below = new Published()
     below.failing = { code: 'NO_SPACE', message: 'no descriptor' }
@@ -76,7 +77,7 @@ test.serial('one that cannot be watched is closed at once, and so is one that wa
   t.deepEqual(below.asked, ['close'])
 })
 
-test.serial('its signal closes it, and is let go of with it', async (t) => {
+test.serial('a signal closes the publisher, and has no listener after that', async (t) => {
   const over = new AbortController()
   const { signal } = over
   const { below, publisher } = await published(t, new Published(), { signal })
@@ -100,7 +101,7 @@ test.serial('its signal closes it, and is let go of with it', async (t) => {
   t.deepEqual(listeners, ['off'])
 })
 
-test.serial('messages go out by every way of sending, and figures have what was sent before', async (t) => {
+test.serial('messages are sent by every method, and statistics include them', async (t) => {
   const { below, publisher } = await published(t)
   t.true(publisher.trySend('one'))
   const sent = publisher.send('two')
@@ -148,7 +149,7 @@ test.serial('messages go out by every way of sending, and figures have what was 
   t.is(publisher.sequence, 5n)
 })
 
-test.serial('it spins where the option says so: each message goes out at once', async (t) => {
+test.serial('with busyPollMicros each message is sent at once', async (t) => {
   for (const busyPollMicros of [0, 5]) {
     const { below, publisher } = await published(t, new Published(), { busyPollMicros })
     void publisher.send('one').catch(() => {})
@@ -157,7 +158,7 @@ test.serial('it spins where the option says so: each message goes out at once', 
   }
 })
 
-test.serial('subscribers come and go, and each is told why', async (t) => {
+test.serial('subscribers connect and disconnect, and each end has a reason', async (t) => {
   const { below, publisher, told } = await published(t)
   const newcomers = [1, 2, 3, 4].map((number) => new Newcomer(number))
   below.tell(...newcomers)
@@ -195,7 +196,7 @@ test.serial('subscribers come and go, and each is told why', async (t) => {
   t.deepEqual(told, ['gone: closed', 'closed'])
 })
 
-test.serial('one subscriber is looked at again, and let go of', async (t) => {
+test.serial('a single subscriber is checked again, and disconnected', async (t) => {
   const { below, publisher } = await published(t)
   const below1 = new Newcomer(1)
   below.tell(below1)
@@ -248,7 +249,7 @@ test.serial('end sends what was sent before, and then the end', async (t) => {
   t.true(await isPending(ending))
   t.false(below.asked.includes('end'))
   below.room = 1000
-  // The last subscriber has gone already: the end is found at once.
+  // The last subscriber is gone already, so the end is complete at once.
   below.events.push(FAILED)
   below.roomBell()
   await waiting
@@ -261,7 +262,7 @@ test.serial('end sends what was sent before, and then the end', async (t) => {
   await other.publisher.end()
   t.deepEqual(other.below.since(), ['end'])
   t.true(await isPending(other.publisher.closed))
-  // It is open, and its program has made a mistake: that is not silent.
+  // The publisher is open, and its program has made a mistake, which must be reported.
   const late = other.publisher.send('late')
   const message = /has ended/
   t.regex(((await new Promise((resolve) => process.once('unhandledRejection', resolve))) as Error).message, message)
@@ -269,7 +270,7 @@ test.serial('end sends what was sent before, and then the end', async (t) => {
   other.below.tell(FAILED)
   t.is((await other.publisher.closed).reason, 'closed')
 
-  // One that is closed has nothing to end, and says so still.
+  // A closed publisher has nothing to end, and says so.
   const third = await published(t)
   await third.publisher.close()
   third.below.since()
@@ -288,7 +289,7 @@ test.serial('end sends what was sent before, and then the end', async (t) => {
   t.is(unhandled.size, 0, 'that it is over is told by its end')
 })
 
-test.serial('what waits when it is closed has as long as linger says', async (t) => {
+test.serial('pending sends have as long as linger when it is closed', async (t) => {
   const { below, publisher } = await published(t)
   below.room = 4
   const waiting = publisher.send('before')
@@ -312,7 +313,7 @@ test.serial('what waits when it is closed has as long as linger says', async (t)
   t.deepEqual(other.told, ['closed'], 'once, though it was closed twice')
 })
 
-test.serial('seal is asked once, and again where it has failed', async (t) => {
+test.serial('seal is called once, and again after a failure', async (t) => {
   const { below, publisher } = await published(t)
   below.answers.seal = FAILED
   below.failing = { code: 'NO_SPACE', message: 'no thread' }
@@ -348,7 +349,7 @@ test.serial('destroy drops what is not in the ring, and ends the publisher at on
   t.is(inspect(publisher), '<Publisher at @somewhere, 0 subscribers, closed: failed>')
 })
 
-test.serial('who opens its memory ends it, and that is told', async (t) => {
+test.serial('a process that opens its memory ends the publisher, and the reason is reported', async (t) => {
   for (const way of ['the binding tells', 'a reason', 'a call fails'] as const) {
     const { below, publisher, told } = await published(t)
     below.tell(new Newcomer(1))
@@ -371,7 +372,7 @@ test.serial('who opens its memory ends it, and that is told', async (t) => {
   }
 })
 
-test.serial('a call that fails ends it where that is its end, and nowhere else', async (t) => {
+test.serial('a failing call ends the publisher only if the publisher itself has failed', async (t) => {
   for (const [code, ends] of [
     ['CLOSED', true],
     ['UNSUPPORTED', true],
@@ -391,7 +392,7 @@ test.serial('a call that fails ends it where that is its end, and nowhere else',
   }
 })
 
-test.serial('an error that a listener throws skips no other listener and no later event', async (t) => {
+test.serial('an exception of a listener skips no other listener and no later event', async (t) => {
   const { below, publisher, told } = await published(t)
   const thrown: string[] = []
   const hear = (error: Error) => void thrown.push(error.message)
@@ -412,7 +413,7 @@ test.serial('an error that a listener throws skips no other listener and no late
   await (publisher satisfies Publisher).close()
 })
 
-test.serial('however fast subscribers are turned away, the event loop turns', async (t) => {
+test.serial('the event loop turns, however fast subscribers are turned away', async (t) => {
   const { below, publisher, told } = await published(t)
   publisher.on('refused', () => (clock.now += 1))
   below.tell(
