@@ -61,7 +61,7 @@ const END_LIMIT = 90_000 * SLOW
 
 const LATE = Symbol('late')
 /** What a promise resolves to, or `LATE`. */
-const within = (milliseconds, promise) => Promise.race([promise, sleep(milliseconds, LATE, { ref: false })])
+const within = (milliseconds, promise) => Promise.race([promise, sleep(milliseconds, LATE)])
 
 /** A command with what is needed to run it; null where this machine does not let it. */
 const may = (command, ...words) => {
@@ -395,7 +395,7 @@ class Play {
     const disturbing = this.disturb()
     // With too little, a play may get nowhere; it must end all the same.
     const mayStarve = ['nofile', 'as', 'cgroup', 'tmpfs'].includes(this.event)
-    const starved = sleep(STARVED, LATE, { ref: false })
+    const starved = sleep(STARVED, LATE)
     // On a busy machine fewer sessions are enough.
     while (this.sessions < this.wanted && performance.now() < this.began + 2 * LIMIT) {
       const outcome = await (mayStarve ? Promise.race([session(), starved]) : within(LIMIT, session()))
