@@ -82,7 +82,7 @@ test.serial('each client is a channel, each refusal is reported, and both are co
   t.like(listener.stats(), { open: 0, messagesSent: 110, messagesReceived: 2, ringCapacity: 0 })
 })
 
-test.serial('no loop gets a channel while ’connection’ has a listener', async (t) => {
+test.serial('no loop gets a channel while there is a connection listener', async (t) => {
   const { listener, standing } = await listens(t)
   standing.tell(comer(1).raw, comer(2).raw)
   const { pids, hear } = heardOf(listener)

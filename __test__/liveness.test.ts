@@ -7,7 +7,7 @@ import { pattern } from './support/bytes.js'
 import { joinHere, pair, Partner, type Exit } from './support/partner.js'
 import { isPending, soon, until } from './support/until.js'
 
-/** How the line is watched: by a handle of the event loop, or by a thread if there is no libuv. */
+/** Ways to watch the line: by a handle of the event loop, or by a thread if there is no libuv. */
 const watchers = ['the event loop', 'a thread'] as const
 type Watcher = (typeof watchers)[number]
 

@@ -151,7 +151,7 @@ test.serial(
       while (performance.now() < end);
       count += 1
       if (before !== -1) before += 1
-      // The time for one message has been measured by then.
+      // The time for one message has already been measured.
       else if (count >= 300) {
         await say(quiet.partner, 'now')
         before = 0

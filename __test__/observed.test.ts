@@ -1,4 +1,4 @@
-// How `ringfence top` and `doctor` read statistics: which processes they ask, and rates from two snapshots that are far
+// Reading statistics in `ringfence top` and `doctor`: which processes they ask, and rates from two snapshots that are far
 // enough apart. Over fake processes; observe.test.ts has real ones.
 
 import test, { type ExecutionContext } from 'ava'

@@ -10,7 +10,7 @@ import { isPending } from './support/until.js'
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 const aborted = { instanceOf: RingfenceError, code: 'ABORT_ERR' } as const
 
-/** Has the partner send messages `first` to `first + count - 1`, of a size or of sizes that differ, and then answer. */
+/** Makes the partner send messages `first` to `first + count - 1`, of one size or of mixed sizes, and then return. */
 function sendThere(partner: Partner, count: number, size: number | 'mixed' = 100, first = 0): Promise<void> {
   return partner.run(
     async (kit, from: number, to: number, bytes: number | 'mixed') => {
@@ -26,14 +26,14 @@ function sendThere(partner: Partner, count: number, size: number | 'mixed' = 100
   )
 }
 
-/** Sends texts from over there, and has them in the ring when it returns. */
+/** Sends texts from the partner. They are in the ring once it returns. */
 function sayThere(partner: Partner, ...texts: string[]): Promise<void> {
   return partner.run(async (kit, words: string[]) => {
     for (const text of words) await kit.channel.send(text)
   }, texts)
 }
 
-test.serial('receive gives the messages in their order, then undefined once the peer has ended', async (t) => {
+test.serial('receive returns the messages in order, then undefined once the peer has ended', async (t) => {
   const { channel, partner } = await pair(t)
   await sayThere(partner, 'one', 'two', 'three')
   await partner.run((kit) => kit.channel.end())
@@ -59,7 +59,7 @@ test.serial('receive waits for a message that comes later', async (t) => {
   }
 })
 
-test.serial('tryReceive gives a message that is there, or undefined', async (t) => {
+test.serial('tryReceive returns a message if one is available, else undefined', async (t) => {
   const { channel, partner } = await pair(t)
   t.is(channel.tryReceive(), undefined)
   await sayThere(partner, 'one', 'two')
@@ -68,7 +68,7 @@ test.serial('tryReceive gives a message that is there, or undefined', async (t) 
   t.is(channel.tryReceive(), undefined)
 })
 
-test.serial('receiveEach visits what is there, at most max, and returns how many', async (t) => {
+test.serial('receiveEach visits available messages, at most max, and returns the number', async (t) => {
   const { channel, partner } = await pair(t)
   t.is(
     channel.receiveEach(() => t.fail()),
@@ -106,7 +106,7 @@ test.serial('receiveEach visits large messages and fragments as well', async (t)
   await sent
 })
 
-test.serial('for await gives every message, and is over at the end', async (t) => {
+test.serial('for await yields every message, and finishes at the end', async (t) => {
   const { channel, partner } = await pair(t)
   const sent = sendThere(partner, 500, 'mixed').then(() => partner.run((kit) => kit.channel.end()))
   let number = 0
@@ -118,7 +118,7 @@ test.serial('for await gives every message, and is over at the end', async (t) =
   return sent
 })
 
-test.serial('leaving a for await neither closes the channel nor loses a message', async (t) => {
+test.serial('leaving a for await loop neither closes the channel nor loses a message', async (t) => {
   const { channel, partner } = await pair(t)
   await sayThere(partner, 'one', 'two', 'three', 'four', 'five')
   for await (const message of channel) {
@@ -183,7 +183,7 @@ test.serial(
   },
 )
 
-test.serial('a visitor that throws has had its message, and the rest stays', async (t) => {
+test.serial('an exception of a visitor consumes its message, and the remaining ones stay', async (t) => {
   const { channel, partner } = await pair(t)
   await sendThere(partner, 5)
   await sendThere(partner, 2, 500_000, 5)
@@ -203,7 +203,7 @@ test.serial('a visitor that throws has had its message, and the rest stays', asy
   t.is(channel.tryReceive(), undefined)
 })
 
-test.serial('a visitor may read, and what it was given stays as it is meanwhile', async (t) => {
+test.serial('a visitor may read, and its own message stays valid in the meantime', async (t) => {
   const { channel, partner } = await pair(t)
   for (const [size, count] of [
     [100, 60],
@@ -233,9 +233,10 @@ test.serial('a visitor may read, and what it was given stays as it is meanwhile'
   }
 })
 
-test.serial('a visitor may call receiveEach in its turn, as deep as there are messages', async (t) => {
+test.serial('a visitor may call receiveEach recursively, once for each message', async (t) => {
   const { channel, partner } = await pair(t)
-  // More than one fetch brings, so that the next one is made while all of the last one is being visited.
+  // More than one fetch returns, so that the next fetch happens while all messages of the previous one are being
+  // visited.
   const count = 300
   await sendThere(partner, count, 2000)
   let number = 0
@@ -249,8 +250,8 @@ test.serial('a visitor may call receiveEach in its turn, as deep as there are me
   t.is(number, count)
 })
 
-test.serial('a visitor may call receive: it gets the message after its own', async (t) => {
-  // Also where it takes so long that the event loop is due.
+test.serial('a visitor may call receive: it gets the next message', async (t) => {
+  // Also if the visitor takes so long that it is time to yield to the event loop.
   for (const milliseconds of [0, 5]) {
     const { channel, partner } = await pair(t)
     await sayThere(partner, 'one', 'two', 'three', 'four')
@@ -267,7 +268,7 @@ test.serial('a visitor may call receive: it gets the message after its own', asy
   }
 })
 
-test.serial('a visitor may close the channel: it is visited no more', async (t) => {
+test.serial('a visitor may close the channel, and then gets no more messages', async (t) => {
   for (const size of [100, 300_000]) {
     const { channel, partner } = await pair(t)
     await sendThere(partner, 5, size)
@@ -293,7 +294,7 @@ test.serial(
     while (kept.length < count) {
       const message = (await channel.receive())!
       if (!message.equals(pattern(kept.length, message.length))) return t.fail(`message ${kept.length} is another`)
-      // Every other one is written over, to its very borders.
+      // Every second message is overwritten, up to its ends.
       if (kept.length % 2 === 0) message.fill(0xff)
       kept.push(message)
     }
@@ -307,7 +308,7 @@ test.serial(
   },
 )
 
-test.serial('waitReadable waits until there is something to read, and is false once no more will come', async (t) => {
+test.serial('waitReadable waits for a message, and is false once none will arrive', async (t) => {
   const { channel, partner } = await pair(t)
   const readable = channel.waitReadable()
   t.true(await isPending(readable))
@@ -322,7 +323,7 @@ test.serial('waitReadable waits until there is something to read, and is false o
   t.false(await channel.waitReadable())
 })
 
-test.serial('a message of which a part is there is neither received nor seen', async (t) => {
+test.serial('an incomplete message is neither received nor reported', async (t) => {
   const { channel, partner } = await pair(t, { there: { capacity: 4096 } })
   const sent = partner.run((kit) => kit.channel.send(kit.bytes.pattern(0, 40_000)))
   let looks = 0
@@ -350,7 +351,7 @@ test.serial(
     const kept: Buffer[] = []
     for (let number = 0; number < 4; number += 1) {
       const sent = sendThere(partner, 1, size, number)
-      // The partner answers once it has filled the ring: a part of the message, which receiveEach fetches.
+      // The partner answers once it has filled the ring with a part of the message, which receiveEach fetches.
       await partner.run(() => {})
       t.is(
         channel.receiveEach(() => t.fail('it cannot be whole')),
@@ -363,7 +364,7 @@ test.serial(
   },
 )
 
-test.serial('ended is true once no more will come and all was read', async (t) => {
+test.serial('readableEnded is true once no message will arrive and all were read', async (t) => {
   const { channel, partner } = await pair(t)
   t.false(channel.readableEnded)
   await sayThere(partner, 'one', 'two')
@@ -378,7 +379,7 @@ test.serial('ended is true once no more will come and all was read', async (t) =
   t.true(channel.readableEnded)
 })
 
-test.serial('a signal calls off a receive or a waitReadable, and no message is lost by it', async (t) => {
+test.serial('a signal cancels a receive or a waitReadable, and no message is lost', async (t) => {
   const { channel, partner } = await pair(t)
   for (const way of ['receive', 'waitReadable'] as const) {
     const over = new AbortController()
@@ -397,7 +398,7 @@ test.serial('a signal calls off a receive or a waitReadable, and no message is l
   }
 })
 
-test.serial('an abort that comes with the message loses neither', async (t) => {
+test.serial('an abort at the same time as a message loses neither', async (t) => {
   const { channel, partner } = await pair(t)
   let received = 0
   const count = 500
@@ -428,7 +429,7 @@ test.serial('a signal that is not used leaves no listener behind', async (t) => 
   t.is(getEventListeners(signal, 'abort').length, 0)
 })
 
-test.serial('several receives that wait are served in the order of their calls', async (t) => {
+test.serial('waiting receives are served in the order of their calls', async (t) => {
   const { channel, partner } = await pair(t)
   const over = new AbortController()
   const waiting = Array.from({ length: 10 }, (_, number) =>
@@ -455,14 +456,14 @@ test.serial(
         void kit.channel.send('two')
       }, 20)
     })
-    // This thread sleeps until both have come, without a turn of the event loop.
+    // Blocks this thread until both have arrived, without a turn of the event loop.
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 300)
     const second = channel.receive()
     t.deepEqual([String(await first), String(await second)], ['one', 'two'])
   },
 )
 
-test.serial('receives that wait when the peer ends all get undefined', async (t) => {
+test.serial('waiting receives all get undefined when the peer ends', async (t) => {
   const { channel, partner } = await pair(t)
   const waiting = [channel.receive(), channel.receive(), channel.receive()]
   const readable = channel.waitReadable()
@@ -473,7 +474,7 @@ test.serial('receives that wait when the peer ends all get undefined', async (t)
   t.false(await readable)
 })
 
-test.serial('what was sent here is on its way before an answer is waited for', async (t) => {
+test.serial('sent messages are flushed before a wait for the answer', async (t) => {
   const { channel, partner } = await pair(t)
   const echo = partner.run(async (kit) => {
     for await (const message of kit.channel) await kit.channel.send(message)
@@ -487,7 +488,7 @@ test.serial('what was sent here is on its way before an answer is waited for', a
   return echo.then(() => t.pass())
 })
 
-test.serial('arguments of the wrong type are INVALID_ARGUMENT, and nothing is lost by them', async (t) => {
+test.serial('arguments of the wrong type are INVALID_ARGUMENT, and lose nothing', async (t) => {
   const { channel, partner } = await pair(t)
   await sayThere(partner, 'one')
   for (const visit of [undefined, null, 5, 'visit', {}]) t.throws(() => channel.receiveEach(visit as never), invalid)
@@ -501,7 +502,7 @@ test.serial('arguments of the wrong type are INVALID_ARGUMENT, and nothing is lo
 })
 
 for (const way of ['for await', 'receive', 'waitReadable and receiveEach'] as const) {
-  test.serial(`a loop of ${way} that finds something each time lets the event loop turn`, async (t) => {
+  test.serial(`a loop of ${way} that always finds a message lets the event loop turn`, async (t) => {
     const { channel, partner } = await pair(t, { there: { capacity: 16 << 20 } })
     const there = await partner.run((kit) => {
       let sent = 0
@@ -511,7 +512,7 @@ for (const way of ['for await', 'receive', 'waitReadable and receiveEach'] as co
     let fired = false
     setImmediate(() => (fired = true))
     let count = 0
-    // Without a turn it would go on to the end of what is there.
+    // Without a turn, it would read everything.
     const enough = () => fired || (count += 1) === there
     if (way === 'for await') {
       for await (const _ of channel) if (enough()) break
@@ -527,7 +528,7 @@ for (const way of ['for await', 'receive', 'waitReadable and receiveEach'] as co
   })
 }
 
-/** Reads to the end, one way or another. */
+/** Reads to the end, in one of these ways. */
 async function readAll(channel: Channel): Promise<number> {
   let bytes = 0
   for await (const message of channel) bytes += message.length

@@ -1,4 +1,4 @@
-// What a user copies from README.md and the pages of docs/ runs, and does what it says.
+// The code in README.md and docs/ runs, and does what the text says.
 
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
@@ -23,7 +23,7 @@ function exampleOf(page: string, heading: string): string {
   return code!
 }
 
-/** Each must be there: an example that has changed is looked at again. */
+/** Each text must exist, so that a change of the example is noticed here. */
 function replaceAll(t: ExecutionContext, code: string, changes: [from: string, to: string][]): string {
   for (const [from, to] of changes) {
     t.true(code.includes(from), `the page says ${from}`)
@@ -32,11 +32,11 @@ function replaceAll(t: ExecutionContext, code: string, changes: [from: string, t
   return code
 }
 
-/** Runs code as a process of its own, which finds the package as one that depends on it does. */
+/** Runs code in its own process, which finds the package as a dependent does. */
 async function run(t: ExecutionContext, code: string) {
   const directory = mkdtempSync(join(root, 'build', 'readme-'))
   const file = join(directory, 'main.mjs')
-  // Node 20 knows no `await using`.
+  // Node 20 does not support `await using`.
   writeFileSync(file, (await transform(code, { loader: 'ts', target: 'node20' })).code)
   const child = spawn(process.execPath, [file], { stdio: ['ignore', 'pipe', 'pipe'] })
   const exited = once(child, 'exit')
@@ -51,7 +51,7 @@ async function run(t: ExecutionContext, code: string) {
 const GUIDE = 'docs/guide.md'
 const me = `process.getuid()`
 
-/** What a call says that was under way when the peer's process ended, and what one says that came after it. */
+/** The messages of a call that was pending when the peer's process ended, and of a later one. */
 const ENDED = "(the peer's|the peer is gone: its) process has ended"
 
 test('two processes that run the example of README.md greet each other', async (t) => {
@@ -76,7 +76,7 @@ test('two processes that run the example of README.md greet each other', async (
   }
 })
 
-test('README.md and docs/errors.md tell of every code, and of no other', (t) => {
+test('README.md and docs/errors.md list exactly the existing codes', (t) => {
   const read = (file: string) => readFileSync(join(root, file), 'utf8')
   const names = /^export type ErrorName =\n((?: {2}\| '\w+'\n)+)/m.exec(read('ts/errors.ts'))![1]!
   const codes = ['ABORT_ERR', ...[...names.matchAll(/'(\w+)'/g)].map(([, name]) => name!)].sort()
@@ -86,7 +86,7 @@ test('README.md and docs/errors.md tell of every code, and of no other', (t) => 
   t.deepEqual([...read('docs/errors.md').matchAll(/^\| `([A-Z_]+)` \|/gm)].map(([, name]) => name!).sort(), codes)
 })
 
-test('the options of docs/options.md are taken', async (t) => {
+test('the options of docs/options.md are valid', async (t) => {
   const code = replaceAll(t, exampleOf('docs/options.md', 'Example'), [
     ['join(address,', `join(${JSON.stringify(namedAddress(t))},`],
     ["group: 'orders'", 'group: process.getgid()'],
@@ -128,7 +128,7 @@ test('the programs of docs/sandbox.md call each other through a sandbox', async 
   t.deepEqual(await exited, [0, null])
 })
 
-test('the service goes on where one of its agents is killed', async (t) => {
+test('the service continues after one of its clients is killed', async (t) => {
   const address = namedAddress(t)
   const [service] = exampleOf(GUIDE, 'A service and its agents').split('// an agent')
   const { complaints, child } = await run(
@@ -143,7 +143,7 @@ test('the service goes on where one of its agents is killed', async (t) => {
   const [doomed, other] = await Promise.all([Partner.start(t), Partner.start(t)])
   for (const agent of [doomed, other]) await agent.connect(address, { policy: { uid: process.getuid!() } })
   await doomed.run(async (kit) => {
-    // More than both rings hold: the service has answers left to send, whenever this process ends.
+    // More than both rings hold, so the service has replies left to send whenever this process ends.
     for (let order = 0; order < 400; order += 1) void kit.channel.send('x'.repeat(65_536))
     await kit.channel.receive()
   })
@@ -160,7 +160,7 @@ test('the service goes on where one of its agents is killed', async (t) => {
   t.is(child.exitCode, null)
 })
 
-test('the example of many to one tells of each message who sent it', async (t) => {
+test('the many-to-one example prints the sender of each message', async (t) => {
   const address = namedAddress(t)
   const { child } = await run(
     t,
@@ -176,7 +176,7 @@ test('the example of many to one tells of each message who sent it', async (t) =
   }
 })
 
-test('the example of one to many: a subscriber gets what is sent once its publisher has told of it', async (t) => {
+test('the one-to-many example: a subscriber gets what is sent after it has subscribed', async (t) => {
   const address = namedAddress(t)
   const [publishing, subscribing] = replaceAll(t, exampleOf('docs/broadcast.md', 'Example'), [
     ["'/run/user/1000/ticks.sock'", JSON.stringify(address)],
@@ -206,7 +206,7 @@ test('the example of one to many: a subscriber gets what is sent once its publis
   ])
 })
 
-test('a place is kept where one partner after the other is killed', async (t) => {
+test('a member keeps its place while its partners are killed one after the other', async (t) => {
   const address = namedAddress(t)
   const serving = exampleOf(GUIDE, 'A service and its agents')
   const serve = serving.slice(serving.indexOf('async function serve'), serving.indexOf('// an agent'))
@@ -233,11 +233,11 @@ test('a place is kept where one partner after the other is killed', async (t) =>
   t.deepEqual(await exited, [0, null])
 })
 
-test('a send without a handler ends no process where the peer is killed', async (t) => {
+test('a send without a handler crashes no process when the peer is killed', async (t) => {
   const address = namedAddress(t)
   const [sender, doomed] = await Promise.all([Partner.start(t), Partner.start(t)])
   await Promise.all([sender.join(address, { capacity: 4096 }), doomed.join(address)])
-  // One is in the ring, and some wait for room, of all kinds.
+  // One message is in the ring, and messages of all kinds wait for room.
   await sender.run((kit) => {
     for (const size of [10, 3000, 500, 10_000]) void kit.channel.send(Buffer.alloc(size))
   })
@@ -248,14 +248,14 @@ test('a send without a handler ends no process where the peer is killed', async 
     void kit.channel.send(Buffer.alloc(10_000))
     void kit.channel.send(Buffer.alloc(10))
     const awaited = await kit.channel.send('awaited').catch((error: { code: string }) => error.code)
-    // Unhandled rejections are told once the microtasks are done.
+    // Node reports unhandled rejections after the microtasks.
     await new Promise((resolve) => setImmediate(resolve))
     return { reason, awaited }
   })
   t.deepEqual(told, { reason: 'lost', awaited: 'ERR_RINGFENCE_PEER_LOST' })
 })
 
-test('a verify without a handler ends no process where the channel has ended', async (t) => {
+test('a verify without a handler crashes no process when the channel has ended', async (t) => {
   const address = namedAddress(t)
   const [watcher, doomed] = await Promise.all([Partner.start(t), Partner.start(t)])
   await Promise.all([watcher.join(address), doomed.join(address)])
@@ -263,7 +263,7 @@ test('a verify without a handler ends no process where the channel has ended', a
   const heard = await watcher.run(async (kit) => {
     const codes: string[] = []
     process.on('unhandledRejection', (error: { code: string }) => codes.push(error.code))
-    // The event loop has not heard of the end: the look finds it.
+    // The event loop has not been notified of the end, so the check finds it.
     void kit.channel.verify()
     const awaited = await kit.channel.verify().catch((error: { code: string }) => error.code)
     await kit.channel.closed
@@ -274,7 +274,7 @@ test('a verify without a handler ends no process where the channel has ended', a
   t.deepEqual(heard, { codes: [], awaited: 'ERR_RINGFENCE_PEER_LOST' })
 })
 
-test('a send that is wrong is an unhandled rejection where it has no handler', async (t) => {
+test('a wrong send without a handler is an unhandled rejection', async (t) => {
   const address = namedAddress(t)
   const [sender, peer] = await Promise.all([Partner.start(t), Partner.start(t)])
   await Promise.all([sender.join(address), peer.join(address)])

@@ -1,5 +1,5 @@
-// A receive buffer by itself: what it asks of its ring, in which memory messages come, and what becomes of them where there is none.
-// reading.test.ts has one with a peer.
+// Unit tests of a receive buffer: its calls of the ring, the memory of messages, and failed allocations.
+// reading.test.ts uses it with a peer.
 
 import test from 'ava'
 
@@ -10,7 +10,7 @@ import { answers, bufferOver, codeOf, HeldRing, kinds, LatestRing, patterns, Rin
 
 const invalid = codeOf('INVALID_ARGUMENT')
 
-// Each call then finds the event loop rested: the clock stands still.
+// With this, no call has to yield to the event loop: the clock stands still.
 test.before(rested)
 
 const canTake = takeAway(bufferOfOne())
@@ -57,7 +57,7 @@ test.serial(
   },
 )
 
-test.serial('an empty message comes into a block, and one of which a part is there into memory of its own', (t) => {
+test.serial('an empty message is in a shared block, and an incomplete one in memory of its own', (t) => {
   const { ring, buffer } = bufferOver(new HeldRing())
   ring.come(pattern(0, 0))
   t.is(buffer.tryReceive()!.length, 0)
@@ -70,10 +70,10 @@ test.serial('an empty message comes into a block, and one of which a part is the
   t.deepEqual(ring.since(), ['gather'])
 })
 
-test.serial('messages come into a block until it is full, and then into another, of as many as fit', (t) => {
+test.serial('messages fill a block, and then the next one, with as many as fit', (t) => {
   for (const [length, size, before] of [
     [256, 8192, 0],
-    // The first three are smaller.
+    // The first three are shorter.
     [4096, 32_832, 1 + 3 + 7],
   ] as const) {
     const { ring, buffer } = bufferOver(new HeldRing())
@@ -95,7 +95,7 @@ test.serial('messages come into a block until it is full, and then into another,
   }
 })
 
-test.serial('a subscription’s reader copies short messages together, and a long one by itself', (t) => {
+test.serial('the reader of a subscription copies short messages together, and a long one separately', (t) => {
   const { ring, buffer } = bufferOver(new Ring())
   const lengths = [100, 256, 257, 300, 0, 5000, 100]
   ring.come(...patterns(0, ...lengths))
@@ -112,7 +112,7 @@ test.serial('a subscription’s reader copies short messages together, and a lon
   )
   // Each is copied once.
   t.deepEqual([all[1]!.byteOffset - all[0]!.byteOffset, all[3]!.byteOffset - all[2]!.byteOffset], [112, 272])
-  // After a long one the next is likely long, and is not to be copied twice.
+  // After a long message the next is probably long as well, and must not be copied twice.
   ring.come(...patterns(7, 5000))
   t.is(buffer.tryReceive()!.length, 5000)
   t.deepEqual([ring.since(), ring.rooms.splice(0)], [['pull', 'gather'], [4104]])
@@ -130,7 +130,7 @@ test.serial('a subscription’s reader copies short messages together, and a lon
   t.is(buffer.tryReceive()!.buffer.byteLength, 8192)
 })
 
-test.serial('visitors are shown a whole chunk, and the peer is woken once they stop before its end', (t) => {
+test.serial('visitors see a whole chunk, and the peer is woken if they stop before its end', (t) => {
   for (const Kind of kinds) {
     const { ring, buffer } = bufferOver(new Kind())
     ring.come(...patterns(0, 100, 100, 100, 100, 100))
@@ -176,7 +176,7 @@ test.serial('visitors are shown a whole chunk, and the peer is woken once they s
   }
 })
 
-test.serial('what came while visitors were busy is left to the next call of receiveEach', (t) => {
+test.serial('messages that arrive during visits are left to the next call of receiveEach', (t) => {
   const { ring, buffer } = bufferOver(new HeldRing())
   ring.come(...patterns(0, 10, 10))
   let visits = 0
@@ -189,16 +189,16 @@ test.serial('what came while visitors were busy is left to the next call of rece
   t.is(buffer.receiveEach(visit), 0)
 })
 
-test.serial('a visitor that drains in its turn is shown what is left of the chunk, or another', (t) => {
+test.serial('a visitor that calls receiveEach sees the remainder of the chunk, or another chunk', (t) => {
   const { ring, buffer } = bufferOver(new HeldRing())
   const fill = (bytes: number) => ring.come(pattern(0, bytes - 8))
   const within = (then: () => void) => buffer.receiveEach(() => then())
   for (const [used, next, rooms] of [
     [1000, 100, [131_072, 130_072]],
-    // Just enough, and too little for more than a few.
+    // Just enough, and too little for more than a few messages.
     [131_072 - 8192, 100, [131_072, 8192]],
     [131_072 - 8192 + 8, 100, [131_072, 131_072]],
-    // One that fits an empty chunk alone, and one that does not fit that either.
+    // One message fits only into an empty chunk, and one does not even fit there.
     [1000, 131_072, [131_072, 130_072, 131_072]],
     [1000, 131_080, [131_072, 130_072]],
   ] as const) {
@@ -218,14 +218,15 @@ test.serial('a visitor that drains in its turn is shown what is left of the chun
   }
 })
 
-test.serial('a visitor that reads on is shown what comes behind that', (t) => {
+test.serial('a visitor that reads gets the messages after its own', (t) => {
   const { ring, buffer } = bufferOver(new HeldRing())
   ring.come(...patterns(0, 100, 100, 100, 100))
   const seen: Buffer[] = []
   const count = buffer.receiveEach((bytes, offset, length) => {
     seen.push(Buffer.from(bytes.subarray(offset, offset + length)))
     if (seen.length !== 2) return
-    // Their copies lie in a block, and what comes next is put behind them: to where the visitor's next one stood in the chunk.
+    // Their copies are in a block, and the next ones go behind them, up to where the visitor's next message was in the
+    // chunk.
     for (const number of [2, 3]) t.true(buffer.tryReceive()!.equals(pattern(number, 100)))
     ring.come(...patterns(4, 100, 100))
     t.true(buffer.isReadableNow())
@@ -263,7 +264,7 @@ test.serial(
     t.true(next !== more && next !== most)
     t.is(memoryOf(150_000) === memoryOf(200_000), false)
 
-    // Shown to a visitor that reads: what it reads is another's.
+    // A visitor that reads while it sees a message gets another one.
     ring.come(...patterns(0, 200_000, 200_000, 200_000))
     buffer.receiveEach((bytes) => {
       const own = buffer.tryReceive()!
@@ -275,7 +276,7 @@ test.serial(
   },
 )
 
-test.serial('a busy reader spins where it would wait, and there alone', (t) => {
+test.serial('a reader with busyPollMicros spins only where it would wait', (t) => {
   const { ring, buffer } = bufferOver(new HeldRing(), true)
   t.is(buffer.tryReceive(), null)
   t.is(buffer.receiveNow(), undefined)
@@ -291,20 +292,20 @@ test.serial('a busy reader spins where it would wait, and there alone', (t) => {
   t.deepEqual(copied.ring.since(), ['pull', 'pull busily'])
 })
 
-test.serial('a turn of visits ends at its bytes, and says whether there is more', (t) => {
+test.serial('a turn of visits ends at its limit of bytes, and reports whether messages are left', (t) => {
   const { ring, buffer } = bufferOver(new HeldRing())
   const { FIRST, MORE } = answers
   const visit = (bytes: number, round: number, max?: number) => [
     buffer.visit(() => {}, max, bytes, round),
     buffer.isDry,
   ]
-  // Records of 112 bytes.
+  // Each record has 112 bytes.
   ring.come(...patterns(0, ...Array.from({ length: 10 }, () => 100)))
   t.deepEqual(visit(0, FIRST), [0, false])
   t.deepEqual(visit(1, FIRST), [1, false])
   t.deepEqual(visit(224, MORE), [2, false])
   t.deepEqual(visit(225, MORE), [3, false])
-  // More than there is from here on, and less than what was fetched.
+  // More than is left from here on, and less than was fetched.
   t.deepEqual(visit(500, MORE), [4, true])
   ring.come(...patterns(0, 100, 100))
   t.deepEqual(visit(10_000, FIRST, 1), [1, false])
@@ -328,7 +329,7 @@ for (const Kind of kinds)
     `${Kind.name}: where there is no memory for a message, the call is told, and nothing is lost`,
     async (t) => {
       const { ring, buffer, told } = bufferOver(new Kind())
-      // Memory to show messages in is there from the first look on.
+      // Memory for visits is allocated at the first check.
       t.deepEqual(shown(buffer), [])
       ring.come(...patterns(0, 10, 200_000, 20))
       t.is(withoutMemory(() => shown(buffer)).length, 1, 'what was visited is told first')
@@ -358,7 +359,7 @@ for (const Kind of kinds)
     },
   )
 
-test.serial('a copy that there is no memory for leaves the message', (t) => {
+test.serial('a message whose copy cannot be allocated stays', (t) => {
   for (const length of [10, 5000]) {
     const { ring, buffer } = bufferOver(new Ring())
     ring.come(pattern(0, length))
@@ -368,7 +369,7 @@ test.serial('a copy that there is no memory for leaves the message', (t) => {
   }
 })
 
-test.serial('where one who waits has no memory for the message, the next one has it', async (t) => {
+test.serial('if a waiting reader has no memory for the message, the next reader gets it', async (t) => {
   const { ring, buffer } = bufferOver(new HeldRing())
   const [first, second] = [buffer.wait(true), buffer.wait(true)]
   ring.come(pattern(0, 200_000))
@@ -460,7 +461,7 @@ test.serial(
     [100, 100],
   )
   t.is(ring.held.length, 0)
-  // What is held may be wiped by now.
+  // Memory that was held may be wiped already.
   ring.come(...patterns(7, 100, 100, 100))
   t.true(takeAway(buffer.tryReceive()!))
   const { pullAgain } = ring
@@ -502,7 +503,7 @@ test.serial(
     t.true(other.buffer.tryReceive()!.equals(pattern(10, 100)))
     t.true(takeAway(other.buffer.tryReceive()!))
   }
-  // Copies that share memory: the rest is copied anew.
+  // Copies that share memory: the remaining ones are copied again.
   const copied = bufferOver(new Ring())
   copied.ring.come(...patterns(0, 100, 100, 100))
   t.true(takeAway(copied.buffer.tryReceive()!))

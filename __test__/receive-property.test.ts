@@ -1,4 +1,4 @@
-// A receive buffer by itself, read in every way by chance: nothing is lost, nothing comes twice, and nothing that was handed out changes.
+// A receive buffer, read in random ways: nothing is lost, nothing arrives twice, and no returned message changes.
 
 import test from 'ava'
 
@@ -8,7 +8,7 @@ import { takeAway } from './support/memory.js'
 import { bufferOver, HeldRing, Ring, shown } from './support/ring.js'
 import { turn } from './support/until.js'
 
-// The clock stands still: no call waits for the event loop.
+// The clock stands still, so no call waits for the event loop.
 test.before(rested)
 
 const LENGTHS = [0, 1, 7, 8, 9, 100, 255, 256, 257, 300, 1000, 4095, 4096, 4097, 5000, 20_000, 40_000, 131_064, 131_065]
@@ -21,13 +21,16 @@ for (const Kind of [HeldRing, Ring])
         const { ring, buffer } = bufferOver(new Kind(), seed === 4)
         const next = random(seed)
         const pick = (count: number) => Math.floor(next() * count)
-        /** What has come, and how many of it were handed out. */
+        /** The messages that have arrived, and the number of those that were returned. */
         const sent: Buffer[] = []
         let number = 0
         let bytes = 0
         const kept: Buffer[] = []
         const keptAs: Buffer[] = []
-        /** Memory was taken away, and nothing has been read since: what was in it is not counted before it is fetched once more. */
+        /**
+         * Memory was detached, and nothing has been read since. Its messages do not count before they are fetched
+         * again.
+         */
         let isTaken = false
         const check = (message: Uint8Array) => {
           const wanted = sent[number]!
@@ -52,7 +55,7 @@ for (const Kind of [HeldRing, Ring])
             if (message !== null) take(message)
           } else if (way === 1) buffer.receiveEach(visit, 1 + pick(3))
           else if (way === 2) void buffer.isEnded
-          // It may lie in what was taken away.
+          // It may be in the detached memory.
           if (view.length === length && !mine.equals(view)) throw new Error('what was visited has changed meanwhile')
         }
         const come = () => {
@@ -66,7 +69,7 @@ for (const Kind of [HeldRing, Ring])
         }
         const hold = () => {
           if (number < sent.length) return
-          // A long one, of which a part is there: no way of reading sees it, and each may go on with it.
+          // An incomplete long message: no way to read reports it, and each may continue it.
           const message = pattern(sent.length, 200_000)
           ring.begin(message, 50_000)
           t.is(buffer.tryReceive(), null)
@@ -103,7 +106,7 @@ for (const Kind of [HeldRing, Ring])
         for (let message = buffer.tryReceive(); message !== null; message = buffer.tryReceive()) take(message)
         t.is(number, sent.length)
         t.true(buffer.isEnded)
-        // But for those whose memory was taken away.
+        // Except messages in detached memory.
         const changed = kept.filter((message, index) => message.length > 0 && !message.equals(keptAs[index]!))
         t.is(changed.length, 0)
       },

@@ -1,4 +1,5 @@
-// A receive buffer by itself: who waits for what, when the event loop has its turn, and how it ends. waiting.test.ts has one with a peer.
+// Unit tests of a receive buffer: waiting readers, turns of the event loop, and ends. waiting.test.ts uses it with a
+// peer.
 
 import test from 'ava'
 import { RingfenceError } from 'ringfence'
@@ -12,7 +13,7 @@ const over = () => new RingfenceError('PEER_LOST', 'as a test says')
 const closedHere = () => new RingfenceError('CLOSED', 'as a test says')
 const invalid = codeOf('INVALID_ARGUMENT')
 
-test.serial('a reader that waits has the peer ring once, and again for what comes behind', async (t) => {
+test.serial('a waiting reader requests one wakeup, and another one for later messages', async (t) => {
   const { ring, buffer } = bufferOver(new HeldRing())
   const waits = [buffer.wait(true), buffer.wait(true), buffer.wait(false)]
   t.deepEqual(ring.since(), ['fetch', 'arm', 'fetch', 'fetch', 'fetch'])
@@ -30,7 +31,7 @@ test.serial('a reader that waits has the peer ring once, and again for what come
   t.is(ring.since().includes('arm'), false, 'nobody waits')
   t.true(buffer.tryReceive()!.equals(pattern(2, 10)))
 
-  // What comes between the look and the wish to be rung for is found.
+  // A message that arrives between the check and the request for a wakeup is found.
   ring.onNothing = () => {
     ring.onNothing = () => {}
     ring.come(pattern(3, 10))
@@ -39,7 +40,7 @@ test.serial('a reader that waits has the peer ring once, and again for what come
   t.false(buffer.isArmed)
 })
 
-test.serial('a receive that is called while others wait waits behind them', (t) => {
+test.serial('a receive that is called while others wait is queued behind them', (t) => {
   const { ring, buffer } = bufferOver(new HeldRing())
   void buffer.wait(true)
   ring.come(...patterns(0, 10, 10))
@@ -66,24 +67,24 @@ test.serial(
       await turns(30)
       t.true(buffer.isArmed)
       const looks = ring.since()
-      // It is asked once, and sleeps until it is rung for.
+      // It is asked once, and then sleeps until a wakeup.
       buffer.awake()
       t.is(ring.since().filter((what) => what === 'arm').length, 1)
       rest.leave()
       return looks.indexOf('arm')
     }
-    // Two looks by the calls, and eight in turns.
+    // Two checks by the calls, and eight in turns.
     t.is(await looksOf([2040, 2040]), 10)
     t.is(await looksOf([2040, 2032]), 1, 'less is no stream')
     t.is(await looksOf([4096]), 1, 'nor is a message that comes alone')
-    // What comes meanwhile begins the turns anew: one more look for it, and five turns more.
+    // A message that arrives in the meantime restarts the turns: one more check for it, and five more turns.
     t.true((await looksOf([2040, 2040], () => {})) >= 15)
   },
 )
 
 const immediates = () => process.getActiveResourcesInfo().filter((what) => what === 'Immediate').length
 
-test.serial('what keeps no process alive waits for turns that keep none alive either', async (t) => {
+test.serial('a reader that keeps no process alive waits only for turns that do not either', async (t) => {
   const alive = setInterval(() => {}, 1000)
   t.teardown(() => clearInterval(alive))
   for (const isWeak of [false, true]) {
@@ -115,7 +116,7 @@ test.serial('what keeps no process alive waits for turns that keep none alive ei
 })
 
 for (const Kind of kinds)
-  test.serial(`${Kind.name}: each way to read gives way to the event loop after 2 ms`, async (t) => {
+  test.serial(`${Kind.name}: each way to read yields to the event loop after 2 ms`, async (t) => {
     const { ring, buffer } = bufferOver(new Kind())
     const ways = {
       receive: () => buffer.receiveNow(),
@@ -131,7 +132,7 @@ for (const Kind of kinds)
         clock.now += 0.5
       }
       t.true(count > 0 && count <= 12, `${count} by ${way}`)
-      // Those who wait are served after the turn, and once.
+      // Waiting readers are served once, after the turn.
       const waiting = buffer.wait(false)
       buffer.serve()
       ring.since()
@@ -147,7 +148,7 @@ for (const Kind of kinds)
     }
   })
 
-test.serial('those who wait are served once after a turn that is due, however often they were to be', async (t) => {
+test.serial('waiting readers are served once after a turn, however often that was scheduled', async (t) => {
   const { ring, buffer } = bufferOver(new HeldRing())
   void buffer.wait(true)
   await rested()
@@ -158,7 +159,7 @@ test.serial('those who wait are served once after a turn that is due, however of
   t.deepEqual(ring.since(), [])
   await turn()
   t.deepEqual(ring.since(), ['fetch'])
-  // And again, the next time.
+  // The same, the next time.
   clock.now += 3
   fairness.look()
   buffer.serve()
@@ -166,7 +167,7 @@ test.serial('those who wait are served once after a turn that is due, however of
   t.deepEqual(ring.since(), ['fetch'])
 })
 
-test.serial('a visitor that waits is served at once, though the event loop is due', async (t) => {
+test.serial('a visitor that waits is served at once, though it is time for the event loop', async (t) => {
   const { ring, buffer } = bufferOver(new HeldRing())
   await rested()
   ring.come(...patterns(0, 10, 10))
@@ -198,7 +199,7 @@ test.serial('a call of receiveEach without a limit ends after 2 ms, and one with
   await rested()
   t.is(buffer.receiveEach(slowly), 5, 'long ones count as well')
   while (buffer.tryReceive() !== null);
-  // It is looked at less often where messages take no time.
+  // It checks less often if messages take no time.
   ring.come(...patterns(0, ...Array.from({ length: 1000 }, () => 10)))
   await rested()
   const { looks } = fairness
@@ -249,7 +250,7 @@ for (const Kind of kinds)
   )
 
 for (const Kind of kinds)
-  test.serial(`${Kind.name}: what the ring fails with is told to each call, and once to the channel`, async (t) => {
+  test.serial(`${Kind.name}: each call gets the error of the ring, and the channel gets it once`, async (t) => {
     const { ring, buffer, told } = bufferOver(new Kind())
     const waits = [buffer.wait(true), buffer.wait(false)]
     ring.failing = 'RING_CORRUPT'
@@ -275,7 +276,7 @@ for (const Kind of kinds)
     t.deepEqual(ring.since(), [])
   })
 
-test.serial('a failure is found by whatever asks first', async (t) => {
+test.serial('a failure is found by the next call of any kind', async (t) => {
   const asks = {
     gather: (buffer: Buffered) => void buffer.take(),
     arm: (buffer: Buffered) => t.false(buffer.arm()),
@@ -292,7 +293,7 @@ test.serial('a failure is found by whatever asks first', async (t) => {
     t.deepEqual(told, ['OBJECT_EXPOSED'], what)
     t.throws(() => buffer.tryReceive(), codeOf('OBJECT_EXPOSED'))
   }
-  // Between the look and the wish to be rung for.
+  // Between the check and the request for a wakeup.
   const { ring, buffer, told } = bufferOver(new HeldRing())
   ring.onNothing = () => (ring.failing = 'OBJECT_EXPOSED')
   await t.throwsAsync(buffer.wait(true).promise, codeOf('OBJECT_EXPOSED'))
@@ -313,7 +314,7 @@ test.serial(
   },
 )
 
-test.serial('a channel that was stopped hands out what was fetched, and then each call is told why', async (t) => {
+test.serial('a stopped channel returns fetched messages, and then each call gets the reason', async (t) => {
   const { ring, buffer } = bufferOver(new HeldRing())
   ring.come(...patterns(0, 10, 10, 10))
   t.is(buffer.tryReceive()!.length, 10)
@@ -339,7 +340,7 @@ test.serial('a channel that was stopped hands out what was fetched, and then eac
   t.not(errors[0], errors[1])
 })
 
-test.serial('a close lets go of all that was not handed out, which is not counted as received', async (t) => {
+test.serial('a close drops messages that were not returned, and they do not count as received', async (t) => {
   for (const fetch of ['short', 'long', 'part', 'nothing'] as const) {
     const { ring, buffer, told } = bufferOver(new HeldRing())
     if (fetch === 'short') {
@@ -370,7 +371,7 @@ test.serial('a close lets go of all that was not handed out, which is not counte
       () => buffer.receiveEach(() => {}),
     ])
       t.throws(call, codeOf('CLOSED'))
-    // Also where those who wait would be told later.
+    // Also if waiting readers would be notified later.
     await rested()
     clock.now += 3
     fairness.look()
@@ -381,7 +382,7 @@ test.serial('a close lets go of all that was not handed out, which is not counte
   }
 })
 
-test.serial('a visitor that closes is visited no more, and nothing is let go of that is not there', (t) => {
+test.serial('a visitor that closes gets no more messages, and only existing ones are dropped', (t) => {
   for (const length of [10, 200_000]) {
     const { ring, buffer } = bufferOver(new HeldRing())
     ring.come(...patterns(0, length, length, length))
@@ -395,7 +396,7 @@ test.serial('a visitor that closes is visited no more, and nothing is let go of 
   }
 })
 
-test.serial('of a peer that has gone all is read, and then the ring is let go of, once', (t) => {
+test.serial('all messages of a lost peer are read, and then the ring is released, once', (t) => {
   for (const way of ['receive', 'receiveEach', 'close', 'fail'] as const) {
     const { ring, buffer } = bufferOver(new HeldRing())
     let letGo = 0
@@ -412,7 +413,7 @@ test.serial('of a peer that has gone all is read, and then the ring is let go of
       for (const length of [10, 5000, 10]) t.is(buffer.tryReceive()!.length, length)
       t.true(buffer.isEnded)
     } else if (way === 'receiveEach') {
-      // One more is on its way, and of the next round.
+      // One more message is on its way, and belongs to the next round.
       buffer.receiveEach((_, __, length) => void (length === 5000 && ring.come(pattern(3, 20))))
       t.is(letGo, 0)
       t.is(shown(buffer).length, 1)
@@ -451,7 +452,7 @@ test.serial(
   },
 )
 
-test.serial('a merge reads what is lent to it, and nobody else, until it is given back', async (t) => {
+test.serial('only the merge reads a buffer that it has borrowed, until it is returned', async (t) => {
   const { ring, buffer } = bufferOver(new HeldRing())
   let told = 0
   const waiting = buffer.wait(true)
@@ -489,7 +490,7 @@ test.serial('a merge reads what is lent to it, and nobody else, until it is give
   t.true(buffer.isThrough)
 })
 
-test.serial('a merge that has many ring asks each in two steps', (t) => {
+test.serial('a merge parks many rings in two steps each', (t) => {
   const { ring, buffer } = bufferOver(new HeldRing())
   t.true(buffer.park())
   t.false(buffer.isArmed)

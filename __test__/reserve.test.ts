@@ -8,7 +8,7 @@ import { isPending } from './support/until.js'
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 const closed = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_CLOSED' } as const
 
-/** Below and above the size from which the bytes are the ring's own memory and not a copy of it. */
+/** Sizes below and above the limit from which the bytes are the ring's own memory and not a copy. */
 const sizes = [1, 100, 4096, 4097, 10_000, 1_000_000]
 
 function readThere(partner: Partner, count: number): Promise<Buffer[]> {
@@ -24,7 +24,7 @@ function transfer(bytes: Uint8Array): Uint8Array {
   return new Uint8Array(buffer.transfer?.() ?? structuredClone(buffer, { transfer: [buffer] }))
 }
 
-/** Writes what can be written: nothing, where the view shows no memory any more. */
+/** Writes as much as possible: nothing, if the view has no memory left. */
 function scribble(bytes: Uint8Array, size: number): void {
   for (let at = 0; at < size; at += 1) bytes[at] = 0xff
 }
@@ -35,7 +35,7 @@ function reserve(channel: Channel, size: number) {
   return reservation
 }
 
-test.serial('what is filled in and committed is sent', async (t) => {
+test.serial('a reservation that is filled and committed is sent', async (t) => {
   const { channel, partner } = await pair(t)
   for (const [number, size] of sizes.entries()) {
     const reservation = reserve(channel, size)
@@ -60,7 +60,7 @@ test.serial('nothing is sent before the commit', async (t) => {
   }
 })
 
-test.serial('a commit may be shorter than what was reserved, down to nothing', async (t) => {
+test.serial('a commit may be shorter than the reservation, down to zero', async (t) => {
   const { channel, partner } = await pair(t)
   const lengths = [0, 1, 7, 8, 50, 100, 4999, 5000]
   for (const [number, length] of lengths.entries()) {
@@ -97,7 +97,7 @@ test.serial(
   },
 )
 
-test.serial('a reservation waits behind what was sent before it', async (t) => {
+test.serial('a reservation is sent after everything that was sent before it', async (t) => {
   const { channel, partner } = await pair(t)
   void channel.send('first')
   const reservation = reserve(channel, 6)
@@ -107,11 +107,11 @@ test.serial('a reservation waits behind what was sent before it', async (t) => {
   t.deepEqual((await readThere(partner, 3)).map(String), ['first', 'second', 'third'])
 })
 
-test.serial('there is no reservation where there is no room, until the peer has read', async (t) => {
+test.serial('without room reserve fails, until the peer has read', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   while (channel.trySend(pattern(0, 1000)));
   t.is(channel.reserve(1000), undefined)
-  // No reservation is open now.
+  // The failed call has left no reservation open.
   t.false(channel.trySend(pattern(0, 1000)))
   const writable = channel.waitWritable(2048)
   t.true(await isPending(writable))
@@ -121,7 +121,7 @@ test.serial('there is no reservation where there is no room, until the peer has 
   t.is((await readThere(partner, 1))[0]!.length, 2048)
 })
 
-test.serial('what was committed is out of reach where it was the ring itself, and a copy is left alone', async (t) => {
+test.serial('committed bytes are out of reach if they were the ring, and a copy stays valid', async (t) => {
   const { channel } = await pair(t)
   const copies = process.env['RINGFENCE_NO_EXTERNAL_BUFFERS'] === '1'
   const left = sizes.map((size) => {
@@ -135,7 +135,7 @@ test.serial('what was committed is out of reach where it was the ring itself, an
   )
 })
 
-test.serial('a reservation for which there is no memory is NO_SPACE, and shuts out nothing else', async (t) => {
+test.serial('a reservation without memory is NO_SPACE, and blocks nothing else', async (t) => {
   const { channel, partner } = await pair(t)
   const code = await partner.run((kit) => {
     const real = globalThis.Uint8Array
@@ -164,7 +164,7 @@ test.serial('a reservation for which there is no memory is NO_SPACE, and shuts o
   t.is(String(await channel.receive()), 'and a message')
 })
 
-test.serial('cancel sends nothing, and can be said again', async (t) => {
+test.serial('cancel sends nothing, and may be called again', async (t) => {
   const { channel, partner } = await pair(t)
   for (const size of sizes) {
     const reservation = reserve(channel, size)
@@ -194,7 +194,7 @@ test.serial('a second commit is INVALID_ARGUMENT, a cancel after it does nothing
   }
 })
 
-test.serial('a commit of what was not reserved is INVALID_ARGUMENT, and the reservation stays open', async (t) => {
+test.serial('a commit of a wrong length is INVALID_ARGUMENT, and the reservation stays open', async (t) => {
   const { channel, partner } = await pair(t)
   for (const size of [10, 10_000]) {
     const reservation = reserve(channel, size)
@@ -206,7 +206,7 @@ test.serial('a commit of what was not reserved is INVALID_ARGUMENT, and the rese
   }
 })
 
-test.serial('what is no size is INVALID_ARGUMENT', async (t) => {
+test.serial('a wrong size is INVALID_ARGUMENT', async (t) => {
   const { channel } = await pair(t)
   for (const size of [-1, 1.5, NaN, Infinity, -Infinity, '5', null, undefined, {}, [], 5n, true, Symbol('size')]) {
     t.throws(() => channel.reserve(size as number), invalid, typeof size)
@@ -232,7 +232,7 @@ test.serial('bytes that are written after the commit do not reach the peer', asy
   t.pass('nor do they harm once the channel is closed')
 })
 
-test.serial('the bytes of an open reservation may be kept over a close, which cancels it', async (t) => {
+test.serial('the bytes of an open reservation stay valid after a close, which cancels it', async (t) => {
   for (const size of [10, 10_000]) {
     const { channel, partner } = await pair(t)
     const reservation = reserve(channel, size)
@@ -245,7 +245,7 @@ test.serial('the bytes of an open reservation may be kept over a close, which ca
   }
 })
 
-test.serial('an open reservation is cancelled where the peer goes: commit is PEER_LOST', async (t) => {
+test.serial('an open reservation is cancelled when the peer is lost: commit is PEER_LOST', async (t) => {
   for (const size of [10, 10_000]) {
     const { channel, partner } = await pair(t)
     const reservation = reserve(channel, size)
@@ -256,7 +256,7 @@ test.serial('an open reservation is cancelled where the peer goes: commit is PEE
   }
 })
 
-test.serial('cancel never throws: in a finally, it hides no error', async (t) => {
+test.serial('cancel never throws, so in a finally it hides no error', async (t) => {
   for (const end of ['closed here', 'closed by the peer', 'killed']) {
     const { channel, partner } = await pair(t)
     const reservation = reserve(channel, 10_000)
@@ -269,7 +269,7 @@ test.serial('cancel never throws: in a finally, it hides no error', async (t) =>
   }
 })
 
-test.serial('an open reservation is cancelled where this side ends', async (t) => {
+test.serial('an open reservation is cancelled when this side ends', async (t) => {
   const { channel, partner } = await pair(t)
   await channel.send('before')
   const reservation = reserve(channel, 10_000)
@@ -279,16 +279,16 @@ test.serial('an open reservation is cancelled where this side ends', async (t) =
   t.deepEqual(await received, ['before', undefined])
 })
 
-test.serial('bytes that were transferred elsewhere cancel the reservation: INVALID_ARGUMENT', async (t) => {
+test.serial('transferring the bytes cancels the reservation: INVALID_ARGUMENT', async (t) => {
   const { channel, partner } = await pair(t)
   for (const size of [10, 10_000]) {
     for (const length of [undefined, 5]) {
       const reservation = reserve(channel, size)
       const moved = transfer(reservation.bytes)
-      // Some engines copy what is not their own memory instead of giving it away. Then nothing has happened.
+      // Some engines copy external memory instead of transferring it. Then nothing has happened.
       if (reservation.bytes.length === 0) t.throws(() => reservation.commit(length), invalid)
       else reservation.cancel()
-      // Wherever the memory is now, it stays memory.
+      // The memory stays valid, wherever it is now.
       moved.fill(1)
     }
   }
@@ -296,7 +296,7 @@ test.serial('bytes that were transferred elsewhere cancel the reservation: INVAL
   t.deepEqual((await readThere(partner, 1)).map(String), ['the only one'])
 })
 
-test.serial('transferred bytes stay mapped when the channel has closed', async (t) => {
+test.serial('transferred bytes stay mapped after the channel has closed', async (t) => {
   const { partner } = await pair(t, { partner: await Partner.start(t, { node: ['--expose-gc'] }) })
   const sum = await partner.run(async (kit) => {
     const { buffer } = kit.channel.reserve(100_000)!.bytes as Uint8Array<ArrayBuffer & { transfer?(): ArrayBuffer }>
@@ -312,7 +312,7 @@ test.serial('transferred bytes stay mapped when the channel has closed', async (
   t.is(sum, 100_000)
 })
 
-test.serial('reservations fill a ring to its end and over it', async (t) => {
+test.serial('reservations fill a ring to its end and across it', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 65536 } })
   const count = 2000
   const received = receivesPatterns(partner, count)

@@ -8,17 +8,17 @@ import type { Kit } from './support/partner-process.js'
 import { pair, Partner } from './support/partner.js'
 import { until } from './support/until.js'
 
-/** What a process has open, as it sees itself. */
+/** The resources of a process, as it sees them itself. */
 interface Holdings {
   descriptors: string[]
   mappings: string[]
-  /** Threads that hear of alarms. */
+  /** Threads that wait for alarms. */
   listeners: number
 }
 
 /**
- * Looks without collecting JavaScript's garbage: what a channel held must not wait for that. But for threads, which
- * take a moment to be gone once they have delivered what came of a handshake.
+ * The resources of the partner, without collecting JavaScript's garbage: a channel must release them without that.
+ * Waits for the threads of handshakes, which exit shortly after they have delivered their result.
  */
 async function holdings(partner: Partner): Promise<Holdings> {
   await until(() => partner.run(areThreadsGone), 'the threads of all handshakes are gone')
@@ -29,7 +29,7 @@ async function holdings(partner: Partner): Promise<Holdings> {
       try {
         descriptors.push(readlinkSync(`/proc/self/fd/${fd}`).replace(/\d+/g, 'N'))
       } catch {
-        // The one that the list itself was read by.
+        // The descriptor that reads this list.
       }
     }
     const mappings = readFileSync('/proc/self/maps', 'utf8')
@@ -47,20 +47,20 @@ async function holdings(partner: Partner): Promise<Holdings> {
   })
 }
 
-/** The threads that hear of alarms and of deaths stay as long as there is a channel. */
+/** The threads that notice alarms and deaths exist as long as there is a channel. */
 function areThreadsGone(kit: Kit): boolean {
   const { readdirSync: list, readFileSync } = kit.require('node:fs') as typeof import('node:fs')
   return !list('/proc/self/task').some((task) => {
     try {
       return /^ringfence-(?!signa|exits)/.test(readFileSync(`/proc/self/task/${task}/comm`, 'utf8'))
     } catch {
-      // It is gone since the list was read.
+      // It has exited since the list was read.
       return false
     }
   })
 }
 
-/** Has both partners meet and part so often, one message each way; all at one address. */
+/** Makes both partners join, exchange a message each way, and close, `times` times at one address. */
 async function meetAndPart(partners: Partner[], address: string, backing: 'memfd' | 'shm', times: number) {
   const runs = partners.map((partner, index) =>
     partner.run(
@@ -70,7 +70,7 @@ async function meetAndPart(partners: Partner[], address: string, backing: 'memfd
           void channel.send(`round ${round}`)
           const heard = String(await channel.receive())
           if (heard !== `round ${round}`) throw new Error(`${heard} in round ${round}`)
-          // In turn one side closes, then the other, and then both end.
+          // In turn, one side closes, then the other, and then both end.
           if (round % 3 === closes) await channel.close()
           else if (round % 3 === 2) await channel.end()
           else while ((await channel.receive()) !== undefined);
@@ -140,14 +140,14 @@ test.serial('an open channel has no descriptor of a shared object, only mappings
     t.is(mappings.length, 2)
     t.is(mappings.filter((line) => / rw-s /.test(line)).length, 1, 'one to write')
     t.is(mappings.filter((line) => / r--s /.test(line)).length, 1, 'one to read')
-    // What other programs have in /dev/shm does not count: a mapping tells whether its object still has a name.
+    // Objects of other programs in /dev/shm do not count: a mapping shows whether its object still has a name.
     for (const line of mappings) t.regex(line, / \(deleted\)$/)
     const named = mappings.some((line) => line.includes(' /dev/shm/ringfence-'))
     t.is(named, backing === 'shm')
   }
 })
 
-test.serial('joins that fail leave nothing behind', async (t) => {
+test.serial('failing joins leave nothing behind', async (t) => {
   const { address } = await pair(t)
   const partner = await Partner.start(t)
   const elsewhere = namedAddress(t)
@@ -180,14 +180,14 @@ test.serial('joins that fail leave nothing behind', async (t) => {
   t.deepEqual(readdirSync(dirname(elsewhere)), [])
 })
 
-test.serial('channels that the program holds no more are released with the garbage', async (t) => {
+test.serial('unreachable channels are released by garbage collection', async (t) => {
   const partner = await Partner.start(t, { node: ['--expose-gc'] })
   const other = await Partner.start(t)
   const address = addressOf('abstract', t)
   await Promise.all([partner.join(address), other.join(address)])
   await other.kill()
   await partner.run(async (kit) => void (await kit.channel.closed))
-  // In calls of their own, so that no frame of a function that is under way holds the channel.
+  // In separate calls, so that no frame of a running function refers to the channel.
   await partner.run((kit) => {
     kit.keep['watched'] = new WeakRef(kit.channel)
     kit.channel = undefined as never
@@ -204,7 +204,7 @@ test.serial('channels that the program holds no more are released with the garba
   t.false(left)
 })
 
-test.serial('messages leave no memory behind', async (t) => {
+test.serial('messages leak no memory', async (t) => {
   const partner = await Partner.start(t, { node: ['--expose-gc'] })
   const { channel } = await pair(t, { partner })
   const memory = () =>

@@ -1,5 +1,5 @@
-// comlink, birpc and capnweb over a channel, between processes, by the files of examples/rpc. The packages come by `require`, so that this
-// file does not ask for their types.
+// comlink, birpc and capnweb over a channel between processes, with the files of examples/rpc. The packages are loaded
+// with `require`, so that this file needs no types of them.
 
 import { createRequire } from 'node:module'
 import { fileURLToPath } from 'node:url'
@@ -13,7 +13,7 @@ import { isPending, soon } from './support/until.js'
 const require = createRequire(import.meta.url)
 const adapter = (name: string) => fileURLToPath(new URL(`../../examples/rpc/${name}.mjs`, import.meta.url))
 
-/** What both sides can do. */
+/** The functions of both sides. */
 interface Functions {
   add(a: number, b: number): Promise<number>
   fail(text: string): Promise<never>
@@ -31,7 +31,7 @@ interface Line {
 interface Way {
   name: 'comlink' | 'birpc' | 'capnweb'
   callbacks: boolean
-  /** How a function is passed as an argument. */
+  /** Wraps a function so that it can be an argument. */
   asArgument(callback: (value: number) => unknown): unknown
 }
 
@@ -41,7 +41,7 @@ const ways: Way[] = [
   { name: 'capnweb', callbacks: true, asArgument: (callback) => callback },
 ]
 
-/** Runs in both processes. `load`: how a package is found. */
+/** Runs in both processes. `load` resolves a package. */
 function open(load: NodeJS.Require, file: string, name: Way['name'], channel: Channel, timeout: number): Line {
   let line: Line
   const functions = {
@@ -51,7 +51,7 @@ function open(load: NodeJS.Require, file: string, name: Way['name'], channel: Ch
     },
     hang: () => new Promise<never>(() => {}),
     length: (bytes: Uint8Array) => bytes.length,
-    // Calls the caller, who is waiting.
+    // Calls back while the caller waits.
     back: async (value: number) => (await line.remote.add(value, 1)) + 1,
     async each(count: number, callback: (value: number) => Promise<number>) {
       let sum = 0
@@ -65,7 +65,7 @@ function open(load: NodeJS.Require, file: string, name: Way['name'], channel: Ch
   else {
     const { RpcTarget } = load(file) as { RpcTarget: new () => object }
     const Target = class extends RpcTarget {}
-    // capnweb calls what a class has, and not what an object has.
+    // capnweb calls methods of a class, and not those of an object.
     Object.assign(Target.prototype, functions)
     line = made['capnweb']!(channel, new Target(), {})
   }
@@ -108,7 +108,7 @@ for (const way of ways) {
   })
 
   if (way.callbacks) {
-    test.serial(`${way.name}: a function goes as an argument, and is called over here`, async (t) => {
+    test.serial(`${way.name}: a function is passed as an argument, and called from the other side`, async (t) => {
       const { line } = await meet(t, way)
       const seen: number[] = []
       const callback = way.asArgument((value) => {
@@ -126,7 +126,7 @@ for (const way of ways) {
     for (let count = 0; count < 3; count += 1) t.is(await line.remote.length(bytes), bytes.length)
   })
 
-  test.serial(`${way.name}: a peer that is killed rejects every pending call, and every later one`, async (t) => {
+  test.serial(`${way.name}: killing a peer rejects every pending and every later call`, async (t) => {
     const { line, partner } = await meet(t, way)
     const pending = Array.from({ length: 100 }, () => Promise.resolve(line.remote.hang()))
     for (const call of pending) call.catch(() => {})
@@ -137,7 +137,7 @@ for (const way of ways) {
     await t.throwsAsync(async () => soon(Promise.resolve(line.remote.add(1, 1)), 'a later call to reject'))
   })
 
-  test.serial(`${way.name}: a close rejects what is pending on both sides`, async (t) => {
+  test.serial(`${way.name}: a close rejects pending calls on both sides`, async (t) => {
     const { line, partner } = await meet(t, way)
     const here = Promise.resolve(line.remote.hang())
     here.catch(() => {})
@@ -162,7 +162,7 @@ for (const way of ways) {
   })
 
   if (way.name !== 'capnweb') {
-    test.serial(`${way.name}: a call that takes too long rejects, and the next one is answered`, async (t) => {
+    test.serial(`${way.name}: a call that exceeds its timeout rejects, and the next one works`, async (t) => {
       const { line } = await meet(t, way, 1000)
       const error = await t.throwsAsync(soon(Promise.resolve(line.remote.hang()), 'the deadline'))
       t.regex(error.message, /timeout|too long/)

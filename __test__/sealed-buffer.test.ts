@@ -1,4 +1,4 @@
-// Memory that nothing can change: how it is made, what a program gets to see of it, and when it is released.
+// Immutable memory: how it is created, what a program sees of it, and when it is released.
 
 import { constants } from 'node:buffer'
 import { execFile } from 'node:child_process'
@@ -37,7 +37,7 @@ function mappings(): string[] {
   return readFileSync('/proc/self/maps', 'utf8').split('\n').filter(isSealed)
 }
 
-/** Waits until nothing is left, with a collection of the garbage each time. */
+/** Waits until no buffer is left, with a garbage collection each time. */
 async function nothingLeft(): Promise<void> {
   await until(() => {
     collect()
@@ -84,7 +84,7 @@ test.serial('an async function fills a buffer, and other code reads its bytes', 
   t.true(start.equals(gunzipSync(gzipSync(buffer.bytes(), { level: 1 }))))
 })
 
-test.serial('what a buffer is made from may be any bytes', (t) => {
+test.serial('a buffer can be made from any bytes', (t) => {
   for (const bytes of [
     pattern(1, 5),
     new Uint16Array([1, 2, 3]),
@@ -131,7 +131,7 @@ test.serial('more memory than the process may have cannot be sealed', async (t) 
 })
 
 for (const how of ['throws', 'rejects'] as const)
-  test.serial(`a function that ${how} leaves its memory alone behind`, async (t) => {
+  test.serial(`a function that ${how} keeps only its own memory`, async (t) => {
     let kept: Uint8Array | undefined
     const write = (bytes: Uint8Array) => {
       kept = bytes
@@ -143,14 +143,14 @@ for (const how of ['throws', 'rejects'] as const)
     await t.throwsAsync(SealedBuffer.create(1_000_000, write), { instanceOf: RangeError, message: 'enough' })
     t.is(descriptors(), 0)
     collect()
-    // Something that the function has started may still use it.
+    // Code that the function has started may still use it.
     t.is(kept!.length, 1_000_000)
     t.true(kept!.every((byte) => byte === 1))
     kept!.fill(2)
     t.is(mappings().length, 1)
   })
 
-test.serial('memory that was transferred is not sealed, and stays valid where it is', async (t) => {
+test.serial('transferred memory is not sealed, and stays valid where it is', async (t) => {
   if (!('transfer' in ArrayBuffer.prototype)) {
     t.pass('this Node has no transfer')
     return
@@ -176,7 +176,7 @@ test.serial('garbage collection releases buffers and their mappings', async (t) 
   t.pass()
 })
 
-test.serial('a view that is kept keeps the mapping alone', async (t) => {
+test.serial('a view keeps only the mapping', async (t) => {
   let view: Uint8Array | null = SealedBuffer.from(pattern(5, 100_000)).bytes()
   await until(() => {
     collect()
@@ -187,7 +187,7 @@ test.serial('a view that is kept keeps the mapping alone', async (t) => {
   view = null
 })
 
-test.serial('a worker thread has buffers, and leaves none behind when it is terminated', async (t) => {
+test.serial('a worker thread can use buffers, and leaks none when it is terminated', async (t) => {
   const worker = new Worker(
     `const { SealedBuffer } = require('ringfence')
      const { parentPort } = require('node:worker_threads')
@@ -205,7 +205,7 @@ test.serial('a worker thread has buffers, and leaves none behind when it is term
   await nothingLeft()
 })
 
-test.serial('where the engine forbids external memory, buffers are copies', async (t) => {
+test.serial('if the engine forbids external memory, buffers are copies', async (t) => {
   process.env['RINGFENCE_NO_EXTERNAL_BUFFERS'] = '1'
   t.teardown(() => delete process.env['RINGFENCE_NO_EXTERNAL_BUFFERS'])
   const partner = await Partner.start(t)
@@ -225,8 +225,8 @@ test.serial('where the engine forbids external memory, buffers are copies', asyn
   t.deepEqual(found, { detached: true, isSame: true, mapped: false })
 })
 
-test.serial('a process without another thread gets an error', async (t) => {
-  // No thread of the binding starts with a stack of this size.
+test.serial('a process that can start no thread gets an error', async (t) => {
+  // No thread of the binding can start with a stack of this size.
   const script = `require('ringfence').SealedBuffer.create(5, () => {}).catch((error) => console.log(error.code))`
   const env = { ...process.env, RUST_MIN_STACK: String(2 ** 50) }
   const { stdout } = await promisify(execFile)(process.execPath, ['-e', script], { env })

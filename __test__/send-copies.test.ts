@@ -1,4 +1,4 @@
-// What is sent are the bytes that are shown; what waits is copied, and the memory of copies is used again.
+// Sending views and other memory, copying queued messages, and reusing the memory of copies.
 
 import test from 'ava'
 
@@ -6,7 +6,7 @@ import { pattern } from './support/bytes.js'
 import { fillBut, open, small } from './support/paper-ring.js'
 import { turns } from './support/until.js'
 
-test('of memory all is sent, and of a view what it shows, whatever its kind', async (t) => {
+test('all bytes of memory are sent, and of a view the visible ones, whatever its type', async (t) => {
   const { ring, queue } = open(65_536)
   const bytes = new Uint8Array([1, 2, 3, 4, 5, 6, 7, 8])
   const shared = new SharedArrayBuffer(8)
@@ -31,7 +31,7 @@ test('of memory all is sent, and of a view what it shows, whatever its kind', as
   )
 })
 
-/** How much memory is asked for meanwhile, for copies of what waits. */
+/** The sizes of the memory that is allocated for copies during a call. */
 async function allocations(deed: () => Promise<void>): Promise<number[]> {
   const real = Buffer.allocUnsafeSlow
   const sizes: number[] = []
@@ -47,7 +47,7 @@ async function allocations(deed: () => Promise<void>): Promise<number[]> {
   }
 }
 
-test.serial('a copy is made of what waits alone, and carries 128 KiB at most', async (t) => {
+test.serial('only queued messages are copied, at most 128 KiB at a time', async (t) => {
   const { ring, queue } = open(65_536)
   const sendAll = (messages: Uint8Array[]) => async () => {
     for (const message of messages) void queue.send(message)
@@ -67,7 +67,7 @@ test.serial('a copy is made of what waits alone, and carries 128 KiB at most', a
   t.true(messages.every((message, number) => message.equals(ring.got[number]!)))
 })
 
-test.serial('the memory of a copy that has waited is used again, where it is not much too long', async (t) => {
+test.serial('the memory of a queued copy is reused if it is not much too long', async (t) => {
   const { ring, queue } = open(1 << 20)
   const through = (size: number) => async () => {
     ring.read(queue)
@@ -90,7 +90,7 @@ test.serial('the memory of a copy that has waited is used again, where it is not
     [12_000, []],
     [180_000, [180_000]],
     [90_000, []],
-    // More than half would lie idle.
+    // More than half of it would be unused.
     [89_999, [89_999]],
     [16 << 20, [16 << 20]],
     [16 << 20, []],
@@ -99,7 +99,7 @@ test.serial('the memory of a copy that has waited is used again, where it is not
     [(16 << 20) + 1, [(16 << 20) + 1]],
   ] as const)
     t.deepEqual(await allocations(through(size)), [...taken], `${size} bytes`)
-  // A message that goes in parts has its copy at hand, in case it must wait.
+  // A fragmented message is copied first, since it may have to wait.
   ring.read(queue)
   t.deepEqual(await allocations(() => queue.send(pattern(0, 600_000))), [600_000])
   ring.read(queue)

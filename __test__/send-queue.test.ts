@@ -1,4 +1,4 @@
-// The queue of what is sent: what it asks of the binding, and when it keeps its promises.
+// The send queue: its calls of the binding, and when its promises settle.
 
 import test from 'ava'
 
@@ -18,7 +18,7 @@ import { isPending, turns } from './support/until.js'
 
 const times = (count: number, what: string) => Array.from({ length: count }, () => what)
 
-test('what a turn of the program sends goes into the ring by one call, and shares a promise where it surely finds room', async (t) => {
+test('messages of one turn are sent with one call, and share a promise if they surely fit', async (t) => {
   const { ring, queue } = open(1 << 20)
   const first = queue.send(pattern(0, 10))
   t.is(queue.send('a text'), first)
@@ -28,7 +28,7 @@ test('what a turn of the program sends goes into the ring by one call, and share
   await first
   t.deepEqual(ring.told(), ['flush'])
   t.is(ring.got.length, 4)
-  // What is longer is copied once, straight into the ring; what is to go at once too.
+  // A longer message is copied once, directly into the ring. So is one that must be sent immediately.
   await queue.send(pattern(0, 8193))
   await queue.send('staged')
   await queue.send('x'.repeat(8193))
@@ -49,7 +49,7 @@ test('one call carries at most 128 KiB', async (t) => {
   t.is(ring.got.length, 40)
 })
 
-/** Bytes of the memory out of which a turn's messages go, a hundred bytes each. */
+/** The bytes of the memory for the messages of one turn, which have a hundred bytes each. */
 async function arenaOf({ ring, queue }: Opened, count: number): Promise<number> {
   let bytes = 0
   const { flush } = ring
@@ -68,7 +68,7 @@ test.serial(
   'memory for what is sent grows with what a turn sends, and has nothing of what was sent before',
   async (t) => {
     const opened = open(1 << 20)
-    // The first messages of a turn, those that just fit, and one more.
+    // The first messages of a turn, the last that fits, and one more.
     for (const [count, bytes] of [
       [1, 4096],
       [36, 4096],
@@ -78,7 +78,7 @@ test.serial(
       [1100, 131_072],
     ] as const)
       t.is(await arenaOf(opened, count), bytes, String(count))
-    // What a caller leaves as it is in memory that it has not been shown before is 0.
+    // Memory that a caller has not seen before contains only zeros.
     const fresh = open(1 << 20)
     const seen: number[] = []
     for (const size of [3000, 8000]) {
@@ -103,16 +103,16 @@ test.serial(
     const all = Array.from({ length: 40 }, () => open(1 << 20))
     t.teardown(() => all.forEach(({ queue }) => queue.shut(() => new Error('the end of this test'), true)))
     for (const each of all) t.is(await arenaOf(each, 1100), 131_072)
-    // The first eight have lost theirs; those of the others are as they were.
+    // The first eight have lost their memory, and the others are unchanged.
     const sizes = await Promise.all(all.map((each) => arenaOf(each, 1)))
     t.deepEqual(sizes, [...Array.from({ length: 8 }, () => 4096), ...Array.from({ length: 32 }, () => 131_072)])
-    // While messages wait in each of those, others go on with small ones, by more calls.
+    // While messages wait in each of these, others continue with small ones and more calls.
     for (const { ring, queue } of all.slice(8)) {
       ring.room = 0
       queue.send(pattern(0, 10)).catch(() => {})
     }
     t.is(await arenaOf(all[0]!, 1100), 16_384)
-    // Where all queues wait, none of their messages is lost.
+    // If all queues wait, none of their messages is lost.
     for (const { ring, queue } of all.slice(8)) {
       ring.room = 1 << 20
       queue.pump()
@@ -122,7 +122,7 @@ test.serial(
   },
 )
 
-test('a message that is staged leaves room for seven more, and none is staged that does not go at once', async (t) => {
+test('a staged message leaves room for seven more, and none is staged that cannot be sent at once', async (t) => {
   for (const [capacity, maxAtOnce, staged] of [
     [4096, 2048, 512],
     [65_536, 32_768, 8192],
@@ -137,7 +137,7 @@ test('a message that is staged leaves room for seven more, and none is staged th
   }
 })
 
-test('how much room there is, is asked again where less than an eighth of it is left, or than one call carries', async (t) => {
+test('the free room is read again once an eighth of it is left, or less than one call sends', async (t) => {
   for (const [capacity, enough, size] of [
     [65_536, 8192, 800],
     [1 << 20, 131_072, 8000],
@@ -155,7 +155,7 @@ test('how much room there is, is asked again where less than an eighth of it is 
   }
 })
 
-test('where the ring is full, it is looked at for some turns; then the peer is to ring, and nothing more is asked', async (t) => {
+test('a full ring is checked for some turns, then a wakeup is requested, and nothing more', async (t) => {
   for (const [size, wanted, maxAtOnce, call] of [
     [100, 256, 2048, 'flush'],
     [1000, 1000, 2048, 'send'],
@@ -170,7 +170,7 @@ test('where the ring is full, it is looked at for some turns; then the peer is t
     const asked = ring.told()
     t.deepEqual(asked.slice(-9), [...times(7, `hasRoom ${wanted}`), call, `arm ${size}`])
     t.is(ring.armedFor, size)
-    // Others that come behind it wait in line, and ask nothing.
+    // Later messages are queued behind it, without calls.
     const behind = [queue.send('behind'), queue.send(pattern(2, 50)), queue.send('it')]
     await turns(MANY)
     t.deepEqual(ring.told(), [])
@@ -183,7 +183,7 @@ test('where the ring is full, it is looked at for some turns; then the peer is t
   }
 })
 
-test('room that comes while the ring is looked at is used at once where it is worth a call, and the turns count anew', async (t) => {
+test('room that appears during the checks is used if it is worth a call, and the turns restart', async (t) => {
   const { ring, queue } = open(4096)
   fillBut(ring, queue, 16)
   const sent = small(3).map((message) => queue.send(message))
@@ -206,7 +206,7 @@ test('room that comes while the ring is looked at is used at once where it is wo
   t.deepEqual(ring.got, small(3))
 })
 
-test('a message that goes in parts is looked after anew with each', async (t) => {
+test('the checks restart with each part of a fragmented message', async (t) => {
   const { ring, queue } = open(4096)
   const sent = queue.send(pattern(0, 9000))
   for (let round = 0; round < 2; round += 1) {
@@ -227,7 +227,7 @@ test('a message that goes in parts is looked after anew with each', async (t) =>
   t.deepEqual(ring.got, [pattern(0, 9000)])
 })
 
-test('room that comes just before the peer is to ring is found', async (t) => {
+test('room that appears just before a wakeup is requested is found', async (t) => {
   for (const size of [100, 1000]) {
     const { ring, queue } = open(4096)
     fillBut(ring, queue, 16)
@@ -244,7 +244,7 @@ test('room that comes just before the peer is to ring is found', async (t) => {
   }
 })
 
-test('what waits is counted, and for how long: each send that waited once, whether it got through or not', async (t) => {
+test('waits are counted and timed: once for each send that had to wait, whatever its outcome', async (t) => {
   const { ring, queue } = open(4096)
   const stand = (milliseconds: number) => {
     const from = performance.now()
@@ -253,7 +253,7 @@ test('what waits is counted, and for how long: each send that waited once, wheth
   }
   let [least, most, waits] = [0, 0, 0]
   for (let round = 0; round < 3; round += 1) {
-    // Two find room, and do not wait; the third, and what comes behind it, do.
+    // Two fit and do not wait. The third and the messages behind it wait.
     fillBut(ring, queue, 240)
     const from = performance.now()
     const sent = [...small(3), pattern(3, 3000), pattern(4, 100), pattern(5, 10)].map((message) => queue.send(message))
@@ -262,7 +262,7 @@ test('what waits is counted, and for how long: each send that waited once, wheth
     await sent[1]
     t.is(queue.waits, waits)
     least += stand(5)
-    // A look that finds no room ends no wait, and begins none.
+    // A check that finds no room ends no wait, and starts none.
     queue.pump()
     const soFar = queue.waitedMicros
     t.true(
@@ -285,7 +285,7 @@ test('what waits is counted, and for how long: each send that waited once, wheth
     await queue.send('at once')
     t.is(queue.waits, waits)
   }
-  // One that is given up has waited as well.
+  // A wait that was given up counts as well.
   fillBut(ring, queue, 8)
   const never = [queue.send('never'), queue.send(pattern(0, 3000))]
   t.is(queue.waits, waits + 2)
@@ -298,8 +298,8 @@ test('what waits is counted, and for how long: each send that waited once, wheth
   t.is(queue.waitedMicros, waitedMicros)
 })
 
-test('reading how much waits takes no longer with many messages than with one', (t) => {
-  /** The shortest time of many rounds: what else the machine does lengthens some of them, and not all. */
+test('reading bufferedAmount takes as long with many queued messages as with one', (t) => {
+  /** The shortest time of many rounds: other load on the machine delays some of them, and not all. */
   const shortest = (count: number) => {
     const { queue } = open(4096)
     for (const message of small(count, 16)) void queue.send(message)
@@ -310,11 +310,11 @@ test('reading how much waits takes no longer with many messages than with one', 
     }
     return Math.min(...Array.from({ length: 50 }, read))
   }
-  // A look at each message took a thousand times as long.
+  // Checking each message took a thousand times as long.
   t.true(shortest(40_000) < 100 * Math.max(shortest(1), 0.001))
 })
 
-test('a send that may have to wait has a promise of its own, and is no wait where it need not', async (t) => {
+test('a send that may have to wait has its own promise, and counts as a wait only if it waits', async (t) => {
   const { ring, queue } = open(65_536)
   ring.unsure = 65_536 - 2 * recordOf(100)
   const sent = small(4).map((message) => queue.send(message))
@@ -325,7 +325,7 @@ test('a send that may have to wait has a promise of its own, and is no wait wher
   await Promise.all(sent)
   t.is(queue.waits, 0)
   t.deepEqual(ring.got, small(4))
-  // A text is as long as it turns out, and room for all that it may be must be sure.
+  // The length of a text is unknown, so there must be room for the longest encoding.
   ring.read(queue)
   const first = queue.send('')
   t.not(queue.send('x'.repeat(300)), first)
@@ -333,14 +333,14 @@ test('a send that may have to wait has a promise of its own, and is no wait wher
   t.is(ring.got.length, 6)
 })
 
-test('those that share a promise are told once they are in, whatever waits behind them', async (t) => {
-  // Also where the arena was moved to the line meanwhile.
+test('sends with a shared promise resolve once they are in, whatever waits behind them', async (t) => {
+  // Also if the arena was moved to the queue before.
   for (const isMoved of [false, true]) {
     const { ring, queue } = open(1 << 20)
     fillBut(ring, queue, 5 * 8192)
     ring.unsure = 8192
     const size = 8192 - HEADER
-    // The peer is to ring for one who asks for more.
+    // A wakeup is requested for a call that needs more room.
     const asks = queue.waitWritable(400_000)
     await turns(MANY)
     const sent = small(isMoved ? 18 : 8, size).map((message) => queue.send(message))
@@ -353,7 +353,7 @@ test('those that share a promise are told once they are in, whatever waits behin
     queue.awake()
     await sent[5]
     t.true(await isPending(sent[6]!))
-    // Moved now, with its beginning in the ring.
+    // It was moved now, with its beginning in the ring.
     if (!isMoved) void queue.send(pattern(0, 9000))
     ring.room += 8192
     queue.awake()
@@ -368,7 +368,7 @@ test('those that share a promise are told once they are in, whatever waits behin
   }
 })
 
-test('what is written in place lies among what is staged where it surely finds room, else in a reservation', async (t) => {
+test('a message written in place is staged if it surely fits, else it is a reservation', async (t) => {
   const { ring, queue } = open(65_536)
   const put =
     (message: Uint8Array): Fill =>
@@ -405,7 +405,7 @@ test('what is written in place lies among what is staged where it surely finds r
   }
   t.throws(() => queue.fill(9000, taken), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
   t.deepEqual(ring.told(), ['reserve 9000', 'cancel'])
-  // What was sent before may go in meanwhile.
+  // Earlier messages may be flushed in the meantime.
   void queue.send('before')
   const put5 = put(pattern(5, 20))
   t.true(queue.fill(20, (...memory) => (queue.pump(), put5(...memory))))
@@ -415,7 +415,7 @@ test('what is written in place lies among what is staged where it surely finds r
   const eager = open(65_536, { eager: true })
   t.true(eager.queue.fill(100, put(pattern(0, 5))))
   t.deepEqual(eager.ring.told(), ['reserve 100', 'commit 5'])
-  // Nothing of it goes before what waits.
+  // It must not overtake queued messages.
   fillBut(ring, queue, 16)
   t.false(queue.fill(100, fails))
   t.deepEqual(ring.told(), ['packedRoom 8192', 'reserve 100'])
@@ -432,7 +432,7 @@ test('what is written in place lies among what is staged where it surely finds r
   t.deepEqual(ring.got, [pattern(5, 100), pattern(6, 100)])
 })
 
-test('memory for what is written in place, and copied, is kept where it is short', (t) => {
+test('memory for messages that are written in place and copied is kept if it is small', (t) => {
   const { ring, queue } = open(65_536, { eager: true })
   ring.showsNothing = true
   const shown = (size: number) => {
@@ -451,7 +451,7 @@ test('memory for what is written in place, and copied, is kept where it is short
   other.queue.fill(1, (bytes) => (t.is(bytes.length, 4096), 1))
 })
 
-test('what is too long is told so, also where others wait', async (t) => {
+test('a message that is too long is an error, even while others wait', async (t) => {
   const { ring, queue } = open(4096)
   fillBut(ring, queue, 8)
   const waits = queue.send('waits')
@@ -469,7 +469,7 @@ test('what is too long is told so, also where others wait', async (t) => {
   await waits
 })
 
-test('those that ask for room are told in their order, each once there is as much', async (t) => {
+test('calls that wait for room resolve in order, each once there is enough', async (t) => {
   const { ring, queue } = open(4096)
   await queue.waitWritable(2048)
   await queue.waitWritable(0)
@@ -491,7 +491,7 @@ test('those that ask for room are told in their order, each once there is as muc
   ring.read(queue)
   await Promise.all([...asking, behind])
   t.deepEqual(told, [100, 1000, 10])
-  // What was sent before comes first.
+  // Earlier messages are sent first.
   fillBut(ring, queue, 16)
   const sent = queue.send(pattern(0, 100))
   const room = queue.waitWritable(10)
@@ -502,7 +502,7 @@ test('those that ask for room are told in their order, each once there is as muc
   t.is(ring.got.length, 1)
 })
 
-test('where the binding fails, the caller is told why, and whoever it serves; then nothing more is asked', async (t) => {
+test('an error of the binding rejects the call and all waiting ones, and nothing more is called', async (t) => {
   const deeds: [call: string, deed: (of: Opened) => unknown, isFull?: boolean][] = [
     ['packedRoom', ({ queue }) => queue.send('x')],
     ['packedRoom', ({ queue }) => queue.fill(1, () => 1)],
@@ -527,7 +527,7 @@ test('where the binding fails, the caller is told why, and whoever it serves; th
     const empty = queue.send('before').then(() => queue.empty())
     if (!isFull) {
       await empty
-      // The room is asked for anew behind it.
+      // The free room is read again after it.
       queue.trySend('')
     }
     ring.fails = call
@@ -553,7 +553,7 @@ test('where the binding fails, the caller is told why, and whoever it serves; th
   t.deepEqual(failures, [error!])
 })
 
-test('an end lets those go who wait for all to be through', async (t) => {
+test('an end releases the calls that wait for a flush', async (t) => {
   const refusal = () => new Error('refused')
   const idle = open(4096)
   await idle.queue.empty()
@@ -587,13 +587,13 @@ test('an end lets those go who wait for all to be through', async (t) => {
   t.deepEqual(idle.ring.got, [])
 })
 
-test.serial('a long line gets into the ring at the same cost for each message as a short one', async (t) => {
+test.serial('flushing a long queue costs as much for each message as a short one', async (t) => {
   const message = pattern(0, 600)
   const ways: [title: string, wait: (queue: Opened['queue']) => Promise<void>][] = [
     ['sends', (queue) => queue.send(message)],
     ['waits for room', (queue) => queue.waitWritable(100)],
   ]
-  /** Microseconds of this process's time that each takes, once there is room. */
+  /** The CPU time in microseconds for each message, once there is room. */
   const costOf = async (count: number, wait: (queue: Opened['queue']) => Promise<void>) => {
     const { ring, queue } = open(4096)
     fillBut(ring, queue, 16)

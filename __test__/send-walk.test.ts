@@ -1,4 +1,4 @@
-// Whatever is sent, in whatever way and order: what is in the ring, and what is told of it.
+// Random sequences of all ways to send: the contents of the ring, and the reported results.
 
 import test from 'ava'
 
@@ -6,7 +6,7 @@ import { pattern, random } from './support/bytes.js'
 import { MANY, open, type Fill, type Queue, type Ring } from './support/paper-ring.js'
 import { turns } from './support/until.js'
 
-/** Sends in all ways at random, and what was called is compared with what is in the ring after each step. */
+/** Sends in all ways at random. Compares the calls with the contents of the ring after each step. */
 class Walk {
   readonly ring: Ring
   readonly queue: Queue
@@ -47,7 +47,7 @@ class Walk {
   #send(): void {
     const message = this.#message(this.longest)
     const isText = this.#below(3) === 0
-    // As many characters, of one to three bytes each.
+    // The same number of characters, of one to three bytes each.
     const text = isText ? Array.from(message, (byte) => 'aé日'[byte % 3]).join('') : ''
     const number = this.#took(isText ? Buffer.from(text) : Buffer.from(message))
     this.pending.add(number)
@@ -92,7 +92,7 @@ class Walk {
   }
 
   async #step(): Promise<string> {
-    // Mostly what was sent gets through, so that the other ways find room.
+    // Mostly waits until everything is sent, so that the other ways find room.
     const way = this.queue.isEmpty || this.#below(3) === 0 ? this.#below(20) : 13 + this.#below(7)
     if (way < 9) return (this.#send(), 'send')
     if (way < 11) return this.#fill() ? 'fill' : 'no fill'
@@ -120,7 +120,7 @@ class Walk {
     }
   }
 
-  /** After some turns nothing happens any more: all is in the ring, or the peer is to ring. */
+  /** Waits until nothing happens: everything is in the ring, or a wakeup was requested. */
   async #rest(): Promise<void> {
     await turns(MANY)
     this.#look()
@@ -145,7 +145,7 @@ for (const [capacity, longest] of [
   [2 ** 21, 30_000],
 ] as const)
   for (const eager of [false, true])
-    test(`whatever is sent, in whatever way: a ring of ${capacity}${eager ? ', with busyPollMicros' : ''}`, async (t) => {
+    test(`random ways to send: a ring of ${capacity}${eager ? ', with busyPollMicros' : ''}`, async (t) => {
       for (let seed = 0; seed < 4; seed += 1) {
         const walk = new Walk(capacity, longest, capacity + seed, eager)
         await walk.go(600)

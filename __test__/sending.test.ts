@@ -8,7 +8,7 @@ import { pattern, random } from './support/bytes.js'
 import { pair, receivesPatterns, type Partner } from './support/partner.js'
 import { isPending } from './support/until.js'
 
-/** Has the partner read messages until `count` of them have come. */
+/** Makes the partner read messages until it has `count`. */
 function readThere(partner: Partner, count: number): Promise<Buffer[]> {
   return partner.run(async (kit, wanted: number) => {
     const messages: Buffer[] = []
@@ -17,7 +17,7 @@ function readThere(partner: Partner, count: number): Promise<Buffer[]> {
   }, count)
 }
 
-/** Has the partner read until the end, and answer each message's length. */
+/** Makes the partner read to the end, and return the length of each message. */
 function lengthsThere(partner: Partner): Promise<number[]> {
   return partner.run(async (kit) => {
     const lengths: number[] = []
@@ -28,7 +28,7 @@ function lengthsThere(partner: Partner): Promise<number[]> {
 
 const sum = (numbers: number[]) => numbers.reduce((all, one) => all + one, 0)
 
-/** Fills the ring with messages of a size until none finds room. */
+/** Fills the ring with messages of this size. */
 function fill(channel: Channel, size: number): number {
   let count = 0
   while (channel.trySend(pattern(count, size))) count += 1
@@ -37,7 +37,7 @@ function fill(channel: Channel, size: number): number {
 
 test.serial('send copies before it returns, whether there is room or not', async (t) => {
   const { channel, partner } = await pair(t, { options: { capacity: 65536 } })
-  // Staged, straight into the ring, in fragments; and in line behind those.
+  // Staged, directly into the ring, and in fragments; then queued behind those.
   const sizes = [5, 8000, 9000, 30_000, 100_000, 7, 8000, 9000, 30_000, 100_000]
   const sent = sizes.map((size, number) => {
     const message = pattern(number, size)
@@ -59,7 +59,7 @@ test.serial('trySend copies before it returns', async (t) => {
   t.deepEqual(await readThere(partner, 1), [pattern(1, 100)])
 })
 
-test.serial('a message whose memory was taken away is INVALID_ARGUMENT, and none is sent for it', async (t) => {
+test.serial('a message whose memory was detached is INVALID_ARGUMENT, and nothing is sent', async (t) => {
   const invalid = {
     instanceOf: RingfenceError,
     code: 'ERR_RINGFENCE_INVALID_ARGUMENT',
@@ -83,14 +83,14 @@ test.serial('a message whose memory was taken away is INVALID_ARGUMENT, and none
     await first
     t.throws(() => channel.trySend(gone), invalid)
   }
-  // One that is empty by itself is a message.
+  // A message that is just empty is valid.
   const before = channel.send('before')
   await Promise.all([before, channel.send(new Uint8Array(0)), channel.send('')])
   t.true(channel.trySend(Buffer.alloc(0)))
   t.deepEqual((await readThere(partner, 8)).map(String), ['first', 'first', 'first', 'first', 'before', '', '', ''])
 })
 
-test.serial('order is the order of the calls, whichever of send, trySend and reserve made them', async (t) => {
+test.serial('the order is that of the calls of send, trySend and reserve', async (t) => {
   const count = 3000
   const { channel, partner } = await pair(t, { here: { capacity: 16384 } })
   const received = receivesPatterns(partner, count)
@@ -116,7 +116,7 @@ test.serial('order is the order of the calls, whichever of send, trySend and res
     }
     last = channel.send(message)
     used.send += 1
-    // Now and then everything gets through, so that the other two find room.
+    // Sometimes everything is flushed, so that the other two find room.
     if (next() < 0.3) await last
   }
   await last
@@ -165,7 +165,7 @@ test.serial(
   },
 )
 
-test.serial('sends resolve in the order of the calls: staged, in line, and straight into the ring', async (t) => {
+test.serial('sends resolve in the order of the calls: staged, queued, and directly into the ring', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 1 << 20 }, there: { maxMessageSize: 4 << 20 } })
   const next = random(7)
   const sizes = Array.from({ length: 4000 }, () =>
@@ -181,7 +181,7 @@ test.serial('sends resolve in the order of the calls: staged, in line, and strai
   const sent: Promise<number>[] = []
   for (const [number, size] of sizes.entries()) {
     sent.push(channel.send(pattern(number, size)).then(() => resolved.push(number)))
-    // Some in a turn of their own, some looked for by a call that flushes.
+    // Some sends have a turn of their own, and some are followed by a call that flushes.
     if (next() < 0.02) await sent.at(-1)
     else if (next() < 0.1) channel.stats()
   }
@@ -202,7 +202,7 @@ test.serial(
   },
 )
 
-test.serial('a send into a ring with room has resolved in the next turn of the event loop', async (t) => {
+test.serial('a send into a ring with room has resolved by the next turn of the event loop', async (t) => {
   const { channel } = await pair(t)
   for (const size of [0, 10, 9000, 3_000_000]) t.false(await isPending(channel.send(pattern(0, size))), `${size} bytes`)
 })
@@ -222,7 +222,7 @@ test.serial('trySend is false once the ring is full, and true again after the pe
   )
 })
 
-test.serial('trySend does not overtake sends that wait', async (t) => {
+test.serial('trySend does not overtake pending sends', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   fill(channel, 1000)
   const waiting = channel.send(pattern(4, 1000))
@@ -253,14 +253,14 @@ test.serial('waitWritable resolves when trySend and reserve of that size can suc
   reservation!.cancel()
 })
 
-/** A signal, and what a call is rejected with once it is aborted. */
+/** A signal, and the error of a call that it aborts. */
 function abortable() {
   const over = new AbortController()
   const reason = new Error('enough')
   return { options: { signal: over.signal }, abort: () => over.abort(reason), error: { name: 'AbortError' }, reason }
 }
 
-test.serial('an abort removes a message of which nothing is in the ring, and no other', async (t) => {
+test.serial('an abort removes a message that has not started to enter the ring, and no other', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   fill(channel, 1000)
   const before = channel.send(pattern(4, 1000))
@@ -294,7 +294,7 @@ test.serial(
   },
 )
 
-test.serial('an abort ends the waiting of waitWritable, end and verify', async (t) => {
+test.serial('an abort cancels the waits of waitWritable, end and verify', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   fill(channel, 1000)
   const calls: ((options: { signal: AbortSignal }) => Promise<unknown>)[] = [
@@ -314,13 +314,13 @@ test.serial('an abort ends the waiting of waitWritable, end and verify', async (
     t.is((await t.throwsAsync(waiting, called.error)).cause, called.reason)
     t.is(getEventListeners(called.options.signal, 'abort').length, 0)
   }
-  // The end itself stays.
+  // The end itself is not undone.
   await t.throwsAsync(channel.send('x'), { code: 'ERR_RINGFENCE_CLOSED' })
   t.is((await lengthsThere(partner)).length, 5)
   await sent
 })
 
-test.serial('a sender that uses waitWritable and trySend alone gets everything through', async (t) => {
+test.serial('a sender that uses only waitWritable and trySend sends everything', async (t) => {
   const count = 5000
   const { channel, partner } = await pair(t, { here: { capacity: 8192 } })
   const received = receivesPatterns(partner, count)
@@ -331,7 +331,7 @@ test.serial('a sender that uses waitWritable and trySend alone gets everything t
   t.is(await received, 'all')
 })
 
-test.serial('above what the peer takes, a message is MESSAGE_TOO_LARGE here, before anything is sent', async (t) => {
+test.serial('a message longer than the peer accepts is MESSAGE_TOO_LARGE, before anything is sent', async (t) => {
   const { channel, partner } = await pair(t, { there: { maxMessageSize: 20_000 } })
   const tooLarge = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_MESSAGE_TOO_LARGE' } as const
   const message = pattern(0, 20_001)
@@ -346,7 +346,7 @@ test.serial('above what the peer takes, a message is MESSAGE_TOO_LARGE here, bef
   t.deepEqual(await readThere(partner, 2), [pattern(1, 20_000), pattern(2, 20_000)])
 })
 
-test.serial('a small limit of the peer’s counts for small messages', async (t) => {
+test.serial('a small limit of the peer applies to small messages', async (t) => {
   const { channel, partner } = await pair(t, { there: { maxMessageSize: 10 } })
   await t.throwsAsync(channel.send(Buffer.alloc(11)), { code: 'ERR_RINGFENCE_MESSAGE_TOO_LARGE' })
   await t.throwsAsync(channel.send('eleven char'), { code: 'ERR_RINGFENCE_MESSAGE_TOO_LARGE' })
@@ -354,7 +354,7 @@ test.serial('a small limit of the peer’s counts for small messages', async (t)
   t.deepEqual((await readThere(partner, 1)).map(String), ['ten chars!'])
 })
 
-test.serial('above half the ring, trySend and reserve are MESSAGE_TOO_LARGE, and send fragments', async (t) => {
+test.serial('above half the ring, trySend and reserve are MESSAGE_TOO_LARGE, and send splits messages', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   const tooLarge = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_MESSAGE_TOO_LARGE' } as const
   const message = pattern(0, 2049)
@@ -366,13 +366,13 @@ test.serial('above half the ring, trySend and reserve are MESSAGE_TOO_LARGE, and
   await sent
 })
 
-test.serial('a message of exactly half the ring finds room in an empty one, wherever that begins', async (t) => {
+test.serial('a message of exactly half the ring fits into an empty one, wherever that begins', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   const echo = partner.run(async (kit) => {
     for await (const message of kit.channel) await kit.channel.send(String(message.length))
   })
   const half = pattern(0, 2048)
-  // Each round leaves the ring eight bytes further on.
+  // Each round moves the start by eight bytes.
   for (let round = 0; round < 4096 / 8; round += 1) {
     if (!channel.trySend(half)) return t.fail(`not in round ${round}`)
     await channel.receive()
@@ -385,7 +385,7 @@ test.serial('a message of exactly half the ring finds room in an empty one, wher
 })
 
 for (const capacity of [4096, 8192, 16384, 65536]) {
-  test.serial(`every size gets through a ring of ${capacity} bytes, up to ten times of that`, async (t) => {
+  test.serial(`every size can be sent through a ring of ${capacity} bytes, up to ten times as much`, async (t) => {
     const edges = [0, 8, capacity / 8, capacity / 4, capacity / 2, capacity, 2 * capacity, 8192, 10 * capacity]
     const sizes = edges.flatMap((edge) => [edge - 9, edge - 8, edge - 1, edge, edge + 1]).filter((size) => size >= 0)
     const { channel, partner } = await pair(t, { here: { capacity } })
@@ -407,7 +407,7 @@ test.serial('strings are sent as UTF-8', async (t) => {
   t.deepEqual(messages.map(String), [...strings, ...strings])
 })
 
-test.serial('a lone surrogate is sent as UTF-8 has it: as the replacement character', async (t) => {
+test.serial('a lone surrogate is sent as the replacement character, as in UTF-8', async (t) => {
   const { channel, partner } = await pair(t)
   void channel.send('\ud83d')
   void channel.send('a\udc00b')
@@ -415,7 +415,7 @@ test.serial('a lone surrogate is sent as UTF-8 has it: as the replacement charac
   t.deepEqual(messages, [Buffer.from('efbfbd', 'hex'), Buffer.from('61efbfbd62', 'hex')])
 })
 
-test.serial('a message of no bytes is a message', async (t) => {
+test.serial('an empty message is a message', async (t) => {
   const { channel, partner } = await pair(t)
   await channel.send(new Uint8Array(0))
   await channel.send('')
@@ -426,7 +426,7 @@ test.serial('a message of no bytes is a message', async (t) => {
   t.deepEqual(await lengthsThere(partner), [0, 0, 0, 0, 0])
 })
 
-test.serial('views are sent as far as they go, whatever lies around them', async (t) => {
+test.serial('only the bytes of a view are sent, whatever is around them', async (t) => {
   class Message extends Uint8Array {}
   const { channel, partner } = await pair(t)
   const whole = pattern(0, 100)
@@ -482,7 +482,7 @@ test.serial(
   },
 )
 
-test.serial('millions of small messages arrive whole, each in its place', async (t) => {
+test.serial('millions of small messages arrive intact and in order', async (t) => {
   const count = 2_000_000
   const { channel, partner } = await pair(t)
   const received = partner.run(async (kit, wanted: number) => {
@@ -514,7 +514,7 @@ test.serial('millions of small messages arrive whole, each in its place', async 
   t.deepEqual(await received, { next: count, wrong: 0 })
 })
 
-test.serial('with busyPollMicros messages go back and forth as without', async (t) => {
+test.serial('with busyPollMicros messages go both ways as usual', async (t) => {
   const { channel, partner } = await pair(t, { options: { busyPollMicros: 50 } })
   const echo = partner.run(async (kit) => {
     for await (const message of kit.channel) await kit.channel.send(message)
@@ -530,7 +530,7 @@ test.serial('with busyPollMicros messages go back and forth as without', async (
   return echo.then(() => t.pass())
 })
 
-test.serial('a full ring does not keep the event loop from turning', async (t) => {
+test.serial('a full ring does not block the event loop', async (t) => {
   const { channel } = await pair(t, { here: { capacity: 4096 } })
   const sent = channel.send(pattern(0, 100_000))
   sent.catch(() => {})
@@ -542,7 +542,7 @@ for (const [size, most] of [
   [10, 500_000],
   [20_000, 3000],
 ] as const) {
-  test.serial(`a loop of sends of ${size} bytes that all find room lets the event loop turn`, async (t) => {
+  test.serial(`a loop of sends of ${size} bytes that always find room lets the event loop turn`, async (t) => {
     const { channel } = await pair(t, { here: { capacity: 64 << 20 } })
     let fired = false
     setImmediate(() => (fired = true))
@@ -553,7 +553,7 @@ for (const [size, most] of [
   })
 }
 
-test.serial('what only looks like bytes is INVALID_ARGUMENT by the promise, and nothing is sent for it', async (t) => {
+test.serial('objects that only look like bytes reject with INVALID_ARGUMENT, and nothing is sent', async (t) => {
   const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' }
   const { channel, partner } = await pair(t)
   const fail = () => {
@@ -583,7 +583,7 @@ test.serial('what only looks like bytes is INVALID_ARGUMENT by the promise, and 
     t.throws(() => channel.trySend(message), invalid, title)
     await t.throwsAsync(channel.with({ encode: () => message, decode: () => 0 }).send(0), invalid, title)
   }
-  // One that has another length than its own is sent as it is.
+  // A view with a forged length is sent with its real one.
   for (const length of ['8', 3n, -1, {}, NaN, 1e9]) {
     const message = Object.defineProperty(Buffer.from('honest'), 'length', { value: length })
     await channel.send(message)

@@ -32,7 +32,7 @@ function as(uid: number): string[] {
   return ['setpriv', `--reuid=${uid}`, `--regid=${uid}`, '--clear-groups', '--']
 }
 
-/** What a listener refuses, as it comes. */
+/** The refusals of a listener, as they happen. */
 function refusals(listener: Listener): RingfenceError[] {
   const all: RingfenceError[] = []
   listener.on('refused', (one) => all.push(one))
@@ -45,7 +45,7 @@ async function refusal(listener: Listener): Promise<RingfenceError> {
   return error
 }
 
-/** Answers every message of every agent with itself. */
+/** Echoes every message to its client. */
 async function serve(listener: Listener): Promise<void> {
   for await (const channel of listener) void echo(channel)
 }
@@ -55,11 +55,11 @@ async function echo(channel: Channel): Promise<void> {
     for await (const message of channel) await channel.send(message)
     await channel.close()
   } catch {
-    // The agent was killed.
+    // The client was killed.
   }
 }
 
-/** Over there: a message to the service and back. */
+/** In the partner: sends a message to the service, and returns the reply. */
 async function ask(kit: Kit, message: string): Promise<string> {
   void kit.channel.send(message)
   return String(await kit.channel.receive())
@@ -70,7 +70,7 @@ function startAgents(t: ExecutionContext, count: number): Promise<Partner[]> {
 }
 
 for (const kind of kinds) {
-  test.serial(`each agent has a channel of its own with the service, at ${kind} addresses`, async (t) => {
+  test.serial(`each client has its own channel with the service, at ${kind} addresses`, async (t) => {
     const address = addressOf(kind, t)
     const listener = await listenHere(t, address, small)
     t.is(listener.address, address)
@@ -92,7 +92,7 @@ for (const kind of kinds) {
       void echo(channel)
       t.is(await agent.run(ask, `from ${agent.pid}`), `from ${agent.pid}`)
     }
-    // One leaves, one is killed, and the others stay.
+    // One disconnects, one is killed, and the others stay.
     const [first, second, ...rest] = agents
     await first!.run((kit) => kit.channel.close())
     t.is((await channels.get(first!.pid)!.closed).reason, 'closed')
@@ -103,7 +103,7 @@ for (const kind of kinds) {
   })
 }
 
-test.serial('a process may connect several times to one service, and to several', async (t) => {
+test.serial('a process may connect several times to one service, and to several services', async (t) => {
   const addresses = [abstractAddress(), abstractAddress()]
   const listeners = await Promise.all(addresses.map((address) => listenHere(t, address, small)))
   const served = listeners.map(serve)
@@ -181,7 +181,7 @@ withOthers('agents of two users talk to the service of a third, and a fourth is 
     t.is(error?.thrown.check, 'uid')
   }
   t.deepEqual(await Promise.all(talks), ['all answered', 'all answered'])
-  // Refused from the agent's side too, where the service is not who it should be.
+  // The client also refuses a service with the wrong identity.
   const error = await t.throwsAsync<PartnerError>(
     agents[0]!.connect(address, { policy: { uid: 1, executable: 'any' } }),
     {
@@ -235,7 +235,7 @@ test.serial(
   },
 )
 
-test.serial('a process that connects and says nothing is refused at the deadline, and delays no other', async (t) => {
+test.serial('a process that connects and stays silent is refused at the deadline, and delays no other', async (t) => {
   const address = namedAddress(t)
   const listener = await listenHere(t, address, { ...small, handshakeTimeout: 2000 })
   const silent = await Partner.start(t)
@@ -256,7 +256,7 @@ test.serial('a process that connects and says nothing is refused at the deadline
   }
 })
 
-test.serial('authorize decides about each agent of a service, later if it will, and delays no other', async (t) => {
+test.serial('authorize decides about each client, possibly later, and delays no other', async (t) => {
   const address = abstractAddress()
   const answers = new Map<number, (answer: boolean) => void>()
   const asked: number[] = []
@@ -286,7 +286,7 @@ test.serial('authorize decides about each agent of a service, later if it will, 
   for (const { pid } of [first!, second!, third!]) t.true(asked.includes(pid))
 })
 
-test.serial('what is not the protocol is refused and told, and ends nothing', async (t) => {
+test.serial('a malformed handshake is refused and reported, and ends nothing', async (t) => {
   const address = namedAddress(t)
   const listener = await listenHere(t, address, small)
   const told = refusal(listener)
@@ -309,7 +309,7 @@ test.serial('what is not the protocol is refused and told, and ends nothing', as
   t.is((await nextOf(listener)).peer.pid, babbler.pid)
 })
 
-test.serial('a process that refuses by names that it makes up is counted by one', async (t) => {
+test.serial('refusals with names that a process invents are all counted under one name', async (t) => {
   const address = namedAddress(t)
   const listener = await listenHere(t, address, small)
   const refuser = await Partner.start(t)
@@ -318,7 +318,7 @@ test.serial('a process that refuses by names that it makes up is counted by one'
     async (kit, where: string, checks: string[]) => {
       const { connect: open } = kit.require('node:net') as typeof import('node:net')
       for (const check of checks) {
-        // The head of a frame, and a REFUSE of the policy's: the code, and three texts.
+        // A frame header, and a REFUSE by the policy: the code, and three texts.
         const head = Buffer.from('ringfnce\u0003\0\u0004\0\0\0\0\0', 'latin1')
         const body = Buffer.from(`\u0002\0${String.fromCharCode(check.length)}\0${check}\0\0\0\0`, 'latin1')
         head.writeUInt32LE(body.length, 12)
@@ -339,7 +339,7 @@ test.serial('a process that refuses by names that it makes up is counted by one'
   t.deepEqual(listener.stats().refused, { other: names.length })
 })
 
-test.serial('a process cannot be its own agent', async (t) => {
+test.serial('a process cannot be its own client', async (t) => {
   const address = abstractAddress()
   const listener = await listenHere(t, address, small)
   const told = refusal(listener)
@@ -347,7 +347,7 @@ test.serial('a process cannot be its own agent', async (t) => {
   t.is((await told).code, 'ERR_RINGFENCE_ADDRESS_OCCUPIED')
 })
 
-test.serial('a full service says so, and takes the next once one has left', async (t) => {
+test.serial('a full service refuses clients, and accepts the next one once one has left', async (t) => {
   const address = abstractAddress()
   const listener = await listenHere(t, address, { ...small, maxPeers: 2 })
   const refused = refusals(listener)
@@ -372,7 +372,7 @@ test.serial('a full service says so, and takes the next once one has left', asyn
 })
 
 for (const channels of ['keep', 'close', undefined] as const) {
-  test.serial(`close(${channels ?? ''}) frees the address, ends loops, and treats channels as asked`, async (t) => {
+  test.serial(`close(${channels ?? ''}) frees the address, ends loops, and treats channels as requested`, async (t) => {
     const address = namedAddress(t)
     const listener = await listen(address, small)
     const [taken, unclaimed] = await startAgents(t, 2)
@@ -385,7 +385,7 @@ for (const channels of ['keep', 'close', undefined] as const) {
     const waiting = listen(address, { ...small, wait: true })
     await (channels === undefined ? listener.close() : listener.close({ channels }))
     await closed
-    // A channel that no loop has taken is closed, and its agent is told.
+    // A channel that no loop has taken is closed, and its client is notified.
     t.is(await unclaimed!.run(async (kit) => (await kit.channel.closed).reason), 'closed')
     t.deepEqual(await listener[Symbol.asyncIterator]().next(), { done: true, value: undefined })
     if (channels === 'close') {
@@ -395,7 +395,7 @@ for (const channels of ['keep', 'close', undefined] as const) {
       void echo(channel)
       t.is(await taken!.run(ask, 'still there'), 'still there')
       t.is(listener.channels.length, 1)
-      // Those that were kept can still be closed with it.
+      // Channels that were kept can still be closed with the listener.
       await listener.close({ channels: 'close' })
       t.is((await channel.closed).reason, 'closed')
     }
@@ -420,7 +420,7 @@ test.serial('await using closes a listener, and keeps its channels', async (t) =
   await channel.close()
 })
 
-test.serial('a loop that is left leaves the listener open, and several loops share what comes', async (t) => {
+test.serial('leaving a loop keeps the listener open, and several loops share the channels', async (t) => {
   const address = abstractAddress()
   const listener = await listenHere(t, address, small)
   const [first, ...rest] = await startAgents(t, 5)
@@ -445,7 +445,7 @@ test.serial('a loop that is left leaves the listener open, and several loops sha
   await Promise.all(loops)
 })
 
-test.serial('an AbortSignal ends waiting for the address, waiting for a service, and the listening', async (t) => {
+test.serial('an AbortSignal cancels the waits for an address and for a service, and closes a listener', async (t) => {
   const address = abstractAddress()
   const over = new AbortController()
   const { signal } = over
@@ -466,7 +466,7 @@ test.serial('an AbortSignal ends waiting for the address, waiting for a service,
   await t.throwsAsync(connect(address, { signal }), { code: 'ABORT_ERR' })
 })
 
-test.serial('connect says that no service listens, or waits for the service', async (t) => {
+test.serial('connect reports that no service listens, or waits for the service', async (t) => {
   const address = namedAddress(t)
   await t.throwsAsync(connect(address, small), { code: 'ERR_RINGFENCE_PEER_LOST', message: /no process listens at/ })
   await t.throwsAsync(connect(abstractAddress(), small), { code: 'ERR_RINGFENCE_PEER_LOST' })
@@ -474,7 +474,7 @@ test.serial('connect says that no service listens, or waits for the service', as
     code: 'ERR_RINGFENCE_ADDRESS_INVALID',
     message: /directory does not exist/,
   })
-  // What is there is no socket, and will not become one: `wait` does not wait for it.
+  // These files are no sockets and never will be, so `wait` does not wait for them.
   for (const file of [dirname(address), '/dev/null'])
     for (const call of [connect, subscribe] as ((where: string, options: object) => Promise<unknown>)[])
       await t.throwsAsync(call(file, { wait: true, signal: AbortSignal.timeout(30_000) }), {
@@ -489,7 +489,7 @@ test.serial('connect says that no service listens, or waits for the service', as
   t.false(readdirSync(dirname(address)).length === 0)
 })
 
-test.serial('one address has one service: ADDRESS_OCCUPIED, and a killed one’s socket is taken over', async (t) => {
+test.serial('an address has one service: ADDRESS_OCCUPIED, and the socket of a killed one is taken over', async (t) => {
   const address = namedAddress(t)
   const first = await Partner.start(t)
   const hold = (kit: Kit, where: string) =>
@@ -504,7 +504,7 @@ test.serial('one address has one service: ADDRESS_OCCUPIED, and a killed one’s
   t.is((await nextOf(listener)).peer.pid, agent.pid)
 })
 
-test.serial('a pair and a service do not mix: PROTOCOL names both', async (t) => {
+test.serial('a pair and a service cannot meet: PROTOCOL names both', async (t) => {
   const address = abstractAddress()
   const stray = await Partner.start(t)
   const both = /one of a pair \(join\).*a service or its agent|a service or its agent.*one of a pair \(join\)/
@@ -521,7 +521,7 @@ test.serial('a pair and a service do not mix: PROTOCOL names both', async (t) =>
   await (await joining).close()
 })
 
-test.serial('a listener without a loop takes in so many, and the rest when it is read', async (t) => {
+test.serial('a listener without a loop accepts a limited number, and more as its channels are taken', async (t) => {
   const address = abstractAddress()
   const listener = await listenHere(t, address, small)
   const agent = await Partner.start(t)
@@ -572,7 +572,7 @@ test.serial('a listener keeps its process alive until unref, and again after ref
   }
 })
 
-test.serial('where a thread watches instead of the event loop, a service works as well', async (t) => {
+test.serial('a service works without libuv, watched by a thread', async (t) => {
   const address = abstractAddress()
   const service = await Partner.start(t)
   await service.run(async (kit, where: string) => {
@@ -603,7 +603,7 @@ test.serial('a service in a worker may be terminated at any moment, 60 times', a
   const stage = await Partner.start(t, { node: ['--expose-gc'] })
   const agent = await Partner.start(t)
   const address = abstractAddress()
-  // Agents without end, each with a few words.
+  // Clients that keep connecting, with a few messages each.
   await agent.run((kit, where: string) => {
     const talk = async () => {
       for (;;) {
@@ -616,7 +616,7 @@ test.serial('a service in a worker may be terminated at any moment, 60 times', a
           await channel.close()
           kit.keep['talks'] = ((kit.keep['talks'] as number) ?? 0) + 1
         } catch (error) {
-          // The service went in the middle of a handshake.
+          // The service was terminated during a handshake.
           if ((error as RingfenceErrorLike).code !== 'ERR_RINGFENCE_PEER_LOST') kit.keep['error'] = String(error)
         }
       }
@@ -636,7 +636,7 @@ test.serial('a service in a worker may be terminated at any moment, 60 times', a
   t.is(await agent.run((kit) => kit.keep['error']), undefined)
 })
 
-test.serial('a thousand agents at once: all are answered, and nothing stays of them', async (t) => {
+test.serial('a thousand concurrent clients: all get replies, and nothing is leaked', async (t) => {
   const address = abstractAddress()
   const service = await Partner.start(t, { node: ['--expose-gc'] })
   await service.run(async (kit, where: string) => {
@@ -666,7 +666,7 @@ test.serial('a thousand agents at once: all are answered, and nothing stays of t
     'the first has left',
   )
   const before = await descriptors()
-  // 4 processes with 245 channels each, and 20 with one.
+  // Four processes with 245 channels each, and 20 with one.
   const many = await startAgents(t, 4)
   const single = await startAgents(t, 20)
   const counts = [...many.map(() => 245), ...single.map(() => 1)]
@@ -683,7 +683,7 @@ test.serial('a thousand agents at once: all are answered, and nothing stays of t
     ),
   )
   await Promise.all(connected)
-  // An agent may know before the service's own event loop has heard of it.
+  // A client may notice before the event loop of the service does.
   await until(
     async () => (await service.run((kit) => (kit.keep['listener'] as Listener).channels.length)) === 1000,
     'the service has heard of all',
@@ -702,7 +702,7 @@ test.serial('a thousand agents at once: all are answered, and nothing stays of t
     }),
   )
   t.deepEqual(await Promise.all(talks), counts)
-  // Half of the processes leave as they should, the others are killed.
+  // Half of the processes disconnect properly, and the others are killed.
   const leaving = agents.map((agent, index) =>
     index % 2 === 0
       ? agent.kill()
@@ -717,7 +717,7 @@ test.serial('a thousand agents at once: all are answered, and nothing stays of t
   t.deepEqual(await service.run((kit) => kit.keep['refused']), [])
 })
 
-test.serial('what is no address, no option or no listener is INVALID_ARGUMENT', async (t) => {
+test.serial('wrong addresses, options and listeners are INVALID_ARGUMENT', async (t) => {
   const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' }
   for (const call of [listen, connect]) {
     await t.throwsAsync(call(1 as unknown as string), invalid)
@@ -732,7 +732,7 @@ test.serial('what is no address, no option or no listener is INVALID_ARGUMENT', 
   await t.throwsAsync(listener.close({ channels: 'some' as 'keep' }), invalid)
   await t.throwsAsync(listener.close(null as unknown as object), invalid)
   t.true(isBound(listener.address))
-  // A socket that leaves at once is refused, and no more.
+  // A socket that disconnects at once is refused, and nothing else happens.
   const socket = connectSocket(listener.address)
   socket.on('error', () => {})
   t.regex((await refusal(listener)).code, /PEER_LOST|OCCUPIED/)
@@ -746,7 +746,7 @@ test.serial('a listener that was closed ends without a reason', async (t) => {
   t.deepEqual(await event, [{ reason: 'closed' }])
 })
 
-test.serial('a listener that ends by itself says why, in closed, in the event and to its loops', async (t) => {
+test.serial('a listener that fails says why in closed, in the event and to its loops', async (t) => {
   const address = namedAddress(t)
   const service = await Partner.start(t)
   await service.run(async (kit, where) => {

@@ -1,4 +1,4 @@
-// `ringfence doctor PID|ADDRESS`: each reason for which a channel can be slow is made, with real processes, and found.
+// `ringfence doctor PID|ADDRESS` finds each cause of a slow channel. Real processes produce the causes.
 
 import { execFile, spawnSync } from 'node:child_process'
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
@@ -15,7 +15,7 @@ import { until } from './support/until.js'
 
 const cli = fileURLToPath(urlOf('cli.js'))
 
-/** Two processes with a channel; the one that sends lets itself be observed, and so does the one that reads. */
+/** Two processes with a channel. Both the writer and the reader are observed. */
 async function twoOf(t: ExecutionContext, settings: PartnerSettings[] = [{}, {}], options = {}) {
   const address = abstractAddress()
   const [writer, reader] = await Promise.all(settings.map((each) => Partner.start(t, each)))
@@ -27,7 +27,7 @@ async function twoOf(t: ExecutionContext, settings: PartnerSettings[] = [{}, {}]
   return { writer: writer!, reader: reader!, address }
 }
 
-/** What was found of the way from one process to the other. */
+/** The findings about the direction from one process to the other. */
 async function findings(target: number | string, places?: { sys: string }): Promise<Finding[]> {
   const { pairs } = await diagnosePair(target, places)
   return pairs.flatMap((pair) => pair.findings)
@@ -36,7 +36,7 @@ async function findings(target: number | string, places?: { sys: string }): Prom
 const findingOf = (all: Finding[], check: string, ...processes: number[]): Finding =>
   all.find((one) => one.check === check && one.processes.join() === processes.join())!
 
-/** Looks again until it is found: a machine that is busy with other things may hide it for a while. */
+/** Repeats until the finding appears: other load on the machine may hide it for a while. */
 async function untilFound(target: number, check: string, processes: number[], what: RegExp): Promise<Finding> {
   let last: Finding | undefined
   await until(async () => {
@@ -48,7 +48,7 @@ async function untilFound(target: number, check: string, processes: number[], wh
   return last!
 }
 
-test('a ring that is full, and a reader that sleeps, is stopped, or works all the time', async (t) => {
+test('a full ring, with a reader that sleeps, is stopped, or is always busy', async (t) => {
   const { writer, reader } = await twoOf(t)
   const [from, to] = [writer.pid, reader.pid]
   await writer.run((kit) => {
@@ -69,16 +69,16 @@ test('a ring that is full, and a reader that sleeps, is stopped, or works all th
   await reader.stop()
   await untilFound(from, 'reader', [to], /SIGCONT/)
   reader.goOn()
-  // It never comes back, and its end is the test's.
+  // It never returns, and ends with the test.
   void reader.run(() => {
     for (;;);
   })
   await untilFound(from, 'reader', [to], /it works all the time/)
 })
 
-test('a sender that waits for room for much of the time', async (t) => {
+test('a sender that waits for room most of the time', async (t) => {
   const { writer, reader } = await twoOf(t)
-  // It reads what is there ten times a second, and the sender has filled the ring again by then.
+  // It reads ten times a second, and the sender has filled the ring in the meantime.
   await reader.run((kit) => void setInterval(() => kit.channel.receiveEach(() => {}, 40), 100))
   await writer.run((kit) => {
     void (async () => {
@@ -90,7 +90,7 @@ test('a sender that waits for room for much of the time', async (t) => {
   t.true(share > 10, ring.found)
 })
 
-test('of the subscribers of a publisher, only the one that reads nothing is slow', async (t) => {
+test('of the subscribers of a publisher, only the one that does not read is slow', async (t) => {
   const address = abstractAddress()
   const [writer, slow, other] = await Promise.all([Partner.start(t), Partner.start(t), Partner.start(t)])
   await writer.run(async (kit, where) => {
@@ -126,7 +126,7 @@ test('of the subscribers of a publisher, only the one that reads nothing is slow
   t.is(findingOf(all, 'reader', other.pid).status, 'good')
 })
 
-test('messages that are small beside their header, or too large for the ring', async (t) => {
+test('messages that are small compared with their header, or too large for the ring', async (t) => {
   const { writer, reader } = await twoOf(t)
   const [from, to] = [writer.pid, reader.pid]
   await reader.run((kit) => {
@@ -142,7 +142,7 @@ test('messages that are small beside their header, or too large for the ring', a
       void (async () => {
         for (;;) {
           for (let count = 0; count < 100; count += 1) await kit.channel.send(Buffer.alloc(kit.keep['size'] as number))
-          // Figures are told in between.
+          // Statistics are published in between.
           await new Promise((resolve) => setImmediate(resolve))
         }
       })().catch(() => {})
@@ -178,7 +178,7 @@ test('a reader that is woken for each message', async (t) => {
   t.regex(often.found, /^the reader sleeps \d+ times a second, for \d+ messages$/)
 })
 
-test('figures that come in quick succession, since others look as well, are no rate', async (t) => {
+test('statistics in quick succession, because of other observers, give no rate', async (t) => {
   const address = abstractAddress()
   const [writer, reader] = await Promise.all([Partner.start(t), Partner.start(t)])
   await Promise.all([writer.join(address), reader.join(address)])
@@ -188,7 +188,7 @@ test('figures that come in quick succession, since others look as well, are no r
     kit.keep['publisher'] = publisher
     let told = 0
     const tell = () => {
-      // A hundred sleeps a second, all of them in the milliseconds between two snapshots that are close to each other.
+      // A hundred sleeps a second, all within the milliseconds between two snapshots in quick succession.
       const [rounds, isClose] = [Math.floor(told / 2), told % 2]
       const channel = { id: 1, address: null, peer, role: 'guest', sleeps: 10 * (rounds + isClose) }
       const snapshot = { executable: process.execPath, at: 100 * rounds + isClose, channels: [channel] }
@@ -220,7 +220,7 @@ const canPin = spawnSync('taskset', ['-c', String(cores[0]), 'true']).status ===
   t.is(found.found, `cores ${cores[0]} and ${cores[0]}: same core`)
 })
 
-/** What the kernel tells of two cores, as it would be on another machine. */
+/** Fake files of the kernel about the caches of two cores. */
 function machineWith(t: ExecutionContext, caches: Record<number, [level: number, cores: string][]>): string {
   const sys = temporaryDirectory(t)
   for (const [core, all] of Object.entries(caches))
@@ -275,7 +275,7 @@ test('a memory cgroup that is nearly full', async (t) => {
     mkdirSync(dirname(`${sys}${path}`), { recursive: true })
     writeFileSync(`${sys}${path}`, `${bytes}\n`)
   }
-  /** The limit is that of the group above, as those of containers are. */
+  /** The limit is that of the parent group, as in containers. */
   const fill = (used: number) => {
     for (const [, controllers, path] of readFileSync(`/proc/${writer.pid}/cgroup`, 'latin1').matchAll(
       /^\d+:(.*?):(.*)$/gm,
@@ -302,7 +302,7 @@ test('a memory cgroup that is nearly full', async (t) => {
   t.is(full.found, '950 kB of 1.00 MB in /')
 })
 
-/** A /dev/shm of its own, of so many KiB. */
+/** A separate /dev/shm of `size` KiB. */
 const withShm = (size: number): PartnerSettings => ({
   through: ['unshare', '-m', 'sh', '-c', `mount -t tmpfs -o size=${size}k none /dev/shm && exec "$0" "$@"`],
 })
@@ -334,7 +334,7 @@ test('the command line: by process and by address, observed or not', async (t) =
   t.is(pairs.length, 1, byAddress.stdout)
   t.is(pairs[0]!.address, address)
   const pids = [writer.pid, reader.pid].sort((one, other) => one - other)
-  // The host first, which is either.
+  // The host is first, which may be either process.
   t.deepEqual(
     pairs[0]!.processes.sort((one, other) => one - other),
     pids,

@@ -1,4 +1,4 @@
-// What a process tells an observer is believed as far as it is figures.
+// Statistics that a process sends to an observer are accepted only if they are well formed.
 
 import test from 'ava'
 
@@ -36,7 +36,7 @@ const FIGURES = [
   'lost',
 ]
 
-test('who it is, the kernel has said; its figures are taken over, and nothing else', (t) => {
+test('the identity comes from the kernel; statistics are accepted, and nothing else', (t) => {
   const all = Object.fromEntries(FIGURES.map((name, number) => [name, number]))
   for (const role of ['host', 'guest', 'publisher', 'subscriber'])
     t.deepEqual(read({ ...snapshot, channels: [{ ...channel, ...all, role, more: 1, pid: 3 }], other: 1 }), {
@@ -70,7 +70,7 @@ test('who it is, the kernel has said; its figures are taken over, and nothing el
   t.is(read({ ...snapshot, channels: Array.from({ length: 500 }, () => channel) })['more'], 0)
 })
 
-test('what is none of that is refused as a whole', (t) => {
+test('a malformed snapshot is rejected as a whole', (t) => {
   const wrong = (...of: unknown[]) => of
   const figures = wrong(-1, 2 ** 53, '1', null, {}, [], true)
   const told: unknown[] = [null, 1, 'text', [], {}]

@@ -1,4 +1,4 @@
-// The kernel's table of Unix sockets, as `ringfence ps` reads it: names in it are any user's to choose.
+// The kernel's table of Unix sockets, as `ringfence ps` reads it. Any user may choose the names in it.
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -31,7 +31,7 @@ const line = (inode: number, name = '', flags = LISTENS) =>
 
 const told = (...lines: string[]) => Object.fromEntries(listeningIn(HEADER + lines.join('')))
 
-test('of the table of sockets those are told that listen and have a name', (t) => {
+test('only listening sockets with a name are read from the table', (t) => {
   t.deepEqual(told(), {})
   t.deepEqual(told(line(7, '/run/a.sock'), line(12_345_678, '@abstract')), {
     'socket:[7]': '/run/a.sock',
@@ -43,7 +43,7 @@ test('of the table of sockets those are told that listen and have a name', (t) =
   t.deepEqual(told(line(7, '/connected', 'FFFEFFFF')), {}, 'other flags')
 })
 
-test('a name of a socket is told with whatever it holds', (t) => {
+test('the name of a socket is read whatever it contains', (t) => {
   for (const name of [
     '/with  two blanks ',
     ' /after a blank',
@@ -57,7 +57,7 @@ test('a name of a socket is told with whatever it holds', (t) => {
     t.deepEqual(told(line(7, name), line(8, '/next')), { 'socket:[7]': name, 'socket:[8]': '/next' })
 })
 
-test('a line that begins or ends as none of the kernel’s belongs to the name before it', (t) => {
+test('a line that does not start or end like the kernel’s belongs to the name before it', (t) => {
   const whole = line(8, '/b').trimEnd()
   const parts = ['00000000f81b2a3c', '00000002', '00000000', LISTENS, '0001', '01', '8']
   const [address, ...rest] = parts
@@ -73,7 +73,7 @@ test('a line that begins or ends as none of the kernel’s belongs to the name b
     `${address}: ${rest.slice(0, -1).join(' ')} x8 /b`,
     `${address}: ${rest.slice(0, -1).join(' ')} /b`,
     `${address}: ${rest.slice(0, -1).join(' ')}8 /b`,
-    // Each word in turn with a digit too many, one too few, and one that is none.
+    // Each word in turn with one digit too many, one too few, and a character that is no digit.
     ...rest.slice(0, -1).flatMap((word, at) =>
       [`0${word}`, word.slice(1), `${word.slice(1)}g`].map((changed) => {
         const words = rest.map((before, index) => (index === at ? changed : before))
@@ -86,7 +86,7 @@ test('a line that begins or ends as none of the kernel’s belongs to the name b
   t.deepEqual(told(`${lines[0]}\n`, line(7, '/a')), { 'socket:[7]': '/a' }, 'before the first there is no name')
 })
 
-test('of a socket that two lines say different things of, nothing is believed', (t) => {
+test('if two lines about a socket disagree, neither is used', (t) => {
   const [honest, other] = [line(7, '/honest'), line(8, '/other')]
   t.deepEqual(told(honest, other, honest), { 'socket:[7]': '/honest', 'socket:[8]': '/other' }, 'twice the same')
   for (const forged of [line(7, '/forged'), line(7), line(7, '/honest', '00000000')]) {
@@ -111,7 +111,7 @@ test('the addresses of a process are those at which it listens, each once', asyn
   t.deepEqual(addressesOf(process.pid, new Map([[own, address]])), [address])
   t.deepEqual(addressesOf(process.pid, new Map([['socket:[0]', address]])), [])
 
-  // A process that was handed the socket, once it does what it is to do.
+  // A process that inherited the socket, once it runs this command.
   const handed = async (...command: string[]) => {
     const { fd } = (server as unknown as { _handle: { fd: number } })._handle
     const process = spawn(command[0]!, [...command.slice(1), 'cat'], { stdio: ['pipe', 'pipe', 'ignore', fd] })
@@ -127,12 +127,12 @@ test('the addresses of a process are those at which it listens, each once', asyn
   await once(other, 'exit')
   t.throws(() => addressesOf(other.pid!, listening), { code: 'ENOENT' })
 
-  // To make a network takes a privilege.
+  // A new network namespace needs a privilege.
   const elsewhere = await handed('unshare', '--net')
   if (elsewhere !== null) t.deepEqual(addressesOf(elsewhere.pid!, listening), [], 'its network has sockets of its own')
 })
 
-test('a table that this process lacks a descriptor to read is no empty table', async (t) => {
+test('a table that cannot be read for lack of a descriptor is an error, not empty', async (t) => {
   const partner = await Partner.start(t, { through: ['sh', '-c', 'ulimit -n 64; exec "$@"', 'sh'] })
   const code = await partner.run(async (kit, from) => {
     const { openSync, closeSync } = kit.require('node:fs') as typeof import('node:fs')
@@ -141,7 +141,7 @@ test('a table that this process lacks a descriptor to read is no empty table', a
     try {
       for (;;) open.push(openSync('/dev/null', 'r'))
     } catch {
-      // There is none left.
+      // No descriptors are left.
     }
     try {
       return String(look())
@@ -154,7 +154,7 @@ test('a table that this process lacks a descriptor to read is no empty table', a
   t.is(code, 'ERR_RINGFENCE_NO_SPACE')
 })
 
-test('what this process lacks to look is NO_SPACE; what it may not see is for the caller', (t) => {
+test('a local failure is NO_SPACE; missing permissions are reported to the caller', (t) => {
   for (const code of ['EMFILE', 'ENFILE', 'ENOMEM']) {
     const cause = Object.assign(new Error(`${code}: open`), { code })
     const error = t.throws(() => failIfShort(cause), { instanceOf: RingfenceError, message: /EMFILE|ENFILE|ENOMEM/ })

@@ -1,4 +1,4 @@
-// What can be seen of what is open: the figures are exact, and the last ones stay.
+// Statistics of open resources: they are exact, and the last values stay.
 
 import test from 'ava'
 import { merge, publish, subscribe, type Channel, type ChannelStats, type Subscription } from 'ringfence'
@@ -9,7 +9,7 @@ import { until } from './support/until.js'
 
 const statsThere = (partner: Partner): Promise<ChannelStats> => partner.run((kit) => kit.channel.stats())
 
-test('a channel counts what is in the ring and what was handed out, on both sides', async (t) => {
+test('a channel counts messages in the ring and returned messages, on both sides', async (t) => {
   const { channel, partner } = await pair(t)
   const untouched = channel.stats()
   t.like(untouched, { messagesSent: 0, bytesSent: 0, messagesReceived: 0, bytesReceived: 0, waits: 0, waitedMicros: 0 })
@@ -40,7 +40,7 @@ test('a channel counts what is in the ring and what was handed out, on both side
 
   await channel.close()
   t.like(channel.stats(), { messagesSent: sizes.length + 3, bytesSent: bytes + 15, ringCapacity: channel.capacity })
-  // What is left is read after the end, and counts.
+  // The remaining messages are read after the end, and count.
   await partner.run(async (kit) => {
     await kit.channel.closed
     while ((await kit.channel.receive()) !== undefined);
@@ -48,7 +48,7 @@ test('a channel counts what is in the ring and what was handed out, on both side
   t.like(await statsThere(partner), { messagesReceived: sizes.length + 3, bytesReceived: bytes + 15 })
 })
 
-test('what was fetched and is not handed out does not count, also not once this side has closed', async (t) => {
+test('fetched messages that were not returned do not count, not even after a close', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run(async (kit) => {
     await Promise.all(Array.from({ length: 10 }, (_, number) => kit.channel.send(Buffer.alloc(number))))
@@ -59,7 +59,7 @@ test('what was fetched and is not handed out does not count, also not once this 
   t.like(channel.stats(), { messagesReceived: 4, bytesReceived: 6 })
 })
 
-test('a send that finds no room is a wait, and what was rejected is not in the ring', async (t) => {
+test('a send without room is a wait, and a rejected message does not count', async (t) => {
   const { channel, partner } = await pair(t, { options: { capacity: 4096 } })
   while (channel.trySend(Buffer.alloc(500)));
   const full = channel.stats()
@@ -87,7 +87,7 @@ test('a send that finds no room is a wait, and what was rejected is not in the r
   t.like(channel.stats(), { messagesSent, waits: 3, queuedBytes: 0 })
 })
 
-test('a listener counts who came and who was refused, and sums up its channels', async (t) => {
+test('a listener counts accepted and refused clients, and sums up its channels', async (t) => {
   const listener = await listenHere(t, abstractAddress(), { policy: { authorize: ({ pid }) => pid !== refusedPid } })
   let refusedPid = 0
   const [one, other, refused] = await Promise.all([Partner.start(t), Partner.start(t), Partner.start(t)])
@@ -111,7 +111,7 @@ test('a listener counts who came and who was refused, and sums up its channels',
   await until(() => channels.every((channel) => channel.stats().tokensStray === tokensStray + 1), 'both count it')
   t.is(listener.stats().tokensStray, tokensStray + 1)
 
-  // What an agent has left is read after its end.
+  // The messages of a client are read after its end.
   await one.run(async (kit) => {
     await kit.channel.send('left behind')
     await kit.channel.close()
@@ -125,7 +125,7 @@ test('a listener counts who came and who was refused, and sums up its channels',
   t.like(listener.stats(), { open: 0, accepted: 2, messagesReceived: 3, bytesReceived: 19, ringCapacity: 0 })
 })
 
-test('a publisher and a subscription count each on its side', async (t) => {
+test('a publisher and a subscription each count on their side', async (t) => {
   const address = abstractAddress()
   const publisher = await publish(address, { capacity: 65_536 })
   t.teardown(() => publisher.close())
@@ -166,7 +166,7 @@ test('a publisher and a subscription count each on its side', async (t) => {
   t.like(last, { messagesReceived: 5, bytesReceived: 500 })
 })
 
-test('a merge counts what it has handed out, and not what its sources had received before', async (t) => {
+test('a merge counts the messages that it returned, and not earlier ones of its sources', async (t) => {
   const [one, other] = await Promise.all([pair(t), pair(t)])
   for (const { partner } of [one, other])
     await partner.run(async (kit) => {
@@ -204,7 +204,7 @@ test('a membership counts its partners', async (t) => {
   await until(() => membership.stats().open === 0, 'the partner has left')
 })
 
-test('the newest alone: what was passed over is lost, and counted', async (t) => {
+test('latest: skipped messages are lost, and counted', async (t) => {
   const address = abstractAddress()
   const partner = await Partner.start(t)
   await partner.run(async (kit, where) => {
@@ -222,7 +222,7 @@ test('the newest alone: what was passed over is lost, and counted', async (t) =>
   t.like(subscription.stats(), { messagesReceived: 1, bytesReceived: 1, lost: 6 })
 })
 
-test('the names of all figures', async (t) => {
+test('the names of all statistics', async (t) => {
   const ofChannel = [
     ...[
       'messagesSent',
@@ -263,7 +263,7 @@ test('the names of all figures', async (t) => {
   t.deepEqual(ofSubscription, ['bytesReceived', 'lag', 'lost', 'messagesReceived', 'sleeps'])
 })
 
-test('a publisher counts whom it has evicted, and the sends that had to wait', async (t) => {
+test('a publisher counts evicted subscribers, and sends that had to wait', async (t) => {
   const publisher = await publish(abstractAddress(), { capacity: 4096, stall: 50 })
   t.teardown(() => publisher.close())
   const partner = await Partner.start(t)

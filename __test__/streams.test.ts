@@ -1,4 +1,4 @@
-// Which messages go from whom to whom, of what /proc shows of processes and what they tell.
+// The directions of messages between processes, derived from /proc and from statistics.
 
 import test from 'ava'
 
@@ -38,7 +38,7 @@ const side = (peer: number | null, role: string | null, more: object = {}) => ({
   ...more,
 })
 
-/** Two snapshots of a process, two seconds apart: what each of its channels tells at first, and what more then. */
+/** Two snapshots of a process, two seconds apart: the first statistics of each channel, and the increments. */
 function tells(...channels: [before: Figures, more: Figures][]) {
   const grown = (before: Figures, more: Figures) =>
     Object.fromEntries(
@@ -56,7 +56,7 @@ function tells(...channels: [before: Figures, more: Figures][]) {
 const silent = { sent: null, flow: null, sleepsPerSecond: null }
 const unseen: Told = new Map()
 
-test('each channel is one pair: of a process as it is asked for, at an address from its host', (t) => {
+test('each channel is one pair: from the requested process, or from the host of an address', (t) => {
   const address = '@x'
   const processes = [
     seen(1, side(2, 'guest', { address })),
@@ -71,7 +71,7 @@ test('each channel is one pair: of a process as it is asked for, at an address f
     { pid: 2, peer: 1, address, streams: streams(2, 1) },
     { pid: 2, peer: 3, address, streams: streams(2, 3) },
   ])
-  // Of 3 nothing is seen but what 2 shows.
+  // Process 3 is known only from process 2.
   t.deepEqual(
     pairsOf(address, processes, unseen).map(({ pid, peer }) => [pid, peer]),
     [
@@ -84,7 +84,7 @@ test('each channel is one pair: of a process as it is asked for, at an address f
   t.deepEqual(pairsOf(4, [seen(4, side(null, 'host'))], unseen), [])
 })
 
-test('where it is not known who is the host, the lower number comes first, and each is one pair still', (t) => {
+test('if the host is unknown, the lower pid comes first, and each channel is still one pair', (t) => {
   const address = '@x'
   const processes = [seen(5, side(6, null, { address })), seen(6, side(5, null, { address }))]
   t.deepEqual(
@@ -105,7 +105,7 @@ test('where it is not known who is the host, the lower number comes first, and e
   )
 })
 
-test('what the two tell of their channel: how full, how much goes through, and how often the reader sleeps', (t) => {
+test('statistics of both processes: fill level, throughput, and how often the reader sleeps', (t) => {
   const processes = [seen(1, side(2, 'host')), seen(2, side(1, 'guest'))]
   const own = tells([
     {
@@ -148,12 +148,12 @@ test('what the two tell of their channel: how full, how much goes through, and h
       reader: 1,
       capacity: 200,
       sent: { used: 0, usedBefore: 0, waiting: 0 },
-      // 2 has told of no message that it sent, nor 1 of one that it has received.
+      // Process 2 has reported no sent message, and process 1 no received one.
       flow: null,
       sleepsPerSecond: 4,
     },
   ])
-  // The reader alone tells: the flow is what it has received.
+  // Only the reader reports, so the throughput is what it has received.
   const [half] = pairsOf(1, processes, new Map([[2, theirs]]))
   t.is(half!.address, null)
   t.deepEqual(half!.streams[0], {
@@ -168,7 +168,7 @@ test('what the two tell of their channel: how full, how much goes through, and h
   t.is(pairsOf('@met', processes, new Map([[2, own]])).length, 0)
 })
 
-test('where nothing went through meanwhile, messages are as large as all were before', (t) => {
+test('without traffic in between, the size of messages is that of all earlier ones', (t) => {
   const processes = [seen(1, side(2, 'host')), seen(2, side(1, 'guest'))]
   const figures = { id: 1, peer: 2, role: 'host', address: null }
   const flowOf = (before: Figures, more: Figures) =>
@@ -177,7 +177,7 @@ test('where nothing went through meanwhile, messages are as large as all were be
   t.deepEqual(flowOf({ messagesReceived: 4, bytesReceived: 100 }, {}), [null, { messagesPerSecond: 0, size: 25 }])
   t.deepEqual(flowOf({}, {}), [null, null])
   t.deepEqual(flowOf({}, { messagesSent: 2, bytesSent: 10 }), [{ messagesPerSecond: 1, size: 5 }, null])
-  // A channel that came between the two is no rate.
+  // A channel that appeared between the two snapshots has no rate.
   const { before, now } = tells([{ ...figures, messagesSent: 4, bytesSent: 100 }, {}])
   t.deepEqual(
     pairsOf(1, processes, new Map([[1, { before: { ...before, channels: [] }, now }]]))[0]!.streams[0]!.sent,
@@ -185,7 +185,7 @@ test('where nothing went through meanwhile, messages are as large as all were be
   )
 })
 
-test('two channels of the same two processes have figures of their own', (t) => {
+test('two channels of the same two processes have separate statistics', (t) => {
   const processes = [seen(1, side(2, 'host'), side(2, 'host')), seen(2, side(1, 'guest'), side(1, 'guest'))]
   const figures = (id: number, ringUsed: number, sleeps: number): [Figures, Figures] => [
     { id, peer: 2, role: 'host', address: null, ringUsed },
@@ -207,7 +207,7 @@ const publishes = (peer: number, ringCapacity = 100) => side(peer, 'publisher', 
 const subscribed = (peer: number, peerRingCapacity = 100) =>
   side(peer, 'subscriber', { ringCapacity: 0, peerRingCapacity })
 
-test('a publisher tells of all its subscribers at once, and of each of its rings', (t) => {
+test('a publisher reports all its subscribers together, for each of its rings', (t) => {
   const processes = [
     seen(1, publishes(2), publishes(3), publishes(4, 4000)),
     seen(2, subscribed(1)),
@@ -218,7 +218,7 @@ test('a publisher tells of all its subscribers at once, and of each of its rings
     [
       1,
       tells(
-        // A ring that is as large, and no publisher's.
+        // A ring of the same size that belongs to no publisher.
         [{ id: 5, peer: 9, role: 'host', address: '@h', ringCapacity: 100, messagesSent: 1 }, {}],
         [
           { ...figures, id: 1, address: '@p', ringCapacity: 100 },
@@ -249,12 +249,12 @@ test('a publisher tells of all its subscribers at once, and of each of its rings
   ])
   t.deepEqual(pairsOf(2, processes, told), [{ pid: 2, peer: 1, address: '@p', streams: [stream(2, 3)] }])
   t.deepEqual(pairsOf(4, processes, told), [{ pid: 4, peer: 1, address: '@q', streams: [other] }])
-  // Of one that tells nothing it is not known.
+  // Without statistics this is unknown.
   t.is(pairsOf(1, processes, unseen).length, 3)
   t.is(pairsOf(4, processes, unseen).length, 1)
 })
 
-test('of the subscribers of a publisher, those that lag have its ring full, and it waits for the slowest', (t) => {
+test('lagging subscribers have the ring of the publisher full, and it waits for the slowest', (t) => {
   const readers = [2, 3, 4, 5, 6]
   const processes = [seen(1, ...readers.map((reader) => publishes(reader))), ...readers.map((pid) => seen(pid))]
   const publisher = { id: 1, peer: null, role: 'publisher', address: '@p', ringCapacity: 100 }
@@ -293,13 +293,13 @@ test('of the subscribers of a publisher, those that lag have its ring full, and 
       [0, 0, none],
     ],
   )
-  // It waited for a subscriber that has read meanwhile: which one cannot be told.
+  // It waited for a subscriber that has read since, so it is unknown which one.
   const lags = [0, 0, none]
   t.deepEqual(sentTo({ behind: [] }, { behind: [] }), [lags, lags, lags, lags, lags])
-  // One that is not among the slowest has figures of its own.
+  // A subscriber that is not among the slowest reports its own lag.
   const own = tells([{ id: 7, peer: 1, role: 'subscriber', address: '@p', lag: 50 }, { lag: 10 }])
   const behind = [[2, 100]]
   t.deepEqual(sentTo({ behind }, { behind }, [[6, own]]).slice(3), [lags, [60, 50, waits]])
-  // A publisher of an earlier version tells how full the ring is, and for no subscriber apart.
+  // A publisher of an earlier version reports only how full the ring is, and not each subscriber.
   t.deepEqual(sentTo({}, {})[4], [99, 99, waits])
 })

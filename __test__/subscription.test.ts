@@ -1,4 +1,5 @@
-// A subscription by itself: what it asks of its binding, what it tells, and each end. broadcast.test.ts has one with a publisher.
+// Unit tests of a subscription: its calls of the binding, its events, and each end. broadcast.test.ts uses it with a
+// publisher.
 
 import { once } from 'node:events'
 
@@ -20,7 +21,7 @@ async function subscribed(
   return { below, subscription }
 }
 
-test.serial('it has what the handshake has made, and is open until it ends', async (t) => {
+test.serial('a subscription has the properties from the handshake, and is open until it ends', async (t) => {
   const { below, subscription } = await subscribed(t)
   t.deepEqual([subscription.delivery, subscription.capacity, subscription.maxMessageSize], ['reliable', 65_536, 8192])
   t.is(subscription.peer, below.peer as never)
@@ -42,7 +43,7 @@ test.serial('it has what the handshake has made, and is open until it ends', asy
   })
 })
 
-test.serial('one that cannot be watched is closed at once', async (t) => {
+test.serial('a subscription that cannot be watched is closed at once', async (t) => {
   const below = new Subscribed()
   below.watching = FAILED
   below.failing = { code: 'NO_SPACE', message: 'no descriptor' }
@@ -50,7 +51,7 @@ test.serial('one that cannot be watched is closed at once', async (t) => {
   t.true(below.asked.includes('close'))
 })
 
-test.serial('messages come by every way of reading, and the bell wakes those who wait', async (t) => {
+test.serial('messages arrive by every way to read, and a wakeup wakes waiting readers', async (t) => {
   const { below, subscription } = await subscribed(t)
   const { ring } = below
   ring.come(...patterns(0, 10, 10, 10, 10))
@@ -92,7 +93,7 @@ test.serial('messages come by every way of reading, and the bell wakes those who
   t.is((await values[Symbol.asyncIterator]().next()).value, 2)
 })
 
-test.serial('it spins where the option says so', async (t) => {
+test.serial('with busyPollMicros it spins', async (t) => {
   for (const busyPollMicros of [0, 5]) {
     const { below, subscription } = await subscribed(t, new Subscribed(), { busyPollMicros })
     const waiting = subscription.receive()
@@ -103,7 +104,7 @@ test.serial('it spins where the option says so', async (t) => {
   }
 })
 
-test.serial('of the newest message alone none is fetched by a look', async (t) => {
+test.serial('with latest, a check fetches no message', async (t) => {
   for (const delivery of ['latest', 'best-effort', 'reliable'] as const) {
     const { below, subscription } = await subscribed(t, new Subscribed(delivery))
     below.ring.come(pattern(0, 10))
@@ -113,7 +114,7 @@ test.serial('of the newest message alone none is fetched by a look', async (t) =
   }
 })
 
-test.serial('what was fetched and not handed out is neither counted as received nor passed', async (t) => {
+test.serial('fetched messages that were not returned are neither received nor skipped', async (t) => {
   const { below, subscription } = await subscribed(t)
   below.ring.come(...patterns(0, 10, 20, 30))
   t.is(subscription.tryReceive()!.length, 10)
@@ -128,7 +129,7 @@ test.serial('what was fetched and not handed out is neither counted as received 
 const reason = (name: string) => REASONS.indexOf(name)
 
 for (const name of ['closed', 'lost'] as const)
-  test.serial(`${name}: what the publisher has left is read, and then all is let go of`, async (t) => {
+  test.serial(`${name}: the publisher's messages are read, and then everything is released`, async (t) => {
     for (const close of [false, true]) {
       const { below, subscription } = await subscribed(t)
       below.ring.come(...patterns(0, 10, 10))
@@ -162,12 +163,12 @@ for (const [name, code] of [
   ['evicted', 'EVICTED'],
   ['corrupt', 'RING_CORRUPT'],
 ] as const)
-  test.serial(`${name}: those who read are told, and nothing is read that lies in the ring`, async (t) => {
+  test.serial(`${name}: readers are notified, and nothing in the ring is read`, async (t) => {
     const { below, subscription } = await subscribed(t)
     const waiting = subscription.receive()
     below.ring.come(pattern(0, 10))
     below.heard = reason(name)
-    // The end is heard of before the message is looked for.
+    // The end is found before the message is looked for.
     below.ring.failing = code
     below.bell()
     t.is((await subscription.closed).reason, name)
@@ -180,7 +181,7 @@ for (const [name, code] of [
     t.throws(() => subscription.tryReceive(), codeOf(code), 'the reason stays')
   })
 
-test.serial('a close lets go of what was fetched, and loops end', async (t) => {
+test.serial('a close drops fetched messages, and loops end', async (t) => {
   for (const way of ['close', 'refused'] as const) {
     const { below, subscription } = await subscribed(t)
     below.ring.come(...patterns(0, 10, 10))
@@ -200,7 +201,7 @@ test.serial('a close lets go of what was fetched, and loops end', async (t) => {
   }
 })
 
-test.serial('a publisher that is refused by a later look ends it as refused', async (t) => {
+test.serial('a publisher that a later check refuses ends the subscription as refused', async (t) => {
   const { below, subscription } = await subscribed(t)
   const waiting = subscription.receive()
   below.heard = reason('refused')
@@ -213,7 +214,7 @@ test.serial('a publisher that is refused by a later look ends it as refused', as
   await t.throwsAsync(subscription.verify(), { message: /no longer satisfies the policy/ })
 })
 
-test.serial('what a call fails with ends it where that is an end', async (t) => {
+test.serial('an error of a call ends the subscription if it is fatal', async (t) => {
   for (const [code, ends] of [
     ['RING_CORRUPT', 'corrupt'],
     ['UNSUPPORTED', 'failed'],
@@ -240,7 +241,7 @@ test.serial('what a call fails with ends it where that is an end', async (t) => 
   }
 })
 
-test.serial('a reader that finds the end returns first, and then the publisher’s is heard of', async (t) => {
+test.serial('a reader that finds the end returns first, and then the publisher’s end is reported', async (t) => {
   const { below, subscription } = await subscribed(t)
   below.ring.ended = true
   below.heard = reason('closed')
@@ -250,7 +251,7 @@ test.serial('a reader that finds the end returns first, and then the publisher�
   t.deepEqual(below.since(), ['listen', 'outlive', 'close'])
 })
 
-test.serial('verify tells who the publisher is, and hears whether that has ended it', async (t) => {
+test.serial('verify returns the identity of the publisher, and reports if the subscription has ended', async (t) => {
   const { below, subscription } = await subscribed(t)
   const { evidence } = subscription
   const looking = subscription.verify()
@@ -269,7 +270,7 @@ test.serial('verify tells who the publisher is, and hears whether that has ended
 
 const immediates = () => process.getActiveResourcesInfo().filter((what) => what === 'Immediate').length
 
-test.serial('it keeps the process alive until unref, and so does what it reads', async (t) => {
+test.serial('it keeps the process alive until unref, and so do its readers', async (t) => {
   const alive = setInterval(() => {}, 1000)
   t.teardown(() => clearInterval(alive))
   const { below, subscription } = await subscribed(t)
@@ -291,7 +292,7 @@ test.serial('it keeps the process alive until unref, and so does what it reads',
   }
 })
 
-test.serial('a merge reads it, and is told why it has ended though the line was not heard yet', async (t) => {
+test.serial('a merge reads it, and reports why it has ended, even before the line was read', async (t) => {
   for (const name of ['lost', undefined] as const) {
     const { below, subscription } = await subscribed(t)
     const merged = merge([subscription])

@@ -4,17 +4,17 @@ import { join, RingfenceError } from 'ringfence'
 import { abstractAddress, untilBound } from './support/address.js'
 import { Partner } from './support/partner.js'
 
-/** Bytes of the ring of a peer that is to go. */
+/** The bytes of the ring of the peer that dies. */
 const RING = 128 << 20
-/** What a process may take for anything else meanwhile: a quarter of the ring. */
+/** Allowance for other memory of the process: a quarter of the ring. */
 const LITTLE = 32 << 20
-/** Longer than what one call fetches, and shorter. */
+/** Longer and shorter than what one call fetches. */
 const SIZES = [256 << 10, 1000]
 
 interface Met {
   survivor: Partner
   filler: Partner
-  /** Messages that fill the ring. */
+  /** The number of messages that fill the ring. */
   count: number
 }
 
@@ -34,7 +34,7 @@ async function meet(t: ExecutionContext): Promise<Met> {
   return { survivor, filler, count }
 }
 
-/** Bytes of the survivor's own memory, and how many shared objects it has mapped. */
+/** The bytes of the survivor's own memory, and the number of mapped shared objects. */
 function holdings(survivor: Partner): Promise<[own: number, mapped: number]> {
   return survivor.run((kit) => {
     const { readFileSync } = kit.require('node:fs') as typeof import('node:fs')
@@ -45,7 +45,7 @@ function holdings(survivor: Partner): Promise<[own: number, mapped: number]> {
 }
 
 for (const how of ['is killed', 'closes'] as const) {
-  test.serial(`what a peer leaves that ${how} is read where it lies, and is let go of then`, async (t) => {
+  test.serial(`messages of a peer that ${how} are read in place, and then released`, async (t) => {
     const { survivor, filler, count } = await meet(t)
     const [before] = await holdings(survivor)
     await (how === 'closes' ? filler.run((kit) => kit.channel.close()) : filler.kill())
@@ -80,7 +80,7 @@ for (const how of ['is killed', 'closes'] as const) {
   })
 }
 
-test.serial('a close lets go of what a dead peer has left', async (t) => {
+test.serial('a close releases the messages of a dead peer', async (t) => {
   const { survivor, filler } = await meet(t)
   await filler.kill()
   const code = await survivor.run(async (kit) => {

@@ -1,4 +1,4 @@
-// What the command line makes of lines, numbers and tables, and what it tells a script.
+// Lines, numbers and tables of the command line, and its exit codes.
 
 import test from 'ava'
 import type { Evidence, RingfenceError } from 'ringfence'
@@ -35,14 +35,14 @@ const errors = await insideOf<{
   RingfenceError: new (name: string, message: string) => RingfenceError
 }>('errors.js')
 
-/** Each way to cut a text into three pieces. */
+/** Each way to split a text into three pieces. */
 function* cuts(whole: string): Generator<Buffer[]> {
   for (let one = 0; one <= whole.length; one += 1)
     for (let two = one; two <= whole.length; two += 1)
       yield [whole.slice(0, one), whole.slice(one, two), whole.slice(two)].map((part) => Buffer.from(part))
 }
 
-test('lines of a sender come out whole, however they are cut; a last one gets its newline', (t) => {
+test('lines of a sender are written whole, however they are split; a last one gets its newline', (t) => {
   for (const whole of ['', '\n', 'a\n\nbc\n', 'a\nbc\nd', '\n\nd']) {
     for (const pieces of cuts(whole)) {
       const all = new Lines()
@@ -52,7 +52,7 @@ test('lines of a sender come out whole, however they are cut; a last one gets it
         came += String(piece)
         const taken = Buffer.concat(all.add(piece)).toString()
         output += taken
-        // What is whole comes out at once.
+        // Complete lines are written at once.
         t.is(output, came.slice(0, came.lastIndexOf('\n') + 1))
         t.is(all.size, came.length - output.length)
       }
@@ -75,7 +75,7 @@ async function linesOf(pieces: Buffer[], longest: number): Promise<string[]> {
   return found
 }
 
-test('lines to be published come out without their newline, however they are cut', async (t) => {
+test('lines are published without their newline, however they are split', async (t) => {
   for (const whole of ['', '\n', 'a\n\nbc\n', 'a\nbc\nd', '\n\nd'])
     for (const pieces of cuts(whole)) {
       const wanted = whole.split('\n')
@@ -84,7 +84,7 @@ test('lines to be published come out without their newline, however they are cut
     }
 })
 
-test('a line that is too long to be published is told as soon as that is known', async (t) => {
+test('a line that is too long to be published is reported as soon as that is known', async (t) => {
   for (const pieces of cuts('abc\nde\n')) {
     t.deepEqual(await linesOf(pieces, 3), ['abc', 'de'])
     const error = await t.throwsAsync(linesOf(pieces, 2), { code: 'ERR_RINGFENCE_MESSAGE_TOO_LARGE' })
@@ -94,7 +94,7 @@ test('a line that is too long to be published is told as soon as that is known',
     )
   }
   const found: string[] = []
-  // Its end has not come yet.
+  // Its end has not arrived yet.
   async function* endless() {
     yield Buffer.from('ab\nab')
     yield Buffer.from('c')
@@ -132,7 +132,7 @@ test('sizes are bytes, KiB, MiB or GiB', (t) => {
   }
 })
 
-test('bytes are told in the unit that fits', (t) => {
+test('bytes are shown in the unit that fits', (t) => {
   const told: [number, string][] = [
     [0, '0 B'],
     [999, '999 B'],
@@ -148,13 +148,13 @@ test('bytes are told in the unit that fits', (t) => {
   for (const [bytes, text] of told) t.is(formatBytes(bytes), text)
 })
 
-test.serial('what is told to people is one line that moves no cursor', (t) => {
+test.serial('messages for people are one line, and move no cursor', (t) => {
   const output = takeOutput(t, 'stderr')
   tell('one\u001b[2J\ntwo')
   t.deepEqual(output.pieces, ['ringfence: one\\u{1b}[2J\\u{a}two\n'])
 })
 
-test.serial('a table has columns as wide as they must be, and is cut to the width of the terminal', (t) => {
+test.serial('a table has columns of the necessary width, and is cut to the width of the terminal', (t) => {
   const rows = [
     ['a', 'bbbb', 'the last'],
     ['aaa', 'b', ''],
@@ -172,7 +172,7 @@ test.serial('a table has columns as wide as they must be, and is cut to the widt
   t.is(table(['x', 'yy', 'zz'], rows).split('\n')[2], 'a    bbbb…')
 })
 
-test('evidence tells what has passed from what was noted, each in one line', (t) => {
+test('evidence shows what has passed and what was only noted, each in one line', (t) => {
   const evidence: Evidence[] = [
     { step: 'one', check: 'uid', wanted: 'same', found: 'f'.repeat(50), outcome: 'passed' },
     { step: 'two', check: 'executable', wanted: 'w'.repeat(61), found: `${'f'.repeat(51)}`, outcome: 'noted' },
@@ -211,7 +211,7 @@ test.serial(
     known.add(1)
     t.is(output.pieces.length, 2)
     t.is(known.bytes, 502)
-    // More came than there was at first.
+    // More bytes arrived than the size at the start.
     known.bytes = 4000
     clock.now += 900
     t.is(known.line(), `${'█'.repeat(30)} 100 %  4.00 kB  2.00 kB/s`)
@@ -223,7 +223,7 @@ test.serial(
     clock.now += 1000
     t.is(unknown.line(), '7 B  7 B/s')
     const empty = of(0)
-    // No time has passed: no figure is divided by it.
+    // No time has passed, so there is no division by it.
     t.is(empty.line(), '0 B  0 B/s')
     empty.bytes = 1
     t.is(empty.line(), '1 B  1.00 MB/s')
@@ -241,7 +241,7 @@ test.serial(
   },
 )
 
-test('a script learns by the exit code what has failed', (t) => {
+test('the exit code tells a script what has failed', (t) => {
   const codes = {
     INVALID_ARGUMENT: 2,
     ADDRESS_INVALID: 3,

@@ -1,4 +1,4 @@
-// The loops over tokens, over a binding of the test's own: who gets which, and when it is watched for more.
+// Loops over tokens, over a fake binding: which loop gets which token, and when the queue is watched.
 
 import { insideOf } from './support/inside.js'
 import test from 'ava'
@@ -23,13 +23,13 @@ const { fairness } = await insideOf<{
 }>('runtime/fairness.js')
 const { timers } = await insideOf<{ timers: Pick<typeof globalThis, 'setImmediate'> }>('runtime/timers.js')
 
-/** What the binding does, and all that it was asked but for tokens. */
+/** A fake binding that records all calls except those for tokens. */
 class Binding {
   readonly asked: string[] = []
   there: bigint[] = []
   hasEnded = false
   fails = false
-  /** How often a token was asked for. */
+  /** The number of calls for a token. */
   looks = 0
   call: (() => void) | null = null
 
@@ -70,9 +70,9 @@ function open(): { binding: Binding; tokens: Tokens; next(): Promise<IteratorRes
   return { binding, tokens, next: () => loop.next() }
 }
 
-/** Has so much time go by that the event loop is to turn before more is handed out. */
+/** Lets enough time pass that the next call has to yield to the event loop. */
 async function linger(): Promise<void> {
-  // What is due already is over first.
+  // Finishes a turn that is due already.
   await fairness.due
   const from = performance.now()
   while (performance.now() - from < 3);
@@ -113,7 +113,7 @@ test('a token has 64 bits, whether it is a bigint or a whole number', (t) => {
   }
 })
 
-test.serial('a loop takes what is there; where nothing is, it is watched for, once for all who wait', async (t) => {
+test.serial('a loop takes available tokens; otherwise the queue is watched, once for all waiting loops', async (t) => {
   const { binding, tokens, next } = open()
   binding.there = [1n, 2n]
   t.deepEqual(await next(), value(1n))
@@ -124,7 +124,7 @@ test.serial('a loop takes what is there; where nothing is, it is watched for, on
   t.deepEqual(binding.told(), ['watch'])
   binding.there = [3n, 4n]
   const { looks } = binding
-  // One that comes now is behind those that wait, though there is a token.
+  // A new call is behind the waiting ones, although a token is available.
   const last = next()
   t.is(binding.looks, looks)
   binding.call!()
@@ -134,7 +134,7 @@ test.serial('a loop takes what is there; where nothing is, it is watched for, on
   binding.call!()
   t.deepEqual(await Promise.all([waits[2], last]), [value(5n), value(6n)])
   t.deepEqual(binding.told(), [])
-  // Nobody takes the third: the binding is to call no more.
+  // The third token is not taken, so the binding must stop calling.
   binding.call!()
   t.deepEqual(binding.told(), ['unwatch'])
   t.deepEqual(await next(), value(7n))
@@ -149,7 +149,7 @@ test.serial('a loop takes what is there; where nothing is, it is watched for, on
   t.is(binding.looks, before)
 })
 
-test.serial('where nothing can be watched for, those who wait are told, and the next tries again', async (t) => {
+test.serial('if watching fails, waiting calls reject, and the next call tries again', async (t) => {
   const { binding, next } = open()
   binding.fails = true
   const error = await t.throwsAsync<RingfenceError>(next(), { code: 'ERR_RINGFENCE_NO_SPACE' })
@@ -164,7 +164,7 @@ test.serial('where nothing can be watched for, those who wait are told, and the 
   t.deepEqual(await waits, value(1n))
 })
 
-test.serial('where the event loop is to turn first, a loop waits for that, and then for a token', async (t) => {
+test.serial('if the event loop has to turn first, a loop waits for that, and then for a token', async (t) => {
   for (const isWeak of [false, true]) {
     const { binding, tokens, next } = open()
     tokens.keepAlive(!isWeak)
@@ -181,7 +181,7 @@ test.serial('where the event loop is to turn first, a loop waits for that, and t
     binding.there = [3n]
     binding.call!()
     t.deepEqual(await waits[2], value(3n))
-    // Nothing is watched for where nobody waits any more.
+    // The queue is not watched if no call waits.
     const other = open()
     other.binding.there = [1n]
     await linger()
@@ -207,7 +207,7 @@ test.serial(
     t.deepEqual(await next(), over)
     t.deepEqual(await next(), over)
     t.deepEqual(binding.told(), [])
-    // With nothing there, and after the binding has told of the end.
+    // With no tokens, and after the binding has reported the end.
     const empty = open()
     const waiting = [empty.next(), empty.next()]
     await isPending(waiting[0]!)
@@ -221,7 +221,7 @@ test.serial(
   },
 )
 
-test.serial('this side’s close drops what has not been taken', async (t) => {
+test.serial('a close of this side drops tokens that were not taken', async (t) => {
   const { binding, tokens, next } = open()
   const waits = [next(), next()]
   await isPending(waits[0]!)
@@ -233,7 +233,7 @@ test.serial('this side’s close drops what has not been taken', async (t) => {
   t.deepEqual(await next(), over)
 })
 
-/** Whether what waits for a turn of the event loop keeps the process alive, of all that asks so meanwhile. */
+/** Whether each turn of the event loop that this call schedules keeps the process alive. */
 function strong(deed: () => void): boolean[] {
   const real = timers.setImmediate
   const handles: NodeJS.Immediate[] = []
@@ -267,7 +267,7 @@ test.serial(
       const from = performance.now()
       while (performance.now() - from < 3);
       let coming!: Promise<unknown>
-      // Whichever of the calls is the one that looks at the clock.
+      // Whichever of the calls reads the clock.
       const found = strong(() => {
         for (let calls = 0; fairness.dueWeakly === null && calls < 1000; calls += 1) {
           binding.there.push(1n)

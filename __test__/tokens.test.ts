@@ -1,4 +1,4 @@
-// Tokens: numbers of 64 bits that go beside the messages, as realtime signals.
+// Tokens: 64-bit numbers that are sent beside the messages, as realtime signals.
 
 import { readdirSync, readlinkSync } from 'node:fs'
 import { performance } from 'node:perf_hooks'
@@ -10,7 +10,7 @@ import { abstractAddress } from './support/address.js'
 import { listenHere, nextOf, pair, Partner } from './support/partner.js'
 import { isPending, soon, standStillUntil, until } from './support/until.js'
 
-/** As many tokens as that. */
+/** The next `count` tokens. */
 async function take(channel: Channel, count: number): Promise<bigint[]> {
   const found: bigint[] = []
   const taking = (async () => {
@@ -20,7 +20,7 @@ async function take(channel: Channel, count: number): Promise<bigint[]> {
   return found
 }
 
-/** Has the partner send every token back, one more than it was. */
+/** Makes the partner return every token, increased by one. */
 function echo(partner: Partner): Promise<void> {
   return partner.run(({ channel, keep }) => {
     keep['echo'] = (async () => {
@@ -31,7 +31,7 @@ function echo(partner: Partner): Promise<void> {
 
 test('tokens go both ways, keep their order, and have 64 bits', async (t) => {
   const partner = await Partner.start(t)
-  // Over there a thread watches, as where there is no libuv.
+  // The partner watches with a thread, as without libuv.
   await partner.run(() => void Object.defineProperty(process.versions, 'bun', { value: '1.0.0' }))
   const { channel } = await pair(t, { partner })
   await echo(partner)
@@ -55,7 +55,7 @@ test('tokens go both ways, keep their order, and have 64 bits', async (t) => {
   t.like(channel.stats(), counted, 'the figures stay after the end')
 })
 
-test('each agent of a service has tokens of its own, those of one process too', async (t) => {
+test('each client of a service has its own tokens, even two clients in one process', async (t) => {
   const address = abstractAddress()
   const listener = await listenHere(t, address)
   const partners = await Promise.all([Partner.start(t), Partner.start(t)])
@@ -79,7 +79,7 @@ test('each agent of a service has tokens of its own, those of one process too', 
   for (const [number, channel] of channels) t.deepEqual(await take(channel, 2), [70n + number, 80n + number])
 })
 
-test('what is no number of 64 bits is INVALID_ARGUMENT', async (t) => {
+test('a value that is no 64-bit number is INVALID_ARGUMENT', async (t) => {
   const { channel } = await pair(t)
   const wrong = [-1, -1n, 2n ** 64n, 2 ** 53, 0.5, Number.NaN, Infinity, '1', null, undefined, {}, true]
   for (const token of wrong) {
@@ -118,11 +118,11 @@ test('several loops share the tokens, and leaving one loses none', async (t) => 
   t.deepEqual(await take(channel, 10), [31n, 32n, 33n, 34n, 35n, 36n, 37n, 38n, 39n, 40n])
 })
 
-test('a loop that waits has the next token, though another asks before the wait is over', async (t) => {
+test('a waiting loop gets the next token, even if another loop asks before it resumes', async (t) => {
   const { channel, partner } = await pair(t)
   const waits = channel.tokens()[Symbol.asyncIterator]().next()
   t.true(await isPending(waits))
-  // Nobody is told here of what comes, for the event loop stands still.
+  // This side gets no notification, since its event loop is blocked.
   void partner.run(async ({ channel: there }) => {
     for (const token of [1, 2]) there.sendToken(token)
     await new Promise((resolve) => setTimeout(resolve, 50))
@@ -134,7 +134,7 @@ test('a loop that waits has the next token, though another asks before the wait 
   t.is((await soon(asks, 'the second token')).value, 2n)
 })
 
-test('the tokens end with the channel: where the peer ends it, after what has come', async (t) => {
+test('tokens end with the channel: if the peer ends it, after the pending ones', async (t) => {
   for (const how of ['close', 'exit', 'kill'] as const) {
     const { channel, partner } = await pair(t)
     const waiting = (async () => {
@@ -159,7 +159,7 @@ test('the tokens end with the channel: where the peer ends it, after what has co
   }
 })
 
-test('what came before the peer ended can be taken afterwards', async (t) => {
+test('tokens that arrived before the peer ended can be taken afterwards', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run(async ({ channel: there }) => {
     for (const token of [1, 2, 3]) there.sendToken(token)
@@ -173,7 +173,7 @@ test('what came before the peer ended can be taken afterwards', async (t) => {
   t.deepEqual(rest, [3n])
 })
 
-test('this side’s close ends the tokens at once', async (t) => {
+test('a close of this side ends the tokens at once', async (t) => {
   const { channel, partner } = await pair(t)
   const waiting = channel.tokens()[Symbol.asyncIterator]().next()
   t.true(await isPending(waiting))
@@ -189,7 +189,7 @@ test('this side’s close ends the tokens at once', async (t) => {
   )
 })
 
-test('a signal that is no token is counted, and no loop is told of it', async (t) => {
+test('a signal that is no token is counted, and no loop gets it', async (t) => {
   const { channel, partner } = await pair(t)
   const next = channel.tokens()[Symbol.asyncIterator]().next()
   const before = channel.stats().tokensStray
@@ -202,7 +202,7 @@ test('a signal that is no token is counted, and no loop is told of it', async (t
   t.deepEqual(await soon(next, 'the token'), { done: false, value: 7n })
 })
 
-test('a full queue is NO_SPACE, and what was taken comes', async (t) => {
+test('a full queue is NO_SPACE, and accepted tokens arrive', async (t) => {
   const partner = await Partner.start(t, { through: ['prlimit', '--sigpending=200', '--'] })
   const { channel } = await pair(t, { partner })
   await partner.stop()
@@ -228,7 +228,7 @@ test('a full queue is NO_SPACE, and what was taken comes', async (t) => {
   await channel.send('and the channel is what it was')
 })
 
-test('waiting for tokens keeps a process alive no longer than its channel does', async (t) => {
+test('waiting for tokens keeps a process alive as long as its channel does', async (t) => {
   const { partner } = await pair(t)
   await partner.run(({ channel, keep }) => {
     keep['waiting'] = channel.tokens()[Symbol.asyncIterator]().next()
@@ -238,7 +238,7 @@ test('waiting for tokens keeps a process alive no longer than its channel does',
   t.is(exit.code, 0)
 })
 
-test('what came before the end is taken, though nothing else keeps the process alive', async (t) => {
+test('tokens from before the end are taken, even if nothing else keeps the process alive', async (t) => {
   const { channel, partner } = await pair(t)
   for (let token = 0; token < 20; token += 1) channel.sendToken(token)
   await partner.run(({ channel: there }) => void there.unref())
@@ -249,7 +249,7 @@ test('what came before the end is taken, though nothing else keeps the process a
     process.exitCode = 3
     process.once('disconnect', async () => {
       for await (const token of there.tokens()) {
-        // So long that the event loop has its turn in between.
+        // Long enough that the event loop turns in between.
         for (const end = performance.now() + 1; performance.now() < end;);
         if (token === 19n) process.exitCode = 0
       }
@@ -259,10 +259,10 @@ test('what came before the end is taken, though nothing else keeps the process a
   t.is(exit.code, 0)
 })
 
-/** How often the event loop of this process has turned. */
+/** The number of turns of the event loop of this process. */
 const turns = () => performance.nodeTiming.uvMetricsInfo.loopCount
 
-test.serial('a token that no loop takes lets the event loop rest, and is the next loop’s', async (t) => {
+test.serial('a token that no loop takes does not keep the event loop busy, and the next loop gets it', async (t) => {
   const { channel, partner } = await pair(t)
   const send = (token: number) => partner.run(({ channel: there }, next: number) => there.sendToken(next), token)
   const waits = take(channel, 1)
@@ -288,7 +288,7 @@ function events(): number {
     try {
       if (readlinkSync(`/proc/self/fd/${fd}`).includes('[eventfd]')) count += 1
     } catch {
-      // Closed meanwhile.
+      // It was closed in the meantime.
     }
   }
   return count
@@ -303,7 +303,7 @@ async function useTokens(t: ExecutionContext, partner: Partner): Promise<void> {
   await channel.closed
 }
 
-test.serial('a channel that has ended keeps no descriptor of its tokens', async (t) => {
+test.serial('a channel that has ended keeps no descriptor for its tokens', async (t) => {
   const partner = await Partner.start(t)
   await useTokens(t, partner)
   const before = events()

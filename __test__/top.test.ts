@@ -1,4 +1,4 @@
-// `ringfence ps` and `top`: what they print, and what keys and newcomers change. observe.test.ts has them with real processes.
+// `ringfence ps` and `top`: their output, keys, and processes that start later. observe.test.ts has real processes.
 
 import { EventEmitter } from 'node:events'
 
@@ -26,7 +26,7 @@ const seen = () =>
     { ...onPaper(4, [read(1, 65_536), written(2, 8192)]), '/proc/4/exe': '/tmp/\u001b[2J' },
     { ...onPaper(5, [written(9, 4096)]), '/proc/5/exe': fails('EACCES') },
     onPaper(6, [written(10, 4096, '@p')], '@p'),
-    // A mapping without a ring, and the ring of its figures.
+    // A mapping without a ring, and the ring of its statistics.
     onPaper(7, [written(11, 0), written(12, 4_194_304, '@ringfence-observe-7')]),
   )
 
@@ -56,7 +56,7 @@ test.serial('ps is as wide as the terminal, and else 160 columns', (t) => {
   }
 })
 
-test.serial('ps tells a program all that it has seen', (t) => {
+test.serial('ps gives a program everything that it has found as JSON', (t) => {
   hereIs(t, seen())
   const output = takeOutput(t, 'stdout')
   ps(true)
@@ -76,9 +76,9 @@ test.serial('ps tells a program all that it has seen', (t) => {
   t.true(output.text.startsWith('{\n  "processes"') && output.text.endsWith('}\n'))
 })
 
-/** A terminal, or what stands in its place. */
+/** A terminal, or another kind of input. */
 class Input extends EventEmitter {
-  /** What was asked of it. */
+  /** The calls of this input. */
   readonly asked: string[] = []
 
   constructor(readonly isTTY: boolean) {
@@ -107,7 +107,7 @@ function takeInput(t: ExecutionContext, isTTY: boolean): Input {
   return input
 }
 
-/** What is done again and again. */
+/** The timers that the test sets. */
 function timersHere(t: ExecutionContext): { call: () => void; every: number }[] {
   const { setInterval: begin, clearInterval: end } = globalThis
   const timers: { call: () => void; every: number }[] = []
@@ -130,7 +130,7 @@ const channel = (id: number, figures: Figures): Figures => ({
   ...figures,
 })
 
-/** Two processes, of which each tells its figures twice, with two seconds in between. */
+/** Two processes that each report their statistics twice, two seconds apart. */
 async function told(
   t: ExecutionContext,
   first: [before: Figures[], now: Figures[]],
@@ -230,7 +230,7 @@ test.serial(
   },
 )
 
-test.serial('top tells a program the same, of one address if that is named', async (t) => {
+test.serial('top gives a program the same as JSON, for one address if that is given', async (t) => {
   for (const [address, wanted] of [
     [undefined, [40, 50]],
     ['@1', [40]],
@@ -262,7 +262,7 @@ test.serial('top tells a program the same, of one address if that is named', asy
 
 const CLEAR = '\u001B[2J\u001B[H'
 
-/** The screens that were drawn since: what each is sorted by, and the address or the role of each row. */
+/** The screens that were drawn since: the sort key, and the address or the role of each row. */
 function screensIn(pieces: string[]): string[] {
   return pieces.map((piece) => {
     const [head, , , ...rows] = piece.slice(CLEAR.length).trimEnd().split('\n')
@@ -272,7 +272,7 @@ function screensIn(pieces: string[]): string[] {
 }
 const rowOf = (row: string) => Object.values(ROWS).findIndex((all) => all.join() === cells(row).join())
 
-test.serial('top draws the screen anew each second and at each key, which says what it is sorted by', async (t) => {
+test.serial('top redraws the screen each second and at each key, which selects the order', async (t) => {
   const { begin } = await told(t, one, two)
   const output = takeOutput(t, 'stdout', { columns: 1000 })
   const input = takeInput(t, true)
@@ -311,7 +311,7 @@ test.serial('top draws the screen anew each second and at each key, which says w
   for (const teller of tellers) t.is(teller.asked.at(-1), 'close')
 })
 
-test.serial('top ends with Control-C, which is a key like any other while it reads them', async (t) => {
+test.serial('top ends with Control-C, which is an ordinary key in raw mode', async (t) => {
   const { begin } = await told(t, one, two)
   takeOutput(t, 'stdout')
   const input = takeInput(t, true)
@@ -323,7 +323,7 @@ test.serial('top ends with Control-C, which is a key like any other while it rea
   t.deepEqual(input.asked, ['raw: true', 'raw: false', 'pause'])
 })
 
-test.serial('top takes who comes later, and one that does not answer keeps the others from no screen', async (t) => {
+test.serial('top includes processes that start later, and a silent one does not delay the screen', async (t) => {
   const { begin, handshakes, paper } = await told(t, one, two)
   const output = takeOutput(t, 'stdout', { columns: 1000 })
   const input = takeInput(t, true)
@@ -347,7 +347,7 @@ test.serial('top takes who comes later, and one that does not answer keeps the o
   t.deepEqual(handshakes.all[0]!.asked, ['cancel'])
 })
 
-test.serial('top that cannot look any more fails, and leaves the terminal as it was', async (t) => {
+test.serial('top that cannot read /proc fails, and leaves the terminal as it was', async (t) => {
   const { begin, paper } = await told(t, one, two)
   takeOutput(t, 'stdout')
   const input = takeInput(t, true)
@@ -362,7 +362,7 @@ test.serial('top that cannot look any more fails, and leaves the terminal as it 
   for (const teller of tellers) t.is(teller.asked.at(-1), 'close')
 })
 
-test.serial('top reads no keys where there is no terminal, or a program reads', async (t) => {
+test.serial('top reads no keys without a terminal, or if a program reads its output', async (t) => {
   for (const [isTTY, json] of [
     [false, false],
     [true, true],
@@ -378,7 +378,7 @@ test.serial('top reads no keys where there is no terminal, or a program reads', 
     t.deepEqual([input.asked, input.eventNames()], [[], []])
     if (json)
       for (const piece of output.pieces) {
-        // One a line.
+        // One object in each line.
         t.is(piece.indexOf('\n'), piece.length - 1)
         t.is((JSON.parse(piece) as { processes: object[] }).processes.length, 2)
       }

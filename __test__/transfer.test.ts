@@ -1,4 +1,4 @@
-// `ringfence send` and `receive`, within this process: what is told to whom, and when. What becomes of files is in cli.test.ts.
+// `ringfence send` and `receive` in this process: what each side learns, and when. cli.test.ts tests the files.
 
 import { spawnSync } from 'node:child_process'
 import {
@@ -54,7 +54,7 @@ function fileOf(t: ExecutionContext, content: string | Uint8Array): string {
   return file
 }
 
-/** What this process has open. A descriptor may go while they are looked at. */
+/** The open files of this process. A descriptor may be closed during the listing. */
 function openFiles(): string[] {
   return readdirSync('/proc/self/fd').map((fd) => {
     try {
@@ -65,7 +65,7 @@ function openFiles(): string[] {
   })
 }
 
-/** A FIFO that has a writer, which says nothing yet. */
+/** A FIFO with a writer that has written nothing. */
 function fifoOf(t: ExecutionContext) {
   const fifo = join(temporaryDirectory(t), 'fifo')
   t.is(spawnSync('mkfifo', [fifo]).status, 0)
@@ -79,7 +79,7 @@ function fifoOf(t: ExecutionContext) {
   return { fifo, write: (text: string) => writeSync(held, text), close }
 }
 
-test.serial('a sender is told that all is here once it is written, and not before', async (t) => {
+test.serial('a sender is notified once everything is written, and not before', async (t) => {
   const output = takeOutput(t, 'stdout')
   output.stop()
   const { partner, over } = await met(t, receive)
@@ -90,7 +90,7 @@ test.serial('a sender is told that all is here once it is written, and not befor
     return kit.channel.receive()
   })
   await until(() => output.stream.writableLength === 14, 'all has come')
-  // What the sender is told comes before its answers to later calls.
+  // A notification would arrive before the answers to later calls.
   for (let number = 0; number < 10; number += 1) await partner.run(() => {})
   t.true(await isPending(told))
   output.goOn()
@@ -99,7 +99,7 @@ test.serial('a sender is told that all is here once it is written, and not befor
   t.is(output.text, 'of a few bytes')
 })
 
-test.serial('what has come before the sender was killed is written, however slowly its reader takes it', async (t) => {
+test.serial('data that arrived before the sender was killed is written, however slow its reader is', async (t) => {
   const output = takeOutput(t, 'stdout')
   output.stop()
   const { partner, over } = await met(t, receive)
@@ -114,7 +114,7 @@ test.serial('what has come before the sender was killed is written, however slow
   t.is(output.text, Array.from({ length: 100 }, (_, number) => `line ${number}\n`).join(''))
 })
 
-test.serial('a reader that is slow holds the receiver up: it takes no more than there is room for', async (t) => {
+test.serial('a slow reader delays the receiver, which takes only as much as fits', async (t) => {
   const output = takeOutput(t, 'stdout')
   output.stop()
   const { partner, over } = await met(t, receive)
@@ -125,14 +125,14 @@ test.serial('a reader that is slow holds the receiver up: it takes no more than 
   })
   await until(() => output.stream.writableNeedDrain, 'it is full')
   await turns(20)
-  // One message as the channel hands it out, which may be several of the sender's.
+  // One message of the channel, which may be several of the sender's.
   t.is(output.pieces.length, 1)
   output.goOn()
   await Promise.all([sent, over])
   t.is(output.text, 'x'.repeat(200_000))
 })
 
-test.serial('a file is sent to its end, and the sender waits for the word of the receiver', async (t) => {
+test.serial('a file is sent to its end, and the sender waits for the receiver’s acknowledgement', async (t) => {
   const file = fileOf(t, 'x'.repeat(600_000))
   const { partner, over } = await met(t, send, { file })
   const length = await partner.run(async (kit) => {
@@ -147,7 +147,7 @@ test.serial('a file is sent to its end, and the sender waits for the word of the
   t.false(openFiles().includes(file))
 })
 
-test.serial('a receiver that is destroyed or killed is PEER_LOST, while it reads or at the end', async (t) => {
+test.serial('a receiver that is destroyed or killed is PEER_LOST, during the transfer or at its end', async (t) => {
   for (const how of ['destroy', 'kill'] as const) {
     const { partner, over } = await met(t, send, { file: fileOf(t, 'all of it') })
     await partner.run(async (kit) => {
@@ -169,7 +169,7 @@ test.serial('a receiver that is destroyed or killed is PEER_LOST, while it reads
   }
 })
 
-test.serial('two that send have met: both are told, whether there is more to send or not', async (t) => {
+test.serial('two senders that meet are both notified, whether or not more is to be sent', async (t) => {
   const { fifo, write } = fifoOf(t)
   for (const file of [fileOf(t, 'a word'), fifo]) {
     const { partner, address, over } = await met(t, send, { file })
@@ -182,7 +182,7 @@ test.serial('two that send have met: both are told, whether there is more to sen
   }
 })
 
-test.serial('a file that has become shorter is an error, and its end is not told', async (t) => {
+test.serial('a file that was truncated is an error, and its end is not sent', async (t) => {
   const file = fileOf(t, Buffer.alloc(2 << 20))
   const { partner, over } = await met(
     t,
@@ -199,7 +199,7 @@ test.serial('a file that has become shorter is an error, and its end is not told
   t.true(await isPending(reading))
 })
 
-test.serial('where nobody comes in time, and where the address cannot be, that is said', async (t) => {
+test.serial('a timeout and an invalid address are reported', async (t) => {
   for (const run of [send, receive]) {
     const address = abstractAddress()
     const options = { signal: AbortSignal.timeout(1) }
@@ -216,7 +216,7 @@ test.serial('where nobody comes in time, and where the address cannot be, that i
   }
 })
 
-test.serial('a service is sent to as well; what is neither a pair nor a service is told', async (t) => {
+test.serial('sending to a service works, and any other peer is reported', async (t) => {
   const partner = await Partner.start(t)
   const address = abstractAddress()
   await partner.run(async (kit, where: string) => {
@@ -241,7 +241,7 @@ test.serial('a service is sent to as well; what is neither a pair nor a service 
   })
 })
 
-test.serial('on a terminal the progress is drawn, and its last line stays', async (t) => {
+test.serial('on a terminal the progress is shown, and its last line stays', async (t) => {
   const errors = takeOutput(t, 'stderr', { isTTY: true })
   const { partner, over } = await met(t, send, { file: fileOf(t, 'x'.repeat(1000)) })
   await partner.run(async (kit) => {

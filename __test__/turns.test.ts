@@ -1,4 +1,4 @@
-// Whose turn it is: the event loop's among promises, and a source's among those of a merge.
+// Fairness: turns of the event loop among promises, and of sources in a merge.
 
 import test from 'ava'
 
@@ -19,13 +19,13 @@ const { timers } = await insideOf<{
   timers: Pick<typeof globalThis, 'setImmediate'> & { now(): number }
 }>('runtime/timers.js')
 
-/** What is called once the event loop has turned, and whether it keeps the process alive. */
+/** A callback for after a turn of the event loop, and whether it keeps the process alive. */
 interface Immediate {
   call(): void
   isStrong: boolean
 }
 
-/** A clock and an event loop that go on where a test says so. */
+/** A clock and an event loop that advance when a test says so. */
 class World {
   now = 0
   readonly due: Immediate[] = []
@@ -89,14 +89,14 @@ class Numbered extends Place implements Source {
   }
 }
 
-/** One of a test's own, which began when its clock did: that of the package is the thread's. */
+/** A separate fairness, which starts when its clock does: that of the package belongs to the thread. */
 function begin(): { world: World; fairness: Fairness } {
   const world = new World()
   const Class = shared.constructor as new () => Fairness
   return { world, fairness: world.run(() => new Class()) }
 }
 
-test('the clock is looked at each quarter of a millisecond, about: rarely where messages are handled fast', (t) => {
+test('the clock is read about every quarter of a millisecond: rarely if messages are fast', (t) => {
   const { world, fairness } = begin()
   const spend = (count: number) => {
     const before = fairness.looks
@@ -134,7 +134,7 @@ test('the clock is looked at each quarter of a millisecond, about: rarely where 
   t.is(spend(1), 1)
 })
 
-test('after 2 ms without a turn of the event loop a promise is kept back until there was one', async (t) => {
+test('after 2 ms without a turn of the event loop a promise is delayed until the next one', async (t) => {
   const { world, fairness } = begin()
   for (let round = 0; round < 3; round += 1) {
     const from = world.now
@@ -159,7 +159,7 @@ test('after 2 ms without a turn of the event loop a promise is kept back until t
     await due
     t.is(fairness.due, null)
     t.is(fairness.dueWeakly, null)
-    // The time of the turn itself is not counted as a message's.
+    // The time of the turn itself does not count as a message's.
     const { stride } = fairness
     world.now += 0.125
     world.run(() => fairness.look())
@@ -171,7 +171,7 @@ test('after 2 ms without a turn of the event loop a promise is kept back until t
   t.false(fairness.isLong(1, 2.75))
 })
 
-test('a turn that only those wait for who keep no process alive keeps none alive', async (t) => {
+test('a turn that is needed only by callers that keep no process alive keeps none alive', async (t) => {
   for (const way of ['spend', 'look'] as const) {
     const { world, fairness } = begin()
     world.now = 2
@@ -199,7 +199,7 @@ test('a turn that only those wait for who keep no process alive keeps none alive
 
 const sources = (count: number) => Array.from({ length: count }, (_, number) => new Numbered(number))
 
-test('a turn is so many bytes, or as long as two looks at the clock, and goes round', (t) => {
+test('a turn has a number of bytes, or two readings of the clock, and then the next source follows', (t) => {
   const [one, two] = sources(2) as [Source, Source]
   const turns = new Turns()
   t.is(turns.next, null)
@@ -221,15 +221,15 @@ test('a turn is so many bytes, or as long as two looks at the clock, and goes ro
   t.false(turns.spend(TURN - 1))
   shared.look()
   t.false(turns.spend(0))
-  // That others rest, or leave, makes its turn no longer.
+  // If others rest or leave, its turn does not get longer.
   turns.rest(one, false)
   t.is(turns.next, two)
   turns.remove(one)
   t.is(turns.next, two)
-  // Alone it has one turn after the other.
+  // A single source has one turn after the other.
   t.true(turns.spend(1))
   t.is(turns.next, two)
-  // One that leaves and comes again has a turn anew.
+  // A source that leaves and returns has a new turn.
   for (const leave of [
     () => turns.remove(two),
     () => turns.rest(two, true),
@@ -247,7 +247,7 @@ test('a turn is so many bytes, or as long as two looks at the clock, and goes ro
   }
 })
 
-/** The same with arrays. */
+/** The same, with arrays. */
 class Model {
   fresh: Source[] = []
   ready: Source[] = []
@@ -277,7 +277,7 @@ class Model {
   }
 }
 
-test('a source that has something again comes first, once; those that rest are looked at in turn', (t) => {
+test('a source with new messages comes first, once; resting ones are checked in turn', (t) => {
   for (let seed = 0; seed < 20; seed += 1) {
     const random01 = random(seed)
     const below = (most: number) => Math.floor(random01() * most)

@@ -26,7 +26,7 @@ const invalid = {
   code: 'ERR_RINGFENCE_INVALID_ARGUMENT',
 } as const
 
-/** Keeps what it is given. */
+/** Keeps the bytes that it gets. */
 const plain: Codec<Uint8Array> = {
   encode: (bytes) => bytes,
   decode: (bytes) => bytes,
@@ -37,7 +37,7 @@ const say = ({ partner }: Pair, ...texts: string[]) =>
     for (const word of words) await kit.channel.send(word)
   }, texts)
 
-test('the option codec makes everything of values from the start', async (t) => {
+test('with the option codec everything consists of values from the start', async (t) => {
   const address = abstractAddress()
   await using publisher = await publish(address, { codec: json<Tick>() })
   const partner = await Partner.start(t)
@@ -162,7 +162,7 @@ test('a value is encoded once, and every subscriber decodes it', async (t) => {
   t.is(encoded, 100)
 })
 
-test('a subscription tells what is malformed, for one call', async (t) => {
+test('a subscription reports a malformed message for one call', async (t) => {
   const address = abstractAddress()
   const partner = await Partner.start(t)
   await partner.run(async (kit, where: string) => {
@@ -185,7 +185,7 @@ test('a subscription tells what is malformed, for one call', async (t) => {
   t.throws(() => subscription.with({} as Codec<number>), invalid)
 })
 
-test('a merge has values with the source that each is of', async (t) => {
+test('a merge returns values with their sources', async (t) => {
   const pairs = await Promise.all([pair(t), pair(t)])
   const channels = pairs.map(({ channel }) => channel.with(structured<Map<string, number>>()))
   const typed = merge(channels)
@@ -219,7 +219,7 @@ test('a merge has values with the source that each is of', async (t) => {
   )
 })
 
-test('a merge of values is read, and its sources come and go, in every way of a merge', async (t) => {
+test('a merge of values supports every method of a merge, and its sources may change', async (t) => {
   const [one, two] = await Promise.all([pair(t), pair(t)])
   const [first, second] = [one.channel.with(json<number>()), two.channel.with(json<number>())]
   const typed = merge([first])
@@ -256,7 +256,7 @@ test('a merge of values is read, and its sources come and go, in every way of a 
   t.deepEqual(await typed[Symbol.asyncIterator]().next(), over)
 })
 
-test('closing a merge of values hands its sources back', async (t) => {
+test('closing a merge of values releases its sources', async (t) => {
   for (const how of ['close', Symbol.asyncDispose] as const) {
     const one = await pair(t)
     const typed = merge([one.channel.with(json())])
@@ -268,10 +268,10 @@ test('closing a merge of values hands its sources back', async (t) => {
   }
 })
 
-test('values that a merge drains are the visitor’s to keep', async (t) => {
+test('a visitor may keep the values of a merge', async (t) => {
   const { poolSize } = Buffer
   t.teardown(() => void (Buffer.poolSize = poolSize))
-  // Else a small copy lies in memory that the engine shares out.
+  // Otherwise a small copy would be in memory that the engine shares out.
   Buffer.poolSize = 0
   const one = await pair(t)
   const typed = merge([one.channel.with(plain)])
@@ -290,7 +290,7 @@ test('values that a merge drains are the visitor’s to keep', async (t) => {
   t.is(lent, 0, 'none is the ring’s memory')
 })
 
-test('a merge reports a codec that makes nothing of a message', async (t) => {
+test('a merge reports a codec that cannot decode a message', async (t) => {
   const one = await pair(t)
   const nothing = merge([one.channel.with({ encode: () => '', decode: () => undefined })])
   await say(one, 'something')
@@ -300,7 +300,7 @@ test('a merge reports a codec that makes nothing of a message', async (t) => {
   t.is(String((error as RingfenceError).bytes), 'something')
 })
 
-test('a channel of values: where nothing is there, and where a loop was left', async (t) => {
+test('a channel of values: without a message, and after leaving a loop', async (t) => {
   const one = await pair(t)
   for (const typed of [one.channel.with(plain), one.channel.with(json())]) {
     t.is(typed.tryReceive(), undefined)

@@ -1,4 +1,4 @@
-// The declarations that the package publishes, as a strict program sees them in both module formats, with and without lib DOM.
+// The published declarations, in a strict program in both module formats, with and without lib DOM.
 
 import { copyFileSync, mkdirSync } from 'node:fs'
 import path from 'node:path'
@@ -11,7 +11,7 @@ const home = fileURLToPath(new URL('../../', import.meta.url))
 
 for (const dom of [true, false])
   test.serial(`every name compiles ${dom ? 'with' : 'without'} lib DOM, and no wrong use does`, (t) => {
-    // Inside the package, which finds itself by its name.
+    // Inside the package, so that imports of its own name work.
     const place = path.join(home, 'build', `types-${dom ? 'dom' : 'node'}`)
     mkdirSync(place, { recursive: true })
     const files = ['face', 'wrong'].flatMap((name) =>

@@ -1,5 +1,5 @@
-// What a program is told where there is no binding: which one is missing, on this system or on another. package.test.ts has a package
-// without one.
+// Errors without a binding: which one is missing, on this system or on another. package.test.ts has a package without
+// one.
 
 import { execFile } from 'node:child_process'
 import { resolve } from 'node:path'
@@ -16,7 +16,7 @@ const { unsupported } = await insideOf<{
   unsupported(cause: unknown): Record<string, () => never>
 }>('runtime/unsupported.js')
 
-/** A process has these, until the test is over. */
+/** Replaces these properties of the process, until the test is over. */
 function runningOn(t: ExecutionContext, parts: Partial<Record<'platform' | 'arch' | 'report', unknown>>): void {
   for (const [name, value] of Object.entries(parts)) {
     const given = Object.getOwnPropertyDescriptor(process, name)!
@@ -26,7 +26,7 @@ function runningOn(t: ExecutionContext, parts: Partial<Record<'platform' | 'arch
 }
 
 const ofGlibc = { getReport: () => ({ header: { glibcVersionRuntime: '2.39' } }) }
-/** A report of another library’s system, one that says nothing, and none. */
+/** A report of a system with another libc, one without that information, and no report. */
 const ofOthers = [
   { getReport: () => ({ header: {} }) },
   { getReport: () => ({}) },
@@ -43,7 +43,7 @@ function reason(t: ExecutionContext): string {
   return error.message
 }
 
-test.serial('each call of a binding that is not there says which package has it', (t) => {
+test.serial('each call of a missing binding names the package that has it', (t) => {
   runningOn(t, { platform: 'linux', arch: 'x64', report: ofGlibc })
   t.true(
     reason(t).startsWith(
@@ -56,7 +56,7 @@ test.serial('each call of a binding that is not there says which package has it'
   }
 })
 
-test.serial('where there is none for a system, it says what there is', (t) => {
+test.serial('on a system without a binding the error lists the supported ones', (t) => {
   runningOn(t, { platform: 'linux', arch: 'riscv64', report: ofGlibc })
   t.regex(reason(t), /^there is no binary of ringfence for linux-riscv64-gnu; there are ones for x64 and arm64, /)
   runningOn(t, { platform: 'darwin', arch: 'arm64' })
@@ -65,7 +65,7 @@ test.serial('where there is none for a system, it says what there is', (t) => {
 
 const run = promisify(execFile)
 
-test('where Node.js may not load the binding, that is said, and what to do', async (t) => {
+test('if Node.js may not load the binding, the error says so, and what to do', async (t) => {
   const permission = process.allowedNodeEnvironmentFlags.has('--permission')
     ? '--permission'
     : '--experimental-permission'

@@ -43,7 +43,7 @@ test('a codec that returns undefined for a message has not decoded it', (t) => {
   t.is(String(error!.bytes), 'a')
 })
 
-test('a visitor gets values; a codec of the program gets bytes of its own', (t) => {
+test('a visitor gets values, and a codec of the program gets bytes that it may keep', (t) => {
   const memory = Buffer.from('..first')
   const found: unknown[] = []
   new Values<unknown>(json()).visitor((value) => found.push(value))(Buffer.from('.[1]'), 1, 3)

@@ -1,4 +1,4 @@
-// What waits, and what it is told: the small parts of which every promise of this package is made.
+// Unit tests of lists of waiting calls, from which every promise of this package is made.
 
 import { insideOf } from './support/inside.js'
 import { EventEmitter, getEventListeners } from 'node:events'
@@ -54,7 +54,7 @@ const { emit } = await insideOf<{ emit(emitter: unknown, name: string, ...what: 
 
 const over = { done: true, value: undefined }
 
-test('who has waited longest is served first', async (t) => {
+test('the call that has waited longest is served first', async (t) => {
   const list = new Waiters()
   t.true(list.isEmpty)
   t.false(list.hasTaker)
@@ -80,7 +80,7 @@ test('who has waited longest is served first', async (t) => {
   t.true(list.isEmpty)
 })
 
-test('one that leaves is out of the line, and no other; an end and an error are for all', async (t) => {
+test('leaving removes only one call from the list; an end and an error settle all', async (t) => {
   const list = new Waiters()
   const [one, two, three] = [list.add(), list.add(), list.add()]
   two.leave()
@@ -114,7 +114,7 @@ test('one that leaves is out of the line, and no other; an end and an error are 
   for (const [number, { promise }] of waits.entries()) await t.throwsAsync(promise, { message: `number ${number}` })
 })
 
-/** Microseconds of this process's time that each of so many takes. */
+/** The CPU time in microseconds for each of `count` waits. */
 function costOf(count: number, deed: (count: number) => void): number {
   const before = process.cpuUsage()
   deed(count)
@@ -122,7 +122,7 @@ function costOf(count: number, deed: (count: number) => void): number {
   return (user + system) / count
 }
 
-test.serial('one wait among many costs as much as one among few, wherever it stands', (t) => {
+test.serial('one wait among many costs as much as one among few, at any position', (t) => {
   const serve = (count: number) => {
     const list = new Waiters()
     for (let number = 0; number < count; number += 1) list.add()
@@ -140,7 +140,7 @@ test.serial('one wait among many costs as much as one among few, wherever it sta
   }
 })
 
-test('an abort ends its own wait; whatever ends a wait lets go of the signal', async (t) => {
+test('an abort ends its own wait, and every end of a wait removes the listener of the signal', async (t) => {
   const control = new AbortController()
   const { signal } = control
   const listeners = () => getEventListeners(signal, 'abort').length
@@ -171,7 +171,7 @@ test('an abort ends its own wait; whatever ends a wait lets go of the signal', a
   t.true(list.isEmpty)
 })
 
-test('a loop takes what is there, waits for what is not, and leaves what it waits for alone', async (t) => {
+test('a loop takes available values, waits for others, and abandons only its own wait', async (t) => {
   const list = new Waiters()
   const there: (string | null | undefined | Error)[] = ['one', null, new Error('of a call')]
   const left: number[] = []
@@ -215,7 +215,7 @@ test('a loop takes what is there, waits for what is not, and leaves what it wait
   t.deepEqual(there, ['three'])
 })
 
-test('the promise of a flush is settled by it, or later, and says whether it was', async (t) => {
+test('a flush settles its promise at once or later, and reports which', async (t) => {
   let kept!: Kept
   let flushes = 0
   const make = (flush: () => void) => {
@@ -245,7 +245,7 @@ test('the promise of a flush is settled by it, or later, and says whether it was
     }
 })
 
-test.serial('what is waited for within a time: the first of all, and no timer is left', async (t) => {
+test.serial('a wait with a timeout: the first result counts, and no timer is left', async (t) => {
   const real = { ...timers }
   const begun: { call(): void; milliseconds: number }[] = []
   const cleared: unknown[] = []
@@ -267,7 +267,7 @@ test.serial('what is waited for within a time: the first of all, and no timer is
   begun[0]!.call()
   t.is(await late, undefined)
   await begin(5, never, Promise.resolve(1))
-  // Longer than a timer may be.
+  // Longer than the maximum of a timer.
   const long = begin(2 ** 40, never)
   t.is(begun[2]!.milliseconds, 2 ** 31 - 1)
   begun[2]!.call()
@@ -275,7 +275,7 @@ test.serial('what is waited for within a time: the first of all, and no timer is
   t.deepEqual(cleared, begun)
 })
 
-test.serial('what a listener throws is thrown later, and all that the event tells is told', (t) => {
+test.serial('an exception of a listener is thrown later, and all listeners are called', (t) => {
   const told: unknown[] = []
   const later: (() => void)[] = []
   const error = new Error('of a listener')

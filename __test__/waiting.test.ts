@@ -4,17 +4,18 @@ import { pattern } from './support/bytes.js'
 import { pair } from './support/partner.js'
 import { soon } from './support/until.js'
 
-/** More looks than the core makes before it looks at the line as well. */
+/** More checks than the core makes before it checks the line as well. */
 const MANY_LOOKS = 10_000
 
-test.serial('a receive that waits is not forgotten for looks that found nothing in between', async (t) => {
+test.serial('a waiting receive is not forgotten because of checks that found nothing', async (t) => {
   const { channel, partner } = await pair(t)
   for (const way of ['tryReceive', 'receiveEach', 'trySend'] as const) {
     const waiting = channel.receive()
     await partner.run((kit) => {
       setTimeout(() => void kit.channel.send('taken by a look'), 20)
     })
-    // This turn of the event loop sees the message come, takes it, and goes on looking. The bell is in the line.
+    // In this turn of the event loop the message is found and taken, and the checks go on. The wakeup is still in the
+    // line.
     while (channel.tryReceive() === undefined);
     if (way === 'trySend') while (channel.trySend(pattern(0, 100_000)));
     for (let look = 0; look < MANY_LOOKS; look += 1) {
@@ -27,21 +28,21 @@ test.serial('a receive that waits is not forgotten for looks that found nothing 
   }
 })
 
-test.serial('a send that waits is not forgotten for looks that found nothing in between', async (t) => {
+test.serial('a waiting send is not forgotten because of checks that found nothing', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   const message = pattern(0, 50_000)
   const waiting = channel.send(message)
   await partner.run((kit) => {
     setTimeout(() => (kit.keep['read'] = kit.channel.receive()), 20)
   })
-  // Until the peer has read, and rung, and for long after that.
+  // Until the peer has read and sent a wakeup, and long after that.
   const end = performance.now() + 500
   while (performance.now() < end) channel.tryReceive()
   await soon(waiting, 'the send')
   t.deepEqual(await partner.run((kit) => kit.keep['read']), message)
 })
 
-test.serial('a send that waits is not forgotten where the peer’s end is found', async (t) => {
+test.serial('a waiting send is not forgotten when the peer’s end is found', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
   const message = pattern(0, 50_000)
   const waiting = channel.send(message)
@@ -69,7 +70,7 @@ for (const stop of ['at its limit', 'by an error'] as const) {
         const message = new Uint8Array(1000)
         while (kit.channel.trySend(message));
         kit.keep['sent'] = kit.channel.send(message)
-        // The sender looks again for some turns of its event loop before it has this side ring.
+        // The sender checks for some turns of its event loop before it requests a wakeup.
         for (let turn = 0; turn < 100; turn += 1) await new Promise((resolve) => setImmediate(resolve))
       })
       if (stop === 'at its limit') {

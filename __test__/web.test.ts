@@ -17,7 +17,7 @@ import { isPending, soon, until } from './support/until.js'
 
 const lost = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_PEER_LOST' } as const
 
-test.serial('one chunk a message in both directions, with all that the web does to a stream', async (t) => {
+test.serial('one chunk for each message in both directions, with all operations of a web stream', async (t) => {
   const { channel, partner } = await pair(t)
   const there = partner.run(async (kit) => {
     const { readable, writable } = kit.channel
@@ -56,7 +56,7 @@ for (const allowHalfOpen of [false, true]) {
   )
 }
 
-test.serial('a Response has it as its body', async (t) => {
+test.serial('a Response can have it as its body', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run(async (kit) => {
     for (const part of ['{"a":', '', '1}']) await kit.channel.send(part)
@@ -65,7 +65,7 @@ test.serial('a Response has it as its body', async (t) => {
   t.deepEqual(await new Response(channel.readable as never).json(), { a: 1 })
 })
 
-test.serial('a write is done once it is in the ring, and what is not read stays with the peer', async (t) => {
+test.serial('a write resolves once it is in the ring, and unread messages stay with the peer', async (t) => {
   const { channel, partner } = await pair(t, { options: { capacity: 4096 } })
   const { readable, writable } = channel
   const writer = writable.getWriter()
@@ -98,7 +98,7 @@ test.serial('a write is done once it is in the ring, and what is not read stays 
   await partner.run((kit) => kit.keep['sent'] as Promise<void>)
 })
 
-test.serial('a peer that was cut off errors the readable after all that came, and the writable', async (t) => {
+test.serial('a peer that was cut off errors the readable after all messages, and the writable', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run(async (kit) => {
     await kit.channel.send('one')
@@ -135,7 +135,7 @@ test.serial('abort of the writable destroys the channel', async (t) => {
   t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'lost')
 })
 
-test.serial('a cancel while a read waits ends that read, and the peer sees the close', async (t) => {
+test.serial('a cancel during a read ends that read, and the peer sees the close', async (t) => {
   const { channel, partner } = await pair(t)
   const { readable } = channel
   const reader = readable.getReader()
@@ -182,7 +182,7 @@ test.serial('a pipe that is aborted by a signal closes the channel', async (t) =
   t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'closed')
 })
 
-test.serial('a writer that lets go ends this side where the readable has ended, and not before', async (t) => {
+test.serial('a writer that is closed ends this side once the readable has ended, and not before', async (t) => {
   const { channel, partner } = await pair(t)
   const { readable, writable } = channel
   const write = async (chunk: string) => {
@@ -192,7 +192,7 @@ test.serial('a writer that lets go ends this side where the readable has ended, 
     await written
   }
   await write('one')
-  // Whatever is due here has run by then.
+  // This process has now handled everything that was due.
   await partner.run(async (kit) => kit.channel.send((await kit.channel.receive())!))
   const reader = readable.getReader()
   t.is(String(Buffer.from((await reader.read()).value!)), 'one')
@@ -207,7 +207,7 @@ test.serial('a writer that lets go ends this side where the readable has ended, 
   ])
 })
 
-test.serial('a message that another reader has taken is no chunk', async (t) => {
+test.serial('a message that another reader has taken is not a chunk', async (t) => {
   const { channel, partner } = await pair(t)
   const reader = channel.readable.getReader()
   await partner.run((kit) => kit.channel.send('one'))
@@ -218,18 +218,18 @@ test.serial('a message that another reader has taken is no chunk', async (t) => 
   t.is(String(Buffer.from((await read).value!)), 'two')
 })
 
-test.serial('a reader that asks for nothing takes nothing', async (t) => {
+test.serial('a reader that requests nothing takes nothing', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run((kit) => kit.channel.send('for receive'))
   t.is(channel.readable, channel.readable)
-  // Whatever is due here has run by then.
+  // This process has now handled everything that was due.
   await partner.run(() => {})
   t.is(String(await channel.receive()), 'for receive')
   await partner.run((kit) => kit.channel.end())
   t.is(await text(channel.readable as never), '')
 })
 
-/** Has the partner send back what it receives, and end after the peer. */
+/** Makes the partner echo messages, and end after this side. */
 function echoes(t: ExecutionContext) {
   return pair(t).then(async (both) => {
     const done = both.partner.run(async (kit) => kit.channel.readable.pipeTo(kit.channel.writable))

@@ -45,7 +45,7 @@ for (const threads of [false, true]) {
   })
 }
 
-test.serial('several workers of a process have channels of their own', async (t) => {
+test.serial('several workers of a process have separate channels', async (t) => {
   const addresses = Array.from({ length: 4 }, abstractAddress)
   const workers = addresses.map((address, number) => work(t, { address, deed: 'echoing', threads: number % 2 === 1 }))
   const partner = await Partner.start(t)
@@ -66,7 +66,7 @@ test.serial('several workers of a process have channels of their own', async (t)
   for (const { exited } of workers) t.is(await soon(exited, 'a worker to exit by itself'), 0)
 })
 
-test.serial('two threads of one process are no pair: ADDRESS_OCCUPIED', async (t) => {
+test.serial('two threads of one process cannot be a pair: ADDRESS_OCCUPIED', async (t) => {
   const address = abstractAddress()
   const over = new AbortController()
   const joined = joinHere(t, address, { signal: over.signal })
@@ -78,7 +78,7 @@ test.serial('two threads of one process are no pair: ADDRESS_OCCUPIED', async (t
   await t.throwsAsync(joined, { code: 'ABORT_ERR' })
 })
 
-test.serial('a worker that is terminated lets go of the address, and its peer notices', async (t) => {
+test.serial('a terminated worker frees the address, and its peer notices', async (t) => {
   const { partner, address } = await pair(t).then(async ({ channel, ...rest }) => {
     await channel.close()
     return rest
@@ -98,7 +98,7 @@ test.serial('a worker that is terminated lets go of the address, and its peer no
 
 const deeds: Deed[] = ['joining', 'waiting', 'sending', 'draining', 'reserving', 'echoing', 'closing', 'signalling']
 
-/** `npm run test:torture` asks for more. */
+/** `npm run test:torture` sets more. */
 const times = Number(process.env['RINGFENCE_TORTURE'] ?? 200)
 
 test.serial(
@@ -107,7 +107,7 @@ test.serial(
     const stage = await Partner.start(t, { node: ['--expose-gc'] })
     const other = await Partner.start(t)
     const address = abstractAddress()
-    // The other side meets each that comes, and keeps it busy both ways.
+    // The other side joins each worker, and keeps it busy in both directions.
     await other.run((kit, where: string) => {
       kit.keep['met'] = 0
       const meet = async () => {
@@ -156,12 +156,12 @@ test.serial(
           const joined = { times: 0 }
           for (let round = from; round < to; round += 1) {
             const deed = ways[round % ways.length]!
-            // No partner will come: it is terminated while it joins.
+            // No partner will come: the worker is terminated while it joins.
             const meeting = deed === 'joining' ? `${where}-alone` : where
             const orders = { address: meeting, deed, threads: Math.floor(round / ways.length) % 2 === 1 }
             const worker = new Thread(script, { workerData: orders })
             worker.on('error', (error: Error & { code?: string }) => {
-              // The other has not yet noticed that the last one is gone, or is gone from the one before.
+              // The other side has not noticed yet that the last worker is gone, or was released from the one before.
               if (!/OCCUPIED|PEER_LOST/.test(error.code ?? '')) throw error
             })
             const exited = new Promise((resolve) => worker.on('exit', resolve))
@@ -178,7 +178,7 @@ test.serial(
             await exited
             if (to > 1000 && round % 1000 === 999) console.log(`${round + 1} of ${to}: ${JSON.stringify(holds())}`)
           }
-          // Threads that were left alone with their handshake let go when they notice.
+          // Abandoned threads of handshakes exit once they notice.
           let held = holds()
           for (let look = 0; look < 100; look += 1) {
             await new Promise((resolve) => setTimeout(resolve, 10))
@@ -211,7 +211,7 @@ test.serial(
     t.true(after.joined > times * 0.3, `${after.joined} workers had a channel`)
     t.true((await other.run((kit) => kit.keep['met'] as number)) > times * 0.3)
 
-    // Both processes are as good as new.
+    // Both processes work as before.
     const { channel } = await pair(t, { partner: stage })
     await channel.send(pattern(0, 5_000_000).subarray(0, 1000))
     t.is(await stage.run(async (kit) => (await kit.channel.receive())!.length), 1000)

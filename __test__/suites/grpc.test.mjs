@@ -1,4 +1,5 @@
-// gRPC: @grpc/grpc-js on both sides. Its server takes a connection as it is. Its client makes sockets itself, so one is joined to `duplex()`.
+// gRPC: @grpc/grpc-js on both sides. Its server accepts any connection. Its client creates sockets itself, so one is
+// piped to `duplex()`.
 
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
@@ -71,7 +72,7 @@ const { test, flow } = await suite(
   { small: 128 * 1024 },
 )
 
-/** A client, by a socket of this process that is joined to the channel. */
+/** A client, over a socket of this process that is piped to the channel. */
 async function over(channel, act) {
   const joint = createServer((socket) => {
     const stream = channel.duplex()

@@ -93,7 +93,7 @@ const peers = {
     serve(channel, (_, response) => {
       response.end(Buffer.alloc(size, 'abc'))
       const server = response.socket.server
-      // A server knows its connections once it listens.
+      // A server knows its connections only once it listens.
       if (when === 'closes') setImmediate(() => server.close())
       if (when === 'destroys') setImmediate(() => response.socket?.destroy())
     }).emit('listening'),
@@ -130,7 +130,7 @@ class Over extends Agent {
   }
 }
 
-/** An answer that breaks off is told by the request as well. */
+/** The request also reports a response that breaks off. */
 const ask = (agent, options = {}) => request({ agent, host: 'x', ...options }).on('error', () => {})
 
 async function answerOf(asked, body) {
@@ -315,7 +315,7 @@ flow('a client that leaves in the middle of an answer ends it at the server', 'e
     size += chunk.length
     if (size > 500_000) break
   }
-  // The peer ends by itself only once its answer was closed.
+  // The peer ends only once its response was closed.
   await channel.closed
 })
 

@@ -69,14 +69,14 @@ const peers = {
 }
 
 /**
- * Node's HTTP/2 reads nothing while a write of its own waits. So two sides that both write need rings that hold what the windows allow
- * them, or they wait for each other.
+ * Node's HTTP/2 reads nothing while one of its own writes waits. If both sides write, their rings must hold what the
+ * windows allow, or the two wait for each other.
  */
 const RING = 128 * 1024
 
 const { test, flow } = await suite(import.meta.url, peers, { small: RING })
 
-/** A session over the channel. Its end is waited for, so that nothing of it is left. */
+/** A session over the channel. Waits for its end, so that nothing is left. */
 async function over(channel, act, options) {
   const session = connect('http://x', { createConnection: () => channel.duplex(), ...options })
   session.on('error', () => {})

@@ -18,13 +18,13 @@ if (unknown.length > 0) throw new Error(`there is no suite ${unknown.join(', ')}
 const chosen = named.length > 0 ? named : all
 const expected = JSON.parse(readFileSync(join(here, 'expected.json'), 'utf8'))
 
-/** What became of each test of a file. */
+/** Runs a file. Returns the outcome of each test. */
 async function play(name) {
   const file = join(here, `${name}.test.mjs`)
   const tests = new Map()
   const stream = run({ files: [file] })
   const note = (passed) => (event) => {
-    // A file is a test as well.
+    // The file itself is also reported as a test.
     if (event.name !== file) tests.set(event.name, { passed, error: event.details.error })
   }
   stream.on('test:pass', note(true))

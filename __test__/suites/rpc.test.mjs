@@ -73,7 +73,7 @@ const { test } = await suite(import.meta.url, {
       'waits',
       (token) =>
         new Promise((resolve) => {
-          // A call that was cancelled before it began is told by this alone.
+          // No event reports a call that was cancelled before it started.
           if (token.isCancellationRequested) resolve('cancelled')
           else token.onCancellationRequested(() => resolve('cancelled'))
         }),

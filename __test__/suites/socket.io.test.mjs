@@ -1,3 +1,4 @@
-// The behaviours of socket.io's own adapter suites, with the adapter of examples/socket.io and three workers, each a process.
+// The test suites of socket.io's own adapters, with the adapter of examples/socket.io and three workers, each in its
+// own process.
 
 import '../../examples/socket.io/test.mjs'

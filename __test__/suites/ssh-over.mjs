@@ -1,4 +1,5 @@
-// Loaded before a test of ssh2's own: its clients and servers speak over channels, and another process hands on between them.
+// Preloaded into ssh2's own tests: its clients and servers communicate over channels, through a relay in another
+// process.
 
 import { fork } from 'node:child_process'
 import { once } from 'node:events'
@@ -8,7 +9,7 @@ import { listen } from 'ringfence'
 import Client from 'ssh2/lib/client.js'
 import Server from 'ssh2/lib/server.js'
 
-/** Connections that one file of tests makes at most. */
+/** The highest number of connections of one test file. */
 const PAIRS = 48
 
 const address = `@ringfence-suites-${process.pid}`
@@ -21,7 +22,7 @@ listener.unref()
 relay.unref()
 relay.channel.unref()
 
-/** The two ends of a connection. A client takes one within its call, so all are made before. */
+/** The two ends of a connection. A client needs one synchronously, so all are created in advance. */
 function pair() {
   if (channels.length === 0) throw new Error(`there are more than ${PAIRS} connections`)
   return channels.splice(0, 2).map((channel) => channel.ref().duplex())

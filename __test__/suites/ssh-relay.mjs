@@ -1,4 +1,4 @@
-// The process between the two ends of a connection: what comes from one goes to the other.
+// The relay between the two ends of a connection: forwards data in both directions.
 
 import { pipeline } from 'node:stream'
 

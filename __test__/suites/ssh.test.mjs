@@ -1,5 +1,5 @@
-// SSH by ssh2: a client here and a server in the peer, and then ssh2's own tests, as its package has them. Those have both ends in one process,
-// and a second one hands on between them.
+// SSH by ssh2: a client here and a server in the peer, and then the tests of the ssh2 package. Those have both ends in
+// one process, with a relay in a second one.
 
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
@@ -63,13 +63,13 @@ const makeKey = () => (isPeer ? {} : ssh2.utils.generateKeyPairSync('ed25519'))
 const [host, user] = [makeKey(), makeKey()]
 const given = [host.private, user.public]
 
-/** A client that is let in. */
+/** A client that has logged in. */
 async function over(channel, act, login = { password: 'secret' }) {
   const client = new ssh2.Client()
   const ready = once(client, 'ready')
   client.connect({ sock: channel.duplex(), username: 'x', ...login })
   await ready
-  // A late word of one side to the other that has closed.
+  // A late message to a peer that has closed already.
   client.on('error', () => {})
   await act(client)
   client.end()
@@ -116,7 +116,7 @@ test(
   'serve',
   (channel) =>
     over(channel, async (client) => {
-      // Its exit may come with the answer.
+      // The exit may be reported together with the reply.
       const [code, words] = await new Promise((resolve, reject) => {
         client.exec('unknown', (error, stream) => {
           if (error) {

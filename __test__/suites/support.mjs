@@ -7,10 +7,10 @@ import { fileURLToPath } from 'node:url'
 
 import { fromParent, spawn } from 'ringfence'
 
-/** Milliseconds for a test, and for the end of its peer: many times what they take. */
+/** Milliseconds for a test, and for the end of its peer: many times what they need. */
 const LIMIT = 30_000
 
-/** Bytes of a ring with room for much, and of the smallest, which is full all the time. */
+/** The bytes of a large ring, and of the smallest one, which is always full. */
 const ROOMY = 1024 * 1024
 const SMALLEST = 4096
 
@@ -74,7 +74,7 @@ export const failure = (promise) =>
 
 export const turn = () => new Promise((resolve) => setImmediate(resolve))
 
-/** Resolves at one of these events. Not `once`, which rejects where an error comes first. */
+/** Resolves at one of these events. `once` would reject if an error came first. */
 const first = (emitter, ...events) =>
   new Promise((resolve) => {
     const done = () => {
@@ -86,7 +86,7 @@ const first = (emitter, ...events) =>
 
 export const closing = (emitter) => first(emitter, 'close')
 
-/** Writes without an end, until the stream is destroyed: `then(count)` is called after each 10 kB. */
+/** Writes until the stream is destroyed. `then(count)` is called after each 10 kB. */
 export async function writeOn(stream, then) {
   const chunk = noise(10_000)
   for (let count = 1; !stream.destroyed && !stream.writableEnded; count += 1) {

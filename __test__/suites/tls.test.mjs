@@ -11,7 +11,7 @@ import { collect, failure, noise, suite, writeOn } from './support.mjs'
 
 const LARGE = 5_000_000
 
-/** A key and its own certificate, of one line each to be handed over. */
+/** A key and its self-signed certificate, each in one line. */
 function identity(name) {
   const made = execFileSync(
     'openssl',
@@ -84,7 +84,7 @@ const peers = {
   },
 }
 
-// TLS ends each direction by itself, so the stream beneath must not end one with the other.
+// TLS ends each direction separately, so the stream below must not end one with the other.
 const { test, flow } = await suite(import.meta.url, peers, { allowHalfOpen: true })
 
 const isPeer = process.argv[2] === 'peer'
@@ -258,7 +258,7 @@ flow(
   async (channel) => {
     const createConnection = () => open(channel)
     const asked = request({ method: 'POST', createConnection, headers: { connection: 'close' } })
-    // TLS says a last word to the server, which may have closed already: the request has that error too.
+    // TLS sends a final alert to the server, which may have closed already. The request reports that error as well.
     asked.on('error', () => {})
     asked.end(noise(1_000_000))
     const [response] = await once(asked, 'response')

@@ -56,7 +56,7 @@ async function collect(stream) {
   return Buffer.concat(parts)
 }
 
-/** Writes all, as fast as the other side reads. */
+/** Writes everything, as fast as the other side reads. */
 async function send(stream, bytes) {
   for (let at = 0; at < bytes.length; at += 20_000)
     if (!stream.send(bytes.subarray(at, at + 20_000))) await once(stream, 'drain')
@@ -82,7 +82,7 @@ async function over(channel, act) {
   const own = muxer(channel, 'outbound')
   await act(own)
   await own.close()
-  // The muxer has said that it goes; its connection is the program's.
+  // The muxer has announced its end. The connection belongs to the program.
   await channel.close()
 }
 

@@ -1,4 +1,4 @@
-// Addresses that no other test uses: tests run side by side.
+// Addresses that no other test uses, since tests run concurrently.
 
 import { randomBytes } from 'node:crypto'
 import { existsSync, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs'
@@ -18,7 +18,7 @@ export function abstractAddress(): string {
   return `@ringfence-test-${randomBytes(8).toString('hex')}`
 }
 
-/** A directory that is gone after the test. */
+/** A directory that is removed after the test. */
 export function temporaryDirectory(t: ExecutionContext): string {
   const directory = mkdtempSync(join(tmpdir(), 'ringfence-test-'))
   t.teardown(() => rmSync(directory, { recursive: true, force: true }))
@@ -33,23 +33,26 @@ export function addressOf(kind: Kind, t: ExecutionContext): string {
   return kind === 'named' ? namedAddress(t) : abstractAddress()
 }
 
-/** What the kernel tells of the sockets at an address. */
+/** The sockets at an address, according to the kernel. */
 function socketsAt(address: string): string[] {
   const lines = readFileSync('/proc/net/unix', 'latin1').split('\n')
   return lines.filter((line) => line.endsWith(` ${address}`))
 }
 
 /**
- * Whether the address is bound. At a path the file says so as well: of a socket that was closed, a process that is started just then has a
- * copy until it executes its program.
+ * Whether the address is bound. For a path, the file must exist as well: a process that is starting has a copy of a
+ * closed socket until exec.
  */
 export function isBound(address: string): boolean {
   return socketsAt(address).length > 0 && (address.startsWith('@') || existsSync(address))
 }
 
-/** Resolves once a process listens at the address, and its files are in place. Until they have their mode, no process is let in. */
+/**
+ * Resolves once a process listens at the address, and its files are in place. It accepts no process before they have
+ * their mode.
+ */
 export async function untilBound(address: string, mode = 0o600): Promise<void> {
-  // Flags: __SO_ACCEPTCON. A socket that is bound does not listen yet.
+  // The flag is __SO_ACCEPTCON. A socket that is only bound does not listen yet.
   const listens = () => socketsAt(address).some((line) => line.split(' ')[3] === '00010000')
   const isThere = () => address.startsWith('@') || (existsSync(address) && (statSync(address).mode & 0o777) === mode)
   await until(() => listens() && isThere(), `a process listens at ${address}`)

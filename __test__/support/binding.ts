@@ -1,4 +1,4 @@
-// The binding, as what is above it sees it: what is begun here is what a test says it is.
+// A fake binding: tests decide how its calls end.
 
 import type { ExecutionContext } from 'ava'
 
@@ -11,14 +11,14 @@ export interface Failure {
   message: string
 }
 
-/** A call that is under way. */
+/** A call in progress. */
 export interface Begun {
   name: string
   address: string
   options: object
-  /** What was asked of it since. */
+  /** The later calls on it. */
   asked: string[]
-  /** Tells what came of it. */
+  /** Finishes the call. */
   done(failure: Failure | null, made: object | null): void
 }
 
@@ -34,7 +34,7 @@ interface Insides {
 
 const inside = insideOf<Insides>
 
-/** What the package does not export, and the calls beside it: those of the package's own file are another copy. */
+/** Not exported by the package, with public functions of the same copy: the package's main file is another copy. */
 export const [{ native, FAILED, REASONS }, { openNow }, { subscribe }, { publish }, { merge }] = await Promise.all([
   inside('native.js'),
   inside('runtime/diagnostics.js'),
@@ -43,7 +43,7 @@ export const [{ native, FAILED, REASONS }, { openNow }, { subscribe }, { publish
   inside('channel/merge.js'),
 ])
 
-/** Has calls begin here, until the test is over. */
+/** Replaces the calls of the binding, until the test is over. */
 export function beginsHere(t: ExecutionContext): Begun[] {
   const { begin } = native
   const all: Begun[] = []
@@ -59,7 +59,7 @@ export function beginsHere(t: ExecutionContext): Begun[] {
 
 const aPeer = { pid: 7, uid: 8, gid: 9, executable: '/an/executable' }
 
-/** What lies below notes what it is asked. */
+/** A fake object of the binding that records its calls. */
 class Noted {
   readonly asked: string[] = []
 
@@ -76,7 +76,7 @@ class Noted {
   }
 }
 
-/** What an endpoint begins with is this, and notes what comes after that. */
+/** Starts an endpoint over this fake object, which records the calls after that. */
 export async function begun<Endpoint, Below extends Noted>(
   t: ExecutionContext,
   below: Below,
@@ -92,16 +92,16 @@ export async function begun<Endpoint, Below extends Noted>(
   return endpoint
 }
 
-/** What the binding makes of a subscription: a ring, and a line. */
+/** The fake object of a subscription: a ring, and a line. */
 export class Subscribed extends Noted {
   readonly ring = new Ring()
   readonly capacity = 65_536
   readonly maxMessageSize = 8192
-  /** What the line has to say: why it has ended, as an index of `REASONS`. */
+  /** The state of the line: the reason of the end, as an index of `REASONS`. */
   heard = 0
   watching = 0
   bell: () => void = () => {}
-  /** What the last look at the peer has found. */
+  /** Reports the result of the last check of the peer. */
   look: (failure: Failure | null, verified: object | null) => void = () => {}
   failing: Failure | null = null
   readonly figures = [300, 4]
@@ -171,12 +171,12 @@ export class Subscribed extends Noted {
   }
 }
 
-/** What the binding makes of a publisher. */
+/** The fake object of a publisher. */
 export class Published extends Noted {
   readonly capacity = 65_536
   readonly maxMessageSize = 8192
   readonly maxAtOnce = 8192
-  /** Bytes of the ring that are free. */
+  /** The free bytes of the ring. */
   room = 65_536
   sent = 0
   armed = false
@@ -185,11 +185,11 @@ export class Published extends Noted {
   roomBell: () => void = () => {}
   sealed: () => void = () => {}
   failing: Failure = { code: 'CLOSED', message: 'as the binding says' }
-  /** What the calls of this name answer with. */
+  /** The results of calls of these names. */
   readonly answers: { watch?: number; watchRoom?: number; seal?: number; send?: number } = {}
   ended = 0
 
-  /** An event, and the bell. */
+  /** Adds events, and sends a wakeup. */
   tell(...events: unknown[]): void {
     this.events.push(...events)
     this.bell()
@@ -291,7 +291,7 @@ export class Published extends Noted {
   }
 }
 
-/** A subscriber, as the binding tells of it. */
+/** A subscriber, as the binding reports it. */
 export class Newcomer {
   readonly asked: string[] = []
   readonly peer = aPeer

@@ -1,6 +1,6 @@
-// Messages that both sides know without telling each other.
+// Messages that both sides can compute.
 
-/** Numbers that look random and are the same each time: mulberry32. */
+/** A reproducible random sequence: mulberry32. */
 export function random(seed: number): () => number {
   let state = seed >>> 0
   return () => {
@@ -22,7 +22,7 @@ export function pattern(number: number, length: number): Buffer {
   return Buffer.from(words.buffer, 0, length)
 }
 
-/** A sum in which every byte and its place count. */
+/** A checksum that depends on every byte and its position. */
 export function checksum(bytes: Uint8Array, offset = 0, length = bytes.length): number {
   let sum = length
   for (let at = offset; at < offset + length; at += 1) sum = (Math.imul(sum, 31) + bytes[at]!) >>> 0

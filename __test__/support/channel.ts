@@ -1,4 +1,4 @@
-// A channel over a binding of the test's own: what it is answered, and all that it was asked.
+// A channel over a fake binding, which records its calls and has the results that a test chooses.
 
 import { insideOf } from './inside.js'
 import type { Channel } from 'ringfence'
@@ -45,13 +45,13 @@ export const { inletOf } = await insideOf<{
 
 export const HALF_OPEN: Settings = { busyPollMicros: 0, allowHalfOpen: true }
 
-/** What the binding answers, and what it was asked. */
+/** A fake binding of a channel, with results and recorded calls. */
 export class Binding {
   readonly ring = new Ring(65_536)
-  /** What the peer sends. */
+  /** The messages of the peer. */
   readonly from = new HeldRing()
   readonly peer = { pid: 1, uid: 2 }
-  /** Answers by the name of what is asked; what is not here is asked of the rings, or is 0. */
+  /** Results by the name of the call. Other calls go to the rings, or return 0. */
   answers: Record<string, unknown> = {
     stats: Array.from({ length: 6 }, () => 0),
     evidence: [],
@@ -80,18 +80,18 @@ export class Binding {
     },
   }
 
-  /** What was asked since the last time, of these. */
+  /** The calls of these names since the last time. */
   told(...of: string[]): string[] {
     return this.#asked.splice(0).filter((name) => of.includes(name))
   }
 
-  /** The next call of that name fails so. */
+  /** The next call of that name fails with this error. */
   fail(name: string, code: string, message = 'as this test has it'): void {
     this.answers[name] = FAILED
     this.answers['failure'] = { code, message }
   }
 
-  /** The channel ends, and the line says so. */
+  /** Ends the channel, and reports that on the line. */
   end(reason: string): void {
     this.answers['listen'] = REASONS.indexOf(reason)
     this.answers['isLost'] = reason === 'lost' ? 1 : 0

@@ -1,9 +1,9 @@
-// A clock that stands still: the event loop is due where a test says so, and never else. Tests that go by it run one by one, for it is one
-// for all of a process.
+// A clock that stands still: tests decide when it is time for a turn of the event loop. Such tests run serially, since
+// a process has one clock.
 
 import { insideOf } from './inside.js'
 
-/** In whole milliseconds: what lies between two moments is exact. */
+/** In whole milliseconds, so that differences are exact. */
 export const clock = { now: Math.ceil(performance.now()) }
 performance.now = () => clock.now
 
@@ -18,7 +18,7 @@ timers.now = () => clock.now
 /** Not exported by the package. */
 export const { fairness } = await insideOf<Insides>('runtime/fairness.js')
 
-/** The event loop has just turned, and the clock is looked at again after the next message. */
+/** The event loop has just turned, and the clock is read again after the next message. */
 export async function rested(): Promise<void> {
   for (let round = 0; round < 10; round += 1) {
     clock.now += 3

@@ -1,4 +1,4 @@
-// A worker thread that is at work on a channel until it is terminated.
+// A worker thread that uses a channel until it is terminated.
 
 import { parentPort, workerData } from 'node:worker_threads'
 
@@ -6,7 +6,7 @@ import { join, listen, member } from 'ringfence'
 
 import { turn } from './until.js'
 
-/** What it does. */
+/** The work of the thread. */
 export type Deed =
   | 'joining'
   | 'waiting'
@@ -22,7 +22,7 @@ export type Deed =
 export interface Orders {
   address: string
   deed: Deed
-  /** Watch the line by a thread. */
+  /** Watch the line with a thread. */
   threads: boolean
 }
 
@@ -83,7 +83,7 @@ switch (deed) {
         try {
           channel.sendToken(token)
         } catch {
-          // Full, or over.
+          // The ring is full, or the channel is over.
         }
         if (token % 10 === 0) await turn()
       }

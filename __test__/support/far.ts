@@ -35,7 +35,7 @@ export interface Order {
 const OPTIONS = { capacity: 16_384, handshakeTimeout: 60_000 }
 
 let ends: (Channel | Publisher | Subscription)[] = []
-/** Stays open as long as its channel. */
+/** Keeps each object reachable as long as its channel is open. */
 const keep: unknown[] = []
 
 async function open({ far, stall }: Order, address: string): Promise<Channel | Publisher | Subscription> {

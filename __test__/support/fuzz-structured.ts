@@ -1,5 +1,5 @@
-// Has the decoder of `structured` read bytes that no honest peer sends, and says how many it took. What crashes the engine ends this
-// process, which the test sees.
+// Decodes bytes with `structured` that no honest peer sends, and prints how many were accepted. A crash of the engine
+// ends this process, and the test notices.
 
 import { structured } from 'ringfence'
 
@@ -35,7 +35,7 @@ const honest: unknown[] = [
 ]
 const encoded = honest.map((value) => codec.encode(value) as Uint8Array)
 
-/** A message that is changed in some places, cut, or said twice; or one that is made up behind an honest first byte. */
+/** A message with changed bytes, cut, or repeated; or random bytes behind a valid first byte. */
 function hostile(): Buffer {
   if (below(4) === 0) {
     const made = Buffer.from(Array.from({ length: 2 + below(80) }, () => below(256)))

@@ -1,6 +1,6 @@
-// What the package has inside and does not export, as it was built.
+// Access to internal modules of the built package.
 
-/** Where a module of the package is: "codec.js", "cli/top.js". */
+/** The URL of a module of the package: "codec.js", "cli/top.js". */
 export const urlOf = (file: string): string => new URL(`../../../dist/esm/${file}`, import.meta.url).href
 
 export const insideOf = async <Inside>(file: string): Promise<Inside> => (await import(urlOf(file))) as Inside

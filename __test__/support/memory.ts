@@ -1,8 +1,8 @@
-// Memory that a program takes away, and memory that is not there.
+// Detached memory, and failed allocations.
 
 /**
- * Detaches, whatever the engine was told: a stream of bytes takes the memory of what is put into it. From Node 21 on what is
- * not to be transferred is refused there too (false).
+ * Detaches memory, whatever the engine was told: a byte stream takes the memory of each chunk. From Node 21 on, memory
+ * that must not be transferred is refused there too (false).
  */
 export function takeAway(bytes: Uint8Array): boolean {
   try {
@@ -14,7 +14,7 @@ export function takeAway(bytes: Uint8Array): boolean {
   return true
 }
 
-/** Runs a call in which whatever needs more memory than so many bytes has none. */
+/** Runs a call in which allocations of more than `limit` bytes fail. */
 export function withoutMemory<Result>(call: () => Result, limit = 0): Result {
   const real = Buffer.allocUnsafeSlow
   Buffer.allocUnsafeSlow = (size) => {

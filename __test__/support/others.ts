@@ -1,4 +1,4 @@
-// What other users run: a copy that they can reach, wherever this repository lies.
+// Programs for other users: a copy that they can access, wherever this repository is.
 
 import { spawnSync } from 'node:child_process'
 import { chmodSync, cpSync, mkdtempSync, realpathSync, rmSync, statSync } from 'node:fs'
@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os'
 import { dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
-/** Where a process of another user finds what it runs. */
+/** Paths of the program for a process of another user. */
 export interface Reachable {
   node: string
   script: string
@@ -16,7 +16,7 @@ export interface Reachable {
 const root = fileURLToPath(new URL('../../..', import.meta.url))
 let copied: string | undefined
 
-/** Whether every user may execute a program, and pass through all that lies above it. */
+/** Whether every user may execute a program, and search all directories above it. */
 function isOpenToAll(program: string): boolean {
   if ((statSync(program).mode & 0o5) !== 0o5) return false
   for (let above = dirname(program); ; above = dirname(above)) {
@@ -25,7 +25,7 @@ function isOpenToAll(program: string): boolean {
   }
 }
 
-/** The package and the tests' processes, once for all tests of a file, for as long as those run. */
+/** Copies the package and the scripts of the tests, once for all tests of a file, and removes them afterwards. */
 function copy(): string {
   if (copied !== undefined) return copied
   const to = mkdtempSync(join(tmpdir(), 'ringfence-test-'))
@@ -35,7 +35,7 @@ function copy(): string {
   }
   const node = realpathSync(process.execPath)
   if (!isOpenToAll(node)) cpSync(node, join(to, 'node'))
-  // Whatever the umask.
+  // Independent of the umask.
   const opened = spawnSync('chmod', ['-R', 'a+rX', to])
   if (opened.status !== 0) throw new Error(String(opened.stderr))
   chmodSync(to, 0o755)
@@ -43,7 +43,7 @@ function copy(): string {
   return to
 }
 
-/** A script of the tests', for a process that another user runs. */
+/** A script of the tests that another user can run. */
 export function reachable(script: string): Reachable {
   const cwd = copy()
   const node = realpathSync(process.execPath)

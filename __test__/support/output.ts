@@ -1,10 +1,11 @@
-// Standard output and standard error of this process, for parts of the command line that run in a test. Such tests run one after the other.
+// Captured standard output and standard error, for parts of the command line that run in the test process. Such tests
+// are serial.
 
 import { Writable } from 'node:stream'
 
 import type { ExecutionContext } from 'ava'
 
-/** What a stream has been given, and when it takes more. */
+/** The writes to a stream, whose reader can be stopped. */
 export class Output {
   readonly stream: Writable
   readonly #chunks: Buffer[] = []
@@ -12,7 +13,7 @@ export class Output {
 
   constructor() {
     this.stream = new Writable({
-      // As that of a pipe, on every version of Node.
+      // The limit of a pipe, on every version of Node.
       highWaterMark: 16_384,
       write: (chunk: Buffer, _encoding, done) => {
         this.#chunks.push(chunk)
@@ -22,17 +23,17 @@ export class Output {
     })
   }
 
-  /** What was written, and what of it is written only once the reader goes on. */
+  /** Everything that was written, including writes that wait for the reader. */
   get text(): string {
     return Buffer.concat(this.#chunks).toString()
   }
 
-  /** Each piece that was written. */
+  /** Each write. */
   get pieces(): string[] {
     return this.#chunks.map(String)
   }
 
-  /** The reader stands still. */
+  /** Stops the reader. */
   stop(): void {
     this.#held ??= []
   }
@@ -44,7 +45,7 @@ export class Output {
   }
 }
 
-/** Takes one of the two until the test ends. */
+/** Captures one of the two until the test ends. */
 export function takeOutput(t: ExecutionContext, name: 'stdout' | 'stderr', more: object = {}): Output {
   const output = new Output()
   const own = Object.getOwnPropertyDescriptor(process, name)!

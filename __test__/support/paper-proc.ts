@@ -1,9 +1,9 @@
-// A /proc and a /sys on paper: what other users' processes, and other moments, would have to be there for. All else of the file system is as it is.
+// A fake /proc and /sys, to test processes of other users and rare moments. Other paths are real.
 
 import fs from 'node:fs'
 import { syncBuiltinESMExports } from 'node:module'
 
-/** What a look at a file, a folder, a link or a file system finds; an error is what it fails with. */
+/** The results of reading files, directories, links and file systems. An error is thrown. */
 export type Paper = Record<string, string | string[] | object | Error>
 
 export const fails = (code: string) => Object.assign(new Error(`${code}: as this test has it`), { code })
@@ -12,7 +12,7 @@ const LOOKS = ['readFileSync', 'readdirSync', 'readlinkSync', 'statSync', 'statf
 
 const isOnPaper = (path: unknown) => typeof path === 'string' && /^\/(proc|sys)(\/|$)/.test(path)
 
-/** Has this process see those. What is written on the paper later is seen as well. Returns what ends that. */
+/** Makes this process read the fake files, including later changes of them. Returns a function that stops it. */
 export function see(paper: Paper): () => void {
   const { existsSync } = fs
   const real = { existsSync, ...Object.fromEntries(LOOKS.map((look) => [look, fs[look]])) }
@@ -34,13 +34,13 @@ export function see(paper: Paper): () => void {
   }
 }
 
-/** A line of a map, of so many bytes. */
+/** A line of a map, for a mapping of `size` bytes. */
 export const line = (rights: string, inode: number | string, size: number, name = '/memfd:ringfence (deleted)') =>
   `7f0a00000000-${(0x7f0a00000000 + size).toString(16)} ${rights}p 00000000 00:01 ${inode}                    ${name}`
 const ring = (rights: string) => (inode: number, capacity: number, publishedAt?: string) =>
-  // Beside a ring lie the words and a page.
+  // Beside the ring there are control words and a page.
   line(rights, inode, capacity + 8192, `/memfd:ringfence${publishedAt ? `-published:${publishedAt}` : ''} (deleted)`)
-/** A ring that the process writes, or reads; `publishedAt`: the address in the name of a publisher's. */
+/** A ring that the process writes, or reads; `publishedAt`: the address in the name of a publisher's ring. */
 export const [written, read] = [ring('rw-'), ring('r--')]
 
 const PEACE = [
@@ -53,7 +53,7 @@ export function process(pid: number, lines: string[], ...addresses: string[]): P
   const at = (part: string) => `/proc/${pid}/${part}`
   const paper: Paper = {
     [`/proc/${pid}`]: { uid: 1000 + pid },
-    // The name may hold anything, this too.
+    // The name may contain anything, even this.
     [at('stat')]:
       `${pid} (a) b (c 1 2) S 1 ${pid} ${Array.from({ length: 16 }, (_, word) => 100 + word).join(' ')} 250 9 9\n`,
     [at('exe')]: `/usr/bin/${pid}`,
@@ -74,7 +74,7 @@ function socketOf(address: string): string {
   return socket
 }
 
-/** All of a host: its processes, and the addresses at which one of them listens. */
+/** A host with these processes, and the addresses at which they listen. */
 export function host(...processes: Paper[]): Paper {
   const names = processes.flatMap((one) => Object.keys(one)).flatMap((path) => /^\/proc\/(\d+)$/.exec(path)?.[1] ?? [])
   const links = new Set(processes.flatMap((one) => Object.values(one)))
@@ -85,7 +85,7 @@ export function host(...processes: Paper[]): Paper {
     )
   return Object.assign(
     {
-      // A name that is no number alone is no process's.
+      // Only a name of digits is a process.
       '/proc': ['12x', 'x12', 'self', 'stat', ...names],
       '/proc/12x/maps': written(1, 4096),
       '/proc/x12/maps': written(1, 4096),

@@ -1,4 +1,4 @@
-// The queue of what is sent, over a ring that a test has made of paper: what is asked of the binding, and what the peer would get.
+// A send queue over a fake ring: calls of the binding, and the messages that the peer would get.
 
 import type { Reservation, RingfenceError } from 'ringfence'
 
@@ -30,24 +30,24 @@ const { SendQueue } = await insideOf<{
 export const { FAILED, FLAGS, HEADER, WHOLE } =
   await insideOf<Record<'FAILED' | 'FLAGS' | 'HEADER' | 'WHOLE', number>>('native.js')
 
-/** Bytes of a message in the ring. */
+/** The bytes of a message in the ring. */
 export const recordOf = (length: number) => HEADER + Math.ceil(length / 8) * 8
 
-/** What the binding does for one who sends, and all that it was asked. */
+/** A fake ring for a sender, which records its calls. */
 export class Ring {
   readonly maxMessageSize = 1 << 30
   readonly got: Buffer[] = []
   readonly asked: string[] = []
   room: number
-  /** What is there of a message that goes in parts. */
+  /** The parts of a fragmented message so far. */
   parts: Buffer[] = []
-  /** The size of the message that waits for a bell. */
+  /** The size of the message that waits for a wakeup. */
   armedFor: number | null = null
   /** The next call of that name fails. */
   fails: string | null = null
-  /** No memory of its own is shown, as in Electron. */
+  /** External memory is forbidden, as in Electron. */
   showsNothing = false
-  /** Bytes of the room that are not promised. */
+  /** Free bytes that are not guaranteed. */
   unsure = 0
   #reserved: ArrayBuffer | null = null
 
@@ -62,7 +62,7 @@ export class Ring {
     return [...this.got, ...this.parts].reduce((sum, { length }) => sum + length, 0)
   }
 
-  /** What was asked since the last time. */
+  /** The calls since the last time. */
   told(): string[] {
     return this.asked.splice(0)
   }
@@ -155,7 +155,7 @@ export class Ring {
     return { code: 'RING_CORRUPT', message: 'as this test has it' }
   }
 
-  /** The peer has read so many bytes, or all. It rings where that makes the room that is waited for. */
+  /** The peer reads `bytes` bytes, or everything. It sends a wakeup if that makes the requested room. */
   read(queue: Queue, bytes = this.capacity): void {
     this.room = Math.min(this.capacity, this.room + bytes)
     if (this.armedFor === null || !this.#fits(this.armedFor)) return
@@ -170,7 +170,7 @@ export interface Opened {
   failures: RingfenceError[]
 }
 
-/** `ends`: the first failure is the end, as of a channel. */
+/** `ends`: the first failure ends the queue, like a channel. */
 export function open(capacity: number, { maxAtOnce = capacity / 2, eager = false, ends = false } = {}): Opened {
   const ring = new Ring(capacity, maxAtOnce)
   const failures: RingfenceError[] = []
@@ -181,10 +181,10 @@ export function open(capacity: number, { maxAtOnce = capacity / 2, eager = false
   return { ring, queue, failures }
 }
 
-/** More turns than a queue looks again by itself. */
+/** More turns than a queue checks on its own. */
 export const MANY = 30
 
-/** Fills a ring but for so many bytes. */
+/** Fills a ring except for `rest` bytes. */
 export function fillBut(ring: Ring, queue: Queue, rest: number): void {
   while (ring.room > rest) queue.trySend(new Uint8Array(Math.min(ring.maxAtOnce, ring.room - rest - HEADER)))
   if (ring.room !== rest) throw new Error(`${ring.room} bytes are left`)
@@ -192,5 +192,5 @@ export function fillBut(ring: Ring, queue: Queue, rest: number): void {
   ring.told()
 }
 
-/** So many messages. */
+/** This number of short messages. */
 export const small = (count: number, size = 100) => Array.from({ length: count }, (_, number) => pattern(number, size))

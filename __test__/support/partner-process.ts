@@ -1,4 +1,4 @@
-// The main script of a partner: runs what it is sent, and tells what came of it.
+// The main script of a partner: runs the functions that it is sent, and returns their results.
 
 import { createRequire } from 'node:module'
 
@@ -8,20 +8,20 @@ import type { Channel } from 'ringfence'
 import * as bytes from './bytes.js'
 import * as until from './until.js'
 
-/** What a function that runs in a partner has at hand. */
+/** The first argument of functions that run in a partner. */
 export interface Kit {
   ringfence: typeof ringfence
   join: typeof ringfence.join
   /** The channel that was joined last. */
   channel: Channel
-  /** What is kept from one call to the next. */
+  /** Values that are kept between calls. */
   keep: Record<string, unknown>
   bytes: typeof bytes
   until: typeof until
   require: NodeJS.Require
 }
 
-/** What an error tells on its way to another process. */
+/** The data of an error that is sent to another process. */
 export interface Thrown {
   name: string
   message: string
@@ -33,7 +33,7 @@ export interface Thrown {
   isRingfenceError: boolean
 }
 
-/** What came of a call. */
+/** The result of a call. */
 export interface Answer {
   id: number
   value?: unknown

@@ -1,4 +1,4 @@
-// Another process: what it does is written in the test, as a function that is carried over as text.
+// Another process. A test contains its code as functions, which are sent as text.
 
 import { spawn, type ChildProcess } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
@@ -12,14 +12,14 @@ import { reachable } from './others.js'
 import type { Answer, Kit, Thrown } from './partner-process.js'
 import { until } from './until.js'
 
-/** What ended a process. */
+/** How a process ended. */
 export interface Exit {
   code: number | null
   signal: NodeJS.Signals | null
 }
 
 export interface PartnerSettings {
-  /** A command that runs the process: its words come before node's. */
+  /** A command that runs the process: it precedes the words of node. */
   through?: string[]
   /** Options of node. */
   node?: string[]
@@ -32,7 +32,7 @@ interface Waiting {
 
 const script = fileURLToPath(new URL('partner-process.js', import.meta.url))
 
-/** An error of the other process, with what a test asks about. */
+/** An error of the other process, with the properties that tests check. */
 export class PartnerError extends Error {
   readonly code: string | undefined
   readonly thrown: Thrown
@@ -45,7 +45,7 @@ export class PartnerError extends Error {
   }
 }
 
-/** As proc_pid_stat(5) has them; a thread that ends meanwhile has none. */
+/** The states as in proc_pid_stat(5). A thread that exits in the meantime has none. */
 function statesOfThreads(pid: number): string[] {
   const states: string[] = []
   for (const thread of readdirSync(`/proc/${pid}/task`))
@@ -77,7 +77,7 @@ export class Partner {
       if (answer.thrown === undefined) waiting?.resolve(answer.value)
       else waiting?.reject(new PartnerError(answer.thrown))
     })
-    // Not the event 'close', which never comes for a child that was disconnected.
+    // The event 'close' would never be emitted for a child that was disconnected.
     const silent = new Promise((resolve) => child.stderr!.on('close', resolve))
     const ended = new Promise<Exit>((resolve) => child.on('exit', (code, signal) => resolve({ code, signal })))
     this.exited = Promise.all([ended, silent]).then(([exit]) => {
@@ -88,7 +88,7 @@ export class Partner {
     })
   }
 
-  /** Starts a process that ends with the test, which fails if the process ended by itself before. */
+  /** Starts a process that ends with the test. The test fails if the process has ended on its own before. */
   static async start(t: ExecutionContext, { through = [], node = [] }: PartnerSettings = {}): Promise<Partner> {
     const own = { node: process.execPath, script, cwd: process.cwd() }
     const from = through[0] === 'setpriv' ? reachable(script) : own
@@ -108,7 +108,7 @@ export class Partner {
     return this.#child.pid!
   }
 
-  /** Calls a function over there. It sees nothing of this process but its arguments. */
+  /** Calls a function in the partner. It can use only its arguments, and nothing else of this process. */
   run<Arguments extends unknown[], Result>(
     what: (kit: Kit, ...given: Arguments) => Result,
     ...given: Arguments
@@ -120,12 +120,12 @@ export class Partner {
       if (this.#exit !== null) reject(new Error(`the partner is gone: ${this.#describe()}`))
       else this.#child.send({ id, code: what.toString(), given })
     })
-    // A caller that waits for it is told; a test that ends before it must not fail by it.
+    // A caller that awaits the answer gets the error. A test that ends before the answer must not fail because of it.
     answer.catch(() => {})
     return answer
   }
 
-  /** Joins over there; the channel is the partner's from then on. */
+  /** Joins in the partner, which keeps the channel. */
   join(address: string, options: Options = {}): Promise<void> {
     return this.run(
       async (kit, where: string, how: Options) => {
@@ -136,7 +136,7 @@ export class Partner {
     )
   }
 
-  /** Connects over there, as the agent of a service; the channel is the partner's from then on. */
+  /** Connects in the partner as a client of a service. The partner keeps the channel. */
   connect(address: string, options: Options = {}): Promise<void> {
     return this.run(
       async (kit, where: string, how: Options) => {
@@ -147,14 +147,14 @@ export class Partner {
     )
   }
 
-  /** Nothing but what the partner has open keeps it alive from here on. */
+  /** From now on, only the partner's open resources keep it alive. */
   letGo(): Promise<Exit> {
     this.#expected = 'to exit'
     this.#child.disconnect()
     return this.exited
   }
 
-  /** Its end, however it comes about, and what it complains of, are what the test is about. */
+  /** The test is about the end of the process and its messages on standard error, whatever they are. */
   mayFail(): void {
     this.#expected = 'to fail'
   }
@@ -165,13 +165,13 @@ export class Partner {
     return this.exited
   }
 
-  /** Has the kernel run it no more: it is there, and does nothing. Before all of its threads stand, the signal is only on its way. */
+  /** Stops the process. Waits until all threads have stopped, since the signal is delivered asynchronously. */
   async stop(): Promise<void> {
     this.#child.kill('SIGSTOP')
     await until(() => statesOfThreads(this.pid).every((state) => state === 'T'), 'each of its threads has stopped')
   }
 
-  /** Has the kernel run it again. */
+  /** Continues the process. */
   goOn(): void {
     this.#child.kill('SIGCONT')
   }
@@ -197,9 +197,9 @@ export interface PairSettings {
   address?: string
   /** For both sides. */
   options?: Options
-  /** For this side alone. */
+  /** For this side only. */
   here?: Options
-  /** For the partner's side alone. */
+  /** For the partner only. */
   there?: Options
   partner?: Partner
 }
@@ -210,7 +210,7 @@ export interface Pair {
   address: string
 }
 
-/** Joins, and has the channel closed when the test ends. */
+/** Joins, and closes the channel when the test ends. */
 export function joinHere(t: ExecutionContext, address: string, options: Options = {}): Promise<Channel> {
   const over = new AbortController()
   const signal = options.signal === undefined ? over.signal : AbortSignal.any([over.signal, options.signal])
@@ -223,7 +223,7 @@ export function joinHere(t: ExecutionContext, address: string, options: Options 
   return joined
 }
 
-/** Listens, and has the listener and its channels closed when the test ends. */
+/** Listens, and closes the listener and its channels when the test ends. */
 export async function listenHere(t: ExecutionContext, address: string, options: ListenOptions = {}): Promise<Listener> {
   const listener = await listen(address, options)
   t.teardown(() => listener.close({ channels: 'close' }))
@@ -248,7 +248,9 @@ export async function pair(t: ExecutionContext, settings: PairSettings = {}): Pr
   return { channel, partner, address }
 }
 
-/** Has the partner receive so many messages, each a `pattern` by its number: 'all', or which is another. */
+/**
+ * Makes the partner receive `count` messages, each a `pattern` by its number. Returns 'all', or the first that differs.
+ */
 export function receivesPatterns(partner: Partner, count: number): Promise<string> {
   return partner.run(async (kit, wanted: number) => {
     for (let number = 0; number < wanted; number += 1) {

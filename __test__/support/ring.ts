@@ -1,9 +1,9 @@
-// A ring by itself, as the binding lets JavaScript read it, and a receive buffer over it: what takes a peer, or luck, is made here by hand.
+// A fake ring with a receive buffer over it. It can produce states that a real peer reaches only rarely.
 
 import { pattern } from './bytes.js'
 import { insideOf } from './inside.js'
 
-/** Numbers by which the binding answers. */
+/** The codes of the binding's results. */
 interface Answers {
   FAILED: number
   WHOLE: number
@@ -22,7 +22,7 @@ interface Wait {
   leave(): void
 }
 
-/** What a channel, a subscription and a merge ask of a receive buffer. */
+/** The methods of a receive buffer that a channel, a subscription and a merge use. */
 export interface Buffered {
   readonly isWeak: boolean
   readonly due: Promise<void> | null
@@ -74,53 +74,53 @@ const { FAILED, WHOLE, ENDED, OTHER, LARGE, FIRST, MORE, HEADER } = answers
 
 const recordSize = (length: number) => HEADER + ((length + 7) & ~7)
 
-/** A ring of which a reader gets all messages in copies: that of a subscription. */
+/** A ring whose reader gets copies of all messages, as in a subscription. */
 export class Ring {
-  /** What was asked, by name. */
+  /** The names of the calls. */
   asked: string[] = []
-  /** How much room there was for each answer that was asked for. */
+  /** The room in the buffer of each fetch. */
   rooms: number[] = []
-  /** Messages that were fetched, and their bytes. */
+  /** The number and the bytes of fetched messages. */
   fetched = { messages: 0, bytes: 0 }
-  /** The peer waits for the room of what was fetched, and was not woken. */
+  /** The peer waits for the room of fetched messages, and was not woken. */
   owesWake = false
-  /** The peer has said that no more will come. */
+  /** The peer has ended. */
   ended = false
-  /** What the next calls fail with. */
+  /** The error of the next calls. */
   failing: string | null = null
-  /** Between `park` and `lookParked` there must be a barrier. */
+  /** A barrier is required between `park` and `lookParked`. */
   needsBarrier = true
-  /** Called at each look that finds nothing. */
+  /** Called at each check that finds nothing. */
   onNothing: () => void = () => {}
   /** Called before a long message is read. */
   onGather: () => void = () => {}
   protected messages: Buffer[] = []
-  /** Bytes of the last message that have come. */
+  /** The bytes of the last message that have arrived. */
   #begun = Infinity
-  /** Messages that are left of the round of visits. */
+  /** The number of messages left in this round of visits. */
   #round = Infinity
 
   come(...messages: Buffer[]): void {
     this.messages.push(...messages)
   }
 
-  /** The beginning of a long message. */
+  /** Adds the beginning of a long message. */
   begin(message: Buffer, bytes: number): void {
     this.come(message)
     this.#begun = bytes
   }
 
-  /** The rest of it. */
+  /** Adds the rest of it. */
   complete(): void {
     this.#begun = Infinity
   }
 
-  /** The next message is passed over: the publisher was faster. */
+  /** The next message is skipped: the publisher was faster. */
   overtake(by: Buffer): void {
     this.messages[0] = by
   }
 
-  /** What was asked since the last look. */
+  /** The calls since the last check. */
   since(): string[] {
     return this.asked.splice(0)
   }
@@ -153,7 +153,7 @@ export class Ring {
     return answer
   }
 
-  /** Whole records, of messages of these lengths. */
+  /** Complete records of messages of these lengths. */
   protected put(into: Buffer, least: number, most: number): number {
     if (this.failing !== null) return FAILED
     if (this.left === 0) return this.#nothing()
@@ -165,7 +165,7 @@ export class Ring {
       if (!fits || (this.left === 1 && this.#begun < length)) return used === 0 ? LARGE - length : used
       into.writeUInt32LE(length, used)
       into.writeUInt32LE(3, used + 4)
-      // What stands behind a message, up to where the next one begins, may be anything.
+      // The bytes between a message and the next one may be anything.
       into.fill(0xaa, used + HEADER, used + recordSize(length))
       into.set(message, used + HEADER)
       used += recordSize(length)
@@ -230,9 +230,9 @@ export class Ring {
   }
 }
 
-/** A ring that holds what was fetched for its reader: that of a channel. */
+/** A ring that holds fetched messages for its reader, as in a channel. */
 export class HeldRing extends Ring {
-  /** Of what was fetched last: the peer has no room there. */
+  /** The messages of the last fetch. The peer cannot use their room yet. */
   held: Buffer[] = []
 
   override pull(into: Buffer, from: number, goesOn: number): number {
@@ -276,7 +276,7 @@ export class HeldRing extends Ring {
     this.messages = rest
     const answer = this.put(into, 0, Infinity)
     this.fetched = { messages, bytes }
-    // What has not found room is next.
+    // A message that did not fit is the next one.
     if (this.messages.length > 0) throw new Error('there was room for all of it')
     this.messages = later
     return answer
@@ -288,7 +288,7 @@ export class HeldRing extends Ring {
   }
 }
 
-/** A ring of which the newest message alone is read. */
+/** A ring from which only the newest message is read. */
 export class LatestRing extends Ring {
   override come(...messages: Buffer[]): void {
     this.messages = [messages.at(-1)!]
@@ -304,7 +304,7 @@ export class LatestRing extends Ring {
 export interface Opened<Kind extends Ring> {
   ring: Kind
   buffer: Buffered
-  /** What the owner of the buffer was told. */
+  /** The notifications of the owner of the buffer. */
   told: string[]
 }
 
@@ -325,7 +325,7 @@ export function patterns(first: number, ...lengths: number[]): Buffer[] {
   return lengths.map((length, index) => pattern(first + index, length))
 }
 
-/** What is there, as visitors are shown it. */
+/** The available messages, as visitors see them. */
 export function shown(buffer: Buffered, max?: number): Buffer[] {
   const seen: Buffer[] = []
   buffer.receiveEach((bytes, offset, length) => seen.push(Buffer.from(bytes.subarray(offset, offset + length))), max)

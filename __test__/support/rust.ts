@@ -1,4 +1,4 @@
-// A partner in Rust: __test__/rust, which the tests' build compiles.
+// A partner in Rust: __test__/rust, which is compiled with the tests.
 
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
@@ -57,7 +57,7 @@ export class RustPartner {
     return this.#child.pid!
   }
 
-  /** Its next line. */
+  /** The next line of its output. */
   async hear(): Promise<string> {
     const { done, value } = await soon(this.#lines.next(), 'a line of the Rust partner')
     return done === true ? '(the end)' : value

@@ -1,15 +1,15 @@
-// What the modules behind `ringfence doctor PID|ADDRESS` give each other, as their tests see it.
+// Types of the internal modules of `ringfence doctor PID|ADDRESS`, for their tests.
 
 import { insideOf } from './inside.js'
 
-/** A limit, and what there is of it; `path` says whose. */
+/** A limit and its use; `path` names its owner. */
 export interface Bounded {
   limit: number
   used: number
   path?: string
 }
 
-/** What a process was seen to do. */
+/** The activity of a process. */
 export interface Activity {
   isStopped: boolean
   busy: number
@@ -20,7 +20,7 @@ export interface Activity {
 
 export const slow = (name: string) => insideOf(`cli/slow/${name}.js`)
 
-/** What was found of the way from one process to another. */
+/** A finding about the direction from one process to another. */
 export interface Finding {
   check: string
   status: 'good' | 'slow' | 'unknown'
@@ -29,7 +29,7 @@ export interface Finding {
   meaning: string
 }
 
-/** What `ringfence doctor PID|ADDRESS` finds. */
+/** The findings of `ringfence doctor PID|ADDRESS`. */
 export interface Diagnosis {
   processes: { pid: number }[]
   pairs: { address: string | null; processes: number[]; findings: Finding[] }[]

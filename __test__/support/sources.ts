@@ -1,4 +1,4 @@
-// Sources of a merge that a test fills by hand, and what a merge reads of them.
+// Sources of a merge that a test fills, and the messages that a merge reads from them.
 
 import type { Closed, Merge } from 'ringfence'
 
@@ -7,10 +7,10 @@ import { fairness, rested } from './clock.js'
 import { insideOf } from './inside.js'
 import { bufferOver, HeldRing } from './ring.js'
 
-/** As the binding has it. */
+/** The reasons of the binding. */
 type GoneReason = 'closed' | 'lost' | 'corrupt' | 'exposed' | 'evicted'
 
-/** What a merge reads, with nothing but a ring. */
+/** A source of a merge that has only a ring. */
 export class Source {
   readonly ring = new HeldRing()
   readonly opened = bufferOver(this.ring)
@@ -32,7 +32,7 @@ export class Source {
     return this
   }
 
-  /** Messages of so many bytes, and the bell where the peer is to ring. */
+  /** Adds `count` messages of `length` bytes, and sends a wakeup if one was requested. */
   say(count = 1, length = 1000): this {
     for (let index = 0; index < count; index += 1) this.ring.come(pattern((this.#next += 1), length))
     return this.#ring()
@@ -77,13 +77,13 @@ export type Merged = Merge<Source>
 export const mergeOf = (...sources: Source[]) => merge(sources)
 export const named = (...names: string[]) => names.map((name) => new Source(name))
 
-/** The clock stands, and is looked at once in 256 messages. */
+/** The clock stands still, and is read once in 256 messages. */
 export async function calm(): Promise<void> {
   await rested()
   for (let looks = 0; looks < 10; looks += 1) fairness.look()
 }
 
-/** Whose the next messages are: `a3 b2` for three of one and two of another. */
+/** The sources of the next messages: `a3 b2` for three of one and two of another. */
 export async function order(merged: Merged, count: number): Promise<string> {
   const names: string[] = []
   for (let index = 0; index < count; index += 1) names.push((await merged.receive())![0].name)

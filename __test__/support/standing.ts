@@ -1,4 +1,4 @@
-// What stands at an address, over a binding of the test's own: who comes is what a test says.
+// Endpoints over a fake binding: tests decide which peers connect.
 
 import type { ExecutionContext } from 'ava'
 import type { ListenOptions, Listener, MemberOptions, Membership } from 'ringfence'
@@ -7,7 +7,7 @@ import { beginsHere, type Failure } from './binding.js'
 import { Binding, FAILED } from './channel.js'
 import { insideOf } from './inside.js'
 
-/** What the package does not export, and the calls beside it. */
+/** Not exported by the package, with public functions of the same copy. */
 export const [{ listen, connect }, { member }, { join }, { atExit }] = await Promise.all([
   insideOf<Pick<typeof import('ringfence'), 'listen' | 'connect'>>('endpoint/service.js'),
   insideOf<Pick<typeof import('ringfence'), 'member'>>('endpoint/membership.js'),
@@ -15,14 +15,14 @@ export const [{ listen, connect }, { member }, { join }, { atExit }] = await Pro
   insideOf<{ atExit(address: string, vacate: () => void): () => void }>('runtime/exit.js'),
 ])
 
-/** What the process would call as it exits: it listens from the first time on that something is to be called. */
+/** Runs what the process would run at exit. The package listens for the exit from the first registration on. */
 export const exits: () => void = (() => {
   const before = process.listeners('exit')
   atExit('/somewhere', () => {})()
   return process.listeners('exit').find((listener) => !before.includes(listener)) as () => void
 })()
 
-/** What the binding makes at an address. */
+/** The fake object of an endpoint. */
 export class Standing {
   readonly role = 'host'
   readonly asked: string[] = []
@@ -30,17 +30,17 @@ export class Standing {
   bell: () => void = () => {}
   watching = 0
   failing: Failure = { code: 'CLOSED', message: 'as the binding says' }
-  /** Tells that the place is left; null: it is so at once. */
+  /** Reports that the place was left; null: this is reported at once. */
   left: (() => void) | null = null
   leavesAtOnce = true
 
-  /** Who comes, and the bell. */
+  /** Adds events, and sends a wakeup. */
   tell(...events: unknown[]): void {
     this.events.push(...events)
     this.bell()
   }
 
-  /** It ends by itself. */
+  /** The endpoint fails. */
   fail(): void {
     this.tell(FAILED)
   }
@@ -85,13 +85,13 @@ export class Standing {
     return this.failing
   }
 
-  /** What was asked since the last time, but for who comes. */
+  /** The calls since the last time, except those for events. */
   since(): string[] {
     return this.asked.splice(0).filter((what) => what !== 'next')
   }
 }
 
-/** Somebody who comes. */
+/** The fake channel of a new peer. */
 export function comer(pid = 1): Binding {
   const binding = new Binding()
   Object.assign(binding.peer, { pid })

@@ -1,4 +1,4 @@
-// Processes on paper that tell their figures, and the subscriptions to them.
+// Fake processes that publish their statistics, and the subscriptions to them.
 
 import type { ExecutionContext } from 'ava'
 
@@ -19,13 +19,13 @@ export function observable(pid: number, lines: string[] = [], ...addresses: stri
   return { ...onPaper(pid, lines, observedAt(pid), ...addresses), [`/proc/${pid}`]: { uid: process.geteuid!() } }
 }
 
-/** What the binding makes of a subscription to the figures of a process. */
+/** The fake subscription to the statistics of a process. */
 export class Teller extends Subscribed {
   constructor(readonly pid: number) {
     super('latest', { pid, uid: 5, gid: 5, executable: { path: `/usr/bin/${pid}` } })
   }
 
-  /** What is told has been read when it resolves. */
+  /** Publishes a snapshot. It has been read once this resolves. */
   async tell(at: number, ...channels: Figures[]): Promise<void> {
     await this.say(JSON.stringify({ executable: '/as/it/says', at, channels }))
   }
@@ -36,7 +36,7 @@ export class Teller extends Subscribed {
     await turns(3)
   }
 
-  /** Its process has ended. */
+  /** The process exits. */
   async exit(): Promise<void> {
     this.ring.ended = true
     this.heard = REASONS.indexOf('lost')
@@ -45,7 +45,7 @@ export class Teller extends Subscribed {
   }
 }
 
-/** Handshakes that begin, until the test is over. */
+/** Handshakes that start until the test is over. */
 export class Handshakes {
   readonly all: Begun[]
 
@@ -53,12 +53,12 @@ export class Handshakes {
     this.all = beginsHere(t)
   }
 
-  /** The processes that are asked, of those that have not answered. */
+  /** The processes that were asked and have not answered. */
   get asked(): number[] {
     return this.all.map(({ address }) => Number(address.slice(observedAt(0).length - 1)))
   }
 
-  /** A process answers. Returns what can be told over that. */
+  /** Lets a process answer. Returns the subscription, over which it can publish. */
   async answer(pid: number, by = pid): Promise<Teller> {
     const teller = new Teller(by)
     this.#take(pid).done(null, teller)

@@ -1,4 +1,4 @@
-// Workers of another process that are terminated in the middle of what they do, and what stays of them.
+// Terminates workers of another process in the middle of their work, and counts what they leak.
 
 import { fileURLToPath } from 'node:url'
 
@@ -8,9 +8,9 @@ import type { Partner } from './partner.js'
 const doomed = fileURLToPath(new URL('doomed.js', import.meta.url))
 
 /**
- * Has `stage`, a process with `--expose-gc`, start so many workers one after the other, and terminate each some time after
- * it has begun, or soon after it has what it came for. Answers with the least number of descriptors that the process has
- * in the second after.
+ * Makes `stage`, a process with `--expose-gc`, start and terminate workers, one after the other. Each is terminated
+ * some time after its start, or soon after it has its resource. Returns the least number of descriptors in the second
+ * after.
  */
 export function terminateWorkers(
   stage: Partner,

@@ -1,8 +1,8 @@
-// Waiting for what has no event of its own.
+// Waiting for conditions that have no event.
 
 import { setTimeout as pause } from 'node:timers/promises'
 
-/** Looks again and again until something holds. The limit only ends a test that has failed. */
+/** Checks repeatedly until the condition holds. The limit only ends a test that has failed. */
 export async function until(holds: () => boolean | Promise<boolean>, what: string, limit = 60_000): Promise<void> {
   const end = performance.now() + limit
   while (!(await holds())) {
@@ -11,7 +11,7 @@ export async function until(holds: () => boolean | Promise<boolean>, what: strin
   }
 }
 
-/** As {@link until}, but the event loop stands still meanwhile: what comes is heard by other threads alone. */
+/** Like {@link until}, but blocks the event loop: only other threads notice events. */
 export function standStillUntil(holds: () => boolean, what: string, limit = 60_000): void {
   const never = new Int32Array(new SharedArrayBuffer(4))
   const end = performance.now() + limit
@@ -28,19 +28,19 @@ export async function turns(count: number): Promise<void> {
   for (let number = 0; number < count; number += 1) await turn()
 }
 
-/** Whether a promise has settled by now, after everything that is due has run. */
+/** Whether a promise is still pending after everything that is due has run. */
 export async function isPending(promise: Promise<unknown>): Promise<boolean> {
   let pending = true
   const settled = () => {
     pending = false
   }
   promise.then(settled, settled)
-  // Two turns of the event loop: what the line has brought is read in the first.
+  // Two turns of the event loop: the first one reads from the line.
   await turns(2)
   return pending
 }
 
-/** What a promise brings, or an error where it brings nothing: for what hangs when it is broken. */
+/** The value of a promise, or an error if it stays pending: for promises that would hang if the code is broken. */
 export async function soon<Value>(promise: Promise<Value>, what: string, limit = 60_000): Promise<Value> {
   let timer: NodeJS.Timeout | undefined
   const late = new Promise<never>((_, reject) => {

@@ -1,4 +1,5 @@
-// Uses every name of the package's types, as a strict program would. types.test.ts compiles it in both module formats, and nothing runs it.
+// Uses every name of the package's types in a strict program. types.test.ts compiles it in both module formats, and
+// nothing runs it.
 
 import type { ChildProcess } from 'node:child_process'
 import { createSocket } from 'node:dgram'
