@@ -157,7 +157,7 @@ test.serial('threads that start and exit are counted while they exist', async (t
 })
 
 test.serial(
-  'a signal or a debugger keeps it from running, one core is all it may have: so it was at the last look',
+  'the last sample says whether a signal or a debugger has stopped it, or whether it is pinned to one core',
   async (t) => {
     for (const [state, isStopped] of Object.entries({ T: true, t: true, S: false, R: false, D: false, Z: false })) {
       const looks = steps((step) => process(7, { 7: { core: 1, state: step < 10 ? 'S' : state } }))

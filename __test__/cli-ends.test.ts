@@ -176,7 +176,7 @@ test.serial('collect that cannot accept clients fails once the connected ones ha
 })
 
 test.serial(
-  'a standard stream that is closed is told before anything begins, where it is what is read or written',
+  'a closed standard stream is reported before anything starts, if the command reads or writes it',
   async (t) => {
     const { fstatSync, statSync } = fs
     // Node opens this in place of a closed standard stream.

@@ -122,7 +122,7 @@ test.serial('structured carries all structured clones, and typed arrays belong t
 })
 
 test.serial(
-  'what encodes to nothing, or cannot be encoded, is INVALID_ARGUMENT with its cause, and nothing is sent',
+  'a value that encodes to nothing, or cannot be encoded, is INVALID_ARGUMENT with its cause, and is not sent',
   async (t) => {
     const { channel, partner } = await pair(t)
     const cycle: Record<string, unknown> = {}
@@ -186,7 +186,7 @@ for (const [name, codec, honest, cases] of [
   ['structured', structured<number>(), one, noStructured],
 ] as const) {
   test.serial(
-    `what ${name} cannot decode is MALFORMED with its bytes, for one call, and the next goes on`,
+    `a message that ${name} cannot decode is MALFORMED with its bytes, and the next call continues`,
     async (t) => {
       const { channel, partner } = await pair(t)
       const typed = channel.with(codec)

@@ -193,7 +193,7 @@ test.serial('publish sends the file, and succeeds', async (t) => {
 })
 
 test.serial(
-  'collect ends in good order with the first signal, and at once with the second, or with SIGHUP',
+  'collect finishes its work after the first signal, and ends at once after the second or SIGHUP',
   async (t) => {
     for (const [first, second, code] of [
       ['SIGINT', 'SIGINT', 130],

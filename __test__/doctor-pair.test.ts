@@ -197,7 +197,7 @@ const MARKS = { good: 'good', slow: 'SLOW', unknown: '?' }
 const cells = (line: string) => line.trim().split(/ {2,}/)
 
 test.serial(
-  'each pair is printed with a table of what was found, and what is slow or unknown is explained below',
+  'each pair is printed with a table of its findings, and slow or unknown ones are explained below',
   async (t) => {
     const paper = all()
     // Anyone may choose these names.

@@ -207,7 +207,7 @@ test.serial('a reader that does not read blocks the peer', async (t) => {
 })
 
 test.serial(
-  'what was written before a destroy arrives, and then the end, also if there is no room for it yet',
+  'data that was written before a destroy arrives, and then the end, even if there is no room yet',
   async (t) => {
     for (const [count, size] of [
       [2, 10],
@@ -504,7 +504,7 @@ test.serial('a loop over messages ends if the peer closes without an end, and cl
 })
 
 test.serial(
-  'a peer that ends and then closes is the end of what is read, and so is a destroy after both ends',
+  'a peer that ends and then closes is a clean end of reading, and so is a destroy after both ends',
   async (t) => {
     for (const way of ['close', 'destroy'] as const) {
       const { channel, partner } = await pair(t)

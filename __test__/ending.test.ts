@@ -62,7 +62,7 @@ test.serial('after end the peer reads the remainder, then the end; the other dir
 
 for (const first of ['here', 'there'] as const) {
   test.serial(
-    `once both have ended, ${first} first, and everything was read, the channel closes by itself`,
+    `once both sides have ended, ${first} first, and everything was read, the channel closes itself`,
     async (t) => {
       const { channel, partner, address } = await pair(t)
       const endThere = () => partner.run((kit) => kit.channel.end())
@@ -214,7 +214,7 @@ test.serial('end resolves once everything that was sent before is in the ring', 
 })
 
 test.serial(
-  'after close the peer reads what is in the ring, then its end; closed is closed on both sides',
+  'after close the peer reads the messages in the ring, then the end; both sides report closed',
   async (t) => {
     const { channel, partner, address } = await pair(t, { here: { capacity: 65536 } })
     const count = fill(channel)
@@ -376,7 +376,7 @@ test.serial('once the peer has closed, pending and later sends are PEER_LOST', a
 })
 
 test.serial(
-  'after the peer’s SIGKILL everything that it had sent arrives, then PEER_LOST; closed is lost',
+  'after the peer’s SIGKILL everything that it had sent arrives, then PEER_LOST; the reason is lost',
   async (t) => {
     const { channel, partner } = await pair(t)
     const count = await partner.run((kit) => {
@@ -397,7 +397,7 @@ test.serial(
 )
 
 test.serial(
-  'a peer may be killed at any moment of a transfer: what it was told is sent arrives, and in order',
+  'a peer may be killed at any moment of a transfer: messages that it had sent arrive in order',
   async (t) => {
     const address = addressOf('abstract', t)
     for (let round = 0; round < 10; round += 1) {
@@ -561,7 +561,7 @@ const TAIL = 128
 const HEAD = 256
 
 test.serial(
-  'a peer whose ring lies is RING_CORRUPT: the channel closes as corrupt, and the process goes on',
+  'a peer with a malformed ring is RING_CORRUPT: the channel closes as corrupt, the process continues',
   async (t) => {
     for (const backing of ['memfd', 'shm'] as const) {
       const { channel, partner } = await pair(t, { options: { backing } })

@@ -39,26 +39,23 @@ test.serial('frames: three Node processes read every frame, which is drawn once'
   )
 })
 
-test.serial(
-  'transfer: a file arrives whole, in both backings, and what is published reaches who reads on',
-  async (t) => {
-    const { code, output, errors } = await run('transfer/main.mjs', [fileURLToPath(import.meta.url)])
-    t.is(errors, '')
-    t.is(code, 0)
-    for (const backing of ['memfd', 'shm']) t.regex(output, new RegExp(`━━ ${backing}: `))
-    t.is(output.match(/^They agree\.$/gm)?.length, 2)
-    // The example compares what was read with what was published.
-    const [, published] = /^Process \d+ published ([\d,]+) messages of 1\.02 kB, each once: [\d,]+ a second\.$/m.exec(
-      output,
-    )!
-    t.regex(output, new RegExp(`^process \\d+, reading +${published} +[\\d,]+ +0 +no +closed$`, 'm'))
-    t.regex(output, /^process \d+, stopped +[\d,]+ +[\d,]+ +0 +yes +evicted +\d+ ms after SIGSTOP$/m)
-    t.regex(output, /^process \d+, killed +≥ [\d,]+ +[\d,]+ +0 +no +lost +\d+ ms after SIGKILL$/m)
-  },
-)
+test.serial('transfer: a file arrives whole, in both backings, and published messages reach each reader', async (t) => {
+  const { code, output, errors } = await run('transfer/main.mjs', [fileURLToPath(import.meta.url)])
+  t.is(errors, '')
+  t.is(code, 0)
+  for (const backing of ['memfd', 'shm']) t.regex(output, new RegExp(`━━ ${backing}: `))
+  t.is(output.match(/^They agree\.$/gm)?.length, 2)
+  // The example compares what was read with what was published.
+  const [, published] = /^Process \d+ published ([\d,]+) messages of 1\.02 kB, each once: [\d,]+ a second\.$/m.exec(
+    output,
+  )!
+  t.regex(output, new RegExp(`^process \\d+, reading +${published} +[\\d,]+ +0 +no +closed$`, 'm'))
+  t.regex(output, /^process \d+, stopped +[\d,]+ +[\d,]+ +0 +yes +evicted +\d+ ms after SIGSTOP$/m)
+  t.regex(output, /^process \d+, killed +≥ [\d,]+ +[\d,]+ +0 +no +lost +\d+ ms after SIGKILL$/m)
+})
 
 test.serial(
-  'ticker: a Rust process publishes to eight Node processes, of which one is killed and one stopped',
+  'ticker: a Rust process publishes to eight Node processes; one is killed, and one is stopped',
   async (t) => {
     const { code, output, errors } = await run('ticker/main.mjs', ['--seconds', '1', '--publisher', tickerPublisher])
     t.is(errors, '')
@@ -104,7 +101,7 @@ test.serial('counter: after a hundred restarts the client has lost no answered r
 })
 
 test.serial(
-  'objects: values go to a child and come back, by three codecs, and what is no JSON fails one call',
+  'objects: values go to a child and back, by three codecs, and a value that is no JSON fails one call',
   async (t) => {
     const { code, output, errors } = await run('objects/objects.mjs')
     t.is(errors, '')

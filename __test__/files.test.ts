@@ -82,7 +82,7 @@ async function replace(path: string, content: string): Promise<void> {
 }
 
 test.serial(
-  'what is written lies beside the file until it is kept, and goes where it is not, or where the process exits',
+  'data is in a temporary file until it is kept; otherwise, or if the process exits, that file is removed',
   async (t) => {
     const { directory, file } = scene(t)
     const before = process.listeners('exit')

@@ -27,25 +27,22 @@ function readAll(partner: Partner): Promise<Buffer[]> {
   })
 }
 
-test.serial(
-  'what is filled arrives, in order with what is sent by other calls, through many laps of the ring',
-  async (t) => {
-    for (const busyPollMicros of [0, 50]) {
-      const { channel, partner } = await pair(t, { here: { capacity: 65_536, busyPollMicros } })
-      const count = 5000
-      const there = receivesPatterns(partner, count)
-      for (let number = 0; number < count; number += 1) {
-        const size = [0, 1, 64, 100, 4096, 5000, 9000, 32_000][number % 8]!
-        const message = pattern(number, size)
-        if (number % 5 === 4) await channel.send(message)
-        else if (number % 5 === 3) void channel.send(message)
-        // Asks for more room than it uses, if half the ring has that much.
-        else while (!channel.fill(Math.min(size + 9, 32_000), put(message))) await channel.waitWritable(size + 9)
-      }
-      t.is(await there, 'all')
+test.serial('filled messages arrive in order with other messages, through many laps of the ring', async (t) => {
+  for (const busyPollMicros of [0, 50]) {
+    const { channel, partner } = await pair(t, { here: { capacity: 65_536, busyPollMicros } })
+    const count = 5000
+    const there = receivesPatterns(partner, count)
+    for (let number = 0; number < count; number += 1) {
+      const size = [0, 1, 64, 100, 4096, 5000, 9000, 32_000][number % 8]!
+      const message = pattern(number, size)
+      if (number % 5 === 4) await channel.send(message)
+      else if (number % 5 === 3) void channel.send(message)
+      // Asks for more room than it uses, if half the ring has that much.
+      else while (!channel.fill(Math.min(size + 9, 32_000), put(message))) await channel.waitWritable(size + 9)
     }
-  },
-)
+    t.is(await there, 'all')
+  }
+})
 
 test.serial('fill returns false without room: the callback is not called, and nothing is sent', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
@@ -59,23 +56,20 @@ test.serial('fill returns false without room: the callback is not called, and no
   t.true(channel.fill(64, put(pattern(filled, 64))))
 })
 
-test.serial(
-  'what is no count of bytes is INVALID_ARGUMENT, what throws is passed on, and nothing is sent',
-  async (t) => {
-    const { channel, partner } = await pair(t, { here: { capacity: 65_536 } })
-    for (const size of [0, 64, 3000, 5000, 30_000]) {
-      for (const result of [-1, size + 1, 0.5, NaN, undefined, null, '1', 1n, Promise.resolve(1)])
-        t.throws(() => channel.fill(size, () => result as number), invalid, `${size} ${String(result)}`)
-      t.throws(() => channel.fill(size, () => { throw new RangeError('mine') }), { instanceOf: RangeError }) // prettier-ignore
-    }
-    for (const size of [-1, 1.5, NaN, '5', undefined]) t.throws(() => channel.fill(size as number, () => 0), invalid)
-    t.throws(() => channel.fill(5, undefined as never), invalid)
-    t.throws(() => channel.fill(channel.capacity / 2 + 1, () => 0), tooLarge)
-    t.true(channel.fill(10, put(Buffer.from('last'))))
-    await channel.end()
-    t.deepEqual(await readAll(partner), [Buffer.from('last')])
-  },
-)
+test.serial('a wrong count of bytes is INVALID_ARGUMENT, an exception is passed on, and nothing is sent', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 65_536 } })
+  for (const size of [0, 64, 3000, 5000, 30_000]) {
+    for (const result of [-1, size + 1, 0.5, NaN, undefined, null, '1', 1n, Promise.resolve(1)])
+      t.throws(() => channel.fill(size, () => result as number), invalid, `${size} ${String(result)}`)
+    t.throws(() => channel.fill(size, () => { throw new RangeError('mine') }), { instanceOf: RangeError }) // prettier-ignore
+  }
+  for (const size of [-1, 1.5, NaN, '5', undefined]) t.throws(() => channel.fill(size as number, () => 0), invalid)
+  t.throws(() => channel.fill(5, undefined as never), invalid)
+  t.throws(() => channel.fill(channel.capacity / 2 + 1, () => 0), tooLarge)
+  t.true(channel.fill(10, put(Buffer.from('last'))))
+  await channel.end()
+  t.deepEqual(await readAll(partner), [Buffer.from('last')])
+})
 
 test.serial('sending in the callback is INVALID_ARGUMENT; reading and earlier sends continue', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 65_536 } })
@@ -159,7 +153,7 @@ test.serial('a filled message is in the ring before the process exits', async (t
 })
 
 test.serial(
-  'what is filled as the process exits is in the ring as well, in whatever order its listeners are called',
+  'a message that is filled during the exit is in the ring, whatever the order of the exit listeners',
   async (t) => {
     for (const isFirst of [true, false]) {
       const { channel, partner } = await pair(t)

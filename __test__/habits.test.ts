@@ -63,7 +63,7 @@ test.serial('two sides that have both ended stay open until one reads to the end
 })
 
 test.serial(
-  'this side ends once that was told: what was sent before goes, a later send names the option',
+  'this side ends once the end was read: earlier sends arrive, and a later one names the option',
   async (t) => {
     const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
     await partner.run(async (kit) => {

@@ -155,7 +155,7 @@ test.serial('refused subscribers and evicted ones, which were too slow, are repo
 })
 
 test.serial(
-  'each message is written with a newline, or as it is; so many of them, or until the publisher ends',
+  'each message is written, with a newline or without; up to --count, or until the publisher ends',
   async (t) => {
     for (const [more, wanted] of [
       [{}, 'one\n\ntwo\n'],
@@ -205,7 +205,7 @@ test.serial('--count messages are enough, even if the publisher is killed afterw
 })
 
 test.serial(
-  'one that is too slow is let go of, and what it has is written; with best-effort it is told how many it has missed',
+  'a slow subscriber is evicted, and its messages are written; with best-effort it reports how many it missed',
   async (t) => {
     const message = 'x'.repeat(4096)
     for (const delivery of ['reliable', 'best-effort'] as const) {
@@ -276,7 +276,7 @@ async function collecting(t: ExecutionContext, more: Partial<Collection> = {}) {
 }
 
 test.serial(
-  'lines of senders are written whole, and each is told of the end once its last one is written',
+  'lines of senders are written whole, and each sender gets the end once its last line is written',
   async (t) => {
     const { output, errors, stop, over, partner, sender, address } = await collecting(t, { evidence: true })
     const [one, two] = [await sender('one'), await sender('two')]
@@ -358,7 +358,7 @@ test.serial('a stop writes what has arrived; a sender that continues learns that
 })
 
 test.serial(
-  'one that is refused is told of, unless it came as one of a pair, and an address that is taken is a failure',
+  'a refused process is reported, unless it tried to join a pair, and an occupied address is a failure',
   async (t) => {
     const strict = await collecting(t, { options: { policy: { uid: 54_321 } } })
     await t.throwsAsync(strict.sender('stranger'), { code: 'ERR_RINGFENCE_PEER_REFUSED' })

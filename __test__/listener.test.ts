@@ -143,50 +143,47 @@ test.serial('removing all listeners keeps the internal ones', async (t) => {
   t.is((await next(listener)).value.peer.pid, 3)
 })
 
-test.serial(
-  'messages() has all channels, those that wait and those that come, to the end of the last one',
-  async (t) => {
-    const { listener, standing } = await listens(t)
-    const [first, second] = [comer(1), comer(2)]
-    for (const { from } of [first, second]) from.come(Buffer.from('hello'))
-    standing.tell(comer(0).raw)
-    const [loop, unused] = [listener[Symbol.asyncIterator](), listener[Symbol.asyncIterator]()]
-    void loop.next()
-    t.throws(() => listener.messages(), { ...codeOf('INVALID_ARGUMENT'), message: /a loop over this listener/ })
-    await loop.return!()
-    standing.tell(first.raw)
-    const { hear } = heardOf(listener)
-    t.throws(() => listener.messages(), toListeners)
-    listener.off('connection', hear)
+test.serial('messages() reads all channels, queued and later ones, up to the end of the last one', async (t) => {
+  const { listener, standing } = await listens(t)
+  const [first, second] = [comer(1), comer(2)]
+  for (const { from } of [first, second]) from.come(Buffer.from('hello'))
+  standing.tell(comer(0).raw)
+  const [loop, unused] = [listener[Symbol.asyncIterator](), listener[Symbol.asyncIterator]()]
+  void loop.next()
+  t.throws(() => listener.messages(), { ...codeOf('INVALID_ARGUMENT'), message: /a loop over this listener/ })
+  await loop.return!()
+  standing.tell(first.raw)
+  const { hear } = heardOf(listener)
+  t.throws(() => listener.messages(), toListeners)
+  listener.off('connection', hear)
 
-    const messages = listener.messages()[Symbol.asyncIterator]()
-    const others = listener.messages()[Symbol.asyncIterator]()
-    t.deepEqual((await messages.next()).value![0].peer.pid, 1)
-    const none = () => {}
-    listener.on('refused', none).off('refused', none)
-    standing.tell(second.raw)
-    t.deepEqual((await others.next()).value![0].peer.pid, 2)
-    await t.throwsAsync(next(listener), toMessages)
-    await t.throwsAsync(unused.next(), toMessages, 'an iterator that was there before, and not used')
-    t.throws(() => listener.on('connection', () => {}), toMessages)
-    const waits = messages.next()
-    await listener.close()
-    t.true(await isPending(waits), 'channels go on')
-    for (const { from, heard } of [first, second]) {
-      from.come(Buffer.from('bye'))
-      from.ended = true
-      heard()
-    }
-    t.is(String((await waits).value![1]), 'bye')
-    t.is(String((await messages.next()).value![1]), 'bye')
-    t.deepEqual(await messages.next(), { done: true, value: undefined })
-    t.deepEqual(await others.next(), { done: true, value: undefined })
-    // A listener that is closed already accepts none.
-    const late = await listens(t)
-    await late.listener.close()
-    t.deepEqual(await late.listener.messages()[Symbol.asyncIterator]().next(), { done: true, value: undefined })
-  },
-)
+  const messages = listener.messages()[Symbol.asyncIterator]()
+  const others = listener.messages()[Symbol.asyncIterator]()
+  t.deepEqual((await messages.next()).value![0].peer.pid, 1)
+  const none = () => {}
+  listener.on('refused', none).off('refused', none)
+  standing.tell(second.raw)
+  t.deepEqual((await others.next()).value![0].peer.pid, 2)
+  await t.throwsAsync(next(listener), toMessages)
+  await t.throwsAsync(unused.next(), toMessages, 'an iterator that was there before, and not used')
+  t.throws(() => listener.on('connection', () => {}), toMessages)
+  const waits = messages.next()
+  await listener.close()
+  t.true(await isPending(waits), 'channels go on')
+  for (const { from, heard } of [first, second]) {
+    from.come(Buffer.from('bye'))
+    from.ended = true
+    heard()
+  }
+  t.is(String((await waits).value![1]), 'bye')
+  t.is(String((await messages.next()).value![1]), 'bye')
+  t.deepEqual(await messages.next(), { done: true, value: undefined })
+  t.deepEqual(await others.next(), { done: true, value: undefined })
+  // A listener that is closed already accepts none.
+  const late = await listens(t)
+  await late.listener.close()
+  t.deepEqual(await late.listener.messages()[Symbol.asyncIterator]().next(), { done: true, value: undefined })
+})
 
 test.serial('closing the merge of messages() leaves the channels open, and later ones to loops', async (t) => {
   const { listener, standing } = await listens(t)
@@ -293,34 +290,31 @@ test.serial('a listener of an event closes the channel that it gets, and all oth
   t.is(watched.listener.channels.length, 0)
 })
 
-test.serial(
-  'a signal closes a listener, and not one that is closed; one that comes too late for it as well',
-  async (t) => {
-    const controller = new AbortController()
-    const { signal } = controller
-    const listeners = () => getEventListeners(signal, 'abort').length
-    const first = await listens(t, { signal })
-    t.is(listeners(), 1)
-    await first.listener.close()
-    t.is(listeners(), 0)
-    const second = await listens(t, { signal })
-    second.standing.tell(comer(1).raw)
-    controller.abort()
-    t.deepEqual(await second.listener.closed, { reason: 'closed' })
-    t.deepEqual(second.standing.since(), ['close'])
+test.serial('a signal closes an open listener, and one that is still starting, but not a closed one', async (t) => {
+  const controller = new AbortController()
+  const { signal } = controller
+  const listeners = () => getEventListeners(signal, 'abort').length
+  const first = await listens(t, { signal })
+  t.is(listeners(), 1)
+  await first.listener.close()
+  t.is(listeners(), 0)
+  const second = await listens(t, { signal })
+  second.standing.tell(comer(1).raw)
+  controller.abort()
+  t.deepEqual(await second.listener.closed, { reason: 'closed' })
+  t.deepEqual(second.standing.since(), ['close'])
 
-    const late = new AbortController()
-    const all = beginsHere(t)
-    const opening = listen('@somewhere', { signal: late.signal })
-    await Promise.resolve()
-    const standing = new Standing()
-    late.abort()
-    t.deepEqual(all[0]!.asked, ['cancel'])
-    all[0]!.done(null, standing)
-    await t.throwsAsync(opening, codeOf('ABORT_ERR'))
-    t.deepEqual(standing.since(), ['close'])
-  },
-)
+  const late = new AbortController()
+  const all = beginsHere(t)
+  const opening = listen('@somewhere', { signal: late.signal })
+  await Promise.resolve()
+  const standing = new Standing()
+  late.abort()
+  t.deepEqual(all[0]!.asked, ['cancel'])
+  all[0]!.done(null, standing)
+  await t.throwsAsync(opening, codeOf('ABORT_ERR'))
+  t.deepEqual(standing.since(), ['close'])
+})
 
 test.serial('a listener that fails says why, and closes the channels that the program has not taken', async (t) => {
   const { listener, standing } = await listens(t)

@@ -45,7 +45,7 @@ function idle(partner: Partner): Promise<{ cpu: number; wakeUps: number }> {
 
 for (const watcher of watchers) {
   test.serial(
-    `an idle channel that ${watcher} watches uses no CPU and wakes no thread, whatever waits on it`,
+    `an idle channel that ${watcher} watches uses no CPU and wakes no thread, whatever calls wait on it`,
     async (t) => {
       const partners = await Promise.all(['nothing', 'reading', 'writing'].map(() => watching(t, watcher)))
       const [nothing, reading, writing] = partners as [Partner, Partner, Partner]

@@ -519,34 +519,31 @@ test.serial('a Node process replaces a Rust process, and the reverse', async (t)
   t.is(await second.hear(), 'host')
 })
 
-test.serial(
-  'an error that a listener throws is uncaught, and skips no other listener and no later event',
-  async (t) => {
-    const address = abstractAddress()
-    const here = await memberHere(t, address)
-    const there = await Partner.start(t)
-    const told = there.run(async (kit, where) => {
-      const uncaught: string[] = []
-      process.on('uncaughtException', (error) => uncaught.push(error.message))
-      const membership = await kit.ringfence.member(where)
-      membership.on('connection', () => {
-        throw new Error('a channel')
-      })
-      membership.on('connection', () => {
-        throw new Error('again')
-      })
-      membership.on('disconnect', (_, { reason }) => {
-        throw new Error(reason)
-      })
-      await kit.until.until(() => uncaught.length === 3, 'all listeners are called')
-      await membership.close()
-      return { uncaught, closed: await membership.closed }
-    }, address)
-    const channel = await nextOf(here)
-    await channel.close()
-    t.deepEqual(await told, { uncaught: ['a channel', 'again', 'closed'], closed: { reason: 'closed' } })
-  },
-)
+test.serial('an exception of a listener is uncaught, and skips no other listener and no later event', async (t) => {
+  const address = abstractAddress()
+  const here = await memberHere(t, address)
+  const there = await Partner.start(t)
+  const told = there.run(async (kit, where) => {
+    const uncaught: string[] = []
+    process.on('uncaughtException', (error) => uncaught.push(error.message))
+    const membership = await kit.ringfence.member(where)
+    membership.on('connection', () => {
+      throw new Error('a channel')
+    })
+    membership.on('connection', () => {
+      throw new Error('again')
+    })
+    membership.on('disconnect', (_, { reason }) => {
+      throw new Error(reason)
+    })
+    await kit.until.until(() => uncaught.length === 3, 'all listeners are called')
+    await membership.close()
+    return { uncaught, closed: await membership.closed }
+  }, address)
+  const channel = await nextOf(here)
+  await channel.close()
+  t.deepEqual(await told, { uncaught: ['a channel', 'again', 'closed'], closed: { reason: 'closed' } })
+})
 
 test('messages of a partner are read even if this side ends its sending before it notices the end', async (t) => {
   const address = namedAddress(t)

@@ -148,35 +148,32 @@ for (const [size, between] of [
   [3000, 44],
 ] as const)
   test.serial(
-    `3,000 short messages that are kept out of a stream of ${size} bytes each hold a few MiB`,
+    `keeping 3,000 short messages from a stream of ${size} bytes each holds only a few MiB`,
     keptOutOf,
     size,
     between,
   )
 
-test.serial(
-  'once all that was fetched is handed out, the peer has the room, though nothing more is asked for',
-  async (t) => {
-    const { channel, partner } = await pair(t, { there: { capacity: 4096 } })
-    const fill = (size: number) =>
-      partner.run((kit, length: number) => {
-        let count = 0
-        while (kit.channel.trySend(kit.bytes.pattern(count, length))) count += 1
-        return count
-      }, size)
-    for (const size of [0, 16, 100]) {
-      const counts = []
-      for (let round = 0; round < 3; round += 1) {
-        const count = await fill(size)
-        counts.push(count)
-        for (let number = 0; number < count; number += 1)
-          t.true((await channel.receive())!.equals(pattern(number, size)), `message ${number} of ${size}`)
-      }
-      // At the end of the ring, one message may find no room.
-      t.true(Math.min(...counts) >= Math.max(...counts) - 1, `${counts.join(', ')} of ${size} bytes`)
+test.serial('once all fetched messages are returned, the peer has their room, even without another call', async (t) => {
+  const { channel, partner } = await pair(t, { there: { capacity: 4096 } })
+  const fill = (size: number) =>
+    partner.run((kit, length: number) => {
+      let count = 0
+      while (kit.channel.trySend(kit.bytes.pattern(count, length))) count += 1
+      return count
+    }, size)
+  for (const size of [0, 16, 100]) {
+    const counts = []
+    for (let round = 0; round < 3; round += 1) {
+      const count = await fill(size)
+      counts.push(count)
+      for (let number = 0; number < count; number += 1)
+        t.true((await channel.receive())!.equals(pattern(number, size)), `message ${number} of ${size}`)
     }
-  },
-)
+    // At the end of the ring, one message may find no room.
+    t.true(Math.min(...counts) >= Math.max(...counts) - 1, `${counts.join(', ')} of ${size} bytes`)
+  }
+})
 
 test.serial('detaching memory that visited messages share with a Buffer loses no message', async (t) => {
   const { channel, partner } = await pair(t)
@@ -331,7 +328,7 @@ test.serial('the same if the kernel gives no memory (RLIMIT_AS)', async (t) => {
 })
 
 test.serial(
-  'where there is no memory to gather or to show messages, that call is NO_SPACE, and the channel goes on',
+  'without memory to assemble or to visit messages, that call is NO_SPACE, and the channel continues',
   async (t) => {
     const { channel, partner } = await pair(t)
     await channel.send('one')

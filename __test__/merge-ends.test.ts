@@ -17,7 +17,7 @@ const invalid = codeOf('INVALID_ARGUMENT')
 const closed = codeOf('CLOSED')
 
 test.serial(
-  'a source that has ended leaves after its last message, and is told of once no message is on its way',
+  'a source that has ended is removed after its last message, and reported once no message is pending',
   async (t) => {
     const [a, b, c] = named('a', 'b', 'c') as [Source, Source, Source]
     const merged = mergeOf(a.say(2).end('lost'), b, c.end('evicted'))
@@ -64,7 +64,7 @@ test.serial('a source that ends is removed once all of it was read, even if nobo
 })
 
 test.serial(
-  'a source that ends during its turn leaves once it was read, even if the merge is not read again',
+  'a source that ends during its turn is removed once it was read, even if the merge is not read again',
   async (t) => {
     const [a] = named('a') as [Source]
     const merged = mergeOf(a)
@@ -102,7 +102,7 @@ test.serial('waiting readers get messages in the order of their calls, and then 
 })
 
 test.serial(
-  'a merge that never had a source is not over, and one that has lost its last is, until another comes',
+  'a merge that never had a source has not ended; one that lost its last has, until another is added',
   async (t) => {
     const merged = mergeOf()
     const waits = [merged.receive(), merged.waitReadable()]
@@ -169,7 +169,7 @@ test.serial('a source whose ring fails does not affect the others', async (t) =>
 })
 
 test.serial(
-  'a closed merge hands its sources back, tells those who wait the end, and refuses what comes',
+  'a closed merge releases its sources, returns the end to waiting calls, and refuses new sources',
   async (t) => {
     const [a, b] = named('a', 'b') as [Source, Source]
     const merged = mergeOf(a, b)
@@ -212,7 +212,7 @@ test.serial('an argument that is not a source is refused, and the sources beside
 })
 
 test.serial(
-  'a merge that is held goes on without sources, until it is let end, and tells why to one call',
+  'a held merge continues without sources until it may end, and reports the reason to one call',
   async (t) => {
     for (const failure of [null, new Error('as a test says')])
       for (const waits of [true, false]) {

@@ -42,46 +42,43 @@ test.serial('a turn also ends when two readings of the clock say so', async (t) 
   t.regex(inShort(names), /^a2( [ab][23]){4,}$/)
 })
 
-test.serial(
-  'after a turn four of those that have nothing are looked at, in a circle, and one that has something is next',
-  async (t) => {
-    const flood = new Source('flood').say(200)
-    const idle = Array.from({ length: 10 }, (_, number) => new Source(`idle ${number}`))
-    const merged = mergeOf(...idle, flood)
-    await calm()
-    t.is((await merged.receive())![0], flood)
-    const looked = () => idle.map(({ ring }) => ring.since().length)
-    t.deepEqual(
-      looked(),
-      idle.map(() => 1),
-      'each was found empty',
-    )
-    await order(merged, 15)
-    t.deepEqual(
-      looked(),
-      idle.map(() => 0),
-      'the turn is not over',
-    )
-    await order(merged, 1)
-    t.deepEqual(looked(), [1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
-    await order(merged, 17)
-    t.deepEqual(looked(), [0, 0, 0, 0, 1, 1, 1, 1, 0, 0])
-    await order(merged, 17)
-    t.deepEqual(looked(), [1, 1, 0, 0, 0, 0, 0, 0, 1, 1])
-    idle[3]!.say()
-    t.is(await order(merged, 19), 'flood17 idle 31 flood1')
+test.serial('after a turn four empty sources are checked, in rotation, and one with messages is next', async (t) => {
+  const flood = new Source('flood').say(200)
+  const idle = Array.from({ length: 10 }, (_, number) => new Source(`idle ${number}`))
+  const merged = mergeOf(...idle, flood)
+  await calm()
+  t.is((await merged.receive())![0], flood)
+  const looked = () => idle.map(({ ring }) => ring.since().length)
+  t.deepEqual(
+    looked(),
+    idle.map(() => 1),
+    'each was found empty',
+  )
+  await order(merged, 15)
+  t.deepEqual(
+    looked(),
+    idle.map(() => 0),
+    'the turn is not over',
+  )
+  await order(merged, 1)
+  t.deepEqual(looked(), [1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
+  await order(merged, 17)
+  t.deepEqual(looked(), [0, 0, 0, 0, 1, 1, 1, 1, 0, 0])
+  await order(merged, 17)
+  t.deepEqual(looked(), [1, 1, 0, 0, 0, 0, 0, 0, 1, 1])
+  idle[3]!.say()
+  t.is(await order(merged, 19), 'flood17 idle 31 flood1')
 
-    // Sources that will send a wakeup are checked as well, since that may be on its way.
-    const [x, y] = named('x', 'y') as [Source, Source]
-    const other = mergeOf(x, y)
-    const waiting = other.receive()
-    t.true(x.buffer.isArmed && y.buffer.isArmed)
-    x.say(40)
-    t.is((await waiting)![0], x)
-    y.ring.come(pattern(0, 10))
-    t.is(await order(other, 18), 'x16 y1 x1')
-  },
-)
+  // Sources that will send a wakeup are checked as well, since that may be on its way.
+  const [x, y] = named('x', 'y') as [Source, Source]
+  const other = mergeOf(x, y)
+  const waiting = other.receive()
+  t.true(x.buffer.isArmed && y.buffer.isArmed)
+  x.say(40)
+  t.is((await waiting)![0], x)
+  y.ring.come(pattern(0, 10))
+  t.is(await order(other, 18), 'x16 y1 x1')
+})
 
 test.serial('a source that sends a little each time does not always come first', async (t) => {
   const [flood, little] = named('flood', 'little') as [Source, Source]
@@ -321,7 +318,7 @@ test.serial('a message without memory fails one call, and waits for its sourceâ€
 })
 
 test.serial(
-  'calls give way to the event loop after 2 ms, and those who wait meanwhile are served once it has turned',
+  'calls yield to the event loop after 2 ms, and calls that wait for that are served once it has turned',
   async (t) => {
     const [a] = named('a') as [Source]
     const merged = mergeOf(a.say(100, 10))

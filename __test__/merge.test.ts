@@ -90,7 +90,7 @@ function drainedBefore(merged: Merge<Channel>, wanted: Channel): number {
 
 for (const size of [64, 1000]) {
   test.serial(
-    `a source that floods with ${size} bytes gets no more than its turn before a quiet one is heard`,
+    `a source that floods with ${size} bytes gets no more than its turn before a quiet one is read`,
     async (t) => {
       const { senders } = await service(t, 2, { capacity: 1 << 20 })
       const [flood, quiet] = senders as [Sender, Sender]
@@ -136,32 +136,29 @@ test.serial('a quiet source is read within a few turns, although many others are
   t.true((await bytesBefore(merged, quiet.channel)) <= 13 * TURN)
 })
 
-test.serial(
-  'a turn ends after a while as well: where each message takes long, few come before a quiet source',
-  async (t) => {
-    const { senders } = await service(t, 2, { capacity: 1 << 20 })
-    const [flood, quiet] = senders as [Sender, Sender]
-    await using merged = merge([flood.channel, quiet.channel])
-    await fill(flood.partner, 8)
-    let before = -1
-    let count = 0
-    for await (const [source] of merged) {
-      if (source === quiet.channel) break
-      const end = performance.now() + 0.5
-      while (performance.now() < end);
-      count += 1
-      if (before !== -1) before += 1
-      // The time for one message has already been measured.
-      else if (count >= 300) {
-        await say(quiet.partner, 'now')
-        before = 0
-      }
+test.serial('a turn also ends after a while: if each message takes long, few come before a quiet source', async (t) => {
+  const { senders } = await service(t, 2, { capacity: 1 << 20 })
+  const [flood, quiet] = senders as [Sender, Sender]
+  await using merged = merge([flood.channel, quiet.channel])
+  await fill(flood.partner, 8)
+  let before = -1
+  let count = 0
+  for await (const [source] of merged) {
+    if (source === quiet.channel) break
+    const end = performance.now() + 0.5
+    while (performance.now() < end);
+    count += 1
+    if (before !== -1) before += 1
+    // The time for one message has already been measured.
+    else if (count >= 300) {
+      await say(quiet.partner, 'now')
+      before = 0
     }
-    // The bytes of a turn would allow 724. All loops of a thread share one clock: after many quick messages in earlier
-    // tests, it may be read only after 256 more.
-    t.true(before < 300, `${before} messages`)
-  },
-)
+  }
+  // The bytes of a turn would allow 724. All loops of a thread share one clock: after many quick messages in earlier
+  // tests, it may be read only after 256 more.
+  t.true(before < 300, `${before} messages`)
+})
 
 test.serial('each message has its source, and each source is read in order', async (t) => {
   const count = 300
@@ -370,7 +367,7 @@ test('wrong sources, options and visitors are INVALID_ARGUMENT', async (t) => {
 })
 
 test.serial(
-  'a merge that never had a source waits for it; one that has none left is over until one comes',
+  'a merge that never had a source waits for one; a merge with none left has ended until one is added',
   async (t) => {
     const { channel, partner } = await pair(t)
     const merged = merge()

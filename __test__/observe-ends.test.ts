@@ -75,33 +75,30 @@ async function observed(t: ExecutionContext, all: Begun[], below = new Figures()
   return { below, observation }
 }
 
-test.serial(
-  'it stands at the process’s own address, for its own user, and is no business of the program’s',
-  async (t) => {
-    await rested()
-    const all = beginsHere(t)
-    const before = openNow.size
-    const beginning = observe()
-    await Promise.resolve()
-    const [{ name, address, options, done }] = all as [Begun]
-    t.deepEqual([name, address], ['publish', observedAt(process.pid)])
-    t.like(options, {
-      capacity: 4 * 1024 * 1024,
-      deliveries: ['latest', 'best-effort'],
-      // Any process of the same user, whatever its executable: the command line is another program.
-      policy: { uids: undefined, executables: undefined },
-    })
-    t.is(LONGEST, 512 * 1024)
-    const below = new Figures()
-    done(null, below)
-    const observation = await beginning
-    t.teardown(() => observation.close())
-    t.is(observation.address, address)
-    t.is(openNow.size, before)
-    t.true(below.asked.includes('keep alive: 0'))
-    t.false(below.asked.includes('keep alive: 1'))
-  },
-)
+test.serial('it listens at the process’s own address, for its own user, and is invisible to the program', async (t) => {
+  await rested()
+  const all = beginsHere(t)
+  const before = openNow.size
+  const beginning = observe()
+  await Promise.resolve()
+  const [{ name, address, options, done }] = all as [Begun]
+  t.deepEqual([name, address], ['publish', observedAt(process.pid)])
+  t.like(options, {
+    capacity: 4 * 1024 * 1024,
+    deliveries: ['latest', 'best-effort'],
+    // Any process of the same user, whatever its executable: the command line is another program.
+    policy: { uids: undefined, executables: undefined },
+  })
+  t.is(LONGEST, 512 * 1024)
+  const below = new Figures()
+  done(null, below)
+  const observation = await beginning
+  t.teardown(() => observation.close())
+  t.is(observation.address, address)
+  t.is(openNow.size, before)
+  t.true(below.asked.includes('keep alive: 0'))
+  t.false(below.asked.includes('keep alive: 1'))
+})
 
 test.serial('each open resource is reported with its statistics, and keeps its number', async (t) => {
   await rested()

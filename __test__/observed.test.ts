@@ -57,7 +57,7 @@ const still = {
 const pidsOf = (sources: Sources) => sources.watched().map(({ pid }) => pid)
 
 test.serial(
-  'a rate is told of two snapshots with a quarter of a second between them, by the clock of the process',
+  'a rate needs two snapshots at least a quarter of a second apart, by the clock of the process',
   async (t) => {
     const { sources, find } = await watching(t, [40])
     const [teller] = await find()
@@ -181,7 +181,7 @@ test.serial('if no time has passed on the clock of the process, there is no rate
 })
 
 test.serial(
-  'one that goes, or tells no figures, is not waited for, and forgotten; others stay, in their order',
+  'a process that exits or reports no statistics is forgotten, without a wait; others keep their order',
   async (t) => {
     const { sources, find, handshakes } = await watching(t, [60, 50, 40])
     const [one, two] = await find([60, 50])
@@ -277,7 +277,7 @@ test.serial('only processes of this user that listen at their own address are as
 })
 
 test.serial(
-  'what this process lacks to look, or to ask, is told; what else the asking fails with is not',
+  'a local failure to read /proc or to connect is reported; other failures of a connection are not',
   async (t) => {
     for (const part of ['/40', '/40/ns/net', '/40/fd', '/40/fd/3', '/net/unix']) {
       const { paper, sources } = await watching(t, [40])

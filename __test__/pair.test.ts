@@ -105,7 +105,7 @@ for (const kind of kinds) {
   })
 
   test.serial(
-    `at ${an} address an aborted join is an AbortError with the reason, and lets go of the address`,
+    `at ${an} address an aborted join is an AbortError with the reason, and the address is free`,
     async (t) => {
       const address = addressOf(kind, t)
       const over = new AbortController()

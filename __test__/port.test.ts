@@ -94,7 +94,7 @@ test.serial('a port starts with its first listener of any kind, stops with its l
 })
 
 test.serial(
-  'what was posted before close is sent, then close comes on both sides, and posting is silent',
+  'messages posted before close are sent, then both sides emit close, and posting does nothing',
   async (t) => {
     const { port, partner, channel } = await ports(t, { here: { capacity: 4096 } })
     await partner.run((kit) => {

@@ -143,7 +143,7 @@ test.serial('leaving a for await loop neither closes the channel nor loses a mes
 })
 
 test.serial(
-  'receive, tryReceive, receiveEach, waitReadable and for await may be mixed, and nothing is lost',
+  'receive, tryReceive, receiveEach, waitReadable and for await may be mixed, and no message is lost',
   async (t) => {
     const count = 4000
     const { channel, partner } = await pair(t, { there: { capacity: 131_072 } })
@@ -285,7 +285,7 @@ test.serial('a visitor may close the channel, and then gets no more messages', a
 })
 
 test.serial(
-  'a Buffer is the receiver’s own: later reads leave it alone, and writing to it harms no other message',
+  'a Buffer belongs to the receiver: later reads do not change it, and writing to it affects no other',
   async (t) => {
     const { channel, partner } = await pair(t, { there: { capacity: 65536 } })
     const count = 3000
@@ -343,26 +343,23 @@ test.serial('an incomplete message is neither received nor reported', async (t) 
   await sent
 })
 
-test.serial(
-  'a message that one way of reading has begun is the receiver’s own where another has finished it',
-  async (t) => {
-    const { channel, partner } = await pair(t, { there: { capacity: 4096 } })
-    const size = 40_000
-    const kept: Buffer[] = []
-    for (let number = 0; number < 4; number += 1) {
-      const sent = sendThere(partner, 1, size, number)
-      // The partner answers once it has filled the ring with a part of the message, which receiveEach fetches.
-      await partner.run(() => {})
-      t.is(
-        channel.receiveEach(() => t.fail('it cannot be whole')),
-        0,
-      )
-      kept.push((await channel.receive())!)
-      await sent
-    }
-    for (const [number, message] of kept.entries()) t.true(message.equals(pattern(number, size)), `message ${number}`)
-  },
-)
+test.serial('a message that two ways of reading have received in parts belongs to the receiver', async (t) => {
+  const { channel, partner } = await pair(t, { there: { capacity: 4096 } })
+  const size = 40_000
+  const kept: Buffer[] = []
+  for (let number = 0; number < 4; number += 1) {
+    const sent = sendThere(partner, 1, size, number)
+    // The partner answers once it has filled the ring with a part of the message, which receiveEach fetches.
+    await partner.run(() => {})
+    t.is(
+      channel.receiveEach(() => t.fail('it cannot be whole')),
+      0,
+    )
+    kept.push((await channel.receive())!)
+    await sent
+  }
+  for (const [number, message] of kept.entries()) t.true(message.equals(pattern(number, size)), `message ${number}`)
+})
 
 test.serial('readableEnded is true once no message will arrive and all were read', async (t) => {
   const { channel, partner } = await pair(t)
@@ -446,7 +443,7 @@ test.serial('waiting receives are served in the order of their calls', async (t)
 })
 
 test.serial(
-  'a receive does not overtake one that waits, though the messages are there and the peer has not rung yet',
+  'a receive does not overtake a waiting one, even if messages are available before the wakeup',
   async (t) => {
     const { channel, partner } = await pair(t)
     const first = channel.receive()

@@ -22,7 +22,7 @@ function bufferOfOne(): Buffer {
 }
 
 test.serial(
-  'a channel’s reader asks for no more than it takes: one fetch for many messages, and nothing is let go of but what is held',
+  'a channel’s reader makes few calls: one fetch for many messages, and it releases only messages that are held',
   (t) => {
     const { ring, buffer } = bufferOver(new HeldRing())
     t.is(buffer.tryReceive(), null)
@@ -235,46 +235,43 @@ test.serial('a visitor that reads gets the messages after its own', (t) => {
   t.deepEqual(seen, [pattern(0, 100), pattern(1, 100), pattern(4, 100), pattern(5, 100)])
 })
 
-test.serial(
-  'memory for long messages that visitors are shown is kept, up to 16 MiB, and never while it is shown',
-  (t) => {
-    const { ring, buffer } = bufferOver(new HeldRing())
-    const memoryOf = (length: number) => {
-      ring.come(Buffer.alloc(length, length & 0xff))
-      let memory: ArrayBufferLike | undefined
-      t.is(
-        buffer.receiveEach((bytes, offset, size) => {
-          t.deepEqual([offset, size, bytes.length], [0, length, length])
-          t.is(bytes[length - 1], length & 0xff)
-          memory = bytes.buffer
-        }),
-        1,
-      )
-      return memory
-    }
-    const first = memoryOf(200_001)
-    t.true(memoryOf(200_001) === first)
-    t.true(memoryOf(150_000) === first)
-    const most = memoryOf(16 * 2 ** 20)
-    t.true(most !== first)
-    t.true(memoryOf(200_000) === most)
-    const more = memoryOf(16 * 2 ** 20 + 1)
-    t.true(more !== most)
-    const next = memoryOf(16 * 2 ** 20 + 1)
-    t.true(next !== more && next !== most)
-    t.is(memoryOf(150_000) === memoryOf(200_000), false)
+test.serial('memory for visits of long messages is reused, up to 16 MiB, and never during a visit', (t) => {
+  const { ring, buffer } = bufferOver(new HeldRing())
+  const memoryOf = (length: number) => {
+    ring.come(Buffer.alloc(length, length & 0xff))
+    let memory: ArrayBufferLike | undefined
+    t.is(
+      buffer.receiveEach((bytes, offset, size) => {
+        t.deepEqual([offset, size, bytes.length], [0, length, length])
+        t.is(bytes[length - 1], length & 0xff)
+        memory = bytes.buffer
+      }),
+      1,
+    )
+    return memory
+  }
+  const first = memoryOf(200_001)
+  t.true(memoryOf(200_001) === first)
+  t.true(memoryOf(150_000) === first)
+  const most = memoryOf(16 * 2 ** 20)
+  t.true(most !== first)
+  t.true(memoryOf(200_000) === most)
+  const more = memoryOf(16 * 2 ** 20 + 1)
+  t.true(more !== most)
+  const next = memoryOf(16 * 2 ** 20 + 1)
+  t.true(next !== more && next !== most)
+  t.is(memoryOf(150_000) === memoryOf(200_000), false)
 
-    // A visitor that reads while it sees a message gets another one.
-    ring.come(...patterns(0, 200_000, 200_000, 200_000))
-    buffer.receiveEach((bytes) => {
-      const own = buffer.tryReceive()!
-      t.true(own.equals(pattern(1, 200_000)))
-      buffer.receiveEach((again) => t.true(pattern(2, 200_000).equals(again)), 1)
-      t.true(pattern(0, 200_000).equals(bytes))
-    }, 1)
-    t.is(ring.left, 0)
-  },
-)
+  // A visitor that reads while it sees a message gets another one.
+  ring.come(...patterns(0, 200_000, 200_000, 200_000))
+  buffer.receiveEach((bytes) => {
+    const own = buffer.tryReceive()!
+    t.true(own.equals(pattern(1, 200_000)))
+    buffer.receiveEach((again) => t.true(pattern(2, 200_000).equals(again)), 1)
+    t.true(pattern(0, 200_000).equals(bytes))
+  }, 1)
+  t.is(ring.left, 0)
+})
 
 test.serial('a reader with busyPollMicros spins only where it would wait', (t) => {
   const { ring, buffer } = bufferOver(new HeldRing(), true)
@@ -325,39 +322,36 @@ test.serial('a turn of visits ends at its limit of bytes, and reports whether me
 })
 
 for (const Kind of kinds)
-  test.serial(
-    `${Kind.name}: where there is no memory for a message, the call is told, and nothing is lost`,
-    async (t) => {
-      const { ring, buffer, told } = bufferOver(new Kind())
-      // Memory for visits is allocated at the first check.
-      t.deepEqual(shown(buffer), [])
-      ring.come(...patterns(0, 10, 200_000, 20))
-      t.is(withoutMemory(() => shown(buffer)).length, 1, 'what was visited is told first')
-      for (const call of [
-        () => shown(buffer),
-        () => buffer.tryReceive(),
-        () => buffer.receiveNow(),
-        () => buffer.isReadableNow(),
-        () => buffer.hasMessage(),
-      ])
-        t.throws(() => withoutMemory<unknown>(call), codeOf('NO_SPACE'))
-      t.false(withoutMemory(() => buffer.isEnded))
-      const waits = withoutMemory(() => [buffer.wait(true), buffer.wait(false)])
-      for (const { promise } of waits) await t.throwsAsync(promise, codeOf('NO_SPACE'))
-      let letGo = 0
-      withoutMemory(() => buffer.outlive(() => (letGo += 1)))
-      t.deepEqual([letGo, told], [0, []])
-      t.is(
-        withoutMemory(() => buffer.receiveEach(() => {}, 0)),
-        0,
-      )
-      t.true(buffer.tryReceive()!.equals(pattern(1, 200_000)))
-      t.true(buffer.tryReceive()!.equals(pattern(2, 20)))
-      ring.ended = true
-      t.is(buffer.tryReceive(), null)
-      t.is(letGo, 1)
-    },
-  )
+  test.serial(`${Kind.name}: if there is no memory for a message, the call fails, and nothing is lost`, async (t) => {
+    const { ring, buffer, told } = bufferOver(new Kind())
+    // Memory for visits is allocated at the first check.
+    t.deepEqual(shown(buffer), [])
+    ring.come(...patterns(0, 10, 200_000, 20))
+    t.is(withoutMemory(() => shown(buffer)).length, 1, 'what was visited is told first')
+    for (const call of [
+      () => shown(buffer),
+      () => buffer.tryReceive(),
+      () => buffer.receiveNow(),
+      () => buffer.isReadableNow(),
+      () => buffer.hasMessage(),
+    ])
+      t.throws(() => withoutMemory<unknown>(call), codeOf('NO_SPACE'))
+    t.false(withoutMemory(() => buffer.isEnded))
+    const waits = withoutMemory(() => [buffer.wait(true), buffer.wait(false)])
+    for (const { promise } of waits) await t.throwsAsync(promise, codeOf('NO_SPACE'))
+    let letGo = 0
+    withoutMemory(() => buffer.outlive(() => (letGo += 1)))
+    t.deepEqual([letGo, told], [0, []])
+    t.is(
+      withoutMemory(() => buffer.receiveEach(() => {}, 0)),
+      0,
+    )
+    t.true(buffer.tryReceive()!.equals(pattern(1, 200_000)))
+    t.true(buffer.tryReceive()!.equals(pattern(2, 20)))
+    ring.ended = true
+    t.is(buffer.tryReceive(), null)
+    t.is(letGo, 1)
+  })
 
 test.serial('a message whose copy cannot be allocated stays', (t) => {
   for (const length of [10, 5000]) {
@@ -387,7 +381,7 @@ test.serial('if a waiting reader has no memory for the message, the next reader 
 })
 
 test.serial(
-  'of the newest message alone none is fetched by a look, and one that is overtaken meanwhile is another',
+  'with latest, a check fetches no message, and a message that is overtaken is replaced by the newest',
   async (t) => {
     const { ring, buffer, told } = bufferOver(new LatestRing())
     t.is(buffer.isReadableNow(), undefined)

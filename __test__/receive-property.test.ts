@@ -16,7 +16,7 @@ const LENGTHS = [0, 1, 7, 8, 9, 100, 255, 256, 257, 300, 1000, 4095, 4096, 4097,
 for (const Kind of [HeldRing, Ring])
   for (const seed of [1, 2, 3, 4])
     test.serial(
-      `${Kind.name} ${seed}: however it is read, each message comes once, in its order, and stays as it was`,
+      `${Kind.name} ${seed}: in any way to read, each message arrives once, in order, and does not change`,
       async (t) => {
         const { ring, buffer } = bufferOver(new Kind(), seed === 4)
         const next = random(seed)

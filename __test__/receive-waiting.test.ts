@@ -49,38 +49,35 @@ test.serial('a receive that is called while others wait is queued behind them', 
   t.deepEqual(ring.since(), [])
 })
 
-test.serial(
-  'a stream of more than 4 KiB is looked for once in each of eight turns before the peer is to ring',
-  async (t) => {
-    const looksOf = async (lengths: number[], between?: () => void) => {
-      const { ring, buffer } = bufferOver(new HeldRing())
-      ring.come(...patterns(0, ...lengths))
-      while (buffer.tryReceive() !== null);
-      ring.since()
-      void buffer.wait(true)
-      const rest = buffer.wait(true)
-      if (between !== undefined) {
-        await turns(5)
-        ring.come(pattern(0, 10))
-        between()
-      }
-      await turns(30)
-      t.true(buffer.isArmed)
-      const looks = ring.since()
-      // It is asked once, and then sleeps until a wakeup.
-      buffer.awake()
-      t.is(ring.since().filter((what) => what === 'arm').length, 1)
-      rest.leave()
-      return looks.indexOf('arm')
+test.serial('a stream of more than 4 KiB is checked in each of eight turns before a wakeup is requested', async (t) => {
+  const looksOf = async (lengths: number[], between?: () => void) => {
+    const { ring, buffer } = bufferOver(new HeldRing())
+    ring.come(...patterns(0, ...lengths))
+    while (buffer.tryReceive() !== null);
+    ring.since()
+    void buffer.wait(true)
+    const rest = buffer.wait(true)
+    if (between !== undefined) {
+      await turns(5)
+      ring.come(pattern(0, 10))
+      between()
     }
-    // Two checks by the calls, and eight in turns.
-    t.is(await looksOf([2040, 2040]), 10)
-    t.is(await looksOf([2040, 2032]), 1, 'less is no stream')
-    t.is(await looksOf([4096]), 1, 'nor is a message that comes alone')
-    // A message that arrives in the meantime restarts the turns: one more check for it, and five more turns.
-    t.true((await looksOf([2040, 2040], () => {})) >= 15)
-  },
-)
+    await turns(30)
+    t.true(buffer.isArmed)
+    const looks = ring.since()
+    // It is asked once, and then sleeps until a wakeup.
+    buffer.awake()
+    t.is(ring.since().filter((what) => what === 'arm').length, 1)
+    rest.leave()
+    return looks.indexOf('arm')
+  }
+  // Two checks by the calls, and eight in turns.
+  t.is(await looksOf([2040, 2040]), 10)
+  t.is(await looksOf([2040, 2032]), 1, 'less is no stream')
+  t.is(await looksOf([4096]), 1, 'nor is a message that comes alone')
+  // A message that arrives in the meantime restarts the turns: one more check for it, and five more turns.
+  t.true((await looksOf([2040, 2040], () => {})) >= 15)
+})
 
 const immediates = () => process.getActiveResourcesInfo().filter((what) => what === 'Immediate').length
 
@@ -212,7 +209,7 @@ test.serial('a call of receiveEach without a limit ends after 2 ms, and one with
 
 for (const Kind of kinds)
   test.serial(
-    `${Kind.name}: once the peer has ended, and all was read, each call is told so, and the ring is asked no more`,
+    `${Kind.name}: once the peer has ended, and all was read, each call returns the end without using the ring`,
     async (t) => {
       const { ring, buffer, told } = bufferOver(new Kind())
       ring.begin(pattern(0, 5000), 1000)
@@ -433,7 +430,7 @@ test.serial('all messages of a lost peer are read, and then the ring is released
 })
 
 test.serial(
-  'where a peer that has gone has left nothing, its ring is let go of at once, and those who wait are told',
+  'if a lost peer has left no message, its ring is released at once, and waiting calls are notified',
   async (t) => {
     for (const wait of [true, false])
       for (const isOver of [true, false]) {

@@ -105,7 +105,7 @@ for (const [kind, backing] of [
 }
 
 test.serial(
-  'once closed has resolved, nothing of the channel is open any more, though the program still holds it',
+  'once closed has resolved, the channel has nothing open, even if the program still refers to it',
   async (t) => {
     for (const backing of backings) {
       const partner = await Partner.start(t)

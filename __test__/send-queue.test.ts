@@ -64,63 +64,57 @@ async function arenaOf({ ring, queue }: Opened, count: number): Promise<number> 
   return bytes
 }
 
-test.serial(
-  'memory for what is sent grows with what a turn sends, and has nothing of what was sent before',
-  async (t) => {
-    const opened = open(1 << 20)
-    // The first messages of a turn, the last that fits, and one more.
-    for (const [count, bytes] of [
-      [1, 4096],
-      [36, 4096],
-      [37, 8192],
-      [200, 32_768],
-      [1, 32_768],
-      [1100, 131_072],
-    ] as const)
-      t.is(await arenaOf(opened, count), bytes, String(count))
-    // Memory that a caller has not seen before contains only zeros.
-    const fresh = open(1 << 20)
-    const seen: number[] = []
-    for (const size of [3000, 8000]) {
-      fresh.queue.fill(size, (bytes, at, length) => {
-        seen.push(...bytes.subarray(at, at + length))
-        return bytes.subarray(at, at + length).fill(7).length
-      })
-    }
-    t.deepEqual([...new Set(seen)], [0])
-    t.deepEqual(
-      fresh.ring.got.map((message) => message.length),
-      [],
-    )
-    await fresh.queue.empty()
-    t.true(fresh.ring.got.every((message) => message.every((byte) => byte === 7)) && fresh.ring.got.length === 2)
-  },
-)
+test.serial('memory for sending grows with the messages of a turn, and contains no earlier messages', async (t) => {
+  const opened = open(1 << 20)
+  // The first messages of a turn, the last that fits, and one more.
+  for (const [count, bytes] of [
+    [1, 4096],
+    [36, 4096],
+    [37, 8192],
+    [200, 32_768],
+    [1, 32_768],
+    [1100, 131_072],
+  ] as const)
+    t.is(await arenaOf(opened, count), bytes, String(count))
+  // Memory that a caller has not seen before contains only zeros.
+  const fresh = open(1 << 20)
+  const seen: number[] = []
+  for (const size of [3000, 8000]) {
+    fresh.queue.fill(size, (bytes, at, length) => {
+      seen.push(...bytes.subarray(at, at + length))
+      return bytes.subarray(at, at + length).fill(7).length
+    })
+  }
+  t.deepEqual([...new Set(seen)], [0])
+  t.deepEqual(
+    fresh.ring.got.map((message) => message.length),
+    [],
+  )
+  await fresh.queue.empty()
+  t.true(fresh.ring.got.every((message) => message.every((byte) => byte === 7)) && fresh.ring.got.length === 2)
+})
 
-test.serial(
-  'a bounded number of queues have a large arena, of which one without messages loses it first',
-  async (t) => {
-    const all = Array.from({ length: 40 }, () => open(1 << 20))
-    t.teardown(() => all.forEach(({ queue }) => queue.shut(() => new Error('the end of this test'), true)))
-    for (const each of all) t.is(await arenaOf(each, 1100), 131_072)
-    // The first eight have lost their memory, and the others are unchanged.
-    const sizes = await Promise.all(all.map((each) => arenaOf(each, 1)))
-    t.deepEqual(sizes, [...Array.from({ length: 8 }, () => 4096), ...Array.from({ length: 32 }, () => 131_072)])
-    // While messages wait in each of these, others continue with small ones and more calls.
-    for (const { ring, queue } of all.slice(8)) {
-      ring.room = 0
-      queue.send(pattern(0, 10)).catch(() => {})
-    }
-    t.is(await arenaOf(all[0]!, 1100), 16_384)
-    // If all queues wait, none of their messages is lost.
-    for (const { ring, queue } of all.slice(8)) {
-      ring.room = 1 << 20
-      queue.pump()
-      t.is(ring.got.length, 1102)
-    }
-    t.is(await arenaOf(all[0]!, 1100), 131_072)
-  },
-)
+test.serial('a limited number of queues have a large arena, and an idle queue is the first to lose it', async (t) => {
+  const all = Array.from({ length: 40 }, () => open(1 << 20))
+  t.teardown(() => all.forEach(({ queue }) => queue.shut(() => new Error('the end of this test'), true)))
+  for (const each of all) t.is(await arenaOf(each, 1100), 131_072)
+  // The first eight have lost their memory, and the others are unchanged.
+  const sizes = await Promise.all(all.map((each) => arenaOf(each, 1)))
+  t.deepEqual(sizes, [...Array.from({ length: 8 }, () => 4096), ...Array.from({ length: 32 }, () => 131_072)])
+  // While messages wait in each of these, others continue with small ones and more calls.
+  for (const { ring, queue } of all.slice(8)) {
+    ring.room = 0
+    queue.send(pattern(0, 10)).catch(() => {})
+  }
+  t.is(await arenaOf(all[0]!, 1100), 16_384)
+  // If all queues wait, none of their messages is lost.
+  for (const { ring, queue } of all.slice(8)) {
+    ring.room = 1 << 20
+    queue.pump()
+    t.is(ring.got.length, 1102)
+  }
+  t.is(await arenaOf(all[0]!, 1100), 131_072)
+})
 
 test('a staged message leaves room for seven more, and none is staged that cannot be sent at once', async (t) => {
   for (const [capacity, maxAtOnce, staged] of [

@@ -145,25 +145,22 @@ test.serial('sends of one tick arrive in order, awaited or not', async (t) => {
   await last
 })
 
-test.serial(
-  'a send resolves once its message is in the ring: where that is full, when the peer has read',
-  async (t) => {
-    const { channel, partner } = await pair(t, { here: { capacity: 16384 } })
-    fill(channel, 1000)
-    const sizes = [1000, 9000, 50_000]
-    const sent = sizes.map((size) => channel.send(pattern(0, size)))
-    await partner.run(() => {})
-    for (const promise of sent) t.true(await isPending(promise))
+test.serial('a send resolves once its message is in the ring: if that is full, after the peer has read', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 16384 } })
+  fill(channel, 1000)
+  const sizes = [1000, 9000, 50_000]
+  const sent = sizes.map((size) => channel.send(pattern(0, size)))
+  await partner.run(() => {})
+  for (const promise of sent) t.true(await isPending(promise))
 
-    const reading = partner.run(async (kit, wanted: number) => {
-      let bytes = 0
-      while (bytes < wanted) bytes += (await kit.channel.receive())!.length
-      return bytes
-    }, 16_000 + 60_000)
-    t.is(await reading, 76_000)
-    await t.notThrowsAsync(Promise.all(sent))
-  },
-)
+  const reading = partner.run(async (kit, wanted: number) => {
+    let bytes = 0
+    while (bytes < wanted) bytes += (await kit.channel.receive())!.length
+    return bytes
+  }, 16_000 + 60_000)
+  t.is(await reading, 76_000)
+  await t.notThrowsAsync(Promise.all(sent))
+})
 
 test.serial('sends resolve in the order of the calls: staged, queued, and directly into the ring', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 1 << 20 }, there: { maxMessageSize: 4 << 20 } })
@@ -190,17 +187,14 @@ test.serial('sends resolve in the order of the calls: staged, queued, and direct
   t.is(await received, sum(sizes))
 })
 
-test.serial(
-  'a send has resolved only where its message is in the ring, also where no other send is awaited',
-  async (t) => {
-    const { channel } = await pair(t)
-    for (let number = 0; number < 100; number += 1) {
-      await channel.send(pattern(number, number))
-      t.is(channel.bufferedAmount, 0)
-      t.is(channel.stats().messagesSent, number + 1)
-    }
-  },
-)
+test.serial('a send resolves only once its message is in the ring, even if no other send is awaited', async (t) => {
+  const { channel } = await pair(t)
+  for (let number = 0; number < 100; number += 1) {
+    await channel.send(pattern(number, number))
+    t.is(channel.bufferedAmount, 0)
+    t.is(channel.stats().messagesSent, number + 1)
+  }
+})
 
 test.serial('a send into a ring with room has resolved by the next turn of the event loop', async (t) => {
   const { channel } = await pair(t)
@@ -279,20 +273,17 @@ test.serial('an abort removes a message that has not started to enter the ring, 
   await t.throwsAsync(channel.send('aborted before', called.options), called.error)
 })
 
-test.serial(
-  'an abort does nothing to a message of which a part is in the ring, nor to one that was sent',
-  async (t) => {
-    const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
-    const called = abortable()
-    await channel.send('sent', called.options)
-    const inParts = channel.send(pattern(1, 9000), called.options)
-    t.true(await isPending(inParts))
-    called.abort()
-    t.true(await isPending(inParts))
-    t.deepEqual(await readThere(partner, 2), [Buffer.from('sent'), pattern(1, 9000)])
-    await inParts
-  },
-)
+test.serial('an abort does not affect a message that is partly in the ring, or one that was sent', async (t) => {
+  const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
+  const called = abortable()
+  await channel.send('sent', called.options)
+  const inParts = channel.send(pattern(1, 9000), called.options)
+  t.true(await isPending(inParts))
+  called.abort()
+  t.true(await isPending(inParts))
+  t.deepEqual(await readThere(partner, 2), [Buffer.from('sent'), pattern(1, 9000)])
+  await inParts
+})
 
 test.serial('an abort cancels the waits of waitWritable, end and verify', async (t) => {
   const { channel, partner } = await pair(t, { here: { capacity: 4096 } })
@@ -465,7 +456,7 @@ const noMessages: [string, unknown][] = [
 ]
 
 test.serial(
-  'what is no message is INVALID_ARGUMENT: send rejects, trySend throws, and the channel goes on',
+  'a value that is no message is INVALID_ARGUMENT: send rejects, trySend throws, the channel continues',
   async (t) => {
     const { channel, partner } = await pair(t)
     const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const

@@ -203,7 +203,7 @@ withOthers('agents of two users talk to the service of a third, and a fourth is 
 })
 
 test.serial(
-  'a callback of the policy decides about each agent, and what it throws is the refusal’s cause',
+  'a callback of the policy decides about each client, and its exception is the refusal’s cause',
   async (t) => {
     const address = abstractAddress()
     const asked: number[] = []

@@ -191,7 +191,7 @@ test('evidence shows what has passed and what was only noted, each in one line',
 })
 
 test.serial(
-  'progress is drawn ten times a second at most, on a terminal alone, with a bar where the size is known',
+  'progress is drawn at most ten times a second, only on a terminal, with a bar if the size is known',
   (t) => {
     const output = takeOutput(t, 'stderr')
     const of = (total?: number, shown = true) => {

@@ -191,35 +191,32 @@ test.serial('if the event loop has to turn first, a loop waits for that, and the
   }
 })
 
-test.serial(
-  'what had come when the channel ended is handed out, in its order, and nothing more is asked',
-  async (t) => {
-    const { binding, tokens, next } = open()
-    const waits = next()
-    await isPending(waits)
-    binding.there = [1n, 2n, 3n, 4n]
-    t.deepEqual(binding.told(), ['watch'])
-    tokens.stop()
-    t.deepEqual(binding.told(), ['end'])
-    t.deepEqual(await waits, value(1n))
-    binding.there = [5n]
-    for (const token of [2n, 3n, 4n]) t.deepEqual(await next(), value(token))
-    t.deepEqual(await next(), over)
-    t.deepEqual(await next(), over)
-    t.deepEqual(binding.told(), [])
-    // With no tokens, and after the binding has reported the end.
-    const empty = open()
-    const waiting = [empty.next(), empty.next()]
-    await isPending(waiting[0]!)
-    empty.tokens.stop()
-    t.deepEqual(await Promise.all(waiting), [over, over])
-    const ended = open()
-    ended.binding.hasEnded = true
-    t.deepEqual(await ended.next(), over)
-    ended.tokens.stop()
-    t.deepEqual(await ended.next(), over)
-  },
-)
+test.serial('tokens that arrived before the channel ended are returned in order, without another call', async (t) => {
+  const { binding, tokens, next } = open()
+  const waits = next()
+  await isPending(waits)
+  binding.there = [1n, 2n, 3n, 4n]
+  t.deepEqual(binding.told(), ['watch'])
+  tokens.stop()
+  t.deepEqual(binding.told(), ['end'])
+  t.deepEqual(await waits, value(1n))
+  binding.there = [5n]
+  for (const token of [2n, 3n, 4n]) t.deepEqual(await next(), value(token))
+  t.deepEqual(await next(), over)
+  t.deepEqual(await next(), over)
+  t.deepEqual(binding.told(), [])
+  // With no tokens, and after the binding has reported the end.
+  const empty = open()
+  const waiting = [empty.next(), empty.next()]
+  await isPending(waiting[0]!)
+  empty.tokens.stop()
+  t.deepEqual(await Promise.all(waiting), [over, over])
+  const ended = open()
+  ended.binding.hasEnded = true
+  t.deepEqual(await ended.next(), over)
+  ended.tokens.stop()
+  t.deepEqual(await ended.next(), over)
+})
 
 test.serial('a close of this side drops tokens that were not taken', async (t) => {
   const { binding, tokens, next } = open()
@@ -250,7 +247,7 @@ function strong(deed: () => void): boolean[] {
 }
 
 test.serial(
-  'the turn that a loop waits for keeps the process alive as long as the channel does, or after its end',
+  'the turn that a loop waits for keeps the process alive if the channel does, or after its end',
   async (t) => {
     const states: [deed: (tokens: Tokens) => void, isStrong: boolean][] = [
       [() => {}, true],

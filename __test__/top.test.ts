@@ -209,26 +209,23 @@ const ROWS = {
   ],
 }
 
-test.serial(
-  'top --once prints what goes through of each channel, and lets go of those that it has asked',
-  async (t) => {
-    const { begin, handshakes } = await told(t, one, two)
-    const output = takeOutput(t, 'stdout', { columns: 1000 })
-    const input = takeInput(t, true)
-    const timers = timersHere(t)
-    const done = top(undefined, { once: true, json: false })
-    const tellers = await begin()
-    await soon(done, 'its end')
-    const [head, headings, rule, ...rows] = output.text.trimEnd().split('\n')
-    t.is(head, '2 processes, sorted by messages (m messages, b bytes, f fill, l lag, w waits, q quit)')
-    t.deepEqual(cells(headings!), HEADINGS)
-    t.regex(rule!, /^(─* {2}){12}─+$/)
-    t.deepEqual(rows.map(cells), [ROWS.one, ROWS.publisher, ROWS.two])
-    t.true(output.text.endsWith('\n'))
-    for (const teller of tellers) t.is(teller.asked.at(-1), 'close')
-    t.deepEqual([input.asked, timers, handshakes.all], [[], [], []])
-  },
-)
+test.serial('top --once prints the traffic of each channel, and disconnects from the processes', async (t) => {
+  const { begin, handshakes } = await told(t, one, two)
+  const output = takeOutput(t, 'stdout', { columns: 1000 })
+  const input = takeInput(t, true)
+  const timers = timersHere(t)
+  const done = top(undefined, { once: true, json: false })
+  const tellers = await begin()
+  await soon(done, 'its end')
+  const [head, headings, rule, ...rows] = output.text.trimEnd().split('\n')
+  t.is(head, '2 processes, sorted by messages (m messages, b bytes, f fill, l lag, w waits, q quit)')
+  t.deepEqual(cells(headings!), HEADINGS)
+  t.regex(rule!, /^(─* {2}){12}─+$/)
+  t.deepEqual(rows.map(cells), [ROWS.one, ROWS.publisher, ROWS.two])
+  t.true(output.text.endsWith('\n'))
+  for (const teller of tellers) t.is(teller.asked.at(-1), 'close')
+  t.deepEqual([input.asked, timers, handshakes.all], [[], [], []])
+})
 
 test.serial('top gives a program the same as JSON, for one address if that is given', async (t) => {
   for (const [address, wanted] of [

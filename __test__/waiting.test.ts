@@ -62,39 +62,36 @@ test.serial('a waiting send is not forgotten when the peer’s end is found', as
 })
 
 for (const stop of ['at its limit', 'by an error'] as const) {
-  test.serial(
-    `a call of receiveEach that stops ${stop} lets a send that waits go on, however little was read`,
-    async (t) => {
-      const { channel, partner } = await pair(t, { there: { capacity: 1 << 20 } })
-      await partner.run(async (kit) => {
-        const message = new Uint8Array(1000)
-        while (kit.channel.trySend(message));
-        kit.keep['sent'] = kit.channel.send(message)
-        // The sender checks for some turns of its event loop before it requests a wakeup.
-        for (let turn = 0; turn < 100; turn += 1) await new Promise((resolve) => setImmediate(resolve))
-      })
-      if (stop === 'at its limit') {
-        t.is(
-          channel.receiveEach(() => {}, 1),
-          1,
-        )
-      } else {
-        const thrown = new Error('of the visitor')
-        t.is(
-          t.throws(() =>
-            channel.receiveEach(() => {
-              throw thrown
-            }),
-          ),
-          thrown,
-        )
-      }
-      await soon(
-        partner.run(async (kit) => {
-          await kit.keep['sent']
-        }),
-        'the send',
+  test.serial(`a call of receiveEach that stops ${stop} wakes a waiting send, however little was read`, async (t) => {
+    const { channel, partner } = await pair(t, { there: { capacity: 1 << 20 } })
+    await partner.run(async (kit) => {
+      const message = new Uint8Array(1000)
+      while (kit.channel.trySend(message));
+      kit.keep['sent'] = kit.channel.send(message)
+      // The sender checks for some turns of its event loop before it requests a wakeup.
+      for (let turn = 0; turn < 100; turn += 1) await new Promise((resolve) => setImmediate(resolve))
+    })
+    if (stop === 'at its limit') {
+      t.is(
+        channel.receiveEach(() => {}, 1),
+        1,
       )
-    },
-  )
+    } else {
+      const thrown = new Error('of the visitor')
+      t.is(
+        t.throws(() =>
+          channel.receiveEach(() => {
+            throw thrown
+          }),
+        ),
+        thrown,
+      )
+    }
+    await soon(
+      partner.run(async (kit) => {
+        await kit.keep['sent']
+      }),
+      'the send',
+    )
+  })
 }

@@ -44,7 +44,7 @@ test.serial('one chunk for each message in both directions, with all operations 
 
 for (const allowHalfOpen of [false, true]) {
   test.serial(
-    `with allowHalfOpen: ${allowHalfOpen} the end of the readable is the end of this side where nothing holds the writable`,
+    `with allowHalfOpen: ${allowHalfOpen} the end of the readable ends this side if nothing uses the writable`,
     async (t) => {
       const { channel, partner } = await pair(t, { here: { allowHalfOpen } })
       await partner.run((kit) => kit.channel.end())

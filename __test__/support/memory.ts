@@ -1,7 +1,7 @@
 // Detached memory, and failed allocations.
 
 /**
- * Detaches memory, whatever the engine was told: a byte stream takes the memory of each chunk. From Node 21 on, memory
+ * Detaches memory that the engine must not transfer: a byte stream takes the memory of each chunk. From Node 21 on, memory
  * that must not be transferred is refused there too (false).
  */
 export function takeAway(bytes: Uint8Array): boolean {

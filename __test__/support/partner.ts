@@ -12,7 +12,7 @@ import { reachable } from './others.js'
 import type { Answer, Kit, Thrown } from './partner-process.js'
 import { until } from './until.js'
 
-/** How a process ended. */
+/** The exit of a process. */
 export interface Exit {
   code: number | null
   signal: NodeJS.Signals | null
