@@ -33,6 +33,7 @@ use crate::{
     sys,
     sys::lock::Mutex,
     wait::threads::is_own_thread,
+    wake::attachments::AttachmentRef,
     wake::parking::Barriers,
 };
 
@@ -222,6 +223,11 @@ impl Publisher {
     /// See [`Broadcaster::send_until`].
     pub fn send_until(&mut self, message: &[u8], deadline: Instant) -> Result<()> {
         self.sender.send_until(message, deadline)
+    }
+
+    /// See [`Broadcaster::send_with`].
+    pub fn send_with(&mut self, message: &[u8], attachments: &[AttachmentRef<'_>]) -> Result<()> {
+        self.sender.send_with(message, attachments)
     }
 
     /// See [`Broadcaster::reserve`].

@@ -10,6 +10,7 @@ use crate::{
     channel::inbound::{Inbound, Inlet},
     channel::receiver::Receiver,
     channel::sender::Sender,
+    channel::subscription::Subscription,
     channel::unread::{Incoming, Load},
     error::{Error, Result},
     ring::message::Progress,
@@ -100,7 +101,7 @@ impl Sender {
         if !self.has_room(message.len())? || !self.has_room_for(load)? {
             return Ok(Progress::Part(0));
         }
-        if let Err(error) = self.shared.doorbell.post(attachments) {
+        if let Err(error) = self.shared.doorbell.post(attachments, None) {
             self.shared.notice();
             return Err(if self.is_open() { error } else { self.why_not() });
         }
@@ -173,8 +174,48 @@ impl<R: Inlet> Inbound<R> {
 
     /// Whether the message that was received last has attachments that were not taken.
     #[inline]
-    pub(super) fn has_attachments(&self) -> bool {
+    pub fn has_attachments(&self) -> bool {
         self.incoming.is_of(self.ring.end_of_last())
+    }
+
+    #[cold]
+    fn collect_some(&mut self, first: Record, number: u64) -> Result<()> {
+        let count = first.tag.attachments();
+        let at = self.ring.position();
+        if self.incoming.at == Some(at) {
+            return Ok(());
+        }
+        let collected = self.shared.doorbell.collect(count, number);
+        self.shared.notice();
+        if let Err(Error::ObjectUnsound { .. }) = collected {
+            self.shared.finish(ChannelState::Corrupt);
+        }
+        let attachments = self.judge(collected)?;
+        let counter = &self.shared.counters.attachments_received;
+        counter.fetch_add(attachments.len() as u64, Ordering::Relaxed);
+        self.incoming = Incoming {
+            attachments,
+            at: Some(at),
+            end: (first.flags == WHOLE).then_some(at + first.size),
+        };
+        Ok(())
+    }
+}
+
+impl Subscription {
+    /// As [`Receiver::collect`], for the next message if it has attachments. Returns whether it has.
+    pub(super) fn collect_next_tagged(&mut self) -> Result<bool> {
+        let next = self.ring.next_tagged();
+        if let Some(next) = self.ring.next_after_a_gap() {
+            // The publisher takes them for read.
+            self.shared.doorbell.drop_missed(next);
+        }
+        let Some((record, number)) = self.judge(next)? else {
+            return Ok(false);
+        };
+        self.collect_some(record, number)?;
+        self.ring.collected();
+        Ok(true)
     }
 }
 
@@ -186,30 +227,7 @@ impl Receiver {
         if first.tag.attachments() == 0 {
             return Ok(());
         }
-        self.collect_some(first)
-    }
-
-    #[cold]
-    fn collect_some(&mut self, first: Record) -> Result<()> {
-        let count = first.tag.attachments();
-        let at = self.ring.consumer.position();
-        if self.incoming.at == Some(at) {
-            return Ok(());
-        }
-        let collected = self.shared.doorbell.collect(count);
-        self.shared.notice();
-        if let Err(Error::ObjectUnsound { .. }) = collected {
-            self.shared.finish(ChannelState::Corrupt);
-        }
-        let attachments = self.judge(collected)?;
-        let counter = &self.shared.counters.attachments_received;
-        counter.fetch_add(count as u64, Ordering::Relaxed);
-        self.incoming = Incoming {
-            attachments,
-            at: Some(at),
-            end: (first.flags == WHOLE).then_some(at + first.size),
-        };
-        Ok(())
+        self.collect_some(first, 0)
     }
 
     /// As [`Receiver::collect`], for a message that is about to be gathered. `false`: there is none, and the caller reads none: one that

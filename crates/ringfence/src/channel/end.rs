@@ -356,7 +356,13 @@ impl Shared {
     pub(crate) fn open(line: LineParts, mark: ForkMark, held: Resources, busy_poll: Duration) -> Arc<Self> {
         let own = held.own.clone();
         let birth = mark.birth();
-        let doorbell = Arc::new(Doorbell::new(line.socket, line.pidfd, line.accepts, birth));
+        let doorbell = Arc::new(Doorbell::new(
+            line.socket,
+            line.pidfd,
+            line.accepts,
+            line.subscribes,
+            birth,
+        ));
         let shared = Arc::new(Self {
             role: line.role,
             subscribes: line.subscribes,

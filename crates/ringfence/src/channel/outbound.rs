@@ -315,7 +315,7 @@ impl<R: Outlet> Outbound<R> {
 
     /// The ring had no room for a message of this size, or a reader has violated the protocol.
     #[cold]
-    pub(super) fn not_sent(&mut self, result: Result<bool>, size: usize) -> Result<bool> {
+    pub(crate) fn not_sent(&mut self, result: Result<bool>, size: usize) -> Result<bool> {
         if let Some(writing) = &mut self.writing {
             R::judge(writing, result)?;
             R::refused(writing, size);

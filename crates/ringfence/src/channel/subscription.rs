@@ -1,6 +1,7 @@
 //! The ring of a publisher, as a subscription reads it.
 
 use std::{
+    mem,
     sync::{
         Arc,
         atomic::{Ordering, fence},
@@ -27,8 +28,8 @@ use crate::{
     ring::fan_out::reader::{FanOutReader, Terms, Validity, View},
     ring::fan_out::readers::Held,
     ring::message::Message,
-    ring::read::Pulled,
-    ring::record::HEADER,
+    ring::read::{Pulled, TRIES},
+    ring::record::{HEADER, Record},
     wake::parking::{ParkingSpot, Sleeper, Waker},
 };
 
@@ -63,6 +64,8 @@ pub struct SubscriptionStats {
     pub lag: u64,
     /// The number of times that this side has gone to sleep because there was no message.
     pub sleeps: u64,
+    /// Attachments that were received.
+    pub attachments_received: u64,
 }
 
 /// The ring of a publisher.
@@ -75,6 +78,10 @@ pub struct BroadcastInlet {
     /// hostile publisher stores later.
     ended: bool,
     known: KnownPeer,
+    /// This side accepts attachments.
+    collects: bool,
+    /// The missed messages whose attachments were dropped.
+    missed: u64,
     /// The lag when the ring was unmapped.
     last_lag: u64,
 }
@@ -152,6 +159,8 @@ impl Subscription {
             end_known: false,
             ended: false,
             known: KnownPeer::new(verifier, identity, evidence),
+            collects: options.attachments.any(),
+            missed: 0,
             last_lag: 0,
         };
         Ok(Self::over(ring, link, longest, shared))
@@ -205,6 +214,7 @@ impl Subscription {
             lost: ring.reader.lost(),
             lag: if over { ring.last_lag } else { ring.lag() },
             sleeps: self.shared.counters.sleeps(),
+            attachments_received: self.shared.counters.attachments_received.load(Ordering::Relaxed),
         }
     }
 
@@ -228,6 +238,22 @@ impl Subscription {
 }
 
 impl BroadcastInlet {
+    /// The next message with its number, if it has attachments.
+    pub(super) fn next_tagged(&mut self) -> Result<Option<(Record, u64)>> {
+        self.reader.next_tagged()
+    }
+
+    /// If messages were missed since the last call: the number of the next message.
+    pub(super) fn next_after_a_gap(&mut self) -> Option<u64> {
+        let missed = mem::replace(&mut self.missed, self.reader.missed());
+        (missed != self.missed).then(|| self.reader.next_number())
+    }
+
+    /// The attachments of that message were collected.
+    pub(super) fn collected(&mut self) {
+        self.reader.collected();
+    }
+
     #[inline]
     fn controls(&self) -> &Controls {
         self.reader.validity()
@@ -335,8 +361,17 @@ impl Inlet for BroadcastInlet {
 
     #[inline]
     fn try_receive(half: &mut Subscription, into: &mut [u8]) -> Result<Option<usize>> {
-        let received = half.ring.reader.receive(into);
-        let received = half.judge(received)?;
+        let mut received = None;
+        for _ in 0..TRIES {
+            if half.ring.collects {
+                half.collect_next_tagged()?;
+            }
+            let found = half.ring.reader.receive(into);
+            received = half.judge(found)?;
+            if received.is_some() || !half.ring.reader.has_stopped() {
+                break;
+            }
+        }
         if received.is_some() {
             half.tell();
         } else {
@@ -394,7 +429,8 @@ impl Inlet for BroadcastInlet {
         let (before, bytes_before) = half.ring.reader.counted();
         let most = if bytes == ALL_THAT_IS_THERE { max } else { VISITS };
         loop {
-            let at_once = most.min(max - *count);
+            let attached = half.ring.collects && half.collect_next_tagged()?;
+            let at_once = if attached { 1 } else { most.min(max - *count) };
             let visited = half.ring.reader.visit(at_once, |view| {
                 visit(match view {
                     View::Copy(bytes) => Message::gathered(bytes),
@@ -406,14 +442,18 @@ impl Inlet for BroadcastInlet {
             let (messages, payload) = half.ring.reader.counted();
             *count = usize::try_from(messages - before).unwrap_or(usize::MAX);
             let visited = half.judge(visited).inspect_err(|_| half.tell())?;
-            if visited == 0 {
+            let stopped = half.ring.reader.has_stopped();
+            if visited == 0 && !stopped {
                 half.found_nothing()?;
             } else {
                 half.tell();
             }
             let spent = payload - bytes_before + (messages - before) * HEADER;
-            if visited < at_once || *count >= max || spent >= bytes {
-                return Ok(visited < at_once);
+            // A visit also stops at a message with attachments.
+            let dry = !stopped && (visited == 0 || (visited < at_once && half.ring.reader.is_through()));
+            // The caller takes them before the next message.
+            if dry || (attached && visited > 0) || *count >= max || spent >= bytes {
+                return Ok(dry);
             }
             // The publisher may have ended the subscription since: what it publishes later is not read.
             half.check()?;

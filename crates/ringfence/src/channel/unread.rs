@@ -1,6 +1,6 @@
 //! Attachments that were sent and that the peer has not read, and those that the program has not taken.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::{
     error::{Error, Result},
@@ -25,9 +25,9 @@ pub(crate) struct Outgoing {
 
 /// A number of attachments, and the bytes of the sealed buffers among them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Load {
-    pub(super) count: u64,
-    pub(super) bytes: u64,
+pub(crate) struct Load {
+    pub(crate) count: u64,
+    pub(crate) bytes: u64,
 }
 
 impl Outgoing {
@@ -41,7 +41,7 @@ impl Outgoing {
     }
 
     /// Returns the load of these attachments. Fails if the peer never accepts them.
-    pub(super) fn check(&self, attachments: &[AttachmentRef<'_>]) -> Result<Load> {
+    pub(crate) fn check(&self, attachments: &[AttachmentRef<'_>]) -> Result<Load> {
         let mut load = Load::default();
         for attachment in attachments {
             let (accepted, name) = match attachment {
@@ -75,7 +75,7 @@ impl Outgoing {
     }
 
     /// Whether the peer, which has read up to this position, accepts these as well.
-    pub(super) fn fits(&mut self, more: Load, head: u64) -> bool {
+    pub(crate) fn fits(&mut self, more: Load, head: u64) -> bool {
         self.release(head);
         self.unread.len() < MOST_ON_LINE
             && self.sum.count + more.count <= self.accepts.max_count.into()
@@ -83,10 +83,15 @@ impl Outgoing {
     }
 
     /// Adds the attachments of a message whose first record ends at this position.
-    pub(super) fn add(&mut self, load: Load, end: u64) {
+    pub(crate) fn add(&mut self, load: Load, end: u64) {
         self.unread.push_back((end, load));
         self.sum.count += load.count;
         self.sum.bytes += load.bytes;
+    }
+
+    /// The end of the first record of the oldest unread message; 0 if there is none.
+    pub(crate) fn oldest(&self) -> u64 {
+        self.unread.front().map_or(0, |(end, _)| *end)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -102,6 +107,21 @@ impl Outgoing {
             self.sum.bytes -= load.bytes;
         }
     }
+}
+
+/// What a broadcaster knows of the attachments that it has passed. Only the sending half uses it.
+#[derive(Debug, Default)]
+pub(crate) struct PassedAttachments {
+    /// The attachments that each subscriber has not read, by its number in the list of readers.
+    pub(crate) unread: BTreeMap<u64, Outgoing>,
+    /// Passed attachments: one for each subscriber.
+    pub(crate) sent: u64,
+    /// Attachments that were not passed to a subscriber.
+    pub(crate) withheld: u64,
+    /// The reliable subscriber that held too many when a message was refused, and the load of that message.
+    pub(crate) full: Option<(u64, Load)>,
+    /// The same while this half waits for that subscriber.
+    pub(crate) awaited: Option<(u64, Load)>,
 }
 
 /// The attachments of the message that was received last, or that is received next.

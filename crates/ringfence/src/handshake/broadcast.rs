@@ -18,6 +18,7 @@ use crate::{
     ring::fan_out::readers::{Held, Readers},
     sys::lock::Mutex,
     wait::deadline::Deadline,
+    wake::attachments::Attachments,
     wake::doorbell::Doorbell,
     wake::parking::Barriers,
 };
@@ -29,6 +30,8 @@ pub(crate) struct ReaderBell {
     pub(crate) doorbell: Weak<Doorbell>,
     /// The barriers that both processes support.
     pub(crate) barriers: Barriers,
+    /// The attachments that the subscriber accepts.
+    pub(crate) accepts: Attachments,
 }
 
 /// The readers of a publisher's ring, each with the means to wake it.

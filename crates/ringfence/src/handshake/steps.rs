@@ -225,8 +225,8 @@ impl Side<'_> {
     /// The attachments that this side accepts. A publisher receives none.
     fn accepted(&self) -> Attachments {
         match self.role {
-            RingRole::Equal => self.options.attachments,
-            RingRole::Publisher(_) | RingRole::Subscriber => Attachments::none(),
+            RingRole::Equal | RingRole::Subscriber => self.options.attachments,
+            RingRole::Publisher(_) => Attachments::none(),
         }
     }
 

@@ -290,6 +290,7 @@ impl Endpoint<Broadcast> {
         let (number, delivery) = (start.held.number, start.delivery);
         let opened = open(parts, None, options);
         let (link, control, barriers) = (opened.shared, opened.peer, opened.barriers);
+        let accepts = opened.attachments_out;
         let member = Arc::new(SubscriberRecord {
             number,
             delivery,
@@ -311,13 +312,15 @@ impl Endpoint<Broadcast> {
             state.list.insert(number, seated);
             state.untold_ends += 1;
         }
-        self.report(PublisherEvent::Subscriber(self.handle(&member)));
         let ends = link.doorbell.ends();
         let bell = ReaderBell {
             doorbell: Arc::downgrade(&link.doorbell),
             barriers,
+            accepts,
         };
         let active = start.activate(control, bell);
+        // Only now: a message that is published after this has its attachments for the subscriber.
+        self.report(PublisherEvent::Subscriber(self.handle(&member)));
         // A subscriber that was evicted before this may have hung up already, so it is not watched.
         let watched = if active {
             self.watches.add_patiently(number, &ends)

@@ -9,6 +9,7 @@ use std::{
 use crate::{
     channel::end::{AtomicState, ChannelState},
     channel::outbound::{Outbound, Outlet, Writing},
+    channel::unread::PassedAttachments,
     channel::waiting::{Slept, SpinThenPark},
     error::{Error, Result},
     fork::inherited,
@@ -45,6 +46,10 @@ pub struct PublisherStats {
     pub ring_used: u64,
     /// Bytes of the ring.
     pub ring_capacity: u64,
+    /// Attachments that were passed: one for each subscriber that got it.
+    pub attachments_sent: u64,
+    /// Attachments that a subscriber did not get with its message: it does not accept them, or is not reliable and holds too many.
+    pub attachments_withheld: u64,
 }
 
 /// A program that tries in a loop, without a wait, has the subscribers in its way charged no more often than this.
@@ -79,6 +84,7 @@ pub(crate) struct Figures {
     used: u64,
     waits: u64,
     waited: Duration,
+    pub(super) attached: PassedAttachments,
 }
 
 impl Outlet for FanOut {
@@ -158,7 +164,7 @@ impl Outlet for FanOut {
     fn arm(outbound: &mut Broadcaster, size: usize) -> Result<bool> {
         let Writing { ring, link, .. } = outbound.writing()?;
         link.sleeper.park(ring.reliable_controls())?;
-        let room = outbound.has_room(size);
+        let room = outbound.is_found(size);
         if !matches!(room, Ok(false)) {
             outbound.disarm();
         }
@@ -236,7 +242,7 @@ fn end_violators(writing: &mut Writing<FanOut>) {
 
 /// Charges the subscribers that are in the way. To be called while this half is awake, each time that it has found no room: a subscriber
 /// that shows a sleeping sender, and so the watcher, that it has read is judged by what it shows now.
-fn charge(writing: &mut Writing<FanOut>, goal: u64) {
+pub(super) fn charge(writing: &mut Writing<FanOut>, goal: u64) {
     let goal = writing.link.stalled.map_or(goal, |(before, _)| before.max(goal));
     writing.link.stalled = Some((goal, Instant::now()));
     writing.shared.begin_stall(goal);
@@ -289,6 +295,7 @@ impl Broadcaster {
             waited,
             ..
         } = self.own;
+        let (attachments_sent, attachments_withheld) = (self.own.attached.sent, self.own.attached.withheld);
         PublisherStats {
             published: self.sequence(),
             bytes_published: published.1,
@@ -298,6 +305,8 @@ impl Broadcaster {
             waited_micros: u64::try_from(waited.as_micros()).unwrap_or(u64::MAX),
             ring_used: used,
             ring_capacity: self.capacity(),
+            attachments_sent,
+            attachments_withheld,
         }
     }
 
@@ -314,6 +323,17 @@ impl Broadcaster {
         if let Some(writing) = &mut self.writing {
             give_up(writing);
         }
+    }
+
+    /// Whether the subscriber that this half waits for has read enough, or has gone.
+    fn has_awaited_read(&mut self) -> bool {
+        let Some((number, load)) = self.own.attached.awaited else {
+            return true;
+        };
+        let head = self.shared.ring.readers.position(number);
+        let unread = self.own.attached.unread.get_mut(&number);
+        head.zip(unread)
+            .is_none_or(|(head, unread)| unread.fits(load, head))
     }
 
     /// Checks the subscribers that have woken this half, or have gone. Returns whether any was awaited.
@@ -352,7 +372,7 @@ impl SpinThenPark for Broadcaster {
     }
 
     fn is_found(&mut self, size: usize) -> Result<bool> {
-        self.has_room(size)
+        Ok(self.has_room(size)? && self.has_awaited_read())
     }
 
     fn park_until(&mut self, size: usize, deadline: Option<Instant>) -> Result<Slept> {
@@ -362,7 +382,7 @@ impl SpinThenPark for Broadcaster {
         let found = self.shared.watches.wait_for_room(deadline);
         self.disarm();
         let woken = found.map(|found| self.check_subscribers(found.as_deref()));
-        if self.has_room(size)? {
+        if self.is_found(size)? {
             return Ok(Slept::Ready);
         }
         if let Some(writing) = &mut self.writing

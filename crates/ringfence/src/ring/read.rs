@@ -46,7 +46,7 @@ pub(super) fn pause(capacity: u64) {
 
 /// The number of times that a call starts again after it was overtaken. Then it returns that nothing is there, and the next call goes on:
 /// a fast publisher must not block it forever.
-pub(super) const TRIES: u32 = 16;
+pub(crate) const TRIES: u32 = 16;
 
 /// Tells which records a reader may read, and counts those that it has read. One implementation for each kind of ring.
 pub(crate) trait Limit<O, P>: Sized {

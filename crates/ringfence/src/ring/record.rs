@@ -37,7 +37,7 @@ impl Tag {
     pub const NONE: Self = Self(0);
     /// A frame of a call.
     pub const CALL: Self = Self(16);
-    const ATTACHMENTS: u32 = 0xff00;
+    pub(super) const ATTACHMENTS: u32 = 0xff00;
     /// The bits of all tags.
     pub(super) const BITS: u32 = Self::CALL.0 | Self::ATTACHMENTS;
 

@@ -149,6 +149,11 @@ impl<O: Writable, R: Room<O>> Writer<O, R> {
         R::largest_record(self.ring.capacity)
     }
 
+    /// The position up to which this side has written.
+    pub(crate) fn tail(&self) -> u64 {
+        self.ring.tail
+    }
+
     /// See [`Room::used`].
     pub(crate) fn used(&mut self) -> u64 {
         self.room.used(&self.ring)

@@ -2,7 +2,8 @@
 //!
 //! The sender of a message with attachments first sends one *parcel*: the byte [`PARCEL`], the number of attachments,
 //! and one word for each: the size of a sealed buffer, or [`DESCRIPTOR`]. Their descriptors come with it
-//! (`SCM_RIGHTS`). All other bytes on the line are wakeups. The reader takes parcels off the line in
+//! (`SCM_RIGHTS`). On the line of a subscriber, which may miss messages, the number of the message stands before the
+//! words, and a parcel without attachments withdraws the one before it. All other bytes on the line are wakeups. The reader takes parcels off the line in
 //! [`Arrived::read`], the only function that reads a line on which attachments may come; the lock of the doorbell's
 //! state guards it.
 
@@ -180,9 +181,14 @@ impl AsFd for AttachmentRef<'_> {
 
 /// Puts the attachments of one message on the line, all or none. Passes MSG_DONTWAIT, since the peer could change the
 /// mode of the open file that both share.
-pub(super) fn post(line: BorrowedFd<'_>, attachments: &[AttachmentRef<'_>]) -> Result<(), Errno> {
-    let mut parcel = Vec::with_capacity(2 + 8 * attachments.len());
+pub(super) fn post(
+    line: BorrowedFd<'_>,
+    attachments: &[AttachmentRef<'_>],
+    number: Option<u64>,
+) -> Result<(), Errno> {
+    let mut parcel = Vec::with_capacity(2 + 8 * (1 + attachments.len()));
     parcel.extend([PARCEL, u8::try_from(attachments.len()).map_err(|_| Errno::E2BIG)?]);
+    parcel.extend(number.into_iter().flat_map(u64::to_le_bytes));
     for attachment in attachments {
         parcel.extend(attachment.word().to_le_bytes());
     }
@@ -191,18 +197,46 @@ pub(super) fn post(line: BorrowedFd<'_>, attachments: &[AttachmentRef<'_>]) -> R
         .map(|attachment| attachment.as_fd().as_raw_fd())
         .collect();
     let (slices, control) = ([IoSlice::new(&parcel)], [ControlMessage::ScmRights(&numbers)]);
+    let control = if numbers.is_empty() { &[][..] } else { &control };
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     // The kernel takes a parcel whole or not at all: it fits one buffer.
-    uninterrupted(|| sendmsg::<()>(line.as_raw_fd(), &slices, &control, flags, None)).map(drop)
+    uninterrupted(|| sendmsg::<()>(line.as_raw_fd(), &slices, control, flags, None)).map(drop)
 }
 
-/// The attachments of one message: a word and a descriptor for each.
-pub(super) type Parcel = Vec<(u64, OwnedFd)>;
+/// The attachments of one message.
+#[derive(Debug)]
+pub(super) struct Parcel {
+    /// The number of the message if its sender is a publisher, else 0.
+    number: u64,
+    /// A word and a descriptor for each.
+    parts: Vec<(u64, OwnedFd)>,
+}
+
+impl Parcel {
+    pub(super) fn len(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// The bytes of its sealed buffers. [`Arrived::check`] has found that they do not overflow.
+    fn bytes(&self) -> u64 {
+        let sizes = self.parts.iter().map(|(word, _)| *word);
+        sizes.filter(|word| *word != DESCRIPTOR).sum()
+    }
+
+    /// Closes the descriptors. Never blocks.
+    pub(super) fn discard(self) {
+        discard(self.parts.into_iter().map(|(_, descriptor)| descriptor));
+    }
+}
 
 /// Attachments that were read from the line, and whose message was not read yet.
 #[derive(Debug)]
 pub(super) struct Arrived {
     accepts: Attachments,
+    /// The peer is a publisher, so parcels have the numbers of their messages.
+    pub(super) numbered: bool,
+    /// This side reads no message before this one; its parcels are dropped.
+    next: u64,
     parcels: VecDeque<Parcel>,
     count: u64,
     bytes: u64,
@@ -211,9 +245,11 @@ pub(super) struct Arrived {
 }
 
 impl Arrived {
-    pub(super) fn new(accepts: Attachments) -> Self {
+    pub(super) fn new(accepts: Attachments, numbered: bool) -> Self {
         Self {
             accepts,
+            numbered,
+            next: 0,
             parcels: VecDeque::new(),
             count: 0,
             bytes: 0,
@@ -255,26 +291,29 @@ impl Arrived {
             return Ok(0);
         }
         match self.parcel(line, seen)? {
-            Ok(parcel) => {
-                self.count += parcel.len() as u64;
-                self.bytes += bytes_of(&parcel);
-                self.parcels.push_back(parcel);
-            }
+            Ok(parcel) => self.add(parcel),
             Err(violation) => self.violation = Some(violation),
         }
         consume(line, seen.len())
     }
 
     /// Gets the descriptors of a parcel that was seen at the head of the line, or finds a violation.
-    fn parcel(&self, line: BorrowedFd<'_>, seen: &[u8]) -> Result<Result<Parcel, String>, Errno> {
-        let Some(words) = words(seen) else {
+    fn parcel(&mut self, line: BorrowedFd<'_>, seen: &[u8]) -> Result<Result<Parcel, String>, Errno> {
+        let Some((number, words)) = words(seen, self.numbered) else {
             return Ok(Err(format!(
                 "{} bytes on the line are no parcel of attachments",
                 seen.len()
             )));
         };
-        if let Err(violation) = self.check(&words) {
+        if let Err(violation) = self.check(number, &words) {
             return Ok(Err(violation));
+        }
+        if words.is_empty() || self.is_missed(number) {
+            // The kernel closes what is not received.
+            return Ok(Ok(Parcel {
+                number,
+                parts: Vec::new(),
+            }));
         }
         for _ in 0..PEEKS {
             let Received {
@@ -283,7 +322,8 @@ impl Arrived {
             let is_short = descriptors.len() < words.len();
             match control {
                 ControlStatus::Expected if descriptors.len() == words.len() => {
-                    return Ok(Ok(words.into_iter().zip(descriptors).collect()));
+                    let parts = words.into_iter().zip(descriptors).collect();
+                    return Ok(Ok(Parcel { number, parts }));
                 }
                 // The kernel had no memory for the copies, or the peer has sent none.
                 ControlStatus::Expected if descriptors.is_empty() => {}
@@ -308,54 +348,120 @@ impl Arrived {
     }
 
     /// Checks whether this side accepts the attachments of a parcel beside the unread ones.
-    fn check(&self, words: &[u64]) -> Result<(), String> {
+    fn check(&mut self, number: u64, words: &[u64]) -> Result<(), String> {
         let sealed = words.iter().filter(|word| **word != DESCRIPTOR);
-        let (sealed, bytes) = sealed.fold((0, Some(self.bytes)), |(count, sum), word| {
+        let (sealed, bytes) = sealed.fold((0, Some(0_u64)), |(count, sum), word| {
             (count + 1, sum.and_then(|sum| sum.checked_add(*word)))
         });
         if !((self.accepts.sealed || sealed == 0) && (self.accepts.descriptors || sealed == words.len())) {
             return Err("an attachment of a kind that this side does not accept".into());
         }
-        let count = self.count + words.len() as u64;
-        if count <= u64::from(self.accepts.max_count)
-            && bytes.is_some_and(|bytes| bytes <= self.accepts.max_bytes)
-        {
+        let last = self.parcels.back().map_or(0, |parcel| parcel.number);
+        if number < last {
+            return Err(format!(
+                "attachments of message {number} after those of message {last}"
+            ));
+        }
+        let more = words.len() as u64;
+        if self.is_missed(number) {
             return Ok(());
         }
+        if self.numbered {
+            if number == last
+                && let Some(replaced) = self.parcels.pop_back()
+            {
+                // The publisher has not published that message.
+                self.subtract(&replaced);
+                replaced.discard();
+            }
+            // This side has missed the messages of the oldest.
+            while !self.fits(more, bytes) && self.drop_oldest() {}
+        }
+        if self.fits(more, bytes) {
+            return Ok(());
+        }
+        let bytes = bytes.and_then(|bytes| self.bytes.checked_add(bytes));
         Err(format!(
-            "{count} unread attachments of {} bytes, and this side holds {} of {}",
+            "{} unread attachments of {} bytes, and this side holds {} of {}",
+            self.count + more,
             bytes.unwrap_or(u64::MAX),
             self.accepts.max_count,
             self.accepts.max_bytes
         ))
     }
 
-    /// Removes the oldest parcel. `None`: there is none.
-    pub(super) fn take(&mut self) -> Option<Parcel> {
+    /// Whether this side accepts so many more attachments, with sealed buffers of so many bytes. `None`: the sum overflows.
+    fn fits(&self, more: u64, bytes: Option<u64>) -> bool {
+        let bytes = bytes.and_then(|bytes| self.bytes.checked_add(bytes));
+        self.count + more <= self.accepts.max_count.into()
+            && bytes.is_some_and(|bytes| bytes <= self.accepts.max_bytes)
+    }
+
+    /// Adds a parcel that was checked.
+    fn add(&mut self, parcel: Parcel) {
+        if parcel.len() > 0 {
+            self.count += parcel.len() as u64;
+            self.bytes += parcel.bytes();
+            self.parcels.push_back(parcel);
+        }
+    }
+
+    fn is_missed(&self, number: u64) -> bool {
+        self.numbered && number < self.next
+    }
+
+    /// Drops the parcels of the messages before the next one, which has this number: this side has missed them.
+    pub(super) fn drop_missed(&mut self, next: u64) {
+        self.next = next;
+        while self
+            .parcels
+            .front()
+            .is_some_and(|first| self.is_missed(first.number))
+        {
+            self.drop_oldest();
+        }
+    }
+
+    /// Removes the parcel of the message that is read next, which has this number if its sender is a publisher. `None`: there is none.
+    pub(super) fn take(&mut self, number: u64) -> Option<Parcel> {
+        let first = self.parcels.front()?;
+        (!self.numbered || first.number == number).then(|| self.pop())?
+    }
+
+    /// Returns whether there was one.
+    fn drop_oldest(&mut self) -> bool {
+        self.pop().map(Parcel::discard).is_some()
+    }
+
+    fn pop(&mut self) -> Option<Parcel> {
         let parcel = self.parcels.pop_front()?;
-        self.count -= parcel.len() as u64;
-        self.bytes -= bytes_of(&parcel);
+        self.subtract(&parcel);
         Some(parcel)
+    }
+
+    fn subtract(&mut self, parcel: &Parcel) {
+        self.count -= parcel.len() as u64;
+        self.bytes -= parcel.bytes();
     }
 
     /// Takes the oldest parcel back: its message was not read.
     pub(super) fn put_back(&mut self, parcel: Parcel) {
         self.count += parcel.len() as u64;
-        self.bytes += bytes_of(&parcel);
+        self.bytes += parcel.bytes();
         self.parcels.push_front(parcel);
     }
 }
 
 impl Drop for Arrived {
     fn drop(&mut self) {
-        let parcels = self.parcels.drain(..).flatten();
-        discard(parcels.map(|(_, descriptor)| descriptor));
+        let parts = self.parcels.drain(..).flat_map(|parcel| parcel.parts);
+        discard(parts.map(|(_, descriptor)| descriptor));
     }
 }
 
 /// Checks the sealed buffers of a parcel, all before it makes the first. Returns the parcel if one of them fails.
 pub(super) fn unpack(parcel: Parcel) -> Result<Vec<Attachment>, (Error, Parcel)> {
-    let maps = parcel.iter().map(|(word, object)| match *word {
+    let maps = parcel.parts.iter().map(|(word, object)| match *word {
         DESCRIPTOR => Ok(None),
         stated => SealedBuffer::inspect(object, stated),
     });
@@ -364,6 +470,7 @@ pub(super) fn unpack(parcel: Parcel) -> Result<Vec<Attachment>, (Error, Parcel)>
         Err(error) => return Err((error, parcel)),
     };
     let unpacked = parcel
+        .parts
         .into_iter()
         .zip(maps)
         .map(|((word, descriptor), map)| match word {
@@ -373,22 +480,23 @@ pub(super) fn unpack(parcel: Parcel) -> Result<Vec<Attachment>, (Error, Parcel)>
     Ok(unpacked.collect())
 }
 
-/// The bytes of its sealed buffers. [`Arrived::check`] has found that they do not overflow.
-fn bytes_of(parcel: &Parcel) -> u64 {
-    let sizes = parcel.iter().map(|(word, _)| *word);
-    sizes.filter(|word| *word != DESCRIPTOR).sum()
-}
-
-/// The words of a parcel that is exactly this long. `None`: it is none.
-fn words(parcel: &[u8]) -> Option<Vec<u64>> {
+/// The number and the words of a parcel that is exactly this long. `None`: it is none.
+fn words(parcel: &[u8], numbered: bool) -> Option<(u64, Vec<u64>)> {
     let [PARCEL, count, words @ ..] = parcel else {
         return None;
     };
     let (words, []) = words.as_chunks::<8>() else {
         return None;
     };
-    let is_whole = usize::from(*count) == words.len() && (1..=MOST).contains(&words.len());
-    is_whole.then(|| words.iter().map(|word| u64::from_le_bytes(*word)).collect())
+    let (number, words, fewest) = match words {
+        [number, words @ ..] if numbered => (u64::from_le_bytes(*number), words, 0),
+        words => (0, words, 1),
+    };
+    let is_whole = usize::from(*count) == words.len() && (fewest..=MOST).contains(&words.len());
+    is_whole.then(|| {
+        let words = words.iter().map(|word| u64::from_le_bytes(*word));
+        (number, words.collect())
+    })
 }
 
 /// Descriptors that no thread has closed yet.

@@ -26,9 +26,7 @@ use crate::{
     sys,
     sys::lock::{Condvar, MutexGuard},
     wait::deadline::ready_by,
-    wake::attachments::{
-        Arrived, Attachment, AttachmentRef, Attachments, MOST_UNREAD, Parcel, discard, post, unpack,
-    },
+    wake::attachments::{Arrived, Attachment, AttachmentRef, Attachments, MOST_UNREAD, Parcel, post, unpack},
     wake::exit_watch::ExitWatch,
 };
 
@@ -138,15 +136,17 @@ impl Default for Sleep {
 }
 
 impl Doorbell {
+    /// `numbered`: the peer is a publisher, and numbers the attachments that this side accepts.
     pub(crate) fn new(
         line: OwnedFd,
         pidfd: Option<Arc<OwnedFd>>,
         accepts: Attachments,
+        numbered: bool,
         birth: Birth,
     ) -> Self {
         let line = Arc::new(line);
         let state = DoorbellState {
-            arrived: accepts.any().then(|| Arrived::new(accepts)),
+            arrived: accepts.any().then(|| Arrived::new(accepts, numbered)),
             ..DoorbellState::default()
         };
         Self {
@@ -454,11 +454,11 @@ impl Doorbell {
         emptied
     }
 
-    /// Puts the attachments of one message on the line, all or none. Fails with [`Error::NoSpace`] if the line is full or too many
-    /// descriptors of this user are in flight.
-    pub(crate) fn post(&self, attachments: &[AttachmentRef<'_>]) -> Result<()> {
+    /// Puts the attachments of one message on the line, all or none; at a publisher, with the number of the message. Fails with
+    /// [`Error::NoSpace`] if the line is full or too many descriptors of this user are in flight.
+    pub(crate) fn post(&self, attachments: &[AttachmentRef<'_>], number: Option<u64>) -> Result<()> {
         self.state.birth().check()?;
-        post(self.line.as_fd(), attachments).map_err(|errno| match errno {
+        post(self.line.as_fd(), attachments, number).map_err(|errno| match errno {
             Errno::EAGAIN | Errno::ETOOMANYREFS => Error::NoSpace {
                 what: format!("passing {} attachments", attachments.len()),
                 reason: "too many are on their way: send again once the peer has read some".into(),
@@ -479,15 +479,22 @@ impl Doorbell {
     /// Returns the attachments of the next message that has any, of which its record announces this number. The record was
     /// published after they were sent, so they are on the line, or were read from it before. Fails with [`Error::NoSpace`] if
     /// there are no descriptor numbers for them: they stay on the line.
-    pub(crate) fn collect(&self, count: usize) -> Result<Vec<Attachment>> {
+    ///
+    /// At a publisher, `number` is that of the message. It returns none if the publisher did not pass any to this side.
+    pub(crate) fn collect(&self, count: usize, number: u64) -> Result<Vec<Attachment>> {
         let mut state = self.state()?;
-        let mut parcel = take(&mut state)?;
+        let numbered = state.arrived.as_mut().is_some_and(|arrived| {
+            arrived.drop_missed(number);
+            arrived.numbered
+        });
+        // A later parcel on the line may replace one that has arrived.
+        let mut parcel = if numbered { None } else { take(&mut state, number)? };
         let mut shortage = None;
         if parcel.is_none() {
             // Each waiter is notified: the wakeups that are read here may be for any of them.
-            shortage = self.read_all(&mut state, false).shortage;
+            shortage = self.read_to_the_last(&mut state);
             self.tell_the_loop();
-            parcel = take(&mut state)?;
+            parcel = take(&mut state, number)?;
         }
         // Descriptors are inspected without the lock, since that may take long.
         drop(state);
@@ -500,12 +507,13 @@ impl Doorbell {
             }
             (Some(parcel), _) => {
                 let found = parcel.len();
-                discard(parcel.into_iter().map(|(_, descriptor)| descriptor));
+                parcel.discard();
                 found
             }
             (None, Some(errno)) => {
                 return Err(Error::system(format!("receiving {count} attachments"), errno));
             }
+            (None, None) if numbered => return Ok(Vec::new()),
             (None, None) => 0,
         };
         Err(Error::RingCorrupt(format!(
@@ -517,18 +525,29 @@ impl Doorbell {
     /// stay on the line for want of descriptor numbers or memory.
     fn read_attachments(&self) -> bool {
         let Ok(mut state) = self.state() else { return true };
-        state.arrived.is_none() || self.read_to_the_last(&mut state)
+        state.arrived.is_none() || self.read_to_the_last(&mut state).is_none()
     }
 
-    /// Reads all that an honest peer may have sent. Returns `false` if a local shortage ended the reading.
-    fn read_to_the_last(&self, state: &mut DoorbellState) -> bool {
+    /// Reads all that an honest peer may have sent. Returns the local error that ended the reading.
+    fn read_to_the_last(&self, state: &mut DoorbellState) -> Option<Errno> {
         for _ in 0..MOST_UNREAD {
             let read = self.read_all(state, false);
-            if read.bells == 0 {
-                return read.shortage.is_none();
+            if read.bells == 0 || read.shortage.is_some() {
+                return read.shortage;
             }
         }
-        true
+        None
+    }
+
+    /// Drops the attachments of the messages before the next one of the publisher, also those that are still on the line.
+    pub(crate) fn drop_missed(&self, next: u64) {
+        let Ok(mut state) = self.state() else { return };
+        if let Some(arrived) = &mut state.arrived {
+            arrived.drop_missed(next);
+            // A local shortage leaves the others on the line.
+            self.read_to_the_last(&mut state);
+            self.tell_the_loop();
+        }
     }
 
     fn put_back(&self, parcel: Parcel) {
@@ -795,8 +814,9 @@ fn violation(state: &DoorbellState) -> Option<&String> {
     state.arrived.as_ref()?.violation.as_ref()
 }
 
-fn take(state: &mut DoorbellState) -> Result<Option<Parcel>> {
-    let parcel = state.arrived.as_mut().and_then(Arrived::take);
+fn take(state: &mut DoorbellState, number: u64) -> Result<Option<Parcel>> {
+    let arrived = state.arrived.as_mut();
+    let parcel = arrived.and_then(|arrived| arrived.take(number));
     match violation(state) {
         Some(what) if parcel.is_none() => Err(Error::RingCorrupt(what.clone())),
         _ => Ok(parcel),

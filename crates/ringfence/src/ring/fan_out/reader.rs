@@ -99,11 +99,15 @@ pub(crate) struct FloorLimit<V> {
     bytes: u64,
     /// Copies of records, before they are visited.
     window: Vec<u8>,
+    /// If the caller collects attachments: the position of the one message with attachments that it may read.
+    collected: Option<u64>,
+    /// The last call stopped at another one.
+    stopped: bool,
 }
 
 impl<R: Readable, C: Writable, V: Validity> Limit<C, R> for FloorLimit<V> {
     const RUN: usize = RUN;
-    /// A publisher sends no call frames.
+    /// A publisher sends no call frames, and a message with attachments is read by itself.
     const TAGS: u32 = 0;
 
     fn check_tail(reader: &FanOutReader<R, C, V>, tail: u64) -> Result<()> {
@@ -120,6 +124,11 @@ impl<R: Readable, C: Writable, V: Validity> Limit<C, R> for FloorLimit<V> {
     #[inline]
     fn is_plain(&self) -> bool {
         self.delivery != Delivery::Latest
+    }
+
+    #[inline]
+    fn tags_alone(&self) -> u32 {
+        Tag::ATTACHMENTS
     }
 
     fn prepare(reader: &mut FanOutReader<R, C, V>) -> Result<bool> {
@@ -195,6 +204,8 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
             began: sequence,
             bytes: 0,
             window: Vec::new(),
+            collected: None,
+            stopped: false,
         };
         let longest = terms.longest.min(largest_message(terms.capacity));
         let own = (own, head_of(slot));
@@ -407,6 +418,9 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
             let Some(record) = self.next_record()? else {
                 return Ok(None);
             };
+            if record.tag != Tag::NONE && self.must_stop() {
+                return Ok(None);
+            }
             let room = into.len();
             let Some(place) = into.get_mut(..record.length) else {
                 if self.is_whole_or_begin_again()? {
@@ -423,7 +437,52 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
         Ok(None)
     }
 
-    /// Visits the messages that are there, at most `max`, and returns how many there were.
+    /// The record of the next message with its number, if it has attachments. From now on, other messages with attachments are not
+    /// read before this is called for them: [`FanOutReader::has_stopped`].
+    pub(crate) fn next_tagged(&mut self) -> Result<Option<(Record, u64)>> {
+        self.limit.collected = Some(FARTHEST);
+        for _ in 0..TRIES {
+            let Some(record) = self.next_record()? else { break };
+            if record.tag == Tag::NONE {
+                break;
+            }
+            let number = self.next_number();
+            if self.is_whole_or_begin_again()? {
+                return Ok(Some((record, number)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Number of the message at the head.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.limit.passed + 1
+    }
+
+    /// Messages that will never be handed out, also those behind the last that was.
+    pub(crate) fn missed(&self) -> u64 {
+        self.limit.lost + self.limit.passed_over
+    }
+
+    /// The attachments of the message at the head were collected.
+    pub(crate) fn collected(&mut self) {
+        self.limit.collected = Some(self.head);
+    }
+
+    /// Whether the last call stopped at a message with attachments that were not collected.
+    pub(crate) fn has_stopped(&mut self) -> bool {
+        mem::take(&mut self.limit.stopped)
+    }
+
+    /// Whether the attachments of this record, which is at the head, must be collected first.
+    #[cold]
+    fn must_stop(&mut self) -> bool {
+        self.limit.stopped = self.limit.collected.is_some_and(|position| position != self.head);
+        self.limit.stopped
+    }
+
+    /// Visits the messages that are there, at most `max`, and returns how many there were. A message with attachments is visited by
+    /// itself.
     ///
     /// A copy is visited once it was found whole. A message in the ring is checked after its visit: if that fails, the visit may have seen
     /// other bytes, the message is not counted, and the error is returned.
@@ -438,11 +497,18 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
         let (mut count, mut overtaken) = (0, 0);
         while count < max && overtaken < TRIES {
             let Some(record) = self.next_record()? else { break };
+            let is_alone = record.tag != Tag::NONE;
+            if is_alone && (count > 0 || self.must_stop()) {
+                break;
+            }
             match self.visit_from(record, max - count, &mut visit)? {
                 0 => overtaken += 1,
                 visited => count += visited,
             }
             self.publish_stride();
+            if is_alone && count > 0 {
+                break;
+            }
         }
         Ok(count)
     }
@@ -462,7 +528,7 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
             self.hand_out(record);
             return Ok(1);
         }
-        let single = self.is_single(record) || record.size > RUN as u64 / 2;
+        let single = self.is_single(record) || record.size > RUN as u64 / 2 || record.tag != Tag::NONE;
         let (from, bytes) = if single {
             (record.at, record.length)
         } else {

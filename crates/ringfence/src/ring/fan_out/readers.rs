@@ -23,6 +23,17 @@ use crate::{
     sys::lock::{Mutex, MutexGuard},
 };
 
+/// A reader whose handshake is complete.
+#[derive(Debug)]
+pub(crate) struct ActiveReader<T> {
+    pub(crate) number: u64,
+    pub(crate) delivery: Delivery,
+    /// The position up to which it claims to have read.
+    pub(crate) head: u64,
+    /// The caller's attachment.
+    pub(crate) attached: T,
+}
+
 /// Changes with each change of the list. The thread that has changed the list stores it, after the change.
 const GENERATION: usize = layout::TAIL;
 /// The position to which the sending thread will move the floor.
@@ -277,6 +288,21 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
             );
             from += AT_ONCE;
         }
+    }
+
+    /// Returns the readers whose handshake is complete.
+    pub(crate) fn active(&self) -> Vec<ActiveReader<T>> {
+        let list = self.list();
+        let entries = list.slots.iter().filter_map(|slot| slot.entry.as_ref());
+        let active = entries.filter_map(|entry| {
+            Some(ActiveReader {
+                number: entry.number,
+                delivery: entry.delivery,
+                head: entry.head(),
+                attached: entry.active.as_ref()?.1.clone(),
+            })
+        });
+        active.collect()
     }
 
     /// Releases the reader: its position is no longer protected, and its slot is free.

@@ -196,7 +196,6 @@ fn records_that_no_honest_publisher_writes_are_corrupt_for_each_way_of_reading()
         ("an end", 32, 24, LAST),
         ("unknown flags", 32, 24, 32),
         ("a call frame", 32, 24, WHOLE | 16),
-        ("attachments", 32, 24, WHOLE | 0x100),
         (
             "padding at the beginning of the ring",
             SMALLEST,

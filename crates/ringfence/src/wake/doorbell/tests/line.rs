@@ -38,7 +38,7 @@ fn line() -> (Doorbell, OwnedFd) {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let (own, peer) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
     (
-        Doorbell::new(own, None, Attachments::none(), Birth::now().unwrap()),
+        Doorbell::new(own, None, Attachments::none(), false, Birth::now().unwrap()),
         peer,
     )
 }

@@ -1,0 +1,113 @@
+//! Parcels of a publisher, which have the numbers of their messages.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+use crate::{
+    fork::Birth,
+    wake::attachments::{Attachment, AttachmentRef, Attachments},
+    wake::doorbell::Doorbell,
+};
+
+fn ends(accepts: Attachments) -> (Doorbell, Doorbell) {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let (publisher, subscriber) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+    let birth = Birth::now().unwrap();
+    (
+        Doorbell::new(publisher, None, Attachments::none(), false, birth),
+        Doorbell::new(subscriber, None, accepts, true, birth),
+    )
+}
+
+fn accepts(count: u32) -> Attachments {
+    Attachments::none().descriptors(true).max_count(count)
+}
+
+fn null() -> OwnedFd {
+    File::open("/dev/null").unwrap().into()
+}
+
+fn post(publisher: &Doorbell, count: usize, number: u64) {
+    let descriptor = null();
+    let attachments = vec![AttachmentRef::from(descriptor.as_fd()); count];
+    publisher.post(&attachments, Some(number)).unwrap();
+}
+
+fn collect(subscriber: &Doorbell, count: usize, number: u64) -> Vec<Attachment> {
+    subscriber.collect(count, number).unwrap()
+}
+
+#[test]
+fn a_message_gets_the_parcel_with_its_number() {
+    let (publisher, subscriber) = ends(accepts(4));
+    post(&publisher, 1, 3);
+    post(&publisher, 2, 5);
+    assert!(collect(&subscriber, 1, 2).is_empty());
+    assert_eq!(collect(&subscriber, 1, 3).len(), 1);
+    assert!(collect(&subscriber, 1, 4).is_empty());
+    assert_eq!(collect(&subscriber, 2, 5).len(), 2);
+}
+
+#[test]
+fn a_parcel_replaces_one_for_the_same_message() {
+    let (publisher, subscriber) = ends(accepts(4));
+    post(&publisher, 1, 1);
+    post(&publisher, 1, 2);
+    // Also one that was read from the line already.
+    subscriber.read_bells();
+    post(&publisher, 3, 2);
+    // It takes no room from the parcel before it.
+    assert_eq!(collect(&subscriber, 1, 1).len(), 1);
+    assert_eq!(collect(&subscriber, 3, 2).len(), 3);
+}
+
+#[test]
+fn a_withdrawn_parcel_is_not_received() {
+    for read_before in [false, true] {
+        let (publisher, subscriber) = ends(accepts(1));
+        post(&publisher, 1, 1);
+        if read_before {
+            subscriber.read_bells();
+        }
+        post(&publisher, 0, 1);
+        assert!(collect(&subscriber, 1, 1).is_empty());
+        post(&publisher, 1, 2);
+        assert_eq!(collect(&subscriber, 1, 2).len(), 1);
+    }
+}
+
+#[test]
+fn parcels_of_missed_messages_are_dropped() {
+    let (publisher, subscriber) = ends(accepts(2));
+    for number in 1..=10 {
+        post(&publisher, 1, number);
+    }
+    // More than it holds: the oldest go.
+    subscriber.read_bells();
+    assert_eq!(collect(&subscriber, 1, 9).len(), 1);
+    post(&publisher, 1, 11);
+    post(&publisher, 1, 12);
+    subscriber.drop_missed(12);
+    assert!(!subscriber.is_violated());
+    assert_eq!(collect(&subscriber, 1, 12).len(), 1);
+}
+
+#[test]
+fn numbers_that_decrease_and_wrong_counts_are_violations() {
+    let (publisher, subscriber) = ends(accepts(4));
+    post(&publisher, 1, 2);
+    post(&publisher, 1, 1);
+    subscriber.read_bells();
+    assert!(subscriber.is_violated());
+    let (publisher, subscriber) = ends(accepts(4));
+    post(&publisher, 1, 2);
+    assert_eq!(subscriber.collect(2, 2).unwrap_err().code(), "RING_CORRUPT");
+    let (publisher, subscriber) = ends(accepts(4));
+    post(&publisher, 5, 1);
+    subscriber.read_bells();
+    assert!(subscriber.is_violated());
+}

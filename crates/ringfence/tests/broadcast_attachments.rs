@@ -1,0 +1,249 @@
+//! Attachments of published messages, with real processes.
+
+mod support;
+
+use std::{
+    io::Read as _,
+    os::fd::AsFd as _,
+    time::{Duration, Instant},
+};
+
+use ringfence::{
+    Address, AnySource, Attachment, Attachments, Delivery, Error, Merge, Merged, Message, Options, Publisher,
+    PublisherEvent, SealedBuffer, publish, subscribe,
+};
+use support::{Actor, TIME_LIMIT, fresh_address, message, say, wait_for_test};
+
+const COUNT: usize = 60;
+
+fn options() -> Options {
+    Options::new().capacity(64 << 10).timeout(TIME_LIMIT)
+}
+
+fn accepting() -> Options {
+    options().attachments(
+        Attachments::none()
+            .sealed(true)
+            .descriptors(true)
+            .max_count(3)
+            .max_bytes(100_000),
+    )
+}
+
+fn buffer(number: usize) -> SealedBuffer {
+    SealedBuffer::from_bytes(&message(number, 30_000)).unwrap()
+}
+
+/// The attachments are one buffer of the message with this number.
+fn check(attachments: &[Attachment], number: usize) {
+    let [Attachment::Sealed(buffer)] = attachments else {
+        panic!("{number}: {attachments:?}");
+    };
+    assert_eq!(**buffer, *message(number, 30_000));
+}
+
+/// The other processes of these tests.
+#[test]
+fn role() {
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    let address: Address = arguments[0].parse().unwrap();
+    match role.as_str() {
+        "reads" => {
+            let mut subscription = subscribe(&address, &accepting()).unwrap();
+            let mut received = 0;
+            for number in 0..COUNT {
+                let found = subscription.receive_vec().unwrap().expect("a message");
+                assert_eq!(found, message(number, 20));
+                let attachments = subscription.attachments();
+                if number % 2 == 0 {
+                    assert!(attachments.is_empty());
+                } else {
+                    check(&attachments, number);
+                    received += 1;
+                }
+            }
+            assert_eq!(subscription.receive_vec().unwrap(), None);
+            assert_eq!(subscription.stats().attachments_received, received);
+        }
+        "visits" => {
+            let mut subscription = subscribe(&address, &accepting()).unwrap();
+            let mut number = 0;
+            while !subscription.is_ended().unwrap() {
+                subscription.wait_readable(None).unwrap();
+                let mut last = number;
+                let visit = |found: Message<'_>| {
+                    assert_eq!(found.to_vec(), message(last, 20));
+                    last += 1;
+                };
+                let visited = subscription.receive_each(visit, 100).unwrap();
+                if visited == 0 {
+                    continue;
+                }
+                number += visited;
+                let attachments = subscription.attachments();
+                if number % 2 == 0 {
+                    check(&attachments, number - 1);
+                } else {
+                    assert!(attachments.is_empty());
+                }
+            }
+            assert_eq!(number, COUNT);
+        }
+        "ignores" => {
+            let mut subscription = subscribe(&address, &options()).unwrap();
+            let mut into = [0; 4096];
+            for number in 0..COUNT {
+                let length = subscription.receive(&mut into).unwrap().expect("a message");
+                assert_eq!(into[..length], message(number, 20));
+                assert!(subscription.attachments().is_empty());
+            }
+        }
+        "sleeps" => {
+            let options = accepting().delivery(arguments[1].parse().unwrap());
+            let mut subscription = subscribe(&address, &options).unwrap();
+            say("subscribed");
+            wait_for_test();
+            while let Some(found) = subscription.receive_vec().unwrap() {
+                let number = (0..COUNT * 100).find(|number| found == message(*number, 2000));
+                let attachments = subscription.attachments();
+                if !attachments.is_empty() {
+                    check(&attachments, number.expect("a whole message"));
+                    say("got one");
+                }
+            }
+        }
+        "publishes" => {
+            let mut publisher = publish(&address, &options()).unwrap();
+            wait_for_subscribers(&publisher, 1);
+            publisher.send_with(b"x", &[(&buffer(7)).into()]).unwrap();
+            publisher.end();
+        }
+        "holds" => {
+            let options = accepting().delivery(arguments[1].parse().unwrap());
+            let subscription = subscribe(&address, &options).unwrap();
+            wait_for_test();
+            drop(subscription);
+        }
+        other => panic!("{other}"),
+    }
+}
+
+fn start(role: &str, address: &Address, more: &[&str]) -> Actor {
+    let address = address.to_string();
+    Actor::start(role, &[&[address.as_str()], more].concat())
+}
+
+fn wait_for_subscribers(publisher: &Publisher, count: usize) {
+    for _ in 0..count {
+        assert!(matches!(publisher.next().unwrap(), PublisherEvent::Subscriber(_)));
+    }
+}
+
+#[test]
+fn each_subscriber_gets_the_attachments_that_it_accepts() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options()).unwrap();
+    let actors = ["reads", "visits", "ignores"].map(|role| start(role, &address, &[]));
+    wait_for_subscribers(&publisher, 3);
+    for number in 0..COUNT {
+        let (bytes, buffer) = (message(number, 20), buffer(number));
+        if number % 2 == 0 {
+            publisher.send(&bytes).unwrap();
+        } else {
+            publisher.send_with(&bytes, &[(&buffer).into()]).unwrap();
+        }
+    }
+    let stats = publisher.stats();
+    assert_eq!(stats.attachments_sent, COUNT as u64);
+    assert_eq!(stats.attachments_withheld, COUNT as u64 / 2);
+    publisher.end();
+    actors.into_iter().for_each(Actor::finish);
+}
+
+#[test]
+fn a_reliable_subscriber_at_its_limit_delays_the_publisher() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options().stall(Duration::from_millis(200))).unwrap();
+    let holds = start("holds", &address, &["reliable"]);
+    wait_for_subscribers(&publisher, 1);
+    let (mut reader, pipe) = std::io::pipe().unwrap();
+    for _ in 0..3 {
+        publisher.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
+    }
+    let soon = Instant::now() + Duration::from_millis(1);
+    let found = publisher
+        .sender()
+        .send_with_until(b"x", &[pipe.as_fd().into()], soon);
+    assert!(matches!(found, Err(Error::TimedOut)), "{found:?}");
+    publisher.send(b"a message without attachments").unwrap();
+    // It is evicted.
+    publisher.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
+    assert_eq!(publisher.stats().evicted, 1);
+    drop((pipe, holds));
+    reader.read_to_end(&mut Vec::new()).unwrap();
+}
+
+#[test]
+fn a_subscriber_that_loses_messages_gets_attachments_with_their_own() {
+    for delivery in ["best-effort", "latest"] {
+        let (address, _directory) = fresh_address(false);
+        let mut publisher = publish(&address, &options()).unwrap();
+        let mut sleeps = start("sleeps", &address, &[delivery]);
+        wait_for_subscribers(&publisher, 1);
+        sleeps.expect("subscribed");
+        let mut number = 0;
+        let mut send = |publisher: &mut Publisher| {
+            let (bytes, buffer) = (message(number, 2000), buffer(number));
+            publisher.send_with(&bytes, &[(&buffer).into()]).unwrap();
+            number += 1;
+        };
+        // Several rings.
+        for _ in 0..COUNT * 3 {
+            send(&mut publisher);
+        }
+        assert!(publisher.stats().attachments_withheld > 0);
+        sleeps.go_on();
+        while sleeps.heard().is_none() {
+            send(&mut publisher);
+        }
+        publisher.end();
+        sleeps.finish();
+    }
+}
+
+#[test]
+fn a_killed_subscriber_leaves_no_attachment_open() {
+    for delivery in [Delivery::Reliable, Delivery::BestEffort] {
+        let (address, _directory) = fresh_address(false);
+        let mut publisher = publish(&address, &options()).unwrap();
+        let mut holds = start("holds", &address, &[&delivery.to_string()]);
+        wait_for_subscribers(&publisher, 1);
+        let (mut reader, pipe) = std::io::pipe().unwrap();
+        for _ in 0..3 {
+            publisher.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
+        }
+        holds.kill();
+        while !matches!(publisher.next().unwrap(), PublisherEvent::Gone(..)) {}
+        // The publisher goes on, and no copy is left on the line.
+        publisher.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
+        assert_eq!(publisher.stats().attachments_sent, 3);
+        drop(pipe);
+        reader.read_to_end(&mut Vec::new()).unwrap();
+    }
+}
+
+#[test]
+fn a_merge_of_subscriptions_delivers_attachments() {
+    let (address, _directory) = fresh_address(false);
+    let publishes = start("publishes", &address, &[]);
+    let subscription = subscribe(&address, &accepting().wait(true)).unwrap();
+    let mut merge: Merge<AnySource> = Merge::new().unwrap();
+    merge.add(subscription.into()).unwrap();
+    let mut into = [0; 100];
+    let found = merge.receive(&mut into).unwrap();
+    assert!(matches!(found, Some(Merged::Message { length: 1, .. })));
+    check(&merge.attachments(), 7);
+    publishes.finish();
+}
