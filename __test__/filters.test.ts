@@ -2,13 +2,16 @@
 // child in Rust.
 
 import { execFileSync } from 'node:child_process'
-import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { once } from 'node:events'
+import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 
-import test from 'ava'
-import { spawn, type ChildOptions } from 'ringfence'
+import test, { type ExecutionContext } from 'ava'
+import { spawn, type Channel, type ChildOptions } from 'ringfence'
+
+import { temporaryDirectory } from './support/address.js'
 
 const lists = fileURLToPath(new URL('../../crates/ringfence/tests/filters', import.meta.url))
 const linesOf = (name: string) =>
@@ -20,10 +23,18 @@ const calls = new Map(linesOf('calls').map((line) => line.split(' ').reverse() a
 const ALLOW = 0x7fff0000
 const FAIL = 0x00050000
 const EPERM = 1
+const KILL = 0x80000000
+
+/** For the calls of the list, and for all others. */
+const VERDICTS: Record<string, [verdict: number, otherwise: number]> = {
+  deny: [FAIL | EPERM, ALLOW],
+  allow: [ALLOW, FAIL | EPERM],
+  only: [ALLOW, KILL],
+}
 
 /** A classic BPF program (seccomp(2)): `NAME`, `NAME if INDEX&MASK=VALUE`, the same with `unless`, or `NAME fails ERRNO` on each line. */
 function program(kind: string, lines: readonly string[]): Buffer {
-  const [verdict, otherwise] = kind === 'deny' ? [FAIL | EPERM, ALLOW] : [ALLOW, FAIL | EPERM]
+  const [verdict, otherwise] = VERDICTS[kind]!
   const statements: [code: number, ifTrue: number, ifFalse: number, value: number][] = []
   const [LOAD, EQUALS, AND, RETURN] = [0x20, 0x15, 0x54, 0x06]
   statements.push([LOAD, 0, 0, 0])
@@ -105,9 +116,7 @@ async function echoes(launcher: readonly string[], policy: NonNullable<ChildOpti
 
 for (const [title, filter] of Object.entries(FILTERS)) {
   available(`a Node child has a channel under ${title}`, async (t) => {
-    const directory = mkdtempSync(join(tmpdir(), 'ringfence-test-'))
-    t.teardown(() => rmSync(directory, { recursive: true }))
-    const file = join(directory, 'filter')
+    const file = join(temporaryDirectory(t), 'filter')
     writeFileSync(file, filter())
     const descriptor = openSync(file, 'r')
     t.teardown(() => closeSync(descriptor))
@@ -129,3 +138,122 @@ for (const [title, launcher] of SANDBOXES) {
     t.is(await echoes(launcher, {}), 'closed')
   })
 }
+
+const source = fileURLToPath(new URL('../../__test__/confine/confine.c', import.meta.url))
+const PRODUCTION = fileURLToPath(new URL('../../docs/production.md', import.meta.url))
+
+/** The calls of an open channel and of one that closes, by the lists in docs/production.md. */
+function documented(): Buffer {
+  const text = readFileSync(PRODUCTION, 'utf8')
+  const list = (name: string) => text.split(`<!-- calls: ${name} -->`)[1]!.split('```')[1]!.trim().split(/\s+/).slice(1)
+  return program('only', ['open', 'close', 'node'].flatMap(list))
+}
+
+/** A child that can confine itself, with a directory that holds the filter. */
+async function confining(t: ExecutionContext, code: string, filter?: Buffer) {
+  const directory = temporaryDirectory(t)
+  const library = join(directory, 'confine.node')
+  execFileSync('cc', ['-shared', '-fPIC', '-o', library, source])
+  if (filter) writeFileSync(join(directory, 'filter'), filter)
+  const prelude = `
+    import { fromParent } from 'ringfence'
+    // It is no addon of Node's: it has done its work once it is loaded.
+    const confine = () => {
+      try {
+        process.dlopen({ exports: {} }, ${JSON.stringify(library)})
+      } catch (error) {
+        if (!/self-register/.test(error.message)) throw error
+      }
+    }
+    const echo = async (channel, each) => {
+      for await (const message of channel) {
+        each(String(message))
+        await channel.send(message)
+      }
+      await channel.end()
+      await channel.close()
+    }
+  `
+  const spawned = await spawn(process.execPath, ['--input-type=module', '--eval', prelude + code], {
+    handshakeTimeout: 60_000,
+    spawn: {
+      stdio: ['ignore', 'ignore', 'inherit'],
+      env: { ...process.env, ...(filter && { RINGFENCE_TEST_FILTER: join(directory, 'filter') }) },
+    },
+  })
+  t.teardown(() => spawned[Symbol.asyncDispose]())
+  return spawned
+}
+
+/** Short and long messages, one at a time and in runs. Both sides fall asleep now and then. */
+async function converse(channel: Channel, rounds: number) {
+  for (let round = 0; round < rounds; round++) {
+    const [count, most] = (
+      [
+        [10, 3000],
+        [1, 100],
+        [3, 60_000],
+      ] as const
+    )[round % 3]!
+    for (let number = 0; number < count; number++) await channel.send(Buffer.alloc((round * 997) % most, number))
+    for (let number = 0; number < count; number++) {
+      const message = await channel.receive()
+      if (message?.length !== (round * 997) % most || !message.every((byte) => byte === number))
+        throw new Error('another message came back')
+    }
+    if (round % 10 === 0) await sleep(1)
+  }
+}
+
+const compiles = process.arch === 'x64' && runs('cc', '--version') ? test : test.skip
+
+compiles('an open channel of a Node child makes no call that is not documented', async (t) => {
+  const code = `await echo(await fromParent(), (message) => message === 'confine' && confine())`
+  const { child, channel } = await confining(t, code, documented())
+  const exited = once(child, 'exit')
+  await converse(channel, 100)
+  await channel.send('confine')
+  t.is(String(await channel.receive()), 'confine')
+  await converse(channel, 1000)
+  await channel.end()
+  t.is(await channel.receive(), undefined)
+  t.is((await channel.closed).reason, 'closed')
+  t.deepEqual(await exited, [0, null])
+})
+
+compiles('a call of a Node child that is not documented kills it', async (t) => {
+  const code = `
+    await echo(await fromParent(), (message) => {
+      confine()
+      process.chdir('/')
+    })
+  `
+  const { child, channel } = await confining(t, code, documented())
+  const exited = once(child, 'exit')
+  await channel.send('go')
+  await t.throwsAsync(channel.receive(), { code: 'ERR_RINGFENCE_PEER_LOST' })
+  t.deepEqual(await exited, [null, 'SIGSYS'])
+})
+
+compiles('a Node child that may open no file has a channel', async (t) => {
+  const code = `
+    import { openSync } from 'node:fs'
+    confine()
+    let opened = true
+    try {
+      openSync('/dev/null')
+    } catch (error) {
+      opened = error.code !== 'EACCES'
+    }
+    const channel = await fromParent()
+    await channel.send(opened ? 'not confined' : 'confined')
+    await echo(channel, () => {})
+  `
+  const { child, channel } = await confining(t, code)
+  const exited = once(child, 'exit')
+  t.is(String(await channel.receive()), 'confined')
+  await converse(channel, 100)
+  await channel.end()
+  t.is(await channel.receive(), undefined)
+  t.deepEqual(await exited, [0, null])
+})

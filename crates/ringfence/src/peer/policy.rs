@@ -273,7 +273,7 @@ impl Policy {
 
     /// Applies the defaults for the parent of this process. The line that this process has inherited proves the parent, since
     /// only the process that started this one could place it. So a default check that cannot be made from this process's
-    /// namespaces refuses nothing.
+    /// sandbox refuses nothing.
     #[must_use]
     pub(crate) fn for_parent(mut self) -> Self {
         self.is_parent = true;
@@ -558,7 +558,7 @@ impl Policy {
         // A parent that is unreadable for another reason, such as this process's additional rights, may be a
         // stranger.
         let is_visible = look.identity.executable.is_some()
-            || !look.is_behind_namespace()
+            || !look.is_behind_sandbox()
             || sys::process::is_privileged_execution();
         note(
             Check::Executable,
@@ -1026,7 +1026,7 @@ mod tests {
         refuses(of_parent().namespace(Namespace::Same), Check::Namespace);
         refuses(of_parent().programs([Program::same()]), Check::Executable);
         refuses(of_parent().uids([u32::MAX - 1]), Check::Uid);
-        // Without a namespace in between, an unreadable executable is refused.
+        // Without a sandbox in between, an unreadable executable is refused.
         let behind = |pid, is_mapped, hides_user_namespace| {
             let mut look = look();
             look.identity.executable = None;

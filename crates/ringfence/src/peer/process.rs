@@ -590,8 +590,7 @@ impl Peer {
     /// Whether other processes of its user may inspect the peer. If not, the files in its directory belong to
     /// root (proc(5)). For root's own processes this is unknown, and they count as dumpable.
     fn is_dumpable(&self, directory: &OwnedFd) -> KernelResult<bool> {
-        let file = uninterrupted(|| fstatat(directory, "stat", AtFlags::empty()))?;
-        Ok(file.st_uid == self.credentials.uid)
+        files_belong_to(directory, self.credentials.uid)
     }
 
     /// Describes, for the evidence, whether the peer is hardened.
@@ -638,10 +637,26 @@ impl Peer {
     }
 }
 
+/// Whether the files in a directory of /proc belong to this user.
+fn files_belong_to(directory: &OwnedFd, user: u32) -> KernelResult<bool> {
+    let file = uninterrupted(|| fstatat(directory, "stat", AtFlags::empty()))?;
+    Ok(file.st_uid == user)
+}
+
 impl Look {
-    /// Whether a namespace can be the reason why this process cannot inspect the peer.
-    pub(crate) fn is_behind_namespace(&self) -> bool {
-        self.identity.pid <= 0 || !self.is_mapped || self.standing.hides_user_namespace
+    /// Whether the sandbox of this process can be the reason why it cannot inspect the peer: a namespace, a /proc that it may
+    /// not read, or a Landlock domain, from which no process outside can be inspected.
+    pub(crate) fn is_behind_sandbox(&self) -> bool {
+        let is_out_of_namespace =
+            self.identity.pid <= 0 || !self.is_mapped || self.standing.hides_user_namespace;
+        let Some(directory) = &self.directory else {
+            return true;
+        };
+        // Without a sandbox, a process may inspect another one of its user that is dumpable.
+        let is_denied = matches!(self.executable, Err(Errno::EACCES | Errno::EPERM));
+        let own = geteuid().as_raw();
+        is_out_of_namespace
+            || is_denied && self.identity.uid == own && files_belong_to(directory, own) == Ok(true)
     }
 
     /// Explains why the executable is unknown, and what to require instead.
@@ -657,8 +672,8 @@ impl Look {
                  this one, so seeing its executable takes CAP_SYS_PTRACE; ask for uid, gid, cgroup or label instead"
             ),
             _ if self.directory.is_none() => format!(
-                "unreadable: /proc does not show process {pid} to this one (it is mounted with hidepid); ask for uid, \
-                 gid, cgroup or label instead"
+                "unreadable: /proc does not show process {pid} to this one (it is mounted with hidepid, or a sandbox \
+                 denies it); ask for uid, gid, cgroup or label instead"
             ),
             Err(errno) => format!("unreadable: {}", errno.desc()),
             Ok(()) => "unreadable".into(),
@@ -1076,6 +1091,23 @@ mod tests {
         look.executable = Err(Errno::ENOENT);
         let shown = look.executable_unreadable();
         assert!(shown.contains("hidepid"), "{shown}");
+    }
+
+    #[test]
+    fn a_sandbox_of_this_process_can_hide_a_peer() {
+        let mut look = myself().look(&time()).unwrap();
+        for (executable, is_behind) in [
+            (Ok(()), false),
+            (Err(Errno::EIO), false),
+            (Err(Errno::EACCES), true),
+        ] {
+            look.executable = executable;
+            assert_eq!(look.is_behind_sandbox(), is_behind, "{executable:?}");
+        }
+        look.identity.uid += 1;
+        assert!(!look.is_behind_sandbox());
+        look.directory = None;
+        assert!(look.is_behind_sandbox());
     }
 
     #[test]
