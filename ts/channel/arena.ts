@@ -212,10 +212,10 @@ function isRoomForLarge(): boolean {
 }
 
 /** Checks the internal type instead of the class: values of another realm (node:vm) have other classes. */
-export function toBytes(message: unknown): Uint8Array {
+export function toBytes(message: unknown, wanted = 'a message must be bytes or a string'): Uint8Array {
   const isView = ArrayBuffer.isView(message)
   if (!isView && !isAnyArrayBuffer(message)) {
-    throw invalid(`a message must be bytes (an ArrayBuffer or a view of one) or a string, not ${show(message)}`)
+    throw invalid(`${wanted}, not ${show(message)}; bytes are an ArrayBuffer or a view of one`)
   }
   try {
     if (!isView) return new Uint8Array(message)

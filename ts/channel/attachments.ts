@@ -98,7 +98,7 @@ export class SealedBuffer implements Disposable {
    * @throws {@link RingfenceError} NO_SPACE if there are not enough memory or descriptors; INVALID_ARGUMENT for another value.
    */
   static from(bytes: ArrayBufferView | ArrayBuffer): SealedBuffer {
-    return sealedOver(made(native.sealedCopy(toBytes(bytes))))
+    return sealedOver(made(native.sealedCopy(toBytes(bytes, 'SealedBuffer.from takes bytes'))))
   }
 
   /**

@@ -6,7 +6,7 @@ import { toDuplex } from '../adapters/duplex.js'
 import { Port, type PortEventListener, type PortMessageEvent, type Quiet } from '../adapters/port.js'
 import { WebStreams, type WebSource } from '../adapters/web.js'
 import { tellClosed, tellOpen } from '../runtime/diagnostics.js'
-import { invalid, show, type RingfenceError } from '../errors.js'
+import { invalid, type RingfenceError } from '../errors.js'
 import { untilAborted } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
 import { toBytes } from './arena.js'
@@ -156,7 +156,6 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * @throws {@link RingfenceError} as `trySend`; INVALID_ARGUMENT also if `write` does not return a whole number from 0 to `length`
    */
   fill(size: number, write: Fill): boolean {
-    if (typeof write !== 'function') throw invalid(`fill takes a function, not ${show(write)}`)
     return this.#queue.fill(size, write)
   }
 

@@ -7,7 +7,7 @@ import { RingfenceError, invalid, show, showSource } from '../errors.js'
 import { fairness } from '../runtime/fairness.js'
 import { batchLoop, loop, type Loop } from './loops.js'
 import { FIRST, HEADER, MORE, native } from '../native.js'
-import { checkReceiveEach, readerSignal } from '../endpoint/options.js'
+import { checkReceiveEach, lingerOf, readerSignal } from '../endpoint/options.js'
 import { Resource, destroyedBy, repeat, type ResourceEvents } from './resource.js'
 import { inletOf, type Inlet } from './sources.js'
 import type { MergeStats } from './stats.js'
@@ -328,10 +328,14 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
     )
   }
 
-  /** Removes every source, which stays open. Waiting calls resolve as at the end, and loops over the merge end. */
-  close(): Promise<void> {
+  /**
+   * Removes every source, which stays open. Waiting calls resolve as at the end, and loops over the merge end. A merge has nothing to flush.
+   *
+   * @returns Rejects with INVALID_ARGUMENT for wrong options.
+   */
+  async close(options: { linger?: number | undefined } = {}): Promise<void> {
+    lingerOf(options)
     this.#end()
-    return Promise.resolve()
   }
 
   /** Like {@link Merge.close}. With an error, waiting calls and loops reject with it. */

@@ -388,6 +388,7 @@ export class SendQueue {
   }
 
   fill(size: number, write: Fill): boolean {
+    if (typeof write !== 'function') throw invalid(`fill takes a function, not ${show(write)}`)
     if (!Number.isInteger(size) || size < 0) throw invalid(`a message's size must be a whole number, not ${show(size)}`)
     if (this.#shut !== null) throw this.#shut()
     // A record in the arena is certain to fit. If the arena has no such room, the ring itself is asked for room for this message.

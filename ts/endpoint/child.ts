@@ -58,7 +58,7 @@ const LAST_BREATH = 1000
  * for the handshake; TIMEOUT; PEER_REFUSED if the policy is not satisfied, or if the child has passed the line to another process, which
  * answers; PEER_LOST if the child has closed the line and still runs; INVALID_ARGUMENT if the command cannot be started; NO_SPACE if this
  * process lacks memory or descriptors, or may not start another process; AbortError by the signal, which starts nothing if it was aborted
- * before; and the exceptions of `child_process.spawn` and `onSpawn`.
+ * before; and the exceptions of `onSpawn`. The `cause` of a command that cannot be started is the error of `child_process.spawn`.
  */
 export function spawn<T>(
   command: string,
@@ -142,7 +142,7 @@ function start(command: string, args: readonly string[], { spawn: settings = {},
     return { line, child: builtin.childProcess.spawn(command, args, { ...settings, stdio, env }) as ChildProcess }
   } catch (error) {
     line.close()
-    throw lacksRoom(error as Error) ? cannotStart(command, error as Error) : error
+    throw cannotStart(command, error as Error)
   }
 }
 

@@ -13,7 +13,7 @@ import { FAILED, REASONS, type Failure, type NativePublisher } from '../native.j
 import { lingerOf } from './options.js'
 import { Pump } from '../runtime/pump.js'
 import { Resource, closedFor, destroyedBy } from '../channel/resource.js'
-import { SendQueue } from '../channel/send-queue.js'
+import { SendQueue, type Fill } from '../channel/send-queue.js'
 import { PeerCounts, type PublisherStats } from '../channel/stats.js'
 import type { Closed, MessageInput, PublishOptions, Reservation, SendOptions, WaitOptions } from '../types.js'
 import { closeSubscriber, makeSubscriber, type Subscriber } from './subscriber.js'
@@ -183,6 +183,16 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
    */
   reserve(size: number): Reservation | undefined {
     return this.#queue.reserve(size)
+  }
+
+  /**
+   * Lets a function write a message in place, without an object for it: see {@link Channel.fill}.
+   *
+   * @returns Whether there was room.
+   * @throws {@link RingfenceError} as `trySend`; INVALID_ARGUMENT also if `write` does not return a whole number from 0 to `length`
+   */
+  fill(size: number, write: Fill): boolean {
+    return this.#queue.fill(size, write)
   }
 
   /** Resolves when `trySend` or `reserve` of `size` bytes can succeed. Rejects as `trySend` throws. */
