@@ -143,6 +143,25 @@ test('each subscriber gets every message, in order, by any way to read, and then
   t.deepEqual(await soon(publisher.closed, 'the end'), { reason: 'closed' })
 })
 
+test('messages that are filled in place and sent ones arrive in order, through many laps of the ring', async (t) => {
+  const address = abstractAddress()
+  const publisher = await publishHere(t, address, { capacity: 65_536 })
+  const there = await subscriber(t, address)
+  const read = readAll(there, 'for await')
+  for (let number = 1; number <= 2000; number += 1) {
+    const message = numbered(number, [0, 64, 4000, 7000][number % 4]!)
+    const put = (bytes: Uint8Array, offset: number) => {
+      bytes.set(message, offset)
+      return message.length
+    }
+    if (number % 5 === 4) await publisher.send(message)
+    else while (!publisher.fill(message.length + 8, put)) await publisher.waitWritable(message.length + 8)
+  }
+  await publisher.end()
+  const { count, wrong, error } = await read
+  t.deepEqual([count, wrong, error], [2000, '', ''])
+})
+
 test('best-effort and latest do not delay the publisher, and they count lost messages exactly', async (t) => {
   const address = abstractAddress()
   const publisher = await publishHere(t, address)
