@@ -13,7 +13,7 @@ import { publish, RingfenceError, type Channel, type Subscription } from 'ringfe
 import { abstractAddress, temporaryDirectory } from './support/address.js'
 import { pattern } from './support/bytes.js'
 import { pair, Partner } from './support/partner.js'
-import { isPending, soon, until } from './support/until.js'
+import { isPending, soon, turns, until } from './support/until.js'
 
 const lost = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_PEER_LOST' } as const
 
@@ -205,6 +205,38 @@ test.serial('a writer that is closed ends this side once the readable has ended,
     'two',
     undefined,
   ])
+})
+
+test.serial('a writer that is released after the end, without a write, ends this side', async (t) => {
+  const { channel, partner } = await pair(t)
+  const writer = channel.writable.getWriter()
+  const reader = channel.readable.getReader()
+  await partner.run((kit) => kit.channel.end())
+  t.true((await reader.read()).done)
+  writer.releaseLock()
+  t.is((await soon(channel.closed, 'the end of both sides')).reason, 'closed')
+  await t.throwsAsync(channel.send('late'), { code: 'ERR_RINGFENCE_CLOSED' })
+})
+
+test.serial('a half-open channel is usable after a writer has released the writable stream', async (t) => {
+  const { channel, partner } = await pair(t, { options: { allowHalfOpen: true } })
+  await partner.run((kit) => kit.channel.end())
+  t.is(await text(channel.readable as never), '')
+  for (const message of ['one', 'two']) {
+    const writer = channel.writable.getWriter()
+    await writer.write(message)
+    writer.releaseLock()
+    await turns(3)
+  }
+  await channel.send('three')
+  await channel.end()
+  const received = await partner.run(async (kit) => {
+    const all: string[] = []
+    for await (const message of kit.channel) all.push(String(message))
+    return all
+  })
+  t.deepEqual(received, ['one', 'two', 'three'])
+  t.is((await channel.closed).reason, 'closed')
 })
 
 test.serial('a message that another reader has taken is not a chunk', async (t) => {

@@ -61,6 +61,11 @@ export class WebStreams<In, Out> {
     if (this.#told && this.#writable?.locked !== true) this.#source!.told?.()
   }
 
+  /** Leaves the program time to take another writer. */
+  #endSoonIfFree(): void {
+    if (this.#told) timers.setImmediate(() => this.#endIfFree())
+  }
+
   #makeReadable(source: WebSource<In>): ReadableStream<In> {
     let isOver = false
     let isWatching = false
@@ -121,11 +126,22 @@ export class WebStreams<In, Out> {
       },
       write: async (chunk) => {
         await sink.send(chunk)
-        if (this.#told) timers.setImmediate(() => this.#endIfFree())
+        this.#endSoonIfFree()
       },
       close: () => sink.end(),
       abort: (reason) => sink.destroy(reason instanceof Error ? reason : undefined),
     })
+    // A writer that does not write after the end of the readable stream holds this side open only until it releases the stream.
+    const getWriter = writable.getWriter.bind(writable)
+    writable.getWriter = () => {
+      const writer = getWriter()
+      const releaseLock = writer.releaseLock.bind(writer)
+      writer.releaseLock = () => {
+        releaseLock()
+        this.#endSoonIfFree()
+      }
+      return writer
+    }
     // Errors the writable stream once nothing can be sent, even without a pending write.
     void sink.closed.then(() => sink.waitWritable(0).catch(fail))
     return writable as unknown as WritableStream<Out>
