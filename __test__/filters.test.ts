@@ -120,7 +120,7 @@ for (const [title, filter] of Object.entries(FILTERS)) {
     writeFileSync(file, filter())
     const descriptor = openSync(file, 'r')
     t.teardown(() => closeSync(descriptor))
-    // Without a line that the child has made, neither its executable nor its confinement is provable.
+    // The parent can check executable and confinement only if the child has created the line.
     const policy = title.endsWith('socketpair')
       ? ({ executable: 'any' } as const)
       : ({ confined: { noNewPrivs: true, seccomp: true } } as const)

@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url'
 import test from 'ava'
 import { spawn, type ChildOptions, type RingfenceError } from 'ringfence'
 
-/** Tells what it sees of its parent, and echoes. */
+/** Prints what it sees of its parent, and echoes. */
 const ECHO = `
   import { fromParent } from 'ringfence'
   const channel = await fromParent({ handshakeTimeout: 60_000 })
@@ -23,7 +23,7 @@ const BWRAP = ['bwrap', '--dev-bind', '/', '/']
 const CLEAR = ['--clearenv', '--setenv', 'RINGFENCE_LINE']
 
 interface Launcher {
-  /** The words before the program. */
+  /** The command line before the program. */
   command: string[]
   /** The checks that the child cannot make of its parent. */
   hidden?: string[]

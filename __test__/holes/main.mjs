@@ -1,10 +1,10 @@
-// Holes that the tests once did not find, put back one after the other, each as a patch: does a test of another kind than its own
-// regression test find it now?
+// Applies patches that break the code, one after the other, and checks that the tests notice. No test found these bugs when they
+// were real. So each is now looked for by tests of another kind than its own regression test.
 //
 //     node main.mjs [NAME …]
 //
-// A patch says in its head what it breaks, and which tests must fail of it. Each is applied to a copy of what is checked in, below
-// build/holes; the same tests must pass there before. At the end it prints the table of docs/testing.md.
+// The head of a patch says what it breaks, and which tests must fail because of it. Each is applied to a copy of the commit,
+// below build/holes, where the same tests must pass first. At the end the table of docs/testing.md is printed.
 
 import { spawnSync } from 'node:child_process'
 import { cpSync, existsSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
@@ -19,18 +19,18 @@ const target = join(home, 'target')
 const env = {
   ...process.env,
   CARGO_TARGET_DIR: target,
-  // A hole must be one that the compiler does not find.
+  // The compiler must not find it.
   RUSTFLAGS: '-Awarnings',
   CARGO_PROFILE_DEV_DEBUG: 'line-tables-only',
   PYTHONDONTWRITEBYTECODE: '1',
 }
-/** Milliseconds after which a test that has not ended has failed: mistakes are found by hanging, too. */
+/** Milliseconds after which a test has failed: some bugs make tests hang. */
 const LIMIT = 300_000
 
 const cargo = (...words) => ({ command: 'cargo', words })
 const program = (name, ...words) => ({ command: join(target, 'debug', name), words })
 
-/** The kinds of test: what each takes to be built, and how it is run. */
+/** The kinds of test: what each needs to have built, and how to run it. */
 const KINDS = {
   attacks: (words) => ({
     builds: [['build', '-p', 'ringfence-attacks']],
@@ -38,7 +38,8 @@ const KINDS = {
   }),
   conformance: (words) => ({
     builds: words.includes('node') ? [] : [['build', '-p', 'ringfence-partner']],
-    // The binding is the root's: holes of the face are put back, and none of the core is looked for in Node.
+    // The binding is that of the root directory: patches of the TypeScript code are tested in Node, and those of the core are
+    // not.
     isInNode: words.includes('node'),
     test: { command: 'python3', words: ['__test__/conformance/main.py', ...words] },
   }),
@@ -47,7 +48,7 @@ const KINDS = {
     builds: [['test', '--no-run', '-p', 'ringfence-model']],
     test: cargo('test', '--quiet', '-p', 'ringfence-model', ...words),
   }),
-  // Interleavings (loom), models of a ring with calls that are drawn (proptest), and what else stands beside the code.
+  // Interleavings (loom), random calls of a ring compared with a model (proptest), and other tests beside the code.
   unit: (words) => ({
     builds: [['test', '--no-run', '-p', 'ringfence', '--lib']],
     test: cargo('test', '--quiet', '-p', 'ringfence', '--lib', ...words),
@@ -55,7 +56,7 @@ const KINDS = {
 }
 
 const git = (...words) => run(`git ${words[0]}`, 'git', ['-C', tree, ...words], { quiet: true })
-/** Words, of which those in quotation marks may have blanks. */
+/** Words. A word in quotation marks may contain blanks. */
 const split = (line) => [...line.matchAll(/"([^"]*)"|(\S+)/g)].map(([, quoted, plain]) => quoted ?? plain)
 
 function readHoles(names) {
@@ -74,7 +75,7 @@ function readHoles(names) {
   })
 }
 
-/** Builds what the tree holds now, and runs a test: whether it passed, how long it took, and the last line that it printed. */
+/** Builds the current tree, and runs a test: whether it passed, how long it took, and the most telling line of its output. */
 function play({ kind, words }) {
   const { builds, test, isInNode } = KINDS[kind](split(words))
   if (isInNode) run('face', process.execPath, ['scripts/build.mjs', 'face'], { cwd: tree, quiet: true })

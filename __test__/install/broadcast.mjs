@@ -1,10 +1,10 @@
-// A publisher, and subscribers of it. One of those may be another runtime's, so the executable is not asked for.
+// A publisher and its subscribers. One of those may have another runtime, so the policy does not check the executable.
 
 import { json, publish, subscribe } from 'ringfence'
 
 const [role, address, number] = process.argv.slice(2)
 const options = { policy: { executable: 'any' }, signal: AbortSignal.timeout(60_000) }
-/** More than the ring holds, so that the publisher has waited for room. */
+/** More than the ring holds, so that the publisher has to wait for room. */
 const COUNT = 3000
 const made = (count) => ({ count, text: 'x'.repeat((37 * count) % 1000) })
 

@@ -1,5 +1,4 @@
-// Files of Debian's packages, below build/ and not in the system: so the caller need not be root, and what the machine has
-// stays as it is.
+// Files of Debian packages, below build/ and not in the system: the caller need not be root, and the machine stays as it is.
 
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
@@ -7,19 +6,19 @@ import { join } from 'node:path'
 import { FETCH_LIMIT, fail, isInPath, root, run } from '../../scripts/lib/run.mjs'
 
 /**
- * Not the machine's own release: Debian 12 has musl 1.2.3, which does not know the relocations (RELR) of the libraries
- * that come with a Node built with musl; 1.2.4 is the first that does. And here qemu is one file without libraries.
+ * Not the machine's own release: Debian 12 has musl 1.2.3, which does not support the relocations (RELR) in the libraries of a
+ * Node built with musl. 1.2.4 is the first that does. And here qemu is one file without libraries.
  */
 const RELEASE = 'trixie'
 const KEYS = '/usr/share/keyrings/debian-archive-keyring.gpg'
 
-/** Why they cannot be had on this machine, or null. */
+/** Why the packages are not available on this machine, or null. */
 export function noDebian() {
   if (!isInPath('apt-get') || !isInPath('dpkg-deb')) return 'what it takes comes with apt-get, and there is none here'
   return mirror() === null ? "what it takes comes from Debian's mirror, and this machine knows none" : null
 }
 
-/** Of this machine's sources, the one that serves its release: it serves the others too. */
+/** The source of this machine that serves its release. It serves the other releases too. */
 function mirror() {
   if (!existsSync(KEYS) || !existsSync('/etc/os-release')) return null
   const codename = /^VERSION_CODENAME=(\w+)$/m.exec(readFileSync('/etc/os-release', 'utf8'))?.[1]
@@ -28,8 +27,8 @@ function mirror() {
 }
 
 /**
- * Unpacks, of each package for an architecture in Debian's words, the part that is named. Answers with the folder that
- * stands for the system's root.
+ * Unpacks a part of each package for an architecture, which has Debian's name. Returns the directory that replaces the root of
+ * the system.
  */
 export function fromDebian(architecture, packages) {
   const home = join(root, 'build', 'debian', architecture)
@@ -51,10 +50,10 @@ export function fromDebian(architecture, packages) {
     'APT::Architectures': architecture,
     'Acquire::Languages': 'none',
     'Acquire::IndexTargets::deb::DEP-11::DefaultEnabled': 'false',
-    // Root's apt would fetch as a user who may not write here.
+    // Otherwise root's apt would download as an unprivileged user, and could not write here.
     'APT::Sandbox::User': 'root',
   }
-  // By the environment, as the command would be a screen long.
+  // The configuration is in a file, since the command would be too long.
   const config = join(state, 'apt.conf')
   const lines = Object.entries(options).map(([name, value]) => `${name} "${value}";\n`)
   writeFileSync(config, lines.join(''))

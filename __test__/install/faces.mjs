@@ -1,11 +1,11 @@
-// The other faces of a channel, each by two that do the same: values, a port, web streams.
+// Other APIs of a channel, each used by two processes that do the same: values, a port, web streams.
 
 import { join, json, structured } from 'ringfence'
 
 const [face, address] = process.argv.slice(2)
 const channel = await join(address, { signal: AbortSignal.timeout(60_000) })
 
-/** What has come must be what the other one sends, which is what this one has sent. */
+/** Both processes send the same, so the message must be what this one has sent. */
 function expect(found, wanted) {
   if (JSON.stringify(found) !== JSON.stringify(wanted)) throw new Error(`${JSON.stringify(found)} has come`)
 }

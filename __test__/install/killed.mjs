@@ -1,11 +1,11 @@
-// One that is killed in the moment after its send: the other has what was sent, and then PEER_LOST.
+// A process that is killed right after its send: the other one gets the message, and then PEER_LOST.
 
 import { join } from 'ringfence'
 
 const [side, address] = process.argv.slice(2)
 const channel = await join(address, { signal: AbortSignal.timeout(60_000) })
 if (side === 'killed') {
-  // Before it the handshake of the other may not be over.
+  // Until then, the handshake may not be complete on the other side.
   await channel.receive()
   await channel.send('the last')
   process.kill(process.pid, 'SIGKILL')

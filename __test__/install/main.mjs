@@ -1,6 +1,6 @@
-// The packages as a user gets them: published to a registry on this machine, installed in an empty folder by a user
-// without privileges and without a compiler in the PATH, and used by each runtime, on each architecture and C library
-// that this machine can run. What a runtime gave the last time is in expected.json, and must not become less.
+// Tests the packages as users get them: published to a local registry, installed in an empty directory by an unprivileged user
+// without a compiler in the PATH, and used by each runtime, architecture and C library that this machine can run. The last
+// results are in expected.json, and must not get worse.
 //
 //     node __test__/install/main.mjs [--update]     to remember what this run has given, instead of comparing
 
@@ -25,17 +25,17 @@ import { startRegistry } from './registry.mjs'
 import { compare, remember, report } from './results.mjs'
 import { platforms } from './runtimes.mjs'
 
-/** For one process. In an emulator all takes longer. */
+/** The limit for one process. An emulator is slower. */
 const LIMIT = 45_000
 const EMULATED_LIMIT = 120_000
-/** For all of it: where much hangs, the table tells more than a run that was ended from outside. */
+/** The limit for the whole run: if many tests hang, the table is more useful than a run that was killed. */
 const END = performance.now() + 9 * 60_000
-/** What the partners of one that has failed may still have to say. */
+/** The time for the partners of a failed process to print their errors. */
 const GRACE = 3000
-/** A user who owns nothing here. Not 65534, which stands for every user that has no number here, and is refused. */
+/** A user who owns nothing here. 65534 stands for every unmapped user, and is refused. */
 const NOBODY = 61_534
 const asRoot = process.getuid() === 0
-/** What is run where the package was installed, and what that needs. */
+/** The programs to run where the package was installed, and what they need. */
 const PROGRAMS = [
   'who.cjs',
   'pair.mjs',
@@ -54,12 +54,12 @@ const PROGRAMS = [
 const manifest = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'))
 const update = process.argv.includes('--update')
 
-// What is published is what the sources say now.
+// Publishes the current sources.
 build('--release')
 const untried = new Map(platforms.map((platform) => [platform, platform.cannot()]))
 for (const platform of platforms) if (untried.get(platform) === null) platform.build?.()
 
-/** Groups of processes that are to be ended with this one. */
+/** Process groups to kill when this process exits. */
 const groups = new Set()
 for (const [signal, number] of [
   ['SIGINT', 2],
@@ -79,7 +79,7 @@ process.once('exit', () => registry.stop())
 publish()
 const tools = join(work, 'tools')
 const npm = realPath(join(dirname(process.execPath), 'npm'))
-// npm and nothing else: a user who installs it must not need more.
+// Only npm: installing the package must not need more.
 mkdirSync(tools)
 for (const name of ['sh', 'env']) symlinkSync(realPath(`/bin/${name}`), join(tools, name))
 symlinkSync(process.execPath, join(tools, 'node'))
@@ -107,14 +107,14 @@ function row(platform, name, title) {
   return { key: `${name}${emulator}, ${platform.name}`, title: title + emulator, platform: platform.name }
 }
 
-/** The packages, each in a folder as the release puts it together, and published from there. */
+/** The packages, each in a directory as in a release, and published from there. */
 function publish() {
   const optional = {}
   for (const target of readdirSync(join(root, 'npm'))) {
     const file = `ringfence.${target}.node`
     const { name } = JSON.parse(readFileSync(join(root, 'npm', target, 'package.json'), 'utf8'))
     optional[name] = manifest.version
-    // What was not built here is not published, and npm goes on without an optional package that it cannot find.
+    // A binding that was not built here is not published, and npm skips optional packages that it cannot find.
     if (!existsSync(join(root, 'binding', file))) continue
     const place = join(work, 'packages', target)
     cpSync(join(root, 'npm', target), place, { recursive: true })
@@ -166,7 +166,7 @@ async function tryPlatform(platform) {
     const [version, where] = said.trim().split('\n')
     const { title, ...rest } = row(platform, name, `${name.split(' ')[0]} ${why === null ? version : '?'}`)
     const strange = why ?? (where === platform.name ? null : `it says that it runs on ${where}`)
-    // Where processes may be mixed, one is run by the first runtime of the platform, which is a Node.
+    // If runtimes may be mixed, one process is run by the first runtime of the platform, which is a Node.
     const commands = [command, platform.runtimes[0].find()]
     const results = await tryRuntime(title, commands, place, go, missing ?? strange)
     rows.push({ ...rest, title, results })
@@ -177,7 +177,7 @@ async function tryPlatform(platform) {
   }
 }
 
-/** Each way to use the package: null, or why it failed. `node` is a Node that runs one of the processes where they may be mixed. */
+/** Each way to use the package: null, or why it failed. `node` is a Node that runs one of the processes if they may be mixed. */
 async function tryRuntime(title, [command, node], place, go, lacking) {
   let number = 0
   const address = () => `@ringfence-install-${process.pid}-${title.replaceAll(/\W/g, '')}-${(number += 1)}`
@@ -235,7 +235,7 @@ async function tryRuntime(title, [command, node], place, go, lacking) {
   return results
 }
 
-/** All at once, each to end with 0 or as is said. Answers with null, or what the first has failed with. */
+/** Runs all processes concurrently. Each must exit with 0 or `ends`. Returns null, or the first failure. */
 async function together(go, sides) {
   const stop = new AbortController()
   const failures = []
@@ -243,14 +243,14 @@ async function together(go, sides) {
     const { why } = await go([...by, ...words], stop.signal, ends)
     if (why === null) return
     failures.push(why)
-    // The others may wait for it, in vain.
+    // The others may be waiting for it.
     setTimeout(() => stop.abort(), GRACE).unref()
   }
   await Promise.all(sides.map(one))
   return failures[0] ?? null
 }
 
-/** How long it takes: the least of several, in ms. */
+/** The duration in ms: the shortest of several. */
 async function least(go, command) {
   let shortest = Infinity
   for (let count = 0; count < 7; count += 1) {
@@ -266,7 +266,7 @@ function realPath(path) {
   return spawnSync('readlink', ['-f', path], { encoding: 'utf8' }).stdout.trim()
 }
 
-/** Runs as a user without privileges. Answers with what was said, and null or what went wrong: `ends` is the code or the signal wanted. */
+/** Runs as an unprivileged user. Returns the output, and null or the failure. `ends` is the expected code or signal. */
 async function runAs(cwd, [command, ...args], limit, stop, ends = 0) {
   const started = performance.now()
   const time = Math.min(limit, END - started)
@@ -279,11 +279,11 @@ async function runAs(cwd, [command, ...args], limit, stop, ends = 0) {
     NO_COLOR: '1',
     npm_config_registry: registry.address,
     npm_config_cache: join(home, 'cache'),
-    // By it .ci/run finds what a step has left behind.
+    // .ci/run uses it to find processes that a step has left behind.
     ...(RINGFENCE_STEP === undefined ? {} : { RINGFENCE_STEP }),
   }
   const user = asRoot ? { uid: NOBODY, gid: NOBODY } : {}
-  // A group of its own, so that it is ended with all that it has started.
+  // A separate process group, so that it is killed with everything that it has started.
   const child = spawn(command, args, { cwd, env, ...user, detached: true, stdio: ['ignore', 'pipe', 'pipe'] })
   let [said, heard, ended] = ['', '', null]
   child.stdout.on('data', (text) => (said += text))
@@ -293,7 +293,7 @@ async function runAs(cwd, [command, ...args], limit, stop, ends = 0) {
     endGroup(child.pid)
   }
   const timer = setTimeout(() => {
-    // What it waits for is gone once it is ended, and a hang may be rare.
+    // Printed before the process is killed, since a hang may be rare and hard to repeat.
     console.log(
       `  ${[command, ...args].join(' ')} is not over, and said: ${heard.trim() || 'nothing'}\n${threadsOf(child.pid)}`,
     )
@@ -313,15 +313,15 @@ async function runAs(cwd, [command, ...args], limit, stop, ends = 0) {
   groups.delete(child.pid)
   if (outcome === null) return { said, why: null }
   const lines = heard.trim().split('\n').slice(-8)
-  // First what the table has room for.
+  // First the part that fits into the table.
   const short = /\b\w*Error: .*/.exec(heard)?.[0] ?? lines.at(-1)
   return { said, why: short === '' ? outcome : [`${outcome}: ${short}`, ...lines].join('\n  ') }
 }
 
-/** A line for each thread of a process: its name, and the system call that it sleeps in, where this user may see it. */
+/** A line for each thread of a process: its name, and the system call that it sleeps in, if this user may read it. */
 function threadsOf(pid) {
   const tasks = `/proc/${pid}/task`
-  // It may end meanwhile, or one of its threads.
+  // The process or one of its threads may exit in the meantime.
   const tried = (look) => {
     try {
       return look()
@@ -339,7 +339,7 @@ function endGroup(leader) {
   try {
     if (leader !== undefined) process.kill(-leader, 'SIGKILL')
   } catch {
-    // No process is left in it.
+    // The process group is empty.
   }
 }
 

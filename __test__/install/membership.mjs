@@ -1,5 +1,5 @@
-// Members of an address that follow each other: each that has been the host of one partner leaves, and that partner is
-// the host from then on. How many there have been is passed on, so that the last one knows that it is the last.
+// Members of an address that replace each other. Each host leaves after one partner, which then becomes the host. They pass on
+// the number of members so far, so that the last one knows that it is the last.
 
 import { member } from 'ringfence'
 
@@ -10,7 +10,7 @@ let number = 1
 for await (const channel of membership) {
   if (channel.role === 'guest') {
     number = Number(await channel.receive()) + 1
-    // The one that gets this leaves at once, and may be gone before this side has its answer.
+    // The receiver leaves at once, and may be gone before this side has its answer.
     await channel.send('heard').catch(() => {})
     if (number < Number(total)) continue
   } else {

@@ -1,4 +1,4 @@
-// In the folder where ringfence was installed: one side of a pair. pair.cjs is the same for `require`.
+// One side of a pair, in the directory where ringfence was installed. pair.cjs is the same for `require`.
 
 import { join } from 'ringfence'
 import { speak } from './speak.cjs'

@@ -1,3 +1,3 @@
-// As much as a program needs before it can join.
+// The least that a program loads before it can join.
 
 import 'ringfence'

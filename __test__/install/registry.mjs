@@ -1,4 +1,4 @@
-// A registry on 127.0.0.1, for as long as a test needs it.
+// A registry on 127.0.0.1, for the duration of a test.
 
 import { spawn } from 'node:child_process'
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
@@ -14,13 +14,13 @@ async function freePort() {
   return port
 }
 
-/** Starts an empty registry that hands on nothing; answers with its address, and what ends it. */
+/** Starts an empty registry without an upstream. Returns its address, and a function that stops it. */
 export async function startRegistry(place) {
   const home = join(root, 'build', 'verdaccio')
   const program = join(home, 'node_modules', 'verdaccio', 'bin', 'verdaccio')
   if (!existsSync(program)) {
     mkdirSync(home, { recursive: true })
-    // It asks for node-fetch by a tag, which not every mirror has.
+    // It depends on node-fetch by a tag, which some mirrors lack.
     const wanted = { private: true, dependencies: { verdaccio: '6' }, overrides: { 'node-fetch': '2.7.0' } }
     writeFileSync(join(home, 'package.json'), JSON.stringify(wanted))
     run('registry', 'npm', ['install', '--no-audit', '--no-fund', '--loglevel=error'], {
@@ -56,7 +56,7 @@ async function answers(address) {
     try {
       if ((await fetch(`${address}-/ping`)).ok) return
     } catch {
-      // It does not listen yet.
+      // It is not listening yet.
     }
     await new Promise((resolve) => setTimeout(resolve, 100))
   }

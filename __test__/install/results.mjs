@@ -1,5 +1,5 @@
-// What each runtime gave the last time, in expected.json: 'pass', or why not. A run that gives less has found something
-// broken.
+// The last results of each runtime, in expected.json: 'pass', or the reason of a failure. A run with worse results has found a
+// regression.
 
 import { readFileSync, writeFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
@@ -9,15 +9,15 @@ const WIDE = 12
 
 const expected = JSON.parse(readFileSync(FILE, 'utf8'))
 
-/** What was known of a cell. What is new is expected to pass. */
+/** The known result of a cell. A new cell is expected to pass. */
 const known = (key, name) => expected[key]?.[name] ?? 'pass'
 
-/** Of a failure that is known, in the words of the developer who has looked into it; of another, its first line. */
+/** The reason of a failure: the recorded explanation of a known one, or the first line of a new one. */
 function reason(key, name, why) {
   return known(key, name) === 'pass' ? why.split('\n')[0] : known(key, name)
 }
 
-/** Rows have a `key`, and either `results`, where null is a pass and anything else says what went wrong, or `untried`. */
+/** Rows have a `key`, and either `results`, with null for a pass and otherwise the failure, or `untried`. */
 export function report(rows) {
   const columns = Object.keys(rows.find(({ results }) => results).results)
   const width = (texts) => Math.max(...texts.map((text) => text.length)) + 2
@@ -41,7 +41,7 @@ export function report(rows) {
   for (const [index, note] of notes.entries()) console.log(`[${index + 1}] ${note}`)
 }
 
-/** What fails and is not known to, and what passes and is known to fail. */
+/** New failures, and known failures that now pass. */
 export function compare(rows) {
   const [broken, mended] = [[], []]
   for (const { key, results } of rows) {
@@ -53,7 +53,7 @@ export function compare(rows) {
   return { broken, mended }
 }
 
-/** Remembers what this run has given; of what was not tried, what was known stays. */
+/** Saves the results of this run, and keeps those that were not tried. */
 export function remember(rows) {
   const entries = rows.map(({ key, results }) => {
     if (!results) return [key, expected[key]]

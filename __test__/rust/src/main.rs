@@ -4,9 +4,9 @@
 //! ringfence-partner DEED ADDRESS EXECUTABLE CAPACITY LONGEST [SIZE,SIZE…]
 //! ```
 //!
-//! ADDRESS is `parent` for the line that a parent has left, and `child:SCRIPT` to have EXECUTABLE run a script as a child.
+//! ADDRESS is `parent` for the line that a parent has left, and `child:SCRIPT` to make EXECUTABLE run a script as a child.
 //!
-//! Says on standard output how far it is, a line each. An error is a line with its code, and exit code 1.
+//! Prints its progress on standard output, one step in each line. An error is a line with its code, and exit code 1.
 
 mod calls;
 mod ends;
@@ -37,7 +37,7 @@ fn main() {
     }
 }
 
-/// The test waits for lines, and a line without a reader is no failure of this end.
+/// The test waits for lines. A line without a reader is not a failure of this end.
 fn say(line: &str) {
     let mut out = io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
@@ -56,7 +56,7 @@ fn run() -> Outcome {
     let options = Options::new()
         .capacity(capacity.parse()?)
         .max_message_size(longest.parse()?)
-        // On whatever machine the tests run.
+        // Enough for a slow machine.
         .timeout(Duration::from_secs(60))
         .policy(Policy::new().executables([executable]));
     if deed == "member" {
@@ -96,7 +96,7 @@ fn run() -> Outcome {
     }
 }
 
-/// Greets each partner, and leaves as soon as it is spoken to. A partner that lies, or is refused, is told by its code.
+/// Greets each partner, and leaves at its first message. Prints the code of a partner that is refused or violates the protocol.
 fn stay(address: &Address, options: &Options) -> Outcome {
     let membership = member(address, options)?;
     say(&membership.role().to_string());
@@ -126,7 +126,7 @@ fn greet(channel: &mut Channel) -> ringfence::Result<bool> {
     Ok(next(channel.receiver(), &mut [0; 64])?.is_some())
 }
 
-/// The next message. The reason of the channel's end tells a lost peer from a clean end.
+/// The next message. The close reason of the channel tells a lost peer from a clean end.
 pub(crate) fn next(receiver: &mut Receiver, into: &mut [u8]) -> ringfence::Result<Option<usize>> {
     match receiver.receive(into) {
         Err(ringfence::Error::PeerLost(_)) => Ok(None),
@@ -134,9 +134,9 @@ pub(crate) fn next(receiver: &mut Receiver, into: &mut [u8]) -> ringfence::Resul
     }
 }
 
-/// Publishes a message of each size once there is a subscriber, and ends once that has read all.
+/// Publishes a message of each size once there is a subscriber, and ends once that has read all of them.
 fn publish_all(address: &Address, options: &Options, sizes: &[usize]) -> Outcome {
-    // On a busy machine a subscriber takes its time.
+    // On a busy machine a subscriber may be slow.
     let mut publisher = publish(address, &options.clone().stall(Duration::from_secs(60)))?;
     let PublisherEvent::Subscriber(_) = publisher.next()? else {
         return Err("no subscriber has come".into());
@@ -153,7 +153,7 @@ fn publish_all(address: &Address, options: &Options, sizes: &[usize]) -> Outcome
     Ok(())
 }
 
-/// Reads to the end, and says how many messages there were.
+/// Reads to the end, and prints the number of messages.
 fn subscribe_all(address: &Address, options: &Options) -> Outcome {
     let mut subscription = subscribe(address, options)?;
     say(&format!("subscribed {}", subscription.peer().pid));
@@ -169,14 +169,14 @@ fn subscribe_all(address: &Address, options: &Options) -> Outcome {
     Ok(())
 }
 
-/// Closes as soon as it is spoken to: a process that has ended before its guest's last look is no peer.
+/// Closes at the first message: a process that exits before its guest's last check is no peer.
 fn close(mut channel: Channel) -> Outcome {
     channel.receiver().receive(&mut [0; 8])?;
     channel.close();
     Ok(())
 }
 
-/// Sends once it is spoken to, and destroys the channel, and without waiting until it was read.
+/// Sends at the first message, and destroys the channel without waiting until it was read.
 fn part(mut channel: Channel, sizes: &[usize]) -> Outcome {
     channel.receiver().receive(&mut [0; 8])?;
     for (number, &size) in sizes.iter().enumerate() {
@@ -186,13 +186,13 @@ fn part(mut channel: Channel, sizes: &[usize]) -> Outcome {
     Ok(())
 }
 
-/// Becomes another program as soon as it is spoken to.
+/// Executes another program at the first message.
 fn execute(mut channel: Channel) -> Outcome {
     channel.receiver().receive(&mut [0; 8])?;
     Err(Command::new("sleep").arg("1000").exec().into())
 }
 
-/// Sends every token back, one more than it was.
+/// Returns every token, increased by one.
 fn tokens(channel: Channel) -> Outcome {
     let tokens = channel.tokens();
     let (_sender, mut receiver) = channel.split();
@@ -210,7 +210,7 @@ fn meet(address: &str, executable: &str, options: &Options) -> Outcome<Channel> 
     if let Some(script) = address.strip_prefix("child:") {
         let mut command = Command::new(executable);
         command.args(["--input-type=module", "--eval", script]);
-        // What is said at the end is said by the child as well; the process that started this one waits for both.
+        // The child prints the final outcome as well. The process that started this one waits for both.
         let (_child, line) = spawn(command)?;
         return Ok(line.channel(options)?);
     }
@@ -230,7 +230,7 @@ fn pattern(number: usize, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Sends a message of each size, in every way that there is, ends, and waits for the peer's end.
+/// Sends a message of each size in every way, ends, and waits for the peer's end.
 fn produce(mut channel: Channel, sizes: &[usize]) -> Outcome {
     let sender = channel.sender();
     for (number, &size) in sizes.iter().enumerate() {
@@ -268,7 +268,7 @@ fn produce(mut channel: Channel, sizes: &[usize]) -> Outcome {
     over(&receiver)
 }
 
-/// Reserves more than it commits, where there is room for that.
+/// Reserves more than it commits, if there is room for that.
 fn reserve(sender: &mut Sender, message: &[u8]) -> ringfence::Result<()> {
     let most = usize::try_from(sender.max_at_once()).unwrap_or(usize::MAX);
     let size = (message.len() + 100).min(most);
@@ -289,7 +289,7 @@ fn packed(message: &[u8]) -> Vec<u8> {
     packed
 }
 
-/// Reads a message of each size, in every way that there is, and then the end.
+/// Reads a message of each size in every way, and then the end.
 fn consume(channel: Channel, sizes: &[usize]) -> Outcome {
     let (sender, mut receiver) = channel.split();
     let mut number = 0;
@@ -352,7 +352,7 @@ fn consume(channel: Channel, sizes: &[usize]) -> Outcome {
     over(&receiver)
 }
 
-/// Sends everything back.
+/// Echoes everything.
 fn echo(channel: Channel) -> Outcome {
     let (mut sender, mut receiver) = channel.split();
     let mut room = vec![0; usize::try_from(receiver.max_message_size())?];
@@ -363,7 +363,7 @@ fn echo(channel: Channel) -> Outcome {
     over(&receiver)
 }
 
-/// Sends, and dies without an end.
+/// Sends, and exits without an end.
 fn leave(mut channel: Channel, sizes: &[usize]) -> Outcome {
     for (number, &size) in sizes.iter().enumerate() {
         channel.sender().send(&pattern(number, size))?;

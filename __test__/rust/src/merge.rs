@@ -1,4 +1,4 @@
-//! Reads from Node processes as one: from agents of a service of this process's, and from a publisher.
+//! Merges Node processes: clients of a service in this process, and a publisher.
 
 use std::collections::HashMap;
 
@@ -6,20 +6,20 @@ use ringfence::{Address, AnySource, Arrival, Key, Merge, Merged, Options, listen
 
 use crate::{Outcome, pattern, say};
 
-/// A source: whose it is, and how many messages have come.
+/// A source: its sender, and the number of its messages.
 struct Heard {
     pid: i32,
     count: usize,
 }
 
-/// Reads what two agents send, and what is published at the address that ends in `-ticks`, until all three have ended. The messages of each
-/// are those of `sizes`, in their order.
+/// Reads the messages of two clients and of the publisher at the address that ends in `-ticks`, until all three have ended. The
+/// messages of each have the lengths `sizes`, in this order.
 pub(crate) fn merge_all(address: &Address, options: &Options, longest: usize, sizes: &[usize]) -> Outcome {
     let mut merge: Merge<AnySource> = Merge::new()?;
     let mut heard = HashMap::new();
     let listener = listen(address, options)?;
     say("listening");
-    // The sending halves, without which a channel would end.
+    // Keeps the sending halves, without which a channel would end.
     let mut senders = Vec::new();
     while senders.len() < 2 {
         let channel = match listener.accept()? {

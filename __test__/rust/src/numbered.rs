@@ -1,11 +1,11 @@
-//! The messages of the soak: every byte follows from who sends it, in which session, and from its number.
+//! The messages of the soak: every byte follows from the sender, the session and the number.
 
 use std::error::Error as StdError;
 
-/// What is not a sentence of ringfence's own is a mistake of the soak.
+/// An error that is not one of ringfence's is a mistake of the soak.
 pub(crate) type Outcome<T = ()> = Result<T, Box<dyn StdError + Send + Sync>>;
 
-/// Who has sent it, in which session, and its number.
+/// The sender, the session and the number.
 pub(crate) fn head(bytes: &[u8]) -> Outcome<[u32; 3]> {
     let word = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
     match (word(0), word(4), word(8)) {
@@ -14,7 +14,7 @@ pub(crate) fn head(bytes: &[u8]) -> Outcome<[u32; 3]> {
     }
 }
 
-/// The same as `message` in `__test__/soak/actor.mjs`: every byte follows from who sends it and its number.
+/// The same as `message` in `__test__/soak/actor.mjs`: every byte follows from the sender and the number.
 pub(crate) fn message(actor: u32, session: u64, number: u32, may_be_long: bool) -> Vec<u8> {
     let drawn = number.wrapping_mul(2_654_435_761) >> 7;
     let length = if may_be_long && number % 97 == 96 {

@@ -1,12 +1,12 @@
-//! The Rust process of the soak (`__test__/soak/main.mjs`): it has one conversation after the other at an address until it is told
-//! to stop, and keeps a ledger of what it has sent and received.
+//! The Rust process of the soak (`__test__/soak/main.mjs`). It has one conversation after the other at an address until it is
+//! stopped, and records in a ledger what it has sent and received.
 //!
 //! ```text
 //! ringfence-soak ROLE ADDRESS LEDGER ID COUNT EXECUTABLE,EXECUTABLE [shm] [capacity=BYTES]
 //! ```
 //!
-//! On standard input: `stop` (or its end), `exec`, `fork`. On standard output: `here PID`, `session`, `code CODE` for what went
-//! wrong as it may, `wrong …` for what must not be, `traces JSON`, `done`.
+//! On standard input: `stop` (or its end), `exec`, `fork`. On standard output: `here PID`, `session`, `code CODE` for an allowed
+//! error, `wrong …` for an error that must not happen, `traces JSON`, `done`.
 
 mod numbered;
 
@@ -46,7 +46,7 @@ enum Word {
     IsPublished,
 }
 
-/// How reading ended: to the end that the sender has told, to the last of a sender that has died, or otherwise.
+/// The end of reading: at the sender's end, at the last message of a sender that has died, or otherwise.
 const CLOSED: u64 = 1;
 const EXITED: u64 = 2;
 const BROKEN: u64 = 3;
@@ -62,7 +62,7 @@ struct Actor {
     child: AtomicI32,
 }
 
-/// A child speaks on its parent's standard output, and of its troubles alone.
+/// A child prints to its parent's standard output, and only errors.
 fn say(line: &str) {
     let is_child = std::env::args().nth(1).is_some_and(|role| role == "child");
     if is_child && !line.starts_with("wrong ") && !line.starts_with("code ") {
@@ -137,7 +137,7 @@ fn run(arguments: &[String]) -> Outcome {
 }
 
 impl Actor {
-    /// Does what the conductor says, until it says no more.
+    /// Obeys the commands on standard input until its end.
     fn obey(&self) {
         for line in io::stdin().lock().lines().map_while(Result::ok) {
             match &line[..] {
@@ -153,23 +153,23 @@ impl Actor {
         self.cancel.cancel();
     }
 
-    /// A child that executes nothing, and has copies of all that this process has, for as long as it lives.
+    /// Forks a child that executes nothing, and keeps copies of everything in this process for as long as it lives.
     fn fork(&self) {
         if self.child.load(SeqCst) != 0 {
             return;
         }
         let parent = std::process::id();
-        // SAFETY: the child makes calls alone that may be made after fork(2) in a process with threads.
+        // SAFETY: the child only makes calls that are allowed after fork(2) in a process with threads.
         let child = unsafe { libc::fork() };
         if child == 0 {
-            // SAFETY: integers. This thread lives as long as its process.
+            // SAFETY: passes integers only. This thread lives as long as its process.
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
             // A parent that was killed before that call sends no signal.
             while std::os::unix::process::parent_id() == parent {
-                // SAFETY: takes nothing.
+                // SAFETY: has no arguments.
                 unsafe { libc::pause() };
             }
-            // SAFETY: runs nothing of this process.
+            // SAFETY: runs no code of this process.
             unsafe { libc::_exit(0) };
         }
         self.child.store(child, SeqCst);
@@ -193,7 +193,7 @@ impl Actor {
         }
     }
 
-    /// What may go wrong is told by its code; the rest ends this process.
+    /// Prints the code of an allowed error. Any other error ends this process.
     fn note(error: Box<dyn StdError + Send + Sync>) -> Outcome {
         let Some(known) = error.downcast_ref::<Error>() else {
             return Err(error);
@@ -208,7 +208,7 @@ impl Actor {
             | Error::Unsupported { .. } => say(&format!("wrong {code} {known}")),
             _ => say(&format!("code {code} {known}")),
         }
-        // What was refused once is often refused again at once; the conductor reads all that is said.
+        // A process that was refused is often refused again at once, and the conductor reads every line.
         thread::sleep(Duration::from_millis(2));
         Ok(())
     }
@@ -222,7 +222,7 @@ impl Actor {
         self.sessions.fetch_add(1, SeqCst)
     }
 
-    /// Both directions at once.
+    /// Sends and receives at the same time.
     fn converse(&self, channel: Channel) -> Outcome {
         let session = self.begin();
         let (sender, receiver) = channel.split();
@@ -272,7 +272,7 @@ impl Actor {
             }
         }
         let end = match receiver.close_reason() {
-            // Its sender has ended, or was closed: either way all was read.
+            // Its sender has ended, or was closed: in both cases everything was read.
             None | Some(CloseReason::Closed) => CLOSED,
             Some(CloseReason::Lost) => EXITED,
             _ => BROKEN,
@@ -281,7 +281,7 @@ impl Actor {
         Ok(())
     }
 
-    /// Checks a message, and that it is the next of its sender's. `lost` were passed over before it.
+    /// Checks that a message follows the previous one of its sender. `lost` messages before it were skipped.
     fn account(&self, session: u64, reading: &mut Reading, found: &[u8], lost: u64) -> Outcome {
         let [actor, peer_session, number] = head(found)?;
         if found != message(actor, u64::from(peer_session), number, found.len() > 2000) {
@@ -338,7 +338,7 @@ impl Actor {
             .map_err(Into::into)
             .and_then(|channel| self.converse(channel));
         if outcome.is_err() {
-            // It may not have begun.
+            // It may not have started.
             let _ = child.kill();
         }
         let _ = child.wait();
@@ -354,7 +354,7 @@ impl Actor {
             }
         };
         thread::scope(|scope| {
-            // The threads below wait for their clients, which this side leaves when the play stops.
+            // The threads below wait for their clients, which this side closes when the play stops.
             scope.spawn(|| {
                 while !self.is_over.load(SeqCst) && !is_done.load(SeqCst) {
                     thread::sleep(Duration::from_millis(20));
@@ -377,7 +377,7 @@ impl Actor {
         })
     }
 
-    /// Calls many at a time, and cancels some.
+    /// Makes many concurrent calls, and cancels some.
     fn ask(&self, channel: Channel) -> Outcome {
         let session = self.begin();
         let calls = channel.into_calls()?;
@@ -402,7 +402,7 @@ impl Actor {
                     Ok(reply) if reply == *request => {}
                     Ok(reply) => return Err(format!("a reply of {} bytes is another", reply.len()).into()),
                     Err(CallError::Channel(error)) => return Err(error.into()),
-                    // Such as NO_SPACE at the server.
+                    // For example NO_SPACE at the server.
                     Err(CallError::Remote(error)) if error.code().is_some() => {
                         say(&format!("code {error}"));
                     }
@@ -439,7 +439,7 @@ impl Actor {
         Ok(())
     }
 
-    /// Reads from all agents as one.
+    /// Reads from all clients with a merge.
     fn collect(&self, address: &Address) -> Outcome {
         let listener = listen(address, &self.options)?;
         let mut merge = Merge::new()?;
@@ -520,7 +520,7 @@ impl Actor {
                 }
             }
             self.write(session, Word::Sent, u64::from(number) + 1);
-            // Until there is a subscriber, what is published is for none.
+            // Messages that are published before there is a subscriber have no reader.
             if number == 0 {
                 self.first_subscriber(&publisher)?;
             }
@@ -599,7 +599,7 @@ impl Actor {
     }
 }
 
-/// A subscriber knows no capacity.
+/// A subscriber has no capacity.
 fn subscribing(options: &Options, cancel: &CancelToken) -> Options {
     let _ = options;
     Options::new()
@@ -610,7 +610,7 @@ fn subscribing(options: &Options, cancel: &CancelToken) -> Options {
         .wait(true)
 }
 
-/// How far the messages of one sender are.
+/// The position in the messages of one sender.
 struct Reading {
     is_new: bool,
     from: (u32, u32),
@@ -627,7 +627,7 @@ impl Default for Reading {
     }
 }
 
-/// What is left at the end: descriptors, threads, mappings of shared memory; and memory in KiB.
+/// What is left at the end: descriptors, threads, mappings of shared memory, and memory in KiB.
 fn traces() -> String {
     let count = |folder: &str| std::fs::read_dir(folder).map_or(0, Iterator::count);
     let mapped = || {
@@ -636,7 +636,7 @@ fn traces() -> String {
             .filter(|line| line.contains("memfd:") || line.contains("/dev/shm"))
             .count()
     };
-    // Threads that end take a moment for it; the one that reads the standard input stays.
+    // Threads need a moment to exit. The one that reads the standard input stays.
     let end = Instant::now() + Duration::from_secs(10);
     while (mapped() > 0 || count("/proc/self/task") > 2) && Instant::now() < end {
         thread::sleep(Duration::from_millis(2));
