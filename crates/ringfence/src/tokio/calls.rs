@@ -199,6 +199,8 @@ pub struct PendingCall {
     /// The error of a call that could not be started. It is returned once.
     ticket: Result<Ticket, Option<Error>>,
     late: Option<Pin<Box<Sleep>>>,
+    /// Set after the deadline.
+    last_read: Option<WaitKey>,
 }
 
 impl fmt::Debug for PendingCall {
@@ -222,14 +224,23 @@ impl Future for PendingCall {
             }
         };
         let turn = ready!(coop::poll_proceed(cx));
-        let polled = this.handle.0.lock()?.state.poll_call(ticket, cx.waker());
-        let is_late = polled.is_pending() && is_over(this.late.as_mut(), cx);
-        if is_late {
-            // A later drop finds nothing to cancel.
-            cancel(&this.handle.0, ticket);
-            this.ticket = Err(None);
-            turn.made_progress();
-            return Poll::Ready(Err(Error::TimedOut.into()));
+        let mut polled = this.handle.0.lock()?.state.poll_call(ticket, cx.waker());
+        if polled.is_pending() && is_over(this.late.as_mut(), cx) {
+            let mut inner = this.handle.0.lock()?;
+            if inner
+                .state
+                .poll_last_read(&mut this.last_read, cx.waker())
+                .is_ready()
+            {
+                // The reply may have arrived in time, and may have been read since.
+                polled = inner.state.poll_call(ticket, cx.waker());
+                if polled.is_pending() {
+                    // A later drop finds nothing to cancel.
+                    cancel(&mut inner, ticket);
+                    this.ticket = Err(None);
+                    polled = Poll::Ready(Err(Error::TimedOut.into()));
+                }
+            }
         }
         if polled.is_ready() {
             turn.made_progress();
@@ -240,18 +251,19 @@ impl Future for PendingCall {
 
 impl Drop for PendingCall {
     fn drop(&mut self) {
-        if let Ok(ticket) = self.ticket {
-            cancel(&self.handle.0, ticket);
+        if let Ok(ticket) = self.ticket
+            && let Ok(mut inner) = self.handle.0.lock()
+        {
+            inner.state.forget(self.last_read);
+            cancel(&mut inner, ticket);
         }
     }
 }
 
-fn cancel(core: &Core, ticket: Ticket) {
-    if let Ok(mut inner) = core.lock() {
-        inner.state.abandon(ticket);
-        // A local error leaves the cancellation in the queue.
-        let _ = inner.flush();
-    }
+fn cancel(inner: &mut Inner, ticket: Ticket) {
+    inner.state.abandon(ticket);
+    // A local error leaves the cancellation in the queue.
+    let _ = inner.flush();
 }
 
 fn is_over(timer: Option<&mut Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> bool {
@@ -286,6 +298,7 @@ impl Calls {
             handle: Arc::clone(&self.0),
             ticket: self.try_start(request, deadline).map_err(Some),
             late: timer(deadline),
+            last_read: None,
         }
     }
 
@@ -681,6 +694,22 @@ mod tests {
             assert_eq!(was_dropped.recv().await, Some(true));
             assert_eq!(one.call(b"echo").await.unwrap(), b"echo");
             assert_eq!(one.in_flight(), 0);
+        });
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
+    fn a_reply_that_is_in_the_ring_at_the_deadline_is_returned() {
+        run_without_a_reader(|one, other| async move {
+            let deadline = Instant::now() + Duration::from_millis(50);
+            let call = one.start(b"a", Some(deadline));
+            one.end().await.unwrap();
+            // Blocks the runtime until after the deadline: nothing reads the reply.
+            let other = other.into_calls().unwrap();
+            other.serve(|request, _| Ok::<_, RemoteError>(request)).unwrap();
+            thread::sleep(deadline.saturating_duration_since(Instant::now()));
+            assert_eq!(call.await.unwrap(), b"a");
+            assert_eq!(one.0.0.lock().unwrap().state.count_waits(), 0);
         });
     }
 

@@ -14,7 +14,7 @@ use std::{
 use crate::channel::calls::state::Place;
 use crate::{
     channel::Channel,
-    channel::calls::state::State,
+    channel::calls::state::{MOST, State},
     channel::end::{CloseReason, Shared},
     channel::receiver::Receiver,
     channel::sender::Sender,
@@ -193,18 +193,25 @@ impl Inner {
 
     /// Reads frames and messages that are there. Returns whether anything has changed. Fails only for local reasons.
     pub(crate) fn read(&mut self, receiver: &mut Receiver) -> Result<bool> {
-        match self.try_read(receiver) {
+        // All answers may be there, and the one that has to be read now may be the last.
+        let most = if self.state.awaits_read() { MOST } else { BATCH };
+        let read = self.try_read(receiver, most);
+        self.state.was_read();
+        match read {
             Err(error) if !error.is_local() => {
-                self.state.finish(error);
+                match self.sender.close_reason() {
+                    Some(CloseReason::Closed) if matches!(error, Error::Closed(_)) => self.state.close(error),
+                    _ => self.state.finish(error),
+                }
                 Ok(true)
             }
             other => other,
         }
     }
 
-    fn try_read(&mut self, receiver: &mut Receiver) -> Result<bool> {
+    fn try_read(&mut self, receiver: &mut Receiver, most: usize) -> Result<bool> {
         let mut count = 0;
-        while count < BATCH && self.must_read(receiver) {
+        while count < most && self.must_read(receiver) {
             let Some(tag) = receiver.next_tag()? else { break };
             let Some(bytes) = receiver.try_receive_vec()? else {
                 break;
@@ -259,12 +266,12 @@ impl Inner {
         } else {
             self.sender.close();
         }
-        self.state.finish(CLOSED);
+        self.state.close(CLOSED);
     }
 
     pub(crate) fn destroy(&mut self) {
         self.sender.destroy();
-        self.state.finish(CLOSED);
+        self.state.close(CLOSED);
     }
 
     /// Closes the channel: its last handle is dropped.

@@ -463,7 +463,7 @@ impl Threads {
     ) -> Result<T> {
         let waker = waker_of_this_thread();
         let mut wait = None;
-        let mut has_waited = false;
+        let mut last_read = None;
         let mut inner = self.core.lock()?;
         let outcome = loop {
             let flushed = inner.flush();
@@ -471,28 +471,19 @@ impl Threads {
                 // The following poll sees all earlier changes.
                 inner.state.take_nudge();
             }
-            let mut poll_after = |inner: &mut Locked<'_>, done: Result<()>| match done {
+            let polled = match flushed {
                 Ok(()) => poll(&mut inner.state, &mut wait, &waker).map(Ok),
                 Err(error) => Poll::Ready(Err(error)),
             };
-            let mut polled = poll_after(&mut inner, flushed);
             let is_late = deadline.is_some_and(|deadline| deadline <= Instant::now());
-            if is_late
-                && !has_waited
-                && polled.is_pending()
-                && let Some(mut receiver) = inner.receiver.take()
-            {
-                // The deadline had passed before this wait. The outcome may have arrived in time, and nothing has read it.
-                let read = inner.read(&mut receiver).and_then(|_| inner.flush());
-                inner.receiver = Some(receiver);
-                polled = poll_after(&mut inner, read);
-            }
             match polled {
                 Poll::Ready(outcome) => break outcome,
-                Poll::Pending if is_late => break Err(Error::TimedOut),
+                // The outcome may have arrived in time, and nothing has read it.
+                Poll::Pending if is_late && inner.state.poll_last_read(&mut last_read, &waker).is_ready() => {
+                    break Err(Error::TimedOut);
+                }
                 Poll::Pending => {}
             }
-            has_waited = true;
             if let Some(mut receiver) = inner.receiver.take() {
                 drop(inner);
                 let driven = self.drive(&mut receiver, deadline);
@@ -505,12 +496,14 @@ impl Threads {
             } else {
                 let place = self.followers.lock().add(waker.clone());
                 drop(inner);
-                park(deadline);
+                // The driver soon wakes a thread that is late.
+                park(deadline.filter(|_| !is_late));
                 inner = self.core.lock()?;
                 self.followers.lock().waiting.remove(&place);
             }
         };
         inner.state.forget(wait);
+        inner.state.forget(last_read);
         self.pass_on(inner);
         outcome
     }

@@ -4,6 +4,9 @@ use std::{fmt, io};
 
 use crate::error::{Error, ErrorKind};
 
+/// The code of a missed deadline in Node.js.
+const LATE: &str = "ERR_RINGFENCE_TIMEOUT";
+
 /// An error of the handler that served a call, as its caller gets it: the name, the message and the code, and never a
 /// stack.
 ///
@@ -28,6 +31,11 @@ impl RemoteError {
     /// Makes an error with the name `Error` and no code.
     pub fn new(message: impl Into<String>) -> Self {
         Self::from_parts("Error", &message.into(), "")
+    }
+
+    /// Whether a handler, or its server, has missed the deadline.
+    pub(super) fn is_late(&self) -> bool {
+        self.code() == Some(LATE)
     }
 
     pub(super) fn from_parts(name: &str, message: &str, code: &str) -> Self {
@@ -95,18 +103,13 @@ impl From<String> for RemoteError {
 impl From<Error> for RemoteError {
     /// Has the name and the code that the error has in Node.js.
     fn from(error: Error) -> Self {
-        let code = match error.kind() {
-            ErrorKind::Aborted => {
-                return Self::new(error.to_string())
-                    .with_name("AbortError")
-                    .with_code("ABORT_ERR");
-            }
-            ErrorKind::TimedOut => "TIMEOUT",
-            kind => kind.as_str(),
-        };
-        Self::new(error.to_string())
-            .with_name("RingfenceError")
-            .with_code(&format!("ERR_RINGFENCE_{code}"))
+        let sentence = Self::new(error.to_string());
+        let named = |code: &str| sentence.with_name("RingfenceError").with_code(code);
+        match error.kind() {
+            ErrorKind::Aborted => named("ABORT_ERR").with_name("AbortError"),
+            ErrorKind::TimedOut => named(LATE),
+            kind => named(&format!("ERR_RINGFENCE_{}", kind.as_str())),
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Requests that a caller may have unanswered, and their bytes unless it is a single one. Further calls wait in the caller.
-const MOST: usize = 16 * 1024;
+pub(super) const MOST: usize = 16 * 1024;
 const MOST_BYTES: usize = 16 * 1024 * 1024;
 /// The server may learn late that answers are in the ring, so it tolerates this many times the caller's limits.
 const SLACK: usize = 2;
@@ -44,6 +44,8 @@ pub(crate) enum CallEvent {
     Message,
     /// Everything up to this place is in the ring, or never will be.
     Flushed(Place),
+    /// The driver has read the ring once more. The last of the events: see [`State::awaits_read`].
+    Read,
 }
 
 /// The key of a registered waker. Each wait has its own, so that a dropped wait removes no other.
@@ -142,6 +144,8 @@ pub(crate) struct State {
 
     /// Nothing more will be read: the peer has ended its sending, or the channel has ended.
     end: Option<Result<()>>,
+    /// This side has closed the channel.
+    is_closed: bool,
     /// A wait adds its waker and removes it. An event removes the wakers that it wakes.
     waits: BTreeMap<WaitKey, Waker>,
     next_wait: u64,
@@ -183,6 +187,7 @@ impl State {
             flushed: 0,
             no_sending: None,
             end: None,
+            is_closed: false,
             waits: BTreeMap::new(),
             next_wait: 0,
             woken: Vec::new(),
@@ -418,7 +423,7 @@ impl State {
             self.settle(ticket, Err(again(&error).into()));
         }
         self.no_sending.get_or_insert(error);
-        self.wake_waits(CallEvent::Flushed(0)..CallEvent::Flushed(Place::MAX));
+        self.wake_waits(CallEvent::Flushed(0)..CallEvent::Read);
         self.nudged = true;
     }
 
@@ -526,7 +531,14 @@ impl State {
         if call.outcome.is_some() {
             return;
         }
-        call.outcome = Some(outcome);
+        // The deadline of the handler is that of the caller.
+        let is_late = call.due.is_some_and(|due| due <= Instant::now())
+            && matches!(&outcome, Err(CallError::Remote(error)) if error.is_late());
+        call.outcome = Some(if is_late {
+            Err(Error::TimedOut.into())
+        } else {
+            outcome
+        });
         call.frame = Vec::new();
         self.in_flight -= 1;
         if let Some(waker) = call.waker.take() {
@@ -640,7 +652,7 @@ impl State {
             return Poll::Ready(Ok(Some(request)));
         }
         match &self.end {
-            Some(Err(Error::Closed(_))) => return Poll::Ready(Ok(None)),
+            Some(_) if self.is_closed => return Poll::Ready(Ok(None)),
             Some(Err(error)) => return Poll::Ready(Err(again(error))),
             Some(Ok(())) if self.open.is_empty() => return Poll::Ready(Ok(None)),
             _ => {}
@@ -729,6 +741,35 @@ impl State {
         }
     }
 
+    /// Waits until the driver has read the ring once more: a deadline has passed, and the outcome may have arrived in time.
+    pub(crate) fn poll_last_read(&mut self, wait: &mut Option<WaitKey>, waker: &Waker) -> Poll<()> {
+        let has_read = wait.is_some_and(|key| !self.waits.contains_key(&key));
+        if has_read || self.end.is_some() {
+            return Poll::Ready(());
+        }
+        self.nudged |= wait.is_none();
+        self.register(CallEvent::Read, wait, waker);
+        Poll::Pending
+    }
+
+    /// Whether a caller waits for what is in the ring now.
+    pub(crate) fn awaits_read(&self) -> bool {
+        // The last of the keys.
+        self.waits
+            .keys()
+            .next_back()
+            .is_some_and(|key| key.0 == CallEvent::Read)
+    }
+
+    /// The driver has read what was in the ring.
+    pub(crate) fn was_read(&mut self) {
+        while self.awaits_read()
+            && let Some((_, waker)) = self.waits.pop_last()
+        {
+            self.wake(waker);
+        }
+    }
+
     /// Whether nothing more will be read.
     pub(crate) fn has_ended(&self) -> bool {
         self.end.is_some()
@@ -764,6 +805,12 @@ impl State {
         }
         self.wake_servers();
         self.nudged = true;
+    }
+
+    /// This side has closed the channel.
+    pub(crate) fn close(&mut self, error: Error) {
+        self.is_closed = true;
+        self.finish(error);
     }
 
     /// The channel has ended.

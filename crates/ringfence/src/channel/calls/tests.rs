@@ -8,7 +8,9 @@ use super::{
     envelope::{FrameKind, HEAD, Head, LEAST, error_frame, read_error},
     *,
 };
-use crate::{error::ErrorKind, options::Options, ring::record::Tag, testing::parts};
+use crate::{
+    channel::end::ChannelState, error::ErrorKind, options::Options, ring::record::Tag, testing::parts,
+};
 
 const CAPACITY: u64 = 4096;
 const LONGEST: u64 = 20_000;
@@ -123,7 +125,12 @@ fn a_cancelled_call_is_answered_at_once_and_its_reply_is_dropped() {
                     while request != b"echo" && !context.is_cancelled() {
                         thread::yield_now();
                     }
-                    Ok::<_, RemoteError>(request)
+                    // The caller may still read an outcome that arrives just after the deadline.
+                    if request == b"late" {
+                        Err(too_late())
+                    } else {
+                        Ok(request)
+                    }
                 })
                 .unwrap();
         });
@@ -153,11 +160,9 @@ fn a_request_whose_deadline_has_passed_is_not_given_to_the_handler() {
     thread::scope(|scope| {
         let serving =
             scope.spawn(|| other.serve(|_, _| -> Result<Vec<u8>, RemoteError> { panic!("it is late") }));
-        // The caller does not check its clock, so that the server's answer is seen.
+        // The caller waits for the server's answer, whatever its clock says.
         pending.deadline = None;
-        let failed = pending.wait().unwrap_err();
-        let code = failed.remote().expect("the server's error").code();
-        assert_eq!(code, Some("ERR_RINGFENCE_TIMEOUT"));
+        assert_eq!(kind_of(pending.wait()), ErrorKind::TimedOut);
         one.close();
         serving.join().unwrap().unwrap();
     });
@@ -368,6 +373,75 @@ fn a_reply_that_is_there_is_returned_after_the_deadline() {
     serve(&other).unwrap();
     pending.deadline = Some(Instant::now());
     assert_eq!(pending.wait().unwrap(), b"aa");
+}
+
+#[test]
+fn a_reply_that_arrives_during_the_last_sleep_is_returned_after_the_deadline() {
+    let (one, other) = calls();
+    let pending = one.start(b"a", None).unwrap();
+    one.end().unwrap();
+    let deadline = Instant::now() + Duration::from_millis(200);
+    let (mut polls, mut is_served) = (0, false);
+    other.send(b"wakes the caller").unwrap();
+    let outcome = one.0.block(Some(deadline), |state, _, waker| {
+        polls += 1;
+        let polled = state.poll_call(pending.ticket, waker);
+        if !is_served && (polls == 2 || deadline <= Instant::now()) {
+            serve(&other).unwrap();
+            is_served = true;
+            thread::sleep(deadline.saturating_duration_since(Instant::now()));
+        }
+        polled
+    });
+    assert_eq!(outcome.unwrap().unwrap(), b"aa");
+}
+
+#[test]
+fn a_reply_that_another_thread_has_to_read_is_returned_after_the_deadline() {
+    let (one, other) = calls();
+    let mut pending = one.start(b"a", None).unwrap();
+    let mut late = one.start(b"never answered", None).unwrap();
+    one.end().unwrap();
+    // This thread drives, and the thread that waits is late.
+    let mut receiver = one.0.core.lock().unwrap().receiver.take().unwrap();
+    thread::scope(|scope| {
+        for call in [&mut pending, &mut late] {
+            call.deadline = Some(Instant::now());
+        }
+        let waiting = scope.spawn(move || pending.wait());
+        let until = Instant::now() + SOON;
+        while !one.0.core.lock().unwrap().state.awaits_read() && Instant::now() < until {
+            thread::yield_now();
+        }
+        let request = other
+            .0
+            .block(None, State::poll_request)
+            .unwrap()
+            .unwrap()
+            .unwrap();
+        other.answer(request.id, Ok(b"aa")).unwrap();
+        let mut inner = one.0.core.lock().unwrap();
+        inner.read(&mut receiver).unwrap();
+        inner.receiver = Some(receiver);
+        drop(inner);
+        assert_eq!(waiting.join().unwrap().unwrap(), b"aa");
+        assert_eq!(kind_of(late.wait()), ErrorKind::TimedOut);
+    });
+}
+
+#[test]
+fn serve_fails_if_the_peer_no_longer_satisfies_the_policy() {
+    let (one, other) = calls();
+    thread::scope(|scope| {
+        let serving = scope.spawn(|| serve(&other));
+        assert_eq!(ask(&one, b"a").unwrap(), b"aa");
+        let pending = other.start(b"b", None).unwrap();
+        other.0.core.shared.finish(ChannelState::Refused);
+        assert_eq!(serving.join().unwrap().unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(kind_of(pending.wait()), ErrorKind::Closed);
+        assert_eq!(serve(&other).unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(kind_of(ask(&one, b"c")), ErrorKind::PeerLost);
+    });
 }
 
 /// Panics when it is converted or dropped.
