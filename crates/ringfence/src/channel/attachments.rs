@@ -65,12 +65,8 @@ impl Sender {
         if sent != Progress::Whole {
             let since = Instant::now();
             while let Progress::Part(written) = sent {
-                if written == 0 {
-                    self.own.wanted = self.own.check(attachments)?;
-                }
-                let waited = self.wait(message.len(), deadline);
-                self.own.wanted = Load::default();
-                if !waited? {
+                let unsent = if written == 0 { attachments } else { &[] };
+                if !self.wait_with(unsent, |sender| sender.wait(message.len(), deadline))?? {
                     return Err(Error::TimedOut);
                 }
                 sent = match written {
@@ -120,10 +116,19 @@ impl Sender {
     /// # Errors
     /// As [`Sender::arm`] and [`Sender::send_with`].
     pub fn arm_with(&mut self, size: usize, attachments: &[AttachmentRef<'_>]) -> Result<bool> {
+        self.wait_with(attachments, |sender| sender.arm(size))?
+    }
+
+    /// Calls a function that waits for room, which then also waits until the peer accepts these attachments.
+    pub(crate) fn wait_with<T>(
+        &mut self,
+        attachments: &[AttachmentRef<'_>],
+        wait: impl FnOnce(&mut Self) -> T,
+    ) -> Result<T> {
         self.own.wanted = self.own.check(attachments)?;
-        let armed = self.arm(size);
+        let waited = wait(self);
         self.own.wanted = Load::default();
-        armed
+        Ok(waited)
     }
 
     fn positions(&mut self) -> Result<(u64, u64)> {

@@ -79,6 +79,10 @@ pub(crate) fn end(
     (capacity, longest): (u64, u64),
     options: &Options,
 ) -> Channel {
-    let parts = without_a_peer(line, own.clone(), peer.seen_by_peer(), capacity, longest);
+    let parts = Parts {
+        attachments_in: options.attachments,
+        attachments_out: options.attachments,
+        ..without_a_peer(line, own.clone(), peer.seen_by_peer(), capacity, longest)
+    };
     Channel::assemble(parts, None, options)
 }

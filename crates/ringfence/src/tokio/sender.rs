@@ -28,6 +28,7 @@ use crate::{
     ring::spsc::Spsc,
     tokio::line::{Half, Line},
     tokio::watched::Watched,
+    wake::attachments::AttachmentRef,
 };
 
 /// The sending half of a channel ([`Sender`]) or of a publisher ([`Broadcaster`]), for tasks.
@@ -54,6 +55,7 @@ use crate::{
 /// | --- | --- |
 /// | [`send`](Sender::send), up to [`max_at_once`](crate::Sender::max_at_once) bytes | nothing was sent |
 /// | [`send`](Sender::send) of a longer one | nothing was sent, or it is under way: see [`Sender::under_way`] |
+/// | [`send_with`](Sender::send_with) | as of `send`; the attachments of one that is under way were sent |
 /// | [`send_rest`](Sender::send_rest) | as of `send`; one that was under way still is |
 /// | `feed` | it was not accepted |
 /// | `SinkExt::send` | it was not accepted, or the sink keeps it |
@@ -339,6 +341,30 @@ impl Sender {
             .await
     }
 
+    /// Sends a message with attachments. Waits also while the peer holds as many unread attachments as it accepts.
+    ///
+    /// # Cancel safety
+    /// As [`Sender::send`]. A message that is under way has passed its attachments: [`Sender::send_rest`] finishes it.
+    ///
+    /// # Errors
+    /// As [`crate::Sender::send_with`].
+    pub async fn send_with(&mut self, message: &[u8], attachments: &[AttachmentRef<'_>]) -> Result<()> {
+        let waiting = Waiting(self);
+        poll_fn(|cx| waiting.0.poll_kept(cx)).await?;
+        let begun = poll_fn(|cx| {
+            let Self { line, inner, .. } = &mut *waiting.0;
+            poll_begin(line, inner, cx, (message, attachments))
+        });
+        let Progress::Part(mut written) = begun.await? else {
+            return Ok(());
+        };
+        poll_fn(|cx| {
+            let Self { line, inner, .. } = &mut *waiting.0;
+            poll_send(line, inner, cx, (message, &mut written))
+        })
+        .await
+    }
+
     /// Returns the number of bytes in the ring of a message whose [`Sender::send`] was cancelled, or `None`
     /// if nothing of it was sent. ([`crate::Sender::under_way`] counts the message that the sink keeps as
     /// well.)
@@ -453,6 +479,25 @@ pub(super) fn poll_send<R: TaskOutlet>(
             Progress::Part(bytes) => *written = bytes,
         }
         ready!(R::poll_room(line, inner, cx, message.len()))?;
+    }
+}
+
+/// Starts a message with attachments.
+fn poll_begin(
+    line: &Line,
+    inner: &mut sender::Sender,
+    cx: &mut Context<'_>,
+    (message, attachments): (&[u8], &[AttachmentRef<'_>]),
+) -> Poll<Result<Progress>> {
+    let turn = ready!(coop::poll_proceed(cx));
+    loop {
+        let sent = inner.send_part_with(message, attachments)?;
+        if sent != Progress::Part(0) {
+            turn.made_progress();
+            return Poll::Ready(Ok(sent));
+        }
+        let wait = |inner: &mut _| line.poll_ready(Half::Sender, inner, cx, message.len());
+        ready!(inner.wait_with(attachments, wait)?)?;
     }
 }
 

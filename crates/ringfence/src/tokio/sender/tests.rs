@@ -1,17 +1,22 @@
 //! Each call of a sender, cancelled at each point, before and after each other call. Accepted messages arrive
 //! once and in order, refused and cancelled ones do not, and the next call works.
 
-use std::task::Waker;
+use std::{os::fd::AsFd, pin::pin, task::Waker};
 
 use futures_util::SinkExt;
 use proptest::prelude::*;
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::spawn_blocking,
+};
 
 use super::*;
 use crate::{
     options::Options,
+    region::sealed::SealedBuffer,
     testing::{chance, parts},
     tokio::Channel,
+    wake::attachments::{Attachment, Attachments},
 };
 
 const CAPACITY: u64 = 4096;
@@ -419,4 +424,44 @@ fn a_message_that_is_dropped_with_its_sink_does_not_look_like_an_end() {
         }
         assert_eq!(received.last() == Some(&message), flushes);
     }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
+fn attachments_wait_until_the_peer_accepts_more() {
+    let accepted = Attachments::none().sealed(true).max_count(1);
+    let buffer = SealedBuffer::create(8, |bytes| bytes.fill(7)).expect("memory");
+    let runtime = Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let (own, mut peer) = parts::pair(CAPACITY, LONGEST, &Options::new().attachments(accepted));
+        let (mut sender, _receiver) = Channel::new(own).expect("descriptors").split();
+        let attached = [(&buffer).into()];
+        sender.send_with(&[1; SHORT], &attached).await.expect("room");
+        let file = std::io::stdin();
+        let refused = sender.send_with(b"", &[file.as_fd().into()]).await;
+        assert!(matches!(refused, Err(Error::InvalidArgument(_))), "{refused:?}");
+        let reading = {
+            let mut second = pin!(sender.send_with(&[2; LONG], &attached));
+            assert!(poll_once(&mut second).is_pending());
+            let reading = spawn_blocking(move || {
+                let mut found = Vec::new();
+                while let Some(message) = peer.receiver().receive_vec().expect("an honest peer") {
+                    let attachments = peer.receiver().attachments();
+                    let [Attachment::Sealed(buffer)] = &attachments[..] else {
+                        panic!("{attachments:?}");
+                    };
+                    assert_eq!(buffer[..], [7; 8]);
+                    found.push(message.len());
+                }
+                found
+            });
+            second.await.expect("room");
+            reading
+        };
+        sender.end();
+        assert_eq!(reading.await.expect("no panic"), [SHORT, LONG]);
+    });
 }
