@@ -149,12 +149,16 @@ test('values that a handler throws or returns, whatever they are', async (t) => 
 
 test('a deadline and an abort reject the call and reach the handler', async (t) => {
   const { channel, values, partner } = await serving(t)
-  await t.throwsAsync(values.call({ waits: true }, { timeout: 20 }), code('TIMEOUT'))
-  await reaches(partner, 'ERR_RINGFENCE_TIMEOUT').catch(() => reaches(partner, 'ABORT_ERR'))
+  const started = async () => (await reasonsOf(partner)).filter((what) => what === 'waits').length
+  // A request that arrives after its deadline does not reach the handler.
+  for (let timeout = 20; (await started()) === 0; timeout *= 2)
+    await t.throwsAsync(values.call({ waits: true }, { timeout }), code('TIMEOUT'))
+  await until(async () => (await reasonsOf(partner)).some((what) => /TIMEOUT|ABORT_ERR/.test(what)), 'it is aborted')
+  const before = await started()
   const cause = new Error('as a test says')
   const controller = new AbortController()
   const call = values.call({ waits: true }, { signal: controller.signal })
-  await until(async () => (await reasonsOf(partner)).filter((what) => what === 'waits').length === 2, 'it waits')
+  await until(async () => (await started()) > before, 'it waits')
   controller.abort(cause)
   t.is((await t.throwsAsync(call, { name: 'AbortError', code: 'ABORT_ERR' })).cause, cause)
   await reaches(partner, 'ABORT_ERR')

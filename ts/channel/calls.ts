@@ -32,6 +32,8 @@ export interface CallsLink {
   send(frame: Buffer): Promise<void>
   /** Reads frames from now on, also if the program receives no messages. */
   read(): void
+  /** Spins for the next request, with the option `busyPollMicros`. */
+  poll(): void
   /** Ends this side's sending after the peer's, unless it is half-open. */
   endWithPeer(): void
 }
@@ -283,7 +285,7 @@ export class Calls {
     const isPending = call !== undefined && call.resolve !== null
     if (call === undefined || (isPending && kind === CANCELLED))
       throw envelope.corrupt(`an answer of kind ${kind} to call ${id}, which does not wait for it`)
-    const error = kind === ERROR ? new RemoteError(envelope.readError(body)) : null
+    const error = kind === ERROR ? outcomeOf(call, new RemoteError(envelope.readError(body))) : null
     this.#sent.delete(id)
     this.#sentBytes -= call.size
     const { resolve } = call
@@ -390,7 +392,10 @@ export class Calls {
     request.isAnswered = true
     Context.finish(request.context)
     try {
-      await this.#send(frame).catch((error: RingfenceError) => this.#send(this.#errorOf(request.id, error)))
+      const sent = this.#send(frame).catch((error: RingfenceError) => this.#send(this.#errorOf(request.id, error)))
+      // Spinning would delay other handlers.
+      if (this.#open.size === 1) this.#link.poll()
+      await sent
     } catch {
       // The channel has ended.
     }
@@ -456,6 +461,11 @@ export class Calls {
     this.#sentBytes = 0
     for (const call of left) if (call.resolve !== null) this.#reject(call, why())
   }
+}
+
+/** The error of a call whose handler has failed. The deadline of the handler is that of the caller. */
+function outcomeOf(call: Call, error: RemoteError): Error {
+  return error.code === 'ERR_RINGFENCE_TIMEOUT' && timers.now() >= call.due ? late() : error
 }
 
 /** Whether one more request may be unanswered. */

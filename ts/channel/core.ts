@@ -154,6 +154,9 @@ export class ChannelCore implements SourceCore {
       },
       send: (frame) => queue.sendFrame(frame),
       read: () => this.#readCalls(),
+      poll: () => {
+        if (this.buffer.spins) this.#readCalls()
+      },
       endWithPeer: () => this.endWithPeer(),
     })
     this.#calls = this.buffer.calls = calls

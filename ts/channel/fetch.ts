@@ -293,7 +293,7 @@ export class Fetched {
   /** Why the ring will have no more messages: a clean end, or the error of later reads. */
   over: 'ended' | (() => RingfenceError) | null = null
   readonly #native: NativeReader
-  readonly #busy: boolean
+  readonly busy: boolean
   readonly #events: FetchEvents
   readonly #chunk = new Chunk()
   readonly #blocks = new Blocks()
@@ -314,7 +314,7 @@ export class Fetched {
   constructor(native: NativeReader, busy: boolean, events: FetchEvents, accepts?: AttachmentOptions) {
     this.kept = new Kept(accepts)
     this.#native = native
-    this.#busy = busy
+    this.busy = busy
     this.#events = events
   }
 
@@ -392,7 +392,7 @@ export class Fetched {
     if (block.used > 0) block.makeRoom(blocks.length)
     const { used, least, most } = block
     let answer =
-      spin && this.#busy
+      spin && this.busy
         ? this.#native.pullHeldBusy!(block.memory, used, least, most, alone)
         : this.#native.pullHeld!(block.memory, used, least, most, alone)
     const length = LARGE - answer
@@ -435,7 +435,7 @@ export class Fetched {
       chunk.renew()
     }
     let answer =
-      spin && this.#busy
+      spin && this.busy
         ? this.#native.pullBusy(chunk.bytes, chunk.used, goesOn)
         : this.#native.pull(chunk.bytes, chunk.used, goesOn)
     if (answer <= LARGE && chunk.used > 0 && LARGE - answer + HEADER <= CHUNK) {
@@ -524,7 +524,7 @@ export class Fetched {
     if (chunk.bytes.length === 0) chunk.renew()
     // Data that is copied twice must stay in the CPU cache. Longer messages are not copied twice.
     const into = chunk.bytes.subarray(0, this.#copies.far ? HEADER + OWN : NEAR)
-    const answer = spin && this.#busy ? this.#native.pullBusy(into, 0, 0) : this.#native.pull(into, 0, 0)
+    const answer = spin && this.busy ? this.#native.pullBusy(into, 0, 0) : this.#native.pull(into, 0, 0)
     this.#copies.far = answer <= LARGE
     if (answer <= 0) return this.#fetchOther(answer, true)
     chunk.used = 0

@@ -372,6 +372,11 @@ export class ReceiveBuffer {
     else this.#readOn(true)
   }
 
+  /** Whether a caller that waits spins first. */
+  get spins(): boolean {
+    return this.#fetched.busy
+  }
+
   /** Whether call frames will be read in a later turn of the event loop. */
   get readsOn(): boolean {
     const { over, kept } = this.#fetched
@@ -394,15 +399,17 @@ export class ReceiveBuffer {
         timers.setTimeout(() => this.serve(), PAUSE).unref()
         return
       }
-      if (fetched.kept.isFull || fetched.over !== null || this.#armed || this.#looksAgain()) return
+      if (fetched.kept.isFull || fetched.over !== null || this.#armed || this.#looksAgain(spin)) return
       this.arm()
     }
   }
 
   /** Whether this side re-checks the ring on its own before it asks the peer for a wakeup. */
-  #looksAgain(): boolean {
+  #looksAgain(spun = false): boolean {
     if (this.#turning) return true
-    if (!this.#fetched.pace.waits()) return false
+    // After a handler has answered in this turn, this side spins again.
+    const { busy, pace } = this.#fetched
+    if (!(spun && busy) && !pace.waits()) return false
     this.#turning = true
     if (this.#isWeak) afterWeakTurn(this.#turn)
     else timers.setImmediate(this.#turn)
