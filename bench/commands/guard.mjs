@@ -7,8 +7,8 @@ import path from 'node:path'
 import process from 'node:process'
 
 import { Probe } from '../node/placement.mjs'
-import { median, runOnce } from '../node/rounds.mjs'
-import { duration, quantity } from '../node/text.mjs'
+import { runOnce } from '../node/rounds.mjs'
+import { duration, median, quantity } from '../node/text.mjs'
 import { checkNames } from './experiment.mjs'
 import { answer, list, must, progress, root, say } from './shared.mjs'
 

@@ -1,17 +1,23 @@
-// Values, calls, and messages of 64 B by themselves, in Node.
+// Values, calls, large buffers, and messages of 64 B by themselves, in Node.
 
 import { existsSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 
 import { peersInNode } from '../node/tasks.mjs'
-import { checkNames, common, conduct, wanted } from './experiment.mjs'
+import { checkNames, checkSizes, common, conduct, wanted } from './experiment.mjs'
 import { list, root } from './shared.mjs'
 
 /** Bytes of a message; of `rpc` and `rpc-stalled` how many calls are in flight at a time. */
-const SIZES = { objects: [104, 1024, 65_536], rpc: [1, 100], 'rpc-stalled': [4000], single: [64] }
+const SIZES = {
+  objects: [104, 1024, 65_536],
+  rpc: [1, 100],
+  'rpc-stalled': [4000],
+  pass: [2 ** 16, 2 ** 20, 2 ** 24, 2 ** 30],
+  single: [64],
+}
 
 export const about =
-  'values, calls and single messages in Node, beside what else sends them; writes objects.md, objects.json'
+  'values, calls, large buffers and single messages in Node, beside what else sends them; writes objects.md, objects.json'
 export const options = {
   only: ['these contenders alone', undefined, 'a,b'],
   measures: [
@@ -19,6 +25,7 @@ export const options = {
     undefined,
     'rpc,…',
   ],
+  sizes: ['of the buffers that are passed', undefined, '65536,…'],
   ...common({ seconds: '0.25', runs: '3' }),
 }
 
@@ -27,7 +34,9 @@ export async function run(values) {
   const measures = list(values.measures) ?? Object.keys(SIZES)
   checkNames(measures, Object.keys(SIZES), 'measure')
   const only = list(values.only)
-  const cells = measures.map((measure) => [measure, SIZES[measure]])
+  const pass = list(values.sizes, Number) ?? SIZES.pass
+  checkSizes(pass)
+  const cells = measures.map((measure) => [measure, { ...SIZES, pass }[measure]])
   const seconds = Number(values.seconds)
   const half = await peersInNode({ only, cells, seconds, capacity: 4 << 20 })
   const before = path.resolve(root, values.out, 'objects.json')

@@ -11,7 +11,7 @@ import path from 'node:path'
 import process from 'node:process'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 
-import { median } from '../node/rounds.mjs'
+import { median } from '../node/text.mjs'
 import { list, root } from './shared.mjs'
 
 const here = fileURLToPath(import.meta.url)

@@ -3,17 +3,8 @@
 import { pause as sleep } from './usage.mjs'
 import { Probe } from './placement.mjs'
 import { run } from './run.mjs'
+import { spread } from './text.mjs'
 import { progress, say } from '../commands/shared.mjs'
-
-/** Returns the median, the least and the most. */
-export function spread(values) {
-  const sorted = [...values].sort((a, b) => a - b)
-  const half = sorted.length >> 1
-  const median = sorted.length % 2 === 0 ? (sorted[half - 1] + sorted[half]) / 2 : sorted[half]
-  return { median, min: sorted[0], max: sorted.at(-1) }
-}
-
-export const median = (values) => spread(values).median
 
 /** A run whose cores moved in the meantime belongs to neither placement. */
 export const placementOf = ({ before, after }) => (before.near !== after.near ? 'moved' : before.near ? 'near' : 'far')

@@ -10,8 +10,9 @@ import { build } from 'hdr-histogram-js'
 
 import { contenders } from './contenders/index.mjs'
 import { lineOfPort, lineOfStreams } from './line.mjs'
-import { pause, pinThread, since, switches, usage } from './usage.mjs'
-import { add, expectedSum, messageSum, now, warmedUp } from './work.mjs'
+import { median } from './text.mjs'
+import { collect, pause, pinThread, since, switches, usage } from './usage.mjs'
+import { Reader, add, expectedSum, messageSum, now, warmedUp } from './work.mjs'
 
 const here = fileURLToPath(import.meta.url)
 
@@ -56,6 +57,13 @@ async function echo(contender, count) {
   return total
 }
 
+/** Takes one buffer, and reads all of it. */
+async function take(contender) {
+  const bytes = await contender.take()
+  const taken = now()
+  return { taken, sum: new Reader().sum(bytes, 0, bytes.length) }
+}
+
 /** Side B: does what A orders. */
 async function serve(setup, line) {
   const contender = await setup.contender.open({ ...setup, line })
@@ -63,14 +71,15 @@ async function serve(setup, line) {
   for (;;) {
     const order = await line.receive()
     if (order.quit) break
+    if (order.take) collect()
     const before = usage()
     // The receiver must be listening before A starts its clock, and not only about to; but one that blocks its
     // thread could not say so later.
     if (contender.blocks) line.send('ready')
-    const work = order.consume ? contender.consume(order.consume) : null
+    const work = order.consume ? contender.consume(order.consume) : order.take ? take(contender) : null
     if (!contender.blocks) line.send('ready')
-    const sum = work === null ? await echo(contender, order.echo) : await work
-    line.send({ finished: now(), sum, ...since(before) })
+    const found = work === null ? { sum: await echo(contender, order.echo) } : await work
+    line.send({ finished: now(), ...(typeof found === 'number' ? { sum: found } : found), ...since(before) })
   }
   await contender.close()
 }
@@ -121,6 +130,7 @@ async function main(side, job) {
 
 function measured(opened, line, job, contender, hello) {
   if (job.measure.startsWith('rtt')) return roundTrip(opened, line, job, contender, hello)
+  if (job.measure === 'pass') return passing(opened, line, job, contender)
   return job.measure === 'rpc-stalled' ? stalled(opened, job) : oneWay(opened, line, job, contender)
 }
 
@@ -140,6 +150,35 @@ async function stalled(contender, job) {
   const started = now()
   const held_bytes = await contender.stalled(job.size)
   return outcomeOf(job, job.size, { seconds: (now() - started) / 1e9 }, { held_bytes })
+}
+
+/** Passes buffers one at a time: the medians of how long one is written, passed and read. The first one touches new memory. */
+async function passing(contender, line, job, { threads }) {
+  const steps = { write_ns: [], pass_ns: [], read_ns: [], all_ns: [] }
+  const spent = { seconds: 0, cpu: 0, preempted: 0 }
+  for (let n = 0; n < 3 || spent.seconds < job.seconds; n++) {
+    // Memory of earlier ones is released outside of the measurement.
+    collect()
+    line.send({ take: true })
+    await line.receive()
+    const before = usage()
+    const started = now()
+    let written = 0
+    await contender.pass(n, () => (written = now()))
+    const report = await line.receive()
+    if (report.sum !== messageSum(job.size, n)) throw new Error(`what arrived is not what was sent: sum ${report.sum}`)
+    if (n === 0) continue
+    const mine = together(since(before), report, { threads })
+    spent.seconds += (report.finished - started) / 1e9
+    spent.cpu += mine.cpu
+    spent.preempted += mine.preempted
+    steps.write_ns.push(written - started)
+    steps.pass_ns.push(report.taken - written)
+    steps.read_ns.push(report.finished - report.taken)
+    steps.all_ns.push(report.finished - started)
+  }
+  const medians = Object.entries(steps).map(([name, values]) => [name, median(values)])
+  return outcomeOf(job, steps.all_ns.length, spent, Object.fromEntries(medians))
 }
 
 const newHistogram = () =>

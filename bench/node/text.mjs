@@ -1,4 +1,4 @@
-// The form of figures, for the terminal and the tables.
+// Medians, and the form of figures, for the terminal and the tables.
 
 export function quantity(value, unit = '') {
   const steps = [
@@ -24,7 +24,18 @@ export function duration(ns) {
 }
 
 export function bytes(size) {
+  if (size >= 2 ** 30) return `${size / 2 ** 30} GiB`
   if (size >= 2 ** 20) return `${size / 2 ** 20} MiB`
   if (size >= 1024) return `${size / 1024} KiB`
   return `${size} B`
 }
+
+/** Returns the median, the least and the most. */
+export function spread(values) {
+  const sorted = [...values].sort((a, b) => a - b)
+  const half = sorted.length >> 1
+  const median = sorted.length % 2 === 0 ? (sorted[half - 1] + sorted[half]) / 2 : sorted[half]
+  return { median, min: sorted[0], max: sorted.at(-1) }
+}
+
+export const median = (values) => spread(values).median

@@ -3,6 +3,8 @@
 import { execFileSync } from 'node:child_process'
 import fs from 'node:fs'
 import process from 'node:process'
+import v8 from 'node:v8'
+import vm from 'node:vm'
 
 /** Pins this thread. `/proc/thread-self` is asked by a synchronous call, and so on the thread that wants to know. */
 export function pinThread(cpu) {
@@ -35,3 +37,9 @@ export const since = (before) => {
 }
 
 export const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
+
+/** Collects garbage, so that memory which the engine only refers to is released. */
+export function collect() {
+  v8.setFlagsFromString('--expose-gc')
+  vm.runInNewContext('gc')()
+}

@@ -1,10 +1,16 @@
 // The results of `objects` as a page.
 
 import { bytes, duration } from '../node/text.mjs'
-import { aims, asTimes, atLeast, block, grid, listing, millions, rate, render, spread } from './markdown.mjs'
+import { aims, asTimes, atLeast, atMost, block, grid, listing, millions, rate, render, spread } from './markdown.mjs'
 
 /** The page's names of the measures. */
-const NAMES = { objects: 'values', rpc: 'calls', 'rpc-stalled': 'calls that wait', single: 'single messages' }
+const NAMES = {
+  objects: 'values',
+  rpc: 'calls',
+  'rpc-stalled': 'calls that wait',
+  pass: 'large buffers',
+  single: 'single messages',
+}
 const atATime = (count) => (count === 1 ? 'one at a time' : `${count} at a time`)
 
 function rates(half, measure, last, name, placement) {
@@ -15,7 +21,7 @@ function rates(half, measure, last, name, placement) {
 
 function latencies(half, placement) {
   const cells = half.cells.filter(({ measure }) => measure === 'rpc')
-  const columns = { p50: 'p50_ns', p99: 'p99_ns' }
+  const columns = { p50: 'p50_ns', p99: 'p99_ns', 'p99.9': 'p999_ns' }
   return Object.entries(columns)
     .map(([title, figure]) => {
       const show = ({ [figure]: found }) => (found === undefined ? '–' : spread(found, duration))
@@ -31,12 +37,26 @@ function stalled(half, placement) {
   return listing(cells, ['', ({ contender }) => contender], columns, placement)
 }
 
+/** A table for each step of passing a buffer. */
+function passed(half, placement) {
+  const cells = half.cells.filter(({ measure }) => measure === 'pass')
+  const steps = { written: 'write_ns', passed: 'pass_ns', read: 'read_ns', 'all of it': 'all_ns' }
+  return Object.entries(steps)
+    .map(([head, figure]) => {
+      const show = ({ [figure]: found }) => spread(found, duration)
+      return grid(half, cells, { column: 'size', name: bytes, show, head }, placement)
+    })
+    .filter(Boolean)
+    .join('\n\n')
+}
+
 /** The aims, each reached or not. */
 function reached({ cells }, placement) {
-  const of = (contender, size, measure) =>
+  const summary = (contender, size, measure) =>
     cells.find((cell) => cell.contender === contender && cell.size === size && cell.measure === measure)?.by_placement[
       placement
-    ]?.messages_per_second.median
+    ]
+  const of = (contender, size, measure) => summary(contender, size, measure)?.messages_per_second.median
   const rows = []
   for (const size of [104, 1024, 65_536]) {
     for (const [rival, asked] of Object.entries({ 'unix-json': 1.5, 'child-json': 3 })) {
@@ -45,6 +65,13 @@ function reached({ cells }, placement) {
         atLeast(`with(json()) of ${bytes(size)} beside ${rival}`, found, asked, asTimes, 'each takes JSON itself'),
       )
     }
+  }
+  for (const how of ['', '-polled']) {
+    const [call, message] = ['call', 'message'].map(
+      (what) => summary(`${what}${how}/ringfence`, 1, 'rpc')?.p50_ns.median,
+    )
+    const what = how === '' ? 'both asleep' : 'both polling'
+    rows.push(atMost(`a call beside a message each way, p50, ${what}`, call / message, 1.2, asTimes))
   }
   for (const [contender, what, asked, because] of [
     ['send-await', 'await each send, 64 B', 4e6, 'a call of the binding, a promise and an `await` each'],
@@ -66,7 +93,8 @@ export function page(results) {
     ),
     ...block(
       '## Calls',
-      'A function of the other process that takes a number and returns the next: calls a second, one at a time and a hundred at a time.',
+      `A function of the other process that takes a number and returns the next: calls a second, one at a time and a hundred at a time. The
+first six send eight bytes each way; the others are libraries, which also send the function's name.`,
       rates(half, 'rpc', 'CPU of one at a time, both sides', atATime, placement),
     ),
     ...block('The time from a call to its answer, as the caller waits for it:', latencies(half, placement)),
@@ -76,6 +104,12 @@ what the caller's process (of the \`MessagePort\`: both threads) then holds more
       stalled(half, placement),
     ),
     ...block(
+      '## Large buffers',
+      `One at a time, in new memory. _Written_: made, and every byte filled. _Passed_: from then until the other side has bytes to read, in the case
+of a file or a ring with the copies that this takes. _Read_: every byte, by the other side.`,
+      passed(half, placement),
+    ),
+    ...block(
       '## Single messages',
       '64 B, messages a second.',
       rates(half, 'single', 'CPU, both sides', bytes, placement),
@@ -83,7 +117,7 @@ what the caller's process (of the \`MessagePort\`: both threads) then holds more
     ...block('## Aims', reached(half, placement)),
   ]
   return render(results, {
-    title: 'Values, calls and single messages, measured',
+    title: 'Values, calls, large buffers and single messages, measured',
     intro: [
       'Written by `npm run bench -- objects`; every figure below comes from that one run, or from those that are named. Node to Node, two processes (a `MessagePort`: two',
       'threads). Each value is made anew and read whole, and what is read must add up. How it is measured:',

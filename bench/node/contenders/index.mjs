@@ -1,6 +1,8 @@
+import { calls } from './calls.mjs'
 import { childProcess } from './child-process.mjs'
 import { messagePort } from './message-port.mjs'
 import { objects } from './objects.mjs'
+import { pass } from './pass.mjs'
 import { redis } from './redis.mjs'
 import { ringfence, ringfenceAwait, ringfenceGathered, ringfenceReserve, singles } from './ringfence.mjs'
 import { rpc } from './rpc.mjs'
@@ -32,6 +34,8 @@ export const contenders = [
   ...of(peers, PEERS),
   ...of(singles, ['single']),
   ...of(objects, ['objects']),
+  ...of(calls, ['rpc']),
   ...of(rpc, ['rpc', 'rpc-stalled']),
+  ...of(pass, ['pass']),
 ]
 plain.measures = [...PEERS, 'single']

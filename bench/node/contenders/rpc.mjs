@@ -135,9 +135,10 @@ async function remoteOf(library, transport, setup, counter) {
   return library === 'birpc' ? birpc(line, counter) : overComlink(line, counter, setup.side)
 }
 
-async function open(library, transport, setup) {
+/** A contender's side. `connect(counter)` returns the remote object. */
+export async function open(setup, connect) {
   const counter = new Counter()
-  const remote = await remoteOf(library, transport, setup, counter)
+  const remote = await connect(counter)
   return {
     first: 300,
     expected: (count) => expectedSum(8, count),
@@ -187,7 +188,7 @@ export const rpc = ['comlink', 'birpc', 'capnweb'].flatMap((library) =>
     note: `${library} over ${transport}`,
     takes,
     times: true,
-    open: (setup) => open(library, transport, setup),
+    open: (setup) => open(setup, (counter) => remoteOf(library, transport, setup, counter)),
     ipc,
     threads,
     unavailable,

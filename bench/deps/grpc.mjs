@@ -1,0 +1,3 @@
+// gRPC, from this package of the benchmark's own.
+
+export * from '@grpc/grpc-js'

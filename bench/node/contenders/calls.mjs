@@ -1,0 +1,124 @@
+// Calls without a library of objects: a number of eight bytes there, and the next one back.
+
+import os from 'node:os'
+import path from 'node:path'
+import process from 'node:process'
+
+import { optional } from '../optional.mjs'
+import { open } from './rpc.mjs'
+
+const ringfence = await optional('ringfence')
+const grpc = await optional('../deps/grpc.mjs')
+
+/** Microseconds of spinning, if both sides poll: longer than any round trip between two awake cores. */
+const BUSY_POLL = 200
+
+const read = (bytes) => bytes.readDoubleLE()
+
+function number(n) {
+  const bytes = Buffer.allocUnsafe(8)
+  bytes.writeDoubleLE(n)
+  return bytes
+}
+
+/** Both sides of `channel.call`. */
+async function called(channel, { side }, counter) {
+  if (side === 'b') void channel.serve((request) => number(counter.bump(read(request))))
+  return { bump: async (n) => read(await channel.call(number(n))) }
+}
+
+/** A message each way, without what tells which answer is whose. */
+async function sent(channel, { side }, counter) {
+  async function answer() {
+    for await (const message of channel) void channel.send(number(counter.bump(read(message))))
+  }
+  if (side === 'b') void answer()
+  return {
+    async bump(n) {
+      void channel.send(number(n))
+      return read(await channel.receive())
+    },
+  }
+}
+
+const over = (ends, busyPollMicros) => async (setup, counter) =>
+  ends(await ringfence.join(`@${setup.job.tag}`, { busyPollMicros }), setup, counter)
+
+/** The channel of `fork()`, with what a program adds to it: a number for each call. */
+async function forked({ side, child }, counter) {
+  const end = side === 'a' ? child : process
+  const pending = new Map()
+  let last = 0
+  end.on('message', ({ id, n, next }) => {
+    if (side === 'b') {
+      end.send({ id, next: counter.bump(n) })
+      return
+    }
+    pending.get(id)(next)
+    pending.delete(id)
+  })
+  return {
+    bump: (n) =>
+      new Promise((resolve) => {
+        pending.set(++last, resolve)
+        end.send({ id: last, n })
+      }),
+  }
+}
+
+async function remote({ side, job, line }, counter) {
+  const where = `unix:${path.join(os.tmpdir(), `${job.tag}.grpc`)}`
+  const method = '/bench.Counter/Bump'
+  const itself = (bytes) => bytes
+  if (side === 'b') {
+    const types = {
+      requestSerialize: itself,
+      responseSerialize: itself,
+      requestDeserialize: itself,
+      responseDeserialize: itself,
+    }
+    const service = { bump: { path: method, requestStream: false, responseStream: false, ...types } }
+    const server = new grpc.Server()
+    server.addService(service, { bump: ({ request }, answer) => answer(null, number(counter.bump(read(request)))) })
+    await new Promise((resolve, reject) =>
+      server.bindAsync(where, grpc.ServerCredentials.createInsecure(), (error) => (error ? reject(error) : resolve())),
+    )
+    line.send('bound')
+    return null
+  }
+  await line.receive()
+  const client = new grpc.Client(where, grpc.credentials.createInsecure())
+  return {
+    bump: (n) =>
+      new Promise((resolve, reject) => {
+        const settle = (error, next) => (error ? reject(error) : resolve(read(next)))
+        client.makeUnaryRequest(method, itself, itself, number(n), settle)
+      }),
+  }
+}
+
+const inTurn = (_, size) => (size === 1 ? null : 'one at a time only: nothing tells which answer is whose')
+const contender = (id, version, note, connect, more = {}) => ({
+  id,
+  version,
+  note,
+  takes: () => null,
+  times: true,
+  open: (setup) => open(setup, (counter) => connect(setup, counter)),
+  ...more,
+})
+const own = (id, note, connect, more = {}) =>
+  contender(id, 'this tree', note, connect, { unavailable: ringfence.why, ...more })
+
+export const calls = [
+  own('message/ringfence', 'send and receive, both sides asleep between', over(sent, 0), { takes: inTurn }),
+  own('call/ringfence', 'call and serve, both sides asleep between', over(called, 0)),
+  own('message-polled/ringfence', 'send and receive, both sides poll', over(sent, BUSY_POLL), { takes: inTurn }),
+  own('call-polled/ringfence', 'call and serve, both sides poll', over(called, BUSY_POLL)),
+  contender('advanced/child-process', 'node', "the channel of fork(), serialization 'advanced'", forked, {
+    ipc: 'advanced',
+  }),
+  contender('grpc/unix', '@grpc/grpc-js', 'a unary call over a Unix socket, without generated code', remote, {
+    unavailable: grpc.why,
+  }),
+]
