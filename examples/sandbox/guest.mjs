@@ -8,7 +8,12 @@ const AsyncFunction = (async () => {}).constructor
 const require = createRequire(import.meta.url)
 
 const channel = await fromParent({ codec: structured() })
-await channel.serve(({ code, input }, { signal }) => {
-  const run = new AsyncFunction('input', 'signal', 'channel', 'require', code)
-  return run(input, signal, channel, require)
-})
+try {
+  await channel.serve(({ code, input }, { signal }) => {
+    const run = new AsyncFunction('input', 'signal', 'channel', 'require', code)
+    return run(input, signal, channel, require)
+  })
+} catch (error) {
+  // The host has destroyed the channel, or was killed.
+  if (error.code !== 'ERR_RINGFENCE_PEER_LOST') throw error
+}
