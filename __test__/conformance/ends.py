@@ -11,7 +11,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 PYTHON = os.path.realpath(sys.executable)
-#: No wait for an end takes longer, on whatever machine; what does has hung.
+# The limit for a wait for an end, on any machine. A longer wait means that it hangs.
 LIMIT = 60
 
 
@@ -24,11 +24,11 @@ def commands():
 
 
 class Failure(Exception):
-    """An end has done what none may."""
+    """An end has done something that is not allowed."""
 
 
 class End:
-    """A process that says lines."""
+    """A process that prints lines."""
 
     def __init__(self, language, deed, address, capacity=8192, longest=100_000, sizes=(), **more):
         self.name = f"{language} {deed}"
@@ -39,7 +39,7 @@ class End:
                                         text=True, bufsize=1, **more)
         self.pid = self.process.pid
         self.lines = queue.Queue()
-        # Readable once there is a line, for those who wait for something else as well.
+        # Readable once there is a line, for callers that also wait for something else.
         self.spoken, self._spoke = os.pipe()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -92,7 +92,7 @@ class End:
             self.spoken = None
 
     def holds(self):
-        """How many descriptors, threads and mappings of shared memory it has."""
+        """The number of its descriptors, threads and mappings of shared memory."""
         proc = f"/proc/{self.pid}"
         with open(f"{proc}/maps") as maps:
             shared = sum("memfd:" in line for line in maps)

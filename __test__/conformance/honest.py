@@ -38,7 +38,7 @@ def accepted(place, *terms):
 
 
 def echoes(channel, sizes=SIZES):
-    """Each message comes back; then the half-close, and the end."""
+    """Each message is echoed; then the half-close, and the end."""
     for number, size in enumerate(sizes):
         message = pattern(number, size)
         channel.send(message)
@@ -127,7 +127,7 @@ def reader(language, folder, kind):
 
 
 def cut_off(language, folder, kind):
-    """Killed while it holds a channel: what it had sent is read, then the end is told, and it is no end of its own."""
+    """Killed during a channel: its messages are read, then the loss is reported, and not as a clean end."""
     where = address(folder, kind)
     with End(language, "serve", where) as end:
         end.expect("bound")
@@ -143,7 +143,7 @@ def cut_off(language, folder, kind):
 
 
 def closed_early(language, folder, kind):
-    """One that closes without an end: everything that it had sent is there, so its end is clean."""
+    """A peer that closes without an end after it has sent everything has ended cleanly."""
     where = address(folder, kind)
     place = meet.Place(where)
     with End(language, "close", where) as end:
@@ -158,7 +158,7 @@ def closed_early(language, folder, kind):
 
 
 def unread(language, folder, kind):
-    """One that sends, closes, and ends: what was not read yet is read from its memory all the same."""
+    """A peer that sends, closes, and exits: its unread messages are still read from its memory."""
     where = address(folder, kind)
     place = meet.Place(where)
     sizes = [100, 0, 3000, 8, 2000]
@@ -350,7 +350,7 @@ def over_shm(language, folder, kind):
 
 
 def tokens(language, folder, kind):
-    """Each comes back, one more than it was; what has another secret or mailbox does not."""
+    """Each token is returned, increased by one; a token with another secret or mailbox is not."""
     where = address(folder, kind)
     place = meet.Place(where)
     with End(language, "tokens", where) as end:
@@ -379,7 +379,7 @@ def tokens(language, folder, kind):
 
 
 def last_tokens(language, folder, kind):
-    """What was announced before an end is heard before the end is told, however close they are."""
+    """Tokens that were announced before an end are reported before the end, however close they are."""
     where = address(folder, kind)
     with End(language, "hear", where) as end:
         end.expect("bound")
@@ -413,7 +413,7 @@ def busy(language, folder, kind):
         same(channel.receive(), None, "after the end")
         channel.close()
         ticks = int(end.hear().split()[0])
-        # A second of work and more, in which some two hundred are due.
+        # More than a second of work, in which about two hundred ticks are due.
         if ticks < 10:
             raise Failure(f"{end.name}: a timer of 5 ms has fired {ticks} times in 2,000 messages")
         end.expect("over closed")
@@ -429,7 +429,7 @@ class Keeps(Honest):
 
 
 def opened_here(language, folder, kind):
-    """A process opens the real end's object: that says so, and what was not read is gone."""
+    """A process opens the real end's object: the real end reports it, and unread messages are lost."""
     where = address(folder, kind)
     place = meet.Place(where)
     keeps = Keeps()
@@ -473,7 +473,7 @@ def members(language, folder, kind):
     """The address goes from this end to the real one and back, by leaving and by a kill, and is never free."""
     where = address(folder, kind)
     member = Member(where, hello())
-    # Bound before the end comes, which is then its guest.
+    # Bound before the end connects, which is then its guest.
     member.place = meet.Place(where)
     for word in ("leave", "kill"):
         with End(language, "member", where) as end:
@@ -485,7 +485,7 @@ def members(language, folder, kind):
             member.come_as_guest()
             greeted(end, member)
             if word == "leave":
-                # It leaves as soon as it is spoken to.
+                # It leaves at its first message.
                 member.channel.send(b"x")
                 member.succeed()
                 end.expect("left")
@@ -542,11 +542,11 @@ def calling(language, folder, kind):
 
 CASES = [host_of_a_pair, guest_of_a_pair, reader, cut_off, closed_early, unread, agent, service, refused, too_large, turncoat,
          parent, child, subscriber, publisher, over_shm, tokens, last_tokens, opened_here, opened_there, members, busy, calling]
-#: What one language alone has.
+# Cases that only one language has.
 ONLY = {child: "node", busy: "node"}  # the Rust program starts Node children alone, and has no event loop
 
 
-#: Those that are tried at either kind of address.
+# Cases that run at both kinds of address.
 MEETINGS = [host_of_a_pair, guest_of_a_pair, members]
 
 

@@ -1,4 +1,4 @@
-"""Those who lie, by their names, and what each says."""
+"""The hostile roles by name, and the lies of each."""
 
 import random
 import time
@@ -22,7 +22,7 @@ def _alone(make):
     return lambda _seed, _more: [*make()]
 
 
-#: Of each: its lies, and how they are told to a real end of a language.
+# For each role: its lies, and the function that tells them to a real end of a language.
 ROLES = {
     **{role: (partial(_shared, role), partial(lies.lie_as_guest, role=role)) for role in ("guest", "subscriber")},
     **{role: (partial(_shared, role), partial(lies.lie_as_host, role=role)) for role in ("host", "publisher")},
@@ -39,7 +39,7 @@ def run(languages, roles, seed, more):
         for role in roles or ROLES:
             make, tell = ROLES[role]
             told = make(seed, more)
-            # Told in another order, each is told to an end that has heard others before.
+            # Another order each time, so that each lie reaches an end that has received other lies before.
             random.Random(seed).shuffle(told)
             started = time.monotonic()
             outcomes = tell(language, lies=told)

@@ -27,7 +27,7 @@ CODES = {
     "OBJECT_EXPOSED", "OBJECT_UNSOUND", "RING_CORRUPT", "MESSAGE_TOO_LARGE", "EVICTED", "NO_SPACE", "UNSUPPORTED",
 }
 ENDS = {"closed", "lost", "exited", "corrupt", "exposed", "evicted"}
-#: It was found in the handshake. That a channel came of it would be wrong.
+# Found in the handshake, which must not lead to a channel.
 FOUND = {"PROTOCOL", "PEER_LOST", "OBJECT_UNSOUND", "PEER_REFUSED", "OBJECT_EXPOSED"}
 HONEST = "came again, and was served"
 CORRUPT = {"RING_CORRUPT", "corrupt"}
@@ -41,7 +41,7 @@ FIELDS = {
             ("reserved too", 100, 4)],
     READY: [("echo", 0, 32)],
 }
-#: Fields of which every other value than the honest one must be found.
+# Fields of which every value but the honest one must be found.
 FIXED = {"magic", "version", "kind", "length", "backing", "meeting", "size"}
 
 
@@ -72,7 +72,7 @@ class FrameLie(Lie):
         return self.change(frame, fds)
 
     def said(self, kind):
-        # After a frame that the peer must still be waiting for, there is nothing to do but to hang up.
+        # The peer must still be waiting after this frame, so hang up.
         if self.told and self.leaves:
             raise HungUp
 
@@ -249,7 +249,7 @@ def pair_words():
                     wants = CORRUPT
                 yield WordLie(f"{name} is {value:#x} at '{moment}'", moment, [(at, value)], wants)
     for phase in [*range(16), 77]:
-        # An end of the line may be seen first, and then the phase is no word of an end.
+        # The end of the line may be found first. Then the phase is no evidence of an end.
         wants = CORRUPT | {"exited", "lost", "PEER_LOST"} if phase in (7, 8, 9, 11, 14, 15, 77) else None
         yield WordLie(f"phase is {phase}", "open", [(PHASE, phase)], wants)
 
@@ -300,7 +300,7 @@ class Watched(Lie):
         return frame, fds
 
     def before(self, moment, end):
-        # The host has put its options right by now.
+        # The host has already set its own options.
         if moment == "offer" and self.passed is not None:
             with self.passed:
                 self.told = _set(self.passed, 76)
@@ -421,7 +421,7 @@ def handshake_lies(role):
     yield FrameLie("READY with a descriptor", READY, lambda frame, fds: (frame, [0]), FOUND)
 
 
-# Those who lie.
+# Exceptions of a hostile peer.
 
 IGNORED = (HungUp, Lost, Refused, Violation, Exposed, many.Evicted, TimeoutError, OSError)
 
@@ -571,7 +571,7 @@ class Host:
                     lie.told = False
                     self._meet(sock, lie)
         line = end.hear()
-        # One that is hung up on before it has heard HELLO comes again, up to its deadline.
+        # A peer whose connection was closed before HELLO reconnects, up to its deadline.
         return HONEST if times > 3 and line.endswith(", closed") else line
 
     def _meet(self, sock, lie):

@@ -20,7 +20,7 @@ from other_end.wire import READY, Lost, Refused
 
 
 def _patiently(come, lie=None):
-    """What a newcomer does that finds the place beside the host taken still, or is hung up on; but no lie is told twice."""
+    """A client that reconnects if the place beside the host is still taken, or its connection is closed. It sends each lie once."""
     deadline = time.monotonic() + LIMIT
     while True:
         try:
@@ -78,7 +78,7 @@ def check(end, lie, lines):
         sound = {"refused": rest in CODES, "over": rest in CODES, "channel": rest == str(os.getpid())}
         if not sound.get(word, line in ("host", "guest")):
             raise Failure(f"{end.name}, {lie.name}: {line!r} is no outcome")
-        # The place beside the host was taken still, by the one before: this one came again.
+        # The previous peer still had the place beside the host, so this one connected again.
         if line == "refused ADDRESS_OCCUPIED":
             continue
         if lie.told and lie.wants is FOUND and (word == "channel" or word == "refused" and rest not in FOUND):
@@ -97,7 +97,7 @@ def phases(who):
 
 
 def lies_of_newcomers():
-    # Descriptors with another kind of end are told to services, which take them by the same way.
+    # Other lies about descriptors are covered by services, which receive them in the same way.
     return [*handshake_lies("guest"), *phases("a guest")]
 
 
@@ -125,7 +125,7 @@ def lie_as_newcomer(language, lies):
     return outcomes
 
 
-# What a host passes on with its READY.
+# Descriptors that a host passes with its READY.
 
 
 def _open(path, flags=os.O_RDWR):
@@ -169,7 +169,7 @@ class Passed(Lie):
         return frame, passed
 
     def said(self, kind):
-        # A second descriptor of the socket would go on to listen when the place is left.
+        # A second descriptor of the socket would still listen after the place is left.
         for fd in self.made:
             os.close(fd)
         self.made = []
@@ -206,12 +206,13 @@ def lie_as_host(language, lies):
 def _lie_as_host(language, lie, where):
     place = meet.Place(where)
     lie.place = place
-    # What is left beside it may be in the way of the next, as of any host that is killed; or it is removed, as by one that ends.
+    # Leftover files may obstruct the next process, as with any host that is killed; or they are removed, as when a host exits.
     removes = random.Random(lie.name).choice([True, False])
     with End(language, "member", where, CAPACITY, LONGEST) as end:
         met = None
         times = 0
-        # One that is hung up on before READY comes again, and so does one that was passed a lock that is not the place's.
+        # A process reconnects if its connection is closed before READY, or if it was passed a lock that does not belong to the
+        # place.
         while times < 3 and (met is None or isinstance(lie, Passed)):
             if not end.comes(place.sock):
                 place.release()
@@ -226,7 +227,7 @@ def _lie_as_host(language, lie, where):
             except IGNORED:
                 continue
             if isinstance(lie, Passed):
-                # Until it has looked at what was passed, the place is what it is.
+                # The place must not change until the other side has checked the passed descriptors.
                 _until_left(end, met)
         if removes:
             place.release()

@@ -50,10 +50,10 @@ def lies_of_senders():
     for bit in (0, 7, 15, 31):
         yield Forged(f"bit {bit} of the mailbox is another",
                      lambda post, bit=bit: post.forge(7, post.offer.mailbox ^ 1 << bit, post.offer.secret))
-    # Such as a child of the liar. It has the secret, and so it has sent a token.
+    # A child of the hostile process, for example. It has the secret, so its token is valid.
     yield Forged("another process sends a token", lambda post: _in_a_child(lambda: post.send(7, announce=False)), 1)
     yield Forged("a signal without anything", lambda post: os.kill(post.process, post.offer.number))
-    # The queue of all processes of a user has an end; what is dropped here is the liar's own.
+    # The queue of all processes of a user is limited. Tokens that are dropped here are the hostile peer's own.
     yield Forged("a flood of what is no token", _flood)
     for value in EDGES + [1, 2, 3]:
         yield Forged(f"{value:#x} are announced, none sent", lambda post, value=value: post.own.store(TOKENS, value))
@@ -88,7 +88,7 @@ def lie_as_sender(language, lies):
                 end.expect("in")
                 post = Post(channel)
                 lie.deed(post)
-                # Both ways to end: with a word, and without.
+                # Both ways to end: announced and unannounced.
                 if number % 2:
                     channel.close()
                 else:
@@ -118,7 +118,7 @@ def honest_sender(end, where):
         raise Failure(f"{end.name} says {line!r} of an honest sender")
 
 
-#: A process that every signal of this kind kills, and that has a thread beside its first.
+# A process that each of these signals kills, with a second thread.
 BYSTANDER = "import threading, time; threading.Thread(target=time.sleep, args=(1000,)).start(); print('here', flush=True); time.sleep(1000)"
 
 
@@ -133,7 +133,7 @@ def offers():
     yield "tokens go to a thread of the liar that has ended", {52: _ended_thread()}
     yield "tokens go to the liar's thread, in another mailbox", {56: 0}
     for number in (1, 9, 15, 19, 31, 32, 33, 34, 64, 65, 128, 1 << 31, (1 << 32) - 1):
-        # SIGKILL and the like: the liar would be the victim, where there is one.
+        # Signals such as SIGKILL: if a signal is sent at all, its victim must be the hostile peer.
         yield f"tokens are signal {number}, for a thread of another process", {48: number, 52: "its last"}
 
 
@@ -187,7 +187,7 @@ def _lie_as_receiver(language, name, fields, known, where):
                 post.send(token)
         except ProcessLookupError:
             pass  # It has ended with the first.
-        # It sends each back, or says why it cannot.
+        # Returns each token, or prints why it cannot.
         deadline = time.monotonic() + LIMIT
         while channel.peer.load(TOKENS) < 5 and end.lines.empty():
             if time.monotonic() > deadline:

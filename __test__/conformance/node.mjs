@@ -22,7 +22,7 @@ const say = (line) => void process.stdout.write(`${line}\n`)
 const outcome = async (how) => say(await how.catch((error) => codeOf(error)))
 const asked = () => createInterface({ input: process.stdin })
 
-/** Without the part that all share, as Rust has it. An error without a code is none that was promised. */
+/** Without the common prefix, as in Rust. An error without a code is not part of the API. */
 function codeOf(error) {
   if (!String(error.code).startsWith('ERR_RINGFENCE_')) throw error
   return error.code.slice('ERR_RINGFENCE_'.length)
@@ -77,7 +77,7 @@ async function attend(channel) {
   return `closed, asked ${await first}`
 }
 
-/** The outcome of a call that has failed. */
+/** The outcome of a failed call. */
 function told(error) {
   return error instanceof RemoteError ? `${error.name}: ${error.message} ${error.code || '-'}` : codeOf(error)
 }
@@ -99,7 +99,7 @@ async function read(delivery) {
   return `${count} read, ${subscription.lost} lost, ${(await subscription.closed).reason}`
 }
 
-/** Reads to the end, and says how many tokens had come by then. */
+/** Reads to the end, and prints the number of tokens up to then. */
 async function hearOut(channel) {
   let tokens = 0
   const counting = (async () => {
@@ -130,7 +130,7 @@ const deeds = {
     say(`over ${(await channel.closed).reason}`)
   },
 
-  /** Works on each message for a while, and says how often a timer of 5 ms has fired meanwhile. */
+  /** Works on each message for a while, and prints how often a timer of 5 ms has fired. */
   async busy() {
     const channel = await meet()
     say(`${channel.role} ${channel.peer.pid}`)
@@ -153,7 +153,9 @@ const deeds = {
     }
   },
 
-  /** Greets each partner, and leaves as soon as it is spoken to. A partner that lies, or is refused, is told by its code. */
+  /**
+   * Greets each partner, and leaves at its first message. Prints the code of a partner that is refused or violates the protocol.
+   */
   async member() {
     const membership = await member(address, options)
     say(membership.role)

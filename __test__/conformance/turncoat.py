@@ -29,7 +29,7 @@ def begin(address, executable):
 def go_on(number, nonce, *speaker):
     line = wire.Line(socket.socket(fileno=int(number)), tuple(map(int, speaker)), time.monotonic() + 60)
     try:
-        # It may have been found by now.
+        # The peer may have noticed already.
         line.say(wire.READY, bytes.fromhex(nonce))
         line.hear(wire.READY)
         print("let in", flush=True)

@@ -15,7 +15,7 @@ _MOST = 1 << 62
 
 
 class Evicted(Exception):
-    """The publisher has let go of this subscriber."""
+    """The publisher has disconnected this subscriber."""
 
 
 def head_word(slot):
@@ -72,7 +72,7 @@ class Subscription:
         self.tail = self.head
         self.own.store(head_word(self.slot), self.head)
         self.began_at = self.ring.load(TAIL)
-        # What meet.ready looks at.
+        # Used by meet.ready.
         self.mine, self.theirs = mine, theirs
         meet.ready(self, False)
 
@@ -91,7 +91,7 @@ class Subscription:
             except _Overtaken:
                 if self.delivery == RELIABLE:
                     raise Violation("overtaken in a place that was held") from None
-                # What lies before the beginning is not lost.
+                # Messages before the start do not count as lost.
                 self._go_to_mark()
                 self.lost = 0
                 continue
@@ -108,7 +108,7 @@ class Subscription:
             self.bell.ring_if_parked(self.ring.load(WRITER_PARKED), WRITER_PARKED)
 
     def _is_overtaken(self):
-        """Whether what was copied may have been written over meanwhile."""
+        """Whether the copied bytes may have been overwritten."""
         memory.fence()
         return self.ring.load(FLOOR) > self.head
 
@@ -184,7 +184,7 @@ class Subscription:
                 message = self._record(tail)
                 found = found if message is None else message
         except _Overtaken:
-            # What was walked over is not handed out any more.
+            # The skipped messages cannot be returned later.
             self.lost += self.sequence - before
             raise
         if found is not None:
@@ -234,7 +234,7 @@ class Subscription:
                 raise TimeoutError("no bell has come")
 
     def close(self):
-        # Its sending is over before it closes.
+        # Its sending has ended before it closes.
         self.own.store(PHASE, 1)
         self.own.store(PHASE, 10)
         try:
@@ -272,7 +272,7 @@ class Reader:
             self.peer = memory.accept(fd, 0, offer.size, line.speaker[1])
         finally:
             os.close(fd)
-        # What a tongue may write in.
+        # The memory in which hostile subclasses write.
         self.own, self.ring = self.control, publisher.ring
         meet.ready(self, True)
         self.bell = Bell(line.sock, line.speaker[0])

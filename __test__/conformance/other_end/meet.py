@@ -23,9 +23,9 @@ class Met:
     peer: memory.Region
     offered: Offer
     offer: Offer
-    #: The place, which a host gives back at the end.
+    # The place, which a host releases at the end.
     release: object = field(default=lambda: None)
-    #: What came with READY.
+    # The descriptors that came with READY.
     passed: list = field(default_factory=list)
 
 

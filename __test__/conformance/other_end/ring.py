@@ -219,11 +219,12 @@ class Channel:
         self.sends = Producer(met.own, met.own.capacity, met.theirs.longest)
         self.reads = Consumer(met.peer, met.peer.capacity, met.mine.longest)
         self.parks = {READER_PARKED: 0, WRITER_PARKED: 0}
-        # Where both take barriers, the sleeper makes the one of the side that publishes. Every fence here is such a barrier.
+        # If both sides use barriers, the sleeper executes the one for the side that publishes. Every fence here is such a
+        # barrier.
         self.light = bool(met.mine.features & met.theirs.features & 1)
         self.phase = 0
 
-    # What the other side is doing.
+    # The state of the other side.
 
     def peer_phase(self):
         phase = self.peer.load(PHASE)
@@ -248,7 +249,7 @@ class Channel:
         """The five steps; says whether the line said anything."""
         self.parks[which] += 1
         self.own.store(which, self.parks[which])
-        # It reaches the peer as well, whatever that says in *tail fenced* or *head fenced*.
+        # It also covers the peer, whatever *tail fenced* or *head fenced* say.
         memory.fence()
         heard = True
         if not is_news():
@@ -315,7 +316,7 @@ class Channel:
         self.bell.hear()
         if self.peer_phase() == 0 and not self.bell.over:
             return False
-        # What was published before the phase is seen by a look after it.
+        # Messages that were published before the phase are visible after it.
         return self.peer.load(TAIL) == self.reads.head
 
     def said_end(self):

@@ -56,7 +56,7 @@ class Hello:
     max_attachments: int = 0
     reserved: int = 0
     max_attached_bytes: int = 0
-    #: Where this side takes tokens, if it does. OFFER tells of it.
+    # The mailbox for tokens of this side, if it accepts any. OFFER contains it.
     mailbox: object = None
 
     def pack(self):
