@@ -15,9 +15,13 @@ import {
   ReceivedDescriptor,
   SealedBuffer,
   structured,
+  subscribe,
   type Channel,
   type Message,
   type Options,
+  type Publisher,
+  type SubscribeOptions,
+  type Subscription,
 } from 'ringfence'
 
 import { abstractAddress } from './support/address.js'
@@ -235,8 +239,7 @@ test.serial('wrong attachments are refused at once, and nothing is sent', async 
   t.is(channel.stats().messagesSent, 1)
   const publisher = await publish(abstractAddress())
   t.teardown(() => publisher.close())
-  using buffer = SealedBuffer.from(pattern(1, 5))
-  await t.throwsAsync(publisher.send('no', { attachments: [buffer] }), invalid)
+  await t.throwsAsync(publisher.send('no', { attachments: [5 as never] }), invalid)
 })
 
 test.serial('the program may close its own descriptors once send has returned', async (t) => {
@@ -586,6 +589,113 @@ test.serial('structured() carries sealed buffers inside of values', async (t) =>
   posted[0].close()
 })
 
+/** A partner that has subscribed. */
+async function subscriber(t: ExecutionContext, address: string, options: SubscribeOptions): Promise<Partner> {
+  const partner = await Partner.start(t)
+  await partner.run(
+    async (kit, where: string, how: SubscribeOptions) => {
+      kit.keep['subscription'] = await kit.ringfence.subscribe(where, how)
+    },
+    address,
+    options,
+  )
+  return partner
+}
+
+/** Reads to the end, and returns each message with the size of its first sealed buffer. */
+async function readsAll(kit: Kit): Promise<[string, number | undefined][]> {
+  const subscription = kit.keep['subscription'] as Subscription
+  const found: [string, number | undefined][] = []
+  for await (const message of subscription) {
+    const buffer = message.attachments?.[0] as SealedBuffer | undefined
+    if (buffer !== undefined && !kit.bytes.pattern(found.length, buffer.byteLength).equals(buffer.bytes()))
+      throw new Error(`${message} has other bytes`)
+    found.push([message.toString(), buffer?.byteLength])
+    buffer?.close()
+  }
+  found.push(['received', subscription.stats().attachmentsReceived])
+  return found
+}
+
+test.serial('each subscriber that accepts them gets the attachments of a publisher', async (t) => {
+  const publisher = await publish(abstractAddress(), { capacity: 65_536 })
+  t.teardown(() => publisher.close())
+  const { address } = publisher
+  const reliable = await subscriber(t, address, both)
+  const bestEffort = await subscriber(t, address, { ...both, delivery: 'best-effort' })
+  const without = await subscriber(t, address, {})
+  await until(() => publisher.subscribers.length === 3, 'each is connected')
+  for (let number = 0; number < 10; number += 1) {
+    using buffer = SealedBuffer.from(pattern(number, 100 + number))
+    await publisher.send(`${number}`, number % 2 === 0 ? { attachments: [buffer] } : undefined)
+  }
+  t.like(publisher.stats(), { messagesSent: 10, attachmentsSent: 10, attachmentsWithheld: 5 })
+  await publisher.end()
+  const sent = Array.from({ length: 10 }, (_, number): [string, number | undefined] => [
+    `${number}`,
+    number % 2 === 0 ? 100 + number : undefined,
+  ])
+  t.deepEqual(await reliable.run(readsAll), [...sent, ['received', 5]])
+  t.deepEqual(await bestEffort.run(readsAll), [...sent, ['received', 5]])
+  t.deepEqual(await without.run(readsAll), [
+    ...sent.map(([text]): [string, undefined] => [text, undefined]),
+    ['received', 0],
+  ])
+})
+
+test.serial('a publisher waits while a reliable subscriber holds as much as it accepts', async (t) => {
+  const publisher = await publish(abstractAddress())
+  t.teardown(() => publisher.close())
+  const accepted = { attachments: { descriptors: true, maxCount: 2 } }
+  const reliable = await subscriber(t, publisher.address, accepted)
+  const bestEffort = await subscriber(t, publisher.address, { ...accepted, delivery: 'best-effort' })
+  await until(() => publisher.subscribers.length === 2, 'both are connected')
+  const file = await zero(t)
+  let sent = 0
+  const all = [1, 2, 3, 4].map(async () => {
+    await publisher.send('x', { attachments: [file] })
+    sent += 1
+  })
+  await until(() => sent === 2, 'two are sent')
+  await new Promise(setImmediate)
+  t.is(sent, 2)
+  const stop = new AbortController()
+  const aborted = publisher.send('aborted', { attachments: [file], signal: stop.signal })
+  stop.abort()
+  await t.throwsAsync(aborted, { name: 'AbortError' })
+  const read = (kit: Kit) => (kit.keep['subscription'] as Subscription).receive().then(String)
+  for (let count = 0; count < 4; count += 1) t.is(await reliable.run(read), 'x')
+  await Promise.all(all)
+  t.like(publisher.stats(), { attachmentsSent: 6, attachmentsWithheld: 2 })
+  // What it has not received is closed with it.
+  await bestEffort.kill()
+  await until(() => publisher.subscribers.length === 1, 'it is gone')
+  await file.close()
+})
+
+test.serial('a merge of subscriptions, and subscriptions of values, deliver attachments', async (t) => {
+  const partner = await Partner.start(t)
+  const address = abstractAddress()
+  await partner.run(async (kit, where: string) => {
+    kit.keep['publisher'] = await kit.ringfence.publish(where)
+  }, address)
+  const one = await subscribe(address, both)
+  t.teardown(() => one.close())
+  const two = await subscribe(address, { ...both, codec: structured<{ frame: SealedBuffer }>() })
+  t.teardown(() => two.close())
+  await partner.run(async (kit) => {
+    const values = (kit.keep['publisher'] as Publisher).with(kit.ringfence.structured())
+    const frame = kit.ringfence.SealedBuffer.from(kit.bytes.pattern(7, 50))
+    await values.send({ frame })
+    frame.close()
+  })
+  using first = sealedIn((await merge([one]).receive())![1])
+  t.true(pattern(7, 50).equals(first.bytes()))
+  const { frame } = (await two.receive())!
+  t.true(pattern(7, 50).equals(frame.bytes()))
+  frame.close()
+})
+
 test.serial('a value with sealed buffers is sent whole or not at all', async (t) => {
   const { channel, partner } = await pair(t, { options: both })
   using buffer = SealedBuffer.from(pattern(1, 5))
@@ -600,9 +710,12 @@ test.serial('a value with sealed buffers is sent whole or not at all', async (t)
     const fd = (kit.require('node:fs') as typeof import('node:fs')).openSync('/dev/zero', 'r')
     for (const number of ['1', '0', 'x', '-1'])
       await kit.channel.send(serialize({ byteLength: `\0ringfence.sealed:${number}` }), { attachments: [{ fd }] })
+    // Without any attachment, in both forms that strings have.
+    await kit.channel.send(serialize([{ byteLength: '\0ringfence.sealed:0' }]))
+    await kit.channel.send(serialize([{ byteLength: '\0ringfence.sealed:0\u{20ac}' }]))
     await kit.channel.send(serialize('last'))
   })
-  for (let count = 0; count < 4; count += 1)
+  for (let count = 0; count < 6; count += 1)
     await t.throwsAsync(values.receive(), { code: 'ERR_RINGFENCE_MALFORMED' }, `value ${count}`)
   await until(() => held().length === 1, 'each descriptor is closed')
   t.is(await values.receive(), 'last')

@@ -116,6 +116,8 @@ test.serial('messages are sent by every method, and statistics include them', as
     refused: {},
     messagesSent: 3,
     bytesSent: 1000,
+    attachmentsSent: 0,
+    attachmentsWithheld: 0,
     evicted: 2,
     ringUsed: 65_536 - below.room,
     ringCapacity: 65_536,

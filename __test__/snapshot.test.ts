@@ -20,6 +20,7 @@ const FIGURES = [
   'messagesReceived',
   'bytesReceived',
   'attachmentsSent',
+  'attachmentsWithheld',
   'attachmentsReceived',
   'callsInFlight',
   'lateReplies',

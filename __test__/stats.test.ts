@@ -251,7 +251,7 @@ test('the names of all statistics', async (t) => {
     namesOf(publisher.stats()),
     [
       ...['open', 'accepted', 'refused', 'messagesSent', 'bytesSent', 'evicted', 'waits', 'waitedMicros'],
-      ...['ringUsed', 'ringCapacity', 'queuedBytes'],
+      ...['ringUsed', 'ringCapacity', 'queuedBytes', 'attachmentsSent', 'attachmentsWithheld'],
     ].sort(),
   )
   const partner = await Partner.start(t)
@@ -260,7 +260,7 @@ test('the names of all statistics', async (t) => {
     kit.keep['subscription'] = subscription
     return Object.keys(subscription.stats()).sort()
   }, publisher.address)
-  t.deepEqual(ofSubscription, ['bytesReceived', 'lag', 'lost', 'messagesReceived', 'sleeps'])
+  t.deepEqual(ofSubscription, ['attachmentsReceived', 'bytesReceived', 'lag', 'lost', 'messagesReceived', 'sleeps'])
 })
 
 test('a publisher counts evicted subscribers, and sends that had to wait', async (t) => {

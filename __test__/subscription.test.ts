@@ -120,10 +120,24 @@ test.serial('fetched messages that were not returned are neither received nor sk
   t.is(subscription.tryReceive()!.length, 10)
   t.is(subscription.sequence, 98n)
   t.is(subscription.lost, 7n)
-  t.deepEqual(subscription.stats(), { messagesReceived: 1, bytesReceived: 10, lost: 7, lag: 300, sleeps: 4 })
+  t.deepEqual(subscription.stats(), {
+    messagesReceived: 1,
+    bytesReceived: 10,
+    lost: 7,
+    attachmentsReceived: 0,
+    lag: 300,
+    sleeps: 4,
+  })
   t.is(subscription.tryReceive()!.length, 20)
   t.is(subscription.tryReceive()!.length, 30)
-  t.deepEqual(subscription.stats(), { messagesReceived: 3, bytesReceived: 60, lost: 5, lag: 300, sleeps: 4 })
+  t.deepEqual(subscription.stats(), {
+    messagesReceived: 3,
+    bytesReceived: 60,
+    lost: 5,
+    attachmentsReceived: 0,
+    lag: 300,
+    sleeps: 4,
+  })
 })
 
 const reason = (name: string) => REASONS.indexOf(name)

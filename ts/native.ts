@@ -164,17 +164,18 @@ export type NativeSender = Pick<
   | 'commit'
   | 'cancel'
   | 'failure'
-> &
-  Partial<Pick<NativeChannel, 'sendAttached' | 'armAttached'>>
+  | 'sendAttached'
+  | 'armAttached'
+>
 
 /** The reading functions that channels and subscriptions share. */
 export interface NativeReader
   extends
     Pick<
       NativeChannel,
-      'pull' | 'pullBusy' | 'wake' | 'gather' | 'armReader' | 'parkReader' | 'lookParked' | 'failure'
+      'pull' | 'pullBusy' | 'wake' | 'gather' | 'attachments' | 'armReader' | 'parkReader' | 'lookParked' | 'failure'
     >,
-    Partial<Pick<NativeChannel, 'pullHeld' | 'pullHeldBusy' | 'pullAgain' | 'pullCalls' | 'release' | 'attachments'>> {
+    Partial<Pick<NativeChannel, 'pullHeld' | 'pullHeldBusy' | 'pullAgain' | 'pullCalls' | 'release'>> {
   /** Present if messages must not be fetched before they are handed out. Returns 1 if there is a message, else as `pull`. */
   hasMessage?(): number
 }
@@ -204,7 +205,10 @@ export interface NativePublisher extends NativeSender {
   /** Why the publisher has ended, as an index of `REASONS`. */
   reason(): number
   sequence(): bigint
-  /** Messages published, bytes published, evictions, used bytes of the ring, capacity of the ring. Also works after `close`. */
+  /**
+   * Messages published, bytes published, evictions, used bytes of the ring, capacity of the ring, attachments sent and withheld. Also works
+   * after `close`.
+   */
   stats(): number[]
   end(): number
   /** Returns 0 if the callback will be called, later and once. */
@@ -231,7 +235,7 @@ export interface NativeSubscription extends NativeReader {
   lost(unread: number): bigint
   /** As that of a channel. */
   isLost(): number
-  /** The lag in bytes, and sleeps. Also works after `close`. */
+  /** The lag in bytes, sleeps, and attachments received. Also works after `close`. */
   stats(): number[]
   watch(callback: () => void): number
   /** Stops watching the line. */

@@ -104,7 +104,7 @@ export class Subscribed extends Noted {
   /** Reports the result of the last check of the peer. */
   look: (failure: Failure | null, verified: object | null) => void = () => {}
   failing: Failure | null = null
-  readonly figures = [300, 4]
+  readonly figures = [300, 4, 0]
 
   constructor(
     readonly delivery: 'reliable' | 'best-effort' | 'latest' = 'reliable',
@@ -270,7 +270,7 @@ export class Published extends Noted {
   }
 
   stats(): number[] {
-    return [this.sent, 1000, 2, this.capacity - this.room, this.capacity]
+    return [this.sent, 1000, 2, this.capacity - this.room, this.capacity, 0, 0]
   }
 
   failure(): Failure {

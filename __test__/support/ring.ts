@@ -184,6 +184,10 @@ export class Ring {
     return this.ended ? ENDED : 0
   }
 
+  attachments(): never[] {
+    return []
+  }
+
   gather(into: Buffer): number {
     this.asked.push('gather')
     this.onGather()

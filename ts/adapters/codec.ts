@@ -5,6 +5,7 @@ import v8 from 'node:v8'
 
 import {
   closeAttachments,
+  mayNameSealed,
   collectSealed,
   restoreSealed,
   type Attachable,
@@ -241,16 +242,34 @@ export function decodeWith<T>(codec: Codec<T>, bytes: Buffer): T {
  */
 export function decodeMessage<T>(codec: Codec<T>, message: Message): T {
   const { attachments } = message
-  if (attachments === undefined) return decodeWith(codec, message)
+  if (attachments === undefined) {
+    const value = decodeWith(codec, message)
+    if ((codec as object) === STRUCTURED_CODEC && mayNameSealed(message)) restored(message, value, [], new Set())
+    return value
+  }
   const used = new Set<Attachment>()
   try {
     const value = decodeWith(codec, message)
-    return (codec as object) === STRUCTURED_CODEC ? (restoreSealed(value, attachments, used) as T) : value
+    return (codec as object) === STRUCTURED_CODEC ? (restored(message, value, attachments, used) as T) : value
   } catch (error) {
     used.clear()
-    throw error instanceof SyntaxError ? malformed(message, error) : error
+    throw error
   } finally {
     closeAttachments({ attachments: attachments.filter((each) => !used.has(each)) })
+  }
+}
+
+/** @throws {@link RingfenceError} MALFORMED if the value names an attachment that is not there */
+function restored(
+  message: Message,
+  value: unknown,
+  attachments: readonly Attachment[],
+  used: Set<Attachment>,
+): unknown {
+  try {
+    return restoreSealed(value, attachments, used)
+  } catch (error) {
+    throw error instanceof SyntaxError ? malformed(message, error) : error
   }
 }
 

@@ -99,6 +99,13 @@ const COUNTERS: Row[] = [
     'Attachments of the messages sent.',
   ],
   [
+    'attachmentsWithheld',
+    'ringfence_attachments_withheld_total',
+    'ringfence.attachments.withheld',
+    '{attachment}',
+    'Attachments that subscribers did not get with their message.',
+  ],
+  [
     'attachmentsReceived',
     'ringfence_attachments_received_total',
     'ringfence.attachments.received',

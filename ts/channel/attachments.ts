@@ -166,6 +166,14 @@ export function collectSealed<Made>(serialize: () => Made): { made: Made; sealed
   }
 }
 
+/** What V8 writes for {@link MARK}, and a peer could write. */
+const MARKS = [Buffer.from(MARK, 'latin1'), Buffer.from(MARK, 'utf16le')]
+
+/** Whether serialized bytes may name a sealed buffer. */
+export function mayNameSealed(bytes: Buffer): boolean {
+  return MARKS.some((each) => bytes.includes(each))
+}
+
 /**
  * Puts the attachments into a deserialized value, in place. `used`: gets those that are in the value.
  *

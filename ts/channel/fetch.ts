@@ -584,7 +584,7 @@ export class Fetched {
     const answer = this.#native.gather(large.partial!)
     if (answer === WHOLE || answer === ATTACHED) {
       large.finish()
-      if (answer === ATTACHED) large.attach(toAttachments(this.#native.attachments!()))
+      if (answer === ATTACHED) large.attach(toAttachments(this.#native.attachments()))
       // Messages behind a call frame are found by the next call.
       if (!large.isCall) return true
       const frame = large.take()
@@ -595,6 +595,8 @@ export class Fetched {
     if (answer <= LARGE) {
       // A different, shorter message: the publisher has overtaken a subscriber that it does not wait for.
       large.finish(LARGE - answer)
+      const attachments = toAttachments(this.#native.attachments())
+      if (attachments.length > 0) large.attach(attachments)
       return true
     }
     if (answer === OTHER) {

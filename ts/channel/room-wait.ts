@@ -55,7 +55,7 @@ export class RoomWait {
       return true
     }
     this.#turns = 0
-    const armed = bundle === null ? this.#native.armWriter(size) : this.#native.armAttached!(size, bundle)
+    const armed = bundle === null ? this.#native.armWriter(size) : this.#native.armAttached(size, bundle)
     if (armed === FAILED) return null
     this.#armed = armed === 1
     return this.#armed

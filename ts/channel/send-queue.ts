@@ -12,7 +12,7 @@ import { readerSignal, sendOptions } from '../endpoint/options.js'
 import { aborted, fromFailure, invalid, show, type RingfenceError } from '../errors.js'
 import { flushAtExit, noticeExit } from '../runtime/exit.js'
 import { Arena, toBytes } from './arena.js'
-import { bundleOf, type Attachable } from './attachments.js'
+import { bundleOf } from './attachments.js'
 import { allocateEmpty, SpareMemory } from './memory.js'
 import { CALL, FAILED, HEADER, WHOLE, recordSize, type NativeBundle, type NativeSender } from '../native.js'
 import { fairness } from '../runtime/fairness.js'
@@ -183,20 +183,12 @@ export class SendQueue {
     try {
       const { signal, attachments } = sendOptions(options)
       const bytes = this.#admit(message)
-      if (attachments !== undefined) bundle = this.#bundle(attachments)
+      if (attachments !== undefined) bundle = bundleOf(attachments)
       return this.#sendBytes(bytes, 0, signal, bundle)
     } catch (error) {
       bundle?.close()
       return this.#rejects(error as Error)
     }
-  }
-
-  /** @throws {@link RingfenceError} INVALID_ARGUMENT; NO_SPACE if there are no descriptors */
-  #bundle(attachments: readonly Attachable[]): NativeBundle | null {
-    const bundle = bundleOf(attachments)
-    if (bundle === null || this.#native.sendAttached !== undefined) return bundle
-    bundle.close()
-    throw invalid('a publisher sends no attachments')
   }
 
   /**
@@ -317,7 +309,7 @@ export class SendQueue {
         bytes = new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length)
         own = this.#memory.copyOf(bytes.length)
       }
-      sent = bundle === null ? this.#native.send(bytes, 0, tag) : this.#native.sendAttached!(bytes, bundle)
+      sent = bundle === null ? this.#native.send(bytes, 0, tag) : this.#native.sendAttached(bytes, bundle)
       if (sent === WHOLE) {
         bundle?.close()
         if (own !== null) this.#memory.recycle(own)
@@ -563,7 +555,7 @@ export class SendQueue {
         ? this.#native.flush(bytes, parcel.sent, bytes.length)
         : bundle === null
           ? this.#native.send(bytes, parcel.sent, parcel.tag)
-          : this.#native.sendAttached!(bytes, bundle)
+          : this.#native.sendAttached(bytes, bundle)
       if (result === FAILED) {
         if (bundle === null) return this.#giveUp()
         if (!this.#dropAttached(parcel)) return false

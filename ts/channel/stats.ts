@@ -79,6 +79,12 @@ export interface PublisherStats extends EndpointStats {
   messagesSent: number
   /** Bytes of their payloads. */
   bytesSent: number
+  /** Attachments of the messages sent, counted for each subscriber that got them. */
+  attachmentsSent: number
+  /**
+   * Attachments that a subscriber did not get with their message: it does not accept them, or it is not 'reliable' and has too many unread.
+   */
+  attachmentsWithheld: number
   /** Subscribers that were evicted because they delayed the publisher for longer than `stall`. */
   evicted: number
   /** Calls of `send` that had to wait for room, including those that wait now. */
@@ -107,6 +113,8 @@ export interface SubscriptionStats {
   bytesReceived: number
   /** Messages that were published since the subscription began and will never be handed out. */
   lost: number
+  /** Attachments of the messages that were read from the ring, whether or not the program has them already. */
+  attachmentsReceived: number
   /** Bytes that were published and not read. */
   lag: number
   /** The number of times that this side went to sleep, to wait for messages. */

@@ -224,6 +224,7 @@ export class Subscription<In = Message> extends Source<In> {
       lost: Number(this.lost),
       lag: figures[0]!,
       sleeps: figures[1]!,
+      attachmentsReceived: figures[2]!,
     }
   }
 
@@ -259,6 +260,7 @@ function readerOf(native: NativeSubscription): ConstructorParameters<typeof Rece
     pullBusy: native.pullBusy,
     wake: native.wake,
     gather: native.gather,
+    attachments: native.attachments,
     armReader: native.armReader,
     parkReader: native.parkReader,
     lookParked: native.lookParked,

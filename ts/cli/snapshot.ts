@@ -17,6 +17,7 @@ const FIGURES = [
   'messagesReceived',
   'bytesReceived',
   'attachmentsSent',
+  'attachmentsWithheld',
   'attachmentsReceived',
   'callsInFlight',
   'lateReplies',

@@ -136,6 +136,8 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
       waitedMicros: this.#queue.waitedMicros,
       ringUsed: figures[3]!,
       ringCapacity: figures[4]!,
+      attachmentsSent: figures[5]!,
+      attachmentsWithheld: figures[6]!,
       queuedBytes: this.bufferedAmount,
     }
   }
@@ -152,6 +154,10 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
    * ```js
    * await publisher.send('price 101')
    * ```
+   *
+   * With `options.attachments` each subscriber that accepts them gets sealed buffers and descriptors with the message. The message then also
+   * waits while a reliable subscriber holds as many unread ones as it accepts. A subscriber that does not accept them, or that is not
+   * reliable and holds too many, gets the message alone: `stats().attachmentsWithheld`.
    *
    * @returns A promise that resolves once the message is in the ring: at once without reliable subscribers, else when the slowest of
    * them has made room. A message in the ring is published and survives this process. Rejects with MESSAGE_TOO_LARGE above

@@ -6,24 +6,23 @@ use std::os::fd::AsRawFd;
 use napi::{bindgen_prelude::*, sys};
 use napi_derive::napi;
 use ringfence::{
-    AttachmentRef, ChannelStats, Progress, Receiver, Sender, Spsc, Tokens, Verifier,
+    ChannelStats, Progress, Receiver, Sender, Spsc, Tokens, Verifier,
     binding::{self, Keep, PairInlet},
 };
 
 use crate::{
     answers::{ATTACHED, ENDED, Ended, WHOLE},
-    attachments::{Bundle, received},
     convert::Identity,
     handle::{Handle, Object, failure, keep_alive},
     poll::Poll,
     raw::{Answer, Call, Function, State, add_functions, new_object, set_number, set_property},
     reading::{
-        Reads, arm_reader, evidence, hear, is_lost, look_parked, lost_as, nothing, park_reader, pull,
-        pull_busy, spin, told, told_size, verify, wake, watch,
+        Reads, arm_reader, attachments, evidence, hear, is_lost, look_parked, lost_as, nothing, park_reader,
+        pull, pull_busy, spin, told, told_size, verify, wake, watch,
     },
     sending::{
         Reservation, Sends, arm_writer, cancel, cancel_open, commit, flush, has_room, packed_room, reserve,
-        send, sent_part, try_send,
+        send, sent_part, try_send, with_bundle,
     },
 };
 
@@ -222,26 +221,6 @@ fn gather(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
             answer => answer,
         },
         Err(error) => lost_as(endpoint, error, ENDED),
-    }
-}
-
-/// Answers with the attachments of the message that was gathered last.
-fn attachments(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    let attachments = endpoint.reader().map(Receiver::attachments).unwrap_or_default();
-    let attachments: Vec<_> = attachments.into_iter().filter_map(received).collect();
-    Answer::value(call.env, attachments)
-}
-
-/// Calls a function with the attachments in an argument of the call.
-fn with_bundle<T>(
-    call: &Call,
-    index: usize,
-    then: impl FnOnce(&[AttachmentRef<'_>]) -> ringfence::Result<T>,
-) -> ringfence::Result<T> {
-    // SAFETY: the value is an argument of this call.
-    match unsafe { ClassInstance::<'_, Bundle>::from_napi_value(call.env, call.value(index)) } {
-        Ok(bundle) => then(&bundle.attachments()),
-        Err(_) => Err(ringfence::Error::InvalidArgument("no attachments".into())),
     }
 }
 

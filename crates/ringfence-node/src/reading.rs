@@ -10,6 +10,7 @@ use ringfence::{
 
 use crate::{
     answers::{CALLS, ENDED, FIRST, LARGE, MORE},
+    attachments::received,
     convert,
     handle::Object,
     raw::{Answer, Call, Function},
@@ -136,6 +137,13 @@ pub(crate) fn spin<R: Reads>(reads: &mut R, call: &mut Call, pull: Function<R>) 
         Ok(_) => pull(reads, call),
         Err(error) => lost_as(reads, error, ENDED),
     }
+}
+
+/// Answers with the attachments of the message that was gathered last.
+pub(crate) fn attachments<R: Reads>(reads: &mut R, call: &mut Call) -> Answer {
+    let attachments = reads.reader().map(Inbound::attachments).unwrap_or_default();
+    let attachments: Vec<_> = attachments.into_iter().filter_map(received).collect();
+    Answer::value(call.env, attachments)
 }
 
 pub(crate) fn wake<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {

@@ -2,14 +2,15 @@
 
 use std::ptr;
 
-use napi::sys;
+use napi::{bindgen_prelude::*, sys};
 use ringfence::{
-    Outbound, Progress,
+    AttachmentRef, Outbound, Progress,
     binding::{AnyOutlet, Reserved, Tag},
 };
 
 use crate::{
     answers::WHOLE,
+    attachments::Bundle,
     handle::Object,
     raw::{Answer, Call, detach, expose},
 };
@@ -97,6 +98,19 @@ pub(crate) fn sent_part<S: Sends>(endpoint: &mut S, sent: ringfence::Result<Prog
         Ok(Progress::Whole) => Answer::from(WHOLE),
         Ok(Progress::Part(bytes)) => Answer::from(bytes),
         Err(error) => endpoint.fail(error),
+    }
+}
+
+/// Calls a function with the attachments in an argument of the call.
+pub(crate) fn with_bundle<T>(
+    call: &Call,
+    index: usize,
+    then: impl FnOnce(&[AttachmentRef<'_>]) -> ringfence::Result<T>,
+) -> ringfence::Result<T> {
+    // SAFETY: the value is an argument of this call.
+    match unsafe { ClassInstance::<'_, Bundle>::from_napi_value(call.env, call.value(index)) } {
+        Ok(bundle) => then(&bundle.attachments()),
+        Err(_) => Err(ringfence::Error::InvalidArgument("no attachments".into())),
     }
 }
 

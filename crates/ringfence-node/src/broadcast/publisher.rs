@@ -8,7 +8,9 @@ use std::{
 };
 
 use napi::{bindgen_prelude::*, sys};
-use ringfence::{Audience, Broadcaster, FanOut, Publisher, PublisherEvent, PublisherStats, Subscriber};
+use ringfence::{
+    Audience, Broadcaster, FanOut, Progress, Publisher, PublisherEvent, PublisherStats, Subscriber,
+};
 
 use crate::{
     answers::Ended,
@@ -18,7 +20,7 @@ use crate::{
     raw::{Answer, Call, Function, State, add_functions, new_object, set_number},
     sending::{
         Reservation, Sends, arm_writer, cancel, cancel_open, commit, flush, has_room, packed_room, reserve,
-        send, try_send,
+        send, sent_part, try_send, with_bundle,
     },
     task,
 };
@@ -146,6 +148,24 @@ unsafe fn gone(env: sys::napi_env, number: u32, reason: Ended) -> napi::Result<s
     Ok(object)
 }
 
+/// Arguments: the message, and its attachments. Answers as `send`; 0 if it was not sent.
+fn send_attached(publishing: &mut PublisherState, call: &mut Call) -> Answer {
+    // SAFETY: used within this call, and asked for once.
+    let message = unsafe { call.bytes(0) };
+    let sent = with_bundle(call, 1, |attachments| {
+        publishing.sender()?.try_send_with(message, attachments)
+    });
+    let sent = sent.map(|sent| if sent { Progress::Whole } else { Progress::Part(0) });
+    sent_part(publishing, sent)
+}
+
+/// Arguments: the size of the message that `sendAttached` has not sent, and its attachments. Answers as `armWriter`.
+fn arm_attached(publishing: &mut PublisherState, call: &mut Call) -> Answer {
+    let size = call.size(0);
+    let armed = publishing.sender().and_then(|sender| sender.arm_with(size));
+    publishing.answer(armed.map(i32::from))
+}
+
 fn disarm(publishing: &mut PublisherState, _call: &mut Call) -> Answer {
     if let Some(sender) = &mut publishing.sender {
         sender.disarm();
@@ -191,6 +211,8 @@ fn stats(publishing: &mut PublisherState, call: &mut Call) -> Answer {
         stats.evicted,
         stats.ring_used,
         stats.ring_capacity,
+        stats.attachments_sent,
+        stats.attachments_withheld,
     ];
     Answer::numbers(call.env, &figures)
 }
@@ -259,9 +281,11 @@ fn close(publishing: &mut PublisherState, call: &mut Call) -> Answer {
 }
 
 /// Functions of the JavaScript object.
-const FUNCTIONS: [(&CStr, Function<PublisherState>); 23] = [
+const FUNCTIONS: [(&CStr, Function<PublisherState>); 25] = [
     (c"flush", flush),
     (c"send", send),
+    (c"sendAttached", send_attached),
+    (c"armAttached", arm_attached),
     (c"trySend", try_send),
     (c"hasRoom", has_room),
     (c"packedRoom", packed_room),

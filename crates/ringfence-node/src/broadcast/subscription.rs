@@ -6,13 +6,13 @@ use napi::{bindgen_prelude::*, sys};
 use ringfence::{Subscription, SubscriptionStats, Verifier, binding::BroadcastInlet};
 
 use crate::{
-    answers::{ENDED, Ended, LARGE, OTHER, WHOLE},
+    answers::{ATTACHED, ENDED, Ended, LARGE, OTHER, WHOLE},
     convert::Identity,
     handle::{Handle, Object, failure, keep_alive},
     raw::{Answer, Call, Function, State, add_functions, new_object, set_number, set_property},
     reading::{
-        Reads, arm_reader, evidence, hear, is_lost, look_parked, lost_as, nothing, park_reader, pull,
-        pull_busy, verify, wake, watch,
+        Reads, arm_reader, attachments, evidence, hear, is_lost, look_parked, lost_as, nothing, park_reader,
+        pull, pull_busy, verify, wake, watch,
     },
 };
 
@@ -148,7 +148,8 @@ fn gather(reading: &mut SubscriptionState, call: &mut Call) -> Answer {
     match received {
         Ok(Some(length)) if length == into.len() => {
             reading.fetched();
-            Answer::from(WHOLE)
+            let attached = reading.reader().is_ok_and(|reader| reader.has_attachments());
+            Answer::from(if attached { ATTACHED } else { WHOLE })
         }
         #[expect(clippy::cast_precision_loss, reason = "sizes of messages are below 2^53")]
         Ok(Some(length)) => {
@@ -200,7 +201,7 @@ fn stats(reading: &mut SubscriptionState, call: &mut Call) -> Answer {
         reading.stats = subscription.stats();
     }
     let stats = &reading.stats;
-    Answer::numbers(call.env, &[stats.lag, stats.sleeps])
+    Answer::numbers(call.env, &[stats.lag, stats.sleeps, stats.attachments_received])
 }
 
 /// Stops watching the line: the publisher has ended, and its remaining messages are read without it.
@@ -216,11 +217,12 @@ fn close(reading: &mut SubscriptionState, call: &mut Call) -> Answer {
 }
 
 /// Functions of the JavaScript object.
-const FUNCTIONS: [(&CStr, Function<SubscriptionState>); 21] = [
+const FUNCTIONS: [(&CStr, Function<SubscriptionState>); 22] = [
     (c"pull", pull),
     (c"pullBusy", pull_busy),
     (c"wake", wake),
     (c"gather", gather),
+    (c"attachments", attachments),
     (c"hasMessage", has_message),
     (c"armReader", arm_reader),
     (c"parkReader", park_reader),
