@@ -59,8 +59,8 @@ export function buildFace(options = []) {
 }
 
 /**
- * What a program imports is one file, since Node takes half a millisecond for each. The types stay as they are, and so does what loads the
- * binding. So does the command line, a program of its own, and with it the modules that it is made of.
+ * Bundles the modules that a program imports into one file, since Node takes half a millisecond to load each. The types and the
+ * loader of the binding stay separate files. So does the command line, which is its own program, with its modules.
  */
 function bundleFace(dist) {
   const [esm, cjs] = ['esm', 'cjs'].map((format) => join(dist, format, 'index.js'))

@@ -93,7 +93,7 @@ const ALICE = 1000
 const MALLORY = 1001
 const RECEIVE = 'ringfence receive @photos --evidence | tar x'
 const SEND = 'tar c . | ringfence send @photos'
-/** A stranger who would take alice as its peer: that alice does not take it is all that is in the way. */
+/** A process of another user that wants alice as its peer. Only alice's own policy stops it. */
 const STEAL = `node -e "const { join } = require('ringfence')
   join('@photos', { policy: { uid: ${ALICE} } }).catch((e) => console.log(e.code, e.message))"`
 
@@ -157,7 +157,7 @@ async function recordTerminal() {
   }
 }
 
-/** What a terminal shows of this in the end: a carriage return begins the line anew. */
+/** The final contents of the terminal: a carriage return starts the line again. */
 function onScreen(chunks) {
   const text = Buffer.concat(chunks).toString().replaceAll('\r\n', '\n').replaceAll('\u001B[K', '')
   const lines = text.split('\n').map((line) => line.slice(line.lastIndexOf('\r') + 1).trimEnd())

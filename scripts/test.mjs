@@ -16,7 +16,7 @@
 //     node scripts/test.mjs sanitizers [address | thread] [units | node | soak] [--minutes N]   under AddressSanitizer and ThreadSanitizer
 //     node scripts/test.mjs soak [OPTIONS]  everything at once at random; --minutes N, --seed S, --play N; needs a build
 //     node scripts/test.mjs suites [NAME …]  what other projects ask of streams and ports: HTTP, TLS, gRPC, SSH, RPC …; needs a build
-//     node scripts/test.mjs churn [CHANNELS] [KILLS] [SEED]  channels and kills, one after the other, until there were so many of both
+//     node scripts/test.mjs churn [CHANNELS] [KILLS] [SEED]  channels and kills, one after the other, up to these numbers
 //     node scripts/test.mjs torture [N]     N worker threads, each terminated while it uses a channel; needs a build
 //
 // Each prints one line before a step and one after; the first step that fails ends it with its exit code. The packages

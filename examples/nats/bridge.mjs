@@ -23,8 +23,8 @@ for (;;) {
   await new Promise((resolve) => setTimeout(resolve, 100))
 }
 
-// Where a message would be too long for the server, `send` says so in the service itself.
-// One direction may end before the other: what the other host still answers is brought home.
+// If a message is too long for the server, `send` fails in the service itself. One direction may end before the other: answers of
+// the other host are still delivered.
 const channel = await join(address, { maxMessageSize: nats.info.max_payload, allowHalfOpen: true })
 
 async function carryAway() {

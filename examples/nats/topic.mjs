@@ -3,7 +3,7 @@
 //
 //     node topic.mjs publish out ADDRESS SUBJECT SERVER [--stream]     subscribes at ADDRESS, where a program publishes
 //     node topic.mjs publish in ADDRESS SUBJECT SERVER [--stream] [--audience N]     publishes at ADDRESS, once N have subscribed
-//     node topic.mjs collect out ADDRESS SUBJECT SERVER [--stream]     listens at ADDRESS, for many that send
+//     node topic.mjs collect out ADDRESS SUBJECT SERVER [--stream]     listens at ADDRESS, for many senders
 //     node topic.mjs collect in ADDRESS SUBJECT SERVER [--stream]      connects to ADDRESS, where a program listens
 //
 // It prints "carries" with its first message.

@@ -1,5 +1,5 @@
-// Two hosts on one machine share a topic and a collector, through a stream of a NATS server; each of the four bridges is killed again and
-// again meanwhile.
+// Two hosts on one machine share a topic and a collector, through a stream of a NATS server. Each of the four bridges is killed
+// repeatedly.
 //
 //     node topics.mjs [COUNT [NATS-SERVER [KILLS]]]
 

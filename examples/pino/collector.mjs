@@ -9,7 +9,7 @@ import { pathToFileURL } from 'node:url'
 
 import { listen } from 'ringfence'
 
-/** Bytes that go to the file at a time, where so many have come. */
+/** The block size of writes to the file, once that many bytes are there. */
 const BLOCK = 64 << 10
 /** Milliseconds that a stopped collector waits for writers that do not end. */
 const PARTING = 5000
@@ -18,11 +18,11 @@ const PARTING = 5000
  * Appends what the writers log to a file, until it is stopped.
  *
  * @param {string} address
- * @param {string} file - Created where it is missing.
+ * @param {string} file - Created if it is missing.
  * @param {object} [options] - Those of `listen`, and
- * @param {AbortSignal} [options.stop] - Ends it: each writer is told, and what it has sent until then is written.
- * @param {() => void} [options.ready] - Called once writers may come.
- * @returns {Promise<number>} How many lines were written.
+ * @param {AbortSignal} [options.stop] - Stops it: each writer is notified, and its messages up to then are written.
+ * @param {() => void} [options.ready] - Called once writers can connect.
+ * @returns {Promise<number>} The number of lines that were written.
  */
 export async function collect(address, file, { stop, ready, ...options } = {}) {
   const block = new Block(openSync(file, 'a'), fail)

@@ -46,7 +46,7 @@ const place = () => {
   return { address: `@ringfence-pino-${name}`, file: join(folder, name), counter: join(folder, `${name}.counter`) }
 }
 
-/** How many calls of a writer have returned, as the file says that the writer keeps. */
+/** The number of calls of a writer that have returned, from the file in which the writer counts them. */
 const returned = (counter) => Number(readFileSync(counter, 'utf8'))
 
 test('several writers, one file: whole lines, in order for each', async () => {

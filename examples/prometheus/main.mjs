@@ -52,7 +52,7 @@ exporter = fork(here('exporter.mjs'), [directory, String(count)])
 await once(exporter, 'message')
 let next = 0
 
-/** Who makes the text: the primary, by asking all workers; the primary, from the rings; a process beside it, from the rings. */
+/** The ways to make the text: the primary asks all workers; the primary reads the rings; a separate process reads the rings. */
 const ways = {
   AggregatorRegistry: () => aggregator.clusterMetrics(),
   'rings, in the primary': () => metrics.scrape(),

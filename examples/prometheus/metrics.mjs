@@ -19,15 +19,15 @@ const addressesOf = (directory, places) =>
   Array.from({ length: places }, (_, place) => join(directory, `${place}.sock`))
 
 /**
- * Publishes what the registry has, now and every so often, until `close`.
+ * Publishes the metrics of the registry, now and at intervals, until `close`.
  *
  * @param {object} options
- * @param {string} options.directory - Made, for this user alone, where it is missing. Each worker takes the first free place in it.
+ * @param {string} options.directory - Created for this user alone if it is missing. Each worker takes the first free place in it.
  * @param {import('prom-client').Registry} [options.registry] - The global one.
- * @param {number} [options.every] - Milliseconds between two snapshots (1,000): as old may a scrape be.
- * @param {number} [options.places] - Workers that there may be at a time (64).
+ * @param {number} [options.every] - Milliseconds between two snapshots (1,000), and the greatest age of a scrape.
+ * @param {number} [options.places] - The maximum number of workers (64).
  * All other options are those of `publish`. A snapshot is at most an eighth of `capacity` long.
- * @returns {Promise<{ now(): Promise<void>, close(): Promise<void> }>} It rejects with ADDRESS_OCCUPIED where all places are taken.
+ * @returns {Promise<{ now(): Promise<void>, close(): Promise<void> }>} It rejects with ADDRESS_OCCUPIED if all places are taken.
  */
 export async function exposeMetrics({
   directory,

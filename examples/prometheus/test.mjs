@@ -17,7 +17,7 @@ after(() => {
   rmSync(folder, { recursive: true })
 })
 
-/** One that publishes every so often, or in effect when it is told to alone. */
+/** Starts a worker that publishes at this interval. With the default it publishes only on request. */
 async function start(every = 1_000_000, place = directory) {
   const worker = fork(fileURLToPath(new URL('worker.mjs', import.meta.url)), [place, '1', String(every)])
   workers.add(worker)

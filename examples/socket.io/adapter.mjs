@@ -18,13 +18,13 @@ const MUTUAL = 5000
 const AGAIN = 1000
 
 /**
- * Takes a place among the workers of a directory. Resolves once this worker hears all that are there, and they hear it.
+ * Takes a place among the workers of a directory. Resolves once this worker and all others are connected.
  *
  * @param {object} options
- * @param {string} options.directory - Made, for this user alone, where it is missing. Each place is a socket in it.
- * @param {number} [options.places] - Workers that there may be at a time (16).
+ * @param {string} options.directory - Created for this user alone if it is missing. Each place is a socket in it.
+ * @param {number} [options.places] - The maximum number of workers (16).
  * All other options are those of `publish`; the policy is that of both directions.
- * @returns {Promise<Mesh>} It rejects with ADDRESS_OCCUPIED where all places are taken.
+ * @returns {Promise<Mesh>} It rejects with ADDRESS_OCCUPIED if all places are taken.
  */
 export async function joinMesh({ directory, places = 16, ...options }) {
   await mkdir(directory, { recursive: true, mode: 0o700 })
@@ -72,7 +72,7 @@ class Mesh extends EventEmitter {
     this.#policy = policy
     // One for each place.
     setMaxListeners(0, this.#closing.signal)
-    // What this worker has said before, the newcomer has not heard: it must learn of each namespace.
+    // The new peer has missed earlier messages of this worker, so announce each namespace again.
     publisher.on('connection', () => {
       for (const adapter of this.#adapters.values()) adapter.greet()
     })

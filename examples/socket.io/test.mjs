@@ -38,7 +38,7 @@ after(async () => {
   rmSync(join(directory, '..'), { recursive: true })
 })
 
-/** What each client gets of these, until all that are expected have theirs; an event behind it says that no other comes. */
+/** The news of each client, until all expected ones have arrived. A later event shows that no other follows. */
 async function news(expected, act) {
   const got = clients.map(() => [])
   clients.forEach((client, index) => client.on('news', (...words) => got[index].push(words)))
@@ -125,7 +125,7 @@ test('serverSideEmit reaches the other workers, and brings their answers', async
 })
 
 test('a worker that is killed while it is asked costs the others nothing, and another one takes its place', async () => {
-  // It does not answer, since it does nothing any more: the kernel's word that it is gone is what ends the question.
+  // It is stopped and cannot answer. The kernel's report of its death ends the request.
   workers[2].kill('SIGSTOP')
   const asked = workers[0].call('fetch')
   workers[2].kill('SIGKILL')

@@ -41,7 +41,7 @@ export async function startWorker(way, where) {
   }
 }
 
-/** Waits until each knows of so many; each says so itself, as often as it is asked. */
+/** Waits until each worker knows this number of workers, by asking each repeatedly. */
 export async function untilAllKnow(workers, count = workers.length) {
   for (const worker of workers) {
     while ((await worker.call('count')) !== count) await new Promise((resolve) => setTimeout(resolve, 2))

@@ -113,7 +113,7 @@ function print() {
     )
 }
 
-/** What was promised. All began before the first tick. */
+/** The guarantees of each delivery. All subscribers started before the first tick. */
 function check() {
   for (const [index, { delivery, child }] of subscribers.entries()) {
     const { read, lost, sequence } = ends[index]

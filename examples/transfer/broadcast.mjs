@@ -10,7 +10,7 @@ import { formatBytes, table } from '../../dist/esm/cli/text.js'
 
 /** Bytes of a message. */
 const SIZE = 1024
-/** Milliseconds for which it is published; longer only where the machine is slow to do what happens meanwhile. */
+/** Milliseconds of publishing. It takes longer only if the machine is too slow for the events in between. */
 const TIME = 2000
 /** Milliseconds for which one subscriber may hold the publisher up. */
 const STALL = 500

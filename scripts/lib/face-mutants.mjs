@@ -58,10 +58,10 @@ const TESTS = {
   'web.ts': ['web'],
 }
 
-/** What hangs, ava ends after so many seconds without a result. */
+/** Seconds without a result after which ava stops a test that hangs. */
 const HANGS = 30
 
-/** Milliseconds for the tests of one mutant beyond what they take without: what not even ava can end. */
+/** Milliseconds for the tests of one mutant, in addition to their normal time: for hangs that ava cannot stop. */
 const PATIENCE = 120_000
 
 /** In the copy: the tools, and the processes in Rust that tests start; then the face. */

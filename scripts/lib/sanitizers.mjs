@@ -37,7 +37,7 @@ const SANITIZERS = {
   },
 }
 
-/** Of the tests in Node: this one has no binding, or that of a package, where the sanitizer's is what each process is given. */
+/** Excluded from the tests in Node: this one has no binding, or one of a package, instead of the sanitizer's. */
 const OF_PACKAGES = 'package.test.js'
 /** Without address space the sanitizer ends the process. */
 const WITHOUT_ADDRESS_SPACE = '*(RLIMIT_AS)*'
@@ -117,8 +117,8 @@ function testSoak(name, sanitizer, options) {
 }
 
 /**
- * Builds what is watched, and answers with the environment of its processes. What the sanitizer says goes into files, since a process that
- * may die of something else says nothing of it.
+ * Builds the binding with a sanitizer, and returns the environment of its processes. The reports go to files, since a process
+ * that dies of something else would print none.
  */
 function prepare(name, { flags, mistake }) {
   if (!existsSync(join(root, 'dist', 'esm', 'index.js'))) build()
@@ -230,7 +230,7 @@ function makeMistake(name, flags, env, said, mistake) {
   for (const file of readdirSync(said)) rmSync(join(said, file))
 }
 
-/** What was said by any process, which is a failure whatever became of that. */
+/** The reports of all processes. Any report is a failure, whatever became of the process. */
 function look(name, said) {
   const found = readdirSync(said)
   for (const file of found.slice(0, 5)) console.log(readFileSync(join(said, file), 'utf8').slice(0, 6000))

@@ -73,7 +73,7 @@ export function buildTargets(names, buildBinding) {
   if (rows.some(({ wrong }) => wrong.length > 0)) fail('✗ These must not be published.')
 }
 
-/** What the file needs, in words, and what is wrong with it. */
+/** The requirements of the file in words, and its problems. */
 function look(file, gnu, machine) {
   const read = (option) => {
     const { status, stdout, stderr } = spawnSync('readelf', ['--wide', option, file], { encoding: 'utf8' })
