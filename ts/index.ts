@@ -12,7 +12,7 @@ export { subscribe, Subscription } from './channel/subscription.js'
 export { ReceivedDescriptor, SealedBuffer, type Attachable, type Attachment } from './channel/attachments.js'
 export { Channel, type MessagePortLike } from './channel/channel.js'
 export type { Resource as OpenResource, ResourceEvents } from './channel/resource.js'
-export type { Source } from './channel/source.js'
+export type { Source as OpenSource } from './channel/source.js'
 export { json, structured, type Codec } from './adapters/codec.js'
 export { doctor, type Diagnosis } from './runtime/doctor.js'
 export { RemoteError, RingfenceError, type ErrorCode, type ErrorDetails, type ErrorName } from './errors.js'
@@ -75,6 +75,8 @@ export type {
   PublishOptions,
   Reservation,
   Resource,
+  Sink,
+  Source,
   SubscribeOptions,
   Visit,
 } from './types.js'

@@ -453,6 +453,29 @@ export interface Resource extends AsyncDisposable {
   unref(): this
 }
 
+/** The reading half of a channel and a subscription. A merge has it too, but its `receiveEach` also passes the source of each message. */
+export interface Source<T> extends AsyncIterable<T> {
+  receive(options?: WaitOptions): Promise<T | undefined>
+  tryReceive(): T | undefined
+  receiveEach(visit: Visit<T>, max?: number): number
+  batches(options?: BatchOptions): AsyncIterable<T[]>
+  waitReadable(options?: WaitOptions): Promise<boolean>
+  readonly readableEnded: boolean
+  readonly readable: ReadableStream<T>
+}
+
+/** The writing half of a channel and a publisher. */
+export interface Sink<T> {
+  send(message: T, options?: SendOptions): Promise<void>
+  trySend(message: T): boolean
+  reserve(size: number): Reservation | undefined
+  fill(size: number, write: (bytes: Uint8Array, offset: number, length: number) => number): boolean
+  waitWritable(size?: number, options?: WaitOptions): Promise<void>
+  readonly bufferedAmount: number
+  end(options?: WaitOptions): Promise<void>
+  readonly writable: WritableStream<T>
+}
+
 /** The end of a resource. */
 export interface Closed {
   /**

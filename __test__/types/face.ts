@@ -22,16 +22,20 @@ import {
   publish,
   type Publisher,
   ReceivedDescriptor,
+  RemoteError,
   RingfenceError,
   SealedBuffer,
   spawn,
   structured,
   subscribe,
   type Subscription,
+  type Admit,
   type Attachable,
   type Attachment,
   type AttachmentOptions,
   type BatchOptions,
+  type CallContext,
+  type CallOptions,
   type ChannelStats,
   type ChildOptions,
   type Closed,
@@ -59,6 +63,10 @@ import {
   type PublishOptions,
   type Reservation,
   type Resource,
+  type SendOptions,
+  type ServeOptions,
+  type Sink,
+  type Source,
   type Spawned,
   type SubscribeOptions,
   type Subscriber,
@@ -94,13 +102,37 @@ export const loose: [
   IsLoose<SubscribeOptions>,
   IsLoose<WaitOptions>,
   IsLoose<BatchOptions>,
+  IsLoose<CallOptions>,
+  IsLoose<SendOptions>,
+  IsLoose<ServeOptions>,
   IsLoose<Policy>,
   IsLoose<ExecutableFile>,
   IsLoose<Closed>,
   IsLoose<Evidence>,
   IsLoose<Identity>,
   IsLoose<Omit<RingfenceError, keyof Error>>,
-] = [true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true]
+] = [
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+  true,
+]
 
 interface Order {
   id: number
@@ -172,9 +204,43 @@ const ofSubscribe = {
 const ofChild = {
   ...ofLine,
   admit: 'descendant',
+  line: 'stdin',
   spawn: { stdio: 'inherit' },
   onSpawn: (child: ChildProcess) => void child.pid,
 } satisfies ChildOptions
+
+export const admits: Admit[] = ['child', 'descendant']
+export const ofPlainChild: ChildOptions = { admit: 'child', line: 'descriptor' }
+
+/** The halves that the classes share. */
+export function halves(
+  both: Channel<Order, string>,
+  subscription: Subscription<Order>,
+  merged: Merge<Channel, Message>,
+  publisher: Publisher<string>,
+): [Source<Order>[], Sink<string>[], Omit<Source<[Channel, Message]>, 'receiveEach'>] {
+  return [[both, subscription], [both, publisher], merged]
+}
+
+export async function answers(typed: Channel<Order, Order>, { signal }: WaitOptions): Promise<void> {
+  exactly<Order>()(await typed.call({ id: 1, note: null }, { timeout: 1, signal }))
+  await typed.serve(
+    async (request, context) => {
+      exactly<Order>()(request)
+      exactly<CallContext>()(context)
+      exactly<AbortSignal>()(context.signal)
+      exactly<number | undefined>()(context.deadline)
+      exactly<Identity>()(context.peer)
+      return request
+    },
+    { concurrency: 5 },
+  )
+  typed
+    .serve((request) => request)
+    .catch((error) => {
+      if (error instanceof RemoteError) exactly<string | undefined>()(error.code)
+    })
+}
 
 export async function calls(address: string): Promise<void> {
   exactly<Channel>()(await join(address))
@@ -343,6 +409,7 @@ export async function endpoints(address: string): Promise<void> {
   await publisher.send('text')
   publisher.trySend('text')
   publisher.reserve(1)?.cancel()
+  exactly<boolean>()(publisher.fill(1, (bytes, offset, length) => bytes.fill(0, offset).length + length))
   await publisher.waitWritable(1)
   await publisher.seal()
   await publisher.end()
@@ -405,6 +472,8 @@ export function figures(
   const { tokensSent, tokensReceived, tokensStray, tokensDropped, ringUsed, ringCapacity, queuedBytes } = ofChannel
   const sums = [messagesSent, bytesSent, messagesReceived, bytesReceived, waits, waitedMicros, wakeupsSent, sleeps]
   sums.push(tokensSent, tokensReceived, tokensStray, tokensDropped, ringUsed, ringCapacity, queuedBytes)
+  const { attachmentsSent, attachmentsReceived, callsInFlight, lateReplies } = ofChannel
+  sums.push(attachmentsSent, attachmentsReceived, callsInFlight, lateReplies)
   sums.push(ofPublisher.messagesSent, ofPublisher.bytesSent, ofPublisher.evicted, ofPublisher.waits)
   sums.push(ofPublisher.waitedMicros, ofPublisher.ringUsed, ofPublisher.ringCapacity, ofPublisher.queuedBytes)
   sums.push(ofSubscription.messagesReceived, ofSubscription.bytesReceived, ofSubscription.lost, ofSubscription.lag)
@@ -412,6 +481,7 @@ export function figures(
 }
 
 export function evidenceOf({ step, check, wanted, found, outcome }: Evidence): string {
+  exactly<'passed' | 'not-asked' | 'not-visible'>()(outcome)
   return outcome === 'passed' ? '' : `${step} ${check}: wanted ${wanted}, found ${found}`
 }
 

@@ -45,6 +45,14 @@ export async function options(address: string): Promise<void> {
   await subscribe(address, { delivery: 'fast' })
   // @ts-expect-error -- a private line has no address to wait for
   await spawn('node', [], { wait: true })
+  // @ts-expect-error -- the line is on descriptor 3 or on stdin
+  await spawn('node', [], { line: 'stdout' })
+  // @ts-expect-error -- no such choice
+  await spawn('node', [], { admit: 'any' })
+  // @ts-expect-error -- the whole call is `timeout`, one handshake `handshakeTimeout`
+  await connect(address, { handshake: 5 })
+  // @ts-expect-error -- a subscription starts now, or with a message of the ring
+  await subscribe(address, { from: 'never' })
   // @ts-expect-error -- a codec also decodes
   await listen(address, { codec: { encode: () => '' } })
   // @ts-expect-error -- a check is dropped by 'any'
@@ -62,6 +70,16 @@ export async function values(open: Channel, typed: Channel<Order, Order>, { pid 
   const order: Order = await typed.receive()
   // @ts-expect-error -- a visitor of values gets no bytes
   typed.receiveEach((bytes, offset, length) => [bytes, offset, length, order])
+  // @ts-expect-error -- a call needs a request
+  await open.call()
+  // @ts-expect-error -- the request is an Order
+  await typed.call('text')
+  // @ts-expect-error -- a handler returns the reply
+  await typed.serve(() => 'text')
+  // @ts-expect-error -- a number of handlers
+  await typed.serve((request) => request, { concurrency: 'all' })
+  // @ts-expect-error -- an attachment is a sealed buffer or has a descriptor
+  await open.send('text', { attachments: ['text'] })
   // @ts-expect-error -- a token is a whole number
   open.sendToken('5')
   // @ts-expect-error -- the kernel's answer does not change
