@@ -30,6 +30,14 @@ test('an error of either build (ESM or CommonJS) is an error of both, and nothin
     t.false(value instanceof RingfenceError, String(value))
 })
 
+test('a failure of the core names the options as this program spells them', (t) => {
+  const core = ['handshake_timeout', 'max_message_size', 'max_peer_capacity', 'max_peers', 'max_peers_per_process']
+  core.push('max_peers_per_user', 'realtime_signal', 'memfd_create')
+  const { message } = fromFailure({ code: 'NO_SPACE', message: core.join(' ') })
+  const here = ['handshakeTimeout', 'maxMessageSize', 'maxPeerCapacity', 'maxPeers', 'maxPeersPerProcess']
+  t.deepEqual(message.split(' '), [...here, 'maxPeersPerUser', 'realtimeSignal', 'memfd_create'])
+})
+
 test('a subclass of RingfenceError recognizes only its own instances', (t) => {
   class Own extends RingfenceError {}
   const own = new Own('CLOSED', 'own')

@@ -203,7 +203,7 @@ for (const kind of kinds) {
       instanceOf: RingfenceError,
       code: 'ERR_RINGFENCE_HANDSHAKE_TIMEOUT',
     })
-    t.regex(error!.message, /100 ms/)
+    t.regex(error!.message, /100 ms.*a longer `handshakeTimeout`/)
   })
 }
 

@@ -129,13 +129,22 @@ export function fromFailure(failure: Failure | null, thrown?: unknown): Ringfenc
   const { code, message, cause, check, wanted, found, identity } = failure
   const name = code === 'ABORTED' ? 'ABORT_ERR' : (code as ErrorName)
   const advice = name === 'PEER_REFUSED' ? adviceFor(check) : undefined
-  return new RingfenceError(name, advice === undefined ? message : `${message}; ${advice}`, {
+  const text = advice === undefined ? message : `${message}; ${advice}`
+  return new RingfenceError(name, text.replace(OPTIONS_OF_CORE, toCamelCase), {
     cause: thrown ?? (cause === undefined ? undefined : new Error(cause)),
     check,
     wanted,
     found,
     identity,
   })
+}
+
+/** The options that the messages of the core name, as Rust spells them. */
+const OPTIONS_OF_CORE =
+  /\b(?:handshake_timeout|max_message_size|max_peer_capacity|max_peers(?:_per_(?:process|user))?|realtime_signal)\b/g
+
+function toCamelCase(name: string): string {
+  return name.replace(/_[a-z]/g, ([, letter]) => letter!.toUpperCase())
 }
 
 /** Advice for each check: how to change the policy so that it accepts the peer. */

@@ -46,7 +46,7 @@ fn options() -> Options {
     Options::new()
         .capacity(16_384)
         .max_message_size(2048)
-        .timeout(LIMIT)
+        .handshake_timeout(LIMIT)
         .wait(true)
 }
 
@@ -140,7 +140,10 @@ fn next_channel(membership: &Membership) -> Outcome<Channel> {
 
 /// Reads some published messages.
 fn read(address: &str, id: u32, session: u64) -> Outcome {
-    let mut subscription = subscribe(&address.parse()?, &Options::new().timeout(LIMIT).wait(true))?;
+    let mut subscription = subscribe(
+        &address.parse()?,
+        &Options::new().handshake_timeout(LIMIT).wait(true),
+    )?;
     let mut next = None;
     for _ in 0..count(id, session) {
         let found = subscription.receive_vec_until(Instant::now() + LIMIT)?;

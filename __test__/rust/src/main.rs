@@ -57,7 +57,7 @@ fn run() -> Outcome {
         .capacity(capacity.parse()?)
         .max_message_size(longest.parse()?)
         // Enough for a slow machine.
-        .timeout(Duration::from_secs(60))
+        .handshake_timeout(Duration::from_secs(60))
         .policy(Policy::new().executables([executable]));
     if deed == "member" {
         return stay(&address.parse()?, &options);

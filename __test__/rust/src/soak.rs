@@ -89,7 +89,7 @@ fn run(arguments: &[String]) -> Outcome {
     let mut options = Options::new()
         .capacity(16_384)
         .max_message_size(100_000)
-        .timeout(Duration::from_secs(20))
+        .handshake_timeout(Duration::from_secs(20))
         .policy(Policy::new().executables(executables.split(',')))
         .cancel_token(cancel.clone())
         .wait(role != "child" && role != "parent");
@@ -604,7 +604,7 @@ fn subscribing(options: &Options, cancel: &CancelToken) -> Options {
     let _ = options;
     Options::new()
         .max_message_size(2048)
-        .timeout(Duration::from_secs(20))
+        .handshake_timeout(Duration::from_secs(20))
         .policy(Policy::new().executables(std::env::args().nth(6).unwrap_or_default().split(',')))
         .cancel_token(cancel.clone())
         .wait(true)

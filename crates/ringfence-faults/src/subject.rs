@@ -43,7 +43,7 @@ pub(crate) fn options() -> Options {
     Options::new()
         .capacity(4096)
         .max_message_size(20_000)
-        .timeout(timeout())
+        .handshake_timeout(timeout())
 }
 
 /// Plays a role to its end. The calls that it makes while they are armed may fail.
@@ -292,7 +292,7 @@ pub(crate) fn subscribing() -> Options {
     Options::new()
         .max_message_size(512)
         .from(StartFrom::Now)
-        .timeout(timeout())
+        .handshake_timeout(timeout())
 }
 
 /// Starts its own child, which answers.

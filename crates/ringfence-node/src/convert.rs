@@ -345,7 +345,7 @@ impl Options {
             None => {}
         }
         if let Some(timeout) = self.handshake_timeout {
-            options = options.timeout(std::time::Duration::from_micros(whole(timeout * 1000.0)));
+            options = options.handshake_timeout(std::time::Duration::from_micros(whole(timeout * 1000.0)));
         }
         let count = |count: f64| usize::try_from(whole(count)).unwrap_or(usize::MAX);
         if let Some(most) = self.max_peers {
@@ -361,7 +361,7 @@ impl Options {
             options = options.busy_poll(std::time::Duration::from_micros(whole(busy_poll)));
         }
         if let Some(number) = self.realtime_signal {
-            options = options.signal_number(number);
+            options = options.realtime_signal(number);
         }
         if let Some(stall) = self.stall {
             options = options.stall(if stall.is_finite() {

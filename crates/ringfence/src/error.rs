@@ -53,7 +53,7 @@ pub enum Error {
     #[error("the child, process {0}, has exited before the handshake")]
     ChildExited(i32),
     /// The peer connected, but did not complete its part of the handshake in time.
-    #[error("the handshake did not finish within {} ms (last step: {step}); a longer `timeout` allows more time", .after.as_millis())]
+    #[error("the handshake did not finish within {} ms (last step: {step}); a longer `handshake_timeout` allows more time", .after.as_millis())]
     HandshakeTimeout {
         /// The step that did not complete.
         step: &'static str,

@@ -35,14 +35,14 @@ pub struct Options {
     pub(crate) policy: Policy,
     pub(crate) mode: u32,
     pub(crate) group: Option<Group>,
-    pub(crate) timeout: Duration,
+    pub(crate) handshake_timeout: Duration,
     pub(crate) wait: bool,
     pub(crate) max_peers: Option<usize>,
     pub(crate) max_peers_per_process: Option<usize>,
     pub(crate) max_peers_per_user: Option<usize>,
     pub(crate) busy_poll: Duration,
     pub(crate) harden: bool,
-    pub(crate) signal_number: Option<i32>,
+    pub(crate) realtime_signal: Option<i32>,
     pub(crate) cancel_token: Option<CancelToken>,
     pub(crate) stall: Duration,
     pub(crate) deliveries: Vec<Delivery>,
@@ -87,14 +87,14 @@ impl Default for Options {
             policy: Policy::new(),
             mode: 0o600,
             group: None,
-            timeout: Duration::from_secs(5),
+            handshake_timeout: Duration::from_secs(5),
             wait: false,
             max_peers: None,
             max_peers_per_process: None,
             max_peers_per_user: None,
             busy_poll: Duration::ZERO,
             harden: false,
-            signal_number: None,
+            realtime_signal: None,
             cancel_token: None,
             stall: Duration::from_secs(5),
             deliveries: Delivery::ALL.to_vec(),
@@ -187,8 +187,8 @@ impl Options {
     /// has no limit except a [`CancelToken`]. [`Membership::leave`](crate::Membership::leave) waits up to
     /// this time for its partner's answer.
     #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.handshake_timeout = timeout;
         self
     }
 
@@ -199,7 +199,7 @@ impl Options {
     /// - if no process listens, or the service ends during a handshake.
     ///
     /// The call still fails with [`Error::PeerLost`] if a peer hangs up on each attempt for
-    /// [`Options::timeout`].
+    /// [`Options::handshake_timeout`].
     #[must_use]
     pub fn wait(mut self, wait: bool) -> Self {
         self.wait = wait;
@@ -277,8 +277,8 @@ impl Options {
     /// The signal is directed at a thread of this crate, so no handler of the program is changed. The number
     /// is in use while a channel exists. A number that the process uses itself is [`Error::InvalidArgument`].
     #[must_use]
-    pub fn signal_number(mut self, number: i32) -> Self {
-        self.signal_number = Some(number);
+    pub fn realtime_signal(mut self, number: i32) -> Self {
+        self.realtime_signal = Some(number);
         self
     }
 
@@ -392,11 +392,11 @@ impl Options {
                 return Err(Error::invalid(format!("{name} must be at least 1, not 0")));
             }
         }
-        if self.timeout.is_zero() {
-            return Err(Error::invalid("timeout must be longer than 0"));
+        if self.handshake_timeout.is_zero() {
+            return Err(Error::invalid("handshake_timeout must be longer than 0"));
         }
         self.policy.check_paths()?;
-        claim::check(self.signal_number)?;
+        claim::check(self.realtime_signal)?;
         check_room(region_size(self.capacity))?;
         Ok(self)
     }

@@ -90,7 +90,7 @@ fn small() -> Options {
     Options::new()
         .capacity(4096)
         .stall(Duration::from_secs(3600))
-        .timeout(TIME_LIMIT)
+        .handshake_timeout(TIME_LIMIT)
 }
 
 fn asking(arguments: &[String]) -> Options {

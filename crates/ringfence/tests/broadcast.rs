@@ -23,7 +23,7 @@ const STALL: Duration = Duration::from_secs(2);
 const COUNT: u64 = 20_000;
 
 fn options() -> Options {
-    Options::new().capacity(CAPACITY).timeout(TIME_LIMIT)
+    Options::new().capacity(CAPACITY).handshake_timeout(TIME_LIMIT)
 }
 
 fn asking(delivery: &str, from: &str) -> Options {

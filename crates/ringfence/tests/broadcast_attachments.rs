@@ -17,7 +17,7 @@ use support::{Actor, TIME_LIMIT, fresh_address, message, say, wait_for_test};
 const COUNT: usize = 60;
 
 fn options() -> Options {
-    Options::new().capacity(64 << 10).timeout(TIME_LIMIT)
+    Options::new().capacity(64 << 10).handshake_timeout(TIME_LIMIT)
 }
 
 fn accepting() -> Options {

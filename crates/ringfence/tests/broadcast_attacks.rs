@@ -28,7 +28,7 @@ const TAIL: usize = 128;
 const WRITER_PARKED: usize = 512;
 
 fn options() -> Options {
-    Options::new().capacity(CAPACITY).timeout(TIME_LIMIT)
+    Options::new().capacity(CAPACITY).handshake_timeout(TIME_LIMIT)
 }
 
 /// Reads a command of the test, in a role.

@@ -20,7 +20,7 @@ const CAPACITY: u64 = 64 << 10;
 const LENGTH: usize = 200;
 
 fn options() -> Options {
-    Options::new().capacity(CAPACITY).timeout(TIME_LIMIT)
+    Options::new().capacity(CAPACITY).handshake_timeout(TIME_LIMIT)
 }
 
 fn message(number: u64) -> Vec<u8> {

@@ -128,7 +128,7 @@ fn callbacks_that_never_return_have_so_many_threads_and_others_go_on() {
         }
     });
     // Long enough for a client's handshake on a busy machine: the whole crowd waits that long.
-    let options = small().policy(policy).timeout(Duration::from_secs(2));
+    let options = small().policy(policy).handshake_timeout(Duration::from_secs(2));
     let listener = listen(&address, &options).unwrap();
     listener.pause();
     let mut crowd = Actor::start("crowd", &[&address.to_string(), &CALLS.to_string()]);

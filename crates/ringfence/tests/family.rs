@@ -76,7 +76,7 @@ fn role() {
             let time = arguments
                 .first()
                 .map_or(TIME_LIMIT, |time| Duration::from_millis(time.parse().unwrap()));
-            let options = small().timeout(time);
+            let options = small().handshake_timeout(time);
             let options = match arguments.get(1) {
                 Some(parent) => options.policy(Policy::new().executables([parent])),
                 None => options,
@@ -339,7 +339,7 @@ fn a_child_that_never_answers_is_waited_for_until_the_deadline() {
     }
     let (mut child, line) = Actor::spawn("says nothing", &[]);
     child.expect("here");
-    let options = small().timeout(Duration::from_millis(50));
+    let options = small().handshake_timeout(Duration::from_millis(50));
     let error = line.channel(&options).unwrap_err();
     assert_eq!(error.code(), "HANDSHAKE_TIMEOUT");
     assert!(error.to_string().contains("the child's HELLO"), "{error}");
@@ -503,7 +503,7 @@ fn a_launcher_that_exits_without_a_descendant_is_reported_at_once() {
         return;
     }
     let (launcher, line) = Actor::spawn_by(shell("true"), "leaves", &[]);
-    let options = small().timeout(Duration::from_secs(1 << 30));
+    let options = small().handshake_timeout(Duration::from_secs(1 << 30));
     let error = line.admit(Admit::Descendant).channel(&options).unwrap_err();
     assert_eq!(error.code(), "CHILD_EXITED", "{error}");
     launcher.finish();

@@ -373,7 +373,7 @@ fn a_silent_host_is_given_up_at_the_deadline() {
     let host = Actor::start("silent host", &[&address.to_string()]);
     host.expect("listening");
     let started = Instant::now();
-    let error = join(&address, &small().timeout(Duration::from_millis(300))).unwrap_err();
+    let error = join(&address, &small().handshake_timeout(Duration::from_millis(300))).unwrap_err();
     assert!(
         matches!(error, Error::HandshakeTimeout { after, .. } if after == Duration::from_millis(300)),
         "{error}"
@@ -385,7 +385,7 @@ fn a_silent_host_is_given_up_at_the_deadline() {
 fn a_silent_guest_is_given_up_at_the_deadline_and_the_host_goes_on() {
     let (address, _keep) = fresh_address(false);
     // Long enough for the partner's handshake on a busy machine.
-    let host = join_later(&address, &small().timeout(Duration::from_secs(1)));
+    let host = join_later(&address, &small().handshake_timeout(Duration::from_secs(1)));
     wait_for_host(&address);
     let silent = Actor::start("silent guest", &[&address.to_string()]);
     // The host hangs up after the deadline, and the silent guest notices.
@@ -500,7 +500,10 @@ fn options_out_of_range_are_refused_before_any_peer_is_met() {
         (Options::new().max_message_size(0), "INVALID_ARGUMENT"),
         (Options::new().max_message_size((1 << 31) + 1), "INVALID_ARGUMENT"),
         (Options::new().mode(0o1777), "INVALID_ARGUMENT"),
-        (Options::new().timeout(Duration::ZERO), "INVALID_ARGUMENT"),
+        (
+            Options::new().handshake_timeout(Duration::ZERO),
+            "INVALID_ARGUMENT",
+        ),
         (Options::new().capacity(1 << 45), "NO_SPACE"),
         (Options::new().capacity(u64::MAX), "NO_SPACE"),
     ] {

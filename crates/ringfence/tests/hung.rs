@@ -198,7 +198,7 @@ fn refused(policy: impl FnOnce(&Path) -> Policy) -> Option<Refused> {
     let (address, _keep) = fresh_address(false);
     let options: Options = small()
         .policy(policy(&filesystem.program()))
-        .timeout(Duration::from_secs(1));
+        .handshake_timeout(Duration::from_secs(1));
     let listener = listen(&address, &options).unwrap();
     let mut agent = Actor::start_from(filesystem.program(), "knock", &[&address.to_string()]);
     agent.expect("ready");

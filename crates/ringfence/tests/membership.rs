@@ -754,7 +754,7 @@ fn the_waiting_for_a_place_can_be_called_off() {
 fn a_host_does_not_wait_for_ever_for_a_guest_that_was_stopped() {
     for named in [true, false] {
         let (address, _keep) = fresh_address(named);
-        let own = member(&address, &small().timeout(Duration::from_secs(1))).unwrap();
+        let own = member(&address, &small().handshake_timeout(Duration::from_secs(1))).unwrap();
         let mut guest = start("member", &address);
         guest.expect("guest");
         guest.hear();
@@ -1344,7 +1344,7 @@ fn three_come_and_go_and_there_is_always_one_host() {
 #[test]
 fn a_member_may_have_all_the_time_that_there_is() {
     let (address, _keep) = fresh_address(false);
-    let options = small().timeout(Duration::MAX).busy_poll(Duration::MAX);
+    let options = small().handshake_timeout(Duration::MAX).busy_poll(Duration::MAX);
     member(&address, &options).unwrap().leave();
 }
 

@@ -506,7 +506,7 @@ fn a_host_that_closes_each_connection_unanswered_is_given_up_at_the_deadline() {
     snub.expect("listening");
     let allowed = Duration::from_millis(200);
     let started = Instant::now();
-    let error = join(&address, &small().timeout(allowed)).unwrap_err();
+    let error = join(&address, &small().handshake_timeout(allowed)).unwrap_err();
     assert_eq!(error.code(), "PEER_LOST", "{error}");
     assert!(started.elapsed() >= allowed);
 }
@@ -517,7 +517,7 @@ fn a_hang_up_long_ago_is_forgotten_once_another_had_the_place() {
     // Long enough for a handshake on a busy machine.
     let moody = Actor::start("moody", &[&address.to_string(), "1000"]);
     moody.expect("listening");
-    let options = small().timeout(Duration::from_secs(1)).wait(true);
+    let options = small().handshake_timeout(Duration::from_secs(1)).wait(true);
     let patient = join_later(&address, &options);
     moody.finish();
     // The waiting process has the address now, and waits for a partner.

@@ -499,7 +499,7 @@ fn a_decision_that_never_comes_costs_its_peer_the_deadline_and_others_nothing() 
         move |_, decision| kept.lock().unwrap().push(decision)
     });
     let allowed = Duration::from_millis(200);
-    let (_actor, channel) = meet("stay", &with(policy.clone()).timeout(allowed));
+    let (_actor, channel) = meet("stay", &with(policy.clone()).handshake_timeout(allowed));
     let error = channel.unwrap_err();
     assert!(
         matches!(error, Error::HandshakeTimeout { step: "the answer of `authorize`", after } if after == allowed),
@@ -511,7 +511,7 @@ fn a_decision_that_never_comes_costs_its_peer_the_deadline_and_others_nothing() 
     let mut actor = Actor::start("stay", &[&address.to_string()]);
     wait_for_host(&address);
     kept.lock().unwrap().clear();
-    let joining = join_later(&address, &with(policy).timeout(TIME_LIMIT * 10));
+    let joining = join_later(&address, &with(policy).handshake_timeout(TIME_LIMIT * 10));
     while kept.lock().unwrap().is_empty() {
         std::thread::yield_now();
     }

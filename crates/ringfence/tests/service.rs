@@ -212,7 +212,7 @@ fn as_calls(arguments: &[String]) {
     let (hung, other): (Address, Address) = (arguments[0].parse().unwrap(), arguments[1].parse().unwrap());
     for _ in 0..16 {
         let hung = hung.clone();
-        thread::spawn(move || connect(&hung, &small().timeout(TIME_LIMIT * 10)));
+        thread::spawn(move || connect(&hung, &small().handshake_timeout(TIME_LIMIT * 10)));
     }
     wait_for_test();
     say(connect(&other, &small()).map_or_else(|error| error.to_string(), |_| "in".into()));
@@ -533,7 +533,7 @@ fn a_process_with_too_many_connections_is_refused_the_next_and_told() {
 #[test]
 fn a_silent_one_is_refused_at_its_deadline() {
     let (address, _keep) = fresh_address(false);
-    let listener = listen(&address, &small().timeout(Duration::from_secs(1))).unwrap();
+    let listener = listen(&address, &small().handshake_timeout(Duration::from_secs(1))).unwrap();
     let mut stream = wire::connect(&address.to_string());
     // A connection from this process itself is refused at once, whatever it sends.
     let Refused { error, .. } = refused(&listener);

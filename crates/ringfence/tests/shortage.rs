@@ -350,7 +350,7 @@ fn attempt(address: &Address, call: &str) -> ringfence::Result<()> {
         },
         "listens on" => {
             let moment = Duration::from_secs(3);
-            let listener = listen(address, &options.timeout(moment))?;
+            let listener = listen(address, &options.handshake_timeout(moment))?;
             let end = Instant::now() + 2 * moment;
             loop {
                 match listener.accept_until(end) {
@@ -789,7 +789,7 @@ fn small_files(address: &Address, limit: u64) {
         say(code(made));
     }
     // Without a peer these would wait for one: they are refused before that, or find none.
-    let brief = options.timeout(Duration::from_millis(1));
+    let brief = options.handshake_timeout(Duration::from_millis(1));
     for refused in [
         join(address, &brief.clone().cancel_token(cancelled()))
             .map(drop)

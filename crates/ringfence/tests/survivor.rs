@@ -168,7 +168,7 @@ fn role() {
     let address: Address = arguments[0].parse().unwrap();
     match role.as_str() {
         "fills" => {
-            let options = Options::new().capacity(RING).timeout(TIME_LIMIT);
+            let options = Options::new().capacity(RING).handshake_timeout(TIME_LIMIT);
             let (mut sender, _receiver) = join(&address, &options).unwrap().split();
             let mut count = 0;
             while sender.try_send(&message(count)).unwrap() {
@@ -183,7 +183,7 @@ fn role() {
         }
         "survives" => survive(&address, &arguments[1]),
         "sends long" => {
-            let (mut sender, _receiver) = join(&address, &Options::new().timeout(TIME_LIMIT))
+            let (mut sender, _receiver) = join(&address, &Options::new().handshake_timeout(TIME_LIMIT))
                 .unwrap()
                 .split();
             say("met");
@@ -315,7 +315,9 @@ fn a_service_refuses_an_agent_with_a_larger_ring_and_goes_on() {
     listener.close(Channels::Keep);
     let invalid = join(
         &address,
-        &small().max_peer_capacity(4095).timeout(Duration::from_secs(1)),
+        &small()
+            .max_peer_capacity(4095)
+            .handshake_timeout(Duration::from_secs(1)),
     );
     assert!(matches!(invalid, Err(Error::InvalidArgument(_))), "{invalid:?}");
 }

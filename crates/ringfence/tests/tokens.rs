@@ -698,7 +698,7 @@ fn another_user_is_sent_tokens_by_root_alone() {
     let address = strangers.address();
     let options = Options::new()
         .capacity(4096)
-        .timeout(TIME_LIMIT)
+        .handshake_timeout(TIME_LIMIT)
         .mode(0o666)
         .policy(Policy::new().any_executable().uids([STRANGER]));
     let joining = support::join_later(&address, &options);

@@ -438,7 +438,7 @@ fn handler_of(number: i32) -> usize {
 fn a_number_is_taken_while_there_is_a_channel_and_given_back_after() {
     const NUMBER: i32 = 57;
     let (address, _keep) = fresh_address(false);
-    let options = small().signal_number(NUMBER);
+    let options = small().realtime_signal(NUMBER);
     let other = Actor::start("wait", &[&address.to_string(), "memfd"]);
     let mut channel = join(&address, &options).unwrap();
     channel.sender().send(b"kept").unwrap();
@@ -489,14 +489,14 @@ fn a_number_that_the_process_uses_is_an_error_and_not_a_theft() {
     let result = unsafe { libc::sigaction(NUMBER, &raw const ignore, std::ptr::null_mut()) };
     assert_eq!(result, 0);
     let (address, _keep) = fresh_address(false);
-    let error = join(&address, &small().signal_number(NUMBER)).unwrap_err();
+    let error = join(&address, &small().realtime_signal(NUMBER)).unwrap_err();
     assert!(
         matches!(&error, Error::InvalidArgument(text) if text.contains("signal 58 is in use")),
         "{error}"
     );
     assert_eq!(handler_of(NUMBER), libc::SIG_IGN);
     for number in [0, 10, 33, 65] {
-        let error = join(&address, &small().signal_number(number)).unwrap_err();
+        let error = join(&address, &small().realtime_signal(number)).unwrap_err();
         assert!(matches!(error, Error::InvalidArgument(_)), "{number}: {error}");
     }
 }

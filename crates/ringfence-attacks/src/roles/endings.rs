@@ -22,7 +22,7 @@ pub(super) fn run(address: &str, count: u32, ways: &str) -> Result<String, Strin
     let address = address.parse::<Address>().map_err(|error| error.to_string())?;
     let options = Options::new()
         .capacity(4096)
-        .timeout(Duration::from_secs(20))
+        .handshake_timeout(Duration::from_secs(20))
         .wait(true);
     for (round, way) in (0..u64::from(count)).zip(ways.split(',').cycle()) {
         if let Err(what) = one(&address, &options, way, round) {

@@ -329,7 +329,7 @@ pub(super) fn parse(options: &[&str]) -> Result<Options, String> {
     let mut parsed = Options::new()
         .capacity(64 * 1024)
         .max_message_size(LONGEST as u64)
-        .timeout(Duration::from_secs(20));
+        .handshake_timeout(Duration::from_secs(20));
     for option in options {
         parsed = match option.split_once('=') {
             None if *option == "harden" => parsed.harden(true),
@@ -337,7 +337,9 @@ pub(super) fn parse(options: &[&str]) -> Result<Options, String> {
                 parsed.backing(backing.parse().map_err(|error: Error| error.to_string())?)
             }
             Some(("capacity", bytes)) => parsed.capacity(number(bytes)?),
-            Some(("timeout", milliseconds)) => parsed.timeout(Duration::from_millis(number(milliseconds)?)),
+            Some(("timeout", milliseconds)) => {
+                parsed.handshake_timeout(Duration::from_millis(number(milliseconds)?))
+            }
             Some(("stall", milliseconds)) => parsed.stall(Duration::from_millis(number(milliseconds)?)),
             Some(("peers", count)) => parsed.max_peers(number(count)?),
             Some(("authorize", how)) => parsed.policy(Policy::new().authorize_later(misbehave(how)?)),

@@ -265,7 +265,7 @@ impl ParentLine {
     /// started, the policy must name it ([`Policy::executables`](crate::Policy::executables)), and
     /// the child's must name this one.
     ///
-    /// Blocks until the child has answered: [`Options::timeout`] is for its start, up to its first word, and anew for the
+    /// Blocks until the child has answered: [`Options::handshake_timeout`] is for its start, up to its first word, and anew for the
     /// handshake.
     ///
     /// # Errors
@@ -392,14 +392,18 @@ fn failed(
 }
 
 fn deadline(options: &Options) -> Deadline {
-    Deadline::endless(options.cancel_token.iter().cloned().collect(), options.timeout).within(options.timeout)
+    Deadline::endless(
+        options.cancel_token.iter().cloned().collect(),
+        options.handshake_timeout,
+    )
+    .within(options.handshake_timeout)
 }
 
 /// The channel with the parent, in a process that was started by [`spawn`], or by Node's. This side is the guest. It
 /// works once in a process. Call it early: until then a process that this one starts inherits the line as
 /// well, and could answer in its place (which the parent would refuse).
 ///
-/// Blocks for [`Options::timeout`] at most.
+/// Blocks for [`Options::handshake_timeout`] at most.
 ///
 /// # Ownership
 /// The call takes over the descriptor that [`LINE_VARIABLE`] names, and closes it. It does so only for a socket that another process

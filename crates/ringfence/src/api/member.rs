@@ -19,7 +19,7 @@ use crate::{
     wait::deadline::Deadline,
 };
 
-/// The time that leaving may take beyond [`Options::timeout`], which limits the wait for the partner's answer.
+/// The time that leaving may take beyond [`Options::handshake_timeout`], which limits the wait for the partner's answer.
 const ENOUGH: Duration = Duration::from_secs(30);
 
 /// Takes a place at an address, and keeps it while partners are replaced.
@@ -44,10 +44,13 @@ const ENOUGH: Duration = Duration::from_secs(30);
 /// [`Options::wait`]; [`NoSpace`](crate::Error::NoSpace) also if no thread can be started.
 pub fn member(address: &Address, options: &Options) -> Result<Membership> {
     let mut options = options.clone().checked()?;
-    let deadline = Deadline::endless(options.cancel_token.take().into_iter().collect(), options.timeout);
+    let deadline = Deadline::endless(
+        options.cancel_token.take().into_iter().collect(),
+        options.handshake_timeout,
+    );
     let endpoint = Endpoint::new(address.absolute(), &options, Member::default())?;
     let (worker, release) = Worker::new()?;
-    let timeout = options.timeout;
+    let timeout = options.handshake_timeout;
     let keeper = MemberWorker {
         endpoint: Arc::clone(&endpoint),
         options,
@@ -185,7 +188,7 @@ impl Membership {
     /// Closes the channel, if there is a partner, with a clean end, and passes the address to the partner, which is the host when this returns. The last
     /// member to leave removes the files.
     ///
-    /// Waits up to [`Options::timeout`] for a partner that does not answer (its process was stopped, for example); the partner has the
+    /// Waits up to [`Options::handshake_timeout`] for a partner that does not answer (its process was stopped, for example); the partner has the
     /// address once it goes on.
     pub fn leave(self) {
         drop(self);

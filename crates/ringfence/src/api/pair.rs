@@ -31,7 +31,7 @@ use crate::{
 /// [`Error::AddressOccupied`].
 ///
 /// Blocks until a partner has passed; [`Options::cancel_token`] cancels that. A client that fails, or takes longer than
-/// [`Options::timeout`], is refused. Other clients are served in the meantime and afterwards.
+/// [`Options::handshake_timeout`], is refused. Other clients are served in the meantime and afterwards.
 ///
 /// ```no_run
 /// use ringfence::{Address, Options, join};
@@ -67,7 +67,10 @@ pub fn join_noticing(
 ) -> Result<Channel> {
     let options = &options.clone().checked()?;
     let address = &address.absolute();
-    let deadline = Deadline::endless(options.cancel_token.iter().cloned().collect(), options.timeout);
+    let deadline = Deadline::endless(
+        options.cancel_token.iter().cloned().collect(),
+        options.handshake_timeout,
+    );
     let mut backoff = Backoff::new(&deadline);
     loop {
         match join_once(address, options, &deadline, notice) {
@@ -92,7 +95,7 @@ fn join_once(
     match election::meet(address, options.access()?, deadline, &mut record)? {
         MeetOutcome::Host(place) => host(address, options, deadline, (place, &record), notice).map(Some),
         MeetOutcome::Guest(stream) => {
-            let within = deadline.within(options.timeout);
+            let within = deadline.within(options.handshake_timeout);
             let parts = Side::new(address, options, &within, Meeting::Pair).guest(stream, record)?;
             Ok(parts.map(|parts| Channel::assemble(parts, None, options)))
         }

@@ -96,13 +96,13 @@ fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Resul
         backing: options.backing,
         name: &name,
         capacity: options.capacity,
-        signal: match options.signal_number {
+        signal: match options.realtime_signal {
             Some(number) => number,
             None => claim::unused()?,
         },
         peer: nix::unistd::geteuid().as_raw(),
     };
-    let object = SharedObject::create(&wanted, &deadline.within(options.timeout), record)?;
+    let object = SharedObject::create(&wanted, &deadline.within(options.handshake_timeout), record)?;
     object.close_to_openers(record)?;
     let kept = InFlightDescriptor::keep(&object)?;
     record.passed(

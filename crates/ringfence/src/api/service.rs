@@ -32,7 +32,7 @@ const MOST_PENDING: usize = SIDE_BY_SIDE;
 /// With [`Options::wait`], waits for an address that another process has. [`Options::cancel_token`] cancels that waiting, and
 /// afterwards the listening.
 ///
-/// Handshakes run side by side on threads of the listener, each with the deadline of [`Options::timeout`]: a client that fails, is
+/// Handshakes run side by side on threads of the listener, each with the deadline of [`Options::handshake_timeout`]: a client that fails, is
 /// slow or is silent does not delay the others. An open channel has no thread, and holds two descriptors: a thousand agents need
 /// an `RLIMIT_NOFILE` above 3,000 (getrlimit(2)), of which 900 are for handshakes and waiting clients.
 ///
@@ -60,7 +60,7 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
 /// cancels the waiting.
 ///
 /// One process runs at most 16 handshakes with one address at a time. A further call waits for its turn, and
-/// [`Options::timeout`] counts from there.
+/// [`Options::handshake_timeout`] counts from there.
 ///
 /// ```no_run
 /// use ringfence::{Address, Options, connect};

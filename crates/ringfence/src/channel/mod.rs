@@ -142,7 +142,7 @@ impl Channel {
     /// callback again). [`Channel::peer`] and [`Channel::evidence`] then return the results of this check.
     ///
     /// If the policy pins the executable's content, this blocks while it reads the executable, for up to
-    /// [`Options::timeout`].
+    /// [`Options::handshake_timeout`].
     ///
     /// # Errors
     /// As [`Verifier::verify`]. After [`Error::PeerRefused`](crate::Error::PeerRefused) the channel is

@@ -152,7 +152,7 @@ impl Tokens {
     }
 
     /// Returns the number of stray signals with this channel's number
-    /// ([`Options::signal_number`](crate::Options::signal_number)): signals that were a token of none of this
+    /// ([`Options::realtime_signal`](crate::Options::realtime_signal)): signals that were a token of none of this
     /// process's channels, since the process started. Their sender forged them, or took a channel for open
     /// that had ended.
     pub fn strays(&self) -> u64 {

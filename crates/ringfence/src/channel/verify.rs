@@ -111,7 +111,7 @@ impl Verifier {
             known: Arc::new(Known {
                 peer,
                 policy: options.policy.without_callback(),
-                timeout: options.timeout,
+                timeout: options.handshake_timeout,
             }),
             shared: Arc::downgrade(shared),
         }
@@ -127,7 +127,7 @@ impl Verifier {
     /// - [`Error::PeerLost`] if the peer is gone, [`Error::Closed`] after this side's close,
     ///   [`Error::RingCorrupt`].
     /// - [`Error::NoSpace`] if this process has run out of descriptors or memory, and
-    ///   [`Error::HandshakeTimeout`] if the peer's executable cannot be read within [`Options::timeout`]. The
+    ///   [`Error::HandshakeTimeout`] if the peer's executable cannot be read within [`Options::handshake_timeout`]. The
     ///   peer was not checked then, and the channel stays open.
     pub fn verify(&self) -> Result<Verified> {
         self.check_open()?;

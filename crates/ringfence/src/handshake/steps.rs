@@ -488,7 +488,7 @@ impl Side<'_> {
         let line = self.line(line, peer.credentials);
         peer.hardens = hello.features & HARDENS != 0;
         self.close_off(record)?;
-        let inbox = OpenInbox::open(options.signal_number)?;
+        let inbox = OpenInbox::open(options.realtime_signal)?;
         // A control object is as large as the smallest ring: its name tells them apart.
         let (name, capacity): (&[u8], _) = match self.role {
             RingRole::Equal => (b"ringfence", options.capacity),

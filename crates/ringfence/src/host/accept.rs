@@ -344,7 +344,7 @@ impl<H: Host> Accepting<'_, '_, H> {
 
     /// Refuses a process that has too many connections in the queue.
     fn enqueue(&self, stream: OwnedFd) -> Result<Client, Box<Refused>> {
-        let deadline = self.deadline.within(self.acceptor.options.timeout);
+        let deadline = self.deadline.within(self.acceptor.options.handshake_timeout);
         let client = Client::new(stream, deadline, self.acceptor.address)
             .map_err(|error| Box::new(Refused::local(error)))?;
         match self.queue.refusal(client.who) {

@@ -37,13 +37,13 @@ impl TakenSeats {
         } else if has(self.of_user.get(&who.uid)) >= of_user {
             Some(format!(
                 "user {} has {of_user} of the {host}'s channels, and one user may have no more at once \
-                 (maxPeersPerUser)",
+                 (max_peers_per_user)",
                 who.uid
             ))
         } else if has(self.of_process.get(&who.pid)) >= of_process {
             Some(format!(
                 "process {} has {of_process} of the {host}'s channels, and one process may have no more at once \
-                 (maxPeersPerProcess)",
+                 (max_peers_per_process)",
                 who.pid
             ))
         } else {

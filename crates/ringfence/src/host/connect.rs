@@ -33,7 +33,10 @@ pub(crate) fn call(
     deed: (&str, &str),
     shake_hands: impl Fn(OwnedFd, EvidenceLog, &Deadline) -> Result<Option<Parts>>,
 ) -> Result<Parts> {
-    let deadline = Deadline::endless(options.cancel_token.iter().cloned().collect(), options.timeout);
+    let deadline = Deadline::endless(
+        options.cancel_token.iter().cloned().collect(),
+        options.handshake_timeout,
+    );
     let mut backoff = Backoff::new(&deadline);
     loop {
         match call_once(address, options, &deadline, &shake_hands) {
@@ -67,7 +70,7 @@ fn call_once(
 ) -> Result<ConnectAttempt> {
     let permits = permits(address)?;
     let _permit = permits.acquire(deadline)?;
-    let within = &deadline.within(options.timeout);
+    let within = &deadline.within(options.handshake_timeout);
     let mut record = EvidenceLog::default();
     let Some(stream) = election::find(address, within, &mut record)? else {
         return Ok(ConnectAttempt::NoHost);

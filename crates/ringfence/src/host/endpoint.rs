@@ -363,7 +363,10 @@ pub(crate) struct BoundAlone {
 impl BoundAlone {
     /// Binds an absolute address. With [`Options::wait`], waits until it is free.
     pub(crate) fn new(address: &Address, options: Options) -> Result<(Self, Worker)> {
-        let deadline = Deadline::endless(options.cancel_token.iter().cloned().collect(), options.timeout);
+        let deadline = Deadline::endless(
+            options.cancel_token.iter().cloned().collect(),
+            options.handshake_timeout,
+        );
         let mut backoff = Backoff::new(&deadline);
         let mut record = EvidenceLog::default();
         let place = loop {

@@ -280,7 +280,7 @@ impl MemberWorker {
             }
             MeetOutcome::Guest(stream) => stream,
         };
-        let within = deadline.within(options.timeout);
+        let within = deadline.within(options.handshake_timeout);
         let side =
             Side::new(&endpoint.address, options, &within, Member::MEETING).inheriting(&endpoint.address);
         let Some(mut parts) = side.guest(stream, record)? else {
@@ -365,7 +365,7 @@ impl MemberWorker {
 
     /// Passes the place to the guest, if there is one. No client is accepted any longer.
     fn hand_over(&self, place: BoundAddress) {
-        let timeout = self.options.timeout;
+        let timeout = self.options.handshake_timeout;
         let answer = Deadline::endless(Vec::new(), timeout).within(timeout);
         let handover = self.endpoint.channel().map_or(Handover::NoSuccessor, |channel| {
             // If it cannot be sent (the queue of signals is full, for example), nothing is lost.
@@ -437,7 +437,7 @@ impl MemberWorker {
         let Self {
             endpoint, options, ..
         } = self;
-        let deadline = Deadline::endless(Vec::new(), options.timeout);
+        let deadline = Deadline::endless(Vec::new(), options.handshake_timeout);
         loop {
             let parted = endpoint.state().parted.take();
             if parted.is_some() {

@@ -398,7 +398,7 @@ impl Policy {
     /// peer. `Ok(false)`, an error and a panic refuse it. The refusal has the error as its `source`.
     ///
     /// The callback runs on its own thread, once per handshake. It must finish before the handshake's
-    /// deadline ([`Options::timeout`](crate::Options::timeout)). Otherwise the handshake fails with
+    /// deadline ([`Options::handshake_timeout`](crate::Options::handshake_timeout)). Otherwise the handshake fails with
     /// [`Error::HandshakeTimeout`], and the answer is ignored. [`verify`](crate::Verifier::verify) does not
     /// call it again.
     ///

@@ -208,7 +208,7 @@ fn check_free(number: c_int) -> Result<()> {
         "has a handler for it"
     };
     Err(Error::invalid(format!(
-        "signal {number} is in use: this process {how}; choose another number (realtimeSignal, {} to {})",
+        "signal {number} is in use: this process {how}; choose another number (realtime_signal, {} to {})",
         libc::SIGRTMIN(),
         libc::SIGRTMAX()
     )))

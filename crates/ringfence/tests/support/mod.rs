@@ -84,7 +84,7 @@ pub fn fresh_address(named: bool) -> (Address, Option<tempfile::TempDir>) {
 
 /// Options with a small ring: the tests make thousands.
 pub fn small() -> Options {
-    Options::new().capacity(4096).timeout(TIME_LIMIT)
+    Options::new().capacity(4096).handshake_timeout(TIME_LIMIT)
 }
 
 /// Another process of this executable, in a role. Killed on drop.
