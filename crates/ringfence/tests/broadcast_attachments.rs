@@ -9,10 +9,10 @@ use std::{
 };
 
 use ringfence::{
-    Address, AnySource, Attachment, Attachments, Delivery, Error, Merge, Merged, Message, Options, Publisher,
-    PublisherEvent, SealedBuffer, publish, subscribe,
+    Address, AnySource, Attachment, Attachments, CloseReason, Delivery, Error, Merge, Merged, Message,
+    Options, Policy, Publisher, PublisherEvent, SealedBuffer, publish, subscribe,
 };
-use support::{Actor, TIME_LIMIT, fresh_address, message, say, wait_for_test};
+use support::{Actor, TIME_LIMIT, fresh_address, message, say, wait_for_test, wire};
 
 const COUNT: usize = 60;
 
@@ -126,6 +126,20 @@ fn role() {
             wait_for_test();
             drop(subscription);
         }
+        // Claims to read each message, and leaves the attachments on the line.
+        "hoards" => {
+            let mut met = wire::MetPublisher::accepting(&arguments[0], 1, 1, 1);
+            assert!(met.ready());
+            say("ready");
+            // SAFETY: another process writes there concurrently. The data is read as bytes, and never relied on.
+            let seen = unsafe { memmap2::Mmap::map(&met.ring) }.unwrap();
+            // Until it is killed.
+            loop {
+                let tail = u64::from_le_bytes(seen[128..136].try_into().unwrap());
+                met.say_head(tail);
+                std::thread::yield_now();
+            }
+        }
         other => panic!("{other}"),
     }
 }
@@ -232,6 +246,27 @@ fn a_killed_subscriber_leaves_no_attachment_open() {
         drop(pipe);
         reader.read_to_end(&mut Vec::new()).unwrap();
     }
+}
+
+#[test]
+fn a_subscriber_that_leaves_attachments_on_the_line_does_not_stop_the_publisher() {
+    let (address, _directory) = fresh_address(false);
+    let any = Policy::new().any_executable();
+    let mut publisher = publish(&address, &options().policy(any)).unwrap();
+    let hoards = start("hoards", &address, &[]);
+    wait_for_subscribers(&publisher, 1);
+    let (mut reader, pipe) = std::io::pipe().unwrap();
+    for _ in 0..1000 {
+        publisher.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
+    }
+    loop {
+        if let PublisherEvent::Gone(_, reason) = publisher.next().unwrap() {
+            assert_eq!(reason, CloseReason::Corrupt);
+            break;
+        }
+    }
+    drop((pipe, hoards));
+    reader.read_to_end(&mut Vec::new()).unwrap();
 }
 
 #[test]

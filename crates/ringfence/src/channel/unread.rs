@@ -94,6 +94,16 @@ impl Outgoing {
         self.unread.front().map_or(0, |(end, _)| *end)
     }
 
+    /// What to wait for until the peer has read all messages with attachments: the end of the last, and a load that fits only then. `None`:
+    /// it has.
+    pub(crate) fn all(&self) -> Option<(u64, Load)> {
+        let load = Load {
+            count: self.accepts.max_count.into(),
+            bytes: 0,
+        };
+        self.unread.back().map(|(end, _)| (*end, load))
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.unread.is_empty()
     }

@@ -100,6 +100,7 @@ impl Broadcaster {
         let number = self.sequence() + 1;
         let passed = pass(&readers, &loads, attachments, number);
         let published = match passed.failed {
+            Some(error @ Error::NoSpace { .. }) => self.not_passed(&readers[passed.loads.len()], error),
             Some(error) => Err(error),
             // A subscriber that starts at the oldest message may have taken the room.
             None => self.try_send_tagged(message, Tag::with_attachments(count)),
@@ -165,6 +166,28 @@ impl Broadcaster {
             loads.push(load.filter(|_| fits));
         }
         Some(loads)
+    }
+
+    /// A reliable subscriber's line takes no more attachments. `false`: try again once it has read those that it has.
+    fn not_passed(&mut self, reader: &ActiveReader<ReaderBell>, error: Error) -> Result<bool> {
+        let unread = self.own.attached.unread.get(&reader.number);
+        if let Some((goal, load)) = unread.and_then(Outgoing::all) {
+            self.own.attached.full = Some((reader.number, load));
+            if let Some(writing) = &mut self.writing {
+                charge(writing, goal);
+            }
+            return Ok(false);
+        }
+        let doorbell = reader.attached.doorbell.upgrade();
+        if doorbell.is_some_and(|doorbell| doorbell.is_hoarded())
+            && let Some(link) = self.shared.link(reader.number)
+        {
+            let what = "it has read messages, and has left their attachments on the line";
+            // Ends the channel with this reason. The other subscribers go on.
+            let _ = link.judge::<()>(Err(Error::RingCorrupt(what.into())));
+            return Ok(false);
+        }
+        Err(error)
     }
 
     /// Withdraws the attachments of a message that is not published: the next message has the same number.

@@ -87,9 +87,18 @@ pub(crate) const HUNG_UP: PollFlags = PollFlags::from_bits_retain(libc::POLLRDHU
 
 /// Returns the number of bytes that wait in a socket (`FIONREAD`).
 pub(crate) fn unread(socket: impl AsFd) -> Result<usize, Errno> {
+    count(socket, libc::FIONREAD)
+}
+
+/// Returns the bytes of memory of what was sent and the peer has not received (`SIOCOUTQ`).
+pub(crate) fn unreceived(socket: impl AsFd) -> Result<usize, Errno> {
+    count(socket, libc::TIOCOUTQ)
+}
+
+fn count(socket: impl AsFd, request: libc::Ioctl) -> Result<usize, Errno> {
     let mut count: c_int = 0;
-    // SAFETY: the kernel writes one int, to a local.
-    Errno::result(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut count) })?;
+    // SAFETY: both requests have the kernel write one int, to a local.
+    Errno::result(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), request, &raw mut count) })?;
     Ok(usize::try_from(count).unwrap_or(0))
 }
 

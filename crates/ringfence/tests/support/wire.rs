@@ -474,6 +474,11 @@ const CONTROL: u64 = 3 * 4096;
 impl MetPublisher {
     /// Completes the handshake up to both OFFERs. `delivery` and `from` are numbers of the wire.
     pub fn offered(address: &str, delivery: u16, from: u16) -> Self {
+        Self::accepting(address, delivery, from, 0)
+    }
+
+    /// The same, and accepts this number of descriptors.
+    pub fn accepting(address: &str, delivery: u16, from: u16, count: u32) -> Self {
         let stream = connect(address);
         let (mut line, theirs) = line();
         let mut body = vec![7; 32];
@@ -481,11 +486,12 @@ impl MetPublisher {
         body.extend_from_slice(&0_u64.to_le_bytes());
         body.extend_from_slice(&(1_u64 << 20).to_le_bytes());
         body.extend_from_slice(&1_u32.to_le_bytes());
-        body.extend_from_slice(&[0; 4]);
+        body.extend_from_slice(&(if count > 0 { 8_u32 } else { 0 }).to_le_bytes());
         body.extend_from_slice(&4_u32.to_le_bytes());
         body.extend_from_slice(&delivery.to_le_bytes());
         body.extend_from_slice(&from.to_le_bytes());
-        body.extend_from_slice(&[0; 16]);
+        body.extend_from_slice(&count.to_le_bytes());
+        body.extend_from_slice(&[0; 12]);
         send(&stream, &good(1, &body), Some(theirs.as_fd()));
         drop(theirs);
         let (kind, body) = receive(&mut line).expect("the publisher's HELLO");
