@@ -203,9 +203,10 @@ impl Doorbell {
     }
 
     /// Makes the peer's death end the line, even if another process holds the peer's end of it open. Returns `false` if this
-    /// system has no pidfds. Fails with [`Error::NoSpace`] if there is no descriptor or thread for the watch.
+    /// system has no pidfds, or this process may not shut the line: a [`LoopPoll`] then watches the peer. Fails with [`Error::NoSpace`] if there is no descriptor or thread for the watch.
     fn end_line_on_exit(&self, state: &mut DoorbellState) -> Result<bool> {
         if state.exit_watch.is_none()
+            && self.shuts
             && let Some(pidfd) = &self.pidfd
         {
             state.exit_watch = Some(ExitWatch::over(&self.line, pidfd)?);
@@ -235,7 +236,9 @@ impl Doorbell {
     fn lend(&self, state: &DoorbellState) -> Result<BorrowedFd<'_>> {
         if self.lent.get().is_none() {
             let lent = if self.must_be_told(state) {
-                Lent::Apart(LoopPoll::new(self.line.as_fd())?)
+                // The peer's death cannot end a line that this process may not shut.
+                let pidfd = self.pidfd().filter(|_| !self.shuts);
+                Lent::Apart(LoopPoll::new(self.line.as_fd(), pidfd)?)
             } else {
                 Lent::Line
             };
@@ -443,8 +446,9 @@ impl Doorbell {
                     }
                 }
                 Err(Errno::EINTR) => continue,
-                // Nothing was read, and this does not concern the peer. The line stays readable.
-                Err(Errno::EAGAIN) => {}
+                // Nothing was read. The loop may have been woken by the peer's death.
+                Err(Errno::EAGAIN) => emptied.ended = !self.shuts && self.has_ended(),
+                // This does not concern the peer. The line stays readable.
                 Err(errno) if is_shortage(errno) => emptied.shortage = Some(errno),
                 // A peer that left wakeups unread resets the line. A security module on this side may also forbid the read.
                 Err(_) => emptied.ended = self.has_ended(),

@@ -27,6 +27,13 @@ const LINE: u64 = 0;
 const PEER: u64 = 1;
 const TOLD: u64 = 2;
 
+/// Reports the end of the peer's process. The line alone is not enough, because another process may hold the peer's end open.
+fn watch_peer(epoll: &Epoll, pidfd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+    pidfd.map_or(Ok(()), |pidfd| {
+        epoll.add(pidfd, EpollEvent::new(EpollFlags::EPOLLIN, PEER))
+    })
+}
+
 fn counter() -> Result<EventFd, Errno> {
     EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
 }
@@ -48,10 +55,7 @@ impl ThreadPoll {
             let once = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
             epoll.add(line, EpollEvent::new(once | EpollFlags::EPOLLRDHUP, LINE))?;
             epoll.add(&told, EpollEvent::new(once, TOLD))?;
-            // The line alone is not enough, because another process may hold the peer's end open.
-            if let Some(pidfd) = pidfd {
-                epoll.add(pidfd, EpollEvent::new(EpollFlags::EPOLLIN, PEER))?;
-            }
+            watch_peer(&epoll, pidfd)?;
             Ok(Self { epoll, told })
         };
         made().map_err(|errno| Error::system("waiting beside an event loop", errno))
@@ -105,13 +109,14 @@ pub(super) struct LoopPoll {
 }
 
 impl LoopPoll {
-    pub(super) fn new(line: BorrowedFd<'_>) -> Result<Self> {
+    pub(super) fn new(line: BorrowedFd<'_>, pidfd: Option<BorrowedFd<'_>>) -> Result<Self> {
         let made = || -> Result<Self, Errno> {
             let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
             let taken = counter()?;
             let readable = EpollFlags::EPOLLIN;
             epoll.add(line, EpollEvent::new(readable | EpollFlags::EPOLLRDHUP, LINE))?;
             epoll.add(&taken, EpollEvent::new(readable, TOLD))?;
+            watch_peer(&epoll, pidfd)?;
             Ok(Self { epoll, taken })
         };
         made().map_err(|errno| Error::system("an event loop beside a thread that reads the line", errno))

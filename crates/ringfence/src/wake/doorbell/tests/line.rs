@@ -562,6 +562,21 @@ fn readable(descriptor: BorrowedFd<'_>) -> bool {
 }
 
 #[test]
+fn a_loop_finds_the_peers_death_though_this_process_may_not_shut_the_line() {
+    let mut peer = Peer::new();
+    let (doorbell, _end) = peer.line();
+    let doorbell = Doorbell {
+        shuts: false,
+        ..doorbell
+    };
+    doorbell.poll_line_alone().unwrap();
+    let polled = doorbell.try_line().unwrap();
+    assert!(!doorbell.arm().unwrap() && !readable(polled) && doorbell.read_bells());
+    peer.kill();
+    assert!(readable(polled) && !doorbell.read_bells());
+}
+
+#[test]
 fn a_bell_that_a_loop_takes_wakes_the_thread_beside_it() {
     let (doorbell, peer) = line();
     assert!(!doorbell.arm().unwrap());
