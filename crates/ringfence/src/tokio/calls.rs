@@ -702,12 +702,17 @@ mod tests {
     fn a_reply_that_is_in_the_ring_at_the_deadline_is_returned() {
         run_without_a_reader(|one, other| async move {
             let deadline = Instant::now() + Duration::from_millis(50);
-            let call = one.start(b"a", Some(deadline));
+            let mut call = pin!(one.start(b"a", Some(deadline)));
+            assert!(
+                poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx)))
+                    .await
+                    .is_pending()
+            );
             one.end().await.unwrap();
-            // Blocks the runtime until after the deadline: nothing reads the reply.
+            // The call's timer fires no later than this one. The reply follows before any task runs.
+            sleep_until((deadline + Duration::from_millis(1)).into()).await;
             let other = other.into_calls().unwrap();
             other.serve(|request, _| Ok::<_, RemoteError>(request)).unwrap();
-            thread::sleep(deadline.saturating_duration_since(Instant::now()));
             assert_eq!(call.await.unwrap(), b"a");
             assert_eq!(one.0.0.lock().unwrap().state.count_waits(), 0);
         });
