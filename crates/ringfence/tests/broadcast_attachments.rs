@@ -120,6 +120,18 @@ fn role() {
             publisher.send_with(b"x", &[(&buffer(7)).into()]).unwrap();
             publisher.end();
         }
+        "reads one" => {
+            let mut subscription = subscribe(&address, &accepting()).unwrap();
+            wait_for_test();
+            // The publisher should wait already.
+            std::thread::sleep(Duration::from_millis(100));
+            subscription.receive_vec().unwrap().expect("a message");
+            wait_for_test();
+        }
+        "reads none" => {
+            let _subscription = subscribe(&address, &options()).unwrap();
+            wait_for_test();
+        }
         "holds" => {
             let options = accepting().delivery(arguments[1].parse().unwrap());
             let subscription = subscribe(&address, &options).unwrap();
@@ -197,6 +209,45 @@ fn a_reliable_subscriber_at_its_limit_delays_the_publisher() {
     assert_eq!(publisher.stats().evicted, 1);
     drop((pipe, holds));
     reader.read_to_end(&mut Vec::new()).unwrap();
+}
+
+#[test]
+fn only_a_subscriber_that_holds_too_many_is_evicted_even_if_it_reads_some() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options().stall(Duration::from_millis(500))).unwrap();
+    let _none = start("reads none", &address, &[]);
+    let mut one = start("reads one", &address, &[]);
+    wait_for_subscribers(&publisher, 2);
+    let (_, pipe) = std::io::pipe().unwrap();
+    for _ in 0..3 {
+        publisher.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
+    }
+    one.go_on();
+    let until = Instant::now() + TIME_LIMIT / 2;
+    let two = [pipe.as_fd().into(); 2];
+    publisher.sender().send_with_until(b"x", &two, until).unwrap();
+    let stats = publisher.stats();
+    assert_eq!((stats.evicted, stats.subscribers), (1, 1));
+}
+
+#[test]
+fn a_message_without_attachments_does_not_wait_for_those_of_the_one_before() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options()).unwrap();
+    let mut one = start("reads one", &address, &[]);
+    wait_for_subscribers(&publisher, 1);
+    let (_, pipe) = std::io::pipe().unwrap();
+    for _ in 0..3 {
+        publisher.send_with(&[1; 8000], &[pipe.as_fd().into()]).unwrap();
+    }
+    let sender = publisher.sender();
+    let three = [pipe.as_fd().into(); 3];
+    let found = sender.send_with_until(b"x", &three, Instant::now());
+    assert!(matches!(found, Err(Error::TimedOut)), "{found:?}");
+    while sender.try_send(&[2; 1000]).unwrap() {}
+    one.go_on();
+    let until = Instant::now() + TIME_LIMIT / 2;
+    sender.send_with_until(&[2; 1000], &[], until).unwrap();
 }
 
 #[test]

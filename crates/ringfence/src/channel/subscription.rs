@@ -428,9 +428,10 @@ impl Inlet for BroadcastInlet {
     ) -> Result<bool> {
         let (before, bytes_before) = half.ring.reader.counted();
         let most = if bytes == ALL_THAT_IS_THERE { max } else { VISITS };
+        let mut stops = 0;
         loop {
             let attached = half.ring.collects && half.collect_next_tagged()?;
-            let at_once = if attached { 1 } else { most.min(max - *count) };
+            let at_once = if attached { 1 } else { most }.min(max - *count);
             let visited = half.ring.reader.visit(at_once, |view| {
                 visit(match view {
                     View::Copy(bytes) => Message::gathered(bytes),
@@ -452,7 +453,8 @@ impl Inlet for BroadcastInlet {
             // A visit also stops at a message with attachments.
             let dry = !stopped && (visited == 0 || (visited < at_once && half.ring.reader.is_through()));
             // The caller takes them before the next message.
-            if dry || (attached && visited > 0) || *count >= max || spent >= bytes {
+            stops += u32::from(stopped && visited == 0);
+            if dry || (attached && visited > 0) || *count >= max || spent >= bytes || stops >= TRIES {
                 return Ok(dry);
             }
             // The publisher may have ended the subscription since: what it publishes later is not read.

@@ -77,9 +77,25 @@ impl Outgoing {
     /// Whether the peer, which has read up to this position, accepts these as well.
     pub(crate) fn fits(&mut self, more: Load, head: u64) -> bool {
         self.release(head);
-        self.unread.len() < MOST_ON_LINE
-            && self.sum.count + more.count <= self.accepts.max_count.into()
-            && self.sum.bytes + more.bytes <= self.accepts.max_bytes
+        self.goal(more) <= head
+    }
+
+    /// The lowest position up to which the peer must have read so that it accepts these as well.
+    pub(crate) fn goal(&self, more: Load) -> u64 {
+        let (mut messages, mut sum, mut goal) = (self.unread.len(), self.sum, 0);
+        for (end, load) in &self.unread {
+            if messages < MOST_ON_LINE
+                && sum.count + more.count <= self.accepts.max_count.into()
+                && sum.bytes + more.bytes <= self.accepts.max_bytes
+            {
+                break;
+            }
+            messages -= 1;
+            sum.count -= load.count;
+            sum.bytes -= load.bytes;
+            goal = *end;
+        }
+        goal
     }
 
     /// Adds the attachments of a message whose first record ends at this position.
@@ -89,19 +105,9 @@ impl Outgoing {
         self.sum.bytes += load.bytes;
     }
 
-    /// The end of the first record of the oldest unread message; 0 if there is none.
-    pub(crate) fn oldest(&self) -> u64 {
-        self.unread.front().map_or(0, |(end, _)| *end)
-    }
-
-    /// What to wait for until the peer has read all messages with attachments: the end of the last, and a load that fits only then. `None`:
-    /// it has.
-    pub(crate) fn all(&self) -> Option<(u64, Load)> {
-        let load = Load {
-            count: self.accepts.max_count.into(),
-            bytes: 0,
-        };
-        self.unread.back().map(|(end, _)| (*end, load))
+    /// The position up to which the peer must read all messages with attachments. `None`: it has.
+    pub(crate) fn last(&self) -> Option<u64> {
+        self.unread.back().map(|(end, _)| *end)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -128,10 +134,10 @@ pub(crate) struct PassedAttachments {
     pub(crate) sent: u64,
     /// Attachments that were not passed to a subscriber.
     pub(crate) withheld: u64,
-    /// The reliable subscriber that held too many when a message was refused, and the load of that message.
-    pub(crate) full: Option<(u64, Load)>,
+    /// The reliable subscriber that held too many when a message was refused, and the position up to which it must read.
+    pub(crate) full: Option<(u64, u64)>,
     /// The same while this half waits for that subscriber.
-    pub(crate) awaited: Option<(u64, Load)>,
+    pub(crate) awaited: Option<(u64, u64)>,
 }
 
 /// The attachments of the message that was received last, or that is received next.
@@ -179,5 +185,23 @@ impl Incoming {
 impl Drop for Incoming {
     fn drop(&mut self) {
         self.discard();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_goal_is_the_end_of_the_last_message_that_must_be_read() {
+        let mut unread = Outgoing::new(Attachments::none().descriptors(true).max_count(3));
+        let load = |count| Load { count, bytes: 0 };
+        for end in [100, 200, 300] {
+            unread.add(load(1), end);
+        }
+        assert_eq!([1, 2, 3].map(|count| unread.goal(load(count))), [100, 200, 300]);
+        assert!(!unread.fits(load(2), 100));
+        assert!(unread.fits(load(2), 200));
+        assert_eq!(unread.goal(load(2)), 0);
     }
 }

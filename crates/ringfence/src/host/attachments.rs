@@ -9,6 +9,7 @@ use crate::{
     error::{Error, Result},
     handshake::broadcast::ReaderBell,
     host::broadcaster::{Broadcaster, charge},
+    host::stalls::Goal,
     ring::delivery::Delivery,
     ring::fan_out::FanOut,
     ring::fan_out::readers::ActiveReader,
@@ -78,6 +79,7 @@ impl Broadcaster {
     /// # Errors
     /// As [`Broadcaster::send_with`].
     pub fn try_send_with(&mut self, message: &[u8], attachments: &[AttachmentRef<'_>]) -> Result<bool> {
+        self.own.attached.full = None;
         if attachments.is_empty() {
             return self.try_send(message);
         }
@@ -87,7 +89,6 @@ impl Broadcaster {
             reason: "the number of attachments that the kernel passes at once",
         };
         let count = u8::try_from(attachments.len()).map_err(|_| too_many)?;
-        self.own.attached.full = None;
         self.writing()?;
         if !self.has_room(message.len())? {
             return self.not_sent(Ok(false), message.len());
@@ -156,11 +157,8 @@ impl Broadcaster {
             let load = unread.check(attachments).ok();
             let fits = load.is_none_or(|load| unread.fits(load, reader.head));
             if !fits && reader.delivery == Delivery::Reliable {
-                self.own.attached.full = load.map(|load| (reader.number, load));
-                let goal = unread.oldest();
-                if let Some(writing) = &mut self.writing {
-                    charge(writing, goal);
-                }
+                let goal = load.map_or(0, |load| unread.goal(load));
+                self.wait_for(reader.number, goal);
                 return None;
             }
             loads.push(load.filter(|_| fits));
@@ -168,14 +166,20 @@ impl Broadcaster {
         Some(loads)
     }
 
+    /// The message is refused until this subscriber has read up to this position.
+    fn wait_for(&mut self, number: u64, position: u64) {
+        self.own.attached.full = Some((number, position));
+        if let Some(writing) = &mut self.writing {
+            let only = Some(number);
+            charge(writing, Goal { position, only });
+        }
+    }
+
     /// A reliable subscriber's line takes no more attachments. `false`: try again once it has read those that it has.
     fn not_passed(&mut self, reader: &ActiveReader<ReaderBell>, error: Error) -> Result<bool> {
         let unread = self.own.attached.unread.get(&reader.number);
-        if let Some((goal, load)) = unread.and_then(Outgoing::all) {
-            self.own.attached.full = Some((reader.number, load));
-            if let Some(writing) = &mut self.writing {
-                charge(writing, goal);
-            }
+        if let Some(goal) = unread.and_then(Outgoing::last) {
+            self.wait_for(reader.number, goal);
             return Ok(false);
         }
         let doorbell = reader.attached.doorbell.upgrade();

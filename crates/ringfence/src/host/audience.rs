@@ -31,7 +31,7 @@ use crate::{
     host::accept::Refused,
     host::endpoint::{Endpoint, EndpointKind, SeatGuard, Worker},
     host::events::End,
-    host::stalls::Charging,
+    host::stalls::{Charging, Goal},
     host::watches::Watches,
     identity::Identity,
     options::Options,
@@ -553,8 +553,8 @@ impl Endpoint<Broadcast> {
         self.finish_if_over();
     }
 
-    /// A message waits until all subscribers have read up to the goal.
-    pub(crate) fn begin_stall(&self, goal: u64) {
+    /// A message waits until the subscribers have read up to the goal.
+    pub(crate) fn begin_stall(&self, goal: Goal) {
         let mut guard = self.charging.lock();
         let Charging { stalls, positions } = &mut *guard;
         self.ring.readers.reliable(positions);

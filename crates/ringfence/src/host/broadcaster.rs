@@ -16,6 +16,7 @@ use crate::{
     handshake::broadcast::ReaderBell,
     host::audience::Broadcast,
     host::endpoint::Endpoint,
+    host::stalls::Goal,
     region::own::OwnRegion,
     region::peer::PeerRegion,
     ring::fan_out::FanOut,
@@ -69,9 +70,9 @@ pub(crate) struct FanLink {
     sleeper: RoomSleeper<OwnRegion>,
     /// The generation of the list of readers that the waker has.
     known: u64,
-    /// A message was refused, and none has been sent since: the position that all must have read, so that it finds room, and the time of
-    /// the last charge.
-    stalled: Option<(u64, Instant)>,
+    /// A message was refused, and none has been sent since: what must have been read, so that it finds room, and the time of the last
+    /// charge.
+    stalled: Option<(Goal, Instant)>,
 }
 
 /// State of a broadcaster beside its ring.
@@ -146,13 +147,13 @@ impl Outlet for FanOut {
         let goal = writing.ring.awaited(size as u64);
         end_violators(writing);
         // A message that is longer than the one before waits for more.
-        if let Some(goal) = goal
-            && writing
-                .link
-                .stalled
-                .is_none_or(|(before, at)| goal > before || at.elapsed() >= CHARGED_AGAIN)
+        if let Some(position) = goal
+            && writing.link.stalled.is_none_or(|(before, at)| {
+                before.only.is_some() || position > before.position || at.elapsed() >= CHARGED_AGAIN
+            })
         {
-            charge(writing, goal);
+            let only = None;
+            charge(writing, Goal { position, only });
         }
     }
 
@@ -242,8 +243,12 @@ fn end_violators(writing: &mut Writing<FanOut>) {
 
 /// Charges the subscribers that are in the way. To be called while this half is awake, each time that it has found no room: a subscriber
 /// that shows a sleeping sender, and so the watcher, that it has read is judged by what it shows now.
-pub(super) fn charge(writing: &mut Writing<FanOut>, goal: u64) {
-    let goal = writing.link.stalled.map_or(goal, |(before, _)| before.max(goal));
+pub(super) fn charge(writing: &mut Writing<FanOut>, mut goal: Goal) {
+    if let Some((before, _)) = writing.link.stalled
+        && before.only == goal.only
+    {
+        goal.position = goal.position.max(before.position);
+    }
     writing.link.stalled = Some((goal, Instant::now()));
     writing.shared.begin_stall(goal);
 }
@@ -326,14 +331,12 @@ impl Broadcaster {
     }
 
     /// Whether the subscriber that this half waits for has read enough, or has gone.
-    fn has_awaited_read(&mut self) -> bool {
-        let Some((number, load)) = self.own.attached.awaited else {
+    fn has_awaited_read(&self) -> bool {
+        let Some((number, goal)) = self.own.attached.awaited else {
             return true;
         };
         let head = self.shared.ring.readers.position(number);
-        let unread = self.own.attached.unread.get_mut(&number);
-        head.zip(unread)
-            .is_none_or(|(head, unread)| unread.fits(load, head))
+        head.is_none_or(|head| head >= goal)
     }
 
     /// Checks the subscribers that have woken this half, or have gone. Returns whether any was awaited.

@@ -95,10 +95,24 @@ pub(crate) struct StallCheck {
     pub(crate) next: Option<Instant>,
 }
 
+/// What must have been read, so that a message finds room.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Goal {
+    /// The position up to which the subscribers must have read.
+    pub(crate) position: u64,
+    /// Only this subscriber must: the others hold no attachments up.
+    pub(crate) only: Option<u64>,
+}
+
+impl Goal {
+    fn is_behind(self, (number, head): Position) -> bool {
+        head < self.position && self.only.is_none_or(|only| only == number)
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Waiting {
-    /// The position that every subscriber must have read up to.
-    goal: u64,
+    goal: Goal,
     /// The publisher's tail.
     tail: u64,
     /// Up to here the subscribers in its way were charged.
@@ -120,8 +134,8 @@ impl Stalls {
         self.limit
     }
 
-    /// A message waits until all have read up to the goal. Returns whether the watcher must be woken to check sooner than it would.
-    pub(crate) fn begin(&mut self, goal: u64, positions: &[Position], tail: u64, now: Instant) -> bool {
+    /// A message waits until the subscribers have read up to the goal. Returns whether the watcher must be woken to check sooner than it would.
+    pub(crate) fn begin(&mut self, goal: Goal, positions: &[Position], tail: u64, now: Instant) -> bool {
         if self.limit == Duration::MAX {
             return false;
         }
@@ -183,19 +197,18 @@ impl Stalls {
         let last = std::mem::replace(&mut self.waiting, next);
         let (mut behind, mut left) = (0, PAUSE);
         for position in positions {
-            let (_, head) = *position;
             let limit = self.limit;
             let account = self.account(*position);
             account.forget_if_caught_up();
             // A subscriber that has read far enough since was not in the way all the time. At the end all have, and one of them just now.
             if let Some(last) = last
                 && account.is_behind
-                && (next.is_none() || head < last.goal)
+                && (next.is_none() || last.goal.is_behind(*position))
             {
                 account.charge(now.saturating_duration_since(last.since), last.tail);
                 account.forget_if_caught_up();
             }
-            account.is_behind = next.is_some_and(|next| head < next.goal);
+            account.is_behind = next.is_some_and(|next| next.goal.is_behind(*position));
             if account.is_behind {
                 behind += 1;
                 left = left.min(limit.saturating_sub(account.charged));
@@ -237,6 +250,10 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    fn all(position: u64) -> Goal {
+        Goal { position, only: None }
+    }
+
     fn stalls() -> (Stalls, Instant) {
         (Stalls::new(5 * SECOND), Instant::now())
     }
@@ -259,7 +276,7 @@ mod tests {
         let (mut stalls, start) = stalls();
         let positions = [(1, 0), (2, 900)];
         assert!(
-            stalls.begin(100, &positions, 1000, start),
+            stalls.begin(all(100), &positions, 1000, start),
             "the watcher sleeps for ever"
         );
         let look = stalls.look(&positions, start + 4 * SECOND);
@@ -271,15 +288,15 @@ mod tests {
     #[test]
     fn time_counts_in_all_until_what_was_published_then_is_read() {
         let (mut stalls, start) = stalls();
-        stalls.begin(100, &[(1, 0)], 1000, start);
+        stalls.begin(all(100), &[(1, 0)], 1000, start);
         stalls.end(&[(1, 100)], start + 3 * SECOND);
         assert!(stalls.is_idle(), "no message waits: that time is not counted");
-        stalls.begin(200, &[(1, 100)], 1100, start + 60 * SECOND);
+        stalls.begin(all(200), &[(1, 100)], 1100, start + 60 * SECOND);
         let look = stalls.look(&[(1, 100)], start + 61 * SECOND);
         assert_eq!(look, found(&[], Some(start + 61 * SECOND + PAUSE)));
         stalls.end(&[(1, 1096)], start + 61 * SECOND);
         assert_eq!(charged(&stalls, 1), 4 * SECOND, "one message is left");
-        stalls.begin(1200, &[(1, 1100)], 2100, start + 80 * SECOND);
+        stalls.begin(all(1200), &[(1, 1100)], 2100, start + 80 * SECOND);
         assert_eq!(charged(&stalls, 1), Duration::ZERO);
         let look = stalls.look(&[(1, 1100)], start + 84 * SECOND);
         assert_eq!(look, found(&[], Some(start + 84 * SECOND + PAUSE)));
@@ -293,7 +310,7 @@ mod tests {
         for round in 0..9 {
             let now = start + round * 10 * SECOND;
             let head = 1000 * u64::from(round);
-            stalls.begin(head + 100, &[(1, head)], head + 1000, now);
+            stalls.begin(all(head + 100), &[(1, head)], head + 1000, now);
             let look = stalls.look(&[(1, head)], now + 4 * SECOND);
             assert!(look.over.is_empty(), "{round}");
             stalls.end(&[(1, head + 100)], now + 4 * SECOND);
@@ -304,11 +321,11 @@ mod tests {
     #[test]
     fn one_that_reads_all_before_the_message_goes_through_has_caught_up() {
         let (mut stalls, start) = stalls();
-        stalls.begin(100, &[(1, 0)], 1000, start);
+        stalls.begin(all(100), &[(1, 0)], 1000, start);
         stalls.look(&[(1, 0)], start + 4 * SECOND);
         stalls.end(&[(1, 1000)], start + 4 * SECOND);
         assert_eq!(charged(&stalls, 1), Duration::ZERO);
-        stalls.begin(1100, &[(1, 1000)], 2000, start + 5 * SECOND);
+        stalls.begin(all(1100), &[(1, 1000)], 2000, start + 5 * SECOND);
         assert!(stalls.look(&[(1, 1000)], start + 9 * SECOND).over.is_empty());
     }
 
@@ -319,12 +336,12 @@ mod tests {
         for round in 0..5 {
             let now = start + round * 10 * SECOND;
             let goal = 100 * u64::from(round + 1);
-            stalls.begin(goal, &[(1, goal - 100), (2, 900 + goal)], 900 + goal, now);
+            stalls.begin(all(goal), &[(1, goal - 100), (2, 900 + goal)], 900 + goal, now);
             stalls.look(&[(1, goal - 100)], now);
             stalls.end(&[(1, goal)], now + SECOND);
         }
         assert_eq!(charged(&stalls, 1), 5 * SECOND);
-        stalls.begin(600, &[(1, 500)], 1500, start + 60 * SECOND);
+        stalls.begin(all(600), &[(1, 500)], 1500, start + 60 * SECOND);
         assert_eq!(stalls.look(&[(1, 500)], start + 60 * SECOND).over, [1]);
     }
 
@@ -332,7 +349,7 @@ mod tests {
     #[test]
     fn one_that_has_read_meanwhile_is_charged_no_more() {
         let (mut stalls, start) = stalls();
-        stalls.begin(100, &[(1, 0), (2, 0)], 1000, start);
+        stalls.begin(all(100), &[(1, 0), (2, 0)], 1000, start);
         stalls.look(&[(1, 0), (2, 100)], start + SECOND);
         stalls.end(&[(1, 100), (2, 100)], start + 3 * SECOND);
         assert_eq!(charged(&stalls, 1), 3 * SECOND);
@@ -342,7 +359,7 @@ mod tests {
     #[test]
     fn two_are_charged_in_full_and_one_in_the_slot_of_one_that_has_gone_is_not() {
         let (mut stalls, start) = stalls();
-        stalls.begin(100, &[(1, 0), (2, 8)], 1000, start);
+        stalls.begin(all(100), &[(1, 0), (2, 8)], 1000, start);
         stalls.look(&[(1, 0), (2, 8)], start + 4 * SECOND);
         let in_its_slot = 1 + (1 << 20);
         assert_eq!(slot_of(in_its_slot), slot_of(1));
@@ -354,16 +371,26 @@ mod tests {
     }
 
     #[test]
+    fn only_the_subscriber_that_holds_attachments_is_charged_for_them() {
+        let (mut stalls, start) = stalls();
+        let positions = [(1, 0), (2, 0)];
+        let only = Some(2);
+        stalls.begin(Goal { position: 100, only }, &positions, 1000, start);
+        assert_eq!(stalls.look(&positions, start + 5 * SECOND).over, [2]);
+        assert_eq!(charged(&stalls, 1), Duration::ZERO);
+    }
+
+    #[test]
     fn without_a_limit_nothing_is_ever_over() {
         let mut stalls = Stalls::new(Duration::MAX);
-        assert!(!stalls.begin(100, &[(1, 0)], 1000, Instant::now()));
+        assert!(!stalls.begin(all(100), &[(1, 0)], 1000, Instant::now()));
         assert!(stalls.is_idle());
     }
 
     #[test]
     fn one_that_has_made_room_without_a_bell_keeps_the_sender_no_longer_than_its_time() {
         let (mut stalls, start) = stalls();
-        stalls.begin(100, &[(1, 0)], 1000, start);
+        stalls.begin(all(100), &[(1, 0)], 1000, start);
         let look = stalls.look(&[(1, 100)], start + 5 * SECOND);
         assert!(look.over.is_empty() && look.may_go_on);
     }
@@ -372,11 +399,11 @@ mod tests {
     #[test]
     fn one_that_shows_two_positions_is_found_by_the_lower_one() {
         let (mut stalls, start) = stalls();
-        stalls.begin(100, &[(1, 0), (2, 0)], 1000, start);
+        stalls.begin(all(100), &[(1, 0), (2, 0)], 1000, start);
         let look = stalls.look(&[(1, 100), (2, 0)], start + SECOND);
         assert!(look.liars.is_empty());
         assert!(
-            stalls.begin(100, &[(1, 0), (2, 0)], 1000, start + SECOND),
+            stalls.begin(all(100), &[(1, 0), (2, 0)], 1000, start + SECOND),
             "the watcher is told at once"
         );
         assert_eq!(stalls.look(&[(1, 100), (2, 0)], start + SECOND).liars, [1]);
@@ -386,13 +413,13 @@ mod tests {
     #[test]
     fn a_watcher_that_will_look_in_time_is_not_woken() {
         let (mut stalls, start) = stalls();
-        assert!(stalls.begin(100, &[(1, 0)], 1000, start));
+        assert!(stalls.begin(all(100), &[(1, 0)], 1000, start));
         stalls.end(&[(1, 100)], start + SECOND / 100);
         // It has an alarm still, which comes sooner.
-        assert!(!stalls.begin(200, &[(1, 100)], 1100, start + SECOND / 100));
+        assert!(!stalls.begin(all(200), &[(1, 100)], 1100, start + SECOND / 100));
         stalls.end(&[(1, 200)], start + SECOND / 100);
         // It has found nothing to do, and sleeps.
         assert!(stalls.is_idle());
-        assert!(stalls.begin(300, &[(1, 200)], 1200, start + SECOND));
+        assert!(stalls.begin(all(300), &[(1, 200)], 1200, start + SECOND));
     }
 }

@@ -41,6 +41,8 @@ pub(crate) const MOST_UNREAD: u32 = 1024;
 const PARCEL: u8 = 2;
 /// In place of a size: the attachment is no sealed buffer.
 const DESCRIPTOR: u64 = u64::MAX;
+/// The bytes of a parcel without attachments on the line of a subscriber: it withdraws the one before it.
+const WITHDRAWAL: usize = 2 + 8;
 /// Longer than a parcel.
 const READ: usize = 4096;
 /// The number of attempts to see the descriptors of a parcel: without memory the kernel shows none, and reports no error.
@@ -282,13 +284,19 @@ impl Arrived {
         }?;
         // None, unless the peer has turned off the credentials of this socket.
         discard(peeked.descriptors);
-        let seen = &bytes[..peeked.bytes];
+        let mut seen = &bytes[..peeked.bytes];
         let wakeups = seen.iter().take_while(|byte| **byte != PARCEL).count();
         if wakeups > 0 && (wakeups < seen.len() || peeked.control == ControlStatus::Expected) {
             return consume(line, wakeups);
         }
         if seen.is_empty() {
             return Ok(0);
+        }
+        if self.numbered
+            && let [PARCEL, 0, ..] = seen
+        {
+            // The kernel joins bytes without descriptors with those behind them.
+            seen = seen.get(..WITHDRAWAL).unwrap_or(seen);
         }
         match self.parcel(line, seen)? {
             Ok(parcel) => self.add(parcel),

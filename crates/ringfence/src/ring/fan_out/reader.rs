@@ -132,7 +132,8 @@ impl<R: Readable, C: Writable, V: Validity> Limit<C, R> for FloorLimit<V> {
     }
 
     fn prepare(reader: &mut FanOutReader<R, C, V>) -> Result<bool> {
-        if reader.limit.delivery == Delivery::Latest {
+        // A message whose attachments were collected is handed out, though a later one may have arrived since.
+        if reader.limit.delivery == Delivery::Latest && reader.limit.collected != Some(reader.head) {
             return reader.skip_to_last();
         }
         Ok(true)

@@ -55,6 +55,23 @@ fn a_batch_that_is_not_published_yet_leaves_the_last_message() {
     }
 }
 
+#[test]
+fn a_message_whose_attachments_were_collected_is_not_passed_over() {
+    let mut hub = Hub::new(SMALLEST);
+    let (_, mut reader) = hub.join(Delivery::Latest, StartFrom::Now);
+    let mut send = |number| {
+        let tag = Tag::with_attachments(1);
+        assert!(hub.writer.push_now(&bytes(number, 24), tag).unwrap());
+    };
+    send(1);
+    assert_eq!(reader.next_tagged().unwrap().expect("a message").1, 1);
+    send(2);
+    reader.collected();
+    send(3);
+    assert_eq!(receive(&mut reader), Some(bytes(1, 24)));
+    assert_eq!(reader.next_tagged().unwrap().expect("a message").1, 3);
+}
+
 /// Another implementation may drop all published records for unpublished ones: the only mark is then that of
 /// the next message.
 #[test]

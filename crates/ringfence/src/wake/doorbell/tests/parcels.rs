@@ -80,6 +80,21 @@ fn a_withdrawn_parcel_is_not_received() {
     }
 }
 
+/// No skb with descriptors lies between a withdrawal and what follows, so one read returns both.
+#[test]
+fn a_withdrawal_ends_where_a_wakeup_or_the_next_parcel_begins() {
+    let (publisher, subscriber) = ends(accepts(1));
+    post(&publisher, 1, 1);
+    post(&publisher, 0, 1);
+    publisher.ring();
+    post(&publisher, 1, 1);
+    post(&publisher, 0, 1);
+    post(&publisher, 1, 1);
+    subscriber.read_bells();
+    assert!(!subscriber.is_violated());
+    assert_eq!(collect(&subscriber, 1, 1).len(), 1);
+}
+
 #[test]
 fn parcels_of_missed_messages_are_dropped() {
     let (publisher, subscriber) = ends(accepts(2));
