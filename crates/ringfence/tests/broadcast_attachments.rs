@@ -42,6 +42,20 @@ fn check(attachments: &[Attachment], number: usize) {
     assert_eq!(**buffer, *message(number, 30_000));
 }
 
+/// Claims to read each message, and leaves the attachments on the line, until it is killed.
+fn hoard(address: &str) -> ! {
+    let mut met = wire::MetPublisher::accepting(address, 1, 1, 1);
+    assert!(met.ready());
+    say("ready");
+    // SAFETY: another process writes there concurrently. The data is read as bytes, and never relied on.
+    let seen = unsafe { memmap2::Mmap::map(&met.ring) }.unwrap();
+    loop {
+        let tail = u64::from_le_bytes(seen[128..136].try_into().unwrap());
+        met.say_head(tail);
+        std::thread::yield_now();
+    }
+}
+
 /// The other processes of these tests.
 #[test]
 fn role() {
@@ -138,20 +152,7 @@ fn role() {
             wait_for_test();
             drop(subscription);
         }
-        // Claims to read each message, and leaves the attachments on the line.
-        "hoards" => {
-            let mut met = wire::MetPublisher::accepting(&arguments[0], 1, 1, 1);
-            assert!(met.ready());
-            say("ready");
-            // SAFETY: another process writes there concurrently. The data is read as bytes, and never relied on.
-            let seen = unsafe { memmap2::Mmap::map(&met.ring) }.unwrap();
-            // Until it is killed.
-            loop {
-                let tail = u64::from_le_bytes(seen[128..136].try_into().unwrap());
-                met.say_head(tail);
-                std::thread::yield_now();
-            }
-        }
+        "hoards" => hoard(&arguments[0]),
         other => panic!("{other}"),
     }
 }
@@ -164,6 +165,14 @@ fn start(role: &str, address: &Address, more: &[&str]) -> Actor {
 fn wait_for_subscribers(publisher: &Publisher, count: usize) {
     for _ in 0..count {
         assert!(matches!(publisher.next().unwrap(), PublisherEvent::Subscriber(_)));
+    }
+}
+
+fn wait_for_an_end(publisher: &Publisher) -> CloseReason {
+    loop {
+        if let PublisherEvent::Gone(_, reason) = publisher.next().unwrap() {
+            return reason;
+        }
     }
 }
 
@@ -204,9 +213,8 @@ fn a_reliable_subscriber_at_its_limit_delays_the_publisher() {
         .send_with_until(b"x", &[pipe.as_fd().into()], soon);
     assert!(matches!(found, Err(Error::TimedOut)), "{found:?}");
     publisher.send(b"a message without attachments").unwrap();
-    // It is evicted.
     publisher.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
-    assert_eq!(publisher.stats().evicted, 1);
+    assert_eq!(wait_for_an_end(&publisher), CloseReason::Evicted);
     drop((pipe, holds));
     reader.read_to_end(&mut Vec::new()).unwrap();
 }
@@ -226,6 +234,7 @@ fn only_a_subscriber_that_holds_too_many_is_evicted_even_if_it_reads_some() {
     let until = Instant::now() + TIME_LIMIT / 2;
     let two = [pipe.as_fd().into(); 2];
     publisher.sender().send_with_until(b"x", &two, until).unwrap();
+    assert_eq!(wait_for_an_end(&publisher), CloseReason::Evicted);
     let stats = publisher.stats();
     assert_eq!((stats.evicted, stats.subscribers), (1, 1));
 }
@@ -310,12 +319,7 @@ fn a_subscriber_that_leaves_attachments_on_the_line_does_not_stop_the_publisher(
     for _ in 0..1000 {
         publisher.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
     }
-    loop {
-        if let PublisherEvent::Gone(_, reason) = publisher.next().unwrap() {
-            assert_eq!(reason, CloseReason::Corrupt);
-            break;
-        }
-    }
+    assert_eq!(wait_for_an_end(&publisher), CloseReason::Corrupt);
     drop((pipe, hoards));
     reader.read_to_end(&mut Vec::new()).unwrap();
 }
