@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::resource::{Resource, setrlimit};
 use ringfence::{
     Address, AnySource, Attachment, Attachments, CloseReason, Delivery, Error, Merge, Merged, Message,
     Options, Policy, Publisher, PublisherEvent, SealedBuffer, publish, subscribe,
@@ -54,6 +55,29 @@ fn hoard(address: &str) -> ! {
         met.say_head(tail);
         std::thread::yield_now();
     }
+}
+
+/// Each message has an attachment, except one that says otherwise.
+fn check_each(address: &Address) {
+    let attachments = Attachments::none().descriptors(true).max_count(1024);
+    let mut subscription = subscribe(address, &options().attachments(attachments)).unwrap();
+    while let Some(found) = subscription.receive_vec().unwrap() {
+        let expected = usize::from(found != b"alone");
+        assert_eq!(subscription.attachments().len(), expected, "{found:?}");
+    }
+}
+
+/// Publishes more descriptors than may be in flight.
+fn fill(address: &Address) {
+    setrlimit(Resource::RLIMIT_NOFILE, 128, 128).unwrap();
+    let mut publisher = publish(address, &options()).unwrap();
+    wait_for_subscribers(&publisher, 1);
+    let (_, pipe) = std::io::pipe().unwrap();
+    for _ in 0..30 {
+        publisher.send_with(b"x", &[pipe.as_fd().into(); 10]).unwrap();
+    }
+    assert_eq!(publisher.stats().attachments_sent, 60);
+    publisher.end();
 }
 
 /// The other processes of these tests.
@@ -153,6 +177,8 @@ fn role() {
             drop(subscription);
         }
         "hoards" => hoard(&arguments[0]),
+        "checks" => check_each(&address),
+        "fills" => fill(&address),
         other => panic!("{other}"),
     }
 }
@@ -322,6 +348,37 @@ fn a_subscriber_that_leaves_attachments_on_the_line_does_not_stop_the_publisher(
     assert_eq!(wait_for_an_end(&publisher), CloseReason::Corrupt);
     drop((pipe, hoards));
     reader.read_to_end(&mut Vec::new()).unwrap();
+}
+
+#[test]
+fn attachments_of_an_unpublished_message_come_with_no_other() {
+    let (address, _directory) = fresh_address(false);
+    let any = Policy::new().any_executable();
+    let mut publisher = publish(&address, &options().policy(any)).unwrap();
+    let checks = start("checks", &address, &[]);
+    wait_for_subscribers(&publisher, 1);
+    let _hoards = start("hoards", &address, &[]);
+    wait_for_subscribers(&publisher, 1);
+    let (_, pipe) = std::io::pipe().unwrap();
+    let one = [pipe.as_fd().into()];
+    // The message that ends the second was passed to the first already.
+    while publisher.sender().try_send_with(b"x", &one).unwrap() || publisher.subscribers().len() > 1 {}
+    for _ in 0..3 {
+        publisher.send(b"alone").unwrap();
+        publisher.send_with(b"x", &one).unwrap();
+    }
+    publisher.end();
+    checks.finish();
+}
+
+#[test]
+fn few_descriptors_are_in_flight_to_a_subscriber_that_does_not_read() {
+    let (address, _directory) = fresh_address(false);
+    let fills = start("fills", &address, &[]);
+    let attachments = Attachments::none().descriptors(true).max_count(1024);
+    let options = options().delivery(Delivery::BestEffort).wait(true);
+    let _subscription = subscribe(&address, &options.attachments(attachments)).unwrap();
+    fills.finish();
 }
 
 #[test]

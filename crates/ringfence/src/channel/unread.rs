@@ -21,6 +21,18 @@ pub(crate) struct Outgoing {
     sum: Load,
     /// The attachments for which this half waits.
     pub(super) wanted: Load,
+    /// At a publisher: the message whose attachments are on the line, and that is not published. The next one may have its number.
+    pub(crate) unpublished: Option<u64>,
+    /// At a publisher: what was put on the line since that was last found empty, whatever the subscriber claims to have read.
+    pub(crate) on_line: OnLine,
+}
+
+/// What a publisher has put on a line.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct OnLine {
+    pub(crate) descriptors: u64,
+    /// Parcels of messages that were not published, and withdrawals.
+    pub(crate) surplus: usize,
 }
 
 /// A number of attachments, and the bytes of the sealed buffers among them.
@@ -37,6 +49,8 @@ impl Outgoing {
             unread: VecDeque::new(),
             sum: Load::default(),
             wanted: Load::default(),
+            unpublished: None,
+            on_line: OnLine::default(),
         }
     }
 
@@ -78,6 +92,26 @@ impl Outgoing {
     pub(crate) fn fits(&mut self, more: Load, head: u64) -> bool {
         self.release(head);
         self.goal(more) <= head
+    }
+
+    /// The attachments of the message with this number were put on the line.
+    pub(crate) fn posted(&mut self, load: Load, number: u64) {
+        self.unpublished = Some(number);
+        self.on_line.descriptors += load.count;
+        self.on_line.surplus += 1;
+    }
+
+    /// Adds the attachments that were posted last: their message was published, and ends at this position.
+    pub(crate) fn published(&mut self, load: Load, end: u64) {
+        self.unpublished = None;
+        self.on_line.surplus -= 1;
+        self.add(load, end);
+    }
+
+    /// The parcel of the unpublished message was withdrawn.
+    pub(crate) fn withdrawn(&mut self) {
+        self.unpublished = None;
+        self.on_line.surplus += 1;
     }
 
     /// The lowest position up to which the peer must have read so that it accepts these as well.

@@ -2,19 +2,26 @@
 
 use std::{mem, time::Instant};
 
+use nix::{
+    errno::Errno,
+    sys::resource::{Resource, getrlimit},
+};
+
 use crate::{
-    channel::end::ChannelState,
     channel::outbound::Outlet,
-    channel::unread::{Load, Outgoing},
+    channel::unread::{Load, OnLine, Outgoing},
     error::{Error, Result},
     handshake::broadcast::ReaderBell,
+    host::audience::Broadcast,
     host::broadcaster::{Broadcaster, charge},
+    host::endpoint::Endpoint,
     host::stalls::Goal,
     ring::delivery::Delivery,
     ring::fan_out::FanOut,
     ring::fan_out::readers::ActiveReader,
     ring::record::Tag,
     wake::attachments::{AttachmentRef, MOST},
+    wake::doorbell::{Doorbell, is_gone, not_passed},
 };
 
 impl Broadcaster {
@@ -99,23 +106,19 @@ impl Broadcaster {
             return Ok(false);
         };
         let number = self.sequence() + 1;
-        let passed = pass(&readers, &loads, attachments, number);
-        let published = match passed.failed {
-            Some(error @ Error::NoSpace { .. }) => self.not_passed(&readers[passed.loads.len()], error),
-            Some(error) => Err(error),
-            // A subscriber that starts at the oldest message may have taken the room.
-            None => self.try_send_tagged(message, Tag::with_attachments(count)),
+        let Some(passed) = self.pass(&readers, &loads, attachments, number)? else {
+            return Ok(false);
         };
-        if !matches!(published, Ok(true)) {
-            self.withdraw(&readers, &passed.loads, number);
-            return published;
+        // A subscriber that starts at the oldest message may have taken the room.
+        if !self.try_send_tagged(message, Tag::with_attachments(count))? {
+            return Ok(false);
         }
         let end = self.writing()?.ring.tail();
         let attached = &mut self.own.attached;
-        for (reader, passed) in readers.iter().zip(passed.loads) {
+        for (reader, passed) in readers.iter().zip(passed) {
             match passed.zip(attached.unread.get_mut(&reader.number)) {
                 Some((load, unread)) => {
-                    unread.add(load, end);
+                    unread.published(load, end);
                     attached.sent += load.count;
                 }
                 None => attached.withheld += u64::from(count),
@@ -175,12 +178,13 @@ impl Broadcaster {
         }
     }
 
-    /// A reliable subscriber's line takes no more attachments. `false`: try again once it has read those that it has.
-    fn not_passed(&mut self, reader: &ActiveReader<ReaderBell>, error: Error) -> Result<bool> {
+    /// The kernel puts no more attachments on the line of a reliable subscriber. `false`: this is not its fault. Otherwise the publisher
+    /// waits for it, or it has ended.
+    fn is_in_the_way(&mut self, reader: &ActiveReader<ReaderBell>) -> bool {
         let unread = self.own.attached.unread.get(&reader.number);
         if let Some(goal) = unread.and_then(Outgoing::last) {
             self.wait_for(reader.number, goal);
-            return Ok(false);
+            return true;
         }
         let doorbell = reader.attached.doorbell.upgrade();
         if doorbell.is_some_and(|doorbell| doorbell.is_hoarded())
@@ -189,56 +193,131 @@ impl Broadcaster {
             let what = "it has read messages, and has left their attachments on the line";
             // Ends the channel with this reason. The other subscribers go on.
             let _ = link.judge::<()>(Err(Error::RingCorrupt(what.into())));
-            return Ok(false);
+            return true;
         }
-        Err(error)
+        false
     }
 
-    /// Withdraws the attachments of a message that is not published: the next message has the same number.
-    fn withdraw(&self, readers: &[ActiveReader<ReaderBell>], passed: &[Option<Load>], number: u64) {
-        for (reader, _) in readers.iter().zip(passed).filter(|(_, load)| load.is_some()) {
-            let doorbell = reader.attached.doorbell.upgrade();
-            let withdrawn = doorbell.map(|doorbell| doorbell.post(&[], Some(number)));
-            if let Some(Err(Error::NoSpace { .. })) = withdrawn
-                && let Some(link) = self.shared.link(reader.number)
-            {
-                // It must not receive them with the wrong message. An honest subscriber leaves room on the line.
-                link.finish(ChannelState::Evicted);
+    /// Puts the attachments on the lines of the subscribers with a load, up to the first local error. Returns the loads that were passed.
+    /// `None`: a reliable subscriber must read first, or has ended.
+    ///
+    /// After an error, or if the message is not published then, parcels stay on lines: see [`Broadcaster::pass_to`].
+    fn pass(
+        &mut self,
+        readers: &[ActiveReader<ReaderBell>],
+        loads: &[Option<Load>],
+        attachments: &[AttachmentRef<'_>],
+        number: u64,
+    ) -> Result<Option<Vec<Option<Load>>>> {
+        let losers = readers.iter().zip(loads);
+        let losers = losers.filter(|(reader, load)| load.is_some() && reader.delivery != Delivery::Reliable);
+        let share = descriptors_in_flight() / (losers.count() as u64).max(1);
+        let mut passed = Vec::with_capacity(readers.len());
+        for (reader, load) in readers.iter().zip(loads) {
+            match self.pass_to(reader, *load, attachments, number, share) {
+                Ok(load) => passed.push(load),
+                Err(Errno::EAGAIN | Errno::ETOOMANYREFS)
+                    if reader.delivery == Delivery::Reliable && self.is_in_the_way(reader) =>
+                {
+                    return Ok(None);
+                }
+                Err(errno) => return Err(not_passed(errno, attachments.len())),
             }
         }
+        Ok(Some(passed))
+    }
+
+    /// Puts the attachments on the line of one subscriber, if it has a load. Returns that if it was passed.
+    ///
+    /// The line may have the parcel of a message that was not published. One for a message with the same number replaces it. It is
+    /// withdrawn before a message with that number which has none for this subscriber, and before a parcel for a later message, beside
+    /// which it would count.
+    fn pass_to(
+        &mut self,
+        reader: &ActiveReader<ReaderBell>,
+        mut load: Option<Load>,
+        attachments: &[AttachmentRef<'_>],
+        number: u64,
+        share: u64,
+    ) -> Result<Option<Load>, Errno> {
+        let reliable = reader.delivery == Delivery::Reliable;
+        let unread = self.own.attached.unread.get_mut(&reader.number);
+        let Some((doorbell, unread)) = reader.attached.doorbell.upgrade().zip(unread) else {
+            return Ok(None);
+        };
+        if let Some(Load { count, .. }) = load {
+            let is_over = |on_line: OnLine, share: u64, surplus: usize| {
+                on_line.surplus >= surplus || (!reliable && on_line.descriptors + count > share)
+            };
+            // From half on, since the line of a subscriber that reads is not always empty.
+            if is_over(unread.on_line, share / 2, MOST_SURPLUS / 2) && doorbell.is_line_read() {
+                unread.on_line = OnLine::default();
+            }
+            if is_over(unread.on_line, share, MOST_SURPLUS) {
+                if reliable {
+                    return Err(Errno::EAGAIN);
+                }
+                load = None;
+            }
+        }
+        if let Some(before) = unread.unpublished
+            && (before == number) == load.is_none()
+        {
+            if !post(&self.shared, reader, &doorbell, &[], before)? {
+                return Ok(None);
+            }
+            unread.withdrawn();
+        }
+        if let Some(load) = load
+            && post(&self.shared, reader, &doorbell, attachments, number)?
+        {
+            unread.posted(load, number);
+            return Ok(Some(load));
+        }
+        Ok(None)
     }
 }
 
-/// The result of passing attachments.
-struct Passed {
-    /// The load that each subscriber got, in the order of the list.
-    loads: Vec<Option<Load>>,
-    failed: Option<Error>,
+/// The most parcels and withdrawals on a line beside the parcels of unread messages. The line's buffer has room for them.
+const MOST_SURPLUS: usize = 32;
+
+/// The number of descriptors that may be on the lines of subscribers that are not reliable. Such a subscriber need not read them, and the
+/// kernel lets the processes of a user have `RLIMIT_NOFILE` of them in flight (unix(7)).
+fn descriptors_in_flight() -> u64 {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    limit / 2
 }
 
-/// Puts the attachments on the lines of these subscribers, up to the first error.
-fn pass(
-    readers: &[ActiveReader<ReaderBell>],
-    loads: &[Option<Load>],
+/// Puts a parcel on the line of a subscriber, or withdraws one. `false`: the subscriber does without it, or has gone.
+fn post(
+    publisher: &Endpoint<Broadcast>,
+    reader: &ActiveReader<ReaderBell>,
+    doorbell: &Doorbell,
     attachments: &[AttachmentRef<'_>],
     number: u64,
-) -> Passed {
-    let mut passed = Passed {
-        loads: Vec::with_capacity(readers.len()),
-        failed: None,
+) -> Result<bool, Errno> {
+    let Err(errno) = doorbell.try_post(attachments, Some(number)) else {
+        return Ok(true);
     };
-    for (reader, load) in readers.iter().zip(loads) {
-        let doorbell = load.and_then(|_| reader.attached.doorbell.upgrade());
-        let posted = doorbell.map(|doorbell| doorbell.post(attachments, Some(number)));
-        passed.loads.push(match posted {
-            Some(Ok(())) => *load,
-            Some(Err(Error::NoSpace { .. })) if reader.delivery != Delivery::Reliable => None,
-            None | Some(Err(Error::PeerLost(_))) => None,
-            Some(Err(error)) => {
-                passed.failed = Some(error);
-                break;
-            }
-        });
+    let is_withdrawal = attachments.is_empty();
+    let what = match (errno, reader.delivery) {
+        (errno, _) if is_gone(errno) => return Ok(false),
+        // The caller's own descriptor.
+        (Errno::EINVAL | Errno::EBADF, _) => return Err(errno),
+        (_, Delivery::BestEffort | Delivery::Latest) if !is_withdrawal => return Ok(false),
+        // An honest subscriber leaves room on its line.
+        (Errno::EAGAIN, Delivery::BestEffort | Delivery::Latest) => {
+            "it has left more attachments on the line than it accepts"
+        }
+        // If this process may send without descriptors, the subscriber's socket refuses them (SO_PASSRIGHTS).
+        (Errno::EPERM, _) if !is_withdrawal && doorbell.try_post(&[], Some(number)) != Err(errno) => {
+            "its line refuses the attachments that it accepts"
+        }
+        _ => return Err(errno),
+    };
+    if let Some(link) = publisher.link(reader.number) {
+        // Ends the channel with this reason. The other subscribers go on.
+        let _ = link.judge::<()>(Err(Error::RingCorrupt(what.into())));
     }
-    passed
+    Ok(false)
 }

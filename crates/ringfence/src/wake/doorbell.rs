@@ -465,22 +465,26 @@ impl Doorbell {
     /// [`Error::NoSpace`] if the line is full or too many descriptors of this user are in flight.
     pub(crate) fn post(&self, attachments: &[AttachmentRef<'_>], number: Option<u64>) -> Result<()> {
         self.state.birth().check()?;
-        post(self.line.as_fd(), attachments, number).map_err(|errno| match errno {
-            Errno::EAGAIN | Errno::ETOOMANYREFS => Error::NoSpace {
-                what: format!("passing {} attachments", attachments.len()),
-                reason: "too many are on their way: send again once the peer has read some".into(),
-            },
-            Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN => {
-                self.set_gone();
-                Error::PeerLost("its end of the line is closed".into())
-            }
-            // A ring of io_uring, or what a security module or a filter forbids. Other messages can still be sent.
-            Errno::EINVAL | Errno::EPERM | Errno::EACCES => Error::invalid(format!(
-                "attachments: the system does not let this process pass one of them: {}",
-                errno.desc()
-            )),
-            errno => Error::system("passing attachments", errno),
-        })
+        self.try_post(attachments, number)
+            .map_err(|errno| not_passed(errno, attachments.len()))
+    }
+
+    /// As [`Doorbell::post`], for a caller that handles the errors of the system call.
+    pub(crate) fn try_post(
+        &self,
+        attachments: &[AttachmentRef<'_>],
+        number: Option<u64>,
+    ) -> Result<(), Errno> {
+        let posted = post(self.line.as_fd(), attachments, number);
+        if posted.is_err_and(is_gone) {
+            self.set_gone();
+        }
+        posted
+    }
+
+    /// Whether the peer has read all that this side has put on the line, as the kernel says.
+    pub(crate) fn is_line_read(&self) -> bool {
+        sys::socket::unreceived(&*self.line) == Ok(0)
     }
 
     /// Whether the peer leaves more on the line than wakeups: if it has read all messages, it has not received their attachments.
@@ -819,6 +823,28 @@ impl Doorbell {
         if !self.shuts && how == Shutdown::Both {
             self.tell_the_loop();
         }
+    }
+}
+
+/// Whether sending has failed because the peer's end is closed.
+pub(crate) const fn is_gone(errno: Errno) -> bool {
+    matches!(errno, Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN)
+}
+
+/// The error of a call that could not put so many attachments on the line.
+pub(crate) fn not_passed(errno: Errno, count: usize) -> Error {
+    match errno {
+        Errno::EAGAIN | Errno::ETOOMANYREFS => Error::NoSpace {
+            what: format!("passing {count} attachments"),
+            reason: "too many are on their way: send again once the peer has read some".into(),
+        },
+        errno if is_gone(errno) => Error::PeerLost("its end of the line is closed".into()),
+        // A ring of io_uring, or what a security module or a filter forbids. Other messages can still be sent.
+        Errno::EINVAL | Errno::EPERM | Errno::EACCES => Error::invalid(format!(
+            "attachments: the system does not let this process pass one of them: {}",
+            errno.desc()
+        )),
+        errno => Error::system("passing attachments", errno),
     }
 }
 
