@@ -306,11 +306,9 @@ fn consume(channel: Channel, sizes: &[usize]) -> Outcome {
     let mut room = vec![0; usize::try_from(receiver.max_message_size())?];
     loop {
         match receiver.wait_readable(None) {
-            Err(ringfence::Error::PeerLost(_)) => break,
-            readable => readable?,
-        };
-        if receiver.is_ended()? {
-            break;
+            Ok(true) => {}
+            Ok(false) | Err(ringfence::Error::PeerLost(_)) => break,
+            Err(error) => return Err(error.into()),
         }
         turn += 1;
         match turn % 4 {

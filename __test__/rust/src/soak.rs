@@ -484,7 +484,10 @@ impl Actor {
             if merge.is_empty() {
                 thread::sleep(Duration::from_millis(1));
             } else {
-                merge.wait_readable(Some(Instant::now() + Duration::from_millis(5)))?;
+                match merge.wait_readable(Some(Instant::now() + Duration::from_millis(5))) {
+                    Ok(_) | Err(Error::TimedOut) => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
         Ok(())

@@ -108,8 +108,7 @@ fn role() {
         "visits" => {
             let mut subscription = subscribe(&address, &accepting()).unwrap();
             let mut number = 0;
-            while !subscription.is_ended().unwrap() {
-                subscription.wait_readable(None).unwrap();
+            while subscription.wait_readable(None).unwrap() {
                 let mut last = number;
                 let visit = |found: Message<'_>| {
                     assert_eq!(found.to_vec(), message(last, 20));

@@ -373,7 +373,7 @@ const READS: &[(&str, ReadAll)] = &[
         let (_sender, mut receiver) = channel.split();
         let mut count = 0;
         let mut some = || {
-            let is_over = !receiver.wait_readable(None)? || receiver.is_ended()?;
+            let is_over = !receiver.wait_readable(None)?;
             receiver.receive_each(|_| count += 1, 3)?;
             Ok(!is_over)
         };

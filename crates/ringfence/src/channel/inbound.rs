@@ -15,7 +15,7 @@ use crate::{
     channel::end::{ChannelState, CloseReason, Shared},
     channel::open::{LOOKS_PER_GLANCE, Link},
     channel::unread::Incoming,
-    channel::waiting::{Awaited, Parking, SpinThenPark, Waits},
+    channel::waiting::{Awaited, Parking, Waits},
     error::{Error, Result},
     region::phase::{Phase, Step},
     ring::message::Message,
@@ -410,7 +410,7 @@ impl<R: Inlet> Inbound<R> {
     /// # let address: ringfence::Address = "@prices".parse()?;
     /// # let (_sender, mut receiver) = ringfence::join(&address, &ringfence::Options::new())?.split();
     /// let mut bytes = 0;
-    /// while receiver.wait_readable(None)? && !receiver.is_ended()? {
+    /// while receiver.wait_readable(None)? {
     ///     receiver.receive_each(|message| bytes += message.len(), 1000)?;
     /// }
     /// # Ok(())
@@ -532,12 +532,13 @@ impl<R: Inlet> Inbound<R> {
         self.check_lost().map(|()| true)
     }
 
-    /// Waits until there is something to read, or no more will come. `false`: the deadline has passed.
+    /// Waits until there is something to read. `false`: the peer has ended its sending or closed the channel, and everything was read.
     ///
     /// # Errors
-    /// As [`try_receive`](Inbound::try_receive).
+    /// As [`try_receive`](Inbound::try_receive), and [`Error::TimedOut`] at the deadline.
     pub fn wait_readable(&mut self, deadline: Option<Instant>) -> Result<bool> {
-        self.wait_until((), deadline)
+        let found = self.take_by(deadline, |half| Ok(half.has_message()?.then_some(())))?;
+        Ok(found.is_some())
     }
 
     /// For event loops: announces that this half sleeps until there is something to read. `true`: nothing is there; wait until the line

@@ -504,10 +504,16 @@ impl<S: Source> Merge<S> {
         self.ends.pop_front().filter(|_| self.birth.is_here())
     }
 
-    /// Waits until there is something to read, or an end to return, or no more will come. `false`: the deadline has passed. Errors
-    /// with [`Error::NoSpace`] or [`Error::Unsupported`] if the kernel refuses to wait, which is a local error.
+    /// Waits until there is something to read, or the end of a source to return. `false`: no more will come ([`Merge::is_ended`]).
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] at the deadline. [`Error::NoSpace`] or [`Error::Unsupported`] if the kernel refuses to wait, which is a
+    /// local error.
     pub fn wait_readable(&mut self, deadline: Option<Instant>) -> Result<bool> {
-        self.wait_until((), deadline)
+        let found = self.take_by(deadline, |merge| {
+            Ok((merge.is_found(())? && !merge.is_ended()).then_some(()))
+        })?;
+        Ok(found.is_some())
     }
 
     /// For event loops: parks every idle source, so that its peer sends a wakeup. `true`: nothing is there; wait until the descriptor
@@ -704,7 +710,7 @@ impl<S: Source> Awaited for Merge<S> {
     }
 
     fn sleep_until(&mut self, deadline: Option<Instant>) -> Result<bool> {
-        self.wait_readable(deadline)
+        self.wait_until((), deadline)
     }
 }
 
