@@ -7,7 +7,7 @@ import tempfile
 import time
 
 from ends import HERE, LIMIT, PYTHON, End, Failure, pattern
-from other_end import calls, many, meet, memory, wire
+from other_end import attachments, calls, many, meet, memory, wire
 from other_end.members import Member
 from other_end.ring import ALIGNED, FIRST, LAST, WHOLE, Channel, Exposed
 from other_end.tokens import Mailbox, Post
@@ -540,8 +540,80 @@ def calling(language, folder, kind):
         end.expect("closed, asked answer")
 
 
+#: What the real end accepts: both kinds, up to 4, with up to 1 MiB.
+ACCEPTED = [1, 1, 4, 1 << 20]
+
+
+def with_attachments(where, features=attachments.SEALED | attachments.DESCRIPTORS, count=4, size=1 << 20):
+    """A channel with a service, whose end accepts these attachments."""
+    asks = hello()
+    asks.meeting = wire.SERVICE
+    asks.features |= features
+    asks.max_attachments, asks.max_attached_bytes = count, size
+    return Channel(meet.guest(where, asks), attachments.Parcels(asks))
+
+
+def attaching(language, folder, kind):
+    """Sealed buffers and pipes, alone and together, and more than each end accepts at once."""
+    where = address(folder, kind)
+    with End(language, "attach", where, sizes=ACCEPTED) as end:
+        end.expect("bound")
+        channel = with_attachments(where)
+        end.expect("in")
+        number = 0
+        for size in (0, 1, 8, CAPACITY, LONGEST):
+            for attached in ([0], [1], [4096], [100_000], [5, 4097, 0, 1 << 19], [None], [None, 3, None]):
+                passed_and_returned(channel, pattern(number, size), attached)
+                number += 1
+        contents = [os.urandom(1 << 18) for _ in range(20)]
+        # Both ends wait: each holds 4.
+        for at, content in enumerate(contents):
+            sent = attachments.seal(content)
+            attachments.send(channel, bytes([at]), [(len(content), sent)])
+            os.close(sent)
+            if at >= 6:
+                returned(channel, bytes([at - 6]), [contents[at - 6]])
+        for at in range(14, 20):
+            returned(channel, bytes([at]), [contents[at]])
+        channel.end()
+        same(channel.receive(), None, "after the end")
+        channel.close()
+        end.expect("closed")
+
+
+def passed_and_returned(channel, message, attached):
+    """Sizes of sealed buffers, and None for a pipe."""
+    contents = [None if size is None else os.urandom(size) for size in attached]
+    pipes = [os.pipe() for size in attached if size is None]
+    unsent = iter(pipes)
+    sent = [(attachments.NO_SIZE, next(unsent)[1]) if content is None else (len(content), attachments.seal(content))
+            for content in contents]
+    attachments.send(channel, message, sent)
+    for _, fd in sent:
+        os.close(fd)
+    for (reads, _), writes in zip(pipes, returned(channel, message, contents)):
+        os.write(writes, b"through the pipe")
+        os.close(writes)
+        # To the end: no process holds the other end.
+        with open(reads, "rb") as pipe:
+            same(pipe.read(), b"through the pipe", "what a pipe brings")
+
+
+def returned(channel, message, contents):
+    """Checks the echo of a message, and returns the descriptors that came with it."""
+    same(channel.receive(), message, "the echo of a message with attachments")
+    found = channel.reads.attached
+    same([word for word, _ in found], [attachments.NO_SIZE if content is None else len(content) for content in contents],
+         "the sizes of what came back")
+    for (size, fd), content in zip(found, contents):
+        if content is not None:
+            same(attachments.unseal(fd, size), content, "a sealed buffer that came back")
+    return [fd for word, fd in found if word == attachments.NO_SIZE]
+
+
 CASES = [host_of_a_pair, guest_of_a_pair, reader, cut_off, closed_early, unread, agent, service, refused, too_large, turncoat,
-         parent, child, subscriber, publisher, over_shm, tokens, last_tokens, opened_here, opened_there, members, busy, calling]
+         parent, child, subscriber, publisher, over_shm, tokens, last_tokens, opened_here, opened_there, members, busy, calling,
+         attaching]
 # Cases that only one language has.
 ONLY = {child: "node", busy: "node"}  # the Rust program starts Node children alone, and has no event loop
 

@@ -5,6 +5,7 @@ import time
 from functools import partial
 
 import lies
+import lies_of_attachments
 import lies_of_calls
 import lies_of_members
 import lies_of_tokens
@@ -30,6 +31,7 @@ ROLES = {
     "predecessor": (_alone(lies_of_members.lies_of_hosts), lies_of_members.lie_as_host),
     "sender": (_alone(lies_of_tokens.lies_of_senders), lies_of_tokens.lie_as_sender),
     "caller": (_alone(lies_of_calls.lies_of_calls), lies_of_calls.lie),
+    "attacher": (_alone(lies_of_attachments.lies_of_attachments), lies_of_attachments.lie),
     "receiver": (_alone(lies_of_tokens.offers), lies_of_tokens.lie_as_receiver),
 }
 

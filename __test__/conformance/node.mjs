@@ -6,7 +6,18 @@
 
 import { createInterface } from 'node:readline'
 
-import { RemoteError, connect, fromParent, join, listen, member, publish, spawn, subscribe } from 'ringfence'
+import {
+  RemoteError,
+  SealedBuffer,
+  connect,
+  fromParent,
+  join,
+  listen,
+  member,
+  publish,
+  spawn,
+  subscribe,
+} from 'ringfence'
 
 const [deed, address, executable, capacity, longest, sizes = ''] = process.argv.slice(2)
 const options = {
@@ -46,8 +57,14 @@ async function meet() {
   return (await spawn(executable, [address.slice(6)], { ...options, spawn: { stdio } })).channel
 }
 
+/** With its attachments: a copy of each sealed buffer, and each descriptor. */
 async function echo(channel) {
-  for await (const message of channel) await channel.send(message)
+  for await (const message of channel) {
+    const { attachments = [] } = message
+    const copies = attachments.map((each) => (each instanceof SealedBuffer ? SealedBuffer.from(each.bytes()) : each))
+    await channel.send(message, { attachments: copies })
+    for (const each of [...attachments, ...copies]) each.close()
+  }
   await channel.end()
   return (await channel.closed).reason
 }
@@ -196,14 +213,20 @@ const deeds = {
     say(`over ${(await channel.closed).reason}`)
   },
 
-  async serve() {
-    const listener = await listen(address, options)
+  async serve(accepted = {}) {
+    const listener = await listen(address, { ...options, ...accepted })
     say('bound')
     listener.on('refused', (error) => say(codeOf(error)))
     for await (const channel of listener) {
       say('in')
       void outcome(echo(channel))
     }
+  },
+
+  /** The numbers: whether sealed buffers are accepted (0 or 1), whether descriptors are, how many, and how many bytes. */
+  async attach() {
+    const [sealed, descriptors, maxCount, maxBytes] = lengths
+    await deeds.serve({ attachments: { sealed: sealed === 1, descriptors: descriptors === 1, maxCount, maxBytes } })
   },
 
   async attend() {

@@ -19,7 +19,7 @@ CONTROL = 12288
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | 0x10  # F_SEAL_FUTURE_WRITE
 _MFD_NOEXEC_SEAL = 8
 _F_SETSIG, _F_SETOWN_EX = 10, 15
-_TMPFS = 0x01021994
+TMPFS = 0x01021994
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}[os.uname().machine]
@@ -35,6 +35,11 @@ def fence():
     """A full memory barrier of this thread and of all that have registered. Python has no cheaper one."""
     if _libc.syscall(_SYS_MEMBARRIER, _GLOBAL_EXPEDITED, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "membarrier")
+
+
+def allocate(fd, mode, at, size):
+    """fallocate(2), which Python calls without a mode."""
+    return _libc.fallocate(fd, mode, ctypes.c_long(at), ctypes.c_long(size))
 
 
 class Region:
@@ -110,15 +115,19 @@ def _shm():
     return raw
 
 
+def filesystem(fd):
+    found = ctypes.create_string_buffer(256)
+    if _libc.fstatfs(fd, found) != 0:
+        raise OSError(ctypes.get_errno(), "fstatfs")
+    return struct.unpack_from("l", found)[0]
+
+
 def accept(fd, capacity, size, owner, is_shm=False):
     """Maps a peer's object, once it is what it must be."""
     info = os.fstat(fd)
-    filesystem = ctypes.create_string_buffer(256)
-    if _libc.fstatfs(fd, filesystem) != 0:
-        raise OSError(ctypes.get_errno(), "fstatfs")
     checks = {
         "kind": stat.S_ISREG(info.st_mode),
-        "filesystem": struct.unpack_from("l", filesystem)[0] == _TMPFS,
+        "filesystem": filesystem(fd) == TMPFS,
         "size": info.st_size == size == size_of(capacity),
         "memory": info.st_blocks * 512 >= size,
         "owner": info.st_uid == owner,

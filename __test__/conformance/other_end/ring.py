@@ -11,6 +11,8 @@ from .memory import HEAD, HEAD_FENCED, PHASE, READER_PARKED, RING, TAIL, TAIL_FE
 from .wire import Lost, Violation
 
 FIRST, LAST, PADDING, ALIGNED, CALL = 1, 2, 4, 8, 16
+# Where the number of attachments begins in the flags.
+ATTACHED = 8
 WHOLE = FIRST | LAST
 CLOSED = (2, 5, 10, 13)
 PHASES = (*range(7), 10, 12, 13)
@@ -37,6 +39,8 @@ class Producer:
         self.region, self.capacity, self.longest = region, capacity, longest
         self.tail = 0
         self.head = 0
+        # Of each message with attachments behind the head that was seen: its end, and the number and the bytes of them.
+        self.unread = []
 
     def look(self, head):
         if head % 8 or (head - self.head) & _ALL > (self.tail - self.head) & _ALL:
@@ -85,8 +89,11 @@ class Consumer:
         self.tail = 0
         self.missing = None
         self.parts = []
-        # Whether the message that was begun last is a call frame.
+        # Whether the message that was begun last is a call frame, and its attachments.
         self.call = False
+        self.attached = []
+        # Gets the attachments of a record that announces this number.
+        self.collect = None
 
     def look(self, tail):
         if tail % 8 or (tail - self.head) & _ALL > self.capacity or (tail - self.head) & _ALL < self.tail - self.head:
@@ -111,8 +118,8 @@ class Consumer:
                 raise Violation(f"padding of {length} at {place}")
             self.head += rest
             return None
-        kind = flags & ~(ALIGNED | CALL)
-        if kind not in (0, FIRST, LAST, WHOLE) or flags & CALL and not kind & FIRST:
+        kind, count = flags & ~(ALIGNED | CALL | 255 << ATTACHED), flags >> ATTACHED & 255
+        if kind not in (0, FIRST, LAST, WHOLE) or (flags & CALL or count) and not kind & FIRST or count and not self.collect:
             raise Violation(f"flags {flags}")
         if kind & FIRST:
             self.call = bool(flags & CALL)
@@ -122,6 +129,8 @@ class Consumer:
         at = RING + place + 8 + gap
         payload = bytes(self.region.bytes[at:at + length])
         message = self._follow(kind, payload)
+        if kind & FIRST:
+            self.attached = self.collect(count) if count else []
         self.head += size
         return message
 
@@ -156,8 +165,10 @@ class Consumer:
 class Bell:
     """The line after READY: a bell, and the end of the peer."""
 
-    def __init__(self, sock, pid):
+    def __init__(self, sock, pid, parcels=None):
         self.sock = sock
+        # Set if this end accepts attachments.
+        self.parcels = parcels
         self.pidfd = os.pidfd_open(pid)
         self.rung_for = {}
         self.over = False
@@ -187,7 +198,7 @@ class Bell:
     def hear(self):
         try:
             while not self.over:
-                self.over = not self.sock.recv(4096, socket.MSG_DONTWAIT)
+                self.over = not (self.parcels.read(self.sock) if self.parcels else self.sock.recv(4096, socket.MSG_DONTWAIT))
         except BlockingIOError:
             pass
         except ConnectionResetError:
@@ -205,6 +216,8 @@ class Bell:
     def close(self):
         self.sock.close()
         os.close(self.pidfd)
+        if self.parcels:
+            self.parcels.close()
 
 
 class Channel:
@@ -212,12 +225,14 @@ class Channel:
 
     LIMIT = 60
 
-    def __init__(self, met):
+    def __init__(self, met, parcels=None):
         self.met = met
         self.own, self.peer = met.own, met.peer
-        self.bell = Bell(met.line.sock, met.line.speaker[0])
+        self.bell = Bell(met.line.sock, met.line.speaker[0], parcels)
         self.sends = Producer(met.own, met.own.capacity, met.theirs.longest)
         self.reads = Consumer(met.peer, met.peer.capacity, met.mine.longest)
+        if parcels:
+            self.reads.collect = self._collect
         self.parks = {READER_PARKED: 0, WRITER_PARKED: 0}
         # If both sides use barriers, the sleeper executes the one for the side that publishes. Every fence here is such a
         # barrier.
@@ -268,17 +283,21 @@ class Channel:
 
     def put(self, flags, payload):
         """One record, as soon as there is room."""
-        while not self.sends.put(flags, payload):
+        self.wait_for_room(lambda: self.sends.put(flags, payload))
+        memory.fence()
+        self.own.store(TAIL, self.sends.tail)
+        self._ring(READER_PARKED)
+
+    def wait_for_room(self, has_room):
+        """Until there is room, which only a new head of the peer can make."""
+        while not has_room():
             head = self.peer.load(HEAD)
             self.sends.look(head)
-            if self.sends.put(flags, payload):
+            if has_room():
                 break
             if self.has_gone():
                 raise Lost("the peer has gone")
             self._sleep(WRITER_PARKED, lambda: self.peer.load(HEAD) != head or self._is_closed())
-        memory.fence()
-        self.own.store(TAIL, self.sends.tail)
-        self._ring(READER_PARKED)
 
     def end(self):
         """Half-close."""
@@ -308,6 +327,11 @@ class Channel:
         self.own.store(HEAD, self.reads.head)
         self._ring(WRITER_PARKED)
         return message
+
+    def _collect(self, count):
+        # Its sender has put the parcel on the line before it published the record.
+        self.bell.hear()
+        return self.bell.parcels.take(count)
 
     def _has_news(self):
         return self.peer.load(TAIL) != self.reads.tail or self.peer_phase() != 0 or self.bell.over

@@ -52,7 +52,7 @@ class Hello:
     meeting: int = PAIR
     delivery: int = 0
     start: int = 0
-    #: This end takes no attachments.
+    # None, unless bit 2 or 3 of the features is set.
     max_attachments: int = 0
     reserved: int = 0
     max_attached_bytes: int = 0

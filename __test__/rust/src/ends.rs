@@ -3,13 +3,14 @@
 
 use std::{
     io::{self, BufRead as _},
+    os::fd::AsFd as _,
     thread,
     time::Duration,
 };
 
 use ringfence::{
-    Address, Arrival, Channel, Delivery, Options, PublisherEvent, StartFrom, connect, listen, publish,
-    subscribe,
+    Address, Arrival, Attachment, AttachmentRef, Attachments, Channel, Delivery, Options, PublisherEvent,
+    SealedBuffer, StartFrom, connect, listen, publish, subscribe,
 };
 
 use crate::{Outcome, next, say};
@@ -22,6 +23,20 @@ pub(crate) fn serve(address: &Address, options: &Options) -> Outcome {
 /// Calls each client, and serves its calls.
 pub(crate) fn attend(address: &Address, options: &Options) -> Outcome {
     each_agent(address, options, crate::calls::attend)
+}
+
+/// Echoes the messages of each client with their attachments: a copy of each sealed buffer, and each descriptor. `accepted`: whether
+/// sealed buffers are accepted (0 or 1), whether descriptors are, how many, and how many bytes.
+pub(crate) fn attach(address: &Address, options: &Options, accepted: &[usize]) -> Outcome {
+    let [sealed, descriptors, count, bytes] = *accepted else {
+        return Err("SEALED,DESCRIPTORS,COUNT,BYTES".into());
+    };
+    let accepted = Attachments::none()
+        .sealed(sealed != 0)
+        .descriptors(descriptors != 0)
+        .max_count(count.try_into()?)
+        .max_bytes(bytes.try_into()?);
+    each_agent(address, &options.clone().attachments(accepted), echo)
 }
 
 /// Reads the messages of each client to the end, and prints the number of tokens up to then.
@@ -104,10 +119,25 @@ fn echo(channel: Channel) -> ringfence::Result<String> {
     let (mut sender, mut receiver) = channel.split();
     let mut room = vec![0; usize::try_from(receiver.max_message_size()).expect("64 bits")];
     while let Some(length) = next(&mut receiver, &mut room)? {
-        sender.send(&room[..length])?;
+        let mut attachments = receiver.attachments();
+        for attachment in &mut attachments {
+            if let Attachment::Sealed(buffer) = attachment {
+                *buffer = SealedBuffer::from_bytes(buffer)?;
+            }
+        }
+        let attached: Vec<AttachmentRef<'_>> = attachments.iter().map(reference).collect();
+        sender.send_with(&room[..length], &attached)?;
     }
     sender.end();
     Ok(ended(receiver.close_reason()))
+}
+
+fn reference(attachment: &Attachment) -> AttachmentRef<'_> {
+    match attachment {
+        Attachment::Sealed(buffer) => buffer.into(),
+        Attachment::Descriptor(descriptor) => descriptor.as_fd().into(),
+        other => unreachable!("{other:?}"),
+    }
 }
 
 fn count(channel: Channel) -> ringfence::Result<String> {

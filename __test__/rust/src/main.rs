@@ -68,6 +68,7 @@ fn run() -> Outcome {
         "subscribe" => return subscribe_all(&address.parse()?, &options.wait(true)),
         "serve" => return ends::serve(&address.parse()?, &options),
         "attend" => return ends::attend(&address.parse()?, &options),
+        "attach" => return ends::attach(&address.parse()?, &options, &sizes),
         "hear" => return ends::hear(&address.parse()?, &options),
         "visit" => return ends::visit(&address.parse()?, &options),
         "broadcast" => return ends::broadcast(&address.parse()?, &options, &sizes),
