@@ -66,6 +66,13 @@ export class SealedBuffer implements Disposable {
   /**
    * Makes a buffer of `size` bytes, which are 0 until `write` sets them.
    *
+   * @example
+   * ```js
+   * const frame = await SealedBuffer.create(4, (bytes) => {
+   *   bytes.set([1, 2, 3, 4])
+   * })
+   * ```
+   *
    * @param write - Gets the memory once, and may be async. Its array is detached once it has succeeded. Nothing may still write to it
    * then, such as a file operation that was not awaited. If it throws or rejects, `create` rejects with the error, and the memory is freed
    * with its array.
@@ -95,6 +102,11 @@ export class SealedBuffer implements Disposable {
   /**
    * Makes a buffer with a copy of these bytes.
    *
+   * @example
+   * ```js
+   * const frame = SealedBuffer.from(new Uint8Array([1, 2, 3, 4]))
+   * ```
+   *
    * @throws {@link RingfenceError} NO_SPACE if there are not enough memory or descriptors; INVALID_ARGUMENT for another value.
    */
   static from(bytes: ArrayBufferView | ArrayBuffer): SealedBuffer {
@@ -105,6 +117,13 @@ export class SealedBuffer implements Disposable {
    * The bytes, as private memory of this process: writes change neither the buffer nor what other processes see. The memory is mapped by the
    * first call, later calls return the same array, and it stays valid after `close`. If the engine forbids memory of its own
    * (Electron), it is a copy.
+   *
+   * @example
+   * ```js
+   * const message = await channel.receive()
+   * for (const frame of message?.attachments ?? [])
+   *   if (frame instanceof SealedBuffer) console.log(frame.bytes().length)
+   * ```
    *
    * @throws {@link RingfenceError} CLOSED after `close`; NO_SPACE if there is no memory; UNSUPPORTED if the buffer is larger than
    * `buffer.constants.MAX_LENGTH`.

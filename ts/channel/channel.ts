@@ -113,6 +113,11 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * Sends a message, in fragments if necessary. The message is copied before the call returns. Strings are sent as UTF-8. For a
    * view, the bytes that it shows are sent.
    *
+   * @example
+   * ```js
+   * await channel.send('hello')
+   * ```
+   *
    * @returns A promise that resolves once the message is in the ring, which outlives this process. Await it to avoid outrunning the
    * peer. It rejects with MESSAGE_TOO_LARGE above {@link Channel.maxMessageSize}; PEER_LOST once the peer is gone; CLOSED after `end` or
    * `close`; RING_CORRUPT; OBJECT_EXPOSED; INVALID_ARGUMENT for a value that is not a message or cannot be encoded (with the `cause`), and
@@ -136,6 +141,11 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
   /**
    * Puts a message into the ring if there is room now.
    *
+   * @example
+   * ```js
+   * if (!channel.trySend('hello')) await channel.send('hello')
+   * ```
+   *
    * @returns Whether there was room.
    * @throws {@link RingfenceError} as `send` rejects, but MESSAGE_TOO_LARGE already above half the capacity.
    */
@@ -145,6 +155,14 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
 
   /**
    * Lets a function write a message in place, without an object for it. The counterpart of {@link Channel.receiveEach}.
+   *
+   * @example
+   * ```js
+   * const isSent = channel.fill(8, (bytes, offset) => {
+   *   bytes[offset] = 42
+   *   return 1
+   * })
+   * ```
    *
    * @param size - The maximum length of the message in bytes.
    * @param write - Called synchronously if there is room, otherwise not at all. Writes at most `length` bytes at `bytes[offset]`, and
@@ -162,6 +180,16 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
   /**
    * Reserves room for a message in the ring itself, to be filled in place and committed. Only one reservation may be open at a time.
    *
+   * @example
+   * ```js
+   * await channel.waitWritable(8)
+   * const reservation = channel.reserve(8)
+   * if (reservation !== undefined) {
+   *   reservation.bytes[0] = 42
+   *   reservation.commit(1)
+   * }
+   * ```
+   *
    * @returns `undefined` if there is no room now.
    * @throws {@link RingfenceError} as `trySend`
    */
@@ -177,12 +205,24 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
   /**
    * Counters of this channel and the fill level of its ring. The visits of a `receiveEach` count when it returns. The last figures stay
    * available after the end.
+   *
+   * @example
+   * ```js
+   * const { ringUsed, ringCapacity } = channel.stats()
+   * ```
    */
   stats(): ChannelStats {
     return this.#core.stats()
   }
 
-  /** Resolves when `trySend` or `reserve` of `size` bytes can succeed. Rejects as `trySend` throws. */
+  /**
+   * Resolves when `trySend` or `reserve` of `size` bytes can succeed. Rejects as `trySend` throws.
+   *
+   * @example
+   * ```js
+   * while (!channel.trySend('hello')) await channel.waitWritable(5)
+   * ```
+   */
   waitWritable(size = 1, options?: WaitOptions): Promise<void> {
     return this.#queue.waitWritable(size, options)
   }
@@ -190,6 +230,12 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
   /**
    * Returns the same channel with values as messages, encoded and decoded by the codec: {@link json}, {@link structured}, or a custom one.
    * A channel may have several such views, and may be used directly at the same time. Each message goes to the first reader.
+   *
+   * @example
+   * ```js
+   * const values = channel.with(json())
+   * await values.send({ add: [1, 2] })
+   * ```
    *
    * @throws {@link RingfenceError} INVALID_ARGUMENT if it is no codec
    */
@@ -261,6 +307,11 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * Sends the peer a token: a 64-bit number, separate from the messages, in a realtime signal. It reaches the peer however full the rings
    * are, and however busy the peer is. Returns once the kernel has accepted it. See {@link Channel.tokens}.
    *
+   * @example
+   * ```js
+   * channel.sendToken(7)
+   * ```
+   *
    * @param token - A bigint from 0 to 2^64 - 1, or a safe integer from 0.
    * @throws {@link RingfenceError} INVALID_ARGUMENT; NO_SPACE if the peer's signal queue is full (RLIMIT_SIGPENDING of its user);
    * UNSUPPORTED if this process may not send the peer a signal (another user's, without CAP_KILL), or the peer's system does not pass on
@@ -279,6 +330,11 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * not keep the process alive, but the open channel does. Rejects with NO_SPACE if there is no descriptor to wait with.
    *
    * Each token was sent by the peer: its signal carries a secret that was sent only over the private line.
+   *
+   * @example
+   * ```js
+   * for await (const token of channel.tokens()) console.log(token)
+   * ```
    */
   tokens(): AsyncIterable<bigint> {
     return { [Symbol.asyncIterator]: () => this.#core.tokens.iterate() }
@@ -288,6 +344,12 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * Ends this side's sending; the other direction stays open. Resolves once everything that was sent before is in the ring, or the channel
    * has ended. The channel closes itself once both sides have ended and this side has read everything, up to the final `undefined`. A side
    * that stops reading earlier must call {@link Channel.close}.
+   *
+   * @example
+   * ```js
+   * await channel.send('the last message')
+   * await channel.end()
+   * ```
    *
    * @param options - An abort ends only the waiting. It does not undo the end.
    */
@@ -300,6 +362,11 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * read them, and then its end. If that is too short, the remaining sends reject with CLOSED, and the peer finds a lost peer. Reads that
    * wait here end normally.
    *
+   * @example
+   * ```js
+   * await channel.close({ linger: 5000 })
+   * ```
+   *
    * @returns A promise that resolves once everything is released. A second call returns the same promise.
    */
   override close(options?: { linger?: number | undefined }): Promise<void> {
@@ -309,6 +376,11 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
   /**
    * Closes the channel at once, and drops the messages that are not in the ring. The peer finds a lost peer. With an error, reads that wait
    * here reject, and `closed` has the reason 'failed' with this error, or with one of which it is the `cause`.
+   *
+   * @example
+   * ```js
+   * channel.destroy(new Error('the request is invalid'))
+   * ```
    */
   override destroy(error?: Error): void {
     super.destroy(error)
@@ -326,6 +398,11 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * - An error that a listener throws is an uncaught exception.
    * - It has the methods that agents and servers call on a socket: `setTimeout`, `setKeepAlive`, `setNoDelay`, `ref` and `unref`.
    * - `allowHalfOpen` is the channel's.
+   *
+   * @example
+   * ```js
+   * await pipeline(createReadStream('a-file'), channel.duplex())
+   * ```
    */
   duplex(): Duplex {
     const core = this.#core
@@ -393,6 +470,13 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * A listener of 'message' starts the port and keeps the process alive. Without one, messages stay in the ring, and the peer waits. A
    * message that cannot be decoded is reported by 'messageerror'. 'close' follows the last message once the channel has ended. An error
    * that a listener throws is an uncaught exception.
+   *
+   * @example
+   * ```js
+   * const port = channel.port()
+   * port.on('message', (value) => console.log(value))
+   * port.postMessage({ add: [1, 2] })
+   * ```
    */
   port(): MessagePortLike {
     this.#core.buffer.mustBeFree()

@@ -91,6 +91,11 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
    * Checks the peer again now, against the policy of the handshake. `authorize` is not called again. `peer` and `evidence` then show the
    * results of this check.
    *
+   * @example
+   * ```js
+   * const { pid, uid } = await channel.verify()
+   * ```
+   *
    * @returns The peer's identity. Rejects with PEER_REFUSED if the policy no longer holds, or the check cannot be made: the end is then
    * 'refused', and unread messages are discarded. PEER_LOST if the peer has exited, or executes another program; CLOSED after this side's
    * close; RING_CORRUPT; NO_SPACE if there is no thread for the check; HANDSHAKE_TIMEOUT if the peer's executable cannot be read within
@@ -109,6 +114,12 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
 
   /**
    * Receives the next message.
+   *
+   * @example
+   * ```js
+   * let message
+   * while ((message = await channel.receive()) !== undefined) console.log(message.toString())
+   * ```
    *
    * @returns `undefined` after a clean end. Rejects with PEER_LOST, after everything that was sent, if the peer did not end cleanly; CLOSED
    * after this side's close; EVICTED if the publisher has evicted this subscriber; RING_CORRUPT; OBJECT_EXPOSED, after which unread
@@ -134,6 +145,12 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
 
   /**
    * Receives the next message if there is one now.
+   *
+   * @example
+   * ```js
+   * const message = channel.tryReceive()
+   * if (message !== undefined) console.log(message.toString())
+   * ```
    *
    * @returns `undefined` if there is none, or after a clean end.
    * @throws {@link RingfenceError} as `receive` rejects

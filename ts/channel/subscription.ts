@@ -214,6 +214,11 @@ export class Subscription<In = Message> extends Source<In> {
 
   /**
    * Counters of this subscription, and its lag. The visits of a `receiveEach` count when it returns. The last figures stay after the end.
+   *
+   * @example
+   * ```js
+   * const { lost, lag } = subscription.stats()
+   * ```
    */
   stats(): SubscriptionStats {
     const figures = this.#core.native.stats()
@@ -231,18 +236,37 @@ export class Subscription<In = Message> extends Source<In> {
   /**
    * Returns the same subscription with values as messages, decoded by the codec: see {@link Channel.with}.
    *
+   * @example
+   * ```js
+   * for await (const price of subscription.with(json())) console.log(price)
+   * ```
+   *
    * @throws {@link RingfenceError} INVALID_ARGUMENT if it is no codec
    */
   with<T>(codec: Codec<T>): Subscription<T> {
     return new Subscription<T>(KEY, this, this.#core, new Values(codec) as Values<unknown>)
   }
 
-  /** A Node stream in object mode with one chunk for each message. It ends and fails as `receive` does. Its end leaves the subscription open. */
+  /**
+   * A Node stream in object mode with one chunk for each message. It ends and fails as `receive` does. Its end leaves the subscription open.
+   *
+   * @example
+   * ```js
+   * await pipeline(subscription.stream(), createWriteStream('log'))
+   * ```
+   */
   stream(): Readable {
     return Readable.from(this, { highWaterMark: 1 })
   }
 
-  /** Closes the subscription and drops unread messages. Reads that wait end normally. Resolves once everything is released. */
+  /**
+   * Closes the subscription and drops unread messages. Reads that wait end normally. Resolves once everything is released.
+   *
+   * @example
+   * ```js
+   * await subscription.close()
+   * ```
+   */
   override close(options?: { linger?: number | undefined }): Promise<void> {
     return super.close(options)
   }
@@ -275,6 +299,12 @@ function readerOf(native: NativeSubscription): ConstructorParameters<typeof Rece
  * Rejects with PEER_LOST if no process publishes there, and with ADDRESS_OCCUPIED if the publisher is full. With the option `wait`, it
  * waits for the publisher to start and for a free slot instead. Rejects with PEER_REFUSED, check `delivery`, if the publisher does not
  * offer the requested delivery.
+ *
+ * @example
+ * ```js
+ * const subscription = await subscribe('@prices', { wait: true })
+ * for await (const message of subscription) console.log(message.toString())
+ * ```
  *
  * @param address - As for {@link join}.
  * @throws {@link RingfenceError} as {@link connect}

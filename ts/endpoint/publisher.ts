@@ -122,7 +122,14 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
     return this.#native.sequence()
   }
 
-  /** Statistics of the messages, the ring and the subscribers. After the end, the last figures remain. */
+  /**
+   * Statistics of the messages, the ring and the subscribers. After the end, the last figures remain.
+   *
+   * @example
+   * ```js
+   * const { open, evicted } = publisher.stats()
+   * ```
+   */
   stats(): PublisherStats {
     if (this.#root !== null) return this.#root.stats()
     if (this.ended === null && !this.#queue.isEmpty) this.#queue.pump()
@@ -174,6 +181,11 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
   /**
    * Puts a message into the ring if there is room now.
    *
+   * @example
+   * ```js
+   * if (!publisher.trySend('price 101')) await publisher.send('price 101')
+   * ```
+   *
    * @returns Whether there was room.
    * @throws {@link RingfenceError} as `send` rejects
    */
@@ -183,6 +195,15 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
 
   /**
    * Reserves room for one message in the ring itself, to be filled in place and committed. Only one reservation can be open at a time.
+   *
+   * @example
+   * ```js
+   * const reservation = publisher.reserve(8)
+   * if (reservation !== undefined) {
+   *   reservation.bytes[0] = 42
+   *   reservation.commit(1)
+   * }
+   * ```
    *
    * @returns `undefined` if there is no room now.
    * @throws {@link RingfenceError} as `trySend`
@@ -194,6 +215,14 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
   /**
    * Lets a function write a message in place, without an object for it: see {@link Channel.fill}.
    *
+   * @example
+   * ```js
+   * const isPublished = publisher.fill(8, (bytes, offset) => {
+   *   bytes[offset] = 42
+   *   return 1
+   * })
+   * ```
+   *
    * @returns Whether there was room.
    * @throws {@link RingfenceError} as `trySend`; INVALID_ARGUMENT also if `write` does not return a whole number from 0 to `length`
    */
@@ -201,7 +230,14 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
     return this.#queue.fill(size, write)
   }
 
-  /** Resolves when `trySend` or `reserve` of `size` bytes can succeed. Rejects as `trySend` throws. */
+  /**
+   * Resolves when `trySend` or `reserve` of `size` bytes can succeed. Rejects as `trySend` throws.
+   *
+   * @example
+   * ```js
+   * while (!publisher.trySend('price 101')) await publisher.waitWritable(9)
+   * ```
+   */
   waitWritable(size = 1, options?: WaitOptions): Promise<void> {
     return this.#queue.waitWritable(size, options)
   }
@@ -246,6 +282,12 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
    * Ends the sending. Each subscriber still gets every message, then its end. Resolves once everything that was sent before is in the ring
    * and the address is free. {@link Publisher.closed} resolves once the last subscriber has read everything.
    *
+   * @example
+   * ```js
+   * await publisher.end()
+   * await publisher.closed
+   * ```
+   *
    * @param options - An abort ends only the waiting. It does not undo the end.
    */
   end(options?: WaitOptions): Promise<void> {
@@ -269,6 +311,11 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
    * Accepts no further subscribers, permanently. Handshakes in progress are aborted; connected subscribers are not affected. Once the
    * promise resolves, the address is free and this process has no descriptor of the ring.
    *
+   * @example
+   * ```js
+   * await publisher.seal()
+   * ```
+   *
    * @returns A promise that rejects with NO_SPACE if there is no thread for it. The next call then tries again.
    */
   seal(): Promise<void> {
@@ -286,6 +333,11 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
   /**
    * Closes the publisher. Subscribers can still read the messages in the ring; then they end with the reason 'closed'. Pending sends have
    * `linger` milliseconds (1,000 by default) to complete, then they reject with CLOSED.
+   *
+   * @example
+   * ```js
+   * await publisher.close({ linger: 5000 })
+   * ```
    *
    * @returns A promise that resolves once everything is released, and the address is free. A second call returns the same promise.
    */
@@ -308,7 +360,14 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
     this.#finish({ reason: 'closed' }, closedHere)
   }
 
-  /** Drops the messages that are not in the ring yet, and closes the publisher at once. */
+  /**
+   * Drops the messages that are not in the ring yet, and closes the publisher at once.
+   *
+   * @example
+   * ```js
+   * publisher.destroy(new Error('the feed has failed'))
+   * ```
+   */
   destroy(error?: Error): void {
     ;(this.#root ?? this).#finish(destroyedBy(error), closedHere)
   }

@@ -54,13 +54,25 @@ export class Subscriber {
     return (this.#evidence ??= Object.freeze(this.#native.evidence()))
   }
 
-  /** The number of bytes that the subscriber has not read; 0 once it has disconnected. */
+  /**
+   * The number of bytes that the subscriber has not read; 0 once it has disconnected.
+   *
+   * @example
+   * ```js
+   * for (const subscriber of publisher.subscribers) console.log(subscriber.stats().lag)
+   * ```
+   */
   stats(): SubscriberStats {
     return { lag: this.#gone ? 0 : this.#native.lag() }
   }
 
   /**
    * Checks the subscriber's process against the publisher's policy again. Does not call `authorize` again.
+   *
+   * @example
+   * ```js
+   * for (const subscriber of publisher.subscribers) await subscriber.verify()
+   * ```
    *
    * @returns The subscriber's current identity. Rejects with PEER_REFUSED, and disconnects the subscriber, if it no longer satisfies the
    * policy or cannot be checked; PEER_LOST if its process has exited; CLOSED once it has disconnected; NO_SPACE if no thread can be started
@@ -84,6 +96,12 @@ export class Subscriber {
   /**
    * Disconnects the subscriber, with the reason 'closed' on both sides. The subscriber can still read the messages published before. Until
    * it has, it occupies a slot, and a reliable subscriber can delay the publisher for up to `stall`. Resolves once the slot is free.
+   *
+   * @example
+   * ```js
+   * for (const subscriber of publisher.subscribers)
+   *   if (subscriber.stats().lag > 1e6) await subscriber.disconnect()
+   * ```
    */
   async disconnect(): Promise<void> {
     if (this.#gone) return
