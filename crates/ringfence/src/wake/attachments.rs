@@ -8,10 +8,10 @@
 //! state guards it.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     io::IoSlice,
-    mem,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    sync::atomic::{AtomicU64, Ordering},
     thread,
 };
 
@@ -225,15 +225,16 @@ impl Parcel {
         sizes.filter(|word| *word != DESCRIPTOR).sum()
     }
 
-    /// Closes the descriptors. Never blocks.
-    pub(super) fn discard(self) {
-        discard(self.parts.into_iter().map(|(_, descriptor)| descriptor));
+    pub(super) fn descriptors(self) -> impl Iterator<Item = OwnedFd> {
+        self.parts.into_iter().map(|(_, descriptor)| descriptor)
     }
 }
 
 /// Attachments that were read from the line, and whose message was not read yet.
 #[derive(Debug)]
 pub(super) struct Arrived {
+    /// The key of its descriptors in [`UNCLOSED`].
+    line: u64,
     accepts: Attachments,
     /// The peer is a publisher, so parcels have the numbers of their messages.
     pub(super) numbered: bool,
@@ -249,6 +250,7 @@ pub(super) struct Arrived {
 impl Arrived {
     pub(super) fn new(accepts: Attachments, numbered: bool) -> Self {
         Self {
+            line: LINES.fetch_add(1, Ordering::Relaxed),
             accepts,
             numbered,
             next: 0,
@@ -283,7 +285,7 @@ impl Arrived {
             other => other,
         }?;
         // None, unless the peer has turned off the credentials of this socket.
-        discard(peeked.descriptors);
+        self.discard(peeked.descriptors);
         let mut seen = &bytes[..peeked.bytes];
         let wakeups = seen.iter().take_while(|byte| **byte != PARCEL).count();
         if wakeups > 0 && (wakeups < seen.len() || peeked.control == ControlStatus::Expected) {
@@ -336,12 +338,12 @@ impl Arrived {
                 // The kernel had no memory for the copies, or the peer has sent none.
                 ControlStatus::Expected if descriptors.is_empty() => {}
                 ControlStatus::Short | ControlStatus::Truncated if is_short => {
-                    discard(descriptors);
+                    self.discard(descriptors);
                     return Err(Errno::EMFILE);
                 }
                 _ => {
                     let found = descriptors.len();
-                    discard(descriptors);
+                    self.discard(descriptors);
                     return Ok(Err(format!(
                         "a parcel of {} attachments with {found} descriptors or more",
                         words.len()
@@ -380,7 +382,7 @@ impl Arrived {
             {
                 // The publisher has not published that message.
                 self.subtract(&replaced);
-                replaced.discard();
+                self.discard(replaced.descriptors());
             }
             // This side has missed the messages of the oldest.
             while !self.fits(more, bytes) && self.drop_oldest() {}
@@ -438,7 +440,17 @@ impl Arrived {
 
     /// Returns whether there was one.
     fn drop_oldest(&mut self) -> bool {
-        self.pop().map(Parcel::discard).is_some()
+        let dropped = self.pop();
+        let found = dropped.is_some();
+        self.discard(dropped.into_iter().flat_map(Parcel::descriptors));
+        found
+    }
+
+    /// Closes descriptors of the peer. Never blocks.
+    fn discard(&mut self, descriptors: impl IntoIterator<Item = OwnedFd>) {
+        if close_on_threads(self.line, 1, descriptors) > MOST_UNREAD as usize {
+            self.violation = Some("descriptors that do not close".into());
+        }
     }
 
     fn pop(&mut self) -> Option<Parcel> {
@@ -462,8 +474,8 @@ impl Arrived {
 
 impl Drop for Arrived {
     fn drop(&mut self) {
-        let parts = self.parcels.drain(..).flat_map(|parcel| parcel.parts);
-        discard(parts.map(|(_, descriptor)| descriptor));
+        let descriptors = self.parcels.drain(..).flat_map(Parcel::descriptors);
+        close_on_threads(self.line, 1, descriptors);
     }
 }
 
@@ -507,24 +519,69 @@ fn words(parcel: &[u8], numbered: bool) -> Option<(u64, Vec<u64>)> {
     })
 }
 
-/// Descriptors that no thread has closed yet.
-static UNCLOSED: PerProcess<Mutex<Vec<OwnedFd>>> = PerProcess::new();
+/// The number of threads that close descriptors of the program.
+const MOST_CLOSERS: usize = 16;
+/// The key of [`UNCLOSED`] for descriptors that belong to no line.
+const NO_LINE: u64 = 0;
+static LINES: AtomicU64 = AtomicU64::new(NO_LINE + 1);
 
-/// Closes descriptors of the peer on a thread of their own, because closing a file of a filesystem that the peer serves may never
+/// Descriptors that no thread has closed yet.
+#[derive(Debug, Default)]
+struct Unclosed {
+    descriptors: Vec<OwnedFd>,
+    /// The number of threads that close them.
+    closers: usize,
+}
+
+/// By line, so that a peer whose descriptors never close takes no thread from another.
+static UNCLOSED: PerProcess<Mutex<BTreeMap<u64, Unclosed>>> = PerProcess::new();
+
+/// Closes descriptors of the peer on threads of their own, because closing a file of a filesystem that the peer serves may never
 /// return. If no thread can be started, the next call closes them. Never blocks.
 pub fn discard(descriptors: impl IntoIterator<Item = OwnedFd>) {
+    close_on_threads(NO_LINE, MOST_CLOSERS, descriptors);
+}
+
+/// Returns how many of this line wait to be closed.
+fn close_on_threads(line: u64, most: usize, descriptors: impl IntoIterator<Item = OwnedFd>) -> usize {
     let mut descriptors = descriptors.into_iter().peekable();
     if descriptors.peek().is_none() {
-        return;
+        return 0;
     }
     // In this process it is there: it has read the descriptors.
-    let Ok(unclosed) = UNCLOSED.get() else { return };
-    unclosed.lock().extend(descriptors);
-    let named = thread::Builder::new().name("ringfence-close".into());
-    let _ = named.spawn(move || {
-        let all = mem::take(&mut *unclosed.lock());
-        drop(all);
-    });
+    let Ok(lines) = UNCLOSED.get() else { return 0 };
+    let mut locked = lines.lock();
+    let unclosed = locked.entry(line).or_default();
+    unclosed.descriptors.extend(descriptors);
+    let waiting = unclosed.descriptors.len();
+    if unclosed.closers < most {
+        unclosed.closers += 1;
+        let named = thread::Builder::new().name("ringfence-close".into());
+        // It waits for the lock.
+        if named.spawn(move || close_all(lines, line)).is_err() {
+            unclosed.closers -= 1;
+        }
+    }
+    waiting
+}
+
+fn close_all(lines: &Mutex<BTreeMap<u64, Unclosed>>, line: u64) {
+    let next = || {
+        let mut locked = lines.lock();
+        let unclosed = locked.get_mut(&line)?;
+        let next = unclosed.descriptors.pop();
+        if next.is_none() {
+            unclosed.closers -= 1;
+            if unclosed.closers == 0 {
+                locked.remove(&line);
+            }
+        }
+        next
+    };
+    // Closed without the lock.
+    while let Some(descriptor) = next() {
+        drop(descriptor);
+    }
 }
 
 /// Whether the line has bytes, or has ended.

@@ -2,10 +2,15 @@
 
 use std::{
     fs::File,
+    io::Write,
+    net::{TcpListener, TcpStream},
     os::fd::{AsFd, OwnedFd},
 };
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::{
+    libc::linger,
+    sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt},
+};
 
 use crate::{
     fork::Birth,
@@ -93,6 +98,33 @@ fn a_withdrawal_ends_where_a_wakeup_or_the_next_parcel_begins() {
     subscriber.read_bells();
     assert!(!subscriber.is_violated());
     assert_eq!(collect(&subscriber, 1, 1).len(), 1);
+}
+
+/// The first does not close while its data is not read. The others wait for it.
+#[test]
+fn descriptors_that_do_not_close_are_a_violation() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut stuck = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (_unread, _) = listener.accept().unwrap();
+    stuck.set_nonblocking(true).unwrap();
+    while stuck.write(&[0; 1 << 12]).is_ok() {}
+    let lingers = linger {
+        l_onoff: 1,
+        l_linger: 600,
+    };
+    setsockopt(&stuck, sockopt::Linger, &lingers).unwrap();
+    let (publisher, subscriber) = ends(accepts(1));
+    let attachment = [AttachmentRef::from(stuck.as_fd())];
+    publisher.post(&attachment, Some(1)).unwrap();
+    drop(stuck);
+    for _ in 0..1100 {
+        subscriber.read_bells();
+        if subscriber.is_violated() {
+            return;
+        }
+        post(&publisher, 1, 1);
+    }
+    panic!("no violation");
 }
 
 #[test]
