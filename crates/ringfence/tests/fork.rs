@@ -133,6 +133,7 @@ fn use_broadcaster(broadcaster: &mut Broadcaster) {
     is_inherited(broadcaster.send_part_tagged(b"a child's", Tag::NONE, 0));
     is_inherited(broadcaster.try_send_packed(&[0; 8]));
     is_inherited(broadcaster.send(b"a child's"));
+    is_inherited(broadcaster.send_with(b"a child's", &[]));
     is_inherited(broadcaster.send_until(b"a child's", Instant::now()));
     is_inherited(broadcaster.has_room(8));
     is_inherited(broadcaster.packed_room(8));

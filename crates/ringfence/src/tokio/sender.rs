@@ -88,8 +88,8 @@ pub(super) trait TaskOutlet: Outlet {
     /// The line that wakes the task.
     type Line: Debug;
 
-    /// Unparks this half: the last poll may have left it parked.
-    fn unpark(inner: &mut outbound::Outbound<Self>);
+    /// Unparks this half, which the last poll may have left parked.
+    fn disarm(inner: &mut outbound::Outbound<Self>);
 
     /// Waits until a message of `size` bytes may find room.
     fn poll_room(
@@ -109,7 +109,9 @@ pub(super) trait TaskOutlet: Outlet {
 impl TaskOutlet for Spsc {
     type Line = Arc<Line>;
 
-    fn unpark(_inner: &mut sender::Sender) {}
+    fn disarm(inner: &mut sender::Sender) {
+        inner.disarm();
+    }
 
     fn poll_room(
         line: &Arc<Line>,
@@ -132,7 +134,7 @@ impl TaskOutlet for Spsc {
 impl TaskOutlet for FanOut {
     type Line = Watched;
 
-    fn unpark(inner: &mut broadcaster::Broadcaster) {
+    fn disarm(inner: &mut broadcaster::Broadcaster) {
         inner.disarm();
     }
 
@@ -177,14 +179,23 @@ impl<R: TaskOutlet> Drop for Kept<R> {
     }
 }
 
+/// Unparks the half when this is dropped, so that a cancelled call causes no wakeup.
+struct Parked<'a, R: TaskOutlet>(&'a mut Outbound<R>);
+
+impl<R: TaskOutlet> Drop for Parked<'_, R> {
+    fn drop(&mut self) {
+        R::disarm(&mut self.0.inner);
+    }
+}
+
 /// When this is dropped, the message of a `send` no longer waits. The message of the sink still does.
-struct Waiting<'a, R: TaskOutlet>(&'a mut Outbound<R>);
+struct Waiting<'a, R: TaskOutlet>(Parked<'a, R>);
 
 impl<R: TaskOutlet> Drop for Waiting<'_, R> {
     fn drop(&mut self) {
-        R::unpark(&mut self.0.inner);
-        if self.0.kept.message.is_none() {
-            R::give_up(&mut self.0.inner);
+        let Parked(outbound) = &mut self.0;
+        if outbound.kept.message.is_none() {
+            R::give_up(&mut outbound.inner);
         }
     }
 }
@@ -221,12 +232,12 @@ impl<R: TaskOutlet> Outbound<R> {
         message: &[u8],
         written: impl FnOnce(&outbound::Outbound<R>) -> usize,
     ) -> Result<()> {
-        let waiting = Waiting(self);
-        poll_fn(|cx| waiting.0.poll_kept(cx)).await?;
+        let waiting = Waiting(Parked(self));
+        poll_fn(|cx| waiting.0.0.poll_kept(cx)).await?;
         // Only after the sink's own message is sent: before, this would be the progress of that one.
-        let mut written = written(&waiting.0.inner);
+        let mut written = written(&waiting.0.0.inner);
         poll_fn(|cx| {
-            let Self { line, inner, .. } = &mut *waiting.0;
+            let Self { line, inner, .. } = &mut *waiting.0.0;
             poll_send(line, inner, cx, (message, &mut written))
         })
         .await
@@ -248,10 +259,11 @@ impl<R: TaskOutlet> Outbound<R> {
     /// # Errors
     /// As [`Outbound::send`].
     pub async fn room(&mut self, size: usize) -> Result<()> {
-        poll_fn(|cx| self.poll_kept(cx)).await?;
-        let Self { line, inner, .. } = self;
+        let parked = Parked(self);
+        poll_fn(|cx| parked.0.poll_kept(cx)).await?;
+        let Self { line, inner, .. } = &mut *parked.0;
         poll_fn(|cx| {
-            R::unpark(inner);
+            R::disarm(inner);
             while !inner.has_room(size)? {
                 ready!(R::poll_room(line, inner, cx, size))?;
             }
@@ -349,17 +361,17 @@ impl Sender {
     /// # Errors
     /// As [`crate::Sender::send_with`].
     pub async fn send_with(&mut self, message: &[u8], attachments: &[AttachmentRef<'_>]) -> Result<()> {
-        let waiting = Waiting(self);
-        poll_fn(|cx| waiting.0.poll_kept(cx)).await?;
+        let waiting = Waiting(Parked(self));
+        poll_fn(|cx| waiting.0.0.poll_kept(cx)).await?;
         let begun = poll_fn(|cx| {
-            let Self { line, inner, .. } = &mut *waiting.0;
+            let Self { line, inner, .. } = &mut *waiting.0.0;
             poll_begin(line, inner, cx, (message, attachments))
         });
         let Progress::Part(mut written) = begun.await? else {
             return Ok(());
         };
         poll_fn(|cx| {
-            let Self { line, inner, .. } = &mut *waiting.0;
+            let Self { line, inner, .. } = &mut *waiting.0.0;
             poll_send(line, inner, cx, (message, &mut written))
         })
         .await
@@ -469,7 +481,7 @@ pub(super) fn poll_send<R: TaskOutlet>(
     (message, written): (&[u8], &mut usize),
 ) -> Poll<Result<()>> {
     let turn = ready!(coop::poll_proceed(cx));
-    R::unpark(inner);
+    R::disarm(inner);
     loop {
         match R::send_part(inner, message, Tag::NONE, *written)? {
             Progress::Whole => {

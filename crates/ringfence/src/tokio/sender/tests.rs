@@ -465,3 +465,15 @@ fn attachments_wait_until_the_peer_accepts_more() {
         assert_eq!(reading.await.expect("no panic"), [SHORT, LONG]);
     });
 }
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
+fn a_call_that_is_dropped_while_it_waits_for_room_asks_for_no_wakeup() {
+    for call in [Call::Room(SHORT), Call::Send(SHORT), Call::Send(LONG)] {
+        let mut bench = Bench::new(true);
+        bench.call(call, 1);
+        read(&mut bench.peer, &mut bench.received);
+        assert_eq!(bench.peer.stats().bells_rung, 0, "{call:?}");
+        bench.finish();
+    }
+}
