@@ -18,7 +18,7 @@ use ringfence::{
 };
 
 use crate::{
-    subject::{DROPPED_GROUP, options, subscribing, with_seats},
+    subject::{DROPPED_GROUP, accepting, options, subscribing, with_seats},
     talk::{
         Codes, Farewell, LIMIT, Outcome, Trouble, answer, answer_by_calling, publish_all, read_all, wrong,
     },
@@ -61,6 +61,9 @@ pub(crate) fn run(role: &str, address: &Address) -> Outcome<(u32, Codes)> {
             "calls" => join(address, &with(options()))
                 .map_err(Trouble::from)
                 .and_then(|it| course.calls(it)),
+            "attachments" => join(address, &with(accepting()))
+                .map_err(Trouble::from)
+                .and_then(|it| course.answers(it)),
             "shm" => join(address, &with(options().backing(Backing::Shm)))
                 .map_err(Trouble::from)
                 .and_then(|it| course.answers(it)),

@@ -47,6 +47,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     some("pair, the host", "pair", &["pair"], true),
     some("pair, the guest", "pair", &["pair"], false),
     some("calls", "calls", &["calls"], true),
+    some("attachments", "attachments", &["attachments"], true),
     some("pair over shm, the host", "shm", &["shm"], true),
     some("pair over shm, the guest", "shm", &["shm"], false),
     some("service", "service", &["agent", "agent"], true),

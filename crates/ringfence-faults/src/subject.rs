@@ -7,14 +7,14 @@ use std::{
 };
 
 use ringfence::{
-    Address, Arrival, Backing, Change, Channel, Channels, CloseReason, Error, Evidence, Listener, Options,
-    Policy, Publisher, PublisherEvent, StartFrom, Subscriber, connect, from_parent, join, listen, member,
-    publish, spawn, subscribe,
+    Address, Arrival, Attachments, Backing, Change, Channel, Channels, CloseReason, Error, Evidence,
+    Listener, Options, Policy, Publisher, PublisherEvent, StartFrom, Subscriber, connect, from_parent, join,
+    listen, member, publish, spawn, subscribe,
 };
 
 use crate::{
     inject::{arm, disarm, forget, hits},
-    talk::{Codes, LIMIT, Outcome, Trouble, call_each_other, publish_all, read_all, speak, wrong},
+    talk::{Codes, LIMIT, Outcome, Trouble, call_each_other, pass, publish_all, read_all, speak, wrong},
     traces::{self, Traces},
 };
 
@@ -44,6 +44,11 @@ pub(crate) fn options() -> Options {
         .capacity(4096)
         .max_message_size(20_000)
         .handshake_timeout(timeout())
+}
+
+/// Two messages with attachments are more than a side accepts at once.
+pub(crate) fn accepting() -> Options {
+    options().attachments(Attachments::none().sealed(true).descriptors(true).max_count(3))
 }
 
 /// Plays a role to its end. The calls that it makes while they are armed may fail.
@@ -85,6 +90,11 @@ fn attempt(role: &str, address: &Address, report: &mut Report) -> Outcome {
             let channel = join(address, &options().wait(true))?;
             *evidence = channel.evidence().to_vec();
             call_each_other(channel, codes)
+        }
+        "attachments" => {
+            let channel = join(address, &accepting().wait(true))?;
+            *evidence = channel.evidence().to_vec();
+            pass(channel, codes)
         }
         "shm" => converse(
             join(address, &options().backing(Backing::Shm).wait(true))?,

@@ -3,11 +3,16 @@
 //! directions.
 
 use std::{
-    io, thread,
+    io,
+    os::fd::AsFd as _,
+    thread,
     time::{Duration, Instant},
 };
 
-use ringfence::{CallError, Calls, Channel, Error, Publisher, RemoteError, Subscription};
+use ringfence::{
+    Attachment, AttachmentRef, CallError, Calls, Channel, Error, Publisher, RemoteError, SealedBuffer,
+    Subscription,
+};
 
 /// Longest wait of a case for anything: a peer, a token, or the end.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
@@ -86,14 +91,39 @@ pub(crate) fn speak(mut channel: Channel, last: &[u8], codes: &mut Codes) -> Out
         }
     }
     codes.patiently(|| channel.verify().map(|_| ()))?;
+    part(channel, last, &mut room, codes)
+}
+
+/// Passes sealed buffers and a descriptor, which the peer passes back, and more than either side accepts at once.
+pub(crate) fn pass(mut channel: Channel, codes: &mut Codes) -> Outcome {
+    let mut room = vec![0; 20_000];
+    let stdout = io::stdout();
+    for size in [0, 1, 5000, 100_000] {
+        let content = vec![7; size];
+        let buffer = codes.patiently(|| SealedBuffer::from_bytes(&content))?;
+        let attachments = [AttachmentRef::from(&buffer), stdout.as_fd().into()];
+        let messages = [b"short".as_slice(), &[1; 10_000]];
+        for message in messages {
+            let limit = Instant::now() + LIMIT;
+            codes.patiently(|| channel.sender().send_with_until(message, &attachments, limit))?;
+        }
+        for message in messages {
+            hear(&mut channel, message, &mut room, codes)?;
+            match &channel.receiver().attachments()[..] {
+                [Attachment::Sealed(buffer), Attachment::Descriptor(_)] if **buffer == *content => {}
+                other => return wrong(format!("other attachments returned: {other:?}")),
+            }
+        }
+    }
+    part(channel, b"bye", &mut room, codes)
+}
+
+/// Sends the last message, and waits for its echo and the end.
+fn part(mut channel: Channel, last: &[u8], room: &mut [u8], codes: &mut Codes) -> Outcome {
     codes.patiently(|| channel.sender().send(last))?;
-    hear(&mut channel, last, &mut room, codes)?;
+    hear(&mut channel, last, room, codes)?;
     channel.sender().end();
-    match codes.patiently(|| {
-        channel
-            .receiver()
-            .receive_until(&mut room, Instant::now() + LIMIT)
-    })? {
+    match codes.patiently(|| channel.receiver().receive_until(room, Instant::now() + LIMIT))? {
         None if channel.receiver().close_reason().is_some() => Ok(()),
         None => wrong("the end was not reported"),
         Some(_) => wrong("a message arrived after the last"),
@@ -187,13 +217,23 @@ pub(crate) enum Farewell {
     Leave,
 }
 
-/// Echoes every message until the peer has sent its last message and ended.
+fn reference(attachment: &Attachment) -> AttachmentRef<'_> {
+    match attachment {
+        Attachment::Sealed(buffer) => buffer.into(),
+        Attachment::Descriptor(descriptor) => descriptor.as_fd().into(),
+        other => unreachable!("{other:?}"),
+    }
+}
+
+/// Echoes every message and its attachments until the peer has sent its last message and ended.
 pub(crate) fn answer(mut channel: Channel) -> ringfence::Result<Farewell> {
     let tokens = channel.tokens();
     let mut farewell = Farewell::None;
     let mut room = vec![0; 20_000];
     while let Some(length) = channel.receiver().receive(&mut room)? {
-        channel.sender().send(&room[..length])?;
+        let attachments = channel.receiver().attachments();
+        let attachments: Vec<AttachmentRef<'_>> = attachments.iter().map(reference).collect();
+        channel.sender().send_with(&room[..length], &attachments)?;
         match &room[..length] {
             b"bye" => farewell = Farewell::Bye,
             b"leave" => farewell = Farewell::Leave,

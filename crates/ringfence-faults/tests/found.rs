@@ -81,6 +81,12 @@ fn a_failed_read_of_the_line_does_not_end_the_peer() {
     play("member, second", "recvmsg(wakeup)", "all", "EACCES");
 }
 
+/// A parcel of attachments that could not be removed from the line was read twice, and the second one counted as a violation.
+#[test]
+fn a_parcel_that_stays_on_the_line_is_read_once() {
+    play("attachments", "recvmsg(wakeup)", "all", "ENOMEM");
+}
+
 /// A wakeup between two threads of the process was lost if the write failed.
 #[test]
 fn a_wakeup_within_the_process_survives_a_failed_write() {

@@ -300,11 +300,15 @@ impl Arrived {
             // The kernel joins bytes without descriptors with those behind them.
             seen = seen.get(..WITHDRAWAL).unwrap_or(seen);
         }
-        match self.parcel(line, seen)? {
-            Ok(parcel) => self.add(parcel),
+        let parcel = self.parcel(line, seen)?;
+        let consumed = consume(line, seen.len());
+        match parcel {
+            Ok(parcel) if consumed.is_ok() => self.add(parcel),
+            // It stays on the line, and the next call reads it again.
+            Ok(parcel) => self.discard(parcel.descriptors()),
             Err(violation) => self.violation = Some(violation),
         }
-        consume(line, seen.len())
+        consumed
     }
 
     /// Gets the descriptors of a parcel that was seen at the head of the line, or finds a violation.
