@@ -12,8 +12,9 @@ use std::{
 
 use nix::unistd::getegid;
 use ringfence::{
-    Address, Arrival, Change, Channel, Channels, Decision, Error, Identity, Listener, Membership, Message,
-    Namespace, Options, Packed, Policy, Progress, Receiver, Sender, Verifier, connect, join, listen, member,
+    Address, Arrival, Attachments, Change, Channel, Channels, Decision, Error, Identity, Listener,
+    Membership, Message, Namespace, Options, Packed, Policy, Progress, Receiver, Sender, Verifier, connect,
+    join, listen, member,
 };
 
 use super::{endings, number, program};
@@ -341,6 +342,9 @@ pub(super) fn parse(options: &[&str]) -> Result<Options, String> {
                 parsed.handshake_timeout(Duration::from_millis(number(milliseconds)?))
             }
             Some(("stall", milliseconds)) => parsed.stall(Duration::from_millis(number(milliseconds)?)),
+            Some(("attachments", count)) => {
+                parsed.attachments(Attachments::none().sealed(true).max_count(number(count)?))
+            }
             Some(("peers", count)) => parsed.max_peers(number(count)?),
             Some(("authorize", how)) => parsed.policy(Policy::new().authorize_later(misbehave(how)?)),
             Some(("policy", "uid")) => parsed.policy(Policy::new().any_executable()),

@@ -86,6 +86,7 @@ macro_rules! with_rows {
             56 row_56_fork "child" "forks without exec, and uses and drops the inherited handles" true fork::without_exec;
             57 row_57_bad_callback "NR" "has a callback that panics or never returns" true place::bad_callback;
             58 row_58_overwrites_a_visit "MP" "publishes, and overwrites a message while a merge visits it" true broadcast::overwrites_a_visit;
+            64 row_64_attachments "MP" "attaches memory that it can change, too much, or other descriptors" true object::attachments;
         }
     };
 }

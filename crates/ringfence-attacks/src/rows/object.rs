@@ -306,12 +306,7 @@ pub(super) fn write_what_it_reads(stage: &Stage) -> Result<Report, RowError> {
 /// one descriptor, a regular file on tmpfs, of the agreed size, owned by the peer's uid, without a name,
 /// sealed, and with the agreed layout. Surplus descriptors are closed.
 pub(super) fn unsound(stage: &Stage) -> Result<Report, RowError> {
-    let harm = unsound_for_plain(stage)?;
-    let plain = if harm.is_empty() {
-        Outcome::failed("everything was refused")
-    } else {
-        Outcome::succeeded(harm.join(", "))
-    };
+    let plain = unsound_for_plain(stage)?;
 
     let address = stage.address("ringfence");
     let mut host = fenced_host(stage, &address, "")?;
@@ -352,8 +347,62 @@ pub(super) fn unsound(stage: &Stage) -> Result<Report, RowError> {
     })
 }
 
+/// Row 64: the peer attaches memory that it can still change, more than the receiver accepts, or a descriptor that is no memory.
+///
+/// Defence: the receiver reads what the peer states before it receives descriptors, and asks the kernel for the seals, the size
+/// and the memory of each buffer. Each violation ends the channel, and its descriptors are closed.
+pub(super) fn attachments(stage: &Stage) -> Result<Report, RowError> {
+    const KINDS: [(&str, &str); 11] = [
+        ("writable", "OBJECT_UNSOUND"),
+        ("mapped", "OBJECT_UNSOUND"),
+        ("shrinks", "OBJECT_UNSOUND"),
+        ("unsealed", "OBJECT_UNSOUND"),
+        ("hole", "OBJECT_UNSOUND"),
+        ("longer", "OBJECT_UNSOUND"),
+        ("too-large", "RING_CORRUPT"),
+        ("too-many", "RING_CORRUPT"),
+        ("absent", "RING_CORRUPT"),
+        ("more", "RING_CORRUPT"),
+        ("descriptor", "RING_CORRUPT"),
+    ];
+    let plain = unsound_for_plain(stage)?;
+    for (kind, code) in KINDS {
+        let address = stage.address(&format!("ringfence-{kind}"));
+        let (mut host, mut guest) = hostile_channel(stage, &address, "attachments=4", "")?;
+        let before: usize = host.ask("descriptors")?.parse().unwrap_or(0);
+        must(&mut guest, &format!("attach {kind}"), "rung")?;
+        let answer = host.ask("receive 10000")?;
+        if !answer.starts_with(&format!("error {code}")) {
+            return Ok(Report::with_harm(plain, format!("{kind}: {answer}")));
+        }
+        // A thread closes the peer's descriptors.
+        let end = Instant::now() + super::TIME_LIMIT;
+        while host
+            .ask("descriptors")?
+            .parse()
+            .is_ok_and(|after: usize| after > before)
+        {
+            if Instant::now() > end {
+                return Ok(Report::with_harm(plain, format!("{kind}: a leaked descriptor")));
+            }
+        }
+    }
+    let address = stage.address("ringfence");
+    let (mut host, mut guest) = hostile_channel(stage, &address, "attachments=4", "")?;
+    must(&mut guest, "attach sound", "rung")?;
+    must(&mut host, "receive 10000", "got 8")?;
+    Ok(Report {
+        plain,
+        ringfence: Outcome::failed(format!(
+            "each of {} kinds ends the channel, and no descriptor leaks",
+            KINDS.len()
+        )),
+        stopped_by: "the receiver checks what the peer states before it receives a descriptor, and then the kernel's seals and sizes",
+    })
+}
+
 /// Returns the harm that each kind of object does to a guest of the plain program.
-fn unsound_for_plain(stage: &Stage) -> Result<Vec<String>, RowError> {
+fn unsound_for_plain(stage: &Stage) -> Result<Outcome, RowError> {
     let mut harm = Vec::new();
     for (kind, then) in [
         ("short", "receive 100"),
@@ -380,7 +429,11 @@ fn unsound_for_plain(stage: &Stage) -> Result<Vec<String>, RowError> {
             _ => {}
         }
     }
-    Ok(harm)
+    Ok(if harm.is_empty() {
+        Outcome::failed("everything was refused")
+    } else {
+        Outcome::succeeded(harm.join(", "))
+    })
 }
 
 /// Tries invalid objects, with the check that must detect each. Returns the number of refused ones, and

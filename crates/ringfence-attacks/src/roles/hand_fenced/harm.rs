@@ -12,6 +12,7 @@ use std::{
 use nix::{
     fcntl::{AtFlags, FallocateFlags, FcntlArg, OFlag, SealFlag, fallocate, fcntl, open},
     sys::{
+        memfd::{MFdFlags, memfd_create},
         socket::{MsgFlags, send},
         stat::{Mode, fchmod, fstat},
         uio::pwrite,
@@ -219,8 +220,55 @@ impl Hand {
                     "sent",
                 )
             }
+            ["attach", kind] => return self.attach(kind),
             other => return Err(format!("no such order: {other:?}")),
         })
+    }
+
+    /// Sends attachments that no honest peer sends, and a message that announces them.
+    fn attach(&self, kind: &str) -> Result<String, String> {
+        const PAGE: u64 = 4096;
+        const NO_SIZE: u64 = u64::MAX;
+        let line = self.line.as_ref().ok_or("no line")?;
+        let (mut stated, mut count, mut announced) = (PAGE, 1, 1);
+        let mut seals =
+            SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+        match kind {
+            "sound" | "hole" => {}
+            "writable" => seals.remove(SealFlag::F_SEAL_WRITE),
+            // A mapping from before stays writable.
+            "mapped" => seals = (seals - SealFlag::F_SEAL_WRITE) | SealFlag::F_SEAL_FUTURE_WRITE,
+            "shrinks" => seals.remove(SealFlag::F_SEAL_SHRINK),
+            "unsealed" => seals = SealFlag::empty(),
+            "longer" => stated = 2 * PAGE,
+            "too-large" => stated = u64::MAX - 1,
+            "too-many" => (count, announced) = (100, 100),
+            "absent" => count = 0,
+            "more" => count = 2,
+            "descriptor" => stated = NO_SIZE,
+            other => return Err(format!("no such attachment: {other}")),
+        }
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let object = memfd_create("attached", flags).map_err(said("memfd"))?;
+        ftruncate(&object, PAGE.cast_signed()).map_err(said("ftruncate"))?;
+        if kind != "hole" {
+            fallocate(&object, FallocateFlags::empty(), 0, PAGE.cast_signed()).map_err(said("fallocate"))?;
+        }
+        fcntl(&object, FcntlArg::F_ADD_SEALS(seals)).map_err(said("F_ADD_SEALS"))?;
+        if count > 0 {
+            let mut parcel = vec![2, count];
+            parcel.extend(stated.to_le_bytes().repeat(count.into()));
+            let descriptors = vec![object.as_fd(); count.into()];
+            post::send(line.as_fd(), &parcel, &descriptors, None).map_err(said("sendmsg"))?;
+        }
+        if kind == "shrinks" {
+            ftruncate(&object, 0).map_err(said("ftruncate"))?;
+        }
+        let map = self.own_map.as_ref().ok_or("no own memory")?;
+        let flags = layout::FIRST | layout::LAST | announced << 8;
+        map.store(layout::DATA, header(8, flags));
+        map.store(layout::TAIL, 16);
+        Ok(self.ring())
     }
 
     fn ring(&self) -> String {
