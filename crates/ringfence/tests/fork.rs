@@ -106,6 +106,7 @@ fn use_publisher(publisher: &mut Publisher) {
     let _ = (publisher.sequence(), publisher.stats());
     is_inherited(publisher.try_send(b"a child's"));
     is_inherited(publisher.send(b"a child's"));
+    is_inherited(publisher.send_with(b"a child's", &[]));
     is_inherited(publisher.send_until(b"a child's", Instant::now()));
     is_inherited(publisher.reserve(8).map(drop));
     is_inherited(publisher.reserve_items::<u64>(1).map(drop));
