@@ -289,6 +289,12 @@ export class ReceivedDescriptor implements Disposable {
   /**
    * Returns its number. From here on the caller owns it, and `close` does nothing.
    *
+   * @example
+   * ```js
+   * const [received] = message.attachments
+   * const socket = new net.Socket({ fd: received.take() })
+   * ```
+   *
    * @throws {@link RingfenceError} CLOSED after `close` and after an earlier `take`
    */
   take(): number {

@@ -144,6 +144,11 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   /**
    * Adds a source. A source that is already in this merge is left unchanged. One that has ended leaves at once.
    *
+   * @example
+   * ```js
+   * listener.on('connection', (channel) => inbox.add(channel))
+   * ```
+   *
    * @throws {@link RingfenceError} INVALID_ARGUMENT for a value that is not a source, or a source that another merge or a waiting call
    * reads; CLOSED once the merge is closed.
    */
@@ -179,6 +184,12 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   /**
    * Receives the next message, with its source.
    *
+   * @example
+   * ```js
+   * const next = await inbox.receive()
+   * if (next !== undefined) console.log(next[0].peer.pid, String(next[1]))
+   * ```
+   *
    * @returns `undefined` if every source has ended or was deleted, and everything was read. A merge that never had a source waits for one.
    * Rejects with CLOSED once the merge is closed (calls that already wait resolve with `undefined`); AbortError if the signal is aborted,
    * which loses no message; NO_SPACE if there is no memory for the message, which is tried again in its source's next turn.
@@ -193,6 +204,11 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
 
   /**
    * Receives the next message if there is one now, with its source.
+   *
+   * @example
+   * ```js
+   * for (let next; (next = inbox.tryReceive()) !== undefined;) console.log(String(next[1]))
+   * ```
    *
    * @returns `undefined` if there is none.
    * @throws {@link RingfenceError} CLOSED once the merge is closed; NO_SPACE as `receive` rejects.
@@ -211,6 +227,12 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   /**
    * Visits the messages that are available now, of each source in turns. Messages that arrive during the call are left to the next call.
    * The bytes are valid during the visit, and must not be transferred.
+   *
+   * @example
+   * ```js
+   * let bytes = 0
+   * while (await inbox.waitReadable()) inbox.receiveEach((source, memory, offset, length) => (bytes += length))
+   * ```
    *
    * @param visit - If it throws, the error is passed on: the current message counts as visited, and the others stay unread.
    * @param max - The maximum number of messages, however long that takes. By default, visits stop after about 2 ms, and the other messages

@@ -79,6 +79,11 @@ export class Membership<In = Message, Out = MessageInput> extends Endpoint<
    * Closes the channel, and hands the address to the partner, if there is one. The last member to leave removes the file at the address.
    * Loops over the membership end.
    *
+   * @example
+   * ```js
+   * await membership.close({ linger: 5000 })
+   * ```
+   *
    * @param options.linger - Milliseconds for which what was sent may be flushed, 1000 by default.
    * @returns A promise that resolves once everything is released and the partner has taken the address over. If the partner does not
    * answer because its process is stopped, it resolves after the time limit of a handshake, and the partner owns the address once it
