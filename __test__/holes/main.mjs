@@ -21,7 +21,6 @@ const env = {
   CARGO_TARGET_DIR: target,
   // The compiler must not find it.
   RUSTFLAGS: '-Awarnings',
-  CARGO_PROFILE_DEV_DEBUG: 'line-tables-only',
   PYTHONDONTWRITEBYTECODE: '1',
 }
 /** Milliseconds after which a test has failed: some bugs make tests hang. */
