@@ -1,17 +1,29 @@
 // Checks of what is written, without running it:
 //
+//     node scripts/check.mjs                  layout, lints and types of both languages, and the package; needs a build
 //     node scripts/check.mjs versions [TAG]   one version everywhere; that of the tag, and told in the change log
 //     node scripts/check.mjs crate            as crates.io and docs.rs would take it, and its oldest compiler
 //     node scripts/check.mjs workflows        what actionlint and zizmor say of .github
 
 import { existsSync, readFileSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
-import { fail, isInPath, python, root, run, subcommand } from './lib/run.mjs'
+import { fail, features, isInPath, python, root, run, subcommand, tool } from './lib/run.mjs'
 
 const ACTIONLINT = 'github.com/rhysd/actionlint/cmd/actionlint@v1.7.12'
 const ZIZMOR = 'zizmor==1.32.0'
 
 const read = (path) => readFileSync(join(root, path), 'utf8')
+
+function checkSources() {
+  checkVersions()
+  run('Rust layout', 'cargo', ['fmt', '--all', '--check'])
+  run('Rust lints', 'cargo', ['clippy', '--workspace', '--all-targets', ...features, '--', '-D', 'warnings'])
+  run('types', tool('tsc'), ['--noEmit'])
+  run('lint', tool('oxlint'), ['--deny-warnings'])
+  run('layout', tool('prettier'), ['--check', '--log-level', 'warn', '.'])
+  run('package', tool('publint'), ['--strict'])
+  run('package types', tool('attw'), ['--pack', '.'])
+}
 
 /** The crate and all npm packages carry one version. With a tag (v0.1.0), that one, and the change log dates it. */
 export function checkVersions([tag] = []) {
@@ -75,5 +87,5 @@ function checkWorkflows() {
 }
 
 if (process.argv[1] === import.meta.filename) {
-  await subcommand({ versions: checkVersions, crate: checkCrate, workflows: checkWorkflows })
+  await subcommand({ '': checkSources, versions: checkVersions, crate: checkCrate, workflows: checkWorkflows })
 }

@@ -1,6 +1,6 @@
 // The tests:
 //
-//     node scripts/test.mjs                 all that must hold before a change is taken (`npm test`)
+//     node scripts/test.mjs                 the tests of both languages (`npm test`)
 //     node scripts/test.mjs faults [OPTIONS]  each system call fails once; --quick, --seconds N, --cases N, --seed S, --only TEXT
 //     node scripts/test.mjs conformance [OPTION …]   an end that was written from docs/protocol.md alone, honest and lying; needs a build
 //     node scripts/test.mjs fuzz [SECONDS] [TARGET …]   or --coverage [TARGET …]: which lines that has reached so far
@@ -26,7 +26,6 @@ import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, rmSync } from 'node:fs'
 import { delimiter, join } from 'node:path'
 import { build, buildTests } from './build.mjs'
-import { checkVersions } from './check.mjs'
 import { testFaceMutants } from './lib/face-mutants.mjs'
 import { testFuzz } from './lib/fuzz.mjs'
 import { testLoad } from './lib/load.mjs'
@@ -36,6 +35,7 @@ import {
   FETCH_LIMIT,
   addTarget,
   fail,
+  features,
   fetchNode,
   getNightly,
   isInPath,
@@ -49,24 +49,11 @@ import {
 const JOB_LIMIT = 120_000
 const NATS_SERVER = 'github.com/nats-io/nats-server/v2@v2.15.2'
 
-// What is off by default is tested as well.
-const features = ['--features', 'ringfence/tokio,ringfence/tracing']
-
 function testAll() {
   const started = performance.now()
   build('--release')
 
-  run('Rust layout', 'cargo', ['fmt', '--all', '--check'])
-  run('Rust lints', 'cargo', ['clippy', '--workspace', '--all-targets', ...features, '--', '-D', 'warnings'])
   run('Rust tests', 'cargo', ['test', '--workspace', ...features])
-
-  checkVersions()
-  run('types', tool('tsc'), ['--noEmit'])
-  run('lint', tool('oxlint'), ['--deny-warnings'])
-  run('layout', tool('prettier'), ['--check', '--log-level', 'warn', '.'])
-  run('package', tool('publint'), ['--strict'])
-  run('package types', tool('attw'), ['--pack', '.'])
-
   buildTests()
   run('tests in Node', tool('ava'))
   // As in Electron, which forbids memory that is not the engine's own; what moves messages is the same anywhere else.

@@ -51,6 +51,9 @@ export async function subcommand(commands) {
   await command(plain ? process.argv.slice(2) : rest)
 }
 
+/** What is off by default is checked and tested as well. */
+export const features = ['--features', 'ringfence/tokio,ringfence/tracing']
+
 /** The path of a command that a development dependency brings. */
 export function tool(name) {
   return join(root, 'node_modules', '.bin', name)
