@@ -298,10 +298,8 @@ export class Fetched {
   readonly #chunk = new Chunk()
   readonly #blocks = new Blocks()
   readonly #copies = new Copies()
-  /** The memory behind {@link memory}: blocks and chunks start at its offset 0. */
-  #whole = new ArrayBuffer(0)
-  /** The records are in a block, so messages are handed out without a copy. */
-  #isOurs = true
+  /** The memory of the block that the records are in: their messages are handed out without a copy. `null`: they are in a chunk. */
+  #whole: ArrayBuffer | null = null
   /** Start of the records that were fetched together. */
   #start = 0
   /** The ring still holds these records. */
@@ -358,9 +356,11 @@ export class Fetched {
     const length = this.words[this.at >>> 2]
     if (length === undefined) return this.fetchAgain() ? this.take(spin) : null
     const start = this.at + HEADER
-    const message = this.#isOurs
-      ? new BufferView(this.#whole, start, length)
-      : this.#copies.copy(this.memory, this.words, start, length, this.end, this.#blocks)
+    const whole = this.#whole
+    const message =
+      whole === null
+        ? this.#copies.copy(this.memory, this.words, start, length, this.end, this.#blocks)
+        : new BufferView(whole, start, length)
     this.at = (start + length + 7) & ~7
     this.releaseIfRead()
     return message
@@ -414,7 +414,6 @@ export class Fetched {
     this.memory = block.memory
     this.words = block.words
     this.#whole = block.whole
-    this.#isOurs = true
     this.#start = this.at = block.used
     this.end = block.used += bytes
     this.#blocks.length = block.words[this.at >>> 2]!
@@ -537,7 +536,8 @@ export class Fetched {
     const chunk = this.#chunk
     this.memory = chunk.bytes
     this.words = chunk.words
-    this.#isOurs = this.#held = false
+    this.#whole = null
+    this.#held = false
     this.at = this.#copies.upTo = chunk.used
     this.end = chunk.used += bytes
     this.pace.found(bytes, this.words[this.at >>> 2]!)
