@@ -689,7 +689,7 @@ const ways: Record<string, ReadAll> = {
     const all: unknown[] = []
     const merged = merge([channel])
     while (await merged.waitReadable())
-      merged.receiveEach((_, bytes, offset, length) => all.push(Buffer.from(bytes.subarray(offset, offset + length))))
+      merged.receiveEach((bytes, offset, length) => all.push(Buffer.from(bytes.subarray(offset, offset + length))))
     return all
   },
 }

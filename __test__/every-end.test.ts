@@ -110,7 +110,7 @@ const mergeReadings = {
   ...readingsOf<[Channel, Buffer]>(([, message]) => String(message)),
   async receiveEach(merged: Merged, found: Found) {
     while (await merged.waitReadable())
-      merged.receiveEach((_, bytes, offset, length) => found(shown(bytes, offset, length)))
+      merged.receiveEach((bytes, offset, length) => found(shown(bytes, offset, length)))
   },
 }
 

@@ -81,7 +81,7 @@ async function bytesBefore(merged: Merge<Channel>, wanted: Channel): Promise<num
 function drainedBefore(merged: Merge<Channel>, wanted: Channel): number {
   let bytes = 0
   let before = Infinity
-  merged.receiveEach((source, _bytes, _offset, length) => {
+  merged.receiveEach((_bytes, _offset, length, source) => {
     if (source === wanted) before = Math.min(before, bytes)
     bytes += length + 8
   }, Infinity)
@@ -196,7 +196,7 @@ test.serial('each message has its source, and each source is read in order', asy
     turn += 1
     if (turn % 2 === 0)
       merged.receiveEach(
-        (source, bytes, offset, length) => check(source, bytes.subarray(offset, offset + length)),
+        (bytes, offset, length, source) => check(source, bytes.subarray(offset, offset + length)),
         1 + (turn % 7),
       )
     else {
@@ -411,7 +411,7 @@ test.serial('a visitor may delete the source that it visits, and close the merge
   const merged = merge(senders.map(({ channel }) => channel))
   const visits: string[] = []
   t.is(
-    merged.receiveEach((source, bytes, offset, length) => {
+    merged.receiveEach((bytes, offset, length, source) => {
       visits.push(String(Buffer.from(bytes.subarray(offset, offset + length))))
       if (source === first.channel) merged.delete(source)
       // Without a limit, visits end after a time that a busy machine may exceed here.

@@ -229,7 +229,7 @@ test('a merge of values supports every method of a merge, and its sources may ch
   await say(one, '1', '2', '3')
   t.true(await soon(typed.waitReadable(), 'a message'))
   const found: unknown[] = []
-  const visit = (source: unknown, value: number) => void found.push(source === first, value)
+  const visit = (value: number, source: unknown) => void found.push(source === first, value)
   t.is(typed.receiveEach(visit, 2), 2, 'no more than it is to')
   t.deepEqual(found, [true, 1, true, 2])
   const loop = typed[Symbol.asyncIterator]()
@@ -280,7 +280,7 @@ test('a visitor may keep the values of a merge', async (t) => {
   const kept: Uint8Array[] = []
   let lent = 0
   t.is(
-    typed.receiveEach((_, bytes) => {
+    typed.receiveEach((bytes) => {
       if (String(bytes) === sent[kept.length]) kept.push(bytes)
       if (bytes.buffer.byteLength > bytes.length) lent += 1
     }),

@@ -102,7 +102,7 @@ export function inShort(names: string[]): string {
 
 export function visits(merged: Merged, max?: number, each: (source: Source) => void = () => {}): string {
   const names: string[] = []
-  const count = merged.receiveEach((source) => {
+  const count = merged.receiveEach((_bytes, _offset, _length, source) => {
     names.push(source.name)
     each(source)
   }, max)

@@ -447,7 +447,7 @@ export async function readers(address: string, first: Channel<Order, Order>, sec
   exactly<boolean>()(mixed.delete(second) || mixed.has(second))
   exactly<Merge<Channel | Subscription>>()(mixed.add(second))
   exactly<[Channel | Subscription, Message] | undefined>()(await mixed.receive())
-  mixed.receiveEach((source, bytes, offset, length) => [source.peer, bytes.subarray(offset, offset + length)])
+  mixed.receiveEach((bytes, offset, length, source) => [source.peer, bytes.subarray(offset, offset + length)])
   mixed.on('disconnect', (source, closed) => {
     exactly<Channel | Subscription>()(source)
     exactly<Closed>()(closed)

@@ -29,10 +29,10 @@ export interface MergeEvents<Source> extends ResourceEvents {
   disconnect: [source: Source, closed: Closed]
 }
 
-/** A {@link Visit} with the source as the first argument. */
+/** A {@link Visit} with the source as the last argument. */
 export type MergeVisit<Source, In = Message> = [In] extends [Message]
-  ? (source: Source, bytes: Uint8Array, offset: number, length: number) => void
-  : (source: Source, value: In) => void
+  ? (bytes: Uint8Array, offset: number, length: number, source: Source) => void
+  : (value: In, source: Source) => void
 
 /** The number of empty sources that are checked after each turn, in each of the two lists (resting and armed). */
 const LOOKS = 4
@@ -231,7 +231,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
    * @example
    * ```js
    * let bytes = 0
-   * while (await inbox.waitReadable()) inbox.receiveEach((source, memory, offset, length) => (bytes += length))
+   * while (await inbox.waitReadable()) inbox.receiveEach((memory, offset, length) => (bytes += length))
    * ```
    *
    * @param visit - If it throws, the error is passed on: the current message counts as visited, and the others stay unread.
@@ -257,8 +257,8 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
           count += 1
           payload += length
           const { values } = own.inlet
-          if (values === null) (visit as MergeVisit<Source>)(own.source, bytes, offset, length)
-          else (visit as MergeVisit<Source, unknown>)(own.source, values.decodeShown(bytes, offset, length))
+          if (values === null) (visit as MergeVisit<Source>)(bytes, offset, length, own.source)
+          else (visit as MergeVisit<Source, unknown>)(values.decodeShown(bytes, offset, length), own.source)
           // A visitor may delete the source or close the merge.
           if (own.line === null) throw LEFT
         }

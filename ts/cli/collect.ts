@@ -100,7 +100,7 @@ class Collector {
   async #addWhatIsThere(): Promise<void> {
     const there: [Channel, Buffer][] = []
     // The bytes are valid only during the visit.
-    this.#merged.receiveEach((channel, bytes, offset, length) => {
+    this.#merged.receiveEach((bytes, offset, length, channel) => {
       there.push([channel, Buffer.from(bytes.subarray(offset, offset + length))])
     }, Infinity)
     for (const [channel, bytes] of there) await this.#add(channel, bytes)
