@@ -77,12 +77,12 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
     return this.#values
   }
 
-  /** The peer's identity at the last check, in the handshake or by {@link Source.verify}. */
+  /** The peer's identity at the last check, in the handshake or by `verify`. */
   get peer(): Identity {
     return this.#core.view.peer
   }
 
-  /** Every check of the handshake, in order, and the checks of the last {@link Source.verify}. */
+  /** Every check of the handshake, in order, and the checks of the last `verify`. */
   get evidence(): readonly Evidence[] {
     return this.#core.view.evidence
   }
