@@ -667,7 +667,7 @@ test.serial('a publisher waits while a reliable subscriber holds as much as it a
   for (let count = 0; count < 4; count += 1) t.is(await reliable.run(read), 'x')
   await Promise.all(all)
   t.like(publisher.stats(), { attachmentsSent: 6, attachmentsWithheld: 2 })
-  // What it has not received is closed with it.
+  // Its unread attachments are closed with it.
   await bestEffort.kill()
   await until(() => publisher.subscribers.length === 1, 'it is gone')
   await file.close()

@@ -540,7 +540,7 @@ def calling(language, folder, kind):
         end.expect("closed, asked answer")
 
 
-#: What the real end accepts: both kinds, up to 4, with up to 1 MiB.
+#: The limits of the real end: both kinds, up to 4, with up to 1 MiB.
 ACCEPTED = [1, 1, 4, 1 << 20]
 
 

@@ -11,7 +11,7 @@ from .memory import HEAD, HEAD_FENCED, PHASE, READER_PARKED, RING, TAIL, TAIL_FE
 from .wire import Lost, Violation
 
 FIRST, LAST, PADDING, ALIGNED, CALL = 1, 2, 4, 8, 16
-# Where the number of attachments begins in the flags.
+# The lowest bit of the number of attachments in the flags.
 ATTACHED = 8
 WHOLE = FIRST | LAST
 CLOSED = (2, 5, 10, 13)

@@ -27,7 +27,7 @@ pub(crate) struct Outgoing {
     pub(crate) on_line: OnLine,
 }
 
-/// What a publisher has put on a line.
+/// The content that a publisher has put on a line.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct OnLine {
     pub(crate) descriptors: u64,
@@ -159,7 +159,7 @@ impl Outgoing {
     }
 }
 
-/// What a broadcaster knows of the attachments that it has passed. Only the sending half uses it.
+/// The attachments that a broadcaster has passed. Only the sending half uses this.
 #[derive(Debug, Default)]
 pub(crate) struct PassedAttachments {
     /// The attachments that each subscriber has not read, by its number in the list of readers.

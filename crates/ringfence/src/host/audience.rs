@@ -181,8 +181,7 @@ impl Subscriber {
     /// and a reliable subscriber can delay the publisher for up to [`Options::stall`](crate::Options::stall).
     pub fn disconnect(&self) {
         if let Some(publisher) = self.publisher() {
-            // If it has ended in another way that is not reported yet, that reason counts. How it closes once it can see the end
-            // does not.
+            // An end that is not reported yet counts. One that follows this call does not, since the subscriber may close in any way.
             let link = self.member.link.upgrade();
             let reason = link
                 .and_then(|link| link.close_reason())

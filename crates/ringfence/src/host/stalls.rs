@@ -95,7 +95,7 @@ pub(crate) struct StallCheck {
     pub(crate) next: Option<Instant>,
 }
 
-/// What must have been read, so that a message finds room.
+/// The reading that makes room for a message.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Goal {
     /// The position up to which the subscribers must have read.

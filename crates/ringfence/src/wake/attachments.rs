@@ -404,7 +404,7 @@ impl Arrived {
         ))
     }
 
-    /// Whether this side accepts so many more attachments, with sealed buffers of so many bytes. `None`: the sum overflows.
+    /// Whether this side accepts `more` attachments, with sealed buffers of `bytes` in all. `None`: the sum overflows.
     fn fits(&self, more: u64, bytes: Option<u64>) -> bool {
         let bytes = bytes.and_then(|bytes| self.bytes.checked_add(bytes));
         self.count + more <= self.accepts.max_count.into()

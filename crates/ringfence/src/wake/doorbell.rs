@@ -836,7 +836,7 @@ pub(crate) const fn is_gone(errno: Errno) -> bool {
     matches!(errno, Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN)
 }
 
-/// The error of a call that could not put so many attachments on the line.
+/// The error of a call that could not put `count` attachments on the line.
 pub(crate) fn not_passed(errno: Errno, count: usize) -> Error {
     match errno {
         Errno::EAGAIN | Errno::ETOOMANYREFS => Error::NoSpace {
