@@ -245,6 +245,22 @@ fn a_reliable_subscriber_at_its_limit_delays_the_publisher() {
 }
 
 #[test]
+fn a_message_with_more_attachments_than_the_kernel_passes_is_not_published() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options()).unwrap();
+    let (_, pipe) = std::io::pipe().unwrap();
+    for count in [254, 255, 256] {
+        let found = publisher.send_with(b"x", &vec![pipe.as_fd().into(); count]);
+        assert!(
+            matches!(found, Err(Error::MessageTooLarge { limit: 253, .. })),
+            "{found:?}"
+        );
+    }
+    assert_eq!(publisher.sequence(), 0);
+    publisher.send_with(b"x", &[pipe.as_fd().into(); 253]).unwrap();
+}
+
+#[test]
 fn only_a_subscriber_that_holds_too_many_is_evicted_even_if_it_reads_some() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options().stall(Duration::from_millis(500))).unwrap();

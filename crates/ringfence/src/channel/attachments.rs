@@ -97,7 +97,7 @@ impl Sender {
         if !self.has_room(message.len())? || !self.has_room_for(load)? {
             return Ok(Progress::Part(0));
         }
-        if let Err(error) = self.shared.doorbell.post(attachments, None) {
+        if let Err(error) = self.shared.doorbell.post(attachments) {
             self.shared.notice();
             return Err(if self.is_open() { error } else { self.why_not() });
         }
@@ -211,16 +211,21 @@ impl Subscription {
     /// As [`Receiver::collect`], for the next message if it has attachments. Returns whether it has.
     pub(super) fn collect_next_tagged(&mut self) -> Result<bool> {
         let next = self.ring.next_tagged();
-        if let Some(next) = self.ring.next_after_a_gap() {
-            // The publisher takes them for read.
-            self.shared.doorbell.drop_missed(next);
-        }
+        self.drop_missed();
         let Some((record, number)) = self.judge(next)? else {
             return Ok(false);
         };
         self.collect_some(record, number)?;
         self.ring.collected();
         Ok(true)
+    }
+
+    /// Drops the attachments of missed messages. To be called before this side shows that it has passed them: the publisher then takes
+    /// them for read.
+    pub(super) fn drop_missed(&mut self) {
+        if let Some(next) = self.ring.next_after_a_gap() {
+            self.shared.doorbell.drop_missed(next);
+        }
     }
 }
 

@@ -373,6 +373,9 @@ impl Inlet for BroadcastInlet {
             }
         }
         if received.is_some() {
+            if half.ring.collects {
+                half.drop_missed();
+            }
             half.tell();
         } else {
             half.found_nothing()?;
@@ -444,6 +447,9 @@ impl Inlet for BroadcastInlet {
             *count = usize::try_from(messages - before).unwrap_or(usize::MAX);
             let visited = half.judge(visited).inspect_err(|_| half.tell())?;
             let stopped = half.ring.reader.has_stopped();
+            if half.ring.collects {
+                half.drop_missed();
+            }
             if visited == 0 && !stopped {
                 half.found_nothing()?;
             } else {

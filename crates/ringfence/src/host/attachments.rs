@@ -90,12 +90,13 @@ impl Broadcaster {
         if attachments.is_empty() {
             return self.try_send(message);
         }
-        let too_many = Error::MessageTooLarge {
+        let count = u8::try_from(attachments.len()).ok();
+        let count = count.filter(|count| usize::from(*count) <= MOST);
+        let count = count.ok_or(Error::MessageTooLarge {
             size: attachments.len(),
             limit: MOST as u64,
             reason: "the number of attachments that the kernel passes at once",
-        };
-        let count = u8::try_from(attachments.len()).map_err(|_| too_many)?;
+        })?;
         self.writing()?;
         if !self.has_room(message.len())? {
             return self.not_sent(Ok(false), message.len());
@@ -113,7 +114,11 @@ impl Broadcaster {
         if !self.try_send_tagged(message, Tag::with_attachments(count))? {
             return Ok(false);
         }
-        let end = self.writing()?.ring.tail();
+        // It is published, also if another thread has closed the publisher since.
+        let Some(writing) = &self.writing else {
+            return Ok(true);
+        };
+        let end = writing.ring.tail();
         let attached = &mut self.own.attached;
         for (reader, passed) in readers.iter().zip(passed) {
             match passed.zip(attached.unread.get_mut(&reader.number)) {
@@ -186,8 +191,10 @@ impl Broadcaster {
             self.wait_for(reader.number, goal);
             return true;
         }
+        // An honest one has not had the time to read the parcels of messages that were not published.
+        let surplus = unread.map_or(0, |unread| unread.on_line.surplus * MOST_FOR_A_PARCEL);
         let doorbell = reader.attached.doorbell.upgrade();
-        if doorbell.is_some_and(|doorbell| doorbell.is_hoarded())
+        if doorbell.is_some_and(|doorbell| doorbell.is_hoarded(surplus))
             && let Some(link) = self.shared.link(reader.number)
         {
             let what = "it has read messages, and has left their attachments on the line";
@@ -268,18 +275,23 @@ impl Broadcaster {
             }
             unread.withdrawn();
         }
-        if let Some(load) = load
-            && post(&self.shared, reader, &doorbell, attachments, number)?
-        {
+        let Some(load) = load else { return Ok(None) };
+        if post(&self.shared, reader, &doorbell, attachments, number)? {
             unread.posted(load, number);
             return Ok(Some(load));
+        }
+        // The parcel that this one would have replaced must not arrive with this message.
+        if unread.unpublished == Some(number) && post(&self.shared, reader, &doorbell, &[], number)? {
+            unread.withdrawn();
         }
         Ok(None)
     }
 }
 
-/// The most parcels and withdrawals on a line beside the parcels of unread messages. The line's buffer has room for them.
+/// The most parcels and withdrawals on a line beside the parcels of unread messages.
 const MOST_SURPLUS: usize = 32;
+/// The memory that the kernel counts for the largest parcel on a line.
+const MOST_FOR_A_PARCEL: usize = 4608;
 
 /// The number of descriptors that may be on the lines of subscribers that are not reliable. Such a subscriber need not read them, and the
 /// kernel lets the processes of a user have `RLIMIT_NOFILE` of them in flight (unix(7)).

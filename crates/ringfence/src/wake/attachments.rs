@@ -541,7 +541,7 @@ struct Unclosed {
 static UNCLOSED: PerProcess<Mutex<BTreeMap<u64, Unclosed>>> = PerProcess::new();
 
 /// Closes descriptors of the peer on threads of their own, because closing a file of a filesystem that the peer serves may never
-/// return. If no thread can be started, the next call closes them. Never blocks.
+/// return. If no thread can be started, the thread of a later call closes them. Never blocks.
 pub fn discard(descriptors: impl IntoIterator<Item = OwnedFd>) {
     close_on_threads(NO_LINE, MOST_CLOSERS, descriptors);
 }
@@ -566,20 +566,21 @@ fn close_on_threads(line: u64, most: usize, descriptors: impl IntoIterator<Item 
             unclosed.closers -= 1;
         }
     }
-    waiting
+    // Without a thread this is no fault of the peer.
+    if unclosed.closers == 0 { 0 } else { waiting }
 }
 
 fn close_all(lines: &Mutex<BTreeMap<u64, Unclosed>>, line: u64) {
     let next = || {
         let mut locked = lines.lock();
-        let unclosed = locked.get_mut(&line)?;
-        let next = unclosed.descriptors.pop();
+        // Then those for which no thread could be started.
+        let own = locked.get_mut(&line).and_then(|own| own.descriptors.pop());
+        let mut orphans = locked.values_mut().filter(|other| other.closers == 0);
+        let next = own.or_else(|| orphans.find_map(|other| other.descriptors.pop()));
         if next.is_none() {
-            unclosed.closers -= 1;
-            if unclosed.closers == 0 {
-                locked.remove(&line);
-            }
+            locked.get_mut(&line)?.closers -= 1;
         }
+        locked.retain(|_, each| each.closers > 0 || !each.descriptors.is_empty());
         next
     };
     // Closed without the lock.

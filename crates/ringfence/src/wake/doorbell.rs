@@ -466,15 +466,15 @@ impl Doorbell {
         emptied
     }
 
-    /// Puts the attachments of one message on the line, all or none; at a publisher, with the number of the message. Fails with
-    /// [`Error::NoSpace`] if the line is full or too many descriptors of this user are in flight.
-    pub(crate) fn post(&self, attachments: &[AttachmentRef<'_>], number: Option<u64>) -> Result<()> {
+    /// Puts the attachments of one message on the line, all or none. Fails with [`Error::NoSpace`] if the line is full or too many
+    /// descriptors of this user are in flight.
+    pub(crate) fn post(&self, attachments: &[AttachmentRef<'_>]) -> Result<()> {
         self.state.birth().check()?;
-        self.try_post(attachments, number)
+        self.try_post(attachments, None)
             .map_err(|errno| not_passed(errno, attachments.len()))
     }
 
-    /// As [`Doorbell::post`], for a caller that handles the errors of the system call.
+    /// As [`Doorbell::post`], at a publisher with the number of the message, for a caller that handles the errors of the system call.
     pub(crate) fn try_post(
         &self,
         attachments: &[AttachmentRef<'_>],
@@ -492,9 +492,10 @@ impl Doorbell {
         sys::socket::unreceived(&*self.line) == Ok(0)
     }
 
-    /// Whether the peer leaves more on the line than wakeups: if it has read all messages, it has not received their attachments.
-    pub(crate) fn is_hoarded(&self) -> bool {
-        sys::socket::unreceived(&*self.line).is_ok_and(|memory| memory > MOST_FOR_WAKEUPS)
+    /// Whether the peer leaves more on the line than wakeups and parcels of this much memory: if it has read all messages, it has not
+    /// received their attachments.
+    pub(crate) fn is_hoarded(&self, parcels: usize) -> bool {
+        sys::socket::unreceived(&*self.line).is_ok_and(|memory| memory > MOST_FOR_WAKEUPS + parcels)
     }
 
     /// Returns the attachments of the next message that has any, of which its record announces this number. The record was
@@ -512,9 +513,7 @@ impl Doorbell {
         let mut parcel = if numbered { None } else { take(&mut state, number)? };
         let mut shortage = None;
         if parcel.is_none() {
-            // Each waiter is notified: the wakeups that are read here may be for any of them.
             shortage = self.read_to_the_last(&mut state);
-            self.tell_the_loop();
             parcel = take(&mut state, number)?;
         }
         // Descriptors are inspected without the lock, since that may take long.
@@ -549,15 +548,22 @@ impl Doorbell {
         state.arrived.is_none() || self.read_to_the_last(&mut state).is_none()
     }
 
-    /// Reads all that an honest peer may have sent. Returns the local error that ended the reading.
+    /// Reads all that an honest peer may have sent. Returns the local error that ended the reading. Each waiter is notified, because the
+    /// wakeups that are read here may be for any of them.
     fn read_to_the_last(&self, state: &mut DoorbellState) -> Option<Errno> {
+        let (mut shortage, mut found) = (None, false);
         for _ in 0..MOST_UNREAD / READS {
             let read = self.read_all(state, false);
-            if read.bells == 0 || read.shortage.is_some() {
-                return read.shortage;
+            found |= read.bells > 0 || read.ended;
+            shortage = read.shortage;
+            if read.bells == 0 || shortage.is_some() {
+                break;
             }
         }
-        None
+        if found {
+            self.tell_the_loop();
+        }
+        shortage
     }
 
     /// Drops the attachments of the messages before the next one of the publisher, also those that are still on the line.
@@ -567,7 +573,6 @@ impl Doorbell {
             arrived.drop_missed(next);
             // A local shortage leaves the others on the line.
             self.read_to_the_last(&mut state);
-            self.tell_the_loop();
         }
     }
 
@@ -585,7 +590,6 @@ impl Doorbell {
         if state.arrived.take().is_some() {
             // The kernel closes those that are still on the line. The other half may wait for a wakeup among them.
             self.read_to_the_last(&mut state);
-            self.tell_the_loop();
         }
     }
 

@@ -39,7 +39,7 @@ fn null() -> OwnedFd {
 fn post(publisher: &Doorbell, count: usize, number: u64) {
     let descriptor = null();
     let attachments = vec![AttachmentRef::from(descriptor.as_fd()); count];
-    publisher.post(&attachments, Some(number)).unwrap();
+    publisher.try_post(&attachments, Some(number)).unwrap();
 }
 
 fn collect(subscriber: &Doorbell, count: usize, number: u64) -> Vec<Attachment> {
@@ -115,7 +115,7 @@ fn descriptors_that_do_not_close_are_a_violation() {
     setsockopt(&stuck, sockopt::Linger, &lingers).unwrap();
     let (publisher, subscriber) = ends(accepts(1));
     let attachment = [AttachmentRef::from(stuck.as_fd())];
-    publisher.post(&attachment, Some(1)).unwrap();
+    publisher.try_post(&attachment, Some(1)).unwrap();
     drop(stuck);
     for _ in 0..1100 {
         subscriber.read_bells();
