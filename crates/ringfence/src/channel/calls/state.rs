@@ -809,7 +809,8 @@ impl State {
 
     /// This side has closed the channel.
     pub(crate) fn close(&mut self, error: Error) {
-        self.is_closed = true;
+        // The first end counts.
+        self.is_closed |= !matches!(self.end, Some(Err(_)));
         self.finish(error);
     }
 

@@ -256,6 +256,15 @@ fn serve_ends_with_its_channel() {
     });
 }
 
+#[test]
+fn a_close_hides_no_earlier_error_from_a_server() {
+    let (one, other) = calls();
+    one.destroy();
+    assert_eq!(kind_of(ask(&other, b"a")), ErrorKind::PeerLost);
+    other.close();
+    assert_eq!(serve(&other).unwrap_err().kind(), ErrorKind::PeerLost);
+}
+
 /// Waits in a handler until its request is cancelled. `false`: it was not, and the test has failed.
 fn waits_for_the_cancellation(context: &CallContext) -> bool {
     let until = Instant::now() + SOON;
