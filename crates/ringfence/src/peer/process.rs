@@ -15,7 +15,7 @@ use nix::{
         stat::{Mode, fstat, fstatat},
         statfs::{PROC_SUPER_MAGIC, fstatfs},
     },
-    unistd::{Pid, geteuid, getpid},
+    unistd::{Pid, getegid, geteuid, getpid},
 };
 
 use crate::{
@@ -652,8 +652,10 @@ impl Look {
         let Some(directory) = &self.directory else {
             return true;
         };
-        // Without a sandbox, a process may inspect another one of its user that is dumpable.
-        let is_denied = matches!(self.executable, Err(Errno::EACCES | Errno::EPERM));
+        // Without a sandbox, a process may inspect a dumpable one of its user and group, unless that has more capabilities or, for root, is
+        // not dumpable: this cannot tell those from a sandbox.
+        let is_denied = matches!(self.executable, Err(Errno::EACCES | Errno::EPERM))
+            && self.identity.gid == getegid().as_raw();
         let own = geteuid().as_raw();
         is_out_of_namespace
             || is_denied && self.identity.uid == own && files_belong_to(directory, own) == Ok(true)
