@@ -218,6 +218,25 @@ test.serial('a writer that is released after the end, without a write, ends this
   await t.throwsAsync(channel.send('late'), { code: 'ERR_RINGFENCE_CLOSED' })
 })
 
+test.serial('chunks that wait when their writer is released are sent before this side ends', async (t) => {
+  const { channel, partner } = await pair(t, { options: { capacity: 4096 } })
+  const writer = channel.writable.getWriter()
+  await partner.run((kit) => kit.channel.end())
+  t.is(await text(channel.readable as never), '')
+  const writes = ['a', 'b', 'c'].map((letter) => writer.write(letter.repeat(4000)))
+  writer.releaseLock()
+  // The peer reads nothing yet, so only a part is in the ring.
+  await turns(5)
+  const received = await partner.run(async (kit) => {
+    const all: string[] = []
+    for await (const message of kit.channel) all.push(`${String(message)[0]} ${message.length}`)
+    return all
+  })
+  await Promise.all(writes)
+  t.deepEqual(received, ['a 4000', 'b 4000', 'c 4000'])
+  t.is((await soon(channel.closed, 'the end of both sides')).reason, 'closed')
+})
+
 test.serial('a half-open channel is usable after a writer has released the writable stream', async (t) => {
   const { channel, partner } = await pair(t, { options: { allowHalfOpen: true } })
   await partner.run((kit) => kit.channel.end())

@@ -40,6 +40,8 @@ export class WebStreams<In, Out> {
   readonly #sink: WebSink<Out> | null
   #readable: ReadableStream<In> | null = null
   #writable: WritableStream<Out> | null = null
+  /** Whether no writer and no pipe holds the writable stream, and every chunk of it was sent. */
+  #isFree = () => true
   /** The end of the readable stream was reported. */
   #told = false
 
@@ -56,9 +58,9 @@ export class WebStreams<In, Out> {
     return (this.#writable ??= this.#makeWritable(this.#sink!))
   }
 
-  /** Ends this side after the peer, unless a writer or a pipe holds the writable stream: it may still have something to send. */
+  /** Ends this side after the peer, unless there is something to send through the writable stream, or may be. */
   #endIfFree(): void {
-    if (this.#told && this.#writable?.locked !== true) this.#source!.told?.()
+    if (this.#told && this.#isFree()) this.#source!.told?.()
   }
 
   /** Leaves the program time to take another writer. */
@@ -131,8 +133,16 @@ export class WebStreams<In, Out> {
       close: () => sink.end(),
       abort: (reason) => sink.destroy(reason instanceof Error ? reason : undefined),
     })
-    // A writer that does not write after the end of the readable stream holds this side open only until it releases the stream.
     const getWriter = writable.getWriter.bind(writable)
+    this.#isFree = () => {
+      if (writable.locked) return false
+      const writer = getWriter()
+      // 0 while a chunk waits or is being sent. A stream that is closed or has failed has ended this side already.
+      const isEmpty = writer.desiredSize === 1
+      writer.releaseLock()
+      return isEmpty
+    }
+    // A writer that does not write after the end of the readable stream holds this side open only until it releases the stream.
     writable.getWriter = () => {
       const writer = getWriter()
       const releaseLock = writer.releaseLock.bind(writer)
