@@ -13,7 +13,7 @@ type Next = IteratorResult<unknown, undefined>
 
 /** Not exported by the package. */
 const { Port } = await insideOf<{
-  Port: new (channel: Channel, codec: Codec<unknown>, quiet: Told['quiet']) => MessagePortLike
+  Port: new (raw: Channel, codec: Codec<unknown>, quiet: Told['quiet'], channel: Channel) => MessagePortLike
 }>('adapters/port.js')
 
 /** A fake channel, as far as a port uses one. */
@@ -108,7 +108,7 @@ class Told {
 function portOf(): { told: Told; port: MessagePortLike; asked: () => string[] } {
   const told = new Told()
   told.given = told.channel
-  const port = new Port(told.given, json(), told.quiet)
+  const port = new Port(told.given, json(), told.quiet, told.given)
   // The calls since the last check.
   return { told, port, asked: () => told.asked.splice(0) }
 }
@@ -563,7 +563,7 @@ test('posted messages are sent, with no transfer list or an empty one', async (t
 test('a message that is too long for the peer or for the memory throws at once', (t) => {
   const { told } = portOf()
   const codec: Codec<unknown> = { encode: (value) => value as string | Uint8Array, decode: (bytes) => bytes }
-  const raw = new Port(told.channel, codec, told.quiet)
+  const raw = new Port(told.channel, codec, told.quiet, told.channel)
   for (const message of ['x'.repeat(1000), 'ü'.repeat(500), new Uint8Array(1000), new Float64Array(125)])
     raw.postMessage(message)
   t.is(told.sent.length, 4)

@@ -453,11 +453,15 @@ export interface Resource extends AsyncDisposable {
   unref(): this
 }
 
-/** The reading half of a channel and a subscription. A merge has it too, but its `receiveEach` also passes the source of each message. */
+/** The reading half of a channel, a subscription and a merge. */
 export interface Source<T> extends AsyncIterable<T> {
   receive(options?: WaitOptions): Promise<T | undefined>
   tryReceive(): T | undefined
-  receiveEach(visit: Visit<T>, max?: number): number
+  /** A merge passes the parts of `T` the other way round: see {@link MergeVisit}. */
+  receiveEach(
+    visit: T extends readonly [{ readonly peer: Identity }, infer In] ? Visit<In> : Visit<T>,
+    max?: number,
+  ): number
   batches(options?: BatchOptions): AsyncIterable<T[]>
   waitReadable(options?: WaitOptions): Promise<boolean>
   readonly readableEnded: boolean

@@ -320,8 +320,7 @@ class Play {
 
   /** Repeats the event until the play is over. */
   async disturb() {
-    // On a busy machine no process may reach the end of a session between two kills. Each kill without a session doubles the
-    // pause.
+    // On a busy machine no session may end between two events. Each event without a session doubles the pause.
     let patience = SLOW
     let sessions = 0
     while (!this.isOver) {

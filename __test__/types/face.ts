@@ -218,7 +218,7 @@ export function halves(
   subscription: Subscription<Order>,
   merged: Merge<Channel, Message>,
   publisher: Publisher<string>,
-): [Source<Order>[], Sink<string>[], Omit<Source<[Channel, Message]>, 'receiveEach'>] {
+): [Source<Order>[], Sink<string>[], Source<[Channel, Message]>] {
   return [[both, subscription], [both, publisher], merged]
 }
 

@@ -51,7 +51,7 @@ export async function subcommand(commands) {
   await command(plain ? process.argv.slice(2) : rest)
 }
 
-/** What is off by default is checked and tested as well. */
+/** The features that are off by default. They are checked and tested too. */
 export const features = ['--features', 'ringfence/tokio,ringfence/tracing']
 
 /** The path of a command that a development dependency brings. */

@@ -94,7 +94,7 @@ export class Port<C> extends EventEmitter {
   #hasRef = false
   #state: 'open' | 'closing' | 'closed' = 'open'
 
-  constructor(raw: Raw, codec: Codec<unknown>, quiet: Quiet<Buffer>, channel: C = raw as never) {
+  constructor(raw: Raw, codec: Codec<unknown>, quiet: Quiet<Buffer>, channel: C) {
     super()
     this.channel = channel
     this.#raw = raw

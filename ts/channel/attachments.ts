@@ -185,12 +185,17 @@ export function collectSealed<Made>(serialize: () => Made): { made: Made; sealed
   }
 }
 
-/** What V8 writes for {@link MARK}, and a peer could write. */
-const MARKS = [Buffer.from(MARK, 'latin1'), Buffer.from(MARK, 'utf16le')]
+const NOT_ATTACHED = 'the value has a SealedBuffer that was not attached'
+/** A publisher withholds attachments. No other honest peer sends such a message. */
+const WITHHELD = `${NOT_ATTACHED}, or that this subscriber does not accept (option attachments) or held too many of`
+
+/** {@link MARK} as V8 writes it in a string of one-byte and of two-byte characters. */
+const ONE_BYTE_MARK = Buffer.from(MARK, 'latin1')
+const TWO_BYTE_MARK = Buffer.from(MARK, 'utf16le')
 
 /** Whether serialized bytes may name a sealed buffer. */
 export function mayNameSealed(bytes: Buffer): boolean {
-  return MARKS.some((each) => bytes.includes(each))
+  return bytes.includes(ONE_BYTE_MARK) || bytes.includes(TWO_BYTE_MARK)
 }
 
 /**
@@ -206,7 +211,7 @@ export function restoreSealed(value: unknown, attachments: readonly Attachment[]
     const { byteLength } = part as { byteLength?: unknown }
     if (typeof byteLength === 'string' && byteLength.startsWith(MARK)) {
       const sealed = attachments[Number(byteLength.slice(MARK.length))]
-      if (!(sealed instanceof SealedBuffer)) throw new SyntaxError('the value has a SealedBuffer that was not attached')
+      if (!(sealed instanceof SealedBuffer)) throw new SyntaxError(attachments.length === 0 ? WITHHELD : NOT_ATTACHED)
       used.add(sealed)
       return sealed
     }

@@ -377,7 +377,9 @@ export class Calls {
     } catch (thrown) {
       frame = this.#errorOf(id, thrown)
     }
-    if (!request.isAnswered) await this.#finish(request, frame)
+    // Spinning would delay other handlers.
+    const polls = this.#running === 1 && this.#queued.isEmpty
+    if (!request.isAnswered) await this.#finish(request, frame, polls)
     // A handler that continues after a cancellation occupies its place until it returns.
     this.#running -= 1
     this.#next()
@@ -387,14 +389,13 @@ export class Calls {
     return envelope.makeError(id, thrown, this.#link.maxMessageSize)
   }
 
-  /** Sends the answer. Resolves once it is in the ring, or never will be. */
-  async #finish(request: Request, frame: Buffer): Promise<void> {
+  /** Sends the answer, and then spins for the next request if `polls` is set. Resolves once the answer is in the ring, or never will be. */
+  async #finish(request: Request, frame: Buffer, polls = false): Promise<void> {
     request.isAnswered = true
     Context.finish(request.context)
     try {
       const sent = this.#send(frame).catch((error: RingfenceError) => this.#send(this.#errorOf(request.id, error)))
-      // Spinning would delay other handlers.
-      if (this.#open.size === 1) this.#link.poll()
+      if (polls) this.#link.poll()
       await sent
     } catch {
       // The channel has ended.

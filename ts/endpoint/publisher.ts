@@ -157,19 +157,19 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
   /**
    * Sends a message to all subscribers. Copies before it returns. Strings are sent as UTF-8.
    *
+   * With `options.attachments` each subscriber that accepts them gets sealed buffers and descriptors with the message. The message then also
+   * waits while a reliable subscriber holds as many unread ones as it accepts. A subscriber that does not accept them, or that is not
+   * reliable and holds too many, gets the message alone: `stats().attachmentsWithheld`.
+   *
    * @example
    * ```js
    * await publisher.send('price 101')
    * ```
    *
-   * With `options.attachments` each subscriber that accepts them gets sealed buffers and descriptors with the message. The message then also
-   * waits while a reliable subscriber holds as many unread ones as it accepts. A subscriber that does not accept them, or that is not
-   * reliable and holds too many, gets the message alone: `stats().attachmentsWithheld`.
-   *
    * @returns A promise that resolves once the message is in the ring: at once without reliable subscribers, else when the slowest of
    * them has made room. A message in the ring is published and survives this process. Rejects with MESSAGE_TOO_LARGE above
-   * {@link Publisher.maxMessageSize}; CLOSED after `end` or `close`; OBJECT_EXPOSED; INVALID_ARGUMENT for a value that is not a message,
-   * and while a reservation is open.
+   * {@link Publisher.maxMessageSize}, or for more than 253 attachments; NO_SPACE if the kernel has no room for the attachments; CLOSED after
+   * `end` or `close`; OBJECT_EXPOSED; INVALID_ARGUMENT for a value that is not a message, and while a reservation is open.
    *
    * A rejection because the publisher has ended never counts as unhandled, as with a channel.
    */
