@@ -19,7 +19,7 @@ const root = fileURLToPath(new URL('../..', import.meta.url))
 function exampleOf(page: string, heading: string): string {
   const text = readFileSync(join(root, page), 'utf8')
   const section = text.slice(text.indexOf(`\n## ${heading}\n`))
-  const [, code] = /```ts\n(.*?)```/s.exec(section)!
+  const [, code] = /```[jt]s\n(.*?)```/s.exec(section)!
   return code!
 }
 
@@ -49,7 +49,6 @@ async function run(t: ExecutionContext, code: string) {
 }
 
 const GUIDE = 'docs/guide.md'
-const me = `process.getuid()`
 
 /** The messages of a call that was pending when the peer's process ended, and of a later one. */
 const ENDED = "(the peer's|the peer is gone: its) process has ended"
@@ -130,18 +129,15 @@ test('the programs of docs/sandbox.md call each other through a sandbox', async 
 
 test('the service continues after one of its clients is killed', async (t) => {
   const address = namedAddress(t)
-  const [service] = exampleOf(GUIDE, 'A service and its agents').split('// an agent')
   const { complaints, child } = await run(
     t,
-    replaceAll(t, service!, [
-      ["'/run/orders/service.sock'", JSON.stringify(address)],
-      ['uid: [1001, 1002]', `uid: [${me}]`],
-      ["group: 'orders-agents'", 'group: process.getgid()'],
+    replaceAll(t, exampleOf('docs/guide/README.md', 'Serve many clients'), [
+      ["'/run/user/1000/service.sock'", JSON.stringify(address)],
     ]),
   )
-  await untilBound(address, 0o660)
+  await untilBound(address)
   const [doomed, other] = await Promise.all([Partner.start(t), Partner.start(t)])
-  for (const agent of [doomed, other]) await agent.connect(address, { policy: { uid: process.getuid!() } })
+  for (const agent of [doomed, other]) await agent.connect(address)
   await doomed.run(async (kit) => {
     // More than both rings hold, so the service has replies left to send whenever this process ends.
     for (let order = 0; order < 400; order += 1) void kit.channel.send('x'.repeat(65_536))
@@ -149,7 +145,7 @@ test('the service continues after one of its clients is killed', async (t) => {
   })
   await doomed.kill()
   const { value: complaint } = await complaints.next()
-  t.regex(String(complaint), new RegExp(`^agent ${doomed.pid}: ${ENDED}`))
+  t.regex(String(complaint), new RegExp(`^client ${doomed.pid}: ${ENDED}`))
   t.is(
     await other.run(async (kit) => {
       await kit.channel.send('42')
@@ -208,8 +204,9 @@ test('the one-to-many example: a subscriber gets what is sent after it has subsc
 
 test('a member keeps its place while its partners are killed one after the other', async (t) => {
   const address = namedAddress(t)
-  const serving = exampleOf(GUIDE, 'A service and its agents')
-  const serve = serving.slice(serving.indexOf('async function serve'), serving.indexOf('// an agent'))
+  const serve = `async function serve(channel) {
+    for await (const order of channel) await channel.send(\`done: \${order}\`)
+  }`
   const { complaints, exited, child } = await run(
     t,
     replaceAll(t, exampleOf(GUIDE, 'A place that is kept'), [
