@@ -296,8 +296,8 @@ export class ReceivedDescriptor implements Disposable {
    *
    * @example
    * ```js
-   * const [received] = message.attachments
-   * const socket = new net.Socket({ fd: received.take() })
+   * for (const received of message.attachments ?? [])
+   *   if (received instanceof ReceivedDescriptor) new net.Socket({ fd: received.take() }).pipe(process.stdout)
    * ```
    *
    * @throws {@link RingfenceError} CLOSED after `close` and after an earlier `take`

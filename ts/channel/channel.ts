@@ -254,7 +254,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * the program then. Beyond that the channel is not read, and calls wait, until the program takes a message.
    *
    * @example
-   * const total = await channel.with(json()).call({ add: [1, 2] }, { timeout: 1000 })
+   * const [sum] = await channel.with(json<number[]>()).call([1, 2], { timeout: 1000 })
    *
    * @returns The reply. Rejects with a {@link RemoteError} if the handler threw; TIMEOUT after `timeout` milliseconds; AbortError if the
    * signal is aborted; PEER_LOST if the peer is lost, or ends its sending before it has answered; CLOSED after this side's close;
@@ -277,7 +277,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * after its caller has given up occupies its place until it returns.
    *
    * @example
-   * await channel.with(json()).serve(async ({ add: [a, b] }, { signal }) => a + b)
+   * await channel.with(json<number[]>()).serve(([a = 0, b = 0]) => [a + b], { concurrency: 10 })
    *
    * @returns A promise that resolves once the peer has ended its sending and everything was answered, or this side has closed the channel.
    * Rejects with PEER_LOST if the peer is lost; RING_CORRUPT; OBJECT_EXPOSED; INVALID_ARGUMENT if the channel is served already. A rejection

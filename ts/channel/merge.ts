@@ -327,7 +327,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
    * of one for each message.
    *
    * @example
-   * for await (const messages of merge.batches()) for (const message of messages) handle(message)
+   * for await (const messages of inbox.batches()) for (const message of messages) handle(message)
    *
    * @throws {@link RingfenceError} INVALID_ARGUMENT for wrong options; an AbortError if the signal is aborted already
    */

@@ -1,0 +1,115 @@
+// Every code block of README.md and docs/ compiles as strict TypeScript, as does every example in the comments of ts/.
+
+import { mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
+
+import test from 'ava'
+import ts from 'typescript'
+
+import { examples, pages, parsePage, readPage, root, type Example, type Snippet } from './support/snippets.js'
+
+/** Pages that are about to be replaced, and whose blocks are not programs yet. */
+const OLD = new Set(
+  ['broadcast', 'guide', 'handover', 'observing', 'options', 'sandbox'].map((name) => `docs/${name}.md`),
+)
+const all = new Map(
+  pages()
+    .filter((page) => !OLD.has(page))
+    .map((page) => [page, readPage(page)]),
+)
+
+/** The declarations above an example of a comment, which is a fragment. */
+const CONTEXT = `import { createReadStream, createWriteStream } from 'node:fs'
+import * as net from 'node:net'
+import { pipeline } from 'node:stream/promises'
+import {
+  SealedBuffer, ReceivedDescriptor, RingfenceError, RemoteError, connect, doctor, fromParent, harden, join, json, listen, member, merge, observe, publish,
+  spawn, structured, subscribe, toMetrics,
+} from 'ringfence'
+import type { Channel, Codec, Listener, Membership, Merge, Message, Publisher, Subscriber, Subscription } from 'ringfence'
+declare const channel: Channel, publisher: Publisher, subscriber: Subscriber, subscription: Subscription, message: Message
+declare const listener: Listener, membership: Membership
+declare const [first, second, third]: [Channel, Channel, Channel], inbox: Merge<Channel, Message>
+declare const camera: { read(into: Uint8Array): Promise<void> }
+declare const sink: WritableStream<string>
+declare function handle(value: unknown): Promise<void>
+`
+
+/** A source of the program that checks all of them, and the page that its lines come from. */
+interface Source {
+  readonly text: string
+  readonly page: string
+  /** The page's number of the source's first line. */
+  readonly offset: number
+}
+
+const place = path.join(root, 'build', 'snippets', 'types')
+
+function sourceOf({ page, line, section, code, name, declarations }: Snippet): [string, Source] {
+  const file = path.join(place, page, String(section), (name ?? `line-${line}.mjs`).replace(/js$/, 'ts'))
+  const above = `${declarations}\nexport {}\n`
+  return [file, { text: above + code, page, offset: line - above.split('\n').length + 1 }]
+}
+
+function sourceOfExample({ file, line, code }: Example): [string, Source] {
+  const imports = code.split('\n').filter((words) => words.startsWith('import '))
+  const body = code.replaceAll(/^import .*/gm, '')
+  const above = `${CONTEXT}${imports.join('\n')}\nexport async function example() {\n`
+  const source = { text: `${above}${body}\n}\n`, page: file, offset: line - above.split('\n').length + 1 }
+  return [path.join(place, file, `line-${line}.mts`), source]
+}
+
+test('every block is a program, or says what it is', (t) => {
+  t.deepEqual(
+    [...all.values()].flatMap(({ problems }) => problems),
+    [],
+  )
+  t.true(all.get('README.md')!.snippets.length > 0)
+  t.true(examples().length > 50)
+})
+
+test('a block that cannot be classified is reported', (t) => {
+  const page = (block: string) => parsePage('page.md', `# Page\n\n${block}\n`).problems
+  t.deepEqual(page("```js\nimport 'ringfence'\n```"), [])
+  t.regex(page('```js\nawait channel.end()\n```').join(), /^page\.md:3: neither a program/)
+  t.regex(
+    page("<!-- snippet: later -->\n```js\nimport 'ringfence'\n```").join(),
+    /unknown comment <!-- snippet: later -->/,
+  )
+  t.regex(page('```\nx\n```').join(), /unknown language ''/)
+  t.regex(page("```ts\n// a.ts\nimport 'ringfence'\n```").join(), /a\.ts is not named/)
+  t.regex(page("```js\n// a.mjs\nimport 'a'\n```\n```js\n// a.mjs\nimport 'a'\n```").join(), /a second a\.mjs/)
+  t.regex(page('```text\n$ node b.mjs\nhello\n```').join(), /the output of b\.mjs/)
+})
+
+test('every block and every example compiles', (t) => {
+  t.timeout(120_000)
+  rmSync(place, { recursive: true, force: true })
+  const sources = new Map([
+    ...[...all.values()].flatMap(({ snippets }) => snippets.map(sourceOf)),
+    ...examples().map(sourceOfExample),
+  ])
+  for (const [file, { text }] of sources) {
+    mkdirSync(path.dirname(file), { recursive: true })
+    writeFileSync(file, text)
+  }
+  // As a program that sets `strict` and nothing else, with the symbols of `await using`.
+  const program = ts.createProgram([...sources.keys()], {
+    strict: true,
+    noEmit: true,
+    skipLibCheck: true,
+    target: ts.ScriptTarget.ES2022,
+    module: ts.ModuleKind.NodeNext,
+    lib: ['lib.es2022.d.ts', 'lib.esnext.disposable.d.ts', 'lib.dom.d.ts', 'lib.dom.asynciterable.d.ts'],
+    types: ['node'],
+  })
+  const complaints = [...sources].flatMap(([file, { page, offset }]) => {
+    const source = program.getSourceFile(file)!
+    return [...program.getSyntacticDiagnostics(source), ...program.getSemanticDiagnostics(source)].map((one) => {
+      const { line } = source.getLineAndCharacterOfPosition(one.start ?? 0)
+      return `${page}:${offset + line}: ${ts.flattenDiagnosticMessageText(one.messageText, '\n')}`
+    })
+  })
+  t.deepEqual(complaints, [])
+  t.deepEqual(program.getGlobalDiagnostics(), [])
+})
