@@ -506,7 +506,7 @@ test('calls need room for the shortest error', async (t) => {
   )
 })
 
-/** A frame as docs/protocol.md describes it. */
+/** A frame as docs/internals/protocol.md describes it. */
 function frame(kind: number, id: number, body = Buffer.alloc(0), remaining = 0): Buffer {
   const head = Buffer.alloc(16)
   head.writeUInt32LE(kind, 0)

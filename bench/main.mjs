@@ -1,4 +1,4 @@
-// npm run bench -- [COMMAND …] [options]: measures, and writes docs/bench. Several commands run one after the other.
+// npm run bench -- [COMMAND …] [options]: measures, and writes docs/internals/bench. Several commands run one after the other.
 
 import process from 'node:process'
 import { parseArgs } from 'node:util'

@@ -1,6 +1,6 @@
 // The pictures of README.md that are made from something; docs/images/channel.svg is drawn by hand.
 //
-//     node scripts/images.mjs chart      docs/images/speed.svg, from docs/bench/results.json
+//     node scripts/images.mjs chart      docs/images/speed.svg, from docs/internals/bench/results.json
 //     node scripts/images.mjs terminal   docs/images/terminal.svg, from a run of the real programs: as root, which can start
 //                                        a process of another user; needs a build
 
@@ -30,12 +30,12 @@ const CONTENDERS = [
 
 /** Two panels of bars: many short messages, and a stream of longer ones. */
 function drawChart() {
-  const results = JSON.parse(readFileSync(join(root, 'docs', 'bench', 'results.json'), 'utf8'))
+  const results = JSON.parse(readFileSync(join(root, 'docs', 'internals', 'bench', 'results.json'), 'utf8'))
   const { cells } = results.halves.find((half) => half.name === 'node')
   const figure = (contender, size, name) => {
     const cell = cells.find((one) => one.contender === contender && one.measure === 'one' && one.size === size)
     const summary = figures(cell, usualPlacement(cells))?.summary
-    if (summary === undefined) fail(`✗ docs/bench/results.json has no ${contender} at ${size} B.`)
+    if (summary === undefined) fail(`✗ docs/internals/bench/results.json has no ${contender} at ${size} B.`)
     return summary[name].median
   }
   const panels = [

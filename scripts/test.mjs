@@ -2,7 +2,7 @@
 //
 //     node scripts/test.mjs                 the tests of both languages (`npm test`)
 //     node scripts/test.mjs faults [OPTIONS]  each system call fails once; --quick, --seconds N, --cases N, --seed S, --only TEXT
-//     node scripts/test.mjs conformance [OPTION …]   an end that was written from docs/protocol.md alone, honest and lying; needs a build
+//     node scripts/test.mjs conformance [OPTION …]   an end that was written from docs/internals/protocol.md alone, honest and lying; needs a build
 //     node scripts/test.mjs fuzz [SECONDS] [TARGET …]   or --coverage [TARGET …]: which lines that has reached so far
 //     node scripts/test.mjs load [ROUNDS] [--width N] [--seed S] [rust | node | NAME …]  many files of tests at a time, again and again; needs a build
 //     node scripts/test.mjs miri            the ring's unsafe code

@@ -1,5 +1,5 @@
 """
-The protocol from outside: an end in Python, written from docs/protocol.md alone, is a pair with the crate and with Node, in every role
+The protocol from outside: an end in Python, written from docs/internals/protocol.md alone, is a pair with the crate and with Node, in every role
 that it has; then it lies to them at every field of every frame and at every word.
 
     python3 main.py [rust] [node] [--honest | --lies] [--roles ROLE …] [--seed N] [--more N]

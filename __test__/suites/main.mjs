@@ -3,7 +3,7 @@
 //     node main.mjs [NAME …]        http, http2, …; all if none is named
 //
 // expected.json names each test, and says of one that does not pass why: `fails` must fail, `varies` may. So what breaks is found, what is
-// mended as well, and a test that is gone. The table of docs/suites.md is compared, too.
+// mended as well, and a test that is gone. The table of docs/internals/suites.md is compared, too.
 
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -61,11 +61,12 @@ for (const name of chosen) {
   console.log(`${name}: ${passes} of ${tests.size} pass`)
 }
 
-const table = readFileSync(join(here, '..', '..', 'docs', 'suites.md'), 'utf8')
+const table = readFileSync(join(here, '..', '..', 'docs', 'internals', 'suites.md'), 'utf8')
 for (const name of all) {
   const how = Object.values(expected[name])
   const counts = `| ${how.filter((each) => each === 'passes').length} of ${how.length} |`
-  const row = table.split('\n').find((line) => line.includes(`(../__test__/suites/${name}.test.mjs)`))
-  if (row === undefined || !row.includes(counts)) complain(`docs/suites.md has no row of ${name} with "${counts}"`)
+  const row = table.split('\n').find((line) => line.includes(`(../../__test__/suites/${name}.test.mjs)`))
+  if (row === undefined || !row.includes(counts))
+    complain(`docs/internals/suites.md has no row of ${name} with "${counts}"`)
 }
 if (wrong > 0) process.exitCode = 1

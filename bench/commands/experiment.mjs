@@ -13,7 +13,7 @@ import { answer, buildNode, buildRust, fetchDeps, origin, program, root, say, wr
 export const common = ({ seconds, runs }) => ({
   seconds: ['of one run, warm-up not counted', seconds],
   runs: ['rounds: each runs every cell once', runs],
-  out: ["--out '' writes no files", 'docs/bench'],
+  out: ["--out '' writes no files", 'docs/internals/bench'],
   json: ['the results there as well', undefined, 'FILE'],
   build: ['what is built already is good enough', true],
 })

@@ -150,7 +150,7 @@ waited for by its parent. ringfence runs with a \`stall\` of 1 s here (its defau
       'on the second, a process each; every word of every message written, and read by every subscriber, the sums compared. Nothing may be',
       'lost: each rival runs in the mode in which its publisher waits. The exceptions are ringfence-best-effort and ringfence-latest, whose',
       `subscribers check each message that they have got. Queues of ${bytes(results.halves[0].capacity)}. Readers of shared memory poll and yield their core.`,
-      'How it is measured: [bench/README.md](../../bench/README.md#one-to-many).',
+      'How it is measured: [bench/README.md](../../../bench/README.md#one-to-many).',
     ],
     section,
   })

@@ -121,7 +121,7 @@ of a file or a ring with the copies that this takes. _Read_: every byte, by the 
     intro: [
       'Written by `npm run bench -- objects`; every figure below comes from that one run, or from those that are named. Node to Node, two processes (a `MessagePort`: two',
       'threads). Each value is made anew and read whole, and what is read must add up. How it is measured:',
-      '[bench/README.md](../../bench/README.md#values-and-calls).',
+      '[bench/README.md](../../../bench/README.md#values-and-calls).',
     ],
     facts: Object.entries(results.earlier ?? {}).map(([measure, from]) => [NAMES[measure], from]),
     single: true,

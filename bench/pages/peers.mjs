@@ -183,7 +183,7 @@ export function page(results, files) {
     title: 'Measured',
     intro: [
       'Written by `npm run bench`; every figure below comes from that one run. The method and the meaning of placement:',
-      '[bench/README.md](../../bench/README.md). As channels, messages and rings grow: [scale.md](scale.md). One to many:',
+      '[bench/README.md](../../../bench/README.md). As channels, messages and rings grow: [scale.md](scale.md). One to many:',
       '[broadcast.md](broadcast.md). Values and calls: [objects.md](objects.md). More aims, and what holds each: [goals.md](goals.md).',
     ],
     section,

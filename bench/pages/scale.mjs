@@ -268,7 +268,7 @@ export function page(results, files) {
     title: 'As work grows',
     intro: [
       'Written by `npm run bench -- scale`; every figure below comes from that one run. Two Rust processes, every word written and',
-      'read, the sums compared. How it is measured: [bench/README.md](../../bench/README.md).',
+      'read, the sums compared. How it is measured: [bench/README.md](../../../bench/README.md).',
     ],
     single: true,
     section,

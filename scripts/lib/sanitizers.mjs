@@ -47,7 +47,7 @@ const PARTS = { units: testUnits, node: testNode, soak: testSoak }
 
 /**
  * The crate's unit tests, the tests in Node, and the soak for some minutes, with the standard library built anew, so that it is watched as
- * well: `[address | thread …] [units | node | soak …] [--minutes N] [--seed S]`. See docs/testing.md.
+ * well: `[address | thread …] [units | node | soak …] [--minutes N] [--seed S]`. See docs/internals/testing.md.
  */
 export function testSanitizers(words) {
   const at = words.findIndex((word) => word.startsWith('--'))

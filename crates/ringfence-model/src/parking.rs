@@ -900,7 +900,7 @@ impl Model for Parking {
     }
 }
 
-/// The promise in docs/promises.md: a sleeping peer is woken.
+/// The promise in docs/internals/promises.md: a sleeping peer is woken.
 pub const NO_READER: &str = "no reader stays asleep when a message is published";
 /// The same promise for a publisher.
 pub const NO_PUBLISHER: &str = "no publisher stays asleep when the ring has space";

@@ -6,7 +6,7 @@ use ringfence_model::{admission, bells, closing, eviction, floor, holding, parki
 
 #[test]
 fn each_property_is_a_sentence_of_the_page_about_promises() {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/promises.md");
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/internals/promises.md");
     let page = fs::read_to_string(page).unwrap();
     let (_, modelled) = page
         .split_once("## What is modelled")

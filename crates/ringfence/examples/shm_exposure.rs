@@ -1,4 +1,4 @@
-//! What shared objects leave open to other processes of the same user: the numbers in `docs/promises.md`.
+//! What shared objects leave open to other processes of the same user: the numbers in `docs/internals/promises.md`.
 //!
 //! ```text
 //! cargo run --release --example shm_exposure [TRIES]     the window between shm_open and shm_unlink

@@ -43,7 +43,7 @@
 //! # After a fork
 //! A forked child that has not executed another program has no part in the objects of its parent. There, each
 //! call on them fails with [`Error::Closed`], and dropping a handle does not affect the parent. Objects that
-//! the child creates itself work as usual. `docs/promises.md` has the details.
+//! the child creates itself work as usual. `docs/internals/promises.md` has the details.
 //!
 //! # Security guarantees
 //! - Against **another uid**: the kernel keeps it out.

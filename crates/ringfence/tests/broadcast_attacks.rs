@@ -23,7 +23,7 @@ use support::{
 };
 
 const CAPACITY: u64 = 16 << 10;
-/// Offsets of words in the ring object, from docs/protocol.md.
+/// Offsets of words in the ring object, from docs/internals/protocol.md.
 const TAIL: usize = 128;
 const WRITER_PARKED: usize = 512;
 

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use ringfence::{Address, Channel, CloseReason, Error, Options, Packed, Progress, Receiver, Sender};
 use support::{Actor, fresh_address, join_later, say, small, wait_for_host, wait_for_test, wire};
 
-// Offsets from docs/protocol.md.
+// Offsets from docs/internals/protocol.md.
 const TAIL: usize = 128;
 const HEAD: usize = 256;
 const PHASE: usize = 640;

@@ -1,4 +1,4 @@
-//! A manual implementation of the protocol in docs/protocol.md, for peers that violate it.
+//! A manual implementation of the protocol in docs/internals/protocol.md, for peers that violate it.
 
 use std::{
     io::{IoSlice, IoSliceMut, Read},

@@ -1,4 +1,4 @@
-//! The frames of calls, as docs/protocol.md describes them: a head of 16 bytes, and a body.
+//! The frames of calls, as docs/internals/protocol.md describes them: a head of 16 bytes, and a body.
 
 use crate::{
     channel::calls::remote::RemoteError,

@@ -698,7 +698,7 @@ fn a_peer_that_sends_more_requests_than_are_tolerated_is_cut_off() {
     });
 }
 
-/// Reads a frame as docs/protocol.md says, in other words than the code does.
+/// Reads a frame as docs/internals/protocol.md says, in other words than the code does.
 fn reference(frame: &[u8]) -> Option<(u32, u32, u64)> {
     let word = |at: usize| {
         (0..4)

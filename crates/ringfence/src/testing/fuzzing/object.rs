@@ -187,7 +187,7 @@ impl Drawn {
                 "a sealed object's memory was taken"
             );
         } else {
-            // This object could be truncated, as docs/promises.md states.
+            // This object could be truncated, as docs/internals/promises.md states.
             assert!(self.name.is_none());
             write(&self.object, layout::PHASE, u64::MAX);
         }
