@@ -15,10 +15,10 @@ import { Partner } from './support/partner.js'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 
-/** The first example below a heading of a page. */
-function exampleOf(page: string, heading: string): string {
+/** The first example of a page, or below one of its headings. */
+function exampleOf(page: string, heading?: string): string {
   const text = readFileSync(join(root, page), 'utf8')
-  const section = text.slice(text.indexOf(`\n## ${heading}\n`))
+  const section = heading === undefined ? text : text.slice(text.indexOf(`\n## ${heading}\n`))
   const [, code] = /```[jt]s\n(.*?)```/s.exec(section)!
   return code!
 }
@@ -160,7 +160,7 @@ test('the many-to-one example prints the sender of each message', async (t) => {
   const address = namedAddress(t)
   const { child } = await run(
     t,
-    replaceAll(t, exampleOf(GUIDE, 'Many to one'), [["'/run/user/1000/results.sock'", JSON.stringify(address)]]),
+    replaceAll(t, exampleOf('docs/guide/many-to-one.md'), [["'/run/user/1000/results.sock'", JSON.stringify(address)]]),
   )
   const said = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
   await untilBound(address)
