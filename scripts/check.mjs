@@ -3,10 +3,12 @@
 //     node scripts/check.mjs                  layout, lints and types of both languages, and the package; needs a build
 //     node scripts/check.mjs versions [TAG]   one version everywhere; that of the tag, and told in the change log
 //     node scripts/check.mjs crate            as crates.io and docs.rs would take it, and its oldest compiler
+//     node scripts/check.mjs links           links of all Markdown pages, to files and to headings
 //     node scripts/check.mjs workflows        what actionlint and zizmor say of .github
 
 import { existsSync, readFileSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
+import { checkLinks } from './lib/links.mjs'
 import { fail, features, isInPath, python, root, run, subcommand, tool } from './lib/run.mjs'
 
 const ACTIONLINT = 'github.com/rhysd/actionlint/cmd/actionlint@v1.7.12'
@@ -16,6 +18,7 @@ const read = (path) => readFileSync(join(root, path), 'utf8')
 
 function checkSources() {
   checkVersions()
+  checkLinks()
   run('Rust layout', 'cargo', ['fmt', '--all', '--check'])
   run('Rust lints', 'cargo', ['clippy', '--workspace', '--all-targets', ...features, '--', '-D', 'warnings'])
   run('types', tool('tsc'), ['--noEmit'])
@@ -87,5 +90,11 @@ function checkWorkflows() {
 }
 
 if (process.argv[1] === import.meta.filename) {
-  await subcommand({ '': checkSources, versions: checkVersions, crate: checkCrate, workflows: checkWorkflows })
+  await subcommand({
+    '': checkSources,
+    versions: checkVersions,
+    crate: checkCrate,
+    links: checkLinks,
+    workflows: checkWorkflows,
+  })
 }
