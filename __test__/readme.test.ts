@@ -174,18 +174,12 @@ test('the many-to-one example prints the sender of each message', async (t) => {
 
 test('the one-to-many example: a subscriber gets what is sent after it has subscribed', async (t) => {
   const address = namedAddress(t)
-  const [publishing, subscribing] = replaceAll(t, exampleOf('docs/broadcast.md', 'Example'), [
-    ["'/run/user/1000/ticks.sock'", JSON.stringify(address)],
-  ]).split('// a subscriber')
-  const ticks = `
-    async function* ticks() {
-      await new Promise((resolve) => publisher.once('connection', resolve))
-      yield* ['one', 'two']
-    }`
-  const [publisher, subscriber] = [
-    await run(t, publishing! + ticks),
-    await run(t, `import { subscribe } from 'ringfence'\n${subscribing}`),
-  ]
+  const page = readFileSync(join(root, 'docs/guide/one-to-many.md'), 'utf8')
+  const programs = [...page.matchAll(/```js\n(\/\/ \w+\.mjs\n.*?)```/gs)].map(([, code]) =>
+    replaceAll(t, code!, [["'/run/user/1000/ticks.sock'", JSON.stringify(address)]]),
+  )
+  t.is(programs.length, 2)
+  const [publisher, subscriber] = [await run(t, programs[0]!), await run(t, programs[1]!)]
   const said = [publisher, subscriber].map(async ({ child }) => {
     let text = ''
     for await (const chunk of child.stdout) text += String(chunk)
@@ -197,7 +191,7 @@ test('the one-to-many example: a subscriber gets what is sent after it has subsc
   ])
   const pid = subscriber.child.pid
   t.deepEqual(await Promise.all(said), [
-    `process ${pid} is in: reliable\nprocess ${pid} is gone: closed\n`,
+    `process ${pid} subscribes: reliable\nprocess ${pid} is gone: closed\n`,
     '1n one\n2n two\n',
   ])
 })

@@ -10,7 +10,7 @@ import { examples, pages, parsePage, readPage, root, type Example, type Snippet 
 
 /** Pages that are about to be replaced, and whose blocks are not programs yet. */
 const OLD = new Set(
-  ['broadcast', 'guide', 'handover', 'observing', 'options', 'sandbox'].map((name) => `docs/${name}.md`),
+  ['guide', 'handover', 'observing', 'options', 'sandbox'].map((name) => `docs/${name}.md`),
 )
 const all = new Map(
   pages()
