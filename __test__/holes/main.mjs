@@ -4,7 +4,7 @@
 //     node main.mjs [NAME …]
 //
 // The head of a patch says what it breaks, and which tests must fail because of it. Each is applied to a copy of the commit
-// below build/holes. The same tests must pass in that copy first. At the end the table of docs/internals/testing.md is printed.
+// below build/holes. The same tests must pass in that copy first. At the end a table of them is printed.
 
 import { spawnSync } from 'node:child_process'
 import { cpSync, existsSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
