@@ -1,4 +1,4 @@
-// The code in README.md and docs/ runs, and does what the text says.
+// The code in docs/ does what the text says, also if a peer is killed.
 
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
@@ -53,35 +53,10 @@ const GUIDE = 'docs/guide.md'
 /** The messages of a call that was pending when the peer's process ended, and of a later one. */
 const ENDED = "(the peer's|the peer is gone: its) process has ended"
 
-test('two processes that run the example of README.md greet each other', async (t) => {
-  const address = namedAddress(t)
-  const code = replaceAll(t, exampleOf('README.md', 'Use it'), [
-    ["'/run/user/1000/orders.sock'", JSON.stringify(address)],
-  ])
-  const both = await Promise.all([run(t, code), run(t, code)])
-  const printed = both.map(async ({ child }) => {
-    let text = ''
-    for await (const chunk of child.stdout) text += String(chunk)
-    return text
-  })
-  t.deepEqual(await Promise.all(both.map(({ exited }) => exited)), [
-    [0, null],
-    [0, null],
-  ])
-  const texts = await Promise.all(printed)
-  const pids = both.map(({ child }) => child.pid)
-  for (const [index, text] of texts.entries()) {
-    t.regex(text, new RegExp(`^(host|guest), the peer is process ${pids[1 - index]}\nhello\n$`))
-  }
-})
-
-test('README.md and docs/errors.md list exactly the existing codes', (t) => {
+test('docs/errors.md lists exactly the existing codes', (t) => {
   const read = (file: string) => readFileSync(join(root, file), 'utf8')
   const names = /^export type ErrorName =\n((?: {2}\| '\w+'\n)+)/m.exec(read('ts/errors.ts'))![1]!
   const codes = ['ABORT_ERR', ...[...names.matchAll(/'(\w+)'/g)].map(([, name]) => name!)].sort()
-  const readme = read('README.md')
-  const table = readme.slice(readme.indexOf('\n## Errors\n'), readme.indexOf('\n## Platforms that pass\n'))
-  t.deepEqual([...table.matchAll(/`([A-Z_]+)`/g)].map(([, name]) => name!).sort(), codes)
   t.deepEqual([...read('docs/errors.md').matchAll(/^\| `([A-Z_]+)` \|/gm)].map(([, name]) => name!).sort(), codes)
 })
 

@@ -1,4 +1,5 @@
-// Every code block of README.md and docs/ compiles as strict TypeScript, as does every example in the comments of ts/.
+// Every code block of README.md and docs/ compiles as strict TypeScript, as does every example in the comments of ts/. The blocks that are
+// programs run, and print what the page says.
 
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
@@ -6,6 +7,7 @@ import path from 'node:path'
 import test from 'ava'
 import ts from 'typescript'
 
+import { canSandbox, runTogether } from './support/snippet-run.js'
 import { examples, pages, parsePage, readPage, root, type Example, type Snippet } from './support/snippets.js'
 
 /** Pages that are about to be replaced, and whose blocks are not programs yet. */
@@ -83,7 +85,6 @@ test('a block that cannot be classified is reported', (t) => {
 })
 
 test('every block and every example compiles', (t) => {
-  t.timeout(120_000)
   rmSync(place, { recursive: true, force: true })
   const sources = new Map([
     ...[...all.values()].flatMap(({ snippets }) => snippets.map(sourceOf)),
@@ -113,3 +114,20 @@ test('every block and every example compiles', (t) => {
   t.deepEqual(complaints, [])
   t.deepEqual(program.getGlobalDiagnostics(), [])
 })
+
+for (const [page, { snippets, expected }] of all)
+  for (const section of new Set(snippets.map((one) => one.section))) {
+    const here = snippets.filter((one) => one.section === section && (one.kind === 'program' || one.kind === 'twice'))
+    if (here.length === 0) continue
+    test(`${page}: the programs of "${here[0]!.heading}" run`, async (t) => {
+      if (here.some(({ code }) => code.includes("'bwrap'")) && !canSandbox()) {
+        t.log('skipped: bwrap does not work here')
+        t.pass()
+        return
+      }
+      const named = here.filter(({ name }) => name !== undefined)
+      const outputs = expected.filter((one) => one.section === section)
+      if (named.length > 0) t.deepEqual(await runTogether(t, named, outputs), [])
+      for (const alone of here) if (alone.name === undefined) t.deepEqual(await runTogether(t, [alone], []), [])
+    })
+  }

@@ -1,4 +1,4 @@
-// The pictures of README.md that are made from something; docs/images/channel.svg is drawn by hand.
+// The pictures of the documentation that are made from something; docs/images/channel.svg is drawn by hand.
 //
 //     node scripts/images.mjs chart      docs/images/speed.svg, from docs/internals/bench/results.json
 //     node scripts/images.mjs terminal   docs/images/terminal.svg, from a run of the real programs: as root, which can start

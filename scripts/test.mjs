@@ -216,7 +216,20 @@ function testNats() {
 /** Tests of what rests on Node itself: its event loop, memory, streams, workers and exit. */
 const NEAR_NODE = [
   ...['broadcast', 'child', 'diagnostics', 'duplex', 'event-loop', 'exit', 'fill', 'harden', 'loops', 'memory'],
-  ...['merge', 'package', 'pair', 'port', 'reading', 'reserve', 'sending', 'typed', 'waiting', 'web', 'worker'],
+  ...[
+    'merge',
+    'package',
+    'pair',
+    'port',
+    'reading',
+    'reserve',
+    'sending',
+    'snippets',
+    'typed',
+    'waiting',
+    'web',
+    'worker',
+  ],
 ]
 
 /** One binding serves all Nodes, as N-API promises. */

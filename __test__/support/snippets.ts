@@ -6,8 +6,9 @@
 //     <!-- snippet: types only -->                                           a program that is checked and not run
 //     <!-- snippet: twice -->                                                a program that is started twice
 //
-// Programs whose first line is their name (`// service.mjs`) belong to the other named programs of their section. A block of text
-// that starts with `$ node service.mjs` is the expected output of that program.
+// Programs whose first line is their name (`// service.mjs`) belong to the other named programs of their section. In a block of text,
+// the lines below `$ node service.mjs` are the expected output of that program, which gets the arguments of the command. In a block
+// that is marked as ```text any-order, the lines may come in any order.
 
 import { readFileSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
@@ -24,6 +25,7 @@ export interface Snippet {
   readonly heading: string
   readonly code: string
   readonly name: string | undefined
+  readonly isTypeScript: boolean
   readonly kind: 'program' | 'twice' | 'types only' | 'fragment'
   /** The declarations that a fragment needs. */
   readonly declarations: string
@@ -33,7 +35,9 @@ export interface Snippet {
 export interface Expected {
   readonly section: number
   readonly name: string
+  readonly words: readonly string[]
   readonly output: string
+  readonly anyOrder: boolean
 }
 
 export interface Page {
@@ -96,10 +100,11 @@ export function parsePage(page: string, text: string): Page {
       .join('\n')
     const place = `${page}:${start}`
     hasRust ||= language === 'rust'
-    if (language === 'text' || language === 'console') {
-      const [, name, output] = /^\$ node (\S+)[^\n]*\n(.*)$/s.exec(code) ?? []
-      if (name !== undefined) expected.push({ section, name, output: output! })
-    }
+    if (language === 'text' || language === 'console')
+      for (const [, command, output] of code.matchAll(/^\$ node (.+)\n((?:(?!\$ ).*\n?)*)/gm)) {
+        const [name, ...more] = command!.split(' ')
+        expected.push({ section, name: name!, words: more, output: output!, anyOrder: words!.includes('any-order') })
+      }
     if (!OURS.has(language)) {
       if (!OTHERS.has(language)) problems.push(`${place}: a block of the unknown language '${language}'`)
       continue
@@ -123,6 +128,7 @@ export function parsePage(page: string, text: string): Page {
         heading,
         code,
         name,
+        isTypeScript: language.startsWith('t'),
         kind,
         declarations: kind === 'fragment' ? directive! : '',
       })
