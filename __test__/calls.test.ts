@@ -166,6 +166,26 @@ test('a deadline and an abort reject the call and reach the handler', async (t) 
   t.is(channel.stats().callsInFlight, 0)
 })
 
+test('a handler that ends because of the deadline changes nothing about the outcome', async (t) => {
+  const { channel, partner } = await pair(t)
+  await partner.run((kit) => {
+    void kit.channel.serve(async (request, { signal }) => {
+      await new Promise((resolve) => signal.addEventListener('abort', resolve))
+      if (String(request) === 'throws') throw signal.reason
+      if (String(request) === 'throws another') throw new Error('aborted')
+      return 'late'
+    })
+  })
+  const calls = ['throws', 'throws another', 'replies'].flatMap((how) =>
+    Array.from({ length: 50 }, (_, number) => channel.call(how, { timeout: 10 + number })),
+  )
+  for (const outcome of await Promise.allSettled(calls)) {
+    if (outcome.status === 'fulfilled') return t.fail(String(outcome.value))
+    const error = outcome.reason as Error
+    t.true(error instanceof RingfenceError && (error.code as string) === 'ERR_RINGFENCE_TIMEOUT', String(error))
+  }
+})
+
 test('a reply that has crossed with its cancellation is dropped and counted', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run((kit) => void kit.channel.serve(() => 'reply'))

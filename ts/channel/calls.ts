@@ -117,7 +117,7 @@ class Context implements CallContext {
   }
 
   static isLate(context: Context): boolean {
-    return timers.now() >= context.#due
+    return timers.now() >= context.#due || context.#reason?.code === 'ERR_RINGFENCE_TIMEOUT'
   }
 
   static abort(context: Context, reason: RingfenceError): void {
@@ -372,10 +372,12 @@ export class Calls {
     try {
       if (Context.isLate(context)) throw late()
       const reply = await this.#answer!(body, context)
+      // Its signal is aborted, and the caller rejects.
+      if (Context.isLate(context)) throw late()
       frame = envelope.makeFrame(REPLY, id, reply.length)
       frame.set(reply, HEAD)
     } catch (thrown) {
-      frame = this.#errorOf(id, thrown)
+      frame = this.#errorOf(id, Context.isLate(context) ? late() : thrown)
     }
     // Spinning would delay other handlers.
     const polls = this.#running === 1 && this.#queued.isEmpty
@@ -466,7 +468,8 @@ export class Calls {
 
 /** The error of a call whose handler has failed. The deadline of the handler is that of the caller. */
 function outcomeOf(call: Call, error: RemoteError): Error {
-  return error.code === 'ERR_RINGFENCE_TIMEOUT' && timers.now() >= call.due ? late() : error
+  // A timer may fire a millisecond early.
+  return error.code === 'ERR_RINGFENCE_TIMEOUT' && timers.now() + 1 >= call.due ? late() : error
 }
 
 /** Whether one more request may be unanswered. */
