@@ -727,6 +727,30 @@ test.serial('subscriptions are read beside channels, and each is removed with it
   t.is(String((await waiting)![1]), 'last')
 })
 
+test.serial('a source that was disconnected, and evicted before it was read, is not closed cleanly', async (t) => {
+  const there = await Partner.start(t)
+  const address = abstractAddress()
+  await there.run(async (kit, where: string) => {
+    kit.keep['publisher'] = await kit.ringfence.publish(where, { capacity: 16_384, stall: 100 })
+  }, address)
+  const subscription = await subscribe(address, { wait: true })
+  const merged = merge([subscription])
+  const ended = new Promise<Closed>((resolve) => merged.on('disconnect', (_, closed) => resolve(closed)))
+  await there.run(async (kit) => {
+    const publisher = kit.keep['publisher'] as Publisher
+    await kit.until.until(() => publisher.subscribers.length === 1, 'it has a subscriber')
+    for (let number = 0; number < 20; number += 1) await publisher.send('unread')
+    await publisher.subscribers[0]!.disconnect()
+    for (let number = 0; number < 100; number += 1) await publisher.send(kit.bytes.pattern(number, 1000))
+  })
+  const reading = merged.receiveEach(() => {})
+  const { reason, error } = await soon(ended, 'the end')
+  t.is(reason, 'evicted')
+  t.is(error?.code, 'ERR_RINGFENCE_EVICTED')
+  await merged.close()
+  await reading
+})
+
 test.serial('a Node merge reads Rust sources beside Node ones', async (t) => {
   const sizes = Array.from({ length: 200 }, (_, index) => (index * 61) % 9000)
   const options: Options = {

@@ -121,6 +121,12 @@ export class ReceiveBuffer {
     return this.#fetched.over === 'ended'
   }
 
+  /** The error of later reads after everything was read. */
+  get endError(): RingfenceError | null {
+    const { over } = this.#fetched
+    return typeof over === 'function' ? over() : null
+  }
+
   /** The number of fetched messages that were not handed out, those included that this side's close has discarded. */
   get unread(): number {
     return this.#discarded + this.#fetched.count

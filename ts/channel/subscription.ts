@@ -118,7 +118,10 @@ class SubscriptionCore implements SourceCore {
 
   endOfSource(): Closed {
     this.hear()
-    return this.#closed ?? CLOSED
+    const closed = this.#closed ?? CLOSED
+    // The publisher may have evicted it after it had ended it.
+    const error = closed.reason === 'closed' ? this.buffer.endError : null
+    return error?.code === 'ERR_RINGFENCE_EVICTED' ? { reason: 'evicted', error } : closed
   }
 
   /** Handles a failed call into the core. An error that ends the subscription there ends it here as well. */
