@@ -5,7 +5,7 @@ import { createReadStream, createWriteStream } from 'node:fs'
 import path from 'node:path'
 import { text } from 'node:stream/consumers'
 import { pipeline } from 'node:stream/promises'
-import { TransformStream } from 'node:stream/web'
+import { ReadableStream, TransformStream, WritableStreamDefaultWriter } from 'node:stream/web'
 
 import test, { type ExecutionContext } from 'ava'
 import { publish, RingfenceError, type Channel, type Subscription } from 'ringfence'
@@ -216,6 +216,25 @@ test.serial('a writer that is released after the end, without a write, ends this
   writer.releaseLock()
   t.is((await soon(channel.closed, 'the end of both sides')).reason, 'closed')
   await t.throwsAsync(channel.send('late'), { code: 'ERR_RINGFENCE_CLOSED' })
+})
+
+test.serial('a pipe and a writer of its own end this side once they leave the writable stream', async (t) => {
+  for (const way of ['pipe', 'writer'] as const) {
+    const { channel, partner } = await pair(t)
+    let leave: () => void
+    if (way === 'pipe') {
+      const source = new ReadableStream({ start: (controller) => (leave = () => controller.close()) })
+      void source.pipeTo(channel.writable as never, { preventClose: true })
+    } else {
+      const writer = new WritableStreamDefaultWriter(channel.writable as never)
+      leave = () => writer.releaseLock()
+    }
+    await partner.run((kit) => kit.channel.end())
+    t.is(await text(channel.readable as never), '')
+    t.true(channel.writable.locked)
+    leave!()
+    t.is((await soon(channel.closed, `the end after a ${way}`)).reason, 'closed')
+  }
 })
 
 test.serial('chunks that wait when their writer is released are sent before this side ends', async (t) => {

@@ -31,6 +31,9 @@ export interface WebSink<Out> {
   destroy(error?: Error): void
 }
 
+/** Milliseconds between checks of a writable stream that is held after the peer's end. */
+const HELD = 50
+
 /** For a promise whose rejection is reported elsewhere. */
 function ignore(): void {}
 
@@ -42,8 +45,8 @@ export class WebStreams<In, Out> {
   #writable: WritableStream<Out> | null = null
   /** Whether no writer and no pipe holds the writable stream, and every chunk of it was sent. */
   #isFree = () => true
-  /** The end of the readable stream was reported. */
-  #told = false
+  /** The channel has ended. */
+  #isOver = false
 
   constructor(source: WebSource<In> | null, sink: WebSink<Out> | null) {
     this.#source = source
@@ -58,14 +61,14 @@ export class WebStreams<In, Out> {
     return (this.#writable ??= this.#makeWritable(this.#sink!))
   }
 
-  /** Ends this side after the peer, unless there is something to send through the writable stream, or may be. */
-  #endIfFree(): void {
-    if (this.#told && this.#isFree()) this.#source!.told?.()
-  }
-
-  /** Leaves the program time to take another writer. */
-  #endSoonIfFree(): void {
-    if (this.#told) timers.setImmediate(() => this.#endIfFree())
+  /**
+   * Ends this side after the peer, once no writer and no pipe holds the writable stream and all its chunks were sent. The stream does not
+   * report that.
+   */
+  #endOnceFree(): void {
+    if (this.#isOver) return
+    if (this.#isFree()) this.#source!.told?.()
+    else timers.setTimeout(() => this.#endOnceFree(), HELD).unref()
   }
 
   #makeReadable(source: WebSource<In>): ReadableStream<In> {
@@ -75,8 +78,7 @@ export class WebStreams<In, Out> {
       if (isOver) return
       isOver = true
       controller.close()
-      this.#told = true
-      this.#endIfFree()
+      this.#endOnceFree()
     }
     // Reports the end, clean or not, to a reader that does not read.
     const watch = async (controller: ReadableStreamDefaultController<In>) => {
@@ -126,34 +128,23 @@ export class WebStreams<In, Out> {
           sink.destroy(signal.reason instanceof Error ? signal.reason : undefined)
         })
       },
-      write: async (chunk) => {
-        await sink.send(chunk)
-        this.#endSoonIfFree()
-      },
+      write: (chunk) => sink.send(chunk),
       close: () => sink.end(),
       abort: (reason) => sink.destroy(reason instanceof Error ? reason : undefined),
     })
-    const getWriter = writable.getWriter.bind(writable)
     this.#isFree = () => {
       if (writable.locked) return false
-      const writer = getWriter()
+      const writer = writable.getWriter()
       // 0 while a chunk waits or is being sent. A stream that is closed or has failed has ended this side already.
       const isEmpty = writer.desiredSize === 1
       writer.releaseLock()
       return isEmpty
     }
-    // A writer that does not write after the end of the readable stream holds this side open only until it releases the stream.
-    writable.getWriter = () => {
-      const writer = getWriter()
-      const releaseLock = writer.releaseLock.bind(writer)
-      writer.releaseLock = () => {
-        releaseLock()
-        this.#endSoonIfFree()
-      }
-      return writer
-    }
     // Errors the writable stream once nothing can be sent, even without a pending write.
-    void sink.closed.then(() => sink.waitWritable(0).catch(fail))
+    void sink.closed.then(() => {
+      this.#isOver = true
+      sink.waitWritable(0).catch(fail)
+    })
     return writable as unknown as WritableStream<Out>
   }
 }
