@@ -12,6 +12,7 @@ use std::{
 
 use nix::{
     fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::memfd::{MFdFlags, memfd_create},
     sys::resource::{Resource, getrlimit, setrlimit},
     sys::socket::MsgFlags,
@@ -210,36 +211,6 @@ fn at_a_limit(role: &str, address: &Address) {
             let found = receiver.receive_vec().unwrap_err();
             assert_eq!(found.code(), "RING_CORRUPT", "{found}");
         }
-        "loops without descriptors" => {
-            let (_sender, mut receiver) = join(address, &both()).unwrap().split();
-            let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-            setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
-            receiver.as_fd();
-            setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
-            let found = receiver.arm().unwrap_err();
-            assert_eq!(found.code(), "NO_SPACE", "{found}");
-            say("armed");
-            receiver.receive_vec().unwrap();
-        }
-        "loops later" => {
-            let (sender, mut first) = join(address, &both()).unwrap().split();
-            // Starts the thread that watches peers, which has descriptors of its own.
-            ringfence::binding::line(&mut first).unwrap();
-            say("joined");
-            wait_for_test();
-            drop((sender, first));
-            say("again");
-            let (_sender, mut receiver) = join(address, &both()).unwrap().split();
-            let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-            setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
-            let found = ringfence::binding::line(&mut receiver).unwrap_err();
-            setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
-            assert_eq!(found.code(), "NO_SPACE", "{found}");
-            ringfence::binding::line(&mut receiver).unwrap();
-            receiver.arm().unwrap();
-            say("armed");
-            receiver.receive_vec().unwrap();
-        }
         "fills" => {
             let options = small().attachments(Attachments::none().sealed(true).max_count(64));
             let (mut sender, receiver) = join(address, &options).unwrap().split();
@@ -281,6 +252,97 @@ fn at_a_limit(role: &str, address: &Address) {
             say("dropped");
             wait_for_test();
             drop(sender);
+        }
+        other => in_an_event_loop(other, address),
+    }
+}
+
+/// The processes whose event loop is short of descriptors, and the peer of one.
+fn in_an_event_loop(role: &str, address: &Address) {
+    match role {
+        "loops without descriptors" => {
+            let (_sender, mut receiver) = join(address, &both()).unwrap().split();
+            let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+            setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
+            receiver.as_fd();
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+            let found = receiver.arm().unwrap_err();
+            assert_eq!(found.code(), "NO_SPACE", "{found}");
+            say("armed");
+            receiver.receive_vec().unwrap();
+        }
+        "loops without numbers" => {
+            let (_sender, mut receiver) = join(address, &both()).unwrap().split();
+            receiver.arm().unwrap();
+            let line = ringfence::binding::line(&mut receiver)
+                .unwrap()
+                .as_fd()
+                .try_clone_to_owned()
+                .unwrap();
+            let wakes =
+                |timeout| poll(&mut [PollFd::new(line.as_fd(), PollFlags::POLLIN)], timeout).unwrap() > 0;
+            let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+            setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
+            say("short");
+            for received in ["two parcels and their wakeups", "another"] {
+                wait_for_test();
+                let mut turns = 0;
+                while wakes(PollTimeout::ZERO) {
+                    receiver.poll_line().unwrap();
+                    turns += 1;
+                    assert!(turns < 100, "the loop is woken without end: {received}");
+                }
+                assert!(turns > 0, "{received}");
+                say("waits");
+            }
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+            for _ in 0..3 {
+                assert_eq!(receiver.receive_vec().unwrap().unwrap(), b"x");
+                assert_eq!(receiver.attachments().len(), 1);
+            }
+            setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
+            say("read");
+            // The peer sends once more, and is killed.
+            while receiver.close_reason().is_none() {
+                assert!(wakes(PollTimeout::NONE));
+                receiver.poll_line().unwrap();
+            }
+            assert_eq!(receiver.close_reason(), Some(CloseReason::Lost));
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+            assert_eq!(receiver.receive_vec().unwrap().unwrap(), b"x");
+            assert_eq!(receiver.attachments().len(), 1);
+            say("lost");
+        }
+        "loops beside it" => {
+            let (mut sender, _receiver) = join(address, &both()).unwrap().split();
+            say("joined");
+            for count in [2, 1, 1] {
+                wait_for_test();
+                for _ in 0..count {
+                    sender.send_with(b"x", &[(&buffer(1)).into()]).unwrap();
+                }
+                say("sent");
+            }
+            wait_for_test();
+        }
+        "loops later" => {
+            let (sender, mut first) = join(address, &both()).unwrap().split();
+            // Starts the thread that watches peers, which has descriptors of its own.
+            ringfence::binding::line(&mut first).unwrap();
+            say("joined");
+            wait_for_test();
+            drop((sender, first));
+            say("again");
+            let (_sender, mut receiver) = join(address, &both()).unwrap().split();
+            let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+            setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
+            let found = ringfence::binding::line(&mut receiver).unwrap_err();
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+            assert_eq!(found.code(), "NO_SPACE", "{found}");
+            ringfence::binding::line(&mut receiver).unwrap();
+            receiver.arm().unwrap();
+            say("armed");
+            receiver.receive_vec().unwrap();
         }
         other => panic!("{other}"),
     }
@@ -650,6 +712,28 @@ fn an_event_loop_without_descriptors_of_its_own_gets_an_error() {
     let (scarce, channel) = meet("loops without descriptors", &both());
     scarce.expect("armed");
     drop(channel);
+    scarce.finish();
+}
+
+#[test]
+fn an_event_loop_short_of_descriptors_sleeps_and_finds_the_peer_s_death() {
+    let (address, _directory) = fresh_address(false);
+    let mut scarce = Actor::start("loops without numbers", &[&address.to_string()]);
+    wait_for_host(&address);
+    let mut sends = Actor::start("loops beside it", &[&address.to_string()]);
+    sends.expect("joined");
+    scarce.expect("short");
+    for _ in 0..2 {
+        sends.go_on();
+        sends.expect("sent");
+        scarce.go_on();
+        scarce.expect("waits");
+    }
+    scarce.expect("read");
+    sends.go_on();
+    sends.expect("sent");
+    sends.kill();
+    scarce.expect("lost");
     scarce.finish();
 }
 

@@ -322,7 +322,11 @@ impl Doorbell {
         } else {
             // Read to the end of the line: an event loop may report the end only once (libuv stops watching a descriptor that
             // has failed, as a line whose peer left wakeups unread does), and wakeups may precede the end.
-            self.read_all(state, true);
+            let read = self.read_all(state, true);
+            if let Some(loop_poll) = self.apart() {
+                // This process lacks the descriptors or the memory to read what is there: the line stays readable.
+                loop_poll.watch_line(self.line.as_fd(), read.shortage.is_some());
+            }
         }
         !state.gone
     }
@@ -453,8 +457,11 @@ impl Doorbell {
                 Err(Errno::EINTR) => continue,
                 // Nothing was read. The loop may have been woken by the peer's death.
                 Err(Errno::EAGAIN) => emptied.ended = !self.shuts && self.has_ended(),
-                // This does not concern the peer. The line stays readable.
-                Err(errno) if is_shortage(errno) => emptied.shortage = Some(errno),
+                // This does not concern the peer. The line stays readable, and its end may follow.
+                Err(errno) if is_shortage(errno) => {
+                    emptied.shortage = Some(errno);
+                    emptied.ended = to_its_end && self.has_ended();
+                }
                 // A peer that left wakeups unread resets the line. A security module on this side may also forbid the read.
                 Err(_) => emptied.ended = self.has_ended(),
             }

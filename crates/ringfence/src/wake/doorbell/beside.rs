@@ -6,13 +6,14 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
+    sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
 
 use nix::{
     errno::Errno,
     sys::{
-        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
         eventfd::{EfdFlags, EventFd},
     },
 };
@@ -106,6 +107,8 @@ pub(super) struct LoopPoll {
     epoll: Epoll,
     /// Written by the thread that has consumed a wakeup. It stays readable until the loop reads it.
     taken: EventFd,
+    /// Only a change of the line wakes the loop.
+    on_change: AtomicBool,
 }
 
 impl LoopPoll {
@@ -113,13 +116,32 @@ impl LoopPoll {
         let made = || -> Result<Self, Errno> {
             let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
             let taken = counter()?;
-            let readable = EpollFlags::EPOLLIN;
-            epoll.add(line, EpollEvent::new(readable | EpollFlags::EPOLLRDHUP, LINE))?;
-            epoll.add(&taken, EpollEvent::new(readable, TOLD))?;
+            epoll.add(line, Self::line_event(false))?;
+            epoll.add(&taken, EpollEvent::new(EpollFlags::EPOLLIN, TOLD))?;
             watch_peer(&epoll, pidfd)?;
-            Ok(Self { epoll, taken })
+            let on_change = AtomicBool::new(false);
+            Ok(Self {
+                epoll,
+                taken,
+                on_change,
+            })
         };
         made().map_err(|errno| Error::system("an event loop beside a thread that reads the line", errno))
+    }
+
+    fn line_event(on_change: bool) -> EpollEvent {
+        let mut events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+        events.set(EpollFlags::EPOLLET, on_change);
+        EpollEvent::new(events, LINE)
+    }
+
+    /// Wakes the loop while the line is readable, or only on each change of it. Called under the lock of the line's state.
+    pub(super) fn watch_line(&self, line: BorrowedFd<'_>, on_change: bool) {
+        if self.on_change.load(Ordering::Relaxed) != on_change
+            && self.epoll.modify(line, &mut Self::line_event(on_change)).is_ok()
+        {
+            self.on_change.store(on_change, Ordering::Relaxed);
+        }
     }
 
     /// Notifies the loop of a consumed wakeup, which may be the loop's.
@@ -128,8 +150,12 @@ impl LoopPoll {
         let _ = self.taken.write(1);
     }
 
-    /// Clears the notification.
+    /// Clears the notification. To be called before the line is read.
     pub(super) fn heard(&self) {
+        if self.on_change.load(Ordering::Relaxed) {
+            // The loop polls the epoll, which is readable until it has reported the change (EPOLLET).
+            let _ = self.epoll.wait(&mut [EpollEvent::empty(); 3], EpollTimeout::ZERO);
+        }
         // The read fails if there is no notification.
         let _ = self.taken.read();
     }
