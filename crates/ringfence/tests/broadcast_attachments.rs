@@ -245,6 +245,31 @@ fn a_reliable_subscriber_at_its_limit_delays_the_publisher() {
 }
 
 #[test]
+fn a_disconnected_subscriber_gets_no_later_attachments_and_delays_none() {
+    let (address, _directory) = fresh_address(false);
+    let mut publisher = publish(&address, &options()).unwrap();
+    let holds = start("holds", &address, &["reliable"]);
+    let Ok(PublisherEvent::Subscriber(one)) = publisher.next() else {
+        panic!("no subscriber");
+    };
+    let (_, pipe) = std::io::pipe().unwrap();
+    for _ in 0..3 {
+        publisher.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
+    }
+    one.disconnect();
+    // It holds as many as it accepts.
+    assert!(
+        publisher
+            .sender()
+            .try_send_with(b"x", &[pipe.as_fd().into()])
+            .unwrap()
+    );
+    let stats = publisher.stats();
+    assert_eq!((stats.attachments_sent, stats.attachments_withheld), (3, 0));
+    drop(holds);
+}
+
+#[test]
 fn a_message_with_more_attachments_than_the_kernel_passes_is_not_published() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options()).unwrap();

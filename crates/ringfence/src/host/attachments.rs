@@ -101,7 +101,9 @@ impl Broadcaster {
         if !self.has_room(message.len())? {
             return self.not_sent(Ok(false), message.len());
         }
-        let readers = self.shared.ring.readers.active();
+        let mut readers = self.shared.ring.readers.active();
+        // One that was disconnected reads no later message.
+        readers.retain(|reader| !self.shared.has_gone(reader.number));
         self.forget_the_gone(&readers);
         let Some(loads) = self.loads(&readers, attachments) else {
             return Ok(false);

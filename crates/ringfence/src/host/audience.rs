@@ -177,8 +177,8 @@ impl Subscriber {
         Ok(identity)
     }
 
-    /// Disconnects it: 'closed' on both sides. It can still read what was published before. Until it has, it still occupies a seat,
-    /// and a reliable subscriber can delay the publisher for up to [`Options::stall`](crate::Options::stall).
+    /// Disconnects it: 'closed' on both sides, at once. It can still read what was published before. Until it has, it still occupies a
+    /// seat, and a reliable subscriber can delay the publisher for up to [`Options::stall`](crate::Options::stall).
     pub fn disconnect(&self) {
         if let Some(publisher) = self.publisher() {
             // An end that is not reported yet counts. One that follows this call does not, since the subscriber may close in any way.
@@ -398,6 +398,13 @@ impl Endpoint<Broadcast> {
     pub(crate) fn link(&self, number: u64) -> Option<Arc<channel::Shared>> {
         let state = self.state();
         state.list.get(&number).map(|seated| Arc::clone(&seated.link))
+    }
+
+    /// Whether the end of this subscriber was reported.
+    pub(crate) fn has_gone(&self, number: u64) -> bool {
+        let state = self.state();
+        let seated = state.list.get(&number);
+        seated.is_none_or(|seated| seated.member.gone.get().is_some())
     }
 
     /// Checks whether a subscriber has disconnected. `rung`: reads its bells from the line.
