@@ -94,8 +94,9 @@ export class Subscriber {
   }
 
   /**
-   * Disconnects the subscriber, with the reason 'closed' on both sides. The subscriber can still read the messages published before. Until
-   * it has, it occupies a slot, and a reliable subscriber can delay the publisher for up to `stall`. Resolves once the slot is free.
+   * Disconnects the subscriber, with the reason 'closed' on both sides. Resolves once the end was reported, which does not wait for the
+   * subscriber: it can still read the messages published before. Until it has, it occupies a slot, and a reliable subscriber can delay the
+   * publisher for up to `stall`.
    *
    * @example
    * ```js
