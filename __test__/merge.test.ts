@@ -735,7 +735,7 @@ test.serial('a source that was disconnected, and evicted before it was read, is 
   }, address)
   const subscription = await subscribe(address, { wait: true })
   const merged = merge([subscription])
-  const ended = new Promise<Closed>((resolve) => merged.on('disconnect', (_, closed) => resolve(closed)))
+  const ended = new Promise<Closed>((resolve) => merged.on('disconnect', (_, how) => resolve(how)))
   await there.run(async (kit) => {
     const publisher = kit.keep['publisher'] as Publisher
     await kit.until.until(() => publisher.subscribers.length === 1, 'it has a subscriber')

@@ -218,21 +218,21 @@ test.serial('a writer that is released after the end, without a write, ends this
   await t.throwsAsync(channel.send('late'), { code: 'ERR_RINGFENCE_CLOSED' })
 })
 
-test.serial('a pipe and a writer of its own end this side once they leave the writable stream', async (t) => {
+test.serial('a pipe and a writer of its own end this side once they release the writable stream', async (t) => {
   for (const way of ['pipe', 'writer'] as const) {
     const { channel, partner } = await pair(t)
-    let leave: () => void
+    let release: () => void
     if (way === 'pipe') {
-      const source = new ReadableStream({ start: (controller) => (leave = () => controller.close()) })
+      const source = new ReadableStream({ start: (controller) => (release = () => controller.close()) })
       void source.pipeTo(channel.writable as never, { preventClose: true })
     } else {
       const writer = new WritableStreamDefaultWriter(channel.writable as never)
-      leave = () => writer.releaseLock()
+      release = () => writer.releaseLock()
     }
     await partner.run((kit) => kit.channel.end())
     t.is(await text(channel.readable as never), '')
     t.true(channel.writable.locked)
-    leave!()
+    release!()
     t.is((await soon(channel.closed, `the end after a ${way}`)).reason, 'closed')
   }
 })
