@@ -140,11 +140,11 @@ for (const [title, launcher] of SANDBOXES) {
 }
 
 const source = fileURLToPath(new URL('../../__test__/confine/confine.c', import.meta.url))
-const PRODUCTION = fileURLToPath(new URL('../../docs/production.md', import.meta.url))
+const SYSTEM_CALLS = fileURLToPath(new URL('../../docs/internals/system-calls.md', import.meta.url))
 
-/** The calls of an open channel and of one that closes, by the lists in docs/production.md. */
+/** The calls of an open channel and of one that closes, by the lists in docs/internals/system-calls.md. */
 function documented(): Buffer {
-  const text = readFileSync(PRODUCTION, 'utf8')
+  const text = readFileSync(SYSTEM_CALLS, 'utf8')
   const list = (name: string) => text.split(`<!-- calls: ${name} -->`)[1]!.split('```')[1]!.trim().split(/\s+/).slice(1)
   return program('only', ['open', 'close', 'node'].flatMap(list))
 }

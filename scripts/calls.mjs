@@ -1,4 +1,4 @@
-// Rewrites the lists of system calls in docs/production.md, from traced children in Rust and Node: `node scripts/calls.mjs`. Needs
+// Rewrites the lists of system calls in docs/internals/system-calls.md, from traced children in Rust and Node: `node scripts/calls.mjs`. Needs
 // strace(1), a build and the tests' build.
 
 import { spawn as start } from 'node:child_process'
@@ -10,7 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { spawn } from 'ringfence'
 import { root } from './lib/run.mjs'
 
-const PAGE = join(root, 'docs/production.md')
+const PAGE = join(root, 'docs/internals/system-calls.md')
 const LINE = 130
 /** Calls that depend on the timing of both sides, and on a parent in Rust: a run need not show them. */
 const SOMETIMES = ['futex', 'membarrier', 'poll']

@@ -285,11 +285,11 @@ fn echo(channel: Channel) {
     }
 }
 
-/// The filter that allows the calls of an open channel and of one that closes, by the lists in docs/production.md.
+/// The filter that allows the calls of an open channel and of one that closes, by the lists in docs/internals/system-calls.md.
 fn documented() -> Filter {
     /// The allocator's, for this test's messages.
     const ALLOCATOR: &str = "brk mmap mremap munmap";
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/production.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/internals/system-calls.md");
     let text = fs::read_to_string(path).unwrap();
     let list = |name: &str| {
         let behind = text.split(&format!("<!-- calls: {name} -->")).nth(1).unwrap();
