@@ -1,0 +1,20 @@
+// A service whose agents call it. SIGTERM ends it without a lost order: each agent connects again, to the next instance.
+
+import { harden, json, listen } from 'ringfence'
+
+harden() // first of all: nothing of this process is ever open to others of its user
+
+const listener = await listen(process.env.ORDERS_SOCKET ?? '/run/orders/agent.sock', {
+  capacity: 256 << 10,
+  codec: json(),
+  maxPeers: 100,
+  mode: 0o660, // the directory decides who can connect
+  policy: JSON.parse(process.env.ORDERS_POLICY ?? '{}'),
+})
+for (const signal of ['SIGTERM', 'SIGINT']) process.once(signal, () => listener.close({ channels: 'close' }))
+listener.on('refused', ({ message }) => console.error(`refused: ${message}`))
+
+for await (const channel of listener) {
+  console.log(`process ${channel.peer.pid} of user ${channel.peer.uid} connected`)
+  channel.serve(({ order }) => ({ done: order })).catch((error) => console.error(error.message))
+}
