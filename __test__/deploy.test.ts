@@ -30,7 +30,7 @@ test('both units have the same sandbox', (t) => {
 function start(t: ExecutionContext, program: string, address: string) {
   const child = spawn(process.execPath, [join(root, 'examples/deploy', program)], {
     env: { ...process.env, ORDERS_SOCKET: address, ORDERS_POLICY: '{ "executable": "any" }' },
-    stdio: ['ignore', 'pipe', 'inherit'],
+    stdio: ['ignore', 'pipe', 'ignore'],
   })
   t.teardown(() => child.kill('SIGKILL'))
   return { child, lines: createInterface({ input: child.stdout })[Symbol.asyncIterator]() }
@@ -43,7 +43,8 @@ test('an agent gets each order done while its service is replaced, first by SIGT
   for (const signal of ['SIGTERM', 'SIGKILL', 'SIGTERM'] as const) {
     const service = start(t, 'service.mjs', address)
     t.is((await service.lines.next()).value, `process ${agent.child.pid} of user ${process.getuid!()} connected`)
-    for (const until = order + 2; order < until; order++) t.is((await agent.lines.next()).value, `order ${order} is done`)
+    for (const until = order + 2; order < until; order++)
+      t.is((await agent.lines.next()).value, `order ${order} is done`)
     const exited = once(service.child, 'exit')
     service.child.kill(signal)
     t.deepEqual(await exited, signal === 'SIGTERM' ? [0, null] : [null, signal])
