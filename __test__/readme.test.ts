@@ -48,8 +48,6 @@ async function run(t: ExecutionContext, code: string) {
   return { child, exited, complaints: createInterface({ input: child.stderr })[Symbol.asyncIterator]() }
 }
 
-const GUIDE = 'docs/guide.md'
-
 /** The messages of a call that was pending when the peer's process ended, and of a later one. */
 const ENDED = "(the peer's|the peer is gone: its) process has ended"
 
@@ -173,14 +171,11 @@ test('the one-to-many example: a subscriber gets what is sent after it has subsc
 
 test('a member keeps its place while its partners are killed one after the other', async (t) => {
   const address = namedAddress(t)
-  const serve = `async function serve(channel) {
-    for await (const order of channel) await channel.send(\`done: \${order}\`)
-  }`
   const { complaints, exited, child } = await run(
     t,
-    replaceAll(t, exampleOf(GUIDE, 'A place that is kept'), [
+    replaceAll(t, exampleOf('docs/guide/restart.md', 'Keep the address between two processes'), [
       ["'/run/user/1000/orders.sock'", JSON.stringify(address)],
-    ]) + serve,
+    ]),
   )
   for (let round = 0; round < 2; round += 1) {
     await untilBound(address)
