@@ -63,11 +63,11 @@ compile_error!("ringfence is for 64-bit little-endian Linux");
 pub mod binding {
     pub use crate::api::member::destroy_on_drop;
     pub use crate::api::pair::join_noticing;
-    pub use crate::channel::held::{Keep, pull_again, pull_calls, pull_held, release};
     pub use crate::channel::inbound::Inlet;
     pub use crate::channel::merge::source::{announce, barrier, line, look_parked, spin};
     pub use crate::channel::outbound::AnyOutlet;
     pub use crate::channel::receiver::PairInlet;
+    pub use crate::channel::receiver::{Keep, pull_again, pull_calls, pull_held, release};
     pub use crate::channel::reserve::{Keeper, Reserved};
     pub use crate::channel::subscription::BroadcastInlet;
     pub use crate::harden::ignore_sigusr1;
@@ -106,15 +106,15 @@ pub use address::Address;
 pub use api::child::{
     Admit, ChildLine, LINE_VARIABLE, LinePlace, ParentLine, from_parent, private_line, spawn, spawn_with,
 };
+pub use api::connect::{connect, subscribe};
 pub use api::member::{Membership, member};
 pub use api::pair::join;
 pub use api::publish::{Audience, Publisher, publish};
-pub use api::service::{Arrival, Channels, Listener, connect, listen};
-pub use api::subscribe::subscribe;
+pub use api::service::{Arrival, Channels, Listener, listen};
 /// The traits of plain data ([`Message::items`], [`Sender::reserve_items`]).
 pub use bytemuck;
 pub use channel::Channel;
-pub use channel::calls::remote::{CallError, RemoteError};
+pub use channel::calls::envelope::{CallError, RemoteError};
 pub use channel::calls::{CallContext, Calls, PendingCall};
 pub use channel::end::CloseReason;
 pub use channel::inbound::{Inbound, Packed};
@@ -147,8 +147,8 @@ pub use peer::policy::{Policy, Program};
 pub use region::create::Backing;
 pub use region::layout::CAPACITY_MIN;
 pub use region::sealed::SealedBuffer;
-pub use ring::delivery::{Delivery, StartFrom};
 pub use ring::fan_out::FanOut;
+pub use ring::fan_out::{Delivery, StartFrom};
 pub use ring::items::{Items, ReservedItems};
 pub use ring::message::{Message, Progress, Words};
 pub use ring::spsc::Spsc;

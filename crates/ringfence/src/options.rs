@@ -9,7 +9,7 @@ use crate::{
     region::create::Backing,
     region::layout::{CAPACITY_MIN, region_size, round_capacity},
     region::room::check_room,
-    ring::delivery::{Delivery, StartFrom},
+    ring::fan_out::{Delivery, StartFrom},
     signal::claim,
     wait::deadline::CancelToken,
     wake::attachments::Attachments,

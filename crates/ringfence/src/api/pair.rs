@@ -14,14 +14,11 @@ use crate::{
     evidence::EvidenceLog,
     handshake::Slots,
     handshake::frame::Meeting,
-    handshake::parts::Parts,
-    handshake::parts::Side,
+    handshake::parts::{Parts, Side},
     host::accept::{Acceptor, Host, Refused},
     identity::Credentials,
     options::Options,
-    wait::deadline::Deadline,
-    wait::deadline::{CancelToken, Wakeup},
-    wait::retry::Backoff,
+    wait::deadline::{Backoff, CancelToken, Deadline, Wakeup},
 };
 
 /// Meets another process at an address, and opens a channel between the two.

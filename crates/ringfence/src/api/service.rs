@@ -12,10 +12,9 @@ use crate::{
     channel::end::ChannelState,
     error::{Error, Result},
     handshake::frame::Meeting,
-    handshake::parts::{Parts, Side},
+    handshake::parts::Parts,
     host::accept::{Refused, SIDE_BY_SIDE},
     host::admit::EndpointStats,
-    host::connect::call,
     host::endpoint::{BoundAlone, Endpoint, EndpointKind, Handle, Idle, SeatGuard, Worker},
     host::events::End,
     identity::Credentials,
@@ -25,7 +24,7 @@ use crate::{
 /// The number of events that the program has not taken yet. If it is reached, clients wait in the kernel's backlog.
 const MOST_PENDING: usize = SIDE_BY_SIDE;
 
-/// Binds an address for a service. Agents [`connect`] there, up to [`Options::max_peers`], and each gets a channel and memory of
+/// Binds an address for a service. Agents [`connect`](crate::connect) there, up to [`Options::max_peers`], and each gets a channel and memory of
 /// its own.
 ///
 /// The mode and the group of a path are set before any process can reach it. A socket that a dead service has left is replaced.
@@ -51,45 +50,6 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
     };
     thread.start((endpoint, bound));
     Ok(listener)
-}
-
-/// Connects to the service at an address, which it never binds. A process may connect several times, and gets a channel
-/// each time.
-///
-/// With [`Options::wait`], waits for a service to listen, and for a seat if the service is full. [`Options::cancel_token`]
-/// cancels the waiting.
-///
-/// One process runs at most 16 handshakes with one address at a time. A further call waits for its turn, and
-/// [`Options::handshake_timeout`] counts from there.
-///
-/// ```no_run
-/// use ringfence::{Address, Options, connect};
-///
-/// # fn main() -> ringfence::Result<()> {
-/// let address: Address = "/run/orders/service.sock".parse()?;
-/// // Waits for the service to listen, and for a seat.
-/// let (mut sender, _receiver) = connect(&address, &Options::new().wait(true))?.split();
-/// sender.send(b"hello")?;
-/// # Ok(())
-/// # }
-/// ```
-///
-/// # Errors
-/// Without [`Options::wait`]: [`Error::PeerLost`] if no process listens, [`Error::AddressOccupied`] if the service is full. In
-/// any case [`Error::AddressInvalid`] for what waiting cannot fix (a missing directory, a socket that this process may not connect
-/// to); otherwise as the guest of [`join`](crate::join).
-pub fn connect(address: &Address, options: &Options) -> Result<Channel> {
-    let options = options.clone().checked()?;
-    let address = &address.absolute();
-    let parts = call(
-        address,
-        &options,
-        ("listens", "service"),
-        |stream, record, deadline| {
-            Side::new(address, &options, deadline, Meeting::Service).guest(stream, record)
-        },
-    )?;
-    Ok(Channel::assemble(parts, None, &options))
 }
 
 /// A service at its address.

@@ -5,8 +5,7 @@
 //! (`sender`) and that of a publisher (`host/broadcaster.rs`). `reserve` has further ways to send. `inbound`
 //! is the receiving half over either kind of ring: that of a pair (`receiver`) and that of a publisher
 //! (`subscription`). `attachments` sends and receives sealed buffers and descriptors with a message, and
-//! `unread` counts those that were not read. `waiting` is how the halves sleep, `scratch` is memory for a
-//! message in fragments, `stats` counts, and `held` reads for the binding. `tokens` and `verify` outlive the
+//! `unread` counts those that were not read. `waiting` is how the halves sleep, and `stats` counts. `tokens` and `verify` outlive the
 //! halves and keep no channel open. `merge` reads from the receiving halves of many channels. `calls`
 //! turns a channel into one that carries requests and replies.
 //!
@@ -16,14 +15,12 @@
 pub(crate) mod attachments;
 pub(crate) mod calls;
 pub(crate) mod end;
-pub(crate) mod held;
 pub(crate) mod inbound;
 pub(crate) mod merge;
 pub(crate) mod open;
 pub(crate) mod outbound;
 pub(crate) mod receiver;
 pub(crate) mod reserve;
-pub(crate) mod scratch;
 pub(crate) mod sender;
 pub(crate) mod stats;
 pub(crate) mod subscription;

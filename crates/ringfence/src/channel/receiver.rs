@@ -1,25 +1,29 @@
-//! The ring of a pair, as the receiving half of a channel reads it.
+//! The ring of a pair, as the receiving half of a channel reads it: message by message, in fragments, and for the binding in blocks.
 
-use std::sync::{
-    Arc,
-    atomic::{Ordering, fence},
+use std::{
+    ops::RangeInclusive,
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
 };
+
+use memmap2::{MmapMut, RemapOptions};
 
 use crate::{
     channel::end::Shared,
     channel::inbound::{ALL_THAT_IS_THERE, Inbound, Inlet, Packed, check_phases, make_room},
     channel::open::{LOOKS_PER_GLANCE, Link},
-    channel::scratch::Scratch,
     channel::stats::ChannelStats,
     error::{Error, Result},
     identity::Identity,
     region::copy::Readable,
     region::layout,
+    region::layout::as_offset,
     region::own::OwnRegion,
     region::peer::PeerRegion,
-    ring::message::Progress,
-    ring::message::{Message, too_small},
-    ring::read::Pulled,
+    ring::message::{Message, Progress, too_small},
+    ring::read::{Pulled, WantedLengths},
     ring::record::{Record, Tag, WHOLE, packed_size},
     ring::spsc::{FragmentBuffer, Gathered, SpscReader},
 };
@@ -491,4 +495,123 @@ impl FragmentBuffer for WithRoom<'_> {
 #[cold]
 fn still_gathering() -> Error {
     Error::invalid("a message is being gathered with receive_part: finish it first")
+}
+
+/// The messages that [`pull_again`] can return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Each of them.
+    Each,
+    /// All unless it is a single one, which the caller hands out before any program runs.
+    Several,
+}
+
+/// Like [`Receiver::try_receive_packed`], only for messages of `lengths`, into memory that was not used lately. They are held until
+/// [`release`], or until the next call that receives: until then [`pull_again`] returns them. At most a quarter of the ring is held, or
+/// one message.
+pub fn pull_held(
+    receiver: &mut Receiver,
+    into: &mut [u8],
+    lengths: RangeInclusive<usize>,
+    keep: Keep,
+) -> Result<Packed> {
+    release(receiver);
+    let wanted = WantedLengths {
+        least: *lengths.start() as u64,
+        most: *lengths.end() as u64,
+        fresh: true,
+        calls: false,
+    };
+    let packed = receiver.receive_records(|consumer| consumer.pull_held(into, &wanted))?;
+    if keep == Keep::Several && packed == Packed::Bytes(first(into)) {
+        release(receiver);
+    }
+    Ok(packed)
+}
+
+/// Like [`Receiver::try_receive_packed`], for call frames. [`Packed::Large`]: the next one does not fit, or a message is next.
+pub fn pull_calls(receiver: &mut Receiver, into: &mut [u8]) -> Result<Packed> {
+    receiver.receive_records(|consumer| consumer.pull_calls(into))
+}
+
+/// Copies the held messages again, without the first `passed` bytes: whole messages, as many as fit. Errors as
+/// [`Receiver::try_receive`], and with [`Error::RingCorrupt`](crate::Error::RingCorrupt) if the peer has overwritten them.
+pub fn pull_again(receiver: &mut Receiver, into: &mut [u8], passed: usize) -> Result<Packed> {
+    receiver.receive_records(|consumer| consumer.pull_again(into, passed))
+}
+
+/// Publishes that the held messages were read, and wakes a peer that waits for room.
+pub fn release(receiver: &mut Receiver) {
+    if !receiver.shared.is_inherited() && receiver.ring.consumer.publish() {
+        receiver.wake_at_once();
+    }
+}
+
+/// Bytes of the first of some records.
+fn first(packed: &[u8]) -> usize {
+    let length = packed
+        .first_chunk()
+        .map_or(0, |length| u32::from_le_bytes(*length));
+    as_offset(packed_size(length.into()))
+}
+
+/// Memory in which a message in fragments is assembled.
+///
+/// The peer chooses its size. A peer that announces a size and sends nothing more must not cause that much memory to be allocated. So it
+/// grows with the bytes received. It is a separate mapping instead of a `Vec`: it grows without a copy, a shortage is an error and no abort,
+/// and released memory returns to the system rather than to the allocator.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch(Option<MmapMut>);
+
+impl Scratch {
+    /// Returns the number of bytes that are mapped. Pages use memory once they are written.
+    pub(crate) fn size(&self) -> usize {
+        self.0.as_ref().map_or(0, |map| map.len())
+    }
+
+    /// Returns the first `length` bytes of the message. The caller has made room for them.
+    pub(crate) fn bytes(&self, length: usize) -> &[u8] {
+        self.0.as_ref().map_or(&[], |map| &map[..length])
+    }
+
+    pub(crate) fn give_back(&mut self) {
+        self.0 = None;
+    }
+
+    fn grow(&mut self, size: usize) -> std::io::Result<()> {
+        match &mut self.0 {
+            None => self.0 = Some(MmapMut::map_anon(size)?),
+            // ThreadSanitizer does not track mremap(2): it would take a moved mapping for another thread's
+            // memory.
+            Some(map) if cfg!(ringfence_tsan) => {
+                let mut larger = MmapMut::map_anon(size)?;
+                larger[..map.len()].copy_from_slice(map);
+                *map = larger;
+            }
+            // SAFETY: the mapping belongs to this value, no other code has a reference into it (this takes an
+            // exclusive one), and it is anonymous, so that there is memory behind all of the new size.
+            Some(map) => unsafe { map.remap(size, RemapOptions::new().may_move(true)) }?,
+        }
+        Ok(())
+    }
+}
+
+impl FragmentBuffer for Scratch {
+    fn room(&mut self, size: usize, from: usize, to: usize) -> Result<&mut [u8]> {
+        let there = self.size();
+        if there < to {
+            // Double the size for fewer calls. If that fails, only what is needed.
+            let wanted = to.max(2 * there).min(size);
+            self.grow(wanted)
+                .or_else(|_| self.grow(to))
+                .map_err(|error| Error::NoSpace {
+                    what: format!("{to} of the {size} bytes of a message"),
+                    reason: error.to_string(),
+                })?;
+        }
+        match &mut self.0 {
+            Some(map) => Ok(&mut map[from..to]),
+            None => Ok(&mut []),
+        }
+    }
 }

@@ -13,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-use crate::ring::tally::Tally;
+use crate::ring::spsc::Tally;
 
 /// The work that a channel has done since it was made, and how full its ring is.
 #[non_exhaustive]

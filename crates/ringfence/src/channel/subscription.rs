@@ -24,7 +24,7 @@ use crate::{
     region::own::OwnRegion,
     region::peer::PeerRegion,
     region::phase::Phase,
-    ring::delivery::Delivery,
+    ring::fan_out::Delivery,
     ring::fan_out::reader::{FanOutReader, Terms, Validity, View},
     ring::fan_out::readers::Held,
     ring::message::Message,

@@ -32,8 +32,7 @@ use crate::{
     identity::{Credentials, Identity},
     options::Options,
     trace::{self, Handshake},
-    wait::deadline::{self, CancelToken, Deadline, Wakeup},
-    wait::retry::{RECOVERY, RetryBudget},
+    wait::deadline::{self, CancelToken, Deadline, RECOVERY, RetryBudget, Wakeup},
     wait::threads::begin_own_thread,
 };
 

@@ -39,7 +39,7 @@ use crate::{
     region::layout,
     region::own::OwnRegion,
     region::tripwire::Aftermath,
-    ring::delivery::Delivery,
+    ring::fan_out::Delivery,
     sys::lock::Mutex,
     wake::doorbell::LineEnds,
     wake::parking::Barriers,

@@ -22,9 +22,8 @@ use std::{
 };
 
 use crate::{
-    address::Address,
     address::bound::BoundAddress,
-    address::election,
+    address::{Address, election},
     channel::Channel,
     channel::end::{Partner, Shared},
     error::{Error, Result},
@@ -41,8 +40,7 @@ use crate::{
     options::{Options, SeatLimits},
     sys::lock::{Mutex, MutexGuard},
     trace,
-    wait::deadline::{CancelToken, Deadline, Wakeup},
-    wait::retry::Backoff,
+    wait::deadline::{Backoff, CancelToken, Deadline, Wakeup},
     wait::threads::{begin_own_thread, is_own_thread},
 };
 

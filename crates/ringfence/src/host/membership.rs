@@ -21,8 +21,7 @@ use std::{
 use nix::poll::PollFlags;
 
 use crate::{
-    address::bound::BoundAddress,
-    address::bound::Inheritance,
+    address::bound::{BoundAddress, Inheritance},
     address::election::{self, MeetOutcome},
     channel::Channel,
     channel::end::{ChannelState, Handover, OnEnd, Partner, Shared},
@@ -36,8 +35,7 @@ use crate::{
     identity::Credentials,
     options::Options,
     sys::lock::Condvar,
-    wait::deadline::{CancelToken, Deadline},
-    wait::retry::{Backoff, RetryBudget},
+    wait::deadline::{Backoff, CancelToken, Deadline, RetryBudget},
 };
 
 /// The token by which a host announces that it leaves: the bytes "leaving" and a zero. It is a hint only: the guest relies on the

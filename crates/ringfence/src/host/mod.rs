@@ -4,8 +4,7 @@
 //! handshakes of an address side by side, `admit` counts seats and clients, and `events` queues events until the program takes them.
 //! `membership` and `audience` are the kinds of endpoint that need more than that: members that replace each other, and the
 //! subscribers of a publisher, with the threads that watch them (`watches`) and the time that they may take (`stalls`). `broadcaster`
-//! is the sending half of a publisher, which passes attachments to each subscriber (`attachments`). `connect` is the other side: it
-//! connects to a host that stays.
+//! is the sending half of a publisher, which passes attachments to each subscriber (`attachments`).
 //!
 //! May import `channel` and everything below it. The public entry points are in `api`.
 
@@ -14,7 +13,6 @@ pub(crate) mod admit;
 pub(crate) mod attachments;
 pub(crate) mod audience;
 pub(crate) mod broadcaster;
-pub(crate) mod connect;
 pub(crate) mod endpoint;
 pub(crate) mod events;
 pub(crate) mod membership;

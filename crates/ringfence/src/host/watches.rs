@@ -22,8 +22,7 @@ use nix::{
 
 use crate::{
     error::{Error, Result},
-    wait::deadline::ready_by,
-    wait::retry::RetryBudget,
+    wait::deadline::{RetryBudget, ready_by},
     wake::doorbell::LineEnds,
 };
 

@@ -368,8 +368,8 @@ fn check_seals(object: &OwnedFd) -> Result<()> {
     )
 }
 
-#[cfg(test)]
 #[cfg_attr(miri, expect(unused, reason = "Miri has no memfd"))]
+#[cfg(test)]
 mod tests {
     use std::{
         fs::{File, OpenOptions},

@@ -4,7 +4,7 @@
 //! far it may write. `read` checks and reads records, and asks a `Limit` how far it may read. `spsc` is the room
 //! and the limit in the ring of a pair, and `fan_out` contains those in the ring of a publisher. `delivery` holds
 //! a subscriber's requests. `message` is a record as the caller sees it, and `items` are the
-//! values in it. `tally` counts messages. `lies`, in the folder of the test support, is a hostile peer.
+//! values in it. `lies`, in the folder of the test support, is a hostile peer.
 //!
 //! Positions are 64 bits wide and only grow. The offset of a position in the ring is its remainder by the
 //! capacity. Decisions are made on private copies: the writer keeps its tail and the last head that it read,
@@ -14,7 +14,6 @@
 //! May import `region` and `error`. It never blocks, never makes a system call, and does not know the peer's
 //! identity.
 
-pub(crate) mod delivery;
 pub(crate) mod fan_out;
 pub(crate) mod items;
 #[cfg(any(test, fuzzing))]
@@ -24,7 +23,6 @@ pub(crate) mod message;
 pub(crate) mod read;
 pub(crate) mod record;
 pub(crate) mod spsc;
-pub(crate) mod tally;
 pub(crate) mod write;
 
 #[cfg(test)]

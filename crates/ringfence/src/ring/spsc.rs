@@ -2,18 +2,20 @@
 
 use std::{
     mem,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use crate::{
     error::Result,
-    region::copy::{AHEAD, LINE},
-    region::copy::{Readable, Writable},
-    region::layout::{self, as_offset},
+    region::copy::{AHEAD, LINE, Readable, Writable},
+    region::layout,
+    region::layout::as_offset,
     ring::message::{Progress, too_small},
     ring::read::{Limit, Pulled, Reader, STREAM, WantedLengths, pause},
-    ring::record::{FIRST, LAST, Record, Tag, WHOLE, corrupt, largest_record, packed_size, split},
-    ring::tally::{STRETCH, Sum, Tally},
+    ring::record::{FIRST, LAST, Record, Tag, WHOLE, corrupt, header, largest_record, packed_size, split},
     ring::write::{Room, Writer, Written},
 };
 
@@ -609,5 +611,65 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
         self.start_over(own, peer);
         self.limit.update_tally();
         (self.limit.gathering, self.limit.told, self.limit.fetched) = (None, None, 0);
+    }
+}
+
+/// Messages and bytes, as last published by one end of a ring. One thread writes them, any thread may read
+/// them.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    messages: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Tally {
+    /// Only the end of the ring may call this, so that no update is lost between the load and the store. A
+    /// locked addition would cost as much as a short message.
+    #[inline]
+    pub(super) fn add(&self, messages: u64, bytes: u64) {
+        let (before, sum) = self.get();
+        self.set((before + messages, sum + bytes));
+    }
+
+    #[inline]
+    pub(super) fn set(&self, (messages, bytes): (u64, u64)) {
+        self.messages.store(messages, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Returns the number of messages, and the number of bytes in their payloads.
+    #[inline]
+    pub(crate) fn get(&self) -> (u64, u64) {
+        (
+            self.messages.load(Ordering::Relaxed),
+            self.bytes.load(Ordering::Relaxed),
+        )
+    }
+}
+
+/// The most bytes of records between two calls of [`Sum::tell`]: both halves of a [`Sum`] can hold the sums
+/// of this many bytes.
+pub(super) const STRETCH: u64 = 1 << 30;
+
+/// The sum of the headers of whole messages: their lengths in the low half, and three per message in the high
+/// half. So one addition of a word that is already in a register counts both. Its owner must publish it at
+/// least once per [`STRETCH`] bytes of the ring.
+#[derive(Debug, Default)]
+pub(super) struct Sum(pub(super) u64);
+
+impl Sum {
+    /// Adds a message of fewer than [`STRETCH`] bytes.
+    #[inline]
+    pub(super) fn add(&mut self, length: u64) {
+        self.0 = self.0.wrapping_add(header(length, WHOLE));
+    }
+
+    /// Publishes the sum and resets it.
+    #[inline]
+    pub(super) fn tell(&mut self, tally: &Tally) {
+        let (bytes, three) = split(std::mem::take(&mut self.0));
+        if three > 0 {
+            tally.add(u64::from(three / WHOLE), bytes);
+        }
     }
 }

@@ -15,8 +15,7 @@ use super::{
     message::Progress,
     read::{Pulled, WantedLengths},
     record::{ALIGNED, HEADER, LONG, Tag, WHOLE, header, packed_size},
-    spsc::SpscWriter,
-    spsc::{Gathered, SpscReader},
+    spsc::{Gathered, STRETCH, SpscReader, SpscWriter, Sum, Tally},
 };
 use crate::{
     region::copy::Writable,
@@ -439,4 +438,24 @@ fn a_call_frame_is_told_from_a_message_by_each_way_of_reading() {
         );
         assert_eq!((&into, pair.consumer.tag()), (&message, tag));
     }
+}
+
+#[test]
+fn messages_and_bytes_are_told_apart() {
+    let (mut sum, tally) = (Sum::default(), Tally::default());
+    for length in [0, 1, 64, 2047, 0] {
+        sum.add(length);
+    }
+    assert_eq!(tally.get(), (0, 0), "nothing is told before it is asked for");
+    sum.tell(&tally);
+    sum.tell(&tally);
+    assert_eq!(tally.get(), (5, 2112));
+}
+
+#[test]
+fn a_stretch_of_either_kind_fits() {
+    let (mut sum, tally) = (Sum::default(), Tally::default());
+    sum.0 = STRETCH / 8 * header(0, WHOLE) + STRETCH;
+    sum.tell(&tally);
+    assert_eq!(tally.get(), (1 << 27, 1 << 30));
 }

@@ -17,7 +17,7 @@ use crate::{
     region::copy::{Readable, Writable},
     region::layout::{self, CAPACITY_MIN as SMALLEST, as_offset},
     region::own::OwnRegion,
-    ring::delivery::{Delivery, StartFrom},
+    ring::fan_out::{Delivery, StartFrom},
     ring::lies::{Liar, Lie, Write, packed},
     ring::read::Pulled,
     ring::record::{Tag, WHOLE, header, packed_size},

@@ -22,8 +22,8 @@ pub use self::{
 use crate::{
     handshake::frame::Frame,
     region::layout::CAPACITY_MIN,
-    ring::delivery::{Delivery, StartFrom},
     ring::fan_out::lies::{self as fan_out_lies, Call, Told, publish_among_lies},
+    ring::fan_out::{Delivery, StartFrom},
     ring::lies::{Lie, Read, Write, read_lies, write_among_lies},
     ring::record::ALIGNED,
 };

@@ -19,7 +19,7 @@ use tower_service::Service;
 
 use crate::{
     channel::calls::driver::{Core, Inner},
-    channel::calls::remote::{CallError, RemoteError},
+    channel::calls::envelope::{CallError, RemoteError},
     channel::calls::state::{Place, Request, State, Ticket, WaitKey},
     channel::calls::{CallContext, panicked, too_late},
     channel::receiver::Receiver,

@@ -60,28 +60,96 @@
 //! Tokio's own sockets do.
 //!
 //! # Modules
-//! `watched` is a descriptor in the runtime's event loop, and `line` the line of a channel, shared by both of
-//! its halves. `meet` makes channels. `channel`, `sender` and `inbound`, `calls`, `stream`, `broadcast`, `merge`
-//! and `events` are the types. May import everything; nothing imports it.
+//! This file has the calls that make a channel. `line` has a descriptor in the runtime's event loop, and the line of a
+//! channel, which both of its halves share. `channel` (also as a stream of bytes), `sender`, `inbound` (also of a merge),
+//! `calls` and `events` are the types. May import everything; nothing imports it.
 
-mod broadcast;
+use std::panic::resume_unwind;
+
+use tokio::task::spawn_blocking;
+
+use crate::{
+    address::Address,
+    api,
+    error::{Error, Result},
+    options::Options,
+    wait::deadline::CancelToken,
+};
+
 mod calls;
 mod channel;
 mod events;
 mod inbound;
 mod line;
-mod meet;
-mod merge;
 mod sender;
-mod stream;
-mod watched;
 
-pub use broadcast::Publisher;
 pub use calls::{CallRequest, Calls, PendingCall};
-pub use channel::Channel;
-pub use events::{Audience, Listener, Membership};
-pub use inbound::{Inbound, Receiver, Subscription};
-pub use meet::{connect, join, member, subscribe};
-pub use merge::Merge;
+pub use channel::{ByteStream, Channel};
+pub use events::{Audience, Listener, Membership, Publisher};
+pub use inbound::{Inbound, Merge, Receiver, Subscription};
 pub use sender::{Broadcaster, Outbound, Sender};
-pub use stream::ByteStream;
+
+/// As [`crate::join`]. Dropping the future cancels the wait, unless [`Options::cancel_token`] is set: then
+/// only that [`CancelToken`] cancels it.
+///
+/// # Errors
+/// As [`crate::join`], and as [`Channel::new`].
+pub async fn join(address: &Address, options: &Options) -> Result<Channel> {
+    Channel::new(away(address, options, api::pair::join).await?)
+}
+
+/// As [`crate::connect`]. Dropping the future cancels the wait, as in [`join`].
+///
+/// # Errors
+/// As [`crate::connect`], and as [`Channel::new`].
+pub async fn connect(address: &Address, options: &Options) -> Result<Channel> {
+    Channel::new(away(address, options, api::connect::connect).await?)
+}
+
+/// As [`crate::member()`]. Dropping the future cancels the wait, as in [`join`].
+///
+/// # Errors
+/// As [`crate::member()`], and as [`Membership::new`].
+pub async fn member(address: &Address, options: &Options) -> Result<Membership> {
+    Membership::new(away(address, options, api::member::member).await?)
+}
+
+/// As [`crate::subscribe`]. Dropping the future cancels the wait, as in [`join`].
+///
+/// # Errors
+/// As [`crate::subscribe`], and as [`Subscription::new`].
+pub async fn subscribe(address: &Address, options: &Options) -> Result<Subscription> {
+    Subscription::new(away(address, options, api::connect::subscribe).await?)
+}
+
+/// Cancels the call when it is dropped.
+struct CallsOff(CancelToken);
+
+impl Drop for CallsOff {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// Makes a call on one of the runtime's blocking threads: a handshake reads files and inspects processes.
+async fn away<T: Send + 'static>(
+    address: &Address,
+    options: &Options,
+    call: fn(&Address, &Options) -> Result<T>,
+) -> Result<T> {
+    let (address, mut options) = (address.clone(), options.clone());
+    let mut calls_off = None;
+    if options.cancel_token.is_none() {
+        let cancel_token = CancelToken::new()?;
+        options = options.cancel_token(cancel_token.clone());
+        calls_off = Some(CallsOff(cancel_token));
+    }
+    let called = spawn_blocking(move || call(&address, &options)).await;
+    drop(calls_off);
+    match called.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(made) => made,
+        Err(Ok(panic)) => resume_unwind(panic),
+        // The runtime is shutting down.
+        Err(Err(_)) => Err(Error::Aborted),
+    }
+}

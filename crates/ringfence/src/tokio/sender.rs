@@ -26,8 +26,7 @@ use crate::{
     ring::message::Progress,
     ring::record::Tag,
     ring::spsc::Spsc,
-    tokio::line::{Half, Line},
-    tokio::watched::Watched,
+    tokio::line::{Half, Line, Watched},
     wake::attachments::AttachmentRef,
 };
 

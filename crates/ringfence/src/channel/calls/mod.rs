@@ -1,11 +1,10 @@
 //! Calls with deadlines, in both directions of one channel, for threads.
 //!
-//! `envelope` is a frame in bytes, and `remote` the errors that travel. `state` is the state machine of both sides, which makes
+//! `envelope` is a frame in bytes, with the errors that travel. `state` is the state machine of both sides, which makes
 //! no system call. `driver` connects it with the rings. This file waits in threads; `tokio/calls.rs` waits in tasks.
 
 pub(crate) mod driver;
 pub(crate) mod envelope;
-pub(crate) mod remote;
 pub(crate) mod state;
 
 use std::{
@@ -28,7 +27,7 @@ use nix::poll::PollFlags;
 use crate::{
     channel::Channel,
     channel::calls::driver::{Core, Locked},
-    channel::calls::remote::{CallError, RemoteError},
+    channel::calls::envelope::{CallError, RemoteError},
     channel::calls::state::{Place, Request, State, Ticket, WaitKey},
     channel::receiver::Receiver,
     channel::stats::ChannelStats,

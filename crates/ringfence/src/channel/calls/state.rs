@@ -6,6 +6,10 @@
 //! [`State`] never blocks and makes no system call. One lock guards it ([`Core`](super::driver::Core)). The wakers that it has
 //! woken are called after that lock is released, because a waker may drop a future that needs the lock.
 
+#[cfg(any(test, fuzzing))]
+#[path = "../../testing/call_state.rs"]
+mod check;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque, btree_map::Entry},
     ops::Range,
@@ -14,8 +18,8 @@ use std::{
 };
 
 use crate::{
+    channel::calls::envelope::{CallError, RemoteError},
     channel::calls::envelope::{FrameKind, HEAD, Head, LEAST, corrupt, error_frame, read_error},
-    channel::calls::remote::{CallError, RemoteError},
     error::{Error, Result},
     ring::record::Tag,
 };
@@ -828,40 +832,6 @@ impl State {
     pub(crate) fn finish_after_end(&mut self, error: Error) {
         self.end = Some(Err(again(&error)));
         self.finish(error);
-    }
-}
-
-#[cfg(all(test, feature = "tokio"))]
-impl State {
-    pub(crate) fn count_waits(&self) -> usize {
-        self.waits.len()
-    }
-}
-
-#[cfg(any(test, fuzzing))]
-impl State {
-    /// Panics if the figures do not agree.
-    pub(crate) fn check(&self) {
-        let sum = |sizes: &mut dyn Iterator<Item = usize>| sizes.sum::<usize>();
-        assert_eq!(
-            sum(&mut self.sent.values().map(|sent| sent.size)),
-            self.sent_bytes
-        );
-        assert_eq!(
-            sum(&mut self.open.values().map(|open| open.size)),
-            self.open_bytes
-        );
-        assert_eq!(sum(&mut self.messages.iter().map(Vec::len)), self.message_bytes);
-        let unsettled = self.calls.values().filter(|call| call.outcome.is_none());
-        assert_eq!(unsettled.count(), self.in_flight);
-        let live = self.sent.values().filter(|sent| sent.ticket.is_some()).count();
-        assert_eq!(
-            live + self.waiting.len(),
-            self.in_flight,
-            "each call waits in one place"
-        );
-        let unserved = self.open.values().filter(|open| !open.is_answered).count();
-        assert!(self.requests.len() <= unserved);
     }
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     channel::end::Partner,
-    channel::held::{Keep, pull_again, pull_held, release},
+    channel::receiver::{Keep, pull_again, pull_held, release},
     ring::lies::packed,
 };
 

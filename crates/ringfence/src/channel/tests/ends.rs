@@ -12,7 +12,7 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 use super::*;
 use crate::{
     channel::end::{CloseReason, END_TOLD, Handover, OnEnd, OwnPhase, Shared},
-    channel::held::{Keep, pull_held},
+    channel::receiver::{Keep, pull_held},
     region::copy::Writable,
     region::phase::{Phase, Step},
     wait::deadline::Deadline,

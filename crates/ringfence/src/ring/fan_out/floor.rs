@@ -3,8 +3,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use super::{
-    largest_message,
-    marks::{Mark, Table},
+    Delivery, Mark, Table, largest_message,
     readers::{Change, Entry, Readers, slot_of},
 };
 use crate::{
@@ -14,7 +13,6 @@ use crate::{
         layout::{self, BySlot, head_of},
     },
     ring::{
-        delivery::Delivery,
         read::pause,
         record::corrupt,
         write::{Room, Writer, Written},

@@ -2,8 +2,8 @@
 //! it.
 //!
 //! `floor` provides room to the publisher's writer, and `reader` is the subscriber's end. `readers` is the
-//! list of subscribers: one thread of the publisher changes it while another sends. `marks` publishes where
-//! records start. A record has the same layout as in a pair, and is always a whole message
+//! list of subscribers: one thread of the publisher changes it while another sends. A [`Mark`] publishes where
+//! a record starts. A record has the same layout as in a pair, and is always a whole message
 //! ([`largest_message`]).
 //!
 //! These rules keep a reader from using data that the writer overwrites during the read:
@@ -23,11 +23,19 @@
 //! Like all of `ring`, this never blocks, makes only one system call (see [`readers::Readers::activate`]),
 //! and trusts nothing that the other side writes.
 
+use std::{fmt, str::FromStr, sync::atomic::Ordering};
+
+use crate::{
+    error::{Error, Result},
+    region::copy::{Readable, Writable},
+    region::layout,
+    region::layout::{MARKS, mark_of},
+};
+
 pub(crate) mod floor;
 #[cfg(any(test, fuzzing))]
 #[path = "../../testing/fan_out_lies.rs"]
 pub(crate) mod lies;
-pub(crate) mod marks;
 pub(crate) mod reader;
 pub(crate) mod readers;
 
@@ -40,6 +48,221 @@ pub struct FanOut;
 #[inline]
 pub(crate) const fn largest_message(capacity: u64) -> u64 {
     capacity / 8
+}
+
+/// The position at which a record starts, and the number of messages before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Mark {
+    pub(crate) position: u64,
+    pub(crate) sequence: u64,
+}
+
+/// The writer's own copy of its marks.
+#[derive(Debug)]
+pub(super) struct Table {
+    marks: [Mark; MARKS],
+    /// The number of marks that were set. The first one marks the start of the ring. It is all zeros, so
+    /// fresh memory already holds it.
+    count: usize,
+    /// The minimum distance between two marks, so that all of them together span a ring.
+    part: u64,
+}
+
+impl Table {
+    pub(super) fn new(capacity: u64) -> Self {
+        Self {
+            marks: [Mark::default(); MARKS],
+            count: 1,
+            part: capacity / MARKS as u64,
+        }
+    }
+
+    /// The first record at or after the returned position gets a mark.
+    pub(super) fn next(&self) -> u64 {
+        self.marks[(self.count - 1) % MARKS].position + self.part
+    }
+
+    /// Sets a mark. It replaces one that is a ring older, and lies below the floor.
+    pub(super) fn set(&mut self, own: &impl Writable, mark: Mark) {
+        let at = mark_of(self.count);
+        // The order matters. A reader that sees the position sees this number or a newer one, and if newer,
+        // then also a floor above the mark.
+        own.store(at + 8, mark.sequence, Ordering::Relaxed);
+        own.store(at, mark.position, Ordering::Release);
+        self.marks[self.count % MARKS] = mark;
+        self.count += 1;
+    }
+
+    /// Moves the last mark from the record at `from` to the one at `to`: the writer gave up the message at
+    /// `from` and wrote padding there. Both positions follow the same number of messages, so a reader may see
+    /// either.
+    pub(super) fn moves(&mut self, own: &impl Writable, from: u64, to: u64) {
+        let last = self.count - 1;
+        let mark = &mut self.marks[last % MARKS];
+        if mark.position == from {
+            mark.position = to;
+            own.store(mark_of(last), to, Ordering::Release);
+        }
+    }
+
+    /// Returns the first mark at or after `from` if its message is published, that is, if it lies before
+    /// `published`.
+    pub(super) fn first(&self, from: u64, published: u64) -> Option<u64> {
+        self.marks
+            .iter()
+            .map(|mark| mark.position)
+            .filter(|position| (from..published).contains(position))
+            .min()
+    }
+}
+
+impl Table {
+    /// Returns the last mark of a published message, or the start of the ring if there is none.
+    pub(super) fn last(&self, published: u64) -> u64 {
+        let positions = self.marks.iter().map(|mark| mark.position);
+        positions
+            .filter(|position| *position < published)
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+/// The result of reading all marks once.
+pub(super) struct Seen {
+    /// The data from this position on was not overwritten before the read finished.
+    pub(super) floor: u64,
+    /// The floor did not move during the read. Then an honest writer has a mark at or after it.
+    pub(super) still: bool,
+    pub(super) tail: u64,
+    marks: [Mark; MARKS],
+}
+
+impl Seen {
+    pub(super) fn look(ring: &impl Readable) -> Self {
+        // Load the floor first. Then the tail, which is loaded later, is not before the mark that the floor
+        // preserves.
+        let before = ring.load(layout::FLOOR, Ordering::Acquire);
+        let tail = ring.load(layout::TAIL, Ordering::Acquire);
+        let marks = std::array::from_fn(|number| Mark {
+            position: ring.load(mark_of(number), Ordering::Acquire),
+            sequence: ring.load(mark_of(number) + 8, Ordering::Relaxed),
+        });
+        ring.acquire_fence();
+        let floor = ring.load(layout::FLOOR, Ordering::Relaxed);
+        Self {
+            floor,
+            still: before == floor,
+            tail,
+            marks,
+        }
+    }
+
+    /// Returns the marks that were whole and whose record can be read now or is the next one to be written.
+    pub(super) fn whole(&self) -> impl Iterator<Item = Mark> {
+        self.marks
+            .iter()
+            .copied()
+            .filter(|mark| (self.floor..=self.tail).contains(&mark.position))
+    }
+}
+
+/// The kind of delivery that a subscriber requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Delivery {
+    /// Every message, in order. The publisher waits for a subscriber that is a whole ring behind, for as long
+    /// as [`Options::stall`](crate::Options::stall) allows, and then evicts it.
+    #[default]
+    Reliable = 1,
+    /// Messages that the publisher has overwritten before the subscriber read them are skipped, and counted.
+    /// Never delays the publisher.
+    BestEffort = 2,
+    /// Only the newest message that the subscriber has not seen. Skipped messages are counted. Never delays
+    /// the publisher.
+    Latest = 3,
+}
+
+impl Delivery {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Reliable, Self::BestEffort, Self::Latest];
+
+    pub(crate) const fn number(self) -> u16 {
+        self as u16
+    }
+
+    pub(crate) fn from_number(number: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|delivery| delivery.number() == number)
+    }
+}
+
+impl fmt::Display for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reliable => "reliable",
+            Self::BestEffort => "best-effort",
+            Self::Latest => "latest",
+        })
+    }
+}
+
+impl FromStr for Delivery {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|delivery| delivery.to_string() == text)
+            .ok_or_else(|| {
+                Error::invalid(format!(
+                    "delivery must be 'reliable', 'best-effort' or 'latest', not {text:?}"
+                ))
+            })
+    }
+}
+
+/// The message at which a subscriber starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum StartFrom {
+    /// The next message to be sent.
+    #[default]
+    Now = 1,
+    /// The oldest message that the ring still holds.
+    Oldest = 2,
+    /// The last message that was sent, if the ring still holds it.
+    Latest = 3,
+}
+
+impl StartFrom {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Now, Self::Oldest, Self::Latest];
+
+    pub(crate) const fn number(self) -> u16 {
+        self as u16
+    }
+
+    pub(crate) fn from_number(number: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|from| from.number() == number)
+    }
+}
+
+impl fmt::Display for StartFrom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Now => "now",
+            Self::Oldest => "oldest",
+            Self::Latest => "latest",
+        })
+    }
+}
+
+impl FromStr for StartFrom {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|from| from.to_string() == text)
+            .ok_or_else(|| Error::invalid(format!("from must be 'now', 'oldest' or 'latest', not {text:?}")))
+    }
 }
 
 #[cfg(test)]

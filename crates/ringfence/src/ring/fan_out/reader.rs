@@ -2,11 +2,7 @@
 
 use std::{mem, sync::atomic::Ordering};
 
-use super::{
-    largest_message,
-    marks::{Mark, Seen},
-    readers::Held,
-};
+use super::{Delivery, Mark, Seen, StartFrom, largest_message, readers::Held};
 use crate::{
     error::{Error, Result},
     region::{
@@ -14,7 +10,6 @@ use crate::{
         layout::{self, as_offset, head_of},
     },
     ring::{
-        delivery::{Delivery, StartFrom},
         message::too_small,
         read::{Limit, Parsed, Reader, Run, TRIES},
         record::{HEADER, Record, Tag, WHOLE, corrupt},

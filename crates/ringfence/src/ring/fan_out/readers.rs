@@ -12,14 +12,14 @@
 
 use std::sync::atomic::Ordering;
 
-use super::marks::{Mark, Seen};
+use super::{Mark, Seen};
 use crate::{
     error::{Error, Result},
     region::{
         copy::{Readable, Writable},
         layout::{self, as_offset, head_of},
     },
-    ring::delivery::{Delivery, StartFrom},
+    ring::fan_out::{Delivery, StartFrom},
     sys::lock::{Mutex, MutexGuard},
 };
 

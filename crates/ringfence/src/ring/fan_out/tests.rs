@@ -13,6 +13,7 @@ mod writer;
 use std::sync::Arc;
 
 use super::{
+    Mark, Table,
     floor::FanOutWriter,
     reader::{FanOutReader, Terms, View},
     readers::{Held, Readers},
@@ -22,7 +23,7 @@ use crate::{
     region::layout::as_offset,
     region::own::OwnRegion,
     region::peer::PeerRegion,
-    ring::delivery::{Delivery, StartFrom},
+    ring::fan_out::{Delivery, StartFrom},
     ring::record::{Tag, WHOLE, packed_size},
 };
 
@@ -217,4 +218,60 @@ fn no_reader_holds_a_writer_up_where_none_is_reliable_and_each_counts_what_it_ha
         assert_eq!(best.lost(), sent - best_got);
         assert!(best.lost() > 0 || cfg!(miri), "the ring is small");
     }
+}
+
+#[test]
+fn marks_lie_a_part_of_the_ring_apart_and_those_of_a_stretch_are_found() {
+    let own = OwnRegion::private(4096);
+    let mut table = Table::new(4096);
+    assert_eq!((table.next(), table.last(4096)), (256, 0));
+    for (sequence, position) in (1..).zip([256, 520, 1000]) {
+        table.set(&own, Mark { position, sequence });
+    }
+    assert_eq!(table.next(), 1256);
+    assert_eq!(
+        [0, 519, 520, 999, 1000].map(|to| table.last(to)),
+        [0, 256, 256, 520, 520]
+    );
+    assert_eq!(table.first(256, 1000), Some(256));
+    assert_eq!(table.first(257, 1000), Some(520));
+    // At the tail no message has been published yet.
+    assert_eq!((table.first(257, 520), table.first(521, 1000)), (None, None));
+    assert_eq!(
+        (table.first(521, 1008), table.first(1001, 4096)),
+        (Some(1000), None)
+    );
+}
+
+#[test]
+fn the_numbers_are_those_of_the_protocol_and_the_names_those_of_the_options() {
+    assert_eq!(Delivery::ALL.map(Delivery::number), [1, 2, 3]);
+    assert_eq!(StartFrom::ALL.map(StartFrom::number), [1, 2, 3]);
+    for delivery in Delivery::ALL {
+        assert_eq!(Delivery::from_number(delivery.number()), Some(delivery));
+    }
+    for from in StartFrom::ALL {
+        assert_eq!(StartFrom::from_number(from.number()), Some(from));
+    }
+    assert_eq!((Delivery::from_number(0), Delivery::from_number(4)), (None, None));
+    assert_eq!(
+        (StartFrom::from_number(0), StartFrom::from_number(4)),
+        (None, None)
+    );
+    for (delivery, name) in Delivery::ALL
+        .into_iter()
+        .zip(["reliable", "best-effort", "latest"])
+    {
+        assert_eq!(delivery.to_string(), name);
+        assert_eq!(name.parse::<Delivery>().unwrap(), delivery);
+    }
+    for (from, name) in StartFrom::ALL.into_iter().zip(["now", "oldest", "latest"]) {
+        assert_eq!(from.to_string(), name);
+        assert_eq!(name.parse::<StartFrom>().unwrap(), from);
+    }
+    assert_eq!(
+        "Latest".parse::<Delivery>().unwrap_err().code(),
+        "INVALID_ARGUMENT"
+    );
+    assert_eq!("".parse::<StartFrom>().unwrap_err().code(), "INVALID_ARGUMENT");
 }

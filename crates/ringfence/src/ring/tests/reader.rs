@@ -6,7 +6,7 @@ use super::{Pair, Pulled, SMALLEST, Tag, WHOLE, header, packed_size, pair};
 use crate::{
     region::{layout::as_offset, own::OwnRegion},
     ring::read::WantedLengths,
-    ring::tally::Tally,
+    ring::spsc::Tally,
 };
 
 impl Pair {

@@ -10,8 +10,7 @@ use crate::{
     ring::lies::packed,
     ring::message::Progress,
     ring::record::{LONG, Tag},
-    ring::spsc::SpscWriter,
-    ring::tally::Tally,
+    ring::spsc::{SpscWriter, Tally},
 };
 
 #[test]

@@ -8,7 +8,7 @@ use std::{
 use arbitrary::{Result, Unstructured};
 
 use crate::{
-    channel::calls::remote::{CallError, RemoteError},
+    channel::calls::envelope::{CallError, RemoteError},
     channel::calls::state::{Request, State, Ticket},
     error::{Error, ErrorKind},
     ring::record::Tag,

@@ -7,8 +7,8 @@ use crate::{
     region::copy::{Readable, Writable},
     region::layout::{self, mark_of},
     region::own::OwnRegion,
-    ring::delivery::{Delivery, StartFrom},
     ring::fan_out::reader::FanOutReader,
+    ring::fan_out::{Delivery, StartFrom},
     ring::record::Tag,
 };
 

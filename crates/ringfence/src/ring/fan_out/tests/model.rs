@@ -9,7 +9,7 @@ use super::{Hub, Reader, SMALLEST, bytes, seen, walk_packed};
 use crate::{
     region::copy::Readable,
     region::layout::{self, as_offset},
-    ring::delivery::{Delivery, StartFrom},
+    ring::fan_out::{Delivery, StartFrom},
     ring::lies::packed,
     ring::read::Pulled,
     ring::record::{Tag, packed_size},

@@ -15,7 +15,7 @@ use super::super::{
     readers::{Held, Readers},
 };
 use crate::{
-    ring::delivery::{Delivery, StartFrom},
+    ring::fan_out::{Delivery, StartFrom},
     ring::record::Tag,
     testing::loomed::Region,
 };

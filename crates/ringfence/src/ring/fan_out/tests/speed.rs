@@ -10,17 +10,14 @@ use crate::{
     region::copy::Readable,
     region::own::OwnRegion,
     region::peer::PeerRegion,
-    ring::delivery::{Delivery, StartFrom},
     ring::fan_out::readers::Readers,
+    ring::fan_out::{Delivery, StartFrom},
     ring::message::Message,
     ring::read::Pulled,
     ring::record::Tag,
-    ring::spsc::SpscReader,
-    ring::spsc::SpscWriter,
-    wake::parking::{
-        Barriers, ParkingSpot, Waker,
-        many::{FanWaker, SleepingReader},
-    },
+    ring::spsc::{SpscReader, SpscWriter},
+    wake::parking::many::{FanWaker, SleepingReader},
+    wake::parking::{Barriers, ParkingSpot, Waker},
 };
 
 const CAPACITY: u64 = 1 << 20;

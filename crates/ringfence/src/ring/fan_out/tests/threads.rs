@@ -11,7 +11,7 @@ use std::{
 use super::{Hub, Reader, SMALLEST, bytes, receive, seen, walk_packed};
 use crate::{
     region::layout::as_offset,
-    ring::delivery::{Delivery, StartFrom},
+    ring::fan_out::{Delivery, StartFrom},
     ring::read::Pulled,
     ring::record::Tag,
 };

@@ -14,7 +14,7 @@ use crate::{
     region::copy::{Readable, Writable},
     region::layout::head_of,
     region::own::OwnRegion,
-    ring::delivery::{Delivery, StartFrom},
+    ring::fan_out::{Delivery, StartFrom},
     ring::lies::packed,
     ring::record::{FIRST, LONG, Tag, header},
 };

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    mem,
     os::fd::OwnedFd,
     sync::{Arc, Weak},
 };
@@ -9,25 +10,101 @@ use std::{
 use nix::errno::Errno;
 
 use crate::{
-    address::Address,
-    address::election,
+    address::{Address, election},
+    channel::Channel,
+    channel::open::open,
+    channel::subscription::Subscription,
     error::{Error, Result},
     evidence::EvidenceLog,
     fork::PerProcess,
-    handshake::parts::Parts,
+    handshake::broadcast::RingPart,
+    handshake::frame::Meeting,
+    handshake::parts::{Parts, Side},
     host::accept::OF_ONE_PROCESS,
     options::Options,
     sys::lock::Mutex,
-    wait::deadline::Deadline,
-    wait::retry::Backoff,
+    wait::deadline::{Backoff, Deadline},
     wait::threads::Permits,
 };
+
+/// Connects to the service at an address, which it never binds. A process may connect several times, and gets a channel
+/// each time.
+///
+/// With [`Options::wait`], waits for a service to listen, and for a seat if the service is full. [`Options::cancel_token`]
+/// cancels the waiting.
+///
+/// One process runs at most 16 handshakes with one address at a time. A further call waits for its turn, and
+/// [`Options::handshake_timeout`] counts from there.
+///
+/// ```no_run
+/// use ringfence::{Address, Options, connect};
+///
+/// # fn main() -> ringfence::Result<()> {
+/// let address: Address = "/run/orders/service.sock".parse()?;
+/// // Waits for the service to listen, and for a seat.
+/// let (mut sender, _receiver) = connect(&address, &Options::new().wait(true))?.split();
+/// sender.send(b"hello")?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// Without [`Options::wait`]: [`Error::PeerLost`] if no process listens, [`Error::AddressOccupied`] if the service is full. In
+/// any case [`Error::AddressInvalid`] for what waiting cannot fix (a missing directory, a socket that this process may not connect
+/// to); otherwise as the guest of [`join`](crate::join).
+pub fn connect(address: &Address, options: &Options) -> Result<Channel> {
+    let options = options.clone().checked()?;
+    let address = &address.absolute();
+    let parts = call(
+        address,
+        &options,
+        ("listens", "service"),
+        |stream, record, deadline| {
+            Side::new(address, &options, deadline, Meeting::Service).guest(stream, record)
+        },
+    )?;
+    Ok(Channel::assemble(parts, None, &options))
+}
+
+/// Subscribes to the publisher at an address. [`Options::delivery`] selects which messages arrive, and [`Options::from`] the first one.
+///
+/// A reliable subscriber that starts from [`StartFrom::Now`](crate::StartFrom::Now) gets every message whose sending began after this has
+/// returned. [`Options::cancel_token`] ends the waiting.
+///
+/// # Errors
+/// - [`Error::PeerLost`] if no process publishes at the address. With [`Options::wait`], the call waits for a publisher instead.
+/// - [`Error::AddressOccupied`] if the publisher is full. With [`Options::wait`], the call waits for a slot.
+/// - [`Error::PeerRefused`], check `delivery`, if the publisher does not offer the delivery.
+/// - [`Error::Protocol`] if the publisher's messages may be longer than [`Options::max_message_size`], or the host does not publish.
+pub fn subscribe(address: &Address, options: &Options) -> Result<Subscription> {
+    let options = options.clone().checked_to_subscribe()?;
+    let address = &address.absolute();
+    let mut parts = call(
+        address,
+        &options,
+        ("publishes", "publisher"),
+        |stream, record, deadline| {
+            Side::new(address, &options, deadline, Meeting::Broadcast)
+                .subscribing()
+                .guest(stream, record)
+        },
+    )?;
+    match mem::replace(&mut parts.ring, RingPart::Equal) {
+        RingPart::Subscriber(ring, beginning) => {
+            let opened = open(parts, None, &options);
+            Subscription::begin(opened, ring, beginning, &options)
+        }
+        RingPart::Equal | RingPart::Publisher(_) => {
+            Err(Error::Protocol("a handshake without a publisher's ring".into()))
+        }
+    }
+}
 
 /// Connects to an address until a handshake is complete. `deed` names the host in an error: "listens", "service". `shake_hands`
 /// returns `None` if the host hung up without an answer.
 ///
 /// With [`Options::wait`], waits for a host that is missing, full or about to close.
-pub(crate) fn call(
+fn call(
     address: &Address,
     options: &Options,
     deed: (&str, &str),
