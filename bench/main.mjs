@@ -4,14 +4,13 @@ import process from 'node:process'
 import { parseArgs } from 'node:util'
 
 const COMMANDS = {
+  table: 'every cell that has a goal, beside its rivals and its floor, and the state of the machine',
   peers: 'ringfence and its rivals between two processes (the default)',
   broadcast: 'one publisher and 1 to 16 subscribers, beside rivals',
   objects: 'values, calls and single messages in Node, beside rivals',
   scale: 'ringfence alone, as channels, messages and rings grow',
   guard: 'this tree beside a base revision: what got slower than the noise; two minutes',
-  quick: 'half a minute, ringfence and a Unix socket in Node',
-  agents: 'what a service holds for each of 1,000 agents',
-  reading: 'CPU of a reader in Node, beside other trees',
+  pages: 'the pages anew, from the results of earlier runs',
 }
 
 const row = (name, about) => `  ${name.padEnd(22)}${about}`

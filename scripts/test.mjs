@@ -1,6 +1,7 @@
 // The tests:
 //
 //     node scripts/test.mjs                 the tests of both languages (`npm test`)
+//     node scripts/test.mjs bench           each cell of the benchmark's table once: does it yield a figure? needs a build
 //     node scripts/test.mjs faults [OPTIONS]  each system call fails once; --quick, --seconds N, --cases N, --seed S, --only TEXT
 //     node scripts/test.mjs conformance [OPTION …]   an end that was written from docs/internals/protocol.md alone, honest and lying; needs a build
 //     node scripts/test.mjs fuzz [SECONDS] [TARGET …]   or --coverage [TARGET …]: which lines that has reached so far
@@ -299,6 +300,11 @@ function testChurn([channels = '1000000', kills = '10000', seed = String(Date.no
   run(`${channels} channels and ${kills} kills, seed ${seed}`, 'cargo', [...program, '--', channels, kills, seed])
 }
 
+/** A smoke run: its figures tell nothing, and a cell without one fails. */
+function testBench() {
+  run("the benchmark's table", process.execPath, ['bench/main.mjs', 'table', '--quick'])
+}
+
 /** Workers that are terminated at any moment; `npm test` does the same a few hundred times. */
 function testTorture([count = '10000']) {
   const times = Number(count)
@@ -310,6 +316,7 @@ function testTorture([count = '10000']) {
 
 await subcommand({
   '': testAll,
+  bench: testBench,
   faults: testFaults,
   conformance: testConformance,
   fuzz: testFuzz,

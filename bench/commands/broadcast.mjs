@@ -77,5 +77,5 @@ export async function run(values) {
         sizes: sizes ?? [64, 1024],
       }),
     )
-  await conduct(made, values, { name: 'broadcast', only, cpus, pages: await import('../pages/broadcast.mjs') })
+  await conduct(made, values, { data: 'broadcast', only, cpus })
 }

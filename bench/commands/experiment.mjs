@@ -4,14 +4,14 @@ import fs from 'node:fs'
 import path from 'node:path'
 import process from 'node:process'
 
-import { machine } from '../node/machine.mjs'
+import { disturbances, machine, watch } from '../node/machine.mjs'
 import { runRounds } from '../node/rounds.mjs'
 import { json } from '../pages/json.mjs'
 import { answer, buildNode, buildRust, fetchDeps, origin, program, root, say, write } from './shared.mjs'
 
 /** The options of every experiment. */
 export const common = ({ seconds, runs }) => ({
-  seconds: ['of one run, warm-up not counted', seconds],
+  ...(seconds && { seconds: ['of one run, warm-up not counted', seconds] }),
   runs: ['rounds: each runs every cell once', runs],
   out: ["--out '' writes no files", 'docs/internals/bench'],
   json: ['the results there as well', undefined, 'FILE'],
@@ -29,7 +29,7 @@ export function wanted({ rust, node, build }, of = ['rust', 'node']) {
   return chosen
 }
 
-export const listed = (one = program) => JSON.parse(answer(one, ['list']))
+export const listed = () => JSON.parse(answer(program, ['list']))
 
 /** Throws if an option names what does not exist. */
 export function checkNames(names, known, what) {
@@ -52,34 +52,62 @@ export const task = (key, { command, job, cpu, skipped }) => ({
 
 const resultsOf = ({ tasks, ...half }) => ({ ...half, cells: tasks.map(({ cell }) => cell) })
 
+/** The page of each file of results, and the module that renders it: `page(results, plots)` and, if it has plots, `plots(results)`. */
+export const PAGES = {
+  table: ['table', 'table.mjs'],
+  results: ['README', 'peers.mjs'],
+  broadcast: ['broadcast', 'broadcast.mjs'],
+  objects: ['objects', 'objects.mjs'],
+  scale: ['scale', 'scale.mjs'],
+}
+
+/** The distances of the cores around all runs. */
+export const looksOf = ({ halves }) =>
+  halves
+    .flatMap(({ cells }) => cells)
+    .flatMap(({ runs }) => runs.flatMap(({ before, after }) => [before, after]))
+    .filter(Boolean)
+
+/** The files that these results make: a page and its plots. */
+export async function pageOf(data, results) {
+  const [name, module] = PAGES[data]
+  const { page, plots } = await import(`../pages/${module}`)
+  const images = plots?.(results) ?? {}
+  return { [`${name}.md`]: page(results, images), ...images }
+}
+
 /**
- * Runs the tasks of all halves, and writes what they make. `name`, `data`: of the page and of the JSON file. `only`: contenders that
- * were asked for. `more`: further fields of the results. `pages`: `page(results, files)` and, if it has plots, `plots(results)`.
- * `adjust(results)` is called before the page is made.
+ * Runs the tasks of all halves, and writes what they make. `data`: the name of the results, as in {@link PAGES}. `only`: contenders
+ * that were asked for. `more`: further fields of the results. `adjust(results)` is called before the page is made.
  */
-export async function conduct(made, values, { name, data = name, only, pages, more = {}, cpus, pause, adjust }) {
+export async function conduct(made, values, { data, only, more = {}, cpus, pause, adjust }) {
   const halves = made.filter(({ tasks }) => tasks.length > 0)
   if (halves.length === 0) throw new Error('nothing to run: these options leave no cell')
   const known = halves.flatMap(({ contenders }) => contenders.map(({ id }) => id))
   checkNames(only, known, 'contender')
   const start = origin()
-  const tasks = halves.flatMap(({ tasks: own }) => own)
+  const state = watch()
   const runs = Number(values.runs)
-  const placements = await runRounds(tasks, { runs, cpus, pause })
+  const placements = await runRounds(
+    halves.flatMap(({ tasks }) => tasks),
+    { runs, cpus, pause },
+  )
   const results = {
     ...start,
-    node: halves.some((half) => half.name === 'node') ? process.version : undefined,
-    rustc: halves.some((half) => half.name === 'rust') ? answer('rustc', ['--version']) : undefined,
+    node: process.version,
+    rustc: halves.some(({ name }) => name !== 'node') ? answer('rustc', ['--version']) : undefined,
     machine: machine(),
+    state: state(),
     runs,
     placements,
     ...more,
     halves: halves.map(resultsOf),
   }
+  results.disturbed = disturbances(results.state, looksOf(results))
   adjust?.(results)
-  const plots = pages.plots?.(results) ?? {}
-  const page = pages.page(results, plots)
-  if (values.out !== '') write(values.out, { [`${data}.json`]: json(results), [`${name}.md`]: page, ...plots })
+  const files = await pageOf(data, results)
+  if (values.out !== '') write(values.out, { [`${data}.json`]: json(results), ...files })
   if (values.json) fs.writeFileSync(path.resolve(root, values.json), json(results))
-  say(`\n${page}`)
+  say(`\n${Object.values(files)[0]}`)
+  return results
 }

@@ -44,8 +44,7 @@ export async function run(values) {
     if (measures.length < Object.keys(SIZES).length && values.out !== '' && existsSync(before))
       keepOthers(results, JSON.parse(readFileSync(before, 'utf8')), measures)
   }
-  const pages = await import('../pages/objects.mjs')
-  await conduct([half], values, { name: 'objects', only, pages, adjust, more: { seconds } })
+  await conduct([half], values, { data: 'objects', only, adjust, more: { seconds } })
 }
 
 /** Keeps what an earlier run has measured and this one has not. */

@@ -43,6 +43,5 @@ export async function run(values) {
     )
   })
   const half = { name: 'rust', seconds, contenders: [{ id: 'ringfence' }], tasks }
-  const pages = await import('../pages/scale.mjs')
-  await conduct([half], values, { name: 'scale', pause: Number(values.pause), pages, more: { seconds } })
+  await conduct([half], values, { data: 'scale', pause: Number(values.pause), more: { seconds } })
 }

@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url'
 
 export const root = fileURLToPath(new URL('../..', import.meta.url))
 export const rust = path.join(root, 'bench/rust')
-export const program = path.join(rust, 'target/release/ringfence-bench')
+export let program = path.join(rust, 'target/release/ringfence-bench')
 
 export const say = (message) => console.log(message)
 
@@ -34,11 +34,32 @@ export const answer = (command, arguments_, options = {}) =>
 /** Splits the value of an option; undefined without one. */
 export const list = (value, map = (item) => item) => value?.split(',').map((item) => map(item))
 
-/** Builds the Rust program, with ZeroMQ if its library and headers are installed. */
+/** Whether the C++ compiler knows enough C++23 for Tachyon. */
+function compilesTachyon() {
+  const macros = answer(process.env.CXX ?? 'c++', ['-dM', '-E', '-x', 'c++', '/dev/null'])
+  const version = (name) => Number(macros.match(new RegExp(`${name} (\\d+)`))?.[1] ?? 0)
+  return version('__clang_major__') >= 17 || version('__GNUC__') >= 14
+}
+
+/** Builds the Rust program, with those rivals in C and C++ whose libraries or compilers are installed. */
 export function buildRust() {
-  const zmq = spawnSync('pkg-config', ['--exists', 'libzmq']).status === 0
-  if (!zmq) say('zeromq is left out in Rust: libzmq and its headers are not installed (libzmq3-dev)')
-  must('cargo', ['build', '--release', ...(zmq ? ['--features', 'zmq'] : [])], { cwd: rust })
+  const optional = {
+    zmq: [spawnSync('pkg-config', ['--exists', 'libzmq']).status === 0, 'libzmq3-dev is not installed'],
+    tachyon: [compilesTachyon(), 'it needs GCC 14 or Clang 17 (CXX)'],
+  }
+  for (const [name, [there, why]] of Object.entries(optional)) if (!there) say(`${name} is left out in Rust: ${why}`)
+  const features = Object.keys(optional).filter((name) => optional[name][0])
+  must('cargo', ['build', '--release', ...(features.length > 0 ? ['--features', features.join(',')] : [])], {
+    cwd: rust,
+  })
+}
+
+/** Builds the Rust program unoptimized and without rivals, for a smoke run. */
+export function buildSmoke(isWanted) {
+  const target = path.join(root, 'target')
+  const env = { ...process.env, CARGO_TARGET_DIR: target }
+  program = path.join(target, 'debug/ringfence-bench')
+  if (isWanted) must('cargo', ['build', '--no-default-features', '--features', 'ringfence'], { cwd: rust, env })
 }
 
 export const buildNode = () => must('npm', ['run', '--silent', 'build'])

@@ -57,6 +57,12 @@ async function echo(contender, count) {
   return total
 }
 
+async function receiveAll(contender, count) {
+  let total = 0
+  for (let n = 0; n < count; n++) total = add(total, await contender.receive())
+  return { sum: total }
+}
+
 /** Takes one buffer, and reads all of it. */
 async function take(contender) {
   const bytes = await contender.take()
@@ -76,7 +82,13 @@ async function serve(setup, line) {
     // The receiver must be listening before A starts its clock, and not only about to; but one that blocks its
     // thread could not say so later.
     if (contender.blocks) line.send('ready')
-    const work = order.consume ? contender.consume(order.consume) : order.take ? take(contender) : null
+    const work = order.consume
+      ? contender.consume(order.consume)
+      : order.take
+        ? take(contender)
+        : order.paced
+          ? receiveAll(contender, order.paced)
+          : null
     if (!contender.blocks) line.send('ready')
     const found = work === null ? { sum: await echo(contender, order.echo) } : await work
     line.send({ finished: now(), ...(typeof found === 'number' ? { sum: found } : found), ...since(before) })
@@ -129,6 +141,7 @@ async function main(side, job) {
 }
 
 function measured(opened, line, job, contender, hello) {
+  if (job.measure === 'paced') return paced(opened, line, job)
   if (job.measure.startsWith('rtt')) return roundTrip(opened, line, job, contender, hello)
   if (job.measure === 'pass') return passing(opened, line, job, contender)
   return job.measure === 'rpc-stalled' ? stalled(opened, job) : oneWay(opened, line, job, contender)
@@ -144,6 +157,29 @@ const outcomeOf = (job, count, { seconds, cpu = 0, preempted = 0 }, more) => ({
   preempted,
   ...more,
 })
+
+/** Sends about a message each millisecond: how often the reader goes to sleep, and the CPU of both sides. */
+async function paced(contender, line, job) {
+  async function stretch(count) {
+    line.send({ paced: count })
+    await line.receive()
+    const before = usage()
+    const started = now()
+    let wanted = 0
+    for (let n = 0; n < count; n++) {
+      await pause(1)
+      void contender.send(n)
+      wanted = add(wanted, messageSum(job.size, n))
+    }
+    const report = await line.receive()
+    if (report.sum !== wanted) throw new Error('what arrived is not what was sent')
+    return { ...together(since(before), report, {}), sleeps: report.sleeps, seconds: (report.finished - started) / 1e9 }
+  }
+  await stretch(100)
+  const count = Math.ceil(job.seconds * 1000)
+  const found = await stretch(count)
+  return outcomeOf(job, count, found, { wakeups_per_message: found.sleeps / count })
+}
 
 /** The memory that this process holds of calls that are not answered: no rates, but the shape of the other results. */
 async function stalled(contender, job) {

@@ -10,13 +10,24 @@ const fileOf = (name) => fileURLToPath(new URL(name, import.meta.url))
 const describe = ({ id, version, note }) => ({ id, version, note })
 
 /** The command of a process of this half, with a job that all its processes know. */
-const starting = (side, role, { cpus = [0, 1], ...job }, { threads = false, skipped } = {}) => ({
-  command: [process.execPath, fileOf(side), role],
+const starting = (
+  side,
+  role,
+  { cpus = [0, 1], ...job },
+  { threads = false, runtime = process.execPath, skipped } = {},
+) => ({
+  command: [runtime, fileOf(side), role],
   job: { cpus, pinned, ...job },
   // Threads are pinned one by one; a whole process is pinned as it starts.
   cpu: pinned && !threads ? cpus[0] : undefined,
   skipped,
 })
+
+export function nodeTask({ id, threads, runtime, unavailable, takes }, measure, size, job) {
+  const alone = threads && measure === 'paced' ? 'two threads, whose CPU time is one' : undefined
+  const skipped = alone ?? unavailable ?? takes(measure, size) ?? undefined
+  return task({ contender: id, measure, size }, starting('side.mjs', 'a', job, { threads, runtime, skipped }))
+}
 
 /** Cells between two sides. `cells`: `[measure, sizes]` each; a contender runs the measures that it knows. */
 export async function peersInNode({ only, cells, ...job }) {
@@ -29,10 +40,7 @@ export async function peersInNode({ only, cells, ...job }) {
     sizes.flatMap((size) =>
       chosen
         .filter(({ measures }) => measures.includes(measure))
-        .map(({ id, threads, unavailable, takes }) => {
-          const skipped = unavailable ?? takes(measure, size) ?? undefined
-          return task({ contender: id, measure, size }, starting('side.mjs', 'a', job, { threads, skipped }))
-        }),
+        .map((contender) => nodeTask(contender, measure, size, job)),
     ),
   )
   return { name: 'node', seconds: job.seconds, capacity: job.capacity, contenders: chosen.map(describe), tasks }

@@ -27,13 +27,14 @@ export function switches(pid) {
 }
 
 export function usage() {
-  const { userCPUTime, systemCPUTime, involuntaryContextSwitches } = process.resourceUsage()
-  return { cpu: (userCPUTime + systemCPUTime) * 1000, preempted: involuntaryContextSwitches }
+  const found = process.resourceUsage()
+  const { involuntaryContextSwitches: preempted, voluntaryContextSwitches: sleeps } = found
+  return { cpu: (found.userCPUTime + found.systemCPUTime) * 1000, preempted, sleeps }
 }
 
 export const since = (before) => {
   const after = usage()
-  return { cpu: after.cpu - before.cpu, preempted: after.preempted - before.preempted }
+  return Object.fromEntries(Object.entries(after).map(([name, value]) => [name, value - before[name]]))
 }
 
 export const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms))

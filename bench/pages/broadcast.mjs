@@ -1,22 +1,16 @@
 // The results of `broadcast` as a page.
 
 import { bytes, duration } from '../node/text.mjs'
-import { aims, asTimes, atLeast, atMost, block, figures, grid, rate, render, spread, table } from './markdown.mjs'
+import { block, figures, grid, rate, render, spread, table } from './markdown.mjs'
 
 const fine = (ns) => (ns < 10 ? `${ns.toFixed(1)} ns` : duration(ns))
 const finely = (value) => spread(value, fine)
 
 const FIGURES = [
   ['Delivered: messages that a subscriber has read, all subscribers together.', 'delivered_per_second', rate],
-  ['Published: messages that went into the ring, each once.', 'published_per_second', rate],
   [
     'A call of the publisher: filling and publishing a message that finds room, into an empty queue.',
     'publisher_ns',
-    finely,
-  ],
-  [
-    'CPU for each delivered message: of all processes; readers that poll use all of their core.',
-    'cpu_ns_per_delivered',
     finely,
   ],
 ]
@@ -66,7 +60,7 @@ function blockedTable({ cells }) {
   const shown = ({ runs, failures } = { runs: [], failures: [] }) => {
     if (runs.length === 0) return failures.length > 0 ? 'failed' : '–'
     const times = runs.map(({ milliseconds }) => milliseconds).sort((a, b) => a - b)
-    return `**${duration(times[times.length >> 1] * 1e6)}${runs.some((run) => !run.goes_on) ? ' and more' : ''}**`
+    return `${duration(times[times.length >> 1] * 1e6)}${runs.some((run) => !run.goes_on) ? ' and more' : ''}`
   }
   const ids = [...new Set(blocked.map(({ contender }) => contender))]
   const of = (id, harm) => blocked.find((cell) => cell.contender === id && cell.harm === harm)
@@ -74,56 +68,6 @@ function blockedTable({ cells }) {
     ['one of two subscribers is', ...harms],
     ids.map((id) => [id].concat(harms.map((harm) => shown(of(id, harm))))),
   )
-}
-
-/** Beside whom, to how many, of which size, in batches, and how many times as much was asked for. */
-const ASKED = [
-  ['pairs', 1, 64, false, 0.9],
-  ['pairs', 4, 64, false, 2],
-  ['pairs', 16, 64, false, 2.5],
-  ['pairs', 8, 1024, false, 5],
-  ['pairs', 16, 1024, false, 5],
-  ['iceoryx2', 4, 64, false, 20],
-  ['iceoryx2', 4, 1024, false, 5],
-  ['ringfire', 4, 64, true, 1],
-  ['ringfire', 16, 64, true, 1],
-  ['ringfire', 4, 1024, false, 4],
-  ['ringfire', 4, 64, false, 1],
-  ['zeromq', 4, 64, false, 20],
-]
-
-const subscribersOf = (count) => (count === 1 ? 'one subscriber' : `${count} subscribers`)
-
-/** The asked figures, each reached or not, from the medians of the Rust half in its usual placement. */
-function reached({ name, cells }, placement) {
-  if (name !== 'rust') return ''
-  const of = (rival, subscribers, size, batch, figure) =>
-    cells.find(
-      (one) =>
-        one.contender === rival &&
-        one.subscribers === subscribers &&
-        one.size === size &&
-        one.batch === batch &&
-        !one.idle &&
-        !one.harm,
-    )?.by_placement[placement]?.[figure].median
-  const call = (subscribers, batch) => of('ringfence', subscribers, 64, batch, 'publisher_ns')
-  const rows = ASKED.map(([rival, count, size, batch, asked]) => {
-    const [own, theirs] = ['ringfence', rival].map((id) => of(id, count, size, batch, 'delivered_per_second'))
-    const beside = rival !== 'pairs' ? rival : count === 1 ? 'the pair' : `${count} pairs`
-    const what = `${subscribersOf(count)}, ${bytes(size)}${batch ? ' × 32' : ''}, beside ${beside}`
-    return atLeast(what, own / theirs, asked, asTimes)
-  })
-  for (const count of [1, 4, 16]) {
-    const what = `a call of the publisher, 64 B, ${subscribersOf(count)}`
-    rows.push(atMost(what, call(count, false), 8 + 0.5 * count, fine))
-  }
-  for (const { idle, batch, by_placement } of cells.filter((cell) => cell.idle)) {
-    const found = (by_placement[placement]?.publisher_ns.median - call(1, batch)) / idle
-    const what = `each of ${idle} idle subscribers, 64 B${batch ? ' × 32' : ''}`
-    rows.push(atMost(what, found, batch ? 0.05 : 0.5, (ns) => `${Number(ns.toFixed(2))} ns`))
-  }
-  return aims(rows)
 }
 
 export function page(results) {
@@ -141,16 +85,12 @@ waited for by its parent. ringfence runs with a \`stall\` of 1 s here (its defau
 6 s is not waited for any longer.`,
       blockedTable(half),
     ),
-    ...block('### Aims', reached(half, placement)),
   ]
   return render(results, {
     title: 'One to many, measured',
     intro: [
-      'Written by `npm run bench -- broadcast`; every figure below comes from that one run. One publisher on the first core, all subscribers',
-      'on the second, a process each; every word of every message written, and read by every subscriber, the sums compared. Nothing may be',
-      'lost: each rival runs in the mode in which its publisher waits. The exceptions are ringfence-best-effort and ringfence-latest, whose',
-      `subscribers check each message that they have got. Queues of ${bytes(results.halves[0].capacity)}. Readers of shared memory poll and yield their core.`,
-      'How it is measured: [bench/README.md](../../../bench/README.md#one-to-many).',
+      'Written by `npm run bench -- broadcast`; the figures are those of one run. One publisher on the first core, all subscribers on the',
+      `second, a process each. Queues of ${bytes(results.halves[0].capacity)}. Method: [bench/README.md](../../../bench/README.md#one-to-many).`,
     ],
     section,
   })

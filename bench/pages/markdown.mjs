@@ -8,17 +8,15 @@ export const table = (head, rows) =>
     .map((cells) => `| ${cells.join(' | ')} |`)
     .join('\n')
 
-export const plain = (value) => quantity(value).trim()
+/** A median; the least and the most are in the JSON. */
+export const spread = ({ median }, show) => show(median)
 
-/** A median, and below it the least and the most. */
-export const spread = ({ median, min, max }, show, range = show) => `**${show(median)}**<br>${range(min)}–${range(max)}`
-
-export const rate = (value) => spread(value, (one) => quantity(one, '/s'), plain)
+export const rate = (value) => spread(value, (one) => quantity(one, '/s'))
 
 export const times = ({ median, min, max }, by) => ({ median: median * by, min: min * by, max: max * by })
 
 /** A spread of messages a second, as bytes a second. */
-export const flow = (value, size) => spread(times(value, size), (one) => quantity(one, 'B/s'), plain)
+export const flow = (value, size) => spread(times(value, size), (one) => quantity(one, 'B/s'))
 
 export const hasRun = (cell) =>
   Boolean(cell?.runs.length || cell?.failures?.length || Object.keys(cell?.by_placement ?? {}).length)
@@ -73,28 +71,6 @@ export function listing(cells, [head, name], columns, placement) {
 export const block = (heading, ...parts) =>
   parts.at(-1) === '' ? [] : [heading, ...parts].filter(Boolean).flatMap((part) => [part, ''])
 
-/** The aims, rows of {@link atLeast} and {@link atMost}; rows without a figure are left out. */
-export function aims(rows) {
-  const known = rows.filter(({ found }) => found !== null)
-  if (known.length === 0) return ''
-  const verdict = ({ reached, because }) => (reached ? 'reached' : ['not reached', because].filter(Boolean).join(': '))
-  return table(
-    ['what', 'measured', 'aim', ''],
-    known.map((row) => [row.what, row.found, row.aim, verdict(row)]),
-  )
-}
-
-const aim = (what, found, show, rest) => ({ what, found: Number.isFinite(found) ? show(found) : null, ...rest })
-
-/** More is better; `because` says what limits it, if it is less than was asked for. */
-export const atLeast = (what, found, asked, show, because) =>
-  aim(what, found, show, { aim: show(asked), reached: found >= asked, because })
-
-/** Less is better. */
-export const atMost = (what, found, asked, show, because) =>
-  aim(what, found, show, { aim: `≤ ${show(asked)}`, reached: found <= asked, because })
-
-export const millions = (perSecond) => `${Number((perSecond / 1e6).toFixed(1))} M/s`
 export const asTimes = (ratio) => `${Number(ratio.toFixed(2))} ×`
 
 /** The placement that most runs had: the one to compare in. */
@@ -105,20 +81,6 @@ export function usualPlacement(cells) {
   return counts.far > counts.near ? 'far' : 'near'
 }
 
-/** Losing a core so often a second means that something else ran beside the measurement. */
-const DISTURBED = 50
-
-const losses = (run) =>
-  run.preempted === undefined
-    ? Object.values(run).flatMap((part) => part?.preempted_per_second ?? [])
-    : [run.preempted / run.seconds]
-
-function disturbed(runs) {
-  const lost = runs.flatMap(losses)
-  const count = lost.filter((each) => each > DISTURBED).length
-  return `${count} of ${lost.length} runs lost a core more than ${DISTURBED} times a second`
-}
-
 function distance(runs) {
   const looks = runs.flatMap(({ before, after }) => [before, after].filter(Boolean))
   const ns = looks.map(({ line_ns }) => line_ns)
@@ -126,10 +88,13 @@ function distance(runs) {
   return `${Math.min(...ns).toFixed(0)} to ${Math.max(...ns).toFixed(0)} ns (near in ${near} of ${looks.length}), before and after each run`
 }
 
-const NAMES = { rust: 'Rust', node: 'Node' }
+const NAMES = { rust: 'Rust', node: 'Node', publish: 'Rust, one to many', scale: 'Rust, as work grows' }
 export const nameOf = (half) => NAMES[half.name]
 
-function facts({ machine, date, commit, node, rustc, load, runs, halves }, more) {
+const stateOf = ({ steal, others }, { governor }) =>
+  `${(steal * 100).toFixed(1)} % of the time stolen, other processes ${(others * 100).toFixed(0)} % of a core, governor ${governor}`
+
+function facts({ machine, date, commit, node, rustc, load, runs, halves, state, disturbed }, more) {
   const all = halves.flatMap(({ cells }) => cells).flatMap((cell) => cell.runs)
   const seconds = unique(halves.map((half) => half.seconds)).join(', ')
   const placements = halves.map((half) => `${nameOf(half)}: ${usualPlacement(half.cells)}`).join(', ')
@@ -141,23 +106,24 @@ function facts({ machine, date, commit, node, rustc, load, runs, halves }, more)
     ['memory', `${machine.memory_gib.toFixed(0)} GiB`],
     ['kernel', `Linux ${machine.kernel}`],
     ['versions', [node && `Node ${node}`, rustc, `ringfence at ${commit}`].filter(Boolean).join('; ')],
-    ['runs', `${runs} of ${seconds} s each, in rounds; medians, and min–max below them; ${date}`],
+    ['runs', `${runs} of ${seconds} s each, in rounds; medians; ${date}`],
     ['load before', load.toFixed(1)],
+    ...(state ? [['state', stateOf(state, machine)]] : []),
+    ...(disturbed ? [['quiet', disturbed.length === 0 ? 'yes' : `no: ${disturbed.join('; ')}`]] : []),
     ...more,
     ...(all.length > 0 ? [['cache line to and fro', distance(all)]] : []),
-    ['disturbed', disturbed(all)],
-    ['placement shown', `${placements}; a cell without such a run says in brackets which it had`],
+    ['placement shown', `${placements}; a cell without such a run names the placement that it had`],
   ].map((cells) => `| ${cells.join(' | ')} |`)
 }
 
-function credits({ contenders, cells, absent = {} }) {
+function credits({ contenders, cells }) {
   const took = ({ id }) => cells.some((cell) => cell.contender === id && hasRun(cell))
   const lines = contenders.map((contender) => {
     const { id, version, note } = contender
     const why = cells.find((cell) => cell.contender === id)?.skipped
     return `- **${id}** (${version}): ${note}${took(contender) || !why ? '' : `. Not run: ${why}`}`
   })
-  return [...lines, ...Object.entries(absent).map(([id, why]) => `- **${id}**: not run: ${why}`)].join('\n')
+  return lines.join('\n')
 }
 
 /** The keys of a cell, as text. */
@@ -173,10 +139,10 @@ function failed({ cells }) {
 
 /**
  * A page: its title, introduction and facts, then for each half its name, `section(half, placement)`, the contenders, and failed
- * runs. `single`: the page has one half, which needs no heading.
+ * runs. `lead`: lines before the facts. `single`: the page has one half, which needs no heading.
  */
-export function render(results, { title, intro, facts: more = [], section, single = false }) {
-  const out = [`# ${title}`, '', ...intro, '', ...facts(results, more), '']
+export function render(results, { title, intro, lead = [], facts: more = [], section, single = false }) {
+  const out = [`# ${title}`, '', ...intro, '', ...lead, ...facts(results, more), '']
   for (const half of results.halves) {
     const lines = section(half, usualPlacement(half.cells))
     out.push(...(single ? [] : [`## ${nameOf(half)}`, '']), ...lines)

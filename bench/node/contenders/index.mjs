@@ -1,5 +1,6 @@
 import { calls } from './calls.mjs'
-import { childProcess } from './child-process.mjs'
+import { childProcess, childProcess26 } from './child-process.mjs'
+import { copy } from './copy.mjs'
 import { messagePort } from './message-port.mjs'
 import { objects } from './objects.mjs'
 import { pass } from './pass.mjs'
@@ -11,7 +12,7 @@ import { corked, plain } from './unix.mjs'
 import { zeromq } from './zeromq.mjs'
 
 /** Between two processes, messages of bytes. */
-const PEERS = ['one', 'rtt-polled', 'rtt-parked']
+const PEERS = ['one', 'rtt-polled', 'rtt-parked', 'paced']
 
 const peers = [
   ringfence,
@@ -21,10 +22,12 @@ const peers = [
   plain,
   corked,
   childProcess,
+  childProcess26,
   zeromq,
   redis,
   messagePort,
   sharedArrayBuffer,
+  copy,
 ]
 
 const of = (list, measures) => list.map((contender) => Object.assign(contender, { measures }))

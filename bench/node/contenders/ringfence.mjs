@@ -106,6 +106,17 @@ async function open({ job }, mode) {
     return total
   }
 
+  async function batchAll(count) {
+    let total = 0
+    let n = 0
+    for await (const batch of channel.batches()) {
+      for (const buffer of batch) total = add(total, reader.sum(buffer, 0, buffer.length))
+      n += batch.length
+      if (n >= count) break
+    }
+    return total
+  }
+
   async function scatterAll(count) {
     let total = 0
     let n = 0
@@ -121,6 +132,7 @@ async function open({ job }, mode) {
   const [produce, consume = drainAll] = {
     drain: [sendMany],
     await: [sendMany, awaitAll],
+    batches: [sendMany, batchAll],
     gather: [gatherAll, scatterAll],
     reserve: [reserveAll],
     single: [sendAll(1)],
@@ -186,6 +198,7 @@ const small = () => null
 export const singles = [
   contender('send-await', 'await each send, drained', 'single', small),
   contender('send-for-await', 'send each, read by for await: a Buffer each', 'await', small),
+  contender('send-batches', 'send each, read by batches(): arrays of Buffers', 'batches', small),
   contender('send-drain', 'send each, drained with a visitor', 'drain', small),
   contender('send-256-drain', 'send, the last of each 256 awaited, drained with a visitor', 'group', small),
   contender('try-send-drain', 'trySend each, drained with a visitor', 'try', small),

@@ -34,6 +34,8 @@ pub enum Measure {
     RttSpin,
     /// Round trip, both sides asleep between messages; and how often an idle reader wakes.
     RttParked,
+    /// One-way, 1,000 messages a second to a reader that sleeps between them: wakeups and CPU.
+    Paced,
 }
 
 impl Measure {
@@ -79,7 +81,7 @@ impl Job {
     fn wait(&self) -> Wait {
         match self.measure {
             Measure::RttSpin => Wait::Spin,
-            Measure::RttParked => Wait::Park,
+            Measure::RttParked | Measure::Paced => Wait::Park,
             _ => Wait::Poll,
         }
     }
@@ -98,6 +100,8 @@ pub struct Outcome {
     pub round_trip: Option<RoundTrip>,
     /// Context switches of the reading process per second while nothing was sent.
     pub idle_wakeups_per_second: Option<f64>,
+    /// Times that the reader went to sleep per message, if messages are paced.
+    pub wakeups_per_message: Option<f64>,
 }
 
 impl Outcome {
@@ -204,6 +208,7 @@ pub trait Contender: Sized {
 enum Order {
     Consume { count: u64 },
     Echo { count: u64 },
+    Take { count: u64 },
     Quit,
 }
 
@@ -349,7 +354,9 @@ pub fn run_a<C: Contender + 'static>(job: &Job) -> Result<Outcome> {
     let mut line = setup.line.take().expect("connected above");
     let hello: Hello = line.receive()?;
 
-    let outcome = if job.measure.is_round_trip() {
+    let outcome = if job.measure == Measure::Paced {
+        paced(&mut contender, &mut line, job)
+    } else if job.measure.is_round_trip() {
         round_trips(&mut contender, &mut line, job, hello, C::THREADS)
     } else {
         one_way(&mut contender, &mut line, job, C::THREADS)
@@ -410,9 +417,46 @@ fn carry_out<C: Contender>(contender: &mut C, order: &Order, job: &Job, wait: Wa
                 contender.send_one(words, n, wait)?;
             }
         }
+        Order::Take { count } => {
+            for _ in 0..count {
+                sum = sum.wrapping_add(contender.receive_one(words, wait)?);
+            }
+        }
         Order::Quit => {}
     }
     Ok(sum)
+}
+
+/// Sends a message each millisecond.
+fn paced<C: Contender>(c: &mut C, line: &mut Line, job: &Job) -> Result<Outcome> {
+    const PERIOD: u64 = 1_000_000;
+    let work = Work::new(job.size, 0);
+    let mut stretch = |count: u64| -> Result<(f64, Usage, Usage)> {
+        line.send(&Order::Take { count })?;
+        let Ready = line.receive()?;
+        let (before, started) = (usage(false), clock::now());
+        let mut expected = 0u64;
+        for n in 0..count {
+            let early = (started + n * PERIOD).saturating_sub(clock::now());
+            std::thread::sleep(std::time::Duration::from_nanos(early));
+            c.send_one(work.words, n, Wait::Park)?;
+            expected = expected.wrapping_add(work.message_sum(n));
+        }
+        let mine = Usage::since(false, before);
+        let report: Report = line.receive()?;
+        if report.sum != expected {
+            bail!("what arrived is not what was sent");
+        }
+        let seconds = (report.finished - started) as f64 / 1e9;
+        Ok((seconds, mine, report.usage))
+    };
+    stretch(50)?;
+    let count = (job.seconds * 1e9) as u64 / PERIOD;
+    let (seconds, mine, theirs) = stretch(count)?;
+    Ok(Outcome {
+        wakeups_per_message: Some(theirs.sleeps as f64 / count as f64),
+        ..Outcome::of(job, count, seconds, mine.and(theirs))
+    })
 }
 
 fn one_way<C: Contender>(c: &mut C, line: &mut Line, job: &Job, threads: bool) -> Result<Outcome> {

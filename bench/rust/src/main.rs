@@ -21,7 +21,11 @@ fn entry(id: &str) -> Result<contenders::Entry> {
 fn one(job: &str) -> Result<serde_json::Value> {
     let job: driver::Job = serde_json::from_str(job)?;
     let entry = entry(&job.contender)?;
-    match (entry.takes)(job.measure, job.size) {
+    let alike = match job.measure {
+        driver::Measure::Paced => driver::Measure::RttParked,
+        measure => measure,
+    };
+    match (entry.takes)(alike, job.size) {
         Ok(()) => Ok(serde_json::to_value((entry.a)(&job)?)?),
         Err(why) => Ok(json!({ "skipped": why })),
     }
@@ -67,23 +71,9 @@ fn run() -> Result<()> {
     Ok(())
 }
 
-fn exit(result: Result<()>) {
-    if let Err(error) = result {
+fn main() {
+    if let Err(error) = run() {
         eprintln!("{error:#}");
         std::process::exit(1);
     }
 }
-
-#[cfg(not(feature = "native-ipc"))]
-fn main() {
-    exit(run());
-}
-
-#[cfg(feature = "native-ipc")]
-::native_ipc::receiver_main!(|bootstrap: Result<
-    ::native_ipc::session::ReceiverBootstrap,
-    ::native_ipc::session::SessionFailure,
->| {
-    *contenders::native_ipc::BOOTSTRAP.lock().expect("not poisoned") = bootstrap.ok();
-    exit(run());
-});

@@ -185,22 +185,30 @@ impl Contender for Futex {
     }
 }
 
-/// Bytes copied per second, counted once, as for a message.
+/// Copies to as many targets as a ring of this run would hold.
 pub fn memcpy(job: &Job) -> Result<Outcome> {
+    copy_to(job, job.slots())
+}
+
+pub fn memcpy_warm(job: &Job) -> Result<Outcome> {
+    copy_to(job, 1)
+}
+
+/// Bytes copied per second, counted once, as for a message.
+fn copy_to(job: &Job, slots: usize) -> Result<Outcome> {
     driver::pin(job.cpus[0])?;
     let from = vec![1u8; job.size];
-    // As many targets as a ring of this run would hold: a single one would stay in the first-level cache.
-    let mut to = vec![0u8; job.ring_bytes()];
+    let mut to = vec![0u8; slots * job.size];
     let mut copy = |count: u64| {
         let started = clock::now();
         for n in 0..count {
-            let slot = (n as usize % job.slots()) * job.size;
+            let slot = (n as usize % slots) * job.size;
             to[slot..slot + job.size].copy_from_slice(&from);
             std::hint::black_box(to.as_mut_ptr());
         }
         (clock::now() - started) as f64 / 1e9
     };
-    let count = driver::warmed_up(job.seconds, 2 * job.slots() as u64, |count| {
+    let count = driver::warmed_up(job.seconds, 2 * slots as u64, |count| {
         Ok((count, copy(count)))
     })?;
     let seconds = copy(count);

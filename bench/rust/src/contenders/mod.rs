@@ -5,14 +5,16 @@ pub mod baseline;
 pub mod iceoryx;
 #[cfg(feature = "ipc-channel")]
 pub mod ipc_channel;
-#[cfg(feature = "native-ipc")]
-pub mod native_ipc;
 #[cfg(feature = "ringfire")]
 pub mod ringfire;
 #[cfg(feature = "rtrb")]
 pub mod rtrb;
 #[cfg(feature = "shmem-ipc")]
 pub mod shmem_ipc;
+#[cfg(feature = "tachyon")]
+pub mod tachyon;
+#[cfg(feature = "tarpc")]
+pub mod tarpc;
 pub mod unix;
 
 use anyhow::Result;
@@ -24,7 +26,7 @@ pub struct Entry {
     pub version: &'static str,
     /// One line for the table's legend.
     pub note: &'static str,
-    /// `Err` is the reason why this cell stays empty.
+    /// `Err` is the reason why this cell stays empty. The paced measure has the cells of the parked round trip.
     pub takes: fn(Measure, usize) -> Result<(), &'static str>,
     pub a: fn(&Job) -> Result<Outcome>,
     pub b: fn(&Job) -> Result<()>,
@@ -140,12 +142,19 @@ pub fn all() -> Vec<Entry> {
             a: ringfire::a,
             b: ringfire::b,
         },
-        #[cfg(feature = "native-ipc")]
-        entry::<native_ipc::Side>(
-            "native-ipc",
-            "0.6.3",
-            "slots and acknowledgements of its core; parked: its control frames",
-            native_ipc::takes,
+        #[cfg(feature = "tachyon")]
+        entry::<tachyon::Side>(
+            "tachyon",
+            "0.5",
+            "records written and read in place, up to 256 a read; polled: its polling mode, parked: its futex",
+            tachyon::takes,
+        ),
+        #[cfg(feature = "tarpc")]
+        entry::<tarpc::Side>(
+            "tarpc",
+            "0.38",
+            "a call over a Unix socket, bincode, tokio's runtime of one thread on each side",
+            tarpc::takes,
         ),
         #[cfg(feature = "rtrb")]
         entry::<rtrb::Side>(
@@ -178,6 +187,14 @@ pub fn all() -> Vec<Entry> {
             note: "limit: one thread copies a buffer of that size to another",
             takes: baseline::takes_memcpy,
             a: baseline::memcpy,
+            b: |_| Ok(()),
+        },
+        Entry {
+            id: "memcpy-warm",
+            version: "machine",
+            note: "limit: the same, always to the same buffer",
+            takes: baseline::takes_memcpy,
+            a: baseline::memcpy_warm,
             b: |_| Ok(()),
         },
     ]

@@ -5,7 +5,7 @@ use std::process::Child;
 use anyhow::{Context, Result, bail};
 use ringfence::{Options, Publisher};
 
-use super::side::{Answer, Channels, Flow, Order, Resources, resources};
+use super::side::{Answer, Channels, Flow, Order, Resources, keep_a_thread, resources};
 use crate::clock;
 use crate::driver::{Usage, pin, spawn_self, usage, warmed_up};
 use crate::line::{self, Line};
@@ -57,6 +57,7 @@ pub(super) struct Host {
 impl Host {
     pub(super) fn start(tag: &str, capacity: usize, size: usize) -> Result<Self> {
         pin(0)?;
+        keep_a_thread();
         let listener = line::listen(tag)?;
         let peer = spawn_self(&["scale-peer", tag, &capacity.to_string(), &size.to_string()])?;
         let line = Line::accept(&listener)?;
@@ -83,14 +84,33 @@ impl Host {
         let options = Options::new()
             .capacity(capacity as u64)
             .max_message_size(self.size as u64)
-            .max_peers(count)
-            .max_peers_per_process(count)
-            .max_peers_per_user(count);
+            .max_peers(count + 1)
+            .max_peers_per_process(count + 1)
+            .max_peers_per_user(count + 1);
         self.publisher = Some(ringfence::publish(&self.channels.publisher()?, &options)?);
         let started = clock::now();
         self.line.send(&Order::Subscribe(count))?;
         let answer: Answer = self.line.receive()?;
         Ok((answer.finished - started) as f64 / 1e9)
+    }
+
+    /// Has one more subscriber join, or one leave: returns the CPU time of the longest publish in the meantime, in nanoseconds.
+    pub(super) fn change(&mut self, joins: bool) -> Result<f64> {
+        const AROUND: u64 = 20_000_000;
+        let work = Work::new(self.size, 1);
+        let publisher = self.publisher.as_mut().context("a publisher")?;
+        self.line.send(&if joins { Order::Subscribe(1) } else { Order::Unsubscribe })?;
+        let started = clock::now();
+        let mut longest = 0;
+        while clock::now() - started < AROUND {
+            let before = clock::thread_cpu();
+            send_batch!(publisher, work, 0, 1);
+            longest = longest.max(clock::thread_cpu() - before);
+            // Few messages: nobody reads them.
+            std::thread::sleep(std::time::Duration::from_micros(100));
+        }
+        let _: Answer = self.line.receive()?;
+        Ok(longest as f64)
     }
 
     /// Drops all channels, or all subscriptions, on both sides, and returns the seconds that took.

@@ -26,6 +26,9 @@ struct Job {
 /// Bytes of the ring of a publisher that many read.
 const RING_OF_MANY: usize = 1 << 20;
 
+/// Changes of a list of subscribers that are measured, half of them joins.
+const CHANGES: usize = 20;
+
 /// Measures one step of a table.
 pub fn step(job: &str) -> Result<Value> {
     let job: Job = serde_json::from_str(job)?;
@@ -34,6 +37,8 @@ pub fn step(job: &str) -> Result<Value> {
     match job.measure.as_str() {
         "channels" => channels(host(64 * 1024, 64)?, job.size, job.seconds),
         "subscribers" => subscribers(host(RING_OF_MANY, 64)?, job.size, job.seconds),
+        "joins" => joins(host(64 * 1024, 64)?, job.size),
+        "changes" => changes(host(RING_OF_MANY, 64)?, job.size),
         "sizes" => {
             let mut host = host(4 << 20, job.size)?;
             host.join(1)?;
@@ -64,6 +69,31 @@ pub fn step(job: &str) -> Result<Value> {
 
 fn idle((usage, seconds): (Usage, f64)) -> (f64, f64) {
     (usage.cpu_ns as f64 / seconds / 1e7, usage.sleeps as f64 / seconds)
+}
+
+/// The median and the 99th percentile.
+fn curve(mut values: Vec<f64>) -> (f64, f64) {
+    values.sort_by(f64::total_cmp);
+    let at = |part: usize| values[(values.len() - 1) * part / 100];
+    (at(50), at(99))
+}
+
+/// The first join of two processes that have several threads, and `count` further ones.
+fn joins(mut host: Host, count: usize) -> Result<Value> {
+    let first = host.join(1)? * 1e9;
+    let times = (0..count).map(|_| Ok(host.join(1)? * 1e9));
+    let (p50, p99) = curve(times.collect::<Result<Vec<_>>>()?);
+    host.quit()?;
+    Ok(json!({ "first_ns": first, "p50_ns": p50, "p99_ns": p99 }))
+}
+
+/// CPU time of the longest publish while one of `count` subscribers joins or leaves.
+fn changes(mut host: Host, count: usize) -> Result<Value> {
+    host.publish(RING_OF_MANY, count)?;
+    let times = (0..CHANGES).map(|change| host.change(change % 2 == 0));
+    let (p50, p99) = curve(times.collect::<Result<Vec<_>>>()?);
+    host.quit()?;
+    Ok(json!({ "p50_ns": p50, "p99_ns": p99 }))
 }
 
 /// Small rings: a thousand of the default size would take gigabytes.

@@ -20,6 +20,8 @@ pub(super) enum Order {
     Join(usize),
     /// Subscribes so often.
     Subscribe(usize),
+    /// Drops the newest subscription.
+    Unsubscribe,
     /// Sleeps on all channels and subscriptions for this many milliseconds.
     Idle(u64),
     /// Polls all channels in turn until this many messages have come.
@@ -75,6 +77,15 @@ pub fn raise_descriptor_limit() -> u64 {
         .into_iter()
         .find(|&(soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, soft, hard).is_ok())
         .map_or(now, |(soft, _)| soft)
+}
+
+/// Starts a thread that does nothing: most processes that join have several.
+pub(super) fn keep_a_thread() {
+    std::thread::spawn(|| {
+        loop {
+            std::thread::park();
+        }
+    });
 }
 
 pub(super) fn resources() -> Result<Resources> {
@@ -224,6 +235,7 @@ impl Channels {
 /// The process that was started by the host.
 pub fn peer(tag: &str, capacity: usize, size: usize) -> Result<()> {
     pin(1)?;
+    keep_a_thread();
     raise_descriptor_limit();
     let mut line = Line::connect(tag)?;
     let mut channels = Channels::new(tag, capacity, size)?;
@@ -234,6 +246,7 @@ pub fn peer(tag: &str, capacity: usize, size: usize) -> Result<()> {
         match order {
             Order::Join(more) => channels.join(more)?,
             Order::Subscribe(more) => channels.subscribe(more)?,
+            Order::Unsubscribe => drop(channels.subscriptions.pop()),
             Order::Idle(milliseconds) => answer.usage = channels.idle(milliseconds)?.0,
             Order::Busy(count) => answer.sum = poll_all(&mut channels, count)?,
             Order::Merged(count) => answer.sum = merge_all(&mut channels, count)?,

@@ -2,7 +2,6 @@
 
 #[cfg(feature = "iceoryx2")]
 mod iceoryx;
-mod redis;
 mod ringfence;
 #[cfg(feature = "ringfire")]
 mod ringfire;
@@ -124,13 +123,6 @@ pub fn all() -> Vec<Rival> {
             "libzmq 4",
             "XPUB and SUB, ipc transport, no drop; its threads of the publisher may have either core",
             zeromq::takes,
-            true,
-        ),
-        rival::<redis::Out, redis::In>(
-            "redis",
-            "redis-server on the PATH",
-            "PUBLISH, pipelined, through a local server on a Unix socket, which may have either core; its queues are not bounded",
-            redis::takes,
             true,
         ),
     ]

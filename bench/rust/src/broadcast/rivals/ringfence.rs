@@ -20,9 +20,14 @@ fn options(job: &Job) -> Options {
     Options::new().capacity(job.ring_bytes() as u64)
 }
 
+/// Room for all subscribers, which belong to one user.
+fn peers(options: Options, job: &Job) -> Options {
+    options.max_peers(64.max(job.subscribers + job.idle))
+}
+
 impl Publish for Publisher {
     fn open(job: &Job) -> Result<Self> {
-        let options = options(job).stall(STALL).max_peers(64);
+        let options = peers(options(job).stall(STALL), job);
         Ok(ringfence::publish(&address(job)?, &options)?)
     }
 
@@ -152,7 +157,7 @@ pub struct Pairs {
 impl Publish for Pairs {
     fn open(job: &Job) -> Result<Self> {
         Ok(Self {
-            listener: ringfence::listen(&address(job)?, &options(job).max_peers(64))?,
+            listener: ringfence::listen(&address(job)?, &peers(options(job), job))?,
             channels: Vec::new(),
         })
     }

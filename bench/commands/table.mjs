@@ -1,0 +1,210 @@
+// Every cell that has a goal: its figure beside its rivals and beside the floor of the machine, all in one run.
+
+import { spawnSync } from 'node:child_process'
+import process from 'node:process'
+
+import { nodeTask } from '../node/tasks.mjs'
+import { asTimes, figures, usualPlacement } from '../pages/markdown.mjs'
+import { duration, quantity } from '../node/text.mjs'
+import { common, conduct, listed, task, wanted } from './experiment.mjs'
+import { buildSmoke, program, root, say } from './shared.mjs'
+
+export const about = 'every cell that has a goal; exit code 1 if one has no figure, 2 if the machine was not quiet'
+export const options = {
+  quick: ['a smoke run of a minute: no rivals, the figures tell nothing', false],
+  only: ['cells whose name contains this', undefined, 'fan-out'],
+  ...common({ runs: '3' }),
+}
+
+const MIB = 1 << 20
+const inPlace = (size) => ({ half: 'rust', measure: 'one', size, figure: 'bytes_per_second' })
+const fanOut = (subscribers, size) => ({ half: 'publish', subscribers, size, figure: 'delivered_per_second' })
+const roundTrip = (half, measure) => ({ half, measure, size: 64, figure: 'p50_ns' })
+const paced = (half, figure) => ({ half, measure: 'paced', size: 64, figure })
+const sent = (size, figure = 'bytes_per_second') => ({ half: 'node', measure: 'one', size, figure })
+const scale = (measure, size, figure) => ({ half: 'scale', measure, size, figure })
+const call = { half: 'node', measure: 'rpc', size: 1, figure: 'p50_ns' }
+const batches = { half: 'node', measure: 'single', size: 64, figure: 'messages_per_second' }
+const sealed = { half: 'node', measure: 'pass', size: 2 ** 30, figure: 'pass_ns' }
+const small = { contender: 'ring', size: 64 }
+
+const PUBLISHERS = ['ringfire', 'iceoryx2', 'zeromq']
+const SHARED = ['iceoryx2', 'shmem-ipc', 'ringfire', 'tachyon']
+const SLEEPERS = ['unix', 'iceoryx2', 'shmem-ipc', 'tachyon', 'tarpc']
+const WAKEUPS = ['eventfd', 'futex']
+const COPIES = ['memcpy', 'memcpy-warm']
+const IN_NODE = ['unix', 'child-process', 'child-process-26', 'message-port']
+const THREADS = [...IN_NODE, 'shared-array-buffer']
+const CALLS = ['advanced/child-process', 'grpc/unix']
+
+/**
+ * `[cell, goal, rivals, floors, own]`: a cell tells its half, its key and its figure; the others are contenders with the same key, unless
+ * they name another one. A goal is `[limit]`, or `[times, beside]` the best rival or a contender. A rate must be at least that, a cost
+ * at most.
+ */
+const ROWS = {
+  'fan-out, 64 B, 4 readers': [fanOut(4, 64), [1, 'rivals'], PUBLISHERS],
+  'fan-out, 64 B, 16 readers': [fanOut(16, 64), [1, 'rivals'], PUBLISHERS],
+  'fan-out, 64 B, 100 readers': [fanOut(100, 64), [1, 'rivals'], PUBLISHERS],
+  'fan-out, 1 KiB, 4 readers': [fanOut(4, 1024), [3, 'rivals'], PUBLISHERS],
+  'fan-out, 1 KiB, 16 readers': [fanOut(16, 1024), [3, 'rivals'], PUBLISHERS],
+  'a change among 4,000 subscribers': [scale('changes', 4000, 'p50_ns'), [50e3]],
+  '64 B in place, Rust': [{ ...inPlace(64), figure: 'messages_per_second' }, [1, 'rivals'], [...SHARED, 'unix']],
+  '1 MiB in place, Rust': [inPlace(MIB), [1, 'rivals'], SHARED, COPIES],
+  '16 MiB in place, Rust': [inPlace(16 * MIB), [1, 'rivals'], SHARED, COPIES],
+  'round trip, polled, Rust': [roundTrip('rust', 'rtt-polled'), [1.1, 'cache-line'], SHARED, ['cache-line']],
+  'round trip, asleep, Rust': [roundTrip('rust', 'rtt-parked'), [1, 'rivals'], SLEEPERS, WAKEUPS],
+  'CPU per message at 1,000/s, Rust': [paced('rust', 'cpu_ns_per_message'), [1, 'unix'], SLEEPERS, WAKEUPS],
+  'wakeups per message at 1,000/s, Rust': [paced('rust', 'wakeups_per_message'), [1, 'unix'], SLEEPERS, WAKEUPS],
+  'wakeups per second, 64 idle subscribers': [scale('subscribers', 64, 'idle_wakeups_per_second'), [1]],
+  'CPU of a core, 64 idle subscribers': [scale('subscribers', 64, 'idle_cpu_percent'), [0.1]],
+  'join, warm': [scale('joins', 200, 'p50_ns'), [400e3]],
+  'first join of a process with threads': [scale('joins', 200, 'first_ns'), [1e6]],
+  '64 B, Node': [sent(64, 'messages_per_second'), [1, 'rivals'], ['unix-corked', ...IN_NODE], ['copy']],
+  '1 MiB, Node': [sent(MIB), [1, 'message-port'], THREADS, ['copy']],
+  '16 MiB, Node': [sent(16 * MIB), [10e9], THREADS, ['copy']],
+  'round trip, asleep, Node': [roundTrip('node', 'rtt-parked'), [1, 'rivals'], IN_NODE],
+  'CPU per message at 1,000/s, Node': [paced('node', 'cpu_ns_per_message'), [1, 'unix'], IN_NODE.slice(0, 3)],
+  'batches(), 64 B, Node': [batches, [1 / 1.3, 'send-drain'], ['send-drain'], [], 'send-batches'],
+  'call, both asleep': [call, [1.2, 'message/ringfence'], CALLS, ['message/ringfence'], 'call/ringfence'],
+  'call, polled': [call, [1.2, 'message-polled/ringfence'], [], ['message-polled/ringfence'], 'call-polled/ringfence'],
+  'sealed buffer of 1 GiB passed': [sealed, [2, small], [], [small], 'sealed'],
+}
+
+/** What a smoke run has in place of steps that take long or much memory. */
+const SMALLER = { changes: 100, joins: 20, subscribers: 8, [2 ** 30]: MIB, 100: 8 }
+
+/** The keys of a row's contenders, own one first. A key tells a cell from the others of its half. */
+function keysOf([cell, [, beside], rivals = [], floors = [], own = 'ringfence'], isQuick) {
+  const smaller = (value) => (isQuick ? (SMALLER[value] ?? value) : value)
+  const { half, measure, subscribers } = cell
+  const usual = isQuick ? (SMALLER[measure] ?? smaller(cell.size)) : cell.size
+  const of = (one) => {
+    const { contender, size = usual } = typeof one === 'string' ? { contender: one } : one
+    if (half !== 'publish') return { contender, measure, size }
+    return { contender, subscribers: smaller(subscribers), idle: 0, size, batch: false }
+  }
+  const reference = beside === undefined || beside === 'rivals' ? [] : [beside]
+  return {
+    own: of(own),
+    rivals: rivals.map(of),
+    floors: floors.map(of),
+    reference: reference.map(of)[0],
+    run: [own, ...(isQuick ? reference : [...rivals, ...floors])].map(of),
+  }
+}
+
+/** A half of the results for each program and way to call it. */
+async function halvesOf(rows, isQuick) {
+  const job = { cpus: [0, 1], capacity: 4 * MIB }
+  const { contenders: inNode } = await import('../node/contenders/index.mjs')
+  const { peers, broadcast } = listed()
+  const seconds = (usual, measure) => (isQuick ? 0.05 : measure === 'paced' ? 1 : usual)
+  const rust = (order, usual) => (key) =>
+    task(key, { command: [program, order], job: { ...job, seconds: seconds(usual, key.measure) } })
+  const kinds = {
+    rust: [peers, rust('one', 0.15)],
+    publish: [broadcast, rust('publish', 0.15)],
+    scale: [[{ id: 'ringfence' }], rust('step', 0.15)],
+    node: [
+      inNode,
+      ({ contender, measure, size }) =>
+        nodeTask(
+          inNode.find(({ id, measures }) => id === contender && measures.includes(measure)),
+          measure,
+          size,
+          { ...job, seconds: seconds(0.4, measure) },
+        ),
+    ],
+  }
+  return Object.entries(kinds).map(([name, [known, taskOf]]) => {
+    const keys = rows.filter(([{ half }]) => half === name).flatMap((row) => keysOf(row, isQuick).run)
+    const unique = [...new Map(keys.map((key) => [JSON.stringify(key), key])).values()]
+    const there = unique.filter(({ contender }) => known.some(({ id }) => id === contender))
+    const used = known.filter(({ id }) => there.some(({ contender }) => contender === id))
+    const contenders = used.map(({ id, version, note }) => ({ id, version, note }))
+    return { name, seconds: seconds(name === 'node' ? 0.4 : 0.15), contenders, tasks: there.map(taskOf) }
+  })
+}
+
+const isRate = (figure) => figure.endsWith('_per_second') && !figure.startsWith('idle')
+
+function shown(figure, value) {
+  if (value === undefined) return undefined
+  if (isRate(figure)) return quantity(value, figure.startsWith('bytes') ? 'B/s' : '/s')
+  if (figure.includes('_ns')) return value < 1000 && value % 1 ? `${value.toFixed(1)} ns` : duration(value)
+  return figure.endsWith('percent') ? `${Number(value.toPrecision(2))} %` : String(Number(value.toFixed(2)))
+}
+
+/** A row of the page. All fields but `reached` are text; those without a figure are missing. */
+function rowOf(what, row, { halves }, isQuick) {
+  const [{ figure, half }, [limit, beside]] = row
+  const { cells } = halves.find(({ name }) => name === half) ?? { cells: [] }
+  const placement = usualPlacement(cells)
+  const keys = keysOf(row, isQuick)
+  const summaryOf = (key) =>
+    figures(
+      cells.find((cell) => Object.entries(key).every(([name, value]) => cell[name] === value)),
+      placement,
+    )?.summary
+  const withFigure = (list) =>
+    list
+      .map((key) => ({ id: key.contender, value: summaryOf(key)?.[figure]?.median }))
+      .filter(({ value }) => value !== undefined)
+  const show = (value) => shown(figure, value)
+  const named = ({ id, value }) => `${id} ${show(value)}`
+  const summary = summaryOf(keys.own)
+  const value = summary?.[figure]?.median
+  const [best] = withFigure(keys.rivals).sort((a, b) => (isRate(figure) ? b.value - a.value : a.value - b.value))
+  const [asked] = beside === 'rivals' ? [best] : keys.reference ? withFigure([keys.reference]) : []
+  const measured = beside === undefined ? value : value / asked?.value
+  const sign = isRate(figure) ? '≥' : '≤'
+  return {
+    what,
+    value: show(value),
+    latency: figure === 'p50_ns' && summary?.p99_ns ? show(summary.p99_ns.median) : undefined,
+    goal: `${sign} ${beside === undefined ? show(limit) : `${asTimes(limit)} ${keys.reference?.contender ?? 'best rival'}`}`,
+    rival: best && named(best),
+    ratio: best && asTimes(value / best.value),
+    floor: withFigure(keys.floors).map(named).join(', ') || undefined,
+    reached: Number.isFinite(measured) ? (isRate(figure) ? measured >= limit : measured <= limit) : undefined,
+  }
+}
+
+/** The test that counts allocations is the measurement: it fails if there is one. */
+function allocations() {
+  const command = ['test', '--quiet', '-p', 'ringfence', '--test', 'allocations']
+  const isNone = spawnSync('cargo', command, { cwd: root, stdio: 'ignore' }).status === 0
+  return {
+    what: 'allocations per message',
+    value: isNone ? '0' : 'more than 0, or the test did not run',
+    goal: '≤ 0',
+    reached: isNone,
+  }
+}
+
+export async function run(values) {
+  const { quick } = values
+  if (quick) buildSmoke(values.build)
+  else wanted(values)
+  const rows = Object.entries(ROWS).filter(([what]) => what.includes(values.only ?? ''))
+  const halves = await halvesOf(
+    rows.map(([, row]) => row),
+    quick,
+  )
+  const isWhole = !quick && values.only === undefined
+  const found = isWhole ? [allocations()] : []
+  const adjust = (results) => {
+    results.rows = [...rows.map(([what, row]) => rowOf(what, row, results, quick)), ...found]
+  }
+  const settings = { ...values, runs: quick ? 1 : values.runs, out: isWhole ? values.out : '' }
+  const results = await conduct(halves, settings, { data: 'table', cpus: [0, 1], adjust })
+  const empty = results.rows.filter(({ value }) => value === undefined).map(({ what }) => what)
+  if (empty.length > 0) {
+    say(`no figure: ${empty.join('; ')}`)
+    process.exitCode = 1
+  } else if (results.disturbed.length > 0) {
+    say(`not a quiet run: ${results.disturbed.join('; ')}`)
+    if (!quick) process.exitCode = 2
+  } else say('a quiet run')
+}
