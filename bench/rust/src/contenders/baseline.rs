@@ -208,9 +208,7 @@ fn copy_to(job: &Job, slots: usize) -> Result<Outcome> {
         }
         (clock::now() - started) as f64 / 1e9
     };
-    let count = driver::warmed_up(job.seconds, 2 * slots as u64, |count| {
-        Ok((count, copy(count)))
-    })?;
+    let count = driver::warmed_up(job.seconds, 2 * slots as u64, |count| Ok((count, copy(count))))?;
     let seconds = copy(count);
     if to[0] != 1 {
         bail!("nothing was copied");

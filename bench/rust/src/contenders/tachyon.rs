@@ -72,7 +72,10 @@ impl Contender for Side {
             let receiver = connect(&path("ping"))?;
             (listen("pong")?, receiver)
         };
-        if !matches!(setup.job.measure, Measure::RttParked | Measure::RttSpin | Measure::Paced) {
+        if !matches!(
+            setup.job.measure,
+            Measure::RttParked | Measure::RttSpin | Measure::Paced
+        ) {
             // Neither side sleeps, so neither looks for a sleeper.
             sender.set_polling_mode(1);
             receiver.set_polling_mode(1);
@@ -81,7 +84,11 @@ impl Contender for Side {
     }
 
     fn produce(&mut self, work: &Work, measure: Measure) -> Result<()> {
-        let every = if measure == Measure::Batch { BATCH as u64 } else { 1 };
+        let every = if measure == Measure::Batch {
+            BATCH as u64
+        } else {
+            1
+        };
         for n in 0..work.count {
             self.send(work.size, work.first_word(n), n % every == every - 1)?;
         }
@@ -92,9 +99,9 @@ impl Contender for Side {
     fn consume(&mut self, work: &Work, _: Measure) -> Result<u64> {
         poll_sum(work.count, std::hint::spin_loop, |left| {
             let messages = told(self.receiver.drain_batch(DRAIN.min(left as usize), u32::MAX))?;
-            let sum = messages
-                .iter()
-                .fold(0, |total: u64, message| total.wrapping_add(sum_bytes(message.data())));
+            let sum = messages.iter().fold(0, |total: u64, message| {
+                total.wrapping_add(sum_bytes(message.data()))
+            });
             let count = messages.len() as u64;
             told(messages.commit())?;
             Ok((count, sum))

@@ -61,7 +61,11 @@ fn words(start: u64) -> Words {
 async fn call(path: PathBuf) -> Result<End> {
     for _ in 0..500 {
         match unix::connect(&path, Bincode::default).await {
-            Ok(transport) => return Ok(End::Caller(client::new(client::Config::default(), transport).spawn())),
+            Ok(transport) => {
+                return Ok(End::Caller(
+                    client::new(client::Config::default(), transport).spawn(),
+                ));
+            }
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
     }
@@ -132,7 +136,10 @@ impl Contender for Side {
             } => {
                 let request = match next.take() {
                     Some(request) => request,
-                    None => self.runtime.block_on(requests.next()).context("the caller left")??,
+                    None => self
+                        .runtime
+                        .block_on(requests.next())
+                        .context("the caller left")??,
                 };
                 let sum = sum_item(&request.get().message.0);
                 *current = Some(request);

@@ -99,7 +99,11 @@ impl Host {
         const AROUND: u64 = 20_000_000;
         let work = Work::new(self.size, 1);
         let publisher = self.publisher.as_mut().context("a publisher")?;
-        self.line.send(&if joins { Order::Subscribe(1) } else { Order::Unsubscribe })?;
+        self.line.send(&if joins {
+            Order::Subscribe(1)
+        } else {
+            Order::Unsubscribe
+        })?;
         let started = clock::now();
         let mut longest = 0;
         while clock::now() - started < AROUND {
