@@ -73,7 +73,7 @@ async function runNow(t: ExecutionContext, snippets: readonly Snippet[], outputs
     if (programs.some((other) => other.name !== name && other.code.includes(name))) continue
     const planned: (Expected | undefined)[] = outputs.filter((one) => one.name === name)
     if (planned.length === 0) planned.push(undefined)
-    if (kind === 'twice') planned.push(planned[0])
+    if (kind === 'twice' && planned.length === 1) planned.push(planned[0])
     for (const expected of planned) {
       const one = start(place, name, expected, ENDLESS.test(code))
       runs.push(one)

@@ -101,7 +101,7 @@ export function parsePage(page: string, text: string): Page {
     const place = `${page}:${start}`
     hasRust ||= language === 'rust'
     if (language === 'text' || language === 'console')
-      for (const [, command, output] of code.matchAll(/^\$ node (.+)\n((?:(?!\$ ).*\n?)*)/gm)) {
+      for (const [, command, output] of `${code}\n`.matchAll(/^\$ node (.+)\n((?:(?!\$ ).*\n?)*)/gm)) {
         const [name, ...more] = command!.split(' ')
         expected.push({ section, name: name!, words: more, output: output!, anyOrder: words!.includes('any-order') })
       }
