@@ -36,7 +36,7 @@ interface Launcher {
 const NSJAIL = ['nsjail', '-Mo', '--really_quiet', '--chroot', '/', '--cwd', process.cwd(), '--rlimit_fsize', 'inf']
 const CONFINED = ['--net=none', '--caps.drop=all', '--nonewprivs', '--seccomp']
 
-/** The table of launchers in docs/sandbox.md is made from this one: `UPDATE_TABLE=1 npx ava build/test/launchers.test.js`. */
+/** The table of launchers in docs/guide/sandbox.md is made from this one: `UPDATE_TABLE=1 npx ava build/test/launchers.test.js`. */
 const LAUNCHERS: Record<string, Launcher> = {
   'a shell': { command: ['sh', '-c', '"$@"; exit', 'sh'] },
   'a shell that exits': { command: ['sh', '-c', '"$@" &', 'sh'] },
@@ -127,11 +127,11 @@ for (const [name, { command, hidden: always = [], makesUserNamespace, line }] of
   })
 }
 
-const PAGE = fileURLToPath(new URL('../../docs/sandbox.md', import.meta.url))
+const PAGE = fileURLToPath(new URL('../../docs/guide/sandbox.md', import.meta.url))
 const BEGIN = '| launcher | `line` | what the child cannot see of its parent |'
 const SEEN: Record<string, string> = { namespace: 'its pid', executable: 'its executable' }
 
-test('docs/sandbox.md has the table of these launchers', (t) => {
+test('docs/guide/sandbox.md has the table of these launchers', (t) => {
   const rows = Object.entries(LAUNCHERS).map(([name, { command, hidden = [], makesUserNamespace, line }]) => {
     const shown = name.replace(command[0] === 'bwrap' ? /^bwrap( --[\w-]+)*/ : /^(?!a )[^,]+?(?= with |$)/, '`$&`')
     const unseen = hidden.map((check) => SEEN[check]!)

@@ -1,9 +1,9 @@
 // The code in docs/ does what the text says, also if a peer is killed.
 
-import { spawn, spawnSync } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { dirname, join } from 'node:path'
+import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 
@@ -70,34 +70,6 @@ test('the options of docs/options.md are valid', async (t) => {
   const said = []
   for await (const line of { [Symbol.asyncIterator]: () => complaints }) said.push(line)
   t.regex(said.join('\n'), /ABORT_ERR/)
-})
-
-test('the programs of docs/sandbox.md call each other through a sandbox', async (t) => {
-  const launcher = ['--unshare-all', '--die-with-parent', '--ro-bind', '/', '/', 'true']
-  const { status, error } = spawnSync('bwrap', launcher, { stdio: 'ignore' })
-  if (status !== 0) {
-    t.log(`skipped: bwrap does not work here: ${error?.message ?? `it exits with code ${status}`}`)
-    t.pass()
-    return
-  }
-  const page = readFileSync(join(root, 'docs/sandbox.md'), 'utf8')
-  const [parent, runner, disposing, ...others] = [...page.matchAll(/```ts\n(.*?)```/gs)].map(([, code]) => code!)
-  t.is(others.length, 0, 'each program of the page is run here')
-  const directory = mkdtempSync(join(root, 'build', 'sandbox-'))
-  t.teardown(() => rmSync(directory, { recursive: true }))
-  const file = join(directory, 'runner.mjs')
-  writeFileSync(file, `${runner}\nfunction run(job) { return job.run.toUpperCase() }`)
-  const seen = ["'/srv/plugins']", `${JSON.stringify(root)}, ${JSON.stringify(dirname(process.execPath))}]`] as const
-  const code = replaceAll(t, parent!, [[...seen], ["'/srv/plugins/runner.mjs'", JSON.stringify(file)]])
-  const words = `const words = [...launcher, process.execPath, ${JSON.stringify(file)}]`
-  const more = `console.log(result); await channel.close(); ${words}; ${disposing}; console.log(plugin.channel.peer.pid > 0)`
-  const { child, exited, complaints } = await run(t, `${code}\n${more}`)
-  let printed = ''
-  for await (const chunk of child.stdout) printed += String(chunk)
-  const said = []
-  for await (const line of { [Symbol.asyncIterator]: () => complaints }) said.push(line)
-  t.deepEqual([printed, ...said], ['A JOB\ntrue\n'])
-  t.deepEqual(await exited, [0, null])
 })
 
 test('the service continues after one of its clients is killed', async (t) => {

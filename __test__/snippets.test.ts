@@ -11,7 +11,7 @@ import { canSandbox, runTogether } from './support/snippet-run.js'
 import { examples, pages, parsePage, readPage, root, type Example, type Snippet } from './support/snippets.js'
 
 /** Pages that are about to be replaced, and whose blocks are not programs yet. */
-const OLD = new Set(['guide', 'observing', 'options', 'sandbox'].map((name) => `docs/${name}.md`))
+const OLD = new Set(['observing', 'options'].map((name) => `docs/${name}.md`))
 const all = new Map(
   pages()
     .filter((page) => !OLD.has(page))
