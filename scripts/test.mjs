@@ -76,8 +76,6 @@ function testMiri() {
     '-Zmiri-disable-isolation',
   ]
   const settings = {
-    // Miri runs the unoptimised program, whatever Cargo.toml wants for tests.
-    CARGO_PROFILE_TEST_OPT_LEVEL: '0',
     // A case takes a minute or two there; the full number of them runs natively.
     PROPTEST_CASES: '2',
     // A case that fails here fails again from its seed; nothing is to be written into the sources.
@@ -153,7 +151,6 @@ function testMutants(words) {
     CARGO_TARGET_DIR: join(home, 'target'),
     CARGO_INCREMENTAL: '1',
     CARGO_PROFILE_DEV_DEBUG: '0',
-    CARGO_PROFILE_TEST_OPT_LEVEL: '0',
   }
   run('mutants', 'cargo', [...command, '--', '--', ...tests], { cwd: tree, env })
 }
