@@ -72,6 +72,32 @@ test.serial('memory that was detached anyway is replaced, and no message is lost
   t.is(channel.tryReceive(), undefined)
 })
 
+test.serial('batches hand out each message once, and fetch those again whose memory was detached', async (t) => {
+  const { channel, partner } = await pair(t)
+  const sizes = [16, 300, 3000, 6000]
+  const each = 100
+  const count = sizes.length * each
+  // All are there before the first is read, so that a block has many.
+  for (const [index, size] of sizes.entries()) await patterns(partner, index * each, each, size)
+  await partner.run((kit) => kit.channel.end())
+  let number = 0
+  let lengths = 0
+  for await (const messages of channel.batches({ max: 7 })) {
+    t.true(messages.length >= 1 && messages.length <= 7)
+    for (const message of messages) {
+      if (!message.equals(pattern(number, sizes[Math.floor(number / each)]!)))
+        return t.fail(`message ${number} is another`)
+      lengths += message.length
+      number += 1
+    }
+    // Messages behind these may be in the same memory.
+    takeAway(messages.at(-1)!)
+  }
+  t.is(number, count)
+  const { messagesReceived, bytesReceived } = channel.stats()
+  t.deepEqual([messagesReceived, bytesReceived], [count, lengths])
+})
+
 test.serial('detaching the memory that a visitor gets is an error, and the channel continues', async (t) => {
   const { channel, partner } = await pair(t)
   let visitorMayTake = true

@@ -366,6 +366,25 @@ export class Fetched {
     return message
   }
 
+  /** Takes the messages of the current block, up to `max` with those that are in the array. Returns their bytes. */
+  takeRun(into: Buffer[], max: number): number {
+    const { words, end } = this
+    const whole = this.#whole
+    if (whole === null) return 0
+    let bytes = 0
+    while (this.at < end && into.length < max) {
+      const length = words[this.at >>> 2]
+      // The memory was transferred: `take` fetches the messages again.
+      if (length === undefined) break
+      const start = this.at + HEADER
+      into.push(new BufferView(whole, start, length))
+      bytes += length
+      this.at = (start + length + 7) & ~7
+    }
+    this.releaseIfRead()
+    return bytes
+  }
+
   /** Lets the ring reuse its room once everything that was fetched is read. */
   releaseIfRead(): void {
     if (!this.#held || this.at !== this.end) return

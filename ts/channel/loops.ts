@@ -75,6 +75,8 @@ export interface BatchSource<Raw, Value> {
   now(): Raw | null | undefined
   /** Returns the next message if there is one now and the event loop is not due; otherwise null. */
   more(): Raw | null
+  /** Appends fetched messages, up to `max` in all. Returns whether there were any. Omitted if each message takes a call. */
+  run?: ((into: Value[], max: number) => boolean) | undefined
   wait(reader: object, signal: AbortSignal | undefined): Wait<Raw>
   decode(raw: Raw): Value
 }
@@ -91,6 +93,7 @@ export function batchLoop<Raw, Value>(
     const batch = [source.decode(first)]
     try {
       while (batch.length < max) {
+        if (source.run?.(batch, max) === true) continue
         const raw = source.more()
         if (raw === null) break
         batch.push(source.decode(raw))

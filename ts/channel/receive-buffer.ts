@@ -172,6 +172,19 @@ export class ReceiveBuffer {
     return message
   }
 
+  /** Appends the messages of the current block, in the caller's own memory, up to `max` in all. Returns whether there were any. */
+  takeRun(into: Buffer[], max: number): boolean {
+    this.mustBeFree()
+    if (this.due !== null) return false
+    const { length } = into
+    const bytes = this.#fetched.takeRun(into, max)
+    const count = into.length - length
+    if (count === 0) return false
+    this.#count(count, bytes)
+    fairness.spend(this.#isWeak, count)
+    return true
+  }
+
   tryReceive(): Buffer | null {
     const message = this.takeNow()
     if (message === null) this.#tellIfEnded()

@@ -220,6 +220,7 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
       {
         now: () => this.#core.nextNow(),
         more: () => (buffer.due === null ? buffer.takeNow() : null),
+        run: this.#values === null ? (into, max) => buffer.takeRun(into as unknown[] as Buffer[], max) : undefined,
         wait: (reader, signal) => buffer.wait(true, signal, reader),
         decode: (message) => this.#decode(message)!,
       },

@@ -231,11 +231,16 @@ export function readerSignal(options: WaitOptions | undefined): AbortSignal | un
   return signal
 }
 
-/** Checks the options of `send`. The attachments are checked when they are collected. */
-export function sendOptions(options: SendOptions = {}): {
+interface CheckedSend {
   signal: AbortSignal | undefined
   attachments: readonly Attachable[] | undefined
-} {
+}
+
+const PLAIN_SEND: CheckedSend = { signal: undefined, attachments: undefined }
+
+/** Checks the options of `send`. The attachments are checked when they are collected. */
+export function sendOptions(options: SendOptions | undefined): CheckedSend {
+  if (options === undefined) return PLAIN_SEND
   plainObject('options', options, ['signal', 'attachments'])
   const { signal, attachments } = options
   return { signal: readerSignal(signal === undefined ? undefined : { signal }), attachments }

@@ -26,9 +26,9 @@ class Fairness {
   #weak: NodeJS.Immediate | null = null
   #looks = 0
 
-  /** Counts a message that was handed out, accepted or requested. `isWeak`: the caller must not keep the process alive. */
-  spend(isWeak = false): void {
-    this.#left -= 1
+  /** Counts messages that were handed out, accepted or requested. `isWeak`: the caller must not keep the process alive. */
+  spend(isWeak = false, messages = 1): void {
+    this.#left -= messages
     if (this.#left <= 0) this.look(isWeak)
   }
 
