@@ -40,6 +40,7 @@ use crate::{
     peer::family::{ChildProcesses, Started, is_alive, is_exiting},
     sys::{self, lock::Mutex},
     wait::deadline::{Deadline, Woken},
+    wake::barriers,
 };
 
 /// The environment variable that tells a child of its line: the number of the descriptor. It is known before the start, so a
@@ -293,6 +294,7 @@ impl ParentLine {
         );
         let child = self.processes.started();
         let pidfd = child.map(Started::pidfd).transpose()?.flatten();
+        barriers::begin();
         self.wait(pidfd.as_deref(), &deadline(options))?;
         let deadline = deadline(options);
         let expected = match (self.admit, child) {

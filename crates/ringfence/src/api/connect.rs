@@ -25,6 +25,7 @@ use crate::{
     sys::lock::Mutex,
     wait::deadline::{Backoff, Deadline},
     wait::threads::Permits,
+    wake::barriers,
 };
 
 /// Connects to the service at an address, which it never binds. A process may connect several times, and gets a channel
@@ -110,6 +111,7 @@ fn call(
     deed: (&str, &str),
     shake_hands: impl Fn(OwnedFd, EvidenceLog, &Deadline) -> Result<Option<Parts>>,
 ) -> Result<Parts> {
+    barriers::begin();
     let deadline = Deadline::endless(
         options.cancel_token.iter().cloned().collect(),
         options.handshake_timeout,

@@ -17,6 +17,7 @@ use crate::{
     host::membership::{Change, Member, MemberWorker, Position},
     options::Options,
     wait::deadline::Deadline,
+    wake::barriers,
 };
 
 /// The time that leaving may take beyond [`Options::handshake_timeout`], which limits the wait for the partner's answer.
@@ -44,6 +45,7 @@ const ENOUGH: Duration = Duration::from_secs(30);
 /// [`Options::wait`]; [`NoSpace`](crate::Error::NoSpace) also if no thread can be started.
 pub fn member(address: &Address, options: &Options) -> Result<Membership> {
     let mut options = options.clone().checked()?;
+    barriers::begin();
     let deadline = Deadline::endless(
         options.cancel_token.take().into_iter().collect(),
         options.handshake_timeout,

@@ -19,6 +19,7 @@ use crate::{
     identity::Credentials,
     options::Options,
     wait::deadline::{Backoff, CancelToken, Deadline, Wakeup},
+    wake::barriers,
 };
 
 /// Meets another process at an address, and opens a channel between the two.
@@ -64,6 +65,7 @@ pub fn join_noticing(
 ) -> Result<Channel> {
     let options = &options.clone().checked()?;
     let address = &address.absolute();
+    barriers::begin();
     let deadline = Deadline::endless(
         options.cancel_token.iter().cloned().collect(),
         options.handshake_timeout,

@@ -30,10 +30,10 @@ use crate::{
     ring::fan_out::readers::{MOST_READERS, Readers},
     ring::items::ReservedItems,
     signal::claim,
-    sys,
     sys::lock::Mutex,
     wait::threads::is_own_thread,
     wake::attachments::AttachmentRef,
+    wake::barriers,
     wake::parking::Barriers,
 };
 
@@ -87,9 +87,7 @@ fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Resul
         options,
         ..
     } = bound;
-    let takes_barriers = sys::process::accept_barriers()
-        .and_then(|()| sys::process::issue_barrier())
-        .is_ok();
+    let takes_barriers = barriers::are_usable();
     // Without subscribers, only the name tells a publisher's ring from that of a pair in /proc.
     let name = [b"ringfence-published:".as_slice(), &address.bound_name()].concat();
     let wanted = ObjectSpec {

@@ -32,6 +32,7 @@ use crate::{
     trace::Tie,
     wait::deadline::Deadline,
     wake::attachments::Attachments,
+    wake::barriers,
 };
 
 /// The role of this process at the rendezvous. Both roles have the same rights afterwards.
@@ -193,9 +194,6 @@ impl<'a> Side<'a> {
         deadline: &'a Deadline,
         meeting: Meeting,
     ) -> Self {
-        let takes_barriers = sys::process::accept_barriers()
-            .and_then(|()| sys::process::issue_barrier())
-            .is_ok();
         Self {
             options,
             deadline,
@@ -204,7 +202,7 @@ impl<'a> Side<'a> {
             shares: &[],
             inherits: None,
             role: RingRole::Equal,
-            takes_barriers,
+            takes_barriers: barriers::are_usable(),
             lacks_memory: false,
         }
     }

@@ -42,6 +42,7 @@ use crate::{
     trace,
     wait::deadline::{Backoff, CancelToken, Deadline, Wakeup},
     wait::threads::{begin_own_thread, is_own_thread},
+    wake::barriers,
 };
 
 /// A kind of endpoint. The value is what the kind has in addition to its locked state.
@@ -361,6 +362,7 @@ pub(crate) struct BoundAlone {
 impl BoundAlone {
     /// Binds an absolute address. With [`Options::wait`], waits until it is free.
     pub(crate) fn new(address: &Address, options: Options) -> Result<(Self, Worker)> {
+        barriers::begin();
         let deadline = Deadline::endless(
             options.cancel_token.iter().cloned().collect(),
             options.handshake_timeout,

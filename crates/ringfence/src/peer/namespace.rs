@@ -14,6 +14,7 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
     path::Path,
     str::FromStr,
+    sync::OnceLock,
 };
 
 use nix::{
@@ -117,6 +118,40 @@ impl NamespaceComparison {
     }
 }
 
+/// The pid namespaces of this process and of a peer, read once for all comparisons of a handshake. No process ever
+/// changes its own pid namespace (pid_namespaces(7)).
+#[derive(Debug, Default)]
+pub(crate) struct PidNamespaces {
+    own: OnceLock<Vec<i32>>,
+    /// From the peer's pidfd, which never refers to another process.
+    peer: OnceLock<Vec<i32>>,
+    /// Set once the links of both processes were read and lead to the same namespace.
+    same: OnceLock<()>,
+}
+
+impl PidNamespaces {
+    /// Returns the numbers of this process, or why they are unknown.
+    fn own(&self) -> Result<Result<&[i32], String>> {
+        Ok(match self.own.get() {
+            Some(own) => Ok(own),
+            None => match own_numbers()? {
+                OwnNumbers::Known(own) => Ok(self.own.get_or_init(|| own)),
+                OwnNumbers::Unknown(why) => Err(why),
+            },
+        })
+    }
+
+    /// Returns the numbers of the peer; see [`numbers_by_pidfd`].
+    fn peer(&self, pidfd: Option<&OwnedFd>) -> Result<Option<&[i32]>> {
+        if let (None, Some(pidfd)) = (self.peer.get(), pidfd)
+            && let Some(numbers) = numbers_by_pidfd(pidfd)?
+        {
+            self.peer.get_or_init(|| numbers);
+        }
+        Ok(self.peer.get().map(Vec::as_slice))
+    }
+}
+
 /// The name of a process in the mounted /proc.
 pub(crate) enum InProc {
     /// /proc lists the process under this number.
@@ -168,8 +203,8 @@ fn numbers_by_pidfd(pidfd: &OwnedFd) -> Result<Option<Vec<i32>>> {
 
 /// Finds the number under which the mounted /proc lists the process that is `pid` here. The two differ if
 /// /proc was mounted in another pid namespace, and then /proc/`pid` is a different process.
-pub(crate) fn in_proc(pid: i32, pidfd: Option<&OwnedFd>) -> Result<InProc> {
-    if let Some(found) = pidfd.map(numbers_by_pidfd).transpose()?.flatten() {
+pub(crate) fn in_proc(pid: i32, pidfd: Option<&OwnedFd>, known: &PidNamespaces) -> Result<InProc> {
+    if let Some(found) = known.peer(pidfd)? {
         return Ok(match found[0] {
             number @ 1.. => InProc::Number(number),
             _ => InProc::Absent,
@@ -197,21 +232,24 @@ pub(crate) fn standing(
     pid: i32,
     pidfd: Option<&OwnedFd>,
     directory: Option<&OwnedFd>,
+    known: &PidNamespaces,
 ) -> Result<NamespaceComparison> {
-    let own = match own_numbers()? {
-        OwnNumbers::Known(own) => own,
-        OwnNumbers::Unknown(why) => return Ok(NamespaceComparison::unseen(why)),
+    let own = match known.own()? {
+        Ok(own) => own,
+        Err(why) => return Ok(NamespaceComparison::unseen(why)),
     };
     if pid <= 0 {
         return Ok(NamespaceComparison::unseen(UNSEEN));
     }
-    let mut found = pidfd.map(numbers_by_pidfd).transpose()?.flatten();
-    if let (None, Some(directory)) = (&found, directory) {
+    let in_status;
+    let mut found = known.peer(pidfd)?;
+    if let (None, Some(directory)) = (found, directory) {
         let status = answered(
             "the peer's namespace (/proc/PID/status)",
             read_text(directory, "status"),
         )?;
-        found = status.ok().as_deref().and_then(numbers);
+        in_status = status.ok().as_deref().and_then(numbers);
+        found = in_status.as_deref();
     }
     let Some(found) = found else {
         return Ok(NamespaceComparison::unseen(
@@ -229,9 +267,18 @@ pub(crate) fn standing(
     }
     let (mut same, mut seen) = (true, vec![format!("the same pid namespace (NSpid {shown})")]);
     let mut hides_user_namespace = false;
-    for (link, kind) in [("ns/pid", "pid namespace"), (USER, "user namespace")] {
-        match compare_link(link, directory)? {
-            NamespaceLink::Same => seen.push(format!("the same {kind} ({link})")),
+    for (link, kind) in [(PID, "pid namespace"), (USER, "user namespace")] {
+        let compared = match known.same.get() {
+            Some(()) if link == PID => NamespaceLink::Same,
+            _ => compare_link(link, directory)?,
+        };
+        match compared {
+            NamespaceLink::Same => {
+                if link == PID {
+                    known.same.get_or_init(|| ());
+                }
+                seen.push(format!("the same {kind} ({link})"));
+            }
             NamespaceLink::None => {}
             NamespaceLink::Unseen => {
                 hides_user_namespace |= link == USER && !is_in_initial_user_namespace();
@@ -252,6 +299,8 @@ pub(crate) fn standing(
     })
 }
 
+const PID: &str = "ns/pid";
+/// A process with one thread can change this one, so each comparison reads it.
 const USER: &str = "ns/user";
 
 /// Whether this process lives in the initial user namespace, or cannot tell.
@@ -417,6 +466,10 @@ mod tests {
 
     use super::*;
 
+    fn fresh() -> PidNamespaces {
+        PidNamespaces::default()
+    }
+
     #[test]
     fn nspid_is_parsed_by_its_name() {
         assert_eq!(numbers("Pid:\t7\nNSpid:\t7\t1\n"), Some(vec![7, 1]));
@@ -430,10 +483,11 @@ mod tests {
     fn this_process_and_its_parent_share_a_namespace() {
         for pid in [getpid(), getppid()] {
             let pidfd = sys::process::pidfd_open(pid).unwrap();
-            let standing = standing(pid.as_raw(), Some(&pidfd), None).unwrap();
+            let known = PidNamespaces::default();
+            let standing = standing(pid.as_raw(), Some(&pidfd), None, &known).unwrap();
             assert!(standing.same && standing.same_numbers, "{standing:?}");
             assert!(matches!(
-                in_proc(pid.as_raw(), Some(&pidfd)),
+                in_proc(pid.as_raw(), Some(&pidfd), &known),
                 Ok(InProc::Number(_))
             ));
         }
@@ -442,11 +496,15 @@ mod tests {
     /// A lookup that failed does not count as a match.
     #[test]
     fn an_unknown_namespace_is_not_the_same() {
-        assert!(!standing(getpid().as_raw(), None, None).unwrap().same);
+        assert!(!standing(getpid().as_raw(), None, None, &fresh()).unwrap().same);
         let pidfd = sys::process::pidfd_open(Pid::this()).unwrap();
-        assert!(!standing(0, Some(&pidfd), None).unwrap().same);
+        assert!(!standing(0, Some(&pidfd), None, &fresh()).unwrap().same);
         // The number here differs from the number in the process's own namespace.
-        assert!(!standing(getpid().as_raw() + 1, Some(&pidfd), None).unwrap().same);
+        assert!(
+            !standing(getpid().as_raw() + 1, Some(&pidfd), None, &fresh())
+                .unwrap()
+                .same
+        );
     }
     #[test]
     fn a_namespace_parses_from_its_display() {
@@ -467,14 +525,14 @@ mod tests {
         ));
         for unseen in [0, -1] {
             assert!(matches!(known(unseen, vec![5]), InProc::Absent));
-            assert!(matches!(in_proc(unseen, None), Ok(InProc::Absent)));
+            assert!(matches!(in_proc(unseen, None, &fresh()), Ok(InProc::Absent)));
         }
         // A reaped process no longer has a number.
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let pidfd = sys::process::pidfd_open(Pid::from_raw(child.id().cast_signed())).unwrap();
         child.wait().unwrap();
         if numbers_by_pidfd(&pidfd).unwrap().is_some() {
-            let found = in_proc(child.id().cast_signed(), Some(&pidfd));
+            let found = in_proc(child.id().cast_signed(), Some(&pidfd), &fresh());
             assert!(matches!(found, Ok(InProc::Absent)));
         }
     }
@@ -500,11 +558,20 @@ mod tests {
             Ok(NamespaceLink::None)
         ));
         let pidfd = sys::process::pidfd_open(Pid::this()).unwrap();
-        let at = |directory| standing(getpid().as_raw(), Some(&pidfd), Some(directory)).unwrap();
-        assert!(at(&own).same);
-        let found = at(&other);
-        assert!(!found.same && found.same_numbers, "{found:?}");
-        assert!(found.found.contains("user namespace: another"), "{found:?}");
+        let known = fresh();
+        let at = |directory| standing(getpid().as_raw(), Some(&pidfd), Some(directory), &known).unwrap();
+        // A namespace that differs is read again; the same pid namespace is not, and the user namespace always is.
+        for pid_namespace in ["another", "the same"] {
+            let found = at(&other);
+            assert!(!found.same && found.same_numbers, "{found:?}");
+            assert!(found.found.contains("user namespace: another"), "{found:?}");
+            assert_eq!(
+                found.found.contains("pid namespace: "),
+                pid_namespace == "another",
+                "{found:?}"
+            );
+            assert!(at(&own).same);
+        }
     }
 
     #[test]

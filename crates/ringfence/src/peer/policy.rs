@@ -1,7 +1,6 @@
 //! The requirements on the peer, and their comparison with the findings.
 
 use std::{
-    cell::LazyCell,
     fmt,
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
@@ -86,7 +85,7 @@ impl Program {
     fn compare_file(&self, found: &Executable, own: &Own, deadline: &Deadline) -> Result<FileMatch> {
         let told = match &self.file {
             ProgramFile::Any => return Ok(FileMatch::Yes),
-            ProgramFile::Same => match answered(INSPECTING, (**own).clone())? {
+            ProgramFile::Same => match answered(INSPECTING, own.clone())? {
                 Ok(own) => Ok(own),
                 Err(errno) => {
                     let why = format!("/proc/self/exe cannot be read: {}", errno.desc());
@@ -113,17 +112,12 @@ enum FileMatch {
 /// Names the operation in errors about files that the policy names.
 const INSPECTING: &str = "inspecting the executables that the policy names";
 
-/// This process's own executable. It is inspected once, at the first comparison that needs it, so the
-/// evidence names exactly the file that was compared.
-type Own = LazyCell<KernelResult<Executable>>;
-
-fn own() -> Own {
-    LazyCell::new(process::own_executable)
-}
+/// This process's own executable. The evidence names exactly the file that was compared.
+type Own = KernelResult<Executable>;
 
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        DisplayProgram(self, &own()).fmt(f)
+        DisplayProgram(self, &process::own_executable()).fmt(f)
     }
 }
 
@@ -135,7 +129,7 @@ impl fmt::Display for DisplayProgram<'_> {
         let Self(Program { file, sha256 }, own) = self;
         match file {
             ProgramFile::Any => f.write_str("any file")?,
-            ProgramFile::Same => match &***own {
+            ProgramFile::Same => match own {
                 Ok(own) => write!(f, "this process's own, {own}")?,
                 Err(_) => f.write_str("this process's own")?,
             },
@@ -655,7 +649,7 @@ impl Policy {
         let Some(wanted) = &self.executables else {
             return Ok(Comparison::NotAsked { found: shown });
         };
-        let own = own();
+        let own = look.own.clone();
         let Some(found) = look.identity.executable.clone() else {
             return Ok(Comparison::compared(false, one_of(wanted, &own), shown));
         };
@@ -903,11 +897,9 @@ mod tests {
     #[test]
     fn an_unreadable_own_executable_accepts_no_peer() {
         let found = look().identity.executable.unwrap();
-        let same = |errno: fn() -> KernelResult<Executable>| {
-            Program::same().compare_file(&found, &LazyCell::new(errno), &time())
-        };
-        assert!(matches!(same(|| Err(Errno::EACCES)), Ok(FileMatch::Unknown(_))));
-        assert_eq!(same(|| Err(Errno::EMFILE)).err().unwrap().code(), "NO_SPACE");
+        let same = |errno| Program::same().compare_file(&found, &Err(errno), &time());
+        assert!(matches!(same(Errno::EACCES), Ok(FileMatch::Unknown(_))));
+        assert_eq!(same(Errno::EMFILE).err().unwrap().code(), "NO_SPACE");
         // A socket can be inspected, though it cannot be opened for reading.
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
@@ -915,11 +907,11 @@ mod tests {
         let socket = process::named_executable(&path, &time()).unwrap().unwrap();
         let named = Program::path(&path);
         assert!(matches!(
-            named.compare_file(&socket, &own(), &time()),
+            named.compare_file(&socket, &process::own_executable(), &time()),
             Ok(FileMatch::Yes)
         ));
         assert!(matches!(
-            named.compare_file(&found, &own(), &time()),
+            named.compare_file(&found, &process::own_executable(), &time()),
             Ok(FileMatch::No)
         ));
     }

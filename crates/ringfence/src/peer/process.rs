@@ -24,7 +24,7 @@ use crate::{
     identity::{Confinement, Credentials, Executable, Identity},
     peer::confinement::{self, ConfinementCheck},
     peer::executable::{self, Content},
-    peer::namespace::{self, InProc, MayHide, NamespaceComparison},
+    peer::namespace::{self, InProc, MayHide, NamespaceComparison, PidNamespaces},
     peer::namespace::{KernelResult, answered, read_text},
     sys::{self, uninterrupted},
     wait::deadline::Deadline,
@@ -69,6 +69,16 @@ pub(crate) struct Peer {
     /// What this process cannot see in /proc is no reason to refuse the peer.
     may_hide_directory: bool,
     named_by: NamedBy,
+    /// `None` after the handshake: each later inspection reads everything.
+    fixed: Option<Fixed>,
+}
+
+/// Values that the inspections of one handshake read once, because nothing that the peer does can change them.
+#[derive(Debug, Default)]
+struct Fixed {
+    /// This process's own executable.
+    own: OnceLock<KernelResult<Executable>>,
+    namespaces: PidNamespaces,
 }
 
 /// The result of one inspection of the peer: the values that could be read, and the reasons for the others.
@@ -84,6 +94,8 @@ pub(crate) struct Look {
     pub(crate) groups: Result<(), String>,
     /// `None` if /proc does not show the process to this one (`hidepid`, proc(5)).
     directory: Option<Arc<OwnedFd>>,
+    /// This process's own executable, to compare with.
+    pub(crate) own: KernelResult<Executable>,
     executable: KernelResult<()>,
     cgroup: KernelResult<()>,
     /// The number of the peer's cgroup, from its pidfd. Unlike a name it cannot be reused by another cgroup.
@@ -297,11 +309,14 @@ impl Peer {
             is_mapped: true,
             may_hide_directory: false,
             named_by: NamedBy::Socket,
+            fixed: None,
         }
     }
 
     fn opened(mut self, whence: &str, record: &mut EvidenceLog) -> Result<Self> {
-        self.directory = self.open_directory()?;
+        let fixed = Fixed::default();
+        self.directory = self.open_directory(&fixed)?;
+        self.fixed = Some(fixed);
         // The directory was opened after the pidfd. If the process is still alive, the directory belongs to
         // it.
         self.check_alive()?;
@@ -326,10 +341,10 @@ impl Peer {
     /// Returns the process's directory in /proc. Values read there count only if the process is alive
     /// afterwards. Returns `None` if /proc hides the process from this one (`hidepid`, or a /proc of other
     /// namespaces). Then only its pidfd can tell.
-    fn open_directory(&self) -> Result<Option<Arc<OwnedFd>>> {
+    fn open_directory(&self, fixed: &Fixed) -> Result<Option<Arc<OwnedFd>>> {
         let directory = match &self.directory {
             Some(directory) => Arc::clone(directory),
-            None => match self.find_directory()? {
+            None => match self.find_directory(fixed)? {
                 Some(directory) => Arc::new(directory),
                 None => return Ok(None),
             },
@@ -349,8 +364,9 @@ impl Peer {
         }
     }
 
-    fn find_directory(&self) -> Result<Option<OwnedFd>> {
-        let number = match namespace::in_proc(self.credentials.pid, self.pidfd.as_deref())? {
+    fn find_directory(&self, fixed: &Fixed) -> Result<Option<OwnedFd>> {
+        let number = match namespace::in_proc(self.credentials.pid, self.pidfd.as_deref(), &fixed.namespaces)?
+        {
             InProc::Number(number) => number,
             InProc::Absent if self.pidfd.is_some() => return Ok(None),
             // Its message names no number here, and its socket could not be asked.
@@ -384,22 +400,22 @@ impl Peer {
     }
 
     /// Fails if the process has ended. A pidfd polls readable after the end, whether the process was reaped
-    /// or not. (Signal 0 succeeds on a zombie.)
+    /// or not. (Signal 0 succeeds on a zombie.) Without a pidfd, its state in /proc shows the end.
     pub(crate) fn check_alive(&self) -> Result<()> {
         if let Some(pidfd) = &self.pidfd {
             let mut polled = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-            match uninterrupted(|| poll(&mut polled, PollTimeout::ZERO)) {
-                Ok(0) => {}
-                Ok(_) => return Err(self.gone()),
-                Err(errno) => return Err(Error::poll("whether the peer is alive", errno)),
-            }
+            return match uninterrupted(|| poll(&mut polled, PollTimeout::ZERO)) {
+                Ok(0) => Ok(()),
+                Ok(_) => Err(self.gone()),
+                Err(errno) => Err(Error::poll("whether the peer is alive", errno)),
+            };
         }
-        // The directory of a zombie still exists, but its state letter identifies it.
         let Some(directory) = &self.directory else {
             return Ok(());
         };
-        match (answered(STAT, read_text(directory, "stat"))?, &self.pidfd) {
-            (Ok(stat), _) => {
+        match answered(STAT, read_text(directory, "stat"))? {
+            // The directory of a zombie still exists, but its state letter identifies it.
+            Ok(stat) => {
                 let state = stat
                     .rsplit(')')
                     .next()
@@ -411,11 +427,8 @@ impl Peer {
                     Ok(())
                 }
             }
-            // Hidden (`hidepid`), or reaped a moment ago. The pidfd has just answered, and will report the
-            // end at the next check.
-            (Err(Errno::EACCES | Errno::EPERM | Errno::ENOENT | Errno::ESRCH), Some(_)) => Ok(()),
-            (Err(Errno::ENOENT | Errno::ESRCH), None) => Err(self.gone()),
-            (Err(errno), _) => Err(refuse(Check::Proc, "the peer's state in /proc", errno.desc())),
+            Err(Errno::ENOENT | Errno::ESRCH) => Err(self.gone()),
+            Err(errno) => Err(refuse(Check::Proc, "the peer's state in /proc", errno.desc())),
         }
     }
 
@@ -428,8 +441,11 @@ impl Peer {
     /// since it was attested.
     pub(crate) fn look(&self, deadline: &Deadline) -> Result<Look> {
         self.check_alive()?;
-        let directory = self.open_directory()?;
-        let (executable, executable_found) = self.executable(directory.as_ref(), deadline)?;
+        let fresh = Fixed::default();
+        let fixed = self.fixed.as_ref().unwrap_or(&fresh);
+        let directory = self.open_directory(fixed)?;
+        let own = fixed.own.get_or_init(own_executable);
+        let (executable, executable_found) = self.executable(directory.as_ref(), own, deadline)?;
         let text = |name, what| {
             let found = directory
                 .as_deref()
@@ -437,8 +453,12 @@ impl Peer {
             answered(what, found)
         };
         let info = self.pidfd_info()?;
-        let standing =
-            namespace::standing(self.credentials.pid, self.pidfd.as_deref(), directory.as_deref())?;
+        let standing = namespace::standing(
+            self.credentials.pid,
+            self.pidfd.as_deref(),
+            directory.as_deref(),
+            &fixed.namespaces,
+        )?;
         // Skip the file if the pidfd reports the ids and the peer was attested without supplementary groups:
         // then nothing in it is needed. Treat it as unreadable.
         let status = if matches!(info, Ok(Some(_))) && self.groups.as_ref().is_none_or(Vec::is_empty) {
@@ -484,6 +504,7 @@ impl Peer {
             named_by: self.named_by,
             groups: groups_known,
             directory,
+            own: own.clone(),
             executable: executable_found,
             cgroup: cgroup.map(drop),
             cgroup_number: info.map(|info| info.and_then(|info| info.cgroup)),
@@ -498,12 +519,13 @@ impl Peer {
     fn executable(
         &self,
         directory: Option<&Arc<OwnedFd>>,
+        own: &KernelResult<Executable>,
         deadline: &Deadline,
     ) -> Result<(Option<Executable>, KernelResult<()>)> {
         let Some(directory) = directory else {
             return Ok((None, Err(Errno::ENOENT)));
         };
-        match executable_of(directory, deadline)? {
+        match executable_of(directory, own, deadline)? {
             Ok(executable) => Ok((Some(executable), Ok(()))),
             // Its memory is gone: the process is about to end, though neither the pidfd nor its state says so
             // yet.
@@ -628,6 +650,7 @@ impl Peer {
 
     /// Reduces the peer to what an open channel keeps: with a pidfd the directory can be opened again.
     pub(crate) fn keep(mut self) -> Self {
+        self.fixed = None;
         if self.pidfd.is_some() {
             self.directory = None;
         }
@@ -758,7 +781,11 @@ fn content_of(directory: &OwnedFd, wanted: (u64, u64), deadline: &Deadline) -> R
 /// without a thread, which saves some 100 µs. The peer can forge that name, but it cannot make the call hang.
 /// The call skips filesystems that a user serves (FUSE; see [`sys::file::WITHOUT_SERVER`]). Mounting any
 /// other filesystem needs root, and root can hang this process anyway.
-fn executable_of(directory: &Arc<OwnedFd>, deadline: &Deadline) -> Result<KernelResult<Executable>> {
+fn executable_of(
+    directory: &Arc<OwnedFd>,
+    own: &KernelResult<Executable>,
+    deadline: &Deadline,
+) -> Result<KernelResult<Executable>> {
     let named = match answered(
         "the peer's executable",
         uninterrupted(|| readlinkat(&**directory, "exe")),
@@ -768,8 +795,7 @@ fn executable_of(directory: &Arc<OwnedFd>, deadline: &Deadline) -> Result<Kernel
         Err(Errno::ENAMETOOLONG) => PathBuf::from("(unnamed)"),
         Err(errno) => return Ok(Err(errno)),
     };
-    let own = uninterrupted(|| readlink("/proc/self/exe")).is_ok_and(|own| own == named);
-    let found = if own {
+    let found = if own.as_ref().is_ok_and(|own| own.path == named) {
         executable_at(directory, named)
     } else {
         let directory = Arc::clone(directory);
@@ -898,7 +924,7 @@ mod tests {
         let pid = child.id().cast_signed();
         let mut peer = Peer::unknown(Credentials { pid, uid, gid });
         peer.pidfd = Some(Arc::new(sys::process::pidfd_open(Pid::from_raw(pid)).unwrap()));
-        peer.directory = peer.open_directory().unwrap();
+        peer.directory = peer.open_directory(&Fixed::default()).unwrap();
         assert!(peer.directory.is_some());
         peer
     }
@@ -941,7 +967,7 @@ mod tests {
         let mut by_number = Peer::unknown(whole.credentials);
         for peer in [&whole, &by_directory, &by_number] {
             peer.check_alive().unwrap();
-            assert!(peer.open_directory().unwrap().is_some());
+            assert!(peer.open_directory(&Fixed::default()).unwrap().is_some());
             let look = peer.look(&time()).unwrap();
             assert!(look.identity.executable.is_some());
         }
@@ -953,7 +979,10 @@ mod tests {
         for peer in [&whole, &by_directory] {
             is_gone(peer.check_alive());
             is_gone(peer.look(&time()).map(drop));
-            is_gone(peer.executable(peer.directory.as_ref(), &time()).map(drop));
+            is_gone(
+                peer.executable(peer.directory.as_ref(), &own_executable(), &time())
+                    .map(drop),
+            );
         }
         cat.wait().unwrap();
         for peer in [&whole, &by_directory] {
@@ -961,12 +990,12 @@ mod tests {
         }
         // With a pidfd it is known that the number in /proc now belongs to another process. Without a pidfd,
         // a missing entry means that the process is gone.
-        assert!(whole.open_directory().unwrap().is_none());
-        assert!(whole.find_directory().unwrap().is_none());
-        is_gone(by_directory.open_directory());
-        is_gone(by_number.open_directory());
+        assert!(whole.open_directory(&Fixed::default()).unwrap().is_none());
+        assert!(whole.find_directory(&Fixed::default()).unwrap().is_none());
+        is_gone(by_directory.open_directory(&Fixed::default()));
+        is_gone(by_number.open_directory(&Fixed::default()));
         by_number.credentials.pid = 0;
-        is_gone(by_number.find_directory());
+        is_gone(by_number.find_directory(&Fixed::default()));
         if sys::process::pidfd_info(myself().pidfd().unwrap()).is_ok() {
             is_gone(whole.pidfd_info());
             // A peer that never had a number here cannot be queried.
@@ -989,10 +1018,31 @@ mod tests {
         is_gone(me.check_alive());
         // Reading a directory fails with an errno that does not mean "gone".
         std::fs::create_dir(strange.path().join("stat")).unwrap();
-        for pidfd in [None, pidfd] {
-            me.pidfd = pidfd;
-            assert_eq!(me.check_alive().unwrap_err().code(), "PEER_REFUSED");
-        }
+        assert_eq!(me.check_alive().unwrap_err().code(), "PEER_REFUSED");
+        // A pidfd shows the end by itself.
+        me.pidfd = pidfd;
+        me.check_alive().unwrap();
+    }
+
+    #[test]
+    fn only_what_no_peer_can_change_is_read_once() {
+        let mut me = myself();
+        let first = me.look(&time()).unwrap();
+        // What is known is used, so a wrong value is found again. The handshake's end forgets it.
+        let fixed = me.fixed.take().unwrap();
+        assert!(fixed.own.get().is_some());
+        me.fixed = Some(Fixed {
+            own: OnceLock::from(Err(Errno::EACCES)),
+            ..fixed
+        });
+        let second = me.look(&time()).unwrap();
+        assert_eq!(second.own, Err(Errno::EACCES));
+        assert_eq!(second.identity.executable, first.identity.executable);
+        assert_eq!(second.identity.cgroup, first.identity.cgroup);
+        let kept = me.keep();
+        assert!(kept.fixed.is_none());
+        assert_eq!(kept.look(&time()).unwrap().own, first.own);
+        assert!(kept.fixed.is_none());
     }
 
     #[test]
@@ -1155,7 +1205,9 @@ mod tests {
             (false, own, None),
         ] {
             (me.hardens, me.credentials.uid) = (hardens, uid);
-            let executable = me.executable(Some(&directory), &time()).unwrap();
+            let executable = me
+                .executable(Some(&directory), &own_executable(), &time())
+                .unwrap();
             assert_eq!(
                 executable,
                 (found.cloned(), Err(Errno::EINVAL)),

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use nix::{
     errno::Errno,
     libc::{self, c_int},
-    sys::signal::Signal,
+    sys::{signal::Signal, stat::stat},
     unistd::Pid,
 };
 
@@ -158,6 +158,12 @@ fn membarrier(command: c_int) -> Result<(), Errno> {
 /// a fence.
 pub(crate) fn accept_barriers() -> Result<(), Errno> {
     membarrier(MEMBARRIER_REGISTER_GLOBAL_EXPEDITED)
+}
+
+/// Whether this process has only one thread. `false` if /proc does not show its threads.
+pub(crate) fn has_one_thread() -> bool {
+    // One link for each directory in it, and two of its own.
+    stat("/proc/self/task").is_ok_and(|task| task.st_nlink == 3)
 }
 
 /// Issues a full memory barrier on every running thread of every registered process.
