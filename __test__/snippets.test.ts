@@ -1,7 +1,7 @@
 // Every code block of README.md and docs/ compiles as strict TypeScript, as does every example in the comments of ts/. The blocks that are
 // programs run, and print what the page says.
 
-import { mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 
 import test from 'ava'
@@ -66,6 +66,11 @@ test('every block is a program, or says what it is', (t) => {
   )
   t.true(all.get('README.md')!.snippets.length > 0)
   t.true(examples().length > 50)
+})
+
+test('the doctests of the crate include each page with Rust', (t) => {
+  const library = readFileSync(path.join(root, 'crates/ringfence/src/lib.rs'), 'utf8')
+  for (const [page, { hasRust }] of all) t.is(library.includes(`include_str!("../../../${page}")`), hasRust, page)
 })
 
 test('a block that cannot be classified is reported', (t) => {

@@ -158,3 +158,14 @@ pub use testing::fuzzing;
 pub use wait::deadline::CancelToken;
 pub use wait::deadline::wait_readable;
 pub use wake::attachments::{Attachment, AttachmentRef, Attachments};
+
+/// The programs of the pages: `cargo test --doc` compiles them.
+#[cfg(doctest)]
+mod pages {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../../../docs/quick-start.md")]
+    struct QuickStart;
+    #[doc = include_str!("../../../docs/guide/calls.md")]
+    struct Calls;
+}
