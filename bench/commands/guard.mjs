@@ -46,14 +46,19 @@ const CELLS = {
   'node/rtt-parked': nodeJob('ringfence', 'rtt-parked', 64),
 }
 
+/** Writes the files of a revision into a folder that git does not know. */
+function extract(revision, tree, folder = '.') {
+  fs.mkdirSync(tree, { recursive: true })
+  must('sh', ['-c', 'git archive "$0" "$2" | tar -x -C "$1"', revision, tree, folder])
+}
+
 /** A tree of its own for the base, with this tree's benchmark in it; built once for each revision. */
 function baseTree(base) {
   const revision = answer('git', ['rev-parse', '--verify', '--quiet', `${base}^{commit}`])
   if (revision === '') throw new Error(`${base} is no revision`)
   const tree = path.join(root, 'build/guard', revision.slice(0, 12))
   if (!fs.existsSync(tree)) {
-    must('git', ['worktree', 'prune'])
-    must('git', ['worktree', 'add', '--quiet', '--detach', tree, revision])
+    extract(revision, tree)
     fs.symlinkSync(path.join(root, 'node_modules'), path.join(tree, 'node_modules'))
   }
   // The same work on both sides: the benchmark is always this tree's.
@@ -74,7 +79,7 @@ function buildProgram(tree, target) {
   return spawnSync('cargo', command, { cwd, env, stdio: 'inherit' }).status === 0
 }
 
-function build(tree, isWanted) {
+function build(tree, isWanted, revision) {
   const target = path.join(tree, 'build/guard-target')
   const built = { tree, program: path.join(target, 'release/ringfence-bench') }
   if (!isWanted) return built
@@ -83,7 +88,7 @@ function build(tree, isWanted) {
     if (tree === root) throw new Error('this tree cannot be built')
     say('the base has not what this benchmark calls, so that its own measures it')
     fs.rmSync(path.join(tree, 'bench'), { recursive: true })
-    must('git', ['checkout', '--quiet', 'HEAD', '--', 'bench'], { cwd: tree })
+    extract(revision, tree, 'bench')
     if (!buildProgram(tree, target)) throw new Error('the base cannot be built with its own benchmark either')
   }
   must('npm', ['run', '--silent', 'build'], { cwd: tree })
@@ -141,7 +146,7 @@ export async function run(values, [base = 'main']) {
   const names = list(values.only) ?? Object.keys(CELLS)
   checkNames(names, Object.keys(CELLS), 'cell')
   const { revision, tree } = baseTree(base)
-  const built = { base: build(tree, values.build), tree: build(root, values.build) }
+  const built = { base: build(tree, values.build, revision), tree: build(root, values.build) }
   if (!values.measure) return
   const plan = { seconds: Number(values.seconds), each: Number(values.each) }
   say(`\n${revision.slice(0, 12)} beside this tree; ${os.cpus()[0].model}, load ${os.loadavg()[0].toFixed(1)}`)

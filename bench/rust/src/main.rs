@@ -21,11 +21,7 @@ fn entry(id: &str) -> Result<contenders::Entry> {
 fn one(job: &str) -> Result<serde_json::Value> {
     let job: driver::Job = serde_json::from_str(job)?;
     let entry = entry(&job.contender)?;
-    let alike = match job.measure {
-        driver::Measure::Paced => driver::Measure::RttParked,
-        measure => measure,
-    };
-    match (entry.takes)(alike, job.size) {
+    match (entry.takes)(job.measure, job.size) {
         Ok(()) => Ok(serde_json::to_value((entry.a)(&job)?)?),
         Err(why) => Ok(json!({ "skipped": why })),
     }

@@ -52,6 +52,7 @@ pub fn service(node: &Node<ipc::Service>, name: &str, slots: usize, subscribers:
             .history_size(0)
             .max_publishers(1)
             .max_subscribers(subscribers)
+            .max_nodes(subscribers + 1)
             .subscriber_max_buffer_size(slots.min(16_384))
             .subscriber_max_borrowed_samples(2)
             .open_or_create(),

@@ -26,7 +26,7 @@ pub struct Entry {
     pub version: &'static str,
     /// One line for the table's legend.
     pub note: &'static str,
-    /// `Err` is the reason why this cell stays empty. The paced measure has the cells of the parked round trip.
+    /// `Err` is the reason why this cell stays empty.
     pub takes: fn(Measure, usize) -> Result<(), &'static str>,
     pub a: fn(&Job) -> Result<Outcome>,
     pub b: fn(&Job) -> Result<()>,
@@ -146,7 +146,7 @@ pub fn all() -> Vec<Entry> {
         entry::<tachyon::Side>(
             "tachyon",
             "0.5",
-            "records written and read in place, up to 256 a read; polled: its polling mode, parked: its futex",
+            "records written and read in place, up to 256 a read; polled: its polling mode, parked: its futex; a ring of 64 messages at least",
             tachyon::takes,
         ),
         #[cfg(feature = "tarpc")]

@@ -15,7 +15,7 @@ pub fn takes(measure: Measure, size: usize) -> Result<(), &'static str> {
         Measure::Copy => Err("the same as one"),
         Measure::Batch if size != 64 => Err("batches at 64 B only"),
         Measure::RttPolled if size != 64 => Err("round trips at 64 B only"),
-        Measure::RttSpin | Measure::RttParked => Err("it does not sleep"),
+        Measure::RttSpin | Measure::RttParked | Measure::Paced => Err("it does not sleep"),
         _ => Ok(()),
     }
 }

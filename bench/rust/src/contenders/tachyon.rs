@@ -8,9 +8,13 @@ use tachyon_ipc::{Bus, TachyonError};
 use crate::driver::{Contender, Measure, Setup, Side as Which, Wait};
 use crate::work::{BATCH, Work, fill_bytes, poll, poll_sum, sum_bytes};
 
-pub fn takes(measure: Measure, _: usize) -> Result<(), &'static str> {
+/// The reader releases 32 messages at a time. A ring that holds fewer would block the sender for ever.
+const LEAST: usize = 64;
+
+pub fn takes(measure: Measure, size: usize) -> Result<(), &'static str> {
     match measure {
         Measure::Copy => Err("in place only"),
+        _ if size > 1 << 20 => Err("its reader releases 32 messages at a time: up to 1 MiB"),
         _ => Ok(()),
     }
 }
@@ -65,7 +69,11 @@ impl Contender for Side {
     fn open(setup: &mut Setup) -> Result<Self> {
         let folder = std::env::temp_dir();
         let path = |way| format!("{}/{}.{way}", folder.display(), setup.job.tag);
-        let listen = |way| told(Bus::listen(&path(way), setup.job.ring_bytes()));
+        let capacity = setup
+            .job
+            .ring_bytes()
+            .max(LEAST * setup.job.size.next_power_of_two());
+        let listen = |way| told(Bus::listen(&path(way), capacity));
         let (sender, receiver) = if setup.side == Which::A {
             (listen("ping")?, connect(&path("pong"))?)
         } else {
