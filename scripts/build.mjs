@@ -6,9 +6,12 @@
 //     node scripts/build.mjs tests                __test__/, compiled to build/test/, and the Rust processes it starts
 //     node scripts/build.mjs targets [NAME …]     the binding for each target that is published
 //     node scripts/build.mjs docs [--built]       the documentation as pages
+//     node scripts/build.mjs browser              a check of these pages in Chromium, which is installed if it is missing
 
 import { chmodSync, cpSync, existsSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { checkPages } from './lib/browser.mjs'
+import { checkLinks } from './lib/links.mjs'
 import { fail, install, isInPath, root, run, subcommand, tool } from './lib/run.mjs'
 import { buildTargets } from './lib/targets.mjs'
 
@@ -102,6 +105,7 @@ function buildDocs(options) {
   const pages = join(root, 'build', 'docs')
   // As in `check.mjs crate`: what is there already is not built again.
   const target = join(root, 'build', 'crate', 'docs')
+  checkLinks()
   install()
   // The face's types rest on the binding's.
   if (!options.includes('--built')) build('--release')
@@ -139,5 +143,6 @@ if (process.argv[1] === import.meta.filename) {
     tests: buildTests,
     targets: (names) => buildTargets(names, buildBinding),
     docs: buildDocs,
+    browser: () => checkPages(join(root, 'build', 'docs')),
   })
 }
