@@ -66,7 +66,8 @@ async function openPage(command) {
     }
   })
   let calls = 0
-  let sessionId
+  // Of the page, once there is one.
+  const session = {}
   const send = (method, params = {}) => {
     calls += 1
     const id = calls
@@ -74,11 +75,11 @@ async function openPage(command) {
       setTimeout(reject, PATIENCE, new Error(`${method}: no answer within ${PATIENCE} ms`)).unref()
     })
     const answer = new Promise((resolve, reject) => waiting.set(id, { resolve, reject }))
-    input.write(`${JSON.stringify({ id, method, params, sessionId })}\0`)
+    input.write(`${JSON.stringify({ id, method, params, ...session })}\0`)
     return Promise.race([answer, limit])
   }
   const { targetId } = await send('Target.createTarget', { url: 'about:blank' })
-  sessionId = (await send('Target.attachToTarget', { targetId, flatten: true })).sessionId
+  session.sessionId = (await send('Target.attachToTarget', { targetId, flatten: true })).sessionId
 
   /** Evaluates a function of the page, which may return a promise. */
   const evaluate = async (action, ...words) => {
