@@ -146,7 +146,7 @@ for (const format of ['esm', 'cjs'] as const) {
     cpSync(path.join(home, 'npm', name.replace('ringfence-', ''), 'package.json'), path.join(packed, 'package.json'))
     cpSync(library(), path.join(packed, path.basename(library())))
     const bundle = path.join(place, `program.${format === 'esm' ? 'mjs' : 'cjs'}`)
-    // As docs/bundlers.md says.
+    // As docs/guide/test.md says.
     const banner = `import { createRequire } from 'node:module'; const require = createRequire(import.meta.url)`
     const { warnings } = await esbuild.build({
       stdin: {

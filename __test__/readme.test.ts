@@ -51,27 +51,6 @@ async function run(t: ExecutionContext, code: string) {
 /** The messages of a call that was pending when the peer's process ended, and of a later one. */
 const ENDED = "(the peer's|the peer is gone: its) process has ended"
 
-test('docs/errors.md lists exactly the existing codes', (t) => {
-  const read = (file: string) => readFileSync(join(root, file), 'utf8')
-  const names = /^export type ErrorName =\n((?: {2}\| '\w+'\n)+)/m.exec(read('ts/errors.ts'))![1]!
-  const codes = ['ABORT_ERR', ...[...names.matchAll(/'(\w+)'/g)].map(([, name]) => name!)].sort()
-  t.deepEqual([...read('docs/errors.md').matchAll(/^\| `([A-Z_]+)` \|/gm)].map(([, name]) => name!).sort(), codes)
-})
-
-test('the options of docs/options.md are valid', async (t) => {
-  const code = replaceAll(t, exampleOf('docs/options.md', 'Example'), [
-    ['join(address,', `join(${JSON.stringify(namedAddress(t))},`],
-    ["group: 'orders'", 'group: process.getgid()'],
-    ['harden: false', 'harden: true'],
-    ['controller.signal', 'AbortSignal.abort()'],
-  ])
-  const { complaints, exited } = await run(t, `import { join } from 'ringfence'\n${code}`)
-  t.deepEqual(await exited, [1, null])
-  const said = []
-  for await (const line of { [Symbol.asyncIterator]: () => complaints }) said.push(line)
-  t.regex(said.join('\n'), /ABORT_ERR/)
-})
-
 test('the service continues after one of its clients is killed', async (t) => {
   const address = namedAddress(t)
   const { complaints, child } = await run(

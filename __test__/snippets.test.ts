@@ -10,13 +10,7 @@ import ts from 'typescript'
 import { canSandbox, runTogether } from './support/snippet-run.js'
 import { examples, pages, parsePage, readPage, root, type Example, type Snippet } from './support/snippets.js'
 
-/** Pages that are about to be replaced, and whose blocks are not programs yet. */
-const OLD = new Set(['observing', 'options'].map((name) => `docs/${name}.md`))
-const all = new Map(
-  pages()
-    .filter((page) => !OLD.has(page))
-    .map((page) => [page, readPage(page)]),
-)
+const all = new Map(pages().map((page) => [page, readPage(page)]))
 
 /** The declarations above an example of a comment, which is a fragment. */
 const CONTEXT = `import { createReadStream, createWriteStream } from 'node:fs'

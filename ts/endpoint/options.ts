@@ -139,7 +139,7 @@ const OPTIONS = declare({
 })
 
 /** The options of each call. */
-const NAMES = Object.fromEntries(
+export const NAMES = Object.fromEntries(
   ALL.map((call) => [call, namesOf(OPTIONS).filter((name) => callsOf(name).includes(call))]),
 ) as Record<Call, OptionName[]>
 
@@ -364,7 +364,7 @@ function program(value: string | ExecutableFile): NativeProgram {
 }
 
 /** The property names of a policy. */
-const POLICY = namesOf({
+export const POLICY = namesOf({
   uid: 1,
   gid: 1,
   executable: 1,
