@@ -2,16 +2,18 @@
 
 // oxlint-disable typescript/no-explicit-any -- the values of calls have any type
 
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as pause } from 'node:timers/promises'
 
 import test, { type ExecutionContext } from 'ava'
 import { json, merge, RemoteError, RingfenceError, structured, type CallContext, type Channel } from 'ringfence'
 
-import { abstractAddress } from './support/address.js'
+import { abstractAddress, temporaryDirectory } from './support/address.js'
 import { pattern } from './support/bytes.js'
 import { urlOf } from './support/inside.js'
 import { joinHere, pair, Partner, type Pair, type PairSettings } from './support/partner.js'
-import { isPending, soon, turns, until } from './support/until.js'
+import { isPending, soon, standStillUntil, turns, until } from './support/until.js'
 
 const code = (name: string) => ({ instanceOf: RingfenceError, code: `ERR_RINGFENCE_${name}` })
 
@@ -184,6 +186,38 @@ test('a handler that ends because of the deadline changes nothing about the outc
     const error = outcome.reason as Error
     t.true(error instanceof RingfenceError && (error.code as string) === 'ERR_RINGFENCE_TIMEOUT', String(error))
   }
+})
+
+// Serial: the event loop of this process stands still.
+test.serial('a reply that is in the ring at the deadline is in time', async (t) => {
+  const { channel, partner } = await pair(t)
+  const [asked, replied] = ['asked', 'replied'].map((name) => join(temporaryDirectory(t), name)) as [string, string]
+  await partner.run(
+    (kit, from: string, to: string) => {
+      const { existsSync: exists, writeFileSync: write } = kit.require('node:fs') as typeof import('node:fs')
+      void kit.channel.serve(async (request) => {
+        await kit.until.until(() => exists(from), 'the caller stands still')
+        for (let number = 0; number < 100; number += 1) void kit.channel.send(Buffer.alloc(1000))
+        // The reply is in the ring two turns later.
+        setImmediate(() => setImmediate(() => write(to, '')))
+        return request
+      })
+    },
+    asked,
+    replied,
+  )
+  const timeout = 4_000
+  const call = channel.call('in time', { timeout })
+  const due = performance.now() + timeout
+  // The handler waits by now. After its immediates, the event loop runs its timers before it reads a socket.
+  await pause(100)
+  setImmediate(() => {
+    writeFileSync(asked, '')
+    standStillUntil(() => existsSync(replied) && performance.now() > due + 10, 'the reply is in the ring')
+  })
+  t.is(String(await call), 'in time')
+  t.is(channel.stats().lateReplies, 0)
+  for (let number = 0; number < 100; number += 1) t.is((await channel.receive())!.length, 1000)
 })
 
 test('a reply that has crossed with its cancellation is dropped and counted', async (t) => {

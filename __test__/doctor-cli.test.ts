@@ -1,5 +1,7 @@
 // `ringfence doctor` prints all findings and their meaning, worst first.
 
+import { WriteStream } from 'node:tty'
+
 import { insideOf } from './support/inside.js'
 import test from 'ava'
 import { doctor } from 'ringfence'
@@ -67,4 +69,26 @@ test.serial('a program reads all of it as JSON', (t) => {
   const names = (all: typeof findings) => all.map(({ name, title, status }) => [name, title, status])
   t.deepEqual(names(told.findings), names(findings))
   for (const { found, meaning } of told.findings) t.true(found !== '' && meaning !== '')
+})
+
+test.serial('a terminal with colors shows the marks in color, and NO_COLOR and FORCE_COLOR decide otherwise', (t) => {
+  const own = { ...process.env }
+  t.teardown(() => void (process.env = own))
+  const isColored = (isTTY: boolean, env: NodeJS.ProcessEnv) => {
+    const { NO_COLOR: _no, FORCE_COLOR: _force, NODE_DISABLE_COLORS: _disable, ...others } = own
+    process.env = { ...others, TERM: 'xterm-256color', ...env }
+    const { getColorDepth, hasColors } = WriteStream.prototype
+    const output = takeOutput(t, 'stdout', { isTTY, getColorDepth, hasColors })
+    diagnose(false)
+    const { status } = doctor().findings[0]!
+    const [mark, color] = { good: ['good', 32], limited: ['LIMITED', 33], missing: ['MISSING', 31] }[status]
+    t.true(output.text.includes(mark as string))
+    return output.text.includes(`\n\u001B[${color}m${mark}\u001B[39m\n`)
+  }
+  t.true(isColored(true, {}))
+  t.false(isColored(true, { NO_COLOR: '1' }))
+  t.false(isColored(true, { TERM: 'dumb' }))
+  t.false(isColored(false, {}))
+  t.true(isColored(false, { FORCE_COLOR: '1' }))
+  t.false(isColored(false, { FORCE_COLOR: '0' }))
 })

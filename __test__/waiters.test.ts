@@ -141,26 +141,25 @@ test.serial('one wait among many costs as much as one among few, at any position
 })
 
 test('an abort ends its own wait, and every end of a wait removes the listener of the signal', async (t) => {
-  const control = new AbortController()
-  const { signal } = control
-  const listeners = () => getEventListeners(signal, 'abort').length
+  const controls = Array.from({ length: 4 }, () => new AbortController())
+  const listeners = () => controls.map(({ signal }) => getEventListeners(signal, 'abort').length)
   const list = new Waiters()
-  const [found, failed, left, aborted, other] = [
-    list.add(signal),
-    list.add(signal),
-    list.add(signal),
-    list.add(signal),
-    list.add(),
+  const [found, failed, left, aborted] = controls.map(({ signal }) => list.add(signal)) as [
+    Wait<string>,
+    Wait<string>,
+    Wait<string>,
+    Wait<string>,
   ]
-  t.is(listeners(), 4)
+  const other = list.add()
+  t.deepEqual(listeners(), [1, 1, 1, 1])
   list.shift()!.found('found')
-  t.is(listeners(), 3)
+  t.deepEqual(listeners(), [0, 1, 1, 1])
   list.shift()!.failed(new Error('failed'))
-  t.is(listeners(), 2)
+  t.deepEqual(listeners(), [0, 0, 1, 1])
   left.leave()
-  t.is(listeners(), 1)
-  control.abort(new Error('enough'))
-  t.is(listeners(), 0)
+  t.deepEqual(listeners(), [0, 0, 0, 1])
+  controls[3]!.abort(new Error('enough'))
+  t.deepEqual(listeners(), [0, 0, 0, 0])
   t.is(await found.promise, 'found')
   await t.throwsAsync(failed.promise, { message: 'failed' })
   t.is(await left.promise, null)

@@ -40,15 +40,42 @@ export interface Verified {
   evidence: Evidence[]
 }
 
-/** The functions of an open channel. If a function returns a number, a negative one is a status and not a size. */
-export interface NativeChannel {
-  readonly role: 'host' | 'guest'
-  readonly peer: Identity
+/** The functions of everything that the binding opens. If a function returns a number, a negative one is a status and not a size. */
+export interface NativeEndpoint {
+  watch(callback: () => void): number
+  keepAlive(alive: number): void
+  /** Closes it. Does not report when this is done. */
+  close(): void
+  failure(): Failure | null
+}
+
+/** The functions of a resource with a ring. */
+interface NativeRing extends NativeEndpoint {
   readonly capacity: number
   readonly maxMessageSize: number
-  readonly maxAtOnce: number
+  disarm(): void
+  /** Reads the line. Returns why the resource has ended, as an index of `REASONS`; 0 while it is open. */
+  listen(): number
+  /** The figures, in the order that the class of the resource reads them. Also works after `close`. */
+  stats(): number[]
+}
+
+/** The functions of a resource with one peer. */
+export interface NativePeer extends NativeRing {
+  readonly peer: Identity
   /** The evidence of the handshake. Call it once only: the binding then drops its copy. */
   evidence(): Evidence[]
+  /** Returns 0 if the callback will be called, later and once. */
+  verify(callback: (failure: Failure | null, verified: Verified | null) => void): number
+  /** Whether the peer is lost: 1 if it is gone, and had not ended its sending. */
+  isLost(): number
+  /** Closes the resource, except that `pull` and `gather` still read the peer's unread messages. `close` must follow. */
+  outlive(): void
+}
+
+/** The sending functions that channels and publishers share. */
+export interface NativeSender extends NativeRing {
+  readonly maxAtOnce: number
   /** Returns the number of bytes taken from `arena[from..to]`, in whole records. */
   flush(arena: Uint8Array, from: number, to: number): number
   /** Returns `WHOLE`, or the number of bytes of the message that are in the ring. `tag` is 0 or `CALL`. */
@@ -59,6 +86,22 @@ export interface NativeChannel {
   sendAttached(message: Uint8Array, bundle: NativeBundle): number
   /** Like `armWriter`, for a message of `size` bytes with these attachments. */
   armAttached(size: number, bundle: NativeBundle): number
+  hasRoom(size: number): number
+  /** Bytes of records that `flush` is guaranteed to take, if no message among them is longer than `longest`. */
+  packedRoom(longest: number): number
+  /** Returns 1 if armed: the line wakes this side later. Returns 0 if there is room. */
+  armWriter(size: number): number
+  /** Returns 0 if there is no room; 1 if the caller must fill its own memory, as always if `own` is 1; else the reserved memory. */
+  reserve(size: number, own: number): number | ArrayBuffer
+  commit(length: number, scratch?: Uint8Array): number
+  cancel(): void
+  end(): number
+  /** Frees the address and leaves the peers as they are. */
+  vacate(): void
+}
+
+/** The reading functions that channels and subscriptions share. */
+export interface NativeReader {
   /**
    * Copies whole records to `into[from..]` and returns the number of bytes; or 0, `ENDED` or `LARGE - size`; or `CALLS` if a call frame
    * is next.
@@ -70,55 +113,38 @@ export interface NativeChannel {
   pull(into: Uint8Array, from: number, goesOn: number): number
   /** Like `pull`, but if nothing is there, spins for up to the channel's `busyPollMicros` first. */
   pullBusy(into: Uint8Array, from: number, goesOn: number): number
+  /** Present if messages must not be fetched before they are handed out. Returns 1 if there is a message, else as `pull`. */
+  hasMessage?(): number
   /**
    * Like `pull`, but only for messages of `least` to `most` bytes. For any other message it returns `LARGE - size`.
    *
    * `pullAgain` returns the same records again until `release` or the next pull. The caller must call `release`. If `alone` is 0, a single
    * message is not held.
    */
-  pullHeld(into: Uint8Array, from: number, least: number, most: number, alone: number): number
+  pullHeld?(into: Uint8Array, from: number, least: number, most: number, alone: number): number
   /** Like `pullHeld`, but spins like `pullBusy`. */
-  pullHeldBusy(into: Uint8Array, from: number, least: number, most: number, alone: number): number
+  pullHeldBusy?(into: Uint8Array, from: number, least: number, most: number, alone: number): number
   /** Like `pull`, but copies call frames only. */
-  pullCalls(into: Uint8Array): number
+  pullCalls?(into: Uint8Array): number
   /** Copies the records of the last `pullHeld` again, without the first `passed` bytes, as far as they fit. */
-  pullAgain(into: Uint8Array, passed: number): number
-  release(): void
+  pullAgain?(into: Uint8Array, passed: number): number
+  release?(): void
   wake(): void
   /** Returns `WHOLE` or `ATTACHED`, `ENDED`, or the number of bytes of the message received so far. */
   gather(into: Uint8Array): number
   /** Returns the attachments of the message that was gathered last, once. */
   attachments(): (NativeSealed | NativeDescriptor)[]
-  hasRoom(size: number): number
-  /** Bytes of records that `flush` is guaranteed to take, if no message among them is longer than `longest`. */
-  packedRoom(longest: number): number
-  /** Returns 1 if armed: the line wakes this side later. Returns 0 if there is room. */
-  armWriter(size: number): number
   /** Returns 1 if armed: the line wakes this side later. Returns 0 if there is something to read, or nothing more will arrive. */
   armReader(): number
   /** The first half of `armReader`. Returns 1 if `barrier` must be called before the second half, `lookParked`; else 0. */
   parkReader(): number
   /** The second half of `armReader`; returns the same values. */
   lookParked(): number
-  disarm(): void
-  /** Reads the line. Returns why the channel has ended, as an index of `REASONS`; 0 while it is open. */
-  listen(): number
-  /** Whether the peer is lost: 1 if it is gone, and had not ended its sending. */
-  isLost(): number
-  /** Returns 0 if there is no room; 1 if the caller must fill its own memory, as always if `own` is 1; else the reserved memory. */
-  reserve(size: number, own: number): number | ArrayBuffer
-  commit(length: number, scratch?: Uint8Array): number
-  cancel(): void
-  end(): number
-  close(): void
-  /** Closes the channel, except that `pull` and `gather` still read the peer's unread messages. `close` must follow. */
-  outlive(): void
-  /** Frees the address and leaves the channel as it is. */
-  vacate(): void
-  watch(callback: () => void): number
-  keepAlive(alive: number): void
-  /** Returns 0 if the callback will be called, later and once. */
-  verify(callback: (failure: Failure | null, verified: Verified | null) => void): number
+  failure(): Failure | null
+}
+
+export interface NativeChannel extends NativePeer, NativeSender, NativeReader {
+  readonly role: 'host' | 'guest'
   /** Sends a token of 64 bits. */
   sendToken(token: bigint): number
   /** Returns the next token; 0 if there is none now; `ENDED` if no more will arrive. */
@@ -130,67 +156,21 @@ export interface NativeChannel {
   endTokens(): void
   strayTokens(): number
   droppedTokens(): number
-  /**
-   * Messages sent, bytes sent, wakeups sent, sleeps, used bytes of the ring, capacity of the ring, attachments sent and received. Also works
-   * after `close`.
-   */
-  stats(): number[]
-  failure(): Failure | null
 }
 
 /** A channel as the binding makes it. A single function performs all operations, since each function takes 1 KiB of memory. */
-export interface RawChannel {
-  readonly role: 'host' | 'guest'
-  readonly peer: Identity
-  readonly capacity: number
-  readonly maxMessageSize: number
-  readonly maxAtOnce: number
+export interface RawChannel extends Pick<NativeChannel, 'role' | 'peer' | 'capacity' | 'maxMessageSize' | 'maxAtOnce'> {
   operate(operation: number, a?: unknown, b?: unknown, c?: unknown, d?: unknown, e?: unknown): unknown
 }
 
-/** The sending functions that channels and publishers share. */
-export type NativeSender = Pick<
-  NativeChannel,
-  | 'capacity'
-  | 'maxMessageSize'
-  | 'maxAtOnce'
-  | 'flush'
-  | 'send'
-  | 'trySend'
-  | 'hasRoom'
-  | 'packedRoom'
-  | 'armWriter'
-  | 'reserve'
-  | 'commit'
-  | 'cancel'
-  | 'failure'
-  | 'sendAttached'
-  | 'armAttached'
->
-
-/** The reading functions that channels and subscriptions share. */
-export interface NativeReader
-  extends
-    Pick<
-      NativeChannel,
-      'pull' | 'pullBusy' | 'wake' | 'gather' | 'attachments' | 'armReader' | 'parkReader' | 'lookParked' | 'failure'
-    >,
-    Partial<Pick<NativeChannel, 'pullHeld' | 'pullHeldBusy' | 'pullAgain' | 'pullCalls' | 'release'>> {
-  /** Present if messages must not be fetched before they are handed out. Returns 1 if there is a message, else as `pull`. */
-  hasMessage?(): number
-}
-
 /** A publisher's subscriber. */
-export interface NativeSubscriber {
+export interface NativeSubscriber extends Pick<NativePeer, 'peer' | 'evidence' | 'failure'> {
   readonly number: number
-  readonly peer: Identity
   readonly delivery: Delivery
   lag(): number
-  evidence(): Evidence[]
   /** Returns 0 if the callback will be called, later and once. */
   verify(callback: (failure: Failure | null, identity: Identity | null) => void): number
   disconnect(): void
-  failure(): Failure | null
 }
 
 export interface NativePublisher extends NativeSender {
@@ -199,77 +179,45 @@ export interface NativePublisher extends NativeSender {
    * a client was refused. Returns 0 if there is none now, and `FAILED` once the publisher has ended.
    */
   next(): NativeSubscriber | { gone: number; reason: number } | Failure | number
-  disarm(): void
-  /** Reads the notifications of the subscribers. Returns the same values as `reason`. */
-  listen(): number
   /** Why the publisher has ended, as an index of `REASONS`. */
   reason(): number
   sequence(): bigint
-  /**
-   * Messages published, bytes published, evictions, used bytes of the ring, capacity of the ring, attachments sent and withheld. Also works
-   * after `close`.
-   */
-  stats(): number[]
-  end(): number
   /** Returns 0 if the callback will be called, later and once. */
   seal(callback: () => void): number
-  /** Frees the address and leaves the subscribers as they are, because the process is exiting. */
-  vacate(): void
-  watch(callback: () => void): number
   /** Calls the callback when a subscriber has made room. Does not keep the event loop alive. */
   watchRoom(callback: () => void): number
-  keepAlive(alive: number): void
-  close(): void
 }
 
-export interface NativeSubscription extends NativeReader {
-  readonly peer: Identity
+export interface NativeSubscription extends NativePeer, NativeReader {
   readonly delivery: Delivery
-  readonly capacity: number
-  readonly maxMessageSize: number
   hasMessage(): number
-  disarm(): void
-  listen(): number
   /** @param unread - Messages of the last fetch that were not handed out yet. */
   sequence(unread: number): bigint
   lost(unread: number): bigint
-  /** As that of a channel. */
-  isLost(): number
-  /** The lag in bytes, sleeps, and attachments received. Also works after `close`. */
-  stats(): number[]
-  watch(callback: () => void): number
-  /** Stops watching the line. */
-  outlive(): void
-  keepAlive(alive: number): void
-  verify(callback: (failure: Failure | null, verified: Verified | null) => void): number
-  evidence(): Evidence[]
   /** `abrupt`: 1 to close without a clean end. */
   close(abrupt?: number): void
 }
 
 /** The functions that listeners and memberships share. */
-export interface NativeEndpoint {
+export interface NativeAcceptor extends NativeEndpoint {
   /** 1 lets new clients wait, 0 accepts them. */
   pause(paused: number): void
-  watch(callback: () => void): number
-  keepAlive(alive: number): void
-  /** Closes the endpoint. Does not report when this is done. */
-  close(): void
-  failure(): Failure | null
 }
 
-export interface NativeListener extends NativeEndpoint {
+export interface NativeListener extends NativeAcceptor {
   /** Returns a channel, or why a peer was refused; 0 if there is no event, `FAILED` once the listener has ended. */
   accept(): RawChannel | Failure | number
 }
 
-export interface NativeMembership extends NativeEndpoint {
+export interface NativeMembership extends NativeAcceptor {
   /** The initial role. */
   readonly role: 'host' | 'guest'
   /** Returns a channel, the new role, or why a peer was refused; 0 if there is no event, `FAILED` once the membership is lost. */
   next(): RawChannel | 'host' | 'guest' | Failure | number
-  /** Returns 1 if the callback will be called, later and once; 0 if the address was already left. */
-  /** `flushed`: 1 if everything that was sent is in the ring, so that the partner gets a clean end. */
+  /**
+   * Returns 1 if the callback will be called, later and once; 0 if the address was already left. `flushed`: 1 if everything that was sent is
+   * in the ring, so that the partner gets a clean end.
+   */
   leave(callback: () => void, flushed: number): number
   /** Leaves the address, and waits briefly until this is done. */
   vacate(): void

@@ -1,7 +1,7 @@
 import { Duplex } from 'node:stream'
 
 import { closeAttachments } from '../channel/attachments.js'
-import { within } from '../runtime/deferred.js'
+import { ignore, within } from '../runtime/deferred.js'
 import { throwLater } from '../runtime/emit.js'
 import { fairness } from '../runtime/fairness.js'
 import { LONGEST_TIMER, timers } from '../runtime/timers.js'
@@ -265,8 +265,6 @@ class ChannelStream extends Duplex {
     if (this.readableLength === 0) timers.nextTick(() => this.destroy(failure))
   }
 }
-
-function ignore(): void {}
 
 /** Converts PEER_LOST to the error code of a socket, which agents and servers know. Other errors are unchanged. */
 function asOfSocket(error: Error, syscall: 'read' | 'write'): Error {

@@ -8,7 +8,7 @@ import { invalid, show } from '../errors.js'
 import { Membership } from '../endpoint/membership.js'
 import { Merge } from '../channel/merge.js'
 import { Listener } from '../endpoint/service.js'
-import type { ChannelStats, ListenerStats, MergeStats, PublisherStats, SubscriptionStats } from '../channel/stats.js'
+import { FIGURES } from '../channel/stats.js'
 
 /** The objects that have figures. */
 export type MetricsSource =
@@ -16,133 +16,34 @@ export type MetricsSource =
   Channel<any, any> | Listener<any, any> | Membership<any, any> | Publisher<any> | Subscription<any> | Merge<any, any>
 // oxlint-enable typescript/no-explicit-any
 
-type Figure =
-  keyof ChannelStats | keyof ListenerStats | keyof PublisherStats | keyof SubscriptionStats | keyof MergeStats
-
-/** The definition of one metric. */
-interface Definition {
-  figure: Figure
-  /** The Prometheus name, in base units. */
-  prometheus: string
-  /** The OpenTelemetry name. */
-  name: string
-  unit: string
-  help: string
-  type: 'counter' | 'gauge'
-  /** The factor that converts the figure to the unit. */
-  scale: number
+/** The names that OpenTelemetry has for such figures. */
+const CONVENTIONS: Partial<Record<string, string>> = {
+  messagesSent: 'messaging.client.sent.messages',
+  messagesReceived: 'messaging.client.consumed.messages',
 }
 
-/** A figure, its names for Prometheus and OpenTelemetry, its unit, its description, and the factor that converts it to the unit. */
-type Row = [figure: Figure, prometheus: string, name: string, unit: string, help: string, scale?: number]
+/** How the names of Prometheus end for a unit, which is a base unit there. */
+const SUFFIXES: Partial<Record<string, string>> = { By: '_bytes', s: '_seconds' }
 
-const COUNTERS: Row[] = [
-  [
-    'messagesSent',
-    'ringfence_messages_sent_total',
-    'messaging.client.sent.messages',
-    '{message}',
-    'Messages that were sent and are in the ring.',
-  ],
-  [
-    'messagesReceived',
-    'ringfence_messages_received_total',
-    'messaging.client.consumed.messages',
-    '{message}',
-    'Messages that were handed out.',
-  ],
-  ['bytesSent', 'ringfence_sent_bytes_total', 'ringfence.sent', 'By', 'Bytes of the messages sent.'],
-  ['bytesReceived', 'ringfence_received_bytes_total', 'ringfence.received', 'By', 'Bytes of the messages handed out.'],
-  ['waits', 'ringfence_waits_total', 'ringfence.waits', '{wait}', 'Sends that had to wait for room.'],
-  [
-    'waitedMicros',
-    'ringfence_waited_seconds_total',
-    'ringfence.waited',
-    's',
-    'For how long at least one send waited for room.',
-    1e-6,
-  ],
-  [
-    'wakeupsSent',
-    'ringfence_wakeups_sent_total',
-    'ringfence.wakeups',
-    '{wakeup}',
-    'How often this side has woken its peer.',
-  ],
-  ['tokensSent', 'ringfence_tokens_sent_total', 'ringfence.tokens.sent', '{token}', 'Tokens that were sent.'],
-  [
-    'tokensReceived',
-    'ringfence_tokens_received_total',
-    'ringfence.tokens.received',
-    '{token}',
-    'Tokens that were read.',
-  ],
-  [
-    'tokensStray',
-    'ringfence_tokens_stray_total',
-    'ringfence.tokens.stray',
-    '{signal}',
-    'Signals in this process that were no tokens; each channel shows all of them.',
-  ],
-  [
-    'tokensDropped',
-    'ringfence_tokens_dropped_total',
-    'ringfence.tokens.dropped',
-    '{token}',
-    'Tokens that were dropped because no loop read them.',
-  ],
-  [
-    'attachmentsSent',
-    'ringfence_attachments_sent_total',
-    'ringfence.attachments.sent',
-    '{attachment}',
-    'Attachments of the messages sent.',
-  ],
-  [
-    'attachmentsWithheld',
-    'ringfence_attachments_withheld_total',
-    'ringfence.attachments.withheld',
-    '{attachment}',
-    'Attachments that subscribers did not get with their message.',
-  ],
-  [
-    'attachmentsReceived',
-    'ringfence_attachments_received_total',
-    'ringfence.attachments.received',
-    '{attachment}',
-    'Attachments of the messages read.',
-  ],
-  ['sleeps', 'ringfence_sleeps_total', 'ringfence.sleeps', '{sleep}', 'How often this side went to sleep.'],
-  ['lateReplies', 'ringfence_late_replies_total', 'ringfence.late_replies', '{reply}', 'Replies to cancelled calls.'],
-  ['lost', 'ringfence_messages_lost_total', 'ringfence.lost', '{message}', 'Messages that were passed over.'],
-  [
-    'evicted',
-    'ringfence_evicted_total',
-    'ringfence.evicted',
-    '{subscriber}',
-    'Subscribers that were evicted because they were too slow.',
-  ],
-  ['accepted', 'ringfence_accepted_total', 'ringfence.accepted', '{peer}', 'Peers that were accepted.'],
-  ['refused', 'ringfence_refused_total', 'ringfence.refused', '{peer}', 'Peers that were refused.'],
-]
-
-const GAUGES: Row[] = [
-  ['open', 'ringfence_open_peers', 'ringfence.open', '{peer}', 'Peers that are connected.'],
-  ['sources', 'ringfence_merge_sources', 'ringfence.sources', '{source}', 'Sources of the merge.'],
-  ['callsInFlight', 'ringfence_calls_in_flight', 'ringfence.calls.in_flight', '{call}', 'Calls that wait for a reply.'],
-  ['ringUsed', 'ringfence_ring_used_bytes', 'ringfence.ring.used', 'By', 'Bytes of the ring that are not read.'],
-  ['ringCapacity', 'ringfence_ring_capacity_bytes', 'ringfence.ring.capacity', 'By', 'Bytes of the ring.'],
-  ['queuedBytes', 'ringfence_queued_bytes', 'ringfence.queued', 'By', 'Bytes that were sent and are not in the ring.'],
-  ['lag', 'ringfence_lag_bytes', 'ringfence.lag', 'By', 'Bytes that are published and not read.'],
-]
-
-function definitions(rows: Row[], type: 'counter' | 'gauge'): Definition[] {
-  return rows.map(([figure, prometheus, name, unit, help, scale = 1]) => {
-    return { figure, prometheus, name, unit, help, scale, type }
+/** The metrics: counters first. */
+const DEFINITIONS = (Object.keys(FIGURES) as (keyof typeof FIGURES)[])
+  .map((figure) => {
+    const { type, name, unit, help, other } = FIGURES[figure]
+    const stem = (other ?? name).replaceAll('.', '_') + (SUFFIXES[unit] ?? '')
+    return {
+      figure,
+      prometheus: `ringfence_${stem}${type === 'counter' ? '_total' : ''}`,
+      name: CONVENTIONS[figure] ?? `ringfence.${name}`,
+      unit,
+      help,
+      type,
+      /** The factor that converts the figure to the unit. */
+      scale: figure === 'waitedMicros' ? 1e-6 : 1,
+    }
   })
-}
+  .sort((one, next) => one.type.localeCompare(next.type))
 
-const DEFINITIONS: readonly Definition[] = [...definitions(COUNTERS, 'counter'), ...definitions(GAUGES, 'gauge')]
+type Definition = (typeof DEFINITIONS)[number]
 
 /** Labels of a sample. */
 export type MetricLabels = Record<string, string>
@@ -154,13 +55,7 @@ export interface PrometheusMetric {
   type: 'counter' | 'gauge'
   aggregator: 'sum'
   /** Returns the current values. */
-  get(): Promise<{
-    name: string
-    help: string
-    type: 'counter' | 'gauge'
-    aggregator: 'sum'
-    values: { value: number; labels: MetricLabels }[]
-  }>
+  get(): Promise<Omit<PrometheusMetric, 'get' | 'reset'> & { values: { value: number; labels: MetricLabels }[] }>
   /** Does nothing: the figures belong to the watched objects. */
   reset(): void
 }
@@ -227,23 +122,18 @@ function labelsOf(source: MetricsSource, check: string | undefined): MetricLabel
 }
 
 function observe(meter: MeterLike, watched: () => MetricsSource[]): void {
-  const instruments = new Map<string, unknown>()
-  for (const { name, help: description, unit, type } of DEFINITIONS) {
-    if (instruments.has(name)) continue
+  const instruments = DEFINITIONS.map(({ name, help: description, unit, type }) => {
     const options = { description, unit }
-    const made =
-      type === 'counter' ? meter.createObservableCounter(name, options) : meter.createObservableGauge(name, options)
-    instruments.set(name, made)
-  }
-  meter.addBatchObservableCallback(
-    (result) => {
-      const all = watched()
-      for (const definition of DEFINITIONS)
-        for (const { value, labels } of samplesOf(definition, all, attributesOf))
-          result.observe(instruments.get(definition.name), value, labels)
-    },
-    [...instruments.values()],
-  )
+    return type === 'counter'
+      ? meter.createObservableCounter(name, options)
+      : meter.createObservableGauge(name, options)
+  })
+  meter.addBatchObservableCallback((result) => {
+    const all = watched()
+    for (const [index, definition] of DEFINITIONS.entries())
+      for (const { value, labels } of samplesOf(definition, all, attributesOf))
+        result.observe(instruments[index], value, labels)
+  }, instruments)
 }
 
 function attributesOf(source: MetricsSource, check: string | undefined): MetricLabels {
@@ -267,7 +157,7 @@ function samplesOf({ figure, scale }: Definition, sources: MetricsSource[], labe
     samples.set(key, { value: value + (samples.get(key)?.value ?? 0), labels })
   }
   for (const source of sources) {
-    const value = (source.stats() as Partial<Record<Figure, number | Record<string, number>>>)[figure]
+    const value = (source.stats() as Partial<Record<typeof figure, number | Record<string, number>>>)[figure]
     if (typeof value === 'number') add(value * scale, labelsFor(source, undefined))
     else for (const [check, count] of Object.entries(value ?? {})) add(count, labelsFor(source, check))
   }

@@ -6,6 +6,7 @@
 import { RemoteError, RingfenceError, aborted, invalid } from '../errors.js'
 import { callOptions } from '../endpoint/options.js'
 import { fairness } from '../runtime/fairness.js'
+import { ignore, promised } from '../runtime/deferred.js'
 import { onAbort } from '../runtime/aborts.js'
 import { LONGEST_TIMER, timers } from '../runtime/timers.js'
 import type { CallContext, CallOptions, Identity } from '../types.js'
@@ -32,6 +33,8 @@ export interface CallsLink {
   send(frame: Buffer): Promise<void>
   /** Reads frames from now on, also if the program receives no messages. */
   read(): void
+  /** Reads the frames that are in the ring now. */
+  readNow(): void
   /** Spins for the next request, with the option `busyPollMicros`. */
   poll(): void
   /** Ends this side's sending after the peer's, unless it is half-open. */
@@ -203,7 +206,11 @@ export class Calls {
       else this.#start(call)
       this.#inFlight += 1
       if (timeout !== undefined) {
-        const expire = () => this.#abandon(call, late())
+        const expire = () => {
+          // A reply that is in the ring at the deadline is in time, though the event loop has not read it.
+          if (call.id >= 0) this.#link.readNow()
+          this.#abandon(call, late())
+        }
         call.timer = timers.setTimeout(expire, Math.min(Math.ceil(timeout), LONGEST_TIMER))
         call.timer.unref()
       }
@@ -273,11 +280,7 @@ export class Calls {
 
   /** Sends a frame that has no caller. */
   #send(frame: Buffer): Promise<void> {
-    try {
-      return this.#link.send(frame)
-    } catch (error) {
-      return Promise.reject(error as Error)
-    }
+    return promised(() => this.#link.send(frame))
   }
 
   #answered({ kind, id, body }: Frame): void {
@@ -476,5 +479,3 @@ function outcomeOf(call: Call, error: RemoteError): Error {
 function isWithin(count: number, bytes: number, size: number, slack: number): boolean {
   return count === 0 || (count < slack * MOST && bytes + size <= slack * MOST_BYTES)
 }
-
-function ignore(): void {}

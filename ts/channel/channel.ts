@@ -7,7 +7,7 @@ import { Port, type PortEventListener, type PortMessageEvent, type Quiet } from 
 import { WebStreams, type WebSource } from '../adapters/web.js'
 import { tellClosed, tellOpen } from '../runtime/diagnostics.js'
 import { invalid, type RingfenceError } from '../errors.js'
-import { untilAborted } from '../runtime/deferred.js'
+import { promised, untilAborted } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
 import { toBytes } from './arena.js'
 import { ChannelCore, type Departure } from './core.js'
@@ -284,14 +284,12 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * for the end of the channel needs no handler, as with {@link Channel.send}.
    */
   serve(handler: (request: In, context: CallContext) => Out | Promise<Out>, options?: ServeOptions): Promise<void> {
-    try {
+    return promised(() => {
       const concurrency = concurrencyOf(handler, options)
       const answer = async (request: Buffer, context: CallContext) =>
         this.#toBody(await handler(this.#fromBody(request) as In, context))
       return this.#core.calls.serve(answer, concurrency)
-    } catch (error) {
-      return Promise.reject(error as Error)
-    }
+    })
   }
 
   #toBody(value: Out): Uint8Array {

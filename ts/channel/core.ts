@@ -154,6 +154,7 @@ export class ChannelCore implements SourceCore {
       },
       send: (frame) => queue.sendFrame(frame),
       read: () => this.#readCalls(),
+      readNow: () => this.buffer.readNow(),
       poll: () => {
         if (this.buffer.spins) this.#readCalls()
       },

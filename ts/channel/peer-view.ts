@@ -1,5 +1,7 @@
 import { readerSignal } from '../endpoint/options.js'
 import { aborted, fromFailure, type RingfenceError } from '../errors.js'
+import { onAbort } from '../runtime/aborts.js'
+import { defer, ignore } from '../runtime/deferred.js'
 import { FAILED, type NativeChannel } from '../native.js'
 import type { Evidence, Identity, WaitOptions } from '../types.js'
 
@@ -28,17 +30,10 @@ export function runVerification(
   options: WaitOptions | undefined,
   start: (verification: Verification) => void,
 ): Promise<Identity> {
-  let resolve!: (identity: Identity) => void
-  let fail!: (error: Error) => void
-  const promise = new Promise<Identity>((found, failed) => {
-    resolve = found
-    fail = failed
-  })
+  const { promise, resolve, reject } = defer<Identity>()
   try {
     const signal = readerSignal(options)
-    const abort = () => fail(aborted(signal!))
-    const forget = () => signal?.removeEventListener('abort', abort)
-    signal?.addEventListener('abort', abort, { once: true })
+    const forget = signal === undefined ? ignore : onAbort(signal, () => reject(aborted(signal)))
     start({
       resolve(identity) {
         forget()
@@ -46,12 +41,12 @@ export function runVerification(
       },
       reject(error) {
         forget()
-        if (!TOLD_BY_VERIFY.has(error.code)) promise.catch(() => {})
-        fail(error)
+        if (!TOLD_BY_VERIFY.has(error.code)) promise.catch(ignore)
+        reject(error)
       },
     })
   } catch (error) {
-    fail(error as Error)
+    reject(error as Error)
   }
   return promise
 }

@@ -391,6 +391,22 @@ export class ReceiveBuffer {
     else this.#readOn(true)
   }
 
+  /** Reads the call frames that are in the ring now, even if the event loop is due to turn. */
+  readNow(): void {
+    const calls = this.calls!
+    for (let before = -1; before !== this.#messages && calls.isActive;) {
+      before = this.#messages
+      try {
+        // Stops after the frames of one fetch if the event loop is due.
+        while (calls.isActive && this.#fetched.readOn(false));
+      } catch {
+        // A caller that receives finds the same, and reports it.
+        break
+      }
+    }
+    this.serve()
+  }
+
   /** Whether a caller that waits spins first. */
   get spins(): boolean {
     return this.#fetched.busy

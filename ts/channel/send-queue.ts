@@ -7,8 +7,9 @@
 // to have room for all of them. Only this side writes there, and the peer only frees room, so they are written together. A message that may
 // have to wait has a promise of its own, since it may be the last one to fit before the channel is closed.
 
-import { defer, within } from '../runtime/deferred.js'
+import { defer, ignore, within } from '../runtime/deferred.js'
 import { readerSignal, sendOptions } from '../endpoint/options.js'
+import { onAbort } from '../runtime/aborts.js'
 import { aborted, fromFailure, invalid, show, type RingfenceError } from '../errors.js'
 import { flushAtExit, noticeExit } from '../runtime/exit.js'
 import { Arena, toBytes } from './arena.js'
@@ -33,9 +34,6 @@ const REFUSED: ReadonlySet<string> = new Set([
   'ERR_RINGFENCE_MESSAGE_TOO_LARGE',
   'ERR_RINGFENCE_NO_SPACE',
 ])
-
-/** Marks a rejection as handled: its reason is reported elsewhere as well. */
-function ignore(): void {}
 
 /** The result of a send whose message is already in the ring. */
 const SENT: Promise<void> = Promise.resolve()
@@ -340,14 +338,12 @@ export class SendQueue {
 
   /** Rejects a promise once the signal is aborted, if `remove` can still remove the promise's message or caller. */
   #onAbort(signal: AbortSignal, told: Pending['promise'], remove: () => boolean): void {
-    const abort = () => {
+    const forget = onAbort(signal, () => {
       if (!remove()) return
       told.reject(aborted(signal))
       // The next message or caller may find room.
       this.pump()
-    }
-    const forget = () => signal.removeEventListener('abort', abort)
-    signal.addEventListener('abort', abort, { once: true })
+    })
     told.promise.then(forget, forget)
   }
 

@@ -2,6 +2,7 @@
 
 import { WebStreams, type WebSource } from '../adapters/web.js'
 import { checkReceiveEach, lingerOf, readerSignal } from '../endpoint/options.js'
+import { promised } from '../runtime/deferred.js'
 import type { RingfenceError } from '../errors.js'
 import { batchLoop, loop, type Loop } from './loops.js'
 import type { PeerView } from './peer-view.js'
@@ -281,11 +282,7 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
   }
 
   close(options: { linger?: number | undefined } = {}): Promise<void> {
-    try {
-      return this.#core.close(lingerOf(options))
-    } catch (error) {
-      return Promise.reject(error as Error)
-    }
+    return promised(() => this.#core.close(lingerOf(options)))
   }
 
   destroy(error?: Error): void {

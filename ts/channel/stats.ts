@@ -137,37 +137,78 @@ export interface Received {
   bytes: number
 }
 
-const NOTHING: Readonly<ChannelStats> = {
-  messagesSent: 0,
-  bytesSent: 0,
-  messagesReceived: 0,
-  bytesReceived: 0,
-  attachmentsSent: 0,
-  attachmentsReceived: 0,
-  callsInFlight: 0,
-  lateReplies: 0,
-  tokensSent: 0,
-  tokensReceived: 0,
-  tokensStray: 0,
-  tokensDropped: 0,
-  waits: 0,
-  waitedMicros: 0,
-  wakeupsSent: 0,
-  sleeps: 0,
-  ringUsed: 0,
-  ringCapacity: 0,
-  queuedBytes: 0,
+/** A figure, as monitoring systems get it. */
+export interface Figure {
+  readonly type: 'counter' | 'gauge'
+  /** Its name, in words that are joined by dots. */
+  readonly name: string
+  /** Bytes, seconds or a thing that is counted, in UCUM as OpenTelemetry has it. */
+  readonly unit: string
+  readonly help: string
+  /** Its name in Prometheus, without the prefix and the suffix, if it is another one. */
+  readonly other: string | undefined
 }
 
-const FIGURES = Object.keys(NOTHING) as (keyof ChannelStats)[]
+const counter = figure.bind(null, 'counter')
+const gauge = figure.bind(null, 'gauge')
+function figure(type: Figure['type'], name: string, unit: string, help: string, other?: string): Figure {
+  return { type, name, unit, help, other }
+}
+
+const OF_CHANNEL = {
+  messagesSent: counter('messages.sent', '{message}', 'Messages that were sent and are in the ring.'),
+  messagesReceived: counter('messages.received', '{message}', 'Messages that were handed out.'),
+  bytesSent: counter('sent', 'By', 'Bytes of the messages sent.'),
+  bytesReceived: counter('received', 'By', 'Bytes of the messages handed out.'),
+  waits: counter('waits', '{wait}', 'Sends that had to wait for room.'),
+  waitedMicros: counter('waited', 's', 'For how long at least one send waited for room.'),
+  wakeupsSent: counter('wakeups', '{wakeup}', 'How often this side has woken its peer.', 'wakeups_sent'),
+  tokensSent: counter('tokens.sent', '{token}', 'Tokens that were sent.'),
+  tokensReceived: counter('tokens.received', '{token}', 'Tokens that were read.'),
+  tokensStray: counter(
+    'tokens.stray',
+    '{signal}',
+    'Signals in this process that were no tokens; each channel shows all of them.',
+  ),
+  tokensDropped: counter('tokens.dropped', '{token}', 'Tokens that were dropped because no loop read them.'),
+  attachmentsSent: counter('attachments.sent', '{attachment}', 'Attachments of the messages sent.'),
+  attachmentsReceived: counter('attachments.received', '{attachment}', 'Attachments of the messages read.'),
+  sleeps: counter('sleeps', '{sleep}', 'How often this side went to sleep.'),
+  lateReplies: counter('late_replies', '{reply}', 'Replies to cancelled calls.'),
+  callsInFlight: gauge('calls.in_flight', '{call}', 'Calls that wait for a reply.'),
+  ringUsed: gauge('ring.used', 'By', 'Bytes of the ring that are not read.'),
+  ringCapacity: gauge('ring.capacity', 'By', 'Bytes of the ring.'),
+  queuedBytes: gauge('queued', 'By', 'Bytes that were sent and are not in the ring.'),
+} as const satisfies Record<keyof ChannelStats, Figure>
+
+type FigureName = keyof (ChannelStats & PublisherStats & SubscriptionStats & MergeStats)
+
+/** All figures of all resources. */
+export const FIGURES: Readonly<Record<FigureName, Figure>> = {
+  ...OF_CHANNEL,
+  attachmentsWithheld: counter(
+    'attachments.withheld',
+    '{attachment}',
+    'Attachments that subscribers did not get with their message.',
+  ),
+  lost: counter('lost', '{message}', 'Messages that were passed over.', 'messages_lost'),
+  evicted: counter('evicted', '{subscriber}', 'Subscribers that were evicted because they were too slow.'),
+  accepted: counter('accepted', '{peer}', 'Peers that were accepted.'),
+  refused: counter('refused', '{peer}', 'Peers that were refused.'),
+  open: gauge('open', '{peer}', 'Peers that are connected.', 'open_peers'),
+  sources: gauge('sources', '{source}', 'Sources of the merge.', 'merge_sources'),
+  lag: gauge('lag', 'By', 'Bytes that are published and not read.'),
+}
+
+const CHANNEL_FIGURES = Object.keys(OF_CHANNEL) as (keyof ChannelStats)[]
 
 /** The sums over several channels. */
 export class Sums {
-  readonly #sums = { ...NOTHING }
+  readonly #sums = Object.fromEntries(CHANNEL_FIGURES.map((name) => [name, 0])) as unknown as ChannelStats
 
   add(stats: ChannelStats): this {
     const tokensStray = Math.max(this.#sums.tokensStray, stats.tokensStray)
-    for (const figure of FIGURES) this.#sums[figure] += stats[figure]
+    for (const name of CHANNEL_FIGURES) this.#sums[name] += stats[name]
     this.#sums.tokensStray = tokensStray
     return this
   }

@@ -10,6 +10,7 @@ import {
   malformed,
   type Codec,
 } from '../adapters/codec.js'
+import { promised } from '../runtime/deferred.js'
 import type { Message, SendOptions, Visit } from '../types.js'
 import type { SendQueue } from './send-queue.js'
 
@@ -34,13 +35,11 @@ export class Values<T> {
 
   /** Encodes and sends a value. */
   send(queue: SendQueue, value: T, options?: SendOptions): Promise<void> {
-    try {
+    return promised(() => {
       if (value === undefined) throw encodesToNothing(value, undefined)
       const encoded = encodeMessage(this.codec, value, options)
       return queue.send(encoded.message, encoded.options)
-    } catch (error) {
-      return Promise.reject(error as Error)
-    }
+    })
   }
 
   /** @throws {@link RingfenceError} MALFORMED */

@@ -1,6 +1,7 @@
 // Callers that wait for a channel, a message or a token. They are served in the order of their calls.
 
 import { aborted, invalid, type RingfenceError } from '../errors.js'
+import { onAbort } from '../runtime/aborts.js'
 import { Line, Place } from './line.js'
 
 /** One wait, for the caller. */
@@ -30,16 +31,11 @@ export class Waiter<Value> extends Place implements Wait<Value> {
       this.#resolve = resolve
       this.#reject = reject
     })
-    if (signal !== undefined) this.#hear(signal)
-  }
-
-  #hear(signal: AbortSignal): void {
-    const abort = () => {
-      this.line?.remove(this)
-      this.failed(aborted(signal))
-    }
-    signal.addEventListener('abort', abort, { once: true })
-    this.#forget = () => signal.removeEventListener('abort', abort)
+    if (signal !== undefined)
+      this.#forget = onAbort(signal, () => {
+        this.line?.remove(this)
+        this.failed(aborted(signal))
+      })
   }
 
   found(value: Value | null): void {

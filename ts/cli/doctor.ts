@@ -7,7 +7,7 @@ import { table } from './text.js'
 const MARKS = { good: 'good', limited: 'LIMITED', missing: 'MISSING' } as const
 const COLORS = { good: 'green', limited: 'yellow', missing: 'red' } as const
 
-/** Prints the result of `doctor`. */
+/** Prints the result of `doctor`, in colors if standard output is a terminal with colors. NO_COLOR and FORCE_COLOR decide otherwise. */
 export function diagnose(json: boolean): void {
   const diagnosis = doctor()
   if (json) {
@@ -20,12 +20,7 @@ export function diagnose(json: boolean): void {
   print(`${table(['', 'what', 'found'], rows, process.stdout.columns ?? 160)}\n`)
   for (const status of ['missing', 'limited', 'good'] as const) {
     const some = findings.filter((finding) => finding.status === status)
-    if (some.length > 0) print(`\n${colored(COLORS[status], MARKS[status])}\n`)
+    if (some.length > 0) print(`\n${styleText(COLORS[status], MARKS[status])}\n`)
     for (const { title, meaning } of some) print(`  ${title}: ${meaning}\n`)
   }
-}
-
-/** Colors text if standard output is a terminal with colors. Node honors NO_COLOR. */
-function colored(color: 'green' | 'yellow' | 'red', text: string): string {
-  return process.stdout.isTTY && process.stdout.hasColors() ? styleText(color, text) : text
 }

@@ -1,6 +1,7 @@
 // Validates the snapshots of observable processes, since a process of the same user may publish anything. The kernel attests the process's
 // identity. Its statistics are self-reported; they are only checked to be numbers.
 
+import { FIGURES } from '../channel/stats.js'
 import { MOST_BEHIND, type Observed, type Snapshot } from '../runtime/observe.js'
 import type { Identity } from '../types.js'
 
@@ -11,28 +12,9 @@ const LONGEST = 108
 
 const ROLES: ReadonlySet<unknown> = new Set(['host', 'guest', 'publisher', 'subscriber'])
 
-const FIGURES = [
-  'messagesSent',
-  'bytesSent',
-  'messagesReceived',
-  'bytesReceived',
-  'attachmentsSent',
-  'attachmentsWithheld',
-  'attachmentsReceived',
-  'callsInFlight',
-  'lateReplies',
-  'waits',
-  'waitedMicros',
-  'wakeupsSent',
-  'sleeps',
-  'ringUsed',
-  'ringCapacity',
-  'queuedBytes',
-  'open',
-  'evicted',
-  'lag',
-  'lost',
-] as const satisfies (keyof Observed)[]
+/** The figures that are numbers: a snapshot has no others. */
+const { refused: _, ...NUMBERS } = FIGURES
+const FIGURE_NAMES = Object.keys(NUMBERS) as Exclude<keyof typeof NUMBERS, 'sources'>[]
 
 /**
  * Parses a snapshot. The process and user ids come from the identity that the kernel attested.
@@ -62,7 +44,7 @@ function observedIn(told: unknown): Observed {
   if (!isKnown) throw new Error('no figures')
   const observed = { id, address, peer, role } as Observed
   if (behind !== undefined) observed.behind = behindIn(behind)
-  for (const figure of FIGURES) {
+  for (const figure of FIGURE_NAMES) {
     const value = rest[figure]
     if (value === undefined) continue
     if (!isFigure(value)) throw new Error('no figures')

@@ -10,7 +10,7 @@ import { tellRefused } from '../runtime/diagnostics.js'
 import { type RingfenceError, fromFailure, invalid } from '../errors.js'
 import { atExit } from '../runtime/exit.js'
 import { runHandshakeAt, type Opening } from './handshake.js'
-import { FAILED, type Endpoints, type Failure, type NativeEndpoint, type RawChannel } from '../native.js'
+import { FAILED, type Endpoints, type Failure, type NativeAcceptor, type RawChannel } from '../native.js'
 import type { ChannelSettings } from './options.js'
 import { Pump } from '../runtime/pump.js'
 import { PeerCounts, Sums, ofEnded, type ListenerStats } from '../channel/stats.js'
@@ -20,7 +20,7 @@ import type { Closed, Options } from '../types.js'
 export const KEY = Symbol('ringfence')
 
 /** The constructor arguments of an endpoint. */
-export interface EndpointParts<Native extends NativeEndpoint> {
+export interface EndpointParts<Native extends NativeAcceptor> {
   address: string
   native: Native
   opening: Opening
@@ -49,7 +49,7 @@ export abstract class Endpoint<
 {
   declare readonly address: string
 
-  readonly #native: NativeEndpoint
+  readonly #native: NativeAcceptor
   readonly #authorizer: Authorizer | undefined
   readonly #settings: ChannelSettings
   readonly #acceptQueue: AcceptQueue<Channel<In, Out>>
@@ -76,7 +76,7 @@ export abstract class Endpoint<
    * @param keepsAll - Whether the queue drops no channel even before the first loop.
    * @internal
    */
-  protected constructor(key: symbol, made: string, parts: EndpointParts<NativeEndpoint>, keepsAll: boolean) {
+  protected constructor(key: symbol, made: string, parts: EndpointParts<NativeAcceptor>, keepsAll: boolean) {
     if (key !== KEY) throw invalid(made)
     const { address, native, opening } = parts
     super(address)

@@ -1,6 +1,7 @@
 import { depart, type Channel } from '../channel/channel.js'
 import { Endpoint, KEY, openEndpoint, type EndpointEvents, type EndpointParts } from './endpoint.js'
 import { lingerOf } from './options.js'
+import { promised } from '../runtime/deferred.js'
 import { timers } from '../runtime/timers.js'
 import { destroyedBy } from '../channel/resource.js'
 import type { Codec } from '../adapters/codec.js'
@@ -90,12 +91,10 @@ export class Membership<In = Message, Out = MessageInput> extends Endpoint<
    * continues. Rejects with INVALID_ARGUMENT for wrong options.
    */
   close(options: { linger?: number | undefined } = {}): Promise<void> {
-    try {
+    return promised(() => {
       const linger = lingerOf(options)
       return (this.#closing ??= this.#close(linger))
-    } catch (error) {
-      return Promise.reject(error as Error)
-    }
+    })
   }
 
   async #close(linger: number): Promise<void> {

@@ -3,7 +3,7 @@
 import type { Authorizer } from './authorize.js'
 import type { Codec } from '../adapters/codec.js'
 import { WebStreams } from '../adapters/web.js'
-import { defer, untilAborted } from '../runtime/deferred.js'
+import { defer, promised, untilAborted } from '../runtime/deferred.js'
 import { nowOpen, openNow, tellEvicted, tellRefused, tellSubscribed } from '../runtime/diagnostics.js'
 import type { EndpointEvents } from './endpoint.js'
 import { RingfenceError, fromFailure, invalid } from '../errors.js'
@@ -343,12 +343,10 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
    */
   close(options: { linger?: number | undefined } = {}): Promise<void> {
     if (this.#root !== null) return this.#root.close(options)
-    try {
+    return promised(() => {
       const linger = lingerOf(options)
       return (this.#closing ??= this.#close(linger))
-    } catch (error) {
-      return Promise.reject(error as Error)
-    }
+    })
   }
 
   async #close(linger: number): Promise<void> {

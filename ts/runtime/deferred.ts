@@ -1,23 +1,36 @@
 import { readerSignal } from '../endpoint/options.js'
 import { aborted } from '../errors.js'
+import { onAbort } from './aborts.js'
 import { LONGEST_TIMER, timers } from './timers.js'
 import type { WaitOptions } from '../types.js'
 
 /** A promise that other code resolves or rejects. */
-export interface Deferred {
-  readonly promise: Promise<void>
-  resolve(): void
+export interface Deferred<Value = void> {
+  readonly promise: Promise<Value>
+  resolve(value: Value): void
   reject(error: Error): void
 }
 
-export function defer(): Deferred {
-  const deferred = {} as { -readonly [Key in keyof Deferred]: Deferred[Key] }
+export function defer<Value = void>(): Deferred<Value> {
+  const deferred = {} as { -readonly [Key in keyof Deferred<Value>]: Deferred<Value>[Key] }
   deferred.promise = new Promise((resolve, reject) => {
     deferred.resolve = resolve
     deferred.reject = reject
   })
   return deferred
 }
+
+/** Makes the call. An exception becomes a rejection. */
+export function promised<Value>(call: () => Promise<Value>): Promise<Value> {
+  try {
+    return call()
+  } catch (error) {
+    return Promise.reject(error as Error)
+  }
+}
+
+/** Handles a rejection that is reported elsewhere as well, or does not matter. */
+export function ignore(): void {}
 
 /** Waits for a call until the signal of the options is aborted. The abort ends only the wait, not the call. */
 export function untilAborted<T>(options: WaitOptions | undefined, call: () => Promise<T>): Promise<T> {
@@ -27,9 +40,7 @@ export function untilAborted<T>(options: WaitOptions | undefined, call: () => Pr
     const promise = call()
     promise.then(resolve, reject)
     if (signal === undefined) return
-    const abort = () => reject(aborted(signal))
-    const forget = () => signal.removeEventListener('abort', abort)
-    signal.addEventListener('abort', abort, { once: true })
+    const forget = onAbort(signal, () => reject(aborted(signal)))
     promise.then(forget, forget)
   })
 }
