@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use napi::bindgen_prelude::*;
 use ringfence::{
     CloseReason, Inbound, Packed, Verifier,
-    binding::{self, Inlet},
+    binding::{self, AnyInlet},
 };
 
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
 
 /// An object that JavaScript reads from.
 pub(crate) trait Reads: Object {
-    type Ring: Inlet;
+    type Ring: AnyInlet;
 
     /// Whether each call wakes the peer, even if the caller is about to call again. A publisher may be
     /// waiting for this subscriber alone.

@@ -176,15 +176,32 @@ impl Error {
         Self::InvalidArgument(what.into())
     }
 
+    /// Makes the error for room that cannot be had.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "most callers have just the error, or a text"
+    )]
+    pub(crate) fn no_space(what: impl Into<String>, reason: impl ToString) -> Self {
+        Self::NoSpace {
+            what: what.into(),
+            reason: reason.to_string(),
+        }
+    }
+
+    /// Makes the error for something that this system, or this process, cannot do.
+    pub(crate) fn unsupported(what: impl Into<String>) -> Self {
+        Self::Unsupported {
+            what: what.into(),
+            source: None,
+        }
+    }
+
     /// Makes the error for a failed system call to which the protocol gives no meaning of its own. Either the
     /// process or the machine has run out of something, or the kernel or a sandbox does not allow the call.
     pub(crate) fn system(what: impl Into<String>, errno: Errno) -> Self {
         let what = what.into();
         if is_shortage(errno) || matches!(errno, Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) {
-            return Self::NoSpace {
-                what,
-                reason: errno.desc().to_owned(),
-            };
+            return Self::no_space(what, errno.desc());
         }
         Self::Unsupported {
             what: format!("{what}: {}", errno.desc()),
@@ -219,81 +236,58 @@ impl Error {
     }
 }
 
-/// The kind of an [`Error`], without its details.
-///
-/// ```
-/// use ringfence::{Error, ErrorKind};
-///
-/// assert_eq!(Error::TimedOut.kind(), ErrorKind::TimedOut);
-/// assert_eq!(ErrorKind::PeerLost.to_string(), "PEER_LOST");
-/// ```
-#[non_exhaustive]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ErrorKind {
-    /// An argument or an option is wrong, or the call came at the wrong time. [`Error::InvalidArgument`].
-    InvalidArgument,
-    /// The address is unusable. [`Error::AddressInvalid`].
-    AddressInvalid,
-    /// Two processes already share the address, or the service is full. [`Error::AddressOccupied`].
-    AddressOccupied,
-    /// The policy is not satisfied, on either side. [`Error::PeerRefused`].
-    PeerRefused,
-    /// No process listens, or the peer disconnected or died. [`Error::PeerLost`].
-    PeerLost,
-    /// A child that was started exited before the handshake. [`Error::ChildExited`].
-    ChildExited,
-    /// The peer connected but did not finish in time. [`Error::HandshakeTimeout`].
-    HandshakeTimeout,
-    /// The peer speaks another protocol, or its options do not agree. [`Error::Protocol`].
-    Protocol,
-    /// Another process opened the shared memory, or tried to. [`Error::ObjectExposed`].
-    ObjectExposed,
-    /// The memory that the peer passed differs from what was agreed. [`Error::ObjectUnsound`].
-    ObjectUnsound,
-    /// The peer wrote data that no honest peer writes. [`Error::RingCorrupt`].
-    RingCorrupt,
-    /// The message is longer than the peer or this call accepts. [`Error::MessageTooLarge`].
-    MessageTooLarge,
-    /// Memory or descriptors are exhausted. [`Error::NoSpace`].
-    NoSpace,
-    /// This side has closed the channel, or ended its sending direction. [`Error::Closed`].
-    Closed,
-    /// The publisher has evicted this subscriber. [`Error::Evicted`].
-    Evicted,
-    /// This process has cancelled the wait. [`Error::Aborted`].
-    Aborted,
-    /// The deadline of a call has passed. [`Error::TimedOut`].
-    TimedOut,
-    /// The kernel, a sandbox or the platform lacks a required feature. [`Error::Unsupported`].
-    Unsupported,
+named! {
+    /// The kind of an [`Error`], without its details. Its name is stable. In Node it is `code`, after the prefix `ERR_RINGFENCE_`.
+    ///
+    /// ```
+    /// use ringfence::{Error, ErrorKind};
+    ///
+    /// assert_eq!(Error::TimedOut.kind(), ErrorKind::TimedOut);
+    /// assert_eq!(ErrorKind::PeerLost.to_string(), "PEER_LOST");
+    /// ```
+    #[non_exhaustive]
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    pub enum ErrorKind {
+        /// An argument or an option is wrong, or the call came at the wrong time. [`Error::InvalidArgument`].
+        InvalidArgument => "INVALID_ARGUMENT",
+        /// The address is unusable. [`Error::AddressInvalid`].
+        AddressInvalid => "ADDRESS_INVALID",
+        /// Two processes already share the address, or the service is full. [`Error::AddressOccupied`].
+        AddressOccupied => "ADDRESS_OCCUPIED",
+        /// The policy is not satisfied, on either side. [`Error::PeerRefused`].
+        PeerRefused => "PEER_REFUSED",
+        /// No process listens, or the peer disconnected or died. [`Error::PeerLost`].
+        PeerLost => "PEER_LOST",
+        /// A child that was started exited before the handshake. [`Error::ChildExited`].
+        ChildExited => "CHILD_EXITED",
+        /// The peer connected but did not finish in time. [`Error::HandshakeTimeout`].
+        HandshakeTimeout => "HANDSHAKE_TIMEOUT",
+        /// The peer speaks another protocol, or its options do not agree. [`Error::Protocol`].
+        Protocol => "PROTOCOL",
+        /// Another process opened the shared memory, or tried to. [`Error::ObjectExposed`].
+        ObjectExposed => "OBJECT_EXPOSED",
+        /// The memory that the peer passed differs from what was agreed. [`Error::ObjectUnsound`].
+        ObjectUnsound => "OBJECT_UNSOUND",
+        /// The peer wrote data that no honest peer writes. [`Error::RingCorrupt`].
+        RingCorrupt => "RING_CORRUPT",
+        /// The message is longer than the peer or this call accepts. [`Error::MessageTooLarge`].
+        MessageTooLarge => "MESSAGE_TOO_LARGE",
+        /// Memory or descriptors are exhausted. [`Error::NoSpace`].
+        NoSpace => "NO_SPACE",
+        /// This side has closed the channel, or ended its sending direction. [`Error::Closed`].
+        Closed => "CLOSED",
+        /// The publisher has evicted this subscriber. [`Error::Evicted`].
+        Evicted => "EVICTED",
+        /// This process has cancelled the wait. [`Error::Aborted`].
+        Aborted => "ABORTED",
+        /// The deadline of a call has passed. [`Error::TimedOut`].
+        TimedOut => "TIMED_OUT",
+        /// The kernel, a sandbox or the platform lacks a required feature. [`Error::Unsupported`].
+        Unsupported => "UNSUPPORTED",
+    }
 }
 
 impl ErrorKind {
-    /// Returns the stable name, for example `PEER_REFUSED`. In Node this is `code`, after the prefix
-    /// `ERR_RINGFENCE_`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::InvalidArgument => "INVALID_ARGUMENT",
-            Self::AddressInvalid => "ADDRESS_INVALID",
-            Self::AddressOccupied => "ADDRESS_OCCUPIED",
-            Self::PeerRefused => "PEER_REFUSED",
-            Self::PeerLost => "PEER_LOST",
-            Self::ChildExited => "CHILD_EXITED",
-            Self::HandshakeTimeout => "HANDSHAKE_TIMEOUT",
-            Self::Protocol => "PROTOCOL",
-            Self::ObjectExposed => "OBJECT_EXPOSED",
-            Self::ObjectUnsound => "OBJECT_UNSOUND",
-            Self::RingCorrupt => "RING_CORRUPT",
-            Self::MessageTooLarge => "MESSAGE_TOO_LARGE",
-            Self::NoSpace => "NO_SPACE",
-            Self::Closed => "CLOSED",
-            Self::Evicted => "EVICTED",
-            Self::Aborted => "ABORTED",
-            Self::TimedOut => "TIMED_OUT",
-            Self::Unsupported => "UNSUPPORTED",
-        }
-    }
-
     /// Returns the nearest kind of the standard library.
     const fn of_io(self) -> io::ErrorKind {
         match self {
@@ -312,12 +306,6 @@ impl ErrorKind {
             Self::Aborted => io::ErrorKind::Other,
             Self::Unsupported => io::ErrorKind::Unsupported,
         }
-    }
-}
-
-impl fmt::Display for ErrorKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 
@@ -348,6 +336,17 @@ impl From<Error> for io::Error {
         };
         Self::new(kind, error)
     }
+}
+
+/// Returns the value with this name. Otherwise the error says which names the option accepts.
+pub(crate) fn parse_named<T: Copy + fmt::Display>(option: &str, all: &[T], text: &str) -> Result<T> {
+    let is_named = |value: &&T| value.to_string() == text;
+    all.iter().find(is_named).copied().ok_or_else(|| {
+        let names: Vec<String> = all.iter().map(|value| format!("'{value}'")).collect();
+        let (last, others) = names.split_last().expect("an option has values");
+        let others = others.join(", ");
+        Error::invalid(format!("{option} must be {others} or {last}, not {text:?}"))
+    })
 }
 
 /// Whether a system call failed because this process or the machine has run out of descriptors or memory.
@@ -418,22 +417,22 @@ pub enum Check {
 }
 
 impl Check {
-    const KNOWN: [Self; 15] = [
-        Self::Uid,
-        Self::Gid,
-        Self::Namespace,
-        Self::Executable,
-        Self::Cgroup,
-        Self::Label,
-        Self::Authorize,
-        Self::Credentials,
-        Self::Pidfd,
-        Self::Proc,
-        Self::Child,
-        Self::Line,
-        Self::Address,
-        Self::Lock,
-        Self::Delivery,
+    const NAMES: [(Self, &'static str); 15] = [
+        (Self::Uid, "uid"),
+        (Self::Gid, "gid"),
+        (Self::Namespace, "namespace"),
+        (Self::Executable, "executable"),
+        (Self::Cgroup, "cgroup"),
+        (Self::Label, "label"),
+        (Self::Authorize, "authorize"),
+        (Self::Credentials, "credentials"),
+        (Self::Pidfd, "pidfd"),
+        (Self::Proc, "proc"),
+        (Self::Child, "child"),
+        (Self::Line, "line"),
+        (Self::Address, "address"),
+        (Self::Lock, "lock"),
+        (Self::Delivery, "delivery"),
     ];
 
     /// Returns its name, for logs and for programs: `uid`, `executable`, `authorize`…
@@ -445,35 +444,20 @@ impl Check {
     }
 
     /// Returns the name of one of this side's checks.
-    pub(crate) const fn name(&self) -> &'static str {
-        match self {
-            Self::Uid => "uid",
-            Self::Gid => "gid",
-            Self::Namespace => "namespace",
-            Self::Executable => "executable",
-            Self::Cgroup => "cgroup",
-            Self::Label => "label",
-            Self::Authorize => "authorize",
-            Self::Credentials => "credentials",
-            Self::Pidfd => "pidfd",
-            Self::Proc => "proc",
-            Self::Child => "child",
-            Self::Line => "line",
-            Self::Address => "address",
-            Self::Lock => "lock",
-            Self::Delivery => "delivery",
-            Self::Confined(confinement) => confinement.as_str(),
-            Self::Other(_) => "other",
+    pub(crate) fn name(&self) -> &'static str {
+        let known = Self::NAMES.iter().find(|(check, _)| check == self);
+        match (known, self) {
+            (Some((_, name)), _) => name,
+            (None, Self::Confined(confinement)) => confinement.as_str(),
+            (None, _) => "other",
         }
     }
 
     /// Returns the check that a peer names.
     fn named(name: String) -> Self {
         let confined = Confinement::ALL.map(Self::Confined);
-        let known = Self::KNOWN
-            .into_iter()
-            .chain(confined)
-            .find(|known| known.name() == name);
+        let known = Self::NAMES.map(|(check, _)| check).into_iter().chain(confined);
+        let known = known.into_iter().find(|known| known.name() == name);
         known.unwrap_or(Self::Other(name))
     }
 }

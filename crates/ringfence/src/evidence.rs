@@ -1,7 +1,5 @@
 //! The list of checks made before a channel was opened, with the result of each.
 
-use std::fmt;
-
 use crate::trace;
 
 /// One check, for logs and audits. A channel exists only if every check that the policy asks for has passed.
@@ -21,32 +19,17 @@ pub struct Evidence {
     pub outcome: Outcome,
 }
 
-/// The result of a check. A check that fails is an [`Error`](crate::Error), and then no channel exists.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// The found value satisfies the requirement.
-    Passed,
-    /// The value was recorded but not compared, because the policy or this kernel leaves it open.
-    NotAsked,
-    /// A child cannot see this property of its parent from its namespaces. The line that it has inherited proves the
-    /// parent, and the child's policy does not name this check.
-    NotVisible,
-}
-
-impl Outcome {
-    /// Returns its name, for logs and for programs: `passed`, `not-asked` or `not-visible`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Passed => "passed",
-            Self::NotAsked => "not-asked",
-            Self::NotVisible => "not-visible",
-        }
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+named! {
+    /// The result of a check. A check that fails is an [`Error`](crate::Error), and then no channel exists.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Outcome {
+        /// The found value satisfies the requirement.
+        Passed => "passed",
+        /// The value was recorded but not compared, because the policy or this kernel leaves it open.
+        NotAsked => "not-asked",
+        /// A child cannot see this property of its parent from its namespaces. The line that it has inherited proves the
+        /// parent, and the child's policy does not name this check.
+        NotVisible => "not-visible",
     }
 }
 

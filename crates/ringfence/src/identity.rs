@@ -85,44 +85,27 @@ impl Identity {
     }
 }
 
-/// A restriction that the kernel enforces on a process, and that a policy can require of a peer
-/// ([`Policy::confined`](crate::Policy::confined)).
-#[non_exhaustive]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Confinement {
-    /// No program that it executes gives it more privileges (`PR_SET_NO_NEW_PRIVS` of prctl(2)).
-    NoNewPrivs,
-    /// A filter decides about its system calls (seccomp(2)).
-    Seccomp,
-    /// It has no permitted capability that counts in this process's user namespace. Capabilities in a user
-    /// namespace below that one do not count.
-    NoCapabilities,
-    /// It lives in a user namespace that descends from this process's.
-    UserNamespace,
-    /// It lives in another network namespace than this process.
-    NetworkNamespace,
+named! { all pub(crate),
+    /// A restriction that the kernel enforces on a process, and that a policy can require of a peer
+    /// ([`Policy::confined`](crate::Policy::confined)). Its name is that of its check: `confined.` and the key of the policy.
+    #[non_exhaustive]
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Confinement {
+        /// No program that it executes gives it more privileges (`PR_SET_NO_NEW_PRIVS` of prctl(2)).
+        NoNewPrivs => "confined.noNewPrivs",
+        /// A filter decides about its system calls (seccomp(2)).
+        Seccomp => "confined.seccomp",
+        /// It has no permitted capability that counts in this process's user namespace. Capabilities in a user
+        /// namespace below that one do not count.
+        NoCapabilities => "confined.noCapabilities",
+        /// It lives in a user namespace that descends from this process's.
+        UserNamespace => "confined.userNamespace",
+        /// It lives in another network namespace than this process.
+        NetworkNamespace => "confined.networkNamespace",
+    }
 }
 
 impl Confinement {
-    pub(crate) const ALL: [Self; 5] = [
-        Self::NoNewPrivs,
-        Self::Seccomp,
-        Self::NoCapabilities,
-        Self::UserNamespace,
-        Self::NetworkNamespace,
-    ];
-
-    /// Returns the name of its check, for logs and for programs: `confined.` and the name of the policy's key.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::NoNewPrivs => "confined.noNewPrivs",
-            Self::Seccomp => "confined.seccomp",
-            Self::NoCapabilities => "confined.noCapabilities",
-            Self::UserNamespace => "confined.userNamespace",
-            Self::NetworkNamespace => "confined.networkNamespace",
-        }
-    }
-
     /// Returns what makes a peer pass, for the sentence of a refusal.
     pub(crate) const fn advice(self) -> &'static str {
         match self {
@@ -145,12 +128,6 @@ impl Confinement {
                 "start the peer by `bwrap --unshare-net` or with systemd's PrivateNetwork=yes"
             }
         }
-    }
-}
-
-impl fmt::Display for Confinement {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 

@@ -63,7 +63,7 @@ compile_error!("ringfence is for 64-bit little-endian Linux");
 pub mod binding {
     pub use crate::api::member::destroy_on_drop;
     pub use crate::api::pair::join_noticing;
-    pub use crate::channel::inbound::Inlet;
+    pub use crate::channel::inbound::AnyInlet;
     pub use crate::channel::merge::source::{announce, barrier, line, look_parked, spin};
     pub use crate::channel::outbound::AnyOutlet;
     pub use crate::channel::receiver::PairInlet;
@@ -76,6 +76,62 @@ pub mod binding {
     pub use crate::sys::file::file_type;
     pub use crate::wake::attachments::discard;
 }
+/// Declares an enum whose variants have names, for logs and for programs. `all` adds a list of the variants.
+macro_rules! named {
+    (all $list:vis, $(#[$meta:meta])* $vis:vis enum $kind:ident {
+        $($(#[$about:meta])* $variant:ident $(= $number:literal)? => $name:literal,)+
+    }) => {
+        named! { $(#[$meta])* $vis enum $kind { $($(#[$about])* $variant $(= $number)? => $name,)+ } }
+
+        impl $kind {
+            /// Every value, in the order of the declaration.
+            $list const ALL: [Self; [$($name),+].len()] = [$(Self::$variant),+];
+        }
+    };
+    ($(#[$meta:meta])* $vis:vis enum $kind:ident {
+        $($(#[$about:meta])* $variant:ident $(= $number:literal)? => $name:literal,)+
+    }) => {
+        $(#[$meta])*
+        $vis enum $kind {
+            $($(#[$about])* $variant $(= $number)?,)+
+        }
+
+        impl $kind {
+            /// Returns its name, for logs and for programs.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+
+        impl std::fmt::Display for $kind {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+/// Declares the setters of a struct with options: each takes the value and returns the struct.
+macro_rules! setters {
+    ($options:ident { $(
+        $(#[$about:meta])*
+        $setter:ident($value:ident: $kind:ty) => $field:ident = $set:expr;
+    )+ }) => {
+        impl $options {
+            $(
+                $(#[$about])*
+                #[must_use]
+                pub fn $setter(mut self, $value: $kind) -> Self {
+                    self.$field = $set;
+                    self
+                }
+            )+
+        }
+    };
+}
+
 mod address;
 mod api;
 mod channel;

@@ -11,7 +11,7 @@ use crate::{
     region::room::check_room,
     ring::fan_out::{Delivery, StartFrom},
     signal::claim,
-    wait::deadline::CancelToken,
+    wait::deadline::{CancelToken, Deadline},
     wake::attachments::Attachments,
 };
 
@@ -111,130 +111,6 @@ impl Options {
         Self::default()
     }
 
-    /// Sets the kind of the shared memory ([`Backing::Memfd`]). Both sides must choose the same.
-    #[must_use]
-    pub fn backing(mut self, backing: Backing) -> Self {
-        self.backing = backing;
-        self
-    }
-
-    /// Sets the size in bytes of the ring that this side writes (4 MiB). It is rounded up to a power of two
-    /// of at least 4096. Each side chooses its own. The memory is reserved when the channel is made.
-    #[must_use]
-    pub fn capacity(mut self, bytes: u64) -> Self {
-        self.capacity = bytes;
-        self
-    }
-
-    /// Sets the size in bytes of the longest message that this side accepts (64 MiB), at most
-    /// [`MAX_MESSAGE_SIZE`]. The peer learns the limit, and its sends of longer messages fail on its side.
-    ///
-    /// For a [`Publisher`](crate::Publisher) this is the longest message that it sends. The default is the
-    /// maximum, an eighth of the ring. A subscriber that accepts only shorter messages is refused with
-    /// [`Error::Protocol`], which names both numbers.
-    #[must_use]
-    pub fn max_message_size(mut self, bytes: u64) -> Self {
-        self.max_message_size = Some(bytes);
-        self
-    }
-
-    /// Sets the size in bytes of the largest ring that the peer may have (1 GiB), at least [`CAPACITY_MIN`].
-    /// This side maps that ring, so the peer's choice costs address space and page tables here. A peer with a
-    /// larger ring is refused before anything is shared: [`Error::Protocol`], which names both numbers.
-    #[must_use]
-    pub fn max_peer_capacity(mut self, bytes: u64) -> Self {
-        self.max_peer_capacity = bytes;
-        self
-    }
-
-    /// Sets the attachments that this side accepts ([`Attachments::none`]).
-    #[must_use]
-    pub fn attachments(mut self, accepted: Attachments) -> Self {
-        self.attachments = accepted;
-        self
-    }
-
-    /// Sets the requirements on the peer ([`Policy::default`]: the same uid and the same executable).
-    #[must_use]
-    pub fn policy(mut self, policy: Policy) -> Self {
-        self.policy = policy;
-        self
-    }
-
-    /// Sets the permission bits of a named socket's file (0600). The umask does not apply. Abstract addresses
-    /// have no mode.
-    #[must_use]
-    pub fn mode(mut self, mode: u32) -> Self {
-        self.mode = mode;
-        self
-    }
-
-    /// Sets the group of a named socket's file (the process's own group).
-    #[must_use]
-    pub fn group(mut self, gid: u32) -> Self {
-        self.group = Some(Group::Id(gid));
-        self
-    }
-
-    /// Sets the group by name. The name is looked up when the address is bound (getgrnam(3)).
-    #[must_use]
-    pub fn group_name(mut self, name: impl Into<String>) -> Self {
-        self.group = Some(Group::Name(name.into()));
-        self
-    }
-
-    /// Sets the maximum duration of one handshake with a connected peer (5 s). Waiting for a peer to connect
-    /// has no limit except a [`CancelToken`]. [`Membership::leave`](crate::Membership::leave) waits up to
-    /// this time for its partner's answer.
-    #[must_use]
-    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
-        self.handshake_timeout = timeout;
-        self
-    }
-
-    /// Makes the call wait instead of failing (off). It waits
-    ///
-    /// - if two processes already share the address, or the service is full (instead of
-    ///   [`Error::AddressOccupied`]);
-    /// - if no process listens, or the service ends during a handshake.
-    ///
-    /// The call still fails with [`Error::PeerLost`] if a peer hangs up on each attempt for
-    /// [`Options::handshake_timeout`].
-    #[must_use]
-    pub fn wait(mut self, wait: bool) -> Self {
-        self.wait = wait;
-        self
-    }
-
-    /// Sets the maximum number of channels that a [`Listener`](crate::Listener) has open at the same time (no
-    /// limit). Further agents are refused with [`Error::AddressOccupied`] until one disconnects.
-    #[must_use]
-    pub fn max_peers(mut self, count: usize) -> Self {
-        self.max_peers = Some(count);
-        self
-    }
-
-    /// Sets how many of these channels one process may have, so that no agent can take all slots. The default
-    /// is seven eighths of [`Options::max_peers`], rounded up, so all of them if that is below 8; without
-    /// `max_peers` there is no limit. Further channels are refused with [`Error::AddressOccupied`].
-    #[must_use]
-    pub fn max_peers_per_process(mut self, count: usize) -> Self {
-        self.max_peers_per_process = Some(count);
-        self
-    }
-
-    /// Sets how many of these channels the processes of one user may have. This also applies to this
-    /// process's own user. Further channels are refused with [`Error::AddressOccupied`].
-    ///
-    /// The default is no limit for this process's own user, and three quarters of [`Options::max_peers`],
-    /// rounded up, for another user. Another user may have all of them if `max_peers` is below 4, or if the
-    /// policy accepts one user only. Without `max_peers` there is no limit.
-    #[must_use]
-    pub fn max_peers_per_user(mut self, count: usize) -> Self {
-        self.max_peers_per_user = Some(count);
-        self
-    }
-
     /// Returns the number of slots of a service: in total, per process and per user.
     pub(crate) fn seats(&self) -> SeatLimits {
         let all = self.max_peers.unwrap_or(usize::MAX);
@@ -251,73 +127,12 @@ impl Options {
         }
     }
 
-    /// Sets how long a wait on the channel may spin before it sleeps (0). Its deadline, the peer's end and the
-    /// peer's death end it sooner.
-    #[must_use]
-    pub fn busy_poll(mut self, time: Duration) -> Self {
-        self.busy_poll = time;
-        self
-    }
-
-    /// Makes the handshake close this process to other processes of its user (off; see
-    /// [`harden`](crate::harden())). That happens after both sides have checked each other's executable, and
-    /// before the shared memory is made. It is permanent, whatever the outcome of the handshake. A later peer
-    /// cannot look up this process's executable, and its policy refuses this process if it requires the
-    /// executable.
-    #[must_use]
-    pub fn harden(mut self, harden: bool) -> Self {
-        self.harden = harden;
-        self
-    }
-
-    /// Sets the realtime signal that this process uses. The default is the first number from 50 on that this
-    /// process does not use. Most C libraries allow 34 to 64. The kernel sends the signal if another process
-    /// tries to open this side's memory, and the peer sends its [tokens](crate::Tokens) with it.
-    ///
-    /// The signal is directed at a thread of this crate, so no handler of the program is changed. The number
-    /// is in use while a channel exists. A number that the process uses itself is [`Error::InvalidArgument`].
-    #[must_use]
-    pub fn realtime_signal(mut self, number: i32) -> Self {
-        self.realtime_signal = Some(number);
-        self
-    }
-
-    /// Sets the token that can cancel the wait for a channel. The open channel no longer depends on it.
-    #[must_use]
-    pub fn cancel_token(mut self, cancel_token: CancelToken) -> Self {
-        self.cancel_token = Some(cancel_token);
-        self
-    }
-
-    /// Sets how long one reliable subscriber may delay a [`Publisher`](crate::Publisher) in total (5 s) before it is
-    /// evicted. Time counts while a message waits for space in the ring. The total is reset once the subscriber has
-    /// read everything that was published when it last delayed the publisher. [`Duration::MAX`]: never.
-    #[must_use]
-    pub fn stall(mut self, time: Duration) -> Self {
-        self.stall = time;
-        self
-    }
-
-    /// Sets the deliveries that subscribers of a [`Publisher`](crate::Publisher) may request (all three). A
-    /// subscriber that requests another [`Delivery`] is refused: [`Error::PeerRefused`], check `delivery`.
-    #[must_use]
-    pub fn deliveries(mut self, deliveries: impl IntoIterator<Item = Delivery>) -> Self {
-        self.deliveries = deliveries.into_iter().collect();
-        self
-    }
-
-    /// Sets how messages reach a subscriber ([`Delivery::Reliable`]).
-    #[must_use]
-    pub fn delivery(mut self, delivery: Delivery) -> Self {
-        self.delivery = delivery;
-        self
-    }
-
-    /// Sets the first message that a subscriber receives ([`StartFrom::Now`]).
-    #[must_use]
-    pub fn from(mut self, from: StartFrom) -> Self {
-        self.from = from;
-        self
+    /// Returns the limit of a wait for a peer: none but its cancellation. A handshake is limited by its timeout.
+    pub(crate) fn deadline(&self) -> Deadline {
+        Deadline::endless(
+            self.cancel_token.iter().cloned().collect(),
+            self.handshake_timeout,
+        )
     }
 
     /// Returns the size in bytes of the longest message that this side receives, or that it sends as a
@@ -360,9 +175,11 @@ impl Options {
         }
         self.capacity = round_capacity(capacity)
             .filter(|rounded| rounded.checked_add(1 << 20).is_some())
-            .ok_or_else(|| Error::NoSpace {
-                what: format!("a ring of {capacity} bytes"),
-                reason: "it exceeds the address space".into(),
+            .ok_or_else(|| {
+                Error::no_space(
+                    format!("a ring of {capacity} bytes"),
+                    "it exceeds the address space",
+                )
             })?;
         let longest = self.longest();
         if !(1..=MAX_MESSAGE_SIZE).contains(&longest) {
@@ -439,6 +256,113 @@ impl Options {
         }
     }
 }
+
+setters! { Options {
+    /// Sets the kind of the shared memory ([`Backing::Memfd`]). Both sides must choose the same.
+    backing(backing: Backing) => backing = backing;
+
+    /// Sets the size in bytes of the ring that this side writes (4 MiB). It is rounded up to a power of two
+    /// of at least 4096. Each side chooses its own. The memory is reserved when the channel is made.
+    capacity(bytes: u64) => capacity = bytes;
+
+    /// Sets the size in bytes of the longest message that this side accepts (64 MiB), at most
+    /// [`MAX_MESSAGE_SIZE`]. The peer learns the limit, and its sends of longer messages fail on its side.
+    ///
+    /// For a [`Publisher`](crate::Publisher) this is the longest message that it sends. The default is the
+    /// maximum, an eighth of the ring. A subscriber that accepts only shorter messages is refused with
+    /// [`Error::Protocol`], which names both numbers.
+    max_message_size(bytes: u64) => max_message_size = Some(bytes);
+
+    /// Sets the size in bytes of the largest ring that the peer may have (1 GiB), at least [`CAPACITY_MIN`].
+    /// This side maps that ring, so the peer's choice costs address space and page tables here. A peer with a
+    /// larger ring is refused before anything is shared: [`Error::Protocol`], which names both numbers.
+    max_peer_capacity(bytes: u64) => max_peer_capacity = bytes;
+
+    /// Sets the attachments that this side accepts ([`Attachments::none`]).
+    attachments(accepted: Attachments) => attachments = accepted;
+
+    /// Sets the requirements on the peer ([`Policy::default`]: the same uid and the same executable).
+    policy(policy: Policy) => policy = policy;
+
+    /// Sets the permission bits of a named socket's file (0600). The umask does not apply. Abstract addresses
+    /// have no mode.
+    mode(mode: u32) => mode = mode;
+
+    /// Sets the group of a named socket's file (the process's own group).
+    group(gid: u32) => group = Some(Group::Id(gid));
+
+    /// Sets the group by name. The name is looked up when the address is bound (getgrnam(3)).
+    group_name(name: impl Into<String>) => group = Some(Group::Name(name.into()));
+
+    /// Sets the maximum duration of one handshake with a connected peer (5 s). Waiting for a peer to connect
+    /// has no limit except a [`CancelToken`]. [`Membership::leave`](crate::Membership::leave) waits up to
+    /// this time for its partner's answer.
+    handshake_timeout(timeout: Duration) => handshake_timeout = timeout;
+
+    /// Makes the call wait instead of failing (off). It waits
+    ///
+    /// - if two processes already share the address, or the service is full (instead of
+    ///   [`Error::AddressOccupied`]);
+    /// - if no process listens, or the service ends during a handshake.
+    ///
+    /// The call still fails with [`Error::PeerLost`] if a peer hangs up on each attempt for
+    /// [`Options::handshake_timeout`].
+    wait(wait: bool) => wait = wait;
+
+    /// Sets the maximum number of channels that a [`Listener`](crate::Listener) has open at the same time (no
+    /// limit). Further agents are refused with [`Error::AddressOccupied`] until one disconnects.
+    max_peers(count: usize) => max_peers = Some(count);
+
+    /// Sets how many of these channels one process may have, so that no agent can take all slots. The default
+    /// is seven eighths of [`Options::max_peers`], rounded up, so all of them if that is below 8; without
+    /// `max_peers` there is no limit. Further channels are refused with [`Error::AddressOccupied`].
+    max_peers_per_process(count: usize) => max_peers_per_process = Some(count);
+
+    /// Sets how many of these channels the processes of one user may have. This also applies to this
+    /// process's own user. Further channels are refused with [`Error::AddressOccupied`].
+    ///
+    /// The default is no limit for this process's own user, and three quarters of [`Options::max_peers`],
+    /// rounded up, for another user. Another user may have all of them if `max_peers` is below 4, or if the
+    /// policy accepts one user only. Without `max_peers` there is no limit.
+    max_peers_per_user(count: usize) => max_peers_per_user = Some(count);
+
+    /// Sets how long a wait on the channel may spin before it sleeps (0). Its deadline, the peer's end and the
+    /// peer's death end it sooner.
+    busy_poll(time: Duration) => busy_poll = time;
+
+    /// Makes the handshake close this process to other processes of its user (off; see
+    /// [`harden`](crate::harden())). That happens after both sides have checked each other's executable, and
+    /// before the shared memory is made. It is permanent, whatever the outcome of the handshake. A later peer
+    /// cannot look up this process's executable, and its policy refuses this process if it requires the
+    /// executable.
+    harden(harden: bool) => harden = harden;
+
+    /// Sets the realtime signal that this process uses. The default is the first number from 50 on that this
+    /// process does not use. Most C libraries allow 34 to 64. The kernel sends the signal if another process
+    /// tries to open this side's memory, and the peer sends its [tokens](crate::Tokens) with it.
+    ///
+    /// The signal is directed at a thread of this crate, so no handler of the program is changed. The number
+    /// is in use while a channel exists. A number that the process uses itself is [`Error::InvalidArgument`].
+    realtime_signal(number: i32) => realtime_signal = Some(number);
+
+    /// Sets the token that can cancel the wait for a channel. The open channel no longer depends on it.
+    cancel_token(cancel_token: CancelToken) => cancel_token = Some(cancel_token);
+
+    /// Sets how long one reliable subscriber may delay a [`Publisher`](crate::Publisher) in total (5 s) before it is
+    /// evicted. Time counts while a message waits for space in the ring. The total is reset once the subscriber has
+    /// read everything that was published when it last delayed the publisher. [`Duration::MAX`]: never.
+    stall(time: Duration) => stall = time;
+
+    /// Sets the deliveries that subscribers of a [`Publisher`](crate::Publisher) may request (all three). A
+    /// subscriber that requests another [`Delivery`] is refused: [`Error::PeerRefused`], check `delivery`.
+    deliveries(deliveries: impl IntoIterator<Item = Delivery>) => deliveries = deliveries.into_iter().collect();
+
+    /// Sets how messages reach a subscriber ([`Delivery::Reliable`]).
+    delivery(delivery: Delivery) => delivery = delivery;
+
+    /// Sets the first message that a subscriber receives ([`StartFrom::Now`]).
+    from(from: StartFrom) => from = from;
+} }
 
 #[cfg(test)]
 mod tests {

@@ -162,7 +162,9 @@ fn send_attached(publishing: &mut PublisherState, call: &mut Call) -> Answer {
 /// Arguments: the size of the message that `sendAttached` has not sent, and its attachments. Answers as `armWriter`.
 fn arm_attached(publishing: &mut PublisherState, call: &mut Call) -> Answer {
     let size = call.size(0);
-    let armed = publishing.sender().and_then(|sender| sender.arm_with(size));
+    let armed = with_bundle(call, 1, |attachments| {
+        publishing.sender()?.arm_with(size, attachments)
+    });
     publishing.answer(armed.map(i32::from))
 }
 

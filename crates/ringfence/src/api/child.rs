@@ -125,10 +125,7 @@ pub fn spawn_with(mut command: Command, place: LinePlace) -> Result<(Child, Pare
         let what = format!("starting {}", program.display());
         match error.raw_os_error().map(Errno::from_raw) {
             Some(errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) => Error::system(what, errno),
-            Some(Errno::EAGAIN) => Error::NoSpace {
-                what,
-                reason: "no more processes are allowed".into(),
-            },
+            Some(Errno::EAGAIN) => Error::no_space(what, "no more processes are allowed"),
             _ => Error::invalid(format!("{what}: {error}")),
         }
     })?;
@@ -394,11 +391,7 @@ fn failed(
 }
 
 fn deadline(options: &Options) -> Deadline {
-    Deadline::endless(
-        options.cancel_token.iter().cloned().collect(),
-        options.handshake_timeout,
-    )
-    .within(options.handshake_timeout)
+    options.deadline().within(options.handshake_timeout)
 }
 
 /// The channel with the parent, in a process that was started by [`spawn`], or by Node's. This side is the guest. It

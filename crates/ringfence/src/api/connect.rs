@@ -112,10 +112,7 @@ fn call(
     shake_hands: impl Fn(OwnedFd, EvidenceLog, &Deadline) -> Result<Option<Parts>>,
 ) -> Result<Parts> {
     barriers::begin();
-    let deadline = Deadline::endless(
-        options.cancel_token.iter().cloned().collect(),
-        options.handshake_timeout,
-    );
+    let deadline = options.deadline();
     let mut backoff = Backoff::new(&deadline);
     loop {
         match call_once(address, options, &deadline, &shake_hands) {

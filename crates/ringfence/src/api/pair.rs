@@ -66,10 +66,7 @@ pub fn join_noticing(
     let options = &options.clone().checked()?;
     let address = &address.absolute();
     barriers::begin();
-    let deadline = Deadline::endless(
-        options.cancel_token.iter().cloned().collect(),
-        options.handshake_timeout,
-    );
+    let deadline = options.deadline();
     let mut backoff = Backoff::new(&deadline);
     loop {
         match join_once(address, options, &deadline, notice) {

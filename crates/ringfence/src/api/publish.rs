@@ -1,24 +1,22 @@
 //! A publisher: one process writes each message once, and any number of processes read it.
 
 use std::{
+    ops::{Deref, DerefMut},
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Weak, atomic::Ordering},
     thread::JoinHandle,
     time::Instant,
 };
 
-use bytemuck::Pod;
-
 use crate::{
     address::Address,
     channel::end::{AtomicState, ChannelState, CloseReason},
-    channel::reserve::{Batch, Reservation, Reserved},
     error::{Error, Result},
     fork::ForkMark,
     handshake::broadcast::PublishedRing,
     host::accept::Refused,
     host::audience::{Broadcast, PublisherEvent, Subscriber, watch},
-    host::broadcaster::{Broadcaster, PublisherStats},
+    host::broadcaster::Broadcaster,
     host::endpoint::{BoundAlone, Endpoint, Handle, Idle, Worker},
     host::events::End,
     host::stalls::Charging,
@@ -26,13 +24,10 @@ use crate::{
     options::Options,
     region::create::{InFlightDescriptor, ObjectSpec, SharedObject},
     region::own::OwnRegion,
-    ring::fan_out::FanOut,
     ring::fan_out::readers::{MOST_READERS, Readers},
-    ring::items::ReservedItems,
     signal::claim,
     sys::lock::Mutex,
     wait::threads::is_own_thread,
-    wake::attachments::AttachmentRef,
     wake::barriers,
     wake::parking::Barriers,
 };
@@ -134,7 +129,7 @@ fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Resul
     })
 }
 
-/// A publisher at its address: the sending half and the audience together.
+/// A publisher at its address: the sending half, to which it dereferences, and the audience.
 ///
 /// ```no_run
 /// use ringfence::{Address, Options, publish};
@@ -151,7 +146,7 @@ fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Resul
 /// ```
 ///
 /// # What blocks
-/// [`Publisher::send`], [`Publisher::wait`] and [`Publisher::next`] block, and [`Publisher::seal`] until the running handshakes are
+/// [`Broadcaster::send`], [`Broadcaster::wait`] and [`Publisher::next`] block, and [`Publisher::seal`] until the running handshakes are
 /// cancelled. Everything else returns at once.
 ///
 /// # Disconnected and slow subscribers
@@ -187,82 +182,6 @@ impl Publisher {
         self.audience.address()
     }
 
-    /// See [`Broadcaster::capacity`].
-    pub fn capacity(&self) -> u64 {
-        self.sender.capacity()
-    }
-
-    /// See [`Broadcaster::max_message_size`].
-    pub fn max_message_size(&self) -> u64 {
-        self.sender.max_message_size()
-    }
-
-    /// See [`Broadcaster::sequence`].
-    pub fn sequence(&self) -> u64 {
-        self.sender.sequence()
-    }
-
-    /// See [`Broadcaster::stats`].
-    pub fn stats(&mut self) -> PublisherStats {
-        self.sender.stats()
-    }
-
-    /// See [`Broadcaster::try_send`].
-    #[inline]
-    pub fn try_send(&mut self, message: &[u8]) -> Result<bool> {
-        self.sender.try_send(message)
-    }
-
-    /// See [`Broadcaster::send`].
-    pub fn send(&mut self, message: &[u8]) -> Result<()> {
-        self.sender.send(message)
-    }
-
-    /// See [`Broadcaster::send_until`].
-    pub fn send_until(&mut self, message: &[u8], deadline: Instant) -> Result<()> {
-        self.sender.send_until(message, deadline)
-    }
-
-    /// See [`Broadcaster::send_with`].
-    pub fn send_with(&mut self, message: &[u8], attachments: &[AttachmentRef<'_>]) -> Result<()> {
-        self.sender.send_with(message, attachments)
-    }
-
-    /// See [`Broadcaster::reserve`].
-    #[inline]
-    pub fn reserve(&mut self, size: usize) -> Result<Option<Reservation<'_, FanOut>>> {
-        self.sender.reserve(size)
-    }
-
-    /// See [`Broadcaster::reserve_items`].
-    #[inline]
-    pub fn reserve_items<T: Pod>(
-        &mut self,
-        count: usize,
-    ) -> Result<Option<ReservedItems<Reservation<'_, FanOut>, T>>> {
-        self.sender.reserve_items(count)
-    }
-
-    /// See [`Broadcaster::reserve_detached`].
-    pub fn reserve_detached(&mut self, size: usize) -> Result<Option<Reserved>> {
-        self.sender.reserve_detached(size)
-    }
-
-    /// See [`Broadcaster::batch`].
-    pub fn batch(&mut self) -> Result<Batch<'_, FanOut>> {
-        self.sender.batch()
-    }
-
-    /// See [`Broadcaster::wait`].
-    pub fn wait(&mut self, size: usize, deadline: Option<Instant>) -> Result<bool> {
-        self.sender.wait(size, deadline)
-    }
-
-    /// See [`Broadcaster::end`].
-    pub fn end(&mut self) {
-        self.sender.end();
-    }
-
     /// See [`Audience::subscribers`].
     pub fn subscribers(&self) -> Vec<Subscriber> {
         self.audience.subscribers()
@@ -287,15 +206,20 @@ impl Publisher {
     pub fn close(&self) {
         self.audience.close();
     }
+}
 
-    /// See [`Broadcaster::destroy`].
-    pub fn destroy(&mut self) {
-        self.sender.destroy();
+impl Deref for Publisher {
+    type Target = Broadcaster;
+
+    fn deref(&self) -> &Broadcaster {
+        &self.sender
     }
+}
 
-    /// See [`Audience::close_reason`].
-    pub fn close_reason(&self) -> Option<CloseReason> {
-        self.audience.close_reason()
+impl DerefMut for Publisher {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Broadcaster {
+        &mut self.sender
     }
 }
 

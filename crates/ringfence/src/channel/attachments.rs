@@ -2,8 +2,9 @@
 //!
 //! The sending half puts them on the line before it publishes the record that announces them, so the receiving half
 //! finds them there. `wake/attachments.rs` has the form in which they travel.
+#![expect(private_bounds, reason = "as in `inbound`")]
 
-use std::{sync::atomic::Ordering, time::Instant};
+use std::sync::atomic::Ordering;
 
 use crate::{
     channel::end::ChannelState,
@@ -19,66 +20,6 @@ use crate::{
 };
 
 impl Sender {
-    /// Sends a message with attachments like [`Sender::send`]. Waits also while the peer holds as many unread attachments as it
-    /// accepts.
-    ///
-    /// # Errors
-    /// As [`Sender::send`]; [`Error::InvalidArgument`] if the peer does not accept attachments of these kinds
-    /// ([`Options::attachments`](crate::Options::attachments)); [`Error::MessageTooLarge`] if it never accepts so many or so large
-    /// ones; [`Error::NoSpace`] if the kernel does not pass them. Nothing was sent then.
-    ///
-    /// ```no_run
-    /// use ringfence::SealedBuffer;
-    ///
-    /// # fn main() -> ringfence::Result<()> {
-    /// # let address: ringfence::Address = "@frames".parse()?;
-    /// # let (mut sender, _receiver) = ringfence::join(&address, &ringfence::Options::new())?.split();
-    /// let frame = SealedBuffer::create(1 << 24, |bytes| bytes.fill(255))?;
-    /// sender.send_with(b"a white frame", &[(&frame).into()])?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn send_with(&mut self, message: &[u8], attachments: &[AttachmentRef<'_>]) -> Result<()> {
-        self.send_with_by(message, attachments, None)
-    }
-
-    /// Sends like [`Sender::send_with`], up to a deadline: see [`Sender::send_until`].
-    ///
-    /// # Errors
-    /// As [`Sender::send_with`], and [`Error::TimedOut`].
-    pub fn send_with_until(
-        &mut self,
-        message: &[u8],
-        attachments: &[AttachmentRef<'_>],
-        deadline: Instant,
-    ) -> Result<()> {
-        self.send_with_by(message, attachments, Some(deadline))
-    }
-
-    fn send_with_by(
-        &mut self,
-        message: &[u8],
-        attachments: &[AttachmentRef<'_>],
-        deadline: Option<Instant>,
-    ) -> Result<()> {
-        let mut sent = self.send_part_with(message, attachments)?;
-        if sent != Progress::Whole {
-            let since = Instant::now();
-            while let Progress::Part(written) = sent {
-                let unsent = if written == 0 { attachments } else { &[] };
-                if !self.wait_with(unsent, |sender| sender.wait(message.len(), deadline))?? {
-                    return Err(Error::TimedOut);
-                }
-                sent = match written {
-                    0 => self.send_part_with(message, attachments)?,
-                    _ => self.send_part(message, written)?,
-                };
-            }
-            self.shared.counters.waited(since);
-        }
-        Ok(())
-    }
-
     /// Starts a message with attachments. [`Progress::Part`] of 0 bytes: nothing was sent, because the ring has no room, or because the
     /// peer holds as many unread attachments as it accepts. Call it again once [`Sender::arm_with`] says so. After more bytes,
     /// [`Sender::send_part`] continues the message.
@@ -109,26 +50,6 @@ impl Sender {
         let counter = &self.shared.counters.attachments_sent;
         counter.fetch_add(load.count, Ordering::Relaxed);
         Ok(sent)
-    }
-
-    /// Reports that this half sleeps, like [`Sender::arm`], until a message of `size` bytes with these attachments finds room.
-    ///
-    /// # Errors
-    /// As [`Sender::arm`] and [`Sender::send_with`].
-    pub fn arm_with(&mut self, size: usize, attachments: &[AttachmentRef<'_>]) -> Result<bool> {
-        self.wait_with(attachments, |sender| sender.arm(size))?
-    }
-
-    /// Calls a function that waits for room, which then also waits until the peer accepts these attachments.
-    pub(crate) fn wait_with<T>(
-        &mut self,
-        attachments: &[AttachmentRef<'_>],
-        wait: impl FnOnce(&mut Self) -> T,
-    ) -> Result<T> {
-        self.own.wanted = self.own.check(attachments)?;
-        let waited = wait(self);
-        self.own.wanted = Load::default();
-        Ok(waited)
     }
 
     fn positions(&mut self) -> Result<(u64, u64)> {
@@ -174,19 +95,19 @@ impl<R: Inlet> Inbound<R> {
     /// # }
     /// ```
     pub fn attachments(&mut self) -> Vec<Attachment> {
-        self.incoming.take(self.ring.end_of_last())
+        self.incoming.take(self.ring.reader().end_of_last())
     }
 
     /// Whether the message that was received last has attachments that were not taken.
     #[inline]
     pub fn has_attachments(&self) -> bool {
-        self.incoming.is_of(self.ring.end_of_last())
+        self.incoming.is_of(self.ring.reader().end_of_last())
     }
 
     #[cold]
     fn collect_some(&mut self, first: Record, number: u64) -> Result<()> {
         let count = first.tag.attachments();
-        let at = self.ring.position();
+        let at = self.ring.reader().position();
         if self.incoming.at == Some(at) {
             return Ok(());
         }

@@ -30,7 +30,6 @@ use crate::{
     region::peer::PeerRegion,
     region::phase::{Phase, Step},
     signal::inbox::{OpenInbox, TokenSender},
-    sys::lock::MutexGuard,
     trace::Tie,
     wait::deadline::{Deadline, Woken},
     wake::attachments::Attachments,
@@ -41,34 +40,23 @@ use crate::{
 /// of eight.
 pub(crate) const END_TOLD: u64 = 1;
 
-/// Why a channel or a subscription has ended.
-#[non_exhaustive]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CloseReason {
-    /// One side closed it after it had ended its sending, or no side sends any more and everything was read.
-    Closed,
-    /// The peer's process exited before it had ended its sending, or the peer destroyed it.
-    Lost,
-    /// The peer violated the protocol.
-    Corrupt,
-    /// Another process tried to open the shared memory of either side. That memory is wiped, and unread messages are lost.
-    Exposed,
-    /// The subscriber delayed its publisher for longer than [`Options::stall`](crate::Options::stall) allows.
-    Evicted,
-    /// A later check found that the peer no longer satisfies the policy: see [`Verifier::verify`](crate::Verifier::verify).
-    Refused,
-}
-
-impl fmt::Display for CloseReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Closed => "closed",
-            Self::Lost => "lost",
-            Self::Corrupt => "corrupt",
-            Self::Exposed => "exposed",
-            Self::Evicted => "evicted",
-            Self::Refused => "refused",
-        })
+named! {
+    /// Why a channel or a subscription has ended.
+    #[non_exhaustive]
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum CloseReason {
+        /// One side closed it after it had ended its sending, or no side sends any more and everything was read.
+        Closed => "closed",
+        /// The peer's process exited before it had ended its sending, or the peer destroyed it.
+        Lost => "lost",
+        /// The peer violated the protocol.
+        Corrupt => "corrupt",
+        /// Another process tried to open the shared memory of either side. That memory is wiped, and unread messages are lost.
+        Exposed => "exposed",
+        /// The subscriber delayed its publisher for longer than [`Options::stall`](crate::Options::stall) allows.
+        Evicted => "evicted",
+        /// A later check found that the peer no longer satisfies the policy: see [`Verifier::verify`](crate::Verifier::verify).
+        Refused => "refused",
     }
 }
 
@@ -432,7 +420,7 @@ impl Shared {
 
     /// Keeps this until the channel ends. If the channel has ended already, `on_end` is called at once.
     pub(crate) fn keep(&self, mut on_end: Box<dyn OnEnd>) {
-        if let Ok(mut guard) = self.held()
+        if let Ok(mut guard) = self.held.lock()
             && let Some(held) = guard.as_mut()
         {
             held.on_end = Some(on_end);
@@ -441,20 +429,17 @@ impl Shared {
         on_end.end(self.state.get());
     }
 
-    /// Locks what the channel has until it ends. Fails in a forked child, which has none of it.
-    pub(super) fn held(&self) -> Result<MutexGuard<'_, Option<Resources>>> {
-        self.held.lock()
-    }
-
     /// Announces the end of sending. Returns `false` if the channel has ended already.
     pub(crate) fn end_sending(&self) -> bool {
-        let Ok(mut guard) = self.held() else { return false };
+        let Ok(mut guard) = self.held.lock() else {
+            return false;
+        };
         guard.as_mut().is_some_and(|held| held.phase.end_sending())
     }
 
     /// Frees the address, and nothing else: see [`Sender::vacate`](crate::Sender::vacate).
     pub(crate) fn vacate(&self) {
-        if let Ok(mut guard) = self.held() {
+        if let Ok(mut guard) = self.held.lock() {
             let on_end = guard.as_mut().and_then(|held| held.on_end.take());
             // Dropping it may need this lock.
             drop(guard);
@@ -464,7 +449,7 @@ impl Shared {
 
     /// The phase of the peer's region. `None` once this side has released the region.
     pub(super) fn phase_of_peer(&self) -> Option<Phase> {
-        let held = self.held().ok()?;
+        let held = self.held.lock().ok()?;
         Phase::from_word(held.as_ref()?.peer.load(layout::PHASE, Ordering::Acquire))
     }
 
@@ -509,7 +494,7 @@ impl Shared {
             // Not ends.
             ChannelState::Open | ChannelState::Inherited => return None,
         }
-        let mut guard = self.held().ok()?;
+        let mut guard = self.held.lock().ok()?;
         if let Some(held) = guard.as_mut().filter(|held| held.has_left()) {
             // `leave` releases everything else.
             if end == ChannelState::Exposed {
@@ -559,7 +544,7 @@ impl Shared {
     /// As [`Shared::finish`], for a member that leaves its place to its peer: announces that, and waits for the answer until
     /// `deadline`. In the meantime calls that send or receive here fail as on a closed channel.
     pub(crate) fn leave(&self, deadline: &Deadline) -> Handover {
-        let Ok(mut guard) = self.held() else {
+        let Ok(mut guard) = self.held.lock() else {
             return Handover::NoSuccessor;
         };
         let Some(held) = guard.as_mut().filter(|held| !held.has_left()) else {
@@ -582,7 +567,7 @@ impl Shared {
         let phase = Phase::from_word(peer.load(layout::PHASE, Ordering::Acquire));
         self.doorbell.hang_up();
         // Kept until now for the alarm, which wipes it.
-        let held = self.held().map(|mut held| held.take());
+        let held = self.held.lock().map(|mut held| held.take());
         // The tracing subscriber is notified before the program.
         if let Some(reason) = self.close_reason() {
             self.tie.closed(&reason);
@@ -659,7 +644,7 @@ impl Shared {
 
     /// Waits until a thread that is ending the channel has done so: the peer may see the end before the threads of this side do.
     pub(crate) fn wait_for_end(&self) {
-        drop(self.held());
+        drop(self.held.lock());
     }
 
     pub(crate) fn peer_is_gone(&self) -> bool {
@@ -672,7 +657,7 @@ impl Shared {
     /// Called by a publisher: this subscriber stops reading at this position of the ring, whatever is sent to the others. Must precede
     /// the phase that announces the end to the subscriber.
     pub(crate) fn end_reading_at(&self, position: u64) {
-        if let Ok(guard) = self.held()
+        if let Ok(guard) = self.held.lock()
             && let Some(held) = guard.as_ref()
         {
             // The first position counts. Nothing else in this process writes the word.

@@ -2,6 +2,10 @@
 //!
 //! [`Inbound`] has what both kinds share: how a half waits, wakes the peer, notices the end and releases the memory. An [`Inlet`] is one
 //! kind of ring: `receiver` has that of a pair, `subscription` that of a publisher.
+#![expect(
+    private_bounds,
+    reason = "programs use the kinds of a ring that this crate has"
+)]
 
 use std::{
     fmt,
@@ -17,35 +21,26 @@ use crate::{
     channel::unread::Incoming,
     channel::waiting::{Awaited, Parking, Waits},
     error::{Error, Result},
+    region::own::OwnRegion,
+    region::peer::PeerRegion,
     region::phase::{Phase, Step},
     ring::message::Message,
+    ring::read::{Limit, Reader},
 };
 
 /// In place of a number of bytes: everything that is in the ring when a visit starts.
 pub(super) const ALL_THAT_IS_THERE: u64 = u64::MAX;
 
-/// The reading end of one kind of ring. In a private module, so that no other crate implements it.
-pub trait Inlet: fmt::Debug + Sized {
-    /// Whether there is something to read. Loads the peer's tail only if everything known was read.
-    fn available(&mut self) -> Result<bool>;
+/// The reading end of one kind of ring.
+pub(crate) trait Inlet: fmt::Debug + Sized {
+    /// What limits the reader of this kind of ring.
+    type Limit: Limit<OwnRegion, PeerRegion>;
 
-    /// Publishes how far everything was read. Returns whether the peer did not know.
-    fn publish(&mut self) -> bool;
+    /// The reading end of the ring.
+    fn reader(&self) -> &Reader<OwnRegion, PeerRegion, Self::Limit>;
 
-    /// The position up to which everything was read.
-    fn position(&self) -> u64;
-
-    /// The end of the message that was read last.
-    fn end_of_last(&self) -> u64;
-
-    /// Bytes of the ring.
-    fn capacity(&self) -> u64;
-
-    /// Whether everything known was read. Does not load the peer's tail.
-    fn is_through(&self) -> bool;
-
-    /// The number of times that the peer's tail was loaded.
-    fn looks(&self) -> u64;
+    /// The reading end of the ring, to read from.
+    fn reader_mut(&mut self) -> &mut Reader<OwnRegion, PeerRegion, Self::Limit>;
 
     /// Messages that were handed out, and the bytes of their payloads.
     fn counted(&mut self) -> (u64, u64);
@@ -85,9 +80,6 @@ pub trait Inlet: fmt::Debug + Sized {
     /// See `Inbound::try_receive_into`. The channel was checked.
     fn try_receive_into(half: &mut Inbound<Self>, into: &mut Vec<u8>) -> Result<bool>;
 
-    /// See [`Inbound::next_size`]. The channel was checked.
-    fn next_size(half: &mut Inbound<Self>) -> Result<Option<usize>>;
-
     /// See [`Inbound::try_receive_packed`]. Checks the channel first.
     fn receive_packed(half: &mut Inbound<Self>, into: &mut [u8]) -> Result<Packed>;
 
@@ -100,6 +92,11 @@ pub trait Inlet: fmt::Debug + Sized {
         bytes: u64,
     ) -> Result<bool>;
 }
+
+/// Any [`Inlet`], for the binding.
+pub trait AnyInlet: Inlet {}
+
+impl<R: Inlet> AnyInlet for R {}
 
 /// Destroys the channel if it is dropped while its thread panics: the thread may have meant to receive more, and the peer must not take the
 /// end of the other half for a clean end.
@@ -125,7 +122,7 @@ pub struct Inbound<R> {
     pub(super) fruitless: u32,
     /// The position at which this half last checked whether the peer sleeps.
     woken: u64,
-    /// The value of [`Inlet::looks`] when the caller's round began.
+    /// The value of [`Reader::looks`] when the caller's round began.
     round: u64,
     pub(super) incoming: Incoming,
     /// Declared after the ring: a pair's consumer reports its last counts when it is dropped, and they count until this is dropped.
@@ -168,7 +165,7 @@ impl<R: Inlet> Inbound<R> {
     fn check_ended(&mut self) -> Result<()> {
         if self.shared.peer_is_gone() {
             self.settle();
-            let unread = self.ring.available();
+            let unread = self.ring.reader_mut().available();
             if self.shared.has_read_all() || !self.judge(unread)? {
                 self.shared.receiving_ended.store(true, Ordering::Release);
                 self.let_go();
@@ -259,13 +256,13 @@ impl<R: Inlet> Inbound<R> {
     /// Publishes how far everything was read, and wakes a peer that waits for room.
     #[inline]
     pub(super) fn tell(&mut self) {
-        self.ring.publish();
+        self.ring.reader_mut().publish();
         self.wake_at_once();
     }
 
     #[inline]
     pub(super) fn wake_at_once(&mut self) {
-        self.woken = self.ring.position();
+        self.woken = self.ring.reader().position();
         self.ring_if_published();
     }
 
@@ -279,7 +276,7 @@ impl<R: Inlet> Inbound<R> {
     /// Wakes the peer only if there is much room since it was last checked.
     #[inline]
     pub(super) fn wake_if_worthwhile(&mut self) {
-        if self.ring.position().saturating_sub(self.woken) >= self.ring.capacity() / 4 {
+        if self.ring.reader().position().saturating_sub(self.woken) >= self.ring.reader().capacity() / 4 {
             self.wake_at_once();
         }
     }
@@ -395,7 +392,17 @@ impl<R: Inlet> Inbound<R> {
     /// As [`try_receive`](Inbound::try_receive).
     pub fn next_size(&mut self) -> Result<Option<usize>> {
         self.check()?;
-        R::next_size(self)
+        self.size_of_next()
+    }
+
+    /// See [`Inbound::next_size`]. The channel was checked.
+    pub(super) fn size_of_next(&mut self) -> Result<Option<usize>> {
+        let size = self.ring.reader_mut().next_size();
+        let size = self.judge(size)?;
+        if size.is_none() {
+            self.found_nothing()?;
+        }
+        Ok(size)
     }
 
     /// Visits the messages that are there, at most `max`, and returns how many there were. Messages that arrive during the call are
@@ -464,12 +471,12 @@ impl<R: Inlet> Inbound<R> {
     /// Starts a round, for callers that read until nothing is there: it has the messages that are there now, however fast the peer
     /// sends. [`is_round_over`](Inbound::is_round_over) returns when it is over.
     pub fn begin_round(&mut self) {
-        self.round = self.ring.looks();
+        self.round = self.ring.reader().looks();
     }
 
     /// Returns whether everything was read that was there when the round began. Does not check whether more has arrived.
     pub fn is_round_over(&self) -> bool {
-        self.ring.is_through() && self.ring.looks() != self.round
+        self.ring.reader().is_through() && self.ring.reader().looks() != self.round
     }
 
     /// Wakes a peer that sleeps until there is room, if anything was read since it parked.
@@ -486,7 +493,7 @@ impl<R: Inlet> Inbound<R> {
     /// As [`try_receive`](Inbound::try_receive).
     pub fn has_message(&mut self) -> Result<bool> {
         self.check()?;
-        let available = self.ring.available();
+        let available = self.ring.reader_mut().available();
         self.judge(available)
     }
 
@@ -694,10 +701,8 @@ fn ended_meanwhile(shared: &Shared) -> Result<()> {
 /// Makes room for all of a message of `size` bytes.
 pub(crate) fn make_room(into: &mut Vec<u8>, size: usize) -> Result<()> {
     let more = size.saturating_sub(into.len());
-    into.try_reserve_exact(more).map_err(|error| Error::NoSpace {
-        what: format!("a message of {size} bytes"),
-        reason: error.to_string(),
-    })
+    into.try_reserve_exact(more)
+        .map_err(|error| Error::no_space(format!("a message of {size} bytes"), error))
 }
 
 /// The outcome of visits to several messages.

@@ -26,6 +26,7 @@ use crate::{
     ring::message::Progress,
     ring::record::Tag,
     ring::write::{Room, Writer},
+    wake::attachments::AttachmentRef,
 };
 
 /// The sending half of a channel ([`Sender`](crate::Sender)) or of a publisher ([`Broadcaster`](crate::Broadcaster)).
@@ -87,6 +88,16 @@ pub(crate) trait Outlet: Debug + Sized {
     /// Writes a message, or as much of it as there is room for.
     fn send_part(outbound: &mut Outbound<Self>, message: &[u8], tag: Tag, written: usize)
     -> Result<Progress>;
+
+    /// Begins a message with attachments, or writes all of it. `Part(0)`: there is no room yet for it, or for its attachments.
+    fn send_part_with(
+        outbound: &mut Outbound<Self>,
+        message: &[u8],
+        attachments: &[AttachmentRef<'_>],
+    ) -> Result<Progress>;
+
+    /// Sets the attachments for which a wait for room waits as well. None: it waits for room alone.
+    fn await_room_for(outbound: &mut Outbound<Self>, attachments: &[AttachmentRef<'_>]) -> Result<()>;
 
     /// See [`Outbound::arm`].
     fn arm(outbound: &mut Outbound<Self>, size: usize) -> Result<bool>;
@@ -403,6 +414,27 @@ impl<R: Outlet> Outbound<R> {
         R::arm(self, size)
     }
 
+    /// Reports that this half sleeps, like [`Outbound::arm`], until a message of `size` bytes with these attachments, which was refused,
+    /// finds room.
+    ///
+    /// # Errors
+    /// As [`Outbound::arm`] and [`Outbound::send_with`].
+    pub fn arm_with(&mut self, size: usize, attachments: &[AttachmentRef<'_>]) -> Result<bool> {
+        self.wait_with(attachments, |outbound| R::arm(outbound, size))?
+    }
+
+    /// Calls a function that waits for room, which then also waits until these attachments are accepted.
+    pub(crate) fn wait_with<T>(
+        &mut self,
+        attachments: &[AttachmentRef<'_>],
+        wait: impl FnOnce(&mut Self) -> T,
+    ) -> Result<T> {
+        R::await_room_for(self, attachments)?;
+        let waited = wait(self);
+        R::await_room_for(self, &[])?;
+        Ok(waited)
+    }
+
     /// Ends the sending. Messages in the ring stay readable.
     ///
     /// At a channel, the other direction continues. Once both sides have ended and this one has read everything, the channel closes by
@@ -465,21 +497,76 @@ where
     pub(crate) fn send_tagged(&mut self, message: &[u8], tag: Tag, deadline: Option<Instant>) -> Result<()> {
         match R::send_part(self, message, tag, 0)? {
             Progress::Whole => Ok(()),
-            Progress::Part(written) => self.send_late(message, tag, written, deadline),
+            Progress::Part(written) => self.send_late(message, &[], tag, written, deadline),
         }
     }
 
     /// Waits for room, after there was none.
+    /// Sends a message with attachments like [`Outbound::send`].
+    ///
+    /// At a channel it waits also while the peer holds as many unread attachments as it accepts. At a publisher it waits also while a
+    /// reliable subscriber does. A subscriber gets the message without its attachments if it does not accept them
+    /// ([`Options::attachments`](crate::Options::attachments)); if it is not a reliable one, also while it holds too many.
+    /// [`PublisherStats::attachments_withheld`](crate::PublisherStats) counts them.
+    ///
+    /// # Errors
+    /// As [`Outbound::send`]. Nothing was sent then:
+    /// - [`Error::InvalidArgument`] if the peer of a channel does not accept attachments of these kinds.
+    /// - [`Error::MessageTooLarge`] if it never accepts so many or so large ones; at a publisher for more than 253.
+    /// - [`Error::NoSpace`] if the kernel does not pass them to the peer, or to a reliable subscriber.
+    ///
+    /// ```no_run
+    /// use ringfence::SealedBuffer;
+    ///
+    /// # fn main() -> ringfence::Result<()> {
+    /// # let address: ringfence::Address = "@frames".parse()?;
+    /// # let (mut sender, _receiver) = ringfence::join(&address, &ringfence::Options::new())?.split();
+    /// let frame = SealedBuffer::create(1 << 24, |bytes| bytes.fill(255))?;
+    /// sender.send_with(b"a white frame", &[(&frame).into()])?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn send_with(&mut self, message: &[u8], attachments: &[AttachmentRef<'_>]) -> Result<()> {
+        self.send_with_by(message, attachments, None)
+    }
+
+    /// Sends like [`Outbound::send_with`], up to a deadline: see [`Outbound::send_until`].
+    ///
+    /// # Errors
+    /// As [`Outbound::send_with`], and [`Error::TimedOut`].
+    pub fn send_with_until(
+        &mut self,
+        message: &[u8],
+        attachments: &[AttachmentRef<'_>],
+        deadline: Instant,
+    ) -> Result<()> {
+        self.send_with_by(message, attachments, Some(deadline))
+    }
+
+    fn send_with_by(
+        &mut self,
+        message: &[u8],
+        attachments: &[AttachmentRef<'_>],
+        deadline: Option<Instant>,
+    ) -> Result<()> {
+        match R::send_part_with(self, message, attachments)? {
+            Progress::Whole => Ok(()),
+            Progress::Part(0) => self.send_late(message, attachments, Tag::NONE, 0, deadline),
+            Progress::Part(written) => self.send_late(message, &[], Tag::NONE, written, deadline),
+        }
+    }
+
     #[cold]
     fn send_late(
         &mut self,
         message: &[u8],
+        attachments: &[AttachmentRef<'_>],
         tag: Tag,
         written: usize,
         deadline: Option<Instant>,
     ) -> Result<()> {
         let since = Instant::now();
-        let sent = self.send_rest(message, tag, written, deadline);
+        let sent = self.send_rest(message, attachments, tag, written, deadline);
         R::waited(self, since, sent.is_err());
         sent
     }
@@ -487,15 +574,21 @@ where
     fn send_rest(
         &mut self,
         message: &[u8],
+        attachments: &[AttachmentRef<'_>],
         tag: Tag,
         mut written: usize,
         deadline: Option<Instant>,
     ) -> Result<()> {
         loop {
-            if !self.wait(message.len(), deadline)? {
+            let unsent = if written == 0 { attachments } else { &[] };
+            if !self.wait_with(unsent, |outbound| outbound.wait(message.len(), deadline))?? {
                 return Err(Error::TimedOut);
             }
-            match R::send_part(self, message, tag, written)? {
+            let sent = match unsent {
+                [] => R::send_part(self, message, tag, written)?,
+                unsent => R::send_part_with(self, message, unsent)?,
+            };
+            match sent {
                 Progress::Whole => return Ok(()),
                 Progress::Part(bytes) => written = bytes,
             }

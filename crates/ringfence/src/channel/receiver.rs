@@ -23,9 +23,9 @@ use crate::{
     region::own::OwnRegion,
     region::peer::PeerRegion,
     ring::message::{Message, Progress, too_small},
-    ring::read::{Pulled, WantedLengths},
+    ring::read::{Pulled, Reader, WantedLengths},
     ring::record::{Record, Tag, WHOLE, packed_size},
-    ring::spsc::{FragmentBuffer, Gathered, SpscReader},
+    ring::spsc::{FragmentBuffer, Gathered, PeerTail, SpscReader},
 };
 
 /// Bytes of memory for messages in fragments that are kept for the next such message.
@@ -172,7 +172,7 @@ impl Receiver {
 
     fn receive_fragments(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
         self.must_not_be_gathering()?;
-        let Some(size) = PairInlet::next_size(self)? else {
+        let Some(size) = self.size_of_next()? else {
             return Ok(None);
         };
         if size > into.len() {
@@ -282,39 +282,16 @@ impl PairInlet {
 }
 
 impl Inlet for PairInlet {
+    type Limit = PeerTail;
+
     #[inline]
-    fn available(&mut self) -> Result<bool> {
-        self.consumer.available()
+    fn reader(&self) -> &Reader<OwnRegion, PeerRegion, PeerTail> {
+        &self.consumer
     }
 
     #[inline]
-    fn publish(&mut self) -> bool {
-        self.consumer.publish()
-    }
-
-    #[inline]
-    fn position(&self) -> u64 {
-        self.consumer.position()
-    }
-
-    #[inline]
-    fn end_of_last(&self) -> u64 {
-        self.consumer.end_of_last()
-    }
-
-    #[inline]
-    fn capacity(&self) -> u64 {
-        self.consumer.capacity()
-    }
-
-    #[inline]
-    fn is_through(&self) -> bool {
-        self.consumer.is_through()
-    }
-
-    #[inline]
-    fn looks(&self) -> u64 {
-        self.consumer.looks()
+    fn reader_mut(&mut self) -> &mut Reader<OwnRegion, PeerRegion, PeerTail> {
+        &mut self.consumer
     }
 
     fn counted(&mut self) -> (u64, u64) {
@@ -386,15 +363,6 @@ impl Inlet for PairInlet {
             Ok(Some(_)) => half.gather_into(into),
             other => half.not_received(other).map(|()| false),
         }
-    }
-
-    fn next_size(half: &mut Receiver) -> Result<Option<usize>> {
-        let size = half.ring.consumer.next_size();
-        let size = half.judge(size)?;
-        if size.is_none() {
-            half.found_nothing()?;
-        }
-        Ok(size)
     }
 
     fn receive_packed(half: &mut Receiver, into: &mut [u8]) -> Result<Packed> {
@@ -604,10 +572,7 @@ impl FragmentBuffer for Scratch {
             let wanted = to.max(2 * there).min(size);
             self.grow(wanted)
                 .or_else(|_| self.grow(to))
-                .map_err(|error| Error::NoSpace {
-                    what: format!("{to} of the {size} bytes of a message"),
-                    reason: error.to_string(),
-                })?;
+                .map_err(|error| Error::no_space(format!("{to} of the {size} bytes of a message"), error))?;
         }
         match &mut self.0 {
             Some(map) => Ok(&mut map[from..to]),

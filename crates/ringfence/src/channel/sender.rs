@@ -18,6 +18,7 @@ use crate::{
     ring::message::Progress,
     ring::record::Tag,
     ring::spsc::{PeerHead, Spsc},
+    wake::attachments::AttachmentRef,
 };
 
 /// The sending half of a channel.
@@ -96,6 +97,19 @@ impl Outlet for Spsc {
             _ => Begun::Nothing,
         };
         result
+    }
+
+    fn send_part_with(
+        outbound: &mut Sender,
+        message: &[u8],
+        attachments: &[AttachmentRef<'_>],
+    ) -> Result<Progress> {
+        outbound.send_part_with(message, attachments)
+    }
+
+    fn await_room_for(outbound: &mut Sender, attachments: &[AttachmentRef<'_>]) -> Result<()> {
+        outbound.own.wanted = outbound.own.check(attachments)?;
+        Ok(())
     }
 
     fn arm(outbound: &mut Sender, size: usize) -> Result<bool> {

@@ -25,10 +25,10 @@ use crate::{
     region::peer::PeerRegion,
     region::phase::Phase,
     ring::fan_out::Delivery,
-    ring::fan_out::reader::{FanOutReader, Terms, Validity, View},
+    ring::fan_out::reader::{FanOutReader, FloorLimit, Terms, Validity, View},
     ring::fan_out::readers::Held,
     ring::message::Message,
-    ring::read::{Pulled, TRIES},
+    ring::read::{Pulled, Reader, TRIES},
     ring::record::{HEADER, Record},
     wake::parking::{ParkingSpot, Sleeper, Waker},
 };
@@ -88,7 +88,7 @@ pub struct BroadcastInlet {
 
 /// The control objects of both sides. Their phases tell whether the ring still holds what was sent.
 #[derive(Debug)]
-struct Controls {
+pub(crate) struct Controls {
     shared: Arc<Shared>,
     /// Mapped while the publisher is there.
     own: OwnRegion,
@@ -269,39 +269,16 @@ impl BroadcastInlet {
 }
 
 impl Inlet for BroadcastInlet {
+    type Limit = FloorLimit<Controls>;
+
     #[inline]
-    fn available(&mut self) -> Result<bool> {
-        self.reader.available()
+    fn reader(&self) -> &Reader<OwnRegion, PeerRegion, FloorLimit<Controls>> {
+        &self.reader
     }
 
     #[inline]
-    fn publish(&mut self) -> bool {
-        self.reader.publish()
-    }
-
-    #[inline]
-    fn position(&self) -> u64 {
-        self.reader.position()
-    }
-
-    #[inline]
-    fn end_of_last(&self) -> u64 {
-        self.reader.end_of_last()
-    }
-
-    #[inline]
-    fn capacity(&self) -> u64 {
-        self.reader.capacity()
-    }
-
-    #[inline]
-    fn is_through(&self) -> bool {
-        self.reader.is_through()
-    }
-
-    #[inline]
-    fn looks(&self) -> u64 {
-        self.reader.looks()
+    fn reader_mut(&mut self) -> &mut Reader<OwnRegion, PeerRegion, FloorLimit<Controls>> {
+        &mut self.reader
     }
 
     fn counted(&mut self) -> (u64, u64) {
@@ -398,15 +375,6 @@ impl Inlet for BroadcastInlet {
             }
         }
         Ok(false)
-    }
-
-    fn next_size(half: &mut Subscription) -> Result<Option<usize>> {
-        let size = half.ring.reader.next_size();
-        let size = half.judge(size)?;
-        if size.is_none() {
-            half.found_nothing()?;
-        }
-        Ok(size)
     }
 
     fn receive_packed(half: &mut Subscription, into: &mut [u8]) -> Result<Packed> {

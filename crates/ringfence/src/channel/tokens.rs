@@ -173,7 +173,7 @@ impl Shared {
         }
         self.check()?;
         // The guard keeps this side from ending, so that the word with the token count can be written.
-        let mut guard = self.held()?;
+        let mut guard = self.held.lock()?;
         let Some(held) = guard.as_mut().filter(|held| !held.has_left()) else {
             drop(guard);
             return self.check();
@@ -206,7 +206,7 @@ impl Shared {
     }
 
     fn catch_up_with(&self, late: impl FnOnce(&Resources) -> Option<Arc<SignalClaim>>) {
-        let Ok(held) = self.held() else { return };
+        let Ok(held) = self.held.lock() else { return };
         let late = held.as_ref().and_then(late);
         // As in `finish`.
         drop(held);

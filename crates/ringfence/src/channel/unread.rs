@@ -12,7 +12,7 @@ use crate::{
 const MOST_ON_LINE: usize = 128;
 
 /// Sent attachments that the peer has not read.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Outgoing {
     /// The attachments that the peer accepts.
     accepts: Attachments,
@@ -46,11 +46,7 @@ impl Outgoing {
     pub(crate) fn new(accepts: Attachments) -> Self {
         Self {
             accepts,
-            unread: VecDeque::new(),
-            sum: Load::default(),
-            wanted: Load::default(),
-            unpublished: None,
-            on_line: OnLine::default(),
+            ..Self::default()
         }
     }
 

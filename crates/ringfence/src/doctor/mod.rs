@@ -69,24 +69,16 @@ pub fn doctor() -> Diagnosis {
     }
 }
 
-/// Whether the promises that rest on something hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    /// They do.
-    Good,
-    /// They hold in part: the finding's meaning says which.
-    Limited,
-    /// They do not hold here.
-    Missing,
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Good => "good",
-            Self::Limited => "limited",
-            Self::Missing => "missing",
-        })
+named! {
+    /// Whether the promises that rest on something hold.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Status {
+        /// They do.
+        Good => "good",
+        /// They hold in part: the finding's meaning says which.
+        Limited => "limited",
+        /// They do not hold here.
+        Missing => "missing",
     }
 }
 

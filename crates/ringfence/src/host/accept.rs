@@ -385,10 +385,7 @@ impl<H: Host> Accepting<'_, '_, H> {
                 Err(error) => {
                     // It is tried again until its deadline.
                     self.queue.waiting.insert(0, client);
-                    return self.failed(Error::NoSpace {
-                        what: "a thread for a handshake".into(),
-                        reason: error.to_string(),
-                    });
+                    return self.failed(Error::no_space("a thread for a handshake", error));
                 }
             }
         }
@@ -414,10 +411,7 @@ impl<H: Host> Accepting<'_, '_, H> {
 
 /// The error of a handshake that has panicked, which no peer can cause.
 fn defect() -> Error {
-    Error::Unsupported {
-        what: "a defect of ringfence itself, please report it (a handshake has panicked)".into(),
-        source: None,
-    }
+    Error::unsupported("a defect of ringfence itself, please report it (a handshake has panicked)")
 }
 
 /// A process that has connected, and has no thread.

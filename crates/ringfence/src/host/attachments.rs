@@ -1,6 +1,6 @@
 //! Attachments of published messages: each subscriber gets descriptors of its own, of the same objects.
 
-use std::{mem, time::Instant};
+use std::mem;
 
 use nix::{
     errno::Errno,
@@ -8,7 +8,6 @@ use nix::{
 };
 
 use crate::{
-    channel::outbound::Outlet,
     channel::unread::{Load, OnLine, Outgoing},
     error::{Error, Result},
     handshake::broadcast::ReaderBell,
@@ -16,69 +15,14 @@ use crate::{
     host::broadcaster::{Broadcaster, charge},
     host::endpoint::Endpoint,
     host::stalls::Goal,
+    ring::fan_out::Delivery,
     ring::fan_out::readers::ActiveReader,
-    ring::fan_out::{Delivery, FanOut},
     ring::record::Tag,
     wake::attachments::{AttachmentRef, MOST},
     wake::doorbell::{Doorbell, is_gone, not_passed},
 };
 
 impl Broadcaster {
-    /// Publishes a message with attachments like [`Broadcaster::send`]. Waits also while a reliable subscriber holds as many unread
-    /// attachments as it accepts.
-    ///
-    /// A subscriber gets the message without its attachments if it does not accept them ([`Options::attachments`](crate::Options)); if it
-    /// is not a reliable one, also while it holds too many. [`PublisherStats::attachments_withheld`](crate::PublisherStats) counts them.
-    ///
-    /// # Errors
-    /// As [`Broadcaster::send`]; [`Error::MessageTooLarge`] for more than 253 attachments; [`Error::NoSpace`] if the kernel does not pass
-    /// them to a reliable subscriber. Nothing was published then.
-    pub fn send_with(&mut self, message: &[u8], attachments: &[AttachmentRef<'_>]) -> Result<()> {
-        self.send_with_by(message, attachments, None)
-    }
-
-    /// Publishes like [`Broadcaster::send_with`], up to a deadline.
-    ///
-    /// # Errors
-    /// As [`Broadcaster::send_with`], and [`Error::TimedOut`].
-    pub fn send_with_until(
-        &mut self,
-        message: &[u8],
-        attachments: &[AttachmentRef<'_>],
-        deadline: Instant,
-    ) -> Result<()> {
-        self.send_with_by(message, attachments, Some(deadline))
-    }
-
-    fn send_with_by(
-        &mut self,
-        message: &[u8],
-        attachments: &[AttachmentRef<'_>],
-        deadline: Option<Instant>,
-    ) -> Result<()> {
-        if self.try_send_with(message, attachments)? {
-            return Ok(());
-        }
-        let since = Instant::now();
-        let sent = loop {
-            self.own.attached.awaited = self.own.attached.full;
-            let waited = self.wait(message.len(), deadline);
-            self.own.attached.awaited = None;
-            let sent = match waited {
-                Ok(true) => self.try_send_with(message, attachments),
-                Ok(false) => Err(Error::TimedOut),
-                Err(error) => Err(error),
-            };
-            match sent {
-                Ok(false) => {}
-                Ok(true) => break Ok(()),
-                Err(error) => break Err(error),
-            }
-        };
-        FanOut::waited(self, since, sent.is_err());
-        sent
-    }
-
     /// Publishes a message with attachments. `false`: there is no room now, or a reliable subscriber holds as many unread attachments as
     /// it accepts. Call it again once [`Broadcaster::arm_with`] says so.
     ///
@@ -131,18 +75,6 @@ impl Broadcaster {
             }
         }
         Ok(true)
-    }
-
-    /// Reports that this half sleeps, like [`Broadcaster::arm`], until the message of `size` bytes that [`Broadcaster::try_send_with`] has
-    /// refused finds room.
-    ///
-    /// # Errors
-    /// As [`Broadcaster::arm`].
-    pub fn arm_with(&mut self, size: usize) -> Result<bool> {
-        self.own.attached.awaited = self.own.attached.full;
-        let armed = self.arm(size);
-        self.own.attached.awaited = None;
-        armed
     }
 
     fn forget_the_gone(&mut self, readers: &[ActiveReader<ReaderBell>]) {

@@ -385,13 +385,9 @@ impl Endpoint<Broadcast> {
         )
     }
 
-    fn links(&self) -> Vec<Arc<channel::Shared>> {
-        let state = self.state();
-        state
-            .list
-            .values()
-            .map(|seated| Arc::clone(&seated.link))
-            .collect()
+    /// Returns a part of each subscriber, without the lock.
+    fn each<T>(&self, part: impl FnMut(&Seated) -> T) -> Vec<T> {
+        self.state().list.values().map(part).collect()
     }
 
     /// The channel of a subscriber, if that has not ended.
@@ -440,15 +436,7 @@ impl Endpoint<Broadcast> {
             return;
         }
         self.seal();
-        let members: Vec<_> = {
-            let state = self.state();
-            state
-                .list
-                .values()
-                .map(|seated| Arc::clone(&seated.member))
-                .collect()
-        };
-        for member in members {
+        for member in self.each(|seated| Arc::clone(&seated.member)) {
             self.end_one(&member);
         }
         self.finish_if_over();
@@ -503,12 +491,15 @@ impl Endpoint<Broadcast> {
         if let Some(kept) = self.ring.readers.kept_from() {
             self.region.keep_from(kept);
         }
-        let ends = self.links().into_iter().filter_map(|link| {
-            if end != ChannelState::Exposed {
-                link.end_reading_at(self.tail());
-            }
-            link.end(end)
-        });
+        let ends = self
+            .each(|seated| Arc::clone(&seated.link))
+            .into_iter()
+            .filter_map(|link| {
+                if end != ChannelState::Exposed {
+                    link.end_reading_at(self.tail());
+                }
+                link.end(end)
+            });
         Some(ends.collect())
     }
 

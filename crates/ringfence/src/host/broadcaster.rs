@@ -23,6 +23,7 @@ use crate::{
     ring::fan_out::floor::{FanOutWriter, Floor},
     ring::message::Progress,
     ring::record::Tag,
+    wake::attachments::AttachmentRef,
     wake::doorbell::Doorbell,
     wake::parking::many::{FanWaker, RoomSleeper, SleepingReader},
 };
@@ -160,6 +161,21 @@ impl Outlet for FanOut {
     fn send_part(outbound: &mut Broadcaster, message: &[u8], tag: Tag, _written: usize) -> Result<Progress> {
         let sent = outbound.try_send_tagged(message, tag)?;
         Ok(if sent { Progress::Whole } else { Progress::Part(0) })
+    }
+
+    fn send_part_with(
+        outbound: &mut Broadcaster,
+        message: &[u8],
+        attachments: &[AttachmentRef<'_>],
+    ) -> Result<Progress> {
+        let sent = outbound.try_send_with(message, attachments)?;
+        Ok(if sent { Progress::Whole } else { Progress::Part(0) })
+    }
+
+    fn await_room_for(outbound: &mut Broadcaster, attachments: &[AttachmentRef<'_>]) -> Result<()> {
+        let attached = &mut outbound.own.attached;
+        attached.awaited = attached.full.filter(|_| !attachments.is_empty());
+        Ok(())
     }
 
     fn arm(outbound: &mut Broadcaster, size: usize) -> Result<bool> {

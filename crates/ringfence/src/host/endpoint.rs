@@ -363,10 +363,7 @@ impl BoundAlone {
     /// Binds an absolute address. With [`Options::wait`], waits until it is free.
     pub(crate) fn new(address: &Address, options: Options) -> Result<(Self, Worker)> {
         barriers::begin();
-        let deadline = Deadline::endless(
-            options.cancel_token.iter().cloned().collect(),
-            options.handshake_timeout,
-        );
+        let deadline = options.deadline();
         let mut backoff = Backoff::new(&deadline);
         let mut record = EvidenceLog::default();
         let place = loop {
@@ -540,10 +537,7 @@ impl<W: Send + 'static> Idle<W> {
                     run(work);
                 }
             })
-            .map_err(|error| Error::NoSpace {
-                what: what.into(),
-                reason: error.to_string(),
-            })?;
+            .map_err(|error| Error::no_space(what, error))?;
         Ok(Self { begin, thread })
     }
 

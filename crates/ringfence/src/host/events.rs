@@ -11,7 +11,6 @@ use nix::poll::PollFlags;
 use crate::{
     error::{Error, Result},
     fork::{Birth, ProcessMutex},
-    sys::lock::MutexGuard,
     wait::deadline::Wakeup,
     wait::deadline::{Deadline, Woken},
 };
@@ -71,15 +70,10 @@ impl<T> Events<T> {
         })
     }
 
-    /// Fails in a forked child: the events are its parent's.
-    fn queue(&self) -> Result<MutexGuard<'_, EventQueue<T>>> {
-        self.queue.lock()
-    }
-
     /// Returns the next event, if there is one now. After the last event, fails with [`Error::Closed`], or once with the error that
     /// ended the events.
     pub(crate) fn try_next(&self) -> Result<Option<T>> {
-        let mut queue = self.queue()?;
+        let mut queue = self.queue.lock()?;
         let event = queue.pending.pop_front();
         if event.is_some() {
             if std::mem::take(&mut queue.is_room_wanted) {
@@ -130,7 +124,7 @@ impl<T> Events<T> {
         forget: impl FnOnce(&mut VecDeque<T>) -> D,
         wanted: impl FnOnce(&T) -> bool,
     ) {
-        let Ok(mut queue) = self.queue() else { return };
+        let Ok(mut queue) = self.queue.lock() else { return };
         let forgotten = (queue.pending.len() >= most).then(|| forget(&mut queue.pending));
         let unwanted = if queue.end.is_none() && wanted(&event) {
             queue.pending.push_back(event);
@@ -149,7 +143,9 @@ impl<T> Events<T> {
     /// Whether one more event may be added in addition to those that are `coming`, if at most `most` that
     /// count may be pending. If not, `room` is woken once an event is taken.
     pub(crate) fn has_room(&self, most: usize, coming: usize, counts: impl Fn(&T) -> bool) -> bool {
-        let Ok(mut queue) = self.queue() else { return false };
+        let Ok(mut queue) = self.queue.lock() else {
+            return false;
+        };
         let pending = queue.pending.iter().filter(|event| counts(event)).count();
         queue.is_room_wanted |= pending + coming >= most;
         pending + coming < most
@@ -157,7 +153,7 @@ impl<T> Events<T> {
 
     /// Ends the events. The first end counts.
     pub(crate) fn end(&self, end: End) {
-        let Ok(mut queue) = self.queue() else { return };
+        let Ok(mut queue) = self.queue.lock() else { return };
         queue.end.get_or_insert(end);
         drop(queue);
         self.bell.signal();
@@ -165,7 +161,10 @@ impl<T> Events<T> {
 
     /// Drops the pending events, which the program will not take.
     pub(crate) fn discard(&self) {
-        let pending = self.queue().map(|mut queue| std::mem::take(&mut queue.pending));
+        let pending = self
+            .queue
+            .lock()
+            .map(|mut queue| std::mem::take(&mut queue.pending));
         // Dropped without the lock: dropping a channel may add an event.
         drop(pending);
     }

@@ -42,7 +42,7 @@ impl Charging {
 
 /// The accounts of the reliable subscribers. The sending thread says when a message waits; the watcher evicts the subscribers whose time is
 /// up.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Stalls {
     limit: Duration,
     waiting: Option<Waiting>,
@@ -123,10 +123,7 @@ impl Stalls {
     fn new(limit: Duration) -> Self {
         Self {
             limit,
-            waiting: None,
-            accounts: Vec::new(),
-            liars: Vec::new(),
-            alarm: None,
+            ..Self::default()
         }
     }
 

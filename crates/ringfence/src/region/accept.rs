@@ -8,7 +8,7 @@ use nix::{
     libc,
     sys::{
         stat::{FileStat, SFlag, fstat},
-        statfs::{TMPFS_MAGIC, fstatfs},
+        statfs::{FsType, TMPFS_MAGIC, fstatfs},
     },
     unistd::geteuid,
 };
@@ -24,6 +24,9 @@ use crate::{
     sys::{self, uninterrupted},
 };
 
+/// The only filesystem of a ring's object.
+const TMPFS: (&[FsType], &str) = (&[TMPFS_MAGIC], "tmpfs");
+
 /// The agreement of both sides, and the peer's statements about its object.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Agreed {
@@ -38,14 +41,13 @@ pub(crate) struct Agreed {
 
 /// Checks the object that the peer passed, and maps it for reading.
 pub(crate) fn accept(descriptor: &OwnedFd, agreed: &Agreed, record: &mut EvidenceLog) -> Result<PeerRegion> {
-    let mut checks = Checks { record };
-    let stat = uninterrupted(|| fstat(descriptor))
-        .map_err(|errno| unsound("file", "a file that can be inspected", errno))?;
-    checks.kind(descriptor, &stat)?;
+    let mut checks = Checks { record: Some(record) };
+    let stat = stat_of(descriptor)?;
+    checks.kind(descriptor, &stat, TMPFS)?;
     checks.size(&stat, agreed)?;
     checks.owner(&stat, agreed.owner)?;
     match agreed.backing {
-        Backing::Memfd => checks.seals(descriptor)?,
+        Backing::Memfd => checks.seals(descriptor, wanted_seals(), "a sealed memfd")?,
         Backing::Shm => checks.lease(descriptor)?,
     }
     PeerRegion::map(descriptor, agreed.capacity)
@@ -61,12 +63,12 @@ pub(crate) fn accept_blank(
     record: &mut EvidenceLog,
 ) -> Result<Blank> {
     const KNOWN: &str = "a memfd that is not sealed";
-    let mut checks = Checks { record };
+    let mut checks = Checks { record: Some(record) };
     let found = uninterrupted(|| fcntl(&*reopened, FcntlArg::F_GET_SEALS))
         .map_err(|errno| unsound("seals", KNOWN, errno))?;
     let found = SealFlag::from_bits_retain(found);
     let is_open = !found.intersects(wanted_seals() | SealFlag::F_SEAL_WRITE);
-    checks.hold("seals", KNOWN.into(), seal_names(found), is_open)?;
+    checks.hold("seals", || KNOWN.into(), || seal_names(found), is_open)?;
     uninterrupted(|| {
         fcntl(
             &*reopened,
@@ -74,12 +76,8 @@ pub(crate) fn accept_blank(
         )
     })
     .map_err(|errno| unsound("seals", KNOWN, errno))?;
-    let stat = |descriptor: &OwnedFd| {
-        uninterrupted(|| fstat(descriptor))
-            .map_err(|errno| unsound("file", "a file that can be inspected", errno))
-    };
-    let (file, other) = (stat(&reopened)?, stat(&raw)?);
-    checks.kind(&reopened, &file)?;
+    let (file, other) = (stat_of(&reopened)?, stat_of(&raw)?);
+    checks.kind(&reopened, &file, TMPFS)?;
     let agreed = Agreed {
         backing: Backing::Memfd,
         capacity,
@@ -91,7 +89,7 @@ pub(crate) fn accept_blank(
     let [wanted, found] =
         [&file, &other].map(|stat| format!("device {}, inode {}", stat.st_dev, stat.st_ino));
     let is_same = wanted == found;
-    checks.hold("file", wanted, found, is_same)?;
+    checks.hold("file", || wanted, || found, is_same)?;
     Ok(Blank::of_parent(raw, reopened))
 }
 
@@ -106,41 +104,54 @@ pub(super) fn unsound(check: &'static str, wanted: &str, errno: Errno) -> Error 
     })
 }
 
-/// The checks, and the record of their results.
-struct Checks<'a> {
-    record: &'a mut EvidenceLog,
+/// The checks, and the record of their results, if one is kept.
+pub(super) struct Checks<'a> {
+    pub(super) record: Option<&'a mut EvidenceLog>,
 }
 
 impl Checks<'_> {
-    fn hold(&mut self, check: &'static str, wanted: String, found: String, passed: bool) -> Result<()> {
+    pub(super) fn hold(
+        &mut self,
+        check: &'static str,
+        wanted: impl FnOnce() -> String,
+        found: impl FnOnce() -> String,
+        passed: bool,
+    ) -> Result<()> {
         if !passed {
+            let (wanted, found) = (wanted(), found());
             return Err(Error::ObjectUnsound { check, wanted, found });
         }
-        self.record.passed("object", check, wanted, found);
+        if let Some(record) = &mut self.record {
+            record.passed("object", check, wanted(), found());
+        }
         Ok(())
     }
 
-    fn kind(&mut self, descriptor: &OwnedFd, stat: &FileStat) -> Result<()> {
+    /// Checks that this is a file on one of these filesystems. Any other may answer an access to the mapping late, never, or with a
+    /// signal, and has no seals.
+    pub(super) fn kind(
+        &mut self,
+        descriptor: &OwnedFd,
+        stat: &FileStat,
+        (filesystems, names): (&[FsType], &str),
+    ) -> Result<()> {
+        const REGULAR: &str = "a regular file";
         let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
-        self.hold(
-            "kind",
-            "a regular file".into(),
-            if kind == SFlag::S_IFREG {
-                "a regular file".into()
+        let is_regular = kind == SFlag::S_IFREG;
+        let found = || {
+            if is_regular {
+                REGULAR.into()
             } else {
                 format!("{kind:?}")
-            },
-            kind == SFlag::S_IFREG,
-        )?;
-        // Any other filesystem may answer an access to the mapping late, never, or with a signal.
-        let filesystem = uninterrupted(|| fstatfs(descriptor))
-            .map_err(|errno| unsound("filesystem", "tmpfs", errno))?
-            .filesystem_type();
+            }
+        };
+        self.hold("kind", || REGULAR.into(), found, is_regular)?;
+        let filesystem = filesystem_of(descriptor, names)?;
         self.hold(
             "filesystem",
-            "tmpfs".into(),
-            format!("{:#x}", filesystem.0),
-            filesystem == TMPFS_MAGIC,
+            || names.into(),
+            || format!("{:#x}", filesystem.0),
+            filesystems.contains(&filesystem),
         )
     }
 
@@ -149,16 +160,21 @@ impl Checks<'_> {
         let size = stat.st_size.cast_unsigned();
         self.hold(
             "size",
-            format!("{wanted} bytes, as agreed"),
-            format!("{size}, and {stated} stated"),
+            || format!("{wanted} bytes, as agreed"),
+            || format!("{size}, and {stated} stated"),
             size == wanted && stated == wanted,
         )?;
-        // Without reserved memory, mapping the object would allocate it at this process's expense.
+        self.memory(stat, wanted)
+    }
+
+    /// Checks that the memory is reserved. Otherwise an access would allocate it at this process's expense, or be a SIGBUS on
+    /// hugetlbfs.
+    pub(super) fn memory(&mut self, stat: &FileStat, wanted: u64) -> Result<()> {
         let reserved = stat.st_blocks.cast_unsigned() * 512;
         self.hold(
             "memory",
-            format!("{wanted} bytes reserved"),
-            format!("{reserved} reserved"),
+            || format!("{wanted} bytes reserved"),
+            || format!("{reserved} reserved"),
             reserved >= wanted,
         )
     }
@@ -166,42 +182,56 @@ impl Checks<'_> {
     fn owner(&mut self, stat: &FileStat, owner: u32) -> Result<()> {
         self.hold(
             "owner",
-            format!("uid {owner}, the peer"),
-            format!("uid {}", stat.st_uid),
+            || format!("uid {owner}, the peer"),
+            || format!("uid {}", stat.st_uid),
             stat.st_uid == owner,
         )?;
-        self.hold("names", "0".into(), stat.st_nlink.to_string(), stat.st_nlink == 0)
+        let links = stat.st_nlink;
+        self.hold("names", || "0".into(), || links.to_string(), links == 0)
     }
 
-    fn seals(&mut self, descriptor: &OwnedFd) -> Result<()> {
+    pub(super) fn seals(&mut self, descriptor: &OwnedFd, wanted: SealFlag, known: &str) -> Result<()> {
         let found = uninterrupted(|| fcntl(descriptor, FcntlArg::F_GET_SEALS))
-            .map_err(|errno| unsound("seals", "a sealed memfd", errno))?;
-        let (found, wanted) = (SealFlag::from_bits_retain(found), wanted_seals());
+            .map_err(|errno| unsound("seals", known, errno))?;
+        let found = SealFlag::from_bits_retain(found);
         self.hold(
             "seals",
-            seal_names(wanted),
-            seal_names(found),
+            || seal_names(wanted),
+            || seal_names(found),
             found.contains(wanted),
         )
     }
 
-    fn lease(&mut self, descriptor: &OwnedFd) -> Result<()> {
+    pub(super) fn access(&mut self, descriptor: &OwnedFd) -> Result<()> {
         let flags = sys::file::open_flags(descriptor).map_err(|errno| unsound("access", "O_RDWR", errno))?;
         self.hold(
             "access",
-            "O_RDWR".into(),
-            format!("{:#o}", flags & libc::O_ACCMODE),
-            flags & libc::O_ACCMODE == libc::O_RDWR,
-        )?;
-        let leased = sys::file::has_write_lease(descriptor)
-            .map_err(|errno| unsound("lease", "F_WRLCK, held by the peer", errno))?;
-        self.hold(
-            "lease",
-            "F_WRLCK, held by the peer".into(),
-            if leased { "F_WRLCK" } else { "not held" }.into(),
-            leased,
+            || "O_RDWR".into(),
+            || format!("{:#o}", flags & libc::O_ACCMODE),
+            flags & (libc::O_ACCMODE | libc::O_PATH) == libc::O_RDWR,
         )
     }
+
+    fn lease(&mut self, descriptor: &OwnedFd) -> Result<()> {
+        const WANTED: &str = "F_WRLCK, held by the peer";
+        self.access(descriptor)?;
+        let leased =
+            sys::file::has_write_lease(descriptor).map_err(|errno| unsound("lease", WANTED, errno))?;
+        let found = if leased { "F_WRLCK" } else { "not held" };
+        self.hold("lease", || WANTED.into(), || found.into(), leased)
+    }
+}
+
+/// Returns the filesystem of an object, which should be one of these.
+pub(super) fn filesystem_of(object: &OwnedFd, names: &str) -> Result<FsType> {
+    uninterrupted(|| fstatfs(object))
+        .map(|found| found.filesystem_type())
+        .map_err(|errno| unsound("filesystem", names, errno))
+}
+
+/// Inspects an object.
+pub(super) fn stat_of(object: &OwnedFd) -> Result<FileStat> {
+    uninterrupted(|| fstat(object)).map_err(|errno| unsound("file", "a file that can be inspected", errno))
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! An object of this process, made so that no other process has it.
 
 use std::{
-    fmt,
     io::IoSlice,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     str::FromStr,
@@ -21,7 +20,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, parse_named},
     evidence::EvidenceLog,
     fork::Withheld,
     region::{
@@ -321,17 +320,19 @@ fn has_time(deadline: &Deadline) -> Result<()> {
     }
 }
 
-/// The kind of shared memory. Both sides of a channel must choose the same.
-#[non_exhaustive]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Backing {
-    /// memfd_create(2), sealed. It never has a name, and the peer can neither write, shrink nor grow it.
-    #[default]
-    Memfd,
-    /// shm_open(3) with mode 0 under a random name that is unlinked immediately. For a moment a process of
-    /// the same user can open it, and the peer could truncate it. The lease detects most processes that
-    /// opened it.
-    Shm,
+named! { all pub(crate),
+    /// The kind of shared memory. Both sides of a channel must choose the same.
+    #[non_exhaustive]
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub enum Backing {
+        /// memfd_create(2), sealed. It never has a name, and the peer can neither write, shrink nor grow it.
+        #[default]
+        Memfd => "memfd",
+        /// shm_open(3) with mode 0 under a random name that is unlinked immediately. For a moment a process of
+        /// the same user can open it, and the peer could truncate it. The lease detects most processes that
+        /// opened it.
+        Shm => "shm",
+    }
 }
 
 impl Backing {
@@ -343,18 +344,7 @@ impl Backing {
     }
 
     pub(crate) fn from_number(number: u32) -> Option<Self> {
-        [Self::Memfd, Self::Shm]
-            .into_iter()
-            .find(|backing| backing.number() == number)
-    }
-}
-
-impl fmt::Display for Backing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Memfd => "memfd",
-            Self::Shm => "shm",
-        })
+        Self::ALL.into_iter().find(|backing| backing.number() == number)
     }
 }
 
@@ -362,10 +352,7 @@ impl FromStr for Backing {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        [Self::Memfd, Self::Shm]
-            .into_iter()
-            .find(|backing| backing.to_string() == text)
-            .ok_or_else(|| Error::invalid(format!("backing must be 'memfd' or 'shm', not {text:?}")))
+        parse_named("backing", &Self::ALL, text)
     }
 }
 

@@ -145,9 +145,11 @@ impl Drop for PrivateWords {
 /// Maps an object that holds a ring of this capacity. `what` names the operation in errors.
 pub(super) fn map(what: &str, object: impl AsFd, capacity: u64, writable: bool) -> Result<Mapping> {
     let size = region_size(capacity);
-    let size = usize::try_from(size).map_err(|_| Error::NoSpace {
-        what: format!("a mapping of {size} bytes"),
-        reason: "it exceeds the address space".into(),
+    let size = usize::try_from(size).map_err(|_| {
+        Error::no_space(
+            format!("a mapping of {size} bytes"),
+            "it exceeds the address space",
+        )
     })?;
     Mapping::new(object, size, writable).map_err(|errno| Error::system(what, errno))
 }

@@ -1,6 +1,7 @@
 //! The region that this process owns. Only this process writes to it.
 
 use std::{
+    ops::Deref,
     os::fd::AsFd,
     ptr,
     sync::{
@@ -15,7 +16,6 @@ use crate::{
     region::copy::{SMALL, prefetch_for_writing},
     region::layout,
     region::map::{Storage, map},
-    region::tripwire::Tripwire,
     region::wipe::OwnStorage,
 };
 
@@ -33,6 +33,15 @@ unsafe impl Send for OwnRegion {}
 // written.
 unsafe impl Sync for OwnRegion {}
 
+impl Deref for OwnRegion {
+    type Target = OwnStorage;
+
+    #[inline]
+    fn deref(&self) -> &OwnStorage {
+        &self.keep
+    }
+}
+
 impl OwnRegion {
     fn new(storage: Storage, capacity: u64) -> Self {
         Self {
@@ -45,48 +54,6 @@ impl OwnRegion {
     pub(crate) fn map(object: impl AsFd, capacity: u64) -> Result<Self> {
         let map = map("mapping the shared object", object, capacity, true)?;
         Ok(Self::initialised(Storage::Mapped(map), capacity))
-    }
-
-    /// Keeps the watch on this region's object while it is mapped.
-    pub(crate) fn guard(&self, tripwire: Tripwire) {
-        self.keep.guard(tripwire);
-    }
-
-    pub(crate) fn tripwire(&self) -> Option<&Tripwire> {
-        self.keep.tripwire()
-    }
-
-    /// Records that the peer has the region. The whole ring is wiped when this mapping is dropped.
-    /// `barriers`: this process receives membarrier(2) and can issue it.
-    pub(crate) fn in_use(&self, barriers: bool) {
-        self.keep.in_use(barriers);
-    }
-
-    /// Protects a range from being wiped. The producer calls this before it hands out the range as a slice.
-    /// The protection ends with [`OwnRegion::let_go`], or when the next range replaces this one. Only one
-    /// range is protected at a time. Returns `false` if the ring is being wiped or was wiped; then nothing
-    /// may be handed out.
-    #[inline]
-    pub(crate) fn hold(&self, at: usize, length: usize) -> bool {
-        self.keep.hold(at, length)
-    }
-
-    /// Ends the protection of [`OwnRegion::hold`], after the slice was dropped.
-    #[inline]
-    pub(crate) fn let_go(&self) {
-        self.keep.let_go();
-    }
-
-    /// Keeps the data from `head` on, because the peer may still read it. Only the rest is wiped when this
-    /// mapping is dropped.
-    pub(crate) fn keep_from(&self, head: u64) {
-        self.keep.keep_from(head);
-    }
-
-    /// Wipes the ring now, even while the peer reads it, and again when this mapping is dropped. The range
-    /// that the producer has handed out is wiped when the producer releases it.
-    pub(crate) fn wipe(&self) {
-        self.keep.wipe();
     }
 
     /// Makes a region with only the header words, in private memory. For a reader that no longer reports its

@@ -96,11 +96,8 @@ pub(super) fn reserve(descriptor: impl AsFd, size: u64, mut look: impl FnMut() -
     Ok(())
 }
 
-fn no_space(size: u64, reason: impl Into<String>) -> Error {
-    Error::NoSpace {
-        what: format!("a shared object of {size} bytes"),
-        reason: reason.into(),
-    }
+fn no_space(size: u64, reason: impl ToString) -> Error {
+    Error::no_space(format!("a shared object of {size} bytes"), reason)
 }
 
 // The memory that the cgroups of this process have left.

@@ -13,22 +13,20 @@ use memmap2::{Advice, Mmap, MmapMut, MmapOptions};
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, SealFlag, fcntl},
-    libc,
     sys::{
         mman::{MapFlags, ProtFlags, mmap},
-        stat::{FileStat, SFlag, fstat},
-        statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs},
+        statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC},
     },
     unistd::ftruncate,
 };
 
 use crate::{
     error::{Error, Result, errno},
-    region::accept::unsound,
-    region::create::{memfd, seal_names},
+    region::accept::{Checks, filesystem_of, stat_of, unsound},
+    region::create::memfd,
     region::layout::as_offset,
     region::room::{check_room, reserve},
-    sys::{self, uninterrupted},
+    sys::uninterrupted,
 };
 
 /// Memory that never changes, and that can be passed to other processes without a copy.
@@ -91,16 +89,14 @@ impl SealedBuffer {
     /// As [`SealedBuffer::accept`], for a caller that keeps the object if this fails for a local reason. Returns its mapping.
     pub(crate) fn inspect(object: &OwnedFd, stated: u64) -> Result<Option<Mmap>> {
         // The seals first: a filesystem that the peer serves (FUSE) might never answer, and has no seals.
-        check_seals(object)?;
-        check_access(object)?;
-        let stat = || {
-            uninterrupted(|| fstat(object))
-                .map_err(|errno| unsound("file", "a file that can be inspected", errno))
-        };
-        let found = stat()?;
-        check_kind(object, &found)?;
+        let mut checks = Checks { record: None };
+        checks.seals(object, seals(), "a sealed object")?;
+        // The size is set again through this descriptor.
+        checks.access(object)?;
+        let found = stat_of(object)?;
+        checks.kind(object, &found, FILESYSTEMS)?;
         let size = found.st_size.cast_unsigned();
-        require(
+        checks.hold(
             "size",
             || format!("{stated} bytes, as stated"),
             || size.to_string(),
@@ -109,14 +105,7 @@ impl SealedBuffer {
         // Blocks behind the end would make up for holes in the count below. The seals forbid to add any later.
         uninterrupted(|| ftruncate(object, found.st_size))
             .map_err(|errno| unsound("size", "a size that can be set again", errno))?;
-        // A hole would be filled at this process's expense, or be a SIGBUS on hugetlbfs.
-        let reserved = stat()?.st_blocks.cast_unsigned() * 512;
-        require(
-            "memory",
-            || format!("{size} bytes reserved"),
-            || format!("{reserved} reserved"),
-            reserved >= size,
-        )?;
+        checks.memory(&stat_of(object)?, size)?;
         Self::map(object, as_offset(size))
     }
 
@@ -189,7 +178,7 @@ impl fmt::Debug for SealedBuffer {
 /// [`Error::NoSpace`] if there is no memory for the mapping.
 pub fn copy_on_write(buffer: &SealedBuffer) -> Result<Option<MmapMut>> {
     let size = buffer.len();
-    let is_mapped = size > 0 && filesystem_of(&buffer.object)? != HUGETLBFS_MAGIC;
+    let is_mapped = size > 0 && filesystem_of(&buffer.object, FILESYSTEMS.1)? != HUGETLBFS_MAGIC;
     is_mapped
         .then(|| {
             // SAFETY: as in `SealedBuffer::map`.
@@ -300,72 +289,12 @@ fn detach(map: Arc<MmapMut>, object: &OwnedFd) -> Result<()> {
         .map_err(|error| Error::system("mapping a sealed buffer privately", errno(&error)))
 }
 
+/// The filesystems on which the seals mean something.
+const FILESYSTEMS: (&[FsType], &str) = (&[TMPFS_MAGIC, HUGETLBFS_MAGIC], "tmpfs or hugetlbfs");
+
 /// F_SEAL_FUTURE_WRITE would not do: earlier mappings stay writable.
 fn seals() -> SealFlag {
     SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE
-}
-
-fn require(
-    check: &'static str,
-    wanted: impl FnOnce() -> String,
-    found: impl FnOnce() -> String,
-    passed: bool,
-) -> Result<()> {
-    if passed {
-        return Ok(());
-    }
-    Err(Error::ObjectUnsound {
-        check,
-        wanted: wanted(),
-        found: found(),
-    })
-}
-
-/// The seals mean something only on these filesystems. Any other may answer an access late, never, or with a signal.
-fn check_kind(object: &OwnedFd, stat: &FileStat) -> Result<()> {
-    let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
-    require(
-        "kind",
-        || "a regular file".into(),
-        || format!("{kind:?}"),
-        kind == SFlag::S_IFREG,
-    )?;
-    let filesystem = filesystem_of(object)?;
-    require(
-        "filesystem",
-        || "tmpfs or hugetlbfs".into(),
-        || format!("{:#x}", filesystem.0),
-        filesystem == TMPFS_MAGIC || filesystem == HUGETLBFS_MAGIC,
-    )
-}
-
-fn filesystem_of(object: &OwnedFd) -> Result<FsType> {
-    uninterrupted(|| fstatfs(object))
-        .map(|found| found.filesystem_type())
-        .map_err(|errno| unsound("filesystem", "tmpfs or hugetlbfs", errno))
-}
-
-/// The size is set again through this descriptor.
-fn check_access(object: &OwnedFd) -> Result<()> {
-    let flags = sys::file::open_flags(object).map_err(|errno| unsound("access", "O_RDWR", errno))?;
-    require(
-        "access",
-        || "O_RDWR".into(),
-        || format!("{:#o}", flags & libc::O_ACCMODE),
-        flags & (libc::O_ACCMODE | libc::O_PATH) == libc::O_RDWR,
-    )
-}
-
-fn check_seals(object: &OwnedFd) -> Result<()> {
-    let found = uninterrupted(|| fcntl(object, FcntlArg::F_GET_SEALS))
-        .map_err(|errno| unsound("seals", "a sealed object", errno))?;
-    let found = SealFlag::from_bits_retain(found);
-    require(
-        "seals",
-        || seal_names(seals()),
-        || seal_names(found),
-        found.contains(seals()),
-    )
 }
 
 #[cfg_attr(miri, expect(unused, reason = "Miri has no memfd"))]

@@ -41,7 +41,7 @@ use crate::{
     fork::PerProcess,
     signal::claim::{Handler, SignalClaim},
     sys,
-    sys::lock::{Mutex, MutexGuard},
+    sys::lock::Mutex,
 };
 
 /// The action when the wire is tripped, which runs once.
@@ -242,7 +242,7 @@ impl Tripwire {
     /// Sets the action for when another process tries to open the object. It runs immediately if one has
     /// already tried.
     pub(crate) fn on_alarm(&self, alarm: impl FnOnce() -> Option<Aftermath> + Send + 'static) {
-        *self.wire.alarm() = Some(Box::new(alarm));
+        *self.wire.alarm.lock() = Some(Box::new(alarm));
         if self.is_tripped()
             && let Some(aftermath) = self.wire.trip()
         {
@@ -261,10 +261,6 @@ impl Drop for Tripwire {
 }
 
 impl Wire {
-    fn alarm(&self) -> MutexGuard<'_, Option<Alarm>> {
-        self.alarm.lock()
-    }
-
     fn is_tripped(&self) -> bool {
         self.tripped.load(Ordering::SeqCst)
     }
@@ -287,7 +283,7 @@ impl Wire {
     fn trip(&self) -> Option<Aftermath> {
         self.tripped.store(true, Ordering::SeqCst);
         // Not under the lock, because the alarm may end the channel and drop the wire.
-        let alarm = self.alarm().take();
+        let alarm = self.alarm.lock().take();
         alarm.and_then(|alarm| alarm())
     }
 }

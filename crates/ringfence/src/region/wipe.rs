@@ -28,7 +28,7 @@ const NOTHING_KEPT: u64 = u64::MAX;
 
 /// The memory of a region that this process owns. It is wiped before it is released.
 #[derive(Debug)]
-pub(in crate::region) struct OwnStorage {
+pub(crate) struct OwnStorage {
     /// The first field, so that it is dropped first: the lease that it watches ends with the mapping.
     tripwire: OnceLock<Tripwire>,
     storage: Arc<Storage>,
@@ -61,36 +61,39 @@ impl OwnStorage {
         self.storage.base()
     }
 
-    pub(in crate::region) fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         self.storage.size()
     }
 
-    /// Keeps the tripwire while the object is mapped.
-    pub(in crate::region) fn guard(&self, tripwire: Tripwire) {
+    /// Keeps the watch on this region's object while it is mapped.
+    pub(crate) fn guard(&self, tripwire: Tripwire) {
         // A region has one object, and one lease on it, so this is set once.
         let _ = self.tripwire.set(tripwire);
     }
 
-    pub(in crate::region) fn tripwire(&self) -> Option<&Tripwire> {
+    pub(crate) fn tripwire(&self) -> Option<&Tripwire> {
         self.tripwire.get()
     }
 
-    /// Records that the peer has the region. `barriers`: this process receives membarrier(2) and can issue
-    /// it.
-    pub(in crate::region) fn in_use(&self, barriers: bool) {
+    /// Records that the peer has the region. The whole ring is wiped when this mapping is dropped.
+    /// `barriers`: this process receives membarrier(2) and can issue it.
+    pub(crate) fn in_use(&self, barriers: bool) {
         self.hold.use_barriers(barriers);
         self.used.store(true, Ordering::Release);
     }
 
-    /// Keeps the data from this position on, the peer's head, because the peer may still read it.
-    pub(in crate::region) fn keep_from(&self, head: u64) {
+    /// Keeps the data from `head` on, because the peer may still read it. Only the rest is wiped when this
+    /// mapping is dropped.
+    pub(crate) fn keep_from(&self, head: u64) {
         self.kept_from.store(head, Ordering::Release);
     }
 
-    /// Protects a range from being wiped, because the producer hands it out as a slice. It replaces the
-    /// previous range, which is no longer written. Returns `false` if the ring is being wiped or was wiped.
+    /// Protects a range from being wiped. The producer calls this before it hands out the range as a slice.
+    /// The protection ends with [`OwnStorage::let_go`], or when the next range replaces this one. Only one
+    /// range is protected at a time. Returns `false` if the ring is being wiped or was wiped; then nothing
+    /// may be handed out.
     #[inline]
-    pub(in crate::region) fn hold(&self, at: usize, length: usize) -> bool {
+    pub(crate) fn hold(&self, at: usize, length: usize) -> bool {
         if !HeldRange::is_short(length) {
             return self.hold_long(at, length);
         }
@@ -121,7 +124,7 @@ impl OwnStorage {
 
     /// Ends the protection of [`OwnStorage::hold`], after the slice was dropped.
     #[inline]
-    pub(in crate::region) fn let_go(&self) {
+    pub(crate) fn let_go(&self) {
         let before = self.hold.clear();
         if before != 0 && self.hold.is_wiped() {
             self.wipe_late(before);
@@ -138,8 +141,9 @@ impl OwnStorage {
         }
     }
 
-    /// Wipes the ring now, even while the peer reads it.
-    pub(in crate::region) fn wipe(&self) {
+    /// Wipes the ring now, even while the peer reads it, and again when this mapping is dropped. The range
+    /// that the producer has handed out is wiped when the producer releases it.
+    pub(crate) fn wipe(&self) {
         self.kept_from.store(NOTHING_KEPT, Ordering::Release);
         let held = self.hold.alarm();
         if self.capacity == 0 {

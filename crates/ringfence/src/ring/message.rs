@@ -152,12 +152,9 @@ impl<'a> Message<'a> {
     /// [`Error::NoSpace`] if there is no memory for the copy: the peer chooses its size.
     pub fn try_to_vec(&self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        bytes
-            .try_reserve_exact(self.len())
-            .map_err(|error| Error::NoSpace {
-                what: format!("a copy of a message of {} bytes", self.len()),
-                reason: error.to_string(),
-            })?;
+        bytes.try_reserve_exact(self.len()).map_err(|error| {
+            Error::no_space(format!("a copy of a message of {} bytes", self.len()), error)
+        })?;
         bytes.resize(self.len(), 0);
         // Cannot fail: the buffer is as long as the message.
         let _ = self.copy_to(&mut bytes);

@@ -26,14 +26,14 @@ use std::{
 use nix::{
     errno::Errno,
     libc::{self, c_int},
-    sys::signal::{Signal, kill},
+    sys::signal::{SigSet, Signal, kill},
     unistd::{getpid, gettid},
 };
 
 use crate::{
     error::{Error, Result},
     fork::{Birth, PerProcess},
-    sys::lock::{Condvar, Mutex, MutexGuard},
+    sys::lock::{Condvar, Mutex},
     sys::{self, signal::SignalInfo},
     wait::threads::begin_own_thread,
 };
@@ -101,11 +101,7 @@ thread_local! {
     static HEARS: Cell<bool> = const { Cell::new(false) };
 }
 
-impl ClaimedSignals {
-    fn threads(&self) -> MutexGuard<'_, Vec<SignalThread>> {
-        self.threads.lock()
-    }
-}
+impl ClaimedSignals {}
 
 /// The number of received signals that were for no channel, by signal number, since this process started.
 struct Strays([AtomicU64; 65]);
@@ -162,12 +158,12 @@ pub(crate) fn check(number: Option<c_int>) -> Result<()> {
         return unused().map(drop);
     };
     check_range(number)?;
-    check_claimable(&CLAIMED.get()?.threads(), number)
+    check_claimable(&CLAIMED.get()?.threads.lock(), number)
 }
 
 /// Returns the number that a claim without a requested number would get now.
 pub(crate) fn unused() -> Result<c_int> {
-    let threads = CLAIMED.get()?.threads();
+    let threads = CLAIMED.get()?.threads.lock();
     candidates()
         .find(|number| check_claimable(&threads, *number).is_ok())
         .ok_or_else(none_free)
@@ -229,7 +225,7 @@ impl SignalClaim {
             Handler::Alarm(alarm) => numbers.alarms.set(alarm).is_ok(),
             Handler::Queued(hear) => numbers.queued.set(hear).is_ok(),
         };
-        let mut threads = numbers.threads();
+        let mut threads = numbers.threads.lock();
         if let Some(number) = number {
             check_range(number)?;
             return Self::of(&mut threads, number, birth);
@@ -306,7 +302,7 @@ impl Drop for SignalClaim {
         let Some(numbers) = CLAIMED.existing().filter(|_| self.birth.is_here()) else {
             return;
         };
-        let mut threads = numbers.threads();
+        let mut threads = numbers.threads.lock();
         let Some(index) = threads.iter().position(|thread| thread.number == self.number) else {
             return;
         };
@@ -373,18 +369,14 @@ impl ThreadProgress {
         })
     }
 
-    fn state(&self) -> MutexGuard<'_, ProgressState> {
-        self.state.lock()
-    }
-
     fn ask(&self) -> u64 {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.asked += 1;
         state.asked
     }
 
     fn asked(&self) -> u64 {
-        self.state().asked
+        self.state.lock().asked
     }
 
     /// Makes a mark: a signal that only shows that the thread has reached it. A thread receives signals of
@@ -405,7 +397,7 @@ impl ThreadProgress {
     }
 
     fn reached(&self, ticket: u64) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         // Marks may be queued in another order than they were requested in. A caller with a smaller ticket is
         // satisfied too.
         state.reached = state.reached.max(ticket);
@@ -413,7 +405,7 @@ impl ThreadProgress {
     }
 
     fn wait_for(&self, ticket: u64) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         while state.reached < ticket && !state.over {
             state = self.changed.wait(state);
         }
@@ -425,7 +417,7 @@ struct Ending(Arc<ThreadProgress>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        self.0.state().over = true;
+        self.0.state.lock().over = true;
         self.0.changed.notify_all();
     }
 }
@@ -436,17 +428,15 @@ fn start(number: c_int) -> Result<SignalThread> {
     let (ready, started) = mpsc::channel();
     let told = Arc::clone(&over);
     let ending = Ending(Arc::clone(&progress));
-    let no_thread = |reason: String| Error::NoSpace {
-        what: "a thread for a realtime signal".into(),
-        reason,
-    };
+    let no_thread = |reason: String| Error::no_space("a thread for a realtime signal", reason);
     let join = thread::Builder::new()
         .name("ringfence-signal".into())
         .spawn(move || {
             HEARS.set(true);
             begin_own_thread();
             let progress = &ending.0;
-            let begun = sys::signal::block_signals()
+            let begun = SigSet::all()
+                .thread_block()
                 .map(|()| (gettid().as_raw(), arrives_whole(&progress.mark(number, 0))));
             let fine = begun.is_ok();
             // Without a receiver, the caller no longer waits for this thread.
@@ -493,7 +483,7 @@ pub(crate) fn carry_all() -> Result<bool, Errno> {
     };
     let thread = thread::Builder::new()
         .spawn(move || {
-            sys::signal::block_signals()?;
+            SigSet::all().thread_block()?;
             arrives_whole(&sent)
         })
         .map_err(|_| Errno::EAGAIN)?;

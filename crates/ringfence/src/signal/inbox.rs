@@ -22,7 +22,7 @@ use crate::{
     error::{Error, Result},
     fork::{Birth, PerProcess, ProcessMutex},
     signal::claim::{Handler, SignalClaim, strays},
-    sys::lock::{Mutex, MutexGuard},
+    sys::lock::Mutex,
     sys::{self, signal::SignalInfo},
     wait::deadline::Wakeup,
 };
@@ -71,13 +71,8 @@ impl Default for Open {
 static OPEN: PerProcess<Mutex<Open>> = PerProcess::new();
 
 impl TokenInbox {
-    /// Errors in a child, which takes no tokens of its parent's.
-    fn state(&self) -> Result<MutexGuard<'_, TokenQueue>> {
-        self.state.lock()
-    }
-
     fn put(&self, token: u64) {
-        let Ok(mut state) = self.state() else { return };
+        let Ok(mut state) = self.state.lock() else { return };
         state.heard += 1;
         if state.waiting.len() >= MOST {
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -90,7 +85,7 @@ impl TokenInbox {
     }
 
     fn end(&self) {
-        let Ok(mut state) = self.state() else { return };
+        let Ok(mut state) = self.state.lock() else { return };
         state.over = true;
         if let Some(wakeup) = self.wakeup.get() {
             wakeup.signal();
@@ -99,7 +94,7 @@ impl TokenInbox {
 
     /// Removes and returns the oldest waiting token.
     pub(crate) fn pop(&self) -> Option<u64> {
-        let mut state = self.state().ok()?;
+        let mut state = self.state.lock().ok()?;
         let token = state.waiting.pop_front()?;
         if let (true, false, Some(wakeup)) = (state.waiting.is_empty(), state.over, self.wakeup.get()) {
             wakeup.clear();
@@ -109,7 +104,8 @@ impl TokenInbox {
 
     /// Whether all tokens were taken and no more will arrive.
     pub(crate) fn is_over(&self) -> bool {
-        self.state()
+        self.state
+            .lock()
             .map_or(true, |state| state.over && state.waiting.is_empty())
     }
 
@@ -117,7 +113,7 @@ impl TokenInbox {
     /// first call.
     pub(crate) fn wakeup(&self) -> Result<BorrowedFd<'_>> {
         // Keep the lock, so that no token arrives between the check and the creation.
-        let state = self.state()?;
+        let state = self.state.lock()?;
         let wakeup = if let Some(wakeup) = self.wakeup.get() {
             wakeup
         } else {
@@ -266,7 +262,7 @@ impl OpenInbox {
     /// Returns the claim that must catch up if the peer reports a different number of sent tokens than have
     /// arrived.
     pub(crate) fn lags_behind(&self, sent: u64) -> Option<Arc<SignalClaim>> {
-        let heard = self.inbox.state().ok()?.heard;
+        let heard = self.inbox.state.lock().ok()?.heard;
         self.claim().filter(|_| heard != sent)
     }
 
@@ -346,12 +342,11 @@ impl TokenSender {
             rest: secret.0,
         };
         queue(process, thread.cast_signed(), &info, is_there).map_err(|errno| match errno {
-            Errno::EAGAIN => Error::NoSpace {
-                what: format!("a token to process {process}"),
-                reason: "the limit of queued signals for its user is reached \
-                         (RLIMIT_SIGPENDING); send it again once the peer has taken some"
-                    .into(),
-            },
+            Errno::EAGAIN => Error::no_space(
+                format!("a token to process {process}"),
+                "the limit of queued signals for its user is reached \
+                         (RLIMIT_SIGPENDING); send it again once the peer has taken some",
+            ),
             Errno::ESRCH => Error::PeerLost("it is closing the channel, or has ended".into()),
             Errno::EPERM | Errno::EACCES => Error::Unsupported {
                 what: format!(

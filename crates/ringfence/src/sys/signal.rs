@@ -12,19 +12,6 @@ use nix::{
     libc::{self, c_int},
 };
 
-/// Blocks every signal in this thread.
-pub(crate) fn block_signals() -> Result<(), Errno> {
-    // SAFETY: all-zero bytes are a valid set of signals.
-    let mut all: libc::sigset_t = unsafe { mem::zeroed() };
-    // SAFETY: sigfillset writes the set, a local variable.
-    Errno::result(unsafe { libc::sigfillset(&raw mut all) })?;
-    // SAFETY: pthread_sigmask reads the set. Only the mask of this thread changes.
-    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, ptr::null_mut()) } {
-        0 => Ok(()),
-        error => Err(Errno::from_raw(error)),
-    }
-}
-
 /// The data of a realtime signal.
 ///
 /// The kernel's own siginfo uses 48 bytes. If a process queues a signal (`SI_QUEUE`), all 48 bytes reach the
@@ -121,16 +108,7 @@ pub(crate) fn wait_for_signal(signals: &[c_int], at_most: Option<Duration>) -> R
 /// Takes a pending signal, which this thread must block. Fails with EAGAIN if none is pending
 /// (sigtimedwait(2)).
 pub(crate) fn take_signal(signal: c_int) -> Result<SignalInfo, Errno> {
-    let set = set_of(&[signal])?;
-    // SAFETY: all-zero bytes are a valid siginfo.
-    let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
-    let at_once = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: sigtimedwait reads the set and the time, and writes one siginfo.
-    Errno::result(unsafe { libc::sigtimedwait(&raw const set, &raw mut info, &raw const at_once) })?;
-    Ok(SignalInfo::from_kernel(&info))
+    wait_for_signal(&[signal], Some(Duration::ZERO))
 }
 
 /// Queues a signal to one thread of a process (rt_tgsigqueueinfo(2)). Fails with EAGAIN if the queue is full,

@@ -142,10 +142,7 @@ impl Drop for Driver {
             && !inner.is_abandoned()
             && !inner.state.has_ended()
         {
-            inner.fail(Error::Unsupported {
-                what: "a runtime of Tokio, which has ended".into(),
-                source: None,
-            });
+            inner.fail(Error::unsupported("a runtime of Tokio, which has ended"));
         }
     }
 }

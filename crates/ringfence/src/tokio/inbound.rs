@@ -1,4 +1,5 @@
 //! The receiving half of a channel or of a broadcast.
+#![expect(private_bounds, reason = "as in `channel/inbound.rs`")]
 
 use std::{
     future::poll_fn,

@@ -85,7 +85,7 @@ mod sender;
 
 pub use calls::{CallRequest, Calls, PendingCall};
 pub use channel::{ByteStream, Channel};
-pub use events::{Audience, Listener, Membership, Publisher};
+pub use events::{Audience, Events, Listener, Membership, Publisher};
 pub use inbound::{Inbound, Merge, Receiver, Subscription};
 pub use sender::{Broadcaster, Outbound, Sender};
 

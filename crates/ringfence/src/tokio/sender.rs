@@ -222,19 +222,26 @@ impl<R: TaskOutlet> Outbound<R> {
     /// # Errors
     /// As [`crate::Sender::send`].
     pub async fn send(&mut self, message: &[u8]) -> Result<()> {
-        self.send_from(message, |_| 0).await
+        self.send_from(message, |_, _, _| Poll::Ready(Ok(Progress::Part(0))))
+            .await
     }
 
-    /// Sends the kept message, and then this one, of which the first `written` bytes are in the ring.
+    /// Sends the kept message, and then this one, once `begin` has found how much of it is in the ring.
     async fn send_from(
         &mut self,
         message: &[u8],
-        written: impl FnOnce(&outbound::Outbound<R>) -> usize,
+        mut begin: impl FnMut(&R::Line, &mut outbound::Outbound<R>, &mut Context<'_>) -> Poll<Result<Progress>>,
     ) -> Result<()> {
         let waiting = Waiting(Parked(self));
         poll_fn(|cx| waiting.0.0.poll_kept(cx)).await?;
         // Only after the sink's own message is sent: before, this would be the progress of that one.
-        let mut written = written(&waiting.0.0.inner);
+        let progress = poll_fn(|cx| {
+            let Self { line, inner, .. } = &mut *waiting.0.0;
+            begin(line, inner, cx)
+        });
+        let Progress::Part(mut written) = progress.await? else {
+            return Ok(());
+        };
         poll_fn(|cx| {
             let Self { line, inner, .. } = &mut *waiting.0.0;
             poll_send(line, inner, cx, (message, &mut written))
@@ -348,8 +355,10 @@ impl Sender {
     /// As [`Sender::send`], and [`Error::InvalidArgument`] for a message of another length than the one under
     /// way.
     pub async fn send_rest(&mut self, message: &[u8]) -> Result<()> {
-        self.send_from(message, |inner| inner.under_way().unwrap_or(0))
-            .await
+        let begin = |_: &Arc<Line>, inner: &mut sender::Sender, _: &mut Context<'_>| {
+            Poll::Ready(Ok(Progress::Part(inner.under_way().unwrap_or(0))))
+        };
+        self.send_from(message, begin).await
     }
 
     /// Sends a message with attachments. Waits also while the peer holds as many unread attachments as it accepts.
@@ -360,20 +369,10 @@ impl Sender {
     /// # Errors
     /// As [`crate::Sender::send_with`].
     pub async fn send_with(&mut self, message: &[u8], attachments: &[AttachmentRef<'_>]) -> Result<()> {
-        let waiting = Waiting(Parked(self));
-        poll_fn(|cx| waiting.0.0.poll_kept(cx)).await?;
-        let begun = poll_fn(|cx| {
-            let Self { line, inner, .. } = &mut *waiting.0.0;
+        let begin = |line: &Arc<Line>, inner: &mut sender::Sender, cx: &mut Context<'_>| {
             poll_begin(line, inner, cx, (message, attachments))
-        });
-        let Progress::Part(mut written) = begun.await? else {
-            return Ok(());
         };
-        poll_fn(|cx| {
-            let Self { line, inner, .. } = &mut *waiting.0.0;
-            poll_send(line, inner, cx, (message, &mut written))
-        })
-        .await
+        self.send_from(message, begin).await
     }
 
     /// Returns the number of bytes in the ring of a message whose [`Sender::send`] was cancelled, or `None`

@@ -62,10 +62,8 @@ pub(crate) fn ask<T: Send + 'static>(
     deadline: &Deadline,
     call: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
-    let no_space = |reason: String| Error::NoSpace {
-        what: format!("a thread that inspects a file ({what})"),
-        reason,
-    };
+    let no_space =
+        |reason: String| Error::no_space(format!("a thread that inspects a file ({what})"), reason);
     let answered = Wakeup::new()?;
     let under_way = UNDER_WAY.get()?;
     let before = under_way.fetch_add(1, Ordering::AcqRel);
@@ -89,10 +87,9 @@ pub(crate) fn ask<T: Send + 'static>(
         })
         .map_err(|error| no_space(error.to_string()))?;
     match deadline.wait(&[(answered.as_fd(), PollFlags::POLLIN)])? {
-        Woken::Ready => told.try_recv().map_err(|_| Error::Unsupported {
-            what: format!("{what}: its thread has panicked"),
-            source: None,
-        }),
+        Woken::Ready => told
+            .try_recv()
+            .map_err(|_| Error::unsupported(format!("{what}: its thread has panicked"))),
         Woken::Late => Err(Error::HandshakeTimeout {
             step: what,
             after: deadline.allowed,

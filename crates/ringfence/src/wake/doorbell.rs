@@ -172,14 +172,14 @@ impl Doorbell {
     /// The descriptor that an event loop polls, if it polls the [`Doorbell::pidfd`] as well. Fails with [`Error::NoSpace`] if
     /// there is no descriptor to notify the loop of a wakeup that another reader consumes.
     pub(crate) fn try_line(&self) -> Result<BorrowedFd<'_>> {
-        let mut state = self.state()?;
+        let mut state = self.state.lock()?;
         state.looped = true;
         self.lend(&state)
     }
 
     /// As [`Doorbell::try_line`], for a caller that handles no error.
     pub(crate) fn line(&self) -> BorrowedFd<'_> {
-        let Ok(mut state) = self.state() else {
+        let Ok(mut state) = self.state.lock() else {
             return self.line.as_fd();
         };
         state.looped = true;
@@ -193,7 +193,7 @@ impl Doorbell {
     /// Makes the [`Doorbell::line`] readable once the peer's process has ended, for an event loop that polls nothing else.
     /// If this fails with [`Error::NoSpace`], [`Doorbell::arm`] tries again.
     pub(crate) fn poll_line_alone(&self) -> Result<()> {
-        let mut state = self.state()?;
+        let mut state = self.state.lock()?;
         state.polled_alone = true;
         self.end_line_on_exit(&mut state).map(drop)
     }
@@ -201,10 +201,6 @@ impl Doorbell {
     /// Readable once the peer's process has ended. `None` if this system has no pidfds.
     pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
         self.pidfd.as_ref().map(|pidfd| pidfd.as_fd())
-    }
-
-    fn state(&self) -> Result<MutexGuard<'_, DoorbellState>> {
-        self.state.lock()
     }
 
     /// Makes the peer's death end the line, even if another process holds the peer's end of it open. Returns `false` if this
@@ -283,7 +279,7 @@ impl Doorbell {
     /// Fails with [`Error::NoSpace`] if no descriptor is available to notify the loop of a wakeup that a thread consumes, or of
     /// the peer's death.
     pub(crate) fn arm(&self) -> Result<bool> {
-        let mut state = self.state()?;
+        let mut state = self.state.lock()?;
         state.looped = true;
         if state.polled_alone {
             self.end_line_on_exit(&mut state)?;
@@ -307,7 +303,8 @@ impl Doorbell {
 
     /// For the loop: reads all wakeups and returns whether the peer still exists. The values of the bytes mean nothing.
     pub(crate) fn read_bells(&self) -> bool {
-        self.state()
+        self.state
+            .lock()
             .is_ok_and(|mut state| self.read_bells_with(&mut state))
     }
 
@@ -345,7 +342,7 @@ impl Doorbell {
     /// As [`Doorbell::read_bells`], but leaves the wakeup on the line until a half is armed, so that an answer need not wait
     /// for the read. If a wakeup was left before, it reads.
     pub(crate) fn leave_bells(&self) {
-        let Ok(mut state) = self.state() else { return };
+        let Ok(mut state) = self.state.lock() else { return };
         if state.left == Left::Wakeup {
             self.read_bells_with(&mut state);
             return;
@@ -359,7 +356,9 @@ impl Doorbell {
 
     /// For a thread, before it parks: reads old wakeups. Leaves one if a loop may need it. Returns whether anything was done.
     pub(crate) fn catch_up(&self) -> bool {
-        let Ok(mut state) = self.state() else { return false };
+        let Ok(mut state) = self.state.lock() else {
+            return false;
+        };
         // The thread that watches the line waits for a wakeup anyway, and notices this one immediately.
         if state.left != Left::Wakeup || state.watch.is_some() {
             return false;
@@ -389,7 +388,7 @@ impl Doorbell {
     }
 
     fn set_gone(&self) {
-        if let Ok(mut state) = self.state() {
+        if let Ok(mut state) = self.state.lock() {
             state.gone = true;
             self.wake(&state);
         }
@@ -511,7 +510,7 @@ impl Doorbell {
     ///
     /// At a publisher, `number` is that of the message. It returns none if the publisher did not pass any to this side.
     pub(crate) fn collect(&self, count: usize, number: u64) -> Result<Vec<Attachment>> {
-        let mut state = self.state()?;
+        let mut state = self.state.lock()?;
         let numbered = state.arrived.as_mut().is_some_and(|arrived| {
             arrived.drop_missed(number);
             arrived.numbered
@@ -551,7 +550,9 @@ impl Doorbell {
     /// Reads the attachments on a line that is about to be replaced: their messages stay readable. Returns `false` if some
     /// stay on the line for want of descriptor numbers or memory.
     fn read_attachments(&self) -> bool {
-        let Ok(mut state) = self.state() else { return true };
+        let Ok(mut state) = self.state.lock() else {
+            return true;
+        };
         state.arrived.is_none() || self.read_to_the_last(&mut state).is_none()
     }
 
@@ -575,7 +576,7 @@ impl Doorbell {
 
     /// Drops the attachments of the messages before the next one of the publisher, also those that are still on the line.
     pub(crate) fn drop_missed(&self, next: u64) {
-        let Ok(mut state) = self.state() else { return };
+        let Ok(mut state) = self.state.lock() else { return };
         if let Some(arrived) = &mut state.arrived {
             arrived.drop_missed(next);
             // A local shortage leaves the others on the line.
@@ -584,7 +585,7 @@ impl Doorbell {
     }
 
     fn put_back(&self, parcel: Parcel) {
-        if let Ok(mut state) = self.state()
+        if let Ok(mut state) = self.state.lock()
             && let Some(arrived) = &mut state.arrived
         {
             arrived.put_back(parcel);
@@ -593,7 +594,7 @@ impl Doorbell {
 
     /// Closes the unread attachments. Later ones are refused.
     pub(crate) fn drop_attachments(&self) {
-        let Ok(mut state) = self.state() else { return };
+        let Ok(mut state) = self.state.lock() else { return };
         if state.arrived.take().is_some() {
             // The kernel closes those that are still on the line. The other half may wait for a wakeup among them.
             self.read_to_the_last(&mut state);
@@ -602,16 +603,16 @@ impl Doorbell {
 
     /// Returns whether the peer has sent what no honest peer sends on the line.
     pub(crate) fn is_violated(&self) -> bool {
-        self.state().is_ok_and(|state| violation(&state).is_some())
+        self.state.lock().is_ok_and(|state| violation(&state).is_some())
     }
 
     pub(crate) fn is_gone(&self) -> bool {
-        self.state().map_or(true, |state| state.gone)
+        self.state.lock().map_or(true, |state| state.gone)
     }
 
     /// The current generation. Must be read before parking, and passed to [`Doorbell::wait`].
     pub(crate) fn generation(&self) -> u64 {
-        self.state().map_or(0, |state| state.generation)
+        self.state.lock().map_or(0, |state| state.generation)
     }
 
     /// Waits until a wakeup arrives after `generation`, or the peer is gone, or the deadline has passed (`false`). If the
@@ -619,7 +620,7 @@ impl Doorbell {
     ///
     /// Fails with [`Error::NoSpace`] if no descriptors are available for the wait.
     pub(crate) fn wait(&self, generation: u64, deadline: Option<Instant>) -> Result<bool> {
-        let mut state = self.state()?;
+        let mut state = self.state.lock()?;
         loop {
             if state.gone || state.generation != generation {
                 return Ok(true);
@@ -639,7 +640,7 @@ impl Doorbell {
                 None if watch == WatchMode::Reads => Ok(self.read()),
                 None => self.poll(deadline),
             };
-            state = self.state()?;
+            state = self.state.lock()?;
             state.watch = None;
             if let Ok(found) = &found {
                 state.gone |= found.gone;
@@ -755,7 +756,7 @@ impl Doorbell {
 
     /// Makes later waits poll the line.
     fn read_no_more(&self) {
-        if let Ok(mut state) = self.state() {
+        if let Ok(mut state) = self.state.lock() {
             state.sleep = Sleep::Polling;
         }
     }
@@ -850,10 +851,10 @@ pub(crate) const fn is_gone(errno: Errno) -> bool {
 /// The error of a call that could not put `count` attachments on the line.
 pub(crate) fn not_passed(errno: Errno, count: usize) -> Error {
     match errno {
-        Errno::EAGAIN | Errno::ETOOMANYREFS => Error::NoSpace {
-            what: format!("passing {count} attachments"),
-            reason: "too many are on their way: send again once the peer has read some".into(),
-        },
+        Errno::EAGAIN | Errno::ETOOMANYREFS => Error::no_space(
+            format!("passing {count} attachments"),
+            "too many are on their way: send again once the peer has read some",
+        ),
         errno if is_gone(errno) => Error::PeerLost("its end of the line is closed".into()),
         // A ring of io_uring, or what a security module or a filter forbids. Other messages can still be sent.
         Errno::EINVAL | Errno::EPERM | Errno::EACCES => Error::invalid(format!(

@@ -112,7 +112,7 @@ struct QueuedSend {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct State {
     /// Bytes of the longest message that the peer accepts.
     longest: usize,
@@ -171,32 +171,7 @@ impl State {
         }
         Ok(Self {
             longest,
-            calls: HashMap::new(),
-            next_ticket: 0,
-            waiting: BTreeSet::new(),
-            sent: HashMap::new(),
-            sent_bytes: 0,
-            next_call: 0,
-            in_flight: 0,
-            late_replies: 0,
-            no_answers: None,
-            open: HashMap::new(),
-            open_bytes: 0,
-            next_request: 0,
-            requests: BTreeMap::new(),
-            messages: VecDeque::new(),
-            message_bytes: 0,
-            queue: VecDeque::new(),
-            next_place: 0,
-            flushed: 0,
-            no_sending: None,
-            end: None,
-            is_closed: false,
-            waits: BTreeMap::new(),
-            next_wait: 0,
-            woken: Vec::new(),
-            discarded: Vec::new(),
-            nudged: false,
+            ..Self::default()
         })
     }
 
@@ -847,13 +822,7 @@ fn again(error: &Error) -> Error {
         Error::RingCorrupt(what) => Error::RingCorrupt(what.clone()),
         Error::ObjectExposed(what) => Error::ObjectExposed(what.clone()),
         Error::Closed(what) => Error::Closed(what),
-        Error::NoSpace { what, reason } => Error::NoSpace {
-            what: what.clone(),
-            reason: reason.clone(),
-        },
-        other => Error::Unsupported {
-            what: other.to_string(),
-            source: None,
-        },
+        Error::NoSpace { what, reason } => Error::no_space(what.clone(), reason.clone()),
+        other => Error::unsupported(other.to_string()),
     }
 }

@@ -405,9 +405,7 @@ impl<S: Source> Merge<S> {
                 Ok(Some(taken)) => {
                     let from = self.key(place);
                     self.last = Some(from);
-                    if self.turns.spend(1, packed_size(length(&taken) as u64)) {
-                        self.look_around();
-                    }
+                    self.spend(1, packed_size(length(&taken) as u64));
                     return Ok(Some(Ok((from, taken))));
                 }
                 Ok(None) => self.found_empty(place)?,
@@ -476,18 +474,11 @@ impl<S: Source> Merge<S> {
             match visited.dry {
                 Ok(_) if self.queued(place).has_attachments() => {
                     self.last = Some(from);
-                    if self.turns.spend(u32::try_from(visits).unwrap_or(u32::MAX), bytes) {
-                        self.look_around();
-                    }
+                    self.spend(visits, bytes);
                     return Ok(count);
                 }
                 Ok(true) => self.found_empty(place)?,
-                Ok(false) => {
-                    let messages = u32::try_from(visits).unwrap_or(u32::MAX);
-                    if self.turns.spend(messages, bytes) {
-                        self.look_around();
-                    }
-                }
+                Ok(false) => self.spend(visits, bytes),
                 // The visitor has seen messages that must be discarded.
                 Err(error) if visits > visited.count => {
                     self.leave(place);
@@ -631,6 +622,17 @@ impl<S: Source> Merge<S> {
         };
         let reason = source.end_reason().unwrap_or(CloseReason::Closed);
         self.ends.push_back((key, reason));
+    }
+
+    /// Counts what the source whose turn it is has had. At the end of its turn, looks at others.
+    #[inline]
+    fn spend(&mut self, messages: usize, bytes: u64) {
+        if self
+            .turns
+            .spend(u32::try_from(messages).unwrap_or(u32::MAX), bytes)
+        {
+            self.look_around();
+        }
     }
 
     /// Checks a few of the idle sources.

@@ -23,10 +23,10 @@
 //! Like all of `ring`, this never blocks, makes only one system call (see [`readers::Readers::activate`]),
 //! and trusts nothing that the other side writes.
 
-use std::{fmt, str::FromStr, sync::atomic::Ordering};
+use std::{str::FromStr, sync::atomic::Ordering};
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, parse_named},
     region::copy::{Readable, Writable},
     region::layout,
     region::layout::{MARKS, mark_of},
@@ -166,25 +166,24 @@ impl Seen {
     }
 }
 
-/// The kind of delivery that a subscriber requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Delivery {
-    /// Every message, in order. The publisher waits for a subscriber that is a whole ring behind, for as long
-    /// as [`Options::stall`](crate::Options::stall) allows, and then evicts it.
-    #[default]
-    Reliable = 1,
-    /// Messages that the publisher has overwritten before the subscriber read them are skipped, and counted.
-    /// Never delays the publisher.
-    BestEffort = 2,
-    /// Only the newest message that the subscriber has not seen. Skipped messages are counted. Never delays
-    /// the publisher.
-    Latest = 3,
+named! { all pub,
+    /// The kind of delivery that a subscriber requests.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+    pub enum Delivery {
+        /// Every message, in order. The publisher waits for a subscriber that is a whole ring behind, for as long
+        /// as [`Options::stall`](crate::Options::stall) allows, and then evicts it.
+        #[default]
+        Reliable = 1 => "reliable",
+        /// Messages that the publisher has overwritten before the subscriber read them are skipped, and counted.
+        /// Never delays the publisher.
+        BestEffort = 2 => "best-effort",
+        /// Only the newest message that the subscriber has not seen. Skipped messages are counted. Never delays
+        /// the publisher.
+        Latest = 3 => "latest",
+    }
 }
 
 impl Delivery {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Reliable, Self::BestEffort, Self::Latest];
-
     pub(crate) const fn number(self) -> u16 {
         self as u16
     }
@@ -194,47 +193,29 @@ impl Delivery {
     }
 }
 
-impl fmt::Display for Delivery {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Reliable => "reliable",
-            Self::BestEffort => "best-effort",
-            Self::Latest => "latest",
-        })
-    }
-}
-
 impl FromStr for Delivery {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|delivery| delivery.to_string() == text)
-            .ok_or_else(|| {
-                Error::invalid(format!(
-                    "delivery must be 'reliable', 'best-effort' or 'latest', not {text:?}"
-                ))
-            })
+        parse_named("delivery", &Self::ALL, text)
     }
 }
 
-/// The message at which a subscriber starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum StartFrom {
-    /// The next message to be sent.
-    #[default]
-    Now = 1,
-    /// The oldest message that the ring still holds.
-    Oldest = 2,
-    /// The last message that was sent, if the ring still holds it.
-    Latest = 3,
+named! { all pub,
+    /// The message at which a subscriber starts.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+    pub enum StartFrom {
+        /// The next message to be sent.
+        #[default]
+        Now = 1 => "now",
+        /// The oldest message that the ring still holds.
+        Oldest = 2 => "oldest",
+        /// The last message that was sent, if the ring still holds it.
+        Latest = 3 => "latest",
+    }
 }
 
 impl StartFrom {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Now, Self::Oldest, Self::Latest];
-
     pub(crate) const fn number(self) -> u16 {
         self as u16
     }
@@ -244,24 +225,11 @@ impl StartFrom {
     }
 }
 
-impl fmt::Display for StartFrom {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Now => "now",
-            Self::Oldest => "oldest",
-            Self::Latest => "latest",
-        })
-    }
-}
-
 impl FromStr for StartFrom {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|from| from.to_string() == text)
-            .ok_or_else(|| Error::invalid(format!("from must be 'now', 'oldest' or 'latest', not {text:?}")))
+        parse_named("from", &Self::ALL, text)
     }
 }
 

@@ -554,10 +554,7 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
             let missing = bytes.max(RUN) - window.len();
             window
                 .try_reserve_exact(missing)
-                .map_err(|error| Error::NoSpace {
-                    what: format!("a copy of a message of {bytes} bytes"),
-                    reason: error.to_string(),
-                })?;
+                .map_err(|error| Error::no_space(format!("a copy of a message of {bytes} bytes"), error))?;
             window.resize(bytes.max(RUN), 0);
         }
         Ok(window)

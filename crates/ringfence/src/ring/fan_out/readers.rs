@@ -20,7 +20,7 @@ use crate::{
         layout::{self, as_offset, head_of},
     },
     ring::fan_out::{Delivery, StartFrom},
-    sys::lock::{Mutex, MutexGuard},
+    sys::lock::Mutex,
 };
 
 /// A reader whose handshake is complete.
@@ -153,14 +153,10 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         }
     }
 
-    fn list(&self) -> MutexGuard<'_, List<P, T>> {
-        self.list.lock()
-    }
-
     /// Changes the entry of a reader, and moves the generation. `None`: the reader was released. Two threads
     /// may store their generations in the wrong order: the sending thread treats each store as a change.
     fn change<R>(&self, number: u64, change: impl FnOnce(&mut Option<Entry<P, T>>) -> R) -> Option<R> {
-        let mut guard = self.list();
+        let mut guard = self.list.lock();
         guard.entry(number)?;
         let list = &mut *guard;
         let slot = slot_of(number);
@@ -212,7 +208,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
 
     /// Adds an entry that holds no position yet, so the sending thread need not know of it.
     fn enter(&self, delivery: Delivery) -> Result<(u64, usize)> {
-        let list = &mut *self.list();
+        let list = &mut *self.list.lock();
         let slot = match list.free.pop() {
             Some(slot) => slot,
             None if list.slots.len() < self.most => {
@@ -223,10 +219,10 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
                 list.slots.len() - 1
             }
             None => {
-                return Err(Error::NoSpace {
-                    what: "a place for one more subscriber".into(),
-                    reason: format!("all {} are taken", self.most),
-                });
+                return Err(Error::no_space(
+                    "a place for one more subscriber",
+                    format!("all {} are taken", self.most),
+                ));
             }
         };
         list.count += 1;
@@ -266,7 +262,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
 
     /// Whether the reader is in the list.
     pub(crate) fn has(&self, number: u64) -> bool {
-        self.list().entry(number).is_some()
+        self.list.lock().entry(number).is_some()
     }
 
     /// Replaces the content of `into` with the number and the position of each reliable reader. Leaves out a
@@ -276,7 +272,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         into.clear();
         let mut from = 0;
         loop {
-            let list = self.list();
+            let list = self.list.lock();
             let Some(slots) = list.slots.get(from..) else {
                 return;
             };
@@ -292,7 +288,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
 
     /// Returns the readers whose handshake is complete.
     pub(crate) fn active(&self) -> Vec<ActiveReader<T>> {
-        let list = self.list();
+        let list = self.list.lock();
         let entries = list.slots.iter().filter_map(|slot| slot.entry.as_ref());
         let active = entries.filter_map(|entry| {
             Some(ActiveReader {
@@ -320,7 +316,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
     /// Returns the position up to which a reader claims to have read. Nothing relies on it. `None`: the
     /// reader was released, or its handshake is not complete.
     pub(crate) fn position(&self, number: u64) -> Option<u64> {
-        let list = self.list();
+        let list = self.list.lock();
         let entry = list.entry(number).filter(|entry| entry.active.is_some())?;
         Some(entry.head())
     }
@@ -335,7 +331,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
     /// Returns the lowest position at which a reader may still read, of any delivery, also during its
     /// handshake. `None`: there is no reader.
     pub(crate) fn kept_from(&self) -> Option<u64> {
-        let list = self.list();
+        let list = self.list.lock();
         let floor = self.ring.load(layout::FLOOR, Ordering::Acquire);
         let entries = list.slots.iter().filter_map(|slot| slot.entry.as_ref());
         let positions = entries.map(Entry::head);
@@ -352,7 +348,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
     /// Moves the changes to the sending thread. Call it after reading the generation, which then belongs to
     /// this state of the list or to an earlier one.
     pub(super) fn take_changes(&self, into: &mut Vec<Change<P, T>>) {
-        let List { slots, changed, .. } = &mut *self.list();
+        let List { slots, changed, .. } = &mut *self.list.lock();
         into.extend(changed.drain(..).map(|slot| {
             slots[slot].changed = false;
             (slot, slots[slot].entry.clone())

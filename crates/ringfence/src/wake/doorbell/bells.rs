@@ -18,9 +18,8 @@ use std::{
 use nix::errno::Errno;
 
 use crate::{
-    error::Result,
     fork::{Birth, ProcessMutex},
-    sys::{self, lock::MutexGuard},
+    sys,
 };
 
 /// The number of attempts that the calling thread makes.
@@ -78,7 +77,7 @@ impl PeerWaker {
             }
             thread::yield_now();
         }
-        let Ok(mut owed) = self.owed() else { return };
+        let Ok(mut owed) = self.owed.lock() else { return };
         owed.failures += 1;
         if owed.carried {
             return;
@@ -96,21 +95,17 @@ impl PeerWaker {
         &self.rung
     }
 
-    fn owed(&self) -> Result<MutexGuard<'_, Owed>> {
-        self.owed.lock()
-    }
-
     /// Sends the owed wakeup. Terminates, because the kernel gets memory or either side ends the line, as `close` does.
     fn carry(&self) {
         let [mut pause, longest] = PAUSES;
         // Never fails, because a forked child does not have this thread.
-        while let Ok(failures) = self.owed().map(|owed| owed.failures) {
+        while let Ok(failures) = self.owed.lock().map(|owed| owed.failures) {
             if self.try_once() == SendResult::Again {
                 thread::sleep(pause);
                 pause = (pause * 2).min(longest);
                 continue;
             }
-            let Ok(mut owed) = self.owed() else { return };
+            let Ok(mut owed) = self.owed.lock() else { return };
             // A call that has failed since then may have published after the peer received this wakeup.
             if owed.failures == failures {
                 owed.carried = false;

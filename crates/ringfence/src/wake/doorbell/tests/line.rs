@@ -75,7 +75,7 @@ impl Peer {
     /// The same, where every wait without a deadline reads.
     fn line_to_read(&self) -> (Doorbell, OwnedFd) {
         let (doorbell, end) = self.line();
-        doorbell.state().unwrap().sleep = Sleep::NotYet(0);
+        doorbell.state.lock().unwrap().sleep = Sleep::NotYet(0);
         (doorbell, end)
     }
 
@@ -411,7 +411,7 @@ fn a_thread_that_waits_often_reads_the_bell_at_once() {
     let peer = Peer::new();
     let (doorbell, end) = peer.line();
     for _ in 0..POLLS_BEFORE_A_READ {
-        assert!(!matches!(doorbell.state().unwrap().sleep, Sleep::Reading));
+        assert!(!matches!(doorbell.state.lock().unwrap().sleep, Sleep::Reading));
         ring(&end);
         assert!(doorbell.wait(doorbell.generation(), None).unwrap());
         assert!(doorbell.catch_up());
@@ -548,11 +548,11 @@ fn an_event_loop_finds_the_bell_on_the_line() {
 #[test]
 fn without_a_pidfd_no_wait_reads() {
     let (doorbell, end) = line();
-    doorbell.state().unwrap().sleep = Sleep::NotYet(0);
+    doorbell.state.lock().unwrap().sleep = Sleep::NotYet(0);
     ring(&end);
     assert!(doorbell.wait(doorbell.generation(), None).unwrap());
     assert!(unread(&doorbell));
-    assert!(matches!(doorbell.state().unwrap().sleep, Sleep::Polling));
+    assert!(matches!(doorbell.state.lock().unwrap().sleep, Sleep::Polling));
 }
 
 /// Whether an event loop is woken.
@@ -583,7 +583,7 @@ fn a_bell_that_a_loop_takes_wakes_the_thread_beside_it() {
     thread::scope(|scope| {
         let sleeper = Sleeper::asleep_in_one_of(scope, &doorbell, EPOLL);
         // Sent and consumed in one moment from the thread's view: it does not run in between, or finds the line empty.
-        let state = doorbell.state().unwrap();
+        let state = doorbell.state.lock().unwrap();
         ring(&peer);
         drop(state);
         assert!(doorbell.read_bells());
@@ -671,7 +671,7 @@ fn a_loop_that_begins_beside_a_thread_that_sleeps_gets_its_bell_and_leaves_the_t
         thread::scope(|scope| {
             let sleeper = Sleeper::asleep(scope, &doorbell, call);
             assert!(!doorbell.arm().unwrap());
-            let state = doorbell.state().unwrap();
+            let state = doorbell.state.lock().unwrap();
             ring(&end);
             drop(state);
             assert!(doorbell.read_bells());
