@@ -26,7 +26,7 @@ use crate::{
     region::{
         layout::region_size,
         own::OwnRegion,
-        room::{check_room, reserve},
+        room::reserve,
         tripwire::{Tripwire, refused},
     },
     sys::{self, socket::ControlStatus, uninterrupted},
@@ -80,7 +80,6 @@ impl SharedObject {
             signal,
             peer,
         } = *wanted;
-        check_room(region_size(capacity))?;
         until_unexposed(|| match backing {
             Backing::Memfd => Self::over(Blank::create(name, capacity, deadline)?, wanted, record),
             // The lease belongs to the same open file that the peer receives. Through it the peer could make
@@ -226,7 +225,6 @@ impl Blank {
 
     /// Creates one for a child of this user. The child maps and seals it.
     pub(crate) fn for_child(capacity: u64, user: u32, deadline: &Deadline) -> Result<Self> {
-        check_room(region_size(capacity))?;
         let blank = Self::create(b"ringfence", capacity, deadline)?;
         if user != geteuid().as_raw() {
             // The kernel grants a lease to the owner alone.

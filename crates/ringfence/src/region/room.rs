@@ -11,25 +11,63 @@ use nix::{
 
 use crate::{
     error::{Error, Result, is_shortage},
+    fork::PerProcess,
     sys::{
         self,
         file::{MOUNTS, Mount, mounts_in},
+        lock::Mutex,
     },
 };
 
-/// Errors with [`Error::NoSpace`] where an object of this size would not find room.
+/// Fails with [`Error::NoSpace`] if there is no room for an object of this size.
 ///
 /// A memfd has no filesystem with a size of its own: the kernel would hand out pages until it has to kill a process. So this
-/// side first looks up how much memory is available. It looks at the limit of file sizes too, since exceeding that is a signal.
+/// side first checks how much memory is available. It checks the limit of file sizes too, since exceeding that is a signal.
 pub(crate) fn check_room(size: u64) -> Result<()> {
-    let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE)
-        .map_err(|errno| Error::system("the limit of file sizes (getrlimit)", errno))?;
-    let available =
-        available_memory().map_err(|errno| Error::system("what memory is left (/proc/meminfo)", errno))?;
-    compare(size, limit, available)
+    Pending::claim(PENDING.get()?, size).map(drop)
 }
 
-/// Whether so many bytes find room. `available`: `None` where that is not told.
+/// The bytes that threads of this process have claimed and not reserved yet, which the kernel still counts as available.
+static PENDING: PerProcess<Mutex<u64>> = PerProcess::new();
+
+/// A claim to memory, until it is reserved or dropped.
+struct Pending {
+    all: &'static Mutex<u64>,
+    size: u64,
+}
+
+impl Pending {
+    fn claim(all: &'static Mutex<u64>, size: u64) -> Result<Self> {
+        let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE)
+            .map_err(|errno| Error::system("the limit of file sizes (getrlimit)", errno))?;
+        let mut pending = all.lock();
+        // Under the lock: two threads must not claim the same memory.
+        let available = available_memory()
+            .map_err(|errno| Error::system("the available memory (/proc/meminfo)", errno))?;
+        compare(
+            size,
+            limit,
+            available.map(|available| available.saturating_sub(*pending)),
+        )?;
+        *pending += size;
+        drop(pending);
+        Ok(Self { all, size })
+    }
+
+    /// So many bytes are reserved now.
+    fn reserved(&mut self, bytes: u64) {
+        *self.all.lock() -= bytes;
+        self.size -= bytes;
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.reserved(self.size);
+    }
+}
+
+/// Fails if there is no room for `size` bytes. `available`: `None` if unknown.
 fn compare(size: u64, limit: u64, available: Option<u64>) -> Result<()> {
     if limit != RLIM_INFINITY && size > limit {
         return Err(no_space(
@@ -68,18 +106,19 @@ fn least(read: impl Fn(&str) -> Result<String, Errno>) -> Result<Option<u64>, Er
     Ok(machine.into_iter().chain(left_in_cgroups(read)?).min())
 }
 
-/// How much is reserved at a time: at most, about a millisecond; at least, a page on every machine.
+/// The bytes reserved at a time: at most a millisecond's work, at least a page on every machine.
 const PART: [libc::off_t; 2] = [4 << 20, 1 << 16];
 
-/// Reserves all of the memory now, so that a full filesystem is an error here and no SIGBUS later. It does so in parts, and
-/// `look` tells between two of them whether there is time left.
+/// Reserves all of the memory now, so that a full filesystem is an error here and no SIGBUS later. Fails first as [`check_room`]
+/// does. It works in parts, and `look` reports before each whether there is time left.
 ///
-/// Before Linux 6.9 a signal has shmem give back all that one call had reserved so far (mm/shmem.c, `shmem_fallocate`). Under
-/// the timer of a profiler one call for a large object would begin anew for ever. So what is done stays done, and a
-/// part that a signal interrupts is tried again in smaller ones.
+/// Before Linux 6.9 a signal makes shmem release everything that one call has reserved so far (mm/shmem.c, `shmem_fallocate`).
+/// Under the timer of a profiler one call for a large object would start over forever. So finished parts stay reserved, and
+/// a part that a signal interrupts is retried in smaller ones.
 pub(super) fn reserve(descriptor: impl AsFd, size: u64, mut look: impl FnMut() -> Result<()>) -> Result<()> {
     let [most, least] = PART;
     let length = libc::off_t::try_from(size).map_err(|_| no_space(size, "it exceeds the largest file"))?;
+    let mut pending = Pending::claim(PENDING.get()?, size)?;
     let (mut done, mut part) = (0, most);
     while done < length {
         look()?;
@@ -88,6 +127,7 @@ pub(super) fn reserve(descriptor: impl AsFd, size: u64, mut look: impl FnMut() -
             Err(Errno::EINTR) => part = (part / 2).max(least),
             Ok(()) => {
                 done += now;
+                pending.reserved(now.cast_unsigned());
                 part = (part * 2).min(most);
             }
             Err(errno) => return Err(Error::system(format!("a shared object of {size} bytes"), errno)),
@@ -273,6 +313,22 @@ mod tests {
             refused.to_string().contains("1152921504606846976 bytes"),
             "{refused}"
         );
+    }
+
+    #[test]
+    fn memory_that_another_thread_reserves_is_not_available() {
+        let all: &'static Mutex<u64> = Box::leak(Box::new(Mutex::new(0)));
+        let mut claim = Pending::claim(all, 8192).unwrap();
+        claim.reserved(4096);
+        assert_eq!(*all.lock(), 4096);
+        // More than any machine has.
+        *all.lock() += 1 << 60;
+        let refused = Pending::claim(all, 4096).err().unwrap();
+        assert_eq!(refused.code(), "NO_SPACE");
+        *all.lock() -= 1 << 60;
+        drop(claim);
+        assert_eq!(*all.lock(), 0);
+        Pending::claim(all, 4096).unwrap();
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::{
     region::accept::{Checks, filesystem_of, stat_of, unsound},
     region::create::memfd,
     region::layout::as_offset,
-    region::room::{check_room, reserve},
+    region::room::reserve,
     sys::uninterrupted,
 };
 
@@ -213,7 +213,6 @@ impl Draft {
     /// [`Error::NoSpace`] if there are not enough memory or descriptors.
     pub fn new(size: usize) -> Result<Self> {
         let bytes = size as u64;
-        check_room(bytes)?;
         let (object, _) = memfd(b"ringfence-sealed")?;
         reserve(&object, bytes, || Ok(()))?;
         let memory = (size > 0)
