@@ -93,7 +93,7 @@ pub(crate) trait Inlet: fmt::Debug + Sized {
     ) -> Result<bool>;
 }
 
-/// Any [`Inlet`], for the binding.
+/// Any `Inlet`, for the binding.
 pub trait AnyInlet: Inlet {}
 
 impl<R: Inlet> AnyInlet for R {}

@@ -29,7 +29,7 @@
 //! [`Receiver`] and [`Subscription`] are a `Stream` of messages, [`Sender`] and [`Broadcaster`] a `Sink`. For
 //! what takes a socket (`copy_bidirectional`, hyper, tonic, tarpc, TLS), [`Channel::into_stream`] returns a
 //! [`ByteStream`], which is `AsyncRead` and `AsyncWrite`. A peer that was killed is
-//! [`Error::PeerLost`](crate::Error::PeerLost) after the last message, and `ConnectionReset` after the last
+//! [`Error::PeerLost`] after the last message, and `ConnectionReset` after the last
 //! byte.
 //!
 //! # Calls
