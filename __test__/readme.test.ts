@@ -80,46 +80,6 @@ test('the service continues after one of its clients is killed', async (t) => {
   t.is(child.exitCode, null)
 })
 
-test('the many-to-one example prints the sender of each message', async (t) => {
-  const address = namedAddress(t)
-  const { child } = await run(
-    t,
-    replaceAll(t, exampleOf('docs/guide/many-to-one.md'), [["'/run/user/1000/results.sock'", JSON.stringify(address)]]),
-  )
-  const said = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
-  await untilBound(address)
-  for (const text of ['one', 'another']) {
-    const agent = await Partner.start(t)
-    await agent.connect(address)
-    await agent.run((kit, word: string) => kit.channel.send(word), text)
-    t.is((await said.next()).value, `process ${agent.pid}: ${text}`)
-  }
-})
-
-test('the one-to-many example: a subscriber gets what is sent after it has subscribed', async (t) => {
-  const address = namedAddress(t)
-  const page = readFileSync(join(root, 'docs/guide/one-to-many.md'), 'utf8')
-  const programs = [...page.matchAll(/```js\n(\/\/ \w+\.mjs\n.*?)```/gs)].map(([, code]) =>
-    replaceAll(t, code!, [["'/run/user/1000/ticks.sock'", JSON.stringify(address)]]),
-  )
-  t.is(programs.length, 2)
-  const [publisher, subscriber] = [await run(t, programs[0]!), await run(t, programs[1]!)]
-  const said = [publisher, subscriber].map(async ({ child }) => {
-    let text = ''
-    for await (const chunk of child.stdout) text += String(chunk)
-    return text
-  })
-  t.deepEqual(await Promise.all([publisher.exited, subscriber.exited]), [
-    [0, null],
-    [0, null],
-  ])
-  const pid = subscriber.child.pid
-  t.deepEqual(await Promise.all(said), [
-    `process ${pid} subscribes: reliable\nprocess ${pid} is gone: closed\n`,
-    '1n one\n2n two\n',
-  ])
-})
-
 test('a member keeps its place while its partners are killed one after the other', async (t) => {
   const address = namedAddress(t)
   const { complaints, exited, child } = await run(
