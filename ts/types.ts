@@ -4,7 +4,7 @@ import type { Attachable, Attachment } from './channel/attachments.js'
 import type { Delivery, Identity } from './endpoint/peer.js'
 import type { RingfenceError } from './errors.js'
 
-export type { Delivery, Evidence, GoneReason, Identity } from './endpoint/peer.js'
+export type { Delivery, Evidence, Identity } from './endpoint/peer.js'
 
 /** Options of a call that waits. */
 export interface WaitOptions {

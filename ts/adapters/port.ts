@@ -7,7 +7,7 @@ import { LINGER } from './duplex.js'
 import { throwLater } from '../runtime/emit.js'
 import { RingfenceError, invalid, show } from '../errors.js'
 import { timers } from '../runtime/timers.js'
-import type { Message, SendOptions } from '../types.js'
+import type { Message, MessageInput, Resource, Sink, Source } from '../types.js'
 import type { WebSource } from './web.js'
 
 /** Bytes that may wait for a peer that does not read. `postMessage` cannot make its caller wait, so this limits the memory. */
@@ -50,17 +50,8 @@ interface Handler extends Listener {
   handler: PortEventListener
 }
 
-/** The operations of a channel of bytes that a port uses. */
-interface Raw {
-  readonly maxMessageSize: number
-  readonly bufferedAmount: number
-  readonly closed: Promise<unknown>
-  send(message: Uint8Array | string, options?: SendOptions): Promise<void>
-  tryReceive(): Message | undefined
-  close(options: { linger: number }): Promise<void>
-  ref(): unknown
-  unref(): unknown
-}
+/** The channel of a port, with bytes as messages. */
+type Raw = Source<Message> & Sink<MessageInput> & Resource & { readonly maxMessageSize: number }
 
 /** Channel operations for adapters, which report the end of a channel themselves. */
 export interface Quiet<In> extends WebSource<In> {
@@ -232,28 +223,21 @@ export class Port<C> extends EventEmitter {
     if (wrapper !== undefined) this.removeListener(event, wrapper as Listener)
   }
 
-  get onmessage(): ((event: PortMessageEvent) => void) | null {
-    return this.#handlerOf('message')
-  }
+  declare onmessage: ((event: PortMessageEvent) => void) | null
+  declare onmessageerror: ((event: PortMessageEvent) => void) | null
+  declare onclose: ((event: Event) => void) | null
 
-  set onmessage(handler) {
-    this.#handle('message', handler)
-  }
-
-  get onmessageerror(): ((event: PortMessageEvent) => void) | null {
-    return this.#handlerOf('messageerror')
-  }
-
-  set onmessageerror(handler) {
-    this.#handle('messageerror', handler)
-  }
-
-  get onclose(): ((event: Event) => void) | null {
-    return this.#handlerOf('close')
-  }
-
-  set onclose(handler) {
-    this.#handle('close', handler)
+  static {
+    for (const event of ['message', 'messageerror', 'close'] as const)
+      Object.defineProperty(Port.prototype, `on${event}`, {
+        configurable: true,
+        get(this: Port<unknown>) {
+          return this.#handlerOf(event)
+        },
+        set(this: Port<unknown>, handler: Listener | null) {
+          this.#handle(event, handler)
+        },
+      })
   }
 
   #handlerOf(event: PortEvent): Listener | null {

@@ -5,6 +5,7 @@ import { builtin } from '../native.js'
 import type { ReadableStreamDefaultController } from 'node:stream/web'
 
 import { timers } from '../runtime/timers.js'
+import type { Resource, Sink } from '../types.js'
 
 /** The source of a readable stream. */
 export interface WebSource<In> {
@@ -21,15 +22,8 @@ export interface WebSource<In> {
   close(): Promise<void>
 }
 
-/** The destination of a writable stream. */
-export interface WebSink<Out> {
-  readonly closed: Promise<unknown>
-  send(message: Out): Promise<void>
-  /** Waits for room. Rejects with the reason once nothing can be sent. */
-  waitWritable(size: number): Promise<void>
-  end(): Promise<void>
-  destroy(error?: Error): void
-}
+/** The destination of a writable stream. `waitWritable` rejects with the reason once nothing can be sent. */
+export type WebSink<Out> = Pick<Sink<Out> & Resource, 'closed' | 'send' | 'waitWritable' | 'end' | 'destroy'>
 
 /** Milliseconds between checks of a writable stream that is held after the peer's end. */
 const HELD = 50

@@ -441,14 +441,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
 
   /** @internal */
   protected override makeStreams(): WebStreams<In, unknown> {
-    const sink = {
-      closed: this.closed,
-      send: (message: Out) => this.send(message),
-      waitWritable: (size: number) => this.waitWritable(size),
-      end: () => this.end(),
-      destroy: (error?: Error) => this.destroy(error),
-    }
-    return new WebStreams<In, Out>(this.quiet(), sink) as WebStreams<In, unknown>
+    return new WebStreams<In, Out>(this.quiet(), this) as WebStreams<In, unknown>
   }
 
   /**

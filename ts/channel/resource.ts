@@ -8,7 +8,8 @@ import { REASONS } from '../native.js'
 import { emit } from '../runtime/emit.js'
 import { printable } from '../runtime/printable.js'
 import { timers } from '../runtime/timers.js'
-import type { Closed, GoneReason } from '../types.js'
+import type { GoneReason } from '../endpoint/peer.js'
+import type { Closed } from '../types.js'
 
 /** The event of every {@link Resource}. */
 export interface ResourceEvents {

@@ -8,7 +8,7 @@
 // have to wait has a promise of its own, since it may be the last one to fit before the channel is closed.
 
 import { defer, ignore, within } from '../runtime/deferred.js'
-import { readerSignal, sendOptions } from '../endpoint/options.js'
+import { SEND, readerSignal } from '../endpoint/options.js'
 import { onAbort } from '../runtime/aborts.js'
 import { aborted, fromFailure, invalid, show, type RingfenceError } from '../errors.js'
 import { flushAtExit, noticeExit } from '../runtime/exit.js'
@@ -179,9 +179,9 @@ export class SendQueue {
   #sendOther(message: MessageInput, options?: SendOptions): Promise<void> {
     let bundle: NativeBundle | null = null
     try {
-      const { signal, attachments } = sendOptions(options)
+      const signal = readerSignal(options, SEND)
       const bytes = this.#admit(message)
-      if (attachments !== undefined) bundle = bundleOf(attachments)
+      if (options?.attachments !== undefined) bundle = bundleOf(options.attachments)
       return this.#sendBytes(bytes, 0, signal, bundle)
     } catch (error) {
       bundle?.close()
@@ -377,7 +377,7 @@ export class SendQueue {
 
   fill(size: number, write: Fill): boolean {
     if (typeof write !== 'function') throw invalid(`fill takes a function, not ${show(write)}`)
-    if (!Number.isInteger(size) || size < 0) throw invalid(`a message's size must be a whole number, not ${show(size)}`)
+    mustBeSize(size, 'message')
     if (this.#shut !== null) throw this.#shut()
     // A record in the arena is certain to fit. If the arena has no such room, the ring itself is asked for room for this message.
     const arena = this.#arena
@@ -410,10 +410,7 @@ export class SendQueue {
 
   /** Fills memory of the ring itself if it can be exposed, or else a scratch buffer that is copied there. */
   #fillReserved(size: number, write: Fill): boolean {
-    if (size <= this.#maxAtOnce && !this.#isThrough()) return false
-    this.#arena.forgetRoom()
-    const reserved = this.#native.reserve(size, OWN_MEMORY)
-    if (reserved === FAILED) throw this.#fail()
+    const reserved = this.#reserve(size)
     if (reserved === 0) return false
     let committed = false
     try {
@@ -453,13 +450,9 @@ export class SendQueue {
   }
 
   reserve(size: number): Reservation | undefined {
-    if (!Number.isInteger(size) || size < 0)
-      throw invalid(`a reservation's size must be a whole number, not ${show(size)}`)
+    mustBeSize(size, 'reservation')
     if (this.#shut !== null) throw this.#shut()
-    if (size <= this.#maxAtOnce && !this.#isThrough()) return undefined
-    this.#arena.forgetRoom()
-    const reserved = this.#native.reserve(size, OWN_MEMORY)
-    if (reserved === FAILED) throw this.#fail()
+    const reserved = this.#reserve(size)
     if (reserved === 0) return undefined
     const finish: Finish = (length, scratch) => {
       // If the channel has ended in the meantime, the reservation is already cancelled.
@@ -482,6 +475,15 @@ export class SendQueue {
     return made
   }
 
+  /** Reserves room in the ring; 0: there is none now. */
+  #reserve(size: number): number | ArrayBuffer {
+    if (size <= this.#maxAtOnce && !this.#isThrough()) return 0
+    this.#arena.forgetRoom()
+    const reserved = this.#native.reserve(size, OWN_MEMORY)
+    if (reserved === FAILED) throw this.#fail()
+    return reserved
+  }
+
   /** Whether a message that is sent now would be the next one in the ring. */
   #isThrough(): boolean {
     if (!this.isEmpty) this.pump()
@@ -492,8 +494,7 @@ export class SendQueue {
   waitWritable(size: number, options?: WaitOptions): Promise<void> {
     try {
       const signal = readerSignal(options)
-      if (!Number.isInteger(size) || size < 0)
-        throw invalid(`a message's size must be a whole number, not ${show(size)}`)
+      mustBeSize(size, 'message')
       if (this.#shut !== null) throw this.#shut()
       if (size > this.#maxAtOnce) {
         this.#native.reserve(size, OWN_MEMORY)
@@ -709,6 +710,10 @@ function payloadOf(bytes: Uint8Array, from: number, to: number): number {
 
 /** Fills at most `length` bytes of `bytes` from `offset` on, and returns how many it has written. */
 export type Fill = (bytes: Uint8Array, offset: number, length: number) => number
+
+function mustBeSize(size: number, what: string): void {
+  if (!Number.isInteger(size) || size < 0) throw invalid(`a ${what}'s size must be a whole number, not ${show(size)}`)
+}
 
 const whileReserved = () => invalid('a reservation is open: commit or cancel it first')
 const filling = () => invalid('a message is being filled: send once that has returned')

@@ -25,13 +25,10 @@ const APART = 250
  */
 const SILENT = 3000
 
+const RATED = ['messagesSent', 'bytesSent', 'messagesReceived', 'bytesReceived'] as const
+
 /** Messages and bytes per second. */
-interface Rates {
-  messagesSentPerSecond: number
-  bytesSentPerSecond: number
-  messagesReceivedPerSecond: number
-  bytesReceivedPerSecond: number
-}
+type Rates = Record<`${(typeof RATED)[number]}PerSecond`, number>
 
 /** A process, and the traffic of its channels. */
 export interface Watched {
@@ -112,16 +109,10 @@ class Source {
 }
 
 function ratesOf(before: Observed | undefined, now: Observed, seconds: number): Rates {
-  const rate = (figure: keyof Observed) => {
-    if (before === undefined || !(seconds > 0)) return 0
-    return (Number(now[figure] ?? 0) - Number(before[figure] ?? 0)) / seconds
-  }
-  return {
-    messagesSentPerSecond: rate('messagesSent'),
-    bytesSentPerSecond: rate('bytesSent'),
-    messagesReceivedPerSecond: rate('messagesReceived'),
-    bytesReceivedPerSecond: rate('bytesReceived'),
-  }
+  const isKnown = before !== undefined && seconds > 0
+  const rateOf = (figure: (typeof RATED)[number]) =>
+    isKnown ? (Number(now[figure] ?? 0) - Number(before[figure] ?? 0)) / seconds : 0
+  return Object.fromEntries(RATED.map((figure) => [`${figure}PerSecond`, rateOf(figure)])) as Rates
 }
 
 /**

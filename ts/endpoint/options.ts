@@ -4,7 +4,6 @@
 import { isAbsolute } from 'node:path'
 
 import { checkCodec, type Codec } from '../adapters/codec.js'
-import type { Attachable } from '../channel/attachments.js'
 import { aborted, invalid, show } from '../errors.js'
 import type { NativeOptions, NativeProgram } from '../native.js'
 import { nearest } from '../runtime/nearest.js'
@@ -25,7 +24,6 @@ import type {
   WaitOptions,
   BatchOptions,
   CallOptions,
-  SendOptions,
   ServeOptions,
   AttachmentOptions,
 } from '../types.js'
@@ -220,10 +218,14 @@ function kindOf(value: object): string {
   return typeof name === 'string' && name !== '' ? `one of class ${name}` : show(value)
 }
 
-/** Returns the signal of a call that waits. Throws an AbortError if it is already aborted. */
-export function readerSignal(options: WaitOptions | undefined): AbortSignal | undefined {
+const WAIT = ['signal']
+/** The options of `send`. The attachments are checked when they are collected. */
+export const SEND = ['signal', 'attachments']
+
+/** Checks the names of the options, and returns the signal of a call that waits. Throws an AbortError if it is already aborted. */
+export function readerSignal(options: WaitOptions | undefined, known = WAIT): AbortSignal | undefined {
   if (options === undefined) return undefined
-  plainObject('options', options, ['signal'])
+  plainObject('options', options, known)
   const { signal } = options
   if (signal === undefined) return undefined
   abortSignal('signal', signal)
@@ -231,30 +233,12 @@ export function readerSignal(options: WaitOptions | undefined): AbortSignal | un
   return signal
 }
 
-interface CheckedSend {
-  signal: AbortSignal | undefined
-  attachments: readonly Attachable[] | undefined
-}
-
-const PLAIN_SEND: CheckedSend = { signal: undefined, attachments: undefined }
-
-/** Checks the options of `send`. The attachments are checked when they are collected. */
-export function sendOptions(options: SendOptions | undefined): CheckedSend {
-  if (options === undefined) return PLAIN_SEND
-  plainObject('options', options, ['signal', 'attachments'])
-  const { signal, attachments } = options
-  return { signal: readerSignal(signal === undefined ? undefined : { signal }), attachments }
-}
-
 /** Checks the options of `call`. */
-export function callOptions(options: CallOptions = {}): {
-  timeout: number | undefined
-  signal: AbortSignal | undefined
-} {
-  plainObject('options', options, ['timeout', 'signal'])
-  const { timeout, signal } = options
+export function callOptions(options: CallOptions = {}): CallOptions {
+  const signal = readerSignal(options, ['timeout', 'signal'])
+  const { timeout } = options
   if (timeout !== undefined) milliseconds('timeout', timeout)
-  return { timeout, signal: readerSignal(signal === undefined ? undefined : { signal }) }
+  return { timeout, signal }
 }
 
 /** Checks the arguments of `serve`, and returns the number of handlers that may run at a time. */
@@ -273,10 +257,10 @@ export function checkReceiveEach(visit: unknown, max: unknown): void {
 }
 
 /** Checks the options of `batches`, and fills in the default. */
-export function checkBatches(options: BatchOptions = {}): { signal: AbortSignal | undefined; max: number } {
-  plainObject('options', options, ['signal', 'max'])
-  const { signal, max = 1024 } = options
-  return { signal: readerSignal(signal === undefined ? undefined : { signal }), max: integer('max', max, 1, 2 ** 32) }
+export function checkBatches(options: BatchOptions = {}): BatchOptions & { max: number } {
+  const signal = readerSignal(options, ['signal', 'max'])
+  const { max = 1024 } = options
+  return { signal, max: integer('max', max, 1, 2 ** 32) }
 }
 
 /** Milliseconds for which `close` waits for pending sends. */

@@ -263,14 +263,7 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
    * `abort()` closes it.
    */
   get writable(): WritableStream<Out> {
-    const sink = {
-      closed: this.closed,
-      send: (message: Out) => this.send(message),
-      waitWritable: (size: number) => this.waitWritable(size),
-      end: () => this.end(),
-      destroy: (error?: Error) => this.destroy(error),
-    }
-    return (this.#streams ??= new WebStreams<never, Out>(null, sink)).writable
+    return (this.#streams ??= new WebStreams<never, Out>(null, this)).writable
   }
 
   /** Bytes of messages that were sent and are not in the ring yet. */
