@@ -2,11 +2,10 @@
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
 import { createServer } from 'node:http'
-import { tmpdir } from 'node:os'
 import { extname, join } from 'node:path'
-import { fail, isInPath, run } from './run.mjs'
+import { fail, isInPath, root, run } from './run.mjs'
 
 const NAMES = ['chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable']
 /** A phone and a desktop. */
@@ -40,7 +39,9 @@ async function serve(folder) {
 
 /** Starts a browser with one empty page. */
 async function openPage(command) {
-  const profile = mkdtempSync(join(tmpdir(), 'ringfence-docs-'))
+  // Removed at the next start only: the browser's children may still write there for a moment.
+  const profile = join(root, 'build', 'browser')
+  rmSync(profile, { recursive: true, force: true })
   const options = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking']
   const browser = spawn(command, [...options, '--remote-debugging-pipe', `--user-data-dir=${profile}`, 'about:blank'], {
     stdio: ['ignore', 'ignore', 'ignore', 'pipe', 'pipe'],
@@ -106,10 +107,9 @@ async function openPage(command) {
   }
   const close = async () => {
     const exited = once(browser, 'exit')
-    browser.kill('SIGKILL')
+    delete session.sessionId
+    await send('Browser.close').catch(() => browser.kill('SIGKILL'))
     await exited
-    // Its children may still write there for a moment.
-    rmSync(profile, { recursive: true, force: true, maxRetries: 10, retryDelay: 100 })
   }
   return { evaluate, resize, visit, close }
 }
