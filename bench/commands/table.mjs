@@ -72,7 +72,7 @@ const ROWS = {
 }
 
 /** What a smoke run has in place of steps that take long or much memory. */
-const SMALLER = { changes: 100, joins: 20, subscribers: 8, [2 ** 30]: MIB, 100: 8 }
+const SMALLER = { changes: 100, joins: 20, subscribers: 8, [2 ** 30]: MIB, [16 * MIB]: 65_536, [MIB]: 65_536, 100: 8 }
 
 /** The keys of a row's contenders, own one first. A key tells a cell from the others of its half. */
 function keysOf([cell, [, beside], rivals = [], floors = [], own = 'ringfence'], isQuick) {
