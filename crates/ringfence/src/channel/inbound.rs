@@ -33,7 +33,7 @@ pub(super) const ALL_THAT_IS_THERE: u64 = u64::MAX;
 
 /// The reading end of one kind of ring.
 pub(crate) trait Inlet: fmt::Debug + Sized {
-    /// What limits the reader of this kind of ring.
+    /// The limit of the reader of this kind of ring.
     type Limit: Limit<OwnRegion, PeerRegion>;
 
     /// The reading end of the ring.

@@ -512,7 +512,7 @@ where
     /// # Errors
     /// As [`Outbound::send`]. Nothing was sent then:
     /// - [`Error::InvalidArgument`] if the peer of a channel does not accept attachments of these kinds.
-    /// - [`Error::MessageTooLarge`] if it never accepts so many or so large ones; at a publisher for more than 253.
+    /// - [`Error::MessageTooLarge`] if it never accepts this number of them, or this size; at a publisher for more than 253.
     /// - [`Error::NoSpace`] if the kernel does not pass them to the peer, or to a reliable subscriber.
     ///
     /// ```no_run
