@@ -15,14 +15,14 @@ use crate::{
 
 #[derive(Debug, Default)]
 struct Registration {
-    thread: Mutex<Thread>,
+    thread: Mutex<Registrar>,
     /// Whether the kernel has accepted it. Set by the first thread that asks for it; the others wait.
     accepted: OnceLock<bool>,
 }
 
 /// The thread that registers the process.
 #[derive(Debug, Default)]
-enum Thread {
+enum Registrar {
     #[default]
     NotStarted,
     Started(JoinHandle<()>),
@@ -43,13 +43,13 @@ pub(crate) fn begin() {
         return;
     };
     let mut thread = registration.thread.lock();
-    if !matches!(*thread, Thread::NotStarted) {
+    if !matches!(*thread, Registrar::NotStarted) {
         return;
     }
     // A process with one thread is registered at once, and a second thread would change that.
     if process::has_one_thread() {
         registration.complete();
-        *thread = Thread::Over;
+        *thread = Registrar::Over;
         return;
     }
     let register = || {
@@ -58,7 +58,7 @@ pub(crate) fn begin() {
     let started = thread::Builder::new()
         .name("ringfence-barriers".into())
         .spawn(register);
-    *thread = started.map_or(Thread::Over, Thread::Started);
+    *thread = started.map_or(Registrar::Over, Registrar::Started);
 }
 
 /// Whether this process receives the barriers of other processes, and can issue them now: a filter that the program has
@@ -69,8 +69,8 @@ pub(crate) fn are_usable() -> bool {
     };
     let accepted = registration.complete();
     // The end of the thread makes calls that a filter may deny, so it is over before there is a channel.
-    let thread = std::mem::replace(&mut *registration.thread.lock(), Thread::Over);
-    if let Thread::Started(thread) = thread {
+    let thread = std::mem::replace(&mut *registration.thread.lock(), Registrar::Over);
+    if let Registrar::Started(thread) = thread {
         // It does not panic.
         let _ = thread.join();
     }
@@ -89,7 +89,10 @@ mod tests {
         begin();
         begin();
         assert_eq!(are_usable(), known);
-        assert!(matches!(*REGISTRATION.get().unwrap().thread.lock(), Thread::Over));
+        assert!(matches!(
+            *REGISTRATION.get().unwrap().thread.lock(),
+            Registrar::Over
+        ));
         begin();
         assert_eq!(are_usable(), known);
     }
