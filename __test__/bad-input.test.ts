@@ -119,10 +119,7 @@ test.serial('an option of another call is INVALID_ARGUMENT, and the error names 
   for (const [title, [call, names]] of Object.entries(foreign)) {
     for (const name of names) {
       const error = await t.throwsAsync(async () => call({ [name]: given[name] }), invalid, `${name} of ${title}`)
-      t.regex(
-        error!.message,
-        new RegExp(`^${title} takes no option ${name}: it is for .*listen.*; the nearest one is \\w+$`),
-      )
+      t.regex(error!.message, new RegExp(`^${title} takes no option ${name}: it is for .*listen`))
     }
     await t.throwsAsync(async () => call({ retries: 3 } as Options), invalid, title)
   }

@@ -112,6 +112,16 @@ test('the error of a handler arrives with its name, message and code', async (t)
   t.is(await partner.run((kit) => kit.channel.stats().callsInFlight), 0)
 })
 
+test('a caller is told that the handler has returned what cannot be sent', async (t) => {
+  const { channel, partner } = await pair(t)
+  await partner.run((kit) => void kit.channel.serve((() => undefined) as any))
+  await t.throwsAsync(channel.call('x'), {
+    instanceOf: RemoteError,
+    message:
+      /^the handler of this call has returned what cannot be sent: a message must be bytes or a string, not undefined/,
+  })
+})
+
 test('values that a handler throws or returns, whatever they are', async (t) => {
   const { channel, partner } = await pair(t)
   const values = channel.with<any>(structured())
@@ -138,7 +148,7 @@ test('values that a handler throws or returns, whatever they are', async (t) => 
     outcomes.push([name, of, message.slice(0, 20)])
   }
   t.deepEqual(outcomes, [
-    ['RingfenceError', 'ERR_RINGFENCE_INVALID_ARGUMENT', 'the value cannot be '],
+    ['RingfenceError', 'ERR_RINGFENCE_INVALID_ARGUMENT', 'the handler of this '],
     ['Error', undefined, '"a text"'],
     ['Error', undefined, 'undefined'],
     ['Error', undefined, 'x'],

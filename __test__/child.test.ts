@@ -155,7 +155,10 @@ test('the line is taken once, and closed in the child after that', async (t) => 
 })
 
 test('a process without a line gets an error that says so', async (t) => {
-  await t.throwsAsync(fromParent(), { code: 'ERR_RINGFENCE_ADDRESS_INVALID', message: /no parent has left/ })
+  await t.throwsAsync(fromParent(), {
+    code: 'ERR_RINGFENCE_ADDRESS_INVALID',
+    message: /no ringfence parent has started this process; start this program with `spawn`/,
+  })
 })
 
 test('a child that exits before it answers is CHILD_EXITED, with everything known about its exit', async (t) => {
@@ -271,6 +274,11 @@ test('a command that cannot be started', async (t) => {
   })
   t.regex(error?.message ?? '', /no\/such\/program/)
   t.like(error?.cause, { code: 'ENOENT' })
+  for (const [command, advice] of [
+    ['no-such-program', /ENOENT: not found in PATH, or no such `cwd`; install it, or give its path$/],
+    ['/no/such/program', /ENOENT: the file, its interpreter or `cwd` does not exist; install it, or give its path$/],
+  ] as const)
+    await t.throwsAsync(spawn(command), { message: advice })
 })
 
 test('a child that cannot start for lack of descriptors is NO_SPACE, and the next one starts', async (t) => {

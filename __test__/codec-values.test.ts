@@ -128,7 +128,7 @@ test('the error for bytes that a codec cannot decode has a copy of them', (t) =>
   ] as const) {
     const bytes = Buffer.from('four')
     const error = t.throws(() => decodeWith({ decode: throws(thrown) }, bytes), malformed) as RingfenceError
-    t.is(error.message, `the peer has sent 4 bytes that cannot be decoded: ${told}`)
+    t.is(error.message, `the peer has sent 4 bytes that cannot be decoded: ${told}; do both sides use the same codec?`)
     t.is(error.cause, thrown)
     bytes.fill(0)
     t.is(String(error.bytes), 'four', 'the memory may be used again')

@@ -202,7 +202,12 @@ test.serial('an address that cannot be used: ADDRESS_INVALID; one that is no str
     for (const address of [undefined, null, 5, {}, ['@x'], Symbol('x')])
       await failsWith(t, { name, call: () => call(address), code: 'INVALID_ARGUMENT', message: /address/, sync: false })
   }
-  await allFail(t, 'ADDRESS_INVALID', { rejecting: { fromParent: () => fromParent() } }, /RINGFENCE_LINE/)
+  await allFail(
+    t,
+    'ADDRESS_INVALID',
+    { rejecting: { fromParent: () => fromParent() } },
+    /RINGFENCE_LINE.* start this program with `spawn`/,
+  )
 })
 
 test.serial('a command that cannot be started: INVALID_ARGUMENT with the cause', async (t) => {

@@ -219,7 +219,7 @@ export type Visit<In = Message> = [In] extends [Message]
 /**
  * The options that calls have in common. Each call has its own type ({@link JoinOptions}, {@link MemberOptions},
  * {@link ListenOptions}, {@link ConnectOptions}, {@link LineOptions}, {@link ChildOptions}, {@link PublishOptions},
- * {@link SubscribeOptions}). An option that a call does not take is INVALID_ARGUMENT, and the error names the nearest one that it takes.
+ * {@link SubscribeOptions}). An option that a call does not take is INVALID_ARGUMENT, and the error names the one that it misspells.
  */
 export interface Options {
   /**

@@ -275,7 +275,7 @@ function restored(
 
 /** Returns the error for bytes that cannot be decoded. It has a copy of them, since the decoder may have read reused memory. */
 export function malformed(bytes: Buffer, cause: unknown): RingfenceError {
-  const what = `the peer has sent ${bytes.length} bytes that cannot be decoded: ${messageOf(cause)}`
+  const what = `the peer has sent ${bytes.length} bytes that cannot be decoded: ${messageOf(cause)}; do both sides use the same codec?`
   return new RingfenceError('MALFORMED', what, { cause, bytes: Buffer.concat([bytes]) })
 }
 

@@ -6,7 +6,7 @@ import { toDuplex } from '../adapters/duplex.js'
 import { Port, type PortEventListener, type PortMessageEvent, type Quiet } from '../adapters/port.js'
 import { WebStreams, type WebSource } from '../adapters/web.js'
 import { tellClosed, tellOpen } from '../runtime/diagnostics.js'
-import { invalid, type RingfenceError } from '../errors.js'
+import { invalid, RingfenceError } from '../errors.js'
 import { promised, untilAborted } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
 import { toBytes } from './arena.js'
@@ -287,7 +287,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
     return promised(() => {
       const concurrency = concurrencyOf(handler, options)
       const answer = async (request: Buffer, context: CallContext) =>
-        this.#toBody(await handler(this.#fromBody(request) as In, context))
+        this.#toReply(await handler(this.#fromBody(request) as In, context))
       return this.#core.calls.serve(answer, concurrency)
     })
   }
@@ -295,6 +295,21 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
   #toBody(value: Out): Uint8Array {
     const message = this.#values === null ? (value as MessageInput) : encodeWith(this.#values.codec, value)
     return typeof message === 'string' ? Buffer.from(message) : toBytes(message)
+  }
+
+  /** The caller gets the error, so it must say which side is wrong. */
+  #toReply(value: Out): Uint8Array {
+    try {
+      return this.#toBody(value)
+    } catch (cause) {
+      throw new RingfenceError(
+        'INVALID_ARGUMENT',
+        `the handler of this call has returned what cannot be sent: ${(cause as Error).message}`,
+        {
+          cause,
+        },
+      )
+    }
   }
 
   #fromBody(body: Buffer): unknown {

@@ -241,5 +241,14 @@ function lacksRoom({ code }: NodeJS.ErrnoException): boolean {
 
 function cannotStart(command: string, cause: Error): RingfenceError {
   const name = lacksRoom(cause) ? 'NO_SPACE' : 'INVALID_ARGUMENT'
-  return new RingfenceError(name, `${show(command)} cannot be started: ${cause.message}`, { cause })
+  const advice = (cause as NodeJS.ErrnoException).code === 'ENOENT' ? adviceOnMissing(command) : ''
+  return new RingfenceError(name, `${show(command)} cannot be started: ${cause.message}${advice}`, { cause })
+}
+
+/** Node reports a missing directory or interpreter like a missing program. */
+function adviceOnMissing(command: string): string {
+  const missing = command.includes('/')
+    ? 'the file, its interpreter or `cwd` does not exist'
+    : 'not found in PATH, or no such `cwd`'
+  return `: ${missing}; install it, or give its path`
 }

@@ -6,7 +6,7 @@ import { isAbsolute } from 'node:path'
 import { checkCodec, type Codec } from '../adapters/codec.js'
 import { aborted, invalid, show } from '../errors.js'
 import type { NativeOptions, NativeProgram } from '../native.js'
-import { nearest } from '../runtime/nearest.js'
+import { misspelt } from '../runtime/nearest.js'
 import type {
   ChildOptions,
   Confined,
@@ -167,12 +167,19 @@ export function channelSettings(options: Coded<Options>): ChannelSettings {
   return { busyPollMicros, allowHalfOpen, codec, attachments }
 }
 
+/** The options of `child_process.spawn` that are none of {@link spawn}: they belong into its option `spawn`. */
+const OF_CHILD_PROCESS = new Set(
+  'argv0 cwd detached env gid killSignal serialization shell stdio uid windowsHide windowsVerbatimArguments'.split(' '),
+)
+
 /** Throws INVALID_ARGUMENT for an option that the call does not take, and for a value that the option cannot have. */
 export function checkOptions(call: Call, options: Options): NativeOptions {
   const known = NAMES[call]
   checkObject('options', options, known, (name) => {
     const takers = Object.hasOwn(OPTIONS, name) ? `: it is for ${callsOf(name as OptionName).join(', ')}` : ''
-    return `${call} takes no option ${name}${takers}`
+    const isOfNode = call === 'spawn' && OF_CHILD_PROCESS.has(name)
+    const place = isOfNode ? `; write spawn: { ${name}: … } for the option of child_process.spawn` : ''
+    return `${call} takes no option ${name}${takers}${place}`
   })
   const checked: Partial<Record<OptionName, unknown>> & NativeOptions = { useLibuv: usesLibuv() }
   for (const name of known) {
@@ -202,8 +209,9 @@ function checkObject(
     throw invalid(`${what} must be an object that has some of ${known.join(', ')}, not ${kindOf(value)}`)
   for (const [name, given] of Object.entries(value)) {
     // Ignoring a misspelt option could drop a check.
-    if (given !== undefined && !known.includes(name))
-      throw invalid(`${unknown(name)}; the nearest one is ${nearest(name, known)}`)
+    if (given === undefined || known.includes(name)) continue
+    const meant = misspelt(name, known)
+    throw invalid(meant === undefined ? unknown(name) : `${unknown(name)}; the nearest one is ${meant}`)
   }
 }
 

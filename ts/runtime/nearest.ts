@@ -1,14 +1,6 @@
-/** The name with the smallest distance to `word`; undefined if there is no name. */
-export function nearest(word: string, names: Iterable<string>): string | undefined {
-  return within(Infinity, word, names)
-}
-
 /** The name that `word` misspells; undefined if none is close enough. A third of the letters may differ. */
 export function misspelt(word: string, names: Iterable<string>): string | undefined {
-  return within(Math.max(1, Math.floor(word.length / 3)), word, names)
-}
-
-function within(most: number, word: string, names: Iterable<string>): string | undefined {
+  const most = Math.max(1, Math.ceil(word.length / 3))
   let best: string | undefined
   let least = Infinity
   for (const name of names) {

@@ -35,7 +35,7 @@ pub enum Error {
         source: Option<io::Error>,
     },
     /// Two processes already share this address, or this process itself holds it.
-    #[error("the address {address:?} is taken: {by}; wait for it with the `wait` option, or choose another")]
+    #[error("the address {address:?} is taken: {by}; {}", remedy(.by))]
     AddressOccupied {
         /// The address as it was given.
         address: String,
@@ -124,6 +124,18 @@ pub enum Error {
         /// The kernel's error, if a system call failed.
         source: Option<io::Error>,
     },
+}
+
+/// The user of an address that this process itself holds.
+pub(crate) const HELD_HERE: &str = "this process holds it itself";
+
+/// Advice for an address that is taken. A process that waited for its own address would wait forever.
+fn remedy(by: &str) -> &'static str {
+    if by == HELD_HERE {
+        "connect from another process, or choose another address"
+    } else {
+        "wait for it with the `wait` option, or choose another"
+    }
 }
 
 impl Error {

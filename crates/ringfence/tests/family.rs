@@ -382,7 +382,10 @@ fn a_process_that_was_left_no_line_is_told_so() {
     }
     let told = Actor::start("asks", &[]).hear();
     assert!(told.starts_with("ADDRESS_INVALID"), "{told}");
-    assert!(told.contains("no parent has left this process a line"), "{told}");
+    assert!(
+        told.contains("no ringfence parent has started this process; start this program with `spawn`"),
+        "{told}"
+    );
     // A number and a socket that do not match the open descriptor, and a malformed value.
     for (value, why) in [
         ("0", "is not the line that was left"),

@@ -451,7 +451,9 @@ fn take() -> Result<OwnedFd> {
         source: None,
     };
     let value = std::env::var(LINE_VARIABLE).map_err(|_| {
-        invalid("it is not in the environment: no parent has left this process a line".into())
+        let reason = "it is not in the environment: no ringfence parent has started this process; start this program \
+                      with `spawn`, and let launchers pass the variable on";
+        invalid(reason.into())
     })?;
     let number: RawFd = value
         .parse()

@@ -16,7 +16,7 @@ mod steps;
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, HELD_HERE, Result},
     evidence::EvidenceLog,
     handshake::broadcast::RingPart,
     handshake::line::{refuse, settle_line},
@@ -50,7 +50,7 @@ impl Side<'_> {
         let looked = (|| {
             let peer = Peer::attest(&stream, self.options.policy.may_hide(), &mut record)?;
             if peer.is_self() {
-                return Err(self.occupied("this process holds it itself"));
+                return Err(self.occupied(HELD_HERE));
             }
             let policy = &self.options.policy;
             let identity = policy.check(&peer, "executable", self.deadline, &mut record)?;
