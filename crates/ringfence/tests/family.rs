@@ -643,10 +643,10 @@ impl Cgroup {
         text.lines().map(|pid| pid.parse().unwrap()).collect()
     }
 
-    /// A shell that enters the cgroup and leaves a process in it that has no ties to the shell.
+    /// A shell that enters the cgroup and leaves a process in it that has no ties to the shell. The pause covers two ticks of the clock of
+    /// /proc: a process that starts in the same tick as the shell could be older, so its cgroup would not be killed.
     fn shell(&self) -> Command {
-        let script =
-            r#"echo $$ >"$GROUP/cgroup.procs"; setsid -f sleep 1000 <&- >&- 2>&- 3>&-; "$0" "$@"; exit"#;
+        let script = r#"echo $$ >"$GROUP/cgroup.procs"; sleep 0.02; setsid -f sleep 1000 <&- >&- 2>&- 3>&-; "$0" "$@"; exit"#;
         let mut command = shell(script);
         command.env("GROUP", &self.directory);
         command
