@@ -228,10 +228,19 @@ impl Side<'_> {
             let objects = self.exchange(&mut session)?;
             // The peer is checked twice: before this side sends READY, and again after the host's READY has
             // arrived.
-            self.look_finally(&mut session)?;
+            let before = self.look_finally(&mut session)?;
             self.send_ready(&mut session)?;
             let inheritance = self.receive_inheritance(&mut session)?;
-            let identity = self.look_finally(&mut session)?;
+            let identity = match self.look_finally(&mut session) {
+                // The host has had the channel since its READY. It may have sent, closed and exited: its messages are in the ring.
+                Err(Error::PeerLost(_)) if session.peer.ends(self.deadline)? => {
+                    session
+                        .record
+                        .not_asked("final", "process", "it has ended since it sent READY");
+                    before
+                }
+                looked => looked?,
+            };
             Ok((objects, identity, inheritance))
         })();
         match result {

@@ -27,7 +27,7 @@ use crate::{
     peer::namespace::{self, InProc, MayHide, NamespaceComparison, PidNamespaces},
     peer::namespace::{KernelResult, answered, read_text},
     sys::{self, uninterrupted},
-    wait::deadline::Deadline,
+    wait::deadline::{Deadline, Woken},
     wait::threads,
 };
 
@@ -396,6 +396,15 @@ impl Peer {
                 "the kernel's /proc",
                 "another filesystem mounted there",
             )),
+        }
+    }
+
+    /// Waits for the end of a process of which an inspection has found nothing: its memory goes before its number. Returns `false`
+    /// if the process lives on.
+    pub(crate) fn ends(&self, deadline: &Deadline) -> Result<bool> {
+        match &self.pidfd {
+            Some(pidfd) => Ok(deadline.wait(&[(pidfd.as_fd(), PollFlags::POLLIN)])? == Woken::Ready),
+            None => Ok(matches!(self.check_alive(), Err(Error::PeerLost(_)))),
         }
     }
 

@@ -304,7 +304,15 @@ impl Met {
 }
 
 /// The steps of a host. A host may stop after any of them.
-pub const HOST_STEPS: [&str; 6] = ["listening", "accepted", "HELLO", "answered", "OFFER", "READY"];
+pub const HOST_STEPS: [&str; 7] = [
+    "listening",
+    "accepted",
+    "HELLO",
+    "answered",
+    "OFFER",
+    "ready",
+    "READY",
+];
 
 /// Runs a manual host that stops after a step.
 pub fn host(address: &str, stop_at: &str, mut stopped: impl FnMut()) {
@@ -329,6 +337,7 @@ pub fn host(address: &str, stop_at: &str, mut stopped: impl FnMut()) {
     assert_eq!(receive(&mut line).expect("the guest's OFFER").0, 2);
     stop("OFFER");
     assert_eq!(receive(&mut line).expect("the guest's READY").0, 3);
+    stop("ready");
     send(&line, &good(3, nonce), None);
     stop("READY");
 }
