@@ -319,11 +319,7 @@ impl Doorbell {
         } else {
             // Read to the end of the line: an event loop may report the end only once (libuv stops watching a descriptor that
             // has failed, as a line whose peer left wakeups unread does), and wakeups may precede the end.
-            let read = self.read_all(state, true);
-            if let Some(loop_poll) = self.apart() {
-                // This process lacks the descriptors or the memory to read what is there: the line stays readable.
-                loop_poll.watch_line(self.line.as_fd(), read.shortage.is_some());
-            }
+            self.read_all(state, true);
         }
         !state.gone
     }
@@ -331,6 +327,10 @@ impl Doorbell {
     /// Reads the line and notifies the threads, unless they are already notified.
     fn read_all(&self, state: &mut DoorbellState, to_its_end: bool) -> Emptied {
         let read = self.empty_line(state, to_its_end);
+        if let Some(loop_poll) = self.apart() {
+            // At a shortage of descriptors or memory the line stays readable, which must not wake the loop forever.
+            loop_poll.watch_line(self.line.as_fd(), read.shortage.is_some());
+        }
         let known = state.left == Left::ForLoop && read.bells == 1 && !read.ended;
         state.left = Left::Nothing;
         if !known {
@@ -340,10 +340,10 @@ impl Doorbell {
     }
 
     /// As [`Doorbell::read_bells`], but leaves the wakeup on the line until a half is armed, so that an answer need not wait
-    /// for the read. If a wakeup was left before, it reads.
+    /// for the read. If a wakeup was left before, or if the loop is woken only once for each, it reads.
     pub(crate) fn leave_bells(&self) {
         let Ok(mut state) = self.state.lock() else { return };
-        if state.left == Left::Wakeup {
+        if state.left == Left::Wakeup || self.apart().is_some_and(LoopPoll::is_on_change) {
             self.read_bells_with(&mut state);
             return;
         }

@@ -137,11 +137,15 @@ impl LoopPoll {
 
     /// Wakes the loop while the line is readable, or only on each change of it. Called under the lock of the line's state.
     pub(super) fn watch_line(&self, line: BorrowedFd<'_>, on_change: bool) {
-        if self.on_change.load(Ordering::Relaxed) != on_change
+        if self.is_on_change() != on_change
             && self.epoll.modify(line, &mut Self::line_event(on_change)).is_ok()
         {
             self.on_change.store(on_change, Ordering::Relaxed);
         }
+    }
+
+    pub(super) fn is_on_change(&self) -> bool {
+        self.on_change.load(Ordering::Relaxed)
     }
 
     /// Notifies the loop of a consumed wakeup, which may be the loop's.
@@ -152,7 +156,7 @@ impl LoopPoll {
 
     /// Clears the notification. To be called before the line is read.
     pub(super) fn heard(&self) {
-        if self.on_change.load(Ordering::Relaxed) {
+        if self.is_on_change() {
             // The loop polls the epoll, which is readable until it has reported the change (EPOLLET).
             let _ = self.epoll.wait(&mut [EpollEvent::empty(); 3], EpollTimeout::ZERO);
         }
