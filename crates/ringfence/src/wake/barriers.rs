@@ -68,12 +68,13 @@ pub(crate) fn are_usable() -> bool {
         return false;
     };
     let accepted = registration.complete();
-    // The end of the thread makes calls that a filter may deny, so it is over before there is a channel.
-    let thread = std::mem::replace(&mut *registration.thread.lock(), Registrar::Over);
-    if let Registrar::Started(thread) = thread {
+    // The end of the thread makes calls that a filter may deny, so it is over before there is any channel. The thread takes no lock.
+    let mut thread = registration.thread.lock();
+    if let Registrar::Started(thread) = std::mem::replace(&mut *thread, Registrar::Over) {
         // It does not panic.
         let _ = thread.join();
     }
+    drop(thread);
     accepted && process::issue_barrier().is_ok()
 }
 
