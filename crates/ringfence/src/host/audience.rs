@@ -183,9 +183,12 @@ impl Subscriber {
         if let Some(publisher) = self.publisher() {
             // An end that is not reported yet counts. One that follows this call does not, since the subscriber may close in any way.
             let link = self.member.link.upgrade();
-            let reason = link
-                .and_then(|link| link.close_reason())
-                .unwrap_or(CloseReason::Closed);
+            let reason = link.as_ref().and_then(|link| link.close_reason());
+            let reason = reason.unwrap_or(CloseReason::Closed);
+            if let Some(link) = link {
+                // Before the end is reported: a message that is sent then leaves out this subscriber's attachments.
+                link.end_reading_at(publisher.tail());
+            }
             publisher.gone(&self.member, reason);
             publisher.end_one(&self.member);
         }
