@@ -599,24 +599,61 @@ const HOSTILE: [what: string, frames: Buffer[], zeros?: number][] = [
   ['more bytes than a caller may have', Array.from({ length: 40 }, (_, id) => frame(1, id)), 1 << 20],
 ]
 
+/** Joins with a partner that has the binding alone, and may send any frame. */
+async function rawPair(t: ExecutionContext) {
+  const address = abstractAddress()
+  const partner = await Partner.start(t)
+  const joined = joinHere(t, address)
+  await partner.run(
+    async (kit, url: string, where: string) => {
+      const { native, withOperations } = (await import(url)) as any
+      kit.keep['native'] = await new Promise((resolve, reject) => {
+        native.begin('join', where, { useLibuv: true }, (failure: unknown, raw: unknown) =>
+          raw === null ? reject(failure) : resolve(withOperations(raw)),
+        )
+      })
+    },
+    urlOf('native.js'),
+    address,
+  )
+  return { channel: await joined, partner }
+}
+
+test('a flood of cancellations does not stop the event loop at a deadline', async (t) => {
+  const { channel, partner } = await rawPair(t)
+  const served = channel.serve(() => 'reply')
+  const stop = join(temporaryDirectory(t), 'stop')
+  const call = channel.call('never answered', { timeout: 500 })
+  const flood = partner.run(
+    async (kit, url: string, frames: Uint8Array[], stopped: string) => {
+      const { CALL, FLAGS } = (await import(url)) as any
+      const { existsSync: exists } = kit.require('node:fs') as typeof import('node:fs')
+      const raw = kit.keep['native'] as any
+      raw.send(Buffer.from(frames[0]!), 0, CALL)
+      const [record, arena] = [24, Buffer.alloc(24_000)]
+      for (let at = 0; at < arena.length; at += record) {
+        arena.writeUInt32LE(16, at)
+        arena.writeUInt32LE((FLAGS | CALL) >>> 0, at + 4)
+        arena.set(frames[1]!, at + 8)
+      }
+      for (let at = 0; !exists(stopped);)
+        for (let count = 0; count < 100; count += 1) at = (at + raw.flush(arena, at, arena.length)) % arena.length
+    },
+    urlOf('native.js'),
+    [frame(1, 0), frame(4, 0)],
+    stop,
+  )
+  await t.throwsAsync(call, code('TIMEOUT'))
+  // Only a turn of the event loop ends the flood.
+  writeFileSync(stop, '')
+  await flood
+  await channel.close()
+  await served
+})
+
 for (const [what, frames, zeros = 0] of HOSTILE)
   test(`the channel ends as corrupt: ${what}`, async (t) => {
-    const address = abstractAddress()
-    const partner = await Partner.start(t)
-    const joined = joinHere(t, address)
-    await partner.run(
-      async (kit, url: string, where: string) => {
-        const { native, withOperations } = (await import(url)) as any
-        kit.keep['native'] = await new Promise((resolve, reject) => {
-          native.begin('join', where, { useLibuv: true }, (failure: unknown, raw: unknown) =>
-            raw === null ? reject(failure) : resolve(withOperations(raw)),
-          )
-        })
-      },
-      urlOf('native.js'),
-      address,
-    )
-    const channel = await joined
+    const { channel, partner } = await rawPair(t)
     const served = channel.serve(() => new Promise<string>(() => {}))
     const call = channel.call('')
     await partner.run(

@@ -23,6 +23,8 @@ interface Calls {
 
 /** Milliseconds until the next attempt to read a call frame that there was no memory for. */
 const PAUSE = 50
+/** Call frames: a ring of the default size holds fewer. */
+const MOST_AT_DEADLINE = 1 << 18
 
 export class ReceiveBuffer {
   /** The calls of the channel; null until there are some. */
@@ -50,6 +52,8 @@ export class ReceiveBuffer {
   /** Messages handed out, and their bytes. They are counted here, since fetched messages may be discarded or transferred. */
   #messages = 0
   #bytes = 0
+  /** The call frames that {@link ReceiveBuffer.readNow} may read until the event loop has turned. */
+  #atDeadline = MOST_AT_DEADLINE
 
   /**
    * @param failed - Called with the error of a failed call into the binding.
@@ -391,10 +395,14 @@ export class ReceiveBuffer {
     else this.#readOn(true)
   }
 
-  /** Reads the call frames that are in the ring now, even if the event loop is due to turn. */
+  /**
+   * Reads the call frames that are in the ring now, even if the event loop is due to turn. A peer that sends frames without end must not stop
+   * the event loop, so it reads a limited number in each turn.
+   */
   readNow(): void {
     const calls = this.calls!
-    for (let before = -1; before !== this.#messages && calls.isActive;) {
+    for (let before = -1; before !== this.#messages && calls.isActive && this.#atDeadline > 0;) {
+      this.#atDeadline -= before < 0 ? 0 : this.#messages - before
       before = this.#messages
       try {
         // Stops after the frames of one fetch if the event loop is due.
@@ -427,6 +435,7 @@ export class ReceiveBuffer {
         this.#defer(due)
         return
       }
+      this.#atDeadline = MOST_AT_DEADLINE
       try {
         if (fetched.readOn(spin)) continue
       } catch {
