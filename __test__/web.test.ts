@@ -237,6 +237,16 @@ test.serial('a pipe and a writer of its own end this side once they release the 
   }
 })
 
+test.serial('a chunk that could not be sent keeps this side open no longer than its writer', async (t) => {
+  const { channel, partner } = await pair(t, { options: { maxMessageSize: 1000 } })
+  const writer = channel.writable.getWriter()
+  await t.throwsAsync(writer.write(Buffer.alloc(1001)), { code: 'ERR_RINGFENCE_MESSAGE_TOO_LARGE' })
+  writer.releaseLock()
+  await partner.run((kit) => kit.channel.end())
+  t.is(await text(channel.readable as never), '')
+  t.is((await soon(channel.closed, 'the end')).reason, 'closed')
+})
+
 test.serial('chunks that wait when their writer is released are sent before this side ends', async (t) => {
   const { channel, partner } = await pair(t, { options: { capacity: 4096 } })
   const writer = channel.writable.getWriter()

@@ -41,6 +41,8 @@ export class WebStreams<In, Out> {
   #isFree = () => true
   /** The channel has ended. */
   #isOver = false
+  /** The end of the readable stream was reported. */
+  #told = false
 
   constructor(source: WebSource<In> | null, sink: WebSink<Out> | null) {
     this.#source = source
@@ -60,9 +62,16 @@ export class WebStreams<In, Out> {
    * report that.
    */
   #endOnceFree(): void {
-    if (this.#isOver) return
-    if (this.#isFree()) this.#source!.told?.()
-    else timers.setTimeout(() => this.#endOnceFree(), HELD).unref()
+    this.#told = true
+    if (!this.#endIfFree()) timers.setTimeout(() => this.#endOnceFree(), HELD).unref()
+  }
+
+  /** Returns whether there is nothing left to do. */
+  #endIfFree(): boolean {
+    if (this.#isOver) return true
+    if (!this.#isFree()) return false
+    this.#source!.told?.()
+    return true
   }
 
   #makeReadable(source: WebSource<In>): ReadableStream<In> {
@@ -122,15 +131,19 @@ export class WebStreams<In, Out> {
           sink.destroy(signal.reason instanceof Error ? signal.reason : undefined)
         })
       },
-      write: (chunk) => sink.send(chunk),
+      write: async (chunk) => {
+        await sink.send(chunk)
+        // The timer does not keep the process running, and the program may have nothing left to do.
+        if (this.#told) timers.setImmediate(() => this.#endIfFree())
+      },
       close: () => sink.end(),
       abort: (reason) => sink.destroy(reason instanceof Error ? reason : undefined),
     })
     this.#isFree = () => {
       if (writable.locked) return false
       const writer = writable.getWriter()
-      // 0 while a chunk waits or is being sent. A stream that is closed or has failed has ended this side already.
-      const isEmpty = writer.desiredSize === 1
+      // 0 while a chunk waits or is being sent, null once a chunk could not be sent.
+      const isEmpty = writer.desiredSize === null || writer.desiredSize === 1
       writer.releaseLock()
       return isEmpty
     }

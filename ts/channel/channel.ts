@@ -461,8 +461,8 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
 
   /**
    * A web stream that sends a message for each chunk, made on first use. A write is done once its message is in the ring. `close()` ends
-   * this side's sending, and `abort()` destroys the channel. Without `allowHalfOpen`, the end of {@link Channel.readable} ends this side too,
-   * unless a writer or a pipe holds the stream.
+   * this side's sending, and `abort()` destroys the channel. Without `allowHalfOpen`, this side ends after the end of
+   * {@link Channel.readable}, once no writer and no pipe holds the stream and its chunks were sent.
    */
   get writable(): WritableStream<Out> {
     return this.streams.writable as WritableStream<Out>
