@@ -379,6 +379,14 @@ test('a peer that was cut off is an error once everything before it was read', a
   }
 })
 
+test('this side closing the channel ends the stream', async (t) => {
+  const { told, stream } = streamOf()
+  told.fails.waitReadable = Object.assign(new Error('closed'), { code: 'ERR_RINGFENCE_CLOSED' })
+  stream.resume()
+  await once(stream, 'end')
+  t.is(stream.errored, null)
+})
+
 test('a read that fails destroys the stream with its error', async (t) => {
   const { told, stream, asked } = streamOf()
   told.fails.waitReadable = new Error('no memory')

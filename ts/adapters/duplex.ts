@@ -233,7 +233,10 @@ class ChannelStream extends Duplex {
         return
       }
     } catch (error) {
-      this.#fail(error as NodeJS.ErrnoException)
+      const { code } = error as NodeJS.ErrnoException
+      // This side's close ends the reading as it ends a loop.
+      if (code === 'ERR_RINGFENCE_CLOSED') this.#pushed(null)
+      else this.#fail(error as NodeJS.ErrnoException)
     } finally {
       this.#reading = false
     }
