@@ -13,8 +13,8 @@ const LONGEST = 108
 const ROLES: ReadonlySet<unknown> = new Set(['host', 'guest', 'publisher', 'subscriber'])
 
 /** The figures that are numbers: a snapshot has no others. */
-const { refused: _, ...NUMBERS } = FIGURES
-const FIGURE_NAMES = Object.keys(NUMBERS) as Exclude<keyof typeof NUMBERS, 'sources'>[]
+const { refused: _, sources: _none, ...NUMBERS } = FIGURES
+const FIGURE_NAMES = Object.keys(NUMBERS) as (keyof typeof NUMBERS)[]
 
 /**
  * Parses a snapshot. The process and user ids come from the identity that the kernel attested.

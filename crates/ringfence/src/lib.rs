@@ -223,5 +223,5 @@ mod pages {
     #[doc = include_str!("../../../docs/quick-start.md")]
     struct QuickStart;
     #[doc = include_str!("../../../docs/guide/calls.md")]
-    struct Calls;
+    struct CallsGuide;
 }

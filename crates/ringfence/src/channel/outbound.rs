@@ -501,7 +501,6 @@ where
         }
     }
 
-    /// Waits for room, after there was none.
     /// Sends a message with attachments like [`Outbound::send`].
     ///
     /// At a channel it waits also while the peer holds as many unread attachments as it accepts. At a publisher it waits also while a
@@ -556,6 +555,7 @@ where
         }
     }
 
+    /// Waits for room, after there was none.
     #[cold]
     fn send_late(
         &mut self,

@@ -2,9 +2,8 @@
 //!
 //! `record` is the only file that knows the layout of a record. `write` writes records, and asks a `Room` how
 //! far it may write. `read` checks and reads records, and asks a `Limit` how far it may read. `spsc` is the room
-//! and the limit in the ring of a pair, and `fan_out` contains those in the ring of a publisher. `delivery` holds
-//! a subscriber's requests. `message` is a record as the caller sees it, and `items` are the
-//! values in it. `lies`, in the folder of the test support, is a hostile peer.
+//! and the limit in the ring of a pair, and `fan_out` contains those in the ring of a publisher, with a subscriber's
+//! requests. `message` is a record as the caller sees it, and `items` are the values in it. `lies`, in the folder of the test support, is a hostile peer.
 //!
 //! Positions are 64 bits wide and only grow. The offset of a position in the ring is its remainder by the
 //! capacity. Decisions are made on private copies: the writer keeps its tail and the last head that it read,
