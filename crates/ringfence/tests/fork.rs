@@ -140,6 +140,7 @@ fn use_broadcaster(broadcaster: &mut Broadcaster) {
     is_inherited(broadcaster.packed_room(8));
     is_inherited(broadcaster.wait(8, None));
     is_inherited(broadcaster.arm(8));
+    is_inherited(broadcaster.arm_with(8, &[]));
     broadcaster.poll_line();
     broadcaster.disarm();
     broadcaster.give_up();
@@ -232,6 +233,7 @@ fn use_sender(sender: &mut Sender) {
     assert_eq!(sender.under_way(), None);
     is_inherited(sender.try_send(b"a child's"));
     is_inherited(sender.try_send_tagged(b"a child's", Tag::NONE));
+    is_inherited(sender.send_with(b"a child's", &[]));
     is_inherited(sender.send(b"a child's"));
     is_inherited(sender.send_until(b"a child's", Instant::now()));
     is_inherited(sender.send_part(b"a child's", 0));
@@ -245,6 +247,7 @@ fn use_sender(sender: &mut Sender) {
     is_inherited(sender.batch().map(drop));
     is_inherited(sender.wait(8, None));
     is_inherited(sender.arm(8));
+    is_inherited(sender.arm_with(8, &[]));
     assert_eq!(sender.close_reason(), Some(CloseReason::Closed));
     assert!(sender.as_fd().as_raw_fd() >= 0);
     sender.end();
