@@ -402,10 +402,11 @@ impl Peer {
     /// Waits for the end of a process of which an inspection has found nothing: its memory goes before its number. Returns `false`
     /// if the process lives on.
     pub(crate) fn ends(&self, deadline: &Deadline) -> Result<bool> {
-        match &self.pidfd {
-            Some(pidfd) => Ok(deadline.wait(&[(pidfd.as_fd(), PollFlags::POLLIN)])? == Woken::Ready),
-            None => Ok(matches!(self.check_alive(), Err(Error::PeerLost(_)))),
-        }
+        // Without a pidfd, nothing proves it: the state in /proc is that of the first thread, which others can outlive.
+        let Some(pidfd) = &self.pidfd else {
+            return Ok(false);
+        };
+        Ok(deadline.wait(&[(pidfd.as_fd(), PollFlags::POLLIN)])? == Woken::Ready)
     }
 
     /// Fails if the process has ended. A pidfd polls readable after the end, whether the process was reaped
