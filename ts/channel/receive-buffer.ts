@@ -364,6 +364,7 @@ export class ReceiveBuffer {
         this.#defer(due)
         return
       }
+      if (!now) this.#atDeadline = MOST_AT_DEADLINE
       let message: Buffer | null = null
       let there = false
       try {
@@ -504,6 +505,11 @@ export class ReceiveBuffer {
   /** Whether a peer that is gone may have left messages. */
   get outlives(): boolean {
     return this.#fetched.release !== null
+  }
+
+  /** Whether this side has closed the channel. */
+  get isClosed(): boolean {
+    return this.#closed
   }
 
   /** Ends the buffer with the channel. No more will be fetched; `why` gives the error, unless the end was orderly. */
