@@ -21,6 +21,8 @@ interface MessageChannel {
   readonly maxAtOnce: number
   /** The turn of the event loop to await before more is read; null if none is due. */
   readonly due: Promise<void> | null
+  /** Whether this side has closed the channel. */
+  readonly isClosed: boolean
   trySend(message: Uint8Array): boolean
   send(message: Uint8Array): Promise<void>
   tryReceive(): Buffer | null
@@ -233,9 +235,8 @@ class ChannelStream extends Duplex {
         return
       }
     } catch (error) {
-      const { code } = error as NodeJS.ErrnoException
       // This side's close ends the reading as it ends a loop.
-      if (code === 'ERR_RINGFENCE_CLOSED') this.#pushed(null)
+      if (this.#channel.isClosed) this.#pushed(null)
       else this.#fail(error as NodeJS.ErrnoException)
     } finally {
       this.#reading = false

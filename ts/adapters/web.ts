@@ -132,9 +132,12 @@ export class WebStreams<In, Out> {
         })
       },
       write: async (chunk) => {
-        await sink.send(chunk)
-        // The timer does not keep the process running, and the program may have nothing left to do.
-        if (this.#told) timers.setImmediate(() => this.#endIfFree())
+        try {
+          await sink.send(chunk)
+        } finally {
+          // The timer does not keep the process running, and the program may have nothing left to do.
+          if (this.#told) timers.setImmediate(() => this.#endIfFree())
+        }
       },
       close: () => sink.end(),
       abort: (reason) => sink.destroy(reason instanceof Error ? reason : undefined),

@@ -6,7 +6,7 @@ import { toDuplex } from '../adapters/duplex.js'
 import { Port, type PortEventListener, type PortMessageEvent, type Quiet } from '../adapters/port.js'
 import { WebStreams, type WebSource } from '../adapters/web.js'
 import { tellClosed, tellOpen } from '../runtime/diagnostics.js'
-import { invalid, RingfenceError } from '../errors.js'
+import { invalid, messageOf, RingfenceError } from '../errors.js'
 import { promised, untilAborted } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
 import { toBytes } from './arena.js'
@@ -304,7 +304,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
     } catch (cause) {
       throw new RingfenceError(
         'INVALID_ARGUMENT',
-        `the handler of this call has returned what cannot be sent: ${(cause as Error).message}`,
+        `the handler of this call has returned what cannot be sent: ${messageOf(cause)}`,
         {
           cause,
         },
@@ -428,6 +428,9 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
       maxAtOnce: native.maxAtOnce,
       get due() {
         return buffer.due
+      },
+      get isClosed() {
+        return buffer.isClosed
       },
       trySend: (message) => queue.trySend(message),
       send: (message) => queue.send(message),
