@@ -26,7 +26,7 @@ use std::{
 use nix::{
     errno::Errno,
     libc::{self, c_int},
-    sys::signal::{SigSet, Signal, kill},
+    sys::signal::{Signal, kill},
     unistd::{getpid, gettid},
 };
 
@@ -100,8 +100,6 @@ thread_local! {
     /// Whether this is a signal thread. Two signal threads that waited for each other would deadlock.
     static HEARS: Cell<bool> = const { Cell::new(false) };
 }
-
-impl ClaimedSignals {}
 
 /// The number of received signals that were for no channel, by signal number, since this process started.
 struct Strays([AtomicU64; 65]);
@@ -435,8 +433,7 @@ fn start(number: c_int) -> Result<SignalThread> {
             HEARS.set(true);
             begin_own_thread();
             let progress = &ending.0;
-            let begun = SigSet::all()
-                .thread_block()
+            let begun = sys::signal::block_signals()
                 .map(|()| (gettid().as_raw(), arrives_whole(&progress.mark(number, 0))));
             let fine = begun.is_ok();
             // Without a receiver, the caller no longer waits for this thread.
@@ -483,7 +480,7 @@ pub(crate) fn carry_all() -> Result<bool, Errno> {
     };
     let thread = thread::Builder::new()
         .spawn(move || {
-            SigSet::all().thread_block()?;
+            sys::signal::block_signals()?;
             arrives_whole(&sent)
         })
         .map_err(|_| Errno::EAGAIN)?;

@@ -10,7 +10,18 @@ use std::{
 use nix::{
     errno::Errno,
     libc::{self, c_int},
+    sys::signal::SigSet,
 };
+
+/// Blocks every signal in this thread. nix's `thread_block` drops the error: it expects -1, and pthread_sigmask(3) returns a number.
+pub(crate) fn block_signals() -> Result<(), Errno> {
+    let all = SigSet::all();
+    // SAFETY: pthread_sigmask reads the set. Only the mask of this thread changes.
+    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ref(), ptr::null_mut()) } {
+        0 => Ok(()),
+        error => Err(Errno::from_raw(error)),
+    }
+}
 
 /// The data of a realtime signal.
 ///
