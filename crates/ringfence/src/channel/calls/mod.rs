@@ -310,7 +310,8 @@ impl Calls {
     /// channel. Several threads may serve one channel: then as many handlers run at a time. Requests that no thread serves wait.
     ///
     /// The caller gets an error as a [`RemoteError`]. A handler that panics is an error, too, and the next request is served. A
-    /// request whose deadline has passed before its turn is answered without the handler.
+    /// request whose deadline has passed before its turn is answered without the handler, and one whose handler returns after the
+    /// deadline as late.
     ///
     /// # Errors
     /// [`Error::PeerLost`] if the peer was killed or has crashed, or the error that has ended the channel. [`Error::NoSpace`] if
@@ -321,17 +322,17 @@ impl Calls {
     ) -> Result<()> {
         while let Some(Request { id, body, due }) = self.0.block(None, State::poll_request)?? {
             let context = CallContext::new(Arc::clone(&self.0.core), id, due);
-            if due.is_some_and(|due| due <= Instant::now()) {
+            let is_late = || due.is_some_and(|due| due <= Instant::now());
+            if is_late() {
                 self.answer(id, Err(too_late()))?;
                 continue;
             }
             // The conversions and the destructors of the outcome may panic as well.
             let answered = catch_unwind(AssertUnwindSafe(|| {
                 let outcome = handler(body, &context).map_err(E::into);
-                self.answer(
-                    id,
-                    outcome.as_ref().map(AsRef::as_ref).map_err(RemoteError::clone),
-                )
+                let answer = outcome.as_ref().map(AsRef::as_ref).map_err(RemoteError::clone);
+                // The caller takes a reply that it finds at its deadline, and this one may be there before it looks.
+                self.answer(id, if is_late() { Err(too_late()) } else { answer })
             }));
             // Does nothing if the panic followed the answer.
             answered.unwrap_or_else(|_| self.answer(id, Err(panicked())))?;
