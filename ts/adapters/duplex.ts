@@ -46,6 +46,7 @@ type Done = (error?: Error | null) => void
  * uncaught exception, as with a socket. It must neither fail the channel nor reject a promise.
  */
 class ChannelStream extends Duplex {
+  readonly #madeOpen: boolean
   readonly #channel: MessageChannel
   readonly #piece: number
   #reading = false
@@ -65,6 +66,7 @@ class ChannelStream extends Duplex {
   constructor(channel: MessageChannel) {
     super({ allowHalfOpen: channel.allowHalfOpen })
     this.#channel = channel
+    this.#madeOpen = !channel.isClosed
     this.#piece = Math.min(PIECE, channel.maxMessageSize, channel.maxAtOnce)
   }
 
@@ -235,8 +237,8 @@ class ChannelStream extends Duplex {
         return
       }
     } catch (error) {
-      // This side's close ends the reading as it ends a loop.
-      if (this.#channel.isClosed) this.#pushed(null)
+      // This side's close ends the reading as it ends a loop. A stream that was made after the close fails.
+      if (this.#channel.isClosed && this.#madeOpen) this.#pushed(null)
       else this.#fail(error as NodeJS.ErrnoException)
     } finally {
       this.#reading = false
