@@ -14,6 +14,8 @@ const PAGE = join(root, 'docs/internals/system-calls.md')
 const LINE = 130
 /** Calls that depend on the timing of both sides, and on a parent in Rust: a run need not show them. */
 const SOMETIMES = ['futex', 'membarrier', 'poll']
+/** What threads of Node's own call if they wait for each other. */
+const SOMETIMES_IN_NODE = ['sched_yield']
 
 const ECHO = `
   import { fromParent } from 'ringfence'
@@ -93,6 +95,7 @@ function wrapped(names) {
 const rust = await callsOf(CHILDREN.rust)
 for (const name of SOMETIMES) rust.open.add(name)
 const node = await callsOf(CHILDREN.node)
+for (const name of SOMETIMES_IN_NODE) node.open.add(name)
 rmSync(directory, { recursive: true })
 
 const lists = {
