@@ -307,7 +307,7 @@ test.serial('pending sends have as long as linger when it is closed', async (t) 
   const other = await published(t)
   other.below.room = 4
   const lost = other.publisher.send('before')
-  const lingering = other.publisher.close({ linger: 60_000 })
+  const lingering = other.publisher.close({ linger: 10 })
   const closed = other.publisher.close()
   await t.throwsAsync(lost, codeOf('CLOSED'))
   await Promise.all([lingering, closed])
