@@ -503,7 +503,7 @@ pub fn pull_calls(receiver: &mut Receiver, into: &mut [u8]) -> Result<Packed> {
 }
 
 /// Copies the held messages again, without the first `passed` bytes: whole messages, as many as fit. Errors as
-/// [`Receiver::try_receive`], and with [`Error::RingCorrupt`](crate::Error::RingCorrupt) if the peer has overwritten them.
+/// [`Receiver::try_receive`], and with [`Error::RingCorrupt`] if the peer has overwritten them.
 pub fn pull_again(receiver: &mut Receiver, into: &mut [u8], passed: usize) -> Result<Packed> {
     receiver.receive_records(|consumer| consumer.pull_again(into, passed))
 }

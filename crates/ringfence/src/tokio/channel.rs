@@ -33,7 +33,7 @@ impl Channel {
     /// Registers the channel with the runtime of the calling task.
     ///
     /// # Errors
-    /// [`Error::NoSpace`](crate::Error::NoSpace) if the runtime cannot watch one more descriptor. The channel
+    /// [`Error::NoSpace`] if the runtime cannot watch one more descriptor. The channel
     /// is closed then.
     ///
     /// # Panics

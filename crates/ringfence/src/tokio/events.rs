@@ -246,7 +246,7 @@ impl Publisher {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoSpace`](crate::Error::NoSpace) if the runtime cannot watch the descriptors. The publisher
+    /// [`Error::NoSpace`] if the runtime cannot watch the descriptors. The publisher
     /// is closed then.
     ///
     /// # Panics

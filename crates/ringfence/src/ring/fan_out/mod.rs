@@ -15,7 +15,7 @@
 //! 3. The floor never passes the head of a reliable reader, nor the end of the published data. A reliable
 //!    reader that finds itself below the floor was evicted.
 //! 4. A *mark* is the position of a record and the number of messages before it. There are
-//!    [`MARKS`](crate::region::layout::MARKS) of them, a part of the ring apart. The writer rewrites each
+//!    [`MARKS`] of them, a part of the ring apart. The writer rewrites each
 //!    once per lap, after the floor has passed its old position. So a mark above the floor is whole, without
 //!    a lock and without a version. A reader that was overtaken restarts at a mark, and knows exactly how
 //!    many messages it has lost.
