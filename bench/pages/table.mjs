@@ -18,9 +18,11 @@ export function page(results) {
     ...Object.values(COLUMNS).map((name) => row[name] ?? '–'),
     verdict[row.reached],
   ])
+  const isEmpty = results.rows.every((row) => row.value === undefined)
   return render(results, {
     title: 'Goals',
     intro: [
+      ...(isEmpty ? ['**There is no run of a quiet machine yet, so the figures are missing.**', ''] : []),
       'Written by `npm run bench -- table`; all figures are those of one run. The figure of a round trip, a call or a join is its median;',
       'p99 stands beside it. A floor is a loop that does the unavoidable part alone. Method: [bench/README.md](../../../bench/README.md#the-table).',
     ],
