@@ -461,12 +461,16 @@ fn start(number: c_int) -> Result<SignalThread> {
     })
 }
 
+/// The kernel delivers a thread's signal to itself at once; qemu-user does so a moment later.
+const ARRIVAL: Duration = Duration::from_secs(1);
+
 /// Sends a signal to this thread, which is new and blocks all signals, and compares what arrives. Some
 /// systems that run Linux programs lose the bytes behind the value.
 fn arrives_whole(sent: &SignalInfo) -> Result<bool, Errno> {
     sys::signal::queue_signal(getpid().as_raw(), gettid().as_raw(), sent)?;
     // Signals directed at a thread are delivered before those directed at its process.
-    Ok(sys::signal::take_signal(sent.signal) == Ok(*sent))
+    let arrived = sys::signal::wait_for_signal(&[sent.signal], Some(ARRIVAL));
+    Ok(arrived == Ok(*sent))
 }
 
 /// Makes the same test on a temporary thread, whatever the process does with the signal.
