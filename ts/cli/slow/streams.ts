@@ -37,7 +37,7 @@ export function pairsOf(target: number | string, processes: SeenProcess[], told:
       const own = role === 'publisher' ? publisherOf(pid, ringCapacity, told) : figuresOf(pid, peer, told, taken)
       const theirs =
         role === 'subscriber' ? publisherOf(peer, peerRingCapacity, told) : figuresOf(peer, pid, told, taken)
-      // A pair has released its address. The processes' own statistics include it.
+      // /proc does not tell the address if the two listen at several. The processes' own statistics do.
       const address = channel.address ?? own?.now.address ?? theirs?.now.address ?? null
       if (typeof target === 'string' && address !== target) continue
       pairs.push({ pid, peer, address, streams: streamsOf(pid, peer, channel, [own, theirs]) })
