@@ -1,4 +1,4 @@
-"""What is said on the line: the page's sections "Who speaks" and "Frames"."""
+"""What is said on the line: the page's sections "Credentials" and "Frames"."""
 
 import os
 import select
