@@ -107,12 +107,12 @@ function facts({ machine, date, commit, node, rustc, load, runs, halves, state, 
     ['kernel', `Linux ${machine.kernel}`],
     ['versions', [node && `Node ${node}`, rustc, `ringfence at ${commit}`].filter(Boolean).join('; ')],
     ['runs', `${runs} of ${seconds} s each, in rounds; medians; ${date}`],
-    ['load before', load.toFixed(1)],
+    ['load average before', load.toFixed(1)],
     ...(state ? [['state', stateOf(state, machine)]] : []),
     ...(disturbed ? [['quiet', disturbed.length === 0 ? 'yes' : `no: ${disturbed.join('; ')}`]] : []),
     ...more,
-    ...(all.length > 0 ? [['cache line to and fro', distance(all)]] : []),
-    ['placement shown', `${placements}; a cell without such a run names the placement that it had`],
+    ...(all.length > 0 ? [['cache line round trip', distance(all)]] : []),
+    ['placement', `${placements}; a cell of another placement names it`],
   ].map((cells) => `| ${cells.join(' | ')} |`)
 }
 
