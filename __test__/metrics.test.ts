@@ -35,8 +35,8 @@ test('prom-client reads the metrics of the given resources', async (t) => {
   await refused
   await channel.send('hello')
   const registry = new prometheus.Registry()
-  for (const metric of toMetrics(channel, listener).prometheus)
-    registry.registerMetric(metric as unknown as prometheus.Metric)
+  const registers: { registerMetric(metric: object): void } = registry
+  for (const metric of toMetrics(channel, listener).prometheus) registers.registerMetric(metric)
   const text = await registry.metrics()
   const labels = `kind="channel",address="${address}",peer_pid="${partner.pid}"`
   t.true(text.includes(`ringfence_messages_sent_total{${labels}} 1\n`), text)
