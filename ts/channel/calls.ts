@@ -14,7 +14,7 @@ import * as envelope from './envelope.js'
 import { CANCEL, CANCELLED, ERROR, HEAD, LEAST, REPLY, REQUEST, type Frame } from './envelope.js'
 import { Line, Place } from './line.js'
 
-/** Requests that a caller may have unanswered at a time, and their bytes unless it is a single one. Further calls wait in the caller. */
+/** The most unanswered requests of a caller, and the most bytes of them together. A single one may be longer. Further calls wait. */
 const MOST = 16 * 1024
 const MOST_BYTES = 16 * 1024 * 1024
 

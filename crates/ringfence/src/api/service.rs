@@ -31,7 +31,7 @@ const MOST_PENDING: usize = SIDE_BY_SIDE;
 /// With [`Options::wait`], waits for an address that another process has. [`Options::cancel_token`] cancels that waiting, and
 /// afterwards the listening.
 ///
-/// Handshakes run side by side on threads of the listener, each with the deadline of [`Options::handshake_timeout`]: a client that fails, is
+/// Handshakes run concurrently on threads of the listener, each with the deadline of [`Options::handshake_timeout`]: a client that fails, is
 /// slow or is silent does not delay the others. An open channel has no thread, and holds two descriptors: a thousand agents need
 /// an `RLIMIT_NOFILE` above 3,000 (getrlimit(2)), of which 900 are for handshakes and waiting clients.
 ///
@@ -92,9 +92,9 @@ pub struct Listener {
 )]
 #[derive(Debug)]
 pub enum Arrival {
-    /// An agent has passed.
+    /// A client was accepted.
     Accepted(Channel),
-    /// A client was refused. The listener goes on.
+    /// A client was refused. The listener continues.
     Refused(Refused),
 }
 
@@ -109,7 +109,7 @@ impl From<Refused> for Arrival {
 pub enum Channels {
     /// Accepted channels stay open.
     Keep,
-    /// They are closed.
+    /// Accepted channels are closed.
     Close,
 }
 
@@ -133,9 +133,9 @@ impl Listener {
     /// Waits for the next arrival.
     ///
     /// # Errors
-    /// [`Error::Closed`] once the listener is closed, and in a forked child; [`Error::Aborted`] once it is cancelled; once
-    /// [`Error::NoSpace`] or [`Error::Unsupported`] if its own wait has failed for ten seconds, after which it is closed. The same if
-    /// this call cannot wait (poll(2)): then it can be repeated.
+    /// [`Error::Closed`] once the listener is closed, and in a forked child; [`Error::Aborted`] once it is cancelled.
+    /// [`Error::NoSpace`] or [`Error::Unsupported`] in two cases. If the wait of this call fails (poll(2)), the call can be repeated. If
+    /// the listener's own wait has failed for ten seconds, this is returned once, and the listener is closed.
     pub fn accept(&self) -> Result<Arrival> {
         self.handle.next()
     }
@@ -169,7 +169,7 @@ impl Listener {
         self.handle.try_next()
     }
 
-    /// Lets clients wait in the kernel's backlog. Running handshakes, 64 at most, go on.
+    /// Stops accepting clients, which then wait in the kernel's backlog. Running handshakes, at most 64, continue.
     pub fn pause(&self) {
         self.handle.set_paused(true);
     }

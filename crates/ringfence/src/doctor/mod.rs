@@ -1,9 +1,9 @@
 //! Tests what this kernel, this machine and this process offer, by trying it.
 //!
-//! Each probe does what a channel does, on its own objects, which are gone when it returns. Its finding is a sentence
-//! about the promises, because some promises depend on features that a machine may lack.
+//! Each probe does what a channel does, on its own objects, which it releases before it returns. Its finding says which promises
+//! hold, because some depend on features that a machine may lack.
 //!
-//! `objects` tries shared memory. `process` has what this process is, may do, and can learn of others.
+//! `objects` tests shared memory. `process` tests the properties and rights of this process, and what it can read about others.
 //!
 //! May import everything. Nothing imports it.
 
@@ -20,13 +20,13 @@ use crate::{options::Options, region::layout::region_size, sys};
 pub struct Diagnosis {
     /// The kernel's name and version.
     pub kernel: String,
-    /// One for each thing that the promises rest on, in an order that is kept.
+    /// One finding for each feature that the promises need, in a stable order.
     pub findings: Vec<Finding>,
 }
 
-/// Tries what this kernel offers to this process, and says what that means for the promises.
+/// Tests what this kernel offers to this process, and reports which promises hold.
 ///
-/// Harmless, and leaves nothing behind: no descriptor, no mapping, no file, no state of the process. Takes a few
+/// It leaves nothing behind: no descriptor, mapping, file or state of the process. Takes a few
 /// milliseconds. A missing feature is a finding, never an error.
 pub fn doctor() -> Diagnosis {
     let read =
@@ -73,16 +73,16 @@ named! {
     /// Whether the promises that rest on something hold.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub enum Status {
-        /// They do.
+        /// They hold.
         Good => "good",
-        /// They hold in part: the finding's meaning says which.
+        /// Some hold: the finding's meaning says which.
         Limited => "limited",
         /// They do not hold here.
         Missing => "missing",
     }
 }
 
-/// One thing that was looked at.
+/// The result of one probe.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {

@@ -75,7 +75,7 @@ impl From<Refused> for Change {
 pub(crate) struct Member {
     /// Notified when the seat is given to a guest, and when it is free again.
     settled: Condvar,
-    /// The program leaves without the end of its sending. Set before the worker is stopped.
+    /// The program leaves without ending its sending cleanly. Set before the worker is stopped.
     pub(crate) destroyed: AtomicBool,
 }
 
@@ -377,7 +377,7 @@ impl MemberWorker {
         }
     }
 
-    /// Everything that was sent is in the ring: the partner gets a clean end, unless the program wants none.
+    /// Ends the sending, so that the partner gets a clean end, unless the program has called `destroy`. Everything that was sent is in the ring.
     fn end_sending(&self, channel: &Shared) {
         if !self.endpoint.destroyed.load(Ordering::Acquire) {
             channel.end_sending();
@@ -475,7 +475,7 @@ fn patiently<T>(stay: &Deadline, call: impl Fn() -> Result<T>) -> Result<T> {
     }
 }
 
-/// Whether a guest that gets this error has joined at a bad moment. Either the host was about to leave, so that the lock that it
+/// Whether a guest got this error because its host was being replaced. Either the host was about to leave, and the lock that it
 /// passed is no longer the one beside the path. Or the kernel named one process, and its successor answered. The guest trusts
 /// neither, and joins again; a lock that is wrong each time is refused in the end.
 fn is_passing(error: &Error) -> bool {

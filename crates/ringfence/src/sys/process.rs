@@ -66,7 +66,7 @@ pub(crate) fn dumpable() -> Result<c_int, Errno> {
 }
 
 /// Whether this process was started with more rights than its starter has: setuid, setgid or by file
-/// capabilities (getauxval(3), `AT_SECURE`). Also `true` if the kernel does not tell.
+/// capabilities (getauxval(3), `AT_SECURE`). Also `true` if the kernel does not report it.
 pub(crate) fn is_privileged_execution() -> bool {
     Errno::clear();
     // SAFETY: getauxval takes an integer and reads memory that stays the same for the life of the process.
@@ -162,7 +162,7 @@ pub(crate) fn accept_barriers() -> Result<(), Errno> {
 
 /// Whether this process has only one thread. `false` if /proc does not show its threads.
 pub(crate) fn has_one_thread() -> bool {
-    // One link for each directory in it, and two of its own.
+    // The directory has a link for each thread's directory in it, and two of its own.
     stat("/proc/self/task").is_ok_and(|task| task.st_nlink == 3)
 }
 

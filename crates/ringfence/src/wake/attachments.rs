@@ -39,16 +39,16 @@ pub(crate) const MOST: usize = 253;
 pub(crate) const MOST_UNREAD: u32 = 1024;
 /// The first byte of a parcel. A wakeup has another value.
 const PARCEL: u8 = 2;
-/// In place of a size: the attachment is no sealed buffer.
+/// The word of an attachment that is not a sealed buffer.
 const DESCRIPTOR: u64 = u64::MAX;
-/// The bytes of a parcel without attachments on the line of a subscriber: it withdraws the one before it.
+/// Bytes of a parcel without attachments on the line of a subscriber, which withdraws the parcel before it.
 const WITHDRAWAL: usize = 2 + 8;
-/// Longer than a parcel.
+/// Bytes of the buffer for one read. No parcel is longer.
 const READ: usize = 4096;
 /// The number of attempts to see the descriptors of a parcel: without memory the kernel shows none, and reports no error.
 const PEEKS: u32 = 8;
 
-/// The attachments that one side accepts: none, unless it says so.
+/// The attachments that one side accepts. None by default.
 ///
 /// ```
 /// use ringfence::{Attachments, Options};
@@ -86,7 +86,7 @@ impl Attachments {
         self
     }
 
-    /// Sets whether open descriptors of any kind are accepted. Through one of a directory a confined process reaches
+    /// Sets whether open descriptors of any kind are accepted. Through a directory, a confined process reaches
     /// the directories above it (`openat(..)`).
     #[must_use]
     pub const fn descriptors(mut self, accepted: bool) -> Self {
@@ -130,11 +130,11 @@ impl Attachments {
 pub enum Attachment {
     /// Memory that no process can change.
     Sealed(SealedBuffer),
-    /// An open file, socket or any other descriptor. Nothing is known of it.
+    /// An open file, socket or any other descriptor. Its kind is not checked.
     Descriptor(OwnedFd),
 }
 
-/// An attachment to send. The peer gets a descriptor of its own; the sender keeps its one.
+/// An attachment to send. The peer gets a copy of the descriptor, and the sender keeps its own.
 #[derive(Debug, Clone, Copy)]
 pub enum AttachmentRef<'a> {
     /// Memory that no process can change.
@@ -210,7 +210,7 @@ pub(super) fn post(
 pub(super) struct Parcel {
     /// The number of the message if its sender is a publisher, else 0.
     number: u64,
-    /// A word and a descriptor for each.
+    /// The word and the descriptor of each attachment.
     parts: Vec<(u64, OwnedFd)>,
 }
 
@@ -284,7 +284,7 @@ impl Arrived {
             }
             other => other,
         }?;
-        // None, unless the peer has turned off the credentials of this socket.
+        // Empty, unless the peer has turned off the credentials of this socket: a descriptor may then fill their room.
         self.discard(peeked.descriptors);
         let mut seen = &bytes[..peeked.bytes];
         let wakeups = seen.iter().take_while(|byte| **byte != PARCEL).count();
@@ -504,7 +504,7 @@ pub(super) fn unpack(parcel: Parcel) -> Result<Vec<Attachment>, (Error, Parcel)>
     Ok(unpacked.collect())
 }
 
-/// The number and the words of a parcel that is exactly this long. `None`: it is none.
+/// Returns the number and the words of a parcel that is exactly this long. `None` if it is malformed.
 fn words(parcel: &[u8], numbered: bool) -> Option<(u64, Vec<u64>)> {
     let [PARCEL, count, words @ ..] = parcel else {
         return None;
@@ -537,22 +537,22 @@ struct Unclosed {
     closers: usize,
 }
 
-/// By line, so that a peer whose descriptors never close takes no thread from another.
+/// Keyed by line, so that a peer whose descriptors never close does not use up the threads of other lines.
 static UNCLOSED: PerProcess<Mutex<BTreeMap<u64, Unclosed>>> = PerProcess::new();
 
-/// Closes descriptors of the peer on threads of their own, because closing a file of a filesystem that the peer serves may never
+/// Closes descriptors of the peer on separate threads, because closing a file of a filesystem that the peer serves may never
 /// return. If no thread can be started, the thread of a later call closes them. Never blocks.
 pub fn discard(descriptors: impl IntoIterator<Item = OwnedFd>) {
     close_on_threads(NO_LINE, MOST_CLOSERS, descriptors);
 }
 
-/// Returns how many of this line wait to be closed.
+/// Returns how many descriptors of this line wait to be closed. 0 if that is not the peer's fault.
 fn close_on_threads(line: u64, most: usize, descriptors: impl IntoIterator<Item = OwnedFd>) -> usize {
     let mut descriptors = descriptors.into_iter().peekable();
     if descriptors.peek().is_none() {
         return 0;
     }
-    // In this process it is there: it has read the descriptors.
+    // Cannot fail here: a process that has received descriptors has its fork mark.
     let Ok(lines) = UNCLOSED.get() else { return 0 };
     let mut locked = lines.lock();
     let unclosed = locked.entry(line).or_default();
@@ -561,19 +561,19 @@ fn close_on_threads(line: u64, most: usize, descriptors: impl IntoIterator<Item 
     if unclosed.closers < most {
         unclosed.closers += 1;
         let named = thread::Builder::new().name("ringfence-close".into());
-        // It waits for the lock.
+        // The new thread waits for the lock, which this thread holds.
         if named.spawn(move || close_all(lines, line)).is_err() {
             unclosed.closers -= 1;
         }
     }
-    // Without a thread this is no fault of the peer.
+    // Without a thread, the peer is not to blame.
     if unclosed.closers == 0 { 0 } else { waiting }
 }
 
 fn close_all(lines: &Mutex<BTreeMap<u64, Unclosed>>, line: u64) {
     let next = || {
         let mut locked = lines.lock();
-        // Then those for which no thread could be started.
+        // After this line's descriptors, close those of lines that got no thread.
         let own = locked.get_mut(&line).and_then(|own| own.descriptors.pop());
         let mut orphans = locked.values_mut().filter(|other| other.closers == 0);
         let next = own.or_else(|| orphans.find_map(|other| other.descriptors.pop()));

@@ -49,7 +49,7 @@ fn a_reader_in_full_stream_that_has_come_close_does_not_look_the_short_way() {
     assert!(pair.consumer.is_still_empty());
     pair.pass(1);
     assert!(!pair.consumer.is_still_empty());
-    // A check that finds a quarter of the ring is not close, however long the stream is.
+    // A reader that finds a quarter of the ring is not close behind the writer, however long the stream is.
     assert!(pair.send(&[0; 1024 - 8]) && pair.take().is_some());
     assert!(pair.consumer.is_still_empty());
     assert!(pair.send(&[0; 1024 - 16]) && pair.take().is_some());
