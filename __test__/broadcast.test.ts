@@ -724,6 +724,10 @@ test('invalid arguments and states are reported by their codes', async (t) => {
       ),
     )
     t.is(error!.code, 'ERR_RINGFENCE_PROTOCOL', call.name)
+    t.true(
+      error!.message.includes(`\`publish\`, and the process that connected called \`${call.name}\``),
+      error!.message,
+    )
   }
   const there = await Partner.start(t)
   const refused = await t.throwsAsync<Error & { code: string; thrown: { check?: string } }>(

@@ -510,16 +510,19 @@ test.serial('an address has one service: ADDRESS_OCCUPIED, and the socket of a k
 test.serial('a pair and a service cannot meet: PROTOCOL names both', async (t) => {
   const address = abstractAddress()
   const stray = await Partner.start(t)
-  const both = /one of a pair \(join\).*a service or its agent|a service or its agent.*one of a pair \(join\)/
+  const both = (host: string, guest: string, remedy: string) =>
+    new RegExp(`holds the address called \`${host}\`,.* connected called \`${guest}\`: .* must call \`${remedy}\``)
   const listener = await listen(address, small)
   const told = refusal(listener)
-  await t.throwsAsync(stray.join(address, small), { code: 'ERR_RINGFENCE_PROTOCOL', message: both })
-  t.regex((await told).message, both)
+  const joined = both('listen', 'join', 'connect')
+  await t.throwsAsync(stray.join(address, small), { code: 'ERR_RINGFENCE_PROTOCOL', message: joined })
+  t.regex((await told).message, joined)
   await listener.close()
 
   const joining = join(address, small)
   await untilBound(address)
-  await t.throwsAsync(stray.connect(address, small), { code: 'ERR_RINGFENCE_PROTOCOL', message: both })
+  const connected = both('join', 'connect', 'join')
+  await t.throwsAsync(stray.connect(address, small), { code: 'ERR_RINGFENCE_PROTOCOL', message: connected })
   await stray.join(address, small)
   await (await joining).close()
 })

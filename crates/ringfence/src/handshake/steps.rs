@@ -149,7 +149,7 @@ impl Side<'_> {
                 Err(error) => return Err(error),
             },
         };
-        let hello = self.agree(&frame, own, &mut record)?;
+        let hello = self.agree(Role::Guest, &frame, own, &mut record)?;
         if is_child && hello.features & LACKS_MEMORY != 0 {
             return Err(Error::Protocol("a parent that asks for memory".into()));
         }
@@ -171,7 +171,7 @@ impl Side<'_> {
         frame: &Frame,
         record: &mut EvidenceLog,
     ) -> Result<(Nonce, Hello)> {
-        let hello = self.agree(frame, Nonce::default(), record)?;
+        let hello = self.agree(Role::Host, frame, Nonce::default(), record)?;
         if let RingRole::Publisher(_) = self.role {
             let offered = &self.options.deliveries;
             let delivery = broadcast::check_delivery(&hello, offered, socket.speaker)?;
@@ -231,7 +231,7 @@ impl Side<'_> {
     }
 
     /// Checks that the peer's HELLO is valid and agrees with this side's options.
-    fn agree(&self, frame: &Frame, echo: Nonce, record: &mut EvidenceLog) -> Result<Hello> {
+    fn agree(&self, role: Role, frame: &Frame, echo: Nonce, record: &mut EvidenceLog) -> Result<Hello> {
         let Frame::Hello(hello) = frame else {
             return Err(Error::Protocol("expected a HELLO, received another frame".into()));
         };
@@ -240,7 +240,7 @@ impl Side<'_> {
                 "a HELLO with a wrong echo of this side's nonce".into(),
             ));
         }
-        agree_on_meeting(self.meeting, hello.meeting)?;
+        agree_on_meeting(self.meeting, role, hello.meeting)?;
         let own = self.options.backing;
         agree_on_backing(own, hello.backing)?;
         self.agree_on_ring(hello)?;
@@ -315,14 +315,39 @@ impl Side<'_> {
     }
 }
 
-fn agree_on_meeting(own: Meeting, number: u32) -> Result<()> {
-    match Meeting::from_number(number) {
-        Some(meeting) if meeting == own => Ok(()),
-        Some(meeting) => Err(Error::Protocol(format!(
-            "one side is {own}, the other is {meeting}"
-        ))),
-        None => Err(Error::Protocol(format!("an unknown kind of meeting, {number}"))),
+/// Returns the name of the call with which a process gets this role.
+const fn call_of(meeting: Meeting, role: Role) -> &'static str {
+    match (meeting, role) {
+        (Meeting::Pair, _) => "join",
+        (Meeting::Service, Role::Host) => "listen",
+        (Meeting::Service, Role::Guest) => "connect",
+        (Meeting::Family, Role::Host) => "spawn",
+        (Meeting::Family, Role::Guest) => "from_parent",
+        (Meeting::Membership, _) => "member",
+        (Meeting::Broadcast, Role::Host) => "publish",
+        (Meeting::Broadcast, Role::Guest) => "subscribe",
     }
+}
+
+/// The error also goes to the peer, so it names both processes by what they did.
+fn agree_on_meeting(own: Meeting, role: Role, number: u32) -> Result<()> {
+    let Some(peers) = Meeting::from_number(number) else {
+        return Err(Error::Protocol(format!("an unknown kind of meeting, {number}")));
+    };
+    if peers == own {
+        return Ok(());
+    }
+    let (host, guest) = match role {
+        Role::Host => (own, peers),
+        Role::Guest => (peers, own),
+    };
+    Err(Error::Protocol(format!(
+        "the process that holds the address called `{}`, and the process that connected called `{}`: the latter must call `{}`, or \
+         use another address",
+        call_of(host, Role::Host),
+        call_of(guest, Role::Guest),
+        call_of(host, Role::Guest),
+    )))
 }
 
 fn agree_on_backing(own: Backing, number: u32) -> Result<()> {
