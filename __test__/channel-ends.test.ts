@@ -42,8 +42,8 @@ test('a channel that cannot be watched is closed, and its peer learns that at on
 
 test('closed, and every later call, reports each end that the binding reports', async (t) => {
   const ends: [reason: string, code: string, message: RegExp, way: string][] = [
-    ['lost', 'PEER_LOST', /process has ended/, 'outlive'],
-    ['closed', 'PEER_LOST', /^the peer has closed the channel$/, 'outlive'],
+    ['lost', 'PEER_LOST', /^the peer, process \d+, has ended, .*; open a new channel/, 'outlive'],
+    ['closed', 'PEER_LOST', /^the peer, process \d+, has closed the channel; open a new channel/, 'outlive'],
     ['exposed', 'OBJECT_EXPOSED', /was wiped/, 'close'],
   ]
   for (const [reason, code, message, way] of ends) {
@@ -310,21 +310,25 @@ test('the last state of the peer decides why nothing is sent, in whatever order 
 })
 
 test('a peer that was cut off differs from one that ended its sending, before and after the event', async (t) => {
-  const message = /has ended, .* destroyed the channel/
-  const { binding, channel } = open()
-  binding.answers['isLost'] = 1
-  binding.from.ended = true
-  t.throws(() => channel.tryReceive(), { ...lost, message })
-  binding.end('lost')
-  binding.answers['isLost'] = 0
-  const { reason, error } = await channel.closed
-  t.is(reason, 'lost')
-  t.regex(error!.message, message)
-  await t.throwsAsync(channel.receive(), { ...lost, message })
-  const stream = channel.duplex()
-  const failed = new Promise<Error>((resolve) => stream.on('error', resolve))
-  stream.resume()
-  t.regex((await failed).message, message)
+  for (const [how, message] of [
+    [1, /process \d+, has ended, or executes another program now: its last messages/],
+    [2, /process \d+, has destroyed the channel, or closed it before everything was sent: its last messages/],
+  ] as const) {
+    const { binding, channel } = open()
+    binding.answers['isLost'] = how
+    binding.from.ended = true
+    t.throws(() => channel.tryReceive(), { ...lost, message })
+    binding.end('lost', how)
+    binding.answers['isLost'] = 0
+    const { reason, error } = await channel.closed
+    t.is(reason, 'lost')
+    t.regex(error!.message, message)
+    await t.throwsAsync(channel.receive(), { ...lost, message })
+    const stream = channel.duplex()
+    const failed = new Promise<Error>((resolve) => stream.on('error', resolve))
+    stream.resume()
+    t.regex((await failed).message, message)
+  }
 })
 
 test('ending this side twice is one end, and a send after it is an error of that call', async (t) => {

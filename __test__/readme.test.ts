@@ -49,7 +49,7 @@ async function run(t: ExecutionContext, code: string) {
 }
 
 /** The messages of a call that was pending when the peer's process ended, and of a later one. */
-const ENDED = "(the peer's|the peer is gone: its) process has ended"
+const ENDED = '(the peer, process \\d+,|the peer is gone: process \\d+) has ended'
 
 test('the service continues after one of its clients is killed', async (t) => {
   const address = namedAddress(t)

@@ -67,7 +67,10 @@ export interface NativePeer extends NativeRing {
   evidence(): Evidence[]
   /** Returns 0 if the callback will be called, later and once. */
   verify(callback: (failure: Failure | null, verified: Verified | null) => void): number
-  /** Whether the peer is lost: 1 if it is gone, and had not ended its sending. */
+  /**
+   * Whether the peer is lost, which means that it is gone and had not ended its sending. 1: its process has ended, or executes another
+   * program. 2: it has destroyed the channel.
+   */
   isLost(): number
   /** Closes the resource, except that `pull` and `gather` still read the peer's unread messages. `close` must follow. */
   outlive(): void

@@ -92,9 +92,9 @@ export class Binding {
   }
 
   /** Ends the channel, and reports that on the line. */
-  end(reason: string): void {
+  end(reason: string, how = 1): void {
     this.answers['listen'] = REASONS.indexOf(reason)
-    this.answers['isLost'] = reason === 'lost' ? 1 : 0
+    this.answers['isLost'] = reason === 'lost' ? how : 0
     this.heard()
   }
 }

@@ -66,10 +66,14 @@ export const [{ registerSource }, { merge, makeHeld, letEnd }, { native }] = awa
   inside('channel/merge.js'),
   inside('native.js'),
 ])
-const { closedFor } = await insideOf<{ closedFor(reason: GoneReason): Closed }>('channel/resource.js')
+const { closedFor } = await insideOf<{ closedFor(reason: GoneReason, peer: { pid: number }): Closed }>(
+  'channel/resource.js',
+)
 
 registerSource((value) =>
-  value instanceof Source ? { buffer: value.buffer, values: null, end: () => closedFor(value.reason) } : undefined,
+  value instanceof Source
+    ? { buffer: value.buffer, values: null, end: () => closedFor(value.reason, { pid: 7 }) }
+    : undefined,
 )
 
 export type Merged = Merge<Source>

@@ -9,7 +9,7 @@ import type { Closed } from '../types.js'
 import { Calls } from './calls.js'
 import { PeerView } from './peer-view.js'
 import { ReceiveBuffer } from './receive-buffer.js'
-import { closedBy, closedFor, destroyedBy, lost, repeat } from './resource.js'
+import { closedBy, closedFor, destroyedBy, lost, nameOf, repeat } from './resource.js'
 import { SendQueue } from './send-queue.js'
 import type { SourceCore } from './source.js'
 import type { ChannelStats } from './stats.js'
@@ -18,7 +18,6 @@ import { Tokens } from './tokens.js'
 const CLOSED: Closed = { reason: 'closed' }
 
 const closedHere = () => new RingfenceError('CLOSED', 'the channel is closed')
-const closedByPeer = () => new RingfenceError('PEER_LOST', 'the peer has closed the channel')
 const refusedHere = () =>
   new RingfenceError('CLOSED', 'the channel was closed: its peer no longer satisfies the policy')
 const endedHere = () => new RingfenceError('CLOSED', 'this side has ended its sending')
@@ -180,10 +179,9 @@ export class ChannelCore implements SourceCore {
   #endCalls(): void {
     const calls = this.#calls
     if (calls === null) return
-    const isLost = this.#isLost
-    if (this.#closed === null && !isLost) calls.peerEnded()
-    else if (this.#closed === null) calls.end(lost, false)
-    else if (this.#outlives) calls.end(isLost ? repeat(this.#closed.error!) : closedByPeer, !isLost)
+    const whyLost = this.#whyLost()
+    if (this.#closed === null && whyLost === null) calls.peerEnded()
+    else if (this.#closed === null || this.#outlives) calls.end(whyLost ?? this.#closedByPeer, whyLost === null)
     else calls.end(this.#whyOver, this.#whyOver === closedHere)
   }
 
@@ -213,7 +211,7 @@ export class ChannelCore implements SourceCore {
 
   /** Called when a caller has seen the end of the peer's messages. If the peer is lost, there is no direction left to end. */
   endWithPeer(): void {
-    if (this.allowHalfOpen || this.#isLost) return
+    if (this.allowHalfOpen || this.#whyLost() !== null) return
     if (this.#closed === null) void this.#endSending(endedWithPeer)
     else if (this.#ending === null && this.#outlives) this.queue.shut(endedWithPeer, true)
   }
@@ -281,10 +279,16 @@ export class ChannelCore implements SourceCore {
     throw error
   }
 
-  /** Whether the peer is lost. A reader may find that before the event loop is notified. */
-  get #isLost(): boolean {
-    return this.#closed === null ? this.native.isLost() !== 0 : this.#closed.reason === 'lost'
+  /** The error of a lost peer; null if the peer is not lost. A reader may find that before the event loop is notified. */
+  #whyLost(): (() => RingfenceError) | null {
+    if (this.#closed !== null) return this.#closed.reason === 'lost' ? repeat(this.#closed.error!) : null
+    const how = this.native.isLost()
+    return how === 0 ? null : () => lost(this.view.peer, how)
   }
+
+  /** The error of calls if the peer has closed the channel after it had ended its sending. */
+  readonly #closedByPeer = () =>
+    new RingfenceError('PEER_LOST', `${nameOf(this.view.peer)} has closed the channel; open a new channel to continue`)
 
   /** Releases the ring: the messages that the peer left were read or dropped. */
   #letGo(): void {
@@ -318,24 +322,23 @@ export class ChannelCore implements SourceCore {
    * @param unsendable - The error of later sends; by default that of the reason.
    */
   #settle(answer: number, unsendable?: () => RingfenceError): void {
-    const closed = closedBy(answer)
+    const closed = closedBy(answer, this.native, this.view.peer)
     if (closed === null) return
     const { reason, error } = closed
     if (this.#departing) this.#finish(CLOSED, closedHere)
     else if (reason === 'refused') this.#finish(closed, refusedHere)
     else if (reason === 'exposed') this.#finish(closed, repeat(error!))
-    else this.#finish(closed, unsendable ?? (error === undefined ? closedByPeer : repeat(error)), true)
+    else this.#finish(closed, unsendable ?? (error === undefined ? this.#closedByPeer : repeat(error)), true)
   }
 
   /** Called when everything was fetched and the peer sends no more. Returns the error of later reads if the peer is lost. */
   #foundEnd(): (() => RingfenceError) | null {
     this.#endCalls()
-    const isLost = this.#isLost
+    const whyLost = this.#whyLost()
     // The reader that has found the end must return first.
-    if (isLost) timers.queueMicrotask(() => this.hear())
+    if (whyLost !== null) timers.queueMicrotask(() => this.hear())
     else if (this.#ending !== null) timers.queueMicrotask(() => this.#checkEnd())
-    if (!isLost) return null
-    return this.#closed === null ? lost : repeat(this.#closed.error!)
+    return whyLost
   }
 
   /** Checks whether both sides have ended. */
@@ -362,7 +365,7 @@ export class ChannelCore implements SourceCore {
       this.#calls?.end(repeat(error), false)
       this.#finish({ reason: 'corrupt', error }, repeat(error))
     } else if (error.code === 'ERR_RINGFENCE_OBJECT_EXPOSED') {
-      const closed = closedFor('exposed')
+      const closed = closedFor('exposed', this.view.peer)
       this.#finish(closed, repeat(closed.error!))
     } else if (error.code === 'ERR_RINGFENCE_PEER_LOST' || error.code === 'ERR_RINGFENCE_CLOSED') {
       // A call noticed the end before the event loop was notified.

@@ -4,11 +4,11 @@ import { EventEmitter } from 'node:events'
 import { inspect } from 'node:util'
 
 import { RingfenceError, messageOf, type ErrorName } from '../errors.js'
-import { REASONS } from '../native.js'
+import { REASONS, type NativePeer } from '../native.js'
 import { emit } from '../runtime/emit.js'
 import { printable } from '../runtime/printable.js'
 import { timers } from '../runtime/timers.js'
-import type { GoneReason } from '../endpoint/peer.js'
+import type { GoneReason, Identity } from '../endpoint/peer.js'
 import type { Closed } from '../types.js'
 
 /** The event of every {@link Resource}. */
@@ -123,12 +123,14 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
   }
 }
 
+/** How a peer was lost, by the binding's answer to `isLost`. A publisher does not know it of a subscriber: 0. */
+const LOST = [
+  'has ended, executes another program now, or has destroyed the channel',
+  'has ended, or executes another program now',
+  'has destroyed the channel, or closed it before everything was sent',
+]
+
 const ERRORS = {
-  lost: [
-    'PEER_LOST',
-    "the peer's process has ended, or it executes another program now, has destroyed the channel, or closed it before everything " +
-      'was sent: its last messages may be missing',
-  ],
   corrupt: ['RING_CORRUPT', 'the peer violated the protocol of the shared memory'],
   exposed: ['OBJECT_EXPOSED', 'another process tried to open the shared memory of one of the two sides: it was wiped'],
   evicted: [
@@ -139,22 +141,29 @@ const ERRORS = {
   refused: ['PEER_REFUSED', 'the peer no longer satisfies the policy'],
 } as const
 
-/** Returns the error of a lost peer. */
-export function lost(): RingfenceError {
-  return closedFor('lost').error!
+/** Returns the peer's name in messages. The number of a process in another pid namespace is 0. */
+export function nameOf({ pid }: Identity): string {
+  return pid === 0 ? 'the peer' : `the peer, process ${pid},`
 }
 
-/** Returns the end of a peer for the reason that the binding returns. */
-export function closedFor(reason: GoneReason): Closed {
+/** Returns the error of a lost peer. @param how - An index of {@link LOST}. */
+export function lost(peer: Identity, how: number): RingfenceError {
+  const what = `${nameOf(peer)} ${LOST[how]}`
+  return new RingfenceError('PEER_LOST', `${what}: its last messages may be missing; open a new channel to continue`)
+}
+
+/** Returns the end of a peer for the reason that the binding returns. @param how - For `lost`. */
+export function closedFor(reason: GoneReason, peer: Identity, how = 0): Closed {
   if (reason === 'closed') return { reason }
+  if (reason === 'lost') return { reason, error: lost(peer, how) }
   const [code, message] = ERRORS[reason]
   return { reason, error: new RingfenceError(code, message) }
 }
 
-/** Returns the end of a channel or a subscription for an answer of the binding's `listen`; null while it is open. */
-export function closedBy(answer: number): Closed | null {
+/** Returns the end of a channel or a subscription for the binding's answer to `listen`; null while it is open. */
+export function closedBy(answer: number, native: Pick<NativePeer, 'isLost'>, peer: Identity): Closed | null {
   const reason = REASONS[answer] ?? null
-  return reason === null ? null : closedFor(reason)
+  return reason === null ? null : closedFor(reason, peer, native.isLost())
 }
 
 /** Returns the end of a resource after `destroy(error)`. */

@@ -95,7 +95,7 @@ class SubscriptionCore implements SourceCore {
 
   hear(): void {
     if (this.#closed !== null) return
-    const closed = closedBy(this.native.listen())
+    const closed = closedBy(this.native.listen(), this.native, this.view.peer)
     if (closed === null) {
       this.native.disarm()
       this.buffer.awake()
@@ -113,7 +113,8 @@ class SubscriptionCore implements SourceCore {
     // The reader that has found the end must return first.
     timers.queueMicrotask(() => this.hear())
     if (this.#closed !== null) return this.#closed.error === undefined ? null : repeat(this.#closed.error)
-    return this.native.isLost() === 0 ? null : lost
+    const how = this.native.isLost()
+    return how === 0 ? null : () => lost(this.view.peer, how)
   }
 
   endOfSource(): Closed {

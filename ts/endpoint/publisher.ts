@@ -11,6 +11,7 @@ import { atExit } from '../runtime/exit.js'
 import { runHandshakeAt, type Opening } from './handshake.js'
 import { FAILED, REASONS, type Failure, type NativePublisher } from '../native.js'
 import { lingerOf } from './options.js'
+import type { GoneReason } from './peer.js'
 import { Pump } from '../runtime/pump.js'
 import { Resource, closedFor, destroyedBy } from '../channel/resource.js'
 import { SendQueue, type Fill } from '../channel/send-queue.js'
@@ -399,16 +400,17 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
       tellSubscribed(subscriber, this.address, `a subscriber (${subscriber.delivery})`)
       this.tell('connection', subscriber)
     } else if ('gone' in event) {
-      this.#disconnected(event.gone, closedFor(REASONS[event.reason] ?? 'closed'))
+      this.#disconnected(event.gone, REASONS[event.reason] ?? 'closed')
     } else {
       this.#refused(event)
     }
     return true
   }
 
-  #disconnected(number: number, closed: Closed): void {
+  #disconnected(number: number, reason: GoneReason): void {
     const subscriber = this.#subscribers.get(number)
     if (subscriber === undefined) return
+    const closed = closedFor(reason, subscriber.peer)
     this.#subscribers.delete(number)
     closeSubscriber(subscriber, closed)
     if (closed.reason === 'evicted') tellEvicted(this, subscriber)
@@ -447,7 +449,7 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
     this.#native.close()
     this.#stay()
     this.#queue.shut(unsendable, true)
-    const subscribersEnd: Closed = closed.reason === 'exposed' ? closed : { reason: 'closed' }
+    const subscribersEnd = closed.reason === 'exposed' ? 'exposed' : 'closed'
     for (const number of [...this.#subscribers.keys()]) this.#disconnected(number, subscribersEnd)
   }
 

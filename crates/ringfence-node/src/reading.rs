@@ -69,10 +69,16 @@ fn parked<R: Reads>(reads: &mut R, parked: ringfence::Result<bool>) -> Answer {
     }
 }
 
-/// Answers whether the peer is lost: it is gone, and had not ended its sending.
+/// Answers whether the peer is lost: it is gone, and had not ended its sending. 1: its process has ended, or executes another program.
+/// 2: it has destroyed the channel.
 pub(crate) fn is_lost<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
-    let reason = reads.reader().map(|reader| reader.close_reason());
-    Answer::from(i32::from(matches!(reason, Ok(Some(CloseReason::Lost)))))
+    let answer = match reads.reader() {
+        Ok(reader) if reader.close_reason() == Some(CloseReason::Lost) => {
+            1 + i32::from(binding::was_closed_by_peer(reader))
+        }
+        _ => 0,
+    };
+    Answer::from(answer)
 }
 
 /// Arguments: memory, the offset in it, and what the caller does next: `FIRST`, `MORE` or neither.

@@ -127,18 +127,20 @@ impl ChannelState {
         }
     }
 
-    /// The error of a call on an ended channel.
-    pub(crate) fn check(self) -> Result<()> {
+    /// The error of a call on an ended channel, whose peer is this process. Whether it was lost: see [`Shared::is_lost`].
+    pub(crate) fn check(self, peer: i32, is_lost: bool) -> Result<()> {
         Err(match self {
             Self::Open => return Ok(()),
             Self::Inherited => inherited(),
             Self::ClosedHere | Self::DestroyedHere => Error::Closed("the channel is closed"),
-            Self::ClosedByPeer => Error::PeerLost("it has closed the channel".into()),
-            Self::LeftByPeer => Error::PeerLost("it has left the address".into()),
+            Self::ClosedByPeer if is_lost => peer_lost(
+                peer,
+                "has destroyed the channel, or closed it before everything was sent",
+            ),
+            Self::ClosedByPeer => peer_lost(peer, "has closed the channel"),
+            Self::LeftByPeer => peer_lost(peer, "has left the address"),
             // The kernel closes the line when its process ends, and when the process executes another program.
-            Self::PeerExited => {
-                Error::PeerLost("its process has ended, or executes another program now".into())
-            }
+            Self::PeerExited => peer_lost(peer, "has ended, or executes another program now"),
             Self::Refused => {
                 Error::Closed("the channel was closed: its peer is no longer who the policy asks for")
             }
@@ -154,6 +156,15 @@ impl ChannelState {
             Self::EvictedByPeer => Error::Evicted,
         })
     }
+}
+
+/// The number of a process in another pid namespace is 0.
+fn peer_lost(peer: i32, how: &str) -> Error {
+    let process = match peer {
+        0 => "its process".to_owned(),
+        pid => format!("process {pid}"),
+    };
+    Error::PeerLost(format!("{process} {how}; open a new channel to continue"))
 }
 
 /// A [`ChannelState`] in one byte, which every call reads. It reads as [`ChannelState::Inherited`] in a forked child.
@@ -229,6 +240,8 @@ impl OwnPhase {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) role: Role,
+    /// The number of the peer's process, for messages.
+    peer: i32,
     /// This side subscribes: no other peer may evict it.
     subscribes: bool,
     /// Also held by a thread that waits for tokens, which does not keep the channel open.
@@ -265,6 +278,8 @@ impl<T: fmt::Debug + Send> OnEnd for Option<T> {
 #[derive(Debug)]
 pub(crate) struct LineParts {
     pub(crate) role: Role,
+    /// The number of the peer's process, for messages.
+    pub(crate) peer: i32,
     pub(crate) subscribes: bool,
     pub(crate) socket: OwnedFd,
     pub(crate) pidfd: Option<Arc<OwnedFd>>,
@@ -353,6 +368,7 @@ impl Shared {
         ));
         let shared = Arc::new(Self {
             role: line.role,
+            peer: line.peer,
             subscribes: line.subscribes,
             counters: Counters::new(doorbell.rung()),
             doorbell,
@@ -379,7 +395,7 @@ impl Shared {
 
     /// The error of a call on an ended channel.
     pub(crate) fn check(&self) -> Result<()> {
-        self.state.get().check()
+        self.state.get().check(self.peer, self.is_lost())
     }
 
     pub(crate) fn close_reason(&self) -> Option<CloseReason> {
@@ -733,9 +749,21 @@ mod tests {
             (State::EvictedByPeer, evicted, "EVICTED"),
         ] {
             assert_eq!(state.close_reason(), reason, "{state:?}");
-            let checked = state.check();
+            let checked = state.check(7, false);
             assert_eq!(checked.err().map_or("", |error| error.code()), code, "{state:?}");
         }
+    }
+
+    #[test]
+    fn the_error_of_a_lost_peer_says_which_process_it_was_how_it_ended_and_what_to_do() {
+        let text = |state: State, peer, is_lost| state.check(peer, is_lost).unwrap_err().to_string();
+        assert_eq!(
+            text(State::PeerExited, 7, true),
+            "the peer is gone: process 7 has ended, or executes another program now; open a new channel to continue"
+        );
+        assert!(text(State::ClosedByPeer, 7, false).contains("process 7 has closed"));
+        assert!(text(State::ClosedByPeer, 7, true).contains("process 7 has destroyed"));
+        assert!(text(State::LeftByPeer, 0, false).contains("its process has left"));
     }
 
     #[test]

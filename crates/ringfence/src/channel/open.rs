@@ -46,6 +46,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
     let inbox = Arc::clone(parts.inbox.inbox());
     let line = LineParts {
         role: parts.role,
+        peer: parts.identity.pid,
         subscribes: parts.own_capacity == 0,
         socket: parts.line,
         pidfd: parts.process.pidfd(),

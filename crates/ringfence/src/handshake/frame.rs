@@ -43,8 +43,6 @@
 //! - OFFER: the object; from a publisher the control object and the ring;
 //! - in a membership, the host's READY: the listening socket and, for a path, the lock next to it.
 
-use std::fmt;
-
 use crate::{
     error::{Error, Refusal, Result, steers},
     signal::inbox::{Secret, TokenAddress},
@@ -145,18 +143,6 @@ impl Meeting {
         ]
         .into_iter()
         .find(|meeting| meeting.number() == number)
-    }
-}
-
-impl fmt::Display for Meeting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Pair => "one of a pair (join)",
-            Self::Service => "a service or its agent (listen, connect)",
-            Self::Family => "a parent or its child (spawn, from_parent)",
-            Self::Membership => "a member (member)",
-            Self::Broadcast => "a publisher or its subscriber (publish, subscribe)",
-        })
     }
 }
 

@@ -1,9 +1,9 @@
 //! The sources of a merge.
 
-use std::os::fd::BorrowedFd;
+use std::{os::fd::BorrowedFd, sync::atomic::Ordering};
 
 use crate::{
-    channel::end::CloseReason,
+    channel::end::{ChannelState, CloseReason},
     channel::inbound::{Inbound, Inlet, Visited},
     channel::receiver::Receiver,
     channel::subscription::Subscription,
@@ -214,6 +214,12 @@ pub fn line(source: &mut impl Source) -> Result<BorrowedFd<'_>> {
     let shared = source.parking().shared;
     shared.doorbell.poll_line_alone()?;
     shared.doorbell.try_line()
+}
+
+/// For the binding: whether the peer itself has closed or destroyed the channel. `false` if its process has ended instead.
+pub fn was_closed_by_peer(source: &mut impl Source) -> bool {
+    let state = &source.parking().shared.state;
+    state.is(ChannelState::ClosedByPeer, Ordering::Acquire)
 }
 
 /// For the binding, which sleeps in an event loop: spins as long as the options of the channel allow. Returns whether there is something
