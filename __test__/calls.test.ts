@@ -7,7 +7,16 @@ import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 
 import test, { type ExecutionContext } from 'ava'
-import { json, merge, RemoteError, RingfenceError, structured, type CallContext, type Channel } from 'ringfence'
+import {
+  connect,
+  json,
+  merge,
+  RemoteError,
+  RingfenceError,
+  structured,
+  type CallContext,
+  type Channel,
+} from 'ringfence'
 
 import { abstractAddress, temporaryDirectory } from './support/address.js'
 import { pattern } from './support/bytes.js'
@@ -73,6 +82,30 @@ test('a call returns the reply, and thousands in flight in both directions do', 
   t.is(numbers.length, 10_000)
   t.is(channel.stats().callsInFlight, 0)
   t.true(await isPending(own))
+})
+
+test('the stack of an error shows the function that awaits the call', async (t) => {
+  const { channel, partner } = await pair(t)
+  await partner.run((kit) => {
+    void kit.channel.serve(async (request) => {
+      if (request.toString() === 'fails') throw new Error('as a test says')
+      return new Promise<never>(() => {})
+    })
+  })
+  const rejections: [string, () => Promise<unknown>][] = [
+    ['of the handler', () => channel.call('fails')],
+    ['timeout', () => channel.call('waits', { timeout: 1 })],
+    ['connect', () => connect(abstractAddress())],
+  ]
+  const stackOf = async (make: () => Promise<unknown>): Promise<string | undefined> => {
+    const theCaller = async () => void (await make())
+    return (await t.throwsAsync(theCaller()))!.stack
+  }
+  for (const [name, make] of rejections) t.regex((await stackOf(make))!, /at async theCaller/, name)
+  const reading = stackOf(() => channel.receive())
+  const calling = stackOf(() => channel.call('waits'))
+  await partner.kill()
+  for (const stack of await Promise.all([reading, calling])) t.regex(stack!, /at async theCaller/)
 })
 
 test('replies come in any order, and bytes of any length', async (t) => {

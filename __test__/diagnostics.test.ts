@@ -2,7 +2,7 @@
 
 import { execFile } from 'node:child_process'
 import { subscribe as watch, unsubscribe } from 'node:diagnostics_channel'
-import type { EventEmitter } from 'node:events'
+import { once, type EventEmitter } from 'node:events'
 import { copyFileSync, existsSync, linkSync, realpathSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
@@ -174,6 +174,32 @@ test.serial('an eviction is reported', async (t) => {
   t.is(publisher.stats().evicted, 1)
 })
 
+test.serial(
+  'an error that the handler of a call throws is reported on its side, unless its caller has given up',
+  async (t) => {
+    const failed = told<{ channel: Channel; peer: Identity; error: unknown }>(t, 'ringfence:call:error')
+    const { channel, partner } = await pair(t)
+    const thrown = new Error('not today')
+    void channel.serve(async (request, { signal }) => {
+      if (request.toString() === 'fails') throw thrown
+      const aborted = once(signal, 'abort')
+      await partner.run((kit) => (kit.keep['giveUp'] as () => void)())
+      await aborted
+      throw signal.reason
+    })
+    const call = (request: string) =>
+      partner.run((kit, message) => {
+        const controller = new AbortController()
+        kit.keep['giveUp'] = () => controller.abort()
+        const outcome = kit.channel.call(message, { signal: controller.signal })
+        return outcome.catch((error: Error) => error.message)
+      }, request)
+    t.is(await call('waits'), 'The operation was aborted')
+    t.is(await call('fails'), 'not today')
+    t.deepEqual(failed, [{ channel, peer: channel.peer, error: thrown }])
+  },
+)
+
 test('with NODE_DEBUG=ringfence each handshake is printed, by the steps of its evidence', async (t) => {
   const index = urlOf('index.js')
   const script = `
@@ -207,7 +233,7 @@ test('with NODE_DEBUG=ringfence each handshake is printed, by the steps of its e
 test('refusals, evictions and subscriptions are printed, with the peer and the reason as far as they are known', async (t) => {
   const inside = (file: string) => JSON.stringify(urlOf(file))
   const script = `
-    import { tellEvicted, tellRefused, tellSubscribed } from ${inside('runtime/diagnostics.js')}
+    import { tellEvicted, tellRefused, tellSubscribed, tellThrown } from ${inside('runtime/diagnostics.js')}
     import { RingfenceError } from ${inside('errors.js')}
     const peer = { pid: 12, uid: 34 }
     const evidence = [{ step: 'HELLO', check: 'uid', wanted: '1', found: '34', outcome: 'passed' }]
@@ -215,6 +241,7 @@ test('refusals, evictions and subscriptions are printed, with the peer and the r
     const details = { identity: peer, check: 'uid', wanted: '1', found: '34' }
     tellRefused(null, new RingfenceError('PEER_REFUSED', 'not him', details))
     tellEvicted({ address: '@an-address' }, { peer, evidence })
+    tellThrown({ address: '@an-address', peer, evidence }, new Error('not\\u001btoday'))
     tellSubscribed({ peer, evidence }, '@an-address', 'a subscription')`
   const run = (debug: string) =>
     new Promise<string>((resolve, reject) => {
@@ -233,6 +260,7 @@ test('refusals, evictions and subscriptions are printed, with the peer and the r
       '@an-address: a process was refused (ERR_RINGFENCE_PEER_REFUSED): it hung up',
       'a private line: process 12 (uid 34) was refused (ERR_RINGFENCE_PEER_REFUSED): uid: wanted 1, found 34',
       '@an-address: the subscriber of process 12 was evicted',
+      '@an-address: the handler of a call of process 12 has thrown: not\\u{1b}today',
       '@an-address: a subscription; the peer is process 12 (uid 34)',
       '  HELLO, uid: wanted 1, found 34 (passed)',
     ],

@@ -165,6 +165,7 @@ export class Calls {
   #nextRequest = 0
   #answer: Answer | null = null
   #concurrency = 0
+  #thrown: (error: unknown) => void = ignore
   #running = 0
   #scheduled = false
   /** The peer has ended its sending, so no more requests will arrive. */
@@ -305,7 +306,8 @@ export class Calls {
 
   // This side serves.
 
-  serve(answer: Answer, concurrency: number): Promise<void> {
+  /** @param thrown - Called with each error that the answer throws, unless its caller has stopped waiting. */
+  serve(answer: Answer, concurrency: number, thrown: (error: unknown) => void): Promise<void> {
     this.#mustFit()
     if (this.#answer !== null) throw invalid('the channel is served already: serve is called once')
     if (this.#isEnded) {
@@ -316,6 +318,7 @@ export class Calls {
     }
     this.#answer = answer
     this.#concurrency = concurrency
+    this.#thrown = thrown
     const served = new Promise<void>((resolve, reject) => {
       this.#served = { resolve, reject }
     })
@@ -380,7 +383,9 @@ export class Calls {
       frame = envelope.makeFrame(REPLY, id, reply.length)
       frame.set(reply, HEAD)
     } catch (thrown) {
-      frame = this.#errorOf(id, Context.isLate(context) ? late() : thrown)
+      const isLate = Context.isLate(context)
+      if (!isLate && !request.isAnswered) this.#thrown(thrown)
+      frame = this.#errorOf(id, isLate ? late() : thrown)
     }
     // Spinning would delay other handlers.
     const polls = this.#running === 1 && this.#queued.isEmpty

@@ -5,9 +5,9 @@ import { decodeWith, encodeWith, structured, type Codec } from '../adapters/code
 import { toDuplex } from '../adapters/duplex.js'
 import { Port, type PortEventListener, type PortMessageEvent, type Quiet } from '../adapters/port.js'
 import { WebStreams, type WebSource } from '../adapters/web.js'
-import { tellClosed, tellOpen } from '../runtime/diagnostics.js'
+import { tellClosed, tellOpen, tellThrown } from '../runtime/diagnostics.js'
 import { invalid, messageOf, RingfenceError } from '../errors.js'
-import { promised, untilAborted } from '../runtime/deferred.js'
+import { promised, showCaller, untilAborted } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
 import { toBytes } from './arena.js'
 import { ChannelCore, type Departure } from './core.js'
@@ -266,7 +266,14 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
     const body = this.#toBody(request)
     const frame = makeFrame(REQUEST, 0, body.length)
     frame.set(body, HEAD)
-    return this.#fromBody(await this.#core.calls.call(frame, options)) as In
+    let reply: Buffer
+    try {
+      reply = await this.#core.calls.call(frame, options)
+    } catch (error) {
+      showCaller(error as Error)
+      throw error
+    }
+    return this.#fromBody(reply) as In
   }
 
   /**
@@ -288,7 +295,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
       const concurrency = concurrencyOf(handler, options)
       const answer = async (request: Buffer, context: CallContext) =>
         this.#toReply(await handler(this.#fromBody(request) as In, context))
-      return this.#core.calls.serve(answer, concurrency)
+      return this.#core.calls.serve(answer, concurrency, (error) => tellThrown(this, error))
     })
   }
 

@@ -2,6 +2,7 @@
 
 import { aborted, invalid, type RingfenceError } from '../errors.js'
 import { onAbort } from '../runtime/aborts.js'
+import { rejection } from '../runtime/deferred.js'
 import { Line, Place } from './line.js'
 
 /** One wait, for the caller. */
@@ -18,8 +19,7 @@ export class Waiter<Value> extends Place implements Wait<Value> {
   /** Whether the caller takes the value; if false, it only checks that there is one. */
   readonly takes: boolean
   readonly reader: object | null
-  #resolve!: (value: Value | null) => void
-  #reject!: (error: Error) => void
+  #resolve!: (value: Value | null | Promise<never>) => void
   /** Removes the abort listener from the signal. */
   #forget: (() => void) | null = null
 
@@ -27,9 +27,8 @@ export class Waiter<Value> extends Place implements Wait<Value> {
     super()
     this.takes = takes
     this.reader = reader
-    this.promise = new Promise((resolve, reject) => {
+    this.promise = new Promise((resolve) => {
       this.#resolve = resolve
-      this.#reject = reject
     })
     if (signal !== undefined)
       this.#forget = onAbort(signal, () => {
@@ -45,7 +44,7 @@ export class Waiter<Value> extends Place implements Wait<Value> {
 
   failed(error: Error): void {
     this.#forget?.()
-    this.#reject(error)
+    this.#resolve(rejection(error))
   }
 
   leave(): void {

@@ -1,6 +1,7 @@
 import { Authorizer } from './authorize.js'
 import { tellRefused } from '../runtime/diagnostics.js'
 import { RingfenceError, aborted, fromFailure, invalid, show } from '../errors.js'
+import { rejection } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
 import { closeInspector } from '../runtime/harden.js'
 import {
@@ -69,7 +70,7 @@ export function runHandshake<Raw extends Native, Made extends AsyncDisposable>(
       if (raw === null) {
         const error = (failure?.code === 'ABORTED' && calledOff()) || fromFailure(failure, authorizer?.causeOf(failure))
         if (error.code === 'ERR_RINGFENCE_PEER_REFUSED') tellRefused(address ?? null, error)
-        reject(error)
+        resolve(rejection(error))
         return
       }
       let made: Made | undefined

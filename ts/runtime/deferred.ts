@@ -29,6 +29,23 @@ export function promised<Value>(call: () => Promise<Value>): Promise<Value> {
   }
 }
 
+/**
+ * A promise that rejects with this error, to resolve another promise with. The stack of the error then shows the functions that await that
+ * promise: V8 finds them in a microtask of the promise, and not where the event loop calls back. Only a rejection pays for it.
+ */
+export async function rejection(error: Error): Promise<never> {
+  // The promise that was resolved with this one subscribes to it in the next microtask.
+  await Promise.resolve()
+  await Promise.resolve()
+  showCaller(error)
+  throw error
+}
+
+/** Replaces the stack of an error by that of the microtask that runs now. Must be called after an `await` of the caller's function. */
+export function showCaller(error: Error): void {
+  Error.captureStackTrace(error, showCaller)
+}
+
 /** Handles a rejection that is reported elsewhere as well, or does not matter. */
 export function ignore(): void {}
 

@@ -3,7 +3,7 @@
 import { channel as diagnostics } from 'node:diagnostics_channel'
 import { debuglog } from 'node:util'
 
-import type { RingfenceError } from '../errors.js'
+import { messageOf, type RingfenceError } from '../errors.js'
 import { printable } from './printable.js'
 import type { Closed, Evidence, Identity } from '../types.js'
 
@@ -11,6 +11,7 @@ const opened = diagnostics('ringfence:channel:open')
 const closed = diagnostics('ringfence:channel:close')
 const refused = diagnostics('ringfence:refused')
 const evicted = diagnostics('ringfence:evicted')
+const failed = diagnostics('ringfence:call:error')
 
 const log = debuglog('ringfence')
 
@@ -81,6 +82,14 @@ export function tellRefused(address: string | null, error: RingfenceError): void
 export function tellEvicted(publisher: { address: string }, subscriber: Checked): void {
   if (evicted.hasSubscribers) evicted.publish({ publisher, subscriber })
   if (log.enabled) log('%s: the subscriber of process %d was evicted', publisher.address, subscriber.peer.pid)
+}
+
+/** Reports an error that the handler of a call has thrown. The caller gets it without its stack. */
+export function tellThrown(channel: Checked & { address: string | null }, error: unknown): void {
+  if (failed.hasSubscribers) failed.publish({ channel, peer: channel.peer, error })
+  if (!log.enabled) return
+  const { address, peer } = channel
+  log('%s: the handler of a call of process %d has thrown: %s', nameOf(address), peer.pid, printable(messageOf(error)))
 }
 
 /** Reports that a handshake has resulted in a subscriber or a subscription. */
