@@ -643,11 +643,17 @@ impl Cgroup {
         text.lines().map(|pid| pid.parse().unwrap()).collect()
     }
 
-    /// A shell that enters the cgroup and leaves a process in it that has no ties to the shell. The pause covers two ticks of the clock of
-    /// /proc: a process that starts in the same tick as the shell could be older, so its cgroup would not be killed.
-    fn shell(&self) -> Command {
-        let script = r#"echo $$ >"$GROUP/cgroup.procs"; sleep 0.02; setsid -f sleep 1000 <&- >&- 2>&- 3>&-; "$0" "$@"; exit"#;
-        let mut command = shell(script);
+    fn is_empty(&self) -> bool {
+        let events = std::fs::read_to_string(self.directory.join("cgroup.events")).unwrap();
+        events.contains("populated 0")
+    }
+
+    /// A shell that enters the cgroup and leaves a process in it, `detached`, that has no ties to the shell.
+    fn shell(&self, detached: &str) -> Command {
+        let script = format!(
+            r#"echo $$ >"$GROUP/cgroup.procs"; setsid -f {detached} <&- >&- 2>&- 3>&-; "$0" "$@"; exit"#
+        );
+        let mut command = shell(&script);
         command.env("GROUP", &self.directory);
         command
     }
@@ -670,13 +676,36 @@ fn everything_in_a_cgroup_of_the_child_is_killed() {
         return;
     }
     let Some(cgroup) = Cgroup::new("own") else { return };
-    let (_launcher, line) = Actor::spawn_by(cgroup.shell(), "stays", &[]);
+    let (_launcher, line) = Actor::spawn_by(cgroup.shell("sleep 1000"), "stays", &[]);
     let processes = line.processes();
     let options = small().policy(Policy::new().cgroup(&cgroup.name));
     let _channel = line.admit(Admit::Descendant).channel(&options).unwrap();
     assert_eq!(cgroup.processes().len(), 3);
     assert!(processes.kill().unwrap());
-    wait_until("the cgroup is empty", || cgroup.processes().is_empty());
+    wait_until("the cgroup is empty", || cgroup.is_empty());
+}
+
+/// No search finds all of them: each starts the next one and exits.
+#[test]
+fn processes_that_fork_all_the_time_do_not_outlive_their_cgroup() {
+    if support::role().is_some() {
+        return;
+    }
+    let Some(cgroup) = Cgroup::new("forking") else {
+        return;
+    };
+    let mut command = cgroup.shell(r#"sh -c 'for i in 1 2 3 4 5 6 7 8; do sh -c "$NEXT" & done'"#);
+    command.env("NEXT", r#"sh -c "$NEXT" &"#);
+    let (_launcher, line) = Actor::spawn_by(command, "stays", &[]);
+    let processes = line.processes();
+    let options = small().policy(Policy::new().cgroup(&cgroup.name));
+    let _channel = line.admit(Admit::Descendant).channel(&options).unwrap();
+    let before = cgroup.processes();
+    wait_until("they fork", || {
+        cgroup.processes().iter().any(|pid| !before.contains(pid))
+    });
+    assert!(processes.kill().unwrap());
+    wait_until("the cgroup is empty", || cgroup.is_empty());
 }
 
 #[test]
@@ -688,18 +717,13 @@ fn a_cgroup_that_others_use_is_not_killed() {
         return;
     };
     let start = || {
-        let (launcher, line) = Actor::spawn_by(cgroup.shell(), "stays", &[]);
+        let (launcher, line) = Actor::spawn_by(cgroup.shell("sleep 1000"), "stays", &[]);
         let processes = line.processes();
         let options = small().policy(Policy::new().cgroup(&cgroup.name));
         let channel = line.admit(Admit::Descendant).channel(&options).unwrap();
         (launcher, processes, channel)
     };
     let (_first, of_first, _channel) = start();
-    // So that the second child is younger.
-    let clock = Instant::now();
-    while clock.elapsed() < Duration::from_millis(20) {
-        thread::yield_now();
-    }
     let (_second, of_second, channel) = start();
     assert!(of_first.kill().unwrap());
     // The two shells' detached processes, the second shell and the second peer.

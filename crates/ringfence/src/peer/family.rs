@@ -294,8 +294,9 @@ impl Family {
                 .map(|process| process.pid)
                 .collect();
             let is_own = inside.iter().all(|pid| match Process::read(*pid) {
-                // A process that started in the same tick may be older: it may have started this one.
-                Some(process) => *pid != own && (process.born > born || family.contains(pid)),
+                Some(process) => {
+                    *pid != own && (process.is_younger(started.pid, born) || family.contains(pid))
+                }
                 None => {
                     *pid > 0 && matches!(sys::process::pidfd_open(Pid::from_raw(*pid)), Err(Errno::ESRCH))
                 }
@@ -414,6 +415,16 @@ impl Process {
         })
     }
 
+    /// Whether it started after the process with this number and time of start.
+    fn is_younger(&self, pid: i32, born: u64) -> bool {
+        /// Fewer numbers than this are given out within a tick. It is half of the least default of the kernel's `pid_max`.
+        const HALF: i32 = 1 << 14;
+        // A tick has 10 ms, enough for a child to detach a process. Within a tick the numbers tell the order: each is the next free
+        // one, and after the highest they start again.
+        let after = self.pid - pid;
+        self.born > born || self.born == born && ((1..=HALF).contains(&after) || after < -HALF)
+    }
+
     /// Returns all processes that /proc shows and of which a thread runs.
     fn all() -> impl Iterator<Item = (i32, Self)> {
         let pids = std::fs::read_dir("/proc").into_iter().flatten();
@@ -489,6 +500,33 @@ mod tests {
             "7 (a) S x 4 5 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 1 0",
         ] {
             assert_eq!(Process::parse(7, none), None, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn within_a_tick_the_numbers_tell_which_process_is_younger() {
+        let is_younger = |pid, born| {
+            let process = Process {
+                pid,
+                parent: 1,
+                session: 1,
+                born,
+                is_exiting: false,
+                threads: 1,
+            };
+            process.is_younger(32_000, 50)
+        };
+        for (pid, born, wanted) in [
+            (300, 51, true),
+            (32_700, 49, false),
+            (32_001, 50, true),
+            (31_999, 50, false),
+            (32_000, 50, false),
+            // The numbers have started again, after the one and before the other.
+            (300, 50, true),
+            (4_194_000, 50, false),
+        ] {
+            assert_eq!(is_younger(pid, born), wanted, "{pid} {born}");
         }
     }
 
