@@ -84,6 +84,10 @@ const LAUNCHERS: Record<string, Launcher> = {
     line: 'stdin',
   },
   'systemd-run --user --scope': { command: ['systemd-run', '--user', '--scope', '--quiet'] },
+  'systemd-run --user --pipe': {
+    command: ['systemd-run', '--user', '--pipe', '--quiet', '--same-dir', '--setenv', 'RINGFENCE_LINE=0'],
+    line: 'stdin',
+  },
   'nsjail --pass_fd 3': {
     command: [...NSJAIL, '--keep_env', '--pass_fd', '3', '--'],
     hidden: ['namespace', 'executable'],
