@@ -9,6 +9,7 @@ const COMMANDS = {
   broadcast: 'one publisher and 1 to 16 subscribers, beside rivals',
   objects: 'values, calls and single messages in Node, beside rivals',
   scale: 'ringfence alone, as channels, messages and rings grow',
+  sandbox: 'a child in a sandbox beside the same child without one, in Node',
   guard: 'this tree beside a base revision: what got slower than the noise; two minutes',
   pages: 'the pages anew, from the results of earlier runs',
 }

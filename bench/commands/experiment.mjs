@@ -59,6 +59,7 @@ export const PAGES = {
   broadcast: ['broadcast', 'broadcast.mjs'],
   objects: ['objects', 'objects.mjs'],
   scale: ['scale', 'scale.mjs'],
+  sandbox: ['sandbox', 'sandbox.mjs'],
 }
 
 /** The distances of the cores around all runs. */

@@ -20,9 +20,10 @@ function startPeer(job, contender) {
   const stdio = ['pipe', 'pipe', 'inherit', ...(contender.ipc ? ['ipc'] : [])]
   const options = { stdio, serialization: contender.ipc === 'json' ? 'json' : 'advanced' }
   const arguments_ = [...process.execArgv, here, 'b', JSON.stringify(job)]
+  const start = contender.start ?? spawn
   return job.pinned
-    ? spawn('taskset', ['-c', String(job.cpus[1]), process.execPath, ...arguments_], options)
-    : spawn(process.execPath, arguments_, options)
+    ? start('taskset', ['-c', String(job.cpus[1]), process.execPath, ...arguments_], options, job)
+    : start(process.execPath, arguments_, options, job)
 }
 
 async function ping(contender, count, record) {
@@ -274,9 +275,11 @@ async function roundTrip(contender, line, job, { threads }, hello) {
     line.send({ echo: 1 })
     await line.receive()
     await pause(100)
-    const [from, started] = [switches(hello.pid), now()]
+    // In a namespace of its own the other side does not know the number that it has here.
+    const pid = contender.pid ?? hello.pid
+    const [from, started] = [switches(pid), now()]
     await pause(300)
-    idle = (switches(hello.pid) - from) / ((now() - started) / 1e9)
+    idle = (switches(pid) - from) / ((now() - started) / 1e9)
     contender.send(0)
     await contender.receive()
     await line.receive()

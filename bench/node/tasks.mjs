@@ -34,7 +34,8 @@ export async function peersInNode({ only, cells, ...job }) {
   // After the build: what does not load takes no part.
   const { contenders } = await import('./contenders/index.mjs')
   const chosen = contenders.filter(
-    ({ id, measures }) => (only?.includes(id) ?? true) && cells.some(([measure]) => measures.includes(measure)),
+    ({ id, measures, alone }) =>
+      (only?.includes(id) ?? !alone) && cells.some(([measure]) => measures.includes(measure)),
   )
   const tasks = cells.flatMap(([measure, sizes]) =>
     sizes.flatMap((size) =>

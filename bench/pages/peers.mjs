@@ -121,7 +121,7 @@ export function page(results, files) {
     title: 'Measured',
     intro: [
       'Written by `npm run bench`; the figures are those of one run. Method: [bench/README.md](../../../bench/README.md). Other pages:',
-      '[goals](table.md), [one to many](broadcast.md), [values and calls](objects.md), [as work grows](scale.md).',
+      '[goals](table.md), [one to many](broadcast.md), [values and calls](objects.md), [a sandbox](sandbox.md), [as work grows](scale.md).',
     ],
     section,
   })

@@ -22,7 +22,7 @@ function number(n) {
 }
 
 /** Both sides of `channel.call`. */
-async function called(channel, { side }, counter) {
+export async function called(channel, { side }, counter) {
   if (side === 'b') void channel.serve((request) => number(counter.bump(read(request))))
   return { bump: async (n) => read(await channel.call(number(n))) }
 }

@@ -1,4 +1,5 @@
 import { calls } from './calls.mjs'
+import { childCalls, children } from './child.mjs'
 import { childProcess, childProcess26 } from './child-process.mjs'
 import { copy } from './copy.mjs'
 import { messagePort } from './message-port.mjs'
@@ -35,6 +36,8 @@ const of = (list, measures) => list.map((contender) => Object.assign(contender, 
 /** Each knows which measures it takes part in; `takes` says what it cannot do of those, and why. */
 export const contenders = [
   ...of(peers, PEERS),
+  ...of(children, ['one', 'rtt-polled', 'rtt-parked']),
+  ...of(childCalls, ['rpc']),
   ...of(singles, ['single']),
   ...of(objects, ['objects']),
   ...of(calls, ['rpc']),

@@ -22,11 +22,13 @@ function viewOf({ buffer }) {
   return viewed
 }
 
-async function open({ job }, mode) {
-  let capacity = job.capacity
-  while (capacity < 4 * job.size) capacity *= 2
-  const busyPollMicros = job.measure === 'rtt-polled' ? BUSY_POLL : 0
-  const channel = await join(`@${job.tag}`, { capacity, busyPollMicros })
+export function optionsOf({ capacity, size, measure }) {
+  while (capacity < 4 * size) capacity *= 2
+  return { capacity, busyPollMicros: measure === 'rtt-polled' ? BUSY_POLL : 0 }
+}
+
+export async function open({ job }, mode, connect = (options) => join(`@${job.tag}`, options)) {
+  const channel = await connect(optionsOf(job))
   const reader = new Reader()
   const { size } = job
   const { words, bytes } = message(size)
@@ -142,6 +144,7 @@ async function open({ job }, mode) {
   }[mode]
 
   return {
+    pid: channel.peer.pid,
     produce,
     consume,
     send(n) {
