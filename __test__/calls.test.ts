@@ -166,6 +166,7 @@ test('values that a handler throws or returns, whatever they are', async (t) => 
       if (what === 'text') throw 'a text'
       // oxlint-disable-next-line no-throw-literal
       if (what === 'nothing') throw undefined
+      if (what === 'realm') kit.require('node:vm').runInNewContext('throw new RangeError("of a realm")')
       const hostile = Object.defineProperty(new Error('x'), 'name', {
         get() {
           throw new Error('no name')
@@ -176,7 +177,7 @@ test('values that a handler throws or returns, whatever they are', async (t) => 
   })
   t.is(await values.call('undefined'), undefined)
   const outcomes: unknown[] = []
-  for (const what of ['function', 'text', 'nothing', 'hostile']) {
+  for (const what of ['function', 'text', 'nothing', 'realm', 'hostile']) {
     const { name, message, code: of } = (await t.throwsAsync(values.call(what))) as RemoteError
     outcomes.push([name, of, message.slice(0, 20)])
   }
@@ -184,6 +185,7 @@ test('values that a handler throws or returns, whatever they are', async (t) => 
     ['RingfenceError', 'ERR_RINGFENCE_INVALID_ARGUMENT', 'the handler of this '],
     ['Error', undefined, '"a text"'],
     ['Error', undefined, 'undefined'],
+    ['RangeError', undefined, 'of a realm'],
     ['Error', undefined, 'x'],
   ])
   await t.throwsAsync(

@@ -179,10 +179,14 @@ function isArray(value: object): boolean {
   }
 }
 
-/** The message of an exception that a callback threw. A callback may throw any value, and reading it may throw again. */
+/**
+ * The message of an exception that a callback threw. A callback may throw any value, and reading it may throw again. An error of another
+ * realm (node:vm, Jest) is no instance of this realm's Error.
+ */
 export function messageOf(thrown: unknown): string {
   try {
-    return thrown instanceof Error ? String(thrown.message) : show(thrown)
+    const message = (thrown as { message?: unknown } | null | undefined)?.message
+    return typeof message === 'string' ? message : show(thrown)
   } catch {
     return 'a value that cannot be shown'
   }
