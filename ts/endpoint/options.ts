@@ -316,7 +316,7 @@ function callback(name: string, value: unknown): void {
 
 function milliseconds(name: string, value: unknown): number {
   if (typeof value !== 'number' || !(value > 0) || value > 2 ** 31)
-    throw invalid(`${name} must be a number of milliseconds above 0, not ${show(value)}`)
+    throw invalid(`${name} must be a number of milliseconds above 0 and at most ${2 ** 31}, not ${show(value)}`)
   return value
 }
 
