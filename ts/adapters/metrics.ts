@@ -38,7 +38,7 @@ const DEFINITIONS = (Object.keys(FIGURES) as (keyof typeof FIGURES)[])
       help,
       type,
       /** The factor that converts the figure to the unit. */
-      scale: figure === 'waitedMicros' ? 1e-6 : 1,
+      scale: unit === 's' ? 1e-6 : 1,
     }
   })
   .sort((one, next) => one.type.localeCompare(next.type))

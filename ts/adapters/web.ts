@@ -4,6 +4,7 @@ import type { RingfenceError } from '../errors.js'
 import { builtin } from '../native.js'
 import type { ReadableStreamDefaultController } from 'node:stream/web'
 
+import { ignore } from '../runtime/deferred.js'
 import { timers } from '../runtime/timers.js'
 import type { Resource, Sink } from '../types.js'
 
@@ -27,9 +28,6 @@ export type WebSink<Out> = Pick<Sink<Out> & Resource, 'closed' | 'send' | 'waitW
 
 /** Milliseconds between checks of a writable stream that is held after the peer's end. */
 const HELD = 50
-
-/** For a promise whose rejection is reported elsewhere. */
-function ignore(): void {}
 
 /** The web streams of one object, made on first use. */
 export class WebStreams<In, Out> {

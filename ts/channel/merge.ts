@@ -7,7 +7,7 @@ import { RingfenceError, invalid, show, showSource } from '../errors.js'
 import { fairness } from '../runtime/fairness.js'
 import { batchLoop, loop, type Loop } from './loops.js'
 import { FIRST, HEADER, MORE, native } from '../native.js'
-import { checkReceiveEach, lingerOf, readerSignal } from '../endpoint/options.js'
+import { checkReceiveEach, lingerOf, signalOf } from '../endpoint/options.js'
 import { Resource, destroyedBy, repeat, type ResourceEvents } from './resource.js'
 import { inletOf, type Inlet } from './sources.js'
 import type { MergeStats } from './stats.js'
@@ -195,7 +195,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
    * which loses no message; NO_SPACE if there is no memory for the message, which is tried again in its source's next turn.
    */
   async receive(options?: WaitOptions): Promise<[Source, In] | undefined> {
-    const signal = readerSignal(options)
+    const signal = signalOf(options)
     if (this.#over !== null) throw this.#over()
     let message = this.#receiveNow()
     if (message === undefined) message = await this.#wait(true, signal).promise
@@ -301,7 +301,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
    * @returns `false` if every source has ended or was deleted, and everything was read. Rejects as {@link Merge.receive}.
    */
   async waitReadable(options?: WaitOptions): Promise<boolean> {
-    return this.#waitReadable(readerSignal(options))
+    return this.#waitReadable(signalOf(options))
   }
 
   async #waitReadable(signal?: AbortSignal, reader?: object | null): Promise<boolean> {

@@ -1,4 +1,4 @@
-import { readerSignal } from '../endpoint/options.js'
+import { signalOf } from '../endpoint/options.js'
 import { aborted, fromFailure, type RingfenceError } from '../errors.js'
 import { onAbort } from '../runtime/aborts.js'
 import { defer, ignore } from '../runtime/deferred.js'
@@ -32,7 +32,7 @@ export function runVerification(
 ): Promise<Identity> {
   const { promise, resolve, reject } = defer<Identity>()
   try {
-    const signal = readerSignal(options)
+    const signal = signalOf(options)
     const forget = signal === undefined ? ignore : onAbort(signal, () => reject(aborted(signal)))
     start({
       resolve(identity) {

@@ -402,9 +402,8 @@ export class ReceiveBuffer {
    */
   readNow(): void {
     const calls = this.calls!
-    for (let before = -1; before !== this.#messages && calls.isActive && this.#atDeadline > 0;) {
-      this.#atDeadline -= before < 0 ? 0 : this.#messages - before
-      before = this.#messages
+    while (calls.isActive && this.#atDeadline > 0) {
+      const before = this.#messages
       try {
         // Stops after the frames of one fetch if the event loop is due.
         while (calls.isActive && this.#fetched.readOn(false));
@@ -412,6 +411,8 @@ export class ReceiveBuffer {
         // A caller that receives finds the same, and reports it.
         break
       }
+      if (this.#messages === before) break
+      this.#atDeadline -= this.#messages - before
     }
     this.serve()
   }

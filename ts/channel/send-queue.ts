@@ -8,7 +8,7 @@
 // have to wait has a promise of its own, since it may be the last one to fit before the channel is closed.
 
 import { defer, ignore, within } from '../runtime/deferred.js'
-import { SEND, readerSignal } from '../endpoint/options.js'
+import { SEND, signalOf } from '../endpoint/options.js'
 import { onAbort } from '../runtime/aborts.js'
 import { aborted, fromFailure, invalid, show, type RingfenceError } from '../errors.js'
 import { flushAtExit, noticeExit } from '../runtime/exit.js'
@@ -179,7 +179,7 @@ export class SendQueue {
   #sendOther(message: MessageInput, options?: SendOptions): Promise<void> {
     let bundle: NativeBundle | null = null
     try {
-      const signal = readerSignal(options, SEND)
+      const signal = signalOf(options, SEND)
       const bytes = this.#admit(message)
       if (options?.attachments !== undefined) bundle = bundleOf(options.attachments)
       return this.#sendBytes(bytes, 0, signal, bundle)
@@ -493,7 +493,7 @@ export class SendQueue {
 
   waitWritable(size: number, options?: WaitOptions): Promise<void> {
     try {
-      const signal = readerSignal(options)
+      const signal = signalOf(options)
       mustBeSize(size, 'message')
       if (this.#shut !== null) throw this.#shut()
       if (size > this.#maxAtOnce) {

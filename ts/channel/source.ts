@@ -1,7 +1,7 @@
 // The reading half that channels and subscriptions share.
 
 import { WebStreams, type WebSource } from '../adapters/web.js'
-import { checkReceiveEach, lingerOf, readerSignal } from '../endpoint/options.js'
+import { checkReceiveEach, lingerOf, signalOf } from '../endpoint/options.js'
 import { promised } from '../runtime/deferred.js'
 import type { RingfenceError } from '../errors.js'
 import { batchLoop, loop, type Loop } from './loops.js'
@@ -133,7 +133,7 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
   }
 
   async #receive(options?: WaitOptions): Promise<Buffer | undefined> {
-    const signal = readerSignal(options)
+    const signal = signalOf(options)
     let message = this.#core.receiveNow()
     if (message === undefined) message = await this.#buffer.wait(true, signal).promise
     return message ?? undefined
@@ -192,7 +192,7 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
    * @returns `false` after a clean end. Rejects as `receive`.
    */
   async waitReadable(options?: WaitOptions): Promise<boolean> {
-    const readable = await this.#core.waitReadable(readerSignal(options))
+    const readable = await this.#core.waitReadable(signalOf(options))
     if (!readable) this.#core.endWithPeer()
     return readable
   }

@@ -231,7 +231,7 @@ const WAIT = ['signal']
 export const SEND = ['signal', 'attachments']
 
 /** Checks the names of the options, and returns the signal of a call that waits. Throws an AbortError if it is already aborted. */
-export function readerSignal(options: WaitOptions | undefined, known = WAIT): AbortSignal | undefined {
+export function signalOf(options: WaitOptions | undefined, known = WAIT): AbortSignal | undefined {
   if (options === undefined) return undefined
   plainObject('options', options, known)
   const { signal } = options
@@ -243,7 +243,7 @@ export function readerSignal(options: WaitOptions | undefined, known = WAIT): Ab
 
 /** Checks the options of `call`. */
 export function callOptions(options: CallOptions = {}): CallOptions {
-  const signal = readerSignal(options, ['timeout', 'signal'])
+  const signal = signalOf(options, ['timeout', 'signal'])
   const { timeout } = options
   if (timeout !== undefined) milliseconds('timeout', timeout)
   return { timeout, signal }
@@ -266,7 +266,7 @@ export function checkReceiveEach(visit: unknown, max: unknown): void {
 
 /** Checks the options of `batches`, and fills in the default. */
 export function checkBatches(options: BatchOptions = {}): BatchOptions & { max: number } {
-  const signal = readerSignal(options, ['signal', 'max'])
+  const signal = signalOf(options, ['signal', 'max'])
   const { max = 1024 } = options
   return { signal, max: integer('max', max, 1, 2 ** 32) }
 }

@@ -1,4 +1,4 @@
-import { readerSignal } from '../endpoint/options.js'
+import { signalOf } from '../endpoint/options.js'
 import { aborted } from '../errors.js'
 import { onAbort } from './aborts.js'
 import { LONGEST_TIMER, timers } from './timers.js'
@@ -53,7 +53,7 @@ export function ignore(): void {}
 export function untilAborted<T>(options: WaitOptions | undefined, call: () => Promise<T>): Promise<T> {
   if (options === undefined) return call()
   return new Promise((resolve, reject) => {
-    const signal = readerSignal(options)
+    const signal = signalOf(options)
     const promise = call()
     promise.then(resolve, reject)
     if (signal === undefined) return

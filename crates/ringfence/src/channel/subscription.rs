@@ -243,8 +243,11 @@ impl BroadcastInlet {
         self.reader.next_tagged()
     }
 
-    /// If messages were missed since the last call: the number of the next message.
+    /// If messages were missed since the last call, and this side accepts attachments: the number of the next message.
     pub(super) fn next_after_a_gap(&mut self) -> Option<u64> {
+        if !self.collects {
+            return None;
+        }
         let missed = mem::replace(&mut self.missed, self.reader.missed());
         (missed != self.missed).then(|| self.reader.next_number())
     }
@@ -350,9 +353,7 @@ impl Inlet for BroadcastInlet {
             }
         }
         if received.is_some() {
-            if half.ring.collects {
-                half.drop_missed();
-            }
+            half.drop_missed();
             half.tell();
         } else {
             half.found_nothing()?;
@@ -413,11 +414,9 @@ impl Inlet for BroadcastInlet {
             });
             let (messages, payload) = half.ring.reader.counted();
             *count = usize::try_from(messages - before).unwrap_or(usize::MAX);
+            half.drop_missed();
             let visited = half.judge(visited).inspect_err(|_| half.tell())?;
             let stopped = half.ring.reader.has_stopped();
-            if half.ring.collects {
-                half.drop_missed();
-            }
             if visited == 0 && !stopped {
                 half.found_nothing()?;
             } else {

@@ -46,7 +46,7 @@ impl Broadcaster {
         }
         let mut readers = self.shared.ring.readers.active();
         // One that was disconnected reads no later message.
-        readers.retain(|reader| !self.shared.has_gone(reader.number));
+        self.shared.drop_gone(&mut readers);
         self.forget_the_gone(&readers);
         let Some(loads) = self.loads(&readers, attachments) else {
             return Ok(false);

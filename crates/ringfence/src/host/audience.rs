@@ -40,6 +40,7 @@ use crate::{
     region::own::OwnRegion,
     region::tripwire::Aftermath,
     ring::fan_out::Delivery,
+    ring::fan_out::readers::ActiveReader,
     sys::lock::Mutex,
     wake::doorbell::LineEnds,
     wake::parking::Barriers,
@@ -399,11 +400,13 @@ impl Endpoint<Broadcast> {
         state.list.get(&number).map(|seated| Arc::clone(&seated.link))
     }
 
-    /// Whether the end of this subscriber was reported.
-    pub(crate) fn has_gone(&self, number: u64) -> bool {
+    /// Drops the subscribers whose end was reported.
+    pub(crate) fn drop_gone(&self, readers: &mut Vec<ActiveReader<ReaderBell>>) {
         let state = self.state();
-        let seated = state.list.get(&number);
-        seated.is_none_or(|seated| seated.member.gone.get().is_some())
+        readers.retain(|reader| {
+            let seated = state.list.get(&reader.number);
+            seated.is_some_and(|seated| seated.member.gone.get().is_none())
+        });
     }
 
     /// Checks whether a subscriber has disconnected. `rung`: reads its bells from the line.

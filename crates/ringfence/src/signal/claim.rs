@@ -537,7 +537,7 @@ fn empty(number: c_int, progress: &ThreadProgress, again: &mut Option<Instant>) 
     /// More than the kernel queues for one user by default, on most machines.
     const MOST: usize = 1 << 17;
     for _ in 0..MOST {
-        match sys::signal::take_signal(number) {
+        match sys::signal::wait_for_signal(&[number], Some(Duration::ZERO)) {
             Ok(heard) => hear(&heard, progress, again),
             Err(Errno::EINTR) => {}
             Err(_) => return,

@@ -101,7 +101,7 @@ fn set_of(signals: &[c_int]) -> Result<libc::sigset_t, Errno> {
     Ok(set)
 }
 
-/// Waits for one of these signals, which this thread must block (sigwaitinfo(2)).
+/// Waits for one of these signals, which this thread must block. Fails with EAGAIN if none is pending in time (sigtimedwait(2)).
 pub(crate) fn wait_for_signal(signals: &[c_int], at_most: Option<Duration>) -> Result<SignalInfo, Errno> {
     let set = set_of(signals)?;
     // SAFETY: all-zero bytes are a valid siginfo.
@@ -114,12 +114,6 @@ pub(crate) fn wait_for_signal(signals: &[c_int], at_most: Option<Duration>) -> R
     // SAFETY: sigtimedwait reads the set and the time, if there is one, and writes one siginfo.
     Errno::result(unsafe { libc::sigtimedwait(&raw const set, &raw mut info, limit) })?;
     Ok(SignalInfo::from_kernel(&info))
-}
-
-/// Takes a pending signal, which this thread must block. Fails with EAGAIN if none is pending
-/// (sigtimedwait(2)).
-pub(crate) fn take_signal(signal: c_int) -> Result<SignalInfo, Errno> {
-    wait_for_signal(&[signal], Some(Duration::ZERO))
 }
 
 /// Queues a signal to one thread of a process (rt_tgsigqueueinfo(2)). Fails with EAGAIN if the queue is full,

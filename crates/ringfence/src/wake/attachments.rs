@@ -570,15 +570,17 @@ fn close_on_threads(line: u64, most: usize, descriptors: impl IntoIterator<Item 
     if unclosed.closers == 0 { 0 } else { waiting }
 }
 
-fn close_all(lines: &Mutex<BTreeMap<u64, Unclosed>>, line: u64) {
-    let next = || {
+fn close_all(lines: &Mutex<BTreeMap<u64, Unclosed>>, mut line: u64) {
+    let mut next = || {
         let mut locked = lines.lock();
-        // After this line's descriptors, close those of lines that got no thread.
-        let own = locked.get_mut(&line).and_then(|own| own.descriptors.pop());
-        let mut orphans = locked.values_mut().filter(|other| other.closers == 0);
-        let next = own.or_else(|| orphans.find_map(|other| other.descriptors.pop()));
+        let mut next = locked.get_mut(&line)?.descriptors.pop();
         if next.is_none() {
             locked.get_mut(&line)?.closers -= 1;
+            // Then those for which no thread could be started. They may never close, so this thread counts for their line.
+            let mut orphans = locked.iter_mut().filter(|(_, other)| other.closers == 0);
+            if let Some((key, orphan)) = orphans.find(|(_, other)| !other.descriptors.is_empty()) {
+                (line, orphan.closers, next) = (*key, 1, orphan.descriptors.pop());
+            }
         }
         locked.retain(|_, each| each.closers > 0 || !each.descriptors.is_empty());
         next
@@ -601,4 +603,62 @@ fn consume(line: BorrowedFd<'_>, count: usize) -> Result<usize, Errno> {
     }
     let mut bytes = [0; READ];
     uninterrupted(|| sys::socket::receive_bytes(line, &mut bytes[..count]))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::{
+        io::Write,
+        net::{TcpListener, TcpStream},
+    };
+
+    use nix::{
+        libc::linger,
+        sys::socket::{setsockopt, sockopt},
+    };
+
+    use super::*;
+
+    /// A socket that does not close until the second one is dropped.
+    pub(crate) fn stuck_socket() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut stuck = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (unread, _) = listener.accept().unwrap();
+        stuck.set_nonblocking(true).unwrap();
+        while stuck.write(&[0; 1 << 12]).is_ok() {}
+        let lingers = linger {
+            l_onoff: 1,
+            l_linger: 600,
+        };
+        setsockopt(&stuck, sockopt::Linger, &lingers).unwrap();
+        (stuck, unread)
+    }
+
+    #[test]
+    fn a_thread_that_closes_descriptors_of_another_line_counts_for_that_line() {
+        let (stuck, unread) = stuck_socket();
+        let orphan = Unclosed {
+            descriptors: vec![stuck.into()],
+            closers: 0,
+        };
+        let own = Unclosed {
+            descriptors: Vec::new(),
+            closers: 1,
+        };
+        let lines = Mutex::new(BTreeMap::from([(1, own), (2, orphan)]));
+        thread::scope(|scope| {
+            scope.spawn(|| close_all(&lines, 1));
+            while lines
+                .lock()
+                .get(&2)
+                .is_some_and(|orphan| !orphan.descriptors.is_empty())
+            {
+                thread::yield_now();
+            }
+            assert!(!lines.lock().contains_key(&1), "another thread may close for it");
+            assert_eq!(lines.lock()[&2].closers, 1);
+            drop(unread);
+        });
+        assert!(lines.lock().is_empty());
+    }
 }

@@ -15,18 +15,10 @@ use crate::{
 
 #[derive(Debug, Default)]
 struct Registration {
-    thread: Mutex<Registrar>,
+    /// The thread that registers the process, until it is joined.
+    thread: Mutex<Option<JoinHandle<()>>>,
     /// Whether the kernel has accepted it. Set by the first thread that asks for it; the others wait.
     accepted: OnceLock<bool>,
-}
-
-/// The thread that registers the process.
-#[derive(Debug, Default)]
-enum Registrar {
-    #[default]
-    NotStarted,
-    Started(JoinHandle<()>),
-    Over,
 }
 
 static REGISTRATION: PerProcess<Registration> = PerProcess::new();
@@ -43,22 +35,19 @@ pub(crate) fn begin() {
         return;
     };
     let mut thread = registration.thread.lock();
-    if !matches!(*thread, Registrar::NotStarted) {
+    if thread.is_some() || registration.accepted.get().is_some() {
         return;
     }
     // A process with one thread is registered at once, and a second thread would change that.
     if process::has_one_thread() {
         registration.complete();
-        *thread = Registrar::Over;
         return;
     }
     let register = || {
         registration.complete();
     };
-    let started = thread::Builder::new()
-        .name("ringfence-barriers".into())
-        .spawn(register);
-    *thread = started.map_or(Registrar::Over, Registrar::Started);
+    let named = thread::Builder::new().name("ringfence-barriers".into());
+    *thread = named.spawn(register).ok();
 }
 
 /// Whether this process receives the barriers of other processes, and can issue them now: a filter that the program has
@@ -70,7 +59,7 @@ pub(crate) fn are_usable() -> bool {
     let accepted = registration.complete();
     // The end of the thread makes calls that a filter may deny, so it is over before there is any channel. The thread takes no lock.
     let mut thread = registration.thread.lock();
-    if let Registrar::Started(thread) = std::mem::replace(&mut *thread, Registrar::Over) {
+    if let Some(thread) = thread.take() {
         // It does not panic.
         let _ = thread.join();
     }
@@ -90,10 +79,7 @@ mod tests {
         begin();
         begin();
         assert_eq!(are_usable(), known);
-        assert!(matches!(
-            *REGISTRATION.get().unwrap().thread.lock(),
-            Registrar::Over
-        ));
+        assert!(REGISTRATION.get().unwrap().thread.lock().is_none());
         begin();
         assert_eq!(are_usable(), known);
     }

@@ -2,19 +2,14 @@
 
 use std::{
     fs::File,
-    io::Write,
-    net::{TcpListener, TcpStream},
     os::fd::{AsFd, OwnedFd},
 };
 
-use nix::{
-    libc::linger,
-    sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt},
-};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use crate::{
     fork::Birth,
-    wake::attachments::{Attachment, AttachmentRef, Attachments},
+    wake::attachments::{Attachment, AttachmentRef, Attachments, tests::stuck_socket},
     wake::doorbell::Doorbell,
 };
 
@@ -103,16 +98,7 @@ fn a_withdrawal_ends_where_a_wakeup_or_the_next_parcel_begins() {
 /// The first does not close while its data is not read. The others wait for it.
 #[test]
 fn descriptors_that_do_not_close_are_a_violation() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut stuck = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (_unread, _) = listener.accept().unwrap();
-    stuck.set_nonblocking(true).unwrap();
-    while stuck.write(&[0; 1 << 12]).is_ok() {}
-    let lingers = linger {
-        l_onoff: 1,
-        l_linger: 600,
-    };
-    setsockopt(&stuck, sockopt::Linger, &lingers).unwrap();
+    let (stuck, _unread) = stuck_socket();
     let (publisher, subscriber) = ends(accepts(1));
     let attachment = [AttachmentRef::from(stuck.as_fd())];
     publisher.try_post(&attachment, Some(1)).unwrap();
