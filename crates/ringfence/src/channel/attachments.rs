@@ -104,9 +104,9 @@ impl<R: Inlet> Inbound<R> {
         self.incoming.is_of(self.ring.reader().end_of_last())
     }
 
+    /// `size`: of the record at the head if it is the whole message.
     #[cold]
-    fn collect_some(&mut self, first: Record, number: u64) -> Result<()> {
-        let count = first.tag.attachments();
+    fn collect_some(&mut self, count: usize, size: Option<u64>, number: u64) -> Result<()> {
         let at = self.ring.reader().position();
         if self.incoming.at == Some(at) {
             return Ok(());
@@ -122,10 +122,14 @@ impl<R: Inlet> Inbound<R> {
         self.incoming = Incoming {
             attachments,
             at: Some(at),
-            end: (first.flags == WHOLE).then_some(at + first.size),
+            end: size.map(|size| at + size),
         };
         Ok(())
     }
+}
+
+fn whole_size(record: &Record) -> Option<u64> {
+    (record.flags == WHOLE).then_some(record.size)
 }
 
 impl Subscription {
@@ -136,7 +140,7 @@ impl Subscription {
         let Some((record, number)) = self.judge(next)? else {
             return Ok(false);
         };
-        self.collect_some(record, number)?;
+        self.collect_some(record.tag.attachments(), whole_size(&record), number)?;
         self.ring.collected();
         Ok(true)
     }
@@ -158,7 +162,7 @@ impl Receiver {
         if first.tag.attachments() == 0 {
             return Ok(());
         }
-        self.collect_some(first, 0)
+        self.collect_some(first.tag.attachments(), whole_size(&first), 0)
     }
 
     /// As [`Receiver::collect`], for a message that is about to be gathered. `false`: there is none, and the caller reads none: one that

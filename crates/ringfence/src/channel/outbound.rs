@@ -218,7 +218,13 @@ impl<R: Outlet> Writing<R> {
 /// The error if nothing can be sent.
 #[cold]
 fn why_not<R: Outlet>(shared: &R::Shared) -> Error {
-    R::check(shared).err().unwrap_or(Error::Closed(R::ENDED))
+    R::check(shared).err().unwrap_or_else(closed::<R>)
+}
+
+/// The error after this half's end. Made if it is needed alone: dropping an `Error` is a call, which a message of 64 bytes notices.
+#[cold]
+pub(super) fn closed<R: Outlet>() -> Error {
+    Error::Closed(R::ENDED)
 }
 
 #[cold]
@@ -267,7 +273,7 @@ impl<R: Outlet> Outbound<R> {
         if self.begun == Begun::Reservation {
             self.must_have_ended(true)?;
         }
-        self.writing.as_mut().ok_or(Error::Closed(R::ENDED))
+        self.writing.as_mut().ok_or_else(closed::<R>)
     }
 
     #[inline]

@@ -329,16 +329,20 @@ impl Inlet for PairInlet {
 
     #[inline]
     fn try_receive(half: &mut Receiver, into: &mut [u8]) -> Result<Option<usize>> {
-        if half.ring.consumer.is_gathering() || half.ring.gathered {
-            return half.receive_fragments(into);
-        }
-        if half.is_still_dry() {
-            return Ok(None);
-        }
-        let record = match half.ring.consumer.next_record() {
-            Ok(Some(record)) if record.flags == WHOLE => record,
-            Ok(Some(_)) => return half.receive_fragments(into),
-            other => return half.not_received(other).map(|()| None),
+        let record = if let Some(record) = half.ring.consumer.known_record() {
+            record
+        } else {
+            if half.ring.consumer.is_gathering() || half.ring.gathered {
+                return half.receive_fragments(into);
+            }
+            if half.is_still_dry() {
+                return Ok(None);
+            }
+            match half.ring.consumer.next_record() {
+                Ok(Some(record)) if record.flags == WHOLE => record,
+                Ok(Some(_)) => return half.receive_fragments(into),
+                other => return half.not_received(other).map(|()| None),
+            }
         };
         let Some(place) = into.get_mut(..record.length) else {
             return Err(too_small(into.len(), record.length));
@@ -395,12 +399,16 @@ impl Inlet for PairInlet {
             if spent >= bytes {
                 break;
             }
-            let record = match consumer.next_record() {
-                Ok(Some(record)) => record,
-                other => {
-                    half.not_received(other)?;
-                    dry = true;
-                    break;
+            let record = if let Some(record) = consumer.known_record() {
+                record
+            } else {
+                match consumer.next_record() {
+                    Ok(Some(record)) => record,
+                    other => {
+                        half.not_received(other)?;
+                        dry = true;
+                        break;
+                    }
                 }
             };
             let mut attached = record.tag.attachments() > 0;

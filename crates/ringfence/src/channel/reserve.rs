@@ -20,7 +20,7 @@ use bytemuck::Pod;
 
 use crate::{
     channel::end::ChannelState,
-    channel::outbound::{Begun, Limits, Outbound, Outlet, Writing},
+    channel::outbound::{Begun, Limits, Outbound, Outlet, Writing, closed},
     error::{Error, Result},
     region::own::OwnRegion,
     ring::items::ReservedItems,
@@ -56,7 +56,9 @@ impl<R: Outlet> Outbound<R> {
                 None => return Ok(None),
             },
         };
-        let writing = self.writing.as_mut().ok_or(Error::Closed(R::ENDED))?;
+        let Some(writing) = &mut self.writing else {
+            return Err(closed::<R>());
+        };
         writing.hold(at, size)?;
         Ok(Some(Reservation { writing, at, size }))
     }

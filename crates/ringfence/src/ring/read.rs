@@ -359,20 +359,29 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
     /// As [`Reader::next_record`]; `further`: also behind the tail that is known.
     #[inline]
     fn next(&mut self, further: bool) -> Result<Option<Record>> {
-        if self.head < self.until {
-            let at = self.offset_of(self.head);
-            let (length, flags) = split(self.peer.load(at, Ordering::Relaxed));
-            let lap = self.lap_of(self.head);
-            let end = layout::DATA + as_offset(self.until - lap);
-            if let Some(record) = Record::whole(at, length, flags, end)
-                && self.head + record.size <= self.until
-                && length <= self.longest
-            {
-                L::found(self, record.size, lap);
-                return Ok(Some(record));
-            }
+        match self.known_record() {
+            Some(record) => Ok(Some(record)),
+            None => self.look_for_record(further),
         }
-        self.look_for_record(further)
+    }
+
+    /// Returns the next record if it is a whole message without a tag, and known to be there. A caller that reads short messages calls this
+    /// first, since the result then stays in registers: that of [`Reader::next_record`] is written to the stack and read back.
+    #[inline]
+    pub(crate) fn known_record(&mut self) -> Option<Record> {
+        if self.head >= self.until {
+            return None;
+        }
+        let at = self.offset_of(self.head);
+        let (length, flags) = split(self.peer.load(at, Ordering::Relaxed));
+        let lap = self.lap_of(self.head);
+        let end = layout::DATA + as_offset(self.until - lap);
+        let record = Record::whole(at, length, flags, end)?;
+        if self.head + record.size > self.until || length > self.longest {
+            return None;
+        }
+        L::found(self, record.size, lap);
+        Some(record)
     }
 
     /// As [`Reader::next`], whatever comes. A header that was read already is read again: only what is read here counts.
