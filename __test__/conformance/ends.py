@@ -19,7 +19,7 @@ def commands():
     target = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
     return {
         "rust": [os.path.join(target, "debug", "ringfence-partner")],
-        "node": [os.environ.get("RINGFENCE_NODE", "node"), os.path.join(HERE, "node.mjs")],
+        "node": [os.environ.get("RINGFENCE_NODE", "node"), "--expose-gc", os.path.join(HERE, "node.mjs")],
     }
 
 

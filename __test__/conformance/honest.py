@@ -1,5 +1,6 @@
 """The other end keeps to the page, in every role that it has; so must the real ends."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -306,6 +307,11 @@ def subscriber(language, folder, kind):
             end.expect("closed")
 
 
+def counted(line):
+    """What a real subscriber says of messages read, of those lost, and of attachments."""
+    return [int(part.split()[0]) for part in line.split(", ")[:3]]
+
+
 def publisher(language, folder, kind):
     """A publisher for each delivery; the reliable one is made to wait."""
     where = address(folder, kind)
@@ -321,7 +327,7 @@ def publisher(language, folder, kind):
                 source.send(pattern(number, number * 13 % 1024))
             source.end()
             line = end.hear()
-            read, lost = (int(part.split()[0]) for part in line.split(", ")[:2])
+            read, lost, _ = counted(line)
             if not line.endswith("closed") or read < 1 or delivery == "reliable" and (lost != 0 or read < 160):
                 raise Failure(f"{end.name}, {delivery}: {line}")
         source.close()
@@ -542,9 +548,11 @@ def calling(language, folder, kind):
 
 #: The limits of the real end: both kinds, up to 4, with up to 1 MiB.
 ACCEPTED = [1, 1, 4, 1 << 20]
+BOTH = attachments.SEALED | attachments.DESCRIPTORS
+F_SETPIPE_SZ = 1031
 
 
-def with_attachments(where, features=attachments.SEALED | attachments.DESCRIPTORS, count=4, size=1 << 20):
+def with_attachments(where, features=BOTH, count=4, size=1 << 20):
     """A channel with a service, whose end accepts these attachments."""
     asks = hello()
     asks.meeting = wire.SERVICE
@@ -611,9 +619,90 @@ def returned(channel, message, contents):
     return [fd for word, fd in found if word == attachments.NO_SIZE]
 
 
+def attached_subscriber(language, folder, kind):
+    """Each message of a publisher has its own attachments; a reliable subscriber gets all of them."""
+    where = address(folder, kind)
+    sizes = [0, 1, 8, 100, 511, 512, 1000, 1016] * 8
+    with End(language, "broadcast", where, longest=1024, sizes=sizes) as end:
+        end.expect("bound")
+        most = None
+        for delivery in (many.RELIABLE, many.BEST_EFFORT, many.LATEST):
+            subscription = many.Subscription(where, delivery, features=wire.BARRIERS | BOTH, max_attachments=4,
+                                             max_attached_bytes=1 << 20)
+            while subscription.receive() is not None:
+                number = (subscription.sequence - 1) % len(sizes)
+                found = distributed(subscription.attached, number)
+                if delivery == many.RELIABLE:
+                    same(found, number % 3, f"the attachments of message {number}")
+            subscription.close()
+            end.expect("in")
+            end.expect("closed")
+            most = most or end.holds()
+        end.settles(most)
+
+
+def distributed(attached, number):
+    """Checks the attachments of a message of the real publisher, and returns their number."""
+    words = [word for word, _ in attached]
+    if words not in ([], [attachments.NO_SIZE, 5000][:number % 3]):
+        raise Failure(f"message {number} has attachments {words}")
+    for word, fd in attached:
+        if word == attachments.NO_SIZE:
+            same(os.path.samestat(os.fstat(fd), os.stat(PYTHON)), True, "whether it is the same file")
+            os.close(fd)
+        else:
+            same(attachments.unseal(fd, word), pattern(number, 5000), f"the buffer of message {number}")
+    return len(attached)
+
+
+def attaching_publisher(language, folder, kind):
+    """A publisher that attaches to the messages of subscribers of each delivery, and changes its mind before it publishes."""
+    where = address(folder, kind)
+    for delivery in ("reliable", "best-effort", "latest"):
+        source = many.Publisher(where, capacity=8192, longest=1024)
+        reads, writes = os.pipe()
+        fcntl.fcntl(writes, F_SETPIPE_SZ, 1 << 20)
+        with End(language, "follow", where, longest=1024, sizes=ACCEPTED) as end:
+            end.expect("bound")
+            end.say(delivery)
+            source.accept()
+            sent = [passed_on(source, number, writes) for number in range(200)]
+            os.close(writes)
+            source.end()
+            line = end.hear()
+            with open(reads, "rb") as pipe:
+                written = pipe.read()
+            read, lost, attached = counted(line)
+            if not line.endswith("closed") or read + lost > 200 or read < 1:
+                raise Failure(f"{end.name}, {delivery}: {line}")
+            if delivery == "reliable":
+                same((read, attached), (200, sum(count for count, _ in sent)), "messages and attachments")
+                same(written, b"".join(each for _, each in sent), "what came through the pipe")
+            # Each part belongs to one message, and they have the order of the messages.
+            for _, each in sent:
+                written = written.removeprefix(each) if each else written
+            same(written, b"", "what came through the pipe beside that")
+        source.close()
+
+
+def passed_on(source, number, pipe):
+    """Publishes a message; returns the number of its attachments, and what its subscriber writes into the pipe."""
+    message = number.to_bytes(4, "little") + pattern(number, number * 13 % 1000)
+    if number % 7 < 2:
+        replaced = attachments.seal(b"replaced")
+        source.pass_on([(8, replaced), (attachments.NO_SIZE, pipe)])
+        os.close(replaced)
+    contents = [pattern(number, number * 17), b""] if number % 3 == 2 else []
+    sealed = [(len(content), attachments.seal(content)) for content in contents]
+    attached = [*sealed, (attachments.NO_SIZE, pipe)] if number % 3 else []
+    source.send(message, attached)
+    attachments.close(sealed)
+    return len(attached), message + b"".join(contents) if attached else b""
+
+
 CASES = [host_of_a_pair, guest_of_a_pair, reader, cut_off, closed_early, unread, agent, service, refused, too_large, turncoat,
          parent, child, subscriber, publisher, over_shm, tokens, last_tokens, opened_here, opened_there, members, busy, calling,
-         attaching]
+         attaching, attached_subscriber, attaching_publisher]
 # Cases that only one language has.
 ONLY = {child: "node", busy: "node"}  # the Rust program starts Node children alone, and has no event loop
 

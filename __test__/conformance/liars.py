@@ -32,6 +32,7 @@ ROLES = {
     "sender": (_alone(lies_of_tokens.lies_of_senders), lies_of_tokens.lie_as_sender),
     "caller": (_alone(lies_of_calls.lies_of_calls), lies_of_calls.lie),
     "attacher": (_alone(lies_of_attachments.lies_of_attachments), lies_of_attachments.lie),
+    "distributor": (_alone(lies_of_attachments.lies_of_publishers), lies_of_attachments.lie_as_publisher),
     "receiver": (_alone(lies_of_tokens.offers), lies_of_tokens.lie_as_receiver),
 }
 

@@ -601,7 +601,7 @@ class Host:
             sock.setblocking(True)
             self._serve(sock)
         line = end.hear()
-        if line not in ("answered, closed", "5 read, 0 lost, closed"):
+        if line not in ("answered, closed", "5 read, 0 lost, 0 attached, closed"):
             raise Failure(f"{end.name} says {line!r} of an honest peer")
 
     def _serve(self, sock):

@@ -4,17 +4,17 @@ import contextlib
 import fcntl
 import os
 import tempfile
+import time
 
-from ends import End, Failure
-from honest import with_attachments
+from ends import LIMIT, End, Failure
+from honest import BOTH, with_attachments
 from lies import CAPACITY, LONGEST, OBJECTS
-from other_end import memory
-from other_end.attachments import DESCRIPTORS, NO_SIZE, SEALED, SEALS, pack, post, seal
+from other_end import many, meet, memory
+from other_end.attachments import DESCRIPTORS, NO_SIZE, SEALED, SEALS, close, pack, post, seal
 from other_end.ring import ATTACHED, FIRST, LAST, WHOLE
 from other_end.wire import Lost
 
 CORRUPT, UNSOUND = "RING_CORRUPT", "OBJECT_UNSOUND"
-BOTH = SEALED | DESCRIPTORS
 COUNT, BYTES = 4, 1 << 20
 PAGE = 4096
 _KEEP_SIZE = 1
@@ -50,15 +50,21 @@ def _read_only():
         os.close(fd)
 
 
-def _told(channel, parcels, records):
+def _told(sock, put, parcels, records):
     """Parcels, each its bytes and its attachments; then records, each its flags, a number of attachments and its payload."""
     for parcel, attached in parcels:
-        fds = [fd for _, fd in attached]
-        post(channel.bell.sock, pack([word for word, _ in attached]) if parcel is None else parcel, fds)
-        for fd in fds:
-            os.close(fd)
+        try:
+            post(sock, parcel, [fd for _, fd in attached])
+        except PermissionError:
+            pass  # The end accepts none, and its kernel refuses them.
+        finally:
+            close(attached)
     for flags, count, payload in records:
-        channel.put(flags | count << ATTACHED, payload)
+        put(flags | count << ATTACHED, payload)
+
+
+def _parcel(attached, number=None):
+    return pack([word for word, _ in attached], number), attached
 
 
 def _message(count):
@@ -67,46 +73,81 @@ def _message(count):
 
 def lies_of_attachments():
     """Each: its name, what the real end accepts, a function that makes its parcels, its records, and what the real end says."""
+    yield from _common(None)
+    yield "announced and not sent", BOTH, list, [_message(1)], CORRUPT
+    yield "255 announced and not sent", BOTH, list, [_message(255)], CORRUPT
+    yield "announced again", BOTH, lambda: [_parcel([_sealed()])], [_message(1), _message(1)], CORRUPT
+    yield ("a parcel with a number of a message", BOTH, lambda: [_parcel([_sealed()], 1)], [_message(1)], CORRUPT)
+    yield ("parcels in another order than their records", BOTH, lambda: [_parcel([_sealed()]), _parcel([_sealed(), _pipe()])],
+           [_message(2), _message(1)], CORRUPT)
+    yield ("more parcels than the limit, each within it", BOTH, lambda: [_parcel([_pipe()]) for _ in range(COUNT + 1)],
+           [], CORRUPT)
+    # An honest sender may be about to publish the record.
+    yield "sent and not announced", BOTH, lambda: [_parcel([_sealed(), _pipe()])], [_message(0)], "closed"
+    yield "announced as sent", BOTH, lambda: [_parcel([_sealed(), _pipe()])], [_message(2)], "closed"
+
+
+def lies_of_publishers():
+    """As `lies_of_attachments`. What the real end says after messages: how many attachments there were, and how it ended."""
+    yield from _common(1)
+    yield "a parcel without a number of a message", BOTH, lambda: [_parcel([_sealed()])], [_message(1)], CORRUPT
+    yield "a withdrawal that ends early", BOTH, lambda: [(pack([], 1)[:5], [])], [_message(0)], CORRUPT
+    for number in (0, 1):
+        yield (f"message {number} after message 2", BOTH, lambda number=number: [_parcel([_sealed()], 2), _parcel([_pipe()], number)],
+               [], CORRUPT)
+    yield ("a withdrawal of message 1 after message 2", BOTH, lambda: [_parcel([_sealed()], 2), (pack([], 1), [])], [], CORRUPT)
+    # An honest publisher withholds attachments, changes its mind, and passes those of messages that are missed.
+    sent = [_message(2), _message(1)]
+    yield "announced and not sent", BOTH, list, sent, "0 attached, closed"
+    yield "announced again", BOTH, lambda: [_parcel([_sealed()], 1)], [_message(1), _message(1)], "1 attached, closed"
+    yield "sent and not announced", BOTH, lambda: [_parcel([_sealed()], 1)], [_message(0)], "0 attached, closed"
+    yield "sent and withdrawn", BOTH, lambda: [_parcel([_sealed()], 1), (pack([], 1), [])], sent, "0 attached, closed"
+    yield "withdrawn, with a descriptor", BOTH, lambda: [(pack([], 1), [_pipe()])], sent, "0 attached, closed"
+    yield "withdrawn often", BOTH, lambda: [(pack([], 1), [])] * 100, sent, "0 attached, closed"
+    yield ("sent and replaced, 50 times", BOTH, lambda: [_parcel([_pipe()], 1)] + [_parcel([_sealed(), _pipe()], 1) for _ in range(50)],
+           sent, "2 attached, closed")
+    yield ("of a message that never comes", BOTH, lambda: [_parcel([_sealed()], 1 << 60)], sent, "0 attached, closed")
+    yield ("more parcels than the limit", BOTH, lambda: [_parcel([_pipe(), _pipe()], 1 + n) for n in range(4)], [_message(2)] * 4,
+           "4 attached, closed")
+    yield "announced as sent", BOTH, lambda: [_parcel([_sealed(), _pipe()], 1), _parcel([_pipe()], 2)], sent, "3 attached, closed"
+    # Without the option, the kernel refuses parcels, or they are wakeups.
+    for name, attached in {"a sealed buffer": [_sealed], "a descriptor": [_pipe], "200 descriptors": [_pipe] * 200}.items():
+        yield (f"{name}, where none is accepted", 0, lambda attached=attached: [_parcel([make() for make in attached], 1)],
+               [_message(len(attached))], "0 attached, closed")
+    yield "255 announced, where none is accepted", 0, list, [_message(255)], "0 attached, closed"
+
+
+def _common(number):
+    """Lies of every sender. `number`: of the first message, if the sender is a publisher."""
     for name, record, attached in counts():
-        yield name, BOTH, lambda attached=attached: [(None, [make() for make in attached])] if attached else [], record, CORRUPT
-    for name, parcel, attached in parcels():
+        yield name, BOTH, lambda attached=attached: [_parcel([make() for make in attached], number)], record, CORRUPT
+    for name, parcel, attached in parcels(number):
         yield name, BOTH, lambda parcel=parcel, attached=attached: [(parcel, [make() for make in attached])], [_message(1)], CORRUPT
     for name, accepts, attached in kinds_and_limits():
         records = [_message(len(attached))]
-        yield name, accepts, lambda attached=attached: [(None, [make() for make in attached])], records, CORRUPT
+        yield name, accepts, lambda attached=attached: [_parcel([make() for make in attached], number)], records, CORRUPT
     for name, size, make in buffers():
-        yield name, SEALED, lambda size=size, make=make: [(None, [(size, make())])], [_message(1)], UNSOUND
+        yield name, SEALED, lambda size=size, make=make: [_parcel([(size, make())], number)], [_message(1)], UNSOUND
         behind = f"{name}, behind a sound one"
-        yield behind, BOTH, lambda size=size, make=make: [(None, [_sealed(), (size, make())])], [_message(2)], UNSOUND
-    yield ("parcels in another order than their records", BOTH, lambda: [(None, [_sealed()]), (None, [_sealed(), _pipe()])],
-           [_message(2), _message(1)], CORRUPT)
-    yield ("more parcels than the limit, each within it", BOTH, lambda: [(None, [_pipe()]) for _ in range(COUNT + 1)],
-           [], CORRUPT)
-    # An honest sender may be about to publish the record.
-    yield "sent and not announced", BOTH, lambda: [(None, [_sealed(), _pipe()])], [_message(0)], "closed"
-    yield "announced as sent", BOTH, lambda: [(None, [_sealed(), _pipe()])], [_message(2)], "closed"
+        yield behind, BOTH, lambda size=size, make=make: [_parcel([_sealed(), (size, make())], number)], [_message(2)], UNSOUND
 
 
 def counts():
-    yield "announced and not sent", [_message(1)], []
-    yield "255 announced and not sent", [_message(255)], []
     yield "more announced than sent", [_message(3)], [_sealed, _pipe]
     yield "fewer announced than sent", [_message(1)], [_sealed, _pipe]
     yield "more announced than the limit", [_message(COUNT + 1)], [_sealed] * COUNT
-    yield "announced again", [_message(1), _message(1)], [_sealed]
     yield "announced by a later fragment", [(FIRST, 0, (20).to_bytes(8, "little") + b"x"), (LAST, 1, b"x" * 19)], [_sealed]
 
 
-def parcels():
-    whole = pack([PAGE])
-    for length in (1, 2, 9):
+def parcels(number):
+    whole = pack([PAGE], number)
+    for length in (1, 2, 9, len(whole) - 1):
         yield f"a parcel that ends after {length} bytes", whole[:length], [_sealed]
     yield "a parcel and a byte", whole + b"x", [_sealed]
     yield "a parcel of nothing", b"\2\0", []
-    yield "a parcel with a number of a message", whole[:2] + (1).to_bytes(8, "little") + whole[2:], [_sealed]
-    yield "a parcel of 254", b"\2\xfe" + bytes(8 * 254), [_sealed]
+    yield "a parcel of 254", pack([0] * 254, number), [_sealed]
     yield "a parcel without descriptors", whole, []
-    yield "a parcel with a descriptor too few", pack([PAGE] * 2), [_sealed]
+    yield "a parcel with a descriptor too few", pack([PAGE] * 2, number), [_sealed]
     yield "a parcel with a descriptor too many", whole, [_sealed, _pipe]
     yield "a parcel with 200 descriptors too many", whole, [_sealed] + [_pipe] * 200
     yield "descriptors with a wakeup", b"\1", [_pipe, _sealed]
@@ -166,16 +207,58 @@ def _tell(end, where, name, make, records, wants):
     channel = with_attachments(where)
     end.expect("in")
     try:
-        _told(channel, make(), records)
+        _told(channel.bell.sock, channel.put, make(), records)
         if wants == "closed":
             channel.end()
             while channel.receive() is not None:
-                for _, fd in channel.reads.attached:
-                    os.close(fd)
+                close(channel.reads.attached)
     except (Lost, BrokenPipeError, ConnectionResetError):
         pass  # It has found the lie.
     line = end.hear()
     channel.close()
     if line != wants:
+        raise Failure(f"{end.name}, {name}: {line!r}, not {wants!r}")
+    return line
+
+
+def lie_as_publisher(language, lies):
+    outcomes = {}
+    with contextlib.ExitStack() as stack:
+        ends = {accepts: _follower(stack, language, accepts) for accepts in (BOTH, SEALED, DESCRIPTORS, 0)}
+        for name, accepts, make, records, wants in lies:
+            end, place, _ = ends[accepts]
+            line = _publish(end, place, name, make, records, wants)
+            outcomes[line] = outcomes.get(line, 0) + 1
+        for end, _, most in ends.values():
+            end.settles(most)
+    return outcomes
+
+
+def _follower(stack, language, accepts):
+    """A real subscriber that accepts this, its publisher's place, and what it holds after an honest publisher."""
+    where = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="ringfence-")), "s")
+    place = meet.Place(where)
+    stack.callback(place.release)
+    accepted = [int(bool(accepts & kind)) for kind in (SEALED, DESCRIPTORS)] + [COUNT, BYTES] if accepts else []
+    end = stack.enter_context(End(language, "follow", where, CAPACITY, LONGEST, accepted))
+    end.expect("bound")
+    _publish(end, place, "a message", list, [_message(0)], "0 attached, closed")
+    return end, place, end.holds()
+
+
+def _publish(end, place, name, make, records, wants):
+    end.say("reliable")
+    sock, _ = meet.accepted(place, LIMIT)
+    with many.Publisher(None, CAPACITY, 1024) as source:
+        with sock:
+            reader = source.let_in(sock, time.monotonic() + LIMIT)
+        try:
+            _told(reader.bell.sock, source.put, make(), records)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # It has found the lie.
+        if wants.endswith("closed"):
+            source.end()
+        line = end.hear()
+    if not line.endswith(wants):
         raise Failure(f"{end.name}, {name}: {line!r}, not {wants!r}")
     return line

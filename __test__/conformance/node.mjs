@@ -4,9 +4,11 @@
 //
 // Each says every outcome in a line: a code, or how a channel ended. An error ends it with exit code 1.
 
+import { closeSync, openSync, writeSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 
 import {
+  ReceivedDescriptor,
   RemoteError,
   SealedBuffer,
   connect,
@@ -48,6 +50,12 @@ function pattern(number, length) {
     words[index] = word
   }
   return Buffer.from(words.buffer, 0, length)
+}
+
+/** Of the numbers: whether sealed buffers are accepted (0 or 1), whether descriptors are, how many, and how many bytes. */
+function limits() {
+  const [sealed, descriptors, maxCount, maxBytes] = lengths
+  return { attachments: { sealed: sealed === 1, descriptors: descriptors === 1, maxCount, maxBytes } }
 }
 
 async function meet() {
@@ -108,12 +116,32 @@ async function greet(channel) {
   return (await channel.receive()) !== undefined
 }
 
-async function read(delivery) {
+/** Counts messages and attachments. Writes each message with the bytes of its sealed buffers to each of its descriptors. */
+async function read(delivery, accepted) {
   const { capacity: _, ...wanted } = options
-  const subscription = await subscribe(address, { ...wanted, delivery, from: 'oldest' })
+  const subscription = await subscribe(address, { ...wanted, ...accepted, delivery, from: 'oldest' })
   let count = 0
-  while ((await subscription.receive()) !== undefined) count += 1
-  return `${count} read, ${subscription.lost} lost, ${(await subscription.closed).reason}`
+  let attached = 0
+  for (let message; (message = await subscription.receive()) !== undefined; count += 1) {
+    const { attachments = [] } = message
+    attached += attachments.length
+    const sealed = attachments.filter((each) => each instanceof SealedBuffer)
+    const bytes = Buffer.concat([message, ...sealed.map((each) => each.bytes())])
+    for (const each of attachments) {
+      if (each instanceof ReceivedDescriptor) tryWrite(each.fd, bytes)
+      each.close()
+    }
+  }
+  // The memory of a buffer stays mapped while a view of it is there.
+  globalThis.gc()
+  return `${count} read, ${subscription.lost} lost, ${attached} attached, ${(await subscription.closed).reason}`
+}
+
+/** A hostile publisher may pass anything. */
+function tryWrite(fd, bytes) {
+  try {
+    writeSync(fd, bytes)
+  } catch {}
 }
 
 /** Reads to the end, and prints the number of tokens up to then. */
@@ -128,6 +156,16 @@ async function hearOut(channel) {
   const { reason } = await channel.closed
   await counting
   return `${tokens} tokens, ${reason}`
+}
+
+/** Publishes a message, with no attachment, with an open file, or with that and a sealed buffer. */
+async function distribute(publisher, number, size) {
+  const file = openSync(executable)
+  const buffer = await SealedBuffer.from(pattern(number, 5000))
+  const attachments = [{ fd: file }, buffer].slice(0, number % 3)
+  await publisher.send(pattern(number, size), { attachments })
+  buffer.close()
+  closeSync(file)
 }
 
 async function echoes() {
@@ -223,10 +261,8 @@ const deeds = {
     }
   },
 
-  /** The numbers: whether sealed buffers are accepted (0 or 1), whether descriptors are, how many, and how many bytes. */
   async attach() {
-    const [sealed, descriptors, maxCount, maxBytes] = lengths
-    await deeds.serve({ attachments: { sealed: sealed === 1, descriptors: descriptors === 1, maxCount, maxBytes } })
+    await deeds.serve(limits())
   },
 
   async attend() {
@@ -247,12 +283,13 @@ const deeds = {
     const publisher = await publish(address, { ...options, stall: 2000 })
     say('bound')
     publisher.on('refused', (error) => say(codeOf(error)))
-    publisher.on('disconnect', (_, { reason }) => say(reason))
     let sending = Promise.resolve()
+    // After its messages, which the next subscriber must not get.
+    publisher.on('disconnect', (_, { reason }) => (sending = sending.then(() => say(reason))))
     publisher.on('connection', (subscriber) => {
       say('in')
       sending = sending.then(async () => {
-        for (const [number, size] of lengths.entries()) await publisher.send(pattern(number, size))
+        for (const [number, size] of lengths.entries()) await distribute(publisher, number, size)
         subscriber.disconnect()
       })
     })
@@ -261,7 +298,8 @@ const deeds = {
 
   async follow() {
     say('bound')
-    for await (const line of asked()) await outcome(read(line))
+    const wanted = lengths.length > 0 ? limits() : {}
+    for await (const line of asked()) await outcome(read(line, wanted))
   },
 }
 

@@ -1,4 +1,4 @@
-"""Attachments: the page's section of this name, for one of a pair."""
+"""Attachments: the page's section of this name."""
 
 import fcntl
 import os
@@ -51,8 +51,27 @@ def unseal(fd, size):
         os.close(fd)
 
 
-def pack(words):
-    return struct.pack(f"<BB{len(words)}Q", PARCEL, len(words), *words)
+def pack(words, number=None):
+    """A parcel. `number`: of its message, if the sender is a publisher."""
+    return struct.pack("<BB", PARCEL, len(words)) + struct.pack(f"<{len(words)}Q" if number is None else f"<Q{len(words)}Q",
+                                                                *([] if number is None else [number]), *words)
+
+
+def kinds(words):
+    """The bits of the features that a receiver of these has set."""
+    return {DESCRIPTORS if word == NO_SIZE else SEALED for word in words}
+
+
+def load_of(words):
+    return len(words), sum(word for word in words if word != NO_SIZE)
+
+
+def fits(unread, load, receiver, head):
+    """Whether the receiver, which has read up to its head, accepts this load beside the unread ones. `receiver`: its HELLO."""
+    while unread and unread[0][0] <= head:
+        unread.pop(0)
+    limits = receiver.max_attachments, receiver.max_attached_bytes
+    return all(sum(held[at] for _, held in unread) + load[at] <= limits[at] for at in (0, 1))
 
 
 def post(sock, parcel, fds):
@@ -63,29 +82,33 @@ def post(sock, parcel, fds):
 def send(channel, message, attached):
     """Sends a message with attachments, each a size or NO_SIZE and a descriptor, once the peer accepts so many more."""
     words = [word for word, _ in attached]
-    unread = channel.sends.unread
-    load = len(words), sum(word for word in words if word != NO_SIZE)
-    limits = channel.met.theirs.max_attachments, channel.met.theirs.max_attached_bytes
+    unread, load = channel.sends.unread, load_of(words)
 
-    def fits():
+    def has_room():
         head = channel.peer.load(memory.HEAD)
         channel.sends.look(head)
-        while unread and unread[0][0] <= head:
-            unread.pop(0)
-        return all(sum(held[at] for _, held in unread) + load[at] <= limits[at] for at in (0, 1))
+        return fits(unread, load, channel.met.theirs, head)
 
-    channel.wait_for_room(fits)
+    channel.wait_for_room(has_room)
     post(channel.bell.sock, pack(words), [fd for _, fd in attached])
     for index, (flags, payload) in enumerate(channel.sends.cuts(message)):
         channel.put(flags | (0 if index else len(words) << ATTACHED), payload)
     unread.append((channel.sends.tail, load))
 
 
+def close(attached):
+    for _, fd in attached:
+        os.close(fd)
+
+
 class Parcels:
     """The parcels that were read from the line, and whose records were not read yet."""
 
-    def __init__(self, accepts):
+    def __init__(self, accepts, numbered=False):
         self.accepts = accepts
+        # The peer is a publisher: each parcel has the number of its message.
+        self.numbered = numbered
+        # Each: the number, or 0, and the attachments.
         self.unread = []
 
     def read(self, sock):
@@ -97,31 +120,46 @@ class Parcels:
             return bool(first)
         # One call has sent the parcel, so all of it is there.
         (count,), _ = self._receive(sock, 1)
-        body, _ = self._receive(sock, 8 * count)
+        number = struct.unpack("<Q", self._receive(sock, 8)[0])[0] if self.numbered else 0
+        body = self._receive(sock, 8 * count)[0] if count else b""
         words = struct.unpack(f"<{count}Q", body)
-        if not 1 <= count <= MOST or len(fds) != count:
+        if not (0 if self.numbered else 1) <= count <= MOST or len(fds) != count:
             raise Violation(f"a parcel of {count} with {len(fds)} descriptors")
-        kinds = {DESCRIPTORS if word == NO_SIZE else SEALED for word in words}
-        if any(not self.accepts.features & kind for kind in kinds):
+        if any(not self.accepts.features & kind for kind in kinds(words)):
             raise Violation("a kind that this end does not accept")
-        self.unread.append(list(zip(words, fds)))
-        held = [word for parcel in self.unread for word, _ in parcel]
-        if len(held) > self.accepts.max_attachments:
-            raise Violation(f"{len(held)} unread attachments")
-        if sum(word for word in held if word != NO_SIZE) > self.accepts.max_attached_bytes:
-            raise Violation("unread sealed buffers with too many bytes")
+        last = self.unread[-1][0] if self.unread else 0
+        if number < last:
+            raise Violation(f"a parcel of message {number} after one of message {last}")
+        if self.numbered and number == last:
+            close(self.unread.pop()[1])
+        if count:
+            self.unread.append((number, list(zip(words, fds))))
+        # The messages of the oldest were missed.
+        while self.numbered and len(self.unread) > 1 and self._is_full():
+            close(self.unread.pop(0)[1])
+        if self._is_full():
+            raise Violation(f"unread attachments: {self.unread}")
         return True
 
-    def take(self, count):
-        """The attachments of the record that is read next, which announces this number."""
-        if not self.unread or len(self.unread[0]) != count:
+    def _is_full(self):
+        return not fits([(1, load_of([word for word, _ in parcel])) for _, parcel in self.unread], (0, 0), self.accepts, 0)
+
+    def take(self, count, number=0):
+        """The attachments of the record that is read next, which announces this number of them. `number`: of its message."""
+        while self.unread and self.unread[0][0] < number:
+            close(self.unread.pop(0)[1])
+        if not self.unread or self.unread[0][0] != number:
+            if self.numbered:
+                return []
             raise Violation(f"a record announces {count} attachments")
-        return self.unread.pop(0)
+        _, parcel = self.unread.pop(0)
+        if len(parcel) != count:
+            raise Violation(f"a record announces {count} attachments")
+        return parcel
 
     def close(self):
-        for parcel in self.unread:
-            for _, fd in parcel:
-                os.close(fd)
+        for _, parcel in self.unread:
+            close(parcel)
 
     @staticmethod
     def _receive(sock, length):

@@ -4,9 +4,9 @@ import os
 import socket
 import time
 
-from . import memory, meet, wire
+from . import attachments, memory, meet, wire
 from .memory import FLOOR, MARKS, PHASE, READER_PARKED, RING, TAIL, WRITER_PARKED
-from .ring import PADDING, PHASES, WHOLE, ALIGNED, Bell, Exposed, record_size
+from .ring import ALIGNED, ATTACHED, PADDING, PHASES, WHOLE, Bell, Exposed, record_size
 from .wire import Hello, Lost, Offer, Violation
 
 RELIABLE, BEST_EFFORT, LATEST = 1, 2, 3
@@ -31,8 +31,10 @@ class Subscription:
 
     LIMIT = 60
 
-    def __init__(self, address, delivery=RELIABLE, start=NOW, longest=1 << 20, tongue=None, limit=30, features=0):
-        hello = Hello(capacity=0, longest=longest, features=features, meeting=wire.BROADCAST, delivery=delivery, start=start)
+    def __init__(self, address, delivery=RELIABLE, start=NOW, longest=1 << 20, tongue=None, limit=30, features=0,
+                 max_attachments=0, max_attached_bytes=0):
+        hello = Hello(capacity=0, longest=longest, features=features, meeting=wire.BROADCAST, delivery=delivery, start=start,
+                      max_attachments=max_attachments, max_attached_bytes=max_attached_bytes)
         self.delivery, self.start = delivery, start
         sock = meet.dial(address)
         if sock is None:
@@ -45,7 +47,10 @@ class Subscription:
         except BaseException:
             line.close()
             raise
-        self.bell = Bell(line.sock, line.speaker[0])
+        parcels = attachments.Parcels(hello, numbered=True) if max_attachments else None
+        self.bell = Bell(line.sock, line.speaker[0], parcels)
+        # Of the last record: how many it announces, and those of the last message that was taken.
+        self.announced, self.attached = 0, []
         self.parked = 0
         self._begin()
 
@@ -130,11 +135,18 @@ class Subscription:
                 raise Violation(f"padding of {length} at {place}")
             self.head += size
             return None
-        if flags & ~ALIGNED != WHOLE or length > self.capacity // 8 or size > rest + 64:
+        if flags & ~(ALIGNED | 255 << ATTACHED) != WHOLE or length > self.capacity // 8 or size > rest + 64:
             raise Violation(f"a record of {length}, flags {flags}")
         self.head += size
         self.sequence += 1
+        self.announced = flags >> ATTACHED
         return payload
+
+    def _collect(self):
+        """The attachments of the last record. Before its head is shown: the publisher then counts them as read."""
+        self.bell.hear()
+        parcels = self.bell.parcels
+        self.attached = parcels.take(self.announced, self.sequence) if parcels and self.announced else []
 
     def _look(self):
         """The tail, once it is believed; and where reading ends, or None."""
@@ -165,6 +177,7 @@ class Subscription:
             while self.head < tail:
                 message = self._record(tail)
                 if message is not None:
+                    self._collect()
                     self._say_head()
                     return message, False
             self._say_head()
@@ -189,6 +202,7 @@ class Subscription:
             raise
         if found is not None:
             self.lost += self.sequence - before - 1
+            self._collect()
         self._say_head()
         return found
 
@@ -258,6 +272,10 @@ class Reader:
         self.delivery = theirs.delivery
         position, sequence = publisher.start(theirs.start)
         self.head = position
+        # Of each message with attachments behind its head: its end, and the number and the bytes of them.
+        self.unread = []
+        # Its line has the parcel of a message that is not published.
+        self.unpublished = False
         self.control, raw = memory.make(0)
         try:
             offer = Offer(theirs.nonce, publisher.ring.size, publisher.capacity, position=position, sequence=sequence,
@@ -286,6 +304,24 @@ class Reader:
             raise Violation(f"head {head} after {self.head}, tail {tail}")
         self.head = head
         return head
+
+    def accepts(self, words):
+        return all(self.theirs.features & kind for kind in attachments.kinds(words))
+
+    def fits(self, words, tail):
+        """Whether it holds so few unread attachments that it accepts these, too."""
+        return attachments.fits(self.unread, attachments.load_of(words), self.theirs, self.look(tail))
+
+    def post(self, attached, number):
+        """Puts a parcel on its line, or withdraws one; says whether there was room. There is for a withdrawal."""
+        parcel = attachments.pack([word for word, _ in attached], number)
+        try:
+            attachments.post(self.bell.sock, parcel, [fd for _, fd in attached])
+        except BlockingIOError:
+            if self.delivery == RELIABLE or not attached:
+                raise
+            return False
+        return True
 
     def wake(self):
         self.bell.ring_if_parked(self.peer.load(parked_word(self.slot)), READER_PARKED)
@@ -344,7 +380,31 @@ class Publisher:
         self.readers[reader.slot] = reader
         return reader
 
-    def send(self, message, stall=60.0):
+    def pass_on(self, attached, stall=60.0):
+        """
+        Puts attachments of the next message on the lines of those that accept them; returns those readers. Another call before that
+        message is published replaces them, or withdraws them.
+        """
+        words = [word for word, _ in attached]
+        self._wait(lambda reader: reader.accepts(words) and not reader.fits(words, self.tail), stall)
+        passed = []
+        for reader in self.readers.values():
+            if attached and reader.accepts(words) and reader.fits(words, self.tail) and reader.post(attached, self.sequence + 1):
+                reader.unpublished = True
+                passed.append(reader)
+            elif reader.unpublished and reader.post([], self.sequence + 1):
+                reader.unpublished = False
+        return passed
+
+    def send(self, message, attached=(), stall=60.0):
+        passed = self.pass_on(attached, stall)
+        self.put(WHOLE | len(attached) << ATTACHED, message, stall)
+        for reader in passed:
+            reader.unpublished = False
+            reader.unread.append((self.tail, attachments.load_of([word for word, _ in attached])))
+
+    def put(self, flags, message, stall=60.0):
+        """One record, as soon as there is room."""
         size, gap = record_size(self.tail, len(message), 0)
         rest = self.capacity - self.tail % self.capacity
         padding = rest if size > rest + 64 else 0
@@ -358,7 +418,7 @@ class Publisher:
             self.ring.store(slot, begin)
             self.marks.append((begin, self.sequence))
         at = RING + begin % self.capacity
-        self.ring.store(at, WHOLE << 32 | len(message))
+        self.ring.store(at, flags << 32 | len(message))
         self.ring.bytes[at + 8:at + 8 + len(message)] = message
         self.tail = begin + size
         self.sequence += 1
@@ -372,13 +432,18 @@ class Publisher:
         """Moves the floor to the first mark that is not before this position, once no reliable reader is in the way."""
         if floor <= self.floor:
             return
+        self._wait(lambda reader: reader.look(self.tail) < floor, stall)
+        goal = next(mark[0] for mark in self.marks if mark[0] >= floor)
+        heads = [reader.look(self.tail) for reader in self.readers.values() if reader.delivery == RELIABLE]
+        # It lies at the beginning of a record, and not after a head: a mark, or a head itself.
+        self.floor = max(floor if floor == goal else 0, min([goal, *heads]))
+        self.ring.store(FLOOR, self.floor)
+        memory.fence()
+
+    def _wait(self, is_in_the_way, stall):
+        """Until no reliable reader is in the way. Those that stay there for so long are evicted."""
         deadline = time.monotonic() + stall
-        while True:
-            goal = next(mark[0] for mark in self.marks if mark[0] >= floor)
-            slow = [reader for reader in self.readers.values()
-                    if reader.delivery == RELIABLE and reader.look(self.tail) < floor]
-            if not slow:
-                break
+        while slow := [reader for reader in self.readers.values() if reader.delivery == RELIABLE and is_in_the_way(reader)]:
             if time.monotonic() >= deadline:
                 for reader in slow:
                     self.evict(reader)
@@ -386,15 +451,10 @@ class Publisher:
             self.parked += 1
             self.ring.store(WRITER_PARKED, self.parked)
             memory.fence()
-            if all(reader.look(self.tail) < floor for reader in slow):
+            if all(is_in_the_way(reader) for reader in slow):
                 slow[0].bell.wait(min(1.0, max(0.0, deadline - time.monotonic())))
             self.parked += 1
             self.ring.store(WRITER_PARKED, self.parked)
-        heads = [reader.look(self.tail) for reader in self.readers.values() if reader.delivery == RELIABLE]
-        # It lies at the beginning of a record, and not after a head: a mark, or a head itself.
-        self.floor = max(floor if floor == goal else 0, min([goal, *heads]))
-        self.ring.store(FLOOR, self.floor)
-        memory.fence()
 
     def evict(self, reader):
         reader.finish(6, self.tail)

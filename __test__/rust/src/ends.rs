@@ -2,7 +2,8 @@
 //! how a channel ended.
 
 use std::{
-    io::{self, BufRead as _},
+    fs::File,
+    io::{self, BufRead as _, Write as _},
     os::fd::AsFd as _,
     thread,
     time::Duration,
@@ -25,9 +26,13 @@ pub(crate) fn attend(address: &Address, options: &Options) -> Outcome {
     each_agent(address, options, crate::calls::attend)
 }
 
-/// Echoes the messages of each client with their attachments: a copy of each sealed buffer, and each descriptor. `accepted`: whether
-/// sealed buffers are accepted (0 or 1), whether descriptors are, how many, and how many bytes.
+/// Echoes the messages of each client with their attachments: a copy of each sealed buffer, and each descriptor.
 pub(crate) fn attach(address: &Address, options: &Options, accepted: &[usize]) -> Outcome {
+    each_agent(address, &accepting(options, accepted)?, echo)
+}
+
+/// `accepted`: whether sealed buffers are accepted (0 or 1), whether descriptors are, how many, and how many bytes.
+fn accepting(options: &Options, accepted: &[usize]) -> Outcome<Options> {
     let [sealed, descriptors, count, bytes] = *accepted else {
         return Err("SEALED,DESCRIPTORS,COUNT,BYTES".into());
     };
@@ -36,7 +41,7 @@ pub(crate) fn attach(address: &Address, options: &Options, accepted: &[usize]) -
         .descriptors(descriptors != 0)
         .max_count(count.try_into()?)
         .max_bytes(bytes.try_into()?);
-    each_agent(address, &options.clone().attachments(accepted), echo)
+    Ok(options.clone().attachments(accepted))
 }
 
 /// Reads the messages of each client to the end, and prints the number of tokens up to then.
@@ -74,8 +79,8 @@ pub(crate) fn visit(address: &Address, options: &Options) -> Outcome {
     Ok(())
 }
 
-/// Publishes to each subscriber, until it is stopped.
-pub(crate) fn broadcast(address: &Address, options: &Options, sizes: &[usize]) -> Outcome {
+/// Publishes to each subscriber, until it is stopped: messages with no attachment, with an open file, or with that and a sealed buffer.
+pub(crate) fn broadcast(address: &Address, executable: &str, options: &Options, sizes: &[usize]) -> Outcome {
     let options = options.clone().stall(Duration::from_secs(2));
     let mut publisher = publish(address, &options)?;
     say("bound");
@@ -84,7 +89,10 @@ pub(crate) fn broadcast(address: &Address, options: &Options, sizes: &[usize]) -
             PublisherEvent::Subscriber(subscriber) => {
                 say("in");
                 for (number, &size) in sizes.iter().enumerate() {
-                    publisher.send(&crate::pattern(number, size))?;
+                    let file = File::open(executable)?;
+                    let buffer = SealedBuffer::from_bytes(&crate::pattern(number, 5000))?;
+                    let attached = [file.as_fd().into(), (&buffer).into()];
+                    publisher.send_with(&crate::pattern(number, size), &attached[..number % 3])?;
                 }
                 subscriber.disconnect();
             }
@@ -95,8 +103,12 @@ pub(crate) fn broadcast(address: &Address, options: &Options, sizes: &[usize]) -
     }
 }
 
-/// Subscribes once for each line of its input, which has the delivery and the start.
-pub(crate) fn follow(address: &Address, options: &Options) -> Outcome {
+/// Subscribes once for each line of its input, which has the delivery. `accepted`: as in [`accepting`], if any.
+pub(crate) fn follow(address: &Address, options: &Options, accepted: &[usize]) -> Outcome {
+    let options = match accepted {
+        [] => options.clone(),
+        accepted => accepting(options, accepted)?,
+    };
     say("bound");
     for line in io::stdin().lock().lines() {
         let line = line?;
@@ -166,15 +178,31 @@ fn call(channel: Channel) -> ringfence::Result<String> {
     })
 }
 
+/// Counts messages and attachments. Writes each message with the bytes of its sealed buffers to each of its descriptors.
 fn read(address: &Address, options: &Options) -> ringfence::Result<String> {
     let mut subscription = subscribe(address, options)?;
-    let mut room = vec![0; usize::try_from(subscription.max_message_size()).expect("64 bits")];
-    let mut count = 0;
-    while subscription.receive(&mut room)?.is_some() {
+    let (mut count, mut attached) = (0, 0);
+    while let Some(mut bytes) = subscription.receive_vec()? {
         count += 1;
+        let mut files = Vec::new();
+        for attachment in subscription.attachments() {
+            attached += 1;
+            match attachment {
+                Attachment::Sealed(buffer) => bytes.extend_from_slice(&buffer),
+                Attachment::Descriptor(descriptor) => files.push(File::from(descriptor)),
+                other => unreachable!("{other:?}"),
+            }
+        }
+        for mut file in files {
+            // A hostile publisher may pass anything.
+            let _ = file.write_all(&bytes);
+        }
     }
     let reason = ended(subscription.close_reason());
-    Ok(format!("{count} read, {} lost, {reason}", subscription.lost()))
+    let lost = subscription.lost();
+    Ok(format!(
+        "{count} read, {lost} lost, {attached} attached, {reason}"
+    ))
 }
 
 fn ended(reason: Option<impl ToString>) -> String {

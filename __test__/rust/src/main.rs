@@ -71,8 +71,8 @@ fn run() -> Outcome {
         "attach" => return ends::attach(&address.parse()?, &options, &sizes),
         "hear" => return ends::hear(&address.parse()?, &options),
         "visit" => return ends::visit(&address.parse()?, &options),
-        "broadcast" => return ends::broadcast(&address.parse()?, &options, &sizes),
-        "follow" => return ends::follow(&address.parse()?, &options),
+        "broadcast" => return ends::broadcast(&address.parse()?, executable, &options, &sizes),
+        "follow" => return ends::follow(&address.parse()?, &options, &sizes),
         _ => {}
     }
     let options = if deed == "shm" {
