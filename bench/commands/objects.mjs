@@ -13,6 +13,7 @@ const SIZES = {
   rpc: [1, 100],
   'rpc-stalled': [4000],
   pass: [2 ** 16, 2 ** 20, 2 ** 24, 2 ** 30],
+  share: [2 ** 28],
   single: [64],
 }
 

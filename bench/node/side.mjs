@@ -64,11 +64,16 @@ async function receiveAll(contender, count) {
   return { sum: total }
 }
 
-/** Takes one buffer, and reads all of it. */
+/** Takes one buffer, whole or in parts, and reads all of it. */
 async function take(contender) {
-  const bytes = await contender.take()
-  const taken = now()
-  return { taken, sum: new Reader().sum(bytes, 0, bytes.length) }
+  const reader = new Reader()
+  let taken
+  let sum = 0
+  for await (const bytes of contender.parts?.() ?? [contender.take()]) {
+    taken ??= now()
+    sum = add(sum, reader.sum(bytes, 0, bytes.length))
+  }
+  return { taken, sum }
 }
 
 /** Side B: does what A orders. */
@@ -97,6 +102,27 @@ async function serve(setup, line) {
   await contender.close()
 }
 
+function startThread(job) {
+  const control = new MessageChannel()
+  const data = new MessageChannel()
+  new Worker(here, {
+    workerData: { job, control: control.port2, data: data.port2 },
+    transferList: [control.port2, data.port2],
+  })
+  return { line: lineOfPort(control.port1), port: data.port1 }
+}
+
+function startChild(job, contender) {
+  const child = startPeer(job, contender)
+  child.on('exit', (code) => {
+    if (code !== 0) {
+      console.error(`the other side ended with ${code}`)
+      process.exit(1)
+    }
+  })
+  return { line: lineOfStreams(child.stdin, child.stdout), child }
+}
+
 async function main(side, job) {
   const contender = contenders.find(({ id }) => id === job.contender)
   const setup = { side, job, contender }
@@ -106,36 +132,25 @@ async function main(side, job) {
     process.exit(0)
   }
 
-  let line
-  if (contender.threads) {
-    if (job.pinned) pinThread(job.cpus[0])
-    const control = new MessageChannel()
-    const data = new MessageChannel()
-    new Worker(here, {
-      workerData: { job, control: control.port2, data: data.port2 },
-      transferList: [control.port2, data.port2],
-    })
-    line = lineOfPort(control.port1)
-    setup.port = data.port1
-  } else {
-    const child = startPeer(job, contender)
-    child.on('exit', (code) => {
-      if (code !== 0) {
-        console.error(`the other side ended with ${code}`)
-        process.exit(1)
-      }
-    })
-    line = lineOfStreams(child.stdin, child.stdout)
-    setup.child = child
-  }
-  const opened = await contender.open({ ...setup, line })
-  const hello = await line.receive()
-  const outcome = await measured(opened, line, job, contender, hello)
+  if (contender.threads && job.pinned) pinThread(job.cpus[0])
+  const peers = Array.from({ length: job.readers }, () =>
+    contender.threads ? startThread(job) : startChild(job, contender),
+  )
+  const [{ line, child, port }] = peers
+  const lines = peers.map((peer) => peer.line)
+  const all = { children: peers.map((peer) => peer.child), ports: peers.map((peer) => peer.port) }
+  const opened = await contender.open({ ...setup, ...all, line, child, port })
+  const [hello] = await Promise.all(lines.map((each) => each.receive()))
+  const outcome = await (job.measure === 'pass' || job.measure === 'share'
+    ? passing(opened, lines, job, contender)
+    : measured(opened, line, job, contender, hello))
   console.log(JSON.stringify(outcome))
-  line.send({ quit: true })
+  for (const each of lines) each.send({ quit: true })
   await Promise.race([
     pause(500),
-    contender.threads ? pause(100) : new Promise((resolve) => setup.child.on('exit', resolve)),
+    contender.threads
+      ? pause(100)
+      : Promise.all(all.children.map((each) => new Promise((resolve) => each.on('exit', resolve)))),
   ])
   await Promise.race([pause(200), opened.close()])
   process.exit(0)
@@ -144,7 +159,6 @@ async function main(side, job) {
 function measured(opened, line, job, contender, hello) {
   if (job.measure === 'paced') return paced(opened, line, job)
   if (job.measure.startsWith('rtt')) return roundTrip(opened, line, job, contender, hello)
-  if (job.measure === 'pass') return passing(opened, line, job, contender)
   return job.measure === 'rpc-stalled' ? stalled(opened, job) : oneWay(opened, line, job, contender)
 }
 
@@ -189,30 +203,37 @@ async function stalled(contender, job) {
   return outcomeOf(job, job.size, { seconds: (now() - started) / 1e9 }, { held_bytes })
 }
 
-/** Passes buffers one at a time: the medians of how long one is written, passed and read. The first one touches new memory. */
-async function passing(contender, line, job, { threads }) {
+/**
+ * Passes buffers one at a time, each to all readers: the medians of how long one is written, passed and read, up to the last reader. The
+ * first one touches new memory.
+ */
+async function passing(contender, lines, job, { threads }) {
+  const fromAll = () => Promise.all(lines.map((line) => line.receive()))
   const steps = { write_ns: [], pass_ns: [], read_ns: [], all_ns: [] }
   const spent = { seconds: 0, cpu: 0, preempted: 0 }
   for (let n = 0; n < 3 || spent.seconds < job.seconds; n++) {
     // Memory of earlier ones is released outside of the measurement.
     collect()
-    line.send({ take: true })
-    await line.receive()
+    for (const line of lines) line.send({ take: true })
+    await fromAll()
     const before = usage()
     const started = now()
     let written = 0
     await contender.pass(n, () => (written = now()))
-    const report = await line.receive()
-    if (report.sum !== messageSum(job.size, n)) throw new Error(`what arrived is not what was sent: sum ${report.sum}`)
+    const reports = await fromAll()
+    for (const { sum } of reports)
+      if (sum !== messageSum(job.size, n)) throw new Error(`what arrived is not what was sent: sum ${sum}`)
     if (n === 0) continue
-    const mine = together(since(before), report, { threads })
-    spent.seconds += (report.finished - started) / 1e9
-    spent.cpu += mine.cpu
-    spent.preempted += mine.preempted
+    const used = reports.reduce((mine, report) => together(mine, report, { threads }), since(before))
+    const taken = Math.max(...reports.map((report) => report.taken))
+    const finished = Math.max(...reports.map((report) => report.finished))
+    spent.seconds += (finished - started) / 1e9
+    spent.cpu += used.cpu
+    spent.preempted += used.preempted
     steps.write_ns.push(written - started)
-    steps.pass_ns.push(report.taken - written)
-    steps.read_ns.push(report.finished - report.taken)
-    steps.all_ns.push(report.finished - started)
+    steps.pass_ns.push(taken - written)
+    steps.read_ns.push(finished - taken)
+    steps.all_ns.push(finished - started)
   }
   const medians = Object.entries(steps).map(([name, values]) => [name, median(values)])
   return outcomeOf(job, steps.all_ns.length, spent, Object.fromEntries(medians))
@@ -312,5 +333,5 @@ else {
   const { job, control, data } = workerData
   if (job.pinned) pinThread(job.cpus[1])
   const contender = contenders.find(({ id }) => id === job.contender)
-  serve({ side: 'b', job, contender, port: data }, lineOfPort(control)).then(() => control.close(), fail)
+  serve({ side: 'b', job, contender, port: data, ports: [data] }, lineOfPort(control)).then(() => control.close(), fail)
 }

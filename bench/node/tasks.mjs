@@ -7,6 +7,8 @@ import { task } from '../commands/experiment.mjs'
 
 const pinned = spawnSync('taskset', ['--version']).error === undefined
 const fileOf = (name) => fileURLToPath(new URL(name, import.meta.url))
+/** The number of readers of a buffer that is shared. */
+const READERS = 4
 const describe = ({ id, version, note }) => ({ id, version, note })
 
 /** The command of a process of this half, with a job that all its processes know. */
@@ -26,7 +28,11 @@ const starting = (
 export function nodeTask({ id, threads, runtime, unavailable, takes }, measure, size, job) {
   const alone = threads && measure === 'paced' ? 'two threads, whose CPU time is one' : undefined
   const skipped = alone ?? unavailable ?? takes(measure, size) ?? undefined
-  return task({ contender: id, measure, size }, starting('side.mjs', 'a', job, { threads, runtime, skipped }))
+  const readers = measure === 'share' ? READERS : 1
+  return task(
+    { contender: id, measure, size },
+    starting('side.mjs', 'a', { ...job, readers }, { threads, runtime, skipped }),
+  )
 }
 
 /** Cells between two sides. `cells`: `[measure, sizes]` each; a contender runs the measures that it knows. */

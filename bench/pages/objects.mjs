@@ -9,6 +9,7 @@ const NAMES = {
   rpc: 'calls',
   'rpc-stalled': 'calls that wait',
   pass: 'large buffers',
+  share: 'one buffer for four readers',
   single: 'single messages',
 }
 const atATime = (count) => (count === 1 ? 'one at a time' : `${count} at a time`)
@@ -50,6 +51,18 @@ function passed(half, placement) {
     .join('\n\n')
 }
 
+function shared(half, placement) {
+  const cells = half.cells.filter(({ measure }) => measure === 'share')
+  const show = (figure) => (found) => spread(found[figure], duration)
+  const columns = [
+    ['written', show('write_ns')],
+    ['from then until all have read', (found) => duration(found.pass_ns.median + found.read_ns.median)],
+    ['all of it', show('all_ns')],
+    ['CPU, all processes', show('cpu_ns_per_message')],
+  ]
+  return listing(cells, ['', ({ contender }) => contender], columns, placement)
+}
+
 export function page(results) {
   const section = (half, placement) => [
     ...block(
@@ -74,6 +87,12 @@ what the caller's process (of the \`MessagePort\`: both threads) then holds more
       `One at a time, in new memory. _Written_: made, and every byte filled. _Passed_: from then until the other side has bytes to read, in the case
 of a file or a ring with the copies that this takes. _Read_: every byte, by the other side.`,
       passed(half, placement),
+    ),
+    ...block(
+      '## One buffer for four readers',
+      `A publisher makes and fills 256 MiB, and four subscribers (\`clone\`: threads) read every byte, all four on one core. \`ring\` passes it in
+messages of 1 MiB, which are read as they arrive.`,
+      shared(half, placement),
     ),
     ...block(
       '## Single messages',

@@ -42,6 +42,6 @@ export const contenders = [
   ...of(objects, ['objects']),
   ...of(calls, ['rpc']),
   ...of(rpc, ['rpc', 'rpc-stalled']),
-  ...of(pass, ['pass']),
+  ...pass,
 ]
 plain.measures = [...PEERS, 'single']

@@ -1,4 +1,4 @@
-// Large buffers, one at a time: made anew and filled by one side, and read by the other.
+// Large buffers, one at a time: made anew and filled by one side, and read by the other, or by each of several.
 
 import fs from 'node:fs'
 import process from 'node:process'
@@ -13,12 +13,19 @@ function fillAll({ buffer, byteOffset, byteLength }, n) {
   fill(new Float64Array(buffer, byteOffset, byteLength / 8), 0, byteLength / 8, n)
 }
 
-const joined = ({ job }) =>
-  ringfence.join(`@${job.tag}`, {
-    capacity: job.capacity,
-    maxMessageSize: Math.max(job.size, 65_536),
-    attachments: { sealed: true, maxBytes: job.size },
-  })
+/** Bytes of a message, where a publisher's ring takes a buffer in parts. */
+const PART = 1 << 20
+
+async function joined({ side, job }) {
+  const address = `@${job.tag}`
+  const capacity = Math.max(job.capacity, job.readers > 1 ? 16 * PART : 0)
+  const maxMessageSize = Math.max(job.readers > 1 ? PART : job.size, 65_536)
+  const attachments = { sealed: true, maxBytes: job.size }
+  if (job.readers === 1) return ringfence.join(address, { capacity, maxMessageSize, attachments })
+  return side === 'a'
+    ? ringfence.publish(address, { capacity, maxMessageSize })
+    : ringfence.subscribe(address, { maxMessageSize, attachments, wait: true })
+}
 
 async function sealed(setup) {
   const channel = await joined(setup)
@@ -41,38 +48,43 @@ async function sealed(setup) {
 
 async function copied(setup) {
   const channel = await joined(setup)
+  const { size, readers } = setup.job
+  const part = readers > 1 ? PART : size
   return {
     async pass(n, filled) {
-      const bytes = Buffer.allocUnsafeSlow(setup.job.size)
+      const bytes = Buffer.allocUnsafeSlow(size)
       fillAll(bytes, n)
       filled()
-      await channel.send(bytes)
+      for (let at = 0; at < size; at += part) await channel.send(bytes.subarray(at, at + part))
     },
-    take: () => channel.receive(),
+    async *parts() {
+      for (let at = 0; at < size; at += part) yield await channel.receive()
+    },
     close: () => channel.close(),
   }
 }
 
-async function transferred({ job, port }) {
-  const inbox = new Inbox()
-  port.on('message', inbox.put)
-  return {
-    async pass(n, filled) {
-      const bytes = new Uint8Array(job.size)
-      fillAll(bytes, n)
-      filled()
-      port.postMessage(bytes, [bytes.buffer])
-    },
-    take: () => inbox.take(),
-    close: () => port.close(),
+const posted =
+  (transfers) =>
+  async ({ job, ports }) => {
+    const inbox = new Inbox()
+    for (const port of ports) port.on('message', inbox.put)
+    return {
+      async pass(n, filled) {
+        const bytes = new Uint8Array(job.size)
+        fillAll(bytes, n)
+        filled()
+        for (const port of ports) port.postMessage(bytes, transfers ? [bytes.buffer] : [])
+      },
+      take: () => inbox.take(),
+      close: () => ports.forEach((port) => port.close()),
+    }
   }
-}
 
 /** Its writer trusts its reader not to change it, and its reader the writer. */
-async function filed({ side, job, child }) {
+async function filed({ side, job, children }) {
   const inbox = new Inbox()
-  const end = side === 'a' ? child : process
-  end.on('message', inbox.put)
+  if (side === 'b') process.on('message', inbox.put)
   return {
     async pass(n, filled) {
       const bytes = Buffer.allocUnsafeSlow(job.size)
@@ -80,7 +92,12 @@ async function filed({ side, job, child }) {
       filled()
       const where = `/dev/shm/${job.tag}.${n}`
       fs.writeFileSync(where, bytes)
-      end.send(where)
+      for (const [at, child] of children.entries()) {
+        // Each reader removes its own name.
+        fs.linkSync(where, `${where}.${at}`)
+        child.send(`${where}.${at}`)
+      }
+      fs.rmSync(where)
     },
     async take() {
       const where = await inbox.take()
@@ -92,14 +109,36 @@ async function filed({ side, job, child }) {
   }
 }
 
-const contender = (id, version, note, open, more) => ({ id, version, note, takes: () => null, open, ...more })
+const MEASURES = ['pass', 'share']
+const contender = (id, version, note, open, more) => ({
+  id,
+  version,
+  note,
+  takes: () => null,
+  open,
+  measures: MEASURES,
+  ...more,
+})
 const unavailable = ringfence.why
 
 export const pass = [
   contender('sealed', 'this tree', 'a SealedBuffer, attached to a message', sealed, { unavailable }),
-  contender('ring', 'this tree', 'a message: copied into the ring and out of it', copied, { unavailable }),
-  contender('transfer', 'node:worker_threads', 'MessagePort, two threads of one process', transferred, {
+  contender(
+    'ring',
+    'this tree',
+    'a message: copied into the ring and out of it; to several, in messages of 1 MiB',
+    copied,
+    {
+      unavailable,
+    },
+  ),
+  contender('transfer', 'node:worker_threads', 'MessagePort, two threads of one process', posted(true), {
     threads: true,
+    measures: ['pass'],
+  }),
+  contender('clone', 'node:worker_threads', 'MessagePort, cloned for each of several threads', posted(false), {
+    threads: true,
+    measures: ['share'],
   }),
   contender('file', 'node:fs', 'a file in /dev/shm, whose name goes over the channel of fork()', filed, {
     ipc: 'json',
