@@ -332,6 +332,23 @@ test.serial('messages of a peer that is gone keep their attachments, and a close
   }
 })
 
+for (const how of ['close', 'destroy'] as const)
+  test.serial(`${how} after a peer is lost drops messages that were read on to its calls`, async (t) => {
+    const { channel, partner } = await pair(t, { options: both })
+    const served = t.throwsAsync(
+      channel.serve(() => ''),
+      { code: 'ERR_RINGFENCE_PEER_LOST' },
+    )
+    await sendsBuffers(partner, 3)
+    await partner.kill()
+    await served
+    await channel.closed
+    t.is(held().length, 3)
+    await channel[how]()
+    await until(() => held().length === 0, 'nothing is left')
+    await t.throwsAsync(channel.receive(), { code: 'ERR_RINGFENCE_CLOSED' })
+  })
+
 test.serial('a killed peer leaves no descriptor of a sender', async (t) => {
   const { channel, partner } = await pair(t, { there: { attachments: { sealed: true, maxCount: 2 } } })
   const buffer = SealedBuffer.from(pattern(1, 5))

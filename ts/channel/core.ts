@@ -250,7 +250,7 @@ export class ChannelCore implements SourceCore {
 
   /** Drops the messages that the peer left: this side will not read them. */
   #dropLeft(): void {
-    if (this.buffer.outlives) this.buffer.close(closedHere)
+    this.buffer.dropLeft(closedHere)
   }
 
   /** Flushes, and prepares for a close by the binding from another thread. `finish` marks the channel closed. */

@@ -527,6 +527,11 @@ export class ReceiveBuffer {
     this.#fetched.over = why
   }
 
+  /** This side has closed a channel that the peer had ended: what the peer left is dropped, in its ring or fetched already. */
+  dropLeft(why: () => RingfenceError): void {
+    if (this.outlives || this.#fetched.hasUnread) this.close(why)
+  }
+
   /** A local error has ended the channel: unread messages are dropped, and pending and later calls fail with the reason. */
   fail(why: () => RingfenceError): void {
     this.#drop(why)

@@ -86,7 +86,7 @@ class SubscriptionCore implements SourceCore {
     // A reader may have found a lost publisher, and not the event loop.
     if (this.#closed === null && this.native.isLost() !== 0) this.hear()
     if (this.#closed !== null) {
-      if (this.buffer.outlives) this.buffer.close(closedHere)
+      this.buffer.dropLeft(closedHere)
       return
     }
     const closed = destroyedBy(error)
