@@ -46,13 +46,9 @@ pub(crate) fn options() -> Options {
         .handshake_timeout(timeout())
 }
 
-pub(crate) fn accepting() -> Options {
-    options().attachments(accepted())
-}
-
 /// Two messages with attachments are more than a side accepts at once.
-fn accepted() -> Attachments {
-    Attachments::none().sealed(true).descriptors(true).max_count(3)
+pub(crate) fn accepting() -> Options {
+    options().attachments(Attachments::none().sealed(true).descriptors(true).max_count(3))
 }
 
 /// Plays a role to its end. The calls that it makes while they are armed may fail.
@@ -306,7 +302,6 @@ pub(crate) fn subscribing() -> Options {
     Options::new()
         .max_message_size(512)
         .from(StartFrom::Now)
-        .attachments(accepted())
         .handshake_timeout(timeout())
 }
 
