@@ -1,3 +1,4 @@
+import { on } from 'node:events'
 import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
 
@@ -94,6 +95,27 @@ test.serial('a terminated worker frees the address, and its peer notices', async
   await worker.terminate()
   t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'lost')
   await until(() => !isBound(address), 'the address is free')
+})
+
+test.serial('a worker that is terminated while `authorize` decides refuses nobody: PEER_LOST', async (t) => {
+  const partner = await Partner.start(t)
+  // Which came first, the end of the callback or that of the listener, differed from run to run.
+  for (let round = 0; round < 10; round += 1) {
+    const address = abstractAddress()
+    const { worker } = work(t, { address, deed: 'deciding', threads: false })
+    const said = on(worker, 'message')
+    const hears = async (what: string) => {
+      for (;;) if ((await said.next()).value[0] === what) return
+    }
+    await hears('listening')
+    const outcome = partner.run(
+      (kit, where: string) => kit.ringfence.connect(where).then(String, (error: { code: string }) => error.code),
+      address,
+    )
+    await hears('asked')
+    await worker.terminate()
+    t.is(await outcome, 'ERR_RINGFENCE_PEER_LOST')
+  }
 })
 
 const deeds: Deed[] = ['joining', 'waiting', 'sending', 'draining', 'reserving', 'echoing', 'closing', 'signalling']

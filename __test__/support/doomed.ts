@@ -18,6 +18,7 @@ export type Deed =
   | 'serving'
   | 'signalling'
   | 'staying'
+  | 'deciding'
 
 export interface Orders {
   address: string
@@ -40,6 +41,14 @@ if (deed === 'serving') {
     })().catch(() => {})
   }
 }
+if (deed === 'deciding') {
+  const authorize = () => {
+    say('asked')
+    return new Promise<boolean>(() => {})
+  }
+  await listen(address, { policy: { authorize } })
+  say('listening')
+}
 if (deed === 'staying') {
   const membership = await member(address, { capacity: 16_384, wait: true })
   say('joined')
@@ -47,6 +56,8 @@ if (deed === 'staying') {
     for await (const message of partner) await partner.send(message).catch(() => {})
   }
 }
+// It decides until it is terminated.
+if (deed === 'deciding') await new Promise(() => {})
 const channel = await join(address, { capacity: 16_384 })
 say('joined')
 switch (deed) {

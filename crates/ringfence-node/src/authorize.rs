@@ -69,12 +69,9 @@ impl Authorize {
     /// `env` is the environment that runs now, on this thread. `callback` is a live function of it and must
     /// not throw.
     pub(crate) unsafe fn new(env: sys::napi_env, callback: sys::napi_value) -> napi::Result<Self> {
-        let questions = Arc::<Questions>::default();
-        // What is open once the function is gone is not answered.
-        let open = Arc::clone(&questions);
-        let gone = move || open.open().clear();
         // SAFETY: passed on from the caller.
-        let asks = unsafe { Notifier::new(env, callback, "ringfence-authorize", question, gone) }?;
+        let asks = unsafe { Notifier::new(env, callback, "ringfence-authorize", question) }?;
+        let questions = Arc::default();
         Ok(Self { asks, questions })
     }
 
@@ -89,13 +86,9 @@ impl Authorize {
 
     fn ask(&self, identity: &ringfence::Identity, decision: Decision) {
         let id = self.questions.add(decision);
-        if !self.asks.send((id, Identity::from(identity))) {
-            self.questions.answer(
-                id,
-                0,
-                "the JavaScript environment of the callback is ending".into(),
-            );
-        }
+        // If the JavaScript environment is ending, the question stays open: an answer would refuse a peer that
+        // has done nothing wrong. The handshake ends when the environment closes what it has opened.
+        self.asks.send((id, Identity::from(identity)));
     }
 }
 

@@ -209,7 +209,7 @@ const MOST_PENDING: usize = 1024;
 unsafe fn refusals(env: sys::napi_env, callback: sys::napi_value) -> napi::Result<Notifier<Failure>> {
     let convert = |env, failure| Ok(vec![argument(env, failure)?]);
     // SAFETY: passed on from the caller.
-    unsafe { Notifier::new(env, callback, "ringfence-refused", convert, || {}) }
+    unsafe { Notifier::new(env, callback, "ringfence-refused", convert) }
 }
 
 /// Name of the thread, the blocking call, and the conversion of its result to a JavaScript object.

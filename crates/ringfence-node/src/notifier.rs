@@ -27,12 +27,9 @@ struct Context<T> {
     threadsafe: Arc<Threadsafe>,
     pending: Arc<AtomicUsize>,
     convert: Convert<T>,
-    gone: Box<dyn FnOnce()>,
 }
 
 impl<T: Send + 'static> Notifier<T> {
-    /// `gone` runs after the last delivery: once the notifier was dropped, or when the environment ends.
-    ///
     /// # Safety
     /// `env` is the environment that runs now, on this thread; `callback` a live function of it.
     pub(crate) unsafe fn new(
@@ -40,7 +37,6 @@ impl<T: Send + 'static> Notifier<T> {
         callback: sys::napi_value,
         name: &str,
         convert: Convert<T>,
-        gone: impl FnOnce() + 'static,
     ) -> napi::Result<Self> {
         let notifier = Self {
             threadsafe: Arc::default(),
@@ -51,7 +47,6 @@ impl<T: Send + 'static> Notifier<T> {
             threadsafe: Arc::clone(&notifier.threadsafe),
             pending: Arc::clone(&notifier.pending),
             convert,
-            gone: Box::new(gone),
         }));
         // SAFETY: the caller guarantees env and callback. `forget` frees the context, which has the type it expects.
         let function =
@@ -98,7 +93,6 @@ unsafe extern "C" fn forget<T>(_env: sys::napi_env, data: *mut c_void, _hint: *m
     // SAFETY: the box of `new`; the engine calls this once.
     let context = *unsafe { Box::from_raw(data.cast::<Context<T>>()) };
     context.threadsafe.forget();
-    (context.gone)();
 }
 
 unsafe extern "C" fn deliver<T>(
