@@ -347,44 +347,35 @@ pub(super) fn unsound(stage: &Stage) -> Result<Report, RowError> {
     })
 }
 
+/// The attachments that a receiver of sealed buffers must refuse, with the error of each.
+pub(super) const UNSOUND_ATTACHMENTS: [(&str, &str); 11] = [
+    ("writable", "OBJECT_UNSOUND"),
+    ("mapped", "OBJECT_UNSOUND"),
+    ("shrinks", "OBJECT_UNSOUND"),
+    ("unsealed", "OBJECT_UNSOUND"),
+    ("hole", "OBJECT_UNSOUND"),
+    ("longer", "OBJECT_UNSOUND"),
+    ("too-large", "RING_CORRUPT"),
+    ("too-many", "RING_CORRUPT"),
+    ("withheld", "RING_CORRUPT"),
+    ("more", "RING_CORRUPT"),
+    ("descriptor", "RING_CORRUPT"),
+];
+
 /// Row 64: the peer attaches memory that it can still change, more than the receiver accepts, or a descriptor that is no memory.
 ///
 /// Defence: the receiver reads what the peer states before it receives descriptors, and asks the kernel for the seals, the size
 /// and the memory of each buffer. Each violation ends the channel, and its descriptors are closed.
 pub(super) fn attachments(stage: &Stage) -> Result<Report, RowError> {
-    const KINDS: [(&str, &str); 11] = [
-        ("writable", "OBJECT_UNSOUND"),
-        ("mapped", "OBJECT_UNSOUND"),
-        ("shrinks", "OBJECT_UNSOUND"),
-        ("unsealed", "OBJECT_UNSOUND"),
-        ("hole", "OBJECT_UNSOUND"),
-        ("longer", "OBJECT_UNSOUND"),
-        ("too-large", "RING_CORRUPT"),
-        ("too-many", "RING_CORRUPT"),
-        ("absent", "RING_CORRUPT"),
-        ("more", "RING_CORRUPT"),
-        ("descriptor", "RING_CORRUPT"),
-    ];
     let plain = unsound_for_plain(stage)?;
-    for (kind, code) in KINDS {
+    let kinds = UNSOUND_ATTACHMENTS
+        .into_iter()
+        .chain([("absent", "RING_CORRUPT")]);
+    for (kind, code) in kinds {
         let address = stage.address(&format!("ringfence-{kind}"));
         let (mut host, mut guest) = hostile_channel(stage, &address, "attachments=4", "")?;
-        let before: usize = host.ask("descriptors")?.parse().unwrap_or(0);
-        must(&mut guest, &format!("attach {kind}"), "rung")?;
-        let answer = host.ask("receive 10000")?;
-        if !answer.starts_with(&format!("error {code}")) {
-            return Ok(Report::with_harm(plain, format!("{kind}: {answer}")));
-        }
-        // A thread closes the peer's descriptors.
-        let end = Instant::now() + super::TIME_LIMIT;
-        while host
-            .ask("descriptors")?
-            .parse()
-            .is_ok_and(|after: usize| after > before)
-        {
-            if Instant::now() > end {
-                return Ok(Report::with_harm(plain, format!("{kind}: a leaked descriptor")));
-            }
+        if let Some(harm) = attach(&mut guest, &mut host, kind, &format!("error {code}"))? {
+            return Ok(Report::with_harm(plain, harm));
         }
     }
     let address = stage.address("ringfence");
@@ -395,10 +386,33 @@ pub(super) fn attachments(stage: &Stage) -> Result<Report, RowError> {
         plain,
         ringfence: Outcome::failed(format!(
             "each of {} kinds ends the channel, and no descriptor leaks",
-            KINDS.len()
+            UNSOUND_ATTACHMENTS.len() + 1
         )),
         stopped_by: "the receiver checks what the peer states before it receives a descriptor, and then the kernel's seals and sizes",
     })
+}
+
+/// Lets the hostile peer attach this kind to a message. Returns the harm if the victim's answer does not start with `wanted`, or a
+/// descriptor leaks.
+pub(super) fn attach(
+    hostile: &mut Actor,
+    victim: &mut Actor,
+    kind: &str,
+    wanted: &str,
+) -> Result<Option<String>, RowError> {
+    must(hostile, &format!("attach {kind}"), "rung")?;
+    let answer = victim.ask("receive 10000")?;
+    if !answer.starts_with(wanted) {
+        return Ok(Some(format!("{kind}: {answer}")));
+    }
+    // A thread closes the peer's descriptors.
+    let end = Instant::now() + super::TIME_LIMIT;
+    while victim.ask("inventory")?.contains("memfd:attached") {
+        if Instant::now() > end {
+            return Ok(Some(format!("{kind}: a leaked descriptor")));
+        }
+    }
+    Ok(None)
 }
 
 /// Returns the harm that each kind of object does to a guest of the plain program.

@@ -113,8 +113,10 @@ impl<R: Inlet> Inbound<R> {
         }
         let collected = self.shared.doorbell.collect(count, number);
         self.shared.notice();
-        if let Err(Error::ObjectUnsound { .. }) = collected {
+        if let Err(Error::ObjectUnsound { .. } | Error::RingCorrupt(_)) = collected {
             self.shared.finish(ChannelState::Corrupt);
+            // A program may keep this half for long without calling it again.
+            self.shared.doorbell.drop_attachments();
         }
         let attachments = self.judge(collected)?;
         let counter = &self.shared.counters.attachments_received;

@@ -244,6 +244,8 @@ impl Hand {
             "too-large" => stated = u64::MAX - 1,
             "too-many" => (count, announced) = (100, 100),
             "absent" => count = 0,
+            // A parcel without its descriptors.
+            "withheld" => {}
             "more" => count = 2,
             "descriptor" => stated = NO_SIZE,
             other => return Err(format!("no such attachment: {other}")),
@@ -257,8 +259,13 @@ impl Hand {
         fcntl(&object, FcntlArg::F_ADD_SEALS(seals)).map_err(said("F_ADD_SEALS"))?;
         if count > 0 {
             let mut parcel = vec![2, count];
+            if self.control.is_some() {
+                // A publisher's first message.
+                parcel.extend(1_u64.to_le_bytes());
+            }
             parcel.extend(stated.to_le_bytes().repeat(count.into()));
-            let descriptors = vec![object.as_fd(); count.into()];
+            let passed = if kind == "withheld" { 0 } else { count };
+            let descriptors = vec![object.as_fd(); passed.into()];
             post::send(line.as_fd(), &parcel, &descriptors, None).map_err(said("sendmsg"))?;
         }
         if kind == "shrinks" {
