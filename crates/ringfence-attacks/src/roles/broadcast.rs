@@ -185,6 +185,15 @@ pub(super) fn subscriber() -> Result<(), String> {
                 }
                 last
             }
+            ["receive", milliseconds] => {
+                let end = Instant::now() + Duration::from_millis(number(milliseconds)?);
+                let subscription = there(&mut subscription)?;
+                match subscription.receive_until(&mut into, end) {
+                    Ok(Some(length)) => format!("got {length} with {}", subscription.attachments().len()),
+                    Ok(None) => "end".into(),
+                    Err(error) => victim_fenced::show(&error),
+                }
+            }
             // Reads messages and checks that they are whole and in order.
             ["read-all", count] => read_all(there(&mut subscription)?, &mut into, number(count)?),
             // Reads all messages, for a time.

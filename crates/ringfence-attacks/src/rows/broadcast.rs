@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Heard, TIME_LIMIT, hand, must};
+use super::{
+    Heard, TIME_LIMIT, died, hand, must,
+    object::{UNSOUND_ATTACHMENTS, attach},
+};
 use crate::{
     Outcome, Report, RowError,
     actor::Actor,
@@ -511,7 +514,7 @@ pub(super) fn lying_publisher(stage: &Stage) -> Result<Report, RowError> {
         other => Outcome::failed(format!("{other:?}")),
     };
 
-    let mut liar = FalsePublisher::new(stage)?;
+    let mut liar = FalsePublisher::new(stage, "")?;
     for offer in OFFERS {
         let answer = liar.meet("reliable", offer)?;
         if !answer.starts_with("error RING_CORRUPT") {
@@ -573,10 +576,12 @@ struct FalsePublisher {
     peer: Actor,
     victim: Actor,
     address: String,
+    /// The options of each subscription.
+    options: &'static str,
 }
 
 impl FalsePublisher {
-    fn new(stage: &Stage) -> Result<Self, RowError> {
+    fn new(stage: &Stage, options: &'static str) -> Result<Self, RowError> {
         let address = stage.address("liar");
         let mut peer = hand(stage)?;
         must(&mut peer, &format!("listen {address}"), "listening")?;
@@ -585,16 +590,58 @@ impl FalsePublisher {
             peer,
             victim,
             address,
+            options,
         })
     }
 
     /// Makes one subscription, and returns the result of the call.
     fn meet(&mut self, delivery: &str, offer: &str) -> Result<String, RowError> {
-        let order = format!("subscribe {} {delivery} now", self.address);
+        let order = format!("subscribe {} {delivery} now {}", self.address, self.options);
         self.victim.say(&order)?;
         self.peer.ask(&format!("publish {offer}"))?;
         self.victim.line()
     }
+}
+
+/// Row 65: a publisher attaches memory that it can change, too much, or other descriptors. Or it announces attachments that it does not
+/// send.
+///
+/// Defence: the same as for a pair (row 64). A message may lack its attachments, since an honest publisher need not wait for a
+/// subscriber at its limit.
+pub(super) fn attachments_of_a_publisher(stage: &Stage) -> Result<Report, RowError> {
+    let address = stage.address("plain");
+    let args = ["hand", "plain", "host", &address, "unsealed"];
+    let mut publisher = stage.spawn("the hostile publisher", Who::Agent, Program::Genuine, &args)?;
+    publisher.expect("listening")?;
+    let mut subscriber = actor(stage, "the subscriber", "subscriber", "plain")?;
+    must(&mut subscriber, &format!("subscribe {address} 0"), "subscribed")?;
+    publisher.expect("passed")?;
+    must(&mut publisher, "truncate", "truncated")?;
+    let plain = match died(&mut subscriber, "receive") {
+        Heard::Ended(how) => Outcome::succeeded(format!("the subscriber reads memory that shrinks: {how}")),
+        other => Outcome::failed(format!("{other:?}")),
+    };
+
+    let mut liar = FalsePublisher::new(stage, "attachments=4")?;
+    let kinds = UNSOUND_ATTACHMENTS.map(|(kind, code)| (kind, format!("error {code}")));
+    let harmless = [("absent", 0), ("sound", 1)];
+    let harmless = harmless.map(|(kind, count)| (kind, format!("got 8 with {count}")));
+    for delivery in ["reliable", "best-effort", "latest"] {
+        for (kind, wanted) in kinds.iter().chain(&harmless) {
+            must_be_in(&liar.meet(delivery, "")?)?;
+            if let Some(harm) = attach(&mut liar.peer, &mut liar.victim, kind, wanted)? {
+                return Ok(Report::with_harm(plain, format!("{delivery}, {harm}")));
+            }
+        }
+    }
+    Ok(Report {
+        plain,
+        ringfence: Outcome::failed(format!(
+            "each of {} kinds ends the subscription, absent ones are missing, and no descriptor leaks",
+            kinds.len()
+        )),
+        stopped_by: "the checks of row 64",
+    })
 }
 
 /// Bytes of a message that a reliable subscription is shown in the ring itself.
