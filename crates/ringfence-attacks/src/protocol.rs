@@ -48,6 +48,8 @@ pub mod layout {
     pub const LAST: u32 = 2;
     /// The record is not a message.
     pub const PADDING: u32 = 4;
+    /// The message is a frame of a call.
+    pub const CALL: u32 = 16;
 }
 
 /// 32 random bytes from one side.

@@ -2,6 +2,7 @@
 
 mod attackers;
 mod broadcast;
+mod caller;
 mod endings;
 mod hand;
 mod hand_fenced;
@@ -51,6 +52,7 @@ fn take_part(args: &[&str]) -> Result<(), String> {
         ["subscriber", "ringfence"] => program::forget_inherited().and_then(|()| broadcast::subscriber()),
         ["collector", "plain"] => merge::plain(),
         ["collector", "ringfence"] => program::forget_inherited().and_then(|()| merge::fenced()),
+        ["caller", address] => program::forget_inherited().and_then(|()| caller::run(address)),
         ["inventory"] => {
             program::print_inventory();
             Ok(())

@@ -70,7 +70,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn address_of(text: &str) -> Result<Address, String> {
+pub(super) fn address_of(text: &str) -> Result<Address, String> {
     text.parse().map_err(|error: Error| error.to_string())
 }
 

@@ -88,6 +88,7 @@ macro_rules! with_rows {
             58 row_58_overwrites_a_visit "MP" "publishes, and overwrites a message while a merge visits it" true broadcast::overwrites_a_visit;
             64 row_64_attachments "MP" "attaches memory that it can change, too much, or other descriptors" true object::attachments;
             65 row_65_attachments_of_a_publisher "MP" "publishes, and attaches memory that it can change, too much, or other descriptors" true broadcast::attachments_of_a_publisher;
+            66 row_66_replies "MP" "answers a call twice, or a call that was never made" true ring::replies;
         }
     };
 }

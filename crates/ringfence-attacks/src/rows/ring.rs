@@ -384,3 +384,66 @@ fn own_memory(actor: &mut Actor) -> Result<u64, RowError> {
     let answer = actor.ask("own-memory")?;
     answer.parse().map_err(|_| RowError::wrong(answer))
 }
+
+/// Starts a program that calls the hostile peer, and has made one call.
+fn caller_and_hand(stage: &Stage, address: &str) -> Result<(Actor, Actor), RowError> {
+    let args = ["caller", address];
+    let mut caller = stage.spawn("the caller", Who::Agent, Program::Genuine, &args)?;
+    let mut server = hand(stage)?;
+    must(&mut server, &format!("channel {address}"), "channel")?;
+    caller.expect("joined")?;
+    must(&mut caller, "call first", "called")?;
+    Ok((caller, server))
+}
+
+/// Row 66: a peer answers a call twice, or a call that was never made. A program that takes the next message for the reply to its last
+/// request then takes the second reply to one request for the reply to the next one.
+///
+/// Defence: replies have the numbers of their calls. A reply to a call that does not wait for one ends the channel.
+pub(super) fn replies(stage: &Stage) -> Result<Report, RowError> {
+    let (mut caller, mut server) = plain_and_hand(stage, &stage.address("plain"))?;
+    must(&mut caller, "send first?", "sent")?;
+    // Two replies of 4 bytes.
+    for record in [0, 8] {
+        let at = data_of(1, SIZE) + record;
+        let reply = u64::from(u32::from_le_bytes(*b"one!")) << 32 | 4;
+        must(&mut server, &format!("store {at} {reply}"), "stored")?;
+    }
+    must(&mut server, &format!("store {} 16", tail_of(1)), "stored")?;
+    must(&mut caller, "receive 10000", "got 4 one!")?;
+    must(&mut caller, "done", "done")?;
+    must(&mut caller, "send second?", "sent")?;
+    let plain = match &*caller.ask("receive 10000")? {
+        "got 4 one!" => Outcome::succeeded("the second call gets the reply to the first one"),
+        other => Outcome::failed(other),
+    };
+
+    // Whether the call was answered before, and the frame: of kind 2 a reply, of 3 an error, of 5 the answer to a cancel.
+    let violations = [
+        (true, "2 0 again"),
+        (true, "3 0"),
+        (true, "5 0"),
+        (false, "2 1 early"),
+        (false, "3 1"),
+        (false, "2 9007199254740991 none"),
+        (false, "5 0"),
+    ];
+    for (index, (answered, frame)) in violations.into_iter().enumerate() {
+        let (mut caller, mut server) = caller_and_hand(stage, &stage.address(&format!("call-{index}")))?;
+        if answered {
+            must(&mut server, "frame 2 0 one!", "rung")?;
+            must(&mut caller, "reply", "got one!")?;
+            must(&mut caller, "call second", "called")?;
+        }
+        must(&mut server, &format!("frame {frame}"), "rung")?;
+        let answer = caller.ask("reply")?;
+        if !answer.starts_with("error RING_CORRUPT") {
+            return Ok(Report::with_harm(plain, format!("frame {frame}: {answer}")));
+        }
+    }
+    Ok(Report {
+        plain,
+        ringfence: Outcome::failed(format!("each of {} kinds ends the channel", violations.len())),
+        stopped_by: "replies have the numbers of their calls, and only a call that waits accepts one",
+    })
+}

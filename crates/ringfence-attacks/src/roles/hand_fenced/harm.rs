@@ -43,9 +43,18 @@ impl Hand {
                 own_map()?.write(number(at)?, text.as_bytes());
                 "written".into()
             }
-            // One whole message at the start of the ring.
+            // One whole message behind those before it.
             ["message", text] => {
-                write_first(own_map()?, text);
+                append(own_map()?, layout::FIRST | layout::LAST, text.as_bytes());
+                self.ring()
+            }
+            // A frame of a call.
+            ["frame", kind, call, body @ ..] => {
+                let mut frame = number::<u32>(kind)?.to_le_bytes().to_vec();
+                frame.extend([0; 4]);
+                frame.extend(number::<u64>(call)?.to_le_bytes());
+                frame.extend(body.concat().as_bytes());
+                append(own_map()?, layout::FIRST | layout::LAST | layout::CALL, &frame);
                 self.ring()
             }
             // Fills the ring with whole messages of `length` bytes (a multiple of eight).
@@ -234,7 +243,8 @@ impl Hand {
         let mut seals =
             SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
         match kind {
-            "sound" | "hole" => {}
+            // "withheld" is a parcel without its descriptors.
+            "sound" | "hole" | "withheld" => {}
             "writable" => seals.remove(SealFlag::F_SEAL_WRITE),
             // A mapping from before stays writable.
             "mapped" => seals = (seals - SealFlag::F_SEAL_WRITE) | SealFlag::F_SEAL_FUTURE_WRITE,
@@ -244,8 +254,6 @@ impl Hand {
             "too-large" => stated = u64::MAX - 1,
             "too-many" => (count, announced) = (100, 100),
             "absent" => count = 0,
-            // A parcel without its descriptors.
-            "withheld" => {}
             "more" => count = 2,
             "descriptor" => stated = NO_SIZE,
             other => return Err(format!("no such attachment: {other}")),
@@ -293,11 +301,13 @@ impl Hand {
     }
 }
 
-fn write_first(map: &Mapping, text: &str) {
-    let length = text.len() as u64;
-    map.store(layout::DATA, header(length, layout::FIRST | layout::LAST));
-    map.write(layout::DATA + 8, text.as_bytes());
-    map.store(layout::TAIL, 8 + length.next_multiple_of(8));
+/// Publishes a record that ends before the end of the ring.
+fn append(map: &Mapping, flags: u32, payload: &[u8]) {
+    let (tail, length) = (map.load(layout::TAIL), payload.len());
+    let at = layout::DATA + usize::try_from(tail).unwrap_or(usize::MAX);
+    map.store(at, header(length as u64, flags));
+    map.write(at + 8, payload);
+    map.store(layout::TAIL, tail + 8 + length.next_multiple_of(8) as u64);
 }
 
 fn fill(map: &Mapping, capacity: u64, length: u64) -> Result<String, String> {
