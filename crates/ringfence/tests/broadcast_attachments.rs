@@ -5,15 +5,19 @@ mod support;
 use std::{
     io::Read as _,
     os::fd::AsFd as _,
+    thread,
     time::{Duration, Instant},
 };
 
-use nix::sys::resource::{Resource, setrlimit};
+use nix::{
+    libc,
+    sys::resource::{Resource, setrlimit},
+};
 use ringfence::{
     Address, AnySource, Attachment, Attachments, CloseReason, Delivery, Error, Merge, Merged, Message,
     Options, Policy, Publisher, PublisherEvent, SealedBuffer, publish, subscribe,
 };
-use support::{Actor, TIME_LIMIT, fresh_address, message, say, wait_for_test, wire};
+use support::{Actor, TIME_LIMIT, forbid, fresh_address, message, say, wait_for_test, wire};
 
 const COUNT: usize = 60;
 
@@ -53,7 +57,7 @@ fn hoard(address: &str) -> ! {
     loop {
         let tail = u64::from_le_bytes(seen[128..136].try_into().unwrap());
         met.say_head(tail);
-        std::thread::yield_now();
+        thread::yield_now();
     }
 }
 
@@ -432,5 +436,25 @@ fn a_merge_of_subscriptions_delivers_attachments() {
     let found = merge.receive(&mut into).unwrap();
     assert!(matches!(found, Some(Merged::Message { length: 1, .. })));
     check(&merge.attachments(), 7);
+    publishes.finish();
+}
+
+#[test]
+fn a_subscriber_that_may_not_read_its_line_keeps_the_message_with_its_attachments() {
+    let (address, _directory) = fresh_address(false);
+    let publishes = start("publishes", &address, &[]);
+    let mut subscription = subscribe(&address, &accepting().wait(true)).unwrap();
+    // The line is read for the first time by the thread that may not.
+    while subscription.lag() == 0 {
+        thread::yield_now();
+    }
+    let denied = thread::spawn(move || {
+        forbid(libc::SYS_recvmsg, None, libc::EACCES);
+        (subscription.receive_vec(), subscription)
+    });
+    let (found, mut subscription) = denied.join().unwrap();
+    assert!(matches!(found, Err(Error::Unsupported { .. })), "{found:?}");
+    assert_eq!(subscription.receive_vec().unwrap().unwrap().len(), 1);
+    check(&subscription.attachments(), 7);
     publishes.finish();
 }

@@ -300,8 +300,8 @@ impl Arrived {
             // The kernel joins bytes without descriptors with those behind them.
             seen = seen.get(..WITHDRAWAL).unwrap_or(seen);
         }
-        let parcel = self.parcel(line, seen)?;
-        let consumed = consume(line, seen.len());
+        let parcel = self.parcel(line, seen).map_err(not_empty)?;
+        let consumed = consume(line, seen.len()).map_err(not_empty);
         match parcel {
             Ok(parcel) if consumed.is_ok() => self.add(parcel),
             // It stays on the line, and the next call reads it again.
@@ -594,6 +594,11 @@ fn close_all(lines: &Mutex<BTreeMap<u64, Unclosed>>, mut line: u64) {
 /// Whether the line has bytes, or has ended.
 fn is_readable(line: BorrowedFd<'_>) -> Result<bool, Errno> {
     poll(&mut [PollFd::new(line, PollFlags::POLLIN)], PollTimeout::ZERO).map(|ready| ready > 0)
+}
+
+/// The error of a call on a line that is not empty: EAGAIN then comes from a filter, and not from the line.
+fn not_empty(errno: Errno) -> Errno {
+    if errno == Errno::EAGAIN { Errno::EIO } else { errno }
 }
 
 /// Reads this many bytes, which have been seen on the line, without their descriptors.

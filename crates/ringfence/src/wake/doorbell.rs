@@ -328,8 +328,8 @@ impl Doorbell {
     fn read_all(&self, state: &mut DoorbellState, to_its_end: bool) -> Emptied {
         let read = self.empty_line(state, to_its_end);
         if let Some(loop_poll) = self.apart() {
-            // At a shortage of descriptors or memory the line stays readable, which must not wake the loop forever.
-            loop_poll.watch_line(self.line.as_fd(), read.shortage.is_some());
+            // After a local error the line stays readable, which must not wake the loop forever.
+            loop_poll.watch_line(self.line.as_fd(), read.failure.is_some());
         }
         let known = state.left == Left::ForLoop && read.bells == 1 && !read.ended;
         state.left = Left::Nothing;
@@ -458,11 +458,14 @@ impl Doorbell {
                 Err(Errno::EAGAIN) => emptied.ended = !self.shuts && self.has_ended(),
                 // This does not concern the peer. The line stays readable, and its end may follow.
                 Err(errno) if is_shortage(errno) => {
-                    emptied.shortage = Some(errno);
+                    emptied.failure = Some(errno);
                     emptied.ended = to_its_end && self.has_ended();
                 }
-                // A peer that left wakeups unread resets the line. A security module on this side may also forbid the read.
-                Err(_) => emptied.ended = self.has_ended(),
+                // A peer that left wakeups unread resets the line. A filter or a security module on this side may also forbid the read.
+                Err(errno) => {
+                    emptied.ended = self.has_ended();
+                    emptied.failure = Some(errno).filter(|errno| !is_gone(*errno));
+                }
             }
             emptied.ended |= violation(state).is_some();
             return emptied;
@@ -517,14 +520,14 @@ impl Doorbell {
         });
         // A later parcel on the line may replace one that has arrived.
         let mut parcel = if numbered { None } else { take(&mut state, number)? };
-        let mut shortage = None;
+        let mut failure = None;
         if parcel.is_none() {
-            shortage = self.read_to_the_last(&mut state);
+            failure = self.read_to_the_last(&mut state);
             parcel = take(&mut state, number)?;
         }
         // Descriptors are inspected without the lock, since that may take long.
         drop(state);
-        let found = match (parcel, shortage) {
+        let found = match (parcel, failure) {
             (Some(parcel), _) if parcel.len() == count => {
                 return unpack(parcel).map_err(|(error, parcel)| {
                     self.put_back(parcel);
@@ -559,19 +562,19 @@ impl Doorbell {
     /// Reads all that an honest peer may have sent. Returns the local error that ended the reading. Each waiter is notified, because the
     /// wakeups that are read here may be for any of them.
     fn read_to_the_last(&self, state: &mut DoorbellState) -> Option<Errno> {
-        let (mut shortage, mut found) = (None, false);
+        let (mut failure, mut found) = (None, false);
         for _ in 0..MOST_UNREAD / READS {
             let read = self.read_all(state, false);
             found |= read.bells > 0 || read.ended;
-            shortage = read.shortage;
-            if read.bells == 0 || shortage.is_some() {
+            failure = read.failure;
+            if read.bells == 0 || failure.is_some() {
                 break;
             }
         }
         if found {
             self.tell_the_loop();
         }
-        shortage
+        failure
     }
 
     /// Drops the attachments of the messages before the next one of the publisher, also those that are still on the line.
@@ -894,7 +897,7 @@ struct Emptied {
     bells: usize,
     ended: bool,
     /// The local error that ended the reading.
-    shortage: Option<Errno>,
+    failure: Option<Errno>,
 }
 
 /// See [`Doorbell::ends`]. Keeps the line open even if no call uses it.
