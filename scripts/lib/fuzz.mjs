@@ -57,7 +57,7 @@ const READERS = [
     'channel/end.rs',
   ],
   ...['accept', 'create', 'peer', 'map', 'copy', 'phase'].map((name) => `region/${name}.rs`),
-  ...['signal/inbox.rs', 'sys/socket.rs', 'sys/file.rs', 'wake/doorbell.rs', 'wake/parking.rs'],
+  ...['signal/inbox.rs', 'sys/socket.rs', 'sys/file.rs', 'wake/attachments.rs', 'wake/doorbell.rs', 'wake/parking.rs'],
 ]
 
 /** Of these folders, what belongs to tests. */

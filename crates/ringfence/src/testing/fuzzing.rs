@@ -19,6 +19,7 @@ pub use self::{
     beside::peer_if_asked, calls::calls, channel::channel, guest::guest, handshake::handshake, host::host,
     line::line, object::object,
 };
+pub use crate::wake::attachments::parcels::parcels;
 use crate::{
     handshake::frame::Frame,
     region::layout::CAPACITY_MIN,
@@ -181,6 +182,12 @@ mod tests {
     fn whatever_is_said_on_the_line_is_a_frame_or_an_error() {
         each(wire, &[]);
         each(line, &[]);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri passes no descriptors")]
+    fn whatever_a_peer_attaches_is_accepted_or_a_violation() {
+        each(parcels, &[]);
     }
 
     #[test]

@@ -610,6 +610,11 @@ fn consume(line: BorrowedFd<'_>, count: usize) -> Result<usize, Errno> {
     uninterrupted(|| sys::socket::receive_bytes(line, &mut bytes[..count]))
 }
 
+#[cfg(any(test, fuzzing))]
+#[path = "../testing/fuzzing/parcels.rs"]
+#[expect(clippy::missing_panics_doc, reason = "a panic is a finding")]
+pub(crate) mod parcels;
+
 #[cfg(test)]
 pub(super) mod tests {
     use std::{
