@@ -676,8 +676,8 @@ fn members_meet_members_alone() {
     let joiner = start("joiner", &address);
     let told = joiner.hear();
     assert!(told.starts_with("PROTOCOL "), "{told}");
-    assert!(told.contains("a member (member)"), "{told}");
-    assert!(told.contains("one of a pair (join)"), "{told}");
+    assert!(told.contains("called `member`"), "{told}");
+    assert!(told.contains("called `join`"), "{told}");
     host.expect("refused PROTOCOL");
     host.tell("leave");
     host.expect("left");

@@ -761,7 +761,7 @@ fn a_pair_and_a_service_do_not_mix() {
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
     let stray = Actor::start("join", &[&address.to_string()]);
-    let both = ["one of a pair (join)", "a service or its agent (listen, connect)"];
+    let both = ["called `listen`", "called `join`"];
     let answer = stray.hear();
     assert!(
         answer.starts_with("PROTOCOL") && both.iter().all(|kind| answer.contains(kind)),
