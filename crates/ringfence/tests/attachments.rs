@@ -248,6 +248,7 @@ fn at_a_limit(role: &str, address: &Address) {
         }
         "drops its receiver" => {
             let (sender, mut receiver) = join(address, &both()).unwrap().split();
+            wait_for_test();
             assert_eq!(receiver.receive_vec().unwrap().expect("a message"), b"x");
             drop(receiver);
             say("dropped");
@@ -841,6 +842,7 @@ fn a_dropped_receiver_closes_unread_attachments() {
     sender.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
     sender.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
     drop(pipe);
+    drops.go_on();
     drops.expect("dropped");
     let mut rest = Vec::new();
     File::from(end).read_to_end(&mut rest).unwrap();
