@@ -545,9 +545,10 @@ test.serial('an exception of a listener is uncaught, and skips no other listener
     membership.on('disconnect', (_, { reason }) => {
       throw new Error(reason)
     })
-    await kit.until.until(() => uncaught.length === 3, 'all listeners are called')
+    // More if this member has joined again already.
+    await kit.until.until(() => uncaught.length >= 3, 'all listeners are called')
     await membership.close()
-    return { uncaught, closed: await membership.closed }
+    return { uncaught: uncaught.slice(0, 3), closed: await membership.closed }
   }, address)
   const channel = await nextOf(here)
   await channel.close()
