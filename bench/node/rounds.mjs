@@ -63,9 +63,6 @@ const isOver = ({ skipped, failures, runs }) =>
  * were before and afterwards.
  */
 export async function runRounds(tasks, { runs, cpus = [0, 1], pause = 0 }) {
-  // An interrupt goes through the exit handlers, which end what is running.
-  const interrupted = () => process.exit(130)
-  process.once('SIGINT', interrupted)
   const probe = new Probe(cpus)
   try {
     // The first one also compiles the loops.
@@ -84,7 +81,6 @@ export async function runRounds(tasks, { runs, cpus = [0, 1], pause = 0 }) {
     for (const { cell } of tasks) cell.by_placement = byPlacement(cell.runs)
     return [before, await probe.measure()]
   } finally {
-    process.removeListener('SIGINT', interrupted)
     await probe.close()
   }
 }

@@ -5,6 +5,8 @@ import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 
+const SIGNALS = ['SIGINT', 'SIGTERM']
+
 /**
  * The last line of what the program prints, as JSON. `cpu`: the core to which it is pinned. `tag`: of the sockets that it may leave
  * as files. `seconds`: of the measurement alone.
@@ -21,7 +23,10 @@ export function run(command, { cpu, seconds, tag }) {
         // Gone already, as it should be.
       }
     }
+    // A signal to this process alone would leave the group running.
+    const exit = (_, number) => process.exit(128 + number)
     process.once('exit', end)
+    for (const signal of SIGNALS) process.once(signal, exit)
     let out = ''
     let err = ''
     child.stdout.on('data', (data) => (out += data))
@@ -39,6 +44,7 @@ export function run(command, { cpu, seconds, tag }) {
       clearTimeout(limit)
       end()
       process.removeListener('exit', end)
+      for (const signal of SIGNALS) process.removeListener(signal, exit)
       // Sockets and rings stay behind as files if their owner did not live to remove them.
       for (const folder of [os.tmpdir(), '/dev/shm']) sweep(folder, tag)
       if (late) reject(new Error('took too long'))

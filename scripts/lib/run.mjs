@@ -2,6 +2,7 @@
 
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, renameSync, rmSync, statSync } from 'node:fs'
+import { constants } from 'node:os'
 import { delimiter, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -33,7 +34,7 @@ export function run(title, command, args = [], { env, cwd = root, quiet = false,
   if (result.error?.code === 'ETIMEDOUT') fail(`✗ ${title}: not over after ${took}`, 124)
   if (result.error) fail(`✗ ${title}: ${result.error.message}`)
   // As a shell counts it, so that a caller can still tell a crash from a failed check.
-  if (result.signal) fail(`✗ ${title}: ended by ${result.signal} after ${took}`, 128)
+  if (result.signal) fail(`✗ ${title}: ended by ${result.signal} after ${took}`, 128 + constants.signals[result.signal])
   if (result.status !== 0) fail(`✗ ${title}: exit code ${result.status} after ${took}`, result.status)
   console.log(`✓ ${title} (${took})`)
 }
