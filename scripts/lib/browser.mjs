@@ -106,10 +106,14 @@ async function openPage(command) {
     }
   }
   const close = async () => {
+    if (browser.exitCode !== null || browser.signalCode !== null) return
     const exited = once(browser, 'exit')
+    // A browser that has answered may still fail to end.
+    const limit = setTimeout(() => browser.kill('SIGKILL'), PATIENCE)
     delete session.sessionId
     await send('Browser.close').catch(() => browser.kill('SIGKILL'))
     await exited
+    clearTimeout(limit)
   }
   return { evaluate, resize, visit, close }
 }
