@@ -58,8 +58,12 @@ function baseTree(base) {
   if (revision === '') throw new Error(`${base} is no revision`)
   const tree = path.join(root, 'build/guard', revision.slice(0, 12))
   if (!fs.existsSync(tree)) {
-    extract(revision, tree)
-    fs.symlinkSync(path.join(root, 'node_modules'), path.join(tree, 'node_modules'))
+    // Renamed once it is complete: an interrupted run must not leave half a tree that the next one builds.
+    const partial = `${tree}.partial`
+    fs.rmSync(partial, { recursive: true, force: true })
+    extract(revision, partial)
+    fs.symlinkSync(path.join(root, 'node_modules'), path.join(partial, 'node_modules'))
+    fs.renameSync(partial, tree)
   }
   // The same work on both sides: the benchmark is always this tree's.
   const skipped = new Set(['target', 'node_modules'])
