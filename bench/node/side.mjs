@@ -173,7 +173,10 @@ const outcomeOf = (job, count, { seconds, cpu = 0, preempted = 0 }, more) => ({
   ...more,
 })
 
-/** Sends about a message each millisecond: how often the reader goes to sleep, and the CPU of both sides. */
+/**
+ * Sends a message each millisecond: how often the reader goes to sleep, and the CPU of both sides. A timer is up to a millisecond late, so
+ * each message has its own deadline, and one that is due already is sent at once.
+ */
 async function paced(contender, line, job) {
   async function stretch(count) {
     line.send({ paced: count })
@@ -182,7 +185,8 @@ async function paced(contender, line, job) {
     const started = now()
     let wanted = 0
     for (let n = 0; n < count; n++) {
-      await pause(1)
+      const early = n - (now() - started) / 1e6
+      if (early > 0) await pause(early)
       void contender.send(n)
       wanted = add(wanted, messageSum(job.size, n))
     }
