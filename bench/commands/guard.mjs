@@ -10,7 +10,7 @@ import { Probe } from '../node/placement.mjs'
 import { runOnce } from '../node/rounds.mjs'
 import { duration, median, quantity } from '../node/text.mjs'
 import { checkNames } from './experiment.mjs'
-import { answer, list, must, progress, root, say } from './shared.mjs'
+import { answer, buildNode, list, progress, root, run as runCommand, say } from './shared.mjs'
 
 export const about = '[BASE]: what got slower in this tree since BASE, a revision (main); ends with 1 if something did'
 export const options = {
@@ -49,7 +49,7 @@ const CELLS = {
 /** Writes the files of a revision into a folder that git does not know. */
 function extract(revision, tree, folder = '.') {
   fs.mkdirSync(tree, { recursive: true })
-  must('sh', ['-c', 'git archive "$0" "$2" | tar -x -C "$1"', revision, tree, folder])
+  runCommand('extract', 'sh', ['-c', 'git archive "$0" "$2" | tar -x -C "$1"', revision, tree, folder])
 }
 
 /** A tree of its own for the base, with this tree's benchmark in it; built once for each revision. */
@@ -95,7 +95,7 @@ function build(tree, isWanted, revision) {
     extract(revision, tree, 'bench')
     if (!buildProgram(tree, target)) throw new Error('the base cannot be built with its own benchmark either')
   }
-  must('npm', ['run', '--silent', 'build'], { cwd: tree })
+  buildNode(tree)
   return built
 }
 

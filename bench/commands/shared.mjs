@@ -5,10 +5,11 @@ import fs from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import process from 'node:process'
-import { fileURLToPath } from 'node:url'
 
-export const root = fileURLToPath(new URL('../..', import.meta.url))
-export const rust = path.join(root, 'bench/rust')
+import { install, root, run } from '../../scripts/lib/run.mjs'
+
+export { root, run }
+const rust = path.join(root, 'bench/rust')
 export let program = path.join(rust, 'target/release/ringfence-bench')
 
 export const say = (message) => console.log(message)
@@ -16,15 +17,6 @@ export const say = (message) => console.log(message)
 /** Shows what is going on, on one line that the next call overwrites. Only on a terminal. */
 export const progress = (doing) => {
   if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${doing}`)
-}
-
-/** Runs a command; if it fails, this process exits. */
-export function must(command, arguments_, options = {}) {
-  const { status, error } = spawnSync(command, arguments_, { cwd: root, stdio: 'inherit', ...options })
-  if (error || status !== 0) {
-    console.error(`${command} ${arguments_.join(' ')}: ${error?.message ?? `ended with ${status}`}`)
-    process.exit(1)
-  }
 }
 
 /** Returns the output of a command, or an empty string if it cannot run. */
@@ -49,27 +41,24 @@ export function buildRust() {
   }
   for (const [name, [there, why]] of Object.entries(optional)) if (!there) say(`${name} is left out in Rust: ${why}`)
   const features = Object.keys(optional).filter((name) => optional[name][0])
-  must('cargo', ['build', '--release', ...(features.length > 0 ? ['--features', features.join(',')] : [])], {
-    cwd: rust,
-  })
+  const options = features.length > 0 ? ['--features', features.join(',')] : []
+  run('the Rust half', 'cargo', ['build', '--release', ...options], { cwd: rust })
 }
 
 /** Builds the Rust program unoptimized and without rivals, for a smoke run. */
 export function buildSmoke(isWanted) {
   const target = path.join(root, 'target')
-  const env = { ...process.env, CARGO_TARGET_DIR: target }
   program = path.join(target, 'debug/ringfence-bench')
-  if (isWanted) must('cargo', ['build', '--no-default-features', '--features', 'ringfence'], { cwd: rust, env })
+  const command = ['build', '--no-default-features', '--features', 'ringfence']
+  if (isWanted) run('the Rust half', 'cargo', command, { cwd: rust, env: { CARGO_TARGET_DIR: target } })
 }
 
-export const buildNode = () => must('npm', ['run', '--silent', 'build'])
+export const buildNode = (cwd = root) => run('ringfence', 'npm', ['run', '--silent', 'build'], { cwd })
 
 /** Fetches what draws the plots, and rivals from npm: a package of its own, so that building ringfence never fetches it. */
 export function fetchDeps() {
-  const deps = path.join(root, 'bench/deps')
-  if (fs.existsSync(path.join(deps, 'node_modules'))) return
   // Without install scripts: zeromq ships its binaries.
-  must('npm', ['ci', '--ignore-scripts', '--no-audit', '--no-fund'], { cwd: deps })
+  install(path.join(root, 'bench/deps'), ['--ignore-scripts'])
 }
 
 /** The last change of what is measured. */

@@ -1,7 +1,7 @@
 // The shared parts of the programs of scripts/. Node's builtins only: they run before anything is installed.
 
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, renameSync, rmSync, statSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync } from 'node:fs'
 import { constants } from 'node:os'
 import { delimiter, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -64,13 +64,25 @@ export function isInPath(command) {
   return spawnSync(command, ['--version'], { stdio: 'ignore' }).error === undefined
 }
 
-/** Installs the development dependencies, unless what is there is what the lock file asks for. */
-export function install() {
-  const lock = join(root, 'package-lock.json')
+/** Whether a folder has the packages of its lock file. Optional ones may be missing: they are not for every machine. */
+function isInstalled(folder) {
   // npm writes this file last, so one that an interrupted install left half done is not taken for whole.
-  const installed = join(root, 'node_modules', '.package-lock.json')
-  if (existsSync(installed) && statSync(installed).mtimeMs >= statSync(lock).mtimeMs) return
-  run('install', 'npm', ['ci', '--no-audit', '--no-fund'])
+  const installed = join(folder, 'node_modules', '.package-lock.json')
+  if (!existsSync(installed)) return false
+  const packagesOf = (lock) => JSON.parse(readFileSync(lock, 'utf8')).packages
+  const wanted = packagesOf(join(folder, 'package-lock.json'))
+  // The package of the folder itself, which the installed list does not have.
+  delete wanted['']
+  const found = packagesOf(installed)
+  return Object.keys({ ...wanted, ...found }).every((name) =>
+    found[name] ? found[name].version === wanted[name]?.version : wanted[name].optional,
+  )
+}
+
+/** Installs the packages of a folder, by default the development dependencies, unless they are there. */
+export function install(folder = root, options = []) {
+  if (isInstalled(folder)) return
+  run('install', 'npm', ['ci', '--no-audit', '--no-fund', ...options], { cwd: folder })
 }
 
 /** An environment of Python at this place, with these packages. */
