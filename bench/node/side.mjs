@@ -133,7 +133,7 @@ async function main(side, job) {
   }
 
   if (contender.threads && job.pinned) pinThread(job.cpus[0])
-  const peers = Array.from({ length: job.readers }, () =>
+  const peers = Array.from({ length: job.readers ?? 1 }, () =>
     contender.threads ? startThread(job) : startChild(job, contender),
   )
   const [{ line, child, port }] = peers
