@@ -5,9 +5,9 @@ import path from 'node:path'
 import process from 'node:process'
 
 import { optional } from '../optional.mjs'
+import { contender, own, ringfence } from './contender.mjs'
 import { open } from './rpc.mjs'
 
-const ringfence = await optional('ringfence')
 const grpc = await optional('../deps/grpc.mjs')
 
 /** Microseconds of spinning, if both sides poll: longer than any round trip between two awake cores. */
@@ -98,27 +98,21 @@ async function remote({ side, job, line }, counter) {
 }
 
 const inTurn = (_, size) => (size === 1 ? null : 'one at a time only: nothing tells which answer is whose')
-const contender = (id, version, note, connect, more = {}) => ({
-  id,
-  version,
-  note,
-  takes: () => null,
-  times: true,
-  open: (setup) => open(setup, (counter) => connect(setup, counter)),
-  ...more,
-})
-const own = (id, note, connect, more = {}) =>
-  contender(id, 'this tree', note, connect, { unavailable: ringfence.why, ...more })
+const timed = { times: true }
+const inOrder = { ...timed, takes: inTurn }
+const by = (connect) => (setup) => open(setup, (counter) => connect(setup, counter))
 
 export const calls = [
-  own('message/ringfence', 'send and receive, both sides asleep between', over(sent, 0), { takes: inTurn }),
-  own('call/ringfence', 'call and serve, both sides asleep between', over(called, 0)),
-  own('message-polled/ringfence', 'send and receive, both sides poll', over(sent, BUSY_POLL), { takes: inTurn }),
-  own('call-polled/ringfence', 'call and serve, both sides poll', over(called, BUSY_POLL)),
-  contender('advanced/child-process', 'node', "the channel of fork(), serialization 'advanced'", forked, {
+  own('message/ringfence', 'send and receive, both sides asleep between', by(over(sent, 0)), inOrder),
+  own('call/ringfence', 'call and serve, both sides asleep between', by(over(called, 0)), timed),
+  own('message-polled/ringfence', 'send and receive, both sides poll', by(over(sent, BUSY_POLL)), inOrder),
+  own('call-polled/ringfence', 'call and serve, both sides poll', by(over(called, BUSY_POLL)), timed),
+  contender('advanced/child-process', 'node', "the channel of fork(), serialization 'advanced'", by(forked), {
+    ...timed,
     ipc: 'advanced',
   }),
-  contender('grpc/unix', '@grpc/grpc-js', 'a unary call over a Unix socket, without generated code', remote, {
+  contender('grpc/unix', '@grpc/grpc-js', 'a unary call over a Unix socket, without generated code', by(remote), {
+    ...timed,
     unavailable: grpc.why,
   }),
 ]

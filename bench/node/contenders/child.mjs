@@ -6,12 +6,12 @@ import os from 'node:os'
 import path from 'node:path'
 
 import { filter } from '../../../examples/sandbox/filter.mjs'
-import { optional } from '../optional.mjs'
 import { called } from './calls.mjs'
+import { own, ringfence } from './contender.mjs'
 import { open, optionsOf } from './ringfence.mjs'
 import { open as openCalls } from './rpc.mjs'
 
-const { spawn, fromParent, why } = await optional('ringfence')
+const { spawn, fromParent, why } = ringfence
 
 const SANDBOX = [
   ...['--unshare-all', '--unshare-user', '--die-with-parent', '--cap-drop', 'ALL', '--seccomp', '3'],
@@ -65,19 +65,16 @@ const NOTES = {
   spawned: 'started by spawn, without a launcher',
   sandboxed: 'bwrap --unshare-all, no capabilities, the seccomp filter of examples/sandbox',
 }
-const pair = (kind, { open: opening, times }) =>
-  Object.entries(NOTES).map(([place, note]) => ({
-    id: `${kind}/${place}`,
-    version: 'this tree',
-    note,
-    takes: () => null,
-    start: starting(place === 'sandboxed'),
-    unavailable: why ?? (place === 'sandboxed' ? noBwrap : undefined),
-    // The `sandbox` command compares them with each other, and with nothing else.
-    alone: true,
-    open: opening,
-    times,
-  }))
+const pair = (kind, opening, times = false) =>
+  Object.entries(NOTES).map(([place, note]) =>
+    own(`${kind}/${place}`, note, opening, {
+      start: starting(place === 'sandboxed'),
+      unavailable: why ?? (place === 'sandboxed' ? noBwrap : undefined),
+      // The `sandbox` command compares them with each other, and with nothing else.
+      alone: true,
+      times,
+    }),
+  )
 
-export const children = pair('message', { open: message })
-export const childCalls = pair('call', { open: call, times: true })
+export const children = pair('message', message)
+export const childCalls = pair('call', call, true)

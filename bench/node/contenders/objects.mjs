@@ -2,14 +2,12 @@
 
 import { once } from 'node:events'
 
-import { optional } from '../optional.mjs'
 import { maker, reader } from '../objects/values.mjs'
 import { Credit, Sink } from '../frames.mjs'
 import { add } from '../work.mjs'
 import { forkedPair } from './child-process.mjs'
+import { contender, own, ringfence } from './contender.mjs'
 import { socketPair } from './unix.mjs'
-
-const ringfence = await optional('ringfence')
 
 /** Bytes under way before the sender waits: each queues without limit otherwise. */
 const WINDOW = 256 * 1024
@@ -19,9 +17,8 @@ const everyOf = (size) => Math.max(1, Math.floor(WINDOW / size))
 const first = 500
 
 async function typed({ job }, codec) {
-  const { join, json, structured } = ringfence
-  const channel = await join(`@${job.tag}`, { capacity: Math.max(job.capacity, 8 * job.size) })
-  const values = channel.with(codec === 'json' ? json() : structured())
+  const channel = await ringfence.join(`@${job.tag}`, { capacity: Math.max(job.capacity, 8 * job.size) })
+  const values = channel.with(codec())
   const make = maker(job.size)
   const read = reader(job.size)
   const every = everyOf(job.size)
@@ -107,20 +104,9 @@ async function ported({ job, port }) {
   }
 }
 
-const takes = () => null
-const contender = (id, version, note, open, more = {}) => ({ id, version, note, takes, open, ...more })
-
 export const objects = [
-  contender('with-json', 'this tree', 'with(json()): send, read by for await', (setup) => typed(setup, 'json'), {
-    unavailable: ringfence.why,
-  }),
-  contender(
-    'with-structured',
-    'this tree',
-    'with(structured()): send, read by for await',
-    (setup) => typed(setup, 'structured'),
-    { unavailable: ringfence.why },
-  ),
+  own('with-json', 'with(json()): send, read by for await', (setup) => typed(setup, ringfence.json)),
+  own('with-structured', 'with(structured()): send, read by for await', (setup) => typed(setup, ringfence.structured)),
   contender('unix-json', 'node:net', 'a line of JSON each, over a Unix socket', lines),
   contender('child-json', 'node:child_process', "the channel of fork(), serialization 'json'", forked, {
     ipc: 'json',

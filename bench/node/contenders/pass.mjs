@@ -4,10 +4,8 @@ import fs from 'node:fs'
 import process from 'node:process'
 
 import { Inbox } from '../frames.mjs'
-import { optional } from '../optional.mjs'
 import { fill } from '../work.mjs'
-
-const ringfence = await optional('ringfence')
+import { contender, own, ringfence } from './contender.mjs'
 
 function fillAll({ buffer, byteOffset, byteLength }, n) {
   fill(new Float64Array(buffer, byteOffset, byteLength / 8), 0, byteLength / 8, n)
@@ -109,29 +107,11 @@ async function filed({ side, job, children }) {
   }
 }
 
-const MEASURES = ['pass', 'share']
-const contender = (id, version, note, open, more) => ({
-  id,
-  version,
-  note,
-  takes: () => null,
-  open,
-  measures: MEASURES,
-  ...more,
-})
-const unavailable = ringfence.why
+const measures = ['pass', 'share']
 
 export const pass = [
-  contender('sealed', 'this tree', 'a SealedBuffer, attached to a message', sealed, { unavailable }),
-  contender(
-    'ring',
-    'this tree',
-    'a message: copied into the ring and out of it; to several, in messages of 1 MiB',
-    copied,
-    {
-      unavailable,
-    },
-  ),
+  own('sealed', 'a SealedBuffer, attached to a message', sealed, { measures }),
+  own('ring', 'a message: copied into the ring and out of it; to several, in messages of 1 MiB', copied, { measures }),
   contender('transfer', 'node:worker_threads', 'MessagePort, two threads of one process', posted(true), {
     threads: true,
     measures: ['pass'],
@@ -141,6 +121,7 @@ export const pass = [
     measures: ['share'],
   }),
   contender('file', 'node:fs', 'a file in /dev/shm, whose name goes over the channel of fork()', filed, {
+    measures,
     ipc: 'json',
   }),
 ]

@@ -1,10 +1,8 @@
 // ringfence through its public face.
 
 import { Frames, PREFIX } from '../frames.mjs'
-import { optional } from '../optional.mjs'
 import { Reader, add, fill, message } from '../work.mjs'
-
-const { join, why } = await optional('ringfence')
+import { own, ringfence as face } from './contender.mjs'
 
 /** Bytes that a sender stages before it awaits: what a program that cares for its memory does once in a while. */
 const AWAIT_EVERY = 256 * 1024
@@ -27,7 +25,7 @@ export function optionsOf({ capacity, size, measure }) {
   return { capacity, busyPollMicros: measure === 'rtt-polled' ? BUSY_POLL : 0 }
 }
 
-export async function open({ job }, mode, connect = (options) => join(`@${job.tag}`, options)) {
+export async function open({ job }, mode, connect = (options) => face.join(`@${job.tag}`, options)) {
   const channel = await connect(optionsOf(job))
   const reader = new Reader()
   const { size } = job
@@ -159,14 +157,7 @@ export async function open({ job }, mode, connect = (options) => join(`@${job.ta
   }
 }
 
-const contender = (id, note, mode, takes) => ({
-  id,
-  version: 'this tree',
-  note,
-  unavailable: why,
-  takes,
-  open: (setup) => open(setup, mode),
-})
+const contender = (id, note, mode, takes = () => null) => own(id, note, (setup) => open(setup, mode), { takes })
 
 const oneWay = (measure) => (measure === 'one' ? null : 'one-way only')
 
@@ -174,7 +165,6 @@ export const ringfence = contender(
   'ringfence',
   'two processes; send each, drain with a visitor; round trip: send and receive',
   'drain',
-  () => null,
 )
 export const ringfenceAwait = contender(
   'ringfence-await',
@@ -197,13 +187,12 @@ export const ringfenceReserve = contender(
 )
 
 /** Calls by themselves, for 64 B: what each costs that is not gathered. */
-const small = () => null
 export const singles = [
-  contender('send-await', 'await each send, drained', 'single', small),
-  contender('send-for-await', 'send each, read by for await: a Buffer each', 'await', small),
-  contender('send-batches', 'send each, read by batches(): arrays of Buffers', 'batches', small),
-  contender('send-drain', 'send each, drained with a visitor', 'drain', small),
-  contender('send-256-drain', 'send, the last of each 256 awaited, drained with a visitor', 'group', small),
-  contender('try-send-drain', 'trySend each, drained with a visitor', 'try', small),
-  contender('fill-drain', 'fill each in place, drained with a visitor', 'fill', small),
+  contender('send-await', 'await each send, drained', 'single'),
+  contender('send-for-await', 'send each, read by for await: a Buffer each', 'await'),
+  contender('send-batches', 'send each, read by batches(): arrays of Buffers', 'batches'),
+  contender('send-drain', 'send each, drained with a visitor', 'drain'),
+  contender('send-256-drain', 'send, the last of each 256 awaited, drained with a visitor', 'group'),
+  contender('try-send-drain', 'trySend each, drained with a visitor', 'try'),
+  contender('fill-drain', 'fill each in place, drained with a visitor', 'fill'),
 ]

@@ -5,11 +5,9 @@ import { RpcSession, RpcTarget, newMessagePortRpcSession } from 'capnweb'
 import * as comlink from 'comlink'
 
 import { Inbox } from '../frames.mjs'
-import { optional } from '../optional.mjs'
 import { pause } from '../usage.mjs'
 import { add, expectedSum, messageSum } from '../work.mjs'
-
-const ringfence = await optional('ringfence')
+import { contender, ringfence } from './contender.mjs'
 
 /** Milliseconds for which a side stands still, and bytes of each call that it gets during that time. */
 const STALL = 1500
@@ -174,7 +172,6 @@ export async function open(setup, connect) {
   }
 }
 
-const takes = () => null
 const TRANSPORTS = [
   ['ringfence', { unavailable: ringfence.why }],
   ['child-process', { ipc: 'advanced' }],
@@ -182,15 +179,12 @@ const TRANSPORTS = [
 ]
 
 export const rpc = ['comlink', 'birpc', 'capnweb'].flatMap((library) =>
-  TRANSPORTS.map(([transport, { ipc, threads, unavailable }]) => ({
-    id: `${library}/${transport}`,
-    version: transport === 'ringfence' ? 'this tree' : 'node',
-    note: `${library} over ${transport}`,
-    takes,
-    times: true,
-    open: (setup) => open(setup, (counter) => remoteOf(library, transport, setup, counter)),
-    ipc,
-    threads,
-    unavailable,
-  })),
+  TRANSPORTS.map(([transport, more]) => {
+    const connecting = (setup) => open(setup, (counter) => remoteOf(library, transport, setup, counter))
+    const version = transport === 'ringfence' ? 'this tree' : 'node'
+    return contender(`${library}/${transport}`, version, `${library} over ${transport}`, connecting, {
+      times: true,
+      ...more,
+    })
+  }),
 )
