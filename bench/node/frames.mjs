@@ -1,6 +1,6 @@
 // Messages over a byte stream: a length, in a word of its own so that payloads stay aligned, then the payload.
 
-import { Reader } from './work.mjs'
+import { Reader, add } from './work.mjs'
 
 export const PREFIX = 8
 
@@ -122,24 +122,27 @@ export class Credit {
   }
 }
 
+/** Adds up the messages that a socket receives. */
+export function sinkOf(socket) {
+  const sink = new Sink()
+  const frames = new Frames(sink.put)
+  socket.on('data', (chunk) => frames.push(chunk))
+  return sink
+}
+
 /** Counts sums down to the end of a stretch; outside of one they go to the inbox. */
 export class Sink {
   inbox = new Inbox()
   #left = 0
   #total = 0
   #done = null
-  #add
-
-  constructor(add) {
-    this.#add = add
-  }
 
   put = (sum) => {
     if (this.#left === 0) {
       this.inbox.put(sum)
       return
     }
-    this.#total = this.#add(this.#total, sum)
+    this.#total = add(this.#total, sum)
     if (--this.#left === 0) this.#done(this.#total)
   }
 

@@ -7,7 +7,7 @@ import os from 'node:os'
 import path from 'node:path'
 
 import { Sink } from './frames.mjs'
-import { Reader, add, fill } from './work.mjs'
+import { Reader, fill } from './work.mjs'
 
 /** Bytes published before the sender waits for the answers: it would fill the server's memory otherwise. */
 const WINDOW = 4 << 20
@@ -118,7 +118,7 @@ const command = (...parts) => `*${parts.length}\r\n${parts.map((part) => `$${par
 
 /** Subscribes; each message's sum goes into a sink. */
 export async function subscription(where, topic) {
-  const sink = new Sink(add)
+  const sink = new Sink()
   const reader = new Reader()
   const socket = await connect(where)
   let subscribed

@@ -5,7 +5,7 @@ import net from 'node:net'
 import os from 'node:os'
 import path from 'node:path'
 
-import { Frames, PREFIX, Sink } from '../frames.mjs'
+import { PREFIX, sinkOf } from '../frames.mjs'
 import { optional } from '../optional.mjs'
 import { absence, publication, server, socketOf, subscription } from '../redis.mjs'
 import { Maker, Reader, add, fill, message } from '../work.mjs'
@@ -108,9 +108,7 @@ const unix = {
   async subscriber(job) {
     const socket = net.connect(`\0${job.tag}`)
     await once(socket, 'connect')
-    const sink = new Sink(add)
-    const frames = new Frames(sink.put)
-    socket.on('data', (chunk) => frames.push(chunk))
+    const sink = sinkOf(socket)
     return { consume: (count) => sink.expect(count) }
   },
 }

@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 
 import { Sink } from '../frames.mjs'
-import { Reader, add, fill, message, neverPolls } from '../work.mjs'
+import { Reader, fill, message, neverPolls } from '../work.mjs'
 
 /** Messages between two waits for the channel to have taken them; it queues without limit otherwise. */
 const WINDOW = 256
@@ -12,7 +12,7 @@ const WINDOW = 256
 /** Both ends of the channel of fork(). The result of `make` is serialized before `send` returns, so its memory may be filled anew. */
 export function forkedPair({ side, child }, { make, read, window }) {
   const port = side === 'a' ? child : process
-  const sink = new Sink(add)
+  const sink = new Sink()
   port.on('message', (value) => sink.put(read(value)))
   const sent = (n) =>
     new Promise((resolve, reject) => port.send(make(n), (error) => (error ? reject(error) : resolve())))

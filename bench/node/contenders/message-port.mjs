@@ -1,9 +1,48 @@
 // Two threads of one process and a MessagePort: cloned when small, transferred and handed back when large.
 
 import { Credit, Sink } from '../frames.mjs'
-import { Reader, add, fill, neverPolls } from '../work.mjs'
+import { Reader, fill, neverPolls } from '../work.mjs'
 
 const TRANSFER = 65_536
+
+/**
+ * Both ends of a port, to which at most `window` messages are under way. `make(n, memory)` returns a message, in `memory` if some was
+ * handed back. `transfers`: a message is memory, which goes to the reader and is handed back.
+ */
+export function portedPair({ port }, { make, read, window, transfers = false }) {
+  const sink = new Sink()
+  const credit = new Credit(Math.min(1024, window), (taken) => port.postMessage(taken))
+  const spare = []
+  port.on('message', (what) => {
+    if (typeof what === 'number') credit.grant(what)
+    else if (what instanceof ArrayBuffer) {
+      spare.push(what)
+      credit.grant(1)
+    } else {
+      const sum = read(what)
+      if (transfers) port.postMessage(what.buffer, [what.buffer])
+      else credit.took()
+      sink.put(sum)
+    }
+  })
+  const send = (n) => {
+    const what = make(n, spare.pop())
+    port.postMessage(what, transfers ? [what.buffer] : undefined)
+  }
+  return {
+    async produce(count) {
+      for (let n = 0; n < count; n++) {
+        if (credit.left === 0) await credit.some()
+        credit.left--
+        send(n)
+      }
+    },
+    consume: (count) => sink.expect(count),
+    send,
+    receive: () => sink.inbox.take(),
+    close: () => port.close(),
+  }
+}
 
 export const messagePort = {
   id: 'message-port',
@@ -11,49 +50,22 @@ export const messagePort = {
   note: 'two threads of one process; cloned below 64 KiB, from there on the memory is transferred and handed back',
   threads: true,
   takes: neverPolls,
-  async open({ job, port }) {
-    const sink = new Sink(add)
+  async open(setup) {
+    const { size } = setup.job
     const reader = new Reader()
-    const { size } = job
-    const transfers = size >= TRANSFER
-    const credit = new Credit(Math.min(1024, Math.floor((4 << 20) / size)), (taken) => port.postMessage(taken))
-    const spare = []
-    port.on('message', (what) => {
-      if (typeof what === 'number') credit.grant(what)
-      else if (what instanceof ArrayBuffer) {
-        spare.push(what)
-        credit.grant(1)
-      } else {
-        const sum = reader.sum(what, 0, what.length)
-        if (transfers) port.postMessage(what.buffer, [what.buffer])
-        else credit.took()
-        sink.put(sum)
-      }
-    })
+    const read = (what) => reader.sum(what, 0, what.length)
+    const window = Math.floor((4 << 20) / size)
     const words = new Float64Array(size / 8)
     const bytes = new Uint8Array(words.buffer)
-    const send = (n) => {
-      if (!transfers) {
-        fill(words, 0, words.length, n)
-        port.postMessage(bytes)
-        return
-      }
-      const memory = spare.pop() ?? new ArrayBuffer(size)
+    const copied = (n) => {
+      fill(words, 0, words.length, n)
+      return bytes
+    }
+    const handed = (n, memory = new ArrayBuffer(size)) => {
       fill(new Float64Array(memory), 0, size / 8, n)
-      port.postMessage(new Uint8Array(memory), [memory])
+      return new Uint8Array(memory)
     }
-    return {
-      async produce(count) {
-        for (let n = 0; n < count; n++) {
-          if (credit.left === 0) await credit.some()
-          credit.left--
-          send(n)
-        }
-      },
-      consume: (count) => sink.expect(count),
-      send,
-      receive: () => sink.inbox.take(),
-      close: () => port.close(),
-    }
+    const transfers = size >= TRANSFER
+    return portedPair(setup, { make: transfers ? handed : copied, read, window, transfers })
   },
 }

@@ -3,10 +3,11 @@
 import { once } from 'node:events'
 
 import { maker, reader } from '../objects/values.mjs'
-import { Credit, Sink } from '../frames.mjs'
+import { Sink } from '../frames.mjs'
 import { add } from '../work.mjs'
 import { forkedPair } from './child-process.mjs'
 import { contender, own, ringfence } from './contender.mjs'
+import { portedPair } from './message-port.mjs'
 import { socketPair } from './unix.mjs'
 
 /** Bytes under way before the sender waits: each queues without limit otherwise. */
@@ -51,7 +52,7 @@ async function lines(setup) {
   socket.setEncoding('utf8')
   const make = maker(job.size)
   const read = reader(job.size)
-  const sink = new Sink(add)
+  const sink = new Sink()
   let rest = ''
   socket.on('data', (chunk) => {
     let from = 0
@@ -78,30 +79,9 @@ function forked(setup) {
   return { first, ...forkedPair(setup, { make: maker(size), read: reader(size), window }) }
 }
 
-async function ported({ job, port }) {
-  const make = maker(job.size)
-  const read = reader(job.size)
-  const sink = new Sink(add)
-  const credit = new Credit(Math.min(1024, everyOf(job.size)), (taken) => port.postMessage(taken))
-  port.on('message', (value) => {
-    if (typeof value === 'number') credit.grant(value)
-    else {
-      credit.took()
-      sink.put(read(value))
-    }
-  })
-  return {
-    first,
-    async produce(count) {
-      for (let n = 0; n < count; n++) {
-        if (credit.left === 0) await credit.some()
-        credit.left--
-        port.postMessage(make(n))
-      }
-    },
-    consume: (count) => sink.expect(count),
-    close: () => port.close(),
-  }
+function ported(setup) {
+  const { size } = setup.job
+  return { first, ...portedPair(setup, { make: maker(size), read: reader(size), window: everyOf(size) }) }
 }
 
 export const objects = [

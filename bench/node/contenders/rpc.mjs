@@ -4,9 +4,9 @@ import { createBirpc } from 'birpc'
 import { RpcSession, RpcTarget, newMessagePortRpcSession } from 'capnweb'
 import * as comlink from 'comlink'
 
-import { Inbox } from '../frames.mjs'
+import { Inbox, Sink } from '../frames.mjs'
 import { pause } from '../usage.mjs'
-import { add, expectedSum, messageSum } from '../work.mjs'
+import { expectedSum, messageSum } from '../work.mjs'
 import { contender, ringfence } from './contender.mjs'
 
 /** Milliseconds for which a side stands still, and bytes of each call that it gets during that time. */
@@ -15,9 +15,7 @@ export const STALLED_SIZE = 16_384
 
 /** The service of the other side: takes a number, returns the next one, and adds up what it was given. */
 class Counter extends RpcTarget {
-  #left = 0
-  #total = 0
-  #done = null
+  #sink = new Sink()
 
   /** Stands still, with its thread and its event loop. */
   hold(milliseconds) {
@@ -30,17 +28,12 @@ class Counter extends RpcTarget {
   }
 
   bump(n) {
-    this.#total = add(this.#total, messageSum(8, n))
-    if (--this.#left === 0) this.#done(this.#total)
+    this.#sink.put(messageSum(8, n))
     return n + 1
   }
 
   expect(count) {
-    this.#left = count
-    this.#total = 0
-    return new Promise((resolve) => {
-      this.#done = resolve
-    })
+    return this.#sink.expect(count)
   }
 }
 

@@ -3,8 +3,8 @@
 import { once } from 'node:events'
 import net from 'node:net'
 
-import { Frames, PREFIX, Sink } from '../frames.mjs'
-import { Maker, add, fill, neverPolls } from '../work.mjs'
+import { PREFIX, sinkOf } from '../frames.mjs'
+import { Maker, fill, neverPolls } from '../work.mjs'
 
 /** One end of a socket between the two sides. */
 export async function socketPair({ side, job, line }) {
@@ -26,9 +26,7 @@ export async function socketPair({ side, job, line }) {
 
 async function open(setup, corked) {
   const socket = await socketPair(setup)
-  const sink = new Sink(add)
-  const frames = new Frames(sink.put)
-  socket.on('data', (chunk) => frames.push(chunk))
+  const sink = sinkOf(socket)
   const { size } = setup.job
   const words = size / 8
   const maker = new Maker(size, PREFIX)
