@@ -6,15 +6,20 @@ import process from 'node:process'
 import { fileURLToPath } from 'node:url'
 import { MessageChannel, Worker, isMainThread, workerData } from 'node:worker_threads'
 
-import { build } from 'hdr-histogram-js'
-
-import { contenders } from './contenders/index.mjs'
 import { lineOfPort, lineOfStreams } from './line.mjs'
 import { median } from './text.mjs'
 import { collect, pause, pinThread, since, switches, usage } from './usage.mjs'
 import { Reader, add, expectedSum, messageSum, now, warmedUp } from './work.mjs'
 
 const here = fileURLToPath(import.meta.url)
+/** Bursts into an empty queue, which show what a call costs that finds room. */
+const BURSTS = 15
+
+/** Only those of this kind of run are loaded: many subscribers start on one core. */
+async function contenderOf({ contender, subscribers }) {
+  const { contenders } = await import(subscribers ? './broadcast/rivals.mjs' : './contenders/index.mjs')
+  return contenders.find(({ id }) => id === contender)
+}
 
 function startPeer(job, contender) {
   const stdio = ['pipe', 'pipe', 'inherit', ...(contender.ipc ? ['ipc'] : [])]
@@ -99,7 +104,7 @@ async function serve(setup, line) {
     const found = work === null ? { sum: await echo(contender, order.echo) } : await work
     line.send({ finished: now(), ...(typeof found === 'number' ? { sum: found } : found), ...since(before) })
   }
-  await contender.close()
+  await contender.close?.()
 }
 
 function startThread(job) {
@@ -124,42 +129,57 @@ function startChild(job, contender) {
 }
 
 async function main(side, job) {
-  const contender = contenders.find(({ id }) => id === job.contender)
+  const contender = await contenderOf(job)
   const setup = { side, job, contender }
   if (side === 'b') {
     // stdout is the line.
-    await serve({ ...setup }, lineOfStreams(process.stdout, process.stdin))
+    await serve(setup, lineOfStreams(process.stdout, process.stdin))
     process.exit(0)
   }
 
-  if (contender.threads && job.pinned) pinThread(job.cpus[0])
-  const peers = Array.from({ length: job.readers ?? 1 }, () =>
-    contender.threads ? startThread(job) : startChild(job, contender),
+  const { threads } = contender
+  if (threads && job.pinned) pinThread(job.cpus[0])
+  const peers = Array.from({ length: job.subscribers ?? job.readers ?? 1 }, () =>
+    threads ? startThread(job) : startChild(job, contender),
   )
-  const [{ line, child, port }] = peers
-  const lines = peers.map((peer) => peer.line)
-  const all = { children: peers.map((peer) => peer.child), ports: peers.map((peer) => peer.port) }
-  const opened = await contender.open({ ...setup, ...all, line, child, port })
-  const [hello] = await Promise.all(lines.map((each) => each.receive()))
-  const outcome = await (job.measure === 'pass' || job.measure === 'share'
-    ? passing(opened, lines, job, contender)
-    : measured(opened, line, job, contender, hello))
+  const lines = peers.map(({ line }) => line)
+  const children = peers.map(({ child }) => child)
+  const ports = peers.map(({ port }) => port)
+  const opened = await contender.open({ ...setup, ...peers[0], lines, children, ports })
+  const [{ pid }] = await fromAll(lines)
+  const measure = MEASURES[job.subscribers ? 'broadcast' : job.measure] ?? oneWay
+  const outcome = await measure(opened, { lines, threads, pid }, job, contender)
   console.log(JSON.stringify(outcome))
-  for (const each of lines) each.send({ quit: true })
+  for (const line of lines) line.send({ quit: true })
   await Promise.race([
     pause(500),
-    contender.threads
-      ? pause(100)
-      : Promise.all(all.children.map((each) => new Promise((resolve) => each.on('exit', resolve)))),
+    threads ? pause(100) : Promise.all(children.map((child) => new Promise((resolve) => child.on('exit', resolve)))),
   ])
-  await Promise.race([pause(200), opened.close()])
+  await Promise.race([pause(200), opened.close?.()])
   process.exit(0)
 }
 
-function measured(opened, line, job, contender, hello) {
-  if (job.measure === 'paced') return paced(opened, line, job)
-  if (job.measure.startsWith('rtt')) return roundTrip(opened, line, job, contender, hello)
-  return job.measure === 'rpc-stalled' ? stalled(opened, job) : oneWay(opened, line, job, contender)
+const fromAll = (lines) => Promise.all(lines.map((line) => line.receive()))
+
+/**
+ * Has the other sides carry out an order while this one works on it, and compares their sums. Returns what `work` returns, their reports,
+ * the times, and what all sides have used: threads share a process, whose figures each of them sees.
+ */
+async function carryOut({ lines, threads }, order, wanted, work) {
+  for (const line of lines) line.send(order)
+  await fromAll(lines)
+  const before = usage()
+  const started = now()
+  const result = await work()
+  const worked = now()
+  const reports = await fromAll(lines)
+  const used = [since(before), ...(threads ? [] : reports)]
+  for (const { sum } of reports)
+    if (sum !== wanted) throw new Error(`what arrived is not what was sent: sum ${sum}, not ${wanted}`)
+  const total = (name) => used.reduce((sum, one) => sum + one[name], 0)
+  const finished = Math.max(...reports.map((report) => report.finished))
+  const seconds = (finished - started) / 1e9
+  return { result, reports, started, worked, finished, seconds, cpu: total('cpu'), preempted: total('preempted') }
 }
 
 /** The outcome of `count` messages, or calls, of the job. */
@@ -177,31 +197,24 @@ const outcomeOf = (job, count, { seconds, cpu = 0, preempted = 0 }, more) => ({
  * Sends a message each millisecond: how often the reader goes to sleep, and the CPU of both sides. A timer is up to a millisecond late, so
  * each message has its own deadline, and one that is due already is sent at once.
  */
-async function paced(contender, line, job) {
-  async function stretch(count) {
-    line.send({ paced: count })
-    await line.receive()
-    const before = usage()
-    const started = now()
-    let wanted = 0
-    for (let n = 0; n < count; n++) {
-      const early = n - (now() - started) / 1e6
-      if (early > 0) await pause(early)
-      void contender.send(n)
-      wanted = add(wanted, messageSum(job.size, n))
-    }
-    const report = await line.receive()
-    if (report.sum !== wanted) throw new Error('what arrived is not what was sent')
-    return { ...together(since(before), report, {}), sleeps: report.sleeps, seconds: (report.finished - started) / 1e9 }
-  }
+async function paced(contender, sides, job) {
+  const stretch = (count) =>
+    carryOut(sides, { paced: count }, expectedSum(job.size, count), async () => {
+      const started = now()
+      for (let n = 0; n < count; n++) {
+        const early = n - (now() - started) / 1e6
+        if (early > 0) await pause(early)
+        void contender.send(n)
+      }
+    })
   await stretch(100)
   const count = Math.ceil(job.seconds * 1000)
   const found = await stretch(count)
-  return outcomeOf(job, count, found, { wakeups_per_message: found.sleeps / count })
+  return outcomeOf(job, count, found, { wakeups_per_message: found.reports[0].sleeps / count })
 }
 
 /** The memory that this process holds of calls that are not answered: no rates, but the shape of the other results. */
-async function stalled(contender, job) {
+async function stalled(contender, sides, job) {
   const started = now()
   const held_bytes = await contender.stalled(job.size)
   return outcomeOf(job, job.size, { seconds: (now() - started) / 1e9 }, { held_bytes })
@@ -211,29 +224,19 @@ async function stalled(contender, job) {
  * Passes buffers one at a time, each to all readers: the medians of how long one is written, passed and read, up to the last reader. The
  * first one touches new memory.
  */
-async function passing(contender, lines, job, { threads }) {
-  const fromAll = () => Promise.all(lines.map((line) => line.receive()))
+async function passing(contender, sides, job) {
   const steps = { write_ns: [], pass_ns: [], read_ns: [], all_ns: [] }
   const spent = { seconds: 0, cpu: 0, preempted: 0 }
   for (let n = 0; n < 3 || spent.seconds < job.seconds; n++) {
     // Memory of earlier ones is released outside of the measurement.
     collect()
-    for (const line of lines) line.send({ take: true })
-    await fromAll()
-    const before = usage()
-    const started = now()
     let written = 0
-    await contender.pass(n, () => (written = now()))
-    const reports = await fromAll()
-    for (const { sum } of reports)
-      if (sum !== messageSum(job.size, n)) throw new Error(`what arrived is not what was sent: sum ${sum}`)
+    const pass = () => contender.pass(n, () => (written = now()))
+    const found = await carryOut(sides, { take: true }, messageSum(job.size, n), pass)
     if (n === 0) continue
-    const used = reports.reduce((mine, report) => together(mine, report, { threads }), since(before))
-    const taken = Math.max(...reports.map((report) => report.taken))
-    const finished = Math.max(...reports.map((report) => report.finished))
-    spent.seconds += (finished - started) / 1e9
-    spent.cpu += used.cpu
-    spent.preempted += used.preempted
+    for (const name of Object.keys(spent)) spent[name] += found[name]
+    const { started, finished } = found
+    const taken = Math.max(...found.reports.map((report) => report.taken))
     steps.write_ns.push(written - started)
     steps.pass_ns.push(taken - written)
     steps.read_ns.push(finished - taken)
@@ -243,65 +246,69 @@ async function passing(contender, lines, job, { threads }) {
   return outcomeOf(job, steps.all_ns.length, spent, Object.fromEntries(medians))
 }
 
-const newHistogram = () =>
-  build({ lowestDiscernibleValue: 1, highestTrackableValue: 60e9, numberOfSignificantValueDigits: 3 })
-
-/** Threads share a process, whose figures each of them sees. */
-const together = (mine, theirs, contender) =>
-  contender.threads ? mine : { cpu: mine.cpu + theirs.cpu, preempted: mine.preempted + theirs.preempted }
-
-async function oneWay(contender, line, job, { threads, times }) {
-  const expected = contender.expected ?? ((count) => expectedSum(job.size, count))
-  async function stretch(count, record) {
-    line.send({ consume: count })
-    await line.receive()
-    const before = usage()
-    const started = now()
-    await contender.produce(count, record)
-    let mine = since(before)
-    const report = await line.receive()
-    if (threads) mine = since(before)
-    const wanted = expected(count)
-    if (report.sum !== wanted) throw new Error(`what arrived is not what was sent: sum ${report.sum}, not ${wanted}`)
-    return { seconds: (report.finished - started) / 1e9, ...together(mine, report, { threads }) }
+/** Publishes to all subscribers, and then in bursts. */
+async function broadcast(publisher, sides, job) {
+  const stretch = (count) =>
+    carryOut(sides, { consume: count }, expectedSum(job.size, count), () => publisher.publish(count))
+  const slots = Math.max(8, Math.floor(job.capacity / job.size))
+  const burst = Math.max(4, Math.floor(slots / 16))
+  const count = await warmedUp(job, Math.ceil(slots / 16), stretch)
+  const { seconds, cpu, preempted } = await stretch(count)
+  const bursts = []
+  for (let n = 0; n < BURSTS; n++) {
+    const { started, worked } = await stretch(burst)
+    bursts.push((worked - started) / burst)
   }
+  const delivered = count * job.subscribers
+  return {
+    published: count,
+    seconds,
+    published_per_second: count / seconds,
+    delivered_per_second: delivered / seconds,
+    cpu_ns_per_delivered: cpu / delivered,
+    publisher_ns: median(bursts),
+    preempted,
+  }
+}
 
-  const first = contender.first ?? Math.ceil((2 * Math.max(job.capacity, 4 * job.size)) / job.size / 8)
-  const count = await warmedUp(job, first, (tries) => stretch(tries, () => {}))
-  const histogram = newHistogram()
-  const found = await stretch(count, recordIn(histogram))
-  return outcomeOf(job, count, found, times ? { round_trip: curveOf(histogram) } : {})
+async function newHistogram() {
+  const { build } = await import('hdr-histogram-js')
+  return build({ lowestDiscernibleValue: 1, highestTrackableValue: 60e9, numberOfSignificantValueDigits: 3 })
 }
 
 const recordIn = (histogram) => (ns) => histogram.recordValue(Math.max(1, Math.round(ns)))
 
-async function roundTrip(contender, line, job, { threads }, hello) {
+async function oneWay(contender, sides, job, { times }) {
+  const expected = contender.expected ?? ((count) => expectedSum(job.size, count))
+  const stretch = (count, record) =>
+    carryOut(sides, { consume: count }, expected(count), () => contender.produce(count, record))
+  const first = contender.first ?? Math.ceil((2 * Math.max(job.capacity, 4 * job.size)) / job.size / 8)
+  const count = await warmedUp(job, first, (tries) => stretch(tries, () => {}))
+  const histogram = await newHistogram()
+  const found = await stretch(count, recordIn(histogram))
+  return outcomeOf(job, count, found, times ? { round_trip: curveOf(histogram) } : {})
+}
+
+async function roundTrip(contender, sides, job) {
   async function stretch(count, record) {
-    line.send({ echo: count })
-    await line.receive()
-    const before = usage()
-    const started = now()
-    const sum = await ping(contender, count, record)
-    const seconds = (now() - started) / 1e9
-    const mine = since(before)
-    const report = await line.receive()
-    let wanted = 0
-    for (let n = 0; n < count; n++) wanted = add(wanted, messageSum(job.size, n))
-    if (sum !== wanted || report.sum !== wanted) throw new Error('what came back is not what was sent')
-    return { seconds, ...together(mine, report, { threads }) }
+    const wanted = expectedSum(job.size, count)
+    const found = await carryOut(sides, { echo: count }, wanted, () => ping(contender, count, record))
+    if (found.result !== wanted) throw new Error('what came back is not what was sent')
+    return { ...found, seconds: (found.worked - found.started) / 1e9 }
   }
 
   const count = await warmedUp(job, 500, (tries) => stretch(tries, () => {}))
-  const histogram = newHistogram()
+  const histogram = await newHistogram()
   const found = await stretch(count, recordIn(histogram))
 
   let idle = null
-  if (job.measure === 'rtt-parked' && !threads) {
+  if (job.measure === 'rtt-parked' && !sides.threads) {
+    const [line] = sides.lines
     line.send({ echo: 1 })
     await line.receive()
     await pause(100)
     // In a namespace of its own the other side does not know the number that it has here.
-    const pid = contender.pid ?? hello.pid
+    const pid = contender.pid ?? sides.pid
     const [from, started] = [switches(pid), now()]
     await pause(300)
     idle = (switches(pid) - from) / ((now() - started) / 1e9)
@@ -311,6 +318,17 @@ async function roundTrip(contender, line, job, { threads }, hello) {
   }
 
   return outcomeOf(job, count, found, { round_trip: curveOf(histogram), idle_wakeups_per_second: idle })
+}
+
+/** The measures that are not one-way. */
+const MEASURES = {
+  broadcast,
+  pass: passing,
+  share: passing,
+  paced,
+  'rtt-polled': roundTrip,
+  'rtt-parked': roundTrip,
+  'rpc-stalled': stalled,
 }
 
 function curveOf(histogram) {
@@ -336,6 +354,6 @@ if (isMainThread) main(process.argv[2], JSON.parse(process.argv[3])).catch(fail)
 else {
   const { job, control, data } = workerData
   if (job.pinned) pinThread(job.cpus[1])
-  const contender = contenders.find(({ id }) => id === job.contender)
+  const contender = await contenderOf(job)
   serve({ side: 'b', job, contender, port: data, ports: [data] }, lineOfPort(control)).then(() => control.close(), fail)
 }

@@ -6,19 +6,14 @@ import { fileURLToPath } from 'node:url'
 import { task } from '../commands/experiment.mjs'
 
 const pinned = spawnSync('taskset', ['--version']).error === undefined
-const fileOf = (name) => fileURLToPath(new URL(name, import.meta.url))
+const side = fileURLToPath(new URL('side.mjs', import.meta.url))
 /** The number of readers of a buffer that is shared. */
 const READERS = 4
 const describe = ({ id, version, note }) => ({ id, version, note })
 
 /** The command of a process of this half, with a job that all its processes know. */
-const starting = (
-  side,
-  role,
-  { cpus = [0, 1], ...job },
-  { threads = false, runtime = process.execPath, skipped } = {},
-) => ({
-  command: [runtime, fileOf(side), role],
+const starting = ({ cpus = [0, 1], ...job }, { threads = false, runtime = process.execPath, skipped } = {}) => ({
+  command: [runtime, side, 'a'],
   job: { cpus, pinned, ...job },
   // Threads are pinned one by one; a whole process is pinned as it starts.
   cpu: pinned && !threads ? cpus[0] : undefined,
@@ -29,10 +24,7 @@ export function nodeTask({ id, threads, runtime, unavailable, takes }, measure, 
   const alone = threads && measure === 'paced' ? 'two threads, whose CPU time is one' : undefined
   const skipped = alone ?? unavailable ?? takes(measure, size) ?? undefined
   const readers = measure === 'share' ? READERS : 1
-  return task(
-    { contender: id, measure, size },
-    starting('side.mjs', 'a', { ...job, readers }, { threads, runtime, skipped }),
-  )
+  return task({ contender: id, measure, size }, starting({ ...job, readers }, { threads, runtime, skipped }))
 }
 
 /** Cells between two sides. `cells`: `[measure, sizes]` each; a contender runs the measures that it knows. */
@@ -55,15 +47,15 @@ export async function peersInNode({ only, cells, ...job }) {
 
 /** Cells of one publisher and its subscribers. */
 export async function broadcastInNode({ only, subscribers, sizes, ...job }) {
-  const { rivals } = await import('./broadcast/rivals.mjs')
-  const chosen = rivals.filter(({ id }) => only?.includes(id) ?? true)
+  const { contenders } = await import('./broadcast/rivals.mjs')
+  const chosen = contenders.filter(({ id }) => only?.includes(id) ?? true)
   const tasks = sizes.flatMap((size) =>
     subscribers.flatMap((count) =>
       chosen.map(({ id, unavailable: skipped }) => {
         const key = { contender: id, subscribers: count, idle: 0, size, batch: false }
         // Sixteen messages at least: ringfence's longest is an eighth of the ring.
         const capacity = Math.max(job.capacity, 16 * size)
-        return task(key, starting('broadcast/side.mjs', 'publish', { ...job, capacity }, { skipped }))
+        return task(key, starting({ ...job, capacity }, { skipped }))
       }),
     ),
   )

@@ -185,4 +185,19 @@ const redis = {
   },
 }
 
-export const rivals = [ours, pairs, unix, zeromq, redis]
+/** Subscribers come when the publisher is there. */
+const opening = ({ publisher, subscriber, ...rival }) => ({
+  ...rival,
+  async open({ side, job, line, lines }) {
+    if (side === 'b') {
+      await line.receive()
+      return subscriber(job)
+    }
+    const opened = await publisher(job)
+    for (const one of lines) one.send('open')
+    await opened.admit?.()
+    return opened
+  },
+})
+
+export const contenders = [ours, pairs, unix, zeromq, redis].map(opening)
