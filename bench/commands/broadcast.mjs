@@ -24,6 +24,10 @@ export const options = {
   seconds: ['of one run (0.15, in Node 1)', undefined, '0.15'],
 }
 
+const USUAL = {
+  rust: { seconds: 0.15, subscribers: [1, 2, 4, 8, 16], sizes: [64, 1024, 65_536] },
+  node: { seconds: 1, subscribers: [1, 4, 8, 16], sizes: [64, 1024] },
+}
 const HARMS = ['killed', 'stopped', 'zombie']
 
 /** Every step that a rival is asked for: sizes and subscribers, idle subscribers beside one, and what befalls one of two. */
@@ -54,28 +58,18 @@ export async function run(values) {
   const [only, sizes, subscribers] = [list(values.only), list(values.sizes, Number), list(values.subscribers, Number)]
   checkSizes(sizes)
   const cpus = list(values.cpus, Number)
-  const job = { only, cpus, capacity: Number(values.capacity) }
-  const seconds = (usual) => Number(values.seconds ?? usual)
-  const made = []
-  if (halves.includes('rust'))
-    made.push(
-      broadcastInRust({
-        ...job,
-        seconds: seconds(0.15),
-        subscribers: subscribers ?? [1, 2, 4, 8, 16],
-        idle: list(values.idle, Number),
-        sizes: sizes ?? [64, 1024, 65_536],
-        harms: values.blocked ? HARMS : [],
-      }),
-    )
-  if (halves.includes('node'))
-    made.push(
-      await broadcastInNode({
-        ...job,
-        seconds: seconds(1),
-        subscribers: subscribers ?? [1, 4, 8, 16],
-        sizes: sizes ?? [64, 1024],
-      }),
-    )
-  await conduct(made, values, { data: 'broadcast', only, cpus })
+  const inRust = { idle: list(values.idle, Number), harms: values.blocked ? HARMS : [] }
+  const made = halves.map((name) => {
+    const usual = USUAL[name]
+    const job = {
+      only,
+      cpus,
+      capacity: Number(values.capacity),
+      seconds: Number(values.seconds ?? usual.seconds),
+      subscribers: subscribers ?? usual.subscribers,
+      sizes: sizes ?? usual.sizes,
+    }
+    return name === 'rust' ? broadcastInRust({ ...job, ...inRust }) : broadcastInNode(job)
+  })
+  await conduct(await Promise.all(made), values, { data: 'broadcast', only, cpus })
 }

@@ -2,16 +2,12 @@
 
 import { once } from 'node:events'
 import net from 'node:net'
-import os from 'node:os'
-import path from 'node:path'
 
 import { PREFIX, sinkOf } from '../frames.mjs'
-import { optional } from '../optional.mjs'
+import { ringfence } from '../contenders/contender.mjs'
+import { endpoint, reading, zmq } from '../contenders/zeromq.mjs'
 import { absence, publication, server, socketOf, subscription } from '../redis.mjs'
 import { Maker, Reader, add, fill, message } from '../work.mjs'
-
-const ringfence = await optional('ringfence')
-const zmq = await optional('../deps/zeromq.mjs')
 
 /** Bytes that a sender stages before it awaits: what a program that cares for its memory does once in a while. */
 const AWAIT_EVERY = 256 * 1024
@@ -113,8 +109,6 @@ const unix = {
   },
 }
 
-const zeromqEndpoint = (job) => `ipc://${path.join(os.tmpdir(), `${job.tag}.zmq`)}`
-
 /** False where a subscriber's queue is full: told not to drop, it throws, and does not tell when there is room. */
 async function taken(socket, bytes) {
   try {
@@ -135,7 +129,7 @@ const zeromq = {
   async publisher(job) {
     const slots = Math.max(16, Math.floor(job.capacity / job.size))
     const socket = new zmq.XPublisher({ noDrop: true, sendHighWaterMark: slots, verbosity: 'allSubs' })
-    await socket.bind(zeromqEndpoint(job))
+    await socket.bind(endpoint(job))
     // It keeps a reference to what it sends and does not tell when it is done: fresh memory each time.
     const maker = new Maker(job.size)
     return {
@@ -153,19 +147,9 @@ const zeromq = {
   async subscriber(job) {
     const slots = Math.max(16, Math.floor(job.capacity / job.size))
     const socket = new zmq.Subscriber({ receiveHighWaterMark: slots })
-    socket.connect(zeromqEndpoint(job))
+    socket.connect(endpoint(job))
     socket.subscribe()
-    const reader = new Reader()
-    return {
-      async consume(count) {
-        let total = 0
-        for (let n = 0; n < count; n++) {
-          const [bytes] = await socket.receive()
-          total = add(total, reader.sum(bytes, 0, bytes.length))
-        }
-        return total
-      },
-    }
+    return reading(socket)
   },
 }
 

@@ -6,7 +6,23 @@ import path from 'node:path'
 import { optional } from '../optional.mjs'
 import { Maker, Reader, add, neverPolls } from '../work.mjs'
 
-const zmq = await optional('../deps/zeromq.mjs')
+export const zmq = await optional('../deps/zeromq.mjs')
+
+export const endpoint = ({ tag }) => `ipc://${path.join(os.tmpdir(), `${tag}.zmq`)}`
+
+/** Both ways to read a socket, whose messages have one part. */
+export function reading(socket) {
+  const reader = new Reader()
+  const sum = ([bytes]) => reader.sum(bytes, 0, bytes.length)
+  return {
+    receive: async () => sum(await socket.receive()),
+    async consume(count) {
+      let total = 0
+      for (let n = 0; n < count; n++) total = add(total, sum(await socket.receive()))
+      return total
+    },
+  }
+}
 
 export const zeromq = {
   id: 'zeromq',
@@ -15,7 +31,7 @@ export const zeromq = {
   unavailable: zmq.why,
   takes: neverPolls,
   async open({ side, job, line }) {
-    const where = `ipc://${path.join(os.tmpdir(), `${job.tag}.zmq`)}`
+    const where = endpoint(job)
     const socket = new zmq.Pair()
     if (side === 'a') {
       await socket.bind(where)
@@ -24,24 +40,14 @@ export const zeromq = {
       await line.receive()
       socket.connect(where)
     }
-    const reader = new Reader()
     // It keeps a reference to what it sends and does not tell when it is done: fresh memory each time.
     const maker = new Maker(job.size)
-    const receive = async () => {
-      const [bytes] = await socket.receive()
-      return reader.sum(bytes, 0, bytes.length)
-    }
     return {
+      ...reading(socket),
       async produce(count) {
         for (let n = 0; n < count; n++) await socket.send(maker.make(n))
       },
-      async consume(count) {
-        let total = 0
-        for (let n = 0; n < count; n++) total = add(total, await receive())
-        return total
-      },
       send: (n) => socket.send(maker.make(n)),
-      receive,
       close: () => socket.close(),
     }
   },
