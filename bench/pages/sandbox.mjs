@@ -6,25 +6,14 @@ import { asTimes, block, figures, flow, hasRun, rate, render, spread, table } fr
 
 const time = (value) => spread(value, duration)
 
-export const ROWS = [
-  {
-    what: 'round trip of 64 B, both sides asleep between, p50',
-    measure: 'rtt-parked',
-    size: 64,
-    figure: 'p50_ns',
-    show: time,
-  },
-  { what: 'round trip of 64 B, both sides poll, p50', measure: 'rtt-polled', size: 64, figure: 'p50_ns', show: time },
-  { what: 'one way, 64 B', measure: 'one', size: 64, figure: 'messages_per_second', show: rate },
-  {
-    what: 'one way, 1 MiB',
-    measure: 'one',
-    size: 1 << 20,
-    figure: 'messages_per_second',
-    show: (value) => flow(value, 1 << 20),
-  },
-  { what: 'a call of 8 B, both sides asleep between, p50', measure: 'rpc', size: 1, figure: 'p50_ns', show: time },
-]
+/** `[measure, size, figure, how it is shown]` of each row. */
+export const ROWS = {
+  'round trip of 64 B, both sides asleep between, p50': ['rtt-parked', 64, 'p50_ns', time],
+  'round trip of 64 B, both sides poll, p50': ['rtt-polled', 64, 'p50_ns', time],
+  'one way, 64 B': ['one', 64, 'messages_per_second', rate],
+  'one way, 1 MiB': ['one', 1 << 20, 'messages_per_second', (value) => flow(value, 1 << 20)],
+  'a call of 8 B, both sides asleep between, p50': ['rpc', 1, 'p50_ns', time],
+}
 
 /** The ratios of the rounds in which both runs had the same placement: the two ran one after the other. */
 function ratios(plain, sandboxed, figure) {
@@ -37,24 +26,20 @@ function ratios(plain, sandboxed, figure) {
 }
 
 function rows({ cells }, placement) {
-  const found = ROWS.map((row) => {
-    const cellOf = (place) =>
-      cells.find(
-        ({ measure, size, contender }) => measure === row.measure && size === row.size && contender.endsWith(place),
-      )
-    return [row, cellOf('/spawned'), cellOf('/sandboxed')]
-  })
-  return found
-    .filter(([, plain]) => hasRun(plain))
-    .map(([{ what, figure, show }, plain, sandboxed]) => {
-      const texts = [plain, sandboxed].map((cell) => {
-        const { summary, mark } = figures(cell, placement) ?? {}
-        return summary ? `${show(summary[figure])}${mark}` : '–'
-      })
-      const all = ratios(plain, sandboxed, figure)
-      const at = (part) => asTimes(all[Math.floor(part * (all.length - 1))])
-      return [what].concat(texts, all.length > 0 ? [at(0.5), `${at(0.25)} to ${at(0.75)}`] : ['–', '–'])
+  return Object.entries(ROWS).flatMap(([what, [measure, size, figure, show]]) => {
+    const own = cells.filter((cell) => cell.measure === measure && cell.size === size)
+    const [plain, sandboxed] = ['/spawned', '/sandboxed'].map((place) =>
+      own.find(({ contender }) => contender.endsWith(place)),
+    )
+    if (!hasRun(plain)) return []
+    const texts = [plain, sandboxed].map((cell) => {
+      const { summary, mark } = figures(cell, placement) ?? {}
+      return summary ? `${show(summary[figure])}${mark}` : '–'
     })
+    const all = ratios(plain, sandboxed, figure)
+    const at = (part) => asTimes(all[Math.floor(part * (all.length - 1))])
+    return [[what, ...texts, ...(all.length > 0 ? [at(0.5), `${at(0.25)} to ${at(0.75)}`] : ['–', '–'])]]
+  })
 }
 
 export function page(results) {
