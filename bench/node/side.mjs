@@ -21,16 +21,6 @@ async function contenderOf({ contender, subscribers }) {
   return contenders.find(({ id }) => id === contender)
 }
 
-function startPeer(job, contender) {
-  const stdio = ['pipe', 'pipe', 'inherit', ...(contender.ipc ? ['ipc'] : [])]
-  const options = { stdio, serialization: contender.ipc === 'json' ? 'json' : 'advanced' }
-  const arguments_ = [...process.execArgv, here, 'b', JSON.stringify(job)]
-  const start = contender.start ?? spawn
-  return job.pinned
-    ? start('taskset', ['-c', String(job.cpus[1]), process.execPath, ...arguments_], options, job)
-    : start(process.execPath, arguments_, options, job)
-}
-
 async function ping(contender, count, record) {
   let total = 0
   let at = 0
@@ -118,7 +108,11 @@ function startThread(job) {
 }
 
 function startChild(job, contender) {
-  const child = startPeer(job, contender)
+  const stdio = ['pipe', 'pipe', 'inherit', ...(contender.ipc ? ['ipc'] : [])]
+  const options = { stdio, serialization: contender.ipc === 'json' ? 'json' : 'advanced' }
+  const pinning = job.pinned ? ['taskset', '-c', String(job.cpus[1])] : []
+  const [command, ...words] = [...pinning, process.execPath, ...process.execArgv, here, 'b', JSON.stringify(job)]
+  const child = (contender.start ?? spawn)(command, words, options, job)
   child.on('exit', (code) => {
     if (code !== 0) {
       console.error(`the other side ended with ${code}`)
@@ -261,9 +255,7 @@ async function broadcast(publisher, sides, job) {
   }
   const delivered = count * job.subscribers
   return {
-    published: count,
     seconds,
-    published_per_second: count / seconds,
     delivered_per_second: delivered / seconds,
     cpu_ns_per_delivered: cpu / delivered,
     publisher_ns: median(bursts),
@@ -335,12 +327,9 @@ function curveOf(histogram) {
   const at = (percentile) => histogram.getValueAtPercentile(percentile)
   const curve = [0, 10, 25, 50, 75, 90, 95, 97.5, 99, 99.5, 99.75, 99.9, 99.95, 99.99, 99.999, 100]
   return {
-    min_ns: histogram.minNonZeroValue,
     p50_ns: at(50),
-    p90_ns: at(90),
     p99_ns: at(99),
     p999_ns: at(99.9),
-    max_ns: histogram.maxValue,
     curve: curve.map((percentile) => [percentile, at(percentile)]),
   }
 }

@@ -73,7 +73,6 @@ impl Job {
     }
 
     /// The ring in messages, for contenders that count those.
-    #[allow(dead_code, reason = "only some contenders count messages")]
     pub fn slots(&self) -> usize {
         self.ring_bytes() / self.size
     }
@@ -121,12 +120,9 @@ impl Outcome {
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RoundTrip {
-    pub min_ns: f64,
     pub p50_ns: f64,
-    pub p90_ns: f64,
     pub p99_ns: f64,
     pub p999_ns: f64,
-    pub max_ns: f64,
     /// `[percentile, ns]`, for the plot.
     pub curve: Vec<(f64, f64)>,
 }
@@ -182,8 +178,6 @@ impl Setup {
 pub trait Contender: Sized {
     /// The two sides are threads of one process.
     const THREADS: bool = false;
-    /// `open` on side A starts side B itself.
-    const SPAWNS: bool = false;
 
     fn open(setup: &mut Setup) -> Result<Self>;
 
@@ -294,11 +288,6 @@ fn switches(pid: i32) -> Result<u64> {
     Ok(total)
 }
 
-/// The command line of side B.
-pub fn peer_arguments(job: &Job) -> Result<[String; 2]> {
-    Ok(["peer".into(), serde_json::to_string(job)?])
-}
-
 /// Starts a process that ends with this one: a run that is cut short must not leave it on a core that the next one is measured on.
 pub fn spawn(command: &mut Command) -> Result<Child> {
     // SAFETY: prctl is async-signal-safe.
@@ -339,9 +328,8 @@ pub fn run_a<C: Contender + 'static>(job: &Job) -> Result<Outcome> {
     if C::THREADS {
         let job = job.clone();
         thread = Some(std::thread::spawn(move || run_b::<C>(&job)));
-    } else if !C::SPAWNS {
-        let [command, text] = peer_arguments(job)?;
-        child = Some(spawn_self(&[&command, &text])?);
+    } else {
+        child = Some(spawn_self(&["peer", &serde_json::to_string(job)?])?);
     }
     let mut setup = Setup {
         job: job.clone(),
@@ -553,12 +541,9 @@ fn round_trips<C: Contender>(
     ];
     Ok(Outcome {
         round_trip: Some(RoundTrip {
-            min_ns: measured.min() as f64 * tick,
             p50_ns: at(50.0),
-            p90_ns: at(90.0),
             p99_ns: at(99.0),
             p999_ns: at(99.9),
-            max_ns: measured.max() as f64 * tick,
             curve: curve.iter().map(|&p| (p, at(p))).collect(),
         }),
         idle_wakeups_per_second: idle,

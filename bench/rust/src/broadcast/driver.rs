@@ -74,9 +74,7 @@ pub trait Subscribe: Sized {
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Outcome {
-    pub published: u64,
     pub seconds: f64,
-    pub published_per_second: f64,
     pub delivered_per_second: f64,
     /// Of all processes, for each message that one subscriber has read.
     pub cpu_ns_per_delivered: f64,
@@ -196,12 +194,9 @@ pub fn publisher<P: Publish>(job: &Job) -> Result<Outcome> {
         .collect::<Result<Vec<_>>>()?;
     bursts.sort_by(f64::total_cmp);
     crowd.order(&Order::Quit)?;
-    let published = measured.work.count as f64;
     let delivered = measured.read as f64;
     Ok(Outcome {
-        published: measured.work.count,
         seconds: measured.seconds,
-        published_per_second: published / measured.seconds,
         delivered_per_second: delivered / measured.seconds,
         cpu_ns_per_delivered: measured.usage.cpu_ns as f64 / delivered,
         publisher_ns: bursts[BURSTS / 2],

@@ -54,7 +54,6 @@ macro_rules! fixed_sizes {
 #[allow(unused_imports, reason = "used by the contenders of some features only")]
 pub(crate) use fixed_sizes;
 
-#[allow(dead_code, reason = "used by the contenders of some features only")]
 pub fn is_fixed_size(size: usize) -> Result<(), &'static str> {
     match size {
         8 | 64 | 256 | 1024 | 4096 | 16_384 | 65_536 | 262_144 | 1_048_576 | 16_777_216 => Ok(()),
