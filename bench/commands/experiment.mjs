@@ -79,9 +79,9 @@ export async function pageOf(data, results) {
 
 /**
  * Runs the tasks of all halves, and writes what they make. `data`: the name of the results, as in {@link PAGES}. `only`: contenders
- * that were asked for. `more`: further fields of the results. `adjust(results)` is called before the page is made.
+ * that were asked for. `adjust(results)` is called before the page is made.
  */
-export async function conduct(made, values, { data, only, more = {}, cpus, pause, adjust }) {
+export async function conduct(made, values, { data, only, cpus, pause, adjust }) {
   const halves = made.filter(({ tasks }) => tasks.length > 0)
   if (halves.length === 0) throw new Error('nothing to run: these options leave no cell')
   const known = halves.flatMap(({ contenders }) => contenders.map(({ id }) => id))
@@ -101,7 +101,6 @@ export async function conduct(made, values, { data, only, more = {}, cpus, pause
     state: state(),
     runs,
     placements,
-    ...more,
     halves: halves.map(resultsOf),
   }
   results.disturbed = disturbances(results.state, looksOf(results))

@@ -38,14 +38,13 @@ export async function run(values) {
   const pass = list(values.sizes, Number) ?? SIZES.pass
   checkSizes(pass)
   const cells = measures.map((measure) => [measure, { ...SIZES, pass }[measure]])
-  const seconds = Number(values.seconds)
-  const half = await peersInNode({ only, cells, seconds, capacity: 4 << 20 })
+  const half = await peersInNode({ only, cells, seconds: Number(values.seconds), capacity: 4 << 20 })
   const before = path.resolve(root, values.out, 'objects.json')
   const adjust = (results) => {
     if (measures.length < Object.keys(SIZES).length && values.out !== '' && existsSync(before))
       keepOthers(results, JSON.parse(readFileSync(before, 'utf8')), measures)
   }
-  await conduct([half], values, { data: 'objects', only, adjust, more: { seconds } })
+  await conduct([half], values, { data: 'objects', only, adjust })
 }
 
 /** Keeps what an earlier run has measured and this one has not. */

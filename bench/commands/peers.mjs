@@ -49,10 +49,5 @@ export async function run(values) {
       .map((measure) => [measure, measure === 'one' ? (sizes ?? SIZES[name]) : [64]])
     made.push(name === 'rust' ? peersInRust({ ...job, only, cells }) : await peersInNode({ ...job, only, cells }))
   }
-  await conduct(made, values, {
-    data: 'results',
-    only,
-    cpus,
-    more: { seconds: job.seconds },
-  })
+  await conduct(made, values, { data: 'results', only, cpus })
 }

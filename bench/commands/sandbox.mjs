@@ -9,9 +9,8 @@ export const options = common({ seconds: '0.25', runs: '21' })
 
 export async function run(values) {
   wanted(values, ['node'])
-  const seconds = Number(values.seconds)
   const cells = Object.values(ROWS).map(([measure, size]) => [measure, [size]])
   const only = ['message/spawned', 'message/sandboxed', 'call/spawned', 'call/sandboxed']
-  const half = await peersInNode({ only, cells, seconds, capacity: 4 << 20 })
-  await conduct([half], values, { data: 'sandbox', more: { seconds } })
+  const half = await peersInNode({ only, cells, seconds: Number(values.seconds), capacity: 4 << 20 })
+  await conduct([half], values, { data: 'sandbox' })
 }

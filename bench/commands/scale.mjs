@@ -43,5 +43,5 @@ export async function run(values) {
     )
   })
   const half = { name: 'rust', seconds, contenders: [{ id: 'ringfence' }], tasks }
-  await conduct([half], values, { data: 'scale', pause: Number(values.pause), more: { seconds } })
+  await conduct([half], values, { data: 'scale', pause: Number(values.pause) })
 }

@@ -28,7 +28,6 @@ export function machine() {
     kernel: os.release(),
     governor: read('/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor') || 'none',
     hypervisor: info.includes('hypervisor'),
-    node: process.version,
   }
 }
 

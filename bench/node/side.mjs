@@ -43,21 +43,17 @@ async function ping(contender, count, record) {
   return total
 }
 
-async function echo(contender, count) {
-  if (contender.echo) return contender.echo(count)
+async function receiveAll(contender, count, answer = () => {}) {
   let total = 0
   for (let n = 0; n < count; n++) {
     total = add(total, await contender.receive())
-    contender.send(n)
+    answer(n)
   }
   return total
 }
 
-async function receiveAll(contender, count) {
-  let total = 0
-  for (let n = 0; n < count; n++) total = add(total, await contender.receive())
-  return { sum: total }
-}
+const echo = (contender, count) =>
+  contender.echo ? contender.echo(count) : receiveAll(contender, count, (n) => contender.send(n))
 
 /** Takes one buffer, whole or in parts, and reads all of it. */
 async function take(contender) {
