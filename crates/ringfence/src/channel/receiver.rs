@@ -411,13 +411,11 @@ impl Inlet for PairInlet {
                     }
                 }
             };
-            let tag = record.tag;
-            let mut attached = tag.attachments() > 0;
+            let mut attached = record.tag.attachments() > 0;
             if record.flags == WHOLE {
                 half.collect(record)?;
                 let consumer = &mut half.ring.consumer;
-                // Only the first record of a row may have a tag, so a tagged one is visited alone: then all of a row have the same tag.
-                let row = if tag != Tag::NONE {
+                let row = if attached {
                     1
                 } else if bytes == ALL_THAT_IS_THERE {
                     max - count
@@ -430,7 +428,7 @@ impl Inlet for PairInlet {
                 };
                 count += consumer.visit_in_row(record, row, |peer, record| {
                     let message = Message::in_ring(peer, record.at, record.length, record.end);
-                    visit(message.tagged(tag));
+                    visit(message.tagged(record.tag));
                 });
                 half.check_copies()?;
                 half.ring.consumer.count();

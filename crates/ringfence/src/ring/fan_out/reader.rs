@@ -411,17 +411,12 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
     #[inline]
     pub(crate) fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
         for _ in 0..TRIES {
-            let record = if let Some(record) = self.known_record() {
-                record
-            } else {
-                let Some(record) = self.next_record()? else {
-                    return Ok(None);
-                };
-                if record.tag != Tag::NONE && self.must_stop() {
-                    return Ok(None);
-                }
-                record
+            let Some(record) = self.next_record()? else {
+                return Ok(None);
             };
+            if record.tag != Tag::NONE && self.must_stop() {
+                return Ok(None);
+            }
             let room = into.len();
             let Some(place) = into.get_mut(..record.length) else {
                 if self.is_whole_or_begin_again()? {
