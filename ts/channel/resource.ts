@@ -123,7 +123,7 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
   }
 }
 
-/** How a peer was lost, by the binding's answer to `isLost`. A publisher does not know it of a subscriber: 0. */
+/** The cause of a lost peer, indexed by the binding's answer to `isLost`; 0 if it is unknown, as to a publisher. */
 const LOST = [
   'has ended, executes another program now, or has destroyed the channel',
   'has ended, or executes another program now',

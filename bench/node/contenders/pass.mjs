@@ -11,7 +11,7 @@ function fillAll({ buffer, byteOffset, byteLength }, n) {
   fill(new Float64Array(buffer, byteOffset, byteLength / 8), 0, byteLength / 8, n)
 }
 
-/** Bytes of a message, where a publisher's ring takes a buffer in parts. */
+/** Bytes of each message if a buffer passes through a publisher's ring in parts. */
 const PART = 1 << 20
 
 async function joined({ side, job }) {

@@ -104,7 +104,7 @@ impl<R: Inlet> Inbound<R> {
         self.incoming.is_of(self.ring.reader().end_of_last())
     }
 
-    /// `size`: of the record at the head if it is the whole message.
+    /// `size` is that of the record at the head, if it is the whole message.
     #[cold]
     fn collect_some(&mut self, count: usize, size: Option<u64>, number: u64) -> Result<()> {
         let at = self.ring.reader().position();
@@ -130,6 +130,7 @@ impl<R: Inlet> Inbound<R> {
     }
 }
 
+/// Returns the size of a record that is a whole message.
 fn whole_size(record: &Record) -> Option<u64> {
     (record.flags == WHOLE).then_some(record.size)
 }

@@ -365,8 +365,8 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         }
     }
 
-    /// Returns the next record if it is a whole message without a tag, and known to be there. A caller that reads short messages calls this
-    /// first, since the result then stays in registers: that of [`Reader::next_record`] is written to the stack and read back.
+    /// Returns the next record if it is a whole message without a tag, and known to be there. Callers that read short messages try this
+    /// first: the result stays in registers, and that of [`Reader::next_record`] goes through the stack.
     #[inline]
     pub(crate) fn known_record(&mut self) -> Option<Record> {
         if self.head >= self.until {
