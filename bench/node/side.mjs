@@ -60,8 +60,11 @@ async function take(contender) {
   const reader = new Reader()
   let taken
   let sum = 0
-  for await (const bytes of contender.parts?.() ?? [contender.take()]) {
+  for await (const part of contender.parts?.() ?? [contender.take()]) {
     taken ??= now()
+    // A sealed buffer is mapped on demand.
+    const bytes = part.bytes?.() ?? part
+    part.close?.()
     sum = add(sum, reader.sum(bytes, 0, bytes.length))
   }
   return { taken, sum }

@@ -6,7 +6,7 @@ const LIMIT = 2 ** 52
 const CYCLE = 0x10000
 
 /** From here on the built-in fill is faster than a loop, its call included. */
-const LONG = 32
+export const LONG = 32
 
 /** Every word of message `n` is `(n mod 65536) + 1`: what is lost, doubled or torn changes the sum. */
 export function fill(words, at, count, n) {

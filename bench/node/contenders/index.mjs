@@ -1,14 +1,13 @@
 import { calls } from './calls.mjs'
 import { childCalls, children } from './child.mjs'
 import { childProcess, childProcess26 } from './child-process.mjs'
-import { copy } from './copy.mjs'
 import { messagePort } from './message-port.mjs'
 import { objects } from './objects.mjs'
 import { pass } from './pass.mjs'
 import { redis } from './redis.mjs'
 import { ringfence, ringfenceAwait, ringfenceGathered, ringfenceReserve, singles } from './ringfence.mjs'
 import { rpc } from './rpc.mjs'
-import { sharedArrayBuffer } from './shared-array-buffer.mjs'
+import { copied, sharedArrayBuffer } from './shared-array-buffer.mjs'
 import { corked, plain } from './unix.mjs'
 import { zeromq } from './zeromq.mjs'
 
@@ -28,7 +27,7 @@ const peers = [
   redis,
   messagePort,
   sharedArrayBuffer,
-  copy,
+  copied,
 ]
 
 const of = (list, measures) => list.map((contender) => Object.assign(contender, { measures }))

@@ -36,9 +36,7 @@ async function sealed(setup) {
     },
     async take() {
       const { attachments } = await channel.receive()
-      const bytes = attachments[0].bytes()
-      attachments[0].close()
-      return bytes
+      return attachments[0]
     },
     close: () => channel.close(),
   }

@@ -1,7 +1,7 @@
-// Two threads of one process and a ring in a SharedArrayBuffer, written and read in place: what JavaScript can do
-// without a native addon, where trust and address space are shared.
+// Two threads of one process and a ring in a SharedArrayBuffer: what JavaScript can do without a native addon, where trust and address
+// space are shared.
 
-import { add, fill, sum } from '../work.mjs'
+import { LONG, add, fill, sum } from '../work.mjs'
 
 // Indices of the control words; positions and flags lie on cache lines of their own.
 const TAIL = 0
@@ -14,9 +14,16 @@ const SKIP = -1
 /** Empty looks before a thread sleeps. */
 const PATIENCE = 200
 
+function copy(target, to, source, from, count) {
+  if (count >= LONG) target.set(source.subarray(from, from + count), to)
+  else for (let i = 0; i < count; i++) target[to + i] = source[from + i]
+}
+
 /** One direction. Positions count words and wrap with their 32 bits. */
 class Ring {
-  constructor(shared) {
+  /** @param spare - Words of a message that is filled before it is copied into the ring, and read after it was copied out of it. */
+  constructor(shared, spare) {
+    this.spare = spare
     this.control = new Int32Array(shared, 0, CONTROL)
     this.words = new Float64Array(shared, CONTROL * 4)
     this.mask = this.words.length - 1
@@ -57,7 +64,11 @@ class Ring {
     if (skip > 0) words[at] = SKIP
     const start = skip > 0 ? 0 : at
     words[start] = count
-    fill(words, start + 1, count, n)
+    if (this.spare === undefined) fill(words, start + 1, count, n)
+    else {
+      fill(this.spare, 0, count, n)
+      copy(words, start + 1, this.spare, 0, count)
+    }
     this.tail = (this.tail + need) | 0
     this.#publish(TAIL, this.tail, READER_ASLEEP)
   }
@@ -75,7 +86,8 @@ class Ring {
         this.head = (this.head + words.length - at) | 0
         continue
       }
-      const total = sum(words, at + 1, count)
+      if (this.spare !== undefined) copy(this.spare, 0, words, at + 1, count)
+      const total = this.spare === undefined ? sum(words, at + 1, count) : sum(this.spare, 0, count)
       this.head = (this.head + count + 1) | 0
       this.#publish(HEAD, this.head, WRITER_ASLEEP)
       return total
@@ -83,12 +95,12 @@ class Ring {
   }
 }
 
-export const sharedArrayBuffer = {
-  id: 'shared-array-buffer',
+const threads = (id, note, isCopied, takes) => ({
+  id,
   version: 'JavaScript',
-  note: 'two threads of one process, a ring of records written and read in place; parked: Atomics.wait',
+  note,
   threads: true,
-  takes: () => null,
+  takes,
   async open({ side, job, port }) {
     let shared
     if (side === 'a') {
@@ -100,8 +112,9 @@ export const sharedArrayBuffer = {
       shared = await new Promise((resolve) => port.once('message', resolve))
     }
     port.unref()
-    const [out, back] = (side === 'a' ? shared : [...shared].reverse()).map((memory) => new Ring(memory))
     const words = job.size / 8
+    const rings = shared.map((memory) => new Ring(memory, isCopied ? new Float64Array(words) : undefined))
+    const [out, back] = side === 'a' ? rings : rings.reverse()
     const patience = job.measure === 'rtt-polled' ? Infinity : job.measure === 'rtt-parked' ? 0 : PATIENCE
     return {
       blocks: true,
@@ -132,4 +145,19 @@ export const sharedArrayBuffer = {
       close: () => port.close(),
     }
   },
-}
+})
+
+export const sharedArrayBuffer = threads(
+  'shared-array-buffer',
+  'two threads of one process, a ring of records written and read in place; parked: Atomics.wait',
+  false,
+  () => null,
+)
+
+/** The limit of sides that share no memory but the ring, and that keep what the other side can change out of their programs. */
+export const copied = threads(
+  'copied',
+  'limit: two threads; a message is filled, copied into the same ring, copied out of it and read',
+  true,
+  (measure) => (measure === 'one' ? null : 'one-way only'),
+)
