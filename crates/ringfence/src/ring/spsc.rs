@@ -452,9 +452,10 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
         mut visit: impl FnMut(&P, Record),
     ) -> usize {
         let (start, until, longest) = (self.head, self.until, self.longest);
-        let stop = until.min(self.published + self.stride());
         // Up to `until`, a lap's places lie in a row.
         let lap = self.lap_of(self.head);
+        // No record begins where the ring ends, or behind it.
+        let stop = until.min(lap + self.capacity).min(self.published + self.stride());
         // In locals, since the way from one record to the next is what a reader of short ones waits for. The head is that
         // behind the record.
         let (mut head, mut record) = (start + first.size, first);

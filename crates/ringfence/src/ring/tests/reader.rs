@@ -1,10 +1,13 @@
 //! The private state of the reading end: how often it has checked, whether it is in a stream, and its counts.
 
-use std::{mem, sync::Arc};
+use std::{
+    mem,
+    sync::{Arc, atomic::Ordering},
+};
 
 use super::{Pair, Pulled, SMALLEST, Tag, WHOLE, header, packed_size, pair};
 use crate::{
-    region::{layout::as_offset, own::OwnRegion},
+    region::{copy::Readable, layout::as_offset, own::OwnRegion},
     ring::read::WantedLengths,
     ring::spsc::Tally,
 };
@@ -116,6 +119,37 @@ fn a_row_is_visited_in_strides_and_the_head_is_published_after_each() {
         (pair.consumer.position(), pair.consumer.capacity()),
         (264, 16 * SMALLEST)
     );
+}
+
+/// The last bytes of a payload that crosses the end of the ring lie there until another record crosses it. They are no record.
+#[test]
+fn what_lies_past_the_ring_s_end_is_in_no_row() {
+    let ghost: Vec<u8> = header(24, WHOLE).to_le_bytes().repeat(11);
+    let mut pair = pair(SMALLEST, SMALLEST);
+    for _ in 0..127 {
+        assert!(pair.send(&[0; 24]) && pair.take().is_some());
+    }
+    assert!(pair.send(&ghost) && pair.take() == Some(ghost));
+    // Up to the end of the ring, and then further.
+    let count = (SMALLEST - 64) / 32 + 2;
+    let numbers = 0..count;
+    let mut found = Vec::new();
+    for number in numbers.clone() {
+        assert!(
+            pair.producer
+                .push(&number.to_le_bytes().repeat(3), Tag::NONE)
+                .unwrap()
+        );
+        if number % 40 == 39 || number == count - 1 {
+            pair.producer.publish();
+            while let Some(first) = pair.consumer.next_record().unwrap() {
+                pair.consumer.visit_in_row(first, usize::MAX, |peer, record| {
+                    found.push(peer.load(record.at, Ordering::Relaxed));
+                });
+            }
+        }
+    }
+    assert!(found.into_iter().eq(numbers));
 }
 
 #[test]
