@@ -409,8 +409,7 @@ impl<R: Inlet> Inbound<R> {
     /// left to the next call, so it returns however fast the peer sends. A call that follows an earlier one with a smaller `max` may
     /// visit messages of two checks.
     ///
-    /// Messages are visited in the peer's memory, without a copy. A subscription copies messages of up to 500 bytes first, and all
-    /// messages if it is not reliable.
+    /// Messages are visited in the peer's memory, without a copy. A subscription that is not reliable copies them first.
     ///
     /// ```no_run
     /// # fn main() -> ringfence::Result<()> {

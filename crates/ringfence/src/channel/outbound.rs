@@ -195,11 +195,16 @@ impl<R: Outlet> Writing<R> {
         R::published(self);
     }
 
+    #[inline]
+    pub(super) fn is_open(&self) -> bool {
+        R::state(&self.shared).is(ChannelState::Open, Ordering::Relaxed)
+    }
+
     /// A batch or a reservation may outlive its channel: it then writes nothing into a ring that an alarm has wiped, or that has
     /// no reader.
     #[inline]
     pub(super) fn check_open(&self) -> Result<()> {
-        if R::state(&self.shared).is(ChannelState::Open, Ordering::Relaxed) {
+        if self.is_open() {
             return Ok(());
         }
         Err(why_not::<R>(&self.shared))
@@ -217,7 +222,7 @@ impl<R: Outlet> Writing<R> {
 
 /// The error if nothing can be sent.
 #[cold]
-fn why_not<R: Outlet>(shared: &R::Shared) -> Error {
+pub(super) fn why_not<R: Outlet>(shared: &R::Shared) -> Error {
     R::check(shared).err().unwrap_or_else(closed::<R>)
 }
 

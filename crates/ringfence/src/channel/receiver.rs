@@ -430,6 +430,7 @@ impl Inlet for PairInlet {
                     let message = Message::in_ring(peer, record.at, record.length, record.end);
                     visit(message.tagged(record.tag));
                 });
+                consumer.publish_stride();
                 half.check_copies()?;
                 half.ring.consumer.count();
                 half.wake_if_worthwhile();

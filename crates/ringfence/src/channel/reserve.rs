@@ -9,6 +9,7 @@
 #![expect(private_bounds, reason = "as in `outbound`")]
 
 use std::{
+    mem::ManuallyDrop,
     ops::{Deref, DerefMut},
     sync::{
         Arc,
@@ -20,7 +21,7 @@ use bytemuck::Pod;
 
 use crate::{
     channel::end::ChannelState,
-    channel::outbound::{Begun, Limits, Outbound, Outlet, Writing, closed},
+    channel::outbound::{Begun, Limits, Outbound, Outlet, Writing, closed, why_not},
     error::{Error, Result},
     region::own::OwnRegion,
     ring::items::ReservedItems,
@@ -208,10 +209,15 @@ impl<R: Outlet> Reservation<'_, R> {
     /// As [`Outbound::commit`].
     #[inline(always)]
     pub fn commit(self, length: usize) -> Result<()> {
-        let Self { at, size, .. } = self;
-        check_length(length, size)?;
-        self.writing.check_open()?;
-        self.writing.finish(at, size, length);
+        // A value that is not dropped stays in registers.
+        let mut this = ManuallyDrop::new(self);
+        let (at, size) = (this.at, this.size);
+        let writing = &mut *this.writing;
+        if length > size || !writing.is_open() {
+            return Err(not_committed(writing, length, size));
+        }
+        writing.finish(at, size, length);
+        writing.ring.own().let_go();
         Ok(())
     }
 }
@@ -249,10 +255,18 @@ impl<R: Outlet> DerefMut for Reservation<'_, R> {
 }
 
 impl<R: Outlet> Drop for Reservation<'_, R> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         self.writing.ring.own().let_go();
     }
+}
+
+#[cold]
+#[inline(never)]
+fn not_committed<R: Outlet>(writing: &mut Writing<R>, length: usize, size: usize) -> Error {
+    writing.ring.own().let_go();
+    let checked = check_length(length, size);
+    checked.err().unwrap_or_else(|| why_not::<R>(&writing.shared))
 }
 
 #[inline]

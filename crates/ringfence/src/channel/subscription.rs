@@ -33,7 +33,7 @@ use crate::{
     wake::parking::{ParkingSpot, Sleeper, Waker},
 };
 
-/// Messages that are visited at once if a number of bytes was asked for: each is a copy, and the bytes are counted in between.
+/// Messages that are visited at once if a number of bytes was asked for: the bytes are counted in between.
 const VISITS: usize = 4;
 
 /// The receiving half of a broadcast: reads as a [`Receiver`](crate::Receiver) does.
@@ -235,6 +235,29 @@ impl Subscription {
     pub fn verifier(&self) -> Verifier {
         self.ring.known.verifier()
     }
+
+    /// Receives the next message, whatever it is.
+    #[inline(never)]
+    fn receive_any(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
+        let mut received = None;
+        for _ in 0..TRIES {
+            if self.ring.collects {
+                self.collect_next_tagged()?;
+            }
+            let found = self.ring.reader.receive(into);
+            received = self.judge(found)?;
+            if received.is_some() || !self.ring.reader.has_stopped() {
+                break;
+            }
+        }
+        if received.is_some() {
+            self.drop_missed();
+            self.tell();
+        } else {
+            self.found_nothing()?;
+        }
+        Ok(received)
+    }
 }
 
 impl BroadcastInlet {
@@ -341,24 +364,13 @@ impl Inlet for BroadcastInlet {
 
     #[inline]
     fn try_receive(half: &mut Subscription, into: &mut [u8]) -> Result<Option<usize>> {
-        let mut received = None;
-        for _ in 0..TRIES {
-            if half.ring.collects {
-                half.collect_next_tagged()?;
-            }
-            let found = half.ring.reader.receive(into);
-            received = half.judge(found)?;
-            if received.is_some() || !half.ring.reader.has_stopped() {
-                break;
-            }
-        }
-        if received.is_some() {
-            half.drop_missed();
+        if !half.ring.collects
+            && let Some(length) = half.ring.reader.receive_known(into)
+        {
             half.tell();
-        } else {
-            half.found_nothing()?;
+            return Ok(Some(length));
         }
-        Ok(received)
+        half.receive_any(into)
     }
 
     fn try_receive_into(half: &mut Subscription, into: &mut Vec<u8>) -> Result<bool> {

@@ -123,17 +123,19 @@ impl Outlet for FanOut {
     )]
     #[inline(always)]
     fn published(writing: &mut Writing<Self>) {
-        let Writing { ring, link, shared } = writing;
+        let Writing { ring, link, .. } = writing;
         let FanLink { waker, known, .. } = link;
         let update = |waker: &mut FanWaker<_, _, _>| {
-            let generation = shared.ring.readers.generation();
+            let generation = ring.generation();
             if generation != *known {
                 *known = generation;
                 update_waker(waker, ring);
             }
         };
         waker.wake(update, wake_reader);
-        end_violators(writing);
+        if writing.ring.has_violation() {
+            end_violators(writing);
+        }
         if writing.link.stalled.is_some() {
             give_up(writing);
         }
@@ -247,7 +249,7 @@ fn wake_reader(doorbell: &Weak<Doorbell>) {
 }
 
 /// Ends the channel of each subscriber that has violated the protocol. This concerns no other subscriber.
-#[inline]
+#[cold]
 fn end_violators(writing: &mut Writing<FanOut>) {
     while let Some(violation) = writing.ring.violation() {
         if let Some(link) = writing.shared.link(violation.number) {

@@ -18,7 +18,7 @@ use crate::region::copy::{BLOCK, ROW, load_pair, load_row};
 use crate::{
     error::{Error, Result},
     region::copy::Readable,
-    region::copy::{Cache, SMALL, opaque_copy, prefetch},
+    region::copy::{Cache, LINE, SMALL, opaque_copy, prefetch},
     region::layout::{self, MAGIC},
     region::map::{Storage, map},
     region::own::OwnRegion,
@@ -29,7 +29,9 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(crate) struct PeerRegion {
     base: *const u8,
-    keep: Arc<Storage>,
+    /// That of the mapping, which is there as long as this.
+    size: usize,
+    _keep: Arc<Storage>,
 }
 
 // SAFETY: as for OwnRegion. This region is never written at all.
@@ -43,7 +45,8 @@ impl PeerRegion {
         let map = map("mapping the peer's object", object, capacity, false)?;
         let region = Self {
             base: map.as_mut_ptr(),
-            keep: Arc::new(Storage::Mapped(map)),
+            size: map.len(),
+            _keep: Arc::new(Storage::Mapped(map)),
         };
         for (check, at, wanted) in [
             ("layout", layout::MAGIC_AT, MAGIC),
@@ -68,7 +71,7 @@ impl PeerRegion {
 
     /// Whether this is an empty ring: see [`PeerRegion::nowhere`].
     pub(crate) fn is_nowhere(&self) -> bool {
-        self.keep.size() == layout::DATA
+        self.size == layout::DATA
     }
 
     /// Reads the word at a multiple of eight, even while the peer writes it. For payloads.
@@ -79,7 +82,7 @@ impl PeerRegion {
     )]
     pub(crate) fn peek(&self, at: usize) -> u64 {
         debug_assert!(
-            at.is_multiple_of(8) && at + 8 <= self.keep.size(),
+            at.is_multiple_of(8) && at + 8 <= self.size,
             "a word of the region"
         );
         // SAFETY: in bounds and aligned. The memory is a mapping of another process's object and lies outside
@@ -88,11 +91,22 @@ impl PeerRegion {
         unsafe { self.base.add(at).cast::<u64>().read_volatile() }
     }
 
+    /// Reads a line of words like [`PeerRegion::peek`], two at a time. To the compiler they are values of this process: it may add up two
+    /// at a time, for example, which it may not for words that it reads one by one.
+    #[inline]
+    pub(crate) fn peek_line(&self, at: usize) -> [u64; LINE / 8] {
+        let mut line = [0; LINE / 8];
+        for (index, pair) in line.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            *pair = bytemuck::cast(self.peek_pair(at + index * 16));
+        }
+        line
+    }
+
     /// Reads two words like [`PeerRegion::peek`], in one access.
     #[inline]
     fn peek_pair(&self, at: usize) -> [u8; 16] {
         debug_assert!(
-            at.is_multiple_of(8) && at + 16 <= self.keep.size(),
+            at.is_multiple_of(8) && at + 16 <= self.size,
             "two words of the region"
         );
         #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -119,7 +133,7 @@ impl PeerRegion {
     #[target_feature(enable = "avx2")]
     #[inline]
     pub(crate) unsafe fn peek_row(&self, at: usize) -> [u64; ROW / 8] {
-        debug_assert!(at + ROW <= self.keep.size(), "a row of the region");
+        debug_assert!(at + ROW <= self.size, "a row of the region");
         // SAFETY: the caller guarantees the row and AVX2.
         unsafe { load_row(self.base.wrapping_add(at)) }
     }
@@ -155,7 +169,7 @@ impl Readable for PeerRegion {
     #[inline]
     fn load(&self, at: usize, order: Ordering) -> u64 {
         debug_assert!(
-            at.is_multiple_of(8) && at + 8 <= self.keep.size(),
+            at.is_multiple_of(8) && at + 8 <= self.size,
             "a word of the region"
         );
         // SAFETY: in bounds and aligned. The owner accesses these words only atomically. If it violates that,
@@ -177,13 +191,15 @@ impl Readable for PeerRegion {
 
     #[inline]
     fn copy_out(&self, at: usize, into: &mut [u8]) {
-        assert!(
-            at + into.len() <= self.keep.size(),
-            "the range lies in the region"
-        );
+        assert!(at + into.len() <= self.size, "the range lies in the region");
         if into.len() <= SMALL || cfg!(miri) {
             let mut from = at;
-            let mut pairs = into.chunks_exact_mut(16);
+            let mut lines = into.chunks_exact_mut(LINE);
+            for line in &mut lines {
+                line.copy_from_slice(bytemuck::bytes_of(&self.peek_line(from)));
+                from += LINE;
+            }
+            let mut pairs = lines.into_remainder().chunks_exact_mut(16);
             for pair in &mut pairs {
                 pair.copy_from_slice(&self.peek_pair(from));
                 from += 16;
@@ -211,7 +227,8 @@ impl From<&OwnRegion> for PeerRegion {
     fn from(own: &OwnRegion) -> Self {
         Self {
             base: own.base,
-            keep: Arc::clone(own.keep.storage()),
+            size: own.keep.size(),
+            _keep: Arc::clone(own.keep.storage()),
         }
     }
 }

@@ -1,11 +1,13 @@
 //! A message in the ring, and the progress of one that is sent in parts.
 
+use std::ops::Range;
+
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use crate::region::copy::{ROW, has_wide_loads};
 use crate::{
     error::{Error, Result},
-    region::copy::BLOCK,
     region::copy::Readable,
+    region::copy::{BLOCK, LINE},
     region::peer::PeerRegion,
     ring::record::Tag,
 };
@@ -234,21 +236,31 @@ impl Iterator for Words<'_> {
         let whole = self.message.len() & !7;
         match self.message.0 {
             Lies::Ring { peer, at: start, .. } if whole < self.at + BLOCK_AT_LEAST => {
+                while self.at + LINE <= whole {
+                    for word in peer.peek_line(start + self.at) {
+                        result = f(result, u64::from_le(word));
+                    }
+                    self.at += LINE;
+                }
                 while self.at < whole {
                     result = f(result, u64::from_le(peer.peek(start + self.at)));
                     self.at += 8;
                 }
             }
-            Lies::Gathered(bytes) if whole < self.at + BLOCK_AT_LEAST => {
-                for word in bytes[self.at.min(whole)..whole].as_chunks::<8>().0 {
-                    result = f(result, u64::from_le_bytes(*word));
-                }
-                self.at = self.at.max(whole);
-            }
-            _ => {
-                // Clone here only, so that `self` stays in registers for a short message.
-                result = self.clone().fold_long(whole, result, &mut f);
+            Lies::Ring {
+                peer, at: start, end, ..
+            } => {
+                result = fold_ring(peer, start + self.at..start + whole, end, result, &mut f);
                 self.at = whole;
+            }
+            Lies::Gathered(bytes) => {
+                let (words, _) = bytes[self.at.min(whole)..whole].as_chunks::<8>();
+                result = if words.len() < BLOCK_AT_LEAST / 8 {
+                    fold_gathered(words, result, &mut f)
+                } else {
+                    fold_long(words, result, &mut f)
+                };
+                self.at = self.at.max(whole);
             }
         }
         if self.at < self.message.len() {
@@ -260,90 +272,110 @@ impl Iterator for Words<'_> {
 
 impl ExactSizeIterator for Words<'_> {}
 
-impl Words<'_> {
-    /// If the compiler reads the region word by word, it may not combine two reads. A block that is copied
-    /// first is private to this process, so its words can be processed many at a time. This function is
-    /// separate to keep the loop over short messages small enough to be inlined.
-    ///
-    /// Takes `self` by reference. Passing it by value would load two words at a time right after they were
-    /// stored one by one, and those loads would wait for the stores.
-    #[inline(never)]
-    fn fold_long<B, F: FnMut(B, u64) -> B>(&self, whole: usize, result: B, f: &mut F) -> B {
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
-        if has_wide_loads() {
-            // SAFETY: the processor has AVX2, as was just checked.
-            return unsafe { self.fold_wide(whole, result, f) };
-        }
-        self.fold_blocks(whole, result, f)
-    }
-
-    /// As [`Words::fold_blocks`], but `f` is compiled for AVX2 as well.
-    ///
-    /// # Safety
-    /// The processor has AVX2.
+/// Folds the words of a range of the ring.
+///
+/// If the compiler reads the region word by word, it may not combine two reads. A block that is copied first is private to this process, so
+/// its words can be processed many at a time. This function is separate to keep the loop over short messages small enough to be inlined. It
+/// takes the fields of the message, since a message that is passed by reference is stored, also a short one.
+#[inline(never)]
+fn fold_ring<B, F: FnMut(B, u64) -> B>(
+    peer: &PeerRegion,
+    words: Range<usize>,
+    end: usize,
+    result: B,
+    f: &mut F,
+) -> B {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    #[target_feature(enable = "avx2")]
-    unsafe fn fold_wide<B, F: FnMut(B, u64) -> B>(&self, whole: usize, mut result: B, f: &mut F) -> B {
-        let Lies::Ring {
-            peer, at: start, end, ..
-        } = self.message.0
-        else {
-            return self.fold_blocks(whole, result, f);
-        };
-        let mut at = self.at;
-        while at + BLOCK <= whole {
-            peer.will_read_on(start + at, BLOCK, end);
-            // SAFETY: the ring has checked that the message lies in the region, and the block lies in the
-            // message; the caller promises AVX2.
-            let block = unsafe { peer.peek_block(start + at) };
-            at += BLOCK;
-            for word in block {
-                result = f(result, u64::from_le(word));
-            }
-        }
-        while at + ROW <= whole {
-            // SAFETY: as above.
-            let row = unsafe { peer.peek_row(start + at) };
-            at += ROW;
-            for word in row {
-                result = f(result, u64::from_le(word));
-            }
-        }
-        while at < whole {
-            result = f(result, u64::from_le(peer.peek(start + at)));
-            at += 8;
-        }
-        result
+    if has_wide_loads() {
+        // SAFETY: the processor has AVX2, as was just checked.
+        return unsafe { fold_wide(peer, words, end, result, f) };
     }
+    fold_blocks(peer, words, end, result, f)
+}
 
-    /// Folds the words from the current position up to `whole`.
-    #[inline]
-    fn fold_blocks<B, F: FnMut(B, u64) -> B>(&self, whole: usize, mut result: B, f: &mut F) -> B {
-        let mut at = self.at;
-        match self.message.0 {
-            Lies::Ring {
-                peer, at: start, end, ..
-            } => {
-                let mut block = [0_u8; BLOCK];
-                while at < whole {
-                    let block = &mut block[..BLOCK.min(whole - at)];
-                    peer.will_read_on(start + at, block.len(), end);
-                    peer.copy_out(start + at, block);
-                    at += block.len();
-                    for word in block.as_chunks::<8>().0 {
-                        result = f(result, u64::from_le_bytes(*word));
-                    }
-                }
-            }
-            Lies::Gathered(bytes) if at < whole => {
-                for word in bytes[at..whole].as_chunks::<8>().0 {
-                    result = f(result, u64::from_le_bytes(*word));
-                }
-            }
-            Lies::Gathered(_) => {}
+/// As [`fold_blocks`], but `f` is compiled for AVX2 as well.
+///
+/// # Safety
+/// The processor has AVX2.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[target_feature(enable = "avx2")]
+unsafe fn fold_wide<B, F: FnMut(B, u64) -> B>(
+    peer: &PeerRegion,
+    words: Range<usize>,
+    end: usize,
+    mut result: B,
+    f: &mut F,
+) -> B {
+    let Range {
+        start: mut at,
+        end: whole,
+    } = words;
+    while at + BLOCK <= whole {
+        peer.will_read_on(at, BLOCK, end);
+        // SAFETY: the ring has checked that the message lies in the region, and the block lies in the
+        // message; the caller promises AVX2.
+        let block = unsafe { peer.peek_block(at) };
+        at += BLOCK;
+        for word in block {
+            result = f(result, u64::from_le(word));
         }
-        result
     }
+    while at + ROW <= whole {
+        // SAFETY: as above.
+        let row = unsafe { peer.peek_row(at) };
+        at += ROW;
+        for word in row {
+            result = f(result, u64::from_le(word));
+        }
+    }
+    while at < whole {
+        result = f(result, u64::from_le(peer.peek(at)));
+        at += 8;
+    }
+    result
+}
+
+/// Folds the words of a range of the ring.
+fn fold_blocks<B, F: FnMut(B, u64) -> B>(
+    peer: &PeerRegion,
+    words: Range<usize>,
+    end: usize,
+    mut result: B,
+    f: &mut F,
+) -> B {
+    let mut block = [0_u8; BLOCK];
+    for at in words.clone().step_by(BLOCK) {
+        let block = &mut block[..BLOCK.min(words.end - at)];
+        peer.will_read_on(at, block.len(), end);
+        peer.copy_out(at, block);
+        for word in block.as_chunks::<8>().0 {
+            result = f(result, u64::from_le_bytes(*word));
+        }
+    }
+    result
+}
+
+/// Folds words that were gathered, as [`fold_ring`] does.
+#[inline(never)]
+fn fold_long<B, F: FnMut(B, u64) -> B>(words: &[[u8; 8]], result: B, f: &mut F) -> B {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    if has_wide_loads() {
+        #[target_feature(enable = "avx2")]
+        fn fold_wide<B, F: FnMut(B, u64) -> B>(words: &[[u8; 8]], result: B, f: &mut F) -> B {
+            fold_gathered(words, result, f)
+        }
+        // SAFETY: the processor has AVX2, as was just checked.
+        return unsafe { fold_wide(words, result, f) };
+    }
+    fold_gathered(words, result, f)
+}
+
+#[inline]
+fn fold_gathered<B, F: FnMut(B, u64) -> B>(words: &[[u8; 8]], mut result: B, f: &mut F) -> B {
+    for word in words {
+        result = f(result, u64::from_le_bytes(*word));
+    }
+    result
 }
 
 /// The progress of a message.
@@ -410,11 +442,17 @@ mod tests {
                 let mut begun = message.words();
                 let first = begun.next().into_iter().collect();
                 assert_eq!(begun.fold(first, pushed), wanted, "{length}");
-                // The path of a processor without wide loads, since this one may have them.
-                let whole = length / 8 * 8;
-                let blocks = message.words().fold_blocks(whole, Vec::new(), &mut pushed);
-                assert_eq!(&blocks[..], &wanted[..whole / 8], "{length}");
             }
+            // The path of a processor without wide loads, since this one may have them.
+            let (at, whole) = (layout::DATA + from, length / 8 * 8);
+            let blocks = fold_blocks(
+                &peer,
+                at..at + whole,
+                layout::DATA + 8192,
+                Vec::new(),
+                &mut pushed,
+            );
+            assert_eq!(&blocks[..], &wanted[..whole / 8], "{length}");
         }
     }
 }

@@ -11,9 +11,9 @@ use std::{
 
 use crate::{
     error::{Error, Result},
-    region::copy::{Readable, Writable},
+    region::copy::{AHEAD, LINE, Readable, Writable},
     region::layout::{self, as_offset},
-    ring::record::{HEADER, PADDING, Record, Tag, WHOLE, corrupt, header, packed_size, split},
+    ring::record::{HEADER, PADDING, Record, Tag, WHOLE, corrupt, header, packed_size, padded, split},
 };
 
 /// A reader streams once it has read this many bytes. Each check that finds the ring empty halves the number, so a dialog of questions
@@ -43,6 +43,9 @@ pub(super) fn pause(capacity: u64) {
         hint::spin_loop();
     }
 }
+
+/// Bytes of a record for whose lines the reader asks. Longer ones are read in blocks, and each of those asks for what is ahead.
+const SHORT: u64 = 512;
 
 /// The number of times that a call starts again after it was overtaken. Then it returns that nothing is there, and the next call goes on:
 /// a fast publisher must not block it forever.
@@ -94,9 +97,9 @@ pub(crate) trait Limit<O, P>: Sized {
     /// Whether a record with a tag that is allowed may come next. `longest` is the longest whole message.
     fn may_follow(&self, record: &Record, longest: u64) -> bool;
 
-    /// A whole message of this size was found at the head, in the lap that starts at `lap`.
+    /// A whole message was found at the head.
     #[inline]
-    fn found(_reader: &mut Reader<O, P, Self>, _size: u64, _lap: u64) {}
+    fn found(_reader: &mut Reader<O, P, Self>, _record: Record) {}
 
     /// Whether what was read from position `from` on was not overwritten in the meantime. Starts with an acquire fence if it can be.
     #[inline]
@@ -209,6 +212,8 @@ pub(crate) struct Reader<O, P, L> {
     padding: (u64, u64),
     /// The head that the writer can see.
     pub(super) published: u64,
+    /// Up to this position, lines have been prefetched.
+    pub(super) fetched: u64,
     /// The last loaded tail of the writer.
     pub(super) tail: u64,
     /// The number of loads of the tail.
@@ -245,6 +250,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
             head,
             padding: (head, head),
             published: head,
+            fetched: head,
             tail: head,
             looks: 0,
             until: 0,
@@ -331,7 +337,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
 
     /// Publishes the head if it is a stride ahead of the one that the writer can see.
     #[inline]
-    pub(super) fn publish_stride(&mut self) {
+    pub(crate) fn publish_stride(&mut self) {
         if self.head - self.published >= self.stride() {
             self.publish();
         }
@@ -374,13 +380,12 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         }
         let at = self.offset_of(self.head);
         let (length, flags) = split(self.peer.load(at, Ordering::Relaxed));
-        let lap = self.lap_of(self.head);
-        let end = layout::DATA + as_offset(self.until - lap);
+        let end = at + as_offset(self.until - self.head);
         let record = Record::whole(at, length, flags, end)?;
         if self.head + record.size > self.until || length > self.longest {
             return None;
         }
-        L::found(self, record.size, lap);
+        L::found(self, record);
         Some(record)
     }
 
@@ -552,6 +557,71 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         Ok(as_offset(packed_size(record.length as u64)))
     }
 
+    /// Prefetches lines that will soon be read, if they are written: those from `fetched` to `end` and near `at`, the offset of a record of
+    /// this size. Returns the new end of prefetched lines. The copy of a long record prefetches its own lines.
+    #[inline]
+    pub(super) fn fetch(&self, at: usize, size: u64, mut fetched: usize, end: usize) -> usize {
+        debug_assert!(fetched >= at, "nothing is asked for that was read");
+        if size > SHORT {
+            return at + as_offset(size);
+        }
+        while fetched < at + AHEAD && fetched < end {
+            self.peer.will_read(fetched);
+            fetched += LINE;
+        }
+        fetched
+    }
+
+    /// Visits the whole message that [`Reader::next_record`] returned, and those that stand behind it in a row as far as the ring is known:
+    /// at most `max` of them, and not much more than a stride. Gets past each once it was visited, also if a later visit panics, and
+    /// returns how many there were.
+    #[inline]
+    pub(crate) fn visit_in_row(
+        &mut self,
+        first: Record,
+        max: usize,
+        mut visit: impl FnMut(&P, Record),
+    ) -> usize {
+        // Offsets in the region, since up to `end` the records stand in a row. In locals, since the way from one record to the next is what
+        // a reader of short ones waits for.
+        let start = self.offset_of(self.head);
+        let (longest, end) = (self.longest, first.end);
+        let stride = as_offset((self.published + self.stride()).saturating_sub(self.head));
+        // No record begins where the ring ends, or behind it.
+        let stop = end
+            .min(layout::DATA + as_offset(self.capacity))
+            .min(start + stride);
+        let mut fetched = start + as_offset(self.fetched.saturating_sub(self.head).max(first.size));
+        let mut record = first;
+        let mut row = Row {
+            reader: self,
+            start,
+            at: start,
+            messages: 0,
+            payload: 0,
+        };
+        loop {
+            visit(&row.reader.peer, record);
+            row.at = record.at + as_offset(padded(record.length as u64));
+            row.messages += 1;
+            row.payload += record.length as u64;
+            if row.messages >= max as u64 || row.at >= stop {
+                break;
+            }
+            let (length, flags) = split(row.reader.peer.load(row.at, Ordering::Relaxed));
+            let Some(next) = Record::whole(row.at, length, flags, end) else {
+                break;
+            };
+            if row.at + as_offset(next.size) > end || length > longest {
+                break;
+            }
+            fetched = row.reader.fetch(row.at, next.size, fetched, end);
+            record = next;
+        }
+        row.reader.fetched = row.reader.head + (fetched - start) as u64;
+        as_offset(row.messages)
+    }
+
     /// Whether this record is copied by itself, and not with those that follow.
     #[inline]
     pub(super) fn is_single(&self, record: Record) -> bool {
@@ -650,7 +720,26 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
     pub(super) fn start_over(&mut self, own: O, peer: P) {
         (self.own, self.peer, self.head_at) = (own, peer, layout::HEAD);
         (self.head, self.published, self.tail, self.until) = (0, 0, 0, 0);
+        self.fetched = 0;
         (self.stream, self.last, self.is_close) = (0, None, false);
+    }
+}
+
+/// Messages that are being visited in the ring. The reader gets past them when this is dropped.
+struct Row<'a, O: Writable, P: Readable, L: Limit<O, P>> {
+    reader: &'a mut Reader<O, P, L>,
+    /// Their offset in the region, and the one behind them.
+    start: usize,
+    at: usize,
+    messages: u64,
+    payload: u64,
+}
+
+impl<O: Writable, P: Readable, L: Limit<O, P>> Drop for Row<'_, O, P, L> {
+    #[inline]
+    fn drop(&mut self) {
+        self.reader.skip((self.at - self.start) as u64);
+        self.reader.limit.count_pulled(self.messages, self.payload);
     }
 }
 

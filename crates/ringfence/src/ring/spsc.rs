@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     error::Result,
-    region::copy::{AHEAD, LINE, Readable, Writable},
+    region::copy::{LINE, Readable, Writable},
     region::layout,
     region::layout::as_offset,
     ring::message::{Progress, too_small},
@@ -193,9 +193,6 @@ impl<O: Writable, P: Readable> SpscWriter<O, P> {
 /// The reading end of a pair's ring.
 pub(crate) type SpscReader<O, P> = Reader<O, P, PeerTail>;
 
-/// Bytes of a record for whose lines the reader asks. Longer ones are read in blocks, and each of those asks for what is ahead.
-const SHORT: u64 = 512;
-
 /// The limit in a pair's ring: the peer's tail.
 #[derive(Debug)]
 pub(crate) struct PeerTail {
@@ -203,8 +200,6 @@ pub(crate) struct PeerTail {
     longest: u64,
     /// The most attachments that one message may have.
     attachments: usize,
-    /// Up to this position, lines have been prefetched.
-    fetched: u64,
     /// The message whose fragments are being read: its size, and how much of it has been read.
     gathering: Option<(usize, usize)>,
     /// The tag of that message, or of the last one that was gathered.
@@ -314,9 +309,11 @@ impl<O: Writable, P: Readable> Limit<O, P> for PeerTail {
     }
 
     #[inline]
-    fn found(reader: &mut SpscReader<O, P>, size: u64, lap: u64) {
-        let fetched = reader.limit.fetched.max(reader.head);
-        reader.limit.fetched = reader.fetch(reader.head, size, fetched, lap);
+    fn found(reader: &mut SpscReader<O, P>, record: Record) {
+        let at = reader.offset_of(reader.head);
+        let fetched = at + as_offset(reader.fetched.saturating_sub(reader.head));
+        let fetched = reader.fetch(at, record.size, fetched, record.end);
+        reader.fetched = reader.head + (fetched - at) as u64;
     }
 
     fn size_under_way(&self) -> Option<usize> {
@@ -357,7 +354,6 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
         let limit = PeerTail {
             longest,
             attachments: 0,
-            fetched: 0,
             gathering: None,
             tag: Tag::NONE,
             accepts_calls: true,
@@ -410,22 +406,6 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
         false
     }
 
-    /// Prefetches lines that will soon be read, if they are written: those behind `fetched` and near `head`, the position of a record of
-    /// this size. Returns the new end of prefetched lines. The copy of a long record prefetches its own lines.
-    #[inline]
-    fn fetch(&self, head: u64, size: u64, mut fetched: u64, lap: u64) -> u64 {
-        debug_assert!(fetched >= head, "nothing is asked for that was read");
-        if size > SHORT {
-            return head + size;
-        }
-        while fetched < head + AHEAD as u64 && fetched < self.until {
-            // Up to `until`, a lap's places lie in a row.
-            self.peer.will_read(layout::DATA + as_offset(fetched - lap));
-            fetched += LINE as u64;
-        }
-        fetched
-    }
-
     /// Goes past a record that [`Reader::next_record`] returned.
     #[inline]
     pub(crate) fn consume(&mut self, record: Record) {
@@ -439,52 +419,6 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
         // Two words: to make one of them takes longer than to add to another one.
         self.limit.messages += 1;
         self.limit.bytes += record.length as u64;
-    }
-
-    /// Visits the whole message that [`Reader::next_record`] returned, and those that stand behind it in a row as far
-    /// as the ring is known: at most `max` of them, and not much more than a stride, after which the head is published.
-    /// Gets past each once it was visited, and returns how many there were. [`SpscReader::count`] counts them.
-    #[inline]
-    pub(crate) fn visit_in_row(
-        &mut self,
-        first: Record,
-        max: usize,
-        mut visit: impl FnMut(&P, Record),
-    ) -> usize {
-        let (start, until, longest) = (self.head, self.until, self.longest);
-        // Up to `until`, a lap's places lie in a row.
-        let lap = self.lap_of(self.head);
-        // No record begins where the ring ends, or behind it.
-        let stop = until.min(lap + self.capacity).min(self.published + self.stride());
-        // In locals, since the way from one record to the next is what a reader of short ones waits for. The head is that
-        // behind the record.
-        let (mut head, mut record) = (start + first.size, first);
-        let mut fetched = self.limit.fetched.max(head);
-        let (mut count, mut payload) = (0, 0);
-        loop {
-            visit(&self.peer, record);
-            self.head = head;
-            count += 1;
-            payload += record.length;
-            if count >= max || head >= stop {
-                break;
-            }
-            let at = layout::DATA + as_offset(head - lap);
-            let (length, flags) = split(self.peer.load(at, Ordering::Relaxed));
-            let Some(next) = Record::whole(at, length, flags, first.end) else {
-                break;
-            };
-            if head + next.size > until || length > longest {
-                break;
-            }
-            fetched = self.fetch(head, next.size, fetched, lap);
-            head += next.size;
-            record = next;
-        }
-        self.limit.fetched = fetched;
-        self.limit.unchecked = (count as u64, payload as u64);
-        self.publish_stride();
-        count
     }
 
     /// Copies as much of the next message as is there to its place in `into`, and publishes the head. The same
@@ -611,7 +545,7 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
     pub(crate) fn forget(&mut self, own: O, peer: P) {
         self.start_over(own, peer);
         self.limit.update_tally();
-        (self.limit.gathering, self.limit.told, self.limit.fetched) = (None, None, 0);
+        (self.limit.gathering, self.limit.told) = (None, None);
     }
 }
 

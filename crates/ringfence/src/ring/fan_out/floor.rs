@@ -300,6 +300,12 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOutWriter<O, P, T> {
         }
     }
 
+    /// See [`Readers::generation`].
+    #[inline]
+    pub(crate) fn generation(&self) -> u64 {
+        self.room.readers.generation()
+    }
+
     /// Returns the slots of the list of readers that have changed since the last call, each with its reader
     /// if the reader's handshake is complete.
     pub(crate) fn changes(&mut self) -> impl Iterator<Item = (usize, Option<(P, T)>)> {
@@ -307,8 +313,13 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOutWriter<O, P, T> {
         std::iter::from_fn(|| self.room.untold.pop())
     }
 
-    /// Returns a reader that has violated the protocol. The caller must release its slot.
+    /// Whether [`FanOutWriter::violation`] returns a reader.
     #[inline]
+    pub(crate) fn has_violation(&self) -> bool {
+        !self.room.violations.is_empty()
+    }
+
+    /// Returns a reader that has violated the protocol. The caller must release its slot.
     pub(crate) fn violation(&mut self) -> Option<Violation> {
         self.room.violations.pop()
     }

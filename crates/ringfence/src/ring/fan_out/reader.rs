@@ -22,9 +22,6 @@ const RUN: usize = 8192;
 /// No position is as far as this: at 10 GB/s a ring would get there in 14 years. So no sum of two of them overflows.
 const FARTHEST: u64 = 1 << 62;
 
-/// Records larger than this are visited where they lie, if their reader is a reliable one: to copy them first costs more than it brings.
-const IN_PLACE: u64 = 512;
-
 /// A message as it is visited.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum View<'a, R> {
@@ -406,9 +403,22 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
         Limit::<C, R>::count_pulled(&mut self.limit, 1, record.length as u64);
     }
 
+    /// The next message, if it has no attachments, is known to be there, fits and was found whole. `None`: [`FanOutReader::receive`] returns
+    /// it, or why it cannot be received.
+    #[inline]
+    pub(crate) fn receive_known(&mut self, into: &mut [u8]) -> Option<usize> {
+        let record = self.known_record()?;
+        let place = into.get_mut(..record.length)?;
+        self.peer.copy_out_ahead(record.at, place, record.end);
+        if !matches!(FloorLimit::is_whole(self, self.head), Ok(true)) {
+            return None;
+        }
+        self.hand_out(record);
+        Some(record.length)
+    }
+
     /// The next message, into the beginning of `into`. `None`: nothing is there. Errors with [`Error::InvalidArgument`] where it is
     /// longer than `into`, and stays.
-    #[inline]
     pub(crate) fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
         for _ in 0..TRIES {
             let Some(record) = self.next_record()? else {
@@ -517,12 +527,8 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
         max: usize,
         visit: &mut impl FnMut(View<'_, R>),
     ) -> Result<usize> {
-        if self.limit.delivery == Delivery::Reliable && record.size > IN_PLACE {
-            FloorLimit::is_whole(self, self.head)?;
-            visit(View::InRing(&self.peer, record));
-            FloorLimit::is_whole(self, self.head)?;
-            self.hand_out(record);
-            return Ok(1);
+        if self.limit.delivery == Delivery::Reliable {
+            return self.visit_in_place(record, max, visit);
         }
         let single = self.is_single(record) || record.size > RUN as u64 / 2 || record.tag != Tag::NONE;
         let (from, bytes) = if single {
@@ -544,6 +550,25 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
         };
         self.limit.window = window;
         visited
+    }
+
+    /// Visits messages where they lie: the publisher does not overwrite what a reliable reader has not read, unless it evicts the reader.
+    #[inline]
+    fn visit_in_place(
+        &mut self,
+        record: Record,
+        max: usize,
+        visit: &mut impl FnMut(View<'_, R>),
+    ) -> Result<usize> {
+        FloorLimit::is_whole(self, self.head)?;
+        let (head, passed, bytes) = (self.head, self.limit.passed, self.limit.bytes);
+        let max = if record.tag == Tag::NONE { max } else { 1 };
+        let count = self.visit_in_row(record, max, |ring, record| visit(View::InRing(ring, record)));
+        if let Err(error) = FloorLimit::is_whole(self, head) {
+            (self.head, self.limit.passed, self.limit.bytes) = (head, passed, bytes);
+            return Err(error);
+        }
+        Ok(count)
     }
 
     /// Room for a copy. It grows with the messages, of which the longest is known.

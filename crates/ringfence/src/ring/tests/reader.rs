@@ -104,6 +104,7 @@ fn a_row_is_visited_in_strides_and_the_head_is_published_after_each() {
                 pair.consumer.visit_in_row(first, usize::MAX, |_, _| ()),
                 as_offset(stride / 256)
             );
+            pair.consumer.publish_stride();
             read += stride;
             assert_eq!((pair.consumer.head, pair.consumer.published), (read, read));
         }
@@ -114,6 +115,7 @@ fn a_row_is_visited_in_strides_and_the_head_is_published_after_each() {
     assert!(pair.send(&[0; 256]) && pair.send(&[0; 256]));
     let first = pair.consumer.next_record().unwrap().expect("the first");
     assert_eq!(pair.consumer.visit_in_row(first, 1, |_, _| ()), 1);
+    pair.consumer.publish_stride();
     assert_eq!((pair.consumer.head, pair.consumer.published), (264, 0));
     assert_eq!(
         (pair.consumer.position(), pair.consumer.capacity()),

@@ -198,12 +198,12 @@ fn a_long_visit_tells_the_head_now_and_then() {
 }
 
 #[test]
-fn a_large_message_is_visited_where_it_lies_by_a_reliable_reader_alone() {
+fn a_message_is_visited_where_it_lies_by_a_reliable_reader_alone() {
     for (delivery, length, is_in_ring) in [
-        (Delivery::Reliable, 504, false),
-        (Delivery::Reliable, 505, true),
-        (Delivery::BestEffort, 505, false),
-        (Delivery::Latest, 505, false),
+        (Delivery::Reliable, 24, true),
+        (Delivery::Reliable, 5000, true),
+        (Delivery::BestEffort, 5000, false),
+        (Delivery::Latest, 24, false),
     ] {
         let mut hub = Hub::new(1 << 16);
         let (_, mut reader) = hub.join(delivery, StartFrom::Now);
@@ -509,11 +509,12 @@ fn what_was_whole_before_an_error_is_handed_out_and_the_error_is_the_next_call_s
     assert_eq!(walk_packed(&into[..2 * 8192]).len(), 512);
     assert!(matches!(reader.pull_packed(&mut into), Err(Error::Evicted)));
     assert_eq!(reader.counted(), (512, 512 * 24));
-    // One check before each visit in the ring, and one after it.
-    let (_hub, mut reader) = judged(3, 600, 3);
+    // One check before each row that is visited in the ring, a quarter of it, and one after it.
+    let (_hub, mut reader) = judged(1000, 24, 3);
     let mut visits = 0;
-    assert!(matches!(reader.visit(9, |_| visits += 1), Err(Error::Evicted)));
-    assert_eq!((visits, reader.counted()), (2, (1, 600)));
+    assert!(matches!(reader.visit(2000, |_| visits += 1), Err(Error::Evicted)));
+    assert_eq!((visits, reader.counted()), (1000, (512, 512 * 24)));
+    assert_eq!((reader.position(), reader.sequence()), (512 * 32, 512));
 }
 
 /// The result of one call of a reader at `position` that was overtaken in its first copy. While it searches
