@@ -6,8 +6,8 @@
 //! ```
 //!
 //! A case consists of a scenario, a call of one of its processes, which of those calls fails, and an error.
-//! Scenarios are a pair, calls and attachments in both directions, a service with two agents, two members, a publisher with one
-//! or two subscribers, a parent and its child, and peers that do not meet the policy.
+//! Scenarios are a pair, calls and attachments in both directions, a service with two agents, two members, a publisher that
+//! attaches, with one or two subscribers, a parent and its child, and peers that do not meet the policy.
 
 use std::process::ExitCode;
 

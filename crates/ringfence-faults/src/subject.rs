@@ -46,9 +46,13 @@ pub(crate) fn options() -> Options {
         .handshake_timeout(timeout())
 }
 
-/// Two messages with attachments are more than a side accepts at once.
 pub(crate) fn accepting() -> Options {
-    options().attachments(Attachments::none().sealed(true).descriptors(true).max_count(3))
+    options().attachments(accepted())
+}
+
+/// Two messages with attachments are more than a side accepts at once.
+fn accepted() -> Attachments {
+    Attachments::none().sealed(true).descriptors(true).max_count(3)
 }
 
 /// Plays a role to its end. The calls that it makes while they are armed may fail.
@@ -302,6 +306,7 @@ pub(crate) fn subscribing() -> Options {
     Options::new()
         .max_message_size(512)
         .from(StartFrom::Now)
+        .attachments(accepted())
         .handshake_timeout(timeout())
 }
 

@@ -255,10 +255,24 @@ fn numbered(number: u32) -> Vec<u8> {
     message
 }
 
-/// Publishes all messages. The subscribers sleep in between, and the publisher sleeps while the ring is full.
+/// Each of these messages has attachments: a sealed buffer with its bytes, and a descriptor.
+fn has_attachments(number: u32) -> bool {
+    number % 4 == 3
+}
+
+/// Publishes all messages. The subscribers sleep in between, and the publisher sleeps while the ring is full, or while a subscriber holds
+/// as many attachments as it accepts.
 pub(crate) fn publish_all(publisher: &mut Publisher, codes: &mut Codes) -> Outcome {
+    let stdout = io::stdout();
     for number in 0..MESSAGES {
-        codes.patiently(|| publisher.send(&numbered(number)))?;
+        let message = numbered(number);
+        if !has_attachments(number) {
+            codes.patiently(|| publisher.send(&message))?;
+            continue;
+        }
+        let buffer = codes.patiently(|| SealedBuffer::from_bytes(&message))?;
+        let attachments = [AttachmentRef::from(&buffer), stdout.as_fd().into()];
+        codes.patiently(|| publisher.send_with(&message, &attachments))?;
     }
     publisher.end();
     Ok(())
@@ -279,6 +293,12 @@ pub(crate) fn read_all(subscription: &mut Subscription, codes: &mut Codes, came_
                 return Err(Trouble::Coded("LATE", "the publisher had already started".into()));
             }
             return wrong(format!("message {next} has a wrong content"));
+        }
+        match &subscription.attachments()[..] {
+            [] if !has_attachments(next) => {}
+            [Attachment::Sealed(buffer), Attachment::Descriptor(_)]
+                if has_attachments(next) && **buffer == room[..length] => {}
+            other => return wrong(format!("message {next} has other attachments: {other:?}")),
         }
         next += 1;
     }

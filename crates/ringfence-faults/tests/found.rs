@@ -87,6 +87,14 @@ fn a_parcel_that_stays_on_the_line_is_read_once() {
     play("attachments", "recvmsg(wakeup)", "all", "ENOMEM");
 }
 
+/// If the wakeups before a publisher's parcel could not be read, the message was handed out without its attachments.
+#[test]
+fn a_wakeup_that_stays_before_a_parcel_loses_no_attachments() {
+    for scenario in ["subscriber", "subscriber beside another"] {
+        play(scenario, "recvmsg(wakeup)", "1+", "EAGAIN");
+    }
+}
+
 /// A wakeup between two threads of the process was lost if the write failed.
 #[test]
 fn a_wakeup_within_the_process_survives_a_failed_write() {

@@ -301,7 +301,7 @@ impl Arrived {
             seen = seen.get(..WITHDRAWAL).unwrap_or(seen);
         }
         let parcel = self.parcel(line, seen).map_err(not_empty)?;
-        let consumed = consume(line, seen.len()).map_err(not_empty);
+        let consumed = consume(line, seen.len());
         match parcel {
             Ok(parcel) if consumed.is_ok() => self.add(parcel),
             // It stays on the line, and the next call reads it again.
@@ -607,7 +607,7 @@ fn consume(line: BorrowedFd<'_>, count: usize) -> Result<usize, Errno> {
         return Ok(0);
     }
     let mut bytes = [0; READ];
-    uninterrupted(|| sys::socket::receive_bytes(line, &mut bytes[..count]))
+    uninterrupted(|| sys::socket::receive_bytes(line, &mut bytes[..count])).map_err(not_empty)
 }
 
 #[cfg(any(test, fuzzing))]
