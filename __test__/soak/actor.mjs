@@ -3,11 +3,22 @@
 //
 //     node actor.mjs ROLE ADDRESS LEDGER ID COUNT EXECUTABLE,EXECUTABLE [shm] [worker] [throw] [capacity=BYTES]
 
-import { closeSync, openSync, readFileSync, readdirSync, readlinkSync, writeSync } from 'node:fs'
+import { closeSync, openSync, readFileSync, readSync, readdirSync, readlinkSync, unlinkSync, writeSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Worker, isMainThread, parentPort, workerData } from 'node:worker_threads'
-import { RemoteError, connect, fromParent, join, listen, member, publish, spawn, subscribe } from 'ringfence'
+import {
+  RemoteError,
+  SealedBuffer,
+  connect,
+  fromParent,
+  join,
+  listen,
+  member,
+  publish,
+  spawn,
+  subscribe,
+} from 'ringfence'
 
 const [role, address, path, first, count, executables, ...more] = isMainThread
   ? process.argv.slice(2)
@@ -20,7 +31,8 @@ const PEER_SESSION = 1
 const SENT = 2
 const RECEIVED = 3
 const END = 4
-const IS_PUBLISHED = 5
+const ATTACHED = 5
+const CAPACITY = 16_384
 const ENDS = { closed: 1, lost: 2 }
 const BROKEN = 3
 
@@ -59,12 +71,51 @@ function message(actor, session, number, mayBeLong) {
   return bytes
 }
 
-/** Checks that each message follows the previous one of its sender. */
+/** The number of attachments of a message: none, a sealed buffer with the same bytes, or also a file with them. */
+const attachmentsOf = (number) => ({ 5: 2, 13: 1, 21: 1 })[number % 24] ?? 0
+
+function fileWith(bytes) {
+  const name = path.replace(/[^/]*$/, `${id}.attached`)
+  const fd = openSync(name, 'w+')
+  unlinkSync(name)
+  writeSync(fd, bytes)
+  return { fd, close: () => closeSync(fd) }
+}
+
+/** Sends a message with its attachments. */
+function sendOne(sink, session, number, mayBeLong) {
+  const bytes = message(id, session, number, mayBeLong)
+  const wanted = attachmentsOf(number)
+  if (wanted === 0) return patiently(() => sink.send(bytes))
+  return patiently(async () => {
+    const attachments = []
+    try {
+      attachments.push(SealedBuffer.from(bytes))
+      if (wanted === 2) attachments.push(fileWith(bytes))
+      await sink.send(bytes, { attachments })
+    } finally {
+      for (const each of attachments) each.close()
+    }
+  })
+}
+
+/** The bytes of an attachment of at most this length, and one more if it is longer. */
+function bytesOf(attachment, length) {
+  if (attachment instanceof SealedBuffer) return attachment.bytes()
+  const room = Buffer.alloc(length + 1)
+  return room.subarray(0, readSync(attachment.fd, room, 0, room.length, 0))
+}
+
+/** Checks that each message follows the previous one of its sender, and has its attachments. */
 class Reading {
   #from = null
+  #attached = 0
   next = 0
-  constructor(session) {
+
+  /** @param mayLack - The number of bytes whose messages may lack their attachments */
+  constructor(session, mayLack = 0) {
     this.session = session
+    this.mayLack = mayLack
   }
 
   account(found, lost = 0) {
@@ -86,6 +137,24 @@ class Reading {
     }
     this.next = number + 1
     write(this.session, RECEIVED, this.next)
+    this.#check(found, number, name)
+  }
+
+  #check(found, number, name) {
+    const { attachments = [] } = found
+    this.mayLack -= found.length
+    if (attachments.length !== attachmentsOf(number) && !(attachments.length === 0 && this.mayLack > 0))
+      throw new Wrong(`${name} has ${attachments.length} attachments`)
+    const way = Math.floor(this.session / 3) % 3
+    // Others leave them to the garbage collector, unread.
+    if (way === 2) return
+    for (const attachment of attachments) {
+      const bytes = bytesOf(attachment, found.length)
+      if (!found.equals(bytes)) throw new Wrong(`${name} came with another ${attachment.kind ?? 'buffer'}`)
+      // Others leave them to the garbage collector after that.
+      if (way === 0) attachment.close()
+    }
+    if (attachments.length > 0) write(this.session, ATTACHED, (this.#attached += attachments.length))
   }
 }
 
@@ -120,22 +189,29 @@ if (has('throw')) {
     return true
   }
 }
+/** So few that senders wait for their readers. */
+const attachments = { sealed: true, descriptors: true, maxCount: 3 }
 const common = { policy, handshakeTimeout: 20_000, signal }
 const capacity = more.find((word) => word.startsWith('capacity='))?.slice('capacity='.length)
 const options = {
   ...common,
-  capacity: Number(capacity ?? 16_384),
+  capacity: Number(capacity ?? CAPACITY),
   maxMessageSize: 100_000,
+  attachments,
   allowHalfOpen: true,
   ...(has('shm') && { backing: 'shm' }),
 }
 
+const SHORT = new Set(['ERR_RINGFENCE_NO_SPACE', 'EMFILE'])
+
+/** Repeats a call while this process lacks descriptors or memory. If that lasts, the conversation fails. */
 async function patiently(call) {
+  const end = performance.now() + 2000
   for (;;) {
     try {
       return await call()
     } catch (error) {
-      if (error.code !== 'ERR_RINGFENCE_NO_SPACE') throw error
+      if (!SHORT.has(error.code) || performance.now() > end) throw error
       await sleep(1)
     }
   }
@@ -143,7 +219,7 @@ async function patiently(call) {
 
 async function sendAll(channel, session) {
   for (let number = 0; number < Number(count); number += 1) {
-    await patiently(() => channel.send(message(id, session, number, true)))
+    await sendOne(channel, session, number, true)
     write(session, SENT, number + 1)
   }
   await channel.end()
@@ -151,7 +227,7 @@ async function sendAll(channel, session) {
 
 /** Reads in one of the possible ways, with a callback that sometimes throws. */
 async function receiveAll(channel, session) {
-  const reading = new Reading(session)
+  const reading = new Reading(session, session % 3 === 2 ? Infinity : 0) // `receiveEach` closes them
   try {
     if (session % 3 === 0) {
       for await (const found of channel) reading.account(found)
@@ -272,15 +348,14 @@ async function stay() {
 }
 
 async function publishes() {
-  const publisher = await publish(address, { ...common, capacity: 16_384, maxMessageSize: 2048 })
+  const publisher = await publish(address, { ...common, capacity: CAPACITY, maxMessageSize: 2048 })
   const session = sessions++
-  write(session, IS_PUBLISHED, 1)
   publisher.on('refused', (error) => note(error))
   const close = () => void publisher.close().catch(() => {})
   signal.addEventListener('abort', close)
   const subscriber = new Promise((resolve) => publisher.once('connection', resolve))
   for (let number = 0; number < Number(count); number += 1) {
-    await patiently(() => publisher.send(message(id, session, number, false)))
+    await sendOne(publisher, session, number, false)
     write(session, SENT, number + 1)
     // Messages that are published before there is a subscriber have no reader.
     if (number === 0) await Promise.race([subscriber, publisher.closed])
@@ -295,10 +370,11 @@ async function subscribes() {
   const session = sessions++
   const isReliable = session % 2 === 0
   const delivery = isReliable ? 'reliable' : 'best-effort'
-  const subscription = await subscribe(address, { ...common, maxMessageSize: 2048, delivery })
+  const subscription = await subscribe(address, { ...common, maxMessageSize: 2048, attachments, delivery })
   const close = () => void subscription.close().catch(() => {})
   signal.addEventListener('abort', close)
-  const reading = new Reading(session)
+  // A reliable subscriber gets none before the publisher reports it, which is at most a ring after its start.
+  const reading = new Reading(session, isReliable ? CAPACITY : Infinity)
   const base = subscription.sequence
   let lost = 0n
   let handedOut = 0n
@@ -412,12 +488,17 @@ function kindsOfDescriptors() {
   return kinds
 }
 
-/** What is left at the end: mappings of shared memory, descriptors, threads and memory. */
+/** What is left at the end: mappings of shared memory, descriptors and those of attachments, threads and memory. */
 async function traces() {
+  // Sealed buffers, and files without a name.
+  const left = () => {
+    const kinds = Object.entries(kindsOfDescriptors()).filter(([kind]) => kind.endsWith('(deleted)'))
+    return kinds.reduce((sum, [, number]) => sum + number, 0)
+  }
   const mapped = () => readFileSync('/proc/self/maps', 'utf8').match(/^.*(memfd:|\/dev\/shm).*$/gm)?.length ?? 0
   const end = performance.now() + 10_000
-  while (mapped() > 0 && performance.now() < end) {
-    // The garbage collector releases the memory of received messages.
+  while (mapped() + left() > 0 && performance.now() < end) {
+    // The garbage collector releases the memory of received messages, and their attachments.
     globalThis.gc?.()
     await sleep(20)
   }
@@ -426,6 +507,7 @@ async function traces() {
   const memory = `${Math.round(process.memoryUsage().rss / 1024)} kB`
   return {
     descriptors: Object.values(kinds).reduce((sum, number) => sum + number, 0),
+    attachments: left(),
     kinds,
     threads,
     mappings: mapped(),

@@ -144,6 +144,10 @@ const EVENTS = [
   'cgroup',
 ]
 
+/** Events that leave a process short of descriptors or memory. Its calls may fail for that, with these codes. */
+const SHORTAGES = new Set(['nofile', 'as', 'cgroup', 'tmpfs'])
+const SHORT = /^(NO_SPACE|EMFILE)\b/
+
 const isPossible = (event) =>
   !(
     WITHOUT.includes(event) ||
@@ -155,7 +159,17 @@ const isPossible = (event) =>
     (event === 'cgroup' && !can.cgroup)
   )
 
-const totals = { plays: 0, sessions: 0, messages: 0, kills: 0, stops: 0, forks: 0, execs: 0, codes: new Map() }
+const totals = {
+  plays: 0,
+  sessions: 0,
+  messages: 0,
+  attachments: 0,
+  kills: 0,
+  stops: 0,
+  forks: 0,
+  execs: 0,
+  codes: new Map(),
+}
 
 class Play {
   constructor(number) {
@@ -260,7 +274,8 @@ class Play {
         break
       case 'code':
         totals.codes.set(rest.split(' ')[0], (totals.codes.get(rest.split(' ')[0]) ?? 0) + 1)
-        this.tell(`${actor.id}: ${rest}`)
+        if (SHORT.test(rest) && !SHORTAGES.has(this.event)) this.fail(`${actor.id} lacks nothing: ${rest}`)
+        else this.tell(`${actor.id}: ${rest}`)
         break
       case 'traces':
         actor.traces = JSON.parse(rest)
@@ -395,7 +410,7 @@ class Play {
     this.over = new Promise((resolve) => (end = resolve))
     const disturbing = this.disturb()
     // Without resources a play may get nowhere, but it must end.
-    const mayStarve = ['nofile', 'as', 'cgroup', 'tmpfs'].includes(this.event)
+    const mayStarve = SHORTAGES.has(this.event)
     const starved = sleep(STARVED, LATE)
     // On a busy machine fewer sessions are enough.
     while (this.sessions < this.wanted && performance.now() < this.began + 2 * LIMIT) {
@@ -465,6 +480,7 @@ class Play {
     const { traces } = actor
     if (traces === undefined) return
     if (traces.mappings > 0) this.fail(`${actor.id} has left ${traces.mappings} mappings`)
+    if (traces.attachments > 0) this.fail(`${actor.id} has left ${traces.attachments} attachments`)
     const isRust = actor.part.language === 'rust'
     // Its standard streams, the ledger, and what a process opens once. Node's event loop has about twenty.
     if (traces.descriptors > (isRust ? 10 : 45))
@@ -490,9 +506,10 @@ class Play {
     }
     for (const [id, records] of ledgers) {
       for (const [session, record] of records.entries()) {
-        const [peer, peerSession = 0, , received = 0, end = 0] = record
+        const [peer, peerSession = 0, , received = 0, end = 0, attached = 0] = record
         if (!peer) continue
         totals.messages += received
+        totals.attachments += attached
         // A sender that was killed may have recorded nothing of its last session.
         const other = ledgers.has(peer) ? (ledgers.get(peer)[peerSession] ?? []) : undefined
         if (other === undefined) {
@@ -550,9 +567,9 @@ for (let looks = 0; looks < 100 && left.length > 0; looks += 1) {
   left = left.filter((name) => still.has(name))
 }
 if (left.length > 0) failures.push({ number: -1, wrong: [`names in /dev/shm: ${left.join(', ')}`] })
-const { plays, sessions, messages, kills, stops, forks, execs, codes } = totals
+const { plays, sessions, messages, attachments, kills, stops, forks, execs, codes } = totals
 console.log(
-  `${plays} plays, ${sessions} channels to their end, ${messages} messages, ${kills} kills, ${stops} stops, ${forks} forks, ${execs} execs`,
+  `${plays} plays, ${sessions} channels to their end, ${messages} messages, ${attachments} attachments, ${kills} kills, ${stops} stops, ${forks} forks, ${execs} execs`,
 )
 console.log(`codes: ${[...codes].map(([code, count]) => `${code} ${count}`).join(', ') || 'none'}`)
 for (const { number, wrong } of failures) for (const what of wrong) console.log(`✘ ${number}: ${what}`)

@@ -15,7 +15,10 @@ use std::{
     error::Error as StdError,
     fs::{File, OpenOptions},
     io::{self, BufRead as _, Write as _},
-    os::unix::{fs::FileExt as _, process::CommandExt as _},
+    os::{
+        fd::AsFd as _,
+        unix::{fs::FileExt as _, process::CommandExt as _},
+    },
     path::Path,
     process::{Command, Stdio},
     sync::{
@@ -27,9 +30,9 @@ use std::{
 };
 
 use ringfence::{
-    Address, Arrival, Backing, CallError, Calls, CancelToken, Change, Channel, Channels, CloseReason,
-    Delivery, Error, Merge, Merged, Options, Policy, Receiver, RemoteError, Sender, connect, from_parent,
-    join, listen, member, publish, spawn, subscribe,
+    Address, Arrival, Attachment, AttachmentRef, Attachments, Backing, CallError, Calls, CancelToken, Change,
+    Channel, Channels, CloseReason, Delivery, Error, Merge, Merged, Options, Policy, Receiver, RemoteError,
+    SealedBuffer, Sender, connect, from_parent, join, listen, member, publish, spawn, subscribe,
 };
 
 use numbered::{Outcome, head, message};
@@ -43,8 +46,11 @@ enum Word {
     Sent,
     Received,
     End,
-    IsPublished,
+    Attached,
 }
+
+/// The capacity of a ring, unless the arguments state another.
+const CAPACITY: usize = 16_384;
 
 /// The end of reading: at the sender's end, at the last message of a sender that has died, or otherwise.
 const CLOSED: u64 = 1;
@@ -87,9 +93,10 @@ fn run(arguments: &[String]) -> Outcome {
     };
     let cancel = CancelToken::new()?;
     let mut options = Options::new()
-        .capacity(16_384)
+        .capacity(CAPACITY as u64)
         .max_message_size(100_000)
         .handshake_timeout(Duration::from_secs(20))
+        .attachments(accepted())
         .policy(Policy::new().executables(executables.split(',')))
         .cancel_token(cancel.clone())
         .wait(role != "child" && role != "parent");
@@ -245,12 +252,17 @@ impl Actor {
     fn send_all(&self, mut sender: Sender, session: u64) -> Outcome {
         for number in 0..self.count {
             let message = message(self.id, session, number, true);
-            loop {
-                match sender.send(&message) {
-                    Err(Error::NoSpace { .. }) => thread::yield_now(),
-                    other => break other?,
+            with_attachments(&message, number, |attachments| {
+                if sender.under_way().is_none() {
+                    return sender.send_with(&message, attachments);
                 }
-            }
+                // A wait for room has failed after the first fragments.
+                while let Some(written) = sender.under_way() {
+                    sender.wait(message.len(), None)?;
+                    sender.send_part(&message, written)?;
+                }
+                Ok(())
+            })?;
             self.write(session, Word::Sent, u64::from(number) + 1);
         }
         sender.end();
@@ -261,10 +273,12 @@ impl Actor {
         let mut room = vec![0; 100_000];
         let mut reading = Reading::default();
         loop {
-            match receiver.receive(&mut room) {
-                Ok(Some(length)) => self.account(session, &mut reading, &room[..length], 0)?,
+            match patiently(|| receiver.receive(&mut room)) {
+                Ok(Some(length)) => {
+                    let attachments = || receiver.attachments();
+                    self.account(session, &mut reading, &room[..length], 0, attachments)?;
+                }
                 Ok(None) | Err(Error::PeerLost(_)) => break,
-                Err(Error::NoSpace { .. }) => thread::yield_now(),
                 Err(error) => {
                     self.write(session, Word::End, BROKEN);
                     return Err(error.into());
@@ -281,8 +295,15 @@ impl Actor {
         Ok(())
     }
 
-    /// Checks that a message follows the previous one of its sender. `lost` messages before it were skipped.
-    fn account(&self, session: u64, reading: &mut Reading, found: &[u8], lost: u64) -> Outcome {
+    /// Checks that a message follows the previous one of its sender, and has its attachments. `lost` messages before it were skipped.
+    fn account(
+        &self,
+        session: u64,
+        reading: &mut Reading,
+        found: &[u8],
+        lost: u64,
+        attachments: impl FnOnce() -> Vec<Attachment>,
+    ) -> Outcome {
         let [actor, peer_session, number] = head(found)?;
         if found != message(actor, u64::from(peer_session), number, found.len() > 2000) {
             return Err(format!(
@@ -307,6 +328,26 @@ impl Actor {
         }
         reading.next = u64::from(number) + 1;
         self.write(session, Word::Received, reading.next);
+        if session % 3 == 2 {
+            // Others take no attachments, which the next message or the end then closes.
+            return Ok(());
+        }
+        let attachments = attachments();
+        let count = attachments.len();
+        reading.may_lack = reading.may_lack.saturating_sub(found.len());
+        if count != attached(number) && !(count == 0 && reading.may_lack > 0) {
+            return Err(format!("message {number} of {actor}.{peer_session} has {count} attachments").into());
+        }
+        for attachment in attachments {
+            let checked = checked(attachment, found)
+                .map_err(|what| format!("message {number} of {actor}.{peer_session} {what}"))?;
+            // Some conversations keep them to their end.
+            if session % 3 == 1 {
+                reading.kept.push(checked);
+            }
+        }
+        reading.attached += count as u64;
+        self.write(session, Word::Attached, reading.attached);
         Ok(())
     }
 
@@ -462,7 +503,8 @@ impl Actor {
                     Merged::Message { from, length } => {
                         let (_, session, reading) =
                             open.get_mut(&from).ok_or("a source that was not added")?;
-                        self.account(*session, reading, &room[..length], 0)?;
+                        let attachments = || merge.attachments();
+                        self.account(*session, reading, &room[..length], 0, attachments)?;
                     }
                     Merged::Ended { from, reason } => {
                         let (_, session, _) = open
@@ -513,15 +555,11 @@ impl Actor {
     fn publish(&self, address: &Address) -> Outcome {
         let mut publisher = publish(address, &self.options.clone().max_message_size(2048))?;
         let session = self.begin();
-        self.write(session, Word::IsPublished, 1);
         for number in 0..self.count {
             let message = message(self.id, session, number, false);
-            loop {
-                match publisher.send(&message) {
-                    Err(Error::NoSpace { .. }) => thread::yield_now(),
-                    other => break other?,
-                }
-            }
+            with_attachments(&message, number, |attachments| {
+                publisher.send_with(&message, attachments)
+            })?;
             self.write(session, Word::Sent, u64::from(number) + 1);
             // Messages that are published before there is a subscriber have no reader.
             if number == 0 {
@@ -563,11 +601,14 @@ impl Actor {
         let options = subscribing(&self.options, &self.cancel).delivery(delivery);
         let mut subscription = subscribe(address, &options)?;
         let (base, mut lost) = (subscription.sequence(), 0);
-        let mut reading = Reading::default();
+        let mut reading = Reading {
+            may_lack: if is_reliable { CAPACITY } else { usize::MAX },
+            ..Reading::default()
+        };
         let mut room = vec![0; 2048];
         let mut handed_out = 0;
         loop {
-            match subscription.receive(&mut room) {
+            match patiently(|| subscription.receive(&mut room)) {
                 Ok(Some(length)) => {
                     handed_out += 1;
                     let more = subscription.lost() - lost;
@@ -575,13 +616,13 @@ impl Actor {
                     if is_reliable && more > 0 {
                         return Err(format!("a reliable subscriber has lost {more}").into());
                     }
-                    self.account(session, &mut reading, &room[..length], more)?;
+                    let attachments = || subscription.attachments();
+                    self.account(session, &mut reading, &room[..length], more, attachments)?;
                     if handed_out + lost != subscription.sequence() - base {
                         return Err("handed out and lost are not the sequence less where it began".into());
                     }
                 }
                 Ok(None) | Err(Error::PeerLost(_)) => break,
-                Err(Error::NoSpace { .. }) => thread::yield_now(),
                 Err(error) => {
                     self.write(session, Word::End, BROKEN);
                     return Err(error.into());
@@ -608,16 +649,79 @@ fn subscribing(options: &Options, cancel: &CancelToken) -> Options {
     Options::new()
         .max_message_size(2048)
         .handshake_timeout(Duration::from_secs(20))
+        .attachments(accepted())
         .policy(Policy::new().executables(std::env::args().nth(6).unwrap_or_default().split(',')))
         .cancel_token(cancel.clone())
         .wait(true)
 }
 
-/// The position in the messages of one sender.
+/// So few that senders wait for their readers.
+fn accepted() -> Attachments {
+    Attachments::none().sealed(true).descriptors(true).max_count(3)
+}
+
+/// The number of attachments of a message: none, a sealed buffer with the same bytes, or also a file with them.
+const fn attached(number: u32) -> usize {
+    match number % 24 {
+        5 => 2,
+        13 | 21 => 1,
+        _ => 0,
+    }
+}
+
+/// Sends a message with its attachments.
+fn with_attachments(
+    message: &[u8],
+    number: u32,
+    mut send: impl FnMut(&[AttachmentRef<'_>]) -> ringfence::Result<()>,
+) -> ringfence::Result<()> {
+    patiently(|| match attached(number) {
+        0 => send(&[]),
+        count => {
+            let buffer = SealedBuffer::from_bytes(message)?;
+            send(&[AttachmentRef::from(&buffer), buffer.as_fd().into()][..count])
+        }
+    })
+}
+
+/// Checks that an attachment has these bytes.
+fn checked(attachment: Attachment, bytes: &[u8]) -> Outcome<Attachment> {
+    match attachment {
+        Attachment::Sealed(buffer) if *buffer == *bytes => Ok(Attachment::Sealed(buffer)),
+        Attachment::Descriptor(descriptor) => {
+            let file = File::from(descriptor);
+            let mut room = vec![0; bytes.len() + 1];
+            let length = file.read_at(&mut room, 0)?;
+            if room[..length] != *bytes {
+                return Err(format!("came with another file of {length} bytes").into());
+            }
+            Ok(Attachment::Descriptor(file.into()))
+        }
+        other => Err(format!("came with {other:?}").into()),
+    }
+}
+
+/// Repeats a call while this process lacks descriptors or memory. If that lasts, the conversation fails.
+fn patiently<T>(mut call: impl FnMut() -> ringfence::Result<T>) -> ringfence::Result<T> {
+    let end = Instant::now() + Duration::from_secs(2);
+    loop {
+        match call() {
+            Err(Error::NoSpace { .. }) if Instant::now() < end => thread::sleep(Duration::from_millis(1)),
+            other => return other,
+        }
+    }
+}
+
+/// The position in the messages of one sender, and their attachments.
 struct Reading {
     is_new: bool,
     from: (u32, u32),
     next: u64,
+    /// The number of bytes whose messages may lack their attachments. A reliable subscriber gets none before the publisher reports it,
+    /// which is at most a ring after its start.
+    may_lack: usize,
+    attached: u64,
+    kept: Vec<Attachment>,
 }
 
 impl Default for Reading {
@@ -626,11 +730,14 @@ impl Default for Reading {
             is_new: true,
             from: (0, 0),
             next: 0,
+            may_lack: 0,
+            attached: 0,
+            kept: Vec::new(),
         }
     }
 }
 
-/// What is left at the end: descriptors, threads, mappings of shared memory, and memory in KiB.
+/// What is left at the end: descriptors and those of attachments, threads, mappings of shared memory, and memory in KiB.
 fn traces() -> String {
     let count = |folder: &str| std::fs::read_dir(folder).map_or(0, Iterator::count);
     let mapped = || {
@@ -639,9 +746,17 @@ fn traces() -> String {
             .filter(|line| line.contains("memfd:") || line.contains("/dev/shm"))
             .count()
     };
-    // Threads need a moment to exit. The one that reads the standard input stays.
+    // Sealed buffers, and files without a name.
+    let attachments = || {
+        let links = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        let names = links.filter_map(|link| std::fs::read_link(link.path()).ok());
+        names
+            .filter(|name| name.to_string_lossy().ends_with("(deleted)"))
+            .count()
+    };
+    // Threads need a moment to exit, also those that close descriptors. The one that reads the standard input stays.
     let end = Instant::now() + Duration::from_secs(10);
-    while (mapped() > 0 || count("/proc/self/task") > 2) && Instant::now() < end {
+    while (mapped() + attachments() > 0 || count("/proc/self/task") > 2) && Instant::now() < end {
         thread::sleep(Duration::from_millis(2));
     }
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -652,8 +767,9 @@ fn traces() -> String {
         .trim()
         .to_owned();
     format!(
-        r#"{{"descriptors":{},"threads":{},"mappings":{},"memory":"{memory}"}}"#,
+        r#"{{"descriptors":{},"attachments":{},"threads":{},"mappings":{},"memory":"{memory}"}}"#,
         count("/proc/self/fd"),
+        attachments(),
         count("/proc/self/task"),
         mapped()
     )

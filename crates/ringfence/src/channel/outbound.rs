@@ -518,7 +518,8 @@ where
     /// At a channel it waits also while the peer holds as many unread attachments as it accepts. At a publisher it waits also while a
     /// reliable subscriber does. A subscriber gets the message without its attachments if it does not accept them
     /// ([`Options::attachments`](crate::Options::attachments)); if it is not a reliable one, also while it holds too many.
-    /// [`PublisherStats::attachments_withheld`](crate::PublisherStats) counts them.
+    /// [`PublisherStats::attachments_withheld`](crate::PublisherStats) counts them. A message that is sent before a
+    /// [`PublisherEvent::Subscriber`](crate::PublisherEvent) may also reach that subscriber without its attachments.
     ///
     /// # Errors
     /// As [`Outbound::send`]. Nothing was sent then:
