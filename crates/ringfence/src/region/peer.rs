@@ -14,7 +14,7 @@ use std::{
 };
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
-use crate::region::copy::{BLOCK, ROW, load_pair, load_row};
+use crate::region::copy::{BLOCK, ROW, load_line, load_pair, load_row};
 use crate::{
     error::{Error, Result},
     region::copy::Readable,
@@ -91,15 +91,21 @@ impl PeerRegion {
         unsafe { self.base.add(at).cast::<u64>().read_volatile() }
     }
 
-    /// Reads a line of words like [`PeerRegion::peek`], two at a time. To the compiler they are values of this process: it may add up two
-    /// at a time, for example, which it may not for words that it reads one by one.
+    /// Reads a line of words like [`PeerRegion::peek`]. To the compiler they are values of this process: it may add up two at a time, for
+    /// example, which it may not for words that it reads one by one.
     #[inline]
     pub(crate) fn peek_line(&self, at: usize) -> [u64; LINE / 8] {
-        let mut line = [0; LINE / 8];
-        for (index, pair) in line.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-            *pair = bytemuck::cast(self.peek_pair(at + index * 16));
+        debug_assert!(
+            at.is_multiple_of(8) && at + LINE <= self.size,
+            "a line of the region"
+        );
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        // SAFETY: in bounds.
+        unsafe {
+            load_line(self.base.add(at))
         }
-        line
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+        std::array::from_fn(|index| self.peek(at + index * 8))
     }
 
     /// Reads two words like [`PeerRegion::peek`], in one access.

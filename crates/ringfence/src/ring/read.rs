@@ -593,6 +593,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
             .min(start + stride);
         let mut fetched = start + as_offset(self.fetched.saturating_sub(self.head).max(first.size));
         let mut record = first;
+        let mut known = NO_HEADER;
         let mut row = Row {
             reader: self,
             start,
@@ -608,15 +609,23 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
             if row.messages >= max as u64 || row.at >= stop {
                 break;
             }
-            let (length, flags) = split(row.reader.peer.load(row.at, Ordering::Relaxed));
-            let Some(next) = Record::whole(row.at, length, flags, end) else {
-                break;
-            };
-            if row.at + as_offset(next.size) > end || length > longest {
+            let word = row.reader.peer.load(row.at, Ordering::Relaxed);
+            if word == known {
+                record.at = row.at + as_offset(HEADER);
+            } else {
+                // A branch rather than a conditional move: if sizes are alike, the way to the next record waits for no header.
+                another_header();
+                let (length, flags) = split(word);
+                match Record::whole(row.at, length, flags, end) {
+                    Some(next) if length <= longest => record = next,
+                    _ => break,
+                }
+                known = if record.aligned { NO_HEADER } else { word };
+            }
+            if row.at + as_offset(record.size) > end {
                 break;
             }
-            fetched = row.reader.fetch(row.at, next.size, fetched, end);
-            record = next;
+            fetched = row.reader.fetch(row.at, record.size, fetched, end);
         }
         row.reader.fetched = row.reader.head + (fetched - start) as u64;
         as_offset(row.messages)
@@ -724,6 +733,9 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         (self.stream, self.last, self.is_close) = (0, None, false);
     }
 }
+
+/// No header of a message.
+const NO_HEADER: u64 = 0;
 
 /// Messages that are being visited in the ring. The reader gets past them when this is dropped.
 struct Row<'a, O: Writable, P: Readable, L: Limit<O, P>> {

@@ -528,8 +528,20 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
         visit: &mut impl FnMut(View<'_, R>),
     ) -> Result<usize> {
         if self.limit.delivery == Delivery::Reliable {
-            return self.visit_in_place(record, max, visit);
+            self.visit_in_place(record, max, visit)
+        } else {
+            self.visit_copies(record, max, visit)
         }
+    }
+
+    /// As [`FanOutReader::visit_from`], of a reader that may be overtaken. A function of its own, so that the visit in place is inlined.
+    #[inline(never)]
+    fn visit_copies(
+        &mut self,
+        record: Record,
+        max: usize,
+        visit: &mut impl FnMut(View<'_, R>),
+    ) -> Result<usize> {
         let single = self.is_single(record) || record.size > RUN as u64 / 2 || record.tag != Tag::NONE;
         let (from, bytes) = if single {
             (record.at, record.length)
