@@ -9,6 +9,7 @@
 //! | `ringfence::channel` | INFO | `open`, `closed` | `address`, `peer_pid`, `peer_uid`; `role`; `reason` |
 //! | `ringfence::refused` | WARN | a process got no channel | `address`, `role`, `code`, `error`; of a known process `peer_pid`, `peer_uid`, `peer_gid`, `executable`; of a check `check`, `wanted`, `found`, `by_peer` |
 //! | `ringfence::evicted` | WARN | a subscriber was too slow | `address`, `peer_pid`, `peer_uid`, `lag` (bytes), `stall_millis` |
+//! | `ringfence::call` | WARN | the handler of a call has failed | `address`, `peer_pid`, `peer_uid`, `name`, `code`, `error` |
 //!
 //! May import `error` and the modules below it. A panic in a subscriber does not reach the caller, because it must not end a thread
 //! of this crate.
@@ -37,6 +38,7 @@ mod on {
     const CHANNEL: &str = "ringfence::channel";
     const REFUSED: &str = "ringfence::refused";
     const EVICTED: &str = "ringfence::evicted";
+    const CALL: &str = "ringfence::call";
 
     /// Calls the subscriber. The panic hook has already reported a panic.
     fn notify(call: impl FnOnce()) {
@@ -178,6 +180,19 @@ mod on {
             refused(&self.address, "peer", error, Some(&peer));
         }
 
+        /// Reports the error of a handler.
+        pub(crate) fn call_failed(&self, name: &str, code: Option<&str>, error: &str) {
+            let Self {
+                address, pid, uid, ..
+            } = self;
+            notify(|| {
+                event!(
+                    target: CALL, Level::WARN, address, peer_pid = pid, peer_uid = uid, name, code, error,
+                    "the handler of a call has failed"
+                );
+            });
+        }
+
         /// Reports that the subscriber has delayed its publisher for longer than `stall`.
         pub(crate) fn evicted(&self, lag: u64, stall: Duration) {
             let Self {
@@ -249,6 +264,9 @@ mod off {
 
         #[inline]
         pub(crate) fn refused(&self, _error: &Error) {}
+
+        #[inline]
+        pub(crate) fn call_failed(&self, _name: &str, _code: Option<&str>, _error: &str) {}
 
         #[inline]
         pub(crate) fn evicted(&self, _lag: u64, _stall: Duration) {}

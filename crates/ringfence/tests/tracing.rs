@@ -15,8 +15,8 @@ use std::{
 };
 
 use ringfence::{
-    Address, Arrival, Audience, Broadcaster, Channel, Channels, CloseReason, Error, Listener, Policy,
-    PublisherEvent, connect, join, listen, member, publish, subscribe,
+    Address, Arrival, Audience, Broadcaster, CallError, Channel, Channels, CloseReason, Error, Listener,
+    Policy, PublisherEvent, RemoteError, connect, join, listen, member, publish, subscribe,
 };
 use support::{Actor, TIME_LIMIT, accepted, fresh_address, handshakes_of, say, small, wait_for_test, wire};
 use tracing::{
@@ -54,6 +54,18 @@ fn role() {
         "joins" => {
             let joined = join(&address, &small());
             say(if joined.is_ok() { "joined" } else { "refused" });
+            wait_for_test();
+        }
+        "calls" => {
+            let calls = connect(&address, &small()).unwrap().into_calls().unwrap();
+            let late = calls.call_until(b"late", Instant::now() + Duration::from_millis(1));
+            assert!(
+                matches!(late, Err(CallError::Channel(Error::TimedOut))),
+                "{late:?}"
+            );
+            let failed = calls.call(b"wrong").unwrap_err();
+            assert_eq!(failed.remote().map(RemoteError::code), Some(Some("E_TEST")));
+            say("failed");
             wait_for_test();
         }
         "connects and leaves" => {
@@ -356,6 +368,73 @@ fn a_handshake_is_told_by_its_steps_and_a_channel_from_its_begin_to_its_end() {
         (closed.get("peer_pid"), closed.get("reason")),
         (pid.as_str(), "lost")
     );
+}
+
+fn failure() -> RemoteError {
+    RemoteError::new("as a test says")
+        .with_name("TestError")
+        .with_code("E_TEST")
+}
+
+/// Waits for the first event of a handler's error, and checks it.
+fn hear_one_failed_call(address: &Address, caller: &Actor) {
+    let failed = hear("ringfence::call", address, |_| true);
+    let fields = ["peer_pid", "name", "code", "error"].map(|name| failed.get(name));
+    let pid = caller.pid().to_string();
+    assert_eq!(fields, [&*pid, "TestError", "E_TEST", "as a test says"]);
+}
+
+#[test]
+fn the_error_of_a_handler_is_told_and_a_deadline_is_not() {
+    watch();
+    let (address, _kept) = fresh_address(false);
+    let listener = listen(&address, &small()).unwrap();
+    let mut caller = Actor::start("calls", &[&address.to_string()]);
+    let calls = accepted(&listener).into_calls().unwrap();
+    let server = calls.clone();
+    let serving = thread::spawn(move || {
+        server.serve(|request, context| {
+            while request == b"late" && !context.is_cancelled() {
+                thread::yield_now();
+            }
+            Err::<Vec<u8>, _>(failure())
+        })
+    });
+    caller.expect("failed");
+    hear_one_failed_call(&address, &caller);
+    caller.kill();
+    assert!(serving.join().unwrap().is_err());
+}
+
+#[cfg(feature = "tokio")]
+#[test]
+fn the_error_of_a_handler_that_is_a_task_is_told_and_a_deadline_is_not() {
+    watch();
+    let (address, _kept) = fresh_address(false);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let listener = listen(&address, &small()).unwrap();
+        let caller = Actor::start("calls", &[&address.to_string()]);
+        let channel = ringfence::tokio::Channel::new(accepted(&listener)).unwrap();
+        let calls = channel.into_calls().unwrap();
+        let handler = |request: Vec<u8>, _| async move {
+            if request == b"late" {
+                std::future::pending::<()>().await;
+            }
+            Err::<Vec<u8>, _>(failure())
+        };
+        let (served, ()) = tokio::join!(calls.serve(1, handler), async {
+            tokio::task::spawn_blocking(move || {
+                hear_one_failed_call(&address, &caller);
+            })
+            .await
+            .unwrap();
+        });
+        assert!(served.is_err(), "its peer was killed");
+    });
 }
 
 /// Its peer has the address then. The channel has ended like any other that this side closes.

@@ -512,10 +512,15 @@ struct Unanswered {
 impl Unanswered {
     /// Queues the answer. Returns its place, unless the answer is no longer needed.
     fn try_answer(&self, outcome: Result<&[u8], RemoteError>) -> Option<Place> {
+        let failed = outcome.as_ref().err().cloned();
         let mut inner = self.core.lock().ok()?;
         let place = inner.state.answer(self.id, outcome)?;
         // A local error leaves the answer in the queue.
         let _ = inner.flush();
+        drop(inner);
+        if let Some(error) = failed {
+            self.core.tell_failed(&error);
+        }
         Some(place)
     }
 

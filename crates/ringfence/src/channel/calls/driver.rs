@@ -14,6 +14,7 @@ use std::{
 use crate::channel::calls::state::Place;
 use crate::{
     channel::Channel,
+    channel::calls::envelope::RemoteError,
     channel::calls::state::{MOST, State},
     channel::end::{CloseReason, Shared},
     channel::receiver::Receiver,
@@ -94,6 +95,15 @@ impl Core {
     pub(super) fn notice(&self) {
         self.shared.doorbell.look();
         self.shared.notice();
+    }
+
+    /// Reports the error of a handler. The caller reports its own deadline.
+    pub(crate) fn tell_failed(&self, error: &RemoteError) {
+        if !error.is_late() {
+            self.shared
+                .tie
+                .call_failed(error.name(), error.code(), error.message());
+        }
     }
 
     pub(crate) fn in_flight(&self) -> usize {
