@@ -2,7 +2,7 @@ import { getEventListeners } from 'node:events'
 import { runInNewContext } from 'node:vm'
 
 import test from 'ava'
-import { RingfenceError, type Channel } from 'ringfence'
+import { RingfenceError, SealedBuffer, structured, type Channel } from 'ringfence'
 
 import { pattern, random } from './support/bytes.js'
 import { pair, receivesPatterns, type Partner } from './support/partner.js'
@@ -309,6 +309,29 @@ test.serial('an abort cancels the waits of waitWritable, end and verify', async 
   await t.throwsAsync(channel.send('x'), { code: 'ERR_RINGFENCE_CLOSED' })
   t.is((await lengthsThere(partner)).length, 5)
   await sent
+})
+
+test.serial('the stack of an error shows the function that awaits the send, however late it is', async (t) => {
+  const { channel, partner } = await pair(t, { options: { capacity: 4096 } })
+  const stackOf = async (make: () => Promise<unknown>): Promise<string> => {
+    const theCaller = async () => void (await make())
+    return (await t.throwsAsync(theCaller()))!.stack!
+  }
+  const values = channel.with(structured())
+  const sealed = SealedBuffer.from(Buffer.from('a'))
+  const atOnce: [string, () => Promise<unknown>][] = [
+    ['a wrong call', () => channel.send(1 as never)],
+    ['attachments', () => values.send({ sealed })],
+  ]
+  for (const [name, make] of atOnce) t.regex(await stackOf(make), /theCaller/, name)
+  while (channel.trySend('to fill the ring')) {}
+  const long = Buffer.alloc(1000)
+  const late = [1, 2].map(() => stackOf(() => channel.send(long)))
+  late.push(stackOf(() => channel.waitWritable(1000)))
+  await partner.kill()
+  for (const stack of await Promise.all(late)) t.regex(stack, /at async theCaller/)
+  for (const make of [() => channel.send('over'), () => values.send('over'), () => channel.waitWritable(1)])
+    t.regex(await stackOf(make), /theCaller/)
 })
 
 test.serial('a sender that uses only waitWritable and trySend sends everything', async (t) => {

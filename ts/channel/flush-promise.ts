@@ -1,6 +1,6 @@
 // The promise of the messages that one flush puts into the ring.
 
-import { defer, type Deferred } from '../runtime/deferred.js'
+import { Deferred, rejection } from '../runtime/deferred.js'
 
 /** The promise to derive others from that settle in the next microtask. */
 const NOW: Promise<void> = Promise.resolve()
@@ -12,6 +12,7 @@ const NOW: Promise<void> = Promise.resolve()
 export class FlushPromise {
   readonly promise: Promise<void>
   #outcome: 'open' | 'sent' | Error = 'open'
+  #isQuiet = false
   #late: Deferred | null = null
   #isSettled = false
 
@@ -28,9 +29,11 @@ export class FlushPromise {
     this.#late?.resolve()
   }
 
-  reject(error: Error): void {
+  /** @param isQuiet - The rejection needs no handler. */
+  reject(error: Error, isQuiet = false): void {
     this.#outcome = error
-    this.#late?.reject(error)
+    this.#isQuiet = isQuiet
+    this.#late?.resolve(this.#rejection(error))
   }
 
   /** Whether the promise is settled: those that await it resume within the next microtasks. */
@@ -41,12 +44,15 @@ export class FlushPromise {
   #settle(): Promise<void> | undefined {
     if (this.#outcome === 'open') return this.#settleLate()
     this.#isSettled = true
-    if (this.#outcome !== 'sent') throw this.#outcome
-    return undefined
+    return this.#outcome === 'sent' ? undefined : this.#rejection(this.#outcome)
+  }
+
+  #rejection(error: Error): Promise<never> {
+    return rejection(error, this.#isQuiet ? this.promise : null)
   }
 
   #settleLate(): Promise<void> {
-    this.#late = defer()
+    this.#late = new Deferred()
     const { promise } = this.#late
     const settled = () => {
       this.#isSettled = true

@@ -1,7 +1,7 @@
 import { signalOf } from '../endpoint/options.js'
 import { aborted, fromFailure, type RingfenceError } from '../errors.js'
 import { onAbort } from '../runtime/aborts.js'
-import { defer, ignore } from '../runtime/deferred.js'
+import { Deferred, ignore } from '../runtime/deferred.js'
 import { FAILED, type NativeChannel } from '../native.js'
 import type { Evidence, Identity, WaitOptions } from '../types.js'
 
@@ -30,25 +30,25 @@ export function runVerification(
   options: WaitOptions | undefined,
   start: (verification: Verification) => void,
 ): Promise<Identity> {
-  const { promise, resolve, reject } = defer<Identity>()
+  const verified = new Deferred<Identity>()
   try {
     const signal = signalOf(options)
-    const forget = signal === undefined ? ignore : onAbort(signal, () => reject(aborted(signal)))
+    const forget = signal === undefined ? ignore : onAbort(signal, () => verified.reject(aborted(signal)))
     start({
       resolve(identity) {
         forget()
-        resolve(identity)
+        verified.resolve(identity)
       },
       reject(error) {
         forget()
-        if (!TOLD_BY_VERIFY.has(error.code)) promise.catch(ignore)
-        reject(error)
+        if (!TOLD_BY_VERIFY.has(error.code)) verified.promise.catch(ignore)
+        verified.reject(error)
       },
     })
   } catch (error) {
-    reject(error as Error)
+    verified.reject(error as Error)
   }
-  return promise
+  return verified.promise
 }
 
 /** The peer at its last check, in the handshake or by `verify`. */

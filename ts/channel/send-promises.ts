@@ -1,6 +1,6 @@
 // The promises of messages that wait to be sent: which messages share a promise, and in which order the promises resolve.
 
-import { defer, type Deferred } from '../runtime/deferred.js'
+import { Deferred } from '../runtime/deferred.js'
 import { fairness } from '../runtime/fairness.js'
 import { timers } from '../runtime/timers.js'
 import { FlushPromise } from './flush-promise.js'
@@ -46,7 +46,7 @@ export class SendPromises {
 
   /** Makes the shared promise. The flush is already scheduled. */
   share(): Promise<void> {
-    return (this.#shared = defer()).promise
+    return (this.#shared = new Deferred()).promise
   }
 
   /** Makes a separate promise for the record from `start` to `end`, which may have to wait. */
@@ -59,7 +59,7 @@ export class SendPromises {
 
   /** Makes a new promise. */
   pending(end: number): Pending {
-    return { end, promise: defer(), full: this.#fullSince === null ? this.#full : -1 }
+    return { end, promise: new Deferred(), full: this.#fullSince === null ? this.#full : -1 }
   }
 
   /** Removes and returns the promises of the arena's records, with offsets relative to `from`. */

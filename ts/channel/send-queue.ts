@@ -7,10 +7,10 @@
 // to have room for all of them. Only this side writes there, and the peer only frees room, so they are written together. A message that may
 // have to wait has a promise of its own, since it may be the last one to fit before the channel is closed.
 
-import { defer, ignore, within } from '../runtime/deferred.js'
+import { Deferred, ignore, showCaller, within } from '../runtime/deferred.js'
 import { SEND, signalOf } from '../endpoint/options.js'
 import { onAbort } from '../runtime/aborts.js'
-import { aborted, fromFailure, invalid, show, type RingfenceError } from '../errors.js'
+import { RingfenceError, aborted, fromFailure, invalid, show } from '../errors.js'
 import { flushAtExit, noticeExit } from '../runtime/exit.js'
 import { Arena, toBytes } from './arena.js'
 import { bundleOf } from './attachments.js'
@@ -65,14 +65,14 @@ class Parcel extends Place {
 
 /** A call frame that waits until a reservation is committed or cancelled, or a message is filled. */
 class Held {
-  readonly promise = defer()
+  readonly promise = new Deferred()
 
   constructor(readonly frame: Uint8Array) {}
 }
 
 /** A caller that waits for room. */
 class Asking extends Place {
-  readonly told = defer()
+  readonly told = new Deferred()
 
   constructor(readonly size: number) {
     super()
@@ -185,7 +185,7 @@ export class SendQueue {
       return this.#sendBytes(bytes, 0, signal, bundle)
     } catch (error) {
       bundle?.close()
-      return this.#rejects(error as Error)
+      return this.#rejects(error as Error, this.send)
     }
   }
 
@@ -214,7 +214,7 @@ export class SendQueue {
   #sendHeld(): void {
     for (const { frame, promise } of this.#held.splice(0)) {
       try {
-        this.#sendBytes(frame, CALL).then(promise.resolve, promise.reject)
+        promise.resolve(this.#sendBytes(frame, CALL))
       } catch (error) {
         promise.reject(error as Error)
       }
@@ -236,7 +236,9 @@ export class SendQueue {
   }
 
   /** A rejection for an end of the channel or peer needs no handler. A wrong call is reported only by its promise, which needs one. */
-  #rejects(error: Error): Promise<never> {
+  #rejects(error: Error, call: (...given: never[]) => unknown): Promise<never> {
+    // The frames below the call would leave no room for the program's: a stack has ten.
+    if (error instanceof RingfenceError) showCaller(error, call)
     const broken = Promise.reject(error)
     if (this.#isQuiet && (error as RingfenceError).code !== 'ERR_RINGFENCE_INVALID_ARGUMENT') broken.catch(ignore)
     return broken
@@ -506,7 +508,7 @@ export class SendQueue {
       this.pump()
       return asking.told.promise
     } catch (error) {
-      return this.#rejects(error as Error)
+      return this.#rejects(error as Error, this.waitWritable)
     }
   }
 
@@ -674,13 +676,8 @@ export class SendQueue {
     this.#roomWait.stop()
     this.#memory.free()
     this.#arena.end()
-    if (waiting.length > 0) {
-      const error = why()
-      for (const each of waiting) {
-        if (this.#isQuiet) each.promise.catch(ignore)
-        each.reject(error)
-      }
-    }
+    // Each caller gets an error with a stack of its own.
+    for (const each of waiting) each.reject(why(), this.#isQuiet)
     for (const empty of this.#whenEmpty.splice(0)) empty()
   }
 

@@ -3,7 +3,7 @@
 import type { Authorizer } from './authorize.js'
 import type { Codec } from '../adapters/codec.js'
 import { WebStreams } from '../adapters/web.js'
-import { defer, promised, untilAborted } from '../runtime/deferred.js'
+import { Deferred, promised, untilAborted } from '../runtime/deferred.js'
 import { nowOpen, openNow, tellEvicted, tellRefused, tellSubscribed } from '../runtime/diagnostics.js'
 import type { EndpointEvents } from './endpoint.js'
 import { RingfenceError, fromFailure, invalid } from '../errors.js'
@@ -238,6 +238,8 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
    * ```js
    * while (!publisher.trySend('price 101')) await publisher.waitWritable(9)
    * ```
+   *
+   * @param size - Bytes of the message, 1 by default.
    */
   waitWritable(size = 1, options?: WaitOptions): Promise<void> {
     return this.#queue.waitWritable(size, options)
@@ -316,7 +318,7 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
     if (this.#root !== null) return this.#root.seal()
     if (this.ended !== null) return Promise.resolve()
     if (this.#sealing === null) {
-      const sealed = defer()
+      const sealed = new Deferred()
       // After a failure, the next call tries again.
       if (this.#native.seal(sealed.resolve) === FAILED) return Promise.reject(fromFailure(this.#native.failure()))
       this.#sealing = sealed.promise

@@ -5,19 +5,20 @@ import { LONGEST_TIMER, timers } from './timers.js'
 import type { WaitOptions } from '../types.js'
 
 /** A promise that other code resolves or rejects. */
-export interface Deferred<Value = void> {
+export class Deferred<Value = void> {
   readonly promise: Promise<Value>
-  resolve(value: Value): void
-  reject(error: Error): void
-}
+  resolve!: (value: Value | Promise<Value>) => void
 
-export function defer<Value = void>(): Deferred<Value> {
-  const deferred = {} as { -readonly [Key in keyof Deferred<Value>]: Deferred<Value>[Key] }
-  deferred.promise = new Promise((resolve, reject) => {
-    deferred.resolve = resolve
-    deferred.reject = reject
-  })
-  return deferred
+  constructor() {
+    this.promise = new Promise((resolve) => {
+      this.resolve = resolve
+    })
+  }
+
+  /** The stack of the error then shows the function that awaits the promise. @param isQuiet - The rejection needs no handler. */
+  reject(error: Error, isQuiet = false): void {
+    this.resolve(rejection(error, isQuiet ? this.promise : null))
+  }
 }
 
 /** Makes the call. An exception becomes a rejection. */
@@ -32,18 +33,26 @@ export function promised<Value>(call: () => Promise<Value>): Promise<Value> {
 /**
  * A promise that rejects with this error, to resolve another promise with. The stack of the error then shows the functions that await that
  * promise: V8 finds them in a microtask of the promise, and not where the event loop calls back. Only a rejection pays for it.
+ *
+ * @param quiet - The other promise, if its rejection needs no handler. It gets one last: V8 shows the function that awaits a promise only if
+ * that is its only handler.
  */
-export async function rejection(error: Error): Promise<never> {
+export async function rejection(error: Error, quiet: Promise<unknown> | null = null): Promise<never> {
   // The promise that was resolved with this one subscribes to it in the next microtask.
   await Promise.resolve()
   await Promise.resolve()
   showCaller(error)
+  quiet?.catch(ignore)
   throw error
 }
 
-/** Replaces the stack of an error by that of the microtask that runs now. Must be called after an `await` of the caller's function. */
-export function showCaller(error: Error): void {
-  Error.captureStackTrace(error, showCaller)
+/**
+ * Replaces the stack of an error by that of the call that runs now, or of a microtask after an `await` of the caller's function.
+ *
+ * @param call - A function on the stack, which is left out like those that it calls.
+ */
+export function showCaller(error: Error, call: (...given: never[]) => unknown = showCaller): void {
+  Error.captureStackTrace(error, call)
 }
 
 /** Handles a rejection that is reported elsewhere as well, or does not matter. */
