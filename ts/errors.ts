@@ -141,7 +141,7 @@ export function fromFailure(failure: Failure | null, thrown?: unknown): Ringfenc
 
 /** The options that the messages of the core name, as Rust spells them. A path may have such a part, and is not changed. */
 const OPTIONS_OF_CORE =
-  /(?<![\w/.-])(?:handshake_timeout|max_message_size|max_peer_capacity|max_peers(?:_per_(?:process|user))?|realtime_signal)(?![\w/-]|\.\w)/g
+  /(?<![\w/.-])(?:from_parent|handshake_timeout|max_message_size|max_peer_capacity|max_peers(?:_per_(?:process|user))?|realtime_signal)(?![\w/-]|\.\w)/g
 
 function toCamelCase(name: string): string {
   return name.replace(/_[a-z]/g, ([, letter]) => letter!.toUpperCase())

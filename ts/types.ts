@@ -46,8 +46,8 @@ export interface ServeOptions {
 /** What a handler of `serve` knows about its request. */
 export interface CallContext {
   /**
-   * Aborted once nobody waits for the reply: the caller has aborted the call, the deadline has passed, or the channel has ended. The reason
-   * is a {@link RingfenceError} with the code ABORT_ERR, TIMEOUT, PEER_LOST or CLOSED.
+   * Aborted once no caller waits for the reply. The reason is a {@link RingfenceError}: ABORT_ERR if the caller has aborted the call or has
+   * reported that its deadline has passed, TIMEOUT if the deadline has passed here first, PEER_LOST or CLOSED if the channel has ended.
    */
   readonly signal: AbortSignal
   /** The time by which the caller needs the reply, in milliseconds as of `Date.now()`. `undefined`: the caller has set no deadline. */
@@ -117,7 +117,7 @@ export interface Policy {
    * can answer in its place. The executable, cgroup and supplementary groups of a peer in a namespace that is not visible from here
    * cannot be checked.
    *
-   * @defaultValue 'same'
+   * @defaultValue 'same'; 'any' for `spawn` with `admit: 'descendant'`
    */
   namespace?: 'same' | 'any' | undefined
   /**
@@ -137,8 +137,9 @@ export interface Policy {
 }
 
 /**
- * How the kernel must confine a peer. The checks are named `confined.noNewPrivs` and so on. A confined peer usually needs
- * `namespace: 'any'` and `executable: 'any'` in the policy, too.
+ * How the kernel must confine a peer. The checks are named `confined.noNewPrivs` and so on. The policy's other checks apply as well: a peer
+ * in a pid namespace of its own needs `namespace: 'any'`, the default with `admit: 'descendant'`, and one that runs another program
+ * needs it in `executable`.
  *
  * @example
  * ```ts
@@ -223,7 +224,8 @@ export type Visit<In = Message> = [In] extends [Message]
  */
 export interface Options {
   /**
-   * Milliseconds for the whole call, waiting included. After that the call rejects with TIMEOUT and leaves nothing behind.
+   * Milliseconds for the whole call, waiting included; above 0 and at most 2^31. After that the call rejects with TIMEOUT and leaves
+   * nothing behind.
    *
    * @defaultValue no limit
    */
@@ -294,7 +296,7 @@ export interface Options {
   /** Group of a named socket, by name or number. */
   group?: number | string | undefined
   /**
-   * Microseconds that a wait may spin on this thread before it sleeps.
+   * Microseconds that a wait may spin on this thread before it sleeps, at most 60,000,000.
    *
    * @defaultValue 0
    */
@@ -440,7 +442,7 @@ export interface Resource extends AsyncDisposable {
   /**
    * Flushes what was sent, ends cleanly and releases everything. Resolves once that is done.
    *
-   * @param options.linger - Milliseconds for which what was sent may be flushed.
+   * @param options.linger - Milliseconds for which what was sent may be flushed, 1,000 by default.
    */
   close(options?: { linger?: number | undefined }): Promise<void>
   /**

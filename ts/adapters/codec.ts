@@ -282,5 +282,8 @@ export function malformed(bytes: Buffer, cause: unknown): RingfenceError {
 export function checkCodec(codec: unknown): void {
   const { encode, decode } = (codec ?? {}) as Partial<Codec<unknown>>
   if (typeof encode !== 'function' || typeof decode !== 'function')
-    throw invalid(`a codec has the functions encode and decode, unlike ${show(codec)}`)
+    throw invalid(
+      `a codec has the functions encode and decode, unlike ${show(codec)}` +
+        (typeof codec === 'function' ? ': call it if it makes a codec, as in json()' : ''),
+    )
 }

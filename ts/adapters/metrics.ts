@@ -89,7 +89,8 @@ interface Sample {
  * Exports the figures of `stats()` to prom-client and OpenTelemetry, in their units and naming conventions. Nothing is counted or stored
  * for this: the figures are read at each collection.
  *
- * @param sources - The objects to watch. By default, every channel, publisher and subscription that is open in this process at that time.
+ * @param sources - The objects to watch, and no others. Without any, every channel, publisher and subscription that is open in this process
+ * at the time of a collection.
  * @throws {@link RingfenceError} INVALID_ARGUMENT for a value that has no figures
  */
 export function toMetrics(...sources: MetricsSource[]): Metrics {

@@ -104,7 +104,7 @@ export class Port<C> extends EventEmitter {
       : (transfer as { transfer?: readonly unknown[] } | undefined)?.transfer
     if (list !== undefined && list !== null && [...list].length > 0)
       throw invalid(
-        'memory cannot be transferred to another process: post it without a transfer list, and it is copied',
+        'neither memory nor a MessagePort can be transferred to another process: without a transfer list, memory is copied',
       )
     if (this.#state !== 'open') return
     const { message, options } = encodeMessage(this.#codec, value)

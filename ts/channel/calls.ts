@@ -136,7 +136,8 @@ class Context implements CallContext {
   }
 }
 
-const late = () => new RingfenceError('TIMEOUT', "the call's deadline has passed")
+const late = () => new RingfenceError('TIMEOUT', "the caller's deadline has passed")
+const unanswered = () => new RingfenceError('TIMEOUT', 'the peer has not replied within the `timeout` of this call')
 const given = () => new RingfenceError('ABORT_ERR', 'the caller has cancelled the call')
 
 export class Calls {
@@ -210,7 +211,7 @@ export class Calls {
         const expire = () => {
           // A reply that is in the ring at the deadline is in time, though the event loop has not read it.
           if (call.id >= 0) this.#link.readNow()
-          this.#abandon(call, late())
+          this.#abandon(call, unanswered())
         }
         call.timer = timers.setTimeout(expire, Math.min(Math.ceil(timeout), LONGEST_TIMER))
         call.timer.unref()
@@ -477,7 +478,7 @@ export class Calls {
 /** The error of a call whose handler has failed. The deadline of the handler is that of the caller. */
 function outcomeOf(call: Call, error: RemoteError): Error {
   // A timer may fire a millisecond early.
-  return error.code === 'ERR_RINGFENCE_TIMEOUT' && timers.now() + 1 >= call.due ? late() : error
+  return error.code === 'ERR_RINGFENCE_TIMEOUT' && timers.now() + 1 >= call.due ? unanswered() : error
 }
 
 /** Whether one more request may be unanswered. */

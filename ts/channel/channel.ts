@@ -222,6 +222,8 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * ```js
    * while (!channel.trySend('hello')) await channel.waitWritable(5)
    * ```
+   *
+   * @param size - Bytes of the message, 1 by default.
    */
   waitWritable(size = 1, options?: WaitOptions): Promise<void> {
     return this.#queue.waitWritable(size, options)
@@ -524,7 +526,7 @@ export interface MessagePortLike extends EventEmitter {
    * Sends a value, in the order of the calls. Never waits. Does nothing after `close`, or once the peer is gone. If a value cannot be sent
    * because the program holds a reservation of the channel or is filling a message, 'messageerror' reports it.
    *
-   * @param transfer - Nothing, or an empty list: memory cannot be transferred to another process.
+   * @param transfer - Nothing, or an empty list: neither memory nor a MessagePort can be transferred to another process.
    * @throws {@link RingfenceError} INVALID_ARGUMENT for a value that cannot be encoded, and for a list that is not empty;
    * MESSAGE_TOO_LARGE; NO_SPACE if 256 MiB are waiting because the peer does not read.
    */

@@ -24,8 +24,7 @@ const endedHere = () => new RingfenceError('CLOSED', 'this side has ended its se
 const endedWithPeer = () =>
   new RingfenceError(
     'CLOSED',
-    'the peer has ended its sending, and so has this side, as soon as that was told here: with the option ' +
-      '`allowHalfOpen: true` it sends on',
+    'this side has ended its sending because the peer has ended its own; set `allowHalfOpen: true` to continue sending',
   )
 
 /** The state of a channel whose membership leaves. */

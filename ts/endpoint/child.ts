@@ -226,12 +226,10 @@ async function childExited(
       once(stderr, 'close').catch(() => {}),
     )
   const how = signalCode === null ? `with code ${exitCode}` : `by ${signalCode}`
-  return new RingfenceError('CHILD_EXITED', `the child, process ${pid}, exited ${how} before the handshake`, {
-    cause,
-    exitCode,
-    signalCode,
-    stderr: tail(),
-  })
+  const output = tail()
+  const advice = output ? 'its `stderr` is in this error' : 'has it called `fromParent`?'
+  const text = `the child, process ${pid}, exited ${how} before the handshake; ${advice}`
+  return new RingfenceError('CHILD_EXITED', text, { cause, exitCode, signalCode, stderr: output })
 }
 
 /** Whether this process lacks the resources for a child. EAGAIN: it may not start another process. */

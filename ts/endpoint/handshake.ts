@@ -93,7 +93,8 @@ export function runHandshake<Raw extends Native, Made extends AsyncDisposable>(
     if (authorizer !== undefined) authorizer.answer = (...answer) => joining.answer(...answer)
     const cancel = () => joining.cancel()
     const expire = () => {
-      late = new RingfenceError('TIMEOUT', `${name} did not succeed within its timeout of ${timeout} ms`)
+      const text = `${name} did not succeed within its timeout of ${timeout} ms`
+      late = new RingfenceError('TIMEOUT', text + adviceOnTimeout(name, options))
       cancel()
     }
     const timer = timeout === undefined ? undefined : timers.setTimeout(expire, Math.min(timeout, LONGEST_TIMER))
@@ -101,6 +102,11 @@ export function runHandshake<Raw extends Native, Made extends AsyncDisposable>(
     const stay = address === undefined || name === 'connect' ? undefined : atExit(address, () => joining.vacate())
     signal?.addEventListener('abort', cancel, { once: true })
   })
+}
+
+function adviceOnTimeout(name: Call, { wait }: Options): string {
+  if (name === 'join') return '; does a partner join at the same address?'
+  return wait ? '; without `wait` it fails at once, with the reason' : ''
 }
 
 function throwIfAny(error: Error | undefined): void {

@@ -124,7 +124,7 @@ const OPTIONS = declare({
     calls: ['publish'],
     native: (name, value) => {
       if (!Array.isArray(value) || value.length === 0 || !value.every((one) => DELIVERIES.includes(one)))
-        throw invalid(`${name} must be a list of ${either(DELIVERIES)}, not ${show(value)}`)
+        throw invalid(`${name} must be a list of one or more of ${DELIVERIES.map((one) => `'${one}'`).join(', ')}`)
       return value
     },
   },

@@ -13,8 +13,10 @@ import type { ConnectOptions, ListenOptions, Message, MessageInput } from '../ty
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
 let make: (parts: EndpointParts<NativeListener>) => Listener<any, any>
 
-const toListeners = () => "the channels of this listener go to its listeners of 'connection': no loop gets one"
-const toMessages = () => 'messages() reads the channels of this listener: neither a loop nor a listener gets one'
+const toListeners = () =>
+  "the listeners of 'connection' get the channels of this listener: remove them to use a loop or messages()"
+const toMessages = () =>
+  "messages() reads the channels of this listener: close it to use a loop or a listener of 'connection'"
 
 /**
  * A service at its address.
@@ -111,7 +113,7 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
    *
    * @param options.channels - 'keep' (the default) leaves open the channels that the program has received; 'close' closes them. Channels
    *   that no loop has taken are closed in any case.
-   * @param options.linger - Milliseconds for which closed channels may flush pending sends.
+   * @param options.linger - Milliseconds for which closed channels may flush pending sends, 1,000 by default.
    * @example
    * ```js
    * await listener.close({ channels: 'close', linger: 5000 })

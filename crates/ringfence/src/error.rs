@@ -129,6 +129,9 @@ pub enum Error {
 /// The user of an address that this process itself holds.
 pub(crate) const HELD_HERE: &str = "this process holds it itself";
 
+/// The step of a handshake whose child has not sent anything.
+pub(crate) const SILENT_CHILD: &str = "the child has to call `from_parent`";
+
 /// Advice for an address that is taken. A process that waited for its own address would wait forever.
 fn remedy(by: &str) -> &'static str {
     if by == HELD_HERE {

@@ -342,7 +342,12 @@ fn a_child_that_never_answers_is_waited_for_until_the_deadline() {
     let options = small().handshake_timeout(Duration::from_millis(50));
     let error = line.channel(&options).unwrap_err();
     assert_eq!(error.code(), "HANDSHAKE_TIMEOUT");
-    assert!(error.to_string().contains("the child's HELLO"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("(last step: the child has to call `from_parent`)"),
+        "{error}"
+    );
     child.go_on();
     child.finish();
 }

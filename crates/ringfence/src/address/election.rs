@@ -135,7 +135,9 @@ fn bind_within(
                 return Ok(place);
             }
             BindOutcome::Busy if looks < most && address.place().is_none() => pause(looks, deadline)?,
-            BindOutcome::Busy => return Err(address.occupied("another process has bound it")),
+            BindOutcome::Busy => {
+                return Err(address.occupied("another process, or another call of this one, has bound it"));
+            }
             BindOutcome::Answered(_) => return Err(address.occupied("another process answers at its socket")),
             BindOutcome::Forbidden(errno) => {
                 return Err(address.invalid(

@@ -30,7 +30,7 @@ use nix::{
 
 use crate::{
     channel::Channel,
-    error::{Error, Result},
+    error::{Error, Result, SILENT_CHILD},
     evidence::EvidenceLog,
     fork::Birth,
     handshake::frame::Meeting,
@@ -327,7 +327,7 @@ impl ParentLine {
         awaited.extend(exit.filter(|_| self.admit == Admit::Child));
         if deadline.wait(&awaited)? == Woken::Late {
             return Err(Error::HandshakeTimeout {
-                step: "the child's HELLO",
+                step: SILENT_CHILD,
                 after: deadline.allowed,
             });
         }

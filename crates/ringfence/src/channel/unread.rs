@@ -60,7 +60,7 @@ impl Outgoing {
             };
             if !accepted {
                 return Err(Error::invalid(format!(
-                    "attachments: the peer does not accept {name} (its option `attachments`)"
+                    "the peer does not accept {name}: open its side with the option `attachments`"
                 )));
             }
             load.count += 1;

@@ -16,7 +16,7 @@ mod steps;
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::{
-    error::{Error, HELD_HERE, Result},
+    error::{Error, HELD_HERE, Result, SILENT_CHILD},
     evidence::EvidenceLog,
     handshake::broadcast::RingPart,
     handshake::line::{refuse, settle_line},
@@ -123,7 +123,7 @@ impl Side<'_> {
         mut record: EvidenceLog,
     ) -> Result<Parts> {
         let result = (|| {
-            let step = "the child's HELLO";
+            let step = SILENT_CHILD;
             let (speaker, frame, descriptors) =
                 line::first(stream.as_fd(), self.deadline, &self.address, step)?;
             check_child(speaker, expected, &mut record)?;
