@@ -35,6 +35,9 @@ const REFUSED: ReadonlySet<string> = new Set([
   'ERR_RINGFENCE_NO_SPACE',
 ])
 
+/** At the end, this number of waiting calls get an error with a stack of their own. A stack for each of many would block the event loop. */
+const MOST_STACKS = 16
+
 /** The result of a send whose message is already in the ring. */
 const SENT: Promise<void> = Promise.resolve()
 
@@ -676,9 +679,22 @@ export class SendQueue {
     this.#roomWait.stop()
     this.#memory.free()
     this.#arena.end()
-    // Each caller gets an error with a stack of its own.
-    for (const each of waiting) each.reject(why(), this.#isQuiet)
+    this.#rejectAll(waiting, why)
     for (const empty of this.#whenEmpty.splice(0)) empty()
+  }
+
+  #rejectAll(waiting: Pending['promise'][], why: () => RingfenceError): void {
+    const rest = waiting.splice(MOST_STACKS)
+    for (const each of waiting) each.reject(why(), this.#isQuiet)
+    if (rest.length === 0) return
+    const error = why()
+    const failed = Promise.reject(error)
+    failed.catch(ignore)
+    for (const each of rest) {
+      if (this.#isQuiet) each.promise.catch(ignore)
+      if (each instanceof Deferred) each.resolve(failed)
+      else each.reject(error)
+    }
   }
 
   /**
