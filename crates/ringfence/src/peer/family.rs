@@ -25,7 +25,7 @@ use nix::{
 use crate::{
     error::{Error, Result},
     fork::{Birth, PerProcess},
-    peer::namespace::{InProc, PidNamespaces, cgroup_directories, in_proc},
+    peer::namespace::{FixedNamespaces, InProc, cgroup_directories, in_proc},
     sys::{self, lock::Mutex, uninterrupted},
 };
 
@@ -333,7 +333,7 @@ impl Started {
             Err(errno @ (Errno::ESRCH | Errno::EINVAL)) => return Err(gone(errno)),
             Err(errno) => return Err(Error::system("a descriptor of the child (pidfd_open)", errno)),
         };
-        let is_shown = matches!(in_proc(pid, pidfd.as_ref(), &PidNamespaces::default())?, InProc::Number(number) if number == pid);
+        let is_shown = matches!(in_proc(pid, pidfd.as_ref(), &FixedNamespaces::default())?, InProc::Number(number) if number == pid);
         let born = Process::read(pid)
             .filter(|_| is_shown)
             .map(|process| process.born);

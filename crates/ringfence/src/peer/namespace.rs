@@ -30,7 +30,7 @@ use crate::{
     error::{self, Error, Result},
     sys::{
         self,
-        file::{MOUNTS, mounts_in},
+        file::{MOUNTS, cgroup_mounts_in},
         uninterrupted,
     },
 };
@@ -118,18 +118,23 @@ impl NamespaceComparison {
     }
 }
 
-/// The pid namespaces of this process and of a peer, read once for all comparisons of a handshake. No process ever
+/// The namespaces of this process and the pid namespace of a peer, read once for all comparisons of a handshake. No process ever
 /// changes its own pid namespace (pid_namespaces(7)).
 #[derive(Debug, Default)]
-pub(crate) struct PidNamespaces {
+pub(crate) struct FixedNamespaces {
     own: OnceLock<Vec<i32>>,
+    /// This process's user namespace. Only a process with one thread can change it, and here that thread carries out the handshake.
+    user: OnceLock<LinkTarget>,
     /// From the peer's pidfd, which never refers to another process.
     peer: OnceLock<Vec<i32>>,
     /// Set once the links of both processes were read and lead to the same namespace.
     same: OnceLock<()>,
 }
 
-impl PidNamespaces {
+/// The device and the inode of a namespace.
+type LinkTarget = (u64, u64);
+
+impl FixedNamespaces {
     /// Returns the numbers of this process, or why they are unknown.
     fn own(&self) -> Result<Result<&[i32], String>> {
         Ok(match self.own.get() {
@@ -203,7 +208,7 @@ fn numbers_by_pidfd(pidfd: &OwnedFd) -> Result<Option<Vec<i32>>> {
 
 /// Finds the number under which the mounted /proc lists the process that is `pid` here. The two differ if
 /// /proc was mounted in another pid namespace, and then /proc/`pid` is a different process.
-pub(crate) fn in_proc(pid: i32, pidfd: Option<&OwnedFd>, known: &PidNamespaces) -> Result<InProc> {
+pub(crate) fn in_proc(pid: i32, pidfd: Option<&OwnedFd>, known: &FixedNamespaces) -> Result<InProc> {
     if let Some(found) = known.peer(pidfd)? {
         return Ok(match found[0] {
             number @ 1.. => InProc::Number(number),
@@ -232,12 +237,8 @@ pub(crate) fn standing(
     pid: i32,
     pidfd: Option<&OwnedFd>,
     directory: Option<&OwnedFd>,
-    known: &PidNamespaces,
+    known: &FixedNamespaces,
 ) -> Result<NamespaceComparison> {
-    let own = match known.own()? {
-        Ok(own) => own,
-        Err(why) => return Ok(NamespaceComparison::unseen(why)),
-    };
     if pid <= 0 {
         return Ok(NamespaceComparison::unseen(UNSEEN));
     }
@@ -258,27 +259,34 @@ pub(crate) fn standing(
     };
     let shown: Vec<String> = found.iter().map(ToString::to_string).collect();
     let shown = shown.join(" ");
-    // A process that is visible from here lives in this namespace or below it, so equal depth means the same
-    // namespace.
-    if found.len() != own.len() || found.last() != Some(&pid) {
+    let pid_link = match known.same.get() {
+        Some(()) => NamespaceLink::Same,
+        None => compare_link(PID, directory, &OnceLock::new())?,
+    };
+    let same_depth = if let NamespaceLink::Same = pid_link {
+        known.same.get_or_init(|| ());
+        true
+    } else {
+        // A process that is visible from here lives in this namespace or below it, so equal depth means the same namespace.
+        match known.own()? {
+            Ok(own) => found.len() == own.len(),
+            Err(why) => return Ok(NamespaceComparison::unseen(why)),
+        }
+    };
+    if !same_depth || found.last() != Some(&pid) {
         return Ok(NamespaceComparison::other(format!(
             "a pid namespace below this process's (NSpid {shown}), whose creator can impersonate every process in it"
         )));
     }
     let (mut same, mut seen) = (true, vec![format!("the same pid namespace (NSpid {shown})")]);
     let mut hides_user_namespace = false;
-    for (link, kind) in [(PID, "pid namespace"), (USER, "user namespace")] {
-        let compared = match known.same.get() {
-            Some(()) if link == PID => NamespaceLink::Same,
-            _ => compare_link(link, directory)?,
-        };
+    let user_link = compare_link(USER, directory, &known.user)?;
+    for (link, kind, compared) in [
+        (PID, "pid namespace", pid_link),
+        (USER, "user namespace", user_link),
+    ] {
         match compared {
-            NamespaceLink::Same => {
-                if link == PID {
-                    known.same.get_or_init(|| ());
-                }
-                seen.push(format!("the same {kind} ({link})"));
-            }
+            NamespaceLink::Same => seen.push(format!("the same {kind} ({link})")),
             NamespaceLink::None => {}
             NamespaceLink::Unseen => {
                 hides_user_namespace |= link == USER && !is_in_initial_user_namespace();
@@ -300,7 +308,7 @@ pub(crate) fn standing(
 }
 
 const PID: &str = "ns/pid";
-/// A process with one thread can change this one, so each comparison reads it.
+/// A process with one thread can change this one, so each comparison reads the peer's.
 const USER: &str = "ns/user";
 
 /// Whether this process lives in the initial user namespace, or cannot tell.
@@ -323,22 +331,29 @@ enum NamespaceLink {
     Other(String),
 }
 
-fn compare_link(link: &str, directory: Option<&OwnedFd>) -> Result<NamespaceLink> {
+/// `own`: the namespace of this process, once it was read.
+fn compare_link(
+    link: &str,
+    directory: Option<&OwnedFd>,
+    own: &OnceLock<LinkTarget>,
+) -> Result<NamespaceLink> {
     let what = format!("the peer's namespace (/proc/PID/{link})");
-    let own = answered(
-        &what,
-        uninterrupted(|| stat(format!("/proc/self/{link}").as_str())),
-    )?;
     let identity = |file: FileStat| (file.st_dev, file.st_ino);
-    let own = match own {
-        Ok(own) => identity(own),
-        Err(Errno::ENOENT) => return Ok(NamespaceLink::None),
-        Err(errno) => {
-            return Ok(NamespaceLink::Other(format!(
-                "this process's own is unreadable: {}",
-                errno.desc()
-            )));
-        }
+    let own = match own.get() {
+        Some(own) => *own,
+        None => match answered(
+            &what,
+            uninterrupted(|| stat(format!("/proc/self/{link}").as_str())),
+        )? {
+            Ok(found) => *own.get_or_init(|| identity(found)),
+            Err(Errno::ENOENT) => return Ok(NamespaceLink::None),
+            Err(errno) => {
+                return Ok(NamespaceLink::Other(format!(
+                    "this process's own is unreadable: {}",
+                    errno.desc()
+                )));
+            }
+        },
     };
     let Some(directory) = directory else {
         return Ok(NamespaceLink::Unseen);
@@ -415,7 +430,7 @@ pub(crate) fn cgroup_directories(name: &str) -> Result<Vec<OwnedFd>, Errno> {
 
 /// Returns the root and the mount point of each mounted hierarchy of version 2.
 fn hierarchies_in(mounts: &str) -> impl Iterator<Item = (String, String)> {
-    let hierarchies = mounts_in(mounts).filter(|mount| mount.kind == "cgroup2");
+    let hierarchies = cgroup_mounts_in(mounts).filter(|mount| mount.kind == "cgroup2");
     hierarchies.map(|mount| (mount.root, mount.point))
 }
 
@@ -466,8 +481,8 @@ mod tests {
 
     use super::*;
 
-    fn fresh() -> PidNamespaces {
-        PidNamespaces::default()
+    fn fresh() -> FixedNamespaces {
+        FixedNamespaces::default()
     }
 
     #[test]
@@ -483,7 +498,7 @@ mod tests {
     fn this_process_and_its_parent_share_a_namespace() {
         for pid in [getpid(), getppid()] {
             let pidfd = sys::process::pidfd_open(pid).unwrap();
-            let known = PidNamespaces::default();
+            let known = FixedNamespaces::default();
             let standing = standing(pid.as_raw(), Some(&pidfd), None, &known).unwrap();
             assert!(standing.same && standing.same_numbers, "{standing:?}");
             assert!(matches!(
@@ -546,15 +561,21 @@ mod tests {
         std::fs::write(place.path().join("ns/user"), "").unwrap();
         let other = open(place.path());
         for link in ["ns/pid", "ns/user"] {
-            assert!(matches!(compare_link(link, Some(&own)), Ok(NamespaceLink::Same)));
             assert!(matches!(
-                compare_link(link, Some(&other)),
+                compare_link(link, Some(&own), &OnceLock::new()),
+                Ok(NamespaceLink::Same)
+            ));
+            assert!(matches!(
+                compare_link(link, Some(&other), &OnceLock::new()),
                 Ok(NamespaceLink::Other(_))
             ));
-            assert!(matches!(compare_link(link, None), Ok(NamespaceLink::Unseen)));
+            assert!(matches!(
+                compare_link(link, None, &OnceLock::new()),
+                Ok(NamespaceLink::Unseen)
+            ));
         }
         assert!(matches!(
-            compare_link("ns/of no kind", Some(&own)),
+            compare_link("ns/of no kind", Some(&own), &OnceLock::new()),
             Ok(NamespaceLink::None)
         ));
         let pidfd = sys::process::pidfd_open(Pid::this()).unwrap();

@@ -21,10 +21,11 @@ use nix::{
 use crate::{
     error::{Check, Error, Refusal, Result, errno, is_denied},
     evidence::EvidenceLog,
+    fork::PerProcess,
     identity::{Confinement, Credentials, Executable, Identity},
     peer::confinement::{self, ConfinementCheck},
     peer::executable::{self, Content},
-    peer::namespace::{self, InProc, MayHide, NamespaceComparison, PidNamespaces},
+    peer::namespace::{self, FixedNamespaces, InProc, MayHide, NamespaceComparison},
     peer::namespace::{KernelResult, answered, read_text},
     sys::{self, uninterrupted},
     wait::deadline::{Deadline, Woken},
@@ -78,7 +79,7 @@ pub(crate) struct Peer {
 struct Fixed {
     /// This process's own executable.
     own: OnceLock<KernelResult<Executable>>,
-    namespaces: PidNamespaces,
+    namespaces: FixedNamespaces,
 }
 
 /// The result of one inspection of the peer: the values that could be read, and the reasons for the others.
@@ -643,9 +644,9 @@ impl Peer {
         };
         // Reading the link needs the same permission as following it, and does not access the executable's
         // filesystem.
-        let closed =
-            directory.is_some_and(|directory| uninterrupted(|| readlinkat(directory, "exe")).is_err());
-        let again = if closed && self.hardens && self.seen.get().is_some() {
+        let is_closed =
+            || directory.is_some_and(|directory| uninterrupted(|| readlinkat(directory, "exe")).is_err());
+        let again = if self.hardens && self.seen.get().is_some() && is_closed() {
             "; its executable is what it was before"
         } else {
             ""
@@ -886,11 +887,18 @@ fn executable_behind(path: &Path) -> KernelResult<Executable> {
 /// The kernel's default for [`overflow_uid`].
 const DEFAULT_OVERFLOW_UID: u32 = 65534;
 
-/// Returns the uid that the kernel shows for users that are not mapped here (user_namespaces(7)).
+/// Returns the uid that the kernel shows for users that are not mapped here (user_namespaces(7)). Each process reads it once: root
+/// alone can change it.
 fn overflow_uid() -> Result<u32> {
     const WHERE: &str = "/proc/sys/kernel/overflowuid";
+    static KNOWN: PerProcess<OnceLock<u32>> = PerProcess::new();
+    let known = KNOWN.get()?;
+    if let Some(uid) = known.get() {
+        return Ok(*uid);
+    }
     let text = answered(WHERE, sys::file::read_whole_text(WHERE))?;
-    text.ok()
+    let uid = text
+        .ok()
         .and_then(|text| text.trim().parse().ok())
         .ok_or_else(|| {
             refuse(
@@ -898,7 +906,8 @@ fn overflow_uid() -> Result<u32> {
                 "a uid that is mapped in this user namespace",
                 format!("{WHERE} cannot be read, so an unmapped uid cannot be recognized"),
             )
-        })
+        })?;
+    Ok(*known.get_or_init(|| uid))
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! Room for a shared object: looked up before one is made, and reserved when it is.
 
-use std::os::fd::AsFd;
+use std::{
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
 
 use nix::{
     errno::Errno,
@@ -14,7 +17,7 @@ use crate::{
     fork::PerProcess,
     sys::{
         self,
-        file::{MOUNTS, Mount, mounts_in},
+        file::{MOUNTS, Mount, cgroup_mounts_in},
         lock::Mutex,
     },
 };
@@ -24,39 +27,81 @@ use crate::{
 /// A memfd has no filesystem with a size of its own: the kernel would hand out pages until it has to kill a process. So this
 /// side first checks how much memory is available. It checks the limit of file sizes too, since exceeding that is a signal.
 pub(crate) fn check_room(size: u64) -> Result<()> {
-    Pending::claim(PENDING.get()?, size).map(drop)
+    Pending::claim(ACCOUNT.get()?, size).map(drop)
 }
 
-/// The bytes that threads of this process have claimed and not reserved yet, which the kernel still counts as available.
-static PENDING: PerProcess<Mutex<u64>> = PerProcess::new();
+static ACCOUNT: PerProcess<Mutex<Account>> = PerProcess::new();
+
+/// The memory that this process has claimed, and the last answer on how much is available.
+#[derive(Debug, Default)]
+struct Account {
+    /// The bytes that threads have claimed and not reserved yet, which the kernel still counts as available.
+    pending: u64,
+    reading: Option<Reading>,
+}
+
+/// A reading of the available memory takes up to a third of the CPU time of a handshake. So it also serves the next claims, if
+/// they are small in comparison and follow at once. Whatever other processes take in the meantime, they could also take between
+/// a reading and the reservation.
+#[derive(Debug)]
+struct Reading {
+    at: Instant,
+    /// The bytes that further claims may take without another reading.
+    left: u64,
+}
+
+impl Reading {
+    const VALID: Duration = Duration::from_millis(100);
+    /// The part of the available memory that claims without a reading of their own may take together.
+    const SHARE: u64 = 16;
+}
+
+impl Account {
+    /// Whether the last reading serves this claim, which is then charged to it.
+    fn has_read_for(&mut self, size: u64, now: Instant) -> bool {
+        match &mut self.reading {
+            Some(Reading { at, left }) if size <= *left && now.duration_since(*at) < Reading::VALID => {
+                *left -= size;
+                true
+            }
+            _ => false,
+        }
+    }
+}
 
 /// A claim to memory, until it is reserved or dropped.
 struct Pending {
-    all: &'static Mutex<u64>,
+    all: &'static Mutex<Account>,
     size: u64,
 }
 
 impl Pending {
-    fn claim(all: &'static Mutex<u64>, size: u64) -> Result<Self> {
+    fn claim(all: &'static Mutex<Account>, size: u64) -> Result<Self> {
         let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE)
             .map_err(|errno| Error::system("the limit of file sizes (getrlimit)", errno))?;
-        let mut pending = all.lock();
         // Under the lock: two threads must not claim the same memory.
-        let available = available_memory()
-            .map_err(|errno| Error::system("the available memory (/proc/meminfo)", errno))?;
-        compare(
-            size,
-            limit,
-            available.map(|available| available.saturating_sub(*pending)),
-        )?;
-        *pending += size;
-        drop(pending);
+        let mut account = all.lock();
+        let at = Instant::now();
+        if account.has_read_for(size, at) {
+            compare(size, limit, None)?;
+        } else {
+            let available = available_memory()
+                .map_err(|errno| Error::system("the available memory (/proc/meminfo)", errno))?
+                .map(|available| available.saturating_sub(account.pending));
+            compare(size, limit, available)?;
+            account.reading = available.map(|available| Reading {
+                at,
+                left: (available - size) / Reading::SHARE,
+            });
+        }
+        account.pending += size;
+        drop(account);
         Ok(Self { all, size })
     }
 
     /// So many bytes are reserved now.
     fn reserved(&mut self, bytes: u64) {
-        *self.all.lock() -= bytes;
+        self.all.lock().pending -= bytes;
         self.size -= bytes;
     }
 }
@@ -118,7 +163,7 @@ const PART: [libc::off_t; 2] = [4 << 20, 1 << 16];
 pub(super) fn reserve(descriptor: impl AsFd, size: u64, mut look: impl FnMut() -> Result<()>) -> Result<()> {
     let [most, least] = PART;
     let length = libc::off_t::try_from(size).map_err(|_| no_space(size, "it exceeds the largest file"))?;
-    let mut pending = Pending::claim(PENDING.get()?, size)?;
+    let mut pending = Pending::claim(ACCOUNT.get()?, size)?;
     let (mut done, mut part) = (0, most);
     while done < length {
         look()?;
@@ -179,7 +224,7 @@ pub(super) fn left_in_cgroups(read: impl Fn(&str) -> Result<String, Errno>) -> R
         return Ok(None);
     };
     let mut least: Option<u64> = None;
-    for mount in mounts_in(&mounts) {
+    for mount in cgroup_mounts_in(&mounts) {
         let Some((version, group)) = group_at(&mount, &groups) else {
             continue;
         };
@@ -317,18 +362,49 @@ mod tests {
 
     #[test]
     fn memory_that_another_thread_reserves_is_not_available() {
-        let all: &'static Mutex<u64> = Box::leak(Box::new(Mutex::new(0)));
+        let all: &'static Mutex<Account> = Box::leak(Box::default());
         let mut claim = Pending::claim(all, 8192).unwrap();
         claim.reserved(4096);
-        assert_eq!(*all.lock(), 4096);
+        assert_eq!(all.lock().pending, 4096);
         // More than any machine has.
-        *all.lock() += 1 << 60;
+        all.lock().pending += 1 << 60;
+        all.lock().reading = None;
         let refused = Pending::claim(all, 4096).err().unwrap();
         assert_eq!(refused.code(), "NO_SPACE");
-        *all.lock() -= 1 << 60;
+        all.lock().pending -= 1 << 60;
         drop(claim);
-        assert_eq!(*all.lock(), 0);
+        assert_eq!(all.lock().pending, 0);
         Pending::claim(all, 4096).unwrap();
+    }
+
+    #[test]
+    fn a_reading_serves_small_claims_for_a_moment() {
+        let at = Instant::now();
+        let mut account = Account {
+            pending: 0,
+            reading: Some(Reading { at, left: 100 }),
+        };
+        let late = at + Reading::VALID;
+        for (size, now, served) in [
+            (101, at, false),
+            (60, at, true),
+            (41, at, false),
+            (40, late, false),
+            (40, late - Duration::from_nanos(1), true),
+            (1, at, false),
+        ] {
+            assert_eq!(account.has_read_for(size, now), served, "{size}");
+        }
+        assert!(!Account::default().has_read_for(0, at));
+        // A claim leaves a reading that serves a small part of what it found.
+        let all: &'static Mutex<Account> = Box::leak(Box::default());
+        let available = available_memory().unwrap().unwrap();
+        drop(Pending::claim(all, 4096).unwrap());
+        let left = all.lock().reading.as_ref().unwrap().left;
+        assert!(
+            left > 0 && left < available / (Reading::SHARE / 2),
+            "{left} of {available}"
+        );
     }
 
     #[test]

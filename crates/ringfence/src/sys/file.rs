@@ -144,16 +144,17 @@ pub(crate) struct Mount {
 
 pub(crate) const MOUNTS: &str = "/proc/self/mountinfo";
 
-/// The mounts in the text of [`MOUNTS`].
-pub(crate) fn mounts_in(text: &str) -> impl Iterator<Item = Mount> {
+/// The cgroup hierarchies among the mounts in the text of [`MOUNTS`].
+pub(crate) fn cgroup_mounts_in(text: &str) -> impl Iterator<Item = Mount> {
     text.lines().filter_map(|line| {
         let (mount, filesystem) = line.split_once(" - ")?;
-        let mut mount = mount.split(' ').skip(3).map(unescape);
         let mut filesystem = filesystem.split(' ');
+        let kind = filesystem.next().filter(|kind| kind.starts_with("cgroup"))?;
+        let mut mount = mount.split(' ').skip(3).map(unescape);
         Some(Mount {
             root: mount.next()?,
             point: mount.next()?,
-            kind: filesystem.next()?.to_owned(),
+            kind: kind.to_owned(),
             options: filesystem.nth(1)?.to_owned(),
         })
     })
@@ -209,6 +210,7 @@ mod tests {
     fn a_line_has_the_root_the_point_the_type_and_the_options() {
         let text = "29 23 0:26 /a\\040b /mnt/c\\134d rw,nosuid shared:4 - cgroup2 cgroup2 rw\n\
                 30 23 0:27 / /mnt rw - cgroup cgroup rw,cpu,memory\n\
+                32 23 0:28 / /tmp rw - tmpfs tmpfs rw\n\
                 31 23 0:27 / /mnt rw\n";
         let mount = |root: &str, point: &str, kind: &str, options: &str| Mount {
             root: root.into(),
@@ -217,7 +219,7 @@ mod tests {
             options: options.into(),
         };
         assert_eq!(
-            mounts_in(text).collect::<Vec<_>>(),
+            cgroup_mounts_in(text).collect::<Vec<_>>(),
             [
                 mount("/a b", "/mnt/c\\d", "cgroup2", "rw"),
                 mount("/", "/mnt", "cgroup", "rw,cpu,memory"),
