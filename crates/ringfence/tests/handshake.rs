@@ -149,8 +149,14 @@ fn with_pidfds(address: &str, before: bool) {
 
 /// Counts the barriers that this process issues to park once.
 fn count_barriers(address: &str, how: Option<&str>) {
-    if how == Some("forbidden") {
-        support::forbid(libc::SYS_membarrier, None, libc::ENOSYS);
+    /// `MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED`.
+    const REGISTER: i32 = 4;
+    match how {
+        Some("forbidden") => support::forbid(libc::SYS_membarrier, None, libc::ENOSYS),
+        Some("not yet registered") => {
+            support::forbid(libc::SYS_membarrier, Some((0, REGISTER)), libc::ENOSYS);
+        }
+        _ => {}
     }
     let (_sender, mut receiver) = join(&address.parse().unwrap(), &small()).unwrap().split();
     support::count_barriers();
@@ -256,7 +262,12 @@ fn a_side_tells_which_features_it_has_and_makes_barriers_for_a_peer_alone_that_t
         eprintln!("skipped: this system has no barriers");
         return;
     }
-    for (how, told, barriers) in [("", 1, ["0", "1", "0", "1"]), ("forbidden", 0, ["0"; 4])] {
+    for (how, told, barriers) in [
+        ("", 1, ["0", "1", "0", "1"]),
+        // A publisher that is not registered makes fences. As a sleeper, it issues barriers like any other.
+        ("not yet registered", 1, ["0", "1", "0", "1"]),
+        ("forbidden", 0, ["0"; 4]),
+    ] {
         for (said, barriers) in (0..).zip(barriers) {
             let (address, _keep) = fresh_address(false);
             let mut host = Actor::start("who counts barriers", &[&address.to_string(), how]);

@@ -38,9 +38,9 @@ use crate::{
     handshake::parts::{Answerer, Side},
     options::Options,
     peer::family::{ChildProcesses, Started, is_alive, is_exiting},
+    signal::barriers,
     sys::{self, lock::Mutex},
     wait::deadline::{Deadline, Woken},
-    wake::barriers,
 };
 
 /// The environment variable that tells a child of its line: the number of the descriptor. It is known before the start, so a

@@ -22,10 +22,10 @@ use crate::{
     handshake::parts::{Parts, Side},
     host::accept::OF_ONE_PROCESS,
     options::Options,
+    signal::barriers,
     sys::lock::Mutex,
     wait::deadline::{Backoff, Deadline},
     wait::threads::Permits,
-    wake::barriers,
 };
 
 /// Connects to the service at an address, which it never binds. A process may connect several times, and gets a channel

@@ -16,8 +16,8 @@ use crate::{
     host::endpoint::{Endpoint, Handle, Idle, Worker},
     host::membership::{Change, Member, MemberWorker, Position},
     options::Options,
+    signal::barriers,
     wait::deadline::Deadline,
-    wake::barriers,
 };
 
 /// The time that leaving may take beyond [`Options::handshake_timeout`], which limits the wait for the partner's answer.

@@ -18,8 +18,8 @@ use crate::{
     host::accept::{Acceptor, Host, Refused},
     identity::Credentials,
     options::Options,
+    signal::barriers,
     wait::deadline::{Backoff, CancelToken, Deadline, Wakeup},
-    wake::barriers,
 };
 
 /// Meets another process at an address, and opens a channel between the two.

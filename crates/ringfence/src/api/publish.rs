@@ -25,10 +25,9 @@ use crate::{
     region::create::{InFlightDescriptor, ObjectSpec, SharedObject},
     region::own::OwnRegion,
     ring::fan_out::readers::{MOST_READERS, Readers},
-    signal::claim,
+    signal::{barriers, claim},
     sys::lock::Mutex,
     wait::threads::is_own_thread,
-    wake::barriers,
     wake::parking::Barriers,
 };
 
@@ -82,7 +81,7 @@ fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Resul
         options,
         ..
     } = bound;
-    let takes_barriers = barriers::are_usable();
+    let takes_barriers = barriers::complete() && barriers::are_offered();
     // Without subscribers, only the name tells a publisher's ring from that of a pair in /proc.
     let name = [b"ringfence-published:".as_slice(), &address.bound_name()].concat();
     let wanted = ObjectSpec {

@@ -11,7 +11,7 @@ use crate::{
     options::Options,
     region::own::OwnRegion,
     region::peer::PeerRegion,
-    signal::inbox::TokenInbox,
+    signal::{barriers, inbox::TokenInbox},
     wake::attachments::Attachments,
     wake::parking::{Barriers, ParkingSpot, Sleeper, Waker},
 };
@@ -31,6 +31,8 @@ pub(crate) struct Opened {
     pub(crate) own: OwnRegion,
     pub(crate) peer: PeerRegion,
     pub(crate) barriers: Barriers,
+    /// This process was registered for barriers before the channel was opened.
+    pub(crate) receives_barriers: bool,
     /// Bytes of this side's ring and of the peer's. 0 if there is none.
     pub(crate) own_capacity: u64,
     pub(crate) peer_capacity: u64,
@@ -44,6 +46,7 @@ pub(crate) struct Opened {
 pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Options) -> Opened {
     let (own, peer) = (parts.own.open(), parts.peer);
     let inbox = Arc::clone(parts.inbox.inbox());
+    let receives_barriers = barriers::are_accepted();
     let line = LineParts {
         role: parts.role,
         peer: parts.identity.pid,
@@ -51,7 +54,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         socket: parts.line,
         pidfd: parts.process.pidfd(),
         accepts: parts.attachments_in,
-        barriers: parts.barriers,
+        barriers: parts.barriers && receives_barriers,
         tie: parts.tie,
     };
     let held = Resources {
@@ -76,6 +79,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         } else {
             Barriers::Both
         },
+        receives_barriers,
         own_capacity: parts.own_capacity,
         peer_capacity: parts.peer_capacity,
         longest_out: parts.longest_out,
@@ -96,10 +100,24 @@ pub(crate) struct Link {
 impl Link {
     /// `sleeper` is the spot of this half, `waker` that of the peer's other half.
     pub(crate) fn new(opened: &Opened, sleeper: ParkingSpot, waker: ParkingSpot) -> Self {
+        Self::between(opened, opened.peer.clone(), sleeper, waker)
+    }
+
+    /// As [`Link::new`], with the region in which the words of the peer's other half lie.
+    pub(crate) fn between(
+        opened: &Opened,
+        peer: PeerRegion,
+        sleeper: ParkingSpot,
+        waker: ParkingSpot,
+    ) -> Self {
         let barriers = opened.barriers;
+        let mut waker = Waker::new(opened.own.clone(), peer.clone(), waker, barriers);
+        if !opened.receives_barriers {
+            waker = waker.fenced_until(barriers::are_accepted);
+        }
         Self {
-            sleeper: Sleeper::new(opened.own.clone(), opened.peer.clone(), sleeper, barriers),
-            waker: Waker::new(opened.own.clone(), opened.peer.clone(), waker, barriers),
+            sleeper: Sleeper::new(opened.own.clone(), peer, sleeper, barriers),
+            waker,
             fruitless: 0,
         }
     }

@@ -30,7 +30,7 @@ use crate::{
     ring::message::Message,
     ring::read::{Pulled, Reader, TRIES},
     ring::record::{HEADER, Record},
-    wake::parking::{ParkingSpot, Sleeper, Waker},
+    wake::parking::ParkingSpot,
 };
 
 /// Messages that are visited at once if a number of bytes was asked for: the bytes are counted in between.
@@ -113,6 +113,8 @@ impl Subscription {
         options: &Options,
     ) -> Result<Self> {
         let Beginning { start, now } = beginning;
+        let spot = ParkingSpot::reader_in(as_offset(start.slot.into()));
+        let link = Link::between(&opened, ring.clone(), spot, ParkingSpot::WRITER);
         let Opened {
             shared,
             verifier,
@@ -120,7 +122,6 @@ impl Subscription {
             evidence,
             own,
             peer: publishers,
-            barriers,
             peer_capacity: capacity,
             longest_out: longest,
             ..
@@ -144,16 +145,10 @@ impl Subscription {
             own: own.clone(),
             publishers,
         };
-        let reader = FanOutReader::new(ring.clone(), own.clone(), controls, terms);
+        let reader = FanOutReader::new(ring, own, controls, terms);
         let mut reader = shared.judge(reader)?;
         let began = reader.begin(options.from, now);
         shared.judge(began)?;
-        let spot = ParkingSpot::reader_in(held.slot);
-        let link = Link {
-            sleeper: Sleeper::new(own.clone(), ring.clone(), spot, barriers),
-            waker: Waker::new(own, ring, ParkingSpot::WRITER, barriers),
-            fruitless: 0,
-        };
         let ring = BroadcastInlet {
             reader,
             end_known: false,

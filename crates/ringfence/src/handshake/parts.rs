@@ -27,12 +27,12 @@ use crate::{
         peer::PeerRegion,
         phase::{Phase, Step},
     },
+    signal::barriers,
     signal::inbox::{OpenInbox, TokenSender},
     sys,
     trace::Tie,
     wait::deadline::Deadline,
     wake::attachments::Attachments,
-    wake::barriers,
 };
 
 /// The role of this process at the rendezvous. Both roles have the same rights afterwards.
@@ -137,7 +137,7 @@ pub(crate) struct Side<'a> {
     /// The address for which the guest of a membership receives those descriptors.
     pub(super) inherits: Option<&'a Address>,
     pub(super) role: RingRole<'a>,
-    /// This process can issue membarrier(2) and receives it, so a peer that goes to sleep costs no fence in
+    /// This process can issue membarrier(2) and receives it, or will, so a peer that goes to sleep costs no fence in
     /// this side's sends.
     pub(super) takes_barriers: bool,
     /// This process may not create memory, and its parent does it.
@@ -202,7 +202,7 @@ impl<'a> Side<'a> {
             shares: &[],
             inherits: None,
             role: RingRole::Equal,
-            takes_barriers: barriers::are_usable(),
+            takes_barriers: barriers::are_offered(),
             lacks_memory: false,
         }
     }

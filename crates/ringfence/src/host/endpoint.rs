@@ -38,11 +38,11 @@ use crate::{
     host::events::{End, Events},
     identity::Credentials,
     options::{Options, SeatLimits},
+    signal::barriers,
     sys::lock::{Mutex, MutexGuard},
     trace,
     wait::deadline::{Backoff, CancelToken, Deadline, Wakeup},
     wait::threads::{begin_own_thread, is_own_thread},
-    wake::barriers,
 };
 
 /// A kind of endpoint. The value is what the kind has in addition to its locked state.

@@ -298,6 +298,8 @@ pub(crate) trait Writable: Readable {
     fn release_fence(&self) {
         fence(Ordering::Release);
     }
+    /// From now on this process receives the barriers of others. The producer calls this, and makes a full fence afterwards.
+    fn receives_barriers(&self) {}
     /// Prefetches the cache line at `at` for writing.
     #[inline]
     fn will_write(&self, at: usize) {

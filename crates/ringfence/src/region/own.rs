@@ -130,6 +130,10 @@ impl Readable for OwnRegion {
 }
 
 impl Writable for OwnRegion {
+    fn receives_barriers(&self) {
+        self.keep.in_use(true);
+    }
+
     #[inline]
     fn will_write(&self, at: usize) {
         prefetch_for_writing(self.base.wrapping_add(at));

@@ -385,12 +385,13 @@ mod tests {
             reading: Some(Reading { at, left: 100 }),
         };
         let late = at + Reading::VALID;
+        let in_time = at + Reading::VALID / 2;
         for (size, now, served) in [
             (101, at, false),
             (60, at, true),
             (41, at, false),
             (40, late, false),
-            (40, late - Duration::from_nanos(1), true),
+            (40, in_time, true),
             (1, at, false),
         ] {
             assert_eq!(account.has_read_for(size, now), served, "{size}");

@@ -76,7 +76,8 @@ impl OwnStorage {
     }
 
     /// Records that the peer has the region. The whole ring is wiped when this mapping is dropped.
-    /// `barriers`: this process receives membarrier(2) and can issue it.
+    /// `barriers`: this process receives membarrier(2) and can issue it. If that becomes true later, the producer calls this again
+    /// and makes a full fence: either the alarm finds that it must make a barrier, or the producer finds the flag.
     pub(crate) fn in_use(&self, barriers: bool) {
         self.hold.use_barriers(barriers);
         self.used.store(true, Ordering::Release);

@@ -33,6 +33,7 @@ use nix::{
 use crate::{
     error::{Error, Result},
     fork::{Birth, PerProcess},
+    signal::barriers,
     sys::lock::{Condvar, Mutex},
     sys::{self, signal::SignalInfo},
     wait::threads::begin_own_thread,
@@ -439,6 +440,8 @@ fn start(number: c_int) -> Result<SignalThread> {
             // Without a receiver, the caller no longer waits for this thread.
             let _ = ready.send(begun);
             if fine {
+                // Takes up to 30 ms in a process that is not registered. Signals wait in the queue.
+                barriers::complete();
                 listen(number, &told, progress);
             }
         })

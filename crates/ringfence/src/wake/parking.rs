@@ -114,6 +114,8 @@ pub(crate) struct Waker<O, P> {
     barriers: Barriers,
     /// The number of publications for which this side will still make a fence.
     fences: u32,
+    /// Whether this process receives barriers now. `None` once it does.
+    are_received: Option<fn() -> bool>,
 }
 
 impl<O: Writable, P: Readable> Waker<O, P> {
@@ -125,7 +127,17 @@ impl<O: Writable, P: Readable> Waker<O, P> {
             rung: 0,
             barriers,
             fences: 0,
+            are_received: None,
         }
+    }
+
+    /// Makes this side fence each publication until the process receives the barriers of its peer. It checks that from time to time.
+    pub(crate) fn fenced_until(mut self, are_received: fn() -> bool) -> Self {
+        if self.barriers == Barriers::Sleeper {
+            self.fence_for(FENCED_AFTER_A_BELL);
+            self.are_received = Some(are_received);
+        }
+        self
     }
 
     /// Whether the peer sleeps and no wakeup was sent since it parked. Must be called after a publication.
@@ -151,11 +163,29 @@ impl<O: Writable, P: Readable> Waker<O, P> {
 
     fn make_fence(&mut self) {
         self.fences -= 1;
-        if self.fences == 0 {
+        if self.fences == 0 && self.may_stop() {
             // Before the fence, so that the following load sees a sleeper that does not see this store yet.
             self.own.store(self.spot.fenced, 0, Ordering::Relaxed);
         }
         self.peer.full_fence();
+    }
+
+    /// Whether this side may publish without fences now.
+    #[cold]
+    fn may_stop(&mut self) -> bool {
+        let Some(are_received) = self.are_received else {
+            return true;
+        };
+        if !are_received() {
+            self.fences = FENCED_AFTER_A_BELL;
+            return false;
+        }
+        self.are_received = None;
+        if self.spot.fenced == ParkingSpot::READER.fenced {
+            // This side writes the ring.
+            self.own.receives_barriers();
+        }
+        true
     }
 
     /// Makes a fence after each of this number of publications, and announces that.

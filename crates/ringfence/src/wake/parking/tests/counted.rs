@@ -25,6 +25,7 @@ struct Counted {
     words: RefCell<BTreeMap<usize, u64>>,
     fences: Cell<u32>,
     barriers: Cell<u32>,
+    receivers: Cell<u32>,
 }
 
 impl Words {
@@ -44,6 +45,11 @@ impl Words {
     /// As [`Words::fences`].
     pub(in crate::wake::parking) fn barriers(&self) -> u32 {
         self.0.barriers.take()
+    }
+
+    /// Counts calls of [`Writable::receives_barriers`], as [`Words::fences`].
+    fn receivers(&self) -> u32 {
+        self.0.receivers.take()
     }
 }
 
@@ -73,6 +79,10 @@ impl Writable for Words {
 
     fn copy_in(&self, _: usize, _: &[u8]) {
         unreachable!("no ring");
+    }
+
+    fn receives_barriers(&self) {
+        self.0.receivers.set(self.0.receivers.get() + 1);
     }
 }
 
@@ -122,6 +132,45 @@ fn a_publisher_makes_fences_for_some_time_after_a_bell_and_says_so() {
             assert_eq!(words.fences(), 1, "{left} follow");
         }
         assert_eq!(own.get(layout::TAIL_FENCED), 0);
+    }
+}
+
+thread_local! {
+    static ARE_RECEIVED: Cell<bool> = const { Cell::new(false) };
+}
+
+#[test]
+fn a_publisher_makes_fences_until_its_process_receives_barriers() {
+    for (spot, word) in [
+        (ParkingSpot::READER, layout::TAIL_FENCED),
+        (ParkingSpot::WRITER, layout::HEAD_FENCED),
+    ] {
+        let (own, peer) = (Words::default(), Words::default());
+        let made = Waker::new(own.clone(), peer.clone(), spot, Barriers::Sleeper);
+        ARE_RECEIVED.set(false);
+        let mut waker = made.fenced_until(|| ARE_RECEIVED.get());
+        let mut sleeper = Sleeper::new(peer.clone(), own.clone(), spot, Barriers::Sleeper);
+        for _ in 0..3 * FENCED_AFTER_A_BELL {
+            assert!(!waker.must_ring());
+            assert_eq!((peer.fences(), own.get(word)), (1, 1));
+        }
+        sleeper.park().unwrap();
+        assert!(waker.must_ring());
+        sleeper.unpark();
+        assert_eq!(peer.barriers(), 0, "a barrier would not reach the publisher");
+        peer.fences();
+        ARE_RECEIVED.set(true);
+        for _ in 0..FENCED_AFTER_A_BELL {
+            assert_eq!((own.receivers(), own.get(word)), (0, 1));
+            assert!(!waker.must_ring());
+            assert_eq!(peer.fences(), 1);
+        }
+        // Only the half that writes the ring has ranges that an alarm must skip.
+        assert_eq!(own.receivers(), u32::from(word == layout::TAIL_FENCED));
+        assert!(!waker.must_ring());
+        assert_eq!((peer.fences(), own.get(word)), (0, 0));
+        sleeper.park().unwrap();
+        assert_eq!(peer.barriers(), 1);
     }
 }
 

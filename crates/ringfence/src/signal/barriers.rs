@@ -1,0 +1,59 @@
+//! The registration of this process for the barriers of other processes (membarrier(2)).
+//!
+//! In a process with several threads, the kernel takes 10 to 30 ms for the first registration: it waits until every
+//! processor has switched tasks. So the signal thread registers the process. Until it has, each publisher of this process
+//! makes its own fences.
+
+use std::sync::OnceLock;
+
+use crate::{fork::PerProcess, sys::process};
+
+/// Whether the kernel has accepted the registration.
+static ACCEPTED: PerProcess<OnceLock<bool>> = PerProcess::new();
+
+/// Registers a process with one thread, unless it is registered already. The kernel does not wait in that case, and would if there
+/// was a second thread.
+pub(crate) fn begin() {
+    if ACCEPTED.get().is_ok_and(|accepted| accepted.get().is_none()) && process::has_one_thread() {
+        complete();
+    }
+}
+
+/// Registers the process, and returns whether it is registered. Waits for the kernel.
+pub(crate) fn complete() -> bool {
+    let Ok(accepted) = ACCEPTED.get() else {
+        return false;
+    };
+    *accepted.get_or_init(|| process::accept_barriers().is_ok())
+}
+
+/// Whether the process is registered now.
+pub(crate) fn are_accepted() -> bool {
+    ACCEPTED.existing().and_then(OnceLock::get) == Some(&true)
+}
+
+/// Whether this process can issue barriers, and receives them or will. A filter that the program has installed in the meantime may
+/// deny that.
+pub(crate) fn are_offered() -> bool {
+    let accepted = ACCEPTED.existing().and_then(OnceLock::get);
+    let accepted = accepted.map_or_else(|| process::knows_barriers() == Ok(true), |accepted| *accepted);
+    accepted && process::issue_barrier().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_with_several_threads_is_registered_when_it_is_waited_for() {
+        let known = process::knows_barriers().unwrap();
+        // The test runs beside the thread that has started it.
+        assert!(!process::has_one_thread());
+        begin();
+        assert_eq!(are_offered(), known);
+        assert_eq!(complete(), known);
+        assert_eq!((are_accepted(), are_offered()), (known, known));
+        begin();
+        assert_eq!(complete(), known);
+    }
+}
