@@ -525,6 +525,34 @@ test('a close that drops the frames of a lost peer ends serve', async (t) => {
   await soon(t.throwsAsync(served, code('PEER_LOST')), 'serve has ended')
 })
 
+test('all answers that a peer has left are read', async (t) => {
+  const { channel, partner } = await pair(t, { options: { capacity: 1 << 20 } })
+  const count = 2000
+  const file = join(temporaryDirectory(t), 'closed')
+  await partner.run(
+    (kit, last, name) => {
+      let served = 0
+      const close = async () => {
+        await kit.channel.close()
+        kit.require('node:fs').writeFileSync(name, '')
+      }
+      void kit.channel.serve((request) => {
+        served += 1
+        if (served === last) setImmediate(() => void close())
+        return request
+      })
+    },
+    count,
+    file,
+  )
+  const calls = Array.from({ length: count }, (_, number) => channel.call(String(number)))
+  // The event loop must find the answers and the end together.
+  await Promise.resolve()
+  await Promise.resolve()
+  standStillUntil(() => existsSync(file), 'the peer has closed')
+  t.deepEqual((await soon(Promise.all(calls), 'the calls')).map(Number), [...calls.keys()])
+})
+
 test('an answer that is read after the end loses no message behind it', async (t) => {
   const { channel, partner } = await pair(t, { options: { capacity: 8 << 20 } })
   await partner.run((kit) => {

@@ -127,8 +127,10 @@ export interface NativeReader {
   pullHeld?(into: Uint8Array, from: number, least: number, most: number, alone: number): number
   /** Like `pullHeld`, but spins like `pullBusy`. */
   pullHeldBusy?(into: Uint8Array, from: number, least: number, most: number, alone: number): number
-  /** Like `pull`, but copies call frames only. */
-  pullCalls?(into: Uint8Array): number
+  /** Like `pull`, but only for call frames of `least` to `most` bytes. Returns `OTHER` if a message is next. */
+  pullCalls?(into: Uint8Array, from: number, least: number, most: number): number
+  /** Like `pullCalls`, but spins like `pullBusy`. */
+  pullCallsBusy?(into: Uint8Array, from: number, least: number, most: number): number
   /** Copies the records of the last `pullHeld` again, without the first `passed` bytes, as far as they fit. */
   pullAgain?(into: Uint8Array, passed: number): number
   release?(): void
@@ -292,7 +294,7 @@ export const FAILED = answers.failed
 export const WHOLE = answers.whole
 /** Everything was read, and nothing more will arrive. */
 export const ENDED = answers.ended
-/** The next message is not the one that the memory was allocated for. */
+/** The next message is not the one that the memory was allocated for, or no call frame. */
 export const OTHER = answers.other
 /** The next message is a call frame. */
 export const CALLS = answers.calls

@@ -3,7 +3,8 @@
 import { isAnyArrayBuffer, isTypedArray, isUint8Array } from 'node:util/types'
 
 import { RingfenceError, invalid, show } from '../errors.js'
-import { FLAGS, HEADER, recordSize } from '../native.js'
+import { CALL, FLAGS, HEADER, recordSize } from '../native.js'
+import { HEAD, writeHead } from './envelope.js'
 import { allocateSharedEmpty } from './memory.js'
 
 /** Bytes of the largest arena: the most that one call carries. */
@@ -98,6 +99,14 @@ export class Arena {
   add(bytes: Uint8Array, tag: number): void {
     this.bytes.set(bytes, this.to + HEADER)
     this.finish(bytes.length, FLAGS | tag)
+  }
+
+  /** Stages a call frame that fits into the arena. */
+  addFrame(kind: number, id: number, remaining: number, body: Uint8Array): void {
+    const start = this.to + HEADER
+    writeHead(this.words, start >>> 2, kind, id, remaining)
+    put.call(this.bytes, body, start + HEAD)
+    this.finish(HEAD + body.length, FLAGS | CALL)
   }
 
   /** Writes the header of the next record, whose payload is in place. */

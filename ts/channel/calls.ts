@@ -6,7 +6,7 @@
 import { RemoteError, RingfenceError, aborted, invalid } from '../errors.js'
 import { callOptions } from '../endpoint/options.js'
 import { fairness } from '../runtime/fairness.js'
-import { ignore, promised } from '../runtime/deferred.js'
+import { ignore, rejection, soon } from '../runtime/deferred.js'
 import { onAbort } from '../runtime/aborts.js'
 import { LONGEST_TIMER, timers } from '../runtime/timers.js'
 import type { CallContext, CallOptions, Identity } from '../types.js'
@@ -26,11 +26,12 @@ export interface CallsLink {
   readonly maxMessageSize: number
   readonly peer: Identity
   /**
-   * Sends a frame, after the messages and frames before it. Resolves once it is in the ring, and rejects if the channel has ended.
+   * Sends a frame, after the messages and frames before it. Returns null if it is certain to be in the ring in this turn of the program.
+   * Otherwise returns a promise that resolves once it is there, and rejects if the channel has ended.
    *
    * @throws {@link RingfenceError} if the frame will not be sent
    */
-  send(frame: Buffer): Promise<void>
+  send(kind: number, id: number, remaining: number, body: Uint8Array): Promise<void> | null
   /** Reads frames from now on, also if the program receives no messages. */
   read(): void
   /** Reads the frames that are in the ring now. */
@@ -42,29 +43,31 @@ export interface CallsLink {
 }
 
 /** Answers one request. */
-export type Answer = (request: Buffer, context: CallContext) => Promise<Uint8Array>
+export type Answer = (request: Buffer, context: CallContext) => Uint8Array | Promise<Uint8Array>
+
+const EMPTY = Buffer.alloc(0)
+const NO_OPTIONS: CallOptions = {}
 
 /** A call that this side makes. */
 class Call extends Place {
   id = -1
-  /** Null once it was sent. */
-  frame: Buffer | null
+  /** Null once it was sent, or will not be. */
+  body: Uint8Array | null
+  /** Bytes of its frame. */
   readonly size: number
   /** The deadline, as of `timers.now`; infinite without one. */
   readonly due: number
-  /** The caller has stopped waiting. Null until then. */
-  resolve: ((reply: Buffer) => void) | null
-  readonly reject: (error: Error) => void
-  timer: NodeJS.Timeout | undefined
-  forget: (() => void) | undefined
+  /** Settles the promise of the caller. Null once it is settled. */
+  settle: ((reply: Buffer | Promise<never>) => void) | null
+  timer: NodeJS.Timeout | undefined = undefined
+  forget: (() => void) | undefined = undefined
 
-  constructor(frame: Buffer, due: number, resolve: (reply: Buffer) => void, reject: (error: Error) => void) {
+  constructor(body: Uint8Array, due: number, settle: (reply: Buffer | Promise<never>) => void) {
     super()
-    this.frame = frame
-    this.size = frame.length
+    this.body = body
+    this.size = HEAD + body.length
     this.due = due
-    this.resolve = resolve
-    this.reject = reject
+    this.settle = settle
   }
 }
 
@@ -120,7 +123,9 @@ class Context implements CallContext {
   }
 
   static isLate(context: Context): boolean {
-    return timers.now() >= context.#due || context.#reason?.code === 'ERR_RINGFENCE_TIMEOUT'
+    return (
+      context.#due !== Infinity && (timers.now() >= context.#due || context.#reason?.code === 'ERR_RINGFENCE_TIMEOUT')
+    )
   }
 
   static abort(context: Context, reason: RingfenceError): void {
@@ -132,7 +137,7 @@ class Context implements CallContext {
 
   /** The request was answered. */
   static finish(context: Context): void {
-    timers.clearTimeout(context.#timer)
+    if (context.#timer !== undefined) timers.clearTimeout(context.#timer)
   }
 }
 
@@ -194,31 +199,39 @@ export class Calls {
       throw invalid(`calls need a channel with a maxMessageSize of at least ${LEAST}, not ${maxMessageSize}`)
   }
 
+  readOn(): void {
+    this.#link.read()
+  }
+
   // This side calls.
 
-  /** @param frame - The request's frame, which this call may keep. */
-  call(frame: Buffer, options: CallOptions | undefined): Promise<Buffer> {
+  /** @throws {@link RingfenceError} if the request is not sent */
+  call(body: Uint8Array, options: CallOptions | undefined): Promise<Buffer> {
     this.#mustFit()
-    const { timeout, signal } = callOptions(options)
-    if (this.#over !== null) return Promise.reject(this.#over())
+    const { timeout, signal } = options === undefined ? NO_OPTIONS : callOptions(options)
+    if (this.#over !== null) throw this.#over()
     const due = timeout === undefined ? Infinity : timers.now() + timeout
-    return new Promise((resolve, reject) => {
-      const call = new Call(frame, due, resolve, reject)
-      if (!this.#waiting.isEmpty || !this.#mayStart(call)) this.#waiting.push(call)
-      else this.#start(call)
-      this.#inFlight += 1
-      if (timeout !== undefined) {
-        const expire = () => {
-          // A reply that is in the ring at the deadline is in time, though the event loop has not read it.
-          if (call.id >= 0) this.#link.readNow()
-          this.#abandon(call, unanswered())
-        }
-        call.timer = timers.setTimeout(expire, Math.min(Math.ceil(timeout), LONGEST_TIMER))
-        call.timer.unref()
+    let settle!: NonNullable<Call['settle']>
+    const promise = new Promise<Buffer>((resolve) => (settle = resolve))
+    const call = new Call(body, due, settle)
+    if (this.#waiting.isEmpty && this.#mayStart(call)) this.#start(call)
+    else {
+      call.body = Buffer.from(body)
+      this.#waiting.push(call)
+    }
+    this.#inFlight += 1
+    if (timeout !== undefined) {
+      const expire = () => {
+        // A reply that is in the ring at the deadline is in time, though the event loop has not read it.
+        if (call.id >= 0) this.#link.readNow()
+        this.#abandon(call, unanswered())
       }
-      if (signal !== undefined) call.forget = onAbort(signal, () => this.#abandon(call, aborted(signal)))
-      this.#link.read()
-    })
+      call.timer = timers.setTimeout(expire, Math.min(Math.ceil(timeout), LONGEST_TIMER))
+      call.timer.unref()
+    }
+    if (signal !== undefined) call.forget = onAbort(signal, () => this.#abandon(call, aborted(signal)))
+    this.#link.read()
+    return promise
   }
 
   #mayStart({ size }: Call): boolean {
@@ -228,13 +241,12 @@ export class Calls {
   /** @throws {@link RingfenceError} as `send` of the link */
   #start(call: Call): void {
     const id = this.#nextCall
-    const frame = call.frame!
-    envelope.setId(frame, id)
-    if (call.due !== Infinity) envelope.setRemaining(frame, call.due - timers.now())
-    this.#link.send(frame).catch((error: Error) => this.#unsent(call, error))
+    const remaining = call.due === Infinity ? 0 : envelope.toRemaining(call.due - timers.now())
+    const sent = this.#link.send(REQUEST, id, remaining, call.body!)
+    if (sent !== null) sent.catch((error: Error) => this.#unsent(call, error))
     this.#nextCall = id + 1
     call.id = id
-    call.frame = null
+    call.body = null
     this.#sent.set(id, call)
     this.#sentBytes += call.size
   }
@@ -243,7 +255,7 @@ export class Calls {
   #unsent(call: Call, error: Error): void {
     if (!this.#sent.delete(call.id)) return
     this.#sentBytes -= call.size
-    if (call.resolve !== null) this.#reject(call, error)
+    if (call.settle !== null) this.#reject(call, error)
     this.#startWaiting()
   }
 
@@ -260,48 +272,40 @@ export class Calls {
 
   /** The caller stops waiting. */
   #abandon(call: Call, error: Error): void {
-    if (call.resolve === null) return
+    if (call.settle === null) return
     this.#reject(call, error)
     if (this.#waiting.remove(call)) return
-    // After this side's end, no cancellation can be sent.
-    this.#send(envelope.makeFrame(CANCEL, call.id, 0)).catch(ignore)
+    try {
+      this.#link.send(CANCEL, call.id, 0, EMPTY)
+    } catch {
+      // After this side's end, no cancellation can be sent.
+    }
   }
 
   #reject(call: Call, error: Error): void {
-    this.#leave(call)
-    call.reject(error)
+    this.#settle(call, rejection(error))
   }
 
   /** The call has an outcome. */
-  #leave(call: Call): void {
+  #settle(call: Call, outcome: Buffer | Promise<never>): void {
+    const settle = call.settle!
     this.#inFlight -= 1
-    call.resolve = call.frame = null
-    timers.clearTimeout(call.timer)
+    call.settle = call.body = null
+    if (call.timer !== undefined) timers.clearTimeout(call.timer)
     call.forget?.()
-  }
-
-  /** Sends a frame that has no caller. */
-  #send(frame: Buffer): Promise<void> {
-    return promised(() => this.#link.send(frame))
+    settle(outcome)
   }
 
   #answered({ kind, id, body }: Frame): void {
     const call = this.#sent.get(id)
-    const isPending = call !== undefined && call.resolve !== null
+    const isPending = call !== undefined && call.settle !== null
     if (call === undefined || (isPending && kind === CANCELLED))
       throw envelope.corrupt(`an answer of kind ${kind} to call ${id}, which does not wait for it`)
     const error = kind === ERROR ? outcomeOf(call, new RemoteError(envelope.readError(body))) : null
     this.#sent.delete(id)
     this.#sentBytes -= call.size
-    const { resolve } = call
-    if (resolve === null) {
-      if (kind !== CANCELLED) this.lateReplies += 1
-    } else if (error !== null) {
-      this.#reject(call, error)
-    } else {
-      this.#leave(call)
-      resolve(body)
-    }
+    if (isPending) this.#settle(call, error === null ? body : rejection(error))
+    else if (kind !== CANCELLED) this.lateReplies += 1
     this.#startWaiting()
   }
 
@@ -348,7 +352,7 @@ export class Calls {
     // The answer and the cancellation have crossed.
     if (request === undefined || request.isAnswered) return
     this.#queued.remove(request)
-    void this.#finish(request, envelope.makeFrame(CANCELLED, id, 0))
+    this.#finish(request, CANCELLED, EMPTY, ignore)
     // Its listeners are the program.
     timers.queueMicrotask(() => Context.abort(request.context, given()))
   }
@@ -357,62 +361,91 @@ export class Calls {
   #schedule(): void {
     if (this.#scheduled || this.#answer === null) return
     this.#scheduled = true
-    timers.queueMicrotask(() => {
-      this.#scheduled = false
-      this.#next()
-    })
+    soon(this.#next)
   }
 
-  #next(): void {
+  readonly #next = (): void => {
+    this.#scheduled = false
     while (this.#running < this.#concurrency) {
       const request = this.#queued.shift()
       if (request === null) break
       this.#running += 1
-      void this.#run(request)
+      this.#run(request)
     }
     this.#endIfDone()
   }
 
-  async #run(request: Request): Promise<void> {
-    const { id, body, context } = request
-    let frame: Buffer
+  #run(request: Request): void {
+    const { body, context } = request
+    let reply: Uint8Array | Promise<Uint8Array>
     try {
       if (Context.isLate(context)) throw late()
-      const reply = await this.#answer!(body, context)
-      // Its signal is aborted, and the caller rejects.
-      if (Context.isLate(context)) throw late()
-      frame = envelope.makeFrame(REPLY, id, reply.length)
-      frame.set(reply, HEAD)
+      reply = this.#answer!(body, context)
     } catch (thrown) {
-      const isLate = Context.isLate(context)
-      if (!isLate && !request.isAnswered) this.#thrown(thrown)
-      frame = this.#errorOf(id, isLate ? late() : thrown)
+      this.#failed(request, thrown)
+      return
     }
-    // Spinning would delay other handlers.
-    const polls = this.#running === 1 && this.#queued.isEmpty
-    if (!request.isAnswered) await this.#finish(request, frame, polls)
-    // A handler that continues after a cancellation occupies its place until it returns.
+    if (!(reply instanceof Promise)) this.#returned(request, reply)
+    else
+      reply.then(
+        (bytes) => this.#returned(request, bytes),
+        (error: unknown) => this.#failed(request, error),
+      )
+  }
+
+  #returned(request: Request, reply: Uint8Array): void {
+    // Its signal is aborted, and the caller rejects.
+    if (Context.isLate(request.context)) this.#failed(request, late())
+    else this.#finish(request, REPLY, reply, this.#left)
+  }
+
+  #failed(request: Request, thrown: unknown): void {
+    const isLate = Context.isLate(request.context)
+    if (!isLate && !request.isAnswered) this.#thrown(thrown)
+    this.#finish(request, ERROR, this.#errorOf(isLate ? late() : thrown), this.#left)
+  }
+
+  #errorOf(thrown: unknown): Buffer {
+    return envelope.makeError(thrown, this.#link.maxMessageSize)
+  }
+
+  /** A handler has returned, and its answer is in the ring, or never will be. */
+  readonly #left = (): void => {
     this.#running -= 1
-    this.#next()
+    // Spinning would delay other handlers.
+    if (this.#running === 0 && this.#queued.isEmpty) this.#link.poll()
+    if (!this.#queued.isEmpty) this.#schedule()
   }
 
-  #errorOf(id: number, thrown: unknown): Buffer {
-    return envelope.makeError(id, thrown, this.#link.maxMessageSize)
-  }
-
-  /** Sends the answer, and then spins for the next request if `polls` is set. Resolves once the answer is in the ring, or never will be. */
-  async #finish(request: Request, frame: Buffer, polls = false): Promise<void> {
+  /** Sends the answer, unless there is one. `done` is called once the answer is in the ring, or never will be. */
+  #finish(request: Request, kind: number, body: Uint8Array, done: () => void): void {
+    // A handler that continues after a cancellation occupies its place until it returns.
+    if (request.isAnswered) {
+      done()
+      return
+    }
     request.isAnswered = true
     Context.finish(request.context)
-    try {
-      const sent = this.#send(frame).catch((error: RingfenceError) => this.#send(this.#errorOf(request.id, error)))
-      if (polls) this.#link.poll()
-      await sent
-    } catch {
-      // The channel has ended.
+    const sent = this.#send(kind, request.id, body)
+    if (sent === null) this.#close(request, done)
+    else {
+      const close = () => this.#close(request, done)
+      sent.then(close, close)
     }
-    if (!this.#open.delete(request.id)) return
-    this.#openBytes -= request.size
+  }
+
+  #send(kind: number, id: number, body: Uint8Array): Promise<void> | null {
+    try {
+      return this.#link.send(kind, id, 0, body)
+    } catch (error) {
+      // If it is no mistake in the answer, the channel has ended.
+      return kind === ERROR ? null : this.#send(ERROR, id, this.#errorOf(error))
+    }
+  }
+
+  #close(request: Request, done: () => void): void {
+    if (this.#open.delete(request.id)) this.#openBytes -= request.size
+    done()
     this.#endIfDone()
   }
 
@@ -427,11 +460,11 @@ export class Calls {
   // Both.
 
   /** Handles a frame. @throws {@link RingfenceError} RING_CORRUPT if the peer violated the protocol */
-  take(bytes: Buffer, isOwn: boolean): void {
+  take(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): void {
     fairness.spend()
     // Frames that a peer left behind no longer have a call or handler.
     if (this.#isEnded) return
-    const frame = envelope.readFrame(bytes, isOwn)
+    const frame = envelope.readFrame(memory, words, at, length)
     if (frame.kind === REQUEST) this.#requested(frame)
     else if (frame.kind === CANCEL) this.#cancelled(frame)
     else this.#answered(frame)
@@ -471,7 +504,7 @@ export class Calls {
     const left = [...this.#sent.values(), ...this.#waiting.clear()]
     this.#sent.clear()
     this.#sentBytes = 0
-    for (const call of left) if (call.resolve !== null) this.#reject(call, why())
+    for (const call of left) if (call.settle !== null) this.#reject(call, why())
   }
 }
 

@@ -7,11 +7,10 @@ import { Port, type PortEventListener, type PortMessageEvent, type Quiet } from 
 import { WebStreams, type WebSource } from '../adapters/web.js'
 import { tellClosed, tellOpen, tellThrown } from '../runtime/diagnostics.js'
 import { invalid, messageOf, RingfenceError } from '../errors.js'
-import { promised, showCaller, untilAborted } from '../runtime/deferred.js'
+import { isThenable, promised, untilAborted } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
 import { toBytes } from './arena.js'
 import { ChannelCore, type Departure } from './core.js'
-import { HEAD, REQUEST, makeFrame } from './envelope.js'
 import { loop } from './loops.js'
 import { withOperations, type Failure, type NativeChannel, type RawChannel } from '../native.js'
 import { concurrencyOf, type ChannelSettings } from '../endpoint/options.js'
@@ -264,18 +263,21 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * the reply; INVALID_ARGUMENT; NO_SPACE; RING_CORRUPT; OBJECT_EXPOSED. A timeout and an abort free the call at once here, and abort the
    * handler's signal.
    */
-  async call(request: Out, options?: CallOptions): Promise<In> {
-    const body = this.#toBody(request)
-    const frame = makeFrame(REQUEST, 0, body.length)
-    frame.set(body, HEAD)
-    let reply: Buffer
+  call(request: Out, options?: CallOptions): Promise<In> {
+    if (this.#values === null) return this.#call(request, options) as Promise<In>
+    return this.#callForValue(request, options)
+  }
+
+  #call(request: Out, options: CallOptions | undefined): Promise<Buffer> {
     try {
-      reply = await this.#core.calls.call(frame, options)
+      return this.#core.calls.call(this.#toBody(request), options)
     } catch (error) {
-      showCaller(error as Error)
-      throw error
+      return Promise.reject(error as Error)
     }
-    return this.#fromBody(reply) as In
+  }
+
+  async #callForValue(request: Out, options: CallOptions | undefined): Promise<In> {
+    return this.#fromBody(await this.#call(request, options)) as In
   }
 
   /**
@@ -295,8 +297,11 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
   serve(handler: (request: In, context: CallContext) => Out | Promise<Out>, options?: ServeOptions): Promise<void> {
     return promised(() => {
       const concurrency = concurrencyOf(handler, options)
-      const answer = async (request: Buffer, context: CallContext) =>
-        this.#toReply(await handler(this.#fromBody(request) as In, context))
+      const answer = (request: Buffer, context: CallContext) => {
+        const reply = handler(this.#fromBody(request) as In, context)
+        return isThenable(reply) ? later(reply) : this.#toReply(reply)
+      }
+      const later = async (reply: PromiseLike<Out>) => this.#toReply(await reply)
       return this.#core.calls.serve(answer, concurrency, (error) => tellThrown(this, error))
     })
   }

@@ -4,6 +4,7 @@
 import { RingfenceError, fromFailure } from '../errors.js'
 import { FAILED, type NativeChannel } from '../native.js'
 import type { ChannelSettings } from '../endpoint/options.js'
+import { soon } from '../runtime/deferred.js'
 import { timers } from '../runtime/timers.js'
 import type { Closed } from '../types.js'
 import { Calls } from './calls.js'
@@ -150,7 +151,7 @@ export class ChannelCore implements SourceCore {
       get peer() {
         return view.peer
       },
-      send: (frame) => queue.sendFrame(frame),
+      send: (kind, id, remaining, body) => queue.sendFrame(kind, id, remaining, body),
       read: () => this.#readCalls(),
       readNow: () => this.buffer.readNow(),
       poll: () => {
@@ -167,11 +168,13 @@ export class ChannelCore implements SourceCore {
   #readCalls(): void {
     if (this.#readingCalls) return
     this.#readingCalls = true
-    timers.queueMicrotask(() => {
-      this.#readingCalls = false
-      if (!this.queue.isEmpty) this.queue.pump()
-      this.buffer.readCalls()
-    })
+    soon(this.#readCallsNow)
+  }
+
+  readonly #readCallsNow = (): void => {
+    this.#readingCalls = false
+    if (!this.queue.isEmpty) this.queue.pump()
+    this.buffer.readCalls()
   }
 
   /** No more call frames will arrive, or none will be read. */

@@ -3,6 +3,7 @@
 import { isUtf8 } from 'node:buffer'
 
 import { RingfenceError, messageOf } from '../errors.js'
+import { BufferView } from './memory.js'
 
 /** The caller asks. The body is the request. */
 export const REQUEST = 1
@@ -37,40 +38,41 @@ export interface Frame {
   readonly body: Buffer
 }
 
-/** Makes a frame with room for a body of this length. */
-export function makeFrame(kind: number, id: number, length: number): Buffer {
-  const frame = Buffer.allocUnsafe(HEAD + length)
-  frame.writeUInt32LE(kind, 0)
-  frame.writeUInt32LE(0, 4)
-  setId(frame, id)
+/** Writes the head of a frame at the start of `words`, from word `at` on. */
+export function writeHead(words: Uint32Array, at: number, kind: number, id: number, remaining: number): void {
+  words[at] = kind
+  words[at + 1] = remaining
+  words[at + 2] = id
+  words[at + 3] = Math.floor(id / 2 ** 32)
+}
+
+/** Makes a whole frame. */
+export function makeFrame(kind: number, id: number, remaining: number, body: Uint8Array): Uint8Array {
+  const frame = new Uint8Array(HEAD + body.length)
+  writeHead(new Uint32Array(frame.buffer, 0, HEAD / 4), 0, kind, id, remaining)
+  frame.set(body, HEAD)
   return frame
 }
 
-/** Sets the number of a call that is about to be sent. */
-export function setId(frame: Buffer, id: number): void {
-  frame.writeUInt32LE(id % 2 ** 32, 8)
-  frame.writeUInt32LE(Math.floor(id / 2 ** 32), 12)
+/** Converts the milliseconds until the deadline of a request to what its frame carries. */
+export function toRemaining(milliseconds: number): number {
+  return milliseconds === Infinity ? 0 : Math.min(Math.max(Math.ceil(milliseconds), 1), LONGEST)
 }
 
-/** Sets the remaining time of a request that is about to be sent. */
-export function setRemaining(frame: Buffer, milliseconds: number): void {
-  frame.writeUInt32LE(Math.min(Math.max(Math.ceil(milliseconds), 1), LONGEST), 4)
-}
-
-/** Reads a frame. The body is copied unless the memory `isOwn`. @throws {@link RingfenceError} RING_CORRUPT */
-export function readFrame(bytes: Buffer, isOwn: boolean): Frame {
-  if (bytes.length < HEAD) throw corrupt(`a call frame of ${bytes.length} bytes`)
-  const kind = bytes.readUInt32LE(0)
-  const remaining = bytes.readUInt32LE(4)
-  const id = bytes.readUInt32LE(8) + 2 ** 32 * bytes.readUInt32LE(12)
-  const isEmpty = bytes.length === HEAD
+/** Reads the frame of `length` bytes at `at`. Its memory must be the receiver's own. @throws {@link RingfenceError} RING_CORRUPT */
+export function readFrame(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): Frame {
+  if (length < HEAD) throw corrupt(`a call frame of ${length} bytes`)
+  const word = at >>> 2
+  const kind = words[word]!
+  const remaining = words[word + 1]!
+  const id = words[word + 2]! + 2 ** 32 * words[word + 3]!
+  const isEmpty = length === HEAD
   const isSound =
     kind === REQUEST ||
     (remaining === 0 && (kind === REPLY || kind === ERROR || (isEmpty && (kind === CANCEL || kind === CANCELLED))))
   if (!isSound || id > Number.MAX_SAFE_INTEGER)
-    throw corrupt(`a call frame of kind ${kind} and ${bytes.length} bytes, for call ${id}`)
-  const body = bytes.subarray(HEAD)
-  return { kind, id, remaining, body: isOwn ? body : Buffer.concat([body]) }
+    throw corrupt(`a call frame of kind ${kind} and ${length} bytes, for call ${id}`)
+  return { kind, id, remaining, body: new BufferView(memory, at + HEAD, length - HEAD) }
 }
 
 /** The parts of a handler's error that the caller gets. */
@@ -81,8 +83,8 @@ export interface ErrorParts {
   readonly code: string
 }
 
-/** Makes the frame of a handler's error, of at most `limit` bytes. Texts that are too long are cut. */
-export function makeError(id: number, thrown: unknown, limit: number): Buffer {
+/** Makes the body of a handler's error, whose frame has at most `limit` bytes. Texts that are too long are cut. */
+export function makeError(thrown: unknown, limit: number): Buffer {
   let left = limit - LEAST
   const texts = [partOf(thrown, 'name') || 'Error', partOf(thrown, 'code'), messageOf(thrown)].map((text, index) => {
     const bytes = cut(text, Math.min(left, index === 2 ? LONGEST_TEXT : LONGEST_NAME))
@@ -90,13 +92,13 @@ export function makeError(id: number, thrown: unknown, limit: number): Buffer {
     return bytes
   })
   const [name, code, message] = texts as [Buffer, Buffer, Buffer]
-  const frame = makeFrame(ERROR, id, 12 + name.length + code.length + message.length)
-  let at = HEAD
+  const body = Buffer.allocUnsafe(12 + name.length + code.length + message.length)
+  let at = 0
   for (const text of [name, message, code]) {
-    frame.writeUInt32LE(text.length, at)
-    at += 4 + text.copy(frame, at + 4)
+    body.writeUInt32LE(text.length, at)
+    at += 4 + text.copy(body, at + 4)
   }
-  return frame
+  return body
 }
 
 /** Reads the body of an error frame. @throws {@link RingfenceError} RING_CORRUPT */

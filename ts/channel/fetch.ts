@@ -45,19 +45,11 @@ const TURNS = 8
 /** Messages that a reader of call frames keeps for the program, and their bytes. At either limit, it stops reading. */
 const KEPT = 4096
 const KEPT_BYTES = 1024 * 1024
-/** Bytes of the call frames that one call into the binding copies. */
-const FRAMES = 64 * 1024
 
 const EMPTY = Buffer.alloc(0)
 
 /** Cached, as in the send queue. */
 const put = Uint8Array.prototype.set
-
-/** The memory to which call frames are copied before they are handed out, for all channels: nothing else runs in between. */
-const frames: { bytes: Buffer; words: Uint32Array } = {
-  bytes: EMPTY,
-  words: new Uint32Array(0),
-}
 
 /** Messages that a reader of call frames has met, in order. The program takes them before it reads the ring. */
 export class Kept {
@@ -266,11 +258,11 @@ export interface FetchEvents {
   /** No more will arrive, and everything was fetched. Returns the error of later reads; null after a clean end. */
   ended(): (() => RingfenceError) | null
   /**
-   * A call frame has arrived, in memory that is reused unless `isOwn`. Must not call the program.
+   * A call frame of `length` bytes has arrived at `at`, in memory that is never overwritten. Must not call the program.
    *
    * @throws {@link RingfenceError} RING_CORRUPT if the peer violated the protocol
    */
-  called(frame: Buffer, isOwn: boolean): void
+  called(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): void
   /** The program has taken one of the kept messages, so there is room for another one. */
   hasRoom(): void
 }
@@ -405,27 +397,35 @@ export class Fetched {
   #fetchHeld(spin: boolean, alone: number): boolean {
     if (this.over !== null) return false
     if (this.large.partial !== null) return this.#gather()
-    const blocks = this.#blocks
-    let block = blocks.current
-    // A block that was never used is allocated once there is a message.
-    if (block.used > 0) block.makeRoom(blocks.length)
-    const { used, least, most } = block
-    let answer =
-      spin && this.busy
-        ? this.#native.pullHeldBusy!(block.memory, used, least, most, alone)
-        : this.#native.pullHeld!(block.memory, used, least, most, alone)
-    const length = LARGE - answer
-    if (length >= 0 && length <= OWN) {
-      // The message belongs in the other block, or does not fit.
-      blocks.current = block = blocks.of(length)
-      block.makeRoom(length)
-      answer = this.#native.pullHeld!(block.memory, block.used, block.least, block.most, alone)
-    }
-    if (answer === CALLS) return this.#fetchCalls() && this.#fetchHeld(false, alone)
+    const answer = this.#pull(false, spin, alone)
+    if (answer === CALLS) return this.#takeCalls(this.#pull(true, false, 0)) && this.#fetchHeld(false, alone)
     if (answer <= 0) return this.#fetchOther(answer, true)
-    this.#useBlock(block, answer)
-    this.#held = alone === 1 || answer > recordSize(blocks.length)
+    this.#useBlock(this.#blocks.current, answer)
+    this.#held = alone === 1 || answer > recordSize(this.#blocks.length)
     return true
+  }
+
+  /** Copies messages or call frames to the current block, behind what it holds. Returns the answer of the binding. */
+  #pull(calls: boolean, spin: boolean, alone: number): number {
+    const blocks = this.#blocks
+    // A block that was never used is allocated once there is a message.
+    if (blocks.current.used > 0) blocks.current.makeRoom(blocks.length)
+    const answer = this.#pullTo(blocks.current, calls, spin && this.busy, alone)
+    const length = LARGE - answer
+    if (length < 0 || length > OWN) return answer
+    // The message belongs in the other block, or does not fit.
+    blocks.current = blocks.of(length)
+    blocks.current.makeRoom(length)
+    return this.#pullTo(blocks.current, calls, false, alone)
+  }
+
+  #pullTo({ memory, used, least, most }: Block, calls: boolean, busy: boolean, alone: number): number {
+    const native = this.#native
+    if (calls)
+      return busy ? native.pullCallsBusy!(memory, used, least, most) : native.pullCalls!(memory, used, least, most)
+    return busy
+      ? native.pullHeldBusy!(memory, used, least, most, alone)
+      : native.pullHeld!(memory, used, least, most, alone)
   }
 
   /** Reads from a block that has received this number of bytes. */
@@ -461,7 +461,7 @@ export class Fetched {
       chunk.renew()
       answer = this.#native.pull(chunk.bytes, 0, goesOn)
     }
-    if (answer === CALLS) return this.#fetchCalls() && this.fetchToShow(false, goesOn)
+    if (answer === CALLS) return this.#takeCalls(this.#pull(true, false, 0)) && this.fetchToShow(false, goesOn)
     if (answer <= 0) return this.#fetchOther(answer, this.visitors > 0)
     this.#useShown(answer)
     return true
@@ -483,9 +483,14 @@ export class Fetched {
    */
   readOn(spin: boolean): boolean {
     this.#keep()
-    if (this.kept.isFull || !this.#fetchHeld(spin, 0)) return false
+    if (this.kept.isFull || this.over !== null) return false
+    if (this.large.partial === null) {
+      const answer = this.#pull(true, spin, 0)
+      if (answer !== OTHER) return this.#takeCalls(answer)
+    }
+    const found = this.#fetchHeld(false, 0)
     this.#keep()
-    return true
+    return found
   }
 
   /** Keeps the messages in memory. */
@@ -497,30 +502,29 @@ export class Fetched {
     }
   }
 
-  /** Hands out the call frames that come next. Returns whether to read on now. */
-  #fetchCalls(): boolean {
-    if (frames.bytes.length === 0) {
-      frames.bytes = allocateShared(FRAMES, 'what is received')
-      frames.words = new Uint32Array(frames.bytes.buffer)
-    }
-    const { bytes, words } = frames
-    const answer = this.#native.pullCalls!(bytes)
+  /** Hands out the call frames that were copied to the current block, with this answer. Returns whether to read on now. */
+  #takeCalls(answer: number): boolean {
     if (answer <= LARGE) {
       this.large.begin(LARGE - answer, true, true)
       return this.#gather()
     }
     if (answer <= 0) return this.nothing(answer)
-    for (let at = 0; at < answer;) {
-      const end = at + HEADER + words[at >>> 2]!
-      if (!this.#called(bytes.subarray(at + HEADER, end), false)) return false
-      at = (end + 7) & ~7
+    const block = this.#blocks.current
+    const { whole, words } = block
+    let at = block.used
+    const end = (block.used += answer)
+    this.#blocks.length = words[at >>> 2]!
+    while (at < end) {
+      const length = words[at >>> 2]!
+      if (!this.#called(whole, words, at + HEADER, length)) return false
+      at += recordSize(length)
     }
     return fairness.dueWeakly === null
   }
 
-  #called(frame: Buffer, isOwn: boolean): boolean {
+  #called(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): boolean {
     try {
-      this.#events.called(frame, isOwn)
+      this.#events.called(memory, words, at, length)
       return true
     } catch (error) {
       this.over = () => error as RingfenceError
@@ -608,7 +612,8 @@ export class Fetched {
       if (!large.isCall) return true
       const frame = large.take()
       closeAttachments(frame as Message)
-      this.#called(frame, true)
+      const whole = frame.buffer as ArrayBuffer
+      this.#called(whole, new Uint32Array(whole, 0, whole.byteLength >>> 2), 0, frame.length)
       return false
     }
     if (answer <= LARGE) {

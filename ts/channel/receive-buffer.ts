@@ -18,7 +18,9 @@ const EMPTY = Buffer.alloc(0)
 interface Calls {
   /** Whether call frames must be read, also if no caller waits for a message. */
   readonly isActive: boolean
-  take(frame: Buffer, isOwn: boolean): void
+  /** Calls {@link ReceiveBuffer.readCalls} soon. */
+  readOn(): void
+  take(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): void
 }
 
 /** Milliseconds until the next attempt to read a call frame that there was no memory for. */
@@ -40,6 +42,8 @@ export class ReceiveBuffer {
   #isWeak = false
   /** Waiting callers are served once the event loop has turned. */
   #deferred = false
+  /** Call frames are read on in a microtask. */
+  #isReading = false
   /** Called on events while a merge reads the source; null if the program reads it directly. */
   #merged: (() => void) | null = null
   /** The last visits stopped because nothing was left. */
@@ -76,9 +80,9 @@ export class ReceiveBuffer {
     const events = {
       failed,
       ended,
-      called: (frame: Buffer, isOwn: boolean) => {
-        this.#count(1, frame.length)
-        ;(this.calls ?? this.#callsOf!()).take(frame, isOwn)
+      called: (memory: ArrayBuffer, words: Uint32Array, at: number, length: number) => {
+        this.#count(1, length)
+        ;(this.calls ?? this.#callsOf!()).take(memory, words, at, length)
       },
       hasRoom: () => timers.queueMicrotask(() => this.serve()),
     }
@@ -392,6 +396,7 @@ export class ReceiveBuffer {
 
   /** Reads call frames, now and whenever the peer wakes this side. */
   readCalls(): void {
+    this.#isReading = false
     if (this.#merged !== null || !this.#waiters.isEmpty) this.serve()
     else this.#readOn(true)
   }
@@ -422,10 +427,10 @@ export class ReceiveBuffer {
     return this.#fetched.busy
   }
 
-  /** Whether call frames will be read in a later turn of the event loop. */
+  /** Whether call frames will be read on later. */
   get readsOn(): boolean {
     const { over, kept } = this.#fetched
-    return (this.#deferred || this.#turning) && this.calls !== null && over === null && !kept.isFull
+    return (this.#deferred || this.#turning || this.#isReading) && this.calls !== null && over === null && !kept.isFull
   }
 
   /** Reads on for call frames, since no caller takes messages. */
@@ -439,7 +444,15 @@ export class ReceiveBuffer {
       }
       this.#atDeadline = MOST_AT_DEADLINE
       try {
-        if (fetched.readOn(spin)) continue
+        if (fetched.readOn(spin)) {
+          // The receivers of these frames come first. Those that spin read on by themselves.
+          if (fetched.busy) this.#looksAgain(true)
+          else {
+            this.#isReading = true
+            this.calls!.readOn()
+          }
+          return
+        }
       } catch {
         // There is no memory for a message, or a visitor has transferred it: a caller that receives finds the same, and reports it.
         timers.setTimeout(() => this.serve(), PAUSE).unref()

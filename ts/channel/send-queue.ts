@@ -15,6 +15,7 @@ import { flushAtExit, noticeExit } from '../runtime/exit.js'
 import { Arena, toBytes } from './arena.js'
 import { bundleOf } from './attachments.js'
 import { allocateEmpty, SpareMemory } from './memory.js'
+import { HEAD, makeFrame } from './envelope.js'
 import { CALL, FAILED, HEADER, WHOLE, recordSize, type NativeBundle, type NativeSender } from '../native.js'
 import { fairness } from '../runtime/fairness.js'
 import { Line, Place } from './line.js'
@@ -193,11 +194,28 @@ export class SendQueue {
   }
 
   /**
-   * Sends a call frame. The promise rejects only if the queue ends before the frame is in the ring, and needs no handler.
+   * Sends a call frame. Returns null if it is in the ring, or certain to be in this turn of the program. Otherwise returns a promise that
+   * rejects only if the queue ends before the frame is in the ring, and needs no handler.
    *
    * @throws {@link RingfenceError} as `send` rejects, except that the frame waits while a reservation is open or a message is being filled
    */
-  sendFrame(frame: Uint8Array): Promise<void> {
+  sendFrame(kind: number, id: number, remaining: number, body: Uint8Array): Promise<void> | null {
+    const size = HEAD + body.length
+    const mayFit = this.#shut === null && this.#held.length === 0 && !this.#roomWait.isWaiting
+    if (!mayFit || size > this.#arena.most || !this.#findsSureRoom(size))
+      return this.#sendAlone(makeFrame(kind, id, remaining, body))
+    this.#arena.addFrame(kind, id, remaining, body)
+    this.#buffered += size
+    if (!this.#eager) this.#schedule()
+    else {
+      this.pump()
+      // `pump` may have found the end.
+      if (this.#shut !== null) throw (this.#shut as () => RingfenceError)()
+    }
+    return null
+  }
+
+  #sendAlone(frame: Uint8Array): Promise<void> {
     if (this.#shut === filling || this.#shut === whileReserved) {
       this.#checkSize(frame)
       const held = new Held(frame)

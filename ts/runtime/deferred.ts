@@ -21,6 +21,13 @@ export class Deferred<Value = void> {
   }
 }
 
+const NOW: Promise<void> = Promise.resolve()
+
+/** Calls back in the next microtask. `queueMicrotask` makes an async resource for each call, which costs more than a message. */
+export function soon(call: () => void): void {
+  void NOW.then(call)
+}
+
 /** Makes the call. An exception becomes a rejection. */
 export function promised<Value>(call: () => Promise<Value>): Promise<Value> {
   try {
@@ -53,6 +60,12 @@ export async function rejection(error: Error, quiet: Promise<unknown> | null = n
  */
 export function showCaller(error: Error, call: (...given: never[]) => unknown = showCaller): void {
   Error.captureStackTrace(error, call)
+}
+
+/** Whether `await` would wait for this value. */
+export function isThenable(value: unknown): value is PromiseLike<unknown> {
+  const mayBe = (typeof value === 'object' && value !== null) || typeof value === 'function'
+  return mayBe && typeof (value as { then?: unknown }).then === 'function'
 }
 
 /** Handles a rejection that is reported elsewhere as well, or does not matter. */

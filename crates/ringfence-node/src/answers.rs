@@ -14,7 +14,7 @@ pub(crate) const FAILED: i32 = -1;
 pub(crate) const WHOLE: i32 = -2;
 /// No more messages will arrive, and all were read.
 pub(crate) const ENDED: i32 = -3;
-/// The next message is not the one that the memory was allocated for.
+/// The next message is not the one that the memory was allocated for, or no call frame.
 pub(crate) const OTHER: i32 = -4;
 /// The next message is a call frame.
 pub(crate) const CALLS: i32 = -5;

@@ -6,12 +6,12 @@ use std::os::fd::AsRawFd;
 use napi::{bindgen_prelude::*, sys};
 use napi_derive::napi;
 use ringfence::{
-    ChannelStats, Progress, Receiver, Sender, Spsc, Tokens, Verifier,
+    ChannelStats, Packed, Progress, Receiver, Sender, Spsc, Tokens, Verifier,
     binding::{self, Keep, PairInlet},
 };
 
 use crate::{
-    answers::{ATTACHED, ENDED, Ended, WHOLE},
+    answers::{ATTACHED, ENDED, Ended, OTHER, WHOLE},
     convert::Identity,
     handle::{Handle, Object, failure, keep_alive},
     poll::Poll,
@@ -243,14 +243,24 @@ fn arm_attached(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     endpoint.answer(armed.map(i32::from))
 }
 
-/// Argument: memory. Answers as `pull`.
+/// Arguments: memory, the offset in it, and the lengths of the shortest and the longest frame. Answers as `pull`, and with `OTHER` if a
+/// message is next.
 fn pull_calls(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     // SAFETY: the slice is used within this call only, and requested once.
-    let into = unsafe { call.bytes(0) };
+    let block = unsafe { call.bytes(0) };
+    let from = call.size(1).min(block.len());
+    let lengths = call.size(2)..=call.size(3);
     let pulled = endpoint
         .reader()
-        .and_then(|receiver| binding::pull_calls(receiver, into));
-    told_size(endpoint, pulled)
+        .and_then(|receiver| binding::pull_calls(receiver, &mut block[from..], lengths));
+    match pulled {
+        Ok(Packed::Large(_)) if !endpoint.is_call_next() => OTHER.into(),
+        pulled => told_size(endpoint, pulled),
+    }
+}
+
+fn pull_calls_busy(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+    spin(endpoint, call, pull_calls)
 }
 
 fn disarm(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
@@ -400,7 +410,7 @@ impl Drop for Endpoint {
 
 /// Operations of a channel. One JavaScript function calls all of them, because each function takes a KiB of
 /// memory.
-const OPERATIONS: [(&str, Function<Endpoint>); 44] = [
+const OPERATIONS: [(&str, Function<Endpoint>); 45] = [
     ("flush", flush),
     ("send", send),
     ("trySend", try_send),
@@ -416,6 +426,7 @@ const OPERATIONS: [(&str, Function<Endpoint>); 44] = [
     ("gather", gather),
     ("attachments", attachments),
     ("pullCalls", pull_calls),
+    ("pullCallsBusy", pull_calls_busy),
     ("hasRoom", has_room),
     ("packedRoom", packed_room),
     ("armWriter", arm_writer),

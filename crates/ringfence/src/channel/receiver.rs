@@ -506,9 +506,20 @@ pub fn pull_held(
     Ok(packed)
 }
 
-/// Like [`Receiver::try_receive_packed`], for call frames. [`Packed::Large`]: the next one does not fit, or a message is next.
-pub fn pull_calls(receiver: &mut Receiver, into: &mut [u8]) -> Result<Packed> {
-    receiver.receive_records(|consumer| consumer.pull_calls(into))
+/// Like [`Receiver::try_receive_packed`], for call frames of `lengths`, into memory that was not used lately. [`Packed::Large`]: the next one
+/// does not fit or has another length, or a message is next.
+pub fn pull_calls(
+    receiver: &mut Receiver,
+    into: &mut [u8],
+    lengths: RangeInclusive<usize>,
+) -> Result<Packed> {
+    let wanted = WantedLengths {
+        least: *lengths.start() as u64,
+        most: *lengths.end() as u64,
+        fresh: true,
+        calls: true,
+    };
+    receiver.receive_records(|consumer| consumer.pull_calls(into, &wanted))
 }
 
 /// Copies the held messages again, without the first `passed` bytes: whole messages, as many as fit. Errors as

@@ -152,10 +152,6 @@ impl WantedLengths {
         fresh: false,
         calls: false,
     };
-    pub(super) const CALLS: Self = Self {
-        calls: true,
-        ..Self::ALL
-    };
 
     /// The tag of the messages.
     #[inline]

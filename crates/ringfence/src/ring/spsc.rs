@@ -478,9 +478,9 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
         }
     }
 
-    /// As [`Reader::pull_packed`], of call frames.
-    pub(crate) fn pull_calls(&mut self, into: &mut [u8]) -> Result<Pulled> {
-        let pulled = self.pull(into, &WantedLengths::CALLS)?;
+    /// As [`Reader::pull_packed`], of call frames of the lengths that are wanted.
+    pub(crate) fn pull_calls(&mut self, into: &mut [u8], wanted: &WantedLengths) -> Result<Pulled> {
+        let pulled = self.pull(into, wanted)?;
         self.publish();
         Ok(pulled)
     }

@@ -374,6 +374,10 @@ fn packed_records_for_which_there_surely_is_room_go_in_together_wherever_the_rin
 
 #[test]
 fn a_call_frame_is_told_from_a_message_by_each_way_of_reading() {
+    const CALLS: WantedLengths = WantedLengths {
+        calls: true,
+        ..WantedLengths::ALL
+    };
     let mut pair = pair(SMALLEST, SMALLEST);
     let call = bytes(1, 20);
     let mut packed = packed([call.as_slice(), &bytes(2, 30)]);
@@ -411,7 +415,7 @@ fn a_call_frame_is_told_from_a_message_by_each_way_of_reading() {
         );
         assert!(pair.consumer.tag().is_call());
         assert_eq!(
-            pair.consumer.pull_calls(&mut into).unwrap(),
+            pair.consumer.pull_calls(&mut into, &CALLS).unwrap(),
             Pulled::Bytes(as_offset(size))
         );
         assert_eq!(into[..8], header(message.len() as u64, WHOLE | 16).to_le_bytes());
