@@ -5,6 +5,7 @@ import { RingfenceError, fromFailure } from '../errors.js'
 import { FAILED, type NativeChannel } from '../native.js'
 import type { ChannelSettings } from '../endpoint/options.js'
 import { soon } from '../runtime/deferred.js'
+import { fairness } from '../runtime/fairness.js'
 import { timers } from '../runtime/timers.js'
 import type { Closed } from '../types.js'
 import { Calls } from './calls.js'
@@ -79,7 +80,11 @@ export class ChannelCore implements SourceCore {
       attachments,
     )
     this.tokens = new Tokens(native)
-    if (native.watch(() => this.hear()) === FAILED) throw fromFailure(native.failure())
+    const woken = () => {
+      fairness.woke()
+      this.hear()
+    }
+    if (native.watch(woken) === FAILED) throw fromFailure(native.failure())
   }
 
   /** The error of a call after the end; `undefined` before it. */

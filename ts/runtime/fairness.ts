@@ -65,6 +65,14 @@ class Fairness {
     return now
   }
 
+  /** Called by the event loop. The time since the last message was not spent on messages: an idle reader owes the event loop no turn. */
+  woke(): void {
+    const now = timers.now()
+    if (now - this.#looked < SLICE) return
+    this.#since = this.#looked = now
+    this.#left = this.#stride
+  }
+
   /** Whether a caller that does not await a promise has used up the budget between two reads of the clock, and should stop. */
   isLong(from: number, now: number): boolean {
     return now - from >= BUDGET
