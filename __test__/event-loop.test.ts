@@ -168,6 +168,29 @@ for (const [way, send] of Object.entries(senders)) {
   })
 }
 
+for (const way of ['synchronous', 'asynchronous']) {
+  test.serial(`serve: the event loop turns between ${way} handlers that many requests wait for`, async (t) => {
+    const { channel, partner } = await pair(t)
+    const count = 2000
+    await partner.run((kit, calls: number) => {
+      const { channel: there } = kit
+      void Promise.all(Array.from({ length: calls }, () => there.call('?'))).then(() => there.close())
+    }, count)
+    const heard = new Listening()
+    let served = 0
+    const answer = () => {
+      for (let part = 0; part < 5; part += 1) work()
+      served += 1
+      return '!'
+    }
+    await channel.serve(way === 'synchronous' ? answer : async () => answer())
+    t.is(served, count)
+    t.true(heard.turns >= TURNS, `${heard.turns} turns`)
+    t.is(heard.signals, 1)
+    heard.stop()
+  })
+}
+
 test.serial('tokens(): the event loop turns while tokens are available', async (t) => {
   const { channel, partner } = await pair(t)
   const count = 2000

@@ -365,13 +365,23 @@ export class Calls {
   }
 
   readonly #next = (): void => {
-    this.#scheduled = false
+    let isFirst = true
     while (this.#running < this.#concurrency) {
       const request = this.#queued.shift()
       if (request === null) break
       this.#running += 1
       this.#run(request)
+      if (this.#queued.isEmpty) break
+      // Handlers take longer than the frames that were counted before.
+      if (isFirst) fairness.slower()
+      isFirst = false
+      fairness.spend()
+      const due = fairness.dueWeakly
+      if (due === null) continue
+      void due.then(this.#next)
+      return
     }
+    this.#scheduled = false
     this.#endIfDone()
   }
 

@@ -32,6 +32,11 @@ class Fairness {
     if (this.#left <= 0) this.look(isWeak)
   }
 
+  /** What follows may take longer: the clock is read after one message, after two more, after four more, and so on. */
+  slower(): void {
+    this.#left = this.#stride = 1
+  }
+
   /** Messages that may be handed out in a row before {@link look} must be called. */
   get stride(): number {
     return this.#stride
