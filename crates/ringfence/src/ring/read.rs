@@ -607,6 +607,9 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
             }
             let word = row.reader.peer.load(row.at, Ordering::Relaxed);
             if word == known {
+                if word == NO_HEADER {
+                    break;
+                }
                 record.at = row.at + as_offset(HEADER);
             } else {
                 // A branch rather than a conditional move: if sizes are alike, the way to the next record waits for no header.

@@ -323,12 +323,14 @@ fn padding_that_does_not_reach_the_end_is_corrupt_at_every_place() {
 }
 
 #[test]
-fn a_record_too_long_is_corrupt_in_a_row_and_among_packed_ones_too() {
-    for (what, longest, length, packed) in [
-        ("half the ring", LONGEST, SMALLEST / 2 + 8, true),
-        ("half the ring", LONGEST, SMALLEST / 2 + 8, false),
-        ("the limit", 100, 104, true),
-        ("the limit", 100, 104, false),
+fn a_record_that_cannot_be_is_corrupt_in_a_row_and_among_packed_ones_too() {
+    for (what, longest, length, flags, packed) in [
+        ("half the ring", LONGEST, SMALLEST / 2 + 8, WHOLE, true),
+        ("half the ring", LONGEST, SMALLEST / 2 + 8, WHOLE, false),
+        ("the limit", 100, 104, WHOLE, true),
+        ("the limit", 100, 104, WHOLE, false),
+        ("zeros", LONGEST, 0, 0, true),
+        ("zeros", LONGEST, 0, 0, false),
     ] {
         let region = OwnRegion::private(SMALLEST);
         let mut words = Words {
@@ -341,8 +343,8 @@ fn a_record_too_long_is_corrupt_in_a_row_and_among_packed_ones_too() {
             region,
         };
         words.record(0, 8, WHOLE);
-        words.record(16, length, WHOLE);
-        words.tail(16 + packed_size(length));
+        words.record(16, length, flags);
+        words.tail(16 + packed_size(length.max(8)));
         let found = if packed {
             // The record before it is sound, and is handed out.
             assert_eq!(
