@@ -74,6 +74,8 @@ class Call extends Place {
 /** A request of the peer. */
 class Request extends Place {
   readonly context: Context
+  /** Bytes of its frame. */
+  readonly size: number
   /** An answer was sent, so its outcome no longer counts. */
   isAnswered = false
 
@@ -84,11 +86,13 @@ class Request extends Place {
     peer: Identity,
   ) {
     super()
+    this.size = HEAD + body.length
     this.context = new Context(remaining, peer)
   }
 
-  get size(): number {
-    return HEAD + this.body.length
+  /** The program has transferred memory that this request shares with others. Node 20 allows that. */
+  get isDetached(): boolean {
+    return HEAD + this.body.length < this.size
   }
 }
 
@@ -390,6 +394,7 @@ export class Calls {
     let reply: Uint8Array | Promise<Uint8Array>
     try {
       if (Context.isLate(context)) throw late()
+      if (request.isDetached) throw invalid('the server has transferred the memory of this request')
       reply = this.#answer!(body, context)
     } catch (thrown) {
       this.#failed(request, thrown)
