@@ -96,6 +96,16 @@ class Request extends Place {
   }
 }
 
+/** What `serve` was called with. */
+interface Server {
+  readonly answer: Answer
+  readonly concurrency: number
+  /** Called with each error that the answer throws, unless its caller has stopped waiting. */
+  readonly thrown: (error: unknown) => void
+  /** Settles the promise of `serve`. Null once it is settled. */
+  served: { resolve(): void; reject(error: Error): void } | null
+}
+
 /** The context of one request. */
 class Context implements CallContext {
   readonly deadline: number | undefined
@@ -173,14 +183,11 @@ export class Calls {
   /** Requests whose handler was not called. */
   readonly #queued = new Line<Request>()
   #nextRequest = 0
-  #answer: Answer | null = null
-  #concurrency = 0
-  #thrown: (error: unknown) => void = ignore
+  #server: Server | null = null
   #running = 0
   #scheduled = false
   /** The peer has ended its sending, so no more requests will arrive. */
   #isLast = false
-  #served: { resolve(): void; reject(error: Error): void } | null = null
 
   constructor(link: CallsLink) {
     this.#link = link
@@ -193,7 +200,7 @@ export class Calls {
 
   /** Whether frames must be read. */
   get isActive(): boolean {
-    return this.#sent.size > 0 || this.#served !== null
+    return this.#sent.size > 0 || (this.#server !== null && this.#server.served !== null)
   }
 
   /** @throws {@link RingfenceError} INVALID_ARGUMENT if the channel's messages are too short for calls */
@@ -315,27 +322,23 @@ export class Calls {
 
   // This side serves.
 
-  /** @param thrown - Called with each error that the answer throws, unless its caller has stopped waiting. */
-  serve(answer: Answer, concurrency: number, thrown: (error: unknown) => void): Promise<void> {
+  serve(answer: Answer, concurrency: number, thrown: Server['thrown']): Promise<void> {
     this.#mustFit()
-    if (this.#answer !== null) throw invalid('the channel is served already: serve is called once')
+    if (this.#server !== null) throw invalid('the channel is served already: serve is called once')
     if (this.#isEnded) {
       if (this.#isOrderly) return Promise.resolve()
       const broken = Promise.reject(this.#over!())
       broken.catch(ignore)
       return broken
     }
-    this.#answer = answer
-    this.#concurrency = concurrency
-    this.#thrown = thrown
-    const served = new Promise<void>((resolve, reject) => {
-      this.#served = { resolve, reject }
+    const promise = new Promise<void>((resolve, reject) => {
+      this.#server = { answer, concurrency, thrown, served: { resolve, reject } }
     })
     // The end of the channel is reported by `closed` as well.
-    served.catch(ignore)
+    promise.catch(ignore)
     this.#schedule()
     this.#link.read()
-    return served
+    return promise
   }
 
   #requested({ id, body, remaining }: Frame): void {
@@ -363,14 +366,15 @@ export class Calls {
 
   /** Handlers are called in a microtask: a frame may arrive while the program is in another call. */
   #schedule(): void {
-    if (this.#scheduled || this.#answer === null) return
+    if (this.#scheduled || this.#server === null) return
     this.#scheduled = true
     soon(this.#next)
   }
 
   readonly #next = (): void => {
     let isFirst = true
-    while (this.#running < this.#concurrency) {
+    const { concurrency } = this.#server!
+    while (this.#running < concurrency) {
       const request = this.#queued.shift()
       if (request === null) break
       this.#running += 1
@@ -395,7 +399,7 @@ export class Calls {
     try {
       if (Context.isLate(context)) throw late()
       if (request.isDetached) throw invalid('the server has transferred the memory of this request')
-      reply = this.#answer!(body, context)
+      reply = this.#server!.answer(body, context)
     } catch (thrown) {
       this.#failed(request, thrown)
       return
@@ -416,7 +420,7 @@ export class Calls {
 
   #failed(request: Request, thrown: unknown): void {
     const isLate = Context.isLate(request.context)
-    if (!isLate && !request.isAnswered) this.#thrown(thrown)
+    if (!isLate && !request.isAnswered) this.#server!.thrown(thrown)
     this.#finish(request, ERROR, this.#errorOf(isLate ? late() : thrown), this.#left)
   }
 
@@ -466,9 +470,10 @@ export class Calls {
 
   /** Ends `serve` once the peer has ended its sending and every request was answered. */
   #endIfDone(): void {
-    if (!this.#isLast || this.#open.size > 0 || this.#served === null) return
-    this.#served.resolve()
-    this.#served = null
+    const server = this.#server
+    if (!this.#isLast || this.#open.size > 0 || server === null || server.served === null) return
+    server.served.resolve()
+    server.served = null
     this.#link.endWithPeer()
   }
 
@@ -509,9 +514,11 @@ export class Calls {
       timers.queueMicrotask(() => {
         for (const { context } of running) Context.abort(context, why())
       })
-    if (isOrderly) this.#served?.resolve()
-    else this.#served?.reject(why())
-    this.#served = null
+    const server = this.#server
+    if (server === null || server.served === null) return
+    if (isOrderly) server.served.resolve()
+    else server.served.reject(why())
+    server.served = null
   }
 
   #rejectAll(why: () => RingfenceError): void {

@@ -27,40 +27,40 @@ use crate::{
 /// A memfd has no filesystem with a size of its own: the kernel would hand out pages until it has to kill a process. So this
 /// side first checks how much memory is available. It checks the limit of file sizes too, since exceeding that is a signal.
 pub(crate) fn check_room(size: u64) -> Result<()> {
-    Pending::claim(ACCOUNT.get()?, size).map(drop)
+    Pending::claim(CLAIMS.get()?, size).map(drop)
 }
 
-static ACCOUNT: PerProcess<Mutex<Account>> = PerProcess::new();
+static CLAIMS: PerProcess<Mutex<Claims>> = PerProcess::new();
 
 /// The memory that this process has claimed, and the last answer on how much is available.
 #[derive(Debug, Default)]
-struct Account {
+struct Claims {
     /// The bytes that threads have claimed and not reserved yet, which the kernel still counts as available.
     pending: u64,
-    reading: Option<Reading>,
+    reading: Option<Available>,
 }
 
 /// A reading of the available memory takes up to a third of the CPU time of a handshake. So it also serves the next claims, if
 /// they are small in comparison and follow at once. Whatever other processes take in the meantime, they could also take between
 /// a reading and the reservation.
 #[derive(Debug)]
-struct Reading {
+struct Available {
     at: Instant,
     /// The bytes that further claims may take without another reading.
     left: u64,
 }
 
-impl Reading {
+impl Available {
     const VALID: Duration = Duration::from_millis(100);
     /// The part of the available memory that claims without a reading of their own may take together.
     const SHARE: u64 = 16;
 }
 
-impl Account {
+impl Claims {
     /// Whether the last reading serves this claim, which is then charged to it.
     fn has_read_for(&mut self, size: u64, now: Instant) -> bool {
         match &mut self.reading {
-            Some(Reading { at, left }) if size <= *left && now.duration_since(*at) < Reading::VALID => {
+            Some(Available { at, left }) if size <= *left && now.duration_since(*at) < Available::VALID => {
                 *left -= size;
                 true
             }
@@ -71,31 +71,31 @@ impl Account {
 
 /// A claim to memory, until it is reserved or dropped.
 struct Pending {
-    all: &'static Mutex<Account>,
+    all: &'static Mutex<Claims>,
     size: u64,
 }
 
 impl Pending {
-    fn claim(all: &'static Mutex<Account>, size: u64) -> Result<Self> {
+    fn claim(all: &'static Mutex<Claims>, size: u64) -> Result<Self> {
         let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE)
             .map_err(|errno| Error::system("the limit of file sizes (getrlimit)", errno))?;
         // Under the lock: two threads must not claim the same memory.
-        let mut account = all.lock();
+        let mut claims = all.lock();
         let at = Instant::now();
-        if account.has_read_for(size, at) {
+        if claims.has_read_for(size, at) {
             compare(size, limit, None)?;
         } else {
             let available = available_memory()
                 .map_err(|errno| Error::system("the available memory (/proc/meminfo)", errno))?
-                .map(|available| available.saturating_sub(account.pending));
+                .map(|available| available.saturating_sub(claims.pending));
             compare(size, limit, available)?;
-            account.reading = available.map(|available| Reading {
+            claims.reading = available.map(|available| Available {
                 at,
-                left: (available - size) / Reading::SHARE,
+                left: (available - size) / Available::SHARE,
             });
         }
-        account.pending += size;
-        drop(account);
+        claims.pending += size;
+        drop(claims);
         Ok(Self { all, size })
     }
 
@@ -163,7 +163,7 @@ const PART: [libc::off_t; 2] = [4 << 20, 1 << 16];
 pub(super) fn reserve(descriptor: impl AsFd, size: u64, mut look: impl FnMut() -> Result<()>) -> Result<()> {
     let [most, least] = PART;
     let length = libc::off_t::try_from(size).map_err(|_| no_space(size, "it exceeds the largest file"))?;
-    let mut pending = Pending::claim(ACCOUNT.get()?, size)?;
+    let mut pending = Pending::claim(CLAIMS.get()?, size)?;
     let (mut done, mut part) = (0, most);
     while done < length {
         look()?;
@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn memory_that_another_thread_reserves_is_not_available() {
-        let all: &'static Mutex<Account> = Box::leak(Box::default());
+        let all: &'static Mutex<Claims> = Box::leak(Box::default());
         let mut claim = Pending::claim(all, 8192).unwrap();
         claim.reserved(4096);
         assert_eq!(all.lock().pending, 4096);
@@ -380,12 +380,12 @@ mod tests {
     #[test]
     fn a_reading_serves_small_claims_for_a_moment() {
         let at = Instant::now();
-        let mut account = Account {
+        let mut claims = Claims {
             pending: 0,
-            reading: Some(Reading { at, left: 100 }),
+            reading: Some(Available { at, left: 100 }),
         };
-        let late = at + Reading::VALID;
-        let in_time = at + Reading::VALID / 2;
+        let late = at + Available::VALID;
+        let in_time = at + Available::VALID / 2;
         for (size, now, served) in [
             (101, at, false),
             (60, at, true),
@@ -394,16 +394,16 @@ mod tests {
             (40, in_time, true),
             (1, at, false),
         ] {
-            assert_eq!(account.has_read_for(size, now), served, "{size}");
+            assert_eq!(claims.has_read_for(size, now), served, "{size}");
         }
-        assert!(!Account::default().has_read_for(0, at));
+        assert!(!Claims::default().has_read_for(0, at));
         // A claim leaves a reading that serves a small part of what it found.
-        let all: &'static Mutex<Account> = Box::leak(Box::default());
+        let all: &'static Mutex<Claims> = Box::leak(Box::default());
         let available = available_memory().unwrap().unwrap();
         drop(Pending::claim(all, 4096).unwrap());
         let left = all.lock().reading.as_ref().unwrap().left;
         assert!(
-            left > 0 && left < available / (Reading::SHARE / 2),
+            left > 0 && left < available / (Available::SHARE / 2),
             "{left} of {available}"
         );
     }

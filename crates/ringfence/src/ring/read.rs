@@ -590,7 +590,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         let mut fetched = start + as_offset(self.fetched.saturating_sub(self.head).max(first.size));
         let mut record = first;
         let mut known = NO_HEADER;
-        let mut row = Row {
+        let mut row = VisitedRow {
             reader: self,
             start,
             at: start,
@@ -737,7 +737,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
 const NO_HEADER: u64 = 0;
 
 /// Messages that are being visited in the ring. The reader gets past them when this is dropped.
-struct Row<'a, O: Writable, P: Readable, L: Limit<O, P>> {
+struct VisitedRow<'a, O: Writable, P: Readable, L: Limit<O, P>> {
     reader: &'a mut Reader<O, P, L>,
     /// Their offset in the region, and the one behind them.
     start: usize,
@@ -746,7 +746,7 @@ struct Row<'a, O: Writable, P: Readable, L: Limit<O, P>> {
     payload: u64,
 }
 
-impl<O: Writable, P: Readable, L: Limit<O, P>> Drop for Row<'_, O, P, L> {
+impl<O: Writable, P: Readable, L: Limit<O, P>> Drop for VisitedRow<'_, O, P, L> {
     #[inline]
     fn drop(&mut self) {
         self.reader.skip((self.at - self.start) as u64);
