@@ -6,7 +6,7 @@ import { EventEmitter, getEventListeners } from 'node:events'
 import test from 'ava'
 import type { RingfenceError } from 'ringfence'
 
-import { isPending } from './support/until.js'
+import { isPending, turns } from './support/until.js'
 
 interface Wait<Value> {
   readonly promise: Promise<Value | null>
@@ -295,4 +295,26 @@ test.serial('an exception of a listener is thrown later, and all listeners are c
   t.deepEqual(told, ['once', 1, 'two', 1, 'two', 'bad'])
   t.is(later.length, 1)
   t.is(t.throws(later[0]!), error)
+})
+
+test.serial('a promise that was settled before a rejection reports nothing to the process', async (t) => {
+  const { Deferred } = await insideOf<{
+    Deferred: new () => { promise: Promise<void>; resolve(): void; reject(error: Error): void }
+  }>('runtime/deferred.js')
+  const unhandled: unknown[] = []
+  const note = (error: unknown) => unhandled.push(error)
+  const others = process.rawListeners('unhandledRejection') as NodeJS.UnhandledRejectionListener[]
+  process.removeAllListeners('unhandledRejection').on('unhandledRejection', note)
+  t.teardown(() => {
+    process.removeAllListeners('unhandledRejection')
+    for (const other of others) process.on('unhandledRejection', other)
+  })
+  const [settled, open] = [new Deferred(), new Deferred()]
+  const failed = new Error('open')
+  settled.resolve()
+  settled.reject(new Error('settled'))
+  open.reject(failed)
+  await settled.promise
+  await turns(3)
+  t.deepEqual(unhandled, [failed])
 })

@@ -44,13 +44,20 @@ export function promised<Value>(call: () => Promise<Value>): Promise<Value> {
  * @param quiet - The other promise, if its rejection needs no handler. It gets one last: V8 shows the function that awaits a promise only if
  * that is its only handler.
  */
-export async function rejection(error: Error, quiet: Promise<unknown> | null = null): Promise<never> {
-  // The promise that was resolved with this one subscribes to it in the next microtask.
-  await Promise.resolve()
-  await Promise.resolve()
-  showCaller(error)
-  quiet?.catch(ignore)
-  throw error
+export function rejection(error: Error, quiet: Promise<unknown> | null = null): Promise<never> {
+  const rejected = reject()
+  return rejected
+
+  async function reject(): Promise<never> {
+    // The promise that was resolved with this one subscribes to it in the next microtask.
+    await Promise.resolve()
+    await Promise.resolve()
+    showCaller(error)
+    // A promise that was settled before, for example by an abort, never subscribes.
+    rejected.catch(ignore)
+    quiet?.catch(ignore)
+    throw error
+  }
 }
 
 /**
