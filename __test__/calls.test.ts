@@ -16,11 +16,13 @@ import {
   structured,
   type CallContext,
   type Channel,
+  type Reservation,
 } from 'ringfence'
 
 import { abstractAddress, temporaryDirectory } from './support/address.js'
 import { pattern } from './support/bytes.js'
 import { urlOf } from './support/inside.js'
+import { withoutMemory } from './support/memory.js'
 import { joinHere, pair, Partner, type Pair, type PairSettings } from './support/partner.js'
 import { isPending, soon, standStillUntil, turns, until } from './support/until.js'
 
@@ -647,6 +649,26 @@ test('a handler that transfers the memory of its request makes no other one empt
     else t.is((outcome.reason as RemoteError).code, 'ERR_RINGFENCE_INVALID_ARGUMENT')
   }
   t.is((await channel.call('again')).toString(), 'again')
+})
+
+test('a reply that waited for a reservation, and that there is no memory for, is answered with NO_SPACE', async (t) => {
+  const { channel, partner } = await pair(t, { options: { capacity: 65_536, maxMessageSize: 1_000_000 } })
+  const reserved = new Promise<Reservation>((resolve) => {
+    void channel.serve(() => {
+      resolve(channel.reserve(8)!)
+      return Buffer.alloc(200_000)
+    })
+  })
+  await partner.run((kit) => {
+    kit.keep['answer'] = kit.channel.call('').then(
+      () => 'a reply',
+      (error: { code: string }) => error.code,
+    )
+  })
+  const reservation = await reserved
+  await turns(1)
+  withoutMemory(() => reservation.cancel(), 4096)
+  t.is(await partner.run((kit) => kit.keep['answer'] as Promise<string>), 'ERR_RINGFENCE_NO_SPACE')
 })
 
 test('calls need room for the shortest error', async (t) => {

@@ -447,18 +447,17 @@ export class Calls {
     Context.finish(request.context)
     const sent = this.#send(kind, request.id, body)
     if (sent === null) this.#close(request, done)
-    else {
-      const close = () => this.#close(request, done)
-      sent.then(close, close)
-    }
+    else void sent.then(() => this.#close(request, done))
   }
 
+  /** Sends an answer, or why it cannot be sent. If that cannot be sent either, the channel has ended, or there is no memory. */
   #send(kind: number, id: number, body: Uint8Array): Promise<void> | null {
+    const fail = (error: unknown) => (kind === ERROR ? null : this.#send(ERROR, id, this.#errorOf(error)))
     try {
-      return this.#link.send(kind, id, 0, body)
+      const sent = this.#link.send(kind, id, 0, body)
+      return sent === null ? null : (sent.catch(fail) as Promise<void>)
     } catch (error) {
-      // If it is no mistake in the answer, the channel has ended.
-      return kind === ERROR ? null : this.#send(ERROR, id, this.#errorOf(error))
+      return fail(error)
     }
   }
 
