@@ -88,11 +88,11 @@ impl Pending {
             let available = available_memory()
                 .map_err(|errno| Error::system("the available memory (/proc/meminfo)", errno))?
                 .map(|available| available.saturating_sub(claims.pending));
-            compare(size, limit, available)?;
             claims.reading = available.map(|available| Available {
                 at,
-                left: (available - size) / Available::SHARE,
+                left: available.saturating_sub(size) / Available::SHARE,
             });
+            compare(size, limit, available)?;
         }
         claims.pending += size;
         drop(claims);
