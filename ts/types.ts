@@ -137,9 +137,9 @@ export interface Policy {
 }
 
 /**
- * How the kernel must confine a peer. The checks are named `confined.noNewPrivs` and so on. The policy's other checks apply as well: a peer
- * in a pid namespace of its own needs `namespace: 'any'`, the default with `admit: 'descendant'`, and one that runs another program
- * needs it in `executable`.
+ * The confinement that the kernel must report of a peer. The checks are named `confined.noNewPrivs` and so on. The policy's other checks
+ * apply as well: a peer in a pid namespace of its own needs `namespace: 'any'`, the default with `admit: 'descendant'`, and one that runs
+ * another program needs it in `executable`.
  *
  * @example
  * ```ts

@@ -32,7 +32,7 @@ class Fairness {
     if (this.#left <= 0) this.look(isWeak)
   }
 
-  /** What follows may take longer: the clock is read after one message, after two more, after four more, and so on. */
+  /** Reads the clock after the next message, then after two more, four more, and so on: each may take longer than those before. */
   slower(): void {
     this.#left = this.#stride = 1
   }
