@@ -555,6 +555,34 @@ test.serial('an exception of a listener is uncaught, and skips no other listener
   t.deepEqual(await told, { uncaught: ['a channel', 'again', 'closed'], closed: { reason: 'closed' } })
 })
 
+test("a partner's 'disconnect' comes before the 'connection' of the next one, even if both are there at once", async (t) => {
+  const address = namedAddress(t)
+  const here = await memberHere(t, address)
+  const partner = await Partner.start(t)
+  const back = `${address}.back`
+  const told = partner.run(
+    async (kit, where: string, sign: string) => {
+      const fs = kit.require('node:fs') as typeof import('node:fs')
+      const membership = await kit.ringfence.member(where)
+      const events: string[] = []
+      membership.on('disconnect', () => events.push('disconnect'))
+      membership.on('connection', () => {
+        // The first channel ends and the second one opens while this event loop stands still.
+        if (events.push('connection') === 1) kit.until.standStillUntil(() => fs.existsSync(sign), 'it is a guest again')
+      })
+      await kit.until.until(() => events.length >= 3, 'the second channel is there')
+      await membership.close()
+      return events
+    },
+    address,
+    back,
+  )
+  await (await nextOf(here)).close()
+  await nextOf(here)
+  writeFileSync(back, '')
+  t.deepEqual(await told, ['connection', 'disconnect', 'connection', 'disconnect'])
+})
+
 test('messages of a partner are read even if this side ends its sending before it notices the end', async (t) => {
   const address = namedAddress(t)
   const here = await memberHere(t, address)

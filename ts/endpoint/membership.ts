@@ -46,6 +46,8 @@ export class Membership<In = Message, Out = MessageInput> extends Endpoint<
   #role: 'host' | 'guest'
   #channel: Channel<In, Out> | undefined
   #closing: Promise<void> | null = null
+  /** Resolves once the last partner's channel has ended. */
+  #lastLeft: Promise<unknown> = Promise.resolve()
   /** Events that are held back; null once they were emitted. */
   #untold: (() => void)[] | null = []
 
@@ -136,8 +138,12 @@ export class Membership<In = Message, Out = MessageInput> extends Endpoint<
     void channel.closed.then(() => {
       if (this.#channel === channel) this.#channel = undefined
     })
-    this.tell('connection', channel)
-    this.follow(channel)
+    // The binding may report a partner before the end of the last one. A program expects 'disconnect' first.
+    this.#lastLeft = this.#lastLeft.then(() => {
+      this.tell('connection', channel)
+      this.follow(channel)
+      return channel.closed
+    })
   }
 
   /**
