@@ -12,6 +12,10 @@
 //! may destroy data, the table is read with care:
 //!
 //! - It stays open from the first wire to the last, so that it can be read when no descriptor is available.
+//! - It is read after signals alone. The kernel stops all changes of locks for a read, and waits for every
+//!   processor first: 10 ms, which no handshake should wait for. The first read allocates a page in the kernel.
+//!   A read that finds no memory is repeated, and counts as an alarm after `TIME_LIMIT`. After any other error
+//!   the signal decides, as on a system without this table.
 //! - The kernel returns it one page at a time, and other processes take and release locks between two reads.
 //!   A line that is found is valid. A missing line may have moved to a page that was already read, so it is
 //!   searched for again many times. The time for that is the lease-break time
@@ -87,7 +91,8 @@ impl fmt::Debug for Wire {
     }
 }
 
-/// All wires of this process, and the table that shows their leases.
+/// All wires of this process, and the table that shows their leases. [`Tripwire::arm`] opens the table, the signal
+/// thread reads it (`look`), and the drop of the last [`Tripwire`] closes it. All three hold the lock of [`WIRES`].
 #[derive(Debug, Default)]
 struct Wires {
     wires: Vec<Arc<Wire>>,
@@ -130,8 +135,8 @@ impl Wires {
             .filter(|wire| {
                 let seen = match locks {
                     Some(Ok(locks)) => find(locks, &wire.place),
-                    Some(Err(_)) => LeaseState::Unread,
-                    None => LeaseState::Broken,
+                    Some(Err(error)) if is_shortage(errno(error)) => LeaseState::Unread,
+                    Some(Err(_)) | None => LeaseState::Broken,
                 };
                 let believed = wire.weigh(seen, now);
                 again |= believed.is_none();
@@ -149,22 +154,14 @@ struct LockTable(File);
 
 /// The content of the table at one time.
 struct Locks {
-    text: String,
+    text: Vec<u8>,
     /// The table was read in one piece, so a missing line is really missing.
     whole: bool,
 }
 
 impl LockTable {
     fn open() -> io::Result<Self> {
-        let table = Self(File::open("/proc/locks")?);
-        // The kernel allocates its buffer at the first read, and keeps it. One piece is enough: the table has a
-        // line for each lock on the system, which are thousands beside a publisher with thousands of subscribers.
-        loop {
-            match table.0.read_at(&mut [0; 4096], 0) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                read => return read.map(|_| table),
-            }
-        }
+        File::open("/proc/locks").map(Self)
     }
 
     fn read(&self) -> io::Result<Locks> {
@@ -181,7 +178,10 @@ impl LockTable {
         loop {
             match read_at(&mut piece, bytes.len() as u64) {
                 Ok(0) => break,
-                Ok(count) => bytes.extend_from_slice(&piece[..count]),
+                Ok(count) => {
+                    bytes.try_reserve(count).map_err(|_| Errno::ENOMEM)?;
+                    bytes.extend_from_slice(&piece[..count]);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             }
@@ -189,8 +189,7 @@ impl LockTable {
         }
         Ok(Locks {
             whole: pieces <= 1 && bytes.len() <= piece.len() - ROOM,
-            // Lossy: bytes that are not UTF-8 cannot belong to a lease's line.
-            text: String::from_utf8_lossy(&bytes).into_owned(),
+            text: bytes,
         })
     }
 }
@@ -304,7 +303,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// does nothing but take and release locks, a check missed the line in at most two of three cases. So all
 /// checks miss it in one of 10^17 alarms.
 const LOOKS: u32 = 100;
-/// The time for which the table may be unreadable before the alarm counts. By default the kernel blocks an
+/// The time for which a lack of memory may keep the table from being read before the alarm counts. By default the kernel blocks an
 /// opener for longer.
 const TIME_LIMIT: Duration = Duration::from_secs(20);
 
@@ -317,7 +316,7 @@ enum LeaseState {
     Broken,
     /// The line was missing, which may be due to reading in pieces.
     Missing,
-    /// The table could not be read.
+    /// There was no memory to read the table.
     Unread,
 }
 
@@ -345,7 +344,9 @@ fn find(locks: &Locks, place: &str) -> LeaseState {
     } else {
         LeaseState::Missing
     };
-    for line in locks.text.lines() {
+    // Bytes that are not UTF-8 cannot belong to a lease's line.
+    let lines = locks.text.split(|byte| *byte == b'\n');
+    for line in lines.filter_map(|line| str::from_utf8(line).ok()) {
         // "3: LEASE  ACTIVE    WRITE 879 00:01:587017 0 EOF", and "3: -> LEASE  BREAKER …" for an opener that
         // is blocked.
         let mut fields = line.split_whitespace().skip(1).skip_while(|field| *field == "->");
@@ -507,8 +508,9 @@ mod tests {
         // The last one is missing, which a table read in pieces does not prove.
         assert_eq!(weighed(Some(Ok(locks(TABLE, false)))), (vec![1], true));
         assert_eq!(weighed(Some(Ok(locks(TABLE, true)))), (vec![1, 4], false));
-        assert_eq!(weighed(Some(Err(io::ErrorKind::Other.into()))), (vec![], true));
-        // Without a table, the signal counts.
+        assert_eq!(weighed(Some(Err(Errno::ENOMEM.into()))), (vec![], true));
+        // Without a table that can be read, the signal counts.
+        assert_eq!(weighed(Some(Err(Errno::EPERM.into()))), (vec![0, 1, 4], false));
         assert_eq!(weighed(None), (vec![0, 1, 4], false));
         let held = Wires {
             wires: wires[..1].to_vec(),
