@@ -36,6 +36,11 @@ class Told {
   waiting: (() => void)[] = []
   #over = false
 
+  // A stream uses these parts of a channel. Here one object is all of them.
+  readonly native = this
+  readonly queue = this
+  readonly buffer = this
+
   constructor({ allowHalfOpen = false, maxMessageSize = 2 ** 30, maxAtOnce = 2 ** 29 }: Settings) {
     this.allowHalfOpen = allowHalfOpen
     this.maxMessageSize = maxMessageSize
@@ -72,7 +77,7 @@ class Told {
     while (!this.trySend(message)) await new Promise<void>((resolve) => this.#wakeSenders.push(resolve))
   }
 
-  tryReceive(): Buffer | null {
+  takeNow(): Buffer | null {
     return this.messages.shift() ?? null
   }
 
@@ -84,8 +89,12 @@ class Told {
     return this.messages.length > 0
   }
 
-  async end(withPeer: boolean): Promise<void> {
-    this.asked.push(withPeer ? 'end with the peer' : 'end')
+  endAfterPeer(): Promise<void> {
+    return this.end('end with the peer')
+  }
+
+  async end(name = 'end'): Promise<void> {
+    this.asked.push(name)
     if (this.fails.end !== undefined) throw this.fails.end
   }
 
@@ -97,12 +106,8 @@ class Told {
     if (this.fails.destroy !== undefined) throw this.fails.destroy
   }
 
-  ref(): void {
-    this.asked.push('ref')
-  }
-
-  unref(): void {
-    this.asked.push('unref')
+  keepAlive(alive: boolean): void {
+    this.asked.push(alive ? 'ref' : 'unref')
   }
 }
 

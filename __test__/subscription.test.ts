@@ -238,10 +238,10 @@ test.serial('an error of a call ends the subscription if it is fatal', async (t)
   ] as const) {
     const { below, subscription } = await subscribed(t)
     below.ring.failing = code
-    below.heard = code === 'EVICTED' || code === 'OBJECT_EXPOSED' ? reason(ends) : 0
+    below.heard = code === 'EVICTED' ? reason(ends) : 0
     const error = t.throws(() => subscription.tryReceive(), codeOf(code))
     const isHeard = below.since().includes('listen')
-    t.is(isHeard, code === 'EVICTED' || code === 'OBJECT_EXPOSED', code)
+    t.is(isHeard, code === 'EVICTED', code)
     if (ends === undefined) {
       t.true(await isPending(subscription.closed))
       continue

@@ -20,16 +20,10 @@ interface Settings {
   allowHalfOpen: boolean
 }
 
-interface Quiet {
-  waitReadable(): Promise<boolean>
-  told(): void
-}
-
 /** Not exported by the package. */
-export const { openChannel, openArrived, quietOf, depart } = await insideOf<{
+export const { openChannel, openArrived, depart } = await insideOf<{
   openChannel(raw: Raw, settings: Settings, address: string | null): Channel
   openArrived(raw: Raw, settings: Settings, address: string): Channel | { code: string; message: string }
-  quietOf(channel: Channel): Quiet
   depart(channel: Channel, linger: number): Promise<{ flushed: boolean; finish(): void }>
 }>('channel/channel.js')
 export const { ENDED, FAILED, REASONS, native } = await insideOf<{

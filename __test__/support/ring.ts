@@ -61,9 +61,7 @@ interface Insides {
   ReceiveBuffer: new (
     ring: Ring,
     busy: boolean,
-    failed: (error: Error) => void,
-    ended: () => void,
-    told: () => void,
+    owner: { failed(error: Error): void; foundEnd(): void; endWithPeer(): void },
   ) => Buffered
 }
 
@@ -314,13 +312,11 @@ export interface Opened<Kind extends Ring> {
 
 export function bufferOver<Kind extends Ring>(ring: Kind, busy = false): Opened<Kind> {
   const told: string[] = []
-  const buffer = new ReceiveBuffer(
-    ring,
-    busy,
-    (error) => void told.push((error as Error & { code: string }).code.slice('ERR_RINGFENCE_'.length)),
-    () => void told.push('no more comes'),
-    () => void told.push('the end is told'),
-  )
+  const buffer = new ReceiveBuffer(ring, busy, {
+    failed: (error) => void told.push((error as Error & { code: string }).code.slice('ERR_RINGFENCE_'.length)),
+    foundEnd: () => void told.push('no more comes'),
+    endWithPeer: () => void told.push('the end is told'),
+  })
   return { ring, buffer, told }
 }
 

@@ -1,6 +1,7 @@
 import { Duplex } from 'node:stream'
 
 import { closeAttachments } from '../channel/attachments.js'
+import type { ChannelCore } from '../channel/core.js'
 import { ignore, within } from '../runtime/deferred.js'
 import { throwLater } from '../runtime/emit.js'
 import { fairness } from '../runtime/fairness.js'
@@ -13,30 +14,9 @@ export const LINGER = 5000
 /** A larger chunk is sent in pieces, so that the peer reads the first while the next is written. */
 const PIECE = 256 * 1024
 
-/** The part of a channel that a stream needs. `channel.ts` imports this file, which therefore cannot import it. */
-interface MessageChannel {
-  readonly allowHalfOpen: boolean
-  readonly maxMessageSize: number
-  /** Bytes of the longest message that `trySend` takes. */
-  readonly maxAtOnce: number
-  /** The turn of the event loop to await before more is read; null if none is due. */
-  readonly due: Promise<void> | null
-  /** Whether this side has closed the channel. */
-  readonly isClosed: boolean
-  trySend(message: Uint8Array): boolean
-  send(message: Uint8Array): Promise<void>
-  tryReceive(): Buffer | null
-  waitReadable(): Promise<boolean>
-  /** `withPeer`: this side ends because the peer has ended its sending, not because the program asked for it. */
-  end(withPeer: boolean): Promise<void>
-  destroy(error?: Error): void
-  ref(): void
-  unref(): void
-}
-
 /** Returns the channel as a byte stream. */
-export function toDuplex(channel: MessageChannel): Duplex {
-  return new ChannelStream(channel)
+export function toDuplex(core: ChannelCore): Duplex {
+  return new ChannelStream(core)
 }
 
 type Done = (error?: Error | null) => void
@@ -47,7 +27,7 @@ type Done = (error?: Error | null) => void
  */
 class ChannelStream extends Duplex {
   readonly #madeOpen: boolean
-  readonly #channel: MessageChannel
+  readonly #core: ChannelCore
   readonly #piece: number
   #reading = false
   /** Settles once the data that did not fit is in the ring, or failed. */
@@ -63,11 +43,11 @@ class ChannelStream extends Duplex {
   /** Runs while nothing is read or written. */
   #idle: NodeJS.Timeout | null = null
 
-  constructor(channel: MessageChannel) {
-    super({ allowHalfOpen: channel.allowHalfOpen })
-    this.#channel = channel
-    this.#madeOpen = !channel.isClosed
-    this.#piece = Math.min(PIECE, channel.maxMessageSize, channel.maxAtOnce)
+  constructor(core: ChannelCore) {
+    super({ allowHalfOpen: core.allowHalfOpen })
+    this.#core = core
+    this.#madeOpen = !core.buffer.isClosed
+    this.#piece = Math.min(PIECE, core.native.maxMessageSize, core.native.maxAtOnce)
   }
 
   // The socket methods that agents and servers call.
@@ -95,12 +75,12 @@ class ChannelStream extends Duplex {
   }
 
   ref(): this {
-    this.#channel.ref()
+    this.#core.keepAlive(true)
     return this
   }
 
   unref(): this {
-    this.#channel.unref()
+    this.#core.keepAlive(false)
     return this
   }
 
@@ -128,7 +108,7 @@ class ChannelStream extends Duplex {
   }
 
   override _final(done: Done): void {
-    callBack(this.#channel.end(this.readableEnded && !this.allowHalfOpen), done)
+    callBack(this.#end(), done)
   }
 
   /** Sends pending writes before the stream is destroyed. Node would drop them. */
@@ -158,12 +138,17 @@ class ChannelStream extends Duplex {
   /** Closes the channel. Without an error, the peer first reads all data that was written, and then the end. */
   async #leave(error: Error | null): Promise<void> {
     if (error === null) await within(LINGER, this.#endWritten().catch(ignore))
-    if (!this.#isSecond) this.#channel.destroy(error ?? undefined)
+    if (!this.#isSecond) this.#core.destroy(error ?? undefined)
   }
 
   async #endWritten(): Promise<void> {
     await this.#sending
-    await this.#channel.end(this.readableEnded && !this.#channel.allowHalfOpen)
+    await this.#end()
+  }
+
+  /** Ends this side's sending. If the peer has ended its own first, later sends tell that. */
+  #end(): Promise<void> {
+    return this.readableEnded && !this.#core.allowHalfOpen ? this.#core.endAfterPeer() : this.#core.end()
   }
 
   #write(chunks: readonly Uint8Array[], done: Done): void {
@@ -172,7 +157,7 @@ class ChannelStream extends Duplex {
     let next = 0
     if (this.#sending === null) {
       try {
-        for (; next < pieces.length && this.#channel.trySend(pieces[next]!); next += 1) fairness.spend()
+        for (; next < pieces.length && this.#core.queue.trySend(pieces[next]!); next += 1) fairness.spend()
       } catch (error) {
         done(asOfSocket(error as Error, 'write'))
         return
@@ -206,7 +191,7 @@ class ChannelStream extends Duplex {
   async #sendAll(pieces: readonly Uint8Array[], next: number, before: Promise<void> | null): Promise<void> {
     await before
     for (let at = next; at < pieces.length; at += 1) {
-      await this.#channel.send(pieces[at]!)
+      await this.#core.queue.send(pieces[at]!)
       this.#idle?.refresh()
     }
   }
@@ -217,12 +202,12 @@ class ChannelStream extends Duplex {
     try {
       while (!this.destroyed) {
         // The stream asks for more from microtasks, during which no other event is handled.
-        const { due } = this.#channel
+        const { due } = this.#core.buffer
         if (due !== null) {
           await due
           continue
         }
-        const message = this.#channel.tryReceive()
+        const message = this.#core.buffer.takeNow()
         // A stream of bytes has no place for them.
         if (message !== null) closeAttachments(message as Message)
         // An empty chunk would mean that no data is available.
@@ -232,13 +217,13 @@ class ChannelStream extends Duplex {
           // The exception must be raised before the next chunk. A program that catches it continues to read.
           if (wantsMore === undefined) await new Promise<void>((resolve) => void timers.setImmediate(resolve))
         }
-        if (message !== null || (await this.#channel.waitReadable())) continue
+        if (message !== null || (await this.#core.waitReadable(undefined, this))) continue
         this.#pushed(null)
         return
       }
     } catch (error) {
       // This side's close ends the reading as it ends a loop. A stream that was made after the close fails.
-      if (this.#channel.isClosed && this.#madeOpen) this.#pushed(null)
+      if (this.#core.buffer.isClosed && this.#madeOpen) this.#pushed(null)
       else this.#fail(error as NodeJS.ErrnoException)
     } finally {
       this.#reading = false

@@ -2,13 +2,13 @@
 
 import { EventEmitter } from 'node:events'
 
+import type { ChannelCore } from '../channel/core.js'
 import { decodeMessage, encodeMessage, type Codec } from './codec.js'
 import { LINGER } from './duplex.js'
 import { throwLater } from '../runtime/emit.js'
 import { RingfenceError, invalid, show } from '../errors.js'
 import { timers } from '../runtime/timers.js'
-import type { Message, MessageInput, Resource, Sink, Source } from '../types.js'
-import type { WebSource } from './web.js'
+import type { Message } from '../types.js'
 
 /** Bytes that may wait for a peer that does not read. `postMessage` cannot make its caller wait, so this limits the memory. */
 const MOST_WAITING = 256 * 1024 * 1024
@@ -50,25 +50,16 @@ interface Handler extends Listener {
   handler: PortEventListener
 }
 
-/** The channel of a port, with bytes as messages. */
-type Raw = Source<Message> & Sink<MessageInput> & Resource & { readonly maxMessageSize: number }
-
-/** Channel operations for adapters, which report the end of a channel themselves. */
-export interface Quiet<In> extends WebSource<In> {
-  /** Returns a loop that yields whenever a message is available. It takes no message, and finishes after a clean end. */
-  arrivals(): AsyncIterator<unknown, undefined>
-  /** Must be called after a clean end was reported. */
-  told(): void
-  /** Returns whether no more messages will arrive and everything was read. */
-  isRead(): boolean
+/** What a port uses of the view of the channel that it was made of. */
+interface Ported {
+  readonly closed: Promise<unknown>
 }
 
-/** A channel as a MessagePort. `channel` is the view that the program made the port of, and `raw` the same channel with bytes as messages. */
-export class Port<C> extends EventEmitter {
+/** A channel as a MessagePort. `channel` is the view that the program made the port of. */
+export class Port<C extends Ported> extends EventEmitter {
   readonly channel: C
-  readonly #raw: Raw
+  readonly #core: ChannelCore
   readonly #codec: Codec<unknown>
-  readonly #quiet: Quiet<Buffer>
   /** The event being emitted, for all event listeners. */
   #event: Event | undefined
   readonly #handlers = new Map<PortEvent, Handler>()
@@ -85,14 +76,13 @@ export class Port<C> extends EventEmitter {
   #hasRef = false
   #state: 'open' | 'closing' | 'closed' = 'open'
 
-  constructor(raw: Raw, codec: Codec<unknown>, quiet: Quiet<Buffer>, channel: C) {
+  constructor(core: ChannelCore, codec: Codec<unknown>, channel: C) {
     super()
     this.channel = channel
-    this.#raw = raw
+    this.#core = core
     this.#codec = codec
-    this.#quiet = quiet
-    raw.unref()
-    void raw.closed.then(() => {
+    core.keepAlive(false)
+    void channel.closed.then(() => {
       this.#isOver = true
       this.#closeIfRead()
     })
@@ -109,7 +99,7 @@ export class Port<C> extends EventEmitter {
     if (this.#state !== 'open') return
     const { message, options } = encodeMessage(this.#codec, value)
     this.#mustFit(message)
-    this.#raw.send(message, options).catch((error: RingfenceError) => {
+    this.#core.queue.send(message, options).catch((error: RingfenceError) => {
       // The end is reported by 'close'. Other errors must not go unnoticed.
       if (!TOLD_BY_CLOSE.has(error.code)) this.emit('messageerror', error)
     })
@@ -117,7 +107,8 @@ export class Port<C> extends EventEmitter {
 
   /** Checks the size now: `send` would report it only later, when the caller can no longer handle it. */
   #mustFit(message: Uint8Array | string): void {
-    const { maxMessageSize, bufferedAmount } = this.#raw
+    const { maxMessageSize } = this.#core.native
+    const { bufferedAmount } = this.#core.queue
     const size = Buffer.byteLength(message)
     if (size > maxMessageSize) {
       const what = `the message has ${size} bytes, and the peer takes ${maxMessageSize} (its maxMessageSize)`
@@ -231,10 +222,10 @@ export class Port<C> extends EventEmitter {
     for (const event of ['message', 'messageerror', 'close'] as const)
       Object.defineProperty(Port.prototype, `on${event}`, {
         configurable: true,
-        get(this: Port<unknown>) {
+        get(this: Port<Ported>) {
           return this.#handlerOf(event)
         },
-        set(this: Port<unknown>, handler: Listener | null) {
+        set(this: Port<Ported>, handler: Listener | null) {
           this.#handle(event, handler)
         },
       })
@@ -285,7 +276,7 @@ export class Port<C> extends EventEmitter {
 
   start(): void {
     if (this.#loop !== null || this.#state !== 'open') return
-    const messages = this.#quiet.arrivals()
+    const messages = this.#core.arrivals()
     this.#loop = messages
     this.#isThrough = false
     // The caller may add listeners first.
@@ -306,12 +297,12 @@ export class Port<C> extends EventEmitter {
         if (this.#loop !== messages) return
         if (done) {
           // A port has no half-open state.
-          this.#quiet.told()
-          void this.#raw.close({ linger: LINGER })
+          this.#core.endWithPeer()
+          void this.#core.close(LINGER)
           break
         }
-        const message = this.#raw.tryReceive()
-        if (message !== undefined) this.#tellMessage(message)
+        const message = this.#core.buffer.tryReceive()
+        if (message !== null) this.#tellMessage(message as Message)
       } catch (error) {
         const { code } = error as RingfenceError
         // Without memory for a message, it is still in the channel. Otherwise another reader has the channel, or the channel has ended,
@@ -348,13 +339,13 @@ export class Port<C> extends EventEmitter {
     this.#state = 'closing'
     this.#stop()
     // The channel may have ended before. Unread messages then kept the port open.
-    void this.#raw.close({ linger: LINGER }).then(() => this.#tellClose())
+    void this.#core.close(LINGER).then(() => this.#tellClose())
   }
 
   /** Emits 'close' once the channel has ended and every message was dispatched. A stopped port does so after its next start. */
   #closeIfRead(): void {
     if (!this.#isOver) return
-    if (this.#loop === null ? this.#quiet.isRead() : this.#isThrough) this.#tellClose()
+    if (this.#loop === null ? this.#core.buffer.isRead : this.#isThrough) this.#tellClose()
   }
 
   #tellClose(): void {
@@ -368,12 +359,12 @@ export class Port<C> extends EventEmitter {
 
   ref(): void {
     this.#hasRef = true
-    this.#raw.ref()
+    this.#core.keepAlive(true)
   }
 
   unref(): void {
     this.#hasRef = false
-    this.#raw.unref()
+    this.#core.keepAlive(false)
   }
 
   hasRef(): boolean {

@@ -3,15 +3,14 @@ import type { Duplex } from 'node:stream'
 
 import { decodeWith, encodeWith, structured, type Codec } from '../adapters/codec.js'
 import { toDuplex } from '../adapters/duplex.js'
-import { Port, type PortEventListener, type PortMessageEvent, type Quiet } from '../adapters/port.js'
-import { WebStreams, type WebSource } from '../adapters/web.js'
+import { Port, type PortEventListener, type PortMessageEvent } from '../adapters/port.js'
+import type { WebSink } from '../adapters/web.js'
 import { tellClosed, tellOpen, tellThrown } from '../runtime/diagnostics.js'
 import { invalid, messageOf, RingfenceError } from '../errors.js'
 import { isThenable, promised, untilAborted } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
 import { toBytes } from './arena.js'
 import { ChannelCore, type Departure } from './core.js'
-import { loop } from './loops.js'
 import { withOperations, type Failure, type NativeChannel, type RawChannel } from '../native.js'
 import { concurrencyOf, type ChannelSettings } from '../endpoint/options.js'
 import type { Fill, SendQueue } from './send-queue.js'
@@ -38,9 +37,6 @@ let make: (native: NativeChannel, settings: ChannelSettings, address: string | n
 
 /** Frees the host's address if the process exits while the channel is open. */
 export let vacateAtExit: (channel: AnyChannel, address: string) => void
-
-// oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
-export let quietOf: <In>(channel: Channel<In, any>) => Quiet<In>
 
 /** Calls back once the messages that the peer left were read or dropped; never if it left none. */
 export let whenRead: (channel: AnyChannel, callback: () => void) => void
@@ -72,7 +68,6 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
 
   static {
     depart = (channel, linger) => channel.#core.depart(linger)
-    quietOf = (channel) => channel.quiet()
     make = (native, settings, address) => {
       const core = new ChannelCore(native, settings, (closed) => {
         tellClosed(channel, closed)
@@ -432,48 +427,13 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * ```
    */
   duplex(): Duplex {
-    const core = this.#core
-    const { buffer, native, queue } = core
-    buffer.mustBeFree()
-    const stream = {}
-    return toDuplex({
-      allowHalfOpen: core.allowHalfOpen,
-      maxMessageSize: this.maxMessageSize,
-      maxAtOnce: native.maxAtOnce,
-      get due() {
-        return buffer.due
-      },
-      get isClosed() {
-        return buffer.isClosed
-      },
-      trySend: (message) => queue.trySend(message),
-      send: (message) => queue.send(message),
-      tryReceive: () => buffer.takeNow(),
-      waitReadable: () => core.waitReadable(undefined, stream),
-      end: (withPeer) => (withPeer ? core.endAfterPeer() : core.end()),
-      destroy: (error) => this.destroy(error),
-      ref: () => this.ref(),
-      unref: () => this.unref(),
-    })
+    this.#core.buffer.mustBeFree()
+    return toDuplex(this.#core)
   }
 
   /** @internal */
-  protected override quiet(): Quiet<In> {
-    const core = this.#core
-    return {
-      ...(super.quiet() as WebSource<In> & { told(): void }),
-      arrivals: () =>
-        loop<unknown>(
-          () => core.arrivedNow(),
-          (reader) => core.buffer.wait(false, undefined, reader),
-        ),
-      isRead: () => core.buffer.isRead,
-    }
-  }
-
-  /** @internal */
-  protected override makeStreams(): WebStreams<In, unknown> {
-    return new WebStreams<In, Out>(this.quiet(), this) as WebStreams<In, unknown>
+  protected override get sink(): WebSink<never> {
+    return this
   }
 
   /**
@@ -503,10 +463,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    */
   port(): MessagePortLike {
     this.#core.buffer.mustBeFree()
-    const raw = this.#values === null ? this : new Channel(KEY, this, this.#core, null)
-    const bytes = raw as unknown as Channel
-    const codec = this.#values?.codec ?? structured()
-    return new Port(bytes, codec, quietOf(bytes) as Quiet<Buffer>, this as unknown as Channel<unknown, unknown>)
+    return new Port(this.#core, this.#values?.codec ?? structured(), this as unknown as Channel<unknown, unknown>)
   }
 
   /** @internal */

@@ -23,6 +23,18 @@ interface Calls {
   take(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): void
 }
 
+/** The channel or the subscription whose messages a buffer reads. */
+export interface Reading {
+  /** The calls of a channel, made on first use. */
+  readonly calls?: Calls
+  /** Called with the error of a failed call into the binding. */
+  failed(error: RingfenceError): void
+  /** Called once no more will arrive and everything was fetched. Returns the error of later reads; null after a clean end. */
+  foundEnd(): (() => RingfenceError) | null
+  /** Called each time that a caller wanted a message and found a clean end. */
+  endWithPeer(): void
+}
+
 /** Milliseconds until the next attempt to read a call frame that there was no memory for. */
 const PAUSE = 50
 /** Call frames: a ring of the default size holds fewer. */
@@ -31,7 +43,7 @@ const MOST_AT_DEADLINE = 1 << 18
 export class ReceiveBuffer {
   /** The calls of the channel; null until there are some. */
   calls: Calls | null = null
-  readonly #callsOf: (() => Calls) | null
+  readonly #owner: Reading
   readonly #native: NativeReader
   readonly #fetched: Fetched
   readonly #waiters = new Waiters<Buffer>()
@@ -48,7 +60,6 @@ export class ReceiveBuffer {
   #merged: (() => void) | null = null
   /** The last visits stopped because nothing was left. */
   #dry = false
-  readonly #told: () => void
   /** This side has closed the channel. */
   #closed = false
   /** The number of fetched messages that this side's close has discarded. */
@@ -59,35 +70,30 @@ export class ReceiveBuffer {
   /** The call frames that {@link ReceiveBuffer.readNow} may read until the event loop has turned. */
   #atDeadline = MOST_AT_DEADLINE
 
-  /**
-   * @param failed - Called with the error of a failed call into the binding.
-   * @param ended - Called once no more will arrive and everything was fetched. Returns the error of later reads; null after a clean end.
-   * @param told - Called each time that a caller wanted a message and found a clean end.
-   * @param callsOf - Makes the calls of a channel; null if there are none.
-   * @param accepts - The attachments that this side accepts.
-   */
-  constructor(
-    native: NativeReader,
-    busy: boolean,
-    failed: (error: RingfenceError) => void,
-    ended: () => (() => RingfenceError) | null,
-    told: () => void,
-    callsOf: (() => Calls) | null = null,
-    accepts?: AttachmentOptions,
-  ) {
+  /** @param accepts - The attachments that this side accepts. */
+  constructor(native: NativeReader, busy: boolean, owner: Reading, accepts?: AttachmentOptions) {
     this.#native = native
-    this.#callsOf = callsOf
-    const events = {
-      failed,
-      ended,
-      called: (memory: ArrayBuffer, words: Uint32Array, at: number, length: number) => {
-        this.#count(1, length)
-        ;(this.calls ?? this.#callsOf!()).take(memory, words, at, length)
-      },
-      hasRoom: () => timers.queueMicrotask(() => this.serve()),
-    }
-    this.#fetched = new Fetched(native, busy, events, accepts)
-    this.#told = told
+    this.#owner = owner
+    this.#fetched = new Fetched(native, busy, this, accepts)
+  }
+
+  // The events of the fetched messages.
+
+  failed(error: RingfenceError): void {
+    this.#owner.failed(error)
+  }
+
+  ended(): (() => RingfenceError) | null {
+    return this.#owner.foundEnd()
+  }
+
+  called(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): void {
+    this.#count(1, length)
+    this.#owner.calls!.take(memory, words, at, length)
+  }
+
+  hasRoom(): void {
+    timers.queueMicrotask(() => this.serve())
   }
 
   /** Sets whether awaiting a turn of the event loop keeps the process alive. */
@@ -201,7 +207,7 @@ export class ReceiveBuffer {
 
   /** Reports the end to the owner: the caller that found nothing now knows it. */
   #tellIfEnded(): void {
-    if (this.#fetched.over === 'ended') this.#told()
+    if (this.#fetched.over === 'ended') this.#owner.endWithPeer()
   }
 
   /** Does the same as {@link receiveNow}, for a loop: it ends if this side has closed the channel. */
@@ -217,13 +223,14 @@ export class ReceiveBuffer {
     const message = this.#take(true)
     if (message !== null) return message
     if (this.#isOpen()) return undefined
-    this.#told()
+    this.#owner.endWithPeer()
     return null
   }
 
   /** Does the same as {@link isReadableNow}, for a loop: it ends if this side has closed the channel. */
-  arrivedNow(): boolean | undefined {
-    return this.#closed ? false : this.isReadableNow()
+  arrivedNow(): true | null | undefined {
+    const isReadable = this.#closed ? false : this.isReadableNow()
+    return isReadable === false ? null : isReadable
   }
 
   isReadableNow(): boolean | undefined {
@@ -493,7 +500,7 @@ export class ReceiveBuffer {
   #tellEnd(): void {
     const over = this.#fetched.over!
     if (over === 'ended') {
-      if (this.#waiters.hasTaker) this.#told()
+      if (this.#waiters.hasTaker) this.#owner.endWithPeer()
       this.#waiters.end()
     } else this.#waiters.fail(over)
   }

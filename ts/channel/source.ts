@@ -1,39 +1,15 @@
 // The reading half that channels and subscriptions share.
 
-import { WebStreams, type WebSource } from '../adapters/web.js'
+import { WebStreams, type WebSink } from '../adapters/web.js'
 import { checkReceiveEach, lingerOf, signalOf } from '../endpoint/options.js'
 import { promised } from '../runtime/deferred.js'
-import type { RingfenceError } from '../errors.js'
 import { batchLoop, loop, type Loop } from './loops.js'
-import type { PeerView } from './peer-view.js'
 import type { ReceiveBuffer } from './receive-buffer.js'
 import { Resource, type ResourceEvents } from './resource.js'
+import type { SourceCore } from './source-core.js'
 import { registerSource } from './sources.js'
 import type { Values } from './values.js'
-import type { BatchOptions, Closed, Evidence, Identity, Message, Visit, WaitOptions } from '../types.js'
-
-/** The state of a channel or a subscription, which its views share. */
-export interface SourceCore {
-  readonly buffer: ReceiveBuffer
-  readonly view: PeerView
-  /** The error of a call after the end; `undefined` before it. */
-  readonly over: RingfenceError | undefined
-  /** Returns a message if there is one, `undefined` if the caller must wait for it, `null` if no more will arrive. */
-  receiveNow(): Buffer | null | undefined
-  /** Does the same as `receiveNow`, for a loop: it ends if this side has closed the source. */
-  nextNow(): Buffer | null | undefined
-  /** For a caller that reports the end itself. */
-  waitReadable(signal?: AbortSignal, reader?: object | null): Promise<boolean>
-  /** Called when a caller has seen a clean end. */
-  endWithPeer(): void
-  /** Returns the end of the source of a merge. The event loop may not be notified yet. */
-  endOfSource(): Closed
-  /** Asks the core whether it has ended. */
-  hear(): void
-  keepAlive(alive: boolean): void
-  close(linger: number): Promise<void>
-  destroy(error?: Error): void
-}
+import type { BatchOptions, Evidence, Identity, Message, Visit, WaitOptions } from '../types.js'
 
 /**
  * The reading half of {@link Channel} and {@link Subscription}.
@@ -259,26 +235,24 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
    * @internal
    */
   protected get streams(): WebStreams<In, unknown> {
-    return (this.#streams ??= this.makeStreams())
-  }
-
-  /** @internal */
-  protected makeStreams(): WebStreams<In, unknown> {
-    return new WebStreams<In, unknown>(this.quiet(), null)
+    return (this.#streams ??= new WebStreams<In, unknown>(
+      {
+        waitReadable: (reader) => this.#core.waitReadable(undefined, reader),
+        tryReceive: () => this.#decode(this.#buffer.takeNow()),
+        told: () => this.#core.endWithPeer(),
+        close: () => this.close(),
+      },
+      this.sink,
+    ))
   }
 
   /**
-   * The reading operations for adapters, which report the end themselves.
+   * The writing half; null if there is none.
    *
    * @internal
    */
-  protected quiet(): WebSource<In> {
-    return {
-      waitReadable: (reader) => this.#core.waitReadable(undefined, reader),
-      tryReceive: () => this.#decode(this.#buffer.takeNow()),
-      told: () => this.#core.endWithPeer(),
-      close: () => this.close(),
-    }
+  protected get sink(): WebSink<never> | null {
+    return null
   }
 
   close(options: { linger?: number | undefined } = {}): Promise<void> {

@@ -4,14 +4,12 @@ import { Readable } from 'node:stream'
 
 import type { Codec } from '../adapters/codec.js'
 import { nowOpen, openNow, tellSubscribed } from '../runtime/diagnostics.js'
-import { RingfenceError, fromFailure, invalid } from '../errors.js'
+import { RingfenceError, invalid } from '../errors.js'
 import { runHandshakeAt } from '../endpoint/handshake.js'
-import { FAILED, type NativeSubscription } from '../native.js'
+import type { NativeReader, NativeSubscription } from '../native.js'
 import type { ChannelSettings } from '../endpoint/options.js'
-import { PeerView } from './peer-view.js'
-import { ReceiveBuffer } from './receive-buffer.js'
-import { closedBy, destroyedBy, lost, repeat } from './resource.js'
-import { Source, type SourceCore } from './source.js'
+import { SourceCore } from './source-core.js'
+import { Source } from './source.js'
 import type { SubscriptionStats } from './stats.js'
 import { Values } from './values.js'
 import type { Closed, Delivery, Message, SubscribeOptions } from '../types.js'
@@ -23,132 +21,37 @@ const KEY = Symbol('ringfence')
 type AnySubscription = Subscription<any>
 let make: (native: NativeSubscription, settings: ChannelSettings, address: string) => AnySubscription
 
-const CLOSED: Closed = { reason: 'closed' }
-
 const closedHere = () => new RingfenceError('CLOSED', 'the subscription is closed')
 const refusedHere = () =>
   new RingfenceError('CLOSED', 'the subscription was closed: its publisher no longer satisfies the policy')
 
-/** The shared state of a subscription: the buffer, and how it ends. A subscription of values shares it. */
-class SubscriptionCore implements SourceCore {
-  readonly native: NativeSubscription
-  readonly buffer: ReceiveBuffer
-  readonly view: PeerView
-  /** The end; null while the subscription is open. */
-  #closed: Closed | null = null
-  #whyOver = closedHere
-  readonly #onEnd: (closed: Closed) => void
+class SubscriptionCore extends SourceCore {
+  declare readonly native: NativeSubscription
 
   /** @param onEnd - Called once, when the subscription has ended. */
   constructor(native: NativeSubscription, settings: ChannelSettings, onEnd: (closed: Closed) => void) {
-    this.native = native
-    this.#onEnd = onEnd
-    this.view = new PeerView(native)
-    this.buffer = new ReceiveBuffer(
-      readerOf(native),
-      settings.busyPollMicros > 0,
-      (error) => this.#failed(error),
-      () => this.#foundEnd(),
-      () => {},
-    )
-    if (native.watch(() => this.hear()) === FAILED) throw fromFailure(native.failure())
-  }
-
-  get over(): RingfenceError | undefined {
-    return this.#closed === null ? undefined : this.#whyOver()
-  }
-
-  receiveNow(): Buffer | null | undefined {
-    return this.buffer.receiveNow()
-  }
-
-  nextNow(): Buffer | null | undefined {
-    return this.buffer.nextNow()
-  }
-
-  async waitReadable(signal?: AbortSignal, reader?: object | null): Promise<boolean> {
-    const readable = this.buffer.isReadableNow()
-    return readable ?? (await this.buffer.wait(false, signal, reader).promise) !== null
-  }
-
-  endWithPeer(): void {}
-
-  keepAlive(alive: boolean): void {
-    this.native.keepAlive(alive ? 1 : 0)
-    this.buffer.keepAlive(alive)
+    super(native, readerOf(native), settings, { closed: closedHere, refused: refusedHere }, onEnd)
+    this.watch(() => this.hear())
   }
 
   async close(): Promise<void> {
-    this.destroy(undefined, true)
+    super.destroy()
   }
 
-  destroy(error?: Error, isClean = false): void {
-    // A reader may have found a lost publisher, and not the event loop.
-    if (this.#closed === null && this.native.isLost() !== 0) this.hear()
-    if (this.#closed !== null) {
-      this.buffer.dropLeft(closedHere)
-      return
-    }
-    const closed = destroyedBy(error)
-    this.#finish(closed, closed.error === undefined ? closedHere : repeat(closed.error), false, isClean)
+  override destroy(error?: Error): void {
+    // The publisher finds a lost subscriber.
+    if (!this.hasEnded()) this.native.close(1)
+    super.destroy(error)
   }
 
-  hear(): void {
-    if (this.#closed !== null) return
-    const closed = closedBy(this.native.listen(), this.native, this.view.peer)
-    if (closed === null) {
-      this.native.disarm()
-      this.buffer.awake()
-      return
-    }
-    const { reason, error } = closed
-    if (reason === 'refused') this.#finish(closed, refusedHere)
-    else if (reason === 'closed' || reason === 'lost')
-      this.#finish(closed, error === undefined ? closedHere : repeat(error), true)
-    else this.#finish(closed, repeat(error!))
+  protected closedByPeer(): RingfenceError {
+    return closedHere()
   }
 
-  /** Called when everything was fetched and the publisher sends no more. Returns the error of later reads if the publisher is lost. */
-  #foundEnd(): (() => RingfenceError) | null {
+  foundEnd(): (() => RingfenceError) | null {
     // The reader that has found the end must return first.
     timers.queueMicrotask(() => this.hear())
-    if (this.#closed !== null) return this.#closed.error === undefined ? null : repeat(this.#closed.error)
-    const how = this.native.isLost()
-    return how === 0 ? null : () => lost(this.view.peer, how)
-  }
-
-  endOfSource(): Closed {
-    this.hear()
-    const closed = this.#closed ?? CLOSED
-    // The publisher may have evicted it after it had ended it.
-    const error = closed.reason === 'closed' ? this.buffer.endError : null
-    return error?.code === 'ERR_RINGFENCE_EVICTED' ? { reason: 'evicted', error } : closed
-  }
-
-  /** Handles a failed call into the core. An error that ends the subscription there ends it here as well. */
-  #failed(error: RingfenceError): void {
-    if (this.#closed !== null) return
-    if (error.code === 'ERR_RINGFENCE_RING_CORRUPT') this.#finish({ reason: 'corrupt', error }, repeat(error))
-    else if (error.code === 'ERR_RINGFENCE_UNSUPPORTED') this.#finish({ reason: 'failed', error }, () => error)
-    // A call noticed the end before the event loop was notified.
-    else if (error.code !== 'ERR_RINGFENCE_NO_SPACE') this.hear()
-  }
-
-  /** `outlives`: the messages that the publisher left can still be read. `isClean`: the publisher is not told of a loss. */
-  #finish(closed: Closed, why: () => RingfenceError, outlives = false, isClean = true): void {
-    if (this.#closed !== null) return
-    this.#closed = closed
-    this.#whyOver = why
-    if (outlives) {
-      this.native.outlive()
-      this.buffer.outlive(() => this.native.close())
-    } else {
-      this.native.close(isClean ? 0 : 1)
-      if (why === closedHere) this.buffer.close(why)
-      else if (closed.reason === 'refused' || closed.reason === 'failed') this.buffer.fail(why)
-      else this.buffer.stop(why)
-    }
-    this.#onEnd(closed)
+    return this.whyLost()
   }
 }
 
@@ -282,7 +185,7 @@ export class Subscription<In = Message> extends Source<In> {
 }
 
 /** The functions that the buffer reads with. With delivery 'latest', a message fetched ahead would be outdated when it is handed out. */
-function readerOf(native: NativeSubscription): ConstructorParameters<typeof ReceiveBuffer>[0] {
+function readerOf(native: NativeSubscription): NativeReader {
   const own = {
     pull: native.pull,
     pullBusy: native.pullBusy,
