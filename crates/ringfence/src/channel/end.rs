@@ -8,7 +8,7 @@
 
 use std::{
     fmt,
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::BorrowedFd,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering, fence},
@@ -32,7 +32,6 @@ use crate::{
     signal::inbox::{OpenInbox, TokenSender},
     trace::Tie,
     wait::deadline::{Deadline, Woken},
-    wake::attachments::Attachments,
     wake::doorbell::{Doorbell, LineEnds},
 };
 
@@ -241,16 +240,16 @@ impl OwnPhase {
 pub(crate) struct Shared {
     pub(crate) role: Role,
     /// The number of the peer's process, for messages.
-    peer: i32,
+    pub(super) peer: i32,
     /// This side subscribes: no other peer may evict it.
-    subscribes: bool,
+    pub(super) subscribes: bool,
     /// Also held by a thread that waits for tokens, which does not keep the channel open.
     pub(crate) doorbell: Arc<Doorbell>,
     pub(crate) state: AtomicState,
     pub(crate) sending_ended: AtomicBool,
     pub(crate) receiving_ended: AtomicBool,
     /// The peer was gone before it had ended its sending. Set once, with the state, under the lock of `held` and before the state.
-    lost: AtomicBool,
+    pub(super) lost: AtomicBool,
     /// Released when the channel ends. Its lock also guards the phase word of this side's region and the number of its tokens.
     pub(crate) held: ProcessMutex<Option<Resources>>,
     pub(crate) busy_poll: Duration,
@@ -272,22 +271,6 @@ impl<T: fmt::Debug + Send> OnEnd for Option<T> {
         *self = None;
         false
     }
-}
-
-/// The private line of a channel, and the process at its other end.
-#[derive(Debug)]
-pub(crate) struct LineParts {
-    pub(crate) role: Role,
-    /// The number of the peer's process, for messages.
-    pub(crate) peer: i32,
-    pub(crate) subscribes: bool,
-    pub(crate) socket: OwnedFd,
-    pub(crate) pidfd: Option<Arc<OwnedFd>>,
-    /// The attachments that this side accepts.
-    pub(crate) accepts: Attachments,
-    /// Both processes accept membarrier(2).
-    pub(crate) barriers: bool,
-    pub(crate) tie: Tie,
 }
 
 /// The resources that a channel releases when it ends.
@@ -355,42 +338,17 @@ pub(crate) enum Handover {
 }
 
 impl Shared {
-    /// Opens a channel whose peer has this side's object already. From now on the tripwire ends the channel.
-    pub(crate) fn open(line: LineParts, mark: ForkMark, held: Resources, busy_poll: Duration) -> Arc<Self> {
-        let own = held.own.clone();
-        let birth = mark.birth();
-        let doorbell = Arc::new(Doorbell::new(
-            line.socket,
-            line.pidfd,
-            line.accepts,
-            line.subscribes,
-            birth,
-        ));
-        let shared = Arc::new(Self {
-            role: line.role,
-            peer: line.peer,
-            subscribes: line.subscribes,
-            counters: Counters::new(doorbell.rung()),
-            doorbell,
-            state: AtomicState::open(mark),
-            sending_ended: AtomicBool::new(false),
-            receiving_ended: AtomicBool::new(false),
-            lost: AtomicBool::new(false),
-            held: ProcessMutex::new(Some(held), birth),
-            busy_poll,
-            tie: line.tie,
-        });
+    /// Reports the channel as open, and sets the alarm that ends it.
+    pub(super) fn opened(self: &Arc<Self>, own: &OwnRegion) {
         // Before the alarm is set, which may end the channel at once.
-        shared.tie.opened(&shared.role);
-        own.in_use(line.barriers);
+        self.tie.opened(&self.role);
         if let Some(tripwire) = own.tripwire() {
-            let shared = Arc::downgrade(&shared);
+            let shared = Arc::downgrade(self);
             tripwire.on_alarm(move || {
                 let untold = shared.upgrade()?.end(ChannelState::Exposed)?;
                 Some(Box::new(move || drop(untold)))
             });
         }
-        shared
     }
 
     /// The error of a call on an ended channel.

@@ -75,10 +75,8 @@ impl Channel {
         let writing = Link::new(&opened, ParkingSpot::WRITER, ParkingSpot::READER);
         let Opened {
             shared,
-            verifier,
+            known,
             inbox,
-            identity,
-            evidence,
             own,
             peer,
             own_capacity,
@@ -105,8 +103,7 @@ impl Channel {
             shared: Arc::clone(&shared),
         };
         let sender = Sender::new(writing, own_capacity, longest_out, Outgoing::new(attachments_out));
-        let known = KnownPeer::new(verifier, identity, evidence);
-        let peer = Arc::clone(known.identity());
+        let peer = Arc::clone(&known.identity);
         Self {
             sender,
             receiver: Receiver::new(consumer, peer, reading, longest_in, shared),
@@ -126,13 +123,13 @@ impl Channel {
 
     /// Returns the peer as found by the last check.
     pub fn peer(&self) -> &Identity {
-        self.known.identity()
+        &self.known.identity
     }
 
     /// Returns every check that was made, in order: those of the handshake, and after [`Channel::verify`]
     /// those of the last one as well.
     pub fn evidence(&self) -> &[Evidence] {
-        self.known.evidence()
+        &self.known.evidence
     }
 
     /// Checks the peer again, now, against the policy that this channel was made with (without calling its
@@ -150,7 +147,7 @@ impl Channel {
 
     /// Returns a handle that checks the peer again from another thread, also after [`Channel::split`].
     pub fn verifier(&self) -> Verifier {
-        self.known.verifier()
+        self.known.verifier.clone()
     }
 
     /// Returns a handle that exchanges tokens with the peer from any thread, also after [`Channel::split`].

@@ -1,18 +1,19 @@
 //! Opens a channel from the parts that a handshake returns. The halves are made from what is opened.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 use crate::{
-    channel::end::{LineParts, OnEnd, OwnPhase, Resources, Shared},
-    channel::verify::Verifier,
-    evidence::Evidence,
+    channel::end::{AtomicState, OnEnd, OwnPhase, Resources, Shared},
+    channel::stats::Counters,
+    channel::verify::{KnownPeer, Verifier},
+    fork::ProcessMutex,
     handshake::parts::Parts,
-    identity::Identity,
     options::Options,
     region::own::OwnRegion,
     region::peer::PeerRegion,
     signal::{barriers, inbox::TokenInbox},
     wake::attachments::Attachments,
+    wake::doorbell::Doorbell,
     wake::parking::{Barriers, ParkingSpot, Sleeper, Waker},
 };
 
@@ -24,10 +25,8 @@ pub(crate) const LOOKS_PER_GLANCE: u32 = 4096;
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) verifier: Verifier,
+    pub(crate) known: KnownPeer,
     pub(crate) inbox: Arc<TokenInbox>,
-    pub(crate) identity: Identity,
-    pub(crate) evidence: Vec<Evidence>,
     pub(crate) own: OwnRegion,
     pub(crate) peer: PeerRegion,
     pub(crate) barriers: Barriers,
@@ -47,16 +46,9 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
     let (own, peer) = (parts.own.open(), parts.peer);
     let inbox = Arc::clone(parts.inbox.inbox());
     let receives_barriers = barriers::are_accepted();
-    let line = LineParts {
-        role: parts.role,
-        peer: parts.identity.pid,
-        subscribes: parts.own_capacity == 0,
-        socket: parts.line,
-        pidfd: parts.process.pidfd(),
-        accepts: parts.attachments_in,
-        barriers: parts.barriers && receives_barriers,
-        tie: parts.tie,
-    };
+    let subscribes = parts.own_capacity == 0;
+    let (process, birth) = (parts.process.pidfd(), parts.mark.birth());
+    let doorbell = Doorbell::new(parts.line, process, parts.attachments_in, subscribes, birth);
     let held = Resources {
         own: own.clone(),
         phase: OwnPhase::of(&own),
@@ -65,13 +57,27 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         token_sender: parts.token_sender,
         on_end,
     };
-    let shared = Shared::open(line, parts.mark, held, options.busy_poll);
+    let shared = Arc::new(Shared {
+        role: parts.role,
+        peer: parts.identity.pid,
+        subscribes,
+        counters: Counters::new(doorbell.rung()),
+        doorbell: Arc::new(doorbell),
+        state: AtomicState::open(parts.mark),
+        sending_ended: AtomicBool::new(false),
+        receiving_ended: AtomicBool::new(false),
+        lost: AtomicBool::new(false),
+        held: ProcessMutex::new(Some(held), birth),
+        busy_poll: options.busy_poll,
+        tie: parts.tie,
+    });
+    own.in_use(parts.barriers && receives_barriers);
+    shared.opened(&own);
+    let verifier = Verifier::new(parts.process, options, &shared);
     Opened {
-        verifier: Verifier::new(parts.process, options, &shared),
+        known: KnownPeer::new(verifier, parts.identity, parts.evidence),
         shared,
         inbox,
-        identity: parts.identity,
-        evidence: parts.evidence,
         own,
         peer,
         barriers: if parts.barriers {

@@ -117,9 +117,7 @@ impl Subscription {
         let link = Link::between(&opened, ring.clone(), spot, ParkingSpot::WRITER);
         let Opened {
             shared,
-            verifier,
-            identity,
-            evidence,
+            known,
             own,
             peer: publishers,
             peer_capacity: capacity,
@@ -153,7 +151,7 @@ impl Subscription {
             reader,
             end_known: false,
             ended: false,
-            known: KnownPeer::new(verifier, identity, evidence),
+            known,
             collects: options.attachments.any(),
             missed: 0,
             last_lag: 0,
@@ -163,12 +161,12 @@ impl Subscription {
 
     /// Returns the publisher's identity at the last check.
     pub fn peer(&self) -> &Identity {
-        self.ring.known.identity()
+        &self.ring.known.identity
     }
 
     /// Returns the checks of the handshake, in order, and those of the last [`Subscription::verify`].
     pub fn evidence(&self) -> &[Evidence] {
-        self.ring.known.evidence()
+        &self.ring.known.evidence
     }
 
     /// Returns which messages arrive.
@@ -228,7 +226,7 @@ impl Subscription {
 
     /// Returns a handle that checks the publisher again from another thread.
     pub fn verifier(&self) -> Verifier {
-        self.ring.known.verifier()
+        self.ring.known.verifier.clone()
     }
 
     /// Receives the next message, whatever it is.

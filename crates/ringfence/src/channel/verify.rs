@@ -18,35 +18,15 @@ use crate::{
 
 /// Checks a channel's peer again, on any thread. Does not keep the channel open.
 #[derive(Debug, Clone)]
-pub struct Verifier {
-    known: Arc<Known>,
-    shared: Weak<Shared>,
-}
-
-/// A [`Verifier`] that does not keep the known data of the peer alive, including a descriptor of its process.
-#[derive(Debug, Default)]
-pub(crate) struct WeakVerifier {
-    known: Weak<Known>,
-    shared: Weak<Shared>,
-}
-
-impl WeakVerifier {
-    /// Returns the verifier, or `None` once it was dropped.
-    pub(crate) fn upgrade(&self) -> Option<Verifier> {
-        Some(Verifier {
-            known: self.known.upgrade()?,
-            shared: Weak::clone(&self.shared),
-        })
-    }
-}
+pub struct Verifier(pub(crate) Arc<Verification>);
 
 /// What is known of the peer of an open channel: from the handshake, and from the last verification.
 #[derive(Debug)]
 pub(crate) struct KnownPeer {
-    verifier: Verifier,
-    identity: Arc<Identity>,
+    pub(crate) verifier: Verifier,
+    pub(crate) identity: Arc<Identity>,
     /// The checks of the handshake come first.
-    evidence: Vec<Evidence>,
+    pub(crate) evidence: Vec<Evidence>,
     of_handshake: usize,
 }
 
@@ -60,14 +40,6 @@ impl KnownPeer {
         }
     }
 
-    pub(crate) fn identity(&self) -> &Arc<Identity> {
-        &self.identity
-    }
-
-    pub(crate) fn evidence(&self) -> &[Evidence] {
-        &self.evidence
-    }
-
     pub(crate) fn verify(&mut self) -> Result<&Identity> {
         let Verified { identity, evidence } = self.verifier.verify()?;
         self.identity = Arc::new(identity);
@@ -75,17 +47,15 @@ impl KnownPeer {
         self.evidence.extend(evidence);
         Ok(&self.identity)
     }
-
-    pub(crate) fn verifier(&self) -> Verifier {
-        self.verifier.clone()
-    }
 }
 
+/// What a verification needs, including a descriptor of the peer's process.
 #[derive(Debug)]
-struct Known {
+pub(crate) struct Verification {
     peer: Peer,
     policy: Policy,
     timeout: Duration,
+    shared: Weak<Shared>,
 }
 
 /// The result of a verification.
@@ -99,22 +69,13 @@ pub struct Verified {
 }
 
 impl Verifier {
-    pub(crate) fn downgrade(&self) -> WeakVerifier {
-        WeakVerifier {
-            known: Arc::downgrade(&self.known),
-            shared: Weak::clone(&self.shared),
-        }
-    }
-
     pub(crate) fn new(peer: Peer, options: &Options, shared: &Arc<Shared>) -> Self {
-        Self {
-            known: Arc::new(Known {
-                peer,
-                policy: options.policy.without_callback(),
-                timeout: options.handshake_timeout,
-            }),
+        Self(Arc::new(Verification {
+            peer,
+            policy: options.policy.without_callback(),
+            timeout: options.handshake_timeout,
             shared: Arc::downgrade(shared),
-        }
+        }))
     }
 
     /// Checks the peer now, against the policy that the channel was made with: the process is alive, has the
@@ -131,17 +92,13 @@ impl Verifier {
     ///   peer was not checked then, and the channel stays open.
     pub fn verify(&self) -> Result<Verified> {
         self.check_open()?;
-        let Known {
-            peer,
-            policy,
-            timeout,
-        } = &*self.known;
+        let Verification { policy, timeout, .. } = &*self.0;
         let mut record = EvidenceLog::default();
         let deadline = Deadline::endless(Vec::new(), *timeout).within(*timeout);
-        let looked = policy.check(peer, "verify", &deadline, &mut record);
+        let looked = policy.check(&self.0.peer, "verify", &deadline, &mut record);
         // If the channel has ended in the meantime, that error comes first.
         self.check_open()?;
-        if let (Err(error @ Error::PeerRefused(_)), Some(shared)) = (&looked, self.shared.upgrade()) {
+        if let (Err(error @ Error::PeerRefused(_)), Some(shared)) = (&looked, self.0.shared.upgrade()) {
             // Cut off the peer before the process's observers are notified: their callbacks may block.
             let untold = shared.end(ChannelState::Refused);
             shared.tie.refused(error);
@@ -154,10 +111,8 @@ impl Verifier {
     }
 
     fn check_open(&self) -> Result<()> {
-        let shared = self
-            .shared
-            .upgrade()
-            .ok_or(Error::Closed("the channel is closed"))?;
+        let shared = self.0.shared.upgrade();
+        let shared = shared.ok_or(Error::Closed("the channel is closed"))?;
         shared.doorbell.look();
         shared.notice();
         shared.check()

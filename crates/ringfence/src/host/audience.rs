@@ -21,7 +21,7 @@ use std::{
 use crate::{
     channel::end::{self as channel, AtomicState, ChannelState, CloseReason, OnEnd, Untold},
     channel::open::open,
-    channel::verify::{Verified, Verifier, WeakVerifier},
+    channel::verify::{Verification, Verified, Verifier},
     error::{Error, Result},
     evidence::Evidence,
     fork::ProcessMutex,
@@ -114,7 +114,7 @@ struct SubscriberRecord {
     /// The identity at the last [`Subscriber::verify`].
     verified: ProcessMutex<Option<Identity>>,
     evidence: Vec<Evidence>,
-    verifier: WeakVerifier,
+    verifier: Weak<Verification>,
     link: Weak<channel::Shared>,
     gone: OnceLock<CloseReason>,
     /// The event of its connection was dropped, so its end is not reported either.
@@ -173,7 +173,7 @@ impl Subscriber {
         }
         let verifier = self.member.verifier.upgrade();
         let verifier = verifier.ok_or(Error::Closed("the subscriber has gone"))?;
-        let Verified { identity, .. } = verifier.verify()?;
+        let Verified { identity, .. } = Verifier(verifier).verify()?;
         *self.member.verified.lock()? = Some(identity.clone());
         Ok(identity)
     }
@@ -293,14 +293,14 @@ impl Endpoint<Broadcast> {
         let (number, delivery) = (start.held.number, start.delivery);
         let opened = open(parts, None, options);
         let (link, control, barriers) = (opened.shared, opened.peer, opened.barriers);
-        let accepts = opened.attachments_out;
+        let (accepts, known) = (opened.attachments_out, opened.known);
         let member = Arc::new(SubscriberRecord {
             number,
             delivery,
-            identity: opened.identity,
+            identity: (*known.identity).clone(),
             verified: ProcessMutex::new(None, self.birth()),
-            evidence: opened.evidence,
-            verifier: opened.verifier.downgrade(),
+            evidence: known.evidence,
+            verifier: Arc::downgrade(&known.verifier.0),
             link: Arc::downgrade(&link),
             gone: OnceLock::new(),
             untold: AtomicBool::new(false),
@@ -308,7 +308,7 @@ impl Endpoint<Broadcast> {
         let seated = Seated {
             member: Arc::clone(&member),
             link: Arc::clone(&link),
-            _verifier: opened.verifier,
+            _verifier: known.verifier,
         };
         {
             let mut state = self.state();
@@ -684,7 +684,7 @@ mod tests {
             }),
             verified: ProcessMutex::new(None, Birth::now().unwrap()),
             evidence: Vec::new(),
-            verifier: WeakVerifier::default(),
+            verifier: Weak::new(),
             link: Weak::new(),
             gone: OnceLock::new(),
             untold: AtomicBool::new(false),
