@@ -33,6 +33,9 @@ named! {
     }
 }
 
+/// The required value of a check that was not asked for.
+pub(crate) const NOT_ASKED: &str = "not asked for";
+
 /// Collects [`Evidence`] in the order of the steps.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct EvidenceLog(Vec<Evidence>);
@@ -51,7 +54,7 @@ impl EvidenceLog {
     /// Records a value that this kernel or policy leaves open, so that a reader does not think it was
     /// checked.
     pub(crate) fn not_asked(&mut self, step: &'static str, check: &'static str, found: impl Into<String>) {
-        self.note(step, check, "not asked for", found, Outcome::NotAsked);
+        self.note(step, check, NOT_ASKED, found, Outcome::NotAsked);
     }
 
     /// Records a required value that a child cannot see of its parent.
@@ -65,7 +68,7 @@ impl EvidenceLog {
         self.note(step, check, wanted, found, Outcome::NotVisible);
     }
 
-    fn note(
+    pub(crate) fn note(
         &mut self,
         step: &'static str,
         check: &'static str,

@@ -64,13 +64,14 @@ pub mod binding {
     pub use crate::api::member::destroy_on_drop;
     pub use crate::api::pair::join_noticing;
     pub use crate::channel::inbound::AnyInlet;
-    pub use crate::channel::merge::source::{announce, barrier, line, look_parked, spin, was_closed_by_peer};
+    pub use crate::channel::merge::source::{announce, line, look_parked, spin, was_closed_by_peer};
     pub use crate::channel::outbound::AnyOutlet;
     pub use crate::channel::receiver::PairInlet;
     pub use crate::channel::receiver::{Keep, pull_again, pull_calls, pull_held, release};
     pub use crate::channel::reserve::{Keeper, Reserved};
     pub use crate::channel::subscription::BroadcastInlet;
     pub use crate::harden::ignore_sigusr1;
+    pub use crate::region::copy::barrier;
     pub use crate::region::sealed::{Draft, DraftMemory, copy_on_write};
     pub use crate::ring::record::{HEADER, Tag, WHOLE};
     pub use crate::sys::file::file_type;
@@ -117,13 +118,13 @@ macro_rules! named {
 macro_rules! setters {
     ($options:ident { $(
         $(#[$about:meta])*
-        $setter:ident($value:ident: $kind:ty) => $field:ident = $set:expr;
+        $setter:ident($($value:ident: $kind:ty)?) => $field:ident = $set:expr;
     )+ }) => {
         impl $options {
             $(
                 $(#[$about])*
                 #[must_use]
-                pub fn $setter(mut self, $value: $kind) -> Self {
+                pub fn $setter(mut self, $($value: $kind)?) -> Self {
                     self.$field = $set;
                     self
                 }

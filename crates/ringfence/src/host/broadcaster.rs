@@ -25,6 +25,7 @@ use crate::{
     ring::record::Tag,
     wake::attachments::AttachmentRef,
     wake::doorbell::Doorbell,
+    wake::parking::ParkingSpot,
     wake::parking::many::{FanWaker, RoomSleeper, SleepingReader},
 };
 
@@ -182,7 +183,7 @@ impl Outlet for FanOut {
 
     fn arm(outbound: &mut Broadcaster, size: usize) -> Result<bool> {
         let Writing { ring, link, .. } = outbound.writing()?;
-        link.sleeper.park(ring.reliable_controls())?;
+        link.sleeper.park_for_room(ring.reliable_controls())?;
         let room = outbound.is_found(size);
         if !matches!(room, Ok(false)) {
             outbound.disarm();
@@ -285,7 +286,7 @@ impl Broadcaster {
             ring: FanOutWriter::new(region.clone(), Arc::clone(&shared.ring.readers), capacity),
             link: FanLink {
                 waker: FanWaker::new(region.clone(), barriers),
-                sleeper: RoomSleeper::new(region.clone(), barriers),
+                sleeper: RoomSleeper::new(region.clone(), (), ParkingSpot::WRITER, barriers),
                 known: 0,
                 stalled: None,
             },

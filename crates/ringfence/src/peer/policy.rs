@@ -10,7 +10,7 @@ use nix::unistd::{geteuid, getuid};
 
 use crate::{
     error::{Check, Error, Refusal, Result},
-    evidence::EvidenceLog,
+    evidence::{EvidenceLog, NOT_ASKED, Outcome},
     identity::{Confinement, Digest, Executable, Identity},
     peer::authorize::{self, Authorize, Decision},
     peer::confinement::ConfinementCheck,
@@ -81,32 +81,27 @@ impl Program {
     }
 
     /// Compares the peer's file with the required one. A path that does not exist matches no peer, and the
-    /// policy's other programs still count. Fails if this process lacks the resources for the check.
-    fn compare_file(&self, found: &Executable, own: &Own, deadline: &Deadline) -> Result<FileMatch> {
+    /// policy's other programs still count. Fails if this process lacks the resources for the check. The inner error is the reason
+    /// why this process cannot inspect its own executable.
+    fn compare_file(
+        &self,
+        found: &Executable,
+        own: &Own,
+        deadline: &Deadline,
+    ) -> Result<Result<bool, String>> {
         let told = match &self.file {
-            ProgramFile::Any => return Ok(FileMatch::Yes),
+            ProgramFile::Any => return Ok(Ok(true)),
             ProgramFile::Same => match answered(INSPECTING, own.clone())? {
                 Ok(own) => Ok(own),
                 Err(errno) => {
                     let why = format!("/proc/self/exe cannot be read: {}", errno.desc());
-                    return Ok(FileMatch::Unknown(why));
+                    return Ok(Err(why));
                 }
             },
             ProgramFile::Path(path) => answered(INSPECTING, process::named_executable(path, deadline)?)?,
         };
-        Ok(match told {
-            Ok(file) if file.is_same_file(found) => FileMatch::Yes,
-            Ok(_) | Err(_) => FileMatch::No,
-        })
+        Ok(Ok(told.is_ok_and(|file| file.is_same_file(found))))
     }
-}
-
-/// Whether the peer executes the file that a [`Program`] names.
-enum FileMatch {
-    Yes,
-    No,
-    /// This process cannot inspect its own executable, for this reason.
-    Unknown(String),
 }
 
 /// Names the operation in errors about files that the policy names.
@@ -174,75 +169,26 @@ impl fmt::Display for DisplayProgram<'_> {
 ///     .authorize(|peer| Ok::<_, std::convert::Infallible>(peer.gid != 0));
 /// let options = Options::new().policy(policy);
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Policy {
-    users: Users,
-    namespace: Namespace,
+    /// These three have a default, which is `None` here. In a child, a default refuses nothing that the child cannot see of its parent.
+    users: Option<Users>,
+    namespace: Option<Namespace>,
+    /// `Some(None)`: any executable.
+    executables: Option<Option<Vec<Program>>>,
     groups: Option<Vec<u32>>,
-    executables: Option<Vec<Program>>,
     cgroup: Option<String>,
     label: Option<String>,
     confined: Vec<Confinement>,
     authorize: Option<Authorize>,
-    named: Named,
     /// The peer is the parent of this process, which the inherited line proves.
     is_parent: bool,
-}
-
-/// The checks that the program has chosen itself, among those that have a default.
-#[derive(Debug, Clone, Copy, Default)]
-struct Named {
-    uid: bool,
-    namespace: bool,
-    executable: bool,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Policy {
     /// Requires the same uid, the same namespaces, and the same executable (device and inode).
     pub fn new() -> Self {
-        Self {
-            users: Users::Same,
-            namespace: Namespace::Same,
-            groups: None,
-            executables: Some(vec![Program::same()]),
-            cgroup: None,
-            label: None,
-            confined: Vec::new(),
-            authorize: None,
-            named: Named::default(),
-            is_parent: false,
-        }
-    }
-
-    /// Requires the peer's effective uid to be one of these.
-    #[must_use]
-    pub fn uids(self, uids: impl Into<Vec<u32>>) -> Self {
-        self.with_users(Users::OneOf(uids.into()))
-    }
-
-    /// Requires the peer to have this process's uid, as [`Policy::new`] does. A child that says so refuses a parent
-    /// whose user it cannot see.
-    #[must_use]
-    pub fn same_uid(self) -> Self {
-        self.with_users(Users::Same)
-    }
-
-    fn with_users(mut self, users: Users) -> Self {
-        self.users = users;
-        self.named.uid = true;
-        self
-    }
-
-    /// Accepts a peer of any user. The evidence records its uid.
-    #[must_use]
-    pub fn any_uid(self) -> Self {
-        self.with_users(Users::Any)
+        Self::default()
     }
 
     /// Sets the namespaces in which the peer may live. [`Namespace::Same`] means this process's own. The
@@ -251,17 +197,14 @@ impl Policy {
     /// capability in a namespace that the user creates (`unshare -Urp`).
     #[must_use]
     pub const fn namespace(mut self, namespace: Namespace) -> Self {
-        self.namespace = namespace;
-        self.named.namespace = true;
+        self.namespace = Some(namespace);
         self
     }
 
     /// Applies the defaults for a descendant of a child: it may live in any namespace, since a launcher often makes new ones.
     #[must_use]
     pub(crate) fn for_descendant(mut self) -> Self {
-        if !self.named.namespace {
-            self.namespace = Namespace::Any;
-        }
+        self.namespace.get_or_insert(Namespace::Any);
         self
     }
 
@@ -276,35 +219,32 @@ impl Policy {
 
     pub(crate) fn may_hide(&self) -> MayHide {
         MayHide {
-            pid: self.namespace == Namespace::Any || self.is_parent && !self.named.namespace,
-            uid: self.is_parent && (!self.named.uid || matches!(self.users, Users::Any)),
+            pid: self.namespace == Some(Namespace::Any) || self.is_parent && self.namespace.is_none(),
+            uid: self.is_parent && matches!(self.users, None | Some(Users::Any)),
             lookups: self.is_parent,
         }
     }
 
-    /// Turns the comparison of an invisible property into [`Comparison::NotVisible`], if the peer is the parent and the
+    /// Turns the comparison of an invisible property into [`Outcome::NotVisible`], if the peer is the parent and the
     /// program has not named this check. What is known of a peer that has named itself is no proof.
     fn unless_hidden(
         &self,
-        compared: Comparison,
+        mut compared: Comparison,
         is_named: bool,
         is_visible: bool,
         look: &Look,
     ) -> Comparison {
         let proves = look.named_by != NamedBy::Message;
         let is_hidden = !is_visible || !proves && !sys::process::is_privileged_execution();
-        match compared {
-            Comparison::Passed { wanted, found } | Comparison::Failed { wanted, found }
-                if self.is_parent && !is_named && is_hidden =>
-            {
-                Comparison::NotVisible { wanted, found }
-            }
-            Comparison::Passed { wanted, found } if !proves => Comparison::Failed {
-                wanted,
-                found: format!("{found}, not provable: {}", self.unproven()),
-            },
-            compared => compared,
+        if compared.outcome == Some(Outcome::NotAsked) {
+            return compared;
         }
+        if self.is_parent && !is_named && is_hidden {
+            compared.outcome = Some(Outcome::NotVisible);
+        } else if !proves && compared.outcome.take().is_some() {
+            compared.found = format!("{}, not provable: {}", compared.found, self.unproven());
+        }
+        compared
     }
 
     /// The reason why the peer is known by its messages alone, and what to do.
@@ -316,75 +256,11 @@ impl Policy {
         }
     }
 
-    /// Requires one of these to be the peer's effective gid or one of its supplementary groups. Supplementary
-    /// groups count only if they are visible at each check.
-    #[must_use]
-    pub fn gids(mut self, gids: impl Into<Vec<u32>>) -> Self {
-        self.groups = Some(gids.into());
-        self
-    }
-
-    /// Accepts a peer that executes any file. A peer of another user usually needs this, because its executable
-    /// cannot be seen without `CAP_SYS_PTRACE`.
-    #[must_use]
-    pub fn any_executable(mut self) -> Self {
-        self.executables = None;
-        self.named.executable = true;
-        self
-    }
-
     /// Requires the peer to execute one of these files, compared by device and inode at the time of the
     /// check. The paths must be absolute, as for [`Program::path`].
     #[must_use]
     pub fn executables<P: AsRef<Path>>(self, paths: impl IntoIterator<Item = P>) -> Self {
         self.programs(paths.into_iter().map(Program::path))
-    }
-
-    /// Requires the peer to execute one of these. Replaces the previous requirement on its executable.
-    #[must_use]
-    pub fn programs(mut self, programs: impl IntoIterator<Item = Program>) -> Self {
-        self.executables = Some(programs.into_iter().collect());
-        self.named.executable = true;
-        self
-    }
-
-    /// Requires the peer to be in exactly this cgroup (version 2; a cgroup below it does not count). The name
-    /// is written as in /proc/PID/cgroup: `/system.slice/orders.service`.
-    #[must_use]
-    pub fn cgroup(mut self, path: impl Into<String>) -> Self {
-        self.cgroup = Some(path.into());
-        self
-    }
-
-    /// Requires the peer to have had this security label when it connected or listened (`SO_PEERSEC`).
-    #[must_use]
-    pub fn label(mut self, label: impl Into<String>) -> Self {
-        self.label = Some(label.into());
-        self
-    }
-
-    /// Requires the kernel to confine the peer in these ways. This process reads them in /proc before anything
-    /// is shared with the peer, and again at each later check. Each thread of the peer counts.
-    ///
-    /// The kernel never lifts [`Confinement::NoNewPrivs`] and [`Confinement::Seccomp`] again. Require
-    /// [`Confinement::NoCapabilities`] together with [`Confinement::NoNewPrivs`], or a setuid program can give the
-    /// peer capabilities, and [`Confinement::NetworkNamespace`] together with [`Confinement::NoCapabilities`], or
-    /// the peer can enter another network namespace.
-    ///
-    /// A confined peer usually lives in namespaces of its own, and executes another program than this process:
-    ///
-    /// ```
-    /// use ringfence::{Confinement, Namespace, Policy};
-    ///
-    /// let policy = Policy::new()
-    ///     .namespace(Namespace::Any)
-    ///     .any_executable()
-    ///     .confined([Confinement::NoNewPrivs, Confinement::Seccomp, Confinement::NoCapabilities]);
-    /// ```
-    #[must_use]
-    pub fn confined(mut self, confinements: impl IntoIterator<Item = Confinement>) -> Self {
-        self.confined = confinements.into_iter().collect();
-        self
     }
 
     /// Adds a callback that decides last: the peer has passed all other checks, and nothing is shared with it
@@ -412,14 +288,6 @@ impl Policy {
         self
     }
 
-    /// Adds a callback that answers later, from any thread, through the [`Decision`]. Otherwise this is
-    /// [`Policy::authorize`]. `ask` may return before the answer is given. A panic in `ask` refuses the peer.
-    #[must_use]
-    pub fn authorize_later(mut self, ask: impl Fn(Identity, Decision) + Send + Sync + 'static) -> Self {
-        self.authorize = Some(Authorize::later(ask));
-        self
-    }
-
     pub(crate) fn cgroup_name(&self) -> Option<&str> {
         self.cgroup.as_deref()
     }
@@ -427,9 +295,9 @@ impl Policy {
     /// Whether all accepted peers belong to one user.
     pub(crate) fn is_for_one_user(&self) -> bool {
         match &self.users {
-            Users::Same => true,
-            Users::OneOf(uids) => uids.iter().all(|uid| uid == &uids[0]),
-            Users::Any => false,
+            None | Some(Users::Same) => true,
+            Some(Users::OneOf(uids)) => uids.iter().all(|uid| uid == &uids[0]),
+            Some(Users::Any) => false,
         }
     }
 
@@ -440,7 +308,7 @@ impl Policy {
     /// [`Error::InvalidArgument`] for a relative path, which would name a different file for each working
     /// directory.
     pub(crate) fn check_paths(&self) -> Result<()> {
-        for program in self.executables.iter().flatten() {
+        for program in self.executables.iter().flatten().flatten() {
             if let ProgramFile::Path(path) = &program.file
                 && !path.is_absolute()
             {
@@ -506,25 +374,23 @@ impl Policy {
         deadline: &Deadline,
         record: &mut EvidenceLog,
     ) -> Result<()> {
-        let mut note = |check: Check, finding| match finding {
-            Comparison::NotAsked { found } => {
-                record.not_asked(step, check.name(), found);
-                Ok(())
-            }
-            Comparison::Passed { wanted, found } => {
-                record.passed(step, check.name(), wanted, found);
-                Ok(())
-            }
-            Comparison::NotVisible { wanted, found } => {
-                record.not_visible(step, check.name(), wanted, found);
-                Ok(())
-            }
-            Comparison::Failed { wanted, found } => Err(Error::from(Refusal::new(check, wanted, found))),
+        let mut note = |check: Check, compared: Comparison| {
+            let Comparison {
+                outcome,
+                wanted,
+                found,
+            } = compared;
+            let Some(outcome) = outcome else {
+                return Err(Error::from(Refusal::new(check, wanted, found)));
+            };
+            record.note(step, check.name(), wanted, found, outcome);
+            Ok(())
         };
         let (real, effective) = (getuid().as_raw(), geteuid().as_raw());
-        let users = self.users.compare(look.identity.uid, real, effective);
+        let users = self.users.as_ref().unwrap_or(&Users::Same);
+        let users = users.compare(look.identity.uid, real, effective);
         let users = if self.is_parent {
-            self.unless_hidden(users, self.named.uid, look.is_mapped, look)
+            self.unless_hidden(users, self.users.is_some(), look.is_mapped, look)
         } else {
             users
         };
@@ -532,7 +398,7 @@ impl Policy {
         let namespace = self.compare_namespace(&look.standing);
         note(
             Check::Namespace,
-            self.unless_hidden(namespace, self.named.namespace, look.standing.visible, look),
+            self.unless_hidden(namespace, self.namespace.is_some(), look.standing.visible, look),
         )?;
         let named = |compared| self.unless_hidden(compared, true, true, look);
         note(Check::Gid, named(self.compare_groups(look)))?;
@@ -556,14 +422,14 @@ impl Policy {
             || sys::process::is_privileged_execution();
         note(
             Check::Executable,
-            self.unless_hidden(executable, self.named.executable, is_visible, look),
+            self.unless_hidden(executable, self.executables.is_some(), is_visible, look),
         )
     }
 
     fn compare_namespace(&self, standing: &NamespaceComparison) -> Comparison {
         let mut found = standing.found.clone();
-        match self.namespace {
-            Namespace::Any => return Comparison::NotAsked { found },
+        match self.namespace.unwrap_or_default() {
+            Namespace::Any => return Comparison::not_asked(found),
             Namespace::Same if standing.same || self.is_parent && !standing.visible => {}
             Namespace::Same => found.push_str(
                 "; let the two share both namespaces, or let it in by the policy's `namespace`: any",
@@ -575,9 +441,7 @@ impl Policy {
     fn compare_groups(&self, look: &Look) -> Comparison {
         let Identity { gid, groups, .. } = &look.identity;
         let Some(wanted) = &self.groups else {
-            return Comparison::NotAsked {
-                found: gid.to_string(),
-            };
+            return Comparison::not_asked(gid.to_string());
         };
         let found = match (groups, &look.groups) {
             (Some(groups), _) => format!("{gid} with {groups:?}"),
@@ -594,7 +458,7 @@ impl Policy {
     fn compare_cgroup(&self, look: &Look) -> Result<Comparison> {
         let shown = look.cgroup_shown();
         let Some(wanted) = &self.cgroup else {
-            return Ok(Comparison::NotAsked { found: shown });
+            return Ok(Comparison::not_asked(shown));
         };
         let unseen = |why: String| Comparison::compared(false, wanted, format!("{shown}; {why}"));
         let number = match look.cgroup_number {
@@ -624,7 +488,7 @@ impl Policy {
     fn compare_label(&self, look: &Look) -> Comparison {
         let found = look.label_shown();
         match &self.label {
-            None => Comparison::NotAsked { found },
+            None => Comparison::not_asked(found),
             Some(wanted) => Comparison::compared(look.identity.label.as_ref() == Some(wanted), wanted, found),
         }
     }
@@ -646,8 +510,11 @@ impl Policy {
             Some(found) => found.to_string(),
             None => look.executable_unreadable(),
         };
-        let Some(wanted) = &self.executables else {
-            return Ok(Comparison::NotAsked { found: shown });
+        let same = [Program::same()];
+        let wanted = match &self.executables {
+            None => &same[..],
+            Some(Some(programs)) => programs,
+            Some(None) => return Ok(Comparison::not_asked(shown)),
         };
         let own = look.own.clone();
         let Some(found) = look.identity.executable.clone() else {
@@ -657,10 +524,10 @@ impl Policy {
         let mut passed = false;
         for program in wanted {
             match (program.compare_file(&found, &own, deadline)?, program.sha256) {
-                (FileMatch::No, _) => {}
-                (FileMatch::Yes, None) => passed = true,
-                (FileMatch::Yes, Some(sha256)) => contents.push(sha256),
-                (FileMatch::Unknown(why), _) => {
+                (Ok(false), _) => {}
+                (Ok(true), None) => passed = true,
+                (Ok(true), Some(sha256)) => contents.push(sha256),
+                (Err(why), _) => {
                     return Ok(Comparison::compared(
                         false,
                         DisplayProgram(program, &own).to_string(),
@@ -685,6 +552,60 @@ impl Policy {
     }
 }
 
+setters! { Policy {
+    /// Requires the peer's effective uid to be one of these.
+    uids(uids: impl Into<Vec<u32>>) => users = Some(Users::OneOf(uids.into()));
+
+    /// Requires the peer to have this process's uid, as [`Policy::new`] does. A child that says so refuses a parent
+    /// whose user it cannot see.
+    same_uid() => users = Some(Users::Same);
+
+    /// Accepts a peer of any user. The evidence records its uid.
+    any_uid() => users = Some(Users::Any);
+
+    /// Requires one of these to be the peer's effective gid or one of its supplementary groups. Supplementary
+    /// groups count only if they are visible at each check.
+    gids(gids: impl Into<Vec<u32>>) => groups = Some(gids.into());
+
+    /// Accepts a peer that executes any file. A peer of another user usually needs this, because its executable
+    /// cannot be seen without `CAP_SYS_PTRACE`.
+    any_executable() => executables = Some(None);
+
+    /// Requires the peer to execute one of these. Replaces the previous requirement on its executable.
+    programs(programs: impl IntoIterator<Item = Program>) => executables = Some(Some(programs.into_iter().collect()));
+
+    /// Requires the peer to be in exactly this cgroup (version 2; a cgroup below it does not count). The name
+    /// is written as in /proc/PID/cgroup: `/system.slice/orders.service`.
+    cgroup(path: impl Into<String>) => cgroup = Some(path.into());
+
+    /// Requires the peer to have had this security label when it connected or listened (`SO_PEERSEC`).
+    label(label: impl Into<String>) => label = Some(label.into());
+
+    /// Adds a callback that answers later, from any thread, through the [`Decision`]. Otherwise this is
+    /// [`Policy::authorize`]. `ask` may return before the answer is given. A panic in `ask` refuses the peer.
+    authorize_later(ask: impl Fn(Identity, Decision) + Send + Sync + 'static) => authorize = Some(Authorize::later(ask));
+
+    /// Requires the kernel to confine the peer in these ways. This process reads them in /proc before anything
+    /// is shared with the peer, and again at each later check. Each thread of the peer counts.
+    ///
+    /// The kernel never lifts [`Confinement::NoNewPrivs`] and [`Confinement::Seccomp`] again. Require
+    /// [`Confinement::NoCapabilities`] together with [`Confinement::NoNewPrivs`], or a setuid program can give the
+    /// peer capabilities, and [`Confinement::NetworkNamespace`] together with [`Confinement::NoCapabilities`], or
+    /// the peer can enter another network namespace.
+    ///
+    /// A confined peer usually lives in namespaces of its own, and executes another program than this process:
+    ///
+    /// ```
+    /// use ringfence::{Confinement, Namespace, Policy};
+    ///
+    /// let policy = Policy::new()
+    ///     .namespace(Namespace::Any)
+    ///     .any_executable()
+    ///     .confined([Confinement::NoNewPrivs, Confinement::Seccomp, Confinement::NoCapabilities]);
+    /// ```
+    confined(confinements: impl IntoIterator<Item = Confinement>) => confined = confinements.into_iter().collect();
+} }
+
 impl Users {
     fn compare(&self, uid: u32, real: u32, effective: u32) -> Comparison {
         match self {
@@ -699,41 +620,34 @@ impl Users {
             Self::OneOf(uids) => {
                 Comparison::compared(uids.contains(&uid), format!("one of {uids:?}"), uid.to_string())
             }
-            Self::Any => Comparison::NotAsked {
-                found: uid.to_string(),
-            },
+            Self::Any => Comparison::not_asked(uid.to_string()),
         }
     }
 }
 
 /// The result of one comparison.
-enum Comparison {
-    /// The policy has no such requirement.
-    NotAsked {
-        found: String,
-    },
-    Passed {
-        wanted: String,
-        found: String,
-    },
-    Failed {
-        wanted: String,
-        found: String,
-    },
-    /// A required value that this process cannot see of its parent.
-    NotVisible {
-        wanted: String,
-        found: String,
-    },
+struct Comparison {
+    /// `None`: the peer is refused.
+    outcome: Option<Outcome>,
+    wanted: String,
+    found: String,
 }
 
 impl Comparison {
     fn compared(passed: bool, wanted: impl Into<String>, found: String) -> Self {
-        let wanted = wanted.into();
-        if passed {
-            Self::Passed { wanted, found }
-        } else {
-            Self::Failed { wanted, found }
+        let (outcome, wanted) = (passed.then_some(Outcome::Passed), wanted.into());
+        Self {
+            outcome,
+            wanted,
+            found,
+        }
+    }
+
+    /// The policy has no such requirement.
+    fn not_asked(found: String) -> Self {
+        Self {
+            outcome: Some(Outcome::NotAsked),
+            ..Self::compared(true, NOT_ASKED, found)
         }
     }
 }
@@ -783,13 +697,15 @@ mod tests {
     }
 
     /// Returns whether the check passed, the required value and the found one. `None` if it was not required.
-    fn told(finding: Comparison) -> (Option<bool>, String, String) {
-        match finding {
-            Comparison::NotAsked { found } => (None, String::new(), found),
-            Comparison::Passed { wanted, found } => (Some(true), wanted, found),
-            Comparison::Failed { wanted, found } | Comparison::NotVisible { wanted, found } => {
-                (Some(false), wanted, found)
-            }
+    fn told(compared: Comparison) -> (Option<bool>, String, String) {
+        let Comparison {
+            outcome,
+            wanted,
+            found,
+        } = compared;
+        match outcome {
+            Some(Outcome::NotAsked) => (None, String::new(), found),
+            outcome => (Some(outcome == Some(Outcome::Passed)), wanted, found),
         }
     }
 
@@ -898,7 +814,7 @@ mod tests {
     fn an_unreadable_own_executable_accepts_no_peer() {
         let found = look().identity.executable.unwrap();
         let same = |errno| Program::same().compare_file(&found, &Err(errno), &time());
-        assert!(matches!(same(Errno::EACCES), Ok(FileMatch::Unknown(_))));
+        assert!(matches!(same(Errno::EACCES), Ok(Err(_))));
         assert_eq!(same(Errno::EMFILE).err().unwrap().code(), "NO_SPACE");
         // A socket can be inspected, though it cannot be opened for reading.
         let directory = tempfile::tempdir().unwrap();
@@ -908,11 +824,11 @@ mod tests {
         let named = Program::path(&path);
         assert!(matches!(
             named.compare_file(&socket, &process::own_executable(), &time()),
-            Ok(FileMatch::Yes)
+            Ok(Ok(true))
         ));
         assert!(matches!(
             named.compare_file(&found, &process::own_executable(), &time()),
-            Ok(FileMatch::No)
+            Ok(Ok(false))
         ));
     }
 

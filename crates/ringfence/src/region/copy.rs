@@ -11,9 +11,12 @@ use std::{
     sync::atomic::{Ordering, fence},
 };
 
-use nix::{errno::Errno, libc};
+use nix::libc;
 
-use crate::sys;
+use crate::{
+    error::{Error, Result},
+    sys,
+};
 
 /// The size of a cache line in bytes. With longer lines, some are prefetched twice.
 pub(crate) const LINE: usize = 64;
@@ -284,9 +287,14 @@ pub(crate) trait Readable {
         fence(Ordering::Acquire);
     }
     /// Makes a full fence on every processor that runs a registered process (membarrier(2)).
-    fn barrier_for_all(&self) -> std::result::Result<(), Errno> {
-        sys::process::issue_barrier()
+    fn barrier_for_all(&self) -> Result<()> {
+        barrier()
     }
+}
+
+/// Makes a full fence on every processor that runs a registered process. For a caller that sleeps on many channels: one serves all.
+pub fn barrier() -> Result<()> {
+    sys::process::issue_barrier().map_err(|errno| Error::system("a memory barrier (membarrier)", errno))
 }
 
 /// A region that its owner writes.

@@ -11,9 +11,8 @@ use loom::{
     },
 };
 
-use nix::errno::Errno;
-
 use crate::{
+    error::Result,
     region::copy::{Readable, Writable},
     region::layout::{self, MARKS, as_offset, head_of, mark_of, reader_parked_of},
 };
@@ -182,7 +181,7 @@ impl Readable for Region {
     /// Loom has no barrier that one thread issues for another. Stores of a thread that has ended are visible,
     /// as after a barrier. So this waits until the publisher has ended. Only readers that find that they need
     /// no barrier are modelled.
-    fn barrier_for_all(&self) -> Result<(), Errno> {
+    fn barrier_for_all(&self) -> Result<()> {
         let mut over = self.shared.over.0.lock().unwrap();
         while !*over {
             over = self.shared.over.1.wait(over).unwrap();

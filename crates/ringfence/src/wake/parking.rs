@@ -12,7 +12,7 @@ pub(crate) mod many;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use crate::{
-    error::{Error, Result},
+    error::Result,
     region::copy::{Readable, Writable},
     region::layout,
 };
@@ -50,6 +50,13 @@ impl ParkingSpot {
         parked: layout::WRITER_PARKED,
         fenced: layout::HEAD_FENCED,
     };
+
+    /// Whether this publisher makes no fences. Acquire: the re-check that follows sees everything that the publisher published before it
+    /// started making fences. One that stopped making fences unnoticed sees that this side sleeps. One that lies here only loses its own
+    /// wakeup.
+    fn is_unfenced(self, publisher: &impl Readable) -> bool {
+        publisher.load(self.fenced, Ordering::Acquire) != 1
+    }
 }
 
 /// The sleeper's side.
@@ -63,6 +70,22 @@ pub(crate) struct Sleeper<O, P> {
 }
 
 impl<O: Writable, P: Readable> Sleeper<O, P> {
+    /// Announces that this side is about to sleep. The caller must re-check the ring afterwards, before it sleeps.
+    pub(crate) fn park(&mut self) -> Result<()> {
+        if self.announce() {
+            self.own.barrier_for_all()?;
+        }
+        Ok(())
+    }
+
+    /// As [`Sleeper::park`], for a caller that sleeps on many channels. If any call returns `true`, the caller must issue one
+    /// barrier for all of them ([`barrier_for_all`](Readable::barrier_for_all)) before it re-checks.
+    pub(crate) fn announce(&mut self) -> bool {
+        self.announce_to(|peer, spot| spot.is_unfenced(peer))
+    }
+}
+
+impl<O: Writable, P> Sleeper<O, P> {
     pub(crate) fn new(own: O, peer: P, spot: ParkingSpot, barriers: Barriers) -> Self {
         Self {
             own,
@@ -73,26 +96,13 @@ impl<O: Writable, P: Readable> Sleeper<O, P> {
         }
     }
 
-    /// Announces that this side is about to sleep. The caller must re-check the ring afterwards, before it sleeps.
-    pub(crate) fn park(&mut self) -> Result<()> {
-        if self.announce() {
-            self.own
-                .barrier_for_all()
-                .map_err(|errno| Error::system("a memory barrier (membarrier)", errno))?;
-        }
-        Ok(())
-    }
-
-    /// As [`Sleeper::park`], for a caller that sleeps on many channels. If any call returns `true`, the caller must issue one
-    /// barrier for all of them ([`barrier_for_all`](Readable::barrier_for_all)) before it re-checks.
-    pub(crate) fn announce(&mut self) -> bool {
+    /// Returns whether this side must issue a barrier. `is_unfenced`: whether a publisher makes no fences.
+    fn announce_to(&mut self, is_unfenced: impl FnOnce(&P, ParkingSpot) -> bool) -> bool {
         // A new number each time, so that the peer sends one wakeup per park, and not one per message.
         self.sequence = (self.sequence + 1) | 1;
         self.own.store(self.spot.parked, self.sequence, Ordering::Release);
         self.own.full_fence();
-        // Acquire: the following re-check sees everything that the peer published before it started making fences. A peer
-        // that stopped making fences unnoticed sees that this side sleeps. A peer that lies here only loses its own wakeup.
-        self.barriers == Barriers::Sleeper && self.peer.load(self.spot.fenced, Ordering::Acquire) != 1
+        self.barriers == Barriers::Sleeper && is_unfenced(&self.peer, self.spot)
     }
 
     /// Announces that this side is awake.

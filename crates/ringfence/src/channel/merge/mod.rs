@@ -26,13 +26,14 @@ use crate::{
     channel::waiting::{Awaited, Slept, SpinThenPark},
     error::{Error, Result},
     fork::Birth,
+    region::copy::barrier,
     ring::message::Message,
     ring::record::packed_size,
     wait::deadline::ready_by,
     wake::attachments::Attachment,
 };
 
-use source::{PolledFd, Reading, Source, barrier};
+use source::{PolledFd, Reading, Source};
 use turns::{SourceQueue, Turns};
 
 /// The number of idle sources of each kind that are checked after each turn.

@@ -8,9 +8,8 @@ use crate::{
     channel::receiver::Receiver,
     channel::subscription::Subscription,
     channel::waiting::{Parking, SpinThenPark, Waits},
-    error::{Error, Result},
+    error::Result,
     ring::message::Message,
-    sys,
     wake::attachments::Attachment,
 };
 
@@ -228,15 +227,10 @@ pub fn spin(source: &mut impl Source) -> Result<bool> {
     source.spin_until((), None)
 }
 
-/// For the binding, whose sources are many objects: the first half of parking. Returns whether this source needs the [`barrier`] before
+/// For the binding, whose sources are many objects: the first half of parking. Returns whether this source needs a barrier before
 /// the second half ([`look_parked`]); one serves all sources.
 pub fn announce(source: &mut impl Source) -> Result<bool> {
     source.announce()
-}
-
-/// See [`announce`].
-pub fn barrier() -> Result<()> {
-    sys::process::issue_barrier().map_err(|errno| Error::system("a memory barrier (membarrier)", errno))
 }
 
 /// See [`announce`]. `true`: nothing is there, and the peer will send a wakeup.

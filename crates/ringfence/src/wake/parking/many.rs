@@ -3,9 +3,9 @@
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use super::{Barriers, FENCED_AFTER_A_BELL, ParkingSpot};
+use super::{Barriers, FENCED_AFTER_A_BELL, ParkingSpot, Sleeper};
 use crate::{
-    error::{Error, Result},
+    error::Result,
     region::copy::{Readable, Writable},
     region::layout,
     region::layout::BySlot,
@@ -153,57 +153,23 @@ pub(crate) fn admit(own: &impl Readable, ours: Barriers, readers: Barriers) -> R
         return Ok(());
     }
     own.barrier_for_all()
-        .map_err(|errno| Error::system("a memory barrier (membarrier)", errno))
 }
 
 /// A publisher that sleeps until its readers have made room: one word, which all readers load, and one barrier.
-#[derive(Debug)]
-pub(crate) struct RoomSleeper<O> {
-    own: O,
-    sequence: u64,
-    barriers: Barriers,
-}
+pub(crate) type RoomSleeper<O> = Sleeper<O, ()>;
 
 impl<O: Writable> RoomSleeper<O> {
-    /// `barriers`: [`Barriers::Sleeper`] where this process takes membarrier(2).
-    pub(crate) fn new(own: O, barriers: Barriers) -> Self {
-        Self {
-            own,
-            sequence: 0,
-            barriers,
-        }
-    }
-
-    /// Announces that this side is about to sleep. The caller must re-check the ring afterwards, before it sleeps. `readers` are
-    /// the control objects of the readers that can make room.
-    pub(crate) fn park<'a, P: Readable + 'a>(
+    /// As [`Sleeper::park`]. `readers` are the control objects of the readers that can make room.
+    pub(crate) fn park_for_room<'a, P: Readable + 'a>(
         &mut self,
         readers: impl IntoIterator<Item = &'a P>,
     ) -> Result<()> {
-        self.sequence = (self.sequence + 1) | 1;
-        self.own
-            .store(layout::WRITER_PARKED, self.sequence, Ordering::Release);
-        self.own.full_fence();
-        // Acquire: as with one peer.
-        let issue = self.barriers == Barriers::Sleeper
-            && readers
-                .into_iter()
-                .any(|reader| reader.load(layout::HEAD_FENCED, Ordering::Acquire) != 1);
-        if issue {
-            self.own
-                .barrier_for_all()
-                .map_err(|errno| Error::system("a memory barrier (membarrier)", errno))?;
+        let is_unfenced =
+            |(): &(), spot: ParkingSpot| readers.into_iter().any(|reader| spot.is_unfenced(reader));
+        if self.announce_to(is_unfenced) {
+            self.own.barrier_for_all()?;
         }
         Ok(())
-    }
-
-    /// Announces that this side is awake.
-    pub(crate) fn unpark(&mut self) {
-        if self.sequence % 2 == 1 {
-            self.sequence += 1;
-            self.own
-                .store(layout::WRITER_PARKED, self.sequence, Ordering::Relaxed);
-        }
     }
 }
 

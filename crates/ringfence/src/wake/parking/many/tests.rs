@@ -114,10 +114,10 @@ fn room(publisher: &Region, reader: impl Fn(&Region) -> Region) {
             })
         })
         .collect();
-    let mut sleeper = RoomSleeper::new(publisher.clone(), Barriers::Both);
+    let mut sleeper = RoomSleeper::new(publisher.clone(), (), ParkingSpot::WRITER, Barriers::Both);
     let there = || (0..READERS).all(|slot| controls[slot].load(head_of(slot), Ordering::Acquire) == 8);
     while !there() {
-        sleeper.park(&controls).unwrap();
+        sleeper.park_for_room(&controls).unwrap();
         if there() {
             sleeper.unpark();
             break;
@@ -258,11 +258,11 @@ fn a_publisher_that_sleeps_says_so_and_makes_the_barrier_for_a_reader_without_fe
             control
         });
         let mut waker = Waker::new(controls[0].clone(), own.clone(), ParkingSpot::WRITER, barriers);
-        let mut sleeper = RoomSleeper::new(own.clone(), barriers);
+        let mut sleeper = RoomSleeper::new(own.clone(), (), ParkingSpot::WRITER, barriers);
         for _ in 0..3 {
             controls[0].set(layout::HEAD_FENCED, fenced[0]);
             own.fences();
-            sleeper.park(&controls).unwrap();
+            sleeper.park_for_room(&controls).unwrap();
             assert_eq!(
                 (own.fences(), own.barriers()),
                 (1, made),
@@ -270,7 +270,7 @@ fn a_publisher_that_sleeps_says_so_and_makes_the_barrier_for_a_reader_without_fe
             );
             assert!(waker.must_ring());
             assert!(!waker.must_ring(), "it was rung for");
-            sleeper.park(&controls).unwrap();
+            sleeper.park_for_room(&controls).unwrap();
             assert!(waker.must_ring(), "it sleeps anew");
             sleeper.unpark();
             assert!(!waker.must_ring(), "it is awake");

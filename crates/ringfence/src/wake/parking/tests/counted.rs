@@ -8,9 +8,8 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use nix::errno::Errno;
-
 use crate::{
+    error::Result,
     region::copy::{Readable, Writable},
     region::layout,
     wake::parking::{Barriers, FENCED_AFTER_A_BELL, ParkingSpot, Sleeper, Waker},
@@ -66,7 +65,7 @@ impl Readable for Words {
         self.0.fences.set(self.0.fences.get() + 1);
     }
 
-    fn barrier_for_all(&self) -> Result<(), Errno> {
+    fn barrier_for_all(&self) -> Result<()> {
         self.0.barriers.set(self.0.barriers.get() + 1);
         Ok(())
     }
