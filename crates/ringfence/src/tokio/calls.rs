@@ -1,7 +1,6 @@
 //! Calls in both directions of one channel, for tasks.
 
 use std::{
-    fmt,
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
@@ -21,14 +20,9 @@ use crate::{
     channel::calls::driver::{Core, Inner},
     channel::calls::envelope::{CallError, RemoteError},
     channel::calls::state::{Place, Request, State, Ticket, WaitKey},
-    channel::calls::{CallContext, panicked, too_late},
+    channel::calls::{self, CallContext, Handle, panicked, too_late},
     channel::receiver::Receiver,
-    channel::stats::ChannelStats,
-    channel::tokens::Tokens,
-    channel::verify::Verifier,
     error::{Error, Result},
-    evidence::Evidence,
-    identity::Identity,
     tokio::channel::Channel,
     tokio::line::{Half, Line},
 };
@@ -51,7 +45,7 @@ impl Channel {
             line,
             receiver,
         });
-        Ok(Calls(Arc::new(Handle(core))))
+        Ok(Calls::new(core, Tasks))
     }
 }
 
@@ -83,20 +77,11 @@ impl Channel {
 ///
 /// # Panics
 /// A call with a deadline panics in a runtime without a clock (`enable_time`), as Tokio's own timers do.
-#[derive(Debug, Clone)]
-pub struct Calls(Arc<Handle>);
+pub type Calls = calls::Calls<Tasks>;
 
-/// Closes the channel when it is dropped.
+/// A task reads the ring.
 #[derive(Debug)]
-struct Handle(Arc<Core>);
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        if let Ok(mut inner) = self.0.lock() {
-            inner.abandon(thread::panicking());
-        }
-    }
-}
+pub struct Tasks;
 
 /// The task that reads the ring, and that sends what has found no room.
 struct Driver {
@@ -191,21 +176,14 @@ impl<B: Into<Vec<u8>>> From<B> for CallRequest {
 
 /// A call that was started: a future of the reply. Dropping it cancels the call.
 #[must_use = "dropping a call cancels it"]
+#[derive(Debug)]
 pub struct PendingCall {
-    handle: Arc<Handle>,
+    handle: Arc<Handle<Tasks>>,
     /// The error of a call that could not be started. It is returned once.
     ticket: Result<Ticket, Option<Error>>,
     late: Option<Pin<Box<Sleep>>>,
     /// Set after the deadline.
     last_read: Option<WaitKey>,
-}
-
-impl fmt::Debug for PendingCall {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PendingCall")
-            .field("ticket", &self.ticket)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Future for PendingCall {
@@ -221,9 +199,9 @@ impl Future for PendingCall {
             }
         };
         let turn = ready!(coop::poll_proceed(cx));
-        let mut polled = this.handle.0.lock()?.state.poll_call(ticket, cx.waker());
+        let mut polled = this.handle.core.lock()?.state.poll_call(ticket, cx.waker());
         if polled.is_pending() && is_over(this.late.as_mut(), cx) {
-            let mut inner = this.handle.0.lock()?;
+            let mut inner = this.handle.core.lock()?;
             if inner
                 .state
                 .poll_last_read(&mut this.last_read, cx.waker())
@@ -249,7 +227,7 @@ impl Future for PendingCall {
 impl Drop for PendingCall {
     fn drop(&mut self) {
         if let Ok(ticket) = self.ticket
-            && let Ok(mut inner) = self.handle.0.lock()
+            && let Ok(mut inner) = self.handle.core.lock()
         {
             inner.state.forget(self.last_read);
             cancel(&mut inner, ticket);
@@ -300,7 +278,7 @@ impl Calls {
     }
 
     fn try_start(&self, request: &[u8], deadline: Option<Instant>) -> Result<Ticket> {
-        let mut inner = self.0.0.lock()?;
+        let mut inner = self.0.core.lock()?;
         let ticket = inner.state.start(request, deadline)?;
         inner
             .flush()
@@ -327,7 +305,7 @@ impl Calls {
         B: AsRef<[u8]> + 'static,
         E: Into<RemoteError> + 'static,
     {
-        let core = &self.0.0;
+        let core = &self.0.core;
         let mut running = JoinSet::new();
         while let Some(Request { id, body, due }) = wait_for(core, State::poll_request).await? {
             let unanswered = Unanswered {
@@ -357,7 +335,7 @@ impl Calls {
     /// # Errors
     /// As [`crate::Sender::send`].
     pub async fn send(&self, message: &[u8]) -> Result<()> {
-        let core = &self.0.0;
+        let core = &self.0.core;
         let place = {
             let mut inner = core.lock()?;
             let place = inner.state.send(message)?;
@@ -375,7 +353,7 @@ impl Calls {
     /// # Errors
     /// As [`crate::Receiver::receive_vec`].
     pub async fn receive(&self) -> Result<Option<Vec<u8>>> {
-        wait_for(&self.0.0, State::poll_message).await
+        wait_for(&self.0.core, State::poll_message).await
     }
 
     /// Ends the sending, after everything that was queued before. See [`crate::Calls::end`]. Cancel safe.
@@ -383,61 +361,12 @@ impl Calls {
     /// # Errors
     /// As [`crate::Sender::send`].
     pub async fn end(&self) -> Result<()> {
-        let last = self.0.0.lock()?.state.last_place();
+        let last = self.0.core.lock()?.state.last_place();
         if let Some(place) = last {
-            flushed(&self.0.0, place).await?;
+            flushed(&self.0.core, place).await?;
         }
-        self.0.0.lock()?.end();
+        self.0.core.lock()?.end();
         Ok(())
-    }
-
-    /// Closes the channel: see [`crate::Calls::close`].
-    pub fn close(&self) {
-        if let Ok(mut inner) = self.0.0.lock() {
-            inner.close();
-        }
-    }
-
-    /// Closes the channel at once: see [`crate::Calls::destroy`].
-    pub fn destroy(&self) {
-        if let Ok(mut inner) = self.0.0.lock() {
-            inner.destroy();
-        }
-    }
-
-    /// Returns the peer, as found by the handshake.
-    pub fn peer(&self) -> &Identity {
-        self.0.0.known.identity()
-    }
-
-    /// Returns every check that the handshake made, in order.
-    pub fn evidence(&self) -> &[Evidence] {
-        self.0.0.known.evidence()
-    }
-
-    /// Returns a handle that checks the peer again. It blocks.
-    pub fn verifier(&self) -> Verifier {
-        self.0.0.known.verifier()
-    }
-
-    /// Returns a handle that exchanges tokens with the peer.
-    pub fn tokens(&self) -> Tokens {
-        self.0.0.tokens.clone()
-    }
-
-    /// Returns the number of calls of this side that wait for their outcome.
-    pub fn in_flight(&self) -> usize {
-        self.0.0.in_flight()
-    }
-
-    /// Returns the number of replies that arrived after their call was cancelled, and were dropped.
-    pub fn late_replies(&self) -> u64 {
-        self.0.0.late_replies()
-    }
-
-    /// Returns the channel's statistics. Frames of calls count as messages.
-    pub fn stats(&self) -> ChannelStats {
-        self.0.0.stats()
     }
 }
 
@@ -448,7 +377,7 @@ impl<R: Into<CallRequest>> Service<R> for Calls {
 
     /// Ready while calls can be started. Calls beyond the channel's bounds wait inside.
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), CallError>> {
-        Poll::Ready(self.0.0.lock()?.state.check_calling().map_err(CallError::from))
+        Poll::Ready(self.0.core.lock()?.state.check_calling().map_err(CallError::from))
     }
 
     fn call(&mut self, request: R) -> PendingCall {
@@ -716,7 +645,7 @@ mod tests {
             let other = other.into_calls().unwrap();
             other.serve(|request, _| Ok::<_, RemoteError>(request)).unwrap();
             assert_eq!(call.await.unwrap(), b"a");
-            assert_eq!(one.0.0.lock().unwrap().state.count_waits(), 0);
+            assert_eq!(one.0.core.lock().unwrap().state.count_waits(), 0);
         });
     }
 
@@ -812,7 +741,7 @@ mod tests {
         run(|one, other| async move {
             for _ in 0..4 {
                 one.send(&[0; 1000]).await.ok();
-                if one.0.0.lock().unwrap().unsent().is_some() {
+                if one.0.core.lock().unwrap().unsent().is_some() {
                     break;
                 }
                 yield_now().await;
@@ -880,7 +809,7 @@ mod tests {
 
     /// Sends until a message waits for room, and polls once more messages that wait behind it.
     async fn fill(calls: &Calls) {
-        while calls.0.0.lock().unwrap().unsent().is_none() {
+        while calls.0.core.lock().unwrap().unsent().is_none() {
             let calls = calls.clone();
             tokio::spawn(async move { calls.send(&[0; 1000]).await });
             yield_now().await;
@@ -946,7 +875,7 @@ mod tests {
     #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
     fn a_wait_that_is_dropped_leaves_no_waker() {
         run(|one, other| async move {
-            let waits = |calls: &Calls| calls.0.0.lock().unwrap().state.count_waits();
+            let waits = |calls: &Calls| calls.0.core.lock().unwrap().state.count_waits();
             for _ in 0..10 {
                 let [receiver, server] = [one.clone(), one.clone()];
                 let receiving = tokio::spawn(async move { receiver.receive().await.map(drop) });
@@ -972,7 +901,7 @@ mod tests {
                 other.send(&number.to_le_bytes()).await.unwrap();
             }
             other.end().await.unwrap();
-            while !one.0.0.lock().unwrap().state.has_ended() {
+            while !one.0.core.lock().unwrap().state.has_ended() {
                 yield_now().await;
             }
             let beside = tokio::spawn(async {});

@@ -5,6 +5,7 @@
 //! or if the driver waits for what has changed.
 
 use std::{
+    mem,
     ops::{Deref, DerefMut},
     sync::Arc,
     task::Waker,
@@ -19,7 +20,6 @@ use crate::{
     channel::end::{CloseReason, Shared},
     channel::receiver::Receiver,
     channel::sender::Sender,
-    channel::stats::ChannelStats,
     channel::tokens::Tokens,
     channel::verify::KnownPeer,
     error::{Error, Result},
@@ -106,19 +106,6 @@ impl Core {
         }
     }
 
-    pub(crate) fn in_flight(&self) -> usize {
-        self.lock().map_or(0, |inner| inner.state.in_flight())
-    }
-
-    pub(crate) fn late_replies(&self) -> u64 {
-        self.lock().map_or(0, |inner| inner.state.late_replies())
-    }
-
-    pub(crate) fn stats(&self) -> ChannelStats {
-        self.lock()
-            .map_or_else(|_| self.shared.counters.told(), |mut inner| inner.sender.stats())
-    }
-
     /// Fails in a forked child.
     pub(crate) fn lock(&self) -> Result<Locked<'_>> {
         self.inner.lock().map(|guard| Locked(Some(guard)))
@@ -147,9 +134,10 @@ impl DerefMut for Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        let must_nudge = self.state.has_woken() || self.state.is_nudged();
+        let must_nudge = !self.state.woken.is_empty() || self.state.nudged;
         let driver = if must_nudge { self.driver.take() } else { None };
-        let (woken, discarded) = (self.state.take_woken(), self.state.take_discarded());
+        let State { woken, discarded, .. } = &mut self.state;
+        let (woken, discarded) = (mem::take(woken), mem::take(discarded));
         self.0 = None;
         drop(discarded);
         woken.into_iter().chain(driver).for_each(Waker::wake);
@@ -174,7 +162,7 @@ impl Inner {
                 Ok(Progress::Part(written)) => {
                     self.written = written;
                     if !self.waits_for_room {
-                        self.state.nudge();
+                        self.state.nudged = true;
                     }
                     break;
                 }

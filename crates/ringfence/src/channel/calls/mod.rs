@@ -10,7 +10,6 @@ pub(crate) mod state;
 use std::{
     cell::OnceCell,
     collections::BTreeMap,
-    fmt,
     os::fd::AsFd,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -50,11 +49,11 @@ impl Channel {
     pub fn into_calls(self) -> Result<Calls> {
         let wakeup = Wakeup::new()?;
         let is_woken = AtomicBool::new(false);
-        Ok(Calls(Arc::new(Threads {
-            core: Arc::new(Core::new(self)?),
+        let driver = Threads {
             followers: Mutex::default(),
             waker: Arc::new(DriverWaker { wakeup, is_woken }),
-        })))
+        };
+        Ok(Calls::new(Arc::new(Core::new(self)?), driver))
     }
 }
 
@@ -101,13 +100,33 @@ impl Channel {
 /// # Bounds
 /// A caller has at most 16,384 requests and 16 MiB unanswered. Its further calls wait on its own side. A peer that sends twice as
 /// many, or that violates the protocol in another way, ends the channel with [`Error::RingCorrupt`].
-#[derive(Debug, Clone)]
-pub struct Calls(Arc<Threads>);
+#[derive(Debug)]
+pub struct Calls<D = Threads>(pub(crate) Arc<Handle<D>>);
+
+impl<D> Clone for Calls<D> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+/// The state that clones share. Closes the channel when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Handle<D> {
+    pub(crate) core: Arc<Core>,
+    driver: D,
+}
+
+impl<D> Drop for Handle<D> {
+    fn drop(&mut self) {
+        if let Ok(mut inner) = self.core.lock() {
+            inner.abandon(thread::panicking());
+        }
+    }
+}
 
 /// The threads that wait for one channel.
 #[derive(Debug)]
-struct Threads {
-    core: Arc<Core>,
+pub struct Threads {
     /// Threads that wait while another one drives. When the driver returns, it wakes one of them.
     followers: Mutex<Followers>,
     waker: Arc<DriverWaker>,
@@ -186,19 +205,11 @@ fn waker_of_this_thread() -> Waker {
 
 /// A call that was started. Dropping it cancels the call: the handler is notified, and a later reply is dropped.
 #[must_use = "dropping a call cancels it"]
+#[derive(Debug)]
 pub struct PendingCall {
-    threads: Arc<Threads>,
+    threads: Arc<Handle<Threads>>,
     ticket: Ticket,
     deadline: Option<Instant>,
-}
-
-impl fmt::Debug for PendingCall {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PendingCall")
-            .field("ticket", &self.ticket)
-            .field("deadline", &self.deadline)
-            .finish_non_exhaustive()
-    }
 }
 
 impl PendingCall {
@@ -262,7 +273,7 @@ impl CallContext {
 
     /// Returns the peer, as found by the handshake.
     pub fn peer(&self) -> &Identity {
-        self.core.known.identity()
+        &self.core.known.identity
     }
 }
 
@@ -399,6 +410,12 @@ impl Calls {
         self.0.core.lock()?.end();
         Ok(())
     }
+}
+
+impl<D> Calls<D> {
+    pub(crate) fn new(core: Arc<Core>, driver: D) -> Self {
+        Self(Arc::new(Handle { core, driver }))
+    }
 
     /// Closes the channel: the peer reads what is in the ring, and then a clean end. Pending calls fail with [`Error::Closed`].
     pub fn close(&self) {
@@ -416,17 +433,17 @@ impl Calls {
 
     /// Returns the peer, as found by the handshake.
     pub fn peer(&self) -> &Identity {
-        self.0.core.known.identity()
+        &self.0.core.known.identity
     }
 
     /// Returns every check that the handshake made, in order.
     pub fn evidence(&self) -> &[Evidence] {
-        self.0.core.known.evidence()
+        &self.0.core.known.evidence
     }
 
     /// Returns a handle that checks the peer again.
     pub fn verifier(&self) -> Verifier {
-        self.0.core.known.verifier()
+        self.0.core.known.verifier.clone()
     }
 
     /// Returns a handle that exchanges tokens with the peer.
@@ -436,29 +453,23 @@ impl Calls {
 
     /// Returns the number of calls of this side that wait for their outcome.
     pub fn in_flight(&self) -> usize {
-        self.0.core.in_flight()
+        self.0.core.lock().map_or(0, |inner| inner.state.in_flight)
     }
 
     /// Returns the number of replies that arrived after their call was cancelled, and were dropped.
     pub fn late_replies(&self) -> u64 {
-        self.0.core.late_replies()
+        self.0.core.lock().map_or(0, |inner| inner.state.late_replies)
     }
 
     /// Returns the channel's statistics. Frames of calls count as messages.
     pub fn stats(&self) -> ChannelStats {
-        self.0.core.stats()
+        let Core { shared, .. } = &*self.0.core;
+        let stats = |mut inner: Locked<'_>| inner.sender.stats();
+        self.0.core.lock().map_or_else(|_| shared.counters.told(), stats)
     }
 }
 
-impl Drop for Threads {
-    fn drop(&mut self) {
-        if let Ok(mut inner) = self.core.lock() {
-            inner.abandon(thread::panicking());
-        }
-    }
-}
-
-impl Threads {
+impl Handle<Threads> {
     /// Waits until `poll` is ready. Drives the channel unless another thread does.
     fn block<T>(
         &self,
@@ -498,12 +509,12 @@ impl Threads {
                     break Err(error);
                 }
             } else {
-                let place = self.followers.lock().add(waker.clone());
+                let place = self.driver.followers.lock().add(waker.clone());
                 drop(inner);
                 // The driver soon wakes a thread that is late.
                 park(deadline.filter(|_| !is_late));
                 inner = self.core.lock()?;
-                self.followers.lock().waiting.remove(&place);
+                self.driver.followers.lock().waiting.remove(&place);
             }
         };
         inner.state.forget(wait);
@@ -515,7 +526,7 @@ impl Threads {
     /// This thread stops waiting: another one drives from now on.
     fn pass_on(&self, mut inner: Locked<'_>) {
         if inner.receiver.is_some()
-            && let Some((_, follower)) = self.followers.lock().waiting.pop_first()
+            && let Some((_, follower)) = self.driver.followers.lock().waiting.pop_first()
         {
             inner.state.wake(follower);
         }
@@ -531,14 +542,14 @@ impl Threads {
         let reads = inner.must_read(receiver);
         let spins = reads && inner.unsent().is_none() && !self.core.shared.busy_poll.is_zero();
         if spins {
-            self.waker.is_woken.store(false, Ordering::Relaxed);
-            inner.driver = Some(Waker::from(Arc::clone(&self.waker)));
+            self.driver.waker.is_woken.store(false, Ordering::Relaxed);
+            inner.driver = Some(Waker::from(Arc::clone(&self.driver.waker)));
         }
         drop(inner);
         if spins {
             let mut spin = DriverSpin {
                 receiver: &mut *receiver,
-                is_woken: &self.waker.is_woken,
+                is_woken: &self.driver.waker.is_woken,
             };
             // The end of the channel is found by the next read.
             if spin.spin_until((), deadline).unwrap_or(true) {
@@ -576,7 +587,7 @@ impl Threads {
                 _ => return Ok(()),
             }
         }
-        inner.driver = Some(Waker::from(Arc::clone(&self.waker)));
+        inner.driver = Some(Waker::from(Arc::clone(&self.driver.waker)));
         let awaits_end = inner.state.awaits_end();
         drop(inner);
         let waited = self.wait(receiver, reads || unsent.is_some(), awaits_end, deadline);
@@ -587,7 +598,7 @@ impl Threads {
             inner.sender.disarm();
         }
         drop(inner);
-        self.waker.wakeup.clear();
+        self.driver.waker.wakeup.clear();
         if reads || unsent.is_some() {
             // The next read reports an error again.
             let _ = receiver.poll_line();
@@ -605,7 +616,7 @@ impl Threads {
         deadline: Option<Instant>,
     ) -> Result<()> {
         let ends = self.core.shared.doorbell.ends();
-        let mut watched = vec![(self.waker.wakeup.as_fd(), PollFlags::POLLIN)];
+        let mut watched = vec![(self.driver.waker.wakeup.as_fd(), PollFlags::POLLIN)];
         if line {
             watched.push((receiver.as_fd(), PollFlags::POLLIN));
         } else if awaits_end {

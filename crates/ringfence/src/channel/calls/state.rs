@@ -125,8 +125,9 @@ pub(crate) struct State {
     sent_bytes: usize,
     next_call: u64,
     /// Calls without an outcome.
-    in_flight: usize,
-    late_replies: u64,
+    pub(crate) in_flight: usize,
+    /// Answers that have arrived after the caller had stopped waiting.
+    pub(super) late_replies: u64,
     /// Why no more answers will arrive.
     no_answers: Option<Error>,
 
@@ -153,11 +154,12 @@ pub(crate) struct State {
     /// A wait adds its waker and removes it. An event removes the wakers that it wakes.
     waits: BTreeMap<WaitKey, Waker>,
     next_wait: u64,
-    woken: Vec<Waker>,
-    /// To be dropped once the lock is released.
-    discarded: Vec<Waker>,
+    /// To be called once the lock is released.
+    pub(super) woken: Vec<Waker>,
+    /// To be dropped once the lock is released: that may drop a future which needs the lock.
+    pub(super) discarded: Vec<Waker>,
     /// The driver must check the state again before it sleeps.
-    nudged: bool,
+    pub(super) nudged: bool,
 }
 
 impl State {
@@ -173,38 +175,6 @@ impl State {
             longest,
             ..Self::default()
         })
-    }
-
-    /// Calls whose caller waits for the outcome.
-    pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight
-    }
-
-    /// Answers that have arrived after the caller had stopped waiting.
-    pub(crate) fn late_replies(&self) -> u64 {
-        self.late_replies
-    }
-
-    /// The wakers to call once the lock is released.
-    pub(crate) fn take_woken(&mut self) -> Vec<Waker> {
-        std::mem::take(&mut self.woken)
-    }
-
-    /// The wakers to drop once the lock is released: that may drop a future which needs the lock.
-    pub(crate) fn take_discarded(&mut self) -> Vec<Waker> {
-        std::mem::take(&mut self.discarded)
-    }
-
-    pub(crate) fn has_woken(&self) -> bool {
-        !self.woken.is_empty()
-    }
-
-    pub(crate) fn is_nudged(&self) -> bool {
-        self.nudged
-    }
-
-    pub(crate) fn nudge(&mut self) {
-        self.nudged = true;
     }
 
     pub(crate) fn take_nudge(&mut self) -> bool {

@@ -27,7 +27,7 @@ fn ask(calls: &Calls, request: &[u8]) -> Result<Vec<u8>, CallError> {
     calls.call_until(request, Instant::now() + SOON)
 }
 
-fn kind_of<T: fmt::Debug>(outcome: Result<T, CallError>) -> ErrorKind {
+fn kind_of<T: std::fmt::Debug>(outcome: Result<T, CallError>) -> ErrorKind {
     match outcome.unwrap_err() {
         CallError::Channel(error) => error.kind(),
         CallError::Remote(error) => panic!("{error}"),

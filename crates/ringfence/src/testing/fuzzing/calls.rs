@@ -183,7 +183,7 @@ fn in_a_pair(script: &mut Unstructured<'_>) -> Result<()> {
         }
     }
     for side in &sides {
-        assert_eq!(side.state.in_flight(), 0);
+        assert_eq!(side.state.in_flight, 0);
         side.state.check();
     }
     outcome
