@@ -32,6 +32,13 @@ enum Users {
     Any,
 }
 
+/// The executables that the policy accepts.
+#[derive(Debug, Clone)]
+enum Executables {
+    OneOf(Vec<Program>),
+    Any,
+}
+
 /// An executable that a [`Policy`] accepts: this process's own, a file, a content, or a file with a content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
@@ -174,8 +181,7 @@ pub struct Policy {
     /// These three have a default, which is `None` here. In a child, a default refuses nothing that the child cannot see of its parent.
     users: Option<Users>,
     namespace: Option<Namespace>,
-    /// `Some(None)`: any executable.
-    executables: Option<Option<Vec<Program>>>,
+    executables: Option<Executables>,
     groups: Option<Vec<u32>>,
     cgroup: Option<String>,
     label: Option<String>,
@@ -308,7 +314,10 @@ impl Policy {
     /// [`Error::InvalidArgument`] for a relative path, which would name a different file for each working
     /// directory.
     pub(crate) fn check_paths(&self) -> Result<()> {
-        for program in self.executables.iter().flatten().flatten() {
+        let Some(Executables::OneOf(programs)) = &self.executables else {
+            return Ok(());
+        };
+        for program in programs {
             if let ProgramFile::Path(path) = &program.file
                 && !path.is_absolute()
             {
@@ -513,8 +522,8 @@ impl Policy {
         let same = [Program::same()];
         let wanted = match &self.executables {
             None => &same[..],
-            Some(Some(programs)) => programs,
-            Some(None) => return Ok(Comparison::not_asked(shown)),
+            Some(Executables::OneOf(programs)) => programs,
+            Some(Executables::Any) => return Ok(Comparison::not_asked(shown)),
         };
         let own = look.own.clone();
         let Some(found) = look.identity.executable.clone() else {
@@ -569,10 +578,10 @@ setters! { Policy {
 
     /// Accepts a peer that executes any file. A peer of another user usually needs this, because its executable
     /// cannot be seen without `CAP_SYS_PTRACE`.
-    any_executable() => executables = Some(None);
+    any_executable() => executables = Some(Executables::Any);
 
     /// Requires the peer to execute one of these. Replaces the previous requirement on its executable.
-    programs(programs: impl IntoIterator<Item = Program>) => executables = Some(Some(programs.into_iter().collect()));
+    programs(programs: impl IntoIterator<Item = Program>) => executables = Some(Executables::OneOf(programs.into_iter().collect()));
 
     /// Requires the peer to be in exactly this cgroup (version 2; a cgroup below it does not count). The name
     /// is written as in /proc/PID/cgroup: `/system.slice/orders.service`.
