@@ -77,17 +77,55 @@ pub mod binding {
     pub use crate::sys::file::file_type;
     pub use crate::wake::attachments::discard;
 }
+
+/// Declares an enum with a list of its variants.
+macro_rules! listed {
+    ($list:vis, $(#[$meta:meta])* $vis:vis enum $kind:ident {
+        $($(#[$about:meta])* $variant:ident $(= $number:expr)?,)+
+    }) => {
+        $(#[$meta])*
+        $vis enum $kind {
+            $($(#[$about])* $variant $(= $number)?,)+
+        }
+
+        impl $kind {
+            /// Every value, in the order of the declaration.
+            $list const ALL: [Self; [$(stringify!($variant)),+].len()] = [$(Self::$variant),+];
+        }
+    };
+}
+
+/// Gives a listed enum the numbers with which it travels, and, if it is an option, its parsing.
+macro_rules! numbered {
+    ($kind:ident as $number:ty $(, $option:literal)?) => {
+        impl $kind {
+            pub(crate) const fn number(self) -> $number {
+                self as $number
+            }
+
+            pub(crate) fn from_number(number: $number) -> Option<Self> {
+                Self::ALL.into_iter().find(|value| value.number() == number)
+            }
+        }
+        $(
+            impl std::str::FromStr for $kind {
+                type Err = $crate::error::Error;
+
+                fn from_str(text: &str) -> $crate::error::Result<Self> {
+                    $crate::error::parse_named($option, &Self::ALL, text)
+                }
+            }
+        )?
+    };
+}
+
 /// Declares an enum whose variants have names, for logs and for programs. `all` adds a list of the variants.
 macro_rules! named {
     (all $list:vis, $(#[$meta:meta])* $vis:vis enum $kind:ident {
         $($(#[$about:meta])* $variant:ident $(= $number:literal)? => $name:literal,)+
     }) => {
-        named! { $(#[$meta])* $vis enum $kind { $($(#[$about])* $variant $(= $number)? => $name,)+ } }
-
-        impl $kind {
-            /// Every value, in the order of the declaration.
-            $list const ALL: [Self; [$($name),+].len()] = [$(Self::$variant),+];
-        }
+        listed! { $list, $(#[$meta])* $vis enum $kind { $($(#[$about])* $variant $(= $number)?,)+ } }
+        named! { names $kind { $($variant => $name,)+ } }
     };
     ($(#[$meta:meta])* $vis:vis enum $kind:ident {
         $($(#[$about:meta])* $variant:ident $(= $number:literal)? => $name:literal,)+
@@ -97,6 +135,9 @@ macro_rules! named {
             $($(#[$about])* $variant $(= $number)?,)+
         }
 
+        named! { names $kind { $($variant => $name,)+ } }
+    };
+    (names $kind:ident { $($variant:ident => $name:literal,)+ }) => {
         impl $kind {
             /// Returns its name, for logs and for programs.
             pub const fn as_str(self) -> &'static str {

@@ -59,6 +59,7 @@ named! {
     }
 }
 
+listed! { ,
 /// The state of a channel. Every state except the first two says which side ended the channel, and why.
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,25 +82,9 @@ pub(crate) enum ChannelState {
     Evicted,
     /// At a subscriber.
     EvictedByPeer,
-}
+} }
 
 impl ChannelState {
-    const ALL: [Self; 13] = [
-        Self::Inherited,
-        Self::Open,
-        Self::ClosedHere,
-        Self::DestroyedHere,
-        Self::ClosedByPeer,
-        Self::PeerExited,
-        Self::Corrupt,
-        Self::Refused,
-        Self::Exposed,
-        Self::ExposedAtPeer,
-        Self::LeftByPeer,
-        Self::Evicted,
-        Self::EvictedByPeer,
-    ];
-
     /// The state after a handle of this side was dropped: a thread that panics may have meant to send more.
     pub(crate) fn dropped() -> Self {
         if thread::panicking() {

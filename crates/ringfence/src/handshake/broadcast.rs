@@ -124,6 +124,7 @@ impl HeldStart {
             position: self.held.position,
             sequence: self.held.sequence,
             slot: u32::try_from(self.held.slot).unwrap_or(u32::MAX),
+            reserved: 0,
         }
     }
 
@@ -267,15 +268,10 @@ mod tests {
         Hello {
             nonce: [1; 32],
             echo: [2; 32],
-            capacity: 0,
             longest: 1,
-            backing: 0,
-            features: 0,
-            meeting: 0,
             delivery: delivery.number(),
             from: from.number(),
-            max_attachments: 0,
-            max_attached_bytes: 0,
+            ..Hello::default()
         }
     }
 

@@ -43,16 +43,32 @@
 //! - OFFER: the object; from a publisher the control object and the ring;
 //! - in a membership, the host's READY: the listening socket and, for a path, the lock next to it.
 
+use bytemuck::{Pod, Zeroable, bytes_of, pod_read_unaligned, try_pod_read_unaligned};
+
 use crate::{
     error::{Error, Refusal, Result, steers},
-    signal::inbox::{Secret, TokenAddress},
+    signal::inbox::TokenAddress,
     wake::attachments::{Attachments, MOST_UNREAD},
 };
 
 const MAGIC: [u8; 8] = *b"ringfnce";
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct FrameHead {
+    magic: [u8; 8],
+    version: u16,
+    kind: u16,
+    length: u32,
+}
+
+// SAFETY: its fields are plain data, and their 16 bytes leave no padding between them.
+unsafe impl Zeroable for FrameHead {}
+// SAFETY: as above.
+unsafe impl Pod for FrameHead {}
+
 /// The version of this protocol and of the memory layout. Both sides must have the same version.
 pub(crate) const VERSION: u16 = 3;
-pub(super) const HEAD: usize = 16;
+pub(super) const HEAD: usize = size_of::<FrameHead>();
 const LONGEST_BODY: usize = 4096;
 
 pub(crate) type Nonce = [u8; 32];
@@ -67,6 +83,8 @@ pub(super) fn check_echo(found: &Nonce, own: &Nonce) -> Result<()> {
     }
 }
 
+/// The bodies of a HELLO and an OFFER are plain data: the crate is for little-endian processors.
+#[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Hello {
     pub(crate) nonce: Nonce,
@@ -81,8 +99,15 @@ pub(crate) struct Hello {
     pub(crate) from: u16,
     /// The limits of the attachments that the sender accepts; the features say which kinds.
     pub(crate) max_attachments: u32,
+    pub(crate) reserved: u32,
     pub(crate) max_attached_bytes: u64,
 }
+
+// SAFETY: its fields are plain data, and their 112 bytes leave no padding between them.
+unsafe impl Zeroable for Hello {}
+// SAFETY: as above.
+unsafe impl Pod for Hello {}
+const _: () = assert!(size_of::<Hello>() == 112);
 
 impl Hello {
     /// Returns the attachments that the sender of this HELLO accepts.
@@ -106,46 +131,27 @@ pub(crate) const TAKES_DESCRIPTORS: u32 = 8;
 /// Bit 4: the sender is a child that may not create memory, and asks its parent for that of its object.
 pub(crate) const LACKS_MEMORY: u32 = 16;
 
-/// The kind of connection that two processes want to make. A process that wants another kind has the wrong
-/// address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Meeting {
-    /// `join`.
-    Pair,
-    /// `listen` and `connect`.
-    Service,
-    /// `spawn` and `from_parent`.
-    Family,
-    /// `member`.
-    Membership,
-    /// `publish` and `subscribe`.
-    Broadcast,
-}
-
-impl Meeting {
-    pub(crate) const fn number(self) -> u32 {
-        match self {
-            Self::Pair => 0,
-            Self::Service => 1,
-            Self::Family => 2,
-            Self::Membership => 3,
-            Self::Broadcast => 4,
-        }
-    }
-
-    pub(crate) fn from_number(number: u32) -> Option<Self> {
-        [
-            Self::Pair,
-            Self::Service,
-            Self::Family,
-            Self::Membership,
-            Self::Broadcast,
-        ]
-        .into_iter()
-        .find(|meeting| meeting.number() == number)
+listed! { ,
+    /// The kind of connection that two processes want to make. A process that wants another kind has the wrong
+    /// address.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(crate) enum Meeting {
+        /// `join`.
+        Pair = 0,
+        /// `listen` and `connect`.
+        Service = 1,
+        /// `spawn` and `from_parent`.
+        Family = 2,
+        /// `member`.
+        Membership = 3,
+        /// `publish` and `subscribe`.
+        Broadcast = 4,
     }
 }
 
+numbered! { Meeting as u32 }
+
+#[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Offer {
     pub(crate) echo: Nonce,
@@ -156,49 +162,41 @@ pub(crate) struct Offer {
     pub(crate) start: Start,
 }
 
+// SAFETY: its fields are plain data, and their 104 bytes leave no padding between or in them.
+unsafe impl Zeroable for Offer {}
+// SAFETY: as above.
+unsafe impl Pod for Offer {}
+const _: () = assert!(size_of::<Offer>() == 104);
+
 /// The starting position of a subscriber in its publisher's ring, and its number there.
+#[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Start {
     pub(crate) position: u64,
     /// The number of messages sent before that position.
     pub(crate) sequence: u64,
     pub(crate) slot: u32,
+    pub(crate) reserved: u32,
 }
 
-/// The reason for which one side refuses the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Code {
-    /// Two processes share the address already.
-    Occupied,
-    /// The peer does not satisfy the policy.
-    Peer,
-    /// A frame violates the protocol, or the options of both sides differ.
-    Protocol,
-    /// The object is not acceptable.
-    Object,
-    /// The sender cannot continue, for a local reason.
-    Unable,
-}
-
-impl Code {
-    const ALL: [Self; 5] = [
-        Self::Occupied,
-        Self::Peer,
-        Self::Protocol,
-        Self::Object,
-        Self::Unable,
-    ];
-
-    const fn number(self) -> u16 {
-        match self {
-            Self::Occupied => 1,
-            Self::Peer => 2,
-            Self::Protocol => 3,
-            Self::Object => 4,
-            Self::Unable => 5,
-        }
+listed! { ,
+    /// The reason for which one side refuses the other.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(crate) enum Code {
+        /// Two processes share the address already.
+        Occupied = 1,
+        /// The peer does not satisfy the policy.
+        Peer = 2,
+        /// A frame violates the protocol, or the options of both sides differ.
+        Protocol = 3,
+        /// The object is not acceptable.
+        Object = 4,
+        /// The sender cannot continue, for a local reason.
+        Unable = 5,
     }
 }
+
+numbered! { Code as u16 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refuse {
@@ -218,45 +216,18 @@ pub(crate) enum Frame {
 
 impl Frame {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut body = Vec::with_capacity(112);
-        let kind: u16 = match self {
+        let mut body = Vec::new();
+        let kind = match self {
             Self::Hello(hello) => {
-                body.extend_from_slice(&hello.nonce);
-                body.extend_from_slice(&hello.echo);
-                body.extend_from_slice(&hello.capacity.to_le_bytes());
-                body.extend_from_slice(&hello.longest.to_le_bytes());
-                body.extend_from_slice(&hello.backing.to_le_bytes());
-                body.extend_from_slice(&hello.features.to_le_bytes());
-                body.extend_from_slice(&hello.meeting.to_le_bytes());
-                body.extend_from_slice(&hello.delivery.to_le_bytes());
-                body.extend_from_slice(&hello.from.to_le_bytes());
-                body.extend_from_slice(&hello.max_attachments.to_le_bytes());
-                body.extend_from_slice(&0_u32.to_le_bytes());
-                body.extend_from_slice(&hello.max_attached_bytes.to_le_bytes());
+                body.extend(bytes_of(hello));
                 1
             }
             Self::Offer(offer) => {
-                body.extend_from_slice(&offer.echo);
-                body.extend_from_slice(&offer.size.to_le_bytes());
-                body.extend_from_slice(&offer.capacity.to_le_bytes());
-                let TokenAddress {
-                    number,
-                    thread,
-                    mailbox,
-                    secret,
-                } = offer.tokens;
-                for word in [number, thread, mailbox, 0] {
-                    body.extend_from_slice(&word.to_le_bytes());
-                }
-                body.extend_from_slice(&secret.0);
-                body.extend_from_slice(&offer.start.position.to_le_bytes());
-                body.extend_from_slice(&offer.start.sequence.to_le_bytes());
-                body.extend_from_slice(&offer.start.slot.to_le_bytes());
-                body.extend_from_slice(&0_u32.to_le_bytes());
+                body.extend(bytes_of(offer));
                 2
             }
             Self::Ready(echo) => {
-                body.extend_from_slice(echo);
+                body.extend(echo);
                 3
             }
             Self::Refuse(refuse) => {
@@ -269,36 +240,38 @@ impl Frame {
                 4
             }
         };
-        let mut frame = Vec::with_capacity(HEAD + body.len());
-        frame.extend_from_slice(&MAGIC);
-        frame.extend_from_slice(&VERSION.to_le_bytes());
-        frame.extend_from_slice(&kind.to_le_bytes());
-        frame.extend_from_slice(&u32::try_from(body.len()).expect("bodies are short").to_le_bytes());
-        frame.extend_from_slice(&body);
-        frame
+        let head = FrameHead {
+            magic: MAGIC,
+            version: VERSION,
+            kind,
+            length: u32::try_from(body.len()).expect("bodies are short"),
+        };
+        [bytes_of(&head), &body].concat()
     }
 
     /// Decodes the kind and the body's length from a frame's head.
     pub(super) fn head(head: &[u8; HEAD]) -> Result<(u16, usize)> {
-        let mut fields = Fields(head);
-        let magic: [u8; 8] = fields.array()?;
+        let FrameHead {
+            magic,
+            version,
+            kind,
+            length,
+        } = pod_read_unaligned(head);
         if magic != MAGIC {
             return Err(Error::Protocol(format!(
                 "a frame begins with {magic:02x?} instead of {MAGIC:02x?}"
             )));
         }
-        let version = fields.u16()?;
         if version != VERSION {
             return Err(Error::Protocol(format!(
                 "it speaks version {version}, and this is version {VERSION}"
             )));
         }
-        let kind = fields.u16()?;
-        let length = fields.u32()? as usize;
+        let length = length as usize;
         let wanted = match kind {
-            1 => 112..=112,
-            2 => 104..=104,
-            3 => 32..=32,
+            1 => size_of::<Hello>()..=size_of::<Hello>(),
+            2 => size_of::<Offer>()..=size_of::<Offer>(),
+            3 => size_of::<Nonce>()..=size_of::<Nonce>(),
             4 => 8..=LONGEST_BODY,
             _ => return Err(Error::Protocol(format!("a frame of the unknown kind {kind}"))),
         };
@@ -310,73 +283,33 @@ impl Frame {
         Ok((kind, length))
     }
 
+    /// Decodes a body that has the length of its head.
     pub(super) fn body(kind: u16, body: &[u8]) -> Result<Self> {
-        let mut fields = Fields(body);
-        let frame = match kind {
-            1 => {
-                let mut hello = Hello {
-                    nonce: fields.array()?,
-                    echo: fields.array()?,
-                    capacity: fields.u64()?,
-                    longest: fields.u64()?,
-                    backing: fields.u32()?,
-                    features: fields.u32()?,
-                    meeting: fields.u32()?,
-                    delivery: fields.u16()?,
-                    from: fields.u16()?,
-                    max_attachments: fields.u32()?,
-                    max_attached_bytes: 0,
-                };
-                fields.u32()?;
-                hello.max_attached_bytes = fields.u64()?;
-                Self::Hello(hello)
-            }
-            2 => {
-                let (echo, size, capacity) = (fields.array()?, fields.u64()?, fields.u64()?);
-                let (number, thread, mailbox) = (fields.u32()?, fields.u32()?, fields.u32()?);
-                fields.u32()?;
-                let secret = Secret(fields.array()?);
-                let start = Start {
-                    position: fields.u64()?,
-                    sequence: fields.u64()?,
-                    slot: fields.u32()?,
-                };
-                fields.u32()?;
-                Self::Offer(Offer {
-                    echo,
-                    size,
-                    capacity,
-                    tokens: TokenAddress {
-                        number,
-                        thread,
-                        mailbox,
-                        secret,
-                    },
-                    start,
-                })
-            }
-            3 => Self::Ready(fields.array()?),
+        Ok(match kind {
+            1 => Self::Hello(plain(body)?),
+            2 => Self::Offer(plain(body)?),
+            3 => Self::Ready(plain(body)?),
             _ => {
+                let mut fields = Fields(body);
                 let number = fields.u16()?;
-                let code = Code::ALL.into_iter().find(|code| code.number() == number);
+                let code = Code::from_number(number);
                 let code =
                     code.ok_or_else(|| Error::Protocol(format!("a refusal with the unknown code {number}")))?;
+                let (check, wanted, found) = (fields.text()?, fields.text()?, fields.text()?);
+                if !fields.0.is_empty() {
+                    let surplus = fields.0.len();
+                    return Err(Error::Protocol(format!(
+                        "{surplus} bytes too many in a frame of kind {kind}"
+                    )));
+                }
                 Self::Refuse(Refuse {
                     code,
-                    check: fields.text()?,
-                    wanted: fields.text()?,
-                    found: fields.text()?,
+                    check,
+                    wanted,
+                    found,
                 })
             }
-        };
-        if fields.0.is_empty() {
-            Ok(frame)
-        } else {
-            Err(Error::Protocol(format!(
-                "{} bytes too many in a frame of kind {kind}",
-                fields.0.len()
-            )))
-        }
+        })
     }
 }
 
@@ -402,28 +335,19 @@ fn shorten(text: &str) -> &str {
     &text[..end]
 }
 
+fn plain<T: Pod>(body: &[u8]) -> Result<T> {
+    try_pod_read_unaligned(body).map_err(|_| Error::Protocol("a frame ends early or late".into()))
+}
+
+/// The fields of a refusal that are not read yet.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
-    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let (field, rest) = self
-            .0
-            .split_first_chunk()
-            .ok_or_else(|| Error::Protocol("a frame ends early".into()))?;
-        self.0 = rest;
-        Ok(*field)
-    }
-
     fn u16(&mut self) -> Result<u16> {
-        self.array().map(u16::from_le_bytes)
-    }
-
-    fn u32(&mut self) -> Result<u32> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64> {
-        self.array().map(u64::from_le_bytes)
+        let field = self.0.split_first_chunk();
+        let (field, rest) = field.ok_or_else(|| Error::Protocol("a frame ends early".into()))?;
+        self.0 = rest;
+        Ok(u16::from_le_bytes(*field))
     }
 
     fn text(&mut self) -> Result<String> {
@@ -522,7 +446,7 @@ impl Refuse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Check;
+    use crate::{error::Check, signal::inbox::Secret};
 
     fn frames() -> Vec<Frame> {
         vec![
@@ -537,6 +461,7 @@ mod tests {
                 delivery: 3,
                 from: 2,
                 max_attachments: 7,
+                reserved: 0,
                 max_attached_bytes: 1 << 41,
             }),
             Frame::Offer(Offer {
@@ -547,12 +472,14 @@ mod tests {
                     number: 50,
                     thread: 4711,
                     mailbox: 1,
+                    reserved: 0,
                     secret: Secret([5; 16]),
                 },
                 start: Start {
                     position: 4104,
                     sequence: 1 << 33,
                     slot: 7,
+                    reserved: 0,
                 },
             }),
             Frame::Ready([4; 32]),

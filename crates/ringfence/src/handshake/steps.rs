@@ -218,6 +218,7 @@ impl Side<'_> {
             delivery,
             from,
             max_attachments: accepted.max_count,
+            reserved: 0,
             max_attached_bytes: accepted.max_bytes,
         }
     }
@@ -953,13 +954,7 @@ mod tests {
             echo: [2; 32],
             capacity,
             longest,
-            backing: 0,
-            features: 0,
-            meeting: 0,
-            delivery: 0,
-            from: 0,
-            max_attachments: 0,
-            max_attached_bytes: 0,
+            ..Hello::default()
         };
         let deadline = Deadline::endless(Vec::new(), Duration::from_secs(60));
         let agreed = |most, role, capacity, longest| {

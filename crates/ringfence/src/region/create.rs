@@ -3,7 +3,6 @@
 use std::{
     io::IoSlice,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    str::FromStr,
 };
 
 use nix::{
@@ -20,7 +19,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Result, parse_named},
+    error::{Error, Result},
     evidence::EvidenceLog,
     fork::Withheld,
     region::{
@@ -325,34 +324,15 @@ named! { all pub(crate),
     pub enum Backing {
         /// memfd_create(2), sealed. It never has a name, and the peer can neither write, shrink nor grow it.
         #[default]
-        Memfd => "memfd",
+        Memfd = 1 => "memfd",
         /// shm_open(3) with mode 0 under a random name that is unlinked immediately. For a moment a process of
         /// the same user can open it, and the peer could truncate it. The lease detects most processes that
         /// opened it.
-        Shm => "shm",
+        Shm = 2 => "shm",
     }
 }
 
-impl Backing {
-    pub(crate) const fn number(self) -> u32 {
-        match self {
-            Self::Memfd => 1,
-            Self::Shm => 2,
-        }
-    }
-
-    pub(crate) fn from_number(number: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|backing| backing.number() == number)
-    }
-}
-
-impl FromStr for Backing {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        parse_named("backing", &Self::ALL, text)
-    }
-}
+numbered! { Backing as u32, "backing" }
 
 /// Returns the seals of an object: the owner's mapping stays writable, and no process can make another
 /// writable one.

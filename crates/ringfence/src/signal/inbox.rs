@@ -167,6 +167,7 @@ fn deliver(heard: &SignalInfo) -> bool {
 }
 
 /// The data with which a process is sent a token for one of its channels.
+#[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct TokenAddress {
     /// The number of the realtime signal. 0: this process receives no tokens.
@@ -174,10 +175,12 @@ pub(crate) struct TokenAddress {
     pub(crate) thread: u32,
     /// The receiver's own number for the channel.
     pub(crate) mailbox: u32,
+    pub(crate) reserved: u32,
     pub(crate) secret: Secret,
 }
 
 /// Bytes that only the two processes of a channel know.
+#[repr(transparent)]
 #[derive(Clone, Copy, Eq, Default)]
 pub(crate) struct Secret(pub(crate) [u8; 16]);
 
@@ -255,6 +258,7 @@ impl OpenInbox {
             number: claim.number.cast_unsigned(),
             thread: claim.thread.cast_unsigned(),
             mailbox: *id,
+            reserved: 0,
             secret: *secret,
         })
     }
@@ -324,6 +328,7 @@ impl TokenSender {
             thread,
             mailbox,
             secret,
+            ..
         } = address;
         if number == 0 {
             return Err(Error::Unsupported {
@@ -511,6 +516,7 @@ mod tests {
             number: 34,
             thread: 1,
             mailbox: 1,
+            reserved: 0,
             secret: Secret([1; 16]),
         };
         assert!(TokenSender::new(1, good).is_ok());

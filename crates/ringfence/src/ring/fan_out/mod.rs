@@ -23,10 +23,9 @@
 //! Like all of `ring`, this never blocks, makes only one system call (see [`readers::Readers::activate`]),
 //! and trusts nothing that the other side writes.
 
-use std::{str::FromStr, sync::atomic::Ordering};
+use std::sync::atomic::Ordering;
 
 use crate::{
-    error::{Error, Result, parse_named},
     region::copy::{Readable, Writable},
     region::layout,
     region::layout::{MARKS, mark_of},
@@ -183,23 +182,7 @@ named! { all pub,
     }
 }
 
-impl Delivery {
-    pub(crate) const fn number(self) -> u16 {
-        self as u16
-    }
-
-    pub(crate) fn from_number(number: u16) -> Option<Self> {
-        Self::ALL.into_iter().find(|delivery| delivery.number() == number)
-    }
-}
-
-impl FromStr for Delivery {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        parse_named("delivery", &Self::ALL, text)
-    }
-}
+numbered! { Delivery as u16, "delivery" }
 
 named! { all pub,
     /// The message at which a subscriber starts.
@@ -215,23 +198,7 @@ named! { all pub,
     }
 }
 
-impl StartFrom {
-    pub(crate) const fn number(self) -> u16 {
-        self as u16
-    }
-
-    pub(crate) fn from_number(number: u16) -> Option<Self> {
-        Self::ALL.into_iter().find(|from| from.number() == number)
-    }
-}
-
-impl FromStr for StartFrom {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        parse_named("from", &Self::ALL, text)
-    }
-}
+numbered! { StartFrom as u16, "from" }
 
 #[cfg(test)]
 mod tests;

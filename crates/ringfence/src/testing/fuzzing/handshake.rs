@@ -289,6 +289,7 @@ pub(super) fn hello(
         delivery: script.choose(&Delivery::ALL)?.number(),
         from: script.choose(&StartFrom::ALL)?.number(),
         max_attachments: script.arbitrary()?,
+        reserved: 0,
         max_attached_bytes: script.arbitrary()?,
     };
     if odd(script)? {
@@ -323,6 +324,7 @@ pub(super) fn offer(script: &mut Unstructured<'_>, capacity: u64, size: u64) -> 
                     number: script.int_in_range(0..=70)?,
                     thread: script.arbitrary()?,
                     mailbox: script.arbitrary()?,
+                    reserved: 0,
                     secret: Secret(script.arbitrary()?),
                 }
             }
