@@ -8,13 +8,15 @@ export const OWN = 4 * 1024
 
 /** Bytes of the first block. */
 const FIRST = 8 * 1024
+/** Bytes of the largest block, which holds at least eight messages of the maximum length. */
+const LARGEST = 8 * recordSize(OWN)
 
 /**
  * A block, which is replaced by a new one once it is used up. Written memory is never overwritten.
  *
  * Allocating a block of any size costs as much as copying 8 KiB. A message that a caller keeps also keeps its whole block alive, so short
  * messages have separate blocks. Each block is twice as large as the one before it, up to the limit: a channel with few messages uses
- * little memory.
+ * little memory. The limit does not count behind a block of which half was filled at once.
  */
 export class Block {
   memory: Buffer = Buffer.alloc(0)
@@ -22,11 +24,11 @@ export class Block {
   /** The memory behind both views. */
   whole = new ArrayBuffer(0)
   used = 0
-
+  /** Bytes of the next block. */
   #size = FIRST
 
   private constructor(
-    /** Bytes of the largest block. */
+    /** Bytes of the largest block of messages that arrive a few at a time. */
     readonly limit: number,
     /** Bytes of the shortest message that is stored here. */
     readonly least: number,
@@ -38,9 +40,8 @@ export class Block {
     return new Block(FIRST, 0, 256)
   }
 
-  /** A block that holds at least eight messages of the maximum length. */
   static long(): Block {
-    return new Block(8 * recordSize(OWN), 257, OWN)
+    return new Block(LARGEST, 257, OWN)
   }
 
   /** Makes room for a message of this length. @throws {@link RingfenceError} NO_SPACE */
@@ -52,5 +53,11 @@ export class Block {
     this.whole = this.memory.buffer as ArrayBuffer
     this.words = new Uint32Array(this.whole)
     this.used = 0
+  }
+
+  /** Counts bytes that were written behind those that the block has. */
+  add(bytes: number): void {
+    this.used += bytes
+    if (bytes >= this.memory.length / 2) this.#size = Math.min(2 * this.memory.length, LARGEST)
   }
 }

@@ -167,7 +167,7 @@ class Copies {
       to = after
     }
     put.call(memory, chunk.subarray(at, to), used)
-    block.used = used + to - at
+    block.add(to - at)
     this.#memory = memory
     this.#whole = block.whole
     this.#shift = at - used
@@ -434,7 +434,8 @@ export class Fetched {
     this.words = block.words
     this.#whole = block.whole
     this.#start = this.at = block.used
-    this.end = block.used += bytes
+    block.add(bytes)
+    this.end = block.used
     this.#blocks.length = block.words[this.at >>> 2]!
     this.pace.found(bytes, this.#blocks.length)
   }
@@ -512,7 +513,8 @@ export class Fetched {
     const block = this.#blocks.current
     const { whole, words } = block
     let at = block.used
-    const end = (block.used += answer)
+    block.add(answer)
+    const end = block.used
     this.#blocks.length = words[at >>> 2]!
     while (at < end) {
       const length = words[at >>> 2]!
