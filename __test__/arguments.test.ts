@@ -10,92 +10,59 @@ const { UsageError } = (await moduleAt('exit')) as { UsageError: new () => Error
 
 const asked = (line: string) => ask(line === '' ? [] : line.split(' '))
 
-test('each command parses its arguments, and otherwise has the defaults of its help', (t) => {
-  const ring = { backing: undefined, capacity: undefined }
-  const transfer = { address: '@x', file: undefined, evidence: false, options: ring }
-  const publish = { ...transfer, raw: undefined, audience: 0, options: { ...ring, stall: undefined } }
-  const subscribe = {
-    address: '@x',
-    count: Infinity,
-    raw: false,
-    evidence: false,
-    options: { delivery: undefined, from: undefined, wait: true },
-  }
+test('each command parses its arguments and options', (t) => {
+  const of = (command: string, words: string[] = [], flags: object = {}) => ({ command, words, flags })
   const all: [line: string, wanted: object][] = [
-    ['--help', { command: 'help', of: undefined }],
-    ['-h', { command: 'help', of: undefined }],
-    ['help', { command: 'help', of: undefined }],
-    ['help send', { command: 'help', of: 'send' }],
-    ['help help', { command: 'help', of: 'help' }],
-    ['send --help', { command: 'help', of: 'send' }],
-    ['completion zsh', { command: 'completion', shell: 'zsh' }],
-    ['--version', { command: 'version' }],
-    ['-V nothing', { command: 'version' }],
-    ['send @x', { command: 'send', timeout: undefined, how: transfer }],
+    ['--help', of('help')],
+    ['-h', of('help')],
+    ['help', of('help')],
+    ['help send', of('help', ['send'])],
+    ['help help', of('help', ['help'])],
+    ['send --help', of('help', ['send'])],
+    ['completion zsh', of('completion', ['zsh'])],
+    ['--version', of('version')],
+    ['-V nothing', of('version')],
+    ['send @x', of('send', ['@x'])],
     [
       'receive --timeout 0.0001 @x file --evidence --backing shm --capacity 64K',
-      {
-        command: 'receive',
-        timeout: 1,
-        how: { address: '@x', file: 'file', evidence: true, options: { backing: 'shm', capacity: 65_536 } },
-      },
+      of('receive', ['@x', 'file'], { timeout: 1, evidence: true, backing: 'shm', capacity: 65_536 }),
     ],
-    [
-      'send @x - --backing memfd',
-      { command: 'send', timeout: undefined, how: { ...transfer, file: '-', options: { ...ring, backing: 'memfd' } } },
-    ],
-    ['send @x --timeout 2000000', { command: 'send', timeout: 2_000_000_000, how: transfer }],
-    ['send @x --timeout 250ms', { command: 'send', timeout: 250, how: transfer }],
-    ['send @x --timeout 3s', { command: 'send', timeout: 3000, how: transfer }],
-    ['send @x --timeout .5m', { command: 'send', timeout: 30_000, how: transfer }],
-    ['send @x --timeout 1h', { command: 'send', timeout: 3_600_000, how: transfer }],
+    ['send @x - --backing memfd', of('send', ['@x', '-'], { backing: 'memfd' })],
+    ['send @x --timeout 2000000', of('send', ['@x'], { timeout: 2_000_000_000 })],
+    ['send @x --timeout 250ms', of('send', ['@x'], { timeout: 250 })],
+    ['send @x --timeout 3s', of('send', ['@x'], { timeout: 3000 })],
+    ['send @x --timeout .5m', of('send', ['@x'], { timeout: 30_000 })],
+    ['send @x --timeout 1h', of('send', ['@x'], { timeout: 3_600_000 })],
     ...['4MiB', '4mib', '4MB', '4M', '4m', '4096KiB', '4194304', '4194304B'].map((size): [string, object] => [
       `send @x --capacity ${size}`,
-      { command: 'send', timeout: undefined, how: { ...transfer, options: { ...ring, capacity: 4 << 20 } } },
+      of('send', ['@x'], { capacity: 4 << 20 }),
     ]),
-    ['collect @x', { command: 'collect', how: { address: '@x', evidence: false, options: ring } }],
+    ['collect @x', of('collect', ['@x'])],
     [
       'collect @x --capacity 1M --evidence --backing memfd',
-      { command: 'collect', how: { address: '@x', evidence: true, options: { backing: 'memfd', capacity: 1 << 20 } } },
+      of('collect', ['@x'], { capacity: 1 << 20, evidence: true, backing: 'memfd' }),
     ],
-    ['publish @x', { command: 'publish', how: publish }],
+    ['publish @x', of('publish', ['@x'])],
     [
       'publish @x file --raw 7 --audience 12 --stall 1.5 --evidence --capacity 4096 --backing shm',
-      {
-        command: 'publish',
-        how: {
-          address: '@x',
-          file: 'file',
-          raw: 7,
-          audience: 12,
-          evidence: true,
-          options: { backing: 'shm', capacity: 4096, stall: 1500 },
-        },
-      },
+      of('publish', ['@x', 'file'], {
+        ...{ raw: 7, audience: 12, stall: 1500, evidence: true, capacity: 4096, backing: 'shm' },
+      }),
     ],
-    ['subscribe @x', { command: 'subscribe', timeout: undefined, how: subscribe }],
+    ['subscribe @x', of('subscribe', ['@x'])],
     [
       'subscribe @x --count 5 --no-newline --timeout 1 --delivery latest --from oldest --evidence',
-      {
-        command: 'subscribe',
-        timeout: 1000,
-        how: {
-          address: '@x',
-          count: 5,
-          raw: true,
-          evidence: true,
-          options: { delivery: 'latest', from: 'oldest', wait: true },
-        },
-      },
+      of('subscribe', ['@x'], {
+        ...{ count: 5, 'no-newline': true, timeout: 1000, delivery: 'latest', from: 'oldest', evidence: true },
+      }),
     ],
-    ['ps', { command: 'ps', json: false }],
-    ['ps --json', { command: 'ps', json: true }],
-    ['top', { command: 'top', address: undefined, json: false, once: false }],
-    ['top @x --once --json', { command: 'top', address: '@x', json: true, once: true }],
-    ['doctor', { command: 'doctor', json: false, target: undefined }],
-    ['doctor --json 12', { command: 'doctor', json: true, target: 12 }],
-    ['doctor @12', { command: 'doctor', json: false, target: '@12' }],
-    ['doctor 12/x', { command: 'doctor', json: false, target: '12/x' }],
+    ['ps', of('ps')],
+    ['ps --json', of('ps', [], { json: true })],
+    ['top', of('top')],
+    ['top @x --once --json', of('top', ['@x'], { once: true, json: true })],
+    ['doctor', of('doctor')],
+    ['doctor --json 12', of('doctor', ['12'], { json: true })],
+    ['doctor 12/x', of('doctor', ['12/x'])],
   ]
   for (const [line, wanted] of all) t.deepEqual(asked(line), wanted as Record<string, unknown>, line)
 })

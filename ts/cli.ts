@@ -7,6 +7,7 @@ import { constants } from 'node:os'
 import { ask } from './cli/arguments.js'
 import { publish, subscribe } from './cli/broadcast.js'
 import { collect } from './cli/collect.js'
+import { isCommand } from './cli/commands.js'
 import { diagnose } from './cli/doctor.js'
 import { exitCode, UsageError } from './cli/exit.js'
 import { helpOf, overview, SHELLS } from './cli/help.js'
@@ -15,61 +16,50 @@ import { output, print } from './cli/output.js'
 import { tell } from './cli/text.js'
 import { ps, top } from './cli/top.js'
 import { receive, send } from './cli/transfer.js'
+import type { PublishOptions } from './types.js'
 
 async function main(): Promise<void> {
-  const asked = ask(process.argv.slice(2))
-  switch (asked.command) {
+  const { command, words, flags } = ask(process.argv.slice(2))
+  const [address = '', file] = words
+  const { backing, capacity, timeout, evidence = false, json = false, once = false } = flags
+  const signal = timeout === undefined ? undefined : AbortSignal.timeout(timeout)
+  const options = { backing, capacity, signal }
+  switch (command) {
     case 'help':
-      print(asked.of === undefined ? overview() : helpOf(asked.of))
-      return
+      return print(isCommand(address) ? helpOf(address) : overview())
     case 'version': {
       const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))
-      print(`${version}\n`)
-      return
+      return print(`${version}\n`)
     }
     case 'completion':
-      print(SHELLS[asked.shell]())
-      return
+      return print(SHELLS[address as keyof typeof SHELLS]())
     case 'doctor':
-      if (asked.target === undefined) diagnose(asked.json)
-      else await explain(asked.target, asked.json)
-      return
+      if (address === '') return diagnose(json)
+      return explain(/^\d+$/.test(address) ? Number(address) : address, json)
     case 'ps':
-      ps(asked.json)
-      return
+      return ps(json)
     case 'top':
-      await top(asked.address, asked)
-      return
+      return top(words[0], { json, once })
     case 'collect':
       endAtOnceBy('SIGHUP')
-      await collect({ ...asked.how, stop: stopBySignal() })
-      return
+      return collect({ address, evidence, options, stop: stopBySignal() })
   }
-  endAtOnceBy('SIGINT', 'SIGTERM', 'SIGHUP')
-  switch (asked.command) {
+  endAtOnceBy(...ENDING, 'SIGHUP')
+  switch (command) {
     case 'send':
-      await send(inTime(asked))
-      return
+      return send({ address, file, evidence, options })
     case 'receive':
-      await receive(inTime(asked))
-      return
-    case 'publish':
-      await publish(asked.how)
-      return
-    case 'subscribe':
-      await subscribe(inTime(asked))
+      return receive({ address, file, evidence, options })
+    case 'publish': {
+      const { raw, audience = 0, stall } = flags
+      // The call itself checks the backing, as for any caller.
+      return publish({ address, file, raw, audience, evidence, options: { ...options, stall } as PublishOptions })
+    }
+    case 'subscribe': {
+      const { count = Infinity, delivery, from, 'no-newline': raw = false } = flags
+      return subscribe({ address, count, raw, evidence, options: { delivery, from, wait: true, signal } })
+    }
   }
-}
-
-/** Adds a signal that aborts the wait for the other side after `timeout`. */
-function inTime<How extends { options: { signal?: AbortSignal | undefined } }>({ how, timeout }: Timed<How>): How {
-  if (timeout === undefined) return how
-  return { ...how, options: { ...how.options, signal: AbortSignal.timeout(timeout) } }
-}
-
-interface Timed<How> {
-  how: How
-  timeout: number | undefined
 }
 
 /** Turns a signal into an exit, which removes a partly written file. Without a listener, the signal would leave that file behind. */
@@ -77,12 +67,13 @@ function endAtOnceBy(...signals: EndingSignal[]): void {
   for (const signal of signals) process.once(signal, () => endBy(signal))
 }
 
-type EndingSignal = 'SIGINT' | 'SIGTERM' | 'SIGHUP' | 'SIGPIPE'
+const ENDING = ['SIGINT', 'SIGTERM'] as const
+type EndingSignal = (typeof ENDING)[number] | 'SIGHUP' | 'SIGPIPE'
 
 /** The first signal stops `collect` gracefully, the second one immediately. */
 function stopBySignal(): AbortSignal {
   const stop = new AbortController()
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+  for (const signal of ENDING) {
     process.once(signal, () => {
       if (stop.signal.aborted) endBy(signal)
       process.once(signal, () => endBy(signal))

@@ -8,9 +8,10 @@ import type { Subscriber } from '../endpoint/subscriber.js'
 import { within } from '../runtime/deferred.js'
 import { RingfenceError } from '../errors.js'
 import type { PublishOptions, SubscribeOptions } from '../types.js'
+import { late } from './exit.js'
 import { write, written } from './output.js'
 import { mustBeOpen, openSource, readUntil } from './source.js'
-import { evidenceTable, tell } from './text.js'
+import { tell, tellEvidence } from './text.js'
 
 /** One run of `publish`. */
 export interface Publishing {
@@ -52,8 +53,7 @@ export async function publish({ address, file, raw, audience, evidence, options 
     let [published, hasAudience] = [0, false]
     publisher.on('connection', (subscriber) => {
       hasAudience = true
-      if (evidence)
-        process.stderr.write(`subscriber is process ${subscriber.peer.pid}\n${evidenceTable(subscriber.evidence)}\n`)
+      if (evidence) tellEvidence(`subscriber is process ${subscriber.peer.pid}`, subscriber.evidence)
     })
     publisher.on('disconnect', ({ peer }, { reason }) => {
       if (reason === 'evicted') tell(`process ${peer.pid} was too slow, and was evicted`)
@@ -145,12 +145,8 @@ async function* chunks(input: AsyncIterable<Buffer>, size: number): AsyncGenerat
 /** Writes each message to standard output, until the publisher has ended or `count` messages have arrived. */
 export async function subscribe({ address, count, raw, evidence, options }: Subscribing): Promise<void> {
   mustBeOpen(1, 'output', 'open it (>/dev/null where that is meant)')
-  await using subscription = await connect(address, options).catch((error: unknown) => {
-    const late = error instanceof RingfenceError && error.code === 'ABORT_ERR'
-    throw late ? new RingfenceError('TIMEOUT', `no process published at ${address} in time`, { cause: error }) : error
-  })
-  if (evidence)
-    process.stderr.write(`publisher is process ${subscription.peer.pid}\n${evidenceTable(subscription.evidence)}\n`)
+  await using subscription = await connect(address, options).catch(late(`no process published at ${address}`))
+  if (evidence) tellEvidence(`publisher is process ${subscription.peer.pid}`, subscription.evidence)
   let left = count
   const newline = Buffer.from('\n')
   try {

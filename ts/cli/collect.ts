@@ -6,7 +6,7 @@ import { listen, type Listener } from '../endpoint/service.js'
 import type { Closed, ListenOptions } from '../types.js'
 import { Lines, LONGEST } from './lines.js'
 import { output, write, written } from './output.js'
-import { evidenceTable, tell } from './text.js'
+import { tell, tellEvidence } from './text.js'
 import { mustBeOpen } from './source.js'
 
 /** One run of the collector. */
@@ -71,7 +71,7 @@ class Collector {
     try {
       for await (const channel of listener) {
         const { pid } = channel.peer
-        if (this.#evidence) process.stderr.write(`process ${pid} sends\n${evidenceTable(channel.evidence)}\n`)
+        if (this.#evidence) tellEvidence(`process ${pid} sends`, channel.evidence)
         this.#lines.set(channel, new Lines())
         this.#merged.add(channel)
       }

@@ -1,11 +1,15 @@
 // The commands and their options. The parser, the help and the shell completion are generated from them.
 
+import { parseCount, parseDuration, parseSize } from './text.js'
+
 /** An option of the command line. */
 export interface Flag {
   /** The placeholder of its value in the help; undefined if it takes no value. */
   readonly value?: string
   /** Its valid values, if they can be listed. */
   readonly values?: readonly string[]
+  /** Converts its value. @throws {UsageError} for an invalid one */
+  parse?(text: string, option: string): number
   readonly text: string
 }
 
@@ -15,16 +19,17 @@ export const FLAGS = {
     values: ['memfd', 'shm'],
     text: 'shared memory: memfd (default) or shm; both sides must choose the same',
   },
-  capacity: { value: 'SIZE', text: "size of the ring (4MiB); the sender's counts" },
+  capacity: { value: 'SIZE', parse: parseSize, text: "size of the ring (4MiB); the sender's counts" },
   timeout: {
     value: 'TIME',
+    parse: parseDuration,
     text: 'how long to wait for the other side, and before that for the reader of a FIFO (no limit)',
   },
   evidence: { text: 'print each check of the handshake' },
-  raw: { value: 'SIZE', text: 'publish chunks of at most this size in place of lines' },
+  raw: { value: 'SIZE', parse: parseSize, text: 'publish chunks of at most this size in place of lines' },
   'no-newline': { text: 'write each message without a newline behind it' },
-  audience: { value: 'COUNT', text: 'wait for this number of subscribers first (0)' },
-  stall: { value: 'TIME', text: 'how long a slow subscriber may delay the publisher (5s)' },
+  audience: { value: 'COUNT', parse: parseCount, text: 'wait for this number of subscribers first (0)' },
+  stall: { value: 'TIME', parse: parseDuration, text: 'how long a slow subscriber may delay the publisher (5s)' },
   delivery: {
     value: 'HOW',
     values: ['reliable', 'best-effort', 'latest'],
@@ -35,17 +40,28 @@ export const FLAGS = {
     values: ['now', 'oldest', 'latest'],
     text: 'where to start: now (default), oldest or latest',
   },
-  count: { value: 'COUNT', text: 'exit after this number of messages' },
+  count: { value: 'COUNT', parse: parseCount, text: 'exit after this number of messages' },
   json: { text: 'print JSON' },
   once: { text: 'print the figures once, and exit' },
 } as const satisfies Record<string, Flag>
 
 export type FlagName = keyof typeof FLAGS
 
+type ValueOf<Of> = Of extends { parse: unknown }
+  ? number
+  : Of extends { values: readonly (infer Value)[] }
+    ? Value
+    : boolean
+
+/** The options of a command line, without those that were not given. */
+export type Flags = { [Name in FlagName]?: ValueOf<(typeof FLAGS)[Name]> | undefined }
+
 /** A command of the command line. */
 export interface Command {
   /** Its arguments. */
   readonly usage: string
+  /** The error for more arguments; undefined if they are ignored. */
+  readonly surplus?: string
   /** One line for the list of commands. */
   readonly summary: string
   /** Paragraphs. */
@@ -61,6 +77,7 @@ const FILE =
 export const COMMANDS = {
   send: {
     usage: 'ADDRESS [FILE]',
+    surplus: 'takes an address and at most one file',
     summary: 'send FILE, or standard input, to a receiver',
     text: [
       'Sends to the process that runs receive or collect at ADDRESS. Exits with 0 once the receiver has stored everything.',
@@ -70,6 +87,7 @@ export const COMMANDS = {
   },
   receive: {
     usage: 'ADDRESS [FILE]',
+    surplus: 'takes an address and at most one file',
     summary: 'receive into FILE, or to standard output',
     text: ['Receives from the process that runs send at ADDRESS. Either side may start first.', FILE],
     flags: ['backing', 'capacity', 'timeout', 'evidence'],
@@ -77,6 +95,7 @@ export const COMMANDS = {
   },
   collect: {
     usage: 'ADDRESS',
+    surplus: 'writes to standard output, and takes no file',
     summary: 'write the lines of many senders to standard output',
     text: [
       'Starts before its senders. Writes whole lines of up to 64 MiB; the last line of a sender gets its newline. SIGINT and SIGTERM end it ' +
@@ -87,6 +106,7 @@ export const COMMANDS = {
   },
   publish: {
     usage: 'ADDRESS [FILE]',
+    surplus: 'takes an address and at most one file',
     summary: 'publish each line of FILE, or of standard input',
     text: [
       'Publishes to all processes that run subscribe at ADDRESS. If a subscriber stops reading, it delays the publisher for --stall at most, and is ' +
@@ -99,6 +119,7 @@ export const COMMANDS = {
   },
   subscribe: {
     usage: 'ADDRESS',
+    surplus: 'writes to standard output, and takes no file',
     summary: 'write each published message, and a newline',
     text: ['Subscribes to the process that runs publish at ADDRESS. Either side may start first.'],
     flags: ['timeout', 'evidence', 'delivery', 'from', 'count', 'no-newline'],
@@ -106,6 +127,7 @@ export const COMMANDS = {
   },
   ps: {
     usage: '',
+    surplus: 'takes no address',
     summary: 'list the processes that have channels',
     text: ['Prints each channel with its process, peer, ring size and address.'],
     flags: ['json'],
@@ -113,6 +135,7 @@ export const COMMANDS = {
   },
   top: {
     usage: '[ADDRESS]',
+    surplus: 'takes one address at most',
     summary: 'show the traffic of processes that can be observed',
     text: ['A process can be observed if it runs with RINGFENCE_OBSERVE=1 or calls observe().'],
     flags: ['json', 'once'],
@@ -120,6 +143,7 @@ export const COMMANDS = {
   },
   doctor: {
     usage: '[PID|ADDRESS]',
+    surplus: 'takes one process or address at most',
     summary: 'check this kernel, or find out why a channel is slow',
     text: [
       'Without an argument: prints what this kernel offers, and what that means for the guarantees. With a process id or an address: prints ' +

@@ -32,3 +32,12 @@ export function exitCode(error: unknown): number {
   if (error.code === 'ABORT_ERR') return 6
   return CODES[error.code.slice('ERR_RINGFENCE_'.length) as ErrorName] ?? 1
 }
+
+/** Converts the error of a call whose signal was aborted by --timeout. */
+export function late(what: string): (error: unknown) => never {
+  return (error) => {
+    throw (error as NodeJS.ErrnoException).code === 'ABORT_ERR'
+      ? new RingfenceError('TIMEOUT', `${what} in time`, { cause: error })
+      : error
+  }
+}

@@ -18,12 +18,18 @@ export function parseSize(text: string): number {
 const TIMES: Record<string, number> = { ms: 1, s: 1000, '': 1000, m: 60_000, h: 3_600_000 }
 
 /** Parses a duration to milliseconds: `250ms`, `3s`, `2m`, `1h`, or a number of seconds. */
-export function parseDuration(option: string, text: string): number {
+export function parseDuration(text: string, option: string): number {
   const [, number, unit] = /^(\d+(?:\.\d+)?|\.\d+)(ms|s|m|h)?$/.exec(text) ?? []
   const milliseconds = Number(number) * TIMES[unit ?? '']!
   if (!(milliseconds > 0) || milliseconds > 2_000_000_000)
     throw new UsageError(`${option} takes a time such as 250ms, 3s or 2m, not ${text}`)
   return Math.ceil(milliseconds)
+}
+
+/** Parses a count of at least 1. */
+export function parseCount(text: string, option: string): number {
+  if (!/^[1-9]\d{0,14}$/.test(text)) throw new UsageError(`${option} takes a whole number above 0, not ${text}`)
+  return Number(text)
 }
 
 /** Formats a number of bytes in a suitable unit. */
@@ -51,6 +57,11 @@ export function table(headings: string[], rows: string[][], width = process.stde
     return text.trimEnd().length > width ? `${text.slice(0, width - 1)}…` : text.trimEnd()
   }
   return [line(headings), line(widths.map((size) => '─'.repeat(size))), ...rows.map(line)].join('\n')
+}
+
+/** Writes the checks of a handshake to standard error. */
+export function tellEvidence(who: string, evidence: readonly Evidence[]): void {
+  process.stderr.write(`${who}\n${evidenceTable(evidence)}\n`)
 }
 
 /** Formats the checks of a handshake for logs and audits. A property that was only recorded has a dash instead of `ok`. */

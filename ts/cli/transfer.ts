@@ -5,11 +5,12 @@ import { RingfenceError, type ErrorName } from '../errors.js'
 import { join } from '../endpoint/pair.js'
 import { connect } from '../endpoint/service.js'
 import type { Closed, Options } from '../types.js'
+import { late } from './exit.js'
 import { write, written } from './output.js'
 import { Progress } from './progress.js'
 import { exposed, mustBeOpen, openSource, readUntil, type Source } from './source.js'
 import { openTarget } from './target.js'
-import { evidenceTable } from './text.js'
+import { tellEvidence } from './text.js'
 
 /** One run of `send` or `receive`. */
 export interface Transfer {
@@ -118,16 +119,14 @@ function is(error: unknown, name: ErrorName): boolean {
 
 /** Joins a pair. The receiver's end confirms that everything is written, long after the sender's end, so half-open channels are allowed. */
 async function meet(address: string, options: Options, evidence: boolean): Promise<Channel> {
-  const channel = await join(address, { ...options, allowHalfOpen: true }).catch((error: unknown) => {
-    const late = error instanceof RingfenceError && error.code === 'ABORT_ERR'
-    throw late ? new RingfenceError('TIMEOUT', `no process came to ${address} in time`, { cause: error }) : error
-  })
-  return shown(channel, evidence)
+  return shown(
+    await join(address, { ...options, allowHalfOpen: true }).catch(late(`no process came to ${address}`)),
+    evidence,
+  )
 }
 
 function shown(channel: Channel, evidence: boolean): Channel {
-  if (evidence)
-    process.stderr.write(`${channel.role}, peer is process ${channel.peer.pid}\n${evidenceTable(channel.evidence)}\n`)
+  if (evidence) tellEvidence(`${channel.role}, peer is process ${channel.peer.pid}`, channel.evidence)
   return channel
 }
 
