@@ -47,8 +47,20 @@ export interface ErrorDetails {
   bytes?: Buffer | undefined
 }
 
-/** Shared by all copies of this package in the process. */
-const BRAND = Symbol.for('ringfence.RingfenceError')
+/**
+ * Brands a class of errors. A program may load both builds of this package, and each has its own class: an error of either is an instance of
+ * both.
+ */
+function brand(Class: abstract new (...given: never[]) => Error, name: string): void {
+  const own = Symbol.for(`ringfence.${name}`)
+  Object.defineProperty(Class.prototype, own, { value: true })
+  Object.defineProperty(Class, Symbol.hasInstance, {
+    value(this: unknown, value: unknown) {
+      if (this !== Class) return Function.prototype[Symbol.hasInstance].call(this, value)
+      return typeof value === 'object' && value !== null && own in value
+    },
+  })
+}
 
 /**
  * The error that every call throws or rejects with. It has a code for programs and a message for people. An abort by a signal has the
@@ -57,13 +69,7 @@ const BRAND = Symbol.for('ringfence.RingfenceError')
 export class RingfenceError extends Error {
   static {
     RingfenceError.prototype.name = 'RingfenceError'
-    Object.defineProperty(RingfenceError.prototype, BRAND, { value: true })
-  }
-
-  /** A program may load both builds of this package, and each has its own class. An error of either is an instance of both. */
-  static override [Symbol.hasInstance](value: unknown): boolean {
-    if (this !== RingfenceError) return Function.prototype[Symbol.hasInstance].call(this, value)
-    return typeof value === 'object' && value !== null && BRAND in value
+    brand(RingfenceError, 'RingfenceError')
   }
 
   /** `ERR_RINGFENCE_` and the kind of error, or `ABORT_ERR`. */
@@ -97,19 +103,10 @@ export class RingfenceError extends Error {
   }
 }
 
-/** Shared by all copies of this package in the process. */
-const REMOTE = Symbol.for('ringfence.RemoteError')
-
 /** The error of a call whose handler, in the peer, threw. It has the name, the message and the code of the handler's error, and no stack. */
 export class RemoteError extends Error {
   static {
-    Object.defineProperty(RemoteError.prototype, REMOTE, { value: true })
-  }
-
-  /** An error of either build of this package is an instance of both. */
-  static override [Symbol.hasInstance](value: unknown): boolean {
-    if (this !== RemoteError) return Function.prototype[Symbol.hasInstance].call(this, value)
-    return typeof value === 'object' && value !== null && REMOTE in value
+    brand(RemoteError, 'RemoteError')
   }
 
   /** The code of the handler's error, if it had one. */
@@ -203,6 +200,16 @@ export function showSource(value: unknown): string {
   return another
     ? `a ${name} of another copy of ringfence: a program that imports and requires it has two`
     : show(value)
+}
+
+/** Makes a call that fails for lack of threads, descriptors or memory. @throws {@link RingfenceError} NO_SPACE, with the reason as the cause */
+export function orNoSpace<Made>(what: (reason: string) => string, call: () => Made): Made {
+  try {
+    return call()
+  } catch (error) {
+    if (error instanceof RingfenceError) throw error
+    throw new RingfenceError('NO_SPACE', what((error as Error).message), { cause: error })
+  }
 }
 
 /** Whether the error code of a system call means that this process lacks descriptors or memory. */

@@ -321,21 +321,7 @@ export const CALL = answers.call
 export const REASONS = answers.reasons as readonly (GoneReason | undefined)[]
 
 class Operations {
-  readonly role: 'host' | 'guest'
-  readonly peer: Identity
-  readonly capacity: number
-  readonly maxMessageSize: number
-  readonly maxAtOnce: number
-  readonly operate: RawChannel['operate']
-
-  constructor(raw: RawChannel) {
-    this.role = raw.role
-    this.peer = raw.peer
-    this.capacity = raw.capacity
-    this.maxMessageSize = raw.maxMessageSize
-    this.maxAtOnce = raw.maxAtOnce
-    this.operate = raw.operate
-  }
+  declare readonly operate: RawChannel['operate']
 }
 
 type Operation = (this: Operations, a?: unknown, b?: unknown, c?: unknown, d?: unknown, e?: unknown) => unknown
@@ -355,5 +341,5 @@ export function withOperations(raw: RawChannel): NativeChannel {
       Object.defineProperty(Operations.prototype, name, { value: named(operation) })
     known = true
   }
-  return new Operations(raw) as unknown as NativeChannel
+  return Object.assign(new Operations(), raw) as unknown as NativeChannel
 }

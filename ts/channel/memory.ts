@@ -1,7 +1,7 @@
 // Memory for messages, sent and received.
 
 import { builtin } from '../native.js'
-import { RingfenceError } from '../errors.js'
+import { orNoSpace } from '../errors.js'
 
 /** @throws {@link RingfenceError} NO_SPACE if the engine cannot allocate, with the engine's error as the cause. */
 export function allocate(size: number, what: string): Buffer {
@@ -14,11 +14,10 @@ export function allocateEmpty(size: number, what: string): Uint8Array {
 }
 
 function tried<Memory>(size: number, what: string, make: (size: number) => Memory): Memory {
-  try {
-    return make(size)
-  } catch (error) {
-    throw new RingfenceError('NO_SPACE', `there is no memory of ${size} bytes for ${what}`, { cause: error })
-  }
+  return orNoSpace(
+    () => `there is no memory of ${size} bytes for ${what}`,
+    () => make(size),
+  )
 }
 
 /** A constructor of Buffers over existing memory. */

@@ -44,13 +44,11 @@ const closedHere = () => new RingfenceError('CLOSED', 'the merge is closed')
 
 /** A source of a merge, with its state there. */
 class Entry<Source> extends Place {
-  readonly source: Source
-  readonly inlet: Inlet
-
-  constructor(source: Source, inlet: Inlet) {
+  constructor(
+    readonly source: Source,
+    readonly inlet: Inlet,
+  ) {
     super()
-    this.source = source
-    this.inlet = inlet
   }
 }
 
@@ -439,7 +437,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   }
 
   #wait(takes: boolean, signal?: AbortSignal, reader: object | null = this): Wait<[Source, In]> {
-    const wait = this.#waiters.addReader(reader, signal, takes)
+    const wait = this.#waiters.add(signal, takes, reader)
     this.#serve()
     return wait
   }

@@ -244,7 +244,7 @@ export class ReceiveBuffer {
 
   /** Waits for a message (`takes`), or until there is one. Called once `receiveNow` has found none. */
   wait(takes: boolean, signal?: AbortSignal, reader: object | null = this): Wait<Buffer> {
-    const wait = this.#waiters.addReader(reader, signal, takes)
+    const wait = this.#waiters.add(signal, takes, reader)
     // A visitor that receives gets the message behind its own even if the event loop is due. Otherwise its `receiveEach` would visit it.
     this.serve(this.#fetched.visitors > 0)
     return wait

@@ -202,27 +202,14 @@ export const FIGURES: Readonly<Record<FigureName, Figure>> = {
 
 const CHANNEL_FIGURES = Object.keys(OF_CHANNEL) as (keyof ChannelStats)[]
 
-/** The sums over several channels. */
-export class Sums {
-  readonly #sums = Object.fromEntries(CHANNEL_FIGURES.map((name) => [name, 0])) as unknown as ChannelStats
+/** The sums over no channel. */
+export const noStats = () => Object.fromEntries(CHANNEL_FIGURES.map((name) => [name, 0])) as unknown as ChannelStats
 
-  add(stats: ChannelStats): this {
-    const tokensStray = Math.max(this.#sums.tokensStray, stats.tokensStray)
-    for (const name of CHANNEL_FIGURES) this.#sums[name] += stats[name]
-    this.#sums.tokensStray = tokensStray
-    return this
-  }
-
-  /** Adds the messages that were received since `before`, for a channel that has ended. */
-  addRest(before: ChannelStats, now: ChannelStats): void {
-    this.#sums.messagesReceived += now.messagesReceived - before.messagesReceived
-    this.#sums.bytesReceived += now.bytesReceived - before.bytesReceived
-    this.#sums.attachmentsReceived += now.attachmentsReceived - before.attachmentsReceived
-  }
-
-  get sums(): ChannelStats {
-    return { ...this.#sums }
-  }
+/** Adds the figures of a channel to sums over several. */
+export function addStats(sums: ChannelStats, stats: ChannelStats): void {
+  const tokensStray = Math.max(sums.tokensStray, stats.tokensStray)
+  for (const name of CHANNEL_FIGURES) sums[name] += stats[name]
+  sums.tokensStray = tokensStray
 }
 
 /** Counts the peers of an endpoint. */
@@ -238,9 +225,4 @@ export class PeerCounts {
   stats(open: number): EndpointStats {
     return { open, accepted: this.accepted, refused: Object.fromEntries(this.#refused) }
   }
-}
-
-/** Clears the figures that a channel no longer has after its end. */
-export function ofEnded(stats: ChannelStats): ChannelStats {
-  return { ...stats, callsInFlight: 0, ringUsed: 0, ringCapacity: 0, queuedBytes: 0 }
 }

@@ -16,17 +16,17 @@ export interface Wait<Value> {
 /** One wait, for the owner of the values. */
 export class Waiter<Value> extends Place implements Wait<Value> {
   readonly promise: Promise<Value | null>
-  /** Whether the caller takes the value; if false, it only checks that there is one. */
-  readonly takes: boolean
-  readonly reader: object | null
   #resolve!: (value: Value | null | Promise<never>) => void
   /** Removes the abort listener from the signal. */
   #forget: (() => void) | null = null
 
-  constructor(takes: boolean, signal: AbortSignal | undefined, reader: object | null) {
+  /** @param takes - Whether the caller takes the value; if false, it only checks that there is one. */
+  constructor(
+    readonly takes: boolean,
+    signal: AbortSignal | undefined,
+    readonly reader: object | null,
+  ) {
     super()
-    this.takes = takes
-    this.reader = reader
     this.promise = new Promise((resolve) => {
       this.#resolve = resolve
     })
@@ -69,25 +69,16 @@ export class Waiters<Value> {
     return this.#line.places.some((waiter) => waiter.takes)
   }
 
-  /** @param signal - Its abort rejects the wait with an AbortError. */
-  add(signal?: AbortSignal, takes = true): Wait<Value> {
-    return this.#push(new Waiter<Value>(takes, signal, null))
-  }
-
   /**
-   * Does the same as {@link add}, for a reader. Only one reader may wait at a time.
-   *
-   * @param reader - Identifies the reader. `null` may wait alongside any reader.
+   * @param signal - Its abort rejects the wait with an AbortError.
+   * @param reader - Identifies the reader. Only one may wait at a time. `null` may wait alongside any reader.
    * @throws {@link RingfenceError} INVALID_ARGUMENT if another reader waits.
    */
-  addReader(reader: object | null, signal: AbortSignal | undefined, takes: boolean): Wait<Value> {
+  add(signal?: AbortSignal, takes = true, reader: object | null = null): Wait<Value> {
     if (reader !== null)
       for (let other = this.#line.first; other !== null; other = other.behind)
         if (other.reader !== null && other.reader !== reader) throw secondReader()
-    return this.#push(new Waiter<Value>(takes, signal, reader))
-  }
-
-  #push(waiter: Waiter<Value>): Wait<Value> {
+    const waiter = new Waiter<Value>(takes, signal, reader)
     this.#line.push(waiter)
     return waiter
   }

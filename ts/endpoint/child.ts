@@ -5,7 +5,7 @@ import type { Readable } from 'node:stream'
 import { runHandshake } from './handshake.js'
 import type { Codec } from '../adapters/codec.js'
 import { openChannel, type Channel } from '../channel/channel.js'
-import { RingfenceError, aborted, fromFailure, invalid, isShort, show } from '../errors.js'
+import { RingfenceError, aborted, fromFailure, invalid, isShort, orNoSpace, show } from '../errors.js'
 import { builtin, native, type Given, type Joining, type RawChannel, type PrivateLine } from '../native.js'
 import { within } from '../runtime/deferred.js'
 import { checkOptions, type Call } from './options.js'
@@ -133,7 +133,10 @@ function handshake(name: Call, call: (...given: Given<RawChannel>) => Joining, o
 }
 
 function start(command: string, args: readonly string[], { spawn: settings = {}, line: place }: ChildOptions) {
-  const line = privateLine()
+  const line = orNoSpace(
+    (reason) => `no line can be made: ${reason}`,
+    () => native.privateLine(),
+  )
   try {
     const stdio = standard(settings.stdio)
     const number = place === 'stdin' ? 0 : stdio.length
@@ -143,15 +146,6 @@ function start(command: string, args: readonly string[], { spawn: settings = {},
   } catch (error) {
     line.close()
     throw cannotStart(command, error as Error)
-  }
-}
-
-function privateLine(): PrivateLine {
-  try {
-    return native.privateLine()
-  } catch (error) {
-    if (error instanceof RingfenceError) throw error
-    throw new RingfenceError('NO_SPACE', `no line can be made: ${(error as Error).message}`, { cause: error })
   }
 }
 

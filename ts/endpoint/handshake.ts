@@ -1,6 +1,6 @@
 import { Authorizer } from './authorize.js'
 import { tellRefused } from '../runtime/diagnostics.js'
-import { RingfenceError, aborted, fromFailure, invalid, show } from '../errors.js'
+import { RingfenceError, aborted, fromFailure, invalid, orNoSpace, show } from '../errors.js'
 import { rejection } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
 import { closeInspector } from '../runtime/harden.js'
@@ -89,7 +89,11 @@ export function runHandshake<Raw extends Native, Made extends AsyncDisposable>(
     }
     const refused = (refusal: Failure) =>
       tellRefused(address ?? null, fromFailure(refusal, authorizer?.causeOf(refusal)))
-    const joining = start(call, checked, done, authorizer?.ask, name === 'join' ? refused : undefined)
+    // There may be no thread for it, or no descriptor to cancel it by.
+    const joining = orNoSpace(
+      (reason) => `the handshake cannot be started: ${reason}`,
+      () => call(checked, done, authorizer?.ask, name === 'join' ? refused : undefined),
+    )
     if (authorizer !== undefined) authorizer.answer = (...answer) => joining.answer(...answer)
     const cancel = () => joining.cancel()
     const expire = () => {
@@ -116,16 +120,4 @@ function throwIfAny(error: Error | undefined): void {
 function closeNative(raw: Native): void {
   if ('operate' in raw) withOperations(raw).close()
   else raw.close()
-}
-
-/** Starts a handshake. Fails with NO_SPACE without a thread for it, or a descriptor to cancel it by. */
-function start<Raw>(call: (...given: Given<Raw>) => Joining, ...given: Given<Raw>): Joining {
-  try {
-    return call(...given)
-  } catch (error) {
-    if (error instanceof RingfenceError) throw error
-    throw new RingfenceError('NO_SPACE', `the handshake cannot be started: ${(error as Error).message}`, {
-      cause: error,
-    })
-  }
 }

@@ -1,5 +1,6 @@
 import { depart, type Channel } from '../channel/channel.js'
-import { Endpoint, KEY, openEndpoint, type EndpointEvents, type EndpointParts } from './endpoint.js'
+import { Acceptor, KEY, openAcceptor, type AcceptorParts } from './acceptor.js'
+import type { EndpointEvents } from './endpoint.js'
 import { lingerOf } from './options.js'
 import { promised } from '../runtime/deferred.js'
 import { timers } from '../runtime/timers.js'
@@ -10,7 +11,7 @@ import type { Failure, NativeMembership, RawChannel } from '../native.js'
 import type { MemberOptions, Message, MessageInput } from '../types.js'
 
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
-let make: (parts: EndpointParts<NativeMembership>) => Membership<any, any>
+let make: (parts: AcceptorParts<NativeMembership>) => Membership<any, any>
 
 /** The events of a {@link Membership}. */
 export interface MembershipEvents<Peer> extends EndpointEvents<Peer> {
@@ -37,7 +38,7 @@ export interface MembershipEvents<Peer> extends EndpointEvents<Peer> {
  * for await (const channel of membership) for await (const message of channel) console.log(String(message))
  * ```
  */
-export class Membership<In = Message, Out = MessageInput> extends Endpoint<
+export class Membership<In = Message, Out = MessageInput> extends Acceptor<
   In,
   Out,
   MembershipEvents<Channel<In, Out>>
@@ -52,10 +53,11 @@ export class Membership<In = Message, Out = MessageInput> extends Endpoint<
   #untold: (() => void)[] | null = []
 
   static {
-    make = (parts) => new Membership(KEY, parts)
+    // The signal has no effect on the membership.
+    make = (parts) => new Membership(KEY, { ...parts, opening: { ...parts.opening, signal: undefined } })
   }
 
-  private constructor(key: symbol, parts: EndpointParts<NativeMembership>) {
+  private constructor(key: symbol, parts: AcceptorParts<NativeMembership>) {
     super(key, 'memberships are made by member', parts, false)
     this.#native = parts.native
     this.#role = parts.native.role
@@ -109,7 +111,7 @@ export class Membership<In = Message, Out = MessageInput> extends Endpoint<
     })
     departure?.finish()
     if (this.ended !== null) return
-    this.takeUnclaimed()
+    this.acceptQueue.discard()
     this.finish({ reason: 'closed' })
   }
 
@@ -118,7 +120,7 @@ export class Membership<In = Message, Out = MessageInput> extends Endpoint<
     if (this.ended !== null) return
     this.#channel?.destroy()
     this.#native.close()
-    this.takeUnclaimed()
+    this.acceptQueue.discard()
     this.finish(destroyedBy(error))
   }
 
@@ -210,5 +212,5 @@ export class Membership<In = Message, Out = MessageInput> extends Endpoint<
 export function member<T>(address: string, options: MemberOptions & { codec: Codec<T> }): Promise<Membership<T, T>>
 export function member(address: string, options?: MemberOptions): Promise<Membership>
 export function member(address: string, options: MemberOptions = {}): Promise<Membership> {
-  return openEndpoint('member', address, options, make)
+  return openAcceptor('member', address, options, make)
 }

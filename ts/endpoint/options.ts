@@ -79,10 +79,7 @@ const DELIVERIES = ['reliable', 'best-effort', 'latest'] as const satisfies Deli
 
 const count = (name: string, value: unknown) => integer(name, value, 1, Number.MAX_SAFE_INTEGER)
 const bytes = count
-const flag = (name: string, value: unknown) => {
-  if (typeof value !== 'boolean') throw invalid(`${name} must be true or false, not ${show(value)}`)
-  return value
-}
+const flag = (name: string, value: unknown) => must(typeof value === 'boolean', name, 'true or false', value as boolean)
 
 /** The declarations of all options. */
 const OPTIONS = declare({
@@ -114,11 +111,7 @@ const OPTIONS = declare({
   maxPeersPerUser: { calls: SERVICES, native: count },
   stall: {
     calls: ['publish'],
-    native: (name, value) => {
-      if (typeof value !== 'number' || !(value >= 0))
-        throw invalid(`${name} must be a number of milliseconds, not ${show(value)}`)
-      return value
-    },
+    native: duration,
   },
   deliveries: {
     calls: ['publish'],
@@ -203,7 +196,7 @@ function checkObject(
   known: readonly string[],
   unknown: (name: string) => string,
 ): asserts value is object {
-  if (typeof value !== 'object' || value === null) throw invalid(`${what} must be an object, not ${show(value)}`)
+  object(what, value)
   // A promise that was not awaited, a Map or an AbortSignal is a mistake: it would set no option.
   if (!isPlain(value) && !known.some((key) => key in value))
     throw invalid(`${what} must be an object that has some of ${known.join(', ')}, not ${kindOf(value)}`)
@@ -260,8 +253,7 @@ export function concurrencyOf(handler: unknown, options: ServeOptions = {}): num
 /** Checks the arguments of `receiveEach`. */
 export function checkReceiveEach(visit: unknown, max: unknown): void {
   if (typeof visit !== 'function') throw invalid(`receiveEach takes a function, not ${show(visit)}`)
-  if (max !== undefined && (typeof max !== 'number' || !(max >= 0)))
-    throw invalid(`max must be a number of messages, not ${show(max)}`)
+  if (max !== undefined) must(typeof max === 'number' && max >= 0, 'max', 'a number of messages', max)
 }
 
 /** Checks the options of `batches`, and fills in the default. */
@@ -275,54 +267,55 @@ export function checkBatches(options: BatchOptions = {}): BatchOptions & { max: 
 export function lingerOf(options: { linger?: number | undefined }): number {
   plainObject('options', options, ['linger'])
   const { linger = 1000 } = options
-  if (typeof linger !== 'number' || !(linger >= 0)) {
-    throw invalid(`linger must be a number of milliseconds, not ${show(linger)}`)
-  }
-  return linger
+  return duration('linger', linger)
+}
+
+/** Returns the value if it is valid. @throws {@link RingfenceError} INVALID_ARGUMENT */
+function must<Value>(isValid: boolean, name: string, wanted: string, value: Value): Value {
+  if (!isValid) throw invalid(`${name} must be ${wanted}, not ${show(value)}`)
+  return value
 }
 
 function integer(name: string, value: unknown, least: number, most: number): number {
-  if (typeof value !== 'number' || !Number.isInteger(value) || value < least || value > most) {
-    throw invalid(`${name} must be a whole number from ${least} to ${most}, not ${show(value)}`)
-  }
-  return value
+  const isValid = Number.isInteger(value) && (value as number) >= least && (value as number) <= most
+  return must(isValid, name, `a whole number from ${least} to ${most}`, value as number)
 }
 
 function text(name: string, value: unknown): string {
-  if (typeof value !== 'string' || value === '' || value.includes('\0')) {
-    throw invalid(`${name} must be a string that is not empty and has no NUL, not ${show(value)}`)
-  }
-  return value
+  const isValid = typeof value === 'string' && value !== '' && !value.includes('\0')
+  return must(isValid, name, 'a string that is not empty and has no NUL', value as string)
 }
 
 /** Requires an absolute path. A relative one would name another program, or none, in another working directory. */
 function absolute(name: string, value: unknown): string {
   const path = text(name, value)
-  if (!isAbsolute(path)) throw invalid(`${name} must be an absolute path, not ${show(path)}`)
-  return path
+  return must(isAbsolute(path), name, 'an absolute path', path)
 }
 
 function abortSignal(name: string, value: unknown): void {
-  if (!(value instanceof AbortSignal)) throw invalid(`${name} must be an AbortSignal, not ${show(value)}`)
+  must(value instanceof AbortSignal, name, 'an AbortSignal', value)
 }
 
-function object(name: string, value: unknown): void {
-  if (typeof value !== 'object' || value === null) throw invalid(`${name} must be an object, not ${show(value)}`)
+function object(name: string, value: unknown): asserts value is object {
+  must(typeof value === 'object' && value !== null, name, 'an object', value)
 }
 
 function callback(name: string, value: unknown): void {
-  if (typeof value !== 'function') throw invalid(`${name} must be a function, not ${show(value)}`)
+  must(typeof value === 'function', name, 'a function', value)
+}
+
+/** Milliseconds, which may be 0 or infinite. */
+function duration(name: string, value: unknown): number {
+  return must(typeof value === 'number' && value >= 0, name, 'a number of milliseconds', value as number)
 }
 
 function milliseconds(name: string, value: unknown): number {
-  if (typeof value !== 'number' || !(value > 0) || value > 2 ** 31)
-    throw invalid(`${name} must be a number of milliseconds above 0 and at most ${2 ** 31}, not ${show(value)}`)
-  return value
+  const isValid = typeof value === 'number' && value > 0 && value <= 2 ** 31
+  return must(isValid, name, `a number of milliseconds above 0 and at most ${2 ** 31}`, value as number)
 }
 
-function oneOf<const T extends string>(name: string, value: unknown, allowed: readonly T[]): T {
-  if (!allowed.includes(value as T)) throw invalid(`${name} must be ${either(allowed)}, not ${show(value)}`)
-  return value as T
+export function oneOf<const T extends string>(name: string, value: unknown, allowed: readonly T[]): T {
+  return must(allowed.includes(value as T), name, either(allowed), value as T)
 }
 
 /** `'a', 'b' or 'c'` */
@@ -346,9 +339,8 @@ function program(value: string | ExecutableFile): NativeProgram {
     return value === 'same' ? { same: true } : { same: false, path: absolute('executable', value) }
   plainObject('executable', value, ['path', 'sha256'])
   const { path, sha256 } = value
-  if (typeof sha256 !== 'string' || !/^[0-9a-f]{64}$/i.test(sha256)) {
-    throw invalid(`sha256 of an executable must be 64 hexadecimal digits, not ${show(sha256)}`)
-  }
+  const isHash = typeof sha256 === 'string' && /^[0-9a-f]{64}$/i.test(sha256)
+  must(isHash, 'sha256 of an executable', '64 hexadecimal digits', sha256)
   if (path === undefined) return { same: false, sha256 }
   return path === 'same'
     ? { same: true, sha256 }
@@ -356,16 +348,16 @@ function program(value: string | ExecutableFile): NativeProgram {
 }
 
 /** The property names of a policy. */
-export const POLICY = namesOf({
-  uid: 1,
-  gid: 1,
-  executable: 1,
-  cgroup: 1,
-  label: 1,
-  namespace: 1,
-  confined: 1,
-  authorize: 1,
-} satisfies Record<keyof Policy, 1>)
+export const POLICY = [
+  'uid',
+  'gid',
+  'executable',
+  'cgroup',
+  'label',
+  'namespace',
+  'confined',
+  'authorize',
+] as const satisfies (keyof Policy)[]
 
 /** The checks of each property of {@link AttachmentOptions}. */
 const ACCEPTED = {
@@ -398,9 +390,7 @@ function confinement(confined: Confined): string[] {
   const required = known.filter((name) => confined[name] !== undefined)
   if (required.length === 0) throw invalid(`confined must have at least one of ${known.join(', ')}`)
   return required.map((name) => {
-    const value = CONFINED[name]
-    if (confined[name] !== value)
-      throw invalid(`confined.${name} must be ${show(value)} or left out, not ${show(confined[name])}`)
+    must(confined[name] === CONFINED[name], `confined.${name}`, `${show(CONFINED[name])} or left out`, confined[name])
     return `confined.${name}`
   })
 }

@@ -1,21 +1,18 @@
 // The sending half of a broadcast: one ring, the queue of messages that are not in it yet, and the subscribers that read it.
 
-import type { Authorizer } from './authorize.js'
 import type { Codec } from '../adapters/codec.js'
 import { WebStreams } from '../adapters/web.js'
 import { Deferred, promised, untilAborted } from '../runtime/deferred.js'
-import { nowOpen, openNow, tellEvicted, tellRefused, tellSubscribed } from '../runtime/diagnostics.js'
-import type { EndpointEvents } from './endpoint.js'
+import { nowOpen, openNow, tellEvicted, tellSubscribed } from '../runtime/diagnostics.js'
+import { Endpoint, type EndpointEvents } from './endpoint.js'
 import { RingfenceError, fromFailure, invalid } from '../errors.js'
-import { atExit } from '../runtime/exit.js'
 import { runHandshakeAt, type Opening } from './handshake.js'
-import { FAILED, REASONS, type Failure, type NativePublisher } from '../native.js'
+import { FAILED, REASONS, type NativePublisher } from '../native.js'
 import { lingerOf } from './options.js'
 import type { GoneReason } from './peer.js'
-import { Pump } from '../runtime/pump.js'
-import { Resource, closedFor, destroyedBy } from '../channel/resource.js'
+import { closedFor, destroyedBy } from '../channel/resource.js'
 import { SendQueue, type Fill } from '../channel/send-queue.js'
-import { PeerCounts, type PublisherStats } from '../channel/stats.js'
+import type { PublisherStats } from '../channel/stats.js'
 import type { Closed, MessageInput, PublishOptions, Reservation, SendOptions, WaitOptions } from '../types.js'
 import { closeSubscriber, makeSubscriber, type Subscriber } from './subscriber.js'
 import { Values } from '../channel/values.js'
@@ -49,8 +46,7 @@ const exposed = () =>
  * await publisher.send('message')
  * ```
  */
-export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subscriber>> {
-  declare readonly address: string
+export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, EndpointEvents<Subscriber>> {
   /** Bytes of the ring. */
   readonly capacity: number
   /** Bytes of the longest message: an eighth of the ring, or less if the option is smaller. */
@@ -62,18 +58,10 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
   #streams: WebStreams<never, Out> | null = null
   /** The publisher that this one was made from by {@link Publisher.with}. It holds the state of both. */
   readonly #root: AnyPublisher | null
-  readonly #authorizer: Authorizer | undefined
-  readonly #signal: AbortSignal | undefined
   readonly #subscribers = new Map<number, Subscriber>()
-  readonly #counts = new PeerCounts()
-  /** Handles the events of the binding. */
-  readonly #poll = new Pump(() => this.#handle()).run
   #ending: Promise<void> | null = null
   #sealing: Promise<void> | null = null
   #closing: Promise<void> | null = null
-  /** Cancels the work registered for the exit of the process. */
-  readonly #stay: () => void
-  readonly #abort = () => void this.close()
 
   static {
     make = (address, native, opening) => {
@@ -91,29 +79,30 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
     from: Opening | AnyPublisher,
   ) {
     if (key !== KEY) throw invalid('publishers are made by publish')
-    super(from instanceof Publisher ? from : address)
+    const isView = from instanceof Publisher
+    super(isView ? from : address, native, isView ? null : from)
     this.capacity = native.capacity
     this.maxMessageSize = native.maxMessageSize
     this.#native = native
     this.#values = values
-    if (from instanceof Publisher) {
+    if (isView) {
       this.#root = from.#root ?? from
       this.#queue = from.#queue
-      this.#stay = () => {}
       return
     }
-    const opening = from
     this.#root = null
-    this.#authorizer = opening.authorizer
-    this.#signal = opening.signal
-    this.#queue = new SendQueue(native, opening.settings.busyPollMicros > 0, (error) => this.#failed(error))
-    if (native.watch(this.#poll) === FAILED || native.watchRoom(() => this.#hear()) === FAILED) {
-      throw fromFailure(native.failure())
-    }
-    // If the process exits, subscribers must see a lost publisher and not a clean end.
-    this.#stay = atExit(address, () => native.vacate())
+    this.#queue = new SendQueue(native, from.settings.busyPollMicros > 0, (error) => this.#failed(error))
+    if (native.watchRoom(() => this.#hear()) === FAILED) throw fromFailure(native.failure())
     nowOpen(this, address)
-    this.#signal?.addEventListener('abort', this.#abort, { once: true })
+  }
+
+  /**
+   * If the process exits, subscribers must see a lost publisher and not a clean end.
+   *
+   * @internal
+   */
+  protected override vacate(): void {
+    this.#native.vacate()
   }
 
   /** The number of messages sent. */
@@ -136,7 +125,7 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
     if (this.ended === null && !this.#queue.isEmpty) this.#queue.pump()
     const figures = this.#native.stats()
     return {
-      ...this.#counts.stats(this.#subscribers.size),
+      ...this.counts.stats(this.#subscribers.size),
       messagesSent: figures[0]!,
       bytesSent: figures[1]!,
       evicted: figures[2]!,
@@ -297,7 +286,7 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
         this.#queue.shut(endedHere, false)
         if (this.ended !== null) return
         this.#native.end()
-        this.#poll()
+        this.poll()
       })
     }
     return this.#ending
@@ -366,18 +355,6 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
     ;(this.#root ?? this).#finish(destroyedBy(error), closedHere)
   }
 
-  /** Keeps the process alive while the publisher is open, which is the default. */
-  ref(): this {
-    this.#native.keepAlive(1)
-    return this
-  }
-
-  /** Lets the process exit while the publisher is open. */
-  unref(): this {
-    this.#native.keepAlive(0)
-    return this
-  }
-
   /** A subscriber has made room or disconnected. */
   #hear(): void {
     if (this.ended !== null) return
@@ -386,8 +363,8 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
     this.#queue.awake()
   }
 
-  /** Handles one event of the binding. */
-  #handle(): boolean {
+  /** @internal */
+  protected override handle(): boolean {
     if (this.ended !== null) return false
     const event = this.#native.next()
     if (event === FAILED) {
@@ -398,13 +375,13 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
     if ('number' in event) {
       const subscriber = makeSubscriber(event)
       this.#subscribers.set(event.number, subscriber)
-      this.#counts.accepted += 1
+      this.counts.accepted += 1
       tellSubscribed(subscriber, this.address, `a subscriber (${subscriber.delivery})`)
       this.tell('connection', subscriber)
     } else if ('gone' in event) {
       this.#disconnected(event.gone, REASONS[event.reason] ?? 'closed')
     } else {
-      this.#refused(event)
+      this.refuse(event)
     }
     return true
   }
@@ -417,13 +394,6 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
     closeSubscriber(subscriber, closed)
     if (closed.reason === 'evicted') tellEvicted(this, subscriber)
     this.tell('disconnect', subscriber, closed)
-  }
-
-  #refused(failure: Failure): void {
-    const error = fromFailure(failure, this.#authorizer?.causeOf(failure))
-    this.#counts.refuse(error)
-    tellRefused(this.address, error)
-    this.tell('refused', error)
   }
 
   /** The core has ended the publisher. */
@@ -447,9 +417,8 @@ export class Publisher<Out = MessageInput> extends Resource<EndpointEvents<Subsc
     if (this.ended !== null) return
     this.settle(closed)
     openNow.delete(this)
-    this.#signal?.removeEventListener('abort', this.#abort)
     this.#native.close()
-    this.#stay()
+    this.release()
     this.#queue.shut(unsendable, true)
     const subscribersEnd = closed.reason === 'exposed' ? 'exposed' : 'closed'
     for (const number of [...this.#subscribers.keys()]) this.#disconnected(number, subscribersEnd)

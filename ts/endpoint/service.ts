@@ -1,17 +1,18 @@
 import type { Codec } from '../adapters/codec.js'
 import { openChannel, type Channel } from '../channel/channel.js'
-import { Endpoint, KEY, openEndpoint, type EndpointEvents, type EndpointParts } from './endpoint.js'
-import { invalid, show, type RingfenceError } from '../errors.js'
+import { Acceptor, KEY, openAcceptor, type AcceptorParts } from './acceptor.js'
+import type { EndpointEvents } from './endpoint.js'
+import { invalid, type RingfenceError } from '../errors.js'
 import { destroyedBy } from '../channel/resource.js'
 import { runHandshakeAt } from './handshake.js'
 import { letEnd, makeHeld, type Merge } from '../channel/merge.js'
 import type { Failure, NativeListener, RawChannel } from '../native.js'
-import { lingerOf, plainObject } from './options.js'
+import { lingerOf, oneOf, plainObject } from './options.js'
 import { timers } from '../runtime/timers.js'
 import type { ConnectOptions, ListenOptions, Message, MessageInput } from '../types.js'
 
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
-let make: (parts: EndpointParts<NativeListener>) => Listener<any, any>
+let make: (parts: AcceptorParts<NativeListener>) => Listener<any, any>
 
 const toListeners = () =>
   "the listeners of 'connection' get the channels of this listener: remove them to use a loop or messages()"
@@ -39,10 +40,8 @@ const toMessages = () =>
  * })
  * ```
  */
-export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out, EndpointEvents<Channel<In, Out>>> {
+export class Listener<In = Message, Out = MessageInput> extends Acceptor<In, Out, EndpointEvents<Channel<In, Out>>> {
   readonly #native: NativeListener
-  readonly #signal: AbortSignal | undefined
-  readonly #abort = () => void this.close()
   /** Reads from all channels, once `messages` was called. */
   #merged: Merge<Channel<In, Out>, In> | null = null
   /** Settles once all channels that calls of `close` are closing are closed. */
@@ -52,18 +51,16 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
     make = (parts) => new Listener(KEY, parts)
   }
 
-  private constructor(key: symbol, parts: EndpointParts<NativeListener>) {
+  private constructor(key: symbol, parts: AcceptorParts<NativeListener>) {
     super(key, 'listeners are made by listen', parts, true)
     this.#native = parts.native
-    this.#signal = parts.opening.signal
-    this.#signal?.addEventListener('abort', this.#abort, { once: true })
     // 'newListener' is emitted before the listener is added, so that an error prevents the addition.
     this.hearOf('newListener', (name) => {
       if (name === 'connection' && this.#merged !== null) throw invalid(toMessages())
       if (name === 'connection') timers.queueMicrotask(() => this.#divert())
     })
     this.hearOf('removeListener', (name) => {
-      if (name === 'connection' && this.listenerCount('connection') === 0) this.setTaker(null)
+      if (name === 'connection' && this.listenerCount('connection') === 0) this.acceptQueue.setTaker(null)
     })
   }
 
@@ -93,14 +90,15 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
 
   #mergeAll(): Merge<Channel<In, Out>, In> {
     if (this.listenerCount('connection') > 0) throw invalid(toListeners())
-    this.mustHaveNoLoop('a loop over this listener gets its channels: leave it before messages() is called')
+    if (this.acceptQueue.hasLoop)
+      throw invalid('a loop over this listener gets its channels: leave it before messages() is called')
     const merged: Merge<Channel<In, Out>, In> = makeHeld(() => {
       this.#merged = null
-      this.setTaker(null)
+      this.acceptQueue.setTaker(null)
     })
     if (this.stopped) letEnd(merged, this.ended?.error ?? null)
     else {
-      this.setTaker({
+      this.acceptQueue.setTaker({
         take: (channel) => void merged.add(channel),
         refusal: () => invalid(toMessages()),
       })
@@ -126,9 +124,7 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
     plainObject('options', options, ['channels', 'linger'])
     const { channels = 'keep' } = options
     const linger = lingerOf({ linger: options.linger })
-    if (channels !== 'keep' && channels !== 'close') {
-      throw invalid(`channels must be 'keep' or 'close', not ${show(channels)}`)
-    }
+    oneOf('channels', channels, ['keep', 'close'])
     const isFirst = !this.stopped
     const unclaimed = this.#stop()
     // A channel in the queue may have ended already, and still hold unread messages.
@@ -171,7 +167,7 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
   /** Hands channels to the listeners of 'connection' as long as there are any. */
   #divert(): void {
     if (this.listenerCount('connection') === 0) return
-    this.setTaker({
+    this.acceptQueue.setTaker({
       take: (channel) => this.tell('connection', channel),
       refusal: () => invalid(toListeners()),
     })
@@ -180,9 +176,8 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
   /** Stops listening. Returns the channels that no loop has taken. */
   #stop(error?: RingfenceError): Channel<In, Out>[] {
     if (this.stopped) return []
-    this.#signal?.removeEventListener('abort', this.#abort)
     this.#native.close()
-    const unclaimed = this.takeUnclaimed()
+    const unclaimed = this.acceptQueue.discard()
     if (this.#merged !== null) letEnd(this.#merged, error ?? null)
     this.stop(error)
     return unclaimed
@@ -215,7 +210,7 @@ export class Listener<In = Message, Out = MessageInput> extends Endpoint<In, Out
 export function listen<T>(address: string, options: ListenOptions & { codec: Codec<T> }): Promise<Listener<T, T>>
 export function listen(address: string, options?: ListenOptions): Promise<Listener>
 export function listen(address: string, options: ListenOptions = {}): Promise<Listener> {
-  return openEndpoint('listen', address, options, make)
+  return openAcceptor('listen', address, options, make)
 }
 
 /**
