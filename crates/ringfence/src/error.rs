@@ -141,6 +141,24 @@ fn remedy(by: &str) -> &'static str {
     }
 }
 
+/// Turns the failure of a system call into an error.
+pub(crate) trait OrSystem<T> {
+    /// See [`Error::system`].
+    fn or_system(self, what: &str) -> Result<T>;
+}
+
+impl<T> OrSystem<T> for Result<T, Errno> {
+    fn or_system(self, what: &str) -> Result<T> {
+        self.map_err(|errno| Error::system(what, errno))
+    }
+}
+
+impl<T> OrSystem<T> for io::Result<T> {
+    fn or_system(self, what: &str) -> Result<T> {
+        self.map_err(|error| Error::system(what, errno(&error)))
+    }
+}
+
 impl Error {
     /// Returns the kind of this error, for a program that matches on it.
     pub const fn kind(&self) -> ErrorKind {

@@ -9,7 +9,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Result},
+    error::{OrSystem, Result},
     sys,
 };
 
@@ -35,12 +35,10 @@ use crate::{
 /// effect.
 /// [`Error::Unsupported`] where the kernel or a sandbox refuses one of these; those before it are done.
 pub fn harden() -> Result<()> {
-    set_dumpable(false)
-        .map_err(|errno| Error::system("closing this process to others (PR_SET_DUMPABLE)", errno))?;
+    set_dumpable(false).or_system("closing this process to others (PR_SET_DUMPABLE)")?;
     // Skip the call if the limit is already set, because a sandbox may forbid the call.
     if getrlimit(Resource::RLIMIT_CORE) != Ok((0, 0)) {
-        setrlimit(Resource::RLIMIT_CORE, 0, 0)
-            .map_err(|errno| Error::system("forbidding core files (RLIMIT_CORE)", errno))?;
+        setrlimit(Resource::RLIMIT_CORE, 0, 0).or_system("forbidding core files (RLIMIT_CORE)")?;
     }
     if handler_of(libc::SIGUSR1)? == libc::SIG_DFL {
         ignore_sigusr1()?;
@@ -53,7 +51,7 @@ pub fn harden() -> Result<()> {
 /// whole process, dumpable or not.
 pub fn ignore_sigusr1() -> Result<()> {
     sys::signal::set_disposition(libc::SIGUSR1, &sys::signal::disposition(libc::SIG_IGN))
-        .map_err(|errno| Error::system("ignoring SIGUSR1 (sigaction)", errno))
+        .or_system("ignoring SIGUSR1 (sigaction)")
 }
 
 /// Whether this process is closed to others of its own user, by [`harden`] or otherwise.
@@ -64,5 +62,5 @@ pub fn is_hardened() -> bool {
 fn handler_of(signal: libc::c_int) -> Result<usize> {
     sys::signal::disposition_of(signal)
         .map(|found| found.sa_sigaction)
-        .map_err(|errno| Error::system("reading a signal's handler (sigaction)", errno))
+        .or_system("reading a signal's handler (sigaction)")
 }

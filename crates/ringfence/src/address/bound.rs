@@ -14,7 +14,6 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{AT_FDCWD, AtFlags, FcntlArg, OFlag, fcntl, open, openat},
-    poll::{PollFd, PollTimeout, poll},
     sys::{
         socket::{
             Backlog, Shutdown, SockFlag, SockType, UnixAddr, accept4, getsockname, getsockopt, listen,
@@ -27,7 +26,7 @@ use nix::{
 
 use crate::{
     address::Address,
-    error::{Check, Error, Refusal, Result},
+    error::{Check, Error, OrSystem, Refusal, Result},
     evidence::EvidenceLog,
     fork::{Birth, Withheld},
     sys::{self, uninterrupted},
@@ -231,7 +230,7 @@ impl BoundAddress {
     pub(super) fn open(listener: OwnedFd, named: Option<SocketFile>, backlog: i32) -> Result<Self> {
         // Accepted sockets inherit this option, so data that a guest sends before it is accepted carries its
         // credentials.
-        sys::socket::settle_new_line(&listener).map_err(|errno| Error::system("SO_PASSCRED", errno))?;
+        sys::socket::settle_new_line(&listener).or_system("SO_PASSCRED")?;
         let place = Self {
             named,
             listener: Withheld::new(listener)?,
@@ -243,8 +242,8 @@ impl BoundAddress {
 
     /// Starts listening. From now on the kernel reports this process to a connecting guest.
     pub(super) fn take_guests(&self, backlog: i32) -> Result<()> {
-        let backlog = Backlog::new(backlog).map_err(|errno| Error::system("listening", errno))?;
-        listen(&**self.listener, backlog).map_err(|errno| Error::system("listening", errno))
+        let backlog = Backlog::new(backlog).or_system("listening")?;
+        listen(&**self.listener, backlog).or_system("listening")
     }
 
     /// Accepts the next connection, if one waits. Fails with [`Error::Closed`] if another process that has
@@ -263,8 +262,7 @@ impl BoundAddress {
     /// Whether the socket was shut. accept(2) fails with EAGAIN both if no connection waits and if the socket
     /// was shut; poll(2) distinguishes the two.
     fn is_shut(&self) -> bool {
-        let mut polled = [PollFd::new(self.listener.as_fd(), sys::socket::HUNG_UP)];
-        poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        sys::is_ready(&self.listener, sys::socket::HUNG_UP) == Ok(true)
     }
 
     fn next(&self) -> Result<OwnedFd, Errno> {
@@ -324,7 +322,7 @@ impl BoundAddress {
     /// for reading. `turn_away` receives the connections that already wait.
     pub(crate) fn close(&self, turn_away: impl Fn(OwnedFd)) -> Result<()> {
         shutdown(self.listener.as_raw_fd(), Shutdown::Read)
-            .map_err(|errno| Error::system("closing the address to new clients (shutdown)", errno))?;
+            .or_system("closing the address to new clients (shutdown)")?;
         loop {
             match self.next() {
                 Ok(stream) => turn_away(stream),

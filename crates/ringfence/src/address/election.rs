@@ -18,7 +18,7 @@ use crate::{
     address::Address,
     address::bound::{Access, BACKLOG_OF_A_PAIR, BACKLOG_OF_A_SERVICE, BoundAddress, SocketFile, mode_bits},
     address::bound::{Files, Lock, inode, is_kind},
-    error::{Error, Result, is_shortage},
+    error::{Error, OrSystem, Result, is_shortage},
     evidence::EvidenceLog,
     sys::uninterrupted,
     wait::deadline::Deadline,
@@ -201,10 +201,7 @@ fn no_socket(address: &Address) -> Error {
 }
 
 fn crowded(deadline: &Deadline) -> Error {
-    Error::HandshakeTimeout {
-        step: "the host accepts no connections, and its queue is full",
-        after: deadline.allowed,
-    }
+    deadline.late("the host accepts no connections, and its queue is full")
 }
 
 fn guest(stream: OwnedFd, record: &mut EvidenceLog) -> OwnedFd {
@@ -224,7 +221,7 @@ fn new_socket() -> Result<OwnedFd, Errno> {
 
 /// Makes a socket for listening.
 fn new_listener() -> Result<OwnedFd> {
-    new_socket().map_err(|errno| Error::system("a Unix socket", errno))
+    new_socket().or_system("a Unix socket")
 }
 
 fn reach(address: &Address) -> Result<OwnedFd, Errno> {
@@ -263,8 +260,7 @@ fn try_bind_path(address: &Address, path: &Path, access: Access, backlog: i32) -
     let listener = new_listener()?;
     // The mode that the socket's file gets at bind: sockfs passes on the mode of the socket's inode. Only the
     // owner's bits for now, so no other user can connect before the group is set.
-    fchmod(&listener, mode_bits(access.mode & 0o700))
-        .map_err(|errno| Error::system("setting the socket's mode", errno))?;
+    fchmod(&listener, mode_bits(access.mode & 0o700)).or_system("setting the socket's mode")?;
     let socket = address.to_socket()?;
     // A file that already has the name is not this socket's file.
     let mut before = named.what_is_there(address)?;

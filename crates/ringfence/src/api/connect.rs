@@ -20,12 +20,11 @@ use crate::{
     handshake::broadcast::RingPart,
     handshake::frame::Meeting,
     handshake::parts::{Parts, Side},
-    host::accept::OF_ONE_PROCESS,
     options::Options,
     signal::barriers,
     sys::lock::Mutex,
     wait::deadline::{Backoff, Deadline},
-    wait::threads::Permits,
+    wait::threads::{FairShare, Permits},
 };
 
 /// Connects to the service at an address, which it never binds. A process may connect several times, and gets a channel
@@ -168,7 +167,7 @@ fn permits(address: &Address) -> Result<Arc<Permits>> {
     }
     // Removes the permits that no call uses.
     all.retain(|_, permits| permits.strong_count() > 0);
-    let made = Arc::new(Permits::new(OF_ONE_PROCESS)?);
+    let made = Arc::new(Permits::new(FairShare::OF_ONE_PROCESS)?);
     all.insert(address.clone(), Arc::downgrade(&made));
     Ok(made)
 }

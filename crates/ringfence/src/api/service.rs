@@ -13,16 +13,17 @@ use crate::{
     error::{Error, Result},
     handshake::frame::Meeting,
     handshake::parts::Parts,
-    host::accept::{Refused, SIDE_BY_SIDE},
+    host::accept::Refused,
     host::admit::EndpointStats,
     host::endpoint::{BoundAlone, Endpoint, EndpointKind, Handle, Idle, SeatGuard, Worker},
     host::events::End,
     identity::Credentials,
     options::Options,
+    wait::threads::FairShare,
 };
 
 /// The number of events that the program has not taken yet. If it is reached, clients wait in the kernel's backlog.
-const MOST_PENDING: usize = SIDE_BY_SIDE;
+const MOST_PENDING: usize = FairShare::ALL;
 
 /// Binds an address for a service. Agents [`connect`](crate::connect) there, up to [`Options::max_peers`], and each gets a channel and memory of
 /// its own.

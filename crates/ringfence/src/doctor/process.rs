@@ -1,16 +1,11 @@
 //! Probes of this process: its identity, its limits and its confinement, and what the kernel reports about a peer.
 
-use std::{
-    fs,
-    os::fd::{AsFd, OwnedFd},
-    path::Path,
-};
+use std::{fs, os::fd::AsFd, path::Path};
 
 use nix::{
-    errno::Errno,
     sys::{
         resource::{RLIM_INFINITY, Resource, getrlimit},
-        socket::{AddressFamily, SockFlag, SockType, getsockopt, socketpair, sockopt},
+        socket::{getsockopt, sockopt},
         statfs::{PROC_SUPER_MAGIC, statfs},
     },
     unistd::{getegid, geteuid, getgid, getpid, gettid, getuid},
@@ -20,7 +15,7 @@ use crate::{
     doctor::{About, Finding, default_region, number_in, status_line},
     peer::process,
     signal::claim,
-    sys,
+    sys::{self, socket::new_line},
 };
 
 const PIDFD: About = About("pidfd", "Holding on to a process (pidfd_open)");
@@ -40,19 +35,10 @@ pub(super) fn pidfd() -> Finding {
     }
 }
 
-pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
-    socketpair(
-        AddressFamily::Unix,
-        SockType::Stream,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    )
-}
-
 const PEER_PIDFD: About = About("peer-pidfd", "The peer's process from its socket (SO_PEERPIDFD)");
 
 pub(super) fn peer_pidfd() -> Finding {
-    match pair().and_then(|(one, _other)| getsockopt(&one, sockopt::PeerPidfd)) {
+    match new_line().and_then(|(one, _other)| getsockopt(&one, sockopt::PeerPidfd)) {
         Ok(_) => PEER_PIDFD.good(
             "works",
             "the process that is looked at is the one that connected, even if its number has been given to another \
@@ -69,7 +55,7 @@ pub(super) fn peer_pidfd() -> Finding {
 const PEER_GROUPS: About = About("peer-groups", "The peer's groups from its socket (SO_PEERGROUPS)");
 
 pub(super) fn peer_groups() -> Finding {
-    match pair().and_then(|(one, _other)| sys::socket::peer_groups(one.as_fd())) {
+    match new_line().and_then(|(one, _other)| sys::socket::peer_groups(one.as_fd())) {
         Ok(groups) => PEER_GROUPS.good(
             format!("works; this process has {}", groups.len()),
             "a policy that asks for a gid finds it among the peer's supplementary groups as well",
@@ -239,7 +225,7 @@ const LABEL: About = About("label", "Security label (SO_PEERSEC)");
 
 pub(super) fn label() -> Finding {
     let none = "a policy cannot ask for a label: it would refuse every peer";
-    match pair().and_then(|(one, _other)| sys::socket::peer_label(one.as_fd())) {
+    match new_line().and_then(|(one, _other)| sys::socket::peer_label(one.as_fd())) {
         Ok(label) if label.is_empty() => LABEL.limited("empty", none),
         Ok(label) if label.starts_with("unconfined") => LABEL.limited(
             label,

@@ -13,16 +13,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{
-    poll::PollFlags,
-    sys::socket::{getsockopt, sockopt},
-};
+use nix::poll::PollFlags;
 
 use crate::{
     address::Address,
     address::bound::BoundAddress,
     channel::end::Partner,
-    error::{Error, Result},
+    error::{Error, OrSystem, Result},
     evidence::EvidenceLog,
     handshake::Slots,
     handshake::broadcast::PublishedRing,
@@ -31,24 +28,19 @@ use crate::{
     handshake::parts::{Caller, Parts, Side},
     identity::{Credentials, Identity},
     options::Options,
+    sys::socket::peer_credentials,
     trace::{self, Handshake},
     wait::deadline::{self, CancelToken, Deadline, RECOVERY, RetryBudget, Wakeup},
-    wait::threads::begin_own_thread,
+    wait::threads::{FairShare, begin_own_thread},
 };
 
-/// The number of handshakes that run at a time, each with a thread.
-pub(crate) const SIDE_BY_SIDE: usize = 64;
-/// The number of these that one user's processes may have.
-const OF_ONE_USER: usize = 48;
-/// The number of these that one process may have. `connect` respects it.
-pub(crate) const OF_ONE_PROCESS: usize = 16;
 /// The number of connections of one process that wait or run a handshake. An honest process stays far below.
 const AT_MOST_OF_ONE_PROCESS: usize = 32;
 /// The number of connections that wait, with up to three descriptors each.
 const LONGEST: usize = 128;
 /// The number of connections accepted in one turn. A client that reconnects in a loop refills the backlog as fast as it is emptied,
 /// and must not starve outcomes, deadlines and the end.
-const AT_ONE_TURN: usize = SIDE_BY_SIDE;
+const AT_ONE_TURN: usize = FairShare::ALL;
 /// The time that a handshake's thread waits for the client's first frame. An honest client sends it as soon as it has checked the host.
 const GRACE: Duration = Duration::from_millis(50);
 
@@ -281,7 +273,10 @@ impl<H: Host> Accepting<'_, '_, H> {
             if !queue.is_full() {
                 watched.push((place.as_fd(), PollFlags::POLLIN));
             }
-            let may_send = queue.waiting.iter().filter(|client| queue.may_begin(client.who));
+            let may_send = queue
+                .waiting
+                .iter()
+                .filter(|client| queue.under_way.may_begin(client.who));
             watched.extend(may_send.map(|client| (client.as_fd(), PollFlags::POLLIN)));
         }
         deadline.until(until).wait(&watched).map(drop)
@@ -291,7 +286,7 @@ impl<H: Host> Accepting<'_, '_, H> {
     fn turn(&mut self, place: &BoundAddress) -> ControlFlow<H::End> {
         self.host.woken();
         while let Ok((who, outcome)) = self.outcomes.try_recv() {
-            self.queue.has_ended(who);
+            self.queue.under_way.end(who);
             match outcome {
                 Attempt::Silent(client) => self.queue.waiting.push(client),
                 Attempt::Ready(passed) => {
@@ -378,7 +373,7 @@ impl<H: Host> Accepting<'_, '_, H> {
                     });
             match thread {
                 Ok(_) => {
-                    self.queue.has_begun(who);
+                    self.queue.under_way.begin(who);
                     // Cannot fail: the thread waits for it.
                     let _ = hand_over.send(client);
                 }
@@ -443,13 +438,7 @@ impl AsFd for Client {
 impl Client {
     /// Asks the kernel for the process at the other end: enough to count its connections.
     fn new(stream: OwnedFd, deadline: Deadline, address: &Address) -> Result<Self> {
-        let credentials = getsockopt(&stream, sockopt::PeerCredentials)
-            .map_err(|errno| Error::system("SO_PEERCRED of a client", errno))?;
-        let who = Credentials {
-            pid: credentials.pid(),
-            uid: credentials.uid(),
-            gid: credentials.gid(),
-        };
+        let who = peer_credentials(&stream).or_system("SO_PEERCRED of a client")?;
         Ok(Self {
             who,
             stage: ClientStage::Fresh(stream),
@@ -479,32 +468,23 @@ impl Client {
 #[derive(Default)]
 struct Queue {
     waiting: Vec<Client>,
-    under_way: Vec<Credentials>,
+    /// The handshakes that run, each with a thread.
+    under_way: FairShare,
 }
 
 impl Queue {
     fn under_way(&self) -> usize {
-        self.under_way.len()
+        self.under_way.0.len()
     }
 
     fn is_full(&self) -> bool {
         self.waiting.len() >= LONGEST
     }
 
-    /// Whether one more handshake with this process may start.
-    fn may_begin(&self, who: Credentials) -> bool {
-        let count = |same: fn(&Credentials, &Credentials) -> bool| {
-            self.under_way.iter().filter(|other| same(other, &who)).count()
-        };
-        self.under_way.len() < SIDE_BY_SIDE
-            && count(|one, other| one.uid == other.uid) < OF_ONE_USER
-            && count(|one, other| one.pid == other.pid) < OF_ONE_PROCESS
-    }
-
     /// The reason why this process may have no further connection here, if any.
     fn refusal(&self, who: Credentials) -> Option<String> {
         let waiting = self.waiting.iter().map(|client| &client.who);
-        let all = waiting.chain(&self.under_way);
+        let all = waiting.chain(&self.under_way.0);
         let has = all.filter(|other| other.pid == who.pid).count();
         (has >= AT_MOST_OF_ONE_PROCESS).then(|| {
             format!(
@@ -512,16 +492,6 @@ impl Queue {
                 who.pid
             )
         })
-    }
-
-    fn has_begun(&mut self, who: Credentials) {
-        self.under_way.push(who);
-    }
-
-    fn has_ended(&mut self, who: Credentials) {
-        if let Some(index) = self.under_way.iter().position(|other| *other == who) {
-            self.under_way.swap_remove(index);
-        }
     }
 
     /// Removes the first client whose handshake may start: its process is still to be checked, or it has sent something.
@@ -532,7 +502,8 @@ impl Queue {
             .iter()
             .zip(&readable)
             .position(|(client, readable)| {
-                (*readable || matches!(client.stage, ClientStage::Fresh(_))) && self.may_begin(client.who)
+                (*readable || matches!(client.stage, ClientStage::Fresh(_)))
+                    && self.under_way.may_begin(client.who)
             })?;
         Some(self.waiting.remove(index))
     }

@@ -21,7 +21,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, OrSystem, Result},
     wait::deadline::{RetryBudget, ready_by},
     wake::doorbell::LineEnds,
 };
@@ -110,7 +110,7 @@ pub(crate) struct Watches {
 impl Watches {
     /// Fails with [`Error::NoSpace`] if descriptors have run out.
     pub(crate) fn new() -> Result<Self> {
-        let new = || EpollWatch::new().map_err(|errno| Error::system("watching subscribers (epoll)", errno));
+        let new = || EpollWatch::new().or_system("watching subscribers (epoll)");
         Ok(Self {
             ends: new()?,
             room: new()?,

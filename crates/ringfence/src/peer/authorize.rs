@@ -20,21 +20,14 @@ use crate::{
     error::{Cause, Check, Error, Refusal, Result},
     evidence::EvidenceLog,
     fork::Birth,
-    identity::Identity,
-    sys::lock::{Mutex, MutexGuard},
-    wait::deadline::Wakeup,
-    wait::deadline::{Deadline, Woken},
+    identity::{Credentials, Identity},
+    sys::lock::Mutex,
+    wait::deadline::{Deadline, Wakeup},
+    wait::threads::FairShare,
 };
 
 /// The callback belongs to the step in which the peer has proved that it holds the private line.
 pub(crate) const STEP: &str = "hello";
-
-/// The maximum number of calls of one policy's callback that have not returned. Each has a thread.
-const AT_A_TIME: usize = 64;
-/// The maximum for the processes of one user. The remainder is for other users.
-const ABOUT_ONE_USER: usize = 48;
-/// The maximum for one process.
-const ABOUT_ONE_PROCESS: usize = 16;
 
 /// Receives the identity and the object that answers.
 type Ask = dyn Fn(Identity, Decision) + Send + Sync;
@@ -54,8 +47,8 @@ struct Callback {
 /// Written under the lock, by handshakes that start a call and by the threads of those calls.
 #[derive(Default)]
 struct RunningCalls {
-    /// The pid and uid of the peer in each running call.
-    running: Vec<(i32, u32)>,
+    /// The peer in each call that has not returned. Each has a thread.
+    running: FairShare,
     /// Woken when a call returns.
     waiting: Vec<Weak<Question>>,
 }
@@ -63,7 +56,7 @@ struct RunningCalls {
 /// A call that is running. Dropping it records that the call has returned.
 struct Running {
     callback: Arc<Callback>,
-    about: (i32, u32),
+    about: Credentials,
 }
 
 thread_local! {
@@ -91,29 +84,13 @@ struct Question {
     answered: Wakeup,
 }
 
-/// The reason why a wait for an answer ended.
-enum AnswerWait {
-    /// The question's wakeup was signalled.
-    Rung,
-    /// The peer has closed the connection.
-    Gone,
-    Late,
-}
-
 impl Question {
-    fn wait(&self, connection: BorrowedFd<'_>, deadline: &Deadline) -> Result<AnswerWait> {
+    /// Returns whether the question's wakeup was signalled. Otherwise, the peer has closed the connection.
+    fn wait(&self, connection: BorrowedFd<'_>, step: &'static str, deadline: &Deadline) -> Result<bool> {
         // With no events requested, poll reports only a hang-up.
         let hung_up = (connection, PollFlags::empty());
-        let answered = (self.answered.as_fd(), PollFlags::POLLIN);
-        Ok(match deadline.wait(&[answered, hung_up])? {
-            Woken::Late => AnswerWait::Late,
-            Woken::Ready if self.answered.take() => AnswerWait::Rung,
-            Woken::Ready => AnswerWait::Gone,
-        })
-    }
-
-    fn take_answer(&self) -> Option<Answer> {
-        self.answer.lock().take()
+        deadline.wait_at(step, &[(self.answered.as_fd(), PollFlags::POLLIN), hung_up])?;
+        Ok(self.answered.take())
     }
 }
 
@@ -203,24 +180,9 @@ impl Panicked {
     }
 }
 
-impl RunningCalls {
-    fn may_begin(&self, about: (i32, u32)) -> bool {
-        let count = |same: fn(&(i32, u32), &(i32, u32)) -> bool| {
-            self.running.iter().filter(|other| same(other, &about)).count()
-        };
-        self.running.len() < AT_A_TIME
-            && count(|one, other| one.1 == other.1) < ABOUT_ONE_USER
-            && count(|one, other| one.0 == other.0) < ABOUT_ONE_PROCESS
-    }
-}
-
 impl Callback {
     fn is_here(&self) -> bool {
         self.birth.is_some_and(Birth::is_here)
-    }
-
-    fn calls(&self) -> MutexGuard<'_, RunningCalls> {
-        self.calls.lock()
     }
 }
 
@@ -229,10 +191,8 @@ impl Drop for Running {
         if !self.callback.is_here() {
             return;
         }
-        let mut calls = self.callback.calls();
-        if let Some(index) = calls.running.iter().position(|about| *about == self.about) {
-            calls.running.swap_remove(index);
-        }
+        let mut calls = self.callback.calls.lock();
+        calls.running.end(self.about);
         let waiting = std::mem::take(&mut calls.waiting);
         drop(calls);
         for question in waiting.iter().filter_map(Weak::upgrade) {
@@ -280,20 +240,11 @@ impl Authorize {
         });
         self.begin(&question, identity, connection, deadline)?;
         let answer = loop {
-            match question.wait(connection, deadline)? {
-                AnswerWait::Late => {
-                    return Err(Error::HandshakeTimeout {
-                        step: "the answer of `authorize`",
-                        after: deadline.allowed,
-                    });
-                }
-                AnswerWait::Gone => break question.take_answer(),
-                AnswerWait::Rung => {
-                    // A wakeup without an answer means that a thread has become free.
-                    if let Some(answer) = question.take_answer() {
-                        break Some(answer);
-                    }
-                }
+            let is_rung = question.wait(connection, "the answer of `authorize`", deadline)?;
+            let answer = question.answer.lock().take();
+            // A wakeup without an answer means that a thread has become free.
+            if answer.is_some() || !is_rung {
+                break answer;
             }
         };
         match answer {
@@ -324,37 +275,30 @@ impl Authorize {
         connection: BorrowedFd<'_>,
         deadline: &Deadline,
     ) -> Result<()> {
-        let about = (identity.pid, identity.uid);
+        let Identity { pid, uid, gid, .. } = *identity;
+        let about = Credentials { pid, uid, gid };
         while self.0.is_here() {
-            let mut calls = self.0.calls();
-            if calls.may_begin(about) {
-                calls.running.push(about);
+            let mut calls = self.0.calls.lock();
+            if calls.running.may_begin(about) {
+                calls.running.begin(about);
                 break;
             }
             calls.waiting.retain(|waiting| waiting.strong_count() > 0);
             calls.waiting.push(Arc::downgrade(question));
             drop(calls);
-            match question.wait(connection, deadline)? {
-                AnswerWait::Rung => {}
-                AnswerWait::Gone => return Err(left()),
-                AnswerWait::Late => {
-                    return Err(Error::HandshakeTimeout {
-                        step: "a thread for `authorize`, which calls that do not return occupy",
-                        after: deadline.allowed,
-                    });
-                }
+            let step = "a thread for `authorize`, which calls that do not return occupy";
+            if !question.wait(connection, step, deadline)? {
+                return Err(left());
             }
         }
         let running = Running {
             callback: Arc::clone(&self.0),
             about,
         };
-        let decision = Decision {
+        let decision = || Decision {
             question: Arc::downgrade(question),
         };
-        let asked = Decision {
-            question: Arc::downgrade(question),
-        };
+        let (decision, asked) = (decision(), decision());
         let identity = identity.clone();
         thread::Builder::new()
             .name("ringfence-authorize".into())
@@ -373,10 +317,7 @@ impl Authorize {
                 drop(running);
             })
             .map(drop)
-            .map_err(|error| Error::NoSpace {
-                what: "a thread for `authorize`".into(),
-                reason: error.to_string(),
-            })
+            .map_err(|error| Error::no_space("a thread for `authorize`", error))
     }
 }
 
@@ -389,10 +330,13 @@ mod tests {
     use std::{error::Error as _, os::unix::net::UnixStream, sync::mpsc, time::Duration};
 
     use super::*;
-    use crate::identity::Credentials;
+
+    fn about(pid: i32, uid: u32) -> Credentials {
+        Credentials { pid, uid, gid: 7 }
+    }
 
     fn peer(pid: i32, uid: u32) -> Identity {
-        Identity::of(Credentials { pid, uid, gid: 7 })
+        Identity::of(about(pid, uid))
     }
 
     /// A deadline so far away that no test reaches it.
@@ -509,26 +453,6 @@ mod tests {
     }
 
     #[test]
-    fn calls_are_limited_per_process_per_user_and_in_total() {
-        let mut calls = RunningCalls::default();
-        for pid in 0..16 {
-            assert!(calls.may_begin((1, 1)), "{pid}");
-            calls.running.push((1, 1));
-        }
-        assert!(!calls.may_begin((1, 1)) && !calls.may_begin((1, 2)));
-        for pid in 16..48 {
-            assert!(calls.may_begin((pid, 1)), "{pid}");
-            calls.running.push((pid, 1));
-        }
-        assert!(!calls.may_begin((50, 1)));
-        for pid in 50..66 {
-            assert!(calls.may_begin((pid, 2)), "{pid}");
-            calls.running.push((pid, 2));
-        }
-        assert!(!calls.may_begin((70, 3)));
-    }
-
-    #[test]
     fn a_question_beyond_the_limit_waits_until_a_call_returns() {
         let (started, calls) = mpsc::channel();
         let (ends, told) = mpsc::channel::<()>();
@@ -541,7 +465,7 @@ mod tests {
                 let _ = told.lock().recv();
             }
         });
-        let waiting = || authorize.0.calls().waiting.len();
+        let waiting = || authorize.0.calls.lock().waiting.len();
         let until = |done: &dyn Fn() -> bool| {
             while !done() {
                 thread::yield_now();
@@ -550,7 +474,7 @@ mod tests {
         thread::scope(|scope| {
             // If an assertion fails, dropping `ends` lets all calls return, so the scope can end.
             let ends = ends;
-            for _ in 0..ABOUT_ONE_PROCESS {
+            for _ in 0..FairShare::OF_ONE_PROCESS {
                 ask(&authorize, &peer(1, 1), &time()).unwrap();
                 assert_eq!(calls.recv().unwrap(), 1);
             }
@@ -564,7 +488,7 @@ mod tests {
             // 2.
             ask(&authorize, &peer(2, 1), &time()).unwrap();
             assert_eq!(calls.recv().unwrap(), 2);
-            until(&|| authorize.0.calls().running == [(1, 1); ABOUT_ONE_PROCESS]);
+            until(&|| authorize.0.calls.lock().running.0 == [about(1, 1); FairShare::OF_ONE_PROCESS]);
             let wait = || scope.spawn(|| ask(&authorize, &peer(1, 1), &time()));
             let one = wait();
             until(&|| waiting() == 1);
@@ -582,6 +506,6 @@ mod tests {
             two.join().unwrap().unwrap();
             drop(ends);
         });
-        until(&|| authorize.0.calls().running.is_empty());
+        until(&|| authorize.0.calls.lock().running.0.is_empty());
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     fork::PerProcess,
     identity::Digest,
     sys::{lock::Mutex, uninterrupted},
-    wait::deadline::{Deadline, Woken},
+    wait::deadline::Deadline,
 };
 
 impl FromStr for Digest {
@@ -123,16 +123,8 @@ pub(crate) fn hash(file: &OwnedFd, stat: &FileStat, deadline: &Deadline) -> Resu
     let mut sha256 = Sha256::new();
     let mut chunk = vec![0; 1 << 18];
     loop {
-        match deadline.look()? {
-            Woken::Ready => {}
-            Woken::Late => {
-                // This side's disk is slow, which says nothing about the peer.
-                return Err(Error::HandshakeTimeout {
-                    step: READING,
-                    after: deadline.allowed,
-                });
-            }
-        }
+        // At the deadline: this side's disk is slow, which says nothing about the peer.
+        deadline.check_at(READING)?;
         match read(file, &mut chunk) {
             Ok(0) => break,
             Ok(count) => sha256.update(&chunk[..count]),

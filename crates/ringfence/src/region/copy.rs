@@ -14,7 +14,7 @@ use std::{
 use nix::libc;
 
 use crate::{
-    error::{Error, Result},
+    error::{OrSystem, Result},
     sys,
 };
 
@@ -294,7 +294,7 @@ pub(crate) trait Readable {
 
 /// Makes a full fence on every processor that runs a registered process. For a caller that sleeps on many channels: one serves all.
 pub fn barrier() -> Result<()> {
-    sys::process::issue_barrier().map_err(|errno| Error::system("a memory barrier (membarrier)", errno))
+    sys::process::issue_barrier().or_system("a memory barrier (membarrier)")
 }
 
 /// A region that its owner writes.

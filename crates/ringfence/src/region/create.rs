@@ -19,7 +19,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, OrSystem, Result},
     evidence::EvidenceLog,
     fork::Withheld,
     region::{
@@ -29,7 +29,7 @@ use crate::{
         tripwire::{Tripwire, refused},
     },
     sys::{self, socket::ControlStatus, uninterrupted},
-    wait::deadline::{Deadline, Woken},
+    wait::deadline::Deadline,
 };
 
 /// The number of attempts to make an object that no other process has opened.
@@ -96,8 +96,7 @@ impl SharedObject {
         let ObjectSpec { capacity, signal, .. } = *wanted;
         let Blank { raw, leased, kind } = blank;
         let region = OwnRegion::map(&leased, capacity)?;
-        fcntl(&leased, FcntlArg::F_ADD_SEALS(wanted_seals()))
-            .map_err(|errno| Error::system("sealing the memfd (Linux 5.1)", errno))?;
+        fcntl(&leased, FcntlArg::F_ADD_SEALS(wanted_seals())).or_system("sealing the memfd (Linux 5.1)")?;
         let links = count_links(&leased)?;
         if links != 0 {
             return Err(Error::ObjectExposed(format!("it has {links} names")));
@@ -126,11 +125,11 @@ impl SharedObject {
         deadline: &Deadline,
         record: &mut EvidenceLog,
     ) -> Result<Self> {
-        let random: [u8; 16] = sys::process::bytes().map_err(|errno| Error::system("random bytes", errno))?;
+        let random: [u8; 16] = sys::process::bytes().or_system("random bytes")?;
         let name = format!("/ringfence-{:032x}", u128::from_le_bytes(random));
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-        let descriptor = shm_open(name.as_str(), flags, Mode::empty())
-            .map_err(|errno| Error::system("making a shared object in /dev/shm", errno))?;
+        let descriptor =
+            shm_open(name.as_str(), flags, Mode::empty()).or_system("making a shared object in /dev/shm")?;
         let descriptor = Withheld::new(descriptor)?;
         sys::uninterrupted(|| shm_unlink(name.as_str())).map_err(|errno| {
             Error::unless_short("unlinking a shared object", errno, |errno| {
@@ -143,7 +142,9 @@ impl SharedObject {
                 "it still has {links} names: another process linked it before it was unlinked"
             )));
         }
-        reserve(descriptor.as_fd(), region_size(capacity), || has_time(deadline))?;
+        reserve(descriptor.as_fd(), region_size(capacity), || {
+            deadline.check_at(RESERVING)
+        })?;
         let region = OwnRegion::map(&descriptor, capacity)?;
         record.passed(
             "object",
@@ -163,8 +164,7 @@ impl SharedObject {
     /// one can no longer open the object again through its own /proc, and so cannot raise a false alarm. A
     /// process of the same user could restore the permission.
     pub(crate) fn close_to_openers(&self, record: &mut EvidenceLog) -> Result<()> {
-        fchmod(&self.descriptor, Mode::empty())
-            .map_err(|errno| Error::system("removing the permissions of the shared object", errno))?;
+        fchmod(&self.descriptor, Mode::empty()).or_system("removing the permissions of the shared object")?;
         record.passed("object", "mode", "0: no process may open it", "0");
         Ok(())
     }
@@ -203,9 +203,11 @@ impl Blank {
         let raw = Withheld::new(raw)?;
         let path = format!("/proc/self/fd/{}", raw.as_raw_fd());
         let leased = open(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
-            .map_err(|errno| Error::system("reopening the memfd through /proc/self/fd (openat)", errno))?;
+            .or_system("reopening the memfd through /proc/self/fd (openat)")?;
         let leased = Withheld::new(leased)?;
-        reserve(leased.as_fd(), region_size(capacity), || has_time(deadline))?;
+        reserve(leased.as_fd(), region_size(capacity), || {
+            deadline.check_at(RESERVING)
+        })?;
         let kind = if noexec {
             "memfd, never executable"
         } else {
@@ -228,7 +230,7 @@ impl Blank {
         if user != geteuid().as_raw() {
             // The kernel grants a lease to the owner alone.
             fchown(&*blank.raw, Some(user.into()), None)
-                .map_err(|errno| Error::system("giving memory to the child's user (fchown)", errno))?;
+                .or_system("giving memory to the child's user (fchown)")?;
         }
         Ok(blank)
     }
@@ -257,7 +259,7 @@ pub(super) fn memfd(name: &[u8]) -> Result<(OwnedFd, bool)> {
         Err(Errno::EINVAL) => memfd_create(name, flags).map(|raw| (raw, false)),
         other => other.map(|raw| (raw, true)),
     };
-    made.map_err(|errno| Error::system("making a memfd", errno))
+    made.or_system("making a memfd")
 }
 
 /// Makes a new object each time that another process has opened the previous one, up to `TRIES` objects.
@@ -303,19 +305,11 @@ fn count_links(descriptor: &OwnedFd) -> Result<u64> {
     )]
     fstat(descriptor)
         .map(|stat| u64::from(stat.st_nlink))
-        .map_err(|errno| Error::system("inspecting the shared object (fstat)", errno))
+        .or_system("inspecting the shared object (fstat)")
 }
 
-/// Fails if the time for reserving memory is over.
-fn has_time(deadline: &Deadline) -> Result<()> {
-    match deadline.look()? {
-        Woken::Ready => Ok(()),
-        Woken::Late => Err(Error::HandshakeTimeout {
-            step: "reserving this side's memory",
-            after: deadline.allowed,
-        }),
-    }
-}
+/// The step in which a deadline may pass.
+const RESERVING: &str = "reserving this side's memory";
 
 named! { all pub(crate),
     /// The kind of shared memory. Both sides of a channel must choose the same.
@@ -391,14 +385,14 @@ impl InFlightDescriptor {
     pub(crate) fn keep(descriptor: impl AsFd) -> Result<Self> {
         const WHAT: &str = "keeping a descriptor for new subscribers";
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let (sending, receiving) = socketpair(AddressFamily::Unix, SockType::Datagram, None, flags)
-            .map_err(|errno| Error::system(WHAT, errno))?;
+        let (sending, receiving) =
+            socketpair(AddressFamily::Unix, SockType::Datagram, None, flags).or_system(WHAT)?;
         let (sending, socket) = (Withheld::new(sending)?, Withheld::new(receiving)?);
         let raw = [descriptor.as_fd().as_raw_fd()];
         let control = [ControlMessage::ScmRights(&raw)];
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         uninterrupted(|| sendmsg::<()>(sending.as_raw_fd(), &[IoSlice::new(&[1])], &control, flags, None))
-            .map_err(|errno| Error::system(WHAT, errno))?;
+            .or_system(WHAT)?;
         // The message stays in the queue although its sender is closed.
         drop(sending);
         Ok(Self { socket })
@@ -409,8 +403,7 @@ impl InFlightDescriptor {
     pub(crate) fn copy(&self) -> Result<OwnedFd> {
         const WHAT: &str = "a copy of the descriptor that is kept for new subscribers";
         let mut byte = [0];
-        let received =
-            sys::socket::peek(&*self.socket, &mut byte).map_err(|errno| Error::system(WHAT, errno))?;
+        let received = sys::socket::peek(&*self.socket, &mut byte).or_system(WHAT)?;
         let mut descriptors = received.descriptors;
         match (received.control, descriptors.pop()) {
             (ControlStatus::Expected, Some(copy)) => Ok(copy),
@@ -566,11 +559,11 @@ mod tests {
     fn a_deadline_and_a_cancel_token_end_the_reservation_of_memory() {
         let cancel_token = crate::wait::deadline::CancelToken::new().unwrap();
         let deadline = Deadline::endless(vec![cancel_token.clone()], std::time::Duration::from_secs(60));
-        has_time(&deadline).unwrap();
+        deadline.check_at(RESERVING).unwrap();
         let late = deadline.within(std::time::Duration::ZERO);
-        assert_eq!(has_time(&late).unwrap_err().code(), "HANDSHAKE_TIMEOUT");
+        assert_eq!(late.check_at(RESERVING).unwrap_err().code(), "HANDSHAKE_TIMEOUT");
         cancel_token.cancel();
-        assert_eq!(has_time(&deadline).unwrap_err().code(), "ABORTED");
+        assert_eq!(deadline.check_at(RESERVING).unwrap_err().code(), "ABORTED");
     }
 
     #[test]

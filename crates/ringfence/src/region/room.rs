@@ -13,7 +13,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Result, is_shortage},
+    error::{Error, OrSystem, Result, is_shortage},
     fork::PerProcess,
     sys::{
         self,
@@ -77,8 +77,8 @@ struct Pending {
 
 impl Pending {
     fn claim(all: &'static Mutex<Claims>, size: u64) -> Result<Self> {
-        let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE)
-            .map_err(|errno| Error::system("the limit of file sizes (getrlimit)", errno))?;
+        let (limit, _) =
+            getrlimit(Resource::RLIMIT_FSIZE).or_system("the limit of file sizes (getrlimit)")?;
         // Under the lock: two threads must not claim the same memory.
         let mut claims = all.lock();
         let at = Instant::now();
@@ -86,7 +86,7 @@ impl Pending {
             compare(size, limit, None)?;
         } else {
             let available = available_memory()
-                .map_err(|errno| Error::system("the available memory (/proc/meminfo)", errno))?
+                .or_system("the available memory (/proc/meminfo)")?
                 .map(|available| available.saturating_sub(claims.pending));
             claims.reading = available.map(|available| Available {
                 at,

@@ -21,7 +21,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Result, errno},
+    error::{Error, OrSystem, Result, errno},
     region::accept::{Checks, filesystem_of, stat_of, unsound},
     region::create::memfd,
     region::layout::as_offset,
@@ -285,7 +285,7 @@ fn detach(map: Arc<MmapMut>, object: &OwnedFd) -> Result<()> {
     })?;
     debug_assert_eq!(replaced.as_ptr().addr(), address.get());
     map.advise(Advice::DontDump)
-        .map_err(|error| Error::system("mapping a sealed buffer privately", errno(&error)))
+        .or_system("mapping a sealed buffer privately")
 }
 
 /// The filesystems on which the seals mean something.

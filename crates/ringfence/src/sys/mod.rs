@@ -9,7 +9,12 @@
 //! May import `identity` (credentials are plain data). Raw `libc` calls are made here and nowhere else. This
 //! module makes no decisions: it returns errors as the kernel reported them.
 
-use nix::errno::Errno;
+use std::os::fd::AsFd;
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 
 pub(crate) mod file;
 pub(crate) mod lock;
@@ -26,4 +31,10 @@ pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Re
             told => return told,
         }
     }
+}
+
+/// Whether the descriptor is ready for one of these events now, or has failed.
+pub(crate) fn is_ready(descriptor: &impl AsFd, events: PollFlags) -> Result<bool, Errno> {
+    let mut polled = [PollFd::new(descriptor.as_fd(), events)];
+    uninterrupted(|| poll(&mut polled, PollTimeout::ZERO)).map(|ready| ready > 0)
 }

@@ -10,7 +10,7 @@ use nix::{
     errno::Errno,
     libc::{self, c_int, c_void},
     poll::PollFlags,
-    sys::socket::{AddressFamily, SockFlag, SockType, UnixCredentials, socketpair},
+    sys::socket::{AddressFamily, SockFlag, SockType, UnixCredentials, getsockopt, socketpair, sockopt},
 };
 
 use crate::{identity::Credentials, sys::uninterrupted};
@@ -153,12 +153,24 @@ pub(crate) fn may_shut_down(socket: impl AsFd) -> bool {
 /// Ends a line for a process that may not call shutdown(2): puts a socket whose other end is closed in its
 /// place. Threads and event loops that already sleep on the line do not notice.
 pub(crate) fn replace_with_dead_end(line: &OwnedFd) -> Result<(), Errno> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let (dead_end, other) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags)?;
+    let (dead_end, other) = new_line()?;
     drop(other);
     let (new, old) = (dead_end.as_raw_fd(), line.as_raw_fd());
     // SAFETY: dup3 takes integers. The number stays that of an open descriptor, and its owner stays the same.
     Errno::result(unsafe { libc::dup3(new, old, libc::O_CLOEXEC) }).map(drop)
+}
+
+/// Returns the credentials of the process at the other end (`SO_PEERCRED`).
+pub(crate) fn peer_credentials(socket: &impl AsFd) -> Result<Credentials, Errno> {
+    let found = uninterrupted(|| getsockopt(socket, sockopt::PeerCredentials))?;
+    let (pid, uid, gid) = (found.pid(), found.uid(), found.gid());
+    Ok(Credentials { pid, uid, gid })
+}
+
+/// Makes a private line. Its ends do not block.
+pub(crate) fn new_line() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    socketpair(AddressFamily::Unix, SockType::Stream, None, flags)
 }
 
 /// Reads a socket option of unknown size: the peer's supplementary groups (`SO_PEERGROUPS`, Linux 4.13) or

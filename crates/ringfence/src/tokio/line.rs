@@ -21,7 +21,7 @@ use tokio::io::{
 use crate::{
     channel::end::Shared,
     channel::waiting::Waits,
-    error::{Error, Result, errno},
+    error::{Error, OrSystem, Result, errno},
     fork::Birth,
     wait::deadline::readable,
     wake::doorbell::Doorbell,
@@ -263,7 +263,7 @@ impl Watched {
     /// copy becomes readable with the original.
     pub(super) fn copy_of(descriptor: impl AsFd) -> Result<Self> {
         let own = descriptor.as_fd().try_clone_to_owned();
-        let own = own.map_err(|error| Error::system("a descriptor for the runtime", errno(&error)))?;
+        let own = own.or_system("a descriptor for the runtime")?;
         Self::new(Kept {
             number: own.as_raw_fd(),
             _by: Keeper::Copy { _own: own },

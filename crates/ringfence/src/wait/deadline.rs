@@ -17,7 +17,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, OrSystem, Result},
     fork::Birth,
 };
 
@@ -104,6 +104,34 @@ impl Deadline {
             self.until(moment).wait(&[(descriptor, PollFlags::POLLIN)]),
             Ok(Woken::Late)
         )
+    }
+
+    /// The error of a handshake that is at this step when its deadline passes.
+    pub(crate) fn late(&self, step: &'static str) -> Error {
+        Error::HandshakeTimeout {
+            step,
+            after: self.allowed,
+        }
+    }
+
+    /// As [`Deadline::wait`]. The deadline is an error.
+    pub(crate) fn wait_at(
+        &self,
+        step: &'static str,
+        descriptors: &[(BorrowedFd<'_>, PollFlags)],
+    ) -> Result<()> {
+        match self.wait(descriptors)? {
+            Woken::Ready => Ok(()),
+            Woken::Late => Err(self.late(step)),
+        }
+    }
+
+    /// As [`Deadline::look`]. The deadline is an error.
+    pub(crate) fn check_at(&self, step: &'static str) -> Result<()> {
+        match self.look()? {
+            Woken::Ready => Ok(()),
+            Woken::Late => Err(self.late(step)),
+        }
     }
 
     /// Whether the deadline has not passed yet.
@@ -246,7 +274,7 @@ impl CancelToken {
                 let off = AtomicBool::new(false);
                 Self(Arc::new(Called { event, off }))
             })
-            .map_err(|errno| Error::system("a descriptor for cancelling a wait", errno))
+            .or_system("a descriptor for cancelling a wait")
     }
 
     /// Cancels each wait with this token, now or later. The wait fails with [`Error::Aborted`].

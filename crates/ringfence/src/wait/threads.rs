@@ -21,10 +21,11 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, OrSystem, Result},
     fork::{Birth, PerProcess},
+    identity::Credentials,
     wait::{
-        deadline::{Deadline, Woken},
+        deadline::Deadline,
         deadline::{Event, Wakeup},
     },
 };
@@ -86,15 +87,9 @@ pub(crate) fn ask<T: Send + 'static>(
             let _ = tell.send(call());
         })
         .map_err(|error| no_space(error.to_string()))?;
-    match deadline.wait(&[(answered.as_fd(), PollFlags::POLLIN)])? {
-        Woken::Ready => told
-            .try_recv()
-            .map_err(|_| Error::unsupported(format!("{what}: its thread has panicked"))),
-        Woken::Late => Err(Error::HandshakeTimeout {
-            step: what,
-            after: deadline.allowed,
-        }),
-    }
+    deadline.wait_at(what, &[(answered.as_fd(), PollFlags::POLLIN)])?;
+    told.try_recv()
+        .map_err(|_| Error::unsupported(format!("{what}: its thread has panicked")))
 }
 
 /// A number of permits. Waiting threads have no order. Holds one descriptor.
@@ -111,7 +106,7 @@ impl Permits {
         let birth = Birth::now()?;
         EventFd::from_value_and_flags(u32::try_from(count).unwrap_or(u32::MAX), flags)
             .map(|descriptor| Self(Event { descriptor, birth }))
-            .map_err(|errno| Error::system("a descriptor to count permits with", errno))
+            .or_system("a descriptor to count permits with")
     }
 
     /// Waits for a permit.
@@ -142,6 +137,39 @@ impl Drop for Permit<'_> {
 // The program may call back into this crate, and may drop a value that such a thread works for. So these
 // threads never wait for each other: a thread could end up waiting for itself.
 
+/// Threads that run for other processes, none of which may occupy all of them.
+#[derive(Debug, Default)]
+pub(crate) struct FairShare(pub(crate) Vec<Credentials>);
+
+impl FairShare {
+    /// The number of threads.
+    pub(crate) const ALL: usize = 64;
+    /// The number that the processes of one user may occupy. The remainder is for other users.
+    pub(crate) const OF_ONE_USER: usize = 48;
+    /// The number that one process may occupy.
+    pub(crate) const OF_ONE_PROCESS: usize = 16;
+
+    /// Whether one more thread may run for this process.
+    pub(crate) fn may_begin(&self, who: Credentials) -> bool {
+        let count = |is_same: fn(&Credentials, &Credentials) -> bool| {
+            self.0.iter().filter(|other| is_same(other, &who)).count()
+        };
+        self.0.len() < Self::ALL
+            && count(|one, other| one.uid == other.uid) < Self::OF_ONE_USER
+            && count(|one, other| one.pid == other.pid) < Self::OF_ONE_PROCESS
+    }
+
+    pub(crate) fn begin(&mut self, who: Credentials) {
+        self.0.push(who);
+    }
+
+    pub(crate) fn end(&mut self, who: Credentials) {
+        if let Some(index) = self.0.iter().position(|other| *other == who) {
+            self.0.swap_remove(index);
+        }
+    }
+}
+
 thread_local! {
     static IS_OWN: Cell<bool> = const { Cell::new(false) };
 }
@@ -154,4 +182,30 @@ pub(crate) fn begin_own_thread() {
 /// Whether this is a thread of this crate.
 pub(crate) fn is_own_thread() -> bool {
     IS_OWN.get()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_limited_per_process_per_user_and_in_total() {
+        let mut calls = FairShare::default();
+        let who = |pid, uid| Credentials { pid, uid, gid: 0 };
+        for pid in 0..16 {
+            assert!(calls.may_begin(who(1, 1)), "{pid}");
+            calls.begin(who(1, 1));
+        }
+        assert!(!calls.may_begin(who(1, 1)) && !calls.may_begin(who(1, 2)));
+        for pid in 16..48 {
+            assert!(calls.may_begin(who(pid, 1)), "{pid}");
+            calls.begin(who(pid, 1));
+        }
+        assert!(!calls.may_begin(who(50, 1)));
+        for pid in 50..66 {
+            assert!(calls.may_begin(who(pid, 2)), "{pid}");
+            calls.begin(who(pid, 2));
+        }
+        assert!(!calls.may_begin(who(70, 3)));
+    }
 }

@@ -17,7 +17,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
+    poll::PollFlags,
     sys::socket::{ControlMessage, MsgFlags, sendmsg},
 };
 
@@ -273,7 +273,7 @@ impl Arrived {
         let peeked = sys::socket::peek_with_descriptors(line, &mut bytes, 0);
         let peeked = match peeked {
             // Only this function reads the line, so a line that was readable before is not empty now.
-            Err(Errno::EAGAIN) if is_readable(line)? => {
+            Err(Errno::EAGAIN) if sys::is_ready(&line, PollFlags::POLLIN)? => {
                 match sys::socket::peek_with_descriptors(line, &mut bytes, 0) {
                     Err(Errno::EAGAIN) => {
                         self.violation = Some("bytes on the line that no read returns (MSG_OOB)".into());
@@ -589,11 +589,6 @@ fn close_all(lines: &Mutex<BTreeMap<u64, Unclosed>>, mut line: u64) {
     while let Some(descriptor) = next() {
         drop(descriptor);
     }
-}
-
-/// Whether the line has bytes, or has ended.
-fn is_readable(line: BorrowedFd<'_>) -> Result<bool, Errno> {
-    poll(&mut [PollFd::new(line, PollFlags::POLLIN)], PollTimeout::ZERO).map(|ready| ready > 0)
 }
 
 /// The error of a call on a line that is not empty: EAGAIN then comes from a filter, and not from the line.

@@ -24,7 +24,7 @@ use crate::{
     channel::open::LOOKS_PER_GLANCE,
     channel::receiver::Receiver,
     channel::waiting::{Awaited, Slept, SpinThenPark},
-    error::{Error, Result},
+    error::{Error, OrSystem, Result},
     fork::Birth,
     region::copy::barrier,
     ring::message::Message,
@@ -209,7 +209,7 @@ impl<S: Source> Merge<S> {
     /// An empty merge. Errors with [`Error::NoSpace`] where no descriptor is left.
     pub fn new() -> Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
-            .map_err(|errno| Error::system("a descriptor for a merge (epoll_create1)", errno))?;
+            .or_system("a descriptor for a merge (epoll_create1)")?;
         Ok(Self {
             slots: Vec::new(),
             free: Vec::new(),
@@ -554,7 +554,7 @@ impl<S: Source> Merge<S> {
             count = self.epoll.wait(&mut events, timeout)?;
             Ok(count > 0)
         })
-        .map_err(|errno| Error::system("waiting for the sources of a merge (epoll_wait)", errno))?;
+        .or_system("waiting for the sources of a merge (epoll_wait)")?;
         for event in &events[..count] {
             let key = Key(event.data() & !PROCESS);
             // An event before this one may have removed it.

@@ -19,7 +19,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Result},
+    error::{OrSystem, Result},
     wait::deadline::ready_by,
 };
 
@@ -59,7 +59,7 @@ impl ThreadPoll {
             watch_peer(&epoll, pidfd)?;
             Ok(Self { epoll, told })
         };
-        made().map_err(|errno| Error::system("waiting beside an event loop", errno))
+        made().or_system("waiting beside an event loop")
     }
 
     /// Wakes the thread that sleeps here, or the next one.
@@ -76,7 +76,7 @@ impl ThreadPoll {
             count = self.epoll.wait(&mut events, timeout)?;
             Ok(count > 0)
         })
-        .map_err(|errno| Error::system("waiting on the line (epoll_wait)", errno))?;
+        .or_system("waiting on the line (epoll_wait)")?;
         let mut heard = Heard::default();
         for event in &events[..count] {
             match event.data() {
@@ -126,7 +126,7 @@ impl LoopPoll {
                 on_change,
             })
         };
-        made().map_err(|errno| Error::system("an event loop beside a thread that reads the line", errno))
+        made().or_system("an event loop beside a thread that reads the line")
     }
 
     fn line_event(on_change: bool) -> EpollEvent {
