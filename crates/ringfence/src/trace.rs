@@ -136,6 +136,16 @@ mod on {
         });
     }
 
+    /// Makes an event about a channel.
+    macro_rules! tell {
+        ($tie:expr, $target:expr, $level:expr, $($fields:tt)+) => {{
+            let Tie {
+                address, pid, uid, ..
+            } = $tie;
+            notify(|| event!(target: $target, $level, address, peer_pid = pid, peer_uid = uid, $($fields)+));
+        }};
+    }
+
     /// The peer of a channel, and the address. Plain data, because a span would end in a forked child as well.
     #[derive(Debug, Clone)]
     pub(crate) struct Tie {
@@ -156,21 +166,11 @@ mod on {
         }
 
         pub(crate) fn opened(&self, role: &impl Display) {
-            let Self {
-                address, pid, uid, ..
-            } = self;
-            notify(
-                || event!(target: CHANNEL, Level::INFO, address, peer_pid = pid, peer_uid = uid, %role, "open"),
-            );
+            tell!(self, CHANNEL, Level::INFO, %role, "open");
         }
 
         pub(crate) fn closed(&self, reason: &impl Display) {
-            let Self {
-                address, pid, uid, ..
-            } = self;
-            notify(
-                || event!(target: CHANNEL, Level::INFO, address, peer_pid = pid, peer_uid = uid, %reason, "closed"),
-            );
+            tell!(self, CHANNEL, Level::INFO, %reason, "closed");
         }
 
         /// Reports that a later check of the peer has failed.
@@ -182,29 +182,28 @@ mod on {
 
         /// Reports the error of a handler.
         pub(crate) fn call_failed(&self, name: &str, code: Option<&str>, error: &str) {
-            let Self {
-                address, pid, uid, ..
-            } = self;
-            notify(|| {
-                event!(
-                    target: CALL, Level::WARN, address, peer_pid = pid, peer_uid = uid, name, code, error,
-                    "the handler of a call has failed"
-                );
-            });
+            tell!(
+                self,
+                CALL,
+                Level::WARN,
+                name,
+                code,
+                error,
+                "the handler of a call has failed"
+            );
         }
 
         /// Reports that the subscriber has delayed its publisher for longer than `stall`.
         pub(crate) fn evicted(&self, lag: u64, stall: Duration) {
-            let Self {
-                address, pid, uid, ..
-            } = self;
             let stall_millis = u64::try_from(stall.as_millis()).unwrap_or(u64::MAX);
-            notify(|| {
-                event!(
-                    target: EVICTED, Level::WARN, address, peer_pid = pid, peer_uid = uid, lag, stall_millis,
-                    "a subscriber was too slow"
-                );
-            });
+            tell!(
+                self,
+                EVICTED,
+                Level::WARN,
+                lag,
+                stall_millis,
+                "a subscriber was too slow"
+            );
         }
     }
 }

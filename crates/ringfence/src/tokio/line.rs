@@ -6,9 +6,10 @@
 //! that [`Doorbell::generation`] has changed since it parked.
 
 use std::{
+    any::Any,
     io,
     mem::ManuallyDrop,
-    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, RawFd},
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, Wake, Waker, ready},
 };
@@ -193,22 +194,11 @@ fn now<T>(polled: Poll<Result<T>>) -> Result<Option<T>> {
     }
 }
 
-/// A descriptor, and the value that keeps it open.
+/// A descriptor, and the value that keeps it open: a copy, or the state of the channel that it belongs to.
 #[derive(Debug)]
 struct Kept {
     number: RawFd,
-    _by: Keeper,
-}
-
-#[derive(Debug)]
-enum Keeper {
-    /// The descriptor belongs to a channel, and stays open as long as the channel's state is in memory.
-    Channel {
-        _shared: Arc<Shared>,
-    },
-    Copy {
-        _own: OwnedFd,
-    },
+    _by: Box<dyn Any + Send + Sync>,
 }
 
 impl AsRawFd for Kept {
@@ -241,9 +231,7 @@ impl Watched {
         let number = shared.doorbell.try_line()?.as_raw_fd();
         Self::new(Kept {
             number,
-            _by: Keeper::Channel {
-                _shared: Arc::clone(shared),
-            },
+            _by: Box::new(Arc::clone(shared)),
         })
     }
 
@@ -252,9 +240,7 @@ impl Watched {
         let pidfd = shared.doorbell.pidfd();
         let kept = pidfd.map(|pidfd| Kept {
             number: pidfd.as_raw_fd(),
-            _by: Keeper::Channel {
-                _shared: Arc::clone(shared),
-            },
+            _by: Box::new(Arc::clone(shared)),
         });
         kept.map(Self::new).transpose()
     }
@@ -266,7 +252,7 @@ impl Watched {
         let own = own.or_system("a descriptor for the runtime")?;
         Self::new(Kept {
             number: own.as_raw_fd(),
-            _by: Keeper::Copy { _own: own },
+            _by: Box::new(own),
         })
     }
 

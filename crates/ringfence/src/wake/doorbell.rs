@@ -63,8 +63,9 @@ pub(crate) struct Doorbell {
     /// Guards reads of the line too, except the read of a thread that sleeps in it ([`WatchMode::Reads`]).
     state: ProcessMutex<DoorbellState>,
     changed: Condvar,
-    /// The descriptor that the loop polls. Set once, under the lock of the state, because the loop keeps it.
-    lent: OnceLock<Lent>,
+    /// The descriptor that the program's event loop polls; `None` is the line. Set once, under the lock of the state, because the loop
+    /// keeps it.
+    lent: OnceLock<Option<LoopPoll>>,
     /// The descriptor on which threads sleep once a loop exists. Set once, in the same way.
     thread_poll: OnceLock<ThreadPoll>,
 }
@@ -117,13 +118,6 @@ enum Left {
     Wakeup,
     /// A wakeup that is left for the loop. All threads are already notified.
     ForLoop,
-}
-
-/// The descriptor that the program's event loop polls.
-#[derive(Debug)]
-enum Lent {
-    Line,
-    Apart(LoopPoll),
 }
 
 /// The way in which the watching thread sleeps while there is no loop.
@@ -185,7 +179,7 @@ impl Doorbell {
         state.looped = true;
         // Without descriptors, a read may consume the loop's wakeup. `arm` fails while that can happen.
         self.lend(&state).unwrap_or_else(|_| {
-            let _ = self.lent.set(Lent::Line);
+            let _ = self.lent.set(None);
             self.line.as_fd()
         })
     }
@@ -239,9 +233,9 @@ impl Doorbell {
             let lent = if self.must_be_told(state) {
                 // The peer's death cannot end a line that this process may not shut.
                 let pidfd = self.pidfd().filter(|_| !self.shuts);
-                Lent::Apart(LoopPoll::new(self.line.as_fd(), pidfd)?)
+                Some(LoopPoll::new(self.line.as_fd(), pidfd)?)
             } else {
-                Lent::Line
+                None
             };
             let _ = self.lent.set(lent);
         }
@@ -249,10 +243,7 @@ impl Doorbell {
     }
 
     fn apart(&self) -> Option<&LoopPoll> {
-        match self.lent.get() {
-            Some(Lent::Apart(loop_poll)) => Some(loop_poll),
-            Some(Lent::Line) | None => None,
-        }
+        self.lent.get()?.as_ref()
     }
 
     /// Records a wakeup or the end of the line.
@@ -639,7 +630,7 @@ impl Doorbell {
             state.watch = Some(watch);
             drop(state);
             let found = match thread_poll {
-                Some(thread_poll) => thread_poll.sleep(deadline).map(WaitResult::from),
+                Some(thread_poll) => thread_poll.sleep(deadline),
                 None if watch == WatchMode::Reads => Ok(self.read()),
                 None => self.poll(deadline),
             };
@@ -648,11 +639,11 @@ impl Doorbell {
             if let Ok(found) = &found {
                 state.gone |= found.gone;
                 state.generation += u64::from(found.rung);
-                if found.left {
-                    state.left = Left::Wakeup;
-                }
-                if found.rung && watch == WatchMode::Reads {
-                    self.tell_the_loop();
+                // Only a read takes the wakeup from the line.
+                match watch {
+                    WatchMode::Reads if found.rung => self.tell_the_loop(),
+                    WatchMode::Polls | WatchMode::Beside if found.rung => state.left = Left::Wakeup,
+                    _ => {}
                 }
             }
             // The threads that wait for this one re-check now, and one of them takes over the line.
@@ -695,8 +686,9 @@ impl Doorbell {
         // A thread in poll(2) would miss a wakeup that the receiving half reads with the attachments.
         if state.looped || state.arrived.is_some() || !self.shuts {
             if self.thread_poll.get().is_none() {
-                let pidfd = self.pidfd.as_ref().map(|pidfd| pidfd.as_fd());
-                let _ = self.thread_poll.set(ThreadPoll::new(self.line.as_fd(), pidfd)?);
+                let _ = self
+                    .thread_poll
+                    .set(ThreadPoll::new(self.line.as_fd(), self.pidfd())?);
             }
             return Ok((WatchMode::Beside, self.thread_poll.get()));
         }
@@ -732,7 +724,7 @@ impl Doorbell {
     }
 
     /// Sleeps in a read: one system call instead of the two of poll(2), and a shorter way to sleep and wake in the kernel.
-    fn read(&self) -> WaitResult {
+    fn read(&self) -> Heard {
         let mut bells = [0_u8; 64];
         let (rung, gone) = match sys::socket::wait_for_bytes(&*self.line, &mut bells) {
             Ok(0) => (false, true),
@@ -750,11 +742,7 @@ impl Doorbell {
                 (false, self.has_ended())
             }
         };
-        WaitResult {
-            rung,
-            left: false,
-            gone,
-        }
+        Heard { rung, gone }
     }
 
     /// Makes later waits poll the line.
@@ -764,7 +752,7 @@ impl Doorbell {
         }
     }
 
-    fn poll(&self, deadline: Option<Instant>) -> Result<WaitResult> {
+    fn poll(&self, deadline: Option<Instant>) -> Result<Heard> {
         let mut polled = [
             PollFd::new(self.line.as_fd(), PollFlags::POLLIN | sys::socket::HUNG_UP),
             self.peers_process(),
@@ -778,10 +766,8 @@ impl Doorbell {
                     let found: Option<_> = polled[index].revents();
                     found.unwrap_or(PollFlags::POLLIN | sys::socket::HUNG_UP)
                 };
-                let rung = found(0).contains(PollFlags::POLLIN);
-                Ok(WaitResult {
-                    rung,
-                    left: rung,
+                Ok(Heard {
+                    rung: found(0).contains(PollFlags::POLLIN),
                     // A wakeup is no sign of life: another process may hold a dead peer's end of the line.
                     gone: !(found(0) - PollFlags::POLLIN).is_empty() || !found(1).is_empty(),
                 })
@@ -918,30 +904,9 @@ impl LineEnds {
     pub(crate) fn watched(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         // Also ready if the peer has ended only its direction, as a leaving peer does.
         let line = (self.line.as_fd(), sys::socket::HUNG_UP);
-        let pidfd = self
-            .pidfd
-            .as_ref()
-            .map(|pidfd| (pidfd.as_fd(), PollFlags::POLLIN));
+        let (_, pidfd) = self.descriptors();
+        let pidfd = pidfd.map(|pidfd| (pidfd, PollFlags::POLLIN));
         std::iter::once(line).chain(pidfd)
-    }
-}
-
-/// The result of a wait.
-#[derive(Debug)]
-struct WaitResult {
-    rung: bool,
-    /// The wakeup is still on the line.
-    left: bool,
-    gone: bool,
-}
-
-impl From<Heard> for WaitResult {
-    fn from(Heard { rung, gone }: Heard) -> Self {
-        Self {
-            rung,
-            left: rung,
-            gone,
-        }
     }
 }
 

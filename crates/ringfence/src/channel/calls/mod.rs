@@ -9,7 +9,6 @@ pub(crate) mod state;
 
 use std::{
     cell::OnceCell,
-    collections::BTreeMap,
     os::fd::AsFd,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -27,7 +26,7 @@ use crate::{
     channel::Channel,
     channel::calls::driver::{Core, Locked},
     channel::calls::envelope::{CallError, RemoteError},
-    channel::calls::state::{Place, Request, State, Ticket, WaitKey},
+    channel::calls::state::{CallEvent, Place, Request, State, Ticket, WaitKey},
     channel::receiver::Receiver,
     channel::stats::ChannelStats,
     channel::tokens::Tokens,
@@ -36,7 +35,6 @@ use crate::{
     error::{Error, Result},
     evidence::Evidence,
     identity::Identity,
-    sys::lock::Mutex,
     wait::deadline::{Deadline, Wakeup},
 };
 
@@ -50,7 +48,6 @@ impl Channel {
         let wakeup = Wakeup::new()?;
         let is_woken = AtomicBool::new(false);
         let driver = Threads {
-            followers: Mutex::default(),
             waker: Arc::new(DriverWaker { wakeup, is_woken }),
         };
         Ok(Calls::new(Arc::new(Core::new(self)?), driver))
@@ -127,15 +124,7 @@ impl<D> Drop for Handle<D> {
 /// The threads that wait for one channel.
 #[derive(Debug)]
 pub struct Threads {
-    /// Threads that wait while another one drives. When the driver returns, it wakes one of them.
-    followers: Mutex<Followers>,
     waker: Arc<DriverWaker>,
-}
-
-#[derive(Debug, Default)]
-struct Followers {
-    waiting: BTreeMap<u64, Waker>,
-    next: u64,
 }
 
 /// Wakes the thread that drives.
@@ -509,27 +498,22 @@ impl Handle<Threads> {
                     break Err(error);
                 }
             } else {
-                let place = self.driver.followers.lock().add(waker.clone());
+                let mut turn = None;
+                inner.state.register(CallEvent::Drive, &mut turn, &waker);
                 drop(inner);
                 // The driver soon wakes a thread that is late.
                 park(deadline.filter(|_| !is_late));
                 inner = self.core.lock()?;
-                self.driver.followers.lock().waiting.remove(&place);
+                inner.state.forget(turn);
             }
         };
         inner.state.forget(wait);
         inner.state.forget(last_read);
-        self.pass_on(inner);
-        outcome
-    }
-
-    /// This thread stops waiting: another one drives from now on.
-    fn pass_on(&self, mut inner: Locked<'_>) {
-        if inner.receiver.is_some()
-            && let Some((_, follower)) = self.driver.followers.lock().waiting.pop_first()
-        {
-            inner.state.wake(follower);
+        // This thread stops waiting: another one drives from now on.
+        if inner.receiver.is_some() {
+            inner.state.pass_on();
         }
+        outcome
     }
 
     /// Reads what is there, or sleeps once. Fails only for local reasons.
@@ -626,15 +610,6 @@ impl Handle<Threads> {
             .until(deadline)
             .wait(&watched)
             .map(drop)
-    }
-}
-
-impl Followers {
-    fn add(&mut self, waker: Waker) -> u64 {
-        let place = self.next;
-        self.next += 1;
-        self.waiting.insert(place, waker);
-        place
     }
 }
 

@@ -42,6 +42,8 @@ pub(crate) type Place = u64;
 /// The event that a task or a thread waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum CallEvent {
+    /// The receiver is free: one of the threads that wait may drive.
+    Drive,
     /// A request of the peer, or the end of all requests.
     Request,
     /// A message of the peer, or the end of all messages.
@@ -200,7 +202,7 @@ impl State {
     }
 
     /// Wakes the waiter on its next event. The same `wait` must be passed until [`State::forget`].
-    fn register(&mut self, event: CallEvent, wait: &mut Option<WaitKey>, waker: &Waker) {
+    pub(super) fn register(&mut self, event: CallEvent, wait: &mut Option<WaitKey>, waker: &Waker) {
         let next = &mut self.next_wait;
         let key = *wait.get_or_insert_with(|| {
             *next += 1;
@@ -228,6 +230,15 @@ impl State {
             if let Some(waker) = self.waits.remove(&key) {
                 self.wake(waker);
             }
+        }
+    }
+
+    /// Wakes the thread that has waited longest to drive.
+    pub(super) fn pass_on(&mut self) {
+        let keys = (CallEvent::Drive, 0)..(CallEvent::Request, 0);
+        let first = self.waits.range(keys).next().map(|(key, _)| *key);
+        if let Some(waker) = first.and_then(|key| self.waits.remove(&key)) {
+            self.wake(waker);
         }
     }
 
