@@ -596,6 +596,15 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// Shortens a text for a peer, between two characters.
+pub(crate) fn cut(text: &str, most: usize) -> &str {
+    let mut end = most.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 /// Whether a character moves a terminal's cursor, starts a line, or changes the text direction.
 pub(crate) fn steers(character: char) -> bool {
     character.is_control()

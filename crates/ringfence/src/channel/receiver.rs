@@ -493,12 +493,7 @@ pub fn pull_held(
     keep: Keep,
 ) -> Result<Packed> {
     release(receiver);
-    let wanted = WantedLengths {
-        least: *lengths.start() as u64,
-        most: *lengths.end() as u64,
-        fresh: true,
-        calls: false,
-    };
+    let wanted = WantedLengths::fresh(&lengths, false);
     let packed = receiver.receive_records(|consumer| consumer.pull_held(into, &wanted))?;
     if keep == Keep::Several && packed == Packed::Bytes(first(into)) {
         release(receiver);
@@ -513,12 +508,7 @@ pub fn pull_calls(
     into: &mut [u8],
     lengths: RangeInclusive<usize>,
 ) -> Result<Packed> {
-    let wanted = WantedLengths {
-        least: *lengths.start() as u64,
-        most: *lengths.end() as u64,
-        fresh: true,
-        calls: true,
-    };
+    let wanted = WantedLengths::fresh(&lengths, true);
     receiver.receive_records(|consumer| consumer.pull_calls(into, &wanted))
 }
 

@@ -49,19 +49,13 @@ pub struct ChannelStats {
 
 impl AddAssign for ChannelStats {
     fn add_assign(&mut self, other: Self) {
-        self.messages_sent += other.messages_sent;
-        self.bytes_sent += other.bytes_sent;
-        self.attachments_sent += other.attachments_sent;
-        self.attachments_received += other.attachments_received;
-        self.messages_received += other.messages_received;
-        self.bytes_received += other.bytes_received;
-        self.waits += other.waits;
-        self.waited_micros += other.waited_micros;
-        self.bells_rung += other.bells_rung;
-        self.sleeps += other.sleeps;
-        self.ring_used += other.ring_used;
-        self.ring_capacity += other.ring_capacity;
-        self.staged += other.staged;
+        macro_rules! add {
+            ($($field:ident)+) => { $(self.$field += other.$field;)+ };
+        }
+        add! {
+            messages_sent bytes_sent attachments_sent attachments_received messages_received bytes_received
+            waits waited_micros bells_rung sleeps ring_used ring_capacity staged
+        }
     }
 }
 

@@ -46,7 +46,7 @@
 use bytemuck::{Pod, Zeroable, bytes_of, pod_read_unaligned, try_pod_read_unaligned};
 
 use crate::{
-    error::{Error, Refusal, Result, steers},
+    error::{Error, Refusal, Result, cut, steers},
     signal::inbox::TokenAddress,
     wake::attachments::{Attachments, MOST_UNREAD},
 };
@@ -70,6 +70,8 @@ unsafe impl Pod for FrameHead {}
 pub(crate) const VERSION: u16 = 3;
 pub(super) const HEAD: usize = size_of::<FrameHead>();
 const LONGEST_BODY: usize = 4096;
+/// Bytes of a text of a refusal. It is for people, and a thousand are enough.
+const LONGEST_TEXT: usize = 1000;
 
 pub(crate) type Nonce = [u8; 32];
 
@@ -233,7 +235,7 @@ impl Frame {
             Self::Refuse(refuse) => {
                 body.extend_from_slice(&refuse.code.number().to_le_bytes());
                 for text in [&refuse.check, &refuse.wanted, &refuse.found] {
-                    let text = shorten(text);
+                    let text = cut(text, LONGEST_TEXT);
                     body.extend_from_slice(&u16::try_from(text.len()).unwrap_or(0).to_le_bytes());
                     body.extend_from_slice(text.as_bytes());
                 }
@@ -326,15 +328,7 @@ impl Frame {
     }
 }
 
-/// Shortens the text of a refusal. The text is for people, and a thousand bytes are enough.
-fn shorten(text: &str) -> &str {
-    let mut end = text.len().min(1000);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
-}
-
+/// Reads a body that is plain data.
 fn plain<T: Pod>(body: &[u8]) -> Result<T> {
     try_pod_read_unaligned(body).map_err(|_| Error::Protocol("a frame ends early or late".into()))
 }

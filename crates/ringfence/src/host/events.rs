@@ -2,7 +2,6 @@
 
 use std::{
     collections::VecDeque,
-    fmt,
     os::fd::{AsFd, BorrowedFd},
 };
 
@@ -16,6 +15,7 @@ use crate::{
 };
 
 /// A queue of events. Threads of this crate add events, and the program takes them.
+#[derive(Debug)]
 pub(crate) struct Events<T> {
     queue: ProcessMutex<EventQueue<T>>,
     /// Readable while there is an event, or the end.
@@ -26,6 +26,7 @@ pub(crate) struct Events<T> {
     closed: &'static str,
 }
 
+#[derive(Debug)]
 struct EventQueue<T> {
     pending: VecDeque<T>,
     /// A thread waits for an event to be taken.
@@ -47,15 +48,6 @@ impl<T> Default for EventQueue<T> {
             is_room_wanted: false,
             end: None,
         }
-    }
-}
-
-impl<T> fmt::Debug for Events<T> {
-    /// Takes no lock: the calling thread may hold it, and in a forked child nothing may release it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Events")
-            .field("bell", &self.bell)
-            .finish_non_exhaustive()
     }
 }
 

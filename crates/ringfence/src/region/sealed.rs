@@ -1,10 +1,9 @@
 //! Immutable shared memory: an object that no process can write, shrink or grow.
 
 use std::{
-    fmt,
     num::NonZeroUsize,
     ops::Deref,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     slice,
     sync::Arc,
 };
@@ -48,6 +47,7 @@ use crate::{
 /// # Ok(())
 /// # }
 /// ```
+#[derive(Debug)]
 pub struct SealedBuffer {
     object: OwnedFd,
     /// `None` for an empty object, which cannot be mapped.
@@ -157,17 +157,6 @@ impl AsFd for SealedBuffer {
     /// The sealed object, for calls that take a file.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.object.as_fd()
-    }
-}
-
-impl fmt::Debug for SealedBuffer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "SealedBuffer({} bytes, descriptor {})",
-            self.len(),
-            self.object.as_raw_fd()
-        )
     }
 }
 
@@ -302,7 +291,7 @@ mod tests {
     use std::{
         fs::{File, OpenOptions},
         io::Write as _,
-        os::unix::fs::FileExt as _,
+        os::{fd::AsRawFd as _, unix::fs::FileExt as _},
     };
 
     use nix::{

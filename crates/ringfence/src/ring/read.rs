@@ -154,6 +154,16 @@ impl WantedLengths {
     };
 
     /// The tag of the messages.
+    /// Messages or calls of these lengths, into memory that was not used lately.
+    pub(crate) fn fresh(lengths: &RangeInclusive<usize>, calls: bool) -> Self {
+        Self {
+            least: *lengths.start() as u64,
+            most: *lengths.end() as u64,
+            fresh: true,
+            calls,
+        }
+    }
+
     #[inline]
     fn tag(&self) -> Tag {
         if self.calls { Tag::CALL } else { Tag::NONE }

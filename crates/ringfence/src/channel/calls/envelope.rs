@@ -2,7 +2,9 @@
 
 use std::{fmt, io};
 
-use crate::error::{Error, ErrorKind, Result};
+use bytemuck::pod_read_unaligned;
+
+use crate::error::{Error, ErrorKind, Result, cut};
 
 /// Bytes of a frame's head.
 pub(super) const HEAD: usize = 16;
@@ -63,10 +65,7 @@ impl Head {
             return Err(corrupt(&format!("a call frame of {} bytes", frame.len())));
         };
         let (words, id) = head.split_at(8);
-        let (kind, remaining) = words.split_at(4);
-        let word = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("four bytes"));
-        let (kind, remaining) = (word(kind), word(remaining));
-        let id = u64::from_le_bytes(id.try_into().expect("eight bytes"));
+        let ([kind, remaining], id): ([u32; 2], u64) = (pod_read_unaligned(words), pod_read_unaligned(id));
         let (is_empty, is_plain) = (frame.len() == HEAD, remaining == 0);
         let kind = match kind {
             1 => Some(FrameKind::Request),
@@ -128,14 +127,6 @@ pub(super) fn read_error(mut body: &[u8]) -> Result<RemoteError> {
 }
 
 /// Returns the first bytes of a text, in whole characters.
-fn cut(text: &str, most: usize) -> &str {
-    let mut end = most.min(text.len());
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
-}
-
 pub(super) fn corrupt(what: &str) -> Error {
     Error::RingCorrupt(format!("the peer violated the protocol of calls: {what}"))
 }

@@ -618,7 +618,7 @@ impl<S: Source> Merge<S> {
 
     fn leave(&mut self, place: usize) {
         let key = self.key(place);
-        let Some(source) = self.take_out(place) else {
+        let Some(mut source) = self.take_out(place) else {
             return;
         };
         let reason = source.end_reason().unwrap_or(CloseReason::Closed);

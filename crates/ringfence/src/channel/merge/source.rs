@@ -28,81 +28,76 @@ pub enum PolledFd {
     Process,
 }
 
-/// The calls with which a merge reads a source. In a private module, so that no other crate can make a source.
-pub trait Reading: Waits<For = ()> {
-    /// See [`Inbound::try_receive`].
-    fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>>;
-
-    /// See [`Inbound::try_receive_vec`].
-    fn try_receive_vec(&mut self) -> Result<Option<Vec<u8>>>;
-
-    /// Visits at most `max` messages, and stops once about `bytes` bytes were visited. See [`Inbound::receive_each`].
-    fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Visited;
-
-    /// See [`Inbound::next_size`].
-    fn next_size(&mut self) -> Result<Option<usize>>;
-
-    /// See [`Inbound::attachments`].
-    fn attachments(&mut self) -> Vec<Attachment>;
-
-    /// Whether the message that was received last has attachments that were not taken.
-    fn has_attachments(&self) -> bool;
-
-    /// The reason why its channel has ended; `None` while it has not, also if the peer has ended its sending.
-    fn end_reason(&self) -> Option<CloseReason>;
-
-    /// Reads the line after a descriptor became readable.
-    fn hear(&mut self, waited: PolledFd) {
-        if waited == PolledFd::Process {
-            self.parking().shared.doorbell.look();
+/// Evaluates an expression for whichever source it is.
+macro_rules! of_either {
+    ($any:expr, $source:ident => $what:expr) => {
+        match $any {
+            AnySource::Receiver($source) => $what,
+            AnySource::Subscription($source) => $what,
         }
-        // The next read reports an error again.
-        let _ = self.read_line();
-        self.unpark();
-    }
-
-    /// The descriptors to wait for. They stay open as long as the source.
-    fn waited(&mut self) -> [Option<(BorrowedFd<'_>, PolledFd)>; 2] {
-        let Parking { shared, .. } = self.parking();
-        let process = shared.doorbell.pidfd();
-        [
-            Some((shared.line(), PolledFd::Line)),
-            process.map(|pidfd| (pidfd, PolledFd::Process)),
-        ]
-    }
+    };
 }
 
-impl<R: Inlet> Reading for Inbound<R> {
-    #[inline]
-    fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
-        Inbound::try_receive(self, into)
-    }
+/// Declares the calls with which a merge reads a source, for both kinds of a receiving half and for any of them.
+macro_rules! reading {
+    ($($(#[$about:meta])* fn $name:ident(&mut self $(, $value:ident: $kind:ty)*) -> $result:ty;)+) => {
+        /// The calls with which a merge reads a source. In a private module, so that no other crate can make a source.
+        pub trait Reading: Waits<For = ()> {
+            $($(#[$about])* fn $name(&mut self $(, $value: $kind)*) -> $result;)+
 
-    fn try_receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
-        Inbound::try_receive_vec(self)
-    }
+            /// The reason why its channel has ended; `None` while it has not, also if the peer has ended its sending.
+            fn end_reason(&mut self) -> Option<CloseReason> {
+                self.parking().shared.close_reason()
+            }
 
-    #[inline]
-    fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Visited {
-        Inbound::visit(self, visit, max, bytes)
-    }
+            /// Reads the line after a descriptor became readable.
+            fn hear(&mut self, waited: PolledFd) {
+                if waited == PolledFd::Process {
+                    self.parking().shared.doorbell.look();
+                }
+                // The next read reports an error again.
+                let _ = self.read_line();
+                self.unpark();
+            }
 
-    fn next_size(&mut self) -> Result<Option<usize>> {
-        Inbound::next_size(self)
-    }
+            /// The descriptors to wait for. They stay open as long as the source.
+            fn waited(&mut self) -> [Option<(BorrowedFd<'_>, PolledFd)>; 2] {
+                let Parking { shared, .. } = self.parking();
+                let process = shared.doorbell.pidfd();
+                [
+                    Some((shared.line(), PolledFd::Line)),
+                    process.map(|pidfd| (pidfd, PolledFd::Process)),
+                ]
+            }
+        }
 
-    fn attachments(&mut self) -> Vec<Attachment> {
-        Inbound::attachments(self)
-    }
+        impl<R: Inlet> Reading for Inbound<R> {
+            $(#[inline] fn $name(&mut self $(, $value: $kind)*) -> $result {
+                Inbound::$name(self $(, $value)*)
+            })+
+        }
 
-    #[inline]
-    fn has_attachments(&self) -> bool {
-        Inbound::has_attachments(self)
-    }
+        impl Reading for AnySource {
+            $(#[inline] fn $name(&mut self $(, $value: $kind)*) -> $result {
+                of_either!(self, source => source.$name($($value),*))
+            })+
+        }
+    };
+}
 
-    fn end_reason(&self) -> Option<CloseReason> {
-        self.shared.close_reason()
-    }
+reading! {
+    /// See [`Inbound::try_receive`].
+    fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>>;
+    /// See [`Inbound::try_receive_vec`].
+    fn try_receive_vec(&mut self) -> Result<Option<Vec<u8>>>;
+    /// Visits at most `max` messages, and stops once about `bytes` bytes were visited. See [`Inbound::receive_each`].
+    fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Visited;
+    /// See [`Inbound::next_size`].
+    fn next_size(&mut self) -> Result<Option<usize>>;
+    /// See [`Inbound::attachments`].
+    fn attachments(&mut self) -> Vec<Attachment>;
+    /// Whether the message that was received last has attachments that were not taken.
+    fn has_attachments(&mut self) -> bool;
 }
 
 /// A source of a [`Merge`](crate::Merge) of channels and subscriptions.
@@ -139,16 +134,6 @@ impl From<Subscription> for AnySource {
     }
 }
 
-/// Evaluates an expression for whichever source it is.
-macro_rules! of_either {
-    ($any:expr, $source:ident => $what:expr) => {
-        match $any {
-            AnySource::Receiver($source) => $what,
-            AnySource::Subscription($source) => $what,
-        }
-    };
-}
-
 impl Source for AnySource {}
 
 impl Waits for AnySource {
@@ -173,37 +158,6 @@ impl Waits for AnySource {
 
     fn counted(&mut self) -> (u64, u64) {
         of_either!(self, source => source.counted())
-    }
-}
-
-impl Reading for AnySource {
-    #[inline]
-    fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
-        of_either!(self, source => source.try_receive(into))
-    }
-
-    fn try_receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
-        of_either!(self, source => source.try_receive_vec())
-    }
-
-    fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Visited {
-        of_either!(self, source => source.visit(visit, max, bytes))
-    }
-
-    fn next_size(&mut self) -> Result<Option<usize>> {
-        of_either!(self, source => source.next_size())
-    }
-
-    fn attachments(&mut self) -> Vec<Attachment> {
-        of_either!(self, source => source.attachments())
-    }
-
-    fn has_attachments(&self) -> bool {
-        of_either!(self, source => source.has_attachments())
-    }
-
-    fn end_reason(&self) -> Option<CloseReason> {
-        of_either!(self, source => source.end_reason())
     }
 }
 
