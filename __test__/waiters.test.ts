@@ -30,20 +30,10 @@ interface List<Value> {
   fail(error: () => Error): void
 }
 
-interface Kept {
-  readonly promise: Promise<void>
-  readonly isSettled: boolean
-  resolve(): void
-  reject(error: Error): void
-}
-
 const { Waiters } = await insideOf<{ Waiters: new () => List<string> }>('channel/waiters.js')
 const { loop } = await insideOf<{
   loop(now: () => string | null | undefined, wait: () => Wait<string>): Required<AsyncIterator<string, undefined>>
 }>('channel/loops.js')
-const { FlushPromise } = await insideOf<{ FlushPromise: new (flush: (of: Kept) => void) => Kept }>(
-  'channel/flush-promise.js',
-)
 const { within } = await insideOf<{
   within(milliseconds: number, ...those: Promise<unknown>[]): Promise<void>
 }>('runtime/deferred.js')
@@ -212,36 +202,6 @@ test('a loop takes available values, waits for others, and abandons only its own
   there.push('three')
   t.deepEqual(await each.next(), over)
   t.deepEqual(there, ['three'])
-})
-
-test('a flush settles its promise at once or later, and reports which', async (t) => {
-  let kept!: Kept
-  let flushes = 0
-  const make = (flush: () => void) => {
-    kept = new FlushPromise(() => {
-      flushes += 1
-      flush()
-    })
-    return kept
-  }
-  const error = new Error('of the flush')
-  for (const isLate of [false, true])
-    for (const outcome of ['sent', 'broken'] as const) {
-      flushes = 0
-      const settle = () => (outcome === 'sent' ? kept.resolve() : kept.reject(error))
-      const { promise } = make(isLate ? () => {} : settle)
-      t.is(flushes, 0)
-      t.false(kept.isSettled)
-      if (isLate) {
-        t.true(await isPending(promise))
-        t.false(kept.isSettled)
-        settle()
-      }
-      if (outcome === 'sent') t.is(await promise, undefined)
-      else await t.throwsAsync(promise, { is: error })
-      t.true(kept.isSettled)
-      t.is(flushes, 1)
-    }
 })
 
 test.serial('a wait with a timeout: the first result counts, and no timer is left', async (t) => {

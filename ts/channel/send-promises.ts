@@ -3,12 +3,11 @@
 import { Deferred } from '../runtime/deferred.js'
 import { fairness } from '../runtime/fairness.js'
 import { timers } from '../runtime/timers.js'
-import { FlushPromise } from './flush-promise.js'
 
 /** A promise, and the offset where the last record that it covers ends. */
 export interface Pending {
   end: number
-  promise: FlushPromise | Deferred
+  promise: Deferred
   /** {@link SendPromises.full} when the promise was made. A different value later means that the send waited. -1: the ring was full. */
   full: number
 }
@@ -16,13 +15,11 @@ export interface Pending {
 /** The promises of one send queue. */
 export class SendPromises {
   /** The promise that the first records of the arena share. */
-  #shared: FlushPromise | Deferred | null = null
+  #shared: Deferred | null = null
   /** The offset where the records of the shared promise end. Set once other records follow. */
   #sharedEnd = 0
   /** The promises of the other records, in order. */
   #single: Pending[] = []
-  /** The last promise that a flush settles. Later promises resolve after it. */
-  #settling: FlushPromise | null = null
   /** The last promise that resolves after an earlier one, until it has resolved. */
   #behind: Deferred | null = null
   /** Finished sends that had to wait for room. */
@@ -39,12 +36,7 @@ export class SendPromises {
     return this.#shared === null ? null : this.#shared.promise
   }
 
-  /** Makes the shared promise. It runs the flush in the next microtask, and settles with it. */
-  shareFlush(flush: () => void): Promise<void> {
-    return (this.#shared = this.#settling = new FlushPromise(flush)).promise
-  }
-
-  /** Makes the shared promise. The flush is already scheduled. */
+  /** Makes the shared promise. */
   share(): Promise<void> {
     return (this.#shared = new Deferred()).promise
   }
@@ -97,15 +89,14 @@ export class SendPromises {
   }
 
   /** Resolves the promise of a message that is in the ring, after the promises that were made before it. */
-  keep(promise: FlushPromise | Deferred): void {
+  keep(promise: Deferred): void {
     fairness.spend()
-    const isSettling = promise === this.#settling
-    const before = isSettling ? fairness.due : this.before
+    const { before } = this
     if (before === null) {
       promise.resolve()
       return
     }
-    if (!isSettling) this.#behind = promise
+    this.#behind = promise
     const resolve = () => {
       promise.resolve()
       if (this.#behind === promise) this.#behind = null
@@ -115,11 +106,7 @@ export class SendPromises {
 
   /** The promise after which a new one resolves; null: it can resolve now. */
   get before(): Promise<void> | null {
-    if (this.#behind !== null) return this.#behind.promise
-    if (this.#settling === null) return fairness.due
-    if (!this.#settling.isSettled) return this.#settling.promise
-    this.#settling = null
-    return fairness.due
+    return this.#behind === null ? fairness.due : this.#behind.promise
   }
 
   /** Notes that a message waits for room. */
@@ -149,7 +136,7 @@ export class SendPromises {
   }
 
   /** Removes and returns all promises, those in `line` first: the queue has ended. */
-  end(line: readonly Pending[][]): (FlushPromise | Deferred)[] {
+  end(line: readonly Pending[][]): Deferred[] {
     this.#waits = this.waits(line)
     this.isFree()
     const left = [...line.flat(), ...this.#single].map(({ promise }) => promise)

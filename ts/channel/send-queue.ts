@@ -67,13 +67,6 @@ class Parcel extends Place {
   }
 }
 
-/** A call frame that waits until a reservation is committed or cancelled, or a message is filled. */
-class Held {
-  readonly promise = new Deferred()
-
-  constructor(readonly frame: Uint8Array) {}
-}
-
 /** A caller that waits for room. */
 class Asking extends Place {
   readonly told = new Deferred()
@@ -99,7 +92,8 @@ export class SendQueue {
   /** Payload bytes in the arena and the line that are not in the ring yet. */
   #buffered = 0
   readonly #asking = new Line<Asking>()
-  readonly #held: Held[] = []
+  /** Call frames that wait until a reservation is committed or cancelled, or a message is filled. */
+  readonly #held: { readonly frame: Uint8Array; readonly promise: Deferred }[] = []
   #whenEmpty: (() => void)[] = []
   /** Returns why nothing can be sent now: a reservation, or an end. */
   #shut: (() => RingfenceError) | null = null
@@ -160,12 +154,8 @@ export class SendQueue {
 
   /** Makes the promise of the first message in the arena. Later messages with certain room share it. */
   #begin(): Promise<void> {
-    if (this.#promises.before !== fairness.due) {
-      this.#schedule()
-      return this.#promises.share()
-    }
-    this.#scheduled = true
-    return this.#promises.shareFlush(this.#flush)
+    this.#schedule()
+    return this.#promises.share()
   }
 
   /** Schedules the flush by a promise: `queueMicrotask` would make an async resource for each call. */
@@ -218,12 +208,12 @@ export class SendQueue {
   #sendAlone(frame: Uint8Array): Promise<void> {
     if (this.#shut === filling || this.#shut === whileReserved) {
       this.#checkSize(frame)
-      const held = new Held(frame)
-      this.#held.push(held)
-      held.promise.promise.catch(ignore)
+      const promise = new Deferred()
+      this.#held.push({ frame, promise })
+      promise.promise.catch(ignore)
       // A reservation pumps when it is finished.
       if (this.#shut === filling) this.#schedule()
-      return held.promise.promise
+      return promise.promise
     }
     if (this.#shut === null && this.#held.length > 0) this.#sendHeld()
     if (this.#shut !== null) throw this.#shut()
@@ -705,13 +695,11 @@ export class SendQueue {
     const rest = waiting.splice(MOST_STACKS)
     for (const each of waiting) each.reject(why(), this.#isQuiet)
     if (rest.length === 0) return
-    const error = why()
-    const failed = Promise.reject(error)
+    const failed = Promise.reject(why())
     failed.catch(ignore)
     for (const each of rest) {
       if (this.#isQuiet) each.promise.catch(ignore)
-      if (each instanceof Deferred) each.resolve(failed)
-      else each.reject(error)
+      each.resolve(failed)
     }
   }
 
