@@ -16,7 +16,7 @@ interface Fairness {
 }
 
 const { timers } = await insideOf<{
-  timers: Pick<typeof globalThis, 'setImmediate'> & { now(): number }
+  timers: Pick<typeof globalThis, 'setImmediate'> & { now(): number; slept(): number }
 }>('runtime/timers.js')
 
 /** A callback for after a turn of the event loop, and whether it keeps the process alive. */
@@ -28,11 +28,14 @@ interface Immediate {
 /** A clock and an event loop that advance when a test says so. */
 class World {
   now = 0
+  /** How long the event loop has slept. */
+  slept = 0
   readonly due: Immediate[] = []
 
   run<Result>(deed: () => Result): Result {
     const real = { ...timers }
     timers.now = () => this.now
+    timers.slept = () => this.slept
     timers.setImmediate = ((call: () => void) => {
       const immediate: Immediate = { call, isStrong: true }
       this.due.push(immediate)
@@ -169,6 +172,23 @@ test('after 2 ms without a turn of the event loop a promise is delayed until the
   t.true(fairness.isLong(1, 3))
   t.true(fairness.isLong(1, 4))
   t.false(fairness.isLong(1, 2.75))
+})
+
+test('an event loop that has slept since the last reading of the clock owes no turn, and messages were not slow', (t) => {
+  const { world, fairness } = begin()
+  for (let number = 0; number < 3; number += 1) world.run(() => fairness.look())
+  const { stride } = fairness
+  for (let round = 0; round < 3; round += 1) {
+    world.now += 3
+    world.slept += 2
+    world.run(() => fairness.look())
+    t.is(fairness.due, null)
+    t.is(fairness.stride, stride)
+  }
+  world.now += 2
+  world.run(() => fairness.look())
+  t.true(fairness.due instanceof Promise, 'it has not slept again')
+  t.true(fairness.stride < stride)
 })
 
 test('a turn that is needed only by callers that keep no process alive keeps none alive', async (t) => {

@@ -1,19 +1,20 @@
-// A clock that stands still: tests decide when it is time for a turn of the event loop. Such tests run serially, since
+// A clock that stands still: tests decide when it is time for a turn of the event loop, and when it has slept. Such tests run serially, since
 // a process has one clock.
 
 import { insideOf } from './inside.js'
 
 /** In whole milliseconds, so that differences are exact. */
-export const clock = { now: Math.ceil(performance.now()) }
+export const clock = { now: Math.ceil(performance.now()), slept: 0 }
 performance.now = () => clock.now
 
 interface Insides {
   fairness: { look(isWeak?: boolean): number; readonly looks: number; readonly due: Promise<void> | null }
-  timers: typeof globalThis & { nextTick: typeof process.nextTick; now(): number }
+  timers: typeof globalThis & { nextTick: typeof process.nextTick; now(): number; slept(): number }
 }
 
 const { timers } = await insideOf<Insides>('runtime/timers.js')
 timers.now = () => clock.now
+timers.slept = () => clock.slept
 
 /** Not exported by the package. */
 export const { fairness } = await insideOf<Insides>('runtime/fairness.js')

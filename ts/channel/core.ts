@@ -4,7 +4,6 @@ import { RingfenceError, fromFailure } from '../errors.js'
 import { FAILED, type NativeChannel } from '../native.js'
 import type { ChannelSettings } from '../endpoint/options.js'
 import { soon } from '../runtime/deferred.js'
-import { fairness } from '../runtime/fairness.js'
 import { timers } from '../runtime/timers.js'
 import type { Closed } from '../types.js'
 import { Calls } from './calls.js'
@@ -54,10 +53,7 @@ export class ChannelCore extends SourceCore {
     this.allowHalfOpen = settings.allowHalfOpen
     this.queue = new SendQueue(native, settings.busyPollMicros > 0, (error) => this.failed(error))
     this.tokens = new Tokens(native)
-    this.watch(() => {
-      fairness.woke()
-      this.hear()
-    })
+    this.watch(() => this.hear())
   }
 
   stats(): ChannelStats {

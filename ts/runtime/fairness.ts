@@ -19,8 +19,10 @@ class Fairness {
   #left = 1
   #stride = 1
   #looked = timers.now()
-  /** When the event loop last turned, as far as known. If it has turned since, one turn too many is waited for. */
+  /** When the event loop last turned, as far as known. If it has turned since without sleeping, one turn too many is waited for. */
   #since = this.#looked
+  /** How long the event loop had slept at the last check. */
+  #slept = 0
   #due: Promise<void> | null = null
   /** Set as long as no waiter for the turn may keep the process alive. */
   #weak: NodeJS.Immediate | null = null
@@ -53,7 +55,8 @@ class Fairness {
     const now = timers.now()
     const took = now - this.#looked
     this.#looked = now
-    if (took > SLICE) this.#stride = Math.max(1, Math.floor((this.#stride * SLICE) / took))
+    if (took > SLICE && this.#hasSlept()) this.#since = now
+    else if (took > SLICE) this.#stride = Math.max(1, Math.floor((this.#stride * SLICE) / took))
     else if (this.#stride < MOST) this.#stride *= 2
     this.#left = this.#stride
     if (now - this.#since >= BUDGET && this.#due === null) {
@@ -70,12 +73,11 @@ class Fairness {
     return now
   }
 
-  /** Called by the event loop. The time since the last message was not spent on messages: an idle reader owes the event loop no turn. */
-  woke(): void {
-    const now = timers.now()
-    if (now - this.#looked < SLICE) return
-    this.#since = this.#looked = now
-    this.#left = this.#stride
+  /** Whether the event loop has slept since the last call: then it has turned, and the time was not spent on messages. */
+  #hasSlept(): boolean {
+    const last = this.#slept
+    this.#slept = timers.slept()
+    return this.#slept !== last
   }
 
   /** Whether a caller that does not await a promise has used up the budget between two reads of the clock, and should stop. */

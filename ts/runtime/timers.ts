@@ -1,6 +1,8 @@
 // The timers and the clock of the runtime, as they were when this package was loaded. Test tools (node:test, jest, sinon) replace the
 // global ones, and a channel must keep working while those are frozen.
 
+import { performance } from 'node:perf_hooks'
+
 const { setTimeout, clearTimeout, setInterval, clearInterval, setImmediate, queueMicrotask } = globalThis
 
 /** An object, so that this package's own tests can replace them here. */
@@ -14,6 +16,8 @@ export const timers = {
   nextTick: process.nextTick.bind(process),
   /** Milliseconds, as of `performance.now`. */
   now: performance.now.bind(performance),
+  /** Milliseconds that the event loop has slept: `uv_metrics_idle_time`, which Node has libuv count. */
+  slept: () => performance.nodeTiming.idleTime,
   /** Milliseconds, as of `Date.now`. */
   date: Date.now.bind(Date),
 }
