@@ -222,6 +222,16 @@ impl Error {
     }
 
     /// Makes the error for something that this system, or this process, cannot do.
+    pub(crate) const fn too_large(size: usize, limit: u64, reason: &'static str) -> Self {
+        Self::MessageTooLarge { size, limit, reason }
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "most callers have a text")]
+    pub(crate) fn unsound(check: &'static str, wanted: impl ToString, found: impl ToString) -> Self {
+        let (wanted, found) = (wanted.to_string(), found.to_string());
+        Self::ObjectUnsound { check, wanted, found }
+    }
+
     pub(crate) fn unsupported(what: impl Into<String>) -> Self {
         Self::Unsupported {
             what: what.into(),

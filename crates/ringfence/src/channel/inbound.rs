@@ -19,7 +19,7 @@ use crate::{
     channel::end::{ChannelState, CloseReason, Shared},
     channel::open::{LOOKS_PER_GLANCE, Link},
     channel::unread::Incoming,
-    channel::waiting::{Awaited, Parking, Waits},
+    channel::waiting::{Parking, SpinThenPark, Waits},
     error::{Error, Result},
     region::own::OwnRegion,
     region::peer::PeerRegion,

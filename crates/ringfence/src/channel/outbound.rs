@@ -157,7 +157,7 @@ impl Limits {
         } else {
             self.too_long
         };
-        Error::MessageTooLarge { size, limit, reason }
+        Error::too_large(size, limit, reason)
     }
 }
 
@@ -380,15 +380,13 @@ impl<R: Outlet> Outbound<R> {
     /// # Errors
     /// As [`Outbound::send`].
     pub fn has_room(&mut self, size: usize) -> Result<bool> {
-        let Limits {
-            capacity,
-            longest,
-            at_once,
-            ..
-        } = self.limits;
-        self.limits.check(size, longest)?;
-        let size = size as u64;
-        let wanted = if size <= at_once { size } else { capacity / 8 };
+        self.limits.check(size, self.limits.longest)?;
+        let is_one_record = size as u64 <= self.limits.at_once;
+        let wanted = if is_one_record {
+            size as u64
+        } else {
+            self.limits.capacity / 8
+        };
         let writing = self.writing_on()?;
         let result = writing.ring.has_room(wanted);
         R::judge(writing, result)

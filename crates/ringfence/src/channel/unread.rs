@@ -68,18 +68,13 @@ impl Outgoing {
         }
         let most = (MOST as u64).min(self.accepts.max_count.into());
         if load.count > most {
-            return Err(Error::MessageTooLarge {
-                size: attachments.len(),
-                limit: most,
-                reason: "the number of attachments that the peer takes",
-            });
+            let reason = "the number of attachments that the peer takes";
+            return Err(Error::too_large(attachments.len(), most, reason));
         }
         if load.bytes > self.accepts.max_bytes {
-            return Err(Error::MessageTooLarge {
-                size: usize::try_from(load.bytes).unwrap_or(usize::MAX),
-                limit: self.accepts.max_bytes,
-                reason: "the bytes of sealed buffers that the peer takes",
-            });
+            let reason = "the bytes of sealed buffers that the peer takes";
+            let size = usize::try_from(load.bytes).unwrap_or(usize::MAX);
+            return Err(Error::too_large(size, self.accepts.max_bytes, reason));
         }
         Ok(load)
     }

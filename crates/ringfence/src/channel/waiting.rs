@@ -121,46 +121,6 @@ pub struct Parking<'a> {
     pub(crate) sleeper: Option<&'a mut Sleeper<OwnRegion, PeerRegion>>,
 }
 
-/// A reader of one ring, or of many.
-pub(crate) trait Awaited {
-    /// Whether the peer sends nothing more, and everything was read.
-    fn is_through(&mut self) -> Result<bool>;
-
-    /// Sleeps until there is something to read, or the peer sends nothing more. `false`: the deadline has
-    /// passed.
-    fn sleep_until(&mut self, deadline: Option<Instant>) -> Result<bool>;
-
-    /// Waits until `take` finds something. `None`: the peer sends nothing more.
-    #[inline]
-    fn take_by<T>(
-        &mut self,
-        deadline: Option<Instant>,
-        mut take: impl FnMut(&mut Self) -> Result<Option<T>>,
-    ) -> Result<Option<T>> {
-        loop {
-            if let Some(taken) = take(self)? {
-                return Ok(Some(taken));
-            }
-            if self.is_through()? {
-                return Ok(None);
-            }
-            if !self.sleep_until(deadline)? {
-                return Err(Error::TimedOut);
-            }
-        }
-    }
-}
-
-impl<R: Waits<For = ()>> Awaited for R {
-    fn is_through(&mut self) -> Result<bool> {
-        self.is_over()
-    }
-
-    fn sleep_until(&mut self, deadline: Option<Instant>) -> Result<bool> {
-        self.wait_until((), deadline)
-    }
-}
-
 /// Checks between two reads of the clock, which costs as much as many of them.
 const CHECKS_PER_CLOCK: u32 = 64;
 /// The interval at which a wait that spins asks the kernel whether the peer has died. The call costs a thousandth of that time.
@@ -179,7 +139,7 @@ pub(crate) trait SpinThenPark {
 
     /// Whether the thing will never be there, according to the peer's memory. Called as often as the clock is
     /// read.
-    fn has_peer_ended(&mut self) -> Result<bool> {
+    fn is_through(&mut self) -> Result<bool> {
         Ok(false)
     }
 
@@ -201,6 +161,29 @@ pub(crate) trait SpinThenPark {
                 Slept::Ready => return Ok(true),
                 Slept::Woken => {}
                 Slept::Late => return Ok(false),
+            }
+        }
+    }
+
+    /// Waits until `take` finds something. `None`: it never will.
+    #[inline]
+    fn take_by<T>(
+        &mut self,
+        deadline: Option<Instant>,
+        mut take: impl FnMut(&mut Self) -> Result<Option<T>>,
+    ) -> Result<Option<T>>
+    where
+        Self: SpinThenPark<For = ()>,
+    {
+        loop {
+            if let Some(taken) = take(self)? {
+                return Ok(Some(taken));
+            }
+            if self.is_through()? {
+                return Ok(None);
+            }
+            if !self.wait_until((), deadline)? {
+                return Err(Error::TimedOut);
             }
         }
     }
@@ -227,7 +210,7 @@ pub(crate) trait SpinThenPark {
                 glanced = now;
                 self.glance()?;
             }
-            if self.has_peer_ended()? {
+            if self.is_through()? {
                 return Ok(true);
             }
             if end.is_some_and(|end| now >= end) {
@@ -260,7 +243,7 @@ impl<W: Waits> SpinThenPark for W {
         self.is_there(what)
     }
 
-    fn has_peer_ended(&mut self) -> Result<bool> {
+    fn is_through(&mut self) -> Result<bool> {
         self.is_over()
     }
 

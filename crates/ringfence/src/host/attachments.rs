@@ -35,11 +35,8 @@ impl Broadcaster {
         }
         let count = u8::try_from(attachments.len()).ok();
         let count = count.filter(|count| usize::from(*count) <= MOST);
-        let count = count.ok_or(Error::MessageTooLarge {
-            size: attachments.len(),
-            limit: MOST as u64,
-            reason: "the number of attachments that the kernel passes at once",
-        })?;
+        let reason = "the number of attachments that the kernel passes at once";
+        let count = count.ok_or(Error::too_large(attachments.len(), MOST as u64, reason))?;
         self.writing()?;
         if !self.has_room(message.len())? {
             return self.not_sent(Ok(false), message.len());

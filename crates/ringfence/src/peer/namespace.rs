@@ -139,10 +139,7 @@ impl FixedNamespaces {
     fn own(&self) -> Result<Result<&[i32], String>> {
         Ok(match self.own.get() {
             Some(own) => Ok(own),
-            None => match own_numbers()? {
-                OwnNumbers::Known(own) => Ok(self.own.get_or_init(|| own)),
-                OwnNumbers::Unknown(why) => Err(why),
-            },
+            None => own_numbers()?.map(|own| &**self.own.get_or_init(|| own)),
         })
     }
 
@@ -179,21 +176,16 @@ fn numbers(text: &str) -> Option<Vec<i32>> {
     numbers.filter(|numbers| !numbers.is_empty())
 }
 
-/// The numbers of this process, as /proc shows them.
-enum OwnNumbers {
-    Known(Vec<i32>),
-    Unknown(String),
-}
-
-fn own_numbers() -> Result<OwnNumbers> {
+/// Returns the numbers of this process, as /proc shows them, or why they are unknown.
+fn own_numbers() -> Result<Result<Vec<i32>, String>> {
     const WHERE: &str = "/proc/self/status";
     let text = answered(WHERE, sys::file::read_whole_text(WHERE))?;
     Ok(match text.map(|text| numbers(&text)) {
-        Ok(Some(numbers)) => OwnNumbers::Known(numbers),
-        Ok(None) => OwnNumbers::Unknown(format!(
+        Ok(Some(numbers)) => Ok(numbers),
+        Ok(None) => Err(format!(
             "this kernel does not show the pid namespace of a process ({WHERE}, NSpid)"
         )),
-        Err(errno) => OwnNumbers::Unknown(format!("{WHERE} cannot be read: {}", errno.desc())),
+        Err(errno) => Err(format!("{WHERE} cannot be read: {}", errno.desc())),
     })
 }
 
@@ -220,14 +212,12 @@ pub(crate) fn in_proc(pid: i32, pidfd: Option<&OwnedFd>, known: &FixedNamespaces
 
 /// Derives another process's number in /proc from our own numbers. If this process has only one number, /proc
 /// uses the numbers of our own namespace.
-fn by_own(pid: i32, own: OwnNumbers) -> InProc {
+fn by_own(pid: i32, own: Result<Vec<i32>, String>) -> InProc {
     match own {
         _ if pid <= 0 => InProc::Absent,
-        OwnNumbers::Known(own) if own.len() == 1 => InProc::Number(pid),
-        OwnNumbers::Known(_) => {
-            InProc::Unknown("/proc was mounted in another pid namespace than this process's".into())
-        }
-        OwnNumbers::Unknown(why) => InProc::Unknown(why),
+        Ok(own) if own.len() == 1 => InProc::Number(pid),
+        Ok(_) => InProc::Unknown("/proc was mounted in another pid namespace than this process's".into()),
+        Err(why) => InProc::Unknown(why),
     }
 }
 
@@ -390,36 +380,20 @@ pub(crate) fn read_text(directory: &OwnedFd, name: &str) -> KernelResult<String>
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The numbers of the cgroups with a given name, found under the mounts of the cgroup filesystem (version 2).
-/// Usually at most one.
-pub(crate) enum CgroupNumbers {
-    Known(Vec<u64>),
-    /// The filesystem is not mounted where this process can see it.
-    NotMounted,
-    /// The lookup failed, for this reason.
-    Unknown(String),
-}
-
-/// Looks up a cgroup by its name. On 64-bit systems a cgroup's number is the inode number of its directory.
-pub(crate) fn cgroup_numbers(name: &str) -> Result<CgroupNumbers> {
+/// Returns the numbers of the cgroups with a given name, usually at most one, found under the mounts of the cgroup filesystem (version 2).
+/// On 64-bit systems a cgroup's number is the inode number of its directory. `None`: the filesystem is not mounted where this process can
+/// see it. The inner error is the reason why the lookup failed.
+pub(crate) fn cgroup_numbers(name: &str) -> Result<Result<Option<Vec<u64>>, String>> {
     let mounts = match answered(MOUNTS, sys::file::read_whole_text(MOUNTS))? {
         Ok(mounts) => mounts,
-        Err(errno) => {
-            return Ok(CgroupNumbers::Unknown(format!(
-                "{MOUNTS} cannot be read: {}",
-                errno.desc()
-            )));
-        }
+        Err(errno) => return Ok(Err(format!("{MOUNTS} cannot be read: {}", errno.desc()))),
     };
     let found = numbers_below(hierarchies_in(&mounts), name);
-    Ok(match answered("the cgroup that the policy names", found)? {
-        Ok(Some(numbers)) => CgroupNumbers::Known(numbers),
-        Ok(None) => CgroupNumbers::NotMounted,
-        Err(errno) => CgroupNumbers::Unknown(format!(
-            "the cgroup that the policy names cannot be inspected: {}",
-            errno.desc()
-        )),
-    })
+    let unseen = |errno: Errno| {
+        let why = errno.desc();
+        format!("the cgroup that the policy names cannot be inspected: {why}")
+    };
+    Ok(answered("the cgroup that the policy names", found)?.map_err(unseen))
 }
 
 /// Opens the directories of the cgroups with a given name (`O_PATH`).
@@ -531,13 +505,10 @@ mod tests {
 
     #[test]
     fn without_a_pidfd_a_number_counts_only_in_a_single_namespace() {
-        let known = |pid, own| by_own(pid, OwnNumbers::Known(own));
+        let known = |pid, own| by_own(pid, Ok(own));
         assert!(matches!(known(7, vec![5]), InProc::Number(7)));
         assert!(matches!(known(7, vec![5, 1]), InProc::Unknown(_)));
-        assert!(matches!(
-            by_own(7, OwnNumbers::Unknown(String::new())),
-            InProc::Unknown(_)
-        ));
+        assert!(matches!(by_own(7, Err(String::new())), InProc::Unknown(_)));
         for unseen in [0, -1] {
             assert!(matches!(known(unseen, vec![5]), InProc::Absent));
             assert!(matches!(in_proc(unseen, None, &fresh()), Ok(InProc::Absent)));

@@ -15,9 +15,7 @@ use crate::{
     peer::authorize::{self, Authorize, Decision},
     peer::confinement::ConfinementCheck,
     peer::executable::Content,
-    peer::namespace::{self, CgroupNumbers},
-    peer::namespace::{KernelResult, answered},
-    peer::namespace::{MayHide, Namespace, NamespaceComparison},
+    peer::namespace::{self, KernelResult, MayHide, Namespace, NamespaceComparison, answered},
     peer::process::{self, Look, NamedBy, Peer, SAME_NAMESPACE},
     sys,
     wait::deadline::Deadline,
@@ -478,9 +476,9 @@ impl Policy {
             }
         };
         let numbers = match number.map(|_| namespace::cgroup_numbers(wanted)).transpose()? {
-            Some(CgroupNumbers::Known(numbers)) => Some(numbers),
-            Some(CgroupNumbers::Unknown(why)) => return Ok(unseen(why)),
-            Some(CgroupNumbers::NotMounted) | None => None,
+            Some(Ok(numbers)) => numbers,
+            Some(Err(why)) => return Ok(unseen(why)),
+            None => None,
         };
         let Some((number, named)) = number.zip(numbers) else {
             let passed = look.identity.cgroup.as_ref() == Some(wanted);

@@ -96,11 +96,7 @@ pub(crate) fn accept_blank(
 /// Makes the error for a check that could not be made.
 pub(super) fn unsound(check: &'static str, wanted: &str, errno: Errno) -> Error {
     Error::unless_short("inspecting the peer's shared object", errno, |errno| {
-        Error::ObjectUnsound {
-            check,
-            wanted: wanted.to_owned(),
-            found: errno.desc().to_owned(),
-        }
+        Error::unsound(check, wanted, errno.desc())
     })
 }
 

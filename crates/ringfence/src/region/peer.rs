@@ -54,11 +54,8 @@ impl PeerRegion {
         ] {
             let found = region.load(at, Ordering::Acquire);
             if found != wanted {
-                return Err(Error::ObjectUnsound {
-                    check,
-                    wanted: format!("{wanted:#x}"),
-                    found: format!("{found:#x}"),
-                });
+                let (wanted, found) = (format!("{wanted:#x}"), format!("{found:#x}"));
+                return Err(Error::unsound(check, wanted, found));
             }
         }
         Ok(region)

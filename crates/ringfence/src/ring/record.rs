@@ -192,11 +192,8 @@ pub(super) fn packed_header(packed: &[u8], at: usize, longest: u64, calls: bool)
         return refused("a record is not a whole message");
     }
     if length > longest {
-        return Err(Error::MessageTooLarge {
-            size: as_offset(length),
-            limit: longest,
-            reason: "half the ring, and what the peer takes",
-        });
+        let reason = "half the ring, and what the peer takes";
+        return Err(Error::too_large(as_offset(length), longest, reason));
     }
     if ((packed.len() - at) as u64) < packed_size(length) {
         return refused("a record is cut");

@@ -18,7 +18,7 @@ use crate::{
     channel::merge::{Merged, MergedVec},
     channel::receiver::{self, PairInlet},
     channel::subscription::BroadcastInlet,
-    channel::waiting::{Awaited, Waits},
+    channel::waiting::{SpinThenPark, Waits},
     channel::{inbound, merge},
     error::Result,
     tokio::line::Watched,
@@ -163,7 +163,7 @@ pub(super) fn poll_take_on<R: Waits<For = ()>, T>(
 }
 
 /// Polls until `take` finds something. `None`: the peer sends nothing more.
-pub(super) fn poll_take<R: Awaited, T>(
+pub(super) fn poll_take<R: SpinThenPark, T>(
     reader: &mut R,
     cx: &mut Context<'_>,
     mut take: impl FnMut(&mut R) -> Result<Option<T>>,

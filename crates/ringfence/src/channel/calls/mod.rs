@@ -160,8 +160,8 @@ impl SpinThenPark for DriverSpin<'_> {
         Ok(self.is_woken.load(Ordering::Relaxed) || self.receiver.is_found(())?)
     }
 
-    fn has_peer_ended(&mut self) -> Result<bool> {
-        self.receiver.has_peer_ended()
+    fn is_through(&mut self) -> Result<bool> {
+        self.receiver.is_through()
     }
 
     fn glance(&mut self) -> Result<()> {

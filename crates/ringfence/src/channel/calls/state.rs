@@ -275,11 +275,7 @@ impl State {
         if size <= self.longest {
             return Ok(());
         }
-        Err(Error::MessageTooLarge {
-            size,
-            limit: self.longest as u64,
-            reason: "what the peer takes",
-        })
+        Err(Error::too_large(size, self.longest as u64, "what the peer takes"))
     }
 
     pub(crate) fn check_sending(&self) -> Result<()> {

@@ -23,7 +23,7 @@ use crate::{
     channel::end::CloseReason,
     channel::open::LOOKS_PER_GLANCE,
     channel::receiver::Receiver,
-    channel::waiting::{Awaited, Slept, SpinThenPark},
+    channel::waiting::{Slept, SpinThenPark},
     error::{Error, OrSystem, Result},
     fork::Birth,
     region::copy::barrier,
@@ -691,6 +691,10 @@ impl<S: Source> SpinThenPark for Merge<S> {
         Ok(self.has_ready()? || self.look_at_all()?)
     }
 
+    fn is_through(&mut self) -> Result<bool> {
+        Ok(self.is_ended())
+    }
+
     fn glance(&mut self) -> Result<()> {
         self.hear(Some(Instant::now())).map(drop)
     }
@@ -704,16 +708,6 @@ impl<S: Source> SpinThenPark for Merge<S> {
         } else {
             Slept::Late
         })
-    }
-}
-
-impl<S: Source> Awaited for Merge<S> {
-    fn is_through(&mut self) -> Result<bool> {
-        Ok(self.is_ended())
-    }
-
-    fn sleep_until(&mut self, deadline: Option<Instant>) -> Result<bool> {
-        self.wait_until((), deadline)
     }
 }
 
