@@ -13,8 +13,8 @@ import { listenHere, pair } from './support/partner.js'
 
 interface Insides {
   toMetrics: typeof toMetrics
-  nowOpen(made: object, address: string | null): void
-  openNow: Map<object, string | null>
+  nowOpen(made: object): void
+  openNow: Set<object>
   Listener: { prototype: object }
 }
 
@@ -113,8 +113,8 @@ type Figures = Record<string, number | Record<string, number>>
 
 /** An open resource, of this build or the other one. */
 function opened(figures: Figures, address: string | null, more: object): never {
-  const made = { stats: () => figures, ...more }
-  nowOpen(made, address)
+  const made = { stats: () => figures, address, ...more }
+  nowOpen(made)
   // Tests of all open resources must not count these.
   openNow.delete(made)
   return made as never

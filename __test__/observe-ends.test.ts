@@ -104,7 +104,7 @@ test.serial('each open resource is reported with its statistics, and keeps its n
   await rested()
   const { below } = await observed(t, beginsHere(t))
   const open = (thing: object, address: string | null) => {
-    openNow.set(thing, address)
+    openNow.add(Object.assign(thing, { address }))
     t.teardown(() => openNow.delete(thing))
   }
   const peer = { pid: 12 }
@@ -212,7 +212,7 @@ test.serial('statistics that cannot be published cause no uncaught exception', a
       throw new RangeError('Array buffer allocation failed')
     },
   }
-  openNow.set(failing, null)
+  openNow.add(failing)
   t.teardown(() => openNow.delete(failing))
   below.tell(new Newcomer(1))
   t.notThrows(timers[0]!.call)

@@ -136,6 +136,12 @@ export function fromFailure(failure: Failure | null, thrown?: unknown): Ringfenc
   })
 }
 
+/** Returns the answer of the binding. @throws {@link RingfenceError} if that is a failure */
+export function ok<Answer extends object | null>(answer: Answer | Failure): Answer {
+  if (answer !== null && 'code' in answer && 'message' in answer) throw fromFailure(answer as Failure)
+  return answer as Answer
+}
+
 /** The options that the messages of the core name, as Rust spells them. A path may have such a part, and is not changed. */
 const OPTIONS_OF_CORE =
   /(?<![\w/.-])(?:from_parent|handshake_timeout|max_message_size|max_peer_capacity|max_peers(?:_per_(?:process|user))?|realtime_signal)(?![\w/-]|\.\w)/g

@@ -116,7 +116,9 @@ export interface NativeReader {
   pull(into: Uint8Array, from: number, goesOn: number): number
   /** Like `pull`, but if nothing is there, spins for up to the channel's `busyPollMicros` first. */
   pullBusy(into: Uint8Array, from: number, goesOn: number): number
-  /** Present if messages must not be fetched before they are handed out. Returns 1 if there is a message, else as `pull`. */
+  /** Of a subscription. */
+  readonly delivery?: Delivery
+  /** Returns 1 if there is a message, else as `pull`. Of a subscription. */
   hasMessage?(): number
   /**
    * Like `pull`, but only for messages of `least` to `most` bytes. For any other message it returns `LARGE - size`.

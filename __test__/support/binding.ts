@@ -26,7 +26,7 @@ interface Insides {
   native: Record<string, unknown>
   FAILED: number
   REASONS: (string | null)[]
-  openNow: Map<object, string | null>
+  openNow: Set<object>
   subscribe: typeof import('ringfence').subscribe
   publish: typeof import('ringfence').publish
   merge: typeof import('ringfence').merge

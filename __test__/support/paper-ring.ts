@@ -10,8 +10,7 @@ export type Fill = (bytes: Uint8Array, offset: number, length: number) => number
 export interface Queue {
   readonly isEmpty: boolean
   readonly bufferedAmount: number
-  readonly waits: number
-  readonly waitedMicros: number
+  stats(): { waits: number; waitedMicros: number }
   send(message: Uint8Array | string): Promise<void>
   trySend(message: Uint8Array | string): boolean
   fill(size: number, write: Fill): boolean

@@ -292,6 +292,8 @@ export class HeldRing extends Ring {
 
 /** A ring from which only the newest message is read. */
 export class LatestRing extends Ring {
+  readonly delivery = 'latest'
+
   override come(...messages: Buffer[]): void {
     this.messages = [messages.at(-1)!]
   }

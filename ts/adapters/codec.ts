@@ -235,41 +235,27 @@ export function decodeWith<T>(codec: Codec<T>, bytes: Buffer): T {
   }
 }
 
+const NONE: readonly Attachment[] = []
+
 /**
  * Decodes a message that may have attachments. Those that do not become part of the value are closed.
  *
  * @throws {@link RingfenceError} MALFORMED, with the bytes
  */
 export function decodeMessage<T>(codec: Codec<T>, message: Message): T {
-  const { attachments } = message
-  if (attachments === undefined) {
-    const value = decodeWith(codec, message)
-    if ((codec as object) === STRUCTURED_CODEC && mayNameSealed(message)) restored(message, value, [], new Set())
-    return value
-  }
+  const { attachments = NONE } = message
+  const isStructured = (codec as object) === STRUCTURED_CODEC
+  if (attachments.length === 0 && !(isStructured && mayNameSealed(message))) return decodeWith(codec, message)
   const used = new Set<Attachment>()
   try {
     const value = decodeWith(codec, message)
-    return (codec as object) === STRUCTURED_CODEC ? (restored(message, value, attachments, used) as T) : value
+    return isStructured ? (restoreSealed(value, attachments, used) as T) : value
   } catch (error) {
     used.clear()
-    throw error
+    // The value names an attachment that is not there.
+    throw error instanceof SyntaxError ? malformed(message, error) : error
   } finally {
     closeAttachments({ attachments: attachments.filter((each) => !used.has(each)) })
-  }
-}
-
-/** @throws {@link RingfenceError} MALFORMED if the value names an attachment that is not there */
-function restored(
-  message: Message,
-  value: unknown,
-  attachments: readonly Attachment[],
-  used: Set<Attachment>,
-): unknown {
-  try {
-    return restoreSealed(value, attachments, used)
-  } catch (error) {
-    throw error instanceof SyntaxError ? malformed(message, error) : error
   }
 }
 

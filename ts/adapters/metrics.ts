@@ -3,7 +3,7 @@
 import type { Publisher } from '../endpoint/publisher.js'
 import type { Subscription } from '../channel/subscription.js'
 import type { Channel } from '../channel/channel.js'
-import { addressOf, openNow, wasOpened } from '../runtime/diagnostics.js'
+import { openNow, wasOpened } from '../runtime/diagnostics.js'
 import { invalid, show } from '../errors.js'
 import { Membership } from '../endpoint/membership.js'
 import { Merge } from '../channel/merge.js'
@@ -99,7 +99,7 @@ export function toMetrics(...sources: MetricsSource[]): Metrics {
       throw invalid(
         `toMetrics takes channels, listeners, memberships, publishers, subscriptions and merges, not ${show(source)}`,
       )
-  const watched = () => (sources.length > 0 ? sources : ([...openNow.keys()] as MetricsSource[]))
+  const watched = () => (sources.length > 0 ? sources : ([...openNow] as MetricsSource[]))
   return {
     prometheus: DEFINITIONS.map((definition) => toPrometheus(definition, watched)),
     observe: (meter) => observe(meter, watched),
@@ -113,14 +113,23 @@ function toPrometheus(definition: Definition, watched: () => MetricsSource[]): P
   return { ...fixed, get: () => Promise.resolve({ ...fixed, values: values() }), reset: () => {} }
 }
 
-function labelsOf(source: MetricsSource, check: string | undefined): MetricLabels {
-  return {
-    kind: kindOf(source)!,
-    address: addressOf(source) ?? '',
-    ...('peer' in source ? { peer_pid: String(source.peer.pid) } : {}),
-    ...(check === undefined ? {} : { check }),
-  }
-}
+/** Names the source of a figure, and the check of a refusal. */
+type Labels = (source: MetricsSource, check: string | undefined) => MetricLabels
+
+const labelsOf: Labels = (source, check) => ({
+  kind: kindOf(source)!,
+  address: source.address ?? '',
+  ...('peer' in source && { peer_pid: String(source.peer.pid) }),
+  ...(check !== undefined && { check }),
+})
+
+const attributesOf: Labels = (source, check) => ({
+  'messaging.system': 'ringfence',
+  ...(source.address !== null && { 'messaging.destination.name': source.address }),
+  'ringfence.kind': kindOf(source)!,
+  ...('peer' in source && { 'ringfence.peer.pid': String(source.peer.pid) }),
+  ...(check !== undefined && { 'ringfence.check': check }),
+})
 
 function observe(meter: MeterLike, watched: () => MetricsSource[]): void {
   const instruments = DEFINITIONS.map(({ name, help: description, unit, type }) => {
@@ -137,21 +146,10 @@ function observe(meter: MeterLike, watched: () => MetricsSource[]): void {
   }, instruments)
 }
 
-function attributesOf(source: MetricsSource, check: string | undefined): MetricLabels {
-  const address = addressOf(source)
-  return {
-    'messaging.system': 'ringfence',
-    ...(address === null ? {} : { 'messaging.destination.name': address }),
-    'ringfence.kind': kindOf(source)!,
-    ...('peer' in source ? { 'ringfence.peer.pid': String(source.peer.pid) } : {}),
-    ...(check === undefined ? {} : { 'ringfence.check': check }),
-  }
-}
-
 /**
  * Sums up the sources with equal labels, such as two channels with one process. A second sample with these labels would replace the first.
  */
-function samplesOf({ figure, scale }: Definition, sources: MetricsSource[], labelsFor: typeof labelsOf): Sample[] {
+function samplesOf({ figure, scale }: Definition, sources: MetricsSource[], labelsFor: Labels): Sample[] {
   const samples = new Map<string, Sample>()
   const add = (value: number, labels: MetricLabels) => {
     const key = JSON.stringify(labels)

@@ -5,15 +5,8 @@ import type { Socket as DatagramSocket } from 'node:dgram'
 import { constants as modes } from 'node:fs'
 import type { Server, Socket } from 'node:net'
 
-import { RingfenceError, fromFailure, invalid, show } from '../errors.js'
-import {
-  native,
-  type Failure,
-  type NativeBundle,
-  type NativeDescriptor,
-  type NativeDraft,
-  type NativeSealed,
-} from '../native.js'
+import { RingfenceError, fromFailure, invalid, ok, show } from '../errors.js'
+import { native, type NativeBundle, type NativeDescriptor, type NativeDraft, type NativeSealed } from '../native.js'
 import { allocate, allocateEmpty } from './memory.js'
 import { toBytes } from './arena.js'
 
@@ -96,7 +89,7 @@ export class SealedBuffer implements Disposable {
       draft.abandon()
       throw error
     }
-    return sealedOver(made(draft.seal(buffer, memory === null ? bytes : EMPTY)))
+    return sealedOver(ok<NativeSealed>(draft.seal(buffer, memory === null ? bytes : EMPTY)))
   }
 
   /**
@@ -110,7 +103,7 @@ export class SealedBuffer implements Disposable {
    * @throws {@link RingfenceError} NO_SPACE if there are not enough memory or descriptors; INVALID_ARGUMENT for another value.
    */
   static from(bytes: ArrayBufferView | ArrayBuffer): SealedBuffer {
-    return sealedOver(made(native.sealedCopy(toBytes(bytes, 'SealedBuffer.from takes bytes'))))
+    return sealedOver(ok<NativeSealed>(native.sealedCopy(toBytes(bytes, 'SealedBuffer.from takes bytes'))))
   }
 
   /**
@@ -140,13 +133,11 @@ export class SealedBuffer implements Disposable {
       throw new RingfenceError('UNSUPPORTED', what)
     }
     if (byteLength === 0) return new Uint8Array(0)
-    const memory = this.#memory.bytes(NO_EXTERNAL)
-    if (memory instanceof ArrayBuffer) return new Uint8Array(memory)
-    if (memory !== null) throw fromFailure(memory)
+    const memory = ok<ArrayBuffer | null>(this.#memory.bytes(NO_EXTERNAL))
+    if (memory !== null) return new Uint8Array(memory)
     const { buffer, byteOffset } = allocate(byteLength, 'a sealed buffer')
     const copy = new Uint8Array(buffer as ArrayBuffer, byteOffset, byteLength)
-    const failure = this.#memory.copy(copy)
-    if (failure !== null) throw fromFailure(failure)
+    ok<null>(this.#memory.copy(copy))
     return copy
   }
 
@@ -251,11 +242,6 @@ function newDraft(size: number): Promise<NativeDraft> {
   })
 }
 
-function made(sealed: NativeSealed | Failure): NativeSealed {
-  if ('code' in sealed) throw fromFailure(sealed)
-  return sealed
-}
-
 const KINDS = new Map<number, ReceivedDescriptor['kind']>([
   [modes.S_IFREG, 'file'],
   [modes.S_IFDIR, 'directory'],
@@ -352,9 +338,7 @@ export function bundleOf(attachments: readonly Attachable[]): NativeBundle | nul
     const what = `the message has ${attachments.length} attachments, and ${MOST} are possible`
     throw new RingfenceError('MESSAGE_TOO_LARGE', what)
   }
-  const bundle = native.bundle(Array.from(attachments, toNative))
-  if ('code' in bundle) throw fromFailure(bundle)
-  return bundle
+  return ok<NativeBundle>(native.bundle(Array.from(attachments, toNative)))
 }
 
 function toNative(value: unknown): NativeSealed | number {

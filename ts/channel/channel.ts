@@ -522,7 +522,7 @@ export interface MessagePortLike extends EventEmitter {
 /** Opens a channel over the binding's object. */
 export function openChannel(raw: RawChannel, settings: ChannelSettings, address: string | null): AnyChannel {
   const channel = make(withOperations(raw), settings, address)
-  tellOpen(channel, address)
+  tellOpen(channel)
   return channel
 }
 

@@ -49,7 +49,7 @@ export class ChannelCore extends SourceCore {
 
   /** @param onEnd - Called once, when the channel has ended. */
   constructor(native: NativeChannel, settings: ChannelSettings, onEnd: (closed: Closed) => void) {
-    super(native, native, settings, { closed: closedHere, refused: refusedHere }, onEnd)
+    super(native, settings, { closed: closedHere, refused: refusedHere }, onEnd)
     this.allowHalfOpen = settings.allowHalfOpen
     this.queue = new SendQueue(native, settings.busyPollMicros > 0, (error) => this.failed(error))
     this.tokens = new Tokens(native)
@@ -58,7 +58,7 @@ export class ChannelCore extends SourceCore {
 
   stats(): ChannelStats {
     // Puts messages into the ring that have room there, before the figures are read.
-    if (!this.queue.isEmpty) this.queue.pump()
+    this.queue.flush()
     const figures = this.native.stats()
     const { messages, bytes } = this.buffer.received
     return {
@@ -71,19 +71,17 @@ export class ChannelCore extends SourceCore {
       callsInFlight: this.#calls?.inFlight ?? 0,
       lateReplies: this.#calls?.lateReplies ?? 0,
       ...this.tokens.stats(),
-      waits: this.queue.waits,
-      waitedMicros: this.queue.waitedMicros,
+      ...this.queue.stats(),
       wakeupsSent: figures[2]!,
       sleeps: figures[3]!,
       ringUsed: figures[4]!,
       ringCapacity: figures[5]!,
-      queuedBytes: this.queue.bufferedAmount,
     }
   }
 
   /** Sends that are still staged must go out before this side waits for an answer. */
   protected override flush(): void {
-    if (!this.queue.isEmpty) this.queue.pump()
+    this.queue.flush()
   }
 
   /** A loop that yields whenever a message is available. It takes no message, and finishes after a clean end. */
@@ -130,7 +128,7 @@ export class ChannelCore extends SourceCore {
 
   readonly #readCallsNow = (): void => {
     this.#readingCalls = false
-    if (!this.queue.isEmpty) this.queue.pump()
+    this.queue.flush()
     this.buffer.readCalls()
   }
 

@@ -328,7 +328,8 @@ export class Fetched {
 
   /** Whether there is something to read. Checks the ring if nothing is fetched. */
   has(spin: boolean): boolean {
-    if (this.#native.hasMessage !== undefined) return this.hasUnread || this.#find(this.#native.hasMessage())
+    // A message that was fetched ahead would be outdated when it is handed out.
+    if (this.#native.delivery === 'latest') return this.hasUnread || this.#find(this.#native.hasMessage!())
     return this.hasUnread || (this.visited ? this.fetchToShow(spin) : this.#fetch(spin, 1))
   }
 

@@ -156,8 +156,8 @@ export class ReceiveBuffer {
     this.#bytes += bytes
   }
 
-  /** Takes the next message, in the caller's own memory. */
-  #take(spin: boolean): Buffer | null {
+  /** Takes the next message, in the caller's own memory; null if there is none now, or none will arrive ({@link isThrough}). */
+  take(spin = false): Buffer | null {
     const message = this.#fetched.take(spin)
     if (message !== null) {
       this.#count(1, message.length)
@@ -181,7 +181,7 @@ export class ReceiveBuffer {
   /** Takes the next message if there is one now. The caller detects the end by other means. */
   takeNow(): Buffer | null {
     this.mustBeFree()
-    const message = this.#take(false)
+    const message = this.take()
     if (message === null) this.#isOpen()
     return message
   }
@@ -220,7 +220,7 @@ export class ReceiveBuffer {
     this.mustBeFree()
     if (this.#closed) this.#isOpen()
     if (!this.#waiters.isEmpty || this.due !== null) return undefined
-    const message = this.#take(true)
+    const message = this.take(true)
     if (message !== null) return message
     if (this.#isOpen()) return undefined
     this.#owner.endWithPeer()
@@ -253,18 +253,18 @@ export class ReceiveBuffer {
   /** @param max - By default, as many as the event loop can spare the time for. */
   receiveEach(visit: Visit, max: number | undefined): number {
     this.mustBeFree()
-    const count = this.#visit(visit, max, Infinity, FIRST)
+    const count = this.visit(visit, max, Infinity, FIRST)
     if (count === 0 && max !== 0 && !this.#isOpen()) this.#tellIfEnded()
     return count
   }
 
   /**
-   * Visits the messages that are available.
+   * Visits the messages that are available. Does not report the end.
    *
    * @param bytes - Visits stop once this number of bytes was visited.
    * @param round - `FIRST`, or `MORE` if the round began in an earlier call.
    */
-  #visit(visit: Visit, max: number | undefined, bytes: number, round: number): number {
+  visit(visit: Visit, max: number | undefined, bytes: number, round: number): number {
     const fetched = this.#fetched
     const most = max ?? Infinity
     let count = 0
@@ -379,7 +379,7 @@ export class ReceiveBuffer {
       let message: Buffer | null = null
       let there = false
       try {
-        if (waiter.takes) message = this.#take(false)
+        if (waiter.takes) message = this.take()
         else there = this.#fetched.has(false)
       } catch (error) {
         // The error belongs to this caller. The others continue.
@@ -543,7 +543,7 @@ export class ReceiveBuffer {
   /** This side has closed the channel: pending calls end, and later calls fail with the reason. */
   close(why: () => RingfenceError): void {
     this.#closed = true
-    this.#drop('ended')
+    this.fail('ended')
     this.#fetched.over = why
   }
 
@@ -552,12 +552,8 @@ export class ReceiveBuffer {
     if (this.outlives || this.#fetched.hasUnread) this.close(why)
   }
 
-  /** A local error has ended the channel: unread messages are dropped, and pending and later calls fail with the reason. */
-  fail(why: () => RingfenceError): void {
-    this.#drop(why)
-  }
-
-  #drop(over: 'ended' | (() => RingfenceError)): void {
+  /** The end of the channel drops unread messages. Pending calls end or fail, and later calls fail with the reason. */
+  fail(over: 'ended' | (() => RingfenceError)): void {
     this.#discarded = this.unread
     this.#fetched.over = over
     this.#fetched.clear()
@@ -586,21 +582,9 @@ export class ReceiveBuffer {
     this.#merged = null
   }
 
-  /** Takes the next message; null if there is none now, or none will arrive ({@link isThrough}). @throws as {@link #fetch} */
-  take(): Buffer | null {
-    return this.#take(false)
-  }
-
   /** Whether there is something to read. @throws as {@link #fetch} */
   hasMessage(): boolean {
     return this.#fetched.has(false)
-  }
-
-  /**
-   * Does the same as {@link receiveEach}, up to `bytes`. `round` is `FIRST`, or `MORE` in a round that has begun. Does not report the end.
-   */
-  visit(visit: Visit, max: number | undefined, bytes: number, round: number): number {
-    return this.#visit(visit, max, bytes, round)
   }
 
   /** Whether the last {@link visit} stopped because nothing was left, or nothing of its round. */

@@ -126,14 +126,15 @@ export class SendQueue {
     return this.#buffered
   }
 
-  /** The number of sends that had to wait for room, including those that wait now. */
-  get waits(): number {
-    return this.#promises.waits(this.#waiting())
+  /** The figures of the queue, once everything that has room is in the ring. */
+  stats(): { waits: number; waitedMicros: number; queuedBytes: number } {
+    const waits = this.#promises.waits(this.#waiting())
+    return { waits, waitedMicros: this.#promises.waitedMicros, queuedBytes: this.#buffered }
   }
 
-  /** Microseconds for which at least one send waited. */
-  get waitedMicros(): number {
-    return this.#promises.waitedMicros
+  /** Puts what is staged into the ring, as far as there is room. */
+  flush(): void {
+    if (!this.isEmpty) this.pump()
   }
 
   #waiting(): Pending[][] {
@@ -406,7 +407,7 @@ export class SendQueue {
   #findsSureRoom(size: number): boolean {
     const needed = recordSize(size)
     if (this.#arena.isSure(needed)) return true
-    if (!this.isEmpty) this.pump()
+    this.flush()
     if (!this.isEmpty) return false
     this.#makeRoom(needed)
     return this.#hasSureRoom(needed)
@@ -499,7 +500,7 @@ export class SendQueue {
 
   /** Whether a message that is sent now would be the next one in the ring. */
   #isThrough(): boolean {
-    if (!this.isEmpty) this.pump()
+    this.flush()
     if (this.#shut !== null) throw this.#shut()
     return this.isEmpty
   }

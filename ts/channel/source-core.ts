@@ -33,15 +33,14 @@ export abstract class SourceCore implements Reading {
 
   /** @param onEnd - Called once, when the source has ended. */
   protected constructor(
-    native: NativePeer,
-    reader: NativeReader,
+    native: NativePeer & NativeReader,
     { busyPollMicros, attachments }: ChannelSettings,
     reasons: Reasons,
     onEnd: (closed: Closed) => void,
   ) {
     this.native = native
     this.view = new PeerView(native)
-    this.buffer = new ReceiveBuffer(reader, busyPollMicros > 0, this, attachments)
+    this.buffer = new ReceiveBuffer(native, busyPollMicros > 0, this, attachments)
     this.reasons = reasons
     this.whyOver = reasons.closed
     this.#onEnd = onEnd

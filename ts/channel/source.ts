@@ -103,21 +103,11 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
    * messages are lost; MALFORMED, with the `bytes`, for a message that the codec cannot decode (the next call returns the next message);
    * AbortError if the signal is aborted, which loses no message.
    */
-  receive(options?: WaitOptions): Promise<In | undefined> {
-    if (this.#values === null) return this.#receive(options) as Promise<In | undefined>
-    return this.#receiveValue(this.#values, options) as Promise<In | undefined>
-  }
-
-  async #receive(options?: WaitOptions): Promise<Buffer | undefined> {
+  async receive(options?: WaitOptions): Promise<In | undefined> {
     const signal = signalOf(options)
     let message = this.#core.receiveNow()
     if (message === undefined) message = await this.#buffer.wait(true, signal).promise
-    return message ?? undefined
-  }
-
-  async #receiveValue(values: Values<unknown>, options?: WaitOptions): Promise<unknown> {
-    const message = await this.#receive(options)
-    return message === undefined ? undefined : values.decode(message)
+    return this.#decode(message)
   }
 
   /**

@@ -6,7 +6,7 @@ import type { Codec } from '../adapters/codec.js'
 import { nowOpen, openNow, tellSubscribed } from '../runtime/diagnostics.js'
 import { RingfenceError, invalid } from '../errors.js'
 import { runHandshakeAt } from '../endpoint/handshake.js'
-import type { NativeReader, NativeSubscription } from '../native.js'
+import type { NativeSubscription } from '../native.js'
 import type { ChannelSettings } from '../endpoint/options.js'
 import { SourceCore } from './source-core.js'
 import { Source } from './source.js'
@@ -30,7 +30,7 @@ class SubscriptionCore extends SourceCore {
 
   /** @param onEnd - Called once, when the subscription has ended. */
   constructor(native: NativeSubscription, settings: ChannelSettings, onEnd: (closed: Closed) => void) {
-    super(native, readerOf(native), settings, { closed: closedHere, refused: refusedHere }, onEnd)
+    super(native, settings, { closed: closedHere, refused: refusedHere }, onEnd)
     this.watch(() => this.hear())
   }
 
@@ -184,22 +184,6 @@ export class Subscription<In = Message> extends Source<In> {
   }
 }
 
-/** The functions that the buffer reads with. With delivery 'latest', a message fetched ahead would be outdated when it is handed out. */
-function readerOf(native: NativeSubscription): NativeReader {
-  const own = {
-    pull: native.pull,
-    pullBusy: native.pullBusy,
-    wake: native.wake,
-    gather: native.gather,
-    attachments: native.attachments,
-    armReader: native.armReader,
-    parkReader: native.parkReader,
-    lookParked: native.lookParked,
-    failure: native.failure,
-  }
-  return native.delivery === 'latest' ? { ...own, hasMessage: native.hasMessage } : own
-}
-
 /**
  * Subscribes to a publisher at an address. A process may subscribe several times.
  *
@@ -221,7 +205,7 @@ export function subscribe(address: string, options?: SubscribeOptions): Promise<
 export function subscribe(address: string, options: SubscribeOptions = {}): Promise<Subscription> {
   return runHandshakeAt('subscribe', address, options, (native, { settings }) => {
     const subscription = make(native, settings, address)
-    nowOpen(subscription, address)
+    nowOpen(subscription)
     tellSubscribed(subscription, address, `a subscription (${subscription.delivery})`)
     return subscription
   })

@@ -76,14 +76,12 @@ export class Tokens {
     const wait = this.#waiters.add()
     const due = this.#due
     if (due === null) this.#watch()
-    else void due.then(() => this.#serveOrWatch())
+    else
+      void due.then(() => {
+        this.#serve()
+        if (!this.#waiters.isEmpty) this.#watch()
+      })
     return wait
-  }
-
-  /** Serves a wait that began while the event loop was due to turn. */
-  #serveOrWatch(): void {
-    this.#serve()
-    if (!this.#waiters.isEmpty) this.#watch()
   }
 
   /** Returns a token if there is one, `undefined` if one may arrive, `null` if none will. */

@@ -1,7 +1,7 @@
 import { styleText } from 'node:util'
 
 import { doctor } from '../runtime/doctor.js'
-import { print } from './output.js'
+import { print, printJson } from './output.js'
 import { table } from './text.js'
 
 const MARKS = { good: 'good', limited: 'LIMITED', missing: 'MISSING' } as const
@@ -10,10 +10,7 @@ const COLORS = { good: 'green', limited: 'yellow', missing: 'red' } as const
 /** Prints the result of `doctor`, in colors if standard output is a terminal with colors. NO_COLOR and FORCE_COLOR decide otherwise. */
 export function diagnose(json: boolean): void {
   const diagnosis = doctor()
-  if (json) {
-    print(`${JSON.stringify(diagnosis, null, 2)}\n`)
-    return
-  }
+  if (json) return printJson(diagnosis)
   const { kernel, findings } = diagnosis
   const rows = findings.map(({ title, status, found }) => [MARKS[status], title, found])
   print(`${kernel}, Node ${process.versions.node}\n\n`)

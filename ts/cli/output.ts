@@ -31,6 +31,10 @@ export function print(text: string): void {
   output().write(text)
 }
 
+export function printJson(value: unknown, indent = 2): void {
+  print(`${JSON.stringify(value, null, indent)}\n`)
+}
+
 /** Writes all parts before it waits. Resolves once there is room for more. */
 export async function write(parts: Iterable<Uint8Array>): Promise<void> {
   let goesOn = true

@@ -3,16 +3,13 @@
 import { printable } from '../runtime/printable.js'
 import { seenProcesses } from '../runtime/processes.js'
 import { Sources, type Watched } from './observed.js'
-import { print } from './output.js'
+import { print, printJson } from './output.js'
 import { formatBytes, table } from './text.js'
 
 /** Prints the processes that have channels. */
 export function ps(json: boolean): void {
   const processes = seenProcesses()
-  if (json) {
-    print(`${JSON.stringify({ processes }, null, 2)}\n`)
-    return
-  }
+  if (json) return printJson({ processes })
   const rows = processes.flatMap(({ pid, uid, executable, since, channels }) =>
     channels.map(({ role, peer, ringCapacity, address }) => [
       String(pid),
@@ -106,7 +103,7 @@ export async function top(
   let order = 'm'
   const show = () => {
     const processes = sources.watched(address)
-    if (json) print(`${JSON.stringify({ processes }, null, once ? 2 : 0)}\n`)
+    if (json) printJson({ processes }, once ? 2 : 0)
     else print(`${once ? '' : '\u001B[2J\u001B[H'}${screen(processes, order)}`)
   }
   if (once) {

@@ -25,7 +25,7 @@ export class AcceptQueue<Channel> {
   readonly #waiters = new Waiters<Channel>()
   #taker: Taker<Channel> | null = null
   /** Loops that are in progress. */
-  #loops = 0
+  readonly #loops = new Set<object>()
   #paused = false
   #over = false
   /** The error that ended the endpoint. The first loop that asks gets it. */
@@ -43,39 +43,37 @@ export class AcceptQueue<Channel> {
       () => this.#now(),
       () => this.#waiters.add(),
     )
-    let state: 'new' | 'under way' | 'over' = 'new'
-    const begin = () => {
-      if (state !== 'new') return
-      state = 'under way'
-      this.#loops += 1
-      this.#all = true
-    }
+    let isOver = false
     const over = () => {
-      if (state === 'under way') this.#loops -= 1
-      state = 'over'
+      isOver = true
+      this.#loops.delete(own)
+    }
+    const next = async () => {
+      if (!isOver) {
+        this.#loops.add(own)
+        this.#all = true
+      }
+      try {
+        const result = await own.next()
+        if (result.done === true) over()
+        return result
+      } catch (error) {
+        over()
+        throw error
+      }
     }
     return {
-      async next() {
-        begin()
-        try {
-          const result = await own.next()
-          if (result.done === true) over()
-          return result
-        } catch (error) {
-          over()
-          throw error
-        }
-      },
+      next,
       return() {
         over()
-        return own.return!()
+        return own.return()
       },
     }
   }
 
   /** Whether a loop is in progress. */
   get hasLoop(): boolean {
-    return this.#loops > 0
+    return this.#loops.size > 0
   }
 
   /** Hands all queued and all later channels to the taker. `null` hands later channels to loops again. */

@@ -7,7 +7,7 @@ import { FAILED, type Failure, type NativeEndpoint } from '../native.js'
 import { tellRefused } from '../runtime/diagnostics.js'
 import { ignore } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
-import { Pump } from '../runtime/pump.js'
+import { pumpOf } from '../runtime/pump.js'
 import type { Closed } from '../types.js'
 import type { Opening } from './handshake.js'
 
@@ -37,7 +37,7 @@ export abstract class Endpoint<
    *
    * @internal
    */
-  protected readonly poll = new Pump(() => this.handle()).run
+  protected readonly poll = pumpOf(() => this.handle())
   readonly #native: NativeEndpoint
   readonly #opening: Opening | null
   readonly #abort = () => void this.close()

@@ -93,7 +93,7 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
     this.#root = null
     this.#queue = new SendQueue(native, from.settings.busyPollMicros > 0, (error) => this.#failed(error))
     if (native.watchRoom(() => this.#hear()) === FAILED) throw fromFailure(native.failure())
-    nowOpen(this, address)
+    nowOpen(this)
   }
 
   /**
@@ -108,7 +108,7 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
   /** The number of messages sent. */
   get sequence(): bigint {
     // Messages that were sent and for which there is room count already.
-    if (this.ended === null && !this.#queue.isEmpty) this.#queue.pump()
+    if (this.ended === null) this.#queue.flush()
     return this.#native.sequence()
   }
 
@@ -122,20 +122,18 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
    */
   stats(): PublisherStats {
     if (this.#root !== null) return this.#root.stats()
-    if (this.ended === null && !this.#queue.isEmpty) this.#queue.pump()
+    if (this.ended === null) this.#queue.flush()
     const figures = this.#native.stats()
     return {
       ...this.counts.stats(this.#subscribers.size),
       messagesSent: figures[0]!,
       bytesSent: figures[1]!,
       evicted: figures[2]!,
-      waits: this.#queue.waits,
-      waitedMicros: this.#queue.waitedMicros,
+      ...this.#queue.stats(),
       ringUsed: figures[3]!,
       ringCapacity: figures[4]!,
       attachmentsSent: figures[5]!,
       attachmentsWithheld: figures[6]!,
-      queuedBytes: this.bufferedAmount,
     }
   }
 

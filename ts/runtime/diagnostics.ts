@@ -21,51 +21,51 @@ export interface Checked {
   readonly evidence: readonly Evidence[]
 }
 
+/** One that met its peer at an address; null for a line without one. */
+interface Met extends Checked {
+  readonly address: string | null
+}
+
 interface Opened {
-  now: Map<object, string | null>
-  addresses: WeakMap<object, string | null>
+  /** The objects that are open. */
+  now: Set<object>
+  /** Those that have ended as well. */
+  ever: WeakSet<object>
 }
 
 /** Shared by both builds of this package, since a program may load both: each also reports what the other has opened. */
 const OPENED: unique symbol = Symbol.for('ringfence.opened')
 const ofAllBuilds = globalThis as { [OPENED]?: Opened }
-const all = (ofAllBuilds[OPENED] ??= { now: new Map(), addresses: new WeakMap() })
+const all = (ofAllBuilds[OPENED] ??= { now: new Set(), ever: new WeakSet() })
 
-/** The open objects of this process, each with the address at which it met its peer; null for a line without an address. */
+/** The open channels, publishers and subscriptions of this process. */
 export const openNow = all.now
-
-/** The addresses of all objects, including those that have ended. */
-const { addresses } = all
 
 /** Whether the value is a channel, a publisher or a subscription that either build of this package has opened. */
 export function wasOpened(value: unknown): value is object {
-  return addresses.has(value as object)
-}
-
-/** The address at which an object met its peer or listens; null if it has none. */
-export function addressOf(source: object): string | null {
-  return addresses.get(source) ?? (source as { address?: string | null }).address ?? null
+  return all.ever.has(value as object)
 }
 
 /** Records that an object is open. */
-export function nowOpen(made: object, address: string | null): void {
-  openNow.set(made, address)
-  addresses.set(made, address)
+export function nowOpen(made: object): void {
+  openNow.add(made)
+  all.ever.add(made)
 }
 
 /** Reports that a channel is open. */
-export function tellOpen(channel: Checked & { role: string }, address: string | null): void {
-  nowOpen(channel, address)
+export function tellOpen(channel: Met & { role: string }): void {
+  nowOpen(channel)
+  const { address } = channel
   if (opened.hasSubscribers) opened.publish({ channel, peer: channel.peer, address })
   if (log.enabled) tellStory(channel, `${nameOf(address)}: a channel, this side is the ${channel.role}`)
 }
 
 /** Reports that a channel has ended. */
-export function tellClosed(channel: Checked, { reason, error }: Closed): void {
-  const address = openNow.get(channel)
+export function tellClosed(channel: Met, { reason, error }: Closed): void {
   openNow.delete(channel)
   if (closed.hasSubscribers) closed.publish({ channel, peer: channel.peer, reason, error })
-  if (log.enabled) log('%s: the channel with process %d has ended: %s', nameOf(address), channel.peer.pid, reason)
+  if (log.enabled)
+    log('%s: the channel with process %d has ended: %s', nameOf(channel.address), channel.peer.pid, reason)
 }
 
 /** Reports a handshake in which the peer was refused, on the listening or the connecting side. */
@@ -85,7 +85,7 @@ export function tellEvicted(publisher: { address: string }, subscriber: Checked)
 }
 
 /** Reports an error that the handler of a call has thrown. The caller gets it without its stack. */
-export function tellThrown(channel: Checked & { address: string | null }, error: unknown): void {
+export function tellThrown(channel: Met, error: unknown): void {
   if (failed.hasSubscribers) failed.publish({ channel, peer: channel.peer, error })
   if (!log.enabled) return
   const { address, peer } = channel
@@ -104,6 +104,6 @@ function tellStory({ peer, evidence }: Checked, what: string): void {
     log('  %s, %s: wanted %s, found %s (%s)', step, check, printable(wanted ?? ''), printable(found ?? ''), outcome)
 }
 
-function nameOf(address: string | null | undefined): string {
+function nameOf(address: string | null): string {
   return address ?? 'a private line'
 }

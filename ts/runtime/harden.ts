@@ -1,5 +1,5 @@
-import { RingfenceError, fromFailure, invalid } from '../errors.js'
-import { builtin, native, type Failure } from '../native.js'
+import { RingfenceError, invalid, ok } from '../errors.js'
+import { builtin, native } from '../native.js'
 
 /**
  * Makes this process inaccessible to other processes of the same user for as long as it runs: no /proc/PID/mem, no ptrace, no copying of
@@ -15,7 +15,7 @@ import { builtin, native, type Failure } from '../native.js'
  */
 export function harden(): void {
   closeInspector()
-  must(native.harden())
+  ok<null>(native.harden())
 }
 
 /** Keeps the inspector closed. The other steps of hardening may follow later, within a handshake. */
@@ -30,7 +30,7 @@ export function closeInspector(): void {
         'start it without --inspect (see NODE_OPTIONS too), or call inspector.close() before',
     )
   }
-  if (process.listenerCount('SIGUSR1') === 0) must(native.ignoreSigusr1())
+  if (process.listenerCount('SIGUSR1') === 0) ok<null>(native.ignoreSigusr1())
 }
 
 /** The URL of the open inspector. Throws if the runtime does not report it, since the process then cannot be hardened. */
@@ -43,8 +43,4 @@ function openInspector(): string | undefined {
     const reason = 'this process cannot be hardened: it does not tell whether its inspector is open'
     throw new RingfenceError('UNSUPPORTED', reason, { cause: error })
   }
-}
-
-function must(failure: Failure | null): void {
-  if (failure !== null) throw fromFailure(failure)
 }

@@ -69,9 +69,8 @@ function idOf(open: object): number {
   return id
 }
 
-function observed([open, address]: [object, string | null]): Observed {
-  const id = idOf(open)
-  return { id, address, ...describe(open as Channel | Publisher | Subscription) }
+function observed(open: Channel | Publisher | Subscription): Observed {
+  return { id: idOf(open), address: open.address, ...describe(open) }
 }
 
 function describe(open: Channel | Publisher | Subscription): Omit<Observed, 'id' | 'address'> {
@@ -88,7 +87,7 @@ function describe(open: Channel | Publisher | Subscription): Omit<Observed, 'id'
 }
 
 function snapshot(): Snapshot {
-  const all = [...openNow]
+  const all = [...openNow] as (Channel | Publisher | Subscription)[]
   return {
     pid: process.pid,
     uid: process.geteuid!(),

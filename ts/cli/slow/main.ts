@@ -3,7 +3,7 @@
 import { printable } from '../../runtime/printable.js'
 import { seenProcesses, type SeenProcess } from '../../runtime/processes.js'
 import { Sources } from '../observed.js'
-import { print } from '../output.js'
+import { print, printJson } from '../output.js'
 import { table } from '../text.js'
 import { watchProcesses, type Activity } from './activity.js'
 import {
@@ -82,10 +82,7 @@ const MARKS = { good: 'good', slow: 'SLOW', unknown: '?' } as const
 /** Prints why a pair is slow. */
 export async function explain(target: number | string, json: boolean): Promise<void> {
   const diagnosis = await diagnosePair(target)
-  if (json) {
-    print(`${JSON.stringify(diagnosis, null, 2)}\n`)
-    return
-  }
+  if (json) return printJson(diagnosis)
   for (const { address, processes, findings } of diagnosis.pairs) {
     const where = address === null ? '' : ` at ${address}`
     print(`processes ${processes.join(' and ')}${printable(where)}\n\n`)
