@@ -33,6 +33,45 @@ named! {
     }
 }
 
+/// A check whose requirement is the same in every handshake.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Requirement {
+    step: &'static str,
+    check: &'static str,
+    wanted: &'static str,
+}
+
+macro_rules! requirements {
+    ($($name:ident: $step:literal $check:literal $wanted:literal;)*) => {$(
+        pub(crate) const $name: Requirement = Requirement { step: $step, check: $check, wanted: $wanted };
+    )*};
+}
+
+requirements! {
+    FIRST_TO_BIND: "rendezvous" "role" "the first to bind the address is the host";
+    FINDS_IT_BOUND: "rendezvous" "role" "a process that finds the address bound is the guest";
+    SERVICE_BINDS: "rendezvous" "role" "the service binds the address";
+    SUCCEEDS: "rendezvous" "role" "the guest of a host that has gone is the host";
+    LEAVES_LINE: "rendezvous" "line" "no address: a line that the child inherits";
+    WAS_LEFT_LINE: "rendezvous" "line" "no address: a line that the parent has left";
+    VISIBLE: "credentials" "pid" "visible in this pid namespace";
+    HELD: "credentials" "process" "alive, and held by a pidfd";
+    PRIVATE_LINE: "hello" "line" "a private line; every message with the peer's credentials";
+    HARDENED: "hello" "hardened" "this process, after its inspection and before it makes its object";
+    ANONYMOUS: "object" "created" "a memfd: exclusive, without a name";
+    UNLINKED: "object" "created" "O_CREAT|O_EXCL with mode 0, unlinked, 0 names";
+    GIVEN: "object" "given" "memory for a child that may not create any";
+    SEALED: "object" "sealed" "no further writer, no shrinking, no growing";
+    LEASED: "object" "lease" "F_WRLCK granted: no other process has it open";
+    TRIPWIRE: "object" "tripwire" "any later open is detected";
+    NO_MODE: "object" "mode" "0: no process may open it";
+    IN_FLIGHT: "object" "kept" "in flight, in no table of descriptors";
+    PASSED_ON: "ready" "passed on" "the listening socket, and the lock beside a path";
+    SENT_LAST: "ready" "sent" "after everything else";
+    RECEIVED_LAST: "ready" "received" "after everything else";
+    CLOSED: "ready" "descriptors" "closed on this side; only the mappings remain";
+}
+
 /// The required value of a check that was not asked for.
 pub(crate) const NOT_ASKED: &str = "not asked for";
 
@@ -41,6 +80,10 @@ pub(crate) const NOT_ASKED: &str = "not asked for";
 pub(crate) struct EvidenceLog(Vec<Evidence>);
 
 impl EvidenceLog {
+    pub(crate) fn met(&mut self, Requirement { step, check, wanted }: Requirement, found: impl Into<String>) {
+        self.passed(step, check, wanted, found);
+    }
+
     pub(crate) fn passed(
         &mut self,
         step: &'static str,

@@ -3,6 +3,8 @@
 
 use std::{fmt, path::PathBuf};
 
+use nix::sys::stat::FileStat;
+
 /// The credentials in a message's ancillary data, as the kernel attests them (unix(7), `SCM_CREDENTIALS`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Credentials {
@@ -25,6 +27,16 @@ pub struct Executable {
 }
 
 impl Executable {
+    /// The file with this status. Its content is not read.
+    pub(crate) fn of(path: PathBuf, file: &FileStat) -> Self {
+        Self {
+            path,
+            device: file.st_dev,
+            inode: file.st_ino,
+            sha256: None,
+        }
+    }
+
     /// Whether both are the same file. Names and contents do not count.
     pub(crate) fn is_same_file(&self, other: &Self) -> bool {
         (self.device, self.inode) == (other.device, other.inode)

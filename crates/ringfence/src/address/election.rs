@@ -19,7 +19,7 @@ use crate::{
     address::bound::{Access, BACKLOG_OF_A_PAIR, BACKLOG_OF_A_SERVICE, BoundAddress, SocketFile, mode_bits},
     address::bound::{Files, Lock, inode, is_kind},
     error::{Error, OrSystem, Result, is_shortage},
-    evidence::EvidenceLog,
+    evidence::{EvidenceLog, FINDS_IT_BOUND, FIRST_TO_BIND, SERVICE_BINDS},
     sys::uninterrupted,
     wait::deadline::Deadline,
 };
@@ -58,12 +58,7 @@ pub(crate) fn meet(
     loop {
         let forbidden = match try_bind(address, access, BACKLOG_OF_A_PAIR)? {
             BindOutcome::Mine(place) => {
-                record.passed(
-                    "rendezvous",
-                    "role",
-                    "the first to bind the address is the host",
-                    "host: bound",
-                );
+                record.met(FIRST_TO_BIND, "host: bound");
                 return Ok(MeetOutcome::Host(place));
             }
             BindOutcome::Answered(stream) => return Ok(MeetOutcome::Guest(guest(stream, record))),
@@ -126,12 +121,7 @@ fn bind_within(
         looks += 1;
         match try_bind(address, access, BACKLOG_OF_A_SERVICE)? {
             BindOutcome::Mine(place) => {
-                record.passed(
-                    "rendezvous",
-                    "role",
-                    "the service binds the address",
-                    "host: bound",
-                );
+                record.met(SERVICE_BINDS, "host: bound");
                 return Ok(place);
             }
             BindOutcome::Busy if looks < most && address.place().is_none() => pause(looks, deadline)?,
@@ -205,12 +195,7 @@ fn crowded(deadline: &Deadline) -> Error {
 }
 
 fn guest(stream: OwnedFd, record: &mut EvidenceLog) -> OwnedFd {
-    record.passed(
-        "rendezvous",
-        "role",
-        "a process that finds the address bound is the guest",
-        "guest: connected",
-    );
+    record.met(FINDS_IT_BOUND, "guest: connected");
     stream
 }
 

@@ -30,8 +30,8 @@ use nix::{
 
 use crate::{
     channel::Channel,
-    error::{Error, Result, SILENT_CHILD},
-    evidence::EvidenceLog,
+    error::{Error, OrSystem, Result, SILENT_CHILD},
+    evidence::{EvidenceLog, LEAVES_LINE, WAS_LEFT_LINE},
     fork::Birth,
     handshake::frame::Meeting,
     handshake::line,
@@ -101,7 +101,7 @@ pub fn spawn_with(mut command: Command, place: LinePlace) -> Result<(Child, Pare
             sys::uninterrupted(|| fcntl(&childs, FcntlArg::F_DUPFD_CLOEXEC(number)))
                 // SAFETY: the call has just made this descriptor.
                 .map(|number| unsafe { OwnedFd::from_raw_fd(number) })
-                .map_err(|errno| Error::system("a private line", errno))?,
+                .or_system("a private line")?,
         ),
     };
     command.env(LINE_VARIABLE, number.to_string());
@@ -160,15 +160,16 @@ fn free_number() -> Result<RawFd> {
 /// [`Error::NoSpace`] if descriptors have run out.
 pub fn private_line() -> Result<(ParentLine, ChildLine)> {
     let birth = Birth::now()?;
-    let failed = |errno| Error::system("a private line", errno);
     let (line, childs) = socketpair(
         AddressFamily::Unix,
         SockType::Stream,
         None,
         SockFlag::SOCK_CLOEXEC,
     )
-    .map_err(failed)?;
-    let number = sys::uninterrupted(|| fstat(&childs)).map_err(failed)?.st_ino;
+    .or_system("a private line")?;
+    let number = sys::uninterrupted(|| fstat(&childs))
+        .or_system("a private line")?
+        .st_ino;
     line::prepare(&line, &childs)?;
     Ok((
         ParentLine {
@@ -283,12 +284,7 @@ impl ParentLine {
         }
         let options = &options;
         let mut record = EvidenceLog::default();
-        record.passed(
-            "rendezvous",
-            "line",
-            "no address: a line that the child inherits",
-            "made by this process",
-        );
+        record.met(LEAVES_LINE, "made by this process");
         let child = self.processes.started();
         let pidfd = child.map(Started::pidfd).transpose()?.flatten();
         barriers::begin();
@@ -325,12 +321,7 @@ impl ParentLine {
         // A launcher may exit and leave the line to a descendant.
         let exit = pidfd.map(|pidfd| (pidfd.as_fd(), PollFlags::POLLIN));
         awaited.extend(exit.filter(|_| self.admit == Admit::Child));
-        if deadline.wait(&awaited)? == Woken::Late {
-            return Err(Error::HandshakeTimeout {
-                step: SILENT_CHILD,
-                after: deadline.allowed,
-            });
-        }
+        deadline.wait_at(SILENT_CHILD, &awaited)?;
         // The child may have sent the reason before it exited.
         let at_once = Deadline::endless(Vec::new(), deadline.allowed).within(Duration::ZERO);
         if at_once.wait(&awaited[..1])? == Woken::Late {
@@ -368,11 +359,9 @@ fn failed(
     answered: Option<&(i32, Option<OwnedFd>)>,
 ) -> Error {
     let pidfd = answered.and_then(|(_, pidfd)| pidfd.as_ref());
-    let exited = answered.is_some_and(|(pid, pidfd)| {
-        pidfd
-            .as_ref()
-            .is_some_and(|pidfd| is_exiting(*pid) || !is_alive(pidfd))
-    });
+    let exited = answered
+        .zip(pidfd)
+        .is_some_and(|((pid, _), pidfd)| is_exiting(*pid) || !is_alive(pidfd));
     if let (Admit::Descendant, Some(pidfd)) = (admit, pidfd) {
         // Best effort: it may have exited, or have become another user's.
         let _ = sys::process::signal(pidfd, Signal::SIGKILL);
@@ -428,12 +417,7 @@ pub fn from_parent(options: &Options) -> Result<Channel> {
     let options = &options;
     let line = take()?;
     let mut record = EvidenceLog::default();
-    record.passed(
-        "rendezvous",
-        "line",
-        "no address: a line that the parent has left",
-        format!("descriptor {}", line.as_raw_fd()),
-    );
+    record.met(WAS_LEFT_LINE, format!("descriptor {}", line.as_raw_fd()));
     let deadline = deadline(options);
     let side = Side::new(&"the parent's line", options, &deadline, Meeting::Family).of_child();
     let parts = side.guest(line, record)?;

@@ -12,6 +12,7 @@ use crate::{
     address::Address,
     channel::end::{AtomicState, ChannelState, CloseReason},
     error::{Error, Result},
+    evidence::IN_FLIGHT,
     fork::ForkMark,
     handshake::broadcast::PublishedRing,
     host::accept::Refused,
@@ -97,12 +98,7 @@ fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Resul
     let object = SharedObject::create(&wanted, &deadline.within(options.handshake_timeout), record)?;
     object.close_to_openers(record)?;
     let kept = InFlightDescriptor::keep(&object)?;
-    record.passed(
-        "object",
-        "kept",
-        "in flight, in no table of descriptors",
-        "a socket of the publisher's own",
-    );
+    record.met(IN_FLIGHT, "a socket of the publisher's own");
     // From here on it is in no table of descriptors.
     let region = object.into_region();
     region.in_use(takes_barriers);

@@ -15,7 +15,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use proptest::{prelude::*, test_runner::Config};
 
 use crate::{
@@ -690,8 +689,7 @@ mod traced {
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
     fn a_ring_is_wiped_before_those_who_watch_hear_of_the_alarm() {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let (line, _peer) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
+        let (line, _peer) = crate::sys::socket::new_line().expect("a line");
         let (own, peer) = (OwnRegion::private(CAPACITY), OwnRegion::private(CAPACITY));
         let (mut sender, _receiver) =
             parts::end(line, &own, &peer, (CAPACITY, LONGEST), &Options::new()).split();

@@ -236,10 +236,7 @@ mod tests {
     }
 
     fn short() -> Error {
-        Error::NoSpace {
-            what: "a descriptor in flight".into(),
-            reason: "the limit is reached".into(),
-        }
+        Error::no_space("a descriptor in flight", "the limit is reached")
     }
 
     #[test]

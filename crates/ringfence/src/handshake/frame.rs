@@ -654,11 +654,7 @@ mod tests {
 
     #[test]
     fn each_refusal_becomes_its_own_error_on_the_other_side() {
-        let unsound = Error::ObjectUnsound {
-            check: "size",
-            wanted: "1".into(),
-            found: "2".into(),
-        };
+        let unsound = Error::unsound("size", "1", "2");
         let occupied = Error::AddressOccupied {
             address: "@here".into(),
             by: "two".into(),
@@ -667,10 +663,7 @@ mod tests {
             step: "HELLO",
             after: std::time::Duration::ZERO,
         };
-        let none = Error::NoSpace {
-            what: "room".into(),
-            reason: "none".into(),
-        };
+        let none = Error::no_space("room", "none");
         for (error, code, passing, there) in [
             (occupied, Code::Occupied, false, "ADDRESS_OCCUPIED"),
             (

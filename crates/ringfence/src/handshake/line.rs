@@ -11,7 +11,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Check, Error, Refusal, Result, is_denied},
+    error::{Check, Error, OrSystem, Refusal, Result, is_denied},
     handshake::frame::{Frame, HEAD, Refuse},
     identity::Credentials,
     sys::{
@@ -19,7 +19,7 @@ use crate::{
         socket::{ControlStatus, Received},
         uninterrupted,
     },
-    wait::deadline::{Deadline, Woken},
+    wait::deadline::Deadline,
 };
 
 /// The maximum for any frame.
@@ -74,17 +74,18 @@ pub(crate) fn refuse(socket: impl AsFd, error: Error) -> Error {
     error
 }
 
+/// Names the operation in errors.
+const CREDENTIALS: &str = "SO_PASSCRED of a line (setsockopt)";
+
 /// Makes the kernel stamp incoming data with its sender's credentials and nothing else (unix(7),
 /// `SO_PASSCRED`). Must be called before the first read.
 pub(crate) fn settle_line(socket: &OwnedFd) -> Result<()> {
-    sys::socket::settle_line(socket)
-        .map_err(|errno| Error::system("SO_PASSCRED of a line (setsockopt)", errno))
+    sys::socket::settle_line(socket).or_system(CREDENTIALS)
 }
 
 /// Does the same for a socket that this process has just made and that no other process has had.
 pub(crate) fn settle_new_line(socket: &OwnedFd) -> Result<()> {
-    sys::socket::settle_new_line(socket)
-        .map_err(|errno| Error::system("SO_PASSCRED of a line (setsockopt)", errno))
+    sys::socket::settle_new_line(socket).or_system(CREDENTIALS)
 }
 
 /// Prepares a line that a child is to inherit. A sandbox may deny the child every system call that sets or
@@ -95,7 +96,7 @@ pub(crate) fn prepare(own: &OwnedFd, childs: &OwnedFd) -> Result<()> {
     for end in [own, childs] {
         settle_new_line(end)?;
     }
-    send(own.as_fd(), &MARK, &[]).map_err(|errno| Error::system("writing to a private line (sendmsg)", errno))
+    send(own.as_fd(), &MARK, &[]).or_system("writing to a private line (sendmsg)")
 }
 
 /// The frame on an inherited line: READY with an echo of zeros, which no handshake has. It stays there.
@@ -253,15 +254,10 @@ impl FrameReader<'_> {
         loop {
             match sys::socket::receive(self.socket, buffer) {
                 Ok(received) => return Ok(received),
-                Err(Errno::EAGAIN) => match self.deadline.wait(&[(self.socket, PollFlags::POLLIN)])? {
-                    Woken::Ready => {}
-                    Woken::Late => {
-                        return Err(Error::HandshakeTimeout {
-                            step: self.step,
-                            after: self.deadline.allowed,
-                        });
-                    }
-                },
+                Err(Errno::EAGAIN) => {
+                    let awaited = [(self.socket, PollFlags::POLLIN)];
+                    self.deadline.wait_at(self.step, &awaited)?;
+                }
                 Err(Errno::ECONNRESET) => return Err(self.left()),
                 Err(errno) => {
                     return Err(Error::unless_short("reading the peer's line", errno, |errno| {
@@ -285,11 +281,10 @@ impl FrameReader<'_> {
         match control {
             ControlStatus::Expected if self.descriptors.len() <= MOST_DESCRIPTORS => Ok(()),
             ControlStatus::Expected | ControlStatus::Truncated => Err(surplus(MOST_DESCRIPTORS)),
-            ControlStatus::Short => Err(Error::NoSpace {
-                what: format!("a descriptor that came with {step}"),
-                reason: "this process has reached its limit (RLIMIT_NOFILE), or a security module denies this descriptor"
-                    .into(),
-            }),
+            ControlStatus::Short => Err(Error::no_space(
+                format!("a descriptor that came with {step}"),
+                "this process has reached its limit (RLIMIT_NOFILE), or a security module denies this descriptor",
+            )),
             // It results from an option of this side's own socket. Only a peer that holds that socket too can
             // have set the option.
             ControlStatus::Unexpected { level, kind } => Err(Error::Protocol(format!(
@@ -320,26 +315,21 @@ impl FrameReader<'_> {
 }
 
 fn surplus(most: usize) -> Error {
-    Error::ObjectUnsound {
-        check: "descriptors",
-        wanted: format!("at most {most}"),
-        found: "more".into(),
-    }
+    Error::unsound("descriptors", format!("at most {most}"), "more")
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, send as send_bytes, socketpair};
+    use nix::sys::socket::send as send_bytes;
 
     use super::*;
 
     const FAR: Duration = Duration::from_secs(60);
 
     fn ends() -> (OwnedFd, OwnedFd) {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let (own, peer) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+        let (own, peer) = sys::socket::new_line().unwrap();
         for end in [&own, &peer] {
             settle_new_line(end).unwrap();
         }

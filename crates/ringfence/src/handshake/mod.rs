@@ -16,16 +16,16 @@ mod steps;
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::{
-    error::{Error, HELD_HERE, Result, SILENT_CHILD},
+    error::{Error, HELD_HERE, OrSystem, Result, SILENT_CHILD},
     evidence::EvidenceLog,
     handshake::broadcast::RingPart,
     handshake::line::{refuse, settle_line},
     handshake::parts::{Answerer, Caller, PeerSession, Side},
     handshake::parts::{Parts, Role},
-    handshake::steps::{check_child, check_line, has_exited, lines, new_line, no_line, second_answer},
+    handshake::steps::{NEW_LINE, check_child, check_line, has_exited, lines, second_answer},
     identity::Credentials,
     peer::process::{Peer, pidfd_of_maker},
-    trace,
+    sys, trace,
 };
 
 /// Decides which of the guests that are ready for a channel get one: a pair has one slot, a service has many.
@@ -56,15 +56,13 @@ impl Side<'_> {
             let identity = policy.check(&peer, "executable", self.deadline, &mut record)?;
             Ok((peer, identity))
         })();
-        match looked {
-            Ok((peer, identity)) => Ok(Caller {
-                stream,
-                peer,
-                identity,
-                record,
-            }),
-            Err(error) => Err(refuse(&stream, error)),
-        }
+        let (peer, identity) = looked.map_err(|error| refuse(&stream, error))?;
+        Ok(Caller {
+            stream,
+            peer,
+            identity,
+            record,
+        })
     }
 
     /// Runs steps 4 to 8 as the host.
@@ -74,9 +72,7 @@ impl Side<'_> {
             error => error,
         };
         let who = caller.peer.credentials;
-        if let Err(error) = slots.check_free(who) {
-            return Err(refuse(&caller, error));
-        }
+        slots.check_free(who).map_err(|error| refuse(&caller, error))?;
         let session = self.hello_of_guest(caller, broken_off)?;
         self.agree_as_host(session, || slots.claim(who), broken_off)
     }
@@ -139,7 +135,7 @@ impl Side<'_> {
                 peer = Peer::attest(&line, policy.may_hide(), &mut record)?;
             } else {
                 // The child may not make a line. A claim does not suffice to kill a descendant.
-                (line, childs) = new_line().map_err(no_line)?;
+                (line, childs) = sys::socket::new_line().or_system(NEW_LINE)?;
                 let started = match expected {
                     Answerer::Process(_, pidfd) => pidfd,
                     Answerer::Descendant | Answerer::Unknown => None,
@@ -173,10 +169,7 @@ impl Side<'_> {
                 record,
             })
         })();
-        let session = match result {
-            Ok(session) => session,
-            Err(error) => return Err(refuse(&stream, error)),
-        };
+        let session = result.map_err(|error| refuse(&stream, error))?;
         // A further process that answers reads the refusal after it has found its own line closed.
         refuse(&stream, second_answer(session.peer.credentials));
         drop(stream);
@@ -205,12 +198,8 @@ impl Side<'_> {
             self.send_ready(&mut session)?;
             Ok((objects, identity, slot))
         })();
-        match result {
-            Ok((objects, identity, slot)) => {
-                Ok((self.finish(Role::Host, session, objects, identity, None), slot))
-            }
-            Err(error) => Err(refuse(&session.line, broken_off(error))),
-        }
+        let (objects, identity, slot) = result.map_err(|error| refuse(&session.line, broken_off(error)))?;
+        Ok((self.finish(Role::Host, session, objects, identity, None), slot))
     }
 
     fn guest_at(&self, stream: OwnedFd, record: EvidenceLog) -> Result<Option<Parts>> {
@@ -243,15 +232,8 @@ impl Side<'_> {
             };
             Ok((objects, identity, inheritance))
         })();
-        match result {
-            Ok((objects, identity, inheritance)) => Ok(Some(self.finish(
-                Role::Guest,
-                session,
-                objects,
-                identity,
-                inheritance,
-            ))),
-            Err(error) => Err(refuse(&session.line, error)),
-        }
+        let (objects, identity, inheritance) = result.map_err(|error| refuse(&session.line, error))?;
+        let parts = self.finish(Role::Guest, session, objects, identity, inheritance);
+        Ok(Some(parts))
     }
 }

@@ -4,23 +4,19 @@
 use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::atomic::Ordering,
-    time::Duration,
 };
 
 use nix::{
     errno::Errno,
     poll::PollFlags,
-    sys::socket::{
-        AddressFamily, SockFlag, SockType, UnixAddr, getpeername, getsockname, getsockopt, socketpair,
-        sockopt,
-    },
+    sys::socket::{SockType, UnixAddr, getpeername, getsockname, getsockopt, sockopt},
     unistd::getpid,
 };
 
 use crate::{
     address::bound::Inheritance,
-    error::{Check, Error, Refusal, Result, is_denied},
-    evidence::EvidenceLog,
+    error::{Check, Error, OrSystem, Refusal, Result, is_denied},
+    evidence::{CLOSED, EvidenceLog, GIVEN, HARDENED, PASSED_ON, PRIVATE_LINE, RECEIVED_LAST, SENT_LAST},
     fork::{ForkMark, Withheld},
     handshake::{
         broadcast::{self, Beginning, HeldStart, RingPart},
@@ -46,7 +42,6 @@ use crate::{
     signal::inbox::{OpenInbox, TokenSender},
     sys::{self, uninterrupted},
     trace::Tie,
-    wait::deadline::{Deadline, Woken},
     wake::attachments::Attachments,
 };
 
@@ -65,10 +60,9 @@ impl Side<'_> {
             identity,
             mut record,
         } = caller;
+        let agreed = self.line(&stream, peer.credentials);
         let result = (|| {
-            let (frame, descriptors) = self
-                .line(&stream, peer.credentials)
-                .next_frame("the guest's HELLO")?;
+            let (frame, descriptors) = agreed.next_frame("the guest's HELLO")?;
             let [line] = lines(descriptors)?;
             check_line(&line, peer.credentials)?;
             settle_line(&line)?;
@@ -76,17 +70,15 @@ impl Side<'_> {
             let (own, hello) = self.answer(&socket, &[], &frame, &mut record)?;
             Ok((line, own, hello))
         })();
-        match result {
-            Ok((line, own, hello)) => Ok(PeerSession {
-                line,
-                peer,
-                identity,
-                own,
-                hello,
-                record,
-            }),
-            Err(error) => Err(refuse(&stream, broken_off(error))),
-        }
+        let (line, own, hello) = result.map_err(|error| refuse(&stream, broken_off(error)))?;
+        Ok(PeerSession {
+            line,
+            peer,
+            identity,
+            own,
+            hello,
+            record,
+        })
     }
 
     /// Runs step 4 as the guest. One end of a fresh socketpair is sent over the agreed socket. The answer
@@ -99,10 +91,10 @@ impl Side<'_> {
             mut record,
         } = caller;
         let is_child = self.meeting == Meeting::Family;
-        let line = match new_line() {
+        let line = match sys::socket::new_line() {
             // The parent makes the line instead.
             Err(errno) if is_child && is_denied(errno) => None,
-            made => Some(made.map_err(no_line)?),
+            made => Some(made.or_system(NEW_LINE)?),
         };
         let mut passed = Vec::new();
         if let Some((line, theirs)) = &line {
@@ -188,32 +180,26 @@ impl Side<'_> {
     }
 
     fn hello(&self, nonce: Nonce, echo: Nonce) -> Hello {
-        let barriers = if self.takes_barriers { TAKES_BARRIERS } else { 0 };
-        let hardens = if self.options.harden || harden::is_hardened() {
-            HARDENS
-        } else {
-            0
-        };
-        let lacks_memory = if self.lacks_memory { LACKS_MEMORY } else { 0 };
         let options = self.options;
         let (delivery, from) = match self.role {
             RingRole::Subscriber => (options.delivery.number(), options.from.number()),
             RingRole::Equal | RingRole::Publisher(_) => (0, 0),
         };
         let accepted = self.accepted();
-        let sealed = if accepted.sealed { TAKES_SEALED } else { 0 };
-        let descriptors = if accepted.descriptors {
-            TAKES_DESCRIPTORS
-        } else {
-            0
-        };
+        let features = [
+            (self.takes_barriers, TAKES_BARRIERS),
+            (options.harden || harden::is_hardened(), HARDENS),
+            (accepted.sealed, TAKES_SEALED),
+            (accepted.descriptors, TAKES_DESCRIPTORS),
+            (self.lacks_memory, LACKS_MEMORY),
+        ];
         Hello {
             nonce,
             echo,
             capacity: self.own_ring(),
             longest: options.longest(),
             backing: options.backing.number(),
-            features: barriers | hardens | sealed | descriptors | lacks_memory,
+            features: features.into_iter().map(|(has, bit)| bit * u32::from(has)).sum(),
             meeting: self.meeting.number(),
             delivery,
             from,
@@ -251,12 +237,7 @@ impl Side<'_> {
             format!("version {}", frame::VERSION),
             "as wanted",
         );
-        record.passed(
-            "hello",
-            "line",
-            "a private line; every message with the peer's credentials",
-            "as wanted",
-        );
+        record.met(PRIVATE_LINE, "as wanted");
         record.passed("hello", "backing", own.to_string(), own.to_string());
         Ok(*hello)
     }
@@ -373,15 +354,8 @@ fn answer_on(agreed: &FrameLine<'_>) -> Result<(Frame, Vec<OwnedFd>)> {
     }
 }
 
-/// Makes both ends of a private line.
-pub(super) fn new_line() -> Result<(OwnedFd, OwnedFd), Errno> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    socketpair(AddressFamily::Unix, SockType::Stream, None, flags)
-}
-
-pub(super) fn no_line(errno: Errno) -> Error {
-    Error::system("a private line (socketpair)", errno)
-}
+/// Names the operation in errors.
+pub(super) const NEW_LINE: &str = "a private line (socketpair)";
 
 /// Reads the reason why the host closed the connection without taking the line. Returns `None` if the host
 /// has ended, is about to end, or has waited too long for this side. Then the caller retries the address.
@@ -440,8 +414,8 @@ pub(super) fn check_child(
 
 /// Whether the process behind this pidfd has exited.
 pub(super) fn has_exited(pidfd: BorrowedFd<'_>) -> Result<bool> {
-    let at_once = Deadline::endless(Vec::new(), Duration::ZERO).within(Duration::ZERO);
-    Ok(at_once.wait(&[(pidfd, PollFlags::POLLIN)])? == Woken::Ready)
+    let polled = sys::is_ready(&pidfd, PollFlags::POLLIN);
+    polled.map_err(|errno| Error::poll("whether the child has exited", errno))
 }
 
 /// The refusal for a further process that answers on a line.
@@ -462,12 +436,7 @@ pub(super) fn check_line(line: &OwnedFd, speaker: Credentials) -> Result<()> {
     let stream = kind == Ok(SockType::Stream);
     let number = line.as_raw_fd();
     let unix = answered(LINE, uninterrupted(|| getsockname::<UnixAddr>(number)))?.is_ok();
-    let maker =
-        answered(LINE, uninterrupted(|| getsockopt(line, sockopt::PeerCredentials)))?.map(|c| Credentials {
-            pid: c.pid(),
-            uid: c.uid(),
-            gid: c.gid(),
-        });
+    let maker = answered(LINE, sys::socket::peer_credentials(line))?;
     let connected = answered(LINE, uninterrupted(|| getpeername::<UnixAddr>(number)))?.is_ok();
     if stream && unix && connected && maker == Ok(speaker) {
         return Ok(());
@@ -481,7 +450,7 @@ pub(super) fn check_line(line: &OwnedFd, speaker: Credentials) -> Result<()> {
 }
 
 fn nonce() -> Result<Nonce> {
-    sys::process::bytes().map_err(|errno| Error::system("random bytes", errno))
+    sys::process::bytes().or_system("random bytes")
 }
 
 /// The objects that both sides have exchanged.
@@ -584,12 +553,7 @@ impl Side<'_> {
     fn close_off(&self, record: &mut EvidenceLog) -> Result<()> {
         if self.options.harden {
             harden::harden()?;
-            record.passed(
-                "hello",
-                "hardened",
-                "this process, after its inspection and before it makes its object",
-                "not dumpable, no core",
-            );
+            record.met(HARDENED, "not dumpable, no core");
         } else if harden::is_hardened() {
             record.not_asked("hello", "hardened", "this process: not dumpable");
         } else {
@@ -610,12 +574,7 @@ impl Side<'_> {
             ));
         }
         let blank = Blank::for_child(hello.capacity, peer.credentials.uid, self.deadline)?;
-        record.passed(
-            "object",
-            "given",
-            "memory for a child that may not create any",
-            format!("{} bytes", region_size(hello.capacity)),
-        );
+        record.met(GIVEN, format!("{} bytes", region_size(hello.capacity)));
         Ok(Some(blank))
     }
 
@@ -684,16 +643,9 @@ impl Side<'_> {
         check_echo(&offer.echo, own)?;
         let found = descriptors.len();
         if found != wanted {
-            return Err(Error::ObjectUnsound {
-                check: "descriptors",
-                wanted: wanted.to_string(),
-                found: found.to_string(),
-            });
+            return Err(Error::unsound("descriptors", wanted, found));
         }
-        let descriptors = descriptors
-            .into_iter()
-            .map(Withheld::new)
-            .collect::<Result<_>>()?;
+        let descriptors: Result<_> = descriptors.into_iter().map(Withheld::new).collect();
         if offer.capacity != hello.capacity {
             return Err(Error::Protocol(format!(
                 "an OFFER of {} bytes after a HELLO of {}",
@@ -706,7 +658,7 @@ impl Side<'_> {
             descriptors_wanted(wanted),
             format!("{} bytes", offer.size),
         );
-        Ok((offer, descriptors))
+        Ok((offer, descriptors?))
     }
 
     /// Checks and maps the objects of an OFFER. `agreed` describes the peer's ring, if it has one.
@@ -773,16 +725,11 @@ impl Side<'_> {
         let shares: Vec<_> = self.shares.iter().map(|share| share.as_fd()).collect();
         self.line(&session.line, session.peer.credentials)
             .send(&Frame::Ready(session.hello.nonce), &shares)?;
-        session
-            .record
-            .passed("ready", "sent", "after everything else", "sent");
+        session.record.met(SENT_LAST, "sent");
         if !shares.is_empty() {
-            session.record.passed(
-                "ready",
-                "passed on",
-                "the listening socket, and the lock beside a path",
-                format!("{} descriptors", shares.len()),
-            );
+            session
+                .record
+                .met(PASSED_ON, format!("{} descriptors", shares.len()));
         }
         Ok(())
     }
@@ -810,16 +757,11 @@ impl Side<'_> {
             _ => return Err(Error::Protocol("expected READY, received another frame".into())),
         };
         if descriptors.len() != count {
-            return Err(Error::ObjectUnsound {
-                check: "descriptors",
-                wanted: format!("{count} with READY"),
-                found: descriptors.len().to_string(),
-            });
+            let wanted = format!("{count} with READY");
+            return Err(Error::unsound("descriptors", wanted, descriptors.len()));
         }
         check_echo(&echo, &session.own)?;
-        session
-            .record
-            .passed("ready", "received", "after everything else", "received");
+        session.record.met(RECEIVED_LAST, "received");
         Ok(descriptors)
     }
 
@@ -844,12 +786,7 @@ impl Side<'_> {
         if !is_child && !self.accepted().any() {
             sys::socket::refuse_descriptors(&line);
         }
-        record.passed(
-            "ready",
-            "descriptors",
-            "closed on this side; only the mappings remain",
-            "closed",
-        );
+        record.met(CLOSED, "closed");
         Parts {
             role,
             line,
@@ -880,7 +817,7 @@ mod tests {
     use std::time::Duration;
 
     use nix::{
-        sys::socket::{Backlog, bind, listen, socket},
+        sys::socket::{AddressFamily, Backlog, SockFlag, bind, listen, socket, socketpair},
         unistd::pipe,
     };
 
@@ -895,19 +832,8 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no credentials of a socket")]
     fn a_line_is_a_connected_unix_stream_pair_made_by_the_sender() {
-        let own = sys::socket::effective_credentials();
-        let own = Credentials {
-            pid: own.pid(),
-            uid: own.uid(),
-            gid: own.gid(),
-        };
-        let (line, _other) = socketpair(
-            AddressFamily::Unix,
-            SockType::Stream,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .unwrap();
+        let (line, _other) = sys::socket::new_line().unwrap();
+        let own = sys::socket::peer_credentials(&line).unwrap();
         check_line(&line, own).unwrap();
         // A listening socket reports its creator like a connected one, but has no other end.
         let listener = socket(

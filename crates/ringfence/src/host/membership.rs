@@ -26,7 +26,7 @@ use crate::{
     channel::Channel,
     channel::end::{ChannelState, Handover, OnEnd, Partner, Shared},
     error::{Check, Error, Result},
-    evidence::EvidenceLog,
+    evidence::{EvidenceLog, SUCCEEDS},
     handshake::frame::Meeting,
     handshake::parts::{Parts, Role, Side},
     host::accept::Refused,
@@ -397,12 +397,7 @@ impl MemberWorker {
                     endpoint.set_listener(place.share().first());
                     place.send_away();
                     let mut record = EvidenceLog::default();
-                    record.passed(
-                        "rendezvous",
-                        "role",
-                        "the guest of a host that has gone is the host",
-                        "host: taken over",
-                    );
+                    record.met(SUCCEEDS, "host: taken over");
                     return Ok(Some(Position::Host(place, record)));
                 }
                 Some(Parted::Lost) => return self.arrive_again(),

@@ -21,7 +21,7 @@ use crate::{
     identity::Confinement,
     peer::namespace::{KernelResult, answered, read_text},
     sys::{self, uninterrupted},
-    wait::deadline::{Deadline, Woken},
+    wait::deadline::Deadline,
 };
 
 /// The number of times that the threads of a peer are read, before a peer that keeps starting threads is
@@ -115,12 +115,7 @@ pub(crate) fn inspect(
             Err(errno) => return all(format!("not visible in /proc/PID/task: {}", errno.desc())),
         };
         for thread in &threads {
-            if deadline.look()? == Woken::Late {
-                return Err(Error::HandshakeTimeout {
-                    step: READING,
-                    after: deadline.allowed,
-                });
-            }
+            deadline.check_at(READING)?;
             let Some(thread) = Thread::read(directory, *thread, wanted)? else {
                 is_complete = false;
                 continue;

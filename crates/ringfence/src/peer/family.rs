@@ -13,7 +13,7 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{AT_FDCWD, OFlag, openat, readlinkat},
-    poll::{PollFd, PollFlags, PollTimeout, poll},
+    poll::PollFlags,
     sys::{
         signal::Signal,
         stat::Mode,
@@ -375,8 +375,7 @@ pub(crate) fn is_exiting(pid: i32) -> bool {
 
 /// Whether the process of a pidfd has not exited.
 pub(crate) fn is_alive(pidfd: &impl AsFd) -> bool {
-    let mut polled = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-    uninterrupted(|| poll(&mut polled, PollTimeout::ZERO)) == Ok(0)
+    sys::is_ready(pidfd, PollFlags::POLLIN) == Ok(false)
 }
 
 /// A process as /proc/PID/stat shows it.

@@ -9,7 +9,7 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat, readlink, readlinkat},
-    poll::{PollFd, PollFlags, PollTimeout, poll},
+    poll::PollFlags,
     sys::{
         socket::{getsockopt, sockopt},
         stat::{Mode, fstat, fstatat},
@@ -19,8 +19,8 @@ use nix::{
 };
 
 use crate::{
-    error::{Check, Error, Refusal, Result, errno, is_denied},
-    evidence::EvidenceLog,
+    error::{Check, Error, OrSystem, Refusal, Result, is_denied},
+    evidence::{EvidenceLog, HELD, VISIBLE},
     fork::PerProcess,
     identity::{Confinement, Credentials, Executable, Identity},
     peer::confinement::{self, ConfinementCheck},
@@ -131,11 +131,8 @@ fn named_by_socket(
     record: &mut EvidenceLog,
 ) -> Result<(Credentials, NamedBy)> {
     const WANTED: &str = "SO_PEERCRED of the peer (getsockopt)";
-    let errno = match uninterrupted(|| getsockopt(&socket, sockopt::PeerCredentials)) {
-        Ok(c) => {
-            let (pid, uid, gid) = (c.pid(), c.uid(), c.gid());
-            return Ok((Credentials { pid, uid, gid }, NamedBy::Socket));
-        }
+    let errno = match sys::socket::peer_credentials(&socket) {
+        Ok(credentials) => return Ok((credentials, NamedBy::Socket)),
         Err(errno) => errno,
     };
     let may_ask_message = is_denied(errno) && may_hide.lookups;
@@ -155,12 +152,7 @@ fn check_credentials(credentials: Credentials, may_hide: MayHide, record: &mut E
     let Credentials { pid, uid, .. } = credentials;
     match (pid, may_hide.pid) {
         (1.., _) => {
-            record.passed(
-                "credentials",
-                "pid",
-                "visible in this pid namespace",
-                pid.to_string(),
-            );
+            record.met(VISIBLE, pid.to_string());
         }
         (0, true) => record.not_asked("credentials", "pid", namespace::UNSEEN),
         _ => {
@@ -280,11 +272,10 @@ impl Peer {
             None => NamedBy::Message,
         };
         let (pidfd, whence) = match started.map(|started| started.try_clone_to_owned()) {
-            Some(started) => {
-                let what = "a copy of the child's pidfd (fcntl)";
-                let pidfd = started.map_err(|error| Error::system(what, errno(&error)))?;
-                (Some(pidfd), "the start")
-            }
+            Some(started) => (
+                Some(started.or_system("a copy of the child's pidfd (fcntl)")?),
+                "the start",
+            ),
             None => pidfd_by_number(credentials.pid)?,
         };
         let peer = Self {
@@ -322,12 +313,7 @@ impl Peer {
         // it.
         self.check_alive()?;
         let Credentials { pid, gid, .. } = self.credentials;
-        record.passed(
-            "credentials",
-            "process",
-            "alive, and held by a pidfd",
-            format!("pid {pid}, gid {gid}, by {whence}"),
-        );
+        record.met(HELD, format!("pid {pid}, gid {gid}, by {whence}"));
         Ok(self)
     }
 
@@ -414,10 +400,9 @@ impl Peer {
     /// or not. (Signal 0 succeeds on a zombie.) Without a pidfd, its state in /proc shows the end.
     pub(crate) fn check_alive(&self) -> Result<()> {
         if let Some(pidfd) = &self.pidfd {
-            let mut polled = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-            return match uninterrupted(|| poll(&mut polled, PollTimeout::ZERO)) {
-                Ok(0) => Ok(()),
-                Ok(_) => Err(self.gone()),
+            return match sys::is_ready(pidfd, PollFlags::POLLIN) {
+                Ok(false) => Ok(()),
+                Ok(true) => Err(self.gone()),
                 Err(errno) => Err(Error::poll("whether the peer is alive", errno)),
             };
         }
@@ -503,12 +488,7 @@ impl Peer {
                 groups,
                 executable,
                 cgroup: cgroup.as_ref().ok().cloned(),
-                label: self
-                    .label
-                    .as_ref()
-                    .ok()
-                    .filter(|label| !label.is_empty())
-                    .cloned(),
+                label: self.label.clone().ok().filter(|label| !label.is_empty()),
             },
             standing,
             is_mapped: self.is_mapped,
@@ -822,12 +802,7 @@ fn executable_of(
 fn executable_at(directory: &OwnedFd, path: PathBuf) -> KernelResult<Executable> {
     let flags = AtFlags::from_bits_retain(sys::file::WITHOUT_SERVER);
     let file = uninterrupted(|| fstatat(directory, "exe", flags))?;
-    Ok(Executable {
-        path,
-        device: file.st_dev,
-        inode: file.st_ino,
-        sha256: None,
-    })
+    Ok(Executable::of(path, &file))
 }
 
 /// Returns the numbers of a line of /proc/PID/status.
@@ -854,12 +829,7 @@ pub(crate) fn own_executable() -> KernelResult<Executable> {
     let file = uninterrupted(|| fstatat(AT_FDCWD, "/proc/self/exe", flags))?;
     let path = uninterrupted(|| readlink("/proc/self/exe"))
         .map_or_else(|_| PathBuf::from("(unnamed)"), PathBuf::from);
-    Ok(Executable {
-        path,
-        device: file.st_dev,
-        inode: file.st_ino,
-        sha256: None,
-    })
+    Ok(Executable::of(path, &file))
 }
 
 /// Returns the executable at a path that the policy names. Waits until `deadline`, because each directory of
@@ -876,12 +846,7 @@ pub(crate) fn named_executable(path: &Path, deadline: &Deadline) -> Result<Kerne
 fn executable_behind(path: &Path) -> KernelResult<Executable> {
     let file = uninterrupted(|| open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()))?;
     let found = uninterrupted(|| fstat(&file))?;
-    Ok(Executable {
-        path: path.to_owned(),
-        device: found.st_dev,
-        inode: found.st_ino,
-        sha256: None,
-    })
+    Ok(Executable::of(path.to_owned(), &found))
 }
 
 /// The kernel's default for [`overflow_uid`].

@@ -20,7 +20,7 @@ use nix::{
 
 use crate::{
     error::{Error, OrSystem, Result},
-    evidence::EvidenceLog,
+    evidence::{ANONYMOUS, EvidenceLog, LEASED, NO_MODE, SEALED, TRIPWIRE, UNLINKED},
     fork::Withheld,
     region::{
         layout::region_size,
@@ -101,13 +101,8 @@ impl SharedObject {
         if links != 0 {
             return Err(Error::ObjectExposed(format!("it has {links} names")));
         }
-        record.passed("object", "created", "a memfd: exclusive, without a name", kind);
-        record.passed(
-            "object",
-            "sealed",
-            "no further writer, no shrinking, no growing",
-            seal_names(wanted_seals()),
-        );
+        record.met(ANONYMOUS, kind);
+        record.met(SEALED, seal_names(wanted_seals()));
         region.guard(Tripwire::arm(&leased, signal)?);
         note_lease(Some(signal), record);
         // From here on only the mapping keeps the open file. So no process can take its descriptor and, with
@@ -146,12 +141,7 @@ impl SharedObject {
             deadline.check_at(RESERVING)
         })?;
         let region = OwnRegion::map(&descriptor, capacity)?;
-        record.passed(
-            "object",
-            "created",
-            "O_CREAT|O_EXCL with mode 0, unlinked, 0 names",
-            "shm, 0 names",
-        );
+        record.met(UNLINKED, "shm, 0 names");
         match signal {
             Some(signal) => region.guard(Tripwire::arm(&descriptor, signal)?),
             None => sys::file::take_lease(&descriptor).map_err(refused)?,
@@ -165,7 +155,7 @@ impl SharedObject {
     /// process of the same user could restore the permission.
     pub(crate) fn close_to_openers(&self, record: &mut EvidenceLog) -> Result<()> {
         fchmod(&self.descriptor, Mode::empty()).or_system("removing the permissions of the shared object")?;
-        record.passed("object", "mode", "0: no process may open it", "0");
+        record.met(NO_MODE, "0");
         Ok(())
     }
 
@@ -274,19 +264,9 @@ fn until_unexposed<T>(mut make: impl FnMut() -> Result<T>) -> Result<T> {
 }
 
 fn note_lease(signal: Option<c_int>, record: &mut EvidenceLog) {
-    record.passed(
-        "object",
-        "lease",
-        "F_WRLCK granted: no other process has it open",
-        "granted",
-    );
+    record.met(LEASED, "granted");
     match signal {
-        Some(signal) => record.passed(
-            "object",
-            "tripwire",
-            "any later open is detected",
-            format!("by signal {signal}"),
-        ),
+        Some(signal) => record.met(TRIPWIRE, format!("by signal {signal}")),
         None => record.not_asked(
             "object",
             "tripwire",

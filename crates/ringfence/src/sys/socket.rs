@@ -421,7 +421,7 @@ unsafe fn take_control(header: &libc::msghdr, received: &mut Received) {
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket, socketpair};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
     use super::*;
 
@@ -454,13 +454,7 @@ mod tests {
             )
             .unwrap()
         };
-        let (one, other) = socketpair(
-            AddressFamily::Unix,
-            SockType::Stream,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .unwrap();
+        let (one, other) = new_line().unwrap();
         for socket in [new(), one, other] {
             for (option, value) in AT_BIRTH {
                 match get(&socket, option) {
@@ -476,13 +470,7 @@ mod tests {
 
     #[test]
     fn settling_a_line_resets_its_options() {
-        let (line, _other) = socketpair(
-            AddressFamily::Unix,
-            SockType::Stream,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .unwrap();
+        let (line, _other) = new_line().unwrap();
         let known: Vec<_> = AT_BIRTH
             .into_iter()
             .filter(|(option, value)| set(&line, *option, i32::from(*value == 0)).is_ok())

@@ -3,9 +3,6 @@
 use std::os::fd::OwnedFd;
 
 #[cfg(test)]
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-
-#[cfg(test)]
 use crate::{channel::Channel, options::Options};
 use crate::{
     fork::ForkMark,
@@ -60,8 +57,7 @@ pub(crate) fn without_a_peer(
 /// Both ends of a channel in this process.
 #[cfg(test)]
 pub(crate) fn pair(capacity: u64, longest: u64, options: &Options) -> (Channel, Channel) {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let (one, other) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
+    let (one, other) = crate::sys::socket::new_line().expect("a line");
     let regions = [OwnRegion::private(capacity), OwnRegion::private(capacity)];
     let end = |line, own, peer| end(line, own, peer, (capacity, longest), options);
     (

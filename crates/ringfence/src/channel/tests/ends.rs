@@ -37,8 +37,7 @@ struct Side {
 impl Side {
     /// `succeeds`: this side takes over the address of its peer.
     fn new(succeeds: bool) -> Self {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let (line, peers_line) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+        let (line, peers_line) = crate::sys::socket::new_line().unwrap();
         let (own, peer) = (OwnRegion::private(CAPACITY), OwnRegion::private(CAPACITY));
         let told = Arc::default();
         let tells = Tells {

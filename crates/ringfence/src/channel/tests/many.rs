@@ -150,8 +150,7 @@ fn a_merge_counts_what_it_has_received_and_not_what_was_received_before() {
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn a_source_whose_peer_takes_barriers_needs_one_until_the_peer_makes_fences() {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let (line, _other) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
+    let (line, _other) = crate::sys::socket::new_line().expect("a line");
     let (own, peer) = (OwnRegion::private(CAPACITY), OwnRegion::private(CAPACITY));
     let mut parts = without_a_peer(line, own, peer.seen_by_peer(), CAPACITY, LONGEST);
     parts.barriers = true;
