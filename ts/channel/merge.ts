@@ -521,30 +521,16 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
 
   /** Hands available messages to the waiting callers, and asks the sources for a wakeup if more callers wait. */
   #serve(): void {
-    for (let waiter = this.#waiters.first; waiter !== undefined; waiter = this.#waiters.first) {
-      const due = this.#due
-      if (due !== null) {
+    const find = (takes: boolean) => (takes ? this.#take() : this.#has() ? THERE : null)
+    for (;;) {
+      const left = this.#waiters.serve(find, () => this.#due)
+      if (left === null) return
+      if (left !== 'none') {
         this.#arm()
-        this.#defer(due)
-        return
+        return this.#defer(left)
       }
-      let message: [Source, In] | null = null
-      let there = false
-      try {
-        if (waiter.takes) message = this.#take()
-        else there = this.#has()
-      } catch (error) {
-        // The error belongs to this caller. The others continue.
-        if (this.#waiters.remove(waiter)) waiter.failed(error as Error)
-        continue
-      }
-      if (message !== null || there) {
-        this.#waiters.shift()
-        waiter.found(message ?? THERE)
-      } else if (this.#isOver) {
-        this.#tellOver()
-        return
-      } else if (!this.#arm()) return
+      if (this.#isOver) return this.#tellOver()
+      if (!this.#arm()) return
     }
   }
 

@@ -369,36 +369,21 @@ export class ReceiveBuffer {
       this.#merged()
       return
     }
-    for (let waiter = this.#waiters.first; waiter !== undefined; waiter = this.#waiters.first) {
-      const due = now ? null : this.due
-      if (due !== null) {
-        this.#defer(due)
-        return
-      }
-      if (!now) this.#atDeadline = MOST_AT_DEADLINE
-      let message: Buffer | null = null
-      let there = false
-      try {
-        if (waiter.takes) message = this.take()
-        else there = this.#fetched.has(false)
-      } catch (error) {
-        // The error belongs to this caller. The others continue.
-        if (this.#waiters.remove(waiter)) waiter.failed(error as Error)
-        continue
-      }
-      if (message !== null || there) {
-        this.#waiters.shift()
-        waiter.found(message ?? EMPTY)
-        continue
-      }
-      if (this.#fetched.over !== null) {
-        this.#tellEnd()
-        return
-      }
+    for (;;) {
+      if (!now && this.due === null) this.#atDeadline = MOST_AT_DEADLINE
+      const left = this.#waiters.serve(this.#find, now ? () => null : () => this.due)
+      if (left === null) break
+      if (left !== 'none') return this.#defer(left)
+      if (this.#fetched.over !== null) return this.#tellEnd()
       if (this.#armed || this.#looksAgain()) return
       this.arm()
     }
     if (this.calls !== null) this.#readOn(false)
+  }
+
+  readonly #find = (takes: boolean): Buffer | null => {
+    if (takes) return this.take()
+    return this.#fetched.has(false) ? EMPTY : null
   }
 
   /** Reads call frames, now and whenever the peer wakes this side. */

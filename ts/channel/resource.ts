@@ -77,12 +77,21 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
   }
 
   /**
+   * The resource that this one is a view of, or itself.
+   *
+   * @internal
+   */
+  protected get root(): this {
+    return (this.#root ?? this) as this
+  }
+
+  /**
    * The end; null while the resource is open.
    *
    * @internal
    */
   protected get ended(): Closed | null {
-    return (this.#root ?? this).#ended
+    return this.root.#ended
   }
 
   /**

@@ -83,6 +83,29 @@ export class Waiters<Value> {
     return waiter
   }
 
+  /**
+   * Hands values to the callers, in the order of their calls.
+   *
+   * @param find - Finds the value for a caller that `takes` it, or only checks that there is one; null if there is none. An error belongs to
+   * that caller, and the others continue.
+   * @param due - Returns the turn of the event loop to await before the next caller is served; null if none is due.
+   * @returns null if no caller is left; 'none' if there is no value for the next one; or the turn to await.
+   */
+  serve(find: (takes: boolean) => Value | null, due: () => Promise<void> | null): Promise<void> | 'none' | null {
+    for (let waiter = this.first; waiter !== undefined; waiter = this.first) {
+      const turn = due()
+      if (turn !== null) return turn
+      try {
+        const value = find(waiter.takes)
+        if (value === null) return 'none'
+        if (this.remove(waiter)) waiter.found(value)
+      } catch (error) {
+        if (this.remove(waiter)) waiter.failed(error as Error)
+      }
+    }
+    return null
+  }
+
   /** Removes and returns the caller that has waited longest. */
   shift(): Waiter<Value> | undefined {
     return this.#line.shift() ?? undefined

@@ -56,8 +56,6 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
   /** Converts values to messages; null if messages are bytes. */
   readonly #values: Values<unknown> | null
   #streams: WebStreams<never, Out> | null = null
-  /** The publisher that this one was made from by {@link Publisher.with}. It holds the state of both. */
-  readonly #root: AnyPublisher | null
   readonly #subscribers = new Map<number, Subscriber>()
   #ending: Promise<void> | null = null
   #sealing: Promise<void> | null = null
@@ -86,11 +84,9 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
     this.#native = native
     this.#values = values
     if (isView) {
-      this.#root = from.#root ?? from
       this.#queue = from.#queue
       return
     }
-    this.#root = null
     this.#queue = new SendQueue(native, from.settings.busyPollMicros > 0, (error) => this.#failed(error))
     if (native.watchRoom(() => this.#hear()) === FAILED) throw fromFailure(native.failure())
     nowOpen(this)
@@ -121,7 +117,7 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
    * ```
    */
   stats(): PublisherStats {
-    if (this.#root !== null) return this.#root.stats()
+    if (this.root !== this) return this.root.stats()
     if (this.ended === null) this.#queue.flush()
     const figures = this.#native.stats()
     return {
@@ -139,7 +135,7 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
 
   /** The subscribers that are connected now, in the order in which they connected. */
   get subscribers(): readonly Subscriber[] {
-    return [...(this.#root ?? this).#subscribers.values()]
+    return [...this.root.#subscribers.values()]
   }
 
   /**
@@ -274,7 +270,7 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
    * @param options - An abort ends only the waiting. It does not undo the end.
    */
   end(options?: WaitOptions): Promise<void> {
-    return untilAborted(options, () => (this.#root ?? this).#end())
+    return untilAborted(options, () => this.root.#end())
   }
 
   #end(): Promise<void> {
@@ -302,7 +298,7 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
    * @returns A promise that rejects with NO_SPACE if there is no thread for it. The next call then tries again.
    */
   seal(): Promise<void> {
-    if (this.#root !== null) return this.#root.seal()
+    if (this.root !== this) return this.root.seal()
     if (this.ended !== null) return Promise.resolve()
     if (this.#sealing === null) {
       const sealed = new Deferred()
@@ -325,7 +321,7 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
    * @returns A promise that resolves once everything is released, and the address is free. A second call returns the same promise.
    */
   close(options: { linger?: number | undefined } = {}): Promise<void> {
-    if (this.#root !== null) return this.#root.close(options)
+    if (this.root !== this) return this.root.close(options)
     return promised(() => {
       const linger = lingerOf(options)
       return (this.#closing ??= this.#close(linger))
@@ -350,7 +346,7 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
    * ```
    */
   destroy(error?: Error): void {
-    ;(this.#root ?? this).#finish(destroyedBy(error), closedHere)
+    this.root.#finish(destroyedBy(error), closedHere)
   }
 
   /** A subscriber has made room or disconnected. */
