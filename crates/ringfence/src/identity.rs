@@ -45,14 +45,9 @@ impl Executable {
 
 impl fmt::Display for Executable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            path,
-            device,
-            inode,
-            sha256,
-        } = self;
-        write!(f, "{} (device {device:#x}, inode {inode}", path.display())?;
-        if let Some(sha256) = sha256 {
+        let path = self.path.display();
+        write!(f, "{path} (device {:#x}, inode {}", self.device, self.inode)?;
+        if let Some(sha256) = &self.sha256 {
             write!(f, ", SHA-256 {sha256}")?;
         }
         f.write_str(")")

@@ -76,12 +76,7 @@ pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
 
 /// Creates the ring object, and what the threads of the publisher share in addition to it.
 fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Result<Broadcast> {
-    let BoundAlone {
-        record,
-        deadline,
-        options,
-        ..
-    } = bound;
+    let (record, options) = (&mut bound.record, &bound.options);
     let takes_barriers = barriers::complete() && barriers::are_offered();
     // Without subscribers, only the name tells a publisher's ring from that of a pair in /proc.
     let name = [b"ringfence-published:".as_slice(), &address.bound_name()].concat();
@@ -95,7 +90,7 @@ fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Resul
         },
         peer: nix::unistd::geteuid().as_raw(),
     };
-    let object = SharedObject::create(&wanted, &deadline.within(options.handshake_timeout), record)?;
+    let object = SharedObject::create(&wanted, &bound.deadline.within(options.handshake_timeout), record)?;
     object.close_to_openers(record)?;
     let kept = InFlightDescriptor::keep(&object)?;
     record.met(IN_FLIGHT, "a socket of the publisher's own");

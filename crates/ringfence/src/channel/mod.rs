@@ -37,7 +37,7 @@ use std::{
 
 use crate::{
     channel::end::{OnEnd, Shared},
-    channel::open::{Link, Opened, open},
+    channel::open::{Link, open},
     channel::outbound::Writing,
     channel::receiver::Receiver,
     channel::sender::Sender,
@@ -73,40 +73,30 @@ impl Channel {
         let opened = open(parts, on_end, options);
         let reading = Link::new(&opened, ParkingSpot::READER, ParkingSpot::WRITER);
         let writing = Link::new(&opened, ParkingSpot::WRITER, ParkingSpot::READER);
-        let Opened {
-            shared,
-            known,
-            inbox,
-            own,
-            peer,
-            own_capacity,
-            peer_capacity,
-            longest_out,
-            longest_in,
-            attachments_out,
-            ..
-        } = opened;
-        let mut ring = SpscWriter::new(own.clone(), peer.clone(), own_capacity);
+        let (own, peer, terms) = (opened.own, opened.peer, opened.terms);
+        let (shared, known) = (opened.shared, opened.known);
+        let mut ring = SpscWriter::new(own.clone(), peer.clone(), terms.own_capacity);
         ring.count_in(&shared.counters.sent);
-        shared.counters.set_capacity(own_capacity);
-        let mut consumer = SpscReader::new(own, peer, peer_capacity, longest_in);
+        shared.counters.set_capacity(terms.own_capacity);
+        let mut consumer = SpscReader::new(own, peer, terms.peer_capacity, terms.longest_in);
         let accepts = options.attachments;
         if accepts.any() {
             consumer.accept_attachments(MOST.min(accepts.max_count as usize));
         }
         consumer.count_in(&shared.counters.received);
         consumer.accept_calls(false);
-        let tokens = Tokens::new(&shared, inbox);
+        let tokens = Tokens::new(&shared, opened.inbox);
         let writing = Writing {
             ring,
             link: writing,
             shared: Arc::clone(&shared),
         };
-        let sender = Sender::new(writing, own_capacity, longest_out, Outgoing::new(attachments_out));
+        let outgoing = Outgoing::new(terms.attachments_out);
+        let sender = Sender::new(writing, terms.own_capacity, terms.longest_out, outgoing);
         let peer = Arc::clone(&known.identity);
         Self {
             sender,
-            receiver: Receiver::new(consumer, peer, reading, longest_in, shared),
+            receiver: Receiver::new(consumer, peer, reading, terms.longest_in, shared),
             known,
             tokens,
         }

@@ -7,12 +7,11 @@ use crate::{
     channel::stats::Counters,
     channel::verify::{KnownPeer, Verifier},
     fork::ProcessMutex,
-    handshake::parts::Parts,
+    handshake::parts::{ChannelTerms, Parts},
     options::Options,
     region::own::OwnRegion,
     region::peer::PeerRegion,
     signal::{barriers, inbox::TokenInbox},
-    wake::attachments::Attachments,
     wake::doorbell::Doorbell,
     wake::parking::{Barriers, ParkingSpot, Sleeper, Waker},
 };
@@ -32,13 +31,7 @@ pub(crate) struct Opened {
     pub(crate) barriers: Barriers,
     /// This process was registered for barriers before the channel was opened.
     pub(crate) receives_barriers: bool,
-    /// Bytes of this side's ring and of the peer's. 0 if there is none.
-    pub(crate) own_capacity: u64,
-    pub(crate) peer_capacity: u64,
-    /// Bytes of the longest message that the peer accepts, and that this side accepts.
-    pub(crate) longest_out: u64,
-    pub(crate) attachments_out: Attachments,
-    pub(crate) longest_in: u64,
+    pub(crate) terms: ChannelTerms,
 }
 
 /// Opens a channel. The peer has this side's object already: from now on the tripwire ends the channel.
@@ -46,9 +39,9 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
     let (own, peer) = (parts.own.open(), parts.peer);
     let inbox = Arc::clone(parts.inbox.inbox());
     let receives_barriers = barriers::are_accepted();
-    let subscribes = parts.own_capacity == 0;
+    let subscribes = parts.terms.own_capacity == 0;
     let (process, birth) = (parts.process.pidfd(), parts.mark.birth());
-    let doorbell = Doorbell::new(parts.line, process, parts.attachments_in, subscribes, birth);
+    let doorbell = Doorbell::new(parts.line, process, parts.terms.attachments_in, subscribes, birth);
     let held = Resources {
         own: own.clone(),
         phase: OwnPhase::of(&own),
@@ -86,11 +79,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
             Barriers::Both
         },
         receives_barriers,
-        own_capacity: parts.own_capacity,
-        peer_capacity: parts.peer_capacity,
-        longest_out: parts.longest_out,
-        attachments_out: parts.attachments_out,
-        longest_in: parts.longest_in,
+        terms: parts.terms,
     }
 }
 

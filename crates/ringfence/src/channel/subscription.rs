@@ -115,15 +115,7 @@ impl Subscription {
         let Beginning { start, now } = beginning;
         let spot = ParkingSpot::reader_in(as_offset(start.slot.into()));
         let link = Link::between(&opened, ring.clone(), spot, ParkingSpot::WRITER);
-        let Opened {
-            shared,
-            known,
-            own,
-            peer: publishers,
-            peer_capacity: capacity,
-            longest_out: longest,
-            ..
-        } = opened;
+        let (shared, own, longest) = (opened.shared, opened.own, opened.terms.longest_out);
         // It never sends.
         shared.sending_ended.store(true, Ordering::Release);
         let held = Held {
@@ -133,7 +125,7 @@ impl Subscription {
             sequence: start.sequence,
         };
         let terms = Terms {
-            capacity,
+            capacity: opened.terms.peer_capacity,
             longest,
             delivery: options.delivery,
             held,
@@ -141,7 +133,7 @@ impl Subscription {
         let controls = Controls {
             shared: Arc::clone(&shared),
             own: own.clone(),
-            publishers,
+            publishers: opened.peer,
         };
         let reader = FanOutReader::new(ring, own, controls, terms);
         let mut reader = shared.judge(reader)?;
@@ -151,7 +143,7 @@ impl Subscription {
             reader,
             end_known: false,
             ended: false,
-            known,
+            known: opened.known,
             collects: options.attachments.any(),
             missed: 0,
             last_lag: 0,

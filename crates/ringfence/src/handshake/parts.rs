@@ -53,6 +53,22 @@ impl fmt::Display for Role {
     }
 }
 
+/// What both sides have agreed on for their messages.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ChannelTerms {
+    /// Bytes of this side's ring and of the peer's. 0 if there is none.
+    pub(crate) own_capacity: u64,
+    pub(crate) peer_capacity: u64,
+    /// The attachments that this side accepts.
+    pub(crate) attachments_in: Attachments,
+    /// The attachments that the peer accepts.
+    pub(crate) attachments_out: Attachments,
+    /// Bytes of the longest message that the peer receives.
+    pub(crate) longest_out: u64,
+    /// Bytes of the longest message that this side receives.
+    pub(crate) longest_in: u64,
+}
+
 /// The result of a handshake.
 #[derive(Debug)]
 pub(crate) struct Parts {
@@ -66,16 +82,7 @@ pub(crate) struct Parts {
     pub(crate) mark: ForkMark,
     pub(crate) own: Unopened,
     pub(crate) peer: PeerRegion,
-    pub(crate) own_capacity: u64,
-    pub(crate) peer_capacity: u64,
-    /// The attachments that this side accepts.
-    pub(crate) attachments_in: Attachments,
-    /// The attachments that the peer accepts.
-    pub(crate) attachments_out: Attachments,
-    /// The longest message that the peer receives.
-    pub(crate) longest_out: u64,
-    /// The longest message that this side receives.
-    pub(crate) longest_in: u64,
+    pub(crate) terms: ChannelTerms,
     /// Both processes support membarrier(2).
     pub(crate) barriers: bool,
     /// Receives the peer's tokens.

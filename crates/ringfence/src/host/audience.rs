@@ -293,7 +293,7 @@ impl Endpoint<Broadcast> {
         let (number, delivery) = (start.held.number, start.delivery);
         let opened = open(parts, None, options);
         let (link, control, barriers) = (opened.shared, opened.peer, opened.barriers);
-        let (accepts, known) = (opened.attachments_out, opened.known);
+        let (accepts, known) = (opened.terms.attachments_out, opened.known);
         let member = Arc::new(SubscriberRecord {
             number,
             delivery,

@@ -312,25 +312,18 @@ impl Broadcaster {
             self.read_figures();
         }
         let (subscribers, evicted) = self.shared.counts();
-        let Figures {
-            published,
-            used,
-            waits,
-            waited,
-            ..
-        } = self.own;
-        let (attachments_sent, attachments_withheld) = (self.own.attached.sent, self.own.attached.withheld);
+        let own = &self.own;
         PublisherStats {
             published: self.sequence(),
-            bytes_published: published.1,
+            bytes_published: own.published.1,
             subscribers,
             evicted,
-            waits,
-            waited_micros: u64::try_from(waited.as_micros()).unwrap_or(u64::MAX),
-            ring_used: used,
+            waits: own.waits,
+            waited_micros: u64::try_from(own.waited.as_micros()).unwrap_or(u64::MAX),
+            ring_used: own.used,
             ring_capacity: self.capacity(),
-            attachments_sent,
-            attachments_withheld,
+            attachments_sent: own.attached.sent,
+            attachments_withheld: own.attached.withheld,
         }
     }
 

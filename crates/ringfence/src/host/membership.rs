@@ -267,9 +267,7 @@ impl MemberWorker {
 
     /// Returns `None` if the host hung up without an answer.
     fn try_to_arrive(&self, deadline: &Deadline) -> Result<Option<Position>> {
-        let Self {
-            endpoint, options, ..
-        } = self;
+        let (endpoint, options) = (&self.endpoint, &self.options);
         let mut record = EvidenceLog::default();
         let stream = match election::meet(&endpoint.address, options.access()?, deadline, &mut record)? {
             MeetOutcome::Host(place) => {
@@ -303,29 +301,21 @@ impl MemberWorker {
                 Position::Host(place, record) => self.host(place, &record),
                 Position::Guest => self.attend(),
             };
-            match next {
-                Ok(Some(next)) => position = next,
+            let events = &self.endpoint.events;
+            position = match next {
+                Ok(Some(next)) => next,
                 Ok(None) => {
-                    self.endpoint.events.end(End::Closed);
-                    self.endpoint.events.discard();
-                    break;
+                    events.end(End::Closed);
+                    return events.discard();
                 }
-                Err(error) => {
-                    self.endpoint.events.end(End::Failed(error));
-                    break;
-                }
-            }
+                Err(error) => return events.end(End::Failed(error)),
+            };
         }
     }
 
     /// Accepts one partner after the other until this process leaves, and then returns `None`.
     fn host(&self, place: BoundAddress, record: &EvidenceLog) -> Result<Option<Position>> {
-        let Self {
-            endpoint,
-            options,
-            stay,
-            ..
-        } = self;
+        let Self { endpoint, stay, .. } = self;
         let over = match patiently(stay, CancelToken::new) {
             Ok(over) => over,
             Err(Error::Aborted) => {
@@ -337,7 +327,7 @@ impl MemberWorker {
         };
         let shares = place.share();
         endpoint.set_listener(shares.first());
-        let admission = Admission::new(endpoint, options);
+        let admission = Admission::new(endpoint, &self.options);
         let (place, result) = admission.run((place, record), &shares, &over, stay, |place, result| {
             (place, result)
         });
@@ -427,10 +417,8 @@ impl MemberWorker {
     /// Waits for the end of the channel, which another thread may be about to end: the host may have left at this moment, which makes
     /// this side the last member.
     fn part(&self) -> Result<Option<Position>> {
-        let Self {
-            endpoint, options, ..
-        } = self;
-        let deadline = Deadline::endless(Vec::new(), options.handshake_timeout);
+        let endpoint = &self.endpoint;
+        let deadline = Deadline::endless(Vec::new(), self.options.handshake_timeout);
         loop {
             let parted = endpoint.state().parted.take();
             if parted.is_some() {

@@ -45,9 +45,13 @@ pub(crate) struct ConfinementCheck {
 
 impl ConfinementCheck {
     pub(crate) fn failed(confinement: Confinement, found: String) -> Self {
+        Self::new(confinement, false, found)
+    }
+
+    fn new(confinement: Confinement, passed: bool, found: String) -> Self {
         Self {
             confinement,
-            passed: false,
+            passed,
             found,
         }
     }
@@ -99,14 +103,8 @@ pub(crate) fn inspect(
     let Some(directory) = directory else {
         return all("not visible: /proc does not show the peer to this process".into());
     };
-    let mut findings: Vec<_> = wanted
-        .iter()
-        .map(|confinement| ConfinementCheck {
-            confinement: *confinement,
-            passed: true,
-            found: String::new(),
-        })
-        .collect();
+    let unknown = |confinement: &Confinement| ConfinementCheck::new(*confinement, true, String::new());
+    let mut findings: Vec<_> = wanted.iter().map(unknown).collect();
     let mut previous = None;
     for _ in 0..PASSES {
         let mut is_complete = true;
@@ -193,16 +191,13 @@ impl Thread {
             user_namespace.as_ref().err(),
             network_namespace.as_ref().err(),
         ];
-        Ok(if errors.into_iter().any(gone) {
-            None
-        } else {
-            Some(Self {
-                number,
-                status,
-                user_namespace,
-                network_namespace,
-            })
-        })
+        let has_ended = errors.into_iter().any(gone);
+        Ok((!has_ended).then_some(Self {
+            number,
+            status,
+            user_namespace,
+            network_namespace,
+        }))
     }
 
     fn compare(&self, confinement: Confinement) -> ConfinementCheck {
@@ -230,11 +225,7 @@ impl Thread {
             }),
         };
         match compared {
-            Ok((true, found)) => ConfinementCheck {
-                confinement,
-                passed: true,
-                found,
-            },
+            Ok((true, found)) => ConfinementCheck::new(confinement, true, found),
             Ok((false, found)) | Err(found) => {
                 ConfinementCheck::failed(confinement, format!("{found} (thread {})", self.number))
             }

@@ -54,28 +54,23 @@ enum ProgramFile {
 impl Program {
     /// The same file that this process executes (device and inode).
     pub const fn same() -> Self {
-        Self {
-            file: ProgramFile::Same,
-            sha256: None,
-        }
+        Self::of(ProgramFile::Same, None)
+    }
+
+    const fn of(file: ProgramFile, sha256: Option<Digest>) -> Self {
+        Self { file, sha256 }
     }
 
     /// The file that has this path at the time of the check (device and inode). The call that receives the
     /// policy fails with [`Error::InvalidArgument`] if the path is relative.
     pub fn path(path: impl AsRef<Path>) -> Self {
-        Self {
-            file: ProgramFile::Path(path.as_ref().to_owned()),
-            sha256: None,
-        }
+        Self::of(ProgramFile::Path(path.as_ref().to_owned()), None)
     }
 
     /// Any file with this content. The content is read through /proc/PID/exe, which also needs read
     /// permission for that file. A file served by a process (FUSE) is refused.
     pub const fn content(sha256: Digest) -> Self {
-        Self {
-            file: ProgramFile::Any,
-            sha256: Some(sha256),
-        }
+        Self::of(ProgramFile::Any, Some(sha256))
     }
 
     /// Requires this content in addition, read as in [`Program::content`].
@@ -382,15 +377,10 @@ impl Policy {
         record: &mut EvidenceLog,
     ) -> Result<()> {
         let mut note = |check: Check, compared: Comparison| {
-            let Comparison {
-                outcome,
-                wanted,
-                found,
-            } = compared;
-            let Some(outcome) = outcome else {
-                return Err(Error::from(Refusal::new(check, wanted, found)));
+            let Some(outcome) = compared.outcome else {
+                return Err(Error::from(Refusal::new(check, compared.wanted, compared.found)));
             };
-            record.note(step, check.name(), wanted, found, outcome);
+            record.note(step, check.name(), compared.wanted, compared.found, outcome);
             Ok(())
         };
         let (real, effective) = (getuid().as_raw(), geteuid().as_raw());
@@ -411,14 +401,10 @@ impl Policy {
         note(Check::Gid, named(self.compare_groups(look)))?;
         note(Check::Cgroup, named(self.compare_cgroup(look)?))?;
         note(Check::Label, named(self.compare_label(look)))?;
-        for ConfinementCheck {
-            confinement,
-            passed,
-            found,
-        } in self.compare_confinement(look, deadline)?
-        {
-            let compared = Comparison::compared(passed, confinement.wanted(), found);
-            note(Check::Confined(confinement), compared)?;
+        for checked in self.compare_confinement(look, deadline)? {
+            let wanted = checked.confinement.wanted();
+            let compared = Comparison::compared(checked.passed, wanted, checked.found);
+            note(Check::Confined(checked.confinement), compared)?;
         }
         // Last, because reading a content takes long.
         let executable = self.compare_executable(look, deadline)?;
@@ -535,11 +521,8 @@ impl Policy {
                 (Ok(true), None) => passed = true,
                 (Ok(true), Some(sha256)) => contents.push(sha256),
                 (Err(why), _) => {
-                    return Ok(Comparison::compared(
-                        false,
-                        DisplayProgram(program, &own).to_string(),
-                        why,
-                    ));
+                    let wanted = DisplayProgram(program, &own).to_string();
+                    return Ok(Comparison::compared(false, wanted, why));
                 }
             }
         }
@@ -705,14 +688,13 @@ mod tests {
 
     /// Returns whether the check passed, the required value and the found one. `None` if it was not required.
     fn told(compared: Comparison) -> (Option<bool>, String, String) {
-        let Comparison {
-            outcome,
-            wanted,
-            found,
-        } = compared;
-        match outcome {
-            Some(Outcome::NotAsked) => (None, String::new(), found),
-            outcome => (Some(outcome == Some(Outcome::Passed)), wanted, found),
+        match compared.outcome {
+            Some(Outcome::NotAsked) => (None, String::new(), compared.found),
+            outcome => (
+                Some(outcome == Some(Outcome::Passed)),
+                compared.wanted,
+                compared.found,
+            ),
         }
     }
 

@@ -41,7 +41,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Result, errno, is_shortage},
+    error::{Error, OrSystem, Result, errno, is_shortage},
     fork::PerProcess,
     signal::claim::{Handler, SignalClaim},
     sys,
@@ -204,17 +204,12 @@ impl Tripwire {
     /// [`Error::ObjectExposed`] if another process has the object open. [`Error::InvalidArgument`] if this
     /// process uses the signal itself. [`Error::Unsupported`].
     pub(crate) fn arm(object: impl AsFd, signal: c_int) -> Result<Self> {
-        let file =
-            fstat(&object).map_err(|errno| Error::system("inspecting the shared object (fstat)", errno))?;
+        let file = fstat(&object).or_system("inspecting the shared object (fstat)")?;
         let claim = SignalClaim::new(Some(signal), Handler::Alarm(look))?;
         let watched = WIRES.get()?;
+        let (major, minor) = (major(file.st_dev), minor(file.st_dev));
         let wire = Arc::new(Wire {
-            place: format!(
-                "{:02x}:{:02x}:{}",
-                major(file.st_dev),
-                minor(file.st_dev),
-                file.st_ino
-            ),
+            place: format!("{major:02x}:{minor:02x}:{}", file.st_ino),
             armed: AtomicBool::new(false),
             tripped: AtomicBool::new(false),
             doubt: Mutex::default(),

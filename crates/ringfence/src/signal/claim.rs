@@ -31,7 +31,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, OrSystem, Result},
     fork::{Birth, PerProcess},
     signal::barriers,
     sys::lock::{Condvar, Mutex},
@@ -190,8 +190,7 @@ fn check_range(number: c_int) -> Result<()> {
 }
 
 fn check_free(number: c_int) -> Result<()> {
-    let found = sys::signal::disposition_of(number)
-        .map_err(|errno| Error::system("reading a signal's handler (sigaction)", errno))?;
+    let found = sys::signal::disposition_of(number).or_system("reading a signal's handler (sigaction)")?;
     // Our own handler on a number that is not claimed here was installed by the process from which this one
     // was forked.
     if found.sa_sigaction == libc::SIG_DFL || found.sa_sigaction == own_handler() {
@@ -244,7 +243,7 @@ impl SignalClaim {
         }
         check_free(number)?;
         sys::signal::set_disposition(number, &sys::signal::disposition(own_handler()))
-            .map_err(|errno| Error::system("a handler of a realtime signal (sigaction)", errno))?;
+            .or_system("a handler of a realtime signal (sigaction)")?;
         match start(number) {
             Ok(mut thread) => {
                 let claim = thread.claim(birth);
@@ -360,7 +359,7 @@ impl fmt::Debug for ThreadProgress {
 
 impl ThreadProgress {
     fn new() -> Result<Self> {
-        let key = sys::process::bytes().map_err(|errno| Error::system("random bytes", errno))?;
+        let key = sys::process::bytes().or_system("random bytes")?;
         Ok(Self {
             key,
             state: Mutex::default(),
@@ -449,7 +448,7 @@ fn start(number: c_int) -> Result<SignalThread> {
     let (thread, whole) = started
         .recv()
         .map_err(|error| no_thread(error.to_string()))?
-        .map_err(|errno| Error::system("blocking signals in a thread (pthread_sigmask)", errno))?;
+        .or_system("blocking signals in a thread (pthread_sigmask)")?;
     Ok(SignalThread {
         number,
         claims: 0,

@@ -19,7 +19,7 @@ use nix::{errno::Errno, libc};
 use subtle::ConstantTimeEq as _;
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, OrSystem, Result},
     fork::{Birth, PerProcess, ProcessMutex},
     signal::claim::{Handler, SignalClaim, strays},
     sys::lock::Mutex,
@@ -208,7 +208,7 @@ impl OpenInbox {
     /// Opens an inbox for signals of this number, or of an unused one. Fails as [`SignalClaim::new`] does.
     pub(crate) fn open(number: Option<i32>) -> Result<Self> {
         let claim = SignalClaim::new(number, Handler::Queued(deliver))?;
-        let secret = sys::process::bytes().map_err(|errno| Error::system("random bytes", errno))?;
+        let secret = sys::process::bytes().or_system("random bytes")?;
         Self::register(claim.number, Secret(secret), Some(Arc::new(claim)))
     }
 
@@ -323,30 +323,20 @@ impl TokenSender {
     /// has the channel, and so the thread.
     pub(crate) fn send(&mut self, token: u64, is_there: impl Fn() -> bool) -> Result<u64> {
         let Self { process, address, .. } = *self;
-        let TokenAddress {
-            number,
-            thread,
-            mailbox,
-            secret,
-            ..
-        } = address;
-        if number == 0 {
-            return Err(Error::Unsupported {
-                what: format!(
-                    "process {process} cannot receive tokens: its system loses part of a signal's data, or it \
-                     lives in another pid namespace; send a message instead"
-                ),
-                source: None,
-            });
+        if address.number == 0 {
+            return Err(Error::unsupported(format!(
+                "process {process} cannot receive tokens: its system loses part of a signal's data, or it \
+                 lives in another pid namespace; send a message instead"
+            )));
         }
         let info = SignalInfo {
-            signal: number.cast_signed(),
-            errno: mailbox.cast_signed(),
+            signal: address.number.cast_signed(),
+            errno: address.mailbox.cast_signed(),
             code: libc::SI_QUEUE,
             value: token,
-            rest: secret.0,
+            rest: address.secret.0,
         };
-        queue(process, thread.cast_signed(), &info, is_there).map_err(|errno| match errno {
+        queue(process, address.thread.cast_signed(), &info, is_there).map_err(|errno| match errno {
             Errno::EAGAIN => Error::no_space(
                 format!("a token to process {process}"),
                 "the limit of queued signals for its user is reached \

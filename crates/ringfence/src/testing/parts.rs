@@ -7,7 +7,7 @@ use crate::{channel::Channel, options::Options};
 use crate::{
     fork::ForkMark,
     handshake::broadcast::RingPart,
-    handshake::parts::{Parts, Role, Unopened},
+    handshake::parts::{ChannelTerms, Parts, Role, Unopened},
     identity::{Credentials, Identity},
     peer::process::Peer,
     region::own::OwnRegion,
@@ -39,12 +39,14 @@ pub(crate) fn without_a_peer(
         mark: ForkMark::new().expect("memory"),
         own: Unopened::new(own),
         peer,
-        own_capacity: capacity,
-        peer_capacity: capacity,
-        attachments_in: Attachments::none(),
-        attachments_out: Attachments::none(),
-        longest_out: longest,
-        longest_in: longest,
+        terms: ChannelTerms {
+            own_capacity: capacity,
+            peer_capacity: capacity,
+            attachments_in: Attachments::none(),
+            attachments_out: Attachments::none(),
+            longest_out: longest,
+            longest_in: longest,
+        },
         barriers: false,
         inbox: OpenInbox::unreachable(),
         token_sender: TokenSender::new(no_process.pid, TokenAddress::default()).expect("no process"),
@@ -75,10 +77,8 @@ pub(crate) fn end(
     (capacity, longest): (u64, u64),
     options: &Options,
 ) -> Channel {
-    let parts = Parts {
-        attachments_in: options.attachments,
-        attachments_out: options.attachments,
-        ..without_a_peer(line, own.clone(), peer.seen_by_peer(), capacity, longest)
-    };
+    let mut parts = without_a_peer(line, own.clone(), peer.seen_by_peer(), capacity, longest);
+    parts.terms.attachments_in = options.attachments;
+    parts.terms.attachments_out = options.attachments;
     Channel::assemble(parts, None, options)
 }

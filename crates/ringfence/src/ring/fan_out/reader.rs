@@ -175,12 +175,7 @@ impl<R: Readable, C: Writable, V: Validity> Limit<C, R> for FloorLimit<V> {
 impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
     /// Errors with [`Error::RingCorrupt`] if the publisher says what cannot be. To be followed by [`FanOutReader::begin`].
     pub(crate) fn new(ring: R, own: C, validity: V, terms: Terms) -> Result<Self> {
-        let Held {
-            slot,
-            position,
-            sequence,
-            ..
-        } = terms.held;
+        let (slot, position, sequence) = (terms.held.slot, terms.held.position, terms.held.sequence);
         if !position.is_multiple_of(8) || position > FARTHEST || sequence > position / HEADER {
             return Err(corrupt(format!(
                 "it lets this side begin at {position}, after {sequence} messages"
