@@ -1,12 +1,16 @@
 // Launchers that a parent may put between itself and its child: each forks, changes namespaces or drops rights in its own way.
 
 import { execFileSync } from 'node:child_process'
-import { readFileSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
 
-import test from 'ava'
+import test, { type ExecutionContext } from 'ava'
 import { spawn, type ChildOptions, type RingfenceError } from 'ringfence'
+
+import { compileConfinement, named, SANDBOX_FILTERS } from './support/filter.js'
 
 /** Prints what it sees of its parent, and echoes. */
 const ECHO = `
@@ -32,8 +36,10 @@ interface Launcher {
   makesUserNamespace?: true
 }
 
-// By default, it limits files to 1 MiB, and shared memory counts as a file.
-const NSJAIL = ['nsjail', '-Mo', '--really_quiet', '--chroot', '/', '--cwd', process.cwd(), '--rlimit_fsize', 'inf']
+// By default, it limits files to 1 MiB, and shared memory counts as a file. It also limits descriptors to 32, and the kernel compares that with
+// the descriptors on their way between all processes of the user.
+const LIMITS = ['--rlimit_fsize', 'inf', '--rlimit_nofile', 'soft']
+const NSJAIL = ['nsjail', '-Mo', '--really_quiet', '--chroot', '/', '--cwd', process.cwd(), ...LIMITS]
 const CONFINED = ['--net=none', '--caps.drop=all', '--nonewprivs', '--seccomp']
 
 /** The table of launchers in docs/guide/sandbox.md is made from this one: `UPDATE_TABLE=1 npx ava build/test/launchers.test.js`. */
@@ -88,6 +94,12 @@ const LAUNCHERS: Record<string, Launcher> = {
     command: ['systemd-run', '--user', '--pipe', '--quiet', '--same-dir', '--setenv', 'RINGFENCE_LINE=0'],
     line: 'stdin',
   },
+  // As root, with the manager of the system.
+  'systemd-run --scope': { command: ['systemd-run', '--scope', '--quiet'] },
+  'systemd-run --pipe': {
+    command: ['systemd-run', '--pipe', '--quiet', '--same-dir', '--setenv', 'RINGFENCE_LINE=0'],
+    line: 'stdin',
+  },
   'nsjail --pass_fd 3': {
     command: [...NSJAIL, '--keep_env', '--pass_fd', '3', '--'],
     hidden: ['namespace', 'executable'],
@@ -103,23 +115,36 @@ const LAUNCHERS: Record<string, Launcher> = {
   },
 }
 
-for (const [name, { command, hidden: always = [], makesUserNamespace, line }] of Object.entries(LAUNCHERS)) {
+/** Whether the launcher works here. If not, the test is skipped with the reason. */
+function works(t: ExecutionContext, name: string, [program, ...words]: string[]): boolean {
+  try {
+    execFileSync(program!, [...words, '/bin/true'], { stdio: 'ignore' })
+    return true
+  } catch (error) {
+    t.log(`skipped: ${name} does not work here: ${(error as Error).message}`)
+    t.pass()
+    return false
+  }
+}
+
+/** Starts the script by the launcher. `before`: words between the launcher and the program. */
+function launch({ command, line }: Launcher, before: string[], options: ChildOptions) {
+  const [program, ...words] = command
+  return spawn(program!, [...words, ...before, process.execPath, ...SCRIPT], {
+    admit: 'descendant',
+    handshakeTimeout: 60_000,
+    line,
+    spawn: { stdio: ['ignore', 'pipe', 'inherit'] },
+    ...options,
+  })
+}
+
+for (const [name, launcher] of Object.entries(LAUNCHERS)) {
+  const { command, hidden: always = [], makesUserNamespace } = launcher
   const hidden = makesUserNamespace && process.getuid!() !== 0 ? [...always, 'executable'] : always
   test(`a child of ${name} is admitted as a descendant`, async (t) => {
-    const [program, ...words] = command
-    try {
-      execFileSync(program!, [...words, '/bin/true'], { stdio: 'ignore' })
-    } catch (error) {
-      t.log(`skipped: ${name} does not work here: ${(error as Error).message}`)
-      t.pass()
-      return
-    }
-    const { child, channel } = await spawn(program!, [...words, process.execPath, ...SCRIPT], {
-      admit: 'descendant',
-      handshakeTimeout: 60_000,
-      line,
-      spawn: { stdio: ['ignore', 'pipe', 'inherit'] },
-    })
+    if (!works(t, name, command)) return
+    const { child, channel } = await launch(launcher, [], {})
     t.true(channel.evidence.some(({ check, outcome }) => check === 'child' && outcome === 'passed'))
     const seen = JSON.parse(String(await channel.receive())) as { pid: number; hidden: string[] }
     t.deepEqual(seen.hidden, hidden)
@@ -129,6 +154,38 @@ for (const [name, { command, hidden: always = [], makesUserNamespace, line }] of
     await channel.close()
     t.is(await text(child.stdout!), '')
   })
+}
+
+const folder = mkdtempSync(join(tmpdir(), 'ringfence-launchers-'))
+const library = join(folder, 'confine.so')
+test.after.always(() => rmSync(folder, { recursive: true }))
+
+let compiles = process.arch === 'x64'
+try {
+  if (compiles) compileConfinement(library)
+} catch {
+  compiles = false
+}
+
+for (const [filter, title] of Object.entries(SANDBOX_FILTERS)) {
+  const file = join(folder, filter)
+  writeFileSync(file, named(filter))
+  // The program loads the filter itself, because most launchers cannot: it is in place before the first line of Node runs.
+  const before = ['/usr/bin/env', `LD_PRELOAD=${library}`, `RINGFENCE_TEST_FILTER=${file}`]
+  for (const [name, launcher] of Object.entries(LAUNCHERS))
+    (compiles ? test : test.skip)(`a child of ${name} has a channel under ${title}`, async (t) => {
+      if (!works(t, name, launcher.command)) return
+      const { child, channel } = await launch(launcher, before, {
+        policy: { confined: { noNewPrivs: true, seccomp: true } },
+      })
+      await channel.receive()
+      for (const message of ['a job', 'x'.repeat(100_000)]) {
+        await channel.send(message)
+        t.is(String(await channel.receive()), message)
+      }
+      await channel.close()
+      t.is(await text(child.stdout!), '')
+    })
 }
 
 const PAGE = fileURLToPath(new URL('../../docs/guide/sandbox.md', import.meta.url))
