@@ -203,7 +203,7 @@ test('a child that never answers is killed at the deadline, and at the abort', a
   const late = child(t, SILENT, { stdio: 'ignore' }, { handshakeTimeout: 20 })
   await t.throwsAsync(late.channel, {
     code: 'ERR_RINGFENCE_HANDSHAKE_TIMEOUT',
-    message: /\(last step: the child has to call `fromParent`\)/,
+    message: /\(last step: the child's call of `fromParent`\)/,
   })
   const slow = child(t, SILENT, { stdio: 'ignore' }, { handshakeTimeout: 1e6, timeout: 20 })
   await t.throwsAsync(slow.channel, { code: 'ERR_RINGFENCE_TIMEOUT' })
@@ -566,6 +566,47 @@ test('failed attempts leave no descriptors behind', async (t) => {
     await waiting.until(() => list('/proc/self/fd').length <= before, 'all descriptors are closed')
   })
   t.pass()
+})
+
+test('a descendant that outlives its channel costs no descriptor, and is killed all the same', async (t) => {
+  const partner = await Partner.start(t)
+  const code = `
+    import { fromParent } from 'ringfence'
+    await fromParent({ handshakeTimeout: 60_000 })
+    setInterval(() => {}, 1000)
+  `
+  const pid = await partner.run(
+    async ({ ringfence, require, keep, until: waiting }, run: string, words: string) => {
+      const fs = require('node:fs') as typeof import('node:fs')
+      const { once: event } = require('node:events') as typeof import('node:events')
+      const spawned = await ringfence.spawn('/bin/sh', ['-c', run, words], {
+        admit: 'descendant',
+        handshakeTimeout: 60_000,
+        spawn: { stdio: 'ignore' },
+      })
+      const { child: launcher, channel } = spawned
+      keep['spawned'] = spawned
+      if (launcher.exitCode === null) await event(launcher, 'exit')
+      await channel.close()
+      const pidfds = () =>
+        fs.readdirSync('/proc/self/fd').filter((fd) => {
+          try {
+            return fs.readlinkSync(`/proc/self/fd/${fd}`).includes('pidfd')
+          } catch {
+            return false
+          }
+        })
+      await waiting.until(() => pidfds().length === 0, 'all pidfds are closed')
+      return channel.peer.pid
+    },
+    `${NODE} &`,
+    code,
+  )
+  t.true(isRunning(pid))
+  await partner.run(async ({ keep }) => {
+    await (keep['spawned'] as AsyncDisposable)[Symbol.asyncDispose]()
+  })
+  await until(() => !isRunning(pid), 'the descendant is killed')
 })
 
 test('a child learns that its parent was killed', async (t) => {

@@ -64,36 +64,50 @@ pub(crate) struct Started {
 
 /// The pidfd of a process, until it is released.
 #[derive(Debug)]
-struct Pidfd(Mutex<Option<Arc<OwnedFd>>>);
+struct Pidfd {
+    pidfd: Mutex<Option<Arc<OwnedFd>>>,
+    /// Finds the process again if it was released while it ran. `None` if /proc does not show the process.
+    process: Option<Process>,
+}
 
 impl Pidfd {
-    fn new(pidfd: Arc<OwnedFd>) -> Self {
-        Self(Mutex::new(Some(pidfd)))
+    fn new(pidfd: Arc<OwnedFd>, process: Option<Process>) -> Self {
+        Self {
+            pidfd: Mutex::new(Some(pidfd)),
+            process,
+        }
     }
 
-    /// `None`: it was released, since the process has exited.
+    /// `None`: it was released.
     fn get(&self) -> Option<Arc<OwnedFd>> {
-        self.0.lock().clone()
+        self.pidfd.lock().clone()
     }
 
     fn is_alive(&self) -> bool {
-        self.get().is_some_and(|pidfd| is_alive(&pidfd))
+        match self.get() {
+            Some(pidfd) => is_alive(&pidfd),
+            None => self.process.as_ref().is_some_and(Process::runs),
+        }
     }
 
-    /// Closes it if the process has exited.
+    /// Closes it if the process has exited or can be found again.
     fn release(&self) {
-        if !self.is_alive() {
-            *self.0.lock() = None;
+        if self.process.is_some() || !self.is_alive() {
+            *self.pidfd.lock() = None;
         }
     }
 
     fn kill(&self) -> bool {
-        self.get().is_none_or(|pidfd| {
-            matches!(
+        match self.get() {
+            Some(pidfd) => matches!(
                 sys::process::signal(&*pidfd, Signal::SIGKILL),
                 Ok(()) | Err(Errno::ESRCH)
-            )
-        })
+            ),
+            None => self
+                .process
+                .as_ref()
+                .is_none_or(|process| process.signal(Signal::SIGKILL) || !process.runs()),
+        }
     }
 }
 
@@ -131,10 +145,15 @@ impl ChildProcesses {
     }
 
     pub(crate) fn answered(&self, pid: i32, pidfd: Arc<OwnedFd>) {
-        let _ = self.0.peer.set((pid, Pidfd::new(pidfd)));
+        // Best effort: a process that is not found again keeps its pidfd until it has exited.
+        // Once it has exited, the number may be another process's.
+        let process = shown(pid, Some(&pidfd)).ok().flatten();
+        let process = process.filter(|_| is_alive(&pidfd));
+        let _ = self.0.peer.set((pid, Pidfd::new(pidfd, process)));
     }
 
-    /// Closes the descriptors of the processes that have exited: the program may keep this for long.
+    /// Closes the descriptors of processes, once the child has exited and the channel has ended: the program may keep this for long.
+    /// [`ChildProcesses::kill`] then finds a process that still runs in /proc.
     #[doc(hidden)]
     pub fn release(&self) {
         let started = self.0.started.get().and_then(|started| started.pidfd.as_ref());
@@ -333,11 +352,8 @@ impl Started {
             Err(errno @ (Errno::ESRCH | Errno::EINVAL)) => return Err(gone(errno)),
             Err(errno) => return Err(Error::system("a descriptor of the child (pidfd_open)", errno)),
         };
-        let is_shown = matches!(in_proc(pid, pidfd.as_ref(), &FixedNamespaces::default())?, InProc::Number(number) if number == pid);
-        let born = Process::read(pid)
-            .filter(|_| is_shown)
-            .map(|process| process.born);
-        let pidfd = pidfd.map(|pidfd| Pidfd::new(Arc::new(pidfd)));
+        let born = shown(pid, pidfd.as_ref())?.map(|process| process.born);
+        let pidfd = pidfd.map(|pidfd| Pidfd::new(Arc::new(pidfd), None));
         Ok(Self { pid, pidfd, born })
     }
 
@@ -366,6 +382,13 @@ impl Started {
     pub(crate) fn is_exiting(&self) -> bool {
         self.has_exited() || is_exiting(self.pid)
     }
+}
+
+/// Returns the process, if /proc shows it under its number.
+fn shown(pid: i32, pidfd: Option<&OwnedFd>) -> Result<Option<Process>> {
+    let found = in_proc(pid, pidfd, &FixedNamespaces::default())?;
+    let is_shown = matches!(found, InProc::Number(number) if number == pid);
+    Ok(Process::read(pid).filter(|_| is_shown))
 }
 
 /// Whether a process that was alive a moment ago is exiting: its descriptors are closed before its pidfd reports the exit.
@@ -429,7 +452,7 @@ impl Process {
         let pids = std::fs::read_dir("/proc").into_iter().flatten();
         let pids = pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         pids.filter_map(Self::read)
-            .filter(|process| !process.is_exiting || process.threads > 1)
+            .filter(|process| !process.has_ended())
             .map(|process| (process.pid, process))
     }
 
@@ -438,8 +461,17 @@ impl Process {
         let Ok(pidfd) = sys::process::pidfd_open(Pid::from_raw(self.pid)) else {
             return false;
         };
-        let is_same = Self::read(self.pid).is_some_and(|now| now.born == self.born) && is_alive(&pidfd);
-        is_same && sys::process::signal(&pidfd, signal).is_ok()
+        self.runs() && is_alive(&pidfd) && sys::process::signal(&pidfd, signal).is_ok()
+    }
+
+    /// Whether no thread of it is left, or only one that is exiting.
+    const fn has_ended(&self) -> bool {
+        self.is_exiting && self.threads <= 1
+    }
+
+    /// Whether it still has its number, and has not ended.
+    fn runs(&self) -> bool {
+        Self::read(self.pid).is_some_and(|now| now.born == self.born && !now.has_ended())
     }
 
     /// Whether it has a descriptor of the socket with this inode number.
