@@ -130,7 +130,7 @@ pub enum Error {
 pub(crate) const HELD_HERE: &str = "this process holds it itself";
 
 /// The step of a handshake whose child has not sent anything.
-pub(crate) const SILENT_CHILD: &str = "the child has to call `from_parent`";
+pub(crate) const SILENT_CHILD: &str = "the child's call of `from_parent`";
 
 /// Advice for an address that is taken. A process that waited for its own address would wait forever.
 fn remedy(by: &str) -> &'static str {
@@ -243,6 +243,11 @@ impl Error {
     /// process or the machine has run out of something, or the kernel or a sandbox does not allow the call.
     pub(crate) fn system(what: impl Into<String>, errno: Errno) -> Self {
         let what = what.into();
+        if errno == Errno::ETOOMANYREFS {
+            let reason =
+                "too many descriptors of this user are on their way to other processes (RLIMIT_NOFILE)";
+            return Self::no_space(what, reason);
+        }
         if is_shortage(errno) || matches!(errno, Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) {
             return Self::no_space(what, errno.desc());
         }

@@ -113,6 +113,13 @@ fn role() {
         }
         "owns" => owns(&arguments[0]),
         "leaves" => {}
+        // Lacks the descriptors for an answer.
+        "cannot answer" => {
+            forbid(libc::SYS_socketpair, None, libc::EMFILE);
+            let error = from_parent(&small()).unwrap_err();
+            say(error.code());
+            wait_for_test();
+        }
         "asks and stays" => {
             let error = from_parent(&small()).unwrap_err();
             say(error.code());
@@ -333,6 +340,24 @@ fn a_child_that_exits_before_it_answers_is_reported_at_once() {
 }
 
 #[test]
+fn a_child_that_cannot_answer_tells_its_parent_why() {
+    if support::role().is_some() {
+        return;
+    }
+    for admit in [Admit::Child, Admit::Descendant] {
+        let (child, line) = Actor::spawn("cannot answer", &[]);
+        let error = line.admit(admit).channel(&small()).unwrap_err();
+        assert_eq!(error.code(), "PEER_LOST", "{error}");
+        let why = error.to_string();
+        assert!(
+            why.contains("it could not continue: ") && why.contains("socketpair"),
+            "{why}"
+        );
+        child.expect("NO_SPACE");
+    }
+}
+
+#[test]
 fn a_child_that_never_answers_is_waited_for_until_the_deadline() {
     if support::role().is_some() {
         return;
@@ -345,7 +370,7 @@ fn a_child_that_never_answers_is_waited_for_until_the_deadline() {
     assert!(
         error
             .to_string()
-            .contains("(last step: the child has to call `from_parent`)"),
+            .contains("(last step: the child's call of `from_parent`)"),
         "{error}"
     );
     child.go_on();

@@ -91,32 +91,37 @@ impl Side<'_> {
             mut record,
         } = caller;
         let is_child = self.meeting == Meeting::Family;
-        let line = match sys::socket::new_line() {
-            // The parent makes the line instead.
-            Err(errno) if is_child && is_denied(errno) => None,
-            made => Some(made.or_system(NEW_LINE)?),
-        };
-        let mut passed = Vec::new();
-        if let Some((line, theirs)) = &line {
-            passed.push(theirs.as_fd());
-            if is_child {
-                // The parent sets the options of both ends: this process may not be allowed to.
-                passed.push(line.as_fd());
-            } else {
-                settle_new_line(line)?;
-                settle_line(&stream)?;
-            }
-        }
-        let own = nonce()?;
-        let hello = Frame::Hello(self.hello(own, Nonce::default()));
-        let sent = line::send(stream.as_fd(), &hello, &passed);
-        let line = line.map(|(line, _theirs)| line);
-        let agreed = self.line(&stream, peer.credentials);
-        if let Err(errno) = sent {
-            return match errno {
-                Errno::EPIPE | Errno::ECONNRESET => turned_away(&agreed),
-                errno => Err(Error::system("sending on the agreed socket", errno)),
+        let sent = (|| {
+            let line = match sys::socket::new_line() {
+                // The parent makes the line instead.
+                Err(errno) if is_child && is_denied(errno) => None,
+                made => Some(made.or_system(NEW_LINE)?),
             };
+            let mut passed = Vec::new();
+            if let Some((line, theirs)) = &line {
+                passed.push(theirs.as_fd());
+                if is_child {
+                    // The parent sets the options of both ends: this process may not be allowed to.
+                    passed.push(line.as_fd());
+                } else {
+                    settle_new_line(line)?;
+                    settle_line(&stream)?;
+                }
+            }
+            let own = nonce()?;
+            let hello = Frame::Hello(self.hello(own, Nonce::default()));
+            let sent = match line::send(stream.as_fd(), &hello, &passed) {
+                Ok(()) => true,
+                Err(Errno::EPIPE | Errno::ECONNRESET) => false,
+                Err(errno) => return Err(Error::system("sending on the agreed socket", errno)),
+            };
+            Ok((line.map(|(line, _theirs)| line), own, sent))
+        })();
+        // Otherwise the host would see only that this side has disconnected.
+        let (line, own, sent) = sent.map_err(|error| refuse(&stream, error))?;
+        let agreed = self.line(&stream, peer.credentials);
+        if !sent {
+            return turned_away(&agreed);
         }
         let (frame, line) = match line {
             Some(line) => {
