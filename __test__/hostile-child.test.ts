@@ -1,6 +1,6 @@
 // Children that attack their parent: each is a real process, and the parent goes on.
 
-import { spawn as start, spawnSync } from 'node:child_process'
+import { spawn as start, spawnSync, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, mkdirSync, readdirSync, readFileSync, readlinkSync, rmdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -295,6 +295,60 @@ test('a child that exhausts its cgroup is lost, and everything that it has sent 
   await other.channel.send('this channel is open')
   await other.channel.close()
 })
+
+/** A child that exits while a process of its own traces it, prints that one's number, and never reports the exit. */
+const TRACED = `
+import ctypes, os, time
+ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+ptrace.argtypes = [ctypes.c_long] * 4
+SEIZE, child = 0x4206, os.getpid()
+ready, seized = os.pipe()
+go, goes = os.pipe()
+first = os.fork()
+if first == 0:
+    os.setsid()
+    if os.fork() != 0:
+        os._exit(0)
+    # It is found neither by its parent, its session nor its copy of the line.
+    os.close(3)
+    os.read(go, 1)
+    os.write(seized, b'%d' % (os.getpid() if ptrace(SEIZE, child, 0, 0) == 0 else 0))
+    os.closerange(0, 100)
+    time.sleep(1000)
+# SIGCHLD would stop a process that is traced.
+os.waitpid(first, 0)
+os.write(goes, b'.')
+os.write(1, os.read(ready, 100))
+os._exit(7)
+`
+
+python(
+  'a child whose exit is concealed by its tracer is CHILD_EXITED, and a plain parent waits for ever',
+  async (t) => {
+    const tracer = async ({ stdout }: ChildProcess) => {
+      const pid = Number(String((await once(stdout!, 'data'))[0]))
+      if (pid > 0) t.teardown(() => process.kill(pid, 'SIGKILL'))
+      return pid
+    }
+    let traced!: Promise<number>
+    const rejected = spawn('python3', ['-c', TRACED], {
+      handshakeTimeout: 60_000,
+      spawn: { stdio: ['ignore', 'pipe', 'inherit'] },
+      onSpawn: (child) => (traced = tracer(child)),
+    })
+    const error = await t.throwsAsync<RingfenceError>(rejected, { code: 'ERR_RINGFENCE_CHILD_EXITED' })
+    if ((await traced) === 0) {
+      t.log('skipped: this user may not trace its processes')
+      return
+    }
+    t.is(error?.exitCode, null)
+    t.regex(error!.message, /exited before the handshake/)
+    const plain = start('python3', ['-c', TRACED], { stdio: ['ignore', 'pipe', 'inherit', 'ignore'] })
+    await tracer(plain)
+    await until(() => readFileSync(`/proc/${plain.pid}/stat`, 'latin1').includes(') Z '), 'it has exited')
+    t.is(plain.exitCode, null)
+  },
+)
 
 /** Processes whose command line has this mark. */
 function marked(mark: string): string[] {

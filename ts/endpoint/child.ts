@@ -34,7 +34,7 @@ const TAIL = 4096
 const KEPT = 1 << 20
 /** Milliseconds to wait for the end of standard error after the exit. A descendant of the child may hold it open. */
 const LAST_WORDS = 200
-/** Milliseconds to wait for the exit of a killed child. The kernel may delay it. */
+/** Milliseconds to wait for the exit event of a child that was killed or has exited. The kernel may delay it. */
 const LAST_BREATH = 1000
 
 /**
@@ -100,7 +100,8 @@ export async function spawn(
     await killAll(line, child)
     void exited.then(() => line.release())
     if ((error as RingfenceError).code !== 'ERR_RINGFENCE_CHILD_EXITED') throw error
-    await exited
+    // A process that traces the child delays the event.
+    await within(LAST_BREATH, exited)
     throw await childExited(child, output.tail, error)
   } finally {
     line.close()
@@ -219,10 +220,11 @@ async function childExited(
       LAST_WORDS,
       once(stderr, 'close').catch(() => {}),
     )
-  const how = signalCode === null ? `with code ${exitCode}` : `by ${signalCode}`
+  const code = exitCode === null ? '' : ` with code ${exitCode}`
+  const how = signalCode === null ? code : ` by ${signalCode}`
   const output = tail()
   const advice = output ? 'its `stderr` is in this error' : 'has it called `fromParent`?'
-  const text = `the child, process ${pid}, exited ${how} before the handshake; ${advice}`
+  const text = `the child, process ${pid}, exited${how} before the handshake; ${advice}`
   return new RingfenceError('CHILD_EXITED', text, { cause, exitCode, signalCode, stderr: output })
 }
 
