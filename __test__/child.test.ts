@@ -609,6 +609,38 @@ test('a descendant that outlives its channel costs no descriptor, and is killed 
   await until(() => !isRunning(pid), 'the descendant is killed')
 })
 
+test('a parent that may start no thread kills the descendants all the same', async (t) => {
+  const partner = await Partner.start(t)
+  const code = `
+    import { fromParent } from 'ringfence'
+    await fromParent({ handshakeTimeout: 60_000, policy: { executable: 'any' } })
+    setInterval(() => {}, 1000)
+  `
+  const pid = await partner.run(
+    async ({ ringfence, require, keep }, run: string, words: string) => {
+      const { execFileSync } = require('node:child_process') as typeof import('node:child_process')
+      // Root has no such limit.
+      if (process.getuid!() === 0) process.setuid!(54_331)
+      const spawned = await ringfence.spawn('/bin/sh', ['-c', run, words], {
+        admit: 'descendant',
+        handshakeTimeout: 60_000,
+        spawn: { stdio: 'ignore' },
+      })
+      keep['spawned'] = spawned
+      // The limit of its user, who has more processes already.
+      execFileSync('prlimit', ['--pid', String(process.pid), '--nproc=1'])
+      return spawned.channel.peer.pid
+    },
+    `${NODE}; exit`,
+    code,
+  )
+  t.true(isRunning(pid))
+  await partner.run(async ({ keep }) => {
+    await (keep['spawned'] as AsyncDisposable)[Symbol.asyncDispose]()
+  })
+  await until(() => !isRunning(pid), 'the descendant is killed')
+})
+
 test('a child learns that its parent was killed', async (t) => {
   const told = join(temporaryDirectory(t), 'told')
   const partner = await Partner.start(t)

@@ -170,7 +170,7 @@ async function killAll(line: PrivateLine, child: ChildProcess): Promise<void> {
       line.kill((_, killed) => resolve(killed))
     } catch {
       // There is no thread for it.
-      resolve(false)
+      resolve(line.killHere())
     }
   })
   if (!wasKilled) kill(child, 'SIGKILL')

@@ -74,6 +74,13 @@ impl PrivateLine {
         }
     }
 
+    /// As `kill`, on this thread: a child that starts processes up to its user's limit leaves no room for another one. Blocks for up to half a
+    /// second.
+    #[napi]
+    pub fn kill_here(&self) -> bool {
+        self.processes.kill().unwrap_or(false)
+    }
+
     /// Closes the descriptors of the processes that have exited.
     #[napi]
     pub fn release(&self) {
