@@ -6,7 +6,7 @@
 import { RemoteError, RingfenceError, aborted, invalid } from '../errors.js'
 import { callOptions } from '../endpoint/options.js'
 import { fairness } from '../runtime/fairness.js'
-import { ignore, rejection, soon } from '../runtime/deferred.js'
+import { Deferred, ignore, rejection, soon } from '../runtime/deferred.js'
 import { onAbort } from '../runtime/aborts.js'
 import { LONGEST_TIMER, timers } from '../runtime/timers.js'
 import type { CallContext, CallOptions, Identity } from '../types.js'
@@ -222,9 +222,8 @@ export class Calls {
     const { timeout, signal } = options === undefined ? NO_OPTIONS : callOptions(options)
     if (this.#over !== null) throw this.#over()
     const due = timeout === undefined ? Infinity : timers.now() + timeout
-    let settle!: NonNullable<Call['settle']>
-    const promise = new Promise<Buffer>((resolve) => (settle = resolve))
-    const call = new Call(body, due, settle)
+    const reply = new Deferred<Buffer>()
+    const call = new Call(body, due, reply.resolve)
     if (this.#waiting.isEmpty && this.#mayStart(call)) this.#start(call)
     else {
       call.body = Buffer.from(body)
@@ -242,7 +241,7 @@ export class Calls {
     }
     if (signal !== undefined) call.forget = onAbort(signal, () => this.#abandon(call, aborted(signal)))
     this.#link.read()
-    return promise
+    return reply.promise
   }
 
   #mayStart({ size }: Call): boolean {

@@ -91,8 +91,6 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   #untold: MergeEvents<Source>['disconnect'][] = []
   /** The sources and callers are attended to in the next microtask. */
   #scheduled = false
-  /** Waiting callers are served once the event loop has turned. */
-  #deferred = false
   /** The merge has or had a source. It is over once it has none again. */
   #hadOne = false
   #held: boolean
@@ -527,7 +525,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
       if (left === null) return
       if (left !== 'none') {
         this.#arm()
-        return this.#defer(left)
+        return this.#waiters.defer(left, () => this.#serve())
       }
       if (this.#isOver) return this.#tellOver()
       if (!this.#arm()) return
@@ -540,15 +538,6 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
     this.#failure = null
     if (failure !== null) this.#waiters.shift()!.failed(failure)
     this.#waiters.end()
-  }
-
-  #defer(due: Promise<void>): void {
-    if (this.#deferred) return
-    this.#deferred = true
-    void due.then(() => {
-      this.#deferred = false
-      this.#serve()
-    })
   }
 
   /** Asks the peers of resting sources for a wakeup. Returns whether one of these sources has something already. */

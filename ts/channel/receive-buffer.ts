@@ -52,8 +52,6 @@ export class ReceiveBuffer {
   #turning = false
   /** The source keeps no process alive, so reading from it does not either, however many messages arrive. */
   #isWeak = false
-  /** Waiting callers are served once the event loop has turned. */
-  #deferred = false
   /** Call frames are read on in a microtask. */
   #isReading = false
   /** Called on events while a merge reads the source; null if the program reads it directly. */
@@ -373,7 +371,7 @@ export class ReceiveBuffer {
       if (!now && this.due === null) this.#atDeadline = MOST_AT_DEADLINE
       const left = this.#waiters.serve(this.#find, now ? () => null : () => this.due)
       if (left === null) break
-      if (left !== 'none') return this.#defer(left)
+      if (left !== 'none') return this.#waiters.defer(left, () => this.serve())
       if (this.#fetched.over !== null) return this.#tellEnd()
       if (this.#armed || this.#looksAgain()) return
       this.arm()
@@ -422,7 +420,12 @@ export class ReceiveBuffer {
   /** Whether call frames will be read on later. */
   get readsOn(): boolean {
     const { over, kept } = this.#fetched
-    return (this.#deferred || this.#turning || this.#isReading) && this.calls !== null && over === null && !kept.isFull
+    return (
+      (this.#waiters.isDeferred || this.#turning || this.#isReading) &&
+      this.calls !== null &&
+      over === null &&
+      !kept.isFull
+    )
   }
 
   /** Reads on for call frames, since no caller takes messages. */
@@ -431,7 +434,7 @@ export class ReceiveBuffer {
     while (this.calls!.isActive && fetched.over === null) {
       const { due } = this
       if (due !== null) {
-        this.#defer(due)
+        this.#waiters.defer(due, () => this.serve())
         return
       }
       this.#atDeadline = MOST_AT_DEADLINE
@@ -470,15 +473,6 @@ export class ReceiveBuffer {
   readonly #turn = (): void => {
     this.#turning = false
     this.serve()
-  }
-
-  #defer(due: Promise<void>): void {
-    if (this.#deferred) return
-    this.#deferred = true
-    void due.then(() => {
-      this.#deferred = false
-      this.serve()
-    })
   }
 
   /** Ends the waiting calls: no more messages will arrive. */

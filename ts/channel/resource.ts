@@ -5,6 +5,7 @@ import { inspect } from 'node:util'
 
 import { RingfenceError, messageOf, type ErrorName } from '../errors.js'
 import { REASONS, type NativePeer } from '../native.js'
+import { Deferred } from '../runtime/deferred.js'
 import { emit } from '../runtime/emit.js'
 import { printable } from '../runtime/printable.js'
 import { timers } from '../runtime/timers.js'
@@ -32,7 +33,7 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
   /** Resolves once the resource has ended, with the reason. Never rejects. */
   readonly closed: Promise<Closed>
 
-  #resolveClosed!: (closed: Closed) => void
+  readonly #end = new Deferred<Closed>()
   #ended: Closed | null = null
   /** The resource that this one is a view of. It holds the state of both. */
   readonly #root: Resource<Events> | null
@@ -53,9 +54,7 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
     }
     this.#root = null
     this.address = from
-    this.closed = new Promise((resolve) => {
-      this.#resolveClosed = resolve
-    })
+    this.closed = this.#end.promise
   }
 
   /** Flushes what was sent, ends cleanly and releases everything. Resolves once that is done. */
@@ -102,7 +101,7 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
   protected settle(closed: Closed): void {
     if (this.#ended !== null) return
     this.#ended = closed
-    this.#resolveClosed(closed)
+    this.#end.resolve(closed)
     timers.queueMicrotask(() => this.tell('close', ...([closed] as Events['close'])))
   }
 

@@ -54,6 +54,8 @@ export class Waiter<Value> extends Place implements Wait<Value> {
 
 export class Waiters<Value> {
   readonly #line = new Line<Waiter<Value>>()
+  /** The callers are served once the event loop has turned. */
+  isDeferred = false
 
   get isEmpty(): boolean {
     return this.#line.isEmpty
@@ -104,6 +106,16 @@ export class Waiters<Value> {
       }
     }
     return null
+  }
+
+  /** Calls `serve` after this turn of the event loop, unless a call is due already. */
+  defer(turn: Promise<void>, serve: () => void): void {
+    if (this.isDeferred) return
+    this.isDeferred = true
+    void turn.then(() => {
+      this.isDeferred = false
+      serve()
+    })
   }
 
   /** Removes and returns the caller that has waited longest. */

@@ -12,29 +12,24 @@ import { late } from './exit.js'
 import { write, written } from './output.js'
 import { mustBeOpen, openSource, readUntil } from './source.js'
 import { tell, tellEvidence } from './text.js'
+import type { Run } from './transfer.js'
 
 /** One run of `publish`. */
-export interface Publishing {
-  address: string
+interface Publishing extends Run<PublishOptions> {
   /** Standard input if undefined. */
   file: string | undefined
   /** Bytes of a chunk; if undefined, messages are lines. */
   raw: number | undefined
   /** The number of subscribers to wait for before the first message. */
   audience: number
-  evidence: boolean
-  options: PublishOptions
 }
 
 /** One run of `subscribe`. */
-export interface Subscribing {
-  address: string
+interface Subscribing extends Run<SubscribeOptions> {
   /** The number of messages after which it ends. */
   count: number
   /** Whether messages are written without a newline after each. */
   raw: boolean
-  evidence: boolean
-  options: SubscribeOptions
 }
 
 const NEWLINE = 0x0a

@@ -8,12 +8,10 @@ import { Lines, LONGEST } from './lines.js'
 import { output, write, written } from './output.js'
 import { tell, tellEvidence } from './text.js'
 import { mustBeOpen } from './source.js'
+import type { Run } from './transfer.js'
 
 /** One run of the collector. */
-export interface Collection {
-  address: string
-  evidence: boolean
-  options: ListenOptions
+interface Collection extends Run<ListenOptions> {
   /** Stops the collector after it has written everything that is in the rings. */
   stop: AbortSignal
 }

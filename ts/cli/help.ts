@@ -82,7 +82,11 @@ export function helpOf(name: CommandName): string {
   return `${parts.join('\n\n')}\n`
 }
 
-const words = (name: CommandName) => (COMMANDS[name].flags as readonly FlagName[]).map((flagName) => `--${flagName}`)
+const flagsOf = (name: CommandName): readonly FlagName[] => COMMANDS[name].flags
+
+const words = (name: CommandName) => flagsOf(name).map((flagName) => `--${flagName}`)
+
+const withFlags = COMMAND_NAMES.filter((name) => flagsOf(name).length > 0)
 
 const listed = (Object.entries(FLAGS) as [FlagName, Flag][]).filter(([, { values }]) => values !== undefined)
 
@@ -99,7 +103,7 @@ ${listed.map(([name, { values }]) => `    --${name}) COMPREPLY=($(compgen -W '${
   case \${COMP_WORDS[1]} in
     help) COMPREPLY=($(compgen -W '${COMMAND_NAMES.join(' ')}' -- "$word")) ;;
     completion) COMPREPLY=($(compgen -W 'bash zsh fish' -- "$word")) ;;
-${COMMAND_NAMES.filter((name) => words(name).length > 0)
+${withFlags
   .map(
     (name) =>
       `    ${name}) [[ $word == -* ]] && COMPREPLY=($(compgen -W '${words(name).join(' ')} --help' -- "$word")) ;;`,
@@ -121,9 +125,7 @@ ${COMMAND_NAMES.map((name) => `    '${name}:${COMMANDS[name].summary}'`).join('\
   case $words[2] in
     help) _describe command commands ;;
     completion) _values shell bash zsh fish ;;
-${COMMAND_NAMES.filter((name) => words(name).length > 0)
-  .map((name) => `    ${name}) _arguments ${zshFlags(name)} '*:file:_files' ;;`)
-  .join('\n')}
+${withFlags.map((name) => `    ${name}) _arguments ${zshFlags(name)} '*:file:_files' ;;`).join('\n')}
   esac
 }
 compdef _ringfence ringfence
@@ -137,7 +139,7 @@ compdef _ringfence ringfence
       `complete -c ringfence -n '__fish_seen_subcommand_from help' -f -a '${COMMAND_NAMES.join(' ')}'`,
       "complete -c ringfence -n '__fish_seen_subcommand_from completion' -f -a 'bash zsh fish'",
       ...COMMAND_NAMES.flatMap((name) =>
-        (COMMANDS[name].flags as readonly FlagName[]).map((flagName) => {
+        flagsOf(name).map((flagName) => {
           const { value, values }: Flag = FLAGS[flagName]
           const takes = value === undefined ? '' : values === undefined ? ' -x' : ` -x -a '${values.join(' ')}'`
           return `complete -c ringfence -n '__fish_seen_subcommand_from ${name}' -l ${flagName}${takes} -d '${quoted(flagName)}'`
@@ -150,7 +152,7 @@ compdef _ringfence ringfence
 const quoted = (name: FlagName) => FLAGS[name].text.replaceAll("'", "'\\''")
 
 function zshFlags(name: CommandName): string {
-  return (COMMANDS[name].flags as readonly FlagName[])
+  return flagsOf(name)
     .map((flagName) => {
       const { value, values, text }: Flag = FLAGS[flagName]
       const takes = value === undefined ? '' : `:${value}:${values === undefined ? '' : `(${values.join(' ')})`}`

@@ -12,13 +12,18 @@ import { exposed, mustBeOpen, openSource, readUntil, type Source } from './sourc
 import { openTarget } from './target.js'
 import { tellEvidence } from './text.js'
 
-/** One run of `send` or `receive`. */
-export interface Transfer {
+/** One run of a command at an address. */
+export interface Run<Taken> {
   address: string
+  /** Whether to print each check of the handshake. */
+  evidence: boolean
+  options: Taken
+}
+
+/** One run of `send` or `receive`. */
+interface Transfer extends Run<Options> {
   /** Standard input or output if undefined. */
   file: string | undefined
-  evidence: boolean
-  options: Options
 }
 
 /** Sends a file or standard input, and waits until the other side has everything. */

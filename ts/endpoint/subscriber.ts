@@ -1,5 +1,6 @@
 import { fromFailure, RingfenceError } from '../errors.js'
 import { FAILED, type NativeSubscriber } from '../native.js'
+import { Deferred } from '../runtime/deferred.js'
 import { runVerification } from '../channel/peer-view.js'
 import type { SubscriberStats } from '../channel/stats.js'
 import type { Closed, Delivery, Evidence, Identity, WaitOptions } from '../types.js'
@@ -24,13 +25,13 @@ export class Subscriber {
   #peer: Identity
   #evidence: readonly Evidence[] | null = null
   #gone = false
-  #resolveClosed!: (closed: Closed) => void
+  readonly #ended = new Deferred<Closed>()
 
   static {
     makeSubscriber = (native) => new Subscriber(KEY, native)
     closeSubscriber = (subscriber, closed) => {
       subscriber.#gone = true
-      subscriber.#resolveClosed(closed)
+      subscriber.#ended.resolve(closed)
     }
   }
 
@@ -39,9 +40,7 @@ export class Subscriber {
     this.#native = native
     this.#peer = native.peer
     this.delivery = native.delivery
-    this.closed = new Promise((resolve) => {
-      this.#resolveClosed = resolve
-    })
+    this.closed = this.#ended.promise
   }
 
   /** The subscriber's identity at the last check: in the handshake or by {@link Subscriber.verify}. */
