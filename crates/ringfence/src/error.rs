@@ -221,7 +221,6 @@ impl Error {
         }
     }
 
-    /// Makes the error for something that this system, or this process, cannot do.
     pub(crate) const fn too_large(size: usize, limit: u64, reason: &'static str) -> Self {
         Self::MessageTooLarge { size, limit, reason }
     }
@@ -232,6 +231,7 @@ impl Error {
         Self::ObjectUnsound { check, wanted, found }
     }
 
+    /// Makes the error for something that this system, or this process, cannot do.
     pub(crate) fn unsupported(what: impl Into<String>) -> Self {
         Self::Unsupported {
             what: what.into(),

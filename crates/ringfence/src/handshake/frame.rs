@@ -253,12 +253,8 @@ impl Frame {
 
     /// Decodes the kind and the body's length from a frame's head.
     pub(super) fn head(head: &[u8; HEAD]) -> Result<(u16, usize)> {
-        let FrameHead {
-            magic,
-            version,
-            kind,
-            length,
-        } = pod_read_unaligned(head);
+        let head: FrameHead = pod_read_unaligned(head);
+        let (magic, version, kind) = (head.magic, head.version, head.kind);
         if magic != MAGIC {
             return Err(Error::Protocol(format!(
                 "a frame begins with {magic:02x?} instead of {MAGIC:02x?}"
@@ -269,7 +265,7 @@ impl Frame {
                 "it speaks version {version}, and this is version {VERSION}"
             )));
         }
-        let length = length as usize;
+        let length = head.length as usize;
         let wanted = match kind {
             1 => size_of::<Hello>()..=size_of::<Hello>(),
             2 => size_of::<Offer>()..=size_of::<Offer>(),

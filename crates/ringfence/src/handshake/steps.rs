@@ -51,45 +51,33 @@ impl Side<'_> {
     /// that knows the address can have it.
     pub(super) fn hello_of_guest(
         &self,
-        caller: Caller,
+        mut caller: Caller,
         broken_off: impl Fn(Error) -> Error,
     ) -> Result<PeerSession> {
-        let Caller {
-            stream,
-            peer,
-            identity,
-            mut record,
-        } = caller;
-        let agreed = self.line(&stream, peer.credentials);
+        let agreed = self.line(&caller.stream, caller.peer.credentials);
         let result = (|| {
             let (frame, descriptors) = agreed.next_frame("the guest's HELLO")?;
             let [line] = lines(descriptors)?;
-            check_line(&line, peer.credentials)?;
+            check_line(&line, caller.peer.credentials)?;
             settle_line(&line)?;
-            let socket = self.line(&line, peer.credentials);
-            let (own, hello) = self.answer(&socket, &[], &frame, &mut record)?;
+            let socket = self.line(&line, caller.peer.credentials);
+            let (own, hello) = self.answer(&socket, &[], &frame, &mut caller.record)?;
             Ok((line, own, hello))
         })();
-        let (line, own, hello) = result.map_err(|error| refuse(&stream, broken_off(error)))?;
+        let (line, own, hello) = result.map_err(|error| refuse(&caller.stream, broken_off(error)))?;
         Ok(PeerSession {
             line,
-            peer,
-            identity,
+            peer: caller.peer,
+            identity: caller.identity,
             own,
             hello,
-            record,
+            record: caller.record,
         })
     }
 
     /// Runs step 4 as the guest. One end of a fresh socketpair is sent over the agreed socket. The answer
     /// arrives on the pair, from the process that the kernel named.
-    pub(super) fn hello_of_host(&self, caller: Caller) -> Result<Option<PeerSession>> {
-        let Caller {
-            stream,
-            peer,
-            identity,
-            mut record,
-        } = caller;
+    pub(super) fn hello_of_host(&self, mut caller: Caller) -> Result<Option<PeerSession>> {
         let is_child = self.meeting == Meeting::Family;
         let sent = (|| {
             let line = match sys::socket::new_line() {
@@ -105,12 +93,12 @@ impl Side<'_> {
                     passed.push(line.as_fd());
                 } else {
                     settle_new_line(line)?;
-                    settle_line(&stream)?;
+                    settle_line(&caller.stream)?;
                 }
             }
             let own = nonce()?;
             let hello = Frame::Hello(self.hello(own, Nonce::default()));
-            let sent = match line::send(stream.as_fd(), &hello, &passed) {
+            let sent = match line::send(caller.stream.as_fd(), &hello, &passed) {
                 Ok(()) => true,
                 Err(Errno::EPIPE | Errno::ECONNRESET) => false,
                 Err(errno) => return Err(Error::system("sending on the agreed socket", errno)),
@@ -118,14 +106,17 @@ impl Side<'_> {
             Ok((line.map(|(line, _theirs)| line), own, sent))
         })();
         // Otherwise the host would see only that this side has disconnected.
-        let (line, own, sent) = sent.map_err(|error| refuse(&stream, error))?;
-        let agreed = self.line(&stream, peer.credentials);
+        let (line, own, sent) = sent.map_err(|error| refuse(&caller.stream, error))?;
+        let agreed = self.line(&caller.stream, caller.peer.credentials);
         if !sent {
             return turned_away(&agreed);
         }
         let (frame, line) = match line {
             Some(line) => {
-                match self.line(&line, peer.credentials).next_frame("the host's HELLO") {
+                match self
+                    .line(&line, caller.peer.credentials)
+                    .next_frame("the host's HELLO")
+                {
                     Ok((frame, descriptors)) => {
                         let [] = lines(descriptors)?;
                         (frame, line)
@@ -146,17 +137,17 @@ impl Side<'_> {
                 Err(error) => return Err(error),
             },
         };
-        let hello = self.agree(Role::Guest, &frame, own, &mut record)?;
+        let hello = self.agree(Role::Guest, &frame, own, &mut caller.record)?;
         if is_child && hello.features & LACKS_MEMORY != 0 {
             return Err(Error::Protocol("a parent that asks for memory".into()));
         }
         Ok(Some(PeerSession {
             line,
-            peer,
-            identity,
+            peer: caller.peer,
+            identity: caller.identity,
             own,
             hello,
-            record,
+            record: caller.record,
         }))
     }
 
@@ -778,24 +769,18 @@ impl Side<'_> {
         identity: Identity,
         inheritance: Option<Inheritance>,
     ) -> Parts {
-        let PeerSession {
-            line,
-            peer,
-            hello,
-            mut record,
-            ..
-        } = session;
+        let (hello, mut record) = (session.hello, session.record);
         drop(objects.own);
         // A child may run under a filter that kills it for setsockopt(2).
         let is_child = self.meeting == Meeting::Family && role == Role::Guest;
         if !is_child && !self.accepted().any() {
-            sys::socket::refuse_descriptors(&line);
+            sys::socket::refuse_descriptors(&session.line);
         }
         record.met(CLOSED, "closed");
         Parts {
             role,
-            line,
-            process: peer.keep(),
+            line: session.line,
+            process: session.peer.keep(),
             tie: Tie::with(&self.address, &identity),
             identity,
             evidence: record.into_list(),

@@ -210,28 +210,19 @@ impl Acceptor<'_> {
 
     /// On a thread of its own: checks the client's process, and runs the handshake once the client has sent something.
     fn shake_hands<H: Host>(&self, client: Client, host: &H) -> Attempt<H::Slot> {
-        let Client {
-            who,
-            stage,
-            deadline,
-            handshake,
-        } = client;
-        let side = Side::new(self.address, self.options, &deadline, self.meeting)
+        let side = Side::new(self.address, self.options, &client.deadline, self.meeting)
             .sharing(self.shares)
             .publishing(self.ring);
-        let caller = match stage {
+        let handshake = &client.handshake;
+        let caller = match client.stage {
             ClientStage::Silent(caller) => caller,
             ClientStage::Fresh(stream) => {
                 match handshake.within(|| side.look_at(stream, self.record.clone())) {
-                    Err(error) => return Attempt::refused(error, Identity::of(who)),
-                    Ok(caller) if deadline.is_spoken_to(caller.as_fd(), GRACE) => Box::new(caller),
+                    Err(error) => return Attempt::refused(error, Identity::of(client.who)),
+                    Ok(caller) if client.deadline.is_spoken_to(caller.as_fd(), GRACE) => Box::new(caller),
                     Ok(caller) => {
-                        return Attempt::Silent(Client {
-                            who,
-                            stage: ClientStage::Silent(Box::new(caller)),
-                            deadline,
-                            handshake,
-                        });
+                        let stage = ClientStage::Silent(Box::new(caller));
+                        return Attempt::Silent(Client { stage, ..client });
                     }
                 }
             }

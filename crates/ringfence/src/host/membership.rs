@@ -10,7 +10,7 @@
 //! worker, by handshakes, and by the end of the channel, which [`Successor`] handles on a guest.
 
 use std::{
-    fmt, mem,
+    fmt,
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Weak,
@@ -285,7 +285,8 @@ impl MemberWorker {
         let on_end = parts.inheritance.take().map(|inheritance| {
             let successor = Successor {
                 endpoint: Arc::clone(endpoint),
-                succession: Succession::Waiting(inheritance),
+                inheritance: Some(inheritance),
+                place: None,
             };
             Box::new(successor) as Box<dyn OnEnd>
         });
@@ -472,19 +473,10 @@ fn is_passing(error: &Error) -> bool {
 /// A guest that takes its host's place once the host is gone.
 struct Successor {
     endpoint: Arc<Endpoint<Member>>,
-    succession: Succession,
-}
-
-/// The guest's share of its host's place.
-enum Succession {
-    /// The host is there, as far as is known. The guest needs this to take its place.
-    Waiting(Inheritance),
-    /// The host is gone, and this process has its place.
-    Taken(BoundAddress),
-    /// The host is gone, and this process could not take its place.
-    Failed(Error),
-    /// The channel has ended, and the host accepts other clients.
-    Over,
+    /// The guest's share of its host's place, until the channel ends.
+    inheritance: Option<Inheritance>,
+    /// The place of a host that is gone, or the reason why this process could not take it.
+    place: Option<Result<BoundAddress>>,
 }
 
 impl fmt::Debug for Successor {
@@ -498,14 +490,9 @@ impl OnEnd for Successor {
     /// ended it as corrupt or exposed, does.
     fn end(&mut self, how: ChannelState) -> bool {
         let is_gone = matches!(how, ChannelState::LeftByPeer | ChannelState::PeerExited);
-        self.succession = match mem::replace(&mut self.succession, Succession::Over) {
-            Succession::Waiting(inheritance) if is_gone => match inheritance.take_over() {
-                Ok(place) => Succession::Taken(place),
-                Err(error) => Succession::Failed(error),
-            },
-            _ => Succession::Over,
-        };
-        matches!(self.succession, Succession::Taken(_))
+        let inheritance = self.inheritance.take().filter(|_| is_gone);
+        self.place = inheritance.map(Inheritance::take_over);
+        matches!(self.place, Some(Ok(_)))
     }
 }
 
@@ -515,14 +502,15 @@ impl Drop for Successor {
         if !self.endpoint.is_here() {
             return;
         }
-        let parted = match mem::replace(&mut self.succession, Succession::Over) {
-            Succession::Taken(place) => Parted::Successor(place),
-            Succession::Failed(error) => {
+        self.inheritance = None;
+        let parted = match self.place.take() {
+            Some(Ok(place)) => Parted::Successor(place),
+            Some(Err(error)) => {
                 // A local error, which is reported here only.
                 Member::refused(&self.endpoint, Refused::local(error));
                 Parted::Lost
             }
-            Succession::Waiting(_) | Succession::Over => Parted::Lost,
+            None => Parted::Lost,
         };
         self.endpoint.part(Some(parted));
     }

@@ -20,7 +20,7 @@ use crate::{
     channel::calls::driver::{Core, Inner},
     channel::calls::envelope::{CallError, RemoteError},
     channel::calls::state::{Place, Request, State, Ticket, WaitKey},
-    channel::calls::{self, CallContext, Handle, panicked, too_late},
+    channel::calls::{self, CallContext, CallsHandle, panicked, too_late},
     channel::receiver::Receiver,
     error::{Error, Result},
     tokio::channel::Channel,
@@ -178,7 +178,7 @@ impl<B: Into<Vec<u8>>> From<B> for CallRequest {
 #[must_use = "dropping a call cancels it"]
 #[derive(Debug)]
 pub struct PendingCall {
-    handle: Arc<Handle<Tasks>>,
+    handle: Arc<CallsHandle<Tasks>>,
     /// The error of a call that could not be started. It is returned once.
     ticket: Result<Ticket, Option<Error>>,
     late: Option<Pin<Box<Sleep>>>,
@@ -211,7 +211,7 @@ impl Future for PendingCall {
                 polled = inner.state.poll_call(ticket, cx.waker());
                 if polled.is_pending() {
                     // A later drop finds nothing to cancel.
-                    cancel(&mut inner, ticket);
+                    inner.cancel(ticket);
                     this.ticket = Err(None);
                     polled = Poll::Ready(Err(Error::TimedOut.into()));
                 }
@@ -230,15 +230,9 @@ impl Drop for PendingCall {
             && let Ok(mut inner) = self.handle.core.lock()
         {
             inner.state.forget(self.last_read);
-            cancel(&mut inner, ticket);
+            inner.cancel(ticket);
         }
     }
-}
-
-fn cancel(inner: &mut Inner, ticket: Ticket) {
-    inner.state.abandon(ticket);
-    // A local error leaves the cancellation in the queue.
-    let _ = inner.flush();
 }
 
 fn is_over(timer: Option<&mut Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> bool {
@@ -269,21 +263,14 @@ impl Calls {
     /// Starts a call. The request is sent now if there is room, and otherwise by the task that reads the ring. An error is returned
     /// by the future.
     pub fn start(&self, request: &[u8], deadline: Option<Instant>) -> PendingCall {
+        let inner = self.0.core.lock();
+        let started = inner.and_then(|mut inner| inner.start(request, deadline));
         PendingCall {
             handle: Arc::clone(&self.0),
-            ticket: self.try_start(request, deadline).map_err(Some),
+            ticket: started.map_err(Some),
             late: timer(deadline),
             last_read: None,
         }
-    }
-
-    fn try_start(&self, request: &[u8], deadline: Option<Instant>) -> Result<Ticket> {
-        let mut inner = self.0.core.lock()?;
-        let ticket = inner.state.start(request, deadline)?;
-        inner
-            .flush()
-            .inspect_err(|_| inner.state.abandon(ticket))
-            .map(|()| ticket)
     }
 
     /// Answers the peer's calls, each on a task of its own and at most `concurrency` at a time, until the peer has ended its sending

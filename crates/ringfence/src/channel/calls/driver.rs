@@ -9,6 +9,7 @@ use std::{
     ops::{Deref, DerefMut},
     sync::Arc,
     task::Waker,
+    time::Instant,
 };
 
 #[cfg(feature = "tokio")]
@@ -16,7 +17,7 @@ use crate::channel::calls::state::Place;
 use crate::{
     channel::Channel,
     channel::calls::envelope::RemoteError,
-    channel::calls::state::{MOST, State},
+    channel::calls::state::{MOST, State, Ticket},
     channel::end::{CloseReason, Shared},
     channel::receiver::Receiver,
     channel::sender::Sender,
@@ -62,12 +63,7 @@ pub(crate) struct Inner {
 
 impl Core {
     pub(crate) fn new(channel: Channel) -> Result<Self> {
-        let Channel {
-            mut sender,
-            mut receiver,
-            known,
-            tokens,
-        } = channel;
+        let (mut sender, mut receiver) = (channel.sender, channel.receiver);
         // Fails if a message or a reservation is under way.
         sender.writing()?;
         receiver.accept_calls();
@@ -85,8 +81,8 @@ impl Core {
         };
         Ok(Self {
             inner: ProcessMutex::new(Some(inner), birth),
-            known,
-            tokens,
+            known: channel.known,
+            tokens: channel.tokens,
             shared,
         })
     }
@@ -149,6 +145,21 @@ impl Inner {
     #[cfg(feature = "tokio")]
     pub(crate) fn take_receiver(&mut self) -> Receiver {
         self.receiver.take().expect("no driver has it")
+    }
+
+    /// Starts a call, and sends its request if there is room.
+    pub(crate) fn start(&mut self, request: &[u8], deadline: Option<Instant>) -> Result<Ticket> {
+        let ticket = self.state.start(request, deadline)?;
+        let flushed = self.flush();
+        flushed.inspect_err(|_| self.state.abandon(ticket))?;
+        Ok(ticket)
+    }
+
+    /// Cancels a call.
+    pub(crate) fn cancel(&mut self, ticket: Ticket) {
+        self.state.abandon(ticket);
+        // A local error leaves the cancellation in the queue.
+        let _ = self.flush();
     }
 
     /// Puts the queue into the ring, as far as there is room. Fails only for local reasons.

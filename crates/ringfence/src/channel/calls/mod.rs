@@ -98,7 +98,7 @@ impl Channel {
 /// A caller has at most 16,384 requests and 16 MiB unanswered. Its further calls wait on its own side. A peer that sends twice as
 /// many, or that violates the protocol in another way, ends the channel with [`Error::RingCorrupt`].
 #[derive(Debug)]
-pub struct Calls<D = Threads>(pub(crate) Arc<Handle<D>>);
+pub struct Calls<D = Threads>(pub(crate) Arc<CallsHandle<D>>);
 
 impl<D> Clone for Calls<D> {
     fn clone(&self) -> Self {
@@ -108,12 +108,12 @@ impl<D> Clone for Calls<D> {
 
 /// The state that clones share. Closes the channel when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Handle<D> {
+pub(crate) struct CallsHandle<D> {
     pub(crate) core: Arc<Core>,
     driver: D,
 }
 
-impl<D> Drop for Handle<D> {
+impl<D> Drop for CallsHandle<D> {
     fn drop(&mut self) {
         if let Ok(mut inner) = self.core.lock() {
             inner.abandon(thread::panicking());
@@ -196,7 +196,7 @@ fn waker_of_this_thread() -> Waker {
 #[must_use = "dropping a call cancels it"]
 #[derive(Debug)]
 pub struct PendingCall {
-    threads: Arc<Handle<Threads>>,
+    threads: Arc<CallsHandle<Threads>>,
     ticket: Ticket,
     deadline: Option<Instant>,
 }
@@ -216,9 +216,7 @@ impl PendingCall {
 impl Drop for PendingCall {
     fn drop(&mut self) {
         if let Ok(mut inner) = self.threads.core.lock() {
-            inner.state.abandon(self.ticket);
-            // A local error leaves the cancellation in the queue.
-            let _ = inner.flush();
+            inner.cancel(self.ticket);
         }
     }
 }
@@ -294,16 +292,11 @@ impl Calls {
     /// # Errors
     /// As [`Calls::call_until`], for the request.
     pub fn start(&self, request: &[u8], deadline: Option<Instant>) -> Result<PendingCall> {
-        let mut inner = self.0.core.lock()?;
-        let ticket = inner.state.start(request, deadline)?;
-        let flushed = inner.flush();
-        drop(inner);
-        let pending = PendingCall {
+        Ok(PendingCall {
+            ticket: self.0.core.lock()?.start(request, deadline)?,
             threads: Arc::clone(&self.0),
-            ticket,
             deadline,
-        };
-        flushed.map(|()| pending)
+        })
     }
 
     /// Answers the peer's calls on this thread, one after the other, until the peer has ended its sending or this side closes the
@@ -403,7 +396,7 @@ impl Calls {
 
 impl<D> Calls<D> {
     pub(crate) fn new(core: Arc<Core>, driver: D) -> Self {
-        Self(Arc::new(Handle { core, driver }))
+        Self(Arc::new(CallsHandle { core, driver }))
     }
 
     /// Closes the channel: the peer reads what is in the ring, and then a clean end. Pending calls fail with [`Error::Closed`].
@@ -458,7 +451,7 @@ impl<D> Calls<D> {
     }
 }
 
-impl Handle<Threads> {
+impl CallsHandle<Threads> {
     /// Waits until `poll` is ready. Drives the channel unless another thread does.
     fn block<T>(
         &self,
