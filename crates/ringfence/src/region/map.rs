@@ -4,7 +4,7 @@ use std::{
     mem::ManuallyDrop,
     os::fd::{AsFd, AsRawFd},
     ptr::NonNull,
-    sync::atomic::AtomicU64,
+    sync::atomic::{AtomicU8, AtomicU64, Ordering},
 };
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
@@ -31,7 +31,7 @@ impl Mapping {
     pub(crate) fn new(object: impl AsFd, length: usize, writable: bool) -> Result<Self, Errno> {
         let descriptor = object.as_fd().as_raw_fd();
         let mut options = MmapOptions::new();
-        let options = options.len(length).populate();
+        let options = options.len(length);
         let map = if writable {
             options.map_raw(descriptor)
         } else {
@@ -41,6 +41,7 @@ impl Mapping {
         for advice in [Advice::DontDump, Advice::DontFork] {
             map.advise(advice).map_err(|error| errno(&error))?;
         }
+        populate(&map, writable);
         Ok(Self {
             hole: Hole::at(map.as_mut_ptr(), length)?,
             map: ManuallyDrop::new(map),
@@ -58,6 +59,29 @@ impl Mapping {
     /// Whether this process made the mapping. A forked child has no share in it.
     pub(crate) fn is_here(&self) -> bool {
         self.hole.birth.is_here()
+    }
+}
+
+/// Has the kernel map all pages of a mapping, whose memory is reserved already. `MAP_POPULATE` takes half as long again for
+/// pages to write, and three times as long for pages to read.
+fn populate(map: &MmapRaw, writable: bool) {
+    /// The least size of a page.
+    const PAGE: usize = 4096;
+    /// A read also maps the neighbours of its page, by default all in 64 KiB at a multiple of 64 KiB.
+    const FAULT_AROUND: usize = 16 * PAGE;
+    let word = |at: usize| {
+        // SAFETY: the mapping has `map.len()` bytes, starts at a page, and is only accessed through atomics and raw pointers.
+        unsafe { &*map.as_mut_ptr().add(at).cast::<AtomicU8>() }
+    };
+    if !writable {
+        for at in (0..map.len()).step_by(FAULT_AROUND).chain([map.len() - 1]) {
+            word(at).load(Ordering::Relaxed);
+        }
+    // Before Linux 5.14, or denied by a filter.
+    } else if map.advise(Advice::PopulateWrite).is_err() {
+        for at in (0..map.len()).step_by(PAGE) {
+            word(at).fetch_or(0, Ordering::Relaxed);
+        }
     }
 }
 
@@ -157,7 +181,11 @@ pub(super) fn map(what: &str, object: impl AsFd, capacity: u64, writable: bool) 
 #[cfg(test)]
 mod tests {
     use nix::{
-        sys::memfd::{MFdFlags, memfd_create},
+        fcntl::{FallocateFlags, fallocate},
+        sys::{
+            memfd::{MFdFlags, memfd_create},
+            resource::{UsageWho, getrusage},
+        },
         unistd::ftruncate,
     };
 
@@ -186,5 +214,33 @@ mod tests {
             drop(mapping);
             assert_eq!(found(), None);
         }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no memfd")]
+    fn an_object_that_both_sides_have_mapped_costs_no_page_faults() {
+        const PAGES: usize = 256;
+        let object = memfd_create("ringfence-faults-test", MFdFlags::MFD_CLOEXEC).unwrap();
+        fallocate(&object, FallocateFlags::empty(), 0, PAGES as i64 * 4096).unwrap();
+        let own = Mapping::new(&object, PAGES * 4096, true).unwrap();
+        let peers = Mapping::new(&object, PAGES * 4096, false).unwrap();
+        let faults = || getrusage(UsageWho::RUSAGE_THREAD).unwrap().minor_page_faults();
+        let byte = |map: &Mapping, page: usize| {
+            // SAFETY: inside the mapping.
+            let byte = unsafe { map.as_mut_ptr().add(page * 4096) };
+            // SAFETY: both mappings exist until the end of the test.
+            unsafe { AtomicU8::from_ptr(byte) }
+        };
+        let before = faults();
+        for page in 0..PAGES {
+            byte(&own, page).store(1, Ordering::Relaxed);
+        }
+        let written = faults();
+        for page in 0..PAGES {
+            assert_eq!(byte(&peers, page).load(Ordering::Relaxed), 1);
+        }
+        // The kernel may have taken some pages away in the meantime.
+        let (written, read) = (written - before, faults() - written);
+        assert!(written < 16 && read < 16, "{written} and {read} faults");
     }
 }

@@ -208,7 +208,9 @@ impl Draft {
             .then(|| {
                 // SAFETY: only this process has the object. Another process could open it in /proc only if it could
                 // write this process's memory as well.
-                let map = unsafe { MmapOptions::new().len(size).populate().map_mut(&object) }?;
+                let map = unsafe { MmapOptions::new().len(size).map_mut(&object) }?;
+                // Before Linux 5.14, each page is mapped when it is filled. `MAP_POPULATE` takes half as long again.
+                let _ = map.advise(Advice::PopulateWrite);
                 // A forked child's copy of the mapping would forbid the seal.
                 map.advise(Advice::DontFork)?;
                 map.advise(Advice::DontDump)?;
