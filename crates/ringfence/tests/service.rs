@@ -37,6 +37,7 @@ fn role() {
     match role.as_str() {
         "agent" | "any agent" => as_agent(role.as_str(), &arguments),
         "short at the acceptor" => as_short_at_the_acceptor(&arguments),
+        "one after another" => as_one_after_another(&arguments),
         "short of a thread" => as_short_of_a_thread(&arguments),
         "patient agent" => {
             let channel = connect(&address(), &small().wait(true)).unwrap();
@@ -106,6 +107,8 @@ fn as_short_at_the_acceptor(arguments: &[String]) {
 /// Has no memory for one more thread when a client connects, and has it again after it has reported that.
 fn as_short_of_a_thread(arguments: &[String]) {
     let listener = listen(&address_in(arguments), &small()).unwrap();
+    say("listening");
+    wait_for_test();
     let (_, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
     let size = fs::read_to_string("/proc/self/statm").unwrap();
     let pages: u64 = size.split(' ').next().unwrap().parse().unwrap();
@@ -905,11 +908,66 @@ fn a_service_that_cannot_go_on_is_told_at_once_and_why() {
     host.finish();
 }
 
+/// Returns the threads of this process that run handshakes, or wait for one.
+fn handshake_threads() -> Vec<String> {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let named = tasks.filter(|task| {
+        fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "ringfence-host")
+    });
+    named
+        .map(|task| task.file_name().into_string().unwrap())
+        .collect()
+}
+
+/// In a separate process, because the other tests of this file have such threads as well.
+fn as_one_after_another(arguments: &[String]) {
+    let listener = listen(&address_in(arguments), &small()).unwrap();
+    let end = Instant::now() + TIME_LIMIT;
+    let thread = loop {
+        if let [thread] = &handshake_threads()[..] {
+            break thread.clone();
+        }
+        assert!(Instant::now() < end, "a thread that waits for a client");
+        thread::yield_now();
+    };
+    say("listening");
+    for _ in 0..3 {
+        // It waits again before its channel is reported.
+        let channel = accepted(&listener);
+        assert_eq!(handshake_threads(), [thread.as_str()]);
+        say("in");
+        drop(channel);
+    }
+    drop(listener);
+    let end = Instant::now() + TIME_LIMIT;
+    while !handshake_threads().is_empty() {
+        assert!(Instant::now() < end, "the thread ends with the listener");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn clients_that_come_one_after_another_share_a_thread() {
+    let (address, _keep) = fresh_address(false);
+    let service = Actor::start("one after another", &[&address.to_string()]);
+    service.expect("listening");
+    for _ in 0..3 {
+        drop(connect(&address, &small()).unwrap());
+        service.expect("in");
+    }
+    service.finish();
+}
+
 #[test]
 #[ignore = "by hand: RLIMIT_AS does not leave a process short of a thread alone each time, and then it is short of other things"]
 fn a_newcomer_for_whom_there_is_no_thread_waits_until_there_is_one() {
     let (address, _keep) = fresh_address(false);
     let mut service = Actor::start("short of a thread", &[&address.to_string()]);
+    service.expect("listening");
+    // It has the thread that waits for a client.
+    let first = Actor::start("stop at", &[&address.to_string(), "answered"]);
+    first.expect("there");
+    service.go_on();
     service.expect("short");
     // It connects once, and completes the handshake on that connection.
     wire::guest_for(wire::SERVICE, &address.to_string(), "", false, || ());

@@ -1,10 +1,11 @@
 //! Accepts clients at a bound address, and runs their handshakes side by side. A silent client never delays the others.
 //!
-//! Each running handshake has a thread, and the number of these is limited. A client that has sent nothing yet has no thread: it
-//! waits in a queue, and if the queue is full, the client that has been silent for longest is dropped. No process and no user can
+//! Each running handshake has a thread, and the number of these is limited. One thread waits for the next handshake: a client would
+//! wait for a new one to start. A client that has sent nothing yet has no thread: it waits in a queue, and if the queue is full, the client that has been silent for longest is dropped. No process and no user can
 //! occupy all threads. If the queue has no room, clients wait in the kernel's backlog.
 
 use std::{
+    io,
     ops::ControlFlow,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -113,6 +114,25 @@ pub(crate) struct Acceptor<'a> {
     pub(crate) over: &'a CancelToken,
 }
 
+/// A thread for handshakes, which ends once this value is dropped. While it runs one, it holds this value itself.
+struct Worker(mpsc::SyncSender<(Client, Worker)>);
+
+impl Worker {
+    fn start(self, client: Client) {
+        let hand_over = self.0.clone();
+        // Cannot fail: the thread waits for it.
+        let _ = hand_over.send((client, self));
+    }
+}
+
+/// A handshake that has ended.
+struct Ended<S> {
+    who: Credentials,
+    attempt: Attempt<S>,
+    /// `None` for a pair that has its guest, and needs no further thread.
+    worker: Option<Worker>,
+}
+
 /// The result of a handshake's thread.
 enum Attempt<S> {
     /// The client has passed the policy, and has sent nothing yet.
@@ -150,6 +170,7 @@ impl Acceptor<'_> {
                 deadline: deadline.or(self.over),
                 results,
                 outcomes,
+                spare: None,
                 queue: Queue::default(),
                 recovered: Instant::now(),
             };
@@ -178,9 +199,9 @@ impl Acceptor<'_> {
             }
             let left = leave(place, result);
             // A client that got READY has a channel, although this side accepts no further clients.
-            drop(accepting.results);
-            for (_, outcome) in accepting.outcomes {
-                match outcome {
+            drop((accepting.results, accepting.spare));
+            for ended in accepting.outcomes {
+                match ended.attempt {
                     Attempt::Ready(passed) => {
                         let (parts, seat) = *passed;
                         let _ = host.ready(parts, seat);
@@ -242,8 +263,10 @@ struct Accepting<'scope, 'env, H: Host> {
     scope: &'scope thread::Scope<'scope, 'env>,
     /// The deadline of clients, which ends with the accepting.
     deadline: Deadline,
-    results: mpsc::Sender<(Credentials, Attempt<H::Slot>)>,
-    outcomes: mpsc::Receiver<(Credentials, Attempt<H::Slot>)>,
+    results: mpsc::Sender<Ended<H::Slot>>,
+    outcomes: mpsc::Receiver<Ended<H::Slot>>,
+    /// Waits for the next handshake.
+    spare: Option<Worker>,
     queue: Queue,
     /// When to accept again after a local error.
     recovered: Instant,
@@ -251,7 +274,12 @@ struct Accepting<'scope, 'env, H: Host> {
 
 impl<H: Host> Accepting<'_, '_, H> {
     /// Waits for a connection, a first frame, an outcome, the end of a partner, or a client's deadline.
-    fn wait(&self, place: &BoundAddress, deadline: &Deadline) -> Result<()> {
+    fn wait(&mut self, place: &BoundAddress, deadline: &Deadline) -> Result<()> {
+        // While a handshake runs, its own thread is the next spare one.
+        if self.spare.is_none() && self.queue.under_way() == 0 && self.has_recovered() {
+            // If it cannot be started now, the next handshake tries again.
+            self.spare = self.worker().ok();
+        }
         let queue = &self.queue;
         let mut watched = vec![(self.acceptor.bell.as_fd(), PollFlags::POLLIN)];
         let partners = self.host.partners();
@@ -276,9 +304,10 @@ impl<H: Host> Accepting<'_, '_, H> {
     /// Handles everything that may have changed.
     fn turn(&mut self, place: &BoundAddress) -> ControlFlow<H::End> {
         self.host.woken();
-        while let Ok((who, outcome)) = self.outcomes.try_recv() {
-            self.queue.under_way.end(who);
-            match outcome {
+        while let Ok(ended) = self.outcomes.try_recv() {
+            self.queue.under_way.end(ended.who);
+            self.spare = self.spare.take().or(ended.worker);
+            match ended.attempt {
                 Attempt::Silent(client) => self.queue.waiting.push(client),
                 Attempt::Ready(passed) => {
                     let (parts, seat) = *passed;
@@ -345,28 +374,10 @@ impl<H: Host> Accepting<'_, '_, H> {
             && let Some(client) = self.queue.next()
         {
             let who = client.who;
-            let (acceptor, host) = (self.acceptor, self.host);
-            let (results, bell) = (self.results.clone(), acceptor.bell.clone());
-            // If no thread can be started, its closure is dropped with all that it holds, so the client is passed afterwards.
-            let (hand_over, handed) = mpsc::sync_channel::<Client>(1);
-            let thread =
-                thread::Builder::new()
-                    .name("ringfence-host".into())
-                    .spawn_scoped(self.scope, move || {
-                        begin_own_thread();
-                        let Ok(client) = handed.recv() else { return };
-                        // A thread that ended without an outcome would count as running for ever.
-                        let outcome = catch_unwind(AssertUnwindSafe(|| acceptor.shake_hands(client, host)))
-                            .unwrap_or_else(|_| Attempt::refused(defect(), Identity::of(who)));
-                        // If the accepting is over, nothing receives the outcome, and it is dropped.
-                        let _ = results.send((who, outcome));
-                        bell.signal();
-                    });
-            match thread {
-                Ok(_) => {
+            match self.spare.take().map_or_else(|| self.worker(), Ok) {
+                Ok(worker) => {
                     self.queue.under_way.begin(who);
-                    // Cannot fail: the thread waits for it.
-                    let _ = hand_over.send(client);
+                    worker.start(client);
                 }
                 Err(error) => {
                     // It is tried again until its deadline.
@@ -376,6 +387,37 @@ impl<H: Host> Accepting<'_, '_, H> {
             }
         }
         ControlFlow::Continue(())
+    }
+
+    /// Starts a thread for handshakes.
+    fn worker(&self) -> io::Result<Worker> {
+        let (acceptor, host) = (self.acceptor, self.host);
+        let (results, bell) = (self.results.clone(), acceptor.bell.clone());
+        let (hand_over, handed) = mpsc::sync_channel::<(Client, Worker)>(1);
+        let run = move || {
+            begin_own_thread();
+            while let Ok((client, worker)) = handed.recv() {
+                let who = client.who;
+                // A thread that ended without an outcome would count as running for ever.
+                let attempt = catch_unwind(AssertUnwindSafe(|| acceptor.shake_hands(client, host)))
+                    .unwrap_or_else(|_| Attempt::refused(defect(), Identity::of(who)));
+                let is_last = acceptor.meeting == Meeting::Pair && matches!(attempt, Attempt::Ready(_));
+                let worker = (!is_last).then_some(worker);
+                // If the accepting is over, nothing receives the outcome, and it is dropped.
+                let _ = results.send(Ended { who, attempt, worker });
+                if is_last {
+                    break;
+                }
+                bell.signal();
+            }
+            // Before the acceptor wakes, because it waits for all senders of results.
+            drop(results);
+            bell.signal();
+        };
+        thread::Builder::new()
+            .name("ringfence-host".into())
+            .spawn_scoped(self.scope, run)?;
+        Ok(Worker(hand_over))
     }
 
     /// Whether enough time has passed since the last local error.
