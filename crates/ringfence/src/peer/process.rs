@@ -80,6 +80,8 @@ struct Fixed {
     /// This process's own executable.
     own: OnceLock<KernelResult<Executable>>,
     namespaces: FixedNamespaces,
+    /// The peer's cgroup: its number and its name. The name of a number does not change.
+    cgroup: OnceLock<(u64, String)>,
 }
 
 /// The result of one inspection of the peer: the values that could be read, and the reasons for the others.
@@ -442,12 +444,6 @@ impl Peer {
         let directory = self.open_directory(fixed)?;
         let own = fixed.own.get_or_init(own_executable);
         let (executable, executable_found) = self.executable(directory.as_ref(), own, deadline)?;
-        let text = |name, what| {
-            let found = directory
-                .as_deref()
-                .map_or(Err(Errno::ENOENT), |directory| read_text(directory, name));
-            answered(what, found)
-        };
         let info = self.pidfd_info()?;
         let standing = namespace::standing(
             self.credentials.pid,
@@ -460,13 +456,12 @@ impl Peer {
         let status = if matches!(info, Ok(Some(_))) && self.groups.as_ref().is_none_or(Vec::is_empty) {
             Err(Errno::ENODATA)
         } else {
-            text("status", "the peer's ids (/proc/PID/status)")?
+            let found = directory
+                .as_deref()
+                .map_or(Err(Errno::ENOENT), |directory| read_text(directory, "status"));
+            answered("the peer's ids (/proc/PID/status)", found)?
         };
-        let cgroup = text("cgroup", "the peer's cgroup (/proc/PID/cgroup)")?.and_then(|text| {
-            text.lines()
-                .find_map(|line| line.strip_prefix("0::").map(str::to_owned))
-                .ok_or(Errno::ENODATA)
-        });
+        let cgroup = self.cgroup(directory.as_deref(), fixed, number_in(&info))?;
         // Values read between two checks that found the process alive belong to that process.
         self.check_alive()?;
         let Credentials { pid, uid, gid } = self.credentials;
@@ -539,6 +534,33 @@ impl Peer {
             None | Some(Err(Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP)) => Ok(Ok(None)),
             Some(found) => Ok(answered("the peer's process information (PIDFD_GET_INFO)", found)?.map(Some)),
         }
+    }
+
+    /// Returns the name of the peer's cgroup. It is not read again if the peer is still in the cgroup with the same number.
+    fn cgroup(
+        &self,
+        directory: Option<&OwnedFd>,
+        fixed: &Fixed,
+        number: Option<u64>,
+    ) -> Result<KernelResult<String>> {
+        if let Some((known, name)) = fixed.cgroup.get()
+            && number == Some(*known)
+        {
+            return Ok(Ok(name.clone()));
+        }
+        let text = directory.map_or(Err(Errno::ENOENT), |directory| read_text(directory, "cgroup"));
+        let name = answered("the peer's cgroup (/proc/PID/cgroup)", text)?.and_then(|text| {
+            text.lines()
+                .find_map(|line| line.strip_prefix("0::").map(str::to_owned))
+                .ok_or(Errno::ENODATA)
+        });
+        // The peer may have moved while its cgroup was read.
+        if let (Ok(name), Some(number)) = (&name, number)
+            && number_in(&self.pidfd_info()?) == Some(number)
+        {
+            fixed.cgroup.get_or_init(|| (number, name.clone()));
+        }
+        Ok(name)
     }
 
     /// Refuses a process whose effective user or group `now` differs from the attested one.
@@ -649,6 +671,11 @@ impl Peer {
         self.hardens = true;
         self
     }
+}
+
+/// Returns the number of the cgroup in a process's information.
+fn number_in(info: &KernelResult<Option<sys::process::PidfdInfo>>) -> Option<u64> {
+    info.as_ref().ok()?.as_ref()?.cgroup
 }
 
 /// Whether the files in a directory of /proc belong to this user.
@@ -911,6 +938,28 @@ mod tests {
         peer.directory = peer.open_directory(&Fixed::default()).unwrap();
         assert!(peer.directory.is_some());
         peer
+    }
+
+    #[test]
+    fn a_cgroup_is_read_again_if_its_number_has_changed() {
+        let me = myself();
+        let first = me.look(&time()).unwrap();
+        let fixed = me.fixed.as_ref().unwrap();
+        let Some((number, name)) = fixed.cgroup.get().cloned() else {
+            eprintln!("left out: Linux before 6.13, or no cgroups of version 2");
+            return;
+        };
+        assert_eq!(first.identity.cgroup, Some(name.clone()));
+        for (known, wanted) in [(number, "the known one"), (number + 1, name.as_str())] {
+            let fixed = Fixed::default();
+            fixed.cgroup.set((known, "the known one".into())).unwrap();
+            let peer = Peer {
+                fixed: Some(fixed),
+                ..myself()
+            };
+            let look = peer.look(&time()).unwrap();
+            assert_eq!(look.identity.cgroup.as_deref(), Some(wanted));
+        }
     }
 
     fn is_gone<T: std::fmt::Debug>(result: Result<T>) {

@@ -32,12 +32,24 @@ pub(crate) fn are_accepted() -> bool {
     ACCEPTED.existing().and_then(OnceLock::get) == Some(&true)
 }
 
+/// Whether this process has issued a barrier.
+static ISSUED: PerProcess<OnceLock<()>> = PerProcess::new();
+
 /// Whether this process can issue barriers, and receives them or will. A filter that the program has installed in the meantime may
-/// deny that.
+/// deny that. A barrier interrupts each processor that runs a registered process, so only the first handshake issues one.
 pub(crate) fn are_offered() -> bool {
     let accepted = ACCEPTED.existing().and_then(OnceLock::get);
-    let accepted = accepted.map_or_else(|| process::knows_barriers() == Ok(true), |accepted| *accepted);
-    accepted && process::issue_barrier().is_ok()
+    if accepted == Some(&false) || process::knows_barriers() != Ok(true) {
+        return false;
+    }
+    let Ok(issued) = ISSUED.get() else {
+        return false;
+    };
+    let can_issue = issued.get().is_some() || process::issue_barrier().is_ok();
+    if can_issue {
+        issued.get_or_init(|| ());
+    }
+    can_issue
 }
 
 #[cfg(test)]
