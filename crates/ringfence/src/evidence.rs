@@ -130,6 +130,11 @@ impl EvidenceLog {
         });
     }
 
+    /// Moves the checks of another log to the end of this one.
+    pub(crate) fn append(&mut self, other: &mut Self) {
+        self.0.append(&mut other.0);
+    }
+
     pub(crate) fn into_list(self) -> Vec<Evidence> {
         self.0
     }

@@ -908,11 +908,11 @@ fn a_service_that_cannot_go_on_is_told_at_once_and_why() {
     host.finish();
 }
 
-/// Returns the threads of this process that run handshakes, or wait for one.
-fn handshake_threads() -> Vec<String> {
+/// Returns the threads of this process that wait for a handshake.
+fn spare_threads() -> Vec<String> {
     let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
     let named = tasks.filter(|task| {
-        fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "ringfence-host")
+        fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "ringfence-spare")
     });
     named
         .map(|task| task.file_name().into_string().unwrap())
@@ -924,7 +924,7 @@ fn as_one_after_another(arguments: &[String]) {
     let listener = listen(&address_in(arguments), &small()).unwrap();
     let end = Instant::now() + TIME_LIMIT;
     let thread = loop {
-        if let [thread] = &handshake_threads()[..] {
+        if let [thread] = &spare_threads()[..] {
             break thread.clone();
         }
         assert!(Instant::now() < end, "a thread that waits for a client");
@@ -934,13 +934,13 @@ fn as_one_after_another(arguments: &[String]) {
     for _ in 0..3 {
         // It waits again before its channel is reported.
         let channel = accepted(&listener);
-        assert_eq!(handshake_threads(), [thread.as_str()]);
+        assert_eq!(spare_threads(), [thread.as_str()]);
         say("in");
         drop(channel);
     }
     drop(listener);
     let end = Instant::now() + TIME_LIMIT;
-    while !handshake_threads().is_empty() {
+    while !spare_threads().is_empty() {
         assert!(Instant::now() < end, "the thread ends with the listener");
         thread::yield_now();
     }

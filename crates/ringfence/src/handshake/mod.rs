@@ -166,6 +166,7 @@ impl Side<'_> {
                 identity,
                 own,
                 hello,
+                prepared: None,
                 record,
             })
         })();
@@ -186,9 +187,10 @@ impl Side<'_> {
     ) -> Result<(Parts, S)> {
         let result = (|| {
             self.authorize(&mut session)?;
-            let objects = self.exchange(&mut session)?;
+            let offered = self.offer(&mut session)?;
             // The peer is checked twice: before this side waits for READY, and again after READY has arrived.
-            self.look_finally(&mut session)?;
+            self.look_again(&mut session)?;
+            let objects = self.accept_offer(&mut session, offered)?;
             self.receive_ready(&mut session, 0)?;
             let identity = self.look_finally(&mut session)?;
             if let RingPart::Publisher(start) = &objects.ring {
@@ -214,10 +216,10 @@ impl Side<'_> {
         };
         let result = (|| {
             self.authorize(&mut session)?;
-            let objects = self.exchange(&mut session)?;
-            // The peer is checked twice: before this side sends READY, and again after the host's READY has
-            // arrived.
-            let before = self.look_finally(&mut session)?;
+            let offered = self.offer(&mut session)?;
+            // The peer is checked twice: before this side's READY, while the host makes its object, and after the host's READY.
+            let before = self.look_again(&mut session)?;
+            let objects = self.accept_offer(&mut session, offered)?;
             self.send_ready(&mut session)?;
             let inheritance = self.receive_inheritance(&mut session)?;
             let identity = match self.look_finally(&mut session) {

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     address::{Address, bound::Inheritance},
-    error::Error,
+    error::{Error, Result},
     evidence::{Evidence, EvidenceLog},
     fork::ForkMark,
     handshake::{
@@ -21,7 +21,7 @@ use crate::{
     peer::process::Peer,
     region::{
         copy::Writable,
-        create::{Backing, Blank},
+        create::{Backing, Blank, SharedObject},
         layout,
         own::OwnRegion,
         peer::PeerRegion,
@@ -191,6 +191,16 @@ pub(super) struct PeerSession {
     pub(super) own: Nonce,
     /// The peer's HELLO.
     pub(super) hello: Hello,
+    /// This side's object, if it was made while this side waited for the peer's HELLO.
+    pub(super) prepared: Option<Result<OwnObject>>,
+    pub(super) record: EvidenceLog,
+}
+
+/// This side's object, and the receiver of the peer's tokens.
+pub(super) struct OwnObject {
+    pub(super) object: SharedObject,
+    pub(super) inbox: OpenInbox,
+    /// The checks of the object.
     pub(super) record: EvidenceLog,
 }
 

@@ -25,7 +25,7 @@ use crate::{
             TAKES_DESCRIPTORS, TAKES_SEALED, check_echo,
         },
         line::{self, FrameLine, refuse, settle_line, settle_new_line},
-        parts::{Answerer, Caller, PeerSession, RingRole, Side},
+        parts::{Answerer, Caller, OwnObject, PeerSession, RingRole, Side},
         parts::{ChannelTerms, Parts, Role, Unopened},
     },
     harden,
@@ -71,6 +71,7 @@ impl Side<'_> {
             identity: caller.identity,
             own,
             hello,
+            prepared: None,
             record: caller.record,
         })
     }
@@ -93,7 +94,7 @@ impl Side<'_> {
                     passed.push(line.as_fd());
                 } else {
                     settle_new_line(line)?;
-                    settle_line(&caller.stream)?;
+                    settle_new_line(&caller.stream)?;
                 }
             }
             let own = nonce()?;
@@ -111,6 +112,7 @@ impl Side<'_> {
         if !sent {
             return turned_away(&agreed);
         }
+        let prepared = self.may_prepare().then(|| self.prepare(&caller.peer));
         let (frame, line) = match line {
             Some(line) => {
                 match self
@@ -147,6 +149,7 @@ impl Side<'_> {
             identity: caller.identity,
             own,
             hello,
+            prepared,
             record: caller.record,
         }))
     }
@@ -282,8 +285,12 @@ impl Side<'_> {
             self.deadline,
             &mut session.record,
         );
-        match asked {
-            // The peer has disconnected in the meantime, and may have sent a reason.
+        self.unless_refused(session, asked)
+    }
+
+    /// Returns the reason that a peer has sent before it disconnected, if it is lost.
+    fn unless_refused<T>(&self, session: &PeerSession, result: Result<T>) -> Result<T> {
+        match result {
             Err(error @ Error::PeerLost(_)) => {
                 let line = self.line(&session.line, session.peer.credentials);
                 Err(line.last_words().unwrap_or(error))
@@ -451,22 +458,116 @@ fn nonce() -> Result<Nonce> {
 
 /// The objects that both sides have exchanged.
 pub(super) struct Objects {
-    pub(super) own: SharedObject,
+    pub(super) own: OwnObject,
     pub(super) region: Unopened,
     pub(super) peer: PeerRegion,
     pub(super) ring: RingPart,
-    /// The receiver of the peer's tokens, and the sender of this side's.
-    pub(super) inbox: OpenInbox,
+    /// Sends this side's tokens.
     pub(super) token_sender: TokenSender,
     /// For the state of the future channel. It is allocated before this side is ready, so that a lack of
     /// memory fails the handshake.
     pub(super) mark: ForkMark,
 }
 
+/// This side's object after the peer has got it.
+pub(super) struct Offered {
+    own: OwnObject,
+    /// The start of a new subscriber.
+    held: Option<HeldStart>,
+    /// The peer's OFFER, if it had to come first.
+    received: Option<(Offer, Vec<Withheld>)>,
+}
+
 impl Side<'_> {
-    /// Runs steps 5 and 6: each side makes and passes its own object, and checks the peer's. In a broadcast
-    /// both objects are control objects, and the publisher passes its ring in addition.
-    pub(super) fn exchange(&self, session: &mut PeerSession) -> Result<Objects> {
+    /// Whether a guest makes its object while it waits for the host's HELLO. A larger one takes longer than the host
+    /// needs for that, and would delay a refusal. A process that hardens itself does so before it makes its object.
+    fn may_prepare(&self) -> bool {
+        const QUICKLY_MADE: u64 = 128 * 1024;
+        self.own_ring() <= QUICKLY_MADE && !self.lacks_memory && !self.options.harden
+    }
+
+    /// Makes this side's object.
+    fn prepare(&self, peer: &Peer) -> Result<OwnObject> {
+        self.own_object(peer, |wanted, record| {
+            SharedObject::create(wanted, self.deadline, record)
+        })
+    }
+
+    fn own_object(
+        &self,
+        peer: &Peer,
+        make: impl FnOnce(&ObjectSpec<'_>, &mut EvidenceLog) -> Result<SharedObject>,
+    ) -> Result<OwnObject> {
+        let inbox = OpenInbox::open(self.options.realtime_signal)?;
+        let mut record = EvidenceLog::default();
+        // A control object is as large as the smallest ring: its name tells them apart.
+        let (name, capacity): (&[u8], _) = match self.role {
+            RingRole::Equal => (b"ringfence", self.options.capacity),
+            RingRole::Publisher(_) | RingRole::Subscriber => (b"ringfence-control", 0),
+        };
+        let wanted = ObjectSpec {
+            backing: self.options.backing,
+            name,
+            capacity,
+            signal: inbox.number(),
+            peer: peer.credentials.uid,
+        };
+        let object = make(&wanted, &mut record)?;
+        Ok(OwnObject {
+            object,
+            inbox,
+            record,
+        })
+    }
+
+    /// Runs step 5: makes this side's object, if it is not made yet, and passes it. In a broadcast both objects are
+    /// control objects, and the publisher passes its ring in addition.
+    pub(super) fn offer(&self, session: &mut PeerSession) -> Result<Offered> {
+        let PeerSession {
+            line,
+            peer,
+            own,
+            hello,
+            prepared,
+            record,
+            ..
+        } = session;
+        let line = self.line(line, peer.credentials);
+        peer.hardens = hello.features & HARDENS != 0;
+        self.close_off(record)?;
+        let peers_memory = self.memory_for(peer, hello, record)?;
+        let mut received = None;
+        let mut object = match prepared.take() {
+            Some(prepared) => prepared?,
+            None if self.lacks_memory => self.own_object(peer, |wanted, record| {
+                let (offer, mut descriptors) = self.receive_offer(&line, own, hello, record)?;
+                let [raw, mapped] =
+                    [descriptors.pop(), descriptors.pop()].map(|given| given.ok_or_else(no_object));
+                received = Some((offer, descriptors));
+                let blank = accept_blank(raw?, mapped?, wanted.capacity, record)?;
+                SharedObject::over(blank, wanted, record)
+            })?,
+            None => self.prepare(peer)?,
+        };
+        record.append(&mut object.record);
+        let held = self.hold_start(hello)?;
+        let offer = Offer {
+            echo: hello.nonce,
+            size: region_size(self.own_ring()),
+            capacity: self.own_ring(),
+            tokens: object.inbox.address(),
+            start: held.as_ref().map(HeldStart::start).unwrap_or_default(),
+        };
+        self.send_offer(&line, offer, &object.object, peers_memory.as_ref(), record)?;
+        Ok(Offered {
+            own: object,
+            held,
+            received,
+        })
+    }
+
+    /// Runs step 6: receives the peer's object, checks and maps it.
+    pub(super) fn accept_offer(&self, session: &mut PeerSession, offered: Offered) -> Result<Objects> {
         let PeerSession {
             line,
             peer,
@@ -475,57 +576,19 @@ impl Side<'_> {
             record,
             ..
         } = session;
-        let options = self.options;
         let line = self.line(line, peer.credentials);
-        peer.hardens = hello.features & HARDENS != 0;
-        self.close_off(record)?;
-        let inbox = OpenInbox::open(options.realtime_signal)?;
-        // A control object is as large as the smallest ring: its name tells them apart.
-        let (name, capacity): (&[u8], _) = match self.role {
-            RingRole::Equal => (b"ringfence", options.capacity),
-            RingRole::Publisher(_) | RingRole::Subscriber => (b"ringfence-control", 0),
-        };
-        let wanted = ObjectSpec {
-            backing: options.backing,
-            name,
-            capacity,
-            signal: inbox.number(),
-            peer: peer.credentials.uid,
-        };
-        let peers_memory = self.memory_for(peer, hello, record)?;
-        let (object, received) = if self.lacks_memory {
-            let (offer, mut descriptors) = self.receive_offer(&line, own, hello, record)?;
-            let [raw, mapped] =
-                [descriptors.pop(), descriptors.pop()].map(|given| given.ok_or_else(no_object));
-            let blank = accept_blank(raw?, mapped?, capacity, record)?;
-            (
-                SharedObject::over(blank, &wanted, record)?,
-                Some((offer, descriptors)),
-            )
-        } else {
-            (SharedObject::create(&wanted, self.deadline, record)?, None)
-        };
-        let held = self.hold_start(hello)?;
-        let offer = Offer {
-            echo: hello.nonce,
-            size: region_size(self.own_ring()),
-            capacity: self.own_ring(),
-            tokens: inbox.address(),
-            start: held.as_ref().map(HeldStart::start).unwrap_or_default(),
-        };
-        self.send_offer(&line, offer, &object, peers_memory.as_ref(), record)?;
-        drop(peers_memory);
-        let (offer, descriptors) = match received {
+        let (offer, descriptors) = match offered.received {
             Some(received) => received,
             None => self.receive_offer(&line, own, hello, record)?,
         };
         let agreed = Agreed {
-            backing: options.backing,
+            backing: self.options.backing,
             capacity: hello.capacity,
             stated: offer.size,
             owner: peer.credentials.uid,
         };
-        let (region, ring) = self.accept_objects(&descriptors, agreed, &offer, record)?;
+        let (peers_region, ring) = self.accept_objects(&descriptors, agreed, &offer, record)?;
+        let object = &offered.own.object;
         if let RingPart::Subscriber(_, Beginning { start, .. }) = &ring {
             // Before READY, because the publisher reads it from then on.
             let at = head_of(as_offset(start.slot.into()));
@@ -534,10 +597,9 @@ impl Side<'_> {
         object.check()?;
         Ok(Objects {
             region: Unopened::new(object.region.clone()),
-            own: object,
-            peer: region,
-            ring: held.map_or(ring, RingPart::Publisher),
-            inbox,
+            own: offered.own,
+            peer: peers_region,
+            ring: offered.held.map_or(ring, RingPart::Publisher),
             token_sender: token_sender(peer, &offer)?,
             mark: ForkMark::new()?,
         })
@@ -708,6 +770,12 @@ fn descriptors_wanted(count: usize) -> &'static str {
 }
 
 impl Side<'_> {
+    /// Checks the peer again while it makes its object.
+    pub(super) fn look_again(&self, session: &mut PeerSession) -> Result<Identity> {
+        let looked = self.look_finally(session);
+        self.unless_refused(session, looked)
+    }
+
     /// Runs step 7: checks that the process still exists and still satisfies the policy.
     pub(super) fn look_finally(&self, session: &mut PeerSession) -> Result<Identity> {
         let PeerSession { peer, record, .. } = session;
@@ -770,7 +838,8 @@ impl Side<'_> {
         inheritance: Option<Inheritance>,
     ) -> Parts {
         let (hello, mut record) = (session.hello, session.record);
-        drop(objects.own);
+        let OwnObject { object, inbox, .. } = objects.own;
+        drop(object);
         // A child may run under a filter that kills it for setsockopt(2).
         let is_child = self.meeting == Meeting::Family && role == Role::Guest;
         if !is_child && !self.accepted().any() {
@@ -796,7 +865,7 @@ impl Side<'_> {
                 longest_in: self.options.longest(),
             },
             barriers: self.takes_barriers && hello.features & TAKES_BARRIERS != 0,
-            inbox: objects.inbox,
+            inbox,
             token_sender: objects.token_sender,
             inheritance,
             ring: objects.ring,

@@ -5,6 +5,7 @@
 //! occupy all threads. If the queue has no room, clients wait in the kernel's backlog.
 
 use std::{
+    ffi::CStr,
     io,
     ops::ControlFlow,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -14,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::poll::PollFlags;
+use nix::{poll::PollFlags, sys::prctl};
 
 use crate::{
     address::Address,
@@ -44,6 +45,9 @@ const LONGEST: usize = 128;
 const AT_ONE_TURN: usize = FairShare::ALL;
 /// The time that a handshake's thread waits for the client's first frame. An honest client sends it as soon as it has checked the host.
 const GRACE: Duration = Duration::from_millis(50);
+
+/// The name of a thread that waits for a handshake.
+const SPARE: &CStr = c"ringfence-spare";
 
 /// A client that did not get a channel, or a local error that keeps this process from accepting clients.
 #[non_exhaustive]
@@ -398,9 +402,12 @@ impl<H: Host> Accepting<'_, '_, H> {
             begin_own_thread();
             while let Ok((client, worker)) = handed.recv() {
                 let who = client.who;
+                // The names tell an operator how many handshakes run.
+                let _ = prctl::set_name(c"ringfence-host");
                 // A thread that ended without an outcome would count as running for ever.
                 let attempt = catch_unwind(AssertUnwindSafe(|| acceptor.shake_hands(client, host)))
                     .unwrap_or_else(|_| Attempt::refused(defect(), Identity::of(who)));
+                let _ = prctl::set_name(SPARE);
                 let is_last = acceptor.meeting == Meeting::Pair && matches!(attempt, Attempt::Ready(_));
                 let worker = (!is_last).then_some(worker);
                 // If the accepting is over, nothing receives the outcome, and it is dropped.
@@ -415,7 +422,7 @@ impl<H: Host> Accepting<'_, '_, H> {
             bell.signal();
         };
         thread::Builder::new()
-            .name("ringfence-host".into())
+            .name(SPARE.to_string_lossy().into_owned())
             .spawn_scoped(self.scope, run)?;
         Ok(Worker(hand_over))
     }
