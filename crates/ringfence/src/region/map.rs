@@ -220,8 +220,9 @@ mod tests {
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
     fn an_object_that_both_sides_have_mapped_costs_no_page_faults() {
         const PAGES: usize = 256;
+        let size = i64::try_from(PAGES * 4096).unwrap();
         let object = memfd_create("ringfence-faults-test", MFdFlags::MFD_CLOEXEC).unwrap();
-        fallocate(&object, FallocateFlags::empty(), 0, PAGES as i64 * 4096).unwrap();
+        fallocate(&object, FallocateFlags::empty(), 0, size).unwrap();
         let own = Mapping::new(&object, PAGES * 4096, true).unwrap();
         let peers = Mapping::new(&object, PAGES * 4096, false).unwrap();
         let faults = || getrusage(UsageWho::RUSAGE_THREAD).unwrap().minor_page_faults();
