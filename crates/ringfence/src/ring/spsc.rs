@@ -395,14 +395,14 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
         if self.is_close && self.streamed() >= STREAM {
             return false;
         }
-        if self.peer.load(layout::TAIL, Ordering::Relaxed) == self.tail {
-            self.looks += 1;
-            return true;
-        }
         // A short message lies in two lines: the second is asked for before the first has come.
         let at = self.offset_of(self.head);
         self.peer.will_read(at);
         self.peer.will_read(at + LINE);
+        if self.peer.load(layout::TAIL, Ordering::Relaxed) == self.tail {
+            self.looks += 1;
+            return true;
+        }
         false
     }
 
