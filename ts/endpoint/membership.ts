@@ -47,8 +47,10 @@ export class Membership<In = Message, Out = MessageInput> extends Acceptor<
   #role: 'host' | 'guest'
   #channel: Channel<In, Out> | undefined
   #closing: Promise<void> | null = null
-  /** Resolves once the last partner's channel has ended. */
-  #lastLeft: Promise<unknown> = Promise.resolve()
+  /** The channel that 'connection' was emitted for, until 'disconnect' was. */
+  #introduced: Channel<In, Out> | undefined
+  /** The channels whose 'connection' is still to be emitted. */
+  readonly #newcomers: Channel<In, Out>[] = []
   /** Events that are held back; null once they were emitted. */
   #untold: (() => void)[] | null = []
 
@@ -140,11 +142,20 @@ export class Membership<In = Message, Out = MessageInput> extends Acceptor<
     void channel.closed.then(() => {
       if (this.#channel === channel) this.#channel = undefined
     })
-    // The binding may report a partner before the end of the last one. A program expects 'disconnect' first.
-    this.#lastLeft = this.#lastLeft.then(() => {
-      this.tell('connection', channel)
-      this.follow(channel)
-      return channel.closed
+    this.#newcomers.push(channel)
+    this.#introduce()
+  }
+
+  /** The binding may report a partner before the end of the last one. A program expects 'disconnect' first. */
+  #introduce(): void {
+    const channel = this.#introduced === undefined ? this.#newcomers.shift() : undefined
+    if (channel === undefined) return
+    this.#introduced = channel
+    this.tell('connection', channel)
+    this.follow(channel)
+    void channel.closed.then(() => {
+      this.#introduced = undefined
+      this.#introduce()
     })
   }
 

@@ -126,7 +126,6 @@ pub(super) fn read_error(mut body: &[u8]) -> Result<RemoteError> {
     }
 }
 
-/// Returns the first bytes of a text, in whole characters.
 pub(super) fn corrupt(what: &str) -> Error {
     Error::RingCorrupt(format!("the peer violated the protocol of calls: {what}"))
 }
