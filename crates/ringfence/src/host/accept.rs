@@ -119,9 +119,9 @@ pub(crate) struct Acceptor<'a> {
 }
 
 /// A thread for handshakes, which ends once this value is dropped. While it runs one, it holds this value itself.
-struct Worker(mpsc::SyncSender<(Client, Worker)>);
+struct HandshakeThread(mpsc::SyncSender<(Client, HandshakeThread)>);
 
-impl Worker {
+impl HandshakeThread {
     fn start(self, client: Client) {
         let hand_over = self.0.clone();
         // Cannot fail: the thread waits for it.
@@ -134,7 +134,7 @@ struct Ended<S> {
     who: Credentials,
     attempt: Attempt<S>,
     /// `None` for a pair that has its guest, and needs no further thread.
-    worker: Option<Worker>,
+    thread: Option<HandshakeThread>,
 }
 
 /// The result of a handshake's thread.
@@ -270,7 +270,7 @@ struct Accepting<'scope, 'env, H: Host> {
     results: mpsc::Sender<Ended<H::Slot>>,
     outcomes: mpsc::Receiver<Ended<H::Slot>>,
     /// Waits for the next handshake.
-    spare: Option<Worker>,
+    spare: Option<HandshakeThread>,
     queue: Queue,
     /// When to accept again after a local error.
     recovered: Instant,
@@ -282,7 +282,7 @@ impl<H: Host> Accepting<'_, '_, H> {
         // While a handshake runs, its own thread is the next spare one.
         if self.spare.is_none() && self.queue.under_way() == 0 && self.has_recovered() {
             // If it cannot be started now, the next handshake tries again.
-            self.spare = self.worker().ok();
+            self.spare = self.thread().ok();
         }
         let queue = &self.queue;
         let mut watched = vec![(self.acceptor.bell.as_fd(), PollFlags::POLLIN)];
@@ -310,7 +310,7 @@ impl<H: Host> Accepting<'_, '_, H> {
         self.host.woken();
         while let Ok(ended) = self.outcomes.try_recv() {
             self.queue.under_way.end(ended.who);
-            self.spare = self.spare.take().or(ended.worker);
+            self.spare = self.spare.take().or(ended.thread);
             match ended.attempt {
                 Attempt::Silent(client) => self.queue.waiting.push(client),
                 Attempt::Ready(passed) => {
@@ -378,10 +378,10 @@ impl<H: Host> Accepting<'_, '_, H> {
             && let Some(client) = self.queue.next()
         {
             let who = client.who;
-            match self.spare.take().map_or_else(|| self.worker(), Ok) {
-                Ok(worker) => {
+            match self.spare.take().map_or_else(|| self.thread(), Ok) {
+                Ok(thread) => {
                     self.queue.under_way.begin(who);
-                    worker.start(client);
+                    thread.start(client);
                 }
                 Err(error) => {
                     // It is tried again until its deadline.
@@ -394,13 +394,13 @@ impl<H: Host> Accepting<'_, '_, H> {
     }
 
     /// Starts a thread for handshakes.
-    fn worker(&self) -> io::Result<Worker> {
+    fn thread(&self) -> io::Result<HandshakeThread> {
         let (acceptor, host) = (self.acceptor, self.host);
         let (results, bell) = (self.results.clone(), acceptor.bell.clone());
-        let (hand_over, handed) = mpsc::sync_channel::<(Client, Worker)>(1);
+        let (hand_over, handed) = mpsc::sync_channel::<(Client, HandshakeThread)>(1);
         let run = move || {
             begin_own_thread();
-            while let Ok((client, worker)) = handed.recv() {
+            while let Ok((client, thread)) = handed.recv() {
                 let who = client.who;
                 // The names tell an operator how many handshakes run.
                 let _ = prctl::set_name(c"ringfence-host");
@@ -409,9 +409,9 @@ impl<H: Host> Accepting<'_, '_, H> {
                     .unwrap_or_else(|_| Attempt::refused(defect(), Identity::of(who)));
                 let _ = prctl::set_name(SPARE);
                 let is_last = acceptor.meeting == Meeting::Pair && matches!(attempt, Attempt::Ready(_));
-                let worker = (!is_last).then_some(worker);
+                let thread = (!is_last).then_some(thread);
                 // If the accepting is over, nothing receives the outcome, and it is dropped.
-                let _ = results.send(Ended { who, attempt, worker });
+                let _ = results.send(Ended { who, attempt, thread });
                 if is_last {
                     break;
                 }
@@ -424,7 +424,7 @@ impl<H: Host> Accepting<'_, '_, H> {
         thread::Builder::new()
             .name(SPARE.to_string_lossy().into_owned())
             .spawn_scoped(self.scope, run)?;
-        Ok(Worker(hand_over))
+        Ok(HandshakeThread(hand_over))
     }
 
     /// Whether enough time has passed since the last local error.
