@@ -53,6 +53,37 @@ test.serial('events that arrive with the place are reported in order, once the c
   t.is(membership.channel, undefined)
 })
 
+test.serial(
+  'partners are reported one after the other, whatever a loop does with them, and none after the end',
+  async (t) => {
+    for (const ends of ['partner', 'membership'] as const) {
+      const [partner, next] = [comer(1), comer(2)]
+      const { membership, standing } = await stays(t, { events: [partner.raw] })
+      const events = told(membership)
+      const loop = membership[Symbol.asyncIterator]()
+      await loop.next()
+      await turn()
+      t.deepEqual(events, ['channel 1'])
+      const second = loop.next()
+      standing.tell(next.raw)
+      const channel = (await second).value!
+      if (ends === 'partner') {
+        channel.destroy()
+        await turn()
+        t.deepEqual(events, ['channel 1'], 'the end of the first one is not known yet')
+        partner.end('lost')
+        await turn()
+        t.deepEqual(events.slice(1), ['lost 1', 'channel 2', 'closed 2'])
+      } else {
+        membership.destroy()
+        await turn()
+        t.is((await channel.closed).reason, 'closed')
+        t.deepEqual(events.slice(1).sort(), ['close closed', 'closed 1'])
+      }
+    }
+  },
+)
+
 test.serial('a member that leaves closes its channel, and has left once the binding has', async (t) => {
   for (const leavesAtOnce of [true, false])
     for (const withPartner of [true, false]) {

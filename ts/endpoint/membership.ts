@@ -23,9 +23,9 @@ export interface MembershipEvents<Peer> extends EndpointEvents<Peer> {
  * A place at an address, kept while partners connect and disconnect.
  *
  * `for await (const channel of membership)` yields a channel for each partner, one after the other. Leaving the loop closes nothing,
- * and several loops share the channels. The event `connection` is emitted for each channel, too. A channel ends like any other: what
- * the partner sent before can still be read while the next partner connects. A process that closes only the channel keeps its place,
- * and so does the partner.
+ * and several loops share the channels. The event `connection` is emitted for each channel, too, after the `disconnect` of the one before.
+ * A channel ends like any other: what the partner sent before can still be read while the next partner connects. A process that closes
+ * only the channel keeps its place, and so does the partner.
  *
  * The channel also keeps the process alive, and has its own `unref`.
  *
@@ -120,7 +120,7 @@ export class Membership<In = Message, Out = MessageInput> extends Acceptor<
   /** Leaves the address, and destroys the channel. Does not wait until the partner has taken the address over. */
   destroy(error?: Error): void {
     if (this.ended !== null) return
-    this.#channel?.destroy()
+    for (const channel of this.open) channel.destroy()
     this.#native.close()
     this.acceptQueue.discard()
     this.finish(destroyedBy(error))
@@ -146,13 +146,21 @@ export class Membership<In = Message, Out = MessageInput> extends Acceptor<
     this.#introduce()
   }
 
+  /**
+   * Does nothing: a loop may get a channel before its 'connection', and 'disconnect' comes after it.
+   *
+   * @internal
+   */
+  protected override follow(): void {}
+
   /** The binding may report a partner before the end of the last one. A program expects 'disconnect' first. */
   #introduce(): void {
-    const channel = this.#introduced === undefined ? this.#newcomers.shift() : undefined
+    if (this.#introduced !== undefined || this.stopped) return
+    const channel = this.#newcomers.shift()
     if (channel === undefined) return
     this.#introduced = channel
     this.tell('connection', channel)
-    this.follow(channel)
+    super.follow(channel)
     void channel.closed.then(() => {
       this.#introduced = undefined
       this.#introduce()
