@@ -174,21 +174,25 @@ test('after 2 ms without a turn of the event loop a promise is delayed until the
   t.false(fairness.isLong(1, 2.75))
 })
 
-test('an event loop that has slept since the last reading of the clock owes no turn, and messages were not slow', (t) => {
+test('the time that the event loop has slept is no time of messages, and it has turned', (t) => {
   const { world, fairness } = begin()
-  for (let number = 0; number < 3; number += 1) world.run(() => fairness.look())
-  const { stride } = fairness
-  for (let round = 0; round < 3; round += 1) {
-    world.now += 3
-    world.slept += 2
+  const look = (took: number, slept: number) => {
+    world.now += took
+    world.slept += slept
     world.run(() => fairness.look())
-    t.is(fairness.due, null)
+  }
+  for (const stride of [2, 4, 8]) {
+    look(4, 3.875)
     t.is(fairness.stride, stride)
   }
-  world.now += 2
-  world.run(() => fairness.look())
-  t.true(fairness.due instanceof Promise, 'it has not slept again')
-  t.true(fairness.stride < stride)
+  look(4, 3)
+  t.is(fairness.stride, 2, 'they took four times as long as they should')
+  t.is(fairness.due, null)
+  look(4, 2)
+  t.true(fairness.due instanceof Promise, 'it has slept, and then not turned for 2 ms')
+  world.turn()
+  look(2, 0)
+  t.true(fairness.due instanceof Promise, 'it has not slept')
 })
 
 test('a turn that is needed only by callers that keep no process alive keeps none alive', async (t) => {

@@ -53,10 +53,9 @@ class Fairness {
   look(isWeak = false): number {
     this.#looks += 1
     const now = timers.now()
-    const took = now - this.#looked
+    const awake = this.#awake(now)
     this.#looked = now
-    if (took > SLICE && this.#hasSlept()) this.#since = now
-    else if (took > SLICE) this.#stride = Math.max(1, Math.floor((this.#stride * SLICE) / took))
+    if (awake > SLICE) this.#stride = Math.max(1, Math.floor((this.#stride * SLICE) / awake))
     else if (this.#stride < MOST) this.#stride *= 2
     this.#left = this.#stride
     if (now - this.#since >= BUDGET && this.#due === null) {
@@ -73,11 +72,17 @@ class Fairness {
     return now
   }
 
-  /** Whether the event loop has slept since the last call: then it has turned, and the time was not spent on messages. */
-  #hasSlept(): boolean {
+  /** The time since the last reading of the clock, without what the event loop has slept. If it has slept, it has turned. */
+  #awake(now: number): number {
+    const took = now - this.#looked
+    if (took <= SLICE) return took
     const last = this.#slept
     this.#slept = timers.slept()
-    return this.#slept !== last
+    if (this.#slept === last) return took
+    // Shorter intervals do not read how long it has slept, so some of that may be of earlier ones.
+    const awake = Math.max(0, took - (this.#slept - last))
+    this.#since = now - awake
+    return awake
   }
 
   /** Whether a caller that does not await a promise has used up the budget between two reads of the clock, and should stop. */
