@@ -37,9 +37,9 @@ export interface ErrorDetails {
   found?: string | undefined
   /** The refused peer, as far as it is known. */
   identity?: Identity | undefined
-  /** The exit code of the child; null if a signal ended it. */
+  /** The exit code of the child; null if a signal ended it, or if a tracer conceals how it exited. */
   exitCode?: number | null | undefined
-  /** The signal that ended the child; null if it exited. */
+  /** The signal that ended the child; null if it exited, or if a tracer conceals how. */
   signalCode?: string | null | undefined
   /** The last 4 KiB of the child's standard error, if it is piped. */
   stderr?: string | undefined
@@ -82,9 +82,9 @@ export class RingfenceError extends Error {
   declare readonly found?: string | undefined
   /** The refused peer, as far as it is known. */
   declare readonly identity?: Identity | undefined
-  /** For CHILD_EXITED: the exit code; null if a signal ended the child. */
+  /** For CHILD_EXITED: the exit code; null if a signal ended the child, or if a tracer conceals how it exited. */
   declare readonly exitCode?: number | null | undefined
-  /** For CHILD_EXITED: the signal that ended the child; null if it exited. */
+  /** For CHILD_EXITED: the signal that ended the child; null if it exited, or if a tracer conceals how. */
   declare readonly signalCode?: string | null | undefined
   /** For CHILD_EXITED: the last 4 KiB of standard error, if it is piped. */
   declare readonly stderr?: string | undefined

@@ -23,7 +23,7 @@ export interface Spawned<In = Message, Out = MessageInput> extends AsyncDisposab
    *
    * If `policy.cgroup` names a cgroup of the child's own that this process may write, everything in it is killed (`cgroup.kill`, Linux
    * 5.14). Otherwise the processes get SIGKILL one by one, and one that has detached itself from its parent and its session is not found
-   * unless it answered. Resolves once the child has exited, after a second at the latest.
+   * unless it answered. Resolves once the child has exited, after five seconds at the latest.
    */
   [Symbol.asyncDispose](): Promise<void>
 }
@@ -35,7 +35,7 @@ const KEPT = 1 << 20
 /** Milliseconds to wait for the end of standard error after the exit. A descendant of the child may hold it open. */
 const LAST_WORDS = 200
 /** Milliseconds to wait for the exit event of a child that was killed or has exited. The kernel may delay it. */
-const LAST_BREATH = 1000
+const LAST_BREATH = 5000
 
 /**
  * Starts a child that inherits one end of a private line. Resolves once the child has called {@link fromParent} and the handshake is

@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::{Arc, OnceLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::{
@@ -19,6 +19,7 @@ use nix::{
         stat::Mode,
         wait::{Id, WaitPidFlag, WaitStatus, waitid},
     },
+    time::{ClockId, clock_gettime},
     unistd::{Pid, getpid, write},
 };
 
@@ -115,8 +116,27 @@ impl Pidfd {
 /// a process that was not found yet can fork.
 const SEARCHES: usize = 32;
 
-/// The time for all searches. A child with many processes and descriptors cannot delay its end for longer.
+/// The processor time for all searches. A child with many processes and descriptors cannot delay its end for longer, and by keeping the
+/// processors busy it makes no search end early.
 const SEARCH_TIME: Duration = Duration::from_millis(500);
+
+/// The processor time of this thread at which a search ends.
+#[derive(Clone, Copy)]
+struct SearchEnd(Duration);
+
+impl SearchEnd {
+    fn after(time: Duration) -> Self {
+        Self(Self::now().saturating_add(time))
+    }
+
+    fn now() -> Duration {
+        clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::MAX, Duration::from)
+    }
+
+    fn has_come(self) -> bool {
+        Self::now() >= self.0
+    }
+}
 
 /// The depth of the cgroups that are searched below the child's.
 const DEPTH: usize = 16;
@@ -180,7 +200,7 @@ impl ChildProcesses {
     /// Without such a cgroup, this kills the descendants that /proc shows. Those whose parent has exited are included if they still hold
     /// the line and have stayed in the session, unless this process has become their parent (as process 1 of a container, for
     /// one): then they look like its other children. A process that is not found ends with its cgroup or pid namespace.
-    /// No process that is older than the child is killed. The search takes half a second at most.
+    /// No process that is older than the child is killed. The search takes half a second of processor time at most.
     ///
     /// Does not wait for the processes. Returns `false` if the child may still run, because it is another user's or because
     /// this system has no pidfd (Linux 5.3): then use [`Child::kill`](std::process::Child::kill).
@@ -194,7 +214,7 @@ impl ChildProcesses {
             return Ok(false);
         };
         if let Some(born) = started.born {
-            let until = Instant::now() + SEARCH_TIME;
+            let until = SearchEnd::after(SEARCH_TIME);
             family.kill_cgroup(started, born, until);
             // Their pidfds are not kept: a child with many processes could use up the descriptors of this one.
             let mut stopped = BTreeMap::<i32, Process>::new();
@@ -206,7 +226,7 @@ impl ChildProcesses {
                         stopped.insert(process.pid, process);
                     }
                 }
-                if stopped.len() == before || Instant::now() > until {
+                if stopped.len() == before || until.has_come() {
                     break;
                 }
             }
@@ -240,7 +260,7 @@ impl Family {
         started: &Started,
         born: u64,
         known: &BTreeSet<i32>,
-        until: Instant,
+        until: SearchEnd,
     ) -> Vec<Process> {
         let processes: BTreeMap<i32, Process> = Process::all().collect();
         let own = getpid().as_raw();
@@ -283,7 +303,7 @@ impl Family {
             }
             let holder = orphans.find(|process| {
                 let may_hold = process.born >= born && !members.contains(&process.pid);
-                may_hold && Instant::now() < until && process.holds(self.line, until)
+                may_hold && !until.has_come() && process.holds(self.line, until)
             });
             match holder {
                 Some(process) => next.push(process.pid),
@@ -297,7 +317,7 @@ impl Family {
     }
 
     /// Kills everything in the child's cgroup, if the cgroup is the child's alone.
-    fn kill_cgroup(&self, started: &Started, born: u64, until: Instant) {
+    fn kill_cgroup(&self, started: &Started, born: u64, until: SearchEnd) {
         let Some(name) = self.cgroup.get().filter(|_| !self.shares_cgroup()) else {
             return;
         };
@@ -475,11 +495,11 @@ impl Process {
     }
 
     /// Whether it has a descriptor of the socket with this inode number.
-    fn holds(&self, socket: u64, until: Instant) -> bool {
+    fn holds(&self, socket: u64, until: SearchEnd) -> bool {
         let directory = format!("/proc/{}/fd", self.pid);
         let socket = format!("socket:[{socket}]");
         let entries = std::fs::read_dir(&directory).into_iter().flatten();
-        let mut entries = entries.flatten().take_while(|_| Instant::now() < until);
+        let mut entries = entries.flatten().take_while(|_| !until.has_come());
         entries.any(|entry| {
             readlinkat(AT_FDCWD, &entry.path()).is_ok_and(|target| target.to_str() == Some(&socket))
         })
@@ -566,7 +586,7 @@ mod tests {
         let own = Process::read(getpid().as_raw()).unwrap();
         assert!(!own.is_exiting);
         assert!(Process::all().any(|(pid, _)| pid == own.pid));
-        let until = Instant::now() + Duration::from_secs(60);
+        let until = SearchEnd::after(Duration::from_secs(60));
         let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         let inode = nix::sys::stat::fstat(&socket).unwrap().st_ino;
         assert!(own.holds(inode, until));
