@@ -43,6 +43,10 @@ fn role() {
     };
     let policy = match role.as_str() {
         "same executable" | "verify" => policy.programs([Program::same()]),
+        "asks" => policy.authorize(|_| {
+            say(format!("{} objects", objects()));
+            Ok::<_, Error>(true)
+        }),
         _ => policy,
     };
     if role == "hardened" {
@@ -463,6 +467,26 @@ fn authorize_is_asked_last_and_its_no_and_its_failures_are_refusals() {
     let (_actor, channel) = meet("stay", &with(policy));
     assert_eq!(refused(channel).0, "executable");
     assert!(!asked.load(Ordering::Acquire));
+}
+
+/// The number of shared objects of this process.
+fn objects() -> usize {
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let links = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok());
+    links
+        .filter(|link| link.to_string_lossy().starts_with("/memfd:ringfence"))
+        .count()
+}
+
+#[test]
+fn a_guest_has_no_memory_to_attack_while_its_program_is_asked() {
+    let (address, _keep) = fresh_address(false);
+    let host = join_later(&address, &small());
+    wait_for_host(&address);
+    let guest = Actor::start("asks", &[&address.to_string()]);
+    guest.expect("0 objects");
+    guest.expect("joined");
+    host.join().unwrap().unwrap();
 }
 
 #[test]

@@ -217,7 +217,7 @@ impl Side<'_> {
         let result = (|| {
             self.authorize(&mut session)?;
             let offered = self.offer(&mut session)?;
-            // The peer is checked twice: before this side's READY, while the host makes its object, and after the host's READY.
+            // The peer is checked while it makes its object, before this side's READY, and again after the host's READY.
             let before = self.look_again(&mut session)?;
             let objects = self.accept_offer(&mut session, offered)?;
             self.send_ready(&mut session)?;

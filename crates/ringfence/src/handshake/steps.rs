@@ -4,6 +4,7 @@
 use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::atomic::Ordering,
+    time::Instant,
 };
 
 use nix::{
@@ -292,7 +293,12 @@ impl Side<'_> {
     fn unless_refused<T>(&self, session: &PeerSession, result: Result<T>) -> Result<T> {
         match result {
             Err(error @ Error::PeerLost(_)) => {
-                let line = self.line(&session.line, session.peer.credentials);
+                // What it has sent is there already. Another process may hold its end open.
+                let now = self.deadline.until(Some(Instant::now()));
+                let line = FrameLine {
+                    deadline: &now,
+                    ..self.line(&session.line, session.peer.credentials)
+                };
                 Err(line.last_words().unwrap_or(error))
             }
             other => other,
@@ -480,10 +486,12 @@ pub(super) struct Offered {
 
 impl Side<'_> {
     /// Whether a guest makes its object while it waits for the host's HELLO. A larger one takes longer than the host
-    /// needs for that, and would delay a refusal. A process that hardens itself does so before it makes its object.
+    /// needs for that, and would delay a refusal. A process that hardens itself does so before it makes its object. One that asks its
+    /// program about the peer makes none before the answer.
     fn may_prepare(&self) -> bool {
         const QUICKLY_MADE: u64 = 128 * 1024;
-        self.own_ring() <= QUICKLY_MADE && !self.lacks_memory && !self.options.harden
+        let is_quick = self.own_ring() <= QUICKLY_MADE && !self.lacks_memory;
+        is_quick && !self.options.harden && !self.options.policy.asks()
     }
 
     /// Makes this side's object.

@@ -353,6 +353,11 @@ impl Policy {
         Ok(look.identity)
     }
 
+    /// Whether the program is asked about a peer.
+    pub(crate) fn asks(&self) -> bool {
+        self.authorize.is_some()
+    }
+
     /// Calls the callback, which comes last. `connection` leads to the peer.
     pub(crate) fn ask(
         &self,
