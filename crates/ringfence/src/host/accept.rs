@@ -1,8 +1,9 @@
 //! Accepts clients at a bound address, and runs their handshakes side by side. A silent client never delays the others.
 //!
-//! Each running handshake has a thread, and the number of these is limited. One thread waits for the next handshake: a client would
-//! wait for a new one to start. A client that has sent nothing yet has no thread: it waits in a queue, and if the queue is full, the client that has been silent for longest is dropped. No process and no user can
-//! occupy all threads. If the queue has no room, clients wait in the kernel's backlog.
+//! Each running handshake has a thread, and the number of these is limited. The thread of one that has ended waits for the next: a new
+//! one takes longer to start. A client that has sent nothing yet has no thread: it waits in a queue, and if the queue is full, the client
+//! that has been silent for longest is dropped. No process and no user can occupy all threads. If the queue has no room, clients wait in
+//! the kernel's backlog.
 
 use std::{
     ffi::CStr,
@@ -46,7 +47,7 @@ const AT_ONE_TURN: usize = FairShare::ALL;
 /// The time that a handshake's thread waits for the client's first frame. An honest client sends it as soon as it has checked the host.
 const GRACE: Duration = Duration::from_millis(50);
 
-/// The name of a thread that waits for a handshake.
+/// The name of a thread between two handshakes.
 const SPARE: &CStr = c"ringfence-spare";
 
 /// A client that did not get a channel, or a local error that keeps this process from accepting clients.
@@ -279,9 +280,11 @@ struct Accepting<'scope, 'env, H: Host> {
 impl<H: Host> Accepting<'_, '_, H> {
     /// Waits for a connection, a first frame, an outcome, the end of a partner, or a client's deadline.
     fn wait(&mut self, place: &BoundAddress, deadline: &Deadline) -> Result<()> {
-        // While a handshake runs, its own thread is the next spare one.
-        if self.spare.is_none() && self.queue.under_way() == 0 && self.has_recovered() {
-            // If it cannot be started now, the next handshake tries again.
+        // The caller of a pair waits for its guest, so the thread can start now. An endpoint starts none after its call has returned,
+        // unless a client comes: a program may fork, and a child inherits the lock under which another thread is just starting one.
+        let is_idle = self.spare.is_none() && self.queue.under_way() == 0;
+        if self.acceptor.meeting == Meeting::Pair && is_idle && self.has_recovered() {
+            // If it cannot be started now, the handshake tries again.
             self.spare = self.thread().ok();
         }
         let queue = &self.queue;
