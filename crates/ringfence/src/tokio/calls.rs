@@ -77,7 +77,7 @@ impl Channel {
 ///
 /// # Panics
 /// A call with a deadline panics in a runtime without a clock (`enable_time`), as Tokio's own timers do.
-pub type Calls = calls::Calls<Tasks>;
+pub type Calls = calls::DrivenCalls<Tasks>;
 
 /// A task reads the ring.
 #[derive(Debug)]

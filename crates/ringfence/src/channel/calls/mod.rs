@@ -97,10 +97,13 @@ impl Channel {
 /// # Bounds
 /// A caller has at most 16,384 requests and 16 MiB unanswered. Its further calls wait on its own side. A peer that sends twice as
 /// many, or that violates the protocol in another way, ends the channel with [`Error::RingCorrupt`].
-#[derive(Debug)]
-pub struct Calls<D = Threads>(pub(crate) Arc<CallsHandle<D>>);
+pub type Calls = DrivenCalls<Threads>;
 
-impl<D> Clone for Calls<D> {
+/// The calls of a channel, whose ring is read by threads or by tasks.
+#[derive(Debug)]
+pub struct DrivenCalls<D>(pub(crate) Arc<CallsHandle<D>>);
+
+impl<D> Clone for DrivenCalls<D> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
@@ -394,7 +397,7 @@ impl Calls {
     }
 }
 
-impl<D> Calls<D> {
+impl<D> DrivenCalls<D> {
     pub(crate) fn new(core: Arc<Core>, driver: D) -> Self {
         Self(Arc::new(CallsHandle { core, driver }))
     }
