@@ -4,7 +4,7 @@ use std::{
     mem::ManuallyDrop,
     os::fd::{AsFd, AsRawFd},
     ptr::NonNull,
-    sync::atomic::{AtomicU8, AtomicU64, Ordering},
+    sync::atomic::AtomicU64,
 };
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
@@ -24,7 +24,7 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
-    /// Maps and populates the whole object, so that no later page fault can fail.
+    /// Maps and populates the whole object, so that later accesses do not wait for page faults.
     ///
     /// Only the two processes of the channel may see the bytes. So core dumps exclude them and forked
     /// children do not inherit them: madvise(2), `MADV_DONTDUMP` and `MADV_DONTFORK`.
@@ -69,18 +69,21 @@ fn populate(map: &MmapRaw, writable: bool) {
     const PAGE: usize = 4096;
     /// A read also maps the neighbours of its page, by default all in 64 KiB at a multiple of 64 KiB.
     const FAULT_AROUND: usize = 16 * PAGE;
-    let word = |at: usize| {
-        // SAFETY: the mapping has `map.len()` bytes, starts at a page, and is only accessed through atomics and raw pointers.
-        unsafe { &*map.as_mut_ptr().add(at).cast::<AtomicU8>() }
+    let step = match writable {
+        false => FAULT_AROUND,
+        true if map.advise(Advice::PopulateWrite).is_ok() => return,
+        // Before Linux 5.14, or denied by a filter.
+        true => PAGE,
     };
-    if !writable {
-        for at in (0..map.len()).step_by(FAULT_AROUND).chain([map.len() - 1]) {
-            word(at).load(Ordering::Relaxed);
-        }
-    // Before Linux 5.14, or denied by a filter.
-    } else if map.advise(Advice::PopulateWrite).is_err() {
-        for at in (0..map.len()).step_by(PAGE) {
-            word(at).fetch_or(0, Ordering::Relaxed);
+    for at in (0..map.len()).step_by(step).chain([map.len() - 1]) {
+        // SAFETY: the mapping has `map.len()` bytes. Volatile, so that the compiler keeps the accesses. No one uses a mapping to write
+        // before this returns, so what is written back is what was there.
+        unsafe {
+            let byte = map.as_mut_ptr().add(at);
+            let found = byte.read_volatile();
+            if writable {
+                byte.write_volatile(found);
+            }
         }
     }
 }
@@ -180,6 +183,8 @@ pub(super) fn map(what: &str, object: impl AsFd, capacity: u64, writable: bool) 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU8, Ordering};
+
     use nix::{
         fcntl::{FallocateFlags, fallocate},
         sys::{
