@@ -34,7 +34,7 @@ async function main(): Promise<void> {
     case 'completion':
       return print(SHELLS[address as keyof typeof SHELLS]())
     case 'doctor':
-      if (address === '') return diagnose(json)
+      if (words[0] === undefined) return diagnose(json)
       return explain(/^\d+$/.test(address) ? Number(address) : address, json)
     case 'ps':
       return ps(json)

@@ -15,8 +15,8 @@ const LARGEST = 8 * recordSize(OWN)
  * A block, which is replaced by a new one once it is used up. Written memory is never overwritten.
  *
  * Allocating a block of any size costs as much as copying 8 KiB. A message that a caller keeps also keeps its whole block alive, so short
- * messages have separate blocks. Each block is twice as large as the one before it, up to the limit: a channel with few messages uses
- * little memory. The limit does not count behind a block of which half was filled at once.
+ * messages have separate blocks. A channel with few messages uses little memory: each block is at most twice as large as the one before
+ * it, and short messages get blocks of more than 8 KiB only while they arrive many at a time.
  */
 export class Block {
   memory: Buffer = Buffer.alloc(0)

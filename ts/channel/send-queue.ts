@@ -126,7 +126,7 @@ export class SendQueue {
     return this.#buffered
   }
 
-  /** The figures of the queue, once everything that has room is in the ring. */
+  /** The figures of the queue. The caller flushes first, so that messages that have room do not count as queued. */
   stats(): { waits: number; waitedMicros: number; queuedBytes: number } {
     const waits = this.#promises.waits(this.#waiting())
     return { waits, waitedMicros: this.#promises.waitedMicros, queuedBytes: this.#buffered }

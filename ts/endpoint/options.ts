@@ -348,16 +348,16 @@ function program(value: string | ExecutableFile): NativeProgram {
 }
 
 /** The property names of a policy. */
-export const POLICY = [
-  'uid',
-  'gid',
-  'executable',
-  'cgroup',
-  'label',
-  'namespace',
-  'confined',
-  'authorize',
-] as const satisfies (keyof Policy)[]
+export const POLICY = namesOf({
+  uid: true,
+  gid: true,
+  executable: true,
+  cgroup: true,
+  label: true,
+  namespace: true,
+  confined: true,
+  authorize: true,
+} satisfies Record<keyof Policy, true>)
 
 /** The checks of each property of {@link AttachmentOptions}. */
 const ACCEPTED = {

@@ -88,7 +88,10 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
       return
     }
     this.#queue = new SendQueue(native, from.settings.busyPollMicros > 0, (error) => this.#failed(error))
-    if (native.watchRoom(() => this.#hear()) === FAILED) throw fromFailure(native.failure())
+    if (native.watchRoom(() => this.#hear()) === FAILED) {
+      this.release()
+      throw fromFailure(native.failure())
+    }
     nowOpen(this)
   }
 

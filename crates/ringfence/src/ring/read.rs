@@ -153,7 +153,6 @@ impl WantedLengths {
         calls: false,
     };
 
-    /// The tag of the messages.
     /// Messages or calls of these lengths, into memory that was not used lately.
     pub(crate) fn fresh(lengths: &RangeInclusive<usize>, calls: bool) -> Self {
         Self {
@@ -164,6 +163,7 @@ impl WantedLengths {
         }
     }
 
+    /// The tag of the messages.
     #[inline]
     fn tag(&self) -> Tag {
         if self.calls { Tag::CALL } else { Tag::NONE }
