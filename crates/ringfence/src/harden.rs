@@ -31,9 +31,8 @@ use crate::{
 /// `/proc/self/environ`).
 ///
 /// # Errors
-/// [`Error::Unsupported`] if the kernel or a sandbox refuses one of these steps. The steps before it stay in
+/// [`Error::Unsupported`](crate::Error::Unsupported) if the kernel or a sandbox refuses one of these steps. The steps before it stay in
 /// effect.
-/// [`Error::Unsupported`] where the kernel or a sandbox refuses one of these; those before it are done.
 pub fn harden() -> Result<()> {
     set_dumpable(false).or_system("closing this process to others (PR_SET_DUMPABLE)")?;
     // Skip the call if the limit is already set, because a sandbox may forbid the call.

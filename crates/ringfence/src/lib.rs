@@ -213,7 +213,7 @@ pub use api::service::{Arrival, Channels, Listener, listen};
 pub use bytemuck;
 pub use channel::Channel;
 pub use channel::calls::envelope::{CallError, RemoteError};
-pub use channel::calls::{CallContext, Calls, PendingCall};
+pub use channel::calls::{CallContext, Calls, DrivenCalls, PendingCall};
 pub use channel::end::CloseReason;
 pub use channel::inbound::{Inbound, Packed};
 pub use channel::merge::source::{AnySource, Source};

@@ -99,7 +99,8 @@ impl Channel {
 /// many, or that violates the protocol in another way, ends the channel with [`Error::RingCorrupt`].
 pub type Calls = DrivenCalls<Threads>;
 
-/// The calls of a channel, whose ring is read by threads or by tasks.
+/// The calls of a channel, whose ring is read by threads ([`Calls`]) or by tasks ([`tokio::Calls`](crate::tokio::Calls)): use it by these
+/// names.
 #[derive(Debug)]
 pub struct DrivenCalls<D>(pub(crate) Arc<CallsHandle<D>>);
 

@@ -162,7 +162,7 @@ impl Waits for AnySource {
 }
 
 /// For the binding: the descriptor that its event loop polls. Readable once the peer has sent a wakeup, has disconnected, or has died.
-/// Errors with [`Error::NoSpace`] if there is no descriptor or thread to notice the death with.
+/// Errors with [`Error::NoSpace`](crate::error::Error::NoSpace) if there is no descriptor or thread to notice the death with.
 pub fn line(source: &mut impl Source) -> Result<BorrowedFd<'_>> {
     let shared = source.parking().shared;
     shared.doorbell.poll_line_alone()?;

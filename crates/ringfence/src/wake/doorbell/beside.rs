@@ -48,7 +48,7 @@ pub(super) struct ThreadPoll {
 }
 
 impl ThreadPoll {
-    /// Fails with [`Error::NoSpace`] if the two descriptors are not available.
+    /// Fails with [`Error::NoSpace`](crate::error::Error::NoSpace) if the two descriptors are not available.
     pub(super) fn new(line: BorrowedFd<'_>, pidfd: Option<BorrowedFd<'_>>) -> Result<Self> {
         let made = || -> Result<Self, Errno> {
             let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
