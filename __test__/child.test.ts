@@ -627,7 +627,7 @@ test('a parent that may start no thread kills the descendants all the same', asy
         spawn: { stdio: 'ignore' },
       })
       keep['spawned'] = spawned
-      // The limit of its user, who has more processes already.
+      // Fewer processes than its user has.
       execFileSync('prlimit', ['--pid', String(process.pid), '--nproc=1'])
       return spawned.channel.peer.pid
     },

@@ -172,7 +172,7 @@ for (const [filter, title] of Object.entries(SANDBOX_FILTERS)) {
   writeFileSync(file, named(filter))
   // The program loads the filter itself, because most launchers cannot: it is in place before the first line of Node runs.
   const before = ['/usr/bin/env', `LD_PRELOAD=${library}`, `RINGFENCE_TEST_FILTER=${file}`]
-  // One after the other: so many processes at once would starve the tests of other files.
+  // One after the other: all these processes at once would starve the tests of other files.
   for (const [name, launcher] of Object.entries(LAUNCHERS))
     (compiles ? test.serial : test.skip)(`a child of ${name} has a channel under ${title}`, async (t) => {
       if (!works(t, name, launcher.command)) return

@@ -28,7 +28,7 @@ interface Immediate {
 /** A clock and an event loop that advance when a test says so. */
 class World {
   now = 0
-  /** How long the event loop has slept. */
+  /** Milliseconds that the event loop has slept. */
   slept = 0
   readonly due: Immediate[] = []
 

@@ -50,7 +50,7 @@ interface Handler extends Listener {
   handler: PortEventListener
 }
 
-/** What a port uses of the view of the channel that it was made of. */
+/** The part of a channel's view that a port uses. */
 interface Ported {
   readonly closed: Promise<unknown>
 }

@@ -59,30 +59,31 @@ named! {
     }
 }
 
-listed! { ,
-/// The state of a channel. Every state except the first two says which side ended the channel, and why.
-#[repr(u8)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ChannelState {
-    /// The channel belongs to the process that this one was forked from.
-    Inherited = ForkMark::INHERITED,
-    Open = ForkMark::FRESH,
-    /// After the end of this side's sending.
-    ClosedHere = 1,
-    /// Without the end of this side's sending: the peer's reader finds that this side is lost.
-    DestroyedHere,
-    ClosedByPeer,
-    PeerExited,
-    Corrupt,
-    Refused,
-    Exposed,
-    ExposedAtPeer,
-    LeftByPeer,
-    /// At a publisher.
-    Evicted,
-    /// At a subscriber.
-    EvictedByPeer,
-} }
+listed! { pub(crate),
+    /// The state of a channel. Every state except the first two says which side ended the channel, and why.
+    #[repr(u8)]
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(crate) enum ChannelState {
+        /// The channel belongs to the process that this one was forked from.
+        Inherited = ForkMark::INHERITED,
+        Open = ForkMark::FRESH,
+        /// After the end of this side's sending.
+        ClosedHere = 1,
+        /// Without the end of this side's sending: the peer's reader finds that this side is lost.
+        DestroyedHere,
+        ClosedByPeer,
+        PeerExited,
+        Corrupt,
+        Refused,
+        Exposed,
+        ExposedAtPeer,
+        LeftByPeer,
+        /// At a publisher.
+        Evicted,
+        /// At a subscriber.
+        EvictedByPeer,
+    }
+}
 
 impl ChannelState {
     /// The state after a handle of this side was dropped: a thread that panics may have meant to send more.

@@ -49,7 +49,7 @@ impl KnownPeer {
     }
 }
 
-/// What a verification needs, including a descriptor of the peer's process.
+/// The state that a verification needs, including a descriptor of the peer's process.
 #[derive(Debug)]
 pub(crate) struct Verification {
     peer: Peer,

@@ -52,6 +52,8 @@ use crate::{
 };
 
 const MAGIC: [u8; 8] = *b"ringfnce";
+
+/// The head of each frame.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct FrameHead {
@@ -133,7 +135,7 @@ pub(crate) const TAKES_DESCRIPTORS: u32 = 8;
 /// Bit 4: the sender is a child that may not create memory, and asks its parent for that of its object.
 pub(crate) const LACKS_MEMORY: u32 = 16;
 
-listed! { ,
+listed! { pub(crate),
     /// The kind of connection that two processes want to make. A process that wants another kind has the wrong
     /// address.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,7 +183,7 @@ pub(crate) struct Start {
     pub(crate) reserved: u32,
 }
 
-listed! { ,
+listed! { pub(crate),
     /// The reason for which one side refuses the other.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(crate) enum Code {

@@ -53,7 +53,7 @@ impl fmt::Display for Role {
     }
 }
 
-/// What both sides have agreed on for their messages.
+/// The terms of both sides for their messages.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ChannelTerms {
     /// Bytes of this side's ring and of the peer's. 0 if there is none.

@@ -293,7 +293,7 @@ impl Side<'_> {
     fn unless_refused<T>(&self, session: &PeerSession, result: Result<T>) -> Result<T> {
         match result {
             Err(error @ Error::PeerLost(_)) => {
-                // What it has sent is there already. Another process may hold its end open.
+                // Its last frame has arrived already. Another process may hold its end open.
                 let now = self.deadline.until(Some(Instant::now()));
                 let line = FrameLine {
                     deadline: &now,
