@@ -35,8 +35,9 @@ pub(crate) fn are_accepted() -> bool {
 /// Whether this process has issued a barrier.
 static ISSUED: PerProcess<OnceLock<()>> = PerProcess::new();
 
-/// Whether this process can issue barriers, and receives them or will. A filter that the program has installed in the meantime may
-/// deny that. A barrier interrupts each processor that runs a registered process, so only the first handshake issues one.
+/// Whether this process can issue barriers, and receives them or will. The program may have installed a filter that denies membarrier(2)
+/// in the meantime, so each handshake queries it. Only the first one also issues a barrier, which a filter may deny by itself: a barrier
+/// interrupts each processor that runs a registered process.
 pub(crate) fn are_offered() -> bool {
     let accepted = ACCEPTED.existing().and_then(OnceLock::get);
     if accepted == Some(&false) || process::knows_barriers() != Ok(true) {
