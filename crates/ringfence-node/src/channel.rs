@@ -168,7 +168,7 @@ impl Endpoint {
 
 /// Arguments: memory, the offset in it, and the lengths of the shortest and the longest message. A fifth
 /// argument of 1 also holds a message that arrives alone.
-fn pull_held(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+fn pull_retained(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     // SAFETY: the slice is used within this call only, and requested once.
     let block = unsafe { call.bytes(0) };
     let from = call.size(1).min(block.len());
@@ -180,7 +180,7 @@ fn pull_held(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     };
     let pulled = endpoint
         .reader()
-        .and_then(|receiver| binding::pull_held(receiver, &mut block[from..], lengths, keep));
+        .and_then(|receiver| binding::pull_retained(receiver, &mut block[from..], lengths, keep));
     told(endpoint, pulled)
 }
 
@@ -203,7 +203,7 @@ fn release(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
 }
 
 fn pull_held_busy(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    spin(endpoint, call, pull_held)
+    spin(endpoint, call, pull_retained)
 }
 
 fn gather(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
@@ -418,7 +418,7 @@ const OPERATIONS: [(&str, Function<Endpoint>); 45] = [
     ("armAttached", arm_attached),
     ("pull", pull),
     ("pullBusy", pull_busy),
-    ("pullHeld", pull_held),
+    ("pullHeld", pull_retained),
     ("pullHeldBusy", pull_held_busy),
     ("pullAgain", pull_again),
     ("release", release),

@@ -278,7 +278,7 @@ fn use_receiver(receiver: &mut Receiver) {
     let _ = receiver.tag();
     is_inherited(receiver.try_receive_packed(&mut room));
     is_inherited(receiver.try_receive_more_packed(&mut room));
-    is_inherited(binding::pull_held(receiver, &mut room, 0..=8, Keep::Each));
+    is_inherited(binding::pull_retained(receiver, &mut room, 0..=8, Keep::Each));
     is_inherited(binding::pull_again(receiver, &mut room, 0));
     binding::release(receiver);
     is_inherited(binding::announce(receiver));

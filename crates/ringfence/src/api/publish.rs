@@ -25,7 +25,7 @@ use crate::{
     options::Options,
     region::create::{InFlightDescriptor, ObjectSpec, SharedObject},
     region::own::OwnRegion,
-    ring::fan_out::readers::{MOST_READERS, Readers},
+    ring::fan_out::readers::{MAX_READERS, Readers},
     signal::{barriers, claim},
     sys::lock::Mutex,
     wait::threads::is_own_thread,
@@ -97,7 +97,7 @@ fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Resul
     // From here on it is in no table of descriptors.
     let region = object.into_region();
     region.in_use(takes_barriers);
-    let readers = Arc::new(Readers::new(region.clone(), OwnRegion::nowhere(), MOST_READERS));
+    let readers = Arc::new(Readers::new(region.clone(), OwnRegion::nowhere(), MAX_READERS));
     let watches = Arc::new(Watches::new()?);
     let sender = Arc::clone(&watches);
     Ok(Broadcast {

@@ -144,7 +144,7 @@ impl Subscription {
             return Ok(false);
         };
         self.collect_some(record.tag.attachments(), whole_size(&record), number)?;
-        self.ring.collected();
+        self.ring.mark_collected();
         Ok(true)
     }
 

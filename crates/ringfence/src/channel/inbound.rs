@@ -470,12 +470,12 @@ impl<R: Inlet> Inbound<R> {
     /// Starts a round, for callers that read until nothing is there: it has the messages that are there now, however fast the peer
     /// sends. [`is_round_over`](Inbound::is_round_over) returns when it is over.
     pub fn begin_round(&mut self) {
-        self.round = self.ring.reader().looks();
+        self.round = self.ring.reader().tail_loads();
     }
 
     /// Returns whether everything was read that was there when the round began. Does not check whether more has arrived.
     pub fn is_round_over(&self) -> bool {
-        self.ring.reader().is_through() && self.ring.reader().looks() != self.round
+        self.ring.reader().is_drained() && self.ring.reader().tail_loads() != self.round
     }
 
     /// Wakes a peer that sleeps until there is room, if anything was read since it parked.

@@ -141,7 +141,7 @@ impl Receiver {
         let consumer = &mut self.ring.consumer;
         consumer.peer().copy_out_ahead(record.at, place, record.end);
         self.check_copies()?;
-        self.ring.consumer.hand_out(record);
+        self.ring.consumer.deliver(record);
         self.tell();
         Ok(())
     }
@@ -152,7 +152,7 @@ impl Receiver {
     fn is_still_dry(&mut self) -> bool {
         let ring = &mut self.ring;
         // First what a reader that has more to read checks anyhow.
-        if !ring.consumer.is_through()
+        if !ring.consumer.is_drained()
             || ring.dry_at != Some(ring.consumer.position())
             || self.fruitless + 1 >= LOOKS_PER_GLANCE
             || !ring.consumer.is_still_empty()
@@ -312,12 +312,12 @@ impl Inlet for PairInlet {
     }
 
     fn settle(&mut self) {
-        self.consumer.settle(OwnRegion::nowhere());
+        self.consumer.freeze_tail(OwnRegion::nowhere());
     }
 
     fn forget(&mut self) {
         if !self.consumer.peer().is_nowhere() {
-            self.consumer.forget(OwnRegion::nowhere(), PeerRegion::nowhere());
+            self.consumer.detach(OwnRegion::nowhere(), PeerRegion::nowhere());
             self.scratch.give_back();
         }
     }
@@ -388,10 +388,10 @@ impl Inlet for PairInlet {
         let began = half.ring.consumer.position();
         let mut count = 0;
         let mut dry = false;
-        let looks = half.ring.consumer.looks();
+        let looks = half.ring.consumer.tail_loads();
         while count < max {
             let consumer = &mut half.ring.consumer;
-            let is_over = consumer.is_through() && consumer.looks() != looks;
+            let is_over = consumer.is_drained() && consumer.tail_loads() != looks;
             if bytes == ALL_THAT_IS_THERE && is_over {
                 break;
             }
@@ -486,7 +486,7 @@ pub enum Keep {
 /// Like [`Receiver::try_receive_packed`], only for messages of `lengths`, into memory that was not used lately. They are held until
 /// [`release`], or until the next call that receives: until then [`pull_again`] returns them. At most a quarter of the ring is held, or
 /// one message.
-pub fn pull_held(
+pub fn pull_retained(
     receiver: &mut Receiver,
     into: &mut [u8],
     lengths: RangeInclusive<usize>,
@@ -494,7 +494,7 @@ pub fn pull_held(
 ) -> Result<Packed> {
     release(receiver);
     let wanted = WantedLengths::fresh(&lengths, false);
-    let packed = receiver.receive_records(|consumer| consumer.pull_held(into, &wanted))?;
+    let packed = receiver.receive_records(|consumer| consumer.pull_retained(into, &wanted))?;
     if keep == Keep::Several && packed == Packed::Bytes(first(into)) {
         release(receiver);
     }

@@ -50,7 +50,7 @@ impl<R: Outlet> Outbound<R> {
     /// As [`Outbound::try_send`].
     #[inline(always)]
     pub fn reserve(&mut self, size: usize) -> Result<Option<Reservation<'_, R>>> {
-        let at = match self.claim_known(size) {
+        let at = match self.claim_fast(size) {
             Some(at) => at,
             None => match self.claim(size)? {
                 Some(at) => at,
@@ -97,11 +97,11 @@ impl<R: Outlet> Outbound<R> {
 
     /// Claims like [`Outbound::claim`], if nothing is in the way.
     #[inline(always)]
-    fn claim_known(&mut self, size: usize) -> Option<usize> {
+    fn claim_fast(&mut self, size: usize) -> Option<usize> {
         if size as u64 > self.limits.at_once || self.begun != Begun::Nothing || !self.is_open() {
             return None;
         }
-        self.writing.as_mut()?.ring.claim_known(size as u64)
+        self.writing.as_mut()?.ring.claim_fast(size as u64)
     }
 
     /// Claims room for a message, and returns the offset of its bytes in the region.
@@ -365,7 +365,7 @@ impl<R: Outlet> Batch<'_, R> {
         self.limits.check(size, self.limits.at_once)?;
         // A channel that has closed wipes the range that was handed out before: its borrow has ended.
         self.writing.check_open().inspect_err(|_| self.release())?;
-        let at = match self.writing.ring.claim_known(size as u64) {
+        let at = match self.writing.ring.claim_fast(size as u64) {
             Some(at) => at,
             None => match self.claim(size)? {
                 Some(at) => at,

@@ -26,7 +26,7 @@ use crate::{
     region::phase::Phase,
     ring::fan_out::Delivery,
     ring::fan_out::reader::{FanOutReader, FloorLimit, Terms, Validity, View},
-    ring::fan_out::readers::Held,
+    ring::fan_out::readers::ReaderSlot,
     ring::message::Message,
     ring::read::{Pulled, Reader, TRIES},
     ring::record::{HEADER, Record},
@@ -118,7 +118,7 @@ impl Subscription {
         let (shared, own, longest) = (opened.shared, opened.own, opened.terms.longest_out);
         // It never sends.
         shared.sending_ended.store(true, Ordering::Release);
-        let held = Held {
+        let held = ReaderSlot {
             number: 0,
             slot: as_offset(start.slot.into()),
             position: start.position,
@@ -261,8 +261,8 @@ impl BroadcastInlet {
     }
 
     /// The attachments of that message were collected.
-    pub(super) fn collected(&mut self) {
-        self.reader.collected();
+    pub(super) fn mark_collected(&mut self) {
+        self.reader.mark_collected();
     }
 
     #[inline]
@@ -332,7 +332,7 @@ impl Inlet for BroadcastInlet {
 
     fn settle(&mut self) {
         self.end_where_told();
-        self.reader.settle(OwnRegion::nowhere());
+        self.reader.freeze_tail(OwnRegion::nowhere());
         self.reader.validity_mut().own = OwnRegion::nowhere();
     }
 
@@ -341,7 +341,7 @@ impl Inlet for BroadcastInlet {
             return;
         }
         self.last_lag = self.lag();
-        self.reader.forget(OwnRegion::nowhere(), PeerRegion::nowhere());
+        self.reader.detach(OwnRegion::nowhere(), PeerRegion::nowhere());
         let controls = self.reader.validity_mut();
         controls.own = OwnRegion::nowhere();
         controls.publishers = PeerRegion::nowhere();
@@ -421,7 +421,7 @@ impl Inlet for BroadcastInlet {
             }
             let spent = payload - bytes_before + (messages - before) * HEADER;
             // A visit also stops at a message with attachments.
-            let dry = !stopped && (visited == 0 || (visited < at_once && half.ring.reader.is_through()));
+            let dry = !stopped && (visited == 0 || (visited < at_once && half.ring.reader.is_drained()));
             // The caller takes them before the next message.
             stops += u32::from(stopped && visited == 0);
             if dry || (attached && visited > 0) || *count >= max || spent >= bytes || stops >= TRIES {

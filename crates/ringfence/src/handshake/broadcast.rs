@@ -14,7 +14,7 @@ use crate::{
     region::create::InFlightDescriptor,
     region::own::OwnRegion,
     region::peer::PeerRegion,
-    ring::fan_out::readers::{Held, Readers},
+    ring::fan_out::readers::{ReaderSlot, Readers},
     ring::fan_out::{Delivery, StartFrom},
     sys::lock::Mutex,
     wait::deadline::Deadline,
@@ -102,7 +102,7 @@ impl PublishedRing {
     /// Reserves the starting position of a new subscriber until the result is dropped.
     pub(super) fn hold(self: &Arc<Self>, delivery: Delivery, from: StartFrom) -> Result<HeldStart> {
         Ok(HeldStart {
-            held: self.readers.hold(delivery, from)?,
+            held: self.readers.reserve_slot(delivery, from)?,
             delivery,
             ring: Arc::clone(self),
         })
@@ -113,7 +113,7 @@ impl PublishedRing {
 /// on, unless the subscriber is evicted before its handshake is complete.
 #[derive(Debug)]
 pub(crate) struct HeldStart {
-    pub(crate) held: Held,
+    pub(crate) held: ReaderSlot,
     pub(crate) delivery: Delivery,
     ring: Arc<PublishedRing>,
 }

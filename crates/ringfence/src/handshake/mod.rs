@@ -30,7 +30,7 @@ use crate::{
 
 /// Decides which of the guests that are ready for a channel get one: a pair has one slot, a service has many.
 pub(crate) trait Slots {
-    /// Held by a guest while it has its slot. Dropping it frees the slot.
+    /// ReaderSlot by a guest while it has its slot. Dropping it frees the slot.
     type Slot;
 
     /// Checks whether a slot is free for this process now. If not, the handshake need not start.

@@ -494,7 +494,7 @@ impl Endpoint<Broadcast> {
             self.state.set(end);
         }
         // Keeps what they have not read. An alarm wipes it all the same.
-        if let Some(kept) = self.ring.readers.kept_from() {
+        if let Some(kept) = self.ring.readers.lowest_position() {
             self.region.keep_from(kept);
         }
         let ends = self

@@ -16,10 +16,10 @@ use crate::{
 /// exists: it yields words and copies. A caller that makes a decision must read once, and decide on the value
 /// that it has read.
 #[derive(Debug, Clone, Copy)]
-pub struct Message<'a>(Lies<'a>, Tag);
+pub struct Message<'a>(MessageData<'a>, Tag);
 
 #[derive(Debug, Clone, Copy)]
-enum Lies<'a> {
+enum MessageData<'a> {
     Ring {
         peer: &'a PeerRegion,
         at: usize,
@@ -34,7 +34,7 @@ enum Lies<'a> {
 impl<'a> Message<'a> {
     #[inline]
     pub(crate) fn in_ring(peer: &'a PeerRegion, at: usize, length: usize, end: usize) -> Self {
-        let message = Lies::Ring {
+        let message = MessageData::Ring {
             peer,
             at,
             length,
@@ -44,7 +44,7 @@ impl<'a> Message<'a> {
     }
 
     pub(crate) fn gathered(bytes: &'a [u8]) -> Self {
-        Self(Lies::Gathered(bytes), Tag::NONE)
+        Self(MessageData::Gathered(bytes), Tag::NONE)
     }
 
     #[inline]
@@ -63,8 +63,8 @@ impl<'a> Message<'a> {
     #[inline]
     pub fn len(&self) -> usize {
         match self.0 {
-            Lies::Ring { length, .. } => length,
-            Lies::Gathered(bytes) => bytes.len(),
+            MessageData::Ring { length, .. } => length,
+            MessageData::Gathered(bytes) => bytes.len(),
         }
     }
 
@@ -87,7 +87,7 @@ impl<'a> Message<'a> {
     #[inline]
     pub(super) fn copy_part(&self, from: usize, into: &mut [u8]) {
         match self.0 {
-            Lies::Ring { peer, at, end, .. } => {
+            MessageData::Ring { peer, at, end, .. } => {
                 peer.will_read_on(at + from, into.len(), end);
                 let skip = from % 8;
                 if skip == 0 {
@@ -101,7 +101,7 @@ impl<'a> Message<'a> {
                     peer.copy_out(at + from - skip + 8, rest);
                 }
             }
-            Lies::Gathered(bytes) => into.copy_from_slice(&bytes[from..from + into.len()]),
+            MessageData::Gathered(bytes) => into.copy_from_slice(&bytes[from..from + into.len()]),
         }
     }
 
@@ -114,7 +114,7 @@ impl<'a> Message<'a> {
     #[target_feature(enable = "avx2")]
     #[inline]
     pub(super) unsafe fn peek_block(&self, from: usize) -> Option<[u64; BLOCK / 8]> {
-        let Lies::Ring {
+        let MessageData::Ring {
             peer,
             at,
             length,
@@ -142,8 +142,8 @@ impl<'a> Message<'a> {
             return Err(too_small(room, length));
         };
         match self.0 {
-            Lies::Ring { peer, at, end, .. } => peer.copy_out_ahead(at, into, end),
-            Lies::Gathered(bytes) => into.copy_from_slice(bytes),
+            MessageData::Ring { peer, at, end, .. } => peer.copy_out_ahead(at, into, end),
+            MessageData::Gathered(bytes) => into.copy_from_slice(bytes),
         }
         Ok(length)
     }
@@ -194,7 +194,7 @@ impl Words<'_> {
     fn word(&self, at: usize) -> u64 {
         let left = self.message.len() - at;
         match self.message.0 {
-            Lies::Ring { peer, at: start, .. } => {
+            MessageData::Ring { peer, at: start, .. } => {
                 let word = u64::from_le(peer.peek(start + at));
                 if left >= 8 {
                     word
@@ -202,7 +202,7 @@ impl Words<'_> {
                     word & ((1 << (left * 8)) - 1)
                 }
             }
-            Lies::Gathered(bytes) => {
+            MessageData::Gathered(bytes) => {
                 let mut word = [0; 8];
                 let count = left.min(8);
                 word[..count].copy_from_slice(&bytes[at..at + count]);
@@ -239,7 +239,7 @@ impl Iterator for Words<'_> {
         let mut result = init;
         let whole = self.message.len() & !7;
         match self.message.0 {
-            Lies::Ring { peer, at: start, .. } if whole < self.at + BLOCK_AT_LEAST => {
+            MessageData::Ring { peer, at: start, .. } if whole < self.at + BLOCK_AT_LEAST => {
                 while self.at + LINE <= whole {
                     let line = peer.peek_line(start + self.at);
                     // By index: with a longer loop the compiler would make a call of this function.
@@ -255,13 +255,13 @@ impl Iterator for Words<'_> {
                     self.at += 8;
                 }
             }
-            Lies::Ring {
+            MessageData::Ring {
                 peer, at: start, end, ..
             } => {
                 result = fold_ring(peer, start + self.at..start + whole, end, result, &mut f);
                 self.at = whole;
             }
-            Lies::Gathered(bytes) => {
+            MessageData::Gathered(bytes) => {
                 let (words, _) = bytes[self.at.min(whole)..whole].as_chunks::<8>();
                 result = if words.len() < BLOCK_AT_LEAST / 8 {
                     fold_gathered(words, result, &mut f)

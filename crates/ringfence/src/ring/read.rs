@@ -13,14 +13,16 @@ use crate::{
     error::{Error, Result},
     region::copy::{AHEAD, LINE, Readable, Writable},
     region::layout::{self, as_offset},
-    ring::record::{HEADER, PADDING, Record, Tag, WHOLE, corrupt, header, packed_size, padded, split},
+    ring::record::{
+        HEADER, PADDING, Record, Tag, WHOLE, cold_path, corrupt, header, packed_size, padded, split,
+    },
 };
 
 /// A reader streams once it has read this many bytes. Each check that finds the ring empty halves the number, so a dialog of questions
 /// and answers never streams, and does not pay for the distance.
 pub(super) const STREAM: u64 = 4096;
 /// The most bytes that count: a few checks that find nothing end a stream.
-const STREAM_MEMORY: u64 = 64 * 1024;
+const STREAM_MAX: u64 = 64 * 1024;
 /// While many records are read in one go, the head is published in strides: each publication takes the line from a
 /// writer that waits for room.
 const STRIDE: u64 = 64 * 1024;
@@ -30,7 +32,7 @@ const STRIDE: u64 = 64 * 1024;
 /// writer while the writer writes there, and both would be slow.
 const DISTANCE: u64 = 32 * 1024;
 /// The length of the pause, in spin-loop hints.
-const MOMENT: u64 = 128;
+const PAUSE_SPINS: u64 = 128;
 
 /// Returns [`DISTANCE`], or less in a small ring: the other side must not wait.
 pub(super) fn distance(capacity: u64) -> u64 {
@@ -39,16 +41,16 @@ pub(super) fn distance(capacity: u64) -> u64 {
 
 /// Pauses for about as long as the other side needs to advance by the distance.
 pub(super) fn pause(capacity: u64) {
-    for _ in 0..MOMENT * distance(capacity) / DISTANCE {
+    for _ in 0..PAUSE_SPINS * distance(capacity) / DISTANCE {
         hint::spin_loop();
     }
 }
 
 /// Bytes of a record for whose lines the reader asks. Longer ones are read in blocks, and each of those asks for what is ahead.
-const SHORT: u64 = 512;
+const SHORT_RECORD: u64 = 512;
 
-/// The number of times that a call starts again after it was overtaken. Then it returns that nothing is there, and the next call goes on:
-/// a fast publisher must not block it forever.
+/// The number of restarts after the writer has overtaken a call. Then the call returns that the ring is empty, and the next call
+/// continues: a fast publisher must not block it forever.
 pub(crate) const TRIES: u32 = 16;
 
 /// Tells which records a reader may read, and counts those that it has read. One implementation for each kind of ring.
@@ -60,7 +62,7 @@ pub(crate) trait Limit<O, P>: Sized {
     /// Checks a tail that was just loaded. Fails if no correct writer stores it.
     fn check_tail(reader: &Reader<O, P, Self>, tail: u64) -> Result<()>;
 
-    /// The bits of a tag that a message may have which is read with others.
+    /// The allowed tag bits of a message that is read in a batch.
     const TAGS: u32;
 
     /// Whether the caller does not handle messages with this tag.
@@ -78,17 +80,17 @@ pub(crate) trait Limit<O, P>: Sized {
     /// Whether any whole message may come next. If not, each record goes through [`Limit::prepare`] and is copied by itself.
     fn is_plain(&self) -> bool;
 
-    /// The bits of a tag that a record may have which is read by itself.
+    /// The allowed tag bits of a record that is read alone.
     #[inline]
     fn tags_alone(&self) -> u32 {
         Self::TAGS
     }
 
-    /// Publishes the counts. Called now and then.
+    /// Publishes the counts. Called before the tail is loaded.
     #[inline]
     fn update_counts(&mut self) {}
 
-    /// Called before the record at the head is looked for; may move the head. `false`: the reader was overtaken, and has moved.
+    /// Called before the record at the head is parsed; may move the head. `false`: the reader was overtaken, and has moved.
     #[inline]
     fn prepare(_reader: &mut Reader<O, P, Self>) -> Result<bool> {
         Ok(true)
@@ -97,9 +99,9 @@ pub(crate) trait Limit<O, P>: Sized {
     /// Whether a record with a tag that is allowed may come next. `longest` is the longest whole message.
     fn may_follow(&self, record: &Record, longest: u64) -> bool;
 
-    /// A whole message was found at the head.
+    /// Called when a whole message was found at the head.
     #[inline]
-    fn found(_reader: &mut Reader<O, P, Self>, _record: Record) {}
+    fn on_record_found(_reader: &mut Reader<O, P, Self>, _record: Record) {}
 
     /// Whether what was read from position `from` on was not overwritten in the meantime. Starts with an acquire fence if it can be.
     #[inline]
@@ -109,13 +111,13 @@ pub(crate) trait Limit<O, P>: Sized {
 
     /// Moves a reader that was overtaken to a position that can be read, if there is one.
     #[cold]
-    fn begin_again(_reader: &mut Reader<O, P, Self>) -> Result<()> {
+    fn restart(_reader: &mut Reader<O, P, Self>) -> Result<()> {
         Ok(())
     }
 
-    /// Returns the size of a message of which a part was read.
+    /// Returns the size of a message that was read in part.
     #[inline]
-    fn size_under_way(&self) -> Option<usize> {
+    fn partial_size(&self) -> Option<usize> {
         None
     }
 
@@ -139,7 +141,7 @@ pub(crate) struct WantedLengths {
     pub(crate) least: u64,
     /// Bytes of the longest.
     pub(crate) most: u64,
-    /// The memory was not used lately.
+    /// The memory was not used recently, so it is in no cache.
     pub(crate) fresh: bool,
     /// Whether the caller pulls call frames, or messages.
     pub(crate) calls: bool,
@@ -153,7 +155,7 @@ impl WantedLengths {
         calls: false,
     };
 
-    /// Messages or calls of these lengths, into memory that was not used lately.
+    /// Messages or calls of these lengths, into memory that was not used recently.
     pub(crate) fn fresh(lengths: &RangeInclusive<usize>, calls: bool) -> Self {
         Self {
             least: *lengths.start() as u64,
@@ -182,11 +184,11 @@ pub(crate) enum Pulled {
     Bytes(usize),
     /// The next message does not fit the buffer, is not wanted, or comes in fragments: its size.
     Large(usize),
-    /// Nothing is there.
+    /// The ring is empty.
     Nothing,
 }
 
-/// The message stays in the ring.
+/// The error for a call frame in a channel without calls. The message stays in the ring.
 #[cold]
 fn call_refused() -> Error {
     Error::Protocol("it has made a call; only a channel that was made with `into_calls` answers calls".into())
@@ -214,7 +216,7 @@ pub(crate) struct Reader<O, P, L> {
     pub(super) longest: u64,
     /// The position up to which everything was read.
     pub(super) head: u64,
-    /// The start and the end of the padding that was passed over last.
+    /// The start and the end of the last skipped padding.
     padding: (u64, u64),
     /// The head that the writer can see.
     pub(super) published: u64,
@@ -223,14 +225,14 @@ pub(crate) struct Reader<O, P, L> {
     /// The last loaded tail of the writer.
     pub(super) tail: u64,
     /// The number of loads of the tail.
-    pub(super) looks: u64,
-    /// A record at the head that ends here or before is there, and stands where it may. At most the end and overhang of the head's lap.
+    pub(super) tail_loads: u64,
+    /// A record at the head that ends here or before is published, and its position is valid. At most the end and overhang of the head's lap.
     /// 0: unknown.
     pub(super) until: u64,
     /// The last tail of a writer that is gone. Another process may still write its memory.
     pub(super) last: Option<u64>,
-    /// The position at which the current stream started: what was read since the ring was last found empty, and half of what counted
-    /// then. A position rather than a count, to which each message would have to add.
+    /// The position at which the current stream started: half of the stream before the ring was last found empty counts too. A position
+    /// rather than a count, to which each message would have to add.
     stream: u64,
     /// The last load of the tail found less than [`distance`].
     pub(super) is_close: bool,
@@ -258,7 +260,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
             published: head,
             fetched: head,
             tail: head,
-            looks: 0,
+            tail_loads: 0,
             until: 0,
             last: None,
             stream: head,
@@ -274,14 +276,14 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         };
         L::check_tail(self, tail)?;
         self.tail = tail;
-        self.looks += 1;
+        self.tail_loads += 1;
         Ok(())
     }
 
     /// The number of loads of the writer's tail.
     #[inline]
-    pub(crate) fn looks(&self) -> u64 {
-        self.looks
+    pub(crate) fn tail_loads(&self) -> u64 {
+        self.tail_loads
     }
 
     /// The position up to which there is something to read, as far as is known.
@@ -292,17 +294,17 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
 
     /// Whether everything was read that is known to be there. Does not load the writer's tail.
     #[inline]
-    pub(crate) fn is_through(&self) -> bool {
+    pub(crate) fn is_drained(&self) -> bool {
         self.head >= self.visible()
     }
 
     /// Whether there is something to read. Loads the writer's tail if nothing is known to be there.
     #[inline]
     pub(crate) fn available(&mut self) -> Result<bool> {
-        if !self.is_through() {
+        if !self.is_drained() {
             return Ok(true);
         }
-        self.look_again()
+        self.reload_tail()
     }
 
     #[inline]
@@ -310,7 +312,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         self.head.saturating_sub(self.stream)
     }
 
-    fn look_again(&mut self) -> Result<bool> {
+    fn reload_tail(&mut self) -> Result<bool> {
         if self.is_close && self.streamed() >= STREAM {
             pause(self.capacity);
         }
@@ -318,13 +320,13 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         let there = self.visible().saturating_sub(self.head);
         self.is_close = there < distance(self.capacity);
         if there == 0 {
-            self.stream = self.head - self.streamed().min(STREAM_MEMORY) / 2;
+            self.stream = self.head - self.streamed().min(STREAM_MAX) / 2;
             self.publish();
         }
         Ok(there > 0)
     }
 
-    /// Tells the writer how far everything has been read. Returns whether it did not know that yet.
+    /// Publishes the head to the writer. Returns whether it has changed.
     #[inline]
     pub(crate) fn publish(&mut self) -> bool {
         if self.published == self.head {
@@ -335,7 +337,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         true
     }
 
-    /// The bytes after which a reader that goes on publishes its head.
+    /// The bytes after which a reader that continues publishes its head.
     #[inline]
     pub(super) fn stride(&self) -> u64 {
         STRIDE.min(self.capacity / 4)
@@ -361,19 +363,19 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         position - (position & (self.capacity - 1))
     }
 
-    /// The next record, checked; padding is passed over. `None`: nothing is there. The ring of a publisher may have been overwritten: see
+    /// Returns the next record, checked; skips padding. `None`: the ring is empty. A publisher may have overwritten the record: see
     /// [`Limit::is_whole`].
     #[inline]
     pub(crate) fn next_record(&mut self) -> Result<Option<Record>> {
         self.next(true)
     }
 
-    /// As [`Reader::next_record`]; `further`: also behind the tail that is known.
+    /// As [`Reader::next_record`]; `further`: also loads the tail if everything before the last one was read.
     #[inline]
     fn next(&mut self, further: bool) -> Result<Option<Record>> {
         match self.known_record() {
             Some(record) => Ok(Some(record)),
-            None => self.look_for_record(further),
+            None => self.find_record(further),
         }
     }
 
@@ -391,19 +393,19 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         if self.head + record.size > self.until || length > self.longest {
             return None;
         }
-        L::found(self, record);
+        L::on_record_found(self, record);
         Some(record)
     }
 
-    /// As [`Reader::next`], whatever comes. A header that was read already is read again: only what is read here counts.
+    /// As [`Reader::next`], for any record. Reads the header again, even if it was read before: only the second value is used.
     #[inline(never)]
-    fn look_for_record(&mut self, further: bool) -> Result<Option<Record>> {
+    fn find_record(&mut self, further: bool) -> Result<Option<Record>> {
         self.limit.update_counts();
         for _ in 0..TRIES {
-            if self.is_through() && !(further && self.look_again()?) {
+            if self.is_drained() && !(further && self.reload_tail()?) {
                 return Ok(None);
             }
-            if !L::prepare(self)? || self.is_through() {
+            if !L::prepare(self)? || self.is_drained() {
                 continue;
             }
             match self.parse(self.head) {
@@ -418,13 +420,13 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
                     return Ok(Some(record));
                 }
                 Parsed::Padding(size) => {
-                    if self.is_whole_or_begin_again()? {
+                    if self.is_whole_or_restart()? {
                         self.padding = (self.head, self.head + size);
                         self.skip(size);
                     }
                 }
                 Parsed::Unsound(what) => {
-                    if self.is_whole_or_begin_again()? {
+                    if self.is_whole_or_restart()? {
                         return Err(corrupt(what));
                     }
                 }
@@ -469,11 +471,11 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
 
     /// Like [`Limit::is_whole`], from the head on. If it was not whole, begins again.
     #[inline]
-    pub(super) fn is_whole_or_begin_again(&mut self) -> Result<bool> {
+    pub(super) fn is_whole_or_restart(&mut self) -> Result<bool> {
         if L::is_whole(self, self.head)? {
             return Ok(true);
         }
-        L::begin_again(self)?;
+        L::restart(self)?;
         Ok(false)
     }
 
@@ -491,7 +493,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
 
     /// Returns the size of the next message, once its beginning is there, or of the one of which a part was read.
     pub(crate) fn next_size(&mut self) -> Result<Option<usize>> {
-        if let Some(size) = self.limit.size_under_way() {
+        if let Some(size) = self.limit.partial_size() {
             return Ok(Some(size));
         }
         for _ in 0..TRIES {
@@ -505,9 +507,10 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         Ok(None)
     }
 
-    /// Copies whole messages, packed, as many as are there and fit. They follow each other: no message between them was lost.
+    /// Copies whole messages, packed, up to the end of the ring's content or of `into`. They are consecutive: no message between them was
+    /// lost.
     ///
-    /// An error behind the first message is left to the next call, which finds it again: what was copied before it is sound.
+    /// An error behind the first message is returned by the next call, which finds it again.
     pub(crate) fn pull_packed(&mut self, into: &mut [u8]) -> Result<Pulled> {
         let pulled = self.pull(into, &WantedLengths::ALL)?;
         self.publish();
@@ -519,7 +522,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         let (mut end, mut overtaken) = (0, 0);
         // Loads the tail at most once: a second load that finds nothing would publish the head, but the copied records may be held.
         // Padding can be the last known record.
-        while (end == 0 || !self.is_through()) && overtaken < TRIES {
+        while (end == 0 || !self.is_drained()) && overtaken < TRIES {
             let pulled = match self.next(end == 0) {
                 Ok(Some(_)) if end > 0 && self.limit.has_gap() => break,
                 Ok(Some(record)) if can_be_pulled(record, into.len() - end, wanted) => {
@@ -555,7 +558,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         let (head, payload) = into.split_at_mut(as_offset(HEADER));
         head.copy_from_slice(&header(record.length as u64, WHOLE | record.tag.bits()).to_le_bytes());
         self.copy_packed(record.at..record.at + record.length, payload, record.end, wanted);
-        if !self.is_whole_or_begin_again()? {
+        if !self.is_whole_or_restart()? {
             return Ok(0);
         }
         self.skip(record.size);
@@ -567,8 +570,8 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
     /// this size. Returns the new end of prefetched lines. The copy of a long record prefetches its own lines.
     #[inline]
     pub(super) fn fetch(&self, at: usize, size: u64, mut fetched: usize, end: usize) -> usize {
-        debug_assert!(fetched >= at, "nothing is asked for that was read");
-        if size > SHORT {
+        debug_assert!(fetched >= at, "no line is prefetched that was read");
+        if size > SHORT_RECORD {
             return at + as_offset(size);
         }
         while fetched < at + AHEAD && fetched < end {
@@ -623,7 +626,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
                 record.at = row.at + as_offset(HEADER);
             } else {
                 // A branch rather than a conditional move: if sizes are alike, the way to the next record waits for no header.
-                another_header();
+                cold_path();
                 let (length, flags) = split(word);
                 match Record::whole(row.at, length, flags, end) {
                     Some(next) if length <= longest => record = next,
@@ -672,7 +675,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
                 Ok(true) => {}
                 Err(error) if run.messages == 0 => return Err(error),
                 Ok(false) if run.messages == 0 => {
-                    L::begin_again(self)?;
+                    L::restart(self)?;
                     return Ok(0);
                 }
                 _ => break,
@@ -727,7 +730,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
     /// The writer is gone: loads its tail for the last time, and publishes the head nowhere. The leftovers are read in its memory. A child
     /// that the writer has forked may share that memory and go on writing: the records are validated as always, and nothing behind this
     /// tail is read. An invalid tail is found at each later check.
-    pub(crate) fn settle(&mut self, own: O) {
+    pub(crate) fn freeze_tail(&mut self, own: O) {
         if self.last.is_none() {
             self.last = Some(self.peer.load(layout::TAIL, Ordering::Acquire));
         }
@@ -746,7 +749,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
 /// No header of a message.
 const NO_HEADER: u64 = 0;
 
-/// Messages that are being visited in the ring. The reader gets past them when this is dropped.
+/// Messages that are being visited in the ring. Dropping it moves the reader past them.
 struct VisitedRow<'a, O: Writable, P: Readable, L: Limit<O, P>> {
     reader: &'a mut Reader<O, P, L>,
     /// Their offset in the region, and the one behind them.
@@ -826,7 +829,7 @@ impl Run {
         let word = u64::from_le_bytes(word.try_into().expect("eight bytes"));
         if word != self.known {
             // A branch rather than a conditional move: if sizes are alike, the way to the next record waits for none.
-            another_header();
+            cold_path();
             let (length, flags) = split(word);
             if flags != self.flags || length > self.most || length < self.least {
                 self.is_over = true;
@@ -850,7 +853,3 @@ impl Run {
         self.payload += self.length as u64;
     }
 }
-
-#[cold]
-#[inline(never)]
-fn another_header() {}

@@ -95,7 +95,7 @@ pub(super) const fn padded(length: u64) -> u64 {
 pub(super) fn to_payload(at: u64, aligned: bool) -> u64 {
     if aligned {
         // A branch rather than a conditional move: a short record must not wait for this computation.
-        rare();
+        cold_path();
         HEADER + (at + HEADER).wrapping_neg() % LINE as u64
     } else {
         HEADER
@@ -104,7 +104,7 @@ pub(super) fn to_payload(at: u64, aligned: bool) -> u64 {
 
 #[cold]
 #[inline(never)]
-fn rare() {}
+pub(super) fn cold_path() {}
 
 /// Returns the size of a record that this side writes at this position.
 #[inline]

@@ -26,7 +26,7 @@ pub struct Spsc;
 /// The writing end of a pair's ring.
 pub(crate) type SpscWriter<O, P> = Writer<O, PeerHead<P>>;
 
-/// The room in a pair's ring: the peer's head says how much of it was read.
+/// The room in a pair's ring, which the peer's head limits.
 #[derive(Debug)]
 pub(crate) struct PeerHead<P> {
     pub(super) peer: P,
@@ -41,7 +41,7 @@ pub(crate) struct PeerHead<P> {
 
 impl<P> Drop for PeerHead<P> {
     fn drop(&mut self) {
-        self.sum.tell(&self.tally);
+        self.sum.flush(&self.tally);
     }
 }
 
@@ -75,7 +75,7 @@ impl<O: Writable, P: Readable> Room<O> for PeerHead<P> {
     }
 
     fn extend(&mut self, ring: &Written<O>, end: u64) -> Result<bool> {
-        self.sum.tell(&self.tally);
+        self.sum.flush(&self.tally);
         if end <= self.end(ring) {
             return Ok(true);
         }
@@ -139,7 +139,7 @@ impl<O: Writable, P: Readable> SpscWriter<O, P> {
     /// Returns the number of messages that were written, and the bytes of their payloads. A message in fragments counts once it is whole.
     pub(crate) fn counted(&mut self) -> (u64, u64) {
         let PeerHead { sum, tally, .. } = &mut self.room;
-        sum.tell(tally);
+        sum.flush(tally);
         tally.get()
     }
 
@@ -181,7 +181,7 @@ impl<O: Writable, P: Readable> SpscWriter<O, P> {
             written += count;
             let last = written == message.len();
             let flags = (u32::from(first) * (FIRST | tag.bits())) | (u32::from(last) * LAST);
-            self.hide();
+            self.mark_unpublished();
             self.advance(at, length, length, flags);
             self.publish();
         }
@@ -207,15 +207,15 @@ pub(crate) struct PeerTail {
     /// Whether the caller handles frames of calls.
     accepts_calls: bool,
     /// The size that was returned for the message at this position, and for which the caller has made room.
-    told: Option<(u64, usize)>,
+    reported_size: Option<(u64, usize)>,
     /// Messages that were read since the tally was updated, and their bytes.
     messages: u64,
     bytes: u64,
     /// Messages that the last call has read and the caller has not counted, and their bytes: see [`SpscReader::count`].
     unchecked: (u64, u64),
     tally: Arc<Tally>,
-    /// The counts before the messages that are held: see [`SpscReader::pull_held`].
-    before: (u64, u64),
+    /// The counts before the retained messages: see [`SpscReader::pull_retained`].
+    counts_before: (u64, u64),
 }
 
 impl PeerTail {
@@ -309,20 +309,20 @@ impl<O: Writable, P: Readable> Limit<O, P> for PeerTail {
     }
 
     #[inline]
-    fn found(reader: &mut SpscReader<O, P>, record: Record) {
+    fn on_record_found(reader: &mut SpscReader<O, P>, record: Record) {
         let at = reader.offset_of(reader.head);
         let fetched = at + as_offset(reader.fetched.saturating_sub(reader.head));
         let fetched = reader.fetch(at, record.size, fetched, record.end);
         reader.fetched = reader.head + (fetched - at) as u64;
     }
 
-    fn size_under_way(&self) -> Option<usize> {
+    fn partial_size(&self) -> Option<usize> {
         self.gathering.map(|(size, _)| size)
     }
 
     /// The size of a message in fragments is checked when its first one is read.
     fn size_of(reader: &mut SpscReader<O, P>, record: Record) -> Result<Option<usize>> {
-        if let Some(size) = Limit::<O, P>::size_under_way(&reader.limit) {
+        if let Some(size) = Limit::<O, P>::partial_size(&reader.limit) {
             return Ok(Some(size));
         }
         let size = if record.flags == WHOLE {
@@ -333,7 +333,7 @@ impl<O: Writable, P: Readable> Limit<O, P> for PeerTail {
         };
         reader.limit.tag = record.tag;
         // The header is read again then, and must have the same size.
-        reader.limit.told = Some((reader.head, size));
+        reader.limit.reported_size = Some((reader.head, size));
         Ok(Some(size))
     }
 
@@ -357,12 +357,12 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
             gathering: None,
             tag: Tag::NONE,
             accepts_calls: true,
-            told: None,
+            reported_size: None,
             messages: 0,
             bytes: 0,
             unchecked: (0, 0),
             tally: Arc::default(),
-            before: (0, 0),
+            counts_before: (0, 0),
         };
         let longest = longest.min(largest_record(capacity));
         Self::with_limit((own, layout::HEAD), peer, limit, capacity, longest, 0)
@@ -391,30 +391,30 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
     /// [`Reader::next_record`] loads it again, and validates it.
     #[inline]
     pub(crate) fn is_still_empty(&mut self) -> bool {
-        debug_assert!(self.is_through(), "a known record is not searched");
+        debug_assert!(self.is_drained(), "a known record is not searched");
         if self.is_close && self.streamed() >= STREAM {
             return false;
         }
-        // A short message lies in two lines: the second is asked for before the first has come.
+        // A short message spans two lines: prefetch the second before the first has arrived.
         let at = self.offset_of(self.head);
         self.peer.will_read(at);
         self.peer.will_read(at + LINE);
         if self.peer.load(layout::TAIL, Ordering::Relaxed) == self.tail {
-            self.looks += 1;
+            self.tail_loads += 1;
             return true;
         }
         false
     }
 
-    /// Goes past a record that [`Reader::next_record`] returned.
+    /// Moves past a record that [`Reader::next_record`] returned.
     #[inline]
     pub(crate) fn consume(&mut self, record: Record) {
         self.skip(record.size);
     }
 
-    /// As [`SpscReader::consume`], of a whole message that is handed out.
+    /// As [`SpscReader::consume`], and counts the record as a delivered message.
     #[inline]
-    pub(crate) fn hand_out(&mut self, record: Record) {
+    pub(crate) fn deliver(&mut self, record: Record) {
         self.skip(record.size);
         // Two words: to make one of them takes longer than to add to another one.
         self.limit.messages += 1;
@@ -430,7 +430,7 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
     /// As [`SpscReader::gather`]. If there is no room, that is the error of this call alone: what has not been copied is still in
     /// the ring, and the next call goes on. [`SpscReader::count`] counts the message once it is whole.
     pub(crate) fn gather_in(&mut self, into: &mut impl FragmentBuffer) -> Result<Gathered> {
-        let told = self.limit.told.filter(|(at, _)| *at == self.head);
+        let reported = self.limit.reported_size.filter(|(at, _)| *at == self.head);
         loop {
             let Some(record) = self.next_record()? else {
                 return Ok(if self.is_gathering() {
@@ -458,9 +458,9 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
             if !self.is_gathering() {
                 self.limit.tag = record.tag;
             }
-            if !self.is_gathering() && told.is_some_and(|told| told != (self.head, size)) {
+            if !self.is_gathering() && reported.is_some_and(|reported| reported != (self.head, size)) {
                 return Err(corrupt(format!(
-                    "a message of {size} bytes, which was told to have another size before"
+                    "a message of {size} bytes, which had another size before"
                 )));
             }
             let place = into.room(size, read, read + count)?;
@@ -485,12 +485,11 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
         Ok(pulled)
     }
 
-    /// As [`Reader::pull_packed`], of messages of the lengths that are wanted. They are held until the
-    /// next [`Reader::publish`]: until then [`SpscReader::pull_again`] returns them again. At most a quarter of the ring is held, or one
-    /// message.
-    pub(crate) fn pull_held(&mut self, into: &mut [u8], wanted: &WantedLengths) -> Result<Pulled> {
+    /// As [`Reader::pull_packed`], of messages of the wanted lengths. They are retained in the ring until the next [`Reader::publish`]:
+    /// until then [`SpscReader::pull_again`] returns them again. At most a quarter of the ring is retained, or one message.
+    pub(crate) fn pull_retained(&mut self, into: &mut [u8], wanted: &WantedLengths) -> Result<Pulled> {
         self.publish();
-        self.limit.before = self.counted();
+        self.limit.counts_before = self.counted();
         let Some(first) = self.next_record()? else {
             return Ok(Pulled::Nothing);
         };
@@ -499,14 +498,14 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
         self.pull(&mut into[..most], wanted)
     }
 
-    /// Copies once more what [`SpscReader::pull_held`] has copied, from `passed` bytes on, as much as fits. Each header is read and
+    /// Copies once more what [`SpscReader::pull_retained`] has copied, from `passed` bytes on, as much as fits. Each header is read and
     /// checked anew, since the producer may have written there.
     pub(crate) fn pull_again(&mut self, into: &mut [u8], passed: usize) -> Result<Pulled> {
         self.head = self.published;
         // What is known of a later lap holds for no earlier one.
         self.until = 0;
         self.counted();
-        self.limit.tally.set(self.limit.before);
+        self.limit.tally.set(self.limit.counts_before);
         let mut left = passed;
         while left > 0 {
             let record = self.next_record()?;
@@ -515,7 +514,7 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
                 return Err(corrupt("a record changed after it was read".into()));
             };
             left -= size(&record);
-            self.hand_out(record);
+            self.deliver(record);
         }
         self.pull(into, &WantedLengths::ALL)
     }
@@ -541,11 +540,11 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
         self.limit.gathering.map_or(0, |(_, read)| read)
     }
 
-    /// Reading is over. The counters stay.
-    pub(crate) fn forget(&mut self, own: O, peer: P) {
+    /// Ends reading: replaces the ring with an empty one. The counters stay.
+    pub(crate) fn detach(&mut self, own: O, peer: P) {
         self.start_over(own, peer);
         self.limit.update_tally();
-        (self.limit.gathering, self.limit.told) = (None, None);
+        (self.limit.gathering, self.limit.reported_size) = (None, None);
     }
 }
 
@@ -582,7 +581,7 @@ impl Tally {
     }
 }
 
-/// The most bytes of records between two calls of [`Sum::tell`]: both halves of a [`Sum`] can hold the sums
+/// The most bytes of records between two calls of [`Sum::flush`]: both halves of a [`Sum`] can hold the sums
 /// of this many bytes.
 pub(super) const STRETCH: u64 = 1 << 30;
 
@@ -601,7 +600,7 @@ impl Sum {
 
     /// Publishes the sum and resets it.
     #[inline]
-    pub(super) fn tell(&mut self, tally: &Tally) {
+    pub(super) fn flush(&mut self, tally: &Tally) {
         let (bytes, three) = split(std::mem::take(&mut self.0));
         if three > 0 {
             tally.add(u64::from(three / WHOLE), bytes);

@@ -201,7 +201,7 @@ fn messages_that_are_held_stay_where_only_padding_follows_them() {
     };
     let mut into = [0; 64];
     assert_eq!(
-        pair.consumer.pull_held(&mut into, &wanted).unwrap(),
+        pair.consumer.pull_retained(&mut into, &wanted).unwrap(),
         Pulled::Bytes(32)
     );
     for passed in [0, 16, 0] {
@@ -451,8 +451,8 @@ fn messages_and_bytes_are_told_apart() {
         sum.add(length);
     }
     assert_eq!(tally.get(), (0, 0), "nothing is told before it is asked for");
-    sum.tell(&tally);
-    sum.tell(&tally);
+    sum.flush(&tally);
+    sum.flush(&tally);
     assert_eq!(tally.get(), (5, 2112));
 }
 
@@ -460,6 +460,6 @@ fn messages_and_bytes_are_told_apart() {
 fn a_stretch_of_either_kind_fits() {
     let (mut sum, tally) = (Sum::default(), Tally::default());
     sum.0 = STRETCH / 8 * header(0, WHOLE) + STRETCH;
-    sum.tell(&tally);
+    sum.flush(&tally);
     assert_eq!(tally.get(), (1 << 27, 1 << 30));
 }

@@ -17,14 +17,14 @@ use crate::{
 
 /// The writer prefetches lines that the readers have had this many bytes before it gets there. This is less than
 /// [`AHEAD`](crate::region::copy::AHEAD): if the ring is full, a reader is not much further ahead.
-const BEFOREHAND: u64 = 1024;
+const PREFETCH_DISTANCE: u64 = 1024;
 
 /// All lines of a record are prefetched if its payload has at most this many bytes, and only the first line of a longer one: if the two
 /// cores are near each other, prefetching all of them costs more than it saves.
-const SHORT_WRITE: u64 = 184;
+const SHORT_PAYLOAD: u64 = 184;
 
 /// No position of a record: those are multiples of eight.
-const NOTHING: u64 = u64::MAX;
+const ALL_PUBLISHED: u64 = u64::MAX;
 
 /// Tells how far the writer may write, and counts what it writes. One implementation for each kind of ring.
 pub(crate) trait Room<O> {
@@ -34,8 +34,8 @@ pub(crate) trait Room<O> {
     /// Returns the largest payload of one record in a ring of this capacity.
     fn largest_record(capacity: u64) -> u64;
 
-    /// Returns whether the ring may be written up to `end`. If what is known does not suffice, reads the positions of the readers. It
-    /// waits a moment first if the last call found no room, to find room for more than one record.
+    /// Returns whether the ring may be written up to `end`. If the known room does not suffice, reads the positions of the readers. Pauses
+    /// first if the last call found no room, to find room for more than one record.
     fn extend(&mut self, ring: &Written<O>, end: u64) -> Result<bool>;
 
     /// Starts a stretch at the tail, which `extend` has found room behind. Returns its end: records up to there need neither `extend`
@@ -60,8 +60,8 @@ pub(crate) trait Room<O> {
     /// Counts several messages, and the bytes of their payloads.
     fn count_all(&mut self, messages: u64, bytes: u64);
 
-    /// Messages that are counted from now on are not published yet.
-    fn hide(&mut self) {}
+    /// Called before a message is counted that is not published at once.
+    fn mark_unpublished(&mut self) {}
 }
 
 /// The part of a ring that is written.
@@ -71,7 +71,7 @@ pub(crate) struct Written<O> {
     pub(super) capacity: u64,
     /// The position of the next record.
     pub(super) tail: u64,
-    /// The position from which on the readers see nothing yet. [`NOTHING`]: they see everything up to the tail. So a message that is
+    /// The position from which on the readers see nothing yet. [`ALL_PUBLISHED`]: they see everything up to the tail. So a message that is
     /// published at once does not store it.
     unpublished: u64,
 }
@@ -86,7 +86,7 @@ impl<O> Written<O> {
     /// Whether the readers can see everything that was written.
     #[inline]
     pub(super) fn is_published(&self) -> bool {
-        self.unpublished == NOTHING
+        self.unpublished == ALL_PUBLISHED
     }
 
     /// The offset in the ring of the next record.
@@ -136,7 +136,7 @@ impl<O: Writable, R: Room<O>> Writer<O, R> {
                 own,
                 capacity,
                 tail: 0,
-                unpublished: NOTHING,
+                unpublished: ALL_PUBLISHED,
             },
             room,
             until: 0,
@@ -163,9 +163,9 @@ impl<O: Writable, R: Room<O>> Writer<O, R> {
     /// `None`: there is no room now, and nothing was changed.
     #[inline]
     pub(crate) fn claim(&mut self, payload: u64) -> Result<Option<usize>> {
-        match self.claim_known(payload) {
+        match self.claim_fast(payload) {
             Some(at) => Ok(Some(at)),
-            None => self.claim_anew(payload),
+            None => self.claim_slow(payload),
         }
     }
 
@@ -175,14 +175,14 @@ impl<O: Writable, R: Room<O>> Writer<O, R> {
         reason = "its answer then stays in a register: that of `claim` is on the stack, and each store there waits behind those to the ring"
     )]
     #[inline(always)]
-    pub(crate) fn claim_known(&mut self, payload: u64) -> Option<usize> {
+    pub(crate) fn claim_fast(&mut self, payload: u64) -> Option<usize> {
         debug_assert!(
             payload <= self.largest_record(),
             "a record is at most a fixed part of the ring"
         );
         let Self { ring, until, .. } = self;
         // The only branch on the payload's length: a writer of short ones waits for each such branch.
-        let (to_payload, ahead) = if payload <= SHORT_WRITE {
+        let (to_payload, ahead) = if payload <= SHORT_PAYLOAD {
             (HEADER, HEADER + padded(payload))
         } else {
             (to_payload(ring.tail, payload >= LONG), 1)
@@ -191,8 +191,8 @@ impl<O: Writable, R: Room<O>> Writer<O, R> {
             return None;
         }
         let at = ring.place();
-        if ring.tail + BEFOREHAND < *until {
-            ring.own.will_write_all(at + as_offset(BEFOREHAND), ahead);
+        if ring.tail + PREFETCH_DISTANCE < *until {
+            ring.own.will_write_all(at + as_offset(PREFETCH_DISTANCE), ahead);
         }
         Some(at + as_offset(to_payload))
     }
@@ -200,7 +200,7 @@ impl<O: Writable, R: Room<O>> Writer<O, R> {
     /// Claims like [`Writer::claim`], if the room that is known does not suffice.
     #[cold]
     #[inline(never)]
-    fn claim_anew(&mut self, payload: u64) -> Result<Option<usize>> {
+    fn claim_slow(&mut self, payload: u64) -> Result<Option<usize>> {
         let (padding, record) = self.ring.needs(payload);
         if !self.room.extend(&self.ring, self.ring.tail + padding + record)? {
             return Ok(None);
@@ -208,7 +208,7 @@ impl<O: Writable, R: Room<O>> Writer<O, R> {
         if padding > 0 {
             let header = header(padding - HEADER, PADDING);
             self.ring.own.store(self.ring.place(), header, Ordering::Relaxed);
-            self.hide();
+            self.mark_unpublished();
             let end = self.ring.tail + padding;
             self.room.pad(&self.ring, end);
             self.ring.tail = end;
@@ -227,7 +227,7 @@ impl<O: Writable, R: Room<O>> Writer<O, R> {
             return Ok(false);
         };
         self.ring.own.copy_in(at, payload);
-        self.hide();
+        self.mark_unpublished();
         self.advance_whole(at, payload.len(), payload.len(), tag);
         Ok(true)
     }
@@ -240,14 +240,14 @@ impl<O: Writable, R: Room<O>> Writer<O, R> {
         };
         self.ring.own.copy_in(at, payload);
         self.advance_whole(at, payload.len(), payload.len(), tag);
-        self.show_tail();
+        self.publish_tail();
         Ok(true)
     }
 
     /// Finishes a record of `length` bytes that was claimed at `at` for `claimed` bytes, and does not publish it.
     #[inline]
     pub(crate) fn finish(&mut self, at: usize, claimed: usize, length: usize) {
-        self.hide();
+        self.mark_unpublished();
         self.advance_whole(at, claimed, length, Tag::NONE);
     }
 
@@ -255,7 +255,7 @@ impl<O: Writable, R: Room<O>> Writer<O, R> {
     #[inline]
     pub(crate) fn finish_now(&mut self, at: usize, claimed: usize, length: usize) {
         self.advance_whole(at, claimed, length, Tag::NONE);
-        self.show_tail();
+        self.publish_tail();
     }
 
     #[inline]
@@ -290,14 +290,14 @@ impl<O: Writable, R: Room<O>> Writer<O, R> {
     /// [`Writer::largest_record`] ends the run. If it is the first, it is an error.
     pub(crate) fn push_packed(&mut self, packed: &[u8], longest: u64) -> Result<usize> {
         let longest = longest.min(self.largest_record());
-        let mut taken = 0;
-        while taken < packed.len() {
+        let mut pushed = 0;
+        while pushed < packed.len() {
             // One run: short records, which follow each other in the ring as well, up to the end of this stretch.
             let (mut run, mut count, mut payload, mut next) = (0_u64, 0, 0, None);
             let rest = self.ring.capacity - self.ring.offset();
             let room = self.until.saturating_sub(self.ring.tail).min(rest);
-            while taken + as_offset(run) < packed.len() {
-                let at = taken + as_offset(run);
+            while pushed + as_offset(run) < packed.len() {
+                let at = pushed + as_offset(run);
                 let (length, tag) = match packed_header(packed, at, longest, R::CALLS) {
                     Ok(found) => found,
                     Err(error) if at == 0 => return Err(error),
@@ -312,30 +312,30 @@ impl<O: Writable, R: Room<O>> Writer<O, R> {
                 payload += length;
             }
             if run > 0 {
-                let from = &packed[taken..taken + as_offset(run)];
+                let from = &packed[pushed..pushed + as_offset(run)];
                 self.ring.own.copy_in(self.ring.place(), from);
-                self.hide();
+                self.mark_unpublished();
                 self.ring.tail += run;
                 self.room.count_all(count, payload);
-                taken += as_offset(run);
+                pushed += as_offset(run);
             }
             // A long record, or one that needs padding, the overhang or another stretch.
             let Some((length, tag)) = next else { break };
-            let start = taken + as_offset(HEADER);
+            let start = pushed + as_offset(HEADER);
             if !self.push(&packed[start..start + as_offset(length)], tag)? {
                 break;
             }
-            taken += as_offset(packed_size(length));
+            pushed += as_offset(packed_size(length));
         }
-        Ok(taken)
+        Ok(pushed)
     }
 
-    /// What is written from here on is not published yet.
+    /// Marks records from the tail on as not published yet.
     #[inline]
-    pub(super) fn hide(&mut self) {
+    pub(super) fn mark_unpublished(&mut self) {
         if self.ring.is_published() {
             self.ring.unpublished = self.ring.tail;
-            self.room.hide();
+            self.room.mark_unpublished();
         }
     }
 
@@ -345,14 +345,14 @@ impl<O: Writable, R: Room<O>> Writer<O, R> {
         if self.ring.is_published() {
             return false;
         }
-        self.show_tail();
+        self.publish_tail();
         true
     }
 
     #[inline]
-    fn show_tail(&mut self) {
+    fn publish_tail(&mut self) {
         if !self.ring.is_published() {
-            self.ring.unpublished = NOTHING;
+            self.ring.unpublished = ALL_PUBLISHED;
         }
         self.ring
             .own

@@ -10,7 +10,7 @@ use super::{
     floor::FanOutWriter,
     largest_message,
     reader::{FanOutReader, Terms, View},
-    readers::{Held, Readers},
+    readers::{ReaderSlot, Readers},
 };
 use crate::{
     error::{Error, Result},
@@ -103,7 +103,7 @@ fn call(victim: &mut Victim, call: Call) -> Result<()> {
             assert!(size.is_none_or(|size| size as u64 <= LONGEST));
         }
         Call::End(position) => victim.end_at(position),
-        Call::Settle => victim.settle(OwnRegion::nowhere()),
+        Call::Settle => victim.freeze_tail(OwnRegion::nowhere()),
     }
     Ok(())
 }
@@ -128,7 +128,7 @@ pub(crate) fn read_lies(
         capacity: SMALLEST,
         longest: LONGEST,
         delivery,
-        held: Held {
+        held: ReaderSlot {
             number: 0,
             slot: 3,
             position: told.position,
@@ -179,10 +179,10 @@ impl Readable for Control {
 struct Stage {
     publisher: FanOutWriter<OwnRegion, Control, ()>,
     readers: Arc<Readers<OwnRegion, Control, ()>>,
-    liar: (Held, Rc<Liar>),
+    liar: (ReaderSlot, Rc<Liar>),
     honest: FanOutReader<OwnRegion, OwnRegion>,
     /// The publisher's view of the honest subscriber.
-    truth: (Held, Rc<Liar>),
+    truth: (ReaderSlot, Rc<Liar>),
     sent: u64,
     told: bool,
 }
@@ -197,7 +197,9 @@ impl Stage {
         let readers = Arc::new(Readers::new(ring.clone(), OwnRegion::private(0), 2));
         let join = |liar: Liar| {
             let liar = Rc::new(liar);
-            let held = readers.hold(Delivery::Reliable, StartFrom::Now).expect("a slot");
+            let held = readers
+                .reserve_slot(Delivery::Reliable, StartFrom::Now)
+                .expect("a slot");
             readers.activate(held.number, Control(Rc::clone(&liar)), ());
             (held, liar)
         };

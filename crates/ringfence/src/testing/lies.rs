@@ -248,7 +248,7 @@ fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Err
                 calls: false,
             };
             let mut into = vec![0; room];
-            let pulled = victim.pull_held(&mut into, &wanted)?;
+            let pulled = victim.pull_retained(&mut into, &wanted)?;
             if let Some(first) = check_pulled(&into, &pulled) {
                 let pulled = victim.pull_again(&mut into, first)?;
                 check_pulled(&into, &pulled);

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     channel::end::Partner,
-    channel::receiver::{Keep, pull_again, pull_held, release},
+    channel::receiver::{Keep, pull_again, pull_retained, release},
     ring::lies::packed,
 };
 
@@ -62,7 +62,7 @@ fn what_was_pulled_and_held_is_told_when_it_is_released_or_comes_alone() {
     let mut into = [0; 512];
     for keep in [Keep::Each, Keep::Several] {
         assert_eq!(sender.try_send_packed(&set).expect("open"), set.len());
-        let pulled = pull_held(&mut receiver, &mut into, 0..=100, keep).expect("open");
+        let pulled = pull_retained(&mut receiver, &mut into, 0..=100, keep).expect("open");
         assert_eq!(pulled, Packed::Bytes(64));
         assert_eq!(sender.stats().ring_used, 64, "it is held");
         let again = pull_again(&mut receiver, &mut into, 32).expect("open");
@@ -73,7 +73,7 @@ fn what_was_pulled_and_held_is_told_when_it_is_released_or_comes_alone() {
     }
     for (keep, used) in [(Keep::Each, 32), (Keep::Several, 0)] {
         assert!(sender.try_send(&[3; 24]).expect("open"));
-        let pulled = pull_held(&mut receiver, &mut into, 0..=100, keep).expect("open");
+        let pulled = pull_retained(&mut receiver, &mut into, 0..=100, keep).expect("open");
         assert_eq!(pulled, Packed::Bytes(32));
         assert_eq!(sender.stats().ring_used, used);
         release(&mut receiver);

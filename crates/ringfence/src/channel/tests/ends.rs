@@ -12,7 +12,7 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 use super::*;
 use crate::{
     channel::end::{CloseReason, END_TOLD, Handover, OnEnd, OwnPhase, Shared},
-    channel::receiver::{Keep, pull_held},
+    channel::receiver::{Keep, pull_retained},
     region::copy::Writable,
     region::phase::{Phase, Step},
     wait::deadline::Deadline,
@@ -472,8 +472,8 @@ const READS: [(&str, Read); 7] = [
     ("try_receive_more_packed", |receiver| {
         receiver.try_receive_more_packed(&mut [0; 4096]).map(drop)
     }),
-    ("pull_held", |receiver| {
-        pull_held(receiver, &mut [0; 4096], 0..=4096, Keep::Each).map(drop)
+    ("pull_retained", |receiver| {
+        pull_retained(receiver, &mut [0; 4096], 0..=4096, Keep::Each).map(drop)
     }),
     ("drain", |receiver| receiver.receive_each(|_| (), 10).map(drop)),
 ];
@@ -490,7 +490,7 @@ fn a_message_that_may_have_been_wiped_is_an_error_and_not_counted() {
             let region = sender.writing.as_ref().expect("open").ring.own().clone();
             let message = bytes(1, length);
             assert_eq!(sender.send_part(&message, 0).expect("open"), Progress::Whole);
-            let is_packed = name.contains("packed") || name == "pull_held";
+            let is_packed = name.contains("packed") || name == "pull_retained";
             if length > 2048 && is_packed {
                 // Packed reads return no fragments.
                 assert_eq!(

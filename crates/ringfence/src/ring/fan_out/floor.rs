@@ -1,10 +1,10 @@
-//! The room in a publisher's ring: how far its readers let the writer go.
+//! The room in a publisher's ring: how far the writer may write.
 
 use std::sync::{Arc, atomic::Ordering};
 
 use super::{
-    Delivery, Mark, Table, largest_message,
-    readers::{Change, Entry, Readers, slot_of},
+    Delivery, Mark, MarkTable, largest_message,
+    readers::{Change, Entry, NO_POSITION, Readers, slot_of},
 };
 use crate::{
     error::{Error, Result},
@@ -18,10 +18,6 @@ use crate::{
         write::{Room, Writer, Written},
     },
 };
-
-/// The position of a reader that does not delay the writer: real positions never reach it. It is also the
-/// position of a reader whose start position is not found yet.
-const NEVER: u64 = u64::MAX;
 
 /// The writing end of a publisher's ring, owned by the thread that sends. It reports a reader's protocol
 /// violation by [`FanOutWriter::violation`], and never fails because of one.
@@ -41,7 +37,7 @@ struct Reliable<P> {
     number: u64,
     /// The position at which it started.
     position: u64,
-    /// Its position when its word was last read. [`NEVER`]: its start position is not found yet.
+    /// Its position when its word was last read. [`NO_POSITION`]: its start position is not found yet.
     head: u64,
     /// `None` during its handshake.
     control: Option<P>,
@@ -54,17 +50,17 @@ pub(crate) struct Floor<O, P, T> {
     readers: Arc<Readers<O, P, T>>,
     /// Data before this position may be overwritten.
     position: u64,
-    marks: Table,
+    marks: MarkTable,
     /// The messages before the tail, and the bytes of their payloads.
     written: (u64, u64),
     /// The same for published messages, while others are not published yet.
-    shown: (u64, u64),
+    published: (u64, u64),
     generation: u64,
     /// The reliable readers, which can delay the writer, without those that violated the protocol.
     reliable: BySlot<Reliable<P>>,
     /// The slots that have changed since the last call of [`FanOutWriter::changes`], each with its reader if
     /// the reader's handshake is complete.
-    untold: BySlot<Option<(P, T)>>,
+    unreported: BySlot<Option<(P, T)>>,
     /// Empty between two calls; kept for its memory.
     changes: Vec<Change<P, T>>,
     /// No head of a reliable reader is smaller. The value may be too low. It is exact after
@@ -95,7 +91,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Floor<O, P, T> {
 
     #[cold]
     fn read_list(&mut self, generation: u64) {
-        self.readers.take_changes(&mut self.changes);
+        self.readers.drain_changes(&mut self.changes);
         while let Some((slot, entry)) = self.changes.pop() {
             let active = if let Some(entry) = entry {
                 self.add(slot, entry)
@@ -103,10 +99,10 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Floor<O, P, T> {
                 self.reliable.remove(slot);
                 None
             };
-            self.untold.insert(slot, active);
+            self.unreported.insert(slot, active);
         }
         if self.reliable.is_empty() {
-            self.slowest = NEVER;
+            self.slowest = NO_POSITION;
         }
         self.generation = generation;
     }
@@ -145,7 +141,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Floor<O, P, T> {
     fn read_heads(&mut self, ring: &Written<O>) {
         let published = ring.published();
         let known = self.violations.len();
-        self.slowest = NEVER;
+        self.slowest = NO_POSITION;
         for (slot, reader) in self.reliable.iter_mut() {
             if let Some(control) = &reader.control {
                 let head = control.load(head_of(slot), Ordering::Acquire);
@@ -198,7 +194,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Room<O> for Floor<O, P, T> {
                 }
             }
             let floor = mark.min(self.slowest);
-            if self.readers.intend(floor) == self.generation {
+            if self.readers.announce_floor(floor) == self.generation {
                 self.position = floor;
                 // Release: a reliable reader that finds itself below it finds that it was evicted.
                 ring.own.store(layout::FLOOR, floor, Ordering::Release);
@@ -222,7 +218,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Room<O> for Floor<O, P, T> {
     }
 
     fn pad(&mut self, ring: &Written<O>, end: u64) {
-        self.marks.moves(&ring.own, ring.tail, end);
+        self.marks.move_last(&ring.own, ring.tail, end);
     }
 
     /// If there is no room and no reader is in the way, the unpublished data must be published first.
@@ -265,8 +261,8 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Room<O> for Floor<O, P, T> {
     }
 
     #[inline]
-    fn hide(&mut self) {
-        self.shown = self.written;
+    fn mark_unpublished(&mut self) {
+        self.published = self.written;
     }
 }
 
@@ -275,15 +271,15 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOutWriter<O, P, T> {
         let room = Floor {
             readers,
             position: 0,
-            marks: Table::new(capacity),
+            marks: MarkTable::new(capacity),
             written: (0, 0),
-            shown: (0, 0),
+            published: (0, 0),
             // Differs from the generation of an empty list, so that the first check reads the list.
             generation: u64::MAX,
             reliable: BySlot::default(),
-            untold: BySlot::default(),
+            unreported: BySlot::default(),
             changes: Vec::new(),
-            slowest: NEVER,
+            slowest: NO_POSITION,
             violations: Vec::new(),
             starved: false,
         };
@@ -296,7 +292,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOutWriter<O, P, T> {
         if self.ring.is_published() {
             self.room.written
         } else {
-            self.room.shown
+            self.room.published
         }
     }
 
@@ -310,7 +306,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> FanOutWriter<O, P, T> {
     /// if the reader's handshake is complete.
     pub(crate) fn changes(&mut self) -> impl Iterator<Item = (usize, Option<(P, T)>)> {
         self.room.update_list();
-        std::iter::from_fn(|| self.room.untold.pop())
+        std::iter::from_fn(|| self.room.unreported.pop())
     }
 
     /// Whether [`FanOutWriter::violation`] returns a reader.

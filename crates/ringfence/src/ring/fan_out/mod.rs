@@ -58,27 +58,27 @@ pub(crate) struct Mark {
 
 /// The writer's own copy of its marks.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct MarkTable {
     marks: [Mark; MARKS],
     /// The number of marks that were set. The first one marks the start of the ring. It is all zeros, so
     /// fresh memory already holds it.
     count: usize,
     /// The minimum distance between two marks, so that all of them together span a ring.
-    part: u64,
+    spacing: u64,
 }
 
-impl Table {
+impl MarkTable {
     pub(super) fn new(capacity: u64) -> Self {
         Self {
             marks: [Mark::default(); MARKS],
             count: 1,
-            part: capacity / MARKS as u64,
+            spacing: capacity / MARKS as u64,
         }
     }
 
     /// The first record at or after the returned position gets a mark.
     pub(super) fn next(&self) -> u64 {
-        self.marks[(self.count - 1) % MARKS].position + self.part
+        self.marks[(self.count - 1) % MARKS].position + self.spacing
     }
 
     /// Sets a mark. It replaces one that is a ring older, and lies below the floor.
@@ -95,7 +95,7 @@ impl Table {
     /// Moves the last mark from the record at `from` to the one at `to`: the writer gave up the message at
     /// `from` and wrote padding there. Both positions follow the same number of messages, so a reader may see
     /// either.
-    pub(super) fn moves(&mut self, own: &impl Writable, from: u64, to: u64) {
+    pub(super) fn move_last(&mut self, own: &impl Writable, from: u64, to: u64) {
         let last = self.count - 1;
         let mark = &mut self.marks[last % MARKS];
         if mark.position == from {
@@ -113,9 +113,7 @@ impl Table {
             .filter(|position| (from..published).contains(position))
             .min()
     }
-}
 
-impl Table {
     /// Returns the last mark of a published message, or the start of the ring if there is none.
     pub(super) fn last(&self, published: u64) -> u64 {
         let positions = self.marks.iter().map(|mark| mark.position);
@@ -127,17 +125,17 @@ impl Table {
 }
 
 /// The result of reading all marks once.
-pub(super) struct Seen {
+pub(super) struct MarkSnapshot {
     /// The data from this position on was not overwritten before the read finished.
     pub(super) floor: u64,
     /// The floor did not move during the read. Then an honest writer has a mark at or after it.
-    pub(super) still: bool,
+    pub(super) is_stable: bool,
     pub(super) tail: u64,
     marks: [Mark; MARKS],
 }
 
-impl Seen {
-    pub(super) fn look(ring: &impl Readable) -> Self {
+impl MarkSnapshot {
+    pub(super) fn read(ring: &impl Readable) -> Self {
         // Load the floor first. Then the tail, which is loaded later, is not before the mark that the floor
         // preserves.
         let before = ring.load(layout::FLOOR, Ordering::Acquire);
@@ -150,14 +148,14 @@ impl Seen {
         let floor = ring.load(layout::FLOOR, Ordering::Relaxed);
         Self {
             floor,
-            still: before == floor,
+            is_stable: before == floor,
             tail,
             marks,
         }
     }
 
     /// Returns the marks that were whole and whose record can be read now or is the next one to be written.
-    pub(super) fn whole(&self) -> impl Iterator<Item = Mark> {
+    pub(super) fn valid_marks(&self) -> impl Iterator<Item = Mark> {
         self.marks
             .iter()
             .copied()

@@ -2,7 +2,7 @@
 
 use std::{mem, sync::atomic::Ordering};
 
-use super::{Delivery, Mark, Seen, StartFrom, largest_message, readers::Held};
+use super::{Delivery, Mark, MarkSnapshot, StartFrom, largest_message, readers::ReaderSlot};
 use crate::{
     error::{Error, Result},
     region::{
@@ -31,8 +31,8 @@ pub(crate) enum View<'a, R> {
     InRing(&'a R, Record),
 }
 
-/// Judges copies by more than the ring itself says. The floor shows whether a message was overwritten; whether the ring was wiped, or this
-/// reader evicted, is known outside of the ring.
+/// Validates copies beyond the floor, which shows only whether a message was overwritten: the ring may have been wiped, or this reader
+/// evicted.
 pub(crate) trait Validity {
     /// Checks that what was just copied is what the publisher sent. Called behind an acquire fence, before the copy is handed out or
     /// counted.
@@ -55,7 +55,7 @@ pub(crate) struct Terms {
     pub(crate) longest: u64,
     pub(crate) delivery: Delivery,
     /// Announced by the publisher, and validated here.
-    pub(crate) held: Held,
+    pub(crate) held: ReaderSlot,
 }
 
 /// The result of a walk over the records, validated.
@@ -80,20 +80,20 @@ pub(crate) struct FloorLimit<V> {
     /// The end of reading, though the publisher may go on for others.
     end: u64,
     /// Messages before the head.
-    passed: u64,
-    /// Messages that were lost, up to the last that was handed out.
+    head_sequence: u64,
+    /// Messages that were lost, up to the last delivered one.
     lost: u64,
-    /// Messages that were passed over since.
-    passed_over: u64,
-    /// Messages before those that were handed out first.
-    began: u64,
-    /// Bytes of the messages that were handed out.
+    /// Messages that were skipped since.
+    skipped: u64,
+    /// Messages before the first delivered one.
+    start_sequence: u64,
+    /// Bytes of the delivered messages.
     bytes: u64,
-    /// Copies of records, before they are visited.
-    window: Vec<u8>,
+    /// Copies of records before they are visited.
+    buffer: Vec<u8>,
     /// If the caller collects attachments: the position of the one message with attachments that it may read.
     collected: Option<u64>,
-    /// The last call stopped at another one.
+    /// The last call stopped at a message whose attachments were not collected.
     stopped: bool,
 }
 
@@ -148,32 +148,32 @@ impl<R: Readable, C: Writable, V: Validity> Limit<C, R> for FloorLimit<V> {
         reader.overtaken()
     }
 
-    fn begin_again(reader: &mut FanOutReader<R, C, V>) -> Result<()> {
-        reader.go_to_a_mark(reader.limit.delivery == Delivery::Latest)
+    fn restart(reader: &mut FanOutReader<R, C, V>) -> Result<()> {
+        reader.go_to_mark(reader.limit.delivery == Delivery::Latest)
     }
 
     fn size_of(reader: &mut FanOutReader<R, C, V>, record: Record) -> Result<Option<usize>> {
-        Ok(reader.is_whole_or_begin_again()?.then_some(record.length))
+        Ok(reader.is_whole_or_restart()?.then_some(record.length))
     }
 
     #[inline]
     fn has_gap(&self) -> bool {
-        self.passed_over > 0
+        self.skipped > 0
     }
 
     /// Also counts what was passed over before.
     #[inline]
     fn count_pulled(&mut self, messages: u64, bytes: u64) {
-        self.passed += messages;
+        self.head_sequence += messages;
         self.bytes += bytes;
-        if self.passed_over > 0 {
-            self.lost += mem::take(&mut self.passed_over);
+        if self.skipped > 0 {
+            self.lost += mem::take(&mut self.skipped);
         }
     }
 }
 
 impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
-    /// Errors with [`Error::RingCorrupt`] if the publisher says what cannot be. To be followed by [`FanOutReader::begin`].
+    /// Fails with [`Error::RingCorrupt`] if the publisher's terms are impossible. Call [`FanOutReader::begin`] next.
     pub(crate) fn new(ring: R, own: C, validity: V, terms: Terms) -> Result<Self> {
         let (slot, position, sequence) = (terms.held.slot, terms.held.position, terms.held.sequence);
         if !position.is_multiple_of(8) || position > FARTHEST || sequence > position / HEADER {
@@ -186,12 +186,12 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
             validity,
             delivery: terms.delivery,
             end: FARTHEST,
-            passed: sequence,
+            head_sequence: sequence,
             lost: 0,
-            passed_over: 0,
-            began: sequence,
+            skipped: 0,
+            start_sequence: sequence,
             bytes: 0,
-            window: Vec::new(),
+            buffer: Vec::new(),
             collected: None,
             stopped: false,
         };
@@ -207,8 +207,8 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
         ))
     }
 
-    /// Goes to where the caller wants to begin, from the position that was held for it. To be called once the publisher has this
-    /// reader in its list. `now` is the publisher's tail at the moment at which what is sent from then on is for this reader.
+    /// Moves from the reserved position to the one at which the caller starts. Call it once the publisher has this reader in its list.
+    /// `now` is the publisher's tail when it added this reader.
     pub(crate) fn begin(&mut self, from: StartFrom, now: u64) -> Result<()> {
         if from != StartFrom::Oldest {
             let until = if from == StartFrom::Now { now } else { FARTHEST };
@@ -221,22 +221,22 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
                 }
             }
         }
-        (self.limit.lost, self.limit.passed_over) = (0, 0);
-        self.limit.began = self.limit.passed;
+        (self.limit.lost, self.limit.skipped) = (0, 0);
+        self.limit.start_sequence = self.limit.head_sequence;
         self.publish();
         Ok(())
     }
 
     fn go_to(&mut self, mark: Mark) {
-        self.limit.passed_over += mark.sequence - self.limit.passed;
-        self.limit.passed = mark.sequence;
+        self.limit.skipped += mark.sequence - self.limit.head_sequence;
+        self.limit.head_sequence = mark.sequence;
         self.jump(mark.position);
     }
 
     /// Number of the last message that was handed out, as the publisher counts; before that, of the one after which this reader began.
     #[inline]
     pub(crate) fn sequence(&self) -> u64 {
-        self.limit.passed - self.limit.passed_over
+        self.limit.head_sequence - self.limit.skipped
     }
 
     /// Messages since this reader began that will never be handed out: up to the last that was.
@@ -248,7 +248,7 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
     /// Messages that were handed out, and the bytes of their payloads.
     pub(crate) fn counted(&self) -> (u64, u64) {
         (
-            self.sequence() - self.limit.began - self.limit.lost,
+            self.sequence() - self.limit.start_sequence - self.limit.lost,
             self.limit.bytes,
         )
     }
@@ -273,11 +273,11 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
         }
     }
 
-    /// Goes to a mark: the last one, or one in the middle of what is there, so that it is not overtaken at once. Stays where it is, if
-    /// the marks were written over during the look.
+    /// Moves to a mark: the last one, or one in the middle of the unread data, so that the reader is not overtaken at once. Does not move
+    /// if the marks were overwritten while they were read.
     #[cold]
-    fn go_to_a_mark(&mut self, last: bool) -> Result<()> {
-        let seen = Seen::look(&self.peer);
+    fn go_to_mark(&mut self, last: bool) -> Result<()> {
+        let seen = MarkSnapshot::read(&self.peer);
         let tail = self.last.unwrap_or(seen.tail);
         self.check_tail_and_floor(tail, seen.floor)?;
         self.tail = tail;
@@ -288,25 +288,25 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
             .filter(|mark| mark.position >= middle)
             .min_by_key(|mark| mark.position);
         match newest.map(|newest| behind_middle.filter(|_| !last).unwrap_or(newest)) {
-            Some(mark) => self.jump_to(mark),
-            None => self.without_a_mark(&seen),
+            Some(mark) => self.jump_to_mark(mark),
+            None => self.handle_missing_mark(&seen),
         }
     }
 
-    /// Those marks behind the head behind which something is there.
-    fn marks(&self, seen: &Seen) -> impl Iterator<Item = Mark> {
+    /// Returns the marks between the head and the end of the readable data.
+    fn marks(&self, seen: &MarkSnapshot) -> impl Iterator<Item = Mark> {
         let (head, end) = (self.head, self.visible());
-        seen.whole()
+        seen.valid_marks()
             .filter(move |mark| mark.position > head && mark.position < end)
     }
 
-    /// Goes to a mark, if it can be one.
-    fn jump_to(&mut self, mark: Mark) -> Result<()> {
-        let messages = mark.sequence.wrapping_sub(self.limit.passed);
+    /// Moves to a mark after validating it.
+    fn jump_to_mark(&mut self, mark: Mark) -> Result<()> {
+        let messages = mark.sequence.wrapping_sub(self.limit.head_sequence);
         if !mark.position.is_multiple_of(8) || messages > (mark.position - self.head) / HEADER {
             return Err(corrupt(format!(
                 "{} messages before {}, where {} were before {}",
-                mark.sequence, mark.position, self.limit.passed, self.head
+                mark.sequence, mark.position, self.limit.head_sequence, self.head
             )));
         }
         self.go_to(mark);
@@ -314,14 +314,14 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
     }
 
     #[cold]
-    fn without_a_mark(&mut self, seen: &Seen) -> Result<()> {
-        if !seen.still || seen.floor <= self.head {
+    fn handle_missing_mark(&mut self, seen: &MarkSnapshot) -> Result<()> {
+        if !seen.is_stable || seen.floor <= self.head {
             return Ok(());
         }
         // Messages that are not published yet have taken the room of all that were: the first of them has the mark.
-        let next = seen.whole().find(|mark| mark.position == self.visible());
+        let next = seen.valid_marks().find(|mark| mark.position == self.visible());
         if let Some(mark) = next {
-            return self.jump_to(mark);
+            return self.jump_to_mark(mark);
         }
         if self.limit.end >= self.tail && self.last.is_none() {
             return Err(corrupt(format!(
@@ -338,12 +338,12 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
     fn walk(&mut self, last: bool, until: u64) -> Result<Option<Walk>> {
         let end = self.visible().min(until);
         if end.saturating_sub(self.head) > self.capacity {
-            return self.not_walked(last, "more than a ring is there");
+            return self.walk_failed(last, "more than a ring is there");
         }
         let mut walk = Walk {
             end: Mark {
                 position: self.head,
-                sequence: self.limit.passed,
+                sequence: self.limit.head_sequence,
             },
             last: None,
         };
@@ -355,22 +355,22 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
                     walk.end.sequence += 1;
                 }
                 Parsed::Padding(size) => walk.end.position += size,
-                Parsed::Unsound(what) => return self.not_walked(last, &what),
+                Parsed::Unsound(what) => return self.walk_failed(last, &what),
             }
         }
         if FloorLimit::is_whole(self, self.head)? {
             return Ok(Some(walk));
         }
-        self.go_to_a_mark(last)?;
+        self.go_to_mark(last)?;
         Ok(None)
     }
 
     #[cold]
-    fn not_walked(&mut self, last: bool, what: &str) -> Result<Option<Walk>> {
+    fn walk_failed(&mut self, last: bool, what: &str) -> Result<Option<Walk>> {
         if FloorLimit::is_whole(self, self.head)? {
             return Err(corrupt(what.into()));
         }
-        self.go_to_a_mark(last)?;
+        self.go_to_mark(last)?;
         Ok(None)
     }
 
@@ -379,9 +379,9 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
         self.load_tail()?;
         if self.visible() - self.head > self.capacity / 8 {
             // To walk over all of it would take long.
-            let seen = Seen::look(&self.peer);
+            let seen = MarkSnapshot::read(&self.peer);
             if let Some(mark) = self.marks(&seen).max_by_key(|mark| mark.position) {
-                self.jump_to(mark)?;
+                self.jump_to_mark(mark)?;
             }
         }
         let Some(walk) = self.walk(true, FARTHEST)? else {
@@ -391,9 +391,9 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
         Ok(true)
     }
 
-    /// Gets past a message that is handed out.
+    /// Moves past a message and counts it as delivered.
     #[inline]
-    fn hand_out(&mut self, record: Record) {
+    fn deliver(&mut self, record: Record) {
         self.skip(record.size);
         Limit::<C, R>::count_pulled(&mut self.limit, 1, record.length as u64);
     }
@@ -408,7 +408,7 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
         if !matches!(FloorLimit::is_whole(self, self.head), Ok(true)) {
             return None;
         }
-        self.hand_out(record);
+        self.deliver(record);
         Some(record.length)
     }
 
@@ -424,14 +424,14 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
             }
             let room = into.len();
             let Some(place) = into.get_mut(..record.length) else {
-                if self.is_whole_or_begin_again()? {
+                if self.is_whole_or_restart()? {
                     return Err(too_small(room, record.length));
                 }
                 continue;
             };
             self.peer.copy_out_ahead(record.at, place, record.end);
-            if self.is_whole_or_begin_again()? {
-                self.hand_out(record);
+            if self.is_whole_or_restart()? {
+                self.deliver(record);
                 return Ok(Some(record.length));
             }
         }
@@ -448,7 +448,7 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
                 break;
             }
             let number = self.next_number();
-            if self.is_whole_or_begin_again()? {
+            if self.is_whole_or_restart()? {
                 return Ok(Some((record, number)));
             }
         }
@@ -457,16 +457,16 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
 
     /// Number of the message at the head.
     pub(crate) fn next_number(&self) -> u64 {
-        self.limit.passed + 1
+        self.limit.head_sequence + 1
     }
 
     /// Messages that will never be handed out, also those behind the last that was.
     pub(crate) fn missed(&self) -> u64 {
-        self.limit.lost + self.limit.passed_over
+        self.limit.lost + self.limit.skipped
     }
 
-    /// The attachments of the message at the head were collected.
-    pub(crate) fn collected(&mut self) {
+    /// Records that the attachments of the message at the head were collected.
+    pub(crate) fn mark_collected(&mut self) {
         self.limit.collected = Some(self.head);
     }
 
@@ -541,21 +541,21 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
         let (from, bytes) = if single {
             (record.at, record.length)
         } else {
-            (record.at - as_offset(HEADER), run(record))
+            (record.at - as_offset(HEADER), run_length(record))
         };
-        let mut window = self.take_window(bytes)?;
-        self.peer.copy_out_ahead(from, &mut window[..bytes], record.end);
-        let visited = match self.is_whole_or_begin_again() {
+        let mut buffer = self.take_buffer(bytes)?;
+        self.peer.copy_out_ahead(from, &mut buffer[..bytes], record.end);
+        let visited = match self.is_whole_or_restart() {
             Ok(true) if single => {
-                self.hand_out(record);
-                visit(View::Copy(&window[..bytes]));
+                self.deliver(record);
+                visit(View::Copy(&buffer[..bytes]));
                 Ok(1)
             }
-            Ok(true) => self.visit_run(&window[..bytes], max, |message| visit(View::Copy(message))),
+            Ok(true) => self.visit_run(&buffer[..bytes], max, |message| visit(View::Copy(message))),
             Ok(false) => Ok(0),
             Err(error) => Err(error),
         };
-        self.limit.window = window;
+        self.limit.buffer = buffer;
         visited
     }
 
@@ -568,28 +568,28 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
         visit: &mut impl FnMut(View<'_, R>),
     ) -> Result<usize> {
         FloorLimit::is_whole(self, self.head)?;
-        let (head, passed, bytes) = (self.head, self.limit.passed, self.limit.bytes);
+        let (head, passed, bytes) = (self.head, self.limit.head_sequence, self.limit.bytes);
         let max = if record.tag == Tag::NONE { max } else { 1 };
         let count = self.visit_in_row(record, max, |ring, record| visit(View::InRing(ring, record)));
         if let Err(error) = FloorLimit::is_whole(self, head) {
-            (self.head, self.limit.passed, self.limit.bytes) = (head, passed, bytes);
+            (self.head, self.limit.head_sequence, self.limit.bytes) = (head, passed, bytes);
             return Err(error);
         }
         Ok(count)
     }
 
-    /// Room for a copy. It grows with the messages, of which the longest is known.
+    /// Takes the copy buffer, grown to `bytes`. The handshake limits the longest message.
     #[inline]
-    fn take_window(&mut self, bytes: usize) -> Result<Vec<u8>> {
-        let mut window = mem::take(&mut self.limit.window);
-        if window.len() < bytes.max(RUN) {
-            let missing = bytes.max(RUN) - window.len();
-            window
+    fn take_buffer(&mut self, bytes: usize) -> Result<Vec<u8>> {
+        let mut buffer = mem::take(&mut self.limit.buffer);
+        if buffer.len() < bytes.max(RUN) {
+            let missing = bytes.max(RUN) - buffer.len();
+            buffer
                 .try_reserve_exact(missing)
                 .map_err(|error| Error::no_space(format!("a copy of a message of {bytes} bytes"), error))?;
-            window.resize(bytes.max(RUN), 0);
+            buffer.resize(bytes.max(RUN), 0);
         }
-        Ok(window)
+        Ok(buffer)
     }
 
     /// Visits the messages of a run, which was copied from the head on and is whole.
@@ -597,18 +597,18 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
     fn visit_run(&mut self, copy: &[u8], max: usize, mut visit: impl FnMut(&[u8])) -> Result<usize> {
         // No record begins where the ring ends, or behind it.
         let rest = as_offset(self.lap_of(self.head) + self.capacity - self.head);
-        let mut passing = Passing {
+        let mut guard = RunGuard {
             run: Run::new(0..=self.longest, Tag::NONE),
             reader: self,
         };
-        let run = &mut passing.run;
+        let run = &mut guard.run;
         while run.messages < max as u64 && run.bytes < rest {
             let Some(message) = run.next(copy) else { break };
             visit(message);
             run.pass();
         }
         let count = run.messages;
-        drop(passing);
+        drop(guard);
         if count == 0 {
             return Err(corrupt("a record changed while it was read".into()));
         }
@@ -629,35 +629,35 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
         self.limit.delivery
     }
 
-    /// Reading ends at this position, as the publisher says, though it may go on for others.
+    /// Ends reading at this position, which the publisher has announced. It may continue for others.
     pub(crate) fn end_at(&mut self, position: u64) {
         // Records end at multiples of eight. Nothing else depends on this position.
         self.limit.end = position & !7;
         self.until = 0;
     }
 
-    /// Reading is over. `nothing`: a ring in which all words are 0. The counters stay.
-    pub(crate) fn forget(&mut self, own: C, nothing: R) {
+    /// Ends reading: replaces the ring with `nothing`, in which all words are 0. The counters stay.
+    pub(crate) fn detach(&mut self, own: C, nothing: R) {
         self.start_over(own, nothing);
-        self.limit.window = Vec::new();
+        self.limit.buffer = Vec::new();
         self.limit.end = 0;
     }
 }
 
 /// Returns how many bytes to copy from this record's header on, at most [`RUN`]: as many records as fit if all have its size.
 #[inline]
-fn run(record: Record) -> usize {
+fn run_length(record: Record) -> usize {
     let bytes = (record.end - (record.at - as_offset(HEADER))).min(RUN);
     bytes - bytes % as_offset(record.size)
 }
 
-/// Messages of a run that are being handed out. The reader gets past them when this is dropped, also by a visit that panics.
-struct Passing<'a, R: Readable, C: Writable, V: Validity> {
+/// Delivered messages of a run. Dropping it moves the reader past them, also if a visit panics.
+struct RunGuard<'a, R: Readable, C: Writable, V: Validity> {
     reader: &'a mut FanOutReader<R, C, V>,
     run: Run,
 }
 
-impl<R: Readable, C: Writable, V: Validity> Drop for Passing<'_, R, C, V> {
+impl<R: Readable, C: Writable, V: Validity> Drop for RunGuard<'_, R, C, V> {
     fn drop(&mut self) {
         if self.run.messages > 0 {
             self.reader.skip(self.run.bytes as u64);

@@ -12,7 +12,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Mark, Seen};
+use super::{Mark, MarkSnapshot};
 use crate::{
     error::{Error, Result},
     region::{
@@ -39,14 +39,15 @@ const GENERATION: usize = layout::TAIL;
 /// The position to which the sending thread will move the floor.
 const INTENT: usize = layout::FLOOR;
 
-/// The position of a reader that does not hold the floor yet. Real positions never reach this value.
-const NOWHERE: u64 = u64::MAX;
+/// The position of a reader that does not delay the writer, and of one whose start position is not found yet. Real positions never reach
+/// this value.
+pub(super) const NO_POSITION: u64 = u64::MAX;
 
 /// A slot among the readers, and the position at which its reader starts. A reader that starts with messages
 /// sent from now on, or with the last message, moves on from there itself: see
 /// [`FanOutReader::begin`](super::reader::FanOutReader::begin).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Held {
+pub(crate) struct ReaderSlot {
     /// The reader's number in the list, never reused. A subscriber does not know its own: 0.
     pub(crate) number: u64,
     pub(crate) slot: usize,
@@ -60,23 +61,23 @@ pub(crate) struct Held {
 const SLOT_BITS: u32 = 20;
 
 /// The largest number of readers that a list can have.
-pub(crate) const MOST_READERS: usize = 1 << SLOT_BITS;
+pub(crate) const MAX_READERS: usize = 1 << SLOT_BITS;
 
 /// Returns the slot of the reader with this number.
 #[inline]
 pub(crate) const fn slot_of(number: u64) -> usize {
-    as_offset(number) & (MOST_READERS - 1)
+    as_offset(number) & (MAX_READERS - 1)
 }
 
 /// Slots read per turn of a walk: a walk over all of them must not keep the sending thread from the lock.
-const AT_ONCE: usize = 64;
+const SLOTS_PER_LOCK: usize = 64;
 
 /// A reader's entry in the list.
 #[derive(Debug, Clone)]
 pub(super) struct Entry<P, T> {
     pub(super) number: u64,
     pub(super) delivery: Delivery,
-    /// The position at which it started. [`NOWHERE`] until that is found.
+    /// The position at which it started. [`NO_POSITION`] until that is found.
     pub(super) position: u64,
     /// The reader's control object, and the caller's attachment. `None` during the handshake.
     pub(super) active: Option<(P, T)>,
@@ -137,12 +138,12 @@ pub(crate) struct Readers<O, P, T> {
 
 impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
     /// `words`: memory private to this process, all zeros, as long as the first page of a region. `most`: the
-    /// largest number of readers, at most [`MOST_READERS`].
+    /// largest number of readers, at most [`MAX_READERS`].
     pub(crate) fn new(ring: O, words: O, most: usize) -> Self {
         Self {
             ring,
             words,
-            most: most.min(MOST_READERS),
+            most: most.min(MAX_READERS),
             list: Mutex::new(List {
                 slots: Vec::new(),
                 free: Vec::new(),
@@ -180,12 +181,12 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
     ///
     /// 'now' and 'latest' start at the last mark, and 'oldest' at the first. Tries again as long as the
     /// sender advances by more than half a ring within a try.
-    pub(crate) fn hold(&self, delivery: Delivery, from: StartFrom) -> Result<Held> {
-        let (number, slot) = self.enter(delivery)?;
+    pub(crate) fn reserve_slot(&self, delivery: Delivery, from: StartFrom) -> Result<ReaderSlot> {
+        let (number, slot) = self.add_entry(delivery)?;
         loop {
-            let seen = Seen::look(&self.ring);
+            let seen = MarkSnapshot::read(&self.ring);
             let intent = self.words.load(INTENT, Ordering::Relaxed);
-            let marks = seen.whole().filter(|mark| mark.position >= intent);
+            let marks = seen.valid_marks().filter(|mark| mark.position >= intent);
             let mark = match from {
                 StartFrom::Oldest => marks.min_by_key(|mark| mark.position),
                 // A mark at the tail has no last message after it.
@@ -194,9 +195,9 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
                 }
             };
             if let Some(Mark { position, sequence }) = mark
-                && self.keep(number, position)
+                && self.set_position(number, position)
             {
-                return Ok(Held {
+                return Ok(ReaderSlot {
                     number,
                     slot,
                     position,
@@ -206,8 +207,8 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         }
     }
 
-    /// Adds an entry that holds no position yet, so the sending thread need not know of it.
-    fn enter(&self, delivery: Delivery) -> Result<(u64, usize)> {
+    /// Adds an entry without a position, so the sending thread need not read it yet.
+    fn add_entry(&self, delivery: Delivery) -> Result<(u64, usize)> {
         let list = &mut *self.list.lock();
         let slot = match list.free.pop() {
             Some(slot) => slot,
@@ -230,14 +231,14 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         list.slots[slot].entry = Some(Entry {
             number,
             delivery,
-            position: NOWHERE,
+            position: NO_POSITION,
             active: None,
         });
         Ok((number, slot))
     }
 
-    /// Enters the position. `false`: the floor may have passed it.
-    fn keep(&self, number: u64, position: u64) -> bool {
+    /// Sets the start position. `false`: the floor may have passed it.
+    fn set_position(&self, number: u64, position: u64) -> bool {
         self.change(number, |entry| {
             if let Some(entry) = entry {
                 entry.position = position;
@@ -276,13 +277,16 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
             let Some(slots) = list.slots.get(from..) else {
                 return;
             };
-            let entries = slots.iter().take(AT_ONCE).filter_map(|slot| slot.entry.as_ref());
+            let entries = slots
+                .iter()
+                .take(SLOTS_PER_LOCK)
+                .filter_map(|slot| slot.entry.as_ref());
             into.extend(
                 entries
-                    .filter(|entry| entry.delivery == Delivery::Reliable && entry.position != NOWHERE)
+                    .filter(|entry| entry.delivery == Delivery::Reliable && entry.position != NO_POSITION)
                     .map(|entry| (entry.number, entry.head())),
             );
-            from += AT_ONCE;
+            from += SLOTS_PER_LOCK;
         }
     }
 
@@ -330,7 +334,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
 
     /// Returns the lowest position at which a reader may still read, of any delivery, also during its
     /// handshake. `None`: there is no reader.
-    pub(crate) fn kept_from(&self) -> Option<u64> {
+    pub(crate) fn lowest_position(&self) -> Option<u64> {
         let list = self.list.lock();
         let floor = self.ring.load(layout::FLOOR, Ordering::Acquire);
         let entries = list.slots.iter().filter_map(|slot| slot.entry.as_ref());
@@ -347,7 +351,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
 
     /// Moves the changes to the sending thread. Call it after reading the generation, which then belongs to
     /// this state of the list or to an earlier one.
-    pub(super) fn take_changes(&self, into: &mut Vec<Change<P, T>>) {
+    pub(super) fn drain_changes(&self, into: &mut Vec<Change<P, T>>) {
         let List { slots, changed, .. } = &mut *self.list.lock();
         into.extend(changed.drain(..).map(|slot| {
             slots[slot].changed = false;
@@ -357,7 +361,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
 
     /// Announces that the sender will move the floor to this position. Returns the generation. It shows
     /// whether a reader has been entered in the meantime that the new floor would pass.
-    pub(super) fn intend(&self, floor: u64) -> u64 {
+    pub(super) fn announce_floor(&self, floor: u64) -> u64 {
         self.words.store(INTENT, floor, Ordering::Relaxed);
         self.words.full_fence();
         self.generation()
@@ -380,11 +384,11 @@ mod tests {
     fn a_reader_of_which_nothing_is_kept_yet_has_no_position() {
         let ring = OwnRegion::private(4096);
         let readers = Readers::<_, PeerRegion, ()>::new(ring, OwnRegion::nowhere(), 1);
-        let (number, _) = readers.enter(Delivery::Reliable).unwrap();
+        let (number, _) = readers.add_entry(Delivery::Reliable).unwrap();
         let mut positions = Vec::new();
         readers.reliable(&mut positions);
         assert_eq!(positions, []);
-        assert!(readers.keep(number, 64));
+        assert!(readers.set_position(number, 64));
         readers.reliable(&mut positions);
         assert_eq!(positions, [(number, 64)]);
     }
@@ -396,7 +400,7 @@ mod tests {
         let ring = OwnRegion::private(4096);
         let readers = Readers::new(ring, OwnRegion::nowhere(), 2);
         let [early, late] = [(); 2].map(|()| {
-            let held = readers.hold(Delivery::Reliable, StartFrom::Now).unwrap();
+            let held = readers.reserve_slot(Delivery::Reliable, StartFrom::Now).unwrap();
             held.number
         });
         let control = OwnRegion::private(0).seen_by_peer();
@@ -411,7 +415,7 @@ mod tests {
     fn a_slot_is_reused_and_a_number_is_not() {
         let ring = OwnRegion::private(4096);
         let readers = Readers::<_, PeerRegion, ()>::new(ring, OwnRegion::nowhere(), 2);
-        let enter = || readers.enter(Delivery::BestEffort);
+        let enter = || readers.add_entry(Delivery::BestEffort);
         let [(first, _), (second, _)] = [(); 2].map(|()| enter().unwrap());
         assert_eq!([slot_of(first), slot_of(second)], [0, 1]);
         assert_eq!(enter().unwrap_err().code(), "NO_SPACE");
@@ -430,9 +434,9 @@ mod tests {
         let ring = OwnRegion::private(4096);
         let readers = Arc::new(Readers::new(ring.clone(), OwnRegion::nowhere(), 1));
         let mut writer = FanOutWriter::<_, PeerRegion, ()>::new(ring, Arc::clone(&readers), 4096);
-        let (number, _) = readers.enter(Delivery::Reliable).unwrap();
+        let (number, _) = readers.add_entry(Delivery::Reliable).unwrap();
         assert_eq!(writer.changes().count(), 0);
-        assert!(readers.keep(number, 0));
+        assert!(readers.set_position(number, 0));
         assert_eq!(writer.changes().count(), 1);
         let sent = (0..400)
             .take_while(|_| writer.push_now(&[7; 24], Tag::NONE).unwrap())

@@ -13,10 +13,10 @@ mod writer;
 use std::sync::Arc;
 
 use super::{
-    Mark, Table,
+    Mark, MarkTable,
     floor::FanOutWriter,
     reader::{FanOutReader, Terms, View},
-    readers::{Held, Readers},
+    readers::{ReaderSlot, Readers},
 };
 use crate::{
     region::copy::Readable,
@@ -52,7 +52,7 @@ impl Hub {
         }
     }
 
-    fn terms(&self, delivery: Delivery, held: Held) -> Terms {
+    fn terms(&self, delivery: Delivery, held: ReaderSlot) -> Terms {
         Terms {
             capacity: self.capacity,
             longest: self.capacity,
@@ -63,7 +63,7 @@ impl Hub {
 
     /// Adds a reader whose handshake completes at once.
     fn join(&self, delivery: Delivery, from: StartFrom) -> (u64, Reader) {
-        let held = self.readers.hold(delivery, from).unwrap();
+        let held = self.readers.reserve_slot(delivery, from).unwrap();
         let control = OwnRegion::private(0);
         let seen = control.seen_by_peer();
         let terms = self.terms(delivery, held);
@@ -223,7 +223,7 @@ fn no_reader_holds_a_writer_up_where_none_is_reliable_and_each_counts_what_it_ha
 #[test]
 fn marks_lie_a_part_of_the_ring_apart_and_those_of_a_stretch_are_found() {
     let own = OwnRegion::private(4096);
-    let mut table = Table::new(4096);
+    let mut table = MarkTable::new(4096);
     assert_eq!((table.next(), table.last(4096)), (256, 0));
     for (sequence, position) in (1..).zip([256, 520, 1000]) {
         table.set(&own, Mark { position, sequence });

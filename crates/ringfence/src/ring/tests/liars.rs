@@ -422,7 +422,7 @@ fn a_last_lie_is_found_behind_what_was_known_to_be_there_and_is_not_forgotten() 
         let first = words.victim.next_record().unwrap().unwrap();
         words.victim.consume(first);
         words.tail(lie);
-        words.victim.settle(OwnRegion::nowhere());
+        words.victim.freeze_tail(OwnRegion::nowhere());
         // The tail that another process writes to the same memory no longer has any effect.
         words.tail(32);
         let second = words.victim.next_record().unwrap().unwrap();
@@ -457,7 +457,7 @@ fn what_changes_before_it_is_had_again_is_corrupt_or_what_is_there() {
         words.tail(48);
         let mut into = vec![0; 64];
         assert_eq!(
-            words.victim.pull_held(&mut into, &wanted).unwrap(),
+            words.victim.pull_retained(&mut into, &wanted).unwrap(),
             Pulled::Bytes(48)
         );
         words.record(0, length, flags);
@@ -501,7 +501,7 @@ fn a_record_that_is_had_again_ends_where_its_lap_does() {
         let mut into = vec![0; 2000];
         let all = as_offset(16 + packed_size(LENGTH));
         assert_eq!(
-            words.victim.pull_held(&mut into, &wanted).unwrap(),
+            words.victim.pull_retained(&mut into, &wanted).unwrap(),
             Pulled::Bytes(all)
         );
         words.record(4080, length, flags);

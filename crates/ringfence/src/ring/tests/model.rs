@@ -372,7 +372,7 @@ impl Rig {
         let mut into = vec![0; record.length];
         self.pair.consumer.peer().copy_out(record.at, &mut into);
         assert!(into == front.bytes, "the oldest message, byte by byte");
-        self.pair.consumer.hand_out(record);
+        self.pair.consumer.deliver(record);
         self.pair.consumer.publish();
         self.model.pop();
     }
@@ -456,7 +456,7 @@ impl Rig {
             calls: false,
         };
         let mut into = vec![0; room];
-        let pulled = self.pair.consumer.pull_held(&mut into, &wanted).unwrap();
+        let pulled = self.pair.consumer.pull_retained(&mut into, &wanted).unwrap();
         self.pair.consumer.count();
         let told = self.pair.consumer.published;
         let Some(end) = self.pulled(pulled, room, room / 2) else {

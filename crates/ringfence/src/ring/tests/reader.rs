@@ -24,24 +24,24 @@ impl Pair {
 #[test]
 fn a_look_counts_where_it_goes_to_the_ring_and_has_found_the_truth() {
     let mut pair = pair(SMALLEST, SMALLEST);
-    assert_eq!(pair.consumer.looks(), 0);
+    assert_eq!(pair.consumer.tail_loads(), 0);
     assert_eq!(pair.take(), None);
-    assert_eq!(pair.consumer.looks(), 1);
+    assert_eq!(pair.consumer.tail_loads(), 1);
     assert!(pair.consumer.is_still_empty() && pair.consumer.is_still_empty());
-    assert_eq!(pair.consumer.looks(), 3);
+    assert_eq!(pair.consumer.tail_loads(), 3);
     assert!(pair.send(b"one") && pair.send(b"two"));
     assert!(!pair.consumer.is_still_empty());
     assert_eq!(
-        pair.consumer.looks(),
+        pair.consumer.tail_loads(),
         3,
         "what has come is looked at by the next call"
     );
     assert!(pair.take().is_some());
-    assert_eq!(pair.consumer.looks(), 4);
-    assert!(!pair.consumer.is_through() && pair.consumer.available().unwrap());
+    assert_eq!(pair.consumer.tail_loads(), 4);
+    assert!(!pair.consumer.is_drained() && pair.consumer.available().unwrap());
     assert!(pair.take().is_some());
-    assert_eq!(pair.consumer.looks(), 4, "what was there then takes no look");
-    assert!(pair.consumer.is_through());
+    assert_eq!(pair.consumer.tail_loads(), 4, "what was there then takes no look");
+    assert!(pair.consumer.is_drained());
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_reader_in_full_stream_that_has_come_close_does_not_look_the_short_way() {
             left -= left.min(1024);
         }
         pair.producer.publish();
-        while pair.take().is_some_and(|_| !pair.consumer.is_through()) {}
+        while pair.take().is_some_and(|_| !pair.consumer.is_drained()) {}
         assert_eq!(pair.consumer.is_still_empty(), !close, "{bytes}");
     }
 }
@@ -159,25 +159,25 @@ fn what_was_read_is_told_at_the_next_look_and_at_the_end() {
     let mut pair = pair(SMALLEST, SMALLEST);
     let tally = Arc::<Tally>::default();
     pair.consumer.count_in(&tally);
-    let hand_out = |pair: &mut Pair| {
+    let deliver = |pair: &mut Pair| {
         let record = pair.consumer.next_record().unwrap().expect("a message");
-        pair.consumer.hand_out(record);
+        pair.consumer.deliver(record);
     };
     for length in [3, 5, 7] {
         assert!(pair.producer.push(&[0; 7][..length], Tag::NONE).unwrap());
     }
     pair.producer.publish();
-    hand_out(&mut pair);
-    hand_out(&mut pair);
+    deliver(&mut pair);
+    deliver(&mut pair);
     assert_eq!(tally.get(), (0, 0), "a message costs its reader an addition");
-    hand_out(&mut pair);
+    deliver(&mut pair);
     assert_eq!(pair.take(), None);
     assert_eq!(tally.get(), (3, 15));
     assert!(pair.send(&[0; 10]));
-    hand_out(&mut pair);
+    deliver(&mut pair);
     // A successor takes over and continues with the tally.
     let seen = mem::replace(pair.producer.own_mut(), OwnRegion::nowhere()).seen_by_peer();
-    pair.consumer.forget(OwnRegion::nowhere(), seen);
+    pair.consumer.detach(OwnRegion::nowhere(), seen);
     assert_eq!(tally.get(), (4, 25));
     assert_eq!(pair.consumer.counted(), (4, 25));
 }
@@ -224,9 +224,9 @@ fn a_pull_of_messages_of_some_lengths_ends_before_the_first_of_another() {
             .iter()
             .map(|length| packed_size(*length as u64))
             .sum();
-        let pulled = pair.consumer.pull_held(&mut into, &wanted).unwrap();
+        let pulled = pair.consumer.pull_retained(&mut into, &wanted).unwrap();
         assert_eq!(pulled, Pulled::Bytes(as_offset(two)));
-        let pulled = pair.consumer.pull_held(&mut into, &wanted).unwrap();
+        let pulled = pair.consumer.pull_retained(&mut into, &wanted).unwrap();
         assert_eq!(pulled, Pulled::Large(lengths[2]));
     }
 }

@@ -66,7 +66,7 @@ fn a_message_whose_attachments_were_collected_is_not_passed_over() {
     send(1);
     assert_eq!(reader.next_tagged().unwrap().expect("a message").1, 1);
     send(2);
-    reader.collected();
+    reader.mark_collected();
     send(3);
     assert_eq!(receive(&mut reader), Some(bytes(1, 24)));
     assert_eq!(reader.next_tagged().unwrap().expect("a message").1, 3);
@@ -118,7 +118,10 @@ fn an_overtaken_reader_finds_the_last_message_before_what_was_given_back() {
     for number in 1..=100 {
         assert!(hub.send(&bytes(number, 24)));
     }
-    let held = hub.readers.hold(Delivery::Latest, StartFrom::Oldest).unwrap();
+    let held = hub
+        .readers
+        .reserve_slot(Delivery::Latest, StartFrom::Oldest)
+        .unwrap();
     let control = OwnRegion::private(0);
     hub.readers.activate(held.number, control.seen_by_peer(), ());
     let (ring, terms) = (hub.ring.clone(), hub.terms(Delivery::Latest, held));

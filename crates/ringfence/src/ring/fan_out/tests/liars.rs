@@ -13,7 +13,7 @@ use crate::{
     region::peer::PeerRegion,
     ring::fan_out::lies::{Call, Told, publish_among_lies, read_lies},
     ring::fan_out::reader::{FanOutReader, Terms},
-    ring::fan_out::readers::Held,
+    ring::fan_out::readers::ReaderSlot,
     ring::fan_out::{Delivery, StartFrom},
     ring::lies::{Lie, Write},
     ring::read::Pulled,
@@ -99,7 +99,7 @@ struct Words {
     victim: FanOutReader<PeerRegion, OwnRegion>,
 }
 
-fn words(delivery: Delivery, held: Held) -> Words {
+fn words(delivery: Delivery, held: ReaderSlot) -> Words {
     let ring = OwnRegion::private(SMALLEST);
     let terms = Terms {
         capacity: SMALLEST,
@@ -111,7 +111,7 @@ fn words(delivery: Delivery, held: Held) -> Words {
     Words { ring, victim }
 }
 
-const BEGINNING: Held = Held {
+const BEGINNING: ReaderSlot = ReaderSlot {
     number: 0,
     slot: 0,
     position: 0,
@@ -139,7 +139,7 @@ fn beginnings_that_cannot_be_are_corrupt() {
             capacity: SMALLEST,
             longest: 200,
             delivery: Delivery::BestEffort,
-            held: Held {
+            held: ReaderSlot {
                 number: 0,
                 slot: 0,
                 position,
@@ -282,7 +282,7 @@ fn marks_that_cannot_be_are_corrupt() {
 
 #[test]
 fn fewer_messages_than_were_read_are_corrupt() {
-    let held = Held {
+    let held = ReaderSlot {
         number: 0,
         slot: 0,
         position: 64,
@@ -335,7 +335,10 @@ fn a_head_that_lies_is_told_of_once_and_holds_the_writer_up_no_more() {
         (0, 1 << 63),
     ] {
         let mut hub = Hub::new(SMALLEST);
-        let held = hub.readers.hold(Delivery::Reliable, StartFrom::Now).unwrap();
+        let held = hub
+            .readers
+            .reserve_slot(Delivery::Reliable, StartFrom::Now)
+            .unwrap();
         let liar = OwnRegion::private(0);
         assert!(hub.readers.activate(held.number, liar.seen_by_peer(), ()));
         let (_, mut honest) = hub.join(Delivery::Reliable, StartFrom::Now);

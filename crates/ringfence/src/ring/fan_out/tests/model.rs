@@ -302,7 +302,7 @@ impl Rig {
         self.evict(which);
         let published = self.published;
         if let Some(case) = self.cases.get_mut(which) {
-            case.reader.settle(super::OwnRegion::nowhere());
+            case.reader.freeze_tail(super::OwnRegion::nowhere());
             case.last = case.last.or(Some(published));
         }
     }
@@ -472,7 +472,7 @@ impl Rig {
             if case.delivery == Delivery::Reliable && !case.evicted {
                 let head = self.hub.readers.position(case.number).unwrap();
                 assert!(floor <= head, "the floor is {floor}, and a head {head}");
-                assert!(self.hub.readers.kept_from().unwrap() <= head);
+                assert!(self.hub.readers.lowest_position().unwrap() <= head);
             }
         }
         assert!(self.hub.writer.violation().is_none(), "no reader lies");

@@ -12,7 +12,7 @@ use loom::thread;
 use super::super::{
     floor::FanOutWriter,
     reader::{FanOutReader, Terms},
-    readers::{Held, Readers},
+    readers::{ReaderSlot, Readers},
 };
 use crate::{
     ring::fan_out::{Delivery, StartFrom},
@@ -45,7 +45,7 @@ impl Hub {
         FanOutWriter::new(self.ring.clone(), Arc::clone(&self.readers), CAPACITY)
     }
 
-    fn read_by(&self, ring: Region, control: Region, (delivery, held): (Delivery, Held)) -> Reader {
+    fn read_by(&self, ring: Region, control: Region, (delivery, held): (Delivery, ReaderSlot)) -> Reader {
         let terms = Terms {
             capacity: CAPACITY,
             longest: 8,
@@ -59,7 +59,7 @@ impl Hub {
 
     /// `control` must be made before there is a second thread, as loom does not see the list's lock.
     fn join(&self, control: Region, delivery: Delivery) -> Reader {
-        let held = self.readers.hold(delivery, StartFrom::Oldest).unwrap();
+        let held = self.readers.reserve_slot(delivery, StartFrom::Oldest).unwrap();
         self.read_by(self.ring.clone(), control, (delivery, held))
     }
 }
@@ -121,7 +121,7 @@ fn overtaken(
         let hub = Hub::new(true);
         let mut writer = FanOutWriter::new(publishes(&hub.ring), Arc::clone(&hub.readers), CAPACITY);
         (1..=4).for_each(|number| send(&mut writer, number));
-        let held = hub.readers.hold(delivery, StartFrom::Oldest).unwrap();
+        let held = hub.readers.reserve_slot(delivery, StartFrom::Oldest).unwrap();
         let control = Region::of_subscriber(held.slot);
         let mut reader = hub.read_by(reads(&hub.ring), control, (delivery, held));
         // It takes the place of the first.

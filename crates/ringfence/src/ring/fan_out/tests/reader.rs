@@ -14,7 +14,7 @@ use crate::{
     region::own::OwnRegion,
     region::peer::PeerRegion,
     ring::fan_out::reader::{FanOutReader, Terms, Validity, View},
-    ring::fan_out::readers::Held,
+    ring::fan_out::readers::ReaderSlot,
     ring::fan_out::{Delivery, StartFrom},
     ring::lies::{Liar, Lie},
     ring::read::{Pulled, TRIES},
@@ -30,7 +30,7 @@ fn send(hub: &mut Hub, numbers: std::ops::RangeInclusive<u64>) {
 
 /// Returns a reader that holds its position, and has not started.
 fn held(hub: &Hub, delivery: Delivery) -> Reader {
-    let held = hub.readers.hold(delivery, StartFrom::Now).unwrap();
+    let held = hub.readers.reserve_slot(delivery, StartFrom::Now).unwrap();
     let control = OwnRegion::private(0);
     let seen = control.seen_by_peer();
     let reader = FanOutReader::new(hub.ring.seen_by_peer(), control, (), hub.terms(delivery, held)).unwrap();
@@ -88,19 +88,19 @@ fn what_was_passed_over_counts_once_a_message_behind_it_is_handed_out() {
 fn each_look_at_the_tail_is_counted_and_one_that_finds_nothing_tells_the_head() {
     let mut hub = Hub::new(SMALLEST);
     let (number, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
-    assert!(reader.is_through());
-    let before = reader.looks();
+    assert!(reader.is_drained());
+    let before = reader.tail_loads();
     assert!(!reader.available().unwrap());
-    assert_eq!(reader.looks(), before + 1);
+    assert_eq!(reader.tail_loads(), before + 1);
     send(&mut hub, 1..=2);
     assert!(reader.available().unwrap());
-    assert_eq!(reader.looks(), before + 2);
-    assert!(!reader.is_through());
+    assert_eq!(reader.tail_loads(), before + 2);
+    assert!(!reader.is_drained());
     for _ in 0..2 {
         assert_eq!(hub.readers.position(number), Some(0), "it has told nothing yet");
         assert!(reader.receive(&mut [0; 24]).unwrap().is_some());
     }
-    assert!(reader.is_through());
+    assert!(reader.is_drained());
     send(&mut hub, 3..=3);
     assert!(reader.available().unwrap());
     assert_eq!(hub.readers.position(number), Some(0), "there is something");
@@ -230,9 +230,9 @@ fn a_reader_that_was_let_go_of_finds_nothing_and_keeps_its_numbers() {
     );
     send(&mut hub, 1..=3);
     assert_eq!(receive(&mut reader), Some(bytes(1, 24)));
-    reader.forget(OwnRegion::nowhere(), PeerRegion::nowhere());
+    reader.detach(OwnRegion::nowhere(), PeerRegion::nowhere());
     assert_eq!(receive(&mut reader), None);
-    assert!(reader.is_through());
+    assert!(reader.is_drained());
     assert_eq!(
         (reader.sequence(), reader.lost(), reader.counted()),
         (1, 0, (1, 24))
@@ -242,16 +242,25 @@ fn a_reader_that_was_let_go_of_finds_nothing_and_keeps_its_numbers() {
 #[test]
 fn the_list_gives_each_reader_a_slot_of_its_own_and_tells_what_is_kept() {
     let mut hub = Hub::new(SMALLEST);
-    assert_eq!((hub.readers.kept_from(), hub.writer.used()), (None, 0));
+    assert_eq!((hub.readers.lowest_position(), hub.writer.used()), (None, 0));
     let (_, mut quick) = hub.join(Delivery::Reliable, StartFrom::Now);
-    let slow = hub.readers.hold(Delivery::BestEffort, StartFrom::Now).unwrap();
-    let third = hub.readers.hold(Delivery::Reliable, StartFrom::Now).unwrap();
+    let slow = hub
+        .readers
+        .reserve_slot(Delivery::BestEffort, StartFrom::Now)
+        .unwrap();
+    let third = hub
+        .readers
+        .reserve_slot(Delivery::Reliable, StartFrom::Now)
+        .unwrap();
     assert_eq!((slow.slot, third.slot), (1, 2));
     assert!(hub.readers.has(slow.number) && hub.readers.has(third.number));
     hub.readers.release(third.number);
     assert!(hub.readers.has(slow.number) && !hub.readers.has(third.number));
     assert_eq!(
-        hub.readers.hold(Delivery::Latest, StartFrom::Now).unwrap().slot,
+        hub.readers
+            .reserve_slot(Delivery::Latest, StartFrom::Now)
+            .unwrap()
+            .slot,
         2
     );
     send(&mut hub, 1..=3);
@@ -260,25 +269,28 @@ fn the_list_gives_each_reader_a_slot_of_its_own_and_tells_what_is_kept() {
     assert_eq!(hub.writer.used(), 64);
     // Data that is written but not published does not count as unread.
     assert!(hub.writer.push(&bytes(4, 24), Tag::NONE).unwrap());
-    assert_eq!((hub.writer.used(), hub.readers.kept_from()), (64, Some(0)));
+    assert_eq!((hub.writer.used(), hub.readers.lowest_position()), (64, Some(0)));
 }
 
 /// The remaining messages are below the floor, or at the position of a hostile reader.
 #[test]
 fn what_is_kept_is_a_position_above_the_floor_whatever_a_reader_says() {
     let mut hub = Hub::new(SMALLEST);
-    let held = hub.readers.hold(Delivery::BestEffort, StartFrom::Now).unwrap();
+    let held = hub
+        .readers
+        .reserve_slot(Delivery::BestEffort, StartFrom::Now)
+        .unwrap();
     send(&mut hub, 1..=200);
     let floor = hub.ring.load(layout::FLOOR, Ordering::Acquire);
     assert!(floor > 0);
-    assert_eq!(hub.readers.kept_from(), Some(floor));
+    assert_eq!(hub.readers.lowest_position(), Some(floor));
     let liar = OwnRegion::private(0);
     liar.store(layout::head_of(held.slot), 200 * 32 - 3, Ordering::Release);
     assert!(hub.readers.activate(held.number, liar.seen_by_peer(), ()));
-    assert_eq!(hub.readers.kept_from(), Some(199 * 32 + 24));
+    assert_eq!(hub.readers.lowest_position(), Some(199 * 32 + 24));
 }
 
-const BEGINNING: Held = Held {
+const BEGINNING: ReaderSlot = ReaderSlot {
     number: 0,
     slot: 0,
     position: 0,
@@ -519,7 +531,7 @@ fn what_was_whole_before_an_error_is_handed_out_and_the_error_is_the_next_call_s
 
 /// The result of one call of a reader at `position` that was overtaken in its first copy. While it searches
 /// for a mark, its publisher reports the floor, the tail, the marks, and the floor again.
-fn while_it_looks(held: Held, floor: u64, mark: (u64, u64), then: u64) -> Result<Option<usize>, Error> {
+fn while_it_looks(held: ReaderSlot, floor: u64, mark: (u64, u64), then: u64) -> Result<Option<usize>, Error> {
     let record = || [Lie::Header(24, WHOLE), Lie::Truth, Lie::Truth, Lie::Truth];
     let mut lies = vec![Lie::Word(held.position + 64), Lie::Word(held.position)];
     lies.extend(record());
@@ -561,7 +573,7 @@ fn marks_that_are_written_over_during_the_look_are_no_lie() {
 
 #[test]
 fn a_mark_has_room_for_its_messages_behind_the_head() {
-    let held = Held {
+    let held = ReaderSlot {
         position: 64,
         sequence: 2,
         ..BEGINNING

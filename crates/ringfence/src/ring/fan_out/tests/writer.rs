@@ -96,7 +96,10 @@ fn each_change_of_the_list_is_told_once() {
     assert_eq!(told(&mut hub), []);
     let (number, _reader) = hub.join(Delivery::Reliable, StartFrom::Now);
     assert_eq!((told(&mut hub), told(&mut hub)), (vec![(0, true)], vec![]));
-    let held = hub.readers.hold(Delivery::Reliable, StartFrom::Now).unwrap();
+    let held = hub
+        .readers
+        .reserve_slot(Delivery::Reliable, StartFrom::Now)
+        .unwrap();
     assert_eq!(told(&mut hub), [(1, false)], "it is in its handshake");
     hub.readers.release(number);
     hub.readers.release(held.number);
@@ -117,7 +120,10 @@ fn each_change_of_the_list_is_told_once() {
 #[test]
 fn a_head_past_what_was_published_is_a_lie_and_stays_one_when_the_list_changes() {
     let mut hub = Hub::new(SMALLEST);
-    let held = hub.readers.hold(Delivery::Reliable, StartFrom::Now).unwrap();
+    let held = hub
+        .readers
+        .reserve_slot(Delivery::Reliable, StartFrom::Now)
+        .unwrap();
     let liar = OwnRegion::private(0);
     assert!(hub.readers.activate(held.number, liar.seen_by_peer(), ()));
     assert!(hub.send(&[7; 24]) && hub.send(&[7; 24]));
@@ -169,7 +175,7 @@ fn a_change_of_the_list_costs_the_writer_the_same_however_many_readers_there_are
         let mut writer = FanOutWriter::new(ring, Arc::clone(&readers), SMALLEST);
         let steps = Arc::new(AtomicU64::new(0));
         let join = || {
-            let held = readers.hold(delivery, StartFrom::Now).unwrap();
+            let held = readers.reserve_slot(delivery, StartFrom::Now).unwrap();
             assert!(readers.activate(held.number, Counted(Arc::clone(&steps)), ()));
             held.number
         };
