@@ -174,6 +174,17 @@ fn role() {
                 thread::sleep(Duration::from_millis(1));
             }
         }
+        // Each time that the test asks, sends more than the ring holds.
+        "overtakes" => {
+            let mut publisher = publish(&address, &small()).unwrap();
+            for count in 40.. {
+                say("published");
+                wait_for_test();
+                for _ in 0..count {
+                    publisher.send(MESSAGE).unwrap();
+                }
+            }
+        }
         other => panic!("no role {other}"),
     }
 }
@@ -535,6 +546,33 @@ fn a_subscription_allocates_nothing() {
                 table.count(&format!("{delivery}, {name}"), || call(&mut subscription));
             }
         }
+    }
+    table.check();
+}
+
+#[test]
+fn overtaken_subscription_allocates_nothing() {
+    let mut table = Table::default();
+    for delivery in ["best-effort", "latest"] {
+        let (address, _) = fresh_address(false);
+        let mut publisher = Actor::start("overtakes", &[&address.to_string()]);
+        publisher.expect("published");
+        let mut subscription = subscribe(&address, &small().delivery(delivery.parse().unwrap())).unwrap();
+        let mut overtake = || {
+            publisher.go_on();
+            publisher.expect("published");
+        };
+        overtake();
+        // The buffer in which messages are visited is allocated once.
+        while subscription.receive_each(|_| (), 1).unwrap() == 0 {}
+        for _ in 0..ROUNDS {
+            for (name, call) in reads!(Subscription) {
+                // The reader finds payload where it expects a header.
+                overtake();
+                table.count(&format!("{delivery}, {name}"), || call(&mut subscription));
+            }
+        }
+        assert!(subscription.lost() > 0);
     }
     table.check();
 }

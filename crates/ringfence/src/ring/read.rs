@@ -199,8 +199,11 @@ pub(super) enum Parsed {
     Record(Record),
     /// Padding of this many bytes.
     Padding(u64),
-    /// No correct writer writes this.
-    Unsound(String),
+    /// No correct writer writes a header like this.
+    Unsound {
+        length: u64,
+        flags: u32,
+    },
 }
 
 /// The reading end: `P` is the ring, which the peer owns, `O` is this side's region, which holds its head.
@@ -425,9 +428,9 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
                         self.skip(size);
                     }
                 }
-                Parsed::Unsound(what) => {
+                Parsed::Unsound { length, flags } => {
                     if self.is_whole_or_restart()? {
-                        return Err(corrupt(what));
+                        return Err(self.unsound(self.head, length, flags));
                     }
                 }
             }
@@ -454,13 +457,15 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
                 return Parsed::Record(record);
             }
         }
-        self.unsound(position, length, flags)
+        Parsed::Unsound { length, flags }
     }
 
+    /// The error for a header that is unsound, and not merely overwritten while it was read: that happens to correct peers, and must not
+    /// allocate.
     #[cold]
     #[inline(never)]
-    fn unsound(&self, position: u64, length: u64, flags: u32) -> Parsed {
-        Parsed::Unsound(format!(
+    pub(super) fn unsound(&self, position: u64, length: u64, flags: u32) -> Error {
+        corrupt(format!(
             "a record of {length} bytes with flags {flags:#x} cannot stand where {} bytes are published and {} are left in the ring of {} (longest message in one record: {})",
             self.visible() - position,
             self.capacity - (position & (self.capacity - 1)),

@@ -338,7 +338,7 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
     fn walk(&mut self, last: bool, until: u64) -> Result<Option<Walk>> {
         let end = self.visible().min(until);
         if end.saturating_sub(self.head) > self.capacity {
-            return self.walk_failed(last, "more than a ring is there");
+            return self.walk_failed(last, |_| corrupt("more than a ring is there".into()));
         }
         let mut walk = Walk {
             end: Mark {
@@ -348,14 +348,17 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
             last: None,
         };
         while walk.end.position < end {
-            match self.parse(walk.end.position) {
+            let position = walk.end.position;
+            match self.parse(position) {
                 Parsed::Record(record) => {
                     walk.last = Some(walk.end);
                     walk.end.position += record.size;
                     walk.end.sequence += 1;
                 }
                 Parsed::Padding(size) => walk.end.position += size,
-                Parsed::Unsound(what) => return self.walk_failed(last, &what),
+                Parsed::Unsound { length, flags } => {
+                    return self.walk_failed(last, |reader| reader.unsound(position, length, flags));
+                }
             }
         }
         if FloorLimit::is_whole(self, self.head)? {
@@ -366,9 +369,9 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
     }
 
     #[cold]
-    fn walk_failed(&mut self, last: bool, what: &str) -> Result<Option<Walk>> {
+    fn walk_failed(&mut self, last: bool, error: impl FnOnce(&Self) -> Error) -> Result<Option<Walk>> {
         if FloorLimit::is_whole(self, self.head)? {
-            return Err(corrupt(what.into()));
+            return Err(error(self));
         }
         self.go_to_mark(last)?;
         Ok(None)
