@@ -16,7 +16,7 @@ use ringfence::{
     Address, Broadcaster, Merge, Options, Progress, Publisher, PublisherEvent, Receiver, Sender,
     Subscription, join, publish, subscribe,
 };
-use support::{Actor, TIME_LIMIT, fresh_address, say, wait_for_test};
+use support::{Actor, TIME_LIMIT, fresh_address, report, wait_for_test};
 
 struct Counting;
 
@@ -109,7 +109,7 @@ macro_rules! sleep_and_read {
         while !$reader.is_ended().unwrap() {
             while $reader.try_receive(&mut into).unwrap().is_some() {}
             if $reader.arm().unwrap() {
-                say("asleep");
+                report("asleep");
                 wait_for(&*$reader);
                 $reader.poll_line().unwrap();
                 $reader.disarm();
@@ -166,7 +166,7 @@ fn role() {
         // Sends two at a time, until it is killed.
         "publishes" => {
             let mut publisher = publish(&address, &small()).unwrap();
-            say("publishes");
+            report("publishes");
             loop {
                 for _ in 0..2 {
                     publisher.send(MESSAGE).unwrap();

@@ -20,7 +20,7 @@ use nix::{
     unistd::{ForkResult, Pid, fork, gettid, pause},
 };
 use ringfence::{Address, CloseReason, Receiver, Sender, join};
-use support::{Actor, TIME_LIMIT, fresh_address, join_later, say, small, wait_for_host};
+use support::{Actor, TIME_LIMIT, fresh_address, join_later, report, small, wait_for_host};
 
 /// One test at a time inspects the threads and the descriptors of this process.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -40,7 +40,7 @@ fn role() {
                 ForkResult::Child => loop {
                     pause();
                 },
-                ForkResult::Parent { child } => say(child.to_string()),
+                ForkResult::Parent { child } => report(child.to_string()),
             }
             let mut into = [0; 8];
             while let Some(length) = receiver.receive(&mut into).unwrap() {
@@ -55,7 +55,7 @@ fn role() {
                     let address: Address = arguments[1].parse().unwrap();
                     let (mut sender, receiver) = join(&address, &small()).unwrap().split();
                     let waiting = receive_asleep(&mut sender, receiver);
-                    say("asleep");
+                    report("asleep");
                     drop((woken(waiting), sender));
                     assert!(!is_watched());
                     // SAFETY: only ends this process, and touches nothing of its parent.
@@ -71,7 +71,7 @@ fn role() {
                 assert!(Instant::now() < end, "no thread keeps watch");
                 thread::yield_now();
             }
-            say("the child has ended");
+            report("the child has ended");
             woken(waiting);
         }
         other => unreachable!("{other}"),
@@ -95,7 +95,7 @@ impl Partner {
     }
 
     fn of(actor: Actor) -> Self {
-        let holder = Pid::from_raw(actor.hear().parse().unwrap());
+        let holder = Pid::from_raw(actor.next_line().parse().unwrap());
         Self { actor, holder }
     }
 

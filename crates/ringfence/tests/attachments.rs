@@ -22,7 +22,7 @@ use ringfence::{
     Address, Attachment, AttachmentRef, Attachments, CloseReason, Merge, Merged, Options, Receiver,
     SealedBuffer, join,
 };
-use support::{Actor, fresh_address, join_later, message, say, small, wait_for_host, wait_for_test, wire};
+use support::{Actor, fresh_address, join_later, message, report, small, wait_for_host, wait_for_test, wire};
 
 fn both() -> Options {
     small().attachments(
@@ -47,7 +47,7 @@ fn sealed(attachments: Vec<Attachment>) -> Vec<SealedBuffer> {
 }
 
 fn be_hostile(arguments: &[String]) {
-    let peer = wire::Met::guest(&arguments[0]);
+    let peer = wire::ManualGuest::guest(&arguments[0]);
     let file = OwnedFd::from(File::open("/proc/self/exe").unwrap());
     let parcel_of = |object: &OwnedFd, word: u64, count: usize| {
         let mut parcel = vec![2, u8::try_from(count).unwrap()];
@@ -153,7 +153,7 @@ fn receive_without_memory(address: &Address) {
     let mut into = [0; 100];
     let (soft, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
     limit_memory(4 << 20);
-    say("short");
+    report("short");
     for _ in 0..2 {
         let error = receiver.receive(&mut into).unwrap_err();
         assert_eq!(error.code(), "NO_SPACE", "{error}");
@@ -172,12 +172,12 @@ fn hold(address: &Address, how: &str) {
     // The process's threads and their descriptors stay.
     let before = {
         let first = join(address, &both()).unwrap();
-        say("joined");
+        report("joined");
         wait_for_test();
         drop(first);
         open_descriptors()
     };
-    say("again");
+    report("again");
     let (sender, mut receiver) = join(address, &both()).unwrap().split();
     let mut held = Vec::new();
     if how == "takes" {
@@ -220,26 +220,26 @@ fn at_a_limit(role: &str, address: &Address) {
             for _ in 0..40 {
                 sender.send_part_with(&[0; 40], &attached).unwrap();
             }
-            say("sent");
+            report("sent");
             while sender.send_with(&[0; 40], &attached).is_ok() {}
             drop(receiver);
         }
         "fills a lap" => {
             let (mut sender, _receiver) = join(address, &both()).unwrap().split();
             sender.send(&[0; 1500]).unwrap();
-            say("sent");
+            report("sent");
             wait_for_test();
             sender.send_with(&[0; 1500], &[(&buffer(1)).into()]).unwrap();
             // It does not fit the lap.
             sender.send(&[0; 1501]).unwrap();
-            say("sent");
+            report("sent");
             wait_for_test();
         }
         "reads a thousand" => {
             let accepted = Attachments::none().descriptors(true).max_count(1024);
             let options = Options::new().capacity(1 << 20).attachments(accepted);
             let (_sender, mut receiver) = join(address, &options).unwrap().split();
-            say("joined");
+            report("joined");
             wait_for_test();
             for _ in 0..1000 {
                 assert_eq!(receiver.receive_vec().unwrap().expect("a message"), b"x");
@@ -251,7 +251,7 @@ fn at_a_limit(role: &str, address: &Address) {
             wait_for_test();
             assert_eq!(receiver.receive_vec().unwrap().expect("a message"), b"x");
             drop(receiver);
-            say("dropped");
+            report("dropped");
             wait_for_test();
             drop(sender);
         }
@@ -270,7 +270,7 @@ fn in_an_event_loop(role: &str, address: &Address) {
             setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
             let found = receiver.arm().unwrap_err();
             assert_eq!(found.code(), "NO_SPACE", "{found}");
-            say("armed");
+            report("armed");
             receiver.receive_vec().unwrap();
         }
         "loops without numbers" | "arms without numbers" => {
@@ -294,7 +294,7 @@ fn in_an_event_loop(role: &str, address: &Address) {
                 |timeout| poll(&mut [PollFd::new(line.as_fd(), PollFlags::POLLIN)], timeout).unwrap() > 0;
             let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
             setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
-            say("short");
+            report("short");
             for received in ["two parcels and their wakeups", "another"] {
                 wait_for_test();
                 let mut turns = 0;
@@ -304,7 +304,7 @@ fn in_an_event_loop(role: &str, address: &Address) {
                     assert!(turns < 100, "the loop is woken without end: {received}");
                 }
                 assert!(turns > 0, "{received}");
-                say("waits");
+                report("waits");
             }
             setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
             for _ in 0..3 {
@@ -312,7 +312,7 @@ fn in_an_event_loop(role: &str, address: &Address) {
                 assert_eq!(receiver.attachments().len(), 1);
             }
             setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
-            say("read");
+            report("read");
             // The peer sends once more, and is killed.
             while receiver.close_reason().is_none() {
                 assert!(wakes(PollTimeout::NONE));
@@ -322,17 +322,17 @@ fn in_an_event_loop(role: &str, address: &Address) {
             setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
             assert_eq!(receiver.receive_vec().unwrap().unwrap(), b"x");
             assert_eq!(receiver.attachments().len(), 1);
-            say("lost");
+            report("lost");
         }
         "loops beside it" => {
             let (mut sender, _receiver) = join(address, &both()).unwrap().split();
-            say("joined");
+            report("joined");
             for count in [2, 1, 1] {
                 wait_for_test();
                 for _ in 0..count {
                     sender.send_with(b"x", &[(&buffer(1)).into()]).unwrap();
                 }
-                say("sent");
+                report("sent");
             }
             wait_for_test();
         }
@@ -340,10 +340,10 @@ fn in_an_event_loop(role: &str, address: &Address) {
             let (sender, mut first) = join(address, &both()).unwrap().split();
             // Starts the thread that watches peers, which has descriptors of its own.
             ringfence::binding::line(&mut first).unwrap();
-            say("joined");
+            report("joined");
             wait_for_test();
             drop((sender, first));
-            say("again");
+            report("again");
             let (_sender, mut receiver) = join(address, &both()).unwrap().split();
             let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
             setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
@@ -352,7 +352,7 @@ fn in_an_event_loop(role: &str, address: &Address) {
             assert_eq!(found.code(), "NO_SPACE", "{found}");
             ringfence::binding::line(&mut receiver).unwrap();
             receiver.arm().unwrap();
-            say("armed");
+            report("armed");
             receiver.receive_vec().unwrap();
         }
         other => panic!("{other}"),
@@ -383,7 +383,7 @@ fn role() {
         }
         "waits" => {
             let channel = join(&address, &both()).unwrap();
-            say("joined");
+            report("joined");
             wait_for_test();
             let (mut sender, mut receiver) = channel.split();
             for number in 0..20 {
@@ -403,7 +403,7 @@ fn role() {
         }
         "refuses" => {
             let channel = join(&address, &small()).unwrap();
-            say("joined");
+            report("joined");
             wait_for_test();
             drop(channel);
         }
@@ -412,7 +412,7 @@ fn role() {
             for number in 0..3 {
                 sender.send_with(&[number], &[(&buffer(0)).into()]).unwrap();
             }
-            say("sent");
+            report("sent");
             wait_for_test();
             drop(receiver);
         }
@@ -422,7 +422,7 @@ fn role() {
             let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
             // The three that are open already.
             setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
-            say("short");
+            report("short");
             for _ in 0..2 {
                 let error = receiver.receive_vec().unwrap_err();
                 assert_eq!(error.code(), "NO_SPACE", "{error}");
@@ -438,7 +438,7 @@ fn role() {
             receiver.receive_vec().unwrap().expect("a message");
             let _held = receiver.attachments();
             receiver.receive_vec().unwrap().expect("a message");
-            say("received");
+            report("received");
             wait_for_test();
         }
         "hostile" => be_hostile(&arguments),
@@ -488,7 +488,7 @@ fn a_sender_waits_until_the_attachments_that_the_peer_holds_are_read() {
         })
         .count();
     assert_eq!(sent, 3, "as many as the peer holds");
-    reader.go_on();
+    reader.proceed();
     for number in 3..20 {
         sender.send_with(&[number], &[(&buffer).into()]).unwrap();
     }
@@ -523,7 +523,7 @@ fn what_the_peer_never_accepts_is_an_error_of_the_call() {
         "{found}"
     );
     sender.send(b"the channel goes on").unwrap();
-    refuses.go_on();
+    refuses.proceed();
     refuses.finish();
 
     let (waits, channel) = meet("waits", &both());
@@ -583,7 +583,7 @@ fn what_no_honest_sender_attaches_ends_the_channel() {
         let found = receiver.receive_vec().unwrap_err();
         assert_eq!(found.code(), code, "{lie}: {found}");
         assert_eq!(receiver.close_reason(), Some(CloseReason::Corrupt), "{lie}");
-        hostile.go_on();
+        hostile.proceed();
         hostile.finish();
     }
 }
@@ -594,7 +594,7 @@ fn ends_the_channel(lie: &str, accepted: Attachments) {
     let (_sender, mut receiver) = channel.split();
     let found = receiver.receive_vec().unwrap_err();
     assert_eq!(found.code(), "RING_CORRUPT", "{lie}: {found}");
-    hostile.go_on();
+    hostile.proceed();
     hostile.finish();
 }
 
@@ -700,7 +700,7 @@ fn too_many_descriptors_are_a_violation_also_without_numbers_for_them() {
         &[&address.to_string(), "sends all that the kernel passes"],
     );
     scarce.finish();
-    hostile.go_on();
+    hostile.proceed();
     hostile.finish();
 }
 
@@ -741,13 +741,13 @@ fn short_of_descriptors(scarce: &str) {
     sends.expect("joined");
     scarce.expect("short");
     for _ in 0..2 {
-        sends.go_on();
+        sends.proceed();
         sends.expect("sent");
-        scarce.go_on();
+        scarce.proceed();
         scarce.expect("waits");
     }
     scarce.expect("read");
-    sends.go_on();
+    sends.proceed();
     sends.expect("sent");
     sends.kill();
     scarce.expect("lost");
@@ -761,7 +761,7 @@ fn an_event_loop_starts_once_there_are_descriptors_for_it() {
     wait_for_host(&address);
     let first = join(&address, &both()).unwrap();
     scarce.expect("joined");
-    scarce.go_on();
+    scarce.proceed();
     scarce.expect("again");
     drop(first);
     wait_for_host(&address);
@@ -809,7 +809,7 @@ fn a_sender_waits_while_the_line_is_full_of_attachments() {
         sent += 1;
     }
     assert!((64..1024).contains(&sent), "{sent}");
-    reads.go_on();
+    reads.proceed();
     for _ in sent..1000 {
         sender.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
     }
@@ -823,12 +823,12 @@ fn attachments_stay_while_the_next_message_is_looked_for() {
     laps.expect("sent");
     let mut into = [0; 1500];
     assert_eq!(receiver.try_receive(&mut into).unwrap(), Some(1500));
-    laps.go_on();
+    laps.proceed();
     laps.expect("sent");
     assert_eq!(receiver.try_receive(&mut into).unwrap(), Some(1500));
     assert_eq!(receiver.next_size().unwrap(), Some(1501), "behind the padding");
     assert_eq!(sealed(receiver.attachments()).len(), 1);
-    laps.go_on();
+    laps.proceed();
     laps.finish();
 }
 
@@ -842,12 +842,12 @@ fn a_dropped_receiver_closes_unread_attachments() {
     sender.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
     sender.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
     drop(pipe);
-    drops.go_on();
+    drops.proceed();
     drops.expect("dropped");
     let mut rest = Vec::new();
     File::from(end).read_to_end(&mut rest).unwrap();
     assert_eq!(rest, [], "no process has the pipe");
-    drops.go_on();
+    drops.proceed();
     drops.finish();
 }
 
@@ -858,7 +858,7 @@ fn leave_to_holder(role: &str, second: impl FnOnce(&Address)) {
     wait_for_host(&address);
     let first = join(&address, &both()).unwrap();
     holder.expect("joined");
-    holder.go_on();
+    holder.proceed();
     holder.expect("again");
     drop(first);
     wait_for_host(&address);
@@ -888,7 +888,7 @@ fn no_descriptor_is_left_of_what_was_not_read_and_of_what_was_not_taken() {
         leave_to_holder("reads", |address| {
             let mut hostile = Actor::start("hostile", &[&address.to_string(), lie]);
             if lie != "sends a descriptor and dies" {
-                hostile.go_on();
+                hostile.proceed();
             }
             hostile.finish();
         });

@@ -12,7 +12,7 @@ use ringfence::{
     publish, subscribe,
 };
 
-use support::{Actor, TIME_LIMIT, assert_lost, fresh_address, say, wait_for_test};
+use support::{Actor, TIME_LIMIT, assert_lost, fresh_address, report, wait_for_test};
 
 const CAPACITY: u64 = 64 << 10;
 
@@ -80,7 +80,7 @@ fn subscriber(role: &str, address: &Address, delivery: &str, from: &str) -> Acto
 fn join(arguments: &[String]) -> Subscription {
     let address: Address = arguments[0].parse().unwrap();
     let subscription = subscribe(&address, &asking(&arguments[1], &arguments[2])).unwrap();
-    say("in");
+    report("in");
     subscription
 }
 
@@ -126,20 +126,20 @@ fn role() {
     match role.as_str() {
         "reads" => {
             let mut subscription = join(arguments);
-            say(read_all(&mut subscription));
+            report(read_all(&mut subscription));
         }
         // Reads on command.
         "waits" => {
             let mut subscription = join(arguments);
             wait_for_test();
-            say(read_all(&mut subscription));
+            report(read_all(&mut subscription));
         }
         // Reports the outcome of one attempt to subscribe.
         "tries" => {
             let address: Address = arguments[0].parse().unwrap();
             match subscribe(&address, &asking(&arguments[1], &arguments[2])) {
-                Ok(_) => say("in"),
-                Err(error) => say(format!("{}: {error}", error.code())),
+                Ok(_) => report("in"),
+                Err(error) => report(format!("{}: {error}", error.code())),
             }
         }
         "in bursts" => as_in_bursts(arguments),
@@ -153,7 +153,7 @@ fn role() {
         "takes less" => {
             let address: Address = arguments[0].parse().unwrap();
             let error = subscribe(&address, &options().max_message_size(1000)).unwrap_err();
-            say(format!("{}: {error}", error.code()));
+            report(format!("{}: {error}", error.code()));
         }
         other => panic!("{other}"),
     }
@@ -167,7 +167,7 @@ fn as_keeps_what_it_had(arguments: &[String]) {
         thread::yield_now();
     }
     let reason = subscription.close_reason().expect("an end");
-    say(format!("{reason}, {} mapped", mapped()));
+    report(format!("{reason}, {} mapped", mapped()));
 }
 
 /// Counts the shared objects that this process has mapped.
@@ -188,22 +188,22 @@ fn as_in_bursts(arguments: &[String]) {
         while subscription.sequence() < wanted {
             match subscription.receive(&mut into) {
                 Ok(Some(length)) => assert_eq!(number(&into[..length]), subscription.sequence()),
-                other => return say(format!("{other:?}")),
+                other => return report(format!("{other:?}")),
             }
         }
-        say("read");
+        report("read");
     }
 }
 
 fn as_publishes(arguments: &[String]) {
     let address: Address = arguments[0].parse().unwrap();
     let mut publisher = publish(&address, &options()).unwrap();
-    say("out");
+    report("out");
     wait_for_test();
     for number in 1..=arguments[1].parse().unwrap() {
         publisher.send(&message(number, 100)).unwrap();
     }
-    say("sent");
+    report("sent");
     wait_for_test();
 }
 
@@ -217,7 +217,7 @@ fn as_some(arguments: &[String]) {
         assert_eq!(number, last + 1);
         last = number;
     }
-    say("in order");
+    report("in order");
 }
 
 fn as_loops(arguments: &[String]) {
@@ -237,7 +237,7 @@ fn as_loops(arguments: &[String]) {
             subscription.disarm();
         }
     }
-    say(format!("{count} read, {}", subscription.close_reason().unwrap()));
+    report(format!("{count} read, {}", subscription.close_reason().unwrap()));
 }
 
 fn as_many(arguments: &[String]) {
@@ -246,21 +246,21 @@ fn as_many(arguments: &[String]) {
     let mut all: Vec<_> = (0..count)
         .map(|_| subscribe(&address, &options()).unwrap())
         .collect();
-    say("in");
+    report("in");
     wait_for_test();
     let mut into = [0; 64];
     for subscription in &mut all {
         while subscription.receive(&mut into).unwrap().is_some() {}
     }
     let whole = all.iter().filter(|one| one.sequence() == 1000 && one.lost() == 0);
-    say(format!("{} have 1000", whole.count()));
+    report(format!("{} have 1000", whole.count()));
 }
 
 fn as_calls(arguments: &[String]) {
     let address: Address = arguments[0].parse().unwrap();
     let code = |result: ringfence::Result<()>| result.unwrap_err().code();
     let options = options();
-    say(format!(
+    report(format!(
         "join {}, connect {}, member {}, publish {}",
         code(ringfence::join(&address, &options).map(drop)),
         code(ringfence::connect(&address, &options).map(drop)),
@@ -303,10 +303,10 @@ fn what_was_published_is_read_though_the_publisher_is_killed() {
     let mut publisher = Actor::start("publishes", &[&address.to_string(), "300"]);
     publisher.expect("out");
     let mut reader = subscriber("waits", &address, "reliable", "now");
-    publisher.go_on();
+    publisher.proceed();
     publisher.expect("sent");
     publisher.kill();
-    reader.go_on();
+    reader.proceed();
     reader.expect("300 from 1 to 300, lost 0, PEER_LOST");
     reader.finish();
 }
@@ -358,7 +358,7 @@ fn one_that_does_not_read_is_evicted_after_its_stall_and_is_told() {
     let (gone, reason) = next_gone(&publisher);
     assert_eq!((gone.peer().pid, reason), (slow.pid(), CloseReason::Evicted));
     assert_eq!(gone.gone(), Some(CloseReason::Evicted));
-    slow.go_on();
+    slow.proceed();
     slow.expect("0 from 0 to 0, lost 0, EVICTED");
     slow.finish();
     publisher.end();
@@ -382,8 +382,8 @@ fn pauses(rounds: u32, catches_up: impl Fn(u64) -> u64) -> (String, Duration) {
         thread::sleep(STALL / 4);
         // There is room for a message before the subscriber has caught up.
         for read in [sent - 48, catches_up(sent)] {
-            reader.tell(&read.to_string());
-            word = reader.hear();
+            reader.send_line(&read.to_string());
+            word = reader.next_line();
             longest = longest.max(since.elapsed());
             if word != "read" {
                 return (word, longest);
@@ -443,7 +443,7 @@ fn without_a_limit_a_slow_one_is_waited_for() {
         publisher.try_next().unwrap().is_none(),
         "no subscriber was let go of"
     );
-    slow.go_on();
+    slow.proceed();
     publisher.send(&message(sent + 1, 1000)).unwrap();
     publisher.end();
     let sent = sent + 1;
@@ -464,10 +464,10 @@ fn neither_best_effort_nor_latest_ever_hold_the_publisher_up_and_their_counts_ar
         );
     }
     publisher.end();
-    best.go_on();
-    latest.go_on();
+    best.proceed();
+    latest.proceed();
     latest.expect(&format!("1 from {count} to {count}, lost {}, closed", count - 1));
-    let told = best.hear();
+    let told = best.next_line();
     // The counts were compared message by message. This checks that the subscriber received the last one.
     assert!(
         told.contains(&format!("to {count}, lost ")) && told.ends_with("closed"),
@@ -491,7 +491,7 @@ fn a_late_joiner_gets_what_the_ring_holds_or_the_last_or_nothing() {
     publisher.end();
     now.expect(&format!("1 from {0} to {0}, lost 0, closed", count + 1));
     latest.expect(&format!("2 from {count} to {}, lost 0, closed", count + 1));
-    let told = oldest.hear();
+    let told = oldest.next_line();
     let got: u64 = told.split(' ').next().unwrap().parse().unwrap();
     assert!(got * 104 >= CAPACITY * 3 / 4, "{told}");
     assert_eq!(
@@ -519,7 +519,7 @@ fn disconnect_gives_one_subscriber_the_rest_and_the_others_go_on() {
     while publisher.try_send(&message(sent + 1, 100)).unwrap() {
         sent += 1;
     }
-    leaving.go_on();
+    leaving.proceed();
     leaving.expect("10 from 1 to 10, lost 0, closed");
     for number in sent + 1..=2000 {
         publisher.send(&message(number, 100)).unwrap();
@@ -547,7 +547,7 @@ fn why_it_has_ended_is_known_while_messages_are_unread() {
         let mut subscription = subscribe(&address, &options()).unwrap();
         publisher.expect("published");
         assert_eq!(subscription.close_reason(), None, "{how}");
-        publisher.go_on();
+        publisher.proceed();
         if how == "dies" {
             publisher.kill();
         } else {
@@ -578,7 +578,7 @@ fn why_it_has_ended_is_known_while_messages_are_unread() {
         }
         assert_eq!(subscription.close_reason(), Some(reason), "{how}");
         if how != "dies" {
-            publisher.go_on();
+            publisher.proceed();
             publisher.finish();
         }
     }
@@ -588,12 +588,12 @@ fn as_ends_in_a_way(arguments: &[String]) {
     let address: Address = arguments[0].parse().unwrap();
     let options = options().stall(Duration::from_millis(1));
     let mut publisher = publish(&address, &options).unwrap();
-    say("out");
+    report("out");
     let subscriber = next_subscriber(&publisher);
     for number in 1..=10 {
         publisher.send(&[number; 1000]).unwrap();
     }
-    say("published");
+    report("published");
     wait_for_test();
     match &*arguments[1] {
         "disconnects" => subscriber.disconnect(),
@@ -615,7 +615,7 @@ fn as_ends_in_a_way(arguments: &[String]) {
         // The test kills it.
         _ => wait_for_test(),
     }
-    say("ended");
+    report("ended");
     wait_for_test();
 }
 
@@ -630,7 +630,7 @@ fn close_leaves_what_is_in_the_ring_to_be_read() {
     publisher.close();
     assert!(matches!(publisher.try_send(b"x"), Err(Error::Closed(_))));
     drop(publisher);
-    reader.go_on();
+    reader.proceed();
     reader.expect("100 from 1 to 100, lost 0, closed");
     // The address is free.
     drop(publish(&address, &options()).unwrap());
@@ -642,7 +642,7 @@ fn a_subscriber_that_does_not_fit_is_told_why() {
     let deliveries = [Delivery::Reliable, Delivery::Latest];
     let publisher = publish(&address, &options().deliveries(deliveries).max_peers(1)).unwrap();
     let text = address.to_string();
-    let tried = |delivery: &str| Actor::start("tries", &[&text, delivery, "now"]).hear();
+    let tried = |delivery: &str| Actor::start("tries", &[&text, delivery, "now"]).next_line();
     let told = tried("best-effort");
     assert!(
         told.starts_with("PEER_REFUSED") && told.contains("delivery"),
@@ -663,13 +663,13 @@ fn other_endpoints_are_told_that_this_is_none_of_theirs() {
     let publisher = publish(&address, &options()).unwrap();
     let mut child = Actor::start("calls", &[&address.to_string()]);
     child.expect("join PROTOCOL, connect PROTOCOL, member PROTOCOL, publish ADDRESS_OCCUPIED");
-    child.go_on();
+    child.proceed();
     drop(publisher);
     let listener = ringfence::listen(&address, &options()).unwrap();
-    let told = Actor::start("tries", &[&address.to_string(), "reliable", "now"]).hear();
+    let told = Actor::start("tries", &[&address.to_string(), "reliable", "now"]).next_line();
     assert!(told.starts_with("PROTOCOL"), "{told}");
     drop(listener);
-    let told = Actor::start("tries", &[&address.to_string(), "reliable", "now"]).hear();
+    let told = Actor::start("tries", &[&address.to_string(), "reliable", "now"]).next_line();
     assert!(told.starts_with("PEER_LOST"), "{told}");
 }
 
@@ -697,7 +697,7 @@ fn options_that_cannot_be_are_refused_before_anything_is_made() {
         "MESSAGE_TOO_LARGE"
     );
     assert!(publisher.try_send(&large[1..]).unwrap());
-    let told = Actor::start("takes less", &[&address.to_string()]).hear();
+    let told = Actor::start("takes less", &[&address.to_string()]).next_line();
     assert!(
         told.starts_with("PROTOCOL") && told.contains("8192") && told.contains("1000"),
         "{told}"
@@ -756,7 +756,7 @@ fn both_ends_can_be_waited_for_by_an_event_loop() {
         }
         if sent <= CAPACITY / 100 {
             // The subscriber has not read yet, so this resumes it.
-            reader.go_on();
+            reader.proceed();
         }
         while sender.arm(100).unwrap() {
             readable(&*sender);
@@ -816,7 +816,7 @@ fn one_subscribers_process_may_subscribe_many_times_and_each_is_counted() {
     for number in 1..=1000 {
         publisher.send(&message(number, 50)).unwrap();
     }
-    many.go_on();
+    many.proceed();
     publisher.end();
     many.expect("40 have 1000");
     many.finish();

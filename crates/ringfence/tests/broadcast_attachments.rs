@@ -17,7 +17,7 @@ use ringfence::{
     Address, AnySource, Attachment, Attachments, CloseReason, Delivery, Error, Merge, Merged, Message,
     Options, Policy, Publisher, PublisherEvent, SealedBuffer, publish, subscribe,
 };
-use support::{Actor, TIME_LIMIT, forbid, fresh_address, message, say, wait_for_test, wire};
+use support::{Actor, TIME_LIMIT, forbid, fresh_address, message, report, wait_for_test, wire};
 
 const COUNT: usize = 60;
 
@@ -49,14 +49,14 @@ fn check(attachments: &[Attachment], number: usize) {
 
 /// Claims to read each message, and leaves the attachments on the line, until it is killed.
 fn hoard(address: &str) -> ! {
-    let mut met = wire::MetPublisher::accepting(address, 1, 1, 1);
+    let mut met = wire::ManualSubscriber::accepting(address, 1, 1, 1);
     assert!(met.ready());
-    say("ready");
+    report("ready");
     // SAFETY: another process writes there concurrently. The data is read as bytes, and never relied on.
     let seen = unsafe { memmap2::Mmap::map(&met.ring) }.unwrap();
     loop {
         let tail = u64::from_le_bytes(seen[128..136].try_into().unwrap());
-        met.say_head(tail);
+        met.store_head(tail);
         thread::yield_now();
     }
 }
@@ -144,14 +144,14 @@ fn role() {
         "sleeps" => {
             let options = accepting().delivery(arguments[1].parse().unwrap());
             let mut subscription = subscribe(&address, &options).unwrap();
-            say("subscribed");
+            report("subscribed");
             wait_for_test();
             while let Some(found) = subscription.receive_vec().unwrap() {
                 let number = (0..COUNT * 100).find(|number| found == message(*number, 2000));
                 let attachments = subscription.attachments();
                 if !attachments.is_empty() {
                     check(&attachments, number.expect("a whole message"));
-                    say("got one");
+                    report("got one");
                 }
             }
         }
@@ -300,7 +300,7 @@ fn only_a_subscriber_that_holds_too_many_is_evicted_even_if_it_reads_some() {
     for _ in 0..3 {
         publisher.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
     }
-    one.go_on();
+    one.proceed();
     let until = Instant::now() + TIME_LIMIT / 2;
     let two = [pipe.as_fd().into(); 2];
     publisher.sender().send_with_until(b"x", &two, until).unwrap();
@@ -324,7 +324,7 @@ fn a_message_without_attachments_does_not_wait_for_those_of_the_one_before() {
     let found = sender.send_with_until(b"x", &three, Instant::now());
     assert!(matches!(found, Err(Error::TimedOut)), "{found:?}");
     while sender.try_send(&[2; 1000]).unwrap() {}
-    one.go_on();
+    one.proceed();
     let until = Instant::now() + TIME_LIMIT / 2;
     sender.send_with_until(&[2; 1000], &[], until).unwrap();
 }
@@ -348,8 +348,8 @@ fn a_subscriber_that_loses_messages_gets_attachments_with_their_own() {
             send(&mut publisher);
         }
         assert!(publisher.stats().attachments_withheld > 0);
-        sleeps.go_on();
-        while sleeps.heard().is_none() {
+        sleeps.proceed();
+        while sleeps.try_next_line().is_none() {
             send(&mut publisher);
         }
         publisher.end();

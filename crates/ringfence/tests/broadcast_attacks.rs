@@ -18,8 +18,8 @@ use ringfence::{
     Address, CloseReason, Error, Options, Policy, Publisher, PublisherEvent, publish, subscribe,
 };
 use support::{
-    Actor, STRANGER, Strangers, TIME_LIMIT, fresh_address, say, wait_for_test,
-    wire::{self, MetPublisher},
+    Actor, OTHER_UID, OtherUsers, TIME_LIMIT, fresh_address, report, wait_for_test,
+    wire::{self, ManualSubscriber},
 };
 
 const CAPACITY: u64 = 16 << 10;
@@ -48,10 +48,10 @@ fn role() {
     match role.as_str() {
         // An honest subscriber, which reports in the end what it received.
         "honest" => {
-            let any_user = Policy::new().any_executable().uids([0, STRANGER]);
+            let any_user = Policy::new().any_executable().uids([0, OTHER_UID]);
             let options = options().policy(any_user);
             let mut subscription = subscribe(&address(), &options).unwrap();
-            say("in");
+            report("in");
             let mut into = vec![0; 4096];
             let mut count = 0;
             let end = loop {
@@ -61,7 +61,7 @@ fn role() {
                     Err(error) => break error.code().to_owned(),
                 }
             };
-            say(format!(
+            report(format!(
                 "{count}, {end}, {}",
                 subscription.close_reason().unwrap()
             ));
@@ -70,21 +70,21 @@ fn role() {
         // rejected.
         "floods" => {
             let _kept: Vec<_> = (0..32).map(|_| wire::connect(&arguments[0])).collect();
-            say("floods");
+            report("floods");
             while wire::try_connect(&arguments[0]).is_ok() {}
         }
         // Follows the test's commands manually.
         "hand" => hand(&arguments[0]),
         "seals" => {
             let (mut sender, audience) = publish(&address(), &options()).unwrap().split();
-            say("out");
+            report("out");
             // The admission is complete once the publisher has reported it.
             assert!(matches!(audience.next(), Ok(PublisherEvent::Subscriber(_))));
-            say(format!("{} objects", objects()));
+            report(format!("{} objects", objects()));
             wait_for_test();
             audience.seal();
             let count = audience.subscribers().len();
-            say(format!("{} objects, {count} subscriber", objects()));
+            report(format!("{} objects, {count} subscriber", objects()));
             wait_for_test();
             sender.send(b"still").unwrap();
             sender.end();
@@ -93,18 +93,18 @@ fn role() {
         // Publishes, and exhausts its descriptors on command.
         "short" => {
             let mut publisher = publish(&address(), &options()).unwrap();
-            say("out");
+            report("out");
             assert!(matches!(publisher.next(), Ok(PublisherEvent::Subscriber(_))));
             let mut files = vec![File::open("/dev/null").unwrap()];
             while let Ok(file) = files[0].try_clone() {
                 files.push(file);
             }
-            say("short");
+            report("short");
             let PublisherEvent::Refused(refused) = publisher.next().unwrap() else {
                 panic!("trouble of its own")
             };
             assert!(refused.identity.is_none());
-            say(refused.error.code());
+            report(refused.error.code());
             publisher.send(b"meanwhile").unwrap();
             drop(files);
             assert!(matches!(publisher.next(), Ok(PublisherEvent::Subscriber(_))));
@@ -118,29 +118,29 @@ fn role() {
 }
 
 fn hand(address: &str) {
-    let mut met = MetPublisher::offered(address, 1, 1);
+    let mut met = ManualSubscriber::offered(address, 1, 1);
     // Mapped as an honest subscriber maps it.
     // SAFETY: another process writes there concurrently. The data is read as bytes, and never relied on.
     let seen = unsafe { Mmap::map(&met.ring) }.unwrap();
-    say("offered");
+    report("offered");
     loop {
         let word = word();
         let mut words = word.split(' ');
         match (words.next(), words.next()) {
             (Some("ready"), _) => {
-                say(if met.ready() { "ready" } else { "refused" });
+                report(if met.ready() { "ready" } else { "refused" });
             }
             (Some("head"), Some(position)) => {
                 let further = position
                     .strip_prefix('+')
                     .map(|more| more.parse::<u64>().unwrap());
-                met.say_head(further.map_or_else(|| position.parse().unwrap(), |more| met.position + more));
-                say("said");
+                met.store_head(further.map_or_else(|| position.parse().unwrap(), |more| met.position + more));
+                report("said");
             }
             // While the sender sleeps, this subscriber claims to have read everything. Once the sender
             // checks, it claims to have read nothing.
             (Some("two"), _) => {
-                say("from now on");
+                report("from now on");
                 let word = |at: usize| {
                     // SAFETY: a word of the mapped ring, which its publisher writes only by atomics.
                     unsafe { AtomicU64::from_ptr(seen.as_ptr().add(at).cast_mut().cast()) }
@@ -148,7 +148,7 @@ fn hand(address: &str) {
                 };
                 loop {
                     let sleeps = word(WRITER_PARKED) % 2 == 1;
-                    met.say_head(if sleeps { word(TAIL) } else { met.position });
+                    met.store_head(if sleeps { word(TAIL) } else { met.position });
                 }
             }
             // The attacks that its descriptor of the ring permits.
@@ -157,7 +157,7 @@ fn hand(address: &str) {
                 let mapped = unsafe { MmapMut::map_mut(&met.ring) }.is_ok();
                 let written = nix::sys::uio::pwrite(&met.ring, b"lies", 4096);
                 let cut = nix::unistd::ftruncate(&met.ring, 0);
-                say(format!("mapped {mapped}, written {written:?}, cut {cut:?}"));
+                report(format!("mapped {mapped}, written {written:?}, cut {cut:?}"));
             }
             (Some("open"), _) => {
                 let path = format!("/proc/self/fd/{}", met.ring.as_raw_fd());
@@ -166,15 +166,15 @@ fn hand(address: &str) {
                     nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NONBLOCK,
                     nix::sys::stat::Mode::empty(),
                 );
-                say(opened.map_or_else(|errno| format!("{errno:?}"), |_| "opened".into()));
+                report(opened.map_or_else(|errno| format!("{errno:?}"), |_| "opened".into()));
             }
             (Some("sees"), Some(text)) => {
                 let found = seen.windows(text.len()).any(|bytes| bytes == text.as_bytes());
-                say(if found { "seen" } else { "not seen" });
+                report(if found { "seen" } else { "not seen" });
             }
             (Some("wait"), _) => {
                 met.wait_for_end();
-                say("hung up");
+                report("hung up");
             }
             _ => return,
         }
@@ -197,7 +197,7 @@ impl Hand {
     }
 
     fn ask(&mut self, word: &str, wanted: &str) {
-        self.0.tell(word);
+        self.0.send_line(word);
         self.0.expect(wanted);
     }
 }
@@ -363,7 +363,7 @@ fn a_process_that_opens_the_ring_ends_it_for_all_and_finds_nothing() {
     // The lease blocks the open.
     hand.ask("open", "EAGAIN");
     // It may have read the message before.
-    let told = witness.hear();
+    let told = witness.next_line();
     assert!(told.ends_with(", OBJECT_EXPOSED, exposed"), "{told}");
     hand.ask("wait", "hung up");
     let mut gone = [next_gone(&publisher), next_gone(&publisher)];
@@ -423,11 +423,11 @@ fn an_alarm_leaves_nothing_of_a_batch_that_finds_no_room() {
 
 #[test]
 fn another_users_subscriber_cannot_open_the_ring_it_was_passed_and_sets_off_no_alarm() {
-    let Some(strangers) = Strangers::new() else { return };
+    let Some(others) = OtherUsers::new() else { return };
     let (address, _directory) = fresh_address(false);
-    let any_user = Policy::new().any_executable().uids([0, STRANGER]);
+    let any_user = Policy::new().any_executable().uids([0, OTHER_UID]);
     let mut publisher = publish(&address, &options().policy(any_user)).unwrap();
-    let hand = strangers.start("hand", &address);
+    let hand = others.start("hand", &address);
     hand.expect("offered");
     let mut hand = Hand(hand);
     hand.ask("ready", "ready");
@@ -450,8 +450,8 @@ fn what_was_read_is_wiped_when_the_publisher_closes() {
     hand.ask("wait", "hung up");
     // The memory is released with the last thread that uses it.
     wait_until(|| {
-        hand.0.tell("sees old-secret");
-        hand.0.hear() == "not seen"
+        hand.0.send_line("sees old-secret");
+        hand.0.next_line() == "not seen"
     });
     // Messages that it has not read remain readable to it.
     hand.ask("sees new-secret", "seen");
@@ -466,12 +466,12 @@ fn no_descriptor_of_the_ring_is_in_the_table_and_seal_lets_no_further_subscriber
     let witness = honest(&address);
     publisher.expect("0 objects");
     let mut hand = Hand::offered(&address);
-    publisher.go_on();
+    publisher.proceed();
     publisher.expect("0 objects, 1 subscriber");
     hand.ask("wait", "hung up");
     // Another process may take the address, and the admitted subscribers continue.
     let next = publish(&address, &options()).unwrap();
-    publisher.go_on();
+    publisher.proceed();
     witness.expect("1, end, closed");
     publisher.finish();
     drop(next);
@@ -487,7 +487,7 @@ fn a_publisher_without_descriptors_lets_no_subscriber_in_for_a_while_and_loses_n
     let second = Actor::start("honest", &[&address.to_string()]);
     publisher.expect("NO_SPACE");
     second.expect("in");
-    publisher.go_on();
+    publisher.proceed();
     first.expect("2, end, closed");
     second.expect("1, end, closed");
     publisher.finish();
@@ -513,7 +513,7 @@ fn a_stopped_subscriber_is_evicted_and_a_zombie_let_go_of_at_once() {
     publisher.end();
     witness.expect(&format!("{count}, end, closed"));
     stopped.resume();
-    let told = stopped.hear();
+    let told = stopped.next_line();
     assert!(told.ends_with("EVICTED, evicted"), "{told}");
 }
 
@@ -539,7 +539,7 @@ fn a_subscriber_whose_own_object_is_opened_ends_alone() {
     let found = nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty());
     assert_eq!(found.unwrap_err(), nix::errno::Errno::EWOULDBLOCK);
     assert_eq!(next_gone(&publisher), (opened.pid(), CloseReason::Exposed));
-    let told = opened.hear();
+    let told = opened.next_line();
     assert!(told.ends_with("OBJECT_EXPOSED, exposed"), "{told}");
     publisher.send(b"on").unwrap();
     publisher.end();

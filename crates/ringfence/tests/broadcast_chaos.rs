@@ -11,8 +11,8 @@ use std::{
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ringfence::{Address, Delivery, Error, Options, Publisher, Subscription, publish, subscribe};
 use support::{
-    Actor, TIME_LIMIT, fresh_address, say,
-    wire::{MetPublisher, receive},
+    Actor, TIME_LIMIT, fresh_address, report,
+    wire::{ManualSubscriber, receive},
 };
 
 const CAPACITY: u64 = 64 << 10;
@@ -69,13 +69,13 @@ fn role() {
         // Reads everything in order, until the end.
         "honest" => {
             let mut subscription = subscribe(&address, &options()).unwrap();
-            say("in");
+            report("in");
             while next_in_order(&mut subscription).unwrap() {}
-            say(format!("read up to {}", subscription.sequence()));
+            report(format!("read up to {}", subscription.sequence()));
         }
         // Subscribes, reads a little and leaves, forever.
         "restless" => {
-            say("begins");
+            report("begins");
             for round in 0_u64.. {
                 let delivery = [Delivery::Reliable, Delivery::BestEffort][usize::from(round % 2 == 1)];
                 if let Ok(mut subscription) = subscribe(&address, &options().delivery(delivery)) {
@@ -91,7 +91,7 @@ fn role() {
         // Publishes forever.
         "publishes" => {
             let mut publisher = publish(&address, &options()).unwrap();
-            say("out");
+            report("out");
             loop {
                 send(&mut publisher, 1);
             }
@@ -103,18 +103,18 @@ fn role() {
             let mut all: Vec<_> = (0..100)
                 .map(|number| subscribe(&address, &options().delivery(kinds[number % 2])).unwrap())
                 .collect();
-            say("in");
+            report("in");
             for subscription in &mut all {
                 while next_in_order(subscription).unwrap() {}
                 assert_eq!(subscription.sequence(), 50);
             }
-            say("each read 50");
+            report("each read 50");
         }
-        "extra" => say(subscribe(&address, &options()).unwrap_err().code()),
+        "extra" => report(subscribe(&address, &options()).unwrap_err().code()),
         // Reads more slowly than the publisher sends.
         "slow" => {
             let mut subscription = subscribe(&address, &options()).unwrap();
-            say("in");
+            report("in");
             let end = loop {
                 match next_in_order(&mut subscription) {
                     Ok(true) => thread::sleep(Duration::from_micros(300)),
@@ -122,14 +122,14 @@ fn role() {
                     Err(error) => break error.code().to_owned(),
                 }
             };
-            say(format!("{end}, {}", subscription.close_reason().unwrap()));
+            report(format!("{end}, {}", subscription.close_reason().unwrap()));
         }
         "offered" => {
-            let mut met = MetPublisher::offered(&arguments[0], 1, 1);
-            say("offered");
+            let mut met = ManualSubscriber::offered(&arguments[0], 1, 1);
+            report("offered");
             // REFUSE.
             let refused = receive(&mut met.line).is_ok_and(|(kind, _)| kind == 4);
-            say(if refused { "refused" } else { "something else" });
+            report(if refused { "refused" } else { "something else" });
         }
         other => panic!("{other}"),
     }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use ringfence::{Address, Channels, Error, Policy, Refused, connect, listen};
-use support::{Actor, accepted, fresh_address, refused, say, small, wait_for_test};
+use support::{Actor, accepted, fresh_address, refused, report, small, wait_for_test};
 
 /// The other processes of these tests.
 #[test]
@@ -31,9 +31,9 @@ fn role() {
                 match connect(&address, &small()) {
                     Ok(channel) => {
                         channels.push(channel);
-                        say("in");
+                        report("in");
                     }
-                    Err(error) => say(format!("{} {error}", error.code())),
+                    Err(error) => report(format!("{} {error}", error.code())),
                 }
             }
             wait_for_test();
@@ -42,7 +42,7 @@ fn role() {
         "crowd" => {
             thread::scope(|scope| {
                 for _ in 0..arguments[1].parse().unwrap() {
-                    scope.spawn(|| say(connect(&address, &small()).unwrap_err().code()));
+                    scope.spawn(|| report(connect(&address, &small()).unwrap_err().code()));
                 }
             });
             wait_for_test();
@@ -89,17 +89,17 @@ fn a_panic_in_a_callback_refuses_its_peer_and_is_told_and_nothing_else_happens()
             if number == COUNT - 1 {
                 break;
             }
-            assert!(agent.hear().starts_with("PEER_REFUSED"));
+            assert!(agent.next_line().starts_with("PEER_REFUSED"));
         }
         // The last attempt is made as soon as the one before it was refused.
         panics.store(false, Ordering::Release);
-        let mut last = agent.hear();
+        let mut last = agent.next_line();
         assert!(last.starts_with("PEER_REFUSED"), "{last}");
-        last = agent.hear();
+        last = agent.next_line();
         if last == "in" {
             drop(accepted(&listener));
         }
-        agent.go_on();
+        agent.proceed();
         agent.finish();
         let next = Actor::start("agent", &[&address.to_string(), "1"]);
         next.expect("in");
@@ -159,6 +159,6 @@ fn callbacks_that_never_return_have_so_many_threads_and_others_go_on() {
     again.expect("in");
     drop(listener);
     for actor in [&mut crowd, &mut agent, &mut again] {
-        actor.go_on();
+        actor.proceed();
     }
 }

@@ -15,7 +15,7 @@ use std::{
 
 use nix::libc;
 use ringfence::{Address, Arrival, Channel, Channels, CloseReason, Listener, Options, connect, listen};
-use support::{Actor, TIME_LIMIT, accepted, fresh_address, message, say, small};
+use support::{Actor, TIME_LIMIT, accepted, fresh_address, message, report, small};
 
 /// The memory limit for all processes of the cgroup.
 const LIMIT: u64 = 48 << 20;
@@ -111,8 +111,8 @@ fn asks_for_too_much(address: &Address, cgroup: &str) {
     let mut channel = connect(address, &agent(RING)).unwrap();
     channel.sender().send(&message(0, MESSAGE)).unwrap();
     match connect(address, &agent(TOO_MUCH)) {
-        Ok(_) => say("let in"),
-        Err(error) => say(error.code()),
+        Ok(_) => report("let in"),
+        Err(error) => report(error.code()),
     }
     // Its existing channel continues to work.
     channel.sender().send(&message(1, MESSAGE)).unwrap();
@@ -130,20 +130,20 @@ fn asks_too_often(address: &Address, cgroup: &str) {
                 channels.push(channel);
             }
             Err(error) => {
-                say(channels.len().to_string());
-                say(error.code());
+                report(channels.len().to_string());
+                report(error.code());
                 channels.into_iter().for_each(Channel::close);
                 return;
             }
         }
     }
-    say("let in");
+    report("let in");
 }
 
 /// Another process of the same service.
 fn bystander(address: &Address) {
     let mut channel = connect(address, &small()).unwrap();
-    say("met");
+    report("met");
     let mut room = [0; 64];
     while let Some(length) = channel.receiver().receive(&mut room).unwrap() {
         channel.sender().send(&room[..length]).unwrap();
@@ -224,7 +224,7 @@ fn is_refused_in(cgroup: &Path) {
 
     let actor = Actor::start("asks for too much", &[&address.to_string(), text(cgroup)]);
     let mut channel = accepted(&listener);
-    assert_eq!(actor.last_word().as_deref(), Some("NO_SPACE"));
+    assert_eq!(actor.next_line_or_end().as_deref(), Some("NO_SPACE"));
     assert_eq!(actor.signal(), None);
     // Its existing channel continues to work.
     assert_eq!(read_to_the_end(&mut channel, 0), (2, CloseReason::Closed));
@@ -248,8 +248,8 @@ fn rings_that_fill_the_cgroup_end_in_an_error_or_with_who_asks_for_them() {
 
     let actor = Actor::start("asks too often", &[&address.to_string(), text(&cgroup.below)]);
     let mut channels = Vec::new();
-    let reason = if let Some(count) = actor.last_word() {
-        assert_eq!(actor.last_word().as_deref(), Some("NO_SPACE"));
+    let reason = if let Some(count) = actor.next_line_or_end() {
+        assert_eq!(actor.next_line_or_end().as_deref(), Some("NO_SPACE"));
         assert_eq!(actor.signal(), None);
         channels.extend((0..count.parse().unwrap()).map(|_| accepted(&listener)));
         CloseReason::Closed

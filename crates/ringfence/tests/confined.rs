@@ -26,7 +26,8 @@ use ringfence::{
     connect, from_parent, listen, private_line,
 };
 use support::{
-    Actor, TIME_LIMIT, address_in, forbid, fresh_address, refused, say, small, wait_for_host, wait_for_test,
+    Actor, TIME_LIMIT, address_in, forbid, fresh_address, refused, report, small, wait_for_host,
+    wait_for_test,
 };
 
 const ALL: [Confinement; 5] = [
@@ -80,7 +81,7 @@ fn role() {
             // SAFETY: setns takes integers.
             let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
             assert_eq!(result, 0);
-            say("returned");
+            report("returned");
             wait_for_test();
         }
         "gives the line away" => {
@@ -88,7 +89,7 @@ fn role() {
             let bytes = [IoSlice::new(b"!")];
             let rights = [ControlMessage::ScmRights(&[line])];
             sendmsg::<()>(0, &bytes, &rights, MsgFlags::empty(), None).unwrap();
-            say("given");
+            report("given");
         }
         "takes the line" => {
             let mut byte = [0];
@@ -117,7 +118,7 @@ fn role() {
                 let mut bytes = [0; 64];
                 loop {
                     match receiver.receive(&mut bytes) {
-                        Ok(Some(length)) => say(String::from_utf8_lossy(&bytes[..length])),
+                        Ok(Some(length)) => report(String::from_utf8_lossy(&bytes[..length])),
                         other => return other.map(drop),
                     }
                 }
@@ -134,12 +135,12 @@ fn role() {
                 thread::yield_now();
             }
             sender.close();
-            say(waiting.join().unwrap().unwrap_err().code());
+            report(waiting.join().unwrap().unwrap_err().code());
             wait_for_test();
         }
         "connect" => {
             let connected = connect(&address_in(&arguments), &small().policy(any()));
-            say(connected.map_or_else(|error| error.to_string(), |_| "connected".into()));
+            report(connected.map_or_else(|error| error.to_string(), |_| "connected".into()));
         }
         other => unreachable!("{other}"),
     }
@@ -149,10 +150,10 @@ fn role() {
 fn answer(policy: Policy) {
     match from_parent(&small().policy(policy)) {
         Ok(channel) => {
-            say("a channel");
+            report("a channel");
             let _ = channel.split().1.receive(&mut [0; 64]);
         }
-        Err(error) => say(error.to_string()),
+        Err(error) => report(error.to_string()),
     }
 }
 
@@ -180,7 +181,7 @@ fn start(flags: &str, filtered: bool, role: &str) -> Option<(Actor, ParentLine)>
         // SAFETY: between fork and exec it makes two system calls and allocates nothing.
         unsafe { command.pre_exec(confine) };
     }
-    Some(Actor::spawn_by(command, role, &[]))
+    Some(Actor::spawn_command(command, role, &[]))
 }
 
 /// The system calls in which a thread sleeps on the line.
@@ -205,14 +206,14 @@ fn a_child_that_may_not_shut_its_line_down_talks_and_ends() {
         sender.send(text.as_bytes()).unwrap();
         child.expect(text);
     }
-    child.go_on();
+    child.proceed();
     child.expect("CLOSED");
     // The child still lives, and holds no end of the line.
     assert!(matches!(
         receiver.receive(&mut bytes),
         Ok(None) | Err(Error::PeerLost(_))
     ));
-    child.go_on();
+    child.proceed();
     child.finish();
 }
 
@@ -274,7 +275,7 @@ fn a_child_that_is_not_confined_is_refused_by_the_check_that_fails() {
             sentence.contains(&format!("requires {confinement} ")),
             "{sentence}"
         );
-        let told = child.hear();
+        let told = child.next_line();
         assert!(told.contains(confinement.as_str()), "{told}");
     }
 }
@@ -339,7 +340,7 @@ fn a_child_that_leaves_its_network_namespace_is_refused_at_the_last_check() {
     let (mut child, line) = start("-n", false, "returns later").unwrap();
     let mut channel = line.channel(&requires(&wanted)).unwrap();
     channel.verify().unwrap();
-    child.go_on();
+    child.proceed();
     child.expect("returned");
     let error = channel.verify().unwrap_err();
     assert_eq!(
@@ -373,7 +374,7 @@ fn an_unconfined_process_that_has_the_line_from_a_confined_child_is_refused() {
     confined.expect("given");
     let (check, ..) = refusal(line.channel(&requires(&[Confinement::NoNewPrivs, Confinement::Seccomp])));
     assert_eq!(check, Confinement::NoNewPrivs);
-    let told = unconfined.hear();
+    let told = unconfined.next_line();
     assert!(told.contains("confined.noNewPrivs"), "{told}");
 }
 
@@ -383,7 +384,7 @@ fn a_service_refuses_and_counts_an_unconfined_client() {
     let listener = listen(&address, &requires(&[Confinement::Seccomp])).unwrap();
     wait_for_host(&address);
     let client = Actor::start("connect", &[&address.to_string()]);
-    let told = client.hear();
+    let told = client.next_line();
     assert!(told.contains("confined.seccomp"), "{told}");
     let error = refused(&listener).error;
     assert_eq!(

@@ -13,7 +13,7 @@ use ringfence::{
     Address, AnySource, Arrival, Channel, CloseReason, Error, ErrorKind, Merge, MergedVec, Progress, connect,
     join, listen, publish, subscribe,
 };
-use support::{Actor, TIME_LIMIT, fresh_address, join_later, say, small, wait_for_host, wait_for_test};
+use support::{Actor, TIME_LIMIT, fresh_address, join_later, report, small, wait_for_host, wait_for_test};
 
 /// Size of a message that is sent in fragments through a ring of 4 MiB.
 const LONG: usize = 8 << 20;
@@ -32,15 +32,15 @@ fn role() {
         "reads" => {
             let (_sender, mut receiver) = join(&address, &options).unwrap().split();
             wait_for_test();
-            say(read_all(|| receiver.receive_vec()));
+            report(read_all(|| receiver.receive_vec()));
         }
         "subscribes" => {
             let mut subscription = subscribe(&address, &options).unwrap();
             let late = subscription.receive_vec_until(soon());
             assert!(matches!(late, Err(Error::TimedOut)));
-            say("in");
+            report("in");
             wait_for_test();
-            say(read_all(|| subscription.receive_vec_until(far())));
+            report(read_all(|| subscription.receive_vec_until(far())));
             assert_eq!(subscription.try_receive_vec().unwrap(), None);
         }
         "sends" => {
@@ -55,7 +55,7 @@ fn role() {
         }
         "publishes" => {
             let mut publisher = publish(&address, &small().capacity(16 << 10)).unwrap();
-            say("publishes");
+            report("publishes");
             wait_for_test();
             publisher.send(&message(4)).unwrap();
             publisher.end();
@@ -116,7 +116,7 @@ fn a_send_ends_at_its_deadline_and_nothing_of_a_short_message_was_sent() {
     assert!(matches!(late, Err(Error::TimedOut)));
     assert_eq!(sender.under_way(), None);
     sender.end();
-    actor.go_on();
+    actor.proceed();
     actor.expect(&sent.join(" "));
     actor.finish();
 }
@@ -132,7 +132,7 @@ fn a_long_message_whose_sending_was_late_can_be_gone_on_with() {
         sender.send_until(b"another", far()),
         Err(Error::InvalidArgument(_))
     ));
-    actor.go_on();
+    actor.proceed();
     while let Progress::Part(bytes) = sender.send_part(&long, written).unwrap() {
         written = bytes;
         assert!(sender.wait(long.len(), Some(far())).unwrap());
@@ -148,9 +148,9 @@ fn a_message_comes_in_memory_of_its_own_size() {
     let (_sender, mut receiver) = channel.split();
     assert_eq!(receiver.try_receive_vec().unwrap(), None);
     assert!(matches!(receiver.receive_vec_until(soon()), Err(Error::TimedOut)));
-    actor.go_on();
+    actor.proceed();
     assert_eq!(read_all(|| receiver.receive_vec()), "0 1 700 30000 8");
-    actor.go_on();
+    actor.proceed();
     actor.finish();
 }
 
@@ -162,7 +162,7 @@ fn receive_with_too_little(address: &Address) {
     let (soft, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
     for (length, room) in [(1 << 20, 1 << 19), (LONG, 3 * LONG / 2)] {
         // Everything that fits the ring at once is there.
-        say("ready");
+        report("ready");
         wait_for_test();
         let limit = address_space() + room as u64;
         setrlimit(Resource::RLIMIT_AS, limit, hard).unwrap();
@@ -171,7 +171,7 @@ fn receive_with_too_little(address: &Address) {
         assert_eq!(refused.map_err(|error| error.kind()), Err(ErrorKind::NoSpace));
         assert!(receiver.receive_vec_until(far()).unwrap().expect("a message") == message(length));
     }
-    say("received");
+    report("received");
 }
 
 /// Returns the size of this process's address space in bytes.
@@ -200,10 +200,10 @@ fn a_message_for_which_there_is_no_memory_stays() {
         // The long message is under way at the same time.
         let long = message(length);
         let Progress::Part(mut written) = sender.send_part(&long, 0).unwrap() else {
-            actor.go_on();
+            actor.proceed();
             continue;
         };
-        actor.go_on();
+        actor.proceed();
         while let Progress::Part(bytes) = sender.send_part(&long, written).unwrap() {
             written = bytes;
             assert!(sender.wait(length, Some(far())).unwrap());
@@ -223,7 +223,7 @@ fn an_accept_ends_at_its_deadline_and_loses_no_arrival() {
         Arrival::Accepted(channel) => assert_eq!(channel.peer().pid, agent.pid()),
         other => panic!("{other:?}"),
     }
-    agent.go_on();
+    agent.proceed();
     agent.finish();
 }
 
@@ -240,7 +240,7 @@ fn a_publisher_and_its_subscribers_have_deadlines_and_memory_as_well() {
     let late = publisher.send_until(&message(701), soon());
     assert!(matches!(late, Err(Error::TimedOut)));
     publisher.end();
-    actor.go_on();
+    actor.proceed();
     actor.expect(&sent.join(" "));
     actor.finish();
 }
@@ -260,7 +260,7 @@ fn a_merge_has_deadlines_and_memory_as_well() {
     ));
     assert_eq!(merge.try_receive_vec().unwrap(), None);
     for (actor, from, length) in [(&mut sends, pair, 30_000), (&mut publishes, ticks, 4)] {
-        actor.go_on();
+        actor.proceed();
         let (bytes, found) = (message(length), merge.receive_vec().unwrap());
         assert!(found == Some(MergedVec::Message { from, bytes }), "{length}");
         let reason = CloseReason::Closed;
@@ -269,7 +269,7 @@ fn a_merge_has_deadlines_and_memory_as_well() {
     }
     assert_eq!(merge.receive_vec().unwrap(), None);
     for mut actor in [sends, publishes] {
-        actor.go_on();
+        actor.proceed();
         actor.finish();
     }
 }

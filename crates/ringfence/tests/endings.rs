@@ -13,7 +13,7 @@ use nix::{
 };
 use ringfence::{Address, CancelToken, Channel, CloseReason, Error, Merge, Merged, Receiver, join};
 use support::{
-    Actor, assert_lost, fresh_address, join_later, say, small, wait_for_host, wait_for_test, wire,
+    Actor, assert_lost, fresh_address, join_later, report, small, wait_for_host, wait_for_test, wire,
 };
 
 /// The length of a message of a stream: every hundredth is sent in fragments.
@@ -41,12 +41,12 @@ fn role() {
     let address: Address = arguments[0].parse().unwrap();
     match role.as_str() {
         "host stops at" => wire::host(&arguments[0], &arguments[1], || {
-            say("there");
+            report("there");
             wait_for_test();
         }),
         "again and again" => loop {
             let channel = join(&address, &small().wait(true)).unwrap();
-            say("met");
+            report("met");
             drop(channel);
         },
         "stream" => {
@@ -57,15 +57,15 @@ fn role() {
         }
         "reads to the end" => {
             let (_sender, mut receiver) = join(&address, &small()).unwrap().split();
-            say(receiver.receive_vec().unwrap_err().code());
+            report(receiver.receive_vec().unwrap_err().code());
         }
         "ten" => as_ten(&address, &arguments[1]),
         "sits" => {
             let mut channel = join(&address, &small()).unwrap();
-            say("met");
+            report("met");
             wait_for_test();
             channel.sender().close();
-            say("closed");
+            report("closed");
             wait_for_test();
         }
         "answers at the end" => {
@@ -81,11 +81,11 @@ fn role() {
                 sender.send(&message(number)).unwrap();
             }
             sender.end();
-            say(format!("{:?}", receiver.close_reason()));
+            report(format!("{:?}", receiver.close_reason()));
         }
         "keeps both halves" => {
             let (mut sender, mut receiver) = join(&address, &small()).unwrap().split();
-            say(mapped().to_string());
+            report(mapped().to_string());
             if arguments[1] == "its peer" {
                 assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
                 sender.poll_line();
@@ -93,7 +93,7 @@ fn role() {
                 sender.close();
                 receiver.close();
             }
-            say(mapped().to_string());
+            report(mapped().to_string());
             assert!(sender.close_reason().is_some());
         }
         "forks" => {
@@ -104,7 +104,7 @@ fn role() {
                     pause();
                 },
                 ForkResult::Parent { child } => {
-                    say(child.to_string());
+                    report(child.to_string());
                     wait_for_test();
                 }
             }
@@ -149,12 +149,12 @@ fn as_ten(address: &Address, way: &str) {
         }
         "exits" => std::process::exit(0),
         "is killed" => {
-            say("closed");
+            report("closed");
             return wait_for_test();
         }
         other => unreachable!("{other}"),
     }
-    say("closed");
+    report("closed");
     wait_for_test();
 }
 
@@ -240,7 +240,7 @@ fn a_host_may_exit_before_its_guest_has_read_ready() {
     let guest = Actor::start("reads to the end", &[&address.to_string()]);
     host.expect("there");
     guest.stop();
-    host.go_on();
+    host.proceed();
     host.finish();
     guest.resume();
     guest.expect("PEER_LOST");
@@ -349,7 +349,7 @@ fn what_was_sent_before_a_close_is_read_after_it() {
             assert_eq!(receiver.close_reason(), Some(CloseReason::Closed));
         }
         assert_lost(sender.send(b"x"));
-        closer.go_on();
+        closer.proceed();
     }
 }
 
@@ -489,7 +489,7 @@ fn a_sender_that_waits_for_room_is_told_when_its_peer_goes() {
         if killed {
             sitter.kill();
         } else {
-            sitter.go_on();
+            sitter.proceed();
             sitter.expect("closed");
         }
         assert_eq!(waiting.join().unwrap().code(), "PEER_LOST");
@@ -546,7 +546,7 @@ fn a_death_is_noticed_while_a_forked_child_holds_the_line_and_the_child_has_no_m
     }
 
     let (mut forker, channel) = host_with("forks", &[]);
-    let child = Orphan(Pid::from_raw(forker.hear().parse().unwrap()));
+    let child = Orphan(Pid::from_raw(forker.next_line().parse().unwrap()));
     let maps = std::fs::read_to_string(format!("/proc/{}/maps", child.0)).unwrap();
     assert!(
         !maps.contains("ringfence (deleted)") && !maps.contains("memfd:"),

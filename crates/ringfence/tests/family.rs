@@ -30,7 +30,7 @@ use ringfence::{
     Admit, Channel, Check, CloseReason, LINE_VARIABLE, LinePlace, Outcome, Policy, Role, from_parent,
     private_line, spawn, spawn_with,
 };
-use support::{Actor, TIME_LIMIT, forbid, say, small, wait_for_test, wire};
+use support::{Actor, TIME_LIMIT, forbid, report, small, wait_for_test, wire};
 
 /// A copy of the line of this process's channel outlives it, in a process that it starts.
 fn leave_a_copy() {
@@ -49,7 +49,7 @@ fn leave_a_copy() {
     assert_eq!(copies, 1, "the channel's line");
     // It ends with the test: then its input ends.
     let mut holder = Command::new("cat").stdout(Stdio::null()).spawn().unwrap();
-    say(format!("{} {}", std::process::id(), holder.id()));
+    report(format!("{} {}", std::process::id(), holder.id()));
     let (_sender, mut receiver) = channel.split();
     let _ = receiver.receive(&mut [0; 16]);
     holder.wait().unwrap();
@@ -67,9 +67,9 @@ fn role() {
             let channel = from_parent(&small()).unwrap();
             assert_eq!(channel.role(), Role::Guest);
             assert_eq!(channel.peer().pid, nix::unistd::getppid().as_raw());
-            say(descriptors());
+            report(descriptors());
             let again = from_parent(&small()).unwrap_err();
-            say(format!("{}: {again}", again.code()));
+            report(format!("{}: {again}", again.code()));
             echo(channel);
         }
         "asks" => {
@@ -82,8 +82,8 @@ fn role() {
                 None => options,
             };
             match from_parent(&options) {
-                Ok(_) => say("a channel"),
-                Err(error) => say(format!("{}: {error}", error.code())),
+                Ok(_) => report("a channel"),
+                Err(error) => report(format!("{}: {error}", error.code())),
             }
         }
         // The call that takes over the line fails in its first thread.
@@ -92,7 +92,7 @@ fn role() {
                 forbid(libc::SYS_fcntl, Some((1, libc::F_SETFD)), libc::EMFILE);
                 from_parent(&small()).map(drop)
             });
-            say(first.join().unwrap().unwrap_err().code());
+            report(first.join().unwrap().unwrap_err().code());
             echo(from_parent(&small()).unwrap());
         }
         // Is asked for another line at the same time, which does not exist.
@@ -107,7 +107,7 @@ fn role() {
                 // variable after that.
                 unsafe { std::env::set_var(LINE_VARIABLE, line) };
                 let error = from_parent(&small()).unwrap_err();
-                say(format!("{}: {error}", error.code()));
+                report(format!("{}: {error}", error.code()));
             }
             echo(first.join().unwrap());
         }
@@ -117,33 +117,33 @@ fn role() {
         "cannot answer" => {
             forbid(libc::SYS_socketpair, None, libc::EMFILE);
             let error = from_parent(&small()).unwrap_err();
-            say(error.code());
+            report(error.code());
             wait_for_test();
         }
         "asks and stays" => {
             let error = from_parent(&small()).unwrap_err();
-            say(error.code());
+            report(error.code());
             wait_for_test();
         }
         "says nothing" => {
-            say("here");
+            report("here");
             wait_for_test();
         }
         // Lets a child of its own answer instead.
         "passes it on" => {
             let grandchild = Actor::start("asks", &[]);
-            say(grandchild.hear());
+            report(grandchild.next_line());
         }
         "starts one of its own" => {
             let channel = from_parent(&small()).unwrap();
             let grandchild = Actor::start("asks", &[]);
-            say(grandchild.hear());
+            report(grandchild.next_line());
             grandchild.finish();
             echo(channel);
         }
         "leaves a copy" => leave_a_copy(),
         "looks" => {
-            say(descriptors());
+            report(descriptors());
             wait_for_test();
         }
         "executes" => {
@@ -158,7 +158,7 @@ fn role() {
         // Has a channel for as long as it is not killed.
         "stays" => {
             let _channel = from_parent(&small().policy(Policy::new().any_executable())).unwrap();
-            say(std::env::var(LINE_VARIABLE).unwrap());
+            report(std::env::var(LINE_VARIABLE).unwrap());
             loop {
                 thread::park();
             }
@@ -175,7 +175,7 @@ fn owns(listening: &str) {
     let (_parent, child) = private_line().unwrap();
     let connected = UnixStream::connect(listening).unwrap();
     setsockopt(&connected, sockopt::PassCred, &true).unwrap();
-    say("connected");
+    report("connected");
     // The mark of a line, from another process.
     poll(
         &mut [PollFd::new(connected.as_fd(), PollFlags::POLLIN)],
@@ -204,7 +204,7 @@ fn owns(listening: &str) {
     }
     (&one).write_all(b"!").unwrap();
     (&other).read_exact(&mut [0]).unwrap();
-    say("mine");
+    report("mine");
 }
 
 fn echo(channel: Channel) {
@@ -273,13 +273,13 @@ fn a_parent_and_its_child_have_a_channel_with_the_evidence_of_any_other() {
     ] {
         assert!(checks.iter().any(|check| check == wanted), "{wanted}: {checks:?}");
     }
-    let sockets = child.hear();
+    let sockets = child.next_line();
     assert_eq!(
         sockets.split(' ').count(),
         1,
         "the channel's line, and not the one that was inherited: {sockets}"
     );
-    let again = child.hear();
+    let again = child.next_line();
     assert!(
         again.starts_with("ADDRESS_INVALID") && again.contains("already"),
         "{again}"
@@ -316,7 +316,7 @@ fn a_line_that_was_taken_stays_taken_where_another_one_is_looked_for_in_vain() {
     }
     let (child, line) = Actor::spawn("looks for another", &[]);
     for _ in 0..2 {
-        let told = child.hear();
+        let told = child.next_line();
         assert!(
             told.starts_with("ADDRESS_INVALID") && told.contains("has taken its line already"),
             "{told}"
@@ -373,7 +373,7 @@ fn a_child_that_never_answers_is_waited_for_until_the_deadline() {
             .contains("(last step: the child's call of `from_parent`)"),
         "{error}"
     );
-    child.go_on();
+    child.proceed();
     child.finish();
 }
 
@@ -398,10 +398,10 @@ fn a_parent_that_lets_go_of_its_end_is_lost_and_one_that_does_nothing_is_waited_
     }
     let (child, line) = Actor::spawn("asks", &[]);
     drop(line);
-    let told = child.hear();
+    let told = child.next_line();
     assert!(told.starts_with("PEER_LOST"), "{told}");
     let (child, _line) = Actor::spawn("asks", &["50"]);
-    let told = child.hear();
+    let told = child.next_line();
     assert!(told.starts_with("HANDSHAKE_TIMEOUT"), "{told}");
 }
 
@@ -410,7 +410,7 @@ fn a_process_that_was_left_no_line_is_told_so() {
     if support::role().is_some() {
         return;
     }
-    let told = Actor::start("asks", &[]).hear();
+    let told = Actor::start("asks", &[]).next_line();
     assert!(told.starts_with("ADDRESS_INVALID"), "{told}");
     assert!(
         told.contains("no ringfence parent has started this process; start this program with `spawn`"),
@@ -426,7 +426,7 @@ fn a_process_that_was_left_no_line_is_told_so() {
     ] {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.env(LINE_VARIABLE, value);
-        let told = Actor::run(command, "asks", &[]).hear();
+        let told = Actor::run(command, "asks", &[]).next_line();
         assert!(
             told.starts_with("ADDRESS_INVALID") && told.contains(why),
             "{value}: {told}"
@@ -462,7 +462,7 @@ fn a_process_that_answers_in_the_childs_place_is_refused() {
     let refusal = error.refusal().expect("a refusal");
     assert_eq!(refusal.check, Check::Child);
     assert!(refusal.wanted.contains(&child.pid().to_string()), "{error}");
-    let told = child.hear();
+    let told = child.next_line();
     assert!(told.starts_with("PEER_REFUSED"), "{told}");
 }
 
@@ -486,7 +486,7 @@ fn a_descendant_is_admitted_however_often_its_launcher_forks_and_exits() {
         r#"("$0" "$@" &) &"#,
         r#"setsid -f "$0" "$@""#,
     ] {
-        let (launcher, line) = Actor::spawn_by(shell(script), "asks", &[]);
+        let (launcher, line) = Actor::spawn_command(shell(script), "asks", &[]);
         let channel = line.admit(Admit::Descendant).channel(&small()).unwrap();
         assert_ne!(channel.peer().pid, launcher.pid(), "{script}");
         let child = channel
@@ -504,9 +504,9 @@ fn only_one_descendant_is_admitted() {
         return;
     }
     let script = r#""$0" "$@" & "$0" "$@" & wait"#;
-    let (launcher, line) = Actor::spawn_by(shell(script), "asks", &[]);
+    let (launcher, line) = Actor::spawn_command(shell(script), "asks", &[]);
     let _channel = line.admit(Admit::Descendant).channel(&small()).unwrap();
-    let mut told = [launcher.hear(), launcher.hear()];
+    let mut told = [launcher.next_line(), launcher.next_line()];
     told.sort();
     let [refused, admitted] = &told;
     assert_eq!(admitted, "a channel");
@@ -519,13 +519,13 @@ fn a_descendant_that_is_refused_is_killed() {
     if support::role().is_some() {
         return;
     }
-    let (launcher, line) = Actor::spawn_by(shell(r#""$0" "$@"; echo "@@ $?""#), "asks and stays", &[]);
+    let (launcher, line) = Actor::spawn_command(shell(r#""$0" "$@"; echo "@@ $?""#), "asks and stays", &[]);
     let options = small().policy(Policy::new().executables(["/bin/true"]));
     let error = line.admit(Admit::Descendant).channel(&options).unwrap_err();
     assert_eq!(error.refusal().expect("a refusal").check, Check::Executable);
-    let mut told = launcher.hear();
+    let mut told = launcher.next_line();
     if told.starts_with("PEER_REFUSED") {
-        told = launcher.hear();
+        told = launcher.next_line();
     }
     assert_eq!(told, "137");
 }
@@ -535,7 +535,7 @@ fn a_launcher_that_exits_without_a_descendant_is_reported_at_once() {
     if support::role().is_some() {
         return;
     }
-    let (launcher, line) = Actor::spawn_by(shell("true"), "leaves", &[]);
+    let (launcher, line) = Actor::spawn_command(shell("true"), "leaves", &[]);
     let options = small().handshake_timeout(Duration::from_secs(1 << 30));
     let error = line.admit(Admit::Descendant).channel(&options).unwrap_err();
     assert_eq!(error.code(), "CHILD_EXITED", "{error}");
@@ -552,7 +552,7 @@ fn a_descendant_that_dies_in_the_handshake_is_not_blamed_on_its_launcher() {
         (Admit::Descendant, r#"exec "$0" "$@""#, "CHILD_EXITED"),
         (Admit::Child, r#"exec "$0" "$@""#, "CHILD_EXITED"),
     ] {
-        let (_launcher, line) = Actor::spawn_by(shell(script), "asks", &[]);
+        let (_launcher, line) = Actor::spawn_command(shell(script), "asks", &[]);
         let policy = Policy::new().authorize(|identity| {
             kill(Pid::from_raw(identity.pid), Signal::SIGKILL)?;
             Ok::<_, nix::Error>(true)
@@ -571,7 +571,7 @@ fn the_line_is_descriptor_3_or_standard_input() {
         let mut command = Actor::prepare(Command::new(std::env::current_exe().unwrap()), "stays", &[]);
         command.stdin(Stdio::null());
         let (child, line) = spawn_with(command, place).unwrap();
-        let child = Actor::hear_from(child);
+        let child = Actor::from_child(child);
         let _channel = line.channel(&small()).unwrap();
         child.expect(number);
     }
@@ -599,9 +599,9 @@ fn the_processes_of_a_child_are_killed_and_no_others() {
     let other = Actor::start("says nothing", &[]);
     other.expect("here");
     let script = r#"(sleep 1000 & echo "@@ $!"); setsid sleep 1000 & echo "@@ $!"; "$0" "$@"; exit"#;
-    let (mut launcher, line) = Actor::spawn_by(shell(script), "stays", &[]);
+    let (mut launcher, line) = Actor::spawn_command(shell(script), "stays", &[]);
     let processes = line.processes();
-    let sleeping = [launcher.hear(), launcher.hear()].map(|pid| pid.parse::<i32>().unwrap());
+    let sleeping = [launcher.next_line(), launcher.next_line()].map(|pid| pid.parse::<i32>().unwrap());
     let channel = line.admit(Admit::Descendant).channel(&small()).unwrap();
     let mut pids = sleeping.to_vec();
     pids.push(channel.peer().pid);
@@ -706,7 +706,7 @@ fn everything_in_a_cgroup_of_the_child_is_killed() {
         return;
     }
     let Some(cgroup) = Cgroup::new("own") else { return };
-    let (_launcher, line) = Actor::spawn_by(cgroup.shell("sleep 1000"), "stays", &[]);
+    let (_launcher, line) = Actor::spawn_command(cgroup.shell("sleep 1000"), "stays", &[]);
     let processes = line.processes();
     let options = small().policy(Policy::new().cgroup(&cgroup.name));
     let _channel = line.admit(Admit::Descendant).channel(&options).unwrap();
@@ -726,7 +726,7 @@ fn processes_that_fork_all_the_time_do_not_outlive_their_cgroup() {
     };
     let mut command = cgroup.shell(r#"sh -c 'for i in 1 2 3 4 5 6 7 8; do sh -c "$NEXT" & done'"#);
     command.env("NEXT", r#"sh -c "$NEXT" &"#);
-    let (_launcher, line) = Actor::spawn_by(command, "stays", &[]);
+    let (_launcher, line) = Actor::spawn_command(command, "stays", &[]);
     let processes = line.processes();
     let options = small().policy(Policy::new().cgroup(&cgroup.name));
     let _channel = line.admit(Admit::Descendant).channel(&options).unwrap();
@@ -747,7 +747,7 @@ fn a_cgroup_that_others_use_is_not_killed() {
         return;
     };
     let start = || {
-        let (launcher, line) = Actor::spawn_by(cgroup.shell("sleep 1000"), "stays", &[]);
+        let (launcher, line) = Actor::spawn_command(cgroup.shell("sleep 1000"), "stays", &[]);
         let processes = line.processes();
         let options = small().policy(Policy::new().cgroup(&cgroup.name));
         let channel = line.admit(Admit::Descendant).channel(&options).unwrap();
@@ -768,9 +768,9 @@ fn the_death_of_the_admitted_process_ends_the_channel_though_another_one_has_its
     if support::role().is_some() {
         return;
     }
-    let (launcher, line) = Actor::spawn_by(shell(r#""$0" "$@" <&0 & wait"#), "leaves a copy", &[]);
+    let (launcher, line) = Actor::spawn_command(shell(r#""$0" "$@" <&0 & wait"#), "leaves a copy", &[]);
     let (_sender, mut receiver) = line.admit(Admit::Descendant).channel(&small()).unwrap().split();
-    let told = launcher.hear();
+    let told = launcher.next_line();
     let mut pids = told.split(' ').map(|pid| Pid::from_raw(pid.parse().unwrap()));
     let (peer, holder) = (pids.next().unwrap(), pids.next().unwrap());
     kill(peer, Signal::SIGKILL).unwrap();
@@ -787,7 +787,7 @@ fn a_grandchild_inherits_the_variable_and_no_line() {
     }
     let (child, line) = Actor::spawn("starts one of its own", &[]);
     let channel = line.channel(&small()).unwrap();
-    let told = child.hear();
+    let told = child.next_line();
     assert!(
         told.starts_with("ADDRESS_INVALID") && told.contains("is not the line that was left"),
         "{told}"
@@ -814,7 +814,7 @@ fn another_program_is_refused_unless_the_policy_names_it() {
         } else {
             small()
         };
-        (line.channel(&options), child.hear())
+        (line.channel(&options), child.next_line())
     };
     let (outcome, told) = meet(false, true);
     let error = outcome.unwrap_err();
@@ -856,10 +856,10 @@ fn nothing_of_a_line_is_inherited_by_a_process_that_is_started_meanwhile() {
         let lines = scope.spawn(|| (0..20).map(|_| Actor::spawn("looks", &[])).collect::<Vec<_>>());
         let plain: Vec<_> = (0..10).map(|_| Actor::start("looks", &[])).collect();
         for child in &plain {
-            assert_eq!(child.hear(), "", "a child that was left nothing");
+            assert_eq!(child.next_line(), "", "a child that was left nothing");
         }
         for (child, _line) in &lines.join().unwrap() {
-            let found = child.hear();
+            let found = child.next_line();
             assert_eq!(found.split(' ').count(), 1, "its own line alone: {found}");
         }
     });
@@ -872,7 +872,7 @@ fn a_child_that_executes_another_program_is_cut_off() {
     }
     let (mut child, line) = Actor::spawn("executes", &[]);
     let (_sender, mut receiver) = line.channel(&small()).unwrap().split();
-    child.go_on();
+    child.proceed();
     assert_eq!(receiver.receive(&mut [0; 16]).unwrap_err().code(), "PEER_LOST");
     assert_eq!(receiver.close_reason(), Some(CloseReason::Lost));
 }

@@ -21,7 +21,7 @@ use ringfence::{
     Admit, Channel, Check, CloseReason, Confinement, Namespace, Options, Outcome, ParentLine, Policy,
     Program, from_parent,
 };
-use support::{Actor, say, small};
+use support::{Actor, report, small};
 
 /// A program of seccomp(2).
 struct Filter(Vec<libc::sock_filter>);
@@ -228,7 +228,7 @@ fn role() {
                 .iter()
                 .filter(|one| one.outcome == Outcome::NotVisible);
             let checks: BTreeSet<_> = hidden.map(|one| one.check).collect();
-            say(Vec::from_iter(checks).join(" "));
+            report(Vec::from_iter(checks).join(" "));
             echo(channel);
         }
         Ok(channel) if role == "steady" => steady(channel),
@@ -239,9 +239,9 @@ fn role() {
         }
         Ok(channel) => {
             echo(channel);
-            say("ended");
+            report("ended");
         }
-        Err(error) => say(format!("{}: {error}", error.code())),
+        Err(error) => report(format!("{}: {error}", error.code())),
     }
 }
 
@@ -337,7 +337,7 @@ fn start_by(mut command: Command, role: &str, filter: Option<Filter>) -> (Actor,
     };
     // SAFETY: between fork and exec it makes system calls only, and allocates nothing.
     unsafe { command.pre_exec(confine) };
-    Actor::spawn_by(command, role, &[])
+    Actor::spawn_command(command, role, &[])
 }
 
 /// Sends messages of these lengths, each once the previous one has come back.
@@ -355,7 +355,7 @@ fn round_trips(channel: &mut Channel, lengths: impl IntoIterator<Item = usize>) 
 fn has_a_channel(what: &str, (child, line): (Actor, ParentLine), policy: Policy) {
     let mut channel = match line.channel(&small().policy(policy.any_executable())) {
         Ok(channel) => channel,
-        Err(error) => panic!("{what}: {error}; the child: {}", child.hear()),
+        Err(error) => panic!("{what}: {error}; the child: {}", child.next_line()),
     };
     round_trips(&mut channel, (0..100).map(|number| number * 10));
     channel.close();
@@ -435,7 +435,7 @@ fn a_child_that_may_not_ask_the_socket_takes_its_parent_for_the_maker_of_the_lin
         let (child, line) = start(check, Some(Filter::denying(&["getsockopt"])));
         let error = line.channel(&small()).unwrap_err();
         assert_eq!(error.refusal().unwrap().check.as_str(), check, "{error}");
-        let said = child.hear();
+        let said = child.next_line();
         assert!(
             said.starts_with("PEER_REFUSED: ") && said.contains("a filter of this process denies getsockopt"),
             "{said}"
@@ -496,7 +496,7 @@ fn a_child_that_may_not_make_a_line_gets_one_and_no_confinement_is_provable() {
         let refusal = error.refusal().unwrap();
         assert_eq!(refusal.check, Check::Confined(Confinement::NoNewPrivs));
         assert!(refusal.found.contains("not provable"), "{error}");
-        assert!(child.hear().starts_with("PEER_REFUSED: "));
+        assert!(child.next_line().starts_with("PEER_REFUSED: "));
     }
     // The file of the process that its message names is the right one, and may be another process's.
     let (_child, line) = start("child", Some(Filter::denying(&["socketpair"])));

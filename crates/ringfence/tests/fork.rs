@@ -40,7 +40,7 @@ use ringfence::{
     binding::{self, Keep, Tag},
     connect, join, listen, member, private_line, publish, subscribe,
 };
-use support::{Actor, TIME_LIMIT, accepted, fresh_address, say, small, wait_for_host, wait_for_test};
+use support::{Actor, TIME_LIMIT, accepted, fresh_address, report, small, wait_for_host, wait_for_test};
 
 /// The ways to create a child: by the C library, which runs the handlers of pthread_atfork(3), or bypassing
 /// it.
@@ -483,7 +483,7 @@ fn role() {
         "subscriber" => {
             let mut subscription = Some(subscribe(&address, &small()).unwrap());
             let use_it_in_child = |subscription: &mut Option<Subscription>| {
-                say(in_child(way, || {
+                report(in_child(way, || {
                     let mut subscription = subscription.take().unwrap();
                     use_subscription(&mut subscription);
                     drop(subscription);
@@ -497,11 +497,11 @@ fn role() {
                 .receive(&mut into)
                 .unwrap()
                 .unwrap();
-            say(String::from_utf8_lossy(&into[..length]));
+            report(String::from_utf8_lossy(&into[..length]));
             wait_for_test();
             assert_eq!(subscription.as_mut().unwrap().receive(&mut into).unwrap(), None);
             use_it_in_child(&mut subscription);
-            say(subscription.unwrap().close_reason().unwrap().to_string());
+            report(subscription.unwrap().close_reason().unwrap().to_string());
         }
         "merge" => merge(&address, way),
         "channel" => channel(&address, way),
@@ -520,11 +520,11 @@ fn role() {
 fn channel(address: &Address, way: &str) {
     let mut channel = join(address, &small()).unwrap();
     let tokens = channel.tokens();
-    say(in_child(way, || use_channel(&mut channel)));
+    report(in_child(way, || use_channel(&mut channel)));
     let (mut sender, mut receiver) = channel.split();
     // After this many sleeps, a thread watches for the death of the peer.
     echo(&mut sender, &mut receiver, SLEEPS);
-    say(in_child(way, || {
+    report(in_child(way, || {
         let whole = fill_memory();
         use_tokens(&tokens);
         use_sender(&mut sender);
@@ -550,7 +550,7 @@ fn channel(address: &Address, way: &str) {
         is_inherited(unsafe { std::ptr::read(&raw const reservation) }.commit(5));
     });
     reservation.commit(5).unwrap();
-    say(ended);
+    report(ended);
     let mut batch = sender.batch().unwrap();
     assert!(batch.push(b"first").unwrap());
     let ended = in_child(way, || {
@@ -564,7 +564,7 @@ fn channel(address: &Address, way: &str) {
     });
     assert!(batch.push(b"second").unwrap());
     drop(batch);
-    say(ended);
+    report(ended);
     let detached = sender.reserve_detached(5).unwrap().unwrap();
     let ended = in_child(way, || {
         // SAFETY: as above.
@@ -573,19 +573,19 @@ fn channel(address: &Address, way: &str) {
         is_inherited(sender.cancel(copy()));
     });
     sender.cancel(detached).unwrap();
-    say(ended);
+    report(ended);
     assert_eq!(tokens.token().unwrap(), Some(7));
     tokens.send(8).unwrap();
-    say("token");
+    report("token");
     echo(&mut sender, &mut receiver, usize::MAX);
     // A channel that has ended belongs to the parent as well.
-    say(in_child(way, || {
+    report(in_child(way, || {
         is_inherited(receiver.is_ended());
         is_inherited(receiver.receive_vec());
         is_inherited(receiver.wait_readable(None));
     }));
     drop((sender, receiver));
-    say("ended");
+    report("ended");
 }
 
 /// Forks children that use a merge: of an open channel, after the end of another.
@@ -605,9 +605,9 @@ fn merge(address: &Address, way: &str) {
         assert!(merge.wait_readable(None).unwrap());
         assert_eq!(merge.receive_each(|_, _| {}, 1).unwrap(), 0);
     }
-    say(in_child(way, || use_merge(&mut merge, key)));
+    report(in_child(way, || use_merge(&mut merge, key)));
     assert!(merge.next_end().is_some_and(|(key, _)| key == ended));
-    say("done");
+    report("done");
 }
 
 /// Forks children that use and drop the listener; then continues to serve.
@@ -626,7 +626,7 @@ fn service(address: &Address, way: &str) {
     });
     // The number of slots is unchanged. The second client connects once this is reported.
     assert_eq!(listener.size(), 1);
-    say(ended);
+    report(ended);
     let mut second = accepted(&listener);
     assert_eq!(listener.size(), 2);
     let mut word = [0; 64];
@@ -635,7 +635,7 @@ fn service(address: &Address, way: &str) {
     echo(&mut sender, &mut receiver, usize::MAX);
     drop((sender, receiver, second));
     drop(listener);
-    say("closed");
+    report("closed");
 }
 
 /// Forks a child that stays alive and does nothing until the test closes the connection to it.
@@ -648,26 +648,26 @@ fn holder(address: &Address, test: &str) {
         test.write_all(b"!").unwrap();
         test.read_to_end(&mut Vec::new()).unwrap();
     });
-    say("forked");
+    report("forked");
     wait_for_test();
     drop(listener);
     // Succeeds at once, although the child still exists.
     let again = listen(address, &small());
-    say(again.as_ref().map_or_else(Error::code, |_| "again"));
+    report(again.as_ref().map_or_else(Error::code, |_| "again"));
     wait_for_test();
 }
 
 /// A member with its partner forks children that drop all of it; then continues.
 fn membership(address: &Address, way: &str) {
     let membership = member(address, &small()).unwrap();
-    say(membership.role().to_string());
+    report(membership.role().to_string());
     let channel = membership
         .partner(Some(Instant::now() + TIME_LIMIT))
         .unwrap()
         .unwrap();
     let (mut sender, mut receiver) = channel.split();
     let role = membership.role();
-    say(in_child(way, || {
+    report(in_child(way, || {
         use_membership(&membership);
         // SAFETY: copies of values that the parent still owns, in a process that ends with them.
         unsafe {
@@ -683,7 +683,7 @@ fn membership(address: &Address, way: &str) {
     let end = Instant::now() + TIME_LIMIT;
     while let Some(change) = membership.next_until(Some(end)).unwrap() {
         if let Change::Role(role) = change {
-            say(role.to_string());
+            report(role.to_string());
             return;
         }
     }
@@ -719,7 +719,7 @@ fn anew(address: &Address, service: &Address, way: &str) {
             "well"
         );
     });
-    say(ended);
+    report(ended);
     echo(&mut sender, &mut receiver, usize::MAX);
 }
 
@@ -798,7 +798,7 @@ fn turns(silent: &Address, service: &Address) {
             answers(&mut sender, &mut receiver, b"at once");
         };
         for way in WAYS {
-            say(in_child(way, connected));
+            report(in_child(way, connected));
         }
         cancel_token.cancel();
     });
@@ -836,29 +836,29 @@ fn locks(service: &Address) {
                 drop(listen(&address, &small()).unwrap());
             });
             if ended != "well" {
-                say(ended);
+                report(ended);
                 break;
             }
         }
         over.store(true, Ordering::Relaxed);
     });
-    say("done");
+    report("done");
 }
 
 /// A cancellation in the child does not affect the parent, and one in the parent does not affect the child.
 fn cancel_token(address: &Address, way: &str) {
     let cancel_token = CancelToken::new().unwrap();
     let options = small().cancel_token(cancel_token.clone());
-    say(in_child(way, || cancel_token.cancel()));
+    report(in_child(way, || cancel_token.cancel()));
     thread::scope(|scope| {
         let waiting = scope.spawn(|| join(address, &options));
         wait_for_host(address);
-        say("waits");
+        report("waits");
         wait_for_test();
         cancel_token.cancel();
-        say(waiting.join().unwrap().unwrap_err().code());
+        report(waiting.join().unwrap().unwrap_err().code());
     });
-    say(in_child(way, || {
+    report(in_child(way, || {
         let mut channel = join(address, &options).unwrap();
         // Until the other side has dropped its channel.
         assert_eq!(channel.receiver().receive(&mut [0; 8]).unwrap(), None);
@@ -951,7 +951,7 @@ fn a_child_that_lives_on_holds_no_address_of_its_parents() {
         let (mut child, _) = socket.accept().unwrap();
         actor.expect("forked");
         child.read_exact(&mut [0]).unwrap();
-        actor.go_on();
+        actor.proceed();
         actor.expect("again");
         // The address is also free when the parent is killed.
         kill(Pid::from_raw(actor.pid()), Signal::SIGKILL).unwrap();
@@ -1054,7 +1054,7 @@ fn a_child_has_turns_of_its_own() {
         let mut polled = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
         assert!(poll(&mut polled, PollTimeout::from(60_000_u16)).unwrap() > 0);
     }
-    actor.go_on();
+    actor.proceed();
     for _ in WAYS {
         let channel = accepted(&listener);
         let (mut sender, mut receiver) = channel.split();
@@ -1117,7 +1117,7 @@ fn a_cancel_token_is_its_processs_own() {
         let mut actor = Actor::start("cancel_token", &[&address.to_string(), way]);
         actor.expect("well");
         actor.expect("waits");
-        actor.go_on();
+        actor.proceed();
         actor.expect("ABORTED");
         // The child waits for a partner, although its parent has cancelled its own wait.
         wait_for_host(&address);
@@ -1152,7 +1152,7 @@ fn a_publisher_and_a_subscription_that_a_child_inherits_do_nothing_there() {
         publisher.send(b"the parent's").unwrap();
         subscriber.expect("the parent's");
         publisher.end();
-        subscriber.go_on();
+        subscriber.proceed();
         subscriber.expect("well");
         subscriber.expect("closed");
         subscriber.finish();

@@ -12,8 +12,8 @@ use std::{
 use nix::libc;
 use ringfence::{Address, Backing, CancelToken, CloseReason, Error, Options, Policy, join};
 use support::{
-    Actor, fresh_address, join_later, say, small, wait_for_host, wait_for_test,
-    wire::{self, Met},
+    Actor, fresh_address, join_later, report, small, wait_for_host, wait_for_test,
+    wire::{self, ManualGuest},
 };
 
 /// The other processes of these tests.
@@ -30,22 +30,22 @@ fn role() {
                 .map_or(Backing::Memfd, |text| text.parse().unwrap());
             match join(&address.parse().unwrap(), &small().backing(backing)) {
                 Ok(channel) => {
-                    say(channel.role().to_string());
+                    report(channel.role().to_string());
                     let (_sender, mut receiver) = channel.split();
                     // Until the other side ends.
                     receiver.receive(&mut [0; 64]).unwrap();
                 }
-                Err(error) => say(format!("{} {error}", error.code())),
+                Err(error) => report(format!("{} {error}", error.code())),
             }
         }
         "stop at" => wire::guest(address, &arguments[1], false, || {
-            say("there");
+            report("there");
             wait_for_test();
         }),
         "silent guest" => {
             let mut answer = Vec::new();
             let _ = wire::connect(address).read_to_end(&mut answer);
-            say("hung up");
+            report("hung up");
         }
         "pidfds before" | "pidfds after" => with_pidfds(address, role == "pidfds before"),
         "in pieces" => wire::guest(address, "", true, || {}),
@@ -62,7 +62,7 @@ fn role() {
                 stream.shutdown(Shutdown::Write).unwrap();
                 stream.read_to_end(&mut Vec::new()).unwrap();
             }
-            say("all");
+            report("all");
         }
         "say" => {
             let mut stream = wire::connect(address);
@@ -80,35 +80,35 @@ fn role() {
             // The reason arrives on the agreed socket: a REFUSE frame, or at least the end.
             let mut answer = Vec::new();
             let _ = stream.read_to_end(&mut answer);
-            say(String::from_utf8_lossy(&answer).replace(char::is_control, " "));
+            report(String::from_utf8_lossy(&answer).replace(char::is_control, " "));
         }
         "silent host" => {
             let listener = wire::listen(address);
-            say("listening");
+            report("listening");
             let _stream = listener.accept().unwrap();
             wait_for_test();
         }
         "host of a guest with a present" => {
             let listener = wire::listen(address);
-            say("listening");
+            report("listening");
             let (_mine, present) = wire::line();
             wire::answer_with(&listener.accept().unwrap().0, 0, &[present.as_fd()]);
         }
         "host with excuses" => {
             let listener = wire::listen(address);
-            say("listening");
+            report("listening");
             for excuse in &arguments[1..] {
-                wire::turn_away(&listener.accept().unwrap().0, 5, excuse);
-                say(excuse);
+                wire::refuse_client(&listener.accept().unwrap().0, 5, excuse);
+                report(excuse);
             }
             // The guest connects once more. It is refused, and does not wait there for a partner.
-            wire::turn_away(&listener.accept().unwrap().0, 1, "address");
-            say("came once more");
+            wire::refuse_client(&listener.accept().unwrap().0, 1, "address");
+            report("came once more");
         }
         "who counts barriers" => count_barriers(address, arguments.get(1).map(String::as_str)),
         "host of no guest" => {
-            let word = wire::host_of_no_guest(address, || say("listening"));
-            say(format!("phase {word}"));
+            let word = wire::host_with_wrong_echo(address, || report("listening"));
+            report(format!("phase {word}"));
         }
         other => unreachable!("{other}"),
     }
@@ -120,13 +120,13 @@ fn with_pidfds(address: &str, before: bool) {
     let stream = wire::connect(address);
     let (mut mine, theirs) = wire::line();
     if before {
-        assert!(wire::ask_for_pidfds(&theirs));
+        assert!(wire::request_pidfds(&theirs));
     }
     wire::send(&stream, &wire::hello(&[0; 32]), Some(theirs.as_fd()));
     let (_, body) = wire::receive(&mut mine).expect("the host's HELLO");
     let nonce = &body[..32];
     if !before {
-        assert!(wire::ask_for_pidfds(&theirs));
+        assert!(wire::request_pidfds(&theirs));
     }
     let (object, _mapping) = wire::object();
     if before {
@@ -137,11 +137,11 @@ fn with_pidfds(address: &str, before: bool) {
     loop {
         match wire::receive(&mut mine) {
             Ok((2, _)) => {}
-            Ok((3, _)) => break say("ready"),
+            Ok((3, _)) => break report("ready"),
             Ok((4, body)) => {
-                break say(String::from_utf8_lossy(&body[2..]).replace(char::is_control, " "));
+                break report(String::from_utf8_lossy(&body[2..]).replace(char::is_control, " "));
             }
-            other => break say(format!("{other:?}")),
+            other => break report(format!("{other:?}")),
         }
     }
     wait_for_test();
@@ -161,7 +161,7 @@ fn count_barriers(address: &str, how: Option<&str>) {
     let (_sender, mut receiver) = join(&address.parse().unwrap(), &small()).unwrap().split();
     support::count_barriers();
     assert!(receiver.arm().unwrap(), "nothing was sent");
-    say(support::barriers().to_string());
+    report(support::barriers().to_string());
     wait_for_test();
 }
 
@@ -246,7 +246,7 @@ fn a_guest_comes_again_after_a_refusal_that_passes_and_tells_of_any_other() {
     host.expect("listening");
     let refused = join(&address, &small()).expect_err("no channel");
     assert!(
-        matches!(&refused, Error::PeerLost(why) if why.contains("NO_SPACE, it says")),
+        matches!(&refused, Error::PeerLost(why) if why.contains("NO_SPACE, as reported")),
         "{refused}"
     );
     for excuse in excuses {
@@ -272,10 +272,10 @@ fn a_side_tells_which_features_it_has_and_makes_barriers_for_a_peer_alone_that_t
             let (address, _keep) = fresh_address(false);
             let mut host = Actor::start("who counts barriers", &[&address.to_string(), how]);
             wait_for_host(&address);
-            let guest = Met::guest_with(&address.to_string(), said);
+            let guest = ManualGuest::guest_with(&address.to_string(), said);
             assert_eq!(guest.features, told);
-            assert_eq!(host.hear(), barriers, "to a peer that says {said}");
-            host.go_on();
+            assert_eq!(host.next_line(), barriers, "to a peer that says {said}");
+            host.proceed();
         }
     }
 }
@@ -314,7 +314,7 @@ fn a_hello_cut_at_any_byte_is_turned_away_and_one_in_single_bytes_is_taken() {
 #[test]
 fn a_control_message_that_was_not_asked_for_ends_the_handshake_and_leaves_nothing() {
     let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-    if !wire::ask_for_pidfds(&one) {
+    if !wire::request_pidfds(&one) {
         eprintln!("skipped: SO_PASSPIDFD takes Linux 6.5");
         return;
     }
@@ -322,7 +322,7 @@ fn a_control_message_that_was_not_asked_for_ends_the_handshake_and_leaves_nothin
     let host = join_later(&address, &small());
     wait_for_host(&address);
     let mut guest = Actor::start("pidfds after", &[&address.to_string()]);
-    let answer = guest.hear();
+    let answer = guest.next_line();
     // The host closes the pidfd that it holds of every guest a moment after it has sent the reason.
     let end = Instant::now() + support::TIME_LIMIT;
     while pidfds_of(guest.pid()) > 0 {
@@ -333,14 +333,14 @@ fn a_control_message_that_was_not_asked_for_ends_the_handshake_and_leaves_nothin
         answer.contains("protocol") && answer.contains("control message"),
         "{answer}"
     );
-    guest.go_on();
+    guest.proceed();
     partner_gets_the_place(&address, host);
 }
 
 #[test]
 fn what_a_line_was_set_to_before_it_was_passed_is_put_back() {
     let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-    if !wire::ask_for_pidfds(&one) {
+    if !wire::request_pidfds(&one) {
         eprintln!("skipped: SO_PASSPIDFD takes Linux 6.5");
         return;
     }
@@ -354,7 +354,7 @@ fn what_a_line_was_set_to_before_it_was_passed_is_put_back() {
     // The pidfd that every channel holds of its peer.
     assert_eq!(pidfds_of(guest.pid()), 1);
     drop(channel);
-    guest.go_on();
+    guest.proceed();
     guest.finish();
 }
 
@@ -371,7 +371,7 @@ fn what_is_not_this_protocol_is_refused_with_its_reason() {
         ("long", "97 bytes"),
     ] {
         let stranger = Actor::start("say", &[&address.to_string(), what]);
-        let answer = stranger.hear();
+        let answer = stranger.next_line();
         assert!(answer.contains(reason), "{what}: {answer}");
         stranger.finish();
     }
@@ -410,7 +410,7 @@ fn backings_that_differ_are_named_to_the_guest() {
     let host = join_later(&address, &small());
     wait_for_host(&address);
     let guest = Actor::start("join", &[&address.to_string(), "shm"]);
-    let answer = guest.hear();
+    let answer = guest.next_line();
     assert!(
         answer.starts_with("PROTOCOL") && answer.contains("memfd") && answer.contains("shm"),
         "{answer}"
@@ -428,7 +428,7 @@ fn another_executable_is_refused_on_both_sides_and_told_why() {
     let host = join_later(&address, &small());
     wait_for_host(&address);
     let stranger = Actor::start_from(copy.clone(), "join", &[&address.to_string()]);
-    let answer = stranger.hear();
+    let answer = stranger.next_line();
     assert!(
         answer.starts_with("PEER_REFUSED") && answer.contains("executable"),
         "{answer}"
@@ -481,7 +481,7 @@ fn another_user_is_refused_and_the_host_goes_on() {
         .args(["--reuid=65001", "--regid=65001", "--clear-groups"])
         .arg(&copy);
     let stranger = Actor::run(command, "join", &[&address.to_string()]);
-    let answer = stranger.hear();
+    let answer = stranger.next_line();
     assert!(answer.starts_with("PEER_REFUSED"), "{answer}");
     stranger.finish();
     partner_gets_the_place(&address, host);

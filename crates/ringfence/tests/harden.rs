@@ -3,7 +3,7 @@
 mod support;
 
 use ringfence::{Address, Options, Policy, harden, is_hardened, join};
-use support::{Actor, Strangers, fresh_address, say, small, wait_for_host, wait_for_test};
+use support::{Actor, OtherUsers, fresh_address, report, small, wait_for_host, wait_for_test};
 
 /// An unprivileged user: root may inspect every process, so its own processes prove nothing.
 const USER: u32 = 54_325;
@@ -38,18 +38,18 @@ fn role() {
 fn join_and_tell(address: &Address, options: &Options) {
     match join(address, options) {
         Ok(channel) => {
-            say(format!("{} {}", channel.role(), is_hardened()));
+            report(format!("{} {}", channel.role(), is_hardened()));
             for check in channel.evidence() {
                 if check.check.ends_with("hardened") || check.step == "final" && check.check == "executable" {
-                    say(format!("{}: {} [{}]", check.check, check.found, check.wanted));
+                    report(format!("{}: {} [{}]", check.check, check.found, check.wanted));
                 }
             }
-            say("evidence ends");
+            report("evidence ends");
             wait_for_test();
         }
         Err(error) => {
             let refusal = error.refusal();
-            say(format!(
+            report(format!(
                 "{} {} {error}",
                 error.code(),
                 refusal.map_or("", |refusal| refusal.check.as_str())
@@ -60,25 +60,25 @@ fn join_and_tell(address: &Address, options: &Options) {
 
 /// The joining processes, which are not root. If root runs the tests, they belong to another user, who runs
 /// an accessible copy.
-struct Joiners(Option<Strangers>);
+struct Joiners(Option<OtherUsers>);
 
 impl Joiners {
     fn new() -> Self {
-        Self(Strangers::new())
+        Self(OtherUsers::new())
     }
 
     fn start(&self, address: &Address, how: &[&str]) -> Actor {
         let address = address.to_string();
         let arguments = [&[&*address], how].concat();
         match &self.0 {
-            Some(strangers) => strangers.start_as(USER, "join", &arguments),
+            Some(others) => others.start_as(USER, "join", &arguments),
             None => Actor::start("join", &arguments),
         }
     }
 }
 
 fn evidence(actor: &Actor) -> Vec<String> {
-    std::iter::repeat_with(|| actor.hear())
+    std::iter::repeat_with(|| actor.next_line())
         .take_while(|line| line != "evidence ends")
         .collect()
 }
@@ -134,7 +134,7 @@ fn who_is_closed_already_is_refused_by_a_policy_that_asks_for_the_executable() {
     let mut host = joiners.start(&address, &[]);
     wait_for_host(&address);
     let guest = joiners.start(&address, &["before"]);
-    let answer = guest.hear();
+    let answer = guest.next_line();
     assert!(
         answer.starts_with("PEER_REFUSED executable ")
             && answer.contains("ask for uid, gid, cgroup or label instead"),
@@ -145,7 +145,7 @@ fn who_is_closed_already_is_refused_by_a_policy_that_asks_for_the_executable() {
     let guest = joiners.start(&address, &[]);
     guest.expect("guest false");
     host.expect("host false");
-    host.go_on();
+    host.proceed();
 }
 
 #[test]

@@ -19,7 +19,7 @@ use std::{
 
 use nix::libc;
 use ringfence::{Address, Arrival, Channels, Digest, Options, Policy, Program, Refused, connect, listen};
-use support::{Actor, fresh_address, say, small, wait_for_test};
+use support::{Actor, fresh_address, report, small, wait_for_test};
 
 /// The other processes of these tests.
 #[test]
@@ -31,10 +31,10 @@ fn role() {
         "server" => serve(Path::new(&arguments[0])),
         "knock" => {
             let address: Address = arguments[0].parse().unwrap();
-            say("ready");
+            report("ready");
             wait_for_test();
             let outcome = connect(&address, &small().policy(Policy::new().any_executable()));
-            say(outcome.map_or_else(|error| error.code(), |_| "connected"));
+            report(outcome.map_or_else(|error| error.code(), |_| "connected"));
         }
         other => panic!("no such role: {other}"),
     }
@@ -65,7 +65,7 @@ fn serve(place: &Path) {
         )
     };
     if mounted != 0 {
-        say(format!("cannot: {}", std::io::Error::last_os_error()));
+        report(format!("cannot: {}", std::io::Error::last_os_error()));
         return;
     }
     let silent = Arc::new(AtomicBool::new(false));
@@ -73,9 +73,9 @@ fn serve(place: &Path) {
     thread::spawn(move || {
         wait_for_test();
         heard.store(true, Ordering::SeqCst);
-        say("silent");
+        report("silent");
     });
-    say("mounted");
+    report("mounted");
     let mut request = vec![0; 1 << 20];
     loop {
         let Ok(length) = device.read(&mut request) else {
@@ -164,7 +164,7 @@ impl Filesystem {
     fn new() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let server = Actor::start("server", &[folder.path().to_str().unwrap()]);
-        let said = server.hear();
+        let said = server.next_line();
         if said != "mounted" {
             eprintln!("skipped: no filesystem of our own, {said}");
             return None;
@@ -177,7 +177,7 @@ impl Filesystem {
     }
 
     fn fall_silent(&mut self) {
-        self.server.go_on();
+        self.server.proceed();
         self.server.expect("silent");
     }
 }
@@ -203,7 +203,7 @@ fn refused(policy: impl FnOnce(&Path) -> Policy) -> Option<Refused> {
     let mut agent = Actor::start_from(filesystem.program(), "knock", &[&address.to_string()]);
     agent.expect("ready");
     filesystem.fall_silent();
-    agent.go_on();
+    agent.proceed();
     let outcome = listener.accept().unwrap();
     // `close` does not wait for threads that hang.
     listener.close(Channels::Close);

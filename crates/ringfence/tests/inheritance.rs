@@ -6,7 +6,7 @@ mod support;
 use std::{collections::BTreeSet, path::Path};
 
 use ringfence::{Address, Backing, join};
-use support::{Actor, fresh_address, join_later, say, small, wait_for_host, wait_for_test};
+use support::{Actor, fresh_address, join_later, report, small, wait_for_host, wait_for_test};
 
 /// The other processes of this test.
 #[test]
@@ -20,13 +20,13 @@ fn role() {
             let backing: Backing = arguments[1].parse().unwrap();
             let before = descriptors();
             let channel = join(&address, &small().backing(backing)).unwrap();
-            report(&before);
-            say(child());
+            report_state(&before);
+            report(child());
             wait_for_test();
             drop(channel);
-            report(&before);
+            report_state(&before);
         }
-        "child" => report(&BTreeSet::new()),
+        "child" => report_state(&BTreeSet::new()),
         other => unreachable!("{other}"),
     }
 }
@@ -75,16 +75,16 @@ fn is_lock(kind: &str) -> bool {
         .is_some_and(|extension| extension == "lock")
 }
 
-fn report(before: &BTreeSet<(i32, String)>) {
-    say(format!("{} | {}", kinds(before).join(" "), mappings().join(" ")));
+fn report_state(before: &BTreeSet<(i32, String)>) {
+    report(format!("{} | {}", kinds(before).join(" "), mappings().join(" ")));
 }
 
 /// Returns the descriptors and mappings of a child of this process.
 fn child() -> String {
     let child = Actor::start("child", &[]);
-    let report = child.hear();
+    let line = child.next_line();
     child.finish();
-    report
+    line
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn an_open_channel_is_its_mappings_and_its_line_and_a_child_inherits_nothing_of_
 
             channel.close();
             assert_eq!(mappings(), [""; 0]);
-            partner.go_on();
+            partner.proceed();
             partner.expect(" | ");
             partner.finish();
             assert_eq!(descriptors(), before);

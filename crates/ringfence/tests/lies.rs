@@ -6,7 +6,7 @@ mod support;
 use std::thread::JoinHandle;
 
 use ringfence::{Address, Channel, CloseReason, Error, Options, Packed, Progress, Receiver, Sender};
-use support::{Actor, fresh_address, join_later, say, small, wait_for_host, wait_for_test, wire};
+use support::{Actor, fresh_address, join_later, report, small, wait_for_host, wait_for_test, wire};
 
 // Offsets from docs/internals/protocol.md.
 const TAIL: usize = 128;
@@ -33,26 +33,26 @@ fn role() {
     };
     match role.as_str() {
         "liar" => {
-            let peer = wire::Met::guest(&arguments[0]);
+            let peer = wire::ManualGuest::guest(&arguments[0]);
             for words in &arguments[1..] {
                 for word in words.split(',') {
                     let (at, value) = word.split_once('=').unwrap();
                     peer.write(at.parse().unwrap(), value.parse().unwrap());
                 }
-                peer.ring_bell();
-                say("lied");
+                peer.send_wakeup();
+                report("lied");
                 wait_for_test();
             }
         }
         "toggler" => {
-            let peer = wire::Met::guest(&arguments[0]);
+            let peer = wire::ManualGuest::guest(&arguments[0]);
             // A first fragment of 8 bytes whose announced size keeps changing, and a last fragment that fits
             // one of the two sizes.
             peer.write(DATA, FIRST + 16);
             peer.write(DATA + 24, LAST + 92);
             peer.write(TAIL, 24 + 104);
-            peer.ring_bell();
-            say("ready");
+            peer.send_wakeup();
+            report("ready");
             loop {
                 peer.write(DATA + 8, 100);
                 peer.write(DATA + 8, 60_000);
@@ -181,7 +181,7 @@ fn a_tail_that_goes_back_ends_the_channel() {
     let (mut liar, channel) = liar(&[vec![(DATA, WHOLE + 8), (TAIL, 16)], vec![(TAIL, 8)]]);
     let (_sender, mut receiver) = channel.split();
     assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), Some(8));
-    liar.go_on();
+    liar.proceed();
     liar.expect("lied");
     let found = receiver.receive(&mut [0; 8]);
     assert!(matches!(found, Err(Error::RingCorrupt(_))), "{found:?}");

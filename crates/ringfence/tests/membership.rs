@@ -36,8 +36,8 @@ use ringfence::{
     Address, CancelToken, Change, Channel, CloseReason, Error, LEAVING, Options, Policy, Role, join, member,
 };
 use support::{
-    Actor, STRANGER, Strangers, TIME_LIMIT, address_in, forbid, fresh_address, handshakes_of, join_later,
-    say, small, wait_for_host, wait_for_test, wire,
+    Actor, OTHER_UID, OtherUsers, TIME_LIMIT, address_in, forbid, fresh_address, handshakes_of, join_later,
+    report, small, wait_for_host, wait_for_test, wire,
 };
 
 /// The other processes of these tests.
@@ -57,73 +57,73 @@ fn role() {
         ),
         "patient" => obey(&address(), &small().wait(true)),
         "sleeper" => as_sleeper(&arguments),
-        "short of threads" => as_short_of_threads(&arguments),
-        "deceived" => {
+        "limited threads" => as_limited_threads(&arguments),
+        "misled" => {
             let before = traces();
             let error = member(&address(), &small()).map(drop).unwrap_err();
             assert_eq!(traces(), before);
-            say(format!("{} {error}", error.code()));
+            report(format!("{} {error}", error.code()));
         }
-        "wanderer" => wander(
+        "wanderer" => as_wanderer(
             &address(),
             Path::new(&arguments[1]),
             arguments[2].parse().unwrap(),
         ),
         "joiner" => match join(&address(), &small()) {
-            Ok(channel) => say(channel.role().to_string()),
-            Err(error) => say(format!("{} {error}", error.code())),
+            Ok(channel) => report(channel.role().to_string()),
+            Err(error) => report(format!("{} {error}", error.code())),
         },
         "executor" => {
             let membership = member(&address(), &small()).unwrap();
-            say(membership.role().to_string());
+            report(membership.role().to_string());
             wait_for_test();
             let error = Command::new("/bin/sleep").arg("1000").exec();
             panic!("{error}");
         }
         "thief" => as_thief(&arguments),
         "saboteur" => as_saboteur(&arguments),
-        "comer" => come_again_and_again(),
-        "parting host" => as_parting_host(&arguments),
+        "rejoiner" => as_rejoiner(),
+        "exiting host" => as_exiting_host(&arguments),
         // The kernel has no memory for a listen(2) of this process.
-        "listens no more" => {
+        "listen fails" => {
             forbid(nix::libc::SYS_listen, None, nix::libc::ENOMEM);
             obey(&address(), &small());
         }
         "false host" => as_false_host(&arguments),
         // The maximum number of connections per process, each stopped in the middle of its HELLO.
-        "dawdles" => {
+        "stalled handshakes" => {
             let hello = wire::hello(&[0; 32]);
             let streams: Vec<_> = (0..16).map(|_| wire::connect(&arguments[0])).collect();
             for stream in &streams {
                 wire::send(stream, &hello[..16], None);
             }
-            say("dawdles");
+            report("stalled handshakes");
             wait_for_test();
         }
-        "reads no line" => as_reader_of_no_line(&address()),
+        "unreadable line" => as_unreadable_line(&address()),
         other => unreachable!("{other}"),
     }
 }
 
 fn as_sleeper(arguments: &[String]) {
     let membership = member(&address_in(arguments), &small()).unwrap();
-    say("host");
+    report("host");
     let (mut sender, mut receiver) = membership.partner(None).unwrap().unwrap().split();
-    let before = wake_ups();
+    let before = context_switches();
     let mut message = [0; 8];
     for _ in 0..EXCHANGES {
         sender.send(b"question").unwrap();
         receiver.receive(&mut message).unwrap().unwrap();
     }
     // Wakeups from before may still have been on their way.
-    let woken = wake_ups() - before;
+    let woken = context_switches() - before;
     assert!(woken < EXCHANGES / 10, "woken {woken} times");
-    say("slept");
+    report("slept");
     wait_for_test();
 }
 
 /// Tries to be a member with one more thread each time, until the limit suffices.
-fn as_short_of_threads(arguments: &[String]) {
+fn as_limited_threads(arguments: &[String]) {
     let address = address_in(arguments);
     let options = small().policy(Policy::new().any_executable().uids([0]));
     let before = (traces(), threads());
@@ -146,22 +146,22 @@ fn as_short_of_threads(arguments: &[String]) {
             thread::yield_now();
         }
     }
-    // One failure for the keeper's thread, and one for the signal thread.
+    // One failure for the membership thread, and one for the signal thread.
     assert!(failures >= 2, "{failures}");
-    say("a member at last");
+    report("a member at last");
 }
 
 /// Leaves, but keeps the listening socket, and accepts every incoming connection on it.
 fn as_thief(arguments: &[String]) {
     let membership = member(&address_in(arguments), &small()).unwrap();
-    say("host");
+    report("host");
     wait_for_test();
     let stolen = listening_socket();
     membership.leave();
-    say("left");
+    report("left");
     for _ in 0..THEFTS {
         wire::answer(&next_of(&stolen));
-        say("stolen");
+        report("stolen");
     }
     wait_for_test();
 }
@@ -176,7 +176,7 @@ fn as_saboteur(arguments: &[String]) {
     } else {
         shutdown(listener.as_raw_fd(), Shutdown::Read).unwrap();
     }
-    say("done");
+    report("done");
     wait_for_test();
     drop((membership, channel));
 }
@@ -186,14 +186,14 @@ fn as_saboteur(arguments: &[String]) {
     clippy::incompatible_msrv,
     reason = "File::lock: the tests are built by a newer compiler"
 )]
-fn as_parting_host(arguments: &[String]) {
+fn as_exiting_host(arguments: &[String]) {
     let socket = Path::new(&arguments[0]);
     let beside = format!("{}.lock", arguments[0]);
     let lock = File::create(&beside).unwrap();
     lock.lock().unwrap();
     let listener = UnixListener::bind(socket).unwrap();
     setsockopt(&listener, sockopt::PassCred, &true).unwrap();
-    say("listening");
+    report("listening");
     let passed = |listener: &UnixListener| {
         fs::remove_file(socket).unwrap();
         fs::remove_file(&beside).unwrap();
@@ -202,7 +202,7 @@ fn as_parting_host(arguments: &[String]) {
             OwnedFd::from(lock.try_clone().unwrap()),
         ]
     };
-    say(wire::member_host_at(&listener, passed));
+    report(wire::member_host_at(&listener, passed));
     wait_for_test();
 }
 
@@ -222,25 +222,25 @@ fn as_false_host(arguments: &[String]) {
         "the socket" => vec![OwnedFd::from(listener.try_clone().unwrap())],
         other => unreachable!("{other}"),
     };
-    say(wire::member_host(&arguments[0], || say("listening"), passed));
+    report(wire::member_host(&arguments[0], || report("listening"), passed));
     wait_for_test();
 }
 
 /// A guest whose security module forbids it to read its lines, which does not prove anything about its host.
-fn as_reader_of_no_line(address: &Address) {
+fn as_unreadable_line(address: &Address) {
     let membership = member(address, &small()).unwrap();
     let (_sender, mut receiver) = membership.partner(None).unwrap().unwrap().split();
-    // Only in this thread: the keeper's has already started.
+    // Only in this thread: the membership thread has already started.
     forbid(nix::libc::SYS_recvmsg, None, nix::libc::EACCES);
     receiver.poll_line().unwrap();
     assert_eq!(receiver.close_reason(), None);
     assert_eq!(membership.role(), Role::Guest);
-    say("a guest");
+    report("a guest");
     wait_for_test();
     let end = Instant::now() + TIME_LIMIT;
     while receiver.close_reason().is_none() {
         let _ = receiver.poll_line();
-        assert!(Instant::now() < end, "it does not hear of its host's end");
+        assert!(Instant::now() < end, "the host's exit is not reported");
     }
     assert_eq!(receiver.close_reason(), Some(CloseReason::Lost));
     assert!(matches!(membership.next().unwrap(), Change::Role(Role::Host)));
@@ -261,7 +261,7 @@ fn listening_socket() -> OwnedFd {
         .unwrap()
 }
 
-/// Accepts the next connection, unless another process is faster.
+/// Accepts the next connection. Another process may accept one first.
 fn next_of(listener: &OwnedFd) -> UnixStream {
     loop {
         let mut polled = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
@@ -274,16 +274,16 @@ fn next_of(listener: &OwnedFd) -> UnixStream {
     }
 }
 
-/// Round trips, each with a sleeping receiver that is woken.
+/// Round trips, each of which wakes a sleeping receiver.
 const EXCHANGES: u64 = 200;
 
-/// Returns the number of wakeups of this process's keeper.
-fn wake_ups() -> u64 {
+/// Returns the number of times that the membership thread has slept.
+fn context_switches() -> u64 {
     let tasks = fs::read_dir("/proc/self/task").unwrap();
     let keeper = tasks
         .map(|task| task.unwrap().path())
         .find(|task| fs::read_to_string(task.join("comm")).unwrap().trim() == "ringfence-membe")
-        .expect("a keeper");
+        .expect("a membership thread");
     let status = fs::read_to_string(keeper.join("status")).unwrap();
     let line = status
         .lines()
@@ -291,21 +291,21 @@ fn wake_ups() -> u64 {
     line.unwrap().trim().parse().unwrap()
 }
 
-/// A member that obeys commands, one word per line: `leave`, `close` (only the channel), `tell` (a message to
+/// A member that obeys commands, one word per line: `leave`, `close` (only the channel), `send` (a message to
 /// the partner), `end`.
 fn obey(address: &Address, options: &Options) {
     let before = traces();
     let membership = match member(address, options) {
         Ok(membership) => membership,
         Err(error) => {
-            say(format!("{} {error}", error.code()));
+            report(format!("{} {error}", error.code()));
             return;
         }
     };
-    say(membership.role().to_string());
+    report(membership.role().to_string());
     let mut channel: Option<Channel> = None;
     loop {
-        let told = {
+        let has_command = {
             let stdin = std::io::stdin();
             let mut polled = [
                 PollFd::new(stdin.as_fd(), PollFlags::POLLIN),
@@ -317,34 +317,34 @@ fn obey(address: &Address, options: &Options) {
         while let Some(change) = match membership.try_next() {
             Ok(change) => change,
             Err(error) => {
-                say(format!("lost {} {error}", error.code()));
+                report(format!("lost {} {error}", error.code()));
                 return;
             }
         } {
             match change {
                 Change::Channel(new) => {
-                    say(format!("channel {} {}", new.role(), new.peer().pid));
+                    report(format!("channel {} {}", new.role(), new.peer().pid));
                     if let Some(old) = channel.replace(new) {
-                        say(format!("before {}", last_words(old)));
+                        report(format!("before {}", drain(old)));
                     }
                 }
-                Change::Role(role) => say(format!("now {role}")),
-                Change::Refused(refused) => say(format!("refused {}", refused.error.code())),
+                Change::Role(role) => report(format!("now {role}")),
+                Change::Refused(refused) => report(format!("refused {}", refused.error.code())),
                 other => panic!("{other:?}"),
             }
         }
-        if !told {
+        if !has_command {
             continue;
         }
-        match &*word() {
+        match &*read_command() {
             "close" => drop(channel.take()),
-            "tell" => channel.as_mut().unwrap().sender().send(b"told").unwrap(),
-            "partner" => say(membership.has_partner().to_string()),
+            "send" => channel.as_mut().unwrap().sender().send(b"hello").unwrap(),
+            "partner" => report(membership.has_partner().to_string()),
             "leave" | "" => {
                 membership.leave();
                 drop(channel);
                 assert_eq!(traces(), before);
-                say("left");
+                report("left");
                 return;
             }
             other => panic!("{other}"),
@@ -353,7 +353,7 @@ fn obey(address: &Address, options: &Options) {
 }
 
 /// Reads the next command, and no byte after it.
-fn word() -> String {
+fn read_command() -> String {
     let mut word = Vec::new();
     let mut byte = [0];
     while nix::unistd::read(std::io::stdin(), &mut byte).unwrap() == 1 && byte != *b"\n" {
@@ -363,7 +363,7 @@ fn word() -> String {
 }
 
 /// Reads the remaining messages of a channel that has ended, and its reason.
-fn last_words(channel: Channel) -> String {
+fn drain(channel: Channel) -> String {
     let (_sender, mut receiver) = channel.split();
     let mut words = Vec::new();
     let mut message = [0; 64];
@@ -393,15 +393,15 @@ fn start(role: &str, address: &Address) -> Actor {
 }
 
 /// Starts two members with a channel between them: the host, and the guest.
-fn two(address: &Address) -> (Actor, Actor) {
+fn start_pair(address: &Address) -> (Actor, Actor) {
     let host = start("member", address);
     host.expect("host");
-    let guest = joined(address, &host);
+    let guest = start_guest(address, &host);
     (host, guest)
 }
 
 /// Starts the guest of a host without one, and waits for their channel.
-fn joined(address: &Address, host: &Actor) -> Actor {
+fn start_guest(address: &Address, host: &Actor) -> Actor {
     let guest = start("member", address);
     guest.expect("guest");
     guest.expect(&format!("channel guest {}", host.pid()));
@@ -428,56 +428,56 @@ fn assert_free(address: &Address) {
 }
 
 #[test]
-fn a_host_that_leaves_is_followed_by_its_guest() {
+fn guest_takes_over_when_host_leaves() {
     for named in [true, false] {
         let (address, _keep) = fresh_address(named);
-        let (mut host, mut guest) = two(&address);
+        let (mut host, mut guest) = start_pair(&address);
         for _ in 0..5 {
-            host.tell("tell");
-            host.tell("leave");
+            host.send_line("send");
+            host.send_line("leave");
             // `leave` does not return before the guest has taken over the address.
             host.expect("left");
             host.finish();
             guest.expect("now host");
-            let next = joined(&address, &guest);
+            let next = start_guest(&address, &guest);
             // Messages sent before are still read, although the next partner is already there.
-            guest.expect("before told closed");
+            guest.expect("before hello closed");
             (host, guest) = (guest, next);
         }
-        host.tell("leave");
+        host.send_line("leave");
         host.expect("left");
         guest.expect("now host");
-        guest.tell("leave");
+        guest.send_line("leave");
         guest.expect("left");
         assert_free(&address);
     }
 }
 
 #[test]
-fn a_host_that_is_killed_is_followed_by_its_guest() {
+fn guest_takes_over_when_host_is_killed() {
     for named in [true, false] {
         let (address, _keep) = fresh_address(named);
-        let (mut host, mut guest) = two(&address);
+        let (mut host, mut guest) = start_pair(&address);
         for _ in 0..5 {
-            host.tell("tell");
-            host.tell("partner");
+            host.send_line("send");
+            host.send_line("partner");
             host.expect("true");
             host.kill();
             guest.expect("now host");
-            let next = joined(&address, &guest);
-            guest.expect("before told lost");
+            let next = start_guest(&address, &guest);
+            guest.expect("before hello lost");
             (host, guest) = (guest, next);
         }
-        guest.tell("leave");
+        guest.send_line("leave");
         guest.expect("left");
-        host.tell("leave");
+        host.send_line("leave");
         host.expect("left");
         assert_free(&address);
     }
 }
 
 #[test]
-fn a_host_that_executes_another_program_is_followed_by_its_guest() {
+fn guest_takes_over_when_host_calls_exec() {
     for named in [true, false] {
         let (address, _keep) = fresh_address(named);
         let mut host = start("executor", &address);
@@ -485,29 +485,29 @@ fn a_host_that_executes_another_program_is_followed_by_its_guest() {
         let mut guest = start("member", &address);
         guest.expect("guest");
         guest.expect(&format!("channel guest {}", host.pid()));
-        host.go_on();
+        host.proceed();
         guest.expect("now host");
-        guest.tell("leave");
+        guest.send_line("leave");
         guest.expect("left");
         assert_free(&address);
     }
 }
 
 #[test]
-fn a_third_is_told_so_or_waits_for_its_turn() {
+fn third_member_is_refused_or_waits_for_a_slot() {
     for named in [true, false] {
         let (address, _keep) = fresh_address(named);
-        let (mut host, mut guest) = two(&address);
+        let (mut host, mut guest) = start_pair(&address);
         let third = start("member", &address);
-        let told = third.hear();
-        assert!(told.starts_with("ADDRESS_OCCUPIED "), "{told}");
-        assert!(told.contains("two members hold it already"), "{told}");
+        let reply = third.next_line();
+        assert!(reply.starts_with("ADDRESS_OCCUPIED "), "{reply}");
+        assert!(reply.contains("two members hold it already"), "{reply}");
         host.expect("refused ADDRESS_OCCUPIED");
         let patient = start("patient", &address);
         host.expect("refused ADDRESS_OCCUPIED");
         // The host leaves: the guest becomes the host, and the waiting member becomes its guest.
-        host.tell("leave");
-        while host.hear() != "left" {}
+        host.send_line("leave");
+        while host.next_line() != "left" {}
         guest.expect("now host");
         patient.expect("guest");
         patient.expect(&format!("channel guest {}", guest.pid()));
@@ -520,7 +520,7 @@ fn a_third_is_told_so_or_waits_for_its_turn() {
         last.expect(&format!("channel guest {}", guest.pid()));
         guest.expect(&format!("channel host {}", last.pid()));
         guest.expect("before lost");
-        guest.tell("leave");
+        guest.send_line("leave");
         guest.expect("left");
         last.expect("now host");
         drop(last);
@@ -528,62 +528,62 @@ fn a_third_is_told_so_or_waits_for_its_turn() {
 }
 
 #[test]
-fn a_guest_that_leaves_frees_its_place_alone() {
+fn leaving_guest_frees_only_its_own_slot() {
     for named in [true, false] {
         let (address, _keep) = fresh_address(named);
-        let (mut host, mut guest) = two(&address);
+        let (mut host, mut guest) = start_pair(&address);
         for _ in 0..3 {
-            guest.tell("tell");
-            guest.tell("leave");
+            guest.send_line("send");
+            guest.send_line("leave");
             guest.expect("left");
-            let next = joined(&address, &host);
-            host.expect("before told closed");
+            let next = start_guest(&address, &host);
+            host.expect("before hello closed");
             guest = next;
         }
         drop(guest);
-        host.tell("leave");
+        host.send_line("leave");
         host.expect("left");
         assert_free(&address);
     }
 }
 
 #[test]
-fn a_member_that_closes_the_channel_alone_keeps_its_place() {
+fn closing_only_the_channel_keeps_the_membership() {
     for named in [true, false] {
         let (address, _keep) = fresh_address(named);
-        let (mut host, mut guest) = two(&address);
+        let (mut host, mut guest) = start_pair(&address);
         for round in 0..6 {
             let closes = if round % 2 == 0 { &mut host } else { &mut guest };
-            closes.tell("close");
+            closes.send_line("close");
             guest.expect(&format!("channel guest {}", host.pid()));
             host.expect(&format!("channel host {}", guest.pid()));
             let stays = if round % 2 == 0 { &guest } else { &host };
             stays.expect("before closed");
         }
-        host.tell("leave");
+        host.send_line("leave");
         host.expect("left");
         guest.expect("now host");
-        guest.tell("leave");
+        guest.send_line("leave");
         guest.expect("left");
         assert_free(&address);
     }
 }
 
 #[test]
-fn both_may_leave_at_once() {
+fn both_members_can_leave_concurrently() {
     let mut succeeded = 0;
     for round in 0..60 {
         let (address, _keep) = fresh_address(round % 2 == 0);
-        let (mut host, mut guest) = two(&address);
+        let (mut host, mut guest) = start_pair(&address);
         let (first, second) = if round % 4 < 2 {
             (&mut host, &mut guest)
         } else {
             (&mut guest, &mut host)
         };
-        first.tell("leave");
-        second.tell("leave");
+        first.send_line("leave");
+        second.send_line("leave");
         for member in [host, guest] {
-            match member.hear().as_str() {
+            match member.next_line().as_str() {
                 "left" => {}
                 "now host" => {
                     succeeded += 1;
@@ -599,41 +599,41 @@ fn both_may_leave_at_once() {
 }
 
 #[test]
-fn a_guest_of_another_user_follows_as_well() {
-    let Some(strangers) = Strangers::new() else {
+fn guest_of_another_user_takes_over() {
+    let Some(others) = OtherUsers::new() else {
         return;
     };
-    let address = strangers.address();
+    let address = others.address();
     let options = small()
         .mode(0o666)
-        .policy(Policy::new().any_executable().uids([STRANGER]));
-    let come = |role| {
+        .policy(Policy::new().any_executable().uids([OTHER_UID]));
+    let become_member = |role| {
         let own = member(&address, &options).unwrap();
         assert_eq!(own.role(), role);
         own
     };
-    let own = come(Role::Host);
-    let mut stranger = strangers.start("stranger", &address);
+    let own = become_member(Role::Host);
+    let mut stranger = others.start("stranger", &address);
     stranger.expect("guest");
     let channel = own.partner(None).unwrap().unwrap();
-    assert_eq!(channel.peer().uid, STRANGER);
+    assert_eq!(channel.peer().uid, OTHER_UID);
     own.leave();
-    while stranger.hear() != "now host" {}
-    let own = come(Role::Guest);
+    while stranger.next_line() != "now host" {}
+    let own = become_member(Role::Guest);
     let next = own.partner(None).unwrap().unwrap();
-    assert_eq!(next.peer().uid, STRANGER);
+    assert_eq!(next.peer().uid, OTHER_UID);
     // The last member may not remove the files. The next one takes them over.
     own.leave();
-    stranger.tell("leave");
-    while stranger.hear() != "left" {}
+    stranger.send_line("leave");
+    while stranger.next_line() != "left" {}
     assert!(address.as_path().unwrap().exists());
-    come(Role::Host).leave();
+    become_member(Role::Host).leave();
     assert_free(&address);
 }
 
 /// For an audit of what a process has passed on. The host of a pair passes on no share of its address.
 #[test]
-fn a_host_s_evidence_says_what_its_guest_has_of_the_place() {
+fn evidence_lists_descriptors_passed_to_the_guest() {
     let passed_on = |channel: &Channel| {
         let mut evidence = channel.evidence().iter();
         let found = evidence.find(|one| one.check == "passed on");
@@ -654,7 +654,7 @@ fn a_host_s_evidence_says_what_its_guest_has_of_the_place() {
 }
 
 #[test]
-fn the_keeper_sleeps_while_two_talk() {
+fn membership_thread_sleeps_while_messages_flow() {
     let (address, _keep) = fresh_address(false);
     let sleeper = start("sleeper", &address);
     sleeper.expect("host");
@@ -669,31 +669,31 @@ fn the_keeper_sleeps_while_two_talk() {
 }
 
 #[test]
-fn members_meet_members_alone() {
+fn member_and_join_refuse_each_other() {
     let (address, _keep) = fresh_address(false);
     let mut host = start("member", &address);
     host.expect("host");
     let joiner = start("joiner", &address);
-    let told = joiner.hear();
-    assert!(told.starts_with("PROTOCOL "), "{told}");
-    assert!(told.contains("called `member`"), "{told}");
-    assert!(told.contains("called `join`"), "{told}");
+    let reply = joiner.next_line();
+    assert!(reply.starts_with("PROTOCOL "), "{reply}");
+    assert!(reply.contains("called `member`"), "{reply}");
+    assert!(reply.contains("called `join`"), "{reply}");
     host.expect("refused PROTOCOL");
-    host.tell("leave");
+    host.send_line("leave");
     host.expect("left");
     // The other way round as well.
     let cancel_token = CancelToken::new().unwrap();
     let waiting = support::join_later(&address, &small().cancel_token(cancel_token.clone()));
     support::wait_for_host(&address);
     let member = start("member", &address);
-    let told = member.hear();
-    assert!(told.starts_with("PROTOCOL "), "{told}");
+    let reply = member.next_line();
+    assert!(reply.starts_with("PROTOCOL "), "{reply}");
     cancel_token.cancel();
     assert!(matches!(waiting.join().unwrap(), Err(Error::Aborted)));
 }
 
 #[test]
-fn a_process_does_not_meet_itself() {
+fn second_membership_of_one_process_is_refused() {
     let (address, _keep) = fresh_address(true);
     let first = member(&address, &small()).unwrap();
     assert_eq!((first.role(), first.has_partner()), (Role::Host, false));
@@ -713,7 +713,7 @@ fn a_process_does_not_meet_itself() {
 }
 
 #[test]
-fn one_that_has_left_may_come_again_at_once_as_the_guest_of_its_guest() {
+fn member_that_left_can_rejoin_as_guest_at_once() {
     let (address, _keep) = fresh_address(true);
     let mut own = member(&address, &small()).unwrap();
     for _ in 0..20 {
@@ -726,38 +726,38 @@ fn one_that_has_left_may_come_again_at_once_as_the_guest_of_its_guest() {
         assert_eq!(own.role(), Role::Guest);
         let channel = own.partner(None).unwrap().unwrap();
         assert_eq!(channel.peer().pid, other.pid());
-        other.tell("leave");
+        other.send_line("leave");
         assert!(matches!(own.next().unwrap(), Change::Role(Role::Host)));
         // It announced its departure by a token as well.
         assert_eq!(channel.tokens().try_token(), Some(LEAVING));
-        assert_eq!(last_words(channel), "closed");
+        assert_eq!(drain(channel), "closed");
         // It holds the address for a moment after it was taken over.
-        while other.hear() != "left" {}
+        while other.next_line() != "left" {}
     }
     own.leave();
     assert_free(&address);
 }
 
 #[test]
-fn the_waiting_for_a_place_can_be_called_off() {
+fn waiting_for_a_slot_can_be_cancelled() {
     let (address, _keep) = fresh_address(false);
-    let (_host, _guest) = two(&address);
+    let (_host, _guest) = start_pair(&address);
     let cancel_token = CancelToken::new().unwrap();
-    let calls_off = cancel_token.clone();
+    let canceller = cancel_token.clone();
     let (address_, options) = (address.clone(), small().wait(true).cancel_token(cancel_token));
     let waiting = thread::spawn(move || member(&address_, &options).map(drop));
-    calls_off.cancel();
+    canceller.cancel();
     assert!(matches!(waiting.join().unwrap(), Err(Error::Aborted)));
 }
 
 #[test]
-fn a_host_does_not_wait_for_ever_for_a_guest_that_was_stopped() {
+fn leaving_host_does_not_hang_on_a_stopped_guest() {
     for named in [true, false] {
         let (address, _keep) = fresh_address(named);
         let own = member(&address, &small().handshake_timeout(Duration::from_secs(1))).unwrap();
         let mut guest = start("member", &address);
         guest.expect("guest");
-        guest.hear();
+        guest.next_line();
         let _channel = own.partner(None).unwrap().unwrap();
         guest.stop();
         own.leave();
@@ -767,24 +767,24 @@ fn a_host_does_not_wait_for_ever_for_a_guest_that_was_stopped() {
         let next = start("member", &address);
         next.expect("guest");
         drop(next);
-        while !guest.hear().starts_with("channel host") {}
+        while !guest.next_line().starts_with("channel host") {}
         guest.expect("before closed");
-        guest.tell("leave");
+        guest.send_line("leave");
         guest.expect("left");
         assert_free(&address);
     }
 }
 
 #[test]
-fn a_process_that_dawdles_keeps_no_other_from_being_a_member() {
+fn stalled_handshakes_do_not_block_another_member() {
     let (address, _keep) = fresh_address(false);
     let host = start("member", &address);
     host.expect("host");
-    let dawdler = start("dawdles", &address);
-    dawdler.expect("dawdles");
+    let staller = start("stalled handshakes", &address);
+    staller.expect("stalled handshakes");
     let end = Instant::now() + TIME_LIMIT;
     while handshakes_of(host.pid()) < 16 {
-        assert!(Instant::now() < end, "they do not begin");
+        assert!(Instant::now() < end, "the handshakes do not start");
         thread::yield_now();
     }
     start("member", &address).expect("guest");
@@ -793,14 +793,14 @@ fn a_process_that_dawdles_keeps_no_other_from_being_a_member() {
 const THEFTS: usize = 2;
 
 #[test]
-fn one_that_keeps_the_listening_socket_is_not_believed() {
+fn clients_retry_past_a_stolen_listening_socket() {
     let (address, _keep) = fresh_address(false);
     let mut thief = start("thief", &address);
     thief.expect("host");
     let guest = start("member", &address);
     guest.expect("guest");
-    guest.hear();
-    thief.go_on();
+    guest.next_line();
+    thief.proceed();
     thief.expect("left");
     guest.expect("now host");
     // Each client that the thief steals connects again, until it meets the owner that the kernel has named.
@@ -809,40 +809,40 @@ fn one_that_keeps_the_listening_socket_is_not_believed() {
         let mut next = start("member", &address);
         next.expect("guest");
         next.expect(&format!("channel guest {}", guest.pid()));
-        next.tell("leave");
+        next.send_line("leave");
         next.expect("left");
-        while thief.heard().is_some() {
+        while thief.try_next_line().is_some() {
             stolen += 1;
         }
     }
 }
 
 #[test]
-fn a_partner_that_spoils_the_listening_socket_does_not_hang_the_other() {
-    for deed in ["hang", "shut"] {
-        let (address, _keep) = fresh_address(deed == "shut");
+fn sabotaged_listening_socket_does_not_hang_the_host() {
+    for sabotage in ["hang", "shut"] {
+        let (address, _keep) = fresh_address(sabotage == "shut");
         let own = member(&address, &small()).unwrap();
-        let mut saboteur = Actor::start("saboteur", &[&address.to_string(), deed]);
+        let mut saboteur = Actor::start("saboteur", &[&address.to_string(), sabotage]);
         saboteur.expect("done");
         let channel = own.partner(None).unwrap().unwrap();
-        if deed == "shut" {
+        if sabotage == "shut" {
             // No guest can connect any longer, and that is reported.
             assert!(matches!(own.next(), Err(Error::Closed(_))));
             // Its lock, which the partner holds as well, delays no other process.
             start("member", &address).expect("host");
         } else {
             let next = start("member", &address);
-            assert!(next.hear().starts_with("ADDRESS_OCCUPIED "));
+            assert!(next.next_line().starts_with("ADDRESS_OCCUPIED "));
         }
         drop(channel);
-        saboteur.go_on();
+        saboteur.proceed();
         own.leave();
         saboteur.finish();
     }
 }
 
 #[test]
-fn what_a_host_passes_is_looked_at() {
+fn guest_checks_descriptors_passed_by_its_host() {
     let cases = [
         ("nothing", "OBJECT_UNSOUND"),
         ("one too many", "OBJECT_UNSOUND"),
@@ -855,12 +855,12 @@ fn what_a_host_passes_is_looked_at() {
         let (address, _keep) = fresh_address(false);
         let host = Actor::start("false host", &[&address.to_string(), passed]);
         host.expect("listening");
-        let guest = start("deceived", &address);
-        let told = guest.hear();
-        assert!(told.starts_with(code), "{passed}: {told}");
+        let guest = start("misled", &address);
+        let reply = guest.next_line();
+        assert!(reply.starts_with(code), "{passed}: {reply}");
         guest.finish();
-        let told = host.hear();
-        assert!(told.starts_with("REFUSE"), "{passed}: {told}");
+        let reply = host.next_line();
+        assert!(reply.starts_with("REFUSE"), "{passed}: {reply}");
     }
     let (address, _keep) = fresh_address(false);
     let mut host = Actor::start("false host", &[&address.to_string(), "the socket"]);
@@ -876,10 +876,10 @@ fn what_a_host_passes_is_looked_at() {
 }
 
 #[test]
-fn a_newcomer_whose_host_goes_away_at_its_ready_comes_again() {
+fn member_retries_if_host_exits_at_ready() {
     for linked in [false, true] {
         let (address, directory) = fresh_address(true);
-        let mut host = Actor::start("parting host", &[&address.to_string()]);
+        let mut host = Actor::start("exiting host", &[&address.to_string()]);
         host.expect("listening");
         // Through the same path, the lock is not the one beside the socket. Through another path, the
         // socket's location is not even known.
@@ -893,63 +893,63 @@ fn a_newcomer_whose_host_goes_away_at_its_ready_comes_again() {
         };
         let own = member(&own_address, &small()).unwrap();
         assert_eq!(own.role(), Role::Host);
-        let told = host.hear();
+        let reply = host.next_line();
         assert!(
-            linked || (told.starts_with("REFUSE") && told.contains("lock")),
-            "{told}"
+            linked || (reply.starts_with("REFUSE") && reply.contains("lock")),
+            "{reply}"
         );
-        host.go_on();
+        host.proceed();
         host.finish();
         own.leave();
     }
 }
 
 #[test]
-fn a_guest_that_cannot_read_its_line_does_not_take_the_place_of_a_host_that_is_there() {
+fn unreadable_line_does_not_trigger_a_takeover() {
     let (address, _keep) = fresh_address(true);
     let mut host = start("member", &address);
     host.expect("host");
-    let mut guest = start("reads no line", &address);
+    let mut guest = start("unreadable line", &address);
     guest.expect("a guest");
     host.expect(&format!("channel host {}", guest.pid()));
-    host.tell("partner");
+    host.send_line("partner");
     host.expect("true");
     host.kill();
-    guest.go_on();
+    guest.proceed();
     guest.finish();
 }
 
 #[test]
-fn a_guest_that_cannot_take_its_hosts_place_says_why() {
+fn failed_takeover_reports_its_error() {
     let (address, _keep) = fresh_address(true);
     let mut host = start("member", &address);
     host.expect("host");
-    let guest = start("listens no more", &address);
+    let guest = start("listen fails", &address);
     guest.expect("guest");
-    assert!(guest.hear().starts_with("channel guest"));
+    assert!(guest.next_line().starts_with("channel guest"));
     host.kill();
     // The guest joins again, which needs the same system call.
     guest.expect("refused NO_SPACE");
-    assert!(guest.hear().starts_with("lost NO_SPACE"));
+    assert!(guest.next_line().starts_with("lost NO_SPACE"));
 }
 
 /// A cleaner has removed the host's files: a successor at that place would be a host that no client finds.
 #[test]
-fn a_guest_does_not_take_over_what_is_not_beside_the_path_any_more() {
+fn guest_rebinds_if_the_hosts_files_were_removed() {
     for file in ["", ".lock"] {
         let (address, _keep) = fresh_address(true);
-        let (mut host, guest) = two(&address);
-        host.tell("tell");
-        host.tell("partner");
+        let (mut host, guest) = start_pair(&address);
+        host.send_line("send");
+        host.send_line("partner");
         host.expect("true");
         fs::remove_file(format!("{address}{file}")).unwrap();
         host.kill();
         guest.expect("refused PEER_LOST");
         guest.expect("now host");
-        let next = joined(&address, &guest);
-        guest.expect("before told lost");
+        let next = start_guest(&address, &guest);
+        guest.expect("before hello lost");
         for mut member in [next, guest] {
-            member.tell("leave");
+            member.send_line("leave");
             member.expect("left");
         }
         assert_free(&address);
@@ -957,17 +957,17 @@ fn a_guest_does_not_take_over_what_is_not_beside_the_path_any_more() {
 }
 
 #[test]
-fn a_member_that_cannot_be_one_has_taken_no_place() {
-    let Some(strangers) = Strangers::new() else { return };
+fn failed_membership_occupies_no_slot() {
+    let Some(others) = OtherUsers::new() else { return };
     // A separate user: the limit counts all threads of a user.
-    let uid = STRANGER + 1000 + std::process::id() % 10_000;
+    let uid = OTHER_UID + 1000 + std::process::id() % 10_000;
     let (address, _keep) = fresh_address(false);
     let host = member(
         &address,
         &small().policy(Policy::new().any_executable().uids([uid, 0])),
     )
     .unwrap();
-    let short = strangers.start_as(uid, "short of threads", &[&address.to_string()]);
+    let short = others.start_as(uid, "limited threads", &[&address.to_string()]);
     let mut partner = host
         .partner(Some(Instant::now() + TIME_LIMIT))
         .unwrap()
@@ -984,29 +984,29 @@ fn a_member_that_cannot_be_one_has_taken_no_place() {
 }
 
 #[test]
-fn a_program_that_asks_for_nothing_is_brought_no_more_than_so_many() {
+fn unread_channels_are_limited_until_polled() {
     let (address, _keep) = fresh_address(false);
     let own = member(&address, &small()).unwrap();
     let mut guest = start("member", &address);
     guest.expect("guest");
     // The guest closes its channel and joins again, until this side accepts it no longer.
     for _ in 0..16 {
-        guest.hear();
-        guest.tell("close");
+        guest.next_line();
+        guest.send_line("close");
     }
     assert_eq!(own.role(), Role::Host);
     for _ in 0..16 {
         assert!(matches!(own.next().unwrap(), Change::Channel(_)));
     }
     // It accepts it again now.
-    assert!(guest.hear().starts_with("channel guest"));
+    assert!(guest.next_line().starts_with("channel guest"));
     assert!(own.partner(None).unwrap().is_some());
 }
 
 // Three members that join and leave at random.
 
 /// Messages on a channel in each direction: some at once, then one for each that arrives.
-const AT_ONCE: u64 = 8;
+const INITIAL_MESSAGES: u64 = 8;
 const MESSAGES: u64 = 100;
 
 fn now() -> u128 {
@@ -1015,14 +1015,14 @@ fn now() -> u128 {
 
 /// Inside a process that joins and leaves: exchanges messages with each partner, and records each sent
 /// message where the record outlives the process. `own`: a unique name, since the kernel reuses process ids.
-fn wander(address: &Address, notes: &Path, own: u32) {
+fn as_wanderer(address: &Address, records: &Path, own: u32) {
     let mut number = 0;
     let before = traces();
     loop {
         let membership = member(address, &small().wait(true)).unwrap();
-        say(format!("{} {}", membership.role(), now()));
-        let quiet = Arc::new(Mutex::new(false));
-        let mut talks = Vec::new();
+        report(format!("{} {}", membership.role(), now()));
+        let leaving = Arc::new(Mutex::new(false));
+        let mut exchanges = Vec::new();
         loop {
             let stdin = std::io::stdin();
             let mut polled = [
@@ -1030,54 +1030,54 @@ fn wander(address: &Address, notes: &Path, own: u32) {
                 PollFd::new(membership.as_fd(), PollFlags::POLLIN),
             ];
             poll(&mut polled, PollTimeout::NONE).unwrap();
-            let told = polled[0].any() == Some(true);
+            let has_command = polled[0].any() == Some(true);
             while let Some(change) = membership.try_next().unwrap() {
                 match change {
                     Change::Channel(channel) => {
-                        say(format!("channel {} {}", channel.role(), channel.peer().pid));
-                        let (notes, quiet) = (notes.to_owned(), Arc::clone(&quiet));
+                        report(format!("channel {} {}", channel.role(), channel.peer().pid));
+                        let (records, leaving) = (records.to_owned(), Arc::clone(&leaving));
                         number += 1;
-                        talks.push(thread::spawn(move || {
-                            talk(channel, (own, number), &notes, &quiet);
+                        exchanges.push(thread::spawn(move || {
+                            exchange(channel, (own, number), &records, &leaving);
                         }));
                     }
-                    Change::Role(role) => say(format!("{role} {}", now())),
+                    Change::Role(role) => report(format!("{role} {}", now())),
                     Change::Refused(_) => {}
                     other => panic!("{other:?}"),
                 }
             }
-            if told {
+            if has_command {
                 break;
             }
         }
-        word();
-        *quiet.lock().unwrap() = true;
-        say(format!("leaving {}", now()));
+        read_command();
+        *leaving.lock().unwrap() = true;
+        report(format!("leaving {}", now()));
         membership.leave();
-        for talk in talks {
-            talk.join().unwrap();
+        for exchange in exchanges {
+            exchange.join().unwrap();
         }
         assert_eq!(traces(), before);
-        say("left");
-        word();
+        report("left");
+        read_command();
     }
 }
 
 /// The sender of messages: a wanderer, and the number of its channel.
-type Talker = (u32, u32);
+type SenderId = (u32, u32);
 
-fn note(notes: &Path, (wanderer, number): Talker) -> PathBuf {
-    notes.join(format!("{wanderer}-{number}"))
+fn record_file(records: &Path, (wanderer, number): SenderId) -> PathBuf {
+    records.join(format!("{wanderer}-{number}"))
 }
 
-fn talk(channel: Channel, own: Talker, notes: &Path, quiet: &Mutex<bool>) {
+fn exchange(channel: Channel, own: SenderId, records: &Path, leaving: &Mutex<bool>) {
     let (mut sender, mut receiver) = channel.split();
-    let note = File::create_new(note(notes, own)).unwrap();
+    let record_file = File::create_new(record_file(records, own)).unwrap();
     let mut count = 0_u64;
     let mut send = || {
         // A message that is sent while this process leaves would be on neither side.
-        let quiet = quiet.lock().unwrap();
-        if *quiet || count == MESSAGES {
+        let leaving = leaving.lock().unwrap();
+        if *leaving || count == MESSAGES {
             return;
         }
         let mut message = [0; 16];
@@ -1086,13 +1086,13 @@ fn talk(channel: Channel, own: Talker, notes: &Path, quiet: &Mutex<bool>) {
         message[8..].copy_from_slice(&count.to_le_bytes());
         if sender.try_send(&message).unwrap_or(false) {
             count += 1;
-            note.write_all_at(&count.to_le_bytes(), 0).unwrap();
+            record_file.write_all_at(&count.to_le_bytes(), 0).unwrap();
         }
     };
-    for _ in 0..AT_ONCE {
+    for _ in 0..INITIAL_MESSAGES {
         send();
     }
-    let (mut read, mut whose) = (0_u64, None);
+    let (mut read, mut peer) = (0_u64, None);
     let mut message = [0; 16];
     let ended = loop {
         match receiver.receive(&mut message) {
@@ -1104,14 +1104,14 @@ fn talk(channel: Channel, own: Talker, notes: &Path, quiet: &Mutex<bool>) {
         }
         let word = |at: usize| u32::from_le_bytes(message[at..at + 4].try_into().unwrap());
         let this = (word(0), word(4));
-        assert_eq!(*whose.get_or_insert(this), this);
+        assert_eq!(*peer.get_or_insert(this), this);
         assert_eq!(u64::from_le_bytes(message[8..].try_into().unwrap()), read);
         read += 1;
         send();
     };
     // If this side has left, it has no guarantees.
-    if let (true, Some((wanderer, number))) = (ended, whose) {
-        say(format!("received {wanderer} {number} {read}"));
+    if let (true, Some((wanderer, number))) = (ended, peer) {
+        report(format!("received {wanderer} {number} {read}"));
     }
 }
 
@@ -1127,14 +1127,14 @@ struct Known {
 
 struct Supervisor {
     address: Address,
-    notes: tempfile::TempDir,
+    records: tempfile::TempDir,
     actors: HashMap<usize, (Actor, Known)>,
     next: usize,
-    says: mpsc::Sender<(usize, String)>,
-    said: Receiver<(usize, String)>,
+    reports_to: mpsc::Sender<(usize, String)>,
+    reports: Receiver<(usize, String)>,
     /// The start and end of each host's term.
     terms: Vec<(u128, u128)>,
-    received: Vec<(Talker, u64)>,
+    received: Vec<(SenderId, u64)>,
     random: u64,
 }
 
@@ -1144,8 +1144,8 @@ impl Supervisor {
         self.next += 1;
         let address = self.address.to_string();
         let name = number.to_string();
-        let words = [&*address, self.notes.path().to_str().unwrap(), &name];
-        let actor = Actor::start_among(number, self.says.clone(), "wanderer", &words);
+        let words = [&*address, self.records.path().to_str().unwrap(), &name];
+        let actor = Actor::start_with_shared_output(number, self.reports_to.clone(), "wanderer", &words);
         self.actors.insert(number, (actor, Known::default()));
     }
 
@@ -1158,9 +1158,9 @@ impl Supervisor {
     }
 
     /// Handles the next report of a member.
-    fn hear(&mut self) {
-        let heard = self.said.recv_timeout(TIME_LIMIT);
-        let (number, line) = heard.unwrap_or_else(|_| panic!("nothing happens: {:?}", self.known()));
+    fn handle_report(&mut self) {
+        let report = self.reports.recv_timeout(TIME_LIMIT);
+        let (number, line) = report.unwrap_or_else(|_| panic!("no report arrives: {:?}", self.known()));
         let words: Vec<_> = line.split(' ').collect();
         if words[0] == "received" {
             let name = |at: usize| words[at].parse().unwrap();
@@ -1186,7 +1186,7 @@ impl Supervisor {
                 }
             }
             ["left"] => known.left = true,
-            _ => panic!("{number} says {line}"),
+            _ => panic!("unexpected report of {number}: {line}"),
         }
     }
 
@@ -1208,7 +1208,7 @@ impl Supervisor {
             if settled {
                 return;
             }
-            self.hear();
+            self.handle_report();
         }
     }
 
@@ -1235,18 +1235,18 @@ impl Supervisor {
     }
 
     /// Makes a member leave and join again.
-    fn send_away(&mut self, number: usize) {
-        self.actors.get_mut(&number).unwrap().0.go_on();
+    fn make_leave(&mut self, number: usize) {
+        self.actors.get_mut(&number).unwrap().0.proceed();
         loop {
             let Some((actor, known)) = self.actors.get_mut(&number) else {
                 return;
             };
             if known.left {
                 *known = Known::default();
-                actor.go_on();
+                actor.proceed();
                 return;
             }
-            self.hear();
+            self.handle_report();
         }
     }
 
@@ -1261,8 +1261,8 @@ impl Supervisor {
             longest = longest.max(began - ended);
         }
         let mut messages = 0;
-        for (talker, received) in &self.received {
-            let sent = fs::read(note(self.notes.path(), *talker)).unwrap();
+        for (sender_id, received) in &self.received {
+            let sent = fs::read(record_file(self.records.path(), *sender_id)).unwrap();
             // A message sent a moment ago may not be recorded yet.
             let sent = sent.try_into().map_or(0, u64::from_le_bytes);
             assert!(
@@ -1287,17 +1287,17 @@ fn handovers() -> usize {
 }
 
 #[test]
-fn three_come_and_go_and_there_is_always_one_host() {
+fn random_churn_never_yields_two_hosts() {
     for named in [true, false] {
         let (address, _keep) = fresh_address(named);
-        let (says, said) = mpsc::channel();
+        let (reports_to, reports) = mpsc::channel();
         let mut supervisor = Supervisor {
             address: address.clone(),
-            notes: tempfile::tempdir().unwrap(),
+            records: tempfile::tempdir().unwrap(),
             actors: HashMap::new(),
             next: 0,
-            says,
-            said,
+            reports_to,
+            reports,
             terms: Vec::new(),
             received: Vec::new(),
             random: 1,
@@ -1314,7 +1314,7 @@ fn three_come_and_go_and_there_is_always_one_host() {
                 supervisor.start();
             } else if supervisor.actors[&number].1.host_since.is_some() || supervisor.actors[&number].1.guest
             {
-                supervisor.send_away(number);
+                supervisor.make_leave(number);
             }
         }
         supervisor.settle();
@@ -1327,13 +1327,13 @@ fn three_come_and_go_and_there_is_always_one_host() {
                 .map(|(number, _)| *number);
             match found {
                 Some(number) => {
-                    supervisor.actors.get_mut(&number).unwrap().0.go_on();
+                    supervisor.actors.get_mut(&number).unwrap().0.proceed();
                     while !supervisor.actors[&number].1.left {
-                        supervisor.hear();
+                        supervisor.handle_report();
                     }
                     supervisor.actors.remove(&number);
                 }
-                None => supervisor.hear(),
+                None => supervisor.handle_report(),
             }
         }
         supervisor.check();
@@ -1342,20 +1342,20 @@ fn three_come_and_go_and_there_is_always_one_host() {
 }
 
 #[test]
-fn a_member_may_have_all_the_time_that_there_is() {
+fn maximum_durations_are_accepted() {
     let (address, _keep) = fresh_address(false);
     let options = small().handshake_timeout(Duration::MAX).busy_poll(Duration::MAX);
     member(&address, &options).unwrap().leave();
 }
 
 /// Joins each address that it is given, and reports whether it was a guest there before it was the host.
-fn come_again_and_again() {
+fn as_rejoiner() {
     loop {
-        let path = PathBuf::from(word());
+        let path = PathBuf::from(read_command());
         if path.as_os_str().is_empty() {
             return;
         }
-        say("coming");
+        report("joining");
         let membership = member(&Address::path(&path).unwrap(), &small()).unwrap();
         let mut was_guest = membership.role() == Role::Guest;
         // Keep the channels as well: dropping one would close it, and a guest that closes does not become the
@@ -1370,7 +1370,7 @@ fn come_again_and_again() {
         was_guest |= changes
             .iter()
             .any(|change| matches!(change, Change::Role(Role::Host)));
-        say(format!(
+        report(format!(
             "{} {}",
             if was_guest { "guest" } else { "host" },
             fs::metadata(&path).unwrap().ino()
@@ -1381,25 +1381,25 @@ fn come_again_and_again() {
 
 /// A guest that received READY takes over the address, whatever has happened to the host in the meantime.
 #[test]
-fn a_host_that_leaves_while_its_guest_comes_drops_no_place() {
-    let mut comer = Actor::start("comer", &[]);
+fn host_leaving_during_a_handshake_keeps_the_address() {
+    let mut rejoiner = Actor::start("rejoiner", &[]);
     for round in 0..300 {
         let (address, directory) = fresh_address(true);
         let socket = directory.as_ref().unwrap().path().join("socket");
         let host = member(&address, &small()).unwrap();
         let before = fs::metadata(&socket).unwrap().ino();
-        comer.tell(socket.to_str().unwrap());
-        comer.expect("coming");
+        rejoiner.send_line(socket.to_str().unwrap());
+        rejoiner.expect("joining");
         // A random moment within a handshake, which takes a few milliseconds.
         let moment = Instant::now() + Duration::from_micros(round * 10);
         while Instant::now() < moment {
             thread::yield_now();
         }
         host.leave();
-        let told = comer.hear();
-        if let Some(inode) = told.strip_prefix("guest ") {
+        let reply = rejoiner.next_line();
+        if let Some(inode) = reply.strip_prefix("guest ") {
             assert_eq!(inode, before.to_string(), "round {round}");
         }
     }
-    comer.finish();
+    rejoiner.finish();
 }

@@ -1,5 +1,4 @@
-//! Reading from many sources as one: each source gets its turn. Also covers a source that ends, a merge that
-//! waits, and both in a forked child.
+//! Reading from many sources as one: fairness, sources that end, waiting, and a merge in a forked child.
 
 mod support;
 
@@ -30,7 +29,7 @@ use ringfence::{
     Sender, Subscription, connect, listen, publish, subscribe,
 };
 use support::{
-    Actor, TIME_LIMIT, accepted, address_in, fresh_address, join_later, say, small, wait_for_host,
+    Actor, TIME_LIMIT, accepted, address_in, fresh_address, join_later, report, small, wait_for_host,
     wait_for_test, wire,
 };
 
@@ -50,7 +49,7 @@ fn role() {
     let address = || address_in(&arguments);
     match role.as_str() {
         "flood" => as_flood(&arguments),
-        "speaker" => as_speaker(&arguments),
+        "numbers" => as_numbers(&arguments),
         "many" => as_many(&arguments),
         "liar" => as_liar(&arguments),
         "echo" => as_echo(&arguments),
@@ -61,8 +60,8 @@ fn role() {
         "reader" => read_asleep(&address()),
         "reads what is wiped" => read_what_is_wiped(&arguments[0]),
         "counts barriers" => count_barriers(&address()),
-        "forks" => fork_beside(&address()),
-        "short" => be_short(&address()),
+        "forks" => fork_with_merge(&address()),
+        "short" => exhaust_descriptors(&address()),
         other => unreachable!("{other}"),
     }
 }
@@ -73,18 +72,18 @@ fn as_flood(arguments: &[String]) {
     let message = vec![7; arguments[1].parse().unwrap()];
     loop {
         while channel.sender().try_send(&message).unwrap() {}
-        say("full");
+        report("full");
         wait_for_test();
     }
 }
 
 /// Sends one word each time.
-fn as_speaker(arguments: &[String]) {
+fn as_numbers(arguments: &[String]) {
     let mut channel = connect(&address_in(arguments), &small()).unwrap();
     for number in 0_u32.. {
         wait_for_test();
         channel.sender().send(&number.to_le_bytes()).unwrap();
-        say("said");
+        report("sent number");
     }
 }
 
@@ -96,10 +95,10 @@ fn as_many(arguments: &[String]) {
         .collect();
     for (own, channel) in (0_u32..).zip(&mut channels) {
         for number in 0..each {
-            channel.sender().send(&words(own, number)).unwrap();
+            channel.sender().send(&payload(own, number)).unwrap();
         }
     }
-    say("sent");
+    report("sent");
     wait_for_test();
     for (own, mut channel) in channels.into_iter().enumerate() {
         match own % 2 {
@@ -107,16 +106,16 @@ fn as_many(arguments: &[String]) {
             _ => channel.sender().end(),
         }
     }
-    say("ended");
+    report("ended");
     wait_for_test();
 }
 
 fn as_liar(arguments: &[String]) {
-    let peer = wire::Met::guest(&arguments[0]);
+    let peer = wire::ManualGuest::guest(&arguments[0]);
     // A tail that no honest producer writes.
     peer.write(128, 12_345);
-    peer.ring_bell();
-    say("lied");
+    peer.send_wakeup();
+    report("violated");
     wait_for_test();
 }
 
@@ -138,7 +137,7 @@ fn as_parent(arguments: &[String]) {
         ForkResult::Child => loop {
             pause();
         },
-        ForkResult::Parent { child } => say(child.to_string()),
+        ForkResult::Parent { child } => report(child.to_string()),
     }
     wait_for_test();
 }
@@ -148,7 +147,7 @@ fn as_publisher(arguments: &[String]) {
     let [count, stall] = [1, 2].map(|index: usize| arguments[index].parse::<u64>().unwrap());
     let options = small().stall(Duration::from_millis(stall));
     let mut publisher = publish(&address_in(arguments), &options).unwrap();
-    say("publishing");
+    report("publishing");
     let subscriber = match publisher.next().unwrap() {
         PublisherEvent::Subscriber(subscriber) => subscriber,
         other => panic!("{other:?}"),
@@ -160,7 +159,7 @@ fn as_publisher(arguments: &[String]) {
         }
         publisher.send(&number.to_le_bytes()).unwrap();
     }
-    say("published");
+    report("published");
     publisher.end();
     wait_for_test();
 }
@@ -169,15 +168,15 @@ fn as_publisher(arguments: &[String]) {
 fn as_overwrites(arguments: &[String]) {
     let options = small().stall(Duration::from_millis(1));
     let mut publisher = publish(&address_in(arguments), &options).unwrap();
-    say("publishing");
+    report("publishing");
     assert!(matches!(publisher.next().unwrap(), PublisherEvent::Subscriber(_)));
     publisher.send(&[1; IN_PLACE]).unwrap();
-    say("published");
+    report("published");
     wait_for_test();
     for number in 2..=50 {
         publisher.send(&[number; IN_PLACE]).unwrap();
     }
-    say("overwritten");
+    report("overwritten");
     wait_for_test();
 }
 
@@ -187,22 +186,22 @@ fn as_exposed(arguments: &[String]) {
     if arguments[1] == "channel" {
         let (mut sender, mut receiver) = connect(&address, &small()).unwrap().split();
         sender.send(&[1; IN_PLACE]).unwrap();
-        say("sent");
+        report("sent");
         let ended = receiver.receive(&mut [0; 8]);
         assert!(matches!(ended, Err(Error::ObjectExposed(_))), "{ended:?}");
     } else {
         let mut publisher = publish(&address, &small()).unwrap();
-        say("publishing");
+        report("publishing");
         assert!(matches!(publisher.next().unwrap(), PublisherEvent::Subscriber(_)));
         publisher.send(&[1; IN_PLACE]).unwrap();
-        say("sent");
+        report("sent");
         while publisher.next().is_ok() {}
     }
-    say("wiped");
+    report("wiped");
     wait_for_test();
 }
 
-fn words(own: u32, number: u32) -> Vec<u8> {
+fn payload(own: u32, number: u32) -> Vec<u8> {
     [own.to_le_bytes(), number.to_le_bytes()].concat()
 }
 
@@ -238,9 +237,9 @@ impl Scene {
     }
 }
 
-fn speak(speaker: &mut Actor) {
-    speaker.go_on();
-    speaker.expect("said");
+fn send_number(client: &mut Actor) {
+    client.proceed();
+    client.expect("sent number");
 }
 
 /// Returns the next message or end, which must arrive.
@@ -250,7 +249,7 @@ fn next(merge: &mut Merge, room: &mut [u8]) -> Merged {
         if let Some(merged) = merge.try_receive(room).unwrap() {
             return merged;
         }
-        assert!(merge.wait_readable(Some(end)).unwrap(), "nothing comes");
+        assert!(merge.wait_readable(Some(end)).unwrap(), "nothing arrives");
     }
 }
 
@@ -266,7 +265,7 @@ fn bytes_before(merge: &mut Merge, wanted: Key, way: &str) -> usize {
             bytes += message.len() + 8;
         };
         merge.receive_each(visit, 100_000).unwrap();
-        return before.expect("it was heard");
+        return before.expect("the message was visited");
     }
     let mut room = [0; 2048];
     loop {
@@ -279,7 +278,7 @@ fn bytes_before(merge: &mut Merge, wanted: Key, way: &str) -> usize {
 }
 
 #[test]
-fn a_flood_gets_no_more_than_its_turn_before_a_quiet_source_is_heard() {
+fn flooding_source_gets_one_turn_at_a_time() {
     for (size, way) in [
         ("64", "receive"),
         ("1000", "receive"),
@@ -290,19 +289,19 @@ fn a_flood_gets_no_more_than_its_turn_before_a_quiet_source_is_heard() {
         let mut merge = Merge::new().unwrap();
         let (mut flood, flooding) = scene.start(&mut merge, "flood", &[size]);
         flood.expect("full");
-        let (mut speaker, quiet) = scene.start(&mut merge, "speaker", &[]);
-        speak(&mut speaker);
+        let (mut client, quiet) = scene.start(&mut merge, "numbers", &[]);
+        send_number(&mut client);
         let before = bytes_before(&mut merge, quiet, way);
         assert!(before <= TURN, "{size} {way}: {before} bytes came before it");
         for _ in 0..3 {
             // It was found empty, and has messages again.
-            flood.go_on();
+            flood.proceed();
             flood.expect("full");
             let Merged::Message { from, .. } = next(&mut merge, &mut [0; 2048]) else {
                 panic!("an end");
             };
             assert_eq!(from, flooding);
-            speak(&mut speaker);
+            send_number(&mut client);
             let before = bytes_before(&mut merge, quiet, way);
             assert!(before <= 2 * TURN, "{size} {way}: {before} bytes came before it");
         }
@@ -310,18 +309,18 @@ fn a_flood_gets_no_more_than_its_turn_before_a_quiet_source_is_heard() {
 }
 
 #[test]
-fn a_turn_ends_after_a_while_as_well() {
+fn turn_is_limited_in_time() {
     let mut scene = Scene::new();
     let mut merge = Merge::new().unwrap();
     let (flood, _) = scene.start(&mut merge, "flood", &["64"]);
     flood.expect("full");
-    let (mut speaker, quiet) = scene.start(&mut merge, "speaker", &[]);
+    let (mut client, quiet) = scene.start(&mut merge, "numbers", &[]);
     let mut room = [0; 64];
     // It has been found empty.
     for _ in 0..1000 {
         next(&mut merge, &mut room);
     }
-    speak(&mut speaker);
+    send_number(&mut client);
     let mut count = 0;
     while !matches!(next(&mut merge, &mut room), Merged::Message { from, .. } if from == quiet) {
         let end = Instant::now() + Duration::from_millis(1);
@@ -336,7 +335,7 @@ fn a_turn_ends_after_a_while_as_well() {
 }
 
 #[test]
-fn each_of_100_sources_comes_in_its_order_and_leaves_after_its_last_message() {
+fn each_source_keeps_its_order_and_ends_last() {
     let mut scene = Scene::new();
     let mut merge = Merge::new().unwrap();
     let mut actors: Vec<_> = (0..5)
@@ -357,7 +356,7 @@ fn each_of_100_sources_comes_in_its_order_and_leaves_after_its_last_message() {
         actor.kill();
     }
     for actor in &mut actors[2..] {
-        actor.go_on();
+        actor.proceed();
         actor.expect("ended");
     }
     let killed: Vec<_> = actors[..2].iter().map(Actor::pid).collect();
@@ -369,7 +368,7 @@ fn each_of_100_sources_comes_in_its_order_and_leaves_after_its_last_message() {
             Merged::Message { from, length } => {
                 let own = u32::from_le_bytes(room[..4].try_into().unwrap());
                 let (wanted, number) = read.entry(from).or_insert((own, 0));
-                assert_eq!(room[..length], words(*wanted, *number));
+                assert_eq!(room[..length], payload(*wanted, *number));
                 *number += 1;
             }
             Merged::Ended { from, reason } => {
@@ -391,7 +390,7 @@ fn each_of_100_sources_comes_in_its_order_and_leaves_after_its_last_message() {
 }
 
 #[test]
-fn a_liar_leaves_and_costs_the_others_nothing() {
+fn corrupt_source_is_removed_without_affecting_others() {
     let mut scene = Scene::new();
     let mut merge = Merge::new().unwrap();
     let (address, _) = fresh_address(false);
@@ -399,13 +398,19 @@ fn a_liar_leaves_and_costs_the_others_nothing() {
     wait_for_host(&address);
     let liar = Actor::start("liar", &[&address.to_string()]);
     let (_sender, receiver) = joining.join().unwrap().unwrap().split();
-    let lying = merge.add(receiver).unwrap();
-    let (mut speaker, honest) = scene.start(&mut merge, "speaker", &[]);
-    liar.expect("lied");
+    let corrupt = merge.add(receiver).unwrap();
+    let (mut client, honest) = scene.start(&mut merge, "numbers", &[]);
+    liar.expect("violated");
     let mut room = [0; 64];
     let reason = CloseReason::Corrupt;
-    assert_eq!(next(&mut merge, &mut room), Merged::Ended { from: lying, reason });
-    speak(&mut speaker);
+    assert_eq!(
+        next(&mut merge, &mut room),
+        Merged::Ended {
+            from: corrupt,
+            reason
+        }
+    );
+    send_number(&mut client);
     let wanted = Merged::Message {
         from: honest,
         length: 4,
@@ -414,7 +419,7 @@ fn a_liar_leaves_and_costs_the_others_nothing() {
 }
 
 #[test]
-fn a_source_that_is_removed_is_handed_back_open_and_its_key_names_no_other() {
+fn removed_source_stays_open_and_its_key_is_not_reused() {
     let mut scene = Scene::new();
     let mut merge: Merge = Merge::new().unwrap();
     assert!(!merge.is_ended(), "it never had one");
@@ -422,9 +427,9 @@ fn a_source_that_is_removed_is_handed_back_open_and_its_key_names_no_other() {
         merge.wait_readable(Some(Instant::now())),
         Err(Error::TimedOut)
     ));
-    let (mut first, key) = scene.start(&mut merge, "speaker", &[]);
+    let (mut first, key) = scene.start(&mut merge, "numbers", &[]);
     for _ in 0..3 {
-        speak(&mut first);
+        send_number(&mut first);
     }
     let mut room = [0; 64];
     assert_eq!(
@@ -443,15 +448,15 @@ fn a_source_that_is_removed_is_handed_back_open_and_its_key_names_no_other() {
         receiver.receive(&mut [0; 64]).unwrap();
         receiver
     });
-    speak(&mut first);
+    send_number(&mut first);
     let receiver = reading.join().unwrap();
 
-    let (mut second, other) = scene.start(&mut merge, "speaker", &[]);
+    let (mut second, other) = scene.start(&mut merge, "numbers", &[]);
     assert_ne!(key, other);
     assert!(merge.source(key).is_none() && merge.remove(key).is_none());
     let again = merge.add(receiver).unwrap();
-    speak(&mut first);
-    speak(&mut second);
+    send_number(&mut first);
+    send_number(&mut second);
     let mut found: Vec<_> = (0..2).map(|_| next(&mut merge, &mut room)).collect();
     found.sort_by_key(|merged| matches!(merged, Merged::Message { from, .. } if *from == again));
     assert_eq!(
@@ -461,13 +466,13 @@ fn a_source_that_is_removed_is_handed_back_open_and_its_key_names_no_other() {
 }
 
 #[test]
-fn a_message_that_does_not_fit_stays_and_is_the_next_one() {
+fn message_larger_than_the_buffer_is_kept() {
     let mut scene = Scene::new();
     let mut merge = Merge::new().unwrap();
     let (flood, key) = scene.start(&mut merge, "flood", &["1000"]);
     flood.expect("full");
-    let (mut speaker, _) = scene.start(&mut merge, "speaker", &[]);
-    speak(&mut speaker);
+    let (mut client, _) = scene.start(&mut merge, "numbers", &[]);
+    send_number(&mut client);
     for _ in 0..3 {
         let error = merge.try_receive(&mut [0; 10]).unwrap_err();
         assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
@@ -481,17 +486,17 @@ fn a_message_that_does_not_fit_stays_and_is_the_next_one() {
 }
 
 #[test]
-fn an_event_loop_of_the_program_s_own_hears_messages_and_ends() {
+fn merge_descriptor_signals_messages_and_ends() {
     let mut scene = Scene::new();
     let mut merge = Merge::new().unwrap();
-    let (mut speaker, key) = scene.start(&mut merge, "speaker", &[]);
+    let (mut client, key) = scene.start(&mut merge, "numbers", &[]);
     let is_readable = |merge: &Merge, timeout| {
         let mut polled = [PollFd::new(merge.as_fd(), PollFlags::POLLIN)];
         poll(&mut polled, timeout).unwrap() == 1
     };
     assert!(merge.arm().unwrap());
     assert!(!is_readable(&merge, PollTimeout::ZERO));
-    speak(&mut speaker);
+    send_number(&mut client);
     assert!(is_readable(&merge, PollTimeout::MAX));
     merge.poll().unwrap();
     let mut visited = Vec::new();
@@ -504,7 +509,7 @@ fn an_event_loop_of_the_program_s_own_hears_messages_and_ends() {
     assert_eq!(visited, [(key, 4)]);
     assert!(merge.arm().unwrap());
     assert!(!is_readable(&merge, PollTimeout::ZERO));
-    speaker.kill();
+    client.kill();
     assert!(is_readable(&merge, PollTimeout::MAX));
     merge.poll().unwrap();
     assert!(!merge.arm().unwrap());
@@ -515,12 +520,12 @@ fn an_event_loop_of_the_program_s_own_hears_messages_and_ends() {
 
 /// The line does not end with the process, so only its pidfd reports the exit.
 #[test]
-fn a_source_whose_process_ends_leaves_though_a_child_has_its_line() {
+fn exited_source_ends_even_if_its_child_holds_the_line() {
     let mut scene = Scene::new();
     let mut merge = Merge::new().unwrap();
-    let (mut speaker, other) = scene.start(&mut merge, "speaker", &[]);
+    let (mut client, other) = scene.start(&mut merge, "numbers", &[]);
     let (mut parent, key) = scene.start(&mut merge, "has a child", &[]);
-    let child = Pid::from_raw(parent.hear().parse().unwrap());
+    let child = Pid::from_raw(parent.next_line().parse().unwrap());
     let waits = |merge: &mut Merge| {
         assert!(merge.arm().unwrap());
         let mut polled = [PollFd::new(merge.as_fd(), PollFlags::POLLIN)];
@@ -529,36 +534,36 @@ fn a_source_whose_process_ends_leaves_though_a_child_has_its_line() {
     };
     parent.kill();
     waits(&mut merge);
-    let told = merge.try_receive(&mut [0; 8]).unwrap();
+    let merged = merge.try_receive(&mut [0; 8]).unwrap();
     // Nothing else ends the child, whatever was reported.
     kill(child, Signal::SIGKILL).unwrap();
     let (from, reason) = (key, CloseReason::Lost);
-    assert_eq!(told, Some(Merged::Ended { from, reason }));
+    assert_eq!(merged, Some(Merged::Ended { from, reason }));
     // The other source wakes the merge, and is read as before.
-    speak(&mut speaker);
+    send_number(&mut client);
     waits(&mut merge);
     let (from, length) = (other, 4);
     assert_eq!(
         merge.try_receive(&mut [0; 8]).unwrap(),
         Some(Merged::Message { from, length })
     );
-    assert!(merge.arm().unwrap(), "and nothing is left to be heard");
+    assert!(merge.arm().unwrap(), "no event is left");
     let mut polled = [PollFd::new(merge.as_fd(), PollFlags::POLLIN)];
     assert_eq!(poll(&mut polled, PollTimeout::ZERO), Ok(0));
 }
 
 #[test]
-fn a_caller_that_only_ever_polls_notices_an_end() {
+fn polling_alone_detects_an_end() {
     let mut scene = Scene::new();
     let mut merge = Merge::new().unwrap();
-    let (mut speaker, key) = scene.start(&mut merge, "speaker", &[]);
-    speak(&mut speaker);
-    speaker.kill();
+    let (mut client, key) = scene.start(&mut merge, "numbers", &[]);
+    send_number(&mut client);
+    client.kill();
     let end = Instant::now() + TIME_LIMIT;
     let mut found = Vec::new();
     while !merge.is_ended() {
         found.extend(merge.try_receive(&mut [0; 64]).unwrap());
-        assert!(Instant::now() < end, "no end is noticed");
+        assert!(Instant::now() < end, "the end is not detected");
     }
     let reason = CloseReason::Lost;
     assert_eq!(
@@ -571,11 +576,11 @@ fn a_caller_that_only_ever_polls_notices_an_end() {
 }
 
 #[test]
-fn this_side_closes_a_source_from_another_thread_and_the_merge_goes_on() {
+fn closing_a_source_on_another_thread_ends_only_it() {
     let mut scene = Scene::new();
     let mut merge = Merge::new().unwrap();
-    let (_first, closed) = scene.start(&mut merge, "speaker", &[]);
-    let (_second, _) = scene.start(&mut merge, "speaker", &[]);
+    let (_first, closed) = scene.start(&mut merge, "numbers", &[]);
+    let (_second, _) = scene.start(&mut merge, "numbers", &[]);
     let mut sender = scene.senders.remove(0);
     let closing = thread::spawn(move || sender.close());
     let merged = next(&mut merge, &mut [0; 64]);
@@ -586,7 +591,7 @@ fn this_side_closes_a_source_from_another_thread_and_the_merge_goes_on() {
 }
 
 #[test]
-fn a_thread_may_wait_for_room_in_a_channel_that_a_merge_reads() {
+fn sender_can_wait_for_room_while_merge_reads() {
     let mut scene = Scene::new();
     let mut merge = Merge::new().unwrap();
     let (mut echo, key) = scene.start(&mut merge, "echo", &[]);
@@ -612,7 +617,7 @@ fn a_thread_may_wait_for_room_in_a_channel_that_a_merge_reads() {
     sending.join().unwrap();
     let reason = CloseReason::Closed;
     assert_eq!(next(&mut merge, &mut room), Merged::Ended { from: key, reason });
-    echo.go_on();
+    echo.proceed();
     echo.finish();
 }
 
@@ -626,18 +631,18 @@ fn subscribed(count: &str, stall: &str) -> (Actor, Subscription) {
 }
 
 #[test]
-fn subscriptions_and_channels_are_read_as_one_and_an_evicted_one_leaves_with_that_reason() {
+fn subscriptions_and_channels_can_be_merged() {
     let mut merge: Merge<AnySource> = Merge::new().unwrap();
     let (address, _) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
-    let mut speaker = Actor::start("speaker", &[&address.to_string()]);
+    let mut client = Actor::start("numbers", &[&address.to_string()]);
     let (_sender, receiver) = accepted(&listener).split();
-    let spoken = merge.add(receiver.into()).unwrap();
-    let (mut ticker, subscription) = subscribed("3000", "60000");
-    let ticking = merge.add(subscription.into()).unwrap();
+    let from_channel = merge.add(receiver.into()).unwrap();
+    let (mut publisher, subscription) = subscribed("3000", "60000");
+    let from_publisher = merge.add(subscription.into()).unwrap();
     let (mut stalled, subscription) = subscribed("1000000", "1");
     // It is not read, since it was not added.
-    stalled.go_on();
+    stalled.proceed();
     stalled.expect("published");
     let evicted = merge.add(subscription.into()).unwrap();
 
@@ -655,28 +660,28 @@ fn subscriptions_and_channels_are_read_as_one_and_an_evicted_one_leaves_with_tha
         match merge.try_receive(&mut room).unwrap() {
             Some(Merged::Message { from, length }) => return (from, Ok(room[..length].to_vec())),
             Some(Merged::Ended { from, reason }) => return (from, Err(reason)),
-            None => assert!(merge.wait_readable(Some(end)).unwrap(), "nothing comes"),
+            None => assert!(merge.wait_readable(Some(end)).unwrap(), "nothing arrives"),
         }
     };
     // Nothing was received before, and a ring that is overwritten is not read.
     assert_eq!(next(&mut merge, 1), (evicted, Err(CloseReason::Evicted)));
-    ticker.go_on();
+    publisher.proceed();
     for number in 0..3000_u64 {
         if number % 1000 == 500 {
-            speak(&mut speaker);
+            send_number(&mut client);
         }
         let mut found = next(&mut merge, number);
-        if found.0 == spoken {
+        if found.0 == from_channel {
             assert!(found.1.is_ok());
             found = next(&mut merge, number);
         }
-        assert_eq!(found, (ticking, Ok(number.to_le_bytes().to_vec())));
+        assert_eq!(found, (from_publisher, Ok(number.to_le_bytes().to_vec())));
     }
     let mut last = next(&mut merge, 1);
-    while last.0 == spoken {
+    while last.0 == from_channel {
         last = next(&mut merge, 1);
     }
-    assert_eq!(last, (ticking, Err(CloseReason::Closed)));
+    assert_eq!(last, (from_publisher, Err(CloseReason::Closed)));
     assert_eq!(merge.len(), 1);
 }
 
@@ -709,7 +714,7 @@ fn is_overwritten<S: ringfence::Source + fmt::Debug>(mut publisher: Actor, sourc
     let mut merge = Merge::new().unwrap();
     let from = merge.add(source).unwrap();
     let (drained, seen) = drain_disturbed(&mut merge, || {
-        publisher.go_on();
+        publisher.proceed();
         publisher.expect("overwritten");
     });
     assert!(seen[0] > 1, "the first message is overwritten");
@@ -720,12 +725,12 @@ fn is_overwritten<S: ringfence::Source + fmt::Debug>(mut publisher: Actor, sourc
         merge.receive_each(|_, _| panic!("nothing is left"), 100).unwrap(),
         0
     );
-    publisher.go_on();
+    publisher.proceed();
     publisher.finish();
 }
 
 #[test]
-fn a_message_that_is_overwritten_during_its_visit_is_an_error_and_not_counted() {
+fn message_overwritten_during_visit_is_an_error() {
     let (publisher, subscription) = to_be_overwritten();
     is_overwritten(publisher, subscription);
     let (publisher, subscription) = to_be_overwritten();
@@ -747,7 +752,7 @@ fn open_peers_ring() {
 }
 
 #[test]
-fn a_message_that_is_wiped_during_its_visit_is_an_error_and_not_counted() {
+fn message_wiped_during_visit_is_an_error() {
     if !geteuid().is_root() {
         eprintln!("skipped: it takes root to open what a process has mapped");
         return;
@@ -790,7 +795,7 @@ fn read_what_is_wiped(kind: &str) {
     );
     let (key, reason) = merge.next_end().unwrap();
     assert_eq!(key, from);
-    say(format!(
+    report(format!(
         "{code}, {} received, {reason}",
         merge.stats().messages_received
     ));
@@ -807,25 +812,25 @@ fn read_asleep(address: &Address) {
         merge.add(receiver).unwrap();
     }
     // SAFETY: gettid takes nothing and touches no memory.
-    say(format!("{}", unsafe { libc::syscall(libc::SYS_gettid) }));
+    report(format!("{}", unsafe { libc::syscall(libc::SYS_gettid) }));
     let mut room = [0; 64];
     let mut count = 0;
     while let Some(merged) = merge.receive(&mut room).unwrap() {
         if let Merged::Message { .. } = merged {
             count += 1;
-            say(format!("message {count}"));
+            report(format!("message {count}"));
         }
     }
-    say("over");
+    report("over");
 }
 
 #[test]
-fn a_merge_that_waits_is_not_woken_for_nothing() {
+fn waiting_merge_has_no_spurious_wakeups() {
     let (address, _) = fresh_address(false);
     let reader = Actor::start("reader", &[&address.to_string()]);
     wait_for_host(&address);
     let mut agents: Vec<_> = (0..20).map(|_| connect(&address, &small()).unwrap()).collect();
-    let thread = reader.hear();
+    let thread = reader.next_line();
     let status = format!("/proc/{}/task/{thread}/status", reader.pid());
     let slept = || {
         let status = fs::read_to_string(&status).unwrap();
@@ -862,7 +867,7 @@ fn count_barriers(address: &Address) {
     let listener = listen(address, &small()).unwrap();
     let mut merge = Merge::new().unwrap();
     let mut senders = Vec::new();
-    say("listening");
+    report("listening");
     for _ in 0..20 {
         let (sender, receiver) = accepted(&listener).split();
         senders.push(sender);
@@ -870,14 +875,14 @@ fn count_barriers(address: &Address) {
     }
     support::count_barriers();
     assert!(merge.arm().unwrap());
-    say(support::barriers().to_string());
+    report(support::barriers().to_string());
     // Parked sources are not parked again.
     assert!(merge.arm().unwrap());
-    say(support::barriers().to_string());
+    report(support::barriers().to_string());
     // A channel alone, to check that its barriers are counted.
     let (mut sender, mut receiver) = accepted(&listener).split();
     assert!(receiver.arm().unwrap());
-    say(support::barriers().to_string());
+    report(support::barriers().to_string());
     // The last client checks this process once more.
     wait_for_test();
     sender.close();
@@ -896,10 +901,10 @@ fn parking_20_sources_costs_one_barrier() {
     let (registered, _) = fresh_address(false);
     drop(publish(&registered, &small()).unwrap());
     let agents: Vec<_> = (0..21).map(|_| connect(&address, &small()).unwrap()).collect();
-    let heard = [(); 3].map(|()| reader.hear());
+    let counts = [(); 3].map(|()| reader.next_line());
     drop(agents);
     reader.finish();
-    assert_eq!(heard, ["1", "1", "2"]);
+    assert_eq!(counts, ["1", "1", "2"]);
 }
 
 /// Makes every call of a merge, in a child.
@@ -915,12 +920,12 @@ fn use_inherited(mut merge: Merge, key: Key) {
 }
 
 /// In another process: forks a child that uses the merge, which continues to work here.
-fn fork_beside(address: &Address) {
+fn fork_with_merge(address: &Address) {
     let listener = listen(address, &small()).unwrap();
     let mut merge: Merge = Merge::new().unwrap();
     let mut senders = Vec::new();
     let mut keys = Vec::new();
-    say("listening");
+    report("listening");
     for _ in 0..2 {
         let (sender, receiver) = accepted(&listener).split();
         senders.push(sender);
@@ -941,16 +946,16 @@ fn fork_beside(address: &Address) {
             assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
         }
     }
-    say("the child is gone");
+    report("the child is gone");
     let mut room = [0; 64];
     for _ in 0..2 {
         assert!(matches!(next(&mut merge, &mut room), Merged::Message { .. }));
     }
-    say("both were heard");
+    report("both arrived");
 }
 
 #[test]
-fn a_child_does_nothing_to_its_parent_s_merge() {
+fn forked_child_does_not_affect_the_parents_merge() {
     let (address, _) = fresh_address(false);
     let reader = Actor::start("forks", &[&address.to_string()]);
     reader.expect("listening");
@@ -959,12 +964,12 @@ fn a_child_does_nothing_to_its_parent_s_merge() {
     for agent in &mut agents {
         agent.sender().send(b"here").unwrap();
     }
-    reader.expect("both were heard");
+    reader.expect("both arrived");
     reader.finish();
 }
 
 /// In another process: exhausts the descriptors.
-fn be_short(address: &Address) {
+fn exhaust_descriptors(address: &Address) {
     let channel = connect(address, &small()).unwrap();
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, 0, hard).unwrap();
@@ -974,7 +979,7 @@ fn be_short(address: &Address) {
     let (mut sender, receiver) = channel.split();
     let mut merge = Merge::new().unwrap();
     merge.add(receiver).unwrap();
-    sender.send(b"it goes on").unwrap();
+    sender.send(b"still works").unwrap();
     assert!(matches!(
         merge.receive(&mut [0; 64]).unwrap(),
         Some(Merged::Message { length: 2, .. })
@@ -982,7 +987,7 @@ fn be_short(address: &Address) {
 }
 
 #[test]
-fn without_a_descriptor_there_is_no_merge_and_that_is_no_space() {
+fn merge_without_descriptors_is_no_space() {
     let (address, _) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
     let short = Actor::start("short", &[&address.to_string()]);

@@ -6,10 +6,10 @@ use std::{path::Path, process::Command};
 
 use ringfence::{Address, Channel, Error, Namespace, Options, Policy, Program, join};
 use support::{
-    Actor, STRANGER, Strangers, fresh_address, join_later, say, small, wait_for_host, wait_for_test,
+    Actor, OTHER_UID, OtherUsers, fresh_address, join_later, report, small, wait_for_host, wait_for_test,
 };
 
-/// Another user than [`STRANGER`].
+/// Another user than [`OTHER_UID`].
 const ANOTHER: u32 = 65002;
 /// An additional group of one of the two users.
 const GROUP: u32 = 64711;
@@ -64,7 +64,7 @@ fn role() {
     let address: Address = arguments[0].parse().unwrap();
     let words = arguments.get(1).map_or("", String::as_str);
     if role == "wait" {
-        say("there");
+        report("there");
         wait_for_test();
     }
     // Also joins with another process, which it starts in its own namespaces.
@@ -72,12 +72,12 @@ fn role() {
     let mut channel = match join(&address, &options(words)) {
         Ok(channel) => channel,
         Err(error) => {
-            say(shown(&error));
+            report(shown(&error));
             return;
         }
     };
-    say(format!("joined {}", channel.peer().pid));
-    say(match channel.verify() {
+    report(format!("joined {}", channel.peer().pid));
+    report(match channel.verify() {
         Ok(peer) => format!("verified {}", peer.pid),
         Err(error) => shown(&error),
     });
@@ -106,13 +106,13 @@ fn in_namespaces(flags: &str) -> Option<Command> {
 }
 
 /// An honest partner connects to a waiting host, and gets the slot.
-fn partner_gets_the_place(address: &Address, host: std::thread::JoinHandle<ringfence::Result<Channel>>) {
+fn partner_is_accepted(address: &Address, host: std::thread::JoinHandle<ringfence::Result<Channel>>) {
     let partner = Actor::start("join", &[&address.to_string()]);
     let channel = host.join().unwrap().expect("a channel");
     assert_eq!(channel.peer().pid, partner.pid());
-    let seen = evidence(&channel);
-    assert!(seen.len() >= 2, "{seen:?}");
-    for (wanted, found) in seen {
+    let namespace_evidence = evidence(&channel);
+    assert!(namespace_evidence.len() >= 2, "{namespace_evidence:?}");
+    for (wanted, found) in namespace_evidence {
         assert!(wanted.contains("pid and user namespace"), "{wanted}");
         assert!(found.contains("the same pid namespace"), "{found}");
         assert!(found.contains("the same user namespace"), "{found}");
@@ -120,7 +120,7 @@ fn partner_gets_the_place(address: &Address, host: std::thread::JoinHandle<ringf
 }
 
 #[test]
-fn a_guest_of_a_pid_namespace_below_is_refused_by_its_host() {
+fn host_refuses_a_guest_in_a_child_pid_namespace() {
     let Some(command) = in_namespaces("-Urpf") else {
         return;
     };
@@ -129,15 +129,15 @@ fn a_guest_of_a_pid_namespace_below_is_refused_by_its_host() {
     wait_for_host(&address);
     // It would admit the host, and so receives the host's refusal.
     let guest = Actor::run(command, "join", &[&address.to_string(), "any"]);
-    let said = guest.hear();
-    assert!(said.starts_with("refused namespace the peer's: "), "{said}");
-    assert!(said.contains("below"), "{said}");
+    let reply = guest.next_line();
+    assert!(reply.starts_with("refused namespace the peer's: "), "{reply}");
+    assert!(reply.contains("below"), "{reply}");
     guest.finish();
-    partner_gets_the_place(&address, host);
+    partner_is_accepted(&address, host);
 }
 
 #[test]
-fn a_host_that_cannot_be_seen_from_here_is_refused_by_its_guest() {
+fn guest_refuses_a_host_outside_its_pid_namespace() {
     let Some(command) = in_namespaces("-Urpf") else {
         return;
     };
@@ -145,11 +145,11 @@ fn a_host_that_cannot_be_seen_from_here_is_refused_by_its_guest() {
     let host = join_later(&address, &options("any"));
     wait_for_host(&address);
     let guest = Actor::run(command, "join", &[&address.to_string(), ""]);
-    let said = guest.hear();
-    assert!(said.starts_with("refused namespace own: "), "{said}");
-    assert!(said.contains("pid 0"), "{said}");
+    let reply = guest.next_line();
+    assert!(reply.starts_with("refused namespace own: "), "{reply}");
+    assert!(reply.contains("pid 0"), "{reply}");
     guest.finish();
-    partner_gets_the_place(&address, {
+    partner_is_accepted(&address, {
         // If the host above accepted any namespace, the evidence would show it.
         let other = Actor::start("join", &[&address.to_string()]);
         other.expect(&format!("joined {}", std::process::id()));
@@ -161,7 +161,7 @@ fn a_host_that_cannot_be_seen_from_here_is_refused_by_its_guest() {
 }
 
 #[test]
-fn a_host_of_a_pid_namespace_below_is_refused_by_its_guest() {
+fn guest_refuses_a_host_in_a_child_pid_namespace() {
     let Some(command) = in_namespaces("-Urpf") else {
         return;
     };
@@ -169,13 +169,13 @@ fn a_host_of_a_pid_namespace_below_is_refused_by_its_guest() {
     let host = Actor::run(command, "join", &[&address.to_string(), "any"]);
     wait_for_host(&address);
     let error = join(&address, &small()).unwrap_err();
-    let said = shown(&error);
-    assert!(said.starts_with("refused namespace own: "), "{said}");
+    let reply = shown(&error);
+    assert!(reply.starts_with("refused namespace own: "), "{reply}");
     drop(host);
 }
 
 #[test]
-fn any_namespace_is_let_in_where_both_say_so() {
+fn any_namespace_is_admitted_if_both_policies_allow() {
     // With the /proc of this namespace, which shows the host, and with a new one, which does not.
     for flags in ["-Urpf", "-Urpf --mount-proc"] {
         let mut words = flags.split(' ');
@@ -215,20 +215,20 @@ fn any_namespace_is_let_in_where_both_say_so() {
 
 /// There, /proc belongs to another pid namespace, in which these numbers belong to other processes.
 #[test]
-fn peers_of_one_namespace_are_found_in_a_proc_that_numbers_them_otherwise() {
+fn peers_are_found_despite_a_foreign_proc_mount() {
     let Some(command) = in_namespaces("-Urpf") else {
         return;
     };
     let (address, _keep) = fresh_address(false);
     let pair = Actor::run(command, "pair", &[&address.to_string(), "executable"]);
-    let said = pair.hear();
-    assert!(said.starts_with("joined "), "{said}");
-    let said = pair.hear();
-    assert!(said.starts_with("verified "), "{said}");
+    let reply = pair.next_line();
+    assert!(reply.starts_with("joined "), "{reply}");
+    let reply = pair.next_line();
+    assert!(reply.starts_with("verified "), "{reply}");
 }
 
 #[test]
-fn another_user_namespace_is_seen_where_it_can_be() {
+fn host_refuses_a_guest_in_another_user_namespace() {
     let Some(command) = in_namespaces("-Ur") else {
         return;
     };
@@ -236,15 +236,15 @@ fn another_user_namespace_is_seen_where_it_can_be() {
     let host = join_later(&address, &small());
     wait_for_host(&address);
     let guest = Actor::run(command, "join", &[&address.to_string(), "any"]);
-    let said = guest.hear();
-    assert!(said.starts_with("refused namespace the peer's: "), "{said}");
-    assert!(said.contains("user namespace: another"), "{said}");
+    let reply = guest.next_line();
+    assert!(reply.starts_with("refused namespace the peer's: "), "{reply}");
+    assert!(reply.contains("user namespace: another"), "{reply}");
     guest.finish();
-    partner_gets_the_place(&address, host);
+    partner_is_accepted(&address, host);
 }
 
 #[test]
-fn a_child_of_another_user_namespace_is_refused_by_its_parent() {
+fn parent_refuses_a_child_in_another_user_namespace() {
     let Some(mut command) = in_namespaces("-Ur") else {
         return;
     };
@@ -253,8 +253,8 @@ fn a_child_of_another_user_namespace_is_refused_by_its_parent() {
         .env("RINGFENCE_CHILD", "1");
     let (mut child, line) = ringfence::spawn(command).unwrap();
     let error = line.channel(&small()).unwrap_err();
-    let said = shown(&error);
-    assert!(said.starts_with("refused namespace own: "), "{said}");
+    let reply = shown(&error);
+    assert!(reply.starts_with("refused namespace own: "), "{reply}");
     child.wait().unwrap();
 }
 
@@ -267,7 +267,7 @@ fn child() {
 }
 
 /// Starts `program` as an unprivileged user, in a new mount namespace, after root has run `before` there.
-fn within(before: &str, uid: u32, groups: &str, program: &Path) -> Command {
+fn as_user_after(before: &str, uid: u32, groups: &str, program: &Path) -> Command {
     let mut command = Command::new("unshare");
     let groups = match groups {
         "" => "--clear-groups".to_owned(),
@@ -282,7 +282,7 @@ fn within(before: &str, uid: u32, groups: &str, program: &Path) -> Command {
 }
 
 /// Linux 5.8: hidepid applies to one mount. Before that it would apply to all.
-fn mounts_are_their_own() -> bool {
+fn hidepid_applies_per_mount() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release
         .split(['.', '-'])
@@ -296,14 +296,14 @@ fn mounts_are_their_own() -> bool {
 
 /// Starts a host to which /proc shows nothing of its guest, which belongs to another user and has one more
 /// group.
-fn hidden(strangers: &Strangers, before: &str, host: &str) -> (Actor, Actor) {
+fn pair_with_hidden_guest(others: &OtherUsers, before: &str, host: &str) -> (Actor, Actor) {
     let (address, _keep) = fresh_address(false);
     let words = format!("uid={ANOTHER} {host}");
-    let command = within(before, STRANGER, "", &strangers.program());
+    let command = as_user_after(before, OTHER_UID, "", &others.program());
     let host = Actor::run(command, "join", &[&address.to_string(), &words]);
     wait_for_host(&address);
-    let command = within(":", ANOTHER, &GROUP.to_string(), &strangers.program());
-    let words = format!("uid={STRANGER}");
+    let command = as_user_after(":", ANOTHER, &GROUP.to_string(), &others.program());
+    let words = format!("uid={OTHER_UID}");
     let guest = Actor::run(command, "join", &[&address.to_string(), &words]);
     (host, guest)
 }
@@ -311,28 +311,28 @@ fn hidden(strangers: &Strangers, before: &str, host: &str) -> (Actor, Actor) {
 const HIDING: [&str; 3] = ["hidepid=1", "hidepid=2", "hidepid=4"];
 
 #[test]
-fn a_peer_that_proc_hides_is_let_in_by_what_can_be_known_of_it() {
-    let Some(strangers) = Strangers::new() else { return };
-    if !mounts_are_their_own() {
+fn peer_hidden_by_proc_is_admitted_by_known_properties() {
+    let Some(others) = OtherUsers::new() else { return };
+    if !hidepid_applies_per_mount() {
         return;
     }
     for hiding in HIDING {
         let before = format!("mount -t proc -o {hiding} proc /proc");
         for words in ["", &format!("gid={ANOTHER}")] {
-            let (host, guest) = hidden(&strangers, &before, words);
-            let said = host.hear();
-            assert!(said.starts_with("joined "), "{hiding} {words}: {said}");
-            let said = host.hear();
-            assert!(said.starts_with("verified "), "{hiding} {words}: {said}");
-            assert!(guest.hear().starts_with("joined "));
+            let (host, guest) = pair_with_hidden_guest(&others, &before, words);
+            let reply = host.next_line();
+            assert!(reply.starts_with("joined "), "{hiding} {words}: {reply}");
+            let reply = host.next_line();
+            assert!(reply.starts_with("verified "), "{hiding} {words}: {reply}");
+            assert!(guest.next_line().starts_with("joined "));
         }
     }
 }
 
 #[test]
-fn what_proc_hides_is_a_refusal_at_once_where_the_policy_asks_for_it() {
-    let Some(strangers) = Strangers::new() else { return };
-    if !mounts_are_their_own() {
+fn property_hidden_by_proc_is_refused_if_required() {
+    let Some(others) = OtherUsers::new() else { return };
+    if !hidepid_applies_per_mount() {
         return;
     }
     for hiding in HIDING {
@@ -343,47 +343,47 @@ fn what_proc_hides_is_a_refusal_at_once_where_the_policy_asks_for_it() {
             (format!("gid={GROUP}"), "gid", "cannot be read in /proc"),
             ("executable".to_owned(), "executable", "hidepid"),
         ] {
-            let (host, guest) = hidden(&strangers, &before, &words);
-            let said = guest.hear();
+            let (host, guest) = pair_with_hidden_guest(&others, &before, &words);
+            let reply = guest.next_line();
             assert!(
-                said.starts_with(&format!("refused {check} the peer's")),
-                "{hiding}: {said}"
+                reply.starts_with(&format!("refused {check} the peer's")),
+                "{hiding}: {reply}"
             );
             drop((host, guest));
             // As a guest, this side reports the reason itself.
             let (address, _keep) = fresh_address(false);
-            let command = within(":", ANOTHER, &GROUP.to_string(), &strangers.program());
-            let uid = format!("uid={STRANGER}");
+            let command = as_user_after(":", ANOTHER, &GROUP.to_string(), &others.program());
+            let uid = format!("uid={OTHER_UID}");
             let host = Actor::run(command, "join", &[&address.to_string(), &uid]);
             wait_for_host(&address);
-            let command = within(&before, STRANGER, "", &strangers.program());
+            let command = as_user_after(&before, OTHER_UID, "", &others.program());
             let words = format!("uid={ANOTHER} {words}");
             let guest = Actor::run(command, "join", &[&address.to_string(), &words]);
-            let said = guest.hear();
+            let reply = guest.next_line();
             assert!(
-                said.starts_with(&format!("refused {check} own")),
-                "{hiding}: {said}"
+                reply.starts_with(&format!("refused {check} own")),
+                "{hiding}: {reply}"
             );
-            assert!(said.contains(why), "{hiding}: {said}");
+            assert!(reply.contains(why), "{hiding}: {reply}");
             drop(host);
         }
     }
 }
 
 #[test]
-fn with_a_plain_proc_the_group_is_seen() {
-    let Some(strangers) = Strangers::new() else { return };
-    let (host, guest) = hidden(&strangers, ":", &format!("gid={GROUP}"));
-    assert!(host.hear().starts_with("joined "));
-    assert!(host.hear().starts_with("verified "));
-    assert!(guest.hear().starts_with("joined "));
+fn group_is_visible_without_hidepid() {
+    let Some(others) = OtherUsers::new() else { return };
+    let (host, guest) = pair_with_hidden_guest(&others, ":", &format!("gid={GROUP}"));
+    assert!(host.next_line().starts_with("joined "));
+    assert!(host.next_line().starts_with("verified "));
+    assert!(guest.next_line().starts_with("joined "));
 }
 
 /// Compared by its name alone, a cgroup could be another one of the same name.
 #[test]
-fn a_cgroup_whose_number_cannot_be_looked_up_is_a_refusal() {
-    let Some(strangers) = Strangers::new() else { return };
-    if !mounts_are_their_own() {
+fn cgroup_with_an_unknown_number_is_refused() {
+    let Some(others) = OtherUsers::new() else { return };
+    if !hidepid_applies_per_mount() {
         return;
     }
     let text = std::fs::read_to_string("/proc/self/cgroup").unwrap();
@@ -392,15 +392,15 @@ fn a_cgroup_whose_number_cannot_be_looked_up_is_a_refusal() {
         return;
     };
     let words = format!("cgroup={name}");
-    let (host, _guest) = hidden(&strangers, ":", &words);
-    let said = host.hear();
-    assert!(said.starts_with("joined "), "{said}");
+    let (host, _guest) = pair_with_hidden_guest(&others, ":", &words);
+    let reply = host.next_line();
+    assert!(reply.starts_with("joined "), "{reply}");
     // The shell executes the program, which then has the shell's process id.
     let before = "touch /dev/shm/ringfence-unreadable-$$
 chmod 0 /dev/shm/ringfence-unreadable-$$
 mount --bind /dev/shm/ringfence-unreadable-$$ /proc/$$/mountinfo
 rm /dev/shm/ringfence-unreadable-$$";
-    let (_host, guest) = hidden(&strangers, before, &words);
-    let said = guest.hear();
-    assert!(said.starts_with("refused cgroup the peer's"), "{said}");
+    let (_host, guest) = pair_with_hidden_guest(&others, before, &words);
+    let reply = guest.next_line();
+    assert!(reply.starts_with("refused cgroup the peer's"), "{reply}");
 }

@@ -1,4 +1,4 @@
-//! A channel as two processes see it: meeting, talking, and every kind of end.
+//! A channel between two processes: connecting, exchanging messages, and every kind of end.
 
 mod support;
 
@@ -8,7 +8,7 @@ use std::{
 };
 
 use ringfence::{Address, Backing, CloseReason, Error, Outcome, Role, join};
-use support::{Actor, assert_lost, fresh_address, join_later, say, small, wait_for_host, wait_for_test};
+use support::{Actor, assert_lost, fresh_address, join_later, report, small, wait_for_host, wait_for_test};
 
 /// A message whose bytes depend on its number.
 fn message(number: u64, size: usize) -> Vec<u8> {
@@ -31,21 +31,21 @@ fn role() {
     match role.as_str() {
         "echo" => {
             let channel = join(&address, &options).unwrap();
-            say(channel.role().to_string());
+            report(channel.role().to_string());
             let (mut sender, mut receiver) = channel.split();
             let mut buffer = vec![0; 1 << 20];
             while let Some(length) = receiver.receive(&mut buffer).unwrap() {
                 sender.send(&buffer[..length]).unwrap();
             }
             sender.end();
-            say("ended");
+            report("ended");
         }
         "try" => match join(&address, &options) {
             Ok(channel) => {
-                say(channel.role().to_string());
+                report(channel.role().to_string());
                 wait_for_test();
             }
-            Err(error) => say(error.code()),
+            Err(error) => report(error.code()),
         },
         "flood" => {
             let (mut sender, _receiver) = join(&address, &options).unwrap().split();
@@ -54,7 +54,7 @@ fn role() {
             while sender.try_send(&message(sent, 100)).unwrap() {
                 sent += 1;
             }
-            say(sent.to_string());
+            report(sent.to_string());
             wait_for_test();
         }
         "many joins" => {
@@ -69,7 +69,7 @@ fn role() {
 }
 
 #[test]
-fn both_talk_over_both_backings_at_both_kinds_of_address() {
+fn messages_pass_over_each_backing_and_address_kind() {
     for backing in [Backing::Memfd, Backing::Shm] {
         for named in [true, false] {
             let (address, keep) = fresh_address(named);
@@ -133,7 +133,7 @@ fn both_talk_over_both_backings_at_both_kinds_of_address() {
 }
 
 #[test]
-fn a_third_and_a_second_of_one_process_are_told_at_once_that_the_place_is_taken() {
+fn third_process_is_refused_at_once() {
     for named in [true, false] {
         let (address, _keep) = fresh_address(named);
         let host = join_later(&address, &small());
@@ -159,7 +159,7 @@ fn a_third_and_a_second_of_one_process_are_told_at_once_that_the_place_is_taken(
             "of one process, paired"
         );
         channel.close();
-        guest.go_on();
+        guest.proceed();
         guest.finish();
         // The address is free again, for the first of the two to arrive.
         let next = Actor::start("try", &[&address.to_string()]);
@@ -172,13 +172,13 @@ fn a_third_and_a_second_of_one_process_are_told_at_once_that_the_place_is_taken(
 }
 
 #[test]
-fn what_a_killed_peer_had_committed_is_still_read() {
+fn committed_messages_of_a_killed_peer_are_read() {
     for backing in ["memfd", "shm"] {
         let (address, _keep) = fresh_address(false);
         let host = join_later(&address, &small().backing(backing.parse().unwrap()));
         wait_for_host(&address);
         let mut flood = Actor::start("flood", &[&address.to_string(), backing]);
-        let sent: u64 = flood.hear().parse().unwrap();
+        let sent: u64 = flood.next_line().parse().unwrap();
         assert!(sent > 10, "{sent}");
         flood.kill();
         let (mut sender, mut receiver) = host.join().unwrap().unwrap().split();
@@ -194,7 +194,7 @@ fn what_a_killed_peer_had_committed_is_still_read() {
 }
 
 #[test]
-fn a_stale_socket_is_taken_over_and_anything_else_is_left_alone() {
+fn stale_socket_is_replaced_and_other_files_are_not() {
     let (address, keep) = fresh_address(true);
     let mut host = Actor::start("try", &[&address.to_string()]);
     wait_for_host(&address);
@@ -204,7 +204,7 @@ fn a_stale_socket_is_taken_over_and_anything_else_is_left_alone() {
     let next = join_later(&address, &small());
     let partner = Actor::start("try", &[&address.to_string()]);
     let role = next.join().unwrap().unwrap().role().to_string();
-    assert_ne!(partner.hear(), role, "one host and one guest");
+    assert_ne!(partner.next_line(), role, "one host and one guest");
     drop(partner);
 
     let file = keep.as_ref().unwrap().path().join("file");
@@ -217,7 +217,7 @@ fn a_stale_socket_is_taken_over_and_anything_else_is_left_alone() {
 }
 
 #[test]
-fn two_starters_that_race_for_a_stale_socket_are_one_pair_a_thousand_times() {
+fn racing_joins_on_a_stale_socket_form_one_pair() {
     const ROUNDS: u32 = 1000;
     let (address, _keep) = fresh_address(true);
     let other = Actor::start(
@@ -240,7 +240,7 @@ fn two_starters_that_race_for_a_stale_socket_are_one_pair_a_thousand_times() {
 }
 
 #[test]
-fn an_open_channel_is_two_mappings_and_no_descriptor_of_either_object() {
+fn open_channel_has_two_mappings_and_no_object_fds() {
     for backing in ["memfd", "shm"] {
         let (address, _keep) = fresh_address(false);
         let host = join_later(&address, &small().backing(backing.parse().unwrap()));
@@ -266,14 +266,14 @@ fn an_open_channel_is_two_mappings_and_no_descriptor_of_either_object() {
             .collect();
         access.sort_unstable();
         assert_eq!(access, ["r--s", "rw-s"], "its own to write, the peer's to read");
-        guest.go_on();
+        guest.proceed();
         guest.finish();
         drop(channel);
     }
 }
 
 #[test]
-fn reservations_batches_and_packed_records_arrive_in_order() {
+fn reservations_batches_and_packed_records_keep_order() {
     let (address, _keep) = fresh_address(false);
     let partner = Actor::start("echo", &[&address.to_string()]);
     wait_for_host(&address);

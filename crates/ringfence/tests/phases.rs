@@ -12,7 +12,7 @@ use ringfence::{
     Address, Change, Channel, CloseReason, LEAVING, Policy, Receiver, Role, Tokens, join, member,
 };
 use support::{
-    Actor, assert_lost, copy_of_this_executable, fresh_address, say, small, wait_for_host, wait_for_test,
+    Actor, assert_lost, copy_of_this_executable, fresh_address, report, small, wait_for_host, wait_for_test,
 };
 
 /// Of 6,000 such closes, 119 were reported wrongly when each half wrote the phase on its own.
@@ -21,17 +21,17 @@ const CLOSES: u32 = 800;
 const MESSAGES: usize = 9;
 const LENGTH: usize = 1500;
 /// Copying this takes longer than a peer takes to notice an end.
-const MUCH: usize = 16 << 20;
+const LARGE: usize = 16 << 20;
 
 /// The ways in which a peer that has sent tokens ends.
 const WAYS: [&str; 3] = ["closes", "is dropped", "ends"];
 /// The calls by which a reader notices it.
-const LOOKS: [&str; 3] = ["receive", "is_ended", "try_receive"];
+const CHECKS: [&str; 3] = ["receive", "is_ended", "try_receive"];
 /// Every way with every check, 100 times.
 const ROUNDS: usize = 900;
 const LEAVES: usize = 60;
 
-fn say_tokens(tokens: &Tokens) {
+fn send_tokens(tokens: &Tokens) {
     for token in 1..=3 {
         while let Err(error) = tokens.send(token) {
             // Queued signals are counted per user.
@@ -41,8 +41,8 @@ fn say_tokens(tokens: &Tokens) {
 }
 
 /// Reads until the end is reported.
-fn read_to_the_end(receiver: &mut Receiver, look: &str) {
-    match look {
+fn read_to_the_end(receiver: &mut Receiver, check: &str) {
+    match check {
         "receive" => assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None),
         "is_ended" => while !receiver.is_ended().unwrap() {},
         "try_receive" => {
@@ -54,7 +54,7 @@ fn read_to_the_end(receiver: &mut Receiver, look: &str) {
     }
 }
 
-fn taken(tokens: &Tokens) -> Vec<u64> {
+fn drain(tokens: &Tokens) -> Vec<u64> {
     std::iter::from_fn(|| tokens.try_token()).collect()
 }
 
@@ -93,18 +93,18 @@ fn role() {
             }
             wait_for_test();
         }
-        "guest of one that closes" => as_guest_of_one_that_closes(&address),
-        "says tokens and goes" => as_says_tokens_and_goes(&address),
-        "says tokens and leaves" => as_says_tokens_and_leaves(&address),
-        "sends much" => as_sends_much(&address),
-        "reads after the cut" => as_reads_after_the_cut(&address, &arguments),
+        "guest of closing host" => as_guest_of_closing_host(&address),
+        "sends tokens and ends" => as_sends_tokens_and_ends(&address),
+        "sends tokens and leaves" => as_sends_tokens_and_leaves(&address),
+        "sends large" => as_sends_large(&address),
+        "reads after refusal" => as_reads_after_refusal(&address, &arguments),
         other => unreachable!("{other}"),
     }
 }
 
-fn as_guest_of_one_that_closes(address: &Address) {
+fn as_guest_of_closing_host(address: &Address) {
     let membership = member(address, &small()).unwrap();
-    say(membership.role().to_string());
+    report(membership.role().to_string());
     let mut channels = 0;
     while channels < CLOSES {
         match membership.next().unwrap() {
@@ -118,14 +118,14 @@ fn as_guest_of_one_that_closes(address: &Address) {
             _ => {}
         }
     }
-    say(format!("{} after {channels}", membership.role()));
+    report(format!("{} after {channels}", membership.role()));
     wait_for_test();
 }
 
-fn as_says_tokens_and_goes(address: &Address) {
+fn as_sends_tokens_and_ends(address: &Address) {
     for how in WAYS.iter().cycle().take(ROUNDS) {
         let channel = join(address, &small().wait(true)).unwrap();
-        say_tokens(&channel.tokens());
+        send_tokens(&channel.tokens());
         match *how {
             "closes" => channel.close(),
             "is dropped" => drop(channel),
@@ -139,32 +139,32 @@ fn as_says_tokens_and_goes(address: &Address) {
     }
 }
 
-fn as_says_tokens_and_leaves(address: &Address) {
+fn as_sends_tokens_and_leaves(address: &Address) {
     for round in 0..LEAVES {
         let address: Address = format!("{address}-{round}").parse().unwrap();
         let membership = member(&address, &small()).unwrap();
         let channel = membership.partner(None).unwrap().unwrap();
-        say_tokens(&channel.tokens());
+        send_tokens(&channel.tokens());
         membership.leave();
     }
 }
 
-fn as_sends_much(address: &Address) {
-    let much = vec![7; MUCH];
+fn as_sends_large(address: &Address) {
+    let large = vec![7; LARGE];
     loop {
-        let options = small().capacity(2 * MUCH as u64).wait(true);
+        let options = small().capacity(2 * LARGE as u64).wait(true);
         let (mut sender, mut receiver) = join(address, &options).unwrap().split();
-        sender.send(&much).unwrap();
+        sender.send(&large).unwrap();
         // Drop the channel as soon as the other side is done with it: that wipes the memory.
         assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
     }
 }
 
-fn as_reads_after_the_cut(address: &Address, arguments: &[String]) {
+fn as_reads_after_refusal(address: &Address, arguments: &[String]) {
     // The test runs another file.
     let policy = Policy::new().executables([&arguments[1]]);
     let mut channel = join(address, &small().policy(policy)).unwrap();
-    say("joined");
+    report("joined");
     wait_for_test();
     let receiver = channel.receiver();
     let mut into = [0; LENGTH];
@@ -174,11 +174,11 @@ fn as_reads_after_the_cut(address: &Address, arguments: &[String]) {
     }
     assert_lost(receiver.receive(&mut into));
     assert_eq!(receiver.close_reason(), Some(CloseReason::Lost));
-    say("all of it");
+    report("all read");
 }
 
 #[test]
-fn a_close_is_told_as_one_whatever_the_other_half_does_meanwhile() {
+fn concurrent_close_and_drop_report_one_close() {
     let (address, _keep) = fresh_address(false);
     let closer = Actor::start("closes from both sides", &[&address.to_string()]);
     let mut reasons = Vec::new();
@@ -198,16 +198,16 @@ fn a_close_is_told_as_one_whatever_the_other_half_does_meanwhile() {
 
 /// A guest that took its host for dead would be a second host.
 #[test]
-fn a_member_that_closes_a_channel_stays_the_only_host() {
+fn closing_a_channel_does_not_trigger_a_takeover() {
     let (address, _keep) = fresh_address(false);
     let membership = member(&address, &small()).unwrap();
-    let mut guest = Actor::start("guest of one that closes", &[&address.to_string()]);
+    let mut guest = Actor::start("guest of closing host", &[&address.to_string()]);
     guest.expect("guest");
-    let (heard, result) = mpsc::channel();
+    let (report_sender, result) = mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(|| {
-            heard.send(guest.hear()).unwrap();
-            guest.go_on();
+            report_sender.send(guest.next_line()).unwrap();
+            guest.proceed();
         });
         for _ in 0..CLOSES {
             match membership.partner(None) {
@@ -221,22 +221,22 @@ fn a_member_that_closes_a_channel_stays_the_only_host() {
 }
 
 #[test]
-fn tokens_that_were_announced_are_there_when_the_end_is_told() {
+fn sent_tokens_arrive_before_the_end_is_reported() {
     let (address, _keep) = fresh_address(false);
-    let other = Actor::start("says tokens and goes", &[&address.to_string()]);
+    let other = Actor::start("sends tokens and ends", &[&address.to_string()]);
     let mut wrong = Vec::new();
     for (round, how) in WAYS.iter().cycle().take(ROUNDS).enumerate() {
-        let look = LOOKS[round / WAYS.len() % LOOKS.len()];
+        let check = CHECKS[round / WAYS.len() % CHECKS.len()];
         let channel = join(&address, &small().wait(true)).unwrap();
         let tokens = channel.tokens();
         let (_sender, mut receiver) = channel.split();
-        read_to_the_end(&mut receiver, look);
-        let found = taken(&tokens);
+        read_to_the_end(&mut receiver, check);
+        let found = drain(&tokens);
         if found != [1, 2, 3] {
-            wrong.push(format!("{how}, {look}: {found:?}"));
+            wrong.push(format!("{how}, {check}: {found:?}"));
         }
         // No test of this file forges signals.
-        assert_eq!(tokens.strays(), 0, "{how}, {look}");
+        assert_eq!(tokens.strays(), 0, "{how}, {check}");
     }
     assert!(
         wrong.is_empty(),
@@ -248,9 +248,9 @@ fn tokens_that_were_announced_are_there_when_the_end_is_told() {
 }
 
 #[test]
-fn tokens_of_a_host_that_leaves_are_there_when_that_is_told() {
+fn tokens_of_a_leaving_host_arrive_before_its_end() {
     let (address, _keep) = fresh_address(false);
-    let other = Actor::start("says tokens and leaves", &[&address.to_string()]);
+    let other = Actor::start("sends tokens and leaves", &[&address.to_string()]);
     for round in 0..LEAVES {
         let address: Address = format!("{address}-{round}").parse().unwrap();
         wait_for_host(&address);
@@ -258,8 +258,8 @@ fn tokens_of_a_host_that_leaves_are_there_when_that_is_told() {
         let channel = membership.partner(None).unwrap().unwrap();
         let tokens = channel.tokens();
         let (_sender, mut receiver) = channel.split();
-        read_to_the_end(&mut receiver, LOOKS[round % LOOKS.len()]);
-        assert_eq!(taken(&tokens), [1, 2, 3, LEAVING], "round {round}");
+        read_to_the_end(&mut receiver, CHECKS[round % CHECKS.len()]);
+        assert_eq!(drain(&tokens), [1, 2, 3, LEAVING], "round {round}");
         assert_eq!(tokens.strays(), 0);
     }
     other.finish();
@@ -268,10 +268,10 @@ fn tokens_of_a_host_that_leaves_are_there_when_that_is_told() {
 /// The peer wipes messages that this side no longer reads, while one of its threads may still be reading
 /// them.
 #[test]
-fn a_reader_whose_channel_is_closed_meanwhile_is_not_handed_what_was_wiped() {
+fn concurrent_close_never_exposes_wiped_memory() {
     let (address, _keep) = fresh_address(false);
-    let _sender = Actor::start("sends much", &[&address.to_string()]);
-    let mut into = vec![0; MUCH];
+    let _sender = Actor::start("sends large", &[&address.to_string()]);
+    let mut into = vec![0; LARGE];
     for round in 0..24 {
         let (mut sender, mut receiver) = join(&address, &small().wait(true)).unwrap().split();
         assert!(receiver.wait_readable(None).unwrap());
@@ -282,7 +282,7 @@ fn a_reader_whose_channel_is_closed_meanwhile_is_not_handed_what_was_wiped() {
         });
         match found {
             Ok(found) => {
-                assert_eq!(found, Some(MUCH));
+                assert_eq!(found, Some(LARGE));
                 assert!(into.iter().all(|byte| *byte == 7), "round {round}: torn");
             }
             Err(error) => assert_eq!(error.code(), "CLOSED", "round {round}: {error}"),
@@ -291,7 +291,7 @@ fn a_reader_whose_channel_is_closed_meanwhile_is_not_handed_what_was_wiped() {
 }
 
 #[test]
-fn what_was_sent_to_a_peer_that_is_refused_later_is_read_whole() {
+fn messages_sent_before_a_refusal_are_read_intact() {
     let directory = tempfile::tempdir().unwrap();
     let copy = directory.path().join("copy");
     copy_of_this_executable(&copy);
@@ -303,7 +303,7 @@ fn what_was_sent_to_a_peer_that_is_refused_later_is_read_whole() {
     wait_for_host(&address);
     let own = std::env::current_exe().unwrap();
     let arguments = [&address.to_string(), own.to_str().unwrap()];
-    let mut reader = Actor::start_from(copy.clone(), "reads after the cut", &arguments);
+    let mut reader = Actor::start_from(copy.clone(), "reads after refusal", &arguments);
     let mut channel = host.join().unwrap().unwrap();
     reader.expect("joined");
     for number in 0..MESSAGES {
@@ -314,7 +314,7 @@ fn what_was_sent_to_a_peer_that_is_refused_later_is_read_whole() {
     fs::rename(&other, &copy).unwrap();
     assert_eq!(channel.verify().unwrap_err().code(), "PEER_REFUSED");
     drop(channel);
-    reader.go_on();
-    reader.expect("all of it");
+    reader.proceed();
+    reader.expect("all read");
     reader.finish();
 }

@@ -1,5 +1,4 @@
-//! The meeting point of two processes: which of them may use an address, which one gets it, and what is left
-//! of it.
+//! The rendezvous of two processes: which of them gets an address, and which files it leaves.
 
 mod support;
 
@@ -21,7 +20,7 @@ use ringfence::{
     Address, CancelToken, Channel, Channels, Error, Options, Policy, Role, connect, join, listen,
 };
 use support::{
-    Actor, STRANGER, Strangers, address_in, fresh_address, join_later, say, small, wait_for_host,
+    Actor, OTHER_UID, OtherUsers, address_in, fresh_address, join_later, report, small, wait_for_host,
     wait_for_test, wire,
 };
 
@@ -34,14 +33,14 @@ fn role() {
     let address = || address_in(&arguments);
     match role.as_str() {
         "racer" => as_racer(&arguments),
-        "crowd" => as_crowd(&arguments),
+        "churn" => as_churn(&arguments),
         "join" => match join(&address(), &small()) {
             Ok(channel) => {
-                say(channel.role().to_string());
+                report(channel.role().to_string());
                 wait_for_test();
                 drop(channel);
             }
-            Err(error) => say(format!("{} {error}", error.code())),
+            Err(error) => report(format!("{} {error}", error.code())),
         },
         // As another user, with a policy that accepts root as its partner.
         "stranger" => match join(
@@ -49,37 +48,37 @@ fn role() {
             &small().policy(Policy::new().any_executable().uids([0])),
         ) {
             Ok(channel) => {
-                say(format!("{} of {}", channel.role(), channel.peer().uid));
+                report(format!("{} of {}", channel.role(), channel.peer().uid));
                 wait_for_test();
             }
             Err(error) => {
                 let refusal = error.refusal();
                 let by_peer = refusal.is_some_and(|refusal| refusal.by_peer);
                 let check = refusal.map_or("", |refusal| refusal.check.as_str());
-                say(format!("{} by peer: {by_peer} {check}", error.code()));
+                report(format!("{} by peer: {by_peer} {check}", error.code()));
             }
         },
         "masked" => as_masked(&arguments),
-        "snub" => {
+        "drops connections" => {
             let listener = wire::listen(&arguments[0]);
-            say("listening");
+            report("listening");
             for stream in listener.incoming() {
                 drop(stream);
             }
         }
         "agent" => match connect(&address(), &small()) {
-            Ok(_) => say("in"),
-            Err(error) => say(error.to_string()),
+            Ok(_) => report("in"),
+            Err(error) => report(error.to_string()),
         },
         // Takes a relative path, changes the directory, and closes.
-        "wanderer" => wander(&arguments),
+        "wanderer" => as_wanderer(&arguments),
         // Hangs up on the first client, is full for longer than a handshake may take, hangs up on a few more,
         // and leaves.
-        "moody" => be_moody(&arguments),
+        "flaky host" => as_flaky_host(&arguments),
         // Hangs up in the middle of each handshake.
-        "moody in the middle" => {
+        "exits mid handshake" => {
             wire::host(&arguments[0], "OFFER", || {
-                say("leaving");
+                report("leaving");
                 std::process::exit(0);
             });
         }
@@ -93,21 +92,21 @@ fn as_racer(arguments: &[String]) {
         let channel = match join(&address_in(arguments), &small()) {
             Ok(channel) => channel,
             Err(error) => {
-                say(error.to_string());
+                report(error.to_string());
                 return;
             }
         };
-        say(channel.role().to_string());
-        say(greet(channel).to_string());
+        report(channel.role().to_string());
+        report(exchange_ids(channel).to_string());
     }
 }
 
-fn as_crowd(arguments: &[String]) {
+fn as_churn(arguments: &[String]) {
     let cancel_token = CancelToken::new().unwrap();
-    let calls_off = cancel_token.clone();
+    let canceller = cancel_token.clone();
     thread::spawn(move || {
         wait_for_test();
-        calls_off.cancel();
+        canceller.cancel();
     });
     let options = small().wait(true).cancel_token(cancel_token);
     loop {
@@ -120,11 +119,11 @@ fn as_crowd(arguments: &[String]) {
         let peer = channel.peer().pid;
         // Cancelled between its READY and ours, the peer has left. Here too, the test notices one that left
         // early.
-        let Some(answer) = greet_or_miss(channel) else {
+        let Some(answer) = try_exchange_ids(channel) else {
             return;
         };
-        assert_eq!(answer, peer, "who answers is who was looked at");
-        say("met");
+        assert_eq!(answer, peer, "the peer that answers is the one that was checked");
+        report("met");
     }
 }
 
@@ -139,19 +138,19 @@ fn as_masked(arguments: &[String]) {
     drop(join(&address_in(arguments), &options).unwrap());
 }
 
-fn wander(arguments: &[String]) {
-    let [from, to, how] = arguments else {
+fn as_wanderer(arguments: &[String]) {
+    let [from, to, call] = arguments else {
         unreachable!()
     };
     let address: Address = "socket".parse().unwrap();
     std::env::set_current_dir(from).unwrap();
     let cancel_token = CancelToken::new().unwrap();
     let options = small().cancel_token(cancel_token.clone());
-    match how.as_str() {
+    match call.as_str() {
         "listen" => {
             let listener = listen(&address, &options).unwrap();
             assert_eq!(listener.address(), &address);
-            say("there");
+            report("bound");
             wait_for_test();
             std::env::set_current_dir(to).unwrap();
             listener.close(Channels::Close);
@@ -159,7 +158,7 @@ fn wander(arguments: &[String]) {
         "join" => {
             let joining = join_later(&address, &options);
             wait_for_host(&Address::path(std::path::Path::new(from).join("socket")).unwrap());
-            say("there");
+            report("bound");
             wait_for_test();
             std::env::set_current_dir(to).unwrap();
             cancel_token.cancel();
@@ -167,13 +166,13 @@ fn wander(arguments: &[String]) {
         }
         other => unreachable!("{other}"),
     }
-    say("gone");
+    report("closed");
 }
 
-fn be_moody(arguments: &[String]) {
+fn as_flaky_host(arguments: &[String]) {
     let allowed = Duration::from_millis(arguments[1].parse().unwrap());
     let listener = wire::listen(&arguments[0]);
-    say("listening");
+    report("listening");
     drop(listener.accept().unwrap());
     let first = Instant::now();
     while first.elapsed() < 2 * allowed {
@@ -186,12 +185,12 @@ fn be_moody(arguments: &[String]) {
 
 /// Sends the peer this process's id, and receives the peer's. Both have received the other's id once both
 /// directions have ended. The channel is closed then.
-fn greet(channel: Channel) -> i32 {
-    greet_or_miss(channel).expect("the peer's greeting")
+fn exchange_ids(channel: Channel) -> i32 {
+    try_exchange_ids(channel).expect("the peer's id")
 }
 
-/// As `greet`, but `None` if the peer's process has exited before it sent its id.
-fn greet_or_miss(channel: Channel) -> Option<i32> {
+/// As `exchange_ids`, but `None` if the peer's process has exited before it sent its id.
+fn try_exchange_ids(channel: Channel) -> Option<i32> {
     let (mut sender, mut receiver) = channel.split();
     match sender.send(&std::process::id().to_le_bytes()) {
         Err(Error::PeerLost(_)) => {}
@@ -212,17 +211,17 @@ fn greet_or_miss(channel: Channel) -> Option<i32> {
 const RACES: u32 = 1000;
 
 #[test]
-fn in_a_crowd_that_comes_and_goes_none_is_left_standing() {
+fn connection_churn_leaves_no_process_waiting() {
     const MEETINGS: u32 = 150;
     for named in [true, false] {
         let (address, keep) = fresh_address(named);
-        let start = |_| Actor::start("crowd", &[&address.to_string()]);
-        let mut crowd: Vec<_> = (0..5).map(start).collect();
-        for one in &crowd {
+        let start = |_| Actor::start("churn", &[&address.to_string()]);
+        let mut churners: Vec<_> = (0..5).map(start).collect();
+        for one in &churners {
             (0..MEETINGS).for_each(|_| one.expect("met"));
         }
-        crowd.iter_mut().for_each(Actor::go_on);
-        crowd.into_iter().for_each(Actor::finish);
+        churners.iter_mut().for_each(Actor::proceed);
+        churners.into_iter().for_each(Actor::finish);
         if let Some(directory) = keep {
             assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
         }
@@ -230,7 +229,7 @@ fn in_a_crowd_that_comes_and_goes_none_is_left_standing() {
 }
 
 #[test]
-fn of_two_who_race_for_a_place_one_is_the_host_and_the_other_its_guest_a_thousand_times() {
+fn racing_joins_elect_one_host_and_one_guest() {
     let (address, keep) = fresh_address(true);
     let path = address.as_path().unwrap();
     let lock = PathBuf::from(format!("{}.lock", path.display()));
@@ -247,13 +246,13 @@ fn of_two_who_race_for_a_place_one_is_the_host_and_the_other_its_guest_a_thousan
         if round % 4 < 2 {
             std::fs::write(&lock, "").unwrap();
         }
-        racers.iter_mut().for_each(Actor::go_on);
-        let mut roles = racers.each_ref().map(Actor::hear);
+        racers.iter_mut().for_each(Actor::proceed);
+        let mut roles = racers.each_ref().map(Actor::next_line);
         roles.sort_unstable();
         assert_eq!(roles, ["guest", "host"], "round {round}");
         let pids = [racers[1].pid(), racers[0].pid()].map(|pid| pid.to_string());
         assert_eq!(
-            racers.each_ref().map(Actor::hear),
+            racers.each_ref().map(Actor::next_line),
             pids,
             "each other, in round {round}"
         );
@@ -263,7 +262,7 @@ fn of_two_who_race_for_a_place_one_is_the_host_and_the_other_its_guest_a_thousan
 }
 
 #[test]
-fn who_waits_gets_the_place_when_it_is_free() {
+fn waiting_join_gets_the_address_once_free() {
     let (address, _keep) = fresh_address(true);
     let host = join_later(&address, &small());
     wait_for_host(&address);
@@ -272,9 +271,9 @@ fn who_waits_gets_the_place_when_it_is_free() {
     let channel = host.join().unwrap().unwrap();
     // Two waiting processes become a pair once the first two have gone.
     let second = Actor::start("join", &[&address.to_string()]);
-    assert!(second.hear().starts_with("ADDRESS_OCCUPIED"));
+    assert!(second.next_line().starts_with("ADDRESS_OCCUPIED"));
     let patient = join_later(&address, &small().wait(true));
-    first.go_on();
+    first.proceed();
     first.finish();
     channel.close();
     wait_for_host(&address);
@@ -287,15 +286,15 @@ fn who_waits_gets_the_place_when_it_is_free() {
 /// A host that is preempted between taking its lock and binding its socket, or between removing the socket
 /// and releasing the lock, is one that is starting or leaving.
 #[test]
-fn a_lock_without_a_socket_is_waited_for() {
+fn join_waits_for_a_lock_without_a_socket() {
     let (address, _keep) = fresh_address(true);
     let lock = std::fs::File::create(format!("{address}.lock")).unwrap();
-    let held = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
+    let lock = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
     let joining = join_later(&address, &small());
     // The first checks take 0.16 s together; an earlier version made no others.
     thread::sleep(Duration::from_millis(500));
     assert!(!joining.is_finished());
-    drop(held);
+    drop(lock);
     wait_for_host(&address);
     let guest = Actor::start("join", &[&address.to_string()]);
     guest.expect("guest");
@@ -304,16 +303,16 @@ fn a_lock_without_a_socket_is_waited_for() {
 
 /// As long as there is no socket, the address belongs to another process, and `wait` waits for it.
 #[test]
-fn a_lock_that_stays_without_a_socket_is_another_s_address() {
+fn held_lock_without_a_socket_occupies_the_address() {
     let (address, _keep) = fresh_address(true);
     let lock = std::fs::File::create(format!("{address}.lock")).unwrap();
-    let held = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
+    let lock = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
     let patient = join_later(&address, &small().wait(true));
     let impatient = Actor::start("join", &[&address.to_string()]);
-    let told = impatient.hear();
-    assert!(told.starts_with("ADDRESS_OCCUPIED"), "{told}");
+    let reply = impatient.next_line();
+    assert!(reply.starts_with("ADDRESS_OCCUPIED"), "{reply}");
     assert!(!patient.is_finished());
-    drop(held);
+    drop(lock);
     wait_for_host(&address);
     let guest = Actor::start("join", &[&address.to_string()]);
     guest.expect("guest");
@@ -321,11 +320,11 @@ fn a_lock_that_stays_without_a_socket_is_another_s_address() {
 }
 
 #[test]
-fn a_socket_has_the_mode_and_the_group_that_were_asked_for_whatever_the_umask() {
-    let group = geteuid().is_root().then_some(STRANGER);
+fn socket_mode_and_group_ignore_the_umask() {
+    let group = geteuid().is_root().then_some(OTHER_UID);
     for mode in [0o600, 0o660, 0o666, 0o644] {
         let (address, _keep) = fresh_address(true);
-        let text = (address.to_string(), format!("{mode:o}"), STRANGER.to_string());
+        let text = (address.to_string(), format!("{mode:o}"), OTHER_UID.to_string());
         let mut arguments = vec![text.0.as_str(), text.1.as_str()];
         arguments.extend(group.map(|_| text.2.as_str()));
         let _host = Actor::start("masked", &arguments);
@@ -342,7 +341,7 @@ fn a_socket_has_the_mode_and_the_group_that_were_asked_for_whatever_the_umask() 
 }
 
 #[test]
-fn whatever_lies_in_the_way_is_named_and_left_as_it_is() {
+fn obstructing_files_are_reported_and_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     std::fs::write(at("file"), "precious").unwrap();
@@ -381,32 +380,32 @@ fn names_in(directory: &std::path::Path) -> Vec<String> {
 }
 
 #[test]
-fn a_relative_path_is_the_same_place_wherever_its_process_goes() {
-    for how in ["listen", "join"] {
+fn relative_path_survives_a_change_of_directory() {
+    for call in ["listen", "join"] {
         let directories = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let [from, to] = directories.each_ref().map(tempfile::TempDir::path);
         let arguments = [from, to].map(|path| path.to_str().unwrap());
-        let mut wanderer = Actor::start("wanderer", &[arguments[0], arguments[1], how]);
-        wanderer.expect("there");
+        let mut wanderer = Actor::start("wanderer", &[arguments[0], arguments[1], call]);
+        wanderer.expect("bound");
         // Another instance listens at the path to which the first one changes.
         let other = Address::path(to.join("socket")).unwrap();
-        let living = listen(&other, &small()).unwrap();
-        wanderer.go_on();
-        wanderer.expect("gone");
-        assert_eq!(names_in(from), [""; 0], "{how}");
-        assert_eq!(names_in(to), ["socket", "socket.lock"], "{how}");
-        // No other process can take the address of the living instance.
+        let other_listener = listen(&other, &small()).unwrap();
+        wanderer.proceed();
+        wanderer.expect("closed");
+        assert_eq!(names_in(from), [""; 0], "{call}");
+        assert_eq!(names_in(to), ["socket", "socket.lock"], "{call}");
+        // No other process can take the address of the other instance.
         assert!(matches!(
             listen(&other, &small()),
             Err(Error::AddressOccupied { .. })
         ));
-        drop(living);
-        assert_eq!(names_in(to), [""; 0], "{how}");
+        drop(other_listener);
+        assert_eq!(names_in(to), [""; 0], "{call}");
     }
 }
 
 #[test]
-fn what_took_the_place_of_a_directory_or_of_files_that_were_removed_is_left_alone() {
+fn close_leaves_replaced_files_and_directories_alone() {
     for renamed in [true, false] {
         let parent = tempfile::tempdir().unwrap();
         let [here, moved] = ["here", "moved"].map(|name| parent.path().join(name));
@@ -440,15 +439,15 @@ fn what_took_the_place_of_a_directory_or_of_files_that_were_removed_is_left_alon
 
 /// A child that a thread starts inherits the process's listening sockets until it executes its program.
 #[test]
-fn a_name_that_is_let_go_of_while_programs_start_is_free_and_takes_no_calls() {
+fn closed_name_is_free_while_children_start() {
     let (address, _directory) = fresh_address(false);
-    let over = AtomicBool::new(false);
+    let done = AtomicBool::new(false);
     let start_programs = || {
-        while !over.load(Ordering::Relaxed) {
+        while !done.load(Ordering::Relaxed) {
             assert!(Command::new("/bin/true").status().unwrap().success());
         }
     };
-    let come_and_go = || {
+    let bind_and_close = || {
         let listener = match listen(&address, &small()) {
             Ok(listener) => listener,
             Err(error) => return error,
@@ -460,9 +459,9 @@ fn a_name_that_is_let_go_of_while_programs_start_is_free_and_takes_no_calls() {
     let found = thread::scope(|scope| {
         let starting = [scope.spawn(start_programs), scope.spawn(start_programs)];
         let found = (0..200)
-            .map(|_| come_and_go())
+            .map(|_| bind_and_close())
             .find(|error| error.code() != "PEER_LOST");
-        over.store(true, Ordering::Relaxed);
+        done.store(true, Ordering::Relaxed);
         for thread in starting {
             thread.join().unwrap();
         }
@@ -472,7 +471,7 @@ fn a_name_that_is_let_go_of_while_programs_start_is_free_and_takes_no_calls() {
 }
 
 #[test]
-fn a_path_that_names_a_directory_is_no_address() {
+fn directory_path_is_an_invalid_address() {
     let directory = tempfile::tempdir().unwrap();
     for path in ["", ".", "..", "there/"] {
         let error = listen(
@@ -486,7 +485,7 @@ fn a_path_that_names_a_directory_is_no_address() {
 }
 
 #[test]
-fn a_file_that_took_the_sockets_place_is_not_removed_with_it() {
+fn file_that_replaced_the_socket_is_not_removed() {
     let (address, _keep) = fresh_address(true);
     let cancel_token = CancelToken::new().unwrap();
     let host = join_later(&address, &small().cancel_token(cancel_token.clone()));
@@ -500,10 +499,10 @@ fn a_file_that_took_the_sockets_place_is_not_removed_with_it() {
 }
 
 #[test]
-fn a_host_that_closes_each_connection_unanswered_is_given_up_at_the_deadline() {
+fn join_fails_at_deadline_if_host_drops_connections() {
     let (address, _keep) = fresh_address(false);
-    let snub = Actor::start("snub", &[&address.to_string()]);
-    snub.expect("listening");
+    let dropping = Actor::start("drops connections", &[&address.to_string()]);
+    dropping.expect("listening");
     let allowed = Duration::from_millis(200);
     let started = Instant::now();
     let error = join(&address, &small().handshake_timeout(allowed)).unwrap_err();
@@ -512,14 +511,14 @@ fn a_host_that_closes_each_connection_unanswered_is_given_up_at_the_deadline() {
 }
 
 #[test]
-fn a_hang_up_long_ago_is_forgotten_once_another_had_the_place() {
+fn earlier_disconnect_does_not_fail_a_waiting_join() {
     let (address, _keep) = fresh_address(false);
     // Long enough for a handshake on a busy machine.
-    let moody = Actor::start("moody", &[&address.to_string(), "1000"]);
-    moody.expect("listening");
+    let flaky = Actor::start("flaky host", &[&address.to_string(), "1000"]);
+    flaky.expect("listening");
     let options = small().handshake_timeout(Duration::from_secs(1)).wait(true);
     let patient = join_later(&address, &options);
-    moody.finish();
+    flaky.finish();
     // The waiting process has the address now, and waits for a partner.
     wait_for_host(&address);
     let partner = Actor::start("join", &[&address.to_string()]);
@@ -529,14 +528,14 @@ fn a_hang_up_long_ago_is_forgotten_once_another_had_the_place() {
 }
 
 #[test]
-fn who_waits_goes_on_when_its_host_ends_in_the_middle_of_a_handshake() {
+fn waiting_join_retries_if_host_exits_mid_handshake() {
     let (address, _keep) = fresh_address(false);
-    let moody = Actor::start("moody in the middle", &[&address.to_string()]);
+    let flaky = Actor::start("exits mid handshake", &[&address.to_string()]);
     wait_for_host(&address);
     let patient = join_later(&address, &small().wait(true));
-    moody.expect("leaving");
+    flaky.expect("leaving");
     // Its socket is closed with it, so that the host found below is the waiting process.
-    moody.finish();
+    flaky.finish();
     wait_for_host(&address);
     let partner = Actor::start("join", &[&address.to_string()]);
     partner.expect("guest");
@@ -544,21 +543,21 @@ fn who_waits_goes_on_when_its_host_ends_in_the_middle_of_a_handshake() {
     assert_eq!(channel.peer().pid, partner.pid());
 }
 
-/// Any executable, since the strangers run a copy.
-fn of_users(uids: &[u32]) -> Options {
+/// Any executable, since the other users run a copy.
+fn options_for(uids: &[u32]) -> Options {
     small()
         .mode(0o666)
         .policy(Policy::new().any_executable().uids(uids))
 }
 
 #[test]
-fn another_user_who_can_connect_is_refused_by_the_host_which_goes_on() {
-    let Some(strangers) = Strangers::new() else { return };
-    for address in [strangers.address(), fresh_address(false).0] {
-        let host = join_later(&address, &of_users(&[0]));
+fn host_refuses_another_user_and_keeps_waiting() {
+    let Some(others) = OtherUsers::new() else { return };
+    for address in [others.address(), fresh_address(false).0] {
+        let host = join_later(&address, &options_for(&[0]));
         wait_for_host(&address);
         for _ in 0..3 {
-            let stranger = strangers.start("stranger", &address);
+            let stranger = others.start("stranger", &address);
             stranger.expect("PEER_REFUSED by peer: true uid");
             stranger.finish();
         }
@@ -569,10 +568,10 @@ fn another_user_who_can_connect_is_refused_by_the_host_which_goes_on() {
 }
 
 #[test]
-fn another_user_who_squats_the_address_is_refused_by_the_guest() {
-    let Some(strangers) = Strangers::new() else { return };
+fn guest_refuses_a_host_of_another_user() {
+    let Some(others) = OtherUsers::new() else { return };
     let (address, _keep) = fresh_address(false);
-    let _squatter = strangers.start("stranger", &address);
+    let _squatter = others.start("stranger", &address);
     wait_for_host(&address);
     let error = join(&address, &small()).unwrap_err();
     let refusal = error.refusal().expect("a refusal");
@@ -581,34 +580,34 @@ fn another_user_who_squats_the_address_is_refused_by_the_guest() {
         ("uid", false),
         "{error}"
     );
-    assert!(refusal.found.contains(&STRANGER.to_string()), "{error}");
+    assert!(refusal.found.contains(&OTHER_UID.to_string()), "{error}");
 }
 
 #[test]
-fn two_users_are_a_pair_where_both_policies_name_the_other() {
-    let Some(strangers) = Strangers::new() else { return };
-    let address = strangers.address();
-    let host = join_later(&address, &of_users(&[STRANGER]));
+fn two_users_pair_if_both_policies_allow_it() {
+    let Some(others) = OtherUsers::new() else { return };
+    let address = others.address();
+    let host = join_later(&address, &options_for(&[OTHER_UID]));
     wait_for_host(&address);
-    let stranger = strangers.start("stranger", &address);
+    let stranger = others.start("stranger", &address);
     stranger.expect("guest of 0");
     let channel = host.join().unwrap().expect("a channel");
-    assert_eq!((channel.peer().uid, channel.peer().gid), (STRANGER, STRANGER));
+    assert_eq!((channel.peer().uid, channel.peer().gid), (OTHER_UID, OTHER_UID));
 }
 
 #[test]
-fn another_user_who_may_not_connect_or_write_the_directory_is_told_so() {
-    let Some(strangers) = Strangers::new() else { return };
-    let address = strangers.address();
+fn missing_permissions_are_reported_as_invalid_address() {
+    let Some(others) = OtherUsers::new() else { return };
+    let address = others.address();
     // No process is there, and the stranger may not be the first.
-    let stranger = strangers.start("stranger", &address);
+    let stranger = others.start("stranger", &address);
     stranger.expect("ADDRESS_INVALID by peer: false ");
     stranger.finish();
     // A process is there, whose socket is for its own user.
     let cancel_token = CancelToken::new().unwrap();
     let host = join_later(&address, &small().cancel_token(cancel_token.clone()));
     wait_for_host(&address);
-    let stranger = strangers.start("stranger", &address);
+    let stranger = others.start("stranger", &address);
     stranger.expect("ADDRESS_INVALID by peer: false ");
     stranger.finish();
     cancel_token.cancel();

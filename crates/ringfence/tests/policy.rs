@@ -23,10 +23,10 @@ use ringfence::{
     Address, CancelToken, Channel, CloseReason, Decision, Digest, Error, Options, Policy, Program, connect,
     join, listen, member,
 };
-use support::{Actor, TIME_LIMIT, fresh_address, join_later, say, small, wait_for_host, wait_for_test};
+use support::{Actor, TIME_LIMIT, fresh_address, join_later, report, small, wait_for_host, wait_for_test};
 
 /// Users who own nothing.
-const STRANGER: u32 = 65001;
+const OTHER_UID: u32 = 65001;
 const ANOTHER: u32 = 65002;
 
 /// The other processes of these tests.
@@ -43,8 +43,8 @@ fn role() {
     };
     let policy = match role.as_str() {
         "same executable" | "verify" => policy.programs([Program::same()]),
-        "asks" => policy.authorize(|_| {
-            say(format!("{} objects", objects()));
+        "authorizes" => policy.authorize(|_| {
+            report(format!("{} objects", objects()));
             Ok::<_, Error>(true)
         }),
         _ => policy,
@@ -55,31 +55,31 @@ fn role() {
     let mut channel = match join(&address, &small().policy(policy)) {
         Ok(channel) => channel,
         Err(error) => {
-            say(format!("{} {error}", error.code()));
+            report(format!("{} {error}", error.code()));
             return;
         }
     };
-    say("joined");
+    report("joined");
     match role.as_str() {
         "change user" => {
             wait_for_test();
-            let uid = Uid::from_raw(STRANGER);
+            let uid = Uid::from_raw(OTHER_UID);
             setresuid(uid, uid, uid).unwrap();
-            say("changed");
+            report("changed");
         }
         "leave groups" => {
             wait_for_test();
             setgroups(&[]).unwrap();
-            say("changed");
+            report("changed");
         }
         "harden" => {
             wait_for_test();
             prctl::set_dumpable(false).unwrap();
-            say("changed");
+            report("changed");
         }
         "verify" => {
             wait_for_test();
-            say(match channel.verify() {
+            report(match channel.verify() {
                 Ok(peer) => format!("verified {}", peer.pid),
                 Err(error) => error.to_string(),
             });
@@ -94,7 +94,7 @@ fn role() {
     let (_sender, mut receiver) = channel.split();
     // Until the other side ends, in any way.
     let _ = receiver.receive(&mut [0; 64]);
-    say("ended");
+    report("ended");
 }
 
 /// The other side's policy only requires the same uid.
@@ -161,7 +161,7 @@ fn digest_of(path: &Path) -> Digest {
 }
 
 #[test]
-fn an_executable_is_pinned_by_its_content() {
+fn executable_is_pinned_by_its_digest() {
     let own = std::env::current_exe().unwrap();
     let (sha256, wrong) = (digest_of(&own), Digest::from([7; 32]));
     for program in [
@@ -193,7 +193,7 @@ fn an_executable_is_pinned_by_its_content() {
 }
 
 #[test]
-fn an_executable_that_cannot_be_read_is_a_refusal_that_says_what_to_ask_for() {
+fn unreadable_executable_is_refused_with_advice() {
     // Root can read every executable, so both sides are users without capabilities.
     let (_directory, copy) = copied();
     let start = |role: &str, address: &Address, uid: u32, of: u32| {
@@ -205,7 +205,7 @@ fn an_executable_that_cannot_be_read_is_a_refusal_that_says_what_to_ask_for() {
         Actor::run(command, role, &[&address.to_string(), &of.to_string()])
     };
     let (me, other) = if geteuid().is_root() {
-        (STRANGER, ANOTHER)
+        (OTHER_UID, ANOTHER)
     } else {
         (geteuid().as_raw(), geteuid().as_raw())
     };
@@ -213,7 +213,7 @@ fn an_executable_that_cannot_be_read_is_a_refusal_that_says_what_to_ask_for() {
     let (address, _keep) = fresh_address(false);
     let _host = start("hardened", &address, me, me);
     wait_for_host(&address);
-    let answer = start("same executable", &address, me, me).hear();
+    let answer = start("same executable", &address, me, me).next_line();
     for words in [
         "PEER_REFUSED",
         "the policy requires executable",
@@ -229,9 +229,9 @@ fn an_executable_that_cannot_be_read_is_a_refusal_that_says_what_to_ask_for() {
     let mut guest = start("verify", &address, me, me);
     host.expect("joined");
     guest.expect("joined");
-    host.go_on();
+    host.proceed();
     host.expect("changed");
-    guest.go_on();
+    guest.proceed();
     guest.expect(&format!("verified {}", host.pid()));
     if !root() {
         return;
@@ -239,7 +239,7 @@ fn an_executable_that_cannot_be_read_is_a_refusal_that_says_what_to_ask_for() {
     let (address, _keep) = fresh_address(false);
     let host = start("stay", &address, me, other);
     wait_for_host(&address);
-    let answer = start("same executable", &address, other, me).hear();
+    let answer = start("same executable", &address, other, me).next_line();
     for words in [
         "PEER_REFUSED",
         "another user's (uid 65001)",
@@ -254,7 +254,7 @@ fn an_executable_that_cannot_be_read_is_a_refusal_that_says_what_to_ask_for() {
 }
 
 #[test]
-fn another_user_is_told_the_check_alone() {
+fn another_user_learns_only_the_failed_check() {
     if !root() {
         return;
     }
@@ -266,7 +266,7 @@ fn another_user_is_told_the_check_alone() {
         &with(Policy::new().any_executable().uids([4711])).cancel_token(cancel_token.clone()),
     );
     wait_for_host(&address);
-    let stranger = Actor::run(as_user(STRANGER, &copy), "stay", &[&address.to_string(), "0"]);
+    let stranger = Actor::run(as_user(OTHER_UID, &copy), "stay", &[&address.to_string(), "0"]);
     stranger.expect(
         "PEER_REFUSED the peer refused this process: its policy checks uid; the details are hidden from other users",
     );
@@ -275,7 +275,7 @@ fn another_user_is_told_the_check_alone() {
 }
 
 #[test]
-fn a_supplementary_group_counts_as_long_as_it_is_had() {
+fn supplementary_group_counts_while_it_is_held() {
     if !root() {
         return;
     }
@@ -294,7 +294,7 @@ fn a_supplementary_group_counts_as_long_as_it_is_had() {
     assert_eq!(channel.peer().groups, Some(vec![4711, 4712]));
     actor.expect("joined");
     channel.verify().unwrap();
-    actor.go_on();
+    actor.proceed();
     actor.expect("changed");
     let error = channel.verify().unwrap_err();
     let refusal = error.refusal().expect("a refusal");
@@ -324,7 +324,7 @@ impl Cgroup {
         Some(Self { path, name })
     }
 
-    fn take(&self, pid: i32) {
+    fn add_process(&self, pid: i32) {
         fs::write(self.path.join("cgroup.procs"), pid.to_string()).unwrap();
     }
 }
@@ -339,7 +339,7 @@ impl Drop for Cgroup {
 }
 
 #[test]
-fn a_cgroup_is_compared_by_its_number_and_looked_at_again() {
+fn cgroup_is_compared_by_number_and_rechecked() {
     let (Some(one), Some(two)) = (Cgroup::new("one"), Cgroup::new("two")) else {
         eprintln!("skipped: no cgroup filesystem (version 2) that this user may write");
         return;
@@ -347,7 +347,7 @@ fn a_cgroup_is_compared_by_its_number_and_looked_at_again() {
     let enter = |policy: Policy| {
         let (address, _keep) = fresh_address(false);
         let actor = Actor::start("stay", &[&address.to_string()]);
-        one.take(actor.pid());
+        one.add_process(actor.pid());
         host_of(actor, &address, &with(policy))
     };
     for wrong in [
@@ -367,7 +367,7 @@ fn a_cgroup_is_compared_by_its_number_and_looked_at_again() {
     let (actor, channel) = enter(Policy::new().any_executable().cgroup(&one.name));
     let mut channel = channel.unwrap();
     assert_eq!(channel.peer().cgroup.as_deref(), Some(&*one.name));
-    let looked = channel
+    let evidence = channel
         .evidence()
         .iter()
         .find(|one| one.check == "cgroup")
@@ -379,12 +379,12 @@ fn a_cgroup_is_compared_by_its_number_and_looked_at_again() {
     {
         let number = stat(&one.path).unwrap().st_ino;
         assert_eq!(
-            looked.found,
+            evidence.found,
             format!("{}, number {number} by its pidfd", one.name)
         );
     }
     channel.verify().unwrap();
-    two.take(actor.pid());
+    two.add_process(actor.pid());
     let error = channel.verify().unwrap_err();
     assert_eq!(
         error.refusal().map(|refusal| refusal.check.as_str()),
@@ -396,7 +396,7 @@ fn a_cgroup_is_compared_by_its_number_and_looked_at_again() {
 }
 
 #[test]
-fn a_label_that_cannot_be_told_is_a_refusal_that_says_so() {
+fn unknown_label_is_refused() {
     let (_actor, channel) = meet(
         "stay",
         &with(Policy::new().any_executable().label("no process has this")),
@@ -410,7 +410,7 @@ fn a_label_that_cannot_be_told_is_a_refusal_that_says_so() {
 }
 
 #[test]
-fn authorize_is_asked_last_and_its_no_and_its_failures_are_refusals() {
+fn authorize_runs_last_and_its_failures_refuse() {
     // As the guest. The callback accepts, and is called once, with the peer's identity.
     let asked = Arc::new(Mutex::new(Vec::new()));
     let policy = Policy::new().any_executable().authorize({
@@ -479,24 +479,24 @@ fn objects() -> usize {
 }
 
 #[test]
-fn a_guest_has_no_memory_to_attack_while_its_program_is_asked() {
+fn guest_has_no_shared_object_during_authorize() {
     let (address, _keep) = fresh_address(false);
     let host = join_later(&address, &small());
     wait_for_host(&address);
-    let guest = Actor::start("asks", &[&address.to_string()]);
+    let guest = Actor::start("authorizes", &[&address.to_string()]);
     guest.expect("0 objects");
     guest.expect("joined");
     host.join().unwrap().unwrap();
 }
 
 #[test]
-fn a_decision_that_never_comes_costs_its_peer_the_deadline_and_others_nothing() {
-    let kept: Arc<Mutex<Vec<Decision>>> = Arc::default();
+fn pending_decision_delays_only_its_own_peer() {
+    let pending: Arc<Mutex<Vec<Decision>>> = Arc::default();
     let number = AtomicU32::new(0);
     let policy = Policy::new().any_executable().authorize_later({
-        let kept = Arc::clone(&kept);
+        let pending = Arc::clone(&pending);
         move |_, decision| match number.fetch_add(1, Ordering::Relaxed) {
-            0 => kept.lock().unwrap().push(decision),
+            0 => pending.lock().unwrap().push(decision),
             _ => decision.allow(),
         }
     });
@@ -505,22 +505,22 @@ fn a_decision_that_never_comes_costs_its_peer_the_deadline_and_others_nothing() 
     let host = join_later(&address, &with(policy));
     wait_for_host(&address);
     let first = Actor::start("stay", &[&address.to_string()]);
-    while kept.lock().unwrap().is_empty() {
+    while pending.lock().unwrap().is_empty() {
         std::thread::yield_now();
     }
     let second = Actor::start("stay", &[&address.to_string()]);
     let channel = host.join().unwrap().unwrap();
     assert_eq!(channel.peer().pid, second.pid());
-    assert!(first.hear().starts_with("ADDRESS_OCCUPIED"));
-    let late = kept.lock().unwrap().pop().unwrap();
+    assert!(first.next_line().starts_with("ADDRESS_OCCUPIED"));
+    let late = pending.lock().unwrap().pop().unwrap();
     assert!(!late.is_awaited());
     late.allow();
     drop(channel);
 
     // The guest: it waits until its deadline.
     let policy = Policy::new().any_executable().authorize_later({
-        let kept = Arc::clone(&kept);
-        move |_, decision| kept.lock().unwrap().push(decision)
+        let pending = Arc::clone(&pending);
+        move |_, decision| pending.lock().unwrap().push(decision)
     });
     let allowed = Duration::from_millis(200);
     let (_actor, channel) = meet("stay", &with(policy.clone()).handshake_timeout(allowed));
@@ -534,31 +534,31 @@ fn a_decision_that_never_comes_costs_its_peer_the_deadline_and_others_nothing() 
     let (address, _keep) = fresh_address(false);
     let mut actor = Actor::start("stay", &[&address.to_string()]);
     wait_for_host(&address);
-    kept.lock().unwrap().clear();
+    pending.lock().unwrap().clear();
     let joining = join_later(&address, &with(policy).handshake_timeout(TIME_LIMIT * 10));
-    while kept.lock().unwrap().is_empty() {
+    while pending.lock().unwrap().is_empty() {
         std::thread::yield_now();
     }
     actor.kill();
     assert_eq!(joining.join().unwrap().unwrap_err().code(), "PEER_LOST");
-    assert!(!kept.lock().unwrap()[0].is_awaited());
+    assert!(!pending.lock().unwrap()[0].is_awaited());
 }
 
 #[test]
-fn a_verification_tells_who_the_peer_is_now() {
+fn verify_checks_the_current_peer() {
     let (mut actor, channel) = meet("stay", &with(Policy::new()));
     let mut channel = channel.unwrap();
     let before = channel.evidence().len();
     for _ in 0..3 {
         assert_eq!(channel.verify().unwrap().pid, actor.pid());
     }
-    let looks = &channel.evidence()[before..];
+    let checks = &channel.evidence()[before..];
     assert_eq!(
-        looks.iter().map(|one| one.check).collect::<Vec<_>>(),
+        checks.iter().map(|one| one.check).collect::<Vec<_>>(),
         ["uid", "namespace", "gid", "cgroup", "label", "executable"],
         "those of the last verification"
     );
-    assert!(looks.iter().all(|one| one.step == "verify"));
+    assert!(checks.iter().all(|one| one.step == "verify"));
     let verifier = channel.verifier();
     let elsewhere = std::thread::spawn(move || verifier.verify().unwrap().identity.pid);
     assert_eq!(elsewhere.join().unwrap(), actor.pid());
@@ -571,7 +571,7 @@ fn a_verification_tells_who_the_peer_is_now() {
 }
 
 #[test]
-fn an_executable_that_was_replaced_is_another_one() {
+fn replaced_executable_fails_verification() {
     let (directory, copy) = copied();
     let (address, _keep) = fresh_address(false);
     let actor = Actor::start_from(copy.clone(), "stay", &[&address.to_string()]);
@@ -597,17 +597,17 @@ fn an_executable_that_was_replaced_is_another_one() {
 }
 
 #[test]
-fn a_peer_that_became_another_user_is_cut_off() {
+fn peer_that_changes_its_user_is_cut_off() {
     if !root() {
         return;
     }
     let (mut actor, channel) = meet(
         "change user",
-        &with(Policy::new().any_executable().uids([0, STRANGER])),
+        &with(Policy::new().any_executable().uids([0, OTHER_UID])),
     );
     let mut channel = channel.unwrap();
     actor.expect("joined");
-    actor.go_on();
+    actor.proceed();
     actor.expect("changed");
     let error = channel.verify().unwrap_err();
     let refusal = error.refusal().expect("a refusal");
@@ -623,7 +623,7 @@ fn a_peer_that_became_another_user_is_cut_off() {
 }
 
 #[test]
-fn a_peer_that_executes_another_program_is_cut_off() {
+fn peer_that_calls_exec_is_cut_off() {
     let options = with(Policy::new());
     let (host, channel) = meet("execute", &options);
     is_cut_off(host, channel.unwrap());
@@ -637,9 +637,9 @@ fn a_peer_that_executes_another_program_is_cut_off() {
 /// The peer is cut off when it executes another program.
 fn is_cut_off(mut actor: Actor, mut channel: Channel) {
     let verifier = channel.verifier();
-    channel.sender().send(b"to whom it was").unwrap();
+    channel.sender().send(b"before exec").unwrap();
     actor.expect("joined");
-    actor.go_on();
+    actor.proceed();
     let (_sender, mut receiver) = channel.split();
     assert!(matches!(receiver.receive(&mut [0; 64]), Err(Error::PeerLost(_))));
     assert_eq!(receiver.close_reason(), Some(CloseReason::Lost));
@@ -649,7 +649,7 @@ fn is_cut_off(mut actor: Actor, mut channel: Channel) {
 }
 
 #[test]
-fn an_executable_with_a_relative_path_is_no_policy() {
+fn relative_executable_path_is_rejected() {
     let (address, _keep) = fresh_address(false);
     let options = |policy: Policy| small().policy(policy);
     for policy in [

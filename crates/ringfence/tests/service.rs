@@ -23,8 +23,8 @@ use ringfence::{
     Role, connect, join, listen,
 };
 use support::{
-    Actor, STRANGER, Strangers, TIME_LIMIT, accepted, address_in, assert_lost, fresh_address, join_later,
-    refused, say, small, wait_for_host, wait_for_test, wire,
+    Actor, OTHER_UID, OtherUsers, TIME_LIMIT, accepted, address_in, assert_lost, fresh_address, join_later,
+    refused, report, small, wait_for_host, wait_for_test, wire,
 };
 
 /// The other processes of these tests.
@@ -36,37 +36,37 @@ fn role() {
     let address = || address_in(&arguments);
     match role.as_str() {
         "agent" | "any agent" => as_agent(role.as_str(), &arguments),
-        "short at the acceptor" => as_short_at_the_acceptor(&arguments),
-        "one after another" => as_one_after_another(&arguments),
-        "short of a thread" => as_short_of_a_thread(&arguments),
+        "refuses for shortage" => as_refuses_for_shortage(&arguments),
+        "sequential clients" => as_sequential_clients(&arguments),
+        "limited threads" => as_limited_threads(&arguments),
         "patient agent" => {
             let channel = connect(&address(), &small().wait(true)).unwrap();
-            say("in");
+            report("in");
             echo(channel);
         }
         "agents" => as_agents(&arguments),
-        "crowd" => as_crowd(&arguments),
+        "concurrent connects" => as_concurrent_connects(&arguments),
         // Connects, and sends nothing.
         "silent" => {
             let count: usize = arguments[1].parse().unwrap();
             let streams: Vec<_> = (0..count).map(|_| wire::connect(&arguments[0])).collect();
-            say("silent");
+            report("silent");
             wait_for_test();
             drop(streams);
         }
-        "thousand" => thousand(),
+        "thousand clients" => serve_thousand_clients(),
         "stop at" => wire::guest_for(wire::SERVICE, &arguments[0], &arguments[1], false, || {
-            say("there");
+            report("there");
             wait_for_test();
         }),
         "join" => match join(&address(), &small()) {
-            Ok(_) => say("in"),
-            Err(error) => say(format!("{} {error}", error.code())),
+            Ok(_) => report("in"),
+            Err(error) => report(format!("{} {error}", error.code())),
         },
         "service" => as_service(&arguments),
         "greedy" => as_greedy(&arguments),
-        "calls" => as_calls(&arguments),
-        "closes while it is asked" => as_closes_while_it_is_asked(&arguments),
+        "connects" => as_connects(&arguments),
+        "closes during authorize" => as_closes_during_authorize(&arguments),
         other => unreachable!("{other}"),
     }
 }
@@ -79,21 +79,21 @@ fn as_agent(role: &str, arguments: &[String]) {
     };
     match connect(&address_in(arguments), &options) {
         Ok(channel) => {
-            say(format!("{} of {}", channel.role(), channel.peer().uid));
+            report(format!("{} of {}", channel.role(), channel.peer().uid));
             echo(channel);
-            say("over");
+            report("over");
         }
         Err(error) => {
             let by_peer = error.refusal().is_some_and(|refusal| refusal.by_peer);
-            say(format!("{} by peer: {by_peer} {error}", error.code()));
+            report(format!("{} by peer: {by_peer} {error}", error.code()));
         }
     }
 }
 
 /// Reports to two clients at its address that it cannot continue.
-fn as_short_at_the_acceptor(arguments: &[String]) {
+fn as_refuses_for_shortage(arguments: &[String]) {
     let listener = wire::listen(&arguments[0]);
-    say("listening");
+    report("listening");
     for _ in 0..2 {
         let (mut stream, _) = listener.accept().unwrap();
         let texts = ["NO_SPACE", "to go on", "there is not enough room for a pidfd"];
@@ -105,9 +105,9 @@ fn as_short_at_the_acceptor(arguments: &[String]) {
 }
 
 /// Has no memory for one more thread when a client connects, and has it again after it has reported that.
-fn as_short_of_a_thread(arguments: &[String]) {
+fn as_limited_threads(arguments: &[String]) {
     let listener = listen(&address_in(arguments), &small()).unwrap();
-    say("listening");
+    report("listening");
     wait_for_test();
     let (_, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
     let size = fs::read_to_string("/proc/self/statm").unwrap();
@@ -129,15 +129,18 @@ fn as_short_of_a_thread(arguments: &[String]) {
     };
     let parked: Vec<_> = iter::from_fn(patient).collect();
     drop(ballast);
-    say("short");
-    let Arrival::Refused(told) = listener.accept().unwrap() else {
-        panic!("it has a thread");
+    report("short");
+    let Arrival::Refused(refused) = listener.accept().unwrap() else {
+        panic!("a thread was started");
     };
     setrlimit(Resource::RLIMIT_AS, hard, hard).unwrap();
-    assert_eq!((told.error.code(), told.identity.is_none()), ("NO_SPACE", true));
-    let came = accepted(&listener);
-    say("in");
-    drop((came, parked));
+    assert_eq!(
+        (refused.error.code(), refused.identity.is_none()),
+        ("NO_SPACE", true)
+    );
+    let accepted_channel = accepted(&listener);
+    report("in");
+    drop((accepted_channel, parked));
     wait_for_test();
 }
 
@@ -145,11 +148,11 @@ fn as_short_of_a_thread(arguments: &[String]) {
 fn as_agents(arguments: &[String]) {
     let count: usize = arguments[1].parse().unwrap();
     let rounds: u32 = arguments[2].parse().unwrap();
-    more_descriptors();
+    raise_descriptor_limit();
     let channels: Vec<_> = (0..count)
         .map(|_| connect(&address_in(arguments), &small()).expect("a channel"))
         .collect();
-    say("all in");
+    report("all in");
     wait_for_test();
     let mut halves: Vec<_> = channels.into_iter().map(Channel::split).collect();
     for round in 0..rounds {
@@ -162,14 +165,14 @@ fn as_agents(arguments: &[String]) {
             assert_eq!(message[..length], *format!("{number} {round}").as_bytes());
         }
     }
-    say("all answered");
+    report("all answered");
     wait_for_test();
 }
 
 /// Connects on many threads at once.
-fn as_crowd(arguments: &[String]) {
+fn as_concurrent_connects(arguments: &[String]) {
     let count: usize = arguments[1].parse().unwrap();
-    more_descriptors();
+    raise_descriptor_limit();
     let address = address_in(arguments);
     let threads: Vec<_> = (0..count)
         .map(|_| {
@@ -178,14 +181,14 @@ fn as_crowd(arguments: &[String]) {
         })
         .collect();
     let channels: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
-    say("all in");
+    report("all in");
     wait_for_test();
     drop(channels);
 }
 
 fn as_service(arguments: &[String]) {
     let listener = listen(&address_in(arguments), &small()).unwrap();
-    say("listening");
+    report("listening");
     loop {
         if let Arrival::Accepted(channel) = listener.accept().unwrap() {
             thread::spawn(|| echo(channel));
@@ -206,35 +209,35 @@ fn as_greedy(arguments: &[String]) {
             Err(error) => break error,
         }
     };
-    say(format!("{} {} {error}", channels.len(), error.code()));
+    report(format!("{} {} {error}", channels.len(), error.code()));
     wait_for_test();
 }
 
-/// Makes sixteen calls at an address where no service answers, and then one at another address.
-fn as_calls(arguments: &[String]) {
+/// Makes sixteen connects at an address where no service answers, and then one at another address.
+fn as_connects(arguments: &[String]) {
     let (hung, other): (Address, Address) = (arguments[0].parse().unwrap(), arguments[1].parse().unwrap());
     for _ in 0..16 {
         let hung = hung.clone();
         thread::spawn(move || connect(&hung, &small().handshake_timeout(TIME_LIMIT * 10)));
     }
     wait_for_test();
-    say(connect(&other, &small()).map_or_else(|error| error.to_string(), |_| "in".into()));
+    report(connect(&other, &small()).map_or_else(|error| error.to_string(), |_| "in".into()));
 }
 
 /// Closes while its policy's callback runs, and listens again on request.
-fn as_closes_while_it_is_asked(arguments: &[String]) {
+fn as_closes_during_authorize(arguments: &[String]) {
     let (asked, question) = mpsc::channel();
     let policy = Policy::new().authorize_later(move |_, decision| asked.send(decision).unwrap());
     let listener = listen(&address_in(arguments), &small().policy(policy)).unwrap();
-    say("listening");
+    report("listening");
     let unanswered = question.recv().unwrap();
     listener.close(Channels::Keep);
     drop(unanswered);
-    say("closed");
+    report("closed");
     wait_for_test();
     let listener = listen(&address_in(arguments), &small()).unwrap();
     let channel = next_accepted(&listener);
-    say(format!("again, with {}", channel.peer().pid));
+    report(format!("again, with {}", channel.peer().pid));
     wait_for_test();
 }
 
@@ -250,7 +253,7 @@ fn echo(channel: Channel) {
 }
 
 /// Raises the descriptor limit to the maximum.
-fn more_descriptors() {
+fn raise_descriptor_limit() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
 }
@@ -268,7 +271,7 @@ fn agent(address: &Address) -> Actor {
 }
 
 #[test]
-fn every_agent_has_a_channel_of_its_own() {
+fn each_client_gets_its_own_channel() {
     for named in [true, false] {
         let (address, _keep) = fresh_address(named);
         let listener = listen(&address, &small()).unwrap();
@@ -280,7 +283,7 @@ fn every_agent_has_a_channel_of_its_own() {
             .collect();
         assert_eq!(listener.size(), 5);
         for agent in &agents {
-            assert!(agent.hear().starts_with("guest of "));
+            assert!(agent.next_line().starts_with("guest of "));
             let channel = channels.get_mut(&agent.pid()).expect("its channel");
             assert_eq!(channel.role(), Role::Host);
             let listed = |check| {
@@ -304,7 +307,7 @@ fn every_agent_has_a_channel_of_its_own() {
 }
 
 #[test]
-fn one_process_may_connect_many_times() {
+fn one_process_can_connect_many_times() {
     const COUNT: usize = 60;
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
@@ -315,19 +318,19 @@ fn one_process_may_connect_many_times() {
         thread::spawn(|| echo(channel));
     }
     agents.expect("all in");
-    agents.go_on();
+    agents.proceed();
     agents.expect("all answered");
-    agents.go_on();
+    agents.proceed();
     agents.finish();
 }
 
 /// A service that answers all clients by polling, with one thread.
-struct Answering {
+struct EchoService {
     over: Arc<AtomicBool>,
     thread: thread::JoinHandle<(Listener, usize)>,
 }
 
-impl Answering {
+impl EchoService {
     fn start(listener: Listener) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&over);
@@ -389,17 +392,17 @@ fn descriptors() -> usize {
 }
 
 #[test]
-fn a_thousand_agents_at_once_are_all_served_and_nothing_stays_of_them() {
+fn thousand_clients_are_served_without_leaks() {
     // In a separate process, since it counts descriptors.
-    let service = Actor::start("thousand", &[]);
+    let service = Actor::start("thousand clients", &[]);
     for said in ["all in", "all answered", "all gone"] {
         service.expect(said);
     }
     service.finish();
 }
 
-fn thousand() {
-    more_descriptors();
+fn serve_thousand_clients() {
+    raise_descriptor_limit();
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
     // The acceptor has allocated everything that it needs once it has accepted a client.
@@ -407,7 +410,7 @@ fn thousand() {
     accepted(&listener).close();
     first.finish();
     let before = descriptors();
-    let service = Answering::start(listener);
+    let service = EchoService::start(listener);
     // 25 processes with 38 channels each, and 50 with one.
     let start = |count| Actor::start("agents", &[&address.to_string(), count, "30"]);
     let mut agents: Vec<_> = (0..75)
@@ -416,19 +419,19 @@ fn thousand() {
     for agent in &agents {
         agent.expect("all in");
     }
-    say("all in");
+    report("all in");
     // All are connected, and all start to send.
-    agents.iter_mut().for_each(Actor::go_on);
+    agents.iter_mut().for_each(Actor::proceed);
     for agent in &agents {
         agent.expect("all answered");
     }
-    say("all answered");
+    report("all answered");
     // Half of them leave cleanly, and half are killed.
     for (number, mut agent) in agents.into_iter().enumerate() {
         if number % 2 == 0 {
             agent.kill();
         } else {
-            agent.go_on();
+            agent.proceed();
             agent.finish();
         }
     }
@@ -441,45 +444,45 @@ fn thousand() {
         );
         thread::yield_now();
     }
-    say("all gone");
+    report("all gone");
     let (listener, refusals) = service.stop();
     assert_eq!((listener.size(), refusals), (0, 0));
 }
 
-/// Accepts this many clients, and holds them until the crowd has exited.
-fn serve_crowd(listener: &Listener, mut crowd: Actor, count: usize) {
+/// Accepts this many clients, and holds them until their process has exited.
+fn accept_all(listener: &Listener, mut clients: Actor, count: usize) {
     let channels: Vec<_> = (0..count).map(|_| accepted(listener)).collect();
-    crowd.expect("all in");
-    crowd.go_on();
-    crowd.finish();
+    clients.expect("all in");
+    clients.proceed();
+    clients.finish();
     drop(channels);
 }
 
 #[test]
-fn a_crowd_of_threads_in_one_process_is_served_in_turns() {
+fn concurrent_connects_of_one_process_are_queued() {
     const COUNT: usize = 150;
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
-    let crowd = Actor::start("crowd", &[&address.to_string(), &COUNT.to_string()]);
-    serve_crowd(&listener, crowd, COUNT);
+    let clients = Actor::start("concurrent connects", &[&address.to_string(), &COUNT.to_string()]);
+    accept_all(&listener, clients, COUNT);
 }
 
 #[test]
-fn an_agent_that_dawdles_at_any_step_holds_up_no_other() {
+fn stalled_handshake_does_not_block_other_clients() {
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
-    let dawdlers: Vec<_> = wire::GUEST_STEPS[..5]
+    let stallers: Vec<_> = wire::GUEST_STEPS[..5]
         .iter()
         .map(|step| Actor::start("stop at", &[&address.to_string(), step]))
         .collect();
-    for dawdler in &dawdlers {
-        dawdler.expect("there");
+    for staller in &stallers {
+        staller.expect("there");
     }
     let agent = agent(&address);
     assert_eq!(accepted(&listener).peer().pid, agent.pid());
     // They disconnected at their different steps, and that is reported.
-    let mut missing: Vec<_> = dawdlers.iter().map(Actor::pid).collect();
-    drop(dawdlers);
+    let mut missing: Vec<_> = stallers.iter().map(Actor::pid).collect();
+    drop(stallers);
     while !missing.is_empty() {
         let Refused { error, identity, .. } = refused(&listener);
         assert_eq!(error.code(), "PEER_LOST", "{error}");
@@ -489,7 +492,7 @@ fn an_agent_that_dawdles_at_any_step_holds_up_no_other() {
 }
 
 #[test]
-fn a_silent_crowd_of_many_processes_holds_up_no_agent() {
+fn silent_connections_do_not_block_other_clients() {
     let (address, _keep) = fresh_address(false);
     // No client times out before the end of the test.
     let listener = listen(&address, &small()).unwrap();
@@ -500,12 +503,12 @@ fn a_silent_crowd_of_many_processes_holds_up_no_agent() {
         silent.expect("silent");
     }
     let agents: Vec<_> = (0..5).map(|_| agent(&address)).collect();
-    let mut met = 0;
-    while met < agents.len() {
+    let mut accepted_count = 0;
+    while accepted_count < agents.len() {
         match listener.accept().unwrap() {
             Arrival::Accepted(channel) => {
                 assert!(agents.iter().any(|agent| agent.pid() == channel.peer().pid));
-                met += 1;
+                accepted_count += 1;
             }
             Arrival::Refused(refused) => {
                 assert_eq!(refused.error.code(), "HANDSHAKE_TIMEOUT", "{}", refused.error);
@@ -518,7 +521,7 @@ fn a_silent_crowd_of_many_processes_holds_up_no_agent() {
 }
 
 #[test]
-fn a_process_with_too_many_connections_is_refused_the_next_and_told() {
+fn handshakes_per_process_are_limited() {
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
     let greedy = Actor::start("silent", &[&address.to_string(), "40"]);
@@ -534,7 +537,7 @@ fn a_process_with_too_many_connections_is_refused_the_next_and_told() {
 }
 
 #[test]
-fn a_silent_one_is_refused_at_its_deadline() {
+fn silent_client_is_refused_at_its_deadline() {
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small().handshake_timeout(Duration::from_secs(1))).unwrap();
     let mut stream = wire::connect(&address.to_string());
@@ -553,16 +556,16 @@ fn a_silent_one_is_refused_at_its_deadline() {
 }
 
 #[test]
-fn a_full_service_says_so_and_takes_the_next_when_one_has_left() {
+fn full_service_refuses_until_a_slot_is_free() {
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small().max_peers(2)).unwrap();
     let mut agents = [agent(&address), agent(&address)];
     let mut channels = [accepted(&listener), accepted(&listener)];
     for agent in &agents {
-        assert!(agent.hear().starts_with("guest"));
+        assert!(agent.next_line().starts_with("guest"));
     }
     let third = agent(&address);
-    let answer = third.hear();
+    let answer = third.next_line();
     assert!(
         answer.starts_with("ADDRESS_OCCUPIED") && answer.contains("the service is full, with 2 at once"),
         "{answer}"
@@ -592,48 +595,48 @@ fn a_full_service_says_so_and_takes_the_next_when_one_has_left() {
 }
 
 #[test]
-fn one_process_cannot_have_all_seats_of_a_service() {
+fn one_process_cannot_occupy_all_slots() {
     let (address, _keep) = fresh_address(false);
     let text = address.to_string();
     let listener = listen(&address, &small().max_peers(8)).unwrap();
     let mut greedy = Actor::start("greedy", &[&text]);
-    let answer = greedy.hear();
+    let answer = greedy.next_line();
     assert!(
         answer.starts_with("7 ADDRESS_OCCUPIED") && answer.contains("one process may have no more"),
         "{answer}"
     );
     let honest = agent(&address);
-    assert!(honest.hear().starts_with("guest"));
+    assert!(honest.next_line().starts_with("guest"));
     // A slot that was released is available to the same process again.
     greedy.kill();
     let limited = fresh_address(false).0;
     let listener_of_few = listen(&limited, &small().max_peers(8).max_peers_per_process(2)).unwrap();
     let mut two = [(); 2].map(|()| Actor::start("greedy", &[&limited.to_string()]));
     for one in &two {
-        assert!(one.hear().starts_with("2 ADDRESS_OCCUPIED"));
+        assert!(one.next_line().starts_with("2 ADDRESS_OCCUPIED"));
     }
-    two.iter_mut().for_each(Actor::go_on);
+    two.iter_mut().for_each(Actor::proceed);
     drop((listener, listener_of_few));
 }
 
 #[test]
-fn another_user_cannot_have_all_seats_of_a_service() {
-    let Some(strangers) = Strangers::new() else { return };
+fn another_user_cannot_occupy_all_slots() {
+    let Some(others) = OtherUsers::new() else { return };
     let (address, _keep) = fresh_address(false);
     let text = address.to_string();
-    let policy = Policy::new().any_executable().uids([0, STRANGER]);
+    let policy = Policy::new().any_executable().uids([0, OTHER_UID]);
     let listener = listen(&address, &small().max_peers(16).policy(policy)).unwrap();
-    let first = strangers.start_as(STRANGER, "greedy", &[&text, "0"]);
-    let answer = first.hear();
+    let first = others.start_as(OTHER_UID, "greedy", &[&text, "0"]);
+    let answer = first.next_line();
     assert!(
         answer.starts_with("12 ADDRESS_OCCUPIED") && answer.contains("one user may have no more"),
         "{answer}"
     );
-    let second = strangers.start_as(STRANGER, "greedy", &[&text, "0"]);
-    assert!(second.hear().starts_with("0 ADDRESS_OCCUPIED"));
+    let second = others.start_as(OTHER_UID, "greedy", &[&text, "0"]);
+    assert!(second.next_line().starts_with("0 ADDRESS_OCCUPIED"));
     // The service's own user may take the remaining slots.
     let own = Actor::start("greedy", &[&text]);
-    let answer = own.hear();
+    let answer = own.next_line();
     assert!(
         answer.starts_with("4 ADDRESS_OCCUPIED") && answer.contains("full"),
         "{answer}"
@@ -642,15 +645,15 @@ fn another_user_cannot_have_all_seats_of_a_service() {
 }
 
 #[test]
-fn a_service_that_hangs_delays_no_calls_to_another() {
+fn hung_service_does_not_delay_connects_to_another() {
     let (hung, _keep) = fresh_address(false);
     let (address, _keep) = fresh_address(false);
     let silent = wire::listen(&hung.to_string());
     let listener = listen(&address, &small()).unwrap();
-    let mut calls = Actor::start("calls", &[&hung.to_string(), &address.to_string()]);
+    let mut calls = Actor::start("connects", &[&hung.to_string(), &address.to_string()]);
     // The maximum number of calls is under way there.
-    let waiting: Vec<_> = (0..16).map(|_| silent.accept().expect("a call")).collect();
-    calls.go_on();
+    let waiting: Vec<_> = (0..16).map(|_| silent.accept().expect("a connection")).collect();
+    calls.proceed();
     calls.expect("in");
     drop((waiting, listener));
 }
@@ -664,16 +667,16 @@ fn next_accepted(listener: &Listener) -> Channel {
 }
 
 #[test]
-fn a_listener_that_closes_keeps_its_channels_or_closes_them_as_asked() {
+fn close_keeps_or_closes_channels_as_requested() {
     for channels in [Channels::Keep, Channels::Close] {
         let (address, keep) = fresh_address(true);
         let listener = listen(&address, &small()).unwrap();
         let first = agent(&address);
         let mut channel = accepted(&listener);
-        assert!(first.hear().starts_with("guest"));
+        assert!(first.next_line().starts_with("guest"));
         // This client is connected, but its arrival was not taken.
         let second = agent(&address);
-        assert!(second.hear().starts_with("guest"));
+        assert!(second.next_line().starts_with("guest"));
         listener.close(channels);
         assert_eq!(std::fs::read_dir(keep.unwrap().path()).unwrap().count(), 0);
         assert!(matches!(listener.accept(), Err(Error::Closed(_))));
@@ -697,7 +700,7 @@ fn a_listener_that_closes_keeps_its_channels_or_closes_them_as_asked() {
 }
 
 #[test]
-fn where_no_process_listens_that_is_said_or_waited_for() {
+fn connect_without_a_listener_fails_or_waits() {
     let (address, keep) = fresh_address(true);
     let (nowhere, _) = fresh_address(false);
     let path = address.as_path().unwrap();
@@ -725,24 +728,24 @@ fn where_no_process_listens_that_is_said_or_waited_for() {
 }
 
 #[test]
-fn an_agent_that_waits_outlives_a_service_that_closes_in_the_middle_of_its_handshake() {
+fn waiting_client_survives_a_close_mid_handshake() {
     for named in [true, false] {
         let (address, _keep) = fresh_address(named);
-        let mut service = Actor::start("closes while it is asked", &[&address.to_string()]);
+        let mut service = Actor::start("closes during authorize", &[&address.to_string()]);
         service.expect("listening");
         let patient = Actor::start("patient agent", &[&address.to_string()]);
         service.expect("closed");
         // Without `wait`, this fails like an absent service.
         let hasty = agent(&address);
-        assert!(hasty.hear().starts_with("PEER_LOST"));
-        service.go_on();
+        assert!(hasty.next_line().starts_with("PEER_LOST"));
+        service.proceed();
         service.expect(&format!("again, with {}", patient.pid()));
         patient.expect("in");
     }
 }
 
 #[test]
-fn one_address_has_one_service_and_the_next_may_wait_for_it() {
+fn second_listener_is_refused_or_waits() {
     for named in [true, false] {
         let (address, _keep) = fresh_address(named);
         let first = listen(&address, &small()).unwrap();
@@ -760,12 +763,12 @@ fn one_address_has_one_service_and_the_next_may_wait_for_it() {
 }
 
 #[test]
-fn a_pair_and_a_service_do_not_mix() {
+fn join_and_listen_refuse_each_other() {
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
     let stray = Actor::start("join", &[&address.to_string()]);
     let both = ["called `listen`", "called `join`"];
-    let answer = stray.hear();
+    let answer = stray.next_line();
     assert!(
         answer.starts_with("PROTOCOL") && both.iter().all(|kind| answer.contains(kind)),
         "{answer}"
@@ -780,31 +783,31 @@ fn a_pair_and_a_service_do_not_mix() {
     let host = join_later(&address, &small());
     wait_for_host(&address);
     let stray = agent(&address);
-    assert!(stray.hear().starts_with("PROTOCOL"));
+    assert!(stray.next_line().starts_with("PROTOCOL"));
     let partner = Actor::start("join", &[&address.to_string()]);
     partner.expect("in");
     assert_eq!(host.join().unwrap().expect("a channel").peer().pid, partner.pid());
 }
 
 #[test]
-fn a_listener_that_is_not_asked_takes_in_so_many_and_the_rest_when_it_is_asked() {
+fn unaccepted_clients_are_limited_until_accept() {
     const COUNT: usize = 150;
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
-    let crowd = Actor::start("crowd", &[&address.to_string(), &COUNT.to_string()]);
+    let clients = Actor::start("concurrent connects", &[&address.to_string(), &COUNT.to_string()]);
     let end = Instant::now() + TIME_LIMIT;
     while listener.size() < 64 {
-        assert!(Instant::now() < end, "{} taken in", listener.size());
+        assert!(Instant::now() < end, "{} accepted", listener.size());
         thread::yield_now();
     }
     // The number does not grow, however long the test waits.
     thread::sleep(Duration::from_millis(200));
     assert_eq!(listener.size(), 64);
-    serve_crowd(&listener, crowd, COUNT);
+    accept_all(&listener, clients, COUNT);
 }
 
 #[test]
-fn a_paused_listener_lets_newcomers_wait() {
+fn paused_listener_accepts_no_clients() {
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
     listener.pause();
@@ -816,7 +819,7 @@ fn a_paused_listener_lets_newcomers_wait() {
 }
 
 #[test]
-fn listening_and_waiting_can_be_called_off() {
+fn listening_and_waiting_can_be_cancelled() {
     let (address, keep) = fresh_address(true);
     let cancel_token = CancelToken::new().unwrap();
     let options = small().cancel_token(cancel_token.clone()).wait(true);
@@ -851,16 +854,16 @@ fn listening_and_waiting_can_be_called_off() {
 }
 
 #[test]
-fn agents_of_two_users_talk_while_a_third_is_refused() {
-    let Some(strangers) = Strangers::new() else { return };
-    let (first, second, third) = (STRANGER, STRANGER + 1, STRANGER + 2);
-    for address in [strangers.address(), fresh_address(false).0] {
+fn two_allowed_users_are_served_while_a_third_is_refused() {
+    let Some(others) = OtherUsers::new() else { return };
+    let (first, second, third) = (OTHER_UID, OTHER_UID + 1, OTHER_UID + 2);
+    for address in [others.address(), fresh_address(false).0] {
         let options = small()
             .mode(0o666)
             .policy(Policy::new().any_executable().uids([first, second]));
         let listener = listen(&address, &options).unwrap();
         let text = address.to_string();
-        let agents = [first, second].map(|uid| strangers.start_as(uid, "any agent", &[&text]));
+        let agents = [first, second].map(|uid| others.start_as(uid, "any agent", &[&text]));
         let mut channels = [accepted(&listener), accepted(&listener)];
         for agent in &agents {
             agent.expect("guest of 0");
@@ -873,7 +876,7 @@ fn agents_of_two_users_talk_while_a_third_is_refused() {
                 ask(channel, &round.to_string());
             }
             if round % 10 == 0 {
-                let stranger = strangers.start_as(third, "any agent", &[&text]);
+                let stranger = others.start_as(third, "any agent", &[&text]);
                 let Refused { error, identity, .. } = refused(&listener);
                 let refusal = error.refusal().expect("a refusal");
                 assert_eq!(
@@ -883,16 +886,16 @@ fn agents_of_two_users_talk_while_a_third_is_refused() {
                 assert!(refusal.wanted.contains(&first.to_string()), "{refusal}");
                 let identity = identity.expect("its identity");
                 assert_eq!((identity.pid, identity.uid), (stranger.pid(), third));
-                assert!(stranger.hear().starts_with("PEER_REFUSED by peer: true"));
+                assert!(stranger.next_line().starts_with("PEER_REFUSED by peer: true"));
             }
         }
     }
 }
 
 #[test]
-fn a_service_that_cannot_go_on_is_told_at_once_and_why() {
+fn client_reports_a_shortage_of_its_host_at_once() {
     let (address, _keep) = fresh_address(false);
-    let mut host = Actor::start("short at the acceptor", &[&address.to_string()]);
+    let mut host = Actor::start("refuses for shortage", &[&address.to_string()]);
     host.expect("listening");
     for error in [
         connect(&address, &small()).unwrap_err(),
@@ -904,12 +907,12 @@ fn a_service_that_cannot_go_on_is_told_at_once_and_why() {
             "{error}"
         );
     }
-    host.go_on();
+    host.proceed();
     host.finish();
 }
 
 /// Returns the threads of this process that wait for the next handshake.
-fn spare_threads() -> Vec<String> {
+fn idle_handshake_threads() -> Vec<String> {
     let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
     let named = tasks.filter(|task| {
         fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "ringfence-spare")
@@ -920,31 +923,31 @@ fn spare_threads() -> Vec<String> {
 }
 
 /// In a separate process, because the other tests of this file have such threads as well.
-fn as_one_after_another(arguments: &[String]) {
+fn as_sequential_clients(arguments: &[String]) {
     let listener = listen(&address_in(arguments), &small()).unwrap();
-    say("listening");
+    report("listening");
     let mut thread = None;
     for _ in 0..3 {
         // The thread waits again before its channel is reported.
         let channel = accepted(&listener);
-        let threads = spare_threads();
+        let threads = idle_handshake_threads();
         assert_eq!(threads.len(), 1);
         assert_eq!(*thread.get_or_insert_with(|| threads.clone()), threads);
-        say("in");
+        report("in");
         drop(channel);
     }
     drop(listener);
     let end = Instant::now() + TIME_LIMIT;
-    while !spare_threads().is_empty() {
+    while !idle_handshake_threads().is_empty() {
         assert!(Instant::now() < end, "the thread ends with the listener");
         thread::yield_now();
     }
 }
 
 #[test]
-fn clients_that_come_one_after_another_share_a_thread() {
+fn sequential_clients_share_a_handshake_thread() {
     let (address, _keep) = fresh_address(false);
-    let service = Actor::start("one after another", &[&address.to_string()]);
+    let service = Actor::start("sequential clients", &[&address.to_string()]);
     service.expect("listening");
     for _ in 0..3 {
         drop(connect(&address, &small()).unwrap());
@@ -955,18 +958,18 @@ fn clients_that_come_one_after_another_share_a_thread() {
 
 #[test]
 #[ignore = "by hand: RLIMIT_AS does not leave a process short of a thread alone each time, and then it is short of other things"]
-fn a_newcomer_for_whom_there_is_no_thread_waits_until_there_is_one() {
+fn client_waits_until_a_handshake_thread_can_start() {
     let (address, _keep) = fresh_address(false);
-    let mut service = Actor::start("short of a thread", &[&address.to_string()]);
+    let mut service = Actor::start("limited threads", &[&address.to_string()]);
     service.expect("listening");
     // Its handshake has a thread.
     let first = Actor::start("stop at", &[&address.to_string(), "answered"]);
     first.expect("there");
-    service.go_on();
+    service.proceed();
     service.expect("short");
     // It connects once, and completes the handshake on that connection.
     wire::guest_for(wire::SERVICE, &address.to_string(), "", false, || ());
     service.expect("in");
-    service.go_on();
+    service.proceed();
     service.finish();
 }

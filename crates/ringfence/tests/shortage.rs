@@ -30,7 +30,7 @@ use ringfence::{
     Address, Arrival, CancelToken, Change, Channel, Channels, Error, Options, PublisherEvent, Refused, Role,
     Status, connect, doctor, from_parent, join, listen, member, publish, spawn, subscribe,
 };
-use support::{Actor, TIME_LIMIT, fresh_address, say, small, wait_for_host, wait_for_test};
+use support::{Actor, TIME_LIMIT, fresh_address, report, small, wait_for_host, wait_for_test};
 
 /// The other processes of these tests.
 #[test]
@@ -49,21 +49,21 @@ fn role() {
     let address: Address = arguments[0].parse().unwrap();
     match role.as_str() {
         "verify" => verify(&address),
-        "lets in" => lets_in(&address, &arguments[1]),
-        "called off" => called_off(&address),
-        "succeeds" => succeeds(&address),
-        "ring" => ring(&address, arguments[1].parse().unwrap()),
+        "accepts after shortage" => accepts_after_shortage(&address, &arguments[1]),
+        "cancelled during shortage" => cancelled_during_shortage(&address),
+        "takes over" => takes_over_after_shortage(&address),
+        "wakes peer" => send_with_failing_wakeups(&address, arguments[1].parse().unwrap()),
         "interrupted" => interrupted(&address),
         "small files" => small_files(&address, arguments[1].parse().unwrap()),
-        "short" => short(&address, &arguments[1], arguments[2].parse().unwrap()),
+        "limited" => attempt_with_limit(&address, &arguments[1], arguments[2].parse().unwrap()),
         other => panic!("no such role: {other}"),
     }
 }
 
 /// While this lives, no descriptor of this number or above can be opened.
-struct Short(u64);
+struct DescriptorLimit(u64);
 
-impl Short {
+impl DescriptorLimit {
     fn new(first: u64) -> Self {
         let (before, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         setrlimit(Resource::RLIMIT_NOFILE, first, most).unwrap();
@@ -71,7 +71,7 @@ impl Short {
     }
 }
 
-impl Drop for Short {
+impl Drop for DescriptorLimit {
     fn drop(&mut self) {
         let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         setrlimit(Resource::RLIMIT_NOFILE, self.0, most).unwrap();
@@ -79,7 +79,7 @@ impl Drop for Short {
 }
 
 /// Sends a message and waits for the same one.
-fn both_ways(channel: &mut Channel) {
+fn echo_once(channel: &mut Channel) {
     channel.sender().send(b"there and back").unwrap();
     let mut answer = [0; 64];
     let length = channel.receiver().receive(&mut answer).unwrap().unwrap();
@@ -91,30 +91,30 @@ fn verify(address: &Address) {
     let mut channel = join(address, &small()).unwrap();
     let mut outcomes = Vec::new();
     for first in 0..40 {
-        let short = Short::new(first);
+        let short = DescriptorLimit::new(first);
         let verified = channel.verify();
         drop(short);
         outcomes.push(match verified {
-            Ok(_) => "well",
+            Ok(_) => "ok",
             Err(error) => error.code(),
         });
-        both_ways(&mut channel);
+        echo_once(&mut channel);
     }
     // Both outcomes occur, and no other.
     assert!(
-        outcomes.contains(&"well") && outcomes.contains(&"NO_SPACE"),
+        outcomes.contains(&"ok") && outcomes.contains(&"NO_SPACE"),
         "{outcomes:?}"
     );
     assert!(
-        outcomes.iter().all(|it| ["well", "NO_SPACE"].contains(it)),
+        outcomes.iter().all(|it| ["ok", "NO_SPACE"].contains(it)),
         "{outcomes:?}"
     );
     channel.close();
-    say("verified");
+    report("verified");
 }
 
 #[test]
-fn a_look_at_the_peer_for_which_no_descriptor_is_left_ends_no_channel() {
+fn verify_without_descriptors_keeps_the_channel() {
     let (address, _keep) = fresh_address(false);
     let actor = Actor::start("verify", &[&address.to_string()]);
     wait_for_host(&address);
@@ -144,11 +144,11 @@ fn call_of(name: &str) -> fs::File {
 
 /// Exhausts the descriptors and reports it. When this returns, the thread of this name has failed at its
 /// work.
-fn be_short(name: &str) -> Short {
+fn exhaust_descriptors(name: &str) -> DescriptorLimit {
     let call = call_of(name);
     let sleep = format!("{} ", libc::SYS_clock_nanosleep);
-    let short = Short::new(0);
-    say("short");
+    let short = DescriptorLimit::new(0);
+    report("short");
     wait_until("its thread sleeps, or has ended", || {
         let mut text = [0; 64];
         call.read_at(&mut text, 0).is_err() || text.starts_with(sleep.as_bytes())
@@ -156,28 +156,28 @@ fn be_short(name: &str) -> Short {
     short
 }
 
-/// Has descriptors again after that.
-fn be_short_for_a_while(name: &str) {
-    drop(be_short(name));
-    say("well");
+/// Exhausts the descriptors until the thread has failed, and reports the recovery.
+fn exhaust_descriptors_briefly(name: &str) {
+    drop(exhaust_descriptors(name));
+    report("ok");
 }
 
 /// Waits until a client is accepted. Until then clients are refused for lack of descriptors.
-fn until_one_is_here<T>(next: impl Fn() -> ringfence::Result<T>, refusal: impl Fn(T) -> Option<Refused>) {
+fn wait_for_accepted<T>(next: impl Fn() -> ringfence::Result<T>, refusal: impl Fn(T) -> Option<Refused>) {
     while let Some(refused) = refusal(next().unwrap()) {
         assert_eq!(refused.error.code(), "NO_SPACE");
     }
-    say("one is here");
+    report("accepted");
     wait_for_test();
 }
 
 /// Accepts no client while it has no descriptor to wait with, and accepts clients afterwards.
-fn lets_in(address: &Address, what: &str) {
+fn accepts_after_shortage(address: &Address, what: &str) {
     match what {
         "service" => {
             let listener = listen(address, &small()).unwrap();
-            be_short_for_a_while("ringfence-accep");
-            until_one_is_here(
+            exhaust_descriptors_briefly("ringfence-accep");
+            wait_for_accepted(
                 || listener.accept(),
                 |arrival| match arrival {
                     Arrival::Accepted(_) => None,
@@ -188,8 +188,8 @@ fn lets_in(address: &Address, what: &str) {
         }
         "publisher" => {
             let publisher = publish(address, &small()).unwrap();
-            be_short_for_a_while("ringfence-accep");
-            until_one_is_here(
+            exhaust_descriptors_briefly("ringfence-accep");
+            wait_for_accepted(
                 || publisher.audience().next(),
                 |event| match event {
                     PublisherEvent::Subscriber(_) => None,
@@ -200,8 +200,8 @@ fn lets_in(address: &Address, what: &str) {
         }
         _ => {
             let membership = member(address, &small()).unwrap();
-            be_short_for_a_while("ringfence-membe");
-            until_one_is_here(
+            exhaust_descriptors_briefly("ringfence-membe");
+            wait_for_accepted(
                 || membership.next(),
                 |change| match change {
                     Change::Channel(_) => None,
@@ -214,12 +214,12 @@ fn lets_in(address: &Address, what: &str) {
 }
 
 #[test]
-fn a_wait_for_newcomers_that_fails_closes_no_door() {
+fn failed_accept_wait_is_retried() {
     for what in ["service", "publisher", "member"] {
         let (address, _keep) = fresh_address(false);
-        let host = Actor::start("lets in", &[&address.to_string(), what]);
+        let host = Actor::start("accepts after shortage", &[&address.to_string(), what]);
         host.expect("short");
-        let comes = thread::spawn({
+        let connecting = thread::spawn({
             let options = small().wait(true);
             move || match what {
                 "service" => connect(&address, &options).map(drop),
@@ -227,21 +227,21 @@ fn a_wait_for_newcomers_that_fails_closes_no_door() {
                 _ => member(&address, &options)?.partner(None).map(drop),
             }
         });
-        host.expect("well");
-        host.expect("one is here");
-        comes.join().unwrap().unwrap();
+        host.expect("ok");
+        host.expect("accepted");
+        connecting.join().unwrap().unwrap();
         host.finish();
     }
 }
 
 /// Cancels its service while the service has no descriptor to wait with, and so cannot receive the wakeup.
-fn called_off(address: &Address) {
+fn cancelled_during_shortage(address: &Address) {
     let cancel_token = CancelToken::new().unwrap();
     let listener = listen(address, &small().cancel_token(cancel_token.clone())).unwrap();
-    let short = be_short("ringfence-accep");
+    let short = exhaust_descriptors("ringfence-accep");
     cancel_token.cancel();
     let mut end = None;
-    wait_until("its end", || {
+    wait_until("the cancellation", || {
         end = match listener.try_accept() {
             Err(error) => Some(error),
             Ok(Some(Arrival::Refused(refused))) if refused.error.code() == "NO_SPACE" => None,
@@ -251,27 +251,27 @@ fn called_off(address: &Address) {
         end.is_some()
     });
     drop(short);
-    say(end.unwrap().code());
+    report(end.unwrap().code());
 }
 
 #[test]
-fn a_wait_for_newcomers_that_fails_is_called_off_all_the_same() {
+fn cancel_works_while_the_accept_wait_fails() {
     let (address, _keep) = fresh_address(false);
-    let host = Actor::start("called off", &[&address.to_string()]);
+    let host = Actor::start("cancelled during shortage", &[&address.to_string()]);
     host.expect("short");
     // Ends its first wait.
-    let comes = thread::spawn(move || connect(&address, &small()).map(drop));
+    let connecting = thread::spawn(move || connect(&address, &small()).map(drop));
     host.expect("ABORTED");
     host.finish();
-    comes.join().unwrap().unwrap_err();
+    connecting.join().unwrap().unwrap_err();
 }
 
 /// Is a guest until its host has gone, at a moment at which it cannot react.
-fn succeeds(address: &Address) {
+fn takes_over_after_shortage(address: &Address) {
     let membership = member(address, &small()).unwrap();
     assert_eq!(membership.role(), Role::Guest);
     let channel = membership.partner(None).unwrap().unwrap();
-    be_short_for_a_while("ringfence-membe");
+    exhaust_descriptors_briefly("ringfence-membe");
     loop {
         match membership.next().unwrap() {
             Change::Role(Role::Host) => break,
@@ -280,20 +280,20 @@ fn succeeds(address: &Address) {
         }
     }
     drop(channel);
-    say("host");
+    report("host");
     wait_for_test();
 }
 
 #[test]
-fn a_member_that_lacks_all_as_its_host_goes_is_a_member_still() {
+fn takeover_is_retried_after_a_shortage() {
     for at_path in [false, true] {
         let (address, _keep) = fresh_address(at_path);
         let host = member(&address, &small()).unwrap();
-        let guest = Actor::start("succeeds", &[&address.to_string()]);
+        let guest = Actor::start("takes over", &[&address.to_string()]);
         let channel = host.partner(None).unwrap().unwrap();
         guest.expect("short");
         drop((channel, host));
-        guest.expect("well");
+        guest.expect("ok");
         guest.expect("host");
         guest.finish();
     }
@@ -304,7 +304,7 @@ fn entries(folder: &str) -> usize {
 }
 
 /// Counts the descriptors and threads of this process.
-fn traces() -> (usize, usize) {
+fn open_resources() -> (usize, usize) {
     (entries("/proc/self/fd"), entries("/proc/self/task"))
 }
 
@@ -319,24 +319,24 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// Makes one call in a process limited to this many descriptors, and reports the outcome. Nothing of the call
 /// may be left afterwards.
-fn short(address: &Address, call: &str, first: u64) {
-    let (descriptors, threads) = traces();
+fn attempt_with_limit(address: &Address, call: &str, first: u64) {
+    let (descriptors, threads) = open_resources();
     // The structure by which a process's connect calls take turns is created once, and stays.
     let descriptors = descriptors + usize::from(call == "connect");
     wait_for_test();
-    let limited = Short::new(first);
+    let limited = DescriptorLimit::new(first);
     let outcome = attempt(address, call);
     drop(limited);
-    say(match outcome {
-        Ok(()) => "well".into(),
+    report(match outcome {
+        Ok(()) => "ok".into(),
         Err(Error::NoSpace { .. }) => "NO_SPACE".into(),
         Err(error) => format!("{error:?}"),
     });
-    wait_until("something is left of it", || {
-        let now = traces();
+    wait_until("descriptors or threads are leaked", || {
+        let now = open_resources();
         now.0 <= descriptors && now.1 <= threads
     });
-    say("clean");
+    report("clean");
 }
 
 fn attempt(address: &Address, call: &str) -> ringfence::Result<()> {
@@ -348,7 +348,7 @@ fn attempt(address: &Address, call: &str) -> ringfence::Result<()> {
             Arrival::Refused(refused) => Err(refused.error),
             _ => Ok(()),
         },
-        "listens on" => {
+        "keeps listening" => {
             let moment = Duration::from_secs(3);
             let listener = listen(address, &options.handshake_timeout(moment))?;
             let end = Instant::now() + 2 * moment;
@@ -365,7 +365,7 @@ fn attempt(address: &Address, call: &str) -> ringfence::Result<()> {
                     Err(Error::TimedOut) => {
                         return Err(Error::NoSpace {
                             what: "a descriptor".into(),
-                            reason: "nobody was let in, and nobody was refused".into(),
+                            reason: "no client was accepted or refused".into(),
                         });
                     }
                     Err(error) => return Err(error),
@@ -418,7 +418,7 @@ fn step_by_step(call: &str, partner: impl Fn(&Address, &mut Actor) -> String) {
     let mut outcomes = Vec::new();
     for first in 3..40 {
         let (address, keep) = fresh_address(true);
-        let mut actor = Actor::start("short", &[&address.to_string(), call, &first.to_string()]);
+        let mut actor = Actor::start("limited", &[&address.to_string(), call, &first.to_string()]);
         let outcome = partner(&address, &mut actor);
         actor.expect("clean");
         actor.finish();
@@ -429,26 +429,26 @@ fn step_by_step(call: &str, partner: impl Fn(&Address, &mut Actor) -> String) {
             "{call}, {first} descriptors, {outcome}: files are left"
         );
         outcomes.push(outcome);
-        if outcomes.len() > 3 && outcomes.iter().rev().take(3).all(|it| it == "well") {
+        if outcomes.len() > 3 && outcomes.iter().rev().take(3).all(|it| it == "ok") {
             break;
         }
     }
     assert!(
-        outcomes.iter().all(|it| it == "well" || it == "NO_SPACE"),
+        outcomes.iter().all(|it| it == "ok" || it == "NO_SPACE"),
         "{call}: {outcomes:?}"
     );
     assert_eq!(outcomes.first().unwrap(), "NO_SPACE", "{call}: {outcomes:?}");
-    assert_eq!(outcomes.last().unwrap(), "well", "{call}: {outcomes:?}");
+    assert_eq!(outcomes.last().unwrap(), "ok", "{call}: {outcomes:?}");
 }
 
 /// The other side's concurrent work, on a thread. It is cancelled once the short side has reported the
 /// outcome of its call.
-struct Beside {
+struct Concurrent {
     cancel_token: CancelToken,
     working: thread::JoinHandle<ringfence::Result<()>>,
 }
 
-impl Beside {
+impl Concurrent {
     fn begin(work: impl FnOnce(&Options) -> ringfence::Result<()> + Send + 'static) -> Self {
         let cancel_token = CancelToken::new().unwrap();
         let options = small().cancel_token(cancel_token.clone());
@@ -471,12 +471,12 @@ impl Beside {
 }
 
 /// Waits until the other process listens at the path, or has reported that it cannot.
-fn listens_or_says(address: &Address, actor: &mut Actor) -> Option<String> {
-    actor.go_on();
+fn wait_until_listening(address: &Address, actor: &mut Actor) -> Option<String> {
+    actor.proceed();
     let wanted = address.to_string();
     let end = Instant::now() + TIME_LIMIT;
     loop {
-        if let Some(outcome) = actor.heard() {
+        if let Some(outcome) = actor.try_next_line() {
             return Some(outcome);
         }
         let table = fs::read_to_string("/proc/net/unix").unwrap();
@@ -485,94 +485,94 @@ fn listens_or_says(address: &Address, actor: &mut Actor) -> Option<String> {
         if table.lines().any(listens) {
             return None;
         }
-        assert!(Instant::now() < end, "it neither listens nor says anything");
+        assert!(Instant::now() < end, "it neither listens nor reports an outcome");
         thread::yield_now();
     }
 }
 
 /// The short side listens, and this side connects to it.
-fn come(
+fn connect_to_limited(
     address: &Address,
     actor: &mut Actor,
     work: impl FnOnce(&Address, &Options) -> ringfence::Result<()> + Send + 'static,
 ) -> String {
-    listens_or_says(address, actor).unwrap_or_else(|| {
+    wait_until_listening(address, actor).unwrap_or_else(|| {
         let at = address.clone();
-        let beside = Beside::begin(move |options| work(&at, options));
-        let outcome = actor.hear();
-        beside.end(&outcome);
+        let concurrent = Concurrent::begin(move |options| work(&at, options));
+        let outcome = actor.next_line();
+        concurrent.end(&outcome);
         outcome
     })
 }
 
 #[test]
-fn a_guest_without_descriptors_is_told_so() {
+fn join_as_guest_without_descriptors_is_no_space() {
     step_by_step("join", |address, actor| {
         let at = address.clone();
-        let beside = Beside::begin(move |options| join(&at, options).map(drop));
+        let concurrent = Concurrent::begin(move |options| join(&at, options).map(drop));
         wait_for_host(address);
-        actor.go_on();
-        let outcome = actor.hear();
-        beside.end(&outcome);
+        actor.proceed();
+        let outcome = actor.next_line();
+        concurrent.end(&outcome);
         outcome
     });
 }
 
 #[test]
-fn a_host_without_descriptors_is_told_so() {
+fn join_as_host_without_descriptors_is_no_space() {
     step_by_step("join", |address, actor| {
-        come(address, actor, |at, options| join(at, options).map(drop))
+        connect_to_limited(address, actor, |at, options| join(at, options).map(drop))
     });
 }
 
 #[test]
-fn a_listener_without_descriptors_is_told_so() {
+fn listen_without_descriptors_is_no_space() {
     step_by_step("listen", |address, actor| {
-        come(address, actor, |at, options| connect(at, options).map(drop))
+        connect_to_limited(address, actor, |at, options| connect(at, options).map(drop))
     });
 }
 
 #[test]
-fn a_newcomer_for_whom_there_was_one_descriptor_is_looked_at_though_the_next_would_have_none() {
-    step_by_step("listens on", |address, actor| {
-        come(address, actor, |at, options| connect(at, options).map(drop))
+fn client_that_got_a_descriptor_is_served_or_refused() {
+    step_by_step("keeps listening", |address, actor| {
+        connect_to_limited(address, actor, |at, options| connect(at, options).map(drop))
     });
 }
 
 #[test]
-fn an_agent_without_descriptors_is_told_so() {
+fn connect_without_descriptors_is_no_space() {
     step_by_step("connect", |address, actor| {
         let listener = listen(address, &small()).unwrap();
-        actor.go_on();
-        let outcome = actor.hear();
+        actor.proceed();
+        let outcome = actor.next_line();
         listener.close(Channels::Close);
         outcome
     });
 }
 
 #[test]
-fn a_second_member_without_descriptors_is_told_so() {
+fn second_member_without_descriptors_is_no_space() {
     step_by_step("member", |address, actor| {
         let membership = member(address, &small()).unwrap();
-        actor.go_on();
-        let outcome = actor.hear();
+        actor.proceed();
+        let outcome = actor.next_line();
         drop(membership);
         outcome
     });
 }
 
 #[test]
-fn a_first_member_without_descriptors_is_told_so() {
+fn first_member_without_descriptors_is_no_space() {
     step_by_step("member", |address, actor| {
-        come(address, actor, |at, options| member(at, options).map(drop))
+        connect_to_limited(address, actor, |at, options| member(at, options).map(drop))
     });
 }
 
 #[test]
-fn a_parent_without_descriptors_is_told_so() {
+fn spawn_without_descriptors_is_no_space() {
     step_by_step("spawn", |_, actor| {
-        actor.go_on();
-        actor.hear()
+        actor.proceed();
+        actor.next_line()
     });
 }
 
@@ -602,19 +602,19 @@ fn interrupted(address: &Address) {
         );
     }
     let channel = join(address, &small().capacity(64 << 20)).unwrap();
-    say("joined");
+    report("joined");
     wait_for_test();
     channel.close();
 }
 
 #[test]
-fn a_large_ring_is_made_though_a_timer_interrupts_all_the_time() {
+fn large_ring_is_created_despite_constant_signals() {
     let (address, _keep) = fresh_address(false);
     let mut actor = Actor::start("interrupted", &[&address.to_string()]);
     wait_for_host(&address);
     let channel = join(&address, &small()).unwrap();
     actor.expect("joined");
-    actor.go_on();
+    actor.proceed();
     actor.finish();
     drop(channel);
 }
@@ -626,7 +626,7 @@ fn a_large_ring_is_made_though_a_timer_interrupts_all_the_time() {
     clippy::cast_lossless,
     reason = "numbers of the kernel's own, each of which fits in where it takes them"
 )]
-fn without_memory_for_bells(failures: u32) {
+fn fail_wakeups(failures: u32) {
     const SET_MODE_FILTER: libc::c_long = 1;
     const NEW_LISTENER: libc::c_long = 8;
     /// _IOWR('!', 0, struct seccomp_notif) and _IOWR('!', 1, struct seccomp_notif_resp).
@@ -650,9 +650,9 @@ fn without_memory_for_bells(failures: u32) {
         error: i32,
         flags: u32,
     }
-    let (tell, told) = mpsc::channel::<OwnedFd>();
+    let (tx, rx) = mpsc::channel::<OwnedFd>();
     thread::spawn(move || {
-        let listener = told.recv().unwrap();
+        let listener = rx.recv().unwrap();
         for count in 0.. {
             // SAFETY: all-zero bytes are a valid value, which the kernel requires.
             let mut asked: Asked = unsafe { std::mem::zeroed() };
@@ -713,18 +713,17 @@ fn without_memory_for_bells(failures: u32) {
     };
     assert!(listener >= 0, "{}", SystemError::last_os_error());
     // SAFETY: the kernel has just created it for this call.
-    tell.send(unsafe { OwnedFd::from_raw_fd(listener as i32) })
-        .unwrap();
+    tx.send(unsafe { OwnedFd::from_raw_fd(listener as i32) }).unwrap();
 }
 
 /// Sends one message, whose wakeup fails at first for lack of kernel memory, and then waits for the answer.
-fn ring(address: &Address, failures: u32) {
+fn send_with_failing_wakeups(address: &Address, failures: u32) {
     let mut channel = join(address, &small()).unwrap();
-    say("joined");
+    report("joined");
     wait_for_test();
-    without_memory_for_bells(failures);
-    both_ways(&mut channel);
-    say("answered");
+    fail_wakeups(failures);
+    echo_once(&mut channel);
+    report("answered");
 }
 
 /// The system calls behind poll(2): some kernels (arm64) have no such call.
@@ -734,28 +733,28 @@ const POLL: libc::c_long = libc::SYS_poll;
 const POLL: libc::c_long = libc::SYS_ppoll;
 
 #[test]
-fn a_bell_that_the_kernel_has_no_memory_for_is_rung_again() {
+fn wakeup_is_retried_if_the_kernel_has_no_memory() {
     // Few failures are retried at once, many by a thread, since that takes longer.
     for failures in ["3", "60"] {
         let (address, _keep) = fresh_address(false);
-        let mut actor = Actor::start("ring", &[&address.to_string(), failures]);
+        let mut actor = Actor::start("wakes peer", &[&address.to_string(), failures]);
         wait_for_host(&address);
         let channel = join(&address, &small()).unwrap();
         actor.expect("joined");
-        let (tell, told) = mpsc::channel();
+        let (tx, rx) = mpsc::channel();
         let answering = thread::spawn(move || {
             let (mut sender, mut receiver) = channel.split();
-            tell.send(gettid()).unwrap();
+            tx.send(gettid()).unwrap();
             let mut message = [0; 64];
             let length = receiver.receive(&mut message).unwrap().unwrap();
             sender.send(&message[..length]).unwrap();
             receiver
         });
-        let file = format!("/proc/self/task/{}/syscall", told.recv().unwrap());
+        let file = format!("/proc/self/task/{}/syscall", rx.recv().unwrap());
         wait_until("it does not sleep", || {
             fs::read_to_string(Path::new(&file)).is_ok_and(|call| call.starts_with(&format!("{POLL} ")))
         });
-        actor.go_on();
+        actor.proceed();
         actor.expect("answered");
         drop(answering.join().unwrap());
         actor.finish();
@@ -772,7 +771,7 @@ fn small_files(address: &Address, limit: u64) {
         .into_iter()
         .find(|finding| finding.name == "memfd-seals")
         .unwrap();
-    say(match seals.status {
+    report(match seals.status {
         Status::Good => "good",
         _ => "missing",
     });
@@ -786,7 +785,7 @@ fn small_files(address: &Address, limit: u64) {
         listen(address, &options).map(drop).err(),
         member(address, &options).map(drop).err(),
     ] {
-        say(code(made));
+        report(code(made));
     }
     // Without a peer these would wait for one: they are refused before that, or find none.
     let brief = options.handshake_timeout(Duration::from_millis(1));
@@ -801,7 +800,7 @@ fn small_files(address: &Address, limit: u64) {
             .map(drop)
             .err(),
     ] {
-        say(code(refused));
+        report(code(refused));
     }
 }
 
@@ -813,7 +812,7 @@ fn cancelled() -> CancelToken {
 
 /// The smallest ring needs an object of 12 KiB.
 #[test]
-fn a_limit_of_file_sizes_is_told_and_ends_no_process() {
+fn file_size_limit_is_no_space_and_does_not_kill() {
     for limit in [0, 4096, 8192, 12_287, 12_288, 20_000, 24_576] {
         let (address, _keep) = fresh_address(false);
         let actor = Actor::start("small files", &[&address.to_string(), &limit.to_string()]);
@@ -822,13 +821,13 @@ fn a_limit_of_file_sizes_is_told_and_ends_no_process() {
         actor.expect(if limit > 12_288 { "good" } else { "missing" });
         for call in ["publish", "listen", "member"] {
             assert_eq!(
-                actor.hear(),
+                actor.next_line(),
                 if fits { "made" } else { "NO_SPACE" },
                 "{call}, {limit}"
             );
         }
         for call in ["join", "connect", "subscribe", "spawn"] {
-            assert_eq!(actor.hear() == "NO_SPACE", !fits, "{call}, {limit}");
+            assert_eq!(actor.next_line() == "NO_SPACE", !fits, "{call}, {limit}");
         }
         actor.finish();
     }

@@ -8,7 +8,7 @@ use ringfence::{
     Address, Arrival, ChannelStats, CloseReason, Delivery, Error, Merge, Policy, PublisherEvent,
     Subscription, connect, join, listen, publish, subscribe,
 };
-use support::{Actor, accepted, fresh_address, say, small, wait_for_test};
+use support::{Actor, accepted, fresh_address, report, small, wait_for_test};
 
 /// The other processes of these tests.
 #[test]
@@ -20,12 +20,12 @@ fn role() {
     match role.as_str() {
         "reads all" => {
             let mut channel = join(&address, &small()).unwrap();
-            say("joined");
+            report("joined");
             wait_for_test();
             let mut into = vec![0; 1 << 16];
             while channel.receiver().receive(&mut into).unwrap().is_some() {}
             let stats = channel.stats();
-            say(format!("{} {}", stats.messages_received, stats.bytes_received));
+            report(format!("{} {}", stats.messages_received, stats.bytes_received));
             wait_for_test();
         }
         "sends three" => {
@@ -40,11 +40,11 @@ fn role() {
         }
         "subscribes" => {
             let mut subscription = subscribe(&address, &small()).unwrap();
-            say("subscribed");
+            report("subscribed");
             let mut into = vec![0; 1 << 16];
             while subscription.receive(&mut into).unwrap().is_some() {}
             let stats = subscription.stats();
-            say(format!("{} {}", stats.messages_received, stats.bytes_received));
+            report(format!("{} {}", stats.messages_received, stats.bytes_received));
             wait_for_test();
         }
         "sleeps when it is told" => {
@@ -52,7 +52,7 @@ fn role() {
             let mut into = [0; 64];
             for _ in 0..2 {
                 assert!(channel.receiver().arm().unwrap(), "there is nothing to read");
-                say(format!("asleep {}", channel.stats().sleeps));
+                report(format!("asleep {}", channel.stats().sleeps));
                 wait_for_test();
                 channel.receiver().poll_line().unwrap();
                 channel.receiver().disarm();
@@ -65,12 +65,12 @@ fn role() {
             for number in 0..7_u8 {
                 publisher.send(&[number; 10]).unwrap();
             }
-            say("published");
+            report("published");
             wait_for_test();
         }
         "subscribes and never reads" => {
             let _subscription = subscribe(&address, &small()).unwrap();
-            say("subscribed");
+            report("subscribed");
             wait_for_test();
         }
         "evicts" => {
@@ -88,7 +88,7 @@ fn role() {
             while subscriber.lag() == 0 {
                 std::thread::yield_now();
             }
-            say("three");
+            report("three");
             wait_for_test();
             // It is evicted without being overwritten: the ring still holds all its unread messages.
             while publisher.try_send(&[7; 100]).unwrap() {}
@@ -96,7 +96,7 @@ fn role() {
                 PublisherEvent::Gone(gone, reason) => (gone, reason),
                 other => panic!("{other:?}"),
             };
-            say(reason.to_string());
+            report(reason.to_string());
             wait_for_test();
         }
         "joins" => {
@@ -121,7 +121,7 @@ fn each_way_to_send_counts_once_it_is_in_the_ring() {
     let (address, _kept) = fresh_address(false);
     let mut actor = Actor::start("reads all", &[&address.to_string()]);
     let mut channel = join(&address, &small()).unwrap();
-    assert_eq!(actor.hear(), "joined");
+    assert_eq!(actor.next_line(), "joined");
     let sender = channel.sender();
     sender.send(b"").unwrap();
     sender.send(&[1; 100]).unwrap();
@@ -140,13 +140,13 @@ fn each_way_to_send_counts_once_it_is_in_the_ring() {
     assert_eq!((before.waits, before.ring_capacity), (0, 4096));
     assert!(before.ring_used >= 143, "{before:?}");
     // More than the ring holds: the message is sent in fragments, which wait for room.
-    actor.go_on();
+    actor.proceed();
     channel.sender().send(&vec![6; 50_000]).unwrap();
     let after = channel.stats();
     assert_eq!(told(&after), [7, 50_143, 0, 0]);
     assert!(after.waits == 1 && after.waited_micros > 0, "{after:?}");
     channel.sender().end();
-    assert_eq!(actor.hear(), "7 50143");
+    assert_eq!(actor.next_line(), "7 50143");
     let last = channel.stats();
     assert_eq!(told(&last), [7, 50_143, 0, 0]);
     channel.sender().close();
@@ -210,7 +210,7 @@ fn a_publisher_and_its_subscriber_count_each_on_its_side() {
     let (address, _kept) = fresh_address(false);
     let mut publisher = publish(&address, &small()).unwrap();
     let actor = Actor::start("subscribes", &[&address.to_string()]);
-    assert_eq!(actor.hear(), "subscribed");
+    assert_eq!(actor.next_line(), "subscribed");
     assert!(matches!(publisher.next().unwrap(), PublisherEvent::Subscriber(_)));
     for _ in 0..100 {
         publisher.send(&[7; 100]).unwrap();
@@ -220,7 +220,7 @@ fn a_publisher_and_its_subscriber_count_each_on_its_side() {
     assert_eq!((stats.subscribers, stats.evicted), (1, 0));
     assert!(stats.ring_used <= stats.ring_capacity, "{stats:?}");
     publisher.end();
-    assert_eq!(actor.hear(), "100 10000");
+    assert_eq!(actor.next_line(), "100 10000");
     let last = publisher.stats();
     assert_eq!((last.published, last.bytes_published), (100, 10_000));
 }
@@ -236,7 +236,7 @@ fn each_sleep_counts_and_each_bell_that_ends_one() {
         assert_eq!(channel.stats().bells_rung, times);
         channel.sender().send(b"finds it awake, or rung for").unwrap();
         assert_eq!(channel.stats().bells_rung, times, "one bell for a sleep");
-        actor.go_on();
+        actor.proceed();
     }
     assert_eq!(channel.stats().sleeps, 0);
     actor.finish();
@@ -266,7 +266,7 @@ fn a_subscription_tells_what_it_has_lost_how_far_it_lags_and_when_it_slept() {
     assert!(subscription.arm().unwrap(), "there is nothing more");
     subscription.disarm();
     assert_eq!(subscription.stats().sleeps, 1);
-    actor.go_on();
+    actor.proceed();
 }
 
 #[test]
@@ -334,7 +334,7 @@ fn what_an_eviction_has_discarded_is_not_counted() {
         for _ in 0..3 {
             assert_eq!(subscription.receive(&mut [0; 100]).unwrap(), Some(100));
         }
-        actor.go_on();
+        actor.proceed();
         actor.expect("evicted");
         let found = read(&mut subscription);
         assert!(matches!(found, Err(Error::Evicted)), "{name}: {found:?}");
@@ -346,7 +346,7 @@ fn what_an_eviction_has_discarded_is_not_counted() {
         );
         assert_eq!((subscription.sequence(), subscription.lost()), (3, 0), "{name}");
         assert_eq!(subscription.close_reason(), Some(CloseReason::Evicted), "{name}");
-        actor.go_on();
+        actor.proceed();
         actor.finish();
     }
 }

@@ -22,7 +22,7 @@ use ringfence::{
     tokio::{ByteStream, join},
 };
 use support::{
-    Actor, message, say,
+    Actor, message, report,
     tasks::{meet, options, run},
     wait_for_test,
 };
@@ -55,28 +55,28 @@ fn role() {
             "ends" => {
                 let mut stream = channel.into_stream();
                 stream.write_all(b"a part").await.unwrap();
-                say("written");
+                report("written");
                 let way = std::io::stdin().lines().next().unwrap().unwrap();
                 match way.as_str() {
                     "shut down" => {
                         stream.shutdown().await.unwrap();
-                        say("done");
+                        report("done");
                         wait_for_test();
                     }
                     "shut down and drop" => {
                         stream.shutdown().await.unwrap();
                         drop(stream);
-                        say("done");
+                        report("done");
                         wait_for_test();
                     }
                     "shut down and exit" => {
                         stream.shutdown().await.unwrap();
-                        say("done");
+                        report("done");
                         std::process::exit(0);
                     }
                     "drop" => {
                         drop(stream);
-                        say("done");
+                        report("done");
                         wait_for_test();
                     }
                     "panic" => {
@@ -85,7 +85,7 @@ fn role() {
                             panic!("as this test wants it");
                         });
                         assert!(panicking.await.unwrap_err().is_panic());
-                        say("done");
+                        report("done");
                         wait_for_test();
                     }
                     "exit" => std::process::exit(0),
@@ -235,7 +235,7 @@ fn a_peer_that_ends_reads_as_an_end_and_one_that_is_lost_as_an_error() {
                 let mut first = [0; 2];
                 stream.read_exact(&mut first).await.unwrap();
                 found.extend(first);
-                actor.tell(way);
+                actor.send_line(way);
             }
             let ended = stream.read_to_end(&mut found).await;
             assert_eq!(found, b"a part", "all that was written comes first");
@@ -253,7 +253,7 @@ fn a_peer_that_ends_reads_as_an_end_and_one_that_is_lost_as_an_error() {
                 stream.write_all(b"more").await.unwrap();
                 stream.shutdown().await.unwrap();
                 actor.expect("done");
-                actor.go_on();
+                actor.proceed();
                 actor.finish();
             } else {
                 is_lost(&write_until_refused(&mut stream).await, ErrorKind::BrokenPipe);

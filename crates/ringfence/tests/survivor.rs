@@ -9,7 +9,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ringfence::{
     Address, Arrival, Channels, Error, Message, Options, Packed, Progress, Receiver, join, listen,
 };
-use support::{Actor, TIME_LIMIT, fresh_address, say, small, wait_for_host, wait_for_test};
+use support::{Actor, TIME_LIMIT, fresh_address, report, small, wait_for_host, wait_for_test};
 
 const RING: u64 = 256 << 20;
 const MESSAGE: usize = 1 << 20;
@@ -86,13 +86,13 @@ fn read_all(receiver: &mut Receiver) -> u64 {
 
 fn survive(address: &Address, then: &str) {
     let (mut sender, mut receiver) = join(address, &small()).unwrap().split();
-    say("met");
+    report("met");
     wait_for_test();
     // From here on large allocations fail: copying the ring would fail, or abort the process.
     let (before, size) = (status("RssAnon"), status("VmSize"));
     let (_, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
     setrlimit(Resource::RLIMIT_AS, size + LITTLE, hard).unwrap();
-    say("ready");
+    report("ready");
     while receiver.close_reason().is_none() {
         receiver.wait_readable(None).unwrap();
         receiver.poll_line().unwrap();
@@ -108,11 +108,11 @@ fn survive(address: &Address, then: &str) {
         let count = read_all(&mut receiver);
         assert!(status("RssAnon").saturating_sub(before) < LITTLE);
         assert_eq!(mappings(), 0, "everything was read");
-        say(format!("{reason} {count}"));
+        report(format!("{reason} {count}"));
     } else {
         receiver.close();
         assert_eq!(mappings(), 0, "no reader wants it any more");
-        say("let go of");
+        report("let go of");
     }
 }
 
@@ -156,7 +156,7 @@ fn be_short(address: &Address, how: &str) {
     }
     let kept = status("RssAnon").saturating_sub(before);
     assert!(kept < LITTLE, "{kept} bytes are kept");
-    say("received");
+    report("received");
 }
 
 /// The other processes of these tests.
@@ -174,11 +174,11 @@ fn role() {
             while sender.try_send(&message(count)).unwrap() {
                 count += 1;
             }
-            say(count.to_string());
+            report(count.to_string());
             wait_for_test();
             sender.end();
             sender.close();
-            say("closed");
+            report("closed");
             wait_for_test();
         }
         "survives" => survive(&address, &arguments[1]),
@@ -186,7 +186,7 @@ fn role() {
             let (mut sender, _receiver) = join(&address, &Options::new().handshake_timeout(TIME_LIMIT))
                 .unwrap()
                 .split();
-            say("met");
+            report("met");
             for _ in 0..2 {
                 sender.send(&long()).unwrap();
                 sender.send(b"short").unwrap();
@@ -201,15 +201,15 @@ fn role() {
                 options = options.max_peer_capacity(most.parse().unwrap());
             }
             match join(&address, &options).map(drop) {
-                Ok(()) => say("met"),
-                Err(error) => say(error.to_string()),
+                Ok(()) => report("met"),
+                Err(error) => report(error.to_string()),
             }
         }
         "agent" => {
             let capacity = arguments[1].parse().unwrap();
             match ringfence::connect(&address, &small().capacity(capacity)).map(drop) {
-                Ok(()) => say("met"),
-                Err(error) => say(error.to_string()),
+                Ok(()) => report("met"),
+                Err(error) => report(error.to_string()),
             }
         }
         other => unreachable!("{other}"),
@@ -227,7 +227,7 @@ fn a_message_that_there_is_no_memory_for_is_an_error_of_that_call_alone() {
         sends.expect("met");
         short.expect("received");
         short.finish();
-        sends.go_on();
+        sends.proceed();
         sends.finish();
     }
 }
@@ -239,10 +239,10 @@ fn meet(then: &str) -> (Actor, Actor, u64) {
     let mut survivor = Actor::start("survives", &[&text, then]);
     wait_for_host(&address);
     let filler = Actor::start("fills", &[&text]);
-    let count = filler.hear().parse().unwrap();
+    let count = filler.next_line().parse().unwrap();
     assert!(count > 200, "{count} messages fill the ring");
     survivor.expect("met");
-    survivor.go_on();
+    survivor.proceed();
     survivor.expect("ready");
     (survivor, filler, count)
 }
@@ -258,7 +258,7 @@ fn what_a_killed_peer_has_left_is_read_where_it_lies() {
 #[test]
 fn what_a_peer_has_left_that_closed_is_read_where_it_lies() {
     let (survivor, mut filler, count) = meet("reads");
-    filler.go_on();
+    filler.proceed();
     filler.expect("closed");
     survivor.expect(&format!("closed {count}"));
     survivor.finish();
@@ -285,7 +285,7 @@ fn a_peer_whose_ring_is_larger_than_this_side_takes_is_refused_and_told_both_num
         let _host = Actor::start("brings", &[&[address_text.as_str()], host].concat());
         wait_for_host(&address);
         let guest = Actor::start("brings", &[&[address_text.as_str()], guest].concat());
-        let found = guest.hear();
+        let found = guest.next_line();
         assert!(found.contains("65536") && found.contains("32768"), "{found}");
         guest.finish();
     }
@@ -296,7 +296,7 @@ fn a_service_refuses_an_agent_with_a_larger_ring_and_goes_on() {
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small().max_peer_capacity(8192)).unwrap();
     let large = Actor::start("agent", &[&address.to_string(), "16384"]);
-    let said = large.hear();
+    let said = large.next_line();
     assert!(said.contains("16384") && said.contains("8192"), "{said}");
     let right = Actor::start("agent", &[&address.to_string(), "8192"]);
     let mut refused = 0;

@@ -20,7 +20,7 @@ use ringfence::{
     },
 };
 use support::{
-    Actor, TIME_LIMIT, assert_lost, fresh_address, lively, message, say, small,
+    Actor, TIME_LIMIT, assert_lost, fresh_address, message, mixed_length, report, small,
     tasks::{meet, options, run, runtimes},
     wait_for_host, wait_for_test,
 };
@@ -43,7 +43,7 @@ fn role() {
             // Sends the requested messages, and reads the requested number.
             "told" => {
                 let mut channel = join(&address, &options()).await.unwrap();
-                say("in");
+                report("in");
                 for _ in 0..2 {
                     wait_for_test();
                     channel.send(b"said").await.unwrap();
@@ -54,19 +54,19 @@ fn role() {
                     assert!(found == message(found.len(), found.len()));
                     lengths.push(found.len().to_string());
                 }
-                say(lengths.join(" "));
+                report(lengths.join(" "));
             }
             "reads" => {
                 let mut channel = join(&address, &options()).await.unwrap();
-                say("in");
+                report("in");
                 wait_for_test();
                 while let Some(found) = channel.receive_vec().await.transpose() {
                     if let Err(error) = found {
-                        say(error.code());
+                        report(error.code());
                         return;
                     }
                 }
-                say("a clean end");
+                report("a clean end");
             }
             "floods" => {
                 let mut channel = connect(&address, &options()).await.unwrap();
@@ -84,40 +84,43 @@ fn role() {
                 channel.send(b"hello").await.unwrap();
                 assert_eq!(channel.receive_vec().await.unwrap().unwrap(), b"go");
                 membership.leave().await;
-                say("left");
+                report("left");
             }
             "subscriber" => {
                 let mut subscription = subscribe(&address, &options()).await.unwrap();
-                say("in");
+                report("in");
                 let mut count = 0;
                 while let Some(found) = subscription.next().await.transpose().unwrap() {
-                    assert!(found == message(count, lively(count) % 700), "message {count}");
+                    assert!(
+                        found == message(count, mixed_length(count) % 700),
+                        "message {count}"
+                    );
                     count += 1;
                 }
-                say(format!("{count}, {:?}", subscription.get_ref().close_reason()));
+                report(format!("{count}, {:?}", subscription.get_ref().close_reason()));
             }
             // Reads the requested number of messages, and then the remainder.
             "late subscriber" => {
                 let mut subscription = subscribe(&address, &options()).await.unwrap();
-                say("in");
+                report("in");
                 let count: usize = std::io::stdin().lines().next().unwrap().unwrap().parse().unwrap();
                 for _ in 0..count {
                     subscription.receive_vec().await.unwrap().unwrap();
                 }
-                say("read");
+                report("read");
                 let mut lengths = Vec::new();
                 while let Some(found) = subscription.receive_vec().await.unwrap() {
                     lengths.push(found.len().to_string());
                 }
-                say(lengths.join(" "));
+                report(lengths.join(" "));
             }
             "publisher" => {
                 let publisher = publish(&address, &small().capacity(16 << 10)).unwrap();
                 let mut publisher = Publisher::new(publisher).unwrap();
-                say("publishes");
+                report("publishes");
                 wait_for_test();
                 publisher.send(b"tick").await.unwrap();
-                say("sent");
+                report("sent");
                 wait_for_test();
             }
             other => panic!("no role {other}"),
@@ -128,14 +131,14 @@ fn role() {
 async fn talk(mut sender: Sender, mut receiver: Receiver) {
     let sending = tokio::spawn(async move {
         for number in 0..MESSAGES {
-            sender.send(&message(number, lively(number))).await.unwrap();
+            sender.send(&message(number, mixed_length(number))).await.unwrap();
         }
         sender.end();
         sender
     });
     for number in 0..MESSAGES {
         let found = receiver.receive_vec().await.unwrap().expect("a message");
-        assert!(found == message(number, lively(number)), "message {number}");
+        assert!(found == message(number, mixed_length(number)), "message {number}");
     }
     assert_eq!(receiver.receive_vec().await.unwrap(), None);
     sending.await.unwrap();
@@ -164,7 +167,7 @@ fn the_halves_may_be_polled_in_two_runtimes() {
         scope.spawn(|| {
             one.block_on(async {
                 for number in 0..MESSAGES {
-                    sender.feed(message(number, lively(number))).await.unwrap();
+                    sender.feed(message(number, mixed_length(number))).await.unwrap();
                 }
                 SinkExt::<&[u8]>::close(&mut sender).await.unwrap();
             });
@@ -172,7 +175,7 @@ fn the_halves_may_be_polled_in_two_runtimes() {
         other.block_on(async {
             let mut number = 0;
             while let Some(found) = receiver.next().await.transpose().unwrap() {
-                assert!(found == message(number, lively(number)), "message {number}");
+                assert!(found == message(number, mixed_length(number)), "message {number}");
                 number += 1;
             }
             assert_eq!(number, MESSAGES);
@@ -193,7 +196,7 @@ fn what_is_dropped_before_it_is_ready_loses_nothing() {
         for _ in 0..2 {
             assert!(receiver.receive_vec().now_or_never().is_none());
             assert!(receiver.wait_readable().now_or_never().is_none());
-            actor.go_on();
+            actor.proceed();
             assert!(receiver.wait_readable().await.unwrap());
             assert_eq!(receiver.receive_vec().await.unwrap().unwrap(), b"said");
         }
@@ -203,7 +206,7 @@ fn what_is_dropped_before_it_is_ready_loses_nothing() {
         }
         assert_eq!(sender.get_ref().under_way(), None);
         assert!(sender.room(500).now_or_never().is_none());
-        actor.go_on();
+        actor.proceed();
         sender.room(500).await.unwrap();
         // A message in fragments is the exception.
         let long = message(60_000, 60_000);
@@ -365,7 +368,7 @@ fn a_publisher_and_its_subscribers_wait_as_tasks() {
             ));
         }
         let (mut sender, mut audience) = publisher.split();
-        let messages = (0..MESSAGES).map(|number| Ok(message(number, lively(number) % 700)));
+        let messages = (0..MESSAGES).map(|number| Ok(message(number, mixed_length(number) % 700)));
         sender.send_all(&mut stream::iter(messages)).await.unwrap();
         SinkExt::<&[u8]>::close(&mut sender).await.unwrap();
         for actor in actors {
@@ -402,7 +405,7 @@ fn the_sink_of_a_publisher_keeps_what_it_has_accepted_and_nothing_else() {
         }
         assert!(sender.send(b"cancelled").now_or_never().is_none());
         assert!(sender.feed(b"cancelled").now_or_never().is_none());
-        actor.tell(&(count - 1).to_string());
+        actor.send_line(&(count - 1).to_string());
         actor.expect("read");
         let reserved = loop {
             if let Some(reserved) = sender.get_mut().reserve_detached(8).unwrap() {
@@ -439,7 +442,7 @@ fn a_close_that_loses_the_message_of_the_sink_is_no_clean_end() {
                 }
             }
             sender.close();
-            actor.go_on();
+            actor.proceed();
             actor.expect(if keeps { "PEER_LOST" } else { "a clean end" });
             actor.finish();
         }
@@ -454,7 +457,7 @@ fn a_subscription_that_waits_is_told_that_the_publisher_was_killed() {
         actor.expect("publishes");
         let mut subscription = subscribe(&address, &options()).await.unwrap();
         assert!(subscription.receive_vec().now_or_never().is_none());
-        actor.go_on();
+        actor.proceed();
         assert_eq!(subscription.receive_vec().await.unwrap().unwrap(), b"tick");
         actor.expect("sent");
         let waiting = tokio::spawn(async move { (subscription.receive_vec().await, subscription) });
@@ -480,7 +483,7 @@ fn a_merge_waits_for_all_of_its_sources() {
         let ticks = merge.get_mut().add(ticks.into()).unwrap();
         for (actor, from, bytes) in [(&mut told, pair, "said"), (&mut publisher, ticks, "tick")] {
             assert!(merge.receive(&mut [0; 8]).now_or_never().is_none());
-            actor.go_on();
+            actor.proceed();
             let bytes = bytes.into();
             assert_eq!(
                 merge.receive_vec().await.unwrap(),

@@ -25,7 +25,8 @@ use nix::{
 };
 use ringfence::{Address, CancelToken, Channel, Error, Options, Policy, Tokens, join};
 use support::{
-    Actor, STRANGER, Strangers, TIME_LIMIT, forbid, fresh_address, say, small, wait_for_host, wait_for_test,
+    Actor, OTHER_UID, OtherUsers, TIME_LIMIT, forbid, fresh_address, report, small, wait_for_host,
+    wait_for_test,
 };
 
 /// The default, which the forging processes below rely on.
@@ -43,14 +44,14 @@ fn role() {
     let address: Address = arguments[0].parse().unwrap();
     match role.as_str() {
         "echo" => as_echo(&address, &arguments),
-        "last words" => as_last_words(&address),
-        "little room" => as_little_room(&address, &arguments),
-        "gather" => as_gather(&address),
-        "leave alone" => as_leave_alone(&address, &arguments),
-        "let lie" => as_let_lie(&address, &arguments),
+        "kills itself" => as_kills_itself(&address),
+        "small queue" => as_small_queue(&address, &arguments),
+        "collect" => as_collect(&address),
+        "counts strays" => as_counts_strays(&address, &arguments),
+        "drops tokens" => as_drops_tokens(&address, &arguments),
         "send 42" => as_send_42(&address),
-        "beset" => beset(&address, arguments[1].parse().unwrap()),
-        "part" => part(&address, arguments[1].parse().unwrap()),
+        "flooded" => as_flooded(&address, arguments[1].parse().unwrap()),
+        "closes" => as_closes(&address, arguments[1].parse().unwrap()),
         "execute" => as_execute(&address),
         "stranger" => as_stranger(&address),
         _ => unreachable!("{role}"),
@@ -61,43 +62,43 @@ fn role() {
 fn as_echo(address: &Address, arguments: &[String]) {
     match arguments.get(1).map(String::as_str) {
         // As before Linux 6.9.
-        Some("no threads") => forbid(libc::SYS_pidfd_open, Some((1, libc::O_EXCL)), libc::EINVAL),
+        Some("no thread pidfds") => forbid(libc::SYS_pidfd_open, Some((1, libc::O_EXCL)), libc::EINVAL),
         // It cannot test what is delivered with a signal, and so accepts no tokens.
-        Some("no trial") => forbid(libc::SYS_rt_tgsigqueueinfo, None, libc::EPERM),
+        Some("no signals") => forbid(libc::SYS_rt_tgsigqueueinfo, None, libc::EPERM),
         _ => {}
     }
     let channel = join(address, &small()).unwrap();
     let tokens = channel.tokens();
-    say("joined");
+    report("joined");
     if arguments.len() > 2 {
-        insist(&tokens, arguments[2].parse().unwrap());
+        send_retrying(&tokens, arguments[2].parse().unwrap());
     }
     while let Some(token) = tokens.token().unwrap() {
-        insist(&tokens, token + 1);
+        send_retrying(&tokens, token + 1);
     }
-    say(format!("{:?}", tokens.send(1).unwrap_err().code()));
+    report(format!("{:?}", tokens.send(1).unwrap_err().code()));
 }
 
 /// Sends tokens, and kills itself at once.
-fn as_last_words(address: &Address) {
+fn as_kills_itself(address: &Address) {
     let channel = join(address, &small()).unwrap();
     let tokens = channel.tokens();
     for token in 1..=3 {
-        insist(&tokens, token);
+        send_retrying(&tokens, token);
     }
     kill(Pid::this(), Signal::SIGKILL).unwrap();
 }
 
-fn as_little_room(address: &Address, arguments: &[String]) {
+fn as_small_queue(address: &Address, arguments: &[String]) {
     let limit = arguments[1].parse().unwrap();
     setrlimit(Resource::RLIMIT_SIGPENDING, limit, limit).unwrap();
     let channel = join(address, &small()).unwrap();
     let tokens = channel.tokens();
-    say("joined");
+    report("joined");
     for wanted in 0.. {
         let token = tokens.token().unwrap();
         if token == Some(u64::MAX) {
-            say(format!("{wanted} in order"));
+            report(format!("{wanted} in order"));
             break;
         }
         assert_eq!(token, Some(wanted));
@@ -105,55 +106,55 @@ fn as_little_room(address: &Address, arguments: &[String]) {
     wait_for_test();
 }
 
-fn as_gather(address: &Address) {
+fn as_collect(address: &Address) {
     let channel = join(address, &small()).unwrap();
     let tokens = channel.tokens();
-    say("joined");
+    report("joined");
     let found: Vec<_> = std::iter::from_fn(|| tokens.token().unwrap()).collect();
-    say(format!("{found:?}"));
+    report(format!("{found:?}"));
     wait_for_test();
 }
 
-fn as_leave_alone(address: &Address, arguments: &[String]) {
+fn as_counts_strays(address: &Address, arguments: &[String]) {
     let channel = join(address, &small()).unwrap();
     let tokens = channel.tokens();
-    say("joined");
+    report("joined");
     wait_for_test();
     // Every forged token is counted, and none is handed out. The genuine token is handed out.
     let wanted: u64 = arguments[1].parse().unwrap();
-    until(|| tokens.strays() >= wanted);
-    say(format!("{} {:?}", tokens.strays(), tokens.try_token()));
+    wait_until(|| tokens.strays() >= wanted);
+    report(format!("{} {:?}", tokens.strays(), tokens.try_token()));
     let token = tokens.token_until(Instant::now() + TIME_LIMIT).unwrap();
-    say(format!("{token:?} {} {}", tokens.strays(), tokens.dropped()));
+    report(format!("{token:?} {} {}", tokens.strays(), tokens.dropped()));
 }
 
 /// Takes no token until this many were dropped.
-fn as_let_lie(address: &Address, arguments: &[String]) {
+fn as_drops_tokens(address: &Address, arguments: &[String]) {
     let channel = join(address, &small()).unwrap();
     let tokens = channel.tokens();
-    say("joined");
+    report("joined");
     let wanted: u64 = arguments[1].parse().unwrap();
-    until(|| tokens.dropped() >= wanted);
+    wait_until(|| tokens.dropped() >= wanted);
     let mut taken = 0;
     while tokens.try_token() == Some(taken) {
         taken += 1;
     }
-    say(format!("{taken} {}", tokens.dropped()));
+    report(format!("{taken} {}", tokens.dropped()));
     wait_for_test();
 }
 
 fn as_send_42(address: &Address) {
     let channel = join(address, &small()).unwrap();
     let tokens = channel.tokens();
-    say("joined");
+    report("joined");
     wait_for_test();
-    insist(&tokens, 42);
+    send_retrying(&tokens, 42);
     wait_for_test();
 }
 
 fn as_execute(address: &Address) {
     let mut channel = join(address, &small()).unwrap();
-    say("joined");
+    report("joined");
     channel.receiver().receive(&mut [0; 8]).unwrap();
     let error = Command::new("sh")
         .args(["-c", "echo; echo @@ alive; read x"])
@@ -165,25 +166,25 @@ fn as_stranger(address: &Address) {
     let options = small().policy(Policy::new().any_executable().uids([0]));
     let channel = join(address, &options).unwrap();
     let tokens = channel.tokens();
-    say(format!("{:?}", tokens.token().unwrap()));
+    report(format!("{:?}", tokens.token().unwrap()));
     let error = tokens.send(1).unwrap_err();
-    say(format!("{} {error}", error.code()));
+    report(format!("{} {error}", error.code()));
     // The channel continues to work.
     let (mut sender, _receiver) = channel.split();
     sender.send(b"instead").unwrap();
     wait_for_test();
 }
 
-fn until(holds: impl Fn() -> bool) {
+fn wait_until(holds: impl Fn() -> bool) {
     let end = Instant::now() + TIME_LIMIT;
     while !holds() {
-        assert!(Instant::now() < end, "waited in vain");
+        assert!(Instant::now() < end, "the condition did not become true");
         thread::yield_now();
     }
 }
 
 /// Sends a token, and retries as long as the queue is full.
-fn insist(tokens: &Tokens, token: u64) {
+fn send_retrying(tokens: &Tokens, token: u64) {
     loop {
         match tokens.send(token) {
             Ok(()) => return,
@@ -206,17 +207,17 @@ fn threads_of(process: i32) -> Vec<(i32, String)> {
 }
 
 /// The name of the thread that receives the tokens of a process, as truncated by the kernel.
-const OWN: &str = "ringfence-signa";
+const SIGNAL_THREAD: &str = "ringfence-signa";
 
 /// Returns the thread to which its tokens are sent.
 fn thread_of(process: i32) -> i32 {
     let threads = threads_of(process);
-    let (id, _) = threads.iter().find(|(_, name)| name == OWN).unwrap();
+    let (id, _) = threads.iter().find(|(_, name)| name == SIGNAL_THREAD).unwrap();
     *id
 }
 
 /// Sends a forged signal, as any process can. Returns whether there was room for it.
-fn made_up(to: i32, thread: Option<i32>, from: i32, mailbox: i32, rest: [u8; 16]) -> bool {
+fn send_forged(to: i32, thread: Option<i32>, from: i32, mailbox: i32, rest: [u8; 16]) -> bool {
     // SAFETY: all-zero bytes are a valid siginfo.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     info.si_signo = NUMBER;
@@ -253,36 +254,36 @@ fn forge(arguments: &[String]) {
     // are lost with it.
     let threads: Vec<_> = threads_of(to)
         .into_iter()
-        .filter(|(_, name)| name == OWN || !name.starts_with("ringfence-"))
+        .filter(|(_, name)| name == SIGNAL_THREAD || !name.starts_with("ringfence-"))
         .collect();
     for number in 0..count {
         let mut thread = (number % 2 == 0).then(|| threads[number / 2 % threads.len()].0);
-        while !made_up(to, thread, to, 1, [7; 16]) {
+        while !send_forged(to, thread, to, 1, [7; 16]) {
             // Do not send to a thread that has exited since.
             thread = thread.filter(|id| fs::exists(format!("/proc/{to}/task/{id}")).unwrap());
             thread::yield_now();
         }
     }
-    say("sent");
+    report("sent");
     wait_for_test();
 }
 
 #[test]
-fn of_tokens_that_lie_65536_are_kept_and_the_rest_is_counted() {
+fn unread_tokens_beyond_65536_are_dropped_and_counted() {
     let (address, _keep) = fresh_address(false);
-    let mut other = Actor::start("let lie", &[&address.to_string(), "10"]);
+    let mut other = Actor::start("drops tokens", &[&address.to_string(), "10"]);
     let channel = join(&address, &small()).unwrap();
     other.expect("joined");
     let tokens = channel.tokens();
     for token in 0..65_536 + 10 {
-        insist(&tokens, token);
+        send_retrying(&tokens, token);
     }
     other.expect("65536 10");
-    other.go_on();
+    other.proceed();
 }
 
 #[test]
-fn tokens_go_both_ways_and_keep_their_order() {
+fn tokens_keep_their_order_in_both_directions() {
     let (address, _keep) = fresh_address(false);
     let other = Actor::start("echo", &[&address.to_string()]);
     let channel = join(&address, &small()).unwrap();
@@ -291,7 +292,7 @@ fn tokens_go_both_ways_and_keep_their_order() {
     thread::scope(|scope| {
         scope.spawn(|| {
             for token in 0..2000 {
-                insist(&tokens, token << 40);
+                send_retrying(&tokens, token << 40);
             }
         });
         for token in 0..2000 {
@@ -319,14 +320,14 @@ fn tokens_go_both_ways_and_keep_their_order() {
 /// If a thread cannot be held by descriptor, its number is used. A process that cannot receive tokens can
 /// still send them.
 #[test]
-fn an_older_kernel_and_a_filter_of_system_calls_cost_what_they_must() {
+fn tokens_degrade_without_thread_pidfds_or_signals() {
     let (address, _keep) = fresh_address(false);
-    let other = Actor::start("echo", &[&address.to_string(), "no threads"]);
+    let other = Actor::start("echo", &[&address.to_string(), "no thread pidfds"]);
     let channel = join(&address, &small()).unwrap();
     other.expect("joined");
     let tokens = channel.tokens();
     for token in 0..200 {
-        insist(&tokens, token);
+        send_retrying(&tokens, token);
         assert_eq!(
             tokens.token_until(Instant::now() + TIME_LIMIT).unwrap(),
             Some(token + 1)
@@ -337,7 +338,7 @@ fn an_older_kernel_and_a_filter_of_system_calls_cost_what_they_must() {
     other.finish();
 
     let (address, _keep) = fresh_address(false);
-    let other = Actor::start("echo", &[&address.to_string(), "no trial", "7"]);
+    let other = Actor::start("echo", &[&address.to_string(), "no signals", "7"]);
     let channel = join(&address, &small()).unwrap();
     other.expect("joined");
     let tokens = channel.tokens();
@@ -354,11 +355,11 @@ fn an_older_kernel_and_a_filter_of_system_calls_cost_what_they_must() {
 }
 
 #[test]
-fn what_was_sent_before_a_death_comes_before_its_news() {
+fn tokens_sent_before_a_kill_arrive_before_its_report() {
     let mut met = 0;
     while met < 30 {
         let (address, _keep) = fresh_address(false);
-        let _other = Actor::start("last words", &[&address.to_string()]);
+        let _other = Actor::start("kills itself", &[&address.to_string()]);
         let channel = match join(&address, &small()) {
             Ok(channel) => channel,
             // It was ready, had sent its tokens, and was dead before this side's last check.
@@ -376,16 +377,16 @@ fn what_was_sent_before_a_death_comes_before_its_news() {
 /// A side that notices the end first has its signal thread confirm that it has received everything sent
 /// before. If the queue has no room for that signal either, another signal takes its place.
 #[test]
-fn what_was_sent_before_the_end_comes_though_the_queue_is_full() {
+fn tokens_sent_before_the_end_survive_a_full_queue() {
     for _ in 0..10 {
         let (address, _keep) = fresh_address(false);
-        let mut other = Actor::start("gather", &[&address.to_string()]);
+        let mut other = Actor::start("collect", &[&address.to_string()]);
         let channel = join(&address, &small()).unwrap();
         other.expect("joined");
         other.stop();
         let tokens = channel.tokens();
         for token in 0..50 {
-            insist(&tokens, token);
+            send_retrying(&tokens, token);
         }
         let none = libc::rlimit {
             rlim_cur: 0,
@@ -405,13 +406,13 @@ fn what_was_sent_before_the_end_comes_though_the_queue_is_full() {
         channel.close();
         other.resume();
         other.expect(&format!("{:?}", (0..50).collect::<Vec<_>>()));
-        other.go_on();
+        other.proceed();
         other.finish();
     }
 }
 
 #[test]
-fn several_threads_share_what_comes() {
+fn several_threads_share_the_received_tokens() {
     let (address, _keep) = fresh_address(false);
     let other = Actor::start("echo", &[&address.to_string()]);
     let channel = join(&address, &small()).unwrap();
@@ -426,9 +427,9 @@ fn several_threads_share_what_comes() {
             });
         }
         for token in 0..600 {
-            insist(&tokens, token);
+            send_retrying(&tokens, token);
         }
-        until(|| found.lock().unwrap().len() == 600);
+        wait_until(|| found.lock().unwrap().len() == 600);
         channel.close();
     });
     let mut found = found.into_inner().unwrap();
@@ -438,33 +439,33 @@ fn several_threads_share_what_comes() {
 }
 
 #[test]
-fn a_token_that_another_process_makes_up_is_counted_and_not_handed_out() {
+fn forged_tokens_are_counted_and_not_delivered() {
     let (address, _keep) = fresh_address(false);
-    let mut target = Actor::start("leave alone", &[&address.to_string(), "84"]);
+    let mut target = Actor::start("counts strays", &[&address.to_string(), "84"]);
     wait_for_host(&address);
     let mut peer = Actor::start("send 42", &[&address.to_string()]);
     target.expect("joined");
     peer.expect("joined");
     let thread = thread_of(target.pid());
     for _ in 0..20 {
-        until(|| made_up(target.pid(), None, peer.pid(), 1, [0; 16]));
+        wait_until(|| send_forged(target.pid(), None, peer.pid(), 1, [0; 16]));
     }
     // The numbers of the mailboxes can be guessed.
     for mailbox in 0..64 {
-        until(|| made_up(target.pid(), Some(thread), peer.pid(), mailbox, [0; 16]));
+        wait_until(|| send_forged(target.pid(), Some(thread), peer.pid(), mailbox, [0; 16]));
     }
-    target.go_on();
+    target.proceed();
     target.expect("84 None");
-    peer.go_on();
+    peer.proceed();
     target.expect("Some(42) 84 0");
     target.finish();
 }
 
 #[test]
-fn a_full_queue_is_an_error_and_what_was_taken_comes() {
+fn full_queue_is_no_space_and_loses_no_token() {
     const LIMIT: u64 = 1000;
     let (address, _keep) = fresh_address(false);
-    let mut other = Actor::start("little room", &[&address.to_string(), &LIMIT.to_string()]);
+    let mut other = Actor::start("small queue", &[&address.to_string(), &LIMIT.to_string()]);
     let channel = join(&address, &small()).unwrap();
     other.expect("joined");
     let tokens = channel.tokens();
@@ -483,26 +484,26 @@ fn a_full_queue_is_an_error_and_what_was_taken_comes() {
     let (mut sender, _receiver) = channel.split();
     sender.send(b"there is room here").unwrap();
     other.resume();
-    insist(&tokens, u64::MAX);
+    send_retrying(&tokens, u64::MAX);
     other.expect(&format!("{sent} in order"));
-    other.go_on();
+    other.proceed();
     other.finish();
 }
 
 /// Messages and tokens pass to and fro while another process floods this one with signals. The signals
 /// interrupt threads that only allocate memory and take locks.
 #[test]
-fn a_flood_of_signals_costs_neither_messages_nor_tokens() {
+fn signal_flood_loses_no_message_or_token() {
     const FLOOD: u64 = 100_000;
     let (address, _keep) = fresh_address(false);
-    let mut beset = Actor::start("beset", &[&address.to_string(), &FLOOD.to_string()]);
+    let mut flooded = Actor::start("flooded", &[&address.to_string(), &FLOOD.to_string()]);
     let channel = join(&address, &small()).unwrap();
-    beset.expect("joined");
-    let mut forger = Actor::start("forge", &[&beset.pid().to_string(), &FLOOD.to_string()]);
+    flooded.expect("joined");
+    let mut forger = Actor::start("forge", &[&flooded.pid().to_string(), &FLOOD.to_string()]);
     let tokens = channel.tokens();
     let (mut sender, mut receiver) = channel.split();
     let over = AtomicBool::new(false);
-    let (messages, words) = thread::scope(|scope| {
+    let (messages, token_count) = thread::scope(|scope| {
         let messages = scope.spawn(|| {
             let mut sent = 0_u64;
             while !over.load(Ordering::Relaxed) {
@@ -514,10 +515,10 @@ fn a_flood_of_signals_costs_neither_messages_nor_tokens() {
             }
             sent
         });
-        let words = scope.spawn(|| {
+        let token_count = scope.spawn(|| {
             let mut sent = 0;
             while !over.load(Ordering::Relaxed) {
-                insist(&tokens, sent);
+                send_retrying(&tokens, sent);
                 assert_eq!(
                     tokens.token_until(Instant::now() + TIME_LIMIT).unwrap(),
                     Some(sent)
@@ -526,32 +527,32 @@ fn a_flood_of_signals_costs_neither_messages_nor_tokens() {
             }
             sent
         });
-        let ends = Ends(&over);
+        let guard = SetOnDrop(&over);
         forger.expect("sent");
-        drop(ends);
-        (messages.join().unwrap(), words.join().unwrap())
+        drop(guard);
+        (messages.join().unwrap(), token_count.join().unwrap())
     });
-    forger.go_on();
-    assert!(messages > 0 && words > 0);
-    beset.go_on();
-    beset.expect(&FLOOD.to_string());
+    forger.proceed();
+    assert!(messages > 0 && token_count > 0);
+    flooded.proceed();
+    flooded.expect(&FLOOD.to_string());
     drop((sender, receiver));
-    beset.expect(&words.to_string());
-    beset.finish();
+    flooded.expect(&token_count.to_string());
+    flooded.finish();
 }
 
-/// Ends the loops that run until this is set, also if a test fails: otherwise their threads would be joined
+/// SetOnDrop the loops that run until this is set, also if a test fails: otherwise their threads would be joined
 /// forever.
-struct Ends<'a>(&'a AtomicBool);
+struct SetOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for Ends<'_> {
+impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
 /// Sends messages and tokens back, and works at the same time.
-fn beset(address: &Address, flood: u64) {
+fn as_flooded(address: &Address, flood: u64) {
     let channel = join(address, &small()).unwrap();
     let tokens = channel.tokens();
     let (mut sender, mut receiver) = channel.split();
@@ -573,22 +574,22 @@ fn beset(address: &Address, flood: u64) {
                 sender.send(&message[..length]).unwrap();
             }
         });
-        let words = scope.spawn(|| {
+        let token_count = scope.spawn(|| {
             let mut count = 0;
             while let Some(token) = tokens.token().unwrap() {
-                insist(&tokens, token);
+                send_retrying(&tokens, token);
                 count += 1;
             }
             count
         });
-        say("joined");
+        report("joined");
         wait_for_test();
-        until(|| tokens.strays() >= flood);
+        wait_until(|| tokens.strays() >= flood);
         let grown = resident().saturating_sub(before);
         assert!(grown < 32 << 20, "{grown} bytes more are resident");
-        say(tokens.strays().to_string());
-        // Runs until the channel ends.
-        say(words.join().unwrap().to_string());
+        report(tokens.strays().to_string());
+        // Runs until the channel guard.
+        report(token_count.join().unwrap().to_string());
         over.store(true, Ordering::Relaxed);
     });
 }
@@ -603,32 +604,32 @@ fn resident() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
-/// A side that closes releases its signal number, and by default a realtime signal ends the process: the
+/// A side that closes releases its signal number, and by default a realtime signal guard the process: the
 /// other side's tokens must not arrive after that.
 #[test]
-fn two_that_part_while_they_send_tokens_both_live() {
+fn closing_while_tokens_arrive_kills_neither_side() {
     let (address, _keep) = fresh_address(false);
     let address = address.to_string();
-    let mut one = Actor::start("part", &[&address, "150"]);
+    let mut one = Actor::start("closes", &[&address, "150"]);
     // One of the two may count a meeting that the other does not, so only one of them counts.
-    let mut other = Actor::start("part", &[&address, "1000000"]);
-    one.expect("parted");
-    one.go_on();
-    other.go_on();
-    other.expect("parted");
+    let mut other = Actor::start("closes", &[&address, "1000000"]);
+    one.expect("done");
+    one.proceed();
+    other.proceed();
+    other.expect("done");
     one.finish();
     other.finish();
 }
 
-fn part(address: &Address, rounds: u32) {
-    let enough = CancelToken::new().unwrap();
-    let told = enough.clone();
+fn as_closes(address: &Address, rounds: u32) {
+    let cancel_token = CancelToken::new().unwrap();
+    let canceller = cancel_token.clone();
     let listening = thread::spawn(move || {
         wait_for_test();
-        told.cancel();
+        canceller.cancel();
     });
     for round in 0..rounds {
-        let Some(channel) = meet(address, &enough) else {
+        let Some(channel) = meet(address, &cancel_token) else {
             break;
         };
         let tokens = channel.tokens();
@@ -650,15 +651,15 @@ fn part(address: &Address, rounds: u32) {
             assert!(matches!(error, Error::Closed(_) | Error::PeerLost(_)), "{error}");
         });
     }
-    say("parted");
+    report("done");
     listening.join().unwrap();
 }
 
 /// Each may arrive at the address while it still belongs to the last round, or leave before the other has
 /// checked.
-fn meet(address: &Address, enough: &CancelToken) -> Option<Channel> {
+fn meet(address: &Address, cancel_token: &CancelToken) -> Option<Channel> {
     loop {
-        match join(address, &small().wait(true).cancel_token(enough.clone())) {
+        match join(address, &small().wait(true).cancel_token(cancel_token.clone())) {
             Ok(channel) => return Some(channel),
             Err(Error::Aborted) => return None,
             Err(Error::PeerLost(_)) => {}
@@ -668,7 +669,7 @@ fn meet(address: &Address, enough: &CancelToken) -> Option<Channel> {
 }
 
 #[test]
-fn a_peer_that_executes_another_program_is_not_ended_by_a_token() {
+fn token_does_not_kill_a_peer_that_called_exec() {
     for _ in 0..20 {
         let (address, _keep) = fresh_address(false);
         let mut other = Actor::start("execute", &[&address.to_string()]);
@@ -685,34 +686,34 @@ fn a_peer_that_executes_another_program_is_not_ended_by_a_token() {
         };
         assert_eq!(error.code(), "PEER_LOST");
         other.expect("alive");
-        other.go_on();
+        other.proceed();
         other.finish();
     }
 }
 
 #[test]
-fn another_user_is_sent_tokens_by_root_alone() {
-    let Some(strangers) = Strangers::new() else {
+fn only_root_can_send_tokens_to_another_user() {
+    let Some(others) = OtherUsers::new() else {
         return;
     };
-    let address = strangers.address();
+    let address = others.address();
     let options = Options::new()
         .capacity(4096)
         .handshake_timeout(TIME_LIMIT)
         .mode(0o666)
-        .policy(Policy::new().any_executable().uids([STRANGER]));
+        .policy(Policy::new().any_executable().uids([OTHER_UID]));
     let joining = support::join_later(&address, &options);
     wait_for_host(&address);
-    let mut stranger = strangers.start("stranger", &address);
+    let mut stranger = others.start("stranger", &address);
     let (_sender, mut receiver, tokens) = {
         let channel = joining.join().unwrap().unwrap();
         let tokens = channel.tokens();
         let (sender, receiver) = channel.split();
         (sender, receiver, tokens)
     };
-    insist(&tokens, u64::MAX);
+    send_retrying(&tokens, u64::MAX);
     stranger.expect(&format!("{:?}", Some(u64::MAX)));
-    let refused = stranger.hear();
+    let refused = stranger.next_line();
     assert!(
         refused.starts_with("UNSUPPORTED")
             && refused.contains("may not send process")
@@ -722,6 +723,6 @@ fn another_user_is_sent_tokens_by_root_alone() {
     let mut message = [0; 16];
     assert_eq!(receiver.receive(&mut message).unwrap(), Some(7));
     assert_eq!(tokens.try_token(), None);
-    stranger.go_on();
+    stranger.proceed();
     stranger.finish();
 }

@@ -18,7 +18,9 @@ use ringfence::{
     Address, Arrival, Audience, Broadcaster, CallError, Channel, Channels, CloseReason, Error, Listener,
     Policy, PublisherEvent, RemoteError, connect, join, listen, member, publish, subscribe,
 };
-use support::{Actor, TIME_LIMIT, accepted, fresh_address, handshakes_of, say, small, wait_for_test, wire};
+use support::{
+    Actor, TIME_LIMIT, accepted, fresh_address, handshakes_of, report, small, wait_for_test, wire,
+};
 use tracing::{
     Event, Subscriber,
     field::{Field, Visit},
@@ -41,19 +43,19 @@ fn role() {
     match role.as_str() {
         "connects" => {
             let channel = connect(&address, &small());
-            say(if channel.is_ok() { "connected" } else { "refused" });
+            report(if channel.is_ok() { "connected" } else { "refused" });
             wait_for_test();
         }
         "refuses" => {
             let policy = Policy::new().authorize(|_| Ok::<_, Error>(false));
             let listener = listen(&address, &small().policy(policy)).unwrap();
-            say("listens");
+            report("listens");
             assert!(matches!(listener.accept().unwrap(), Arrival::Refused(_)));
             wait_for_test();
         }
         "joins" => {
             let joined = join(&address, &small());
-            say(if joined.is_ok() { "joined" } else { "refused" });
+            report(if joined.is_ok() { "joined" } else { "refused" });
             wait_for_test();
         }
         "calls" => {
@@ -65,18 +67,18 @@ fn role() {
             );
             let failed = calls.call(b"wrong").unwrap_err();
             assert_eq!(failed.remote().map(RemoteError::code), Some(Some("E_TEST")));
-            say("failed");
+            report("failed");
             wait_for_test();
         }
         "connects and leaves" => {
             let channel = connect(&address, &small()).unwrap();
-            say("connected");
+            report("connected");
             wait_for_test();
             drop(channel);
         }
         "subscribes" => {
             let subscription = subscribe(&address, &small());
-            say(if subscription.is_ok() {
+            report(if subscription.is_ok() {
                 "subscribed"
             } else {
                 "refused"
@@ -84,30 +86,30 @@ fn role() {
             wait_for_test();
         }
         "subscribes late" => {
-            watch();
+            install_recorder();
             // Before it sends READY.
             let is_last_check: fn(&str, &Fields) -> bool =
                 |_, fields| fields.get("step").is_some_and(|step| step == "final");
-            let _resumed = when(&address, is_last_check, || {
-                say("late");
+            let _resumed = run_on_event(&address, is_last_check, || {
+                report("late");
                 wait_for_test();
             });
-            say(subscribe_and_read(&address));
+            report(subscribe_and_read(&address));
         }
-        "subscribes and reads" => say(subscribe_and_read(&address)),
+        "subscribes and reads" => report(subscribe_and_read(&address)),
         "is a member" => {
             let _membership = member(&address, &small()).unwrap();
             wait_for_test();
         }
-        "says nothing" => {
+        "silent" => {
             let _streams: Vec<_> = (0..30).map(|_| wire::connect(&arguments[0])).collect();
-            say("silent");
+            report("silent");
             wait_for_test();
         }
-        "is told slowly" => serve_and_be_told_slowly(&address),
+        "traces slowly" => serve_with_slow_tracing(&address),
         "never reads" => {
             let _subscription = subscribe(&address, &small()).unwrap();
-            say("subscribed");
+            report("subscribed");
             wait_for_test();
         }
         other => panic!("no role {other}"),
@@ -131,18 +133,18 @@ fn subscribe_and_read(address: &Address) -> &'static str {
 
 /// Each time the tracing subscriber is notified of a connection that gave way, it waits until all running
 /// handshakes have finished.
-fn serve_and_be_told_slowly(address: &Address) {
-    watch();
+fn serve_with_slow_tracing(address: &Address) {
+    install_recorder();
     let gave_way: fn(&str, &Fields) -> bool =
         |target, fields| target == "ringfence::refused" && fields["code"] == "HANDSHAKE_TIMEOUT";
-    let _told: Vec<_> = (0..300)
-        .map(|_| when(address, gave_way, wait_for_handshakes))
+    let _events: Vec<_> = (0..300)
+        .map(|_| run_on_event(address, gave_way, wait_for_handshakes))
         .collect();
     let listener = listen(address, &small()).unwrap();
-    say("listens");
+    report("listens");
     loop {
         if let Arrival::Accepted(_channel) = listener.accept().unwrap() {
-            say("in");
+            report("in");
         }
     }
 }
@@ -159,20 +161,20 @@ type Fields = BTreeMap<String, String>;
 
 /// An event, with the fields of its span (`handshake.role`).
 #[derive(Debug, Clone)]
-struct Told {
+struct TracedEvent {
     target: String,
     fields: Fields,
 }
 
-impl Told {
+impl TracedEvent {
     fn get(&self, name: &str) -> &str {
         self.fields.get(name).map_or("", String::as_str)
     }
 }
 
-struct Into<'a>(&'a mut Fields, &'a str);
+struct FieldRecorder<'a>(&'a mut Fields, &'a str);
 
-impl Visit for Into<'_> {
+impl Visit for FieldRecorder<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.0.insert(format!("{}{field}", self.1), format!("{value:?}"));
     }
@@ -182,106 +184,106 @@ impl Visit for Into<'_> {
     }
 }
 
-static ALL: Mutex<Vec<Told>> = Mutex::new(Vec::new());
-static MORE: Condvar = Condvar::new();
+static EVENTS: Mutex<Vec<TracedEvent>> = Mutex::new(Vec::new());
+static EVENT_ADDED: Condvar = Condvar::new();
 /// The tracing subscriber panics if an address contains this.
 const PANICS: &str = "panics";
 
 /// Records all events of this process.
-struct Keeper;
+struct Recorder;
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Keeper {
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recorder {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         let mut fields = Fields::new();
-        attributes.record(&mut Into(&mut fields, "handshake."));
-        call_back("begins", &fields);
+        attributes.record(&mut FieldRecorder(&mut fields, "handshake."));
+        run_hook("begins", &fields);
         context.span(id).unwrap().extensions_mut().insert(fields);
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
         let span = context.span(id).unwrap();
         let mut extensions = span.extensions_mut();
-        values.record(&mut Into(extensions.get_mut().unwrap(), "handshake."));
+        values.record(&mut FieldRecorder(extensions.get_mut().unwrap(), "handshake."));
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut fields = Fields::new();
-        event.record(&mut Into(&mut fields, ""));
+        event.record(&mut FieldRecorder(&mut fields, ""));
         if let Some(span) = context.event_span(event) {
             fields.extend(span.extensions().get::<Fields>().unwrap().clone());
         }
         let target = event.metadata().target().to_owned();
-        call_back(&target, &fields);
+        run_hook(&target, &fields);
         let panics = fields.values().any(|value| value.contains(PANICS));
-        ALL.lock().unwrap().push(Told { target, fields });
-        MORE.notify_all();
-        assert!(!panics, "as a subscriber may");
+        EVENTS.lock().unwrap().push(TracedEvent { target, fields });
+        EVENT_ADDED.notify_all();
+        assert!(!panics, "panics as the test requests");
     }
 
     fn on_enter(&self, id: &Id, context: Context<'_, S>) {
-        panic_within(id, &context, "enters");
+        panic_if_requested(id, &context, "enters");
     }
 
     fn on_exit(&self, id: &Id, context: Context<'_, S>) {
-        panic_within(id, &context, "leaves");
+        panic_if_requested(id, &context, "leaves");
     }
 
     fn on_close(&self, id: Id, context: Context<'_, S>) {
-        panic_within(&id, &context, "closes");
+        panic_if_requested(&id, &context, "closes");
     }
 }
 
 /// An action of the tracing subscriber on a certain event, and the address for which it applies.
-struct CallsBack {
+struct Hook {
     address: String,
-    is_it: fn(&str, &Fields) -> bool,
+    matches: fn(&str, &Fields) -> bool,
     call: Box<dyn FnOnce() + Send>,
 }
 
-static CALLS_BACK: Mutex<Vec<CallsBack>> = Mutex::new(Vec::new());
+static HOOKS: Mutex<Vec<Hook>> = Mutex::new(Vec::new());
 
 /// Makes the tracing subscriber call this crate, once. The returned channel receives a value when the call
 /// has returned.
-fn when<T: Send + 'static>(
+fn run_on_event<T: Send + 'static>(
     address: &Address,
-    is_it: fn(&str, &Fields) -> bool,
+    matches: fn(&str, &Fields) -> bool,
     call: impl FnOnce() -> T + Send + 'static,
 ) -> mpsc::Receiver<T> {
-    let (tell, told) = mpsc::channel();
-    CALLS_BACK.lock().unwrap().push(CallsBack {
+    let (tx, rx) = mpsc::channel();
+    HOOKS.lock().unwrap().push(Hook {
         address: address.to_string(),
-        is_it,
-        call: Box::new(move || tell.send(call()).unwrap()),
+        matches,
+        call: Box::new(move || tx.send(call()).unwrap()),
     });
-    told
+    rx
 }
 
-fn call_back(target: &str, fields: &Fields) {
-    let told = |name: &str| fields.get(name).cloned();
-    let Some(address) = told("address").or_else(|| told("handshake.address")) else {
+fn run_hook(target: &str, fields: &Fields) {
+    let field = |name: &str| fields.get(name).cloned();
+    let Some(address) = field("address").or_else(|| field("handshake.address")) else {
         return;
     };
     let found = {
-        let mut all = CALLS_BACK.lock().unwrap();
+        let mut all = HOOKS.lock().unwrap();
         let at = all
             .iter()
-            .position(|one| one.address == address && (one.is_it)(target, fields));
+            .position(|one| one.address == address && (one.matches)(target, fields));
         at.map(|at| all.remove(at))
     };
-    if let Some(CallsBack { call, .. }) = found {
+    if let Some(Hook { call, .. }) = found {
         call();
     }
 }
 
 /// Events on the accept thread, on a handshake thread, and at the start of a channel.
-const MOMENTS: [fn(&str, &Fields) -> bool; 3] = [
+const HOOK_POINTS: [fn(&str, &Fields) -> bool; 3] = [
     |target, _| target == "begins",
     |_, fields| fields.get("check").is_some_and(|check| check == "lease"),
     |target, fields| target == "ringfence::channel" && fields["message"] == "open",
 ];
 
 /// Panics if the address of the handshake asks for it, and records that it did.
-fn panic_within<S: Subscriber + for<'a> LookupSpan<'a>>(id: &Id, context: &Context<'_, S>, when: &str) {
+fn panic_if_requested<S: Subscriber + for<'a> LookupSpan<'a>>(id: &Id, context: &Context<'_, S>, when: &str) {
     let span = context.span(id).unwrap();
     let extensions = span.extensions();
     let Some(address) = extensions
@@ -293,47 +295,47 @@ fn panic_within<S: Subscriber + for<'a> LookupSpan<'a>>(id: &Id, context: &Conte
     if !address.contains(&format!("{PANICS}-{when}")) {
         return;
     }
-    ALL.lock().unwrap().push(Told {
+    EVENTS.lock().unwrap().push(TracedEvent {
         target: when.into(),
         fields: Fields::from([("address".into(), address.clone())]),
     });
-    MORE.notify_all();
-    panic!("as a subscriber may");
+    EVENT_ADDED.notify_all();
+    panic!("panics as the test requests");
 }
 
 /// The tests of this file are threads of one process, which has one tracing subscriber.
-fn watch() {
+fn install_recorder() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| set_global_default(Registry::default().with(Keeper)).unwrap());
+    ONCE.call_once(|| set_global_default(Registry::default().with(Recorder)).unwrap());
 }
 
 /// Waits for an event of this kind, at this address.
-fn hear(target: &str, address: &Address, is_it: impl Fn(&Told) -> bool) -> Told {
+fn wait_for_event(target: &str, address: &Address, matches: impl Fn(&TracedEvent) -> bool) -> TracedEvent {
     let address = address.to_string();
     let end = Instant::now() + TIME_LIMIT;
-    let mut all = ALL.lock().unwrap();
+    let mut all = EVENTS.lock().unwrap();
     loop {
-        let found = all.iter().find(|told| {
-            let at = [told.get("address"), told.get("handshake.address")];
-            told.target == target && at.contains(&address.as_str()) && is_it(told)
+        let found = all.iter().find(|event| {
+            let at = [event.get("address"), event.get("handshake.address")];
+            event.target == target && at.contains(&address.as_str()) && matches(event)
         });
         if let Some(found) = found {
             return found.clone();
         }
         let left = end.saturating_duration_since(Instant::now());
-        assert!(left > Duration::ZERO, "not told: {target} at {address}\n{all:#?}");
-        all = MORE.wait_timeout(all, left).unwrap().0;
+        assert!(left > Duration::ZERO, "no event: {target} at {address}\n{all:#?}");
+        all = EVENT_ADDED.wait_timeout(all, left).unwrap().0;
     }
 }
 
-fn message(wanted: &str) -> impl Fn(&Told) -> bool {
-    move |told| told.get("message") == wanted
+fn message(wanted: &str) -> impl Fn(&TracedEvent) -> bool {
+    move |event| event.get("message") == wanted
 }
 
 #[test]
-fn a_handshake_is_told_by_its_steps_and_a_channel_from_its_begin_to_its_end() {
-    watch();
-    let (address, _kept) = fresh_address(false);
+fn handshake_steps_and_channel_lifetime_are_traced() {
+    install_recorder();
+    let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
     let mut actor = Actor::start("connects", &[&address.to_string()]);
     let pid = actor.pid().to_string();
@@ -347,23 +349,23 @@ fn a_handshake_is_told_by_its_steps_and_a_channel_from_its_begin_to_its_end() {
         .collect();
     assert!(evidence.len() > 10, "{evidence:?}");
     for check in evidence {
-        let told = hear("ringfence::handshake", &address, |told| {
-            (told.get("step"), told.get("check"), told.get("found"))
+        let event = wait_for_event("ringfence::handshake", &address, |event| {
+            (event.get("step"), event.get("check"), event.get("found"))
                 == (check.step, check.check, &check.found)
         });
-        assert_eq!(told.get("wanted"), check.wanted);
-        assert_eq!(told.get("outcome"), check.outcome.as_str());
-        assert_eq!(told.get("handshake.role"), "host");
-        assert_eq!(told.get("handshake.peer_pid"), pid);
+        assert_eq!(event.get("wanted"), check.wanted);
+        assert_eq!(event.get("outcome"), check.outcome.as_str());
+        assert_eq!(event.get("handshake.role"), "host");
+        assert_eq!(event.get("handshake.peer_pid"), pid);
     }
-    let opened = hear("ringfence::channel", &address, message("open"));
+    let opened = wait_for_event("ringfence::channel", &address, message("open"));
     assert_eq!(opened.get("peer_pid"), pid);
     assert_eq!(opened.get("peer_uid"), channel.peer().uid.to_string());
     assert_eq!(opened.get("role"), "host");
     actor.kill();
     // Until this side has noticed.
     assert!(channel.receiver().receive(&mut [0; 64]).is_err());
-    let closed = hear("ringfence::channel", &address, message("closed"));
+    let closed = wait_for_event("ringfence::channel", &address, message("closed"));
     assert_eq!(
         (closed.get("peer_pid"), closed.get("reason")),
         (pid.as_str(), "lost")
@@ -371,23 +373,23 @@ fn a_handshake_is_told_by_its_steps_and_a_channel_from_its_begin_to_its_end() {
 }
 
 fn failure() -> RemoteError {
-    RemoteError::new("as a test says")
+    RemoteError::new("failed on purpose")
         .with_name("TestError")
         .with_code("E_TEST")
 }
 
 /// Waits for the first event of a handler's error, and checks it.
-fn hear_one_failed_call(address: &Address, caller: &Actor) {
-    let failed = hear("ringfence::call", address, |_| true);
+fn expect_failed_call(address: &Address, caller: &Actor) {
+    let failed = wait_for_event("ringfence::call", address, |_| true);
     let fields = ["peer_pid", "name", "code", "error"].map(|name| failed.get(name));
     let pid = caller.pid().to_string();
-    assert_eq!(fields, [&*pid, "TestError", "E_TEST", "as a test says"]);
+    assert_eq!(fields, [&*pid, "TestError", "E_TEST", "failed on purpose"]);
 }
 
 #[test]
-fn the_error_of_a_handler_is_told_and_a_deadline_is_not() {
-    watch();
-    let (address, _kept) = fresh_address(false);
+fn handler_error_is_traced_and_a_deadline_is_not() {
+    install_recorder();
+    let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
     let mut caller = Actor::start("calls", &[&address.to_string()]);
     let calls = accepted(&listener).into_calls().unwrap();
@@ -401,16 +403,16 @@ fn the_error_of_a_handler_is_told_and_a_deadline_is_not() {
         })
     });
     caller.expect("failed");
-    hear_one_failed_call(&address, &caller);
+    expect_failed_call(&address, &caller);
     caller.kill();
     assert!(serving.join().unwrap().is_err());
 }
 
 #[cfg(feature = "tokio")]
 #[test]
-fn the_error_of_a_handler_that_is_a_task_is_told_and_a_deadline_is_not() {
-    watch();
-    let (address, _kept) = fresh_address(false);
+fn task_handler_error_is_traced_and_a_deadline_is_not() {
+    install_recorder();
+    let (address, _keep) = fresh_address(false);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -428,7 +430,7 @@ fn the_error_of_a_handler_that_is_a_task_is_told_and_a_deadline_is_not() {
         };
         let (served, ()) = tokio::join!(calls.serve(1, handler), async {
             tokio::task::spawn_blocking(move || {
-                hear_one_failed_call(&address, &caller);
+                expect_failed_call(&address, &caller);
             })
             .await
             .unwrap();
@@ -439,14 +441,14 @@ fn the_error_of_a_handler_that_is_a_task_is_told_and_a_deadline_is_not() {
 
 /// Its peer has the address then. The channel has ended like any other that this side closes.
 #[test]
-fn a_member_that_leaves_tells_of_the_end_of_its_channel() {
-    watch();
-    let (address, _kept) = fresh_address(false);
+fn leaving_member_traces_the_end_of_its_channel() {
+    install_recorder();
+    let (address, _keep) = fresh_address(false);
     let own = member(&address, &small()).unwrap();
     let actor = Actor::start("is a member", &[&address.to_string()]);
     let _channel = own.partner(None).unwrap().unwrap();
     own.leave();
-    let closed = hear("ringfence::channel", &address, message("closed"));
+    let closed = wait_for_event("ringfence::channel", &address, message("closed"));
     assert_eq!(
         (closed.get("peer_pid"), closed.get("reason")),
         (actor.pid().to_string().as_str(), "closed")
@@ -454,9 +456,9 @@ fn a_member_that_leaves_tells_of_the_end_of_its_channel() {
 }
 
 #[test]
-fn a_refusal_tells_whom_and_which_check_on_both_sides() {
-    watch();
-    let (address, _kept) = fresh_address(false);
+fn refusal_is_traced_with_peer_and_check_on_both_sides() {
+    install_recorder();
+    let (address, _keep) = fresh_address(false);
     let policy = Policy::new().authorize(|_| Ok::<_, Error>(false));
     let listener = listen(&address, &small().policy(policy)).unwrap();
     let actor = Actor::start("connects", &[&address.to_string()]);
@@ -464,45 +466,45 @@ fn a_refusal_tells_whom_and_which_check_on_both_sides() {
         Arrival::Refused(refused) => refused,
         other => panic!("{other:?}"),
     };
-    let told = hear("ringfence::refused", &address, |_| true);
+    let event = wait_for_event("ringfence::refused", &address, |_| true);
     let refusal = refused.error.refusal().unwrap();
-    assert_eq!(told.get("role"), "host");
-    assert_eq!(told.get("code"), "PEER_REFUSED");
-    assert_eq!(told.get("error"), refused.error.to_string());
-    assert_eq!(told.get("peer_pid"), actor.pid().to_string());
-    assert_eq!(told.get("peer_uid"), nix::unistd::geteuid().to_string());
-    assert_eq!(told.get("check"), "authorize");
+    assert_eq!(event.get("role"), "host");
+    assert_eq!(event.get("code"), "PEER_REFUSED");
+    assert_eq!(event.get("error"), refused.error.to_string());
+    assert_eq!(event.get("peer_pid"), actor.pid().to_string());
+    assert_eq!(event.get("peer_uid"), nix::unistd::geteuid().to_string());
+    assert_eq!(event.get("check"), "authorize");
     assert_eq!(
-        (told.get("wanted"), told.get("found")),
+        (event.get("wanted"), event.get("found")),
         (&*refusal.wanted, &*refusal.found)
     );
-    assert_eq!(told.get("by_peer"), "false");
+    assert_eq!(event.get("by_peer"), "false");
     let own = std::env::current_exe().unwrap();
-    assert_eq!(told.get("executable"), own.display().to_string());
+    assert_eq!(event.get("executable"), own.display().to_string());
 
     // The other way round: this process is refused.
-    let (address, _kept) = fresh_address(false);
+    let (address, _keep) = fresh_address(false);
     let host = Actor::start("refuses", &[&address.to_string()]);
     host.expect("listens");
     connect(&address, &small()).unwrap_err();
-    let told = hear("ringfence::refused", &address, |_| true);
-    assert_eq!((told.get("role"), told.get("check")), ("guest", "authorize"));
-    assert_eq!(told.get("by_peer"), "true");
+    let event = wait_for_event("ringfence::refused", &address, |_| true);
+    assert_eq!((event.get("role"), event.get("check")), ("guest", "authorize"));
+    assert_eq!(event.get("by_peer"), "true");
 }
 
 /// Returns the refusals that the host at this address has reported.
-fn refusals_at(address: &Address) -> Vec<Told> {
+fn refusals_at(address: &Address) -> Vec<TracedEvent> {
     let address = address.to_string();
-    let is_one = |told: &&Told| {
-        told.target == "ringfence::refused" && told.get("address") == address && told.get("role") == "host"
+    let is_one = |event: &&TracedEvent| {
+        event.target == "ringfence::refused" && event.get("address") == address && event.get("role") == "host"
     };
-    ALL.lock().unwrap().iter().filter(is_one).cloned().collect()
+    EVENTS.lock().unwrap().iter().filter(is_one).cloned().collect()
 }
 
 #[test]
-fn the_host_of_a_pair_tells_once_of_each_guest_that_it_refuses() {
-    watch();
-    let (address, _kept) = fresh_address(false);
+fn host_traces_each_refused_guest_once() {
+    install_recorder();
+    let (address, _keep) = fresh_address(false);
     let asked = AtomicUsize::new(0);
     let (is_asked, of_the_third) = mpsc::channel();
     let (answer, answered) = mpsc::channel();
@@ -530,14 +532,15 @@ fn the_host_of_a_pair_tells_once_of_each_guest_that_it_refuses() {
     of_the_third.recv_timeout(TIME_LIMIT).unwrap();
     // These connect and send nothing. When the slot is taken, some have a thread, some wait for one, and some
     // are in the backlog.
-    let silent = Actor::start("says nothing", &[&address.to_string()]);
+    let silent = Actor::start("silent", &[&address.to_string()]);
     silent.expect("silent");
     answer.send(()).unwrap();
     guest.expect("joined");
     let channel = host.join().unwrap();
     assert_eq!(channel.peer().pid, guest.pid());
     let of = |pid: i32, code: &str| {
-        let is_one = |told: &&Told| told.get("peer_pid") == pid.to_string() && told.get("code") == code;
+        let is_one =
+            |event: &&TracedEvent| event.get("peer_pid") == pid.to_string() && event.get("code") == code;
         refusals_at(&address).iter().filter(is_one).count()
     };
     for actor in &refused {
@@ -548,9 +551,9 @@ fn the_host_of_a_pair_tells_once_of_each_guest_that_it_refuses() {
 }
 
 #[test]
-fn an_eviction_is_told() {
-    watch();
-    let (address, _kept) = fresh_address(false);
+fn eviction_is_traced() {
+    install_recorder();
+    let (address, _keep) = fresh_address(false);
     let stall = Duration::from_millis(50);
     let mut publisher = publish(&address, &small().stall(stall)).unwrap();
     let actor = Actor::start("never reads", &[&address.to_string()]);
@@ -563,43 +566,43 @@ fn an_eviction_is_told() {
         PublisherEvent::Gone(_, reason) => assert_eq!(reason, CloseReason::Evicted),
         other => panic!("{other:?}"),
     }
-    let told = hear("ringfence::evicted", &address, |_| true);
-    assert_eq!(told.get("peer_pid"), actor.pid().to_string());
-    assert_eq!(told.get("stall_millis"), "50");
-    let lag: u64 = told.get("lag").parse().unwrap();
+    let event = wait_for_event("ringfence::evicted", &address, |_| true);
+    assert_eq!(event.get("peer_pid"), actor.pid().to_string());
+    assert_eq!(event.get("stall_millis"), "50");
+    let lag: u64 = event.get("lag").parse().unwrap();
     assert!((2048..=4096).contains(&lag), "nearly the whole ring: {lag}");
-    let closed = hear("ringfence::channel", &address, message("closed"));
+    let closed = wait_for_event("ringfence::channel", &address, message("closed"));
     assert_eq!(closed.get("reason"), "evicted");
 }
 
 #[test]
-fn a_subscriber_that_panics_keeps_no_channel_from_being_made() {
-    watch();
-    for when in ["hears", "enters", "leaves", "closes"] {
+fn panicking_tracing_subscriber_does_not_break_channels() {
+    install_recorder();
+    for when in ["event", "enters", "leaves", "closes"] {
         let name = format!("ringfence-{PANICS}-{when}-{}", std::process::id());
         let address = Address::abstract_name(name).unwrap();
         let listener = listen(&address, &small()).unwrap();
         let actor = Actor::start("connects", &[&address.to_string()]);
         let channel = accepted(&listener);
         actor.expect("connected");
-        hear("ringfence::channel", &address, message("open"));
+        wait_for_event("ringfence::channel", &address, message("open"));
         channel.close();
-        hear("ringfence::channel", &address, message("closed"));
-        if when != "hears" {
-            hear(when, &address, |_| true);
+        wait_for_event("ringfence::channel", &address, message("closed"));
+        if when != "event" {
+            wait_for_event(when, &address, |_| true);
         }
     }
 }
 
 #[test]
-fn a_subscriber_may_close_what_it_is_told_of() {
-    watch();
-    for moment in MOMENTS {
+fn tracing_subscriber_can_close_the_traced_handle() {
+    install_recorder();
+    for hook_point in HOOK_POINTS {
         for drops in [false, true] {
-            let (address, _kept) = fresh_address(false);
+            let (address, _keep) = fresh_address(false);
             let listener = Arc::new(Mutex::new(Some(listen(&address, &small()).unwrap())));
             let the_listener = Arc::clone(&listener);
-            let closed = when(&address, moment, move || {
+            let closed = run_on_event(&address, hook_point, move || {
                 let mut listener = the_listener.lock().unwrap();
                 assert!(listener.as_ref().is_some_and(|listener| listener.size() <= 1));
                 if drops {
@@ -611,20 +614,20 @@ fn a_subscriber_may_close_what_it_is_told_of() {
             let agent = Actor::start("connects", &[&address.to_string()]);
             closed
                 .recv_timeout(TIME_LIMIT)
-                .expect("a close on a thread of the listener's own returns");
-            assert!(["connected", "refused"].contains(&agent.hear().as_str()));
+                .expect("close returns on a thread of the listener");
+            assert!(["connected", "refused"].contains(&agent.next_line().as_str()));
             // Its thread releases the address once the tracing subscriber has returned.
             drop(listen(&address, &small().wait(true)).expect("the address is free"));
             drop(listener);
         }
-        let (address, _kept) = fresh_address(false);
+        let (address, _keep) = fresh_address(false);
         let (broadcaster, audience) = publish(&address, &small()).unwrap().split();
-        let closed = when(&address, moment, move || drop(audience));
+        let closed = run_on_event(&address, hook_point, move || drop(audience));
         let subscriber = Actor::start("subscribes", &[&address.to_string()]);
         closed
             .recv_timeout(TIME_LIMIT)
-            .expect("a close on a thread of the publisher's own returns");
-        assert!(["subscribed", "refused"].contains(&subscriber.hear().as_str()));
+            .expect("close returns on a thread of the publisher");
+        assert!(["subscribed", "refused"].contains(&subscriber.next_line().as_str()));
         drop(publish(&address, &small().wait(true)).expect("the address is free"));
         drop(broadcaster);
     }
@@ -633,55 +636,55 @@ fn a_subscriber_may_close_what_it_is_told_of() {
 /// Accepts a channel with another process.
 fn channel_with(listener: &Listener, agent: &Actor) -> Channel {
     let channel = accepted(listener);
-    assert_eq!(agent.hear(), "connected");
+    assert_eq!(agent.next_line(), "connected");
     channel
 }
 
 #[test]
-fn a_subscriber_that_is_told_of_an_end_may_wait_for_tokens_and_let_go_of_the_channel() {
-    watch();
-    let (address, _kept) = fresh_address(false);
+fn tracing_subscriber_can_drop_an_ended_channel() {
+    install_recorder();
+    let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
     let agent = Actor::start("connects and leaves", &[&address.to_string()]);
     let channel = channel_with(&listener, &agent);
-    let (tokens, tokens_here) = (channel.tokens(), channel.tokens());
-    let told = when(
+    let (tokens, tokens_in_call) = (channel.tokens(), channel.tokens());
+    let called = run_on_event(
         &address,
         |_, fields| fields.contains_key("reason"),
         move || {
-            let token = tokens_here.token();
+            let token = tokens_in_call.token();
             drop(channel);
-            (token, tokens_here.is_ended())
+            (token, tokens_in_call.is_ended())
         },
     );
     let waiting = thread::spawn(move || tokens.token());
     agent.finish();
-    let (token, _) = told.recv_timeout(TIME_LIMIT).expect("the wait ends");
+    let (token, _) = called.recv_timeout(TIME_LIMIT).expect("the wait ends");
     assert!(matches!(token, Ok(None)), "{token:?}");
     let token = waiting.join().unwrap();
     assert!(matches!(token, Ok(None)), "{token:?}");
 }
 
 #[test]
-fn one_that_was_evicted_has_that_reason_though_the_program_lets_go_of_it_meanwhile() {
-    watch();
-    let (address, _kept) = fresh_address(false);
+fn concurrent_disconnect_keeps_the_eviction_reason() {
+    install_recorder();
+    let (address, _keep) = fresh_address(false);
     let options = small().stall(Duration::from_millis(50));
     let (mut broadcaster, audience) = publish(&address, &options).unwrap().split();
     let subscriber = Actor::start("never reads", &[&address.to_string()]);
-    assert_eq!(subscriber.hear(), "subscribed");
-    let here = |audience: &Audience| match audience.next().unwrap() {
+    assert_eq!(subscriber.next_line(), "subscribed");
+    let next_subscriber = |audience: &Audience| match audience.next().unwrap() {
         PublisherEvent::Subscriber(subscriber) => subscriber,
         other => panic!("{other:?}"),
     };
-    let evicted = here(&audience);
+    let evicted = next_subscriber(&audience);
     // Between the end of the channel and its report.
-    let told = when(
+    let called = run_on_event(
         &address,
         |_, fields| fields.get("reason").is_some_and(|reason| reason == "evicted"),
         move || evicted.disconnect(),
     );
-    while told.try_recv().is_err() {
+    while called.try_recv().is_err() {
         broadcaster.send(&[0; 100]).unwrap();
     }
     assert!(matches!(
@@ -699,14 +702,14 @@ fn send_two_rings(sender: &mut Broadcaster) {
 }
 
 #[test]
-fn a_subscriber_that_is_evicted_before_it_is_ready_is_told_so() {
-    let (address, _kept) = fresh_address(false);
+fn subscriber_evicted_before_ready_is_notified() {
+    let (address, _keep) = fresh_address(false);
     let options = small().stall(Duration::from_millis(50));
     let (mut sender, audience) = publish(&address, &options).unwrap().split();
     let mut subscriber = Actor::start("subscribes late", &[&address.to_string()]);
     subscriber.expect("late");
     send_two_rings(&mut sender);
-    subscriber.go_on();
+    subscriber.proceed();
     subscriber.expect("EVICTED");
     let refused = audience.next().unwrap();
     assert!(
@@ -716,15 +719,15 @@ fn a_subscriber_that_is_evicted_before_it_is_ready_is_told_so() {
 }
 
 /// Whether the thread with this id sleeps (proc_pid_stat(5)).
-fn sleeps(thread: i32) -> bool {
+fn is_sleeping(thread: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap();
     stat.rsplit_once(") ").unwrap().1.starts_with('S')
 }
 
 /// It alone kept the ring full, and nothing else would wake the sender.
 #[test]
-fn a_subscriber_that_dies_in_its_handshake_wakes_the_sender() {
-    let (address, _kept) = fresh_address(false);
+fn subscriber_killed_in_its_handshake_wakes_the_sender() {
+    let (address, _keep) = fresh_address(false);
     let options = small().stall(Duration::MAX);
     let (mut sender, _audience) = publish(&address, &options).unwrap().split();
     let mut subscriber = Actor::start("subscribes late", &[&address.to_string()]);
@@ -733,7 +736,7 @@ fn a_subscriber_that_dies_in_its_handshake_wakes_the_sender() {
     let waiting = nix::unistd::gettid().as_raw();
     let killer = thread::spawn(move || {
         let deadline = Instant::now() + TIME_LIMIT;
-        while !sleeps(waiting) {
+        while !is_sleeping(waiting) {
             assert!(Instant::now() < deadline, "it does not wait");
             thread::sleep(Duration::from_millis(1));
         }
@@ -746,15 +749,15 @@ fn a_subscriber_that_dies_in_its_handshake_wakes_the_sender() {
 }
 
 #[test]
-fn a_subscriber_that_is_evicted_after_the_last_check_is_told_so() {
-    watch();
-    let (address, _kept) = fresh_address(false);
+fn subscriber_evicted_after_final_check_is_notified() {
+    install_recorder();
+    let (address, _keep) = fresh_address(false);
     let options = small().stall(Duration::from_millis(50));
     let (mut sender, audience) = publish(&address, &options).unwrap().split();
     let (open, opened) = mpsc::channel();
     let (resume, resumed) = mpsc::channel();
     // It has received READY, and is not yet in the list of subscribers.
-    let _told = when(&address, MOMENTS[2], move || {
+    let _events = run_on_event(&address, HOOK_POINTS[2], move || {
         open.send(()).unwrap();
         resumed.recv_timeout(TIME_LIMIT)
     });
@@ -778,12 +781,12 @@ fn a_subscriber_that_is_evicted_after_the_last_check_is_told_so() {
 
 /// However many silent connections a busy service finds at once: as many give way as needed.
 #[test]
-fn a_silent_crowd_holds_up_no_agent_of_a_service_that_is_told_slowly() {
+fn slow_tracing_does_not_let_silent_clients_block_others() {
     let (address, _keep) = fresh_address(false);
     let name = address.to_string();
-    let service = Actor::start("is told slowly", &[&name]);
+    let service = Actor::start("traces slowly", &[&name]);
     service.expect("listens");
-    let silent: Vec<_> = (0..8).map(|_| Actor::start("says nothing", &[&name])).collect();
+    let silent: Vec<_> = (0..8).map(|_| Actor::start("silent", &[&name])).collect();
     for silent in &silent {
         silent.expect("silent");
     }

@@ -11,10 +11,11 @@ use std::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use ringfence::{Address, Channel, Error, Options, Packed, Progress, Receiver, Sender, join};
 use support::{
-    Actor, TIME_LIMIT, fresh_address, join_later, lively, message, say, small, wait_for_host, wait_for_test,
+    Actor, TIME_LIMIT, fresh_address, join_later, message, mixed_length, report, small, wait_for_host,
+    wait_for_test,
 };
 
-const LIVELY: usize = 20_000;
+const MIXED_COUNT: usize = 20_000;
 const LARGE: usize = 16 << 20;
 
 /// Sends and receives concurrently, on two threads, and checks every byte.
@@ -43,7 +44,7 @@ fn large_options() -> Options {
     small().capacity(64 << 10).max_message_size(LARGE as u64)
 }
 
-fn lively_options() -> Options {
+fn mixed_options() -> Options {
     small().max_message_size(1 << 16)
 }
 
@@ -67,28 +68,32 @@ fn role() {
         }
     };
     match role.as_str() {
-        "lively" => exchange(join(&address, &lively_options()).unwrap(), LIVELY, lively),
+        "mixed sizes" => exchange(
+            join(&address, &mixed_options()).unwrap(),
+            MIXED_COUNT,
+            mixed_length,
+        ),
         "large" => exchange(join(&address, &large_options()).unwrap(), 2, |_| LARGE),
         "echo" => echo(small()),
         "busy echo" => echo(small().busy_poll(Duration::from_micros(50))),
-        "modest" => {
+        "small limits" => {
             let options = small().capacity(5000).max_message_size(1000);
             let mut channel = join(&address, &options).unwrap();
-            say(format!(
+            report(format!(
                 "{} {}",
                 channel.sender().capacity(),
                 channel.sender().max_message_size()
             ));
             wait_for_test();
         }
-        "halting" => {
+        "partial" => {
             let (mut sender, receiver) = join(&address, &small()).unwrap().split();
             let message = message(1, 100_000);
             // As much as the ring holds.
             let Progress::Part(mut written) = sender.send_part(&message, 0).unwrap() else {
-                panic!("it is too long");
+                panic!("the message does not fit");
             };
-            say("halfway");
+            report("partial sent");
             wait_for_test();
             while let Progress::Part(so_far) = sender.send_part(&message, written).unwrap() {
                 written = so_far;
@@ -120,41 +125,41 @@ fn meet(role: &str, options: &Options) -> (Actor, Channel) {
 }
 
 #[test]
-fn both_directions_carry_a_lively_load_on_four_threads() {
-    let (other, channel) = meet("lively", &lively_options());
-    exchange(channel, LIVELY, lively);
+fn both_directions_carry_mixed_sizes_concurrently() {
+    let (other, channel) = meet("mixed sizes", &mixed_options());
+    exchange(channel, MIXED_COUNT, mixed_length);
     other.finish();
 }
 
 #[test]
-fn sixteen_mebibytes_pass_through_64_kibibytes_both_ways() {
+fn messages_much_larger_than_the_ring_pass_both_ways() {
     let (other, channel) = meet("large", &large_options());
     exchange(channel, 2, |_| LARGE);
     other.finish();
 }
 
 #[test]
-fn ten_thousand_questions_are_answered_by_a_peer_that_sleeps_each_time() {
+fn sleeping_peer_answers_ten_thousand_requests() {
     let (other, channel) = meet("echo", &small());
-    ask(channel, 10_000);
+    request_each(channel, 10_000);
     other.finish();
 }
 
 #[test]
-fn a_wait_that_spins_first_hears_what_one_that_sleeps_does() {
+fn busy_polling_peer_answers_every_request() {
     let (other, channel) = meet("busy echo", &small().busy_poll(Duration::from_micros(50)));
-    ask(channel, 2000);
+    request_each(channel, 2000);
     other.finish();
 }
 
-/// Sends this many questions, each after the previous one has been echoed.
-fn ask(channel: Channel, questions: u64) {
+/// Sends this many requests, each after the previous one has been echoed.
+fn request_each(channel: Channel, count: u64) {
     let (mut sender, mut receiver) = channel.split();
-    for question in 0..questions {
-        sender.send(&question.to_le_bytes()).unwrap();
+    for number in 0..count {
+        sender.send(&number.to_le_bytes()).unwrap();
         let mut answer = [0; 8];
         assert_eq!(receiver.receive(&mut answer).unwrap(), Some(8));
-        assert_eq!(answer, question.to_le_bytes());
+        assert_eq!(answer, number.to_le_bytes());
     }
 }
 
@@ -162,11 +167,11 @@ fn ask(channel: Channel, questions: u64) {
 fn poll_line(line: &impl AsFd) {
     let mut polled = [PollFd::new(line.as_fd(), PollFlags::POLLIN)];
     let timeout = PollTimeout::try_from(TIME_LIMIT).unwrap();
-    assert!(poll(&mut polled, timeout).unwrap() > 0, "the peer did not ring");
+    assert!(poll(&mut polled, timeout).unwrap() > 0, "the peer sent no wakeup");
 }
 
 #[test]
-fn an_event_loop_that_arms_and_polls_the_line_misses_nothing() {
+fn event_loop_on_the_line_misses_nothing() {
     fn send(sender: &mut Sender, message: &[u8]) {
         while !sender.try_send(message).unwrap() {
             if sender.arm(message.len()).unwrap() {
@@ -212,7 +217,7 @@ fn an_event_loop_that_arms_and_polls_the_line_misses_nothing() {
 }
 
 #[test]
-fn a_deadline_ends_a_wait_and_loses_nothing() {
+fn timed_out_wait_loses_nothing() {
     let (mut other, channel) = meet("late", &small());
     let (mut sender, mut receiver) = channel.split();
     let soon = || Instant::now() + Duration::from_millis(20);
@@ -225,7 +230,7 @@ fn a_deadline_ends_a_wait_and_loses_nothing() {
         receiver.wait_readable(Some(soon())),
         Err(Error::TimedOut)
     ));
-    other.go_on();
+    other.proceed();
     let far = Instant::now() + TIME_LIMIT;
     assert_eq!(receiver.receive_until(&mut into, far).unwrap(), Some(4));
     assert_eq!(&into[..4], b"late");
@@ -233,15 +238,15 @@ fn a_deadline_ends_a_wait_and_loses_nothing() {
     while sender.try_send(&[1; 500]).unwrap() {}
     assert!(!sender.wait(500, Some(soon())).unwrap());
     assert!(!sender.has_room(500).unwrap());
-    other.go_on();
+    other.proceed();
     assert!(sender.wait(500, Some(far)).unwrap());
     assert!(sender.try_send(&[1; 500]).unwrap());
-    other.go_on();
+    other.proceed();
     other.finish();
 }
 
 #[test]
-fn a_message_that_one_call_has_begun_another_ends() {
+fn message_started_by_one_call_is_finished_by_another() {
     type Finish = fn(&mut Receiver) -> Vec<u8>;
     let ways: [Finish; 3] = [
         |receiver| {
@@ -269,9 +274,9 @@ fn a_message_that_one_call_has_begun_another_ends() {
         },
     ];
     for finish in ways {
-        let (mut other, channel) = meet("halting", &small());
+        let (mut other, channel) = meet("partial", &small());
         let (_sender, mut receiver) = channel.split();
-        other.expect("halfway");
+        other.expect("partial sent");
         let mut into = vec![0; 100_000];
         assert_eq!(receiver.try_receive(&mut into).unwrap(), None);
         assert_eq!(receiver.next_size().unwrap(), Some(100_000));
@@ -284,23 +289,23 @@ fn a_message_that_one_call_has_begun_another_ends() {
             receiver.receive_until(&mut into, soon),
             Err(Error::TimedOut)
         ));
-        other.go_on();
+        other.proceed();
         assert!(finish(&mut receiver) == message(1, 100_000));
         assert_eq!(receiver.receive(&mut into).unwrap(), Some(5));
         assert_eq!(&into[..5], b"after");
-        other.go_on();
+        other.proceed();
         other.finish();
     }
 }
 
 #[test]
-fn a_message_begun_in_the_callers_buffer_is_ended_there() {
-    let (mut other, channel) = meet("halting", &small());
+fn partial_message_continues_in_the_same_buffer() {
+    let (mut other, channel) = meet("partial", &small());
     let (_sender, mut receiver) = channel.split();
-    other.expect("halfway");
+    other.expect("partial sent");
     let mut into = vec![0; 100_000];
     let Progress::Part(part) = receiver.receive_part(&mut into).unwrap() else {
-        panic!("it is halfway");
+        panic!("the message is partial");
     };
     assert!(part > 0 && part < 4096, "{part}");
     // The message would be split between two buffers.
@@ -312,7 +317,7 @@ fn a_message_begun_in_the_callers_buffer_is_ended_there() {
     ] {
         assert!(matches!(refused, Err(Error::InvalidArgument(_))), "{refused:?}");
     }
-    other.go_on();
+    other.proceed();
     receiver.wait_readable(None).unwrap();
     // A buffer that is too small neither loses nor damages the message.
     assert!(matches!(
@@ -323,13 +328,13 @@ fn a_message_begun_in_the_callers_buffer_is_ended_there() {
         receiver.wait_readable(None).unwrap();
     }
     assert!(into == message(1, 100_000));
-    other.go_on();
+    other.proceed();
     other.finish();
 }
 
 #[test]
-fn each_side_keeps_to_what_the_other_can_take() {
-    let (mut other, mut channel) = meet("modest", &small().max_message_size(3000));
+fn sender_respects_the_peers_limits() {
+    let (mut other, mut channel) = meet("small limits", &small().max_message_size(3000));
     // Its ring of 5000 bytes is rounded up.
     other.expect("8192 3000");
     let sender = channel.sender();
@@ -354,12 +359,12 @@ fn each_side_keeps_to_what_the_other_can_take() {
         );
     }
     sender.send(&[0; 1000]).unwrap();
-    other.go_on();
+    other.proceed();
     other.finish();
 }
 
 #[test]
-fn a_message_longer_than_the_buffer_stays_where_it_is() {
+fn message_larger_than_the_buffer_is_kept() {
     let (other, channel) = meet("echo", &small());
     let (mut sender, mut receiver) = channel.split();
     for length in [600, 3000] {
@@ -379,7 +384,7 @@ fn a_message_longer_than_the_buffer_stays_where_it_is() {
 }
 
 #[test]
-fn a_reservation_belongs_to_its_sender_and_misuse_costs_nothing_more() {
+fn foreign_or_oversized_commit_is_rejected() {
     let (one, first) = meet("echo", &small());
     let (other, second) = meet("echo", &small().capacity(1 << 20));
     let ((mut first, mut answers), (mut second, receiver)) = (first.split(), second.split());
@@ -434,7 +439,7 @@ fn a_reservation_belongs_to_its_sender_and_misuse_costs_nothing_more() {
 }
 
 #[test]
-fn what_is_used_after_its_close_says_so() {
+fn calls_after_close_fail_with_closed() {
     let (other, channel) = meet("echo", &small());
     let (mut sender, mut receiver) = channel.split();
     receiver.close();

@@ -26,7 +26,7 @@ use nix::{
     },
 };
 use ringfence::{Address, Backing, Channel, CloseReason, Error, Options, join};
-use support::{Actor, TIME_LIMIT, fresh_address, say, small, wait_for_test};
+use support::{Actor, TIME_LIMIT, fresh_address, report, small, wait_for_test};
 
 /// The other processes of these tests.
 #[test]
@@ -51,16 +51,16 @@ fn role() {
 /// Joins, and reports how the channel ended.
 fn as_wait(address: &Address, options: &Options) {
     let (mut sender, mut receiver) = join_for_keeper(address, options).split();
-    say("joined");
+    report("joined");
     let error = loop {
         match receiver.receive(&mut [0; 64]) {
-            Ok(Some(_)) => say("received"),
+            Ok(Some(_)) => report("received"),
             Ok(None) => break "end".into(),
             Err(error) => break error.code().to_owned(),
         }
     };
     let sent = sender.try_send(b"too late");
-    say(format!(
+    report(format!(
         "{error} {:?} {}",
         receiver.close_reason(),
         sent.map_or_else(|error| error.code(), |_| "sent")
@@ -94,7 +94,7 @@ fn as_open(address: &Address, options: &Options, arguments: &[String]) {
     // A slice does not change while it is borrowed.
     assert_eq!(reservation[..], *b"half of the secret");
     drop(reservation);
-    say(format!(
+    report(format!(
         "{opened} {} {:?} {}",
         error.code(),
         receiver.close_reason(),
@@ -103,7 +103,7 @@ fn as_open(address: &Address, options: &Options, arguments: &[String]) {
     drop((sender, receiver, filled, refilled));
     wait_for_test();
     // All have released the memory: it can be opened, and it is empty.
-    say(format!(
+    report(format!(
         "{} {}",
         contains(&kept, b"the secret"),
         contains(&kept, b"half of")
@@ -120,7 +120,7 @@ fn as_steadfast(address: &Address, options: &Options, arguments: &[String]) {
         tokens.bell().unwrap();
         let thread = thread_that_hears();
         let filled = (arguments[2] == "full of files").then(fill_descriptors);
-        say(thread.to_string());
+        report(thread.to_string());
         // Of two pending signals, the lower number is delivered first.
         for wanted in 0..ALARMS {
             assert_eq!(tokens.token().unwrap(), Some(wanted));
@@ -142,7 +142,7 @@ fn as_two_messages(address: &Address, options: &Options) {
     assert_eq!(receiver.receive(&mut [0; 64]).unwrap(), Some(4));
     sender.send(b"the second, which is not").unwrap();
     drop((sender, receiver));
-    say(format!(
+    report(format!(
         "{} {}",
         contains(&kept, b"which is read"),
         contains(&kept, b"which is not")
@@ -195,7 +195,7 @@ fn busy_with_locks() {
                 lock(&file, libc::F_WRLCK, 2 * number, 1);
             }
             if round == 0 {
-                say("busy");
+                report("busy");
             }
             // Unlock all at once: the following entries in the table move forward by that many lines.
             lock(&file, libc::F_UNLCK, 0, 0);
@@ -223,7 +223,7 @@ fn is_steadfast(how: &str) {
     let mut channel = join(&address, &small()).unwrap();
     let mut message = [0; 64];
     assert_eq!(channel.receiver().receive(&mut message).unwrap(), Some(4));
-    let thread: i32 = other.hear().parse().unwrap();
+    let thread: i32 = other.next_line().parse().unwrap();
     let tokens = channel.tokens();
     for token in 0..ALARMS {
         // SAFETY: tgkill takes three integers.
@@ -396,12 +396,12 @@ fn is_ended_on_both_sides(backing: Backing, how: &str) {
     let other = Actor::start("wait", &[&address, &backing]);
     other.expect("joined");
     other.expect("received");
-    opener.go_on();
+    opener.proceed();
     let ended = "OBJECT_EXPOSED Some(Exposed) OBJECT_EXPOSED";
     opener.expect(&format!("held back {ended}"));
     other.expect(ended);
     other.finish();
-    opener.go_on();
+    opener.proceed();
     opener.expect("wiped wiped");
     opener.finish();
 }
@@ -420,7 +420,7 @@ fn an_orderly_close_wipes_what_was_read_and_keeps_what_was_not() {
     assert_eq!(&message[..24], b"the second, which is not");
     assert_eq!(receiver.receive(&mut message).unwrap(), None);
     assert_eq!(receiver.close_reason(), Some(CloseReason::Closed));
-    other.go_on();
+    other.proceed();
     other.finish();
 }
 

@@ -22,8 +22,8 @@ use ringfence::{
     subscribe,
 };
 use support::{
-    Actor, TIME_LIMIT, accepted, assert_lost, forbid, fresh_address, join_later, say, small, wait_for_host,
-    wait_for_test,
+    Actor, TIME_LIMIT, accepted, assert_lost, forbid, fresh_address, join_later, report, small,
+    wait_for_host, wait_for_test,
 };
 
 /// The way in which this process waits.
@@ -107,7 +107,7 @@ fn meet(kind: &str, way: Way) -> (Actor, Own, Holder) {
             (actor, Own::Subscription(subscribe(&address, &options).unwrap()))
         }
     };
-    let holder = Holder(Pid::from_raw(actor.hear().parse().unwrap()));
+    let holder = Holder(Pid::from_raw(actor.next_line().parse().unwrap()));
     (actor, own, holder)
 }
 
@@ -149,7 +149,7 @@ fn hold(channel: Channel) {
     has_holder();
     wait_for_test();
     sender.end();
-    say("ended");
+    report("ended");
     wait_for_test();
 }
 
@@ -159,7 +159,7 @@ fn has_holder() {
         ForkResult::Child => loop {
             pause();
         },
-        ForkResult::Parent { child } => say(child.to_string()),
+        ForkResult::Parent { child } => report(child.to_string()),
     }
 }
 
@@ -261,7 +261,7 @@ fn the_death_of_a_subscriber_makes_room_at_once() {
         let options = options(way).stall(TIME_LIMIT * 10).capacity(16 << 10);
         let publisher: Publisher = publish(&address, &options).unwrap();
         let mut actor = Actor::start("subscriber", &[&address.to_string()]);
-        let _holder = Holder(Pid::from_raw(actor.hear().parse().unwrap()));
+        let _holder = Holder(Pid::from_raw(actor.next_line().parse().unwrap()));
         let (mut sender, audience) = publisher.split();
         while sender.try_send(&[1; 200]).unwrap() {}
         let waiting = thread::spawn(move || in_time("a publisher", move || sender.send(&[1; 2000])));
@@ -377,7 +377,7 @@ fn a_peer_that_ended_before_it_died_has_ended_cleanly() {
             unreachable!()
         };
         let (mut sender, mut receiver) = channel.split();
-        actor.go_on();
+        actor.proceed();
         actor.expect("ended");
         // A spinning thread receives no wakeup: it sees the end in memory.
         let (mut receiver, found) = in_time("the peer's end", move || {
@@ -466,7 +466,7 @@ fn all_are_late(way: Way, until: fn() -> Instant) {
     let (address, _keep) = fresh_address(false);
     let publisher = publish(&address, &options(way).capacity(16 << 10).stall(TIME_LIMIT * 10)).unwrap();
     let actor = Actor::start("subscriber", &[&address.to_string()]);
-    let _holder = Holder(Pid::from_raw(actor.hear().parse().unwrap()));
+    let _holder = Holder(Pid::from_raw(actor.next_line().parse().unwrap()));
     let (mut sender, audience) = publisher.split();
     while sender.try_send(&[1; 200]).unwrap() {}
     in_time(

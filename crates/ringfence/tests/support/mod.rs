@@ -43,21 +43,21 @@ use ringfence::{Address, Arrival, Channel, Listener, Options, ParentLine, Refuse
 pub const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 /// A limit for tests that hang: after this the process exits, whichever thread is waiting.
-const LIMIT: Duration = Duration::from_secs(600);
+const WATCHDOG: Duration = Duration::from_secs(600);
 
-fn limit() {
+fn start_watchdog() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         thread::spawn(|| {
-            thread::sleep(LIMIT);
-            eprintln!("a test hangs: {LIMIT:?} have passed");
+            thread::sleep(WATCHDOG);
+            eprintln!("a test hangs: {WATCHDOG:?} have passed");
             std::process::abort();
         });
     });
 }
 
 /// The prefix of lines that a test waits for. Other lines are output of the test harness.
-const NEWS: &str = "@@ ";
+const REPORT_PREFIX: &str = "@@ ";
 
 static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
 
@@ -106,14 +106,14 @@ impl Actor {
     /// Starts a role. `command` runs this executable, in any way.
     pub fn run(command: Command, role: &str, arguments: &[&str]) -> Self {
         let mut command = Self::prepare(command, role, arguments);
-        Self::hear_from(command.spawn().expect("a process"))
+        Self::from_child(command.spawn().expect("a process"))
     }
 
     /// As [`Actor::run`], with an input that the test provides.
     pub fn run_with_input(command: Command, input: OwnedFd, role: &str, arguments: &[&str]) -> Self {
         let mut command = Self::prepare(command, role, arguments);
         command.stdin(input);
-        Self::hear_from(command.spawn().expect("a process"))
+        Self::from_child(command.spawn().expect("a process"))
     }
 
     /// Starts a role that inherits a private line.
@@ -126,18 +126,18 @@ impl Actor {
     }
 
     pub fn spawn_from(executable: &Path, role: &str, arguments: &[&str]) -> (Self, ParentLine) {
-        Self::spawn_by(Command::new(executable), role, arguments)
+        Self::spawn_command(Command::new(executable), role, arguments)
     }
 
     /// As [`Actor::spawn`]. `command` runs this executable, in any way.
-    pub fn spawn_by(command: Command, role: &str, arguments: &[&str]) -> (Self, ParentLine) {
+    pub fn spawn_command(command: Command, role: &str, arguments: &[&str]) -> (Self, ParentLine) {
         let command = Self::prepare(command, role, arguments);
         let (child, line) = spawn(command).expect("a process");
-        (Self::hear_from(child), line)
+        (Self::from_child(child), line)
     }
 
     pub fn prepare(mut command: Command, role: &str, arguments: &[&str]) -> Command {
-        limit();
+        start_watchdog();
         command
             .args(["--exact", "role", "--nocapture", "--test-threads=1"])
             .env("RINGFENCE_ROLE", role)
@@ -148,7 +148,7 @@ impl Actor {
     }
 
     /// Starts one of several processes that share a stream of lines: each line carries the process's number.
-    pub fn start_among(
+    pub fn start_with_shared_output(
         number: usize,
         lines: Sender<(usize, String)>,
         role: &str,
@@ -157,25 +157,25 @@ impl Actor {
         let executable = std::env::current_exe().expect("this executable");
         let mut command = Self::prepare(Command::new(executable), role, arguments);
         let child = command.spawn().expect("a process");
-        Self::hear_by(child, channel().1, move |text| lines.send((number, text)).is_ok())
+        Self::forward_lines(child, channel().1, move |text| lines.send((number, text)).is_ok())
     }
 
-    pub fn hear_from(child: Child) -> Self {
+    pub fn from_child(child: Child) -> Self {
         let (sender, lines) = channel();
-        Self::hear_by(child, lines, move |text| sender.send(text).is_ok())
+        Self::forward_lines(child, lines, move |text| sender.send(text).is_ok())
     }
 
-    fn hear_by(
+    fn forward_lines(
         mut child: Child,
         lines: Receiver<String>,
-        mut hear: impl FnMut(String) -> bool + Send + 'static,
+        mut forward: impl FnMut(String) -> bool + Send + 'static,
     ) -> Self {
         let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
         thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
                 // The harness prints the name of a test without a newline before it runs it.
-                if let Some((_, text)) = line.split_once(NEWS)
-                    && !hear(text.to_owned())
+                if let Some((_, text)) = line.split_once(REPORT_PREFIX)
+                    && !forward(text.to_owned())
                 {
                     break;
                 }
@@ -190,46 +190,46 @@ impl Actor {
     }
 
     /// Returns the next line that the process reports. Panics if there is none.
-    pub fn hear(&self) -> String {
+    pub fn next_line(&self) -> String {
         self.lines
             .recv_timeout(TIME_LIMIT)
             .expect("lines of the other process")
     }
 
     /// Returns the next line that the process reports, or `None` once its output has ended.
-    pub fn last_word(&self) -> Option<String> {
+    pub fn next_line_or_end(&self) -> Option<String> {
         match self.lines.recv_timeout(TIME_LIMIT) {
-            Err(RecvTimeoutError::Timeout) => panic!("the other process says nothing and does not end"),
+            Err(RecvTimeoutError::Timeout) => panic!("the other process reports nothing and does not exit"),
             other => other.ok(),
         }
     }
 
     pub fn expect(&self, wanted: &str) {
-        assert_eq!(self.hear(), wanted);
+        assert_eq!(self.next_line(), wanted);
     }
 
     /// Returns a line that the process has already reported, if any.
-    pub fn heard(&self) -> Option<String> {
+    pub fn try_next_line(&self) -> Option<String> {
         self.lines.try_recv().ok()
     }
 
     /// Resumes a role that waits for the test.
-    pub fn go_on(&mut self) {
-        self.tell("");
+    pub fn proceed(&mut self) {
+        self.send_line("");
     }
 
-    /// Sends a word to a role that reads one.
-    pub fn tell(&mut self, word: &str) {
-        let stdin = self.stdin.as_mut().expect("its input is open");
+    /// Sends a line to a role that reads one.
+    pub fn send_line(&mut self, line: &str) {
+        let stdin = self.stdin.as_mut().expect("an open input");
         stdin
-            .write_all(format!("{word}\n").as_bytes())
+            .write_all(format!("{line}\n").as_bytes())
             .and_then(|()| stdin.flush())
-            .expect("it listens");
+            .expect("the process reads its input");
     }
 
     pub fn kill(&mut self) {
         self.child.kill().expect("SIGKILL");
-        self.child.wait().expect("its end");
+        self.child.wait().expect("the exit status");
     }
 
     /// Stops the process. SIGSTOP is delivered asynchronously: until one of its threads handles it, the
@@ -237,7 +237,7 @@ impl Actor {
     pub fn stop(&self) {
         let pid = Pid::from_raw(self.pid());
         kill(pid, Signal::SIGSTOP).expect("SIGSTOP");
-        waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED).expect("all of its threads to stop");
+        waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED).expect("a stopped process");
     }
 
     /// Resumes the stopped process.
@@ -265,10 +265,10 @@ impl Actor {
         self.stdin = None;
         let end = Instant::now() + TIME_LIMIT;
         loop {
-            if let Some(status) = self.child.try_wait().expect("its end") {
+            if let Some(status) = self.child.try_wait().expect("the exit status") {
                 return status;
             }
-            assert!(Instant::now() < end, "the other process does not end");
+            assert!(Instant::now() < end, "the other process does not exit");
             thread::yield_now();
         }
     }
@@ -283,12 +283,12 @@ impl Drop for Actor {
 }
 
 /// A user who owns nothing.
-pub const STRANGER: u32 = 65001;
+pub const OTHER_UID: u32 = 65001;
 
 /// If root runs the tests, another user can take part, from a copy of this executable that this user may run.
-pub struct Strangers(tempfile::TempDir);
+pub struct OtherUsers(tempfile::TempDir);
 
-impl Strangers {
+impl OtherUsers {
     pub fn new() -> Option<Self> {
         if !geteuid().is_root() {
             eprintln!("skipped: it takes root to be another user");
@@ -306,7 +306,7 @@ impl Strangers {
     }
 
     pub fn start(&self, role: &str, address: &Address) -> Actor {
-        self.start_as(STRANGER, role, &[&address.to_string()])
+        self.start_as(OTHER_UID, role, &[&address.to_string()])
     }
 
     pub fn start_as(&self, uid: u32, role: &str, arguments: &[&str]) -> Actor {
@@ -336,20 +336,20 @@ pub fn assert_lost<T: std::fmt::Debug>(found: Result<T, ringfence::Error>) {
 }
 
 /// Inside another process: reports a line to the test.
-pub fn say(text: impl AsRef<str>) {
-    println!("\n{NEWS}{}", text.as_ref());
+pub fn report(text: impl AsRef<str>) {
+    println!("\n{REPORT_PREFIX}{}", text.as_ref());
 }
 
 /// Inside another process: waits for the test.
 pub fn wait_for_test() {
     let mut line = String::new();
-    std::io::stdin().read_line(&mut line).expect("the test's word");
+    std::io::stdin().read_line(&mut line).expect("a line of the test");
 }
 
 /// Inside another process: returns the role and its arguments. `None` in the test itself.
 pub fn role() -> Option<(String, Vec<String>)> {
     let role = std::env::var("RINGFENCE_ROLE").ok()?;
-    limit();
+    start_watchdog();
     let arguments = std::env::var("RINGFENCE_ARGUMENTS").unwrap_or_default();
     Some((role, arguments.lines().map(str::to_owned).collect()))
 }
@@ -381,7 +381,7 @@ pub fn message(number: usize, length: usize) -> Vec<u8> {
 }
 
 /// Returns message lengths for busy traffic through a ring of 4096 bytes.
-pub fn lively(number: usize) -> usize {
+pub fn mixed_length(number: usize) -> usize {
     if number.is_multiple_of(50) {
         30_000
     } else {

@@ -144,7 +144,7 @@ pub fn line() -> (UnixStream, OwnedFd) {
 /// Makes the kernel install a pidfd of the sender with all data read from this socket (`SO_PASSPIDFD`, Linux
 /// 6.5). The option belongs to the socket, so it holds for every process that has a descriptor of it.
 /// `false`: this kernel does not support it.
-pub fn ask_for_pidfds(socket: impl AsFd) -> bool {
+pub fn request_pidfds(socket: impl AsFd) -> bool {
     const SO_PASSPIDFD: libc::c_int = 76;
     let on: libc::c_int = 1;
     // SAFETY: the kernel reads one int, which `on` is.
@@ -256,14 +256,14 @@ pub fn guest_for(meeting: u32, address: &str, stop_at: &str, in_pieces: bool, mu
 }
 
 /// A manual guest that has completed the handshake. From here on it may write anything into its region.
-pub struct Met {
+pub struct ManualGuest {
     pub line: UnixStream,
     /// The features that the host has announced.
     pub features: u32,
     mapping: MmapRaw,
 }
 
-impl Met {
+impl ManualGuest {
     pub fn guest(address: &str) -> Self {
         Self::guest_with(address, 0)
     }
@@ -293,12 +293,12 @@ impl Met {
     pub fn write(&self, at: usize, word: u64) {
         assert!(at.is_multiple_of(8) && at + 8 <= self.mapping.len());
         // SAFETY: in bounds.
-        let place = unsafe { self.mapping.as_mut_ptr().add(at) };
+        let word_at = unsafe { self.mapping.as_mut_ptr().add(at) };
         // SAFETY: aligned, since the mapping is whole pages; only atomics and the peer's process touch it.
-        unsafe { AtomicU64::from_ptr(place.cast()) }.store(word, Ordering::Release);
+        unsafe { AtomicU64::from_ptr(word_at.cast()) }.store(word, Ordering::Release);
     }
 
-    pub fn ring_bell(&self) {
+    pub fn send_wakeup(&self) {
         send(&self.line, &[1], None);
     }
 }
@@ -329,7 +329,7 @@ pub fn host(address: &str, stop_at: &str, mut stopped: impl FnMut()) {
     stop("HELLO");
     let nonce = &hello_of_guest[16..48];
     let mut line = UnixStream::from(line);
-    line.set_nonblocking(false).expect("a mode of its own");
+    line.set_nonblocking(false).expect("blocking mode");
     send(&line, &hello(nonce), None);
     stop("answered");
     let (object, _mapping) = object();
@@ -344,14 +344,14 @@ pub fn host(address: &str, stop_at: &str, mut stopped: impl FnMut()) {
 
 /// Runs a manual host that has a channel once the guest is ready, and then violates the protocol. Returns the
 /// phase word in the guest's region after the guest has hung up.
-pub fn host_of_no_guest(address: &str, listening: impl FnOnce()) -> u64 {
+pub fn host_with_wrong_echo(address: &str, listening: impl FnOnce()) -> u64 {
     let listener = listen(address);
     listening();
     let (stream, _) = listener.accept().expect("a guest");
     let (hello_of_guest, line) = receive_hello(&stream);
     let nonce = &hello_of_guest[16..48];
     let mut line = UnixStream::from(line);
-    line.set_nonblocking(false).expect("a mode of its own");
+    line.set_nonblocking(false).expect("blocking mode");
     send(&line, &hello(nonce), None);
     let (object, _mapping) = self::object();
     send(&line, &offer(nonce), Some(object.as_fd()));
@@ -376,30 +376,30 @@ pub fn refusal(code: u16, texts: [&str; 3]) -> Vec<u8> {
     good(4, &body)
 }
 
-/// Sends the first answer of a host among members, and reads the guest's reply, if any.
+/// Sends the first reply of a member host, and reads the guest's reply, if any.
 pub fn answer(stream: &UnixStream) {
     answer_with(stream, MEMBERSHIP, &[]);
 }
 
 /// As `answer`, for a host of any kind, with these descriptors.
 pub fn answer_with(stream: &UnixStream, meeting: u32, descriptors: &[BorrowedFd<'_>]) {
-    stream.set_nonblocking(false).expect("a mode of its own");
+    stream.set_nonblocking(false).expect("blocking mode");
     let (hello_of_guest, line) = receive_hello(stream);
     let mut line = UnixStream::from(line);
-    line.set_nonblocking(false).expect("a mode of its own");
+    line.set_nonblocking(false).expect("blocking mode");
     send_with(&line, &hello_for(meeting, &hello_of_guest[16..48]), descriptors);
     let _ = receive(&mut line);
 }
 
 /// Receives a guest's HELLO, and refuses it with this code and check.
-pub fn turn_away(stream: &UnixStream, code: u16, check: &str) {
+pub fn refuse_client(stream: &UnixStream, code: u16, check: &str) {
     let (_, line) = receive_hello(stream);
-    let said = format!("{check}, it says");
-    send(stream, &refusal(code, [check, "", &said]), None);
+    let found = format!("{check}, as reported");
+    send(stream, &refusal(code, [check, "", &found]), None);
     drop(line);
 }
 
-/// Runs a manual host among members, which passes the given descriptors with its READY. Returns the guest's
+/// Runs a manual member host, which passes the given descriptors with its READY. Returns the guest's
 /// reply.
 pub fn member_host(
     address: &str,
@@ -417,7 +417,7 @@ pub fn member_host_at(listener: &UnixListener, passed: impl FnOnce(&UnixListener
     let (hello_of_guest, line) = receive_hello(&stream);
     let nonce = &hello_of_guest[16..48];
     let mut line = UnixStream::from(line);
-    line.set_nonblocking(false).expect("a mode of its own");
+    line.set_nonblocking(false).expect("blocking mode");
     send(&line, &hello_for(MEMBERSHIP, nonce), None);
     let (object, _mapping) = object();
     send(&line, &offer(nonce), Some(object.as_fd()));
@@ -458,14 +458,14 @@ fn receive_hello(stream: &UnixStream) -> (Vec<u8>, OwnedFd) {
                 }
             }
         }
-        assert!(received.bytes > 0, "the guest has left");
+        assert!(received.bytes > 0, "the guest has disconnected");
         filled += received.bytes;
     }
-    (hello, line.expect("a line comes with a HELLO"))
+    (hello, line.expect("a line passed with the HELLO"))
 }
 
-/// A manual subscriber: its state of the publisher after the publisher's OFFER.
-pub struct MetPublisher {
+/// A manual subscriber: the state received with the publisher's OFFER.
+pub struct ManualSubscriber {
     pub line: UnixStream,
     /// The ring object, which an honest subscriber maps and closes.
     pub ring: OwnedFd,
@@ -480,7 +480,7 @@ pub struct MetPublisher {
 /// Size of a control object in bytes.
 const CONTROL: u64 = 3 * 4096;
 
-impl MetPublisher {
+impl ManualSubscriber {
     /// Completes the handshake up to both OFFERs. `delivery` and `from` are numbers of the wire.
     pub fn offered(address: &str, delivery: u16, from: u16) -> Self {
         Self::accepting(address, delivery, from, 0)
@@ -527,24 +527,24 @@ impl MetPublisher {
 
     /// Sends READY. Returns whether the publisher sends it as well.
     pub fn ready(&mut self) -> bool {
-        self.say_head(self.position);
+        self.store_head(self.position);
         send(&self.line, &good(3, &self.nonce), None);
         receive(&mut self.line).is_ok_and(|(kind, _)| kind == 3)
     }
 
     /// Stores the position up to which the subscriber claims to have read.
-    pub fn say_head(&self, position: u64) {
+    pub fn store_head(&self, position: u64) {
         let at = 4096 + 64 * (self.slot as usize % 64);
         // SAFETY: in bounds: a page behind the first.
-        let place = unsafe { self.mapping.as_mut_ptr().add(at) };
+        let word_at = unsafe { self.mapping.as_mut_ptr().add(at) };
         // SAFETY: aligned, since the mapping is whole pages; only atomics and the peer's process touch it.
-        unsafe { AtomicU64::from_ptr(place.cast()) }.store(position, Ordering::Release);
+        unsafe { AtomicU64::from_ptr(word_at.cast()) }.store(position, Ordering::Release);
     }
 
     /// Waits until the publisher has hung up.
     pub fn wait_for_end(&mut self) {
-        let mut bells = [0; 64];
-        while self.line.read(&mut bells).is_ok_and(|count| count > 0) {}
+        let mut wakeups = [0; 64];
+        while self.line.read(&mut wakeups).is_ok_and(|count| count > 0) {}
     }
 }
 
