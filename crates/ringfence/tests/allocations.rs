@@ -93,7 +93,7 @@ fn small() -> Options {
         .handshake_timeout(TIME_LIMIT)
 }
 
-fn asking(arguments: &[String]) -> Options {
+fn options_with(arguments: &[String]) -> Options {
     small().delivery(arguments[1].parse().unwrap())
 }
 
@@ -151,16 +151,16 @@ fn role() {
             }
         }
         "subscriber sleeps" => {
-            let mut subscription = subscribe(&address, &asking(&arguments)).unwrap();
+            let mut subscription = subscribe(&address, &options_with(&arguments)).unwrap();
             let reader = &mut subscription;
             sleep_and_read!(reader);
         }
         "subscriber idles" => {
-            let _subscription = subscribe(&address, &asking(&arguments)).unwrap();
+            let _subscription = subscribe(&address, &options_with(&arguments)).unwrap();
             wait_for_test();
         }
         "subscriber reads" => {
-            let mut subscription = subscribe(&address, &asking(&arguments)).unwrap();
+            let mut subscription = subscribe(&address, &options_with(&arguments)).unwrap();
             while subscription.receive(&mut into).unwrap().is_some() {}
         }
         // Sends two at a time, until it is killed.
@@ -178,7 +178,7 @@ fn role() {
         "overtakes" => {
             let mut publisher = publish(&address, &small()).unwrap();
             for count in 40.. {
-                say("published");
+                report("published");
                 wait_for_test();
                 for _ in 0..count {
                     publisher.send(MESSAGE).unwrap();
@@ -265,7 +265,7 @@ const SENDS: [Call<Sender>; 9] = [
 ];
 
 /// Each finds no room.
-const FULL: [Call<Sender>; 10] = [
+const FULL_RING_SENDS: [Call<Sender>; 10] = [
     ("send_until", |sender| {
         sender.send_until(MESSAGE, soon()).unwrap_err();
     }),
@@ -302,15 +302,15 @@ const FULL: [Call<Sender>; 10] = [
 ];
 
 #[test]
-fn a_sender_allocates_nothing() {
+fn sender_does_not_allocate() {
     let mut table = Table::default();
     let (mut sender, receiver, actor) = pair("sleeps");
     for round in 0..ROUNDS {
         for (name, call) in SENDS {
             actor.expect("asleep");
-            let rung = sender.stats().bells_rung;
+            let wakeups = sender.stats().bells_rung;
             table.count(&format!("{name} to one that sleeps"), || call(&mut sender));
-            assert_eq!(sender.stats().bells_rung, rung + 1, "{name}, {round}");
+            assert_eq!(sender.stats().bells_rung, wakeups + 1, "{name}, {round}");
         }
     }
     actor.expect("asleep");
@@ -319,14 +319,14 @@ fn a_sender_allocates_nothing() {
     drop(receiver);
     let (mut sender, _receiver, _actor) = pair("idles");
     while sender.try_send(MESSAGE).unwrap() {}
-    for (name, call) in FULL {
+    for (name, call) in FULL_RING_SENDS {
         table.count(&format!("{name} into a full ring"), || call(&mut sender));
     }
     table.check();
 }
 
 #[test]
-fn a_sender_that_waits_for_room_again_and_again_allocates_nothing() {
+fn waiting_sender_does_not_allocate() {
     let mut table = Table::default();
     let (mut sender, _receiver, _actor) = pair("reads");
     // The first waits of a channel allocate memory that later ones reuse.
@@ -373,7 +373,7 @@ const PUBLICATIONS: [Call<Broadcaster>; 8] = [
 ];
 
 /// Each finds no room.
-const FULL_FOR_ONE: [Call<Broadcaster>; 9] = [
+const FULL_RING_PUBLICATIONS: [Call<Broadcaster>; 9] = [
     ("send_until", |sender| {
         sender.send_until(MESSAGE, soon()).unwrap_err();
     }),
@@ -410,7 +410,7 @@ const FULL_FOR_ONE: [Call<Broadcaster>; 9] = [
 ];
 
 #[test]
-fn a_publisher_allocates_nothing() {
+fn publisher_does_not_allocate() {
     let mut table = Table::default();
     let (mut publisher, actors) = publisher("subscriber sleeps");
     let asleep = || actors.iter().for_each(|actor| actor.expect("asleep"));
@@ -428,14 +428,14 @@ fn a_publisher_allocates_nothing() {
     drop(actors);
     let (mut publisher, _actors) = self::publisher("subscriber idles");
     send_until_known(&mut publisher, |publisher| !publisher.try_send(MESSAGE).unwrap());
-    for (name, call) in FULL_FOR_ONE {
+    for (name, call) in FULL_RING_PUBLICATIONS {
         table.count(&format!("{name} into a full ring"), || call(publisher.sender()));
     }
     table.check();
 }
 
 #[test]
-fn a_publisher_that_waits_for_room_again_and_again_allocates_nothing() {
+fn waiting_publisher_does_not_allocate() {
     let mut table = Table::default();
     let (mut publisher, _actors) = publisher("subscriber reads");
     send_until_known(&mut publisher, |publisher| {
@@ -502,7 +502,7 @@ macro_rules! reads {
 }
 
 #[test]
-fn a_receiver_allocates_nothing() {
+fn receiver_does_not_allocate() {
     let mut table = Table::default();
     let (mut sender, mut receiver, _actor) = pair("answers");
     let mut into = [0; 4096];
@@ -528,7 +528,7 @@ fn a_receiver_allocates_nothing() {
 }
 
 #[test]
-fn a_subscription_allocates_nothing() {
+fn subscription_does_not_allocate() {
     let mut table = Table::default();
     let (address, _) = fresh_address(false);
     let publisher = Actor::start("publishes", &[&address.to_string()]);
@@ -551,7 +551,7 @@ fn a_subscription_allocates_nothing() {
 }
 
 #[test]
-fn overtaken_subscription_allocates_nothing() {
+fn overtaken_subscription_does_not_allocate() {
     let mut table = Table::default();
     for delivery in ["best-effort", "latest"] {
         let (address, _) = fresh_address(false);
@@ -559,7 +559,7 @@ fn overtaken_subscription_allocates_nothing() {
         publisher.expect("published");
         let mut subscription = subscribe(&address, &small().delivery(delivery.parse().unwrap())).unwrap();
         let mut overtake = || {
-            publisher.go_on();
+            publisher.proceed();
             publisher.expect("published");
         };
         overtake();
@@ -578,7 +578,7 @@ fn overtaken_subscription_allocates_nothing() {
 }
 
 #[test]
-fn a_merge_allocates_nothing() {
+fn merge_does_not_allocate() {
     let mut table = Table::default();
     let (address, _) = fresh_address(false);
     let publisher = Actor::start("publishes", &[&address.to_string()]);

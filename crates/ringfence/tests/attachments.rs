@@ -24,7 +24,7 @@ use ringfence::{
 };
 use support::{Actor, fresh_address, join_later, message, report, small, wait_for_host, wait_for_test, wire};
 
-fn both() -> Options {
+fn all_kinds() -> Options {
     small().attachments(
         Attachments::none()
             .sealed(true)
@@ -38,7 +38,7 @@ fn buffer(number: usize) -> SealedBuffer {
     SealedBuffer::from_bytes(&message(number, 30_000)).unwrap()
 }
 
-fn sealed(attachments: Vec<Attachment>) -> Vec<SealedBuffer> {
+fn into_sealed(attachments: Vec<Attachment>) -> Vec<SealedBuffer> {
     let sealed = attachments.into_iter().map(|attachment| match attachment {
         Attachment::Sealed(buffer) => buffer,
         other => panic!("{other:?}"),
@@ -46,7 +46,7 @@ fn sealed(attachments: Vec<Attachment>) -> Vec<SealedBuffer> {
     sealed.collect()
 }
 
-fn be_hostile(arguments: &[String]) {
+fn as_hostile(arguments: &[String]) {
     let peer = wire::ManualGuest::guest(&arguments[0]);
     let file = OwnedFd::from(File::open("/proc/self/exe").unwrap());
     let parcel_of = |object: &OwnedFd, word: u64, count: usize| {
@@ -62,8 +62,8 @@ fn be_hostile(arguments: &[String]) {
         let _ = (&peer.line).write(&[1]);
     };
     match arguments[1].as_str() {
-        "announces what did not come" => record(1),
-        "announces more than came" => {
+        "announces a missing attachment" => record(1),
+        "announces too many attachments" => {
             parcel(u64::MAX, 1);
             record(2);
         }
@@ -73,7 +73,7 @@ fn be_hostile(arguments: &[String]) {
         "sends a parcel without descriptors" => {
             wire::send_with(&peer.line, &[2, 1, 255, 255, 255, 255, 255, 255, 255, 255], &[]);
         }
-        "sends a byte that no read returns" => {
+        "sends an out-of-band byte" => {
             let sent = nix::sys::socket::send(peer.line.as_raw_fd(), b"x", MsgFlags::MSG_OOB);
             assert_eq!(sent, Ok(1));
         }
@@ -86,8 +86,8 @@ fn be_hostile(arguments: &[String]) {
                 &objects,
             );
         }
-        "sends all that the kernel passes" => parcel(u64::MAX, 253),
-        "sends a parcel of nothing" => wire::send_with(&peer.line, &[2, 0], &[]),
+        "sends the kernel's maximum" => parcel(u64::MAX, 253),
+        "sends an empty parcel" => wire::send_with(&peer.line, &[2, 0], &[]),
         "sends a descriptor with a wakeup" => wire::send_with(&peer.line, &[1], &[file.as_fd()]),
         "passes a file as a sealed buffer" => {
             parcel(4096, 1);
@@ -147,7 +147,7 @@ fn limit_memory(more: u64) {
 }
 
 fn receive_without_memory(address: &Address) {
-    let options = both().attachments(Attachments::none().sealed(true).descriptors(true));
+    let options = all_kinds().attachments(Attachments::none().sealed(true).descriptors(true));
     let (_sender, mut receiver) = join(address, &options).unwrap().split();
     assert_eq!(receiver.receive_vec().unwrap().expect("a message"), b"first");
     let mut into = [0; 100];
@@ -168,19 +168,19 @@ fn receive_without_memory(address: &Address) {
 }
 
 /// Holds a channel until its peer is gone, and then has the descriptors that it had before.
-fn hold(address: &Address, how: &str) {
+fn hold(address: &Address, mode: &str) {
     // The process's threads and their descriptors stay.
     let before = {
-        let first = join(address, &both()).unwrap();
+        let first = join(address, &all_kinds()).unwrap();
         report("joined");
         wait_for_test();
         drop(first);
         open_descriptors()
     };
     report("again");
-    let (sender, mut receiver) = join(address, &both()).unwrap().split();
+    let (sender, mut receiver) = join(address, &all_kinds()).unwrap().split();
     let mut held = Vec::new();
-    if how == "takes" {
+    if mode == "takes" {
         receiver.receive_vec().unwrap().expect("a message");
         held = receiver.attachments();
         receiver.receive_vec().unwrap().expect("a message");
@@ -196,10 +196,10 @@ fn hold(address: &Address, how: &str) {
 }
 
 /// The processes that have few descriptors, or many attachments.
-fn at_a_limit(role: &str, address: &Address) {
+fn as_limited(role: &str, address: &Address) {
     match role {
-        "scarce" => {
-            let (_sender, mut receiver) = join(address, &both()).unwrap().split();
+        "limited" => {
+            let (_sender, mut receiver) = join(address, &all_kinds()).unwrap().split();
             let mut files = Vec::new();
             // Fewer numbers than the peer's descriptors need.
             let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
@@ -225,7 +225,7 @@ fn at_a_limit(role: &str, address: &Address) {
             drop(receiver);
         }
         "fills a lap" => {
-            let (mut sender, _receiver) = join(address, &both()).unwrap().split();
+            let (mut sender, _receiver) = join(address, &all_kinds()).unwrap().split();
             sender.send(&[0; 1500]).unwrap();
             report("sent");
             wait_for_test();
@@ -247,7 +247,7 @@ fn at_a_limit(role: &str, address: &Address) {
             }
         }
         "drops its receiver" => {
-            let (sender, mut receiver) = join(address, &both()).unwrap().split();
+            let (sender, mut receiver) = join(address, &all_kinds()).unwrap().split();
             wait_for_test();
             assert_eq!(receiver.receive_vec().unwrap().expect("a message"), b"x");
             drop(receiver);
@@ -255,15 +255,15 @@ fn at_a_limit(role: &str, address: &Address) {
             wait_for_test();
             drop(sender);
         }
-        other => in_an_event_loop(other, address),
+        other => as_event_loop(other, address),
     }
 }
 
 /// The processes whose event loop is short of descriptors, and the peer of one.
-fn in_an_event_loop(role: &str, address: &Address) {
+fn as_event_loop(role: &str, address: &Address) {
     match role {
         "loops without descriptors" => {
-            let (_sender, mut receiver) = join(address, &both()).unwrap().split();
+            let (_sender, mut receiver) = join(address, &all_kinds()).unwrap().split();
             let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
             setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
             receiver.as_fd();
@@ -274,7 +274,7 @@ fn in_an_event_loop(role: &str, address: &Address) {
             receiver.receive_vec().unwrap();
         }
         "loops without numbers" | "arms without numbers" => {
-            let (_sender, mut receiver) = join(address, &both()).unwrap().split();
+            let (_sender, mut receiver) = join(address, &all_kinds()).unwrap().split();
             receiver.arm().unwrap();
             // As a loop in Rust does, and as the Node binding does while a half waits.
             let poll_line = |receiver: &mut Receiver| {
@@ -301,7 +301,7 @@ fn in_an_event_loop(role: &str, address: &Address) {
                 while wakes(PollTimeout::ZERO) {
                     poll_line(&mut receiver);
                     turns += 1;
-                    assert!(turns < 100, "the loop is woken without end: {received}");
+                    assert!(turns < 100, "the loop never stops being woken: {received}");
                 }
                 assert!(turns > 0, "{received}");
                 report("waits");
@@ -324,8 +324,8 @@ fn in_an_event_loop(role: &str, address: &Address) {
             assert_eq!(receiver.attachments().len(), 1);
             report("lost");
         }
-        "loops beside it" => {
-            let (mut sender, _receiver) = join(address, &both()).unwrap().split();
+        "sends to event loop" => {
+            let (mut sender, _receiver) = join(address, &all_kinds()).unwrap().split();
             report("joined");
             for count in [2, 1, 1] {
                 wait_for_test();
@@ -337,14 +337,14 @@ fn in_an_event_loop(role: &str, address: &Address) {
             wait_for_test();
         }
         "loops later" => {
-            let (sender, mut first) = join(address, &both()).unwrap().split();
+            let (sender, mut first) = join(address, &all_kinds()).unwrap().split();
             // Starts the thread that watches peers, which has descriptors of its own.
             ringfence::binding::line(&mut first).unwrap();
             report("joined");
             wait_for_test();
             drop((sender, first));
             report("again");
-            let (_sender, mut receiver) = join(address, &both()).unwrap().split();
+            let (_sender, mut receiver) = join(address, &all_kinds()).unwrap().split();
             let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
             setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
             let found = ringfence::binding::line(&mut receiver).unwrap_err();
@@ -368,11 +368,11 @@ fn role() {
     let address: Address = arguments[0].parse().unwrap();
     match role.as_str() {
         "reader" => {
-            let (_sender, mut receiver) = join(&address, &both()).unwrap().split();
+            let (_sender, mut receiver) = join(&address, &all_kinds()).unwrap().split();
             for number in 0..100 {
                 let found = receiver.receive_vec().unwrap().expect("a message");
                 assert_eq!(found, message(number, if number % 10 == 9 { 6000 } else { 20 }));
-                let buffers = sealed(receiver.attachments());
+                let buffers = into_sealed(receiver.attachments());
                 assert_eq!(buffers.len(), number % 3);
                 for buffer in buffers {
                     assert_eq!(*buffer, *message(number, 30_000));
@@ -382,24 +382,24 @@ fn role() {
             assert_eq!(receiver.stats().attachments_received, 99);
         }
         "waits" => {
-            let channel = join(&address, &both()).unwrap();
+            let channel = join(&address, &all_kinds()).unwrap();
             report("joined");
             wait_for_test();
             let (mut sender, mut receiver) = channel.split();
             for number in 0..20 {
                 assert_eq!(receiver.receive_vec().unwrap().expect("a message"), [number]);
-                assert_eq!(sealed(receiver.attachments()).len(), 1);
+                assert_eq!(into_sealed(receiver.attachments()).len(), 1);
             }
             sender.send(b"all").unwrap();
             receiver.receive_vec().unwrap();
         }
         "uses" => {
-            let (_sender, mut receiver) = join(&address, &both()).unwrap().split();
+            let (_sender, mut receiver) = join(&address, &all_kinds()).unwrap().split();
             assert_eq!(receiver.receive_vec().unwrap().expect("a message"), b"a socket");
             let Ok([Attachment::Descriptor(socket)]) = <[_; 1]>::try_from(receiver.attachments()) else {
                 panic!("a socket");
             };
-            UnixStream::from(socket).write_all(b"from afar").unwrap();
+            UnixStream::from(socket).write_all(b"written remotely").unwrap();
         }
         "refuses" => {
             let channel = join(&address, &small()).unwrap();
@@ -408,7 +408,7 @@ fn role() {
             drop(channel);
         }
         "dies" => {
-            let (mut sender, receiver) = join(&address, &both()).unwrap().split();
+            let (mut sender, receiver) = join(&address, &all_kinds()).unwrap().split();
             for number in 0..3 {
                 sender.send_with(&[number], &[(&buffer(0)).into()]).unwrap();
             }
@@ -417,7 +417,7 @@ fn role() {
             drop(receiver);
         }
         "short" => {
-            let (_sender, mut receiver) = join(&address, &both()).unwrap().split();
+            let (_sender, mut receiver) = join(&address, &all_kinds()).unwrap().split();
             assert_eq!(receiver.receive_vec().unwrap().expect("a message"), b"first");
             let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
             // The three that are open already.
@@ -429,20 +429,20 @@ fn role() {
             }
             setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
             assert_eq!(receiver.receive_vec().unwrap().expect("a message"), b"second");
-            assert_eq!(*sealed(receiver.attachments())[0], *message(2, 30_000));
+            assert_eq!(*into_sealed(receiver.attachments())[0], *message(2, 30_000));
         }
         "short of memory" => receive_without_memory(&address),
         "holds" => hold(&address, &arguments[1]),
         "is killed" => {
-            let (_sender, mut receiver) = join(&address, &both()).unwrap().split();
+            let (_sender, mut receiver) = join(&address, &all_kinds()).unwrap().split();
             receiver.receive_vec().unwrap().expect("a message");
             let _held = receiver.attachments();
             receiver.receive_vec().unwrap().expect("a message");
             report("received");
             wait_for_test();
         }
-        "hostile" => be_hostile(&arguments),
-        other => at_a_limit(other, &address),
+        "hostile" => as_hostile(&arguments),
+        other => as_limited(other, &address),
     }
 }
 
@@ -461,7 +461,7 @@ fn meet_with(role: &str, arguments: &[&str], options: &Options) -> (Actor, ringf
 
 #[test]
 fn sealed_buffers_arrive_with_their_messages() {
-    let (reader, channel) = meet("reader", &both());
+    let (reader, channel) = meet("reader", &all_kinds());
     let (mut sender, _receiver) = channel.split();
     for number in 0..100 {
         let buffers = [buffer(number), buffer(number)];
@@ -476,8 +476,8 @@ fn sealed_buffers_arrive_with_their_messages() {
 }
 
 #[test]
-fn a_sender_waits_until_the_attachments_that_the_peer_holds_are_read() {
-    let (mut reader, channel) = meet("waits", &both());
+fn sender_waits_until_pending_attachments_are_read() {
+    let (mut reader, channel) = meet("waits", &all_kinds());
     let (mut sender, mut receiver) = channel.split();
     reader.expect("joined");
     let buffer = buffer(1);
@@ -487,7 +487,7 @@ fn a_sender_waits_until_the_attachments_that_the_peer_holds_are_read() {
             sent == ringfence::Progress::Whole
         })
         .count();
-    assert_eq!(sent, 3, "as many as the peer holds");
+    assert_eq!(sent, 3, "the peer's limit");
     reader.proceed();
     for number in 3..20 {
         sender.send_with(&[number], &[(&buffer).into()]).unwrap();
@@ -498,20 +498,20 @@ fn a_sender_waits_until_the_attachments_that_the_peer_holds_are_read() {
 }
 
 #[test]
-fn a_descriptor_works_in_the_process_that_received_it() {
-    let (user, channel) = meet("uses", &both());
+fn received_descriptor_is_usable() {
+    let (user, channel) = meet("uses", &all_kinds());
     let (mut sender, _receiver) = channel.split();
     let (mine, theirs) = UnixStream::pair().unwrap();
     sender.send_with(b"a socket", &[theirs.as_fd().into()]).unwrap();
     drop(theirs);
     let mut found = String::new();
     (&mine).read_to_string(&mut found).unwrap();
-    assert_eq!(found, "from afar");
+    assert_eq!(found, "written remotely");
     user.finish();
 }
 
 #[test]
-fn what_the_peer_never_accepts_is_an_error_of_the_call() {
+fn unacceptable_attachment_fails_the_call() {
     let (mut refuses, channel) = meet("refuses", &small());
     let (mut sender, _receiver) = channel.split();
     refuses.expect("joined");
@@ -522,11 +522,11 @@ fn what_the_peer_never_accepts_is_an_error_of_the_call() {
         found.to_string().contains("does not accept sealed buffers"),
         "{found}"
     );
-    sender.send(b"the channel goes on").unwrap();
+    sender.send(b"the channel still works").unwrap();
     refuses.proceed();
     refuses.finish();
 
-    let (waits, channel) = meet("waits", &both());
+    let (waits, channel) = meet("waits", &all_kinds());
     let (mut sender, _receiver) = channel.split();
     let large = SealedBuffer::create(100_001, |_| {}).unwrap();
     for attached in [vec![&large], vec![&small_one; 4]] {
@@ -538,20 +538,20 @@ fn what_the_peer_never_accepts_is_an_error_of_the_call() {
 }
 
 #[test]
-fn unread_attachments_are_readable_after_the_sender_s_death() {
-    let (mut dies, channel) = meet("dies", &both());
+fn unread_attachments_survive_a_killed_sender() {
+    let (mut dies, channel) = meet("dies", &all_kinds());
     let (_sender, mut receiver) = channel.split();
     dies.expect("sent");
     dies.kill();
     for number in 0..3 {
         assert_eq!(receiver.receive_vec().unwrap().expect("a message"), [number]);
-        assert_eq!(sealed(receiver.attachments()).len(), 1);
+        assert_eq!(into_sealed(receiver.attachments()).len(), 1);
     }
 }
 
 #[test]
-fn a_message_stays_while_there_are_no_descriptor_numbers_for_its_attachments() {
-    let (short, channel) = meet("short", &both());
+fn message_is_kept_without_free_descriptors() {
+    let (short, channel) = meet("short", &all_kinds());
     let (mut sender, _receiver) = channel.split();
     sender.send(b"first").unwrap();
     short.expect("short");
@@ -560,14 +560,14 @@ fn a_message_stays_while_there_are_no_descriptor_numbers_for_its_attachments() {
 }
 
 #[test]
-fn what_no_honest_sender_attaches_ends_the_channel() {
-    for (lie, code) in [
-        ("announces what did not come", "RING_CORRUPT"),
-        ("announces more than came", "RING_CORRUPT"),
+fn malformed_attachments_end_the_channel() {
+    for (violation, code) in [
+        ("announces a missing attachment", "RING_CORRUPT"),
+        ("announces too many attachments", "RING_CORRUPT"),
         ("announces more than the limit", "RING_CORRUPT"),
         ("sends more than the limit", "RING_CORRUPT"),
         ("sends a cut parcel", "RING_CORRUPT"),
-        ("sends a parcel of nothing", "RING_CORRUPT"),
+        ("sends an empty parcel", "RING_CORRUPT"),
         ("sends a descriptor with a wakeup", "RING_CORRUPT"),
         ("passes a file as a sealed buffer", "OBJECT_UNSOUND"),
         ("passes memory without seals", "OBJECT_UNSOUND"),
@@ -576,45 +576,45 @@ fn what_no_honest_sender_attaches_ends_the_channel() {
         ("passes more bytes than the limit", "RING_CORRUPT"),
         ("sends a parcel without descriptors", "RING_CORRUPT"),
         ("states one attachment and passes three", "RING_CORRUPT"),
-        ("sends all that the kernel passes", "RING_CORRUPT"),
+        ("sends the kernel's maximum", "RING_CORRUPT"),
     ] {
-        let (mut hostile, channel) = meet_with("hostile", &[lie], &both().max_message_size(1000));
+        let (mut hostile, channel) = meet_with("hostile", &[violation], &all_kinds().max_message_size(1000));
         let (_sender, mut receiver) = channel.split();
         let found = receiver.receive_vec().unwrap_err();
-        assert_eq!(found.code(), code, "{lie}: {found}");
-        assert_eq!(receiver.close_reason(), Some(CloseReason::Corrupt), "{lie}");
+        assert_eq!(found.code(), code, "{violation}: {found}");
+        assert_eq!(receiver.close_reason(), Some(CloseReason::Corrupt), "{violation}");
         hostile.proceed();
         hostile.finish();
     }
 }
 
 /// A hostile peer that does this ends its channel with this side.
-fn ends_the_channel(lie: &str, accepted: Attachments) {
-    let (mut hostile, channel) = meet_with("hostile", &[lie], &small().attachments(accepted));
+fn expect_corrupt(violation: &str, accepted: Attachments) {
+    let (mut hostile, channel) = meet_with("hostile", &[violation], &small().attachments(accepted));
     let (_sender, mut receiver) = channel.split();
     let found = receiver.receive_vec().unwrap_err();
-    assert_eq!(found.code(), "RING_CORRUPT", "{lie}: {found}");
+    assert_eq!(found.code(), "RING_CORRUPT", "{violation}: {found}");
     hostile.proceed();
     hostile.finish();
 }
 
 #[test]
-fn a_kind_that_the_receiver_does_not_accept_ends_the_channel() {
-    for (lie, accepted) in [
-        ("announces more than came", Attachments::none().sealed(true)),
+fn unaccepted_attachment_kind_ends_the_channel() {
+    for (violation, accepted) in [
+        ("announces too many attachments", Attachments::none().sealed(true)),
         (
             "passes sealed memory with holes",
             Attachments::none().descriptors(true),
         ),
         // The kernel may refuse its descriptors (Linux 6.16).
-        ("announces what did not come", Attachments::none()),
+        ("announces a missing attachment", Attachments::none()),
     ] {
-        ends_the_channel(lie, accepted);
+        expect_corrupt(violation, accepted);
     }
 }
 
 #[test]
-fn a_message_stays_while_there_is_no_memory_for_its_attachments() {
+fn message_is_kept_without_memory_for_its_attachments() {
     let (short, channel) = meet(
         "short of memory",
         &small().attachments(Attachments::none().sealed(true)),
@@ -631,26 +631,26 @@ fn a_message_stays_while_there_is_no_memory_for_its_attachments() {
 }
 
 #[test]
-fn attachments_are_those_of_the_message_that_was_received_last() {
-    let (mut dies, channel) = meet("dies", &both());
+fn attachments_belong_to_the_last_received_message() {
+    let (mut dies, channel) = meet("dies", &all_kinds());
     let (_sender, mut receiver) = channel.split();
     dies.expect("sent");
     let mut into = [0; 100];
     assert_eq!(receiver.receive_each(|_| {}, 10).unwrap(), 1);
-    assert_eq!(sealed(receiver.attachments()).len(), 1);
-    assert!(receiver.attachments().is_empty(), "they are taken");
+    assert_eq!(into_sealed(receiver.attachments()).len(), 1);
+    assert!(receiver.attachments().is_empty(), "already taken");
     assert_eq!(receiver.try_receive(&mut into).unwrap(), Some(1));
     assert_eq!(receiver.try_receive(&mut into).unwrap(), Some(1));
-    assert_eq!(sealed(receiver.attachments()).len(), 1);
+    assert_eq!(into_sealed(receiver.attachments()).len(), 1);
     dies.kill();
 }
 
 #[test]
-fn a_merge_delivers_attachments_with_their_messages() {
+fn merge_delivers_attachments_with_their_messages() {
     let mut merge = Merge::new().unwrap();
     let actors: Vec<_> = (0..2)
         .map(|_| {
-            let (dies, channel) = meet("dies", &both());
+            let (dies, channel) = meet("dies", &all_kinds());
             let (sender, receiver) = channel.split();
             merge.add(receiver).unwrap();
             dies.expect("sent");
@@ -662,51 +662,48 @@ fn a_merge_delivers_attachments_with_their_messages() {
         merge.receive(&mut into).unwrap(),
         Some(Merged::Message { length: 1, .. })
     ));
-    assert_eq!(sealed(merge.attachments()).len(), 1);
+    assert_eq!(into_sealed(merge.attachments()).len(), 1);
     for _ in 0..5 {
         assert_eq!(merge.receive_each(|_, _| {}, 10).unwrap(), 1);
-        assert_eq!(sealed(merge.attachments()).len(), 1);
+        assert_eq!(into_sealed(merge.attachments()).len(), 1);
         assert!(merge.attachments().is_empty());
     }
     drop(actors);
 }
 
 #[test]
-fn bytes_that_no_read_returns_end_the_channel() {
+fn out_of_band_byte_ends_the_channel() {
     let (one, _other) = UnixStream::pair().unwrap();
     // A kernel may be built without them.
     if nix::sys::socket::send(one.as_raw_fd(), b"x", MsgFlags::MSG_OOB).is_err() {
         return;
     }
-    ends_the_channel(
-        "sends a byte that no read returns",
+    expect_corrupt(
+        "sends an out-of-band byte",
         Attachments::none().sealed(true).descriptors(true),
     );
 }
 
 #[test]
-fn sizes_that_overflow_end_the_channel() {
+fn overflowing_sizes_end_the_channel() {
     let accepted = Attachments::none().sealed(true).max_bytes(u64::MAX);
-    ends_the_channel("states sizes that overflow", accepted);
+    expect_corrupt("states sizes that overflow", accepted);
 }
 
 #[test]
-fn too_many_descriptors_are_a_violation_also_without_numbers_for_them() {
+fn too_many_descriptors_are_a_violation_despite_emfile() {
     let (address, _directory) = fresh_address(false);
-    let scarce = Actor::start("scarce", &[&address.to_string()]);
+    let limited = Actor::start("limited", &[&address.to_string()]);
     wait_for_host(&address);
-    let mut hostile = Actor::start(
-        "hostile",
-        &[&address.to_string(), "sends all that the kernel passes"],
-    );
-    scarce.finish();
+    let mut hostile = Actor::start("hostile", &[&address.to_string(), "sends the kernel's maximum"]);
+    limited.finish();
     hostile.proceed();
     hostile.finish();
 }
 
 #[test]
-fn attachments_for_a_killed_peer_end_the_channel() {
-    let (mut killed, channel) = meet("waits", &both());
+fn attachment_for_a_killed_peer_fails_with_peer_lost() {
+    let (mut killed, channel) = meet("waits", &all_kinds());
     let (mut sender, _receiver) = channel.split();
     killed.expect("joined");
     killed.kill();
@@ -719,68 +716,68 @@ fn attachments_for_a_killed_peer_end_the_channel() {
 }
 
 #[test]
-fn an_event_loop_without_descriptors_of_its_own_gets_an_error() {
-    let (scarce, channel) = meet("loops without descriptors", &both());
-    scarce.expect("armed");
+fn arming_without_descriptors_is_no_space() {
+    let (limited, channel) = meet("loops without descriptors", &all_kinds());
+    limited.expect("armed");
     drop(channel);
-    scarce.finish();
+    limited.finish();
 }
 
 #[test]
-fn an_event_loop_short_of_descriptors_sleeps_and_finds_the_peer_s_death() {
-    for scarce in ["loops without numbers", "arms without numbers"] {
-        short_of_descriptors(scarce);
+fn event_loop_without_free_descriptors_detects_peer_exit() {
+    for limited in ["loops without numbers", "arms without numbers"] {
+        run_event_loop_without_descriptors(limited);
     }
 }
 
-fn short_of_descriptors(scarce: &str) {
+fn run_event_loop_without_descriptors(limited: &str) {
     let (address, _directory) = fresh_address(false);
-    let mut scarce = Actor::start(scarce, &[&address.to_string()]);
+    let mut limited = Actor::start(limited, &[&address.to_string()]);
     wait_for_host(&address);
-    let mut sends = Actor::start("loops beside it", &[&address.to_string()]);
+    let mut sends = Actor::start("sends to event loop", &[&address.to_string()]);
     sends.expect("joined");
-    scarce.expect("short");
+    limited.expect("short");
     for _ in 0..2 {
         sends.proceed();
         sends.expect("sent");
-        scarce.proceed();
-        scarce.expect("waits");
+        limited.proceed();
+        limited.expect("waits");
     }
-    scarce.expect("read");
+    limited.expect("read");
     sends.proceed();
     sends.expect("sent");
     sends.kill();
-    scarce.expect("lost");
-    scarce.finish();
+    limited.expect("lost");
+    limited.finish();
 }
 
 #[test]
-fn an_event_loop_starts_once_there_are_descriptors_for_it() {
+fn event_loop_starts_once_descriptors_are_available() {
     let (address, _directory) = fresh_address(false);
-    let mut scarce = Actor::start("loops later", &[&address.to_string()]);
+    let mut limited = Actor::start("loops later", &[&address.to_string()]);
     wait_for_host(&address);
-    let first = join(&address, &both()).unwrap();
-    scarce.expect("joined");
-    scarce.proceed();
-    scarce.expect("again");
+    let first = join(&address, &all_kinds()).unwrap();
+    limited.expect("joined");
+    limited.proceed();
+    limited.expect("again");
     drop(first);
     wait_for_host(&address);
-    let channel = join(&address, &both()).unwrap();
-    scarce.expect("armed");
+    let channel = join(&address, &all_kinds()).unwrap();
+    limited.expect("armed");
     drop(channel);
-    scarce.finish();
+    limited.finish();
 }
 
 #[test]
-fn a_source_with_attachments_leaves_turns_to_the_others() {
+fn merge_is_fair_between_sources_with_attachments() {
     let options = small().attachments(Attachments::none().sealed(true).max_count(64));
     let mut merge = Merge::new().unwrap();
     let mut actors = Vec::new();
-    let mut kept = Vec::new();
+    let mut sources = Vec::new();
     for _ in 0..2 {
         let (greedy, channel) = meet("fills", &options);
         let (sender, receiver) = channel.split();
-        kept.push((merge.add(receiver).unwrap(), sender));
+        sources.push((merge.add(receiver).unwrap(), sender));
         greedy.expect("sent");
         actors.push(greedy);
     }
@@ -790,14 +787,14 @@ fn a_source_with_attachments_leaves_turns_to_the_others() {
         assert_eq!(count, 1);
         merge.attachments();
     }
-    for (key, _) in &kept {
+    for (key, _) in &sources {
         assert!(seen.contains(key), "one source has had every turn");
     }
     drop(actors);
 }
 
 #[test]
-fn a_sender_waits_while_the_line_is_full_of_attachments() {
+fn sender_waits_while_the_line_is_full() {
     let accepted = Attachments::none().descriptors(true).max_count(1024);
     let options = Options::new().capacity(1 << 20).attachments(accepted);
     let (mut reads, channel) = meet("reads a thousand", &options);
@@ -817,8 +814,8 @@ fn a_sender_waits_while_the_line_is_full_of_attachments() {
 }
 
 #[test]
-fn attachments_stay_while_the_next_message_is_looked_for() {
-    let (mut laps, channel) = meet("fills a lap", &both());
+fn next_size_keeps_the_current_attachments() {
+    let (mut laps, channel) = meet("fills a lap", &all_kinds());
     let (_sender, mut receiver) = channel.split();
     laps.expect("sent");
     let mut into = [0; 1500];
@@ -827,17 +824,17 @@ fn attachments_stay_while_the_next_message_is_looked_for() {
     laps.expect("sent");
     assert_eq!(receiver.try_receive(&mut into).unwrap(), Some(1500));
     assert_eq!(receiver.next_size().unwrap(), Some(1501), "behind the padding");
-    assert_eq!(sealed(receiver.attachments()).len(), 1);
+    assert_eq!(into_sealed(receiver.attachments()).len(), 1);
     laps.proceed();
     laps.finish();
 }
 
 #[test]
-fn a_dropped_receiver_closes_unread_attachments() {
+fn dropped_receiver_closes_unread_attachments() {
     let (address, _directory) = fresh_address(false);
     let mut drops = Actor::start("drops its receiver", &[&address.to_string()]);
     wait_for_host(&address);
-    let (mut sender, _receiver) = join(&address, &both()).unwrap().split();
+    let (mut sender, _receiver) = join(&address, &all_kinds()).unwrap().split();
     let (end, pipe) = nix::unistd::pipe().unwrap();
     sender.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
     sender.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
@@ -846,17 +843,17 @@ fn a_dropped_receiver_closes_unread_attachments() {
     drops.expect("dropped");
     let mut rest = Vec::new();
     File::from(end).read_to_end(&mut rest).unwrap();
-    assert_eq!(rest, [], "no process has the pipe");
+    assert_eq!(rest, [], "the pipe is closed");
     drops.proceed();
     drops.finish();
 }
 
 /// Joins "holds" twice, and plays `second` as its second peer.
-fn leave_to_holder(role: &str, second: impl FnOnce(&Address)) {
+fn with_holder(role: &str, second: impl FnOnce(&Address)) {
     let (address, _directory) = fresh_address(false);
     let mut holder = Actor::start("holds", &[&address.to_string(), role]);
     wait_for_host(&address);
-    let first = join(&address, &both()).unwrap();
+    let first = join(&address, &all_kinds()).unwrap();
     holder.expect("joined");
     holder.proceed();
     holder.expect("again");
@@ -867,9 +864,9 @@ fn leave_to_holder(role: &str, second: impl FnOnce(&Address)) {
 }
 
 #[test]
-fn no_descriptor_is_left_of_what_was_not_read_and_of_what_was_not_taken() {
-    leave_to_holder("takes", |address| {
-        let (mut sender, _receiver) = join(address, &both()).unwrap().split();
+fn unread_and_untaken_attachments_are_closed() {
+    with_holder("takes", |address| {
+        let (mut sender, _receiver) = join(address, &all_kinds()).unwrap().split();
         let (_end, pipe) = nix::unistd::pipe().unwrap();
         for number in 0..20 {
             let buffer = buffer(number);
@@ -877,17 +874,17 @@ fn no_descriptor_is_left_of_what_was_not_read_and_of_what_was_not_taken() {
             sender.send_with(b"x", &attached).unwrap();
         }
     });
-    for lie in [
+    for violation in [
         "sends a descriptor and dies",
         "sends a descriptor with a wakeup",
         "sends more than the limit",
         "sends a cut parcel",
-        "announces more than came",
+        "announces too many attachments",
         "states another size",
     ] {
-        leave_to_holder("reads", |address| {
-            let mut hostile = Actor::start("hostile", &[&address.to_string(), lie]);
-            if lie != "sends a descriptor and dies" {
+        with_holder("reads", |address| {
+            let mut hostile = Actor::start("hostile", &[&address.to_string(), violation]);
+            if violation != "sends a descriptor and dies" {
                 hostile.proceed();
             }
             hostile.finish();
@@ -896,8 +893,8 @@ fn no_descriptor_is_left_of_what_was_not_read_and_of_what_was_not_taken() {
 }
 
 #[test]
-fn nothing_is_left_of_what_a_killed_receiver_had() {
-    let (mut killed, channel) = meet("is killed", &both());
+fn killed_receiver_leaves_no_attachment_open() {
+    let (mut killed, channel) = meet("is killed", &all_kinds());
     let (mut sender, receiver) = channel.split();
     let (end, pipe) = nix::unistd::pipe().unwrap();
     // One is taken, one is received and not taken, and one is not read.
@@ -914,7 +911,7 @@ fn nothing_is_left_of_what_a_killed_receiver_had() {
 }
 
 #[test]
-fn memory_that_the_kernel_still_writes_is_not_sealed() {
+fn spliced_memory_cannot_be_sealed() {
     let (reader, writer) = nix::unistd::pipe().unwrap();
     let found = SealedBuffer::create(4096, |bytes| {
         let piece = libc::iovec {
@@ -956,7 +953,7 @@ fn register_with_io_uring(bytes: &[u8]) -> Option<OwnedFd> {
 }
 
 #[test]
-fn memory_that_io_uring_may_write_is_not_sealed() {
+fn memory_registered_with_io_uring_cannot_be_sealed() {
     let mut ring = None;
     let found = SealedBuffer::create(4096, |bytes| ring = register_with_io_uring(bytes));
     if ring.is_some() {

@@ -26,7 +26,7 @@ fn options() -> Options {
     Options::new().capacity(CAPACITY).handshake_timeout(TIME_LIMIT)
 }
 
-fn asking(delivery: &str, from: &str) -> Options {
+fn options_with(delivery: &str, from: &str) -> Options {
     options()
         .delivery(delivery.parse().unwrap())
         .from(from.parse().unwrap())
@@ -79,7 +79,7 @@ fn subscriber(role: &str, address: &Address, delivery: &str, from: &str) -> Acto
 
 fn join(arguments: &[String]) -> Subscription {
     let address: Address = arguments[0].parse().unwrap();
-    let subscription = subscribe(&address, &asking(&arguments[1], &arguments[2])).unwrap();
+    let subscription = subscribe(&address, &options_with(&arguments[1], &arguments[2])).unwrap();
     report("in");
     subscription
 }
@@ -87,7 +87,7 @@ fn join(arguments: &[String]) -> Subscription {
 /// Reads until the end, and returns a summary: the number of messages, the first and the last, whether they
 /// were in order, the number of lost ones, and how the subscription ended.
 fn read_all(subscription: &mut Subscription) -> String {
-    let began = subscription.sequence();
+    let first_sequence = subscription.sequence();
     let mut into = vec![0; 64 << 10];
     let (mut count, mut first, mut last) = (0_u64, 0, 0);
     let end = loop {
@@ -101,7 +101,10 @@ fn read_all(subscription: &mut Subscription) -> String {
                 if count == 1 {
                     first = number;
                 }
-                assert_eq!(count + subscription.lost(), subscription.sequence() - began);
+                assert_eq!(
+                    count + subscription.lost(),
+                    subscription.sequence() - first_sequence
+                );
             }
             Ok(None) => {
                 assert_eq!(subscription.close_reason(), Some(CloseReason::Closed));
@@ -137,20 +140,20 @@ fn role() {
         // Reports the outcome of one attempt to subscribe.
         "tries" => {
             let address: Address = arguments[0].parse().unwrap();
-            match subscribe(&address, &asking(&arguments[1], &arguments[2])) {
+            match subscribe(&address, &options_with(&arguments[1], &arguments[2])) {
                 Ok(_) => report("in"),
                 Err(error) => report(format!("{}: {error}", error.code())),
             }
         }
-        "in bursts" => as_in_bursts(arguments),
+        "reads in bursts" => as_reads_in_bursts(arguments),
         "publishes" => as_publishes(arguments),
-        "ends in a way" => as_ends_in_a_way(arguments),
-        "some" => as_some(arguments),
+        "ends" => as_ends(arguments),
+        "reads 5000" => as_reads_5000(arguments),
         "loops" => as_loops(arguments),
         "many" => as_many(arguments),
-        "calls" => as_calls(arguments),
-        "keeps what it had" => as_keeps_what_it_had(arguments),
-        "takes less" => {
+        "other endpoints" => as_other_endpoints(arguments),
+        "polls is_ended" => as_polls_is_ended(arguments),
+        "accepts less" => {
             let address: Address = arguments[0].parse().unwrap();
             let error = subscribe(&address, &options().max_message_size(1000)).unwrap_err();
             report(format!("{}: {error}", error.code()));
@@ -160,7 +163,7 @@ fn role() {
 }
 
 /// Checks for the end in a way that never polls the line.
-fn as_keeps_what_it_had(arguments: &[String]) {
+fn as_polls_is_ended(arguments: &[String]) {
     let mut subscription = join(arguments);
     assert!(mapped() > 0);
     while !subscription.is_ended().unwrap() {
@@ -179,12 +182,12 @@ fn mapped() -> usize {
 }
 
 /// Reads up to the message that the test names, reports that, and pauses until the next name.
-fn as_in_bursts(arguments: &[String]) {
+fn as_reads_in_bursts(arguments: &[String]) {
     let mut subscription = join(arguments);
     let mut into = [0; 2048];
-    let mut words = std::io::stdin().lines();
-    while let Some(Ok(word)) = words.next() {
-        let wanted: u64 = word.parse().unwrap();
+    let mut lines = std::io::stdin().lines();
+    while let Some(Ok(line)) = lines.next() {
+        let wanted: u64 = line.parse().unwrap();
         while subscription.sequence() < wanted {
             match subscription.receive(&mut into) {
                 Ok(Some(length)) => assert_eq!(number(&into[..length]), subscription.sequence()),
@@ -207,7 +210,7 @@ fn as_publishes(arguments: &[String]) {
     wait_for_test();
 }
 
-fn as_some(arguments: &[String]) {
+fn as_reads_5000(arguments: &[String]) {
     let mut subscription = join(arguments);
     let mut into = [0; 64];
     let mut last = subscription.sequence();
@@ -256,7 +259,7 @@ fn as_many(arguments: &[String]) {
     report(format!("{} have 1000", whole.count()));
 }
 
-fn as_calls(arguments: &[String]) {
+fn as_other_endpoints(arguments: &[String]) {
     let address: Address = arguments[0].parse().unwrap();
     let code = |result: ringfence::Result<()>| result.unwrap_err().code();
     let options = options();
@@ -271,15 +274,15 @@ fn as_calls(arguments: &[String]) {
 }
 
 #[test]
-fn every_reliable_subscriber_gets_every_message_in_order() {
+fn reliable_subscribers_get_every_message_in_order() {
     let (address, _directory) = fresh_address(true);
     let mut publisher = publish(&address, &options()).unwrap();
     let readers: Vec<_> = (0..3)
         .map(|_| subscriber("reads", &address, "reliable", "now"))
         .collect();
-    let seen: Vec<_> = (0..3).map(|_| next_subscriber(&publisher)).collect();
+    let admitted: Vec<_> = (0..3).map(|_| next_subscriber(&publisher)).collect();
     assert_eq!(publisher.subscribers().len(), 3);
-    assert!(seen.iter().all(|one| one.gone().is_none() && one.lag() == 0));
+    assert!(admitted.iter().all(|one| one.gone().is_none() && one.lag() == 0));
     for number in 1..=COUNT {
         publisher
             .send(&message(number, 8 + usize::try_from(number % 500).unwrap()))
@@ -298,7 +301,7 @@ fn every_reliable_subscriber_gets_every_message_in_order() {
 }
 
 #[test]
-fn what_was_published_is_read_though_the_publisher_is_killed() {
+fn published_messages_survive_a_killed_publisher() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = Actor::start("publishes", &[&address.to_string(), "300"]);
     publisher.expect("out");
@@ -312,7 +315,7 @@ fn what_was_published_is_read_though_the_publisher_is_killed() {
 }
 
 #[test]
-fn a_dead_subscriber_is_let_go_of_while_the_publisher_sleeps_in_send() {
+fn killed_subscriber_is_removed_while_send_waits() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options().stall(Duration::MAX)).unwrap();
     let mut dead = subscriber("waits", &address, "reliable", "now");
@@ -342,7 +345,7 @@ fn a_dead_subscriber_is_let_go_of_while_the_publisher_sleeps_in_send() {
 }
 
 #[test]
-fn one_that_does_not_read_is_evicted_after_its_stall_and_is_told() {
+fn stalled_subscriber_is_evicted_and_notified() {
     let (address, _directory) = fresh_address(false);
     // Long enough that the reading subscriber never takes as long, even on a busy machine.
     let stall = Duration::from_secs(2);
@@ -354,7 +357,7 @@ fn one_that_does_not_read_is_evicted_after_its_stall_and_is_told() {
     for number in 1..=count {
         publisher.send(&message(number, 1000)).unwrap();
     }
-    assert!(start.elapsed() >= stall, "it was not waited for");
+    assert!(start.elapsed() >= stall, "the publisher did not wait");
     let (gone, reason) = next_gone(&publisher);
     assert_eq!((gone.peer().pid, reason), (slow.pid(), CloseReason::Evicted));
     assert_eq!(gone.gone(), Some(CloseReason::Evicted));
@@ -368,12 +371,12 @@ fn one_that_does_not_read_is_evicted_after_its_stall_and_is_told() {
 /// Makes a subscriber pause with a full ring, each time for a part of its stall. Then it reads up to the
 /// message that `catches_up` computes from the last one. Returns the subscriber's final report and the
 /// longest pause: a machine that halts for a whole stall proves nothing.
-fn pauses(rounds: u32, catches_up: impl Fn(u64) -> u64) -> (String, Duration) {
+fn run_with_pauses(rounds: u32, catches_up: impl Fn(u64) -> u64) -> (String, Duration) {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options().stall(STALL)).unwrap();
-    let mut reader = subscriber("in bursts", &address, "reliable", "now");
+    let mut reader = subscriber("reads in bursts", &address, "reliable", "now");
     let (mut sent, mut longest) = (0, Duration::ZERO);
-    let mut word = String::new();
+    let mut line = String::new();
     for _ in 0..rounds {
         let since = Instant::now();
         while publisher.try_send(&message(sent + 1, 1000)).unwrap() {
@@ -383,37 +386,37 @@ fn pauses(rounds: u32, catches_up: impl Fn(u64) -> u64) -> (String, Duration) {
         // There is room for a message before the subscriber has caught up.
         for read in [sent - 48, catches_up(sent)] {
             reader.send_line(&read.to_string());
-            word = reader.next_line();
+            line = reader.next_line();
             longest = longest.max(since.elapsed());
-            if word != "read" {
-                return (word, longest);
+            if line != "read" {
+                return (line, longest);
             }
             sent += 1;
             assert!(publisher.try_send(&message(sent, 1000)).unwrap());
         }
     }
-    (word, longest)
+    (line, longest)
 }
 
 #[test]
-fn one_that_pauses_for_less_than_its_stall_and_catches_up_each_time_is_never_evicted() {
+fn pausing_subscriber_that_catches_up_is_not_evicted() {
     loop {
-        let (word, longest) = pauses(7, |sent| sent);
+        let (line, longest) = run_with_pauses(7, |sent| sent);
         if longest < STALL {
-            break assert_eq!(word, "read");
+            break assert_eq!(line, "read");
         }
     }
 }
 
 #[test]
-fn one_that_pauses_as_long_and_never_catches_up_is_evicted() {
-    let (word, _) = pauses(60, |sent| sent - 17);
-    assert_eq!(word, "Err(Evicted)");
+fn pausing_subscriber_that_stays_behind_is_evicted() {
+    let (line, _) = run_with_pauses(60, |sent| sent - 17);
+    assert_eq!(line, "Err(Evicted)");
 }
 
 /// The program need not call again for that.
 #[test]
-fn a_try_that_was_refused_has_the_stall_run_on() {
+fn refused_try_send_keeps_the_stall_timer_running() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options().stall(Duration::from_millis(50))).unwrap();
     let _slow = subscriber("waits", &address, "reliable", "now");
@@ -423,7 +426,7 @@ fn a_try_that_was_refused_has_the_stall_run_on() {
 }
 
 #[test]
-fn without_a_limit_a_slow_one_is_waited_for() {
+fn slow_subscriber_is_waited_for_without_a_stall_limit() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options().stall(Duration::MAX)).unwrap();
     let mut slow = subscriber("waits", &address, "reliable", "now");
@@ -441,7 +444,7 @@ fn without_a_limit_a_slow_one_is_waited_for() {
     );
     assert!(
         publisher.try_next().unwrap().is_none(),
-        "no subscriber was let go of"
+        "no subscriber was removed"
     );
     slow.proceed();
     publisher.send(&message(sent + 1, 1000)).unwrap();
@@ -451,7 +454,7 @@ fn without_a_limit_a_slow_one_is_waited_for() {
 }
 
 #[test]
-fn neither_best_effort_nor_latest_ever_hold_the_publisher_up_and_their_counts_are_exact() {
+fn lossy_deliveries_never_block_and_count_losses() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options()).unwrap();
     let mut best = subscriber("waits", &address, "best-effort", "now");
@@ -467,17 +470,17 @@ fn neither_best_effort_nor_latest_ever_hold_the_publisher_up_and_their_counts_ar
     best.proceed();
     latest.proceed();
     latest.expect(&format!("1 from {count} to {count}, lost {}, closed", count - 1));
-    let told = best.next_line();
+    let reply = best.next_line();
     // The counts were compared message by message. This checks that the subscriber received the last one.
     assert!(
-        told.contains(&format!("to {count}, lost ")) && told.ends_with("closed"),
-        "{told}"
+        reply.contains(&format!("to {count}, lost ")) && reply.ends_with("closed"),
+        "{reply}"
     );
-    assert!(!told.contains("lost 0"), "{told}");
+    assert!(!reply.contains("lost 0"), "{reply}");
 }
 
 #[test]
-fn a_late_joiner_gets_what_the_ring_holds_or_the_last_or_nothing() {
+fn late_subscriber_starts_at_oldest_latest_or_now() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options()).unwrap();
     let count = 3 * CAPACITY / 100;
@@ -491,17 +494,17 @@ fn a_late_joiner_gets_what_the_ring_holds_or_the_last_or_nothing() {
     publisher.end();
     now.expect(&format!("1 from {0} to {0}, lost 0, closed", count + 1));
     latest.expect(&format!("2 from {count} to {}, lost 0, closed", count + 1));
-    let told = oldest.next_line();
-    let got: u64 = told.split(' ').next().unwrap().parse().unwrap();
-    assert!(got * 104 >= CAPACITY * 3 / 4, "{told}");
+    let reply = oldest.next_line();
+    let got: u64 = reply.split(' ').next().unwrap().parse().unwrap();
+    assert!(got * 104 >= CAPACITY * 3 / 4, "{reply}");
     assert_eq!(
-        told,
+        reply,
         format!("{got} from {} to {}, lost 0, closed", count + 2 - got, count + 1)
     );
 }
 
 #[test]
-fn disconnect_gives_one_subscriber_the_rest_and_the_others_go_on() {
+fn disconnected_subscriber_reads_the_remaining_messages() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options()).unwrap();
     let mut leaving = subscriber("waits", &address, "reliable", "now");
@@ -530,8 +533,8 @@ fn disconnect_gives_one_subscriber_the_rest_and_the_others_go_on() {
 
 /// The reason is known before the remaining messages are read, whatever ended the publisher.
 #[test]
-fn why_it_has_ended_is_known_while_messages_are_unread() {
-    for (how, reason) in [
+fn close_reason_is_known_before_all_messages_are_read() {
+    for (ending, reason) in [
         ("disconnects", CloseReason::Closed),
         ("ends", CloseReason::Closed),
         ("closes", CloseReason::Closed),
@@ -542,13 +545,13 @@ fn why_it_has_ended_is_known_while_messages_are_unread() {
         ("evicts", CloseReason::Evicted),
     ] {
         let (address, _directory) = fresh_address(false);
-        let mut publisher = Actor::start("ends in a way", &[&address.to_string(), how]);
+        let mut publisher = Actor::start("ends", &[&address.to_string(), ending]);
         publisher.expect("out");
         let mut subscription = subscribe(&address, &options()).unwrap();
         publisher.expect("published");
-        assert_eq!(subscription.close_reason(), None, "{how}");
+        assert_eq!(subscription.close_reason(), None, "{ending}");
         publisher.proceed();
-        if how == "dies" {
+        if ending == "dies" {
             publisher.kill();
         } else {
             publisher.expect("ended");
@@ -556,7 +559,7 @@ fn why_it_has_ended_is_known_while_messages_are_unread() {
         subscription
             .poll_line()
             .unwrap_or_else(|error| assert_eq!(error.code(), "EVICTED"));
-        assert_eq!(subscription.close_reason(), Some(reason), "{how}");
+        assert_eq!(subscription.close_reason(), Some(reason), "{ending}");
         let mut into = [0; 1000];
         for number in 1..=10 {
             let received = subscription.receive(&mut into);
@@ -564,27 +567,27 @@ fn why_it_has_ended_is_known_while_messages_are_unread() {
                 assert!(matches!(received, Err(Error::Evicted)), "{received:?}");
                 continue;
             }
-            assert_eq!(received.unwrap(), Some(1000), "{how}");
+            assert_eq!(received.unwrap(), Some(1000), "{ending}");
             assert_eq!(
                 (into[0], subscription.close_reason()),
                 (number, Some(reason)),
-                "{how}"
+                "{ending}"
             );
         }
         match reason {
             CloseReason::Evicted => {}
-            CloseReason::Closed => assert_eq!(subscription.receive(&mut into).unwrap(), None, "{how}"),
+            CloseReason::Closed => assert_eq!(subscription.receive(&mut into).unwrap(), None, "{ending}"),
             _ => assert_lost(subscription.receive(&mut into)),
         }
-        assert_eq!(subscription.close_reason(), Some(reason), "{how}");
-        if how != "dies" {
+        assert_eq!(subscription.close_reason(), Some(reason), "{ending}");
+        if ending != "dies" {
             publisher.proceed();
             publisher.finish();
         }
     }
 }
 
-fn as_ends_in_a_way(arguments: &[String]) {
+fn as_ends(arguments: &[String]) {
     let address: Address = arguments[0].parse().unwrap();
     let options = options().stall(Duration::from_millis(1));
     let mut publisher = publish(&address, &options).unwrap();
@@ -604,7 +607,7 @@ fn as_ends_in_a_way(arguments: &[String]) {
         "panics" => {
             let panicking = thread::spawn(move || {
                 let _publisher = publisher;
-                panic!("as this test wants it");
+                panic!("on purpose");
             });
             assert!(panicking.join().is_err());
         }
@@ -620,7 +623,7 @@ fn as_ends_in_a_way(arguments: &[String]) {
 }
 
 #[test]
-fn close_leaves_what_is_in_the_ring_to_be_read() {
+fn closed_publisher_leaves_its_messages_readable() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options()).unwrap();
     let mut reader = subscriber("waits", &address, "reliable", "now");
@@ -637,44 +640,44 @@ fn close_leaves_what_is_in_the_ring_to_be_read() {
 }
 
 #[test]
-fn a_subscriber_that_does_not_fit_is_told_why() {
+fn unacceptable_subscriber_learns_the_reason() {
     let (address, _directory) = fresh_address(false);
     let deliveries = [Delivery::Reliable, Delivery::Latest];
     let publisher = publish(&address, &options().deliveries(deliveries).max_peers(1)).unwrap();
     let text = address.to_string();
-    let tried = |delivery: &str| Actor::start("tries", &[&text, delivery, "now"]).next_line();
-    let told = tried("best-effort");
+    let try_subscribe = |delivery: &str| Actor::start("tries", &[&text, delivery, "now"]).next_line();
+    let reply = try_subscribe("best-effort");
     assert!(
-        told.starts_with("PEER_REFUSED") && told.contains("delivery"),
-        "{told}"
+        reply.starts_with("PEER_REFUSED") && reply.contains("delivery"),
+        "{reply}"
     );
     let PublisherEvent::Refused(refused) = publisher.next().unwrap() else {
         panic!("a refusal")
     };
     assert_eq!(refused.error.refusal().unwrap().check.as_str(), "delivery");
     let _one = subscriber("waits", &address, "reliable", "now");
-    let told = tried("reliable");
-    assert!(told.starts_with("ADDRESS_OCCUPIED"), "{told}");
+    let reply = try_subscribe("reliable");
+    assert!(reply.starts_with("ADDRESS_OCCUPIED"), "{reply}");
 }
 
 #[test]
-fn other_endpoints_are_told_that_this_is_none_of_theirs() {
+fn publisher_address_refuses_other_kinds_of_clients() {
     let (address, _directory) = fresh_address(false);
     let publisher = publish(&address, &options()).unwrap();
-    let mut child = Actor::start("calls", &[&address.to_string()]);
+    let mut child = Actor::start("other endpoints", &[&address.to_string()]);
     child.expect("join PROTOCOL, connect PROTOCOL, member PROTOCOL, publish ADDRESS_OCCUPIED");
     child.proceed();
     drop(publisher);
     let listener = ringfence::listen(&address, &options()).unwrap();
-    let told = Actor::start("tries", &[&address.to_string(), "reliable", "now"]).next_line();
-    assert!(told.starts_with("PROTOCOL"), "{told}");
+    let reply = Actor::start("tries", &[&address.to_string(), "reliable", "now"]).next_line();
+    assert!(reply.starts_with("PROTOCOL"), "{reply}");
     drop(listener);
-    let told = Actor::start("tries", &[&address.to_string(), "reliable", "now"]).next_line();
-    assert!(told.starts_with("PEER_LOST"), "{told}");
+    let reply = Actor::start("tries", &[&address.to_string(), "reliable", "now"]).next_line();
+    assert!(reply.starts_with("PEER_LOST"), "{reply}");
 }
 
 #[test]
-fn options_that_cannot_be_are_refused_before_anything_is_made() {
+fn invalid_options_are_rejected() {
     let (address, _directory) = fresh_address(false);
     for (wrong, code) in [
         (options().backing(ringfence::Backing::Shm), "INVALID_ARGUMENT"),
@@ -697,15 +700,15 @@ fn options_that_cannot_be_are_refused_before_anything_is_made() {
         "MESSAGE_TOO_LARGE"
     );
     assert!(publisher.try_send(&large[1..]).unwrap());
-    let told = Actor::start("takes less", &[&address.to_string()]).next_line();
+    let reply = Actor::start("accepts less", &[&address.to_string()]).next_line();
     assert!(
-        told.starts_with("PROTOCOL") && told.contains("8192") && told.contains("1000"),
-        "{told}"
+        reply.starts_with("PROTOCOL") && reply.contains("8192") && reply.contains("1000"),
+        "{reply}"
     );
 }
 
 #[test]
-fn a_batch_adds_nothing_to_a_closed_publisher() {
+fn batch_of_a_closed_publisher_fails_with_closed() {
     let (address, _directory) = fresh_address(false);
     let (mut sender, audience) = publish(&address, &options()).unwrap().split();
     let mut batch = sender.batch().unwrap();
@@ -716,7 +719,7 @@ fn a_batch_adds_nothing_to_a_closed_publisher() {
 }
 
 #[test]
-fn a_message_sent_after_subscribe_has_returned_is_never_missed() {
+fn message_sent_after_subscribe_is_never_missed() {
     let (address, _directory) = fresh_address(false);
     let publisher = publish(&address, &options()).unwrap();
     let (mut sender, audience) = publisher.split();
@@ -731,7 +734,7 @@ fn a_message_sent_after_subscribe_has_returned_is_never_missed() {
     });
     // Each reports the position at which it starts and reads a little, without gaps.
     for _ in 0..8 {
-        let reader = Actor::start("some", &[&address.to_string(), "reliable", "now"]);
+        let reader = Actor::start("reads 5000", &[&address.to_string(), "reliable", "now"]);
         reader.expect("in");
         reader.expect("in order");
         reader.finish();
@@ -742,7 +745,7 @@ fn a_message_sent_after_subscribe_has_returned_is_never_missed() {
 
 /// As a program with its own event loop does it.
 #[test]
-fn both_ends_can_be_waited_for_by_an_event_loop() {
+fn both_ends_work_in_an_event_loop() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options().stall(Duration::MAX)).unwrap();
     let mut reader = Actor::start("loops", &[&address.to_string(), "reliable", "now"]);
@@ -770,7 +773,7 @@ fn both_ends_can_be_waited_for_by_an_event_loop() {
 }
 
 #[test]
-fn messages_are_written_in_place_and_many_are_published_at_once() {
+fn reservations_and_batches_are_published() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options()).unwrap();
     let reader = subscriber("reads", &address, "reliable", "now");
@@ -805,7 +808,7 @@ fn readable(descriptor: impl std::os::fd::AsFd) {
 }
 
 #[test]
-fn one_subscribers_process_may_subscribe_many_times_and_each_is_counted() {
+fn one_process_can_subscribe_many_times() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options()).unwrap();
     let mut many = Actor::start("many", &[&address.to_string(), "40"]);
@@ -826,33 +829,33 @@ fn one_subscribers_process_may_subscribe_many_times_and_each_is_counted() {
 }
 
 #[test]
-fn a_subscriber_that_the_policy_lets_in_no_more_is_let_go_of_and_verify_tells_who_it_is() {
+fn verify_checks_a_subscriber_until_it_is_gone() {
     let (address, _directory) = fresh_address(false);
     let publisher = publish(&address, &options()).unwrap();
     let mut reader = subscriber("waits", &address, "best-effort", "latest");
-    let seen = next_subscriber(&publisher);
-    assert_eq!(seen.verify().unwrap().pid, reader.pid());
-    assert_eq!((seen.delivery(), seen.lag()), (Delivery::BestEffort, 0));
-    assert!(!seen.evidence().is_empty());
+    let admitted = next_subscriber(&publisher);
+    assert_eq!(admitted.verify().unwrap().pid, reader.pid());
+    assert_eq!((admitted.delivery(), admitted.lag()), (Delivery::BestEffort, 0));
+    assert!(!admitted.evidence().is_empty());
     reader.kill();
-    assert!(next_gone(&publisher).0.is(&seen));
-    assert!(seen.verify().is_err());
+    assert!(next_gone(&publisher).0.is(&admitted));
+    assert!(admitted.verify().is_err());
 }
 
 /// A program may keep it for a long time without calling it.
 #[test]
-fn a_subscription_that_has_told_the_end_keeps_no_memory_of_it() {
+fn ended_subscription_unmaps_its_memory() {
     for ends_first in [true, false] {
         let (address, _keep) = fresh_address(false);
         let mut publisher = publish(&address, &options()).unwrap();
-        let keeper = subscriber("keeps what it had", &address, "reliable", "now");
+        let subscriber = subscriber("polls is_ended", &address, "reliable", "now");
         next_subscriber(&publisher);
         if ends_first {
             publisher.end();
         } else {
             drop(publisher);
         }
-        keeper.expect("closed, 0 mapped");
-        keeper.finish();
+        subscriber.expect("closed, 0 mapped");
+        subscriber.finish();
     }
 }

@@ -48,21 +48,21 @@ fn check(attachments: &[Attachment], number: usize) {
 }
 
 /// Claims to read each message, and leaves the attachments on the line, until it is killed.
-fn hoard(address: &str) -> ! {
-    let mut met = wire::ManualSubscriber::accepting(address, 1, 1, 1);
-    assert!(met.ready());
+fn as_hoarder(address: &str) -> ! {
+    let mut subscriber = wire::ManualSubscriber::accepting(address, 1, 1, 1);
+    assert!(subscriber.ready());
     report("ready");
     // SAFETY: another process writes there concurrently. The data is read as bytes, and never relied on.
-    let seen = unsafe { memmap2::Mmap::map(&met.ring) }.unwrap();
+    let ring = unsafe { memmap2::Mmap::map(&subscriber.ring) }.unwrap();
     loop {
-        let tail = u64::from_le_bytes(seen[128..136].try_into().unwrap());
-        met.store_head(tail);
+        let tail = u64::from_le_bytes(ring[128..136].try_into().unwrap());
+        subscriber.store_head(tail);
         thread::yield_now();
     }
 }
 
 /// Each message has an attachment, except one that says otherwise.
-fn check_each(address: &Address) {
+fn as_checker(address: &Address) {
     let attachments = Attachments::none().descriptors(true).max_count(1024);
     let mut subscription = subscribe(address, &options().attachments(attachments)).unwrap();
     while let Some(found) = subscription.receive_vec().unwrap() {
@@ -72,7 +72,7 @@ fn check_each(address: &Address) {
 }
 
 /// Publishes more descriptors than may be in flight.
-fn fill(address: &Address) {
+fn as_filler(address: &Address) {
     setrlimit(Resource::RLIMIT_NOFILE, 128, 128).unwrap();
     let mut publisher = publish(address, &options()).unwrap();
     wait_for_subscribers(&publisher, 1);
@@ -179,9 +179,9 @@ fn role() {
             wait_for_test();
             drop(subscription);
         }
-        "hoards" => hoard(&arguments[0]),
-        "checks" => check_each(&address),
-        "fills" => fill(&address),
+        "hoards" => as_hoarder(&arguments[0]),
+        "checks" => as_checker(&address),
+        "fills" => as_filler(&address),
         other => panic!("{other}"),
     }
 }
@@ -197,7 +197,7 @@ fn wait_for_subscribers(publisher: &Publisher, count: usize) {
     }
 }
 
-fn wait_for_an_end(publisher: &Publisher) -> CloseReason {
+fn next_gone(publisher: &Publisher) -> CloseReason {
     loop {
         if let PublisherEvent::Gone(_, reason) = publisher.next().unwrap() {
             return reason;
@@ -227,7 +227,7 @@ fn each_subscriber_gets_the_attachments_that_it_accepts() {
 }
 
 #[test]
-fn a_reliable_subscriber_at_its_limit_delays_the_publisher() {
+fn reliable_subscriber_at_its_limit_blocks_the_publisher() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options().stall(Duration::from_millis(200))).unwrap();
     let holds = start("holds", &address, &["reliable"]);
@@ -243,13 +243,13 @@ fn a_reliable_subscriber_at_its_limit_delays_the_publisher() {
     assert!(matches!(found, Err(Error::TimedOut)), "{found:?}");
     publisher.send(b"a message without attachments").unwrap();
     publisher.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
-    assert_eq!(wait_for_an_end(&publisher), CloseReason::Evicted);
+    assert_eq!(next_gone(&publisher), CloseReason::Evicted);
     drop((pipe, holds));
     reader.read_to_end(&mut Vec::new()).unwrap();
 }
 
 #[test]
-fn a_disconnected_subscriber_gets_no_later_attachments_and_delays_none() {
+fn disconnected_subscriber_gets_no_later_attachments() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options()).unwrap();
     let holds = start("holds", &address, &["reliable"]);
@@ -274,7 +274,7 @@ fn a_disconnected_subscriber_gets_no_later_attachments_and_delays_none() {
 }
 
 #[test]
-fn a_message_with_more_attachments_than_the_kernel_passes_is_not_published() {
+fn message_above_the_kernels_limit_is_not_published() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options()).unwrap();
     let (_, pipe) = std::io::pipe().unwrap();
@@ -290,7 +290,7 @@ fn a_message_with_more_attachments_than_the_kernel_passes_is_not_published() {
 }
 
 #[test]
-fn only_a_subscriber_that_holds_too_many_is_evicted_even_if_it_reads_some() {
+fn only_the_subscriber_at_its_limit_is_evicted() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options().stall(Duration::from_millis(500))).unwrap();
     let _none = start("reads none", &address, &[]);
@@ -304,13 +304,13 @@ fn only_a_subscriber_that_holds_too_many_is_evicted_even_if_it_reads_some() {
     let until = Instant::now() + TIME_LIMIT / 2;
     let two = [pipe.as_fd().into(); 2];
     publisher.sender().send_with_until(b"x", &two, until).unwrap();
-    assert_eq!(wait_for_an_end(&publisher), CloseReason::Evicted);
+    assert_eq!(next_gone(&publisher), CloseReason::Evicted);
     let stats = publisher.stats();
     assert_eq!((stats.evicted, stats.subscribers), (1, 1));
 }
 
 #[test]
-fn a_message_without_attachments_does_not_wait_for_those_of_the_one_before() {
+fn plain_message_does_not_wait_for_earlier_attachments() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options()).unwrap();
     let mut one = start("reads one", &address, &[]);
@@ -330,7 +330,7 @@ fn a_message_without_attachments_does_not_wait_for_those_of_the_one_before() {
 }
 
 #[test]
-fn a_subscriber_that_loses_messages_gets_attachments_with_their_own() {
+fn lossy_subscriber_gets_attachments_with_their_message() {
     for delivery in ["best-effort", "latest"] {
         let (address, _directory) = fresh_address(false);
         let mut publisher = publish(&address, &options()).unwrap();
@@ -358,7 +358,7 @@ fn a_subscriber_that_loses_messages_gets_attachments_with_their_own() {
 }
 
 #[test]
-fn a_killed_subscriber_leaves_no_attachment_open() {
+fn killed_subscriber_leaves_no_attachment_open() {
     for delivery in [Delivery::Reliable, Delivery::BestEffort] {
         let (address, _directory) = fresh_address(false);
         let mut publisher = publish(&address, &options()).unwrap();
@@ -379,7 +379,7 @@ fn a_killed_subscriber_leaves_no_attachment_open() {
 }
 
 #[test]
-fn a_subscriber_that_leaves_attachments_on_the_line_does_not_stop_the_publisher() {
+fn hoarding_subscriber_does_not_block_the_publisher() {
     let (address, _directory) = fresh_address(false);
     let any = Policy::new().any_executable();
     let mut publisher = publish(&address, &options().policy(any)).unwrap();
@@ -389,13 +389,13 @@ fn a_subscriber_that_leaves_attachments_on_the_line_does_not_stop_the_publisher(
     for _ in 0..1000 {
         publisher.send_with(b"x", &[pipe.as_fd().into()]).unwrap();
     }
-    assert_eq!(wait_for_an_end(&publisher), CloseReason::Corrupt);
+    assert_eq!(next_gone(&publisher), CloseReason::Corrupt);
     drop((pipe, hoards));
     reader.read_to_end(&mut Vec::new()).unwrap();
 }
 
 #[test]
-fn attachments_of_an_unpublished_message_come_with_no_other() {
+fn unpublished_attachments_join_no_other_message() {
     let (address, _directory) = fresh_address(false);
     let any = Policy::new().any_executable();
     let mut publisher = publish(&address, &options().policy(any)).unwrap();
@@ -416,7 +416,7 @@ fn attachments_of_an_unpublished_message_come_with_no_other() {
 }
 
 #[test]
-fn few_descriptors_are_in_flight_to_a_subscriber_that_does_not_read() {
+fn in_flight_descriptors_to_a_slow_reader_are_limited() {
     let (address, _directory) = fresh_address(false);
     let fills = start("fills", &address, &[]);
     let attachments = Attachments::none().descriptors(true).max_count(1024);
@@ -426,7 +426,7 @@ fn few_descriptors_are_in_flight_to_a_subscriber_that_does_not_read() {
 }
 
 #[test]
-fn a_merge_of_subscriptions_delivers_attachments() {
+fn merge_of_subscriptions_delivers_attachments() {
     let (address, _directory) = fresh_address(false);
     let publishes = start("publishes", &address, &[]);
     let subscription = subscribe(&address, &accepting().wait(true)).unwrap();
@@ -440,7 +440,7 @@ fn a_merge_of_subscriptions_delivers_attachments() {
 }
 
 #[test]
-fn a_subscriber_that_may_not_read_its_line_keeps_the_message_with_its_attachments() {
+fn message_is_kept_if_the_line_is_unreadable() {
     let (address, _directory) = fresh_address(false);
     let publishes = start("publishes", &address, &[]);
     let mut subscription = subscribe(&address, &accepting().wait(true)).unwrap();

@@ -32,9 +32,9 @@ fn options() -> Options {
 }
 
 /// Reads a command of the test, in a role.
-fn word() -> String {
+fn read_command() -> String {
     let mut line = String::new();
-    io::stdin().read_line(&mut line).expect("the test's word");
+    io::stdin().read_line(&mut line).expect("a line of the test");
     line.trim().to_owned()
 }
 
@@ -69,12 +69,12 @@ fn role() {
         // Holds the maximum number of connections per process, and connects again as soon as one more is
         // rejected.
         "floods" => {
-            let _kept: Vec<_> = (0..32).map(|_| wire::connect(&arguments[0])).collect();
+            let _streams: Vec<_> = (0..32).map(|_| wire::connect(&arguments[0])).collect();
             report("floods");
             while wire::try_connect(&arguments[0]).is_ok() {}
         }
         // Follows the test's commands manually.
-        "hand" => hand(&arguments[0]),
+        "manual" => as_manual(&arguments[0]),
         "seals" => {
             let (mut sender, audience) = publish(&address(), &options()).unwrap().split();
             report("out");
@@ -101,11 +101,11 @@ fn role() {
             }
             report("short");
             let PublisherEvent::Refused(refused) = publisher.next().unwrap() else {
-                panic!("trouble of its own")
+                panic!("a local error")
             };
             assert!(refused.identity.is_none());
             report(refused.error.code());
-            publisher.send(b"meanwhile").unwrap();
+            publisher.send(b"to the first").unwrap();
             drop(files);
             assert!(matches!(publisher.next(), Ok(PublisherEvent::Subscriber(_))));
             wait_for_test();
@@ -117,50 +117,52 @@ fn role() {
     }
 }
 
-fn hand(address: &str) {
-    let mut met = ManualSubscriber::offered(address, 1, 1);
+fn as_manual(address: &str) {
+    let mut subscriber = ManualSubscriber::offered(address, 1, 1);
     // Mapped as an honest subscriber maps it.
     // SAFETY: another process writes there concurrently. The data is read as bytes, and never relied on.
-    let seen = unsafe { Mmap::map(&met.ring) }.unwrap();
+    let ring = unsafe { Mmap::map(&subscriber.ring) }.unwrap();
     report("offered");
     loop {
-        let word = word();
-        let mut words = word.split(' ');
+        let command = read_command();
+        let mut words = command.split(' ');
         match (words.next(), words.next()) {
             (Some("ready"), _) => {
-                report(if met.ready() { "ready" } else { "refused" });
+                report(if subscriber.ready() { "ready" } else { "refused" });
             }
             (Some("head"), Some(position)) => {
                 let further = position
                     .strip_prefix('+')
                     .map(|more| more.parse::<u64>().unwrap());
-                met.store_head(further.map_or_else(|| position.parse().unwrap(), |more| met.position + more));
-                report("said");
+                subscriber.store_head(
+                    further.map_or_else(|| position.parse().unwrap(), |more| subscriber.position + more),
+                );
+                report("stored");
             }
             // While the sender sleeps, this subscriber claims to have read everything. Once the sender
             // checks, it claims to have read nothing.
-            (Some("two"), _) => {
-                report("from now on");
-                let word = |at: usize| {
+            (Some("two-faced"), _) => {
+                report("two-faced");
+                let load = |at: usize| {
                     // SAFETY: a word of the mapped ring, which its publisher writes only by atomics.
-                    unsafe { AtomicU64::from_ptr(seen.as_ptr().add(at).cast_mut().cast()) }
+                    unsafe { AtomicU64::from_ptr(ring.as_ptr().add(at).cast_mut().cast()) }
                         .load(Ordering::Acquire)
                 };
                 loop {
-                    let sleeps = word(WRITER_PARKED) % 2 == 1;
-                    met.store_head(if sleeps { word(TAIL) } else { met.position });
+                    let sleeps = load(WRITER_PARKED) % 2 == 1;
+                    subscriber.store_head(if sleeps { load(TAIL) } else { subscriber.position });
                 }
             }
             // The attacks that its descriptor of the ring permits.
             (Some("write"), _) => {
                 // SAFETY: as above. The mapping is refused.
-                let mapped = unsafe { MmapMut::map_mut(&met.ring) }.is_ok();
-                let written = nix::sys::uio::pwrite(&met.ring, b"lies", 4096);
-                let cut = nix::unistd::ftruncate(&met.ring, 0);
+                let mapped = unsafe { MmapMut::map_mut(&subscriber.ring) }.is_ok();
+                let written = nix::sys::uio::pwrite(&subscriber.ring, b"data", 4096);
+                let cut = nix::unistd::ftruncate(&subscriber.ring, 0);
                 report(format!("mapped {mapped}, written {written:?}, cut {cut:?}"));
             }
             (Some("open"), _) => {
-                let path = format!("/proc/self/fd/{}", met.ring.as_raw_fd());
+                let path = format!("/proc/self/fd/{}", subscriber.ring.as_raw_fd());
                 let opened = nix::fcntl::open(
                     path.as_str(),
                     nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NONBLOCK,
@@ -169,35 +171,35 @@ fn hand(address: &str) {
                 report(opened.map_or_else(|errno| format!("{errno:?}"), |_| "opened".into()));
             }
             (Some("sees"), Some(text)) => {
-                let found = seen.windows(text.len()).any(|bytes| bytes == text.as_bytes());
+                let found = ring.windows(text.len()).any(|bytes| bytes == text.as_bytes());
                 report(if found { "seen" } else { "not seen" });
             }
             (Some("wait"), _) => {
-                met.wait_for_end();
-                report("hung up");
+                subscriber.wait_for_end();
+                report("disconnected");
             }
             _ => return,
         }
     }
 }
 
-struct Hand(Actor);
+struct ManualActor(Actor);
 
-impl Hand {
+impl ManualActor {
     fn offered(address: &Address) -> Self {
-        let actor = Actor::start("hand", &[&address.to_string()]);
+        let actor = Actor::start("manual", &[&address.to_string()]);
         actor.expect("offered");
         Self(actor)
     }
 
     fn ready(address: &Address) -> Self {
-        let mut hand = Self::offered(address);
-        hand.ask("ready", "ready");
-        hand
+        let mut manual = Self::offered(address);
+        manual.ask("ready", "ready");
+        manual
     }
 
-    fn ask(&mut self, word: &str, wanted: &str) {
-        self.0.send_line(word);
+    fn ask(&mut self, command: &str, wanted: &str) {
+        self.0.send_line(command);
         self.0.expect(wanted);
     }
 }
@@ -231,49 +233,49 @@ fn objects() -> usize {
 }
 
 /// Fills the ring, so that the publisher must check how far its subscribers are.
-fn fill(publisher: &mut Publisher, honest_count: &mut u64) {
+fn fill(publisher: &mut Publisher, sent: &mut u64) {
     for _ in 0..2 * CAPACITY / 256 {
         publisher.send(&[7; 248]).unwrap();
-        *honest_count += 1;
+        *sent += 1;
     }
 }
 
-fn send_half(publisher: &mut Publisher, honest_count: &mut u64) {
+fn send_half(publisher: &mut Publisher, sent: &mut u64) {
     for _ in 0..CAPACITY / 512 {
         publisher.send(&[7; 248]).unwrap();
-        *honest_count += 1;
+        *sent += 1;
     }
 }
 
 #[test]
-fn one_that_lies_with_its_head_ends_itself_alone_in_every_direction() {
+fn invalid_head_ends_only_its_own_subscriber() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options().stall(Duration::MAX)).unwrap();
     let witness = honest(&address);
     let mut count = 0;
     // Beyond what is published; no multiple of eight; the largest value.
-    for lie in ["8000000", "+12", "18446744073709551608"] {
-        let mut liar = Hand::ready(&address);
-        liar.ask(&format!("head {lie}"), "said");
+    for head in ["8000000", "+12", "18446744073709551608"] {
+        let mut liar = ManualActor::ready(&address);
+        liar.ask(&format!("head {head}"), "stored");
         fill(&mut publisher, &mut count);
         assert_eq!(
             next_gone(&publisher),
             (liar.0.pid(), CloseReason::Corrupt),
-            "{lie}"
+            "{head}"
         );
-        liar.ask("wait", "hung up");
+        liar.ask("wait", "disconnected");
     }
     // Backwards, after it has reported a later position.
-    let mut liar = Hand::ready(&address);
+    let mut liar = ManualActor::ready(&address);
     send_half(&mut publisher, &mut count);
-    liar.ask("head +8192", "said");
+    liar.ask("head +8192", "stored");
     send_half(&mut publisher, &mut count);
     // Without a check there is no room, and with one there is.
     for _ in 0..CAPACITY / 1024 {
         publisher.send(&[7; 248]).unwrap();
         count += 1;
     }
-    liar.ask("head +0", "said");
+    liar.ask("head +0", "stored");
     fill(&mut publisher, &mut count);
     assert_eq!(next_gone(&publisher), (liar.0.pid(), CloseReason::Corrupt));
     publisher.end();
@@ -283,15 +285,15 @@ fn one_that_lies_with_its_head_ends_itself_alone_in_every_direction() {
 /// It shows the sender a position that leaves no room. To the watcher, which measures the stall, it shows one
 /// that does.
 #[test]
-fn one_that_shows_two_positions_holds_the_publisher_up_no_longer_than_another_may() {
+fn two_faced_position_cannot_exceed_the_stall_limit() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options().stall(Duration::from_secs(2))).unwrap();
     let witness = honest(&address);
-    let mut liar = Hand::ready(&address);
+    let mut liar = ManualActor::ready(&address);
     for _ in [&witness, &liar.0] {
         assert!(matches!(publisher.next(), Ok(PublisherEvent::Subscriber(_))));
     }
-    liar.ask("two", "from now on");
+    liar.ask("two-faced", "two-faced");
     let mut count = 0;
     // It may show the sender the higher position by mistake, and so make room: then the next round catches
     // it.
@@ -309,19 +311,19 @@ fn one_that_shows_two_positions_holds_the_publisher_up_no_longer_than_another_ma
 }
 
 #[test]
-fn a_subscriber_cannot_write_the_ring_nor_cut_it() {
+fn subscriber_cannot_write_or_truncate_the_ring() {
     let (address, _directory) = fresh_address(false);
     let publisher = publish(&address, &options()).unwrap();
-    let mut hand = Hand::ready(&address);
-    hand.ask("write", "mapped false, written Err(EPERM), cut Err(EPERM)");
+    let mut manual = ManualActor::ready(&address);
+    manual.ask("write", "mapped false, written Err(EPERM), cut Err(EPERM)");
     assert_eq!(publisher.close_reason(), None);
 }
 
 #[test]
-fn a_handshake_that_dawdles_holds_the_publisher_up_no_longer_than_a_subscriber_may() {
+fn stalled_handshake_is_evicted_like_a_subscriber() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options().stall(Duration::from_millis(100))).unwrap();
-    let mut hand = Hand::offered(&address);
+    let mut manual = ManualActor::offered(&address);
     let start = Instant::now();
     let mut count = 0;
     fill(&mut publisher, &mut count);
@@ -330,7 +332,7 @@ fn a_handshake_that_dawdles_holds_the_publisher_up_no_longer_than_a_subscriber_m
         "the whole handshake was waited for"
     );
     assert_eq!(publisher.subscribers().len(), 0);
-    hand.ask("ready", "refused");
+    manual.ask("ready", "refused");
     // It is refused, and not admitted at a position that is overwritten.
     let refused = publisher.next().unwrap();
     assert!(
@@ -345,34 +347,34 @@ fn a_handshake_that_dawdles_holds_the_publisher_up_no_longer_than_a_subscriber_m
 }
 
 #[test]
-fn a_process_that_opens_the_ring_ends_it_for_all_and_finds_nothing() {
+fn opening_the_ring_wipes_it_and_ends_all_channels() {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("skipped: the object has mode 0, so that it takes root to open it");
         return;
     }
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options()).unwrap();
-    let mut hand = Hand::ready(&address);
+    let mut manual = ManualActor::ready(&address);
     let witness = honest(&address);
     // The subscribers know that they are admitted a moment before the publisher does.
-    for _ in [&witness, &hand.0] {
+    for _ in [&witness, &manual.0] {
         assert!(matches!(publisher.next(), Ok(PublisherEvent::Subscriber(_))));
     }
     publisher.send(b"the-secret").unwrap();
-    hand.ask("sees the-secret", "seen");
+    manual.ask("sees the-secret", "seen");
     // The lease blocks the open.
-    hand.ask("open", "EAGAIN");
+    manual.ask("open", "EAGAIN");
     // It may have read the message before.
-    let told = witness.next_line();
-    assert!(told.ends_with(", OBJECT_EXPOSED, exposed"), "{told}");
-    hand.ask("wait", "hung up");
+    let reply = witness.next_line();
+    assert!(reply.ends_with(", OBJECT_EXPOSED, exposed"), "{reply}");
+    manual.ask("wait", "disconnected");
     let mut gone = [next_gone(&publisher), next_gone(&publisher)];
-    gone.sort_unstable_by_key(|(pid, _)| *pid == hand.0.pid());
+    gone.sort_unstable_by_key(|(pid, _)| *pid == manual.0.pid());
     assert_eq!(
         gone,
         [
             (witness.pid(), CloseReason::Exposed),
-            (hand.0.pid(), CloseReason::Exposed)
+            (manual.0.pid(), CloseReason::Exposed)
         ]
     );
     assert_eq!(publisher.close_reason(), Some(CloseReason::Exposed));
@@ -380,13 +382,13 @@ fn a_process_that_opens_the_ring_ends_it_for_all_and_finds_nothing() {
         publisher.try_send(b"more"),
         Err(Error::ObjectExposed(_))
     ));
-    hand.ask("sees the-secret", "not seen");
+    manual.ask("sees the-secret", "not seen");
 }
 
 /// The last memory that a batch has handed out is no longer written once the next call is made, whatever that
 /// call finds.
 #[test]
-fn an_alarm_leaves_nothing_of_a_batch_that_finds_no_room() {
+fn alarm_wipes_the_last_slice_of_a_full_batch() {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("skipped: the object has mode 0, so that it takes root to open it");
         return;
@@ -394,81 +396,81 @@ fn an_alarm_leaves_nothing_of_a_batch_that_finds_no_room() {
     let (address, _directory) = fresh_address(false);
     let (mut sender, audience) = publish(&address, &options()).unwrap().split();
     // It reads nothing.
-    let mut hand = Hand::ready(&address);
+    let mut manual = ManualActor::ready(&address);
     let mut batch = sender.batch().unwrap();
     let mut number = 0;
     while let Some(room) = batch.reserve(1000).unwrap() {
         number += 1;
         room.copy_from_slice(&format!("the-secret-{number:02}-").repeat(100).as_bytes()[..1000]);
-        assert!(number < 99, "it holds the publisher up");
+        assert!(number < 99, "the ring never fills");
     }
     let last = format!("sees the-secret-{number:02}-");
-    hand.ask(&last, "seen");
-    hand.ask("open", "EAGAIN");
+    manual.ask(&last, "seen");
+    manual.ask("open", "EAGAIN");
     // The end of the events is reported only after the ring is wiped and all subscribers were reported as
     // gone, including one that is admitted at that very moment.
-    let (mut come, mut gone) = (0, 0);
+    let (mut admitted, mut gone) = (0, 0);
     while let Ok(event) = audience.next() {
         match event {
-            PublisherEvent::Subscriber(_) => come += 1,
+            PublisherEvent::Subscriber(_) => admitted += 1,
             PublisherEvent::Gone(..) => gone += 1,
             _ => {}
         }
     }
-    assert_eq!(come, gone, "each that has come is told as gone");
+    assert_eq!(admitted, gone, "each admitted subscriber is reported as gone");
     assert_eq!(audience.close_reason(), Some(CloseReason::Exposed));
-    hand.ask(&last, "not seen");
+    manual.ask(&last, "not seen");
     drop(batch);
 }
 
 #[test]
-fn another_users_subscriber_cannot_open_the_ring_it_was_passed_and_sets_off_no_alarm() {
+fn other_users_open_fails_and_raises_no_alarm() {
     let Some(others) = OtherUsers::new() else { return };
     let (address, _directory) = fresh_address(false);
     let any_user = Policy::new().any_executable().uids([0, OTHER_UID]);
     let mut publisher = publish(&address, &options().policy(any_user)).unwrap();
-    let hand = others.start("hand", &address);
-    hand.expect("offered");
-    let mut hand = Hand(hand);
-    hand.ask("ready", "ready");
-    hand.ask("open", "EACCES");
-    hand.ask("write", "mapped false, written Err(EPERM), cut Err(EPERM)");
+    let manual = others.start("manual", &address);
+    manual.expect("offered");
+    let mut manual = ManualActor(manual);
+    manual.ask("ready", "ready");
+    manual.ask("open", "EACCES");
+    manual.ask("write", "mapped false, written Err(EPERM), cut Err(EPERM)");
     publisher.send(b"x").unwrap();
     assert_eq!(publisher.close_reason(), None);
 }
 
 #[test]
-fn what_was_read_is_wiped_when_the_publisher_closes() {
+fn closing_the_publisher_wipes_read_messages() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options()).unwrap();
-    let mut hand = Hand::ready(&address);
+    let mut manual = ManualActor::ready(&address);
     publisher.send(b"old-secret").unwrap();
-    hand.ask("head 24", "said");
+    manual.ask("head 24", "stored");
     publisher.send(b"new-secret").unwrap();
-    hand.ask("sees old-secret", "seen");
+    manual.ask("sees old-secret", "seen");
     drop(publisher);
-    hand.ask("wait", "hung up");
+    manual.ask("wait", "disconnected");
     // The memory is released with the last thread that uses it.
     wait_until(|| {
-        hand.0.send_line("sees old-secret");
-        hand.0.next_line() == "not seen"
+        manual.0.send_line("sees old-secret");
+        manual.0.next_line() == "not seen"
     });
     // Messages that it has not read remain readable to it.
-    hand.ask("sees new-secret", "seen");
+    manual.ask("sees new-secret", "seen");
 }
 
 #[test]
-fn no_descriptor_of_the_ring_is_in_the_table_and_seal_lets_no_further_subscriber_in() {
+fn ring_has_no_descriptor_and_seal_admits_no_subscriber() {
     let (address, _directory) = fresh_address(false);
     // A process with no other shared objects.
     let mut publisher = Actor::start("seals", &[&address.to_string()]);
     publisher.expect("out");
     let witness = honest(&address);
     publisher.expect("0 objects");
-    let mut hand = Hand::offered(&address);
+    let mut manual = ManualActor::offered(&address);
     publisher.proceed();
     publisher.expect("0 objects, 1 subscriber");
-    hand.ask("wait", "hung up");
+    manual.ask("wait", "disconnected");
     // Another process may take the address, and the admitted subscribers continue.
     let next = publish(&address, &options()).unwrap();
     publisher.proceed();
@@ -478,7 +480,7 @@ fn no_descriptor_of_the_ring_is_in_the_table_and_seal_lets_no_further_subscriber
 }
 
 #[test]
-fn a_publisher_without_descriptors_lets_no_subscriber_in_for_a_while_and_loses_nothing() {
+fn publisher_recovers_from_a_descriptor_shortage() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = Actor::start("short", &[&address.to_string()]);
     publisher.expect("out");
@@ -494,7 +496,7 @@ fn a_publisher_without_descriptors_lets_no_subscriber_in_for_a_while_and_loses_n
 }
 
 #[test]
-fn a_stopped_subscriber_is_evicted_and_a_zombie_let_go_of_at_once() {
+fn stopped_subscriber_is_evicted_and_zombie_is_removed() {
     let (address, _directory) = fresh_address(false);
     // Long enough that the witness never takes as long, even on a busy machine.
     let stall = Duration::from_secs(2);
@@ -513,12 +515,12 @@ fn a_stopped_subscriber_is_evicted_and_a_zombie_let_go_of_at_once() {
     publisher.end();
     witness.expect(&format!("{count}, end, closed"));
     stopped.resume();
-    let told = stopped.next_line();
-    assert!(told.ends_with("EVICTED, evicted"), "{told}");
+    let reply = stopped.next_line();
+    assert!(reply.ends_with("EVICTED, evicted"), "{reply}");
 }
 
 #[test]
-fn a_subscriber_whose_own_object_is_opened_ends_alone() {
+fn opening_a_subscribers_object_ends_only_it() {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("skipped: it takes root to open what another process has mapped");
         return;
@@ -533,14 +535,14 @@ fn a_subscriber_whose_own_object_is_opened_ends_alone() {
         .lines()
         .find(|line| line.contains(" rw-s ") && line.contains("/memfd:ringfence"))
         .expect("its control object");
-    let place = own.split(' ').next().unwrap();
-    let path = format!("/proc/{}/map_files/{place}", opened.pid());
+    let range = own.split(' ').next().unwrap();
+    let path = format!("/proc/{}/map_files/{range}", opened.pid());
     let flags = nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_NONBLOCK;
     let found = nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty());
     assert_eq!(found.unwrap_err(), nix::errno::Errno::EWOULDBLOCK);
     assert_eq!(next_gone(&publisher), (opened.pid(), CloseReason::Exposed));
-    let told = opened.next_line();
-    assert!(told.ends_with("OBJECT_EXPOSED, exposed"), "{told}");
+    let reply = opened.next_line();
+    assert!(reply.ends_with("OBJECT_EXPOSED, exposed"), "{reply}");
     publisher.send(b"on").unwrap();
     publisher.end();
     witness.expect("1, end, closed");
@@ -548,7 +550,7 @@ fn a_subscriber_whose_own_object_is_opened_ends_alone() {
 
 /// The program does not take its events: the address stays open, and the number of kept events is bounded.
 #[test]
-fn a_flood_of_admissions_disturbs_no_subscriber() {
+fn admission_flood_does_not_disturb_subscribers() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options()).unwrap();
     let witness = honest(&address);
@@ -571,7 +573,7 @@ fn a_flood_of_admissions_disturbs_no_subscriber() {
 
 /// It is rejected as fast as it connects, so there is always one more connection.
 #[test]
-fn a_flood_of_connections_keeps_nobody_away_nor_the_publisher_from_its_end() {
+fn connection_flood_blocks_no_subscriber_and_no_end() {
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options()).unwrap();
     let flood = Actor::start("floods", &[&address.to_string()]);
@@ -587,7 +589,7 @@ fn a_flood_of_connections_keeps_nobody_away_nor_the_publisher_from_its_end() {
 fn wait_until(mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + TIME_LIMIT;
     while !condition() {
-        assert!(Instant::now() < end, "it does not come to pass");
+        assert!(Instant::now() < end, "the condition did not become true");
         thread::yield_now();
     }
 }

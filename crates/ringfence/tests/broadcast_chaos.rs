@@ -41,9 +41,9 @@ fn next_in_order(subscription: &mut Subscription) -> Result<bool, Error> {
     })
 }
 
-fn until(what: &str, mut so: impl FnMut() -> bool) {
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + TIME_LIMIT;
-    while !so() {
+    while !condition() {
         assert!(Instant::now() < end, "{what}");
         thread::sleep(Duration::from_millis(1));
     }
@@ -74,8 +74,8 @@ fn role() {
             report(format!("read up to {}", subscription.sequence()));
         }
         // Subscribes, reads a little and leaves, forever.
-        "restless" => {
-            report("begins");
+        "churns" => {
+            report("started");
             for round in 0_u64.. {
                 let delivery = [Delivery::Reliable, Delivery::BestEffort][usize::from(round % 2 == 1)];
                 if let Ok(mut subscription) = subscribe(&address, &options().delivery(delivery)) {
@@ -125,10 +125,10 @@ fn role() {
             report(format!("{end}, {}", subscription.close_reason().unwrap()));
         }
         "offered" => {
-            let mut met = ManualSubscriber::offered(&arguments[0], 1, 1);
+            let mut subscriber = ManualSubscriber::offered(&arguments[0], 1, 1);
             report("offered");
             // REFUSE.
-            let refused = receive(&mut met.line).is_ok_and(|(kind, _)| kind == 4);
+            let refused = receive(&mut subscriber.line).is_ok_and(|(kind, _)| kind == 4);
             report(if refused { "refused" } else { "something else" });
         }
         other => panic!("{other}"),
@@ -141,29 +141,33 @@ fn raise_limit() {
 }
 
 #[test]
-fn subscribers_that_are_killed_at_any_moment_cost_the_others_nothing() {
+fn subscribers_killed_at_random_do_not_affect_others() {
     let (address, _directory) = fresh_address(false);
     let name = address.to_string();
     let mut publisher = publish(&address, &options()).unwrap();
     let honest = Actor::start("honest", &[&name]);
     honest.expect("in");
-    until("the honest one is there", || publisher.subscribers().len() == 1);
+    wait_until("the honest subscriber is admitted", || {
+        publisher.subscribers().len() == 1
+    });
     // Each round kills at another moment, and the machine adds its own variation.
     for round in 0_u64..30 {
-        let mut restless: Vec<_> = (0..2).map(|_| Actor::start("restless", &[&name])).collect();
-        for one in &restless {
-            one.expect("begins");
+        let mut churning: Vec<_> = (0..2).map(|_| Actor::start("churns", &[&name])).collect();
+        for one in &churning {
+            one.expect("started");
         }
         let end = Instant::now() + Duration::from_micros(round * 700);
         while Instant::now() < end {
             send(&mut publisher, 20);
         }
-        for one in &mut restless {
+        for one in &mut churning {
             one.kill();
         }
         send(&mut publisher, 500);
     }
-    until("all but one have gone", || publisher.subscribers().len() == 1);
+    wait_until("the killed subscribers are gone", || {
+        publisher.subscribers().len() == 1
+    });
     let last = send(&mut publisher, 1);
     publisher.end();
     honest.expect(&format!("read up to {last}"));
@@ -171,7 +175,7 @@ fn subscribers_that_are_killed_at_any_moment_cost_the_others_nothing() {
 }
 
 #[test]
-fn a_publisher_that_is_killed_at_any_moment_leaves_each_message_whole_and_in_order() {
+fn publisher_killed_at_random_leaves_whole_messages() {
     for round in 0_u64..25 {
         let (address, _directory) = fresh_address(round % 2 == 0);
         let name = address.to_string();
@@ -198,7 +202,7 @@ fn a_publisher_that_is_killed_at_any_moment_leaves_each_message_whole_and_in_ord
 }
 
 #[test]
-fn a_thousand_subscribe_and_each_gets_all() {
+fn thousand_subscribers_get_every_message() {
     raise_limit();
     let (address, _directory) = fresh_address(false);
     let name = address.to_string();
@@ -208,7 +212,7 @@ fn a_thousand_subscribe_and_each_gets_all() {
     for hundred in &hundreds {
         hundred.expect("in");
     }
-    until("all are there", || publisher.subscribers().len() == 1000);
+    wait_until("all are admitted", || publisher.subscribers().len() == 1000);
     // One more subscriber gets an error, without other effects.
     let extra = Actor::start("extra", &[&name]);
     extra.expect("ADDRESS_OCCUPIED");
@@ -218,19 +222,21 @@ fn a_thousand_subscribe_and_each_gets_all() {
         hundred.expect("each read 50");
         hundred.finish();
     }
-    until("all have gone", || publisher.subscribers().is_empty());
+    wait_until("all are gone", || publisher.subscribers().is_empty());
 }
 
 #[test]
-fn one_that_is_evicted_while_it_reads_has_got_nothing_but_whole_messages_in_order() {
+fn evicted_reader_got_only_whole_messages_in_order() {
     let (address, _directory) = fresh_address(false);
     let name = address.to_string();
     let mut publisher = publish(&address, &options().stall(Duration::from_millis(3))).unwrap();
     for _ in 0..8 {
         let slow = Actor::start("slow", &[&name]);
         slow.expect("in");
-        until("it is there", || publisher.subscribers().len() == 1);
-        until("it is evicted", || {
+        wait_until("the subscriber is admitted", || {
+            publisher.subscribers().len() == 1
+        });
+        wait_until("the subscriber is evicted", || {
             send(&mut publisher, 100);
             publisher.subscribers().is_empty()
         });
@@ -240,7 +246,7 @@ fn one_that_is_evicted_while_it_reads_has_got_nothing_but_whole_messages_in_orde
 }
 
 #[test]
-fn seal_ends_handshakes_under_way_and_frees_the_address() {
+fn seal_refuses_pending_handshakes_and_frees_the_address() {
     let (address, _directory) = fresh_address(false);
     let name = address.to_string();
     let mut publisher = publish(&address, &options()).unwrap();
@@ -263,7 +269,7 @@ fn seal_ends_handshakes_under_way_and_frees_the_address() {
 }
 
 #[test]
-fn after_the_end_and_after_close_each_call_says_so_and_nothing_is_counted() {
+fn calls_after_end_or_close_fail_with_closed() {
     let (address, _directory) = fresh_address(false);
     for close in [false, true] {
         let mut publisher = publish(&address, &options()).unwrap();

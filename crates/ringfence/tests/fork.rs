@@ -46,16 +46,16 @@ use support::{Actor, TIME_LIMIT, accepted, fresh_address, report, small, wait_fo
 /// it.
 const WAYS: [&str; 2] = ["fork", "clone"];
 
-/// Runs a closure in a child, and returns the outcome: "well", or what ended the child.
-fn in_child(way: &str, what: impl FnOnce()) -> String {
-    let child = begin(way, what);
+/// Runs a closure in a child, and returns the outcome: "ok", or how the child ended.
+fn in_child(way: &str, body: impl FnOnce()) -> String {
+    let child = fork_child(way, body);
     match waitpid(child, None).unwrap() {
-        WaitStatus::Exited(_, 0) => "well".into(),
+        WaitStatus::Exited(_, 0) => "ok".into(),
         other => format!("{other:?}"),
     }
 }
 
-fn begin(way: &str, what: impl FnOnce()) -> Pid {
+fn fork_child(way: &str, body: impl FnOnce()) -> Pid {
     let forked = if way == "fork" {
         // SAFETY: the child is the subject of this test, and the C library's own locks are consistent in it.
         unsafe { fork() }.unwrap()
@@ -73,7 +73,7 @@ fn begin(way: &str, what: impl FnOnce()) -> Pid {
         ForkResult::Child => {
             // A child that hangs has failed.
             alarm::set(60);
-            let done = catch_unwind(AssertUnwindSafe(what));
+            let done = catch_unwind(AssertUnwindSafe(body));
             // SAFETY: only ends the process.
             unsafe { libc::_exit(i32::from(done.is_err())) }
         }
@@ -81,7 +81,7 @@ fn begin(way: &str, what: impl FnOnce()) -> Pid {
 }
 
 /// Checks that the result is that of a call on an object of the parent.
-fn is_inherited<T: std::fmt::Debug>(result: Result<T>) {
+fn assert_inert<T: std::fmt::Debug>(result: Result<T>) {
     match result {
         Err(Error::Closed(why)) => assert!(why.contains("forked"), "{why}"),
         other => panic!("{other:?}"),
@@ -89,7 +89,7 @@ fn is_inherited<T: std::fmt::Debug>(result: Result<T>) {
 }
 
 /// Formats a handle as well: its `Debug` must not take a lock of the parent.
-fn shows<T: std::fmt::Debug>(handle: &T) {
+fn assert_debug<T: std::fmt::Debug>(handle: &T) {
     assert!(!format!("{handle:?}").is_empty());
 }
 
@@ -97,26 +97,26 @@ fn shows<T: std::fmt::Debug>(handle: &T) {
 // ensures that none is missing.
 
 fn use_publisher(publisher: &mut Publisher) {
-    shows(publisher);
+    assert_debug(publisher);
     let _ = (
         publisher.address(),
         publisher.capacity(),
         publisher.max_message_size(),
     );
     let _ = (publisher.sequence(), publisher.stats());
-    is_inherited(publisher.try_send(b"a child's"));
-    is_inherited(publisher.send(b"a child's"));
-    is_inherited(publisher.send_with(b"a child's", &[]));
-    is_inherited(publisher.send_until(b"a child's", Instant::now()));
-    is_inherited(publisher.reserve(8).map(drop));
-    is_inherited(publisher.reserve_items::<u64>(1).map(drop));
-    is_inherited(publisher.reserve_detached(8));
-    is_inherited(publisher.batch().map(drop));
-    is_inherited(publisher.wait(8, None));
+    assert_inert(publisher.try_send(b"a child's"));
+    assert_inert(publisher.send(b"a child's"));
+    assert_inert(publisher.send_with(b"a child's", &[]));
+    assert_inert(publisher.send_until(b"a child's", Instant::now()));
+    assert_inert(publisher.reserve(8).map(drop));
+    assert_inert(publisher.reserve_items::<u64>(1).map(drop));
+    assert_inert(publisher.reserve_detached(8));
+    assert_inert(publisher.batch().map(drop));
+    assert_inert(publisher.wait(8, None));
     use_broadcaster(publisher.sender());
     use_audience(publisher.audience());
-    is_inherited(publisher.next());
-    is_inherited(publisher.try_next());
+    assert_inert(publisher.next());
+    assert_inert(publisher.try_next());
     assert!(publisher.subscribers().is_empty());
     assert_eq!(publisher.close_reason(), Some(CloseReason::Closed));
     publisher.seal();
@@ -126,21 +126,21 @@ fn use_publisher(publisher: &mut Publisher) {
 }
 
 fn use_broadcaster(broadcaster: &mut Broadcaster) {
-    shows(broadcaster);
+    assert_debug(broadcaster);
     let _ = (broadcaster.capacity(), broadcaster.max_message_size());
     let _ = (broadcaster.sequence(), broadcaster.stats());
-    is_inherited(broadcaster.try_send(b"a child's"));
-    is_inherited(broadcaster.try_send_tagged(b"a child's", Tag::NONE));
-    is_inherited(broadcaster.send_part_tagged(b"a child's", Tag::NONE, 0));
-    is_inherited(broadcaster.try_send_packed(&[0; 8]));
-    is_inherited(broadcaster.send(b"a child's"));
-    is_inherited(broadcaster.send_with(b"a child's", &[]));
-    is_inherited(broadcaster.send_until(b"a child's", Instant::now()));
-    is_inherited(broadcaster.has_room(8));
-    is_inherited(broadcaster.packed_room(8));
-    is_inherited(broadcaster.wait(8, None));
-    is_inherited(broadcaster.arm(8));
-    is_inherited(broadcaster.arm_with(8, &[]));
+    assert_inert(broadcaster.try_send(b"a child's"));
+    assert_inert(broadcaster.try_send_tagged(b"a child's", Tag::NONE));
+    assert_inert(broadcaster.send_part_tagged(b"a child's", Tag::NONE, 0));
+    assert_inert(broadcaster.try_send_packed(&[0; 8]));
+    assert_inert(broadcaster.send(b"a child's"));
+    assert_inert(broadcaster.send_with(b"a child's", &[]));
+    assert_inert(broadcaster.send_until(b"a child's", Instant::now()));
+    assert_inert(broadcaster.has_room(8));
+    assert_inert(broadcaster.packed_room(8));
+    assert_inert(broadcaster.wait(8, None));
+    assert_inert(broadcaster.arm(8));
+    assert_inert(broadcaster.arm_with(8, &[]));
     broadcaster.poll_line();
     broadcaster.disarm();
     broadcaster.give_up();
@@ -151,11 +151,11 @@ fn use_broadcaster(broadcaster: &mut Broadcaster) {
 }
 
 fn use_audience(audience: &Audience) {
-    shows(audience);
+    assert_debug(audience);
     let _ = audience.address();
-    is_inherited(audience.next());
-    is_inherited(audience.next_until(Some(Instant::now())));
-    is_inherited(audience.try_next());
+    assert_inert(audience.next());
+    assert_inert(audience.next_until(Some(Instant::now())));
+    assert_inert(audience.try_next());
     assert!(audience.subscribers().is_empty());
     assert!(audience.as_fd().as_raw_fd() >= 0);
     audience.pause();
@@ -167,20 +167,20 @@ fn use_audience(audience: &Audience) {
 }
 
 fn use_subscriber(subscriber: &Subscriber) {
-    shows(subscriber);
+    assert_debug(subscriber);
     assert!(subscriber.peer().pid > 0);
     assert!(!subscriber.evidence().is_empty());
     let _ = subscriber.delivery();
     assert_eq!(subscriber.lag(), 0);
     assert_eq!(subscriber.gone(), None);
     assert!(subscriber.is(subscriber));
-    is_inherited(subscriber.verify());
+    assert_inert(subscriber.verify());
     subscriber.disconnect();
 }
 
 fn use_subscription(subscription: &mut Subscription) {
     let mut room = [0; 64];
-    shows(subscription);
+    assert_debug(subscription);
     let _ = (
         subscription.peer(),
         subscription.evidence(),
@@ -198,23 +198,23 @@ fn use_subscription(subscription: &mut Subscription) {
     subscription.wake();
     subscription.begin_round();
     subscription.is_round_over();
-    is_inherited(subscription.poll_line());
-    is_inherited(subscription.poll_line_later());
-    is_inherited(subscription.try_receive(&mut room));
-    is_inherited(subscription.receive(&mut room));
-    is_inherited(subscription.receive_until(&mut room, Instant::now()));
-    is_inherited(subscription.try_receive_vec());
-    is_inherited(subscription.receive_vec());
-    is_inherited(subscription.receive_vec_until(Instant::now()));
-    is_inherited(subscription.try_receive_packed(&mut room));
-    is_inherited(subscription.try_receive_more_packed(&mut room));
-    is_inherited(subscription.receive_each(|_| {}, 1));
-    is_inherited(subscription.next_size());
-    is_inherited(subscription.has_message());
-    is_inherited(subscription.is_ended());
-    is_inherited(subscription.arm());
-    is_inherited(subscription.wait_readable(None));
-    is_inherited(subscription.verify().map(drop));
+    assert_inert(subscription.poll_line());
+    assert_inert(subscription.poll_line_later());
+    assert_inert(subscription.try_receive(&mut room));
+    assert_inert(subscription.receive(&mut room));
+    assert_inert(subscription.receive_until(&mut room, Instant::now()));
+    assert_inert(subscription.try_receive_vec());
+    assert_inert(subscription.receive_vec());
+    assert_inert(subscription.receive_vec_until(Instant::now()));
+    assert_inert(subscription.try_receive_packed(&mut room));
+    assert_inert(subscription.try_receive_more_packed(&mut room));
+    assert_inert(subscription.receive_each(|_| {}, 1));
+    assert_inert(subscription.next_size());
+    assert_inert(subscription.has_message());
+    assert_inert(subscription.is_ended());
+    assert_inert(subscription.arm());
+    assert_inert(subscription.wait_readable(None));
+    assert_inert(subscription.verify().map(drop));
     use_verifier(&subscription.verifier());
     assert!(subscription.close_reason().is_some());
     assert!(subscription.as_fd().as_raw_fd() >= 0);
@@ -223,7 +223,7 @@ fn use_subscription(subscription: &mut Subscription) {
 }
 
 fn use_sender(sender: &mut Sender) {
-    shows(sender);
+    assert_debug(sender);
     let _ = (sender.capacity(), sender.max_message_size(), sender.max_at_once());
     sender.stats();
     sender.disarm();
@@ -231,23 +231,23 @@ fn use_sender(sender: &mut Sender) {
     sender.refresh();
     sender.vacate();
     assert_eq!(sender.under_way(), None);
-    is_inherited(sender.try_send(b"a child's"));
-    is_inherited(sender.try_send_tagged(b"a child's", Tag::NONE));
-    is_inherited(sender.send_with(b"a child's", &[]));
-    is_inherited(sender.send(b"a child's"));
-    is_inherited(sender.send_until(b"a child's", Instant::now()));
-    is_inherited(sender.send_part(b"a child's", 0));
-    is_inherited(sender.send_part_tagged(b"a child's", Tag::NONE, 0));
-    is_inherited(sender.try_send_packed(&[0; 8]));
-    is_inherited(sender.has_room(8));
-    is_inherited(sender.packed_room(8));
-    is_inherited(sender.reserve(8).map(drop));
-    is_inherited(sender.reserve_items::<u64>(1).map(drop));
-    is_inherited(sender.reserve_detached(8));
-    is_inherited(sender.batch().map(drop));
-    is_inherited(sender.wait(8, None));
-    is_inherited(sender.arm(8));
-    is_inherited(sender.arm_with(8, &[]));
+    assert_inert(sender.try_send(b"a child's"));
+    assert_inert(sender.try_send_tagged(b"a child's", Tag::NONE));
+    assert_inert(sender.send_with(b"a child's", &[]));
+    assert_inert(sender.send(b"a child's"));
+    assert_inert(sender.send_until(b"a child's", Instant::now()));
+    assert_inert(sender.send_part(b"a child's", 0));
+    assert_inert(sender.send_part_tagged(b"a child's", Tag::NONE, 0));
+    assert_inert(sender.try_send_packed(&[0; 8]));
+    assert_inert(sender.has_room(8));
+    assert_inert(sender.packed_room(8));
+    assert_inert(sender.reserve(8).map(drop));
+    assert_inert(sender.reserve_items::<u64>(1).map(drop));
+    assert_inert(sender.reserve_detached(8));
+    assert_inert(sender.batch().map(drop));
+    assert_inert(sender.wait(8, None));
+    assert_inert(sender.arm(8));
+    assert_inert(sender.arm_with(8, &[]));
     assert_eq!(sender.close_reason(), Some(CloseReason::Closed));
     assert!(sender.as_fd().as_raw_fd() >= 0);
     sender.end();
@@ -258,37 +258,37 @@ fn use_sender(sender: &mut Sender) {
 fn use_receiver(receiver: &mut Receiver) {
     receiver.accept_calls();
     let mut room = [0; 64];
-    shows(receiver);
+    assert_debug(receiver);
     let _ = (receiver.peer(), receiver.max_message_size());
     receiver.stats();
     receiver.disarm();
     receiver.wake();
     receiver.begin_round();
     let _ = receiver.is_round_over();
-    is_inherited(receiver.poll_line());
-    is_inherited(receiver.poll_line_later());
-    is_inherited(receiver.try_receive(&mut room));
-    is_inherited(receiver.receive(&mut room));
-    is_inherited(receiver.receive_until(&mut room, Instant::now()));
-    is_inherited(receiver.try_receive_vec());
-    is_inherited(receiver.receive_vec());
-    is_inherited(receiver.receive_vec_until(Instant::now()));
-    is_inherited(receiver.receive_part(&mut room));
-    is_inherited(receiver.next_tag());
+    assert_inert(receiver.poll_line());
+    assert_inert(receiver.poll_line_later());
+    assert_inert(receiver.try_receive(&mut room));
+    assert_inert(receiver.receive(&mut room));
+    assert_inert(receiver.receive_until(&mut room, Instant::now()));
+    assert_inert(receiver.try_receive_vec());
+    assert_inert(receiver.receive_vec());
+    assert_inert(receiver.receive_vec_until(Instant::now()));
+    assert_inert(receiver.receive_part(&mut room));
+    assert_inert(receiver.next_tag());
     let _ = receiver.tag();
-    is_inherited(receiver.try_receive_packed(&mut room));
-    is_inherited(receiver.try_receive_more_packed(&mut room));
-    is_inherited(binding::pull_retained(receiver, &mut room, 0..=8, Keep::Each));
-    is_inherited(binding::pull_again(receiver, &mut room, 0));
+    assert_inert(receiver.try_receive_packed(&mut room));
+    assert_inert(receiver.try_receive_more_packed(&mut room));
+    assert_inert(binding::pull_retained(receiver, &mut room, 0..=8, Keep::Each));
+    assert_inert(binding::pull_again(receiver, &mut room, 0));
     binding::release(receiver);
-    is_inherited(binding::announce(receiver));
-    is_inherited(binding::look_parked(receiver));
-    is_inherited(receiver.receive_each(|_| {}, 1));
-    is_inherited(receiver.next_size());
-    is_inherited(receiver.has_message());
-    is_inherited(receiver.is_ended());
-    is_inherited(receiver.wait_readable(None));
-    is_inherited(receiver.arm());
+    assert_inert(binding::announce(receiver));
+    assert_inert(binding::look_parked(receiver));
+    assert_inert(receiver.receive_each(|_| {}, 1));
+    assert_inert(receiver.next_size());
+    assert_inert(receiver.has_message());
+    assert_inert(receiver.is_ended());
+    assert_inert(receiver.wait_readable(None));
+    assert_inert(receiver.arm());
     assert_eq!(receiver.close_reason(), Some(CloseReason::Closed));
     assert!(receiver.as_fd().as_raw_fd() >= 0);
     receiver.close();
@@ -296,7 +296,7 @@ fn use_receiver(receiver: &mut Receiver) {
 }
 
 fn use_channel(channel: &mut Channel) {
-    shows(channel);
+    assert_debug(channel);
     let _ = (
         channel.role(),
         channel.peer(),
@@ -304,7 +304,7 @@ fn use_channel(channel: &mut Channel) {
         channel.busy_poll(),
     );
     channel.stats();
-    is_inherited(channel.verify().map(drop));
+    assert_inert(channel.verify().map(drop));
     use_verifier(&channel.verifier());
     use_tokens(&channel.tokens());
     assert!(channel.as_fd().as_raw_fd() >= 0);
@@ -313,36 +313,36 @@ fn use_channel(channel: &mut Channel) {
 }
 
 fn use_tokens(tokens: &Tokens) {
-    shows(tokens);
-    is_inherited(tokens.send(1));
-    is_inherited(tokens.token());
-    is_inherited(tokens.token_until(Instant::now()));
+    assert_debug(tokens);
+    assert_inert(tokens.send(1));
+    assert_inert(tokens.token());
+    assert_inert(tokens.token_until(Instant::now()));
     assert_eq!(tokens.try_token(), None);
     assert!(tokens.is_ended());
-    is_inherited(tokens.bell().map(drop));
+    assert_inert(tokens.bell().map(drop));
     let _ = (tokens.dropped(), tokens.strays());
 }
 
 fn use_verifier(verifier: &Verifier) {
-    shows(verifier);
-    is_inherited(verifier.verify());
+    assert_debug(verifier);
+    assert_inert(verifier.verify());
 }
 
 fn use_merge(merge: &mut Merge<AnySource>, key: Key) {
     let mut room = [0; 64];
-    shows(merge);
+    assert_debug(merge);
     let _ = (merge.stats(), merge.len(), merge.is_empty(), merge.is_ended());
     assert!(merge.source(key).is_some());
-    is_inherited(merge.try_receive(&mut room));
-    is_inherited(merge.try_receive_vec());
-    is_inherited(merge.receive(&mut room));
-    is_inherited(merge.receive_until(&mut room, Instant::now()));
-    is_inherited(merge.receive_vec());
-    is_inherited(merge.next_size());
-    is_inherited(merge.receive_each(|_, _| {}, 1));
-    is_inherited(merge.wait_readable(None));
-    is_inherited(merge.arm());
-    is_inherited(merge.poll());
+    assert_inert(merge.try_receive(&mut room));
+    assert_inert(merge.try_receive_vec());
+    assert_inert(merge.receive(&mut room));
+    assert_inert(merge.receive_until(&mut room, Instant::now()));
+    assert_inert(merge.receive_vec());
+    assert_inert(merge.next_size());
+    assert_inert(merge.receive_each(|_, _| {}, 1));
+    assert_inert(merge.wait_readable(None));
+    assert_inert(merge.arm());
+    assert_inert(merge.poll());
     assert_eq!(merge.next_end(), None);
     assert!(merge.attachments().is_empty());
     assert!(merge.as_fd().as_raw_fd() >= 0);
@@ -350,17 +350,17 @@ fn use_merge(merge: &mut Merge<AnySource>, key: Key) {
     if let Some(AnySource::Receiver(_)) = merge.source(key) {
         // SAFETY: a copy of a value that the merge still owns, in a process that ends with it.
         let source = unsafe { std::ptr::read(merge.source(key).unwrap()) };
-        is_inherited(merge.add(source).map_err(Error::from));
+        assert_inert(merge.add(source).map_err(Error::from));
     }
 }
 
 fn use_listener(listener: &Listener) {
-    shows(listener);
+    assert_debug(listener);
     let _ = listener.address();
     listener.stats();
-    is_inherited(listener.accept());
-    is_inherited(listener.accept_until(Instant::now()));
-    is_inherited(listener.try_accept());
+    assert_inert(listener.accept());
+    assert_inert(listener.accept_until(Instant::now()));
+    assert_inert(listener.try_accept());
     assert_eq!(listener.size(), 0);
     assert!(listener.as_fd().as_raw_fd() >= 0);
     listener.pause();
@@ -369,13 +369,13 @@ fn use_listener(listener: &Listener) {
 }
 
 fn use_membership(membership: &Membership) {
-    shows(membership);
+    assert_debug(membership);
     let _ = membership.address();
     membership.stats();
-    is_inherited(membership.next());
-    is_inherited(membership.next_until(Some(Instant::now())));
-    is_inherited(membership.try_next());
-    is_inherited(membership.partner(None));
+    assert_inert(membership.next());
+    assert_inert(membership.next_until(Some(Instant::now())));
+    assert_inert(membership.try_next());
+    assert_inert(membership.partner(None));
     assert_eq!(membership.role(), Role::Guest);
     assert!(!membership.has_partner());
     assert!(membership.as_fd().as_raw_fd() >= 0);
@@ -384,10 +384,10 @@ fn use_membership(membership: &Membership) {
 }
 
 fn use_parent_line(line: &mut ParentLine, childs: &ChildLine) {
-    shows(line);
-    shows(childs);
-    is_inherited(line.started(std::process::id()));
-    is_inherited(line.processes().kill());
+    assert_debug(line);
+    assert_debug(childs);
+    assert_inert(line.started(std::process::id()));
+    assert_inert(line.processes().kill());
     assert!(childs.as_fd().as_raw_fd() >= 0);
 }
 
@@ -508,7 +508,7 @@ fn role() {
         "service" => service(&address, way),
         "holder" => holder(&address, &arguments[1]),
         "member" => membership(&address, way),
-        "anew" => anew(&address, &arguments[2].parse().unwrap(), way),
+        "creates channels" => create_channels(&address, &arguments[2].parse().unwrap(), way),
         "turns" => turns(&address, &arguments[2].parse().unwrap()),
         "locks" => locks(&address),
         "cancel_token" => cancel_token(&address, way),
@@ -547,7 +547,7 @@ fn channel(address: &Address, way: &str) {
             assert!(whole());
         }
         // SAFETY: as above.
-        is_inherited(unsafe { std::ptr::read(&raw const reservation) }.commit(5));
+        assert_inert(unsafe { std::ptr::read(&raw const reservation) }.commit(5));
     });
     reservation.commit(5).unwrap();
     report(ended);
@@ -569,8 +569,8 @@ fn channel(address: &Address, way: &str) {
     let ended = in_child(way, || {
         // SAFETY: as above.
         let copy = || unsafe { std::ptr::read(&raw const detached) };
-        is_inherited(sender.commit(copy(), 5));
-        is_inherited(sender.cancel(copy()));
+        assert_inert(sender.commit(copy(), 5));
+        assert_inert(sender.cancel(copy()));
     });
     sender.cancel(detached).unwrap();
     report(ended);
@@ -580,9 +580,9 @@ fn channel(address: &Address, way: &str) {
     echo(&mut sender, &mut receiver, usize::MAX);
     // A channel that has ended belongs to the parent as well.
     report(in_child(way, || {
-        is_inherited(receiver.is_ended());
-        is_inherited(receiver.receive_vec());
-        is_inherited(receiver.wait_readable(None));
+        assert_inert(receiver.is_ended());
+        assert_inert(receiver.receive_vec());
+        assert_inert(receiver.wait_readable(None));
     }));
     drop((sender, receiver));
     report("ended");
@@ -642,7 +642,7 @@ fn service(address: &Address, way: &str) {
 fn holder(address: &Address, test: &str) {
     let mut test = UnixStream::connect(test).unwrap();
     let listener = listen(address, &small()).unwrap();
-    begin("fork", || {
+    fork_child("fork", || {
         alarm::cancel();
         // The child has closed all inherited descriptors that it must not hold before it gets here.
         test.write_all(b"!").unwrap();
@@ -690,11 +690,11 @@ fn membership(address: &Address, way: &str) {
 }
 
 /// Has a channel, and forks a child that makes one of its own: with the parent's partner, and by itself.
-fn anew(address: &Address, service: &Address, way: &str) {
+fn create_channels(address: &Address, service: &Address, way: &str) {
     let (mut sender, mut receiver) = join(address, &small()).unwrap().split();
     echo(&mut sender, &mut receiver, SLEEPS);
     let ended = in_child(way, || {
-        let (channel, kept) = connect_and_keep(service);
+        let (channel, paths) = connect_and_capture(service);
         let tokens = channel.tokens();
         let (mut own, mut own_receiver) = channel.split();
         // The copies of the parent's handles are dropped before the child receives anything.
@@ -706,7 +706,7 @@ fn anew(address: &Address, service: &Address, way: &str) {
         echo(&mut own, &mut own_receiver, SLEEPS);
         tokens.send(5).unwrap();
         assert_eq!(tokens.token().unwrap(), Some(6));
-        let opened = reopen(&kept[0]).unwrap_err();
+        let opened = reopen(&paths[0]).unwrap_err();
         assert_eq!(opened.raw_os_error(), Some(Errno::EWOULDBLOCK as i32));
         let error = own_receiver
             .receive_until(&mut [0; 8], Instant::now() + TIME_LIMIT)
@@ -714,10 +714,7 @@ fn anew(address: &Address, service: &Address, way: &str) {
         assert_eq!(error.code(), "OBJECT_EXPOSED");
         drop((own, own_receiver));
         // The child can itself be a parent.
-        assert_eq!(
-            in_child(way, || drop(connect(service, &small()).unwrap())),
-            "well"
-        );
+        assert_eq!(in_child(way, || drop(connect(service, &small()).unwrap())), "ok");
     });
     report(ended);
     echo(&mut sender, &mut receiver, usize::MAX);
@@ -727,33 +724,33 @@ fn anew(address: &Address, service: &Address, way: &str) {
 const SLEEPS: usize = 48;
 
 /// Connects repeatedly, until a path to the own object was captured while a descriptor of it was open.
-fn connect_and_keep(service: &Address) -> (Channel, Vec<File>) {
+fn connect_and_capture(service: &Address) -> (Channel, Vec<File>) {
     loop {
-        let over = AtomicBool::new(false);
-        let (mut channel, mut kept) = thread::scope(|scope| {
-            let keeper = scope.spawn(|| {
-                let mut kept = BTreeMap::new();
-                while !over.load(Ordering::Relaxed) {
-                    keep_paths(&mut kept);
+        let done = AtomicBool::new(false);
+        let (mut channel, mut paths) = thread::scope(|scope| {
+            let capturing = scope.spawn(|| {
+                let mut paths = BTreeMap::new();
+                while !done.load(Ordering::Relaxed) {
+                    capture_paths(&mut paths);
                 }
-                kept.into_values().collect::<Vec<_>>()
+                paths.into_values().collect::<Vec<_>>()
             });
             let channel = connect(service, &small());
-            over.store(true, Ordering::Relaxed);
-            (channel.unwrap(), keeper.join().unwrap())
+            done.store(true, Ordering::Relaxed);
+            (channel.unwrap(), capturing.join().unwrap())
         });
-        kept.retain(is_own);
-        let word: &[u8] = if kept.is_empty() { b"again" } else { b"kept" };
+        paths.retain(is_own);
+        let word: &[u8] = if paths.is_empty() { b"again" } else { b"kept" };
         channel.sender().send(word).unwrap();
-        if !kept.is_empty() {
-            return (channel, kept);
+        if !paths.is_empty() {
+            return (channel, paths);
         }
     }
 }
 
 /// Takes an `O_PATH` descriptor of every shared object that this process has a descriptor of. It does not
 /// count as an open.
-fn keep_paths(kept: &mut BTreeMap<u64, File>) {
+fn capture_paths(paths: &mut BTreeMap<u64, File>) {
     for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
         let target = std::fs::read_link(entry.path()).unwrap_or_default();
         if !target.to_string_lossy().starts_with("/memfd:ringfence") {
@@ -763,7 +760,7 @@ fn keep_paths(kept: &mut BTreeMap<u64, File>) {
         if let Ok(file) = path.map(File::from)
             && let Ok(metadata) = file.metadata()
         {
-            kept.entry(metadata.ino()).or_insert(file);
+            paths.entry(metadata.ino()).or_insert(file);
         }
     }
 }
@@ -807,10 +804,10 @@ fn turns(silent: &Address, service: &Address) {
 /// Forks while other threads continuously create and end channels, tokens and services, so that each lock is
 /// held at times.
 fn locks(service: &Address) {
-    let over = AtomicBool::new(false);
+    let done = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
+            while !done.load(Ordering::Relaxed) {
                 let channel = connect(service, &small()).unwrap();
                 let tokens = channel.tokens();
                 let (mut sender, mut receiver) = channel.split();
@@ -820,7 +817,7 @@ fn locks(service: &Address) {
             }
         });
         scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
+            while !done.load(Ordering::Relaxed) {
                 let (address, _) = fresh_address(false);
                 let listener = listen(&address, &small()).unwrap();
                 for _ in 0..100 {
@@ -835,12 +832,12 @@ fn locks(service: &Address) {
                 let (address, _) = fresh_address(false);
                 drop(listen(&address, &small()).unwrap());
             });
-            if ended != "well" {
+            if ended != "ok" {
                 report(ended);
                 break;
             }
         }
-        over.store(true, Ordering::Relaxed);
+        done.store(true, Ordering::Relaxed);
     });
     report("done");
 }
@@ -866,7 +863,7 @@ fn cancel_token(address: &Address, way: &str) {
 }
 
 #[test]
-fn a_channel_outlives_a_child_that_uses_it_and_drops_it() {
+fn channel_survives_use_and_drop_in_a_child() {
     for way in WAYS {
         // As the host, whose address the child could release, and as the guest.
         for guest in [false, true] {
@@ -883,12 +880,12 @@ fn a_channel_outlives_a_child_that_uses_it_and_drops_it() {
             };
             let tokens = channel.tokens();
             let (mut sender, mut receiver) = channel.split();
-            actor.expect("well");
+            actor.expect("ok");
             for _ in 0..SLEEPS {
                 answers(&mut sender, &mut receiver, b"before");
             }
             for _ in 0..4 {
-                actor.expect("well");
+                actor.expect("ok");
             }
             let mut word = [0; 64];
             for wanted in [&b"whole"[..], b"first", b"second"] {
@@ -906,7 +903,7 @@ fn a_channel_outlives_a_child_that_uses_it_and_drops_it() {
                 answers(&mut sender, &mut receiver, b"after");
             }
             sender.end();
-            actor.expect("well");
+            actor.expect("ok");
             actor.expect("ended");
             assert_eq!(receiver.receive(&mut word).unwrap(), None);
             actor.finish();
@@ -915,13 +912,13 @@ fn a_channel_outlives_a_child_that_uses_it_and_drops_it() {
 }
 
 #[test]
-fn a_service_goes_on_when_a_child_drops_its_listener() {
+fn service_survives_a_child_dropping_its_listener() {
     for way in WAYS {
         let (address, _) = fresh_address(false);
         let actor = Actor::start("service", &[&address.to_string(), way]);
         wait_for_host(&address);
         let (mut sender, mut receiver) = connect(&address, &small()).unwrap().split();
-        actor.expect("well");
+        actor.expect("ok");
         let mut second = connect(&address, &small()).unwrap();
         second.sender().send(b"hello").unwrap();
         let mut word = [0; 64];
@@ -940,11 +937,11 @@ fn a_service_goes_on_when_a_child_drops_its_listener() {
 }
 
 #[test]
-fn a_child_that_lives_on_holds_no_address_of_its_parents() {
+fn surviving_child_does_not_hold_the_parents_address() {
     for named in [false, true] {
         let (address, _directory) = fresh_address(named);
-        let place = tempfile::tempdir().unwrap();
-        let path = place.path().join("test");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("test");
         let socket = UnixListener::bind(&path).unwrap();
         let mut actor = Actor::start("holder", &[&address.to_string(), path.to_str().unwrap()]);
         // The child exits when this connection is closed.
@@ -967,7 +964,7 @@ fn a_child_that_lives_on_holds_no_address_of_its_parents() {
 }
 
 #[test]
-fn a_member_keeps_its_place_when_a_child_drops_it() {
+fn membership_survives_a_drop_in_a_child() {
     for way in WAYS {
         for role in [Role::Host, Role::Guest] {
             let (address, _) = fresh_address(false);
@@ -983,7 +980,7 @@ fn a_member_keeps_its_place_when_a_child_drops_it() {
                 (actor, own)
             };
             let channel = partner(&own);
-            actor.expect("well");
+            actor.expect("ok");
             let (mut sender, mut receiver) = channel.split();
             answers(&mut sender, &mut receiver, b"after");
             if role == Role::Guest {
@@ -1004,11 +1001,14 @@ fn partner(membership: &Membership) -> Channel {
 }
 
 #[test]
-fn a_child_begins_anew_and_its_tripwire_tells() {
+fn child_can_create_its_own_channels_and_tripwire() {
     for way in WAYS {
         let ((address, _), (service, _)) = (fresh_address(false), fresh_address(false));
         let listener: Listener = listen(&service, &small()).unwrap();
-        let actor = Actor::start("anew", &[&address.to_string(), way, &service.to_string()]);
+        let actor = Actor::start(
+            "creates channels",
+            &[&address.to_string(), way, &service.to_string()],
+        );
         wait_for_host(&address);
         let (mut sender, mut receiver) = join(&address, &small()).unwrap().split();
         for _ in 0..SLEEPS {
@@ -1022,7 +1022,7 @@ fn a_child_begins_anew_and_its_tripwire_tells() {
                 _ => channel.close(),
             }
         };
-        assert_ne!(childs.peer().pid, actor.pid(), "it is the child's own");
+        assert_ne!(childs.peer().pid, actor.pid(), "the child's own channel");
         let tokens = childs.tokens();
         let (mut own, mut own_receiver) = childs.split();
         for _ in 0..SLEEPS {
@@ -1034,14 +1034,14 @@ fn a_child_begins_anew_and_its_tripwire_tells() {
             .receive_until(&mut word, Instant::now() + TIME_LIMIT)
             .unwrap_err();
         assert_eq!(error.code(), "OBJECT_EXPOSED", "{error}");
-        actor.expect("well");
+        actor.expect("ok");
         answers(&mut sender, &mut receiver, b"after");
         assert_eq!(sender.close_reason(), None);
     }
 }
 
 #[test]
-fn a_child_has_turns_of_its_own() {
+fn child_has_its_own_connect_queue() {
     let (silent, directory) = fresh_address(true);
     let path = directory.as_ref().unwrap().path().join("socket");
     let socket = UnixListener::bind(path).unwrap();
@@ -1059,7 +1059,7 @@ fn a_child_has_turns_of_its_own() {
         let channel = accepted(&listener);
         let (mut sender, mut receiver) = channel.split();
         echo(&mut sender, &mut receiver, usize::MAX);
-        actor.expect("well");
+        actor.expect("ok");
     }
     actor.finish();
 }
@@ -1074,7 +1074,7 @@ impl Drop for Closing<'_> {
 }
 
 #[test]
-fn a_lock_that_another_thread_had_at_the_fork_stops_no_child() {
+fn locks_held_at_the_fork_do_not_block_the_child() {
     let (service, _) = fresh_address(false);
     let listener = listen(&service, &small()).unwrap();
     // The handlers of SIGSEGV and SIGBUS in a Rust program make its standard library take a lock at the start
@@ -1111,40 +1111,40 @@ fn a_lock_that_another_thread_had_at_the_fork_stops_no_child() {
 }
 
 #[test]
-fn a_cancel_token_is_its_processs_own() {
+fn cancel_token_is_not_shared_with_a_child() {
     for way in WAYS {
         let (address, _) = fresh_address(false);
         let mut actor = Actor::start("cancel_token", &[&address.to_string(), way]);
-        actor.expect("well");
+        actor.expect("ok");
         actor.expect("waits");
         actor.proceed();
         actor.expect("ABORTED");
         // The child waits for a partner, although its parent has cancelled its own wait.
         wait_for_host(&address);
         drop(join(&address, &small()).unwrap());
-        actor.expect("well");
+        actor.expect("ok");
         actor.finish();
     }
 }
 
 #[test]
-fn a_publisher_and_a_subscription_that_a_child_inherits_do_nothing_there() {
+fn inherited_publisher_and_subscription_are_inert() {
     for way in WAYS {
         let (address, _directory) = fresh_address(false);
         let mut publisher = publish(&address, &small()).unwrap();
         let mut subscriber = Actor::start("subscriber", &[&address.to_string(), way]);
-        subscriber.expect("well");
+        subscriber.expect("ok");
         let PublisherEvent::Subscriber(one) = publisher.next().unwrap() else {
-            panic!("the subscriber comes first");
+            panic!("expected the subscriber first");
         };
         let mut inherited = Some(publisher);
-        let told = in_child(way, || {
+        let outcome = in_child(way, || {
             let mut publisher = inherited.take().unwrap();
             use_subscriber(&one);
             use_publisher(&mut publisher);
             drop(publisher);
         });
-        assert_eq!(told, "well", "{way}");
+        assert_eq!(outcome, "ok", "{way}");
         publisher = inherited.take().unwrap();
         // The address still belongs to the parent, and so do its subscribers.
         assert!(publish(&address, &small()).is_err());
@@ -1153,14 +1153,14 @@ fn a_publisher_and_a_subscription_that_a_child_inherits_do_nothing_there() {
         subscriber.expect("the parent's");
         publisher.end();
         subscriber.proceed();
-        subscriber.expect("well");
+        subscriber.expect("ok");
         subscriber.expect("closed");
         subscriber.finish();
     }
 }
 
 #[test]
-fn a_merge_and_a_line_that_a_child_inherits_do_nothing_there() {
+fn inherited_merge_and_line_are_inert() {
     for way in WAYS {
         let (address, _directory) = fresh_address(false);
         let listener = listen(&address, &small()).unwrap();
@@ -1168,15 +1168,15 @@ fn a_merge_and_a_line_that_a_child_inherits_do_nothing_there() {
         let (_first, mut second) = (accepted(&listener), accepted(&listener));
         assert_eq!(second.receiver().receive(&mut [0; 8]).unwrap(), Some(3));
         second.close();
-        actor.expect("well");
+        actor.expect("ok");
         actor.expect("done");
         actor.finish();
         let (mut line, childs) = private_line().unwrap();
-        let told = in_child(way, || {
+        let outcome = in_child(way, || {
             use_parent_line(&mut line, &childs);
             // SAFETY: a copy of a value that the parent still owns, in a process that ends with it.
-            is_inherited(unsafe { std::ptr::read(&raw const line) }.channel(&small()));
+            assert_inert(unsafe { std::ptr::read(&raw const line) }.channel(&small()));
         });
-        assert_eq!(told, "well", "{way}");
+        assert_eq!(outcome, "ok", "{way}");
     }
 }

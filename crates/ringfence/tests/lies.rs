@@ -40,7 +40,7 @@ fn role() {
                     peer.write(at.parse().unwrap(), value.parse().unwrap());
                 }
                 peer.send_wakeup();
-                report("lied");
+                report("violated");
                 wait_for_test();
             }
         }
@@ -62,11 +62,11 @@ fn role() {
     }
 }
 
-fn liar(lies: &[Vec<(usize, u64)>]) -> (Actor, Channel) {
+fn liar(violations: &[Vec<(usize, u64)>]) -> (Actor, Channel) {
     let (address, _keep) = fresh_address(false);
     let host = join_later(&address, &options());
     wait_for_host(&address);
-    let lies: Vec<String> = lies
+    let violations: Vec<String> = violations
         .iter()
         .map(|words| {
             let words: Vec<_> = words.iter().map(|(at, word)| format!("{at}={word}")).collect();
@@ -75,14 +75,14 @@ fn liar(lies: &[Vec<(usize, u64)>]) -> (Actor, Channel) {
         .collect();
     let address = address.to_string();
     let mut arguments = vec![address.as_str()];
-    arguments.extend(lies.iter().map(String::as_str));
+    arguments.extend(violations.iter().map(String::as_str));
     let actor = Actor::start("liar", &arguments);
-    actor.expect("lied");
+    actor.expect("violated");
     (actor, host.join().unwrap().expect("a channel"))
 }
 
 /// Checks that every way to read finds the violation, and that the channel is then closed for both halves.
-fn is_corrupt(what: &str, lies: &[Vec<(usize, u64)>]) {
+fn expect_corrupt(what: &str, violations: &[Vec<(usize, u64)>]) {
     type Read = fn(&mut Receiver) -> ringfence::Result<()>;
     let ways: [(&str, Read); 5] = [
         ("receive", |receiver| {
@@ -113,7 +113,7 @@ fn is_corrupt(what: &str, lies: &[Vec<(usize, u64)>]) {
         }),
     ];
     for (way, read) in ways {
-        let (_liar, channel) = liar(lies);
+        let (_liar, channel) = liar(violations);
         let (mut sender, mut receiver) = channel.split();
         let found = read(&mut receiver);
         assert!(
@@ -138,28 +138,25 @@ fn is_corrupt(what: &str, lies: &[Vec<(usize, u64)>]) {
 }
 
 #[test]
-fn a_lying_tail_header_size_or_phase_ends_the_channel_whichever_way_it_is_read() {
+fn invalid_tail_header_size_or_phase_ends_the_channel() {
     for (what, words) in [
         ("a tail too far", vec![(TAIL, 8192)]),
-        ("the last tail there is", vec![(TAIL, u64::MAX - 7)]),
+        ("the largest tail", vec![(TAIL, u64::MAX - 7)]),
         ("a tail between words", vec![(TAIL, 12)]),
+        ("a record beyond the tail", vec![(DATA, WHOLE + 100), (TAIL, 64)]),
         (
-            "a record longer than the tail says",
-            vec![(DATA, WHOLE + 100), (TAIL, 64)],
-        ),
-        (
-            "a record longer than anything",
+            "a record of the largest length",
             vec![(DATA, WHOLE + 0xffff_ffff), (TAIL, 4096)],
         ),
         (
             "a record of more than half the ring",
             vec![(DATA, WHOLE + 2056), (TAIL, 4096)],
         ),
+        ("unknown flags", vec![(DATA, (64 << 32) | 8), (TAIL, 64)]),
         (
-            "flags that there are none of",
-            vec![(DATA, (64 << 32) | 8), (TAIL, 64)],
+            "a last fragment without a first",
+            vec![(DATA, LAST + 8), (TAIL, 64)],
         ),
-        ("an end without a beginning", vec![(DATA, LAST + 8), (TAIL, 64)]),
         ("padding before the end", vec![(DATA, PADDING + 8), (TAIL, 64)]),
         ("a lap of padding", vec![(DATA, PADDING + 4088), (TAIL, 4096)]),
         (
@@ -167,22 +164,22 @@ fn a_lying_tail_header_size_or_phase_ends_the_channel_whichever_way_it_is_read()
             vec![(DATA, FIRST + 16), (DATA + 8, 1 << 40), (TAIL, 24)],
         ),
         (
-            "a size of nothing",
+            "a size of zero",
             vec![(DATA, FIRST + 16), (DATA + 8, 0), (TAIL, 24)],
         ),
-        ("a phase that there is none of", vec![(PHASE, 77)]),
+        ("an unknown phase", vec![(PHASE, 77)]),
     ] {
-        is_corrupt(what, &[words]);
+        expect_corrupt(what, &[words]);
     }
 }
 
 #[test]
-fn a_tail_that_goes_back_ends_the_channel() {
+fn decreasing_tail_ends_the_channel() {
     let (mut liar, channel) = liar(&[vec![(DATA, WHOLE + 8), (TAIL, 16)], vec![(TAIL, 8)]]);
     let (_sender, mut receiver) = channel.split();
     assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), Some(8));
     liar.proceed();
-    liar.expect("lied");
+    liar.expect("violated");
     let found = receiver.receive(&mut [0; 8]);
     assert!(matches!(found, Err(Error::RingCorrupt(_))), "{found:?}");
 }
@@ -202,11 +199,11 @@ fn fill(sender: &mut Sender) -> Error {
 }
 
 #[test]
-fn a_lying_head_ends_the_channel() {
+fn invalid_head_ends_the_channel() {
     for (what, head) in [
         ("ahead of everything", 1 << 20),
         ("between words", 9),
-        ("the last there is", u64::MAX),
+        ("the largest", u64::MAX),
     ] {
         let (_liar, channel) = liar(&[vec![(HEAD, head)]]);
         let (mut sender, receiver) = channel.split();
@@ -219,7 +216,7 @@ fn a_lying_head_ends_the_channel() {
 }
 
 #[test]
-fn a_size_that_changes_while_it_is_read_ends_the_channel_or_gives_a_message_of_one_of_them() {
+fn concurrently_changing_size_is_read_consistently() {
     const ROUNDS: usize = 20;
     for _ in 0..ROUNDS {
         let (address, _keep) = fresh_address(false);

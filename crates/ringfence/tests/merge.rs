@@ -979,7 +979,7 @@ fn exhaust_descriptors(address: &Address) {
     let (mut sender, receiver) = channel.split();
     let mut merge = Merge::new().unwrap();
     merge.add(receiver).unwrap();
-    sender.send(b"still works").unwrap();
+    sender.send(b"still open").unwrap();
     assert!(matches!(
         merge.receive(&mut [0; 64]).unwrap(),
         Some(Merged::Message { length: 2, .. })

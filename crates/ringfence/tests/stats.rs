@@ -47,7 +47,7 @@ fn role() {
             report(format!("{} {}", stats.messages_received, stats.bytes_received));
             wait_for_test();
         }
-        "sleeps when it is told" => {
+        "sleeps on command" => {
             let mut channel = join(&address, &small()).unwrap();
             let mut into = [0; 64];
             for _ in 0..2 {
@@ -107,7 +107,7 @@ fn role() {
     }
 }
 
-fn told(stats: &ChannelStats) -> [u64; 4] {
+fn counts(stats: &ChannelStats) -> [u64; 4] {
     [
         stats.messages_sent,
         stats.bytes_sent,
@@ -117,8 +117,8 @@ fn told(stats: &ChannelStats) -> [u64; 4] {
 }
 
 #[test]
-fn each_way_to_send_counts_once_it_is_in_the_ring() {
-    let (address, _kept) = fresh_address(false);
+fn every_kind_of_send_is_counted() {
+    let (address, _keep) = fresh_address(false);
     let mut actor = Actor::start("reads all", &[&address.to_string()]);
     let mut channel = join(&address, &small()).unwrap();
     assert_eq!(actor.next_line(), "joined");
@@ -136,26 +136,30 @@ fn each_way_to_send_counts_once_it_is_in_the_ring() {
     let packed = [&5_u32.to_le_bytes()[..], &3_u32.to_le_bytes(), b"packed\0\0"].concat();
     assert_eq!(sender.try_send_packed(&packed).unwrap(), 16);
     let before = channel.stats();
-    assert_eq!(told(&before), [6, 143, 0, 0]);
+    assert_eq!(counts(&before), [6, 143, 0, 0]);
     assert_eq!((before.waits, before.ring_capacity), (0, 4096));
     assert!(before.ring_used >= 143, "{before:?}");
     // More than the ring holds: the message is sent in fragments, which wait for room.
     actor.proceed();
     channel.sender().send(&vec![6; 50_000]).unwrap();
     let after = channel.stats();
-    assert_eq!(told(&after), [7, 50_143, 0, 0]);
+    assert_eq!(counts(&after), [7, 50_143, 0, 0]);
     assert!(after.waits == 1 && after.waited_micros > 0, "{after:?}");
     channel.sender().end();
     assert_eq!(actor.next_line(), "7 50143");
     let last = channel.stats();
-    assert_eq!(told(&last), [7, 50_143, 0, 0]);
+    assert_eq!(counts(&last), [7, 50_143, 0, 0]);
     channel.sender().close();
-    assert_eq!(told(&channel.stats()), [7, 50_143, 0, 0], "the last figures stay");
+    assert_eq!(
+        counts(&channel.stats()),
+        [7, 50_143, 0, 0],
+        "the last counts remain"
+    );
 }
 
 #[test]
-fn a_service_sums_up_its_channels_also_those_that_are_over() {
-    let (address, _kept) = fresh_address(false);
+fn service_totals_include_closed_channels() {
+    let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
     let actors: Vec<_> = (0..2)
         .map(|_| Actor::start("sends three", &[&address.to_string()]))
@@ -181,19 +185,19 @@ fn a_service_sums_up_its_channels_also_those_that_are_over() {
         [2, 6, 26]
     );
     // The reader publishes its counts when it sleeps or is asked.
-    assert_eq!(told(&listener.stats().channels), [0, 0, 6, 26]);
+    assert_eq!(counts(&listener.stats().channels), [0, 0, 6, 26]);
     assert_eq!((listener.stats().open, listener.stats().accepted), (2, 2));
     drop(merge);
     drop(channels);
     let stats = listener.stats();
     assert_eq!((stats.open, stats.accepted), (0, 2));
-    assert_eq!(told(&stats.channels), [0, 0, 6, 26]);
-    assert_eq!(stats.channels.ring_capacity, 0, "of those that are open");
+    assert_eq!(counts(&stats.channels), [0, 0, 6, 26]);
+    assert_eq!(stats.channels.ring_capacity, 0, "only open channels");
 }
 
 #[test]
-fn a_refusal_is_counted_by_its_check() {
-    let (address, _kept) = fresh_address(false);
+fn refusal_is_counted_by_its_check() {
+    let (address, _keep) = fresh_address(false);
     let policy = Policy::new().authorize(|_| Ok::<_, Error>(false));
     let listener = listen(&address, &small().policy(policy)).unwrap();
     let _actor = Actor::start("sends three", &[&address.to_string()]);
@@ -206,8 +210,8 @@ fn a_refusal_is_counted_by_its_check() {
 }
 
 #[test]
-fn a_publisher_and_its_subscriber_count_each_on_its_side() {
-    let (address, _kept) = fresh_address(false);
+fn publisher_and_subscriber_count_separately() {
+    let (address, _keep) = fresh_address(false);
     let mut publisher = publish(&address, &small()).unwrap();
     let actor = Actor::start("subscribes", &[&address.to_string()]);
     assert_eq!(actor.next_line(), "subscribed");
@@ -226,16 +230,16 @@ fn a_publisher_and_its_subscriber_count_each_on_its_side() {
 }
 
 #[test]
-fn each_sleep_counts_and_each_bell_that_ends_one() {
-    let (address, _kept) = fresh_address(false);
-    let mut actor = Actor::start("sleeps when it is told", &[&address.to_string()]);
+fn sleeps_and_wakeups_are_counted() {
+    let (address, _keep) = fresh_address(false);
+    let mut actor = Actor::start("sleeps on command", &[&address.to_string()]);
     let mut channel = join(&address, &small()).unwrap();
     for times in 1..=2 {
         actor.expect(&format!("asleep {times}"));
         channel.sender().send(b"wakes it").unwrap();
         assert_eq!(channel.stats().bells_rung, times);
-        channel.sender().send(b"finds it awake, or rung for").unwrap();
-        assert_eq!(channel.stats().bells_rung, times, "one bell for a sleep");
+        channel.sender().send(b"finds it awake or notified").unwrap();
+        assert_eq!(channel.stats().bells_rung, times, "one wakeup per sleep");
         actor.proceed();
     }
     assert_eq!(channel.stats().sleeps, 0);
@@ -247,8 +251,8 @@ fn each_sleep_counts_and_each_bell_that_ends_one() {
 }
 
 #[test]
-fn a_subscription_tells_what_it_has_lost_how_far_it_lags_and_when_it_slept() {
-    let (address, _kept) = fresh_address(false);
+fn subscription_reports_loss_lag_and_sleeps() {
+    let (address, _keep) = fresh_address(false);
     let mut actor = Actor::start("publishes seven", &[&address.to_string()]);
     let options = small().delivery(Delivery::Latest).wait(true);
     let mut subscription = subscribe(&address, &options).unwrap();
@@ -263,15 +267,15 @@ fn a_subscription_tells_what_it_has_lost_how_far_it_lags_and_when_it_slept() {
     let after = subscription.stats();
     assert_eq!((after.messages_received, after.bytes_received), (1, 10));
     assert_eq!((after.lost, after.lag), (6, 0));
-    assert!(subscription.arm().unwrap(), "there is nothing more");
+    assert!(subscription.arm().unwrap(), "no message is left");
     subscription.disarm();
     assert_eq!(subscription.stats().sleeps, 1);
     actor.proceed();
 }
 
 #[test]
-fn a_publisher_that_waits_for_one_that_never_reads_counts_the_wait_and_the_eviction() {
-    let (address, _kept) = fresh_address(false);
+fn publisher_counts_waits_and_evictions() {
+    let (address, _keep) = fresh_address(false);
     let stall = Duration::from_millis(50);
     let mut publisher = publish(&address, &small().stall(stall)).unwrap();
     let actor = Actor::start("subscribes and never reads", &[&address.to_string()]);
@@ -294,7 +298,7 @@ fn a_publisher_that_waits_for_one_that_never_reads_counts_the_wait_and_the_evict
     assert_eq!((stats.subscribers, stats.evicted, stats.waits), (0, 1, 1));
     assert!(stats.waited_micros > 0, "{stats:?}");
     assert_eq!(stats.published, full.published + 1);
-    assert_eq!(stats.ring_used, 0, "none reads any more");
+    assert_eq!(stats.ring_used, 0, "no reader is left");
 }
 
 /// Each of these fails after an eviction, and returns no message.
@@ -319,15 +323,15 @@ const READS: [(&str, Read); 7] = [
     }),
     ("drain", |subscription| {
         subscription
-            .receive_each(|_| panic!("nothing is handed out"), 100)
+            .receive_each(|_| panic!("no message is visited"), 100)
             .map(drop)
     }),
 ];
 
 #[test]
-fn what_an_eviction_has_discarded_is_not_counted() {
+fn messages_discarded_by_an_eviction_are_not_counted() {
     for (name, read) in READS {
-        let (address, _kept) = fresh_address(false);
+        let (address, _keep) = fresh_address(false);
         let mut actor = Actor::start("evicts", &[&address.to_string()]);
         let mut subscription = subscribe(&address, &small().wait(true)).unwrap();
         actor.expect("three");
@@ -352,8 +356,8 @@ fn what_an_eviction_has_discarded_is_not_counted() {
 }
 
 #[test]
-fn a_newcomer_without_a_channel_is_counted_by_its_errors_code_where_no_check_has_failed() {
-    let (address, _kept) = fresh_address(false);
+fn failed_client_is_counted_by_its_error_code() {
+    let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
     let _actor = Actor::start("joins", &[&address.to_string()]);
     match listener.accept().unwrap() {

@@ -33,7 +33,7 @@ use tokio_util::{
 };
 
 /// More than the rings and the buffers in between hold.
-const MUCH: usize = 1 << 20;
+const LARGE: usize = 1 << 20;
 
 /// The other processes of these tests.
 #[test]
@@ -82,14 +82,14 @@ fn role() {
                     "panic" => {
                         let panicking = tokio::spawn(async move {
                             let _stream = stream;
-                            panic!("as this test wants it");
+                            panic!("on purpose");
                         });
                         assert!(panicking.await.unwrap_err().is_panic());
                         report("done");
                         wait_for_test();
                     }
                     "exit" => std::process::exit(0),
-                    other => panic!("{other:?} is no way to end"),
+                    other => panic!("{other:?} is not a known ending"),
                 }
             }
             "messages" => {
@@ -104,7 +104,7 @@ fn role() {
                 while let Some(piece) = receiver.receive_vec().await.unwrap() {
                     bytes.extend(piece);
                 }
-                assert!(bytes == message(1, MUCH));
+                assert!(bytes == message(1, LARGE));
             }
             "http1" => {
                 let io = TokioIo::new(channel.into_stream());
@@ -159,7 +159,7 @@ async fn meet_stream(role: &str) -> (Actor, ByteStream) {
 }
 
 /// Asserts that this is the error of a lost peer, of this kind.
-fn is_lost(error: &io::Error, kind: ErrorKind) {
+fn assert_io_lost(error: &io::Error, kind: ErrorKind) {
     assert_eq!(error.kind(), kind, "{error}");
     let own = error.get_ref().and_then(|error| error.downcast_ref::<Error>());
     assert!(matches!(own, Some(Error::PeerLost(_))), "{error:?}");
@@ -175,12 +175,12 @@ async fn write_until_refused(stream: &mut ByteStream) -> io::Error {
 }
 
 #[test]
-fn much_goes_through_both_ways() {
+fn large_transfer_passes_both_ways() {
     run(async {
         let (actor, stream) = meet_stream("echo").await;
         let (mut reading, mut writing) = tokio::io::split(stream);
         let sending = tokio::spawn(async move {
-            let bytes = message(1, MUCH);
+            let bytes = message(1, LARGE);
             // Pieces of all sizes, from smaller than a message to larger than the ring.
             let mut left = &bytes[..];
             for size in [1, 10, 511, 512, 513, 4096, 20_000].into_iter().cycle() {
@@ -204,7 +204,7 @@ fn much_goes_through_both_ways() {
                 length => found.extend(&buffer[..length]),
             }
         }
-        assert!(found == message(1, MUCH));
+        assert!(found == message(1, LARGE));
         // Each further read returns the end as well.
         assert_eq!(reading.read(&mut buffer).await.unwrap(), 0);
         sending.await.unwrap();
@@ -213,8 +213,8 @@ fn much_goes_through_both_ways() {
 }
 
 #[test]
-fn a_peer_that_ends_reads_as_an_end_and_one_that_is_lost_as_an_error() {
-    for (way, is_end) in [
+fn ended_peer_reads_as_eof_and_lost_peer_as_error() {
+    for (ending, is_end) in [
         ("shut down", true),
         ("shut down and drop", true),
         ("shut down and exit", true),
@@ -223,32 +223,32 @@ fn a_peer_that_ends_reads_as_an_end_and_one_that_is_lost_as_an_error() {
         ("exit", false),
         ("kill", false),
     ] {
-        println!("{way}");
+        println!("{ending}");
         run(async {
             let (mut actor, mut stream) = meet_stream("ends").await;
             actor.expect("written");
             let mut found: Vec<u8> = Vec::new();
-            if way == "kill" {
+            if ending == "kill" {
                 actor.kill();
             } else {
                 // The name of the way arrives while the test reads.
                 let mut first = [0; 2];
                 stream.read_exact(&mut first).await.unwrap();
                 found.extend(first);
-                actor.send_line(way);
+                actor.send_line(ending);
             }
             let ended = stream.read_to_end(&mut found).await;
-            assert_eq!(found, b"a part", "all that was written comes first");
+            assert_eq!(found, b"a part", "the written bytes precede the end");
             match ended {
                 Ok(_) => assert!(is_end),
                 Err(error) => {
                     assert!(!is_end, "{error}");
-                    is_lost(&error, ErrorKind::ConnectionReset);
+                    assert_io_lost(&error, ErrorKind::ConnectionReset);
                     let again = stream.read(&mut [0; 8]).await.unwrap_err();
-                    is_lost(&again, ErrorKind::ConnectionReset);
+                    assert_io_lost(&again, ErrorKind::ConnectionReset);
                 }
             }
-            if way == "shut down" {
+            if ending == "shut down" {
                 // This direction stays open.
                 stream.write_all(b"more").await.unwrap();
                 stream.shutdown().await.unwrap();
@@ -256,7 +256,7 @@ fn a_peer_that_ends_reads_as_an_end_and_one_that_is_lost_as_an_error() {
                 actor.proceed();
                 actor.finish();
             } else {
-                is_lost(&write_until_refused(&mut stream).await, ErrorKind::BrokenPipe);
+                assert_io_lost(&write_until_refused(&mut stream).await, ErrorKind::BrokenPipe);
                 // There is nothing left that could fail.
                 stream.shutdown().await.unwrap();
             }
@@ -265,18 +265,18 @@ fn a_peer_that_ends_reads_as_an_end_and_one_that_is_lost_as_an_error() {
 }
 
 #[test]
-fn a_write_that_waits_is_told_that_the_peer_was_killed() {
+fn waiting_write_detects_a_killed_peer() {
     run(async {
         let (mut actor, mut stream) = meet_stream("ends").await;
         actor.expect("written");
         let writing = tokio::spawn(async move { write_until_refused(&mut stream).await });
         actor.kill();
-        is_lost(&writing.await.unwrap(), ErrorKind::BrokenPipe);
+        assert_io_lost(&writing.await.unwrap(), ErrorKind::BrokenPipe);
     });
 }
 
 #[test]
-fn a_peer_may_send_and_receive_messages() {
+fn stream_interoperates_with_messages() {
     run(async {
         let (actor, mut stream) = meet_stream("messages").await;
         let mut found: Vec<u8> = Vec::new();
@@ -295,27 +295,27 @@ fn a_peer_may_send_and_receive_messages() {
         assert!(found == wanted);
         actor.finish();
         let (actor, mut stream) = meet_stream("reads messages").await;
-        stream.write_all(&message(1, MUCH)).await.unwrap();
+        stream.write_all(&message(1, LARGE)).await.unwrap();
         stream.shutdown().await.unwrap();
         actor.finish();
     });
 }
 
 #[test]
-fn bytes_are_copied_both_ways_to_another_stream() {
+fn copy_bidirectional_forwards_bytes_and_errors() {
     run(async {
         let (actor, mut stream) = meet_stream("echo").await;
         let (near, mut far) = tokio::io::duplex(1000);
         let copying = tokio::spawn(async move { tokio::io::copy_bidirectional(&mut far, &mut stream).await });
         let (mut reading, mut writing) = tokio::io::split(near);
         let sending = tokio::spawn(async move {
-            writing.write_all(&message(1, MUCH)).await.unwrap();
+            writing.write_all(&message(1, LARGE)).await.unwrap();
             writing.shutdown().await.unwrap();
         });
         let mut found: Vec<u8> = Vec::new();
         reading.read_to_end(&mut found).await.unwrap();
-        assert!(found == message(1, MUCH));
-        assert_eq!(copying.await.unwrap().unwrap(), (MUCH as u64, MUCH as u64));
+        assert!(found == message(1, LARGE));
+        assert_eq!(copying.await.unwrap().unwrap(), (LARGE as u64, LARGE as u64));
         sending.await.unwrap();
         actor.finish();
 
@@ -324,12 +324,12 @@ fn bytes_are_copied_both_ways_to_another_stream() {
         let copying = tokio::spawn(async move { tokio::io::copy_bidirectional(&mut far, &mut stream).await });
         near.read_exact(&mut [0; 6]).await.unwrap();
         actor.kill();
-        is_lost(&copying.await.unwrap().unwrap_err(), ErrorKind::ConnectionReset);
+        assert_io_lost(&copying.await.unwrap().unwrap_err(), ErrorKind::ConnectionReset);
     });
 }
 
 #[test]
-fn frames_end_where_the_peer_has_ended_and_fail_where_it_was_killed() {
+fn framed_stream_ends_or_fails_with_its_peer() {
     run(async {
         let (actor, stream) = meet_stream("frames").await;
         let mut frames = Framed::new(stream, LengthDelimitedCodec::new());
@@ -347,7 +347,7 @@ fn frames_end_where_the_peer_has_ended_and_fail_where_it_was_killed() {
         frames.send(Bytes::from_static(b"there and back")).await.unwrap();
         assert_eq!(&frames.next().await.unwrap().unwrap()[..], b"there and back");
         actor.kill();
-        is_lost(
+        assert_io_lost(
             &frames.next().await.unwrap().unwrap_err(),
             ErrorKind::ConnectionReset,
         );
@@ -367,14 +367,14 @@ fn find_io(error: &hyper::Error) -> Option<&io::Error> {
 }
 
 #[test]
-fn http_1_is_spoken_over_a_channel() {
+fn http1_works_over_a_channel() {
     run(async {
         let (actor, stream) = meet_stream("http1").await;
         let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .unwrap();
         let connection = tokio::spawn(connection);
-        for size in [0, 10, MUCH] {
+        for size in [0, 10, LARGE] {
             client.ready().await.unwrap();
             let answer = client.send_request(request("/", message(1, size))).await.unwrap();
             let body = answer.into_body().collect().await.unwrap().to_bytes();
@@ -399,12 +399,12 @@ fn http_1_is_spoken_over_a_channel() {
         assert_eq!(first.into_data().unwrap(), "a part");
         actor.kill();
         let error = body.frame().await.unwrap().unwrap_err();
-        is_lost(find_io(&error).expect("the cause"), ErrorKind::ConnectionReset);
+        assert_io_lost(find_io(&error).expect("the cause"), ErrorKind::ConnectionReset);
     });
 }
 
 #[test]
-fn http_2_is_spoken_over_a_channel() {
+fn http2_works_over_a_channel() {
     run(async {
         let (actor, stream) = meet_stream("http2").await;
         let (client, connection) =
@@ -413,16 +413,16 @@ fn http_2_is_spoken_over_a_channel() {
                 .unwrap();
         let connection = tokio::spawn(connection);
         // Concurrently.
-        let asked = (0..8).map(|number| {
+        let requests = (0..8).map(|number| {
             let mut client = client.clone();
             async move {
-                let sent = message(number, MUCH / 8);
+                let sent = message(number, LARGE / 8);
                 let answer = client.send_request(request("/", sent.clone())).await.unwrap();
                 let body = answer.into_body().collect().await.unwrap().to_bytes();
                 assert!(body == sent);
             }
         });
-        futures_util::future::join_all(asked).await;
+        futures_util::future::join_all(requests).await;
         drop(client);
         connection.await.unwrap().unwrap();
         actor.finish();

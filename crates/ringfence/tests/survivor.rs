@@ -84,7 +84,7 @@ fn read_all(receiver: &mut Receiver) -> u64 {
     }
 }
 
-fn survive(address: &Address, then: &str) {
+fn as_survivor(address: &Address, then: &str) {
     let (mut sender, mut receiver) = join(address, &small()).unwrap().split();
     report("met");
     wait_for_test();
@@ -103,7 +103,7 @@ fn survive(address: &Address, then: &str) {
     let grown = status("RssAnon").saturating_sub(before);
     assert!(grown < LITTLE, "{grown} bytes were copied");
     setrlimit(Resource::RLIMIT_AS, hard, hard).unwrap();
-    assert_eq!(mappings(), 1, "the peer's, and not this side's any more");
+    assert_eq!(mappings(), 1, "only the peer's");
     if then == "reads" {
         let count = read_all(&mut receiver);
         assert!(status("RssAnon").saturating_sub(before) < LITTLE);
@@ -111,12 +111,12 @@ fn survive(address: &Address, then: &str) {
         report(format!("{reason} {count}"));
     } else {
         receiver.close();
-        assert_eq!(mappings(), 0, "no reader wants it any more");
-        report("let go of");
+        assert_eq!(mappings(), 0, "unmapped on close");
+        report("unmapped");
     }
 }
 
-fn be_short(address: &Address, how: &str) {
+fn as_limited_memory(address: &Address, mode: &str) {
     let (_sender, mut receiver) = join(address, &small()).unwrap().split();
     let wanted = long();
     // Written to, so that it is already counted here.
@@ -126,11 +126,11 @@ fn be_short(address: &Address, how: &str) {
     setrlimit(Resource::RLIMIT_AS, status("VmSize") + LITTLE / 2, hard).unwrap();
     let found = receiver.receive(&mut into);
     assert!(matches!(found, Err(Error::NoSpace { .. })), "{found:?}");
-    assert_eq!(receiver.close_reason(), None, "the channel lives");
+    assert_eq!(receiver.close_reason(), None, "the channel is open");
     // It fails again.
     let found = receiver.receive(&mut into);
     assert!(matches!(found, Err(Error::NoSpace { .. })), "{found:?}");
-    if how == "by itself" {
+    if mode == "whole" {
         setrlimit(Resource::RLIMIT_AS, hard, hard).unwrap();
         assert_eq!(receiver.receive(&mut into).unwrap(), Some(LONG));
     } else {
@@ -141,8 +141,8 @@ fn be_short(address: &Address, how: &str) {
         setrlimit(Resource::RLIMIT_AS, hard, hard).unwrap();
     }
     assert!(into == wanted);
-    let kept = status("RssAnon").saturating_sub(before);
-    assert!(kept < LITTLE, "{kept} bytes are kept");
+    let grown = status("RssAnon").saturating_sub(before);
+    assert!(grown < LITTLE, "{grown} bytes remain allocated");
     assert_eq!(receiver.receive(&mut into).unwrap(), Some(5));
     let mut visited = 0;
     while visited < 2 {
@@ -154,8 +154,8 @@ fn be_short(address: &Address, how: &str) {
             receiver.wait_readable(None).unwrap();
         }
     }
-    let kept = status("RssAnon").saturating_sub(before);
-    assert!(kept < LITTLE, "{kept} bytes are kept");
+    let grown = status("RssAnon").saturating_sub(before);
+    assert!(grown < LITTLE, "{grown} bytes remain allocated");
     report("received");
 }
 
@@ -181,7 +181,7 @@ fn role() {
             report("closed");
             wait_for_test();
         }
-        "survives" => survive(&address, &arguments[1]),
+        "survives" => as_survivor(&address, &arguments[1]),
         "sends long" => {
             let (mut sender, _receiver) = join(&address, &Options::new().handshake_timeout(TIME_LIMIT))
                 .unwrap()
@@ -193,8 +193,8 @@ fn role() {
             }
             wait_for_test();
         }
-        "is short" => be_short(&address, &arguments[1]),
-        "brings" => {
+        "limited memory" => as_limited_memory(&address, &arguments[1]),
+        "joins" => {
             let capacity = arguments[1].parse().unwrap();
             let mut options = small().capacity(capacity);
             if let Some(most) = arguments.get(2) {
@@ -217,11 +217,11 @@ fn role() {
 }
 
 #[test]
-fn a_message_that_there_is_no_memory_for_is_an_error_of_that_call_alone() {
-    for how in ["by itself", "in parts"] {
+fn message_without_memory_fails_only_that_call() {
+    for mode in ["whole", "in parts"] {
         let (address, _keep) = fresh_address(false);
         let text = address.to_string();
-        let short = Actor::start("is short", &[&text, how]);
+        let short = Actor::start("limited memory", &[&text, mode]);
         wait_for_host(&address);
         let mut sends = Actor::start("sends long", &[&text]);
         sends.expect("met");
@@ -248,7 +248,7 @@ fn meet(then: &str) -> (Actor, Actor, u64) {
 }
 
 #[test]
-fn what_a_killed_peer_has_left_is_read_where_it_lies() {
+fn messages_of_a_killed_peer_are_read_in_place() {
     let (survivor, mut filler, count) = meet("reads");
     filler.kill();
     survivor.expect(&format!("lost {count}"));
@@ -256,7 +256,7 @@ fn what_a_killed_peer_has_left_is_read_where_it_lies() {
 }
 
 #[test]
-fn what_a_peer_has_left_that_closed_is_read_where_it_lies() {
+fn messages_of_a_closed_peer_are_read_in_place() {
     let (survivor, mut filler, count) = meet("reads");
     filler.proceed();
     filler.expect("closed");
@@ -265,15 +265,15 @@ fn what_a_peer_has_left_that_closed_is_read_where_it_lies() {
 }
 
 #[test]
-fn what_no_reader_wants_is_let_go_of() {
+fn unwanted_messages_are_unmapped_on_close() {
     let (survivor, mut filler, _) = meet("closes");
     filler.kill();
-    survivor.expect("let go of");
+    survivor.expect("unmapped");
     survivor.finish();
 }
 
 #[test]
-fn a_peer_whose_ring_is_larger_than_this_side_takes_is_refused_and_told_both_numbers() {
+fn peer_ring_above_the_limit_is_refused_with_both_sizes() {
     // The host continues with the next guest, so the test checks the guest's error, whichever side has the
     // lower limit.
     for (host, guest) in [
@@ -282,9 +282,9 @@ fn a_peer_whose_ring_is_larger_than_this_side_takes_is_refused_and_told_both_num
     ] {
         let (address, _keep) = fresh_address(false);
         let address_text = address.to_string();
-        let _host = Actor::start("brings", &[&[address_text.as_str()], host].concat());
+        let _host = Actor::start("joins", &[&[address_text.as_str()], host].concat());
         wait_for_host(&address);
-        let guest = Actor::start("brings", &[&[address_text.as_str()], guest].concat());
+        let guest = Actor::start("joins", &[&[address_text.as_str()], guest].concat());
         let found = guest.next_line();
         assert!(found.contains("65536") && found.contains("32768"), "{found}");
         guest.finish();
@@ -292,12 +292,12 @@ fn a_peer_whose_ring_is_larger_than_this_side_takes_is_refused_and_told_both_num
 }
 
 #[test]
-fn a_service_refuses_an_agent_with_a_larger_ring_and_goes_on() {
+fn service_refuses_a_client_with_a_larger_ring() {
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small().max_peer_capacity(8192)).unwrap();
     let large = Actor::start("agent", &[&address.to_string(), "16384"]);
-    let said = large.next_line();
-    assert!(said.contains("16384") && said.contains("8192"), "{said}");
+    let reply = large.next_line();
+    assert!(reply.contains("16384") && reply.contains("8192"), "{reply}");
     let right = Actor::start("agent", &[&address.to_string(), "8192"]);
     let mut refused = 0;
     let _channel = loop {

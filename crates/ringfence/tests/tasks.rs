@@ -41,12 +41,12 @@ fn role() {
                 receiver.forward(sender).await.unwrap();
             }
             // Sends the requested messages, and reads the requested number.
-            "told" => {
+            "sends twice" => {
                 let mut channel = join(&address, &options()).await.unwrap();
                 report("in");
                 for _ in 0..2 {
                     wait_for_test();
-                    channel.send(b"said").await.unwrap();
+                    channel.send(b"sent").await.unwrap();
                 }
                 wait_for_test();
                 let mut lengths = Vec::new();
@@ -128,7 +128,7 @@ fn role() {
     });
 }
 
-async fn talk(mut sender: Sender, mut receiver: Receiver) {
+async fn exchange(mut sender: Sender, mut receiver: Receiver) {
     let sending = tokio::spawn(async move {
         for number in 0..MESSAGES {
             sender.send(&message(number, mixed_length(number))).await.unwrap();
@@ -145,20 +145,20 @@ async fn talk(mut sender: Sender, mut receiver: Receiver) {
 }
 
 #[test]
-fn both_halves_wait_on_two_tasks_for_one_line() {
+fn both_halves_wait_on_one_line_in_two_tasks() {
     for runtime in runtimes() {
         runtime.block_on(async {
             let (actor, channel) = meet("echo").await;
             let (sender, receiver) = channel.split();
-            let talked = tokio::time::timeout(TIME_LIMIT, talk(sender, receiver)).await;
-            talked.expect("neither half sleeps for ever");
+            let finished = tokio::time::timeout(TIME_LIMIT, exchange(sender, receiver)).await;
+            finished.expect("both halves finish");
             actor.finish();
         });
     }
 }
 
 #[test]
-fn the_halves_may_be_polled_in_two_runtimes() {
+fn halves_can_be_polled_in_two_runtimes() {
     let [one, other] = runtimes();
     let (actor, channel) = other.block_on(meet("echo"));
     let (mut sender, mut receiver) = channel.split();
@@ -185,9 +185,9 @@ fn the_halves_may_be_polled_in_two_runtimes() {
 }
 
 #[test]
-fn what_is_dropped_before_it_is_ready_loses_nothing() {
+fn dropped_futures_lose_nothing() {
     run(async {
-        let (mut actor, channel) = meet("told").await;
+        let (mut actor, channel) = meet("sends twice").await;
         actor.expect("in");
         let (mut sender, mut receiver) = channel.split();
         for _ in 0..100 {
@@ -198,7 +198,7 @@ fn what_is_dropped_before_it_is_ready_loses_nothing() {
             assert!(receiver.wait_readable().now_or_never().is_none());
             actor.proceed();
             assert!(receiver.wait_readable().await.unwrap());
-            assert_eq!(receiver.receive_vec().await.unwrap().unwrap(), b"said");
+            assert_eq!(receiver.receive_vec().await.unwrap().unwrap(), b"sent");
         }
         let mut sent = Vec::new();
         while sender.send(&message(500, 500)).now_or_never().is_some() {
@@ -225,9 +225,9 @@ fn what_is_dropped_before_it_is_ready_loses_nothing() {
 }
 
 #[test]
-fn both_halves_that_wait_are_told_that_the_peer_was_killed() {
+fn both_waiting_halves_detect_a_killed_peer() {
     run(async {
-        let (mut actor, channel) = meet("told").await;
+        let (mut actor, channel) = meet("sends twice").await;
         actor.expect("in");
         let (mut sender, mut receiver) = channel.split();
         let waiting = [
@@ -252,7 +252,7 @@ fn both_halves_that_wait_are_told_that_the_peer_was_killed() {
 }
 
 #[test]
-fn a_task_that_always_finds_a_message_lets_the_others_have_their_turn() {
+fn busy_receiver_yields_to_other_tasks() {
     let [runtime, _] = runtimes();
     let (address, _keep) = fresh_address(false);
     runtime.block_on(async {
@@ -262,10 +262,10 @@ fn a_task_that_always_finds_a_message_lets_the_others_have_their_turn() {
             panic!("refused");
         };
         let mut channel = Channel::new(channel).unwrap();
-        let heard = Arc::new(AtomicBool::new(false));
-        let other = Arc::clone(&heard);
+        let ran = Arc::new(AtomicBool::new(false));
+        let other = Arc::clone(&ran);
         tokio::spawn(async move { other.store(true, Ordering::Relaxed) });
-        while !heard.load(Ordering::Relaxed) {
+        while !ran.load(Ordering::Relaxed) {
             // This makes it always find a message, however slow the peer is.
             let receiver = channel.get_mut().receiver();
             assert!(
@@ -279,7 +279,7 @@ fn a_task_that_always_finds_a_message_lets_the_others_have_their_turn() {
 }
 
 #[test]
-fn arrivals_come_to_the_tasks_that_wait_for_them() {
+fn each_waiting_task_gets_an_arrival() {
     let (address, _keep) = fresh_address(false);
     run(async {
         let listener = Arc::new(Listener::new(listen(&address, &options()).unwrap()).unwrap());
@@ -309,7 +309,7 @@ fn arrivals_come_to_the_tasks_that_wait_for_them() {
 }
 
 #[test]
-fn a_call_that_is_dropped_while_it_waits_is_called_off() {
+fn dropped_join_is_cancelled() {
     let (address, _keep) = fresh_address(false);
     run(async {
         let waiting = tokio::spawn({
@@ -330,7 +330,7 @@ fn a_call_that_is_dropped_while_it_waits_is_called_off() {
 }
 
 #[test]
-fn a_member_waits_for_partners() {
+fn member_waits_for_partners() {
     let (address, _keep) = fresh_address(false);
     run(async {
         let mut membership = member(&address, &options()).await.unwrap();
@@ -352,7 +352,7 @@ fn a_member_waits_for_partners() {
 }
 
 #[test]
-fn a_publisher_and_its_subscribers_wait_as_tasks() {
+fn publisher_and_subscribers_wait_as_tasks() {
     let (address, _keep) = fresh_address(false);
     run(async {
         let options = small().capacity(16 << 10).stall(TIME_LIMIT);
@@ -388,7 +388,7 @@ fn a_publisher_and_its_subscribers_wait_as_tasks() {
 }
 
 #[test]
-fn the_sink_of_a_publisher_keeps_what_it_has_accepted_and_nothing_else() {
+fn publisher_sink_sends_exactly_the_accepted_items() {
     let (address, _keep) = fresh_address(false);
     run(async {
         let options = small().capacity(16 << 10).stall(TIME_LIMIT);
@@ -430,7 +430,7 @@ fn the_sink_of_a_publisher_keeps_what_it_has_accepted_and_nothing_else() {
 }
 
 #[test]
-fn a_close_that_loses_the_message_of_the_sink_is_no_clean_end() {
+fn close_that_drops_a_sink_item_is_no_clean_end() {
     run(async {
         for keeps in [true, false] {
             let (mut actor, channel) = meet("reads").await;
@@ -450,7 +450,7 @@ fn a_close_that_loses_the_message_of_the_sink_is_no_clean_end() {
 }
 
 #[test]
-fn a_subscription_that_waits_is_told_that_the_publisher_was_killed() {
+fn waiting_subscription_detects_a_killed_publisher() {
     let (address, _keep) = fresh_address(false);
     run(async {
         let mut actor = Actor::start("publisher", &[&address.to_string()]);
@@ -469,19 +469,19 @@ fn a_subscription_that_waits_is_told_that_the_publisher_was_killed() {
 }
 
 #[test]
-fn a_merge_waits_for_all_of_its_sources() {
+fn merge_waits_for_all_sources() {
     let (address, _keep) = fresh_address(false);
     run(async {
         let mut publisher = Actor::start("publisher", &[&address.to_string()]);
         publisher.expect("publishes");
-        let (mut told, channel) = meet("told").await;
-        told.expect("in");
+        let (mut sender_actor, channel) = meet("sends twice").await;
+        sender_actor.expect("in");
         let mut merge = Merge::new(ringfence::Merge::<AnySource>::new().unwrap()).unwrap();
         let (_sender, receiver) = channel.into_inner().split();
         let ticks = subscribe(&address, &options()).await.unwrap().into_inner();
         let pair = merge.get_mut().add(receiver.into()).unwrap();
         let ticks = merge.get_mut().add(ticks.into()).unwrap();
-        for (actor, from, bytes) in [(&mut told, pair, "said"), (&mut publisher, ticks, "tick")] {
+        for (actor, from, bytes) in [(&mut sender_actor, pair, "sent"), (&mut publisher, ticks, "tick")] {
             assert!(merge.receive(&mut [0; 8]).now_or_never().is_none());
             actor.proceed();
             let bytes = bytes.into();
@@ -490,7 +490,7 @@ fn a_merge_waits_for_all_of_its_sources() {
                 Some(MergedVec::Message { from, bytes })
             );
         }
-        for (actor, from) in [(&mut told, pair), (&mut publisher, ticks)] {
+        for (actor, from) in [(&mut sender_actor, pair), (&mut publisher, ticks)] {
             assert!(merge.next().now_or_never().is_none());
             actor.kill();
             let reason = CloseReason::Lost;
@@ -502,7 +502,7 @@ fn a_merge_waits_for_all_of_its_sources() {
 }
 
 /// Runs a closure in a forked child. Returns whether the child ended well: a signal ends a child that hangs.
-fn in_child(what: impl FnOnce()) -> bool {
+fn in_child(body: impl FnOnce()) -> bool {
     // SAFETY: the child calls the crate, whose locks these tests check, and exits without running anything
     // else.
     match unsafe { fork() }.unwrap() {
@@ -513,7 +513,7 @@ fn in_child(what: impl FnOnce()) -> bool {
         }
         ForkResult::Child => {
             alarm::set(60);
-            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(what));
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
             // SAFETY: only ends the process.
             unsafe { libc::_exit(i32::from(done.is_err())) }
         }
@@ -521,7 +521,7 @@ fn in_child(what: impl FnOnce()) -> bool {
 }
 
 #[test]
-fn a_child_is_told_at_once_whatever_another_thread_held_at_the_fork() {
+fn forked_child_fails_at_once_despite_held_locks() {
     let [runtime, _] = runtimes();
     let (actor, channel) = runtime.block_on(meet("echo"));
     let (mut sender, mut receiver) = channel.split();
@@ -534,21 +534,21 @@ fn a_child_is_told_at_once_whatever_another_thread_held_at_the_fork() {
                 receiver.get_mut().poll_line().unwrap();
             }
         });
-        let all_well = (0..50).all(|_| {
+        let all_passed = (0..50).all(|_| {
             in_child(|| {
                 let room = sender.room(8).now_or_never();
                 assert!(matches!(room, Some(Err(Error::Closed(_)))), "{room:?}");
             })
         });
         done.store(true, Ordering::Relaxed);
-        assert!(all_well);
+        assert!(all_passed);
     });
     drop(sender);
     actor.finish();
 }
 
 #[test]
-fn a_child_that_drops_a_channel_leaves_its_parents_event_loop_alone() {
+fn child_dropping_a_channel_keeps_the_parents_loop() {
     let [runtime, _] = runtimes();
     runtime.block_on(async {
         let (actor, channel) = meet("echo").await;
@@ -559,7 +559,7 @@ fn a_child_that_drops_a_channel_leaves_its_parents_event_loop_alone() {
             channel.send(b"there and back").await.unwrap();
             let back = tokio::time::timeout(TIME_LIMIT, channel.receive_vec());
             assert_eq!(
-                back.await.expect("the runtime hears").unwrap().unwrap(),
+                back.await.expect("the runtime is woken").unwrap().unwrap(),
                 b"there and back"
             );
         }

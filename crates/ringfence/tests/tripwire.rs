@@ -40,9 +40,9 @@ fn role() {
     match role.as_str() {
         "wait" => as_wait(&address, &options),
         "open" => as_open(&address, &options, &arguments),
-        "steadfast" => as_steadfast(&address, &options, &arguments),
+        "checks signals" => as_checks_signals(&address, &options, &arguments),
         // Takes and releases many locks, so that the table of locks is far longer than a page.
-        "busy with locks" => busy_with_locks(),
+        "churns locks" => churn_locks(),
         "two messages" => as_two_messages(&address, &options),
         _ => unreachable!("{role}"),
     }
@@ -50,7 +50,7 @@ fn role() {
 
 /// Joins, and reports how the channel ended.
 fn as_wait(address: &Address, options: &Options) {
-    let (mut sender, mut receiver) = join_for_keeper(address, options).split();
+    let (mut sender, mut receiver) = join_until_captured(address, options).split();
     report("joined");
     let error = loop {
         match receiver.receive(&mut [0; 64]) {
@@ -69,25 +69,25 @@ fn as_wait(address: &Address, options: &Options) {
 
 /// Opens the memory of its own channel or its peer's, as any process with a path to it could.
 fn as_open(address: &Address, options: &Options, arguments: &[String]) {
-    if arguments.get(2).is_some_and(|how| how == "full") {
+    if arguments.get(2).is_some_and(|mode| mode == "full") {
         setrlimit(Resource::RLIMIT_SIGPENDING, 0, 0).unwrap();
     }
-    let (channel, kept) = join_and_keep(address, options, |_| true);
+    let (channel, paths) = join_and_capture(address, options, |_| true);
     let (mut sender, mut receiver) = channel.split();
     sender.send(b"the secret").unwrap();
     let mut reservation = sender.reserve(18).unwrap().unwrap();
     reservation.copy_from_slice(b"half of the secret");
     let mut filled = arguments
         .get(2)
-        .is_some_and(|how| how == "full of files")
+        .is_some_and(|mode| mode == "full of files")
         .then(fill_descriptors);
     wait_for_test();
     // The kernel allocates a descriptor before it checks which processes have the object open.
     filled.as_mut().and_then(Vec::pop);
-    let opening = reopen(&kept[0]);
+    let opening = reopen(&paths[0]);
     let refilled = filled.as_ref().and_then(|files| files[0].try_clone().ok());
     let opened = match opening {
-        Err(error) if error.raw_os_error() == Some(Errno::EWOULDBLOCK as i32) => "held back".into(),
+        Err(error) if error.raw_os_error() == Some(Errno::EWOULDBLOCK as i32) => "blocked".into(),
         other => format!("{other:?}"),
     };
     let error = receiver.receive(&mut [0; 64]).unwrap_err();
@@ -105,20 +105,20 @@ fn as_open(address: &Address, options: &Options, arguments: &[String]) {
     // All have released the memory: it can be opened, and it is empty.
     report(format!(
         "{} {}",
-        contains(&kept, b"the secret"),
-        contains(&kept, b"half of")
+        contains(&paths, b"the secret"),
+        contains(&paths, b"half of")
     ));
 }
 
 /// Has no descriptor left, or has some, and reports when it has received the test's messages.
-fn as_steadfast(address: &Address, options: &Options, arguments: &[String]) {
+fn as_checks_signals(address: &Address, options: &Options, arguments: &[String]) {
     let (mut sender, mut receiver) = {
         let mut channel = join(address, options).unwrap();
         channel.sender().send(b"kept").unwrap();
         let tokens = channel.tokens();
         // Created on first use.
         tokens.bell().unwrap();
-        let thread = thread_that_hears();
+        let thread = signal_thread();
         let filled = (arguments[2] == "full of files").then(fill_descriptors);
         report(thread.to_string());
         // Of two pending signals, the lower number is delivered first.
@@ -136,7 +136,7 @@ fn as_steadfast(address: &Address, options: &Options, arguments: &[String]) {
 
 /// Sends two messages of which one is read, and closes.
 fn as_two_messages(address: &Address, options: &Options) {
-    let (channel, kept) = join_and_keep(address, options, is_own);
+    let (channel, paths) = join_and_capture(address, options, is_own);
     let (mut sender, mut receiver) = channel.split();
     sender.send(b"the first, which is read").unwrap();
     assert_eq!(receiver.receive(&mut [0; 64]).unwrap(), Some(4));
@@ -144,8 +144,8 @@ fn as_two_messages(address: &Address, options: &Options) {
     drop((sender, receiver));
     report(format!(
         "{} {}",
-        contains(&kept, b"which is read"),
-        contains(&kept, b"which is not")
+        contains(&paths, b"which is read"),
+        contains(&paths, b"which is not")
     ));
     wait_for_test();
 }
@@ -170,16 +170,16 @@ fn fill_descriptors() -> Vec<File> {
 }
 
 /// Returns the thread of this process to which alarms are directed.
-fn thread_that_hears() -> i32 {
+fn signal_thread() -> i32 {
     let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
-    let mut hearing = tasks.filter(|task| {
+    let mut signal_threads = tasks.filter(|task| {
         fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "ringfence-signa")
     });
-    let task = hearing.next().expect("a thread that hears");
+    let task = signal_threads.next().expect("a signal thread");
     task.file_name().to_str().unwrap().parse().unwrap()
 }
 
-fn busy_with_locks() {
+fn churn_locks() {
     const LOCKS: i64 = 1500;
     let lock = |file: &File, kind: i32, start: i64, length: i64| {
         // SAFETY: all-zero bytes are a valid lock.
@@ -209,7 +209,7 @@ fn busy_with_locks() {
 
 fn busy() -> Actor {
     let (address, _keep) = fresh_address(false);
-    let actor = Actor::start("busy with locks", &[&address.to_string(), "memfd"]);
+    let actor = Actor::start("churns locks", &[&address.to_string(), "memfd"]);
     actor.expect("busy");
     actor.expect("busy");
     actor
@@ -217,9 +217,9 @@ fn busy() -> Actor {
 
 /// Sends SIGIO to the other side's thread, as any process of the same user can, and then a token. The token's
 /// arrival proves that the thread has handled the signal.
-fn is_steadfast(how: &str) {
+fn expect_signals_ignored(mode: &str) {
     let (address, _keep) = fresh_address(false);
-    let other = Actor::start("steadfast", &[&address.to_string(), "memfd", how]);
+    let other = Actor::start("checks signals", &[&address.to_string(), "memfd", mode]);
     let mut channel = join(&address, &small()).unwrap();
     let mut message = [0; 64];
     assert_eq!(channel.receiver().receive(&mut message).unwrap(), Some(4));
@@ -233,7 +233,7 @@ fn is_steadfast(how: &str) {
         assert_eq!(
             channel.receiver().receive(&mut message).unwrap(),
             Some(5),
-            "{how}, after {token} signals"
+            "{mode}, after {token} signals"
         );
     }
     drop(channel);
@@ -241,38 +241,38 @@ fn is_steadfast(how: &str) {
 }
 
 #[test]
-fn a_signal_wipes_nothing_where_no_descriptor_is_left() {
-    is_steadfast("full of files");
+fn plain_signal_wipes_nothing_without_descriptors() {
+    expect_signals_ignored("full of files");
 }
 
 #[test]
-fn a_signal_wipes_nothing_while_others_take_and_release_locks() {
+fn plain_signal_wipes_nothing_while_locks_churn() {
     let _busy = busy();
-    is_steadfast("with room");
+    expect_signals_ignored("with room");
 }
 
 #[test]
-fn an_alarm_is_believed_while_others_take_and_release_locks() {
+fn alarm_is_detected_while_locks_churn() {
     let _busy = busy();
-    is_ended_on_both_sides(Backing::Memfd, "");
+    expect_alarm(Backing::Memfd, "");
 }
 
 #[test]
-fn an_alarm_is_believed_where_no_descriptor_is_left() {
-    is_ended_on_both_sides(Backing::Memfd, "full of files");
+fn alarm_is_detected_without_descriptors() {
+    expect_alarm(Backing::Memfd, "full of files");
 }
 
 /// Whether one of these objects contains this text. Those that cannot be opened are still in use by another
 /// process. The released object can be opened once the thread that handled the alarm has released it too.
-fn contains(kept: &[File], text: &[u8]) -> String {
+fn contains(paths: &[File], text: &[u8]) -> String {
     let end = Instant::now() + TIME_LIMIT;
     loop {
-        let found: Vec<_> = kept.iter().filter_map(|file| contents(file).ok()).collect();
+        let found: Vec<_> = paths.iter().filter_map(|file| contents(file).ok()).collect();
         if !found.is_empty() {
-            let there = found
+            let present = found
                 .iter()
                 .any(|bytes| bytes.windows(text.len()).any(|window| window == text));
-            return if there { "there" } else { "wiped" }.into();
+            return if present { "there" } else { "wiped" }.into();
         }
         assert!(Instant::now() < end, "nothing can be opened");
         thread::yield_now();
@@ -280,7 +280,7 @@ fn contains(kept: &[File], text: &[u8]) -> String {
 }
 
 /// Joins a process that captures paths to the objects, and retries until it has them.
-fn join_for_keeper(address: &Address, options: &Options) -> Channel {
+fn join_until_captured(address: &Address, options: &Options) -> Channel {
     loop {
         let mut channel = join(address, options).unwrap();
         let mut word = [0; 64];
@@ -295,14 +295,14 @@ fn join_for_keeper(address: &Address, options: &Options) -> Channel {
 
 /// Takes `O_PATH` descriptors of every shared object that this process has a descriptor of. They do not count
 /// as opens.
-fn keep_paths(kept: &mut Vec<File>) {
+fn capture_paths(paths: &mut Vec<File>) {
     for entry in fs::read_dir("/proc/self/fd").unwrap().flatten() {
         let target = fs::read_link(entry.path()).unwrap_or_default();
         let target = target.to_string_lossy();
         if !target.starts_with("/memfd:ringfence") && !target.starts_with("/dev/shm/ringfence") {
             continue;
         }
-        let own = kept
+        let own = paths
             .iter()
             .any(|file| entry.file_name().to_str() == Some(&file.as_raw_fd().to_string()));
         // Not OpenOptions, which clears this flag if the C library counts it among the access modes (musl).
@@ -312,7 +312,7 @@ fn keep_paths(kept: &mut Vec<File>) {
             if fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
                 .is_ok_and(|now| now.to_string_lossy() == target)
             {
-                kept.push(file);
+                paths.push(file);
             }
         }
     }
@@ -331,29 +331,29 @@ fn is_own(file: &File) -> bool {
 
 /// Joins, and captures paths to the wanted objects while their descriptors are open. This process has no
 /// other objects.
-fn join_and_keep(address: &Address, options: &Options, wanted: fn(&File) -> bool) -> (Channel, Vec<File>) {
+fn join_and_capture(address: &Address, options: &Options, wanted: fn(&File) -> bool) -> (Channel, Vec<File>) {
     loop {
-        let over = AtomicBool::new(false);
-        let (mut channel, mut kept) = thread::scope(|scope| {
-            let keeper = scope.spawn(|| {
-                let mut kept = Vec::new();
-                while !over.load(Ordering::Relaxed) && kept.len() < 200 {
-                    keep_paths(&mut kept);
+        let done = AtomicBool::new(false);
+        let (mut channel, mut paths) = thread::scope(|scope| {
+            let capturing = scope.spawn(|| {
+                let mut paths = Vec::new();
+                while !done.load(Ordering::Relaxed) && paths.len() < 200 {
+                    capture_paths(&mut paths);
                 }
-                kept
+                paths
             });
             let channel = join(address, options);
-            over.store(true, Ordering::Relaxed);
-            (channel.unwrap(), keeper.join().unwrap())
+            done.store(true, Ordering::Relaxed);
+            (channel.unwrap(), capturing.join().unwrap())
         });
-        kept.retain(wanted);
-        if kept.is_empty() {
+        paths.retain(wanted);
+        if paths.is_empty() {
             channel.sender().send(b"again").unwrap();
             // The other side closes once it has read that.
             assert_eq!(channel.receiver().receive(&mut [0; 8]).unwrap(), None);
         } else {
             channel.sender().send(b"kept").unwrap();
-            return (channel, kept);
+            return (channel, paths);
         }
     }
 }
@@ -372,7 +372,7 @@ fn contents(file: &File) -> std::io::Result<Vec<u8>> {
 }
 
 #[test]
-fn a_process_that_opens_the_memory_of_a_channel_ends_it_on_both_sides() {
+fn opening_the_memory_ends_the_channel_on_both_sides() {
     for backing in [Backing::Memfd, Backing::Shm] {
         if backing == Backing::Shm && !nix::unistd::geteuid().is_root() {
             eprintln!(
@@ -380,25 +380,25 @@ fn a_process_that_opens_the_memory_of_a_channel_ends_it_on_both_sides() {
             );
             continue;
         }
-        is_ended_on_both_sides(backing, "");
+        expect_alarm(backing, "");
     }
 }
 
 #[test]
-fn a_full_queue_of_signals_keeps_no_alarm_back() {
-    is_ended_on_both_sides(Backing::Memfd, "full");
+fn full_signal_queue_does_not_suppress_an_alarm() {
+    expect_alarm(Backing::Memfd, "full");
 }
 
-fn is_ended_on_both_sides(backing: Backing, how: &str) {
+fn expect_alarm(backing: Backing, mode: &str) {
     let (address, _keep) = fresh_address(false);
     let (address, backing) = (address.to_string(), backing.to_string());
-    let mut opener = Actor::start("open", &[&address, &backing, how]);
+    let mut opener = Actor::start("open", &[&address, &backing, mode]);
     let other = Actor::start("wait", &[&address, &backing]);
     other.expect("joined");
     other.expect("received");
     opener.proceed();
     let ended = "OBJECT_EXPOSED Some(Exposed) OBJECT_EXPOSED";
-    opener.expect(&format!("held back {ended}"));
+    opener.expect(&format!("blocked {ended}"));
     other.expect(ended);
     other.finish();
     opener.proceed();
@@ -407,10 +407,10 @@ fn is_ended_on_both_sides(backing: Backing, how: &str) {
 }
 
 #[test]
-fn an_orderly_close_wipes_what_was_read_and_keeps_what_was_not() {
+fn close_wipes_read_messages_and_keeps_unread_ones() {
     let (address, _keep) = fresh_address(false);
     let mut other = Actor::start("two messages", &[&address.to_string(), "memfd"]);
-    let (mut sender, mut receiver) = join_for_keeper(&address, &small()).split();
+    let (mut sender, mut receiver) = join_until_captured(&address, &small()).split();
     let mut message = [0; 64];
     assert_eq!(receiver.receive(&mut message).unwrap(), Some(24));
     sender.send(b"read").unwrap();
@@ -435,7 +435,7 @@ fn handler_of(number: i32) -> usize {
 }
 
 #[test]
-fn a_number_is_taken_while_there_is_a_channel_and_given_back_after() {
+fn signal_number_is_claimed_while_a_channel_is_open() {
     const NUMBER: i32 = 57;
     let (address, _keep) = fresh_address(false);
     let options = small().realtime_signal(NUMBER);
@@ -473,13 +473,13 @@ fn a_number_is_taken_while_there_is_a_channel_and_given_back_after() {
     // The number is reset at the end of the channel. A handshake thread of another test does not use this
     // number.
     while handler_of(NUMBER) != libc::SIG_DFL {
-        assert!(Instant::now() < end, "the number is not given back");
+        assert!(Instant::now() < end, "the number is not released");
         thread::yield_now();
     }
 }
 
 #[test]
-fn a_number_that_the_process_uses_is_an_error_and_not_a_theft() {
+fn signal_number_in_use_is_an_error() {
     // nix names no realtime signals.
     const NUMBER: i32 = 58;
     // SAFETY: all-zero bytes are a valid sigaction.
@@ -503,12 +503,16 @@ fn a_number_that_the_process_uses_is_an_error_and_not_a_theft() {
 
 /// A program that handles SIGIO still receives it.
 #[test]
-fn the_program_s_own_sigio_is_left_alone() {
-    static HEARD: AtomicBool = AtomicBool::new(false);
-    extern "C" fn hear(_: i32) {
-        HEARD.store(true, Ordering::Relaxed);
+fn the_programs_sigio_handler_still_works() {
+    static RECEIVED: AtomicBool = AtomicBool::new(false);
+    extern "C" fn on_sigio(_: i32) {
+        RECEIVED.store(true, Ordering::Relaxed);
     }
-    let action = SigAction::new(SigHandler::Handler(hear), SaFlags::SA_RESTART, SigSet::empty());
+    let action = SigAction::new(
+        SigHandler::Handler(on_sigio),
+        SaFlags::SA_RESTART,
+        SigSet::empty(),
+    );
     // SAFETY: the handler stores an atomic.
     unsafe { sigaction(Signal::SIGIO, &action) }.unwrap();
     let (address, _keep) = fresh_address(false);
@@ -518,8 +522,8 @@ fn the_program_s_own_sigio_is_left_alone() {
     other.expect("joined");
     nix::sys::signal::kill(nix::unistd::getpid(), Signal::SIGIO).unwrap();
     let end = Instant::now() + TIME_LIMIT;
-    while !HEARD.load(Ordering::Relaxed) {
-        assert!(Instant::now() < end, "SIGIO was not heard");
+    while !RECEIVED.load(Ordering::Relaxed) {
+        assert!(Instant::now() < end, "SIGIO was not received");
         thread::yield_now();
     }
     channel.close();

@@ -47,7 +47,7 @@ fn options(way: Way) -> Options {
 }
 
 /// Makes a call that may wait forever. Panics if it does.
-fn in_time<T: Send + 'static>(what: &str, wait: impl FnOnce() -> T + Send + 'static) -> T {
+fn within_limit<T: Send + 'static>(what: &str, wait: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, waiting) = channel();
     thread::spawn(move || done.send(wait()));
     let found = waiting.recv_timeout(TIME_LIMIT);
@@ -119,24 +119,24 @@ fn role() {
     };
     let address: Address = arguments[0].parse().unwrap();
     match role.as_str() {
-        "guest" => hold(join(&address, &small()).unwrap()),
-        "agent" => hold(connect(&address, &small()).unwrap()),
+        "guest" => as_channel(join(&address, &small()).unwrap()),
+        "agent" => as_channel(connect(&address, &small()).unwrap()),
         "member" => {
             let membership = member(&address, &small()).unwrap();
-            hold(membership.partner(None).unwrap().unwrap());
+            as_channel(membership.partner(None).unwrap().unwrap());
         }
-        "child" => hold(from_parent(&small()).unwrap()),
+        "child" => as_channel(from_parent(&small()).unwrap()),
         "publisher" => {
             let publisher = publish(&address, &small()).unwrap();
             let PublisherEvent::Subscriber(_) = publisher.next().unwrap() else {
-                panic!("the subscriber comes first");
+                panic!("expected the subscriber first");
             };
-            has_holder();
+            fork_holder();
             wait_for_test();
         }
         "subscriber" => {
             let _subscription = subscribe(&address, &small()).unwrap();
-            has_holder();
+            fork_holder();
             wait_for_test();
         }
         other => unreachable!("{other}"),
@@ -144,16 +144,16 @@ fn role() {
 }
 
 /// On the test's command, this side ends its sending.
-fn hold(channel: Channel) {
+fn as_channel(channel: Channel) {
     let (mut sender, _receiver) = channel.split();
-    has_holder();
+    fork_holder();
     wait_for_test();
     sender.end();
     report("ended");
     wait_for_test();
 }
 
-fn has_holder() {
+fn fork_holder() {
     // SAFETY: the child does nothing but sleep.
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => loop {
@@ -164,10 +164,10 @@ fn has_holder() {
 }
 
 /// Waits until an event loop that polls only this descriptor would be woken.
-fn polled(descriptor: &impl AsFd) {
+fn wait_readable(descriptor: &impl AsFd) {
     let mut polled = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
     let limit = PollTimeout::try_from(TIME_LIMIT).unwrap();
-    assert_eq!(poll(&mut polled, limit), Ok(1), "the descriptor is silent");
+    assert_eq!(poll(&mut polled, limit), Ok(1), "the descriptor is not readable");
 }
 
 /// Reports that an event loop sleeps. A peer that dies before this is an error of `arm`, not a wakeup.
@@ -179,7 +179,7 @@ fn arm(way: Way, arm: impl FnOnce() -> ringfence::Result<bool>) {
 
 fn receive(mut receiver: Receiver, way: Way) -> CloseReason {
     if way == Way::Polls {
-        polled(&receiver);
+        wait_readable(&receiver);
         let _ = receiver.poll_line();
     }
     assert_lost(receiver.receive(&mut [0; 8]));
@@ -188,7 +188,7 @@ fn receive(mut receiver: Receiver, way: Way) -> CloseReason {
 
 fn receive_from(mut subscription: Subscription, way: Way) -> CloseReason {
     if way == Way::Polls {
-        polled(&subscription);
+        wait_readable(&subscription);
         let _ = subscription.poll_line();
     }
     assert_lost(subscription.receive(&mut [0; 8]));
@@ -198,14 +198,14 @@ fn receive_from(mut subscription: Subscription, way: Way) -> CloseReason {
 /// Waits for room that never appears.
 fn send(mut sender: Sender, way: Way) -> Error {
     if way == Way::Polls {
-        polled(&sender);
+        wait_readable(&sender);
         sender.poll_line();
     }
     sender.send(&[1; 2000]).unwrap_err()
 }
 
 #[test]
-fn a_death_ends_the_wait_for_a_message_at_once() {
+fn killed_peer_ends_a_wait_for_a_message() {
     for kind in KINDS {
         for way in WAYS {
             let what = format!("{kind}, {way:?}");
@@ -214,23 +214,23 @@ fn a_death_ends_the_wait_for_a_message_at_once() {
                 Own::Channel(channel, _) => arm(way, || channel.receiver().arm()),
                 Own::Subscription(subscription) => arm(way, || subscription.arm()),
             }
-            let (begun, begins) = channel();
+            let (started_sender, started) = channel();
             let waiting = thread::spawn(move || {
-                begun.send(()).unwrap();
+                started_sender.send(()).unwrap();
                 match own {
-                    Own::Channel(channel, kept) => {
+                    Own::Channel(channel, owner) => {
                         let (_sender, receiver) = channel.split();
-                        let ended = in_time(&what, move || receive(receiver, way));
+                        let ended = within_limit(&what, move || receive(receiver, way));
                         assert_eq!(ended, CloseReason::Lost, "{what}");
-                        drop(kept);
+                        drop(owner);
                     }
                     Own::Subscription(subscription) => {
-                        let ended = in_time(&what, move || receive_from(subscription, way));
+                        let ended = within_limit(&what, move || receive_from(subscription, way));
                         assert_eq!(ended, CloseReason::Lost, "{what}");
                     }
                 }
             });
-            begins.recv().unwrap();
+            started.recv().unwrap();
             actor.kill();
             waiting.join().unwrap();
         }
@@ -238,16 +238,16 @@ fn a_death_ends_the_wait_for_a_message_at_once() {
 }
 
 #[test]
-fn a_death_ends_the_wait_for_room_at_once() {
+fn killed_peer_ends_a_wait_for_room() {
     for way in WAYS {
         let (mut actor, own, _holder) = meet("agent", way);
-        let Own::Channel(channel, _kept) = own else {
+        let Own::Channel(channel, _owner) = own else {
             unreachable!()
         };
         let (mut sender, _receiver) = channel.split();
         while sender.try_send(&[1; 200]).unwrap() {}
         arm(way, || sender.arm(2000));
-        let waiting = thread::spawn(move || in_time("a sender", move || send(sender, way)));
+        let waiting = thread::spawn(move || within_limit("a sender", move || send(sender, way)));
         actor.kill();
         let error = waiting.join().unwrap();
         assert!(matches!(error, Error::PeerLost(_)), "{way:?}: {error}");
@@ -255,7 +255,7 @@ fn a_death_ends_the_wait_for_room_at_once() {
 }
 
 #[test]
-fn the_death_of_a_subscriber_makes_room_at_once() {
+fn killed_subscriber_ends_a_wait_for_room() {
     for way in [Way::Sleeps, Way::Spins] {
         let (address, _keep) = fresh_address(false);
         let options = options(way).stall(TIME_LIMIT * 10).capacity(16 << 10);
@@ -264,7 +264,7 @@ fn the_death_of_a_subscriber_makes_room_at_once() {
         let _holder = Holder(Pid::from_raw(actor.next_line().parse().unwrap()));
         let (mut sender, audience) = publisher.split();
         while sender.try_send(&[1; 200]).unwrap() {}
-        let waiting = thread::spawn(move || in_time("a publisher", move || sender.send(&[1; 2000])));
+        let waiting = thread::spawn(move || within_limit("a publisher", move || sender.send(&[1; 2000])));
         actor.kill();
         waiting.join().unwrap().unwrap();
         let gone = loop {
@@ -278,7 +278,7 @@ fn the_death_of_a_subscriber_makes_room_at_once() {
 }
 
 #[test]
-fn a_death_ends_the_wait_of_a_merge_at_once() {
+fn killed_peer_ends_a_wait_of_a_merge() {
     for way in WAYS {
         let (mut actor, own, _holder) = meet("agent", way);
         let (mut second, other, _second_holder) = meet("publisher", way);
@@ -286,19 +286,19 @@ fn a_death_ends_the_wait_of_a_merge_at_once() {
         let mut keep = Vec::<Box<dyn std::any::Any + Send>>::new();
         for own in [own, other] {
             match own {
-                Own::Channel(channel, kept) => {
+                Own::Channel(channel, owner) => {
                     let (sender, receiver) = channel.split();
                     merge.add(receiver.into()).unwrap();
-                    keep.push(Box::new((sender, kept)));
+                    keep.push(Box::new((sender, owner)));
                 }
                 Own::Subscription(subscription) => _ = merge.add(subscription.into()).unwrap(),
             }
         }
         for actor in [&mut actor, &mut second] {
             let waiting = thread::spawn(move || {
-                in_time("a merge", move || {
+                within_limit("a merge", move || {
                     if way == Way::Polls && merge.arm().unwrap() {
-                        polled(&merge);
+                        wait_readable(&merge);
                         merge.poll().unwrap();
                     }
                     let found = merge.receive(&mut [0; 8]).unwrap();
@@ -319,7 +319,7 @@ fn a_death_ends_the_wait_of_a_merge_at_once() {
 
 #[cfg(feature = "tokio")]
 #[test]
-fn a_death_ends_the_wait_of_a_task_at_once() {
+fn killed_peer_ends_a_wait_of_a_task() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -330,7 +330,7 @@ fn a_death_ends_the_wait_of_a_task_at_once() {
             let killer = tokio::task::spawn_blocking(move || actor.kill());
             let waiting = async {
                 match own {
-                    Own::Channel(channel, _kept) => {
+                    Own::Channel(channel, _owner) => {
                         let mut channel = ringfence::tokio::Channel::new(channel).unwrap();
                         assert_lost(channel.receive(&mut [0; 8]).await);
                         channel.get_mut().receiver().close_reason()
@@ -343,16 +343,16 @@ fn a_death_ends_the_wait_of_a_task_at_once() {
                 }
             };
             let ended = tokio::time::timeout(TIME_LIMIT, waiting).await;
-            assert_eq!(ended.expect("it ends"), Some(CloseReason::Lost), "{kind}");
+            assert_eq!(ended.expect("an end in time"), Some(CloseReason::Lost), "{kind}");
             killer.await.unwrap();
         });
     }
 }
 
 #[test]
-fn a_loop_that_would_not_be_told_of_a_death_is_told_what_is_missing() {
+fn arming_fails_if_an_exit_could_not_be_reported() {
     let (mut actor, own, _holder) = meet("agent", Way::Polls);
-    let Own::Channel(channel, _kept) = own else {
+    let Own::Channel(channel, _owner) = own else {
         unreachable!()
     };
     let (_sender, mut receiver) = channel.split();
@@ -364,29 +364,29 @@ fn a_loop_that_would_not_be_told_of_a_death_is_told_what_is_missing() {
         receiver
     });
     let mut receiver = short.join().unwrap();
-    assert!(receiver.arm().unwrap(), "it is tried again");
+    assert!(receiver.arm().unwrap(), "arming succeeds later");
     actor.kill();
-    polled(&receiver);
+    wait_readable(&receiver);
 }
 
 #[test]
-fn a_peer_that_ended_before_it_died_has_ended_cleanly() {
+fn peer_killed_after_its_end_has_ended_cleanly() {
     for way in WAYS {
         let (mut actor, own, _holder) = meet("guest", way);
-        let Own::Channel(channel, _kept) = own else {
+        let Own::Channel(channel, _owner) = own else {
             unreachable!()
         };
         let (mut sender, mut receiver) = channel.split();
         actor.proceed();
         actor.expect("ended");
         // A spinning thread receives no wakeup: it sees the end in memory.
-        let (mut receiver, found) = in_time("the peer's end", move || {
+        let (mut receiver, found) = within_limit("the peer's end", move || {
             let found = receiver.receive(&mut [0; 8]).unwrap();
             (receiver, found)
         });
         assert_eq!((found, receiver.close_reason()), (None, None), "{way:?}");
         actor.kill();
-        let error = in_time("the peer's death", move || send_until_lost(&mut sender, way));
+        let error = within_limit("the peer's death", move || send_until_lost(&mut sender, way));
         assert!(matches!(error, Error::PeerLost(_)), "{way:?}: {error}");
         assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None, "{way:?}");
         assert_eq!(receiver.close_reason(), Some(CloseReason::Closed), "{way:?}");
@@ -396,7 +396,7 @@ fn a_peer_that_ended_before_it_died_has_ended_cleanly() {
 fn send_until_lost(sender: &mut Sender, way: Way) -> Error {
     loop {
         if way == Way::Polls && sender.arm(2000).is_ok_and(|armed| armed) {
-            polled(sender);
+            wait_readable(sender);
             sender.poll_line();
         }
         if let Err(error) = sender.send(&[1; 2000]) {
@@ -411,34 +411,34 @@ fn soon() -> Instant {
 }
 
 /// Tests each wait of a channel, a publisher, a subscription and a merge, up to a deadline.
-fn all_are_late(way: Way, until: fn() -> Instant) {
-    let in_time = |what: &str, wait: Box<dyn FnOnce() -> (Instant, ringfence::Result<()>) + Send>| {
-        let (deadline, found) = in_time(what, wait);
+fn expect_timeouts(way: Way, until: fn() -> Instant) {
+    let within_limit = |what: &str, wait: Box<dyn FnOnce() -> (Instant, ringfence::Result<()>) + Send>| {
+        let (deadline, found) = within_limit(what, wait);
         assert!(matches!(found, Err(Error::TimedOut)), "{what}: {found:?}");
-        assert!(Instant::now() >= deadline, "{what}: it has ended early");
+        assert!(Instant::now() >= deadline, "{what}: the wait ended early");
     };
     let (_actor, own, _holder) = meet("agent", way);
-    let Own::Channel(channel, _kept) = own else {
+    let Own::Channel(channel, _owner) = own else {
         unreachable!()
     };
     let tokens = channel.tokens();
     let (mut sender, mut receiver) = channel.split();
     while sender.try_send(&[1; 200]).unwrap() {}
-    in_time(
+    within_limit(
         "a sender",
         Box::new(move || {
             let deadline = until();
             (deadline, sender.send_until(&[1; 2000], deadline))
         }),
     );
-    in_time(
+    within_limit(
         "tokens",
         Box::new(move || {
             let deadline = until();
             (deadline, tokens.token_until(deadline).map(drop))
         }),
     );
-    in_time(
+    within_limit(
         "a receiver and a merge",
         Box::new(move || {
             let late = receiver.receive_until(&mut [0; 8], until());
@@ -453,7 +453,7 @@ fn all_are_late(way: Way, until: fn() -> Instant) {
     let Own::Subscription(mut subscription) = own else {
         unreachable!()
     };
-    in_time(
+    within_limit(
         "a subscription",
         Box::new(move || {
             let deadline = until();
@@ -469,7 +469,7 @@ fn all_are_late(way: Way, until: fn() -> Instant) {
     let _holder = Holder(Pid::from_raw(actor.next_line().parse().unwrap()));
     let (mut sender, audience) = publisher.split();
     while sender.try_send(&[1; 200]).unwrap() {}
-    in_time(
+    within_limit(
         "a publisher",
         Box::new(move || {
             let deadline = until();
@@ -477,7 +477,7 @@ fn all_are_late(way: Way, until: fn() -> Instant) {
         }),
     );
     while audience.try_next().unwrap().is_some() {}
-    in_time(
+    within_limit(
         "an audience",
         Box::new(move || {
             let deadline = until();
@@ -491,14 +491,14 @@ fn all_are_late(way: Way, until: fn() -> Instant) {
 }
 
 #[test]
-fn a_thread_that_spins_has_its_deadline() {
-    all_are_late(Way::Spins, soon);
+fn spinning_wait_respects_its_deadline() {
+    expect_timeouts(Way::Spins, soon);
 }
 
 /// A deadline may be longer than the longest wait of one system call. Here the system call returns at once.
 #[test]
-fn a_wait_that_the_kernel_ends_early_goes_on_to_its_deadline() {
-    all_are_late(Way::Sleeps, || {
+fn early_return_from_the_kernel_continues_the_wait() {
+    expect_timeouts(Way::Sleeps, || {
         // On the thread that waits.
         for call in [libc::SYS_epoll_pwait, libc::SYS_ppoll] {
             forbid(call, None, 0);
